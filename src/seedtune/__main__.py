@@ -1,0 +1,5 @@
+"""``python -m seedtune``."""
+
+from seedtune.cli import main
+
+main()

@@ -1,0 +1,36 @@
+"""The ``seedtune`` command."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from typing import Any
+
+from seedtune.errors import SeedtuneError
+
+
+def main() -> None:
+    """Run a command; errors a user can cause are one line and exit code 1, an interrupt is 130."""
+    from seedtune.cli.app import app
+    from seedtune.cli.console import error_console
+
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        app(standalone_mode=True)
+    except SeedtuneError as error:
+        error_console().print(f"[bold red]error:[/] {_escape(str(error))}", soft_wrap=True, highlight=False)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        error_console().print("stopped.", highlight=False)
+        sys.exit(130)
+
+
+def _interrupt(_signal: int, _frame: Any) -> None:
+    """A polite kill (a scheduler's, say) is an interrupt."""
+    raise KeyboardInterrupt
+
+
+def _escape(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)

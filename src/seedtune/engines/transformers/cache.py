@@ -1,0 +1,107 @@
+"""A key-value cache of slots: one slot per row in flight, preallocated, never re-copied while decoding.
+
+Keys lie transposed, (slots, heads, dim, time), values (slots, heads, time, dim): the order the decode
+kernel reads.  Row i of a decode step uses slot i; rows that finish leave by moving the last rows into
+their slots.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+TIME_STEP = 16
+"""Time is rounded up to this many positions, the width of the decode kernel's vectors."""
+
+
+class SlotLayer(CacheLayerMixin):  # type: ignore[misc]
+    """One attention layer's slots.  ``update`` only hands the layer over: attention reads and writes it."""
+
+    is_sliding = False
+
+    def __init__(self, cache: SlotCache) -> None:
+        super().__init__()
+        self.cache = cache
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        slots, time = self.cache.slots, self.cache.time
+        heads, dim = key_states.shape[1], key_states.shape[3]
+        value_heads, value_dim = value_states.shape[1], value_states.shape[3]
+        self.keys = key_states.new_zeros(slots, heads, dim, time)
+        self.values = value_states.new_zeros(slots, value_heads, time, value_dim)
+        self.is_initialized = True
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        self.cache.pending = self
+        return key_states, value_states
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return query_length, 0
+
+    def get_seq_length(self) -> int:
+        return 0
+
+    def get_max_length(self) -> int:
+        return -1
+
+
+class SlotCache(Cache):  # type: ignore[misc]
+    """``slots`` rows of ``time`` positions for every layer the model has."""
+
+    def __init__(self, slots: int, time: int) -> None:
+        super().__init__(layers=[])
+        self.slots = slots
+        self.time = -(-time // TIME_STEP) * TIME_STEP
+        self.pending: SlotLayer | None = None
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        while len(self.layers) <= layer_idx:
+            self.layers.append(SlotLayer(self))
+        keys, values = self.layers[layer_idx].update(key_states, value_states)
+        return keys, values
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """0: positions are given explicitly, the model must not derive them from the cache."""
+        return 0
+
+    def fits(self, slots: int, time: int) -> bool:
+        """Whether the allocation serves a job of that many rows and positions."""
+        return slots <= self.slots and time <= self.time
+
+    def move(self, sources: list[int], targets: list[int], used: int) -> None:
+        """Copy the first ``used`` positions of slots ``sources`` into ``targets`` (disjoint)."""
+        if not sources:
+            return
+        for layer in self.layers:
+            if not layer.is_initialized:
+                continue
+            for source, target in zip(sources, targets, strict=True):
+                layer.keys[target, :, :, :used] = layer.keys[source, :, :, :used]
+                layer.values[target, :, :used] = layer.values[source, :, :used]
+
+    def bytes_per_position(self) -> int:
+        """Bytes one position of one slot takes over all layers (after the first forward pass)."""
+        total = 0
+        for layer in self.layers:
+            if layer.is_initialized:
+                per_slot = layer.keys[0].numel() + layer.values[0].numel()
+                total += per_slot * layer.keys.element_size() // self.time
+        return total
+
+
+def empty_like_cache(cache: SlotCache | None, slots: int, time: int) -> SlotCache:
+    """``cache`` if it is large enough, else a new one (the old one's memory is released first)."""
+    if cache is not None and cache.fits(slots, time):
+        return cache
+    if cache is not None:
+        cache.layers.clear()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+    return SlotCache(slots, time)

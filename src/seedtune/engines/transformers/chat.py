@@ -1,0 +1,43 @@
+"""From prompts to token ids: chat messages through the model's template, plain text as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from seedtune.errors import DataError
+from seedtune.types import Prompt
+
+
+def encode(tokenizer: Any, prompt: Prompt) -> list[int]:
+    """The prompt's token ids; DataError if the model has no chat template or nothing is left."""
+    if isinstance(prompt.content, str):
+        ids = list(tokenizer(prompt.content)["input_ids"])
+    else:
+        ids = _render(tokenizer, prompt)
+    if not ids:
+        raise DataError(f"prompt {prompt.id} has no tokens: {prompt.content!r}. Give it some text.")
+    return ids
+
+
+def _render(tokenizer: Any, prompt: Prompt) -> list[int]:
+    if tokenizer.chat_template is None:
+        raise DataError(
+            f"prompt {prompt.id} is a list of chat messages, but the model has no chat template. "
+            "Use plain-text prompts, or an instruction-tuned model."
+        )
+    messages = [dict(message) for message in prompt.content]
+    options = {"add_generation_prompt": True, "tokenize": True, "return_dict": False, **prompt.template_kwargs}
+    return list(tokenizer.apply_chat_template(messages, **options))
+
+
+def check_lengths(prompts: Sequence[Prompt], ids: Sequence[list[int]], *, new: int, context: int | None) -> None:
+    """DataError for the first prompt that, with ``new`` more tokens, exceeds the model's context."""
+    if context is None:
+        return
+    for prompt, tokens in zip(prompts, ids, strict=True):
+        if len(tokens) + new > context:
+            raise DataError(
+                f"prompt {prompt.id} has {len(tokens)} tokens; with max_completion_length={new} that exceeds the "
+                f"model's context of {context}. Shorten the prompt or lower max_completion_length."
+            )

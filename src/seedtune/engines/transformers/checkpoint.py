@@ -1,0 +1,96 @@
+"""Reading base models and writing fine-tuned ones, always under Hugging Face names."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from seedtune import fingerprint as fp
+from seedtune.engines.transformers.builtin import BUILTIN, builtin_folder
+from seedtune.errors import ModelError, nearest
+from seedtune.weights import tensor_fingerprint
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSource:
+    """Where a model comes from: the name the user gave, and what transformers is given."""
+
+    name: str
+    location: str
+    trust_remote_code: bool = False
+
+    @classmethod
+    def resolve(cls, name: str, *, trust_remote_code: bool = False) -> ModelSource:
+        """A built-in alias, a local folder or a Hugging Face id; ModelError if it cannot be any."""
+        if name in BUILTIN:
+            return cls(name, str(builtin_folder(name)), trust_remote_code)
+        folder = Path(name).expanduser()
+        if folder.is_dir():
+            if not (folder / "config.json").is_file():
+                raise ModelError(f"the folder {name!r} has no config.json. Give a Hugging Face model folder.")
+            return cls(name, str(folder), trust_remote_code)
+        if folder.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
+            raise ModelError(f"there is no model folder {name!r}. Check the path.{nearest(name, BUILTIN)}")
+        return cls(name, name, trust_remote_code)
+
+    def load(self) -> Any:
+        """The model in its checkpoint's own precision, on the CPU."""
+        return self._read(AutoModelForCausalLM, dtype="auto")
+
+    def tokenizer(self) -> Any:
+        return self._read(AutoTokenizer)
+
+    def config(self) -> Any:
+        return self._read(AutoConfig)
+
+    def _read(self, factory: Any, **options: Any) -> Any:
+        try:
+            return factory.from_pretrained(self.location, trust_remote_code=self.trust_remote_code, **options)
+        except (OSError, ValueError, KeyError) as error:
+            first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise ModelError(
+                f"cannot load the model {self.name!r}: {first} Give a built-in name ({', '.join(BUILTIN)}), a local "
+                f"folder or a Hugging Face id.{nearest(self.name, BUILTIN)}"
+            ) from error
+
+
+def as_bits(tensor: torch.Tensor) -> np.ndarray:
+    """A tensor's bits as numpy of 2- or 4-byte elements."""
+    plain = tensor.detach().cpu().contiguous()
+    return (plain.view(torch.uint16) if plain.element_size() == 2 else plain).numpy()
+
+
+def model_fingerprint(model: Any) -> str:
+    """The fingerprint of every parameter in the precision of the checkpoint, tied ones once."""
+    parts = (tensor_fingerprint(name, as_bits(p)) for name, p in model.named_parameters())
+    return fp.to_hex(fp.combine(parts))
+
+
+def write_model(source: ModelSource, tensors: Mapping[str, np.ndarray], path: Path, *, dtype: str | None = None) -> None:
+    """The base model with ``tensors`` (float32, by name) in place of its own, as a Hugging Face folder.
+
+    Tensors are rounded once to the checkpoint's precision, or to ``dtype`` ("float32", "bfloat16", "float16").
+    """
+    model = source.load()
+    if dtype is not None:
+        model = model.to(getattr(torch, dtype))
+    parameters = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, array in tensors.items():
+            parameters[name].copy_(torch.from_numpy(array))
+    model.save_pretrained(path)
+    source.tokenizer().save_pretrained(path)
+    _copy_extras(Path(source.location), path)
+
+
+def _copy_extras(base: Path, path: Path) -> None:
+    """Licence files of a local base model travel with what is made from it."""
+    for file in base.glob("LICENSE*") if base.is_dir() else ():
+        shutil.copyfile(file, path / file.name)

@@ -1,0 +1,176 @@
+"""The decode loop: rows flow through slots, finished rows leave at once, waiting rows take their place."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from seedtune.engines.base import EngineTimes
+from seedtune.engines.transformers import sampling
+from seedtune.engines.transformers.attention import Decode, Prefill, SlotAttention
+from seedtune.engines.transformers.cache import SlotCache
+from seedtune.engines.transformers.population import Population
+from seedtune.types import Finish, Sampling
+
+
+@dataclass(slots=True)
+class Row:
+    """One completion in the making: ``member`` and ``prompt`` are positions in the job."""
+
+    member: int
+    prompt: int
+    sample: int
+    prompt_ids: Sequence[int]
+    limit: int
+    draws: np.ndarray | None
+    tokens: list[int] = field(default_factory=list)
+    finish: Finish | None = None
+
+    @property
+    def length(self) -> int:
+        """Positions of the cache that are filled: the prompt and all new tokens but the last."""
+        return len(self.prompt_ids) + len(self.tokens) - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """When a row ends: token ids, or strings found in its decoded tail."""
+
+    token_ids: frozenset[int]
+    strings: tuple[str, ...]
+    decode: Callable[[list[int]], str]
+
+    def reached(self, row: Row) -> Finish | None:
+        """Why ``row`` ends with its last token, or None if it goes on."""
+        if row.tokens[-1] in self.token_ids:
+            return "stop"
+        if self.strings:
+            text = self.decode(row.tokens)
+            if any(string in text for string in self.strings):
+                return "stop"
+        return "length" if len(row.tokens) >= row.limit else None
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """``slots`` rows in flight at the most, ``prefill_tokens`` prompt tokens in one forward pass."""
+
+    slots: int
+    prefill_tokens: int
+
+    @property
+    def refill(self) -> int:
+        """Free slots worth a prefill pass while rows are decoding: an eighth of all."""
+        return max(1, self.slots // 8)
+
+
+class Decoder:
+    """Runs the rows of one job through the model; the caller has set the members' factors."""
+
+    def __init__(
+        self, model: Any, *, attention: SlotAttention, population: Population, budget: Budget, times: EngineTimes
+    ) -> None:
+        self.model, self.attention, self.population = model, attention, population
+        self.budget, self.times = budget, times
+        self.device: torch.device = model.device
+
+    @torch.no_grad()
+    def run(self, rows: Sequence[Row], how: Sampling, stop: Stop) -> Iterator[Row]:
+        """Yield each row when it is finished, in the order of finishing."""
+        waiting, running = deque(rows), list[Row]()
+        while waiting or running:
+            free = self.budget.slots - len(running)
+            if waiting and (not running or free >= min(len(waiting), self.budget.refill)):
+                self._admit(waiting, running, how)
+            else:
+                self._step(running, how)
+            yield from self._retire(running, stop)
+
+    def _admit(self, waiting: deque[Row], running: list[Row], how: Sampling) -> None:
+        """Prefill as many waiting rows as slots and the pass allow, and choose their first tokens."""
+        started = time.perf_counter()
+        batch, tokens = [], 0
+        while waiting and len(running) + len(batch) < self.budget.slots:
+            if batch and tokens + len(waiting[0].prompt_ids) > self.budget.prefill_tokens:
+                break
+            batch.append(waiting.popleft())
+            tokens += len(batch[-1].prompt_ids)
+        current = Prefill(len(running), tuple(len(row.prompt_ids) for row in batch))
+        self._choose(batch, self._prefill(batch, current), how)
+        running += batch
+        self.times.prefill += time.perf_counter() - started
+        self.times.prompt_tokens += tokens
+        self.times.generated_tokens += len(batch)
+
+    def _prefill(self, batch: list[Row], current: Prefill) -> Tensor:
+        members = np.array([row.member for row in batch])
+        self.population.set_rows(np.repeat(members, current.lengths), members)
+        ids = [token for row in batch for token in row.prompt_ids]
+        return self._forward(ids, current.positions(), current, current.last())
+
+    def _step(self, running: list[Row], how: Sampling) -> None:
+        """One token for every running row."""
+        started = time.perf_counter()
+        lengths = np.array([row.length for row in running], np.int32)
+        self.population.set_rows(np.array([row.member for row in running]))
+        logits = self._forward([row.tokens[-1] for row in running], lengths.tolist(), Decode(lengths), None)
+        self._choose(running, logits, how)
+        self.times.decode += time.perf_counter() - started
+        self.times.generated_tokens += len(running)
+
+    def _forward(
+        self, ids: list[int], positions: list[int], current: Prefill | Decode, keep: list[int] | None
+    ) -> Tensor:
+        """Logits (kept tokens, vocabulary) of packed tokens."""
+        self.attention.begin(current, self.device)
+        output = self.model(
+            input_ids=torch.tensor([ids], device=self.device),
+            position_ids=torch.tensor([positions], device=self.device),
+            past_key_values=self.attention.cache,
+            use_cache=True,
+            logits_to_keep=0 if keep is None else torch.tensor(keep, device=self.device),
+        )
+        logits: Tensor = output.logits[0]
+        return logits
+
+    def _choose(self, rows: list[Row], logits: Tensor, how: Sampling) -> None:
+        points = None
+        if how.temperature > 0.0:
+            points = np.array([row.draws[len(row.tokens)] for row in rows if row.draws is not None])
+        for row, token in zip(rows, sampling.choose(logits, how, points), strict=True):
+            row.tokens.append(token)
+
+    def _retire(self, running: list[Row], stop: Stop) -> Iterator[Row]:
+        """Take finished rows out; the last rows move into their slots, so that slots stay 0, 1, …"""
+        finished = []
+        for slot, row in enumerate(running):
+            row.finish = stop.reached(row)
+            if row.finish is not None:
+                finished.append(slot)
+        if not finished:
+            return
+        done = [running[slot] for slot in finished]
+        left = len(running) - len(finished)
+        holes = [slot for slot in finished if slot < left]
+        movers = [slot for slot in range(left, len(running)) if running[slot].finish is None]
+        used = max((running[slot].length for slot in movers), default=0)
+        self.attention.cache.move(movers, holes, used)
+        for source, target in zip(movers, holes, strict=True):
+            running[target] = running[source]
+        del running[left:]
+        yield from done
+
+
+def slots_for(rows: int, positions: int, *, max_rows: int, max_tokens: int) -> int:
+    """Rows in flight: at most ``max_rows``, and ``max_tokens`` cached positions when each needs ``positions``."""
+    return max(1, min(rows, max_rows, max_tokens // positions))
+
+
+__all__ = ["Budget", "Decoder", "Row", "SlotCache", "Stop", "slots_for"]

@@ -1,0 +1,169 @@
+"""Linear layers shared by a whole population: one product for all members, one small term per member.
+
+Layers that read the same input (q, k and v; gate and up) form a *group* with one fused weight: one large
+matrix product instead of several small ones, and one pass over the input for all their perturbations.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from seedtune.kernels import lanes
+
+
+@dataclass(slots=True)
+class Rows:
+    """Which perturbation each row of a forward pass takes: pair column and s·σ/√r (0 for the centre)."""
+
+    pairs: np.ndarray
+    scales: np.ndarray
+    active: bool
+
+    @classmethod
+    def none(cls, count: int) -> Rows:
+        return cls(np.zeros(count, np.int32), np.zeros(count, np.float32), False)
+
+
+@dataclass(slots=True)
+class RowState:
+    """The rows of the forward pass in flight, shared by every group of a model."""
+
+    rows: Rows = field(default_factory=lambda: Rows.none(0))
+
+
+def bits(tensor: Tensor) -> np.ndarray:
+    """The tensor's memory as numpy: float32 as it is, bfloat16 as uint16."""
+    return (tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
+
+
+def can_pack(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether weights may be kept in oneDNN's blocked layout (bfloat16 on CPUs that multiply it)."""
+    if dtype != torch.bfloat16 or device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return False
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+class LiveWeight:
+    """A weight in the form the products read fastest: packed once per update, or the plain tensor."""
+
+    def __init__(self, bias: Tensor | None, *, packed: bool) -> None:
+        self.bias = bias
+        self.packed = packed
+        self._weight: Tensor | None = None
+
+    def set(self, weight: Tensor) -> None:
+        """Take ``weight`` (out, in); a packed weight is a copy, a plain one is used in place."""
+        self._weight = (
+            torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), None) if self.packed else weight
+        )
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x·Wᵀ + b for x of any leading shape."""
+        assert self._weight is not None
+        if self.packed:
+            y: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._weight, self.bias, "none", [], "")
+            return y
+        return functional.linear(x, self._weight, self.bias)
+
+
+@dataclass(slots=True)
+class Part:
+    """One Hugging Face linear layer: its name, its output width and whether it is stored (in, out)."""
+
+    name: str
+    outputs: int
+    transposed: bool
+    bias: Tensor | None
+
+
+class LinearGroup:
+    """Linear layers of one input as one product, plus each row's own low-rank term.
+
+    Factors of the job in flight: ``a`` (P, r, out) and ``b`` (P, parts, r, in) in the model's dtype.
+    """
+
+    def __init__(self, parts: list[Part], inputs: int, *, state: RowState, packed: bool) -> None:
+        self.parts, self.inputs, self.state = parts, inputs, state
+        self.ends = np.cumsum([part.outputs for part in parts]).astype(np.int32)
+        self.weight = LiveWeight(_fused_bias(parts), packed=packed)
+        self.a: Tensor | None = None
+        self.b: Tensor | None = None
+        self._input: Tensor | None = None
+        self._output: Tensor | None = None
+        self._left = 0
+
+    def part(self, x: Tensor, index: int) -> Tensor:
+        """Layer ``index``'s output for ``x``; the group computes once per input."""
+        if x is not self._input:
+            self._input, self._output, self._left = x, self._forward(x), len(self.parts)
+        assert self._output is not None
+        y = self._output[..., int(self.ends[index]) - self.parts[index].outputs : int(self.ends[index])]
+        self._left -= 1
+        if self._left == 0:
+            self._input = self._output = None
+        return y
+
+    def _forward(self, x: Tensor) -> Tensor:
+        y = self.weight(x)
+        if self.state.rows.active:
+            self._add_rows(y.view(-1, y.shape[-1]), x.reshape(-1, x.shape[-1]))
+        return y
+
+    def _add_rows(self, y: Tensor, x: Tensor) -> None:
+        rows = self.state.rows
+        assert self.a is not None and self.b is not None
+        if rows.pairs.size != y.shape[0]:
+            raise AssertionError(f"{self.parts[0].name}: {y.shape[0]} rows, {rows.pairs.size} expected")
+        if y.device.type == "cpu" and y.dtype in (torch.float32, torch.bfloat16):
+            lanes.add_rows(
+                bits(y), bits(x), a=bits(self.a), b=bits(self.b), ends=self.ends, pairs=rows.pairs, scales=rows.scales
+            )
+            return
+        _add_rows_torch(y, x, group=self, rows=rows)
+
+
+def _add_rows_torch(y: Tensor, x: Tensor, *, group: LinearGroup, rows: Rows) -> None:
+    """The same term with torch operations, for devices without a compiled kernel."""
+    assert group.a is not None and group.b is not None
+    pairs = torch.from_numpy(rows.pairs).to(y.device, torch.long)
+    scales = torch.from_numpy(rows.scales).to(y.device)[:, None, None]
+    first = 0
+    for index, end in enumerate(group.ends.tolist()):
+        dots = torch.bmm(group.b[pairs, index].float(), x[:, :, None].float()) * scales
+        y[:, first:end] += torch.bmm(dots.transpose(1, 2), group.a[pairs, :, first:end].float())[:, 0].to(y.dtype)
+        first = end
+
+
+def _fused_bias(parts: list[Part]) -> Tensor | None:
+    if all(part.bias is None for part in parts):
+        return None
+    some = next(part.bias for part in parts if part.bias is not None)
+    return torch.cat([some.new_zeros(p.outputs) if p.bias is None else p.bias.detach() for p in parts])
+
+
+class PerturbedLinear(nn.Module):
+    """Stands where the model had an ``nn.Linear`` or ``Conv1D``; the weight lives in its group."""
+
+    def __init__(self, group: LinearGroup, index: int) -> None:
+        super().__init__()
+        self.group, self.index = group, index
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.group.part(x, self.index)
+
+
+class FrozenLinear(nn.Module):
+    """A linear layer that is not perturbed (a tied head), packed once."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, *, packed: bool) -> None:
+        super().__init__()
+        self.live = LiveWeight(bias, packed=packed)
+        self.live.set(weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.live(x)

@@ -1,0 +1,49 @@
+"""Choosing tokens: greedy, or by draws that are a function of (seed, generation, prompt, sample, position).
+
+The draws do not depend on the member, so members differ by their weights alone (common random numbers).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from seedtune import noise
+from seedtune.types import Sampling
+
+_ROWS = 16
+"""Rows sampled at once: bounds the float64 cumulative sums to 16 vocabularies."""
+
+
+def draws(sampling: Sampling, prompt_id: int, sample: int) -> np.ndarray | None:
+    """(max_tokens,) uniforms in [0, 1) of one completion, or None for greedy decoding."""
+    if sampling.temperature == 0.0:
+        return None
+    key = noise.key(sampling.seed, f"sampling {prompt_id}")
+    address = noise.Address(key, noise.Stream.SAMPLING, sampling.generation, sample)
+    return noise.uniforms(address, 0, sampling.max_tokens)
+
+
+def choose(logits: Tensor, sampling: Sampling, uniforms: np.ndarray | None) -> list[int]:
+    """One token per row of logits (rows, vocabulary); ``uniforms`` (rows,) are used above temperature 0."""
+    if sampling.temperature == 0.0:
+        greedy: list[int] = logits.max(-1).indices.tolist()
+        return greedy
+    assert uniforms is not None
+    points = torch.from_numpy(uniforms).to(logits.device)
+    tokens: list[int] = []
+    for rows, u in zip(logits.split(_ROWS), points.split(_ROWS), strict=True):
+        tokens += _sample(rows.double() / sampling.temperature, sampling.top_p, u)
+    return tokens
+
+
+def _sample(logits: Tensor, top_p: float, points: Tensor) -> list[int]:
+    """Inverse-CDF sampling over tokens in falling probability, cut after mass ``top_p``."""
+    masses, order = logits.softmax(-1).sort(-1, descending=True, stable=True)
+    cumulative = masses.cumsum(-1)
+    kept = (cumulative - masses < top_p).sum(-1, keepdim=True)
+    total = cumulative.gather(-1, kept - 1)
+    places = torch.searchsorted(cumulative, points[:, None] * total, right=True)
+    tokens: list[int] = order.gather(-1, places.minimum(kept - 1))[:, 0].tolist()
+    return tokens

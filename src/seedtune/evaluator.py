@@ -1,0 +1,112 @@
+"""Evaluating members on examples: jobs out to the engine, rollouts back, scored into a matrix."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from seedtune.config import Config
+from seedtune.engines.base import Engine
+from seedtune.rewards.scoring import score, total
+from seedtune.tasks.base import Task
+from seedtune.types import CENTRE, Example, Job, Member, Message, Prompt, Rollout, Sampling
+
+
+@dataclass(slots=True)
+class Outcome:
+    """Scores (members, prompts) of an evaluation, its rollouts in member-then-prompt order, and their values."""
+
+    members: tuple[Member, ...]
+    examples: tuple[Example, ...]
+    scores: NDArray[np.float64]
+    rollouts: list[Rollout]
+    rewards: list[float]
+    by_function: dict[str, list[float]]
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def of(self, member: Member) -> list[tuple[Rollout, float]]:
+        """A member's rollouts with their rewards."""
+        return [(r, reward) for r, reward in zip(self.rollouts, self.rewards, strict=True) if r.member == member]
+
+    def row(self, member: Member) -> NDArray[np.float64]:
+        """A member's scores over the prompts."""
+        scores: NDArray[np.float64] = self.scores[self.members.index(member)]
+        return scores
+
+
+class Evaluator:
+    """Runs jobs on an engine and scores what comes back with the task's rewards."""
+
+    def __init__(self, engine: Engine, task: Task, config: Config) -> None:
+        self.engine, self.task, self.config = engine, task, config
+
+    def evaluate(
+        self, members: tuple[Member, ...], examples: Sequence[Example], *, sigma: float, generation: int
+    ) -> Outcome:
+        """Let every member answer every example."""
+        started = time.perf_counter()
+        jobs = self._jobs(members, tuple(examples), sigma, generation)
+        rollouts = sorted(self.engine.evaluate(jobs), key=_place(members))
+        generated = time.perf_counter()
+        answered = [examples[rollout.prompt] for rollout in rollouts]
+        values = score(self.task.rewards, answered, [rollout.text for rollout in rollouts])
+        rewards = total(self.task.rewards, values)
+        seconds = {"rollouts": generated - started, "score": time.perf_counter() - generated}
+        scores = _matrix(members, len(examples), rollouts, rewards)
+        return Outcome(members, tuple(examples), scores, rollouts, rewards, values, seconds)
+
+    def centre(self, examples: Sequence[Example], *, generation: int) -> Outcome:
+        """Let the centre alone answer every example."""
+        return self.evaluate((CENTRE,), examples, sigma=0.0, generation=generation)
+
+    def _jobs(
+        self, members: tuple[Member, ...], examples: tuple[Example, ...], sigma: float, generation: int
+    ) -> list[Job]:
+        """Members cut into fixed groups, the same whatever the engine."""
+        size = self.config.members_per_job or len(members)
+        prompts = tuple(self._prompt(example) for example in examples)
+        how = self._sampling(generation)
+        return [
+            Job(index, sigma, members[first : first + size], prompts, how)
+            for index, first in enumerate(range(0, len(members), size))
+        ]
+
+    def _prompt(self, example: Example) -> Prompt:
+        content = example.prompt
+        if self.config.system_prompt is not None and not isinstance(content, str):
+            system: Message = {"role": "system", "content": self.config.system_prompt}
+            content = (system, *content)
+        return Prompt(example.id, content, self.config.chat_template_kwargs)
+
+    def _sampling(self, generation: int) -> Sampling:
+        config = self.config
+        return Sampling(
+            max_tokens=config.max_completion_length,
+            temperature=config.temperature,
+            top_p=config.top_p,
+            stop=config.stop,
+            seed=config.seed,
+            generation=generation,
+        )
+
+
+def _place(members: tuple[Member, ...]):  # type: ignore[no-untyped-def]
+    order = {member: index for index, member in enumerate(members)}
+    return lambda rollout: (order[rollout.member], rollout.prompt, rollout.sample)
+
+
+def _matrix(
+    members: tuple[Member, ...], prompts: int, rollouts: Sequence[Rollout], rewards: Sequence[float]
+) -> NDArray[np.float64]:
+    """(members, prompts): the mean over samples that have a reward, NaN where none has."""
+    sums, counts = np.zeros((len(members), prompts)), np.zeros((len(members), prompts))
+    order = {member: index for index, member in enumerate(members)}
+    for rollout, reward in zip(rollouts, rewards, strict=True):
+        if not np.isnan(reward):
+            sums[order[rollout.member], rollout.prompt] += reward
+            counts[order[rollout.member], rollout.prompt] += 1
+    return np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)

@@ -1,0 +1,1 @@
+"""Compiled kernels: noise, perturbation, update and fingerprint, bit for bit as the numpy references."""

@@ -1,0 +1,89 @@
+"""What a generation is told as: metrics under TRL's names, and alarms that say what to change."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from seedtune.engines.base import EngineTimes
+from seedtune.types import Rollout
+
+Array = NDArray[np.float64]
+
+
+def mean(values: Sequence[float] | Array) -> float | None:
+    """The mean of what is a number, None if nothing is."""
+    array = np.asarray(values, dtype=np.float64)
+    known = array[~np.isnan(array)]
+    return float(known.mean()) if known.size else None
+
+
+def spread(values: Sequence[float] | Array) -> float | None:
+    """The standard deviation of what is a number, None if nothing is."""
+    array = np.asarray(values, dtype=np.float64)
+    known = array[~np.isnan(array)]
+    return float(known.std()) if known.size else None
+
+
+def reward_metrics(rewards: Array, scores: Array) -> dict[str, float | None]:
+    """Reward over members, and the share of prompts on which all members tie."""
+    known = rewards[~np.isnan(rewards)]
+    return {
+        "reward": mean(rewards),
+        "reward_std": spread(rewards),
+        "reward_best": float(known.max()) if known.size else None,
+        "frac_reward_zero_std": float(np.mean([_tied(column) for column in scores.T])),
+        "frac_reward_missing": float(np.isnan(scores).mean()),
+    }
+
+
+def _tied(column: Array) -> bool:
+    known = column[~np.isnan(column)]
+    return known.size == 0 or bool(np.ptp(known) == 0.0)
+
+
+def function_metrics(values: Mapping[str, Sequence[float]]) -> dict[str, float | None]:
+    """``rewards/<function>/mean`` and ``/std`` over all rollouts."""
+    result: dict[str, float | None] = {}
+    for name, scores in values.items():
+        result[f"rewards/{name}/mean"], result[f"rewards/{name}/std"] = mean(scores), spread(scores)
+    return result
+
+
+def completion_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:
+    """Completion lengths in tokens, and the share cut off at the limit."""
+    lengths = np.array([len(rollout.token_ids) for rollout in rollouts])
+    return {
+        "completions/mean_length": float(lengths.mean()),
+        "completions/min_length": int(lengths.min()),
+        "completions/max_length": int(lengths.max()),
+        "completions/clipped_ratio": float(np.mean([rollout.finish == "length" for rollout in rollouts])),
+    }
+
+
+def time_metrics(times: EngineTimes, seconds: Mapping[str, float], step_time: float) -> dict[str, float]:
+    """Seconds of a generation by what they went into; ``time/other`` is everything not named."""
+    generating = max(0.0, seconds["rollouts"] - times.perturb)
+    named = {"rollouts": generating, "perturb": times.perturb, "score": seconds["score"], "update": seconds["update"]}
+    tokens = times.generated_tokens / seconds["rollouts"] if seconds["rollouts"] > 0 else 0.0
+    return {
+        "step_time": step_time,
+        **{f"time/{name}": value for name, value in named.items()},
+        "time/other": max(0.0, step_time - sum(named.values())),
+        "tokens_per_second": tokens,
+    }
+
+
+def alarms(metrics: Mapping[str, Any], reward_std: float | None) -> list[str]:
+    """What looks wrong in a generation, each with what to change."""
+    found = []
+    if metrics["reward"] is None:
+        found.append("no member could be scored: the update is zero. Check the reward function.")
+    elif reward_std == 0.0:
+        found.append("all members have the same reward: the update is zero. Raise sigma or use more prompts.")
+    if metrics["completions/clipped_ratio"] > 0.9:
+        found.append("over 90 % of completions hit max_completion_length. Raise it if answers should be longer.")
+    return found

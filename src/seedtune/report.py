@@ -1,0 +1,133 @@
+"""The report: a run on one self-contained HTML page, with its curve and its answers before and after."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from seedtune import files
+from seedtune.replay import RunPaths
+
+_STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#1a1a1a}
+table{border-collapse:collapse;width:100%}td,th{border-bottom:1px solid #ddd;padding:.35rem .5rem;text-align:left;
+vertical-align:top}th{font-weight:600}.n{text-align:right;white-space:nowrap}.big{font-size:2rem;font-weight:600}
+svg{width:100%;height:auto}code{background:#f3f3f3;padding:0 .2rem}"""
+
+Row = Mapping[str, Any]
+
+
+def prompt_text(prompt: Any) -> str:
+    """A prompt as one line: its text, or the last user message."""
+    if isinstance(prompt, str):
+        return prompt
+    users = [message["content"] for message in prompt if message.get("role") == "user"]
+    return str(users[-1] if users else prompt[-1]["content"])
+
+
+def before_and_after(paths: RunPaths) -> list[tuple[Row, Row]]:
+    """The held-out answers of the first and the last evaluation, prompt by prompt."""
+    rows = [row for row in files.read_lines(paths.samples) if row.get("split") == "test"]
+    if not rows:
+        return []
+    first, last = min(row["generation"] for row in rows), max(row["generation"] for row in rows)
+    before = {row["prompt_id"]: row for row in rows if row["generation"] == first}
+    after = {row["prompt_id"]: row for row in rows if row["generation"] == last}
+    return [(before[key], after[key]) for key in sorted(before) if key in after]
+
+
+def render(paths: RunPaths) -> str:
+    """The page for a run directory."""
+    metrics = files.read_lines(paths.metrics)
+    generations = list({row["generation"]: row for row in metrics if "reward" in row}.values())
+    evaluations = list({row["generation"]: row for row in metrics if "eval_reward" in row}.values())
+    body = [
+        f"<h1>{html.escape(paths.root.name)}</h1>",
+        _headline(evaluations),
+        _chart(generations, evaluations),
+        _table(generations),
+        _samples(before_and_after(paths)),
+        f"<h2>Configuration</h2><pre>{html.escape(paths.config.read_text(encoding='utf-8'))}</pre>",
+    ]
+    return (
+        f"<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>"
+        f"<title>seedtune: {html.escape(paths.root.name)}</title><style>{_STYLE}</style>{''.join(body)}</html>"
+    )
+
+
+def _headline(evaluations: Sequence[Row]) -> str:
+    if not evaluations:
+        return "<p>No held-out evaluation.</p>"
+    first, last = evaluations[0], evaluations[-1]
+    return (
+        f"<p class=big>{_number(first['eval_reward'])} → {_number(last['eval_reward'])}</p>"
+        f"<p>held-out reward, generation {first['generation']} → {last['generation']}</p>"
+    )
+
+
+def _chart(generations: Sequence[Row], evaluations: Sequence[Row]) -> str:
+    """Reward of the members (mean ± std), of the centre, and held out, against generations."""
+    lines = {
+        "members": ("#8aa", [(row["generation"], row["reward"]) for row in generations]),
+        "centre": ("#06c", [(row["generation"] - 1, row["reward_centre"]) for row in generations]),
+        "held out": ("#c30", [(row["generation"], row["eval_reward"]) for row in evaluations]),
+    }
+    known = [(x, y) for _, points in lines.values() for x, y in points if y is not None]
+    if len(known) < 2:
+        return ""
+    xs, ys = [x for x, _ in known], [y for _, y in known]
+    place = _scale(min(xs), max(xs), min(ys), max(ys))
+    drawn = [_polyline(colour, [place(x, y) for x, y in points if y is not None]) for colour, points in lines.values()]
+    legend = "".join(
+        f"<text x={60 + 110 * i} y=16 fill='{colour}'>{name}</text>" for i, (name, (colour, _)) in enumerate(lines.items())
+    )
+    axes = f"<text x=0 y=36>{_number(max(ys))}</text><text x=0 y=290>{_number(min(ys))}</text>"
+    foot = f"<text x=60 y=316>generation {min(xs)}</text><text x=760 y=316 text-anchor=end>{max(xs)}</text>"
+    return f"<svg viewBox='0 0 780 324' font-size=13>{legend}{axes}{foot}{''.join(drawn)}</svg>"
+
+
+def _scale(left: float, right: float, low: float, high: float) -> Any:
+    width, height = max(right - left, 1e-9), max(high - low, 1e-9)
+    return lambda x, y: (60 + 700 * (x - left) / width, 295 - 270 * (y - low) / height)
+
+
+def _polyline(colour: str, points: Sequence[tuple[float, float]]) -> str:
+    path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
+    dots = "".join(f"<circle cx={x:.1f} cy={y:.1f} r=3 fill='{colour}'/>" for x, y in points)
+    return f"<polyline points='{path}' fill=none stroke='{colour}' stroke-width=2 />{dots}"
+
+
+def _table(generations: Sequence[Row]) -> str:
+    columns = {
+        "generation": "generation",
+        "reward": "reward",
+        "± std": "reward_std",
+        "best": "reward_best",
+        "centre": "reward_centre",
+        "length": "completions/mean_length",
+        "tokens/s": "tokens_per_second",
+        "seconds": "step_time",
+    }
+    head = "".join(f"<th class=n>{name}</th>" for name in columns)
+    rows = "".join(
+        f"<tr>{''.join(f'<td class=n>{_number(row.get(key))}</td>' for key in columns.values())}</tr>"
+        for row in generations
+    )
+    return f"<h2>Generations</h2><table><tr>{head}</tr>{rows}</table>"
+
+
+def _samples(pairs: Sequence[tuple[Row, Row]]) -> str:
+    rows = "".join(
+        f"<tr><td>{html.escape(prompt_text(before['prompt']))}</td><td>{html.escape(before['completion'])}</td>"
+        f"<td class=n>{_number(before['reward'])}</td><td>{html.escape(after['completion'])}</td>"
+        f"<td class=n>{_number(after['reward'])}</td></tr>"
+        for before, after in pairs
+    )
+    head = "<tr><th>prompt</th><th>before</th><th class=n>reward</th><th>after</th><th class=n>reward</th></tr>"
+    return f"<h2>Held-out answers before and after</h2><table>{head}{rows}</table>" if rows else ""
+
+
+def _number(value: Any) -> str:
+    if value is None:
+        return "–"
+    return f"{value:,.0f}" if isinstance(value, int) or abs(value) >= 1000 else f"{value:.4g}"

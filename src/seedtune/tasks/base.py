@@ -1,0 +1,35 @@
+"""A task: examples to train on, held-out examples, and the rewards that score completions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from seedtune.types import Example
+
+RewardFunction = Callable[..., Any]
+"""TRL's signature: ``fn(prompts, completions, **columns) -> list[float | None]``, sync or async.
+
+``prompts`` and ``completions`` are text, or lists of chat messages for conversational prompts; ``columns``
+are the data set's other columns, one list each.  A function may accept fewer keywords.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Reward:
+    """One reward function with its name in the metrics and its weight in the sum."""
+
+    name: str
+    function: RewardFunction
+    weight: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """Data and rewards, ready to be drawn from and scored."""
+
+    name: str
+    train: Sequence[Example]
+    test: Sequence[Example]
+    rewards: tuple[Reward, ...]

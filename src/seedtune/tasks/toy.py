@@ -1,0 +1,31 @@
+"""The toy task: tell the number a prompt stands for.  Goes with the toy engine; a run takes a second."""
+
+from __future__ import annotations
+
+import math
+
+from seedtune.tasks.base import Reward, Task
+from seedtune.tasks.data import examples
+
+
+def toy() -> Task:
+    """16 prompts, evaluated on themselves (there is nothing to generalise); reward −|completion − answer|."""
+    rows = [{"prompt": f"number {index}", "answer": round(math.sin(1.7 * index), 3)} for index in range(16)]
+    return Task(
+        name="toy",
+        train=examples(rows, "train"),
+        test=examples(rows, "test"),
+        rewards=(Reward("closeness", closeness),),
+    )
+
+
+def closeness(completions: list[str], answer: list[float], **_: object) -> list[float | None]:
+    """−|number − answer|; None where the completion is not a number."""
+    return [_closeness(text, target) for text, target in zip(completions, answer, strict=True)]
+
+
+def _closeness(text: str, target: float) -> float | None:
+    try:
+        return -abs(float(text) - target)
+    except ValueError:
+        return None

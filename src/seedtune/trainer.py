@@ -1,0 +1,297 @@
+"""The trainer: the loop on one screen, and the only file that knows everybody."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import yaml
+
+from seedtune import engines, files, ledger, monitors, noise, replay, report, snapshot, strategies, tasks
+from seedtune.config import Config
+from seedtune.engines.base import Engine, EngineInfo
+from seedtune.errors import ConfigError, DataError, RunError
+from seedtune.evaluator import Evaluator, Outcome
+from seedtune.ledger import Ledger, Record
+from seedtune.shaping import member_rewards
+from seedtune.strategies.base import State, Step
+from seedtune.tasks.base import RewardFunction, Task
+from seedtune.tasks.data import Rows, examples, rewards
+from seedtune.types import CENTRE, Example, Plan
+
+Metrics = dict[str, Any]
+
+
+class Callback(Protocol):
+    """Told what happens; may print or log, must not change anything."""
+
+    def on_start(self, trainer: Trainer, info: EngineInfo, first: int) -> None: ...
+    def on_generation(self, metrics: Metrics) -> None: ...
+    def on_evaluate(self, metrics: Metrics) -> None: ...
+    def on_end(self, trainer: Trainer) -> None: ...
+
+
+class Trainer:
+    """Fine-tunes a model by evolution strategies, with TRL's conventions.
+
+    ``Trainer(config)`` runs a built-in task; with ``reward_funcs`` and ``train_dataset`` (rows with a
+    ``prompt`` and any other columns) it trains on your own.  ``model`` overrides ``args.model``.
+    """
+
+    def __init__(
+        self,
+        args: Config | None = None,
+        *,
+        model: str | None = None,
+        reward_funcs: RewardFunction | Sequence[RewardFunction] | None = None,
+        reward_weights: Sequence[float] | None = None,
+        train_dataset: Rows | None = None,
+        eval_dataset: Rows | None = None,
+        callbacks: Sequence[Callback] = (),
+    ) -> None:
+        config = args if args is not None else Config()
+        if reward_funcs is not None or train_dataset is not None:
+            config = config.replace(task="custom")
+        self.config = config if model is None else config.replace(model=model)
+        self.task = _task(self.config, reward_funcs, reward_weights, (train_dataset, eval_dataset))
+        self.callbacks = tuple(callbacks)
+        self.strategy = strategies.create(self.config)
+        self.paths = replay.RunPaths(Path(self.config.output_dir))
+        self.engine: Engine | None = None
+        self.generation = 0
+
+    # ------------------------------------------------------------------ public
+
+    def train(self, *, resume: bool = False) -> Metrics:
+        """Run all generations that are left; returns the last held-out evaluation (empty without held-out data).
+
+        Raises RunError for a used run directory (unless ``resume``) or a changed configuration; after any
+        error everything up to the last complete generation is on the disk.
+        """
+        book, state = self._resume() if resume else self._begin()
+        try:
+            self._loop(book, state)
+        finally:
+            book.close()
+        self._emit("on_end", self)
+        return next(iter(reversed(self._evaluations())), {})
+
+    def evaluate(self) -> Metrics:
+        """Mean rewards of the centre on the held-out examples."""
+        return self._held_out(self._loaded())[0]
+
+    def save_model(self, output_dir: str | Path, *, dtype: str | None = None) -> None:
+        """Write the centre as a Hugging Face folder."""
+        from seedtune.export import write_export
+
+        write_export(self._loaded(), self.config, self.generation, Path(output_dir), dtype=dtype)
+
+    # ---------------------------------------------------------------- the loop
+
+    def _loop(self, book: Ledger, state: State) -> None:
+        evaluator = Evaluator(self._loaded(), self.task, self.config)
+        self._evaluate_if_due()
+        for generation in range(self.generation, self.config.generations):
+            started = time.perf_counter()
+            plan = self.strategy.ask(state, generation)
+            prompts = self._draw(generation)
+            outcome = evaluator.evaluate(self._members(plan), prompts, sigma=plan.sigma, generation=generation)
+            scores = outcome.scores[: len(plan.members)]
+            step = self.strategy.tell(state, plan, scores)
+            book.append(self._record(plan, outcome, step))
+            self._apply(step)
+            state, self.generation = step.state, generation + 1
+            self._note(book)
+            self._emit_generation(plan, outcome, time.perf_counter() - started)
+            self._evaluate_if_due()
+            self._snapshot_if_due()
+        self._write_report()
+
+    def _members(self, plan: Plan) -> tuple[Any, ...]:
+        return (*plan.members, CENTRE) if self.config.evaluate_centre else plan.members
+
+    def _apply(self, step: Step) -> None:
+        self._loaded().apply(step.update)
+
+    def _draw(self, generation: int) -> list[Example]:
+        """The generation's training prompts: epochs in addressed random order, cut into equal batches."""
+        data, size = self.task.train, min(self.config.prompts_per_generation, len(self.task.train))
+        key = noise.key(self.config.seed, "prompt order")
+        chosen = []
+        for place in range(generation * size, (generation + 1) * size):
+            epoch, index = divmod(place, len(data))
+            order = noise.permutation(noise.Address(key, noise.Stream.ORDER, epoch), len(data))
+            chosen.append(data[int(order[index])])
+        return chosen
+
+    # --------------------------------------------------------- begin and resume
+
+    def _begin(self) -> tuple[Ledger, State]:
+        root = self.paths.root
+        if root.exists() and (not root.is_dir() or any(root.iterdir())):
+            hint = f"Resume it with 'seedtune resume {root}'" if self.paths.ledger.exists() else "Empty it"
+            raise RunError(f"the run directory {str(root)!r} is already used. {hint}, or choose another output_dir.")
+        self.engine = engines.create(self.config)
+        info = self.engine.load()
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunError(f"cannot make the run directory {str(root)!r}: {error}. Choose another output_dir.") from error
+        files.write_whole(self.paths.config, yaml.safe_dump(self.config.model_dump(mode="json"), sort_keys=False))
+        book = Ledger.create(self.paths.ledger, replay.header_of(self.config, info))
+        self._emit("on_start", self, info, 0)
+        return book, self.strategy.initial()
+
+    def _resume(self) -> tuple[Ledger, State]:
+        root = self.paths.root
+        contents = ledger.read(self.paths.ledger)
+        replay.check_same_run(root, contents.header, self.config)
+        book = Ledger.resume(self.paths.ledger, contents)
+        snapshot.clear_unfinished(self.paths.snapshots)
+        self.engine, info = replay.load(root, self.config, contents)
+        self.generation = contents.generations
+        if self.generation and self.generation not in contents.fingerprints:
+            self._note(book)
+        state = contents.records[-1].state if contents.records else self.strategy.initial()
+        self._emit("on_start", self, info, self.generation)
+        return book, state
+
+    # ------------------------------------------------------------------ records
+
+    def _record(self, plan: Plan, outcome: Outcome, step: Step) -> Record:
+        centre = monitors.mean(outcome.row(CENTRE)) if self.config.evaluate_centre else None
+        return Record(
+            plan=plan,
+            rewards=tuple(float(r) for r in member_rewards(outcome.scores[: len(plan.members)])),
+            coefficients=step.coefficients,
+            prompts=tuple(example.id for example in outcome.examples),
+            centre_reward=centre,
+            tokens={
+                "prompt": sum(rollout.prompt_tokens for rollout in outcome.rollouts),
+                "generated": sum(len(rollout.token_ids) for rollout in outcome.rollouts),
+            },
+            state=step.state,
+        )
+
+    def _note(self, book: Ledger) -> None:
+        """The centre's fingerprint into the ledger, every few generations and after the last."""
+        if self.generation % self.config.fingerprint_steps == 0 or self.generation == self.config.generations:
+            book.append_fingerprint(self.generation, self._loaded().fingerprint())
+
+    def _emit_generation(self, plan: Plan, outcome: Outcome, step_time: float) -> None:
+        scores = outcome.scores[: len(plan.members)]
+        member_values = member_rewards(scores)
+        times = self._loaded().take_times()
+        metrics: Metrics = {
+            "generation": self.generation,
+            **monitors.reward_metrics(member_values, scores),
+            "reward_centre": monitors.mean(outcome.row(CENTRE)) if self.config.evaluate_centre else None,
+            **monitors.function_metrics(outcome.by_function),
+            **monitors.completion_metrics(outcome.rollouts),
+            "sigma": plan.sigma,
+            "alpha": plan.alpha,
+            "rollouts": len(outcome.rollouts),
+            "num_tokens": times.generated_tokens + times.prompt_tokens,
+            **monitors.time_metrics(times, {**outcome.seconds, "update": times.update}, step_time),
+        }
+        metrics["alarms"] = monitors.alarms(metrics, metrics["reward_std"])
+        files.append_lines(self.paths.metrics, [metrics])
+        if self.config.evaluate_centre:
+            files.append_lines(self.paths.samples, self._samples(outcome, "train"))
+        self._emit("on_generation", metrics)
+
+    # --------------------------------------------------------------- evaluation
+
+    def _evaluate_if_due(self) -> None:
+        """Held-out evaluation before, after, and every ``eval_steps`` generations; once for each."""
+        steps = self.config.eval_steps
+        due = self.generation in (0, self.config.generations) or (steps > 0 and self.generation % steps == 0)
+        if not due or not self.task.test:
+            return
+        if any(done["generation"] == self.generation for done in self._evaluations()):
+            return
+        metrics, outcome = self._held_out(self._loaded())
+        files.append_lines(self.paths.samples, self._samples(outcome, "test"))
+        files.append_lines(self.paths.metrics, [metrics])
+        self._emit("on_evaluate", metrics)
+
+    def _held_out(self, engine: Engine) -> tuple[Metrics, Outcome]:
+        count = self.config.eval_prompts or len(self.task.test)
+        started = time.perf_counter()
+        outcome = Evaluator(engine, self.task, self.config).centre(self.task.test[:count], generation=self.generation)
+        engine.take_times()
+        metrics: Metrics = {
+            "generation": self.generation,
+            "eval_reward": monitors.mean(outcome.rewards),
+            **{f"eval_{k}": v for k, v in monitors.function_metrics(outcome.by_function).items()},
+            **{f"eval_{k}": v for k, v in monitors.completion_metrics(outcome.rollouts).items()},
+            "eval_time": time.perf_counter() - started,
+        }
+        return metrics, outcome
+
+    def _evaluations(self) -> list[Metrics]:
+        """Every held-out evaluation of this run so far, in order."""
+        return [row for row in files.read_lines(self.paths.metrics) if "eval_reward" in row]
+
+    def _samples(self, outcome: Outcome, split: str) -> list[dict[str, Any]]:
+        """What the centre answered, for ``seedtune samples`` and the report."""
+        return [
+            {
+                "generation": self.generation,
+                "split": split,
+                "prompt_id": outcome.examples[rollout.prompt].id,
+                "prompt": outcome.examples[rollout.prompt].prompt,
+                "completion": rollout.text,
+                "reward": None if np.isnan(reward) else reward,
+                "finish": rollout.finish,
+            }
+            for rollout, reward in outcome.of(CENTRE)
+        ]
+
+    # ------------------------------------------------------------------ helpers
+
+    def _snapshot_if_due(self) -> None:
+        steps = self.config.save_steps
+        due = self.generation == self.config.generations or (steps > 0 and self.generation % steps == 0)
+        if due:
+            snapshot.save(
+                self.paths.snapshots, self._loaded(), generations=self.generation, keep=self.config.save_total_limit
+            )
+
+    def _write_report(self) -> None:
+        files.write_whole(self.paths.report, report.render(self.paths))
+
+    def _loaded(self) -> Engine:
+        if self.engine is None:
+            self.engine = engines.create(self.config)
+            self.engine.load()
+        return self.engine
+
+    def _emit(self, event: str, *arguments: Any) -> None:
+        for callback in self.callbacks:
+            handler: Callable[..., None] = getattr(callback, event)
+            handler(*arguments)
+
+
+def _task(
+    config: Config,
+    functions: RewardFunction | Sequence[RewardFunction] | None,
+    weights: Sequence[float] | None,
+    data: tuple[Rows | None, Rows | None],
+) -> Task:
+    """The built-in task, or one of the caller's data and rewards; DataError if there is nothing to train on."""
+    if functions is None and data[0] is None:
+        if config.task == "custom":
+            raise ConfigError("this run had its own data and rewards: resume it from Python with the same Trainer.")
+        task = tasks.create(config.task)
+    elif functions is None or data[0] is None:
+        raise ConfigError("give both reward_funcs and train_dataset, or neither and a built-in task.")
+    else:
+        train, test = examples(data[0], "train"), examples(data[1], "eval")
+        task = Task("custom", train, test, rewards(functions, weights))
+    if not task.train:
+        raise DataError(f"the training data of task {task.name!r} is empty. Give at least one row with a 'prompt'.")
+    return task

@@ -1,0 +1,164 @@
+"""The words everybody uses: members, plans, updates, jobs and rollouts.  Plain data, no behaviour."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+Message = Mapping[str, str]
+"""One chat message: ``{"role": "user", "content": "..."}``."""
+
+Finish = Literal["stop", "length"]
+"""Why a completion ended: a stop token or string, or the token limit."""
+
+_LABEL = re.compile(r"(?:(\d+):)?(\d+)([+-])")
+
+
+class Member(NamedTuple):
+    """One perturbed model: θ + sign·σ·ε(generation, pair).  ``sign`` 0 is the centre, θ itself.
+
+    ``generation`` is the generation of the noise's address; it differs from the generation being
+    evaluated only where a strategy reuses noise.
+    """
+
+    generation: int
+    pair: int
+    sign: int
+
+    def label(self, generation: int) -> str:
+        """The short form the ledger uses: ``3+``, ``3-``, or ``7:3+`` for noise of another generation."""
+        if self.sign == 0:
+            return "centre"
+        prefix = "" if self.generation == generation else f"{self.generation}:"
+        return f"{prefix}{self.pair}{'+' if self.sign > 0 else '-'}"
+
+    @classmethod
+    def parse(cls, label: str, generation: int) -> Member:
+        """The member a ``label`` of that generation names; ValueError if it is not one."""
+        if label == "centre":
+            return CENTRE
+        match = _LABEL.fullmatch(label)
+        if match is None:
+            raise ValueError(f"not a member label: {label!r}")
+        noise, pair, sign = match.groups()
+        return cls(int(noise) if noise else generation, int(pair), 1 if sign == "+" else -1)
+
+
+CENTRE = Member(0, 0, 0)
+"""The unperturbed weights as a member."""
+
+
+class Term(NamedTuple):
+    """One summand of an update: weight · ε(generation, pair), the weight with α/N already in it."""
+
+    generation: int
+    pair: int
+    weight: float
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """θ ← θ + Σ weight·ε(generation, pair), summed in the order given."""
+
+    generation: int
+    terms: tuple[Term, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a strategy asks for: the members to evaluate and the σ and α they are used with."""
+
+    generation: int
+    sigma: float
+    alpha: float
+    members: tuple[Member, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How completions are drawn.  ``temperature`` 0 is greedy; draws are equal for every member.
+
+    ``max_tokens`` counts new tokens; ``stop`` holds strings that end a completion (not part of it);
+    ``seed`` and ``generation`` address the draws; ``samples`` completions are drawn per prompt.
+    ``ignore_eos`` keeps going to the limit (benchmarks).
+    """
+
+    max_tokens: int
+    temperature: float = 0.0
+    top_p: float = 1.0
+    stop: tuple[str, ...] = ()
+    seed: int = 0
+    generation: int = 0
+    samples: int = 1
+    ignore_eos: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """One prompt as the engine takes it: chat messages (templated) or plain text (as it is).
+
+    ``max_tokens``, if given, lowers the job's limit of new tokens for this prompt.
+    """
+
+    id: int
+    content: str | tuple[Message, ...]
+    template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    max_tokens: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A fixed group of members on the same prompts: the unit that is batched, sent and retried.
+
+    The group never depends on the number of workers, so that batch composition never changes a reward.
+    """
+
+    id: int
+    sigma: float
+    members: tuple[Member, ...]
+    prompts: tuple[Prompt, ...]
+    sampling: Sampling
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """One completion of one prompt by one member; ``prompt`` is the position in the job's prompts."""
+
+    job: int
+    member: Member
+    prompt: int
+    sample: int
+    text: str
+    token_ids: tuple[int, ...]
+    prompt_tokens: int
+    finish: Finish
+
+
+@dataclass(frozen=True, slots=True)
+class Coverage:
+    """Which share of a model's parameters a perturbation reaches, and which tensors it does not."""
+
+    perturbed: int
+    total: int
+    unperturbed: tuple[tuple[str, str], ...]
+    """(pattern of names, reason) of everything left as it is."""
+
+    @property
+    def fraction(self) -> float:
+        """Perturbed parameters over all parameters, tied weights counted once."""
+        return self.perturbed / max(1, self.total)
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One row of a task: the prompt, and the columns its rewards receive."""
+
+    id: int
+    prompt: str | tuple[Message, ...]
+    columns: Mapping[str, Any]
+
+
+Rewards = Sequence[float]
+"""One reward per member, NaN where it could not be evaluated."""

@@ -1,0 +1,82 @@
+"""Every model family: batched members are the models that plain Hugging Face makes of W + s·σ·E, one at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from models import (
+    FAMILIES,
+    Reference,
+    answers,
+    forced_logits,
+    greedy,
+    job,
+    load_engine,
+    recorded_logits,
+    save_family,
+    text_prompts,
+)
+
+from seedtune.types import CENTRE, Member
+
+MEMBERS = (Member(3, 0, 1), Member(3, 0, -1), CENTRE, Member(3, 5, 1), Member(2, 9, -1))
+PROMPTS = text_prompts("Hello there", "x", "The quick brown fox jumps")
+SIGMA = 0.05
+NEW = 8
+ALL_AT_ONCE: dict[str, Any] = {}
+IN_WAVES = {"max_rows": 4, "prefill_tokens": 16}
+MODES = pytest.mark.parametrize(
+    ("rank", "settings"), [(1, ALL_AT_ONCE), (4, IN_WAVES)], ids=["rank1", "rank4-waves"]
+)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    @cache
+    def folder(family: str) -> Path:
+        return save_family(family, tmp_path_factory.mktemp(family))
+
+    return folder
+
+
+@MODES
+@pytest.mark.parametrize("family", FAMILIES)
+def test_batched_members_equal_materialised_models_one_at_a_time(
+    family: str, rank: int, settings: dict[str, Any], folders: Callable[[str], Path]
+) -> None:
+    engine = load_engine(folders(family), rank=rank, **settings)
+    with recorded_logits() as logits:
+        rollouts = answers(engine, job(PROMPTS, members=MEMBERS, sigma=SIGMA, max_tokens=NEW))
+    assert len(rollouts) == len(MEMBERS) * len(PROMPTS)
+    reference = Reference(folders(family), engine.centre.tensors, engine.noise)
+    for position, member in enumerate(MEMBERS):
+        alone = reference.become(member, SIGMA)
+        for prompt in PROMPTS:
+            ids = list(engine.tokenizer(prompt.content)["input_ids"])
+            tokens = list(rollouts[member, prompt.id, 0].token_ids)
+            ours = torch.stack(logits[position, prompt.id, 0])
+            torch.testing.assert_close(ours, forced_logits(alone, ids, tokens), atol=1e-4, rtol=0)
+            assert tokens == greedy(alone, ids, NEW)
+    _assert_far_apart([logits[position, 2, 0][0] for position in range(len(MEMBERS))])
+
+
+def _assert_far_apart(logits: list[torch.Tensor]) -> None:
+    """Members differ by far more than the tolerance, or the comparison above would mean nothing."""
+    for i, one in enumerate(logits):
+        assert all((one - other).abs().max() > 0.05 for other in logits[:i])
+
+
+@pytest.mark.parametrize("family", ["mixtral", "qwen2-moe"])
+def test_routed_experts_and_routers_are_listed_as_unperturbed(
+    family: str, folders: Callable[[str], Path]
+) -> None:
+    engine = load_engine(folders(family))
+    listed = dict(engine.population.coverage.unperturbed)
+    for name in ("experts.gate_up_proj", "experts.down_proj", "gate.weight"):
+        assert any(pattern.endswith(name) for pattern in listed), name
+    assert not any(".experts." in name for name in engine.centre.tensors)

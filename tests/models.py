@@ -1,0 +1,224 @@
+"""Tiny random models for tests: folders as a user has them, and the plain Hugging Face truth about a member."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers as hf
+from tokenizers import Tokenizer, decoders
+from tokenizers.models import BPE
+
+from seedtune import noise
+from seedtune.engines.base import Noise
+from seedtune.engines.transformers.decode import Decoder, Row
+from seedtune.engines.transformers.engine import TransformersEngine
+from seedtune.engines.transformers.settings import TransformersSettings
+from seedtune.types import CENTRE, Job, Member, Prompt, Rollout, Sampling
+
+SPECIAL = ("<pad>", "<bos>", "<eos>", "<unk>")
+CHARACTERS = tuple(chr(code) for code in range(32, 127))
+VOCABULARY = len(SPECIAL) + len(CHARACTERS)
+PAD, BOS, EOS = 0, 1, 2
+CHAT_TEMPLATE = (
+    "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant:{% endif %}"
+)
+
+_TINY = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "max_position_embeddings": 64,
+    "pad_token_id": PAD,
+    "bos_token_id": BOS,
+    "eos_token_id": EOS,
+}
+_HEADS16 = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16}
+_HEADS8 = {"num_attention_heads": 4, "num_key_value_heads": 1, "head_dim": 8}
+_MIXED = {"layer_types": ["sliding_attention", "full_attention"]}
+_GPT2 = {
+    "vocab_size": VOCABULARY,
+    "n_embd": 32,
+    "n_layer": 2,
+    "n_head": 2,
+    "n_positions": 64,
+    "bos_token_id": BOS,
+    "eos_token_id": EOS,
+}
+
+
+def _phi3() -> Any:
+    sizes = {**_TINY, "num_attention_heads": 2, "num_key_value_heads": 1}
+    return hf.Phi3Config(**sizes, sliding_window=None, tie_word_embeddings=False)
+
+
+def _opt() -> Any:
+    sizes = {key: _TINY[key] for key in _TINY if key != "intermediate_size"}
+    return hf.OPTConfig(**sizes, num_attention_heads=4, ffn_dim=48, word_embed_proj_dim=32)
+
+
+def _neox() -> Any:
+    return hf.GPTNeoXConfig(**_TINY, num_attention_heads=2, tie_word_embeddings=False)
+
+
+def _mixtral() -> Any:
+    return hf.MixtralConfig(
+        **_TINY, **_HEADS16, num_local_experts=4, num_experts_per_tok=2, tie_word_embeddings=False
+    )
+
+
+def _qwen2_moe(**more: Any) -> Any:
+    experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
+    return hf.Qwen2MoeConfig(**_TINY, **heads, **experts, shared_expert_intermediate_size=24, **more)
+
+
+FAMILIES: dict[str, Callable[[], Any]] = {
+    "llama": lambda: hf.LlamaConfig(**_TINY, **_HEADS16, tie_word_embeddings=True),
+    "llama-head8": lambda: hf.LlamaConfig(**_TINY, **_HEADS8, tie_word_embeddings=True),
+    "llama-untied": lambda: hf.LlamaConfig(**_TINY, **_HEADS16, tie_word_embeddings=False),
+    "qwen2": lambda: hf.Qwen2Config(**_TINY, num_attention_heads=2, num_key_value_heads=1),
+    "qwen3": lambda: hf.Qwen3Config(**_TINY, **_HEADS16),
+    "gemma2": lambda: hf.Gemma2Config(
+        **_TINY, **_HEADS16, **_MIXED, sliding_window=5, attn_logit_softcapping=2.0, query_pre_attn_scalar=16
+    ),
+    "gemma3": lambda: hf.Gemma3TextConfig(
+        **_TINY, **_HEADS8, **_MIXED, sliding_window=5, query_pre_attn_scalar=8, tie_word_embeddings=True
+    ),
+    "mistral": lambda: hf.MistralConfig(**_TINY, **_HEADS16, sliding_window=6, tie_word_embeddings=False),
+    "phi3": _phi3,
+    "gpt2": lambda: hf.GPT2Config(**_GPT2),
+    "opt": _opt,
+    "gpt-neox": _neox,
+    "mixtral": _mixtral,
+    "qwen2-moe": _qwen2_moe,
+}
+"""Family → configuration: two layers, heads of 16 (the compiled decode kernel) or of 8 (torch operations)."""
+
+
+def tokenizer(template: str | None = CHAT_TEMPLATE) -> hf.PreTrainedTokenizerFast:
+    """One token per printable character."""
+    words = {word: index for index, word in enumerate((*SPECIAL, *CHARACTERS))}
+    plain = Tokenizer(BPE(vocab=words, merges=[], unk_token="<unk>"))
+    plain.decoder = decoders.Fuse()
+    fast = hf.PreTrainedTokenizerFast(
+        tokenizer_object=plain, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>", unk_token="<unk>"
+    )
+    fast.chat_template = template
+    return fast
+
+
+def random_model(config: Any, seed: int = 0) -> Any:
+    """A model whose every parameter is random (biases and norms too) and large enough to have opinions."""
+    torch.manual_seed(seed)
+    model = hf.AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            noise_scale = 0.2 if parameter.ndim == 1 else 0.25
+            centre = parameter if parameter.ndim == 1 else torch.zeros_like(parameter)
+            parameter.copy_(centre + noise_scale * torch.randn_like(parameter))
+    model.generation_config.eos_token_id, model.generation_config.pad_token_id = EOS, PAD
+    return model
+
+
+def save_model(
+    config: Any, folder: Path, *, dtype: torch.dtype = torch.float32, template: str | None = CHAT_TEMPLATE
+) -> Path:
+    """A Hugging Face folder with that model and the character tokenizer."""
+    random_model(config).to(dtype).save_pretrained(folder)
+    tokenizer(template).save_pretrained(folder)
+    return folder
+
+
+def save_family(family: str, folder: Path, **options: Any) -> Path:
+    return save_model(FAMILIES[family](), folder, **options)
+
+
+def load_engine(folder: Path, *, rank: int = 1, run_seed: int = 7, **settings: Any) -> TransformersEngine:
+    engine = TransformersEngine(
+        str(folder), noise=Noise(run_seed, rank=rank), settings=TransformersSettings(device="cpu", **settings)
+    )
+    engine.load()
+    return engine
+
+
+def text_prompts(*texts: str, limits: Sequence[int | None] | None = None) -> tuple[Prompt, ...]:
+    limits = limits or [None] * len(texts)
+    return tuple(Prompt(i, text, max_tokens=n) for i, (text, n) in enumerate(zip(texts, limits, strict=True)))
+
+
+def job(
+    prompts: Sequence[Prompt], *, members: Sequence[Member] = (CENTRE,), sigma: float = 0.05, **how: Any
+) -> Job:
+    return Job(0, sigma, tuple(members), tuple(prompts), Sampling(**{"max_tokens": 8, **how}))
+
+
+def answers(engine: TransformersEngine, work: Job) -> dict[tuple[Member, int, int], Rollout]:
+    """(member, prompt, sample) → its rollout."""
+    rollouts = list(engine.evaluate([work]))
+    found = {(r.member, r.prompt, r.sample): r for r in rollouts}
+    assert len(found) == len(rollouts)
+    return found
+
+
+class Reference:
+    """The plain Hugging Face model of one member at a time: W + sign·σ·E in the tensors ``names``.
+
+    E is drawn by the numpy reference.  The weights are written from untouched ones, never subtracted from.
+    """
+
+    def __init__(self, folder: Path, names: Iterable[str], drawn_as: Noise) -> None:
+        load = hf.AutoModelForCausalLM.from_pretrained
+        self.model = load(folder, dtype=torch.float32, attn_implementation="eager").eval()
+        parameters = dict(self.model.named_parameters())
+        self.weights = {name: (parameters[name], parameters[name].detach().clone()) for name in names}
+        self.noise = drawn_as
+
+    @torch.no_grad()
+    def become(self, member: Member, sigma: float) -> Any:
+        for name, (live, base) in self.weights.items():
+            live.copy_(base + member.sign * sigma * self._perturbation(name, base.shape, member))
+        return self.model
+
+    def _perturbation(self, name: str, shape: tuple[int, int], member: Member) -> torch.Tensor:
+        key = noise.key(self.noise.run_seed, name)
+        address = noise.Address(key, generation=member.generation, pair=member.pair)
+        a, b = noise.factors(address, tuple(shape), rank=self.noise.rank)
+        return torch.from_numpy(a @ b.T) / self.noise.rank**0.5
+
+
+@torch.no_grad()
+def forced_logits(model: Any, prompt_ids: Sequence[int], tokens: Sequence[int]) -> torch.Tensor:
+    """(tokens, vocabulary) logits from which a model that is alone would have chosen each of ``tokens``."""
+    ids = torch.tensor([[*prompt_ids, *tokens[:-1]]])
+    return model(input_ids=ids, use_cache=False).logits[0, len(prompt_ids) - 1 :]
+
+
+@torch.no_grad()
+def greedy(model: Any, prompt_ids: Sequence[int], limit: int) -> list[int]:
+    """New tokens of Hugging Face's own greedy ``generate``."""
+    ids = torch.tensor([list(prompt_ids)])
+    out = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=limit, do_sample=False)
+    return out[0, len(prompt_ids) :].tolist()
+
+
+@contextmanager
+def recorded_logits() -> Iterator[dict[tuple[int, int, int], list[torch.Tensor]]]:
+    """While open, collects the logits of every choice by (member position, prompt, sample)."""
+    seen: dict[tuple[int, int, int], list[torch.Tensor]] = {}
+    choose = Decoder._choose
+
+    def record(decoder: Decoder, rows: list[Row], logits: torch.Tensor, how: Sampling) -> None:
+        for row, its in zip(rows, logits, strict=True):
+            seen.setdefault((row.member, row.prompt, row.sample), []).append(its.float().clone())
+        choose(decoder, rows, logits, how)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Decoder, "_choose", record)
+        yield seen

@@ -1,0 +1,236 @@
+"""The CPU kernels give the references' bits, for any slice, size, offset and number of threads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import numba
+import numpy as np
+import pytest
+
+from seedtune import fingerprint as fp
+from seedtune import noise
+from seedtune.kernels import cpu
+from seedtune.noise import Address, Stream
+
+KEY = noise.key(42, "model.layers.0.mlp.up_proj.weight")
+HERE = Address(KEY, Stream.FULL, generation=2**32 - 1, pair=2**31 + 5)
+BIG = 2 * cpu.PARALLEL_FROM + 13
+
+
+@pytest.fixture(params=[1, 2])
+def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    before = numba.get_num_threads()
+    count = min(request.param, numba.config.NUMBA_NUM_THREADS)
+    numba.set_num_threads(count)
+    yield count
+    numba.set_num_threads(before)
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)
+
+
+def same_bits(x: np.ndarray, y: np.ndarray) -> bool:
+    return x.shape == y.shape and bool((x.view(np.uint32) == y.view(np.uint32)).all())
+
+
+def empty(*shape: int) -> np.ndarray:
+    return np.full(shape, np.nan, np.float32)
+
+
+def single(rng: np.random.Generator, *shape: int) -> np.ndarray:
+    return rng.standard_normal(shape, dtype=np.float32)
+
+
+# ------------------------------------------------------------------------------------------------ noise
+
+
+@pytest.mark.parametrize("start", [0, 3, 8, 63, 2**31 - 5, 2**35 - 100, 2**40 + 1, 2**59 - 400])
+@pytest.mark.parametrize("count", [0, 1, 7, 8, 64, 65, 128, 399])
+def test_filled_normals_are_the_references(start: int, count: int) -> None:
+    out = empty(count)
+    cpu.fill_normals(out, HERE, start)
+    assert same_bits(out, noise.normals(HERE, start, count))
+
+
+@pytest.mark.parametrize("start", [0, 2**40 + 5])
+def test_many_filled_normals_are_the_references_for_any_threads(threads: int, start: int) -> None:
+    out = empty(BIG)
+    cpu.fill_normals(out, HERE, start)
+    assert same_bits(out, noise.normals(HERE, start, BIG))
+
+
+def test_filled_normals_are_golden() -> None:
+    out = empty(8)
+    cpu.fill_normals(out, Address((4188904742, 2800538471), Stream.FULL, generation=7, pair=3))
+    found = [f"{word:08x}" for word in out.view(np.uint32)]
+    assert found == [
+        "3f191be3",
+        "3f21da36",
+        "bfdd870a",
+        "bf215fd6",
+        "3fce5886",
+        "c0011d2a",
+        "ba6ba01f",
+        "be7e9db6",
+    ]
+
+
+@pytest.mark.parametrize("stream", list(Stream))
+def test_filled_normals_are_the_references_in_every_stream(stream: Stream) -> None:
+    out, address = empty(9), Address(KEY, stream, generation=2, pair=1)
+    cpu.fill_normals(out, address)
+    assert same_bits(out, noise.normals(address, 0, 9))
+
+
+def test_python_threads_may_call_the_kernels_at_once() -> None:
+    outs = [empty(BIG) for _ in range(6)]
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(lambda out: cpu.fill_normals(out, HERE), outs))
+    assert all(same_bits(out, outs[0]) for out in outs)
+    assert not np.isnan(outs[0]).any()
+
+
+@pytest.mark.parametrize("rows", [5, 700])
+@pytest.mark.parametrize("columns", [1, 9, 511])
+def test_filled_slices_are_the_references(threads: int, rows: int, columns: int) -> None:
+    shape = (2**30, 2**20 + 3)
+    out = empty(rows, columns)
+    cpu.fill_slice(out, HERE, shape, row_start=2**29, col_start=11)
+    expected = noise.normals_slice(HERE, shape, row=slice(2**29, 2**29 + rows), col=slice(11, 11 + columns))
+    assert same_bits(out, expected)
+
+
+def test_whole_rows_are_filled_in_one_run() -> None:
+    out = empty(4, 33)
+    cpu.fill_slice(out, HERE, (9, 33), row_start=5)
+    assert same_bits(out, noise.normals_slice(HERE, (9, 33), row=slice(5, 9)))
+
+
+@pytest.mark.parametrize(("pairs", "rows"), [(1, 5), (6, 100), (3, 70_000)])
+def test_filled_factors_are_the_references_for_every_pair(threads: int, pairs: int, rows: int) -> None:
+    generations = np.arange(pairs, dtype=np.uint32) * 1000 + 2**31
+    members = np.arange(pairs, dtype=np.uint32)[::-1].copy()
+    out, rank, first = empty(pairs, rows * 2), 2, 3
+    cpu.fill_factors(out, KEY, Stream.FACTOR_B, generations, members, start=first * rank)
+    for p in range(pairs):
+        address = Address(KEY, generation=int(generations[p]), pair=int(members[p]))
+        b = noise.factors(address, (1, first + rows), rank=rank, col=slice(first, first + rows))[1]
+        assert same_bits(out[p], b.reshape(-1))
+
+
+@pytest.mark.parametrize(("count", "start"), [(0, 0), (1, 0), (64, 0), (200, 3), (777, 2**40 + 6), (BIG, 5)])
+def test_a_perturbed_weight_is_centre_plus_rounded_product(
+    threads: int, rng: np.random.Generator, count: int, start: int
+) -> None:
+    centre, out, sigma = single(rng, count), empty(count), 0.0123456789
+    cpu.perturb(out, centre, sigma, HERE, start)
+    assert same_bits(out, centre + np.float32(sigma) * noise.normals(HERE, start, count))
+
+
+def test_perturbing_in_place_gives_the_same_bits(rng: np.random.Generator) -> None:
+    centre = single(rng, 1000)
+    expected = centre + np.float32(0.5) * noise.normals(HERE, 0, 1000)
+    cpu.perturb(centre, centre, 0.5, HERE)
+    assert same_bits(centre, expected)
+
+
+# ------------------------------------------------------------------------------------------------ updates
+
+
+def add_lowrank_reference(theta, a, b, weights) -> np.ndarray:
+    total = np.zeros_like(theta)
+    for p in range(weights.size):
+        for k in range(a.shape[2]):
+            total += (weights[p] * a[p, :, k])[:, None] * b[p, :, k][None, :]
+    return theta + total
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (3, 5), (17, 1030), (300, 513)])
+@pytest.mark.parametrize(("pairs", "rank"), [(1, 1), (4, 1), (7, 1), (3, 2), (2, 5)])
+def test_a_lowrank_update_adds_in_the_written_order(
+    threads: int, rng: np.random.Generator, shape: tuple[int, int], pairs: int, rank: int
+) -> None:
+    theta, weights = single(rng, *shape), single(rng, pairs)
+    a, b = single(rng, pairs, shape[0], rank), single(rng, pairs, shape[1], rank)
+    expected = add_lowrank_reference(theta, a, b, weights)
+    cpu.add_lowrank(theta, a, b, weights)
+    assert same_bits(theta, expected)
+
+
+def test_a_lowrank_update_of_a_shard_is_the_shard_of_the_update(rng: np.random.Generator) -> None:
+    theta, weights, a, b = single(rng, 40, 90), single(rng, 5), single(rng, 5, 40, 2), single(rng, 5, 90, 2)
+    shard = theta[10:30, 33:80].copy()
+    cpu.add_lowrank(theta, a, b, weights)
+    cpu.add_lowrank(shard, a[:, 10:30].copy(), b[:, 33:80].copy(), weights)
+    assert same_bits(shard, theta[10:30, 33:80].copy())
+
+
+def test_a_lowrank_update_without_terms_changes_nothing(rng: np.random.Generator) -> None:
+    theta = single(rng, 4, 6)
+    before = theta.copy()
+    cpu.add_lowrank(theta, empty(0, 4, 1), empty(0, 6, 1), empty(0))
+    assert same_bits(theta, before)
+
+
+@pytest.mark.parametrize(("count", "start"), [(0, 0), (100, 5), (5000, 2**40 + 1), (BIG // 4, 3)])
+def test_a_full_rank_update_adds_in_the_written_order(
+    threads: int, rng: np.random.Generator, count: int, start: int
+) -> None:
+    theta, weights = single(rng, count), single(rng, 5)
+    generations, pairs = np.full(5, 9, np.uint32), np.array([4, 0, 2, 1, 3], np.uint32)
+    total = np.zeros_like(theta)
+    for p in range(5):
+        total += weights[p] * noise.normals(Address(KEY, 0, 9, int(pairs[p])), start, count)
+    expected = theta + total
+    cpu.add_full(theta, KEY, generations, pairs, weights, start=start)
+    assert same_bits(theta, expected)
+
+
+# ------------------------------------------------------------------------------------------------ fingerprint
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.uint32])
+@pytest.mark.parametrize(("count", "start"), [(0, 0), (1, 9), (1001, 2**40 + 3), (BIG, 0), (BIG, 2**58)])
+def test_the_fingerprint_is_the_references(
+    threads: int, rng: np.random.Generator, dtype: type, count: int, start: int
+) -> None:
+    bits = rng.integers(0, np.iinfo(dtype).max, count, dtype, endpoint=True)
+    key = fp.tensor_key("w", bits.itemsize)
+    assert cpu.fingerprint(bits, key, start) == fp.mix_sum(bits, key, start)
+
+
+def test_the_fingerprint_of_slices_adds_up(rng: np.random.Generator) -> None:
+    bits = single(rng, 21, 50).view(np.uint32)
+    key = fp.tensor_key("w", 4)
+    parts = [
+        cpu.fingerprint_slice(bits[r : r + 7, c : c + 25].copy(), key, bits.shape, row_start=r, col_start=c)
+        for r in (14, 0, 7)
+        for c in (0, 25)
+    ]
+    assert fp.combine(parts) == fp.tensor_fingerprint("w", bits)
+
+
+# ------------------------------------------------------------------------------------------------ errors
+
+PAIRS = np.arange(3, dtype=np.uint32)
+WRONG: dict[str, tuple[str, Callable[[], object]]] = {
+    "dtype": ("must be a C-contiguous", lambda: cpu.fill_normals(np.empty(3), HERE)),
+    "strided": ("strided", lambda: cpu.fill_normals(empty(6)[::2], HERE)),
+    "range": ("element range", lambda: cpu.fill_normals(empty(3), HERE, 2**59)),
+    "slice": ("does not lie inside", lambda: cpu.fill_slice(empty(3, 3), HERE, (4, 4), row_start=2)),
+    "sizes": ("of one size", lambda: cpu.perturb(empty(3), empty(4), 1.0, HERE)),
+    "pairs": ("need as many", lambda: cpu.fill_factors(empty(4, 2), KEY, 1, PAIRS, PAIRS)),
+    "shapes": ("do not fit", lambda: cpu.add_lowrank(empty(2, 3), empty(1, 3, 1), empty(1, 3, 1), empty(1))),
+    "weights": ("need as many", lambda: cpu.add_full(empty(4), KEY, PAIRS, PAIRS, empty(2))),
+    "bits": ("bits is", lambda: cpu.fingerprint(empty(4), (0, 0))),
+}
+
+
+@pytest.mark.parametrize(("message", "call"), WRONG.values(), ids=WRONG.keys())
+def test_wrong_arguments_are_refused_by_name(message: str, call: Callable[[], object]) -> None:
+    with pytest.raises(ValueError, match=message):
+        call()
