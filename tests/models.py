@@ -1,4 +1,4 @@
-"""Tiny random models for tests: folders as a user has them, and the plain Hugging Face truth about a member."""
+"""Tiny random models for tests, as folders, and the plain Hugging Face truth about one member."""
 
 from __future__ import annotations
 
@@ -73,6 +73,14 @@ def _mixtral() -> Any:
     )
 
 
+def _deepseek() -> Any:
+    """Latent attention: keys and values of different widths, expanded behind the cache."""
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8}
+    latent = {"kv_lora_rank": 24, "q_lora_rank": 16, "v_head_dim": 32, "first_k_dense_replace": 1}
+    experts = {"n_routed_experts": 4, "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1}
+    return hf.DeepseekV3Config(**_TINY, **heads, **latent, **experts, moe_intermediate_size=16)
+
+
 def _qwen2_moe(**more: Any) -> Any:
     experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
@@ -97,9 +105,40 @@ FAMILIES: dict[str, Callable[[], Any]] = {
     "opt": _opt,
     "gpt-neox": _neox,
     "mixtral": _mixtral,
+    "deepseek-v3": _deepseek,
     "qwen2-moe": _qwen2_moe,
 }
 """Family → configuration: two layers, heads of 16 (the compiled decode kernel) or of 8 (torch operations)."""
+
+
+UNSUPPORTED: dict[str, Callable[[], Any]] = {
+    "window-by-mask": lambda: _qwen2_moe(use_sliding_window=True, sliding_window=4, max_window_layers=1),
+    "chunked-attention": lambda: hf.Llama4TextConfig(
+        **_TINY,
+        **_HEADS16,
+        intermediate_size_mlp=48,
+        num_local_experts=2,
+        interleave_moe_layer_step=2,
+        attention_chunk_size=4,
+        layer_types=["chunked_attention", "full_attention"],
+    ),
+    "convolution": lambda: hf.Lfm2Config(
+        **_TINY, num_attention_heads=4, num_key_value_heads=2, layer_types=["conv", "full_attention"]
+    ),
+    "state-space": lambda: hf.MambaConfig(
+        vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=2, state_size=4, eos_token_id=EOS
+    ),
+    "recurrence": lambda: hf.RecurrentGemmaConfig(
+        **{**_TINY, "num_hidden_layers": 3}, num_attention_heads=2, lru_width=32, attention_window_size=8
+    ),
+    "attention-sinks": lambda: hf.GptOssConfig(
+        **_TINY, **_HEADS16, num_local_experts=4, num_experts_per_tok=2, sliding_window=4
+    ),
+    "alibi": lambda: hf.BloomConfig(
+        vocab_size=VOCABULARY, hidden_size=32, n_layer=2, n_head=2, eos_token_id=EOS, pad_token_id=PAD
+    ),
+}
+"""What a packed batch would answer wrongly."""
 
 
 def tokenizer(template: str | None = CHAT_TEMPLATE) -> hf.PreTrainedTokenizerFast:
@@ -141,9 +180,8 @@ def save_family(family: str, folder: Path, **options: Any) -> Path:
 
 
 def load_engine(folder: Path, *, rank: int = 1, run_seed: int = 7, **settings: Any) -> TransformersEngine:
-    engine = TransformersEngine(
-        str(folder), noise=Noise(run_seed, rank=rank), settings=TransformersSettings(device="cpu", **settings)
-    )
+    chosen = TransformersSettings(**{"device": "cpu", **settings})
+    engine = TransformersEngine(str(folder), noise=Noise(run_seed, rank=rank), settings=chosen)
     engine.load()
     return engine
 

@@ -19,7 +19,7 @@ from seedtune.errors import ConfigError, nearest
 class Section(BaseModel):
     """A frozen group of settings that knows its keys."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 class TransformersSettings(Section):
@@ -61,7 +61,7 @@ class Config(Section):
     """Hugging Face id, local folder, or a built-in name (``smollm2-135m``)."""
 
     task: str = "conciseness"
-    """Built-in task (``seedtune tasks`` lists them); the Python ``Trainer`` may bring data and rewards instead."""
+    """Built-in task (``seedtune tasks``); the Python ``Trainer`` may bring data and rewards instead."""
 
     engine: Literal["transformers", "toy"] = "transformers"
     """What evaluates the population."""
@@ -207,7 +207,9 @@ def read_settings(path: Path, overrides: Iterable[str] = ()) -> dict[str, Any]:
     if settings is None:
         settings = {}
     if not isinstance(settings, dict):
-        raise ConfigError(f"{path} holds {type(settings).__name__}, not settings. Write lines like 'sigma: 0.006'.")
+        raise ConfigError(
+            f"{path} holds {type(settings).__name__}, not settings. Write lines like 'sigma: 0.006'."
+        )
     return override(settings, overrides)
 
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import errno
+import re
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class SeedtuneError(Exception):
@@ -53,3 +56,25 @@ def nearest(word: str, known: Iterable[str]) -> str:
     """`` Did you mean 'x'?`` for the known word nearest to ``word``, or an empty string."""
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
     return f" Did you mean {close[0]!r}?" if close else ""
+
+
+_OS_ERROR = re.compile(r"\(os error (\d+)\)")
+"""How libraries in Rust (safetensors) spell an errno."""
+
+
+def storage_error(path: Path, error: Exception, *, run: Path | None = None) -> StorageError:
+    """What went wrong while writing ``path`` of a ``run`` (its folder by default), and how to go on."""
+    cause, fix = storage_cause(error)
+    return StorageError(
+        f"cannot write {path}: {cause}. Everything up to the last complete generation is safe. "
+        f"{fix} and continue with: seedtune resume {run or path.parent}"
+    )
+
+
+def storage_cause(error: Exception) -> tuple[str, str]:
+    """(what went wrong, what to do) for an error of the operating system, whoever reports it."""
+    spelt = _OS_ERROR.search(str(error))
+    number = error.errno if isinstance(error, OSError) else int(spelt[1]) if spelt else None
+    if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return "the disk is full", "Free some space"
+    return str(error), "Fix that"

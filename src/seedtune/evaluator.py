@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -18,7 +18,7 @@ from seedtune.types import CENTRE, Example, Job, Member, Message, Prompt, Rollou
 
 @dataclass(slots=True)
 class Outcome:
-    """Scores (members, prompts) of an evaluation, its rollouts in member-then-prompt order, and their values."""
+    """Scores (members, prompts) of an evaluation, and its rollouts, member by member, with their values."""
 
     members: tuple[Member, ...]
     examples: tuple[Example, ...]
@@ -30,7 +30,9 @@ class Outcome:
 
     def of(self, member: Member) -> list[tuple[Rollout, float]]:
         """A member's rollouts with their rewards."""
-        return [(r, reward) for r, reward in zip(self.rollouts, self.rewards, strict=True) if r.member == member]
+        return [
+            (r, reward) for r, reward in zip(self.rollouts, self.rewards, strict=True) if r.member == member
+        ]
 
     def row(self, member: Member) -> NDArray[np.float64]:
         """A member's scores over the prompts."""
@@ -94,7 +96,7 @@ class Evaluator:
         )
 
 
-def _place(members: tuple[Member, ...]):  # type: ignore[no-untyped-def]
+def _place(members: tuple[Member, ...]) -> Callable[[Rollout], tuple[int, int, int]]:
     order = {member: index for index, member in enumerate(members)}
     return lambda rollout: (order[rollout.member], rollout.prompt, rollout.sample)
 

@@ -6,10 +6,12 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from seedtune import ledger, replay
 from seedtune.config import Config
 from seedtune.engines.base import Engine
-from seedtune.errors import RunError, StorageError
+from seedtune.errors import RunError, StorageError, storage_cause
 
 CARD = """---
 library_name: transformers
@@ -19,16 +21,16 @@ tags: [seedtune, evolution-strategies]
 
 # {model}, fine-tuned by evolution strategies
 
-Made with [seedtune](https://pypi.org/project/seedtune/) {version} (arXiv 2509.24372): no gradients, {generations}
-generations of {population} members, σ {sigma}, α {alpha}, {perturbation} perturbation of rank {rank},
-task `{task}`, seed {seed}.
+Made with [seedtune](https://pypi.org/project/seedtune/) {version} (arXiv 2509.24372): no gradients,
+{generations} generations of {population} members, σ {sigma}, α {alpha}, {perturbation} perturbation of rank
+{rank}, task `{task}`, seed {seed}.
 
 Centre fingerprint `{fingerprint}`. The licence of the base model applies.
 """
 
 
 def export_run(root: Path, output: Path, *, generation: int | None = None, dtype: str | None = None) -> int:
-    """Write the model of a run after ``generation`` generations (all by default); returns how many those were."""
+    """Write a run's model after ``generation`` generations (all by default); returns how many those were."""
     check_output(output)
     config, contents = replay.run_config(root), ledger.read(replay.RunPaths(root).ledger)
     replay.check_same_run(root, contents.header, config)
@@ -57,14 +59,23 @@ def write_export(engine: Engine, config: Config, generation: int, output: Path, 
             if output.exists():
                 output.rmdir()
             shutil.move(part, output)
-    except OSError as error:
-        raise StorageError(f"cannot write the model to {str(output)!r}: {error}. Free some space or choose another folder.") from error
+    except (OSError, SafetensorError) as error:
+        cause, fix = storage_cause(error)
+        raise StorageError(
+            f"cannot write the model to {str(output)!r}: {cause}. {fix}, or choose another folder."
+        ) from error
 
 
 def _card(engine: Engine, config: Config, generation: int) -> str:
     from seedtune import __version__
 
     return CARD.format(
-        version=__version__, generations=generation, alpha=config.step, fingerprint=engine.fingerprint(),
-        **{k: getattr(config, k) for k in ("model", "population", "sigma", "perturbation", "rank", "task", "seed")},
+        version=__version__,
+        generations=generation,
+        alpha=config.step,
+        fingerprint=engine.fingerprint(),
+        **{
+            k: getattr(config, k)
+            for k in ("model", "population", "sigma", "perturbation", "rank", "task", "seed")
+        },
     )

@@ -9,18 +9,18 @@ Nothing in it depends on time or place: the same run writes the same bytes.
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import hashlib
 import json
 import math
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from seedtune.errors import LedgerError, RunError, StorageError
+from seedtune.errors import LedgerError, RunError, storage_error
 from seedtune.types import Member, Plan
 
 FORMAT = 1
@@ -40,13 +40,24 @@ class Header:
     format: int = FORMAT
 
     def to_json(self) -> dict[str, Any]:
-        return {"seedtune": self.version, **{k: getattr(self, k) for k in ("format", "noise", "model")},
-                "base_fingerprint": self.base_fingerprint, "config": self.config}
+        """The header as its line holds it."""
+        return {
+            "seedtune": self.version,
+            **{k: getattr(self, k) for k in ("format", "noise", "model")},
+            "base_fingerprint": self.base_fingerprint,
+            "config": self.config,
+        }
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Header:
+        """The header a line holds."""
         return cls(
-            data["model"], data["base_fingerprint"], data["config"], data["noise"], data["seedtune"], data["format"]
+            data["model"],
+            data["base_fingerprint"],
+            data["config"],
+            data["noise"],
+            data["seedtune"],
+            data["format"],
         )
 
 
@@ -63,6 +74,7 @@ class Record:
     state: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
+        """The record as its line holds it: member labels, NaN as null."""
         plan = self.plan
         return {
             "generation": plan.generation,
@@ -79,6 +91,7 @@ class Record:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Record:
+        """The record a line holds, float for float."""
         generation = data["generation"]
         members = tuple(Member.parse(label, generation) for label in data["members"])
         return cls(
@@ -118,35 +131,70 @@ def read(path: Path) -> Contents:
     """Read and verify a ledger; LedgerError names the line that is not what was written."""
     try:
         raw = path.read_bytes()
-    except FileNotFoundError:
-        raise RunError(f"{path.parent} is not a run directory: it has no {path.name}. Check the path.") from None
-    whole, _, tail = raw.rpartition(b"\n")
-    lines = whole.split(b"\n") if whole else []
+    except (FileNotFoundError, NotADirectoryError):
+        raise RunError(
+            f"{path.parent} is not a run directory: it has no {path.name}. Check the path."
+        ) from None
+    except OSError as error:
+        raise LedgerError(f"cannot read {path}: {error}. Fix that and try again.") from error
+    *lines, tail = raw.split(b"\n")
     if not lines:
-        raise RunError(f"{path} has no complete header: the run stopped before it began. Delete {path.parent} and train.")
+        _verify_tail(path, 1, tail, "")
+        raise RunError(
+            f"{path} has no complete header: the run stopped before it began. "
+            f"Begin it with: seedtune resume {path.parent}"
+        )
     data, check = _verify(path, 1, lines[0], "")
     contents = _header(path, data, check)
     for number, line in enumerate(lines[1:], start=2):
         data, contents.check = _verify(path, number, line, contents.check)
         _add(path, number, data, contents)
+    _verify_tail(path, len(lines) + 1, tail, contents.check)
     contents.size, contents.torn = len(raw) - len(tail), len(tail)
     return contents
 
 
+def has_begun(path: Path) -> bool:
+    """Whether there is a ledger with a complete first line."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.readline().endswith(b"\n")
+
+
 def _verify(path: Path, number: int, line: bytes, previous: str) -> tuple[dict[str, Any], str]:
-    body, check = line[:-_CHECK_LENGTH], line[-_CHECK_LENGTH:].decode("ascii", "replace")
-    expected = _checksum(previous, body)
-    if check != f'{_CHECK}{expected}"}}':
-        raise LedgerError(
-            f"{path} line {number} is corrupted: its checksum does not match what it holds. Restore the file from a "
-            f"copy, or keep only the first {number - 1} lines (head -n {number - 1}) to go on from there."
-        )
-    return json.loads(body + b"}"), expected
+    expected = _matching(line, previous)
+    if expected is None:
+        raise _corrupted(path, number)
+    return json.loads(line[:-_CHECK_LENGTH] + b"}"), expected
+
+
+def _verify_tail(path: Path, number: int, tail: bytes, previous: str) -> None:
+    """A torn line is the beginning of one; a whole line without its newline is corrupted."""
+    if _matching(tail[:-1], previous) is not None:
+        raise _corrupted(path, number)
+
+
+def _matching(line: bytes, previous: str) -> str | None:
+    """The checksum of a line, if the line ends with it."""
+    expected = _checksum(previous, line[:-_CHECK_LENGTH])
+    return expected if line[-_CHECK_LENGTH:] == f'{_CHECK}{expected}"}}'.encode() else None
+
+
+def _corrupted(path: Path, number: int) -> LedgerError:
+    before = number - 1
+    keep = f", or keep only the first {before} lines (head -n {before}) to go on from there" if before else ""
+    return LedgerError(
+        f"{path} line {number} is corrupted: its checksum does not match what it holds. "
+        f"Restore the file from a copy{keep}."
+    )
 
 
 def _header(path: Path, data: dict[str, Any], check: str) -> Contents:
     if data.get("format") != FORMAT:
-        raise LedgerError(f"{path} has ledger format {data.get('format')!r}; this version reads format {FORMAT}.")
+        raise LedgerError(
+            f"{path} has ledger format {data.get('format')!r}; this version reads format {FORMAT}."
+        )
     return Contents(Header.from_json(data), check=check)
 
 
@@ -156,7 +204,8 @@ def _add(path: Path, number: int, data: dict[str, Any], contents: Contents) -> N
         return
     if data["generation"] != contents.generations:
         raise LedgerError(
-            f"{path} line {number} records generation {data['generation']}, but {contents.generations} was expected."
+            f"{path} line {number} records generation {data['generation']}, but "
+            f"{contents.generations} was expected."
         )
     contents.records.append(Record.from_json(data))
 
@@ -168,34 +217,54 @@ def _checksum(previous: str, body: bytes) -> str:
 class Ledger:
     """A ledger open for appending; one process at a time."""
 
-    def __init__(self, path: Path, *, check: str = "", size: int = 0) -> None:
-        """Use ``create`` or ``resume``."""
+    def __init__(self, path: Path) -> None:
+        """Open and lock; use ``create`` or ``resume``."""
         self.path = path
-        self._check, self._size = check, size
-        self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        self._check, self._size = "", 0
+        try:
+            self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise storage_error(path, error) from error
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(self._file)
-            raise RunError(f"{path.parent} is being trained by another process. Wait for it, or stop it.") from None
-        os.ftruncate(self._file, size)
+            raise RunError(
+                f"{path.parent} is being trained by another process. Wait for it, or stop it."
+            ) from None
 
     @classmethod
     def create(cls, path: Path, header: Header) -> Ledger:
-        """Begin a ledger; RunError if there is one already."""
-        if path.exists() and path.stat().st_size:
-            raise RunError(
-                f"{path.parent} already holds a run. Resume it with 'seedtune resume {path.parent}', or choose another "
-                "output_dir."
-            )
+        """Begin a ledger; RunError if there is one already.  An unfinished header is written anew."""
         ledger = cls(path)
-        ledger._append(header.to_json())
+        try:
+            if has_begun(path):
+                raise RunError(
+                    f"{path.parent} already holds a run. Resume it with 'seedtune resume {path.parent}', or "
+                    "choose another output_dir."
+                )
+            os.ftruncate(ledger._file, 0)
+            ledger._append(header.to_json())
+            _sync_folder(path.parent)
+        except BaseException:
+            ledger.close()
+            raise
         return ledger
 
     @classmethod
-    def resume(cls, path: Path, contents: Contents) -> Ledger:
-        """Go on after the last complete line."""
-        return cls(path, check=contents.check, size=contents.size)
+    def resume(cls, path: Path) -> tuple[Ledger, Contents]:
+        """Read a ledger that nobody else writes, and go on after its last complete line."""
+        if not path.is_file():
+            read(path)
+        ledger = cls(path)
+        try:
+            contents = read(path)
+            ledger._check, ledger._size = contents.check, contents.size
+            os.ftruncate(ledger._file, contents.size)
+        except BaseException:
+            ledger.close()
+            raise
+        return ledger, contents
 
     def append(self, record: Record) -> None:
         """Write a generation and flush it to the disk; StorageError leaves the file as it was."""
@@ -212,8 +281,9 @@ class Ledger:
         try:
             _write_all(self._file, line, self._size)
         except OSError as error:
-            os.ftruncate(self._file, self._size)
-            raise StorageError(storage_message(self.path, error)) from error
+            with suppress(OSError):  # a torn line is dropped by the next reader
+                os.ftruncate(self._file, self._size)
+            raise storage_error(self.path, error) from error
         self._check, self._size = check, self._size + len(line)
 
     def close(self) -> None:
@@ -228,17 +298,18 @@ def _write_all(file: int, data: bytes, offset: int) -> None:
     os.fsync(file)
 
 
-def storage_message(path: Path, error: OSError) -> str:
-    """What went wrong while writing ``path``, that nothing is lost, and how to go on."""
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    cause = "the disk is full" if full else str(error)
-    return (
-        f"cannot write {path}: {cause}. Everything up to the last complete generation is safe. "
-        f"{'Free some space' if full else 'Fix that'} and continue with: seedtune resume {path.parent}"
-    )
+def _sync_folder(folder: Path) -> None:
+    """Flush a new file's name to the disk, too."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
-def changed_fields(recorded: Mapping[str, Any], current: Mapping[str, Any], prefix: str = "") -> Sequence[str]:
+def changed_fields(
+    recorded: Mapping[str, Any], current: Mapping[str, Any], prefix: str = ""
+) -> Sequence[str]:
     """``name: recorded → current`` for every setting that differs."""
     changes: list[str] = []
     for key in sorted(set(recorded) | set(current)):

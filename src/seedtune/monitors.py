@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from seedtune.engines.base import EngineTimes
+from seedtune.ledger import Record
 from seedtune.types import Rollout
 
 Array = NDArray[np.float64]
@@ -28,13 +29,19 @@ def spread(values: Sequence[float] | Array) -> float | None:
     return float(known.std()) if known.size else None
 
 
-def reward_metrics(rewards: Array, scores: Array) -> dict[str, float | None]:
-    """Reward over members, and the share of prompts on which all members tie."""
+def member_metrics(rewards: Array) -> dict[str, float | None]:
+    """Reward over members: mean, standard deviation and best."""
     known = rewards[~np.isnan(rewards)]
     return {
         "reward": mean(rewards),
         "reward_std": spread(rewards),
         "reward_best": float(known.max()) if known.size else None,
+    }
+
+
+def prompt_metrics(scores: Array) -> dict[str, float]:
+    """The share of prompts on which all members tie, and of scores that are missing."""
+    return {
         "frac_reward_zero_std": float(np.mean([_tied(column) for column in scores.T])),
         "frac_reward_missing": float(np.isnan(scores).mean()),
     }
@@ -67,7 +74,12 @@ def completion_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:
 def time_metrics(times: EngineTimes, seconds: Mapping[str, float], step_time: float) -> dict[str, float]:
     """Seconds of a generation by what they went into; ``time/other`` is everything not named."""
     generating = max(0.0, seconds["rollouts"] - times.perturb)
-    named = {"rollouts": generating, "perturb": times.perturb, "score": seconds["score"], "update": seconds["update"]}
+    named = {
+        "rollouts": generating,
+        "perturb": times.perturb,
+        "score": seconds["score"],
+        "update": seconds["update"],
+    }
     tokens = times.generated_tokens / seconds["rollouts"] if seconds["rollouts"] > 0 else 0.0
     return {
         "step_time": step_time,
@@ -77,13 +89,29 @@ def time_metrics(times: EngineTimes, seconds: Mapping[str, float], step_time: fl
     }
 
 
-def alarms(metrics: Mapping[str, Any], reward_std: float | None) -> list[str]:
-    """What looks wrong in a generation, each with what to change."""
+def alarms(metrics: Mapping[str, Any], *, moved: bool) -> list[str]:
+    """What looks wrong in a generation, and what to change; ``moved``: the update has terms."""
     found = []
     if metrics["reward"] is None:
         found.append("no member could be scored: the update is zero. Check the reward function.")
-    elif reward_std == 0.0:
+    elif not moved:
         found.append("all members have the same reward: the update is zero. Raise sigma or use more prompts.")
     if metrics["completions/clipped_ratio"] > 0.9:
-        found.append("over 90 % of completions hit max_completion_length. Raise it if answers should be longer.")
+        found.append(
+            "over 90 % of completions hit max_completion_length. Raise it if answers should be longer."
+        )
     return found
+
+
+def restored(record: Record) -> dict[str, Any]:
+    """What the ledger knows of a generation whose own metrics were lost in a kill; marked ``restored``."""
+    return {
+        "generation": record.plan.generation + 1,
+        **member_metrics(np.array(record.rewards)),
+        "reward_centre": record.centre_reward,
+        "sigma": record.plan.sigma,
+        "alpha": record.plan.alpha,
+        "num_tokens": sum(record.tokens.values()),
+        "alarms": [],
+        "restored": True,
+    }

@@ -10,7 +10,7 @@ from pathlib import Path
 from seedtune import __version__, engines, ledger, noise, snapshot
 from seedtune.config import Config, load_config
 from seedtune.engines.base import Engine, EngineInfo
-from seedtune.errors import LedgerError, RunError
+from seedtune.errors import LedgerError, RunError, StorageError
 from seedtune.strategies.base import update_of
 
 log = logging.getLogger("seedtune")
@@ -26,27 +26,53 @@ class RunPaths:
 
     @property
     def ledger(self) -> Path:
+        """The run itself."""
         return self.root / "ledger.jsonl"
 
     @property
     def config(self) -> Path:
+        """The settings it was started or last resumed with."""
         return self.root / "config.yaml"
 
     @property
     def metrics(self) -> Path:
+        """A line per generation and per held-out evaluation."""
         return self.root / "metrics.jsonl"
 
     @property
     def samples(self) -> Path:
+        """What the centre answered."""
         return self.root / "samples.jsonl"
 
     @property
     def snapshots(self) -> Path:
+        """The centre at a few generations, for a quick resume."""
         return self.root / "snapshots"
 
     @property
     def report(self) -> Path:
+        """The run on one page, written at the end."""
         return self.root / "report.html"
+
+    def holdings(self) -> set[str]:
+        """Names in the run directory, hidden ones (half-written files) left out; RunError if it is a file."""
+        if self.root.exists() and not self.root.is_dir():
+            raise RunError(f"the run directory {str(self.root)!r} is a file. Choose another output_dir.")
+        entries = self.root.iterdir() if self.root.exists() else ()
+        return {entry.name for entry in entries if not entry.name.startswith(".")}
+
+    def check_unused(self) -> None:
+        """RunError if the run directory holds something already."""
+        if self.holdings():
+            hint = f"Resume it with 'seedtune resume {self.root}'" if self.config.exists() else "Empty it"
+            raise RunError(
+                f"the run directory {str(self.root)!r} is already used. {hint}, or choose another output_dir."
+            )
+
+    def stopped_at_once(self) -> bool:
+        """Whether a run got as far as its configuration and no further."""
+        known = {self.config.name, self.ledger.name}
+        return self.config.is_file() and self.holdings() <= known and not ledger.has_begun(self.ledger)
 
 
 def header_of(config: Config, info: EngineInfo) -> ledger.Header:
@@ -77,11 +103,18 @@ def check_same_run(root: Path, recorded: ledger.Header, config: Config) -> None:
             "Put the recorded values back, or start a new run in another output_dir."
         )
     if recorded.noise != noise.SCHEME:
-        raise LedgerError(f"{root} uses noise scheme {recorded.noise!r}; this version makes {noise.SCHEME!r}.")
+        raise LedgerError(
+            f"{root} uses noise scheme {recorded.noise!r}; this version makes {noise.SCHEME!r}."
+        )
 
 
 def load(
-    root: Path, config: Config, contents: ledger.Contents, *, generation: int | None = None, progress: Progress | None = None
+    root: Path,
+    config: Config,
+    contents: ledger.Contents,
+    *,
+    generation: int | None = None,
+    progress: Progress | None = None,
 ) -> tuple[Engine, EngineInfo]:
     """An engine whose centre has applied ``generation`` generations of the ledger (all of them by default).
 
@@ -91,7 +124,7 @@ def load(
     if not 0 <= goal <= contents.generations:
         raise RunError(f"generation {goal} is not in {root}: it has generations 0 to {contents.generations}.")
     engine = engines.create(config)
-    start, info = _start(engine, RunPaths(root).snapshots, goal)
+    start, info = _start(engine, RunPaths(root).snapshots, contents, goal)
     if info.base_fingerprint != contents.header.base_fingerprint:
         raise LedgerError(
             f"{root} was trained from a base model with fingerprint {contents.header.base_fingerprint}, but "
@@ -106,19 +139,22 @@ def load(
     return engine, info
 
 
-def _start(engine: Engine, folder: Path, goal: int) -> tuple[int, EngineInfo]:
+def _start(engine: Engine, folder: Path, contents: ledger.Contents, goal: int) -> tuple[int, EngineInfo]:
     """Load the newest snapshot that is not past ``goal`` and is what it says it is, or the base model."""
     for candidate in snapshot.listing(folder):
         if candidate.generations > goal:
             continue
+        recorded = contents.fingerprints.get(candidate.generations, candidate.fingerprint)
         try:
             info = engine.load(candidate.folder)
-        except (OSError, ValueError) as error:
+        except StorageError as error:
             log.warning("passing over the snapshot %s: %s", candidate.folder, error)
             continue
-        if engine.fingerprint() == candidate.fingerprint:
+        if engine.fingerprint() == candidate.fingerprint == recorded:
             return candidate.generations, info
-        log.warning("passing over the snapshot %s: its weights are not the ones it was made from", candidate.folder)
+        log.warning(
+            "passing over the snapshot %s: its weights are not the ones it was made from", candidate.folder
+        )
     return 0, engine.load()
 
 
@@ -126,6 +162,7 @@ def _check_fingerprint(root: Path, engine: Engine, contents: ledger.Contents, go
     recorded = contents.fingerprints.get(goal)
     if recorded is not None and engine.fingerprint() != recorded:
         raise LedgerError(
-            f"{root}: replay gives fingerprint {engine.fingerprint()} after {goal} generations, the ledger recorded "
-            f"{recorded}. Delete {root / 'snapshots'} and try again; if it stays, the ledger is not of this model."
+            f"{root}: replay gives fingerprint {engine.fingerprint()} after {goal} generations, the ledger "
+            f"recorded {recorded}. Delete {root / 'snapshots'} and try again; if it stays, the ledger is "
+            "not of this model."
         )

@@ -9,9 +9,10 @@ from typing import Any
 from seedtune import files
 from seedtune.replay import RunPaths
 
-_STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#1a1a1a}
-table{border-collapse:collapse;width:100%}td,th{border-bottom:1px solid #ddd;padding:.35rem .5rem;text-align:left;
-vertical-align:top}th{font-weight:600}.n{text-align:right;white-space:nowrap}.big{font-size:2rem;font-weight:600}
+_STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;
+color:#1a1a1a}
+table{border-collapse:collapse;width:100%}td,th{border-bottom:1px solid #ddd;padding:.35rem .5rem;
+text-align:left;vertical-align:top}th{font-weight:600}.n{text-align:right;white-space:nowrap}.big{font-size:2rem;font-weight:600}
 svg{width:100%;height:auto}code{background:#f3f3f3;padding:0 .2rem}"""
 
 Row = Mapping[str, Any]
@@ -50,8 +51,10 @@ def render(paths: RunPaths) -> str:
         f"<h2>Configuration</h2><pre>{html.escape(paths.config.read_text(encoding='utf-8'))}</pre>",
     ]
     return (
-        f"<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>"
-        f"<title>seedtune: {html.escape(paths.root.name)}</title><style>{_STYLE}</style>{''.join(body)}</html>"
+        "<!doctype html><html lang=en><meta charset=utf-8>"
+        "<meta name=viewport content='width=device-width'>"
+        f"<title>seedtune: {html.escape(paths.root.name)}</title><style>{_STYLE}</style>"
+        f"{''.join(body)}</html>"
     )
 
 
@@ -77,9 +80,13 @@ def _chart(generations: Sequence[Row], evaluations: Sequence[Row]) -> str:
         return ""
     xs, ys = [x for x, _ in known], [y for _, y in known]
     place = _scale(min(xs), max(xs), min(ys), max(ys))
-    drawn = [_polyline(colour, [place(x, y) for x, y in points if y is not None]) for colour, points in lines.values()]
+    drawn = [
+        _polyline(colour, [place(x, y) for x, y in points if y is not None])
+        for colour, points in lines.values()
+    ]
     legend = "".join(
-        f"<text x={60 + 110 * i} y=16 fill='{colour}'>{name}</text>" for i, (name, (colour, _)) in enumerate(lines.items())
+        f"<text x={60 + 110 * i} y=16 fill='{colour}'>{name}</text>"
+        for i, (name, (colour, _)) in enumerate(lines.items())
     )
     axes = f"<text x=0 y=36>{_number(max(ys))}</text><text x=0 y=290>{_number(min(ys))}</text>"
     foot = f"<text x=60 y=316>generation {min(xs)}</text><text x=760 y=316 text-anchor=end>{max(xs)}</text>"
@@ -123,7 +130,9 @@ def _samples(pairs: Sequence[tuple[Row, Row]]) -> str:
         f"<td class=n>{_number(after['reward'])}</td></tr>"
         for before, after in pairs
     )
-    head = "<tr><th>prompt</th><th>before</th><th class=n>reward</th><th>after</th><th class=n>reward</th></tr>"
+    head = (
+        "<tr><th>prompt</th><th>before</th><th class=n>reward</th><th>after</th><th class=n>reward</th></tr>"
+    )
     return f"<h2>Held-out answers before and after</h2><table>{head}{rows}</table>" if rows else ""
 
 

@@ -1,4 +1,4 @@
-"""From scores to coefficients: pure functions of a (members, prompts) matrix with NaN where nothing was scored.
+"""From scores to coefficients: pure functions of a (members, prompts) matrix, NaN where nothing was scored.
 
 A missing score counts as its prompt's mean over the members that have one, so failing on a hard prompt is
 no advantage.  A member without any score gets coefficient 0 and does not enter mean and std.  A population
@@ -14,11 +14,11 @@ Scores = NDArray[np.float64]
 Vector = NDArray[np.float64]
 
 TIE = 1e-12
-"""Rewards closer than this, relative to the largest, are equal: rounding noise must not become a direction."""
+"""Rewards closer than this, relative to the largest, are equal: rounding noise is no direction."""
 
 
 def fill_missing(scores: Scores) -> Scores:
-    """Missing scores replaced by their prompt's mean; prompts nobody scored are dropped; empty rows stay NaN."""
+    """Missing scores become their prompt's mean; prompts nobody scored are dropped; empty rows stay NaN."""
     seen = ~np.isnan(scores)
     scored = scores[:, seen.any(axis=0)]
     seen = ~np.isnan(scored)
@@ -70,7 +70,7 @@ def standardise(rewards: Vector) -> Vector:
 
 
 def _tied(centred: NDArray[np.float64], largest: float) -> bool:
-    return bool(np.abs(centred).max() <= TIE * max(1.0, largest))
+    return bool(np.abs(centred).max() <= TIE * largest)
 
 
 SHAPINGS = {"zscore": zscore, "per_prompt": per_prompt}

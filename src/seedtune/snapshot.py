@@ -1,4 +1,4 @@
-"""Snapshots: the centre on disk, so that a resume replays fewer generations.  A cache; the ledger is the run."""
+"""Snapshots: the centre on disk, so that a resume replays less.  A cache; the ledger is the run."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from seedtune.engines.base import Engine
-from seedtune.errors import StorageError
-from seedtune.ledger import storage_message
+from seedtune.errors import storage_error
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """A finished snapshot: its folder, the generations its centre has applied, and that centre's fingerprint."""
+    """A finished snapshot: its folder, the generations its centre has applied, and its fingerprint."""
 
     folder: Path
     generations: int
@@ -25,11 +26,13 @@ class Snapshot:
 
 def save(folder: Path, engine: Engine, *, generations: int, keep: int) -> Snapshot:
     """Write a snapshot and delete all but the newest ``keep``; StorageError leaves the older ones alone."""
-    target = folder / f"{generations:06d}"
+    target = folder / _name(generations)
     fingerprint = engine.fingerprint()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".writing-", dir=folder, ignore_cleanup_errors=True) as scratch:
+        with tempfile.TemporaryDirectory(
+            prefix=".writing-", dir=folder, ignore_cleanup_errors=True
+        ) as scratch:
             part = Path(scratch) / "snapshot"
             part.mkdir()
             engine.snapshot(part)
@@ -38,8 +41,8 @@ def save(folder: Path, engine: Engine, *, generations: int, keep: int) -> Snapsh
             _sync(part)
             shutil.rmtree(target, ignore_errors=True)
             part.rename(target)
-    except OSError as error:
-        raise StorageError(storage_message(folder, error)) from error
+    except (OSError, SafetensorError) as error:
+        raise storage_error(target, error, run=folder.parent) from error
     for old in listing(folder)[keep:]:
         shutil.rmtree(old.folder, ignore_errors=True)
     return Snapshot(target, generations, fingerprint)
@@ -51,10 +54,16 @@ def listing(folder: Path) -> list[Snapshot]:
     for about in folder.glob("[0-9]*/snapshot.json"):
         try:
             data = json.loads(about.read_text(encoding="utf-8"))
-            found.append(Snapshot(about.parent, int(data["generations"]), str(data["fingerprint"])))
+            one = Snapshot(about.parent, int(data["generations"]), str(data["fingerprint"]))
         except (OSError, ValueError, KeyError, TypeError):
             continue
+        if about.parent.name == _name(one.generations):
+            found.append(one)
     return sorted(found, key=lambda snapshot: -snapshot.generations)
+
+
+def _name(generations: int) -> str:
+    return f"{generations:06d}"
 
 
 def clear_unfinished(folder: Path) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,7 +14,7 @@ import yaml
 from seedtune import engines, files, ledger, monitors, noise, replay, report, snapshot, strategies, tasks
 from seedtune.config import Config
 from seedtune.engines.base import Engine, EngineInfo
-from seedtune.errors import ConfigError, DataError, RunError
+from seedtune.errors import ConfigError, DataError, StorageError, storage_cause
 from seedtune.evaluator import Evaluator, Outcome
 from seedtune.ledger import Ledger, Record
 from seedtune.shaping import member_rewards
@@ -28,10 +29,17 @@ Metrics = dict[str, Any]
 class Callback(Protocol):
     """Told what happens; may print or log, must not change anything."""
 
-    def on_start(self, trainer: Trainer, info: EngineInfo, first: int) -> None: ...
-    def on_generation(self, metrics: Metrics) -> None: ...
-    def on_evaluate(self, metrics: Metrics) -> None: ...
-    def on_end(self, trainer: Trainer) -> None: ...
+    def on_start(self, trainer: Trainer, info: EngineInfo, first: int) -> None:
+        """The model is loaded; ``first`` generations are done already."""
+
+    def on_generation(self, metrics: Metrics) -> None:
+        """A generation is done."""
+
+    def on_evaluate(self, metrics: Metrics) -> None:
+        """The held-out examples were evaluated."""
+
+    def on_end(self, trainer: Trainer) -> None:
+        """All generations are done."""
 
 
 class Trainer:
@@ -41,7 +49,7 @@ class Trainer:
     ``prompt`` and any other columns) it trains on your own.  ``model`` overrides ``args.model``.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - TRL's parameters
         self,
         args: Config | None = None,
         *,
@@ -66,46 +74,53 @@ class Trainer:
     # ------------------------------------------------------------------ public
 
     def train(self, *, resume: bool = False) -> Metrics:
-        """Run all generations that are left; returns the last held-out evaluation (empty without held-out data).
+        """Run all generations that are left; returns the last held-out evaluation (empty if there is none).
 
         Raises RunError for a used run directory (unless ``resume``) or a changed configuration; after any
         error everything up to the last complete generation is on the disk.
         """
-        book, state = self._resume() if resume else self._begin()
-        try:
+        with self._resumed() if resume else self._begun() as (book, state):
             self._loop(book, state)
-        finally:
-            book.close()
         self._emit("on_end", self)
         return next(iter(reversed(self._evaluations())), {})
 
+    def load(self) -> Engine:
+        """The engine, loaded with the base model if nothing was trained or resumed yet."""
+        if self.engine is None:
+            self.engine = engines.create(self.config)
+            self.engine.load()
+        return self.engine
+
     def evaluate(self) -> Metrics:
         """Mean rewards of the centre on the held-out examples."""
-        return self._held_out(self._loaded())[0]
+        return self._held_out(self.load())[0]
 
     def save_model(self, output_dir: str | Path, *, dtype: str | None = None) -> None:
         """Write the centre as a Hugging Face folder."""
         from seedtune.export import write_export
 
-        write_export(self._loaded(), self.config, self.generation, Path(output_dir), dtype=dtype)
+        write_export(self.load(), self.config, self.generation, Path(output_dir), dtype=dtype)
 
     # ---------------------------------------------------------------- the loop
 
     def _loop(self, book: Ledger, state: State) -> None:
-        evaluator = Evaluator(self._loaded(), self.task, self.config)
+        evaluator = Evaluator(self.load(), self.task, self.config)
         self._evaluate_if_due()
         for generation in range(self.generation, self.config.generations):
             started = time.perf_counter()
             plan = self.strategy.ask(state, generation)
             prompts = self._draw(generation)
-            outcome = evaluator.evaluate(self._members(plan), prompts, sigma=plan.sigma, generation=generation)
+            outcome = evaluator.evaluate(
+                self._members(plan), prompts, sigma=plan.sigma, generation=generation
+            )
             scores = outcome.scores[: len(plan.members)]
             step = self.strategy.tell(state, plan, scores)
+            self._show(outcome, generation + 1)
             book.append(self._record(plan, outcome, step))
             self._apply(step)
             state, self.generation = step.state, generation + 1
             self._note(book)
-            self._emit_generation(plan, outcome, time.perf_counter() - started)
+            self._emit_generation(outcome, plan, step, time.perf_counter() - started)
             self._evaluate_if_due()
             self._snapshot_if_due()
         self._write_report()
@@ -114,7 +129,7 @@ class Trainer:
         return (*plan.members, CENTRE) if self.config.evaluate_centre else plan.members
 
     def _apply(self, step: Step) -> None:
-        self._loaded().apply(step.update)
+        self.load().apply(step.update)
 
     def _draw(self, generation: int) -> list[Example]:
         """The generation's training prompts: epochs in addressed random order, cut into equal batches."""
@@ -129,35 +144,82 @@ class Trainer:
 
     # --------------------------------------------------------- begin and resume
 
-    def _begin(self) -> tuple[Ledger, State]:
-        root = self.paths.root
-        if root.exists() and (not root.is_dir() or any(root.iterdir())):
-            hint = f"Resume it with 'seedtune resume {root}'" if self.paths.ledger.exists() else "Empty it"
-            raise RunError(f"the run directory {str(root)!r} is already used. {hint}, or choose another output_dir.")
-        self.engine = engines.create(self.config)
+    @contextmanager
+    def _begun(self) -> Iterator[tuple[Ledger, State]]:
+        """A new run: directory, configuration, and a ledger with its header."""
+        self.paths.check_unused()
+        yield from self._begin()
+
+    def _begin(self) -> Iterator[tuple[Ledger, State]]:
+        self._release()
+        self.engine, self.generation = engines.create(self.config), 0
         info = self.engine.load()
         try:
-            root.mkdir(parents=True, exist_ok=True)
+            self.paths.root.mkdir(parents=True, exist_ok=True)
+            files.put(self.paths.config, self._settings().encode())
         except OSError as error:
-            raise RunError(f"cannot make the run directory {str(root)!r}: {error}. Choose another output_dir.") from error
-        files.write_whole(self.paths.config, yaml.safe_dump(self.config.model_dump(mode="json"), sort_keys=False))
-        book = Ledger.create(self.paths.ledger, replay.header_of(self.config, info))
-        self._emit("on_start", self, info, 0)
-        return book, self.strategy.initial()
+            cause, fix = storage_cause(error)
+            raise StorageError(
+                f"cannot begin a run in {str(self.paths.root)!r}: {cause}. {fix}, "
+                "or choose another output_dir."
+            ) from error
+        with closing(Ledger.create(self.paths.ledger, replay.header_of(self.config, info))) as book:
+            self._emit("on_start", self, info, 0)
+            yield book, self.strategy.initial()
 
-    def _resume(self) -> tuple[Ledger, State]:
-        root = self.paths.root
-        contents = ledger.read(self.paths.ledger)
+    @contextmanager
+    def _resumed(self) -> Iterator[tuple[Ledger, State]]:
+        """A run as its ledger has it; one that was stopped before its first line begins."""
+        if self.paths.stopped_at_once():
+            yield from self._begin()
+            return
+        self._release()
+        book, contents = Ledger.resume(self.paths.ledger)
+        with closing(book):
+            info = self._rebuild(contents)
+            if self.generation and self.generation not in contents.fingerprints:
+                self._note(book)
+            self._emit("on_start", self, info, self.generation)
+            yield book, contents.records[-1].state if contents.records else self.strategy.initial()
+
+    def _rebuild(self, contents: ledger.Contents) -> EngineInfo:
+        """The centre, and files that agree with the ledger and with the settings the run goes on with."""
+        root, done = self.paths.root, contents.generations
         replay.check_same_run(root, contents.header, self.config)
-        book = Ledger.resume(self.paths.ledger, contents)
+        if self.config.generations < done:
+            raise ConfigError(
+                f"generations={self.config.generations}, but {root} has {done} already. Give {done} or more; "
+                "earlier models come from 'seedtune export --generation'."
+            )
+        self.generation = done
         snapshot.clear_unfinished(self.paths.snapshots)
         self.engine, info = replay.load(root, self.config, contents)
-        self.generation = contents.generations
-        if self.generation and self.generation not in contents.fingerprints:
-            self._note(book)
-        state = contents.records[-1].state if contents.records else self.strategy.initial()
-        self._emit("on_start", self, info, self.generation)
-        return book, state
+        self._mend(contents)
+        files.write_whole(self.paths.config, self._settings())
+        return info
+
+    def _mend(self, contents: ledger.Contents) -> None:
+        """After a kill: drop what the ledger does not have, and note what only the ledger has."""
+        done = contents.generations
+        metrics = [row for row in files.read_lines(self.paths.metrics) if row["generation"] <= done]
+        known = {row["generation"] for row in metrics if "reward" in row}
+        metrics += [monitors.restored(r) for r in contents.records if r.plan.generation + 1 not in known]
+        metrics.sort(key=lambda row: (row["generation"], "eval_reward" in row))
+        files.write_lines(self.paths.metrics, metrics)
+        evaluated = any("eval_reward" in row and row["generation"] == done for row in metrics)
+        last = {"train": done, "test": done if evaluated else done - 1}
+        samples = files.read_lines(self.paths.samples)
+        files.write_lines(self.paths.samples, [r for r in samples if r["generation"] <= last[r["split"]]])
+
+    def _settings(self) -> str:
+        text: str = yaml.safe_dump(self.config.model_dump(mode="json"), sort_keys=False)
+        return text
+
+    def _release(self) -> None:
+        """Let go of an engine that an earlier call loaded."""
+        if self.engine is not None:
+            self.engine.close()
+            self.engine = None
 
     # ------------------------------------------------------------------ records
 
@@ -179,15 +241,15 @@ class Trainer:
     def _note(self, book: Ledger) -> None:
         """The centre's fingerprint into the ledger, every few generations and after the last."""
         if self.generation % self.config.fingerprint_steps == 0 or self.generation == self.config.generations:
-            book.append_fingerprint(self.generation, self._loaded().fingerprint())
+            book.append_fingerprint(self.generation, self.load().fingerprint())
 
-    def _emit_generation(self, plan: Plan, outcome: Outcome, step_time: float) -> None:
+    def _emit_generation(self, outcome: Outcome, plan: Plan, step: Step, step_time: float) -> None:
         scores = outcome.scores[: len(plan.members)]
-        member_values = member_rewards(scores)
-        times = self._loaded().take_times()
+        times = self.load().take_times()
         metrics: Metrics = {
             "generation": self.generation,
-            **monitors.reward_metrics(member_values, scores),
+            **monitors.member_metrics(member_rewards(scores)),
+            **monitors.prompt_metrics(scores),
             "reward_centre": monitors.mean(outcome.row(CENTRE)) if self.config.evaluate_centre else None,
             **monitors.function_metrics(outcome.by_function),
             **monitors.completion_metrics(outcome.rollouts),
@@ -197,10 +259,8 @@ class Trainer:
             "num_tokens": times.generated_tokens + times.prompt_tokens,
             **monitors.time_metrics(times, {**outcome.seconds, "update": times.update}, step_time),
         }
-        metrics["alarms"] = monitors.alarms(metrics, metrics["reward_std"])
+        metrics["alarms"] = monitors.alarms(metrics, moved=bool(step.update.terms))
         files.append_lines(self.paths.metrics, [metrics])
-        if self.config.evaluate_centre:
-            files.append_lines(self.paths.samples, self._samples(outcome, "train"))
         self._emit("on_generation", metrics)
 
     # --------------------------------------------------------------- evaluation
@@ -213,15 +273,17 @@ class Trainer:
             return
         if any(done["generation"] == self.generation for done in self._evaluations()):
             return
-        metrics, outcome = self._held_out(self._loaded())
-        files.append_lines(self.paths.samples, self._samples(outcome, "test"))
+        metrics, outcome = self._held_out(self.load())
+        files.append_lines(self.paths.samples, _samples(outcome, self.generation, "test"))
         files.append_lines(self.paths.metrics, [metrics])
         self._emit("on_evaluate", metrics)
 
     def _held_out(self, engine: Engine) -> tuple[Metrics, Outcome]:
         count = self.config.eval_prompts or len(self.task.test)
         started = time.perf_counter()
-        outcome = Evaluator(engine, self.task, self.config).centre(self.task.test[:count], generation=self.generation)
+        outcome = Evaluator(engine, self.task, self.config).centre(
+            self.task.test[:count], generation=self.generation
+        )
         engine.take_times()
         metrics: Metrics = {
             "generation": self.generation,
@@ -236,20 +298,10 @@ class Trainer:
         """Every held-out evaluation of this run so far, in order."""
         return [row for row in files.read_lines(self.paths.metrics) if "eval_reward" in row]
 
-    def _samples(self, outcome: Outcome, split: str) -> list[dict[str, Any]]:
-        """What the centre answered, for ``seedtune samples`` and the report."""
-        return [
-            {
-                "generation": self.generation,
-                "split": split,
-                "prompt_id": outcome.examples[rollout.prompt].id,
-                "prompt": outcome.examples[rollout.prompt].prompt,
-                "completion": rollout.text,
-                "reward": None if np.isnan(reward) else reward,
-                "finish": rollout.finish,
-            }
-            for rollout, reward in outcome.of(CENTRE)
-        ]
+    def _show(self, outcome: Outcome, generation: int) -> None:
+        """The centre's answers to a generation's prompts, before the ledger: what it has is never missing."""
+        if self.config.evaluate_centre:
+            files.append_lines(self.paths.samples, _samples(outcome, generation, "train"))
 
     # ------------------------------------------------------------------ helpers
 
@@ -258,22 +310,35 @@ class Trainer:
         due = self.generation == self.config.generations or (steps > 0 and self.generation % steps == 0)
         if due:
             snapshot.save(
-                self.paths.snapshots, self._loaded(), generations=self.generation, keep=self.config.save_total_limit
+                self.paths.snapshots,
+                self.load(),
+                generations=self.generation,
+                keep=self.config.save_total_limit,
             )
 
     def _write_report(self) -> None:
         files.write_whole(self.paths.report, report.render(self.paths))
 
-    def _loaded(self) -> Engine:
-        if self.engine is None:
-            self.engine = engines.create(self.config)
-            self.engine.load()
-        return self.engine
-
     def _emit(self, event: str, *arguments: Any) -> None:
         for callback in self.callbacks:
             handler: Callable[..., None] = getattr(callback, event)
             handler(*arguments)
+
+
+def _samples(outcome: Outcome, generation: int, split: str) -> list[dict[str, Any]]:
+    """What the centre answered, for ``seedtune samples`` and the report."""
+    return [
+        {
+            "generation": generation,
+            "split": split,
+            "prompt_id": outcome.examples[rollout.prompt].id,
+            "prompt": outcome.examples[rollout.prompt].prompt,
+            "completion": rollout.text,
+            "reward": None if np.isnan(reward) else reward,
+            "finish": rollout.finish,
+        }
+        for rollout, reward in outcome.of(CENTRE)
+    ]
 
 
 def _task(
@@ -282,16 +347,31 @@ def _task(
     weights: Sequence[float] | None,
     data: tuple[Rows | None, Rows | None],
 ) -> Task:
-    """The built-in task, or one of the caller's data and rewards; DataError if there is nothing to train on."""
+    """The built-in task, or the caller's data and rewards; DataError if there is nothing to train on."""
     if functions is None and data[0] is None:
         if config.task == "custom":
-            raise ConfigError("this run had its own data and rewards: resume it from Python with the same Trainer.")
+            raise ConfigError(
+                "this run had its own data and rewards: resume it from Python with the same Trainer."
+            )
+        if weights is not None or data[1] is not None:
+            raise ConfigError("reward_weights and eval_dataset need reward_funcs and train_dataset.")
         task = tasks.create(config.task)
     elif functions is None or data[0] is None:
         raise ConfigError("give both reward_funcs and train_dataset, or neither and a built-in task.")
     else:
         train, test = examples(data[0], "train"), examples(data[1], "eval")
         task = Task("custom", train, test, rewards(functions, weights))
-    if not task.train:
-        raise DataError(f"the training data of task {task.name!r} is empty. Give at least one row with a 'prompt'.")
+    _check_task(config, task)
     return task
+
+
+def _check_task(config: Config, task: Task) -> None:
+    if not task.train:
+        raise DataError(
+            f"the training data of task {task.name!r} is empty. Give at least one row with a 'prompt'."
+        )
+    if config.system_prompt is not None and any(isinstance(e.prompt, str) for e in (*task.train, *task.test)):
+        raise ConfigError(
+            f"system_prompt={config.system_prompt!r} needs chat prompts, but task {task.name!r} has "
+            "plain text. Make its prompts lists of messages, or leave system_prompt out."
+        )

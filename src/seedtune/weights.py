@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from seedtune import fingerprint as fp
@@ -62,7 +63,8 @@ class Centre:
     def __init__(self, tensors: Mapping[str, Weights], *, run_seed: int, rank: int) -> None:
         self.tensors = dict(tensors)
         self.factors = {
-            name: Factors(run_seed, name, (array.shape[0], array.shape[1]), rank) for name, array in tensors.items()
+            name: Factors(run_seed, name, (array.shape[0], array.shape[1]), rank)
+            for name, array in tensors.items()
         }
         self.rank = rank
 
@@ -89,10 +91,17 @@ class Centre:
         save_file(self.tensors, folder / "centre.safetensors")
 
     def restore(self, folder: Path) -> None:
-        """Read the tensors back in place; StorageError if the file holds other names or shapes."""
+        """Read the tensors back in place; StorageError if the file is broken or of another model."""
         path = folder / "centre.safetensors"
-        stored = load_file(path)
+        try:
+            stored = load_file(path)
+        except (OSError, SafetensorError) as error:
+            raise StorageError(
+                f"cannot read {path}: {error}. Delete the snapshot and resume again."
+            ) from error
         if {n: a.shape for n, a in stored.items()} != {n: a.shape for n, a in self.tensors.items()}:
-            raise StorageError(f"{path} does not hold this model's tensors. Delete the snapshot and resume again.")
+            raise StorageError(
+                f"{path} does not hold this model's tensors. Delete the snapshot and resume again."
+            )
         for name, array in stored.items():
             self.tensors[name][...] = array

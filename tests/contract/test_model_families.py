@@ -1,4 +1,4 @@
-"""Every model family: batched members are the models that plain Hugging Face makes of W + s·σ·E, one at a time."""
+"""Every model family: a batched member is the model that plain Hugging Face makes of W + s·σ·E."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 import torch
+
 from models import (
     FAMILIES,
+    UNSUPPORTED,
     Reference,
     answers,
     forced_logits,
@@ -19,9 +21,10 @@ from models import (
     load_engine,
     recorded_logits,
     save_family,
+    save_model,
     text_prompts,
 )
-
+from seedtune.errors import ModelError
 from seedtune.types import CENTRE, Member
 
 MEMBERS = (Member(3, 0, 1), Member(3, 0, -1), CENTRE, Member(3, 5, 1), Member(2, 9, -1))
@@ -80,3 +83,10 @@ def test_routed_experts_and_routers_are_listed_as_unperturbed(
     for name in ("experts.gate_up_proj", "experts.down_proj", "gate.weight"):
         assert any(pattern.endswith(name) for pattern in listed), name
     assert not any(".experts." in name for name in engine.centre.tensors)
+
+
+@pytest.mark.parametrize("kind", UNSUPPORTED)
+def test_a_model_that_cannot_be_batched_is_refused_when_it_is_loaded(kind: str, tmp_path: Path) -> None:
+    save_model(UNSUPPORTED[kind](), tmp_path)
+    with pytest.raises(ModelError, match=r"cannot batch yet|does not support"):
+        load_engine(tmp_path)

@@ -18,19 +18,13 @@ def main() -> None:
     try:
         app(standalone_mode=True)
     except SeedtuneError as error:
-        error_console().print(f"[bold red]error:[/] {_escape(str(error))}", soft_wrap=True, highlight=False)
+        error_console().print("error: " + " ".join(str(error).splitlines()))
         sys.exit(1)
     except KeyboardInterrupt:
-        error_console().print("stopped.", highlight=False)
+        error_console().print("stopped.")
         sys.exit(130)
 
 
 def _interrupt(_signal: int, _frame: Any) -> None:
     """A polite kill (a scheduler's, say) is an interrupt."""
     raise KeyboardInterrupt
-
-
-def _escape(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(text)

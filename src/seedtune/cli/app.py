@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     name="seedtune",
-    help="Fine-tune language models with evolution strategies: no gradients, inference memory, any reward.\n\n"
-    "Start with:  seedtune train examples/conciseness.yaml",
+    help="Fine-tune language models with evolution strategies: no gradients, inference memory, any reward."
+    "\n\nStart with:  seedtune train examples/conciseness.yaml",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
@@ -22,7 +22,11 @@ app = typer.Typer(
 
 Sets = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Change a setting, e.g. --set sigma=0.006 --set transformers.dtype=float32"),
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Change a setting, e.g. --set sigma=0.006 --set transformers.dtype=float32",
+    ),
 ]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
 
@@ -48,11 +52,14 @@ def _root(
 def train(
     config: Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="Settings; see examples/.")],
     sets: Sets = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, show the plan, train nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything, show the plan, train nothing.")
+    ] = False,
 ) -> None:
     """Fine-tune a model.
 
-    The run directory (output_dir) then holds the ledger, metrics.jsonl, samples.jsonl, snapshots and report.html.
+    The run directory (output_dir) then holds the ledger, metrics.jsonl, samples.jsonl, snapshots and
+    report.html.
     A run that was stopped, killed or crashed goes on with: seedtune resume RUN
     """
     from seedtune.config import load_config
@@ -86,9 +93,13 @@ def resume(
 
 @app.command(name="eval")
 def evaluate(
-    what: Annotated[str, typer.Argument(metavar="RUN|MODEL", help="A run directory, model folder, id or built-in name.")],
+    what: Annotated[
+        str, typer.Argument(metavar="RUN|MODEL", help="A run directory, model folder, id or built-in name.")
+    ],
     task: Annotated[str | None, typer.Option(help="Built-in task; a run's own by default.")] = None,
-    generation: Annotated[int | None, typer.Option(help="The run's model after this many generations.")] = None,
+    generation: Annotated[
+        int | None, typer.Option(help="The run's model after this many generations.")
+    ] = None,
     sets: Sets = None,
 ) -> None:
     """Mean reward and length of greedy answers on a task's held-out prompts."""
@@ -101,8 +112,12 @@ def evaluate(
 def export(
     run: RunFolder,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write, new or empty.")],
-    generation: Annotated[int | None, typer.Option(help="The model after this many generations; all by default.")] = None,
-    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; the base model's by default.")] = None,
+    generation: Annotated[
+        int | None, typer.Option(help="The model after this many generations; all by default.")
+    ] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="float32, bfloat16 or float16; the base model's by default.")
+    ] = None,
 ) -> None:
     """Write the fine-tuned model as a Hugging Face folder, for transformers, vLLM and all that read it."""
     from seedtune.cli.commands import export_command
@@ -140,4 +155,3 @@ def _run(trainer: Trainer, *, resume: bool) -> None:
     from seedtune.cli.commands import run_training
 
     run_training(trainer, resume=resume)
-

@@ -35,20 +35,20 @@ def run_training(trainer: Trainer, *, resume: bool) -> None:
 
 
 def _say_interrupted(trainer: Trainer) -> None:
-    root = trainer.paths.root
-    if not trainer.paths.ledger.exists():
+    paths = trainer.paths
+    if not paths.config.exists():
         error_console().print("stopped before the run began; nothing was written.")
         return
     error_console().print(
-        f"stopped after generation {trainer.generation}; nothing is lost. Continue with: seedtune resume {root}",
-        soft_wrap=True,
+        f"stopped after generation {trainer.generation}; nothing is lost. "
+        f"Continue with: seedtune resume {paths.root}"
     )
 
 
 def _say_done(trainer: Trainer, lines: ProgressLines) -> None:
     root = trainer.paths.root
-    lines.console.print(f"done: {trainer.generation} generations. Report: {trainer.paths.report}", soft_wrap=True)
-    lines.console.print(f"next: seedtune samples {root}   seedtune export {root} -o MODEL", soft_wrap=True)
+    lines.say(f"done: {trainer.generation} generations. Report: {trainer.paths.report}")
+    lines.say(f"next: seedtune samples {root}   seedtune export {root} -o MODEL")
 
 
 def dry_run(trainer: Trainer) -> None:
@@ -56,14 +56,14 @@ def dry_run(trainer: Trainer) -> None:
     from seedtune import engines
 
     config = trainer.config
-    if trainer.paths.root.exists() and any(trainer.paths.root.iterdir()):
-        raise RunError(f"the run directory {config.output_dir!r} is already used. Choose another output_dir.")
+    trainer.paths.check_unused()
     engine = engines.create(config)
     info = engine.load()
-    ProgressLines(console())._describe(trainer, info)
+    lines = ProgressLines(console())
+    lines.describe(trainer, info)
     prompts = min(config.prompts_per_generation, len(trainer.task.train))
     rollouts = (config.population + config.evaluate_centre) * prompts
-    console().print(
+    lines.say(
         f"{rollouts:,} rollouts a generation, {rollouts * config.generations:,} in all; at most "
         f"{rollouts * config.max_completion_length:,} new tokens a generation. Nothing was written."
     )
@@ -91,7 +91,9 @@ def _trainer_of_run(root: Path, task: str | None, generation: int | None, sets: 
     replay.check_same_run(root, contents.header, recorded)
     changed = Config.create(override({**recorded.model_dump(), **({"task": task} if task else {})}, sets))
     if (changed.model, changed.seed, changed.rank) != (recorded.model, recorded.seed, recorded.rank):
-        raise ConfigError("model, seed and rank make the run's weights; they cannot be changed for an evaluation.")
+        raise ConfigError(
+            "model, seed and rank make the run's weights; they cannot be changed for an evaluation."
+        )
     trainer = Trainer(changed)
     trainer.engine, _ = replay.load(root, changed, contents, generation=generation)
     trainer.generation = contents.generations if generation is None else generation
@@ -133,9 +135,12 @@ def samples_command(run: Path, limit: int) -> None:
     for before, after in pairs[: limit or None]:
         table.add_row(report.prompt_text(before["prompt"]), *_answer(before), *_answer(after))
     console().print(table)
-    averages = [monitors.mean([row["reward"] for row in column if row["reward"] is not None]) for column in zip(*pairs, strict=True)]
+    averages = [
+        monitors.mean([row["reward"] for row in column if row["reward"] is not None])
+        for column in zip(*pairs, strict=True)
+    ]
     shown = " → ".join("–" if value is None else f"{value:.4g}" for value in averages)
-    console().print(f"mean reward over all {len(pairs)} prompts: {shown}")
+    console().print(f"mean reward over all {len(pairs)} prompts: {shown}", soft_wrap=True)
 
 
 def _answer(row: report.Row) -> tuple[str, str]:

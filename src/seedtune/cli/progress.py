@@ -22,38 +22,56 @@ class ProgressLines:
         self.bar: Progress | None = None
         self.first_reward: float | None = None
 
+    def say(self, line: str) -> None:
+        """One line, never cut into several."""
+        self.console.print(line, soft_wrap=True)
+
     def on_start(self, trainer: Trainer, info: EngineInfo, first: int) -> None:
+        """The plan, and the bar."""
         config = trainer.config
-        self.total, self.every, self.begin, self.first = config.generations, config.logging_steps, time.time(), first
-        self._describe(trainer, info)
+        self.total, self.every, self.begin, self.first = (
+            config.generations,
+            config.logging_steps,
+            time.time(),
+            first,
+        )
+        self.describe(trainer, info)
         if first:
-            self.console.print(f"resuming after generation {first} of {self.total}")
+            self.say(f"resuming after generation {first} of {self.total}")
         if self.console.is_terminal:
-            columns = (TextColumn("generation"), MofNCompleteColumn(), BarColumn(), TextColumn("{task.fields[left]}"))
+            columns = (
+                TextColumn("generation"),
+                MofNCompleteColumn(),
+                BarColumn(),
+                TextColumn("{task.fields[left]}"),
+            )
             self.bar = Progress(*columns, console=self.console, transient=True)
             self.bar.start()
             self.job = self.bar.add_task("", total=self.total, completed=first, left="")
 
-    def _describe(self, trainer: Trainer, info: EngineInfo) -> None:
+    def describe(self, trainer: Trainer, info: EngineInfo) -> None:
+        """What will be trained, and how."""
         config, coverage = trainer.config, info.coverage
-        self.console.print(
-            f"model {info.model} ({info.dtype}, {info.device}): {coverage.fraction:.1%} of {coverage.total:,} parameters "
-            f"perturbed, {config.perturbation} rank {config.rank}"
+        self.say(
+            f"model {info.model} ({info.dtype}, {info.device}): {coverage.fraction:.1%} of "
+            f"{coverage.total:,} parameters perturbed, {config.perturbation} rank {config.rank}"
         )
         for pattern, reason in coverage.unperturbed:
-            self.console.print(f"  not perturbed: {pattern} ({reason})")
-        self.console.print(
+            self.say(f"  not perturbed: {pattern} ({reason})")
+        self.say(
             f"task {trainer.task.name}: {config.generations} generations of N = {config.population} × "
-            f"{min(config.prompts_per_generation, len(trainer.task.train))} prompts, σ {config.sigma:g}, α {config.step:g}"
+            f"{min(config.prompts_per_generation, len(trainer.task.train))} prompts, "
+            f"σ {config.sigma:g}, α {config.step:g}"
         )
-        self.console.print(f"run directory {config.output_dir}")
+        self.say(f"run directory {config.output_dir}")
 
     def on_generation(self, metrics: Metrics) -> None:
+        """A line, and whatever looks wrong."""
         generation = metrics["generation"]
         if generation % self.every == 0 or generation == self.total:
-            self.console.print(generation_line(metrics, self.total, self._left(generation)), soft_wrap=True)
+            self.say(generation_line(metrics, self.total, self._left(generation)))
         for alarm in metrics["alarms"]:
-            self.console.print(f"  ! {alarm}", soft_wrap=True)
+            self.say(f"  ! {alarm}")
         if self.bar is not None:
             self.bar.update(self.job, completed=generation, left=f"{self._left(generation)} left")
 
@@ -62,9 +80,10 @@ class ProgressLines:
         return clock(seconds)
 
     def on_evaluate(self, metrics: Metrics) -> None:
+        """The held-out reward, and what it was at first."""
         reward = metrics["eval_reward"]
         if reward is None:
-            self.console.print("held out: no answer could be scored")
+            self.say("held out: no answer could be scored")
             return
         change = ""
         if self.first_reward is None:
@@ -72,12 +91,13 @@ class ProgressLines:
         else:
             change = f" (was {self.first_reward:.4g})"
         length = metrics["eval_completions/mean_length"]
-        self.console.print(
-            f"held out after generation {metrics['generation']}: reward {reward:.4g}{change}, {length:.1f} tokens an answer",
-            soft_wrap=True,
+        self.say(
+            f"held out after generation {metrics['generation']}: reward {reward:.4g}{change}, "
+            f"{length:.1f} tokens an answer"
         )
 
     def on_end(self, trainer: Trainer) -> None:
+        """Nothing is left to show."""
         self.stop()
 
     def stop(self) -> None:
@@ -90,11 +110,15 @@ class ProgressLines:
 def generation_line(metrics: Metrics, total: int, left: str) -> str:
     """One generation in one line."""
     step = max(metrics["step_time"], 1e-9)
-    shares = ", ".join(f"{name} {metrics[f'time/{name}'] / step:.0%}" for name in ("rollouts", "perturb", "score", "update"))
+    shares = ", ".join(
+        f"{name} {metrics[f'time/{name}'] / step:.0%}" for name in ("rollouts", "perturb", "score", "update")
+    )
     centre = "" if metrics["reward_centre"] is None else f", centre {metrics['reward_centre']:.4g}"
     reward = "no reward"
     if metrics["reward"] is not None:
-        reward = f"reward {metrics['reward']:.4g} ± {metrics['reward_std']:.3g}, best {metrics['reward_best']:.4g}"
+        reward = (
+            f"reward {metrics['reward']:.4g} ± {metrics['reward_std']:.3g}, best {metrics['reward_best']:.4g}"
+        )
     return (
         f"generation {metrics['generation']}/{total}: {reward}{centre}, "
         f"{metrics['tokens_per_second']:,.0f} tokens/s, {step:.1f} s ({shares}), {left} left"

@@ -18,6 +18,7 @@ from seedtune import fingerprint as fp
 from seedtune import noise as addressed
 from seedtune.config import ToySettings
 from seedtune.engines.base import EngineInfo, EngineTimes, Noise
+from seedtune.errors import ConfigError
 from seedtune.types import Coverage, Job, Member, Prompt, Rollout, Update
 from seedtune.weights import Centre, Weights, tensor_fingerprint
 
@@ -25,13 +26,14 @@ NAMES = ("layers.0.weight", "layers.1.weight")
 
 
 class ToyEngine:
-    """Same protocol, same centre, same ledger as the real engines; ``model`` names (and seeds) the base weights."""
+    """Protocol, centre and ledger of the real engines; ``model`` names (and seeds) the base weights."""
 
     def __init__(self, model: str, *, noise: Noise, settings: ToySettings) -> None:
         self.model, self.noise, self.settings = model, noise, settings
         self._times = EngineTimes()
 
     def load(self, snapshot: Path | None = None) -> EngineInfo:
+        """Draw the base weights, and read the centre from ``snapshot`` if one is given."""
         size = self.settings.size
         tensors = {name: _normals(f"{self.model} {name}", size * size).reshape(size, size) * 0.5 for name in NAMES}
         self.centre = Centre(tensors, run_seed=self.noise.run_seed, rank=self.noise.rank)
@@ -42,6 +44,7 @@ class ToyEngine:
         return EngineInfo(self.model, base, "float32", "cpu", Coverage(count, count, ()))
 
     def evaluate(self, jobs: Iterable[Job]) -> Iterator[Rollout]:
+        """Every job's rollouts in order."""
         for job in jobs:
             time.sleep(self.settings.delay)
             for member in job.members:
@@ -72,22 +75,28 @@ class ToyEngine:
         return float(second[0] @ hidden / math.sqrt(size))
 
     def apply(self, update: Update) -> None:
+        """Move the centre."""
         started = time.perf_counter()
         self.centre.apply(update)
         self._times.update += time.perf_counter() - started
 
     def fingerprint(self) -> str:
+        """The centre's fingerprint."""
         return self.centre.fingerprint()
 
     def snapshot(self, path: Path) -> None:
+        """Write the centre into a folder."""
         self.centre.save(path)
 
     def export(self, path: Path, dtype: str | None = None) -> None:
         """``model.safetensors`` with the two matrices; float32 is all there is."""
+        if dtype not in (None, "float32"):
+            raise ConfigError(f"dtype={dtype!r}: the toy engine exports float32 only. Leave dtype out.")
         path.mkdir(parents=True, exist_ok=True)
         save_file(self.centre.tensors, path / "model.safetensors")
 
     def take_times(self) -> EngineTimes:
+        """The time accounting since the last call."""
         taken, self._times = self._times, EngineTimes()
         return taken
 

@@ -104,9 +104,7 @@ def _decode(
         for g in range(h * group, h * group + group):
             for d in range(dim):
                 query[d] = load(q[i, g, d]) * scaling
-            _sum_rows(
-                keys, scores.ctypes.data, key_rows, size * time, query.ctypes.data, dim, now + 1 - start
-            )
+            _sum_rows(keys, scores.ctypes.data, key_rows, size * time, query.ctypes.data, dim, now + 1 - start)
             weights = scores[first - start : now + 1 - start]
             _softmax(weights, softcap)
             _sum_rows(

@@ -226,16 +226,12 @@ def _require_pairs(count: int, generations: UInt32, pairs: UInt32) -> None:
     _require("generations", generations, np.uint32, 1)
     _require("pairs", pairs, np.uint32, 1)
     if generations.size != count or pairs.size != count:
-        raise ValueError(
-            f"{count} pairs need as many generations and pairs, got {generations.size} and {pairs.size}"
-        )
+        raise ValueError(f"{count} pairs need as many generations and pairs, got {generations.size} and {pairs.size}")
 
 
 def _require_elements(start: int, count: int) -> None:
     if start < 0 or start + count > ELEMENT_LIMIT:
-        raise ValueError(
-            f"element range starts at {start} with {count} items, but it must lie in [0, {ELEMENT_LIMIT})"
-        )
+        raise ValueError(f"element range starts at {start} with {count} items, but it must lie in [0, {ELEMENT_LIMIT})")
 
 
 def _require_slice(part: tuple[int, ...], shape: tuple[int, int], row_start: int, col_start: int) -> None:

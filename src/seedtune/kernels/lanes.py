@@ -49,9 +49,7 @@ def _add_rows(y: Any, x: Any, a: Any, b: Any, ends: Any, pairs: Any, scales: Any
 
 
 @nb.njit(parallel=True, fastmath=True, cache=True, nogil=True)
-def _add_rows_rank(
-    y: Any, x: Any, a: Any, b: Any, ends: Any, pairs: Any, scales: Any
-) -> None:  # pragma: no cover
+def _add_rows_rank(y: Any, x: Any, a: Any, b: Any, ends: Any, pairs: Any, scales: Any) -> None:  # pragma: no cover
     for i in nb.prange(y.shape[0]):
         if scales[i] != 0.0:
             total = np.zeros(y.shape[1], np.float32)

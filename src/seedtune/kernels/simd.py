@@ -39,9 +39,7 @@ def _sum_rows(blocks: int) -> Any:
         element = signature.args[0].dtype
         _, out, rows, stride, weights, count = arguments
         size = ir.Constant(rows.type, WIDTH * (2 if element == BITS16 else 4))
-        sums = [
-            cgutils.alloca_once_value(builder, ir.Constant(_FLOATS, [0.0] * WIDTH)) for _ in range(blocks)
-        ]
+        sums = [cgutils.alloca_once_value(builder, ir.Constant(_FLOATS, [0.0] * WIDTH)) for _ in range(blocks)]
         with cgutils.for_range(builder, count) as loop:
             place = builder.add(weights, builder.mul(loop.index, ir.Constant(weights.type, 4)))
             weight = _splat(builder, builder.load(builder.inttoptr(place, ir.FloatType().as_pointer())))

@@ -1,11 +1,12 @@
-"""Calling reward functions: TRL's conventions in, a checked float per completion out.  The boundary of user code."""
+"""Calling reward functions, the boundary of user code: TRL's conventions in, a checked float each out."""
 
 from __future__ import annotations
 
 import asyncio
 import inspect
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from seedtune.errors import RewardError
@@ -13,7 +14,9 @@ from seedtune.tasks.base import Reward
 from seedtune.types import Example
 
 
-def score(rewards: Sequence[Reward], examples: Sequence[Example], texts: Sequence[str]) -> dict[str, list[float]]:
+def score(
+    rewards: Sequence[Reward], examples: Sequence[Example], texts: Sequence[str]
+) -> dict[str, list[float]]:
     """Each reward's value for every (example, completion text), NaN where it does not apply.
 
     Raises RewardError naming the function when it raises or returns anything but one number or None each.
@@ -31,17 +34,23 @@ def total(rewards: Sequence[Reward], values: Mapping[str, Sequence[float]]) -> l
 
 
 def _sum(parts: Sequence[float]) -> float:
-    known = [part for part in parts if not math.isnan(part)]
-    return math.fsum(known) if known else math.nan
+    """NaN, too, where finite rewards add up to more than a float holds."""
+    known = [part for part in parts if math.isfinite(part)]
+    try:
+        return math.fsum(known) if known else math.nan
+    except OverflowError:
+        return math.nan
 
 
-def _call(reward: Reward, prompts: list[Any], completions: list[Any], columns: dict[str, list[Any]]) -> list[float]:
-    keywords = {"prompts": prompts, "completions": completions, **columns}
+def _call(
+    reward: Reward, prompts: list[Any], completions: list[Any], columns: dict[str, list[Any]]
+) -> list[float]:
+    keywords = {**columns, "prompts": prompts, "completions": completions}
     try:
         returned = reward.function(**_accepted(reward, keywords))
         if inspect.isawaitable(returned):
-            returned = asyncio.run(_await(returned))
-    except Exception as error:  # noqa: BLE001 - the named boundary: user code may raise anything
+            returned = _wait_for(returned)
+    except Exception as error:  # the named boundary: user code may raise anything
         raise RewardError(
             f"the reward function {reward.name!r} raised {type(error).__name__}: {error}. "
             "Fix it, or return None for completions it cannot score; the run can be resumed."
@@ -49,7 +58,17 @@ def _call(reward: Reward, prompts: list[Any], completions: list[Any], columns: d
     return _checked(reward, returned, len(completions))
 
 
-async def _await(value: Any) -> Any:
+def _wait_for(awaitable: Awaitable[Any]) -> Any:
+    """The result of an async reward; in a thread of its own where a loop runs already (notebooks)."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(_await(awaitable))
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(asyncio.run, _await(awaitable)).result()
+
+
+async def _await(value: Awaitable[Any]) -> Any:
     return await value
 
 
@@ -67,7 +86,8 @@ def _checked(reward: Reward, returned: Any, count: int) -> list[float]:
         values = list(returned)
     except TypeError:
         raise RewardError(
-            f"the reward function {reward.name!r} returned {type(returned).__name__}, not a list of {count} numbers."
+            f"the reward function {reward.name!r} returned {type(returned).__name__}, "
+            f"not a list of {count} numbers."
         ) from None
     if len(values) != count:
         raise RewardError(
@@ -81,18 +101,23 @@ def _number(reward: Reward, value: Any) -> float:
     if value is None:
         return math.nan
     if isinstance(value, str | bytes):
-        raise RewardError(f"the reward function {reward.name!r} returned {value!r}, which is text. Return a number or None.")
+        raise RewardError(
+            f"the reward function {reward.name!r} returned {value!r}, which is text. Return a number or None."
+        )
     try:
         number = float(value)
     except (TypeError, ValueError):
         raise RewardError(
-            f"the reward function {reward.name!r} returned {value!r} ({type(value).__name__}). Return a number or None."
+            f"the reward function {reward.name!r} returned {value!r} ({type(value).__name__}). "
+            "Return a number or None."
         ) from None
     return number if math.isfinite(number) else math.nan
 
 
 def _prompt(example: Example) -> Any:
-    return example.prompt if isinstance(example.prompt, str) else [dict(message) for message in example.prompt]
+    return (
+        example.prompt if isinstance(example.prompt, str) else [dict(message) for message in example.prompt]
+    )
 
 
 def _completion(example: Example, text: str) -> Any:

@@ -26,9 +26,11 @@ class EvolutionStrategy:
     shaping: str = "zscore"
 
     def initial(self) -> State:
+        """Nothing to remember."""
         return {}
 
     def ask(self, state: State, generation: int) -> Plan:
+        """N members of fresh noise."""
         signs = (1, -1) if self.antithetic else (1,)
         members = tuple(
             Member(generation, pair, sign) for pair in range(self.population // len(signs)) for sign in signs
@@ -36,5 +38,6 @@ class EvolutionStrategy:
         return Plan(generation, self.sigma, self.alpha, members)
 
     def tell(self, state: State, plan: Plan, scores: NDArray[np.float64]) -> Step:
+        """Shaped rewards as coefficients."""
         coefficients = tuple(float(z) for z in SHAPINGS[self.shaping](scores))
         return Step(coefficients, update_of(plan, coefficients))

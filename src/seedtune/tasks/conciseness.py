@@ -1,4 +1,4 @@
-"""Conciseness: answer with as few characters as the ideal answer has (arXiv 2509.24372, our own questions)."""
+"""Conciseness: as few characters as the ideal answer has (arXiv 2509.24372, our own questions)."""
 
 from __future__ import annotations
 

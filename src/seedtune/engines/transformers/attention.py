@@ -68,7 +68,7 @@ class SlotAttention:
         self.current = current
         self._padded = current.padded(device) if isinstance(current, Prefill) else None
 
-    def __call__(
+    def __call__(  # noqa: PLR0913 - the interface is transformers'
         self,
         module: nn.Module,
         query: Tensor,
@@ -81,7 +81,7 @@ class SlotAttention:
         softcap: float | None = None,
         **others: Any,
     ) -> tuple[Tensor, None]:
-        """query (1, heads, tokens, dim), key and value (1, kv_heads, tokens, dim) → (1, tokens, heads, dim)."""
+        """Query (1, heads, tokens, dim), key and value (1, kv_heads, tokens, dim) → (1, tokens, heads, dim)."""
         layer, self.cache.pending = self.cache.pending, None
         for unsupported in ("s_aux", "position_bias"):
             if others.get(unsupported) is not None:
@@ -100,8 +100,10 @@ class SlotAttention:
         assert isinstance(self.current, Prefill)
         q, k, v = (self._pad(x) for x in (query, key, value))
         first, count, longest = self.current.first_slot, q.shape[0], q.shape[2]
+        if not layer.is_initialized:
+            layer.lazy_initialization(k, v)
         layer.keys[first : first + count, :, :, :longest] = k.transpose(-1, -2)
-        layer.values[first : first + count, :, :longest] = v
+        layer.values[first : first + count, :, :longest] = torch.nan_to_num(v)
         out = _attend_prompts(q, k, v, *how)
         if self._padded is None:
             return out.transpose(1, 2).reshape(1, -1, out.shape[1], out.shape[3])
@@ -160,8 +162,10 @@ def _attend_prompts(q: Tensor, k: Tensor, v: Tensor, scale: float, window: int, 
 def _attend(q: Tensor, keys: Tensor, values: Tensor, seen: Tensor, scale: float, cap: float) -> Tensor:
     """Plain attention with grouped heads; ``seen`` broadcasts to (rows, kv_heads, group, queries, time)."""
     rows, heads, queries, dim = q.shape
-    grouped = q.view(rows, keys.shape[1], -1, queries, dim) if q.is_contiguous() else q.reshape(
-        rows, keys.shape[1], -1, queries, dim
+    grouped = (
+        q.view(rows, keys.shape[1], -1, queries, dim)
+        if q.is_contiguous()
+        else q.reshape(rows, keys.shape[1], -1, queries, dim)
     )
     scores = (grouped @ keys[:, :, None]).float() * scale
     if cap > 0.0:
@@ -173,11 +177,14 @@ def _attend(q: Tensor, keys: Tensor, values: Tensor, seen: Tensor, scale: float,
 def _decode_torch(
     layer: SlotLayer, q: Tensor, k: Tensor, v: Tensor, lengths: Tensor, how: tuple[float, int, float]
 ) -> Tensor:
-    """The decode step with torch operations: write the new keys and values, attend to each slot's own past."""
+    """The decode step with torch operations: write the new keys and values, attend to each slot's own past.
+
+    Values are kept finite: what a broken member left in a slot is weighed with 0, and 0·NaN is NaN.
+    """
     scale, window, cap = how
     rows = torch.arange(q.shape[0], device=q.device)
     layer.keys[rows, :, :, lengths] = k
-    layer.values[rows, :, lengths] = v
+    layer.values[rows, :, lengths] = torch.nan_to_num(v)
     used = int(lengths.max()) + 1
     time = torch.arange(used, device=q.device)
     seen = time[None, :] <= lengths[:, None]

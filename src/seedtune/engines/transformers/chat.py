@@ -6,36 +6,42 @@ from collections.abc import Sequence
 from typing import Any
 
 from seedtune.errors import DataError
-from seedtune.types import Prompt
+from seedtune.types import Message, Prompt
 
 
 def encode(tokenizer: Any, prompt: Prompt) -> list[int]:
     """The prompt's token ids; DataError if the model has no chat template or nothing is left."""
-    if isinstance(prompt.content, str):
-        ids = list(tokenizer(prompt.content)["input_ids"])
-    else:
-        ids = _render(tokenizer, prompt)
+    content = prompt.content
+    plain = isinstance(content, str)
+    ids = list(tokenizer(content)["input_ids"]) if plain else _render(tokenizer, prompt, content)
     if not ids:
         raise DataError(f"prompt {prompt.id} has no tokens: {prompt.content!r}. Give it some text.")
     return ids
 
 
-def _render(tokenizer: Any, prompt: Prompt) -> list[int]:
+def _render(tokenizer: Any, prompt: Prompt, content: Sequence[Message]) -> list[int]:
     if tokenizer.chat_template is None:
         raise DataError(
             f"prompt {prompt.id} is a list of chat messages, but the model has no chat template. "
             "Use plain-text prompts, or an instruction-tuned model."
         )
-    messages = [dict(message) for message in prompt.content]
-    options = {"add_generation_prompt": True, "tokenize": True, "return_dict": False, **prompt.template_kwargs}
+    messages = [dict(message) for message in content]
+    options = {
+        "add_generation_prompt": True,
+        "tokenize": True,
+        "return_dict": False,
+        **prompt.template_kwargs,
+    }
     return list(tokenizer.apply_chat_template(messages, **options))
 
 
-def check_lengths(prompts: Sequence[Prompt], ids: Sequence[list[int]], *, new: int, context: int | None) -> None:
-    """DataError for the first prompt that, with ``new`` more tokens, exceeds the model's context."""
+def check_lengths(
+    prompts: Sequence[Prompt], ids: Sequence[list[int]], *, limits: Sequence[int], context: int | None
+) -> None:
+    """DataError for the first prompt that, with its ``limits`` of new tokens, exceeds the model's context."""
     if context is None:
         return
-    for prompt, tokens in zip(prompts, ids, strict=True):
+    for prompt, tokens, new in zip(prompts, ids, limits, strict=True):
         if len(tokens) + new > context:
             raise DataError(
                 f"prompt {prompt.id} has {len(tokens)} tokens; with max_completion_length={new} that exceeds the "

@@ -73,7 +73,9 @@ def model_fingerprint(model: Any) -> str:
     return fp.to_hex(fp.combine(parts))
 
 
-def write_model(source: ModelSource, tensors: Mapping[str, np.ndarray], path: Path, *, dtype: str | None = None) -> None:
+def write_model(
+    source: ModelSource, tensors: Mapping[str, np.ndarray], path: Path, *, dtype: str | None = None
+) -> None:
     """The base model with ``tensors`` (float32, by name) in place of its own, as a Hugging Face folder.
 
     Tensors are rounded once to the checkpoint's precision, or to ``dtype`` ("float32", "bfloat16", "float16").

@@ -51,11 +51,14 @@ class Stop:
         """Why ``row`` ends with its last token, or None if it goes on."""
         if row.tokens[-1] in self.token_ids:
             return "stop"
-        if self.strings:
-            text = self.decode(row.tokens)
-            if any(string in text for string in self.strings):
-                return "stop"
+        if self.strings and self._in_tail(row):
+            return "stop"
         return "length" if len(row.tokens) >= row.limit else None
+
+    def _in_tail(self, row: Row) -> bool:
+        """Whether a stop string has just appeared; a character takes at most four tokens (one a byte)."""
+        tail = self.decode(row.tokens[-4 * (max(map(len, self.strings)) + 1) :])
+        return any(string in tail for string in self.strings)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +78,13 @@ class Decoder:
     """Runs the rows of one job through the model; the caller has set the members' factors."""
 
     def __init__(
-        self, model: Any, *, attention: SlotAttention, population: Population, budget: Budget, times: EngineTimes
+        self,
+        model: Any,
+        *,
+        attention: SlotAttention,
+        population: Population,
+        budget: Budget,
+        times: EngineTimes,
     ) -> None:
         self.model, self.attention, self.population = model, attention, population
         self.budget, self.times = budget, times
@@ -96,7 +105,7 @@ class Decoder:
     def _admit(self, waiting: deque[Row], running: list[Row], how: Sampling) -> None:
         """Prefill as many waiting rows as slots and the pass allow, and choose their first tokens."""
         started = time.perf_counter()
-        batch, tokens = [], 0
+        batch, tokens = list[Row](), 0
         while waiting and len(running) + len(batch) < self.budget.slots:
             if batch and tokens + len(waiting[0].prompt_ids) > self.budget.prefill_tokens:
                 break

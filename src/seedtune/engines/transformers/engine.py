@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from seedtune.engines.base import EngineInfo, EngineTimes, Noise
-from seedtune.engines.transformers import chat, sampling
+from seedtune.engines.transformers import chat, sampling, support
 from seedtune.engines.transformers.attention import Decode, Prefill, SlotAttention
 from seedtune.engines.transformers.cache import SlotCache, empty_like_cache
 from seedtune.engines.transformers.checkpoint import ModelSource, model_fingerprint, write_model
@@ -55,9 +55,13 @@ class TransformersEngine:
         model.set_attn_implementation(self.attention.name)
         if model.config._attn_implementation != self.attention.name:
             raise ModelError(f"{type(model).__name__} does not support transformers' attention interface.")
-        calls = trace(model, lambda: self._probe(model))
-        self.population = Population(model, calls=calls, rows=(5, 2), dtype=self.dtype)
-        self.model = model.to(device=self.device, dtype=self.dtype)
+        with support.observed(self.attention) as windows:
+            calls = trace(model, lambda: self._probe(model))
+        support.check(model, self.attention, windows)
+        # The probe's cache has the checkpoint's precision and lies on the CPU.
+        self.attention.cache = SlotCache(1, 1)
+        self.population = Population(model, calls=calls, rows=(5, 2), dtype=self.dtype, device=self.device)
+        self.model = _cast(model, self.dtype).to(self.device)
         self.population.freeze_head()
         noise = self.noise
         self.centre = Centre(self.population.tensors, run_seed=noise.run_seed, rank=noise.rank)
@@ -68,7 +72,7 @@ class TransformersEngine:
         current = Prefill(0, (3, 2))
         self.attention.begin(current, model.device)
         model(
-            input_ids=torch.zeros(1, 5, dtype=torch.long),
+            input_ids=torch.arange(5)[None],
             position_ids=torch.tensor([current.positions()]),
             past_key_values=self.attention.cache,
             use_cache=True,
@@ -83,9 +87,10 @@ class TransformersEngine:
 
     def _evaluate(self, job: Job) -> Iterator[Rollout]:
         ids = [chat.encode(self.tokenizer, prompt) for prompt in job.prompts]
-        chat.check_lengths(job.prompts, ids, new=job.sampling.max_tokens, context=self.context)
+        limits = [min(job.sampling.max_tokens, p.max_tokens or job.sampling.max_tokens) for p in job.prompts]
+        chat.check_lengths(job.prompts, ids, limits=limits, context=self.context)
         self._prepare(job)
-        rows = _rows(job, ids)
+        rows = _rows(job, ids, limits)
         longest = max(len(row.prompt_ids) + row.limit for row in rows)
         decoder = Decoder(
             self.model,
@@ -162,19 +167,27 @@ class TransformersEngine:
         self.attention.cache.layers.clear()
 
 
-def _rows(job: Job, ids: list[list[int]]) -> list[Row]:
+def _rows(job: Job, ids: list[list[int]], limits: list[int]) -> list[Row]:
     """One row per member, prompt and sample, members first."""
     how = job.sampling
     shared = {
         (p, s): sampling.draws(how, prompt.id, s) for p, prompt in enumerate(job.prompts) for s in range(how.samples)
     }
-    limits = [min(how.max_tokens, p.max_tokens or how.max_tokens) for p in job.prompts]
     return [
         Row(member, p, s, ids[p], limits[p], shared[p, s])
         for member in range(len(job.members))
         for p in range(len(job.prompts))
         for s in range(how.samples)
     ]
+
+
+def _cast(model: Any, dtype: torch.dtype) -> Any:
+    """What the checkpoint stores, in ``dtype``; computed buffers (rotary frequencies) stay exact."""
+    stored, precision = model.state_dict(keep_vars=True), model.dtype
+    for tensor in stored.values():
+        if tensor.dtype == precision:
+            tensor.data = tensor.data.to(dtype)
+    return model
 
 
 def _end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:

@@ -58,9 +58,7 @@ class LiveWeight:
 
     def set(self, weight: Tensor) -> None:
         """Take ``weight`` (out, in); a packed weight is a copy, a plain one is used in place."""
-        self._weight = (
-            torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), None) if self.packed else weight
-        )
+        self._weight = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), None) if self.packed else weight
 
     def __call__(self, x: Tensor) -> Tensor:
         """x·Wᵀ + b for x of any leading shape."""
@@ -116,12 +114,19 @@ class LinearGroup:
 
     def _add_rows(self, y: Tensor, x: Tensor) -> None:
         rows = self.state.rows
-        assert self.a is not None and self.b is not None
+        assert self.a is not None
+        assert self.b is not None
         if rows.pairs.size != y.shape[0]:
             raise AssertionError(f"{self.parts[0].name}: {y.shape[0]} rows, {rows.pairs.size} expected")
         if y.device.type == "cpu" and y.dtype in (torch.float32, torch.bfloat16):
             lanes.add_rows(
-                bits(y), bits(x), a=bits(self.a), b=bits(self.b), ends=self.ends, pairs=rows.pairs, scales=rows.scales
+                bits(y),
+                bits(x),
+                a=bits(self.a),
+                b=bits(self.b),
+                ends=self.ends,
+                pairs=rows.pairs,
+                scales=rows.scales,
             )
             return
         _add_rows_torch(y, x, group=self, rows=rows)
@@ -129,7 +134,8 @@ class LinearGroup:
 
 def _add_rows_torch(y: Tensor, x: Tensor, *, group: LinearGroup, rows: Rows) -> None:
     """The same term with torch operations, for devices without a compiled kernel."""
-    assert group.a is not None and group.b is not None
+    assert group.a is not None
+    assert group.b is not None
     pairs = torch.from_numpy(rows.pairs).to(y.device, torch.long)
     scales = torch.from_numpy(rows.scales).to(y.device)[:, None, None]
     first = 0

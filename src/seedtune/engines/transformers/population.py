@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +24,9 @@ from seedtune.engines.transformers.linear import (
 )
 from seedtune.types import Coverage, Member
 from seedtune.weights import Centre
+
+_EXPERT = re.compile(r"(^|\.)experts\.\d+\.")
+"""A routed expert runs on the tokens sent to it, even if the probe happened to send it all of them."""
 
 
 @dataclass(slots=True)
@@ -77,15 +81,27 @@ def group_calls(calls: list[Call]) -> list[list[str]]:
 class Population:
     """The groups of a model, the centre they read, and the factors of the job in flight."""
 
-    def __init__(self, model: Any, *, calls: list[Call], rows: tuple[int, int], dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        model: Any,
+        *,
+        calls: list[Call],
+        rows: tuple[int, int],
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
         """``rows`` are the traced counts of tokens and of head rows; other layers are not run per token."""
         self.state, self.head_state = RowState(), RowState()
-        self.dtype = dtype
+        self.dtype, self._device = dtype, device
         self._model = model
         head = model.get_output_embeddings()
         self._tied = {id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
         modules = dict(model.named_modules())
-        per_token = [c for c in calls if self._perturbable(modules[c.name], c.rows, rows[modules[c.name] is head])]
+        per_token = [
+            c
+            for c in calls
+            if not _EXPERT.search(c.name) and self._perturbable(modules[c.name], c.rows, rows[modules[c.name] is head])
+        ]
         self.coverage = self._coverage(model, {c.name for c in per_token}, {c.name for c in calls})
         self.groups: list[LinearGroup] = []
         self.tensors: dict[str, np.ndarray] = {}
@@ -99,7 +115,7 @@ class Population:
 
     def _coverage(self, model: Any, chosen: set[str], called: set[str]) -> Coverage:
         modules = dict(model.named_modules())
-        perturbed, total, why = 0, 0, {}
+        perturbed, total, why = 0, 0, dict[str, str]()
         for name, parameter in model.named_parameters():
             owner, _, leaf = name.rpartition(".")
             total += parameter.numel()
@@ -112,9 +128,9 @@ class Population:
             why.setdefault(f"{head}.weight", "output head tied to the input embeddings")
         return Coverage(perturbed, total, tuple(sorted(why.items())))
 
-    def _take(self, names: list[str], modules: dict[str, nn.Module], state: RowState) -> None:
+    def _take(self, names: list[str], modules: dict[str, Any], state: RowState) -> None:
         """Move the layers' weights into a float32 buffer of the centre and put population layers in place."""
-        parts = [_part(name, modules[name], self.dtype) for name in names]
+        parts = [_part(name, modules[name], self.dtype, self._device) for name in names]
         weights = [modules[name].weight.detach().float().cpu() for name in names]
         inputs = weights[0].shape[0 if parts[0].transposed else 1]
         buffer = np.empty((sum(w.shape[0] for w in weights), weights[0].shape[1]), np.float32)
@@ -125,8 +141,7 @@ class Population:
             first += weight.shape[0]
             views.append(view)
             self.tensors[f"{name}.weight"] = view
-        device = modules[names[0]].weight.device
-        group = LinearGroup(parts, inputs, state=state, packed=can_pack(self.dtype, device))
+        group = LinearGroup(parts, inputs, state=state, packed=can_pack(self.dtype, self._device))
         self.groups.append(group)
         self._fused.append([buffer])
         for index, name in enumerate(names):
@@ -159,19 +174,16 @@ class Population:
             group.a, group.b = self._factors(group, pairs, centre) if pairs else (None, None)
 
     def _factors(self, group: LinearGroup, pairs: list[tuple[int, int]], centre: Centre) -> tuple[Tensor, Tensor]:
-        """a (P, r, out) and b (P, parts, r, in) of a group, in the model's dtype."""
+        """Factors a (P, r, out) and b (P, parts, r, in) of a group, in the model's dtype."""
         outputs, inputs = [], []
         for part in group.parts:
             a, b = centre.factors[f"{part.name}.weight"].fill(pairs)
             outputs.append((b if part.transposed else a).transpose(0, 2, 1))
             inputs.append((a if part.transposed else b).transpose(0, 2, 1))
-        device = torch.device("cpu") if self._device is None else self._device
         return (
-            torch.from_numpy(np.concatenate(outputs, axis=2)).to(device, self.dtype),
-            torch.from_numpy(np.stack(inputs, axis=1)).to(device, self.dtype),
+            torch.from_numpy(np.concatenate(outputs, axis=2)).to(self._device, self.dtype),
+            torch.from_numpy(np.stack(inputs, axis=1)).to(self._device, self.dtype),
         )
-
-    _device: torch.device | None = None
 
     def to(self, device: torch.device) -> None:
         """Where live weights and factors live from now on."""
@@ -195,9 +207,9 @@ def _by_layout(names: list[str], modules: dict[str, nn.Module]) -> list[list[str
     return [names]
 
 
-def _part(name: str, module: nn.Module, dtype: torch.dtype) -> Part:
+def _part(name: str, module: Any, dtype: torch.dtype, device: torch.device) -> Part:
     transposed = isinstance(module, Conv1D)
-    bias = None if module.bias is None else module.bias.detach().to(dtype)
+    bias = None if module.bias is None else module.bias.detach().to(device, dtype)
     return Part(name, module.weight.shape[1 if transposed else 0], transposed, bias)
 
 

@@ -40,9 +40,10 @@ def choose(logits: Tensor, sampling: Sampling, uniforms: np.ndarray | None) -> l
 
 def _sample(logits: Tensor, top_p: float, points: Tensor) -> list[int]:
     """Inverse-CDF sampling over tokens in falling probability, cut after mass ``top_p``."""
-    masses, order = logits.softmax(-1).sort(-1, descending=True, stable=True)
+    masses, order = logits.softmax(-1).sort(dim=-1, descending=True, stable=True)
     cumulative = masses.cumsum(-1)
-    kept = (cumulative - masses < top_p).sum(-1, keepdim=True)
+    # At least one, also where a broken member's logits are NaN and nothing compares.
+    kept = (cumulative - masses < top_p).sum(-1, keepdim=True).clamp(min=1)
     total = cumulative.gather(-1, kept - 1)
     places = torch.searchsorted(cumulative, points[:, None] * total, right=True)
     tokens: list[int] = order.gather(-1, places.minimum(kept - 1))[:, 0].tolist()

@@ -1,0 +1,222 @@
+"""The Python Trainer on a user's own data and rewards, as the README shows it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+import runs
+import seedtune
+from seedtune import ledger, replay
+from seedtune.errors import ConfigError, DataError, RewardError, RunError
+from seedtune.trainer import Trainer
+
+DATA = [{"prompt": f"word {index}", "target": index / 10} for index in range(6)]
+
+
+def closeness(completions, target, **_):
+    return [-abs(float(text) - t) for text, t in zip(completions, target, strict=True)]
+
+
+def brevity(completions):
+    return [-float(len(text)) for text in completions]
+
+
+def trainer(root, config=None, **changes) -> Trainer:
+    given = {"reward_funcs": closeness, "train_dataset": DATA, "eval_dataset": DATA[:2], **changes}
+    return Trainer(config or runs.toy(root), **given)
+
+
+def test_twenty_lines_train_on_own_data_resume_and_save_a_model(tmp_path):
+    from seedtune import Config, Trainer
+
+    def reward(prompts, completions, target, **kwargs):
+        return [-abs(float(text) - goal) for text, goal in zip(completions, target, strict=True)]
+
+    trainer = Trainer(
+        Config(engine="toy", output_dir=str(tmp_path / "run"), generations=30, population=16, sigma=0.05, alpha=0.2),
+        model="my-model",
+        reward_funcs=reward,
+        train_dataset=[{"prompt": f"word {index}", "target": 0.5} for index in range(8)],
+        eval_dataset=[{"prompt": "another word", "target": 0.5}],
+    )
+    before = trainer.evaluate()
+    after = trainer.train()
+    trainer.save_model(tmp_path / "model")
+
+    assert after["eval_reward"] > before["eval_reward"]
+    assert trainer.evaluate()["eval_reward"] == after["eval_reward"]
+    assert (tmp_path / "model" / "README.md").read_text().count("my-model") == 2
+    saved = load_file(tmp_path / "model" / "model.safetensors")
+    assert all(np.array_equal(saved[name], array) for name, array in trainer.engine.centre.tensors.items())
+
+
+class Stop:
+    def on_start(self, trainer, info, first):
+        self.first = first
+
+    def on_generation(self, metrics):
+        if metrics["generation"] == 3:
+            raise KeyboardInterrupt
+
+    def on_evaluate(self, metrics):
+        pass
+
+    def on_end(self, trainer):
+        pass
+
+
+def test_a_run_on_own_data_resumes_from_python_to_the_same_bits(tmp_path):
+    straight = trainer(tmp_path / "straight").train()
+    stopped = trainer(tmp_path / "stopped", callbacks=[Stop()])
+    with pytest.raises(KeyboardInterrupt):
+        stopped.train()
+    stopped.callbacks = ()
+    resumed = stopped.train(resume=True)
+    assert resumed["eval_reward"] == straight["eval_reward"]
+    assert stopped.generation == 5
+    assert runs.ledger_bytes(tmp_path / "stopped") == runs.ledger_bytes(tmp_path / "straight")
+    again = trainer(tmp_path / "stopped")
+    assert again.train(resume=True) == resumed
+    assert again.engine.fingerprint() == stopped.engine.fingerprint()
+
+
+def test_a_run_on_own_data_cannot_be_resumed_without_it(tmp_path):
+    trainer(tmp_path).train()
+    with pytest.raises(ConfigError, match="resume it from Python with the same Trainer"):
+        Trainer(replay.run_config(tmp_path))
+
+
+def test_resuming_what_is_not_there_is_an_error(tmp_path):
+    with pytest.raises(RunError, match="is not a run directory"):
+        trainer(tmp_path / "nothing").train(resume=True)
+    assert not (tmp_path / "nothing").exists()
+
+
+def test_training_twice_into_one_directory_is_refused(tmp_path):
+    one = trainer(tmp_path)
+    one.train()
+    fingerprint = one.engine.fingerprint()
+    with pytest.raises(RunError, match="is already used"):
+        one.train()
+    assert one.engine.fingerprint() == fingerprint
+
+
+def test_callbacks_hear_of_everything_in_order(tmp_path):
+    heard = []
+
+    class Listener:
+        def on_start(self, trainer, info, first):
+            heard.append(("start", info.model, first))
+
+        def on_generation(self, metrics):
+            heard.append(("generation", metrics["generation"]))
+
+        def on_evaluate(self, metrics):
+            heard.append(("evaluate", metrics["generation"]))
+
+        def on_end(self, trainer):
+            heard.append(("end", trainer.generation))
+
+    trainer(tmp_path, runs.toy(tmp_path, generations=2, eval_steps=0), callbacks=[Listener()]).train()
+    assert heard == [
+        ("start", "toy", 0), ("evaluate", 0), ("generation", 1), ("generation", 2), ("evaluate", 2), ("end", 2),
+    ]  # fmt: skip
+
+
+def test_several_rewards_are_weighted_and_reported_by_name(tmp_path):
+    trainer(tmp_path, reward_funcs=[closeness, brevity], reward_weights=[1.0, 0.0]).train()
+    metrics = next(row for row in runs.rows(replay.RunPaths(tmp_path).metrics) if "reward" in row)
+    assert metrics["rewards/brevity/mean"] < -5
+    alone = tmp_path / "alone"
+    trainer(alone).train()
+    first, second = (ledger.read(replay.RunPaths(root).ledger).records for root in (tmp_path, alone))
+    assert first == second
+
+
+def test_every_prompt_is_drawn_once_an_epoch_in_an_order_of_its_own(tmp_path):
+    trainer(tmp_path, runs.toy(tmp_path, generations=4)).train()
+    drawn = [record.prompts for record in ledger.read(replay.RunPaths(tmp_path).ledger).records]
+    epochs = [drawn[0] + drawn[1], drawn[2] + drawn[3]]
+    assert [sorted(epoch) for epoch in epochs] == [list(range(6))] * 2
+    assert epochs[0] != epochs[1]
+
+
+def test_more_prompts_than_there_are_means_all_of_them(tmp_path):
+    trainer(tmp_path, runs.toy(tmp_path, generations=2, prompts_per_generation=100)).train()
+    assert all(len(record.prompts) == 6 for record in ledger.read(replay.RunPaths(tmp_path).ledger).records)
+
+
+def test_without_held_out_data_training_returns_nothing(tmp_path):
+    assert trainer(tmp_path, eval_dataset=None).train() == {}
+
+
+# --------------------------------------------------------------------------- mistakes
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"train_dataset": []}, DataError, "the training data of task 'custom' is empty"),
+        ({"train_dataset": [{"text": "x"}]}, DataError, "row 0 of the train data has no 'prompt'"),
+        ({"reward_funcs": []}, ConfigError, "reward_funcs is empty"),
+        ({"reward_funcs": None}, ConfigError, "give both reward_funcs and train_dataset"),
+        ({"train_dataset": None}, ConfigError, "give both reward_funcs and train_dataset"),
+        ({"reward_weights": [1, 2]}, ConfigError, "1 reward functions but 2 reward_weights"),
+        ({"reward_funcs": None, "train_dataset": None}, ConfigError, "reward_weights and eval_dataset need"),
+    ],
+    ids=str,
+)
+def test_a_mistake_in_data_or_rewards_is_told_before_anything_is_written(tmp_path, changes, error, message):
+    with pytest.raises(error, match=message):
+        trainer(tmp_path / "run", **changes)
+    assert not (tmp_path / "run").exists()
+
+
+def raising(completions, **_):
+    raise ZeroDivisionError("division by zero")
+
+
+def too_few(completions, **_):
+    return [1.0]
+
+
+def text(completions, **_):
+    return completions
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (raising, "the reward function 'raising' raised ZeroDivisionError: division by zero"),
+        (too_few, "the reward function 'too_few' returned 1 values for 2 completions"),
+        (text, r"the reward function 'text' returned '.*', which is text"),
+    ],
+)
+def test_a_broken_reward_is_named_and_the_run_goes_on_once_it_is_fixed(tmp_path, function, message):
+    with pytest.raises(RewardError, match=message):
+        trainer(tmp_path / "run", reward_funcs=function).train()
+    trainer(tmp_path / "run").train(resume=True)
+    trainer(tmp_path / "straight").train()
+    runs.assert_same_run(tmp_path / "run", tmp_path / "straight")
+
+
+def test_members_that_cannot_be_scored_raise_an_alarm_and_move_nothing(tmp_path):
+    def never(completions, **_):
+        return [None] * len(completions)
+
+    one = trainer(tmp_path, reward_funcs=never)
+    before = one.evaluate()
+    assert before["eval_reward"] is None
+    fingerprint = one.engine.fingerprint()
+    one.train()
+    assert one.engine.fingerprint() == fingerprint
+    metrics = [row for row in runs.rows(replay.RunPaths(tmp_path).metrics) if "reward" in row]
+    assert all("no member could be scored" in row["alarms"][0] for row in metrics)
+
+
+def test_the_package_gives_its_public_names():
+    assert all(getattr(seedtune, name) is not None for name in seedtune.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'Trianer'"):
+        _ = seedtune.Trianer

@@ -1,0 +1,192 @@
+"""Configuration: YAML, overrides, and errors that name the setting, its value and the fix."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import yaml
+
+from seedtune.config import Config, load_config, override
+from seedtune.errors import ConfigError
+
+
+def error_of(settings) -> str:
+    with pytest.raises(ConfigError) as caught:
+        Config.create(settings)
+    return str(caught.value)
+
+
+def load(tmp_path, text: str, *sets: str) -> Config:
+    path = tmp_path / "config.yaml"
+    path.write_text(text, encoding="utf-8")
+    return load_config(path, sets)
+
+
+def test_a_file_and_overrides_make_a_configuration(tmp_path):
+    config = load(tmp_path, "sigma: 0.01\ntoy:\n  size: 8\n", "sigma=1e-3", "toy.delay=2", "model=mine")
+    assert (config.sigma, config.toy.size, config.toy.delay, config.model) == (1e-3, 8, 2.0, "mine")
+
+
+def test_an_empty_file_is_all_defaults(tmp_path):
+    assert load(tmp_path, "") == Config()
+
+
+def test_overrides_are_read_as_yaml(tmp_path):
+    config = load(
+        tmp_path, "", "antithetic=false", "stop=[a, b]", "chat_template_kwargs.enable_thinking=false"
+    )
+    assert config.antithetic is False
+    assert config.stop == ("a", "b")
+    assert config.chat_template_kwargs == {"enable_thinking": False}
+
+
+def test_a_value_may_hold_an_equals_sign(tmp_path):
+    assert load(tmp_path, "", "system_prompt=a=b").system_prompt == "a=b"
+
+
+def test_overriding_leaves_the_given_settings_alone():
+    settings = {"toy": {"size": 8}}
+    assert override(settings, ["toy.size=9"]) == {"toy": {"size": 9}}
+    assert settings == {"toy": {"size": 8}}
+
+
+def test_a_dumped_configuration_is_read_back_exactly(tmp_path):
+    config = Config(sigma=1 / 3, alpha=1e-7, seed=2**64 - 1, stop=("\n", "on"), system_prompt="σ: é\u2028")
+    dumped = yaml.safe_dump(config.model_dump(mode="json"))
+    assert load(tmp_path, dumped) == config
+
+
+@pytest.mark.parametrize("item", ["sigma", "=3", " =3"])
+def test_an_override_without_key_and_value_says_the_form(tmp_path, item):
+    with pytest.raises(ConfigError, match="not of the form key=value"):
+        load(tmp_path, "", item)
+
+
+def test_an_override_into_a_plain_value_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="sigma is a value, not a section"):
+        load(tmp_path, "sigma: 1", "sigma.x=1")
+
+
+@pytest.mark.parametrize(
+    ("settings", "parts"),
+    [
+        ({"sigmaa": 1}, ["unknown setting 'sigmaa'", "Did you mean 'sigma'?"]),
+        ({"poplation": 1}, ["'poplation'", "Did you mean 'population'?"]),
+        ({"toy": {"sise": 3}}, ["unknown setting 'toy.sise'", "Did you mean 'size'?"]),
+        ({"transformers": {"dtyp": "x"}}, ["'transformers.dtyp'", "Did you mean 'dtype'?", "max_rows"]),
+        ({"zzzzzz": 1}, ["unknown setting 'zzzzzz'. Known: ", "sigma"]),
+    ],
+    ids=str,
+)
+def test_an_unknown_key_is_an_error_with_the_nearest_known_one(settings, parts):
+    message = error_of(settings)
+    assert all(part in message for part in parts), message
+
+
+@pytest.mark.parametrize(
+    ("settings", "start"),
+    [
+        ({"sigma": "big"}, "sigma='big': must be a valid number"),
+        ({"sigma": 0}, "sigma=0: must be greater than 0"),
+        ({"sigma": -0.1}, "sigma=-0.1: must be greater than 0"),
+        ({"sigma": math.inf}, "sigma=inf: must be a finite number"),
+        ({"sigma": math.nan}, "sigma=nan: must be"),
+        ({"alpha": 0}, "alpha=0: must be greater than 0"),
+        ({"population": 1.5}, "population=1.5: must be a valid integer"),
+        ({"population": 1}, "population=1: must be greater than or equal to 2"),
+        ({"seed": -1}, "seed=-1: must be greater than or equal to 0"),
+        ({"seed": 2**64}, f"seed={2**64}: must be less than {2**64}"),
+        ({"shaping": "rank"}, "shaping='rank': must be 'zscore' or 'per_prompt'"),
+        ({"model": 5}, "model=5: must be a valid string"),
+        ({"top_p": 1.5}, "top_p=1.5: must be less than or equal to 1"),
+        ({"toy": 5}, "toy=5: must be a valid dictionary"),
+        ({"toy": {"size": 0}}, "toy.size=0: must be greater than or equal to 1"),
+    ],
+    ids=str,
+)
+def test_a_bad_value_is_named_with_its_limit(settings, start):
+    assert error_of(settings).startswith(start)
+
+
+def test_an_odd_population_of_pairs_says_both_ways_out():
+    assert error_of({"population": 7}) == (
+        "population=7 is odd, but antithetic pairs need an even one: use 8, or antithetic=false"
+    )
+    assert Config(population=7, antithetic=False).population == 7
+
+
+def test_every_mistake_is_told_at_once():
+    assert error_of({"sigma": 0, "rank": 0}).count(": must be") == 2
+
+
+def test_replacing_validates_again():
+    assert Config().replace(rank=4).rank == 4
+    with pytest.raises(ConfigError, match="rank=0"):
+        Config().replace(rank=0)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("a: [", "is not valid YAML"), ("- a\n", "holds list, not settings"), ("5", "holds int")],
+)
+def test_a_file_that_holds_no_settings_is_refused_in_one_line(tmp_path, text, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        load(tmp_path, text)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_or_unreadable_file_is_named(tmp_path):
+    with pytest.raises(ConfigError, match=r"cannot read the configuration .*nothing\.yaml"):
+        load_config(tmp_path / "nothing.yaml")
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ConfigError, match="cannot read the configuration"):
+        load_config(tmp_path / "binary.yaml")
+
+
+def test_alpha_is_half_of_sigma_unless_given():
+    assert Config(sigma=0.02).step == 0.01
+    assert Config(sigma=0.02, alpha=0.5).step == 0.5
+
+
+INCIDENTAL = {
+    "output_dir": "elsewhere",
+    "generations": 7,
+    "eval_steps": 3,
+    "eval_prompts": 3,
+    "logging_steps": 3,
+    "save_steps": 3,
+    "save_total_limit": 3,
+    "toy": {"delay": 3.0},
+    "transformers": {"device": "cuda", "trust_remote_code": True, "max_rows": 1},
+}
+
+
+@pytest.mark.parametrize("name", INCIDENTAL)
+def test_identity_leaves_out_what_results_do_not_depend_on(name):
+    config = Config(engine="toy")
+    assert config.replace(**{name: INCIDENTAL[name]}).identity() == config.identity()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"sigma": 0.5},
+        {"seed": 1},
+        {"rank": 2},
+        {"shaping": "per_prompt"},
+        {"toy": {"size": 3}},
+        {"stop": ("x",)},
+    ],
+    ids=str,
+)
+def test_identity_holds_what_results_depend_on(change):
+    config = Config(engine="toy")
+    assert config.replace(**change).identity() != config.identity()
+
+
+def test_identity_holds_the_settings_of_the_engine_in_use_only():
+    assert "transformers" not in Config(engine="toy").identity()
+    assert "toy" not in Config().identity()
+    assert "device" not in Config().identity()["transformers"]
+    assert Config().replace(transformers={"max_rows": 1}).identity() != Config().identity()

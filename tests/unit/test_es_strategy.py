@@ -1,0 +1,97 @@
+"""The evolution strategy: which members it asks for, and the update it makes of their scores."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from seedtune import strategies
+from seedtune.config import Config
+from seedtune.strategies.base import update_of
+from seedtune.strategies.es import EvolutionStrategy
+from seedtune.types import Member, Plan, Term
+
+PAIRS = EvolutionStrategy(population=6, sigma=0.1, alpha=0.3)
+SINGLES = EvolutionStrategy(population=5, sigma=0.1, alpha=0.3, antithetic=False)
+SCORES = np.random.default_rng(1).normal(size=(6, 4))
+
+
+def test_pairs_are_both_signs_of_fresh_noise():
+    plan = PAIRS.ask({}, 4)
+    assert plan.members == tuple(Member(4, pair, sign) for pair in range(3) for sign in (1, -1))
+    assert (plan.generation, plan.sigma, plan.alpha) == (4, 0.1, 0.3)
+
+
+def test_without_pairs_every_member_has_noise_of_its_own():
+    assert SINGLES.ask({}, 4).members == tuple(Member(4, pair, 1) for pair in range(5))
+
+
+def test_asking_twice_gives_the_same_plan():
+    assert PAIRS.ask({}, 9) == PAIRS.ask(PAIRS.initial(), 9)
+
+
+def test_the_weight_of_a_pair_is_alpha_over_n_times_the_difference_of_its_coefficients():
+    step = PAIRS.tell({}, PAIRS.ask({}, 2), SCORES)
+    z = step.coefficients
+    expected = [(2, pair, 0.3 / 6 * (z[2 * pair] - z[2 * pair + 1])) for pair in range(3)]
+    assert [(t.generation, t.pair) for t in step.update.terms] == [(g, p) for g, p, _ in expected]
+    np.testing.assert_allclose([t.weight for t in step.update.terms], [w for *_, w in expected], rtol=1e-15)
+
+
+def test_without_pairs_the_weight_is_alpha_over_n_times_the_coefficient():
+    step = SINGLES.tell({}, SINGLES.ask({}, 2), SCORES[:5])
+    assert step.update.terms == tuple(Term(2, i, 0.3 / 5 * z) for i, z in enumerate(step.coefficients))
+
+
+@pytest.mark.parametrize("shaping", ["zscore", "per_prompt"])
+@pytest.mark.parametrize("scores", [np.full((6, 4), 0.3), np.full((6, 4), math.nan)], ids=["tied", "failed"])
+def test_all_tied_or_failed_members_give_an_empty_update(shaping, scores):
+    strategy = EvolutionStrategy(population=6, sigma=0.1, alpha=0.3, shaping=shaping)
+    step = strategy.tell({}, strategy.ask({}, 0), scores)
+    assert step.update.terms == ()
+    assert step.coefficients == (0.0,) * 6
+
+
+def test_a_pair_whose_members_tie_has_no_term():
+    scores = SCORES.copy()
+    scores[3] = scores[2]
+    assert [term.pair for term in PAIRS.tell({}, PAIRS.ask({}, 0), scores).update.terms] == [0, 2]
+
+
+def test_a_failed_member_leaves_its_twin_in_the_update():
+    scores = SCORES.copy()
+    scores[1] = math.nan
+    step = PAIRS.tell({}, PAIRS.ask({}, 0), scores)
+    assert step.coefficients[1] == 0.0
+    assert step.update.terms[0].weight == 0.3 / 6 * step.coefficients[0]
+
+
+@given(order=st.permutations(range(6)))
+def test_the_update_does_not_depend_on_the_order_of_the_members(order):
+    plan = PAIRS.ask({}, 3)
+    coefficients = [0.25, -1.5, 2.0, 0.125, -0.5, -0.375]
+    shuffled = Plan(3, 0.1, 0.3, tuple(plan.members[i] for i in order))
+    assert update_of(shuffled, [coefficients[i] for i in order]) == update_of(plan, coefficients)
+
+
+def test_terms_come_in_ascending_order_with_reused_noise_first():
+    plan = Plan(5, 0.1, 1.0, (Member(5, 1, 1), Member(5, 0, 1), Member(2, 9, 1)))
+    assert [(t.generation, t.pair) for t in update_of(plan, [1.0, 1.0, 1.0]).terms] == [
+        (2, 9),
+        (5, 0),
+        (5, 1),
+    ]
+
+
+def test_a_coefficient_for_every_member_is_required():
+    with pytest.raises(ValueError, match="zip"):
+        update_of(PAIRS.ask({}, 0), [1.0])
+
+
+def test_the_configuration_makes_the_strategy():
+    made = strategies.create(Config(population=8, sigma=0.02, antithetic=False, shaping="per_prompt"))
+    assert made == EvolutionStrategy(8, 0.02, 0.01, antithetic=False, shaping="per_prompt")

@@ -1,0 +1,201 @@
+"""Files that survive a kill, snapshots, and the report made of them."""
+
+from __future__ import annotations
+
+import errno
+import json
+from pathlib import Path
+
+import pytest
+
+from seedtune import files, report, snapshot
+from seedtune.config import ToySettings
+from seedtune.engines.base import Noise
+from seedtune.engines.toy import ToyEngine
+from seedtune.errors import StorageError, storage_cause, storage_error
+from seedtune.replay import RunPaths
+from seedtune.types import Term, Update
+
+ROWS = [{"text": "a\u2028b\x85c\x0bd\r\n"}, {"text": "日本 [b] :smile:"}, {"text": "\ud800 alone"}]
+
+
+# -------------------------------------------------------------------- JSON lines
+
+
+def test_any_text_is_read_back_as_it_was_written(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    files.append_lines(path, ROWS[:1])
+    files.append_lines(path, ROWS[1:])
+    assert files.read_lines(path) == ROWS
+
+
+def test_text_is_stored_readably(tmp_path):
+    files.append_lines(tmp_path / "rows.jsonl", ROWS[1:2])
+    assert "日本" in (tmp_path / "rows.jsonl").read_text(encoding="utf-8")
+
+
+def test_a_line_torn_at_any_byte_is_passed_over_and_what_follows_is_kept(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    files.append_lines(path, ROWS)
+    whole = path.read_bytes()
+    start = whole.rindex(b"\n", 0, -1) + 1
+    for cut in range(start, len(whole) - 1):
+        path.write_bytes(whole[:cut])
+        files.append_lines(path, [{"next": 1}])
+        assert files.read_lines(path) == [*ROWS[:2], {"next": 1}]
+
+
+def test_no_file_is_no_lines(tmp_path):
+    assert files.read_lines(tmp_path / "rows.jsonl") == []
+
+
+def test_lines_that_are_no_objects_are_passed_over(tmp_path):
+    (tmp_path / "rows.jsonl").write_bytes(b'5\n[1]\n{"a": 1}\n\xff\n')
+    assert files.read_lines(tmp_path / "rows.jsonl") == [{"a": 1}]
+
+
+def test_writing_lines_replaces_a_file_only_if_something_changes(tmp_path, monkeypatch):
+    path = tmp_path / "rows.jsonl"
+    files.write_lines(path, ROWS)
+    assert files.read_lines(path) == ROWS
+    files.write_lines(path, ROWS[:1])
+    assert files.read_lines(path) == ROWS[:1]
+    monkeypatch.setattr(files, "put", lambda *_: pytest.fail("written for nothing"))
+    files.write_lines(path, ROWS[:1])
+    files.write_lines(tmp_path / "none.jsonl", [])
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_no_leftover(tmp_path, monkeypatch):
+    path = tmp_path / "whole.txt"
+    files.write_whole(path, "old")
+
+    def fail(*_):
+        raise OSError(errno.ENOSPC, "no space")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", fail)
+        with pytest.raises(StorageError, match=f"the disk is full.*seedtune resume {tmp_path}"):
+            files.write_whole(path, "new")
+    assert {entry.name: entry.read_text() for entry in tmp_path.iterdir()} == {"whole.txt": "old"}
+
+
+def test_an_append_that_fails_says_how_to_go_on(tmp_path):
+    with pytest.raises(StorageError, match=r"cannot write .* seedtune resume"):
+        files.append_lines(tmp_path / "missing" / "rows.jsonl", ROWS)
+
+
+def test_a_full_disk_is_recognised_whoever_reports_it():
+    assert storage_cause(OSError(errno.ENOSPC, "x"))[0] == "the disk is full"
+    assert storage_cause(ValueError("I/O error: No space left (os error 28)"))[0] == "the disk is full"
+    assert storage_cause(PermissionError(errno.EACCES, "denied"))[1] == "Fix that"
+    assert "resume RUN" in str(storage_error(Path("RUN/snapshots/000001"), OSError(5, "x"), run=Path("RUN")))
+
+
+# --------------------------------------------------------------------- snapshots
+
+
+def engine() -> ToyEngine:
+    made = ToyEngine("m", noise=Noise(0), settings=ToySettings(size=4))
+    made.load()
+    return made
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(entry.name for entry in folder.iterdir())
+
+
+def test_only_the_newest_snapshots_are_kept(tmp_path):
+    for generations in (1, 2, 3):
+        snapshot.save(tmp_path, engine(), generations=generations, keep=2)
+    assert names(tmp_path) == ["000002", "000003"]
+    assert [one.generations for one in snapshot.listing(tmp_path)] == [3, 2]
+
+
+def test_a_snapshot_is_written_over_an_older_one_of_the_same_generation(tmp_path):
+    toy = engine()
+    first = snapshot.save(tmp_path, toy, generations=1, keep=2)
+    toy.apply(Update(0, (Term(0, 0, 0.5),)))
+    second = snapshot.save(tmp_path, toy, generations=1, keep=2)
+    assert first.fingerprint != second.fingerprint
+    assert snapshot.listing(tmp_path) == [second]
+
+
+def test_unfinished_and_broken_snapshots_are_passed_over(tmp_path):
+    good = snapshot.save(tmp_path, engine(), generations=1, keep=9)
+    texts = {"000002": "{", "000003": "[]", "000004": '{"generations": 4}', "000005": json.dumps({
+        "generations": 6, "fingerprint": "x"})}  # fmt: skip
+    for name, text in texts.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "snapshot.json").write_text(text)
+    (tmp_path / "000007").mkdir()
+    (tmp_path / ".writing-abc" / "snapshot").mkdir(parents=True)
+    assert snapshot.listing(tmp_path) == [good]
+    snapshot.clear_unfinished(tmp_path)
+    assert ".writing-abc" not in names(tmp_path)
+
+
+def test_a_snapshot_that_cannot_be_written_leaves_the_older_ones(tmp_path, monkeypatch):
+    run = tmp_path / "snapshots"
+    good = snapshot.save(run, engine(), generations=1, keep=1)
+
+    def fail(*_):
+        raise OSError(errno.ENOSPC, "no space")
+
+    monkeypatch.setattr(Path, "rename", fail)
+    with pytest.raises(StorageError, match=f"the disk is full.*seedtune resume {tmp_path}"):
+        snapshot.save(run, engine(), generations=2, keep=1)
+    assert snapshot.listing(run) == [good]
+    assert names(run) == ["000001"]
+
+
+# ------------------------------------------------------------------------ report
+
+
+def test_a_prompt_is_shown_as_its_text_or_its_last_user_message():
+    chat = [
+        {"role": "user", "content": "a"},
+        {"role": "user", "content": "b"},
+        {"role": "assistant", "content": "c"},
+    ]
+    assert report.prompt_text("plain") == "plain"
+    assert report.prompt_text(chat) == "b"
+    assert report.prompt_text(chat[2:]) == "c"
+
+
+def sample(generation: int, prompt_id: int, **changes):
+    row = {"generation": generation, "split": "test", "prompt_id": prompt_id, "prompt": "<p>"}
+    return {**row, "completion": "<i>&", "reward": None, **changes}
+
+
+@pytest.fixture
+def paths(tmp_path) -> RunPaths:
+    made = RunPaths(tmp_path)
+    made.config.write_text("sigma: <1>\n")
+    return made
+
+
+def test_answers_before_and_after_are_those_of_the_first_and_last_evaluation(paths):
+    rows = [sample(g, p, completion=f"{g}/{p}") for g in (0, 5, 10) for p in (0, 1)]
+    files.append_lines(paths.samples, [*rows, sample(11, 0, split="train"), sample(10, 7)])
+    shown = [(a["completion"], b["completion"]) for a, b in report.before_and_after(paths)]
+    assert shown == [("0/0", "10/0"), ("0/1", "10/1")]
+
+
+def test_a_run_that_has_just_begun_has_a_report(paths):
+    page = report.render(paths)
+    assert "No held-out evaluation." in page
+    assert report.before_and_after(paths) == []
+
+
+def test_the_report_shows_restored_generations_and_gaps_and_no_raw_markup(paths):
+    full = {"generation": 1, "reward": -0.5, "reward_std": 0.1, "reward_best": 0.0, "reward_centre": None}
+    restored = {"generation": 2, "reward": None, "reward_centre": None, "restored": True}
+    held_out = [{"generation": g, "eval_reward": -1234.5 + g} for g in (0, 2)]
+    files.append_lines(paths.metrics, [held_out[0], full, restored, held_out[1]])
+    files.append_lines(paths.samples, [sample(0, 0), sample(2, 0, reward=-0.25)])
+    page = report.render(paths)
+    assert "-1,234 → -1,232" in page
+    assert page.count("<polyline") == 3
+    assert "&lt;i&gt;&amp;" in page
+    assert "<i>&" not in page
+    assert "sigma: &lt;1&gt;" in page

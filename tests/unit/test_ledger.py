@@ -1,0 +1,307 @@
+"""The ledger: exact, append-only, and sure to notice what was not written by it."""
+
+from __future__ import annotations
+
+import errno
+import math
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from seedtune import ledger
+from seedtune.errors import LedgerError, RunError, StorageError
+from seedtune.ledger import Header, Ledger, Record
+from seedtune.types import Member, Plan
+
+HEADER = Header("toy", "0" * 32, {"sigma": 0.1, "toy": {"size": 3}}, "v1", "0.1.0")
+
+
+def record(generation: int, **changes) -> Record:
+    members = (Member(generation, 0, 1), Member(generation, 0, -1), Member(3, 9, 1))
+    made = Record(
+        plan=Plan(generation, 1 / 3, 1e-300, members),
+        rewards=(0.1 + 0.2, math.nan, -0.0),
+        coefficients=(5e-324, -1.7976931348623157e308, 0.0),
+        prompts=(3, 1, 2),
+        centre_reward=2 / 3,
+        tokens={"prompt": 7, "generated": 9},
+        state={"σ": [0.1, {"k": None}]},
+    )
+    return replace(made, **changes)
+
+
+@pytest.fixture
+def path(tmp_path) -> Path:
+    return tmp_path / "ledger.jsonl"
+
+
+def write(path: Path, generations: int = 3) -> bytes:
+    book = Ledger.create(path, HEADER)
+    for generation in range(generations):
+        book.append(record(generation))
+        if generation % 2:
+            book.append_fingerprint(generation + 1, f"{generation:032x}")
+    book.close()
+    return path.read_bytes()
+
+
+# ------------------------------------------------------------------ round trip
+
+
+def test_what_was_written_is_read_back_exactly(path):
+    write(path)
+    contents = ledger.read(path)
+    assert contents.header == HEADER
+    assert contents.fingerprints == {2: f"{1:032x}"}
+    assert contents.generations == 3
+    # NaN is no float that equals itself, but repr shows every bit of the others.
+    assert repr(contents.records) == repr([record(generation) for generation in range(3)])
+
+
+@given(value=st.floats(allow_infinity=False), coefficient=st.floats(allow_nan=False, allow_infinity=False))
+def test_every_float_survives_the_round_trip(value, coefficient):
+    line = record(0, rewards=(value,) * 3, coefficients=(coefficient,) * 3)
+    again = Record.from_json(ledger.json.loads(ledger.json.dumps(line.to_json())))
+    assert repr(again) == repr(line)
+
+
+def test_a_missing_centre_reward_stays_missing(path):
+    book = Ledger.create(path, HEADER)
+    book.append(record(0, centre_reward=None))
+    book.close()
+    assert ledger.read(path).records[0].centre_reward is None
+
+
+def test_the_same_run_writes_the_same_bytes(tmp_path):
+    assert write(tmp_path / "a") == write(tmp_path / "b")
+
+
+def test_resuming_goes_on_as_if_it_had_never_stopped(path, tmp_path):
+    straight = write(tmp_path / "straight", 3)
+    write(path, 2)
+    book, contents = Ledger.resume(path)
+    assert contents.generations == 2
+    book.append(record(2))
+    book.close()
+    assert path.read_bytes() == straight
+
+
+# -------------------------------------------------------------------- torn tail
+
+
+def test_a_tail_torn_at_any_byte_is_dropped_and_written_again(path):
+    whole = write(path)
+    start = whole.rindex(b"\n", 0, -1) + 1
+    for cut in range(start, len(whole)):
+        path.write_bytes(whole[:cut])
+        contents = ledger.read(path)
+        assert (contents.generations, contents.size, contents.torn) == (2, start, cut - start)
+        book, _ = Ledger.resume(path)
+        book.append(record(2))
+        book.close()
+        assert path.read_bytes() == whole
+
+
+def test_reading_leaves_a_torn_tail_alone_because_its_writer_may_be_alive(path):
+    torn = write(path)[:-5]
+    path.write_bytes(torn)
+    ledger.read(path)
+    assert path.read_bytes() == torn
+
+
+def test_a_header_torn_at_any_byte_is_no_run_yet_and_is_written_anew(path, tmp_path):
+    whole = write(tmp_path / "whole", 0)
+    for cut in range(len(whole)):
+        path.write_bytes(whole[:cut])
+        assert not ledger.has_begun(path)
+        with pytest.raises(RunError, match="the run stopped before it began"):
+            ledger.read(path)
+        Ledger.create(path, HEADER).close()
+        assert path.read_bytes() == whole
+
+
+# ------------------------------------------------------------------- corruption
+
+
+def test_a_flipped_bit_at_any_byte_is_found_and_its_line_named(path):
+    whole = write(path, 2)
+    line = 1
+    for place, byte in enumerate(whole):
+        path.write_bytes(whole[:place] + bytes([byte ^ 1 << place % 8]) + whole[place + 1 :])
+        with pytest.raises(LedgerError, match=rf"ledger\.jsonl line {line} is corrupted"):
+            ledger.read(path)
+        line += byte == ord("\n")
+
+
+@given(data=st.data())
+def test_lines_that_change_places_or_vanish_are_found(tmp_path_factory, data):
+    path = tmp_path_factory.mktemp("ledger") / "ledger.jsonl"
+    lines = write(path, 4).splitlines(keepends=True)
+    kept = data.draw(st.lists(st.sampled_from(lines), min_size=1, max_size=len(lines)))
+    path.write_bytes(b"".join(kept))
+    if kept == lines[: len(kept)]:
+        assert ledger.read(path).header == HEADER
+        return
+    with pytest.raises(LedgerError, match="corrupted"):
+        ledger.read(path)
+
+
+def test_a_changed_header_is_found(path):
+    path.write_bytes(write(path).replace(b'"sigma":0.1', b'"sigma":0.2', 1))
+    with pytest.raises(LedgerError, match=r"line 1 is corrupted.*Restore the file from a copy\.$"):
+        ledger.read(path)
+
+
+def test_the_message_about_a_corrupted_line_says_how_many_lines_are_good(path):
+    whole = write(path)
+    path.write_bytes(whole.replace(b'"generation":2', b'"generation":3'))
+    with pytest.raises(LedgerError, match=r"line 5 .*head -n 4"):
+        ledger.read(path)
+    path.write_bytes(b"".join(whole.splitlines(keepends=True)[:4]))
+    assert ledger.read(path).generations == 2
+
+
+def test_a_generation_out_of_order_is_refused(path):
+    book = Ledger.create(path, HEADER)
+    book.append(record(1))
+    book.close()
+    with pytest.raises(LedgerError, match="line 2 records generation 1, but 0 was expected"):
+        ledger.read(path)
+
+
+def test_a_ledger_of_another_format_is_refused(path):
+    Ledger.create(path, replace(HEADER, format=2)).close()
+    with pytest.raises(LedgerError, match="ledger format 2; this version reads format 1"):
+        ledger.read(path)
+
+
+def test_changed_settings_are_named_with_both_values():
+    recorded = {"sigma": 0.1, "toy": {"size": 3}, "stop": []}
+    current = {"sigma": 0.2, "toy": {"size": 4}, "rank": 1, "stop": []}
+    assert ledger.changed_fields(recorded, current) == [
+        "rank: None → 1", "sigma: 0.1 → 0.2", "toy.size: 3 → 4",
+    ]  # fmt: skip
+
+
+# -------------------------------------------------------------------- directory
+
+
+def test_a_second_run_does_not_overwrite_the_first(path):
+    before = write(path)
+    with pytest.raises(RunError, match=r"already holds a run\. Resume it with 'seedtune resume"):
+        Ledger.create(path, HEADER)
+    assert path.read_bytes() == before
+    Ledger.resume(path)[0].close()
+
+
+@pytest.mark.parametrize("read", [ledger.read, Ledger.resume])
+def test_a_folder_without_a_ledger_is_no_run_and_gets_none(path, read):
+    with pytest.raises(RunError, match=r"is not a run directory: it has no ledger\.jsonl"):
+        read(path)
+    assert not path.exists()
+
+
+def test_a_file_is_no_run_directory(path):
+    path.write_text("x")
+    with pytest.raises(RunError, match="is not a run directory"):
+        ledger.read(path / "ledger.jsonl")
+
+
+def test_a_ledger_that_cannot_be_read_says_why(path):
+    path.mkdir()
+    with pytest.raises(LedgerError, match="cannot read"):
+        ledger.read(path)
+
+
+def test_a_second_process_is_refused_while_the_first_trains_and_changes_nothing(path):
+    before = write(path)
+    book, _ = Ledger.resume(path)
+    code = f"from seedtune.ledger import Ledger; from pathlib import Path; Ledger.resume(Path({str(path)!r}))"
+    second = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(Path(ledger.__file__).parents[1])},
+    )
+    book.close()
+    assert second.returncode == 1
+    assert "RunError" in second.stderr
+    assert "is being trained by another process" in second.stderr
+    assert path.read_bytes() == before
+    Ledger.resume(path)[0].close()
+
+
+def test_a_failed_resume_lets_go_of_the_lock(path):
+    whole = write(path)
+    path.write_bytes(b"x" + whole[1:])
+    with pytest.raises(LedgerError):
+        Ledger.resume(path)
+    path.write_bytes(whole)
+    Ledger.resume(path)[0].close()
+
+
+# -------------------------------------------------------------------- full disk
+
+
+def fail_halfway(monkeypatch, number: int) -> None:
+    real, calls = os.pwrite, []
+
+    def pwrite(file, data, offset):
+        calls.append(offset)
+        if len(calls) > 1:
+            raise OSError(number, os.strerror(number))
+        return real(file, bytes(data)[: len(data) // 2], offset)
+
+    monkeypatch.setattr(os, "pwrite", pwrite)
+
+
+@pytest.mark.parametrize(
+    ("number", "cause"),
+    [
+        (errno.ENOSPC, "the disk is full"),
+        (errno.EDQUOT, "the disk is full"),
+        (errno.EIO, "Input/output error"),
+    ],
+)
+def test_a_write_that_fails_halfway_leaves_the_file_as_it_was(path, monkeypatch, number, cause):
+    whole = write(path)
+    before = b"".join(whole.splitlines(keepends=True)[:-1])
+    path.write_bytes(before)
+    book, _ = Ledger.resume(path)
+    with monkeypatch.context() as patch:
+        fail_halfway(patch, number)
+        with pytest.raises(StorageError, match=f"{cause}.*seedtune resume {path.parent}"):
+            book.append(record(2))
+    assert path.read_bytes() == before
+    book.append(record(2))
+    book.close()
+    assert path.read_bytes() == whole
+
+
+def test_a_flush_that_fails_leaves_the_file_as_it_was(path, monkeypatch):
+    before = write(path)
+    book, _ = Ledger.resume(path)
+
+    def fsync(_file):
+        raise OSError(errno.ENOSPC, "no space")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fsync)
+        with pytest.raises(StorageError, match="the disk is full"):
+            book.append(record(3))
+    book.close()
+    assert path.read_bytes() == before
+
+
+def test_short_writes_are_continued(path, monkeypatch, tmp_path):
+    straight = write(tmp_path / "straight")
+    real = os.pwrite
+    monkeypatch.setattr(os, "pwrite", lambda file, data, offset: real(file, bytes(data)[:7], offset))
+    assert write(path) == straight

@@ -1,0 +1,186 @@
+"""Reward functions: TRL's conventions, and what happens to those who break them."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import math
+
+import numpy as np
+import pytest
+
+from seedtune.errors import ConfigError, RewardError
+from seedtune.rewards.length import length_error, text_of
+from seedtune.rewards.scoring import score, total
+from seedtune.tasks.base import Reward
+from seedtune.tasks.data import examples, rewards
+
+ROWS = [{"prompt": "one", "answer": "a"}, {"prompt": "two", "answer": "b", "level": 2}]
+TEXT = examples(ROWS, "train")
+CHAT = examples([{"prompt": [{"role": "user", "content": "hi"}], "answer": "a"}], "train")
+
+
+def value_of(function, data=TEXT, texts=("x", "yy")) -> list[float]:
+    return score([Reward("fn", function)], data, texts)["fn"]
+
+
+def error_of(function) -> str:
+    with pytest.raises(RewardError) as caught:
+        value_of(function)
+    return str(caught.value)
+
+
+def test_prompts_completions_and_columns_go_in_by_name():
+    def fn(prompts, completions, answer, level):
+        assert (prompts, completions) == (["one", "two"], ["x", "yy"])
+        assert (answer, level) == (["a", "b"], [None, 2])
+        return [1, 2]
+
+    assert value_of(fn) == [1.0, 2.0]
+
+
+def test_a_function_may_take_fewer_keywords():
+    assert value_of(lambda completions: [len(c) for c in completions]) == [1.0, 2.0]
+
+
+def test_a_function_with_keywords_takes_all():
+    def fn(**kwargs):
+        assert sorted(kwargs) == ["answer", "completions", "level", "prompts"]
+        return [0, 0]
+
+    assert value_of(fn) == [0.0, 0.0]
+
+
+def test_a_column_cannot_stand_in_for_the_completions():
+    data = examples([{"prompt": "p", "completions": "column", "prompts": "column"}], "train")
+    assert value_of(
+        lambda prompts, completions: [prompts == ["p"] and completions == ["x"]], data, ["x"]
+    ) == [1.0]
+
+
+def test_an_async_function_is_awaited():
+    async def fn(completions):
+        await asyncio.sleep(0)
+        return [len(c) for c in completions]
+
+    assert value_of(fn) == [1.0, 2.0]
+
+
+def test_an_async_function_is_awaited_in_a_notebook_too():
+    async def fn(completions):
+        return [0.5] * len(completions)
+
+    async def notebook():
+        return value_of(fn)
+
+    assert asyncio.run(notebook()) == [0.5, 0.5]
+
+
+def test_objects_and_partials_are_functions():
+    class Judge:
+        def __call__(self, completions):
+            return [3.0] * len(completions)
+
+    assert value_of(Judge()) == [3.0, 3.0]
+    assert value_of(functools.partial(lambda scale, completions: [scale for _ in completions], 4)) == [
+        4.0,
+        4.0,
+    ]
+
+
+def test_conversational_prompts_give_conversational_completions():
+    def fn(prompts, completions):
+        assert prompts == [[{"role": "user", "content": "hi"}]]
+        assert completions == [[{"role": "assistant", "content": "x"}]]
+        prompts[0][0]["content"] = "changed"
+        return [1]
+
+    value_of(fn, CHAT, ["x"])
+    assert CHAT[0].prompt[0]["content"] == "hi"
+
+
+@pytest.mark.parametrize("value", [None, math.nan, math.inf, -math.inf], ids=str)
+def test_what_is_no_finite_number_could_not_be_evaluated(value):
+    first, second = value_of(lambda completions: [value, 1.0])
+    assert math.isnan(first)
+    assert second == 1.0
+
+
+def test_numpy_values_and_truth_are_numbers():
+    assert value_of(lambda completions: np.array([1, 2], np.float32)) == [1.0, 2.0]
+    assert value_of(lambda completions: (c == "x" for c in completions)) == [1.0, 0.0]
+
+
+def test_a_function_that_raises_is_named_with_what_it_raised():
+    def judge(completions):
+        raise KeyError("answer")
+
+    assert error_of(judge).startswith("the reward function 'fn' raised KeyError: 'answer'.")
+
+
+def test_a_function_that_needs_what_the_data_lacks_is_named():
+    assert "raised TypeError" in error_of(lambda completions, missing: [0, 0])
+
+
+def test_an_interrupt_in_a_reward_is_no_reward_error():
+    def fn(completions):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        value_of(fn)
+
+
+@pytest.mark.parametrize(
+    ("returned", "message"),
+    [
+        ([1.0], "returned 1 values for 2 completions"),
+        ([1.0] * 3, "returned 3 values for 2 completions"),
+        (None, "returned NoneType, not a list of 2 numbers"),
+        (1.0, "returned float, not a list of 2 numbers"),
+        (["0.5", "1"], "returned '0.5', which is text"),
+        ("ab", "returned 'a', which is text"),
+        ([[1], [2]], r"returned \[1\] \(list\)"),
+        ([1j, 2j], r"\(complex\)"),
+    ],
+    ids=str,
+)
+def test_anything_but_one_number_each_is_an_error(returned, message):
+    with pytest.raises(RewardError, match=message):
+        value_of(lambda completions: returned)
+
+
+def test_the_total_is_the_weighted_sum_of_what_applies():
+    both = [Reward("a", len, 2.0), Reward("b", len, -0.5)]
+    values = {"a": [1.0, math.nan, math.nan], "b": [4.0, 4.0, math.nan]}
+    first, second, third = total(both, values)
+    assert (first, second) == (0.0, -2.0)
+    assert math.isnan(third)
+
+
+def test_a_total_beyond_what_a_float_holds_could_not_be_evaluated():
+    both = [Reward("a", len, 10.0), Reward("b", len, 1.0)]
+    assert total(both, {"a": [1e308], "b": [1.0]}) == [1.0]
+    assert math.isnan(total([Reward("a", len), Reward("b", len)], {"a": [1.7e308], "b": [1.7e308]})[0])
+
+
+def test_functions_of_one_name_are_told_apart():
+    made = rewards([lambda completions: [1], lambda completions: [2], len], [1, 10, 100])
+    assert [reward.name for reward in made] == ["<lambda>", "<lambda>_2", "len"]
+    values = score(made[:2], TEXT[:1], ["x"])
+    assert total(made[:2], values) == [21.0]
+
+
+def test_one_function_alone_is_a_list_of_one():
+    assert rewards(length_error, None) == (Reward("length_error", length_error, 1.0),)
+
+
+def test_weights_must_match_the_functions():
+    with pytest.raises(ConfigError, match="2 reward functions but 1 reward_weights"):
+        rewards([len, max], [1.0])
+    with pytest.raises(ConfigError, match="reward_funcs is empty"):
+        rewards([], None)
+
+
+def test_length_error_counts_characters_of_text_and_of_messages():
+    assert length_error(["abcd", [{"role": "assistant", "content": "ab"}]], ["ab", "abcdé"]) == [-2.0, -3.0]
+    assert text_of([{"content": "a"}, {"content": "b"}]) == "ab"
