@@ -207,9 +207,7 @@ def read_settings(path: Path, overrides: Iterable[str] = ()) -> dict[str, Any]:
     if settings is None:
         settings = {}
     if not isinstance(settings, dict):
-        raise ConfigError(
-            f"{path} holds {type(settings).__name__}, not settings. Write lines like 'sigma: 0.006'."
-        )
+        raise ConfigError(f"{path} holds {type(settings).__name__}, not settings. Write lines like 'sigma: 0.006'.")
     return override(settings, overrides)
 
 

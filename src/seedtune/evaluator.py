@@ -30,9 +30,7 @@ class Outcome:
 
     def of(self, member: Member) -> list[tuple[Rollout, float]]:
         """A member's rollouts with their rewards."""
-        return [
-            (r, reward) for r, reward in zip(self.rollouts, self.rewards, strict=True) if r.member == member
-        ]
+        return [(r, reward) for r, reward in zip(self.rollouts, self.rewards, strict=True) if r.member == member]
 
     def row(self, member: Member) -> NDArray[np.float64]:
         """A member's scores over the prompts."""

@@ -74,8 +74,5 @@ def _card(engine: Engine, config: Config, generation: int) -> str:
         generations=generation,
         alpha=config.step,
         fingerprint=engine.fingerprint(),
-        **{
-            k: getattr(config, k)
-            for k in ("model", "population", "sigma", "perturbation", "rank", "task", "seed")
-        },
+        **{k: getattr(config, k) for k in ("model", "population", "sigma", "perturbation", "rank", "task", "seed")},
     )

@@ -132,9 +132,7 @@ def read(path: Path) -> Contents:
     try:
         raw = path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
-        raise RunError(
-            f"{path.parent} is not a run directory: it has no {path.name}. Check the path."
-        ) from None
+        raise RunError(f"{path.parent} is not a run directory: it has no {path.name}. Check the path.") from None
     except OSError as error:
         raise LedgerError(f"cannot read {path}: {error}. Fix that and try again.") from error
     *lines, tail = raw.split(b"\n")
@@ -192,9 +190,7 @@ def _corrupted(path: Path, number: int) -> LedgerError:
 
 def _header(path: Path, data: dict[str, Any], check: str) -> Contents:
     if data.get("format") != FORMAT:
-        raise LedgerError(
-            f"{path} has ledger format {data.get('format')!r}; this version reads format {FORMAT}."
-        )
+        raise LedgerError(f"{path} has ledger format {data.get('format')!r}; this version reads format {FORMAT}.")
     return Contents(Header.from_json(data), check=check)
 
 
@@ -204,8 +200,7 @@ def _add(path: Path, number: int, data: dict[str, Any], contents: Contents) -> N
         return
     if data["generation"] != contents.generations:
         raise LedgerError(
-            f"{path} line {number} records generation {data['generation']}, but "
-            f"{contents.generations} was expected."
+            f"{path} line {number} records generation {data['generation']}, but {contents.generations} was expected."
         )
     contents.records.append(Record.from_json(data))
 
@@ -229,9 +224,7 @@ class Ledger:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(self._file)
-            raise RunError(
-                f"{path.parent} is being trained by another process. Wait for it, or stop it."
-            ) from None
+            raise RunError(f"{path.parent} is being trained by another process. Wait for it, or stop it.") from None
 
     @classmethod
     def create(cls, path: Path, header: Header) -> Ledger:
@@ -307,9 +300,7 @@ def _sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def changed_fields(
-    recorded: Mapping[str, Any], current: Mapping[str, Any], prefix: str = ""
-) -> Sequence[str]:
+def changed_fields(recorded: Mapping[str, Any], current: Mapping[str, Any], prefix: str = "") -> Sequence[str]:
     """``name: recorded → current`` for every setting that differs."""
     changes: list[str] = []
     for key in sorted(set(recorded) | set(current)):

@@ -97,9 +97,7 @@ def alarms(metrics: Mapping[str, Any], *, moved: bool) -> list[str]:
     elif not moved:
         found.append("all members have the same reward: the update is zero. Raise sigma or use more prompts.")
     if metrics["completions/clipped_ratio"] > 0.9:
-        found.append(
-            "over 90 % of completions hit max_completion_length. Raise it if answers should be longer."
-        )
+        found.append("over 90 % of completions hit max_completion_length. Raise it if answers should be longer.")
     return found
 
 

@@ -103,9 +103,7 @@ def check_same_run(root: Path, recorded: ledger.Header, config: Config) -> None:
             "Put the recorded values back, or start a new run in another output_dir."
         )
     if recorded.noise != noise.SCHEME:
-        raise LedgerError(
-            f"{root} uses noise scheme {recorded.noise!r}; this version makes {noise.SCHEME!r}."
-        )
+        raise LedgerError(f"{root} uses noise scheme {recorded.noise!r}; this version makes {noise.SCHEME!r}.")
 
 
 def load(
@@ -152,9 +150,7 @@ def _start(engine: Engine, folder: Path, contents: ledger.Contents, goal: int) -
             continue
         if engine.fingerprint() == candidate.fingerprint == recorded:
             return candidate.generations, info
-        log.warning(
-            "passing over the snapshot %s: its weights are not the ones it was made from", candidate.folder
-        )
+        log.warning("passing over the snapshot %s: its weights are not the ones it was made from", candidate.folder)
     return 0, engine.load()
 
 

@@ -80,10 +80,7 @@ def _chart(generations: Sequence[Row], evaluations: Sequence[Row]) -> str:
         return ""
     xs, ys = [x for x, _ in known], [y for _, y in known]
     place = _scale(min(xs), max(xs), min(ys), max(ys))
-    drawn = [
-        _polyline(colour, [place(x, y) for x, y in points if y is not None])
-        for colour, points in lines.values()
-    ]
+    drawn = [_polyline(colour, [place(x, y) for x, y in points if y is not None]) for colour, points in lines.values()]
     legend = "".join(
         f"<text x={60 + 110 * i} y=16 fill='{colour}'>{name}</text>"
         for i, (name, (colour, _)) in enumerate(lines.items())
@@ -130,9 +127,7 @@ def _samples(pairs: Sequence[tuple[Row, Row]]) -> str:
         f"<td class=n>{_number(after['reward'])}</td></tr>"
         for before, after in pairs
     )
-    head = (
-        "<tr><th>prompt</th><th>before</th><th class=n>reward</th><th>after</th><th class=n>reward</th></tr>"
-    )
+    head = "<tr><th>prompt</th><th>before</th><th class=n>reward</th><th>after</th><th class=n>reward</th></tr>"
     return f"<h2>Held-out answers before and after</h2><table>{head}{rows}</table>" if rows else ""
 
 

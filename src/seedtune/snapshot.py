@@ -30,9 +30,7 @@ def save(folder: Path, engine: Engine, *, generations: int, keep: int) -> Snapsh
     fingerprint = engine.fingerprint()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(
-            prefix=".writing-", dir=folder, ignore_cleanup_errors=True
-        ) as scratch:
+        with tempfile.TemporaryDirectory(prefix=".writing-", dir=folder, ignore_cleanup_errors=True) as scratch:
             part = Path(scratch) / "snapshot"
             part.mkdir()
             engine.snapshot(part)

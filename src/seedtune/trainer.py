@@ -110,9 +110,7 @@ class Trainer:
             started = time.perf_counter()
             plan = self.strategy.ask(state, generation)
             prompts = self._draw(generation)
-            outcome = evaluator.evaluate(
-                self._members(plan), prompts, sigma=plan.sigma, generation=generation
-            )
+            outcome = evaluator.evaluate(self._members(plan), prompts, sigma=plan.sigma, generation=generation)
             scores = outcome.scores[: len(plan.members)]
             step = self.strategy.tell(state, plan, scores)
             self._show(outcome, generation + 1)
@@ -160,8 +158,7 @@ class Trainer:
         except OSError as error:
             cause, fix = storage_cause(error)
             raise StorageError(
-                f"cannot begin a run in {str(self.paths.root)!r}: {cause}. {fix}, "
-                "or choose another output_dir."
+                f"cannot begin a run in {str(self.paths.root)!r}: {cause}. {fix}, or choose another output_dir."
             ) from error
         with closing(Ledger.create(self.paths.ledger, replay.header_of(self.config, info))) as book:
             self._emit("on_start", self, info, 0)
@@ -281,9 +278,7 @@ class Trainer:
     def _held_out(self, engine: Engine) -> tuple[Metrics, Outcome]:
         count = self.config.eval_prompts or len(self.task.test)
         started = time.perf_counter()
-        outcome = Evaluator(engine, self.task, self.config).centre(
-            self.task.test[:count], generation=self.generation
-        )
+        outcome = Evaluator(engine, self.task, self.config).centre(self.task.test[:count], generation=self.generation)
         engine.take_times()
         metrics: Metrics = {
             "generation": self.generation,
@@ -350,9 +345,7 @@ def _task(
     """The built-in task, or the caller's data and rewards; DataError if there is nothing to train on."""
     if functions is None and data[0] is None:
         if config.task == "custom":
-            raise ConfigError(
-                "this run had its own data and rewards: resume it from Python with the same Trainer."
-            )
+            raise ConfigError("this run had its own data and rewards: resume it from Python with the same Trainer.")
         if weights is not None or data[1] is not None:
             raise ConfigError("reward_weights and eval_dataset need reward_funcs and train_dataset.")
         task = tasks.create(config.task)
@@ -367,9 +360,7 @@ def _task(
 
 def _check_task(config: Config, task: Task) -> None:
     if not task.train:
-        raise DataError(
-            f"the training data of task {task.name!r} is empty. Give at least one row with a 'prompt'."
-        )
+        raise DataError(f"the training data of task {task.name!r} is empty. Give at least one row with a 'prompt'.")
     if config.system_prompt is not None and any(isinstance(e.prompt, str) for e in (*task.train, *task.test)):
         raise ConfigError(
             f"system_prompt={config.system_prompt!r} needs chat prompts, but task {task.name!r} has "

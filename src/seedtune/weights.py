@@ -63,8 +63,7 @@ class Centre:
     def __init__(self, tensors: Mapping[str, Weights], *, run_seed: int, rank: int) -> None:
         self.tensors = dict(tensors)
         self.factors = {
-            name: Factors(run_seed, name, (array.shape[0], array.shape[1]), rank)
-            for name, array in tensors.items()
+            name: Factors(run_seed, name, (array.shape[0], array.shape[1]), rank) for name, array in tensors.items()
         }
         self.rank = rank
 
@@ -96,12 +95,8 @@ class Centre:
         try:
             stored = load_file(path)
         except (OSError, SafetensorError) as error:
-            raise StorageError(
-                f"cannot read {path}: {error}. Delete the snapshot and resume again."
-            ) from error
+            raise StorageError(f"cannot read {path}: {error}. Delete the snapshot and resume again.") from error
         if {n: a.shape for n, a in stored.items()} != {n: a.shape for n, a in self.tensors.items()}:
-            raise StorageError(
-                f"{path} does not hold this model's tensors. Delete the snapshot and resume again."
-            )
+            raise StorageError(f"{path} does not hold this model's tensors. Delete the snapshot and resume again.")
         for name, array in stored.items():
             self.tensors[name][...] = array

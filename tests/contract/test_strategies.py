@@ -45,9 +45,7 @@ def run(strategy: Strategy, generations: int, damage: Callable[[np.ndarray, int]
         plan = strategy.ask(state, generation)
         scores = np.array(
             [
-                quadratic(
-                    theta + member.sign * plan.sigma * noise(member.generation, member.pair), generation, i
-                )
+                quadratic(theta + member.sign * plan.sigma * noise(member.generation, member.pair), generation, i)
                 for i, member in enumerate(plan.members)
             ]
         )

@@ -62,9 +62,7 @@ def test_making_it_twice_gives_the_same_data(name, task):
 
 def test_prompts_are_text_or_messages_that_are_not_empty(task):
     for example in (*task.train, *task.test):
-        parts = (
-            [example.prompt] if isinstance(example.prompt, str) else [m["content"] for m in example.prompt]
-        )
+        parts = [example.prompt] if isinstance(example.prompt, str) else [m["content"] for m in example.prompt]
         assert parts
         assert all(part.strip() for part in parts)
 
@@ -79,9 +77,7 @@ def test_gold_answers_get_the_best_reward(name, task):
 
 
 def test_an_unknown_task_is_an_error_with_the_nearest_name():
-    with pytest.raises(
-        ConfigError, match=r"task='concisness' is not a built-in task\. Did you mean 'conciseness'"
-    ):
+    with pytest.raises(ConfigError, match=r"task='concisness' is not a built-in task\. Did you mean 'conciseness'"):
         tasks.create("concisness")
 
 

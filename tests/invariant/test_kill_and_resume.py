@@ -42,6 +42,8 @@ def start(*arguments: str | Path) -> subprocess.Popen[str]:
         text=True,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
+        # Background jobs of a shell ignore interrupts, and so would their children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 
@@ -114,9 +116,7 @@ def killed(tmp_path_factory) -> tuple[Path, list[dict]]:
         env=runs.environment(PYTHONPATH=paths),
     )
     assert done.returncode == 0, done.stderr
-    return folder / "reference", [
-        {**json.loads(line), "errors": done.stderr} for line in done.stdout.splitlines()
-    ]
+    return folder / "reference", [{**json.loads(line), "errors": done.stderr} for line in done.stdout.splitlines()]
 
 
 @pytest.mark.parametrize("point", POINTS)

@@ -33,9 +33,7 @@ def test_an_empty_file_is_all_defaults(tmp_path):
 
 
 def test_overrides_are_read_as_yaml(tmp_path):
-    config = load(
-        tmp_path, "", "antithetic=false", "stop=[a, b]", "chat_template_kwargs.enable_thinking=false"
-    )
+    config = load(tmp_path, "", "antithetic=false", "stop=[a, b]", "chat_template_kwargs.enable_thinking=false")
     assert config.antithetic is False
     assert config.stop == ("a", "b")
     assert config.chat_template_kwargs == {"enable_thinking": False}

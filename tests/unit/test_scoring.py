@@ -53,9 +53,7 @@ def test_a_function_with_keywords_takes_all():
 
 def test_a_column_cannot_stand_in_for_the_completions():
     data = examples([{"prompt": "p", "completions": "column", "prompts": "column"}], "train")
-    assert value_of(
-        lambda prompts, completions: [prompts == ["p"] and completions == ["x"]], data, ["x"]
-    ) == [1.0]
+    assert value_of(lambda prompts, completions: [prompts == ["p"] and completions == ["x"]], data, ["x"]) == [1.0]
 
 
 def test_an_async_function_is_awaited():

@@ -18,9 +18,7 @@ BOTH = pytest.mark.parametrize("shape", SHAPINGS.values(), ids=SHAPINGS)
 # Multiples of 1/64 below 1000: sums of a few are exact, so that ties are ties however they are added up.
 numbers = st.integers(-64_000, 64_000).map(lambda k: k / 64)
 matrices = arrays(np.float64, array_shapes(min_dims=2, max_dims=2, max_side=6), elements=numbers)
-ragged = arrays(
-    np.float64, array_shapes(min_dims=2, max_dims=2, max_side=6), elements=st.one_of(numbers, st.just(NAN))
-)
+ragged = arrays(np.float64, array_shapes(min_dims=2, max_dims=2, max_side=6), elements=st.one_of(numbers, st.just(NAN)))
 
 
 def plain_zscore(scores):

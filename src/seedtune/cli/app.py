@@ -52,9 +52,7 @@ def _root(
 def train(
     config: Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="Settings; see examples/.")],
     sets: Sets = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check everything, show the plan, train nothing.")
-    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, show the plan, train nothing.")] = False,
 ) -> None:
     """Fine-tune a model.
 
@@ -97,9 +95,7 @@ def evaluate(
         str, typer.Argument(metavar="RUN|MODEL", help="A run directory, model folder, id or built-in name.")
     ],
     task: Annotated[str | None, typer.Option(help="Built-in task; a run's own by default.")] = None,
-    generation: Annotated[
-        int | None, typer.Option(help="The run's model after this many generations.")
-    ] = None,
+    generation: Annotated[int | None, typer.Option(help="The run's model after this many generations.")] = None,
     sets: Sets = None,
 ) -> None:
     """Mean reward and length of greedy answers on a task's held-out prompts."""

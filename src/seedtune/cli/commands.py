@@ -40,8 +40,7 @@ def _say_interrupted(trainer: Trainer) -> None:
         error_console().print("stopped before the run began; nothing was written.")
         return
     error_console().print(
-        f"stopped after generation {trainer.generation}; nothing is lost. "
-        f"Continue with: seedtune resume {paths.root}"
+        f"stopped after generation {trainer.generation}; nothing is lost. Continue with: seedtune resume {paths.root}"
     )
 
 
@@ -91,9 +90,7 @@ def _trainer_of_run(root: Path, task: str | None, generation: int | None, sets: 
     replay.check_same_run(root, contents.header, recorded)
     changed = Config.create(override({**recorded.model_dump(), **({"task": task} if task else {})}, sets))
     if (changed.model, changed.seed, changed.rank) != (recorded.model, recorded.seed, recorded.rank):
-        raise ConfigError(
-            "model, seed and rank make the run's weights; they cannot be changed for an evaluation."
-        )
+        raise ConfigError("model, seed and rank make the run's weights; they cannot be changed for an evaluation.")
     trainer = Trainer(changed)
     trainer.engine, _ = replay.load(root, changed, contents, generation=generation)
     trainer.generation = contents.generations if generation is None else generation
@@ -101,7 +98,8 @@ def _trainer_of_run(root: Path, task: str | None, generation: int | None, sets: 
 
 
 def _print_evaluation(what: str, task: str, metrics: dict[str, Any]) -> None:
-    table = Table(title=f"{what}, generation {metrics['generation']}, {task} held out", title_justify="left")
+    console().print(f"{what}, generation {metrics['generation']}, {task} held out", soft_wrap=True)
+    table = Table()
     table.add_column("measure")
     table.add_column("value", justify="right")
     for name, value in metrics.items():
@@ -129,7 +127,8 @@ def samples_command(run: Path, limit: int) -> None:
     if not pairs:
         raise RunError(f"{run} has no held-out answers yet. Let it finish its first evaluation.")
     first, last = pairs[0][0]["generation"], pairs[0][1]["generation"]
-    table = Table(title=f"{run}: held-out answers", title_justify="left", show_lines=True)
+    console().print(f"{run}: held-out answers", soft_wrap=True)
+    table = Table(show_lines=True)
     for heading in ("prompt", f"generation {first}", "reward", f"generation {last}", "reward"):
         table.add_column(heading, justify="right" if heading == "reward" else "left", overflow="fold")
     for before, after in pairs[: limit or None]:

@@ -116,9 +116,7 @@ def generation_line(metrics: Metrics, total: int, left: str) -> str:
     centre = "" if metrics["reward_centre"] is None else f", centre {metrics['reward_centre']:.4g}"
     reward = "no reward"
     if metrics["reward"] is not None:
-        reward = (
-            f"reward {metrics['reward']:.4g} ± {metrics['reward_std']:.3g}, best {metrics['reward_best']:.4g}"
-        )
+        reward = f"reward {metrics['reward']:.4g} ± {metrics['reward_std']:.3g}, best {metrics['reward_best']:.4g}"
     return (
         f"generation {metrics['generation']}/{total}: {reward}{centre}, "
         f"{metrics['tokens_per_second']:,.0f} tokens/s, {step:.1f} s ({shares}), {left} left"

@@ -14,9 +14,7 @@ from seedtune.tasks.base import Reward
 from seedtune.types import Example
 
 
-def score(
-    rewards: Sequence[Reward], examples: Sequence[Example], texts: Sequence[str]
-) -> dict[str, list[float]]:
+def score(rewards: Sequence[Reward], examples: Sequence[Example], texts: Sequence[str]) -> dict[str, list[float]]:
     """Each reward's value for every (example, completion text), NaN where it does not apply.
 
     Raises RewardError naming the function when it raises or returns anything but one number or None each.
@@ -42,9 +40,7 @@ def _sum(parts: Sequence[float]) -> float:
         return math.nan
 
 
-def _call(
-    reward: Reward, prompts: list[Any], completions: list[Any], columns: dict[str, list[Any]]
-) -> list[float]:
+def _call(reward: Reward, prompts: list[Any], completions: list[Any], columns: dict[str, list[Any]]) -> list[float]:
     keywords = {**columns, "prompts": prompts, "completions": completions}
     try:
         returned = reward.function(**_accepted(reward, keywords))
@@ -86,8 +82,7 @@ def _checked(reward: Reward, returned: Any, count: int) -> list[float]:
         values = list(returned)
     except TypeError:
         raise RewardError(
-            f"the reward function {reward.name!r} returned {type(returned).__name__}, "
-            f"not a list of {count} numbers."
+            f"the reward function {reward.name!r} returned {type(returned).__name__}, not a list of {count} numbers."
         ) from None
     if len(values) != count:
         raise RewardError(
@@ -108,16 +103,13 @@ def _number(reward: Reward, value: Any) -> float:
         number = float(value)
     except (TypeError, ValueError):
         raise RewardError(
-            f"the reward function {reward.name!r} returned {value!r} ({type(value).__name__}). "
-            "Return a number or None."
+            f"the reward function {reward.name!r} returned {value!r} ({type(value).__name__}). Return a number or None."
         ) from None
     return number if math.isfinite(number) else math.nan
 
 
 def _prompt(example: Example) -> Any:
-    return (
-        example.prompt if isinstance(example.prompt, str) else [dict(message) for message in example.prompt]
-    )
+    return example.prompt if isinstance(example.prompt, str) else [dict(message) for message in example.prompt]
 
 
 def _completion(example: Example, text: str) -> Any:

@@ -16,7 +16,5 @@ TASKS: dict[str, Callable[[], Task]] = {"conciseness": conciseness, "toy": toy}
 def create(name: str) -> Task:
     """A built-in task; ConfigError with the nearest name if there is none."""
     if name not in TASKS:
-        raise ConfigError(
-            f"task={name!r} is not a built-in task.{nearest(name, TASKS)} Known: {', '.join(TASKS)}"
-        )
+        raise ConfigError(f"task={name!r} is not a built-in task.{nearest(name, TASKS)} Known: {', '.join(TASKS)}")
     return TASKS[name]()

@@ -25,9 +25,7 @@ def examples(rows: Rows | None, split: str) -> tuple[Example, ...]:
 def _example(index: int, row: Any, split: str) -> Example:
     if not isinstance(row, Mapping) or "prompt" not in row:
         held = sorted(row) if isinstance(row, Mapping) else type(row).__name__
-        raise DataError(
-            f"row {index} of the {split} data has no 'prompt' (it holds {held}). Name the column 'prompt'."
-        )
+        raise DataError(f"row {index} of the {split} data has no 'prompt' (it holds {held}). Name the column 'prompt'.")
     prompt = row["prompt"]
     columns = {key: value for key, value in row.items() if key != "prompt"}
     if isinstance(prompt, str):
@@ -50,14 +48,10 @@ def rewards(
     """Reward functions with their names and weights (1 each if none are given)."""
     listed = [functions] if callable(functions) else list(functions)
     if not listed:
-        raise ConfigError(
-            "reward_funcs is empty. Give at least one function(prompts, completions, **columns)."
-        )
+        raise ConfigError("reward_funcs is empty. Give at least one function(prompts, completions, **columns).")
     scale = [1.0] * len(listed) if weights is None else list(weights)
     if len(scale) != len(listed):
-        raise ConfigError(
-            f"{len(listed)} reward functions but {len(scale)} reward_weights. Give one weight each."
-        )
+        raise ConfigError(f"{len(listed)} reward functions but {len(scale)} reward_weights. Give one weight each.")
     names = _names(listed)
     return tuple(Reward(n, fn, float(w)) for n, fn, w in zip(names, listed, scale, strict=True))
 

@@ -12,11 +12,14 @@ from seedtune.types import Message, Prompt
 def encode(tokenizer: Any, prompt: Prompt) -> list[int]:
     """The prompt's token ids; DataError if the model has no chat template or nothing is left."""
     content = prompt.content
-    plain = isinstance(content, str)
-    ids = list(tokenizer(content)["input_ids"]) if plain else _render(tokenizer, prompt, content)
+    ids = _plain(tokenizer, content) if isinstance(content, str) else _render(tokenizer, prompt, content)
     if not ids:
         raise DataError(f"prompt {prompt.id} has no tokens: {prompt.content!r}. Give it some text.")
     return ids
+
+
+def _plain(tokenizer: Any, text: str) -> list[int]:
+    return list(tokenizer(text)["input_ids"])
 
 
 def _render(tokenizer: Any, prompt: Prompt, content: Sequence[Message]) -> list[int]:
