@@ -15,11 +15,13 @@ Completions run to the token limit everywhere (no stop tokens), so that all of t
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import platform
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -31,10 +33,10 @@ import seedtune.engines.transformers  # noqa: F401 - sets how OpenMP waits, befo
 import numpy as np
 import torch
 import transformers
-from torch.nn import functional
 
 from seedtune.config import TransformersSettings
 from seedtune.engines.base import EngineTimes, Noise
+from seedtune.engines.transformers.checkpoint import ModelSource
 from seedtune.engines.transformers.engine import TransformersEngine
 from seedtune.types import CENTRE, Job, Member, Prompt, Sampling, Term, Update
 
@@ -214,26 +216,52 @@ def skew(engine: TransformersEngine, tokens: int, repeats: int) -> dict[str, flo
     }
 
 
-def memory(engine: TransformersEngine, before: float) -> dict[str, float]:
-    """Peak resident memory of the engine against weights + centre + key-value cache."""
-    weights = sum(p.numel() * p.element_size() for p in engine.model.parameters())
-    weights += sum(int(g.ends[-1]) * g.inputs * 2 for g in engine.population.groups)
-    centre = sum(array.nbytes for array in engine.centre.tensors.values())
-    cache = sum(x.keys.nbytes + x.values.nbytes for x in engine.attention.cache.layers)
-    parts = (weights + centre + cache) / 1e6
+def memory() -> dict[str, float]:
+    """Peak resident memory of the engine against weights + centre + key-value cache.
+
+    The same code has run a tiny model of the same architecture before, so that what is left is the model's.
+    """
+    source = TransformersEngine(MODEL, noise=Noise(0), settings=TransformersSettings()).source
+    with tempfile.TemporaryDirectory() as folder:
+        _tiny(source, folder)
+        run(_engine(folder), job(members(32), prompts(4), 8))
+    gc.collect()
+    before = resident("VmRSS")
+    engine = _engine(MODEL)
+    run(engine, job(members(32), prompts(4), 48))
+    engine.apply(Update(0, tuple(Term(0, pair, 1e-4) for pair in range(16))))
+    run(engine, job(members(32), prompts(4), 48))
+    weights = 2 * engine.population.coverage.total / 1e6
+    centre = sum(array.nbytes for array in engine.centre.tensors.values()) / 1e6
+    cache = sum(x.keys.nbytes + x.values.nbytes for x in engine.attention.cache.layers) / 1e6
+    beyond = resident("VmHWM") - before
     return {
-        "weights (MB)": weights / 1e6,
-        "centre, float32 (MB)": centre / 1e6,
-        "key-value cache (MB)": cache / 1e6,
-        "peak beyond the imports (MB)": peak() - before,
-        "peak/(weights + centre + cache)": (peak() - before) / parts,
+        "weights, bfloat16 (MB)": weights,
+        "centre, float32 (MB)": centre,
+        "key-value cache (MB)": cache,
+        "code and libraries (MB)": before,
+        "peak beyond code and libraries (MB)": beyond,
+        "peak/(weights + centre + cache)": beyond / (weights + centre + cache),
     }
 
 
-def peak() -> float:
-    """The high-water mark of resident memory in MB (Linux)."""
-    status = Path("/proc/self/status").read_text()
-    return int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) / 1e3
+def _engine(model: str) -> TransformersEngine:
+    engine = TransformersEngine(model, noise=Noise(0), settings=TransformersSettings(dtype="bfloat16"))
+    engine.load()
+    return engine
+
+
+def _tiny(source: ModelSource, folder: str) -> None:
+    config = source.config()
+    config.update({"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 1})
+    config.update({"num_key_value_heads": 1, "head_dim": 64})
+    transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(folder)
+    source.tokenizer().save_pretrained(folder)
+
+
+def resident(what: str) -> float:
+    """Resident memory in MB (Linux): now (VmRSS) or at its highest (VmHWM)."""
+    return int(next(x for x in _lines("/proc/self/status") if x.startswith(what)).split()[1]) / 1e3
 
 
 def _lines(path: str) -> list[str]:
@@ -261,16 +289,10 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="write the tables as Markdown")
     parser.add_argument("--memory-only", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    functional.linear(torch.zeros(1, 1), torch.zeros(1, 1))
-    before = peak()
-    engine = TransformersEngine(MODEL, noise=Noise(0), settings=TransformersSettings(dtype="bfloat16"))
-    engine.load()
     if options.memory_only:
-        run(engine, job(members(32), prompts(4), 48))
-        engine.apply(Update(0, tuple(Term(0, pair, 1e-4) for pair in range(16))))
-        run(engine, job(members(32), prompts(4), 8))
-        print(table("Memory: 32 members × 4 prompts, 48 tokens", memory(engine, before)))
+        print(table("Memory: 32 members × 4 prompts, 48 tokens", memory()))
         return
+    engine = _engine(MODEL)
     tokens, repeats = (24, 2) if options.quick else (48, 5)
     parts = [table(f"32 members × 4 prompts, {tokens} new tokens", batch_comparison(engine, tokens, repeats))]
     print(parts[-1], flush=True)

@@ -68,9 +68,7 @@ def _neox() -> Any:
 
 
 def _mixtral() -> Any:
-    return hf.MixtralConfig(
-        **_TINY, **_HEADS16, num_local_experts=4, num_experts_per_tok=2, tie_word_embeddings=False
-    )
+    return hf.MixtralConfig(**_TINY, **_HEADS16, num_local_experts=4, num_experts_per_tok=2, tie_word_embeddings=False)
 
 
 def _deepseek() -> Any:
@@ -191,9 +189,7 @@ def text_prompts(*texts: str, limits: Sequence[int | None] | None = None) -> tup
     return tuple(Prompt(i, text, max_tokens=n) for i, (text, n) in enumerate(zip(texts, limits, strict=True)))
 
 
-def job(
-    prompts: Sequence[Prompt], *, members: Sequence[Member] = (CENTRE,), sigma: float = 0.05, **how: Any
-) -> Job:
+def job(prompts: Sequence[Prompt], *, members: Sequence[Member] = (CENTRE,), sigma: float = 0.05, **how: Any) -> Job:
     return Job(0, sigma, tuple(members), tuple(prompts), Sampling(**{"max_tokens": 8, **how}))
 
 

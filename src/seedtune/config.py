@@ -37,7 +37,7 @@ class TransformersSettings(Section):
     max_batch_tokens: int = Field(default=65536, ge=1)
     """Positions of the key-value cache over all rows in flight: bounds its memory."""
 
-    prefill_tokens: int = Field(default=2048, ge=1)
+    prefill_tokens: int = Field(default=1024, ge=1)
     """Prompt tokens of one prefill pass: bounds the memory of activations."""
 
     trust_remote_code: bool = False

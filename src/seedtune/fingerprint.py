@@ -47,8 +47,7 @@ def bits_of(array: NDArray[Any]) -> NDArray[Any]:
     """
     if array.dtype.itemsize not in (2, 4) or array.dtype.kind not in "fiu":
         raise ValueError(
-            f"a fingerprint needs 2- or 4-byte elements, got {array.dtype}; "
-            "view the tensor as uint16 or uint32 first"
+            f"a fingerprint needs 2- or 4-byte elements, got {array.dtype}; view the tensor as uint16 or uint32 first"
         )
     return array.view(np.uint16 if array.dtype.itemsize == 2 else np.uint32)
 
@@ -86,13 +85,8 @@ def slice_fingerprint(
     ``columns`` is the whole tensor's row length. Raises ValueError when the slice is wider than that.
     """
     if array.ndim != 2 or not 0 <= col_start <= columns - array.shape[1]:
-        raise ValueError(
-            f"a slice of shape {array.shape} at column {col_start} does not fit rows of {columns}"
-        )
-    rows = (
-        tensor_fingerprint(name, line, start=(row_start + r) * columns + col_start)
-        for r, line in enumerate(array)
-    )
+        raise ValueError(f"a slice of shape {array.shape} at column {col_start} does not fit rows of {columns}")
+    rows = (tensor_fingerprint(name, line, start=(row_start + r) * columns + col_start) for r, line in enumerate(array))
     return combine(rows)
 
 

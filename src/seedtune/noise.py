@@ -256,6 +256,4 @@ def _check(what: str, value: int, limit: int) -> None:
 
 def _check_range(what: str, start: int, count: int, limit: int) -> None:
     if start < 0 or count < 0 or start + count > limit:
-        raise ValueError(
-            f"{what} range starts at {start} with {count} items, but it must lie in [0, {limit})"
-        )
+        raise ValueError(f"{what} range starts at {start} with {count} items, but it must lie in [0, {limit})")

@@ -33,9 +33,7 @@ SIGMA = 0.05
 NEW = 8
 ALL_AT_ONCE: dict[str, Any] = {}
 IN_WAVES = {"max_rows": 4, "prefill_tokens": 16}
-MODES = pytest.mark.parametrize(
-    ("rank", "settings"), [(1, ALL_AT_ONCE), (4, IN_WAVES)], ids=["rank1", "rank4-waves"]
-)
+MODES = pytest.mark.parametrize(("rank", "settings"), [(1, ALL_AT_ONCE), (4, IN_WAVES)], ids=["rank1", "rank4-waves"])
 
 
 @pytest.fixture(scope="module")
@@ -75,9 +73,7 @@ def _assert_far_apart(logits: list[torch.Tensor]) -> None:
 
 
 @pytest.mark.parametrize("family", ["mixtral", "qwen2-moe"])
-def test_routed_experts_and_routers_are_listed_as_unperturbed(
-    family: str, folders: Callable[[str], Path]
-) -> None:
+def test_routed_experts_and_routers_are_listed_as_unperturbed(family: str, folders: Callable[[str], Path]) -> None:
     engine = load_engine(folders(family))
     listed = dict(engine.population.coverage.unperturbed)
     for name in ("experts.gate_up_proj", "experts.down_proj", "gate.weight"):

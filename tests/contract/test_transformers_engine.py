@@ -110,9 +110,7 @@ def test_chat_messages_go_through_the_models_own_template(engine: TransformersEn
 
 @pytest.mark.parametrize("family", ["llama", "llama-head8"])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_a_member_whose_weights_overflow_spoils_nobody_else(
-    family: str, temperature: float, tmp_path: Path
-) -> None:
+def test_a_member_whose_weights_overflow_spoils_nobody_else(family: str, temperature: float, tmp_path: Path) -> None:
     engine = load_engine(save_family(family, tmp_path), max_rows=2, prefill_tokens=1)
     how = {"temperature": temperature, "ignore_eos": True}
     with recorded_logits() as logits:
@@ -405,9 +403,7 @@ def test_rotary_frequencies_stay_exact_in_bfloat16(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("family", ["llama", "llama-head8"])
-def test_the_precision_of_the_checkpoint_does_not_leak_into_a_small_first_job(
-    family: str, tmp_path: Path
-) -> None:
+def test_the_precision_of_the_checkpoint_does_not_leak_into_a_small_first_job(family: str, tmp_path: Path) -> None:
     engine = load_engine(save_family(family, tmp_path, dtype=torch.bfloat16), dtype="float32")
     with recorded_logits() as logits:
         tokens = _centre_text(engine, PROMPTS[1]).token_ids

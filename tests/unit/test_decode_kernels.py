@@ -158,17 +158,13 @@ class Lanes:
         return y.float()
 
 
-SIZES = pytest.mark.parametrize(
-    ("inputs", "outputs"), [(1, (1,)), (16, (16,)), (33, (7, 5, 31)), (257, (100, 3))]
-)
+SIZES = pytest.mark.parametrize(("inputs", "outputs"), [(1, (1,)), (16, (16,)), (33, (7, 5, 31)), (257, (100, 3))])
 
 
 @DTYPES
 @SIZES
 @pytest.mark.parametrize("rank", [1, 2, 4, 7])
-def test_add_rows_adds_each_rows_own_pair(
-    inputs: int, outputs: tuple[int, ...], rank: int, dtype: torch.dtype
-) -> None:
+def test_add_rows_adds_each_rows_own_pair(inputs: int, outputs: tuple[int, ...], rank: int, dtype: torch.dtype) -> None:
     these = Lanes(inputs, outputs, rank=rank, dtype=dtype)
     relative = {torch.float32: 1e-5, torch.bfloat16: 2**-8}[dtype]  # one rounding of the sum
     expected = these.expected()

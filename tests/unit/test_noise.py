@@ -277,9 +277,7 @@ def worst_pair_of_lanes(codes: np.ndarray) -> float:
     """Top four bits of one lane with top, or bottom, four bits of another, as 256 symbols."""
     top, bottom = codes >> 12, codes & 15
     pairs = list(combinations(range(8), 2))
-    return max(
-        chi_square(x[:, i] * 16 + y[:, j]) for i, j in pairs for x, y in ((top, top), (bottom, bottom))
-    )
+    return max(chi_square(x[:, i] * 16 + y[:, j]) for i, j in pairs for x, y in ((top, top), (bottom, bottom)))
 
 
 def worst_kolmogorov_smirnov(values: np.ndarray) -> float:

@@ -15,6 +15,7 @@ from seedtune.engines.transformers.attention import Decode, Prefill, SlotAttenti
 from seedtune.engines.transformers.cache import SlotCache, empty_like_cache
 from seedtune.engines.transformers.checkpoint import ModelSource, model_fingerprint, write_model
 from seedtune.engines.transformers.decode import Budget, Decoder, Row, Stop, slots_for
+from seedtune.engines.transformers.norm import fuse_norms
 from seedtune.engines.transformers.population import Population, trace
 from seedtune.engines.transformers.settings import TransformersSettings, torch_device, torch_dtype
 from seedtune.errors import ModelError
@@ -63,6 +64,7 @@ class TransformersEngine:
         self.population = Population(model, calls=calls, rows=(5, 2), dtype=self.dtype, device=self.device)
         self.model = _cast(model, self.dtype).to(self.device)
         self.population.freeze_head()
+        fuse_norms(self.model)
         noise = self.noise
         self.centre = Centre(self.population.tensors, run_seed=noise.run_seed, rank=noise.rank)
 
@@ -182,11 +184,13 @@ def _rows(job: Job, ids: list[list[int]], limits: list[int]) -> list[Row]:
 
 
 def _cast(model: Any, dtype: torch.dtype) -> Any:
-    """What the checkpoint stores, in ``dtype``; computed buffers (rotary frequencies) stay exact."""
+    """What the checkpoint stores, in ``dtype``; computed buffers (rotary frequencies) stay exact.
+
+    Copied, because one tensor left in the memory-mapped checkpoint keeps all of the file resident.
+    """
     stored, precision = model.state_dict(keep_vars=True), model.dtype
     for tensor in stored.values():
-        if tensor.dtype == precision:
-            tensor.data = tensor.data.to(dtype)
+        tensor.data = tensor.data.to(dtype if tensor.dtype == precision else tensor.dtype, copy=True)
     return model
 
 

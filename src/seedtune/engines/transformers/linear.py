@@ -79,18 +79,26 @@ class Part:
     bias: Tensor | None
 
 
+class Factors:
+    """One group's factors for a job's members: ``a`` (P, r, out) and ``b`` (P, parts, r, in), in the model's dtype."""
+
+    def __init__(self, a: Tensor, b: Tensor) -> None:
+        self.a, self.b = a.contiguous(), b.contiguous()
+        compiled = a.device.type == "cpu" and a.dtype in (torch.float32, torch.bfloat16)
+        self.bits = (bits(self.a), bits(self.b)) if compiled else None
+
+
 class LinearGroup:
     """Linear layers of one input as one product, plus each row's own low-rank term.
 
-    Factors of the job in flight: ``a`` (P, r, out) and ``b`` (P, parts, r, in) in the model's dtype.
+    ``factors`` are those of the job in flight.
     """
 
     def __init__(self, parts: list[Part], inputs: int, *, state: RowState, packed: bool) -> None:
         self.parts, self.inputs, self.state = parts, inputs, state
         self.ends = np.cumsum([part.outputs for part in parts]).astype(np.int32)
         self.weight = LiveWeight(_fused_bias(parts), packed=packed)
-        self.a: Tensor | None = None
-        self.b: Tensor | None = None
+        self.factors: Factors | None = None
         self._input: Tensor | None = None
         self._output: Tensor | None = None
         self._left = 0
@@ -113,35 +121,27 @@ class LinearGroup:
         return y
 
     def _add_rows(self, y: Tensor, x: Tensor) -> None:
-        rows = self.state.rows
-        assert self.a is not None
-        assert self.b is not None
+        rows, factors = self.state.rows, self.factors
+        assert factors is not None
         if rows.pairs.size != y.shape[0]:
             raise AssertionError(f"{self.parts[0].name}: {y.shape[0]} rows, {rows.pairs.size} expected")
-        if y.device.type == "cpu" and y.dtype in (torch.float32, torch.bfloat16):
-            lanes.add_rows(
-                bits(y),
-                bits(x),
-                a=bits(self.a),
-                b=bits(self.b),
-                ends=self.ends,
-                pairs=rows.pairs,
-                scales=rows.scales,
-            )
+        if factors.bits is None:
+            _add_rows_torch(y, x, group=self, rows=rows)
             return
-        _add_rows_torch(y, x, group=self, rows=rows)
+        a, b = factors.bits
+        lanes.add_rows(bits(y), bits(x), a=a, b=b, ends=self.ends, pairs=rows.pairs, scales=rows.scales)
 
 
 def _add_rows_torch(y: Tensor, x: Tensor, *, group: LinearGroup, rows: Rows) -> None:
     """The same term with torch operations, for devices without a compiled kernel."""
-    assert group.a is not None
-    assert group.b is not None
+    assert group.factors is not None
+    a, b = group.factors.a, group.factors.b
     pairs = torch.from_numpy(rows.pairs).to(y.device, torch.long)
     scales = torch.from_numpy(rows.scales).to(y.device)[:, None, None]
     first = 0
     for index, end in enumerate(group.ends.tolist()):
-        dots = torch.bmm(group.b[pairs, index].float(), x[:, :, None].float()) * scales
-        y[:, first:end] += torch.bmm(dots.transpose(1, 2), group.a[pairs, :, first:end].float())[:, 0].to(y.dtype)
+        dots = torch.bmm(b[pairs, index].float(), x[:, :, None].float()) * scales
+        y[:, first:end] += torch.bmm(dots.transpose(1, 2), a[pairs, :, first:end].float())[:, 0].to(y.dtype)
         first = end
 
 

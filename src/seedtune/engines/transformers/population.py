@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from seedtune.engines.transformers.linear import (
+    Factors,
     FrozenLinear,
     LinearGroup,
     Part,
@@ -171,16 +172,15 @@ class Population:
         self._pairs = np.array([column.get((m.generation, m.pair), 0) for m in members], np.int32)
         self._scales = np.array([m.sign * scale for m in members], np.float32)
         for group in self.groups:
-            group.a, group.b = self._factors(group, pairs, centre) if pairs else (None, None)
+            group.factors = self._factors(group, pairs, centre) if pairs else None
 
-    def _factors(self, group: LinearGroup, pairs: list[tuple[int, int]], centre: Centre) -> tuple[Tensor, Tensor]:
-        """Factors a (P, r, out) and b (P, parts, r, in) of a group, in the model's dtype."""
+    def _factors(self, group: LinearGroup, pairs: list[tuple[int, int]], centre: Centre) -> Factors:
         outputs, inputs = [], []
         for part in group.parts:
             a, b = centre.factors[f"{part.name}.weight"].fill(pairs)
             outputs.append((b if part.transposed else a).transpose(0, 2, 1))
             inputs.append((a if part.transposed else b).transpose(0, 2, 1))
-        return (
+        return Factors(
             torch.from_numpy(np.concatenate(outputs, axis=2)).to(self._device, self.dtype),
             torch.from_numpy(np.stack(inputs, axis=1)).to(self._device, self.dtype),
         )

@@ -1,0 +1,49 @@
+"""Root-mean-square normalisation of rows in one pass, on the CPU."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numba as nb
+import numpy as np
+from numpy.typing import NDArray
+
+from seedtune.kernels.bits import load, store
+
+Array = NDArray[Any]
+
+PARALLEL_FROM = 1 << 15
+"""Elements from which a parallel launch pays."""
+
+
+@nb.njit(fastmath={"reassoc", "contract"}, nogil=True, error_model="numpy")
+def _norm_row(y: Any, x: Any, weight: Any, eps: Any) -> None:
+    total = np.float32(0.0)
+    for j in range(x.size):
+        value = load(x[j])
+        total += value * value
+    scale = np.float32(1.0) / np.sqrt(total / np.float32(x.size) + eps)
+    for j in range(x.size):
+        y[j] = store(y, load(weight[j]) * (load(x[j]) * scale))
+
+
+@nb.njit(cache=True, nogil=True)
+def _norm(y: Any, x: Any, weight: Any, eps: Any) -> None:
+    for i in range(x.shape[0]):
+        _norm_row(y[i], x[i], weight, eps)
+
+
+@nb.njit(parallel=True, cache=True, nogil=True)
+def _norm_parallel(y: Any, x: Any, weight: Any, eps: Any) -> None:
+    for i in nb.prange(x.shape[0]):
+        _norm_row(y[i], x[i], weight, eps)
+
+
+def rms_norm(y: Array, x: Array, weight: Array, eps: float) -> None:
+    """Write y = weight·x/√(mean x² + eps) for every row.
+
+    y and x (rows, n), weight (n,); all float32, or all uint16 views of bfloat16.  Computed in float32,
+    rounded once.
+    """
+    kernel = _norm if x.size < PARALLEL_FROM else _norm_parallel
+    kernel(y, x, weight, np.float32(eps))
