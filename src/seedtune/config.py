@@ -182,7 +182,8 @@ class Config(Section):
 
 
 _INCIDENTAL: dict[str, Any] = {
-    **dict.fromkeys(("output_dir", "generations", "eval_steps", "eval_prompts", "logging_steps"), True),
+    # The base model is known by its fingerprint, not by where it lies.
+    **dict.fromkeys(("model", "output_dir", "generations", "eval_steps", "eval_prompts", "logging_steps"), True),
     **dict.fromkeys(("save_steps", "save_total_limit"), True),
     "transformers": {"device", "trust_remote_code"},
     "toy": {"delay"},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import errno
 import re
+import shlex
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -48,10 +49,6 @@ class StorageError(SeedtuneError):
     """Writing to the run directory failed (disk full, no permission)."""
 
 
-class TrainingInterrupted(SeedtuneError):
-    """The user asked to stop; the run can be resumed."""
-
-
 def nearest(word: str, known: Iterable[str]) -> str:
     """`` Did you mean 'x'?`` for the known word nearest to ``word``, or an empty string."""
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
@@ -67,7 +64,7 @@ def storage_error(path: Path, error: Exception, *, run: Path | None = None) -> S
     cause, fix = storage_cause(error)
     return StorageError(
         f"cannot write {path}: {cause}. Everything up to the last complete generation is safe. "
-        f"{fix} and continue with: seedtune resume {run or path.parent}"
+        f"{fix} and continue with: {resume_command(run or path.parent)}"
     )
 
 
@@ -78,3 +75,8 @@ def storage_cause(error: Exception) -> tuple[str, str]:
     if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return "the disk is full", "Free some space"
     return str(error), "Fix that"
+
+
+def resume_command(run: Path) -> str:
+    """The command that goes on with a run, quoted for a shell."""
+    return f"seedtune resume {shlex.quote(str(run))}"

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from seedtune.errors import LedgerError, RunError, storage_error
+from seedtune.errors import LedgerError, RunError, resume_command, storage_error
 from seedtune.types import Member, Plan
 
 FORMAT = 1
@@ -37,13 +37,16 @@ class Header:
     config: Mapping[str, Any]
     noise: str
     version: str
+    data: str = ""
+    """Digest of the training data and the names of the rewards."""
+
     format: int = FORMAT
 
     def to_json(self) -> dict[str, Any]:
         """The header as its line holds it."""
         return {
             "seedtune": self.version,
-            **{k: getattr(self, k) for k in ("format", "noise", "model")},
+            **{k: getattr(self, k) for k in ("format", "noise", "model", "data")},
             "base_fingerprint": self.base_fingerprint,
             "config": self.config,
         }
@@ -57,6 +60,7 @@ class Header:
             data["config"],
             data["noise"],
             data["seedtune"],
+            data["data"],
             data["format"],
         )
 
@@ -140,7 +144,7 @@ def read(path: Path) -> Contents:
         _verify_tail(path, 1, tail, "")
         raise RunError(
             f"{path} has no complete header: the run stopped before it began. "
-            f"Begin it with: seedtune resume {path.parent}"
+            f"Begin it with: {resume_command(path.parent)}"
         )
     data, check = _verify(path, 1, lines[0], "")
     contents = _header(path, data, check)
@@ -233,7 +237,7 @@ class Ledger:
         try:
             if has_begun(path):
                 raise RunError(
-                    f"{path.parent} already holds a run. Resume it with 'seedtune resume {path.parent}', or "
+                    f"{path.parent} already holds a run. Resume it with: {resume_command(path.parent)}, or "
                     "choose another output_dir."
                 )
             os.ftruncate(ledger._file, 0)

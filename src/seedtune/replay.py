@@ -10,7 +10,7 @@ from pathlib import Path
 from seedtune import __version__, engines, ledger, noise, snapshot
 from seedtune.config import Config, load_config
 from seedtune.engines.base import Engine, EngineInfo
-from seedtune.errors import LedgerError, RunError, StorageError
+from seedtune.errors import LedgerError, RunError, StorageError, resume_command
 from seedtune.strategies.base import update_of
 
 log = logging.getLogger("seedtune")
@@ -64,7 +64,7 @@ class RunPaths:
     def check_unused(self) -> None:
         """RunError if the run directory holds something already."""
         if self.holdings():
-            hint = f"Resume it with 'seedtune resume {self.root}'" if self.config.exists() else "Empty it"
+            hint = f"Resume it with: {resume_command(self.root)}" if self.config.exists() else "Empty it"
             raise RunError(
                 f"the run directory {str(self.root)!r} is already used. {hint}, or choose another output_dir."
             )
@@ -75,14 +75,15 @@ class RunPaths:
         return self.config.is_file() and self.holdings() <= known and not ledger.has_begun(self.ledger)
 
 
-def header_of(config: Config, info: EngineInfo) -> ledger.Header:
-    """The ledger header of a run that starts from a loaded engine."""
+def header_of(config: Config, info: EngineInfo, data: str) -> ledger.Header:
+    """The ledger header of a run that starts from a loaded engine, on data of that digest."""
     return ledger.Header(
         model=info.model,
         base_fingerprint=info.base_fingerprint,
         config=config.identity(),
         noise=noise.SCHEME,
         version=__version__,
+        data=data,
     )
 
 

@@ -14,7 +14,7 @@ import yaml
 from seedtune import engines, files, ledger, monitors, noise, replay, report, snapshot, strategies, tasks
 from seedtune.config import Config
 from seedtune.engines.base import Engine, EngineInfo
-from seedtune.errors import ConfigError, DataError, StorageError, storage_cause
+from seedtune.errors import ConfigError, DataError, RunError, StorageError, storage_cause
 from seedtune.evaluator import Evaluator, Outcome
 from seedtune.ledger import Ledger, Record
 from seedtune.shaping import member_rewards
@@ -160,7 +160,7 @@ class Trainer:
             raise StorageError(
                 f"cannot begin a run in {str(self.paths.root)!r}: {cause}. {fix}, or choose another output_dir."
             ) from error
-        with closing(Ledger.create(self.paths.ledger, replay.header_of(self.config, info))) as book:
+        with closing(Ledger.create(self.paths.ledger, replay.header_of(self.config, info, self.task.digest()))) as book:
             self._emit("on_start", self, info, 0)
             yield book, self.strategy.initial()
 
@@ -183,6 +183,11 @@ class Trainer:
         """The centre, and files that agree with the ledger and with the settings the run goes on with."""
         root, done = self.paths.root, contents.generations
         replay.check_same_run(root, contents.header, self.config)
+        if contents.header.data != self.task.digest():
+            raise RunError(
+                f"{root} was started with other training data or rewards than task {self.task.name!r} has now. "
+                "Give the same ones, or start a new run in another output_dir."
+            )
         if self.config.generations < done:
             raise ConfigError(
                 f"generations={self.config.generations}, but {root} has {done} already. Give {done} or more; "

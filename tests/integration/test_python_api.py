@@ -220,3 +220,15 @@ def test_the_package_gives_its_public_names():
     assert all(getattr(seedtune, name) is not None for name in seedtune.__all__)
     with pytest.raises(AttributeError, match="no attribute 'Trianer'"):
         _ = seedtune.Trianer
+
+
+def test_a_resume_with_other_training_data_is_refused(tmp_path):
+    trainer(tmp_path / "run").train()
+    with pytest.raises(RunError, match="other training data or rewards"):
+        trainer(tmp_path / "run", train_dataset=[*DATA[:-1], {"prompt": "word 5", "target": 9.0}]).train(resume=True)
+
+
+def test_a_base_model_may_move_but_not_change(tmp_path):
+    trainer(tmp_path / "run").train()
+    with pytest.raises(seedtune.SeedtuneError, match="Give the same base model"):
+        trainer(tmp_path / "run", model="another").train(resume=True)

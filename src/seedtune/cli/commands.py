@@ -13,7 +13,7 @@ from seedtune import ledger, monitors, replay, report, tasks
 from seedtune.cli.console import console, error_console
 from seedtune.cli.progress import ProgressLines, clock
 from seedtune.config import Config, override
-from seedtune.errors import ConfigError, RunError
+from seedtune.errors import ConfigError, RunError, resume_command
 from seedtune.trainer import Trainer
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -40,7 +40,7 @@ def _say_interrupted(trainer: Trainer) -> None:
         error_console().print("stopped before the run began; nothing was written.")
         return
     error_console().print(
-        f"stopped after generation {trainer.generation}; nothing is lost. Continue with: seedtune resume {paths.root}"
+        f"stopped after generation {trainer.generation}; nothing is lost. Continue with: {resume_command(paths.root)}"
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -33,3 +35,10 @@ class Task:
     train: Sequence[Example]
     test: Sequence[Example]
     rewards: tuple[Reward, ...]
+
+    def digest(self) -> str:
+        """16 hexadecimal digits over the training examples and the rewards' names and weights."""
+        rows = [[example.id, example.prompt, sorted(example.columns.items())] for example in self.train]
+        content = [rows, [[reward.name, reward.weight] for reward in self.rewards]]
+        text = json.dumps(content, default=lambda value: type(value).__name__)
+        return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
