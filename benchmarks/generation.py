@@ -286,6 +286,7 @@ def table(title: str, rows: dict[str, float]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="fewer tokens and repeats")
+    parser.add_argument("--repeats", type=int, default=5, help="side-by-side rounds; medians are printed")
     parser.add_argument("--output", type=Path, help="write the tables as Markdown")
     parser.add_argument("--memory-only", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -293,7 +294,7 @@ def main() -> None:
         print(table("Memory: 32 members × 4 prompts, 48 tokens", memory()))
         return
     engine = _engine(MODEL)
-    tokens, repeats = (24, 2) if options.quick else (48, 5)
+    tokens, repeats = (24, 2) if options.quick else (48, options.repeats)
     parts = [table(f"32 members × 4 prompts, {tokens} new tokens", batch_comparison(engine, tokens, repeats))]
     print(parts[-1], flush=True)
     parts.append(table(f"Skewed lengths, up to {tokens} new tokens", skew(engine, tokens, repeats)))
@@ -305,9 +306,7 @@ def main() -> None:
     parts.append(subprocess.run(alone, check=True, capture_output=True, text=True).stdout)
     print(parts[-1])
     if options.output:
-        command = (
-            f"`python benchmarks/generation.py{' --quick' if options.quick else ''}`, {time.strftime('%Y-%m-%d')}."
-        )
+        command = f"`python benchmarks/generation.py{' --quick' if options.quick else f' --repeats {repeats}'}`, {time.strftime('%Y-%m-%d')}."
         text = "\n".join(["# What a generation costs", "", f"{command} {MODEL}, bfloat16. {versions()}.", "", *parts])
         options.output.write_text(text)
 

@@ -38,7 +38,7 @@ class Header:
     noise: str
     version: str
     data: str = ""
-    """Digest of the training data and the names of the rewards."""
+    """Digest of the training data."""
 
     format: int = FORMAT
 
@@ -237,7 +237,7 @@ class Ledger:
         try:
             if has_begun(path):
                 raise RunError(
-                    f"{path.parent} already holds a run. Resume it with: {resume_command(path.parent)}, or "
+                    f"{path.parent} already holds a run. Resume it with '{resume_command(path.parent)}', or "
                     "choose another output_dir."
                 )
             os.ftruncate(ledger._file, 0)

@@ -64,7 +64,7 @@ class RunPaths:
     def check_unused(self) -> None:
         """RunError if the run directory holds something already."""
         if self.holdings():
-            hint = f"Resume it with: {resume_command(self.root)}" if self.config.exists() else "Empty it"
+            hint = f"Resume it with '{resume_command(self.root)}'" if self.config.exists() else "Empty it"
             raise RunError(
                 f"the run directory {str(self.root)!r} is already used. {hint}, or choose another output_dir."
             )

@@ -185,7 +185,7 @@ class Trainer:
         replay.check_same_run(root, contents.header, self.config)
         if contents.header.data != self.task.digest():
             raise RunError(
-                f"{root} was started with other training data or rewards than task {self.task.name!r} has now. "
+                f"{root} was started with other training data than task {self.task.name!r} has now. "
                 "Give the same ones, or start a new run in another output_dir."
             )
         if self.config.generations < done:

@@ -224,7 +224,7 @@ def test_the_package_gives_its_public_names():
 
 def test_a_resume_with_other_training_data_is_refused(tmp_path):
     trainer(tmp_path / "run").train()
-    with pytest.raises(RunError, match="other training data or rewards"):
+    with pytest.raises(RunError, match="other training data"):
         trainer(tmp_path / "run", train_dataset=[*DATA[:-1], {"prompt": "word 5", "target": 9.0}]).train(resume=True)
 
 

@@ -18,7 +18,7 @@ def llama_norm(size: int, dtype: torch.dtype) -> LlamaRMSNorm:
 
 
 @pytest.mark.parametrize("rows", [1, 7, 200])
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.bfloat16, 1e-2)])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.bfloat16, 4e-3)])
 @torch.no_grad()
 def test_the_fused_norm_equals_the_models_norm(rows: int, dtype: torch.dtype, tolerance: float) -> None:
     norm = llama_norm(192, dtype)

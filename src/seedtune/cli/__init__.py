@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from typing import Any
@@ -15,6 +16,8 @@ def main() -> None:
     from seedtune.cli.console import error_console
 
     signal.signal(signal.SIGTERM, _interrupt)
+    if not sys.stderr.isatty():
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
         app(standalone_mode=True)
     except SeedtuneError as error:

@@ -24,7 +24,7 @@ def _norm_row(y: Any, x: Any, weight: Any, eps: Any) -> None:
         total += value * value
     scale = np.float32(1.0) / np.sqrt(total / np.float32(x.size) + eps)
     for j in range(x.size):
-        y[j] = store(y, load(weight[j]) * (load(x[j]) * scale))
+        y[j] = store(y, load(weight[j]) * load(store(y, load(x[j]) * scale)))
 
 
 @nb.njit(cache=True, nogil=True)
@@ -42,8 +42,9 @@ def _norm_parallel(y: Any, x: Any, weight: Any, eps: Any) -> None:
 def rms_norm(y: Array, x: Array, weight: Array, eps: float) -> None:
     """Write y = weight·x/√(mean x² + eps) for every row.
 
-    y and x (rows, n), weight (n,); all float32, or all uint16 views of bfloat16.  Computed in float32,
-    rounded once.
+    y and x (rows, n), weight (n,); all float32, or all uint16 views of bfloat16.  The sum is float32; in
+    bfloat16 the normalised value and its product with the weight are rounded, as in transformers' norms, so
+    that both give the same answers.
     """
     kernel = _norm if x.size < PARALLEL_FROM else _norm_parallel
     kernel(y, x, weight, np.float32(eps))
