@@ -306,7 +306,8 @@ def main() -> None:
     parts.append(subprocess.run(alone, check=True, capture_output=True, text=True).stdout)
     print(parts[-1])
     if options.output:
-        command = f"`python benchmarks/generation.py{' --quick' if options.quick else f' --repeats {repeats}'}`, {time.strftime('%Y-%m-%d')}."
+        flags = "--quick" if options.quick else f"--repeats {repeats}"
+        command = f"`python benchmarks/generation.py {flags}`, {time.strftime('%Y-%m-%d')}."
         text = "\n".join(["# What a generation costs", "", f"{command} {MODEL}, bfloat16. {versions()}.", "", *parts])
         options.output.write_text(text)
 
