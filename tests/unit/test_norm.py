@@ -38,6 +38,21 @@ def test_norms_of_another_formula_are_left_alone() -> None:
     assert isinstance(model.layer, nn.LayerNorm)
 
 
+class RoundsOnceRMSNorm(LlamaRMSNorm):
+    """The same formula with the product taken before the one rounding."""
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        x = hidden_states.float()
+        return (self.weight * (x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-5))).to(hidden_states.dtype)
+
+
+def test_a_norm_that_rounds_elsewhere_is_left_alone_in_bfloat16() -> None:
+    model = nn.Module()
+    model.norm = RoundsOnceRMSNorm(192, eps=1e-5)
+    model.norm.weight.data = torch.linspace(0.5, 1.5, 192)
+    assert fuse_norms(model.bfloat16()) == 0
+
+
 def test_fusing_keeps_the_parameter_names() -> None:
     model = nn.Module()
     model.norm = llama_norm(16, torch.bfloat16)
