@@ -16,6 +16,7 @@ from seedtune.engines.transformers.cache import SlotCache, empty_like_cache
 from seedtune.engines.transformers.checkpoint import ModelSource, model_fingerprint, write_model
 from seedtune.engines.transformers.decode import Budget, Decoder, Row, Stop, slots_for
 from seedtune.engines.transformers.norm import fuse_norms
+from seedtune.engines.transformers.packing import Pack
 from seedtune.engines.transformers.population import Population, trace
 from seedtune.engines.transformers.settings import TransformersSettings, torch_device, torch_dtype
 from seedtune.errors import ModelError
@@ -71,14 +72,16 @@ class TransformersEngine:
     @torch.no_grad()
     def _probe(self, model: Any) -> None:
         """One small packed pass: two prompts of three and two tokens, two head rows."""
-        current = Prefill(0, (3, 2))
-        self.attention.begin(current, model.device)
+        pack = Pack(0)
+        pack.add(0, (0, 1, 2), [])
+        pack.add(1, (3, 4), [])
+        self.attention.current = Prefill.of(pack, model.device)
         model(
-            input_ids=torch.arange(5)[None],
-            position_ids=torch.tensor([current.positions()]),
+            input_ids=torch.tensor([pack.ids]),
+            position_ids=torch.tensor([pack.positions]),
             past_key_values=self.attention.cache,
             use_cache=True,
-            logits_to_keep=torch.tensor(current.last()),
+            logits_to_keep=torch.tensor(pack.last()),
         )
         self.position_bytes = self.attention.cache.bytes_per_position()
 
