@@ -28,7 +28,8 @@ from seedtune.errors import ModelError
 from seedtune.types import CENTRE, Member
 
 MEMBERS = (Member(3, 0, 1), Member(3, 0, -1), CENTRE, Member(3, 5, 1), Member(2, 9, -1))
-PROMPTS = text_prompts("Hello there", "x", "The quick brown fox jumps")
+PROMPTS = text_prompts("Hello there", "x", "The quick brown fox jumps", "Hello therein", "Hello", "The quick", "x")
+"""Some share beginnings, which a member's prefill computes once; one is repeated."""
 SIGMA = 0.05
 NEW = 8
 ALL_AT_ONCE: dict[str, Any] = {}

@@ -65,7 +65,8 @@ class Prefill:
             outputs[tokens[own]] = offset + np.flatnonzero(own)
             offset += tokens.size
             at = None if not starts[rows].any() else torch.from_numpy(positions).to(device)
-            queries.append(Queries(*(torch.from_numpy(x).to(device) for x in (rows, tokens.reshape(-1))), at, width))
+            chosen, flat = (torch.from_numpy(x).to(device) for x in (rows, tokens.reshape(-1)))
+            queries.append(Queries(chosen, flat, at, width))
         keys, places = (torch.from_numpy(x).to(device) for x in (square.reshape(-1), outputs))
         return cls(pack.first_slot, square.shape[1], keys, tuple(queries), places)
 
@@ -134,7 +135,7 @@ class SlotAttention:
         self, layer: SlotLayer, query: Tensor, key: Tensor, value: Tensor, how: tuple[float, int, float]
     ) -> Tensor:
         assert isinstance(self.current, Decode)
-        q, k, v = (x[0].transpose(0, 1).contiguous() for x in (query, key, value))
+        q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
         scale, window, cap = how
         lengths = self.current.lengths
         if q.device.type == "cpu" and _kernel_serves(q, v):
@@ -150,6 +151,7 @@ class SlotAttention:
                 softcap=cap,
             )
             return out[None]
+        q = q.contiguous()
         return _decode_torch(layer, q, k, v, torch.from_numpy(lengths).to(q.device, torch.long), how)[None]
 
 

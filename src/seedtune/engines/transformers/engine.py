@@ -15,7 +15,7 @@ from seedtune.engines.transformers.attention import Decode, Prefill, SlotAttenti
 from seedtune.engines.transformers.cache import SlotCache, empty_like_cache
 from seedtune.engines.transformers.checkpoint import ModelSource, model_fingerprint, write_model
 from seedtune.engines.transformers.decode import Budget, Decoder, Row, Stop, slots_for
-from seedtune.engines.transformers.norm import fuse_norms
+from seedtune.engines.transformers.fuse import fuse
 from seedtune.engines.transformers.packing import Pack
 from seedtune.engines.transformers.population import Population, trace
 from seedtune.engines.transformers.settings import TransformersSettings, torch_device, torch_dtype
@@ -49,6 +49,7 @@ class TransformersEngine:
         if snapshot is not None:
             self.centre.restore(snapshot)
         self.population.to(self.device)
+        self.fused = fuse(self.model, self.attention, dtype=self.dtype, device=self.device)
         coverage = self.population.coverage
         return EngineInfo(self.source.name, base, str(self.dtype).removeprefix("torch."), str(self.device), coverage)
 
@@ -65,7 +66,6 @@ class TransformersEngine:
         self.population = Population(model, calls=calls, rows=(5, 2), dtype=self.dtype, device=self.device)
         self.model = _cast(model, self.dtype).to(self.device)
         self.population.freeze_head()
-        fuse_norms(self.model)
         noise = self.noise
         self.centre = Centre(self.population.tensors, run_seed=noise.run_seed, rank=noise.rank)
 

@@ -6,6 +6,7 @@ matrix product instead of several small ones, and one pass over the input for al
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -106,7 +107,7 @@ class LinearGroup:
     def part(self, x: Tensor, index: int) -> Tensor:
         """Layer ``index``'s output for ``x``; the group computes once per input."""
         if x is not self._input:
-            self._input, self._output, self._left = x, self._forward(x), len(self.parts)
+            self._input, self._output, self._left = x, self.whole(x), len(self.parts)
         assert self._output is not None
         y = self._output[..., int(self.ends[index]) - self.parts[index].outputs : int(self.ends[index])]
         self._left -= 1
@@ -114,11 +115,17 @@ class LinearGroup:
             self._input = self._output = None
         return y
 
-    def _forward(self, x: Tensor) -> Tensor:
+    def whole(self, x: Tensor) -> Tensor:
+        """All layers' outputs for ``x`` behind each other."""
         y = self.weight(x)
         if self.state.rows.active:
             self._add_rows(y.view(-1, y.shape[-1]), x.reshape(-1, x.shape[-1]))
         return y
+
+    def holds(self, layers: Sequence[nn.Module]) -> bool:
+        """Whether ``layers`` are this group's, all of them and in order."""
+        mine = [layer.index for layer in layers if isinstance(layer, PerturbedLinear) and layer.group is self]
+        return mine == list(range(len(self.parts))) and len(mine) == len(layers)
 
     def _add_rows(self, y: Tensor, x: Tensor) -> None:
         rows, factors = self.state.rows, self.factors
@@ -161,6 +168,21 @@ class PerturbedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.group.part(x, self.index)
+
+
+def input_width(layer: nn.Module) -> int | None:
+    """The width a linear layer reads; None if ``layer`` is something else."""
+    if isinstance(layer, PerturbedLinear):
+        return layer.group.inputs
+    return layer.in_features if isinstance(layer, nn.Linear) else None
+
+
+def joined(x: Tensor, layers: Sequence[nn.Module]) -> Tensor:
+    """The outputs of linear layers of one input behind each other; no copy where they are a group."""
+    first = layers[0]
+    if isinstance(first, PerturbedLinear) and first.group.holds(layers):
+        return first.group.whole(x)
+    return torch.cat([layer(x) for layer in layers], -1)
 
 
 class FrozenLinear(nn.Module):
