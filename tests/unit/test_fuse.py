@@ -71,6 +71,7 @@ def holder(module: nn.Module, dtype: torch.dtype) -> Any:
 
 
 @DTYPES
+@torch.no_grad()
 def test_plain_feed_forward_layers_are_fused(dtype: torch.dtype) -> None:
     model = holder(LlamaMLP(CONFIG), dtype)
     names = list(model.state_dict())
