@@ -59,11 +59,26 @@ class Term(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
+class Decay:
+    """Proximal pull to the base weights θ₀ after the step (Overcoming Forgetting, arXiv 2605.30148).
+
+    d = θ − θ₀;  d ← (1 − ``l2``)·d;  d ← sign(d)·max(|d| − ``l1``, 0);  θ = θ₀ + d, with l2 = αλ₂ and l1 = αλ₁.
+    """
+
+    l2: float = 0.0
+    l1: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class Update:
-    """θ ← θ + Σ weight·ε(generation, pair), summed in the order given."""
+    """θ ← θ + Σ weight·ε(generation, pair), summed in the order given, then the ``decay`` if there is one.
+
+    ``generation`` addresses the stochastic rounding of a 16-bit centre.
+    """
 
     generation: int
     terms: tuple[Term, ...]
+    decay: Decay | None = None
 
 
 @dataclass(frozen=True, slots=True)
