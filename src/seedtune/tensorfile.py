@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import mmap
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,7 @@ def write(path: Path, tensors: Mapping[str, Array]) -> None:
     with path.open("wb") as file:
         file.write(len(header).to_bytes(8, "little") + header)
         for array in tensors.values():
-            file.write(memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8)))
+            np.ascontiguousarray(array).tofile(file)
 
 
 def read_into(path: Path, tensors: Mapping[str, Array]) -> None:
@@ -54,7 +55,7 @@ def read_into(path: Path, tensors: Mapping[str, Array]) -> None:
                 first = start + entries[name]["data_offsets"][0]
                 array.reshape(-1)[...] = np.frombuffer(data, array.dtype, array.size, first)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise StorageError(f"cannot read the tensors of {path}: {error}. Delete it, or restore it.") from error
+        raise StorageError(f"cannot read {path}: {error}. Delete the snapshot and resume again.") from error
 
 
 def _header(data: mmap.mmap) -> tuple[dict[str, Any], int]:
@@ -69,18 +70,18 @@ def _header(data: mmap.mmap) -> tuple[dict[str, Any], int]:
 def _check(entries: Mapping[str, Any], tensors: Mapping[str, Array], size: int) -> None:
     """ValueError unless the file holds exactly these tensors, whole."""
     expected = {name: (CODES[dtype_of(a)], list(a.shape), a.nbytes) for name, a in tensors.items()}
-    found = {
-        name: (e["dtype"], e["shape"], e["data_offsets"][1] - e["data_offsets"][0]) for name, e in entries.items()
-    }
+    found = {name: (e["dtype"], e["shape"], e["data_offsets"][1] - e["data_offsets"][0]) for name, e in entries.items()}
     for name in sorted(expected.keys() | found.keys()):
         if expected.get(name) != found.get(name):
-            raise ValueError(f"tensor {name!r} is {found.get(name)} there and {expected.get(name)} in the model")
+            raise ValueError(
+                f"it does not hold this model's tensors ({name!r}: {found.get(name)} there, not {expected.get(name)})"
+            )
     if max((e["data_offsets"][1] for e in entries.values()), default=0) > size:
         raise ValueError(f"it is cut off after {size} bytes of data")
 
 
 def mapped(path: Path, shapes: Mapping[str, tuple[int, ...]], dtype: str = "float32") -> dict[str, Array]:
-    """New arrays that live in a memory-mapped file, which is overwritten and takes disk space as it is filled.
+    """New arrays that live in a memory-mapped file, which is overwritten.
 
     The file is removed from its folder at once, so that it is gone when the process ends, however it ends.
     """
@@ -88,7 +89,10 @@ def mapped(path: Path, shapes: Mapping[str, tuple[int, ...]], dtype: str = "floa
     total = sum(math.prod(shape) for shape in shapes.values())
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        whole = np.memmap(path, kind, "w+", shape=(max(1, total),))
+        with path.open("w+b") as file:
+            # Room is taken now: a page that finds none later would end the process with SIGBUS.
+            os.posix_fallocate(file.fileno(), 0, max(1, total) * kind.itemsize)
+            whole = np.memmap(file, kind, "r+", shape=(max(1, total),))
         path.unlink()
     except OSError as error:
         raise StorageError(f"cannot map {path}: {error}. Choose a folder on a disk with room.") from error

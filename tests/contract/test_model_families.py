@@ -76,7 +76,7 @@ def _assert_far_apart(logits: list[torch.Tensor]) -> None:
 @pytest.mark.parametrize("family", ["mixtral", "qwen2-moe"])
 def test_routed_experts_and_routers_are_listed_as_unperturbed(family: str, folders: Callable[[str], Path]) -> None:
     engine = load_engine(folders(family))
-    listed = dict(engine.population.coverage.unperturbed)
+    listed = dict(engine.perturbation.coverage.unperturbed)
     for name in ("experts.gate_up_proj", "experts.down_proj", "gate.weight"):
         assert any(pattern.endswith(name) for pattern in listed), name
     assert not any(".experts." in name for name in engine.centre.tensors)

@@ -18,7 +18,7 @@ from seedtune.engines.transformers import sampling
 from seedtune.engines.transformers.attention import Decode, Prefill, SlotAttention
 from seedtune.engines.transformers.cache import SlotCache
 from seedtune.engines.transformers.packing import Pack, packed
-from seedtune.engines.transformers.population import Population
+from seedtune.engines.transformers.perturbation import Perturbation
 from seedtune.types import Finish, Sampling
 
 _PADDED = 4
@@ -87,11 +87,11 @@ class Decoder:
         model: Any,
         *,
         attention: SlotAttention,
-        population: Population,
+        perturbation: Perturbation,
         budget: Budget,
         times: EngineTimes,
     ) -> None:
-        self.model, self.attention, self.population = model, attention, population
+        self.model, self.attention, self.perturbation = model, attention, perturbation
         self.budget, self.times = budget, times
         self.device: torch.device = model.device
 
@@ -122,14 +122,14 @@ class Decoder:
         self.times.generated_tokens += count
 
     def _prefill(self, pack: Pack, members: list[int]) -> Tensor:
-        self.population.set_rows(np.array(pack.members), np.array(members))
+        self.perturbation.set_rows(np.array(pack.members), np.array(members))
         return self._forward(pack.ids, pack.positions, Prefill.of(pack, self.device), pack.last())
 
     def _step(self, running: list[Row], how: Sampling) -> None:
         """One token for every running row."""
         started = time.perf_counter()
         lengths = np.array([row.length for row in running], np.int32)
-        self.population.set_rows(np.array([row.member for row in running]))
+        self.perturbation.set_rows(np.array([row.member for row in running]))
         logits = self._forward([row.tokens[-1] for row in running], lengths.tolist(), Decode(lengths), None)
         self._choose(running, logits, how)
         self.times.decode += time.perf_counter() - started

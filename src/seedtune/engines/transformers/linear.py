@@ -61,6 +61,12 @@ class LiveWeight:
         """Take ``weight`` (out, in); a packed weight is a copy, a plain one is used in place."""
         self._weight = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), None) if self.packed else weight
 
+    @property
+    def tensor(self) -> Tensor:
+        """The weight as it is kept."""
+        assert self._weight is not None
+        return self._weight
+
     def __call__(self, x: Tensor) -> Tensor:
         """x·Wᵀ + b for x of any leading shape."""
         assert self._weight is not None

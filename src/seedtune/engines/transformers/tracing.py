@@ -27,8 +27,17 @@ def is_linear(module: nn.Module) -> bool:
     return type(module) in (nn.Linear, Conv1D)
 
 
-def trace(model: Any, run: Any) -> list[Call]:
-    """The calls of every linear layer during ``run()``, in order."""
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """The calls of every linear layer during one pass of ``tokens`` tokens and ``heads`` rows of the head."""
+
+    calls: list[Call]
+    tokens: int
+    heads: int
+
+
+def trace(model: Any, run: Any, *, tokens: int, heads: int) -> Trace:
+    """What ``run()``, a pass of that many tokens and head rows, calls, in order."""
     calls: list[Call] = []
 
     def hook(name: str) -> Any:
@@ -42,7 +51,7 @@ def trace(model: Any, run: Any) -> list[Call]:
     finally:
         for handle in handles:
             handle.remove()
-    return calls
+    return Trace(calls, tokens, heads)
 
 
 def group_calls(calls: list[Call]) -> list[list[str]]:
