@@ -76,13 +76,13 @@ class TransformersEngine:
         place = Place(self.dtype, self.device, self._packed())
         folder = None if self.settings.centre_file is None else Path(self.settings.centre_file)
         if self.noise.perturbation == "gaussian":
-            return FullRank(model, noise=self.noise, place=place, folder=folder)
+            return FullRank(model, seen, noise=self.noise, place=place, folder=folder)
         return LowRank(model, seen, noise=self.noise, place=place, folder=folder)
 
     def _packed(self) -> bool:
         """Whether live weights are kept in the processor's layout, which is a copy of them."""
         wanted = self.settings.packed
-        possible = can_pack(self.dtype, self.device) and self.noise.perturbation == "lowrank"
+        possible = can_pack(self.dtype, self.device)
         if wanted == "yes" and not possible:
             raise ConfigError(
                 "transformers.packed=yes needs lowrank in bfloat16 on a CPU that multiplies it. Use auto."

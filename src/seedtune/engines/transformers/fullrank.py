@@ -18,7 +18,9 @@ from torch import Tensor
 from seedtune import tensorfile
 from seedtune.engines.base import Noise
 from seedtune.engines.transformers.coverage import coverage_of
+from seedtune.engines.transformers.packed import PackedGroup, pack_layers
 from seedtune.engines.transformers.perturbation import Place, as_weights, centre_dtype, kernels_of
+from seedtune.engines.transformers.tracing import Trace
 from seedtune.selection import select
 from seedtune.types import CENTRE, Member
 from seedtune.weights import Centre, Weights
@@ -27,7 +29,8 @@ from seedtune.weights import Centre, Weights
 class FullRank:
     """The centre beside the model, and whose weights the model holds now."""
 
-    def __init__(self, model: Any, *, noise: Noise, place: Place, folder: Path | None = None) -> None:
+    def __init__(self, model: Any, trace: Trace, *, noise: Noise, place: Place, folder: Path | None = None) -> None:
+        self._trace, self._place = trace, place
         parameters = dict(model.named_parameters())
         self.names = select(parameters, noise.trainable, noise.freeze)
         chosen = set(self.names)
@@ -37,10 +40,13 @@ class FullRank:
         tensors = _copies(own, kept, place.device) if folder is None else _mapped(own, kept, folder)
         self.centre = Centre(tensors, noise, kernels=kernels_of(place.device))
         self._live: dict[str, Weights] = {}
+        self._packed: list[PackedGroup] = []
         self._now: tuple[Member, float] | None = None
 
     def attach(self, model: Any) -> None:
         """Find the live weights, and make them the centre's."""
+        if self._place.packed:
+            self._packed = pack_layers(model, self._trace, set(self.names))
         parameters = dict(model.named_parameters())
         self._live = {name: as_weights(parameters[name]).reshape(-1) for name in self.names}
         assert all(parameters[name].is_contiguous() for name in self.names)
@@ -66,6 +72,9 @@ class FullRank:
         self._now = None
         for name, live in self._live.items():
             self.centre.perturb(name, member, sigma, live)
+        for group in self._packed:
+            if group.changes:
+                group.pack()
         self._now = (member, sigma)
 
     def set_rows(self, members: np.ndarray, heads: np.ndarray | None = None) -> None:

@@ -6,7 +6,7 @@ matrix product instead of several small ones, and one pass over the input for al
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -166,11 +166,16 @@ def _fused_bias(parts: list[Part]) -> Tensor | None:
 
 
 class PerturbedLinear(nn.Module):
-    """Stands where the model had an ``nn.Linear`` or ``Conv1D``; the weight lives in its group."""
+    """Stands where the model had an ``nn.Linear`` or ``Conv1D``; the product's weight lives in its group.
 
-    def __init__(self, group: LinearGroup, index: int) -> None:
+    ``parameters`` are the plain layer's own, where they are kept beside the group's.
+    """
+
+    def __init__(self, group: LinearGroup, index: int, parameters: Mapping[str, nn.Parameter] | None = None) -> None:
         super().__init__()
         self.group, self.index = group, index
+        for name, parameter in (parameters or {}).items():
+            self.register_parameter(name, parameter)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.group.part(x, self.index)
