@@ -212,7 +212,7 @@ def convert_parallel(out, centre):  # type: ignore[no-untyped-def]
 
 @njit(inline="always")
 def pulled(x, anchor, keep, cut):  # type: ignore[no-untyped-def]
-    """X pulled towards ``anchor``: its distance times ``keep`` unless that is 1, less ``cut`` unless that is 0."""
+    """What a decay makes of x: its distance to ``anchor`` times ``keep`` (if not 1), less ``cut`` (if not 0)."""
     d = x - anchor
     if keep != np.float32(1):
         d = keep * d
@@ -224,7 +224,7 @@ def pulled(x, anchor, keep, cut):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True)
 def settle(theta, total, anchor, decay, words, where, start):  # type: ignore[no-untyped-def]
-    """Theta = theta + total, pulled to the anchor if ``decay`` (on, keep, cut) says so, rounded once."""
+    """Write theta + total, pulled to the anchor if ``decay`` (on, keep, cut) says so, rounded once, into theta."""
     on, keep, cut = decay[0] != np.float32(0), decay[1], decay[2]
     if theta.itemsize == 4 and not on:
         for i in range(theta.size):
@@ -275,7 +275,7 @@ def update_full_parallel(theta, anchor, table, tags, plan, start):  # type: igno
 
 @njit(cache=True, nogil=True)
 def add_terms(total, scale, columns, first, last, left):  # type: ignore[no-untyped-def]
-    """Total = sum of the terms first..last-1 in turn, on a tile of columns; four terms a pass over it."""
+    """Add terms first..last-1 in turn, from 0, on a tile of columns; four terms a pass over the tile."""
     width, t = total.size, first
     total[:] = np.float32(0)
     while t + 4 <= last:

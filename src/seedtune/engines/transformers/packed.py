@@ -37,7 +37,7 @@ def pack_layers(model: Any, trace: Trace, trainable: Collection[str]) -> list[Pa
     return [_pack(model, names, [modules[n] for n in names], trainable) for names in group_calls(calls)]
 
 
-def _pack(model: Any, names: list[str], layers: list[nn.Linear], trainable: Collection[str]) -> PackedGroup:
+def _pack(model: Any, names: list[str], layers: list[Any], trainable: Collection[str]) -> PackedGroup:
     buffer = _stack([layer.weight for layer in layers])
     biases = [layer.bias for layer in layers if layer.bias is not None]
     parts = [Part(n, layer.out_features, False, None) for n, layer in zip(names, layers, strict=True)]
@@ -52,26 +52,27 @@ def _pack(model: Any, names: list[str], layers: list[nn.Linear], trainable: Coll
     return packed
 
 
-def _is_tied(layers: list[nn.Linear], model: Any) -> bool:
+def _is_tied(layers: list[Any], model: Any) -> bool:
     """Whether a layer's weight is known, and rewritten, under another name."""
     head = model.get_output_embeddings()
     return any(layer is head for layer in layers)
 
 
-def _stack(weights: list[nn.Parameter]) -> Tensor:
+def _stack(weights: list[Any]) -> Tensor:
     """One buffer with the weights under each other; they become views of it."""
     if len(weights) == 1:
-        return weights[0].data
+        only: Tensor = weights[0].data
+        return only
     buffer = torch.cat([w.data for w in weights])
     for weight, view in zip(weights, buffer.split([w.shape[0] for w in weights]), strict=True):
         weight.data = view
     return buffer
 
 
-def _stack_biases(layers: list[nn.Linear]) -> Tensor:
+def _stack_biases(layers: list[Any]) -> Tensor:
     """One vector of all layers' biases, zero where a layer has none; they become views of it."""
     some = next(layer.bias for layer in layers if layer.bias is not None)
-    fused = some.data.new_zeros(sum(layer.out_features for layer in layers))
+    fused: Tensor = some.data.new_zeros(sum(layer.out_features for layer in layers))
     for layer, view in zip(layers, fused.split([layer.out_features for layer in layers]), strict=True):
         if layer.bias is not None:
             view.copy_(layer.bias.data)

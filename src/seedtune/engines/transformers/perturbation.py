@@ -13,8 +13,9 @@ from torch import Tensor
 from seedtune.engines.base import Noise
 from seedtune.errors import ModelError
 from seedtune.kernels.base import Kernels
+from seedtune.kernels.select import kernels_for
 from seedtune.types import Coverage, Member
-from seedtune.weights import Centre, cpu_kernels
+from seedtune.weights import Centre
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,12 +72,9 @@ def as_tensor(weights: Any) -> Tensor:
 
 def kernels_of(device: torch.device) -> Kernels:
     """What a centre on that device computes with."""
-    if device.type == "cpu":
-        return cpu_kernels()
-    from seedtune.kernels import gpu
-
-    gpu.require_triton()
-    return gpu
+    kernels: Any = kernels_for(str(device))
+    found: Kernels = kernels
+    return found
 
 
 def centre_dtype(noise: Noise, dtype: torch.dtype) -> torch.dtype:
