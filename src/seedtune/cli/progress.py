@@ -122,9 +122,8 @@ class ReplayProgress:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Take the bar away."""
-        if self.bar is not None:
-            self.bar.stop()
+        """Take the bar away if the replay ended early."""
+        self._stop()
 
     def __call__(self, done: int, goal: int) -> None:
         """``done`` of ``goal`` generations are replayed."""
@@ -132,9 +131,11 @@ class ReplayProgress:
         if done == 0:
             self.begin = self.told = now
         left = clock((now - self.begin) / max(1, done) * (goal - done))
-        if self.console.is_terminal:
+        if done == goal:
+            self._stop()
+        elif self.console.is_terminal:
             self._draw(done, goal, left)
-        elif now - self.told >= self.EVERY and done < goal:
+        elif now - self.told >= self.EVERY:
             self.told = now
             self.console.print(f"replayed {done} of {goal} generations, {left} left", soft_wrap=True)
 
@@ -145,6 +146,11 @@ class ReplayProgress:
             self.bar.start()
             self.job = self.bar.add_task("", total=goal, left="")
         self.bar.update(self.job, completed=done, left=f"{left} left" if done else "")
+
+    def _stop(self) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+            self.bar = None
 
 
 def generation_line(metrics: Metrics, total: int, left: str) -> str:

@@ -37,7 +37,7 @@ def _verified(found: Verification) -> list[str]:
         f"ledger: {found.generations} generations, every checksum good{torn}",
         *_audited(found.audit),
         f"base model: fingerprint {found.base_fingerprint}, as recorded",
-        f"replayed {found.generations} generations from the base model in {found.seconds:.1f} s",
+        f"replayed {found.generations} generations from the base model in {found.seconds:.2g} s",
     ]
     if found.snapshots:
         lines.append(f"snapshots: {', '.join(map(str, found.snapshots))} hold the replayed weights")
