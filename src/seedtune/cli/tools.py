@@ -22,6 +22,11 @@ def say(line: str) -> None:
     console().print(line, soft_wrap=True)
 
 
+def count(number: int, what: str) -> str:
+    """``1 generation``, ``2 generations``."""
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
 def verify_command(run: Path, model: str | None, snapshots: bool, sets: Sequence[str]) -> None:
     """Verify a run and say what was checked; a run that does not verify is an error."""
     with ReplayProgress(console()) as progress:
@@ -34,17 +39,19 @@ def _verified(found: Verification) -> list[str]:
     last = max(found.matched, default=0)
     torn = f"; {found.torn} bytes of an unfinished last line are not part of the run" if found.torn else ""
     lines = [
-        f"ledger: {found.generations} generations, every checksum good{torn}",
+        f"ledger: {count(found.generations, 'generation')}, every checksum good{torn}",
         *_audited(found.audit),
         f"base model: fingerprint {found.base_fingerprint}, as recorded",
-        f"replayed {found.generations} generations from the base model in {found.seconds:.2g} s",
+        f"replayed {count(found.generations, 'generation')} from the base model in {found.seconds:.2g} s",
     ]
     if found.snapshots:
         lines.append(f"snapshots: {', '.join(map(str, found.snapshots))} hold the replayed weights")
     if last < found.generations:
         lines.append(f"no fingerprint is recorded after generation {last}; replay ends with {found.fingerprint}")
-    count = len(found.matched)
-    told = f"all {count} recorded fingerprints match" if count else "no fingerprint is recorded to compare with"
+    matched = len(found.matched)
+    told = f"all {count(matched, 'recorded fingerprint')} match" if matched else "no fingerprint is recorded to compare"
+    if found.generations == 0:
+        told = "the base model is the recorded one, and there is no generation yet"
     return [*lines, f"verified: {told}"]
 
 
@@ -54,7 +61,7 @@ def _audited(audit: Audit) -> list[str]:
         (audit.scaled, "follow from the recorded rewards up to one factor each (scores per prompt are not recorded)"),
         (audit.unchecked, "could not be checked against rewards (members tie and scores per prompt are not recorded)"),
     )
-    return [f"coefficients: those of {count} generations {what}" for count, what in told if count]
+    return [f"coefficients: those of {count(number, 'generation')} {what}" for number, what in told if number]
 
 
 def diff_command(run_a: Path, run_b: Path) -> None:
@@ -68,11 +75,12 @@ def diff_command(run_a: Path, run_b: Path) -> None:
 
 def _compared(found: Difference, runs: tuple[Path, Path]) -> list[str]:
     lines = [f"start: {line}" for line in found.header] + [f"note: {line}" for line in found.notes]
-    common = min(found.generations)
     if found.generation is not None:
-        equal = f"{found.generation} generations are equal" if found.generation else "no generation is equal"
-        return [*lines, f"the runs part at generation {found.generation} ({equal}):", *_indented(found.reasons)]
-    lines.append(f"equal: {common} generations, {found.fingerprints} recorded fingerprints")
+        where = f"generation {found.generation}, after {count(found.generation, 'equal one')}"
+        return [*lines, f"the runs part at {where}:", *_indented(found.reasons)]
+    lines.append(
+        f"equal: {count(min(found.generations), 'generation')} and {count(found.fingerprints, 'recorded fingerprint')}"
+    )
     if found.generations[0] != found.generations[1]:
         short, long = sorted(zip(found.generations, runs, strict=True))
         lines.append(f"{short[1]} ends there; {long[1]} goes on to generation {long[0]}")
@@ -91,7 +99,7 @@ def pack_command(
     rights = Rights(base_licence, licence, note)
     with ReplayProgress(console()) as progress:
         about = pack_run(run, output, generation=generation, rights=rights, progress=progress).about
-    say(f"packed {about.generations} generations into {output}, {output.stat().st_size:,} bytes")
+    say(f"packed {count(about.generations, 'generation')} into {output}, {output.stat().st_size:,} bytes")
     say(f"base model {about.model}, fingerprint {about.base_fingerprint}")
     if about.base_licence is None:
         say("no licence of the base model was found: state it with --base-licence if you give the file away")
