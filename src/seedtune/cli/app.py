@@ -28,6 +28,14 @@ Sets = Annotated[
         help="Change a setting, e.g. --set sigma=0.006 --set transformers.dtype=float32",
     ),
 ]
+LocalSets = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Change a setting that the weights do not depend on, e.g. --set transformers.device=cpu",
+    ),
+]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
 
 
@@ -129,12 +137,14 @@ def verify(
     run: RunFolder,
     model: Annotated[str | None, typer.Option(help="Where the base model is, if not where the run had it.")] = None,
     snapshots: Annotated[bool, typer.Option("--snapshots", help="Check the run's snapshots, too.")] = False,
-    sets: Sets = None,
+    sets: LocalSets = None,
 ) -> None:
     """Prove that base model + ledger = weights.
 
     Checks every line of the ledger, recomputes the coefficients from the recorded rewards, replays all
-    generations from the base model alone, and compares every fingerprint that the run recorded.
+    generations from the base model alone, and compares every fingerprint that the run recorded.  Rewards
+    themselves are not measured again.
+
     Exit code 0: all match.  1: the first place where they part, and what may have caused it.
     """
     from seedtune.cli.tools import verify_command
@@ -151,6 +161,7 @@ def diff(
 
     Compares what they start from (base model, settings, data) and then generation by generation what was
     asked, answered and made of it, causes before effects.  No model is loaded.
+
     Exit code 0: equal.  1: different, or one goes on where the other ends.
     """
     from seedtune.cli.tools import diff_command
@@ -175,6 +186,7 @@ def pack(
 
     It holds the base model's fingerprint, the seeds and the coefficients; no rewards, prompts or answers.
     Whoever has the base model gets the same weights, bit for bit, with: seedtune apply BASE FILE -o DIR
+
     The first line of the file is JSON that says what it is: head -n 1 FILE
     """
     from seedtune.cli.tools import pack_command
@@ -190,7 +202,7 @@ def apply(
     dtype: Annotated[
         str | None, typer.Option(help="float32, bfloat16 or float16; the base model's by default.")
     ] = None,
-    sets: Sets = None,
+    sets: LocalSets = None,
 ) -> None:
     """Rebuild a packed fine-tune from its base model, as a Hugging Face folder.
 
