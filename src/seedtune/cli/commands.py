@@ -129,7 +129,7 @@ def check_dtype(dtype: str | None) -> None:
 def say_exported(done: Export, output: Path) -> None:
     """What was written, what it took, and how to load it."""
     if done.replayed:
-        console().print(f"replayed {done.replayed} generations in {done.seconds:.2g} s", soft_wrap=True)
+        console().print(f"replayed {done.replayed} generations in {done.seconds:.2f} s", soft_wrap=True)
     console().print(f"wrote the model after generation {done.generation} to {output}", soft_wrap=True)
     console().print(f'load it with: AutoModelForCausalLM.from_pretrained("{output}")', soft_wrap=True)
 

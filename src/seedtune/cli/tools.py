@@ -42,7 +42,7 @@ def _verified(found: Verification) -> list[str]:
         f"ledger: {count(found.generations, 'generation')}, every checksum good{torn}",
         *_audited(found.audit),
         f"base model: fingerprint {found.base_fingerprint}, as recorded",
-        f"replayed {count(found.generations, 'generation')} from the base model in {found.seconds:.2g} s",
+        f"replayed {count(found.generations, 'generation')} from the base model in {found.seconds:.2f} s",
     ]
     if found.snapshots:
         lines.append(f"snapshots: {', '.join(map(str, found.snapshots))} hold the replayed weights")
