@@ -17,9 +17,6 @@ from seedtune.errors import ConfigError, LedgerError, PackError, RunError, Stora
 from seedtune.export import Export, Rights, check_output, write_export
 from seedtune.packfile import About, Pack
 
-_SETTINGS = ("engine", "seed", "perturbation", "rank", "master", "trainable", "freeze")
-"""What the weights depend on, besides the base model, the engine's own section and the updates."""
-
 _TOLD = ("task", "population", "antithetic", "sigma", "alpha")
 """What only the model card tells."""
 
@@ -63,7 +60,7 @@ def _replayed(root: Path, contents: ledger.Contents, goal: int, progress: replay
 
 def _about(contents: ledger.Contents, goal: int, fingerprint: str, rights: Rights) -> About:
     header, config = contents.header, replay.completed(contents.header.config)
-    kept = [*_SETTINGS, *_TOLD, config["engine"]]
+    kept = [*replay.WEIGHTS, *_TOLD, config["engine"]]
     stated = Rights(rights.base_licence or licence_of(header.model), rights.licence, rights.note)
     return About(
         seedtune=__version__,

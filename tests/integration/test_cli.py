@@ -310,8 +310,8 @@ def test_eval_of_a_run_needs_no_settings_and_changes_nothing(command, run):
 
 
 def test_eval_refuses_what_would_change_the_model(failure, run):
-    line = failure("eval", run, "--set", "seed=5")
-    assert line == "model, seed and rank make the run's weights; they cannot be changed for an evaluation."
+    line = failure("eval", run, "--set", "seed=5", "--set", "rank=2", "--set", "eval_prompts=1")
+    assert line == "rank, seed: the run's weights depend on it, so an evaluation cannot change it."
     assert failure("eval", "smollm2-135m", "--generation", "1").startswith("--generation needs a run directory")
 
 

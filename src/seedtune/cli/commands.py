@@ -91,8 +91,10 @@ def _trainer_of_run(root: Path, task: str | None, generation: int | None, sets: 
     contents = ledger.read(replay.RunPaths(root).ledger)
     replay.check_same_run(root, contents.header, recorded)
     changed = Config.create(override({**recorded.model_dump(), **({"task": task} if task else {})}, sets))
-    if (changed.model, changed.seed, changed.rank) != (recorded.model, recorded.seed, recorded.rank):
-        raise ConfigError("model, seed and rank make the run's weights; they cannot be changed for an evaluation.")
+    names = [name for name, _, _ in ledger.differences(recorded.model_dump(), changed.model_dump())]
+    fixed = [name for name in names if name in ("model", *replay.WEIGHTS)]
+    if fixed:
+        raise ConfigError(f"{', '.join(fixed)}: the run's weights depend on it, so an evaluation cannot change it.")
     trainer = Trainer(changed)
     with ReplayProgress(console()) as progress:
         trainer.engine, _ = replay.load(root, changed, contents, generation=generation, progress=progress)
