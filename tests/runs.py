@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import struct
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -67,9 +68,39 @@ def command(*arguments: str | Path, code: str | None = None) -> Sequence[str]:
     return [sys.executable, *start, *map(str, arguments)]
 
 
+def only_line(code: int, errors: str) -> str:
+    """The one line that a command prints before it exits with 1."""
+    assert code == 1, errors
+    (line,) = errors.splitlines()
+    assert line.startswith("error: ")
+    return line.removeprefix("error: ")
+
+
 def ledger_bytes(root: Path) -> bytes:
     """The ledger as it is on the disk."""
     return replay.RunPaths(root).ledger.read_bytes()
+
+
+def edit_ledger(root: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """Change what the lines of a ledger hold and seal them again, as somebody would who knows how."""
+    path, check, sealed = replay.RunPaths(root).ledger, "", b""
+    for data in rows(path):
+        del data["check"]
+        change(data)
+        line, check = ledger.seal(data, check)
+        sealed += line
+    path.write_bytes(sealed)
+
+
+def edit_generation(root: Path, generation: int, change: Callable[[dict[str, Any]], None]) -> None:
+    """Change one generation's record and seal the ledger again."""
+    edit_ledger(root, lambda data: change(data) if data.get("generation") == generation else None)
+
+
+def flip_bit(value: float, bit: int) -> float:
+    """A float with one of its 64 bits flipped."""
+    (word,) = struct.unpack("<Q", struct.pack("<d", value))
+    return struct.unpack("<d", struct.pack("<Q", word ^ 1 << bit))[0]
 
 
 def fingerprint(root: Path) -> str:

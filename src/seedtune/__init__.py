@@ -10,17 +10,39 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from seedtune.config import Config
+    from seedtune.diff import diff_runs
     from seedtune.errors import SeedtuneError
+    from seedtune.export import Rights, export_run
+    from seedtune.pack import apply_pack, pack_run
     from seedtune.trainer import Callback, Trainer
+    from seedtune.verify import verify_run
 
 __version__ = "0.1.0"
-__all__ = ["Callback", "Config", "SeedtuneError", "Trainer", "__version__"]
+__all__ = [
+    "Callback",
+    "Config",
+    "Rights",
+    "SeedtuneError",
+    "Trainer",
+    "__version__",
+    "apply_pack",
+    "diff_runs",
+    "export_run",
+    "pack_run",
+    "verify_run",
+]
 
 _HOMES = {
     "Config": "seedtune.config",
     "SeedtuneError": "seedtune.errors",
     "Trainer": "seedtune.trainer",
     "Callback": "seedtune.trainer",
+    "Rights": "seedtune.export",
+    "export_run": "seedtune.export",
+    "verify_run": "seedtune.verify",
+    "diff_runs": "seedtune.diff",
+    "pack_run": "seedtune.pack",
+    "apply_pack": "seedtune.pack",
 }
 
 

@@ -45,6 +45,10 @@ class LedgerError(SeedtuneError):
     """A ledger is corrupted or does not belong to this base model."""
 
 
+class PackError(SeedtuneError):
+    """A packed fine-tune is damaged, too new, or of another base model."""
+
+
 class StorageError(SeedtuneError):
     """Writing to the run directory failed (disk full, no permission)."""
 

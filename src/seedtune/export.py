@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
+import yaml
 from safetensors import SafetensorError
 
 from seedtune import ledger, replay
@@ -14,10 +16,7 @@ from seedtune.engines.base import Engine
 from seedtune.errors import RunError, StorageError, storage_cause
 
 CARD = """---
-library_name: transformers
-base_model: {model}
-tags: [seedtune, evolution-strategies]
----
+{front}---
 
 # {model}, fine-tuned by evolution strategies
 
@@ -25,19 +24,54 @@ Made with [seedtune](https://pypi.org/project/seedtune/) {version} (arXiv 2509.2
 {generations} generations of {population} members, σ {sigma}, α {alpha}, {perturbation} perturbation of rank
 {rank}, task `{task}`, seed {seed}.
 
-Centre fingerprint `{fingerprint}`. The licence of the base model applies.
+Centre fingerprint `{fingerprint}`. {rights}
 """
 
 
-def export_run(root: Path, output: Path, *, generation: int | None = None, dtype: str | None = None) -> int:
-    """Write a run's model after ``generation`` generations (all by default); returns how many those were."""
-    check_output(output)
+@dataclass(frozen=True, slots=True)
+class Rights:
+    """What is known about who may use a model: licences of the base model and of the fine-tune, and a note."""
+
+    base_licence: str | None = None
+    licence: str | None = None
+    note: str | None = None
+
+    def text(self) -> str:
+        """For the model card."""
+        base = f" ({self.base_licence})" if self.base_licence else ""
+        own = f" Licence of the fine-tune: {self.licence}." if self.licence else ""
+        note = f"\n\n{self.note}" if self.note else ""
+        return f"The licence of the base model{base} applies.{own}{note}"
+
+
+@dataclass(frozen=True, slots=True)
+class Export:
+    """What was written: the model after how many generations, and how long replay took to get there."""
+
+    generation: int
+    replayed: int
+    """Generations that were replayed; a snapshot saved the others."""
+
+    seconds: float
+
+
+def export_run(
+    run: str | Path,
+    output: str | Path,
+    *,
+    generation: int | None = None,
+    dtype: str | None = None,
+    progress: replay.Progress | None = None,
+) -> Export:
+    """Write a run's model after ``generation`` generations (all by default) as a Hugging Face folder."""
+    root, target = Path(run), Path(output)
+    check_output(target)
     config, contents = replay.run_config(root), ledger.read(replay.RunPaths(root).ledger)
     replay.check_same_run(root, contents.header, config)
-    goal = contents.generations if generation is None else generation
-    engine, _ = replay.load(root, config, contents, generation=goal)
-    write_export(engine, config, goal, output, dtype=dtype)
-    return goal
+    goal, watch = replay.goal_of(root, contents, generation), replay.Stopwatch(progress)
+    engine, _ = replay.load(root, config, contents, generation=goal, progress=watch)
+    write_export(engine, config, goal, target, dtype=dtype)
+    return Export(goal, watch.updates, watch.seconds)
 
 
 def check_output(output: Path) -> None:
@@ -46,7 +80,9 @@ def check_output(output: Path) -> None:
         raise RunError(f"the output folder {str(output)!r} is not empty. Choose another --output.")
 
 
-def write_export(engine: Engine, config: Config, generation: int, output: Path, *, dtype: str | None) -> None:
+def write_export(
+    engine: Engine, config: Config, generation: int, output: Path, *, dtype: str | None, rights: Rights | None = None
+) -> None:
     """Model, tokenizer and card, put in place at once; StorageError leaves nothing behind."""
     check_output(output)
     try:
@@ -55,7 +91,7 @@ def write_export(engine: Engine, config: Config, generation: int, output: Path, 
             part = Path(scratch) / "model"
             part.mkdir()
             engine.export(part, dtype)
-            (part / "README.md").write_text(_card(engine, config, generation), encoding="utf-8")
+            (part / "README.md").write_text(_card(engine, config, generation, rights or Rights()), encoding="utf-8")
             if output.exists():
                 output.rmdir()
             shutil.move(part, output)
@@ -66,13 +102,17 @@ def write_export(engine: Engine, config: Config, generation: int, output: Path, 
         ) from error
 
 
-def _card(engine: Engine, config: Config, generation: int) -> str:
+def _card(engine: Engine, config: Config, generation: int, rights: Rights) -> str:
     from seedtune import __version__
 
+    front = {"library_name": "transformers", "base_model": config.model, "tags": ["seedtune", "evolution-strategies"]}
+    licence = rights.licence or rights.base_licence
     return CARD.format(
+        front=yaml.safe_dump({**front, **({"license": licence} if licence else {})}, sort_keys=False),
         version=__version__,
         generations=generation,
         alpha=config.step,
         fingerprint=engine.fingerprint(),
+        rights=rights.text(),
         **{k: getattr(config, k) for k in ("model", "population", "sigma", "perturbation", "rank", "task", "seed")},
     )

@@ -14,7 +14,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,13 +40,16 @@ class Header:
     data: str = ""
     """Digest of the training data."""
 
+    centre: str = "float32"
+    """Element type of the centre; ledgers that do not say it are of float32."""
+
     format: int = FORMAT
 
     def to_json(self) -> dict[str, Any]:
         """The header as its line holds it."""
         return {
             "seedtune": self.version,
-            **{k: getattr(self, k) for k in ("format", "noise", "model", "data")},
+            **{k: getattr(self, k) for k in ("format", "noise", "model", "data", "centre")},
             "base_fingerprint": self.base_fingerprint,
             "config": self.config,
         }
@@ -61,6 +64,7 @@ class Header:
             data["noise"],
             data["seedtune"],
             data["data"],
+            data.get("centre", "float32"),
             data["format"],
         )
 
@@ -98,6 +102,8 @@ class Record:
         """The record a line holds, float for float."""
         generation = data["generation"]
         members = tuple(Member.parse(label, generation) for label in data["members"])
+        if not len(data["members"]) == len(data["rewards"]) == len(data["coefficients"]) > 0:
+            raise ValueError("members, rewards and coefficients do not go together")
         return cls(
             plan=Plan(generation, data["sigma"], data["alpha"], members),
             rewards=tuple(math.nan if reward is None else float(reward) for reward in data["rewards"]),
@@ -164,11 +170,29 @@ def has_begun(path: Path) -> bool:
         return file.readline().endswith(b"\n")
 
 
+def seal(data: Mapping[str, Any], previous: str = "") -> tuple[bytes, str]:
+    """``data`` as a line of JSON that ends with a checksum over itself and the checksum before; and that checksum."""
+    body = json.dumps(data, separators=(",", ":"), allow_nan=False)[:-1].encode()
+    check = _checksum(previous, body)
+    return body + f'{_CHECK}{check}"}}\n'.encode(), check
+
+
+def unseal(line: bytes, previous: str = "") -> tuple[dict[str, Any], str] | None:
+    """What a line without its newline holds, and its checksum; None if that is not the one it should have."""
+    check = _matching(line, previous)
+    if check is None:
+        return None
+    try:
+        return json.loads(line[:-_CHECK_LENGTH] + b"}"), check
+    except ValueError:
+        return None
+
+
 def _verify(path: Path, number: int, line: bytes, previous: str) -> tuple[dict[str, Any], str]:
-    expected = _matching(line, previous)
-    if expected is None:
+    found = unseal(line, previous)
+    if found is None:
         raise _corrupted(path, number)
-    return json.loads(line[:-_CHECK_LENGTH] + b"}"), expected
+    return found
 
 
 def _verify_tail(path: Path, number: int, tail: bytes, previous: str) -> None:
@@ -194,19 +218,38 @@ def _corrupted(path: Path, number: int) -> LedgerError:
 
 def _header(path: Path, data: dict[str, Any], check: str) -> Contents:
     if data.get("format") != FORMAT:
-        raise LedgerError(f"{path} has ledger format {data.get('format')!r}; this version reads format {FORMAT}.")
-    return Contents(Header.from_json(data), check=check)
+        raise LedgerError(
+            f"{path} has ledger format {data.get('format')!r}; this version reads format {FORMAT}. "
+            "Use the version of seedtune that wrote it, or a newer one."
+        )
+    try:
+        return Contents(Header.from_json(data), check=check)
+    except (KeyError, TypeError, ValueError) as error:
+        raise _malformed(path, 1, error) from error
 
 
 def _add(path: Path, number: int, data: dict[str, Any], contents: Contents) -> None:
-    if "fingerprint" in data:
-        contents.fingerprints[data["after"]] = data["fingerprint"]
-        return
-    if data["generation"] != contents.generations:
+    try:
+        if "fingerprint" in data:
+            if data["after"] != contents.generations:
+                raise ValueError(f"a fingerprint after {data['after']} generations comes after {contents.generations}")
+            contents.fingerprints[data["after"]] = str(data["fingerprint"])
+            return
+        generation, record = data["generation"], Record.from_json(data)
+    except (KeyError, TypeError, ValueError) as error:
+        raise _malformed(path, number, error) from error
+    if generation != contents.generations:
         raise LedgerError(
-            f"{path} line {number} records generation {data['generation']}, but {contents.generations} was expected."
+            f"{path} line {number} records generation {generation}, but {contents.generations} was expected."
         )
-    contents.records.append(Record.from_json(data))
+    contents.records.append(record)
+
+
+def _malformed(path: Path, number: int, error: Exception) -> LedgerError:
+    return LedgerError(
+        f"{path} line {number} has a good checksum but is no line that seedtune writes ({type(error).__name__}: "
+        f"{error}): somebody edited it and sealed it again. Restore the file from a copy."
+    )
 
 
 def _checksum(previous: str, body: bytes) -> str:
@@ -272,9 +315,7 @@ class Ledger:
         self._append({"after": after, "fingerprint": fingerprint})
 
     def _append(self, data: Mapping[str, Any]) -> None:
-        body = json.dumps(data, separators=(",", ":"), allow_nan=False)[:-1].encode()
-        check = _checksum(self._check, body)
-        line = body + f'{_CHECK}{check}"}}\n'.encode()
+        line, check = seal(data, self._check)
         try:
             _write_all(self._file, line, self._size)
         except OSError as error:
@@ -304,13 +345,16 @@ def _sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def changed_fields(recorded: Mapping[str, Any], current: Mapping[str, Any], prefix: str = "") -> Sequence[str]:
+def changed_fields(recorded: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
     """``name: recorded → current`` for every setting that differs."""
-    changes: list[str] = []
-    for key in sorted(set(recorded) | set(current)):
-        before, now = recorded.get(key), current.get(key)
-        if isinstance(before, Mapping) and isinstance(now, Mapping):
-            changes += changed_fields(before, now, f"{prefix}{key}.")
-        elif before != now:
-            changes.append(f"{prefix}{key}: {before!r} → {now!r}")
-    return changes
+    return [f"{name}: {before!r} → {now!r}" for name, before, now in differences(recorded, current)]
+
+
+def differences(one: Mapping[str, Any], two: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """(dotted name, value in ``one``, value in ``two``) of all that differs in nested data, by name."""
+    for key in sorted(set(one) | set(two)):
+        a, b = one.get(key), two.get(key)
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            yield from differences(a, b, f"{prefix}{key}.")
+        elif a != b:
+            yield f"{prefix}{key}", a, b

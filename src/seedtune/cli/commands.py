@@ -11,9 +11,10 @@ from rich.table import Table
 
 from seedtune import ledger, monitors, replay, report, tasks
 from seedtune.cli.console import console, error_console
-from seedtune.cli.progress import ProgressLines, clock
+from seedtune.cli.progress import ProgressLines, ReplayProgress, clock
 from seedtune.config import Config, override
 from seedtune.errors import ConfigError, RunError, resume_command
+from seedtune.export import Export, export_run
 from seedtune.trainer import Trainer
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -24,7 +25,8 @@ def run_training(trainer: Trainer, *, resume: bool) -> None:
     lines = ProgressLines(console())
     trainer.callbacks = (lines,)
     try:
-        trainer.train(resume=resume)
+        with ReplayProgress(console()) as trainer.replaying:
+            trainer.train(resume=resume)
     except KeyboardInterrupt:
         lines.stop()
         _say_interrupted(trainer)
@@ -89,10 +91,13 @@ def _trainer_of_run(root: Path, task: str | None, generation: int | None, sets: 
     contents = ledger.read(replay.RunPaths(root).ledger)
     replay.check_same_run(root, contents.header, recorded)
     changed = Config.create(override({**recorded.model_dump(), **({"task": task} if task else {})}, sets))
-    if (changed.model, changed.seed, changed.rank) != (recorded.model, recorded.seed, recorded.rank):
-        raise ConfigError("model, seed and rank make the run's weights; they cannot be changed for an evaluation.")
+    names = [name for name, _, _ in ledger.differences(recorded.model_dump(), changed.model_dump())]
+    fixed = [name for name in names if name in ("model", *replay.WEIGHTS)]
+    if fixed:
+        raise ConfigError(f"{', '.join(fixed)}: the run's weights depend on it, so an evaluation cannot change it.")
     trainer = Trainer(changed)
-    trainer.engine, _ = replay.load(root, changed, contents, generation=generation)
+    with ReplayProgress(console()) as progress:
+        trainer.engine, _ = replay.load(root, changed, contents, generation=generation, progress=progress)
     trainer.generation = contents.generations if generation is None else generation
     return trainer
 
@@ -111,12 +116,23 @@ def _print_evaluation(what: str, task: str, metrics: dict[str, Any]) -> None:
 
 def export_command(run: Path, output: Path, generation: int | None, dtype: str | None) -> None:
     """Export a run's model and say how to load it."""
-    from seedtune.export import export_run
+    check_dtype(dtype)
+    with ReplayProgress(console()) as progress:
+        done = export_run(run, output, generation=generation, dtype=dtype, progress=progress)
+    say_exported(done, output)
 
+
+def check_dtype(dtype: str | None) -> None:
+    """ConfigError if a model cannot be written in this precision."""
     if dtype is not None and dtype not in DTYPES:
         raise ConfigError(f"--dtype {dtype!r} is not one of {', '.join(DTYPES)}.")
-    goal = export_run(run, output, generation=generation, dtype=dtype)
-    console().print(f"wrote the model after generation {goal} to {output}", soft_wrap=True)
+
+
+def say_exported(done: Export, output: Path) -> None:
+    """What was written, what it took, and how to load it."""
+    if done.replayed:
+        console().print(f"replayed {done.replayed} generations in {done.seconds:.2f} s", soft_wrap=True)
+    console().print(f"wrote the model after generation {done.generation} to {output}", soft_wrap=True)
     console().print(f'load it with: AutoModelForCausalLM.from_pretrained("{output}")', soft_wrap=True)
 
 

@@ -107,6 +107,52 @@ class ProgressLines:
             self.bar = None
 
 
+class ReplayProgress:
+    """A replay's progress: a bar on a terminal, elsewhere a line now and then if it takes long."""
+
+    EVERY = 10.0
+    """Seconds between two lines."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.bar: Progress | None = None
+
+    def __enter__(self) -> ReplayProgress:
+        """Nothing is drawn before the replay begins."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Take the bar away if the replay ended early."""
+        self._stop()
+
+    def __call__(self, done: int, goal: int) -> None:
+        """``done`` of ``goal`` generations are replayed."""
+        now = time.monotonic()
+        if done == 0:
+            self.begin = self.told = now
+        left = clock((now - self.begin) / max(1, done) * (goal - done))
+        if done == goal:
+            self._stop()
+        elif self.console.is_terminal:
+            self._draw(done, goal, left)
+        elif now - self.told >= self.EVERY:
+            self.told = now
+            self.console.print(f"replayed {done} of {goal} generations, {left} left", soft_wrap=True)
+
+    def _draw(self, done: int, goal: int, left: str) -> None:
+        if self.bar is None:
+            columns = (TextColumn("replaying"), MofNCompleteColumn(), BarColumn(), TextColumn("{task.fields[left]}"))
+            self.bar = Progress(*columns, console=self.console, transient=True)
+            self.bar.start()
+            self.job = self.bar.add_task("", total=goal, left="")
+        self.bar.update(self.job, completed=done, left=f"{left} left" if done else "")
+
+    def _stop(self) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+            self.bar = None
+
+
 def generation_line(metrics: Metrics, total: int, left: str) -> str:
     """One generation in one line."""
     step = max(metrics["step_time"], 1e-9)

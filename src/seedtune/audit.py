@@ -1,0 +1,139 @@
+"""Does a ledger follow from itself?  Plans from the configuration, coefficients and states from the rewards.
+
+A strategy is a function of what it was told, so it can be told the recorded rewards again.  This finds what
+checksums cannot: a record that was edited and sealed anew.  No model is needed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from seedtune import ledger, strategies
+from seedtune.config import Config
+from seedtune.errors import LedgerError
+from seedtune.ledger import Record
+from seedtune.shaping import standardise
+from seedtune.strategies.base import State, Step, Strategy
+from seedtune.types import Plan
+
+Vector = NDArray[np.float64]
+Extent = Literal["exact", "up to a factor", "not checked"]
+"""How far a generation's coefficients could be checked against its rewards."""
+
+_LAST_BITS = 1e-12
+"""Relative difference that another build of numpy might make."""
+
+_SCALED = 1e-9
+"""Tolerance of ``up to a factor``, relative to the largest coefficient: it is float64 arithmetic in another order."""
+
+
+@dataclass(frozen=True, slots=True)
+class Audit:
+    """How many generations' coefficients were recomputed from the recorded rewards, by how exactly."""
+
+    exact: int = 0
+    scaled: int = 0
+    unchecked: int = 0
+
+
+def audit(root: Path, config: Config, contents: ledger.Contents) -> Audit:
+    """Tell the strategy every recorded reward again; LedgerError names the first generation that does not follow."""
+    strategy = strategies.create(config)
+    state = strategy.initial()
+    counts: dict[Extent, int] = {"exact": 0, "up to a factor": 0, "not checked": 0}
+    for record in contents.records:
+        counts[_check(root, strategy, config, (state, record))] += 1
+        state = record.state
+    return Audit(counts["exact"], counts["up to a factor"], counts["not checked"])
+
+
+def _check(root: Path, strategy: Strategy, config: Config, place: tuple[State, Record]) -> Extent:
+    state, record = place
+    where = f"{root}: generation {record.plan.generation}"
+    _check_plan(where, strategy.ask(state, record.plan.generation), record.plan)
+    rewards = np.array(record.rewards)
+    step = strategy.tell(state, record.plan, rewards[:, None])
+    _check_state(where, step.state, record.state)
+    return CHECKS[config.shaping](where, record, step)
+
+
+def _check_plan(where: str, expected: Plan, recorded: Plan) -> None:
+    for name in ("sigma", "alpha", "members"):
+        asked, found = getattr(expected, name), getattr(recorded, name)
+        if asked != found:
+            told = f"recorded is {name} {found!r}, but the configuration gives {asked!r}"
+            if name == "members":
+                told = _members(expected, recorded)
+            raise LedgerError(f"{where} does not follow from the run's configuration: {told}. {_EDITED}")
+
+
+def _members(expected: Plan, recorded: Plan) -> str:
+    pairs = zip(expected.members, recorded.members, strict=False)
+    for one, two in pairs:
+        if one != two:
+            labels = [member.label(recorded.generation) for member in (two, one)]
+            return f"recorded is member {labels[0]}, but the strategy asks for {labels[1]}"
+    return f"recorded are {len(recorded.members)} members, but the strategy asks for {len(expected.members)}"
+
+
+def _check_state(where: str, expected: Mapping[str, Any], recorded: Mapping[str, Any]) -> None:
+    if json.loads(json.dumps(dict(expected))) != recorded:
+        raise LedgerError(
+            f"{where}: the recorded state of the strategy is {recorded!r}, but the rewards give {expected!r}. {_EDITED}"
+        )
+
+
+def _exactly(where: str, record: Record, step: Step) -> Extent:
+    """The shaping is a function of the member rewards: equal bit for bit."""
+    expected, found = np.array(step.coefficients), np.array(record.coefficients)
+    wrong = np.flatnonzero(expected.view(np.uint64) != found.view(np.uint64))
+    if wrong.size:
+        raise _inconsistent(where, record, int(wrong[0]), float(expected[wrong[0]]))
+    return "exact"
+
+
+def _up_to_a_factor(where: str, record: Record, step: Step) -> Extent:
+    """Centred per prompt and averaged is centred on average: z = k·zscore(R), with an unknown 0 ≤ k ≤ 1.
+
+    k is the standard deviation of the mean rewards over that of all centred scores, which are not recorded.
+    """
+    unit, found = standardise(np.array(record.rewards)), np.array(record.coefficients)
+    if not unit.any():
+        return "not checked"
+    factor = float(unit @ found) / float(unit @ unit)
+    allowed = _SCALED + 64 * _cancellation(np.array(record.rewards))
+    off = np.abs(found - factor * unit)
+    if not -allowed <= factor <= 1 + allowed or off.max() > allowed * np.abs(unit).max():
+        index = int(off.argmax())
+        raise _inconsistent(where, record, index, min(max(factor, 0.0), 1.0) * float(unit[index]))
+    return "up to a factor"
+
+
+def _cancellation(rewards: Vector) -> float:
+    """Rounding error of a centred reward, relative to the standard deviation."""
+    known = rewards[~np.isnan(rewards)]
+    return float(np.finfo(np.float64).eps * np.abs(known).max() / known.std())
+
+
+def _inconsistent(where: str, record: Record, index: int, expected: float) -> LedgerError:
+    found = record.coefficients[index]
+    label = record.plan.members[index].label(record.plan.generation)
+    near = abs(found - expected) <= _LAST_BITS * max(abs(found), abs(expected))
+    last = " They differ in their last bits only, which another version of numpy may also do." if near else ""
+    return LedgerError(
+        f"{where}: the coefficient of member {label} is {found!r}, but the recorded rewards give {expected!r}. "
+        f"{_EDITED}{last}"
+    )
+
+
+_EDITED = "The checksums are good, so the record was edited and sealed again, rewards or coefficients."
+
+CHECKS: dict[str, Callable[[str, Record, Step], Extent]] = {"zscore": _exactly, "per_prompt": _up_to_a_factor}
+"""How the coefficients of every shaping are checked against the recorded rewards of the members."""

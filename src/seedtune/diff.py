@@ -1,0 +1,170 @@
+"""Where two runs part, and why: their ledgers compared, causes before effects.  No model is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from seedtune import ledger, replay
+from seedtune.ledger import Contents, Header, Record
+
+_SHOWN = 4
+"""Members listed one by one; the others are counted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """What differs between two runs; nothing if they are equal."""
+
+    header: tuple[str, ...]
+    """What they start from: base model, settings, data, noise."""
+
+    notes: tuple[str, ...]
+    """What results should not depend on: names and versions."""
+
+    generation: int | None
+    """The first generation whose records differ; None if all that both have are equal."""
+
+    reasons: tuple[str, ...]
+    """What differs in it, causes before effects."""
+
+    generations: tuple[int, int]
+    """How many each run has."""
+
+    fingerprints: int
+    """Recorded fingerprints that both have and that are equal."""
+
+    @property
+    def equal(self) -> bool:
+        """Same start, same records, same length; names and versions may differ."""
+        return not self.header and self.generation is None and self.generations[0] == self.generations[1]
+
+
+def diff_runs(run_a: str | Path, run_b: str | Path) -> Difference:
+    """Compare two run directories by their ledgers; LedgerError if one is corrupted."""
+    a, b = (ledger.read(replay.RunPaths(Path(run)).ledger) for run in (run_a, run_b))
+    generation, reasons = _parting(a, b)
+    common = a.fingerprints.keys() & b.fingerprints.keys()
+    return Difference(
+        header=tuple(_header(a.header, b.header)),
+        notes=tuple(_notes(a.header, b.header)),
+        generation=generation,
+        reasons=tuple(reasons),
+        generations=(a.generations, b.generations),
+        fingerprints=sum(a.fingerprints[done] == b.fingerprints[done] for done in common),
+    )
+
+
+def _header(a: Header, b: Header) -> list[str]:
+    """What they start from, the base model first."""
+    named = (
+        ("base model", a.base_fingerprint, b.base_fingerprint),
+        ("element type of the centre", a.centre, b.centre),
+        ("noise scheme", a.noise, b.noise),
+    )
+    found = [f"{what}: {one} and {two}" for what, one, two in named if one != two]
+    found += _changes("", replay.completed(a.config), replay.completed(b.config))
+    if a.data != b.data:
+        found.append(f"training data: digests {a.data or 'none'} and {b.data or 'none'}")
+    return found
+
+
+def _notes(a: Header, b: Header) -> list[str]:
+    named = (("base model is named", a.model, b.model), ("made by seedtune", a.version, b.version))
+    return [f"{what} {one} and {two}" for what, one, two in named if one != two]
+
+
+def _parting(a: Contents, b: Contents) -> tuple[int | None, list[str]]:
+    """The first generation that differs, and what differs in it."""
+    for generation, (one, two) in enumerate(zip(a.records, b.records, strict=False)):
+        reasons = _record(one, two)
+        fingerprint = _fingerprint(generation + 1, a, b)
+        if fingerprint and not reasons:
+            fingerprint += ", though all records so far are equal: other base weights, or other arithmetic"
+        if reasons or fingerprint:
+            return generation, [*reasons, *([fingerprint] if fingerprint else [])]
+    return None, []
+
+
+def _fingerprint(done: int, a: Contents, b: Contents) -> str:
+    one, two = a.fingerprints.get(done), b.fingerprints.get(done)
+    if one is None or two is None or one == two:
+        return ""
+    return f"fingerprints after {done} generations: {one} and {two}"
+
+
+def _record(a: Record, b: Record) -> list[str]:
+    return [line for compare in _COMPARISONS for line in compare(a, b)]
+
+
+def _members(a: Record, b: Record) -> list[str]:
+    one, two = ([member.label(r.plan.generation) for member in r.plan.members] for r in (a, b))
+    if len(one) != len(two):
+        return [f"members: {len(one)} and {len(two)}"]
+    changed = [f"{x} and {y}" for x, y in zip(one, two, strict=True) if x != y]
+    return _listed("members", changed, len(one))
+
+
+def _scale(a: Record, b: Record) -> list[str]:
+    pairs = ((name, getattr(a.plan, name), getattr(b.plan, name)) for name in ("sigma", "alpha"))
+    return [f"{name}: {one!r} and {two!r}" for name, one, two in pairs if one != two]
+
+
+def _prompts(a: Record, b: Record) -> list[str]:
+    return [] if a.prompts == b.prompts else [f"prompts: {_short(a.prompts)} and {_short(b.prompts)}"]
+
+
+def _rewards(a: Record, b: Record) -> list[str]:
+    return _by_member("rewards", (a, a.rewards), (b, b.rewards))
+
+
+def _coefficients(a: Record, b: Record) -> list[str]:
+    return _by_member("coefficients", (a, a.coefficients), (b, b.coefficients))
+
+
+def _by_member(what: str, a: tuple[Record, Sequence[float]], b: tuple[Record, Sequence[float]]) -> list[str]:
+    """Which members have other values, and both values; nothing if the members themselves differ."""
+    if len(a[1]) != len(b[1]):
+        return []
+    labels = [member.label(a[0].plan.generation) for member in a[0].plan.members]
+    rows = zip(labels, a[1], b[1], strict=True)
+    # repr shows every bit, and NaN, which is no number that equals itself.
+    changed = [f"{label}: {one!r} and {two!r}" for label, one, two in rows if repr(one) != repr(two)]
+    return _listed(what, changed, len(labels))
+
+
+def _state(a: Record, b: Record) -> list[str]:
+    return _changes("state ", a.state, b.state)
+
+
+def _centre(a: Record, b: Record) -> list[str]:
+    one, two = a.centre_reward, b.centre_reward
+    return [] if repr(one) == repr(two) else [f"reward of the centre: {one!r} and {two!r}"]
+
+
+def _tokens(a: Record, b: Record) -> list[str]:
+    return _changes("tokens ", a.tokens, b.tokens)
+
+
+def _changes(what: str, a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
+    return [f"{what}{name}: {one!r} and {two!r}" for name, one, two in ledger.differences(a, b)]
+
+
+_COMPARISONS: tuple[Callable[[Record, Record], list[str]], ...] = (
+    _members, _scale, _prompts, _tokens, _rewards, _centre, _coefficients, _state,
+)  # fmt: skip
+"""Causes before effects: what was asked, what was answered, what was made of it."""
+
+
+def _listed(what: str, changed: list[str], total: int) -> list[str]:
+    if not changed:
+        return []
+    more = f"; and {len(changed) - _SHOWN} more" if len(changed) > _SHOWN else ""
+    return [f"{what} ({len(changed)} of {total} differ): {'; '.join(changed[:_SHOWN])}{more}"]
+
+
+def _short(prompts: Sequence[int]) -> str:
+    shown = ", ".join(str(prompt) for prompt in prompts[:8])
+    return f"{shown}, … ({len(prompts)})" if len(prompts) > 8 else shown

@@ -1,0 +1,211 @@
+"""Packing a run into one small file, and applying that file to its base model somewhere else."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from contextlib import closing
+from dataclasses import asdict
+from pathlib import Path
+
+import yaml
+
+from seedtune import __version__, engines, files, ledger, packfile, replay
+from seedtune.config import Config, override
+from seedtune.engines.base import Engine, EngineInfo
+from seedtune.errors import ConfigError, LedgerError, PackError, RunError, StorageError, storage_cause
+from seedtune.export import Export, Rights, check_output, write_export
+from seedtune.packfile import About, Pack
+
+_TOLD = ("task", "population", "antithetic", "sigma", "alpha")
+"""What only the model card tells."""
+
+_WAYPOINTS = 4
+"""Recorded fingerprints that travel along besides the last: a wrong replay is noticed early."""
+
+
+def pack_run(
+    run: str | Path,
+    output: str | Path,
+    *,
+    generation: int | None = None,
+    rights: Rights | None = None,
+    progress: replay.Progress | None = None,
+) -> Pack:
+    """Write a run's fine-tune after ``generation`` generations (all by default) into the file ``output``.
+
+    The base model is only needed where the ledger has no fingerprint of that generation: then it is replayed.
+    Without a ``base_licence`` in ``rights``, the base model's own card is asked if it is on this machine.
+    """
+    root, target = Path(run), Path(output)
+    if target.exists():
+        raise RunError(f"{str(target)!r} exists already. Choose another --output.")
+    contents = ledger.read(replay.RunPaths(root).ledger)
+    goal = replay.goal_of(root, contents, generation)
+    replay.check_noise(str(root), contents.header.noise)
+    fingerprint = contents.fingerprints.get(goal) or _replayed(root, contents, goal, progress)
+    about = _about(contents, goal, fingerprint, rights or Rights())
+    pack = Pack(about, tuple(replay.updates_of(contents.records[:goal])))
+    _write(target, packfile.dump(pack))
+    return pack
+
+
+def _replayed(root: Path, contents: ledger.Contents, goal: int, progress: replay.Progress | None) -> str:
+    config = replay.run_config(root)
+    replay.check_same_run(root, contents.header, config)
+    engine, _ = replay.load(root, config, contents, generation=goal, progress=progress)
+    with closing(engine):
+        return engine.fingerprint()
+
+
+def _about(contents: ledger.Contents, goal: int, fingerprint: str, rights: Rights) -> About:
+    header, config = contents.header, replay.completed(contents.header.config)
+    kept = [*replay.WEIGHTS, *_TOLD, config["engine"]]
+    stated = Rights(rights.base_licence or licence_of(header.model), rights.licence, rights.note)
+    return About(
+        seedtune=__version__,
+        noise=header.noise,
+        model=_name(header.model),
+        base_fingerprint=header.base_fingerprint,
+        centre=header.centre,
+        config={key: config[key] for key in kept if key in config},
+        generations=goal,
+        fingerprints={**_waypoints(contents, goal), str(goal): fingerprint},
+        **asdict(stated),
+    )
+
+
+def _waypoints(contents: ledger.Contents, goal: int) -> dict[str, str]:
+    """A few recorded fingerprints before ``goal``, evenly spread."""
+    before = sorted(done for done in contents.fingerprints if done < goal)
+    chosen = {before[len(before) * k // _WAYPOINTS] for k in range(_WAYPOINTS)} if before else set()
+    return {str(done): contents.fingerprints[done] for done in sorted(chosen)}
+
+
+def _name(model: str) -> str:
+    """A Hugging Face id or built-in name as it is; of a folder only its own name, not where it lay."""
+    folder = Path(model).expanduser()
+    is_path = folder.is_absolute() or model.startswith((".", "~")) or model.count("/") > 1 or folder.is_dir()
+    return folder.resolve().name if is_path else model
+
+
+def licence_of(model: str) -> str | None:
+    """The licence a base model's card or config.json states, if they are on this machine and do."""
+    folder = Path(model).expanduser()
+    if not folder.is_dir():
+        card = _cached_card(model)
+        return None if card is None else _licence_in_card(card)
+    return _licence_in_card(folder / "README.md") or _licence_in_config(folder / "config.json")
+
+
+def _cached_card(model: str) -> Path | None:
+    """The card of a Hugging Face id, if it was downloaded with the model."""
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        found = try_to_load_from_cache(model, "README.md")
+    except HFValidationError:
+        return None
+    return Path(found) if isinstance(found, str) else None
+
+
+def _licence_in_card(card: Path) -> str | None:
+    """``license`` (or ``license_name``, where that is "other") of the YAML block a card begins with."""
+    text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
+    if not text.startswith("---\n"):
+        return None
+    try:
+        front = yaml.safe_load(text[4:].partition("\n---")[0])
+    except yaml.YAMLError:
+        return None
+    if not isinstance(front, dict):
+        return None
+    stated = front.get("license_name") if front.get("license") == "other" else front.get("license")
+    return stated if isinstance(stated, str) else None
+
+
+def _licence_in_config(path: Path) -> str | None:
+    try:
+        stated = json.loads(path.read_text(encoding="utf-8")).get("license")
+    except (OSError, ValueError, AttributeError):
+        return None
+    return stated if isinstance(stated, str) else None
+
+
+def _write(target: Path, data: bytes) -> None:
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        files.put(target, data)
+    except OSError as error:
+        cause, fix = storage_cause(error)
+        raise StorageError(f"cannot write {str(target)!r}: {cause}. {fix}, or choose another --output.") from error
+
+
+# ------------------------------------------------------------------------------ apply
+
+
+def apply_pack(
+    base: str,
+    file: str | Path,
+    output: str | Path,
+    *,
+    dtype: str | None = None,
+    sets: Iterable[str] = (),
+    progress: replay.Progress | None = None,
+) -> Export:
+    """Rebuild a packed fine-tune from its base model and write it as a Hugging Face folder.
+
+    The tensors are, bit for bit, those that ``export_run`` writes.  ``sets`` are ``key=value`` settings that
+    weights do not depend on (``transformers.device=cpu``).  PackError, and nothing written, if ``file`` is not a
+    pack, truncated, edited or too new, if ``base`` is another base model, or if other weights come out.
+    """
+    path, target = Path(file), Path(output)
+    check_output(target)
+    pack = packfile.read(path)
+    config = _config(path, pack.about, base, sets)
+    engine = engines.create(config)
+    _check_base(path, pack.about, engine.load())
+    watch = replay.Stopwatch(progress)
+    with closing(engine):
+        _rebuild(path, pack, engine, watch)
+        about = pack.about
+        rights = Rights(about.base_licence, about.licence, about.note)
+        named = config.replace(model=about.model)
+        write_export(engine, named, about.generations, target, dtype=dtype, rights=rights)
+    return Export(about.generations, watch.updates, watch.seconds)
+
+
+def _config(path: Path, about: About, base: str, sets: Iterable[str]) -> Config:
+    """The settings of a pack, with the base model and what may be chosen here."""
+    try:
+        replay.check_noise(str(path), about.noise)
+        packed = Config.create(dict(about.config))
+    except (ConfigError, LedgerError) as error:
+        raise PackError(f"{path} was made by seedtune {about.seedtune} and needs another version: {error}") from error
+    config = Config.create(override({**packed.model_dump(), "model": base}, sets))
+    changes = [name for name, _, _ in ledger.differences(packed.identity(), config.identity())]
+    if changes:
+        raise ConfigError(f"{', '.join(changes)}: the pack says what they are; they cannot be changed.")
+    return config
+
+
+def _check_base(path: Path, about: About, info: EngineInfo) -> None:
+    if info.base_fingerprint != about.base_fingerprint:
+        raise PackError(
+            f"{path} was made from the base model {about.model!r} with fingerprint {about.base_fingerprint}, but "
+            f"{info.model!r} has {info.base_fingerprint}. Give the same base model, in its original precision."
+        )
+
+
+def _rebuild(path: Path, pack: Pack, engine: Engine, progress: replay.Progress) -> None:
+    """Apply all updates; PackError at the first fingerprint that is not the packed one."""
+    expected = {int(done): fingerprint for done, fingerprint in pack.about.fingerprints.items()}
+    for done in replay.walk(engine, pack.updates, stops=expected, progress=progress):
+        found = engine.fingerprint()
+        if found != expected[done]:
+            raise PackError(
+                f"{path} does not give what it was made from: after {done} generations the fingerprint is {found}, "
+                f"not {expected[done]}. The file was forged, or this version ({__version__}) computes otherwise than "
+                f"the one that made it ({pack.about.seedtune}). Nothing was written."
+            )

@@ -1,0 +1,162 @@
+"""Verification: base model + ledger = weights, checked at every fingerprint that the run recorded.
+
+Snapshots are not used, so that what is verified is the ledger itself; they may be checked against it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+from seedtune import engines, ledger, replay, snapshot
+from seedtune.audit import Audit, audit
+from seedtune.config import Config, override
+from seedtune.engines.base import Engine
+from seedtune.errors import LedgerError, StorageError
+from seedtune.snapshot import Snapshot
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """What was verified; a run that does not verify raises instead."""
+
+    generations: int
+    matched: tuple[int, ...]
+    """Numbers of generations after which the recorded fingerprint came out again."""
+
+    fingerprint: str
+    """Of the centre after all generations."""
+
+    base_fingerprint: str
+    audit: Audit
+    seconds: float
+    """What replay and fingerprints took, loading the base model left out."""
+
+    snapshots: tuple[int, ...] = ()
+    torn: int = 0
+    """Bytes of an unfinished last line, which is not part of the run."""
+
+
+def verify_run(
+    run: str | Path,
+    *,
+    model: str | None = None,
+    sets: Iterable[str] = (),
+    snapshots: bool = False,
+    progress: replay.Progress | None = None,
+) -> Verification:
+    """Replay ``run`` from its base model alone and compare every fingerprint its ledger holds.
+
+    ``model`` says where the base model is now; ``sets`` are ``key=value`` settings that results do not depend
+    on; with ``snapshots`` those on the disk must hold the replayed weights, too.  Raises LedgerError: a
+    corrupted line, a record that does not follow from its rewards, another base model, or the first recorded
+    fingerprint that does not come out.
+    """
+    root = Path(run)
+    contents = ledger.read(replay.RunPaths(root).ledger)
+    config = _config(root, contents, model, sets)
+    audited = audit(root, config, contents)
+    kept = _snapshots(root, contents) if snapshots else []
+    engine = engines.create(config)
+    replay.check_base(root, contents.header, engine.load())
+    with closing(engine):
+        watch = replay.Stopwatch(progress)
+        found = _replayed(root, engine, contents, kept, progress=watch)
+        _check_snapshots(engine, kept, found)
+    return Verification(
+        generations=contents.generations,
+        matched=tuple(sorted(contents.fingerprints)),
+        fingerprint=found[contents.generations],
+        base_fingerprint=contents.header.base_fingerprint,
+        audit=audited,
+        seconds=watch.seconds,
+        snapshots=tuple(sorted(one.generations for one in kept)),
+        torn=contents.torn,
+    )
+
+
+def _snapshots(root: Path, contents: ledger.Contents) -> list[Snapshot]:
+    """Those of generations that the ledger still has."""
+    listed = snapshot.listing(replay.RunPaths(root).snapshots)
+    return [one for one in listed if one.generations <= contents.generations]
+
+
+def _config(root: Path, contents: ledger.Contents, model: str | None, sets: Iterable[str]) -> Config:
+    """The run's configuration; a ledger that came without its config.yaml says enough."""
+    if replay.RunPaths(root).config.is_file():
+        config = replay.run_config(root)
+    else:
+        config = Config.create({**contents.header.config, "model": contents.header.model})
+    config = Config.create(override(config.model_dump(), sets))
+    replay.check_same_run(root, contents.header, config)
+    return config if model is None else config.replace(model=model)
+
+
+def _replayed(
+    root: Path,
+    engine: Engine,
+    contents: ledger.Contents,
+    kept: list[Snapshot],
+    *,
+    progress: replay.Progress,
+) -> dict[int, str]:
+    """Fingerprints by number of generations applied; LedgerError where a recorded one is another."""
+    stops = {*contents.fingerprints, *(one.generations for one in kept), contents.generations}
+    found: dict[int, str] = {}
+    parted: int | None = None
+    for done in replay.walk(engine, replay.updates_of(contents.records), stops=stops, progress=progress):
+        found[done] = engine.fingerprint()
+        recorded = contents.fingerprints.get(done)
+        if recorded is None:
+            continue
+        if parted is not None:
+            raise _mismatch(root, contents, found, (parted, done))
+        if recorded != found[done]:
+            parted = done
+    if parted is not None:
+        raise _mismatch(root, contents, found, (parted, None))
+    return found
+
+
+def _mismatch(
+    root: Path, contents: ledger.Contents, found: dict[int, str], place: tuple[int, int | None]
+) -> LedgerError:
+    """``place``: where replay and ledger part, and the next recorded fingerprint after that, if there is one."""
+    parted, after = place
+    last = max((done for done in contents.fingerprints if done < parted), default=0)
+    told = f"{root} does not verify: after {parted} generations the ledger recorded fingerprint "
+    told += f"{contents.fingerprints[parted]}, replay gives {found[parted]}"
+    if after is not None and contents.fingerprints[after] == found[after]:
+        return LedgerError(
+            f"{told}; after {after} generations they agree again. So the updates are right and the recorded "
+            f"fingerprint was changed: its line was edited and sealed again."
+        )
+    before = f"generations {last} to {parted - 1}" if parted - last > 1 else f"generation {last}"
+    agree = f"after {last} they agree" if last else "the base model agrees"
+    also = "" if after is not None else ", or that the last fingerprint itself was"
+    return LedgerError(
+        f"{told}; {agree}. Possible causes: the record of {before} was edited and sealed again, rewards and "
+        f"coefficients alike{also}; the run was made by another version of seedtune "
+        f"({contents.header.version}); or the machine that trained miscomputed. "
+        "Compare with a copy of the run: seedtune diff RUN COPY."
+    )
+
+
+def _check_snapshots(engine: Engine, kept: list[Snapshot], found: dict[int, str]) -> None:
+    """LedgerError if a snapshot's own weights are not the replayed ones."""
+    for one in kept:
+        cause = ""
+        try:
+            engine.load(one.folder)
+            holds = engine.fingerprint()
+        except StorageError as error:
+            cause = f" ({error})"
+            holds = "nothing that can be read"
+        expected = found[one.generations]
+        if not holds == one.fingerprint == expected:
+            raise LedgerError(
+                f"the ledger verifies, but the snapshot {one.folder} holds {holds}{cause} where replay gives "
+                f"{expected}. Delete it: snapshots only save time."
+            )

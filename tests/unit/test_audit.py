@@ -1,0 +1,142 @@
+"""The audit: an honest ledger passes whatever its rewards, an edited one is named by generation and member."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+
+import runs
+from seedtune import strategies
+from seedtune.audit import CHECKS, Audit, audit
+from seedtune.errors import LedgerError
+from seedtune.ledger import Contents, Header, Record
+from seedtune.shaping import SHAPINGS, member_rewards
+from seedtune.types import Member
+
+ROOT = Path("run")
+
+
+def config(shaping: str, **settings):
+    return runs.toy(ROOT, shaping=shaping, **settings)
+
+
+def ledger_of(shaping: str, scores: list[np.ndarray], **settings) -> Contents:
+    """What a run that got these scores (members, prompts) writes."""
+    strategy = strategies.create(config(shaping, population=len(scores[0]), **settings))
+    contents = Contents(Header("toy", "0", {}, "v1", "0.1.0"))
+    for generation, matrix in enumerate(scores):
+        plan = strategy.ask({}, generation)
+        step = strategy.tell({}, plan, matrix)
+        rewards = tuple(member_rewards(matrix).tolist())
+        contents.records.append(Record(plan, rewards, step.coefficients, (0,), None, {}, {}))
+    return contents
+
+
+def checked(shaping: str, contents: Contents, **settings) -> Audit:
+    return audit(ROOT, config(shaping, population=len(contents.records[0].rewards), **settings), contents)
+
+
+def scores(generations: int = 3, members: int = 6, prompts: int = 5) -> list[np.ndarray]:
+    draw = np.random.default_rng(5)
+    return [draw.standard_normal((members, prompts)) for _ in range(generations)]
+
+
+def test_every_shaping_has_a_check():
+    assert CHECKS.keys() == SHAPINGS.keys()
+
+
+@pytest.mark.parametrize("antithetic", [True, False])
+def test_an_honest_ledger_passes(antithetic):
+    settings = {"antithetic": antithetic}
+    assert checked("zscore", ledger_of("zscore", scores(), **settings), **settings) == Audit(exact=3)
+    assert checked("per_prompt", ledger_of("per_prompt", scores(), **settings), **settings) == Audit(scaled=3)
+
+
+numbers = st.floats(-1e6, 1e6).filter(lambda x: abs(x) > 1e-100) | st.sampled_from([0.0, 1.0, 1e15, math.nan])
+matrices = arrays.arrays(np.float64, st.tuples(st.sampled_from([2, 4, 8]), st.integers(1, 5)), elements=numbers)
+
+
+@pytest.mark.parametrize("shaping", SHAPINGS)
+@given(matrix=matrices)
+def test_no_honest_scores_are_called_edited(shaping, matrix):
+    assert sum(vars_of(checked(shaping, ledger_of(shaping, [matrix])))) == 1
+
+
+def vars_of(result: Audit) -> tuple[int, int, int]:
+    return result.exact, result.scaled, result.unchecked
+
+
+def edited(contents: Contents, generation: int, **changes) -> Contents:
+    records = list(contents.records)
+    records[generation] = replace(records[generation], **changes)
+    return replace(contents, records=records)
+
+
+@given(bit=st.integers(0, 63), member=st.integers(0, 5))
+def test_any_flipped_bit_of_a_coefficient_is_named(bit, member):
+    contents = ledger_of("zscore", scores())
+    coefficients = list(contents.records[1].coefficients)
+    coefficients[member] = runs.flip_bit(coefficients[member], bit)
+    label = re.escape(contents.records[1].plan.members[member].label(1))
+    with pytest.raises(LedgerError, match=f"run: generation 1: the coefficient of member {label} is ") as refused:
+        checked("zscore", edited(contents, 1, coefficients=tuple(coefficients)))
+    assert ("last bits only" in str(refused.value)) == (bit < 13 and math.isfinite(coefficients[member])) or bit < 16
+
+
+def test_a_coefficient_that_scores_per_prompt_cannot_give_is_named():
+    contents = ledger_of("per_prompt", scores())
+    coefficients = list(contents.records[2].coefficients)
+    coefficients[3] *= 1 + 1e-6
+    with pytest.raises(LedgerError, match=r"run: generation 2: the coefficient of member 1- is "):
+        checked("per_prompt", edited(contents, 2, coefficients=tuple(coefficients)))
+
+
+@pytest.mark.parametrize("factor", [-1.0, 3.0])
+def test_coefficients_per_prompt_of_the_wrong_sign_or_too_large_are_named(factor):
+    contents = ledger_of("per_prompt", scores())
+    wrong = tuple(factor * z for z in contents.records[0].coefficients)
+    with pytest.raises(LedgerError, match="run: generation 0: the coefficient of member"):
+        checked("per_prompt", edited(contents, 0, coefficients=wrong))
+
+
+def test_an_edited_reward_is_named_by_its_generation():
+    contents = ledger_of("zscore", scores())
+    rewards = (contents.records[1].rewards[0] + 1e-9, *contents.records[1].rewards[1:])
+    with pytest.raises(LedgerError, match="run: generation 1: the coefficient of member"):
+        checked("zscore", edited(contents, 1, rewards=rewards))
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"alpha": 0.3}, "recorded is alpha 0.3, but the configuration gives 0.2"),
+        ({"sigma": 0.3}, "recorded is sigma 0.3, but the configuration gives 0.05"),
+        ({"members": (Member(2, 9, 1),) * 6}, r"recorded is member 9\+, but the strategy asks for 0\+"),
+        ({"members": ()}, "recorded are 0 members, but the strategy asks for 6"),
+    ],
+    ids=str,
+)
+def test_a_plan_that_the_strategy_does_not_make_is_named(changes, told):
+    contents = ledger_of("zscore", scores())
+    plan = replace(contents.records[2].plan, **changes)
+    with pytest.raises(LedgerError, match=f"run: generation 2 does not follow from the run's configuration: {told}"):
+        checked("zscore", edited(contents, 2, plan=plan))
+
+
+def test_a_state_that_the_strategy_does_not_reach_is_named():
+    with pytest.raises(LedgerError, match=r"run: generation 0: the recorded state of the strategy is \{'step': 1\}"):
+        checked("zscore", edited(ledger_of("zscore", scores()), 0, state={"step": 1}))
+
+
+def test_members_that_tie_are_not_checked_where_scores_per_prompt_decide():
+    tied = np.array([[1.0, 0.0], [0.0, 1.0]])
+    assert checked("per_prompt", ledger_of("per_prompt", [tied])) == Audit(unchecked=1)
+    assert checked("zscore", ledger_of("zscore", [tied])) == Audit(exact=1)

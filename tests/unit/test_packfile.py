@@ -1,0 +1,201 @@
+"""The pack: what is read back updates the centre bit for bit, and nothing but what was written is read."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from seedtune import ledger, packfile
+from seedtune.errors import PackError
+from seedtune.packfile import About, Pack
+from seedtune.replay import updates_of
+from seedtune.shaping import zscore
+from seedtune.types import Decay, Member, Plan, Term, Update
+from seedtune.weights import Centre
+
+
+def about(generations: int, *, rank: int = 1, perturbation: str = "lowrank", **changes) -> About:
+    config = {"engine": "toy", "seed": 7, "perturbation": perturbation, "rank": rank}
+    prints = {str(generations): "ab" * 16}
+    return replace(About("0.1.0", "v1", "toy", "0" * 32, "float32", config, generations, prints), **changes)
+
+
+def packed(updates, **settings) -> bytes:
+    return packfile.dump(Pack(about(len(updates), **settings), tuple(updates)))
+
+
+def unpacked(updates, **settings) -> tuple[Update, ...]:
+    return packfile.parse(packed(updates, **settings), "file").updates
+
+
+def of_kernel(weight: float, scale: float) -> bytes:
+    """The bits that the kernels make of a term's weight."""
+    with np.errstate(over="ignore"):
+        return np.float32(weight / scale).tobytes()
+
+
+words = st.integers(0, 2**32 - 1)
+floats = st.floats(-3e38, 3e38)
+terms = st.builds(Term, words, words, floats)
+decays = st.none() | st.builds(Decay, st.floats(0, 1, width=32), st.floats(0, 1, width=32))
+
+
+@given(
+    rows=st.lists(st.tuples(st.lists(terms, max_size=6), decays), max_size=6),
+    rank=st.integers(1, 64),
+    perturbation=st.sampled_from(["lowrank", "gaussian"]),
+)
+def test_every_update_is_read_back_as_the_kernels_see_it(rows, rank, perturbation):
+    updates = [Update(index, tuple(terms), decay) for index, (terms, decay) in enumerate(rows)]
+    again = unpacked(updates, rank=rank, perturbation=perturbation)
+    scale = math.sqrt(rank) if perturbation == "lowrank" else 1.0
+    assert [(u.generation, u.decay, [term[:2] for term in u.terms]) for u in again] == [
+        (u.generation, u.decay, [term[:2] for term in u.terms]) for u in updates
+    ]
+    for one, two in zip(updates, again, strict=True):
+        assert [of_kernel(t.weight, scale) for t in one.terms] == [of_kernel(t.weight, scale) for t in two.terms]
+
+
+def test_a_pack_of_a_pack_has_the_same_bytes():
+    updates = unpacked([Update(0, (Term(0, 3, 1 / 3), Term(0, 5, -1e-9))), Update(1, ())], rank=3)
+    assert packed(updates, rank=3) == packed(unpacked(updates, rank=3), rank=3)
+
+
+def record(generation: int, labels: str, rewards: list[float]) -> ledger.Record:
+    members = tuple(Member.parse(label, generation) for label in labels.split())
+    coefficients = tuple(zscore(np.array(rewards)[:, None]).tolist())
+    plan = Plan(generation, 0.1, 0.3, members)
+    return ledger.Record(plan, tuple(rewards), coefficients, (0,), None, {})
+
+
+RECORDS = {
+    "pairs": [record(0, "0+ 0- 1+ 1-", [1.0, 0.1, 0.7, -3.0]), record(1, "0+ 0- 1+ 1-", [0.3, 0.1, 0.7, 2.0])],
+    "one sign": [record(0, "0+ 1+ 2+", [1.0, 0.1, 0.7]), record(1, "0+ 1+ 2+", [0.3, 0.1, 0.7])],
+    "NaN rewards": [record(0, "0+ 0- 1+ 1-", [1.0, math.nan, 0.7, math.nan])],
+    "nobody scored": [record(0, "0+ 0-", [math.nan, math.nan]), record(1, "0+ 0-", [0.0, 1.0])],
+    "all tied": [record(0, "0+ 0-", [2.0, 2.0]), record(1, "0+ 0-", [0.0, 1.0]), record(2, "0+ 0-", [5.0, 5.0])],
+    "noise of another generation": [record(0, "0+ 7:3+ 7:3- 9:0-", [1.0, 0.1, 0.7, -3.0])],
+    "several generations": [record(g, f"0+ {g + 1}:0+ 0:5- 2:5+", [1.0, g, 0.7, -3.0]) for g in range(5)],
+    "no generation": [],
+}
+
+
+def moved(updates, rank: int) -> str:
+    draw = np.random.default_rng(0)
+    tensors = {name: draw.standard_normal((5, 3), np.float32) for name in ("a", "b")}
+    centre = Centre(tensors, run_seed=7, rank=rank)
+    for update in updates:
+        centre.apply(update)
+    return centre.fingerprint()
+
+
+@pytest.mark.parametrize("rank", [1, 3, 4])
+@pytest.mark.parametrize("case", RECORDS)
+def test_a_packed_run_moves_the_centre_to_the_same_bits(case, rank):
+    updates = updates_of(RECORDS[case])
+    assert moved(unpacked(updates, rank=rank), rank) == moved(updates, rank)
+
+
+@pytest.mark.parametrize("signs", ["+-", "+"])
+def test_two_hundred_generations_of_thirty_two_members_fit_in_sixty_four_kilobytes(signs):
+    draw = np.random.default_rng(1)
+    labels = " ".join(f"{pair}{sign}" for pair in range(32 // len(signs)) for sign in signs)
+    records = [record(g, labels, draw.standard_normal(32).tolist()) for g in range(200)]
+    updates = updates_of(records)
+    assert sum(len(update.terms) for update in updates) == 200 * 32 // len(signs)
+    assert len(packed(updates)) <= {"+-": 14_000, "+": 27_000}[signs]
+
+
+# ------------------------------------------------------------------- refusals
+
+
+WHOLE = packed(updates_of(RECORDS["pairs"]), licence="MIT", note="nota bene")
+
+
+def refusal(raw: bytes) -> str:
+    with pytest.raises(PackError) as refused:
+        packfile.parse(raw, "file")
+    return str(refused.value)
+
+
+def test_a_pack_cut_at_any_byte_is_truncated():
+    header = WHOLE.index(b"\n")
+    for cut in range(len(WHOLE)):
+        where = (
+            f"it ends within its header, after {cut} bytes" if cut <= header else f"it has {cut} of {len(WHOLE)} bytes"
+        )
+        assert refusal(WHOLE[:cut]) == f"file is truncated: {where}. Copy it again."
+
+
+def test_a_pack_with_a_flipped_bit_anywhere_is_refused():
+    header = WHOLE.index(b"\n")
+    for place, byte in enumerate(WHOLE):
+        told = refusal(WHOLE[:place] + bytes([byte ^ 1 << place % 8]) + WHOLE[place + 1 :])
+        if place < len(packfile.MAGIC):
+            assert told == "file is not a pack. Give a file that 'seedtune pack' wrote."
+        elif place < header:
+            assert told.startswith("file was changed after it was written: the checksum of its header is another.")
+        elif place > header:
+            assert told.startswith("file was changed after it was written: the checksum of it is another.")
+
+
+def test_a_pack_with_something_behind_it_is_refused():
+    assert refusal(WHOLE + b"\0").startswith("file was changed")
+
+
+@pytest.mark.parametrize("raw", [b"\x80\x04", b'{"a": 1}\n', b'{"seedtune": 1}\n', WHOLE[1:]])
+def test_what_is_no_pack_is_called_that(raw):
+    assert refusal(raw).startswith("file is not a pack.")
+
+
+def resealed(raw: bytes = WHOLE, **changes) -> bytes:
+    """A pack with another header, and good checksums."""
+    line, _, rest = raw.partition(b"\n")
+    header, _ = ledger.unseal(line)
+    line, _ = ledger.seal({**header, **changes})
+    body = line + rest[: -packfile.DIGEST]
+    return body + hashlib.blake2b(body, digest_size=packfile.DIGEST).digest()
+
+
+def test_a_newer_format_is_named_with_the_version_that_writes_it():
+    told = refusal(resealed(seedtune_pack=2, seedtune="9.1"))
+    assert told.startswith("file has pack format 2, made by seedtune 9.1; this version reads format 1.")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"terms": 3},
+        {"terms": 2**40},
+        {"generations": 3},
+        {"generations": -1},
+        {"generations": "many"},
+        {"fingerprints": {}},
+        {"fingerprints": {"2": "ab", "x": "cd"}},
+        {"config": {}},
+        {"config": {"perturbation": "lowrank", "rank": -4}},
+        {"licence": 7},
+        {"bytes": None},
+    ],
+    ids=str,
+)
+def test_a_forged_header_is_refused_without_a_traceback(changes):
+    assert refusal(resealed(**changes)).startswith("file has good checksums but does not hold what a pack holds")
+
+
+def test_a_forged_body_is_refused_without_a_traceback():
+    far = packfile.dump(Pack(about(1), (Update(0, (Term(0, 2**32, 1.0),)),)))
+    assert "noise of generation 0, pair 4294967296" in refusal(far)
+    early = packfile.dump(Pack(about(1), (Update(0, (Term(-1, 0, 1.0),)),)))
+    assert "noise of generation -1, pair 0" in refusal(early)
+
+
+def test_what_cannot_be_read_is_named(tmp_path):
+    with pytest.raises(PackError, match=r"cannot read .*nothing: No such file or directory\. Check the path\."):
+        packfile.read(tmp_path / "nothing")
