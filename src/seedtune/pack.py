@@ -196,6 +196,11 @@ def _check_base(path: Path, about: About, info: EngineInfo) -> None:
             f"{path} was made from the base model {about.model!r} with fingerprint {about.base_fingerprint}, but "
             f"{info.model!r} has {info.base_fingerprint}. Give the same base model, in its original precision."
         )
+    if info.centre != about.centre:
+        raise PackError(
+            f"{path} needs a centre in {about.centre}, but these settings keep it in {info.centre}. "
+            f"Set transformers.dtype={about.centre}."
+        )
 
 
 def _rebuild(path: Path, pack: Pack, engine: Engine, progress: replay.Progress) -> None:

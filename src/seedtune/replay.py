@@ -115,6 +115,7 @@ def header_of(config: Config, info: EngineInfo, data: str) -> ledger.Header:
         noise=noise.SCHEME,
         version=__version__,
         data=data,
+        centre=info.centre,
     )
 
 
@@ -188,6 +189,11 @@ def check_base(root: Path, header: ledger.Header, info: EngineInfo) -> None:
             f"{root} was trained from a base model with fingerprint {header.base_fingerprint}, but "
             f"{info.model!r} has {info.base_fingerprint}. Give the same base model."
         )
+    if info.centre != header.centre:
+        raise LedgerError(
+            f"{root} keeps its centre in {header.centre}, but these settings keep it in {info.centre}. "
+            f"Set transformers.dtype={header.centre}, or master as it was."
+        )
 
 
 def updates_of(records: Sequence[ledger.Record]) -> list[Update]:
@@ -211,7 +217,7 @@ def walk(
         yield done
     while done < goal:
         batch = _batch(updates, done, min((stop for stop in stops if stop > done), default=goal))
-        _apply_together(engine, batch)
+        engine.apply(*batch)
         done += len(batch)
         _tell(progress, done, goal)
         if done in stops:
@@ -233,11 +239,6 @@ def _batch(updates: Sequence[Update], start: int, stop: int) -> list[Update]:
             break
         batch.append(update)
     return batch
-
-
-def _apply_together(engine: Engine, batch: Sequence[Update]) -> None:
-    for update in batch:
-        engine.apply(update)
 
 
 def _start(engine: Engine, folder: Path, contents: ledger.Contents, goal: int) -> tuple[int, EngineInfo]:

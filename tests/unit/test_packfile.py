@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from seedtune import ledger, packfile
+from seedtune.engines.base import Noise
 from seedtune.errors import PackError
 from seedtune.packfile import About, Pack
 from seedtune.replay import updates_of
@@ -89,7 +90,7 @@ RECORDS = {
 def moved(updates, rank: int) -> str:
     draw = np.random.default_rng(0)
     tensors = {name: draw.standard_normal((5, 3), np.float32) for name in ("a", "b")}
-    centre = Centre(tensors, run_seed=7, rank=rank)
+    centre = Centre(tensors, Noise(7, rank=rank))
     for update in updates:
         centre.apply(update)
     return centre.fingerprint()
