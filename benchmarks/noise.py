@@ -17,13 +17,23 @@ import numba
 import numpy as np
 import torch
 
-from seedtune import noise
+from seedtune import noise, rounding
 from seedtune.fingerprint import tensor_key
 from seedtune.kernels import cpu
 from seedtune.noise import Address, Stream
+from seedtune.types import Term, Update
 
 KEY = noise.key(1, "model.layers.0.mlp.up_proj.weight")
 HERE = Address(KEY, Stream.FULL, generation=3, pair=5)
+
+# Element types of a centre and of the weights made from it.
+PAIRS = [
+    ("float32", "float32"),
+    ("float32", "bfloat16"),
+    ("float32", "float16"),
+    ("bfloat16", "bfloat16"),
+    ("float16", "float16"),
+]
 
 # The linear weights of SmolLM2-135M: 30 layers and the embedding.
 SMOLLM2 = [(576, 576), (192, 576), (192, 576), (576, 576), (1536, 576), (1536, 576), (576, 1536)]
@@ -42,28 +52,53 @@ def medians(contestants: dict[str, Callable[[], object]], repeats: int) -> dict[
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
-def noise_and_perturbation(n: int, repeats: int) -> None:
-    out, centre = np.empty(n, np.float32), np.ones(n, np.float32)
-    torch_out, torch_centre = torch.from_numpy(out), torch.from_numpy(centre)
-    bits, key = centre.view(np.uint32), tensor_key("w", 4)
+def as_torch(array: np.ndarray) -> torch.Tensor:
+    tensor = torch.from_numpy(array)
+    return tensor.view(torch.bfloat16) if array.dtype == np.uint16 else tensor
+
+
+def noise_and_fingerprint(n: int, repeats: int) -> None:
+    out = np.zeros(n, np.float32)
+    target, bits, key = torch.from_numpy(out), out.view(np.uint32), tensor_key("w", 4)
     found = medians(
         {
-            "torch normal_": torch_out.normal_,
+            "torch normal_": target.normal_,
             "fill_normals": lambda: cpu.fill_normals(out, HERE),
-            "torch copy_": lambda: torch_out.copy_(torch_centre),
-            "perturb": lambda: cpu.perturb(out, centre, 0.01, HERE),
             "fingerprint": lambda: cpu.fingerprint(bits, key),
-            "torch sum": torch_centre.sum,
+            "torch sum": target.sum,
         },
         repeats,
     )
     for name, seconds in found.items():
         print(f"{name:14} {n / seconds / 1e9:6.2f} 10^9 elements/s")
     print(f"fill_normals is {found['torch normal_'] / found['fill_normals']:.1f} times torch normal_")
-    print(f"perturb runs at {found['torch copy_'] / found['perturb']:.2f} of a plain copy")
-    plain = found["torch normal_"] + found["torch copy_"]
-    print(f"perturb is {plain / found['perturb']:.1f} times normal_ then copy")
     print(f"fingerprint runs at {found['torch sum'] / found['fingerprint']:.2f} of a plain sum")
+
+
+def perturbation(n: int, repeats: int, source: str, goal: str) -> None:
+    """Perturb against add noise, subtract it again (what the published code does per member), and plain copies."""
+    centre, out = (np.full(n, 1, rounding.ARRAYS[dtype]) for dtype in (source, goal))
+    tensor, live = as_torch(centre), as_torch(out)
+    spare = {"of the centre": torch.zeros_like(tensor), "of the weights": torch.zeros_like(live)}
+
+    def add_and_subtract() -> None:
+        live.add_(torch.randn(n, dtype=live.dtype), alpha=0.01)
+        live.sub_(torch.randn(n, dtype=live.dtype), alpha=0.01)
+
+    found = medians(
+        {
+            "ours": lambda: cpu.perturb(out, centre, 0.01, HERE),
+            "of the centre": lambda: spare["of the centre"].copy_(tensor),
+            "of the weights": lambda: spare["of the weights"].copy_(live),
+            "pair": add_and_subtract,
+        },
+        repeats,
+    )
+    copies = ", ".join(f"{found['ours'] / found[name]:.2f} times a plain copy {name}" for name in spare)
+    print(
+        f"perturb {source} -> {goal}: {n / found['ours'] / 1e9:.2f} 10^9 elements/s, {copies}, "
+        f"{found['pair'] / found['ours']:.1f} times as fast as adding and subtracting torch.randn"
+    )
 
 
 def small_factors(repeats: int) -> None:
@@ -81,38 +116,51 @@ def small_factors(repeats: int) -> None:
     print(f"fill_factors 16 pairs x 576: {found['fill'] * 1e6:.1f} us, {ratio:.1f} times torch normal_")
 
 
-def lowrank_update(repeats: int, pairs: int = 16) -> None:
-    """One update of a SmolLM2-sized model (106 million elements in its layers), rank 1."""
-    rng = np.random.default_rng(0)
-    weights = rng.standard_normal(pairs, dtype=np.float32)
+def update_of(pairs: int) -> Update:
+    return Update(3, tuple(Term(3, pair, 0.001 * (pair + 1)) for pair in range(pairs)))
+
+
+def lowrank_update(repeats: int, dtype: str, pairs: int = 16) -> None:
+    """One update of a SmolLM2-sized model (106 million elements in its layers), rank 1, factors included."""
     shapes = SMOLLM2 * 30
-    thetas = [np.zeros(shape, np.float32) for shape in shapes]
-    lefts = [rng.standard_normal((pairs, m, 1), dtype=np.float32) for m, _ in shapes]
-    rights = [rng.standard_normal((pairs, n, 1), dtype=np.float32) for _, n in shapes]
-    a_t, b_t = [torch.from_numpy(x[:, :, 0]).T for x in lefts], [torch.from_numpy(x[:, :, 0]) for x in rights]
-    scale, targets = torch.from_numpy(weights), [torch.from_numpy(theta) for theta in thetas]
+    thetas = [np.zeros(shape, rounding.ARRAYS[dtype]) for shape in shapes]
+    targets, update = [as_torch(theta) for theta in thetas], update_of(pairs)
+    kind = targets[0].dtype
+    lefts = [torch.randn(m, pairs).to(kind) for m, _ in shapes]
+    rights = [torch.randn(pairs, n).to(kind) for _, n in shapes]
 
     def ours() -> None:
-        for theta, a, b in zip(thetas, lefts, rights, strict=True):
-            cpu.add_lowrank(theta, a, b, weights)
+        for theta in thetas:
+            cpu.update_lowrank(theta, KEY, [update], rank=1)
 
     def blas() -> None:
-        for target, a, b in zip(targets, a_t, b_t, strict=True):
-            target.addmm_(a * scale, b)
+        for target, a, b in zip(targets, lefts, rights, strict=True):
+            target.addmm_(a, b)
 
     found = medians({"ours": ours, "addmm": blas}, repeats)
     size = sum(theta.size for theta in thetas) / 1e6
     print(
-        f"add_lowrank {size:.0f} million x {pairs} pairs: {found['ours']:.3f} s, "
+        f"update_lowrank {dtype}, {size:.0f} million x {pairs} pairs: {found['ours']:.3f} s, "
         f"{found['addmm'] / found['ours']:.2f} times torch addmm_ (whose order of additions is not fixed)"
     )
 
 
-def full_update(n: int, repeats: int, pairs: int = 16) -> None:
-    theta = np.zeros(n, np.float32)
-    index, weights = np.arange(pairs, dtype=np.uint32), np.ones(pairs, np.float32)
-    found = medians({"full": lambda: cpu.add_full(theta, KEY, index, index, weights)}, repeats)
-    print(f"add_full: {n * pairs / found['full'] / 1e9:.2f} 10^9 normals drawn and added a second")
+def full_update(n: int, repeats: int, dtype: str, members: int = 32) -> None:
+    """An update of 32 members without pairs, against the published loop over the members' seeds."""
+    theta = np.zeros(n, rounding.ARRAYS[dtype])
+    parameter, update = as_torch(theta), update_of(members)
+
+    def published() -> None:
+        for seed in range(members):
+            generator = torch.Generator().manual_seed(seed)
+            parameter.add_(torch.randn(n, dtype=parameter.dtype, generator=generator), alpha=0.001)
+
+    found = medians({"ours": lambda: cpu.update_full(theta, KEY, [update]), "loop": published}, repeats)
+    rate, ratio = n * members / found["ours"] / 1e9, found["loop"] / found["ours"]
+    print(
+        f"update_full {dtype}, {members} members: {rate:.2f} 10^9 normals drawn and added a second, "
+        f"{ratio:.1f} times as fast as the published loop"
+    )
 
 
 def main() -> None:
@@ -124,10 +172,14 @@ def main() -> None:
         f"numba {numba.__version__} ({numba.get_num_threads()} threads), torch {torch.__version__} "
         f"({torch.get_num_threads()} threads), numpy {np.__version__}"
     )
-    noise_and_perturbation(options.elements, options.repeats)
+    noise_and_fingerprint(options.elements, options.repeats)
     small_factors(options.repeats)
-    lowrank_update(options.repeats)
-    full_update(options.elements // 8, options.repeats)
+    for source, goal in PAIRS:
+        perturbation(options.elements, options.repeats, source, goal)
+    for dtype in rounding.ARRAYS:
+        full_update(options.elements // 8, options.repeats, dtype)
+    for dtype in rounding.ARRAYS:
+        lowrank_update(options.repeats, dtype)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import numpy as np
 from numba import njit, prange
 
 from seedtune import fingerprint as reference
+from seedtune.kernels import simd
 from seedtune.kernels.elements import nearest, stochastic, widen
 from seedtune.kernels.simd import perturb_16, prefetch_read, prefetch_write
 from seedtune.noise import PHILOX_M0, PHILOX_M1, PHILOX_ROUNDS, PHILOX_W0, PHILOX_W1
@@ -273,38 +274,38 @@ def update_full_parallel(theta, anchor, table, tags, plan, start):  # type: igno
         update_full(theta[low : low + PIECE], anchor[low : low + PIECE], table, tags, plan, start + low)
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def add_terms(total, scale, columns, first, last, left):  # type: ignore[no-untyped-def]
-    """Add terms first..last-1 in turn, from 0, on a tile of columns; four terms a pass over the tile."""
-    width, t = total.size, first
-    total[:] = np.float32(0)
-    while t + 4 <= last:
-        s0, s1, s2, s3 = scale[t], scale[t + 1], scale[t + 2], scale[t + 3]
-        b0, b1 = columns[t, left : left + width], columns[t + 1, left : left + width]
-        b2, b3 = columns[t + 2, left : left + width], columns[t + 3, left : left + width]
-        for j in range(width):
-            total[j] = (((total[j] + s0 * b0[j]) + s1 * b1[j]) + s2 * b2[j]) + s3 * b3[j]
-        t += 4
-    while t < last:
-        s0, b0 = scale[t], columns[t, left : left + width]
-        for j in range(width):
-            total[j] += s0 * b0[j]
-        t += 1
+    """Add terms first..last-1 in turn, from 0, on a tile of columns (its width rounded up to 16)."""
+    stride, done = 4 * columns.shape[1], 0
+    out, rows = total.ctypes.data, columns.ctypes.data + first * stride + 4 * left
+    weights = scale.ctypes.data + 4 * first
+    while done < total.size:
+        if total.size - done > 112:
+            simd.sum_in_order_8(columns, out + 4 * done, rows + 4 * done, stride, weights, last - first)
+            done += 128
+        elif total.size - done > 48:
+            simd.sum_in_order_4(columns, out + 4 * done, rows + 4 * done, stride, weights, last - first)
+            done += 64
+        else:
+            simd.sum_in_order_1(columns, out + 4 * done, rows + 4 * done, stride, weights, last - first)
+            done += 16
 
 
 @njit(cache=True, nogil=True)
 def update_lowrank_rows(theta, anchor, factors, tags, plan, place, rows):  # type: ignore[no-untyped-def]
     """Rows ``rows[0] .. rows[1] - 1``; ``place`` is (element of theta[0, 0], row length) of the whole tensor."""
     (a, columns), (_, _, weights, ends, moments, decays) = factors, plan
-    terms, rank, n = columns.shape[0], a.shape[2], theta.shape[1]
-    scale, sums = np.empty(terms, np.float32), np.empty(TILE, np.float32)
+    rank, n = a.shape[2], theta.shape[1]
+    scale, sums = np.empty(columns.shape[0], np.float32), np.empty(TILE, np.float32)
     words = np.empty(TILE // 4 + WORDS, np.uint64)
     for left in range(0, n, TILE):
         right = min(n, left + TILE)
         total = sums[: right - left]
         for i in range(rows[0], rows[1]):
-            for t in range(terms):
-                scale[t] = weights[t // rank] * a[t // rank, i, t % rank]
+            for p in range(weights.size):
+                for k in range(rank):
+                    scale[p * rank + k] = weights[p] * a[p, i, k]
             first, start = 0, place[0] + i * place[1] + left
             for u in range(ends.size):
                 add_terms(total, scale, columns, first, ends[u] * rank, left)

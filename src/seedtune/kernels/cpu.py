@@ -157,9 +157,11 @@ def update_lowrank(
     _require_slice(theta.shape, whole, row_start, col_start)
     for batch in _batches(updates, theta.shape[1] * rank):
         plan = plan_of(batch, rank)
-        right = _factor(key, Stream.FACTOR_B, plan, (col_start, theta.shape[1], rank))
-        # Columns must be contiguous for each (p, k); with rank 1 they already are and nothing is copied.
-        columns = np.ascontiguousarray(right.transpose(0, 2, 1)).reshape(-1, theta.shape[1])
+        # Columns must be contiguous for each (p, k); with rank 1 they already are and nothing is copied. The kernel
+        # reads them by sixteen.
+        padded = -(-theta.shape[1] // 16) * 16
+        right = _factor(key, Stream.FACTOR_B, plan, (col_start, padded, rank))
+        columns = np.ascontiguousarray(right.transpose(0, 2, 1)).reshape(-1, padded)
         band = max(1, FACTORS // max(1, plan[2].size * rank))
         for low in range(0, theta.shape[0], band):
             rows = target[low : low + band]

@@ -37,7 +37,9 @@ def _splat(builder: Any, value: Any) -> Any:
     return builder.shuffle_vector(single, single, ir.Constant(_WORDS, [0] * WIDTH))
 
 
-def _sum_rows(blocks: int) -> Any:
+def _sum_rows(blocks: int, *, ordered: bool = False) -> Any:
+    flags = () if ordered else ("fast",)
+
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         element = signature.args[0].dtype
         _, out, rows, stride, weights, count = arguments
@@ -48,8 +50,8 @@ def _sum_rows(blocks: int) -> Any:
             weight = _splat(builder, builder.load(builder.inttoptr(place, ir.FloatType().as_pointer())))
             address = builder.add(rows, builder.mul(loop.index, stride))
             for block in sums:
-                product = builder.fmul(weight, _load(builder, address, element), flags=("fast",))
-                builder.store(builder.fadd(builder.load(block), product, flags=("fast",)), block)
+                product = builder.fmul(weight, _load(builder, address, element), flags=flags)
+                builder.store(builder.fadd(builder.load(block), product, flags=flags), block)
                 address = builder.add(address, size)
         step = ir.Constant(out.type, WIDTH * 4)
         for block in sums:
@@ -68,6 +70,15 @@ sum_rows_1 = intrinsic(_sum_rows(1))
 
 sum_rows_4 = intrinsic(_sum_rows(4))
 """As ``sum_rows_1`` over 64 columns."""
+
+sum_in_order_1 = intrinsic(_sum_rows(1, ordered=True))
+"""As ``sum_rows_1``, from 0 in the order of rows, each product and sum rounded on its own."""
+
+sum_in_order_4 = intrinsic(_sum_rows(4, ordered=True))
+"""As ``sum_in_order_1`` over 64 columns."""
+
+sum_in_order_8 = intrinsic(_sum_rows(8, ordered=True))
+"""As ``sum_in_order_1`` over 128 columns."""
 
 
 def _place(context: Any, builder: Any, kind: Any, array: Any, index: Any) -> Any:
