@@ -42,16 +42,13 @@ def value(expression: str, numbers: list[int]) -> int | None:
 def puzzle(draw: np.random.Generator) -> tuple[Row, str]:
     """A puzzle and one of its solutions."""
     while True:
-        numbers = [draw.randint(1, LARGEST) for _ in range(3)]
-        a, b, c = draw.sample(numbers, 3)
-        solution = f"{a}{draw.choice('+-*')}{b}{draw.choice('+-*')}{c}"
+        numbers = draw.integers(1, LARGEST + 1, 3).tolist()
+        (a, b, c), (x, y) = draw.permutation(numbers), draw.choice(list("+-*"), 2)
+        solution = f"{a}{x}{b}{y}{c}"
         target = value(solution, numbers)
         if target is not None and 0 <= target <= TOP:
-            return {
-                "prompt": f"{' '.join(map(str, numbers))}={target}:",
-                "numbers": numbers,
-                "target": target,
-            }, solution
+            prompt = f"{' '.join(map(str, numbers))}={target}:"
+            return {"prompt": prompt, "numbers": numbers, "target": target}, solution
 
 
 def puzzles(count: int, seed: int) -> list[Row]:
