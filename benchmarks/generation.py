@@ -129,7 +129,7 @@ def _products(engine: TransformersEngine, rows: int, packed: bool) -> float:
     from seedtune.engines.transformers.linear import LiveWeight
 
     weights = []
-    for group in engine.population.groups:
+    for group in engine.perturbation.groups:
         live = LiveWeight(None, packed=packed)
         live.set(torch.randn(int(group.ends[-1]), group.inputs, dtype=torch.bfloat16))
         weights.append((live, torch.randn(rows, group.inputs, dtype=torch.bfloat16)))
@@ -231,7 +231,7 @@ def memory() -> dict[str, float]:
     run(engine, job(members(32), prompts(4), 48))
     engine.apply(Update(0, tuple(Term(0, pair, 1e-4) for pair in range(16))))
     run(engine, job(members(32), prompts(4), 48))
-    weights = 2 * engine.population.coverage.total / 1e6
+    weights = 2 * engine.perturbation.coverage.total / 1e6
     centre = sum(array.nbytes for array in engine.centre.tensors.values()) / 1e6
     cache = sum(x.keys.nbytes + x.values.nbytes for x in engine.attention.cache.layers) / 1e6
     beyond = resident("VmHWM") - before

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -177,9 +178,11 @@ def save_family(family: str, folder: Path, **options: Any) -> Path:
     return save_model(FAMILIES[family](), folder, **options)
 
 
-def load_engine(folder: Path, *, rank: int = 1, run_seed: int = 7, **settings: Any) -> TransformersEngine:
+def load_engine(
+    folder: Path, *, rank: int = 1, run_seed: int = 7, how: Mapping[str, Any] = {}, **settings: Any
+) -> TransformersEngine:
     chosen = TransformersSettings(**{"device": "cpu", **settings})
-    engine = TransformersEngine(str(folder), noise=Noise(run_seed, rank=rank), settings=chosen)
+    engine = TransformersEngine(str(folder), noise=Noise(run_seed, rank=rank, **how), settings=chosen)
     engine.load()
     return engine
 
@@ -223,6 +226,8 @@ class Reference:
     def _perturbation(self, name: str, shape: tuple[int, int], member: Member) -> torch.Tensor:
         key = noise.key(self.noise.run_seed, name)
         address = noise.Address(key, generation=member.generation, pair=member.pair)
+        if self.noise.perturbation == "gaussian":
+            return torch.from_numpy(noise.normals(address, 0, math.prod(shape))).view(shape)
         a, b = noise.factors(address, tuple(shape), rank=self.noise.rank)
         return torch.from_numpy(a @ b.T) / self.noise.rank**0.5
 

@@ -26,7 +26,7 @@ class TransformersSettings(Section):
     """Precision, device and memory of the in-process engine."""
 
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Precision of the forward pass; ``auto`` is the checkpoint's own.  The centre stays float32."""
+    """Precision of the forward pass; ``auto`` is the checkpoint's own (see ``master`` for the centre)."""
 
     device: str = "auto"
     """``cpu``, ``cuda``, ``cuda:1``; ``auto`` takes CUDA where there is one."""
@@ -40,6 +40,13 @@ class TransformersSettings(Section):
     prefill_tokens: int = Field(default=1024, ge=1)
     """Prompt tokens of one prefill pass: bounds the memory of activations."""
 
+    packed: Literal["auto", "yes", "no"] = "auto"
+    """Keep linear weights in the layout the processor multiplies fastest (bfloat16 on CPUs).  ``auto``: yes, unless
+    that would cost a second copy (``master: none``)."""
+
+    centre_file: str | None = None
+    """Keep a float32 centre in a memory-mapped file in this folder instead of in memory."""
+
     trust_remote_code: bool = False
     """Run model code that comes with a checkpoint.  Off unless you trust its author."""
 
@@ -49,6 +56,9 @@ class ToySettings(Section):
 
     size: int = Field(default=16, ge=1, le=4096)
     """Rows and columns of each of its two weight matrices."""
+
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Type of its weights."""
 
     delay: float = Field(default=0.0, ge=0.0)
     """Seconds to wait per job, to play a slow model."""
@@ -87,11 +97,22 @@ class Config(Section):
     antithetic: bool = True
     """Evaluate +ε and −ε of every noise sample (the population must then be even)."""
 
-    perturbation: Literal["lowrank"] = "lowrank"
-    """``lowrank``: A·Bᵀ/√r for every linear weight."""
+    perturbation: Literal["lowrank", "gaussian"] = "lowrank"
+    """``lowrank``: A·Bᵀ/√r for every linear weight, the population in one batch; ``gaussian``: i.i.d. noise for
+    every element of every tensor, members one after the other (the paper's method)."""
 
     rank: int = Field(default=1, ge=1, le=64)
     """Rank r of a low-rank perturbation."""
+
+    master: Literal["float32", "none"] = "float32"
+    """Precision of the centre: ``float32``, or ``none``: the model's own, with stochastic rounding, at no memory
+    beyond the model's."""
+
+    trainable: tuple[str, ...] = ("*",)
+    """Patterns of Hugging Face tensor names that train."""
+
+    freeze: tuple[str, ...] = ()
+    """Patterns of tensor names that do not, such as ``*.embed_tokens.*``."""
 
     shaping: Literal["zscore", "per_prompt"] = "zscore"
     """``zscore``: (R − mean)/std over the population; ``per_prompt``: centred per prompt, global std."""
@@ -185,7 +206,7 @@ _INCIDENTAL: dict[str, Any] = {
     # The base model is known by its fingerprint, not by where it lies.
     **dict.fromkeys(("model", "output_dir", "generations", "eval_steps", "eval_prompts", "logging_steps"), True),
     **dict.fromkeys(("save_steps", "save_total_limit"), True),
-    "transformers": {"device", "trust_remote_code"},
+    "transformers": {"device", "trust_remote_code", "centre_file"},
     "toy": {"delay"},
 }
 

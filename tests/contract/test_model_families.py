@@ -28,7 +28,8 @@ from seedtune.errors import ModelError
 from seedtune.types import CENTRE, Member
 
 MEMBERS = (Member(3, 0, 1), Member(3, 0, -1), CENTRE, Member(3, 5, 1), Member(2, 9, -1))
-PROMPTS = text_prompts("Hello there", "x", "The quick brown fox jumps")
+PROMPTS = text_prompts("Hello there", "x", "The quick brown fox jumps", "Hello therein", "Hello", "The quick", "x")
+"""Some share beginnings, which a member's prefill computes once; one is repeated."""
 SIGMA = 0.05
 NEW = 8
 ALL_AT_ONCE: dict[str, Any] = {}
@@ -75,7 +76,7 @@ def _assert_far_apart(logits: list[torch.Tensor]) -> None:
 @pytest.mark.parametrize("family", ["mixtral", "qwen2-moe"])
 def test_routed_experts_and_routers_are_listed_as_unperturbed(family: str, folders: Callable[[str], Path]) -> None:
     engine = load_engine(folders(family))
-    listed = dict(engine.population.coverage.unperturbed)
+    listed = dict(engine.perturbation.coverage.unperturbed)
     for name in ("experts.gate_up_proj", "experts.down_proj", "gate.weight"):
         assert any(pattern.endswith(name) for pattern in listed), name
     assert not any(".experts." in name for name in engine.centre.tensors)

@@ -262,7 +262,7 @@ def test_a_snapshot_restores_the_fingerprint_and_the_answers(folder: Path, tmp_p
     assert info.base_fingerprint == engine.load().base_fingerprint
     work = job(PROMPTS, members=MEMBERS)
     engine.centre.restore(tmp_path)
-    engine.population.refresh(engine.device)
+    engine.perturbation.refresh()
     assert answers(again, work) == answers(engine, work)
 
 
@@ -319,13 +319,13 @@ def test_coverage_counts_linear_weights_over_all_parameters(engine: Transformers
     hidden, inner, query, kv, vocabulary = 32, 48, 64, 32, FAMILIES["llama"]().vocab_size
     linear = 2 * (2 * hidden * query + 2 * hidden * kv + 3 * hidden * inner)
     rest = vocabulary * hidden + (2 * 2 + 1) * hidden
-    coverage = engine.population.coverage
+    coverage = engine.perturbation.coverage
     assert (coverage.perturbed, coverage.total) == (linear, linear + rest)
     assert coverage.fraction == linear / (linear + rest)
 
 
 def test_coverage_names_what_is_left_as_it_is_and_why(engine: TransformersEngine, tmp_path: Path) -> None:
-    listed = dict(engine.population.coverage.unperturbed)
+    listed = dict(engine.perturbation.coverage.unperturbed)
     assert listed == {
         "lm_head.weight": "output head tied to the input embeddings",
         "model.embed_tokens.weight": "embedding",
@@ -334,7 +334,7 @@ def test_coverage_names_what_is_left_as_it_is_and_why(engine: TransformersEngine
         "model.norm.weight": "bias or norm (one-dimensional)",
     }
     untied = load_engine(save_family("llama-untied", tmp_path))
-    assert "lm_head.weight" not in dict(untied.population.coverage.unperturbed)
+    assert "lm_head.weight" not in dict(untied.perturbation.coverage.unperturbed)
     assert "lm_head.weight" in untied.centre.tensors
 
 

@@ -122,74 +122,6 @@ def test_filled_factors_are_the_references_for_every_pair(threads: int, pairs: i
         assert same_bits(out[p], b.reshape(-1))
 
 
-@pytest.mark.parametrize(("count", "start"), [(0, 0), (1, 0), (64, 0), (200, 3), (777, 2**40 + 6), (BIG, 5)])
-def test_a_perturbed_weight_is_centre_plus_rounded_product(
-    threads: int, rng: np.random.Generator, count: int, start: int
-) -> None:
-    centre, out, sigma = single(rng, count), empty(count), 0.0123456789
-    cpu.perturb(out, centre, sigma, HERE, start)
-    assert same_bits(out, centre + np.float32(sigma) * noise.normals(HERE, start, count))
-
-
-def test_perturbing_in_place_gives_the_same_bits(rng: np.random.Generator) -> None:
-    centre = single(rng, 1000)
-    expected = centre + np.float32(0.5) * noise.normals(HERE, 0, 1000)
-    cpu.perturb(centre, centre, 0.5, HERE)
-    assert same_bits(centre, expected)
-
-
-# ------------------------------------------------------------------------------------------------ updates
-
-
-def add_lowrank_reference(theta, a, b, weights) -> np.ndarray:
-    total = np.zeros_like(theta)
-    for p in range(weights.size):
-        for k in range(a.shape[2]):
-            total += (weights[p] * a[p, :, k])[:, None] * b[p, :, k][None, :]
-    return theta + total
-
-
-@pytest.mark.parametrize("shape", [(1, 1), (3, 5), (17, 1030), (300, 513)])
-@pytest.mark.parametrize(("pairs", "rank"), [(1, 1), (4, 1), (7, 1), (3, 2), (2, 5)])
-def test_a_lowrank_update_adds_in_the_written_order(
-    threads: int, rng: np.random.Generator, shape: tuple[int, int], pairs: int, rank: int
-) -> None:
-    theta, weights = single(rng, *shape), single(rng, pairs)
-    a, b = single(rng, pairs, shape[0], rank), single(rng, pairs, shape[1], rank)
-    expected = add_lowrank_reference(theta, a, b, weights)
-    cpu.add_lowrank(theta, a, b, weights)
-    assert same_bits(theta, expected)
-
-
-def test_a_lowrank_update_of_a_shard_is_the_shard_of_the_update(rng: np.random.Generator) -> None:
-    theta, weights, a, b = single(rng, 40, 90), single(rng, 5), single(rng, 5, 40, 2), single(rng, 5, 90, 2)
-    shard = theta[10:30, 33:80].copy()
-    cpu.add_lowrank(theta, a, b, weights)
-    cpu.add_lowrank(shard, a[:, 10:30].copy(), b[:, 33:80].copy(), weights)
-    assert same_bits(shard, theta[10:30, 33:80].copy())
-
-
-def test_a_lowrank_update_without_terms_changes_nothing(rng: np.random.Generator) -> None:
-    theta = single(rng, 4, 6)
-    before = theta.copy()
-    cpu.add_lowrank(theta, empty(0, 4, 1), empty(0, 6, 1), empty(0))
-    assert same_bits(theta, before)
-
-
-@pytest.mark.parametrize(("count", "start"), [(0, 0), (100, 5), (5000, 2**40 + 1), (BIG // 4, 3)])
-def test_a_full_rank_update_adds_in_the_written_order(
-    threads: int, rng: np.random.Generator, count: int, start: int
-) -> None:
-    theta, weights = single(rng, count), single(rng, 5)
-    generations, pairs = np.full(5, 9, np.uint32), np.array([4, 0, 2, 1, 3], np.uint32)
-    total = np.zeros_like(theta)
-    for p in range(5):
-        total += weights[p] * noise.normals(Address(KEY, 0, 9, int(pairs[p])), start, count)
-    expected = theta + total
-    cpu.add_full(theta, KEY, generations, pairs, weights, start=start)
-    assert same_bits(theta, expected)
-
-
 # ------------------------------------------------------------------------------------------------ fingerprint
 
 
@@ -222,10 +154,7 @@ WRONG: dict[str, tuple[str, Callable[[], object]]] = {
     "strided": ("strided", lambda: cpu.fill_normals(empty(6)[::2], HERE)),
     "range": ("element range", lambda: cpu.fill_normals(empty(3), HERE, 2**59)),
     "slice": ("does not lie inside", lambda: cpu.fill_slice(empty(3, 3), HERE, (4, 4), row_start=2)),
-    "sizes": ("of one size", lambda: cpu.perturb(empty(3), empty(4), 1.0, HERE)),
     "pairs": ("need as many", lambda: cpu.fill_factors(empty(4, 2), KEY, 1, PAIRS, PAIRS)),
-    "shapes": ("do not fit", lambda: cpu.add_lowrank(empty(2, 3), empty(1, 3, 1), empty(1, 3, 1), empty(1))),
-    "weights": ("need as many", lambda: cpu.add_full(empty(4), KEY, PAIRS, PAIRS, empty(2))),
     "bits": ("bits is", lambda: cpu.fingerprint(empty(4), (0, 0))),
 }
 

@@ -26,5 +26,12 @@ ENGINES: dict[str, Callable[[Config, Noise], Engine]] = {"transformers": _transf
 
 def create(config: Config) -> Engine:
     """The engine a configuration asks for, not yet loaded."""
-    noise = Noise(run_seed=config.seed, perturbation=config.perturbation, rank=config.rank)
+    noise = Noise(
+        run_seed=config.seed,
+        perturbation=config.perturbation,
+        rank=config.rank,
+        master=config.master,
+        trainable=config.trainable,
+        freeze=config.freeze,
+    )
     return ENGINES[config.engine](config, noise)

@@ -12,11 +12,18 @@ from seedtune.types import Coverage, Job, Rollout, Update
 
 @dataclass(frozen=True, slots=True)
 class Noise:
-    """How an engine perturbs: the run seed of every noise address, and the shape of the perturbation."""
+    """How an engine perturbs: the run seed of every noise address, and the shape of the perturbation.
+
+    ``perturbation`` is "lowrank" (A·Bᵀ/√r, rank r) or "gaussian"; ``master`` "float32" or "none" (the centre in the
+    model's own type); ``trainable`` and ``freeze`` are patterns of Hugging Face names, see `seedtune.selection`.
+    """
 
     run_seed: int
     perturbation: str = "lowrank"
     rank: int = 1
+    master: str = "float32"
+    trainable: tuple[str, ...] = ("*",)
+    freeze: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +35,8 @@ class EngineInfo:
     dtype: str
     device: str
     coverage: Coverage
+    centre: str = "float32"
+    """Element type of the centre."""
 
 
 @dataclass(slots=True)
@@ -53,8 +62,8 @@ class Engine(Protocol):
         """Yield every job's rollouts as they finish, in any order."""
         ...
 
-    def apply(self, update: Update) -> None:
-        """Move the centre by ``update``, exactly and in fixed order."""
+    def apply(self, *updates: Update) -> None:
+        """Move the centre by every update in order, exactly; several at once pass over the weights once."""
         ...
 
     def fingerprint(self) -> str:

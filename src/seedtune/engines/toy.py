@@ -12,15 +12,16 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
-from safetensors.numpy import save_file
 
 from seedtune import fingerprint as fp
 from seedtune import noise as addressed
+from seedtune import tensorfile
 from seedtune.config import ToySettings
 from seedtune.engines.base import EngineInfo, EngineTimes, Noise
-from seedtune.errors import ConfigError
+from seedtune.rounding import ARRAYS, nearest, widen
+from seedtune.selection import select
 from seedtune.types import Coverage, Job, Member, Prompt, Rollout, Update
-from seedtune.weights import Centre, Weights, tensor_fingerprint
+from seedtune.weights import Centre, Weights, factors, tensor_fingerprint
 
 NAMES = ("layers.0.weight", "layers.1.weight")
 
@@ -34,14 +35,19 @@ class ToyEngine:
 
     def load(self, snapshot: Path | None = None) -> EngineInfo:
         """Draw the base weights, and read the centre from ``snapshot`` if one is given."""
-        size = self.settings.size
-        tensors = {name: _normals(f"{self.model} {name}", size * size).reshape(size, size) * 0.5 for name in NAMES}
-        self.centre = Centre(tensors, run_seed=self.noise.run_seed, rank=self.noise.rank)
-        base = fp.to_hex(fp.combine(tensor_fingerprint(name, array) for name, array in tensors.items()))
+        size, dtype, noise = self.settings.size, self.settings.dtype, self.noise
+        drawn = {name: _normals(f"{self.model} {name}", size * size).reshape(size, size) * 0.5 for name in NAMES}
+        self._base = {name: nearest(array.astype(np.float32), dtype) for name, array in drawn.items()}
+        base = fp.to_hex(fp.combine(tensor_fingerprint(name, array) for name, array in self._base.items()))
+        kept = "float32" if noise.master == "float32" else dtype
+        chosen = select(NAMES, noise.trainable, noise.freeze)
+        tensors = {name: nearest(widen(self._base[name]).copy(), kept).copy() for name in chosen}
+        self.centre = Centre(tensors, noise, anchor=lambda name: widen(self._base[name]))
         if snapshot is not None:
             self.centre.restore(snapshot)
-        count = len(NAMES) * size * size
-        return EngineInfo(self.model, base, "float32", "cpu", Coverage(count, count, ()))
+        count, unperturbed = size * size, [(name, "frozen") for name in NAMES if name not in chosen]
+        coverage = Coverage(len(chosen) * count, len(NAMES) * count, tuple(unperturbed))
+        return EngineInfo(self.model, base, dtype, "cpu", coverage, kept)
 
     def evaluate(self, jobs: Iterable[Job]) -> Iterator[Rollout]:
         """Every job's rollouts in order."""
@@ -61,12 +67,20 @@ class ToyEngine:
                 self._times.generated_tokens += len(text)
 
     def _perturbed(self, name: str, member: Member, sigma: float) -> Weights:
+        """A member's weights of one matrix, float32 that the model's type can hold."""
+        dtype = self.settings.dtype
+        if name not in self.centre.tensors:
+            return widen(self._base[name])
         centre = self.centre.tensors[name]
         if member.sign == 0:
-            return centre
-        a, b = self.centre.factors[name].fill([(member.generation, member.pair)])
+            return widen(nearest(widen(centre), dtype))
+        if self.noise.perturbation == "gaussian":
+            out = np.empty(centre.size, ARRAYS[dtype])
+            self.centre.perturb(name, member, sigma, out)
+            return widen(out).reshape(centre.shape)
+        a, b = factors(self.centre, name, [(member.generation, member.pair)])
         scale = np.float32(member.sign * sigma / math.sqrt(self.noise.rank))
-        return centre + scale * (a[0] @ b[0].T)
+        return widen(nearest(widen(centre), dtype)) + scale * (a[0] @ b[0].T)
 
     def _answer(self, first: Weights, second: Weights, prompt: Prompt) -> float:
         size = self.settings.size
@@ -74,10 +88,10 @@ class ToyEngine:
         hidden = np.tanh(first @ features / math.sqrt(size))
         return float(second[0] @ hidden / math.sqrt(size))
 
-    def apply(self, update: Update) -> None:
+    def apply(self, *updates: Update) -> None:
         """Move the centre."""
         started = time.perf_counter()
-        self.centre.apply(update)
+        self.centre.apply(*updates)
         self._times.update += time.perf_counter() - started
 
     def fingerprint(self) -> str:
@@ -89,11 +103,11 @@ class ToyEngine:
         self.centre.save(path)
 
     def export(self, path: Path, dtype: str | None = None) -> None:
-        """``model.safetensors`` with the two matrices; float32 is all there is."""
-        if dtype not in (None, "float32"):
-            raise ConfigError(f"dtype={dtype!r}: the toy engine exports float32 only. Leave dtype out.")
+        """``model.safetensors`` with the two matrices in their own type or ``dtype``."""
+        kept = {name: widen(self.centre.tensors.get(name, self._base[name])) for name in NAMES}
         path.mkdir(parents=True, exist_ok=True)
-        save_file(self.centre.tensors, path / "model.safetensors")
+        arrays = {name: nearest(array, dtype or self.settings.dtype) for name, array in kept.items()}
+        tensorfile.write(path / "model.safetensors", arrays)
 
     def take_times(self) -> EngineTimes:
         """The time accounting since the last call."""

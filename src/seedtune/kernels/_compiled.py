@@ -1,7 +1,8 @@
 """The numba bodies behind `seedtune.kernels.cpu`: no checks, positional arguments, arrays C contiguous.
 
 All in one file, because numba's cache on disk notices a change only in the file of the function that it
-compiled. Indices into arrays are unsigned or plain loop counters: for an index that might be negative numba
+compiled: after an edit of `elements` or `simd`, touch this one. Weights are float32, uint16 or int16 arrays, see
+`elements`. Indices into arrays are unsigned or plain loop counters: for an index that might be negative numba
 adds a test, and the loop does not vectorise.
 """
 
@@ -11,11 +12,14 @@ import numpy as np
 from numba import njit, prange
 
 from seedtune import fingerprint as reference
+from seedtune.kernels.elements import nearest, stochastic, widen
+from seedtune.kernels.simd import perturb_16, prefetch_read, prefetch_write
 from seedtune.noise import PHILOX_M0, PHILOX_M1, PHILOX_ROUNDS, PHILOX_W0, PHILOX_W1
 
 PIECE = 1 << 16  # elements one thread takes at a time
-CHUNK = 1 << 11  # elements of noise that stay in the first-level cache
-TILE = 512  # columns of a low-rank update that do
+CHUNK = 1 << 12  # elements of a full-rank update whose sums stay in the caches next to the table
+TILE = 512  # columns of a low-rank update that stay in the first-level cache
+AHEAD = 256  # elements by which reading runs ahead of a perturbation
 DRAW = 8  # Philox blocks drawn at a time, one AVX-512 register of 64-bit lanes
 ELEMENTS = 8 * DRAW
 WORDS = 2 * DRAW  # 64-bit words of a draw
@@ -121,37 +125,54 @@ def fill_factors_parallel(out, table, where, generations, pairs, start):  # type
         fill(out[p, low : low + PIECE], table, here, start + low)
 
 
+# ---------------------------------------------------------------------------------------------- perturb
+
+
 @njit(cache=True, nogil=True)
 def perturb_edge(out, centre, sigma, table, where, start):  # type: ignore[no-untyped-def]
-    noise = np.empty(out.size, np.float32)
-    fill(noise, table, where, start)
-    for i in range(out.size):
-        out[i] = centre[i] + sigma * noise[i]
+    noise = np.empty(ELEMENTS, np.float32)
+    for low in range(0, out.size, ELEMENTS):
+        count = min(ELEMENTS, out.size - low)
+        fill(noise[:count], table, where, start + low)
+        for i in range(low, low + count):
+            out[i] = nearest(out, widen(centre[i]) + sigma * noise[i - low])
+
+
+@njit(inline="always")
+def look_up(noise, at, table, words, first):  # type: ignore[no-untyped-def]
+    """The normals of a quarter of a draw into ``noise[at : at + 16]``."""
+    for j in range(WORDS // 4):
+        word, i = words[first + _U(j)], at + _U(4 * j)
+        noise[i] = table[word & _CODE]
+        noise[i + _U(1)] = table[(word >> _U(16)) & _CODE]
+        noise[i + _U(2)] = table[(word >> _U(32)) & _CODE]
+        noise[i + _U(3)] = table[word >> _U(48)]
 
 
 @njit(cache=True, nogil=True)
 def perturb_whole(out, centre, sigma, table, where, start):  # type: ignore[no-untyped-def]
-    """Whole draws from an aligned start, fused: 40 % faster than noise into a buffer first.
+    """Whole draws from an aligned start; bound by the look-ups, whose table lies in the second-level cache.
 
-    Seam: weights of another dtype need their own version of the four lines that read, add and round once on
-    writing.
+    Three draws are under way at a time, so that the processor has look-ups to wait for whatever else it does: codes
+    of one, look-ups of the one before, and arithmetic on the one before that, sixteen elements of each in turn.
     """
     here = (_U(where[0]), _U(where[1]), _U(where[2]), _U(where[3]), _U(where[4]))
-    words = np.empty(2 * WORDS, np.uint64)
-    block, current, position = _U(start >> 3), _U(0), _U(0)
-    draw(words, current, block, here)
+    words, noise = np.empty(2 * WORDS, np.uint64), np.empty(2 * ELEMENTS, np.float32)
+    block, current, position = _U(start >> 3), _U(WORDS), _U(0)
+    draw(words, _U(0), block, here)
+    for part in range(4):
+        look_up(noise, _U(16 * part), table, words, _U(4 * part))
+    draw(words, current, block + _U(DRAW), here)
     for _ in range(out.size // ELEMENTS):
-        block += _U(DRAW)
         following = current ^ _U(WORDS)
-        draw(words, following, block, here)
-        for j in range(WORDS):
-            word, i0 = words[current + _U(j)], position + _U(4 * j)
-            i1, i2, i3 = i0 + _U(1), i0 + _U(2), i0 + _U(3)
-            value0 = centre[i0] + sigma * table[word & _CODE]
-            value1 = centre[i1] + sigma * table[(word >> _U(16)) & _CODE]
-            value2 = centre[i2] + sigma * table[(word >> _U(32)) & _CODE]
-            value3 = centre[i3] + sigma * table[word >> _U(48)]
-            out[i0], out[i1], out[i2], out[i3] = value0, value1, value2, value3
+        draw(words, following, block + _U(2 * DRAW), here)
+        for part in range(4):
+            at, ahead = position + _U(16 * part), position + _U(AHEAD + 16 * part)
+            prefetch_read(centre, ahead)
+            prefetch_write(out, ahead)
+            look_up(noise, _U(4) * current + _U(16 * part), table, words, current + _U(4 * part))
+            perturb_16(out, centre, at, noise, _U(4) * following + _U(16 * part), sigma)
+        block += _U(DRAW)
         position += _U(ELEMENTS)
         current = following
 
@@ -173,70 +194,137 @@ def perturb_parallel(out, centre, sigma, table, where, start):  # type: ignore[n
         perturb(out[low:high], centre[low:high], sigma, table, where, start + low)
 
 
+@njit(cache=True, nogil=True)
+def convert(out, centre):  # type: ignore[no-untyped-def]
+    for i in range(out.size):
+        out[i] = nearest(out, widen(centre[i]))
+
+
+@njit(cache=True, nogil=True, parallel=True)
+def convert_parallel(out, centre):  # type: ignore[no-untyped-def]
+    for piece in prange((out.size + PIECE - 1) // PIECE):
+        low = piece * PIECE
+        convert(out[low : low + PIECE], centre[low : low + PIECE])
+
+
 # ---------------------------------------------------------------------------------------------- updates
 
 
+@njit(inline="always")
+def pulled(x, anchor, keep, cut):  # type: ignore[no-untyped-def]
+    """What a decay makes of x: its distance to ``anchor`` times ``keep`` (if not 1), less ``cut`` (if not 0)."""
+    d = x - anchor
+    if keep != np.float32(1):
+        d = keep * d
+    if cut != np.float32(0):
+        rest = max(abs(d) - cut, np.float32(0))
+        d = rest if d > 0 else (-rest if d < 0 else (np.float32(0) if d == 0 else d))
+    return anchor + d
+
+
 @njit(cache=True, nogil=True)
-def add_full(theta, table, where, generations, pairs, weights, start):  # type: ignore[no-untyped-def]
-    noise, total = np.empty(CHUNK, np.float32), np.empty(CHUNK, np.float32)
-    for low in range(0, theta.size, CHUNK):
-        count = min(CHUNK, theta.size - low)
-        total[:count] = np.float32(0)
-        for p in range(weights.size):
-            here = (where[0], where[1], where[2], np.int64(pairs[p]), np.int64(generations[p]))
-            fill(noise[:count], table, here, start + low)
-            for i in range(count):
-                total[i] += weights[p] * noise[i]
-        target = theta[low : low + count]
-        for i in range(count):
-            target[i] += total[i]
+def settle(theta, total, anchor, decay, words, where, start):  # type: ignore[no-untyped-def]
+    """Write theta + total, pulled to the anchor if ``decay`` (on, keep, cut) says so, rounded once, into theta."""
+    on, keep, cut = decay[0] != np.float32(0), decay[1], decay[2]
+    if theta.itemsize == 4 and not on:
+        for i in range(theta.size):
+            theta[i] = nearest(theta, widen(theta[i]) + total[i])
+        return
+    for i in range(theta.size):
+        total[i] = widen(theta[i]) + total[i]
+    if on:
+        for i in range(theta.size):
+            total[i] = pulled(total[i], widen(anchor[i]), keep, cut)
+    here = (_U(where[0]), _U(where[1]), _U(where[2]), _U(where[3]), _U(where[4]))
+    if theta.itemsize == 2:
+        for i in range((theta.size + (start & 7) + ELEMENTS - 1) // ELEMENTS):
+            draw(words, _U(WORDS * i), _U((start >> 3) + DRAW * i), here)
+    codes = words.view(np.uint16)[start & 7 :]
+    for i in range(theta.size):
+        theta[i] = stochastic(theta, total[i], codes[i])
+
+
+@njit(cache=True, nogil=True)
+def update_full(theta, anchor, table, tags, plan, start):  # type: ignore[no-untyped-def]
+    """All updates of a plan, chunk by chunk; ``tags`` are (k0, k1, tag of the noise, tag of the rounding)."""
+    generations, pairs, weights, ends, moments, decays = plan
+    sums, words = np.empty(CHUNK, np.float32), np.empty(CHUNK // 4 + WORDS, np.uint64)
+    low = 0
+    while low < theta.size:
+        at = start + low
+        # After the first chunk all start at a block.
+        high, first = min(theta.size, low + CHUNK - (at & 7)), 0
+        total = sums[: high - low]
+        for u in range(ends.size):
+            total[:] = np.float32(0)
+            for t in range(first, ends[u]):
+                here = (tags[0], tags[1], tags[2], np.int64(pairs[t]), np.int64(generations[t]))
+                perturb(total, total, weights[t], table, here, at)
+            first = ends[u]
+            where = (tags[0], tags[1], tags[3], 0, np.int64(moments[u]))
+            settle(theta[low:high], total, anchor[low:high], decays[u], words, where, at)
+        low = high
 
 
 @njit(cache=True, nogil=True, parallel=True)
-def add_full_parallel(theta, table, where, generations, pairs, weights, start):  # type: ignore[no-untyped-def]
+def update_full_parallel(theta, anchor, table, tags, plan, start):  # type: ignore[no-untyped-def]
     for piece in prange((theta.size + PIECE - 1) // PIECE):
         low = piece * PIECE
-        add_full(theta[low : low + PIECE], table, where, generations, pairs, weights, start + low)
+        update_full(theta[low : low + PIECE], anchor[low : low + PIECE], table, tags, plan, start + low)
 
 
 @njit(cache=True, nogil=True)
-def add_lowrank_rows(theta, a, columns, weights, first, last):  # type: ignore[no-untyped-def]
-    """Rows first..last-1, tile by tile of columns, four terms (added in turn) a pass over a tile."""
+def add_terms(total, scale, columns, first, last, left):  # type: ignore[no-untyped-def]
+    """Add terms first..last-1 in turn, from 0, on a tile of columns; four terms a pass over the tile."""
+    width, t = total.size, first
+    total[:] = np.float32(0)
+    while t + 4 <= last:
+        s0, s1, s2, s3 = scale[t], scale[t + 1], scale[t + 2], scale[t + 3]
+        b0, b1 = columns[t, left : left + width], columns[t + 1, left : left + width]
+        b2, b3 = columns[t + 2, left : left + width], columns[t + 3, left : left + width]
+        for j in range(width):
+            total[j] = (((total[j] + s0 * b0[j]) + s1 * b1[j]) + s2 * b2[j]) + s3 * b3[j]
+        t += 4
+    while t < last:
+        s0, b0 = scale[t], columns[t, left : left + width]
+        for j in range(width):
+            total[j] += s0 * b0[j]
+        t += 1
+
+
+@njit(cache=True, nogil=True)
+def update_lowrank_rows(theta, anchor, factors, tags, plan, place, rows):  # type: ignore[no-untyped-def]
+    """Rows ``rows[0] .. rows[1] - 1``; ``place`` is (element of theta[0, 0], row length) of the whole tensor."""
+    (a, columns), (_, _, weights, ends, moments, decays) = factors, plan
     terms, rank, n = columns.shape[0], a.shape[2], theta.shape[1]
-    scale, total = np.empty(terms, np.float32), np.empty(TILE, np.float32)
+    scale, sums = np.empty(terms, np.float32), np.empty(TILE, np.float32)
+    words = np.empty(TILE // 4 + WORDS, np.uint64)
     for left in range(0, n, TILE):
-        width = min(TILE, n - left)
-        for i in range(first, last):
+        right = min(n, left + TILE)
+        total = sums[: right - left]
+        for i in range(rows[0], rows[1]):
             for t in range(terms):
                 scale[t] = weights[t // rank] * a[t // rank, i, t % rank]
-            total[:width] = np.float32(0)
-            whole = terms - terms % 4
-            for t in range(0, whole, 4):
-                s0, s1, s2, s3 = scale[t], scale[t + 1], scale[t + 2], scale[t + 3]
-                b0, b1 = columns[t, left : left + width], columns[t + 1, left : left + width]
-                b2, b3 = columns[t + 2, left : left + width], columns[t + 3, left : left + width]
-                for j in range(width):
-                    total[j] = (((total[j] + s0 * b0[j]) + s1 * b1[j]) + s2 * b2[j]) + s3 * b3[j]
-            for t in range(whole, terms):
-                s0, b0 = scale[t], columns[t, left : left + width]
-                for j in range(width):
-                    total[j] += s0 * b0[j]
-            line = theta[i, left : left + width]
-            for j in range(width):
-                line[j] += total[j]
+            first, start = 0, place[0] + i * place[1] + left
+            for u in range(ends.size):
+                add_terms(total, scale, columns, first, ends[u] * rank, left)
+                first = ends[u] * rank
+                where = (tags[0], tags[1], tags[3], 0, np.int64(moments[u]))
+                settle(theta[i, left:right], total, anchor[i, left:right], decays[u], words, where, start)
 
 
 @njit(cache=True, nogil=True)
-def add_lowrank(theta, a, columns, weights):  # type: ignore[no-untyped-def]
-    add_lowrank_rows(theta, a, columns, weights, 0, theta.shape[0])
+def update_lowrank(theta, anchor, factors, tags, plan, place):  # type: ignore[no-untyped-def]
+    update_lowrank_rows(theta, anchor, factors, tags, plan, place, (0, theta.shape[0]))
 
 
 @njit(cache=True, nogil=True, parallel=True)
-def add_lowrank_parallel(theta, a, columns, weights):  # type: ignore[no-untyped-def]
+def update_lowrank_parallel(theta, anchor, factors, tags, plan, place):  # type: ignore[no-untyped-def]
     rows = max(1, PIECE // max(1, theta.shape[1]))
     for piece in prange((theta.shape[0] + rows - 1) // rows):
         first = piece * rows
-        add_lowrank_rows(theta, a, columns, weights, first, min(theta.shape[0], first + rows))
+        last = min(theta.shape[0], first + rows)
+        update_lowrank_rows(theta, anchor, factors, tags, plan, place, (first, last))
 
 
 # ---------------------------------------------------------------------------------------------- fingerprint

@@ -1,14 +1,16 @@
-"""CPU kernels: the bits of the references in `seedtune.noise` and `seedtune.fingerprint`, at memory speed.
+"""CPU kernels: the bits of the references in `seedtune.noise`, `rounding` and `fingerprint`, at memory speed.
 
 Contracts of every function here: float32 arithmetic with each product and each sum rounded on its own (no
 fastmath, so no fused multiply-add), the same order of additions for any number of threads, and no Python lock
-held while computing. Arrays are C contiguous.
+held while computing. Arrays are C contiguous; weights are float32, float16 or uint16 (the bits of bfloat16).
 """
 
 from __future__ import annotations
 
+import math
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -16,8 +18,10 @@ from numpy.typing import NDArray
 
 from seedtune import fingerprint as reference
 from seedtune.kernels import _compiled as compiled
-from seedtune.noise import ELEMENT_LIMIT, Address, quantiles
+from seedtune.noise import ELEMENT_LIMIT, WORD_LIMIT, Address, Stream, quantiles
+from seedtune.types import Update
 
+Array = NDArray[Any]
 Float32 = NDArray[np.float32]
 UInt32 = NDArray[np.uint32]
 
@@ -26,6 +30,12 @@ PARALLEL_FROM = 1 << 17
 
 # Two thread pools at once would fight for the same cores, and numba's fallback threading layer forbids it.
 _launch = threading.Lock()
+
+FACTORS = 1 << 24
+"""Elements of a low-rank factor drawn at a time: 64 MB."""
+
+Plan = tuple[UInt32, UInt32, Float32, NDArray[np.int64], UInt32, Float32]
+"""Generations, pairs and weights of all terms; per update the end of its terms, its generation and its decay."""
 
 Where = tuple[int, int, int, int, int]
 """(k0, k1, stream tag, pair, generation) of an address, as the compiled code takes it."""
@@ -84,68 +94,80 @@ def fill_factors(
     )
 
 
-def perturb(out: Float32, centre: Float32, sigma: float, address: Address, start: int = 0) -> None:
-    """``out = centre + float32(sigma) * noise`` for elements ``start ..`` (float32 [n] both).
+def perturb(out: Array, centre: Array, sigma: float, address: Address, start: int = 0) -> None:
+    """``out = nearest(centre + float32(sigma) * noise)`` for elements ``start ..`` (1-d arrays of one size).
 
-    Raises ValueError for wrong arrays or elements outside [0, 2**59).
+    Product and sum are float32, each rounded on its own, then rounded once more to the type of ``out``. centre
+    float32 goes into any type, a 16-bit one into its own; ``sigma`` carries the member's sign, and with 0 no noise
+    is drawn. ``out`` may be ``centre``. See `seedtune.rounding`. Raises ValueError for wrong arrays or elements
+    outside [0, 2**59).
     """
-    _require("out", out, np.float32, 1)
-    _require("centre", centre, np.float32, 1)
+    source, goal = _weights("centre", centre, 1), _weights("out", out, 1)
+    if source.dtype not in (np.dtype(np.float32), goal.dtype):
+        raise ValueError(f"a centre of {centre.dtype} cannot go into out of {out.dtype}; give out of the same type")
     if out.size != centre.size:
         raise ValueError(f"out has {out.size} elements but centre has {centre.size}; give arrays of one size")
     _require_elements(start, out.size)
-    arguments = (out, centre, np.float32(sigma), quantiles(), _where(address), start)
+    scale = np.float32(sigma)
+    if scale == 0:
+        _run(compiled.convert, compiled.convert_parallel, out.size, goal, source)
+        return
+    arguments = (goal, source, scale, quantiles(), _where(address), start)
     _run(compiled.perturb, compiled.perturb_parallel, out.size, *arguments)
 
 
-def add_lowrank(theta: Float32, a: Float32, b: Float32, weights: Float32) -> None:
-    """``theta[i, j] += sum over p, then k, of (weights[p] * a[p, i, k]) * b[p, j, k]``, in that order.
-
-    theta float32 [m, n], a [P, m, r], b [P, n, r], weights [P]. The sum starts at 0 and is added to theta
-    once, so the result does not depend on threads or on how rows or columns are sharded. Raises ValueError
-    when the shapes do not fit.
-    """
-    for name, array, ndim in (("theta", theta, 2), ("a", a, 3), ("b", b, 3), ("weights", weights, 1)):
-        _require(name, array, np.float32, ndim)
-    (m, n), (pairs, _, rank) = theta.shape, a.shape
-    if a.shape[1] != m or b.shape != (pairs, n, rank) or weights.size != pairs:
-        raise ValueError(
-            f"theta {theta.shape}, a {a.shape}, b {b.shape} and weights {weights.shape} do not fit: "
-            "they must be (m, n), (P, m, r), (P, n, r) and (P,)"
-        )
-    # Columns must be contiguous for each (p, k); with rank 1 they already are and nothing is copied.
-    columns = np.ascontiguousarray(b.transpose(0, 2, 1)).reshape(pairs * rank, n)
-    _run(
-        compiled.add_lowrank,
-        compiled.add_lowrank_parallel,
-        theta.size * max(1, pairs * rank),
-        theta,
-        a,
-        columns,
-        weights,
-    )
-
-
-def add_full(
-    theta: Float32,
-    key: tuple[int, int],
-    generations: UInt32,
-    pairs: UInt32,
-    weights: Float32,
-    *,
-    start: int = 0,
+def update_full(
+    theta: Array, key: tuple[int, int], updates: Sequence[Update], *, start: int = 0, anchor: Array | None = None
 ) -> None:
-    """``theta += sum over p of weights[p] * noise_p`` in place, the sum in float32 from 0 in the order of p.
+    """Apply ``updates`` one after the other, in place, to elements ``start ..`` of the tensor with this ``key``.
 
-    theta float32 [n] holds elements ``start ..`` of the tensor with this ``key``; noise_p is the full-rank
-    noise of (generations[p], pairs[p]). Raises ValueError for wrong arrays.
+    For each update, x = theta + (sum of weight * noise over its terms in order, in float32 from 0); its decay, if it
+    has one, pulls x to ``anchor`` (base weights, same shape, any element type, see `Decay`); theta = x, by
+    stochastic rounding if theta has 16 bits. Every product and sum is rounded on its own. theta is 1-d, of any
+    element type. An update with neither terms nor decay changes nothing. Raises ValueError for wrong arrays.
     """
-    _require("theta", theta, np.float32, 1)
-    _require("weights", weights, np.float32, 1)
-    _require_pairs(weights.size, generations, pairs)
+    target, base = _weights("theta", theta, 1), _anchor(theta, anchor, updates)
     _require_elements(start, theta.size)
-    arguments = (theta, quantiles(), _where(Address(key)), generations, pairs, weights, start)
-    _run(compiled.add_full, compiled.add_full_parallel, theta.size * max(1, weights.size), *arguments)
+    plan = plan_of(tuple(updates), 1)
+    work = theta.size * (1 + plan[2].size) if plan[3].size else 0
+    if work:
+        arguments = (target, base, quantiles(), _tags(key), plan, start)
+        _run(compiled.update_full, compiled.update_full_parallel, work, *arguments)
+
+
+def update_lowrank(
+    theta: Array,
+    key: tuple[int, int],
+    updates: Sequence[Update],
+    *,
+    rank: int,
+    shape: tuple[int, int] | None = None,
+    row_start: int = 0,
+    col_start: int = 0,
+    anchor: Array | None = None,
+) -> None:
+    """As `update_full` with the noise A B^T / sqrt(rank), for a slice ``theta`` (2-d) of a tensor of this ``shape``.
+
+    The sum of an update runs over its terms p and then k < rank: (w_p * A[p, i, k]) * B[p, j, k] in float32, where
+    w_p = float32(weight / sqrt(rank)). Draws the factors itself, at most FACTORS of each at a time (of B: or one
+    update's). Raises ValueError for wrong arrays.
+    """
+    target, base = _weights("theta", theta, 2), _anchor(theta, anchor, updates)
+    whole = theta.shape if shape is None else shape
+    _require_slice(theta.shape, whole, row_start, col_start)
+    for batch in _batches(updates, theta.shape[1] * rank):
+        plan = plan_of(batch, rank)
+        right = _factor(key, Stream.FACTOR_B, plan, (col_start, theta.shape[1], rank))
+        # Columns must be contiguous for each (p, k); with rank 1 they already are and nothing is copied.
+        columns = np.ascontiguousarray(right.transpose(0, 2, 1)).reshape(-1, theta.shape[1])
+        band = max(1, FACTORS // max(1, plan[2].size * rank))
+        for low in range(0, theta.shape[0], band):
+            rows = target[low : low + band]
+            left = _factor(key, Stream.FACTOR_A, plan, (row_start + low, rows.shape[0], rank))
+            place = ((row_start + low) * whole[1] + col_start, whole[1])
+            arguments = (rows, base[low : low + band], (left, columns), _tags(key), plan, place)
+            work = rows.size * (1 + columns.shape[0])
+            _run(compiled.update_lowrank, compiled.update_lowrank_parallel, work, *arguments)
 
 
 def fingerprint(bits: NDArray[Any], key: tuple[int, int], start: int = 0) -> reference.Fingerprint:
@@ -204,6 +226,68 @@ def _fingerprint(bits: NDArray[Any], key: tuple[int, int], start: int, stride: i
     return int(lane0), int(lane1)
 
 
+@lru_cache(maxsize=8)
+def plan_of(updates: tuple[Update, ...], rank: int) -> Plan:
+    """Updates as the compiled code takes them, without those that change nothing.
+
+    A decay is (1, 1 - l2, l1) in float32, or zeros if there is none. Raises ValueError for a generation or pair
+    outside [0, 2**32).
+    """
+    active = [update for update in updates if _moves(update)]
+    terms = [term for update in active for term in update.terms]
+    decays = np.zeros((len(active), 3), np.float32)
+    for row, update in zip(decays, active, strict=True):
+        if update.decay is not None:
+            row[:] = 1, np.float32(1) - np.float32(update.decay.l2), update.decay.l1
+    return (
+        _words("generation", [term.generation for term in terms]),
+        _words("pair", [term.pair for term in terms]),
+        np.array([term.weight / math.sqrt(rank) for term in terms], np.float32),
+        np.cumsum([len(update.terms) for update in active], dtype=np.int64),
+        _words("generation", [update.generation for update in active]),
+        decays,
+    )
+
+
+def _moves(update: Update) -> bool:
+    return bool(update.terms) or update.decay is not None
+
+
+def _words(what: str, values: list[int]) -> UInt32:
+    if values and not 0 <= min(values) <= max(values) < WORD_LIMIT:
+        raise ValueError(f"{what}s from {min(values)} to {max(values)} must be at least 0 and below {WORD_LIMIT}")
+    return np.array(values, np.uint32)
+
+
+def _batches(updates: Sequence[Update], columns: int) -> Iterator[tuple[Update, ...]]:
+    """Runs of updates, without those that change nothing, whose factors B together are at most FACTORS elements."""
+    batch: list[Update] = []
+    for update in updates:
+        if not _moves(update):
+            continue
+        terms = sum(len(one.terms) for one in batch) + len(update.terms)
+        if batch and terms * columns > FACTORS:
+            yield tuple(batch)
+            batch = []
+        batch.append(update)
+    if batch:
+        yield tuple(batch)
+
+
+def _factor(key: tuple[int, int], stream: Stream, plan: Plan, rows: tuple[int, int, int]) -> Float32:
+    """Rows (first, count) of one factor of a ``rank``, for all terms of a plan: float32 [P, count, rank]."""
+    first, count, rank = rows
+    out = np.empty((plan[2].size, count * rank), np.float32)
+    fill_factors(out, key, stream, plan[0], plan[1], start=first * rank)
+    return out.reshape(plan[2].size, count, rank)
+
+
+def _tags(key: tuple[int, int]) -> tuple[int, int, int, int]:
+    """(k0, k1, tag of full-rank noise, tag of rounding)."""
+    k0, k1, tag, _, _ = _where(Address(key))
+    return k0, k1, tag, int(Stream.ROUNDING) << 24
+
+
 def _where(address: Address) -> Where:
     k0, k1 = address.key
     return int(k0), int(k1), int(address.stream) << 24, int(address.pair), int(address.generation)
@@ -216,6 +300,23 @@ def _require(name: str, array: NDArray[Any], dtype: type[np.generic], ndim: int)
             f"{name} is a {layout} {array.ndim}-d array of {array.dtype}; "
             f"it must be a C-contiguous {ndim}-d array of {np.dtype(dtype)}"
         )
+
+
+def _weights(name: str, array: Array, ndim: int) -> Array:
+    """Weights as the compiled code takes them: float32, bfloat16 as uint16, float16 as int16."""
+    known = array.dtype in (np.dtype(np.float32), np.dtype(np.float16), np.dtype(np.uint16))
+    _require(name, array, array.dtype.type if known else np.float32, ndim)
+    return array.view(np.int16) if array.dtype == np.float16 else array
+
+
+def _anchor(theta: Array, anchor: Array | None, updates: Sequence[Update]) -> Array:
+    """The anchor as compiled code takes it; theta, which it then does not read, where no update needs one."""
+    if all(update.decay is None for update in updates):
+        return _weights("theta", theta, theta.ndim)
+    if anchor is None or anchor.shape != theta.shape:
+        found = "none" if anchor is None else f"one of shape {anchor.shape}"
+        raise ValueError(f"a decay needs an anchor of the shape of theta, {theta.shape}, and was given {found}")
+    return _weights("anchor", anchor, theta.ndim)
 
 
 def _require_bits(bits: NDArray[Any], ndim: int) -> None:
@@ -239,3 +340,18 @@ def _require_slice(part: tuple[int, ...], shape: tuple[int, int], row_start: int
     if not fits:
         raise ValueError(f"a slice of shape {part} at ({row_start}, {col_start}) does not lie inside {shape}")
     _require_elements(0, shape[0] * shape[1])
+
+
+def empty(shape: tuple[int, ...], like: Any) -> Float32:
+    """A new float32 array."""
+    return np.empty(shape, np.float32)
+
+
+def host(array: NDArray[Any]) -> NDArray[Any]:
+    """The array itself: it lies in memory already."""
+    return array
+
+
+def copy(target: NDArray[Any], source: NDArray[Any]) -> None:
+    """Write ``source`` over ``target``."""
+    target[...] = source

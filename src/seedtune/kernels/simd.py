@@ -1,7 +1,8 @@
-"""Sixteen-wide sums of weighted rows, written as LLVM vectors.
+"""Sixteen-wide sums of weighted rows and perturbations, written as LLVM vectors.
 
-The auto-vectoriser cannot keep a block of accumulators in registers over a loop of rows; these few
-lines of vector code can.  They are portable: LLVM lowers the vectors to whatever the processor has.
+The auto-vectoriser cannot keep a block of accumulators in registers over a loop of rows, nor see the vectors in a
+loop that also looks up a table; these few lines of vector code can.  They are portable: LLVM lowers the vectors
+to whatever the processor has.
 """
 
 from __future__ import annotations
@@ -12,9 +13,11 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
+from seedtune.kernels import elements
 from seedtune.kernels.bits import BITS16
 
 WIDTH = 16
+_LANES = elements.Lanes(WIDTH)
 _FLOATS = ir.VectorType(ir.FloatType(), WIDTH)
 _WORDS = ir.VectorType(ir.IntType(32), WIDTH)
 _HALVES = ir.VectorType(ir.IntType(16), WIDTH)
@@ -65,3 +68,55 @@ sum_rows_1 = intrinsic(_sum_rows(1))
 
 sum_rows_4 = intrinsic(_sum_rows(4))
 """As ``sum_rows_1`` over 64 columns."""
+
+
+def _place(context: Any, builder: Any, kind: Any, array: Any, index: Any) -> Any:
+    """The address of ``array[index]``."""
+    return builder.gep(context.make_array(kind)(context, builder, array).data, [index])
+
+
+def _vector(builder: Any, place: Any, element: Any) -> tuple[Any, int]:
+    """A place as one of sixteen elements as they lie in memory, and the alignment it may be relied on for."""
+    pointer = builder.bitcast(place, elements.stored(element, _LANES).as_pointer())
+    return pointer, 4 if element == elements.SINGLE else 2
+
+
+@intrinsic
+def perturb_16(_context: Any, out: Any, centre: Any, at: Any, noise: Any, first: Any, sigma: Any) -> Any:
+    """out[at:][:16] = nearest(centre[at:][:16] + sigma·noise[first:][:16]), product and sum rounded each."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        kinds = signature.args
+        target, base, index, drawn, place, scale = arguments
+        source, align = _vector(builder, _place(context, builder, kinds[1], base, index), kinds[1].dtype)
+        value = elements.widened(builder, builder.load(source, align=align), kinds[1].dtype, _LANES)
+        normal, align = _vector(builder, _place(context, builder, kinds[3], drawn, place), elements.SINGLE)
+        product = builder.fmul(_splat(builder, scale), builder.load(normal, align=align))
+        result = elements.nearest_even(builder, builder.fadd(value, product), kinds[0].dtype, _LANES)
+        goal, align = _vector(builder, _place(context, builder, kinds[0], target, index), kinds[0].dtype)
+        builder.store(result, goal, align=align)
+        return context.get_dummy_value()
+
+    return types.void(out, centre, types.uint64, noise, types.uint64, types.float32), generate
+
+
+def _prefetch(write: int) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        byte, word = ir.IntType(8).as_pointer(), ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [byte, word, word, word])
+        function = builder.module.declare_intrinsic("llvm.prefetch", [byte], kind)
+        place = builder.bitcast(_place(context, builder, signature.args[0], *arguments), byte)
+        builder.call(function, [place, word(write), word(3), word(1)])
+        return context.get_dummy_value()
+
+    def typing(_context: Any, array: Any, _index: Any) -> Any:
+        return types.void(array, types.uint64), generate
+
+    return typing
+
+
+prefetch_read = intrinsic(_prefetch(0))
+"""Ask for the cache line of ``array[index]``, to be read; an index beyond the end does nothing."""
+
+prefetch_write = intrinsic(_prefetch(1))
+"""As ``prefetch_read``, to be written."""

@@ -1,8 +1,8 @@
 """Attention over slots, registered with transformers' attention interface.
 
 The batch is packed: one row of tokens, (1, tokens, hidden), without padding.  A *prefill* pass holds whole
-prompts behind each other and fills their slots; a *decode* pass holds one token of each row in flight.
-Only here is a prompt padded, inside the layer, because attention needs rectangles.
+prompts behind each other (what a member's prompts begin with once) and fills their slots; a *decode* pass
+holds one token of each row in flight.  Only here are prompts padded, because attention needs rectangles.
 """
 
 from __future__ import annotations
@@ -18,32 +18,57 @@ from transformers import AttentionInterface
 
 from seedtune.engines.transformers.cache import TIME_STEP, SlotCache, SlotLayer
 from seedtune.engines.transformers.linear import bits
+from seedtune.engines.transformers.packing import Pack
 from seedtune.errors import ModelError
 from seedtune.kernels import attention as kernel
 
 
 @dataclass(frozen=True, slots=True)
+class Queries:
+    """What is computed for some prompts of a pack, each row's positions ``starts`` + 0, 1, …; a rectangle."""
+
+    rows: Tensor
+    """(rows,) prompts."""
+    tokens: Tensor
+    """(rows · width,) tokens of the pack that ask; a short row repeats its last."""
+    positions: Tensor | None
+    """(rows, width) where they stand; None for whole prompts, 0, 1, …"""
+    width: int
+
+
+@dataclass(frozen=True, slots=True)
 class Prefill:
-    """Prompts of ``lengths`` tokens behind each other, for the slots from ``first_slot`` on."""
+    """A pack of prompts for the slots from ``first_slot`` on, as the indices attention needs."""
 
     first_slot: int
-    lengths: tuple[int, ...]
+    longest: int
+    keys: Tensor
+    """(prompts · longest,) token of the pack at every position; a short prompt repeats its last."""
+    queries: tuple[Queries, ...]
+    """Whole prompts; then those that go on where another prompt of their member left off."""
+    outputs: Tensor
+    """(tokens,) place of each token's result among those of all queries."""
 
-    def positions(self) -> list[int]:
-        return [position for length in self.lengths for position in range(length)]
-
-    def last(self) -> list[int]:
-        """The index of each prompt's last token."""
-        return (np.cumsum(self.lengths) - 1).tolist()
-
-    def padded(self, device: torch.device) -> Tensor | None:
-        """(prompts, longest) token indices, or None where all lengths are equal."""
-        longest = max(self.lengths)
-        if min(self.lengths) == longest:
-            return None
-        starts = np.cumsum([0, *self.lengths[:-1]])
-        index = starts[:, None] + np.minimum(np.arange(longest), np.array(self.lengths)[:, None] - 1)
-        return torch.from_numpy(index).to(device)
+    @classmethod
+    def of(cls, pack: Pack, device: torch.device) -> Prefill:
+        """The indices of a pack."""
+        square, starts, lengths = pack.rectangle(), np.array(pack.starts), np.array(pack.lengths)
+        queries, outputs, offset = [], np.empty(len(pack.ids), np.int64), 0
+        for rows in (np.flatnonzero(starts == 0), np.flatnonzero((starts > 0) & (starts < lengths))):
+            if rows.size == 0:
+                continue
+            width = int((lengths - starts)[rows].max())
+            wanted = starts[rows, None] + np.arange(width)
+            positions = np.minimum(wanted, lengths[rows, None] - 1)
+            tokens = square[rows[:, None], positions]
+            own = wanted == positions
+            outputs[tokens[own]] = offset + np.flatnonzero(own)
+            offset += tokens.size
+            at = None if not starts[rows].any() else torch.from_numpy(positions).to(device)
+            chosen, flat = (torch.from_numpy(x).to(device) for x in (rows, tokens.reshape(-1)))
+            queries.append(Queries(chosen, flat, at, width))
+        keys, places = (torch.from_numpy(x).to(device) for x in (square.reshape(-1), outputs))
+        return cls(pack.first_slot, square.shape[1], keys, tuple(queries), places)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,15 +83,10 @@ class SlotAttention:
 
     def __init__(self, cache: SlotCache) -> None:
         self.cache = cache
-        self.current: Prefill | Decode = Prefill(0, (1,))
-        self._padded: Tensor | None = None
+        self.current: Prefill | Decode = Decode(np.zeros(1, np.int32))
+        """What the forward pass in flight holds; set before each."""
         self.name = f"seedtune-{id(self)}"
         AttentionInterface.register(self.name, self)
-
-    def begin(self, current: Prefill | Decode, device: torch.device) -> None:
-        """Say what the next forward pass holds."""
-        self.current = current
-        self._padded = current.padded(device) if isinstance(current, Prefill) else None
 
     def __call__(  # noqa: PLR0913 - the interface is transformers'
         self,
@@ -97,32 +117,25 @@ class SlotAttention:
     def _prefill(
         self, layer: SlotLayer, query: Tensor, key: Tensor, value: Tensor, how: tuple[float, int, float]
     ) -> Tensor:
-        assert isinstance(self.current, Prefill)
-        q, k, v = (self._pad(x) for x in (query, key, value))
-        first, count, longest = self.current.first_slot, q.shape[0], q.shape[2]
+        now = self.current
+        assert isinstance(now, Prefill)
+        q, k, v = (x[0].transpose(0, 1) for x in (query, key, torch.nan_to_num(value)))
+        keys, values = (_rectangle(x, now.keys, now.longest) for x in (k, v))
+        first, count = now.first_slot, keys.shape[0]
         if not layer.is_initialized:
-            layer.lazy_initialization(k, v)
-        layer.keys[first : first + count, :, :, :longest] = k.transpose(-1, -2)
-        layer.values[first : first + count, :, :longest] = torch.nan_to_num(v)
-        out = _attend_prompts(q, k, v, *how)
-        if self._padded is None:
-            return out.transpose(1, 2).reshape(1, -1, out.shape[1], out.shape[3])
-        rows = [out[i, :, :length].transpose(0, 1) for i, length in enumerate(self.current.lengths)]
-        return torch.cat(rows)[None]
-
-    def _pad(self, x: Tensor) -> Tensor:
-        """(1, heads, tokens, dim) → (prompts, heads, longest, dim), right-padded."""
-        assert isinstance(self.current, Prefill)
-        if self._padded is None:
-            rows = len(self.current.lengths)
-            return x[0].unflatten(1, (rows, -1)).transpose(0, 1)
-        return x[0][:, self._padded].transpose(0, 1)
+            layer.lazy_initialization(keys, values)
+        layer.keys[first : first + count, :, :, : now.longest] = keys.transpose(-1, -2)
+        layer.values[first : first + count, :, : now.longest] = values
+        results = [
+            _attend_prompts(_rectangle(q, part.tokens, part.width), keys, values, part, how) for part in now.queries
+        ]
+        return torch.cat([x.transpose(1, 2).flatten(0, 1) for x in results]).index_select(0, now.outputs)[None]
 
     def _decode(
         self, layer: SlotLayer, query: Tensor, key: Tensor, value: Tensor, how: tuple[float, int, float]
     ) -> Tensor:
         assert isinstance(self.current, Decode)
-        q, k, v = (x[0].transpose(0, 1).contiguous() for x in (query, key, value))
+        q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
         scale, window, cap = how
         lengths = self.current.lengths
         if q.device.type == "cpu" and _kernel_serves(q, v):
@@ -138,6 +151,7 @@ class SlotAttention:
                 softcap=cap,
             )
             return out[None]
+        q = q.contiguous()
         return _decode_torch(layer, q, k, v, torch.from_numpy(lengths).to(q.device, torch.long), how)[None]
 
 
@@ -146,17 +160,42 @@ def _kernel_serves(q: Tensor, v: Tensor) -> bool:
     return even and q.dtype in (torch.float32, torch.bfloat16)
 
 
-def _attend_prompts(q: Tensor, k: Tensor, v: Tensor, scale: float, window: int, cap: float) -> Tensor:
-    """Causal attention of right-padded prompts; padded queries give values nobody reads."""
-    longest = q.shape[2]
-    if cap == 0.0 and (window == 0 or window >= longest):
-        return functional.scaled_dot_product_attention(
-            q, k, v, is_causal=longest > 1, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
-        )
+def _rectangle(x: Tensor, tokens: Tensor, width: int) -> Tensor:
+    """(tokens of the pack, heads, dim) → (rows, heads, width, dim)."""
+    return x.index_select(0, tokens).unflatten(0, (-1, width)).transpose(1, 2)
+
+
+def _attend_prompts(q: Tensor, keys: Tensor, values: Tensor, part: Queries, how: tuple[float, int, float]) -> Tensor:
+    """Causal attention of some prompts' tokens; padded queries give values nobody reads."""
+    scale, window, cap = how
+    if part.rows.numel() < keys.shape[0]:
+        keys, values = keys.index_select(0, part.rows), values.index_select(0, part.rows)
+    whole = part.positions is None
+    if whole:
+        keys, values = keys[:, :, : part.width], values[:, :, : part.width]
+    longest = keys.shape[2]
+    bounded = 0 < window < longest
+    if whole and not bounded and cap == 0.0:
+        return _sdpa(q, keys, values, None, scale)
     time = torch.arange(longest, device=q.device)
-    distance = time[:, None] - time[None, :]
-    seen = (distance >= 0) & (distance < window) if window else distance >= 0
-    return _attend(q, k.transpose(-1, -2), v, seen[None, None, None], scale, cap)
+    at = time[None, : part.width] if part.positions is None else part.positions
+    distance = at[:, None, :, None] - time
+    seen = (distance >= 0) & (distance < window) if bounded else distance >= 0
+    if cap == 0.0:
+        return _sdpa(q, keys, values, seen, scale)
+    return _attend(q, keys.transpose(-1, -2), values, seen[:, :, None], scale, cap)
+
+
+def _sdpa(q: Tensor, keys: Tensor, values: Tensor, seen: Tensor | None, scale: float) -> Tensor:
+    return functional.scaled_dot_product_attention(
+        q,
+        keys,
+        values,
+        attn_mask=seen,
+        is_causal=seen is None and q.shape[2] > 1,
+        scale=scale,
+        enable_gqa=q.shape[1] != keys.shape[1],
+    )
 
 
 def _attend(q: Tensor, keys: Tensor, values: Tensor, seen: Tensor, scale: float, cap: float) -> Tensor:

@@ -14,8 +14,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from seedtune import fingerprint as fp
 from seedtune.engines.transformers.builtin import BUILTIN, builtin_folder
+from seedtune.engines.transformers.perturbation import as_tensor
 from seedtune.errors import ModelError, nearest
-from seedtune.weights import tensor_fingerprint
+from seedtune.weights import Weights, tensor_fingerprint
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +42,14 @@ class ModelSource:
         return cls(name, name, trust_remote_code)
 
     def load(self) -> Any:
-        """The model in its checkpoint's own precision, on the CPU."""
-        return self._read(AutoModelForCausalLM, dtype="auto")
+        """The model in its checkpoint's own precision, on the CPU, in memory of its own.
+
+        Tensors are copied one by one: one that is left in the memory-mapped checkpoint keeps all of it resident.
+        """
+        model = self._read(AutoModelForCausalLM, dtype="auto")
+        for tensor in model.state_dict(keep_vars=True).values():
+            tensor.data = tensor.data.clone(memory_format=torch.contiguous_format)
+        return model
 
     def tokenizer(self) -> Any:
         return self._read(AutoTokenizer)
@@ -73,10 +80,8 @@ def model_fingerprint(model: Any) -> str:
     return fp.to_hex(fp.combine(parts))
 
 
-def write_model(
-    source: ModelSource, tensors: Mapping[str, np.ndarray], path: Path, *, dtype: str | None = None
-) -> None:
-    """The base model with ``tensors`` (float32, by name) in place of its own, as a Hugging Face folder.
+def write_model(source: ModelSource, tensors: Mapping[str, Weights], path: Path, *, dtype: str | None = None) -> None:
+    """The base model with ``tensors`` (a centre's, by name) in place of its own, as a Hugging Face folder.
 
     Tensors are rounded once to the checkpoint's precision, or to ``dtype`` ("float32", "bfloat16", "float16").
     """
@@ -86,7 +91,7 @@ def write_model(
     parameters = dict(model.named_parameters())
     with torch.no_grad():
         for name, array in tensors.items():
-            parameters[name].copy_(torch.from_numpy(array))
+            parameters[name].copy_(as_tensor(array))
     model.save_pretrained(path)
     source.tokenizer().save_pretrained(path)
     _copy_extras(Path(source.location), path)

@@ -6,6 +6,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -16,8 +17,12 @@ from seedtune.engines.base import EngineTimes
 from seedtune.engines.transformers import sampling
 from seedtune.engines.transformers.attention import Decode, Prefill, SlotAttention
 from seedtune.engines.transformers.cache import SlotCache
-from seedtune.engines.transformers.population import Population
+from seedtune.engines.transformers.packing import Pack, packed
+from seedtune.engines.transformers.perturbation import Perturbation
 from seedtune.types import Finish, Sampling
+
+_PADDED = 4
+"""Attention pads prompts to rectangles; of shared beginnings they may hold this many times the tokens computed."""
 
 
 @dataclass(slots=True)
@@ -82,11 +87,11 @@ class Decoder:
         model: Any,
         *,
         attention: SlotAttention,
-        population: Population,
+        perturbation: Perturbation,
         budget: Budget,
         times: EngineTimes,
     ) -> None:
-        self.model, self.attention, self.population = model, attention, population
+        self.model, self.attention, self.perturbation = model, attention, perturbation
         self.budget, self.times = budget, times
         self.device: torch.device = model.device
 
@@ -105,30 +110,26 @@ class Decoder:
     def _admit(self, waiting: deque[Row], running: list[Row], how: Sampling) -> None:
         """Prefill as many waiting rows as slots and the pass allow, and choose their first tokens."""
         started = time.perf_counter()
-        batch, tokens = list[Row](), 0
-        while waiting and len(running) + len(batch) < self.budget.slots:
-            if batch and tokens + len(waiting[0].prompt_ids) > self.budget.prefill_tokens:
-                break
-            batch.append(waiting.popleft())
-            tokens += len(batch[-1].prompt_ids)
-        current = Prefill(len(running), tuple(len(row.prompt_ids) for row in batch))
-        self._choose(batch, self._prefill(batch, current), how)
+        free = self.budget.slots - len(running)
+        prompts = [(row.member, row.prompt_ids) for row in islice(waiting, free)]
+        tokens = self.budget.prefill_tokens
+        pack, count = packed(len(running), prompts, tokens=tokens, padded=_PADDED * tokens)
+        batch = [waiting.popleft() for _ in range(count)]
+        self._choose(batch, self._prefill(pack, [row.member for row in batch]), how)
         running += batch
         self.times.prefill += time.perf_counter() - started
-        self.times.prompt_tokens += tokens
-        self.times.generated_tokens += len(batch)
+        self.times.prompt_tokens += sum(pack.lengths)
+        self.times.generated_tokens += count
 
-    def _prefill(self, batch: list[Row], current: Prefill) -> Tensor:
-        members = np.array([row.member for row in batch])
-        self.population.set_rows(np.repeat(members, current.lengths), members)
-        ids = [token for row in batch for token in row.prompt_ids]
-        return self._forward(ids, current.positions(), current, current.last())
+    def _prefill(self, pack: Pack, members: list[int]) -> Tensor:
+        self.perturbation.set_rows(np.array(pack.members), np.array(members))
+        return self._forward(pack.ids, pack.positions, Prefill.of(pack, self.device), pack.last())
 
     def _step(self, running: list[Row], how: Sampling) -> None:
         """One token for every running row."""
         started = time.perf_counter()
         lengths = np.array([row.length for row in running], np.int32)
-        self.population.set_rows(np.array([row.member for row in running]))
+        self.perturbation.set_rows(np.array([row.member for row in running]))
         logits = self._forward([row.tokens[-1] for row in running], lengths.tolist(), Decode(lengths), None)
         self._choose(running, logits, how)
         self.times.decode += time.perf_counter() - started
@@ -138,7 +139,7 @@ class Decoder:
         self, ids: list[int], positions: list[int], current: Prefill | Decode, keep: list[int] | None
     ) -> Tensor:
         """Logits (kept tokens, vocabulary) of packed tokens."""
-        self.attention.begin(current, self.device)
+        self.attention.current = current
         output = self.model(
             input_ids=torch.tensor([ids], device=self.device),
             position_ids=torch.tensor([positions], device=self.device),

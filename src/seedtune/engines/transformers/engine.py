@@ -15,10 +15,15 @@ from seedtune.engines.transformers.attention import Decode, Prefill, SlotAttenti
 from seedtune.engines.transformers.cache import SlotCache, empty_like_cache
 from seedtune.engines.transformers.checkpoint import ModelSource, model_fingerprint, write_model
 from seedtune.engines.transformers.decode import Budget, Decoder, Row, Stop, slots_for
-from seedtune.engines.transformers.norm import fuse_norms
-from seedtune.engines.transformers.population import Population, trace
+from seedtune.engines.transformers.fullrank import FullRank
+from seedtune.engines.transformers.fuse import fuse
+from seedtune.engines.transformers.linear import can_pack
+from seedtune.engines.transformers.lowrank import LowRank
+from seedtune.engines.transformers.packing import Pack
+from seedtune.engines.transformers.perturbation import Perturbation, Place, centre_dtype
 from seedtune.engines.transformers.settings import TransformersSettings, torch_device, torch_dtype
-from seedtune.errors import ModelError
+from seedtune.engines.transformers.tracing import Trace, trace
+from seedtune.errors import ConfigError, ModelError
 from seedtune.types import Job, Rollout, Sampling, Update
 from seedtune.weights import Centre
 
@@ -47,9 +52,12 @@ class TransformersEngine:
         self._install(model)
         if snapshot is not None:
             self.centre.restore(snapshot)
-        self.population.to(self.device)
-        coverage = self.population.coverage
-        return EngineInfo(self.source.name, base, str(self.dtype).removeprefix("torch."), str(self.device), coverage)
+        self.perturbation.attach(self.model)
+        self.fused = fuse(self.model, self.attention, dtype=self.dtype, device=self.device)
+        kept = centre_dtype(self.noise, self.dtype)
+        names = (str(d).removeprefix("torch.") for d in (self.dtype, self.device, kept))
+        dtype, device, centre = names
+        return EngineInfo(self.source.name, base, dtype, device, self.perturbation.coverage, centre)
 
     def _install(self, model: Any) -> None:
         self.attention = SlotAttention(SlotCache(2, 8))
@@ -57,28 +65,48 @@ class TransformersEngine:
         if model.config._attn_implementation != self.attention.name:
             raise ModelError(f"{type(model).__name__} does not support transformers' attention interface.")
         with support.observed(self.attention) as windows:
-            calls = trace(model, lambda: self._probe(model))
+            seen = trace(model, lambda: self._probe(model), tokens=5, heads=2)
         support.check(model, self.attention, windows)
         # The probe's cache has the checkpoint's precision and lies on the CPU.
         self.attention.cache = SlotCache(1, 1)
-        self.population = Population(model, calls=calls, rows=(5, 2), dtype=self.dtype, device=self.device)
+        self.perturbation = self._perturbation(model, seen)
         self.model = _cast(model, self.dtype).to(self.device)
-        self.population.freeze_head()
-        fuse_norms(self.model)
-        noise = self.noise
-        self.centre = Centre(self.population.tensors, run_seed=noise.run_seed, rank=noise.rank)
+
+    def _perturbation(self, model: Any, seen: Trace) -> Perturbation:
+        place = Place(self.dtype, self.device, self._packed())
+        folder = None if self.settings.centre_file is None else Path(self.settings.centre_file)
+        if self.noise.perturbation == "gaussian":
+            return FullRank(model, seen, noise=self.noise, place=place, folder=folder)
+        return LowRank(model, seen, noise=self.noise, place=place, folder=folder)
+
+    def _packed(self) -> bool:
+        """Whether live weights are kept in the processor's layout, which is a copy of them."""
+        wanted = self.settings.packed
+        possible = can_pack(self.dtype, self.device)
+        if wanted == "yes" and not possible:
+            raise ConfigError(
+                "transformers.packed=yes needs lowrank in bfloat16 on a CPU that multiplies it. Use auto."
+            )
+        return possible and (wanted == "yes" or (wanted == "auto" and self.noise.master == "float32"))
+
+    @property
+    def centre(self) -> Centre:
+        """The unperturbed trainable weights."""
+        return self.perturbation.centre
 
     @torch.no_grad()
     def _probe(self, model: Any) -> None:
         """One small packed pass: two prompts of three and two tokens, two head rows."""
-        current = Prefill(0, (3, 2))
-        self.attention.begin(current, model.device)
+        pack = Pack(0)
+        pack.add(0, (0, 1, 2), [])
+        pack.add(1, (3, 4), [])
+        self.attention.current = Prefill.of(pack, model.device)
         model(
-            input_ids=torch.arange(5)[None],
-            position_ids=torch.tensor([current.positions()]),
+            input_ids=torch.tensor([pack.ids]),
+            position_ids=torch.tensor([pack.positions]),
             past_key_values=self.attention.cache,
             use_cache=True,
-            logits_to_keep=torch.tensor(current.last()),
+            logits_to_keep=torch.tensor(pack.last()),
         )
         self.position_bytes = self.attention.cache.bytes_per_position()
 
@@ -91,26 +119,32 @@ class TransformersEngine:
         ids = [chat.encode(self.tokenizer, prompt) for prompt in job.prompts]
         limits = [min(job.sampling.max_tokens, p.max_tokens or job.sampling.max_tokens) for p in job.prompts]
         chat.check_lengths(job.prompts, ids, limits=limits, context=self.context)
-        self._prepare(job)
         rows = _rows(job, ids, limits)
+        for batch in self.perturbation.batches(job.members):
+            self._become(job, batch)
+            chosen = set(batch)
+            yield from self._answer(job, [row for row in rows if row.member in chosen])
+
+    def _answer(self, job: Job, rows: list[Row]) -> Iterator[Rollout]:
+        """The rollouts of members that share a batch, as they finish."""
         longest = max(len(row.prompt_ids) + row.limit for row in rows)
         decoder = Decoder(
             self.model,
             attention=self._attention_for(len(rows), longest),
-            population=self.population,
+            perturbation=self.perturbation,
             budget=Budget(self._slots(len(rows), longest), self.settings.prefill_tokens),
             times=self._times,
         )
         for row in decoder.run(rows, job.sampling, self._stop(job.sampling)):
             yield self._rollout(job, row)
 
-    def _prepare(self, job: Job) -> None:
-        """The job's factors, and live weights that follow the centre."""
+    def _become(self, job: Job, batch: list[int]) -> None:
+        """Live weights, or factors beside them, of a batch of members."""
         started = time.perf_counter()
         if self._stale:
-            self.population.refresh(self.device)
+            self.perturbation.refresh()
             self._stale = False
-        self.population.set_members(job.members, sigma=job.sigma, centre=self.centre)
+        self.perturbation.become(job.members, batch, sigma=job.sigma)
         self._times.perturb += time.perf_counter() - started
 
     def _slots(self, rows: int, longest: int) -> int:
@@ -143,10 +177,10 @@ class TransformersEngine:
             finish=row.finish,
         )
 
-    def apply(self, update: Update) -> None:
+    def apply(self, *updates: Update) -> None:
         """Move the centre; the live weights follow before the next evaluation."""
         started = time.perf_counter()
-        self.centre.apply(update)
+        self.centre.apply(*updates)
         self._stale = True
         self._times.update += time.perf_counter() - started
 
@@ -184,13 +218,10 @@ def _rows(job: Job, ids: list[list[int]], limits: list[int]) -> list[Row]:
 
 
 def _cast(model: Any, dtype: torch.dtype) -> Any:
-    """What the checkpoint stores, in ``dtype``; computed buffers (rotary frequencies) stay exact.
-
-    Copied, because one tensor left in the memory-mapped checkpoint keeps all of the file resident.
-    """
+    """What the checkpoint stores, in ``dtype``; computed buffers (rotary frequencies) stay exact."""
     stored, precision = model.state_dict(keep_vars=True), model.dtype
     for tensor in stored.values():
-        tensor.data = tensor.data.to(dtype if tensor.dtype == precision else tensor.dtype, copy=True)
+        tensor.data = tensor.data.to(dtype if tensor.dtype == precision else tensor.dtype)
     return model
 
 

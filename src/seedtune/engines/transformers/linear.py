@@ -6,6 +6,7 @@ matrix product instead of several small ones, and one pass over the input for al
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -60,6 +61,12 @@ class LiveWeight:
         """Take ``weight`` (out, in); a packed weight is a copy, a plain one is used in place."""
         self._weight = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), None) if self.packed else weight
 
+    @property
+    def tensor(self) -> Tensor:
+        """The weight as it is kept."""
+        assert self._weight is not None
+        return self._weight
+
     def __call__(self, x: Tensor) -> Tensor:
         """x·Wᵀ + b for x of any leading shape."""
         assert self._weight is not None
@@ -106,7 +113,7 @@ class LinearGroup:
     def part(self, x: Tensor, index: int) -> Tensor:
         """Layer ``index``'s output for ``x``; the group computes once per input."""
         if x is not self._input:
-            self._input, self._output, self._left = x, self._forward(x), len(self.parts)
+            self._input, self._output, self._left = x, self.whole(x), len(self.parts)
         assert self._output is not None
         y = self._output[..., int(self.ends[index]) - self.parts[index].outputs : int(self.ends[index])]
         self._left -= 1
@@ -114,11 +121,17 @@ class LinearGroup:
             self._input = self._output = None
         return y
 
-    def _forward(self, x: Tensor) -> Tensor:
+    def whole(self, x: Tensor) -> Tensor:
+        """All layers' outputs for ``x`` behind each other."""
         y = self.weight(x)
         if self.state.rows.active:
             self._add_rows(y.view(-1, y.shape[-1]), x.reshape(-1, x.shape[-1]))
         return y
+
+    def holds(self, layers: Sequence[nn.Module]) -> bool:
+        """Whether ``layers`` are this group's, all of them and in order."""
+        mine = [layer.index for layer in layers if isinstance(layer, PerturbedLinear) and layer.group is self]
+        return mine == list(range(len(self.parts))) and len(mine) == len(layers)
 
     def _add_rows(self, y: Tensor, x: Tensor) -> None:
         rows, factors = self.state.rows, self.factors
@@ -153,14 +166,34 @@ def _fused_bias(parts: list[Part]) -> Tensor | None:
 
 
 class PerturbedLinear(nn.Module):
-    """Stands where the model had an ``nn.Linear`` or ``Conv1D``; the weight lives in its group."""
+    """Stands where the model had an ``nn.Linear`` or ``Conv1D``; the product's weight lives in its group.
 
-    def __init__(self, group: LinearGroup, index: int) -> None:
+    ``parameters`` are the plain layer's own, where they are kept beside the group's.
+    """
+
+    def __init__(self, group: LinearGroup, index: int, parameters: Mapping[str, nn.Parameter] | None = None) -> None:
         super().__init__()
         self.group, self.index = group, index
+        for name, parameter in (parameters or {}).items():
+            self.register_parameter(name, parameter)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.group.part(x, self.index)
+
+
+def input_width(layer: nn.Module) -> int | None:
+    """The width a linear layer reads; None if ``layer`` is something else."""
+    if isinstance(layer, PerturbedLinear):
+        return layer.group.inputs
+    return layer.in_features if isinstance(layer, nn.Linear) else None
+
+
+def joined(x: Tensor, layers: Sequence[nn.Module]) -> Tensor:
+    """The outputs of linear layers of one input behind each other; no copy where they are a group."""
+    first = layers[0]
+    if isinstance(first, PerturbedLinear) and first.group.holds(layers):
+        return first.group.whole(x)
+    return torch.cat([layer(x) for layer in layers], -1)
 
 
 class FrozenLinear(nn.Module):

@@ -9,10 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from seedtune.engines.transformers.linear import bits
+from seedtune.engines.transformers.probe import alike
 from seedtune.kernels import norm
-
-ROUNDING_FLIPS = 0.05
-"""Share of a bfloat16 probe's elements that may differ by their last bit."""
 
 
 class FusedNorm(nn.Module):
@@ -62,5 +60,4 @@ def _rounds_alike(module: Any, eps: float, probe: Tensor) -> bool:
     """Whether the kernel rounds as the module does: the order of the sum flips few bits, another formula many."""
     if probe.dtype == torch.float32:
         return True
-    differs = FusedNorm(module.weight, eps)(probe) != module(probe)
-    return bool(differs.float().mean() < ROUNDING_FLIPS)
+    return alike(FusedNorm(module.weight, eps)(probe), module(probe))

@@ -1,0 +1,95 @@
+"""Full-rank Gaussian perturbation: a member's weights are written over the live ones, straight from the centre.
+
+    live = round(θ + s·σ·ε)     for every element of every trainable tensor, tied weights once
+
+Nothing is ever restored: the next member, or the centre with its own rounding, is written from the centre again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from seedtune import tensorfile
+from seedtune.engines.base import Noise
+from seedtune.engines.transformers.coverage import coverage_of
+from seedtune.engines.transformers.packed import PackedGroup, pack_layers
+from seedtune.engines.transformers.perturbation import Place, as_weights, centre_dtype, kernels_of
+from seedtune.engines.transformers.tracing import Trace
+from seedtune.selection import select
+from seedtune.types import CENTRE, Member
+from seedtune.weights import Centre, Weights
+
+
+class FullRank:
+    """The centre beside the model, and whose weights the model holds now."""
+
+    def __init__(self, model: Any, trace: Trace, *, noise: Noise, place: Place, folder: Path | None = None) -> None:
+        self._trace, self._place = trace, place
+        parameters = dict(model.named_parameters())
+        self.names = select(parameters, noise.trainable, noise.freeze)
+        chosen = set(self.names)
+        self.coverage = coverage_of(model, chosen, trainable=chosen, called=())
+        kept = centre_dtype(noise, place.dtype)
+        own = {name: parameters[name].detach() for name in self.names}
+        tensors = _copies(own, kept, place.device) if folder is None else _mapped(own, kept, folder)
+        self.centre = Centre(tensors, noise, kernels=kernels_of(place.device))
+        self._live: dict[str, Weights] = {}
+        self._packed: list[PackedGroup] = []
+        self._now: tuple[Member, float] | None = None
+
+    def attach(self, model: Any) -> None:
+        """Find the live weights, and make them the centre's."""
+        if self._place.packed:
+            self._packed = pack_layers(model, self._trace, set(self.names))
+        parameters = dict(model.named_parameters())
+        self._live = {name: as_weights(parameters[name]).reshape(-1) for name in self.names}
+        assert all(parameters[name].is_contiguous() for name in self.names)
+        self._write(CENTRE, 0.0)
+
+    def refresh(self) -> None:
+        """What the model holds is of an older centre."""
+        self._now = None
+
+    def batches(self, members: Sequence[Member]) -> list[list[int]]:
+        """Each member alone: they do not share weights."""
+        return [[position] for position in range(len(members))]
+
+    def become(self, members: Sequence[Member], batch: Sequence[int], *, sigma: float) -> None:
+        """Write the weights of the batch's only member, unless the model holds them."""
+        (position,) = batch
+        member = members[position]
+        self._write(member, sigma if member.sign else 0.0)
+
+    def _write(self, member: Member, sigma: float) -> None:
+        if self._now == (member, sigma):
+            return
+        self._now = None
+        for name, live in self._live.items():
+            self.centre.perturb(name, member, sigma, live)
+        for group in self._packed:
+            if group.changes:
+                group.pack()
+        self._now = (member, sigma)
+
+    def set_rows(self, members: np.ndarray, heads: np.ndarray | None = None) -> None:
+        """All rows are of one member."""
+
+
+def _copies(tensors: dict[str, Tensor], dtype: torch.dtype, device: torch.device) -> dict[str, Weights]:
+    """The centre's own arrays in memory."""
+    return {name: as_weights(t.to(device, dtype, copy=True).contiguous()) for name, t in tensors.items()}
+
+
+def _mapped(tensors: dict[str, Tensor], dtype: torch.dtype, folder: Path) -> dict[str, Weights]:
+    """The centre's own arrays in a mapped file."""
+    shapes = {name: tuple(t.shape) for name, t in tensors.items()}
+    arrays = tensorfile.mapped(folder / "seedtune-centre", shapes, str(dtype).removeprefix("torch."))
+    for name, tensor in tensors.items():
+        arrays[name][...] = as_weights(tensor.to(dtype))
+    return arrays

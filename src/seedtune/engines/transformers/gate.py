@@ -1,0 +1,61 @@
+"""Gated feed-forward layers with one kernel between their products, where the model's are shown to be plain."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from seedtune.engines.transformers.linear import bits, input_width, joined
+from seedtune.engines.transformers.probe import alike, probe_values
+from seedtune.kernels import gate
+
+_CHILDREN = {"gate_proj", "up_proj", "down_proj", "act_fn"}
+
+
+class FusedGate(nn.Module):
+    """down(silu(gate(x))·up(x)), on the CPU in float32 or bfloat16."""
+
+    def __init__(self, plain: Any) -> None:
+        super().__init__()
+        self.gate_proj, self.up_proj, self.down_proj = plain.gate_proj, plain.up_proj, plain.down_proj
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Hidden states (1, tokens, hidden)."""
+        y: Tensor = self.down_proj(self.hidden(x))
+        return y
+
+    def hidden(self, x: Tensor) -> Tensor:
+        """What the last product reads."""
+        y = joined(x, (self.gate_proj, self.up_proj))
+        out = y.new_empty(*y.shape[:-1], y.shape[-1] // 2)
+        gate.silu_gate(bits(out.view(-1, out.shape[-1])), bits(y.view(-1, y.shape[-1])))
+        return out
+
+
+def fuse_gates(model: Any, dtype: torch.dtype) -> int:
+    """Replace every feed-forward layer of ``model`` that computes this formula; returns how many."""
+    found = [name for name, module in model.named_modules() if _is_plain(module, dtype)]
+    for name in found:
+        owner, _, leaf = name.rpartition(".")
+        setattr(model.get_submodule(owner), leaf, FusedGate(model.get_submodule(name)))
+    return len(found)
+
+
+@torch.no_grad()
+def _is_plain(module: Any, dtype: torch.dtype) -> bool:
+    if set(dict(module.named_children())) != _CHILDREN or dict(module.named_parameters(recurse=False)):
+        return False
+    width = input_width(module.gate_proj)
+    if width is None:
+        return False
+    probe = probe_values((1, 3, width), dtype)
+    seen: list[Tensor] = []
+    handle = module.get_submodule("down_proj").register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0]))
+    try:
+        expected = module(probe)
+    finally:
+        handle.remove()
+    fused = FusedGate(module)
+    return len(seen) == 1 and alike(fused.hidden(probe), seen[0]) and torch.equal(fused.down_proj(seen[0]), expected)

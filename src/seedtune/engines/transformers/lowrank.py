@@ -1,0 +1,171 @@
+"""Low-rank perturbation: a model's linear layers become population layers, all members in one batch."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from seedtune import tensorfile
+from seedtune.engines.base import Noise
+from seedtune.engines.transformers.coverage import coverage_of, with_tied_head
+from seedtune.engines.transformers.linear import (
+    Factors,
+    FrozenLinear,
+    LinearGroup,
+    Part,
+    PerturbedLinear,
+    Rows,
+    RowState,
+)
+from seedtune.engines.transformers.perturbation import Place, as_tensor, as_weights, centre_dtype, kernels_of
+from seedtune.engines.transformers.tracing import EXPERT, Trace, group_calls, is_linear
+from seedtune.selection import select
+from seedtune.types import Member
+from seedtune.weights import Centre, Weights, factors
+
+
+class LowRank:
+    """The groups of a model, the centre they read, and the factors of the job in flight."""
+
+    def __init__(self, model: Any, trace: Trace, *, noise: Noise, place: Place, folder: Path | None = None) -> None:
+        self.state, self.head_state = RowState(), RowState()
+        self._model, self._place, self._folder = model, place, folder
+        self._kept = centre_dtype(noise, place.dtype)
+        parameters = {name: id(p) for name, p in model.named_parameters()}
+        trainable = select(parameters, noise.trainable, noise.freeze)
+        modules = dict(model.named_modules())
+        head = model.get_output_embeddings()
+        tied = _shared(modules)
+        allowed = {parameters[name] for name in trainable} - tied
+        calls = [
+            call
+            for call in trace.calls
+            if not EXPERT.search(call.name)
+            and call.rows == (trace.heads if modules[call.name] is head else trace.tokens)
+            and id(modules[call.name].weight) in allowed
+        ]
+        chosen = {f"{call.name}.weight" for call in calls}
+        called = [call.name for call in trace.calls]
+        self.coverage = with_tied_head(coverage_of(model, chosen, trainable=set(trainable), called=called), model)
+        self.groups: list[LinearGroup] = []
+        self._fused: list[Tensor] = []
+        tensors: dict[str, Weights] = {}
+        for names in group_calls(calls):
+            for same in _by_layout(names, modules):
+                state = self.head_state if modules[same[0]] is head else self.state
+                self._take(same, [modules.pop(name) for name in same], state, tensors)
+        self._rest = [name for name in dict.fromkeys(called) if name in modules]
+        self.centre = Centre(tensors, noise, kernels=kernels_of(place.device))
+
+    def _take(self, names: list[str], layers: list[Any], state: RowState, tensors: dict[str, Weights]) -> None:
+        """Move the layers' weights into one buffer of the centre and put population layers in their place."""
+        parts = [_part(name, layer, self._place) for name, layer in zip(names, layers, strict=True)]
+        inputs = layers[0].weight.shape[0 if parts[0].transposed else 1]
+        buffer = self._buffer([layer.weight for layer in layers])
+        first = 0
+        for name, layer in zip(names, layers, strict=True):
+            rows = layer.weight.shape[0]
+            tensors[f"{name}.weight"] = as_weights(buffer[first : first + rows])
+            first += rows
+            layer.weight = None  # the buffer has it: of a large model two copies may not fit
+        group = LinearGroup(parts, inputs, state=state, packed=self._place.packed)
+        self.groups.append(group)
+        self._fused.append(buffer)
+        for index, name in enumerate(names):
+            _replace(self._model, name, PerturbedLinear(group, index))
+
+    def _buffer(self, weights: list[Tensor]) -> Tensor:
+        """The weights under each other in the centre's type; a single one that has it is taken over as it is."""
+        same = weights[0].dtype == self._kept and weights[0].device == self._place.device and self._folder is None
+        if len(weights) == 1 and same and weights[0].is_contiguous():
+            return weights[0].detach()
+        buffer = self._empty(sum(w.shape[0] for w in weights), weights[0].shape[1])
+        for weight, target in zip(weights, buffer.split([w.shape[0] for w in weights]), strict=True):
+            target.copy_(weight.detach())
+        return buffer
+
+    def _empty(self, rows: int, columns: int) -> Tensor:
+        """A new buffer of the centre, in memory or in a mapped file."""
+        if self._folder is None:
+            return torch.empty(rows, columns, dtype=self._kept, device=self._place.device)
+        kind = str(self._kept).removeprefix("torch.")
+        return as_tensor(tensorfile.mapped(self._folder / "seedtune-centre", {"": (rows, columns)}, kind)[""])
+
+    def attach(self, model: Any) -> None:
+        """Pack linear layers that are not perturbed, and round the centre into the live weights."""
+        for name in self._rest if self._place.packed else ():
+            layer = model.get_submodule(name)
+            if isinstance(layer, nn.Linear):
+                _replace(model, name, FrozenLinear(layer.weight.detach(), layer.bias, packed=True))
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Round the centre into the live weights; those of the centre's own type on the CPU are the centre."""
+        for group, buffer in zip(self.groups, self._fused, strict=True):
+            weight = buffer.to(device=self._place.device, dtype=self._place.dtype)
+            group.weight.set(weight.T if group.parts[0].transposed else weight)
+
+    def batches(self, members: Sequence[Member]) -> list[list[int]]:
+        """All members together."""
+        return [list(range(len(members)))]
+
+    def become(self, members: Sequence[Member], batch: Sequence[int], *, sigma: float) -> None:
+        """Make the factors of every pair among ``members`` and remember each member's pair and scale."""
+        pairs = sorted({(m.generation, m.pair) for m in members if m.sign})
+        column = {pair: index for index, pair in enumerate(pairs)}
+        scale = sigma / math.sqrt(self.centre.noise.rank)
+        self._pairs = np.array([column.get((m.generation, m.pair), 0) for m in members], np.int32)
+        self._scales = np.array([m.sign * scale for m in members], np.float32)
+        for group in self.groups:
+            group.factors = self._factors(group, pairs) if pairs else None
+
+    def _factors(self, group: LinearGroup, pairs: list[tuple[int, int]]) -> Factors:
+        outputs, inputs = [], []
+        for part in group.parts:
+            a, b = factors(self.centre, f"{part.name}.weight", pairs)
+            outputs.append(as_tensor(b if part.transposed else a).transpose(1, 2))
+            inputs.append(as_tensor(a if part.transposed else b).transpose(1, 2))
+        a, b = torch.cat(outputs, 2), torch.stack(inputs, 1)
+        return Factors(a.to(self._place.dtype), b.to(self._place.dtype))
+
+    def set_rows(self, members: np.ndarray, heads: np.ndarray | None = None) -> None:
+        """Say which member (index into ``become``'s) each row of the next passes belongs to."""
+        self.state.rows = self._rows(members)
+        self.head_state.rows = self._rows(members if heads is None else heads)
+
+    def _rows(self, members: np.ndarray) -> Rows:
+        scales = self._scales[members]
+        return Rows(self._pairs[members], scales, bool(scales.any()))
+
+
+def _shared(modules: dict[str, nn.Module]) -> set[int]:
+    """Weights of an embedding, and weights of two linear layers: neither is a linear layer's own."""
+    linear = [id(m.weight) for m in modules.values() if is_linear(m)]
+    twice = {weight for weight, count in Counter(linear).items() if count > 1}
+    return twice | {id(p) for m in modules.values() if isinstance(m, nn.Embedding) for p in m.parameters()}
+
+
+def _by_layout(names: list[str], modules: dict[str, nn.Module]) -> list[list[str]]:
+    """Conv1D layers are stored (in, out) and cannot be stacked along their outputs: each stands alone."""
+    if any(isinstance(modules[name], Conv1D) for name in names):
+        return [[name] for name in names]
+    return [names]
+
+
+def _part(name: str, module: Any, place: Place) -> Part:
+    transposed = isinstance(module, Conv1D)
+    bias = None if module.bias is None else module.bias.detach().to(place.device, place.dtype)
+    return Part(name, module.weight.shape[1 if transposed else 0], transposed, bias)
+
+
+def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
+    owner, _, leaf = name.rpartition(".")
+    setattr(model.get_submodule(owner), leaf, module)

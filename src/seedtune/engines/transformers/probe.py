@@ -1,0 +1,24 @@
+"""Showing that a module of a model computes a known formula, by its answers and not by its name."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+ROUNDING_FLIPS = 0.05
+"""Share of a bfloat16 probe's elements that may differ by their last bit."""
+
+
+def probe_values(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Fixed values without pattern, of order one."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(dtype)
+
+
+def alike(found: Tensor, expected: Tensor) -> bool:
+    """Whether two results of one formula differ by no more than the order of a sum: few last bits."""
+    if found.shape != expected.shape or found.dtype != expected.dtype:
+        return False
+    if found.dtype == torch.float32:
+        return torch.allclose(found, expected, rtol=1e-5, atol=1e-6)
+    flips = bool((found != expected).float().mean() < ROUNDING_FLIPS)
+    return flips and torch.allclose(found.float(), expected.float(), rtol=2**-6, atol=1e-6)

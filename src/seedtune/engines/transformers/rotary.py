@@ -1,0 +1,119 @@
+"""Attention layers with one kernel for their rotary embedding, where the model's are shown to be plain."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface
+
+from seedtune.engines.transformers.attention import SlotAttention
+from seedtune.engines.transformers.linear import bits, input_width, joined
+from seedtune.engines.transformers.probe import probe_values
+from seedtune.kernels import rotary
+
+_CHILDREN = {"q_proj", "k_proj", "v_proj", "o_proj"}
+_ARGUMENTS = {"hidden_states", "position_embeddings", "attention_mask", "past_key_values"}
+_OPTIONS = ("scaling", "sliding_window", "softcap", "s_aux", "position_bias")
+_TOKENS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What a module handed to attention."""
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    options: dict[str, Any]
+
+    def equals(self, other: Seen) -> bool:
+        """Whether another module handed over the same, bit for bit."""
+        mine, theirs = (self.query, self.key, self.value), (other.query, other.key, other.value)
+        return self.options == other.options and all(map(torch.equal, mine, theirs))
+
+
+class FusedAttention(nn.Module):
+    """q, k and v in one product, rotated in place and handed to ``attend``, on the CPU."""
+
+    def __init__(self, plain: Any, seen: Seen, attend: Callable[..., Any]) -> None:
+        super().__init__()
+        self.q_proj, self.k_proj, self.v_proj, self.o_proj = plain.q_proj, plain.k_proj, plain.v_proj, plain.o_proj
+        self.layer_idx: int = plain.layer_idx
+        self.heads, self.kv_heads, self.dim = seen.query.shape[1], seen.key.shape[1], seen.query.shape[3]
+        self.attend, self.options = attend, seen.options
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        position_embeddings: tuple[Tensor, Tensor],
+        attention_mask: Tensor | None = None,
+        past_key_values: Any = None,
+        **_: Any,
+    ) -> tuple[Tensor, None]:
+        """Hidden states (1, tokens, hidden); cos and sin (1, tokens, dim)."""
+        y = joined(hidden_states, (self.q_proj, self.k_proj, self.v_proj))
+        packed = y.view(y.shape[1], -1, self.dim)
+        cos, sin = position_embeddings
+        rotary.rotate(bits(packed), bits(cos[0]), bits(sin[0]), self.heads + self.kv_heads)
+        q, k, v = (x.transpose(0, 1)[None] for x in packed.split((self.heads, self.kv_heads, self.kv_heads), 1))
+        k, v = past_key_values.update(k, v, self.layer_idx)
+        out, _weights = self.attend(self, q, k, v, None, **self.options)
+        return self.o_proj(out.reshape(1, y.shape[1], -1)), None
+
+
+class _Through:
+    """A cache that keeps nothing."""
+
+    def update(self, keys: Tensor, values: Tensor, _layer: int, *_: Any) -> tuple[Tensor, Tensor]:
+        return keys, values
+
+
+def fuse_attention(model: Any, attention: SlotAttention, dtype: torch.dtype) -> int:
+    """Replace every attention layer of ``model`` that is plain q, k, v, rotation and output; returns how many."""
+    found: list[FusedAttention] = []
+    for name, module in list(model.named_modules()):
+        fused = _fused(module, attention, dtype) if _looks_plain(module) else None
+        if fused is not None:
+            owner, _, leaf = name.rpartition(".")
+            setattr(model.get_submodule(owner), leaf, fused)
+            found.append(fused)
+    return len(found)
+
+
+def _looks_plain(module: nn.Module) -> bool:
+    if set(dict(module.named_children())) != _CHILDREN or dict(module.named_parameters(recurse=False)):
+        return False
+    return set(inspect.signature(module.forward).parameters) >= _ARGUMENTS and "layer_idx" in vars(module)
+
+
+@torch.no_grad()
+def _fused(module: Any, attention: SlotAttention, dtype: torch.dtype) -> FusedAttention | None:
+    """The layer in its fused form if both hand the same to attention and do the same with its answer."""
+    dim, width = vars(module).get("head_dim"), input_width(module.q_proj)
+    if not isinstance(dim, int) or dim % 2 or width is None:
+        return None
+    inputs = probe_values((1, _TOKENS, width), dtype)
+    angles = torch.arange(_TOKENS * dim // 2, dtype=torch.float32).view(1, _TOKENS, -1).repeat(1, 1, 2)
+    turn = (angles.cos().to(dtype), angles.sin().to(dtype))
+    seen: list[Seen] = []
+
+    def attend(_module: Any, query: Tensor, key: Tensor, value: Tensor, *_: Any, **options: Any) -> tuple[Tensor, None]:
+        given = {name: options[name] for name in _OPTIONS if options.get(name) is not None}
+        seen.append(Seen(query.clone(), key.clone(), value.clone(), given))
+        return query.transpose(1, 2).contiguous(), None
+
+    AttentionInterface.register(attention.name, attend)
+    try:
+        expected, _ = module(inputs, position_embeddings=turn, attention_mask=None, past_key_values=_Through())
+    finally:
+        AttentionInterface.register(attention.name, attention)
+    if len(seen) != 1 or seen[0].query.shape[3] != dim or seen[0].value.shape != seen[0].key.shape:
+        return None
+    answer, _ = FusedAttention(module, seen[0], attend)(inputs, turn, past_key_values=_Through())
+    same = seen[0].equals(seen[1]) and torch.equal(answer, expected)
+    return FusedAttention(module, seen[0], attention) if same else None

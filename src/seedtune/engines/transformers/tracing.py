@@ -1,0 +1,71 @@
+"""Which linear layers a model runs, how often, and which of them read the same input."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+EXPERT = re.compile(r"(^|\.)experts\.\d+\.")
+"""A routed expert runs on the tokens sent to it, even if the probe happened to send it all of them."""
+
+
+@dataclass(slots=True)
+class Call:
+    """One call of a linear layer seen while tracing: which input object, and how many rows."""
+
+    name: str
+    input: Tensor
+    rows: int
+
+
+def is_linear(module: nn.Module) -> bool:
+    """A plain ``nn.Linear`` or ``Conv1D``; subclasses with a product of their own are left alone."""
+    return type(module) in (nn.Linear, Conv1D)
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """The calls of every linear layer during one pass of ``tokens`` tokens and ``heads`` rows of the head."""
+
+    calls: list[Call]
+    tokens: int
+    heads: int
+
+
+def trace(model: Any, run: Any, *, tokens: int, heads: int) -> Trace:
+    """What ``run()``, a pass of that many tokens and head rows, calls, in order."""
+    calls: list[Call] = []
+
+    def hook(name: str) -> Any:
+        return lambda _module, inputs: calls.append(Call(name, inputs[0], inputs[0].numel() // inputs[0].shape[-1]))
+
+    handles = [
+        module.register_forward_pre_hook(hook(name)) for name, module in model.named_modules() if is_linear(module)
+    ]
+    try:
+        run()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return Trace(calls, tokens, heads)
+
+
+def group_calls(calls: list[Call]) -> list[list[str]]:
+    """Names of layers called one after the other with the same input object; a layer called twice stands alone."""
+    counts: dict[str, int] = {}
+    for call in calls:
+        counts[call.name] = counts.get(call.name, 0) + 1
+    groups: list[list[str]] = []
+    previous: Tensor | None = None
+    for call in calls:
+        once = counts[call.name] == 1
+        if once and call.input is previous:
+            groups[-1].append(call.name)
+        elif [call.name] not in groups:
+            groups.append([call.name])
+        previous = call.input if once else None
+    return groups

@@ -1,0 +1,67 @@
+"""What a centre computes with: ``seedtune.kernels.cpu`` on numpy arrays, ``seedtune.kernels.gpu`` on CUDA tensors.
+
+Every implementation gives the same bits.  Arrays are contiguous; 16-bit weights are float16, or bfloat16 (as
+uint16 in numpy).  A key is `seedtune.noise.key` of the tensor, ``start`` the flat index of the first element.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from numpy.typing import NDArray
+
+from seedtune.fingerprint import Fingerprint
+from seedtune.noise import Address
+from seedtune.types import Update
+
+Key = tuple[int, int]
+
+
+class Kernels(Protocol):
+    """The functions, as a module has them."""
+
+    def perturb(self, out: Any, centre: Any, sigma: float, address: Address, start: int = 0) -> None:
+        """Write out = round(centre + σ·ε), flat arrays."""
+        ...
+
+    def update_full(
+        self, theta: Any, key: Key, updates: Sequence[Update], *, start: int = 0, anchor: Any = None
+    ) -> None:
+        """Move flat ``theta`` by all updates of Gaussian noise, in order."""
+        ...
+
+    def update_lowrank(
+        self,
+        theta: Any,
+        key: Key,
+        updates: Sequence[Update],
+        *,
+        rank: int,
+        shape: tuple[int, int] | None = None,
+        row_start: int = 0,
+        col_start: int = 0,
+        anchor: Any = None,
+    ) -> None:
+        """Move two-dimensional ``theta`` by all updates of low-rank noise, in order."""
+        ...
+
+    def fill_factors(self, out: Any, key: Key, stream: int, generations: Any, pairs: Any, *, start: int = 0) -> None:
+        """Write one low-rank factor of many pairs, float32 (pairs, rows · rank)."""
+        ...
+
+    def fingerprint(self, bits: Any, key: Key, start: int = 0) -> Fingerprint:
+        """Two lanes over the elements' bits, places and name."""
+        ...
+
+    def empty(self, shape: tuple[int, ...], like: Any) -> Any:
+        """A new float32 array on the device of ``like``."""
+        ...
+
+    def host(self, array: Any) -> NDArray[Any]:
+        """The array as numpy: itself, or a copy of what lies on a GPU."""
+        ...
+
+    def copy(self, target: Any, source: NDArray[Any]) -> None:
+        """Write numpy ``source`` over ``target``."""
+        ...

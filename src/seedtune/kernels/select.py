@@ -1,0 +1,26 @@
+"""Which kernels compute where."""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+from seedtune.errors import ConfigError
+
+
+def kernels_for(device: str) -> ModuleType:
+    """`seedtune.kernels.cpu` (numpy arrays) for "cpu", `seedtune.kernels.gpu` (torch tensors) for "cuda" or "cuda:1".
+
+    Both have fill_normals, fill_factors, perturb, update_full, update_lowrank and fingerprint, and give the same
+    bits. Raises ConfigError for other devices and MissingExtraError without triton.
+    """
+    kind = device.partition(":")[0]
+    if kind == "cpu":
+        from seedtune.kernels import cpu
+
+        return cpu
+    if kind == "cuda":
+        from seedtune.kernels import gpu
+
+        gpu.require_triton()
+        return gpu
+    raise ConfigError(f"device={device!r}: there are kernels for cpu and cuda. Use one of these.")

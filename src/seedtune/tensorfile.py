@@ -1,0 +1,104 @@
+"""Tensors in files: safetensors written and read in place, tensor by tensor, and memory-mapped arrays.
+
+The library's numpy interface has no bfloat16 and builds the whole file in memory; here a file costs no more memory
+than one tensor.  bfloat16 arrays are their uint16 bits and are stored as ``BF16``, so that any reader knows them.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import mmap
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from seedtune.errors import StorageError
+from seedtune.rounding import ARRAYS, dtype_of
+
+Array = NDArray[Any]
+
+CODES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+_ALIGNMENT = 8
+_HEADER_LIMIT = 100 << 20
+
+
+def write(path: Path, tensors: Mapping[str, Array]) -> None:
+    """Write C-contiguous arrays of weights as a safetensors file; OSError if the disk does not take it."""
+    entries, place = dict[str, Any](), 0
+    for name, array in tensors.items():
+        code = CODES[dtype_of(array)]
+        entries[name] = {"dtype": code, "shape": list(array.shape), "data_offsets": [place, place + array.nbytes]}
+        place += array.nbytes
+    header = json.dumps(entries, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % _ALIGNMENT)
+    with path.open("wb") as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        for array in tensors.values():
+            np.ascontiguousarray(array).tofile(file)
+
+
+def read_into(path: Path, tensors: Mapping[str, Array]) -> None:
+    """Fill ``tensors`` from a safetensors file of the same names, shapes and types.
+
+    StorageError if the file is broken or of another model; then some tensors may be filled already.
+    """
+    try:
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            entries, start = _header(data)
+            _check(entries, tensors, len(data) - start)
+            for name, array in tensors.items():
+                first = start + entries[name]["data_offsets"][0]
+                array.reshape(-1)[...] = np.frombuffer(data, array.dtype, array.size, first)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise StorageError(f"cannot read {path}: {error}. Delete the snapshot and resume again.") from error
+
+
+def _header(data: mmap.mmap) -> tuple[dict[str, Any], int]:
+    size = int.from_bytes(data[:8], "little")
+    if size > min(_HEADER_LIMIT, len(data) - 8):
+        raise ValueError(f"a header of {size} bytes does not fit into a file of {len(data)}")
+    entries = json.loads(data[8 : 8 + size])
+    entries.pop("__metadata__", None)
+    return entries, 8 + size
+
+
+def _check(entries: Mapping[str, Any], tensors: Mapping[str, Array], size: int) -> None:
+    """ValueError unless the file holds exactly these tensors, whole."""
+    expected = {name: (CODES[dtype_of(a)], list(a.shape), a.nbytes) for name, a in tensors.items()}
+    found = {name: (e["dtype"], e["shape"], e["data_offsets"][1] - e["data_offsets"][0]) for name, e in entries.items()}
+    for name in sorted(expected.keys() | found.keys()):
+        if expected.get(name) != found.get(name):
+            raise ValueError(
+                f"it does not hold this model's tensors ({name!r}: {found.get(name)} there, not {expected.get(name)})"
+            )
+    if max((e["data_offsets"][1] for e in entries.values()), default=0) > size:
+        raise ValueError(f"it is cut off after {size} bytes of data")
+
+
+def mapped(path: Path, shapes: Mapping[str, tuple[int, ...]], dtype: str = "float32") -> dict[str, Array]:
+    """New arrays that live in a memory-mapped file, which is overwritten.
+
+    The file is removed from its folder at once, so that it is gone when the process ends, however it ends.
+    """
+    kind = np.dtype(ARRAYS[dtype])
+    total = sum(math.prod(shape) for shape in shapes.values())
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("w+b") as file:
+            # Room is taken now: a page that finds none later would end the process with SIGBUS.
+            os.posix_fallocate(file.fileno(), 0, max(1, total) * kind.itemsize)
+            whole = np.memmap(file, kind, "r+", shape=(max(1, total),))
+        path.unlink()
+    except OSError as error:
+        raise StorageError(f"cannot map {path}: {error}. Choose a folder on a disk with room.") from error
+    arrays, place = {}, 0
+    for name, shape in shapes.items():
+        count = math.prod(shape)
+        arrays[name] = np.ndarray(shape, kind, whole, place * kind.itemsize)
+        place += count
+    return arrays

@@ -1,0 +1,158 @@
+"""The same operations by the numpy references, the numba kernels and the Triton kernels: numpy arrays in and out.
+
+Arrays of bfloat16 are uint16, as everywhere in numpy. Triton's run on the GPU where there is one, else in its
+interpreter (see conftest.py).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+import references
+from seedtune import fingerprint as fp
+from seedtune import noise, rounding
+from seedtune.kernels import cpu, gpu
+from seedtune.noise import Address
+from seedtune.types import Update
+
+Array = np.ndarray
+Key = tuple[int, int]
+
+Place = tuple[tuple[int, int], int, int]
+"""(shape of the whole tensor, first row, first column) of a slice."""
+
+PAIRS = (
+    ("float32", "float32"),
+    ("float32", "bfloat16"),
+    ("float32", "float16"),
+    ("bfloat16", "bfloat16"),
+    ("float16", "float16"),
+)
+"""Types of centre and perturbed weights that go together."""
+
+
+class Reference:
+    """Plain numpy, a whole tensor at a time."""
+
+    def normals(self, address: Address, start: int, count: int) -> Array:
+        return noise.normals(address, start, count)
+
+    def factors(self, key: Key, stream: int, who: Sequence[tuple[int, int]], *, start: int, count: int) -> Array:
+        rows = [noise.normals(Address(key, stream, generation, pair), start, count) for generation, pair in who]
+        return np.array(rows, np.float32).reshape(len(who), count)
+
+    def fingerprint(self, array: Array, key: Key, start: int) -> fp.Fingerprint:
+        return fp.mix_sum(fp.bits_of(array), key, start)
+
+    def perturbed(self, centre: Array, dtype: str, sigma: float, address: Address, start: int) -> Array:
+        return references.perturbed(centre, sigma, address, start=start, dtype=dtype)
+
+    def updated_full(
+        self, theta: Array, key: Key, updates: Sequence[Update], start: int = 0, anchor: Array | None = None
+    ) -> Array:
+        return references.updated(theta, key, updates, start=start, anchor=anchor)
+
+    def updated_lowrank(
+        self, theta: Array, key: Key, updates: Sequence[Update], *, rank: int, place: Place, anchor: Array | None = None
+    ) -> Array:
+        return references.updated(theta, key, updates, rank=rank, shape=place[0], corner=place[1:], anchor=anchor)
+
+
+class Triton:
+    """`seedtune.kernels.gpu`."""
+
+    def __init__(self, device: str) -> None:
+        self.device = device
+
+    def normals(self, address: Address, start: int, count: int) -> Array:
+        out = torch.full((count,), math.nan, device=self.device)
+        gpu.fill_normals(out, address, start)
+        return to_numpy(out)
+
+    def factors(self, key: Key, stream: int, who: Sequence[tuple[int, int]], *, start: int, count: int) -> Array:
+        out = torch.full((len(who), count), math.nan, device=self.device)
+        gpu.fill_factors(out, key, stream, *_columns(who), start=start)
+        return to_numpy(out)
+
+    def fingerprint(self, array: Array, key: Key, start: int) -> fp.Fingerprint:
+        return gpu.fingerprint(self.tensor(array), key, start)
+
+    def perturbed(self, centre: Array, dtype: str, sigma: float, address: Address, start: int) -> Array:
+        out = torch.full((centre.size,), math.nan, dtype=getattr(torch, dtype), device=self.device)
+        gpu.perturb(out, self.tensor(centre), sigma, address, start)
+        return to_numpy(out)
+
+    def updated_full(
+        self, theta: Array, key: Key, updates: Sequence[Update], start: int = 0, anchor: Array | None = None
+    ) -> Array:
+        live = self.tensor(theta)
+        gpu.update_full(live, key, updates, start=start, anchor=None if anchor is None else self.tensor(anchor))
+        return to_numpy(live)
+
+    def updated_lowrank(
+        self, theta: Array, key: Key, updates: Sequence[Update], *, rank: int, place: Place, anchor: Array | None = None
+    ) -> Array:
+        live, base = self.tensor(theta), None if anchor is None else self.tensor(anchor)
+        gpu.update_lowrank(live, key, updates, rank=rank, anchor=base, **_where(place))
+        return to_numpy(live)
+
+    def tensor(self, array: Array) -> torch.Tensor:
+        """A copy of the array on the device; uint16 becomes bfloat16."""
+        tensor = torch.from_numpy(array.copy())
+        return (tensor.view(torch.bfloat16) if array.dtype == np.uint16 else tensor).to(self.device)
+
+
+class Numba:
+    """`seedtune.kernels.cpu`."""
+
+    def normals(self, address: Address, start: int, count: int) -> Array:
+        out = np.full(count, np.nan, np.float32)
+        cpu.fill_normals(out, address, start)
+        return out
+
+    def factors(self, key: Key, stream: int, who: Sequence[tuple[int, int]], *, start: int, count: int) -> Array:
+        out = np.full((len(who), count), np.nan, np.float32)
+        cpu.fill_factors(out, key, stream, *_columns(who), start=start)
+        return out
+
+    def fingerprint(self, array: Array, key: Key, start: int) -> fp.Fingerprint:
+        return cpu.fingerprint(fp.bits_of(array), key, start)
+
+    def perturbed(self, centre: Array, dtype: str, sigma: float, address: Address, start: int) -> Array:
+        out = np.full(centre.size, 1, rounding.ARRAYS[dtype])
+        cpu.perturb(out, centre, sigma, address, start)
+        return out
+
+    def updated_full(
+        self, theta: Array, key: Key, updates: Sequence[Update], start: int = 0, anchor: Array | None = None
+    ) -> Array:
+        live = theta.copy()
+        cpu.update_full(live, key, updates, start=start, anchor=anchor)
+        return live
+
+    def updated_lowrank(
+        self, theta: Array, key: Key, updates: Sequence[Update], *, rank: int, place: Place, anchor: Array | None = None
+    ) -> Array:
+        live = theta.copy()
+        cpu.update_lowrank(live, key, updates, rank=rank, anchor=anchor, **_where(place))
+        return live
+
+
+def to_numpy(tensor: torch.Tensor) -> Array:
+    """A tensor on any device as an array; bfloat16 becomes uint16."""
+    tensor = tensor.cpu()
+    return tensor.view(torch.uint16).numpy() if tensor.dtype == torch.bfloat16 else tensor.numpy()
+
+
+def _where(place: Place) -> dict[str, Any]:
+    return dict(zip(("shape", "row_start", "col_start"), place, strict=True))
+
+
+def _columns(who: Sequence[tuple[int, int]]) -> tuple[Array, Array]:
+    table = np.array(who, np.uint32).reshape(len(who), 2)
+    return table[:, 0].copy(), table[:, 1].copy()

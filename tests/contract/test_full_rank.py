@@ -1,0 +1,246 @@
+"""The gaussian perturbation and centres in the model's own precision, against plain Hugging Face and numpy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from models import (
+    FAMILIES,
+    Reference,
+    answers,
+    forced_logits,
+    greedy,
+    job,
+    load_engine,
+    recorded_logits,
+    save_family,
+    text_prompts,
+)
+from seedtune import noise
+from seedtune.engines.transformers.engine import TransformersEngine
+from seedtune.engines.transformers.perturbation import as_tensor
+from seedtune.errors import ConfigError
+from seedtune.rounding import nearest, stochastic, widen
+from seedtune.types import CENTRE, Member, Term, Update
+
+GAUSSIAN = {"perturbation": "gaussian"}
+MEMBERS = (Member(3, 0, 1), Member(3, 0, -1), CENTRE, Member(2, 9, 1))
+PROMPTS = text_prompts("Hello there", "x", "Hello therein")
+SIGMA = 0.02
+NEW = 6
+UPDATES = (
+    Update(3, (Term(3, 0, 0.01), Term(3, 1, -0.02))),
+    Update(4, (Term(4, 0, -0.005), Term(3, 1, 0.004), Term(4, 2, 0.003))),
+)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    @cache
+    def folder(family: str) -> Path:
+        return save_family(family, tmp_path_factory.mktemp(family))
+
+    return folder
+
+
+def live(engine: TransformersEngine) -> dict[str, torch.Tensor]:
+    return {name: p.detach().clone() for name, p in engine.model.named_parameters()}
+
+
+def normals(name: str, shape: tuple[int, ...], generation: int, pair: int) -> np.ndarray:
+    address = noise.Address(noise.key(7, name), noise.Stream.FULL, generation, pair)
+    return noise.normals(address, 0, int(np.prod(shape))).reshape(shape)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_member_is_the_materialised_model(family: str, folders: Callable[[str], Path]) -> None:
+    engine = load_engine(folders(family), how=GAUSSIAN)
+    with recorded_logits() as logits:
+        rollouts = answers(engine, job(PROMPTS, members=MEMBERS, sigma=SIGMA, max_tokens=NEW))
+    assert len(rollouts) == len(MEMBERS) * len(PROMPTS)
+    reference = Reference(folders(family), engine.centre.tensors, engine.noise)
+    for position, member in enumerate(MEMBERS):
+        alone = reference.become(member, SIGMA)
+        for prompt in PROMPTS:
+            ids = list(engine.tokenizer(prompt.content)["input_ids"])
+            tokens = list(rollouts[member, prompt.id, 0].token_ids)
+            ours = torch.stack(logits[position, prompt.id, 0])
+            torch.testing.assert_close(ours, forced_logits(alone, ids, tokens), atol=1e-4, rtol=0)
+            assert tokens == greedy(alone, ids, NEW)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "mixtral", "qwen2"])
+def test_every_parameter_is_perturbed_and_tied_ones_once(family: str, folders: Callable[[str], Path]) -> None:
+    engine = load_engine(folders(family), how=GAUSSIAN)
+    coverage = engine.perturbation.coverage
+    assert coverage.perturbed == coverage.total == sum(p.numel() for p in engine.model.parameters())
+    assert coverage.unperturbed == ()
+    assert set(engine.centre.tensors) == {name for name, _ in engine.model.named_parameters()}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("master", ["float32", "none"])
+def test_live_weights_are_the_rounded_sum_of_centre_and_noise(
+    dtype: str, master: str, folders: Callable[[str], Path]
+) -> None:
+    engine = load_engine(folders("llama"), how={**GAUSSIAN, "master": master}, dtype=dtype)
+    before = {name: widen(array).copy() for name, array in engine.centre.tensors.items()}
+    for member in (Member(5, 2, 1), CENTRE, Member(5, 2, -1)):
+        engine.perturbation.become([member], [0], sigma=SIGMA)
+        for name, weight in live(engine).items():
+            exact = before[name] + np.float32(member.sign * SIGMA) * normals(name, before[name].shape, 5, 2)
+            expected = as_tensor(nearest((exact if member.sign else before[name]).ravel(), dtype))
+            assert torch.equal(weight.ravel(), expected), name
+
+
+@pytest.mark.parametrize("perturbation", ["lowrank", "gaussian"])
+@pytest.mark.parametrize("master", ["float32", "none"])
+def test_a_thousand_evaluations_of_random_members_leave_the_centre_untouched(
+    perturbation: str, master: str, folders: Callable[[str], Path]
+) -> None:
+    how = {"perturbation": perturbation, "master": master}
+    engine = load_engine(folders("llama"), how=how, dtype="bfloat16")
+    fingerprint, draw = engine.fingerprint(), np.random.default_rng(0)
+    for _ in range(10):
+        members = [Member(*map(int, draw.integers(0, 2**31, 2)), int(draw.choice([-1, 1]))) for _ in range(100)]
+        answers(engine, job(PROMPTS[:1], members=members, max_tokens=1, sigma=0.1))
+    assert engine.fingerprint() == fingerprint
+
+
+def test_the_same_member_twice_gives_identical_live_weights(folders: Callable[[str], Path]) -> None:
+    engine = load_engine(folders("llama"), how=GAUSSIAN, dtype="bfloat16")
+    seen = []
+    for member in (Member(1, 2, 1), Member(1, 3, -1), Member(1, 2, 1)):
+        answers(engine, job(PROMPTS[:1], members=[member], max_tokens=1))
+        seen.append(live(engine))
+    assert all(torch.equal(seen[0][name], seen[2][name]) for name in seen[0])
+    assert not all(torch.equal(seen[0][name], seen[1][name]) for name in seen[0])
+
+
+def lowrank(name: str, shape: tuple[int, int], term: Term) -> tuple[np.ndarray, np.ndarray]:
+    address = noise.Address(noise.key(7, name), generation=term.generation, pair=term.pair)
+    return noise.factors(address, shape, rank=1)
+
+
+def moved(theta: np.ndarray, name: str, perturbation: str, dtype: str) -> np.ndarray:
+    """The updates one after the other, by the plainest numpy."""
+    for update in UPDATES:
+        total = np.zeros(theta.shape, np.float32)
+        for term in update.terms:
+            weight = np.float32(term.weight)
+            if perturbation == "gaussian":
+                total += weight * normals(name, theta.shape, term.generation, term.pair)
+            else:
+                a, b = lowrank(name, theta.shape, term)
+                total += (weight * a) * b.T
+        address = noise.Address(noise.key(7, name), noise.Stream.ROUNDING, update.generation, 0)
+        codes = noise.codes(address, 0, theta.size)
+        theta = stochastic((widen(theta) + total).ravel(), codes, dtype).reshape(theta.shape)
+    return theta
+
+
+@pytest.mark.parametrize("perturbation", ["lowrank", "gaussian"])
+@pytest.mark.parametrize(
+    ("master", "dtype"), [("float32", "bfloat16"), ("none", "bfloat16"), ("none", "float16"), ("none", "float32")]
+)
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_updates_have_the_bits_of_the_numpy_reference(
+    family: str, master: str, dtype: str, perturbation: str, folders: Callable[[str], Path]
+) -> None:
+    how = {"perturbation": perturbation, "master": master}
+    engine, apart = (load_engine(folders(family), how=how, dtype=dtype) for _ in range(2))
+    kept = "float32" if master == "float32" else dtype
+    before = {name: array.copy() for name, array in engine.centre.tensors.items()}
+    engine.apply(*UPDATES)
+    for name, array in engine.centre.tensors.items():
+        np.testing.assert_array_equal(array, moved(before[name], name, perturbation, kept))
+    for update in UPDATES:
+        apart.apply(update)
+    assert apart.fingerprint() == engine.fingerprint()
+
+
+@pytest.mark.parametrize("perturbation", ["lowrank", "gaussian"])
+@pytest.mark.parametrize("master", ["float32", "none"])
+def test_an_exported_model_holds_the_updated_centre(
+    perturbation: str, master: str, folders: Callable[[str], Path], tmp_path: Path
+) -> None:
+    how = {"perturbation": perturbation, "master": master}
+    engine = load_engine(folders("llama"), how=how, dtype="bfloat16")
+    engine.apply(*UPDATES)
+    engine.export(tmp_path / "model", "bfloat16")
+    again = load_engine(tmp_path / "model", how=how, dtype="bfloat16")
+    for name, array in again.centre.tensors.items():
+        expected = nearest(widen(engine.centre.tensors[name]).ravel(), "bfloat16")
+        np.testing.assert_array_equal(nearest(widen(array).ravel(), "bfloat16"), expected)
+
+
+@pytest.mark.parametrize("perturbation", ["lowrank", "gaussian"])
+@pytest.mark.parametrize("master", ["float32", "none"])
+def test_a_snapshot_holds_every_bit(
+    perturbation: str, master: str, folders: Callable[[str], Path], tmp_path: Path
+) -> None:
+    how = {"perturbation": perturbation, "master": master}
+    engine = load_engine(folders("gpt2"), how=how, dtype="bfloat16")
+    engine.apply(*UPDATES)
+    engine.snapshot(tmp_path)
+    again = load_engine(folders("gpt2"), how=how, dtype="bfloat16")
+    again.load(tmp_path)
+    assert again.fingerprint() == engine.fingerprint()
+    work = job(PROMPTS, members=MEMBERS, max_tokens=4)
+    assert answers(again, work) == answers(engine, work)
+
+
+def test_a_centre_in_a_mapped_file_has_the_same_bits(folders: Callable[[str], Path], tmp_path: Path) -> None:
+    for how in ({}, GAUSSIAN):
+        plain = load_engine(folders("llama"), how=how)
+        mapped = load_engine(folders("llama"), how=how, centre_file=str(tmp_path))
+        for engine in (plain, mapped):
+            engine.apply(*UPDATES)
+        assert mapped.fingerprint() == plain.fingerprint()
+        assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("perturbation", ["lowrank", "gaussian"])
+def test_frozen_tensors_are_neither_perturbed_nor_moved_and_are_listed(
+    perturbation: str, folders: Callable[[str], Path]
+) -> None:
+    how = {"perturbation": perturbation, "freeze": ("*.mlp.*", "*embed_tokens*")}
+    engine = load_engine(folders("llama"), how=how)
+    assert engine.centre.tensors
+    assert not any("mlp" in name or "embed" in name for name in engine.centre.tensors)
+    listed = dict(engine.perturbation.coverage.unperturbed)
+    assert "frozen" in listed["model.layers.*.mlp.up_proj.weight"]
+    free = load_engine(folders("llama"), how={"perturbation": perturbation})
+    assert engine.perturbation.coverage.perturbed < free.perturbation.coverage.perturbed
+    reference = Reference(folders("llama"), engine.centre.tensors, engine.noise)
+    rollouts = answers(engine, job(PROMPTS, members=MEMBERS, sigma=SIGMA, max_tokens=NEW))
+    for (member, prompt, _), rollout in rollouts.items():
+        ids = list(engine.tokenizer(PROMPTS[prompt].content)["input_ids"])
+        assert list(rollout.token_ids) == greedy(reference.become(member, SIGMA), ids, NEW)
+
+
+def test_only_named_tensors_train(folders: Callable[[str], Path]) -> None:
+    engine = load_engine(folders("llama"), how={**GAUSSIAN, "trainable": ("*norm*",)})
+    assert all("norm" in name for name in engine.centre.tensors)
+    assert len(engine.centre.tensors) == 5
+
+
+@pytest.mark.parametrize("how", [{"trainable": ("*.mpl.*",)}, {"freeze": ("model.layer.*",)}, {"freeze": ("*",)}])
+def test_a_selection_that_selects_nothing_is_refused(how: dict[str, Any], folders: Callable[[str], Path]) -> None:
+    with pytest.raises(ConfigError, match=r"matches none|leaves no tensor"):
+        load_engine(folders("llama"), how=how)
+
+
+def test_without_a_master_the_lowrank_centre_is_the_live_weight(folders: Callable[[str], Path]) -> None:
+    engine = load_engine(folders("llama-untied"), how={"master": "none"}, dtype="bfloat16")
+    arrays = list(engine.centre.tensors.values())
+    assert all(array.dtype == np.uint16 for array in arrays)
+    for group in engine.perturbation.groups:
+        assert group.weight.tensor.data_ptr() in {array.ctypes.data for array in arrays}

@@ -1,0 +1,95 @@
+"""One table: numpy ≡ numba ≡ Triton, for everything that decides a weight's bits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import chain
+from typing import Any
+
+import numpy as np
+import pytest
+
+from backends import PAIRS, Numba, Reference, Triton
+from references import DTYPES, an_update, same_bits, weights
+from seedtune import fingerprint as fp
+from seedtune import noise
+from seedtune.noise import Address, Stream
+from seedtune.types import Decay, Update
+
+triton = pytest.importorskip("triton", reason="triton is not installed; install it with: pip install 'triton>=3.7'")
+
+KEY = noise.key(2**63 + 1, "model.embed_tokens.weight")
+WHO = [(0, 0), (2**32 - 1, 7), (12, 2**32 - 1)]
+PLACES = [(0, 0), (0, 1), (0, 8), (5, 700), (2**31 - 3, 64), (2**35 + 1, 2500), (2**59 - 9, 9)]
+"""(first element, elements): from nothing to the last element of the largest tensor."""
+
+SLICES = {
+    "whole": ((11, 530), (11, 530), 0, 0),
+    "one row": ((1, 9), (1, 9), 0, 0),
+    "aligned slice": ((3, 24), (2**30, 2**20), 2**29, 16),
+    "unaligned slice": ((3, 25), (2**30, 2**20 + 3), 2**29 + 1, 11),
+}
+"""shape of the slice, shape of the whole tensor, first row and column."""
+
+UPDATES = (
+    an_update(2**32 - 1, 5),
+    Update(4, ()),
+    an_update(5, 4, decay=Decay(l2=0.01)),
+    Update(6, (), Decay(l2=0.1, l1=0.002)),
+    an_update(7, 1),
+)
+
+Case = Callable[[Any], Any]
+
+
+def noises() -> Iterator[tuple[str, Case]]:
+    for start, count in PLACES:
+        for stream in (Stream.FULL, Stream.ROUNDING):
+            address = Address(KEY, stream, generation=2**32 - 2, pair=3)
+            yield f"normals of {stream.name} {start} {count}", lambda b, a=address, s=start, c=count: b.normals(a, s, c)
+        for stream in (Stream.FACTOR_A, Stream.FACTOR_B):
+            how = {"start": start, "count": count}
+            yield f"{stream.name} {start} {count}", lambda b, t=stream, h=how: b.factors(KEY, t, WHO, **h)
+
+
+def fingerprints() -> Iterator[tuple[str, Case]]:
+    for start, count in PLACES:
+        for dtype in DTYPES:
+            array = weights(dtype, count)
+            key = fp.tensor_key("model.embed_tokens.weight", array.itemsize)
+            yield f"fingerprint {dtype} {start} {count}", lambda b, a=(array, key, start): b.fingerprint(*a)
+
+
+def perturbations() -> Iterator[tuple[str, Case]]:
+    address = Address(KEY, Stream.FULL, generation=3, pair=2**32 - 1)
+    for start, count in PLACES:
+        for centre, out in PAIRS:
+            for sigma in (-0.02, 0.0):
+                arguments = (weights(centre, count), out, sigma, address, start)
+                yield f"perturb {centre} {out} {sigma} {start} {count}", lambda b, a=arguments: b.perturbed(*a)
+
+
+def updates() -> Iterator[tuple[str, Case]]:
+    for dtype in DTYPES:
+        for start, count in PLACES:
+            pieces = (weights(dtype, count), KEY, UPDATES, start, weights(dtype, count, seed=1))
+            yield f"full update {dtype} {start} {count}", lambda b, a=pieces: b.updated_full(*a)
+        for name, (shape, *place) in SLICES.items():
+            for rank in (1, 3):
+                theta, anchor = weights(dtype, *shape), weights("float32", *shape, seed=1)
+                how = {"rank": rank, "place": tuple(place), "anchor": anchor}
+                yield f"rank {rank} {dtype} {name}", lambda b, t=theta, h=how: b.updated_lowrank(t, KEY, UPDATES, **h)
+
+
+TABLE = dict(chain(noises(), fingerprints(), perturbations(), updates()))
+
+
+@pytest.mark.parametrize("backend", ["numba", "triton"])
+@pytest.mark.parametrize("case", TABLE)
+def test_every_backend_gives_the_bits_of_the_numpy_reference(case: str, backend: str) -> None:
+    kernels = Numba() if backend == "numba" else Triton("cpu" if triton.knobs.runtime.interpret else "cuda")
+    found, expected = TABLE[case](kernels), TABLE[case](Reference())
+    if isinstance(expected, np.ndarray):
+        assert same_bits(found, expected)
+    else:
+        assert found == expected

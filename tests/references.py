@@ -1,0 +1,121 @@
+"""Perturbations and updates in plain numpy, a whole tensor at a time: the bits that every kernel must give."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from seedtune import noise, rounding
+from seedtune.noise import Address, Stream
+from seedtune.types import Decay, Term, Update
+
+Key = tuple[int, int]
+DTYPES = tuple(rounding.ARRAYS)
+
+
+def weights(dtype: str, *shape: int, seed: int = 0, scale: float = 1.0) -> np.ndarray:
+    """Random weights of an element type, some of them small, zero or negative zero."""
+    rng = np.random.default_rng(seed)
+    values = rng.standard_normal(shape, dtype=np.float32) * np.float32(scale)
+    values *= np.float32(2.0) ** rng.integers(-20, 1, shape).astype(np.float32)
+    values = np.where(rng.random(shape) < 0.02, np.copysign(np.float32(0), values), values).astype(np.float32)
+    return rounding.nearest(values.reshape(-1), dtype).reshape(shape)
+
+
+def same_bits(x: np.ndarray, y: np.ndarray) -> bool:
+    """Whether two arrays have one shape, one type and the same bits."""
+    kind = {2: np.uint16, 4: np.uint32}[x.dtype.itemsize]
+    return x.shape == y.shape and x.dtype == y.dtype and bool((x.view(kind) == y.view(kind)).all())
+
+
+def perturbed(centre: np.ndarray, sigma: float, address: Address, *, start: int = 0, dtype: str) -> np.ndarray:
+    """nearest(centre + float32(sigma)·noise), in ``dtype``; the shape of ``centre``."""
+    value = rounding.widen(centre.reshape(-1))
+    if np.float32(sigma) != 0:
+        value = value + np.float32(sigma) * noise.normals(address, start, centre.size)
+    return rounding.nearest(value, dtype).reshape(centre.shape)
+
+
+def updated(
+    theta: np.ndarray,
+    key: Key,
+    updates: Sequence[Update],
+    *,
+    shape: tuple[int, ...] | None = None,
+    rank: int | None = None,
+    anchor: np.ndarray | None = None,
+    corner: tuple[int, int] = (0, 0),
+    start: int = 0,
+) -> np.ndarray:
+    """``theta`` after ``updates``: full-rank noise (``start`` is its first element), or low-rank of a ``rank``.
+
+    With a rank, ``theta`` may be the slice at ``corner`` of a tensor of ``shape``.
+    """
+    dtype, whole = rounding.dtype_of(theta), theta.shape if shape is None else shape
+    for update in updates:
+        if not update.terms and update.decay is None:
+            continue
+        total = np.zeros(theta.shape, np.float32)
+        for part in _parts(update, key, theta.shape, (whole, rank, corner, start)):
+            total = total + part
+        x = rounding.widen(theta) + total
+        if update.decay is not None:
+            assert anchor is not None
+            x = _pulled(x, rounding.widen(anchor), update.decay)
+        places = _places(theta.shape, whole, corner) if rank else np.arange(start, start + theta.size)
+        codes = _codes(Address(key, Stream.ROUNDING, update.generation), places.reshape(-1))
+        theta = rounding.stochastic(x.reshape(-1), codes, dtype).reshape(theta.shape)
+    return theta
+
+
+def _parts(update: Update, key: Key, shape: tuple[int, ...], how: Any) -> Iterator[np.ndarray]:
+    """What each term adds, in order."""
+    whole, rank, (row, col), start = how
+    for term in update.terms:
+        if rank is None:
+            drawn = noise.normals(Address(key, Stream.FULL, term.generation, term.pair), start, math.prod(shape))
+            yield np.float32(term.weight) * drawn.reshape(shape)
+            continue
+        a, b = noise.factors(
+            Address(key, 0, term.generation, term.pair),
+            whole,
+            rank=rank,
+            row=slice(row, row + shape[0]),
+            col=slice(col, col + shape[1]),
+        )
+        scale = np.float32(term.weight / math.sqrt(rank))
+        for k in range(rank):
+            yield (scale * a[:, k])[:, None] * b[:, k][None, :]
+
+
+def _pulled(x: np.ndarray, anchor: np.ndarray, decay: Decay) -> np.ndarray:
+    d = x - anchor
+    if decay.l2 != 0:
+        d = (np.float32(1) - np.float32(decay.l2)) * d
+    if decay.l1 != 0:
+        d = np.sign(d) * np.maximum(np.abs(d) - np.float32(decay.l1), np.float32(0))
+    return anchor + d
+
+
+def _places(shape: tuple[int, ...], whole: tuple[int, ...], corner: tuple[int, int]) -> np.ndarray:
+    """The flat index in the whole tensor of every element of a slice."""
+    rows, cols = np.arange(shape[0]) + corner[0], np.arange(shape[1]) + corner[1]
+    return rows[:, None] * whole[1] + cols[None, :]
+
+
+def _codes(address: Address, places: np.ndarray) -> np.ndarray:
+    """The codes of any elements, looked up run by run of neighbours."""
+    codes, ends = np.empty(places.size, np.uint16), [*(np.flatnonzero(np.diff(places) != 1) + 1), places.size]
+    for low, high in zip([0, *ends], ends, strict=False):
+        codes[low:high] = noise.codes(address, int(places[low]) if high else 0, int(high - low))
+    return codes
+
+
+def an_update(generation: int, pairs: int, *, decay: Decay | None = None, scale: float = 0.01) -> Update:
+    """An update of that many terms, of this and of earlier generations."""
+    rng = np.random.default_rng(generation)
+    terms = [Term(generation - p % 2, 3 * p + 1, float(scale * rng.standard_normal())) for p in range(pairs)]
+    return Update(generation, tuple(terms), decay)

@@ -1,0 +1,67 @@
+"""A centre of torch tensors under the Triton kernels is the centre of numpy arrays, bit for bit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from seedtune import noise
+from seedtune.engines.base import Noise
+from seedtune.engines.transformers.perturbation import as_tensor
+from seedtune.kernels import gpu
+from seedtune.rounding import nearest
+from seedtune.types import Decay, Member, Term, Update
+from seedtune.weights import Centre, factors
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+SHAPES = {"lowrank": {"w": (5, 12), "v": (3, 7)}, "gaussian": {"w": (5, 12), "b": (9,), "e": (2, 3, 4), "s": ()}}
+UPDATES = (Update(1, (Term(1, 0, 0.1), Term(0, 2, -0.2))), Update(2, (Term(2, 1, 0.3),), Decay(l2=0.1)))
+
+
+def pair(perturbation: str, dtype: str) -> tuple[Centre, Centre]:
+    """The same centre in numpy and on the device."""
+    how = Noise(7, perturbation, master="float32" if dtype == "float32" else "none")
+    base = {
+        name: np.asarray(noise.normals(noise.Address(noise.key(1, name)), 0, int(np.prod(shape)))).reshape(shape)
+        for name, shape in SHAPES[perturbation].items()
+    }
+    arrays = {name: nearest(a.ravel(), dtype).reshape(a.shape).copy() for name, a in base.items()}
+    tensors = {name: as_tensor(a.copy()).to(DEVICE) for name, a in arrays.items()}
+    there = Centre(tensors, how, kernels=gpu, anchor=lambda name: torch.from_numpy(base[name]).to(DEVICE))
+    return Centre(arrays, how, anchor=lambda name: base[name]), there
+
+
+@pytest.mark.parametrize("perturbation", SHAPES)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_both_centres_move_alike(perturbation: str, dtype: str, tmp_path: Path) -> None:
+    here, there = pair(perturbation, dtype)
+    assert there.fingerprint() == here.fingerprint()
+    here.apply(*UPDATES)
+    there.apply(*UPDATES)
+    assert there.fingerprint() == here.fingerprint()
+    there.save(tmp_path)
+    fresh, _ = pair(perturbation, dtype)
+    fresh.restore(tmp_path)
+    assert fresh.fingerprint() == here.fingerprint()
+    _, again = pair(perturbation, dtype)
+    again.restore(tmp_path)
+    assert again.fingerprint() == here.fingerprint()
+
+
+def test_both_centres_perturb_alike() -> None:
+    here, there = pair("gaussian", "float32")
+    for name, array in here.tensors.items():
+        out, live = np.empty(array.size, np.uint16), torch.empty(array.size, dtype=torch.bfloat16, device=DEVICE)
+        here.perturb(name, Member(4, 3, -1), 0.05, out)
+        there.perturb(name, Member(4, 3, -1), 0.05, live)
+        assert torch.equal(as_tensor(out), live.cpu())
+
+
+def test_both_centres_draw_the_same_factors() -> None:
+    here, there = pair("lowrank", "float32")
+    for one, other in zip(factors(here, "w", [(1, 2), (3, 4)]), factors(there, "w", [(1, 2), (3, 4)]), strict=True):
+        np.testing.assert_array_equal(one, other.cpu().numpy())
