@@ -196,6 +196,8 @@ def _check_base(path: Path, about: About, info: EngineInfo) -> None:
             f"{path} was made from the base model {about.model!r} with fingerprint {about.base_fingerprint}, but "
             f"{info.model!r} has {info.base_fingerprint}. Give the same base model, in its original precision."
         )
+    if info.centre != about.centre:
+        raise PackError(f"{path} was made with a centre of {about.centre}; {replay.other_centre(info)}")
 
 
 def _rebuild(path: Path, pack: Pack, engine: Engine, progress: replay.Progress) -> None:

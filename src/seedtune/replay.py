@@ -115,6 +115,7 @@ def header_of(config: Config, info: EngineInfo, data: str) -> ledger.Header:
         noise=noise.SCHEME,
         version=__version__,
         data=data,
+        centre=info.centre,
     )
 
 
@@ -188,6 +189,16 @@ def check_base(root: Path, header: ledger.Header, info: EngineInfo) -> None:
             f"{root} was trained from a base model with fingerprint {header.base_fingerprint}, but "
             f"{info.model!r} has {info.base_fingerprint}. Give the same base model."
         )
+    if info.centre != header.centre:
+        raise LedgerError(f"{root} was trained with a centre of {header.centre}; {other_centre(info)}")
+
+
+def other_centre(info: EngineInfo) -> str:
+    """What to do about a centre of the wrong element type."""
+    return (
+        f"here it would be {info.centre}, the type of {info.model!r} as it is loaded on {info.device}. "
+        "Use a device and settings that keep the base model's own precision."
+    )
 
 
 def updates_of(records: Sequence[ledger.Record]) -> list[Update]:
@@ -236,8 +247,7 @@ def _batch(updates: Sequence[Update], start: int, stop: int) -> list[Update]:
 
 
 def _apply_together(engine: Engine, batch: Sequence[Update]) -> None:
-    for update in batch:
-        engine.apply(update)
+    engine.apply(*batch)
 
 
 def _start(engine: Engine, folder: Path, contents: ledger.Contents, goal: int) -> tuple[int, EngineInfo]:
