@@ -222,7 +222,7 @@ def walk(
         yield done
     while done < goal:
         batch = _batch(updates, done, min((stop for stop in stops if stop > done), default=goal))
-        _apply_together(engine, batch)
+        engine.apply(*batch)
         done += len(batch)
         _tell(progress, done, goal)
         if done in stops:
@@ -244,10 +244,6 @@ def _batch(updates: Sequence[Update], start: int, stop: int) -> list[Update]:
             break
         batch.append(update)
     return batch
-
-
-def _apply_together(engine: Engine, batch: Sequence[Update]) -> None:
-    engine.apply(*batch)
 
 
 def _start(engine: Engine, folder: Path, contents: ledger.Contents, goal: int) -> tuple[int, EngineInfo]:

@@ -39,7 +39,7 @@ def write(path: Path, tensors: Mapping[str, Array]) -> None:
     with path.open("wb") as file:
         file.write(len(header).to_bytes(8, "little") + header)
         for array in tensors.values():
-            np.ascontiguousarray(array).tofile(file)
+            file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
 
 
 def read_into(path: Path, tensors: Mapping[str, Array]) -> None:

@@ -283,6 +283,19 @@ def test_a_generation_the_run_does_not_have_is_named(failure, run, tmp_path):
     assert not (tmp_path / "pack").exists()
 
 
+@pytest.mark.parametrize(
+    ("how", "told"), [({}, "lowrank perturbation of rank 1,"), ({"perturbation": "gaussian"}, "gaussian perturbation,")]
+)
+def test_the_card_of_an_applied_model_is_that_of_its_export_and_tells_how_it_was_made(tmp_path, how, told):
+    root = trained(tmp_path / "run", **how)
+    pack_run(root, tmp_path / "pack")
+    apply_pack("toy", tmp_path / "pack", tmp_path / "applied")
+    export_run(root, tmp_path / "exported")
+    card = (tmp_path / "applied" / "README.md").read_text()
+    assert told in card
+    assert card == (tmp_path / "exported" / "README.md").read_text()
+
+
 def test_a_pack_that_cannot_be_written_leaves_nothing(failure, run, tmp_path):
     (tmp_path / "blocked").write_text("x")
     assert failure("pack", run, "-o", tmp_path / "blocked" / "pack").startswith("cannot write ")

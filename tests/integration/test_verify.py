@@ -11,6 +11,7 @@ import pytest
 import runs
 from seedtune import replay, snapshot, verify_run
 from seedtune.engines import create
+from seedtune.engines.toy import ToyEngine
 from seedtune.errors import LedgerError, RunError
 from seedtune.trainer import Trainer
 
@@ -107,10 +108,13 @@ def test_a_run_without_fingerprints_says_that_there_is_nothing_to_compare_with(c
 def test_generations_are_applied_in_batches_cut_at_recorded_fingerprints(tmp_path, monkeypatch):
     root = trained(tmp_path / "run", generations=50, fingerprint_steps=20)
     sizes, told = [], []
-    apply = replay._apply_together
-    monkeypatch.setattr(
-        replay, "_apply_together", lambda engine, batch: (sizes.append(len(batch)), apply(engine, batch))
-    )
+    apply = ToyEngine.apply
+
+    def counted(engine, *batch):
+        sizes.append(len(batch))
+        apply(engine, *batch)
+
+    monkeypatch.setattr(ToyEngine, "apply", counted)
     assert verify_run(root, progress=lambda done, goal: told.append((done, goal))).matched == (20, 40, 50)
     assert sizes == [16, 4, 16, 4, 10]
     assert told == [(done, 50) for done in (0, 16, 20, 36, 40, 50)]

@@ -1,0 +1,82 @@
+"""Tensor files: any safetensors reader reads what we write, we read it back in place, and refuse anything else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from seedtune import tensorfile
+from seedtune.errors import StorageError
+
+TENSORS = {
+    "a": np.arange(6, dtype=np.float32).reshape(2, 3),
+    "b.weight": np.array([0x3F80, 0xC000, 0x7FC0], np.uint16),
+    "c": np.array(2.5, np.float16),
+    "empty": np.empty((0, 4), np.float32),
+}
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    tensorfile.write(tmp_path / "t.safetensors", TENSORS)
+    return tmp_path / "t.safetensors"
+
+
+def test_other_readers_see_names_types_shapes_and_values(path: Path) -> None:
+    found = load_file(path)
+    assert {n: (t.dtype, tuple(t.shape)) for n, t in found.items()} == {
+        "a": (torch.float32, (2, 3)),
+        "b.weight": (torch.bfloat16, (3,)),
+        "c": (torch.float16, ()),
+        "empty": (torch.float32, (0, 4)),
+    }
+    assert found["b.weight"][:2].tolist() == [1.0, -2.0]
+    np.testing.assert_array_equal(found["a"].numpy(), TENSORS["a"])
+
+
+def test_reading_fills_arrays_in_place(path: Path) -> None:
+    into = {name: np.zeros_like(array) for name, array in TENSORS.items()}
+    tensorfile.read_into(path, into)
+    for name, array in TENSORS.items():
+        assert into[name].tobytes() == array.tobytes()
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {**TENSORS, "a": np.zeros((3, 2), np.float32)},
+        {**TENSORS, "c": np.zeros((), np.float32)},
+        {n: a for n, a in TENSORS.items() if n != "a"},
+        {**TENSORS, "more": np.zeros(1, np.float32)},
+    ],
+    ids=["shape", "type", "missing", "more"],
+)
+def test_a_file_of_another_model_is_refused(path: Path, other: dict[str, np.ndarray]) -> None:
+    with pytest.raises(StorageError, match="does not hold this model's tensors"):
+        tensorfile.read_into(path, {name: array.copy() for name, array in other.items()})
+
+
+@pytest.mark.parametrize("cut", [0, 4, 20, -1])
+def test_a_cut_file_is_refused(path: Path, cut: int) -> None:
+    whole = path.read_bytes()
+    path.write_bytes(whole[:cut])
+    with pytest.raises(StorageError, match="cannot read"):
+        tensorfile.read_into(path, {name: array.copy() for name, array in TENSORS.items()})
+
+
+def test_mapped_arrays_are_writable_and_leave_no_file(tmp_path: Path) -> None:
+    arrays = tensorfile.mapped(tmp_path / "new" / "centre", {"a": (3, 4), "b": (), "c": (0,)})
+    arrays["a"][...] = 7.0
+    arrays["b"][...] = 1.0
+    assert arrays["a"].sum() == 84.0
+    assert {name: array.shape for name, array in arrays.items()} == {"a": (3, 4), "b": (), "c": (0,)}
+    assert list((tmp_path / "new").iterdir()) == []
+
+
+def test_a_mapped_file_that_finds_no_room_says_so(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="Choose a folder on a disk with room"):
+        tensorfile.mapped(tmp_path / "centre", {"a": (1 << 50,)})
