@@ -21,8 +21,8 @@ CARD = """---
 # {model}, fine-tuned by evolution strategies
 
 Made with [seedtune](https://pypi.org/project/seedtune/) {version} (arXiv 2509.24372): no gradients,
-{generations} generations of {population} members, σ {sigma}, α {alpha}, {perturbation} perturbation of rank
-{rank}, task `{task}`, seed {seed}.
+{generations} generations of {population} members, σ {sigma}, α {alpha}, {perturbation},
+task `{task}`, seed {seed}.
 
 Centre fingerprint `{fingerprint}`. {rights}
 """
@@ -107,6 +107,7 @@ def _card(engine: Engine, config: Config, generation: int, rights: Rights) -> st
 
     front = {"library_name": "transformers", "base_model": config.model, "tags": ["seedtune", "evolution-strategies"]}
     licence = rights.licence or rights.base_licence
+    rank = f" of rank {config.rank}" if config.perturbation == "lowrank" else ""
     return CARD.format(
         front=yaml.safe_dump({**front, **({"license": licence} if licence else {})}, sort_keys=False),
         version=__version__,
@@ -114,5 +115,6 @@ def _card(engine: Engine, config: Config, generation: int, rights: Rights) -> st
         alpha=config.step,
         fingerprint=engine.fingerprint(),
         rights=rights.text(),
-        **{k: getattr(config, k) for k in ("model", "population", "sigma", "perturbation", "rank", "task", "seed")},
+        perturbation=f"{config.perturbation} perturbation{rank}",
+        **{k: getattr(config, k) for k in ("model", "population", "sigma", "task", "seed")},
     )

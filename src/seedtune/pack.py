@@ -197,10 +197,7 @@ def _check_base(path: Path, about: About, info: EngineInfo) -> None:
             f"{info.model!r} has {info.base_fingerprint}. Give the same base model, in its original precision."
         )
     if info.centre != about.centre:
-        raise PackError(
-            f"{path} needs a centre in {about.centre}, but these settings keep it in {info.centre}. "
-            f"Set transformers.dtype={about.centre}."
-        )
+        raise PackError(f"{path} was made with a centre of {about.centre}; {replay.other_centre(info)}")
 
 
 def _rebuild(path: Path, pack: Pack, engine: Engine, progress: replay.Progress) -> None:

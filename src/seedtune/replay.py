@@ -190,10 +190,15 @@ def check_base(root: Path, header: ledger.Header, info: EngineInfo) -> None:
             f"{info.model!r} has {info.base_fingerprint}. Give the same base model."
         )
     if info.centre != header.centre:
-        raise LedgerError(
-            f"{root} keeps its centre in {header.centre}, but these settings keep it in {info.centre}. "
-            f"Set transformers.dtype={header.centre}, or master as it was."
-        )
+        raise LedgerError(f"{root} was trained with a centre of {header.centre}; {other_centre(info)}")
+
+
+def other_centre(info: EngineInfo) -> str:
+    """What to do about a centre of the wrong element type."""
+    return (
+        f"here it would be {info.centre}, the type of {info.model!r} as it is loaded on {info.device}. "
+        "Use a device and settings that keep the base model's own precision."
+    )
 
 
 def updates_of(records: Sequence[ledger.Record]) -> list[Update]:

@@ -258,7 +258,6 @@ def test_a_precision_that_cannot_be_written_is_refused(failure, run, tmp_path):
     arguments = ("export", run, "-o", tmp_path / "model", "--dtype")
     assert failure(*arguments, "int4") == "--dtype 'int4' is not one of float32, bfloat16, float16."
     assert not (tmp_path / "model").exists()
-    assert not (tmp_path / "model").exists()
 
 
 # ------------------------------------------------------------------------------ output

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
 
+import numba
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -14,6 +16,7 @@ import models
 import runs
 from seedtune import Config, Trainer, apply_pack, diff_runs, export_run, pack_run, replay, verify_run
 from seedtune.errors import LedgerError, PackError
+from seedtune.kernels import cpu
 
 pytestmark = pytest.mark.slow
 
@@ -37,16 +40,30 @@ def config(root: Path, base: Path, **settings: Any) -> Config:
         "save_steps": 20,
         "transformers": {"device": "cpu"},
     }
-    return Config(model=str(base), output_dir=str(root), **{**small, **settings})
+    how = json.loads((base / "seedtune-test.json").read_text())
+    return Config(model=str(base), output_dir=str(root), **{**small, **how, **settings})
 
 
 def train(settings: Config, *, resume: bool = False) -> None:
     Trainer(settings, reward_funcs=variety, train_dataset=DATA).train(resume=resume)
 
 
-@pytest.fixture(scope="module", params=[torch.float32, torch.bfloat16], ids=str)
+WAYS = {
+    "lowrank, float32 model": (torch.float32, {"rank": 2}),
+    "lowrank, bfloat16 model": (torch.bfloat16, {}),
+    "lowrank, no master": (torch.bfloat16, {"master": "none"}),
+    "gaussian, bfloat16 model": (torch.bfloat16, {"perturbation": "gaussian", "freeze": ["*norm*"]}),
+    "gaussian, no master": (torch.bfloat16, {"perturbation": "gaussian", "master": "none"}),
+}
+
+
+@pytest.fixture(scope="module", params=WAYS)
 def base(request, tmp_path_factory) -> Path:
-    return models.save_family("llama", tmp_path_factory.mktemp("base"), dtype=request.param)
+    """A base model, with a note of how it is trained."""
+    dtype, how = WAYS[request.param]
+    folder = models.save_family("llama", tmp_path_factory.mktemp("base"), dtype=dtype)
+    (folder / "seedtune-test.json").write_text(json.dumps(how))
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -147,5 +164,18 @@ def test_a_flipped_bit_of_a_coefficient_is_named(run, tmp_path, bit):
 
 def test_one_batch_or_many_give_the_same_bits(run, monkeypatch):
     whole = verify_run(run).fingerprint
-    monkeypatch.setattr(replay, "BATCH_UPDATES", 3)
-    assert verify_run(run).fingerprint == whole
+    for size in (1, 3):
+        monkeypatch.setattr(replay, "BATCH_UPDATES", size)
+        assert verify_run(run).fingerprint == whole
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_one_or_two_threads_and_other_pieces_give_the_same_bits(run, monkeypatch, threads):
+    whole, before = verify_run(run).fingerprint, numba.get_num_threads()
+    monkeypatch.setattr(cpu, "PARALLEL_FROM", 1)
+    monkeypatch.setattr(cpu, "FACTORS", 100)
+    numba.set_num_threads(threads)
+    try:
+        assert verify_run(run).fingerprint == whole
+    finally:
+        numba.set_num_threads(before)

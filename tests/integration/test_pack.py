@@ -23,8 +23,9 @@ def trained(root: Path, **settings) -> Path:
     return root
 
 
-def bits(folder: Path) -> dict[str, bytes]:
-    return {name: array.tobytes() for name, array in load_file(folder / "model.safetensors").items()}
+def bits(folder: Path) -> bytes:
+    """The weights, in the order and types of the file."""
+    return (folder / "model.safetensors").read_bytes()
 
 
 @pytest.fixture
@@ -57,6 +58,9 @@ def test_a_packed_run_applied_elsewhere_is_the_export_bit_for_bit(command, run, 
         {"rank": 3, "generations": 40, "fingerprint_steps": 1},
         {"shaping": "per_prompt", "rank": 2},
         {"prompts_per_generation": 1, "sigma": 1e-9},
+        {"perturbation": "gaussian", "freeze": ("layers.0.*",)},
+        {"perturbation": "gaussian", "master": "none", "toy": {"size": 4, "dtype": "bfloat16"}},
+        {"master": "none", "toy": {"size": 5, "dtype": "float16"}, "rank": 2, "generations": 30},
     ],
     ids=str,
 )
@@ -247,6 +251,12 @@ def test_forged_coefficients_are_found_by_the_fingerprint(file, tmp_path):
         apply_pack("toy", file, tmp_path / "model")
 
 
+def test_a_centre_of_another_element_type_is_refused(failure, file, tmp_path):
+    forge(file, centre="bfloat16")
+    told = refused(failure, tmp_path, file)
+    assert told.startswith(f"{file} was made with a centre of bfloat16; here it would be float32, the type of 'toy'")
+
+
 def test_an_output_that_is_used_is_refused_and_left_alone(failure, run, file, tmp_path):
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "old").write_text("x")
@@ -271,6 +281,19 @@ def test_a_generation_the_run_does_not_have_is_named(failure, run, tmp_path):
     told = failure("pack", run, "-o", tmp_path / "pack", "--generation", "6")
     assert told == f"generation 6 is not in {run}: it has generations 0 to 5."
     assert not (tmp_path / "pack").exists()
+
+
+@pytest.mark.parametrize(
+    ("how", "told"), [({}, "lowrank perturbation of rank 1,"), ({"perturbation": "gaussian"}, "gaussian perturbation,")]
+)
+def test_the_card_of_an_applied_model_is_that_of_its_export_and_tells_how_it_was_made(tmp_path, how, told):
+    root = trained(tmp_path / "run", **how)
+    pack_run(root, tmp_path / "pack")
+    apply_pack("toy", tmp_path / "pack", tmp_path / "applied")
+    export_run(root, tmp_path / "exported")
+    card = (tmp_path / "applied" / "README.md").read_text()
+    assert told in card
+    assert card == (tmp_path / "exported" / "README.md").read_text()
 
 
 def test_a_pack_that_cannot_be_written_leaves_nothing(failure, run, tmp_path):

@@ -51,6 +51,9 @@ def test_an_honest_run_verifies_and_is_left_alone(command, run):
         {"rank": 3},
         {"generations": 50, "fingerprint_steps": 7},
         {"generations": 40, "fingerprint_steps": 1},
+        {"perturbation": "gaussian", "trainable": ("layers.1.*",)},
+        {"master": "none", "toy": {"size": 4, "dtype": "bfloat16"}, "generations": 30},
+        {"perturbation": "gaussian", "master": "none", "toy": {"size": 4, "dtype": "float16"}},
     ],
     ids=str,
 )
@@ -228,6 +231,12 @@ def test_another_noise_scheme_is_named(run):
     runs.edit_ledger(run, lambda data: data.update(noise="v9") if "noise" in data else None)
     with pytest.raises(LedgerError, match="uses noise scheme 'v9'; this version makes 'v1'"):
         verify_run(run)
+
+
+def test_a_centre_of_another_element_type_is_named(failure, run):
+    runs.edit_ledger(run, lambda data: data.update(centre="float16") if "centre" in data else None)
+    told = failure("verify", run)
+    assert told.startswith(f"{run} was trained with a centre of float16; here it would be float32, the type of 'toy'")
 
 
 @pytest.mark.parametrize("damage", ["torn", "another run's"])

@@ -16,6 +16,7 @@ from seedtune.engines.base import Noise
 from seedtune.errors import PackError
 from seedtune.packfile import About, Pack
 from seedtune.replay import updates_of
+from seedtune.rounding import nearest
 from seedtune.shaping import zscore
 from seedtune.types import Decay, Member, Plan, Term, Update
 from seedtune.weights import Centre
@@ -87,20 +88,32 @@ RECORDS = {
 }
 
 
-def moved(updates, rank: int) -> str:
+def moved(updates, noise: Noise) -> str:
+    """The fingerprint of a float32 and a bfloat16 centre after the updates, all in one batch."""
     draw = np.random.default_rng(0)
-    tensors = {name: draw.standard_normal((5, 3), np.float32) for name in ("a", "b")}
-    centre = Centre(tensors, Noise(7, rank=rank))
-    for update in updates:
-        centre.apply(update)
+    base = {name: draw.standard_normal((5, 3), np.float32) for name in ("a", "b")}
+    tensors = {"a": base["a"].copy(), "b": nearest(base["b"], "bfloat16")}
+    centre = Centre(tensors, noise, anchor=base.__getitem__)
+    centre.apply(*updates)
     return centre.fingerprint()
 
 
-@pytest.mark.parametrize("rank", [1, 3, 4])
+NOISES = [Noise(7, rank=rank) for rank in (1, 3, 4)] + [Noise(7, "gaussian")]
+
+
+@pytest.mark.parametrize("noise", NOISES, ids=str)
 @pytest.mark.parametrize("case", RECORDS)
-def test_a_packed_run_moves_the_centre_to_the_same_bits(case, rank):
+def test_a_packed_run_moves_the_centre_to_the_same_bits(case, noise):
     updates = updates_of(RECORDS[case])
-    assert moved(unpacked(updates, rank=rank), rank) == moved(updates, rank)
+    again = unpacked(updates, rank=noise.rank, perturbation=noise.perturbation)
+    assert moved(again, noise) == moved(updates, noise)
+
+
+def test_decay_is_packed_with_its_updates():
+    decays = [None, Decay(0.1, 1 / 3), Decay(), Decay(l1=1e-3), None]
+    plain = updates_of(RECORDS["several generations"])
+    updates = [replace(update, decay=decay) for update, decay in zip(plain, decays, strict=True)]
+    assert moved(unpacked(updates), Noise(7)) == moved(updates, Noise(7)) != moved(plain, Noise(7))
 
 
 @pytest.mark.parametrize("signs", ["+-", "+"])

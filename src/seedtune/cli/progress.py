@@ -52,9 +52,10 @@ class ProgressLines:
     def describe(self, trainer: Trainer, info: EngineInfo) -> None:
         """What will be trained, and how."""
         config, coverage = trainer.config, info.coverage
+        rank = f" rank {config.rank}" if config.perturbation == "lowrank" else ""
         self.say(
             f"model {info.model} ({info.dtype}, {info.device}): {coverage.fraction:.1%} of "
-            f"{coverage.total:,} parameters perturbed, {config.perturbation} rank {config.rank}"
+            f"{coverage.total:,} parameters perturbed, {config.perturbation}{rank}"
         )
         for pattern, reason in coverage.unperturbed:
             self.say(f"  not perturbed: {pattern} ({reason})")
