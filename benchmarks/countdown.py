@@ -19,7 +19,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 SPECIAL = ("<pad>", "<bos>", "<eos>", "<unk>")
 CHARACTERS = "0123456789 =+-*:"
-STEPS, BATCH, LARGEST, TOP = 400, 128, 12, 99
+STEPS, BATCH, LARGEST, TOP = 100, 128, 12, 99
 Row = dict[str, Any]
 
 

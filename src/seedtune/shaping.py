@@ -2,7 +2,7 @@
 
 A missing score counts as its prompt's mean over the members that have one, so failing on a hard prompt is
 no advantage.  A member without any score gets coefficient 0 and does not enter mean and std.  A population
-whose rewards are all equal gives all zeros.
+whose rewards are all equal, or so small that their spread is 0 in float64, gives all zeros.
 """
 
 from __future__ import annotations
@@ -50,9 +50,10 @@ def per_prompt(scores: Scores) -> Vector:
     if not valid.any():
         return result
     centred = filled[valid] - filled[valid].mean(axis=0)
-    if _tied(centred, np.abs(filled[valid]).max()):
+    spread = centred.std()
+    if spread == 0.0 or _tied(centred, np.abs(filled[valid]).max()):
         return result
-    result[valid] = centred.mean(axis=1) / centred.std()
+    result[valid] = centred.mean(axis=1) / spread
     return result
 
 
@@ -63,9 +64,10 @@ def standardise(rewards: Vector) -> Vector:
     if not valid.any():
         return result
     centred = rewards[valid] - rewards[valid].mean()
-    if _tied(centred, np.abs(rewards[valid]).max()):
+    spread = centred.std()
+    if spread == 0.0 or _tied(centred, np.abs(rewards[valid]).max()):
         return result
-    result[valid] = centred / centred.std()
+    result[valid] = centred / spread
     return result
 
 

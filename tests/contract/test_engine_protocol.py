@@ -4,21 +4,38 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 
 from seedtune.config import ToySettings
 from seedtune.engines.base import Engine, Noise
 from seedtune.engines.toy import ToyEngine
 from seedtune.errors import SeedtuneError
-from seedtune.types import CENTRE, Job, Member, Prompt, Rollout, Sampling, Term, Update
+from seedtune.types import CENTRE, Decay, Job, Member, Prompt, Rollout, Sampling, Term, Update
+
+
+def toy(dtype: str = "float32", **noise) -> Callable[[], Engine]:
+    return lambda: ToyEngine("base", noise=Noise(7, **noise), settings=ToySettings(size=6, dtype=dtype))
+
 
 ENGINES: dict[str, Callable[[], Engine]] = {
-    "toy": lambda: ToyEngine("base", noise=Noise(7), settings=ToySettings(size=6)),
-    "toy-rank3": lambda: ToyEngine("base", noise=Noise(7, rank=3), settings=ToySettings(size=6)),
+    "toy": toy(),
+    "toy-rank3": toy(rank=3),
+    "toy-rank3-bfloat16": toy("bfloat16", rank=3),
+    "toy-lowrank-none-bfloat16": toy("bfloat16", master="none"),
+    "toy-lowrank-none-float16": toy("float16", master="none"),
+    "toy-gaussian": toy(perturbation="gaussian"),
+    "toy-gaussian-bfloat16": toy("bfloat16", perturbation="gaussian"),
+    "toy-gaussian-float16": toy("float16", perturbation="gaussian"),
+    "toy-gaussian-none": toy(perturbation="gaussian", master="none"),
+    "toy-gaussian-none-bfloat16": toy("bfloat16", perturbation="gaussian", master="none"),
+    "toy-gaussian-none-float16": toy("float16", perturbation="gaussian", master="none"),
+    "toy-frozen": toy(perturbation="gaussian", trainable=("*.weight", "layers.1.*"), freeze=("layers.0.weight",)),
 }
 """One maker per engine: two calls give engines of the same base model and run seed, not yet loaded."""
 
 MEMBERS = (Member(2, 0, 1), Member(2, 0, -1), CENTRE, Member(2, 5, 1), Member(1, 9, -1))
+DECAY = Decay(l2=0.1, l1=0.001)
 PROMPTS = tuple(Prompt(index, f"Question {index}") for index in range(3))
 UPDATE = Update(2, (Term(1, 9, -0.02), Term(2, 0, 0.03), Term(2, 5, 0.01)))
 
@@ -85,6 +102,23 @@ def test_evaluating_leaves_the_centre_as_it_is(engine):
     assert engine.fingerprint() == before
 
 
+def test_a_thousand_evaluations_of_random_members_leave_the_centre_as_it_is(engine):
+    before = engine.fingerprint()
+    rng = np.random.default_rng(0)
+    numbers = zip(*(rng.integers(0, limit, 1000).tolist() for limit in (2**32, 2**32, 2)), strict=True)
+    members = [Member(generation, pair, 1 if sign else -1) for generation, pair, sign in numbers]
+    prompt = PROMPTS[:1]
+    jobs = [Job(i, 0.5, tuple(members[i : i + 50]), prompt, Sampling(max_tokens=8)) for i in range(0, 1000, 50)]
+    assert len(list(engine.evaluate(jobs))) == 1000
+    assert engine.fingerprint() == before
+
+
+def test_a_member_answers_alike_whoever_was_evaluated_before(engine):
+    alone = answers(engine, job(members=MEMBERS[:1]))
+    answers(engine, job(members=[Member(3, pair, -1) for pair in range(20)], sigma=5.0))
+    assert answers(engine, job(members=MEMBERS[:1])) == alone
+
+
 def test_jobs_in_any_order_give_the_same_rollouts(engine):
     jobs = [job(0, MEMBERS[:2]), job(1, MEMBERS[2:4]), job(2, MEMBERS[4:])]
     straight = answers(engine, *jobs)
@@ -111,6 +145,26 @@ def test_an_update_without_terms_changes_nothing(engine):
     before = engine.fingerprint()
     engine.apply(Update(0, ()))
     assert engine.fingerprint() == before
+
+
+def test_updates_together_give_the_bits_they_give_in_turn(make):
+    together, in_turn = make(), make()
+    updates = [UPDATE, Update(3, ()), Update(4, (Term(4, 1, 0.5), Term(4, 2, -0.01)), DECAY), Update(5, (), DECAY)]
+    for engine in (together, in_turn):
+        engine.load()
+    together.apply(*updates)
+    for update in updates:
+        in_turn.apply(update)
+    assert together.fingerprint() == in_turn.fingerprint()
+
+
+def test_a_whole_decay_goes_back_to_the_base_model(make):
+    engine, fresh = make(), make()
+    engine.load()
+    fresh.load()
+    engine.apply(UPDATE)
+    engine.apply(Update(3, (), Decay(l2=1.0)))
+    assert engine.fingerprint() == fresh.fingerprint()
 
 
 def test_a_snapshot_read_back_is_the_same_centre(make, tmp_path):

@@ -95,6 +95,9 @@ def test_an_unknown_key_is_an_error_with_the_nearest_known_one(settings, parts):
         ({"population": 1}, "population=1: must be greater than or equal to 2"),
         ({"seed": -1}, "seed=-1: must be greater than or equal to 0"),
         ({"seed": 2**64}, f"seed={2**64}: must be less than {2**64}"),
+        ({"perturbation": "rank1"}, "perturbation='rank1': must be 'lowrank' or 'gaussian'"),
+        ({"master": "bfloat16"}, "master='bfloat16': must be 'float32' or 'none'"),
+        ({"freeze": "*.bias"}, "freeze='*.bias': must be a valid tuple"),
         ({"shaping": "rank"}, "shaping='rank': must be 'zscore' or 'per_prompt'"),
         ({"model": 5}, "model=5: must be a valid string"),
         ({"top_p": 1.5}, "top_p=1.5: must be less than or equal to 1"),
@@ -156,7 +159,7 @@ INCIDENTAL = {
     "save_steps": 3,
     "save_total_limit": 3,
     "toy": {"delay": 3.0},
-    "transformers": {"device": "cuda", "trust_remote_code": True, "max_rows": 1},
+    "transformers": {"device": "cuda", "trust_remote_code": True, "centre_file": "x", "max_rows": 1},
 }
 
 
@@ -172,6 +175,11 @@ def test_identity_leaves_out_what_results_do_not_depend_on(name):
         {"sigma": 0.5},
         {"seed": 1},
         {"rank": 2},
+        {"perturbation": "gaussian"},
+        {"master": "none"},
+        {"trainable": ("*.weight",)},
+        {"freeze": ("*.bias",)},
+        {"toy": {"dtype": "bfloat16"}},
         {"shaping": "per_prompt"},
         {"toy": {"size": 3}},
         {"stop": ("x",)},

@@ -137,3 +137,9 @@ def test_zscores_of_scored_members_have_unit_variance_or_are_all_zero(scores):
 @given(scores=matrices)
 def test_with_one_prompt_both_shapings_agree(scores):
     np.testing.assert_allclose(per_prompt(scores[:, :1]), zscore(scores[:, :1]), atol=1e-9)
+
+
+@pytest.mark.parametrize("shaping", SHAPINGS.values(), ids=SHAPINGS)
+def test_rewards_too_small_for_a_spread_are_a_tie(shaping):
+    scores = np.array([[1e-300], [-1e-300], [3e-300]])
+    assert shaping(scores).tolist() == [0.0, 0.0, 0.0]

@@ -18,7 +18,7 @@ from seedtune.kernels.simd import perturb_16, prefetch_read, prefetch_write
 from seedtune.noise import PHILOX_M0, PHILOX_M1, PHILOX_ROUNDS, PHILOX_W0, PHILOX_W1
 
 PIECE = 1 << 16  # elements one thread takes at a time
-CHUNK = 1 << 12  # elements of a full-rank update whose sums stay in the caches next to the table
+CHUNK = 1 << 14  # elements of a full-rank update, whose sums stay in the second-level cache next to the table
 TILE = 512  # columns of a low-rank update that stay in the first-level cache
 AHEAD = 256  # elements by which reading runs ahead of a perturbation
 DRAW = 8  # Philox blocks drawn at a time, one AVX-512 register of 64-bit lanes

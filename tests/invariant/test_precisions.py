@@ -1,0 +1,33 @@
+"""A run is its ledger: in every precision, replayed, resumed and cut into pieces it ends at the same bits."""
+
+from __future__ import annotations
+
+import shutil
+from itertools import product
+from pathlib import Path
+
+import pytest
+
+import runs
+from seedtune import replay
+from seedtune.trainer import Trainer
+
+MATRIX = [
+    {"perturbation": perturbation, "master": master, "toy": {"size": 5, "dtype": dtype}}
+    for perturbation, master, dtype in product(
+        ("gaussian", "lowrank"), ("float32", "none"), ("float32", "bfloat16", "float16")
+    )
+]
+
+
+@pytest.mark.parametrize("settings", MATRIX, ids=lambda s: f"{s['perturbation']}-{s['master']}-{s['toy']['dtype']}")
+def test_a_run_is_rebuilt_from_its_ledger_alone(settings, tmp_path: Path):
+    whole = Trainer(runs.toy(tmp_path / "whole", **settings))
+    whole.train()
+    first = runs.toy(tmp_path / "resumed", **settings)
+    Trainer(first.replace(generations=2)).train()
+    Trainer(first).train(resume=True)
+    end = whole.load().fingerprint()
+    assert runs.fingerprint(tmp_path / "resumed") == end
+    shutil.rmtree(replay.RunPaths(tmp_path / "whole").snapshots)
+    assert runs.fingerprint(tmp_path / "whole") == end
