@@ -1,6 +1,6 @@
 """How fast noise, perturbations, updates and fingerprints are, as ratios measured side by side in one run.
 
-    python benchmarks/noise.py [--elements 16777216] [--repeats 9]
+    python benchmarks/noise.py [--elements 16777216] [--repeats 9] [--output benchmarks/results/noise.md]
 
 Everything is compiled and touched before it is timed; contestants take turns, so a slow moment of the
 machine hits all of them; figures are medians.
@@ -12,6 +12,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import numba
 import numpy as np
@@ -37,6 +38,15 @@ PAIRS = [
 
 # The linear weights of SmolLM2-135M: 30 layers and the embedding.
 SMOLLM2 = [(576, 576), (192, 576), (192, 576), (576, 576), (1536, 576), (1536, 576), (576, 1536)]
+
+
+LINES: list[str] = []
+
+
+def say(line: str) -> None:
+    """Print a result and keep it."""
+    print(line, flush=True)
+    LINES.append(line)
 
 
 def medians(contestants: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
@@ -70,9 +80,9 @@ def noise_and_fingerprint(n: int, repeats: int) -> None:
         repeats,
     )
     for name, seconds in found.items():
-        print(f"{name:14} {n / seconds / 1e9:6.2f} 10^9 elements/s")
-    print(f"fill_normals is {found['torch normal_'] / found['fill_normals']:.1f} times torch normal_")
-    print(f"fingerprint runs at {found['torch sum'] / found['fingerprint']:.2f} of a plain sum")
+        say(f"{name:14} {n / seconds / 1e9:6.2f} 10^9 elements/s")
+    say(f"fill_normals is {found['torch normal_'] / found['fill_normals']:.1f} times torch normal_")
+    say(f"fingerprint runs at {found['torch sum'] / found['fingerprint']:.2f} of a plain sum")
 
 
 def perturbation(n: int, repeats: int, source: str, goal: str) -> None:
@@ -95,7 +105,7 @@ def perturbation(n: int, repeats: int, source: str, goal: str) -> None:
         repeats,
     )
     copies = ", ".join(f"{found['ours'] / found[name]:.2f} times a plain copy {name}" for name in spare)
-    print(
+    say(
         f"perturb {source} -> {goal}: {n / found['ours'] / 1e9:.2f} 10^9 elements/s, {copies}, "
         f"{found['pair'] / found['ours']:.1f} times as fast as adding and subtracting torch.randn"
     )
@@ -113,7 +123,7 @@ def small_factors(repeats: int) -> None:
         repeats * 50,
     )
     ratio = found["torch"] / found["fill"]
-    print(f"fill_factors 16 pairs x 576: {found['fill'] * 1e6:.1f} us, {ratio:.1f} times torch normal_")
+    say(f"fill_factors 16 pairs x 576: {found['fill'] * 1e6:.1f} us, {ratio:.1f} times torch normal_")
 
 
 def update_of(pairs: int) -> Update:
@@ -139,7 +149,7 @@ def lowrank_update(repeats: int, dtype: str, pairs: int = 16) -> None:
 
     found = medians({"ours": ours, "addmm": blas}, repeats)
     size = sum(theta.size for theta in thetas) / 1e6
-    print(
+    say(
         f"update_lowrank {dtype}, {size:.0f} million x {pairs} pairs: {found['ours']:.3f} s, "
         f"{found['addmm'] / found['ours']:.2f} times torch addmm_ (whose order of additions is not fixed)"
     )
@@ -157,7 +167,7 @@ def full_update(n: int, repeats: int, dtype: str, members: int = 32) -> None:
 
     found = medians({"ours": lambda: cpu.update_full(theta, KEY, [update]), "loop": published}, repeats)
     rate, ratio = n * members / found["ours"] / 1e9, found["loop"] / found["ours"]
-    print(
+    say(
         f"update_full {dtype}, {members} members: {rate:.2f} 10^9 normals drawn and added a second, "
         f"{ratio:.1f} times as fast as the published loop"
     )
@@ -167,8 +177,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--elements", type=int, default=1 << 24)
     parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--output", type=Path, help="write the lines as Markdown")
     options = parser.parse_args()
-    print(
+    say(
         f"numba {numba.__version__} ({numba.get_num_threads()} threads), torch {torch.__version__} "
         f"({torch.get_num_threads()} threads), numpy {np.__version__}"
     )
@@ -180,6 +191,10 @@ def main() -> None:
         full_update(options.elements // 8, options.repeats, dtype)
     for dtype in rounding.ARRAYS:
         lowrank_update(options.repeats, dtype)
+    if options.output:
+        command = f"`python benchmarks/noise.py --repeats {options.repeats}`, {time.strftime('%Y-%m-%d')}, 2 cores."
+        shown = "\n".join(f"* {line}" for line in LINES)
+        options.output.write_text(f"# Noise, perturbation and update\n\n{command}\n\n{shown}\n")
 
 
 if __name__ == "__main__":
