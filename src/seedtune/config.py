@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from seedtune.errors import ConfigError, nearest
 
@@ -41,14 +41,20 @@ class TransformersSettings(Section):
     """Prompt tokens of one prefill pass: bounds the memory of activations."""
 
     packed: Literal["auto", "yes", "no"] = "auto"
-    """Keep linear weights in the layout the processor multiplies fastest (bfloat16 on CPUs).  ``auto``: yes, unless
-    that would cost a second copy (``master: none``)."""
+    """Keep linear weights in the layout the processor multiplies fastest (bfloat16 on CPUs).  ``auto``: yes with
+    ``master: float32`` (with ``gaussian`` that is a second copy of the live weights), no with ``master: none``."""
 
     centre_file: str | None = None
-    """Keep a float32 centre in a memory-mapped file in this folder instead of in memory."""
+    """Keep the centre in a memory-mapped file in this folder instead of in memory (CPU only)."""
 
     trust_remote_code: bool = False
     """Run model code that comes with a checkpoint.  Off unless you trust its author."""
+
+    @field_validator("packed", mode="before")
+    @classmethod
+    def _words_of_yaml(cls, value: Any) -> Any:
+        """YAML reads an unquoted yes or no as true or false."""
+        return {True: "yes", False: "no"}[value] if isinstance(value, bool) else value
 
 
 class ToySettings(Section):
@@ -177,6 +183,15 @@ class Config(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _rank_is_of_lowrank(self) -> Config:
+        if self.perturbation != "lowrank" and self.rank != 1:
+            raise ValueError(
+                f"rank={self.rank} means nothing with perturbation={self.perturbation}: leave it out, "
+                "or use perturbation=lowrank"
+            )
+        return self
+
     @property
     def step(self) -> float:
         """α, or σ/2 where none was given."""
@@ -206,7 +221,7 @@ _INCIDENTAL: dict[str, Any] = {
     # The base model is known by its fingerprint, not by where it lies.
     **dict.fromkeys(("model", "output_dir", "generations", "eval_steps", "eval_prompts", "logging_steps"), True),
     **dict.fromkeys(("save_steps", "save_total_limit"), True),
-    "transformers": {"device", "trust_remote_code", "centre_file"},
+    "transformers": {"device", "trust_remote_code", "centre_file", "packed"},
     "toy": {"delay"},
 }
 

@@ -10,6 +10,7 @@ import json
 import math
 import mmap
 import os
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -80,22 +81,18 @@ def _check(entries: Mapping[str, Any], tensors: Mapping[str, Array], size: int) 
         raise ValueError(f"it is cut off after {size} bytes of data")
 
 
-def mapped(path: Path, shapes: Mapping[str, tuple[int, ...]], dtype: str = "float32") -> dict[str, Array]:
-    """New arrays that live in a memory-mapped file, which is overwritten.
-
-    The file is removed from its folder at once, so that it is gone when the process ends, however it ends.
-    """
+def mapped(folder: Path, shapes: Mapping[str, tuple[int, ...]], dtype: str = "float32") -> dict[str, Array]:
+    """New arrays that live in a memory-mapped file of no name in ``folder``, gone when the process ends."""
     kind = np.dtype(ARRAYS[dtype])
     total = sum(math.prod(shape) for shape in shapes.values())
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("w+b") as file:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
             # Room is taken now: a page that finds none later would end the process with SIGBUS.
             os.posix_fallocate(file.fileno(), 0, max(1, total) * kind.itemsize)
             whole = np.memmap(file, kind, "r+", shape=(max(1, total),))
-        path.unlink()
     except OSError as error:
-        raise StorageError(f"cannot map {path}: {error}. Choose a folder on a disk with room.") from error
+        raise StorageError(f"cannot map a file in {folder}: {error}. Choose a folder on a disk with room.") from error
     arrays, place = {}, 0
     for name, shape in shapes.items():
         count = math.prod(shape)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from transformers import AttentionInterface
 
 from models import (
     FAMILIES,
@@ -25,6 +26,7 @@ from models import (
 )
 from seedtune import noise
 from seedtune.engines.transformers.engine import TransformersEngine
+from seedtune.engines.transformers.linear import can_pack
 from seedtune.engines.transformers.perturbation import as_tensor
 from seedtune.errors import ConfigError
 from seedtune.rounding import nearest, stochastic, widen
@@ -250,3 +252,44 @@ def test_a_decay_without_base_weights_is_refused(folders: Callable[[str], Path])
     engine = load_engine(folders("llama"))
     with pytest.raises(ValueError, match="needs the base weights"):
         engine.apply(Update(0, (), Decay(l2=0.1)))
+
+
+@pytest.mark.skipif(not can_pack(torch.bfloat16, torch.device("cpu")), reason="no bfloat16 products on this processor")
+@pytest.mark.parametrize("perturbation", ["lowrank", "gaussian"])
+@pytest.mark.parametrize("family", ["llama", "llama-untied", "qwen2", "phi3", "mixtral"])
+def test_packed_layers_follow_every_member_and_the_centre(
+    family: str, perturbation: str, folders: Callable[[str], Path]
+) -> None:
+    seen: list[list[torch.Tensor]] = []
+    for packed in ("yes", "no"):
+        how = {"perturbation": perturbation}
+        engine = load_engine(folders(family), how=how, dtype="bfloat16", packed=packed)
+        with recorded_logits() as logits:
+            answers(engine, job(PROMPTS, members=MEMBERS, sigma=0.1, max_tokens=1))
+            engine.apply(Update(3, (Term(3, 0, 0.3),)))
+            answers(engine, job(PROMPTS, members=(CENTRE,), sigma=0.1, max_tokens=1))
+        seen.append([torch.stack(rows) for _, rows in sorted(logits.items())])
+    for packed_rows, plain_rows in zip(*seen, strict=True):
+        torch.testing.assert_close(packed_rows, plain_rows, atol=0.06, rtol=0.02)
+    assert (seen[1][0][0] - seen[1][3][0]).abs().max() > 0.3
+
+
+def test_lowrank_with_nothing_that_it_perturbs_is_refused(folders: Callable[[str], Path]) -> None:
+    with pytest.raises(ConfigError, match="leaves no weight of a linear layer"):
+        load_engine(folders("llama"), how={"trainable": ("*norm*",)})
+
+
+def test_a_centre_file_that_is_a_file_is_refused(folders: Callable[[str], Path], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match=r"is a file\. Give a folder"):
+        load_engine(folders("llama"), centre_file=str(tmp_path / "file"))
+
+
+def test_a_closed_engine_lets_go_of_its_model_and_loads_again(folders: Callable[[str], Path]) -> None:
+    engine = load_engine(folders("llama"))
+    before, name = engine.fingerprint(), engine.attention.name
+    engine.close()
+    engine.close()
+    assert name not in AttentionInterface._global_mapping
+    engine.load()
+    assert engine.fingerprint() == before

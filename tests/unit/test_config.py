@@ -117,6 +117,12 @@ def test_an_odd_population_of_pairs_says_both_ways_out():
     assert Config(population=7, antithetic=False).population == 7
 
 
+def test_a_rank_without_low_rank_is_not_ignored():
+    assert error_of({"perturbation": "gaussian", "rank": 4}).startswith(
+        "rank=4 means nothing with perturbation=gaussian"
+    )
+
+
 def test_every_mistake_is_told_at_once():
     assert error_of({"sigma": 0, "rank": 0}).count(": must be") == 2
 
@@ -159,7 +165,7 @@ INCIDENTAL = {
     "save_steps": 3,
     "save_total_limit": 3,
     "toy": {"delay": 3.0},
-    "transformers": {"device": "cuda", "trust_remote_code": True, "centre_file": "x", "max_rows": 1},
+    "transformers": {"device": "cuda", "trust_remote_code": True, "centre_file": "x", "packed": "no", "max_rows": 1},
 }
 
 

@@ -169,3 +169,39 @@ def test_the_vector_exponential_is_exact_to_two_millionths() -> None:
     out = np.empty_like(x)
     _exp_all(out, x)
     np.testing.assert_allclose(out, np.exp(x.astype(np.float64)), rtol=2e-6)
+
+
+class LargeClipMLP(LlamaMLP):
+    """Clips where only large inputs reach."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.down_proj((self.act_fn(self.gate_proj(x)) * self.up_proj(x)).clamp(max=20.0))
+
+
+def test_a_clip_that_only_large_values_reach_is_seen() -> None:
+    model = holder(LargeClipMLP(CONFIG), torch.float32)
+    assert fuse_gates(model, torch.float32) == 0
+
+
+class PartialMLP(LlamaMLP):
+    """Cannot run on a probe."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.down_proj(x[:, 100:].view(7, 7))
+
+
+def test_a_layer_that_fails_on_the_probe_keeps_its_own_code() -> None:
+    model = holder(PartialMLP(CONFIG), torch.float32)
+    assert fuse_gates(model, torch.float32) == 0
+
+
+@torch.no_grad()
+def test_a_fused_layer_leaves_partial_rotation_to_the_model(attention: SlotAttention) -> None:
+    model = holder(LlamaAttention(CONFIG, 0), torch.float32)
+    plain = model.layer
+    assert fuse_attention(model, attention, torch.float32) == 1
+    seen: list[Any] = []
+    plain.forward = lambda *inputs, **named: seen.append(named) or (inputs[0], None)
+    half = torch.ones(1, 3, 8)
+    model.layer(torch.ones(1, 3, 64), (half, half), past_key_values=None)
+    assert len(seen) == 1

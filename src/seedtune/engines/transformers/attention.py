@@ -88,6 +88,11 @@ class SlotAttention:
         self.name = f"seedtune-{id(self)}"
         AttentionInterface.register(self.name, self)
 
+    def close(self) -> None:
+        """Let go of the cache, and leave transformers' registry."""
+        self.cache.layers.clear()
+        AttentionInterface._global_mapping.pop(self.name, None)
+
     def __call__(  # noqa: PLR0913 - the interface is transformers'
         self,
         module: nn.Module,
@@ -201,11 +206,7 @@ def _sdpa(q: Tensor, keys: Tensor, values: Tensor, seen: Tensor | None, scale: f
 def _attend(q: Tensor, keys: Tensor, values: Tensor, seen: Tensor, scale: float, cap: float) -> Tensor:
     """Plain attention with grouped heads; ``seen`` broadcasts to (rows, kv_heads, group, queries, time)."""
     rows, heads, queries, dim = q.shape
-    grouped = (
-        q.view(rows, keys.shape[1], -1, queries, dim)
-        if q.is_contiguous()
-        else q.reshape(rows, keys.shape[1], -1, queries, dim)
-    )
+    grouped = q.reshape(rows, keys.shape[1], -1, queries, dim)
     scores = (grouped @ keys[:, :, None]).float() * scale
     if cap > 0.0:
         scores = cap * torch.tanh(scores / cap)

@@ -39,10 +39,11 @@ class TransformersEngine:
         self.noise, self.settings = noise, settings
         self.device = torch_device(settings)
         self._times = EngineTimes()
-        self._stale = False
+        self._stale = self._loaded = False
 
     def load(self, snapshot: Path | None = None) -> EngineInfo:
         """Read the checkpoint, put population layers in place and round the centre into the live weights."""
+        self.close()
         model = self.source.load().eval()
         self.tokenizer = self.source.tokenizer()
         self.context: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
@@ -54,6 +55,7 @@ class TransformersEngine:
             self.centre.restore(snapshot)
         self.perturbation.attach(self.model)
         self.fused = fuse(self.model, self.attention, dtype=self.dtype, device=self.device)
+        self._stale, self._loaded = False, True
         kept = centre_dtype(self.noise, self.dtype)
         names = (str(d).removeprefix("torch.") for d in (self.dtype, self.device, kept))
         dtype, device, centre = names
@@ -74,10 +76,22 @@ class TransformersEngine:
 
     def _perturbation(self, model: Any, seen: Trace) -> Perturbation:
         place = Place(self.dtype, self.device, self._packed())
-        folder = None if self.settings.centre_file is None else Path(self.settings.centre_file)
+        folder = self._centre_folder()
         if self.noise.perturbation == "gaussian":
             return FullRank(model, seen, noise=self.noise, place=place, folder=folder)
         return LowRank(model, seen, noise=self.noise, place=place, folder=folder)
+
+    def _centre_folder(self) -> Path | None:
+        """Where the centre is mapped, if it is."""
+        name = self.settings.centre_file
+        if name is None:
+            return None
+        folder = Path(name).expanduser()
+        if self.device.type != "cpu":
+            raise ConfigError(f"transformers.centre_file={name!r} is for the CPU, but the device is {self.device}.")
+        if folder.exists() and not folder.is_dir():
+            raise ConfigError(f"transformers.centre_file={name!r} is a file. Give a folder.")
+        return folder
 
     def _packed(self) -> bool:
         """Whether live weights are kept in the processor's layout, which is a copy of them."""
@@ -85,7 +99,8 @@ class TransformersEngine:
         possible = can_pack(self.dtype, self.device)
         if wanted == "yes" and not possible:
             raise ConfigError(
-                "transformers.packed=yes needs lowrank in bfloat16 on a CPU that multiplies it. Use auto."
+                f"transformers.packed=yes, but the model runs in {self.dtype} on {self.device}: only bfloat16 on a CPU "
+                "that multiplies it can be packed. Use packed=auto."
             )
         return possible and (wanted == "yes" or (wanted == "auto" and self.noise.master == "float32"))
 
@@ -199,8 +214,11 @@ class TransformersEngine:
         return taken
 
     def close(self) -> None:
-        """Drop the model and its cache."""
-        self.attention.cache.layers.clear()
+        """Drop the model, its cache and its place in transformers' registry."""
+        if self._loaded:
+            self.attention.close()
+            del self.model, self.perturbation
+            self._loaded = False
 
 
 def _rows(job: Job, ids: list[list[int]], limits: list[int]) -> list[Row]:

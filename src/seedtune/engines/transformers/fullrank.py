@@ -89,7 +89,7 @@ def _copies(tensors: dict[str, Tensor], dtype: torch.dtype, device: torch.device
 def _mapped(tensors: dict[str, Tensor], dtype: torch.dtype, folder: Path) -> dict[str, Weights]:
     """The centre's own arrays in a mapped file."""
     shapes = {name: tuple(t.shape) for name, t in tensors.items()}
-    arrays = tensorfile.mapped(folder / "seedtune-centre", shapes, str(dtype).removeprefix("torch."))
+    arrays = tensorfile.mapped(folder, shapes, str(dtype).removeprefix("torch."))
     for name, tensor in tensors.items():
         arrays[name][...] = as_weights(tensor.to(dtype))
     return arrays

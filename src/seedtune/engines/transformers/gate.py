@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from seedtune.engines.transformers.linear import bits, input_width, joined
-from seedtune.engines.transformers.probe import alike, probe_values
+from seedtune.engines.transformers.probe import NOT_PLAIN, alike, probe_values
 from seedtune.kernels import gate
 
 _CHILDREN = {"gate_proj", "up_proj", "down_proj", "act_fn"}
@@ -55,6 +55,8 @@ def _is_plain(module: Any, dtype: torch.dtype) -> bool:
     handle = module.get_submodule("down_proj").register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0]))
     try:
         expected = module(probe)
+    except NOT_PLAIN:
+        return False
     finally:
         handle.remove()
     fused = FusedGate(module)

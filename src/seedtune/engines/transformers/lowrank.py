@@ -27,6 +27,7 @@ from seedtune.engines.transformers.linear import (
 )
 from seedtune.engines.transformers.perturbation import Place, as_tensor, as_weights, centre_dtype, kernels_of
 from seedtune.engines.transformers.tracing import EXPERT, Trace, group_calls, is_linear
+from seedtune.errors import ConfigError
 from seedtune.selection import select
 from seedtune.types import Member
 from seedtune.weights import Centre, Weights, factors
@@ -53,6 +54,11 @@ class LowRank:
             and id(modules[call.name].weight) in allowed
         ]
         chosen = {f"{call.name}.weight" for call in calls}
+        if not chosen:
+            raise ConfigError(
+                f"trainable={list(noise.trainable)} without freeze={list(noise.freeze)} leaves no weight of a linear "
+                "layer, which is all that lowrank perturbs. Select some, or use perturbation=gaussian."
+            )
         called = [call.name for call in trace.calls]
         self.coverage = with_tied_head(coverage_of(model, chosen, trainable=set(trainable), called=called), model)
         self.groups: list[LinearGroup] = []
@@ -97,7 +103,7 @@ class LowRank:
         if self._folder is None:
             return torch.empty(rows, columns, dtype=self._kept, device=self._place.device)
         kind = str(self._kept).removeprefix("torch.")
-        return as_tensor(tensorfile.mapped(self._folder / "seedtune-centre", {"": (rows, columns)}, kind)[""])
+        return as_tensor(tensorfile.mapped(self._folder, {"": (rows, columns)}, kind)[""])
 
     def attach(self, model: Any) -> None:
         """Pack linear layers that are not perturbed, and round the centre into the live weights."""

@@ -32,12 +32,13 @@ class PackedGroup:
 
 def pack_layers(model: Any, trace: Trace, trainable: Collection[str]) -> list[PackedGroup]:
     """Put packed layers in place of every plain linear layer of the traced pass, routed experts left out."""
+    changing = {id(p) for name, p in model.named_parameters() if name in trainable}
     modules = dict(model.named_modules())
     calls = [c for c in trace.calls if type(modules[c.name]) is nn.Linear and not EXPERT.search(c.name)]
-    return [_pack(model, names, [modules[n] for n in names], trainable) for names in group_calls(calls)]
+    return [_pack(model, names, [modules[n] for n in names], changing) for names in group_calls(calls)]
 
 
-def _pack(model: Any, names: list[str], layers: list[Any], trainable: Collection[str]) -> PackedGroup:
+def _pack(model: Any, names: list[str], layers: list[Any], changing: Collection[int]) -> PackedGroup:
     buffer = _stack([layer.weight for layer in layers])
     biases = [layer.bias for layer in layers if layer.bias is not None]
     parts = [Part(n, layer.out_features, False, None) for n, layer in zip(names, layers, strict=True)]
@@ -47,15 +48,9 @@ def _pack(model: Any, names: list[str], layers: list[Any], trainable: Collection
         owner, _, leaf = name.rpartition(".")
         own = {key: p for key, p in (("weight", layer.weight), ("bias", layer.bias)) if p is not None}
         setattr(model.get_submodule(owner), leaf, PerturbedLinear(group, index, own))
-    packed = PackedGroup(group, buffer, any(f"{name}.weight" in trainable for name in names) or _is_tied(layers, model))
+    packed = PackedGroup(group, buffer, any(id(layer.weight) in changing for layer in layers))
     packed.pack()
     return packed
-
-
-def _is_tied(layers: list[Any], model: Any) -> bool:
-    """Whether a layer's weight is known, and rewritten, under another name."""
-    head = model.get_output_embeddings()
-    return any(layer is head for layer in layers)
 
 
 def _stack(weights: list[Any]) -> Tensor:

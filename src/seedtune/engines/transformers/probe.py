@@ -9,9 +9,17 @@ ROUNDING_FLIPS = 0.05
 """Share of a bfloat16 probe's elements that may differ by their last bit."""
 
 
-def probe_values(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """Fixed values without pattern, of order one."""
-    return torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(dtype)
+NOT_PLAIN = (RuntimeError, ValueError, TypeError, IndexError, AttributeError)
+"""What a layer may raise that is run on a probe it was not made for: then it keeps its own code."""
+
+
+def probe_values(shape: tuple[int, int, int], dtype: torch.dtype) -> Tensor:
+    """Fixed values (1, tokens, width) without pattern, of order 1 for the first token, then 4, then 16.
+
+    A layer that clips does so at some size.
+    """
+    values = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    return (values * 4.0 ** torch.arange(shape[1])[:, None]).to(dtype)
 
 
 def alike(found: Tensor, expected: Tensor) -> bool:

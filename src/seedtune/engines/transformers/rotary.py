@@ -13,7 +13,7 @@ from transformers import AttentionInterface
 
 from seedtune.engines.transformers.attention import SlotAttention
 from seedtune.engines.transformers.linear import bits, input_width, joined
-from seedtune.engines.transformers.probe import probe_values
+from seedtune.engines.transformers.probe import NOT_PLAIN, probe_values
 from seedtune.kernels import rotary
 
 _CHILDREN = {"q_proj", "k_proj", "v_proj", "o_proj"}
@@ -46,6 +46,7 @@ class FusedAttention(nn.Module):
         self.layer_idx: int = plain.layer_idx
         self.heads, self.kv_heads, self.dim = seen.query.shape[1], seen.key.shape[1], seen.query.shape[3]
         self.attend, self.options = attend, seen.options
+        self._plain = (plain,)  # in a tuple it is no submodule, whose parameters would count twice
 
     def forward(
         self,
@@ -55,15 +56,22 @@ class FusedAttention(nn.Module):
         past_key_values: Any = None,
         **_: Any,
     ) -> tuple[Tensor, None]:
-        """Hidden states (1, tokens, hidden); cos and sin (1, tokens, dim)."""
+        """Hidden states (1, tokens, hidden); cos and sin (1, tokens, dim), else the model's own layer is run."""
+        cos, sin = position_embeddings
+        if cos.shape[-1] != self.dim or cos.dtype != hidden_states.dtype:
+            return self._run_plain(hidden_states, position_embeddings, past_key_values)
         y = joined(hidden_states, (self.q_proj, self.k_proj, self.v_proj))
         packed = y.view(y.shape[1], -1, self.dim)
-        cos, sin = position_embeddings
         rotary.rotate(bits(packed), bits(cos[0]), bits(sin[0]), self.heads + self.kv_heads)
         q, k, v = (x.transpose(0, 1)[None] for x in packed.split((self.heads, self.kv_heads, self.kv_heads), 1))
         k, v = past_key_values.update(k, v, self.layer_idx)
         out, _weights = self.attend(self, q, k, v, None, **self.options)
         return self.o_proj(out.reshape(1, y.shape[1], -1)), None
+
+    def _run_plain(self, hidden: Tensor, turn: tuple[Tensor, Tensor], cache: Any) -> tuple[Tensor, None]:
+        """Rotary embedding of a part of each head, or in another precision, which the probe cannot know."""
+        out, *_ = self._plain[0](hidden, position_embeddings=turn, attention_mask=None, past_key_values=cache)
+        return out, None
 
 
 class _Through:
@@ -110,6 +118,8 @@ def _fused(module: Any, attention: SlotAttention, dtype: torch.dtype) -> FusedAt
     AttentionInterface.register(attention.name, attend)
     try:
         expected, _ = module(inputs, position_embeddings=turn, attention_mask=None, past_key_values=_Through())
+    except NOT_PLAIN:
+        return None
     finally:
         AttentionInterface.register(attention.name, attention)
     if len(seen) != 1 or seen[0].query.shape[3] != dim or seen[0].value.shape != seen[0].key.shape:
