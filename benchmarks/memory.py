@@ -11,6 +11,7 @@ included, is what is reported, as the kernel counts it (VmHWM).
 from __future__ import annotations
 
 import argparse
+import os
 import platform
 import subprocess
 import sys
@@ -154,7 +155,8 @@ def table(title: str, rows: dict[str, float]) -> str:
 
 def versions() -> str:
     """What it ran on."""
-    return f"Python {platform.python_version()}, torch {torch.__version__}, transformers {transformers.__version__}"
+    found = f"torch {torch.__version__}, transformers {transformers.__version__}"
+    return f"{os.cpu_count()} cores. Python {platform.python_version()}, {found}"
 
 
 def main() -> None:
@@ -163,6 +165,8 @@ def main() -> None:
     parser.add_argument("--case", choices=CASES, help="one case; all of them, each in its own process, by default")
     parser.add_argument("--output", type=Path, help="write the tables as Markdown")
     options = parser.parse_args()
+    if options.case and options.output:
+        parser.error("--output is for all cases: leave --case out")
     if options.case:
         case = CASES[options.case]
         print(table(f"{case.model}, {case.perturbation}, master {case.master}", measure(case)), flush=True)

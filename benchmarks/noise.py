@@ -9,6 +9,7 @@ machine hits all of them; figures are medians.
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import time
 from collections.abc import Callable
@@ -192,7 +193,8 @@ def main() -> None:
     for dtype in rounding.ARRAYS:
         lowrank_update(options.repeats, dtype)
     if options.output:
-        command = f"`python benchmarks/noise.py --repeats {options.repeats}`, {time.strftime('%Y-%m-%d')}, 2 cores."
+        when = f"{time.strftime('%Y-%m-%d')}, {os.cpu_count()} cores"
+        command = f"`python benchmarks/noise.py --repeats {options.repeats}`, {when}."
         shown = "\n".join(f"* {line}" for line in LINES)
         options.output.write_text(f"# Noise, perturbation and update\n\n{command}\n\n{shown}\n")
 

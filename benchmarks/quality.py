@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import statistics
 import tempfile
@@ -91,7 +92,9 @@ def run(study: Study, mode: str, seed: int) -> list[Point]:
     curve = Curve()
     with tempfile.TemporaryDirectory() as folder:
         how = {"perturbation": mode, "seed": seed, "output_dir": f"{folder}/run"}
-        study.trainer(Config.create({**study.settings, **how}), curve).train()
+        trainer = study.trainer(Config.create({**study.settings, **how}), curve)
+        trainer.train()
+        trainer.load().close()
     print(
         f"{study.title} {mode} seed {seed}: {[(r, round(s, 1), round(v, 3)) for r, s, v in curve.points]}", flush=True
     )
@@ -164,7 +167,7 @@ def main() -> None:
 def write(folder: Path, name: str, text: str, seeds: int) -> None:
     """The table with its command and versions."""
     command = f"`python benchmarks/quality.py --task {name} --seeds {seeds}`, {time.strftime('%Y-%m-%d')}."
-    made = f"{command} Python {platform.python_version()}, torch {torch.__version__}, 2 cores."
+    made = f"{command} Python {platform.python_version()}, torch {torch.__version__}, {os.cpu_count()} cores."
     image = f"![reward against rollouts and seconds](quality-{name}.svg)"
     lines = ["# Gaussian and low-rank noise at equal rollouts", "", made, "", text, "", image, ""]
     (folder / f"quality-{name}.md").write_text("\n".join(lines))

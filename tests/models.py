@@ -247,6 +247,31 @@ def greedy(model: Any, prompt_ids: Sequence[int], limit: int) -> list[int]:
     return out[0, len(prompt_ids) :].tolist()
 
 
+def assert_members_are_materialised_models(
+    engine: TransformersEngine,
+    folder: Path,
+    members: Sequence[Member],
+    prompts: Sequence[Prompt],
+    *,
+    sigma: float,
+    new: int,
+) -> list[torch.Tensor]:
+    """Logits within 1e-4 and greedy tokens of plain Hugging Face; returns each member's first logits of prompt 2."""
+    with recorded_logits() as logits:
+        rollouts = answers(engine, job(prompts, members=members, sigma=sigma, max_tokens=new))
+    assert len(rollouts) == len(members) * len(prompts)
+    reference = Reference(folder, engine.centre.tensors, engine.noise)
+    for position, member in enumerate(members):
+        alone = reference.become(member, sigma)
+        for prompt in prompts:
+            ids = list(engine.tokenizer(prompt.content)["input_ids"])
+            tokens = list(rollouts[member, prompt.id, 0].token_ids)
+            ours = torch.stack(logits[position, prompt.id, 0])
+            torch.testing.assert_close(ours, forced_logits(alone, ids, tokens), atol=1e-4, rtol=0)
+            assert tokens == greedy(alone, ids, new)
+    return [logits[position, 2, 0][0] for position in range(len(members))]
+
+
 @contextmanager
 def recorded_logits() -> Iterator[dict[tuple[int, int, int], list[torch.Tensor]]]:
     """While open, collects the logits of every choice by (member position, prompt, sample)."""

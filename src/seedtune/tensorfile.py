@@ -82,7 +82,10 @@ def _check(entries: Mapping[str, Any], tensors: Mapping[str, Array], size: int) 
 
 
 def mapped(folder: Path, shapes: Mapping[str, tuple[int, ...]], dtype: str = "float32") -> dict[str, Array]:
-    """New arrays that live in a memory-mapped file of no name in ``folder``, gone when the process ends."""
+    """New arrays of these shapes in a memory-mapped file of no name in ``folder``, gone when the process ends.
+
+    The values are 0.  The file takes its whole size at once; StorageError if the disk has no room for it.
+    """
     kind = np.dtype(ARRAYS[dtype])
     total = sum(math.prod(shape) for shape in shapes.values())
     try:

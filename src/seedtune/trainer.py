@@ -89,8 +89,9 @@ class Trainer:
     def load(self) -> Engine:
         """The engine, loaded with the base model if nothing was trained or resumed yet."""
         if self.engine is None:
-            self.engine = engines.create(self.config)
-            self.engine.load()
+            engine = engines.create(self.config)
+            engine.load()
+            self.engine = engine
         return self.engine
 
     def evaluate(self) -> Metrics:
@@ -152,8 +153,9 @@ class Trainer:
 
     def _begin(self) -> Iterator[tuple[Ledger, State]]:
         self._release()
-        self.engine, self.generation = engines.create(self.config), 0
-        info = self.engine.load()
+        engine, self.generation = engines.create(self.config), 0
+        info = engine.load()
+        self.engine = engine
         try:
             self.paths.root.mkdir(parents=True, exist_ok=True)
             files.put(self.paths.config, self._settings().encode())

@@ -16,7 +16,7 @@ from models import (
     FAMILIES,
     Reference,
     answers,
-    forced_logits,
+    assert_members_are_materialised_models,
     greedy,
     job,
     load_engine,
@@ -64,18 +64,7 @@ def normals(name: str, shape: tuple[int, ...], generation: int, pair: int) -> np
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_member_is_the_materialised_model(family: str, folders: Callable[[str], Path]) -> None:
     engine = load_engine(folders(family), how=GAUSSIAN)
-    with recorded_logits() as logits:
-        rollouts = answers(engine, job(PROMPTS, members=MEMBERS, sigma=SIGMA, max_tokens=NEW))
-    assert len(rollouts) == len(MEMBERS) * len(PROMPTS)
-    reference = Reference(folders(family), engine.centre.tensors, engine.noise)
-    for position, member in enumerate(MEMBERS):
-        alone = reference.become(member, SIGMA)
-        for prompt in PROMPTS:
-            ids = list(engine.tokenizer(prompt.content)["input_ids"])
-            tokens = list(rollouts[member, prompt.id, 0].token_ids)
-            ours = torch.stack(logits[position, prompt.id, 0])
-            torch.testing.assert_close(ours, forced_logits(alone, ids, tokens), atol=1e-4, rtol=0)
-            assert tokens == greedy(alone, ids, NEW)
+    assert_members_are_materialised_models(engine, folders(family), MEMBERS, PROMPTS, sigma=SIGMA, new=NEW)
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "mixtral", "qwen2"])

@@ -13,13 +13,8 @@ import torch
 from models import (
     FAMILIES,
     UNSUPPORTED,
-    Reference,
-    answers,
-    forced_logits,
-    greedy,
-    job,
+    assert_members_are_materialised_models,
     load_engine,
-    recorded_logits,
     save_family,
     save_model,
     text_prompts,
@@ -52,19 +47,8 @@ def test_batched_members_equal_materialised_models_one_at_a_time(
     family: str, rank: int, settings: dict[str, Any], folders: Callable[[str], Path]
 ) -> None:
     engine = load_engine(folders(family), rank=rank, **settings)
-    with recorded_logits() as logits:
-        rollouts = answers(engine, job(PROMPTS, members=MEMBERS, sigma=SIGMA, max_tokens=NEW))
-    assert len(rollouts) == len(MEMBERS) * len(PROMPTS)
-    reference = Reference(folders(family), engine.centre.tensors, engine.noise)
-    for position, member in enumerate(MEMBERS):
-        alone = reference.become(member, SIGMA)
-        for prompt in PROMPTS:
-            ids = list(engine.tokenizer(prompt.content)["input_ids"])
-            tokens = list(rollouts[member, prompt.id, 0].token_ids)
-            ours = torch.stack(logits[position, prompt.id, 0])
-            torch.testing.assert_close(ours, forced_logits(alone, ids, tokens), atol=1e-4, rtol=0)
-            assert tokens == greedy(alone, ids, NEW)
-    _assert_far_apart([logits[position, 2, 0][0] for position in range(len(MEMBERS))])
+    first = assert_members_are_materialised_models(engine, folders(family), MEMBERS, PROMPTS, sigma=SIGMA, new=NEW)
+    _assert_far_apart(first)
 
 
 def _assert_far_apart(logits: list[torch.Tensor]) -> None:

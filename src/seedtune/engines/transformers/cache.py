@@ -105,15 +105,6 @@ class SlotCache(Cache):
                 layer.keys[target, :, :, :used] = layer.keys[source, :, :, :used]
                 layer.values[target, :, :used] = layer.values[source, :, :used]
 
-    def bytes_per_position(self) -> int:
-        """Bytes one position of one slot takes over all layers (after the first forward pass)."""
-        total = 0
-        for layer in self.layers:
-            if layer.is_initialized:
-                per_slot = layer.keys[0].numel() + layer.values[0].numel()
-                total += per_slot * layer.keys.element_size() // self.time
-        return total
-
 
 def empty_like_cache(cache: SlotCache | None, slots: int, time: int) -> SlotCache:
     """``cache`` if it is large enough, else a new one (the old one's memory is released first)."""

@@ -123,7 +123,6 @@ class TransformersEngine:
             use_cache=True,
             logits_to_keep=torch.tensor(pack.last()),
         )
-        self.position_bytes = self.attention.cache.bytes_per_position()
 
     def evaluate(self, jobs: Iterable[Job]) -> Iterator[Rollout]:
         """Every job's rollouts as they finish."""

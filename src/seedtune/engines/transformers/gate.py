@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from seedtune.engines.transformers.linear import bits, input_width, joined
 from seedtune.engines.transformers.probe import NOT_PLAIN, alike, probe_values
+from seedtune.engines.transformers.tracing import replace_module
 from seedtune.kernels import gate
 
 _CHILDREN = {"gate_proj", "up_proj", "down_proj", "act_fn"}
@@ -38,8 +39,7 @@ def fuse_gates(model: Any, dtype: torch.dtype) -> int:
     """Replace every feed-forward layer of ``model`` that computes this formula; returns how many."""
     found = [name for name, module in model.named_modules() if _is_plain(module, dtype)]
     for name in found:
-        owner, _, leaf = name.rpartition(".")
-        setattr(model.get_submodule(owner), leaf, FusedGate(model.get_submodule(name)))
+        replace_module(model, name, FusedGate(model.get_submodule(name)))
     return len(found)
 
 

@@ -26,7 +26,7 @@ from seedtune.engines.transformers.linear import (
     RowState,
 )
 from seedtune.engines.transformers.perturbation import Place, as_tensor, as_weights, centre_dtype, kernels_of
-from seedtune.engines.transformers.tracing import EXPERT, Trace, group_calls, is_linear
+from seedtune.engines.transformers.tracing import EXPERT, Trace, group_calls, is_linear, replace_module
 from seedtune.errors import ConfigError
 from seedtune.selection import select
 from seedtune.types import Member
@@ -86,7 +86,7 @@ class LowRank:
         self.groups.append(group)
         self._fused.append(buffer)
         for index, name in enumerate(names):
-            _replace(self._model, name, PerturbedLinear(group, index))
+            replace_module(self._model, name, PerturbedLinear(group, index))
 
     def _buffer(self, weights: list[Tensor]) -> Tensor:
         """The weights under each other in the centre's type; a single one that has it is taken over as it is."""
@@ -110,7 +110,7 @@ class LowRank:
         for name in self._rest if self._place.packed else ():
             layer = model.get_submodule(name)
             if isinstance(layer, nn.Linear):
-                _replace(model, name, FrozenLinear(layer.weight.detach(), layer.bias, packed=True))
+                replace_module(model, name, FrozenLinear(layer.weight.detach(), layer.bias, packed=True))
         self.refresh()
 
     def refresh(self) -> None:
@@ -170,8 +170,3 @@ def _part(name: str, module: Any, place: Place) -> Part:
     transposed = isinstance(module, Conv1D)
     bias = None if module.bias is None else module.bias.detach().to(place.device, place.dtype)
     return Part(name, module.weight.shape[1 if transposed else 0], transposed, bias)
-
-
-def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
-    owner, _, leaf = name.rpartition(".")
-    setattr(model.get_submodule(owner), leaf, module)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from seedtune.engines.transformers.linear import bits
 from seedtune.engines.transformers.probe import alike
+from seedtune.engines.transformers.tracing import replace_module
 from seedtune.kernels import norm
 
 
@@ -33,8 +34,7 @@ def fuse_norms(model: Any) -> int:
     """Replace every norm of ``model`` that computes this formula with these roundings; returns how many."""
     found = [(name, eps) for name, module in model.named_modules() if (eps := _plain_eps(module)) is not None]
     for name, eps in found:
-        owner, _, leaf = name.rpartition(".")
-        setattr(model.get_submodule(owner), leaf, FusedNorm(model.get_submodule(name).weight, eps))
+        replace_module(model, name, FusedNorm(model.get_submodule(name).weight, eps))
     return len(found)
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from seedtune.engines.transformers.linear import LinearGroup, Part, PerturbedLinear, RowState
-from seedtune.engines.transformers.tracing import EXPERT, Trace, group_calls
+from seedtune.engines.transformers.tracing import EXPERT, Trace, group_calls, replace_module
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,9 +45,8 @@ def _pack(model: Any, names: list[str], layers: list[Any], changing: Collection[
     group = LinearGroup(parts, layers[0].in_features, state=RowState(), packed=True)
     group.weight.bias = _stack_biases(layers) if biases else None
     for index, (name, layer) in enumerate(zip(names, layers, strict=True)):
-        owner, _, leaf = name.rpartition(".")
         own = {key: p for key, p in (("weight", layer.weight), ("bias", layer.bias)) if p is not None}
-        setattr(model.get_submodule(owner), leaf, PerturbedLinear(group, index, own))
+        replace_module(model, name, PerturbedLinear(group, index, own))
     packed = PackedGroup(group, buffer, any(id(layer.weight) in changing for layer in layers))
     packed.pack()
     return packed

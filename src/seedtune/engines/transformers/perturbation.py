@@ -73,8 +73,7 @@ def as_tensor(weights: Any) -> Tensor:
 def kernels_of(device: torch.device) -> Kernels:
     """What a centre on that device computes with."""
     kernels: Any = kernels_for(str(device))
-    found: Kernels = kernels
-    return found
+    return kernels
 
 
 def centre_dtype(noise: Noise, dtype: torch.dtype) -> torch.dtype:

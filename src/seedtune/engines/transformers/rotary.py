@@ -14,6 +14,7 @@ from transformers import AttentionInterface
 from seedtune.engines.transformers.attention import SlotAttention
 from seedtune.engines.transformers.linear import bits, input_width, joined
 from seedtune.engines.transformers.probe import NOT_PLAIN, probe_values
+from seedtune.engines.transformers.tracing import replace_module
 from seedtune.kernels import rotary
 
 _CHILDREN = {"q_proj", "k_proj", "v_proj", "o_proj"}
@@ -87,8 +88,7 @@ def fuse_attention(model: Any, attention: SlotAttention, dtype: torch.dtype) -> 
     for name, module in list(model.named_modules()):
         fused = _fused(module, attention, dtype) if _looks_plain(module) else None
         if fused is not None:
-            owner, _, leaf = name.rpartition(".")
-            setattr(model.get_submodule(owner), leaf, fused)
+            replace_module(model, name, fused)
             found.append(fused)
     return len(found)
 

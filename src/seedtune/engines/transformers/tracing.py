@@ -27,6 +27,12 @@ def is_linear(module: nn.Module) -> bool:
     return type(module) in (nn.Linear, Conv1D)
 
 
+def replace_module(model: Any, name: str, module: nn.Module) -> None:
+    """Put ``module`` where ``model`` has the module of that dotted name."""
+    owner, _, leaf = name.rpartition(".")
+    setattr(model.get_submodule(owner), leaf, module)
+
+
 @dataclass(frozen=True, slots=True)
 class Trace:
     """The calls of every linear layer during one pass of ``tokens`` tokens and ``heads`` rows of the head."""
