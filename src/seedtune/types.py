@@ -82,13 +82,26 @@ class Update:
 
 
 @dataclass(frozen=True, slots=True)
+class Shift:
+    """θ' = θ + Σ weight·ε(generation, pair): where members are perturbed from, while the centre stays where it is.
+
+    With ``length`` the sum is scaled so that ‖θ' − θ‖₂ over all trained elements is that.
+    """
+
+    terms: tuple[Term, ...]
+    length: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
-    """What a strategy asks for: the members to evaluate and the σ and α they are used with."""
+    """What a strategy asks for: the members to evaluate, the σ and α they are used with, and where they stand."""
 
     generation: int
     sigma: float
     alpha: float
     members: tuple[Member, ...]
+    shift: Shift | None = None
+    decay: Decay | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +141,7 @@ class Job:
     """A fixed group of members on the same prompts: the unit that is batched, sent and retried.
 
     The group never depends on the number of workers, so that batch composition never changes a reward.
+    With a ``shift`` members (the centre, too) stand at θ' instead of θ.
     """
 
     id: int
@@ -135,6 +149,7 @@ class Job:
     members: tuple[Member, ...]
     prompts: tuple[Prompt, ...]
     sampling: Sampling
+    shift: Shift | None = None
 
 
 @dataclass(frozen=True, slots=True)
