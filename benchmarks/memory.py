@@ -28,14 +28,14 @@ import torch
 import transformers
 from transformers.initialization import no_init_weights
 
-from seedtune import noise
-from seedtune.config import TransformersSettings
+from seedtune import noise, strategies
+from seedtune.config import Config, TransformersSettings
 from seedtune.engines.base import Noise
 from seedtune.engines.transformers.checkpoint import ModelSource
 from seedtune.engines.transformers.engine import TransformersEngine
 from seedtune.engines.transformers.perturbation import as_weights
 from seedtune.kernels import cpu
-from seedtune.strategies.es import EvolutionStrategy
+from seedtune.strategies.base import Feedback, tell
 from seedtune.types import CENTRE, Job, Prompt, Sampling
 
 MEMBERS, NEW_TOKENS = 4, 8
@@ -119,14 +119,14 @@ def measure(case: Case) -> dict[str, float]:
     libraries, started = resident("VmRSS"), time.perf_counter()
     info = engine.load()
     loaded = time.perf_counter()
-    strategy = EvolutionStrategy(MEMBERS, sigma=0.001, alpha=0.0005)
+    strategy = strategies.create(Config(population=MEMBERS, sigma=0.001, alpha=0.0005))
     plan = strategy.ask({}, 0)
     prompts = tuple(Prompt(i, ({"role": "user", "content": text},)) for i, text in enumerate(QUESTIONS))
     sampling = Sampling(max_tokens=NEW_TOKENS, ignore_eos=True)
     rollouts = list(engine.evaluate([Job(0, plan.sigma, (*plan.members, CENTRE), prompts, sampling)]))
     answered = time.perf_counter()
     scores = np.array([[sum(r.token_ids) % 97 for r in rollouts if r.member == m] for m in plan.members], np.float64)
-    step = strategy.tell({}, plan, scores)
+    step = tell(strategy, {}, plan, Feedback(scores))
     engine.apply(step.update)
     updated = time.perf_counter()
     list(engine.evaluate([Job(1, plan.sigma, (CENTRE,), prompts, sampling)]))

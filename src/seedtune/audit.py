@@ -7,7 +7,8 @@ checksums cannot: a record that was edited and sealed anew.  No model is needed.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -20,7 +21,7 @@ from seedtune.config import Config
 from seedtune.errors import LedgerError
 from seedtune.ledger import Record
 from seedtune.shaping import standardise
-from seedtune.strategies.base import State, Step, Strategy
+from seedtune.strategies.base import Feedback, State, Step, Strategy
 from seedtune.types import Plan
 
 Vector = NDArray[np.float64]
@@ -58,14 +59,17 @@ def _check(root: Path, strategy: Strategy, config: Config, place: tuple[State, R
     state, record = place
     where = f"{root}: generation {record.plan.generation}"
     _check_plan(where, strategy.ask(state, record.plan.generation), record.plan)
-    rewards = np.array(record.rewards)
-    step = strategy.tell(state, record.plan, rewards[:, None])
+    expected = strategy.shape(Feedback(np.array(record.rewards)[:, None]))
+    extent = CHECKS.get(config.shaping, _unchecked)(where, record, expected)
+    _check_signal(where, record)
+    step = strategy.decide(state, record.plan, record.coefficients, record.signal)
+    _check_decision(where, step, record)
     _check_state(where, step.state, record.state)
-    return CHECKS[config.shaping](where, record, step)
+    return extent
 
 
 def _check_plan(where: str, expected: Plan, recorded: Plan) -> None:
-    for name in ("sigma", "alpha", "members"):
+    for name in ("sigma", "members", "shift"):
         asked, found = getattr(expected, name), getattr(recorded, name)
         if asked != found:
             told = f"recorded is {name} {found!r}, but the configuration gives {asked!r}"
@@ -83,6 +87,29 @@ def _members(expected: Plan, recorded: Plan) -> str:
     return f"recorded are {len(recorded.members)} members, but the strategy asks for {len(expected.members)}"
 
 
+def _check_signal(where: str, record: Record) -> None:
+    """Of what the strategy was told about a generation, what the recorded rewards say as well."""
+    known = [reward for reward in record.rewards if not math.isnan(reward)]
+    told = {"centre": record.centre_reward, "reward": float(np.mean(known)) if known else None}
+    for name, expected in told.items():
+        found = record.signal.get(name)
+        if found is None or expected is None:
+            continue
+        if abs(found - expected) > _SCALED * max(abs(found), abs(expected)):
+            raise LedgerError(
+                f"{where}: its signal says {name} {found!r}, but the rewards give {expected!r}. {_EDITED}"
+            )
+
+
+def _check_decision(where: str, step: Step, record: Record) -> None:
+    """α, decay and the way back are functions of what was recorded: equal bit for bit."""
+    made = {"alpha": step.alpha, "decay": step.update.decay, "back_to": step.back_to}
+    for name, expected in made.items():
+        found = getattr(record, name)
+        if found != expected:
+            raise LedgerError(f"{where}: recorded is {name} {found!r}, but the rewards give {expected!r}. {_EDITED}")
+
+
 def _check_state(where: str, expected: Mapping[str, Any], recorded: Mapping[str, Any]) -> None:
     if json.loads(json.dumps(dict(expected))) != recorded:
         raise LedgerError(
@@ -90,16 +117,21 @@ def _check_state(where: str, expected: Mapping[str, Any], recorded: Mapping[str,
         )
 
 
-def _exactly(where: str, record: Record, step: Step) -> Extent:
+def _unchecked(where: str, record: Record, coefficients: Sequence[float]) -> Extent:
+    """The shaping looks at more than member rewards."""
+    return "not checked"
+
+
+def _exactly(where: str, record: Record, coefficients: Sequence[float]) -> Extent:
     """The shaping is a function of the member rewards: equal bit for bit."""
-    expected, found = np.array(step.coefficients), np.array(record.coefficients)
+    expected, found = np.array(coefficients), np.array(record.coefficients)
     wrong = np.flatnonzero(expected.view(np.uint64) != found.view(np.uint64))
     if wrong.size:
         raise _inconsistent(where, record, int(wrong[0]), float(expected[wrong[0]]))
     return "exact"
 
 
-def _up_to_a_factor(where: str, record: Record, step: Step) -> Extent:
+def _up_to_a_factor(where: str, record: Record, coefficients: Sequence[float]) -> Extent:
     """Centred per prompt and averaged is centred on average: z = k·zscore(R), with an unknown 0 ≤ k ≤ 1.
 
     k is the standard deviation of the mean rewards over that of all centred scores, which are not recorded.
@@ -135,5 +167,8 @@ def _inconsistent(where: str, record: Record, index: int, expected: float) -> Le
 
 _EDITED = "The checksums are good, so the record was edited and sealed again, rewards or coefficients."
 
-CHECKS: dict[str, Callable[[str, Record, Step], Extent]] = {"zscore": _exactly, "per_prompt": _up_to_a_factor}
+CHECKS: dict[str, Callable[[str, Record, Sequence[float]], Extent]] = {
+    "zscore": _exactly,
+    "per_prompt": _up_to_a_factor,
+}
 """How the coefficients of every shaping are checked against the recorded rewards of the members."""

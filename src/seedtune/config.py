@@ -22,6 +22,11 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
 
+def yes_or_no(value: Any) -> Any:
+    """YAML reads an unquoted yes or no as true or false."""
+    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else value
+
+
 class TransformersSettings(Section):
     """Precision, device and memory of the in-process engine."""
 
@@ -50,11 +55,7 @@ class TransformersSettings(Section):
     trust_remote_code: bool = False
     """Run model code that comes with a checkpoint.  Off unless you trust its author."""
 
-    @field_validator("packed", mode="before")
-    @classmethod
-    def _words_of_yaml(cls, value: Any) -> Any:
-        """YAML reads an unquoted yes or no as true or false."""
-        return {True: "yes", False: "no"}[value] if isinstance(value, bool) else value
+    _words_of_yaml = field_validator("packed", mode="before")(yes_or_no)
 
 
 class ToySettings(Section):
@@ -68,6 +69,51 @@ class ToySettings(Section):
 
     delay: float = Field(default=0.0, ge=0.0)
     """Seconds to wait per job, to play a slow model."""
+
+
+class LookAheadSettings(Section):
+    """Sharpness-aware look-ahead (arXiv 2602.01003): a step takes two generations, the first only to look."""
+
+    kind: Literal["none", "essam", "essam_f"] = "none"
+    """``essam``: the first generation is a whole population; ``essam_f``: a few probes, and a step of fixed length."""
+
+    radius: float = Field(default=1e-4, gt=0.0)
+    """ρ: the factor of the way down (``essam``, like α), or its length ‖θ' − θ‖ over all weights (``essam_f``)."""
+
+    probes: int = Field(default=10, ge=2)
+    """Members of the first generation of ``essam_f``."""
+
+
+class GrowthSettings(Section):
+    """A population that doubles while too little of what it measures agrees between prompts."""
+
+    limit: int = Field(default=0, ge=0)
+    """Largest population; 0: it does not grow."""
+
+    below: float = Field(default=0.1, ge=0.0, le=1.0)
+    """Agreement (part of the measured slope that holds over all training prompts) below which it doubles."""
+
+    patience: int = Field(default=5, ge=1)
+    """Generations between two looks."""
+
+
+class MomentSettings(Section):
+    """Momentum and Adam's second moment, rebuilt from the seeds of past generations; off by default.
+
+    The evidence for them in ES is mixed, and a step costs as many updates as the window holds.
+    """
+
+    momentum: float = Field(default=0.0, ge=0.0, lt=1.0)
+    """β₁: each update is spread over the generations after it."""
+
+    second: float = Field(default=0.0, ge=0.0, lt=1.0)
+    """β₂ of Adam; α is then the length of a step per element (try 1e-5) and must be given."""
+
+    epsilon: float = Field(default=1e-8, gt=0.0)
+    """Adam's ε."""
+
+    window: int = Field(default=8, ge=2, le=256)
+    """Generations looked back."""
 
 
 class Config(Section):
@@ -98,7 +144,42 @@ class Config(Section):
     """Standard deviation of each weight's perturbation, σ."""
 
     alpha: float | None = Field(default=None, gt=0.0)
-    """Step size α of θ ← θ + (α/N) Σ zᵢ εᵢ, 1/σ absorbed; left out it is σ/2, the paper's ratio."""
+    """Step size α of θ ← θ + (α/N) Σ zᵢ εᵢ, 1/σ absorbed.  Left out, it is found while training (see ``step_size``)."""
+
+    step_size: Literal["auto", "adaptive", "fixed"] = "auto"
+    """``adaptive``: α follows what every generation measures, starting from ``alpha`` if given; ``fixed``: ``alpha``
+    as it is (σ/2 if left out, the paper's ratio).  ``auto``: fixed if ``alpha`` is given, adaptive if not."""
+
+    longest_step: float = Field(default=0.5, gt=0.0, le=4.0)
+    """An adaptive step moves the weights at most so far, in lengths of a member's perturbation."""
+
+    collapse_guard: Literal["auto", "yes", "no"] = "auto"
+    """Go back to an earlier generation, and on with smaller steps, when rewards collapse.  ``auto``: with adaptive
+    steps."""
+
+    sigma_rule: Literal["fixed", "success"] = "fixed"
+    """``success``: σ grows while many members beat the centre and shrinks while few do (1/5-th success rule)."""
+
+    population_schedule: tuple[tuple[int, int], ...] = ()
+    """[generation, population] pairs: each holds from its generation on."""
+
+    population_growth: GrowthSettings = GrowthSettings()
+    """Let the population grow where the signal is weak."""
+
+    noise_reuse: int = Field(default=1, ge=1)
+    """Generations that share their noise, with fresh prompts (EGGROLL uses 4)."""
+
+    decay_l2: float = Field(default=0.0, ge=0.0)
+    """λ₂ of the pull to the base model after every update, θ ← θ₀ + (1 − αλ₂)(θ − θ₀) (arXiv 2605.30148: about 10)."""
+
+    decay_l1: float = Field(default=0.0, ge=0.0)
+    """λ₁ of θ ← θ₀ + sign(d)·max(|d| − αλ₁, 0), d = θ − θ₀ (about 0.01)."""
+
+    lookahead: LookAheadSettings = LookAheadSettings()
+    """Sharpness-aware look-ahead."""
+
+    moments: MomentSettings = MomentSettings()
+    """Momentum and second moment."""
 
     antithetic: bool = True
     """Evaluate +ε and −ε of every noise sample (the population must then be even)."""
@@ -174,6 +255,8 @@ class Config(Section):
     toy: ToySettings = ToySettings()
     """Settings of the toy engine."""
 
+    _words_of_yaml = field_validator("collapse_guard", mode="before")(yes_or_no)
+
     @model_validator(mode="after")
     def _pairs_are_whole(self) -> Config:
         if self.antithetic and self.population % 2:
@@ -192,10 +275,59 @@ class Config(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _populations_go_with_pairs(self) -> Config:
+        counts = [count for _, count in self.population_schedule]
+        if any(count < 2 or (self.antithetic and count % 2) for count in counts):
+            raise ValueError(
+                f"population_schedule={[list(step) for step in self.population_schedule]}: every population must be at "
+                f"least 2{' and even (antithetic pairs)' if self.antithetic else ''}"
+            )
+        limit = self.population_growth.limit
+        if limit and counts:
+            raise ValueError("population_schedule and population_growth exclude each other: leave one out")
+        if limit and (limit < self.population or (self.antithetic and limit % 2)):
+            raise ValueError(f"population_growth.limit={limit} must be even and at least population={self.population}")
+        return self
+
+    @model_validator(mode="after")
+    def _combinations_make_sense(self) -> Config:
+        probing = self.lookahead.kind == "essam_f"
+        if probing and (self.lookahead.probes > self.population or (self.antithetic and self.lookahead.probes % 2)):
+            raise ValueError(
+                f"lookahead.probes={self.lookahead.probes} must be at most population={self.population}"
+                f"{' and even (antithetic pairs)' if self.antithetic else ''}"
+            )
+        if self.lookahead.kind != "none" and self.noise_reuse > 1:
+            raise ValueError(f"noise_reuse={self.noise_reuse}: look-ahead needs fresh noise at θ'; use noise_reuse=1")
+        if self.moments.second and self.alpha is None:
+            raise ValueError("moments.second needs alpha, the length of a step per element: try alpha=1e-5")
+        if self.moments.second and self.adaptive:
+            raise ValueError("moments.second has its own step lengths: use step_size=fixed")
+        if self.moments.second and not self.moments.momentum:
+            raise ValueError("moments.second without moments.momentum: give both, for example 0.9 and 0.99")
+        return self
+
+    @property
+    def adaptive(self) -> bool:
+        """Whether α is found while training."""
+        return self.step_size == "adaptive" or (self.step_size == "auto" and self.alpha is None)
+
+    @property
+    def guarded(self) -> bool:
+        """Whether a collapse is gone back on."""
+        return self.collapse_guard == "yes" or (self.collapse_guard == "auto" and self.adaptive)
+
     @property
     def step(self) -> float:
-        """α, or σ/2 where none was given."""
+        """A fixed α: σ/2 where none was given."""
         return self.sigma / 2 if self.alpha is None else self.alpha
+
+    def step_words(self) -> str:
+        """What α is, for people."""
+        if self.adaptive:
+            return "adaptive" if self.alpha is None else f"adaptive from {self.alpha:g}"
+        return f"{self.step:g}"
 
     def identity(self) -> dict[str, Any]:
         """What the results depend on, as plain JSON data."""

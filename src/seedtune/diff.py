@@ -108,8 +108,17 @@ def _members(a: Record, b: Record) -> list[str]:
 
 
 def _scale(a: Record, b: Record) -> list[str]:
-    pairs = ((name, getattr(a.plan, name), getattr(b.plan, name)) for name in ("sigma", "alpha"))
+    pairs = (("sigma", a.plan.sigma, b.plan.sigma), ("shift", a.plan.shift, b.plan.shift))
     return [f"{name}: {one!r} and {two!r}" for name, one, two in pairs if one != two]
+
+
+def _decided(a: Record, b: Record) -> list[str]:
+    pairs = ((name, getattr(a, name), getattr(b, name)) for name in ("alpha", "decay", "back_to"))
+    return [f"{name}: {one!r} and {two!r}" for name, one, two in pairs if one != two]
+
+
+def _signal(a: Record, b: Record) -> list[str]:
+    return _changes("signal ", a.signal, b.signal)
 
 
 def _prompts(a: Record, b: Record) -> list[str]:
@@ -153,7 +162,7 @@ def _changes(what: str, a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]
 
 
 _COMPARISONS: tuple[Callable[[Record, Record], list[str]], ...] = (
-    _members, _scale, _prompts, _tokens, _rewards, _centre, _coefficients, _state,
+    _members, _scale, _prompts, _tokens, _rewards, _centre, _coefficients, _signal, _decided, _state,
 )  # fmt: skip
 """Causes before effects: what was asked, what was answered, what was made of it."""
 

@@ -13,7 +13,7 @@ from seedtune.config import Config
 from seedtune.engines.base import Engine
 from seedtune.rewards.scoring import score, total
 from seedtune.tasks.base import Task
-from seedtune.types import CENTRE, Example, Job, Member, Message, Prompt, Rollout, Sampling
+from seedtune.types import CENTRE, Example, Job, Member, Message, Plan, Prompt, Rollout, Sampling
 
 
 @dataclass(slots=True)
@@ -44,12 +44,10 @@ class Evaluator:
     def __init__(self, engine: Engine, task: Task, config: Config) -> None:
         self.engine, self.task, self.config = engine, task, config
 
-    def evaluate(
-        self, members: tuple[Member, ...], examples: Sequence[Example], *, sigma: float, generation: int
-    ) -> Outcome:
-        """Let every member answer every example."""
+    def evaluate(self, members: tuple[Member, ...], examples: Sequence[Example], *, plan: Plan) -> Outcome:
+        """Let every member answer every example, with the σ of ``plan`` and where it stands."""
         started = time.perf_counter()
-        jobs = self._jobs(members, tuple(examples), sigma, generation)
+        jobs = self._jobs(members, tuple(examples), plan)
         rollouts = sorted(self.engine.evaluate(jobs), key=_place(members))
         generated = time.perf_counter()
         answered = [examples[rollout.prompt] for rollout in rollouts]
@@ -61,17 +59,15 @@ class Evaluator:
 
     def centre(self, examples: Sequence[Example], *, generation: int) -> Outcome:
         """Let the centre alone answer every example."""
-        return self.evaluate((CENTRE,), examples, sigma=0.0, generation=generation)
+        return self.evaluate((CENTRE,), examples, plan=Plan(generation, 0.0, ()))
 
-    def _jobs(
-        self, members: tuple[Member, ...], examples: tuple[Example, ...], sigma: float, generation: int
-    ) -> list[Job]:
+    def _jobs(self, members: tuple[Member, ...], examples: tuple[Example, ...], plan: Plan) -> list[Job]:
         """Members cut into fixed groups, the same whatever the engine."""
         size = self.config.members_per_job or len(members)
         prompts = tuple(self._prompt(example) for example in examples)
-        how = self._sampling(generation)
+        how = self._sampling(plan.generation)
         return [
-            Job(index, sigma, members[first : first + size], prompts, how)
+            Job(index, plan.sigma, members[first : first + size], prompts, how, plan.shift)
             for index, first in enumerate(range(0, len(members), size))
         ]
 

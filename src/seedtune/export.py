@@ -112,7 +112,7 @@ def _card(engine: Engine, config: Config, generation: int, rights: Rights) -> st
         front=yaml.safe_dump({**front, **({"license": licence} if licence else {})}, sort_keys=False),
         version=__version__,
         generations=generation,
-        alpha=config.step,
+        alpha=config.step_words(),
         fingerprint=engine.fingerprint(),
         rights=rights.text(),
         perturbation=f"{config.perturbation} perturbation{rank}",

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from seedtune.errors import LedgerError, RunError, resume_command, storage_error
-from seedtune.types import Member, Plan
+from seedtune.types import Decay, Member, Plan, Shift, Term
 
 FORMAT = 1
 _CHECK = ',"check":"'
@@ -74,12 +74,17 @@ class Record:
     """One generation: enough to apply its update again, bit for bit."""
 
     plan: Plan
+    alpha: float
     rewards: tuple[float, ...]
     coefficients: tuple[float, ...]
     prompts: tuple[int, ...]
     centre_reward: float | None
     tokens: Mapping[str, int]
     state: Mapping[str, Any] = field(default_factory=dict)
+    signal: Mapping[str, float] = field(default_factory=dict)
+    decay: Decay | None = None
+    back_to: int | None = None
+    """The centre went back to what it was after so many generations, instead of moving on."""
 
     def to_json(self) -> dict[str, Any]:
         """The record as its line holds it: member labels, NaN as null."""
@@ -87,7 +92,7 @@ class Record:
         return {
             "generation": plan.generation,
             "sigma": plan.sigma,
-            "alpha": plan.alpha,
+            "alpha": self.alpha,
             "members": [member.label(plan.generation) for member in plan.members],
             "rewards": [_null_nan(reward) for reward in self.rewards],
             "coefficients": list(self.coefficients),
@@ -95,7 +100,21 @@ class Record:
             "centre_reward": _null_nan(self.centre_reward),
             "tokens": dict(self.tokens),
             "state": dict(self.state),
+            **self._rest(),
         }
+
+    def _rest(self) -> dict[str, Any]:
+        """What most generations do not have."""
+        rest: dict[str, Any] = {}
+        if self.signal:
+            rest["signal"] = dict(self.signal)
+        if self.plan.shift is not None:
+            rest["shift"] = {"terms": [list(term) for term in self.plan.shift.terms], "length": self.plan.shift.length}
+        if self.decay is not None:
+            rest["decay"] = {"l2": self.decay.l2, "l1": self.decay.l1}
+        if self.back_to is not None:
+            rest["back_to"] = self.back_to
+        return rest
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Record:
@@ -105,14 +124,30 @@ class Record:
         if not len(data["members"]) == len(data["rewards"]) == len(data["coefficients"]) > 0:
             raise ValueError("members, rewards and coefficients do not go together")
         return cls(
-            plan=Plan(generation, data["sigma"], data["alpha"], members),
+            plan=Plan(generation, data["sigma"], members, _shift(data.get("shift"))),
+            alpha=data["alpha"],
             rewards=tuple(math.nan if reward is None else float(reward) for reward in data["rewards"]),
             coefficients=tuple(float(z) for z in data["coefficients"]),
             prompts=tuple(data["prompts"]),
             centre_reward=data["centre_reward"],
             tokens=data["tokens"],
             state=data["state"],
+            signal=data.get("signal", {}),
+            decay=Decay(**data["decay"]) if "decay" in data else None,
+            back_to=_earlier(data.get("back_to"), generation),
         )
+
+
+def _shift(data: Mapping[str, Any] | None) -> Shift | None:
+    if data is None:
+        return None
+    return Shift(tuple(Term(int(g), int(p), float(w)) for g, p, w in data["terms"]), data["length"])
+
+
+def _earlier(to: int | None, generation: int) -> int | None:
+    if to is not None and not 0 <= to <= generation:
+        raise ValueError(f"generation {generation} goes back to {to}, which was not before it")
+    return to
 
 
 def _null_nan(value: float | None) -> float | None:

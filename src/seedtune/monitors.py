@@ -101,6 +101,13 @@ def alarms(metrics: Mapping[str, Any], *, moved: bool) -> list[str]:
     return found
 
 
+def went_back(back_to: int | None) -> list[str]:
+    """The alarm of a generation that undid others."""
+    if back_to is None:
+        return []
+    return [f"rewards collapsed: back to the model after generation {back_to}, and on with half the step. Lower sigma."]
+
+
 def restored(record: Record) -> dict[str, Any]:
     """What the ledger knows of a generation whose own metrics were lost in a kill; marked ``restored``."""
     return {
@@ -108,7 +115,7 @@ def restored(record: Record) -> dict[str, Any]:
         **member_metrics(np.array(record.rewards)),
         "reward_centre": record.centre_reward,
         "sigma": record.plan.sigma,
-        "alpha": record.plan.alpha,
+        "alpha": record.alpha,
         "num_tokens": sum(record.tokens.values()),
         "alarms": [],
         "restored": True,

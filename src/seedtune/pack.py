@@ -15,9 +15,10 @@ from seedtune.config import Config, override
 from seedtune.engines.base import Engine, EngineInfo
 from seedtune.errors import ConfigError, LedgerError, PackError, RunError, StorageError, storage_cause
 from seedtune.export import Export, Rights, check_output, write_export
+from seedtune.lineage import Lineage
 from seedtune.packfile import About, Pack
 
-_TOLD = ("task", "population", "antithetic", "sigma", "alpha")
+_TOLD = ("task", "population", "antithetic", "sigma", "alpha", "step_size")
 """What only the model card tells."""
 
 _WAYPOINTS = 4
@@ -44,10 +45,22 @@ def pack_run(
     goal = replay.goal_of(root, contents, generation)
     replay.check_noise(str(root), contents.header.noise)
     fingerprint = contents.fingerprints.get(goal) or _replayed(root, contents, goal, progress)
-    about = _about(contents, goal, fingerprint, rights or Rights())
-    pack = Pack(about, tuple(replay.updates_of(contents.records[:goal])))
+    lineage = _lineage(root, contents)
+    about = _about(contents, (goal, lineage), fingerprint, rights or Rights())
+    pack = Pack(about, tuple(lineage.updates(goal)))
     _write(target, packfile.dump(pack))
     return pack
+
+
+def _lineage(root: Path, contents: ledger.Contents) -> Lineage:
+    """The run's, if a pack can hold its updates."""
+    lineage = replay.lineage_of(Config.create(replay.completed(contents.header.config)), contents)
+    if lineage.memory.second:
+        raise PackError(
+            f"{root} was trained with moments.second={lineage.memory.second:g}: such updates are more than a list of "
+            "seeds and coefficients, which is all that a pack holds. Use: seedtune export"
+        )
+    return lineage
 
 
 def _replayed(root: Path, contents: ledger.Contents, goal: int, progress: replay.Progress | None) -> str:
@@ -58,7 +71,8 @@ def _replayed(root: Path, contents: ledger.Contents, goal: int, progress: replay
         return engine.fingerprint()
 
 
-def _about(contents: ledger.Contents, goal: int, fingerprint: str, rights: Rights) -> About:
+def _about(contents: ledger.Contents, way: tuple[int, Lineage], fingerprint: str, rights: Rights) -> About:
+    goal, lineage = way
     header, config = contents.header, replay.completed(contents.header.config)
     kept = [*replay.WEIGHTS, *_TOLD, config["engine"]]
     stated = Rights(rights.base_licence or licence_of(header.model), rights.licence, rights.note)
@@ -70,14 +84,14 @@ def _about(contents: ledger.Contents, goal: int, fingerprint: str, rights: Right
         centre=header.centre,
         config={key: config[key] for key in kept if key in config},
         generations=goal,
-        fingerprints={**_waypoints(contents, goal), str(goal): fingerprint},
+        fingerprints={**_waypoints(contents, goal, lineage), str(goal): fingerprint},
         **asdict(stated),
     )
 
 
-def _waypoints(contents: ledger.Contents, goal: int) -> dict[str, str]:
-    """A few recorded fingerprints before ``goal``, evenly spread."""
-    before = sorted(done for done in contents.fingerprints if done < goal)
+def _waypoints(contents: ledger.Contents, goal: int, lineage: Lineage) -> dict[str, str]:
+    """A few recorded fingerprints on the way to ``goal``, evenly spread."""
+    before = sorted(done for done in contents.fingerprints if done < goal and lineage.reaches(done, goal))
     chosen = {before[len(before) * k // _WAYPOINTS] for k in range(_WAYPOINTS)} if before else set()
     return {str(done): contents.fingerprints[done] for done in sorted(chosen)}
 

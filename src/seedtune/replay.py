@@ -13,18 +13,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from seedtune import __version__, engines, ledger, noise, snapshot
+from seedtune import __version__, engines, ledger, noise, snapshot, strategies
 from seedtune.config import Config, load_config
 from seedtune.engines.base import Engine, EngineInfo
 from seedtune.errors import LedgerError, RunError, StorageError, resume_command
-from seedtune.strategies.base import update_of
+from seedtune.lineage import Lineage
 from seedtune.types import Update
 
 log = logging.getLogger("seedtune")
 Progress = Callable[[int, int], None]
 """Called with (updates applied, updates to apply), first with (0, updates to apply)."""
 
-WEIGHTS = ("engine", "seed", "perturbation", "rank", "master", "trainable", "freeze")
+WEIGHTS = ("engine", "seed", "perturbation", "rank", "master", "trainable", "freeze", "moments")
 """Settings that the weights depend on, besides the base model, the engine's own section and the updates."""
 
 BATCH_UPDATES, BATCH_TERMS = 16, 1024
@@ -149,7 +149,8 @@ def check_noise(what: str, scheme: str) -> None:
 def completed(recorded: Mapping[str, Any]) -> dict[str, Any]:
     """A recorded configuration with the defaults of settings that are younger than the record."""
     engine = recorded.get("engine", Config().engine)
-    young = Config.create({"engine": engine}).identity()
+    # Before there were adaptive steps, all were fixed.
+    young = {**Config.create({"engine": engine}).identity(), "step_size": "fixed"}
     return {**young, **recorded, engine: {**young[engine], **recorded.get(engine, {})}}
 
 
@@ -167,11 +168,24 @@ def load(
     """
     goal = goal_of(root, contents, generation)
     engine = engines.create(config)
-    start, info = _start(engine, RunPaths(root).snapshots, contents, goal)
+    lineage = lineage_of(config, contents)
+    start, info = _start(engine, RunPaths(root).snapshots, (lineage, contents.fingerprints), goal)
     check_base(root, contents.header, info)
-    apply(engine, updates_of(contents.records[start:goal]), progress=progress)
+    apply(engine, lineage.updates(goal)[start:], progress=progress)
     _check_fingerprint(root, engine, contents, goal)
     return engine, info
+
+
+def lineage_of(config: Config, contents: ledger.Contents) -> Lineage:
+    """Which of a ledger's generations are in the centre."""
+    return Lineage(strategies.memory(config), contents.records)
+
+
+def rebuild(engine: Engine, root: Path, lineage: Lineage) -> None:
+    """Bring an engine to where its run's lineage ends, from the newest snapshot on the way."""
+    goal = len(lineage.records)
+    start, _ = _start(engine, RunPaths(root).snapshots, (lineage, {}), goal)
+    apply(engine, lineage.updates(goal)[start:])
 
 
 def goal_of(root: Path, contents: ledger.Contents, generation: int | None) -> int:
@@ -199,11 +213,6 @@ def other_centre(info: EngineInfo) -> str:
         f"here it would be {info.centre}, the type of {info.model!r} as it is loaded on {info.device}. "
         "Use a device and settings that keep the base model's own precision."
     )
-
-
-def updates_of(records: Sequence[ledger.Record]) -> list[Update]:
-    """What each recorded generation does to the centre."""
-    return [update_of(record.plan, record.coefficients) for record in records]
 
 
 def apply(engine: Engine, updates: Sequence[Update], *, progress: Progress | None = None) -> None:
@@ -246,12 +255,13 @@ def _batch(updates: Sequence[Update], start: int, stop: int) -> list[Update]:
     return batch
 
 
-def _start(engine: Engine, folder: Path, contents: ledger.Contents, goal: int) -> tuple[int, EngineInfo]:
-    """Load the newest snapshot that is not past ``goal`` and is what it says it is, or the base model."""
+def _start(engine: Engine, folder: Path, known: tuple[Lineage, Mapping[int, str]], goal: int) -> tuple[int, EngineInfo]:
+    """Load the newest snapshot on the way to ``goal`` that is what it says it is, or the base model."""
+    lineage, fingerprints = known
     for candidate in snapshot.listing(folder):
-        if candidate.generations > goal:
+        if candidate.generations > goal or not lineage.reaches(candidate.generations, goal):
             continue
-        recorded = contents.fingerprints.get(candidate.generations, candidate.fingerprint)
+        recorded = fingerprints.get(candidate.generations, candidate.fingerprint)
         try:
             info = engine.load(candidate.folder)
         except StorageError as error:

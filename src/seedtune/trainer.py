@@ -17,11 +17,12 @@ from seedtune.engines.base import Engine, EngineInfo
 from seedtune.errors import ConfigError, DataError, RunError, StorageError, storage_cause
 from seedtune.evaluator import Evaluator, Outcome
 from seedtune.ledger import Ledger, Record
+from seedtune.lineage import Lineage
 from seedtune.shaping import member_rewards
-from seedtune.strategies.base import State, Step
+from seedtune.strategies.base import Feedback, State, Step, tell
 from seedtune.tasks.base import RewardFunction, Task
 from seedtune.tasks.data import Rows, examples, rewards
-from seedtune.types import CENTRE, Example, Plan
+from seedtune.types import CENTRE, Example, Member, Plan
 
 Metrics = dict[str, Any]
 
@@ -70,6 +71,7 @@ class Trainer:
         self.paths = replay.RunPaths(Path(self.config.output_dir))
         self.engine: Engine | None = None
         self.generation = 0
+        self.lineage = Lineage(strategies.memory(self.config))
         self.replaying: replay.Progress | None = None
         """Told how far the replay of a resumed run is."""
 
@@ -113,12 +115,11 @@ class Trainer:
             started = time.perf_counter()
             plan = self.strategy.ask(state, generation)
             prompts = self._draw(generation)
-            outcome = evaluator.evaluate(self._members(plan), prompts, sigma=plan.sigma, generation=generation)
-            scores = outcome.scores[: len(plan.members)]
-            step = self.strategy.tell(state, plan, scores)
+            outcome = evaluator.evaluate(self._members(plan), prompts, plan=plan)
+            step = tell(self.strategy, state, plan, self._feedback(plan, outcome))
             self._show(outcome, generation + 1)
-            book.append(self._record(plan, outcome, step))
-            self._apply(step)
+            book.append(record := self._record(plan, outcome, step))
+            self._apply(record)
             state, self.generation = step.state, generation + 1
             self._note(book)
             self._emit_generation(outcome, plan, step, time.perf_counter() - started)
@@ -126,11 +127,21 @@ class Trainer:
             self._snapshot_if_due()
         self._write_report()
 
-    def _members(self, plan: Plan) -> tuple[Any, ...]:
+    def _members(self, plan: Plan) -> tuple[Member, ...]:
         return (*plan.members, CENTRE) if self.config.evaluate_centre else plan.members
 
-    def _apply(self, step: Step) -> None:
-        self.load().apply(step.update)
+    def _feedback(self, plan: Plan, outcome: Outcome) -> Feedback:
+        centre = outcome.row(CENTRE) if self.config.evaluate_centre else None
+        share = len(outcome.examples) / len(self.task.train)
+        return Feedback(outcome.scores[: len(plan.members)], centre, share)
+
+    def _apply(self, record: Record) -> None:
+        """Move the centre on, or back to what it was."""
+        self.lineage.add(record)
+        if record.back_to is None:
+            self.load().apply(self.lineage.last())
+        else:
+            replay.rebuild(self.load(), self.paths.root, self.lineage)
 
     def _draw(self, generation: int) -> list[Example]:
         """The generation's training prompts: epochs in addressed random order, cut into equal batches."""
@@ -154,6 +165,7 @@ class Trainer:
     def _begin(self) -> Iterator[tuple[Ledger, State]]:
         self._release()
         engine, self.generation = engines.create(self.config), 0
+        self.lineage = Lineage(strategies.memory(self.config))
         info = engine.load()
         self.engine = engine
         try:
@@ -197,7 +209,7 @@ class Trainer:
                 f"generations={self.config.generations}, but {root} has {done} already. Give {done} or more; "
                 "earlier models come from 'seedtune export --generation'."
             )
-        self.generation = done
+        self.generation, self.lineage = done, replay.lineage_of(self.config, contents)
         snapshot.clear_unfinished(self.paths.snapshots)
         self.engine, info = replay.load(root, self.config, contents, progress=self.replaying)
         self._mend(contents)
@@ -233,6 +245,7 @@ class Trainer:
         centre = monitors.mean(outcome.row(CENTRE)) if self.config.evaluate_centre else None
         return Record(
             plan=plan,
+            alpha=step.alpha,
             rewards=tuple(float(r) for r in member_rewards(outcome.scores[: len(plan.members)])),
             coefficients=step.coefficients,
             prompts=tuple(example.id for example in outcome.examples),
@@ -242,6 +255,9 @@ class Trainer:
                 "generated": sum(len(rollout.token_ids) for rollout in outcome.rollouts),
             },
             state=step.state,
+            signal=step.signal,
+            decay=step.update.decay,
+            back_to=step.back_to,
         )
 
     def _note(self, book: Ledger) -> None:
@@ -260,12 +276,12 @@ class Trainer:
             **monitors.function_metrics(outcome.by_function),
             **monitors.completion_metrics(outcome.rollouts),
             "sigma": plan.sigma,
-            "alpha": plan.alpha,
+            "alpha": step.alpha,
             "rollouts": len(outcome.rollouts),
             "num_tokens": times.generated_tokens + times.prompt_tokens,
             **monitors.time_metrics(times, {**outcome.seconds, "update": times.update}, step_time),
         }
-        metrics["alarms"] = monitors.alarms(metrics, moved=bool(step.update.terms))
+        metrics["alarms"] = monitors.alarms(metrics, moved=any(step.coefficients)) + monitors.went_back(step.back_to)
         files.append_lines(self.paths.metrics, [metrics])
         self._emit("on_generation", metrics)
 

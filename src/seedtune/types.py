@@ -70,15 +70,32 @@ class Decay:
 
 
 @dataclass(frozen=True, slots=True)
+class Moments:
+    """Adam (arXiv 1412.6980) over a window of updates instead of plain addition.
+
+    With g₁ … gₙ the sums of ``past`` (oldest first) and of the update's own terms:  m ← β₁m + (1 − β₁)g,
+    v ← β₂v + (1 − β₂)g², both from 0;  θ ← θ + ``alpha``·(m/(1 − β₁ⁿ))/(√(v/(1 − β₂ⁿ)) + ``epsilon``).
+    """
+
+    beta1: float
+    beta2: float
+    epsilon: float
+    alpha: float
+    past: tuple[tuple[Term, ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Update:
     """θ ← θ + Σ weight·ε(generation, pair), summed in the order given, then the ``decay`` if there is one.
 
-    ``generation`` addresses the stochastic rounding of a 16-bit centre.
+    ``generation`` addresses the stochastic rounding of a 16-bit centre.  With ``moments`` the terms are the newest
+    gradient of those instead.
     """
 
     generation: int
     terms: tuple[Term, ...]
     decay: Decay | None = None
+    moments: Moments | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,14 +111,12 @@ class Shift:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a strategy asks for: the members to evaluate, the σ and α they are used with, and where they stand."""
+    """What a strategy asks for: the members to evaluate, the σ they are perturbed with, and where they stand."""
 
     generation: int
     sigma: float
-    alpha: float
     members: tuple[Member, ...]
     shift: Shift | None = None
-    decay: Decay | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -63,7 +63,7 @@ def verify_run(
     replay.check_base(root, contents.header, engine.load())
     with closing(engine):
         watch = replay.Stopwatch(progress)
-        found = _replayed(root, engine, contents, kept, progress=watch)
+        found = _replayed((root, config), engine, contents, kept, progress=watch)
         _check_snapshots(engine, kept, found)
     return Verification(
         generations=contents.generations,
@@ -95,29 +95,58 @@ def _config(root: Path, contents: ledger.Contents, model: str | None, sets: Iter
 
 
 def _replayed(
-    root: Path,
+    run: tuple[Path, Config],
     engine: Engine,
     contents: ledger.Contents,
     kept: list[Snapshot],
     *,
     progress: replay.Progress,
 ) -> dict[int, str]:
-    """Fingerprints by number of generations applied; LedgerError where a recorded one is another."""
+    """Fingerprints by number of generations done; LedgerError where a recorded one is another.
+
+    Generations that a collapse went back on are replayed, too, each branch from the base model.
+    """
+    root, config = run
     stops = {*contents.fingerprints, *(one.generations for one in kept), contents.generations}
+    lineage = replay.lineage_of(config, contents)
     found: dict[int, str] = {}
-    parted: int | None = None
-    for done in replay.walk(engine, replay.updates_of(contents.records), stops=stops, progress=progress):
-        found[done] = engine.fingerprint()
-        recorded = contents.fingerprints.get(done)
-        if recorded is None:
+    for number, end in enumerate(lineage.ends(contents.generations)):
+        here = {done for done in stops if done <= end and lineage.reaches(done, end)}
+        if here <= found.keys():
             continue
-        if parted is not None:
-            raise _mismatch(root, contents, found, (parted, done))
-        if recorded != found[done]:
-            parted = done
-    if parted is not None:
-        raise _mismatch(root, contents, found, (parted, None))
+        if number:
+            engine.load()
+        branch = _Branch(root, contents, found)
+        for done in replay.walk(engine, lineage.updates(end), stops=here, progress=progress):
+            branch.reached(done, engine.fingerprint())
+        branch.finish()
     return found
+
+
+@dataclass(slots=True)
+class _Branch:
+    """The way to one end of the run's lineage: what was found on it, and where it first parted from the ledger."""
+
+    root: Path
+    contents: ledger.Contents
+    found: dict[int, str]
+    parted: int | None = None
+
+    def reached(self, done: int, fingerprint: str) -> None:
+        """A stop; LedgerError at the next recorded one after the two parted."""
+        self.found[done] = fingerprint
+        recorded = self.contents.fingerprints.get(done)
+        if recorded is None:
+            return
+        if self.parted is not None:
+            raise _mismatch(self.root, self.contents, self.found, (self.parted, done))
+        if recorded != fingerprint:
+            self.parted = done
+
+    def finish(self) -> None:
+        """LedgerError if they parted at the last stop."""
+        if self.parted is not None:
+            raise _mismatch(self.root, self.contents, self.found, (self.parted, None))
 
 
 def _mismatch(

@@ -4,86 +4,106 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
+from tests.landscape import SIZE, applied, climb, evaluate
 
-from seedtune.strategies.base import Strategy, update_of
-from seedtune.strategies.es import EvolutionStrategy
+from seedtune import strategies
+from seedtune.config import Config
+from seedtune.errors import ConfigError
+from seedtune.lineage import Lineage
+from seedtune.strategies.base import tell
 
-SIZE = 10_000
-SETTINGS = {"population": 32, "sigma": 0.02, "alpha": 0.02}
+SETTINGS: dict[str, Any] = {"population": 32, "sigma": 0.02}
+FIXED = {**SETTINGS, "alpha": 0.02}
 
-STRATEGIES: dict[str, Callable[[], Strategy]] = {
-    "es": lambda: EvolutionStrategy(**SETTINGS),
-    "es-single": lambda: EvolutionStrategy(**SETTINGS, antithetic=False),
-    "es-per-prompt": lambda: EvolutionStrategy(**SETTINGS, shaping="per_prompt"),
+STRATEGIES: dict[str, dict[str, Any]] = {
+    "es": FIXED,
+    "es-single": {**FIXED, "antithetic": False},
+    "es-per-prompt": {**FIXED, "shaping": "per_prompt"},
+    "es-reuse": {**FIXED, "noise_reuse": 4},
+    "es-decay": {**FIXED, "decay_l2": 0.1, "decay_l1": 1e-4},
+    "es-guarded": {**FIXED, "collapse_guard": "yes"},
+    "adaptive": SETTINGS,
+    "adaptive-single": {**SETTINGS, "antithetic": False},
+    "adaptive-started": {**SETTINGS, "alpha": 1.0, "step_size": "adaptive"},
+    "adaptive-success": {**SETTINGS, "sigma_rule": "success"},
+    "adaptive-growing": {**SETTINGS, "population_growth": {"limit": 64, "below": 0.99, "patience": 3}},
+    "adaptive-scheduled": {**SETTINGS, "population_schedule": ((4, 16), (8, 48))},
+    "adaptive-reuse-decay": {**SETTINGS, "noise_reuse": 3, "decay_l2": 0.1},
+    "momentum": {**FIXED, "moments": {"momentum": 0.5}},
+    "adam": {**FIXED, "alpha": 0.01, "moments": {"momentum": 0.5, "second": 0.9, "window": 4}},
+    "essam": {**FIXED, "lookahead": {"kind": "essam", "radius": 0.002}},
+    "essam-f": {**FIXED, "lookahead": {"kind": "essam_f", "radius": 0.1, "probes": 10}},
+    "essam-adaptive": {**SETTINGS, "lookahead": {"kind": "essam_f", "radius": 0.1}},
 }
-"""One maker per strategy, with settings that climb the quadratic below."""
+"""Settings per strategy, and combinations, that climb the quadratic."""
 
 
 @pytest.fixture(params=STRATEGIES.values(), ids=STRATEGIES)
-def strategy(request) -> Strategy:
-    return request.param()
+def config(request) -> Config:
+    return Config.create(request.param)
 
 
-def noise(generation: int, pair: int) -> np.ndarray:
-    return np.random.default_rng((generation, pair)).standard_normal(SIZE)
-
-
-def quadratic(theta: np.ndarray, generation: int, member: int) -> np.ndarray:
-    """Four noisy looks at −|θ|²/size."""
-    jitter = np.random.default_rng((generation, member, 1)).normal(size=4)
-    return -np.mean(theta**2) + 1e-4 * jitter
-
-
-def run(strategy: Strategy, generations: int, damage: Callable[[np.ndarray, int], None] = lambda *_: None):
-    """θ and the mean reward of every generation."""
-    theta, state, rewards = np.ones(SIZE), strategy.initial(), []
-    for generation in range(generations):
-        plan = strategy.ask(state, generation)
-        scores = np.array(
-            [
-                quadratic(theta + member.sign * plan.sigma * noise(member.generation, member.pair), generation, i)
-                for i, member in enumerate(plan.members)
-            ]
-        )
-        damage(scores, generation)
-        step = strategy.tell(state, plan, scores)
-        assert np.isfinite(step.coefficients).all()
-        assert step.update == update_of(plan, step.coefficients)
-        for term in step.update.terms:
-            theta += term.weight * noise(term.generation, term.pair)
-        state = json.loads(json.dumps(step.state))
-        rewards.append(-float(np.mean(theta**2)))
-    return theta, rewards
-
-
-def test_it_climbs_a_noisy_quadratic(strategy):
-    _, rewards = run(strategy, 60)
+def test_it_climbs_a_noisy_quadratic(config):
+    steps = 80 if config.lookahead.kind == "none" else 160
+    rewards = climb(config, steps).rewards
     assert rewards[-1] > rewards[0] + 0.02
     assert np.mean(rewards[-10:]) > np.mean(rewards[:10])
 
 
-def test_the_same_scores_give_the_same_run(strategy):
-    first, second = run(strategy, 4), run(strategy, 4)
-    assert np.array_equal(first[0], second[0])
+def test_the_same_scores_give_the_same_run(config):
+    one, two = climb(config, 5), climb(config, 5)
+    assert one.theta.tobytes() == two.theta.tobytes()
+    assert one.records == two.records
 
 
-def test_its_members_are_distinct_and_as_many_as_asked_for(strategy):
-    plan = strategy.ask(strategy.initial(), 11)
-    assert len(set(plan.members)) == len(plan.members) == SETTINGS["population"]
-    assert plan.generation == 11
-    assert all(member.sign for member in plan.members)
+def test_the_order_in_which_results_arrive_does_not_matter(config):
+    backwards = climb(config, 5, order=lambda count: list(range(count))[::-1])
+    assert climb(config, 5).records == backwards.records
 
 
-def test_it_does_not_change_the_scores(strategy):
+def test_members_are_distinct_and_perturbed(config):
+    for record in climb(config, 9).records:
+        assert len(set(record.plan.members)) == len(record.plan.members) >= 2
+        assert all(member.sign for member in record.plan.members)
+
+
+def test_it_does_not_change_the_scores(config):
+    strategy = strategies.create(config)
     plan = strategy.ask(strategy.initial(), 0)
-    scores = np.random.default_rng(0).normal(size=(len(plan.members), 3))
-    scores[0, 1] = math.nan
-    strategy.tell(strategy.initial(), plan, before := scores.copy())
-    np.testing.assert_array_equal(before, scores)
+    feedback = evaluate(plan, np.ones(SIZE))
+    feedback.scores[0, 1] = math.nan
+    before = feedback.scores.copy()
+    tell(strategy, strategy.initial(), plan, feedback)
+    np.testing.assert_array_equal(before, feedback.scores)
+
+
+def test_its_state_goes_through_the_ledger(config):
+    for record in climb(config, 6).records:
+        assert json.loads(json.dumps(record.state)) == record.state
+
+
+def test_replaying_the_ledger_gives_the_weights_bit_for_bit(config):
+    run = climb(config, 10)
+    theta, base = np.ones(SIZE), np.ones(SIZE)
+    for update in Lineage(strategies.memory(config), run.records).updates(10):
+        theta = applied(theta, base, update)
+    assert theta.tobytes() == run.theta.tobytes()
+
+
+def test_a_ledger_follows_from_its_own_rewards(config):
+    """What an audit does: plans, steps and states again from recorded coefficients and signals."""
+    strategy = strategies.create(config)
+    state = strategy.initial()
+    for record in climb(config, 10).records:
+        assert strategy.ask(state, record.plan.generation) == record.plan
+        step = strategy.decide(state, record.plan, record.coefficients, record.signal)
+        assert (step.alpha, step.update.decay, step.back_to) == (record.alpha, record.decay, record.back_to)
+        assert json.loads(json.dumps(step.state)) == record.state
+        state = record.state
 
 
 def fail_some(scores, generation):
@@ -97,18 +117,41 @@ def fail_all(scores, generation):
 
 
 def tie(scores, generation):
-    if generation % 2:
+    if generation % 3:
         scores[:] = 0.1
 
 
 @pytest.mark.parametrize("damage", [fail_some, fail_all, tie])
-def test_it_survives_generations_that_fail_or_tie(strategy, damage):
-    theta, _ = run(strategy, 6, damage)
-    assert np.isfinite(theta).all()
+def test_it_survives_generations_that_fail_or_tie(config, damage):
+    run = climb(config, 8, damage)
+    assert np.isfinite(run.theta).all()
+    assert all(math.isfinite(record.alpha) for record in run.records)
 
 
 @pytest.mark.parametrize("value", [math.nan, 0.1], ids=["failed", "tied"])
-def test_a_generation_without_a_difference_moves_nothing(strategy, value):
-    plan = strategy.ask(strategy.initial(), 0)
-    step = strategy.tell(strategy.initial(), plan, np.full((len(plan.members), 3), value))
-    assert step.update.terms == ()
+def test_a_generation_without_a_difference_moves_nothing(config, value):
+    def flat(scores, generation):
+        scores[:] = value
+
+    run = climb(config, 2, flat)
+    assert run.theta.tobytes() == np.ones(SIZE).tobytes()
+    assert not any(any(record.coefficients) for record in run.records)
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"lookahead": {"kind": "essam"}, "noise_reuse": 4}, "noise_reuse=4"),
+        ({"lookahead": {"kind": "essam_f", "probes": 64}}, "probes=64"),
+        ({"lookahead": {"kind": "essam_f", "probes": 9}}, "even"),
+        ({"moments": {"momentum": 0.9, "second": 0.99}}, "needs alpha"),
+        ({"moments": {"momentum": 0.9, "second": 0.99}, "alpha": 1e-5, "step_size": "adaptive"}, "step_size=fixed"),
+        ({"moments": {"second": 0.99}, "alpha": 1e-5}, "give both"),
+        ({"population_schedule": ((3, 7),)}, "even"),
+        ({"population_schedule": ((3, 8),), "population_growth": {"limit": 64}}, "exclude"),
+        ({"population_growth": {"limit": 16}}, "at least population=32"),
+    ],
+)
+def test_combinations_that_make_no_sense_are_refused_with_the_fix(settings, told):
+    with pytest.raises(ConfigError, match=told):
+        Config.create({**SETTINGS, **settings})

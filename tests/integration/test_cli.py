@@ -189,7 +189,7 @@ def limited(size: int):
     [
         (3000, "ledger.jsonl", {"evaluate_centre": False, "eval_steps": 0, "eval_prompts": 1, "population": 16}),
         (3000, "samples.jsonl", {"prompts_per_generation": 16}),
-        (3000, "metrics.jsonl", {"evaluate_centre": False, "eval_prompts": 1}),
+        (5000, "metrics.jsonl", {"eval_prompts": 1, "eval_steps": 1, "generations": 14, "population": 2}),
         (9000, "snapshots/000002", {"toy": {"size": 64}}),
     ],
     ids=["ledger", "samples", "metrics", "snapshot"],

@@ -203,7 +203,7 @@ def test_a_changed_last_fingerprint_may_be_either(run):
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        (lambda data: data.update(alpha=0.3), "recorded is alpha 0.3, but the configuration gives 0.2"),
+        (lambda data: data.update(alpha=0.3), "recorded is alpha 0.3, but the rewards give 0.2"),
         (lambda data: data["members"].__setitem__(0, "7:0+"), r"recorded is member 7:0\+, but the strategy asks"),
         (lambda data: data.update(state={"x": 1}), "the recorded state of the strategy is"),
     ],

@@ -19,7 +19,8 @@ from seedtune.audit import CHECKS, Audit, audit
 from seedtune.errors import LedgerError
 from seedtune.ledger import Contents, Header, Record
 from seedtune.shaping import SHAPINGS, member_rewards
-from seedtune.types import Member
+from seedtune.strategies.base import Feedback, tell
+from seedtune.types import Decay, Member
 
 ROOT = Path("run")
 
@@ -31,12 +32,13 @@ def config(shaping: str, **settings):
 def ledger_of(shaping: str, scores: list[np.ndarray], **settings) -> Contents:
     """What a run that got these scores (members, prompts) writes."""
     strategy = strategies.create(config(shaping, population=len(scores[0]), **settings))
-    contents = Contents(Header("toy", "0", {}, "v1", "0.1.0"))
+    contents, state = Contents(Header("toy", "0", {}, "v1", "0.1.0")), strategy.initial()
     for generation, matrix in enumerate(scores):
-        plan = strategy.ask({}, generation)
-        step = strategy.tell({}, plan, matrix)
-        rewards = tuple(member_rewards(matrix).tolist())
-        contents.records.append(Record(plan, rewards, step.coefficients, (0,), None, {}, {}))
+        plan = strategy.ask(state, generation)
+        step = tell(strategy, state, plan, Feedback(matrix))
+        rewards, state = tuple(member_rewards(matrix).tolist()), step.state
+        record = Record(plan, step.alpha, rewards, step.coefficients, (0,), None, {}, state, step.signal)
+        contents.records.append(record)
     return contents
 
 
@@ -117,7 +119,6 @@ def test_an_edited_reward_is_named_by_its_generation():
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"alpha": 0.3}, "recorded is alpha 0.3, but the configuration gives 0.2"),
         ({"sigma": 0.3}, "recorded is sigma 0.3, but the configuration gives 0.05"),
         ({"members": (Member(2, 9, 1),) * 6}, r"recorded is member 9\+, but the strategy asks for 0\+"),
         ({"members": ()}, "recorded are 0 members, but the strategy asks for 6"),
@@ -129,6 +130,19 @@ def test_a_plan_that_the_strategy_does_not_make_is_named(changes, told):
     plan = replace(contents.records[2].plan, **changes)
     with pytest.raises(LedgerError, match=f"run: generation 2 does not follow from the run's configuration: {told}"):
         checked("zscore", edited(contents, 2, plan=plan))
+
+
+@pytest.mark.parametrize("changes", [{"alpha": 0.3}, {"decay": Decay(0.1)}, {"back_to": 1}], ids=str)
+def test_a_decision_that_the_strategy_does_not_make_is_named(changes):
+    with pytest.raises(LedgerError, match=f"run: generation 2: recorded is {next(iter(changes))} "):
+        checked("zscore", edited(ledger_of("zscore", scores()), 2, **changes))
+
+
+def test_a_signal_that_contradicts_the_rewards_is_named():
+    contents = ledger_of("zscore", scores())
+    signal = {**contents.records[1].signal, "reward": 9.0}
+    with pytest.raises(LedgerError, match=r"run: generation 1: its signal says reward 9\.0"):
+        checked("zscore", edited(contents, 1, signal=signal))
 
 
 def test_a_state_that_the_strategy_does_not_reach_is_named():

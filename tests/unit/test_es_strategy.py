@@ -11,19 +11,18 @@ from hypothesis import strategies as st
 
 from seedtune import strategies
 from seedtune.config import Config
-from seedtune.strategies.base import update_of
-from seedtune.strategies.es import EvolutionStrategy
+from seedtune.strategies.base import Feedback, tell, update_of
 from seedtune.types import Member, Plan, Term
 
-PAIRS = EvolutionStrategy(population=6, sigma=0.1, alpha=0.3)
-SINGLES = EvolutionStrategy(population=5, sigma=0.1, alpha=0.3, antithetic=False)
+PAIRS = strategies.create(Config(population=6, sigma=0.1, alpha=0.3))
+SINGLES = strategies.create(Config(population=5, sigma=0.1, alpha=0.3, antithetic=False))
 SCORES = np.random.default_rng(1).normal(size=(6, 4))
 
 
 def test_pairs_are_both_signs_of_fresh_noise():
     plan = PAIRS.ask({}, 4)
     assert plan.members == tuple(Member(4, pair, sign) for pair in range(3) for sign in (1, -1))
-    assert (plan.generation, plan.sigma, plan.alpha) == (4, 0.1, 0.3)
+    assert (plan.generation, plan.sigma) == (4, 0.1)
 
 
 def test_without_pairs_every_member_has_noise_of_its_own():
@@ -35,7 +34,7 @@ def test_asking_twice_gives_the_same_plan():
 
 
 def test_the_weight_of_a_pair_is_alpha_over_n_times_the_difference_of_its_coefficients():
-    step = PAIRS.tell({}, PAIRS.ask({}, 2), SCORES)
+    step = tell(PAIRS, {}, PAIRS.ask({}, 2), Feedback(SCORES))
     z = step.coefficients
     expected = [(2, pair, 0.3 / 6 * (z[2 * pair] - z[2 * pair + 1])) for pair in range(3)]
     assert [(t.generation, t.pair) for t in step.update.terms] == [(g, p) for g, p, _ in expected]
@@ -43,15 +42,15 @@ def test_the_weight_of_a_pair_is_alpha_over_n_times_the_difference_of_its_coeffi
 
 
 def test_without_pairs_the_weight_is_alpha_over_n_times_the_coefficient():
-    step = SINGLES.tell({}, SINGLES.ask({}, 2), SCORES[:5])
+    step = tell(SINGLES, {}, SINGLES.ask({}, 2), Feedback(SCORES[:5]))
     assert step.update.terms == tuple(Term(2, i, 0.3 / 5 * z) for i, z in enumerate(step.coefficients))
 
 
 @pytest.mark.parametrize("shaping", ["zscore", "per_prompt"])
 @pytest.mark.parametrize("scores", [np.full((6, 4), 0.3), np.full((6, 4), math.nan)], ids=["tied", "failed"])
 def test_all_tied_or_failed_members_give_an_empty_update(shaping, scores):
-    strategy = EvolutionStrategy(population=6, sigma=0.1, alpha=0.3, shaping=shaping)
-    step = strategy.tell({}, strategy.ask({}, 0), scores)
+    strategy = strategies.create(Config(population=6, sigma=0.1, alpha=0.3, shaping=shaping))
+    step = tell(strategy, {}, strategy.ask({}, 0), Feedback(scores))
     assert step.update.terms == ()
     assert step.coefficients == (0.0,) * 6
 
@@ -59,13 +58,13 @@ def test_all_tied_or_failed_members_give_an_empty_update(shaping, scores):
 def test_a_pair_whose_members_tie_has_no_term():
     scores = SCORES.copy()
     scores[3] = scores[2]
-    assert [term.pair for term in PAIRS.tell({}, PAIRS.ask({}, 0), scores).update.terms] == [0, 2]
+    assert [term.pair for term in tell(PAIRS, {}, PAIRS.ask({}, 0), Feedback(scores)).update.terms] == [0, 2]
 
 
 def test_a_failed_member_leaves_its_twin_in_the_update():
     scores = SCORES.copy()
     scores[1] = math.nan
-    step = PAIRS.tell({}, PAIRS.ask({}, 0), scores)
+    step = tell(PAIRS, {}, PAIRS.ask({}, 0), Feedback(scores))
     assert step.coefficients[1] == 0.0
     assert step.update.terms[0].weight == 0.3 / 6 * step.coefficients[0]
 
@@ -74,13 +73,13 @@ def test_a_failed_member_leaves_its_twin_in_the_update():
 def test_the_update_does_not_depend_on_the_order_of_the_members(order):
     plan = PAIRS.ask({}, 3)
     coefficients = [0.25, -1.5, 2.0, 0.125, -0.5, -0.375]
-    shuffled = Plan(3, 0.1, 0.3, tuple(plan.members[i] for i in order))
-    assert update_of(shuffled, [coefficients[i] for i in order]) == update_of(plan, coefficients)
+    shuffled = Plan(3, 0.1, tuple(plan.members[i] for i in order))
+    assert update_of(shuffled, [coefficients[i] for i in order], 0.3) == update_of(plan, coefficients, 0.3)
 
 
 def test_terms_come_in_ascending_order_with_reused_noise_first():
-    plan = Plan(5, 0.1, 1.0, (Member(5, 1, 1), Member(5, 0, 1), Member(2, 9, 1)))
-    assert [(t.generation, t.pair) for t in update_of(plan, [1.0, 1.0, 1.0]).terms] == [
+    plan = Plan(5, 0.1, (Member(5, 1, 1), Member(5, 0, 1), Member(2, 9, 1)))
+    assert [(t.generation, t.pair) for t in update_of(plan, [1.0, 1.0, 1.0], 1.0).terms] == [
         (2, 9),
         (5, 0),
         (5, 1),
@@ -89,9 +88,12 @@ def test_terms_come_in_ascending_order_with_reused_noise_first():
 
 def test_a_coefficient_for_every_member_is_required():
     with pytest.raises(ValueError, match="zip"):
-        update_of(PAIRS.ask({}, 0), [1.0])
+        update_of(PAIRS.ask({}, 0), [1.0], 0.3)
 
 
-def test_the_configuration_makes_the_strategy():
-    made = strategies.create(Config(population=8, sigma=0.02, antithetic=False, shaping="per_prompt"))
-    assert made == EvolutionStrategy(8, 0.02, 0.01, antithetic=False, shaping="per_prompt")
+def test_the_configuration_says_how_steps_are_made():
+    paper = strategies.create(Config(population=8, sigma=0.02, antithetic=False, step_size="fixed"))
+    step = tell(paper, {}, paper.ask({}, 0), Feedback(np.random.default_rng(0).normal(size=(8, 2))))
+    assert step.alpha == 0.01
+    assert Config(alpha=0.3).adaptive is False
+    assert Config().adaptive is True

@@ -25,7 +25,8 @@ HEADER = Header("toy", "0" * 32, {"sigma": 0.1, "toy": {"size": 3}}, "v1", "0.1.
 def record(generation: int, **changes) -> Record:
     members = (Member(generation, 0, 1), Member(generation, 0, -1), Member(3, 9, 1))
     made = Record(
-        plan=Plan(generation, 1 / 3, 1e-300, members),
+        plan=Plan(generation, 1 / 3, members),
+        alpha=1e-300,
         rewards=(0.1 + 0.2, math.nan, -0.0),
         coefficients=(5e-324, -1.7976931348623157e308, 0.0),
         prompts=(3, 1, 2),

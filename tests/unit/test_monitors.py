@@ -87,8 +87,8 @@ def test_alarms_say_what_to_change(reward, moved, clipped, words):
 
 
 def test_restored_metrics_are_what_the_ledger_knows():
-    plan = Plan(4, 0.1, 0.2, (Member(4, 0, 1), Member(4, 0, -1)))
-    made = monitors.restored(Record(plan, (1.0, 3.0), (-1.0, 1.0), (0,), 5.0, {"prompt": 2, "generated": 3}))
+    plan = Plan(4, 0.1, (Member(4, 0, 1), Member(4, 0, -1)))
+    made = monitors.restored(Record(plan, 0.2, (1.0, 3.0), (-1.0, 1.0), (0,), 5.0, {"prompt": 2, "generated": 3}))
     assert made == {
         "generation": 5,
         "reward": 2.0,

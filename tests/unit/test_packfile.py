@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 from seedtune import ledger, packfile
 from seedtune.engines.base import Noise
 from seedtune.errors import PackError
+from seedtune.lineage import Lineage
 from seedtune.packfile import About, Pack
-from seedtune.replay import updates_of
 from seedtune.rounding import nearest
 from seedtune.shaping import zscore
+from seedtune.strategies.moments import Memory
 from seedtune.types import Decay, Member, Plan, Term, Update
 from seedtune.weights import Centre
 
@@ -72,8 +73,12 @@ def test_a_pack_of_a_pack_has_the_same_bytes():
 def record(generation: int, labels: str, rewards: list[float]) -> ledger.Record:
     members = tuple(Member.parse(label, generation) for label in labels.split())
     coefficients = tuple(zscore(np.array(rewards)[:, None]).tolist())
-    plan = Plan(generation, 0.1, 0.3, members)
-    return ledger.Record(plan, tuple(rewards), coefficients, (0,), None, {})
+    plan = Plan(generation, 0.1, members)
+    return ledger.Record(plan, 0.3, tuple(rewards), coefficients, (0,), None, {})
+
+
+def updates_of(records: list[ledger.Record]) -> list[Update]:
+    return Lineage(Memory(), records).updates(len(records))
 
 
 RECORDS = {

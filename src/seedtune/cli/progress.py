@@ -62,7 +62,7 @@ class ProgressLines:
         self.say(
             f"task {trainer.task.name}: {config.generations} generations of N = {config.population} × "
             f"{min(config.prompts_per_generation, len(trainer.task.train))} prompts, "
-            f"σ {config.sigma:g}, α {config.step:g}"
+            f"σ {config.sigma:g}, α {config.step_words()}"
         )
         self.say(f"run directory {config.output_dir}")
 

@@ -1,7 +1,9 @@
 """A strategy is a pure state machine over member ids and rewards: it never sees weights.
 
-``ask`` says which members to evaluate, ``tell`` turns their scores into coefficients and an update.  States
-are plain JSON data, so that they go through the ledger.
+``ask`` says which members to evaluate.  ``tell`` turns what came back into an update in three steps, so that a
+ledger can be checked without scores: ``shape`` makes coefficients, ``observe`` a few numbers about the generation
+(the signal), and ``decide`` an update from these two alone.  States and signals are plain JSON data, so that they go
+through the ledger.
 """
 
 from __future__ import annotations
@@ -13,18 +15,43 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from seedtune.types import Plan, Term, Update
+from seedtune.types import Decay, Member, Plan, Term, Update
 
 State = Mapping[str, Any]
+Signal = Mapping[str, float]
+Scores = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Feedback:
+    """What a generation came back with, NaN where nothing was scored."""
+
+    scores: Scores
+    """(members, prompts), in the order of the plan's members."""
+
+    centre: Scores | None = None
+    """(prompts,): the centre's scores, if it answered, too."""
+
+    share: float = 0.0
+    """Share of the training prompts that these are."""
+
+    by_reward: Scores | None = None
+    """(reward functions, members, prompts), unweighted, if there are several."""
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What ``tell`` decides: a coefficient per member, the update they make, and the next state."""
+    """What ``tell`` decides: a coefficient per member, α as it was used, the update they make, and the next state.
+
+    With ``back_to`` the centre goes back to what it was after that many generations instead.
+    """
 
     coefficients: tuple[float, ...]
+    alpha: float
     update: Update
     state: State = field(default_factory=dict)
+    signal: Signal = field(default_factory=dict)
+    back_to: int | None = None
 
 
 class Strategy(Protocol):
@@ -35,24 +62,48 @@ class Strategy(Protocol):
         ...
 
     def ask(self, state: State, generation: int) -> Plan:
-        """The members of a generation and the σ and α they are used with."""
+        """The members of a generation, the σ and α they are used with, and where they stand."""
         ...
 
-    def tell(self, state: State, plan: Plan, scores: NDArray[np.float64]) -> Step:
-        """Coefficients and update from scores (members, prompts), NaN where nothing was scored."""
+    def shape(self, feedback: Feedback) -> tuple[float, ...]:
+        """A coefficient per member."""
+        ...
+
+    def observe(self, plan: Plan, feedback: Feedback, coefficients: Sequence[float]) -> Signal:
+        """What the strategy wants to know about a generation besides coefficients."""
+        ...
+
+    def decide(self, state: State, plan: Plan, coefficients: tuple[float, ...], signal: Signal) -> Step:
+        """The update, from what the ledger records."""
         ...
 
 
-def update_of(plan: Plan, coefficients: Sequence[float]) -> Update:
+def tell(strategy: Strategy, state: State, plan: Plan, feedback: Feedback) -> Step:
+    """Coefficients, signal and update from what came back."""
+    coefficients = strategy.shape(feedback)
+    return strategy.decide(state, plan, coefficients, strategy.observe(plan, feedback, coefficients))
+
+
+Direction = tuple[int, int]
+"""(generation, pair) of a noise sample."""
+
+
+def directions(members: Sequence[Member], values: Sequence[float]) -> dict[Direction, float]:
+    """Σ sign·value over the members of every noise sample, in ascending order of samples."""
+    sums: dict[Direction, float] = {}
+    for member, value in zip(members, values, strict=True):
+        place = (member.generation, member.pair)
+        sums[place] = sums.get(place, 0.0) + member.sign * value
+    return dict(sorted(sums.items()))
+
+
+def update_of(plan: Plan, coefficients: Sequence[float], alpha: float, decay: Decay | None = None) -> Update:
     """θ ← θ + (α/N) Σ zᵢ·signᵢ·ε(generationᵢ, pairᵢ): one term per noise sample, in ascending order.
 
-    The two members of a pair share a term; terms of weight 0 are left out.  A function of the plan and the
-    coefficients alone, so that a ledger can be replayed without the strategy.
+    The two members of a pair share a term; terms of weight 0 are left out.  A function of the plan, the
+    coefficients, α and the decay alone, so that a ledger can be replayed without the strategy.
     """
-    scale = plan.alpha / len(plan.members)
-    weights: dict[tuple[int, int], float] = {}
-    for member, coefficient in zip(plan.members, coefficients, strict=True):
-        place = (member.generation, member.pair)
-        weights[place] = weights.get(place, 0.0) + member.sign * coefficient
-    terms = (Term(*place, scale * weight) for place, weight in sorted(weights.items()) if weight != 0.0)
-    return Update(plan.generation, tuple(terms))
+    scale = alpha / len(plan.members)
+    weights = directions(plan.members, coefficients)
+    terms = (Term(*place, scale * weight) for place, weight in weights.items() if scale * weight != 0.0)
+    return Update(plan.generation, tuple(terms), decay)

@@ -1,43 +1,111 @@
-"""Evolution strategies at scale (arXiv 2509.24372), with or without antithetic pairs."""
+"""Evolution strategies at scale (arXiv 2509.24372), with or without antithetic pairs, and rules for its constants."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
+from seedtune.strategies import averages, signal
+from seedtune.strategies.base import Feedback, Signal, State, Step, update_of
+from seedtune.strategies.guard import Guard
+from seedtune.strategies.population import PopulationSize
+from seedtune.strategies.sigma import SigmaRule
+from seedtune.strategies.stepsize import Situation, StepSize
+from seedtune.types import Decay, Member, Plan, Update
 
-from seedtune.shaping import SHAPINGS
-from seedtune.strategies.base import State, Step, update_of
-from seedtune.types import Member, Plan
+Shape = Callable[[Feedback], tuple[float, ...]]
+Factor = Callable[[int, int], float]
+"""What a schedule multiplies a constant by, at a generation and a number of rollouts."""
+
+NO_DECAY = Decay()
+
+
+def unscaled(generation: int, rollouts: int) -> float:
+    """No schedule."""
+    return 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class EvolutionStrategy:
-    """θ ← θ + (α/N) Σ zᵢ εᵢ with constant σ and α and fresh noise every generation.
+    """θ ← θ + (α/N) Σ zᵢ εᵢ, and then the pull of the decay to θ₀.
 
-    ``antithetic`` evaluates +ε and −ε of N/2 samples; otherwise N samples once each (the paper's form).
+    ``antithetic`` evaluates +ε and −ε of N/2 samples; otherwise N samples once each (the paper's form).  Noise is
+    drawn anew every ``reuse`` generations (1: always; EGGROLL, arXiv 2511.16652, keeps it for 4 with fresh prompts).
     """
 
-    population: int
-    sigma: float
-    alpha: float
+    shaping: Shape
+    population: PopulationSize
+    sigma: SigmaRule
+    alpha: StepSize
     antithetic: bool = True
-    shaping: str = "zscore"
+    reuse: int = 1
+    sigma_factor: Factor = unscaled
+    alpha_factor: Factor = unscaled
+    decay: Decay = NO_DECAY
+    """λ₂ and λ₁ of the anchored decay, before α."""
+
+    guard: Guard | None = None
 
     def initial(self) -> State:
-        """Nothing to remember."""
+        """Nothing known."""
         return {}
 
     def ask(self, state: State, generation: int) -> Plan:
-        """N members of fresh noise."""
+        """N members, of fresh noise or of the noise of the last ``reuse`` generations."""
         signs = (1, -1) if self.antithetic else (1,)
-        members = tuple(
-            Member(generation, pair, sign) for pair in range(self.population // len(signs)) for sign in signs
-        )
-        return Plan(generation, self.sigma, self.alpha, members)
+        count = self.population.members(state.get("population", {}), generation) // len(signs)
+        drawn = generation - generation % self.reuse
+        members = tuple(Member(drawn, pair, sign) for pair in range(count) for sign in signs)
+        sigma = self.sigma.value(state.get("sigma", {})) * self.sigma_factor(generation, state.get("rollouts", 0))
+        return Plan(generation, sigma, members)
 
-    def tell(self, state: State, plan: Plan, scores: NDArray[np.float64]) -> Step:
+    def shape(self, feedback: Feedback) -> tuple[float, ...]:
         """Shaped rewards as coefficients."""
-        coefficients = tuple(float(z) for z in SHAPINGS[self.shaping](scores))
-        return Step(coefficients, update_of(plan, coefficients))
+        return self.shaping(feedback)
+
+    def observe(self, plan: Plan, feedback: Feedback, coefficients: Sequence[float]) -> Signal:
+        """See `seedtune.strategies.signal`."""
+        return signal.observe(plan, feedback, coefficients)
+
+    def decide(self, state: State, plan: Plan, coefficients: tuple[float, ...], signal: Signal) -> Step:
+        """A step of the step-size rule, or the way back after a collapse."""
+        after = self._after(state, plan, signal)
+        if after.get("guard", {}).get("collapsed"):
+            return self._back(after, plan, coefficients, signal)
+        now = Situation(plan.sigma, len(plan.members), signal, after["averages"])
+        alpha, kept = self.alpha.step(after["alpha"], now)
+        alpha *= self.alpha_factor(plan.generation, state.get("rollouts", 0))
+        update = update_of(plan, coefficients, alpha, self._decay(alpha))
+        return Step(coefficients, alpha, update, _filled({**after, "alpha": kept}), signal)
+
+    def _after(self, state: State, plan: Plan, signal: Signal) -> dict[str, Any]:
+        """The state without the step size's."""
+        mean = averages.averaged(state.get("averages", averages.NONE), signal)
+        after = {
+            "rollouts": state.get("rollouts", 0) + len(plan.members),
+            "averages": mean,
+            "population": self.population.next(state.get("population", {}), mean),
+            "sigma": self.sigma.next(state.get("sigma", {}), signal),
+            "alpha": state.get("alpha", {}),
+        }
+        if self.guard is not None:
+            before = state.get("guard", {})
+            after["guard"] = self.guard.watch(before, signal["reward"], plan.generation) if signal else before
+        return after
+
+    def _back(self, after: dict[str, Any], plan: Plan, coefficients: tuple[float, ...], signal: Signal) -> Step:
+        """To the best generation, with smaller steps from there on."""
+        assert self.guard is not None
+        to = after["guard"]["best_at"]
+        state = {**after, "guard": self.guard.back(after["guard"]), "alpha": self.alpha.shrink(after["alpha"])}
+        return Step(coefficients, 0.0, Update(plan.generation, ()), _filled(state), signal, back_to=to)
+
+    def _decay(self, alpha: float) -> Decay | None:
+        decay = Decay(alpha * self.decay.l2, alpha * self.decay.l1)
+        return decay if alpha and (decay.l2 or decay.l1) else None
+
+
+def _filled(state: dict[str, Any]) -> dict[str, Any]:
+    """Without rules that have nothing to remember."""
+    return {name: value for name, value in state.items() if value != {}}

@@ -1,0 +1,43 @@
+"""Signals averaged over generations, in units of each generation's reward spread."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from seedtune.strategies.base import Signal
+
+Averages = Mapping[str, float]
+
+MEMORY = 0.8
+"""What an average keeps of itself each generation: it looks back about five."""
+
+NONE: Averages = {"slope": 0.0, "power": 0.0, "shared": 0.0, "curvature": 0.0, "better": 0.5, "share": 0.0, "seen": 0}
+
+
+def averaged(before: Averages, signal: Signal) -> Averages:
+    """``before`` with one more generation's signal in it; a generation that says nothing changes nothing.
+
+    The first few count equally, then older ones fade: no start value has a say.
+    """
+    if signal.get("spread", 0.0) == 0.0:
+        return before
+    spread, seen = signal["spread"], before["seen"]
+    now = {
+        "slope": signal["slope"] / spread,
+        "power": signal["power"] / spread**2,
+        "shared": signal["shared"] / spread**2,
+        "curvature": signal.get("curvature", 0.0) / spread,
+        "better": signal.get("better", 0.5),
+        "share": signal["share"],
+    }
+    weight = max(1.0 / (seen + 1), 1.0 - MEMORY)
+    mean = {name: before[name] + weight * (value - before[name]) for name, value in now.items()}
+    return {**mean, "seen": min(seen + 1, 1_000_000)}
+
+
+def agreement(averages: Averages) -> float:
+    """The part of the slope that holds over all training prompts, in [0, 1]: share + (1 − share)·common."""
+    shared, power = averages["shared"], averages["power"]
+    common = min(1.0, max(0.0, shared / power)) if power > 0.0 and math.isfinite(shared) else 0.0
+    return averages["share"] + (1.0 - averages["share"]) * common

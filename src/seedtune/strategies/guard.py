@@ -1,0 +1,56 @@
+"""The guard against collapse: notices that rewards fell far below what they were, and names where to go back to."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+State = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Guard:
+    """Watches the mean reward of members through an average over about ``window`` generations.
+
+    The noise of one generation (other prompts, other members) is estimated from successive differences,
+    v = ½ mean (R_t − R_{t−1})² (von Neumann 1941), which a trend hardly moves.  A collapse is an average that lies
+    ``limit`` of its own standard deviations below the best average so far: then the run goes back to that generation.
+    """
+
+    window: int = 4
+    limit: float = 8.0
+    quiet: int = 8
+    """Generations that it only watches: before, it knows too little of the noise."""
+
+    def watch(self, state: State, reward: float, generation: int) -> dict[str, Any]:
+        """The state with one more generation; ``collapsed`` in it says that the run should go back to ``best_at``."""
+        seen = state.get("seen", 0) + 1
+        weight = max(1.0 / seen, 2.0 / (self.window + 1))
+        level = state.get("level", reward) + weight * (reward - state.get("level", reward))
+        noise = self._noise(state, reward, seen)
+        now = {"seen": seen, "level": level, "last": reward, "noise": noise}
+        if seen <= self.quiet or level >= state.get("best", -math.inf):
+            return {**now, "best": level, "best_at": generation}
+        kept = {"best": state["best"], "best_at": state["best_at"]}
+        allowed = self.limit * math.sqrt(weight / (2.0 - weight) * state["noise"])
+        return {**now, **kept, "collapsed": level < state["best"] - allowed}
+
+    def back(self, state: State) -> dict[str, Any]:
+        """The state after going back: the best average is where it stands again."""
+        best = state["best"]
+        kept = {"level": best, "last": best, "noise": state["noise"], "best": best, "best_at": state["best_at"]}
+        return {"seen": self.quiet + 1, **kept}
+
+    def _noise(self, state: State, reward: float, seen: int) -> float:
+        """Averaged over more generations than the level, and never by a jump that is itself the collapse."""
+        if seen < 2:
+            return 0.0
+        difference: float = 0.5 * (reward - state["last"]) ** 2
+        if seen == 2:
+            return difference
+        rate = max(1.0 / (seen - 1), 0.03)
+        bounded = min(difference, 9.0 * state["noise"]) if seen > self.quiet else difference
+        before: float = state["noise"]
+        return before + rate * (bounded - before)

@@ -1,0 +1,61 @@
+"""Sharpness-aware look-ahead, ESSAM and ESSAM-F (arXiv 2602.01003)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from seedtune.strategies.base import Feedback, Signal, State, Step, update_of
+from seedtune.strategies.es import EvolutionStrategy
+from seedtune.types import Plan, Shift, Term, Update
+
+
+@dataclass(frozen=True, slots=True)
+class LookAhead:
+    """Every step takes two generations: one looks where rewards fall, the next learns from standing there.
+
+    The first population, at θ, gives θ' = θ − (ρ/N) Σ zᵢ εᵢ, a step down.  The second, of fresh noise at θ', makes an
+    ordinary update, which is applied at θ: the centre itself never was at θ'.  With ``probes`` (ESSAM-F) the first
+    population has only so many members, and ‖θ' − θ‖ = ρ (their centred rewards and z-scores point the same way).
+    Compare with other strategies at equal rollouts, not generations.
+    """
+
+    inner: EvolutionStrategy
+    radius: float
+    probes: int = 0
+
+    def initial(self) -> State:
+        """The first generation probes."""
+        return {}
+
+    def ask(self, state: State, generation: int) -> Plan:
+        """The probes at θ, or the population at θ'."""
+        plan = self.inner.ask(state.get("inner", {}), generation)
+        if "down" not in state:
+            return replace(plan, members=plan.members[: self.probes]) if self.probes else plan
+        terms = tuple(Term(int(g), int(p), float(w)) for g, p, w in state["down"])
+        return replace(plan, shift=Shift(terms, self.radius if self.probes else None))
+
+    def shape(self, feedback: Feedback) -> tuple[float, ...]:
+        """As the strategy inside does."""
+        return self.inner.shape(feedback)
+
+    def observe(self, plan: Plan, feedback: Feedback, coefficients: Sequence[float]) -> Signal:
+        """As the strategy inside does; of probes nothing is kept."""
+        return {} if plan.shift is None else self.inner.observe(plan, feedback, coefficients)
+
+    def decide(self, state: State, plan: Plan, coefficients: tuple[float, ...], signal: Signal) -> Step:
+        """Nothing moves after the probes; then the update of the strategy inside."""
+        if plan.shift is None:
+            return self._probed(state, plan, coefficients)
+        step = self.inner.decide(state.get("inner", {}), plan, coefficients, signal)
+        return replace(step, state={"inner": dict(step.state)})
+
+    def _probed(self, state: State, plan: Plan, coefficients: tuple[float, ...]) -> Step:
+        """Remember the way down.  Probes that all tie show none: then θ' is θ."""
+        down = update_of(plan, coefficients, -self.radius).terms
+        before = state.get("inner", {})
+        inner: dict[str, Any] = {**before, "rollouts": before.get("rollouts", 0) + len(plan.members)}
+        after = {"inner": inner, "down": [list(term) for term in down]}
+        return Step(coefficients, 0.0, Update(plan.generation, ()), after)

@@ -1,0 +1,103 @@
+"""What a generation says about the landscape: how much members differ, how much of that holds on other prompts, and
+what the perturbation itself costs.
+
+Members are points at distance σ√d around θ, so rewards are looked at through a second-order model along the noise
+samples ε_q.  With o_q the odd part of a sample's rewards ((R⁺ − R⁻)/2 of a pair; R − mean R of a single member) and
+the update's coefficients w_q (Σ sign·z of the sample), a step of ρ times the length of a member's perturbation gives
+
+    gain(ρ) = slope·agreement·ρ − curvature·ρ²,      slope = Σ w_q o_q/‖w‖,   curvature = R(θ) − mean R.
+
+The slope is what the members of this generation measured; the agreement is how much of it holds over all training
+prompts: all on those of this generation, on others what two different prompts have in common; the curvature is
+½σ² tr H, what any step of a member's length costs on average.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from seedtune.shaping import fill_missing, member_rewards
+from seedtune.strategies.base import Feedback, Signal, directions
+from seedtune.types import Plan
+
+Vector = NDArray[np.float64]
+
+
+def observe(plan: Plan, feedback: Feedback, coefficients: Sequence[float]) -> Signal:
+    """The signal of a generation; empty if fewer than two noise samples have rewards."""
+    rewards = member_rewards(feedback.scores)
+    known = ~np.isnan(rewards)
+    odd = odd_parts(plan, feedback.scores)
+    if odd.shape[0] < 2 or odd.shape[1] == 0:
+        return {}
+    weights = np.array(list(directions(plan.members, coefficients).values()))
+    length = float(np.linalg.norm(weights))
+    means = odd.mean(axis=1)
+    whole = directions(plan.members, np.where(known, rewards - rewards[known].mean(), 0.0).tolist())
+    signed = np.array(list(whole.values())) / _members_of_each(plan)
+    signal = {
+        "reward": float(rewards[known].mean()),
+        "spread": float(rewards[known].std()),
+        "length": length,
+        "slope": float(weights @ signed) / length if length > 0.0 else 0.0,
+        "power": float(np.mean(means**2)),
+        "shared": shared_power(odd),
+        "share": feedback.share,
+    }
+    return {**signal, **_around(feedback, rewards[known])}
+
+
+def odd_parts(plan: Plan, scores: Vector) -> Vector:
+    """(samples, prompts): (R⁺ − R⁻)/2 of pairs, R − mean of single members; none of samples that lack rewards."""
+    filled = fill_missing(scores)
+    centred = filled - np.nanmean(filled, axis=0) if filled.size and not np.isnan(filled).all() else filled
+    rows: dict[tuple[int, int], list[Vector]] = {}
+    for member, row in zip(plan.members, centred, strict=True):
+        rows.setdefault((member.generation, member.pair), []).append(member.sign * row)
+    parts = [np.mean(group, axis=0) for group in rows.values()]
+    kept = [part for part in parts if not np.isnan(part).any()]
+    return np.array(kept).reshape(len(kept), filled.shape[1])
+
+
+def shared_power(odd: Vector) -> float:
+    """E[o_qi·o_qj] over two different prompts i, j: the part of the power that is the same on every prompt.
+
+    Of one prompt it cannot be told apart from chance; then all of the power counts as shared.  Unbiased, so it can be
+    negative where there is none.
+    """
+    prompts = odd.shape[1]
+    if prompts < 2:
+        return float(np.mean(odd**2))
+    totals = odd.sum(axis=1) ** 2 - (odd**2).sum(axis=1)
+    shared: float = totals.mean() / (prompts * (prompts - 1))
+    return float(shared)
+
+
+def _members_of_each(plan: Plan) -> Vector:
+    counts = directions(plan.members, [float(member.sign) for member in plan.members])
+    return np.array(list(counts.values()))
+
+
+def _around(feedback: Feedback, rewards: Vector) -> Signal:
+    """The centre against its members, on the prompts it was scored on."""
+    if feedback.centre is None or np.isnan(feedback.centre).all():
+        return {}
+    centre = float(np.nanmean(feedback.centre))
+    return {
+        "centre": centre,
+        "curvature": centre - float(rewards.mean()),
+        "better": float(np.mean(rewards > centre) + 0.5 * np.mean(rewards == centre)),
+    }
+
+
+def gain(signal: Signal, radius: float, agreement: float) -> float:
+    """The reward that a step of ``radius`` perturbation lengths should gain, in the second-order model."""
+    return signal["slope"] * agreement * radius - signal.get("curvature", 0.0) * radius**2
+
+
+def radius_of(alpha: float, sigma: float, signal: Signal, members: int) -> float:
+    """ρ = ‖α/N Σ wε‖/‖σε‖ = α‖w‖/(Nσ): a step's length in lengths of a member's perturbation."""
+    return alpha * signal["length"] / (members * sigma)

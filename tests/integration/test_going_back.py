@@ -1,0 +1,117 @@
+"""A run that collapses goes back by its ledger, and everything made from the ledger goes with it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import runs
+from seedtune import apply_pack, export_run, ledger, pack_run, replay, verify_run
+from seedtune.errors import LedgerError
+from seedtune.lineage import Lineage
+from seedtune.strategies.moments import Memory
+from seedtune.tasks.toy import closeness
+from seedtune.trainer import Trainer
+
+ROWS = [{"prompt": f"number {index}", "answer": 0.1 * index} for index in range(8)]
+
+
+class Cliff:
+    """A reward that falls off a cliff for a while, counted in calls for training generations."""
+
+    def __init__(self, first: int, last: int) -> None:
+        self.call, self.first, self.last = 0, first, last
+
+    def __call__(self, completions: list[str], answer: list[float], **_: object) -> list[float]:
+        self.call += 1
+        fallen = 5.0 if self.first <= self.call <= self.last else 0.0
+        close = closeness(completions, answer)
+        return [-9.0 if value is None else value - fallen for value in close]
+
+
+def trainer(root: Path, reward, **settings) -> Trainer:
+    more = {"collapse_guard": "yes", "generations": 14, "eval_steps": 0, "save_steps": 3, "fingerprint_steps": 1}
+    config = runs.toy(root, **{**more, **settings})
+    return Trainer(config, reward_funcs=reward, train_dataset=ROWS)
+
+
+@pytest.fixture(params=[{}, {"alpha": None}, {"moments": {"momentum": 0.5}}, {"master": "none"}], ids=str)
+def root(request, tmp_path) -> Path:
+    settings = {**request.param, **({"toy": {"size": 4, "dtype": "bfloat16"}} if "master" in request.param else {})}
+    trainer(tmp_path / "run", Cliff(9, 9), **settings).train()
+    return tmp_path / "run"
+
+
+def contents(root: Path) -> ledger.Contents:
+    return ledger.read(replay.RunPaths(root).ledger)
+
+
+def test_a_collapse_is_gone_back_on_and_told(root):
+    (back,) = [record for record in contents(root).records if record.back_to is not None]
+    assert (back.plan.generation, back.alpha) == (8, 0.0)
+    assert 0 < back.back_to < 8
+    prints = contents(root).fingerprints
+    assert prints[9] == prints[back.back_to] != prints[8]
+    (told,) = [row["alarms"] for row in runs.rows(replay.RunPaths(root).metrics) if row["generation"] == 9]
+    assert told == [
+        f"rewards collapsed: back to the model after generation {back.back_to}, and on with half the step. Lower sigma."
+    ]
+
+
+def test_steps_are_shorter_afterwards(tmp_path):
+    trainer(tmp_path / "run", Cliff(9, 9)).train()
+    alphas = [record.alpha for record in contents(tmp_path / "run").records]
+    assert alphas[:8] == [0.2] * 8
+    assert alphas[9:] == [0.1] * 5
+
+
+def test_it_verifies_on_every_branch(root):
+    verified = verify_run(root, snapshots=True)
+    assert verified.matched == tuple(range(1, 15))
+
+
+def test_a_wrong_fingerprint_on_the_branch_that_was_left_is_found(root):
+    def change(data):
+        if data.get("after") == 8:
+            data["fingerprint"] = "0" * 32
+
+    runs.edit_ledger(root, change)
+    with pytest.raises(LedgerError, match="after 8 generations"):
+        verify_run(root)
+
+
+def test_a_pack_and_every_export_have_the_bits_of_the_run(root, tmp_path):
+    pack_run(root, tmp_path / "file.pack")
+    apply_pack("toy", tmp_path / "file.pack", tmp_path / "applied")
+    export_run(root, tmp_path / "exported")
+    one, two = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("applied", "exported"))
+    assert one == two
+    export_run(root, tmp_path / "left", generation=8)
+    assert (tmp_path / "left" / "model.safetensors").read_bytes() != one
+
+
+def test_resuming_after_the_way_back_gives_the_same_run(root, tmp_path):
+    config = replay.run_config(root)
+    again = Trainer(
+        config.replace(output_dir=str(tmp_path / "cut"), generations=9),
+        reward_funcs=Cliff(9, 9),
+        train_dataset=ROWS,
+    )
+    again.train()
+    rest = Trainer(config.replace(output_dir=str(tmp_path / "cut")), reward_funcs=Cliff(0, 0), train_dataset=ROWS)
+    rest.train(resume=True)
+    assert runs.ledger_bytes(tmp_path / "cut") == runs.ledger_bytes(root)
+
+
+def test_the_lineage_leaves_out_what_was_gone_back_on(root):
+    lineage = Lineage(Memory(), contents(root).records)
+    back = lineage.records[8].back_to
+    assert lineage.path(14) == [*range(back), *range(9, 14)]
+    assert lineage.path(8) == list(range(8))
+    assert lineage.path(9) == lineage.path(back)
+    assert lineage.ends(14) == [8, 14]
+    assert [update.generation for update in lineage.updates(14)] == list(range(14))
+    assert all(not update.terms for update in lineage.updates(14)[back:9])
+    assert lineage.reaches(9, 14)
+    assert not lineage.reaches(8, 14)

@@ -1,0 +1,130 @@
+"""A landscape of dense vectors that costs nothing: strategies climb it with plain numpy in place of an engine."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from seedtune import strategies
+from seedtune.config import Config
+from seedtune.ledger import Record
+from seedtune.lineage import Lineage
+from seedtune.shaping import member_rewards
+from seedtune.strategies.base import Feedback, tell
+from seedtune.types import CENTRE, Plan, Term, Update
+
+SIZE = 10_000
+Vector = np.ndarray
+Damage = Callable[[Vector, int], None]
+
+
+def noise(generation: int, pair: int) -> Vector:
+    return np.random.default_rng((generation, pair)).standard_normal(SIZE)
+
+
+def total(terms: tuple[Term, ...]) -> Vector:
+    return sum((term.weight * noise(term.generation, term.pair) for term in terms), np.zeros(SIZE))
+
+
+def quadratic(theta: Vector, generation: int, label: int) -> Vector:
+    """Four noisy looks at −|θ|²/size."""
+    jitter = np.random.default_rng((generation, label, 1)).normal(size=4)
+    return -np.mean(theta**2) + 1e-4 * jitter
+
+
+def applied(theta: Vector, base: Vector, update: Update) -> Vector:
+    """θ after an update, in float64, as the formulas have it."""
+    step = total(update.terms) if update.moments is None else adam(update)
+    moved = theta + step - base
+    if update.decay is not None:
+        moved = (1 - update.decay.l2) * moved
+        moved = np.sign(moved) * np.maximum(np.abs(moved) - update.decay.l1, 0)
+    return base + moved
+
+
+def adam(update: Update) -> Vector:
+    how, m, v = update.moments, 0.0, 0.0
+    gradients = [*how.past, update.terms]
+    for terms in gradients:
+        g = total(terms)
+        m, v = how.beta1 * m + (1 - how.beta1) * g, how.beta2 * v + (1 - how.beta2) * g * g
+    n = len(gradients)
+    return how.alpha * (m / (1 - how.beta1**n)) / (np.sqrt(v / (1 - how.beta2**n)) + how.epsilon)
+
+
+@dataclass
+class Climb:
+    """A run: θ at the end, −|θ|²/size after every generation, and its records."""
+
+    theta: Vector
+    rewards: list[float] = field(default_factory=list)
+    records: list[Record] = field(default_factory=list)
+
+
+def evaluate(plan: Plan, theta: Vector, order: Callable[[int], list[int]] = lambda n: list(range(n))) -> Feedback:
+    """Scores of a plan's members, evaluated in any ``order``, and of the centre."""
+    here = theta if plan.shift is None else theta + shifted(plan)
+    scores = np.empty((len(plan.members), 4))
+    for place in order(len(plan.members)):
+        member = plan.members[place]
+        there = here + member.sign * plan.sigma * noise(member.generation, member.pair)
+        scores[place] = quadratic(there, plan.generation, place)
+    return Feedback(scores, quadratic(here, plan.generation, 10_000))
+
+
+def shifted(plan: Plan) -> Vector:
+    way = total(plan.shift.terms)
+    length = np.linalg.norm(way)
+    return way if plan.shift.length is None or length == 0 else way * (plan.shift.length / length)
+
+
+def climb(
+    config: Config,
+    generations: int,
+    damage: Damage = lambda *_: None,
+    order: Callable[[int], list[int]] = lambda n: list(range(n)),
+) -> Climb:
+    """Run a configuration's strategy from θ₀ = 1."""
+    strategy, lineage = strategies.create(config), Lineage(strategies.memory(config))
+    base = np.ones(SIZE)
+    run, state, thetas = Climb(base.copy()), strategy.initial(), [base.copy()]
+    for generation in range(generations):
+        plan = strategy.ask(state, generation)
+        feedback = evaluate(plan, run.theta, order)
+        damage(feedback.scores, generation)
+        step = tell(strategy, state, plan, feedback)
+        state = json.loads(json.dumps(step.state))
+        record = recorded(plan, feedback, step)
+        lineage.add(record)
+        run.records.append(record)
+        if step.back_to is None:
+            run.theta = applied(run.theta, base, lineage.last())
+        else:
+            run.theta = thetas[step.back_to]
+        thetas.append(run.theta)
+        run.rewards.append(-float(np.mean(run.theta**2)))
+    return run
+
+
+def recorded(plan: Plan, feedback: Feedback, step) -> Record:
+    """The generation as a ledger has it after writing and reading."""
+    made = Record(
+        plan=plan,
+        alpha=step.alpha,
+        rewards=tuple(float(r) for r in member_rewards(feedback.scores)),
+        coefficients=step.coefficients,
+        prompts=(0, 1, 2, 3),
+        centre_reward=float(np.mean(feedback.centre)),
+        tokens={},
+        state=step.state,
+        signal=step.signal,
+        decay=step.update.decay,
+        back_to=step.back_to,
+    )
+    return Record.from_json(json.loads(json.dumps(made.to_json())))
+
+
+__all__ = ["CENTRE", "SIZE", "Climb", "adam", "applied", "climb", "evaluate", "noise", "quadratic", "recorded", "total"]

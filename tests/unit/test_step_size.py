@@ -1,0 +1,193 @@
+"""The adaptive step against its formulas, computed here from dense vectors."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from tests.landscape import SIZE, climb, evaluate, noise
+
+from seedtune import strategies
+from seedtune.config import Config
+from seedtune.strategies.averages import NONE, agreement, averaged
+from seedtune.strategies.base import Feedback, tell
+from seedtune.strategies.guard import Guard
+from seedtune.strategies.signal import gain, observe, odd_parts, radius_of, shared_power
+from seedtune.strategies.stepsize import Adaptive, Situation, best_radius
+
+PAIRS = strategies.create(Config(population=32, sigma=0.02))
+SINGLES = strategies.create(Config(population=32, sigma=0.02, antithetic=False))
+
+
+def signal_of(strategy, scores, centre=None, share=0.0):
+    plan = strategy.ask({}, 0)
+    feedback = Feedback(scores, centre, share)
+    return plan, observe(plan, feedback, strategy.shape(feedback))
+
+
+@pytest.mark.parametrize("strategy", [PAIRS, SINGLES], ids=["pairs", "singles"])
+def test_the_step_has_the_length_that_was_decided(strategy):
+    plan = strategy.ask({}, 0)
+    step = tell(strategy, {}, plan, evaluate(plan, np.ones(SIZE)))
+    moved = sum(term.weight * noise(term.generation, term.pair) for term in step.update.terms)
+    radius = step.state["alpha"]["radius"]
+    assert np.linalg.norm(moved) == pytest.approx(radius * plan.sigma * math.sqrt(SIZE), rel=0.03)
+    assert radius_of(step.alpha, plan.sigma, step.signal, 32) == pytest.approx(radius, rel=1e-12)
+
+
+@pytest.mark.parametrize("strategy", [PAIRS, SINGLES], ids=["pairs", "singles"])
+def test_the_predicted_gain_is_the_gain_of_a_quadratic(strategy):
+    """−‖θ‖²/d from θ = 1: slope and curvature of the model against the reward of the moved point itself."""
+    rng, big = np.random.default_rng(3), 200_000
+    plan = strategy.ask({}, 0)
+    drawn = {(m.generation, m.pair): rng.standard_normal(big) for m in plan.members}
+    theta, sigma = np.ones(big), 0.2
+    at = lambda x: -float(np.mean(x**2))  # noqa: E731
+    scores = np.array([[at(theta + m.sign * sigma * drawn[m.generation, m.pair])] for m in plan.members])
+    feedback = Feedback(scores, np.array([at(theta)]), share=1.0)
+    coefficients = strategy.shape(feedback)
+    found = observe(plan, feedback, coefficients)
+    for alpha in (0.1, 0.4):
+        z = zip(plan.members, coefficients, strict=True)
+        moved = theta + alpha / 32 * sum(c * m.sign * drawn[m.generation, m.pair] for m, c in z)
+        predicted = gain(found, radius_of(alpha, sigma, found, 32), 1.0)
+        assert predicted == pytest.approx(at(moved) - at(theta), rel=0.05)
+
+
+def test_power_that_prompts_share_is_told_from_power_that_they_do_not():
+    rng = np.random.default_rng(0)
+    common, own = rng.normal(size=(4000, 1)), rng.normal(size=(4000, 5))
+    assert shared_power(2.0 * common + own) == pytest.approx(4.0, rel=0.1)
+    assert shared_power(own) == pytest.approx(0.0, abs=0.05)
+    assert shared_power(own[:, :1]) == pytest.approx(float(np.mean(own[:, 0] ** 2)))
+
+
+def test_shared_power_is_the_mean_product_over_pairs_of_prompts():
+    odd = np.random.default_rng(1).normal(size=(7, 4))
+    products = [np.mean(odd[:, i] * odd[:, j]) for i in range(4) for j in range(4) if i != j]
+    assert shared_power(odd) == pytest.approx(float(np.mean(products)), rel=1e-12)
+
+
+def test_odd_parts_of_pairs_are_half_their_difference():
+    scores = np.random.default_rng(2).normal(size=(32, 3))
+    np.testing.assert_allclose(odd_parts(PAIRS.ask({}, 0), scores), (scores[::2] - scores[1::2]) / 2, atol=1e-15)
+
+
+def test_odd_parts_of_single_members_are_their_distance_from_the_mean():
+    scores = np.random.default_rng(2).normal(size=(32, 3))
+    np.testing.assert_allclose(odd_parts(SINGLES.ask({}, 0), scores), scores - scores.mean(axis=0), atol=1e-15)
+
+
+def test_a_sample_that_lacks_rewards_says_nothing():
+    scores = np.random.default_rng(2).normal(size=(32, 3))
+    scores[5] = np.nan
+    assert odd_parts(PAIRS.ask({}, 0), scores).shape == (15, 3)
+    scores[:] = np.nan
+    assert signal_of(PAIRS, scores)[1] == {}
+
+
+def test_members_against_the_centre_are_counted_with_ties_as_halves():
+    scores = np.repeat(np.arange(32.0)[:, None], 2, axis=1)
+    assert signal_of(PAIRS, scores, np.array([7.0, 7.0]))[1]["better"] == (24 + 0.5) / 32
+    assert signal_of(PAIRS, scores, np.array([7.0, 7.0]))[1]["curvature"] == 7.0 - 15.5
+    assert "curvature" not in signal_of(PAIRS, scores)[1]
+
+
+def test_the_prompts_of_the_generation_count_fully_and_others_by_what_they_share():
+    averages = {**NONE, "power": 4.0, "shared": 1.0, "share": 0.2}
+    assert agreement(averages) == pytest.approx(0.2 + 0.8 * 0.25)
+    assert agreement({**averages, "shared": -1.0}) == pytest.approx(0.2)
+    assert agreement({**averages, "shared": 9.0}) == 1.0
+
+
+def test_averages_count_the_first_generations_equally_and_then_fade():
+    one = {"spread": 2.0, "slope": 2.0, "power": 4.0, "shared": 4.0, "share": 0.5, "curvature": 2.0, "better": 0.0}
+    two = {**one, "slope": 6.0}
+    mean = averaged(averaged(NONE, one), two)
+    assert (mean["slope"], mean["power"], mean["curvature"], mean["seen"]) == (2.0, 1.0, 1.0, 2)
+    for _ in range(40):
+        mean = averaged(mean, two)
+    assert mean["slope"] == pytest.approx(3.0, abs=1e-3)
+    assert averaged(mean, {}) is mean
+
+
+AVERAGES = {**NONE, "slope": 4.0, "power": 1.0, "shared": 0.5, "share": 0.0, "seen": 3}
+
+
+def test_the_best_radius_is_where_the_model_has_its_maximum():
+    model = {**AVERAGES, "curvature": 10.0}
+    best = best_radius(model, 0.5)
+    values = {radius: 4.0 * 0.5 * radius - 10.0 * radius**2 for radius in (best, 0.9 * best, 1.1 * best)}
+    assert max(values, key=values.__getitem__) == best == pytest.approx(0.1)
+    assert best_radius({**AVERAGES, "curvature": 0.0}, 0.5) == 0.5
+    assert best_radius({**AVERAGES, "curvature": -1.0}, 0.5) == 0.5
+
+
+@pytest.mark.parametrize("start", [1e-6, 0.01, 10.0, 1e6])
+def test_wherever_it_starts_it_gets_to_the_same_radius(start):
+    rule, state = Adaptive(start=start), {}
+    signal = {"length": 8.0}
+    for _ in range(30):
+        now = Situation(0.02, 32, signal, {**AVERAGES, "curvature": 10.0})
+        alpha, state = rule.step(state, now)
+        assert alpha * 8.0 / (32 * 0.02) <= 0.5 + 1e-12
+    assert state["radius"] == pytest.approx(0.1)
+
+
+def test_it_shrinks_at_once_but_grows_step_by_step():
+    rule = Adaptive()
+    flat = Situation(0.02, 32, {"length": 8.0}, {**AVERAGES, "curvature": 0.0})
+    assert rule.step({"radius": 0.1}, flat)[1]["radius"] == 0.2
+    steep = Situation(0.02, 32, {"length": 8.0}, {**AVERAGES, "curvature": 1e6})
+    assert rule.step({"radius": 0.5}, steep)[1]["radius"] == 0.125
+    assert rule.step({"radius": 0.01}, steep)[1]["radius"] == 0.01
+
+
+def test_after_a_collapse_the_longest_step_is_half():
+    rule = Adaptive()
+    state = rule.shrink(rule.shrink({"radius": 0.5}))
+    flat = Situation(0.02, 32, {"length": 8.0}, {**AVERAGES, "curvature": 0.0})
+    for _ in range(5):
+        _, state = rule.step(state, flat)
+    assert state["radius"] == 0.125
+
+
+def watched(rewards, guard=None):
+    guard, state = guard or Guard(), {}
+    for generation, reward in enumerate(rewards):
+        state = guard.watch(state, reward, generation)
+    return state
+
+
+def test_the_guard_does_not_mind_noise_or_a_slow_trend():
+    rng = np.random.default_rng(0)
+    for trend in (0.0, 0.2, -0.05):
+        state = {}
+        for generation in range(300):
+            state = Guard().watch(state, trend * generation + rng.normal(), generation)
+            if state.get("collapsed") and trend >= 0.0:
+                raise AssertionError(f"generation {generation} of trend {trend}")
+
+
+def test_the_guard_sees_a_collapse_within_a_few_generations_and_names_the_best():
+    rng = np.random.default_rng(1)
+    rewards = [0.1 * g + 0.3 * rng.normal() for g in range(30)]
+    state = watched(rewards)
+    best = state["best_at"]
+    for generation in range(30, 33):
+        state = Guard().watch(state, -8.0, generation)
+        if state["collapsed"]:
+            break
+    assert state["collapsed"]
+    assert state["best_at"] == best >= 25
+    assert "collapsed" not in Guard().back(state)
+
+
+def test_a_start_ten_times_too_large_does_no_harm():
+    good = climb(Config(population=32, sigma=0.02), 40).rewards
+    wild = climb(Config(population=32, sigma=0.02, alpha=0.6, step_size="adaptive"), 40).rewards
+    mild = climb(Config(population=32, sigma=0.02, alpha=0.01, step_size="adaptive"), 40).rewards
+    assert min(wild) > -1.02
+    assert wild[-1] == pytest.approx(good[-1], abs=0.02)
+    assert mild[-1] == pytest.approx(good[-1], abs=0.04)
