@@ -34,10 +34,10 @@ import numpy as np
 import torch
 import transformers
 
-from seedtune.config import TransformersSettings
 from seedtune.engines.base import EngineTimes, Noise
 from seedtune.engines.transformers.checkpoint import ModelSource
 from seedtune.engines.transformers.engine import TransformersEngine
+from seedtune.settings import TransformersSettings
 from seedtune.types import CENTRE, Job, Member, Prompt, Sampling, Term, Update
 
 MODEL = "smollm2-135m"

@@ -60,7 +60,7 @@ def _check(root: Path, strategy: Strategy, config: Config, place: tuple[State, R
     where = f"{root}: generation {record.plan.generation}"
     _check_plan(where, strategy.ask(state, record.plan.generation), record.plan)
     expected = strategy.shape(Feedback(np.array(record.rewards)[:, None]))
-    extent = CHECKS.get(config.shaping, _unchecked)(where, record, expected)
+    extent = _check_of(config)(where, record, expected)
     _check_signal(where, record)
     step = strategy.decide(state, record.plan, record.coefficients, record.signal)
     _check_decision(where, step, record)
@@ -167,8 +167,19 @@ def _inconsistent(where: str, record: Record, index: int, expected: float) -> Le
 
 _EDITED = "The checksums are good, so the record was edited and sealed again, rewards or coefficients."
 
-CHECKS: dict[str, Callable[[str, Record, Sequence[float]], Extent]] = {
+Check = Callable[[str, Record, Sequence[float]], Extent]
+
+CHECKS: dict[str, Check] = {
     "zscore": _exactly,
+    "centered_rank": _exactly,
+    "none": _exactly,
     "per_prompt": _up_to_a_factor,
 }
 """How the coefficients of every shaping are checked against the recorded rewards of the members."""
+
+
+def _check_of(config: Config) -> Check:
+    """Rewards shaped apart are not recorded apart, and a clip hides the factor that scores per prompt leave open."""
+    if config.multi_objective_aggregation != "sum_then_normalize":
+        return _unchecked
+    return _unchecked if config.shaping == "per_prompt" and config.shaping_clip is not None else CHECKS[config.shaping]

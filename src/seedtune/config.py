@@ -11,109 +11,19 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from seedtune.errors import ConfigError, nearest
-
-
-class Section(BaseModel):
-    """A frozen group of settings that knows its keys."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
-
-
-def yes_or_no(value: Any) -> Any:
-    """YAML reads an unquoted yes or no as true or false."""
-    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else value
-
-
-class TransformersSettings(Section):
-    """Precision, device and memory of the in-process engine."""
-
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Precision of the forward pass; ``auto`` is the checkpoint's own (see ``master`` for the centre)."""
-
-    device: str = "auto"
-    """``cpu``, ``cuda``, ``cuda:1``; ``auto`` takes CUDA where there is one."""
-
-    max_rows: int = Field(default=256, ge=1)
-    """Rows (completions) in flight at once; the rest wait for a free slot."""
-
-    max_batch_tokens: int = Field(default=65536, ge=1)
-    """Positions of the key-value cache over all rows in flight: bounds its memory."""
-
-    prefill_tokens: int = Field(default=1024, ge=1)
-    """Prompt tokens of one prefill pass: bounds the memory of activations."""
-
-    packed: Literal["auto", "yes", "no"] = "auto"
-    """Keep linear weights in the layout the processor multiplies fastest (bfloat16 on CPUs).  ``auto``: yes with
-    ``master: float32`` (with ``gaussian`` that is a second copy of the live weights), no with ``master: none``."""
-
-    centre_file: str | None = None
-    """Keep the centre in a memory-mapped file in this folder instead of in memory (CPU only)."""
-
-    trust_remote_code: bool = False
-    """Run model code that comes with a checkpoint.  Off unless you trust its author."""
-
-    _words_of_yaml = field_validator("packed", mode="before")(yes_or_no)
-
-
-class ToySettings(Section):
-    """The toy engine: a linear model of numpy arrays, for tests and for trying things in seconds."""
-
-    size: int = Field(default=16, ge=1, le=4096)
-    """Rows and columns of each of its two weight matrices."""
-
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Type of its weights."""
-
-    delay: float = Field(default=0.0, ge=0.0)
-    """Seconds to wait per job, to play a slow model."""
-
-
-class LookAheadSettings(Section):
-    """Sharpness-aware look-ahead (arXiv 2602.01003): a step takes two generations, the first only to look."""
-
-    kind: Literal["none", "essam", "essam_f"] = "none"
-    """``essam``: the first generation is a whole population; ``essam_f``: a few probes, and a step of fixed length."""
-
-    radius: float = Field(default=1e-4, gt=0.0)
-    """ρ: the factor of the way down (``essam``, like α), or its length ‖θ' − θ‖ over all weights (``essam_f``)."""
-
-    probes: int = Field(default=10, ge=2)
-    """Members of the first generation of ``essam_f``."""
-
-
-class GrowthSettings(Section):
-    """A population that doubles while too little of what it measures agrees between prompts."""
-
-    limit: int = Field(default=0, ge=0)
-    """Largest population; 0: it does not grow."""
-
-    below: float = Field(default=0.1, ge=0.0, le=1.0)
-    """Agreement (part of the measured slope that holds over all training prompts) below which it doubles."""
-
-    patience: int = Field(default=5, ge=1)
-    """Generations between two looks."""
-
-
-class MomentSettings(Section):
-    """Momentum and Adam's second moment, rebuilt from the seeds of past generations; off by default.
-
-    The evidence for them in ES is mixed, and a step costs as many updates as the window holds.
-    """
-
-    momentum: float = Field(default=0.0, ge=0.0, lt=1.0)
-    """β₁: each update is spread over the generations after it."""
-
-    second: float = Field(default=0.0, ge=0.0, lt=1.0)
-    """β₂ of Adam; α is then the length of a step per element (try 1e-5) and must be given."""
-
-    epsilon: float = Field(default=1e-8, gt=0.0)
-    """Adam's ε."""
-
-    window: int = Field(default=8, ge=2, le=256)
-    """Generations looked back."""
+from seedtune.settings import (
+    GrowthSettings,
+    LookAheadSettings,
+    MomentSettings,
+    ScheduleSettings,
+    Section,
+    ToySettings,
+    TransformersSettings,
+    yes_or_no,
+)
 
 
 class Config(Section):
@@ -181,6 +91,12 @@ class Config(Section):
     moments: MomentSettings = MomentSettings()
     """Momentum and second moment."""
 
+    sigma_schedule: ScheduleSettings = ScheduleSettings()
+    """How σ changes over the run; α does not follow it."""
+
+    alpha_schedule: ScheduleSettings = ScheduleSettings()
+    """How α changes over the run."""
+
     antithetic: bool = True
     """Evaluate +ε and −ε of every noise sample (the population must then be even)."""
 
@@ -201,8 +117,22 @@ class Config(Section):
     freeze: tuple[str, ...] = ()
     """Patterns of tensor names that do not, such as ``*.embed_tokens.*``."""
 
-    shaping: Literal["zscore", "per_prompt"] = "zscore"
-    """``zscore``: (R − mean)/std over the population; ``per_prompt``: centred per prompt, global std."""
+    shaping: Literal["zscore", "per_prompt", "centered_rank", "none"] = "zscore"
+    """``zscore``: (R − mean)/std over the population; ``per_prompt``: centred per prompt, global std;
+    ``centered_rank``: ranks from −½ to ½ (standard deviation 0.29, so give α about 3.5 times more); ``none``: R."""
+
+    shaping_clip: float | None = Field(default=None, gt=0.0)
+    """Bound coefficients after shaping, |z| ≤ this; None: no bound."""
+
+    objective: Literal["mean", "pass_at_k", "majority_at_k"] = "mean"
+    """A member's reward for a prompt, of its samples': their mean, the best (``pass_at_k``), or that of the most
+    frequent answer (``majority_at_k``).  Held-out rewards are means."""
+
+    samples_per_prompt: int = Field(default=1, ge=1)
+    """Completions, k, that a member gives to every prompt; more than one needs a temperature."""
+
+    multi_objective_aggregation: Literal["sum_then_normalize", "normalize_then_sum"] = "sum_then_normalize"
+    """Several rewards: shape their weighted sum, or shape each by itself and add the weighted coefficients."""
 
     prompts_per_generation: int = Field(default=8, ge=1)
     """Training prompts every member answers in a generation (all of them if there are fewer)."""
@@ -317,6 +247,20 @@ class Config(Section):
     def guarded(self) -> bool:
         """Whether a collapse is gone back on."""
         return self.collapse_guard == "yes" or (self.collapse_guard == "auto" and self.adaptive)
+
+    @model_validator(mode="after")
+    def _samples_differ(self) -> Config:
+        if self.samples_per_prompt > 1 and self.temperature == 0.0:
+            raise ValueError(
+                f"samples_per_prompt={self.samples_per_prompt} with temperature=0 gives equal samples: "
+                "use a temperature above 0, for example 0.7, or samples_per_prompt=1"
+            )
+        if self.objective != "mean" and self.samples_per_prompt == 1:
+            raise ValueError(
+                f"objective={self.objective} with samples_per_prompt=1 is the mean: use samples_per_prompt=4, say, "
+                "and a temperature above 0, or objective=mean"
+            )
+        return self
 
     @property
     def step(self) -> float:

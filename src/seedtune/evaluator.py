@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from seedtune.config import Config
 from seedtune.engines.base import Engine
+from seedtune.objectives import OBJECTIVES, Objective
 from seedtune.rewards.scoring import score, total
 from seedtune.tasks.base import Task
 from seedtune.types import CENTRE, Example, Job, Member, Message, Plan, Prompt, Rollout, Sampling
@@ -18,11 +19,16 @@ from seedtune.types import CENTRE, Example, Job, Member, Message, Plan, Prompt, 
 
 @dataclass(slots=True)
 class Outcome:
-    """Scores (members, prompts) of an evaluation, and its rollouts, member by member, with their values."""
+    """Scores (members, prompts) of an evaluation, and its rollouts, member by member, with their values.
+
+    ``scores`` are of the weighted sum of the rewards; ``by_reward`` (rewards, members, prompts) holds each
+    reward's own, not weighted, in the order of the task's.  NaN where nothing was scored.
+    """
 
     members: tuple[Member, ...]
     examples: tuple[Example, ...]
     scores: NDArray[np.float64]
+    by_reward: NDArray[np.float64]
     rollouts: list[Rollout]
     rewards: list[float]
     by_function: dict[str, list[float]]
@@ -45,21 +51,32 @@ class Evaluator:
         self.engine, self.task, self.config = engine, task, config
 
     def evaluate(self, members: tuple[Member, ...], examples: Sequence[Example], *, plan: Plan) -> Outcome:
-        """Let every member answer every example, with the σ of ``plan`` and where it stands."""
-        started = time.perf_counter()
+        """Let every member answer every example, with the σ of ``plan`` and where it stands.
+
+        The configured objective makes one score of its samples.
+        """
         jobs = self._jobs(members, tuple(examples), plan)
+        return self._run(jobs, tuple(examples), self.config.objective)
+
+    def centre(self, examples: Sequence[Example], *, generation: int) -> Outcome:
+        """Let the centre alone answer every example; a score is the mean over samples, whatever the objective."""
+        jobs = self._jobs((CENTRE,), tuple(examples), Plan(generation, 0.0, ()))
+        return self._run(jobs, tuple(examples), "mean")
+
+    def _run(self, jobs: list[Job], examples: tuple[Example, ...], objective: str) -> Outcome:
+        started = time.perf_counter()
+        members = tuple(member for job in jobs for member in job.members)
         rollouts = sorted(self.engine.evaluate(jobs), key=_place(members))
         generated = time.perf_counter()
         answered = [examples[rollout.prompt] for rollout in rollouts]
         values = score(self.task.rewards, answered, [rollout.text for rollout in rollouts])
         rewards = total(self.task.rewards, values)
         seconds = {"rollouts": generated - started, "score": time.perf_counter() - generated}
-        scores = _matrix(members, len(examples), rollouts, rewards)
-        return Outcome(members, tuple(examples), scores, rollouts, rewards, values, seconds)
-
-    def centre(self, examples: Sequence[Example], *, generation: int) -> Outcome:
-        """Let the centre alone answer every example."""
-        return self.evaluate((CENTRE,), examples, plan=Plan(generation, 0.0, ()))
+        counted = _counted(rollouts, rewards, OBJECTIVES[objective])
+        cells = _cells(members, len(examples), [rollouts[i] for i in counted])
+        columns = np.array([rewards, *(values[reward.name] for reward in self.task.rewards)])[:, counted]
+        matrices = np.array([_matrix((len(members), len(examples)), cells, column) for column in columns])
+        return Outcome(members, examples, matrices[0], matrices[1:], rollouts, rewards, values, seconds)
 
     def _jobs(self, members: tuple[Member, ...], examples: tuple[Example, ...], plan: Plan) -> list[Job]:
         """Members cut into fixed groups, the same whatever the engine."""
@@ -87,6 +104,7 @@ class Evaluator:
             stop=config.stop,
             seed=config.seed,
             generation=generation,
+            samples=config.samples_per_prompt,
         )
 
 
@@ -95,14 +113,27 @@ def _place(members: tuple[Member, ...]) -> Callable[[Rollout], tuple[int, int, i
     return lambda rollout: (order[rollout.member], rollout.prompt, rollout.sample)
 
 
-def _matrix(
-    members: tuple[Member, ...], prompts: int, rollouts: Sequence[Rollout], rewards: Sequence[float]
-) -> NDArray[np.float64]:
-    """(members, prompts): the mean over samples that have a reward, NaN where none has."""
-    sums, counts = np.zeros((len(members), prompts)), np.zeros((len(members), prompts))
+def _counted(rollouts: Sequence[Rollout], rewards: Sequence[float], objective: Objective) -> list[int]:
+    """Indices of the rollouts that the objective makes scores of."""
+    samples: dict[tuple[Member, int], list[int]] = {}
+    for index, rollout in enumerate(rollouts):
+        samples.setdefault((rollout.member, rollout.prompt), []).append(index)
+    return [
+        mine[chosen]
+        for mine in samples.values()
+        for chosen in objective([rollouts[i].text for i in mine], [rewards[i] for i in mine])
+    ]
+
+
+def _cells(members: tuple[Member, ...], prompts: int, rollouts: Sequence[Rollout]) -> NDArray[np.intp]:
+    """The place of every rollout in a flat (members, prompts) matrix."""
     order = {member: index for index, member in enumerate(members)}
-    for rollout, reward in zip(rollouts, rewards, strict=True):
-        if not np.isnan(reward):
-            sums[order[rollout.member], rollout.prompt] += reward
-            counts[order[rollout.member], rollout.prompt] += 1
-    return np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
+    return np.array([order[rollout.member] * prompts + rollout.prompt for rollout in rollouts], dtype=np.intp)
+
+
+def _matrix(shape: tuple[int, int], cells: NDArray[np.intp], rewards: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(members, prompts): the mean over what has a reward, NaN where nothing has."""
+    known, size = ~np.isnan(rewards), shape[0] * shape[1]
+    sums = np.bincount(cells[known], weights=rewards[known], minlength=size)
+    counts = np.bincount(cells[known], minlength=size)
+    return np.where(counts > 0, sums / np.maximum(counts, 1), np.nan).reshape(shape)

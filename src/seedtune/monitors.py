@@ -10,9 +10,12 @@ from numpy.typing import NDArray
 
 from seedtune.engines.base import EngineTimes
 from seedtune.ledger import Record
-from seedtune.types import Rollout
+from seedtune.types import Member, Rollout
 
 Array = NDArray[np.float64]
+
+TAIL, PERIOD = 24, 8
+"""A completion ends in a repetition if its last ``TAIL`` tokens have a period of at most ``PERIOD``."""
 
 
 def mean(values: Sequence[float] | Array) -> float | None:
@@ -61,14 +64,33 @@ def function_metrics(values: Mapping[str, Sequence[float]]) -> dict[str, float |
 
 
 def completion_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:
-    """Completion lengths in tokens, and the share cut off at the limit."""
+    """Completion lengths in tokens, and the shares cut off at the limit, of duplicates and of endings that repeat.
+
+    ``duplicate_ratio``: rollouts whose text equals that of another member on the same prompt (samples of one
+    member may be equal).  ``repeating_ratio``: the last 24 tokens have a period of at most 8, so that they
+    repeat at least three times.
+    """
     lengths = np.array([len(rollout.token_ids) for rollout in rollouts])
     return {
         "completions/mean_length": float(lengths.mean()),
         "completions/min_length": int(lengths.min()),
         "completions/max_length": int(lengths.max()),
         "completions/clipped_ratio": float(np.mean([rollout.finish == "length" for rollout in rollouts])),
+        "completions/duplicate_ratio": _duplicates(rollouts),
+        "completions/repeating_ratio": float(np.mean([_repeats(rollout.token_ids) for rollout in rollouts])),
     }
+
+
+def _duplicates(rollouts: Sequence[Rollout]) -> float:
+    authors: dict[tuple[int, str], set[Member]] = {}
+    for rollout in rollouts:
+        authors.setdefault((rollout.prompt, rollout.text), set()).add(rollout.member)
+    return float(np.mean([len(authors[rollout.prompt, rollout.text]) > 1 for rollout in rollouts]))
+
+
+def _repeats(tokens: tuple[int, ...]) -> bool:
+    tail = tokens[-TAIL:]
+    return len(tail) == TAIL and any(tail[period:] == tail[:-period] for period in range(1, PERIOD + 1))
 
 
 def time_metrics(times: EngineTimes, seconds: Mapping[str, float], step_time: float) -> dict[str, float]:
@@ -98,6 +120,15 @@ def alarms(metrics: Mapping[str, Any], *, moved: bool) -> list[str]:
         found.append("all members have the same reward: the update is zero. Raise sigma or use more prompts.")
     if metrics["completions/clipped_ratio"] > 0.9:
         found.append("over 90 % of completions hit max_completion_length. Raise it if answers should be longer.")
+    if metrics["completions/duplicate_ratio"] > 0.9:
+        found.append(
+            "over 90 % of completions equal another member's. Raise sigma, unless only few answers are possible."
+        )
+    if metrics["completions/repeating_ratio"] > 0.5:
+        found.append(
+            "over half of the completions end in a repetition. If the base model's did not, the weights have moved "
+            "too far: lower sigma and alpha."
+        )
     return found
 
 

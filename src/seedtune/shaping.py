@@ -2,16 +2,21 @@
 
 A missing score counts as its prompt's mean over the members that have one, so failing on a hard prompt is
 no advantage.  A member without any score gets coefficient 0 and does not enter mean and std.  A population
-whose rewards are all equal, or so small that their spread is 0 in float64, gives all zeros.
+whose rewards are all equal gives all zeros, and so does, where a shaping divides by the spread, one whose spread
+is 0 in float64.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 Scores = NDArray[np.float64]
 Vector = NDArray[np.float64]
+Shape = Callable[[Scores], Vector]
+"""Scores (members, prompts) to one coefficient per member."""
 
 TIE = 1e-12
 """Rewards closer than this, relative to the largest, are equal: rounding noise is no direction."""
@@ -57,6 +62,40 @@ def per_prompt(scores: Scores) -> Vector:
     return result
 
 
+def centered_rank(scores: Scores) -> Vector:
+    """zᵢ = rankᵢ/(n − 1) − ½ from −½ (worst) to ½ (best); ties share their mean rank (arXiv 1703.03864)."""
+    rewards = member_rewards(scores)
+    valid = ~np.isnan(rewards)
+    result = np.zeros(rewards.size)
+    if valid.sum() > 1:
+        result[valid] = _mean_ranks(rewards[valid]) / (valid.sum() - 1) - 0.5
+    return result
+
+
+def unshaped(scores: Scores) -> Vector:
+    """zᵢ = Rᵢ, for rewards of mean 0 and variance 1 by themselves; all zeros if they tie."""
+    rewards = member_rewards(scores)
+    return np.where(np.isnan(rewards), 0.0, rewards) if standardise(rewards).any() else np.zeros(rewards.size)
+
+
+def combine(by_reward: NDArray[np.float64], *, weights: Sequence[float], shape: Shape) -> Vector:
+    """zᵢ = Σₖ weightₖ · shape(scores of reward k)ᵢ: every reward counts by its weight, whatever its scale.
+
+    ``by_reward`` is (rewards, members, prompts), NaN where a reward does not apply; a reward that applies to
+    nobody, or on which all members tie, adds 0, and so does one to the members it does not apply to.
+    After GDPO (arXiv 2601.05242), which then divides the sum by its spread, too; here weights scale the step.
+    """
+    result = np.zeros(by_reward.shape[1])
+    for weight, scores in zip(weights, by_reward, strict=True):
+        result += weight * shape(scores)
+    return result
+
+
+def clipped(coefficients: Vector, limit: float | None) -> Vector:
+    """|zᵢ| ≤ ``limit``: one outlier does not decide a step; None leaves coefficients as they are."""
+    return coefficients if limit is None else np.clip(coefficients, -limit, limit)
+
+
 def standardise(rewards: Vector) -> Vector:
     """(R − mean)/std over the members that have a reward; 0 for the others, and for all if they tie."""
     valid = ~np.isnan(rewards)
@@ -75,5 +114,21 @@ def _tied(centred: NDArray[np.float64], largest: float) -> bool:
     return bool(np.abs(centred).max() <= TIE * largest)
 
 
-SHAPINGS = {"zscore": zscore, "per_prompt": per_prompt}
+def _mean_ranks(rewards: Vector) -> Vector:
+    """Ranks from 0; neighbours that differ by rounding noise only are of one group, which shares its mean."""
+    order = np.argsort(rewards, kind="stable")
+    apart = np.diff(rewards[order]) > TIE * np.abs(rewards).max()
+    group = np.concatenate([[0], np.cumsum(apart)])
+    means = np.bincount(group, weights=np.arange(rewards.size)) / np.bincount(group)
+    ranks = np.empty(rewards.size)
+    ranks[order] = means[group]
+    return ranks
+
+
+SHAPINGS: dict[str, Shape] = {
+    "zscore": zscore,
+    "per_prompt": per_prompt,
+    "centered_rank": centered_rank,
+    "none": unshaped,
+}
 """Every shaping by its name in the configuration."""

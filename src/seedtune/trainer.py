@@ -67,7 +67,7 @@ class Trainer:
         self.config = config if model is None else config.replace(model=model)
         self.task = _task(self.config, reward_funcs, reward_weights, (train_dataset, eval_dataset))
         self.callbacks = tuple(callbacks)
-        self.strategy = strategies.create(self.config)
+        self.strategy = strategies.create(self.config, [reward.weight for reward in self.task.rewards])
         self.paths = replay.RunPaths(Path(self.config.output_dir))
         self.engine: Engine | None = None
         self.generation = 0
@@ -133,7 +133,8 @@ class Trainer:
     def _feedback(self, plan: Plan, outcome: Outcome) -> Feedback:
         centre = outcome.row(CENTRE) if self.config.evaluate_centre else None
         share = len(outcome.examples) / len(self.task.train)
-        return Feedback(outcome.scores[: len(plan.members)], centre, share)
+        members = len(plan.members)
+        return Feedback(outcome.scores[:members], centre, share, outcome.by_reward[:, :members])
 
     def _apply(self, record: Record) -> None:
         """Move the centre on, or back to what it was."""
@@ -353,6 +354,7 @@ def _samples(outcome: Outcome, generation: int, split: str) -> list[dict[str, An
             "split": split,
             "prompt_id": outcome.examples[rollout.prompt].id,
             "prompt": outcome.examples[rollout.prompt].prompt,
+            "sample": rollout.sample,
             "completion": rollout.text,
             "reward": None if np.isnan(reward) else reward,
             "finish": rollout.finish,

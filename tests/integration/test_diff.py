@@ -89,7 +89,7 @@ CHANGES = {
     "rewards": (lambda d: d["rewards"].__setitem__(2, None), None),
     "centre": (lambda d: d.update(centre_reward=None), None),
     "coefficients": (lambda d: d["coefficients"].__setitem__(3, 0.125), None),
-    "state": (lambda d: d["state"].update(rollouts=7), "state rollouts: 16 and 7"),
+    "state": (lambda d: d["state"].update(members=7), "state members: 16 and 7"),
 }
 BEGINS = {"prompts": "prompts: ", "tokens": "tokens prompt: ", "rewards": "rewards (1 of 4 differ): 1+: "}
 BEGINS |= {"centre": "reward of the centre: ", "coefficients": "coefficients (1 of 4 differ): 1-: "}
@@ -109,7 +109,7 @@ def test_causes_come_before_effects(run, copy):
         data["coefficients"][0] = 0.5
         data["rewards"][0] = 0.5
         data["prompts"] = [1]
-        data["state"]["rollouts"] = 1
+        data["state"]["members"] = 1
 
     runs.edit_generation(copy, 2, change)
     kinds = [reason.split()[0].strip(":") for reason in diff_runs(run, copy).reasons]

@@ -98,7 +98,8 @@ def test_an_unknown_key_is_an_error_with_the_nearest_known_one(settings, parts):
         ({"perturbation": "rank1"}, "perturbation='rank1': must be 'lowrank' or 'gaussian'"),
         ({"master": "bfloat16"}, "master='bfloat16': must be 'float32' or 'none'"),
         ({"freeze": "*.bias"}, "freeze='*.bias': must be a valid tuple"),
-        ({"shaping": "rank"}, "shaping='rank': must be 'zscore' or 'per_prompt'"),
+        ({"shaping": "rank"}, "shaping='rank': must be 'zscore', 'per_prompt', 'centered_rank' or 'none'"),
+        ({"shaping_clip": 0}, "shaping_clip=0: must be greater than 0"),
         ({"model": 5}, "model=5: must be a valid string"),
         ({"top_p": 1.5}, "top_p=1.5: must be less than or equal to 1"),
         ({"toy": 5}, "toy=5: must be a valid dictionary"),
@@ -121,6 +122,26 @@ def test_a_rank_without_low_rank_is_not_ignored():
     assert error_of({"perturbation": "gaussian", "rank": 4}).startswith(
         "rank=4 means nothing with perturbation=gaussian"
     )
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"samples_per_prompt": 4}, "samples_per_prompt=4 with temperature=0 gives equal samples: use a temperature"),
+        ({"objective": "pass_at_k", "temperature": 0.7}, "objective=pass_at_k with samples_per_prompt=1 is the mean"),
+        ({"objective": "majority_at_k"}, "objective=majority_at_k with samples_per_prompt=1 is the mean"),
+        ({"objective": "pass@k"}, "objective='pass@k': must be 'mean', 'pass_at_k' or 'majority_at_k'"),
+        ({"samples_per_prompt": 0}, "samples_per_prompt=0: must be greater than or equal to 1"),
+    ],
+    ids=str,
+)
+def test_samples_that_cannot_differ_or_be_chosen_from_are_refused(settings, message):
+    assert message in error_of(settings)
+
+
+def test_an_objective_of_several_samples_is_part_of_a_runs_identity():
+    several = Config(samples_per_prompt=4, temperature=0.7)
+    assert several.replace(objective="pass_at_k").identity() != several.identity()
 
 
 def test_every_mistake_is_told_at_once():
@@ -187,6 +208,9 @@ def test_identity_leaves_out_what_results_do_not_depend_on(name):
         {"freeze": ("*.bias",)},
         {"toy": {"dtype": "bfloat16"}},
         {"shaping": "per_prompt"},
+        {"shaping_clip": 2.0},
+        {"multi_objective_aggregation": "normalize_then_sum"},
+        {"samples_per_prompt": 4, "temperature": 0.7},
         {"toy": {"size": 3}},
         {"stop": ("x",)},
     ],

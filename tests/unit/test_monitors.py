@@ -19,6 +19,14 @@ def rollout(tokens: int, finish="stop") -> Rollout:
     return Rollout(0, CENTRE, 0, 0, "x", (1,) * tokens, 3, finish)
 
 
+def answer(pair: int, prompt: int, text: str, sample: int = 0) -> Rollout:
+    return Rollout(0, Member(0, pair, 1), prompt, sample, text, (1, 2), 3, "stop")
+
+
+def said(*token_ids: int) -> Rollout:
+    return Rollout(0, CENTRE, 0, 0, "x", token_ids, 3, "length")
+
+
 def test_means_and_spreads_are_over_what_is_a_number():
     assert monitors.mean([1.0, NAN, 3.0]) == 2.0
     assert monitors.spread([1.0, NAN, 3.0]) == 1.0
@@ -54,7 +62,48 @@ def test_completion_metrics_count_tokens_and_cut_off_answers():
         "completions/min_length": 2,
         "completions/max_length": 6,
         "completions/clipped_ratio": 0.25,
+        "completions/duplicate_ratio": 0.0,
+        "completions/repeating_ratio": 0.0,
     }
+
+
+@pytest.mark.parametrize(
+    ("rollouts", "ratio"),
+    [
+        ([answer(0, 0, "a"), answer(1, 0, "a"), answer(2, 0, "b"), answer(3, 0, "c")], 0.5),
+        ([answer(0, 0, "a"), answer(1, 1, "a")], 0.0),
+        ([answer(0, 0, "a", sample=0), answer(0, 0, "a", sample=1)], 0.0),
+        ([answer(0, 0, "a", sample=0), answer(0, 0, "a", sample=1), answer(1, 0, "a"), answer(1, 0, "b")], 0.75),
+        ([answer(0, 0, "a"), answer(1, 0, "A")], 0.0),
+    ],
+    ids=["two-of-four", "other-prompt", "one-member", "member-and-samples", "case"],
+)
+def test_a_duplicate_is_another_members_text_for_the_same_prompt(rollouts, ratio):
+    assert monitors.completion_metrics(rollouts)["completions/duplicate_ratio"] == ratio
+
+
+EIGHT = tuple(range(8))
+
+
+@pytest.mark.parametrize(
+    ("tokens", "repeats"),
+    [
+        ((5,) * 24, True),
+        ((5,) * 23, False),
+        ((9, 9, *EIGHT * 3), True),
+        (EIGHT * 3 + (8,), False),
+        ((*EIGHT * 2, *EIGHT[:7]), False),
+        (tuple(range(9)) * 4, False),
+        ((1, 2, 3, 4, 5) * 5, True),
+        ((1, 2, 3, 4, 5) * 4, False),
+        (tuple(range(100)), False),
+        ((), False),
+    ],
+    ids=str,
+)
+def test_an_ending_repeats_if_24_tokens_have_a_short_period(tokens, repeats):
+    made = monitors.completion_metrics([said(*tokens), said(1)])["completions/repeating_ratio"]
+    assert made == (0.5 if repeats else 0.0)
 
 
 def test_named_times_and_other_add_up_to_the_step():
@@ -71,17 +120,21 @@ def test_no_time_at_all_is_no_division_by_zero():
 
 
 @pytest.mark.parametrize(
-    ("reward", "moved", "clipped", "words"),
+    ("reward", "moved", "shares", "words"),
     [
-        (1.0, True, 0.9, []),
-        (1.0, False, 0.0, ["Raise sigma"]),
-        (None, False, 0.0, ["Check the reward function"]),
-        (1.0, True, 0.95, ["max_completion_length"]),
-        (1.0, False, 0.95, ["Raise sigma", "max_completion_length"]),
+        (1.0, True, (0.9, 0.9, 0.5), []),
+        (1.0, False, (0.0, 0.0, 0.0), ["Raise sigma or use more prompts"]),
+        (None, False, (0.0, 0.0, 0.0), ["Check the reward function"]),
+        (1.0, True, (0.95, 0.0, 0.0), ["max_completion_length"]),
+        (1.0, False, (0.95, 0.0, 0.0), ["Raise sigma", "max_completion_length"]),
+        (1.0, True, (0.0, 0.95, 0.0), ["Raise sigma, unless only few answers"]),
+        (1.0, True, (0.0, 0.0, 0.55), ["lower sigma and alpha"]),
     ],
 )
-def test_alarms_say_what_to_change(reward, moved, clipped, words):
-    made = monitors.alarms({"reward": reward, "completions/clipped_ratio": clipped}, moved=moved)
+def test_alarms_say_what_to_change(reward, moved, shares, words):
+    names = ("clipped_ratio", "duplicate_ratio", "repeating_ratio")
+    ratios = {f"completions/{name}": share for name, share in zip(names, shares, strict=True)}
+    made = monitors.alarms({"reward": reward, **ratios}, moved=moved)
     assert len(made) == len(words)
     assert all(word in alarm for word, alarm in zip(words, made, strict=True))
 

@@ -10,10 +10,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from seedtune.shaping import SHAPINGS, fill_missing, member_rewards, per_prompt, standardise, zscore
+from seedtune.shaping import (
+    SHAPINGS,
+    centered_rank,
+    clipped,
+    combine,
+    fill_missing,
+    member_rewards,
+    per_prompt,
+    standardise,
+    unshaped,
+    zscore,
+)
 
 NAN = math.nan
-BOTH = pytest.mark.parametrize("shape", SHAPINGS.values(), ids=SHAPINGS)
+EVERY = pytest.mark.parametrize("shape", SHAPINGS.values(), ids=SHAPINGS)
+CENTRING = pytest.mark.parametrize("shape", [zscore, per_prompt, centered_rank])
+DIVIDING = pytest.mark.parametrize("shape", [zscore, per_prompt])
 
 # Multiples of 1/64 below 1000: sums of a few are exact, so that ties are ties however they are added up.
 numbers = st.integers(-64_000, 64_000).map(lambda k: k / 64)
@@ -34,10 +47,26 @@ def plain_per_prompt(scores):
     return [sum(row) / len(row) / std for row in zip(*columns, strict=True)]
 
 
+def plain_centered_rank(scores):
+    rewards = [sum(row) / len(row) for row in scores.tolist()]
+    below = [sum(other < r for other in rewards) + (sum(other == r for other in rewards) - 1) / 2 for r in rewards]
+    return [rank / (len(rewards) - 1) - 0.5 for rank in below]
+
+
+def plain_mean(scores):
+    return [sum(row) / len(row) for row in scores.tolist()]
+
+
+PLAIN = [
+    (zscore, plain_zscore),
+    (per_prompt, plain_per_prompt),
+    (centered_rank, plain_centered_rank),
+    (unshaped, plain_mean),
+]
 SCORES = np.random.default_rng(0).normal(size=(8, 5)) * 3 + 7
 
 
-@pytest.mark.parametrize(("shape", "plain"), [(zscore, plain_zscore), (per_prompt, plain_per_prompt)])
+@pytest.mark.parametrize(("shape", "plain"), PLAIN)
 def test_the_formula_is_the_one_in_the_paper(shape, plain):
     np.testing.assert_allclose(shape(SCORES), plain(SCORES), rtol=1e-12)
 
@@ -59,7 +88,7 @@ def test_a_prompt_that_nobody_scored_does_not_count():
         np.testing.assert_array_equal(shape(with_gap), shape(SCORES))
 
 
-@BOTH
+@EVERY
 def test_a_member_without_scores_gets_zero_and_leaves_the_others_as_they_are(shape):
     failed = np.insert(SCORES, 3, NAN, axis=0)
     coefficients = shape(failed)
@@ -71,7 +100,7 @@ def test_a_member_without_scores_has_no_reward():
     assert math.isnan(member_rewards(np.array([[1.0, 2.0], [NAN, NAN]]))[1])
 
 
-@BOTH
+@EVERY
 @pytest.mark.parametrize(
     "scores",
     [
@@ -100,27 +129,27 @@ def test_tiny_rewards_are_told_apart():
     np.testing.assert_allclose(standardise(np.array([1e-14, 3e-14])), [-1.0, 1.0])
 
 
-@BOTH
+@EVERY
 def test_scores_are_left_as_they_are(shape):
     scores = np.array([[1.0, NAN], [2.0, 3.0]])
     shape(before := scores.copy())
     np.testing.assert_array_equal(before, scores)
 
 
-@BOTH
+@CENTRING
 @given(scores=matrices, shift=numbers, scale=st.sampled_from([0.25, 0.5, 2.0, 64.0]))
 def test_shift_and_scale_of_the_rewards_change_nothing(shape, scores, shift, scale):
     np.testing.assert_allclose(shape(scores * scale + shift), shape(scores), atol=1e-9)
 
 
-@BOTH
+@EVERY
 @given(scores=ragged, data=st.data())
 def test_members_in_another_order_get_the_same_coefficients(shape, scores, data):
     order = data.draw(st.permutations(range(scores.shape[0])))
     np.testing.assert_allclose(shape(scores[order]), shape(scores)[order], atol=1e-9)
 
 
-@BOTH
+@CENTRING
 @given(scores=ragged)
 def test_coefficients_are_finite_and_sum_to_zero(shape, scores):
     coefficients = shape(scores)
@@ -135,11 +164,106 @@ def test_zscores_of_scored_members_have_unit_variance_or_are_all_zero(scores):
 
 
 @given(scores=matrices)
-def test_with_one_prompt_both_shapings_agree(scores):
+def test_with_one_prompt_scores_and_per_prompt_scores_agree(scores):
     np.testing.assert_allclose(per_prompt(scores[:, :1]), zscore(scores[:, :1]), atol=1e-9)
 
 
-@pytest.mark.parametrize("shaping", SHAPINGS.values(), ids=SHAPINGS)
-def test_rewards_too_small_for_a_spread_are_a_tie(shaping):
+@DIVIDING
+def test_rewards_too_small_for_a_spread_are_a_tie(shape):
     scores = np.array([[1e-300], [-1e-300], [3e-300]])
-    assert shaping(scores).tolist() == [0.0, 0.0, 0.0]
+    assert shape(scores).tolist() == [0.0, 0.0, 0.0]
+
+
+def test_tied_members_share_their_mean_rank():
+    scores = np.array([[5.0], [1.0], [5.0], [9.0], [5.0]])
+    assert centered_rank(scores).tolist() == [0.0, -0.5, 0.0, 0.5, 0.0]
+
+
+def test_rewards_that_differ_by_rounding_share_a_rank():
+    tied = np.array([[0.1, 0.2, 0.3], [0.3, 0.2, 0.1]])
+    assert member_rewards(tied)[0] != member_rewards(tied)[1]
+    assert centered_rank(np.vstack([tied, [[1.0, 1.0, 1.0]]])).tolist() == [-0.25, -0.25, 0.5]
+
+
+def test_ranks_are_over_the_members_that_have_a_reward():
+    assert centered_rank(np.array([[NAN], [2.0], [1.0], [NAN], [3.0]])).tolist() == [0.0, 0.0, -0.5, 0.0, 0.5]
+    assert centered_rank(np.array([[NAN], [2.0]])).tolist() == [0.0, 0.0]
+
+
+@given(rewards=arrays(np.float64, st.integers(2, 9), elements=numbers))
+def test_ranks_see_only_the_order_of_rewards(rewards):
+    column = rewards[:, None]
+    np.testing.assert_array_equal(centered_rank(np.cbrt(column) + 5), centered_rank(column))
+    np.testing.assert_array_equal(centered_rank(column), plain_centered_rank(column))
+
+
+def test_without_shaping_a_member_without_a_reward_gets_zero():
+    assert unshaped(np.array([[-3.0, -1.0], [NAN, NAN], [4.0, 0.0]])).tolist() == [-2.0, 0.0, 2.0]
+
+
+def test_clipping_bounds_coefficients_on_both_sides():
+    z = np.array([-3.0, -0.5, 0.0, 2.0, 7.0])
+    assert clipped(z, 2.0).tolist() == [-2.0, -0.5, 0.0, 2.0, 2.0]
+    assert clipped(z, None).tolist() == z.tolist()
+    assert z.tolist() == [-3.0, -0.5, 0.0, 2.0, 7.0]
+
+
+@EVERY
+def test_shaped_scores_of_an_outlier_are_clipped(shape):
+    scores = SCORES.copy()
+    scores[2] += 1e3
+    whole = shape(scores)
+    np.testing.assert_array_equal(clipped(whole, 0.25), np.minimum(np.maximum(whole, -0.25), 0.25))
+    assert np.abs(clipped(whole, 0.25)).max() == 0.25
+
+
+THREE = np.random.default_rng(1).normal(size=(3, 8, 5)) * np.array([1.0, 100.0, 0.01])[:, None, None]
+WEIGHTS = (1.0, 0.5, -2.0)
+
+
+@pytest.mark.parametrize(("shape", "plain"), PLAIN)
+def test_several_rewards_are_shaped_by_themselves_weighted_and_added(shape, plain):
+    expected = sum(weight * np.array(plain(scores)) for weight, scores in zip(WEIGHTS, THREE, strict=True))
+    np.testing.assert_allclose(combine(THREE, weights=WEIGHTS, shape=shape), expected, rtol=1e-11)
+
+
+@EVERY
+def test_one_reward_combined_is_that_reward_shaped(shape):
+    np.testing.assert_array_equal(combine(SCORES[None], weights=[1.0], shape=shape), shape(SCORES))
+
+
+@DIVIDING
+def test_the_scale_of_a_reward_does_not_decide_how_much_it_counts(shape):
+    scaled = THREE * np.array([1e6, 1e-6, 1.0])[:, None, None]
+    np.testing.assert_allclose(
+        combine(scaled, weights=WEIGHTS, shape=shape), combine(THREE, weights=WEIGHTS, shape=shape), atol=1e-9
+    )
+
+
+@EVERY
+@pytest.mark.parametrize("value", [NAN, 0.3], ids=["not-applicable", "tied"])
+def test_a_reward_that_tells_no_members_apart_adds_nothing(shape, value):
+    more = np.concatenate([THREE, np.full((1, 8, 5), value)])
+    np.testing.assert_array_equal(
+        combine(more, weights=(*WEIGHTS, 9.0), shape=shape), combine(THREE, weights=WEIGHTS, shape=shape)
+    )
+
+
+@EVERY
+def test_a_reward_that_does_not_apply_to_a_member_adds_nothing_to_it(shape):
+    gap = THREE.copy()
+    gap[1, 4] = NAN
+    others = combine(THREE[[0, 2]], weights=(WEIGHTS[0], WEIGHTS[2]), shape=shape)
+    assert combine(gap, weights=WEIGHTS, shape=shape)[4] == pytest.approx(others[4], rel=1e-12)
+
+
+@EVERY
+@given(order=st.permutations(range(8)))
+def test_members_in_another_order_get_the_same_combined_coefficients(shape, order):
+    shuffled = combine(THREE[:, order], weights=WEIGHTS, shape=shape)
+    np.testing.assert_allclose(shuffled, combine(THREE, weights=WEIGHTS, shape=shape)[order], atol=1e-9)
+
+
+def test_a_weight_for_every_reward_is_required():
+    with pytest.raises(ValueError, match="zip"):
+        combine(THREE, weights=[1.0], shape=zscore)

@@ -16,10 +16,10 @@ import numpy as np
 from seedtune import fingerprint as fp
 from seedtune import noise as addressed
 from seedtune import tensorfile
-from seedtune.config import ToySettings
 from seedtune.engines.base import EngineInfo, EngineTimes, Noise
 from seedtune.rounding import ARRAYS, nearest, widen
 from seedtune.selection import select
+from seedtune.settings import ToySettings
 from seedtune.types import Coverage, Job, Member, Prompt, Rollout, Update
 from seedtune.weights import Centre, Weights, factors, tensor_fingerprint
 

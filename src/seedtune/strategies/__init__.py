@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from seedtune.config import Config
-from seedtune.shaping import SHAPINGS
+from seedtune.schedules import value
+from seedtune.settings import ScheduleSettings
+from seedtune.shaping import SHAPINGS, clipped, combine
 from seedtune.strategies import sigma, stepsize
 from seedtune.strategies.base import Feedback, Strategy
-from seedtune.strategies.es import EvolutionStrategy, Shape
+from seedtune.strategies.es import EvolutionStrategy, Factor, Shape, unscaled
 from seedtune.strategies.guard import Guard
 from seedtune.strategies.lookahead import LookAhead
 from seedtune.strategies.moments import Memory
@@ -14,15 +18,18 @@ from seedtune.strategies.population import Constant, Growing, PopulationSize, Sc
 from seedtune.types import Decay
 
 
-def create(config: Config) -> Strategy:
-    """The strategy a configuration asks for."""
+def create(config: Config, reward_weights: Sequence[float] = (1.0,)) -> Strategy:
+    """The strategy a configuration asks for; the weights are those of the task's reward functions."""
+    per_member = config.prompts_per_generation * config.samples_per_prompt
     plain = EvolutionStrategy(
-        shaping=_shape(config),
+        shaping=_shape(config, reward_weights),
         population=_population(config),
         sigma=sigma.SuccessRule(config.sigma) if config.sigma_rule == "success" else sigma.Given(config.sigma),
         alpha=_step_size(config),
         antithetic=config.antithetic,
         reuse=config.noise_reuse,
+        sigma_factor=_factor(config.sigma_schedule, per_member),
+        alpha_factor=_factor(config.alpha_schedule, per_member),
         decay=Decay(config.decay_l2, config.decay_l1),
         guard=Guard() if config.guarded else None,
     )
@@ -38,11 +45,29 @@ def memory(config: Config) -> Memory:
     return Memory(chosen.momentum, chosen.second, chosen.epsilon, chosen.window)
 
 
-def _shape(config: Config) -> Shape:
+def _shape(config: Config, weights: Sequence[float]) -> Shape:
+    """Shaping of the weighted sum of rewards, or of each on its own, clipped."""
+    shaping, apart = SHAPINGS[config.shaping], config.multi_objective_aggregation == "normalize_then_sum"
+
     def shape(feedback: Feedback) -> tuple[float, ...]:
-        return tuple(float(z) for z in SHAPINGS[config.shaping](feedback.scores))
+        if apart and feedback.by_reward is not None:
+            z = combine(feedback.by_reward, weights=weights, shape=shaping)
+        else:
+            z = shaping(feedback.scores)
+        return tuple(float(c) for c in clipped(z, config.shaping_clip))
 
     return shape
+
+
+def _factor(schedule: ScheduleSettings, per_member: int) -> Factor:
+    """A schedule as what it multiplies by."""
+    if schedule == ScheduleSettings():
+        return unscaled
+
+    def factor(generation: int, members: int) -> float:
+        return value(schedule, start=1.0, generation=generation, rollouts=members * per_member)
+
+    return factor
 
 
 def _population(config: Config) -> PopulationSize:

@@ -16,12 +16,12 @@ from seedtune.types import Decay, Member, Plan, Update
 
 Shape = Callable[[Feedback], tuple[float, ...]]
 Factor = Callable[[int, int], float]
-"""What a schedule multiplies a constant by, at a generation and a number of rollouts."""
+"""What a schedule multiplies a constant by, at a generation and after a number of members."""
 
 NO_DECAY = Decay()
 
 
-def unscaled(generation: int, rollouts: int) -> float:
+def unscaled(generation: int, members: int) -> float:
     """No schedule."""
     return 1.0
 
@@ -57,7 +57,7 @@ class EvolutionStrategy:
         count = self.population.members(state.get("population", {}), generation) // len(signs)
         drawn = generation - generation % self.reuse
         members = tuple(Member(drawn, pair, sign) for pair in range(count) for sign in signs)
-        sigma = self.sigma.value(state.get("sigma", {})) * self.sigma_factor(generation, state.get("rollouts", 0))
+        sigma = self.sigma.value(state.get("sigma", {})) * self.sigma_factor(generation, state.get("members", 0))
         return Plan(generation, sigma, members)
 
     def shape(self, feedback: Feedback) -> tuple[float, ...]:
@@ -75,7 +75,7 @@ class EvolutionStrategy:
             return self._back(after, plan, coefficients, signal)
         now = Situation(plan.sigma, len(plan.members), signal, after["averages"])
         alpha, kept = self.alpha.step(after["alpha"], now)
-        alpha *= self.alpha_factor(plan.generation, state.get("rollouts", 0))
+        alpha *= self.alpha_factor(plan.generation, state.get("members", 0))
         update = update_of(plan, coefficients, alpha, self._decay(alpha))
         return Step(coefficients, alpha, update, _filled({**after, "alpha": kept}), signal)
 
@@ -83,7 +83,7 @@ class EvolutionStrategy:
         """The state without the step size's."""
         mean = averages.averaged(state.get("averages", averages.NONE), signal)
         after = {
-            "rollouts": state.get("rollouts", 0) + len(plan.members),
+            "members": state.get("members", 0) + len(plan.members),
             "averages": mean,
             "population": self.population.next(state.get("population", {}), mean),
             "sigma": self.sigma.next(state.get("sigma", {}), signal),

@@ -56,6 +56,6 @@ class LookAhead:
         """Remember the way down.  Probes that all tie show none: then θ' is θ."""
         down = update_of(plan, coefficients, -self.radius).terms
         before = state.get("inner", {})
-        inner: dict[str, Any] = {**before, "rollouts": before.get("rollouts", 0) + len(plan.members)}
+        inner: dict[str, Any] = {**before, "members": before.get("members", 0) + len(plan.members)}
         after = {"inner": inner, "down": [list(term) for term in down]}
         return Step(coefficients, 0.0, Update(plan.generation, ()), after)

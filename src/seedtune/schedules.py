@@ -1,0 +1,44 @@
+"""Schedules of σ and α: pure functions of how far a run is.
+
+They never ask how many generations a run has, because a finished run may be resumed with more, and that must
+not change what was done.
+"""
+
+from __future__ import annotations
+
+import math
+
+from seedtune.settings import ScheduleSettings
+
+
+def value(settings: ScheduleSettings, *, start: float, generation: int, rollouts: int = 0) -> float:
+    """σ or α of a generation: ``start`` · warm-up · factor.
+
+    ``generation`` counts the generations, ``rollouts`` the completions of the population, that came before.
+
+    * Warm-up over w generations (``warmup``): min(1, (g + 1)/(w + 1)), never 0; the factor goes on meanwhile.
+    * Factor, with t = min(1, progress/``over``) and progress in ``unit``: ``linear`` 1 + (to − 1)·t; ``cosine``
+      to + (1 − to)·(1 + cos πt)/2; ``step`` factor^⌊progress/every⌋; ``constant`` 1.
+
+    The factor is rounded to 12 digits, so that mathematical libraries that differ in a last bit give equal runs.
+    """
+    progress = generation if settings.unit == "generations" else rollouts
+    factor = _warm(settings, generation) * _factor(settings, progress)
+    return start * float(f"{factor:.12g}")
+
+
+def _warm(settings: ScheduleSettings, generation: int) -> float:
+    return min(1.0, (generation + 1) / (settings.warmup + 1))
+
+
+def _factor(settings: ScheduleSettings, progress: int) -> float:
+    if settings.kind == "constant":
+        return 1.0
+    if settings.kind == "step":
+        assert settings.every is not None
+        return float(settings.factor ** (progress // settings.every))
+    assert settings.over is not None
+    done = min(1.0, progress / settings.over)
+    if settings.kind == "linear":
+        return 1.0 + (settings.to - 1.0) * done
+    return settings.to + (1.0 - settings.to) * (1.0 + math.cos(math.pi * done)) / 2

@@ -1,0 +1,152 @@
+"""The groups of a configuration: settings of the engines, of schedules and of rules that have several."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+
+class Section(BaseModel):
+    """A frozen group of settings that knows its keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+
+
+def yes_or_no(value: Any) -> Any:
+    """YAML reads an unquoted yes or no as true or false."""
+    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else value
+
+
+class TransformersSettings(Section):
+    """Precision, device and memory of the in-process engine."""
+
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Precision of the forward pass; ``auto`` is the checkpoint's own (see ``master`` for the centre)."""
+
+    device: str = "auto"
+    """``cpu``, ``cuda``, ``cuda:1``; ``auto`` takes CUDA where there is one."""
+
+    max_rows: int = Field(default=256, ge=1)
+    """Rows (completions) in flight at once; the rest wait for a free slot."""
+
+    max_batch_tokens: int = Field(default=65536, ge=1)
+    """Positions of the key-value cache over all rows in flight: bounds its memory."""
+
+    prefill_tokens: int = Field(default=1024, ge=1)
+    """Prompt tokens of one prefill pass: bounds the memory of activations."""
+
+    packed: Literal["auto", "yes", "no"] = "auto"
+    """Keep linear weights in the layout the processor multiplies fastest (bfloat16 on CPUs).  ``auto``: yes with
+    ``master: float32`` (with ``gaussian`` that is a second copy of the live weights), no with ``master: none``."""
+
+    centre_file: str | None = None
+    """Keep the centre in a memory-mapped file in this folder instead of in memory (CPU only)."""
+
+    trust_remote_code: bool = False
+    """Run model code that comes with a checkpoint.  Off unless you trust its author."""
+
+    _words_of_yaml = field_validator("packed", mode="before")(yes_or_no)
+
+
+class ToySettings(Section):
+    """The toy engine: a linear model of numpy arrays, for tests and for trying things in seconds."""
+
+    size: int = Field(default=16, ge=1, le=4096)
+    """Rows and columns of each of its two weight matrices."""
+
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Type of its weights."""
+
+    delay: float = Field(default=0.0, ge=0.0)
+    """Seconds to wait per job, to play a slow model."""
+
+
+class LookAheadSettings(Section):
+    """Sharpness-aware look-ahead (arXiv 2602.01003): a step takes two generations, the first only to look."""
+
+    kind: Literal["none", "essam", "essam_f"] = "none"
+    """``essam``: the first generation is a whole population; ``essam_f``: a few probes, and a step of fixed length."""
+
+    radius: float = Field(default=1e-4, gt=0.0)
+    """ρ: the factor of the way down (``essam``, like α), or its length ‖θ' − θ‖ over all weights (``essam_f``)."""
+
+    probes: int = Field(default=10, ge=2)
+    """Members of the first generation of ``essam_f``."""
+
+
+class GrowthSettings(Section):
+    """A population that doubles while too little of what it measures agrees between prompts."""
+
+    limit: int = Field(default=0, ge=0)
+    """Largest population; 0: it does not grow."""
+
+    below: float = Field(default=0.1, ge=0.0, le=1.0)
+    """Agreement (part of the measured slope that holds over all training prompts) below which it doubles."""
+
+    patience: int = Field(default=5, ge=1)
+    """Generations between two looks."""
+
+
+class MomentSettings(Section):
+    """Momentum and Adam's second moment, rebuilt from the seeds of past generations; off by default.
+
+    The evidence for them in ES is mixed, and a step costs as many updates as the window holds.
+    """
+
+    momentum: float = Field(default=0.0, ge=0.0, lt=1.0)
+    """β₁: each update is spread over the generations after it."""
+
+    second: float = Field(default=0.0, ge=0.0, lt=1.0)
+    """β₂ of Adam; α is then the length of a step per element (try 1e-5) and must be given."""
+
+    epsilon: float = Field(default=1e-8, gt=0.0)
+    """Adam's ε."""
+
+    window: int = Field(default=8, ge=2, le=256)
+    """Generations looked back."""
+
+
+class ScheduleSettings(Section):
+    """How σ or α changes over a run: a factor of its first value (formulas: ``seedtune.schedules``)."""
+
+    kind: Literal["constant", "linear", "cosine", "step"] = "constant"
+    """``linear`` and ``cosine`` go to ``to`` times the first value; ``step`` multiplies by ``factor`` repeatedly."""
+
+    over: int | None = Field(default=None, ge=1)
+    """``linear``, ``cosine``: reach ``to`` after so many ``unit``, and stay there."""
+
+    to: float = Field(default=0.1, gt=0.0)
+    """``linear``, ``cosine``: the last factor."""
+
+    every: int | None = Field(default=None, ge=1)
+    """``step``: multiply after every so many ``unit``."""
+
+    factor: float = Field(default=0.5, gt=0.0, le=1.0)
+    """``step``: multiply by this."""
+
+    unit: Literal["generations", "rollouts"] = "generations"
+    """What ``over`` and ``every`` count; ``rollouts`` are the completions of the population so far."""
+
+    warmup: int = Field(default=0, ge=0)
+    """Generations of rising linearly to the schedule's value, from 1/(warmup + 1) of it; with every kind."""
+
+    @model_validator(mode="after")
+    def _says_when(self) -> ScheduleSettings:
+        """A schedule over the run's own length would change the past when a run is resumed with more generations."""
+        length = {"linear": "over", "cosine": "over", "step": "every"}.get(self.kind)
+        if length is not None and getattr(self, length) is None:
+            raise ValueError(
+                f"kind={self.kind} needs {length}: give the number of {self.unit}, for example {length}=100 "
+                "(not taken from the run's generations, because a run can be resumed with more)"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _nothing_is_ignored(self) -> ScheduleSettings:
+        used = {"constant": set(), "step": {"every", "factor", "unit"}}.get(self.kind, {"over", "to", "unit"})
+        for name in ("over", "to", "every", "factor", "unit"):
+            given = getattr(self, name)
+            if name not in used and given != type(self).model_fields[name].default:
+                raise ValueError(f"{name}={given} means nothing with kind={self.kind}: leave it out, or change kind")
+        return self
