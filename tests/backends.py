@@ -42,25 +42,43 @@ class Reference:
     def normals(self, address: Address, start: int, count: int) -> Array:
         return noise.normals(address, start, count)
 
-    def factors(self, key: Key, stream: int, who: Sequence[tuple[int, int]], *, start: int, count: int) -> Array:
-        rows = [noise.normals(Address(key, stream, generation, pair), start, count) for generation, pair in who]
-        return np.array(rows, np.float32).reshape(len(who), count)
+    def factors(
+        self, key: Key, stream: int, who: Sequence[tuple[int, int]], *, start: int, count: int, **how: int
+    ) -> Array:
+        rank, subspaces = how.get("rank", 1), how.get("subspaces", 1)
+        rows = np.empty((len(who), count), np.float32)
+        for row, (generation, pair) in zip(rows, who, strict=True):
+            address = Address(key, stream, generation, pair)
+            row[:] = noise.normals(address, start, count)
+            if subspaces > 1 and stream == noise.FACTOR_A:
+                own = noise.in_subspace(address, start // rank, count // rank, subspaces=subspaces)
+                row[np.repeat(~own, rank)] = 0
+        return rows
 
     def fingerprint(self, array: Array, key: Key, start: int) -> fp.Fingerprint:
         return fp.mix_sum(fp.bits_of(array), key, start)
 
-    def perturbed(self, centre: Array, dtype: str, sigma: float, address: Address, start: int) -> Array:
-        return references.perturbed(centre, sigma, address, start=start, dtype=dtype)
+    def perturbed(self, centre: Array, dtype: str, sigma: float, address: Address, start: int, k: int = 1) -> Array:
+        return references.perturbed(centre, sigma, address, start=start, dtype=dtype, subspaces=k)
 
     def updated_full(
-        self, theta: Array, key: Key, updates: Sequence[Update], start: int = 0, anchor: Array | None = None
+        self, theta: Array, key: Key, updates: Sequence[Update], start: int = 0, anchor: Array | None = None, k: int = 1
     ) -> Array:
-        return references.updated(theta, key, updates, start=start, anchor=anchor)
+        return references.updated(theta, key, updates, start=start, anchor=anchor, subspaces=k)
 
     def updated_lowrank(
-        self, theta: Array, key: Key, updates: Sequence[Update], *, rank: int, place: Place, anchor: Array | None = None
+        self,
+        theta: Array,
+        key: Key,
+        updates: Sequence[Update],
+        *,
+        rank: int,
+        place: Place,
+        anchor: Array | None = None,
+        k: int = 1,
     ) -> Array:
-        return references.updated(theta, key, updates, rank=rank, shape=place[0], corner=place[1:], anchor=anchor)
+        how = {"rank": rank, "subspaces": k, "anchor": anchor}
+        return references.updated(theta, key, updates, shape=place[0], corner=place[1:], **how)
 
 
 class Triton:
@@ -74,31 +92,42 @@ class Triton:
         gpu.fill_normals(out, address, start)
         return to_numpy(out)
 
-    def factors(self, key: Key, stream: int, who: Sequence[tuple[int, int]], *, start: int, count: int) -> Array:
+    def factors(
+        self, key: Key, stream: int, who: Sequence[tuple[int, int]], *, start: int, count: int, **how: int
+    ) -> Array:
         out = torch.full((len(who), count), math.nan, device=self.device)
-        gpu.fill_factors(out, key, stream, *_columns(who), start=start)
+        gpu.fill_factors(out, key, stream, *_columns(who), start=start, **how)
         return to_numpy(out)
 
     def fingerprint(self, array: Array, key: Key, start: int) -> fp.Fingerprint:
         return gpu.fingerprint(self.tensor(array), key, start)
 
-    def perturbed(self, centre: Array, dtype: str, sigma: float, address: Address, start: int) -> Array:
+    def perturbed(self, centre: Array, dtype: str, sigma: float, address: Address, start: int, k: int = 1) -> Array:
         out = torch.full((centre.size,), math.nan, dtype=getattr(torch, dtype), device=self.device)
-        gpu.perturb(out, self.tensor(centre), sigma, address, start)
+        gpu.perturb(out, self.tensor(centre), sigma, address, start, subspaces=k)
         return to_numpy(out)
 
     def updated_full(
-        self, theta: Array, key: Key, updates: Sequence[Update], start: int = 0, anchor: Array | None = None
+        self, theta: Array, key: Key, updates: Sequence[Update], start: int = 0, anchor: Array | None = None, k: int = 1
     ) -> Array:
         live = self.tensor(theta)
-        gpu.update_full(live, key, updates, start=start, anchor=None if anchor is None else self.tensor(anchor))
+        base = None if anchor is None else self.tensor(anchor)
+        gpu.update_full(live, key, updates, start=start, anchor=base, subspaces=k)
         return to_numpy(live)
 
     def updated_lowrank(
-        self, theta: Array, key: Key, updates: Sequence[Update], *, rank: int, place: Place, anchor: Array | None = None
+        self,
+        theta: Array,
+        key: Key,
+        updates: Sequence[Update],
+        *,
+        rank: int,
+        place: Place,
+        anchor: Array | None = None,
+        k: int = 1,
     ) -> Array:
         live, base = self.tensor(theta), None if anchor is None else self.tensor(anchor)
-        gpu.update_lowrank(live, key, updates, rank=rank, anchor=base, **_where(place))
+        gpu.update_lowrank(live, key, updates, rank=rank, anchor=base, subspaces=k, **_where(place))
         return to_numpy(live)
 
     def tensor(self, array: Array) -> torch.Tensor:
@@ -115,31 +144,41 @@ class Numba:
         cpu.fill_normals(out, address, start)
         return out
 
-    def factors(self, key: Key, stream: int, who: Sequence[tuple[int, int]], *, start: int, count: int) -> Array:
+    def factors(
+        self, key: Key, stream: int, who: Sequence[tuple[int, int]], *, start: int, count: int, **how: int
+    ) -> Array:
         out = np.full((len(who), count), np.nan, np.float32)
-        cpu.fill_factors(out, key, stream, *_columns(who), start=start)
+        cpu.fill_factors(out, key, stream, *_columns(who), start=start, **how)
         return out
 
     def fingerprint(self, array: Array, key: Key, start: int) -> fp.Fingerprint:
         return cpu.fingerprint(fp.bits_of(array), key, start)
 
-    def perturbed(self, centre: Array, dtype: str, sigma: float, address: Address, start: int) -> Array:
+    def perturbed(self, centre: Array, dtype: str, sigma: float, address: Address, start: int, k: int = 1) -> Array:
         out = np.full(centre.size, 1, rounding.ARRAYS[dtype])
-        cpu.perturb(out, centre, sigma, address, start)
+        cpu.perturb(out, centre, sigma, address, start, subspaces=k)
         return out
 
     def updated_full(
-        self, theta: Array, key: Key, updates: Sequence[Update], start: int = 0, anchor: Array | None = None
+        self, theta: Array, key: Key, updates: Sequence[Update], start: int = 0, anchor: Array | None = None, k: int = 1
     ) -> Array:
         live = theta.copy()
-        cpu.update_full(live, key, updates, start=start, anchor=anchor)
+        cpu.update_full(live, key, updates, start=start, anchor=anchor, subspaces=k)
         return live
 
     def updated_lowrank(
-        self, theta: Array, key: Key, updates: Sequence[Update], *, rank: int, place: Place, anchor: Array | None = None
+        self,
+        theta: Array,
+        key: Key,
+        updates: Sequence[Update],
+        *,
+        rank: int,
+        place: Place,
+        anchor: Array | None = None,
+        k: int = 1,
     ) -> Array:
         live = theta.copy()
-        cpu.update_lowrank(live, key, updates, rank=rank, anchor=anchor, **_where(place))
+        cpu.update_lowrank(live, key, updates, rank=rank, anchor=anchor, subspaces=k, **_where(place))
         return live
 
 

@@ -227,9 +227,11 @@ class Reference:
         key = noise.key(self.noise.run_seed, name)
         address = noise.Address(key, generation=member.generation, pair=member.pair)
         if self.noise.perturbation == "gaussian":
-            return torch.from_numpy(noise.normals(address, 0, math.prod(shape))).view(shape)
-        a, b = noise.factors(address, tuple(shape), rank=self.noise.rank)
-        return torch.from_numpy(a @ b.T) / self.noise.rank**0.5
+            own = noise.in_subspace(address, 0, math.prod(shape), subspaces=self.noise.subspaces)
+            drawn = noise.normals(address, 0, math.prod(shape)) * own
+            return torch.from_numpy(drawn).view(shape) * self.noise.subspaces**0.5
+        a, b = noise.factors(address, tuple(shape), rank=self.noise.rank, subspaces=self.noise.subspaces)
+        return torch.from_numpy(a @ b.T) * (self.noise.subspaces / self.noise.rank) ** 0.5
 
 
 @torch.no_grad()

@@ -31,11 +31,15 @@ def same_bits(x: np.ndarray, y: np.ndarray) -> bool:
     return x.shape == y.shape and x.dtype == y.dtype and bool((x.view(kind) == y.view(kind)).all())
 
 
-def perturbed(centre: np.ndarray, sigma: float, address: Address, *, start: int = 0, dtype: str) -> np.ndarray:
-    """nearest(centre + float32(sigma)·noise), in ``dtype``; the shape of ``centre``."""
+def perturbed(
+    centre: np.ndarray, sigma: float, address: Address, *, start: int = 0, dtype: str, subspaces: int = 1
+) -> np.ndarray:
+    """nearest(centre + float32(sigma·√K)·noise), in ``dtype``; the shape of ``centre``; outside nearest(centre)."""
     value = rounding.widen(centre.reshape(-1))
-    if np.float32(sigma) != 0:
-        value = value + np.float32(sigma) * noise.normals(address, start, centre.size)
+    scale = np.float32(sigma * math.sqrt(subspaces))
+    if scale != 0:
+        own = noise.in_subspace(address, start, centre.size, subspaces=subspaces)
+        value = np.where(own, value + scale * noise.normals(address, start, centre.size), value)
     return rounding.nearest(value, dtype).reshape(centre.shape)
 
 
@@ -49,6 +53,7 @@ def updated(
     anchor: np.ndarray | None = None,
     corner: tuple[int, int] = (0, 0),
     start: int = 0,
+    subspaces: int = 1,
 ) -> np.ndarray:
     """``theta`` after ``updates``: full-rank noise (``start`` is its first element), or low-rank of a ``rank``.
 
@@ -59,8 +64,8 @@ def updated(
         if not update.terms and update.decay is None:
             continue
         total = np.zeros(theta.shape, np.float32)
-        for part in _parts(update, key, theta.shape, (whole, rank, corner, start)):
-            total = total + part
+        for part, own in _parts(update, key, theta.shape, (whole, rank, corner, start, subspaces)):
+            total = np.where(own, total + part, total)
         x = rounding.widen(theta) + total
         if update.decay is not None:
             assert anchor is not None
@@ -71,13 +76,15 @@ def updated(
     return theta
 
 
-def _parts(update: Update, key: Key, shape: tuple[int, ...], how: Any) -> Iterator[np.ndarray]:
-    """What each term adds, in order."""
-    whole, rank, (row, col), start = how
+def _parts(update: Update, key: Key, shape: tuple[int, ...], how: Any) -> Iterator[tuple[np.ndarray, Any]]:
+    """What each term adds, in order, and where."""
+    whole, rank, (row, col), start, subspaces = how
     for term in update.terms:
         if rank is None:
-            drawn = noise.normals(Address(key, Stream.FULL, term.generation, term.pair), start, math.prod(shape))
-            yield np.float32(term.weight) * drawn.reshape(shape)
+            address = Address(key, Stream.FULL, term.generation, term.pair)
+            drawn = noise.normals(address, start, math.prod(shape))
+            own = noise.in_subspace(address, start, drawn.size, subspaces=subspaces)
+            yield np.float32(term.weight * math.sqrt(subspaces)) * drawn.reshape(shape), own.reshape(shape)
             continue
         a, b = noise.factors(
             Address(key, 0, term.generation, term.pair),
@@ -85,10 +92,11 @@ def _parts(update: Update, key: Key, shape: tuple[int, ...], how: Any) -> Iterat
             rank=rank,
             row=slice(row, row + shape[0]),
             col=slice(col, col + shape[1]),
+            subspaces=subspaces,
         )
-        scale = np.float32(term.weight / math.sqrt(rank))
+        scale = np.float32(term.weight * math.sqrt(subspaces) / math.sqrt(rank))
         for k in range(rank):
-            yield (scale * a[:, k])[:, None] * b[:, k][None, :]
+            yield (scale * a[:, k])[:, None] * b[:, k][None, :], True
 
 
 def _pulled(x: np.ndarray, anchor: np.ndarray, decay: Decay) -> np.ndarray:

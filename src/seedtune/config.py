@@ -107,6 +107,9 @@ class Config(Section):
     rank: int = Field(default=1, ge=1, le=64)
     """Rank r of a low-rank perturbation."""
 
+    subspaces: int = Field(default=1, ge=1)
+    """Disjoint parts K that each generation deals the weights out to; a pair perturbs one of them, with σ√K (CoPES)."""
+
     master: Literal["float32", "none"] = "float32"
     """Precision of the centre: ``float32``, or ``none``: the model's own, with stochastic rounding, at no memory
     beyond the model's."""
@@ -259,6 +262,16 @@ class Config(Section):
             raise ValueError(
                 f"objective={self.objective} with samples_per_prompt=1 is the mean: use samples_per_prompt=4, say, "
                 "and a temperature above 0, or objective=mean"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _subspaces_have_members(self) -> Config:
+        largest = self.population // 2
+        if self.subspaces > largest:
+            raise ValueError(
+                f"subspaces={self.subspaces} is too many for population={self.population}: every subspace needs two "
+                f"members at least. Use {largest} or fewer, or population={2 * self.subspaces} or more"
             )
         return self
 

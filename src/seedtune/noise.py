@@ -14,11 +14,19 @@ The scheme, with ``e`` the linear element index in the tensor's row-major Huggin
   gives four 32-bit words;
 * element lane ``e % 8 = 2 w`` takes the low 16 bits of word ``w``, lane ``2 w + 1`` its high 16 bits;
 * the 16-bit code indexes a table of 65,536 float32 normal quantiles with unit variance, see `quantiles`.
+
+Subspaces (CoPES, arXiv 2608.02391): each generation deals the elements of a tensor out to K disjoint subspaces, see
+`subspaces_of`, and pair p perturbs only the elements of subspace p mod K, with noise of standard deviation sqrt(K). For
+low-rank noise the rows of A are dealt out. So the noise of a pair is
+
+* full rank: ``sqrt(K) * mask * noise``, element by element;
+* low rank: ``sqrt(K) * (mask * A) B^T / sqrt(rank)``, the mask over rows.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import dataclass, replace
 from enum import IntEnum
 from functools import lru_cache
@@ -37,6 +45,7 @@ WORD_LIMIT = 1 << 32
 BLOCK_LIMIT = 1 << 56
 ELEMENT_LIMIT = BLOCK_LIMIT * LANES
 SEED_LIMIT = 1 << 64
+SUBSPACE_LIMIT = (1 << 16) - 1
 
 PHILOX_M0, PHILOX_M1 = 0xD2511F53, 0xCD9E8D57
 PHILOX_W0, PHILOX_W1 = 0x9E3779B9, 0xBB67AE85
@@ -183,19 +192,45 @@ def factors(
     rank: int = 1,
     row: slice = slice(None),
     col: slice = slice(None),
+    subspaces: int = 1,
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Rows of the low-rank factors of an (m, n) weight ``W``: A[row] and B[col], float32 [rows, rank] each.
 
-    The perturbation of ``W[row, col]`` is ``A[row] @ B[col].T / sqrt(rank)``. A is (m, rank) of stream
-    ``FACTOR_A``, B is (n, rank) of stream ``FACTOR_B``, both row major; the address's own stream is not used.
-    Raises ValueError for bounds outside the shape.
+    The perturbation of ``W[row, col]`` is ``sqrt(subspaces / rank) * A[row] @ B[col].T``. A is (m, rank) of stream
+    ``FACTOR_A``, B is (n, rank) of stream ``FACTOR_B``, both row major; the address's own stream is not used. Rows of
+    A that are not in the pair's subspace are zero. Raises ValueError for bounds outside the shape.
     """
     _check("rank - 1", rank - 1, WORD_LIMIT)
     left, right = replace(address, stream=FACTOR_A), replace(address, stream=FACTOR_B)
-    return (
-        normals_slice(left, (shape[0], rank), row=row),
-        normals_slice(right, (shape[1], rank), row=col),
-    )
+    a = normals_slice(left, (shape[0], rank), row=row)
+    first, last = _span("row", row, shape[0])
+    a[~in_subspace(address, first, last - first, subspaces=subspaces)] = 0
+    return a, normals_slice(right, (shape[1], rank), row=col)
+
+
+def subspaces_of(address: Address, start: int, count: int, *, subspaces: int) -> NDArray[np.uint16]:
+    """The subspace, 0 to K - 1, of elements (or rows of A) ``start .. start + count - 1``: uint16 [count].
+
+    ``floor(code * K / 65536)`` of the code of stream ``SUBSPACE``, the address's generation and pair 0: the same for
+    all pairs of a generation. The address's own stream and pair are not used. Raises ValueError for K outside
+    [1, 65536) and for elements outside [0, 2**59).
+    """
+    _check("subspaces - 1", subspaces - 1, SUBSPACE_LIMIT)
+    drawn = codes(replace(address, stream=SUBSPACE, pair=0), start, count).astype(np.uint32)
+    return ((drawn * np.uint32(subspaces)) >> np.uint32(16)).astype(np.uint16)
+
+
+def in_subspace(address: Address, start: int, count: int, *, subspaces: int) -> NDArray[np.bool_]:
+    """Which of these elements (or rows of A) the address's pair perturbs: those of subspace pair mod K."""
+    return subspaces_of(address, start, count, subspaces=subspaces) == address.pair % subspaces
+
+
+def amplitude(weight: float, *, rank: int = 1, subspaces: int = 1) -> float:
+    """What tabulated normals are multiplied with, ``weight * sqrt(K) / sqrt(rank)``, before its rounding to float32.
+
+    ``weight`` is a term's, or the sigma of a member with its sign. Rank 1 and one subspace leave it as it is.
+    """
+    return weight * math.sqrt(subspaces) / math.sqrt(rank)
 
 
 def integers(address: Address, start: int, count: int) -> NDArray[np.uint64]:

@@ -6,15 +6,14 @@ The columns are one after another, little endian, compressed by zlib: terms of e
 term's noise, that is the update's generation minus the noise's (int64), its pair (int64), the four bytes of each
 term's weight, byte by byte (float32); whether each update decays (uint8), and its l2 and l1 (float32).
 
-A weight is kept as the float32 that the kernels make of it: w for full-rank noise, w/√r for rank r.  What is read
-back is that times √r in float64, of which the kernels make the same float32 again: an error of 2⁻⁵² relative
-does not move a float32 by a rounding.  Ids that follow a pattern compress to nothing.
+A weight is kept as the float32 that the kernels make of it: w√K for full-rank noise in K subspaces, w√K/√r for rank
+r.  What is read back is that times √r/√K in float64, of which the kernels make the same float32 again: an error of
+2⁻⁵¹ relative does not move a float32 by a rounding.  Ids that follow a pattern compress to nothing.
 """
 
 from __future__ import annotations
 
 import hashlib
-import math
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -27,6 +26,7 @@ from numpy.typing import NDArray
 
 from seedtune import ledger
 from seedtune.errors import PackError
+from seedtune.noise import amplitude
 from seedtune.types import Decay, Term, Update
 
 FORMAT = 1
@@ -57,9 +57,13 @@ class About:
     note: str | None = None
 
     @property
-    def scale(self) -> float:
-        """A term's weight over the float32 that is kept of it."""
-        return math.sqrt(self.config["rank"]) if self.config["perturbation"] == "lowrank" else 1.0
+    def shape(self) -> dict[str, int]:
+        """Rank and subspaces: what a term's weight is scaled by, see `seedtune.noise.amplitude`."""
+        rank = self.config["rank"] if self.config["perturbation"] == "lowrank" else 1
+        shape = {"rank": rank, "subspaces": self.config.get("subspaces", 1)}
+        if min(shape.values()) < 1:
+            raise ValueError(f"noise of {shape}")
+        return shape
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +75,10 @@ class Pack:
 
 
 def dump(pack: Pack) -> bytes:
-    """A pack as the bytes of its file."""
-    body = zlib.compress(_encode(pack.updates, pack.about.scale), 9)
+    """A pack as the bytes of its file; PackError if an update steps by moments, of which the format knows nothing."""
+    if any(update.moments is not None for update in pack.updates):
+        raise PackError("updates that step by second moments cannot be packed yet. Export the model instead.")
+    body = zlib.compress(_encode(pack.updates, pack.about.shape), 9)
     terms = sum(len(update.terms) for update in pack.updates)
     line, _ = ledger.seal({"seedtune_pack": FORMAT, **asdict(pack.about), "terms": terms, "bytes": len(body)})
     return line + body + hashlib.blake2b(line + body, digest_size=DIGEST).digest()
@@ -141,10 +147,10 @@ def _edited(name: str, what: str) -> PackError:
     return PackError(f"{name} was changed after it was written: the checksum of {what} is another. Get another copy.")
 
 
-def _encode(updates: Sequence[Update], scale: float) -> bytes:
+def _encode(updates: Sequence[Update], shape: Mapping[str, int]) -> bytes:
     terms = [(update.generation - term.generation, term) for update in updates for term in update.terms]
     decays = [update.decay or Decay() for update in updates]
-    weights = np.array([term.weight / scale for _, term in terms], "<f4")
+    weights = np.array([amplitude(term.weight, **shape) for _, term in terms], "<f4")
     columns = (
         np.array([len(update.terms) for update in updates], "<i8"),
         np.array([age for age, _ in terms], "<i8"),
@@ -168,7 +174,8 @@ def _decode(body: bytes, about: About, terms: int) -> tuple[Update, ...]:
     counts, ages, pairs, rest = _cut(columns, 8 * count, 8 * terms, 8 * terms)
     planes, flags, decays, _ = _cut(rest, 4 * terms, count, 8 * count)
     weights = np.frombuffer(planes, np.uint8).reshape(4, -1).T.copy().view("<f4").reshape(-1)
-    rows = zip(_integers(ages), _integers(pairs), (weights.astype(np.float64) * about.scale).tolist(), strict=True)
+    kept = weights.astype(np.float64) / amplitude(1.0, **about.shape)
+    rows = zip(_integers(ages), _integers(pairs), kept.tolist(), strict=True)
     lengths = _integers(counts)
     if sum(lengths) != terms or any(length < 0 for length in lengths):
         raise ValueError("the numbers of terms do not add up")

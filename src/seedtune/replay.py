@@ -24,7 +24,7 @@ log = logging.getLogger("seedtune")
 Progress = Callable[[int, int], None]
 """Called with (updates applied, updates to apply), first with (0, updates to apply)."""
 
-WEIGHTS = ("engine", "seed", "perturbation", "rank", "master", "trainable", "freeze", "moments")
+WEIGHTS = ("engine", "seed", "perturbation", "rank", "subspaces", "master", "trainable", "freeze", "moments")
 """Settings that the weights depend on, besides the base model, the engine's own section and the updates."""
 
 BATCH_UPDATES, BATCH_TERMS = 16, 1024

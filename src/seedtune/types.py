@@ -81,7 +81,7 @@ class Moments:
     beta2: float
     epsilon: float
     alpha: float
-    past: tuple[tuple[Term, ...], ...]
+    past: tuple[tuple[Term, ...], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,6 +30,8 @@ ENGINES: dict[str, Callable[[], Engine]] = {
     "toy-gaussian-none": toy(perturbation="gaussian", master="none"),
     "toy-gaussian-none-bfloat16": toy("bfloat16", perturbation="gaussian", master="none"),
     "toy-gaussian-none-float16": toy("float16", perturbation="gaussian", master="none"),
+    "toy-subspaces": toy(rank=2, subspaces=3),
+    "toy-gaussian-subspaces": toy("bfloat16", perturbation="gaussian", subspaces=4),
     "toy-frozen": toy(perturbation="gaussian", trainable=("*.weight", "layers.1.*"), freeze=("layers.0.weight",)),
 }
 """One maker per engine: two calls give engines of the same base model and run seed, not yet loaded."""

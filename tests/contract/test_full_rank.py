@@ -67,6 +67,15 @@ def test_every_member_is_the_materialised_model(family: str, folders: Callable[[
     assert_members_are_materialised_models(engine, folders(family), MEMBERS, PROMPTS, sigma=SIGMA, new=NEW)
 
 
+@pytest.mark.parametrize("perturbation", ["gaussian", "lowrank"])
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_a_member_of_a_subspace_is_the_materialised_model(
+    family: str, perturbation: str, folders: Callable[[str], Path]
+) -> None:
+    engine = load_engine(folders(family), how={"perturbation": perturbation, "subspaces": 3})
+    assert_members_are_materialised_models(engine, folders(family), MEMBERS, PROMPTS, sigma=SIGMA, new=NEW)
+
+
 @pytest.mark.parametrize("family", ["llama", "gpt2", "mixtral", "qwen2"])
 def test_every_parameter_is_perturbed_and_tied_ones_once(family: str, folders: Callable[[str], Path]) -> None:
     engine = load_engine(folders(family), how=GAUSSIAN)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from itertools import chain
+from itertools import chain, product
 from typing import Any
 
 import numpy as np
@@ -81,7 +81,28 @@ def updates() -> Iterator[tuple[str, Case]]:
                 yield f"rank {rank} {dtype} {name}", lambda b, t=theta, h=how: b.updated_lowrank(t, KEY, UPDATES, **h)
 
 
-TABLE = dict(chain(noises(), fingerprints(), perturbations(), updates()))
+def subspaces() -> Iterator[tuple[str, Case]]:
+    """Everything again for pairs that perturb one of K subspaces each."""
+    for k, (start, count) in product((2, 3, 4), PLACES):
+        name, rank = f"{k} subspaces {start} {count}", 1 + k % 2
+        rows = {"start": start // rank * rank, "count": count // rank * rank, "rank": rank, "subspaces": k}
+        yield f"A of {name}", lambda b, h=rows: b.factors(KEY, Stream.FACTOR_A, WHO, **h)
+        yield f"B of {name}", lambda b, h=rows: b.factors(KEY, Stream.FACTOR_B, WHO, **h)
+        for centre, out in PAIRS:
+            arguments = (weights(centre, count), out, 0.02, Address(KEY, Stream.FULL, 3, 2**32 - 1), start, k)
+            yield f"perturb {centre} {out} in {name}", lambda b, a=arguments: b.perturbed(*a)
+        for dtype in DTYPES:
+            pieces = (weights(dtype, count), KEY, UPDATES, start, weights(dtype, count, seed=1), k)
+            yield f"full update {dtype} in {name}", lambda b, a=pieces: b.updated_full(*a)
+    for k, rank, dtype in product((2, 4), (1, 3), DTYPES):
+        for name, (shape, *place) in SLICES.items():
+            theta, anchor = weights(dtype, *shape), weights("float32", *shape, seed=1)
+            how = {"rank": rank, "place": tuple(place), "anchor": anchor, "k": k}
+            case = f"rank {rank} {dtype} {name} in {k} subspaces"
+            yield case, lambda b, t=theta, h=how: b.updated_lowrank(t, KEY, UPDATES, **h)
+
+
+TABLE = dict(chain(noises(), fingerprints(), perturbations(), updates(), subspaces()))
 
 
 @pytest.mark.parametrize("backend", ["numba", "triton"])

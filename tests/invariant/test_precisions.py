@@ -18,9 +18,13 @@ MATRIX = [
         ("gaussian", "lowrank"), ("float32", "none"), ("float32", "bfloat16", "float16")
     )
 ]
+MATRIX += [
+    {"perturbation": perturbation, "master": "none", "subspaces": 2, "toy": {"size": 5, "dtype": "bfloat16"}}
+    for perturbation in ("gaussian", "lowrank")
+]
 
 
-@pytest.mark.parametrize("settings", MATRIX, ids=lambda s: f"{s['perturbation']}-{s['master']}-{s['toy']['dtype']}")
+@pytest.mark.parametrize("settings", MATRIX, ids=lambda s: "-".join(map(str, s.values())))
 def test_a_run_is_rebuilt_from_its_ledger_alone(settings, tmp_path: Path):
     whole = Trainer(runs.toy(tmp_path / "whole", **settings))
     whole.train()

@@ -17,13 +17,13 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from seedtune.kernels import _triton, gpu
+from seedtune.kernels import _triton, gpu, launching
 
-POINTERS = ("out", "centre", "theta", "anchor", "table", "a", "b", "steps", "terms", "sums", "bits")
+POINTERS = ("out", "centre", "theta", "anchor", "table", "a", "b", "steps", "terms", "sums", "bits", "total")
 INTEGERS = ("n", "pieces", "updates", "rows", "cols", "stride", "k0", "k1", "tag", "pair", "generation")
 ALIGNED = {*POINTERS, "n", "rows", "cols"} - {"b"}
 TYPES = {"float32": "*fp32", "bfloat16": "*i16", "float16": "*i16"}
-RUN = {"SKIP": 0, "BLOCKS": gpu.BLOCKS}
+RUN = {"SKIP": 0, "BLOCKS": launching.BLOCKS}
 TILE = {"ROWS": gpu.ROWS, "COLS": gpu.COLS}
 
 
@@ -34,12 +34,17 @@ def cases() -> Iterator[tuple[str, dict[str, str], dict[str, object]]]:
     for centre in TYPES:
         for out in TYPES if centre == "float32" else (centre,):
             types = {"centre": TYPES[centre], "out": TYPES[out]}
-            yield "perturb", types, RUN | {"CENTRE": centre, "OUT": out, "DRAW": True}
+            yield "perturb", types, RUN | {"CENTRE": centre, "OUT": out, "DRAW": True, "SUBSPACES": 1}
     for kind, pointer in TYPES.items():
         types, constants = {"theta": pointer, "anchor": pointer}, {"KIND": kind, "ANCHOR": kind, "DECAY": True}
-        yield "update_full", types, RUN | constants
+        yield "update_full", types, RUN | constants | {"SUBSPACES": 1}
+        yield "update_full", types, RUN | constants | {"SUBSPACES": 3}
+        yield "settle", types, RUN | constants
         yield "update_lowrank", types, TILE | constants | {"RANK": 1, "ALIGNED": True}
-    yield "update_full", types, RUN | constants | {"DECAY": False}
+    yield "update_full", types, RUN | constants | {"DECAY": False, "SUBSPACES": 1}
+    subspaces = {"CENTRE": "float32", "OUT": "bfloat16", "DRAW": True, "SUBSPACES": 4}
+    yield "perturb", {"centre": "*fp32", "out": "*i16"}, RUN | subspaces
+    yield "keep_rows", {"out": "*fp32"}, RUN | {"RANK": 2, "SUBSPACES": 4}
     unaligned = {"RANK": 2, "ALIGNED": False, "COLS": gpu.UNALIGNED_COLS}
     yield "update_lowrank", types, TILE | constants | unaligned
     for bits in (2, 4):

@@ -91,6 +91,16 @@ def test_a_coefficient_for_every_member_is_required():
         update_of(PAIRS.ask({}, 0), [1.0], 0.3)
 
 
+def test_the_step_of_subspaces_is_that_of_copes():
+    """θ += α Σ_k P_k (1/N_k) Σ z ε: with the noise √K P_k ε that a member has, the weights are (α√K/N) z."""
+    settings = {"population": 8, "sigma": 0.1, "alpha": 0.3, "antithetic": False}
+    copes, control = (strategies.create(Config(**settings, subspaces=k)) for k in (4, 1))
+    scores = np.random.default_rng(0).normal(size=(8, 2))
+    steps = [tell(one, {}, one.ask({}, 0), Feedback(scores)) for one in (copes, control)]
+    plain = [term.weight for term in steps[1].update.terms]
+    np.testing.assert_allclose([term.weight for term in steps[0].update.terms], [2.0 * w for w in plain], rtol=1e-14)
+
+
 def test_the_configuration_says_how_steps_are_made():
     paper = strategies.create(Config(population=8, sigma=0.02, antithetic=False, step_size="fixed"))
     step = tell(paper, {}, paper.ask({}, 0), Feedback(np.random.default_rng(0).normal(size=(8, 2))))

@@ -8,23 +8,25 @@ import numpy as np
 import pytest
 import torch
 
-from seedtune import noise
+from seedtune import noise, weights
 from seedtune.engines.base import Noise
 from seedtune.engines.transformers.perturbation import as_tensor
 from seedtune.kernels import gpu
 from seedtune.rounding import nearest
-from seedtune.types import Decay, Member, Term, Update
+from seedtune.types import Decay, Member, Moments, Term, Update
 from seedtune.weights import Centre, factors
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 SHAPES = {"lowrank": {"w": (5, 12), "v": (3, 7)}, "gaussian": {"w": (5, 12), "b": (9,), "e": (2, 3, 4), "s": ()}}
 UPDATES = (Update(1, (Term(1, 0, 0.1), Term(0, 2, -0.2))), Update(2, (Term(2, 1, 0.3),), Decay(l2=0.1)))
+PAST = ((Term(1, 0, 0.1), Term(0, 2, -0.2)), (), (Term(2, 1, 0.3),))
+STEP = Update(3, (Term(3, 1, 0.2),), Decay(l1=0.001), Moments(0.9, 0.98, 1e-8, 0.02, PAST))
 
 
-def pair(perturbation: str, dtype: str) -> tuple[Centre, Centre]:
+def pair(perturbation: str, dtype: str, subspaces: int = 1) -> tuple[Centre, Centre]:
     """The same centre in numpy and on the device."""
-    how = Noise(7, perturbation, master="float32" if dtype == "float32" else "none")
+    how = Noise(7, perturbation, rank=2, master="float32" if dtype == "float32" else "none", subspaces=subspaces)
     base = {
         name: np.asarray(noise.normals(noise.Address(noise.key(1, name)), 0, int(np.prod(shape)))).reshape(shape)
         for name, shape in SHAPES[perturbation].items()
@@ -37,8 +39,9 @@ def pair(perturbation: str, dtype: str) -> tuple[Centre, Centre]:
 
 @pytest.mark.parametrize("perturbation", SHAPES)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-def test_both_centres_move_alike(perturbation: str, dtype: str, tmp_path: Path) -> None:
-    here, there = pair(perturbation, dtype)
+@pytest.mark.parametrize("subspaces", [1, 3])
+def test_both_centres_move_alike(perturbation: str, dtype: str, subspaces: int, tmp_path: Path) -> None:
+    here, there = pair(perturbation, dtype, subspaces)
     assert there.fingerprint() == here.fingerprint()
     here.apply(*UPDATES)
     there.apply(*UPDATES)
@@ -52,8 +55,20 @@ def test_both_centres_move_alike(perturbation: str, dtype: str, tmp_path: Path) 
     assert again.fingerprint() == here.fingerprint()
 
 
-def test_both_centres_perturb_alike() -> None:
-    here, there = pair("gaussian", "float32")
+@pytest.mark.parametrize("perturbation", SHAPES)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("band", [1 << 20, 20])
+def test_both_centres_step_alike(perturbation: str, dtype: str, band: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(weights, "BAND", band)
+    here, there = pair(perturbation, dtype, 2)
+    for centre in (here, there):
+        centre.apply(UPDATES[0], STEP, UPDATES[1])
+    assert there.fingerprint() == here.fingerprint()
+
+
+@pytest.mark.parametrize("subspaces", [1, 3])
+def test_both_centres_perturb_alike(subspaces: int) -> None:
+    here, there = pair("gaussian", "float32", subspaces)
     for name, array in here.tensors.items():
         out, live = np.empty(array.size, np.uint16), torch.empty(array.size, dtype=torch.bfloat16, device=DEVICE)
         here.perturb(name, Member(4, 3, -1), 0.05, out)
@@ -61,7 +76,8 @@ def test_both_centres_perturb_alike() -> None:
         assert torch.equal(as_tensor(out), live.cpu())
 
 
-def test_both_centres_draw_the_same_factors() -> None:
-    here, there = pair("lowrank", "float32")
+@pytest.mark.parametrize("subspaces", [1, 3])
+def test_both_centres_draw_the_same_factors(subspaces: int) -> None:
+    here, there = pair("lowrank", "float32", subspaces)
     for one, other in zip(factors(here, "w", [(1, 2), (3, 4)]), factors(there, "w", [(1, 2), (3, 4)]), strict=True):
         np.testing.assert_array_equal(one, other.cpu().numpy())

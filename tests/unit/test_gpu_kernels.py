@@ -17,16 +17,16 @@ from references import DTYPES, same_bits, weights
 from seedtune import fingerprint as fp
 from seedtune import noise, rounding
 from seedtune.errors import ConfigError, MissingExtraError
-from seedtune.kernels import cpu, gpu
+from seedtune.kernels import cpu, gpu, launching
 from seedtune.kernels.select import kernels_for
 from seedtune.noise import Address, Stream
 from seedtune.types import Decay, Term, Update
 
-triton = pytest.importorskip("triton", reason="triton is not installed; install it with: " + gpu.INSTALL)
+triton = pytest.importorskip("triton", reason="triton is not installed; install it with: " + launching.INSTALL)
 
 KEY = noise.key(42, "model.layers.0.mlp.up_proj.weight")
 HERE = Address(KEY, Stream.FULL, generation=2**32 - 1, pair=2**31 + 5)
-PROGRAM = gpu.BLOCKS * noise.LANES
+PROGRAM = launching.BLOCKS * noise.LANES
 REFERENCE = Reference()
 
 PLAIN = Update(2**31 + 7, (Term(2**32 - 1, 0, 0.01), Term(3, 2**31, -0.02), Term(3, 5, 1e-5)))

@@ -33,5 +33,6 @@ def create(config: Config) -> Engine:
         master=config.master,
         trainable=config.trainable,
         freeze=config.freeze,
+        subspaces=config.subspaces,
     )
     return ENGINES[config.engine](config, noise)

@@ -16,6 +16,7 @@ class Noise:
 
     ``perturbation`` is "lowrank" (A·Bᵀ/√r, rank r) or "gaussian"; ``master`` "float32" or "none" (the centre in the
     model's own type); ``trainable`` and ``freeze`` are patterns of Hugging Face names, see `seedtune.selection`.
+    With K ``subspaces`` pair p perturbs one K-th of the elements, with √K of the noise, see `seedtune.noise`.
     """
 
     run_seed: int
@@ -24,6 +25,7 @@ class Noise:
     master: str = "float32"
     trainable: tuple[str, ...] = ("*",)
     freeze: tuple[str, ...] = ()
+    subspaces: int = 1
 
 
 @dataclass(frozen=True, slots=True)

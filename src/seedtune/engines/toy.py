@@ -79,7 +79,8 @@ class ToyEngine:
             self.centre.perturb(name, member, sigma, out)
             return widen(out).reshape(centre.shape)
         a, b = factors(self.centre, name, [(member.generation, member.pair)])
-        scale = np.float32(member.sign * sigma / math.sqrt(self.noise.rank))
+        how = {"rank": self.noise.rank, "subspaces": self.noise.subspaces}
+        scale = np.float32(addressed.amplitude(member.sign * sigma, **how))
         return widen(nearest(widen(centre), dtype)) + scale * (a[0] @ b[0].T)
 
     def _answer(self, first: Weights, second: Weights, prompt: Prompt) -> float:

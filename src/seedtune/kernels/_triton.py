@@ -30,19 +30,17 @@ import triton.language as tl
 
 from seedtune import fingerprint as reference
 from seedtune import noise, rounding
+from seedtune.kernels._triton_rounding import nearest, stochastic, widen
 
 LANES = tl.constexpr(noise.LANES)
 M0, M1 = tl.constexpr(noise.PHILOX_M0), tl.constexpr(noise.PHILOX_M1)
 W0, W1 = tl.constexpr(noise.PHILOX_W0), tl.constexpr(noise.PHILOX_W1)
 ROUNDS = tl.constexpr(noise.PHILOX_ROUNDS)
 ROUNDING_TAG = tl.constexpr(int(noise.ROUNDING) << 24)
+SUBSPACE_TAG = tl.constexpr(int(noise.SUBSPACE) << 24)
 HALF_TABLE = tl.constexpr(noise.CODES // 2 - 1)
 
-SIGN, MAGNITUDE = tl.constexpr(rounding.SIGN), tl.constexpr(rounding.MAGNITUDE)
-INFINITY, HALF_INFINITY = tl.constexpr(rounding.INFINITY), tl.constexpr(rounding.HALF_INFINITY)
-HALF_SMALLEST_NORMAL = tl.constexpr(rounding.HALF_SMALLEST_NORMAL)
-HALF_REBIAS = tl.constexpr(rounding.HALF_REBIAS)
-ONE_HALF = tl.constexpr(0x3F000000)  # the bits of 0.5
+SIGN = tl.constexpr(rounding.SIGN)
 
 STEP0, STEP1 = tl.constexpr(reference.STEP0), tl.constexpr(reference.STEP1)
 SPLIT_A, SPLIT_B = tl.constexpr(reference.SPLITMIX_A), tl.constexpr(reference.SPLITMIX_B)
@@ -121,61 +119,30 @@ def fill(out, table, terms, n, pieces, first, k0, k1, tag, SKIP: tl.constexpr, B
     tl.store(out + row.to(tl.int64) * n + low + local, normals, mask=inside)
 
 
-# ---------------------------------------------------------------------------------------------- rounding
-
-
 @triton.jit
-def widen(element, KIND: tl.constexpr):
-    """float32 of an element as it lies in memory: float32, or int16 with the bits of a 16-bit float."""
-    value = element
-    if KIND == "bfloat16":
-        value = (element.to(tl.uint16, bitcast=True).to(tl.uint32) << 16).to(tl.float32, bitcast=True)
-    if KIND == "float16":
-        value = element.to(tl.float16, bitcast=True).to(tl.float32)
-    return value
+def deal(block, generation, k0, k1, SUBSPACES: tl.constexpr, SHAPE: tl.constexpr):
+    """`seedtune.noise.subspaces_of` the elements of every block in a generation, uint32 of this shape."""
+    w0, w1, w2, w3 = philox(block, SUBSPACE_TAG, generation * 0, generation, k0, k1)
+    return ((spread(w0, w1, w2, w3, SHAPE) >> 16) * SUBSPACES) >> 16
 
 
-@triton.jit
-def assemble(word, size, KIND: tl.constexpr):
-    """int16 with the sign of ``word``, the magnitude bits ``size``, and NaN (quiet) where ``word`` is one."""
-    magnitude = word & MAGNITUDE
-    quiet = (magnitude >> 16) | 0x40 if KIND == "bfloat16" else ((magnitude >> 13) & 0x3FF) | 0x7E00
-    bits = tl.where(magnitude > INFINITY, quiet, size)
-    return (((word & SIGN) >> 16) | bits).to(tl.int16)
+@triton.jit(do_not_specialize=WORDS)
+def keep_rows(
+    out, terms, rows, pieces, first, k0, k1,
+    RANK: tl.constexpr, SUBSPACES: tl.constexpr, SKIP: tl.constexpr, BLOCKS: tl.constexpr
+):  # fmt: skip
+    """Zero the rows of factors [T, rows * RANK] that lie outside of their pairs' subspaces; T * pieces programs.
 
-
-@triton.jit
-def nearest(value, KIND: tl.constexpr):
-    """`seedtune.rounding.nearest`: float32 as it is, or int16 with the bits of a 16-bit float."""
-    element, word = value, value.to(tl.uint32, bitcast=True)
-    if KIND == "bfloat16":
-        # With the sign in place: nothing carries into it but NaN, which is not rounded.
-        rounded = tl.where(value != value, word | 0x400000, word + 0x7FFF + ((word >> 16) & 1))
-        element = (rounded >> 16).to(tl.int16)
-    if KIND == "float16":
-        size = word & MAGNITUDE
-        normal = ((size + 0xFFF + ((size >> 13) & 1)) >> 13) - HALF_REBIAS
-        small = size < HALF_SMALLEST_NORMAL
-        # The last bit of a sum that lies in [0.5, 1) is 2**-24, the step of the smallest float16 numbers.
-        fixed = (tl.abs(tl.where(small, value, 0.0)) + 0.5).to(tl.uint32, bitcast=True) - ONE_HALF
-        element = assemble(word, tl.minimum(tl.where(small, fixed, normal), HALF_INFINITY), KIND)
-    return element
-
-
-@triton.jit
-def stochastic(value, code, KIND: tl.constexpr):
-    """`seedtune.rounding.stochastic`: int16 bits from float32 and codes in high halves (uint32)."""
-    word, code = value.to(tl.uint32, bitcast=True), code >> 16
-    size = word & MAGNITUDE
-    if KIND == "bfloat16":
-        rounded = tl.where(size == INFINITY, size >> 16, tl.minimum((size + code) >> 16, (INFINITY >> 16) - 1))
-    else:
-        normal = ((size + (code >> 3)) >> 13) - HALF_REBIAS
-        small = size < HALF_SMALLEST_NORMAL
-        scaled = tl.abs(tl.where(small, value, 0.0)) * 1099511627776.0  # 2**40, exact
-        rounded = tl.where(small, (scaled.to(tl.uint32) + code) >> 16, normal)
-        rounded = tl.where(size == INFINITY, HALF_INFINITY, tl.minimum(rounded, HALF_INFINITY - 1))
-    return assemble(word, rounded, KIND)
+    Writes 4 bytes for every number outside; small beside drawing the factors.
+    """
+    t, piece = tl.program_id(0) // pieces, tl.program_id(0) % pieces
+    generation, pair = tl.load(terms + 3 * t).to(tl.uint32), tl.load(terms + 3 * t + 1).to(tl.uint32)
+    block, key0, key1 = blocks_of(piece, first, BLOCKS), k0.to(tl.uint32), k1.to(tl.uint32)
+    low, local, inside = span(piece, rows, SKIP, BLOCKS)
+    foreign = deal(block, generation, key0, key1, SUBSPACES, (BLOCKS * LANES,)) != pair % SUBSPACES
+    row = (t.to(tl.int64) * rows + low + local) * RANK
+    for k in range(RANK):
+        tl.store(out + row + k, tl.zeros((BLOCKS * LANES,), tl.float32), mask=inside & foreign)
 
 
 # ---------------------------------------------------------------------------------------------- perturb
@@ -184,13 +151,15 @@ def stochastic(value, code, KIND: tl.constexpr):
 @triton.jit(do_not_specialize=WORDS)
 def perturb(
     out, centre, table, n, sigma, first, k0, k1, tag, pair, generation,
-    CENTRE: tl.constexpr, OUT: tl.constexpr, DRAW: tl.constexpr, SKIP: tl.constexpr, BLOCKS: tl.constexpr
+    CENTRE: tl.constexpr, OUT: tl.constexpr, DRAW: tl.constexpr, SUBSPACES: tl.constexpr, SKIP: tl.constexpr,
+    BLOCKS: tl.constexpr
 ):  # fmt: skip
     """``out = nearest(centre + sigma * noise)`` in one pass.
 
     Reads the centre once and writes ``out`` once, 16 bytes a thread at a time: 4 bytes an element for 16-bit types, 6
     for float32 to 16 bits, 8 for float32. 24 operations for float32, 28 for bfloat16, of which 5 round. Bound by
     memory: 8.4e11, 5.6e11 and 4.2e11 elements a second on an H100; with 16 bits instructions take almost as long.
+    Subspaces add one more Philox, 12 operations, an element.
     """
     piece = tl.program_id(0)
     low, local, inside = span(piece, n, SKIP, BLOCKS)
@@ -199,7 +168,11 @@ def perturb(
         block = blocks_of(piece, first, BLOCKS)
         key0, key1 = k0.to(tl.uint32), k1.to(tl.uint32)
         w0, w1, w2, w3 = philox(block, tag.to(tl.uint32), pair.to(tl.uint32), generation.to(tl.uint32), key0, key1)
-        value = value + sigma * quantile(table, spread(w0, w1, w2, w3, (BLOCKS * LANES,)))
+        moved = value + sigma * quantile(table, spread(w0, w1, w2, w3, (BLOCKS * LANES,)))
+        if SUBSPACES > 1:
+            ids = deal(block, generation.to(tl.uint32), key0, key1, SUBSPACES, (BLOCKS * LANES,))
+            moved = tl.where(ids == pair.to(tl.uint32) % SUBSPACES, moved, value)
+        value = moved
     tl.store(out + low + local, nearest(value, OUT), mask=inside, eviction_policy="evict_first")
 
 
@@ -228,13 +201,15 @@ def pull(x, anchor, steps, u):
 @triton.jit(do_not_specialize=[*WORDS, "updates"])
 def update_full(
     theta, anchor, table, steps, terms, updates, n, first, k0, k1,
-    KIND: tl.constexpr, ANCHOR: tl.constexpr, DECAY: tl.constexpr, SKIP: tl.constexpr, BLOCKS: tl.constexpr
+    KIND: tl.constexpr, ANCHOR: tl.constexpr, DECAY: tl.constexpr, SUBSPACES: tl.constexpr, SKIP: tl.constexpr,
+    BLOCKS: tl.constexpr
 ):  # fmt: skip
     """All updates of a block of elements with full-rank noise, theta read and written once.
 
     Moves 4 (16-bit) or 8 (float32) bytes an element, plus the anchor if there is a decay. 22 operations an element and
     term, 25 an update for stochastic rounding, 8 for a decay. From two terms on bound by instructions: about 1e12
-    elements and terms a second on an H100, so 7e9 weights and 32 terms take about 0.2 s.
+    elements and terms a second on an H100, so 7e9 weights and 32 terms take about 0.2 s. Subspaces add one more Philox
+    a generation and two operations a term.
     """
     piece = tl.program_id(0)
     low, local, inside = span(piece, n, SKIP, BLOCKS)
@@ -244,12 +219,20 @@ def update_full(
     base = x
     if DECAY:
         base = widen(tl.load(anchor + low + local, mask=inside, other=0), ANCHOR)
+    ids = tl.zeros((BLOCKS * LANES,), tl.uint32)
     for u in range(updates):
         total = tl.zeros((BLOCKS * LANES,), tl.float32)
         for t in range(tl.load(steps + 6 * u), tl.load(steps + 6 * u + 1)):
             generation, pair = tl.load(terms + 3 * t).to(tl.uint32), tl.load(terms + 3 * t + 1).to(tl.uint32)
             w0, w1, w2, w3 = philox(block, 0, pair, generation, key0, key1)
-            total += single(tl.load(terms + 3 * t + 2)) * quantile(table, spread(w0, w1, w2, w3, (BLOCKS * LANES,)))
+            part = single(tl.load(terms + 3 * t + 2)) * quantile(table, spread(w0, w1, w2, w3, (BLOCKS * LANES,)))
+            if SUBSPACES > 1:
+                # Neighbouring terms of one generation share its deal.
+                if (t == 0) | (tl.load(terms + 3 * t) != tl.load(terms + 3 * tl.maximum(t - 1, 0))):
+                    ids = deal(block, generation, key0, key1, SUBSPACES, (BLOCKS * LANES,))
+                total = tl.where(ids == pair % SUBSPACES, total + part, total)
+            else:
+                total += part
         x = x + total
         if DECAY:
             x = pull(x, base, steps, u)
@@ -318,6 +301,25 @@ def update_lowrank(
             code = tile_codes(row, left, generation, k0.to(tl.uint32), k1.to(tl.uint32), ALIGNED, ROWS, COLS)
             x = widen(stochastic(x, code, KIND), KIND)
     tl.store(theta + at, nearest(x, KIND), mask=inside)
+
+
+@triton.jit(do_not_specialize=WORDS)
+def settle(
+    theta, total, anchor, steps, n, first, k0, k1,
+    KIND: tl.constexpr, ANCHOR: tl.constexpr, DECAY: tl.constexpr, SKIP: tl.constexpr, BLOCKS: tl.constexpr
+):  # fmt: skip
+    """Write theta + total, after the decay and the rounding of update 0. Moves `update_full`'s bytes and 4 more."""
+    piece = tl.program_id(0)
+    low, local, inside = span(piece, n, SKIP, BLOCKS)
+    x = widen(tl.load(theta + low + local, mask=inside, other=0), KIND)
+    x = x + tl.load(total + low + local, mask=inside, other=0.0)
+    if DECAY:
+        x = pull(x, widen(tl.load(anchor + low + local, mask=inside, other=0), ANCHOR), steps, 0)
+    if KIND != "float32":
+        generation, block = tl.load(steps + 2).to(tl.uint32), blocks_of(piece, first, BLOCKS)
+        w0, w1, w2, w3 = philox(block, ROUNDING_TAG, generation * 0, generation, k0.to(tl.uint32), k1.to(tl.uint32))
+        x = widen(stochastic(x, spread(w0, w1, w2, w3, (BLOCKS * LANES,)), KIND), KIND)
+    tl.store(theta + low + local, nearest(x, KIND), mask=inside)
 
 
 # ---------------------------------------------------------------------------------------------- fingerprint

@@ -2,6 +2,7 @@
 
 Every implementation gives the same bits.  Arrays are contiguous; 16-bit weights are float16, or bfloat16 (as
 uint16 in numpy).  A key is `seedtune.noise.key` of the tensor, ``start`` the flat index of the first element.
+With more than one of ``subspaces`` a pair's noise is that of its own, see `seedtune.noise`.
 """
 
 from __future__ import annotations
@@ -21,12 +22,21 @@ Key = tuple[int, int]
 class Kernels(Protocol):
     """The functions, as a module has them."""
 
-    def perturb(self, out: Any, centre: Any, sigma: float, address: Address, start: int = 0) -> None:
+    def perturb(
+        self, out: Any, centre: Any, sigma: float, address: Address, start: int = 0, *, subspaces: int = 1
+    ) -> None:
         """Write out = round(centre + σ·ε), flat arrays."""
         ...
 
     def update_full(
-        self, theta: Any, key: Key, updates: Sequence[Update], *, start: int = 0, anchor: Any = None
+        self,
+        theta: Any,
+        key: Key,
+        updates: Sequence[Update],
+        *,
+        start: int = 0,
+        anchor: Any = None,
+        subspaces: int = 1,
     ) -> None:
         """Move flat ``theta`` by all updates of Gaussian noise, in order."""
         ...
@@ -42,12 +52,36 @@ class Kernels(Protocol):
         row_start: int = 0,
         col_start: int = 0,
         anchor: Any = None,
+        subspaces: int = 1,
     ) -> None:
         """Move two-dimensional ``theta`` by all updates of low-rank noise, in order."""
         ...
 
-    def fill_factors(self, out: Any, key: Key, stream: int, generations: Any, pairs: Any, *, start: int = 0) -> None:
+    def fill_factors(
+        self,
+        out: Any,
+        key: Key,
+        stream: int,
+        generations: Any,
+        pairs: Any,
+        *,
+        start: int = 0,
+        rank: int = 1,
+        subspaces: int = 1,
+    ) -> None:
         """Write one low-rank factor of many pairs, float32 (pairs, rows · rank)."""
+        ...
+
+    def moments(self, m: Any, v: Any, g: Any, beta1: float, beta2: float) -> None:
+        """Write m = β₁·m + (1 − β₁)·g and v = β₂·v + ((1 − β₂)·g)·g in place, flat float32 arrays."""
+        ...
+
+    def scaled(self, m: Any, v: Any, factors: tuple[float, float, float]) -> None:
+        """Write m = (a·m) / (√(c·v) + e) in place, flat float32 arrays, for ``factors`` (a, c, e)."""
+        ...
+
+    def settle(self, theta: Any, total: Any, key: Key, update: Update, *, start: int = 0, anchor: Any = None) -> None:
+        """Move flat ``theta`` by ``total`` (flat float32, overwritten), then the update's decay, rounded as updates."""
         ...
 
     def fingerprint(self, bits: Any, key: Key, start: int = 0) -> Fingerprint:

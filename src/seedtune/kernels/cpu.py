@@ -7,7 +7,6 @@ held while computing. Arrays are C contiguous; weights are float32, float16 or u
 
 from __future__ import annotations
 
-import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
@@ -18,8 +17,10 @@ from numpy.typing import NDArray
 
 from seedtune import fingerprint as reference
 from seedtune.kernels import _compiled as compiled
-from seedtune.noise import ELEMENT_LIMIT, WORD_LIMIT, Address, Stream, quantiles
-from seedtune.types import Update
+from seedtune.kernels import _moments, _subspaces, checks
+from seedtune.kernels.checks import require_array, require_elements, require_slice, require_subspaces, words
+from seedtune.noise import Address, Stream, amplitude, quantiles
+from seedtune.types import Decay, Update
 
 Array = NDArray[Any]
 Float32 = NDArray[np.float32]
@@ -46,8 +47,8 @@ def fill_normals(out: Float32, address: Address, start: int = 0) -> None:
 
     Same bits as `seedtune.noise.normals`. Raises ValueError for a wrong array or elements outside [0, 2**59).
     """
-    _require("out", out, np.float32, 1)
-    _require_elements(start, out.size)
+    require_array("out", out, np.float32, 1)
+    require_elements(start, out.size)
     _run(compiled.fill, compiled.fill_parallel, out.size, out, quantiles(), _where(address), start)
 
 
@@ -59,8 +60,8 @@ def fill_slice(
     Same bits as `seedtune.noise.normals_slice`. Raises ValueError when the slice does not lie inside the
     shape.
     """
-    _require("out", out, np.float32, 2)
-    _require_slice(out.shape, shape, row_start, col_start)
+    require_array("out", out, np.float32, 2)
+    require_slice(out.shape, shape, row_start, col_start)
     if out.shape[1] == shape[1]:
         fill_normals(out.reshape(-1), address, row_start * shape[1])
         return
@@ -69,17 +70,26 @@ def fill_slice(
 
 
 def fill_factors(
-    out: Float32, key: tuple[int, int], stream: int, generations: UInt32, pairs: UInt32, *, start: int = 0
+    out: Float32,
+    key: tuple[int, int],
+    stream: int,
+    generations: UInt32,
+    pairs: UInt32,
+    *,
+    start: int = 0,
+    rank: int = 1,
+    subspaces: int = 1,
 ) -> None:
     """Write one factor of one tensor for many pairs into ``out`` (float32 [P, rows * rank]).
 
     ``out[p]`` belongs to generation ``generations[p]`` and pair ``pairs[p]`` (uint32 [P]). ``stream`` is
     FACTOR_A or FACTOR_B (any stream works), ``start`` the first element, ``row * rank`` for a slice of rows.
+    With ``subspaces`` the rows of FACTOR_A that are not in the pair's are 0; ``rank`` is for that only.
     Same bits as `seedtune.noise.factors`. Raises ValueError for wrong arrays.
     """
-    _require("out", out, np.float32, 2)
+    require_array("out", out, np.float32, 2)
     _require_pairs(out.shape[0], generations, pairs)
-    _require_elements(start, out.shape[1])
+    require_elements(start, out.shape[1])
     where = _where(Address(key, stream))
     _run(
         compiled.fill_factors,
@@ -92,47 +102,65 @@ def fill_factors(
         pairs,
         start,
     )
+    require_subspaces(subspaces)
+    if subspaces > 1 and stream == Stream.FACTOR_A:
+        checks.require_rows(start, out.shape[1], rank)
+        _subspaces.keep_rows(out, where, generations, pairs, start // rank, rank, subspaces)
 
 
-def perturb(out: Array, centre: Array, sigma: float, address: Address, start: int = 0) -> None:
+def perturb(out: Array, centre: Array, sigma: float, address: Address, start: int = 0, *, subspaces: int = 1) -> None:
     """``out = nearest(centre + float32(sigma) * noise)`` for elements ``start ..`` (1-d arrays of one size).
 
     Product and sum are float32, each rounded on its own, then rounded once more to the type of ``out``. centre
     float32 goes into any type, a 16-bit one into its own; ``sigma`` carries the member's sign, and with 0 no noise
-    is drawn. ``out`` may be ``centre``. See `seedtune.rounding`. Raises ValueError for wrong arrays or elements
-    outside [0, 2**59).
+    is drawn. ``out`` may be ``centre``. With ``subspaces`` sigma is times sqrt(subspaces), and elements outside of the
+    pair's subspace are nearest(centre). See `seedtune.rounding`. Raises ValueError for wrong arrays or elements outside
+    [0, 2**59).
     """
     source, goal = _weights("centre", centre, 1), _weights("out", out, 1)
     if source.dtype not in (np.dtype(np.float32), goal.dtype):
         raise ValueError(f"a centre of {centre.dtype} cannot go into out of {out.dtype}; give out of the same type")
     if out.size != centre.size:
         raise ValueError(f"out has {out.size} elements but centre has {centre.size}; give arrays of one size")
-    _require_elements(start, out.size)
-    scale = np.float32(sigma)
+    require_elements(start, out.size)
+    require_subspaces(subspaces)
+    scale = np.float32(amplitude(sigma, subspaces=subspaces))
     if scale == 0:
         _run(compiled.convert, compiled.convert_parallel, out.size, goal, source)
         return
     arguments = (goal, source, scale, quantiles(), _where(address), start)
-    _run(compiled.perturb, compiled.perturb_parallel, out.size, *arguments)
+    if subspaces == 1:
+        _run(compiled.perturb, compiled.perturb_parallel, out.size, *arguments)
+    else:
+        _run(_subspaces.perturb, _subspaces.perturb_parallel, out.size, *arguments, subspaces)
 
 
 def update_full(
-    theta: Array, key: tuple[int, int], updates: Sequence[Update], *, start: int = 0, anchor: Array | None = None
+    theta: Array,
+    key: tuple[int, int],
+    updates: Sequence[Update],
+    *,
+    start: int = 0,
+    anchor: Array | None = None,
+    subspaces: int = 1,
 ) -> None:
     """Apply ``updates`` one after the other, in place, to elements ``start ..`` of the tensor with this ``key``.
 
     For each update, x = theta + (sum of weight * noise over its terms in order, in float32 from 0); its decay, if it
     has one, pulls x to ``anchor`` (base weights, same shape, any element type, see `Decay`); theta = x, by
     stochastic rounding if theta has 16 bits. Every product and sum is rounded on its own. theta is 1-d, of any
-    element type. An update with neither terms nor decay changes nothing. Raises ValueError for wrong arrays.
+    element type. An update with neither terms nor decay changes nothing. With ``subspaces`` a term adds its weight
+    times sqrt(subspaces) times noise, to the elements of its pair's subspace only. Raises ValueError for wrong arrays.
     """
     target, base = _weights("theta", theta, 1), _anchor(theta, anchor, updates)
-    _require_elements(start, theta.size)
-    plan = plan_of(tuple(updates), 1)
+    require_elements(start, theta.size)
+    plan = plan_of(tuple(updates), 1, subspaces)
     work = theta.size * (1 + plan[2].size) if plan[3].size else 0
-    if work:
-        arguments = (target, base, quantiles(), _tags(key), plan, start)
+    arguments = (target, base, quantiles(), _tags(key), plan, start)
+    if work and subspaces == 1:
         _run(compiled.update_full, compiled.update_full_parallel, work, *arguments)
+    elif work:
+        _run(_subspaces.update_full, _subspaces.update_full_parallel, work, *arguments, subspaces)
 
 
 def update_lowrank(
@@ -145,18 +173,19 @@ def update_lowrank(
     row_start: int = 0,
     col_start: int = 0,
     anchor: Array | None = None,
+    subspaces: int = 1,
 ) -> None:
     """As `update_full` with the noise A B^T / sqrt(rank), for a slice ``theta`` (2-d) of a tensor of this ``shape``.
 
     The sum of an update runs over its terms p and then k < rank: (w_p * A[p, i, k]) * B[p, j, k] in float32, where
-    w_p = float32(weight / sqrt(rank)). Draws the factors itself, at most FACTORS of each at a time (of B: or one
-    update's). Raises ValueError for wrong arrays.
+    w_p = float32(weight * sqrt(subspaces) / sqrt(rank)), and A[p, i] = 0 outside of the pair's subspace. Draws the
+    factors itself, at most FACTORS of each at a time (of B: or one update's). Raises ValueError for wrong arrays.
     """
     target, base = _weights("theta", theta, 2), _anchor(theta, anchor, updates)
     whole = theta.shape if shape is None else shape
-    _require_slice(theta.shape, whole, row_start, col_start)
+    require_slice(theta.shape, whole, row_start, col_start)
     for batch in _batches(updates, theta.shape[1] * rank):
-        plan = plan_of(batch, rank)
+        plan = plan_of(batch, rank, subspaces)
         # Columns must be contiguous for each (p, k); with rank 1 they already are and nothing is copied. The kernel
         # reads them by sixteen.
         padded = -(-theta.shape[1] // 16) * 16
@@ -165,11 +194,34 @@ def update_lowrank(
         band = max(1, FACTORS // max(1, plan[2].size * rank))
         for low in range(0, theta.shape[0], band):
             rows = target[low : low + band]
-            left = _factor(key, Stream.FACTOR_A, plan, (row_start + low, rows.shape[0], rank))
+            left = _factor(key, Stream.FACTOR_A, plan, (row_start + low, rows.shape[0], rank), subspaces)
             place = ((row_start + low) * whole[1] + col_start, whole[1])
             arguments = (rows, base[low : low + band], (left, columns), _tags(key), plan, place)
             work = rows.size * (1 + columns.shape[0])
             _run(compiled.update_lowrank, compiled.update_lowrank_parallel, work, *arguments)
+
+
+def moments(m: Float32, v: Float32, g: Float32, beta1: float, beta2: float) -> None:
+    """In place m = b1 m + (1 - b1) g and v = b2 v + ((1 - b2) g) g (float32 [n]); the factors rounded to float32."""
+    betas = tuple(np.float32(factor) for factor in (beta1, 1 - beta1, beta2, 1 - beta2))
+    _run(_moments.moments, _moments.moments_parallel, m.size, m, v, g, betas)
+
+
+def scaled(m: Float32, v: Float32, factors: tuple[float, float, float]) -> None:
+    """In place m = (a m) / (sqrt(c v) + e) (float32 [n]); ``factors`` (a, c, e) rounded to float32."""
+    _run(_moments.scaled, _moments.scaled_parallel, m.size, m, v, tuple(np.float32(factor) for factor in factors))
+
+
+def settle(
+    theta: Array, total: Float32, key: tuple[int, int], update: Update, *, start: int = 0, anchor: Array | None = None
+) -> None:
+    """As `update_full` with the sum of the terms given: float32 [n], which is overwritten."""
+    target, base = _weights("theta", theta, 1), _anchor(theta, anchor, [update])
+    require_elements(start, theta.size)
+    *_, decays = plan_of((Update(update.generation, (), update.decay or Decay()),), 1)
+    decay = decays[0] * np.float32(update.decay is not None)
+    where = (*key, int(Stream.ROUNDING) << 24, 0, update.generation)
+    _run(_moments.moved, _moments.moved_parallel, theta.size, target, total, base, decay, where, start)
 
 
 def fingerprint(bits: NDArray[Any], key: tuple[int, int], start: int = 0) -> reference.Fingerprint:
@@ -180,7 +232,7 @@ def fingerprint(bits: NDArray[Any], key: tuple[int, int], start: int = 0) -> ref
     add up, see `seedtune.fingerprint.combine`.
     """
     _require_bits(bits, 1)
-    _require_elements(start, bits.size)
+    require_elements(start, bits.size)
     return _fingerprint(bits.reshape(1, -1), key, start, bits.size)
 
 
@@ -194,7 +246,7 @@ def fingerprint_slice(
 ) -> reference.Fingerprint:
     """What a slice (2-d, uint16 or uint32) adds to the fingerprint of a 2-d tensor of this ``shape``."""
     _require_bits(bits, 2)
-    _require_slice(bits.shape, shape, row_start, col_start)
+    require_slice(bits.shape, shape, row_start, col_start)
     return _fingerprint(bits, key, row_start * shape[1] + col_start, shape[1])
 
 
@@ -229,12 +281,13 @@ def _fingerprint(bits: NDArray[Any], key: tuple[int, int], start: int, stride: i
 
 
 @lru_cache(maxsize=8)
-def plan_of(updates: tuple[Update, ...], rank: int) -> Plan:
+def plan_of(updates: tuple[Update, ...], rank: int, subspaces: int = 1) -> Plan:
     """Updates as the compiled code takes them, without those that change nothing.
 
     A decay is (1, 1 - l2, l1) in float32, or zeros if there is none. Raises ValueError for a generation or pair
     outside [0, 2**32).
     """
+    require_subspaces(subspaces)
     active = [update for update in updates if _moves(update)]
     terms = [term for update in active for term in update.terms]
     decays = np.zeros((len(active), 3), np.float32)
@@ -242,23 +295,17 @@ def plan_of(updates: tuple[Update, ...], rank: int) -> Plan:
         if update.decay is not None:
             row[:] = 1, np.float32(1) - np.float32(update.decay.l2), update.decay.l1
     return (
-        _words("generation", [term.generation for term in terms]),
-        _words("pair", [term.pair for term in terms]),
-        np.array([term.weight / math.sqrt(rank) for term in terms], np.float32),
+        words("generation", [term.generation for term in terms]),
+        words("pair", [term.pair for term in terms]),
+        np.array([amplitude(term.weight, rank=rank, subspaces=subspaces) for term in terms], np.float32),
         np.cumsum([len(update.terms) for update in active], dtype=np.int64),
-        _words("generation", [update.generation for update in active]),
+        words("generation", [update.generation for update in active]),
         decays,
     )
 
 
 def _moves(update: Update) -> bool:
     return bool(update.terms) or update.decay is not None
-
-
-def _words(what: str, values: list[int]) -> UInt32:
-    if values and not 0 <= min(values) <= max(values) < WORD_LIMIT:
-        raise ValueError(f"{what}s from {min(values)} to {max(values)} must be at least 0 and below {WORD_LIMIT}")
-    return np.array(values, np.uint32)
 
 
 def _batches(updates: Sequence[Update], columns: int) -> Iterator[tuple[Update, ...]]:
@@ -276,11 +323,13 @@ def _batches(updates: Sequence[Update], columns: int) -> Iterator[tuple[Update, 
         yield tuple(batch)
 
 
-def _factor(key: tuple[int, int], stream: Stream, plan: Plan, rows: tuple[int, int, int]) -> Float32:
+def _factor(
+    key: tuple[int, int], stream: Stream, plan: Plan, rows: tuple[int, int, int], subspaces: int = 1
+) -> Float32:
     """Rows (first, count) of one factor of a ``rank``, for all terms of a plan: float32 [P, count, rank]."""
     first, count, rank = rows
     out = np.empty((plan[2].size, count * rank), np.float32)
-    fill_factors(out, key, stream, plan[0], plan[1], start=first * rank)
+    fill_factors(out, key, stream, plan[0], plan[1], start=first * rank, rank=rank, subspaces=subspaces)
     return out.reshape(plan[2].size, count, rank)
 
 
@@ -295,19 +344,10 @@ def _where(address: Address) -> Where:
     return int(k0), int(k1), int(address.stream) << 24, int(address.pair), int(address.generation)
 
 
-def _require(name: str, array: NDArray[Any], dtype: type[np.generic], ndim: int) -> None:
-    if array.dtype != dtype or array.ndim != ndim or not array.flags.c_contiguous:
-        layout = "contiguous" if array.flags.c_contiguous else "strided"
-        raise ValueError(
-            f"{name} is a {layout} {array.ndim}-d array of {array.dtype}; "
-            f"it must be a C-contiguous {ndim}-d array of {np.dtype(dtype)}"
-        )
-
-
 def _weights(name: str, array: Array, ndim: int) -> Array:
     """Weights as the compiled code takes them: float32, bfloat16 as uint16, float16 as int16."""
     known = array.dtype in (np.dtype(np.float32), np.dtype(np.float16), np.dtype(np.uint16))
-    _require(name, array, array.dtype.type if known else np.float32, ndim)
+    require_array(name, array, array.dtype.type if known else np.float32, ndim)
     return array.view(np.int16) if array.dtype == np.float16 else array
 
 
@@ -322,26 +362,14 @@ def _anchor(theta: Array, anchor: Array | None, updates: Sequence[Update]) -> Ar
 
 
 def _require_bits(bits: NDArray[Any], ndim: int) -> None:
-    _require("bits", bits, np.uint16 if bits.dtype == np.uint16 else np.uint32, ndim)
+    require_array("bits", bits, np.uint16 if bits.dtype == np.uint16 else np.uint32, ndim)
 
 
 def _require_pairs(count: int, generations: UInt32, pairs: UInt32) -> None:
-    _require("generations", generations, np.uint32, 1)
-    _require("pairs", pairs, np.uint32, 1)
+    require_array("generations", generations, np.uint32, 1)
+    require_array("pairs", pairs, np.uint32, 1)
     if generations.size != count or pairs.size != count:
         raise ValueError(f"{count} pairs need as many generations and pairs, got {generations.size} and {pairs.size}")
-
-
-def _require_elements(start: int, count: int) -> None:
-    if start < 0 or start + count > ELEMENT_LIMIT:
-        raise ValueError(f"element range starts at {start} with {count} items, but it must lie in [0, {ELEMENT_LIMIT})")
-
-
-def _require_slice(part: tuple[int, ...], shape: tuple[int, int], row_start: int, col_start: int) -> None:
-    fits = 0 <= row_start <= shape[0] - part[0] and 0 <= col_start <= shape[1] - part[1]
-    if not fits:
-        raise ValueError(f"a slice of shape {part} at ({row_start}, {col_start}) does not lie inside {shape}")
-    _require_elements(0, shape[0] * shape[1])
 
 
 def empty(shape: tuple[int, ...], like: Any) -> Float32:

@@ -33,7 +33,8 @@ def _load(builder: Any, address: Any, element: Any) -> Any:
 
 
 def _splat(builder: Any, value: Any) -> Any:
-    single = builder.insert_element(ir.Constant(_FLOATS, ir.Undefined), value, ir.Constant(ir.IntType(32), 0))
+    lanes = ir.Constant(ir.VectorType(value.type, WIDTH), ir.Undefined)
+    single = builder.insert_element(lanes, value, ir.Constant(ir.IntType(32), 0))
     return builder.shuffle_vector(single, single, ir.Constant(_WORDS, [0] * WIDTH))
 
 
@@ -92,23 +93,41 @@ def _vector(builder: Any, place: Any, element: Any) -> tuple[Any, int]:
     return pointer, 4 if element == elements.SINGLE else 2
 
 
-@intrinsic
-def perturb_16(_context: Any, out: Any, centre: Any, at: Any, noise: Any, first: Any, sigma: Any) -> Any:
-    """out[at:][:16] = nearest(centre[at:][:16] + sigma·noise[first:][:16]), product and sum rounded each."""
-
+def _perturb_16(*, where: bool) -> Any:
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         kinds = signature.args
-        target, base, index, drawn, place, scale = arguments
+        target, base, index, drawn, place, scale = arguments[:6]
         source, align = _vector(builder, _place(context, builder, kinds[1], base, index), kinds[1].dtype)
         value = elements.widened(builder, builder.load(source, align=align), kinds[1].dtype, _LANES)
         normal, align = _vector(builder, _place(context, builder, kinds[3], drawn, place), elements.SINGLE)
         product = builder.fmul(_splat(builder, scale), builder.load(normal, align=align))
-        result = elements.nearest_even(builder, builder.fadd(value, product), kinds[0].dtype, _LANES)
+        result = builder.fadd(value, product)
+        if where:
+            ids, _ = _vector(builder, _place(context, builder, kinds[6], arguments[6], index), kinds[6].dtype)
+            own = builder.icmp_unsigned("==", builder.load(ids, align=2), _splat(builder, arguments[7]))
+            result = builder.select(own, result, value)
+        result = elements.nearest_even(builder, result, kinds[0].dtype, _LANES)
         goal, align = _vector(builder, _place(context, builder, kinds[0], target, index), kinds[0].dtype)
         builder.store(result, goal, align=align)
         return context.get_dummy_value()
 
-    return types.void(out, centre, types.uint64, noise, types.uint64, types.float32), generate
+    return generate
+
+
+@intrinsic
+def perturb_16(_context: Any, out: Any, centre: Any, at: Any, noise: Any, first: Any, sigma: Any) -> Any:
+    """out[at:][:16] = nearest(centre[at:][:16] + sigma·noise[first:][:16]), product and sum rounded each."""
+    return types.void(out, centre, types.uint64, noise, types.uint64, types.float32), _perturb_16(where=False)
+
+
+@intrinsic
+def perturb_16_where(
+    _context: Any, out: Any, centre: Any, at: Any, noise: Any, first: Any, sigma: Any, ids: Any, own: Any
+) -> Any:
+    """As ``perturb_16`` where ids[at:][:16] (uint16) is ``own``; elsewhere nearest(centre[at:][:16])."""
+    place = types.uint64
+    kinds = types.void(out, centre, place, noise, place, types.float32, ids, types.uint16)
+    return kinds, _perturb_16(where=True)
 
 
 def _prefetch(write: int) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from seedtune.config import Config
@@ -82,4 +83,5 @@ def _population(config: Config) -> PopulationSize:
 def _step_size(config: Config) -> stepsize.StepSize:
     if config.adaptive:
         return stepsize.Adaptive(config.longest_step, config.alpha)
-    return stepsize.Given(config.step)
+    # The noise of a subspace has the factor √K in it; CoPES's step, (α/N_k) Σ z ε of plain noise, has √K more.
+    return stepsize.Given(config.step * math.sqrt(config.subspaces))

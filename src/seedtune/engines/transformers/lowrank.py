@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,6 +27,7 @@ from seedtune.engines.transformers.linear import (
 from seedtune.engines.transformers.perturbation import Place, as_tensor, as_weights, centre_dtype, kernels_of
 from seedtune.engines.transformers.tracing import EXPERT, Trace, group_calls, is_linear, replace_module
 from seedtune.errors import ConfigError
+from seedtune.noise import amplitude
 from seedtune.selection import select
 from seedtune.types import Member
 from seedtune.weights import Centre, Weights, factors
@@ -127,7 +127,8 @@ class LowRank:
         """Make the factors of every pair among ``members`` and remember each member's pair and scale."""
         pairs = sorted({(m.generation, m.pair) for m in members if m.sign})
         column = {pair: index for index, pair in enumerate(pairs)}
-        scale = sigma / math.sqrt(self.centre.noise.rank)
+        noise = self.centre.noise
+        scale = amplitude(sigma, rank=noise.rank, subspaces=noise.subspaces)
         self._pairs = np.array([column.get((m.generation, m.pair), 0) for m in members], np.int32)
         self._scales = np.array([m.sign * scale for m in members], np.float32)
         for group in self.groups:

@@ -1,0 +1,145 @@
+"""The numba bodies of noise in subspaces, beside those of `_compiled` for noise everywhere.
+
+The same rules hold as there; after an edit of `_compiled`, too, touch this file. What a subspace leaves out is left
+as it is: nothing is added, not even zero.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit, prange
+
+from seedtune.kernels._compiled import CHUNK, DRAW, ELEMENTS, PIECE, WORDS, draw, fill, look_up, settle
+from seedtune.kernels.elements import nearest, widen
+from seedtune.kernels.simd import perturb_16_where
+from seedtune.noise import SUBSPACE
+
+_U = np.uint64
+_TAG = _U(int(SUBSPACE) << 24)
+
+
+@njit(cache=True, nogil=True)
+def deal(ids, words, where, generation, start, subspaces):  # type: ignore[no-untyped-def]
+    """The subspaces (uint16) of elements ``start ..`` in a generation into ``ids``; ``words`` is scratch."""
+    here = (_U(where[0]), _U(where[1]), _TAG, _U(0), _U(generation))
+    for i in range((ids.size + (start & 7) + ELEMENTS - 1) // ELEMENTS):
+        draw(words, _U(WORDS * i), _U((start >> 3) + DRAW * i), here)
+    codes, count = words.view(np.uint16)[start & 7 :], np.uint32(subspaces)
+    for i in range(ids.size):
+        ids[i] = np.uint32(np.uint32(codes[i]) * count) >> np.uint32(16)
+
+
+@njit(cache=True, nogil=True)
+def add_edge(out, centre, sigma, table, where, start, ids, own):  # type: ignore[no-untyped-def]
+    noise = np.empty(ELEMENTS, np.float32)
+    for low in range(0, out.size, ELEMENTS):
+        count = min(ELEMENTS, out.size - low)
+        fill(noise[:count], table, where, start + low)
+        for i in range(low, low + count):
+            value = widen(centre[i])
+            out[i] = nearest(out, value + sigma * noise[i - low] if ids[i] == own else value)
+
+
+@njit(cache=True, nogil=True)
+def add_whole(out, centre, sigma, table, where, start, ids, own):  # type: ignore[no-untyped-def]
+    """As `_compiled.perturb_whole` on a chunk, which lies in the cache: nothing has to be asked for ahead."""
+    here = (_U(where[0]), _U(where[1]), _U(where[2]), _U(where[3]), _U(where[4]))
+    words, noise = np.empty(2 * WORDS, np.uint64), np.empty(2 * ELEMENTS, np.float32)
+    block, current, position = _U(start >> 3), _U(WORDS), _U(0)
+    draw(words, _U(0), block, here)
+    for part in range(4):
+        look_up(noise, _U(16 * part), table, words, _U(4 * part))
+    draw(words, current, block + _U(DRAW), here)
+    for _ in range(out.size // ELEMENTS):
+        following = current ^ _U(WORDS)
+        draw(words, following, block + _U(2 * DRAW), here)
+        for part in range(4):
+            at = position + _U(16 * part)
+            look_up(noise, _U(4) * current + _U(16 * part), table, words, current + _U(4 * part))
+            perturb_16_where(out, centre, at, noise, _U(4) * following + _U(16 * part), sigma, ids, own)
+        block += _U(DRAW)
+        position += _U(ELEMENTS)
+        current = following
+
+
+@njit(cache=True, nogil=True)
+def add(out, centre, sigma, table, where, start, ids, own):  # type: ignore[no-untyped-def]
+    """Write out = nearest(centre + sigma * noise) where ``ids`` is ``own`` (uint16), nearest(centre) elsewhere."""
+    head = min(-start & 7, out.size)
+    tail = head + (out.size - head) // ELEMENTS * ELEMENTS
+    add_edge(out[:head], centre[:head], sigma, table, where, start, ids[:head], own)
+    add_whole(out[head:tail], centre[head:tail], sigma, table, where, start + head, ids[head:tail], own)
+    add_edge(out[tail:], centre[tail:], sigma, table, where, start + tail, ids[tail:], own)
+
+
+@njit(cache=True, nogil=True)
+def perturb(out, centre, sigma, table, where, start, subspaces):  # type: ignore[no-untyped-def]
+    ids, words = np.empty(CHUNK, np.uint16), np.empty(CHUNK // 4 + WORDS, np.uint64)
+    own, low = np.uint16(where[3] % subspaces), 0
+    while low < out.size:
+        at = start + low
+        high = min(out.size, low + CHUNK - (at & 7))
+        here = ids[: high - low]
+        deal(here, words, where, where[4], at, subspaces)
+        add(out[low:high], centre[low:high], sigma, table, where, at, here, own)
+        low = high
+
+
+@njit(cache=True, nogil=True, parallel=True)
+def perturb_parallel(out, centre, sigma, table, where, start, subspaces):  # type: ignore[no-untyped-def]
+    for piece in prange((out.size + PIECE - 1) // PIECE):
+        low = piece * PIECE
+        high = min(out.size, low + PIECE)
+        perturb(out[low:high], centre[low:high], sigma, table, where, start + low, subspaces)
+
+
+@njit(cache=True, nogil=True)
+def update_full(theta, anchor, table, tags, plan, start, subspaces):  # type: ignore[no-untyped-def]
+    """As `_compiled.update_full`; neighbouring terms of one generation share its deal."""
+    generations, pairs, weights, ends, moments, decays = plan
+    sums, words = np.empty(CHUNK, np.float32), np.empty(CHUNK // 4 + WORDS, np.uint64)
+    ids = np.empty(CHUNK, np.uint16)
+    low = 0
+    while low < theta.size:
+        at = start + low
+        high, first = min(theta.size, low + CHUNK - (at & 7)), 0
+        total, dealt = sums[: high - low], ids[: high - low]
+        for u in range(ends.size):
+            total[:] = np.float32(0)
+            for t in range(first, ends[u]):
+                generation, pair = np.int64(generations[t]), np.int64(pairs[t])
+                if t == 0 or generations[t] != generations[t - 1]:
+                    deal(dealt, words, tags, generation, at, subspaces)
+                here = (tags[0], tags[1], tags[2], pair, generation)
+                add(total, total, weights[t], table, here, at, dealt, np.uint16(pair % subspaces))
+            first = ends[u]
+            where = (tags[0], tags[1], tags[3], 0, np.int64(moments[u]))
+            settle(theta[low:high], total, anchor[low:high], decays[u], words, where, at)
+        low = high
+
+
+@njit(cache=True, nogil=True, parallel=True)
+def update_full_parallel(theta, anchor, table, tags, plan, start, subspaces):  # type: ignore[no-untyped-def]
+    for piece in prange((theta.size + PIECE - 1) // PIECE):
+        low = piece * PIECE
+        high = min(theta.size, low + PIECE)
+        update_full(theta[low:high], anchor[low:high], table, tags, plan, start + low, subspaces)
+
+
+@njit(cache=True, nogil=True)
+def keep_rows(out, where, generations, pairs, first, rank, subspaces):  # type: ignore[no-untyped-def]
+    """Zero the rows ``first ..`` of factors [P, rows * rank] that lie outside of their pairs' subspaces."""
+    rows, ids, words = out.shape[1] // rank, np.empty(CHUNK, np.uint16), np.empty(CHUNK // 4 + 2 * WORDS, np.uint64)
+    for low in range(0, rows, CHUNK):
+        here = ids[: min(CHUNK, rows - low)]
+        for p in range(out.shape[0]):
+            if p == 0 or generations[p] != generations[p - 1]:
+                deal(here, words, where, np.int64(generations[p]), first + low, subspaces)
+            own, factor = np.uint16(pairs[p] % subspaces), out[p, low * rank :]
+            if rank == 1:  # a loop that vectorises
+                for i in range(here.size):
+                    factor[i] = factor[i] if here[i] == own else np.float32(0)
+            else:
+                for i in range(here.size):
+                    if here[i] != own:
+                        factor[i * rank : (i + 1) * rank] = np.float32(0)
