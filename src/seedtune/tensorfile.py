@@ -13,7 +13,7 @@ import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,6 +57,40 @@ def read_into(path: Path, tensors: Mapping[str, Array]) -> None:
                 array.reshape(-1)[...] = np.frombuffer(data, array.dtype, array.size, first)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise StorageError(f"cannot read {path}: {error}. Delete the snapshot and resume again.") from error
+
+
+class Stored(NamedTuple):
+    """Where a tensor of weights lies in a safetensors file; ``offset`` in bytes."""
+
+    path: Path
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+
+
+def contents(path: Path) -> dict[str, Stored]:
+    """The tensors of weights of a safetensors file by name; StorageError if it is broken."""
+    kinds = {code: dtype for dtype, code in CODES.items()}
+    try:
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            entries, start = _header(data)
+        return {
+            name: Stored(path, kinds[e["dtype"]], tuple(e["shape"]), start + e["data_offsets"][0])
+            for name, e in entries.items()
+            if e["dtype"] in kinds
+        }
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise StorageError(f"cannot read {path}: {error}. Get the file again.") from error
+
+
+def read(stored: Stored) -> Array:
+    """A tensor in memory of its own; StorageError if the file does not hold all of it."""
+    try:
+        count = math.prod(stored.shape)
+        array = np.fromfile(stored.path, ARRAYS[stored.dtype], count, offset=stored.offset)
+        return array.reshape(stored.shape)
+    except (OSError, ValueError) as error:
+        raise StorageError(f"cannot read {stored.path}: {error}. Get the file again.") from error
 
 
 def _header(data: mmap.mmap) -> tuple[dict[str, Any], int]:

@@ -22,7 +22,8 @@ from seedtune import tensorfile
 from seedtune.engines.base import Noise
 from seedtune.kernels.base import Kernels
 from seedtune.noise import Address, Stream, key
-from seedtune.types import Member, Moments, Term, Update
+from seedtune.rounding import widen
+from seedtune.types import Member, Moments, Shift, Term, Update
 
 Weights = NDArray[Any]
 """float32, float16, or uint16 that holds the bits of bfloat16; on a GPU a torch tensor takes its place."""
@@ -32,6 +33,12 @@ BAND = 1 << 20
 
 Anchor = Callable[[str], Weights]
 """Gives a tensor's base weights, for updates with decay."""
+
+TENSORS, SAMPLE = 48, 1 << 12
+"""A cosine looks at the beginnings of at most so many tensors, of so many elements: it has an error of 0.003."""
+
+PIECE, DEVICE_PIECE = 1 << 16, 1 << 24
+"""Elements that are added up in float64 at a time, in numpy and on a GPU."""
 
 
 def cpu_kernels() -> Kernels:
@@ -133,6 +140,61 @@ class Centre:
         else:
             self._add(name, out, [Update(0, terms)], first=low)
 
+    def part(self, tensors: Mapping[str, Any]) -> Centre:
+        """Other arrays under these names (copies, zeros, first rows), moved by the same noise and the same kernels."""
+        return Centre(tensors, self.noise, kernels=self._kernels, anchor=self._anchor)
+
+    def step(self, shift: Shift | None) -> Update | None:
+        """The update that would take the centre to where the members of a ``shift`` stand; None for no shift.
+
+        Of a centre in 16 bits it is rounded as an update of the generation of the shift's newest term.
+        """
+        if shift is None or not shift.terms:
+            return None
+        terms = shift.terms
+        if shift.length is not None:
+            norm = self.norm(terms)
+            factor = shift.length / norm if norm else 0.0
+            terms = tuple(term._replace(weight=term.weight * factor) for term in terms)
+        return Update(max(term.generation for term in terms), terms)
+
+    def norm(self, terms: Sequence[Term]) -> float:
+        """‖Σ weight·ε‖₂ over all elements, in float64 of the float32 sums that an update adds; one tensor at a time."""
+        sums = (self._total(name, tuple(self.tensors[name].shape), terms) for name in self.tensors)
+        return math.sqrt(math.fsum(_dot(total, total) for total in sums))
+
+    def drift(self) -> float:
+        """‖θ − θ₀‖₂ over all elements, in float64, one tensor at a time."""
+        if self._anchor is None:
+            raise ValueError("the drift needs the base weights")
+        squares = (_squared_distance(array, self._anchor(name)) for name, array in self.tensors.items())
+        return math.sqrt(math.fsum(squares))
+
+    def cosine(self, one: Sequence[Term], other: Sequence[Term]) -> float:
+        """The cosine between two updates, seen in the beginnings of some tensors; 0 if one of them goes nowhere.
+
+        That is enough: the noise of every tensor is drawn alike, and added with the same weights.
+        """
+        dots, names = [0.0, 0.0, 0.0], list(self.tensors)
+        for name in names[:: -(-len(names) // TENSORS)]:
+            x, y = (self._total(name, self._sampled(name), terms) for terms in (one, other))
+            dots = [dot + more for dot, more in zip(dots, (_dot(x, y), _dot(x, x), _dot(y, y)), strict=True)]
+        return dots[0] / math.sqrt(dots[1] * dots[2]) if dots[1] and dots[2] else 0.0
+
+    def _sampled(self, name: str) -> tuple[int, ...]:
+        """The shape of a tensor's first SAMPLE elements, or for ``lowrank`` as many whole rows, at least one."""
+        shape = self.tensors[name].shape
+        if self.noise.perturbation == "lowrank":
+            return min(shape[0], max(1, SAMPLE // shape[1])), shape[1]
+        return (min(math.prod(shape), SAMPLE),)
+
+    def _total(self, name: str, shape: tuple[int, ...], terms: Sequence[Term]) -> Any:
+        """Σ weight·ε of the beginning of a tensor, float32."""
+        zeros = self.empty(shape, name)
+        zeros[...] = 0
+        self.part({name: zeros}).apply(Update(0, tuple(terms)))
+        return zeros
+
     def perturb(self, name: str, member: Member, sigma: float, out: Any) -> None:
         """Write a member's weights, round(θ + sign·σ·ε), into ``out`` (flat, the model's type); ``gaussian`` only."""
         address = Address(self.keys[name], Stream.FULL, member.generation, member.pair)
@@ -174,6 +236,23 @@ class Centre:
     def _host(self, array: Any) -> Weights:
         """The array itself, or a copy of what lies on a GPU."""
         return array if isinstance(array, np.ndarray) else self._kernels.host(array)
+
+
+def _pieces(array: Any) -> Iterator[Any]:
+    """The elements in order, in float64."""
+    flat = array.reshape(-1)
+    size = PIECE if isinstance(flat, np.ndarray) else DEVICE_PIECE
+    for first in range(0, math.prod(flat.shape), size):
+        piece = flat[first : first + size]
+        yield widen(piece).astype(np.float64) if isinstance(piece, np.ndarray) else piece.double()
+
+
+def _dot(one: Any, other: Any) -> float:
+    return math.fsum(float((x * y).sum()) for x, y in zip(_pieces(one), _pieces(other), strict=True))
+
+
+def _squared_distance(one: Any, other: Any) -> float:
+    return math.fsum(float(((x - y) ** 2).sum()) for x, y in zip(_pieces(one), _pieces(other), strict=True))
 
 
 def factors(centre: Centre, name: str, pairs: Sequence[tuple[int, int]]) -> tuple[Any, Any]:

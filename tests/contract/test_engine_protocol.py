@@ -11,7 +11,7 @@ from seedtune.engines.base import Engine, Noise
 from seedtune.engines.toy import ToyEngine
 from seedtune.errors import SeedtuneError
 from seedtune.settings import ToySettings
-from seedtune.types import CENTRE, Decay, Job, Member, Prompt, Rollout, Sampling, Term, Update
+from seedtune.types import CENTRE, Decay, Job, Member, Prompt, Rollout, Sampling, Shift, Term, Update
 
 
 def toy(dtype: str = "float32", **noise) -> Callable[[], Engine]:
@@ -40,6 +40,7 @@ MEMBERS = (Member(2, 0, 1), Member(2, 0, -1), CENTRE, Member(2, 5, 1), Member(1,
 DECAY = Decay(l2=0.1, l1=0.001)
 PROMPTS = tuple(Prompt(index, f"Question {index}") for index in range(3))
 UPDATE = Update(2, (Term(1, 9, -0.02), Term(2, 0, 0.03), Term(2, 5, 0.01)))
+SHIFT = Shift(UPDATE.terms)
 
 
 @pytest.fixture(params=ENGINES.values(), ids=ENGINES)
@@ -55,8 +56,8 @@ def engine(make):
     made.close()
 
 
-def job(number: int = 0, members=MEMBERS, *, sigma: float = 0.05, samples: int = 1) -> Job:
-    return Job(number, sigma, tuple(members), PROMPTS, Sampling(max_tokens=8, samples=samples))
+def job(number: int = 0, members=MEMBERS, *, sigma: float = 0.05, samples: int = 1, shift: Shift | None = None) -> Job:
+    return Job(number, sigma, tuple(members), PROMPTS, Sampling(max_tokens=8, samples=samples), shift)
 
 
 def answers(engine: Engine, *jobs: Job) -> dict[tuple, Rollout]:
@@ -204,6 +205,119 @@ def test_a_broken_snapshot_is_an_error_of_ours_and_the_engine_can_load_again(mak
     with pytest.raises(SeedtuneError, match="Delete the snapshot"):
         engine.load(tmp_path)
     assert engine.load() == info
+
+
+def test_members_of_a_shifted_job_stand_where_an_update_would_take_them(make):
+    shifted, moved = make(), make()
+    for engine in (shifted, moved):
+        engine.load()
+        engine.apply(Update(1, (Term(1, 3, 0.1),)))
+    moved.apply(UPDATE)
+    assert answers(shifted, job(shift=SHIFT)) == answers(moved, job())
+
+
+def test_a_shift_leaves_the_centre_and_later_jobs_as_they_are(engine):
+    before, fingerprint = answers(engine, job()), engine.fingerprint()
+    shifted = answers(engine, job(shift=SHIFT))
+    assert engine.fingerprint() == fingerprint
+    assert answers(engine, job()) == before
+    assert all(shifted[0, member, 0, 0] != before[0, member, 0, 0] for member in MEMBERS)
+
+
+def test_shifted_and_plain_jobs_in_any_order_give_the_same_rollouts(engine):
+    other = Shift((Term(7, 1, -0.2),))
+    jobs = [job(0), job(1, shift=SHIFT), job(2, shift=other), job(3), job(4, shift=SHIFT)]
+    together = answers(engine, *jobs)
+    one_by_one = [answers(engine, one) for one in reversed(jobs)]
+    assert {key: r for part in one_by_one for key, r in part.items()} == together
+
+
+def test_a_shift_is_from_where_the_centre_is_now(make):
+    engine, fresh = make(), make()
+    engine.load()
+    fresh.load()
+    before = answers(engine, job(shift=SHIFT))
+    for one in (engine, fresh):
+        one.apply(Update(3, tuple(Term(3, pair, 0.5) for pair in range(4))))
+    after = answers(engine, job(shift=SHIFT))
+    assert after == answers(fresh, job(shift=SHIFT)) != before
+
+
+def test_a_shift_without_terms_is_none(engine):
+    assert answers(engine, job(shift=Shift(()))) == answers(engine, job())
+
+
+def test_the_length_of_a_shift_scales_its_terms(engine):
+    length = engine.norm(SHIFT.terms)
+    scaled = Shift(tuple(term._replace(weight=4.0 * term.weight) for term in SHIFT.terms), length)
+    longer = Shift(SHIFT.terms, 2.0 * length)
+    assert answers(engine, job(shift=scaled)) == answers(engine, job(shift=SHIFT))
+    assert answers(engine, job(shift=longer)) != answers(engine, job(shift=SHIFT))
+
+
+def test_a_shift_of_no_weight_stays_at_the_centre_whatever_its_length(engine):
+    nowhere = Shift((Term(2, 0, 0.0), Term(2, 1, 0.0)), 3.0)
+    assert answers(engine, job(shift=nowhere)) == answers(engine, job())
+
+
+def test_the_drift_is_the_way_from_the_base_model(engine):
+    assert engine.drift() == 0.0
+    engine.apply(Update(1, (Term(1, 3, 1.0),)))
+    there = engine.drift()
+    assert there == pytest.approx(engine.norm((Term(1, 3, 1.0),)), rel=0.01)
+    engine.apply(Update(2, (), Decay(l2=0.5)))
+    assert engine.drift() == pytest.approx(0.5 * there, rel=0.01)
+    engine.apply(Update(3, (), Decay(l2=1.0)))
+    assert engine.drift() == 0.0
+
+
+def test_the_norm_of_terms_grows_with_their_weights_and_is_none_for_none(engine):
+    once, twice = (engine.norm(tuple(t._replace(weight=f * t.weight) for t in UPDATE.terms)) for f in (1, -2))
+    assert twice == 2 * once > 0
+    assert engine.norm(()) == 0.0
+
+
+def test_updates_have_the_cosine_of_their_directions(engine):
+    ahead, back = (tuple(t._replace(weight=f * t.weight) for t in UPDATE.terms) for f in (3, -0.5))
+    assert engine.cosine(UPDATE.terms, ahead) == pytest.approx(1.0)
+    assert engine.cosine(back, UPDATE.terms) == pytest.approx(-1.0)
+    other = (Term(5, 0, 0.1), Term(2, 5, 0.01))
+    assert abs(engine.cosine(UPDATE.terms, other)) < 0.9
+    assert engine.cosine(UPDATE.terms, other) == engine.cosine(other, UPDATE.terms)
+    assert engine.cosine(UPDATE.terms, ()) == 0.0
+
+
+def test_measuring_leaves_the_centre_as_it_is(engine):
+    engine.apply(UPDATE)
+    before = engine.fingerprint()
+    engine.norm(UPDATE.terms), engine.drift(), engine.cosine(UPDATE.terms, SHIFT.terms)
+    assert engine.fingerprint() == before
+
+
+def test_every_token_of_a_completion_has_a_log_probability(engine):
+    own = [answers(engine, job(members=(CENTRE,)))[0, CENTRE, p, 0].token_ids for p in range(len(PROMPTS))]
+    found = engine.logprobs(PROMPTS, own)
+    assert [len(numbers) for numbers in found] == [len(ids) for ids in own]
+    assert all(number < 0.0 for numbers in found for number in numbers)
+    strange = [tuple(token + 1 for token in ids) for ids in own]
+    assert sum(map(sum, engine.logprobs(PROMPTS, strange))) < sum(map(sum, found))
+    assert engine.logprobs(PROMPTS[:1], [own[0]]) == found[:1]
+    assert engine.logprobs(PROMPTS[:1], [()]) == [[]]
+    assert engine.logprobs((), ()) == []
+
+
+def test_log_probabilities_by_the_base_model_are_those_of_an_engine_that_was_not_moved(make):
+    engine, fresh = make(), make()
+    engine.load()
+    fresh.load()
+    said = answers(fresh, job(members=(CENTRE,)))
+    ids = [said[0, CENTRE, prompt, 0].token_ids for prompt in range(2)]
+    engine.apply(Update(1, (Term(1, 3, 0.5),)))
+    before, fingerprint, own = answers(engine, job()), engine.fingerprint(), engine.logprobs(PROMPTS[:2], ids)
+    assert engine.logprobs(PROMPTS[:2], ids, base=True) == fresh.logprobs(PROMPTS[:2], ids) != own
+    assert answers(engine, job()) == before
+    assert engine.logprobs(PROMPTS[:2], ids) == own
+    assert engine.fingerprint() == fingerprint
 
 
 def test_exporting_leaves_the_centre_as_it_is(engine, tmp_path):

@@ -30,7 +30,7 @@ from seedtune.engines.transformers.linear import can_pack
 from seedtune.engines.transformers.perturbation import as_tensor
 from seedtune.errors import ConfigError
 from seedtune.rounding import nearest, stochastic, widen
-from seedtune.types import CENTRE, Decay, Member, Term, Update
+from seedtune.types import CENTRE, Member, Term, Update
 
 GAUSSIAN = {"perturbation": "gaussian"}
 MEMBERS = (Member(3, 0, 1), Member(3, 0, -1), CENTRE, Member(2, 9, 1))
@@ -244,12 +244,6 @@ def test_without_a_master_the_lowrank_centre_is_the_live_weight(folders: Callabl
     assert all(array.dtype == np.uint16 for array in arrays)
     for group in engine.perturbation.groups:
         assert group.weight.tensor.data_ptr() in {array.ctypes.data for array in arrays}
-
-
-def test_a_decay_without_base_weights_is_refused(folders: Callable[[str], Path]) -> None:
-    engine = load_engine(folders("llama"))
-    with pytest.raises(ValueError, match="needs the base weights"):
-        engine.apply(Update(0, (), Decay(l2=0.1)))
 
 
 @pytest.mark.skipif(not can_pack(torch.bfloat16, torch.device("cpu")), reason="no bfloat16 products on this processor")

@@ -76,6 +76,18 @@ def test_both_centres_perturb_alike(subspaces: int) -> None:
         assert torch.equal(as_tensor(out), live.cpu())
 
 
+@pytest.mark.parametrize("perturbation", SHAPES)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_both_centres_measure_alike(perturbation: str, dtype: str) -> None:
+    here, there = pair(perturbation, dtype)
+    for centre in (here, there):
+        centre.apply(*UPDATES)
+    one, other = UPDATES[0].terms, UPDATES[1].terms + UPDATES[0].terms[:1]
+    assert there.norm(one) == pytest.approx(here.norm(one), rel=1e-12)
+    assert there.drift() == pytest.approx(here.drift(), rel=1e-12)
+    assert there.cosine(one, other) == pytest.approx(here.cosine(one, other), rel=1e-12)
+
+
 @pytest.mark.parametrize("subspaces", [1, 3])
 def test_both_centres_draw_the_same_factors(subspaces: int) -> None:
     here, there = pair("lowrank", "float32", subspaces)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from seedtune.types import Coverage, Job, Rollout, Update
+from seedtune.types import Coverage, Job, Prompt, Rollout, Term, Update
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,11 +61,36 @@ class Engine(Protocol):
         ...
 
     def evaluate(self, jobs: Iterable[Job]) -> Iterator[Rollout]:
-        """Yield every job's rollouts as they finish, in any order."""
+        """Yield every job's rollouts as they finish, in any order.
+
+        The members of a job with a shift stand where the shift's terms would move the centre as an update (of the
+        generation of the newest term); the centre stays as it is, bit for bit.
+        """
         ...
 
     def apply(self, *updates: Update) -> None:
         """Move the centre by every update in order, exactly; several at once pass over the weights once."""
+        ...
+
+    def norm(self, terms: Sequence[Term]) -> float:
+        """‖Σ weight·ε‖₂ over all trained elements, in float64: how far an update of these terms goes."""
+        ...
+
+    def drift(self) -> float:
+        """‖θ − θ₀‖₂ over all trained elements, in float64: how far the centre has come from the base model."""
+        ...
+
+    def cosine(self, one: Sequence[Term], other: Sequence[Term]) -> float:
+        """The cosine between two updates, from a sample of the trained elements; 0 if one of them goes nowhere."""
+        ...
+
+    def logprobs(
+        self, prompts: Sequence[Prompt], completions: Sequence[Sequence[int]], *, base: bool = False
+    ) -> list[list[float]]:
+        """Log-probabilities of every token of each prompt's completion (ids), temperature 1, by the live centre.
+
+        With ``base`` by the base model θ₀ instead.  The centre stays as it is.
+        """
         ...
 
     def fingerprint(self) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,10 +20,12 @@ from seedtune.engines.base import EngineInfo, EngineTimes, Noise
 from seedtune.rounding import ARRAYS, nearest, widen
 from seedtune.selection import select
 from seedtune.settings import ToySettings
-from seedtune.types import Coverage, Job, Member, Prompt, Rollout, Update
+from seedtune.types import CENTRE, Coverage, Job, Member, Prompt, Rollout, Term, Update
 from seedtune.weights import Centre, Weights, factors, tensor_fingerprint
 
 NAMES = ("layers.0.weight", "layers.1.weight")
+CERTAINTY = 0.9
+"""The probability that the next byte of an answer is the one it has."""
 
 
 class ToyEngine:
@@ -53,35 +55,47 @@ class ToyEngine:
         """Every job's rollouts in order."""
         for job in jobs:
             time.sleep(self.settings.delay)
+            place = self._place(self.centre.step(job.shift))
             for member in job.members:
-                yield from self._member(job, member)
+                yield from self._member(job, member, place)
 
-    def _member(self, job: Job, member: Member) -> Iterator[Rollout]:
+    def _place(self, step: Update | None) -> Centre:
+        """The centre, or a copy that has taken a step."""
+        if step is None:
+            return self.centre
+        place = self.centre.part({name: array.copy() for name, array in self.centre.tensors.items()})
+        place.apply(step)
+        return place
+
+    def _member(self, job: Job, member: Member, place: Centre) -> Iterator[Rollout]:
         started = time.perf_counter()
-        first, second = (self._perturbed(name, member, job.sigma) for name in NAMES)
+        first, second = (self._perturbed(place, name, member, job.sigma) for name in NAMES)
         self._times.perturb += time.perf_counter() - started
         for index, prompt in enumerate(job.prompts):
             for sample in range(job.sampling.samples):
-                text = f"{self._answer(first, second, prompt):.6f}"
+                text = self._text(first, second, prompt)
                 yield _rollout(job, member, (index, sample), text)
                 self._times.generated_tokens += len(text)
 
-    def _perturbed(self, name: str, member: Member, sigma: float) -> Weights:
-        """A member's weights of one matrix, float32 that the model's type can hold."""
+    def _perturbed(self, place: Centre, name: str, member: Member, sigma: float) -> Weights:
+        """The weights of one matrix of a member that stands at ``place``, float32 that the model's type can hold."""
         dtype = self.settings.dtype
-        if name not in self.centre.tensors:
+        if name not in place.tensors:
             return widen(self._base[name])
-        centre = self.centre.tensors[name]
+        centre = place.tensors[name]
         if member.sign == 0:
             return widen(nearest(widen(centre), dtype))
         if self.noise.perturbation == "gaussian":
             out = np.empty(centre.size, ARRAYS[dtype])
-            self.centre.perturb(name, member, sigma, out)
+            place.perturb(name, member, sigma, out)
             return widen(out).reshape(centre.shape)
-        a, b = factors(self.centre, name, [(member.generation, member.pair)])
+        a, b = factors(place, name, [(member.generation, member.pair)])
         how = {"rank": self.noise.rank, "subspaces": self.noise.subspaces}
         scale = np.float32(addressed.amplitude(member.sign * sigma, **how))
         return widen(nearest(widen(centre), dtype)) + scale * (a[0] @ b[0].T)
+
+    def _text(self, first: Weights, second: Weights, prompt: Prompt) -> str:
+        return f"{self._answer(first, second, prompt):.6f}"
 
     def _answer(self, first: Weights, second: Weights, prompt: Prompt) -> float:
         size = self.settings.size
@@ -94,6 +108,29 @@ class ToyEngine:
         started = time.perf_counter()
         self.centre.apply(*updates)
         self._times.update += time.perf_counter() - started
+
+    def norm(self, terms: Sequence[Term]) -> float:
+        """The length of an update."""
+        return self.centre.norm(terms)
+
+    def drift(self) -> float:
+        """The distance between centre and base weights."""
+        return self.centre.drift()
+
+    def cosine(self, one: Sequence[Term], other: Sequence[Term]) -> float:
+        """The cosine between two updates."""
+        return self.centre.cosine(one, other)
+
+    def logprobs(
+        self, prompts: Sequence[Prompt], completions: Sequence[Sequence[int]], *, base: bool = False
+    ) -> list[list[float]]:
+        """A stand-in: of the byte that its own answer has at that place CERTAINTY, the others share the rest."""
+        place = self.centre
+        if base:
+            place = place.part({name: self._base[name] for name in place.tensors})
+        first, second = (self._perturbed(place, name, CENTRE, 0.0) for name in NAMES)
+        texts = (self._text(first, second, prompt) for prompt in prompts)
+        return [_logprobs(text.encode(), ids) for text, ids in zip(texts, completions, strict=True)]
 
     def fingerprint(self) -> str:
         """The centre's fingerprint."""
@@ -121,6 +158,13 @@ class ToyEngine:
 
 def _normals(name: str, count: int) -> Weights:
     return addressed.normals(addressed.Address(addressed.key(0, f"toy {name}")), 0, count)
+
+
+def _logprobs(text: bytes, ids: Sequence[int]) -> list[float]:
+    """Log-probabilities of bytes ``ids`` by a model that answers ``text``; behind its end all bytes are alike."""
+    own = [None if place >= len(text) else token == text[place] for place, token in enumerate(ids)]
+    chances = {True: CERTAINTY, False: (1.0 - CERTAINTY) / 255, None: 1.0 / 256}
+    return [math.log(chances[known]) for known in own]
 
 
 def _rollout(job: Job, member: Member, place: tuple[int, int], text: str) -> Rollout:

@@ -8,15 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from seedtune import fingerprint as fp
 from seedtune.engines.transformers.builtin import BUILTIN, builtin_folder
 from seedtune.engines.transformers.perturbation import as_tensor
 from seedtune.errors import ModelError, nearest
-from seedtune.weights import Weights, tensor_fingerprint
+from seedtune.weights import Weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,18 +64,6 @@ class ModelSource:
                 f"cannot load the model {self.name!r}: {first} Give a built-in name ({', '.join(BUILTIN)}), a local "
                 f"folder or a Hugging Face id.{nearest(self.name, BUILTIN)}"
             ) from error
-
-
-def as_bits(tensor: torch.Tensor) -> np.ndarray:
-    """A tensor's bits as numpy of 2- or 4-byte elements."""
-    plain = tensor.detach().cpu().contiguous()
-    return (plain.view(torch.uint16) if plain.element_size() == 2 else plain).numpy()
-
-
-def model_fingerprint(model: Any) -> str:
-    """The fingerprint of every parameter in the precision of the checkpoint, tied ones once."""
-    parts = (tensor_fingerprint(name, as_bits(p)) for name, p in model.named_parameters())
-    return fp.to_hex(fp.combine(parts))
 
 
 def write_model(source: ModelSource, tensors: Mapping[str, Weights], path: Path, *, dtype: str | None = None) -> None:

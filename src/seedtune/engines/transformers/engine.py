@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +11,14 @@ import torch
 
 from seedtune.engines.base import EngineInfo, EngineTimes, Noise
 from seedtune.engines.transformers import chat, sampling, support
+from seedtune.engines.transformers.anchor import BaseWeights
 from seedtune.engines.transformers.attention import Decode, Prefill, SlotAttention
 from seedtune.engines.transformers.cache import SlotCache, empty_like_cache
-from seedtune.engines.transformers.checkpoint import ModelSource, model_fingerprint, write_model
+from seedtune.engines.transformers.checkpoint import ModelSource, write_model
 from seedtune.engines.transformers.decode import Budget, Decoder, Row, Stop, slots_for
 from seedtune.engines.transformers.fullrank import FullRank
 from seedtune.engines.transformers.fuse import fuse
+from seedtune.engines.transformers.likelihood import Likelihood
 from seedtune.engines.transformers.linear import can_pack
 from seedtune.engines.transformers.lowrank import LowRank
 from seedtune.engines.transformers.packing import Pack
@@ -24,8 +26,11 @@ from seedtune.engines.transformers.perturbation import Perturbation, Place, cent
 from seedtune.engines.transformers.settings import TransformersSettings, torch_device, torch_dtype
 from seedtune.engines.transformers.tracing import Trace, trace
 from seedtune.errors import ConfigError, ModelError
-from seedtune.types import Job, Rollout, Sampling, Update
+from seedtune.types import CENTRE, Decay, Job, Prompt, Rollout, Sampling, Shift, Term, Update
 from seedtune.weights import Centre
+
+BASE = Update(0, (), Decay(l2=1.0))
+"""What takes any centre to θ₀, exactly."""
 
 
 class TransformersEngine:
@@ -48,7 +53,7 @@ class TransformersEngine:
         self.tokenizer = self.source.tokenizer()
         self.context: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         self.eos = _end_tokens(model, self.tokenizer)
-        base = model_fingerprint(model)
+        self.anchor = BaseWeights(self.source, model, self.device)
         self.dtype = torch_dtype(self.settings, model.dtype, self.device)
         self._install(model)
         if snapshot is not None:
@@ -56,10 +61,11 @@ class TransformersEngine:
         self.perturbation.attach(self.model)
         self.fused = fuse(self.model, self.attention, dtype=self.dtype, device=self.device)
         self._stale, self._loaded = False, True
+        self._where: Shift | Update | None = None
         kept = centre_dtype(self.noise, self.dtype)
         names = (str(d).removeprefix("torch.") for d in (self.dtype, self.device, kept))
         dtype, device, centre = names
-        return EngineInfo(self.source.name, base, dtype, device, self.perturbation.coverage, centre)
+        return EngineInfo(self.source.name, self.anchor.fingerprint, dtype, device, self.perturbation.coverage, centre)
 
     def _install(self, model: Any) -> None:
         self.attention = SlotAttention(SlotCache(2, 8))
@@ -78,8 +84,8 @@ class TransformersEngine:
         place = Place(self.dtype, self.device, self._packed())
         folder = self._centre_folder()
         if self.noise.perturbation == "gaussian":
-            return FullRank(model, seen, noise=self.noise, place=place, folder=folder)
-        return LowRank(model, seen, noise=self.noise, place=place, folder=folder)
+            return FullRank(model, seen, noise=self.noise, anchor=self.anchor, place=place, folder=folder)
+        return LowRank(model, seen, noise=self.noise, anchor=self.anchor, place=place, folder=folder)
 
     def _centre_folder(self) -> Path | None:
         """Where the centre is mapped, if it is."""
@@ -155,11 +161,16 @@ class TransformersEngine:
     def _become(self, job: Job, batch: list[int]) -> None:
         """Live weights, or factors beside them, of a batch of members."""
         started = time.perf_counter()
-        if self._stale:
-            self.perturbation.refresh()
-            self._stale = False
+        self._stand(job.shift)
         self.perturbation.become(job.members, batch, sigma=job.sigma)
         self._times.perturb += time.perf_counter() - started
+
+    def _stand(self, where: Shift | Update | None) -> None:
+        """Live weights of the centre, or of where a shift or an update takes it."""
+        if self._stale or where != self._where:
+            self._stale = True
+            self.perturbation.refresh(where if isinstance(where, Update) else self.centre.step(where))
+            self._where, self._stale = where, False
 
     def _slots(self, rows: int, longest: int) -> int:
         return slots_for(rows, longest, max_rows=self.settings.max_rows, max_tokens=self.settings.max_batch_tokens)
@@ -197,6 +208,33 @@ class TransformersEngine:
         self.centre.apply(*updates)
         self._stale = True
         self._times.update += time.perf_counter() - started
+
+    def norm(self, terms: Sequence[Term]) -> float:
+        return self.centre.norm(terms)
+
+    def drift(self) -> float:
+        return self.centre.drift()
+
+    def cosine(self, one: Sequence[Term], other: Sequence[Term]) -> float:
+        return self.centre.cosine(one, other)
+
+    def logprobs(
+        self, prompts: Sequence[Prompt], completions: Sequence[Sequence[int]], *, base: bool = False
+    ) -> list[list[float]]:
+        """See `Engine`; for ``base`` live weights are θ₀ until the next call."""
+        ids = [chat.encode(self.tokenizer, prompt) for prompt in prompts]
+        pairs, limits = list(zip(ids, completions, strict=True)), [len(completion) for completion in completions]
+        chat.check_lengths(prompts, ids, limits=limits, context=self.context)
+        self._stand(BASE if base else None)
+        self.perturbation.become((CENTRE,), [0], sigma=0.0)
+        longest = max((len(tokens) + limit for tokens, limit in zip(ids, limits, strict=True)), default=1)
+        likelihood = Likelihood(
+            self.model,
+            attention=self._attention_for(max(1, len(pairs)), longest),
+            perturbation=self.perturbation,
+            tokens=self.settings.prefill_tokens,
+        )
+        return list(likelihood.of(pairs))
 
     def fingerprint(self) -> str:
         return self.centre.fingerprint()

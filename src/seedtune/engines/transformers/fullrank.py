@@ -19,17 +19,19 @@ from seedtune import tensorfile
 from seedtune.engines.base import Noise
 from seedtune.engines.transformers.coverage import coverage_of
 from seedtune.engines.transformers.packed import PackedGroup, pack_layers
-from seedtune.engines.transformers.perturbation import Place, as_weights, centre_dtype, kernels_of
+from seedtune.engines.transformers.perturbation import Place, as_tensor, as_weights, centre_dtype, kernels_of
 from seedtune.engines.transformers.tracing import Trace
 from seedtune.selection import select
-from seedtune.types import CENTRE, Member
-from seedtune.weights import Centre, Weights
+from seedtune.types import CENTRE, Member, Update
+from seedtune.weights import Anchor, Centre, Weights
 
 
 class FullRank:
     """The centre beside the model, and whose weights the model holds now."""
 
-    def __init__(self, model: Any, trace: Trace, *, noise: Noise, place: Place, folder: Path | None = None) -> None:
+    def __init__(
+        self, model: Any, trace: Trace, *, noise: Noise, anchor: Anchor, place: Place, folder: Path | None = None
+    ) -> None:
         self._trace, self._place = trace, place
         parameters = dict(model.named_parameters())
         self.names = select(parameters, noise.trainable, noise.freeze)
@@ -38,7 +40,8 @@ class FullRank:
         kept = centre_dtype(noise, place.dtype)
         own = {name: parameters[name].detach() for name in self.names}
         tensors = _copies(own, kept, place.device) if folder is None else _mapped(own, kept, folder)
-        self.centre = Centre(tensors, noise, kernels=kernels_of(place.device))
+        self.centre = Centre(tensors, noise, kernels=kernels_of(place.device), anchor=anchor)
+        self._folder, self._stand = folder, self.centre
         self._live: dict[str, Weights] = {}
         self._packed: list[PackedGroup] = []
         self._now: tuple[Member, float] | None = None
@@ -52,9 +55,24 @@ class FullRank:
         assert all(parameters[name].is_contiguous() for name in self.names)
         self._write(CENTRE, 0.0)
 
-    def refresh(self) -> None:
-        """What the model holds is of an older centre."""
+    def refresh(self, step: Update | None = None) -> None:
+        """What the model holds is of an older centre.
+
+        For a ``step`` there is a second centre until the next refresh, in memory or in a mapped file as the first: each
+        member is written from it, and drawing the step's noise again for every member would take longer.
+        """
         self._now = None
+        self._stand = self.centre  # lets go of an older copy before there is another one
+        if step is not None:
+            place = self.centre.part(self._again())
+            place.apply(step)
+            self._stand = place
+
+    def _again(self) -> dict[str, Weights]:
+        """A copy of the centre's arrays."""
+        own = {name: as_tensor(array) for name, array in self.centre.tensors.items()}
+        dtype = next(iter(own.values())).dtype
+        return _copies(own, dtype, self._place.device) if self._folder is None else _mapped(own, dtype, self._folder)
 
     def batches(self, members: Sequence[Member]) -> list[list[int]]:
         """Each member alone: they do not share weights."""
@@ -71,7 +89,7 @@ class FullRank:
             return
         self._now = None
         for name, live in self._live.items():
-            self.centre.perturb(name, member, sigma, live)
+            self._stand.perturb(name, member, sigma, live)
         for group in self._packed:
             if group.changes:
                 group.pack()

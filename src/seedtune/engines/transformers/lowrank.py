@@ -29,14 +29,16 @@ from seedtune.engines.transformers.tracing import EXPERT, Trace, group_calls, is
 from seedtune.errors import ConfigError
 from seedtune.noise import amplitude
 from seedtune.selection import select
-from seedtune.types import Member
-from seedtune.weights import Centre, Weights, factors
+from seedtune.types import Member, Update
+from seedtune.weights import Anchor, Centre, Weights, factors
 
 
 class LowRank:
     """The groups of a model, the centre they read, and the factors of the job in flight."""
 
-    def __init__(self, model: Any, trace: Trace, *, noise: Noise, place: Place, folder: Path | None = None) -> None:
+    def __init__(
+        self, model: Any, trace: Trace, *, noise: Noise, anchor: Anchor, place: Place, folder: Path | None = None
+    ) -> None:
         self.state, self.head_state = RowState(), RowState()
         self._model, self._place, self._folder = model, place, folder
         self._kept = centre_dtype(noise, place.dtype)
@@ -69,7 +71,7 @@ class LowRank:
                 state = self.head_state if modules[same[0]] is head else self.state
                 self._take(same, [modules.pop(name) for name in same], state, tensors)
         self._rest = [name for name in dict.fromkeys(called) if name in modules]
-        self.centre = Centre(tensors, noise, kernels=kernels_of(place.device))
+        self.centre = Centre(tensors, noise, kernels=kernels_of(place.device), anchor=anchor)
 
     def _take(self, names: list[str], layers: list[Any], state: RowState, tensors: dict[str, Weights]) -> None:
         """Move the layers' weights into one buffer of the centre and put population layers in their place."""
@@ -113,11 +115,24 @@ class LowRank:
                 replace_module(model, name, FrozenLinear(layer.weight.detach(), layer.bias, packed=True))
         self.refresh()
 
-    def refresh(self) -> None:
-        """Round the centre into the live weights; those of the centre's own type on the CPU are the centre."""
-        for group, buffer in zip(self.groups, self._fused, strict=True):
+    def refresh(self, step: Update | None = None) -> None:
+        """Round the centre into the live weights; those of the centre's own type and device are the centre itself.
+
+        A ``step`` is taken in a copy of one group's weights at a time.  Only where live weights are the centre itself
+        the copies stay, as live weights, until the next refresh.
+        """
+        for group, centre in zip(self.groups, self._fused, strict=True):
+            buffer = centre if step is None else self._stepped(group, centre, step)
             weight = buffer.to(device=self._place.device, dtype=self._place.dtype)
             group.weight.set(weight.T if group.parts[0].transposed else weight)
+
+    def _stepped(self, group: LinearGroup, centre: Tensor, step: Update) -> Tensor:
+        """A copy of a group's part of the centre, moved by ``step``."""
+        names = [f"{part.name}.weight" for part in group.parts]
+        copy = centre.clone()
+        rows = copy.split([self.centre.tensors[name].shape[0] for name in names])
+        self.centre.part({name: as_weights(its) for name, its in zip(names, rows, strict=True)}).apply(step)
+        return copy
 
     def batches(self, members: Sequence[Member]) -> list[list[int]]:
         """All members together."""

@@ -14,7 +14,7 @@ from seedtune.engines.base import Noise
 from seedtune.errors import ModelError
 from seedtune.kernels.base import Kernels
 from seedtune.kernels.select import kernels_for
-from seedtune.types import Coverage, Member
+from seedtune.types import Coverage, Member, Update
 from seedtune.weights import Centre
 
 
@@ -37,8 +37,11 @@ class Perturbation(Protocol):
         """Take the model, whose parameters now have their final precision and place, and follow the centre."""
         ...
 
-    def refresh(self) -> None:
-        """The centre has moved."""
+    def refresh(self, step: Update | None = None) -> None:
+        """Follow the centre, which has moved; with a ``step`` follow where that would take it, until the next refresh.
+
+        The centre itself takes no step.
+        """
         ...
 
     def batches(self, members: Sequence[Member]) -> list[list[int]]:

@@ -1,0 +1,102 @@
+"""θ₀ for updates with decay and for measuring drift: the base model's own values, streamed from its checkpoint."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import try_to_load_from_cache
+
+from seedtune import fingerprint as fp
+from seedtune import tensorfile
+from seedtune.engines.transformers.checkpoint import ModelSource
+from seedtune.engines.transformers.perturbation import as_tensor, as_weights
+from seedtune.errors import ModelError
+from seedtune.rounding import dtype_of
+from seedtune.tensorfile import Stored
+from seedtune.weights import Weights, tensor_fingerprint
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What a parameter was when the model was loaded."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    fingerprint: fp.Fingerprint
+
+    @classmethod
+    def of(cls, name: str, array: Weights) -> Seen:
+        """Of weights as they are in the checkpoint's precision."""
+        return cls(dtype_of(array), tuple(array.shape), tensor_fingerprint(name, array))
+
+
+class BaseWeights:
+    """The base model's parameters by their Hugging Face names, in the checkpoint's precision, one at a time.
+
+    Read from the safetensors files of the model's folder, which nothing keeps in memory.  What these do not hold under
+    its name, shape and values (layouts that transformers converts while loading, other formats) comes from a copy of
+    the model, loaded when the first tensor is asked for and kept.  Either way the values are those that were loaded.
+    """
+
+    def __init__(self, source: ModelSource, model: Any, device: torch.device) -> None:
+        self._source, self._device = source, device
+        self._prefix = f"{model.base_model_prefix}."
+        self._seen = {name: Seen.of(name, _bits_of(p)) for name, p in model.named_parameters()}
+
+    @property
+    def fingerprint(self) -> str:
+        """The fingerprint of every parameter in the precision of the checkpoint, tied ones once."""
+        return fp.to_hex(fp.combine(seen.fingerprint for seen in self._seen.values()))
+
+    def __call__(self, name: str) -> Any:
+        """A tensor's base weights on the engine's device; ModelError or StorageError if the checkpoint has changed."""
+        stored = self._stored.get(name)
+        array = self._copies[name] if stored is None else tensorfile.read(stored)
+        return array if self._device.type == "cpu" else as_tensor(array).to(self._device)
+
+    @cached_property
+    def _stored(self) -> dict[str, Stored]:
+        """Where in the checkpoint's files the parameters lie that are found there."""
+        folder, tensors = _folder(self._source), dict[str, Stored]()
+        for path in sorted(folder.glob("model*.safetensors")) if folder is not None else ():
+            tensors |= tensorfile.contents(path)
+        found = {name: tensors.get(name) or tensors.get(name.removeprefix(self._prefix)) for name in self._seen}
+        return {name: stored for name, stored in found.items() if stored is not None and self._holds(name, stored)}
+
+    def _holds(self, name: str, stored: Stored) -> bool:
+        """Whether that is what was loaded."""
+        seen = self._seen[name]
+        return (stored.dtype, stored.shape) == (seen.dtype, seen.shape) and seen == Seen.of(
+            name, tensorfile.read(stored)
+        )
+
+    @cached_property
+    def _copies(self) -> dict[str, Weights]:
+        """The parameters that the files do not hold."""
+        parameters = dict(self._source.load().named_parameters())
+        copies = {name: _bits_of(parameters[name]) for name in self._seen.keys() - self._stored.keys()}
+        for name, array in copies.items():
+            if Seen.of(name, array) != self._seen[name]:
+                raise ModelError(
+                    f"the base model {self._source.name!r} has changed since it was loaded: {name!r} has other values. "
+                    "Put its files back, or start again."
+                )
+        return copies
+
+
+def _bits_of(parameter: torch.Tensor) -> Weights:
+    weights: Weights = as_weights(parameter.cpu().contiguous())
+    return weights
+
+
+def _folder(source: ModelSource) -> Path | None:
+    """The folder with a model's files; None if it is nowhere on this machine."""
+    folder = Path(source.location)
+    if folder.is_dir():
+        return folder
+    config = try_to_load_from_cache(source.location, "config.json")
+    return Path(config).parent if isinstance(config, str) else None
