@@ -6,11 +6,9 @@ into the ledger's header and may not change on resume; the rest (how often to sa
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any, Literal
 
-import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from seedtune.errors import ConfigError, nearest
@@ -173,6 +171,15 @@ class Config(Section):
     eval_prompts: int = Field(default=0, ge=0)
     """Held-out prompts used; 0 is all of them."""
 
+    drift_steps: int = Field(default=10, ge=0)
+    """Measure how far the centre has come from the base model every this many generations; 0: never."""
+
+    kl_steps: int = Field(default=0, ge=0)
+    """Measure the divergence from the base model every this many generations; 0: never."""
+
+    kl_prompts: int = Field(default=8, ge=1)
+    """Held-out prompts (or training prompts, if there are none) for it."""
+
     logging_steps: int = Field(default=1, ge=1)
     """Show progress every this many generations (metrics are always written)."""
 
@@ -310,66 +317,10 @@ _INCIDENTAL: dict[str, Any] = {
     # The base model is known by its fingerprint, not by where it lies.
     **dict.fromkeys(("model", "output_dir", "generations", "eval_steps", "eval_prompts", "logging_steps"), True),
     **dict.fromkeys(("save_steps", "save_total_limit"), True),
+    **dict.fromkeys(("drift_steps", "kl_steps", "kl_prompts"), True),
     "transformers": {"device", "trust_remote_code", "centre_file", "packed"},
     "toy": {"delay"},
 }
-
-
-def load_config(path: Path, overrides: Iterable[str] = ()) -> Config:
-    """Read a YAML file and apply ``key=value`` overrides (dotted keys reach into sections)."""
-    return Config.create(read_settings(path, overrides))
-
-
-def read_settings(path: Path, overrides: Iterable[str] = ()) -> dict[str, Any]:
-    """The settings of a YAML file with overrides, not yet validated."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read the configuration {str(path)!r}: {error}. Check the path.") from error
-    try:
-        settings = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
-    if settings is None:
-        settings = {}
-    if not isinstance(settings, dict):
-        raise ConfigError(f"{path} holds {type(settings).__name__}, not settings. Write lines like 'sigma: 0.006'.")
-    return override(settings, overrides)
-
-
-def override(settings: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
-    """``settings`` with every ``a.b=value`` applied; values are read as YAML."""
-    result = dict(settings)
-    for item in overrides:
-        key, equals, text = item.partition("=")
-        if not equals or not key.strip():
-            raise ConfigError(f"--set {item!r} is not of the form key=value, for example --set sigma=0.006")
-        _assign(result, key.strip().split("."), _value(text), item)
-    return result
-
-
-def _value(text: str) -> Any:
-    """A YAML value; numbers like ``1e-3``, which YAML takes for text, are numbers."""
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        return text
-    if isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
-
-
-def _assign(settings: dict[str, Any], path: list[str], value: Any, item: str) -> None:
-    for key in path[:-1]:
-        section = settings.get(key, {})
-        if not isinstance(section, dict):
-            raise ConfigError(f"--set {item!r}: {key} is a value, not a section.")
-        settings[key] = dict(section)
-        settings = settings[key]
-    settings[path[-1]] = value
 
 
 def _explain(error: Any) -> str:

@@ -81,14 +81,15 @@ class Evaluator:
     def _jobs(self, members: tuple[Member, ...], examples: tuple[Example, ...], plan: Plan) -> list[Job]:
         """Members cut into fixed groups, the same whatever the engine."""
         size = self.config.members_per_job or len(members)
-        prompts = tuple(self._prompt(example) for example in examples)
+        prompts = tuple(self.prompt(example) for example in examples)
         how = self._sampling(plan.generation)
         return [
             Job(index, plan.sigma, members[first : first + size], prompts, how, plan.shift)
             for index, first in enumerate(range(0, len(members), size))
         ]
 
-    def _prompt(self, example: Example) -> Prompt:
+    def prompt(self, example: Example) -> Prompt:
+        """An example as the engine takes it, with the system prompt."""
         content = example.prompt
         if self.config.system_prompt is not None and not isinstance(content, str):
             system: Message = {"role": "system", "content": self.config.system_prompt}

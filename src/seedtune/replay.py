@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from seedtune import __version__, engines, ledger, noise, snapshot, strategies
-from seedtune.config import Config, load_config
+from seedtune.config import Config
+from seedtune.configfile import load_config
 from seedtune.engines.base import Engine, EngineInfo
 from seedtune.errors import LedgerError, RunError, StorageError, resume_command
 from seedtune.lineage import Lineage

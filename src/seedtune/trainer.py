@@ -11,17 +11,19 @@ from typing import Any, Protocol
 import numpy as np
 import yaml
 
-from seedtune import engines, files, ledger, monitors, noise, replay, report, snapshot, strategies, tasks
+from seedtune import engines, files, ledger, monitors, noise, replay, report, snapshot, strategies
 from seedtune.config import Config
+from seedtune.diagnostics import Diagnostics, signal_alarms
 from seedtune.engines.base import Engine, EngineInfo
-from seedtune.errors import ConfigError, DataError, RunError, StorageError, storage_cause
+from seedtune.errors import ConfigError, RunError, StorageError, storage_cause
 from seedtune.evaluator import Evaluator, Outcome
 from seedtune.ledger import Ledger, Record
 from seedtune.lineage import Lineage
 from seedtune.shaping import member_rewards
 from seedtune.strategies.base import Feedback, State, Step, tell
-from seedtune.tasks.base import RewardFunction, Task
-from seedtune.tasks.data import Rows, examples, rewards
+from seedtune.tasks.base import RewardFunction
+from seedtune.tasks.chosen import chosen
+from seedtune.tasks.data import Rows
 from seedtune.types import CENTRE, Example, Member, Plan
 
 Metrics = dict[str, Any]
@@ -65,12 +67,12 @@ class Trainer:
         if reward_funcs is not None or train_dataset is not None:
             config = config.replace(task="custom")
         self.config = config if model is None else config.replace(model=model)
-        self.task = _task(self.config, reward_funcs, reward_weights, (train_dataset, eval_dataset))
+        self.task = chosen(self.config, reward_funcs, reward_weights, (train_dataset, eval_dataset))
         self.callbacks = tuple(callbacks)
         self.strategy = strategies.create(self.config, [reward.weight for reward in self.task.rewards])
         self.paths = replay.RunPaths(Path(self.config.output_dir))
         self.engine: Engine | None = None
-        self.generation = 0
+        self.generation = self.parameters = 0
         self.lineage = Lineage(strategies.memory(self.config))
         self.replaying: replay.Progress | None = None
         """Told how far the replay of a resumed run is."""
@@ -110,6 +112,7 @@ class Trainer:
 
     def _loop(self, book: Ledger, state: State) -> None:
         evaluator = Evaluator(self.load(), self.task, self.config)
+        diagnostics = Diagnostics(self.load(), self.task, self.config, parameters=self.parameters)
         self._evaluate_if_due()
         for generation in range(self.generation, self.config.generations):
             started = time.perf_counter()
@@ -122,7 +125,8 @@ class Trainer:
             self._apply(record)
             state, self.generation = step.state, generation + 1
             self._note(book)
-            self._emit_generation(outcome, plan, step, time.perf_counter() - started)
+            measured = self._measure(diagnostics, evaluator)
+            self._emit_generation(outcome, record, measured, time.perf_counter() - started)
             self._evaluate_if_due()
             self._snapshot_if_due()
         self._write_report()
@@ -168,6 +172,7 @@ class Trainer:
         engine, self.generation = engines.create(self.config), 0
         self.lineage = Lineage(strategies.memory(self.config))
         info = engine.load()
+        self.parameters = info.coverage.perturbed
         self.engine = engine
         try:
             self.paths.root.mkdir(parents=True, exist_ok=True)
@@ -191,6 +196,7 @@ class Trainer:
         book, contents = Ledger.resume(self.paths.ledger)
         with closing(book):
             info = self._rebuild(contents)
+            self.parameters = info.coverage.perturbed
             if self.generation and self.generation not in contents.fingerprints:
                 self._note(book)
             self._emit("on_start", self, info, self.generation)
@@ -266,23 +272,36 @@ class Trainer:
         if self.generation % self.config.fingerprint_steps == 0 or self.generation == self.config.generations:
             book.append_fingerprint(self.generation, self.load().fingerprint())
 
-    def _emit_generation(self, outcome: Outcome, plan: Plan, step: Step, step_time: float) -> None:
-        scores = outcome.scores[: len(plan.members)]
-        times = self.load().take_times()
+    def _measure(self, diagnostics: Diagnostics, evaluator: Evaluator) -> Metrics:
+        """Diagnostics of the newest generation, and what they cost."""
+        times, started = self.load().take_times(), time.perf_counter()
+        measured = diagnostics.after(self.lineage)
+        spent = time.perf_counter() - started
+        measured |= diagnostics.divergence(evaluator, self.generation)
+        return {**measured, "times": times, "time/diagnostics": spent}
+
+    def _emit_generation(self, outcome: Outcome, record: Record, measured: Metrics, step_time: float) -> None:
+        scores = outcome.scores[: len(record.plan.members)]
+        times = measured.pop("times")
         metrics: Metrics = {
             "generation": self.generation,
             **monitors.member_metrics(member_rewards(scores)),
             **monitors.prompt_metrics(scores),
-            "reward_centre": monitors.mean(outcome.row(CENTRE)) if self.config.evaluate_centre else None,
+            "reward_centre": record.centre_reward,
             **monitors.function_metrics(outcome.by_function),
             **monitors.completion_metrics(outcome.rollouts),
-            "sigma": plan.sigma,
-            "alpha": step.alpha,
+            "sigma": record.plan.sigma,
+            "alpha": record.alpha,
             "rollouts": len(outcome.rollouts),
             "num_tokens": times.generated_tokens + times.prompt_tokens,
             **monitors.time_metrics(times, {**outcome.seconds, "update": times.update}, step_time),
+            **measured,
         }
-        metrics["alarms"] = monitors.alarms(metrics, moved=any(step.coefficients)) + monitors.went_back(step.back_to)
+        metrics["alarms"] = [
+            *monitors.alarms(metrics, moved=any(record.coefficients)),
+            *signal_alarms(record),
+            *monitors.went_back(record.back_to),
+        ]
         files.append_lines(self.paths.metrics, [metrics])
         self._emit("on_generation", metrics)
 
@@ -361,35 +380,3 @@ def _samples(outcome: Outcome, generation: int, split: str) -> list[dict[str, An
         }
         for rollout, reward in outcome.of(CENTRE)
     ]
-
-
-def _task(
-    config: Config,
-    functions: RewardFunction | Sequence[RewardFunction] | None,
-    weights: Sequence[float] | None,
-    data: tuple[Rows | None, Rows | None],
-) -> Task:
-    """The built-in task, or the caller's data and rewards; DataError if there is nothing to train on."""
-    if functions is None and data[0] is None:
-        if config.task == "custom":
-            raise ConfigError("this run had its own data and rewards: resume it from Python with the same Trainer.")
-        if weights is not None or data[1] is not None:
-            raise ConfigError("reward_weights and eval_dataset need reward_funcs and train_dataset.")
-        task = tasks.create(config.task)
-    elif functions is None or data[0] is None:
-        raise ConfigError("give both reward_funcs and train_dataset, or neither and a built-in task.")
-    else:
-        train, test = examples(data[0], "train"), examples(data[1], "eval")
-        task = Task("custom", train, test, rewards(functions, weights))
-    _check_task(config, task)
-    return task
-
-
-def _check_task(config: Config, task: Task) -> None:
-    if not task.train:
-        raise DataError(f"the training data of task {task.name!r} is empty. Give at least one row with a 'prompt'.")
-    if config.system_prompt is not None and any(isinstance(e.prompt, str) for e in (*task.train, *task.test)):
-        raise ConfigError(
-            f"system_prompt={config.system_prompt!r} needs chat prompts, but task {task.name!r} has "
-            "plain text. Make its prompts lists of messages, or leave system_prompt out."
-        )

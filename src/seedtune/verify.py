@@ -12,7 +12,8 @@ from pathlib import Path
 
 from seedtune import engines, ledger, replay, snapshot
 from seedtune.audit import Audit, audit
-from seedtune.config import Config, override
+from seedtune.config import Config
+from seedtune.configfile import override
 from seedtune.engines.base import Engine
 from seedtune.errors import LedgerError, StorageError
 from seedtune.snapshot import Snapshot

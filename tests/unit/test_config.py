@@ -7,7 +7,8 @@ import math
 import pytest
 import yaml
 
-from seedtune.config import Config, load_config, override
+from seedtune.config import Config
+from seedtune.configfile import load_config, override
 from seedtune.errors import ConfigError
 
 

@@ -68,7 +68,7 @@ def train(
     report.html.
     A run that was stopped, killed or crashed goes on with: seedtune resume RUN
     """
-    from seedtune.config import load_config
+    from seedtune.configfile import load_config
     from seedtune.trainer import Trainer
 
     settings = load_config(config, sets or ())
@@ -87,7 +87,8 @@ def resume(
 ) -> None:
     """Go on with a run after the last complete generation, bit for bit as if it had never stopped."""
     from seedtune import replay
-    from seedtune.config import Config, override
+    from seedtune.config import Config
+    from seedtune.configfile import override
     from seedtune.trainer import Trainer
 
     config = replay.run_config(run)

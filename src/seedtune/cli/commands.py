@@ -12,7 +12,8 @@ from rich.table import Table
 from seedtune import ledger, monitors, replay, report, tasks
 from seedtune.cli.console import console, error_console
 from seedtune.cli.progress import ProgressLines, ReplayProgress, clock
-from seedtune.config import Config, override
+from seedtune.config import Config
+from seedtune.configfile import override
 from seedtune.errors import ConfigError, RunError, resume_command
 from seedtune.export import Export, export_run
 from seedtune.trainer import Trainer

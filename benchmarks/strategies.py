@@ -1,0 +1,287 @@
+"""Strategies side by side at equal rollouts, and the adaptive step against a sweep of fixed ones.
+
+    python benchmarks/strategies.py variants|steps [--seeds 3] [--jobs 2] [--output benchmarks/results]
+
+Three tasks, two models: ``conciseness`` and ``sentence`` (1 for an answer of exactly one sentence) on SmolLM2-135M,
+held-out questions; ``countdown`` on a 1M Llama (see countdown.py), the puzzles it trains on.  A run is a process with
+one thread; finished runs are kept in strategies-runs.jsonl of the output folder and not run again.  Plots need
+``pip install matplotlib``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+Settings = dict[str, Any]
+Run = dict[str, Any]
+
+TASKS: dict[str, Settings] = {
+    "conciseness": {"sigma": 0.008, "generations": 6, "prompts_per_generation": 4, "max_completion_length": 24},
+    "sentence": {"sigma": 0.008, "generations": 6, "prompts_per_generation": 4, "max_completion_length": 24},
+    "countdown": {"sigma": 0.01, "generations": 24, "prompts_per_generation": 32, "max_completion_length": 10},
+}
+"""What every run of a task has; N = 32, so about 800 rollouts, or 24,576 for countdown."""
+
+COMMON: Settings = {"population": 32, "save_steps": 0, "evaluate_centre": True, "fingerprint_steps": 1000}
+RATIO = 3.0
+"""α/σ of the variants."""
+
+
+def variants(sigma: float, generations: int) -> dict[str, Settings]:
+    """Every variant with the same σ and (nearly) the same number of rollouts."""
+    alpha = RATIO * sigma
+    singles, fixed = {"antithetic": False}, {"alpha": alpha}
+    return {
+        "paper: α = σ/2": {**singles, "alpha": sigma / 2},
+        "plain, α = 3σ": {**singles, **fixed},
+        "pairs, α = 3σ": fixed,
+        "pairs, ranks": {"alpha": alpha / 0.29, "shaping": "centered_rank"},
+        "subspaces, K = 4": {**fixed, "subspaces": 4},
+        "control: α√K": {"alpha": 2 * alpha},
+        "noise kept for 4": {**fixed, "noise_reuse": 4},
+        "look-ahead (ESSAM)": {**fixed, "lookahead": {"kind": "essam", "radius": alpha / 5}},
+        "look-ahead (ESSAM-F)": {
+            **fixed,
+            "generations": round(generations * 64 / 42),
+            "lookahead": {"kind": "essam_f", "radius": 0.5},
+        },
+        "α cosine 6σ to 0.6σ": {"alpha": 2 * alpha, "alpha_schedule": {"kind": "cosine", "over": generations}},
+        "adaptive": {},
+        "adaptive, σ by success": {"sigma_rule": "success"},
+    }
+
+
+def steps(sigma: float, _: int) -> dict[str, Settings]:
+    """Fixed steps of a sweep, and the adaptive one from three starts."""
+    sweep = {f"fixed, α = {ratio:g}σ": {"alpha": ratio * sigma} for ratio in (0.5, 1.5, 3.0, 6.0, 12.0)}
+    starts = {"σ/2": 0.5, "30σ": 30.0}
+    adaptive: dict[str, Settings] = {
+        f"adaptive from {name}": {"alpha": r * sigma, "step_size": "adaptive"} for name, r in starts.items()
+    }
+    return {**sweep, "adaptive": {}, **adaptive}
+
+
+STUDIES = {"variants": variants, "steps": steps}
+
+
+# ------------------------------------------------------------------------------ one run, in a process of its own
+
+
+def one_run(task: str, settings: Settings, seed: int) -> list[tuple[int, float]]:
+    """(rollouts so far, reward of the centre) of every evaluation."""
+    import seedtune.engines.transformers  # noqa: F401 - sets how OpenMP waits, before torch is imported
+    from seedtune import Config, Trainer
+
+    points: list[tuple[int, float]] = []
+    spent = [0]
+
+    class Curve:
+        def on_start(self, *_: Any) -> None: ...
+
+        def on_generation(self, metrics: dict[str, Any]) -> None:
+            spent[0] += metrics["rollouts"]
+
+        def on_evaluate(self, metrics: dict[str, Any]) -> None:
+            points.append((spent[0], metrics["eval_reward"]))
+
+        def on_end(self, *_: Any) -> None: ...
+
+    with tempfile.TemporaryDirectory() as folder:
+        own = {"seed": seed, "output_dir": f"{folder}/run", "eval_steps": 2 if task != "countdown" else 3}
+        made = {**COMMON, **TASKS[task], **own, **settings}
+        if task == "conciseness":
+            trainer = Trainer(Config.create({**made, "task": task, "eval_prompts": 32}), callbacks=[Curve()])
+        elif task == "sentence":
+            trainer = _sentences(Config.create({**made, "eval_prompts": 32}), Curve())
+        else:
+            trainer = _puzzles(made, Path(folder), Curve())
+        trainer.train()
+        trainer.load().close()
+    return points
+
+
+def one_sentence(completions: list[Any], **_: Any) -> list[float]:
+    """1 for an answer that ends with its only full stop, question or exclamation mark."""
+    texts = [completion[0]["content"].strip() for completion in completions]
+    return [float(text[-1:] in set(".!?") and sum(text.count(mark) for mark in ".!?") == 1) for text in texts]
+
+
+def _sentences(config: Any, curve: Any) -> Any:
+    from seedtune import Trainer
+    from seedtune.tasks import create
+
+    rows = {name: [{"prompt": e.prompt} for e in getattr(create("conciseness"), name)] for name in ("train", "test")}
+    data = {"train_dataset": rows["train"], "eval_dataset": rows["test"]}
+    return Trainer(config, reward_funcs=one_sentence, **data, callbacks=[curve])
+
+
+def _puzzles(settings: Settings, folder: Path, curve: Any) -> Any:
+    import countdown
+
+    from seedtune import Config, Trainer
+
+    countdown.train_model(folder / "model")
+    rows = countdown.puzzles(32, 1)
+    config = Config.create({**settings, "model": str(folder / "model")})
+    return Trainer(config, reward_funcs=countdown.solved, train_dataset=rows, eval_dataset=rows, callbacks=[curve])
+
+
+# ------------------------------------------------------------------------------ all runs
+
+
+def collect(study: str, tasks: Iterable[str], seeds: int, *, jobs: int, kept: Path) -> list[Run]:
+    """Every run of a study, from the file of finished ones or made now."""
+    done = {_name(run): run for run in map(json.loads, kept.read_text().splitlines())} if kept.exists() else {}
+    wanted: list[Run] = []
+    for seed in range(seeds):
+        for task in tasks:
+            how = TASKS[task]
+            for label, settings in STUDIES[study](how["sigma"], how["generations"]).items():
+                wanted.append({"task": task, "label": label, "settings": settings, "seed": seed})
+    missing = [run for run in wanted if _name(run) not in done]
+
+    def make(run: Run) -> None:
+        command = [sys.executable, __file__, "run", json.dumps(run)]
+        env = {**os.environ, "OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
+        made = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
+        if made.returncode:
+            raise SystemExit(f"{run['label']} of {run['task']}: {made.stderr[-2000:]}")
+        run["points"] = json.loads(made.stdout.splitlines()[-1])
+        done[_name(run)] = run
+        with kept.open("a") as file:
+            file.write(json.dumps(run) + "\n")
+        print(f"{len(done)} {run['task']} | {run['label']} | seed {run['seed']}: {run['points'][-1]}", flush=True)
+
+    with ThreadPoolExecutor(jobs) as pool:
+        list(pool.map(make, missing))
+    return [done[_name(run)] for run in wanted]
+
+
+def _name(run: Run) -> str:
+    return json.dumps([run["task"], run["settings"], run["seed"]], sort_keys=True)
+
+
+def mean_std(values: list[float]) -> str:
+    spread = statistics.stdev(values) if len(values) > 1 else 0.0
+    return f"{statistics.mean(values):.3g} ± {spread:.2g}"
+
+
+def grouped(runs: list[Run], task: str) -> dict[str, list[list[list[float]]]]:
+    """Points of every seed by label."""
+    found: dict[str, list[list[list[float]]]] = {}
+    for run in runs:
+        if run["task"] == task:
+            found.setdefault(run["label"], []).append(run["points"])
+    return found
+
+
+def variants_table(runs: list[Run], task: str) -> str:
+    """Reward of the centre halfway and at the end, and by seed."""
+    lines = ["| variant | rollouts | halfway | at the end | by seed |", "| --- | ---: | ---: | ---: | --- |"]
+    curves = grouped(runs, task)
+    order = sorted(curves, key=lambda label: -statistics.mean(points[-1][1] for points in curves[label]))
+    for label in order:
+        seeds = curves[label]
+        half = [min(points, key=lambda p, end=points[-1][0]: abs(p[0] - end / 2))[1] for points in seeds]
+        last = [points[-1][1] for points in seeds]
+        by_seed = " ".join(f"{value:.3g}" for value in last)
+        lines.append(f"| {label} | {int(seeds[0][-1][0]):,} | {mean_std(half)} | {mean_std(last)} | {by_seed} |")
+    base = next(iter(curves.values()))[0][0][1]
+    return "\n".join([f"## {task}", "", f"Base model {base:.3g}. `{json.dumps(TASKS[task])}`", "", *lines])
+
+
+def steps_table(runs: list[Run], task: str) -> str:
+    """Rollouts until the mean curve first reaches the target: 80 % of the way to the best fixed end."""
+    curves = grouped(runs, task)
+    base = next(iter(curves.values()))[0][0][1]
+    means = {
+        label: [(p[0][0], statistics.mean(q[1] for q in p)) for p in zip(*seeds, strict=True)]
+        for label, seeds in curves.items()
+    }
+    best = max(points[-1][1] for label, points in means.items() if label.startswith("fixed"))
+    target = base + 0.8 * (best - base)
+    lines = [
+        "| step | rollouts to the target | best | at the end | worst seed |",
+        "| --- | ---: | ---: | ---: | ---: |",
+    ]
+    for label, points in means.items():
+        reached = next((f"{int(rollouts):,}" for rollouts, reward in points if reward >= target), "not")
+        top, last = max(reward for _, reward in points), [seed[-1][1] for seed in curves[label]]
+        lines.append(f"| {label} | {reached} | {top:.3g} | {mean_std(last)} | {min(last):.3g} |")
+    told = f"Base model {base:.3g}; target {target:.3g}, 80 % of the way to the best end of a fixed step."
+    return "\n".join([f"## {task}", "", told, "", *lines])
+
+
+def plot(runs: list[Run], tasks: list[str], path: Path) -> None:
+    """Mean reward against rollouts, a line a variant, as SVG."""
+    import matplotlib as mpl
+
+    mpl.use("svg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(1, len(tasks), figsize=(5 * len(tasks), 5))
+    for axis, task in zip(axes, tasks, strict=True):
+        for number, (label, seeds) in enumerate(grouped(runs, task).items()):
+            xs = [p[0][0] for p in zip(*seeds, strict=True)]
+            ys = [statistics.mean(q[1] for q in p) for p in zip(*seeds, strict=True)]
+            axis.plot(xs, ys, linewidth=1.2, label=label, color=plt.get_cmap("tab20")(number % 20))
+        axis.set_title(task)
+        axis.set_xlabel("rollouts")
+        axis.grid(alpha=0.3)
+    axes[-1].legend(fontsize=6)
+    figure.tight_layout()
+    figure.savefig(path, metadata={"Date": None})
+
+
+TITLES = {"variants": "Strategies at equal rollouts", "steps": "The adaptive step against fixed ones"}
+TABLES = {"variants": variants_table, "steps": steps_table}
+NAMES = {"variants": "strategies", "steps": "step-size"}
+
+
+def main() -> None:
+    """One study, or one run of it."""
+    if sys.argv[1:2] == ["run"]:
+        run = json.loads(sys.argv[2])
+        print(json.dumps(one_run(run["task"], run["settings"], run["seed"])))
+        return
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("study", choices=STUDIES)
+    parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=TASKS)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--jobs", type=int, default=2, help="processes at once, one thread each")
+    parser.add_argument("--output", type=Path, default=Path("benchmarks/results"))
+    options = parser.parse_args()
+    options.output.mkdir(parents=True, exist_ok=True)
+    kept = options.output / "strategies-runs.jsonl"
+    runs = collect(options.study, options.tasks, options.seeds, jobs=options.jobs, kept=kept)
+    tables = [TABLES[options.study](runs, task) for task in options.tasks]
+    write(options.output, options.study, tables, options.seeds)
+    plot(runs, options.tasks, options.output / f"{NAMES[options.study]}.svg")
+    print("\n\n".join(tables))
+
+
+def write(folder: Path, study: str, tables: list[str], seeds: int) -> None:
+    """The page with its command and versions."""
+    command = f"`python benchmarks/strategies.py {study} --seeds {seeds}`, {time.strftime('%Y-%m-%d')}."
+    made = f"{command} Python {platform.python_version()}, {os.cpu_count()} cores, a process with one thread a run."
+    name = NAMES[study]
+    notes = folder / f"{name}-notes.md"
+    said = [notes.read_text().strip(), ""] if notes.exists() else []
+    lines = [f"# {TITLES[study]}", "", made, "", *said, f"![reward against rollouts]({name}.svg)", "", *tables, ""]
+    (folder / f"{name}.md").write_text("\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()

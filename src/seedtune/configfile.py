@@ -1,0 +1,69 @@
+"""Configurations from YAML files and from ``key=value`` overrides of the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from seedtune.config import Config
+from seedtune.errors import ConfigError
+
+
+def load_config(path: Path, overrides: Iterable[str] = ()) -> Config:
+    """Read a YAML file and apply ``key=value`` overrides (dotted keys reach into sections)."""
+    return Config.create(read_settings(path, overrides))
+
+
+def read_settings(path: Path, overrides: Iterable[str] = ()) -> dict[str, Any]:
+    """The settings of a YAML file with overrides, not yet validated."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read the configuration {str(path)!r}: {error}. Check the path.") from error
+    try:
+        settings = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    if settings is None:
+        settings = {}
+    if not isinstance(settings, dict):
+        raise ConfigError(f"{path} holds {type(settings).__name__}, not settings. Write lines like 'sigma: 0.006'.")
+    return override(settings, overrides)
+
+
+def override(settings: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
+    """``settings`` with every ``a.b=value`` applied; values are read as YAML."""
+    result = dict(settings)
+    for item in overrides:
+        key, equals, text = item.partition("=")
+        if not equals or not key.strip():
+            raise ConfigError(f"--set {item!r} is not of the form key=value, for example --set sigma=0.006")
+        _assign(result, key.strip().split("."), _value(text), item)
+    return result
+
+
+def _value(text: str) -> Any:
+    """A YAML value; numbers like ``1e-3``, which YAML takes for text, are numbers."""
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def _assign(settings: dict[str, Any], path: list[str], value: Any, item: str) -> None:
+    for key in path[:-1]:
+        section = settings.get(key, {})
+        if not isinstance(section, dict):
+            raise ConfigError(f"--set {item!r}: {key} is a value, not a section.")
+        settings[key] = dict(section)
+        settings = settings[key]
+    settings[path[-1]] = value

@@ -1,0 +1,130 @@
+"""What a generation's update says about a run: how far it should have gained and drifted, and how far it did."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from seedtune.config import Config
+from seedtune.engines.base import Engine
+from seedtune.evaluator import Evaluator
+from seedtune.ledger import Record
+from seedtune.lineage import Lineage
+from seedtune.strategies.averages import NONE, agreement
+from seedtune.strategies.signal import gain, radius_of
+from seedtune.tasks.base import Task
+from seedtune.types import Decay, Term, Update
+
+Numbers = dict[str, Any]
+
+CLEAR_SHARE, CLEAR_AFTER = 0.1, 5
+"""An average share of members better than the centre below this, over so many generations, is an alarm."""
+
+
+def signal_metrics(record: Record) -> Numbers:
+    """The centre against its members, and the gain that the second-order model predicts of the step.
+
+    ``members_better``: share of members that beat the centre, about ½ where σ is small; ``agreement``: part of the
+    measured slope that holds over all training prompts; ``step_radius``: the step in lengths of a perturbation.
+    """
+    signal, averages = record.signal, _averages(record)
+    if not signal:
+        return {}
+    radius = radius_of(record.alpha, record.plan.sigma, signal, len(record.plan.members))
+    return {
+        "members_better": signal.get("better"),
+        "curvature": signal.get("curvature"),
+        "agreement": agreement(averages),
+        "step_radius": radius,
+        "predicted_gain": gain(signal, radius, agreement(averages)),
+    }
+
+
+def signal_alarms(record: Record) -> list[str]:
+    """A σ at which next to no member is better than the centre."""
+    averages = _averages(record)
+    if averages["seen"] < CLEAR_AFTER or averages["better"] >= CLEAR_SHARE:
+        return []
+    return [
+        f"only {averages['better']:.0%} of members beat the centre lately: sigma is too large for this model. Lower "
+        "sigma, or set sigma_rule=success."
+    ]
+
+
+def _averages(record: Record) -> Any:
+    state = record.state.get("inner", record.state)
+    return state.get("averages", NONE)
+
+
+def predicted_drift(updates: Sequence[Update], parameters: int) -> float:
+    """‖θ − θ₀‖ of a random walk, √(d Σ w²): with z-scores α√(T·d/N) (arXiv 2605.30148).
+
+    The weights of noise that is used more than once add up before they are squared.  An L2 decay shrinks all that came
+    before it; for an L1 decay elements are taken to be normal, so that it shrinks their spread by a known factor.
+    """
+    weights: dict[tuple[int, int], float] = {}
+    for update in updates:
+        for term in update.terms:
+            place = (term.generation, term.pair)
+            weights[place] = weights.get(place, 0.0) + term.weight
+        if update.decay is not None:
+            left = _kept(math.sqrt(math.fsum(weight**2 for weight in weights.values())), update.decay)
+            weights = {place: left * weight for place, weight in weights.items()}
+    return math.sqrt(parameters * math.fsum(weight**2 for weight in weights.values()))
+
+
+def _kept(spread: float, decay: Decay) -> float:
+    """What a decay leaves of normal elements' deviation s: E (|x| − t)₊² = (s² + t²)·2Q(t/s) − 2ts·φ(t/s)."""
+    factor = 1.0 - decay.l2
+    scale = factor * spread
+    if decay.l1 == 0.0 or scale == 0.0:
+        return factor
+    u = decay.l1 / scale
+    tail, density = math.erfc(u / math.sqrt(2.0)), math.exp(-u * u / 2.0) / math.sqrt(2.0 * math.pi)
+    return factor * math.sqrt(max(0.0, (1.0 + u * u) * tail - 2.0 * u * density))
+
+
+class Diagnostics:
+    """Measurements that need the engine; each as often as the configuration says."""
+
+    def __init__(self, engine: Engine, task: Task, config: Config, *, parameters: int) -> None:
+        self.engine, self.task, self.config, self.parameters = engine, task, config, parameters
+        self._before: tuple[Term, ...] = ()
+
+    def after(self, lineage: Lineage) -> Numbers:
+        """What there is to know of the newest generation, now that its update is applied."""
+        record = lineage.records[-1]
+        found = signal_metrics(record)
+        if record.back_to is None:
+            found["update_cosine"] = self._cosine(lineage.last().terms)
+        done = len(lineage.records)
+        if _due(done, self.config.drift_steps):
+            found["drift"] = self.engine.drift()
+            found["drift_predicted"] = predicted_drift(lineage.updates(done), self.parameters)
+        return found
+
+    def _cosine(self, terms: tuple[Term, ...]) -> float | None:
+        """The cosine between this update and the one before; about 0 for updates of fresh noise."""
+        before, self._before = self._before, terms
+        return self.engine.cosine(before, terms) if before and terms else None
+
+    def divergence(self, evaluator: Evaluator, generation: int) -> Numbers:
+        """KL(centre ‖ base) per token of the centre's answers to fixed prompts: r − log r − 1, r = π_base/π_centre."""
+        if not _due(generation, self.config.kl_steps):
+            return {}
+        examples = (self.task.test or self.task.train)[: self.config.kl_prompts]
+        rollouts = evaluator.centre(examples, generation=generation).rollouts
+        prompts = [evaluator.prompt(examples[rollout.prompt]) for rollout in rollouts]
+        answers = [rollout.token_ids for rollout in rollouts]
+        ours, base = (self.engine.logprobs(prompts, answers, base=which) for which in (False, True))
+        pairs = zip(ours, base, strict=True)
+        logs = np.concatenate([np.array(b) - np.array(o) for o, b in pairs] or [np.zeros(0)])
+        self.engine.take_times()
+        return {"kl": float(np.mean(np.expm1(logs) - logs)) if logs.size else None}
+
+
+def _due(generation: int, steps: int) -> bool:
+    return steps > 0 and generation % steps == 0
