@@ -123,6 +123,71 @@ def test_decode_writes_the_new_key_and_value_and_nothing_else(dtype: torch.dtype
     torch.testing.assert_close(step.values, values, atol=0, rtol=0, equal_nan=True)
 
 
+class Prompts:
+    """Three prompts in slots 1, 2 and 3: the second goes on from the first, the third repeats it."""
+
+    PATHS = ([*range(20)], [*range(7), *range(20, 32)], [*range(20)])
+    STARTS = (0, 7, 20)
+
+    def __init__(self, *, heads: int, kv_heads: int, dims: tuple[int, int], dtype: torch.dtype) -> None:
+        dim, value_dim = dims
+        self.q = normal(32, heads, dim, seed=1, dtype=dtype)
+        self.k = normal(32, kv_heads, dim, seed=2, dtype=dtype)
+        self.v = normal(32, kv_heads, value_dim, seed=3, dtype=dtype)
+        self.keys = torch.full((5, kv_heads, dim, 32), torch.nan, dtype=dtype)
+        self.values = torch.full((5, kv_heads, 32, value_dim), torch.nan, dtype=dtype)
+
+    def run(self, *, scaling: float = 0.3, window: int = 0, softcap: float = 0.0) -> Tensor:
+        out = torch.full((32, self.q.shape[1], self.v.shape[2]), torch.nan, dtype=self.q.dtype)
+        ends = np.cumsum([len(path) for path in self.PATHS])
+        attention.prefill(
+            bits(out),
+            bits(self.q),
+            new=(bits(self.k), bits(self.v)),
+            cache=(bits(self.keys), bits(self.values)),
+            prompts=(1, np.concatenate(self.PATHS), ends, np.array(self.STARTS)),
+            how=(scaling, window, softcap),
+        )
+        return out.float()
+
+    def expected(self, *, scaling: float = 0.3, window: int = 0, softcap: float = 0.0) -> Tensor:
+        out = torch.empty(32, self.q.shape[1], self.v.shape[2])
+        group = self.q.shape[1] // self.k.shape[1]
+        for path in self.PATHS:
+            for now, token in enumerate(path):
+                past = path[max(0, now + 1 - window) if window else 0 : now + 1]
+                scores = torch.einsum("hd,thd->ht", self.q[token].float(), self._of(self.k, past, group)) * scaling
+                if softcap:
+                    scores = softcap * torch.tanh(scores / softcap)
+                out[token] = torch.einsum("ht,thd->hd", scores.softmax(-1), self._of(self.v, past, group))
+        return out
+
+    def _of(self, x: Tensor, past: list[int], group: int) -> Tensor:
+        return x[past].float().repeat_interleave(group, 1)
+
+
+@DTYPES
+@pytest.mark.parametrize("how", [{}, {"window": 5}, {"softcap": 1.5, "scaling": 1.0}], ids=["all", "window", "cap"])
+@pytest.mark.parametrize(("heads", "kv_heads", "dims"), [(4, 4, (16, 16)), (6, 2, (32, 48))])
+def test_prompts_attend_to_their_own_beginnings(
+    heads: int, kv_heads: int, dims: tuple[int, int], how: dict[str, float], dtype: torch.dtype
+) -> None:
+    prompts = Prompts(heads=heads, kv_heads=kv_heads, dims=dims, dtype=dtype)
+    torch.testing.assert_close(prompts.run(**how), prompts.expected(**how), atol=TOLERANCE[dtype], rtol=0)
+
+
+@DTYPES
+def test_prompts_fill_their_slots_and_nothing_else(dtype: torch.dtype) -> None:
+    prompts = Prompts(heads=2, kv_heads=2, dims=(16, 32), dtype=dtype)
+    keys, values = prompts.keys.clone(), prompts.values.clone()
+    for slot, path in enumerate(prompts.PATHS, 1):
+        keys[slot, :, :, : len(path)] = prompts.k[path].permute(1, 2, 0)
+        values[slot, :, : len(path)] = prompts.v[path].transpose(0, 1)
+    prompts.run()
+    torch.testing.assert_close(prompts.keys, keys, atol=0, rtol=0, equal_nan=True)
+    torch.testing.assert_close(prompts.values, values, atol=0, rtol=0, equal_nan=True)
+
+
 class Lanes:
     """Rows of a fused linear layer's input and output, and the factors of three pairs."""
 

@@ -1,4 +1,4 @@
-"""One decode step of attention over the slots of a key-value cache, on the CPU.
+"""Attention over the slots of a key-value cache, of a decode step or of whole prompts, on the CPU.
 
 Keys lie transposed (slots, heads, dim, time), so that scores are sums over contiguous time and values
 (slots, heads, time, dim) are sums over contiguous dim: both loops vectorise and read the cache once.
@@ -14,9 +14,12 @@ from numpy.typing import NDArray
 
 from seedtune.kernels.bits import load, store
 from seedtune.kernels.exponential import exp
-from seedtune.kernels.simd import sum_rows_1, sum_rows_4
+from seedtune.kernels.simd import sum_heads_1, sum_heads_4
 
 Array = NDArray[Any]
+
+_narrow_1, _narrow_2, _narrow_3, _narrow_4 = sum_heads_1
+_wide_1, _wide_2, _wide_3, _wide_4 = sum_heads_4
 
 
 @nb.njit(fastmath=True, nogil=True, error_model="numpy")
@@ -37,71 +40,133 @@ def _softmax(scores: Any, softcap: Any) -> None:  # pragma: no cover
 
 
 @nb.njit(nogil=True)
-def _sum_rows(
-    like: Any, out: Any, rows: Any, stride: Any, weights: Any, count: Any, width: Any
+def _narrow(
+    heads: Any, like: Any, out: Any, out_step: Any, rows: Any, stride: Any, weights: Any, step: Any, count: Any
 ) -> None:  # pragma: no cover
-    """out[0:width] = Σ weights[j]·rows[j], 64 columns at a time, then 16 (width is rounded up to 16)."""
+    """16 columns for one to four heads."""
+    if heads == 4:
+        _narrow_4(like, out, out_step, rows, stride, weights, step, count)
+    elif heads == 3:
+        _narrow_3(like, out, out_step, rows, stride, weights, step, count)
+    elif heads == 2:
+        _narrow_2(like, out, out_step, rows, stride, weights, step, count)
+    else:
+        _narrow_1(like, out, out_step, rows, stride, weights, step, count)
+
+
+@nb.njit(nogil=True)
+def _wide(
+    heads: Any, like: Any, out: Any, out_step: Any, rows: Any, stride: Any, weights: Any, step: Any, count: Any
+) -> None:  # pragma: no cover
+    """64 columns for one to four heads."""
+    if heads == 4:
+        _wide_4(like, out, out_step, rows, stride, weights, step, count)
+    elif heads == 3:
+        _wide_3(like, out, out_step, rows, stride, weights, step, count)
+    elif heads == 2:
+        _wide_2(like, out, out_step, rows, stride, weights, step, count)
+    else:
+        _wide_1(like, out, out_step, rows, stride, weights, step, count)
+
+
+@nb.njit(nogil=True)
+def _sum_rows(
+    heads: Any, like: Any, out: Any, rows: Any, stride: Any, weights: Any, step: Any, count: Any, width: Any
+) -> None:  # pragma: no cover
+    """out[h][0:width] = Σ weights[h][j]·rows[j], 64 columns at a time, then 16 (width is rounded up to 16)."""
     done = 0
-    size = like.itemsize
+    size, out_step = like.itemsize, 4 * out.shape[1]
     while done < width:
+        target, source = out.ctypes.data + 4 * done, rows + size * done
         if width - done > 48:
-            sum_rows_4(like, out + 4 * done, rows + size * done, stride, weights, count)
+            _wide(heads, like, target, out_step, source, stride, weights, step, count)
             done += 64
         else:
-            sum_rows_1(like, out + 4 * done, rows + size * done, stride, weights, count)
+            _narrow(heads, like, target, out_step, source, stride, weights, step, count)
             done += 16
 
 
-@nb.njit(parallel=True, fastmath=True, cache=True, nogil=True)
+@nb.njit(nogil=True)
+def _write(keys: Any, values: Any, k: Any, v: Any, slot: Any, h: Any, now: Any) -> None:  # pragma: no cover
+    """The key and value of head ``h`` at position ``now`` of a slot."""
+    for d in range(k.shape[1]):
+        keys[slot, h, d, now] = k[h, d]
+    for d in range(v.shape[1]):
+        values[slot, h, now, d] = v[h, d]
+
+
+@nb.njit(fastmath=True, nogil=True)
+def _attend(
+    out: Any, q: Any, keys: Any, values: Any, slot: Any, h: Any, now: Any, how: Any, space: Any
+) -> None:  # pragma: no cover
+    """One token's query heads that share key head ``h`` attend to positions 0 … ``now`` of a slot."""
+    scaling, window, softcap = how
+    query, scores, total = space
+    kv_heads, dim, time = keys.shape[1:]
+    value_dim, size = values.shape[3], keys.itemsize
+    group = q.shape[0] // kv_heads
+    first = max(0, now + 1 - window) if window > 0 else 0
+    start = first // 16 * 16
+    key_rows = keys.ctypes.data + size * ((slot * kv_heads + h) * dim * time + start)
+    value_rows = values.ctypes.data + size * ((slot * kv_heads + h) * time + first) * value_dim
+    step, row_step = 4 * time, size * value_dim
+    for g in range(h * group, (h + 1) * group, 4):
+        heads = min(4, (h + 1) * group - g)
+        for s in range(heads):
+            for d in range(dim):
+                query[s, d] = load(q[g + s, d]) * scaling
+        _sum_rows(heads, keys, scores, key_rows, size * time, query.ctypes.data, 4 * dim, dim, now + 1 - start)
+        for s in range(heads):
+            _softmax(scores[s, first - start : now + 1 - start], softcap)
+        weights = scores.ctypes.data + 4 * (first - start)
+        _sum_rows(heads, values, total, value_rows, row_step, weights, step, now + 1 - first, value_dim)
+        for s in range(heads):
+            for d in range(value_dim):
+                out[g + s, d] = store(out, total[s, d])
+
+
+@nb.njit(nogil=True)
+def _space(keys: Any, values: Any) -> Any:  # pragma: no cover
+    """Room for four queries, their scores and their sums of values."""
+    dim, time = keys.shape[2:]
+    return np.empty((4, dim), np.float32), np.empty((4, time), np.float32), np.empty((4, values.shape[3]), np.float32)
+
+
+@nb.njit(parallel=True, cache=True, nogil=True)
 def _decode(
+    out: Any, q: Any, k: Any, v: Any, keys: Any, values: Any, lengths: Any, how: Any
+) -> None:  # pragma: no cover
+    kv_heads = keys.shape[1]
+    for task in nb.prange(q.shape[0] * kv_heads):
+        i, h = task // kv_heads, task % kv_heads
+        _write(keys, values, k[i], v[i], i, h, lengths[i])
+        _attend(out[i], q[i], keys, values, i, h, lengths[i], how, _space(keys, values))
+
+
+@nb.njit(parallel=True, cache=True, nogil=True)
+def _prefill(
     out: Any,
     q: Any,
     k: Any,
     v: Any,
     keys: Any,
     values: Any,
-    lengths: Any,
-    scaling: Any,
-    window: Any,
-    softcap: Any,
+    first_slot: Any,
+    tokens: Any,
+    ends: Any,
+    starts: Any,
+    how: Any,
 ) -> None:  # pragma: no cover
-    kv_heads, dim, time = keys.shape[1:]
-    value_dim = values.shape[3]
-    group = q.shape[1] // kv_heads
-    size = keys.itemsize
-    for task in nb.prange(q.shape[0] * kv_heads):
-        i, h = task // kv_heads, task % kv_heads
-        now = lengths[i]
-        for d in range(dim):
-            keys[i, h, d, now] = k[i, h, d]
-        for d in range(value_dim):
-            values[i, h, now, d] = v[i, h, d]
-        first = max(0, now + 1 - window) if window > 0 else 0
-        start = first // 16 * 16
-        query, scores, total = (
-            np.empty(dim, np.float32),
-            np.empty(time, np.float32),
-            np.empty(value_dim, np.float32),
-        )
-        key_rows = keys.ctypes.data + size * ((i * kv_heads + h) * dim * time + start)
-        value_rows = values.ctypes.data + size * ((i * kv_heads + h) * time + first) * value_dim
-        for g in range(h * group, h * group + group):
-            for d in range(dim):
-                query[d] = load(q[i, g, d]) * scaling
-            _sum_rows(keys, scores.ctypes.data, key_rows, size * time, query.ctypes.data, dim, now + 1 - start)
-            weights = scores[first - start : now + 1 - start]
-            _softmax(weights, softcap)
-            _sum_rows(
-                values,
-                total.ctypes.data,
-                value_rows,
-                size * value_dim,
-                weights.ctypes.data,
-                weights.size,
-                value_dim,
-            )
-            for d in range(value_dim):
-                out[i, g, d] = store(out, total[d])
+    kv_heads = keys.shape[1]
+    for task in nb.prange(ends.size * kv_heads):
+        p, h = task // kv_heads, task % kv_heads
+        space = _space(keys, values)
+        begin = ends[p - 1] if p > 0 else 0
+        for now in range(ends[p] - begin):
+            token = tokens[begin + now]
+            _write(keys, values, k[token], v[token], first_slot + p, h, now)
+            if now >= starts[p]:
+                _attend(out[token], q[token], keys, values, first_slot + p, h, now, how, space)
 
 
 def decode(
@@ -124,4 +189,23 @@ def decode(
     """
     k, v = new
     keys, values = cache
-    _decode(out, q, k, v, keys, values, lengths, np.float32(scaling), window, np.float32(softcap))
+    _decode(out, q, k, v, keys, values, lengths, (np.float32(scaling), window, np.float32(softcap)))
+
+
+def prefill(
+    out: Array,
+    q: Array,
+    *,
+    new: tuple[Array, Array],
+    cache: tuple[Array, Array],
+    prompts: tuple[int, Array, Array, Array],
+    how: tuple[float, int, float],
+) -> None:
+    """Write every prompt's keys and values into its slot; its own tokens attend to what it holds so far.
+
+    Shapes: out and q (tokens, heads, dim), new (tokens, kv_heads, dim) twice, cache as in `decode`; ``how`` is
+    scaling, window and softcap.  ``prompts`` are the first one's slot, the tokens of all prompts by position
+    behind each other, where each prompt ends there (prompts,), and the first position that is its own (prompts,).
+    """
+    scaling, window, softcap = how
+    _prefill(out, q, *new, *cache, *prompts, (np.float32(scaling), window, np.float32(softcap)))

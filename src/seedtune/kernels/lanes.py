@@ -37,29 +37,37 @@ def _add_total(y: Any, total: Any) -> None:  # pragma: no cover
         y[j] = store(y, load(y[j]) + total[j])
 
 
-@nb.njit(parallel=True, fastmath=True, cache=True, nogil=True)
+@nb.njit(fastmath=True, nogil=True)
+def _add_rank(y: Any, x: Any, a: Any, b: Any, ends: Any, scale: Any) -> None:  # pragma: no cover
+    """Terms of several ranks: their sum is rounded once."""
+    total = np.zeros(y.size, np.float32)
+    first = 0
+    for q in range(ends.size):
+        for k in range(b.shape[1]):
+            weight = scale * _dot(x, b[q, k])
+            _add_scaled(total[first : ends[q]], a[k, first : ends[q]], weight)
+        first = ends[q]
+    _add_total(y, total)
+
+
+@nb.njit(nogil=True)
+def add_row(y: Any, x: Any, a: Any, b: Any, ends: Any, scale: Any) -> None:  # pragma: no cover
+    """One row's perturbation: y (out,), x (in,), a (r, out), b (parts, r, in); nothing for scale 0."""
+    if scale == 0.0:
+        return
+    if b.shape[1] > 1:
+        _add_rank(y, x, a, b, ends, scale)
+        return
+    first = 0
+    for q in range(ends.size):
+        _add_scaled(y[first : ends[q]], a[0, first : ends[q]], scale * _dot(x, b[q, 0]))
+        first = ends[q]
+
+
+@nb.njit(parallel=True, cache=True, nogil=True)
 def _add_rows(y: Any, x: Any, a: Any, b: Any, ends: Any, pairs: Any, scales: Any) -> None:  # pragma: no cover
     for i in nb.prange(y.shape[0]):
-        if scales[i] != 0.0:
-            first = 0
-            for q in range(ends.size):
-                weight = scales[i] * _dot(x[i], b[pairs[i], q, 0])
-                _add_scaled(y[i, first : ends[q]], a[pairs[i], 0, first : ends[q]], weight)
-                first = ends[q]
-
-
-@nb.njit(parallel=True, fastmath=True, cache=True, nogil=True)
-def _add_rows_rank(y: Any, x: Any, a: Any, b: Any, ends: Any, pairs: Any, scales: Any) -> None:  # pragma: no cover
-    for i in nb.prange(y.shape[0]):
-        if scales[i] != 0.0:
-            total = np.zeros(y.shape[1], np.float32)
-            first = 0
-            for q in range(ends.size):
-                for k in range(b.shape[2]):
-                    weight = scales[i] * _dot(x[i], b[pairs[i], q, k])
-                    _add_scaled(total[first : ends[q]], a[pairs[i], k, first : ends[q]], weight)
-                first = ends[q]
-            _add_total(y[i], total)
+        add_row(y[i], x[i], a[pairs[i]], b[pairs[i]], ends, scales[i])
 
 
 def add_rows(y: Array, x: Array, *, a: Array, b: Array, ends: Array, pairs: Array, scales: Array) -> None:
@@ -69,5 +77,4 @@ def add_rows(y: Array, x: Array, *, a: Array, b: Array, ends: Array, pairs: Arra
     part's columns of ``out``; ``pairs`` (rows,) int32 indexes P; ``scales`` (rows,) float32 is s·σ/√r, 0 for
     the centre.  y, x, a and b are all float32 or all uint16 views of bfloat16.
     """
-    kernel = _add_rows if b.shape[2] == 1 else _add_rows_rank
-    kernel(y, x, a, b, ends, pairs, scales)
+    _add_rows(y, x, a, b, ends, pairs, scales)

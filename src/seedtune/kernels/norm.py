@@ -17,7 +17,8 @@ PARALLEL_FROM = 1 << 15
 
 
 @nb.njit(fastmath={"reassoc", "contract"}, nogil=True, error_model="numpy")
-def _norm_row(y: Any, x: Any, weight: Any, eps: Any) -> None:
+def norm_row(y: Any, x: Any, weight: Any, eps: Any) -> None:
+    """`rms_norm` of one row, for compiled code."""
     total = np.float32(0.0)
     for j in range(x.size):
         value = load(x[j])
@@ -30,13 +31,13 @@ def _norm_row(y: Any, x: Any, weight: Any, eps: Any) -> None:
 @nb.njit(cache=True, nogil=True)
 def _norm(y: Any, x: Any, weight: Any, eps: Any) -> None:
     for i in range(x.shape[0]):
-        _norm_row(y[i], x[i], weight, eps)
+        norm_row(y[i], x[i], weight, eps)
 
 
 @nb.njit(parallel=True, cache=True, nogil=True)
 def _norm_parallel(y: Any, x: Any, weight: Any, eps: Any) -> None:
     for i in nb.prange(x.shape[0]):
-        _norm_row(y[i], x[i], weight, eps)
+        norm_row(y[i], x[i], weight, eps)
 
 
 def rms_norm(y: Array, x: Array, weight: Array, eps: float) -> None:

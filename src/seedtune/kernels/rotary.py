@@ -17,7 +17,8 @@ PARALLEL_FROM = 1 << 15
 
 
 @nb.njit(nogil=True)
-def _rotate_row(x: Any, cos: Any, sin: Any, heads: Any) -> None:  # pragma: no cover
+def rotate_row(x: Any, cos: Any, sin: Any, heads: Any) -> None:  # pragma: no cover
+    """`rotate` of one token, for compiled code."""
     half = x.shape[1] // 2
     for h in range(heads):
         for d in range(half):
@@ -31,13 +32,13 @@ def _rotate_row(x: Any, cos: Any, sin: Any, heads: Any) -> None:  # pragma: no c
 @nb.njit(cache=True, nogil=True)
 def _rotate(x: Any, cos: Any, sin: Any, heads: Any) -> None:  # pragma: no cover
     for i in range(x.shape[0]):
-        _rotate_row(x[i], cos[i], sin[i], heads)
+        rotate_row(x[i], cos[i], sin[i], heads)
 
 
 @nb.njit(parallel=True, cache=True, nogil=True)
 def _rotate_parallel(x: Any, cos: Any, sin: Any, heads: Any) -> None:  # pragma: no cover
     for i in nb.prange(x.shape[0]):
-        _rotate_row(x[i], cos[i], sin[i], heads)
+        rotate_row(x[i], cos[i], sin[i], heads)
 
 
 def rotate(x: Array, cos: Array, sin: Array, heads: int) -> None:

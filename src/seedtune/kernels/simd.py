@@ -38,9 +38,7 @@ def _splat(builder: Any, value: Any) -> Any:
     return builder.shuffle_vector(single, single, ir.Constant(_WORDS, [0] * WIDTH))
 
 
-def _sum_rows(blocks: int, *, ordered: bool = False) -> Any:
-    flags = () if ordered else ("fast",)
-
+def _sum_in_order(blocks: int) -> Any:
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         element = signature.args[0].dtype
         _, out, rows, stride, weights, count = arguments
@@ -51,13 +49,10 @@ def _sum_rows(blocks: int, *, ordered: bool = False) -> Any:
             weight = _splat(builder, builder.load(builder.inttoptr(place, ir.FloatType().as_pointer())))
             address = builder.add(rows, builder.mul(loop.index, stride))
             for block in sums:
-                product = builder.fmul(weight, _load(builder, address, element), flags=flags)
-                builder.store(builder.fadd(builder.load(block), product, flags=flags), block)
+                product = builder.fmul(weight, _load(builder, address, element))
+                builder.store(builder.fadd(builder.load(block), product), block)
                 address = builder.add(address, size)
-        step = ir.Constant(out.type, WIDTH * 4)
-        for block in sums:
-            builder.store(builder.load(block), builder.inttoptr(out, _FLOATS.as_pointer()), align=4)
-            out = builder.add(out, step)
+        _store_floats(builder, sums, out)
         return context.get_dummy_value()
 
     def typing(_context: Any, like: Any, out: Any, rows: Any, stride: Any, weights: Any, count: Any) -> Any:
@@ -66,19 +61,63 @@ def _sum_rows(blocks: int, *, ordered: bool = False) -> Any:
     return typing
 
 
-sum_rows_1 = intrinsic(_sum_rows(1))
-"""out[0:16] = Σ_{j < count} weights[j]·rows[j][0:16]; addresses and the stride of rows in bytes."""
+def _store_floats(builder: Any, sums: list[Any], out: Any) -> None:
+    """Sums behind each other at address ``out``."""
+    for index, block in enumerate(sums):
+        place = builder.add(out, ir.Constant(out.type, WIDTH * 4 * index))
+        builder.store(builder.load(block), builder.inttoptr(place, _FLOATS.as_pointer()), align=4)
 
-sum_rows_4 = intrinsic(_sum_rows(4))
-"""As ``sum_rows_1`` over 64 columns."""
 
-sum_in_order_1 = intrinsic(_sum_rows(1, ordered=True))
-"""As ``sum_rows_1``, from 0 in the order of rows, each product and sum rounded on its own."""
+def _sum_heads(blocks: int, heads: int) -> Any:
+    """Each row is read and widened once for all heads."""
 
-sum_in_order_4 = intrinsic(_sum_rows(4, ordered=True))
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        element = signature.args[0].dtype
+        _, out, out_step, rows, stride, weights, weight_step, count = arguments
+        size, zeros = WIDTH * (2 if element == BITS16 else 4), ir.Constant(_FLOATS, [0.0] * WIDTH)
+        sums = [[cgutils.alloca_once_value(builder, zeros) for _ in range(blocks)] for _ in range(heads)]
+
+        def moved(address: Any, step: Any, times: int) -> Any:
+            return builder.add(address, builder.mul(step, ir.Constant(step.type, times)))
+
+        with cgutils.for_range(builder, count) as loop:
+            address = builder.add(rows, builder.mul(loop.index, stride))
+            places = [builder.add(address, ir.Constant(address.type, size * block)) for block in range(blocks)]
+            vectors = [_load(builder, place, element) for place in places]
+            at = builder.add(weights, builder.mul(loop.index, ir.Constant(weights.type, 4)))
+            for head, line in enumerate(sums):
+                place = builder.inttoptr(moved(at, weight_step, head), ir.FloatType().as_pointer())
+                weight = _splat(builder, builder.load(place))
+                for block, vector in zip(line, vectors, strict=True):
+                    product = builder.fmul(weight, vector, flags=("fast",))
+                    builder.store(builder.fadd(builder.load(block), product, flags=("fast",)), block)
+        for head, line in enumerate(sums):
+            _store_floats(builder, line, moved(out, out_step, head))
+        return context.get_dummy_value()
+
+    def typing(
+        _context: Any, like: Any, out: Any, out_step: Any, rows: Any, stride: Any, weights: Any, step: Any, count: Any
+    ) -> Any:
+        return types.void(like, *([types.intp] * 7)), generate
+
+    return intrinsic(typing)
+
+
+sum_heads_1 = tuple(_sum_heads(1, heads) for heads in range(1, 5))
+"""out[h][0:16] = Σ_{j < count} weights[h][j]·rows[j][0:16] for 1, 2, 3 and 4 heads h; addresses, and in bytes the steps
+from head to head and from row to row."""
+
+sum_heads_4 = tuple(_sum_heads(4, heads) for heads in range(1, 5))
+"""As ``sum_heads_1`` over 64 columns."""
+
+sum_in_order_1 = intrinsic(_sum_in_order(1))
+"""out[0:16] = Σ_{j < count} weights[j]·rows[j][0:16], from 0 in the order of rows, each product and sum rounded on its
+own; addresses, and the stride of rows in bytes."""
+
+sum_in_order_4 = intrinsic(_sum_in_order(4))
 """As ``sum_in_order_1`` over 64 columns."""
 
-sum_in_order_8 = intrinsic(_sum_rows(8, ordered=True))
+sum_in_order_8 = intrinsic(_sum_in_order(8))
 """As ``sum_in_order_1`` over 128 columns."""
 
 

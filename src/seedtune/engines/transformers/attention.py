@@ -7,6 +7,7 @@ holds one token of each row in flight.  Only here are prompts padded, because at
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,11 +17,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AttentionInterface
 
-from seedtune.engines.transformers.cache import TIME_STEP, SlotCache, SlotLayer
+from seedtune.engines.transformers.cache import SlotCache, SlotLayer
 from seedtune.engines.transformers.linear import bits
 from seedtune.engines.transformers.packing import Pack
 from seedtune.errors import ModelError
 from seedtune.kernels import attention as kernel
+
+How = tuple[float, int, float]
+"""Scale of the scores; window of latest positions and cap of the scores, 0 for none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +52,8 @@ class Prefill:
     """Whole prompts; then those that go on where another prompt of their member left off."""
     outputs: Tensor
     """(tokens,) place of each token's result among those of all queries."""
+    prompts: tuple[int, np.ndarray, np.ndarray, np.ndarray]
+    """The same for the compiled kernel: first slot, tokens by prompt and position, ends and starts of prompts."""
 
     @classmethod
     def of(cls, pack: Pack, device: torch.device) -> Prefill:
@@ -68,7 +74,8 @@ class Prefill:
             chosen, flat = (torch.from_numpy(x).to(device) for x in (rows, tokens.reshape(-1)))
             queries.append(Queries(chosen, flat, at, width))
         keys, places = (torch.from_numpy(x).to(device) for x in (square.reshape(-1), outputs))
-        return cls(pack.first_slot, square.shape[1], keys, tuple(queries), places)
+        prompts = pack.first_slot, np.concatenate(pack.paths), np.cumsum(lengths), starts
+        return cls(pack.first_slot, square.shape[1], keys, tuple(queries), places, prompts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,22 +120,24 @@ class SlotAttention:
                 raise ModelError(f"{type(module).__name__} uses {unsupported}, which this engine cannot batch yet.")
         if layer is None:
             raise ModelError(f"{type(module).__name__} attends without its own key-value cache; not supported yet.")
-        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-        window, cap = sliding_window or 0, softcap or 0.0
+        how = _how(query.shape[-1], scaling, sliding_window, softcap)
         if isinstance(self.current, Decode):
-            return self._decode(layer, query, key, value, (scale, window, cap)), None
-        return self._prefill(layer, query, key, value, (scale, window, cap)), None
+            return self._decode(layer, query, key, value, how), None
+        return self._prefill(layer, query, key, value, how), None
 
-    def _prefill(
-        self, layer: SlotLayer, query: Tensor, key: Tensor, value: Tensor, how: tuple[float, int, float]
-    ) -> Tensor:
+    def _prefill(self, layer: SlotLayer, query: Tensor, key: Tensor, value: Tensor, how: How) -> Tensor:
         now = self.current
         assert isinstance(now, Prefill)
-        q, k, v = (x[0].transpose(0, 1) for x in (query, key, torch.nan_to_num(value)))
-        keys, values = (_rectangle(x, now.keys, now.longest) for x in (k, v))
-        first, count = now.first_slot, keys.shape[0]
         if not layer.is_initialized:
-            layer.lazy_initialization(keys, values)
+            layer.lazy_initialization(key, value)
+        q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
+        if layer.arrays is not None:
+            out = q.new_empty(q.shape[0], q.shape[1], v.shape[2])
+            new = bits(k), bits(v)
+            kernel.prefill(bits(out), bits(q), new=new, cache=layer.arrays, prompts=now.prompts, how=how)
+            return out[None]
+        keys, values = (_rectangle(x, now.keys, now.longest) for x in (k, torch.nan_to_num(v)))
+        first, count = now.first_slot, keys.shape[0]
         layer.keys[first : first + count, :, :, : now.longest] = keys.transpose(-1, -2)
         layer.values[first : first + count, :, : now.longest] = values
         results = [
@@ -136,33 +145,54 @@ class SlotAttention:
         ]
         return torch.cat([x.transpose(1, 2).flatten(0, 1) for x in results]).index_select(0, now.outputs)[None]
 
-    def _decode(
-        self, layer: SlotLayer, query: Tensor, key: Tensor, value: Tensor, how: tuple[float, int, float]
-    ) -> Tensor:
+    def _decode(self, layer: SlotLayer, query: Tensor, key: Tensor, value: Tensor, how: How) -> Tensor:
         assert isinstance(self.current, Decode)
         q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
-        scale, window, cap = how
-        lengths = self.current.lengths
-        if q.device.type == "cpu" and _kernel_serves(q, v):
+        if layer.arrays is not None:
             out = q.new_empty(q.shape[0], q.shape[1], v.shape[2])
-            kernel.decode(
-                bits(out),
-                bits(q),
-                new=(bits(k), bits(v)),
-                cache=(bits(layer.keys), bits(layer.values)),
-                lengths=lengths,
-                scaling=scale,
-                window=window,
-                softcap=cap,
-            )
+            self._decode_arrays(layer, bits(out), bits(q), (bits(k), bits(v)), how)
             return out[None]
-        q = q.contiguous()
-        return _decode_torch(layer, q, k, v, torch.from_numpy(lengths).to(q.device, torch.long), how)[None]
+        lengths = torch.from_numpy(self.current.lengths).to(q.device, torch.long)
+        return _decode_torch(layer, q.contiguous(), k, v, lengths, how)[None]
+
+    def decode_packed(self, index: int, y: Tensor, shape: tuple[int, int, int], options: Mapping[str, Any]) -> Tensor:
+        """What the heads of layer ``index`` read in a decode step, (rows, heads·dim).
+
+        ``y`` (rows, all heads·dim) holds queries, keys and values behind each other; ``shape`` is (heads, heads
+        of keys, dim), ``options`` are those of a call.
+        """
+        layer, (heads, kv_heads, dim) = self.cache.layers[index], shape
+        q, k, v = y.view(y.shape[0], -1, dim).split((heads, kv_heads, kv_heads), 1)
+        how = _how(dim, *(options.get(name) for name in ("scaling", "sliding_window", "softcap")))
+        if layer.arrays is None:
+            q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))
+            return self._decode(layer, q, k, v, how)[0].flatten(1)
+        out = y.new_empty(y.shape[0], heads * dim)
+        split = bits(y).reshape(y.shape[0], -1, dim)
+        new = split[:, heads : heads + kv_heads], split[:, heads + kv_heads :]
+        self._decode_arrays(layer, bits(out).reshape(-1, heads, dim), split[:, :heads], new, how)
+        return out
+
+    def _decode_arrays(
+        self, layer: SlotLayer, out: np.ndarray, q: np.ndarray, new: tuple[np.ndarray, np.ndarray], how: How
+    ) -> None:
+        assert isinstance(self.current, Decode)
+        assert layer.arrays is not None
+        scale, window, cap = how
+        kernel.decode(
+            out,
+            q,
+            new=new,
+            cache=layer.arrays,
+            lengths=self.current.lengths,
+            scaling=scale,
+            window=window,
+            softcap=cap,
+        )
 
 
-def _kernel_serves(q: Tensor, v: Tensor) -> bool:
-    even = q.shape[2] % TIME_STEP == 0 and v.shape[2] % TIME_STEP == 0
-    return even and q.dtype in (torch.float32, torch.bfloat16)
+def _how(dim: int, scaling: float | None, window: int | None, softcap: float | None) -> How:
+    return dim**-0.5 if scaling is None else scaling, window or 0, softcap or 0.0
 
 
 def _rectangle(x: Tensor, tokens: Tensor, width: int) -> Tensor:
@@ -170,7 +200,7 @@ def _rectangle(x: Tensor, tokens: Tensor, width: int) -> Tensor:
     return x.index_select(0, tokens).unflatten(0, (-1, width)).transpose(1, 2)
 
 
-def _attend_prompts(q: Tensor, keys: Tensor, values: Tensor, part: Queries, how: tuple[float, int, float]) -> Tensor:
+def _attend_prompts(q: Tensor, keys: Tensor, values: Tensor, part: Queries, how: How) -> Tensor:
     """Causal attention of some prompts' tokens; padded queries give values nobody reads."""
     scale, window, cap = how
     if part.rows.numel() < keys.shape[0]:
@@ -214,9 +244,7 @@ def _attend(q: Tensor, keys: Tensor, values: Tensor, seen: Tensor, scale: float,
     return (weights @ values[:, :, None]).reshape(rows, heads, queries, values.shape[-1])
 
 
-def _decode_torch(
-    layer: SlotLayer, q: Tensor, k: Tensor, v: Tensor, lengths: Tensor, how: tuple[float, int, float]
-) -> Tensor:
+def _decode_torch(layer: SlotLayer, q: Tensor, k: Tensor, v: Tensor, lengths: Tensor, how: How) -> Tensor:
     """The decode step with torch operations: write the new keys and values, attend to each slot's own past.
 
     Values are kept finite: what a broken member left in a slot is weighed with 0, and 0·NaN is NaN.

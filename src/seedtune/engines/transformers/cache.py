@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
+from seedtune.engines.transformers.linear import bits
 from seedtune.errors import ModelError
 
 TIME_STEP = 16
@@ -28,6 +30,8 @@ class SlotLayer(CacheLayerMixin):
     is_sliding = False
     keys: Tensor
     values: Tensor
+    arrays: tuple[np.ndarray, np.ndarray] | None
+    """Keys and values as the compiled kernel takes them, where it serves them."""
 
     def __init__(self, cache: SlotCache) -> None:
         super().__init__()
@@ -39,6 +43,7 @@ class SlotLayer(CacheLayerMixin):
         value_heads, value_dim = value_states.shape[1], value_states.shape[3]
         self.keys = key_states.new_zeros(slots, heads, dim, time)
         self.values = value_states.new_zeros(slots, value_heads, time, value_dim)
+        self.arrays = _arrays(self.keys, self.values)
         self.is_initialized = True
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
@@ -53,6 +58,12 @@ class SlotLayer(CacheLayerMixin):
 
     def get_max_length(self) -> int:
         return -1
+
+
+def _arrays(keys: Tensor, values: Tensor) -> tuple[np.ndarray, np.ndarray] | None:
+    even = keys.shape[2] % TIME_STEP == 0 and values.shape[3] % TIME_STEP == 0
+    serves = keys.device.type == "cpu" and keys.dtype in (torch.float32, torch.bfloat16)
+    return (bits(keys), bits(values)) if even and serves else None
 
 
 class SlotCache(Cache):

@@ -8,6 +8,7 @@ import torch
 
 from seedtune.engines.transformers.attention import SlotAttention
 from seedtune.engines.transformers.gate import fuse_gates
+from seedtune.engines.transformers.layer import fuse_layers
 from seedtune.engines.transformers.norm import fuse_norms
 from seedtune.engines.transformers.rotary import fuse_attention
 
@@ -20,4 +21,5 @@ def fuse(model: Any, attention: SlotAttention, *, dtype: torch.dtype, device: to
         "norms": fuse_norms(model),
         "gates": fuse_gates(model, dtype),
         "attention": fuse_attention(model, attention, dtype),
+        "layers": fuse_layers(model, attention, dtype),  # made of the others
     }

@@ -8,13 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from seedtune.kernels import lanes
+from seedtune.engines.transformers.panels import Panels, panels_of
+from seedtune.kernels import lanes, panels
+from seedtune.kernels.layer import Terms
+
+FEW_ROWS = 128
+"""Rows up to which our own product of a packed weight is the faster one."""
 
 
 @dataclass(slots=True)
@@ -56,10 +62,15 @@ class LiveWeight:
         self.bias = bias
         self.packed = packed
         self._weight: Tensor | None = None
+        self._panels: Panels | None = None
 
     def set(self, weight: Tensor) -> None:
         """Take ``weight`` (out, in); a packed weight is a copy, a plain one is used in place."""
-        self._weight = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), None) if self.packed else weight
+        if not self.packed:
+            self._weight = weight
+            return
+        self._weight = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), None)
+        self._panels = panels_of(self._weight)
 
     @property
     def tensor(self) -> Tensor:
@@ -70,10 +81,25 @@ class LiveWeight:
     def __call__(self, x: Tensor) -> Tensor:
         """x·Wᵀ + b for x of any leading shape."""
         assert self._weight is not None
+        if self._panels is not None and x.numel() <= FEW_ROWS * x.shape[-1]:
+            return self._few(x, self._panels)
         if self.packed:
             y: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._weight, self.bias, "none", [], "")
             return y
         return functional.linear(x, self._weight, self.bias)
+
+    def _few(self, x: Tensor, weight: Panels) -> Tensor:
+        """The same product of few rows."""
+        rows = x.reshape(-1, x.shape[-1]).contiguous()
+        y = rows.new_empty(rows.shape[0], weight.size // rows.shape[1])
+        start = _zeros(y.shape[1]) if self.bias is None else self.bias.float().numpy()
+        panels.multiply(bits(y), bits(rows), weight, start)
+        return y.view(*x.shape[:-1], y.shape[1])
+
+
+@lru_cache(maxsize=16)
+def _zeros(count: int) -> np.ndarray:
+    return np.zeros(count, np.float32)
 
 
 @dataclass(slots=True)
@@ -128,6 +154,16 @@ class LinearGroup:
             self._add_rows(y.view(-1, y.shape[-1]), x.reshape(-1, x.shape[-1]))
         return y
 
+    def terms(self, count: int) -> Terms:
+        """What the compiled passes add to ``count`` rows: factors, column ends, pairs and scales."""
+        rows = self.state.rows
+        if not rows.active:
+            return _no_terms(count, self.weight.tensor.dtype)
+        self._require(count)
+        assert self.factors is not None
+        assert self.factors.bits is not None
+        return (*self.factors.bits, self.ends, rows.pairs, rows.scales)
+
     def holds(self, layers: Sequence[nn.Module]) -> bool:
         """Whether ``layers`` are this group's, all of them and in order."""
         mine = [layer.index for layer in layers if isinstance(layer, PerturbedLinear) and layer.group is self]
@@ -136,13 +172,24 @@ class LinearGroup:
     def _add_rows(self, y: Tensor, x: Tensor) -> None:
         rows, factors = self.state.rows, self.factors
         assert factors is not None
-        if rows.pairs.size != y.shape[0]:
-            raise AssertionError(f"{self.parts[0].name}: {y.shape[0]} rows, {rows.pairs.size} expected")
+        self._require(y.shape[0])
         if factors.bits is None:
             _add_rows_torch(y, x, group=self, rows=rows)
             return
         a, b = factors.bits
         lanes.add_rows(bits(y), bits(x), a=a, b=b, ends=self.ends, pairs=rows.pairs, scales=rows.scales)
+
+    def _require(self, count: int) -> None:
+        if self.state.rows.pairs.size != count:
+            raise AssertionError(f"{self.parts[0].name}: {count} rows, {self.state.rows.pairs.size} expected")
+
+
+@lru_cache(maxsize=16)
+def _no_terms(count: int, dtype: torch.dtype) -> Terms:
+    """Terms of ``count`` rows of the centre."""
+    rows = Rows.none(count)
+    a, b = torch.zeros(1, 1, 1, dtype=dtype), torch.zeros(1, 1, 1, 1, dtype=dtype)
+    return bits(a), bits(b), np.zeros(1, np.int32), rows.pairs, rows.scales
 
 
 def _add_rows_torch(y: Tensor, x: Tensor, *, group: LinearGroup, rows: Rows) -> None:
@@ -181,6 +228,12 @@ class PerturbedLinear(nn.Module):
         return self.group.part(x, self.index)
 
 
+def group_of(layers: Sequence[nn.Module]) -> LinearGroup | None:
+    """The group whose layers these are, all of them and in order."""
+    first = layers[0]
+    return first.group if isinstance(first, PerturbedLinear) and first.group.holds(layers) else None
+
+
 def input_width(layer: nn.Module) -> int | None:
     """The width a linear layer reads; None if ``layer`` is something else."""
     if isinstance(layer, PerturbedLinear):
@@ -190,9 +243,9 @@ def input_width(layer: nn.Module) -> int | None:
 
 def joined(x: Tensor, layers: Sequence[nn.Module]) -> Tensor:
     """The outputs of linear layers of one input behind each other; no copy where they are a group."""
-    first = layers[0]
-    if isinstance(first, PerturbedLinear) and first.group.holds(layers):
-        return first.group.whole(x)
+    group = group_of(layers)
+    if group is not None:
+        return group.whole(x)
     return torch.cat([layer(x) for layer in layers], -1)
 
 

@@ -20,13 +20,13 @@ class FusedNorm(nn.Module):
     def __init__(self, weight: nn.Parameter, eps: float) -> None:
         super().__init__()
         self.weight, self.eps = weight, eps
-        self._bits = bits(weight.detach())
+        self.bits = bits(weight.detach())
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise every row of ``x`` (..., n)."""
         rows = x.reshape(-1, x.shape[-1])
         y = torch.empty_like(rows)
-        norm.rms_norm(bits(y), bits(rows), self._bits, self.eps)
+        norm.rms_norm(bits(y), bits(rows), self.bits, self.eps)
         return y.view(x.shape)
 
 

@@ -58,16 +58,25 @@ class FusedAttention(nn.Module):
         **_: Any,
     ) -> tuple[Tensor, None]:
         """Hidden states (1, tokens, hidden); cos and sin (1, tokens, dim), else the model's own layer is run."""
-        cos, sin = position_embeddings
-        if cos.shape[-1] != self.dim or cos.dtype != hidden_states.dtype:
+        if not self.turns(position_embeddings, hidden_states):
             return self._run_plain(hidden_states, position_embeddings, past_key_values)
+        cos, sin = position_embeddings
         y = joined(hidden_states, (self.q_proj, self.k_proj, self.v_proj))
         packed = y.view(y.shape[1], -1, self.dim)
         rotary.rotate(bits(packed), bits(cos[0]), bits(sin[0]), self.heads + self.kv_heads)
+        return self.o_proj(self.read(packed, past_key_values)[None]), None
+
+    def turns(self, angles: tuple[Tensor, Tensor], hidden: Tensor) -> bool:
+        """Whether these angles (cos, sin) are for whole heads, in the precision of the hidden states."""
+        cos, _sin = angles
+        return cos.shape[-1] == self.dim and cos.dtype == hidden.dtype
+
+    def read(self, packed: Tensor, cache: Any) -> Tensor:
+        """What every head reads, (tokens, heads·dim); ``packed`` (tokens, all heads, dim) are rotated q, k and v."""
         q, k, v = (x.transpose(0, 1)[None] for x in packed.split((self.heads, self.kv_heads, self.kv_heads), 1))
-        k, v = past_key_values.update(k, v, self.layer_idx)
-        out, _weights = self.attend(self, q, k, v, None, **self.options)
-        return self.o_proj(out.reshape(1, y.shape[1], -1)), None
+        k, v = cache.update(k, v, self.layer_idx)
+        out: Tensor = self.attend(self, q, k, v, None, **self.options)[0]
+        return out.reshape(packed.shape[0], -1)
 
     def _run_plain(self, hidden: Tensor, turn: tuple[Tensor, Tensor], cache: Any) -> tuple[Tensor, None]:
         """Rotary embedding of a part of each head, or in another precision, which the probe cannot know."""

@@ -1,0 +1,168 @@
+"""Decoder layers run as four products with one compiled pass after each, where a model's are shown to be plain.
+
+    h ← x + o(attention(rotated q, k, v of norm(x)))        y ← h + down(silu(gate)·up of norm(h))
+
+A decode step of few rows is short, so that calling modules and small operations would take as long as its products.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from seedtune.engines.transformers.attention import Decode, Prefill, SlotAttention
+from seedtune.engines.transformers.cache import SlotCache
+from seedtune.engines.transformers.gate import FusedGate
+from seedtune.engines.transformers.linear import LinearGroup, bits, group_of
+from seedtune.engines.transformers.norm import FusedNorm
+from seedtune.engines.transformers.packing import Pack
+from seedtune.engines.transformers.probe import NOT_PLAIN, probe_values
+from seedtune.engines.transformers.rotary import FusedAttention
+from seedtune.engines.transformers.tracing import replace_module
+from seedtune.kernels import layer as kernel
+
+_CHILDREN = {
+    "self_attn": FusedAttention,
+    "mlp": FusedGate,
+    "input_layernorm": FusedNorm,
+    "post_attention_layernorm": FusedNorm,
+}
+_ROWS = 3
+"""Rows of the probe, each in a slot of its own."""
+
+
+@dataclass(frozen=True, slots=True)
+class Products:
+    """The four products of a layer."""
+
+    qkv: LinearGroup
+    out: LinearGroup
+    gate_up: LinearGroup
+    down: LinearGroup
+
+    @classmethod
+    def of(cls, layer: Any) -> Products | None:
+        """Those of a layer of these children, if each is one group."""
+        attention, mlp = layer.self_attn, layer.mlp
+        qkv = group_of((attention.q_proj, attention.k_proj, attention.v_proj))
+        out, down = group_of((attention.o_proj,)), group_of((mlp.down_proj,))
+        gate_up = group_of((mlp.gate_proj, mlp.up_proj))
+        if qkv is None or out is None or gate_up is None or down is None:
+            return None
+        return cls(qkv, out, gate_up, down)
+
+
+class FusedLayer(nn.Module):
+    """Attention and feed-forward of one layer of rows (1, rows, hidden), on the CPU in float32 or bfloat16."""
+
+    def __init__(self, plain: Any, products: Products, attention: SlotAttention) -> None:
+        super().__init__()
+        self.self_attn: FusedAttention = plain.self_attn
+        self.mlp: FusedGate = plain.mlp
+        self.input_layernorm: FusedNorm = plain.input_layernorm
+        self.post_attention_layernorm: FusedNorm = plain.post_attention_layernorm
+        self.products, self.attention = products, attention
+        self._plain = (plain,)  # in a tuple it is no submodule, whose parameters would count twice
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        position_embeddings: tuple[Tensor, Tensor],
+        past_key_values: SlotCache,
+        **others: Any,
+    ) -> Tensor:
+        """The next hidden states; the model's own layer is run on angles that the probe did not show."""
+        if not self.self_attn.turns(position_embeddings, hidden_states):
+            plain: Tensor = self._plain[0](
+                hidden_states, position_embeddings=position_embeddings, past_key_values=past_key_values, **others
+            )
+            return plain
+        rows = hidden_states[0].contiguous()
+        heads = self._attend(rows, position_embeddings, past_key_values)
+        h, x = self._close(heads, rows)
+        return self._feed(h, x)[None]
+
+    def _attend(self, rows: Tensor, turn: tuple[Tensor, Tensor], cache: SlotCache) -> Tensor:
+        """(rows, heads·dim) of what every head read."""
+        x, attend, product = self.input_layernorm(rows), self.self_attn, self.products.qkv
+        y = product.weight(x)
+        cos, sin = (bits(angles[0]) for angles in turn)
+        heads = attend.heads + attend.kv_heads
+        kernel.turn(bits(y), bits(x), product.terms(len(x)), angles=(cos, sin), heads=heads)
+        if isinstance(self.attention.current, Decode):
+            shape = attend.heads, attend.kv_heads, attend.dim
+            return self.attention.decode_packed(attend.layer_idx, y, shape, attend.options)
+        return attend.read(y.view(len(y), -1, attend.dim), cache)
+
+    def _close(self, heads: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
+        """The hidden states behind attention, and their norm."""
+        y, terms = self.products.out.weight(heads), self.products.out.terms(len(heads))
+        h, x, norm = torch.empty_like(y), torch.empty_like(y), self.post_attention_layernorm
+        kernel.close_and_norm(bits(x), (norm.bits, norm.eps), (bits(h), bits(before)), bits(y), bits(heads), terms)
+        return h, x
+
+    def _feed(self, h: Tensor, x: Tensor) -> Tensor:
+        """``h``, to which the feed-forward layer of its norm ``x`` is added in place."""
+        gate_up, down = self.products.gate_up, self.products.down
+        y = gate_up.weight(x)
+        gated = y.new_empty(y.shape[0], y.shape[1] // 2)
+        kernel.gate(bits(gated), bits(y), bits(x), gate_up.terms(len(x)))
+        z, h_bits = down.weight(gated), bits(h)
+        kernel.close(h_bits, h_bits, bits(z), bits(gated), down.terms(len(x)))
+        return h
+
+
+def fuse_layers(model: Any, attention: SlotAttention, dtype: torch.dtype) -> int:
+    """Replace every decoder layer of ``model`` that computes this formula; returns how many."""
+    found = 0
+    for name, module in list(model.named_modules()):
+        fused = _fused(module, attention, dtype)
+        if fused is not None:
+            replace_module(model, name, fused)
+            found += 1
+    return found
+
+
+def _fused(module: Any, attention: SlotAttention, dtype: torch.dtype) -> FusedLayer | None:
+    """The layer in its fused form if both give the same bits."""
+    kinds = {name: type(child) for name, child in module.named_children()}
+    if kinds != _CHILDREN or dict(module.named_parameters(recurse=False)):
+        return None
+    products = Products.of(module)
+    if products is None:
+        return None
+    fused = FusedLayer(module, products, attention)
+    try:
+        expected = _passes(module, attention, dtype)
+    except NOT_PLAIN:
+        return None
+    plain = all(isinstance(answer, Tensor) for answer in expected)
+    same = plain and all(map(torch.equal, _passes(fused, attention, dtype), expected))
+    return fused if same else None
+
+
+@torch.no_grad()
+def _passes(layer: Any, attention: SlotAttention, dtype: torch.dtype) -> list[Tensor]:
+    """What a layer answers in a prefill pass and in a decode step."""
+    attend: FusedAttention = layer.self_attn
+    width: int = layer.input_layernorm.weight.numel()
+    angles = torch.arange(_ROWS * attend.dim // 2, dtype=torch.float32).view(1, _ROWS, -1).repeat(1, 1, 2)
+    turn = (angles.cos().to(dtype), angles.sin().to(dtype))
+    pack = Pack(0)
+    for row in range(_ROWS):
+        pack.add(row, (0,), [])
+    held = attention.cache, attention.current
+    attention.cache = SlotCache(_ROWS, 2)
+    answers: list[Tensor] = []
+    try:
+        for now in (Prefill.of(pack, torch.device("cpu")), Decode(np.ones(_ROWS, np.int32))):
+            attention.current = now
+            x = probe_values((1, _ROWS, width), dtype) * (1 + len(answers))
+            answers.append(layer(x, position_embeddings=turn, past_key_values=attention.cache))
+    finally:
+        attention.cache, attention.current = held
+    return answers
