@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from seedtune.errors import SeedtuneError
     from seedtune.export import Rights, export_run
     from seedtune.pack import apply_pack, pack_run
+    from seedtune.plan import Forecast, plan_config
+    from seedtune.probe import Probe, probe_config
     from seedtune.trainer import Callback, Trainer
     from seedtune.verify import verify_run
 
@@ -21,6 +23,8 @@ __version__ = "0.1.0"
 __all__ = [
     "Callback",
     "Config",
+    "Forecast",
+    "Probe",
     "Rights",
     "SeedtuneError",
     "Trainer",
@@ -29,6 +33,8 @@ __all__ = [
     "diff_runs",
     "export_run",
     "pack_run",
+    "plan_config",
+    "probe_config",
     "verify_run",
 ]
 
@@ -42,6 +48,10 @@ _HOMES = {
     "verify_run": "seedtune.verify",
     "diff_runs": "seedtune.diff",
     "pack_run": "seedtune.pack",
+    "Forecast": "seedtune.plan",
+    "plan_config": "seedtune.plan",
+    "Probe": "seedtune.probe",
+    "probe_config": "seedtune.probe",
     "apply_pack": "seedtune.pack",
 }
 

@@ -217,6 +217,51 @@ def apply(
 
 
 @app.command()
+def probe(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="Settings of the run to come.")],
+    sigmas: Annotated[
+        str | None, typer.Option(metavar="S,S,…", help="Evaluate exactly these; chosen from the configured one if not.")
+    ] = None,
+    members: Annotated[int, typer.Option(help="Members at each sigma, in pairs.")] = 16,
+    prompts: Annotated[int | None, typer.Option(help="Training prompts; those of a generation by default.")] = None,
+    sets: Sets = None,
+) -> None:
+    """Choose sigma and alpha before training, at 5 % of the cost of a sweep.
+
+    A small population answers the same prompts at several sigma.  Shown are rewards, how far directions that
+    help on some prompts help on others, sample answers, and what the model says when sigma is too large.
+    Nothing is written.
+    """
+    from seedtune.cli.advice import probe_command
+
+    probe_command(config, sigmas, (members, prompts), sets or [])
+
+
+@app.command()
+def plan(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="Settings of the run to come.")],
+    devices: Annotated[
+        str, typer.Option(metavar="D,D,…", help="cpu (this machine, measured), h100, 8xa100, rtx4090, …")
+    ] = "cpu",
+    measured: Annotated[
+        Path | None, typer.Option(metavar="RUN", help="Take this machine's pace from a run instead of measuring.")
+    ] = None,
+    share: Annotated[
+        float | None, typer.Option(help="Mean length of a completion as a share of max_completion_length.")
+    ] = None,
+    sets: Sets = None,
+) -> None:
+    """What a run will take: rollouts, tokens, memory of each mode, and seconds a generation.
+
+    For accelerators the time follows from datasheet figures and an assumed efficiency, by the formula shown.
+    A model's configuration is enough; only for 'cpu' the model is loaded and writes a few tokens.
+    """
+    from seedtune.cli.advice import plan_command
+
+    plan_command(config, devices, (measured, share), sets or [])
+
+
+@app.command()
 def samples(
     run: RunFolder,
     limit: Annotated[int, typer.Option(help="Prompts to show; 0 shows all.")] = 12,

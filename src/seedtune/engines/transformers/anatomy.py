@@ -1,0 +1,106 @@
+"""The sizes of a model by its configuration alone: built on torch's meta device, without weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM
+
+from seedtune.config import Config
+from seedtune.engines.transformers.checkpoint import ModelSource
+from seedtune.engines.transformers.settings import TransformersSettings
+from seedtune.engines.transformers.tracing import EXPERT, is_linear
+from seedtune.errors import ConfigError, ModelError
+from seedtune.selection import select
+
+
+@dataclass(frozen=True, slots=True)
+class Anatomy:
+    """Counts of numbers: parameters (tied ones once), those that each perturbation reaches, factors, cache."""
+
+    parameters: int
+    linear: int
+    """Weights that ``lowrank`` perturbs, as far as a model that is not run can tell."""
+    trainable: int
+    """Parameters that ``gaussian`` perturbs."""
+    factors: int
+    """Σ (m + n) over the weights that ``lowrank`` perturbs: the factors of a pair at rank 1."""
+    layers: int
+    cached: int
+    """Keys and values of one position of one row, in all layers."""
+    vocabulary: int
+    itemsize: int
+    """Bytes of a number of the forward pass."""
+    dtype: str
+
+
+def anatomy_of(config: Config) -> Anatomy:
+    """The sizes of the model that ``config`` names; ModelError if its configuration cannot be read."""
+    settings = config.transformers
+    source = ModelSource.resolve(config.model, trust_remote_code=settings.trust_remote_code)
+    described = source.config()
+    model = _skeleton(described, source)
+    parameters = dict(model.named_parameters())
+    trainable = select(parameters, config.trainable, config.freeze)
+    linear = [parameters[name] for name in _linear(model, set(trainable))]
+    dtype = _dtype(settings, described)
+    text = described.get_text_config()
+    return Anatomy(
+        parameters=sum(p.numel() for p in parameters.values()),
+        linear=sum(p.numel() for p in linear),
+        trainable=sum(parameters[name].numel() for name in trainable),
+        factors=sum(p.shape[0] + p.shape[1] for p in linear),
+        layers=int(text.num_hidden_layers),
+        cached=int(text.num_hidden_layers) * _cached(text),
+        vocabulary=int(text.vocab_size),
+        itemsize=dtype.itemsize,
+        dtype=str(dtype).removeprefix("torch."),
+    )
+
+
+def _skeleton(described: Any, source: ModelSource) -> Any:
+    try:
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(described, trust_remote_code=source.trust_remote_code)
+    except (ValueError, KeyError, TypeError) as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModelError(f"cannot build the model {source.name!r} from its configuration: {first}") from error
+
+
+def _linear(model: Any, trainable: set[str]) -> list[str]:
+    """Weights of linear layers that train, experts and tied weights left out."""
+    modules = dict(model.named_modules())
+    tied = {id(p) for m in modules.values() if isinstance(m, nn.Embedding) for p in m.parameters()}
+    return [
+        f"{name}.weight"
+        for name, module in modules.items()
+        if is_linear(module)
+        and f"{name}.weight" in trainable
+        and not EXPERT.search(name)
+        and id(module.weight) not in tied
+    ]
+
+
+def _cached(text: Any) -> int:
+    """Numbers that one layer keeps of a position; latent attention is expanded in this engine's cache."""
+    heads = int(text.num_attention_heads)
+    latent = getattr(text, "kv_lora_rank", None)
+    if latent is not None:
+        return heads * (int(text.qk_nope_head_dim) + int(text.qk_rope_head_dim) + int(text.v_head_dim))
+    width = getattr(text, "head_dim", None) or int(text.hidden_size) // heads
+    return 2 * int(getattr(text, "num_key_value_heads", None) or heads) * int(width)
+
+
+def _dtype(settings: TransformersSettings, described: Any) -> torch.dtype:
+    """The forward pass's precision: the setting's, or the checkpoint's own as its configuration has it."""
+    name = settings.dtype
+    own: Any = getattr(described, "dtype", None) if name == "auto" else getattr(torch, name)
+    chosen = getattr(torch, own) if isinstance(own, str) else own
+    if chosen is None:
+        return torch.float32
+    if not isinstance(chosen, torch.dtype):
+        raise ConfigError(f"the model's configuration has dtype={own!r}, which torch does not know. Set one.")
+    return chosen

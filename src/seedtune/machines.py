@@ -1,0 +1,93 @@
+"""Accelerators by name: datasheet figures, and how long a decode step and a prefill take by them.
+
+    step of R rows      t = max( (W + K·R) / bandwidth,  2·P·R / FLOPs ) / efficiency,  at least LAUNCH a layer
+    prefill of T tokens t = 2·P·T / FLOPs / efficiency
+
+W bytes of the live weights, K bytes of key-value cache a row holds, P parameters.  Datasheets give peaks that no
+program reaches; the efficiency is an assumption (about half, which plain decode loops and large matrix products
+reach), and so are the launches: a model in transformers runs layer by layer from Python.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from seedtune.errors import ConfigError, nearest
+
+EFFICIENCY = 0.5
+"""Assumed share of a datasheet's bandwidth and FLOP/s."""
+
+LAUNCH = 0.8e-3
+"""Assumed seconds a layer takes at the least where each of its operations is launched from Python."""
+
+LARGEST = 1024
+"""Devices of one kind, at most."""
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """Peak figures of one device: bytes/s of memory, dense FLOP/s in 16 bits, and bytes of memory."""
+
+    name: str
+    bandwidth: float
+    flops: float
+    memory: float | None = None
+    efficiency: float = EFFICIENCY
+    launch: float = LAUNCH
+
+    def step(self, *, weights: float, cache: float, parameters: float, rows: float, layers: int) -> float:
+        """Seconds of a decode step of ``rows`` rows that hold ``cache`` bytes together."""
+        read, product = (weights + cache) / self.bandwidth, 2 * parameters * rows / self.flops
+        return max(max(read, product) / self.efficiency, layers * self.launch)
+
+    def prefill(self, *, parameters: float, tokens: float) -> float:
+        """Seconds of reading ``tokens`` prompt tokens."""
+        return 2 * parameters * tokens / self.flops / self.efficiency
+
+    def stream(self, size: float) -> float:
+        """Seconds to move ``size`` bytes through memory."""
+        return size / self.bandwidth / self.efficiency
+
+
+def _machine(name: str, gigabytes_a_second: float, teraflops: float, gigabytes: float) -> Machine:
+    return Machine(name, gigabytes_a_second * 1e9, teraflops * 1e12, gigabytes * 1e9)
+
+
+MACHINES = {
+    machine.name: machine
+    for machine in (
+        _machine("t4", 320, 65, 16),
+        _machine("l4", 300, 121, 24),
+        _machine("a10", 600, 125, 24),
+        _machine("l40s", 864, 362, 48),
+        _machine("rtx3090", 936, 71, 24),
+        _machine("rtx4090", 1008, 165, 24),
+        _machine("a100", 1555, 312, 40),
+        _machine("a100-80gb", 2039, 312, 80),
+        _machine("h100", 3350, 989, 80),
+        _machine("h100-pcie", 2000, 756, 80),
+        _machine("h200", 4800, 989, 141),
+        _machine("b200", 8000, 2250, 180),
+        _machine("mi300x", 5300, 1307, 192),
+    )
+}
+"""Datasheet figures: memory bandwidth (GB/s), dense bfloat16 or float16 TFLOP/s, memory (GB); SXM where not said."""
+
+CPU = "cpu"
+"""This machine, which is measured."""
+
+
+def parse_device(text: str) -> tuple[int, str]:
+    """``8xh100`` as (8, "h100"); ConfigError with the nearest known name."""
+    match = re.fullmatch(r"(?:(\d+)\s*[x×]\s*)?([a-z0-9][a-z0-9\- ]*)", text.strip().lower())
+    known = (CPU, *MACHINES)
+    name = match[2].replace(" ", "") if match else text.strip().lower()
+    if match is None or name not in known:
+        raise ConfigError(f"--devices: {text!r} is not a known device.{nearest(name, known)} Known: {', '.join(known)}")
+    count = int(match[1] or 1)
+    if not 1 <= count <= LARGEST:
+        raise ConfigError(f"--devices: {text!r} asks for {count} devices. Give 1 to {LARGEST}.")
+    if name == CPU and count > 1:
+        raise ConfigError(f"--devices: {text!r} asks for {count} CPUs, but 'cpu' is this machine. Give cpu.")
+    return count, name

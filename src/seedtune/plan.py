@@ -1,0 +1,210 @@
+"""What a run will take before it is begun: rollouts, tokens, memory of each mode, seconds of a generation.
+
+Nothing is loaded but the model's configuration and tokenizer, unless this machine is asked for: then the model
+itself writes a few tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from seedtune import tasks
+from seedtune.config import Config
+from seedtune.engines.transformers.anatomy import Anatomy, anatomy_of
+from seedtune.errors import ConfigError, DataError, ModelError
+from seedtune.machines import CPU, MACHINES, Machine, parse_device
+from seedtune.speed import Pace, Speed, measure_engine, pace_of
+from seedtune.tasks.base import Task
+from seedtune.workload import Workload, workload_of
+
+SHARE = 0.7
+"""Share of ``max_completion_length`` that a completion has on average, where no run tells."""
+
+MODES = tuple((p, m) for p in ("lowrank", "gaussian") for m in ("float32", "none"))
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Bytes of one mode.  weights + centre + cache + factors + logits; libraries (0.5 GB) and activations beyond.
+
+    weights  P·b                    b bytes a number of the forward pass
+    centre   4·L (lowrank) or 4·T (gaussian) with master float32; 0 (lowrank) or b·T (gaussian) with none
+    packed   b·P on a CPU that multiplies bfloat16, gaussian with float32: a copy in the processor's layout
+    cache    slots · (longest prompt + limit) · keys and values of a position · b
+    factors  pairs · r · Σ(m + n) · b, lowrank only
+    logits   slots · vocabulary · b
+    """
+
+    perturbation: str
+    master: str
+    weights: float
+    centre: float
+    packed: float
+    cache: float
+    factors: float
+    logits: float
+
+    @property
+    def total(self) -> float:
+        """Everything but ``packed``, which only some CPUs have."""
+        return self.weights + self.centre + self.cache + self.factors + self.logits
+
+
+@dataclass(frozen=True, slots=True)
+class Duration:
+    """Seconds of a generation on ``device``, by part, and how they were found."""
+
+    device: str
+    prefill: float
+    decode: float
+    perturb: float
+    update: float
+    how: str
+    fits: bool | None = None
+    """Whether the configured mode fits into one such device's memory, if that is known."""
+
+    @property
+    def seconds(self) -> float:
+        """The sum of the parts; scoring is not in it."""
+        return self.prefill + self.decode + self.perturb + self.update
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """A run before it is begun."""
+
+    config: Config
+    anatomy: Anatomy
+    workload: Workload
+    memory: tuple[Memory, ...]
+    durations: tuple[Duration, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def tokens(self) -> float:
+        """Prompt and new tokens of a generation."""
+        return self.workload.read + self.workload.written
+
+
+def plan_config(
+    config: Config,
+    *,
+    devices: Sequence[str] = (),
+    measured: Path | None = None,
+    share: float | None = None,
+    task: Task | None = None,
+) -> Forecast:
+    """Forecast a run of ``config`` on ``devices`` (``cpu``: this machine, measured; ``h100``, ``8xa100``, …).
+
+    Completions fill ``share`` of their limit; ``measured`` names a run whose pace and lengths are taken for this
+    machine.  ConfigError names an unknown device, ModelError a model whose configuration cannot be read.
+    """
+    asked = [parse_device(text) for text in devices]
+    if config.engine != "transformers":
+        raise ConfigError(f"engine={config.engine!r} has no model to plan for. Use engine=transformers.")
+    if share is not None and not 0 < share <= 1:
+        raise ConfigError(f"--share {share:g} must be above 0 and at most 1.")
+    task = tasks.create(config.task) if task is None else task
+    if not task.train:
+        raise DataError(f"the training data of task {task.name!r} is empty. Give at least one row with a 'prompt'.")
+    pace = None if measured is None else pace_of(measured)
+    share = share or (SHARE if pace is None else min(1.0, pace.new_tokens / config.max_completion_length))
+    anatomy, work = anatomy_of(config), workload_of(config, task, share=share)
+    memory = tuple(memory_of(anatomy, work, config, mode) for mode in MODES)
+    notes = _notes(work, share, pace, [count for count, _ in asked])
+    durations = []
+    for count, name in asked if pace is None else sorted({*asked, (1, CPU)}, key=lambda device: device[1] != CPU):
+        if name != CPU:
+            part = workload_of(config, task, share=share, devices=count)
+            durations.append(on_machine(MACHINES[name], anatomy, part, config, count=count))
+        elif pace is not None:
+            durations.append(at_pace(pace, work))
+        else:
+            try:
+                durations.append(measured_here(measure_engine(config, task, work), work))
+            except ModelError as error:
+                notes.append(f"cpu was not measured: {error}")
+    return Forecast(config, anatomy, work, memory, tuple(durations), tuple(notes))
+
+
+def memory_of(anatomy: Anatomy, work: Workload, config: Config, mode: tuple[str, str]) -> Memory:
+    """The bytes of a mode (perturbation, master) with this configuration's population and limits."""
+    perturbation, master = mode
+    low, size = perturbation == "lowrank", anatomy.itemsize
+    reached = anatomy.linear if low else anatomy.trainable
+    own = 0 if low else size * reached
+    rows = work.batch_slots if low else work.member_slots
+    pairs = config.population // (2 if config.antithetic else 1)
+    return Memory(
+        perturbation,
+        master,
+        weights=size * anatomy.parameters,
+        centre=4 * reached if master == "float32" else own,
+        packed=size * anatomy.linear if not low and master == "float32" and anatomy.dtype == "bfloat16" else 0,
+        cache=rows * (work.longest + work.limit) * anatomy.cached * size,
+        factors=pairs * config.rank * anatomy.factors * size if low else 0,
+        logits=rows * anatomy.vocabulary * size,
+    )
+
+
+def on_machine(machine: Machine, anatomy: Anatomy, work: Workload, config: Config, *, count: int = 1) -> Duration:
+    """A generation by datasheet figures (`seedtune.machines` has the formula), ``work`` being one device's share."""
+    memory = memory_of(anatomy, work, config, (config.perturbation, config.master))
+    rows = work.row_steps / max(1.0, work.steps)
+    position = anatomy.cached * anatomy.itemsize
+    step = machine.step(
+        weights=memory.weights,
+        cache=rows * (work.prompt_tokens + work.new_tokens / 2) * position,
+        parameters=anatomy.parameters,
+        rows=rows,
+        layers=anatomy.layers,
+    )
+    written = memory.weights + memory.centre
+    return Duration(
+        device=machine.name if count == 1 else f"{count}x{machine.name}",
+        prefill=machine.prefill(parameters=anatomy.parameters, tokens=work.read),
+        decode=work.steps * step,
+        perturb=work.members * machine.stream(written) if work.alone else 0.0,
+        update=machine.stream(2 * written),
+        how=(
+            f"{work.steps:,.0f} steps of {step * 1e3:.3g} ms = max((W {memory.weights / 1e9:.3g} GB + K) / "
+            f"{machine.bandwidth / 1e9:,.0f} GB/s, 2·P·{rows:.0f} rows / {machine.flops / 1e12:,.0f} TFLOP/s) / "
+            f"{machine.efficiency:g}, at least {anatomy.layers} layers × {machine.launch * 1e3:g} ms"
+        ),
+        fits=None if machine.memory is None else memory.total < machine.memory,
+    )
+
+
+def at_pace(pace: Pace, work: Workload) -> Duration:
+    """A generation at the pace of a run: seconds a token, prompts and new ones alike, × tokens."""
+    seconds = pace.token * (work.read + work.written)
+    told = f"{pace.token * 1e3:.3g} ms a token, prompts and scoring included: {pace.generations} generations of a run"
+    return Duration(CPU, 0.0, seconds, 0.0, 0.0, told)
+
+
+def measured_here(speed: Speed, work: Workload) -> Duration:
+    """A generation at the speed of this machine: prefill + steps·(a + b·rows) + perturbing + update."""
+    return Duration(
+        device=CPU,
+        prefill=work.read * speed.prompt_token,
+        decode=work.steps * speed.step + work.row_steps * speed.row,
+        perturb=speed.perturb,
+        update=speed.update,
+        how=(
+            f"{work.read:,.0f} prompt tokens × {speed.prompt_token * 1e3:.3g} ms + {work.steps:,.0f} steps × "
+            f"{speed.step * 1e3:.3g} ms + {work.row_steps:,.0f} tokens × {speed.row * 1e3:.3g} ms, measured now"
+        ),
+    )
+
+
+def _notes(work: Workload, share: float, pace: Pace | None, counts: Sequence[int]) -> list[str]:
+    """What was assumed."""
+    source = "an assumption (--share)" if pace is None else "as in the measured run"
+    notes = [f"a completion has {work.new_tokens:.0f} of at most {work.limit} tokens ({share:.0%}): {source}"]
+    if not work.counted:
+        notes.append("the model's folder has no tokenizer: prompts are counted as four characters a token")
+    if any(count > 1 for count in counts):
+        notes.append("several devices: as if they shared the members evenly; this version runs on one")
+    return notes

@@ -1,0 +1,300 @@
+"""Choosing σ and α before training: a small population at several σ, the same members and prompts at each.
+
+A generation is one step; a probe asks what the step would be worth.  It climbs from the configured σ by factors of
+two with a few pairs until the model collapses, then lets the whole population answer at the largest usable σ and
+below it, where the expected gain lies (`seedtune.response` has the model), as long as its rollouts last.
+
+The noise has generation numbers that training never uses.  Nothing is written.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from seedtune import engines, noise, tasks
+from seedtune.answers import Answers, describe
+from seedtune.config import Config
+from seedtune.errors import ConfigError, DataError
+from seedtune.evaluator import Evaluator
+from seedtune.response import Law, Response, Stride, best_stride, fit, measure
+from seedtune.tasks.base import Task
+from seedtune.types import Example, Member, Plan, Rollout
+
+GENERATION = 2**31
+"""Generation number of a probe's noise; a run would need two billion generations to get there."""
+
+SCREEN = 2
+"""Pairs that look for collapse while σ climbs."""
+
+FACTOR, REACH = 2.0, 16.0
+"""σ is climbed in steps of this factor, to so many times the configured σ at most, and down to that part of it."""
+
+DEGENERATE = 0.15
+"""Share of empty or repeating completions beyond the centre's at which the model counts as collapsed."""
+
+USUAL = 16
+"""Prompts, at least, on which the centre shows how many of its own answers are empty or repeating."""
+
+FALLEN = 2.0
+"""Spreads that the population's mean may lie below the centre."""
+
+NEAR = 0.8
+"""The smallest σ with this share of the largest expected gain is recommended."""
+
+SWEEP = (5, 10)
+"""What a sweep would take, for comparison: so many σ, so many generations each."""
+
+SHARE = 0.05
+"""Rollouts of a probe as a share of that sweep's, at most."""
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """What one σ showed; ``collapse`` says why it is refused, ``stride`` is its best step if it is not."""
+
+    response: Response
+    answers: Answers
+    sample: tuple[Example, str]
+    """A prompt, and what the member of median reward answered."""
+    collapse: str | None
+    stride: Stride | None = None
+
+    @property
+    def sigma(self) -> float:
+        """Its σ."""
+        return self.response.sigma
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """The levels in ascending σ, and the recommendation with its reason; σ and α are None if every σ collapsed."""
+
+    levels: tuple[Level, ...]
+    sigma: float | None
+    alpha: float | None
+    reason: str
+    centre: float
+    """Mean reward of the centre on the prompts of the probe."""
+    centre_sample: tuple[Example, str]
+    prompts: int
+    rollouts: int
+    sweep_rollouts: int
+    seconds: float
+
+
+def probe_config(
+    config: Config,
+    *,
+    task: Task | None = None,
+    sigmas: Sequence[float] = (),
+    members: int = 16,
+    prompts: int | None = None,
+) -> Probe:
+    """Evaluate ``members`` (in pairs) and the centre at several σ, and recommend σ and α for ``config``.
+
+    ``sigmas`` are evaluated all of them; without, they are chosen, and the probe takes at most 5 % of the rollouts
+    of a sweep (5 σ × 10 generations), though one usable σ always sees all members, if there is any.  ``task`` brings
+    data and rewards of your own; ``prompts`` of its training data are drawn, by default as many as in a generation.
+    ConfigError, DataError or RewardError say what is wrong.
+    """
+    started = time.perf_counter()
+    if members < 4 or members % 2:
+        raise ConfigError(f"members={members}: a probe takes pairs, at least two. Give an even number from 4.")
+    if any(not 0 < sigma < float("inf") for sigma in sigmas):
+        raise ConfigError(f"sigmas={list(sigmas)} must all be greater than 0.")
+    task = tasks.create(config.task) if task is None else task
+    count, drawn = _draw(config, task, prompts)
+    with closing(engines.create(config)) as engine:
+        engine.load()
+        survey = _Survey(Evaluator(engine, task, config), (drawn, count), members // 2)
+        if sigmas:
+            survey.all_of(sorted(set(sigmas)))
+        else:
+            survey.search(config.sigma, _budget(config, min(count, len(drawn))))
+    return _conclude(config, survey, time.perf_counter() - started)
+
+
+def _draw(config: Config, task: Task, prompts: int | None) -> tuple[int, tuple[Example, ...]]:
+    """How many prompts members answer (two at least, unless told otherwise), and training prompts for the centre.
+
+    The order is the probe's own; members get the first of them.
+    """
+    if not task.train:
+        raise DataError(f"the training data of task {task.name!r} is empty. Give at least one row with a 'prompt'.")
+    count = max(2, config.prompts_per_generation) if prompts is None else prompts
+    if count < 1:
+        raise ConfigError(f"prompts={count}: a probe needs at least one.")
+    address = noise.Address(noise.key(config.seed, "prompt order"), noise.Stream.ORDER, GENERATION)
+    order = noise.permutation(address, len(task.train))
+    return count, tuple(task.train[int(i)] for i in order[: max(count, USUAL)])
+
+
+def _sweep(config: Config, prompts: int) -> int:
+    sigmas, generations = SWEEP
+    return sigmas * generations * config.population * prompts
+
+
+def _budget(config: Config, prompts: int) -> int:
+    return int(SHARE * _sweep(config, prompts))
+
+
+class _Survey:
+    """The scores and rollouts so far, by σ; asks only for members that have not answered yet."""
+
+    def __init__(self, evaluator: Evaluator, asked: tuple[tuple[Example, ...], int], pairs: int) -> None:
+        drawn, count = asked
+        self.evaluator, self.examples, self.pairs = evaluator, drawn[:count], pairs
+        outcome = evaluator.centre(drawn, generation=GENERATION)
+        self.centre = outcome.scores[:, :count]
+        self.texts = {rollout.prompt: rollout.text for rollout in outcome.rollouts}
+        self.usual = describe(outcome.rollouts, self.texts)
+        self.rollouts = len(outcome.rollouts)
+        self.scores: dict[float, NDArray[np.float64]] = {}
+        self.answers: dict[float, list[Rollout]] = {}
+
+    def level(self, sigma: float, pairs: int) -> Level:
+        """What ``sigma`` shows with at least so many pairs."""
+        known = self.scores.get(sigma, self.centre)
+        have = len(known) // 2
+        if pairs > have:
+            members = tuple(Member(GENERATION, pair, sign) for pair in range(have, pairs) for sign in (1, -1))
+            outcome = self.evaluator.evaluate(members, self.examples, plan=Plan(GENERATION, sigma, members))
+            known = np.concatenate([known, outcome.scores])
+            self.answers.setdefault(sigma, []).extend(outcome.rollouts)
+            self.rollouts += len(outcome.rollouts)
+        self.scores[sigma] = known
+        return self._described(sigma, known)
+
+    def _described(self, sigma: float, scores: NDArray[np.float64]) -> Level:
+        response, answers = measure(sigma, scores), describe(self.answers[sigma], self.texts)
+        return Level(response, answers, self._sample(sigma), collapse_of(response, answers, self.usual))
+
+    def _sample(self, sigma: float) -> tuple[Example, str]:
+        """The first prompt, answered by the member of median reward."""
+        rewards = np.nan_to_num(self.scores[sigma][1:].mean(axis=1), nan=-np.inf)
+        position = int(np.argsort(rewards, kind="stable")[len(rewards) // 2])
+        member = Member(GENERATION, position // 2, -1 if position % 2 else 1)
+        text = next(r.text for r in self.answers[sigma] if r.member == member and r.prompt == 0)
+        return self.examples[0], text
+
+    def all_of(self, sigmas: Sequence[float]) -> None:
+        """Every σ asked for, with all pairs."""
+        for sigma in sigmas:
+            self.level(sigma, self.pairs)
+
+    def search(self, start: float, budget: int) -> None:
+        """Climb to the edge of collapse with few pairs, then go down from there with all of them."""
+        top, low = self._edge(start, budget), start / REACH
+        sigma, done = top, 0
+        while sigma >= low and (self.rollouts + self._cost(sigma) <= budget or done == 0):
+            done += self.level(sigma, self.pairs).collapse is None
+            sigma /= FACTOR
+
+    def _edge(self, start: float, budget: int) -> float:
+        """The largest usable σ as far as a few pairs can tell; below ``start`` if that has collapsed."""
+        few, high = min(SCREEN, self.pairs), start * REACH
+        spare = budget - 3 * self.pairs * 2 * len(self.examples)
+        usable = self.level(start, few).collapse is None
+        sigma = start
+        while start / REACH < sigma < high and self.rollouts < spare:
+            following = sigma * FACTOR if usable else sigma / FACTOR
+            fine = self.level(following, few).collapse is None
+            if fine != usable:
+                return following if fine else sigma
+            sigma = following
+        return sigma
+
+    def _cost(self, sigma: float) -> int:
+        have = len(self.scores.get(sigma, self.centre)) // 2
+        return (self.pairs - have) * 2 * len(self.examples)
+
+
+def collapse_of(response: Response, answers: Answers, usual: Answers) -> str | None:
+    """Why a σ is unusable, or None; ``usual`` is how the centre answers.
+
+    Rewards alone do not show it: where short answers are rewarded, loops of nonsense may well score better.
+    """
+    if answers.repeating - usual.repeating > DEGENERATE:
+        return f"{answers.repeating:.0%} of the answers repeat themselves (the centre: {usual.repeating:.0%})"
+    if answers.empty - usual.empty > DEGENERATE:
+        return f"{answers.empty:.0%} of the answers are empty (the centre: {usual.empty:.0%})"
+    gap = response.gap
+    if gap > FALLEN * response.spread and gap > FALLEN * response.gap_error and gap > 1e-9 * abs(response.centre):
+        return f"the mean reward fell from {response.centre:.4g} to {response.mean:.4g}, ± {response.spread:.3g}"
+    return None
+
+
+def _conclude(config: Config, survey: _Survey, seconds: float) -> Probe:
+    """Fit the law to what is usable, weigh every level, and choose."""
+    levels = [survey.level(sigma, 0) for sigma in sorted(survey.scores)]
+    usable = [level.response for level in levels if level.collapse is None]
+    law = fit(usable) if usable else Law(0.0, 0.0)
+    weighed = tuple(_weighed(level, law, config) for level in levels)
+    sigma, alpha, reason = recommend(weighed, config)
+    return Probe(
+        levels=weighed,
+        sigma=sigma,
+        alpha=alpha,
+        reason=reason,
+        centre=float(np.nanmean(survey.centre)),
+        centre_sample=(survey.examples[0], survey.texts[0]),
+        prompts=len(survey.examples),
+        rollouts=survey.rollouts,
+        sweep_rollouts=_sweep(config, len(survey.examples)),
+        seconds=seconds,
+    )
+
+
+def _weighed(level: Level, law: Law, config: Config) -> Level:
+    if level.collapse is not None:
+        return level
+    stride = best_stride(level.response, law, population=config.population, antithetic=config.antithetic)
+    return Level(level.response, level.answers, level.sample, None, stride)
+
+
+def recommend(levels: Sequence[Level], config: Config) -> tuple[float | None, float | None, str]:
+    """(σ, α, reason): the smallest usable σ whose expected gain is near the largest."""
+    usable = [(level, level.stride) for level in levels if level.stride is not None]
+    if not usable:
+        return (
+            None,
+            None,
+            ("the model collapsed at every σ that was tried: give smaller ones with --sigmas, or check the reward."),
+        )
+    most = max(stride.gain for _, stride in usable)
+    if most <= 0:
+        sigma = max(level.sigma for level, _ in usable)
+        return (
+            sigma,
+            sigma / 2,
+            (
+                "all members have the same reward at every usable σ, so this is only the largest of them with the "
+                "cautious α = σ/2. Use prompts on which the reward can differ, or more of them."
+            ),
+        )
+    chosen, stride = next((level, stride) for level, stride in usable if stride.gain >= NEAR * most)
+    return chosen.sigma, chosen.sigma * stride.ratio, _reason(chosen, stride, levels)
+
+
+def _reason(chosen: Level, stride: Stride, levels: Sequence[Level]) -> str:
+    above = next((level for level in levels if level.sigma > chosen.sigma), None)
+    limit = "no larger σ was tried"
+    if above is not None and above.collapse is not None:
+        limit = f"at σ {above.sigma:.3g} the model has collapsed: {above.collapse}"
+    elif above is not None:
+        limit = f"a larger σ is not worth more than 1/{NEAR:g} of it"
+    bound = (
+        "this is nearly as long as a member's perturbation, further nothing was measured"
+        if stride.capped
+        else "a longer step would lose more to curvature (centre above its members) than it gains"
+    )
+    return (
+        f"a generation is expected to gain {stride.gain:.3g} on other prompts, where members keep "
+        f"{stride.agreement:.0%} of what sets them apart here; {limit}; α = {stride.ratio:.2g} σ because {bound}."
+    )

@@ -1,0 +1,212 @@
+"""How the reward responds to perturbations of one size, and what step that allows.  Pure functions of scores.
+
+Members stand on a sphere around θ: ε = ±σε has the length σ√d.  To second order in the perturbation, with the
+gradient g and the Hessian −H of the reward (mean over prompts) and pairs (+ε, −ε),
+
+    odd part   o = (R₊ − R₋)/2 = σ g·ε         m = E[o²] = σ²|g|²
+    even part  C = R(θ) − E[R] = σ² tr(H)/2    s² = Var[R] over members
+
+With z-scored rewards the update of N members in pairs is Δ = (α/N) Σₚ (2oₚ/s) εₚ.  It gains  g·Δ = (α/σ) m/s  on the
+prompts that chose it, a share κ of that on others, and loses ½ΔᵀHΔ = (C/σ²)|Δ|²/d, |Δ|² = 2α² m d/(N s²), to the
+curvature if that is much the same in all directions.  So with x = α/σ the expected gain on other prompts is
+
+    G(x) = x κ m/s − 2 C x² m/(N s²)           largest at  x* = κ s N/(4C)
+    G(x) = x κ m/s − C x²/N                    without pairs (Δ = (α/N) Σᵢ zᵢ εᵢ), x* = κ m N/(2 C s)
+
+and x is at most three quarters of √N, or of s√(N/(2m)) with pairs if that is less.  There the whole would be as long
+as a member's perturbation, and what lies beyond was not measured; three quarters is a margin (α = 3σ at N = 32, the
+best of the settings tried on the demo).  All of this takes many dimensions and a curvature without a favourite one:
+of a model of a few hundred weights it may ask too much.
+In a true quadratic C and m grow as σ², so G(x*) is the same for every σ until the cap; a small σ is limited by the
+cap, a large one by C, by saturation, and in the end by collapse.
+
+κ is the share of m that is the same direction's merit on other prompts.  Over J prompts with odd parts oₚⱼ,
+
+    T = mean over pairs p and prompts j ≠ k of oₚⱼ oₚₖ,    κ = T/m   (0 ≤ κ ≤ 1)
+
+which is what one half of the prompts says of the other, over all ways to halve them.  T and C of a single σ are
+noisy (a completion is chaotic in the weights), so both are fitted to all usable σ as T = τσ² and C = cσ².  Neither
+can be negative, but an estimate y ± e can: what is used is the mean of a normal (y, e) given that it is not,
+
+    y + e φ(y/e)/Φ(y/e)
+
+so that an unlucky sign asks for a short step instead of none, and an unmeasured curvature still counts.  Where one σ
+contradicts the fit by more than its error (a reward that saturates, a region that is not quadratic), the worse
+counts: T at most T̂ + e, C at least Ĉ − e.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from seedtune.errors import RewardError
+from seedtune.shaping import fill_missing
+
+Array = NDArray[np.float64]
+
+TINY = 1e-9
+"""Errors are at least this share of the rewards' size (squared for variances): ties weigh much, not everything."""
+
+
+MARGIN = 0.75
+"""A step is at most this part of a member's length."""
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """One σ: rewards of the members and the centre on the same prompts (means over prompts), and their parts."""
+
+    sigma: float
+    members: int
+    mean: float
+    spread: float
+    """s: standard deviation of the members' rewards."""
+    centre: float
+    gap_error: float
+    """Standard error of the gap, from the pairs' even parts."""
+    best_gain: float
+    """Best member − centre."""
+    better: float
+    """Share of members better than the centre."""
+    signal: float
+    """m: mean square of the pairs' odd parts."""
+    transfer: float
+    """T: the part of m that holds on other prompts."""
+    transfer_error: float
+    """Its standard error, from the pairs."""
+    variance: float
+    """Mean square of the odd parts of single prompts."""
+
+    @property
+    def gap(self) -> float:
+        """C: centre − mean of the members."""
+        return self.centre - self.mean
+
+    @property
+    def agreement(self) -> float:
+        """κ by this σ alone: T/m within 0 and 1."""
+        return min(1.0, max(0.0, self.transfer / self.signal)) if self.signal > 0 else 0.0
+
+
+def measure(sigma: float, scores: Array) -> Response:
+    """The response from scores (1 + 2P, J): the centre, then pair by pair the members +ε and −ε.
+
+    Missing scores count as their prompt's mean; a pair of which a member has none is left out.  RewardError if
+    the centre or every pair has none.
+    """
+    filled = fill_missing(scores)
+    if filled.shape[1] == 0 or bool(np.isnan(filled[0]).any()):
+        raise RewardError("the centre's answers could not be scored on any prompt. Check the reward function.")
+    pairs = filled[1:].reshape(-1, 2, filled.shape[1])
+    pairs = pairs[~np.isnan(pairs).any(axis=(1, 2))]
+    if len(pairs) == 0:
+        raise RewardError(f"no pair of members could be scored at sigma={sigma:g}. Check the reward function.")
+    rewards, centre = pairs.mean(axis=2), float(filled[0].mean())
+    odd = (pairs[:, 0] - pairs[:, 1]) / 2
+    even, crossed = rewards.mean(axis=1), _crossed(odd)
+    return Response(
+        sigma=sigma,
+        members=rewards.size,
+        mean=float(rewards.mean()),
+        spread=float(rewards.std()),
+        centre=centre,
+        gap_error=_error(even - centre),
+        best_gain=float(rewards.max()) - centre,
+        better=float((rewards > centre).mean()),
+        signal=float((odd.mean(axis=1) ** 2).mean()),
+        transfer=float(crossed.mean()),
+        transfer_error=_error(crossed),
+        variance=float((odd**2).mean()),
+    )
+
+
+def _crossed(odd: Array) -> Array:
+    """What each pair adds to T, from odd parts (pairs, prompts); one prompt has no other that could disagree."""
+    prompts = odd.shape[1]
+    if prompts == 1:
+        return odd[:, 0] ** 2
+    crossed: Array = (odd.sum(axis=1) ** 2 - (odd**2).sum(axis=1)) / (prompts * (prompts - 1))
+    return crossed
+
+
+def _error(values: Array) -> float:
+    """Standard error of the mean; of a single value, its size."""
+    if len(values) == 1:
+        return float(abs(values[0]))
+    return float(values.std(ddof=1) / math.sqrt(len(values)))
+
+
+@dataclass(frozen=True, slots=True)
+class Law:
+    """T = ``transfer``·σ² and C = ``gap``·σ², as fitted to several σ; neither is negative."""
+
+    transfer: float
+    gap: float
+
+
+def fit(responses: Sequence[Response]) -> Law:
+    """Weighted least squares over the responses, each coefficient then known to be positive.
+
+    All σ share members and prompts, so their errors are taken as one: several σ steady the fit and do not
+    pretend to be independent.
+    """
+    size = max((abs(r.centre) + r.spread for r in responses), default=0.0) or 1.0
+    squares = np.array([r.sigma**2 for r in responses])
+    pairs = (
+        ([r.transfer for r in responses], [r.transfer_error for r in responses], [r.variance for r in responses]),
+        ([r.gap for r in responses], [r.gap_error for r in responses], [r.spread for r in responses]),
+    )
+    floors = (TINY * size**2, TINY * size)
+    slopes = [
+        _slope(squares, np.array(y), np.array(errors) + floor, np.array(scales) + floor)
+        for (y, errors, scales), floor in zip(pairs, floors, strict=True)
+    ]
+    return Law(positive_mean(*slopes[0]), positive_mean(*slopes[1]))
+
+
+def _slope(x: Array, y: Array, errors: Array, scales: Array) -> tuple[float, float]:
+    """The slope of y = slope·x, weighted by 1/scales², and its standard error if all errors are one."""
+    pull = x / scales**2
+    information = float((pull * x).sum())
+    return float((pull * y).sum()) / information, float((pull * errors).sum()) / information
+
+
+def positive_mean(value: float, error: float) -> float:
+    """The mean of a normal variable (``value``, ``error``) given that it is positive."""
+    a = value / error
+    if a < -30:  # the tail's expansion, before Φ is no longer a number above 0
+        return -error / a
+    density = math.exp(-a * a / 2) / math.sqrt(2 * math.pi)
+    return value + error * density / (0.5 * math.erfc(-a / math.sqrt(2)))
+
+
+@dataclass(frozen=True, slots=True)
+class Stride:
+    """The best step at one σ: x = α/σ, the expected gain of a generation, κ, and whether the cap bounds x."""
+
+    ratio: float
+    gain: float
+    agreement: float
+    capped: bool
+
+
+def best_stride(response: Response, law: Law, *, population: int, antithetic: bool) -> Stride:
+    """The x that makes G(x) largest, and G there; all zero where all members tie.
+
+    ``law`` is bounded by what this σ itself showed, its errors granted.
+    """
+    m, s, square = response.signal, response.spread, response.sigma**2
+    if m <= 0 or s <= 0:
+        return Stride(0.0, 0.0, 0.0, capped=False)
+    kappa = min(1.0, min(law.transfer * square, max(0.0, response.transfer) + response.transfer_error) / m)
+    slope, gap = kappa * m / s, max(law.gap * square, response.gap - response.gap_error)
+    loss = 2 * gap * m / (population * s**2) if antithetic else gap / population
+    cap = MARGIN * math.sqrt(population) * (min(1.0, s / math.sqrt(2 * m)) if antithetic else 1.0)
+    free = slope / (2 * loss) if loss > 0 else math.inf
+    ratio = min(cap, free)
+    return Stride(ratio, slope * ratio - loss * ratio**2, kappa, capped=free >= cap)

@@ -1,0 +1,124 @@
+"""What a generation has to compute: rollouts, prompt tokens, new tokens, rows in flight and decode steps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from seedtune.config import Config
+from seedtune.engines.transformers import chat
+from seedtune.engines.transformers.checkpoint import ModelSource
+from seedtune.engines.transformers.decode import slots_for
+from seedtune.errors import ModelError
+from seedtune.tasks.base import Task
+from seedtune.types import Example, Message, Prompt
+
+COUNTED = 64
+"""Training prompts that are tokenised to know their lengths."""
+
+CHARACTERS = 4
+"""Characters of a token, where there is no tokenizer to ask."""
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """One generation of one process."""
+
+    members: int
+    """Members that answer, the centre included if it does."""
+    prompts: int
+    prompt_tokens: float
+    """Mean tokens of a prompt."""
+    longest: int
+    new_tokens: float
+    """Expected tokens of a completion."""
+    limit: int
+    batch_slots: int
+    """Rows in flight where all members share a batch."""
+    member_slots: int
+    """Rows in flight of a member alone."""
+    alone: bool
+    """Members one after the other (``gaussian``) instead of all in one batch."""
+    counted: bool
+    """Whether prompts were tokenised; if not, a token is four characters."""
+
+    @property
+    def slots(self) -> int:
+        """Rows in flight."""
+        return self.member_slots if self.alone else self.batch_slots
+
+    @property
+    def rollouts(self) -> int:
+        """Completions of a generation."""
+        return self.members * self.prompts
+
+    @property
+    def read(self) -> float:
+        """Prompt tokens of a generation."""
+        return self.rollouts * self.prompt_tokens
+
+    @property
+    def written(self) -> float:
+        """New tokens of a generation."""
+        return self.rollouts * self.new_tokens
+
+    @property
+    def steps(self) -> float:
+        """Decode steps: some row of a batch reaches the limit; rows that wait fill the slots in between."""
+        batches, rows = (self.members, self.prompts) if self.alone else (1, self.rollouts)
+        waiting = max(0, rows - self.slots) * self.new_tokens / self.slots
+        return batches * (waiting + self.limit - 1)
+
+    @property
+    def row_steps(self) -> float:
+        """Tokens that decode steps make: all but the first of each completion."""
+        return self.rollouts * max(0.0, self.new_tokens - 1)
+
+
+def workload_of(config: Config, task: Task, *, share: float, devices: int = 1) -> Workload:
+    """The workload of one of ``devices`` that share the members; completions fill ``share`` of their limit."""
+    lengths, counted = _lengths(config, task.train[:COUNTED])
+    members = -(-(config.population + config.evaluate_centre) // devices)
+    prompts = min(config.prompts_per_generation, len(task.train))
+    settings, limit = config.transformers, config.max_completion_length
+    most = {"max_rows": settings.max_rows, "max_tokens": settings.max_batch_tokens}
+    return Workload(
+        members=members,
+        prompts=prompts,
+        prompt_tokens=sum(lengths) / len(lengths),
+        longest=max(lengths),
+        new_tokens=max(1.0, share * limit),
+        limit=limit,
+        batch_slots=slots_for(members * prompts, max(lengths) + limit, **most),
+        member_slots=slots_for(prompts, max(lengths) + limit, **most),
+        alone=config.perturbation == "gaussian",
+        counted=counted,
+    )
+
+
+def prompts_of(config: Config, examples: Sequence[Example]) -> tuple[Prompt, ...]:
+    """Examples as an engine takes them, the system prompt in front."""
+    return tuple(Prompt(e.id, _content(config, e), config.chat_template_kwargs) for e in examples)
+
+
+def _content(config: Config, example: Example) -> str | tuple[Message, ...]:
+    if config.system_prompt is None or isinstance(example.prompt, str):
+        return example.prompt
+    return ({"role": "system", "content": config.system_prompt}, *example.prompt)
+
+
+def _lengths(config: Config, examples: Sequence[Example]) -> tuple[list[int], bool]:
+    """Tokens of each prompt, and whether a tokenizer counted them."""
+    prompts = prompts_of(config, examples)
+    source = ModelSource.resolve(config.model, trust_remote_code=config.transformers.trust_remote_code)
+    try:
+        tokenizer = source.tokenizer()
+    except ModelError:
+        return [max(1, _characters(prompt) // CHARACTERS) for prompt in prompts], False
+    return [len(chat.encode(tokenizer, prompt)) for prompt in prompts], True
+
+
+def _characters(prompt: Prompt) -> int:
+    if isinstance(prompt.content, str):
+        return len(prompt.content)
+    return sum(len(message["content"]) for message in prompt.content)
