@@ -1,0 +1,99 @@
+"""Every strategy through the whole pipeline, on a toy and on a transformer: trained, verified, resumed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.contract.test_strategies import STRATEGIES
+
+import models
+import runs
+from seedtune import Trainer, replay, verify_run
+from seedtune.config import Config
+
+SMALL = {"population": 8, "sigma": 0.05, "fingerprint_steps": 1, "eval_steps": 0, "save_steps": 3, "generations": 7}
+MORE: dict[str, dict[str, Any]] = {
+    "subspaces": {"alpha": 0.1, "subspaces": 2},
+    "schedules": {
+        "alpha": 0.1,
+        "sigma_schedule": {"kind": "cosine", "over": 6},
+        "alpha_schedule": {"kind": "step", "every": 2, "warmup": 2},
+    },
+    "schedule-rollouts": {"alpha": 0.1, "alpha_schedule": {"kind": "linear", "over": 100, "unit": "rollouts"}},
+    "ranks-clipped": {"alpha": 0.1, "shaping": "centered_rank", "shaping_clip": 0.4},
+    "subspaces-essam-decay": {
+        "alpha": 0.1,
+        "subspaces": 2,
+        "decay_l2": 0.5,
+        "lookahead": {"kind": "essam_f", "probes": 4},
+    },
+}
+
+
+def small(settings: dict[str, Any]) -> dict[str, Any]:
+    """A strategy's settings on a run of a second."""
+    looked = {k: {**v, "probes": 4} if k == "lookahead" else v for k, v in settings.items()}
+    grown = {"population_growth": {"limit": 16, "below": 0.99, "patience": 2}} if "population_growth" in looked else {}
+    timed = {"population_schedule": ((2, 4), (4, 12))} if "population_schedule" in looked else {}
+    return {"alpha": None, **looked, **SMALL, **grown, **timed}
+
+
+ALL = {**STRATEGIES, **MORE}
+
+
+@pytest.mark.parametrize("settings", ALL.values(), ids=ALL)
+def test_a_run_verifies_and_resumes_to_the_same_bytes(tmp_path, settings):
+    config = runs.toy(tmp_path / "run", **small(settings))
+    Trainer(config).train()
+    assert verify_run(tmp_path / "run", snapshots=True).matched == tuple(range(1, 8))
+    cut = config.replace(output_dir=str(tmp_path / "cut"), generations=4)
+    Trainer(cut).train()
+    Trainer(cut.replace(generations=7)).train(resume=True)
+    assert runs.ledger_bytes(tmp_path / "cut") == runs.ledger_bytes(tmp_path / "run")
+    assert runs.fingerprint(tmp_path / "cut") == runs.fingerprint(tmp_path / "run")
+
+
+PROMPTS = [{"prompt": text} for text in ("Say a", "Say b", "Tell me", "Why?")]
+HOW = {
+    "adaptive": {},
+    "adaptive-decay-essam": {"decay_l2": 0.5, "decay_l1": 0.001, "lookahead": {"kind": "essam_f", "probes": 4}},
+    "gaussian-essam": {"perturbation": "gaussian", "lookahead": {"kind": "essam", "radius": 0.02}},
+    "gaussian-decay-none": {"perturbation": "gaussian", "master": "none", "decay_l2": 0.5},
+    "subspaces": {"alpha": 0.1, "subspaces": 4},
+    "momentum": {"alpha": 0.1, "moments": {"momentum": 0.5}},
+    "adam": {"alpha": 0.01, "moments": {"momentum": 0.5, "second": 0.9, "window": 3}},
+}
+
+
+def lower(completions, **_):
+    """Share of characters that are small letters."""
+    return [sum(character.islower() for character in text) / max(1, len(text)) for text in completions]
+
+
+def transformer(root: Path, base: Path, **settings: Any) -> Trainer:
+    small = {"population": 16, "sigma": 0.05, "generations": 16, "prompts_per_generation": 4, "fingerprint_steps": 4}
+    more = {"max_completion_length": 8, "save_steps": 0, "transformers": {"device": "cpu"}, "kl_steps": 8}
+    config = Config(model=str(base), output_dir=str(root), **{**small, **more, **settings})
+    return Trainer(config, reward_funcs=lower, train_dataset=PROMPTS, eval_dataset=PROMPTS)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> Path:
+    torch.manual_seed(0)
+    return models.save_family("llama", tmp_path_factory.mktemp("model"))
+
+
+@pytest.mark.parametrize("settings", HOW.values(), ids=HOW)
+def test_a_tiny_language_model_learns_and_its_run_verifies(tmp_path, base, settings):
+    trainer = transformer(tmp_path / "run", base, **settings)
+    after = trainer.train()["eval_reward"]
+    rows = runs.rows(replay.RunPaths(tmp_path / "run").metrics)
+    before = next(row["eval_reward"] for row in rows if "eval_reward" in row)
+    assert after > before + 0.05
+    assert verify_run(tmp_path / "run").matched == (4, 8, 12, 16)
+    divergences = [row["kl"] for row in rows if "kl" in row]
+    assert len(divergences) == 2
+    assert all(value > 0.0 for value in divergences)
