@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
+from seedtune import combinations
 from seedtune.errors import ConfigError, nearest
 from seedtune.settings import (
     GrowthSettings,
@@ -139,7 +140,8 @@ class Config(Section):
     """Training prompts every member answers in a generation (all of them if there are fewer)."""
 
     evaluate_centre: bool = True
-    """Let the centre answer each generation's prompts too, as one more member outside the population."""
+    """Let the centre answer each generation's prompts too, as one more member outside the population.  Without it
+    adaptive steps see no curvature, and are as long as ``longest_step`` allows."""
 
     members_per_job: int = Field(default=0, ge=0)
     """Members batched together; 0 is the whole population.  Part of a run's identity, unlike the workers."""
@@ -198,54 +200,8 @@ class Config(Section):
     _words_of_yaml = field_validator("collapse_guard", mode="before")(yes_or_no)
 
     @model_validator(mode="after")
-    def _pairs_are_whole(self) -> Config:
-        if self.antithetic and self.population % 2:
-            raise ValueError(
-                f"population={self.population} is odd, but antithetic pairs need an even one: "
-                f"use {self.population + 1}, or antithetic=false"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _rank_is_of_lowrank(self) -> Config:
-        if self.perturbation != "lowrank" and self.rank != 1:
-            raise ValueError(
-                f"rank={self.rank} means nothing with perturbation={self.perturbation}: leave it out, "
-                "or use perturbation=lowrank"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _populations_go_with_pairs(self) -> Config:
-        counts = [count for _, count in self.population_schedule]
-        if any(count < 2 or (self.antithetic and count % 2) for count in counts):
-            raise ValueError(
-                f"population_schedule={[list(step) for step in self.population_schedule]}: every population must be at "
-                f"least 2{' and even (antithetic pairs)' if self.antithetic else ''}"
-            )
-        limit = self.population_growth.limit
-        if limit and counts:
-            raise ValueError("population_schedule and population_growth exclude each other: leave one out")
-        if limit and (limit < self.population or (self.antithetic and limit % 2)):
-            raise ValueError(f"population_growth.limit={limit} must be even and at least population={self.population}")
-        return self
-
-    @model_validator(mode="after")
-    def _combinations_make_sense(self) -> Config:
-        probing = self.lookahead.kind == "essam_f"
-        if probing and (self.lookahead.probes > self.population or (self.antithetic and self.lookahead.probes % 2)):
-            raise ValueError(
-                f"lookahead.probes={self.lookahead.probes} must be at most population={self.population}"
-                f"{' and even (antithetic pairs)' if self.antithetic else ''}"
-            )
-        if self.lookahead.kind != "none" and self.noise_reuse > 1:
-            raise ValueError(f"noise_reuse={self.noise_reuse}: look-ahead needs fresh noise at θ'; use noise_reuse=1")
-        if self.moments.second and self.alpha is None:
-            raise ValueError("moments.second needs alpha, the length of a step per element: try alpha=1e-5")
-        if self.moments.second and self.adaptive:
-            raise ValueError("moments.second has its own step lengths: use step_size=fixed")
-        if self.moments.second and not self.moments.momentum:
-            raise ValueError("moments.second without moments.momentum: give both, for example 0.9 and 0.99")
+    def _goes_together(self) -> Config:
+        combinations.check(self)
         return self
 
     @property
@@ -257,30 +213,6 @@ class Config(Section):
     def guarded(self) -> bool:
         """Whether a collapse is gone back on."""
         return self.collapse_guard == "yes" or (self.collapse_guard == "auto" and self.adaptive)
-
-    @model_validator(mode="after")
-    def _samples_differ(self) -> Config:
-        if self.samples_per_prompt > 1 and self.temperature == 0.0:
-            raise ValueError(
-                f"samples_per_prompt={self.samples_per_prompt} with temperature=0 gives equal samples: "
-                "use a temperature above 0, for example 0.7, or samples_per_prompt=1"
-            )
-        if self.objective != "mean" and self.samples_per_prompt == 1:
-            raise ValueError(
-                f"objective={self.objective} with samples_per_prompt=1 is the mean: use samples_per_prompt=4, say, "
-                "and a temperature above 0, or objective=mean"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _subspaces_have_members(self) -> Config:
-        largest = self.population // 2
-        if self.subspaces > largest:
-            raise ValueError(
-                f"subspaces={self.subspaces} is too many for population={self.population}: every subspace needs two "
-                f"members at least. Use {largest} or fewer, or population={2 * self.subspaces} or more"
-            )
-        return self
 
     @property
     def step(self) -> float:

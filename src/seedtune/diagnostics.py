@@ -44,7 +44,9 @@ def signal_metrics(record: Record) -> Numbers:
 
 
 def signal_alarms(record: Record) -> list[str]:
-    """A σ at which next to no member is better than the centre."""
+    """A σ at which next to no member is better than the centre; members that differ, and yet no step."""
+    if any(record.coefficients) and not record.signal and record.alpha == 0.0 and not _intended(record):
+        return ["only one noise sample has rewards, too few for an adaptive step. Check the reward function."]
     averages = _averages(record)
     if averages["seen"] < CLEAR_AFTER or averages["better"] >= CLEAR_SHARE:
         return []
@@ -52,6 +54,11 @@ def signal_alarms(record: Record) -> list[str]:
         f"only {averages['better']:.0%} of members beat the centre lately: sigma is too large for this model. Lower "
         "sigma, or set sigma_rule=success."
     ]
+
+
+def _intended(record: Record) -> bool:
+    """Whether a generation was not to move anything: a look, or the way back."""
+    return "down" in record.state or record.back_to is not None
 
 
 def _averages(record: Record) -> Any:
@@ -66,14 +73,18 @@ def predicted_drift(updates: Sequence[Update], parameters: int) -> float:
     before it; for an L1 decay elements are taken to be normal, so that it shrinks their spread by a known factor.
     """
     weights: dict[tuple[int, int], float] = {}
+    square, left = 0.0, 1.0  # Σ w² of the weights as they are kept, which stand for ``left`` times as much
     for update in updates:
         for term in update.terms:
             place = (term.generation, term.pair)
-            weights[place] = weights.get(place, 0.0) + term.weight
+            before = weights.get(place, 0.0)
+            weights[place] = before + term.weight / left
+            square += weights[place] ** 2 - before**2
         if update.decay is not None:
-            left = _kept(math.sqrt(math.fsum(weight**2 for weight in weights.values())), update.decay)
-            weights = {place: left * weight for place, weight in weights.items()}
-    return math.sqrt(parameters * math.fsum(weight**2 for weight in weights.values()))
+            left *= _kept(left * math.sqrt(max(0.0, square)), update.decay)
+            if left == 0.0:
+                weights, square, left = {}, 0.0, 1.0
+    return left * math.sqrt(parameters * max(0.0, square))
 
 
 def _kept(spread: float, decay: Decay) -> float:
@@ -98,18 +109,23 @@ class Diagnostics:
         """What there is to know of the newest generation, now that its update is applied."""
         record = lineage.records[-1]
         found = signal_metrics(record)
-        if record.back_to is None:
+        if record.back_to is not None:
+            self._before = ()
+        elif not lineage.memory.second:  # by second moments terms are gradients, not steps
             found["update_cosine"] = self._cosine(lineage.last().terms)
         done = len(lineage.records)
         if _due(done, self.config.drift_steps):
             found["drift"] = self.engine.drift()
-            found["drift_predicted"] = predicted_drift(lineage.updates(done), self.parameters)
+            if not lineage.memory.second:
+                found["drift_predicted"] = predicted_drift(lineage.updates(done), self.parameters)
         return found
 
     def _cosine(self, terms: tuple[Term, ...]) -> float | None:
         """The cosine between this update and the one before; about 0 for updates of fresh noise."""
+        if not terms:
+            return None
         before, self._before = self._before, terms
-        return self.engine.cosine(before, terms) if before and terms else None
+        return self.engine.cosine(before, terms) if before else None
 
     def divergence(self, evaluator: Evaluator, generation: int) -> Numbers:
         """KL(centre ‖ base) per token of the centre's answers to fixed prompts: r − log r − 1, r = π_base/π_centre."""

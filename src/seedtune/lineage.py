@@ -18,10 +18,12 @@ class Lineage:
 
     def __init__(self, memory: Memory, records: Iterable[Record] = ()) -> None:
         self.memory, self.records = memory, list(records)
+        self._plain = [plain(record) for record in self.records]
 
     def add(self, record: Record) -> None:
         """One more generation."""
         self.records.append(record)
+        self._plain.append(plain(record))
 
     def path(self, after: int) -> list[int]:
         """The generations whose updates are in the centre after ``after``, in order."""
@@ -61,10 +63,17 @@ class Lineage:
 
     def _effective(self, path: list[int]) -> Update:
         """The update of the last generation of a path, with its memory of those before."""
+        newest = self._plain[path[-1]]
         if not self.memory.active:
-            return plain(self.records[path[-1]])
-        chosen = [self.records[generation] for generation in path]
-        return self.memory.effective([plain(record) for record in chosen], [record.alpha for record in chosen])
+            return newest
+        recent: list[int] = []
+        for generation in reversed(path):
+            if self._plain[generation].terms or generation == path[-1]:
+                recent.append(generation)
+            if len(recent) >= self.memory.window:
+                break
+        chosen = recent[::-1]
+        return self.memory.effective([self._plain[g] for g in chosen], [self.records[g].alpha for g in chosen])
 
 
 def plain(record: Record) -> Update:

@@ -9,6 +9,7 @@ The noise has generation numbers that training never uses.  Nothing is written.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from contextlib import closing
@@ -24,7 +25,7 @@ from seedtune.errors import ConfigError, DataError
 from seedtune.evaluator import Evaluator
 from seedtune.response import Law, Response, Stride, best_stride, fit, measure
 from seedtune.tasks.base import Task
-from seedtune.types import Example, Member, Plan, Rollout
+from seedtune.types import CENTRE, Example, Member, Plan, Rollout
 
 GENERATION = 2**31
 """Generation number of a probe's noise; a run would need two billion generations to get there."""
@@ -137,7 +138,7 @@ def _draw(config: Config, task: Task, prompts: int | None) -> tuple[int, tuple[E
 
 def _sweep(config: Config, prompts: int) -> int:
     sigmas, generations = SWEEP
-    return sigmas * generations * config.population * prompts
+    return sigmas * generations * config.population * prompts * config.samples_per_prompt
 
 
 def _budget(config: Config, prompts: int) -> int:
@@ -150,7 +151,7 @@ class _Survey:
     def __init__(self, evaluator: Evaluator, asked: tuple[tuple[Example, ...], int], pairs: int) -> None:
         drawn, count = asked
         self.evaluator, self.examples, self.pairs = evaluator, drawn[:count], pairs
-        outcome = evaluator.centre(drawn, generation=GENERATION)
+        outcome = evaluator.evaluate((CENTRE,), drawn, plan=Plan(GENERATION, 0.0, ()))
         self.centre = outcome.scores[:, :count]
         self.texts = {rollout.prompt: rollout.text for rollout in outcome.rollouts}
         self.usual = describe(outcome.rollouts, self.texts)
@@ -212,7 +213,7 @@ class _Survey:
 
     def _cost(self, sigma: float) -> int:
         have = len(self.scores.get(sigma, self.centre)) // 2
-        return (self.pairs - have) * 2 * len(self.examples)
+        return (self.pairs - have) * 2 * len(self.examples) * self.evaluator.config.samples_per_prompt
 
 
 def collapse_of(response: Response, answers: Answers, usual: Answers) -> str | None:
@@ -279,7 +280,8 @@ def recommend(levels: Sequence[Level], config: Config) -> tuple[float | None, fl
             ),
         )
     chosen, stride = next((level, stride) for level, stride in usable if stride.gain >= NEAR * most)
-    return chosen.sigma, chosen.sigma * stride.ratio, _reason(chosen, stride, levels)
+    # Fixed steps of subspaces are √K longer than α says (CoPES).
+    return chosen.sigma, chosen.sigma * stride.ratio / math.sqrt(config.subspaces), _reason(chosen, stride, levels)
 
 
 def _reason(chosen: Level, stride: Stride, levels: Sequence[Level]) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 
 from seedtune import __version__, engines, ledger, noise, snapshot, strategies
 from seedtune.config import Config
-from seedtune.configfile import load_config
+from seedtune.configfile import read_settings
 from seedtune.engines.base import Engine, EngineInfo
 from seedtune.errors import LedgerError, RunError, StorageError, resume_command
 from seedtune.lineage import Lineage
@@ -44,7 +44,7 @@ class Stopwatch:
     def __call__(self, done: int, goal: int) -> None:
         """Begins at 0 done."""
         if done == 0:
-            self._started = time.perf_counter()
+            self._started = time.perf_counter() - self.seconds
         self.updates, self.seconds = done, time.perf_counter() - self._started
         if self.inner is not None:
             self.inner(done, goal)
@@ -125,7 +125,9 @@ def run_config(root: Path) -> Config:
     paths = RunPaths(root)
     if not paths.config.is_file():
         raise RunError(f"{root} is not a run directory: it has no config.yaml. Check the path.")
-    return load_config(paths.config).replace(output_dir=str(root))
+    settings = read_settings(paths.config)
+    # Before there were adaptive steps, all were fixed.
+    return Config.create({"step_size": "fixed", **settings, "output_dir": str(root)})
 
 
 def check_same_run(root: Path, recorded: ledger.Header, config: Config) -> None:

@@ -68,8 +68,9 @@ class LookAheadSettings(Section):
     kind: Literal["none", "essam", "essam_f"] = "none"
     """``essam``: the first generation is a whole population; ``essam_f``: a few probes, and a step of fixed length."""
 
-    radius: float = Field(default=1e-4, gt=0.0)
-    """ρ: the factor of the way down (``essam``, like α), or its length ‖θ' − θ‖ over all weights (``essam_f``)."""
+    radius: float | None = Field(default=None, gt=0.0)
+    """ρ: the factor of the way down (``essam``, like α), or its length ‖θ' − θ‖ over all weights (``essam_f``; a
+    member's perturbation is σ√d long)."""
 
     probes: int = Field(default=10, ge=2)
     """Members of the first generation of ``essam_f``."""

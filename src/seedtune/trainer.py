@@ -120,7 +120,7 @@ class Trainer:
             prompts = self._draw(generation)
             outcome = evaluator.evaluate(self._members(plan), prompts, plan=plan)
             step = tell(self.strategy, state, plan, self._feedback(plan, outcome))
-            self._show(outcome, generation + 1)
+            self._show(plan, outcome, generation + 1)
             book.append(record := self._record(plan, outcome, step))
             self._apply(record)
             state, self.generation = step.state, generation + 1
@@ -338,9 +338,9 @@ class Trainer:
         """Every held-out evaluation of this run so far, in order."""
         return [row for row in files.read_lines(self.paths.metrics) if "eval_reward" in row]
 
-    def _show(self, outcome: Outcome, generation: int) -> None:
+    def _show(self, plan: Plan, outcome: Outcome, generation: int) -> None:
         """The centre's answers to a generation's prompts, before the ledger: what it has is never missing."""
-        if self.config.evaluate_centre:
+        if self.config.evaluate_centre and plan.shift is None:
             files.append_lines(self.paths.samples, _samples(outcome, generation, "train"))
 
     # ------------------------------------------------------------------ helpers

@@ -27,6 +27,7 @@ class Workload:
     members: int
     """Members that answer, the centre included if it does."""
     prompts: int
+    """Completions of a member: every sample of every prompt."""
     prompt_tokens: float
     """Mean tokens of a prompt."""
     longest: int
@@ -79,7 +80,7 @@ def workload_of(config: Config, task: Task, *, share: float, devices: int = 1) -
     """The workload of one of ``devices`` that share the members; completions fill ``share`` of their limit."""
     lengths, counted = _lengths(config, task.train[:COUNTED])
     members = -(-(config.population + config.evaluate_centre) // devices)
-    prompts = min(config.prompts_per_generation, len(task.train))
+    prompts = min(config.prompts_per_generation, len(task.train)) * config.samples_per_prompt
     settings, limit = config.transformers, config.max_completion_length
     most = {"max_rows": settings.max_rows, "max_tokens": settings.max_batch_tokens}
     return Workload(

@@ -104,6 +104,25 @@ def test_resuming_after_the_way_back_gives_the_same_run(root, tmp_path):
     assert runs.ledger_bytes(tmp_path / "cut") == runs.ledger_bytes(root)
 
 
+def test_a_ledger_from_before_adaptive_steps_verifies_and_resumes(tmp_path):
+    """Its configuration has no step size, and its strategy had nothing to remember."""
+    Trainer(runs.toy(tmp_path / "run", alpha=None, step_size="fixed", generations=4)).train()
+
+    def age(data):
+        for section in (data, data.get("config", {})):
+            for young in ("step_size", "signal", "lookahead", "moments"):
+                section.pop(young, None)
+        if "state" in data:
+            data["state"] = {}
+
+    runs.edit_ledger(tmp_path / "run", age)
+    paths = replay.RunPaths(tmp_path / "run")
+    paths.config.write_text("".join(x for x in paths.config.read_text().splitlines(True) if "step_size" not in x))
+    assert verify_run(tmp_path / "run").generations == 4
+    Trainer(replay.run_config(tmp_path / "run").replace(generations=5)).train(resume=True)
+    assert [record.alpha for record in contents(tmp_path / "run").records] == [0.025] * 5
+
+
 def test_the_lineage_leaves_out_what_was_gone_back_on(root):
     lineage = Lineage(Memory(), contents(root).records)
     back = lineage.records[8].back_to

@@ -166,7 +166,7 @@ def generation_line(metrics: Metrics, total: int, left: str) -> str:
         reward = f"reward {metrics['reward']:.4g} ± {metrics['reward_std']:.3g}, best {metrics['reward_best']:.4g}"
     return (
         f"generation {metrics['generation']}/{total}: {reward}{centre}, "
-        f"{metrics['tokens_per_second']:,.0f} tokens/s, {step:.1f} s ({shares}), {left} left"
+        f"α {metrics['alpha']:.2g}, {metrics['tokens_per_second']:,.0f} tokens/s, {step:.1f} s ({shares}), {left} left"
     )
 
 

@@ -37,7 +37,10 @@ def create(config: Config, reward_weights: Sequence[float] = (1.0,)) -> Strategy
     look = config.lookahead
     if look.kind == "none":
         return plain
-    return LookAhead(plain, look.radius, look.probes if look.kind == "essam_f" else 0)
+    assert look.radius is not None
+    if look.kind == "essam":
+        return LookAhead(plain, look.radius * _apart(config))
+    return LookAhead(plain, look.radius, look.probes)
 
 
 def memory(config: Config) -> Memory:
@@ -83,5 +86,9 @@ def _population(config: Config) -> PopulationSize:
 def _step_size(config: Config) -> stepsize.StepSize:
     if config.adaptive:
         return stepsize.Adaptive(config.longest_step, config.alpha)
-    # The noise of a subspace has the factor √K in it; CoPES's step, (α/N_k) Σ z ε of plain noise, has √K more.
-    return stepsize.Given(config.step * math.sqrt(config.subspaces))
+    return stepsize.Given(config.step if config.moments.second else config.step * _apart(config))
+
+
+def _apart(config: Config) -> float:
+    """The noise of a subspace has the factor √K in it; CoPES's step, (α/N_k) Σ z ε of plain noise, has √K more."""
+    return math.sqrt(config.subspaces)

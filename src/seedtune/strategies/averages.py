@@ -20,15 +20,15 @@ def averaged(before: Averages, signal: Signal) -> Averages:
 
     The first few count equally, then older ones fade: no start value has a say.
     """
-    if signal.get("spread", 0.0) == 0.0:
+    if signal.get("length", 0.0) == 0.0:
         return before
     spread, seen = signal["spread"], before["seen"]
     now = {
         "slope": signal["slope"] / spread,
         "power": signal["power"] / spread**2,
         "shared": signal["shared"] / spread**2,
-        "curvature": signal.get("curvature", 0.0) / spread,
-        "better": signal.get("better", 0.5),
+        "curvature": signal["curvature"] / spread if "curvature" in signal else before["curvature"],
+        "better": signal.get("better", before["better"]),
         "share": signal["share"],
     }
     weight = max(1.0 / (seen + 1), 1.0 - MEMORY)

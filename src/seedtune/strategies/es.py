@@ -91,8 +91,13 @@ class EvolutionStrategy:
         }
         if self.guard is not None:
             before = state.get("guard", {})
-            after["guard"] = self.guard.watch(before, signal["reward"], plan.generation) if signal else before
+            after["guard"] = self._watched(before, plan, signal) if signal else before
         return after
+
+    def _watched(self, before: State, plan: Plan, signal: Signal) -> dict[str, Any]:
+        assert self.guard is not None
+        error = signal["spread"] ** 2 / len(plan.members)
+        return self.guard.watch(before, signal["reward"], plan.generation, error)
 
     def _back(self, after: dict[str, Any], plan: Plan, coefficients: tuple[float, ...], signal: Signal) -> Step:
         """To the best generation, with smaller steps from there on."""
@@ -102,7 +107,7 @@ class EvolutionStrategy:
         return Step(coefficients, 0.0, Update(plan.generation, ()), _filled(state), signal, back_to=to)
 
     def _decay(self, alpha: float) -> Decay | None:
-        decay = Decay(alpha * self.decay.l2, alpha * self.decay.l1)
+        decay = Decay(min(1.0, alpha * self.decay.l2), alpha * self.decay.l1)
         return decay if alpha and (decay.l2 or decay.l1) else None
 
 

@@ -24,18 +24,22 @@ class Guard:
     quiet: int = 8
     """Generations that it only watches: before, it knows too little of the noise."""
 
-    def watch(self, state: State, reward: float, generation: int) -> dict[str, Any]:
-        """The state with one more generation; ``collapsed`` in it says that the run should go back to ``best_at``."""
+    def watch(self, state: State, reward: float, generation: int, error: float = 0.0) -> dict[str, Any]:
+        """The state with one more generation; ``collapsed`` in it says that the run should go back to ``best_at``.
+
+        ``error`` is the variance of the mean reward over this generation's members: noise is no smaller.
+        """
         seen = state.get("seen", 0) + 1
         weight = max(1.0 / seen, 2.0 / (self.window + 1))
         level = state.get("level", reward) + weight * (reward - state.get("level", reward))
-        noise = self._noise(state, reward, seen)
+        noise = max(error, self._noise(state, reward, seen))
         now = {"seen": seen, "level": level, "last": reward, "noise": noise}
         if seen <= self.quiet or level >= state.get("best", -math.inf):
             return {**now, "best": level, "best_at": generation}
         kept = {"best": state["best"], "best_at": state["best_at"]}
-        allowed = self.limit * math.sqrt(weight / (2.0 - weight) * state["noise"])
-        return {**now, **kept, "collapsed": level < state["best"] - allowed}
+        known = max(error, state["noise"])
+        allowed = self.limit * math.sqrt(weight / (2.0 - weight) * known)
+        return {**now, **kept, "collapsed": known > 0.0 and level < state["best"] - allowed}
 
     def back(self, state: State) -> dict[str, Any]:
         """The state after going back: the best average is where it stands again."""
@@ -51,6 +55,6 @@ class Guard:
         if seen == 2:
             return difference
         rate = max(1.0 / (seen - 1), 0.03)
-        bounded = min(difference, 9.0 * state["noise"]) if seen > self.quiet else difference
         before: float = state["noise"]
+        bounded = min(difference, 9.0 * before) if seen > self.quiet and before > 0.0 else difference
         return before + rate * (bounded - before)

@@ -61,4 +61,5 @@ class SuccessRule:
         if "better" not in signal:
             return dict(state)
         grown = math.exp(self.rate * (signal["better"] - self.target) / (1.0 - self.target))
-        return {"factor": min(max(state.get("factor", 1.0) * grown, 1.0 / self.range), self.range)}
+        factor = min(max(state.get("factor", 1.0) * grown, 1.0 / self.range), self.range)
+        return {"factor": float(f"{factor:.12g}")}  # the last bits of exp differ between machines

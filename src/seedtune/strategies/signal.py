@@ -9,7 +9,7 @@ the update's coefficients w_q (Σ sign·z of the sample), a step of ρ times the
 
 The slope is what the members of this generation measured; the agreement is how much of it holds over all training
 prompts: all on those of this generation, on others what two different prompts have in common; the curvature is
-½σ² tr H, what any step of a member's length costs on average.
+½σ² tr H, −H being the Hessian of the reward: what any step of a member's length costs on average.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def observe(plan: Plan, feedback: Feedback, coefficients: Sequence[float]) -> Si
         "shared": shared_power(odd),
         "share": feedback.share,
     }
-    return {**signal, **_around(feedback, rewards[known])}
+    return {**signal, **_around(feedback)}
 
 
 def odd_parts(plan: Plan, scores: Vector) -> Vector:
@@ -81,11 +81,16 @@ def _members_of_each(plan: Plan) -> Vector:
     return np.array(list(counts.values()))
 
 
-def _around(feedback: Feedback, rewards: Vector) -> Signal:
-    """The centre against its members, on the prompts it was scored on."""
-    if feedback.centre is None or np.isnan(feedback.centre).all():
+def _around(feedback: Feedback) -> Signal:
+    """The centre against its members, on the prompts that it and some member have scores of."""
+    if feedback.centre is None:
         return {}
-    centre = float(np.nanmean(feedback.centre))
+    common = ~np.isnan(feedback.centre) & ~np.isnan(feedback.scores).all(axis=0)
+    rewards = member_rewards(feedback.scores[:, common])
+    rewards = rewards[~np.isnan(rewards)]
+    if not rewards.size:
+        return {}
+    centre = float(feedback.centre[common].mean())
     return {
         "centre": centre,
         "curvature": centre - float(rewards.mean()),

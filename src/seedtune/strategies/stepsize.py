@@ -82,9 +82,10 @@ class Adaptive:
         return radius * unit, {**state, "radius": radius}
 
     def shrink(self, state: State) -> dict[str, Any]:
-        """Half of the longest step."""
-        factor = 0.5 * state.get("factor", 1.0)
-        return {"factor": factor, "radius": min(state.get("radius", 1.0), self.longest * factor)}
+        """From now on at most half of the last step."""
+        longest = self.longest * state.get("factor", 1.0)
+        radius = 0.5 * min(state.get("radius", longest), longest)
+        return {"factor": radius / self.longest, "radius": radius}
 
 
 def best_radius(averages: Averages, longest: float) -> float:

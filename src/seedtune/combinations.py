@@ -1,0 +1,154 @@
+"""Settings that do not go together: each check says what is wrong and the fix, or nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from seedtune.settings import GrowthSettings, LookAheadSettings, MomentSettings, Section
+
+if TYPE_CHECKING:
+    from seedtune.config import Config
+
+
+def _pairs(config: Config) -> str | None:
+    if config.antithetic and config.population % 2:
+        return (
+            f"population={config.population} is odd, but antithetic pairs need an even one: "
+            f"use {config.population + 1}, or antithetic=false"
+        )
+    return None
+
+
+def _rank(config: Config) -> str | None:
+    if config.perturbation != "lowrank" and config.rank != 1:
+        return (
+            f"rank={config.rank} means nothing with perturbation={config.perturbation}: leave it out, "
+            "or use perturbation=lowrank"
+        )
+    return None
+
+
+def _populations(config: Config) -> str | None:
+    even = " and even (antithetic pairs)" if config.antithetic else ""
+    counts, limit = [count for _, count in config.population_schedule], config.population_growth.limit
+    if any(count < 2 or (config.antithetic and count % 2) for count in counts):
+        shown = [list(step) for step in config.population_schedule]
+        return f"population_schedule={shown}: every population must be at least 2{even}"
+    if limit and counts:
+        return "population_schedule and population_growth exclude each other: leave one out"
+    if limit and (limit < config.population or (config.antithetic and limit % 2)):
+        return f"population_growth.limit={limit} must be at least population={config.population}{even}"
+    return None
+
+
+def _samples(config: Config) -> str | None:
+    if config.samples_per_prompt > 1 and config.temperature == 0.0:
+        return (
+            f"samples_per_prompt={config.samples_per_prompt} with temperature=0 gives equal samples: "
+            "use a temperature above 0, for example 0.7, or samples_per_prompt=1"
+        )
+    if config.objective != "mean" and config.samples_per_prompt == 1:
+        return (
+            f"objective={config.objective} with samples_per_prompt=1 is the mean: use samples_per_prompt=4, say, "
+            "and a temperature above 0, or objective=mean"
+        )
+    return None
+
+
+def _smallest(config: Config) -> int:
+    """The fewest members that a generation has."""
+    probes = [config.lookahead.probes] if config.lookahead.kind == "essam_f" else []
+    return min([config.population, *(count for _, count in config.population_schedule), *probes])
+
+
+def _subspaces(config: Config) -> str | None:
+    least = _smallest(config)
+    if config.subspaces > 1 and config.subspaces > least // 2:
+        return (
+            f"subspaces={config.subspaces} is too many for population={least}: every subspace needs two "
+            f"members at least. Use {least // 2} or fewer, or population={2 * config.subspaces} or more"
+        )
+    return None
+
+
+def _step(config: Config) -> str | None:
+    samples = min([config.population, *(count for _, count in config.population_schedule)])
+    samples //= 2 if config.antithetic else 1
+    if config.adaptive and samples < 2:
+        return (
+            f"population={config.population} has one noise sample only, but adaptive steps compare at least two: "
+            "use population=4 or more, or give alpha"
+        )
+    if not config.adaptive and config.longest_step != type(config).model_fields["longest_step"].default:
+        return f"longest_step={config.longest_step:g} is for adaptive steps: leave it out, or use step_size=adaptive"
+    if not config.adaptive and config.step * config.decay_l2 > 1.0:
+        return (
+            f"alpha={config.step:g} times decay_l2={config.decay_l2:g} is more than 1: the pull to the base model "
+            f"would overshoot it. Use decay_l2={1.0 / config.step:g} or less"
+        )
+    return None
+
+
+def _sigma(config: Config) -> str | None:
+    if config.sigma_rule == "success" and not config.evaluate_centre:
+        return "sigma_rule=success compares members with the centre: use evaluate_centre=true"
+    return None
+
+
+def _look_ahead(config: Config) -> str | None:
+    look, even = config.lookahead, " and even (antithetic pairs)" if config.antithetic else ""
+    if look.kind == "none":
+        return _unused("lookahead", look, LookAheadSettings(), "lookahead.kind=essam")
+    if look.radius is None:
+        return (
+            f"lookahead.kind={look.kind} needs lookahead.radius: for essam a factor like alpha (try sigma/5), for "
+            "essam_f a length (a member's perturbation is sigma·√parameters long; try a tenth of that)"
+        )
+    if look.kind == "essam" and look.probes != LookAheadSettings().probes:
+        return f"lookahead.probes={look.probes} is for essam_f: leave it out, or use lookahead.kind=essam_f"
+    if look.kind == "essam_f" and (look.probes > config.population or (config.antithetic and look.probes % 2)):
+        return f"lookahead.probes={look.probes} must be at most population={config.population}{even}"
+    if config.noise_reuse > 1:
+        return f"noise_reuse={config.noise_reuse}: look-ahead needs fresh noise at θ'; use noise_reuse=1"
+    return None
+
+
+def _moments(config: Config) -> str | None:
+    moments = config.moments
+    if not moments.momentum and not moments.second:
+        return _unused("moments", moments, MomentSettings(), "moments.momentum=0.5")
+    if moments.second and config.alpha is None:
+        return "moments.second needs alpha, the length of a step per element: try alpha=1e-5"
+    if moments.second and config.adaptive:
+        return "moments.second has its own step lengths: use step_size=fixed"
+    if moments.second and not moments.momentum:
+        return "moments.second without moments.momentum: give both, for example 0.9 and 0.99"
+    return None
+
+
+def _growth(config: Config) -> str | None:
+    if config.population_growth.limit:
+        return None
+    return _unused("population_growth", config.population_growth, GrowthSettings(), "population_growth.limit")
+
+
+def _unused(name: str, found: Section, default: Section, switch: str) -> str | None:
+    """A section that is switched off, but has settings."""
+    changed = [key for key in type(found).model_fields if getattr(found, key) != getattr(default, key)]
+    if not changed:
+        return None
+    return f"{name}.{changed[0]}={getattr(found, changed[0])!r} has no effect: leave it out, or give {switch}, too"
+
+
+CHECKS: tuple[Callable[[Config], str | None], ...] = (
+    _pairs, _rank, _populations, _samples, _subspaces, _step, _sigma, _look_ahead, _moments, _growth,
+)  # fmt: skip
+
+
+def check(config: Config) -> None:
+    """ValueError with the first thing that does not go together."""
+    for one in CHECKS:
+        told = one(config)
+        if told is not None:
+            raise ValueError(told)
