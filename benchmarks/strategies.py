@@ -51,7 +51,6 @@ def variants(sigma: float, generations: int) -> dict[str, Settings]:
         "subspaces, K = 4": {**fixed, "subspaces": 4},
         "control: α√K": {"alpha": 2 * alpha},
         "noise kept for 4": {**fixed, "noise_reuse": 4},
-        "look-ahead (ESSAM)": {**fixed, "lookahead": {"kind": "essam", "radius": alpha / 5}},
         "look-ahead (ESSAM-F)": {
             **fixed,
             "generations": round(generations * 64 / 42),
@@ -59,7 +58,6 @@ def variants(sigma: float, generations: int) -> dict[str, Settings]:
         },
         "α cosine 6σ to 0.6σ": {"alpha": 2 * alpha, "alpha_schedule": {"kind": "cosine", "over": generations}},
         "adaptive": {},
-        "adaptive, σ by success": {"sigma_rule": "success"},
     }
 
 

@@ -9,8 +9,8 @@ from typing import Any, Protocol
 from seedtune.strategies.averages import Averages, agreement
 from seedtune.strategies.base import Signal
 
-GROWTH, CUT = 2.0, 0.25
-"""The radius grows to at most twice, and shrinks to at least a quarter, from one generation to the next."""
+GROWTH, CUT = 4.0, 0.25
+"""The radius grows to at most four times, and shrinks to at least a quarter, from one generation to the next."""
 
 FLOOR = 0.02
 """Smallest radius: below it a run stands still."""
