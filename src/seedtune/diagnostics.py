@@ -16,7 +16,7 @@ from seedtune.lineage import Lineage
 from seedtune.strategies.averages import NONE, agreement
 from seedtune.strategies.signal import gain, radius_of
 from seedtune.tasks.base import Task
-from seedtune.types import Decay, Term, Update
+from seedtune.types import Decay, Update
 
 Numbers = dict[str, Any]
 
@@ -103,16 +103,13 @@ class Diagnostics:
 
     def __init__(self, engine: Engine, task: Task, config: Config, *, parameters: int) -> None:
         self.engine, self.task, self.config, self.parameters = engine, task, config, parameters
-        self._before: tuple[Term, ...] = ()
 
     def after(self, lineage: Lineage) -> Numbers:
         """What there is to know of the newest generation, now that its update is applied."""
         record = lineage.records[-1]
         found = signal_metrics(record)
-        if record.back_to is not None:
-            self._before = ()
-        elif not lineage.memory.second:  # by second moments terms are gradients, not steps
-            found["update_cosine"] = self._cosine(lineage.last().terms)
+        if record.back_to is None and not lineage.memory.second:  # by second moments terms are gradients, not steps
+            found["update_cosine"] = self._cosine(lineage.latest(2))
         done = len(lineage.records)
         if _due(done, self.config.drift_steps):
             found["drift"] = self.engine.drift()
@@ -120,12 +117,9 @@ class Diagnostics:
                 found["drift_predicted"] = predicted_drift(lineage.updates(done), self.parameters)
         return found
 
-    def _cosine(self, terms: tuple[Term, ...]) -> float | None:
+    def _cosine(self, latest: list[Update]) -> float | None:
         """The cosine between this update and the one before; about 0 for updates of fresh noise."""
-        if not terms:
-            return None
-        before, self._before = self._before, terms
-        return self.engine.cosine(before, terms) if before else None
+        return self.engine.cosine(latest[0].terms, latest[1].terms) if len(latest) == 2 else None
 
     def divergence(self, evaluator: Evaluator, generation: int) -> Numbers:
         """KL(centre ‖ base) per token of the centre's answers to fixed prompts: r − log r − 1, r = π_base/π_centre."""

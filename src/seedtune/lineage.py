@@ -55,6 +55,15 @@ class Lineage:
         """What the newest generation does to the centre."""
         return self._effective(self.path(len(self.records)))
 
+    def latest(self, count: int) -> list[Update]:
+        """The last updates that moved the centre to where it is, ``count`` of them if there are so many, in order."""
+        path, found = self.path(len(self.records)), list[Update]()
+        while path and len(found) < count:
+            if self._plain[path[-1]].terms:
+                found.append(self._effective(path))
+            path = path[:-1]
+        return found[::-1]
+
     def _node(self, after: int) -> int:
         """A generation that went back is the one it went back to."""
         while after and (to := self.records[after - 1].back_to) is not None:
