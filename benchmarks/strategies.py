@@ -68,8 +68,7 @@ def steps(sigma: float, _: int) -> dict[str, Settings]:
     adaptive: dict[str, Settings] = {
         f"adaptive from {name}": {"alpha": r * sigma, "step_size": "adaptive"} for name, r in starts.items()
     }
-    longer: Settings = {"longest_step": 1.0}
-    return {**sweep, "adaptive": {}, "adaptive, longest step 1": longer, **adaptive}
+    return {**sweep, "adaptive": {}, **adaptive}
 
 
 STUDIES = {"variants": variants, "steps": steps}

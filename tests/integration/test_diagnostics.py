@@ -75,7 +75,7 @@ def test_every_generation_tells_its_signal(tmp_path):
     for row in rows:
         assert 0.0 <= row["members_better"] <= 1.0
         assert 0.0 <= row["agreement"] <= 1.0
-        assert row["step_radius"] <= 0.5 + 1e-9
+        assert row["step_radius"] <= 1.0 + 1e-9
         assert row["time/diagnostics"] >= 0.0
     assert rows[0]["update_cosine"] is None
     assert all(abs(row["update_cosine"]) < 0.2 for row in rows[1:])

@@ -121,7 +121,7 @@ def test_averages_count_the_first_generations_equally_and_then_fade():
     assert averaged(mean, {}) is mean
 
 
-AVERAGES = {**NONE, "slope": 4.0, "power": 1.0, "shared": 0.5, "share": 0.0, "seen": 3}
+AVERAGES = {**NONE, "slope": 4.0, "power": 1.0, "shared": 0.5, "share": 0.0, "seen": 100}
 
 
 def test_the_best_radius_is_where_the_model_has_its_maximum():
@@ -142,6 +142,17 @@ def test_wherever_it_starts_it_gets_to_the_same_radius(start):
         alpha, state = rule.step(state, now)
         assert alpha * 8.0 / (32 * 0.02) <= 0.5 + 1e-12
     assert state["radius"] == pytest.approx(0.1)
+
+
+def test_the_first_steps_may_be_twice_as_long():
+    rule = Adaptive()
+    radii = []
+    for seen in (1, 2, 3, 10, 60):
+        now = Situation(0.02, 32, {"length": 8.0}, {**AVERAGES, "curvature": 0.0, "seen": seen})
+        radii.append(rule.step({}, now)[1]["radius"])
+    assert radii[0] == 1.0
+    assert radii == sorted(radii, reverse=True)
+    assert radii[-1] == pytest.approx(0.5)
 
 
 def test_it_changes_by_at_most_a_factor_of_four():

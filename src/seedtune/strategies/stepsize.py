@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -11,6 +12,9 @@ from seedtune.strategies.base import Signal
 
 GROWTH, CUT = 4.0, 0.25
 """The radius grows to at most four times, and shrinks to at least a quarter, from one generation to the next."""
+
+OPENING, SETTLING = 2.0, 2.0
+"""The first step may be twice as long as ``longest``; what is above it fades within about so many generations."""
 
 FLOOR = 0.02
 """Smallest radius: below it a run stands still."""
@@ -62,8 +66,9 @@ class Adaptive:
 
     Measured in lengths of a member's perturbation, gain(ρ) = slope·agreement·ρ − curvature·ρ² is largest at
     ρ* = slope·agreement/(2·curvature).  The averages are exponential over about five generations.  Members were only
-    seen at distance 1, so ρ is at most ``longest``; that is also what an unmeasurably small curvature leads to, and
-    where a run without ``start`` begins.  α = ρ·N·σ/‖w‖ then makes the step exactly that long.
+    seen at distance 1, so ρ is at most ``longest``, in the first generations up to twice that; that is also what an
+    unmeasurably small curvature leads to, and where a run without ``start`` begins.  α = ρ·N·σ/‖w‖ then makes the step
+    exactly that long.
     """
 
     longest: float = 0.5
@@ -74,7 +79,7 @@ class Adaptive:
         """Nothing known of the generation: no step, no news."""
         if now.signal.get("length", 0.0) == 0.0:
             return 0.0, dict(state)
-        longest = self.longest * state.get("factor", 1.0)
+        longest = self.longest * state.get("factor", 1.0) * opening(int(now.averages["seen"]))
         unit = now.members * now.sigma / now.signal["length"]
         before = state.get("radius", longest if self.start is None else self.start / unit)
         radius = min(max(best_radius(now.averages, longest), CUT * before), GROWTH * before)
@@ -86,6 +91,15 @@ class Adaptive:
         longest = self.longest * state.get("factor", 1.0)
         radius = 0.5 * min(state.get("radius", longest), longest)
         return {"factor": radius / self.longest, "radius": radius}
+
+
+def opening(seen: int) -> float:
+    """How much longer than later ones the step of generation ``seen`` (the first is 1) may be.
+
+    At the start rewards slope most and the weights have not drifted yet.
+    """
+    fading = math.exp(-max(0, seen - 1) / SETTLING)
+    return float(f"{1.0 + (OPENING - 1.0) * fading:.12g}")  # the last bits of exp differ between machines
 
 
 def best_radius(averages: Averages, longest: float) -> float:
