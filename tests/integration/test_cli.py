@@ -28,7 +28,7 @@ def tree(folder: Path) -> set[str]:
 @pytest.mark.parametrize(
     ("item", "message"),
     [
-        ("sigmaa=1", "unknown setting 'sigmaa'. Did you mean 'sigma'? Known: alpha, antithetic, "),
+        ("sigmaa=1", "unknown setting 'sigmaa'. Did you mean 'sigma'? Known: alpha, "),
         ("toy.sise=1", "unknown setting 'toy.sise'. Did you mean 'size'? Known: delay, dtype, size"),
         ("sigma=large", "sigma='large': must be a valid number, unable to parse string as a number"),
         ("sigma=0", "sigma=0: must be greater than 0"),

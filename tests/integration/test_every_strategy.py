@@ -28,14 +28,16 @@ MORE: dict[str, dict[str, Any]] = {
         "alpha": 0.1,
         "subspaces": 2,
         "decay_l2": 0.5,
-        "lookahead": {"kind": "essam_f", "probes": 4},
+        "lookahead": {"kind": "essam_f", "radius": 0.5, "probes": 4},
     },
 }
 
 
 def small(settings: dict[str, Any]) -> dict[str, Any]:
     """A strategy's settings on a run of a second."""
-    looked = {k: {**v, "probes": 4} if k == "lookahead" else v for k, v in settings.items()}
+    looked = dict(settings)
+    if looked.get("lookahead", {}).get("kind") == "essam_f":
+        looked["lookahead"] = {**looked["lookahead"], "probes": 4}
     grown = {"population_growth": {"limit": 16, "below": 0.99, "patience": 2}} if "population_growth" in looked else {}
     timed = {"population_schedule": ((2, 4), (4, 12))} if "population_schedule" in looked else {}
     return {"alpha": None, **looked, **SMALL, **grown, **timed}
@@ -59,7 +61,11 @@ def test_a_run_verifies_and_resumes_to_the_same_bytes(tmp_path, settings):
 PROMPTS = [{"prompt": text} for text in ("Say a", "Say b", "Tell me", "Why?")]
 HOW = {
     "adaptive": {},
-    "adaptive-decay-essam": {"decay_l2": 0.5, "decay_l1": 0.001, "lookahead": {"kind": "essam_f", "probes": 4}},
+    "adaptive-decay-essam": {
+        "decay_l2": 0.5,
+        "decay_l1": 0.001,
+        "lookahead": {"kind": "essam_f", "radius": 0.5, "probes": 4},
+    },
     "gaussian-essam": {"perturbation": "gaussian", "lookahead": {"kind": "essam", "radius": 0.02}},
     "gaussian-decay-none": {"perturbation": "gaussian", "master": "none", "decay_l2": 0.5},
     "subspaces": {"alpha": 0.1, "subspaces": 4},

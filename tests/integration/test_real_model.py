@@ -38,7 +38,7 @@ def test_the_built_in_model_knows_the_capital_of_france() -> None:
     info = engine.load()
     assert info.dtype == "bfloat16"
     assert 0.78 < info.coverage.fraction < 0.80
-    assert engine.fused == {"norms": 61, "gates": 30, "attention": 30}
+    assert engine.fused == {"norms": 61, "gates": 30, "attention": 30, "layers": 30}
     question = Prompt(0, ({"role": "user", "content": "What is the capital of France?"},))
     (rollout,) = engine.evaluate([Job(0, 0.0, (CENTRE,), (question,), Sampling(16))])
     assert "Paris" in rollout.text
