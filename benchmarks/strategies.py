@@ -148,7 +148,7 @@ def collect(study: str, tasks: Iterable[str], seeds: int, *, jobs: int, kept: Pa
             how = TASKS[task]
             for label, settings in STUDIES[study](how["sigma"], how["generations"]).items():
                 wanted.append({"task": task, "label": label, "settings": settings, "seed": seed})
-    missing = [run for run in wanted if _name(run) not in done]
+    missing = [run for run in wanted if _name(run) not in done] if jobs else []
 
     def make(run: Run) -> None:
         command = [sys.executable, __file__, "run", json.dumps(run)]
@@ -162,9 +162,9 @@ def collect(study: str, tasks: Iterable[str], seeds: int, *, jobs: int, kept: Pa
             file.write(json.dumps(run) + "\n")
         print(f"{len(done)} {run['task']} | {run['label']} | seed {run['seed']}: {run['points'][-1]}", flush=True)
 
-    with ThreadPoolExecutor(jobs) as pool:
+    with ThreadPoolExecutor(max(1, jobs)) as pool:
         list(pool.map(make, missing))
-    return [done[_name(run)] for run in wanted]
+    return [{**done[_name(run)], "label": run["label"]} for run in wanted if _name(run) in done]
 
 
 def _name(run: Run) -> str:
@@ -229,8 +229,8 @@ def plot(runs: list[Run], tasks: list[str], path: Path) -> None:
     mpl.use("svg")
     from matplotlib import pyplot as plt
 
-    figure, axes = plt.subplots(1, len(tasks), figsize=(5 * len(tasks), 5))
-    for axis, task in zip(axes, tasks, strict=True):
+    figure, axes = plt.subplots(1, len(tasks), figsize=(5 * len(tasks), 5), squeeze=False)
+    for axis, task in zip(axes[0], tasks, strict=True):
         for number, (label, seeds) in enumerate(grouped(runs, task).items()):
             xs = [p[0][0] for p in zip(*seeds, strict=True)]
             ys = [statistics.mean(q[1] for q in p) for p in zip(*seeds, strict=True)]
@@ -238,7 +238,7 @@ def plot(runs: list[Run], tasks: list[str], path: Path) -> None:
         axis.set_title(task)
         axis.set_xlabel("rollouts")
         axis.grid(alpha=0.3)
-    axes[-1].legend(fontsize=6)
+    axes[0][-1].legend(fontsize=6)
     figure.tight_layout()
     figure.savefig(path, metadata={"Date": None})
 
@@ -258,7 +258,9 @@ def main() -> None:
     parser.add_argument("study", choices=STUDIES)
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=TASKS)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--jobs", type=int, default=2, help="processes at once, one thread each")
+    parser.add_argument(
+        "--jobs", type=int, default=2, help="processes at once, one thread each; 0: only the page of finished runs"
+    )
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results"))
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
