@@ -10,7 +10,7 @@ import numpy as np
 
 from seedtune.config import Config
 from seedtune.engines.base import Engine
-from seedtune.evaluator import Evaluator
+from seedtune.evaluator import Evaluator, prompt_of
 from seedtune.ledger import Record
 from seedtune.lineage import Lineage
 from seedtune.strategies.averages import NONE, agreement
@@ -127,7 +127,7 @@ class Diagnostics:
             return {}
         examples = (self.task.test or self.task.train)[: self.config.kl_prompts]
         rollouts = evaluator.centre(examples, generation=generation).rollouts
-        prompts = [evaluator.prompt(examples[rollout.prompt]) for rollout in rollouts]
+        prompts = [prompt_of(self.config, examples[rollout.prompt]) for rollout in rollouts]
         answers = [rollout.token_ids for rollout in rollouts]
         ours, base = (self.engine.logprobs(prompts, answers, base=which) for which in (False, True))
         pairs = zip(ours, base, strict=True)

@@ -81,20 +81,12 @@ class Evaluator:
     def _jobs(self, members: tuple[Member, ...], examples: tuple[Example, ...], plan: Plan) -> list[Job]:
         """Members cut into fixed groups, the same whatever the engine."""
         size = self.config.members_per_job or len(members)
-        prompts = tuple(self.prompt(example) for example in examples)
+        prompts = tuple(prompt_of(self.config, example) for example in examples)
         how = self._sampling(plan.generation)
         return [
             Job(index, plan.sigma, members[first : first + size], prompts, how, plan.shift)
             for index, first in enumerate(range(0, len(members), size))
         ]
-
-    def prompt(self, example: Example) -> Prompt:
-        """An example as the engine takes it, with the system prompt."""
-        content = example.prompt
-        if self.config.system_prompt is not None and not isinstance(content, str):
-            system: Message = {"role": "system", "content": self.config.system_prompt}
-            content = (system, *content)
-        return Prompt(example.id, content, self.config.chat_template_kwargs)
 
     def _sampling(self, generation: int) -> Sampling:
         config = self.config
@@ -107,6 +99,15 @@ class Evaluator:
             generation=generation,
             samples=config.samples_per_prompt,
         )
+
+
+def prompt_of(config: Config, example: Example) -> Prompt:
+    """An example as an engine takes it, the system prompt in front of a chat."""
+    content = example.prompt
+    if config.system_prompt is not None and not isinstance(content, str):
+        system: Message = {"role": "system", "content": config.system_prompt}
+        content = (system, *content)
+    return Prompt(example.id, content, config.chat_template_kwargs)
 
 
 def _place(members: tuple[Member, ...]) -> Callable[[Rollout], tuple[int, int, int]]:

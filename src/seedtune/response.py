@@ -108,7 +108,7 @@ def measure(sigma: float, scores: Array) -> Response:
         raise RewardError(f"no pair of members could be scored at sigma={sigma:g}. Check the reward function.")
     rewards, centre = pairs.mean(axis=2), float(filled[0].mean())
     odd = (pairs[:, 0] - pairs[:, 1]) / 2
-    even, crossed = rewards.mean(axis=1), _crossed(odd)
+    even, products = rewards.mean(axis=1), crossed(odd)
     return Response(
         sigma=sigma,
         members=rewards.size,
@@ -119,19 +119,22 @@ def measure(sigma: float, scores: Array) -> Response:
         best_gain=float(rewards.max()) - centre,
         better=float((rewards > centre).mean()),
         signal=float((odd.mean(axis=1) ** 2).mean()),
-        transfer=float(crossed.mean()),
-        transfer_error=_error(crossed),
+        transfer=float(products.mean()),
+        transfer_error=_error(products),
         variance=float((odd**2).mean()),
     )
 
 
-def _crossed(odd: Array) -> Array:
-    """What each pair adds to T, from odd parts (pairs, prompts); one prompt has no other that could disagree."""
+def crossed(odd: Array) -> Array:
+    """What each noise sample adds to T, (samples,), from odd parts (samples, prompts), in squared units of reward.
+
+    The mean of o_i·o_j over prompts i ≠ j.  One prompt has no other that could disagree: then all of it counts.
+    """
     prompts = odd.shape[1]
     if prompts == 1:
         return odd[:, 0] ** 2
-    crossed: Array = (odd.sum(axis=1) ** 2 - (odd**2).sum(axis=1)) / (prompts * (prompts - 1))
-    return crossed
+    products: Array = (odd.sum(axis=1) ** 2 - (odd**2).sum(axis=1)) / (prompts * (prompts - 1))
+    return products
 
 
 def _error(values: Array) -> float:

@@ -10,9 +10,10 @@ from seedtune import engines, files, replay
 from seedtune.config import Config
 from seedtune.engines.base import Engine, EngineTimes
 from seedtune.errors import RunError
+from seedtune.evaluator import prompt_of
 from seedtune.tasks.base import Task
 from seedtune.types import Job, Member, Sampling, Term, Update
-from seedtune.workload import Workload, prompts_of
+from seedtune.workload import Workload
 
 GENERATION = 2**31 + 1
 """Noise of no training generation and no probe."""
@@ -79,7 +80,7 @@ def _answer(engine: Engine, config: Config, task: Task, size: tuple[tuple[Member
     members, prompts = size
     how = Sampling(min(NEW, config.max_completion_length), ignore_eos=True)
     engine.take_times()
-    job = Job(0, config.sigma, members, prompts_of(config, task.train[:prompts]), how)
+    job = Job(0, config.sigma, members, tuple(prompt_of(config, e) for e in task.train[:prompts]), how)
     for _ in engine.evaluate([job]):
         pass
     return engine.take_times()

@@ -10,8 +10,9 @@ from seedtune.engines.transformers import chat
 from seedtune.engines.transformers.checkpoint import ModelSource
 from seedtune.engines.transformers.decode import slots_for
 from seedtune.errors import ModelError
+from seedtune.evaluator import prompt_of
 from seedtune.tasks.base import Task
-from seedtune.types import Example, Message, Prompt
+from seedtune.types import Example, Prompt
 
 COUNTED = 64
 """Training prompts that are tokenised to know their lengths."""
@@ -97,20 +98,9 @@ def workload_of(config: Config, task: Task, *, share: float, devices: int = 1) -
     )
 
 
-def prompts_of(config: Config, examples: Sequence[Example]) -> tuple[Prompt, ...]:
-    """Examples as an engine takes them, the system prompt in front."""
-    return tuple(Prompt(e.id, _content(config, e), config.chat_template_kwargs) for e in examples)
-
-
-def _content(config: Config, example: Example) -> str | tuple[Message, ...]:
-    if config.system_prompt is None or isinstance(example.prompt, str):
-        return example.prompt
-    return ({"role": "system", "content": config.system_prompt}, *example.prompt)
-
-
 def _lengths(config: Config, examples: Sequence[Example]) -> tuple[list[int], bool]:
     """Tokens of each prompt, and whether a tokenizer counted them."""
-    prompts = prompts_of(config, examples)
+    prompts = [prompt_of(config, example) for example in examples]
     source = ModelSource.resolve(config.model, trust_remote_code=config.transformers.trust_remote_code)
     try:
         tokenizer = source.tokenizer()

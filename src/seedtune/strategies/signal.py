@@ -19,6 +19,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from seedtune.response import crossed
 from seedtune.shaping import fill_missing, member_rewards
 from seedtune.strategies.base import Feedback, Signal, directions
 from seedtune.types import Plan
@@ -68,12 +69,7 @@ def shared_power(odd: Vector) -> float:
     Of one prompt it cannot be told apart from chance; then all of the power counts as shared.  Unbiased, so it can be
     negative where there is none.
     """
-    prompts = odd.shape[1]
-    if prompts < 2:
-        return float(np.mean(odd**2))
-    totals = odd.sum(axis=1) ** 2 - (odd**2).sum(axis=1)
-    shared: float = totals.mean() / (prompts * (prompts - 1))
-    return float(shared)
+    return float(crossed(odd).mean())
 
 
 def _members_of_each(plan: Plan) -> Vector:
