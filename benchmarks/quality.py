@@ -76,7 +76,7 @@ def conciseness() -> Study:
 
 def puzzles(folder: Path) -> Study:
     """A small Llama learns to solve 64 puzzles; its accuracy on these, which is not a claim about others."""
-    countdown.train_model(folder)
+    countdown.train_model(folder, steps=100)
     settings = {"model": str(folder), "sigma": 0.01, "alpha": 0.02, "population": 64, "prompts_per_generation": 64}
     more = {"generations": 24, "max_completion_length": 10, "eval_steps": 4, "save_steps": 0, "evaluate_centre": False}
 

@@ -2,9 +2,10 @@
 
     python benchmarks/strategies.py variants|steps [--seeds 3] [--jobs 2] [--output benchmarks/results]
 
-Three tasks, two models: ``conciseness`` and ``sentence`` (1 for an answer of exactly one sentence) on SmolLM2-135M,
-held-out questions; ``countdown`` on a 1M Llama (see countdown.py), the puzzles it trains on.  A run is a process with
-one thread; finished runs are kept in strategies-runs.jsonl of the output folder and not run again.  Plots need
+Tasks on two models: ``conciseness`` and ``sentence`` (1 for an answer of exactly one sentence) on SmolLM2-135M,
+held-out questions; ``puzzles``, held-out countdown puzzles on a 1M Llama that solves a third of them (see
+countdown.py); ``countdown``, 32 puzzles that a weaker one trains on and is measured on.  A run is a process with one
+thread; finished runs are kept in strategies-runs.jsonl of the output folder and not run again.  Plots need
 ``pip install matplotlib``.
 """
 
@@ -31,8 +32,14 @@ TASKS: dict[str, Settings] = {
     "conciseness": {"sigma": 0.008, "generations": 6, "prompts_per_generation": 4, "max_completion_length": 24},
     "sentence": {"sigma": 0.008, "generations": 6, "prompts_per_generation": 4, "max_completion_length": 24},
     "countdown": {"sigma": 0.01, "generations": 24, "prompts_per_generation": 32, "max_completion_length": 10},
+    "puzzles": {"sigma": 0.006, "generations": 32, "prompts_per_generation": 64, "max_completion_length": 10},
 }
-"""What every run of a task has; N = 32, so about 800 rollouts, or 24,576 for countdown."""
+"""What every run of a task has; N = 32, so about 800 rollouts with SmolLM2."""
+
+EVALUATE = {"conciseness": 2, "sentence": 2, "countdown": 3, "puzzles": 2}
+"""Generations between evaluations."""
+
+IN_STUDY = {"variants": ["conciseness", "sentence", "countdown"], "steps": ["conciseness", "sentence", "puzzles"]}
 
 COMMON: Settings = {"population": 32, "save_steps": 0, "evaluate_centre": True, "fingerprint_steps": 1000}
 RATIO = 3.0
@@ -68,7 +75,7 @@ def steps(sigma: float, _: int) -> dict[str, Settings]:
     adaptive: dict[str, Settings] = {
         f"adaptive from {name}": {"alpha": r * sigma, "step_size": "adaptive"} for name, r in starts.items()
     }
-    return {**sweep, "adaptive": {}, **adaptive}
+    return {label: {**how, "eval_steps": 1} for label, how in {**sweep, "adaptive": {}, **adaptive}.items()}
 
 
 STUDIES = {"variants": variants, "steps": steps}
@@ -97,14 +104,16 @@ def one_run(task: str, settings: Settings, seed: int) -> list[tuple[int, float]]
         def on_end(self, *_: Any) -> None: ...
 
     with tempfile.TemporaryDirectory() as folder:
-        own = {"seed": seed, "output_dir": f"{folder}/run", "eval_steps": 2 if task != "countdown" else 3}
+        own = {"seed": seed, "output_dir": f"{folder}/run", "eval_steps": EVALUATE[task]}
         made = {**COMMON, **TASKS[task], **own, **settings}
         if task == "conciseness":
             trainer = Trainer(Config.create({**made, "task": task, "eval_prompts": 32}), callbacks=[Curve()])
         elif task == "sentence":
             trainer = _sentences(Config.create({**made, "eval_prompts": 32}), Curve())
+        elif task == "puzzles":
+            trainer = _puzzles(made, Curve())
         else:
-            trainer = _puzzles(made, Path(folder), Curve())
+            trainer = _countdown(made, Path(folder), Curve())
         trainer.train()
         trainer.load().close()
     return points
@@ -125,38 +134,50 @@ def _sentences(config: Any, curve: Any) -> Any:
     return Trainer(config, reward_funcs=one_sentence, **data, callbacks=[curve])
 
 
-def _puzzles(settings: Settings, folder: Path, curve: Any) -> Any:
+def _countdown(settings: Settings, folder: Path, curve: Any) -> Any:
     import countdown
 
     from seedtune import Config, Trainer
 
-    countdown.train_model(folder / "model")
+    countdown.train_model(folder / "model", steps=100)
     rows = countdown.puzzles(32, 1)
     config = Config.create({**settings, "model": str(folder / "model")})
     return Trainer(config, reward_funcs=countdown.solved, train_dataset=rows, eval_dataset=rows, callbacks=[curve])
 
 
+def _puzzles(settings: Settings, curve: Any) -> Any:
+    import countdown
+
+    from seedtune import Config, Trainer
+
+    data = {"train_dataset": countdown.puzzles(4096, 100), "eval_dataset": countdown.puzzles(256, 101, test=True)}
+    config = Config.create({**settings, "model": os.environ[MODEL]})
+    return Trainer(config, reward_funcs=countdown.solved, **data, callbacks=[curve])
+
+
+MODEL = "COUNTDOWN_MODEL"
+"""Environment variable of a run's process: the folder of the small model."""
+
+
 # ------------------------------------------------------------------------------ all runs
 
 
-def collect(study: str, tasks: Iterable[str], seeds: int, *, jobs: int, kept: Path) -> list[Run]:
+def collect(study: str, tasks: Iterable[str], seeds: Iterable[int], *, jobs: int, kept: Path) -> list[Run]:
     """Every run of a study, from the file of finished ones or made now."""
     done = {_name(run): run for run in map(json.loads, kept.read_text().splitlines())} if kept.exists() else {}
     wanted: list[Run] = []
-    for seed in range(seeds):
+    for seed in seeds:
         for task in tasks:
             how = TASKS[task]
             for label, settings in STUDIES[study](how["sigma"], how["generations"]).items():
                 wanted.append({"task": task, "label": label, "settings": settings, "seed": seed})
     missing = [run for run in wanted if _name(run) not in done] if jobs else []
+    model = kept.with_name("countdown-llama")
+    if any(run["task"] == "puzzles" for run in missing) and not model.exists():
+        _process(model, str(Path(__file__).with_name("countdown.py")), "--output", str(model))
 
     def make(run: Run) -> None:
-        command = [sys.executable, __file__, "run", json.dumps(run)]
-        env = {**os.environ, "OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
-        made = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
-        if made.returncode:
-            raise SystemExit(f"{run['label']} of {run['task']}: {made.stderr[-2000:]}")
-        run["points"] = json.loads(made.stdout.splitlines()[-1])
+        run["points"] = json.loads(_process(model, __file__, "run", json.dumps(run)))
         done[_name(run)] = run
         with kept.open("a") as file:
             file.write(json.dumps(run) + "\n")
@@ -165,6 +186,16 @@ def collect(study: str, tasks: Iterable[str], seeds: int, *, jobs: int, kept: Pa
     with ThreadPoolExecutor(max(1, jobs)) as pool:
         list(pool.map(make, missing))
     return [{**done[_name(run)], "label": run["label"]} for run in wanted if _name(run) in done]
+
+
+def _process(model: Path, *arguments: str) -> str:
+    """The last line that a Python process with one thread prints."""
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
+    command = [sys.executable, *arguments]
+    made = subprocess.run(command, capture_output=True, text=True, env={**env, MODEL: str(model)}, check=False)
+    if made.returncode:
+        raise SystemExit(f"{arguments}: {made.stderr[-2000:]}")
+    return made.stdout.splitlines()[-1]
 
 
 def _name(run: Run) -> str:
@@ -256,16 +287,19 @@ def main() -> None:
         return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("study", choices=STUDIES)
-    parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=TASKS)
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, help="those of the study's page by default")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--first", type=int, default=0, help="the first seed")
     parser.add_argument(
         "--jobs", type=int, default=2, help="processes at once, one thread each; 0: only the page of finished runs"
     )
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results"))
     options = parser.parse_args()
+    options.tasks = options.tasks or IN_STUDY[options.study]
     options.output.mkdir(parents=True, exist_ok=True)
     kept = options.output / "strategies-runs.jsonl"
-    runs = collect(options.study, options.tasks, options.seeds, jobs=options.jobs, kept=kept)
+    seeds = range(options.first, options.first + options.seeds)
+    runs = collect(options.study, options.tasks, seeds, jobs=options.jobs, kept=kept)
     tables = [TABLES[options.study](runs, task) for task in options.tasks]
     write(options.output, options.study, tables, options.seeds)
     plot(runs, options.tasks, options.output / f"{NAMES[options.study]}.svg")
