@@ -12,7 +12,9 @@ if TYPE_CHECKING:
     from seedtune.config import Config
     from seedtune.diff import diff_runs
     from seedtune.errors import SeedtuneError
+    from seedtune.evaluation import Evaluation, evaluate
     from seedtune.export import Rights, export_run
+    from seedtune.measures import Asking
     from seedtune.pack import apply_pack, pack_run
     from seedtune.plan import Forecast, plan_config
     from seedtune.probe import Probe, probe_config
@@ -21,8 +23,10 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
+    "Asking",
     "Callback",
     "Config",
+    "Evaluation",
     "Forecast",
     "Probe",
     "Rights",
@@ -31,6 +35,7 @@ __all__ = [
     "__version__",
     "apply_pack",
     "diff_runs",
+    "evaluate",
     "export_run",
     "pack_run",
     "plan_config",
@@ -40,6 +45,9 @@ __all__ = [
 
 _HOMES = {
     "Config": "seedtune.config",
+    "Asking": "seedtune.measures",
+    "Evaluation": "seedtune.evaluation",
+    "evaluate": "seedtune.evaluation",
     "SeedtuneError": "seedtune.errors",
     "Trainer": "seedtune.trainer",
     "Callback": "seedtune.trainer",

@@ -38,8 +38,8 @@ def describe(rollouts: Sequence[Rollout], centre: Mapping[int, str]) -> Answers:
     )
 
 
-def repeats(tokens: Sequence[int]) -> bool:
-    """Whether over a fifth of the three-token sequences in the last 64 tokens occurred before in them."""
+def repeats(tokens: Sequence[object]) -> bool:
+    """Whether over a fifth of the three-token sequences in the last 64 tokens (or words) occurred before in them."""
     tail = tokens[-WINDOW:]
     if len(tail) < SHORTEST:
         return False

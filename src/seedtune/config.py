@@ -174,6 +174,9 @@ class Config(Section):
     eval_prompts: int = Field(default=0, ge=0)
     """Held-out prompts used; 0 is all of them."""
 
+    eval_tasks: tuple[str, ...] = ()
+    """Further built-in tasks whose held-out splits are evaluated whenever the run's own is, to watch forgetting."""
+
     drift_steps: int = Field(default=10, ge=0)
     """Measure how far the centre has come from the base model every this many generations; 0: never."""
 
@@ -248,8 +251,8 @@ class Config(Section):
 
 _INCIDENTAL: dict[str, Any] = {
     # The base model is known by its fingerprint, not by where it lies.
-    **dict.fromkeys(("model", "output_dir", "generations", "eval_steps", "eval_prompts", "logging_steps"), True),
-    **dict.fromkeys(("save_steps", "save_total_limit"), True),
+    **dict.fromkeys(("model", "output_dir", "generations", "eval_steps", "eval_prompts", "eval_tasks"), True),
+    **dict.fromkeys(("logging_steps", "save_steps", "save_total_limit"), True),
     **dict.fromkeys(("drift_steps", "kl_steps", "kl_prompts"), True),
     "transformers": {"device", "trust_remote_code", "centre_file", "packed"},
     "toy": {"delay"},

@@ -10,7 +10,7 @@ import numpy as np
 
 from seedtune.config import Config
 from seedtune.engines.base import Engine
-from seedtune.evaluator import Evaluator, prompt_of
+from seedtune.evaluator import Evaluator, Outcome, prompt_of
 from seedtune.ledger import Record
 from seedtune.lineage import Lineage
 from seedtune.strategies.averages import NONE, agreement
@@ -122,18 +122,22 @@ class Diagnostics:
         return self.engine.cosine(latest[0].terms, latest[1].terms) if len(latest) == 2 else None
 
     def divergence(self, evaluator: Evaluator, generation: int) -> Numbers:
-        """KL(centre ‖ base) per token of the centre's answers to fixed prompts: r − log r − 1, r = π_base/π_centre."""
+        """KL(centre ‖ base) per token of the centre's answers to fixed prompts, see `divergence`."""
         if not _due(generation, self.config.kl_steps):
             return {}
         examples = (self.task.test or self.task.train)[: self.config.kl_prompts]
-        rollouts = evaluator.centre(examples, generation=generation).rollouts
-        prompts = [prompt_of(self.config, examples[rollout.prompt]) for rollout in rollouts]
-        answers = [rollout.token_ids for rollout in rollouts]
-        ours, base = (self.engine.logprobs(prompts, answers, base=which) for which in (False, True))
-        pairs = zip(ours, base, strict=True)
-        logs = np.concatenate([np.array(b) - np.array(o) for o, b in pairs] or [np.zeros(0)])
-        self.engine.take_times()
-        return {"kl": float(np.mean(np.expm1(logs) - logs)) if logs.size else None}
+        return {"kl": divergence(self.engine, self.config, evaluator.centre(examples, generation=generation))}
+
+
+def divergence(engine: Engine, config: Config, outcome: Outcome) -> float | None:
+    """KL(centre ‖ base) in nats per token of the centre's answers: r − log r − 1, r = π_base/π_centre; None of none."""
+    prompts = [prompt_of(config, outcome.examples[rollout.prompt]) for rollout in outcome.rollouts]
+    answers = [rollout.token_ids for rollout in outcome.rollouts]
+    ours, base = (engine.logprobs(prompts, answers, base=which) for which in (False, True))
+    pairs = zip(ours, base, strict=True)
+    logs = np.concatenate([np.array(b) - np.array(o) for o, b in pairs] or [np.zeros(0)])
+    engine.take_times()
+    return float(np.mean(np.expm1(logs) - logs)) if logs.size else None
 
 
 def _due(generation: int, steps: int) -> bool:

@@ -8,14 +8,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from seedtune.answers import repeats
 from seedtune.engines.base import EngineTimes
 from seedtune.ledger import Record
 from seedtune.types import Member, Rollout
 
 Array = NDArray[np.float64]
-
-TAIL, PERIOD = 24, 8
-"""A completion ends in a repetition if its last ``TAIL`` tokens have a period of at most ``PERIOD``."""
 
 
 def mean(values: Sequence[float] | Array) -> float | None:
@@ -67,8 +65,8 @@ def completion_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:
     """Completion lengths in tokens, and the shares cut off at the limit, of duplicates and of endings that repeat.
 
     ``duplicate_ratio``: rollouts whose text equals that of another member on the same prompt (samples of one
-    member may be equal).  ``repeating_ratio``: the last 24 tokens have a period of at most 8, so that they
-    repeat at least three times.
+    member may be equal).  ``repeating_ratio``: over a fifth of the three-token sequences in the last 64 tokens
+    occurred before in them.
     """
     lengths = np.array([len(rollout.token_ids) for rollout in rollouts])
     return {
@@ -77,7 +75,7 @@ def completion_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:
         "completions/max_length": int(lengths.max()),
         "completions/clipped_ratio": float(np.mean([rollout.finish == "length" for rollout in rollouts])),
         "completions/duplicate_ratio": _duplicates(rollouts),
-        "completions/repeating_ratio": float(np.mean([_repeats(rollout.token_ids) for rollout in rollouts])),
+        "completions/repeating_ratio": float(np.mean([repeats(rollout.token_ids) for rollout in rollouts])),
     }
 
 
@@ -86,11 +84,6 @@ def _duplicates(rollouts: Sequence[Rollout]) -> float:
     for rollout in rollouts:
         authors.setdefault((rollout.prompt, rollout.text), set()).add(rollout.member)
     return float(np.mean([len(authors[rollout.prompt, rollout.text]) > 1 for rollout in rollouts]))
-
-
-def _repeats(tokens: tuple[int, ...]) -> bool:
-    tail = tokens[-TAIL:]
-    return len(tail) == TAIL and any(tail[period:] == tail[:-period] for period in range(1, PERIOD + 1))
 
 
 def time_metrics(times: EngineTimes, seconds: Mapping[str, float], step_time: float) -> dict[str, float]:

@@ -77,6 +77,11 @@ class RunPaths:
         return self.root / "samples.jsonl"
 
     @property
+    def evaluations(self) -> Path:
+        """A line per ``seedtune eval --save``."""
+        return self.root / "evaluations.jsonl"
+
+    @property
     def snapshots(self) -> Path:
         """The centre at a few generations, for a quick resume."""
         return self.root / "snapshots"

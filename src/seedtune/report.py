@@ -47,6 +47,8 @@ def render(paths: RunPaths) -> str:
         _headline(evaluations),
         _chart(generations, evaluations),
         _table(generations),
+        _held_out(evaluations),
+        *(_evaluation(row) for row in files.read_lines(paths.evaluations)),
         _samples(before_and_after(paths)),
         f"<h2>Configuration</h2><pre>{html.escape(paths.config.read_text(encoding='utf-8'))}</pre>",
     ]
@@ -118,6 +120,49 @@ def _table(generations: Sequence[Row]) -> str:
         for row in generations
     )
     return f"<h2>Generations</h2><table><tr>{head}</tr>{rows}</table>"
+
+
+def _held_out(evaluations: Sequence[Row]) -> str:
+    """Every evaluation while training, with the other tasks that were watched."""
+    names = list(dict.fromkeys(name for row in evaluations for name in row if _shown(name)))
+    head = "".join(f"<th class=n>{html.escape(name.removeprefix('eval_'))}</th>" for name in ("generation", *names))
+    rows = "".join(
+        f"<tr>{''.join(f'<td class=n>{_number(row.get(name))}</td>' for name in ('generation', *names))}</tr>"
+        for row in evaluations
+    )
+    return f"<h2>Evaluations while training</h2><table><tr>{head}</tr>{rows}</table>" if rows else ""
+
+
+def _shown(name: str) -> bool:
+    kinds = ("_reward", "accuracy", "/reward", "mean_length", "/length", "clipped_ratio", "repeating_ratio")
+    return name.startswith("eval_") and name.endswith(kinds)
+
+
+def _evaluation(row: Row) -> str:
+    """What ``seedtune eval --save`` found: a table a task, a row a measure, a column a subject."""
+    return "".join(_compared(row, place) for place in range(len(row["subjects"][0]["results"])))
+
+
+def _compared(row: Row, place: int) -> str:
+    results = [subject["results"][place] for subject in row["subjects"]]
+    heads = [
+        f"{subject['name']} ({result['put']})" if result["put"] != "as it is" else subject["name"]
+        for subject, result in zip(row["subjects"], results, strict=True)
+    ]
+    head = "".join(f"<th class=n>{html.escape(name)}</th>" for name in heads)
+    rows = "".join(
+        f"<tr><td>{html.escape(name)}</td>{''.join(_estimate(r['measures'].get(name)) for r in results)}</tr>"
+        for name in results[0]["measures"]
+    )
+    told = f"{html.escape(results[0]['task'])}: {results[0]['prompts']} held-out prompts"
+    return f"<h2>Evaluation</h2><p>{told}, 95 % intervals</p><table><tr><th>measure</th>{head}</tr>{rows}</table>"
+
+
+def _estimate(found: Row | None) -> str:
+    if found is None or found["value"] is None:
+        return "<td class=n>–</td>"
+    interval = "" if found["low"] is None else f" [{_number(found['low'])}, {_number(found['high'])}]"
+    return f"<td class=n>{_number(found['value'])}{interval}</td>"
 
 
 def _samples(pairs: Sequence[tuple[Row, Row]]) -> str:

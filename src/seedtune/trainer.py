@@ -17,8 +17,10 @@ from seedtune.diagnostics import Diagnostics, signal_alarms
 from seedtune.engines.base import Engine, EngineInfo
 from seedtune.errors import ConfigError, RunError, StorageError, storage_cause
 from seedtune.evaluator import Evaluator, Outcome
+from seedtune.guards import Guards
 from seedtune.ledger import Ledger, Record
 from seedtune.lineage import Lineage
+from seedtune.measures import during_training, others
 from seedtune.shaping import member_rewards
 from seedtune.strategies.base import Feedback, State, Step, tell
 from seedtune.tasks.base import RewardFunction
@@ -68,9 +70,11 @@ class Trainer:
             config = config.replace(task="custom")
         self.config = config if model is None else config.replace(model=model)
         self.task = chosen(self.config, reward_funcs, reward_weights, (train_dataset, eval_dataset))
+        self.others = others(self.config, self.task)
         self.callbacks = tuple(callbacks)
         self.strategy = strategies.create(self.config, [reward.weight for reward in self.task.rewards])
         self.paths = replay.RunPaths(Path(self.config.output_dir))
+        self.guards = Guards(self.paths.samples)
         self.engine: Engine | None = None
         self.generation = self.parameters = 0
         self.lineage = Lineage(strategies.memory(self.config))
@@ -290,6 +294,7 @@ class Trainer:
             "reward_centre": record.centre_reward,
             **monitors.function_metrics(outcome.by_function),
             **monitors.completion_metrics(outcome.rollouts),
+            **self.guards.metrics(outcome.rollouts),
             "sigma": record.plan.sigma,
             "alpha": record.alpha,
             "rollouts": len(outcome.rollouts),
@@ -300,6 +305,7 @@ class Trainer:
         metrics["alarms"] = [
             *monitors.alarms(metrics, moved=any(record.coefficients)),
             *signal_alarms(record),
+            *self.guards.alarms(metrics),
             *monitors.went_back(record.back_to),
         ]
         files.append_lines(self.paths.metrics, [metrics])
@@ -321,18 +327,7 @@ class Trainer:
         self._emit("on_evaluate", metrics)
 
     def _held_out(self, engine: Engine) -> tuple[Metrics, Outcome]:
-        count = self.config.eval_prompts or len(self.task.test)
-        started = time.perf_counter()
-        outcome = Evaluator(engine, self.task, self.config).centre(self.task.test[:count], generation=self.generation)
-        engine.take_times()
-        metrics: Metrics = {
-            "generation": self.generation,
-            "eval_reward": monitors.mean(outcome.rewards),
-            **{f"eval_{k}": v for k, v in monitors.function_metrics(outcome.by_function).items()},
-            **{f"eval_{k}": v for k, v in monitors.completion_metrics(outcome.rollouts).items()},
-            "eval_time": time.perf_counter() - started,
-        }
-        return metrics, outcome
+        return during_training(engine, (self.task, *self.others), self.config, generation=self.generation)
 
     def _evaluations(self) -> list[Metrics]:
         """Every held-out evaluation of this run so far, in order."""

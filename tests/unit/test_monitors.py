@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from seedtune import monitors
+from seedtune import answers, monitors
 from seedtune.engines.base import EngineTimes
 from seedtune.ledger import Record
 from seedtune.types import CENTRE, Member, Plan, Rollout
@@ -82,28 +82,10 @@ def test_a_duplicate_is_another_members_text_for_the_same_prompt(rollouts, ratio
     assert monitors.completion_metrics(rollouts)["completions/duplicate_ratio"] == ratio
 
 
-EIGHT = tuple(range(8))
-
-
-@pytest.mark.parametrize(
-    ("tokens", "repeats"),
-    [
-        ((5,) * 24, True),
-        ((5,) * 23, False),
-        ((9, 9, *EIGHT * 3), True),
-        (EIGHT * 3 + (8,), False),
-        ((*EIGHT * 2, *EIGHT[:7]), False),
-        (tuple(range(9)) * 4, False),
-        ((1, 2, 3, 4, 5) * 5, True),
-        ((1, 2, 3, 4, 5) * 4, False),
-        (tuple(range(100)), False),
-        ((), False),
-    ],
-    ids=str,
-)
-def test_an_ending_repeats_if_24_tokens_have_a_short_period(tokens, repeats):
-    made = monitors.completion_metrics([said(*tokens), said(1)])["completions/repeating_ratio"]
-    assert made == (0.5 if repeats else 0.0)
+def test_repeating_is_what_answers_calls_repeating():
+    loop, plain = said(*(1, 2, 3, 4, 5) * 5), said(*range(100))
+    made = monitors.completion_metrics([loop, plain])["completions/repeating_ratio"]
+    assert made == (answers.repeats(loop.token_ids) + answers.repeats(plain.token_ids)) / 2 == 0.5
 
 
 def test_named_times_and_other_add_up_to_the_step():

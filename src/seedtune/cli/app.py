@@ -103,14 +103,36 @@ def evaluate(
     what: Annotated[
         str, typer.Argument(metavar="RUN|MODEL", help="A run directory, model folder, id or built-in name.")
     ],
-    task: Annotated[str | None, typer.Option(help="Built-in task; a run's own by default.")] = None,
+    task: Annotated[list[str] | None, typer.Option(help="Task, repeatable; a run's own by default.")] = None,
     generation: Annotated[int | None, typer.Option(help="The run's model after this many generations.")] = None,
+    samples: Annotated[int | None, typer.Option(help="Sample so many answers of every prompt, too.")] = None,
+    k: Annotated[str | None, typer.Option("--k", metavar="K,K,…", help="pass@k and maj@k for these k.")] = None,
+    temperature: Annotated[float, typer.Option(help="Of the samples; other answers are greedy.")] = 0.7,
+    limit: Annotated[int | None, typer.Option(help="Held-out prompts; all by default.")] = None,
+    kl: Annotated[bool, typer.Option("--kl", help="Measure the divergence of a run from its base model.")] = False,
+    against: Annotated[
+        str | None, typer.Option(metavar="base|G", help="Compare a run with its base model, or with a generation.")
+    ] = None,
+    baseline: Annotated[
+        bool, typer.Option("--baseline", help="Add the base model with its best prompt and with majority votes.")
+    ] = False,
+    seed: Annotated[int, typer.Option(help="Of the samples and the intervals.")] = 0,
+    config: Annotated[
+        Path | None, typer.Option(help="How a model is asked: a settings file, for example RUN/config.yaml.")
+    ] = None,
+    to_json: Annotated[str | None, typer.Option("--json", metavar="FILE|-", help="Write the result as JSON.")] = None,
+    save: Annotated[bool, typer.Option("--save", help="Add the result to the run and its report.")] = False,
     sets: Sets = None,
 ) -> None:
-    """Mean reward and length of greedy answers on a task's held-out prompts."""
-    from seedtune.cli.commands import evaluate_command
+    """Accuracy, reward and length of greedy answers on held-out prompts, with intervals; pass@k and maj@k of samples.
 
-    evaluate_command(what, task, generation, sets or [])
+    A model is loaded once for all tasks.  Nothing is written unless --json or --save says so.
+    """
+    from seedtune.cli.evaluating import Options, asking_of, evaluate_command
+
+    how = {"temperature": temperature, "limit": limit, "kl": kl, "baseline": baseline, "seed": seed}
+    asking = asking_of(samples, k, against, **how)
+    evaluate_command(what, asking, Options(tuple(task or ()), generation, config, to_json, save), sets or [])
 
 
 @app.command()
@@ -265,8 +287,16 @@ def plan(
 def samples(
     run: RunFolder,
     limit: Annotated[int, typer.Option(help="Prompts to show; 0 shows all.")] = 12,
+    suspicious: Annotated[
+        bool, typer.Option("--suspicious", help="Show answers that look as if the reward had been gamed, and why.")
+    ] = False,
 ) -> None:
     """Held-out answers before and after training, side by side."""
+    if suspicious:
+        from seedtune.cli.evaluating import suspicious_command
+
+        suspicious_command(run, limit)
+        return
     from seedtune.cli.commands import samples_command
 
     samples_command(run, limit)

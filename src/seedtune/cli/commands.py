@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import typer
 from rich.table import Table
 
-from seedtune import ledger, monitors, replay, report, tasks
+from seedtune import monitors, replay, report, tasks
 from seedtune.cli.console import console, error_console
-from seedtune.cli.progress import ProgressLines, ReplayProgress, clock
-from seedtune.config import Config
-from seedtune.configfile import override
+from seedtune.cli.progress import ProgressLines, ReplayProgress
 from seedtune.errors import ConfigError, RunError, resume_command
 from seedtune.export import Export, export_run
 from seedtune.trainer import Trainer
@@ -70,49 +66,6 @@ def dry_run(trainer: Trainer) -> None:
         f"{rollouts * config.max_completion_length:,} new tokens a generation. Nothing was written."
     )
     engine.close()
-
-
-def evaluate_command(what: str, task: str | None, generation: int | None, sets: Sequence[str]) -> None:
-    """Evaluate a run or a model on a task's held-out split and print the result."""
-    if (Path(what) / "ledger.jsonl").exists():
-        trainer = _trainer_of_run(Path(what), task, generation, sets)
-    else:
-        if generation is not None:
-            raise ConfigError(f"--generation needs a run directory, and {what!r} is not one.")
-        settings = override({"model": what, "task": task or "conciseness"}, sets)
-        trainer = Trainer(Config.create(settings))
-    if not trainer.task.test:
-        raise ConfigError(f"task {trainer.task.name!r} has no held-out prompts to evaluate on.")
-    _print_evaluation(what, trainer.task.name, trainer.evaluate())
-
-
-def _trainer_of_run(root: Path, task: str | None, generation: int | None, sets: Sequence[str]) -> Trainer:
-    """A trainer whose engine holds the run's model; settings may change how it is asked, not what it is."""
-    recorded = replay.run_config(root)
-    contents = ledger.read(replay.RunPaths(root).ledger)
-    replay.check_same_run(root, contents.header, recorded)
-    changed = Config.create(override({**recorded.model_dump(), **({"task": task} if task else {})}, sets))
-    names = [name for name, _, _ in ledger.differences(recorded.model_dump(), changed.model_dump())]
-    fixed = [name for name in names if name in ("model", *replay.WEIGHTS)]
-    if fixed:
-        raise ConfigError(f"{', '.join(fixed)}: the run's weights depend on it, so an evaluation cannot change it.")
-    trainer = Trainer(changed)
-    with ReplayProgress(console()) as progress:
-        trainer.engine, _ = replay.load(root, changed, contents, generation=generation, progress=progress)
-    trainer.generation = contents.generations if generation is None else generation
-    return trainer
-
-
-def _print_evaluation(what: str, task: str, metrics: dict[str, Any]) -> None:
-    console().print(f"{what}, generation {metrics['generation']}, {task} held out", soft_wrap=True)
-    table = Table()
-    table.add_column("measure")
-    table.add_column("value", justify="right")
-    for name, value in metrics.items():
-        if name not in ("generation", "eval_time"):
-            table.add_row(name.removeprefix("eval_"), "–" if value is None else f"{value:.4g}")
-    table.add_row("time", clock(metrics["eval_time"]))
-    console().print(table)
 
 
 def export_command(run: Path, output: Path, generation: int | None, dtype: str | None) -> None:

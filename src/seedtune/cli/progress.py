@@ -21,6 +21,7 @@ class ProgressLines:
         self.console = console
         self.bar: Progress | None = None
         self.first_reward: float | None = None
+        self.first_others: dict[str, float | None] = {}
 
     def say(self, line: str) -> None:
         """One line, never cut into several."""
@@ -91,11 +92,23 @@ class ProgressLines:
             self.first_reward = reward
         else:
             change = f" (was {self.first_reward:.4g})"
-        length = metrics["eval_completions/mean_length"]
+        length, accuracy = metrics["eval_completions/mean_length"], metrics.get("eval_accuracy")
+        right = "" if accuracy is None else f", accuracy {accuracy:.1%}"
         self.say(
-            f"held out after generation {metrics['generation']}: reward {reward:.4g}{change}, "
-            f"{length:.1f} tokens an answer"
+            f"held out after generation {metrics['generation']}: reward {reward:.4g}{change}{right}, "
+            f"{length:.1f} tokens an answer{self._others(metrics)}"
         )
+
+    def _others(self, metrics: Metrics) -> str:
+        """Other tasks' accuracy, or reward where there is none, and what it was at first."""
+        told = []
+        for name, value in metrics.items():
+            task, slash, measure = name.removeprefix("eval_").rpartition("/")
+            ranked = measure == "accuracy" or f"eval_{task}/accuracy" not in metrics
+            if slash and f"eval_{task}/unscored" in metrics and measure in ("accuracy", "reward") and ranked:
+                first = self.first_others.setdefault(name, value)
+                told.append(f"{task} {measure} {number(value)} (was {number(first)})")
+        return "; " + ", ".join(told) if told else ""
 
     def on_end(self, trainer: Trainer) -> None:
         """Nothing is left to show."""
@@ -168,6 +181,11 @@ def generation_line(metrics: Metrics, total: int, left: str) -> str:
         f"generation {metrics['generation']}/{total}: {reward}{centre}, "
         f"α {metrics['alpha']:.2g}, {metrics['tokens_per_second']:,.0f} tokens/s, {step:.1f} s ({shares}), {left} left"
     )
+
+
+def number(value: float | None) -> str:
+    """Four digits, or a dash."""
+    return "–" if value is None else f"{value:.4g}"
 
 
 def clock(seconds: float) -> str:

@@ -36,6 +36,12 @@ class Task:
     test: Sequence[Example]
     rewards: tuple[Reward, ...]
 
+    full_marks: float | None = None
+    """The reward of a perfect answer, above which accuracy counts it as right; None: the task has no such thing."""
+
+    answer: Callable[[str], str] | None = None
+    """What of a completion is its answer, for votes among samples; empty: it gives none.  None: the whole text."""
+
     def digest(self) -> str:
         """16 hexadecimal digits over the training examples.  Reward code has no digest: mending it is allowed."""
         rows = [[example.id, example.prompt, sorted(example.columns.items())] for example in self.train]

@@ -1,0 +1,108 @@
+"""The honest baseline: the base model with the best of several prompts, and with the majority of its samples.
+
+What training gains has to be more than what a better prompt or a vote gains (FIELD: best-of-N with a vote is matched
+by prompt choice and self-consistency).  The prompt is chosen on training prompts and reported on held-out ones.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from seedtune import monitors
+from seedtune.config import Config
+from seedtune.engines.base import Engine
+from seedtune.errors import ConfigError
+from seedtune.measures import PLAIN, Asking, Measures, estimated, measure
+from seedtune.tasks.base import Task
+from seedtune.types import Example, Message
+
+CHOSEN_ON = 64
+"""Training prompts on which the prompt is chosen, at most."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wording:
+    """A way to put prompts: with a ``system`` message, or words ``after`` the last user message."""
+
+    name: str
+    system: str = ""
+    after: str = ""
+
+
+WORDINGS = (
+    Wording(PLAIN),
+    Wording("step by step", after="Let's think step by step."),
+    Wording("only the answer", after="Give only the final answer, nothing else."),
+    Wording("careful", system="You are careful and precise. You check your answer before you give it."),
+    Wording("brief", system="You answer as briefly as possible."),
+    Wording("follow the format", after="Follow the instructions and the format that is asked for exactly."),
+)
+"""What is tried; the first is the task's own prompt, and the first of equals is chosen."""
+
+
+def baselines(engine: Engine, tasks: Sequence[Task], config: Config, asking: Asking) -> list[tuple[Measures, ...]]:
+    """Rows of results for the engine's centre, one result a task: best prompt, best prompt with votes.
+
+    Where the task's own prompt is the best these are its own results, as they are.
+    """
+    found = [_best(engine, task, config, asking) for task in tasks]
+    return [tuple(found), tuple(voted(one) for one in found)]
+
+
+def _best(engine: Engine, task: Task, config: Config, asking: Asking) -> Measures:
+    started = time.perf_counter()
+    wording = choose(engine, task, config, asking)
+    changed = reworded(wording, task, config)
+    result = measure(engine, changed[0], changed[1], replace(asking, kl=False), put=wording.name)
+    return replace(result, seconds=time.perf_counter() - started)
+
+
+def choose(engine: Engine, task: Task, config: Config, asking: Asking) -> Wording:
+    """The wording of the highest accuracy (or mean reward, if there is none) on training prompts."""
+    if not task.train:
+        raise ConfigError(f"task {task.name!r} has no training prompts to choose a prompt on. Leave out the baseline.")
+    practice = replace(task, test=task.train[: min(CHOSEN_ON, asking.limit or CHOSEN_ON)])
+    greedy = Asking(seed=asking.seed)
+    scores = []
+    for wording in WORDINGS:
+        task_put, config_put = reworded(wording, practice, config.replace(eval_prompts=0))
+        columns = measure(engine, task_put, config_put, greedy).columns
+        score = monitors.mean(columns["accuracy" if "accuracy" in columns else "reward"])
+        scores.append(-np.inf if score is None else score)
+    return WORDINGS[int(np.argmax(scores))]
+
+
+def voted(one: Measures) -> Measures:
+    """The results of the most frequent of a model's samples, under the names of a single answer's."""
+    votes = max(int(name.partition("@")[2]) for name in one.columns if name.startswith("majority_reward@"))
+    names = {"accuracy": f"maj@{votes}", "reward": f"majority_reward@{votes}"}
+    columns = {name: one.columns[source] for name, source in names.items() if source in one.columns}
+    return replace(one, columns=columns, estimates=estimated(columns), votes=votes)
+
+
+def reworded(wording: Wording, task: Task, config: Config) -> tuple[Task, Config]:
+    """The task and the settings with the held-out prompts put that way; a system prompt of the run stays in front."""
+    system = wording.system
+    if system and config.system_prompt is not None:
+        config, system = config.replace(system_prompt=f"{config.system_prompt}\n{system}"), ""
+    return replace(task, test=tuple(_put(example, system, wording.after) for example in task.test)), config
+
+
+def _put(example: Example, system: str, after: str) -> Example:
+    prompt = example.prompt
+    if isinstance(prompt, str):
+        return replace(example, prompt="\n\n".join(part for part in (system, prompt, after) if part))
+    messages = list(prompt)
+    if after:
+        last = max(index for index, message in enumerate(messages) if message["role"] == "user")
+        messages[last] = {**messages[last], "content": f"{messages[last]['content']}\n\n{after}"}
+    if system and messages[0]["role"] == "system":
+        messages[0] = {**messages[0], "content": f"{messages[0]['content']}\n{system}"}
+    elif system:
+        first: Message = {"role": "system", "content": system}
+        messages.insert(0, first)
+    return replace(example, prompt=tuple(messages))

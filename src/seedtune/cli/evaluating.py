@@ -1,0 +1,148 @@
+"""What ``seedtune eval`` and ``seedtune samples --suspicious`` do."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from seedtune import files, replay, report
+from seedtune.cli.console import console
+from seedtune.cli.progress import ReplayProgress, clock
+from seedtune.errors import ConfigError, RunError, storage_cause
+from seedtune.estimators import Estimate
+from seedtune.evaluation import BASE, Evaluation, evaluate, is_run, settings_of
+from seedtune.measures import PLAIN, Asking, Measures
+from seedtune.suspicion import suspects
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What the command line says beyond the subject and how it is asked."""
+
+    tasks: tuple[str, ...]
+    generation: int | None
+    config: Path | None
+    json: str | None
+    save: bool
+
+
+def asking_of(samples: int | None, ks: str | None, against: str | None, **more: Any) -> Asking:
+    """The options of sampling and comparing as one; ConfigError names the option that is no number."""
+    counts = tuple(_number("--k", part) for part in ks.split(",")) if ks else ()
+    base = 0 if against == "base" else None if against is None else _number("--against", against)
+    return Asking(samples=max(counts, default=0) if samples is None else samples, ks=counts, against=base, **more)
+
+
+def _number(option: str, text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        example = "1,4,16" if option == "--k" else "base, or a generation such as 20"
+        raise ConfigError(f"{option} {text!r} is not a number. Give {example}.") from None
+
+
+def evaluate_command(what: str, asking: Asking, options: Options, sets: Sequence[str]) -> None:
+    """Evaluate, and show or write the result."""
+    if options.save and not is_run(what):
+        raise ConfigError(f"--save adds the result to a run, and {what!r} is not one. Use --json FILE.")
+    config = settings_of(what, file=options.config, sets=sets)
+    with ReplayProgress(console()) as progress:
+        found = evaluate(
+            what,
+            on=options.tasks,
+            generation=options.generation,
+            asking=asking,
+            config=config,
+            progress=None if options.json == "-" else progress,
+        )
+    text = json.dumps(found.to_json(), ensure_ascii=False, allow_nan=False, indent=2)
+    if options.json == "-":
+        sys.stdout.write(text + "\n")
+    else:
+        _print(found)
+    if options.json not in (None, "-"):
+        _write(Path(str(options.json)), text)
+    if options.save:
+        paths = replay.RunPaths(Path(what))
+        files.append_lines(paths.evaluations, [found.to_json()])
+        files.write_whole(paths.report, report.render(paths))
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.write_text(text + "\n", encoding="utf-8")
+    except OSError as error:
+        cause, fix = storage_cause(error)
+        raise RunError(f"cannot write {path}: {cause}. {fix}, or choose another --json.") from error
+
+
+def _print(found: Evaluation) -> None:
+    for task, result in enumerate(found.subjects[0].results):
+        first = found.subjects[0]
+        name = found.what if first.generation is None else f"{found.what}, generation {first.generation}"
+        console().print(f"{name}, {result.task} held out, {result.prompts} prompts", soft_wrap=True)
+        console().print(_table(found, task))
+    console().print("[low, high]: 95 % bootstrap intervals over prompts", soft_wrap=True)
+
+
+def _table(found: Evaluation, task: int) -> Table:
+    """A row a measure, a column a subject, and what sets the first apart from the base model if that is there."""
+    results = [subject.results[task] for subject in found.subjects]
+    others = [index for index, subject in enumerate(found.subjects) if index and subject.name == BASE]
+    table = Table()
+    table.add_column("measure")
+    for subject, result in zip(found.subjects, results, strict=True):
+        table.add_column(_heading(subject.name, result), justify="right")
+    differences = found.difference(others[0], task) if others else {}
+    if others:
+        table.add_column(f"first less {BASE}", justify="right")
+    for name in results[0].estimates:
+        cells = [shown(result.estimates.get(name)) for result in results]
+        table.add_row(name, *cells, *([shown(differences.get(name))] if others else []))
+    table.add_row("time", *(clock(result.seconds) for result in results))
+    return table
+
+
+def _heading(name: str, result: Measures) -> str:
+    return name if result.put == PLAIN else name.replace("best prompt", f"best prompt ({result.put})")
+
+
+def shown(estimate: Estimate | None) -> str:
+    """An estimate with its interval."""
+    if estimate is None or estimate.value is None:
+        return "–"
+    if estimate.low is None:
+        return f"{estimate.value:.4g}"
+    return f"{estimate.value:.4g} [{estimate.low:.4g}, {estimate.high:.4g}]"
+
+
+def suspicious_command(run: Path, limit: int) -> None:
+    """A table of recorded answers that look as if the reward had been gamed, with the base model's beside them."""
+    replay.run_config(run)
+    paths = replay.RunPaths(run)
+    if not files.read_lines(paths.samples):
+        raise RunError(f"{run} has no recorded answers yet. Let it finish its first evaluation.")
+    found = suspects(paths)
+    if not found:
+        console().print(f"{run}: no recorded answer looks suspicious", soft_wrap=True)
+        return
+    shown_of = found[: limit or None]
+    console().print(f"{run}: {len(shown_of)} of {len(found)} suspicious answers, most suspicious first", soft_wrap=True)
+    table = Table(show_lines=True)
+    for heading in ("generation", "why", "prompt", BASE, "reward", "answer", "reward"):
+        table.add_column(heading, justify="right" if heading == "reward" else "left", overflow="fold")
+    for one in shown_of:
+        before = ("–", "–") if one.base is None else _answer(one.base)
+        where = f"{one.row['generation']} {one.row['split']}"
+        table.add_row(where, "; ".join(one.reasons), report.prompt_text(one.row["prompt"]), *before, *_answer(one.row))
+    console().print(table)
+
+
+def _answer(row: report.Row) -> tuple[str, str]:
+    return str(row["completion"]), "–" if row["reward"] is None else f"{row['reward']:.4g}"

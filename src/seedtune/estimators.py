@@ -1,0 +1,153 @@
+"""What n samples of a prompt say about k of them, and how sure a mean over prompts is.  Pure arithmetic on counts.
+
+Each estimator is a mean over all subsets of k of the n samples, so it is unbiased, and exact where k = n.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from seedtune import noise
+
+Array = NDArray[np.float64]
+
+RESAMPLES = 1000
+"""Bootstrap resamples of the prompts."""
+
+COVERAGE = 0.95
+"""What an interval is meant to cover."""
+
+_CHUNK = 1 << 20
+"""Draws made at once: bounds the memory of a bootstrap."""
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A mean over prompts with its 95 % interval; None where nothing is known (an interval needs two prompts)."""
+
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+
+
+def pass_at_k(samples: int, right: int, k: int) -> float:
+    """The chance that one of k samples is right, where ``right`` of ``samples`` were: 1 − C(n−c, k)/C(n, k).
+
+    As the product Π (1 − k/i) over i = n−c+1 … n, which neither overflows nor cancels (arXiv 2107.03374).
+    ValueError unless 1 ≤ k ≤ n and 0 ≤ c ≤ n.
+    """
+    _check(samples, k)
+    if not 0 <= right <= samples:
+        raise ValueError(f"right={right} of samples={samples}: give a number from 0 to {samples}")
+    if samples - right < k:
+        return 1.0
+    return 1.0 - math.prod(1.0 - k / i for i in range(samples - right + 1, samples + 1))
+
+
+def majority_at_k(answers: Sequence[str], values: Sequence[float], k: int) -> float:
+    """The expected value of the most frequent answer among k of the n samples (self-consistency, arXiv 2203.11171).
+
+    Over all C(n, k) subsets; answers that tie share the vote, as if one of them were drawn.  An answer's value is
+    the mean of its samples' ``values`` (1 for right and 0 for wrong give maj@k).  An empty answer is no vote; a
+    subset of nothing else is worth 0.  ValueError unless 1 ≤ k ≤ n.
+    """
+    _check(len(answers), k)
+    groups: dict[str, list[float]] = {}
+    for answer, value in zip(answers, values, strict=True):
+        groups.setdefault(answer, []).append(value)
+    silent = len(groups.pop("", []))
+    voters = [(len(members), math.fsum(members) / len(members)) for members in groups.values()]
+    most = min(k, max((count for count, _ in voters), default=0))
+    return math.fsum(_won_with(voters, silent, votes, k) for votes in range(1, most + 1))
+
+
+def _won_with(voters: Sequence[tuple[int, float]], silent: int, votes: int, k: int) -> float:
+    """Expected value over k-subsets, 0 for those whose most frequent answer has not exactly so many ``votes``.
+
+    Tables over (samples drawn, answers that have exactly ``votes``) hold the chance that no answer among those seen
+    so far has more, and that chance times the sum of the winners' values.  Answers are dealt in one by one; that s
+    of d samples drawn are of the next has the hypergeometric chance, so that nothing overflows.
+    """
+    chance = np.zeros((k + 1, k // votes + 1))
+    chance[0, 0] = 1.0
+    worth, seen = np.zeros_like(chance), 0
+    for count, value in voters:
+        tables = np.zeros_like(chance), np.zeros_like(worth)
+        for drawn in range(min(count, votes) + 1):
+            share = _dealt(seen, count, drawn, k)[:, None]
+            part = share * chance[: k + 1 - drawn], share * worth[: k + 1 - drawn]
+            for table, rows in zip(tables, _winning(*part, value) if drawn == votes else part, strict=True):
+                table[drawn:] += rows
+        (chance, worth), seen = tables, seen + count
+    shared = worth[:, 1:] / np.arange(1, chance.shape[1])
+    return math.fsum(_dealt(seen, silent, d, k)[-1] * shared[k - d].sum() for d in range(min(silent, k) + 1))
+
+
+def _winning(chance: Array, worth: Array, value: float) -> tuple[Array, Array]:
+    """The tables with one more winner, of that ``value``."""
+    more, sums = np.zeros_like(chance), np.zeros_like(worth)
+    more[:, 1:], sums[:, 1:] = chance[:, :-1], worth[:, :-1] + value * chance[:, :-1]
+    return more, sums
+
+
+@lru_cache(maxsize=4096)
+def _dealt(seen: int, count: int, drawn: int, k: int) -> Array:
+    """(k + 1 − drawn,): the chance that ``drawn`` of d samples are among the last ``count``, d = drawn … k."""
+    ways, total = math.comb(count, drawn), seen + count
+    chances = [
+        math.comb(seen, d - drawn) * ways / math.comb(total, d) if d <= total else 0.0 for d in range(drawn, k + 1)
+    ]
+    return np.array(chances)
+
+
+def _check(samples: int, k: int) -> None:
+    if not 1 <= k <= samples:
+        raise ValueError(f"k={k} of samples={samples}: give a k from 1 to {samples}, or more samples")
+
+
+def bootstrap(columns: Array, *, seed: int = 0, resamples: int = RESAMPLES) -> list[Estimate]:
+    """Means over prompts of ``columns`` (prompts, measures), NaN left out, with 95 % percentile intervals.
+
+    Prompts are drawn with replacement by addressed noise, the same draws for every measure: the same numbers give the
+    same intervals.  The percentiles undercover with few prompts, and prompts that are all alike give no width.
+    """
+    known = ~np.isnan(columns)
+    held = known.sum(axis=0, keepdims=True, dtype=np.float64)
+    means = _means(np.nan_to_num(columns).sum(axis=0, keepdims=True, dtype=np.float64), held)[0]
+    drawn = _resampled(columns, known, seed, resamples)
+    tails = (1 - COVERAGE) / 2
+    return [_estimate(means[i], drawn[:, i], int(known[:, i].sum()), tails) for i in range(columns.shape[1])]
+
+
+def _estimate(mean: float, drawn: Array, known: int, tail: float) -> Estimate:
+    if known == 0:
+        return Estimate(None)
+    if known == 1:
+        return Estimate(float(mean))
+    low, high = np.nanquantile(drawn, (tail, 1 - tail))
+    return Estimate(float(mean), float(low), float(high))
+
+
+def _resampled(columns: Array, known: NDArray[np.bool_], seed: int, resamples: int) -> Array:
+    """(resamples, measures) means."""
+    prompts, made = len(columns), []
+    address = noise.Address(noise.key(seed, "bootstrap"), noise.Stream.ORDER)
+    size = max(1, _CHUNK // max(1, prompts))
+    for first in range(0, resamples if prompts else 0, size):
+        rows = min(size, resamples - first)
+        picks = noise.uniforms(address, first * prompts, rows * prompts).reshape(rows, prompts)
+        places = (picks * prompts).astype(np.intp) + prompts * np.arange(rows)[:, None]
+        times = np.bincount(places.ravel(), minlength=rows * prompts).reshape(rows, prompts).astype(np.float64)
+        made.append(_means(times @ np.nan_to_num(columns), times @ known.astype(np.float64)))
+    return np.concatenate(made) if made else np.zeros((0, columns.shape[1]))
+
+
+def _means(sums: Array, counts: Array) -> Array:
+    means: Array = np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
+    return means

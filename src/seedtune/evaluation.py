@@ -1,0 +1,213 @@
+"""Evaluating a model or a run on one or several tasks: loaded once, measured, and compared."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from seedtune import __version__, engines, ledger, replay, tasks
+from seedtune.baseline import baselines, voted
+from seedtune.config import Config
+from seedtune.configfile import override, read_settings
+from seedtune.engines.base import Engine
+from seedtune.errors import ConfigError
+from seedtune.estimators import Estimate, bootstrap
+from seedtune.measures import Asking, Measures, held_out, measure
+from seedtune.tasks.base import Task
+from seedtune.tasks.chosen import chosen
+
+SCHEMA = 1
+"""Version of the JSON form: fields may be added to one; anything else is a new one."""
+
+VOTES = 16
+"""Samples of a baseline that was asked for without any."""
+
+BASE = "base model"
+SETTINGS = ("max_completion_length", "system_prompt", "chat_template_kwargs", "top_p", "stop", "engine")
+"""Settings that belong to a result."""
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """What was evaluated: weights under a name, and the results, one a task."""
+
+    name: str
+    generation: int | None
+    """Of a run; None for a model."""
+
+    fingerprint: str
+    """Of the centre: equal weights have equal ones."""
+
+    results: tuple[Measures, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """Subjects on the same prompts, the one asked for first."""
+
+    what: str
+    model: str
+    asking: Asking
+    settings: Mapping[str, Any]
+    subjects: tuple[Subject, ...]
+
+    def difference(self, other: int, task: int) -> dict[str, Estimate]:
+        """The first subject less another one on a task, prompt by prompt, by the measures that both have."""
+        ours, theirs = (self.subjects[index].results[task].columns for index in (0, other))
+        shared = [name for name in ours if name in theirs]
+        return {name: bootstrap((ours[name] - theirs[name])[:, None], seed=self.asking.seed)[0] for name in shared}
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for JSON, without NaN: what is not known is None."""
+        return {
+            "schema": SCHEMA,
+            "seedtune": __version__,
+            "what": self.what,
+            "model": self.model,
+            "asked": {**asdict(self.asking), "ks": list(self.asking.counts)},
+            "settings": dict(self.settings),
+            "subjects": [self._subject(index) for index in range(len(self.subjects))],
+        }
+
+    def _subject(self, index: int) -> dict[str, Any]:
+        one = self.subjects[index]
+        results = [_result(result) for result in one.results]
+        for task, result in enumerate(results) if index else ():
+            result["first_less_this"] = _numbers(self.difference(index, task))
+        return {"name": one.name, "generation": one.generation, "fingerprint": one.fingerprint, "results": results}
+
+
+def _result(result: Measures) -> dict[str, Any]:
+    kept = {name: getattr(result, name) for name in ("task", "prompts", "put", "votes", "seconds")}
+    return {**kept, "measures": _numbers(result.estimates)}
+
+
+def _numbers(estimates: Mapping[str, Estimate]) -> dict[str, dict[str, float | None]]:
+    return {name: asdict(estimate) for name, estimate in estimates.items()}
+
+
+def is_run(what: str | Path) -> bool:
+    """Whether this is a run directory, not a model."""
+    return replay.RunPaths(Path(what)).ledger.exists()
+
+
+def settings_of(what: str | Path, *, file: Path | None = None, sets: Sequence[str] = ()) -> Config:
+    """How ``what`` is asked: a run's own settings, or those of ``file`` (say, RUN/config.yaml), with ``sets`` on top.
+
+    ConfigError for a change that the weights of a run depend on.
+    """
+    if not is_run(what):
+        named = {"model": str(what)}
+        return Config.create({**override({**(read_settings(file) if file else {}), **named}, sets), **named})
+    if file is not None:
+        raise ConfigError(f"{what} is a run and has settings of its own: change them one by one, and leave out {file}.")
+    recorded = replay.run_config(Path(what))
+    return Config.create(override(recorded.model_dump(), sets))
+
+
+def evaluate(
+    what: str | Path,
+    *,
+    on: Sequence[str | Task] = (),
+    generation: int | None = None,
+    asking: Asking | None = None,
+    config: Config | None = None,
+    progress: replay.Progress | None = None,
+) -> Evaluation:
+    """Evaluate a model (folder, id, built-in name) or a run after ``generation`` generations (all by default).
+
+    ``on``: tasks or names of built-in ones; the configured task by default.  ``config`` is how answers are asked
+    for, see `settings_of`; whatever its temperature, answers are greedy, and ``asking`` says what is sampled besides.
+    Weights are loaded once for all tasks.  ConfigError, RunError, LedgerError or RewardError say what is wrong.
+    """
+    asking = asking or Asking()
+    if asking.baseline:
+        count = asking.samples or VOTES
+        asking = replace(asking, samples=count, ks=tuple(sorted({*asking.ks, 1, count})))
+    config = config or settings_of(what)
+    opened, goals = _run(Path(what), config, progress) if is_run(what) else _model(str(what), config, asking)
+    wanted = [_task(one, config) for one in on or [config.task]]
+    for task in wanted:
+        held_out(task, config)
+    subjects: list[Subject] = []
+    for goal in goals(generation, asking):
+        with opened(goal) as engine:
+            subjects += _subjects(engine, wanted, config, asking, (str(what), goal))
+    kept = {name: getattr(config, name) for name in SETTINGS}
+    return Evaluation(str(what), config.model, asking, kept, tuple(subjects))
+
+
+Opened = Callable[[int | None], Any]
+Goals = Callable[[int | None, Asking], list[int | None]]
+
+
+def _model(what: str, config: Config, asking: Asking) -> tuple[Opened, Goals]:
+    """How to open a model, and the goals there are: the model as it is."""
+    if asking.kl or asking.against is not None:
+        raise ConfigError(f"a comparison with the base model needs a run directory, and {what!r} is not one.")
+
+    @contextmanager
+    def opened(_: int | None) -> Iterator[Engine]:
+        engine = engines.create(config)
+        try:
+            engine.load()
+            yield engine
+        finally:
+            engine.close()
+
+    def goals(generation: int | None, _: Asking) -> list[int | None]:
+        if generation is not None:
+            raise ConfigError(f"--generation needs a run directory, and {what!r} is not one.")
+        return [None]
+
+    return opened, goals
+
+
+def _run(root: Path, config: Config, progress: replay.Progress | None) -> tuple[Opened, Goals]:
+    """How to open a run after so many generations, and which ones are wanted: the one asked for first."""
+    recorded, contents = replay.run_config(root), ledger.read(replay.RunPaths(root).ledger)
+    replay.check_same_run(root, contents.header, recorded)
+    names = [name for name, _, _ in ledger.differences(recorded.model_dump(), config.model_dump())]
+    fixed = [name for name in names if name in ("model", *replay.WEIGHTS)]
+    if fixed:
+        raise ConfigError(f"{', '.join(fixed)}: the run's weights depend on it, so an evaluation cannot change it.")
+
+    @contextmanager
+    def opened(goal: int | None) -> Iterator[Engine]:
+        engine, _ = replay.load(root, config, contents, generation=goal, progress=progress)
+        try:
+            yield engine
+        finally:
+            engine.close()
+
+    def goals(generation: int | None, asking: Asking) -> list[int | None]:
+        first = replay.goal_of(root, contents, generation)
+        others = [] if asking.against is None else [replay.goal_of(root, contents, asking.against)]
+        return list(dict.fromkeys([first, *others, *([0] if asking.baseline else [])]))
+
+    return opened, goals
+
+
+def _task(one: str | Task, config: Config) -> Task:
+    if isinstance(one, Task):
+        return one
+    return chosen(config, None, None, (None, None)) if one == config.task else tasks.create(one)
+
+
+def _subjects(
+    engine: Engine, wanted: Sequence[Task], config: Config, asking: Asking, place: tuple[str, int | None]
+) -> list[Subject]:
+    """What stands in the engine, and where that is the base model its baselines."""
+    what, generation = place
+    results = tuple(measure(engine, task, config, asking) for task in wanted)
+    name = what if generation is None else f"generation {generation}" if generation else BASE
+    found = [(name, results)]
+    if asking.baseline and not generation:
+        found.append((f"{name}, majority of {asking.samples}", tuple(voted(result) for result in results)))
+        best, best_voted = baselines(engine, wanted, config, asking)
+        found += [(f"{name}, best prompt", best), (f"{name}, best prompt, majority of {asking.samples}", best_voted)]
+    fingerprint = engine.fingerprint()
+    return [Subject(told, generation, fingerprint, held) for told, held in found]

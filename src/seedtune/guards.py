@@ -1,0 +1,124 @@
+"""Signs that a reward is being gamed: every generation's answers against the base model's own.
+
+The base model's answers are those that the run recorded before its first update, so the comparison costs no rollout.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from seedtune import files
+from seedtune.profiles import Profile, distance, novelty, profile
+from seedtune.types import Rollout
+
+Metrics = dict[str, Any]
+
+EMPTIER = 0.2
+"""Share of empty answers, beyond the base model's, that is an alarm."""
+
+LONGER, SHORTER = 3.0, 0.1
+"""Mean length over the base model's that is an alarm; answers are often meant to get shorter, so that is far."""
+
+SHIFTED = 0.2
+"""Share of letters in other scripts than the base model's that is an alarm."""
+
+STRANGER = 0.25
+"""Share of trigrams of letters new to the base model's answers, beyond what is usual, that is an alarm."""
+
+DIVERGED = 2.0
+"""Divergence from the base model, in nats per token, that is an alarm."""
+
+
+class Guards:
+    """Compares generations with the base model; reads its answers from the run's samples when it first needs them."""
+
+    def __init__(self, samples: Path) -> None:
+        self.samples = samples
+        self._base: Profile | None = None
+        self._looked = False
+
+    def metrics(self, rollouts: Sequence[Rollout]) -> Metrics:
+        """``completions/…`` of a generation; those that compare are None where no answer of the base is known."""
+        now, base = profile([rollout.text for rollout in rollouts]), self.base()
+        return {
+            "completions/empty_ratio": now.empty,
+            "completions/length_change": _ratio(now.characters, base.characters) if base is not None else None,
+            "completions/language_shift": distance(now.scripts, base.scripts) if base is not None else None,
+            "completions/novelty": novelty(now, base) if base is not None else None,
+        }
+
+    def base(self) -> Profile | None:
+        """How the base model answers, or None if the run does not know."""
+        if not self._looked:
+            texts = [row["completion"] for row in files.read_lines(self.samples) if is_base(row)]
+            self._base, self._looked = profile(texts) if texts else None, True
+        return self._base
+
+    def alarms(self, metrics: Mapping[str, Any]) -> list[str]:
+        """What looks like a gamed reward, and what to do."""
+        base = self.base()
+        usual = base.empty if base else 0.0
+        found = [_empty(metrics["completions/empty_ratio"], usual), _length(metrics["completions/length_change"])]
+        found += [
+            _language(metrics["completions/language_shift"]),
+            _novelty(metrics["completions/novelty"]),
+            _divergence(metrics.get("kl")),
+        ]
+        return [alarm for alarm in found if alarm is not None]
+
+
+def is_base(row: Mapping[str, Any]) -> bool:
+    """Whether a recorded sample is the base model's: before the first update, which generation 1's answers are, too."""
+    return bool(row["generation"] == 0 or (row["split"] == "train" and row["generation"] == 1))
+
+
+def _ratio(now: float, base: float) -> float | None:
+    return now / base if base else None
+
+
+_LOOK = "Look at them: seedtune samples RUN --suspicious."
+
+
+def _empty(share: float, usual: float) -> str | None:
+    if share - usual <= EMPTIER:
+        return None
+    return (
+        f"{share:.0%} of the answers are empty (the base model: {usual:.0%}). Make the reward of an empty answer the "
+        "lowest there is, or lower sigma and alpha if the reward has fallen, too."
+    )
+
+
+def _length(change: float | None) -> str | None:
+    if change is None or SHORTER <= change <= LONGER:
+        return None
+    told = f"{change:.1f} times as long as" if change > 1 else f"{change:.0%} of the length of"
+    return f"answers are {told} the base model's. If the reward should not pay for length, take it out of it. {_LOOK}"
+
+
+def _language(shift: float | None) -> str | None:
+    if shift is None or shift <= SHIFTED:
+        return None
+    return (
+        f"{shift:.0%} of the letters are in other scripts than the base model's. Let the reward check the language, or "
+        f"hold on to the base model with decay_l2. {_LOOK}"
+    )
+
+
+def _novelty(share: float | None) -> str | None:
+    if share is None or share <= STRANGER:
+        return None
+    return (
+        f"{share:.0%} more letter triples than usual are new to the base model's answers: another language, or noise "
+        f"because the weights have moved too far. Lower sigma and alpha, or let the reward check it. {_LOOK}"
+    )
+
+
+def _divergence(nats: float | None) -> str | None:
+    if nats is None or nats <= DIVERGED:
+        return None
+    return (
+        f"the model is {nats:.1f} nats a token away from the base model. Watch other tasks (eval_tasks), and hold on "
+        "to the base model with decay_l2, or take smaller steps."
+    )

@@ -1,0 +1,238 @@
+"""One model on a task's held-out prompts: what its answers are worth, and what they look like."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from seedtune import monitors, tasks
+from seedtune.answers import repeats
+from seedtune.config import Config
+from seedtune.diagnostics import divergence
+from seedtune.engines.base import Engine
+from seedtune.errors import ConfigError, RewardError
+from seedtune.estimators import Estimate, bootstrap, majority_at_k, pass_at_k
+from seedtune.evaluator import Evaluator, Outcome
+from seedtune.tasks.base import Task
+from seedtune.types import Example
+
+Array = NDArray[np.float64]
+Columns = Mapping[str, Array]
+"""A value for every prompt by the name of the measure; NaN where there is none."""
+
+PLAIN = "as it is"
+"""How a prompt is put that nothing is added to."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asking:
+    """How models are evaluated: greedily, and with ``samples`` completions of every prompt if there are any.
+
+    ConfigError says which of these does not go with which.
+    """
+
+    samples: int = 0
+    temperature: float = 0.7
+    """Of the samples; answers are greedy otherwise."""
+
+    ks: tuple[int, ...] = ()
+    """The k of pass@k and maj@k; 1 and ``samples`` if left out."""
+
+    limit: int | None = None
+    """Held-out prompts, the first ones; all of them by default."""
+
+    kl: bool = False
+    """Measure the divergence from the base model, on the greedy answers."""
+
+    seed: int = 0
+    """Addresses the samples' draws and the bootstrap, never the model's noise."""
+
+    against: int | None = None
+    """Compare with the run after this many generations; 0 is its base model."""
+
+    baseline: bool = False
+    """Add the base model with its best of several prompts and with the majority of its samples."""
+
+    def __post_init__(self) -> None:
+        if self.samples < 0 or (self.ks and not self.samples):
+            raise ConfigError(f"samples={self.samples}: pass@k and maj@k need samples. Give as many as the largest k.")
+        if any(not 1 <= k <= self.samples for k in self.ks):
+            raise ConfigError(f"k={list(self.ks)} of samples={self.samples}: every k is from 1 to the samples.")
+        if self.samples and not 0 < self.temperature < float("inf"):
+            raise ConfigError(f"temperature={self.temperature:g} gives equal samples: use one above 0, such as 0.7.")
+        if self.limit is not None and self.limit < 1:
+            raise ConfigError(f"limit={self.limit}: evaluate at least one prompt.")
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """Every k that is asked for, in order."""
+        return tuple(sorted({*self.ks} or {1, self.samples} - {0})) if self.samples else ()
+
+
+@dataclass(frozen=True, slots=True)
+class Measures:
+    """Values by prompt, and their means with intervals; ``put`` is how the prompts were put (``seedtune.baseline``)."""
+
+    task: str
+    columns: Columns
+    estimates: Mapping[str, Estimate]
+    seconds: float
+    put: str = PLAIN
+    votes: int | None = None
+    """Samples among which the most frequent answer counted; None: there was one, the greedy one."""
+
+    @property
+    def prompts(self) -> int:
+        """How many were asked."""
+        return len(next(iter(self.columns.values())))
+
+
+def measure(engine: Engine, task: Task, config: Config, asking: Asking, *, put: str = PLAIN) -> Measures:
+    """Measure the engine's centre on the held-out prompts of ``task``.
+
+    Names: ``accuracy`` (full marks), ``reward``, ``reward/FUNCTION`` (if there are several), ``length`` (tokens),
+    ``truncated``, ``empty``, ``repeating`` and ``unscored`` (shares) of greedy answers, and ``kl``; of samples
+    ``sampled_reward``, ``pass@K``, ``maj@K`` and ``majority_reward@K``.  What has no reward is wrong for accuracy,
+    pass@k and maj@k, and left out of mean rewards.  The numbers depend on the weights and the settings alone.
+    """
+    started = time.perf_counter()
+    alone = {"temperature": 0.0, "samples_per_prompt": 1, "objective": "mean"}
+    greedy = _answer(engine, task, config.replace(**alone), asking)
+    columns = answered(greedy, task)
+    if asking.samples:
+        several = {"temperature": asking.temperature, "samples_per_prompt": asking.samples, "seed": asking.seed}
+        drawn = _answer(engine, task, config.replace(**{**alone, **several}), asking)
+        columns |= sampled(drawn, task, asking.counts)
+    estimates = estimated(columns, asking.seed)
+    if asking.kl:
+        estimates["kl"] = Estimate(divergence(engine, config, greedy))
+    engine.take_times()
+    return Measures(task.name, columns, estimates, time.perf_counter() - started, put)
+
+
+def _answer(engine: Engine, task: Task, config: Config, asking: Asking) -> Outcome:
+    """The first generation's draws whatever the run, so that a model answers alike wherever its weights came from."""
+    examples = held_out(task, config, asking.limit)
+    return Evaluator(engine, task, config).centre(examples, generation=0)
+
+
+def held_out(task: Task, config: Config, limit: int | None = None) -> Sequence[Example]:
+    """The held-out prompts that are evaluated; ConfigError if the settings and the task do not go together."""
+    if not task.test:
+        raise ConfigError(f"task {task.name!r} has no held-out prompts to evaluate on.")
+    examples = task.test[: limit or config.eval_prompts or None]
+    if config.system_prompt is not None and any(isinstance(example.prompt, str) for example in examples):
+        raise ConfigError(
+            f"system_prompt={config.system_prompt!r} needs chat prompts, but task {task.name!r} has plain text."
+        )
+    return examples
+
+
+def answered(outcome: Outcome, task: Task) -> dict[str, Array]:
+    """What the answers are worth and what they look like, each the mean over a prompt's answers."""
+    rollouts = outcome.rollouts
+    values: dict[str, Any] = {} if task.full_marks is None else {"accuracy": right(task, outcome.rewards)}
+    values["reward"] = outcome.rewards
+    if len(outcome.by_function) > 1:
+        values |= {f"reward/{name}": column for name, column in outcome.by_function.items()}
+    values["length"] = [len(rollout.token_ids) for rollout in rollouts]
+    values["truncated"] = [rollout.finish == "length" for rollout in rollouts]
+    values["empty"] = [not rollout.text.strip() for rollout in rollouts]
+    values["repeating"] = [repeats(rollout.token_ids) for rollout in rollouts]
+    values["unscored"] = np.isnan(outcome.rewards)
+    return {name: _by_prompt(outcome, column) for name, column in values.items()}
+
+
+def right(task: Task, rewards: Sequence[float]) -> NDArray[np.bool_]:
+    """Which rewards are full marks, up to rounding; one that is missing is not."""
+    assert task.full_marks is not None
+    slack = 1e-9 * max(1.0, abs(task.full_marks))
+    full: NDArray[np.bool_] = np.asarray(rewards, dtype=np.float64) >= task.full_marks - slack
+    return full
+
+
+def _by_prompt(outcome: Outcome, values: Any) -> Array:
+    column = np.asarray(values, dtype=np.float64)
+    groups: list[list[float]] = [[] for _ in outcome.examples]
+    for rollout, value in zip(outcome.rollouts, column, strict=True):
+        groups[rollout.prompt].append(value)
+    means = [monitors.mean(group) for group in groups]
+    return np.array([np.nan if mean is None else mean for mean in means])
+
+
+def sampled(outcome: Outcome, task: Task, ks: Sequence[int]) -> dict[str, Array]:
+    """Mean reward of the samples, and pass@k and votes for every k."""
+    groups: list[list[int]] = [[] for _ in outcome.examples]
+    for index, rollout in enumerate(outcome.rollouts):
+        groups[rollout.prompt].append(index)
+    answers = [_answer_of(task, rollout.text) for rollout in outcome.rollouts]
+    columns = {"sampled_reward": _by_prompt(outcome, outcome.rewards)}
+    if task.full_marks is not None:
+        full = right(task, outcome.rewards).astype(float).tolist()
+        for k in ks:
+            columns[f"pass@{k}"] = np.array([pass_at_k(len(g), int(sum(full[i] for i in g)), k) for g in groups])
+        columns |= {f"maj@{k}": _votes(groups, answers, full, k) for k in ks}
+    return columns | {f"majority_reward@{k}": _votes(groups, answers, outcome.rewards, k) for k in ks}
+
+
+def _votes(groups: Sequence[Sequence[int]], answers: Sequence[str], values: Sequence[float], k: int) -> Array:
+    return np.array([majority_at_k([answers[i] for i in g], [values[i] for i in g], k) for g in groups])
+
+
+def _answer_of(task: Task, text: str) -> str:
+    if task.answer is None:
+        return text.strip()
+    try:
+        return str(task.answer(text)).strip()
+    except Exception as error:  # the named boundary: user code may raise anything
+        raise RewardError(
+            f"the answer function of task {task.name!r} raised {type(error).__name__}: {error}. Fix it, or return '' "
+            "for completions without an answer."
+        ) from error
+
+
+def estimated(columns: Columns, seed: int = 0) -> dict[str, Estimate]:
+    """The mean and the interval of every measure."""
+    return dict(zip(columns, bootstrap(np.stack(list(columns.values()), axis=1), seed=seed), strict=True))
+
+
+def others(config: Config, own: Task) -> tuple[Task, ...]:
+    """The further tasks that a run evaluates; ConfigError if they cannot be evaluated together with its ``own``."""
+    if config.eval_tasks and not own.test:
+        raise ConfigError(
+            f"eval_tasks={list(config.eval_tasks)} are evaluated together with held-out prompts of the run's own task, "
+            f"and {own.name!r} has none. Give it some, or leave eval_tasks out."
+        )
+    found = tuple(tasks.create(name) for name in config.eval_tasks)
+    for task in found:
+        held_out(task, config)
+    return found
+
+
+def during_training(
+    engine: Engine, watched: Sequence[Task], config: Config, *, generation: int
+) -> tuple[dict[str, Any], Outcome]:
+    """Metrics of the held-out prompts of the run's own task (the first) and of others; the own answers, too.
+
+    Prompts are answered as in training.  ``eval_…`` are of the own task, ``eval_TASK/…`` of the others.
+    """
+    started = time.perf_counter()
+    outcomes = [
+        Evaluator(engine, task, config).centre(held_out(task, config), generation=generation) for task in watched
+    ]
+    engine.take_times()
+    own, first = watched[0], outcomes[0]
+    metrics: dict[str, Any] = {"generation": generation, "eval_reward": monitors.mean(first.rewards)}
+    if own.full_marks is not None:
+        metrics["eval_accuracy"] = float(np.mean(right(own, first.rewards)))
+    metrics |= {f"eval_{name}": value for name, value in monitors.function_metrics(first.by_function).items()}
+    metrics |= {f"eval_{name}": value for name, value in monitors.completion_metrics(first.rollouts).items()}
+    for task, outcome in zip(watched[1:], outcomes[1:], strict=True):
+        found = {name: monitors.mean(column) for name, column in answered(outcome, task).items()}
+        metrics |= {f"eval_{task.name}/{name}": value for name, value in found.items()}
+    return {**metrics, "eval_time": time.perf_counter() - started}, first

@@ -1,0 +1,134 @@
+"""Recorded answers that look as if the reward had been gamed, most suspicious first.
+
+Nothing here proves anything: each reason is a pattern that gamed rewards show, and the answers are for people to read.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from seedtune import files
+from seedtune.answers import repeats
+from seedtune.guards import is_base
+from seedtune.profiles import distance, scripts
+from seedtune.replay import RunPaths
+
+Row = Mapping[str, Any]
+
+FACTOR, LEAST = 4.0, 40
+"""Times as long or short as the base model's answer, and characters of difference, that make a reason."""
+
+FOREIGN = 0.5
+"""Total variation of scripts against the base model's answer that makes a reason."""
+
+SAME, SHARE = 3, 0.25
+"""Prompts, and share of all prompts, that get the very same answer."""
+
+FINAL = re.compile(r"\\boxed\{|<answer>|####|(?:final )?answer(?: is)?:", re.IGNORECASE)
+"""What marks a final answer for many rewards."""
+
+
+@dataclass(frozen=True, slots=True)
+class Suspect:
+    """An answer with its reasons, the base model's answer to the same prompt if it was recorded, and a rank's score.
+
+    ``score`` is the sum of the reasons' weights times ¼ + the share of recorded rewards that are not above its own.
+    """
+
+    row: Row
+    base: Row | None
+    reasons: tuple[str, ...]
+    score: float
+
+
+Reason = tuple[float, str]
+
+
+def suspects(paths: RunPaths) -> list[Suspect]:
+    """Every recorded answer of a run with at least one reason; the same answer to the same prompt counts once."""
+    rows = files.read_lines(paths.samples)
+    base = {_place(row): row for row in reversed(rows) if is_base(row)}
+    tuned = {(*_place(row), row["completion"]): row for row in rows if not is_base(row)}
+    usual = _prompts_by_answer(base.values())
+    now = _prompts_by_answer(tuned.values())
+    ranks = _ranks([row["reward"] for row in tuned.values()])
+    found = []
+    for row, rank in zip(tuned.values(), ranks, strict=True):
+        before = base.get(_place(row))
+        reasons = [*_alone(row["completion"]), *_against(row, before), *_common(row, now, usual)]
+        if reasons:
+            score = sum(weight for weight, _ in reasons) * (0.25 + rank)
+            found.append(Suspect(row, before, tuple(told for _, told in reasons), score))
+    return sorted(found, key=lambda suspect: -suspect.score)
+
+
+def _place(row: Row) -> tuple[str, int]:
+    return row["split"], row["prompt_id"]
+
+
+def _ranks(rewards: Sequence[float | None]) -> list[float]:
+    """The share of known rewards that are not above each; 0 for what has none."""
+    known = np.sort([reward for reward in rewards if reward is not None])
+    return [0.0 if r is None else float(np.searchsorted(known, r, side="right") / known.size) for r in rewards]
+
+
+def _alone(text: str) -> list[Reason]:
+    """What is odd about an answer whatever the base model said."""
+    if not text.strip():
+        return [(3.0, "empty")]
+    words = text.split()
+    looping = repeats(words) or (repeats(text[-64:]) and len(set(text[-64:])) < 12)
+    return [(2.0, "repeats itself")] if looping else []
+
+
+def _against(row: Row, base: Row | None) -> list[Reason]:
+    """What is odd about an answer next to the base model's."""
+    return [] if base is None else [r for check in _CHECKS if (r := check(row["completion"], base["completion"]))]
+
+
+def _length(text: str, base: str) -> Reason | None:
+    now, then = len(text.strip()), len(base.strip())
+    if not now or abs(now - then) < LEAST:
+        return None
+    if now > FACTOR * then:
+        return 1.0, f"{now / max(1, then):.0f} times as long as the base model's"
+    return (0.5, f"{then / now:.0f} times as short as the base model's") if then > FACTOR * now else None
+
+
+def _script(text: str, base: str) -> Reason | None:
+    shift = distance(scripts([text]), scripts([base]))
+    return (2.0, "another script than the base model's") if shift is not None and shift > FOREIGN else None
+
+
+def _hedging(text: str, base: str) -> Reason | None:
+    now, then = len(FINAL.findall(text)), len(FINAL.findall(base))
+    return (1.5, f"gives {now} final answers (the base model: {then})") if now > max(1, then) else None
+
+
+_CHECKS: tuple[Callable[[str, str], Reason | None], ...] = (_length, _script, _hedging)
+
+
+def _prompts_by_answer(rows: Iterable[Row]) -> Mapping[tuple[str, str], set[int]]:
+    """(split, answer) → the prompts that got it."""
+    found: defaultdict[tuple[str, str], set[int]] = defaultdict(set)
+    for row in rows:
+        found[row["split"], row["completion"].strip()].add(row["prompt_id"])
+    return found
+
+
+def _common(
+    row: Row, now: Mapping[tuple[str, str], set[int]], usual: Mapping[tuple[str, str], set[int]]
+) -> list[Reason]:
+    """The same answer to many prompts, unless the base model gave it as often."""
+    key = row["split"], row["completion"].strip()
+    given, before = len(now[key]), len(usual.get(key, ()))
+    prompts = len({prompt for (split, _), held in now.items() if split == key[0] for prompt in held})
+    if not key[1] or given < SAME or given <= SHARE * prompts or given <= 2 * before:
+        return []
+    return [(1.5, f"the same answer to {given} of {prompts} prompts")]

@@ -1,0 +1,272 @@
+"""Evaluations from end to end: the command, runs against models, exports, and lm-eval."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import models
+import runs
+from seedtune import Asking, evaluate, replay
+from seedtune.config import Config
+from seedtune.evaluation import settings_of
+from seedtune.export import export_run
+from seedtune.tasks.base import Reward, Task
+from seedtune.tasks.data import examples
+from seedtune.trainer import Trainer
+
+
+def strict(text: str):
+    return json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+
+
+def measures(found: dict, subject: int = 0, task: int = 0) -> dict:
+    return found["subjects"][subject]["results"][task]["measures"]
+
+
+# -------------------------------------------------------------------------- the command
+
+
+def test_eval_writes_a_stable_schema_without_nan(command, run):
+    code, output, errors = command("eval", run, "--samples", "4", "--k", "1,4", "--kl", "--json", "-", "--limit", "3")
+    assert (code, errors) == (0, "")
+    found = strict(output)
+    assert set(found) == {"schema", "seedtune", "what", "model", "asked", "settings", "subjects"}
+    assert found["schema"] == 1
+    assert found["asked"]["ks"] == [1, 4]
+    (subject,) = found["subjects"]
+    assert set(subject) == {"name", "generation", "fingerprint", "results"}
+    assert (subject["name"], subject["generation"]) == ("generation 5", 5)
+    assert subject["fingerprint"] == runs.fingerprint(run)
+    (result,) = subject["results"]
+    assert set(result) == {"task", "prompts", "put", "votes", "seconds", "measures"}
+    assert (result["task"], result["prompts"]) == ("toy", 3)
+    assert set(result["measures"]) == {
+        "reward", "length", "truncated", "empty", "repeating", "unscored", "sampled_reward", "majority_reward@1",
+        "majority_reward@4", "kl",
+    }  # fmt: skip
+    assert all(set(one) == {"value", "low", "high"} for one in result["measures"].values())
+    assert result["measures"]["kl"]["value"] > 0.0
+
+
+def test_a_run_is_compared_with_its_base_model_prompt_by_prompt(command, run):
+    code, output, _ = command("eval", run, "--against", "base", "--json", "-")
+    assert code == 0
+    found = strict(output)
+    assert [one["name"] for one in found["subjects"]] == ["generation 5", "base model"]
+    difference = found["subjects"][1]["results"][0]["first_less_this"]["reward"]
+    gained = measures(found)["reward"]["value"] - measures(found, 1)["reward"]["value"]
+    assert difference["value"] == pytest.approx(gained)
+    assert difference["low"] > 0.0
+    _, shown, _ = command("eval", run, "--against", "base")
+    assert "first less base model" in shown
+
+
+def test_several_tasks_are_evaluated_by_one_loaded_model(command, run, monkeypatch):
+    loads = []
+    load = replay.load
+    monkeypatch.setattr(replay, "load", lambda *a, **k: loads.append(1) or load(*a, **k))
+    code, output, _ = command("eval", run, "--task", "toy", "--task", "conciseness", "--limit", "2")
+    assert code == 0
+    assert "toy held out, 2 prompts" in output
+    assert "conciseness held out, 2 prompts" in output
+    assert len(loads) == 1
+
+
+def test_the_baseline_shows_the_base_models_best_prompt_and_votes(command, run):
+    code, output, _ = command("eval", run, "--baseline", "--samples", "2", "--json", "-")
+    assert code == 0
+    found = strict(output)
+    assert [one["name"] for one in found["subjects"]] == [
+        "generation 5", "base model", "base model, majority of 2", "base model, best prompt",
+        "base model, best prompt, majority of 2",
+    ]  # fmt: skip
+    assert [one["results"][0]["votes"] for one in found["subjects"]] == [None, None, 2, None, 2]
+    assert len({one["results"][0]["put"] for one in found["subjects"][3:]}) == 1
+    assert "majority_reward@2" in measures(found, 0)
+
+
+def test_a_result_can_be_written_and_kept_with_the_run(command, run, tmp_path):
+    target = tmp_path / "result.json"
+    code, _, _ = command("eval", run, "--json", target, "--save", "--against", "2")
+    assert code == 0
+    (kept,) = runs.rows(replay.RunPaths(run).evaluations)
+    written = strict(target.read_text())
+    for found in (kept, written):
+        for subject in found["subjects"]:
+            for result in subject["results"]:
+                result.pop("seconds")
+    assert kept == written
+    page = replay.RunPaths(run).report.read_text()
+    assert "<h2>Evaluation</h2><p>toy: 3 held-out prompts" in page
+    assert "<th class=n>generation 2</th>" in page
+    assert "<h2>Evaluations while training</h2>" in page
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--k", "1,x"], "--k 'x' is not a number. Give 1,4,16."),
+        (["--against", "first"], "--against 'first' is not a number. Give base, or a generation such as 20."),
+        (["--k", "0"], "pass@k and maj@k need samples"),
+        (["--against", "9"], "generation 9 is not in"),
+        (["--config", "other.yaml"], "is a run and has settings of its own"),
+        (["--task", "toi"], "task='toi' is not a built-in task. Did you mean 'toy'?"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(failure, run, options, message):
+    assert message in failure("eval", run, *options)
+
+
+@pytest.mark.parametrize("option", [["--kl"], ["--against", "base"], ["--save"]], ids=" ".join)
+def test_a_model_has_no_base_and_no_run_to_keep_results_with(failure, option):
+    assert "'toy' is not one" in failure("eval", "toy", "--set", "engine=toy", "--set", "task=toy", *option)
+
+
+def test_other_tasks_are_watched_while_training(command, tmp_path):
+    config = runs.write_config(runs.toy(tmp_path / "run", eval_tasks=["conciseness"]), tmp_path / "config.yaml")
+    code, output, _ = command("train", config)
+    assert code == 0
+    rows = [row for row in runs.rows(replay.RunPaths(tmp_path / "run").metrics) if "eval_reward" in row]
+    assert [row["generation"] for row in rows] == [0, 2, 4, 5]
+    assert all("eval_conciseness/length" in row for row in rows)
+    assert "conciseness reward" in output
+    assert "conciseness/reward" in replay.RunPaths(tmp_path / "run").report.read_text()
+
+
+def test_generations_are_guarded_and_a_resumed_run_knows_the_same_base(tmp_path):
+    config = runs.toy(tmp_path / "run")
+    Trainer(config).train()
+    Trainer(config.replace(output_dir=str(tmp_path / "cut"), generations=3)).train()
+    Trainer(config.replace(output_dir=str(tmp_path / "cut"))).train(resume=True)
+    guarded = [
+        [row["completions/length_change"] for row in runs.rows(replay.RunPaths(root).metrics) if "reward" in row]
+        for root in (tmp_path / "run", tmp_path / "cut")
+    ]
+    assert guarded[0] == guarded[1]
+    assert guarded[0][0] == pytest.approx(1.0, abs=0.2)
+
+
+def test_suspicious_samples_are_shown_with_the_reason_and_both_answers(command, run):
+    code, output, _ = command("samples", run, "--suspicious")
+    assert (code, output.strip()) == (0, f"{run}: no recorded answer looks suspicious")
+    path = replay.RunPaths(run).samples
+    rows = runs.rows(path)
+    rows[-1]["completion"] = ""
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    code, output, _ = command("samples", run, "--suspicious")
+    assert code == 0
+    assert "1 of 1 suspicious answers" in output
+    assert "empty" in output
+
+
+# ------------------------------------------------------------------- exports and lm-eval
+
+PROMPTS = [f"Say {word}" for word in ("a", "b", "hello", "why", "no", "yes", "this", "that")]
+
+
+def small_letters(completions, **_):
+    return [sum(character.islower() for character in text) / max(1, len(text)) for text in completions]
+
+
+def matches(completions, answer, **_):
+    return [float(text.strip() == target) for text, target in zip(completions, answer, strict=True)]
+
+
+TASK = Task(
+    name="letters",
+    train=examples([{"prompt": text} for text in PROMPTS], "train"),
+    test=examples([{"prompt": text} for text in PROMPTS], "test"),
+    rewards=(Reward("small_letters", small_letters),),
+    full_marks=0.5,
+)
+
+
+def trained(folder: Path, dtype: str) -> Path:
+    import torch
+
+    base = models.save_family("llama", folder / "base", dtype=getattr(torch, dtype))
+    small = {"population": 4, "sigma": 0.05, "alpha": 0.1, "generations": 4, "prompts_per_generation": 2}
+    more = {"max_completion_length": 8, "save_steps": 0, "seed": 3, "transformers": {"device": "cpu"}}
+    config = Config(model=str(base), output_dir=str(folder / "run"), **small, **more)
+    rows = [{"prompt": text} for text in PROMPTS]
+    Trainer(config, reward_funcs=small_letters, train_dataset=rows, eval_dataset=rows[:2]).train()
+    return folder / "run"
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_an_exported_model_is_evaluated_to_the_numbers_of_the_run_at_that_generation(tmp_path, dtype):
+    run = trained(tmp_path, dtype)
+    export_run(run, tmp_path / "model", generation=3)
+    asking = Asking(samples=4, ks=(1, 2, 4), temperature=1.0)
+    ours = evaluate(run, on=[TASK], generation=3, asking=asking)
+    config = settings_of(tmp_path / "model", file=replay.RunPaths(run).config)
+    theirs = evaluate(tmp_path / "model", on=[TASK], asking=asking, config=config)
+    assert ours.subjects[0].results[0].estimates == theirs.subjects[0].results[0].estimates
+    assert ours.subjects[0].results[0].estimates["sampled_reward"].low is not None
+    other = evaluate(run, on=[TASK], generation=0, asking=asking)
+    assert ours.subjects[0].results[0].estimates != other.subjects[0].results[0].estimates
+
+
+LM_EVAL_TASK = """task: said
+dataset_path: json
+dataset_kwargs:
+  data_files:
+    test: {data}
+test_split: test
+output_type: generate_until
+doc_to_text: "{{{{prompt}}}}"
+doc_to_target: "{{{{answer}}}}"
+generation_kwargs:
+  until: ["<eos>"]
+  max_gen_toks: 8
+  do_sample: false
+metric_list:
+  - metric: exact_match
+    aggregation: mean
+    higher_is_better: true
+"""
+
+
+@pytest.mark.slow
+def test_lm_eval_runs_on_an_exported_model_and_agrees(tmp_path):
+    """The command of docs/evaluation.md, offline, with the same task on both sides."""
+    run = trained(tmp_path, "float32")
+    export_run(run, tmp_path / "model")
+    engine = models.load_engine(tmp_path / "model")
+    told = models.answers(engine, models.job(models.text_prompts(*PROMPTS), max_tokens=8))
+    said = [rollout.text.strip() for rollout in told.values()]
+    rows = [
+        {"prompt": text, "answer": said[index] if index < 5 else "something else"} for index, text in enumerate(PROMPTS)
+    ]
+    task = Task("said", TASK.train, examples(rows, "test"), (Reward("matches", matches),), full_marks=1.0)
+    ours = evaluate(
+        tmp_path / "model", on=[task], config=Config(model=str(tmp_path / "model"), max_completion_length=8)
+    )
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "tasks" / "said.yaml").write_text(LM_EVAL_TASK.format(data=tmp_path / "rows.jsonl"))
+    theirs = lm_eval(tmp_path)
+    assert theirs == ours.subjects[0].results[0].estimates["accuracy"].value == 5 / 8
+
+
+def lm_eval(folder: Path) -> float:
+    arguments = ["--model", "hf", "--model_args", f"pretrained={folder / 'model'},dtype=float32", "--tasks", "said"]
+    more = ["--include_path", folder / "tasks", "--device", "cpu", "--batch_size", "1", "--output_path", folder / "out"]
+    offline = {"HF_HOME": str(folder / "cache"), "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-m", "lm_eval", *arguments, *map(str, more)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=220,
+        env={**os.environ, **offline, "OMP_WAIT_POLICY": "passive"},
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    (written,) = (folder / "out").rglob("results_*.json")
+    return float(json.loads(written.read_text())["results"]["said"]["exact_match,none"])

@@ -1,0 +1,233 @@
+"""What is measured of a model's answers: by hand, on an engine that says what it is told."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from seedtune.baseline import WORDINGS, Wording, choose, reworded, voted
+from seedtune.config import Config
+from seedtune.errors import ConfigError, RewardError
+from seedtune.measures import PLAIN, Asking, during_training, held_out, measure, others
+from seedtune.tasks.base import Reward, Task
+from seedtune.tasks.data import examples
+from seedtune.types import CENTRE, Rollout
+
+CONFIG = Config(engine="toy", alpha=0.1, objective="pass_at_k", samples_per_prompt=4, temperature=0.5)
+
+
+class Told:
+    """Answers by the prompt's text: a greedy one, and what its samples are."""
+
+    def __init__(self, greedy, samples=None, finish="stop") -> None:
+        self.greedy, self.samples, self.finish = greedy, samples or {}, finish
+        self.asked: list[tuple[float, int, int, int]] = []
+
+    def evaluate(self, jobs):
+        for job in jobs:
+            how = job.sampling
+            self.asked.append((how.temperature, how.samples, how.seed, how.generation))
+            for index, prompt in enumerate(job.prompts):
+                key = self._key(prompt.content)
+                for sample in range(how.samples):
+                    text = self.samples[key][sample] if how.temperature else self.greedy(key)
+                    yield Rollout(job.id, CENTRE, index, sample, text, tuple(map(ord, text)), 1, self.finish)
+
+    def _key(self, content) -> str:
+        return content if isinstance(content, str) else content[-1]["content"]
+
+    def take_times(self):
+        return None
+
+
+def exact(completions, answer, **_):
+    return [None if text == "?" else float(text.endswith(a)) for text, a in zip(completions, answer, strict=True)]
+
+
+def brief(completions, **_):
+    return [0.0 if len(text) < 4 else -1.0 for text in completions]
+
+
+ROWS = [{"prompt": prompt, "answer": answer} for prompt, answer in (("1+1", "2"), ("2+2", "4"), ("3+3", "6"))]
+
+
+def task(**changes) -> Task:
+    rewards = changes.pop("rewards", (Reward("exact", exact),))
+    data = examples(ROWS, "test")
+    made = {"train": data, "test": data, "rewards": rewards, "full_marks": 1.0, **changes}
+    return Task("sums", **made)
+
+
+def values(found) -> dict[str, float | None]:
+    return {name: estimate.value for name, estimate in found.estimates.items()}
+
+
+GREEDY = {"1+1": "2", "2+2": "", "3+3": "?"}.__getitem__
+
+
+def test_greedy_measures_are_what_one_counts_by_hand():
+    engine = Told(GREEDY)
+    found = measure(engine, task(), CONFIG, Asking())
+    assert values(found) == {
+        "accuracy": pytest.approx(1 / 3),  # what could not be scored is wrong
+        "reward": 0.5,
+        "length": pytest.approx(2 / 3),
+        "truncated": 0.0,
+        "empty": pytest.approx(1 / 3),
+        "repeating": 0.0,
+        "unscored": pytest.approx(1 / 3),
+    }
+    assert (found.prompts, found.put, found.votes) == (3, PLAIN, None)
+    assert engine.asked == [(0.0, 1, 0, 0)]  # greedy whatever the training's temperature and samples
+
+
+def test_accuracy_needs_full_marks_and_counts_the_sum_of_rewards():
+    several = (Reward("exact", exact), Reward("brief", brief, 0.5))
+    assert "accuracy" not in values(measure(Told(GREEDY), task(full_marks=None), CONFIG, Asking()))
+    found = values(measure(Told(lambda _: "long answer 2"), task(rewards=several), CONFIG, Asking()))
+    assert found["accuracy"] == 0.0
+    assert found["reward/exact"] == pytest.approx(1 / 3)
+    assert found["reward/brief"] == -1.0
+
+
+SAMPLES = {"1+1": ["2", "2", "3", "2"], "2+2": ["5", "4", "5", "4"], "3+3": ["", "", "6", ""]}
+
+
+def test_samples_give_pass_at_k_and_votes():
+    engine = Told(GREEDY, SAMPLES)
+    found = values(measure(engine, task(), CONFIG, Asking(samples=4, ks=(1, 2, 4), temperature=0.9, seed=3)))
+    assert engine.asked[1] == (0.9, 4, 3, 0)
+    assert found["pass@1"] == pytest.approx((3 / 4 + 1 / 2 + 1 / 4) / 3)
+    assert found["pass@2"] == pytest.approx((1 + 5 / 6 + 1 / 2) / 3)
+    assert found["pass@4"] == 1.0
+    assert found["maj@4"] == pytest.approx((1 + 1 / 2 + 1) / 3)
+    assert found["majority_reward@4"] == found["maj@4"]
+    assert found["sampled_reward"] == pytest.approx(found["pass@1"])
+
+
+def test_votes_are_among_answers_that_the_task_takes_out_of_the_text():
+    reasons = {key: [f"{index}: so {text}" for index, text in enumerate(held)] for key, held in SAMPLES.items()}
+    plain = values(measure(Told(GREEDY, reasons), task(), CONFIG, Asking(samples=4)))
+    taken = task(answer=lambda text: text.rpartition(" ")[2])
+    assert plain["maj@4"] == pytest.approx((3 / 4 + 1 / 2 + 1 / 4) / 3)
+    assert values(measure(Told(GREEDY, reasons), taken, CONFIG, Asking(samples=4)))["maj@4"] == pytest.approx(5 / 6)
+
+
+def test_an_answer_function_that_raises_is_named():
+    with pytest.raises(RewardError, match="the answer function of task 'sums' raised ZeroDivisionError"):
+        measure(Told(GREEDY, SAMPLES), task(answer=lambda _: str(1 / 0)), CONFIG, Asking(samples=2))
+
+
+def test_a_sample_without_reward_is_wrong_and_leaves_its_prompt_out_of_rewards():
+    held = {**SAMPLES, "1+1": ["?", "?", "?", "2"]}
+    found = measure(Told(GREEDY, held), task(), CONFIG, Asking(samples=4))
+    assert found.columns["pass@1"][0] == 0.25
+    assert math.isnan(found.columns["majority_reward@4"][0])
+    assert found.estimates["majority_reward@4"].value == pytest.approx(0.75)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"ks": (2,)}, "need samples"),
+        ({"samples": -1}, "need samples"),
+        ({"samples": 4, "ks": (8,)}, "every k is from 1 to the samples"),
+        ({"samples": 4, "temperature": 0.0}, "use one above 0"),
+        ({"samples": 4, "temperature": math.nan}, "use one above 0"),
+        ({"limit": 0}, "at least one prompt"),
+    ],
+)
+def test_what_cannot_be_asked_is_refused_with_the_fix(settings, words):
+    with pytest.raises(ConfigError, match=words):
+        Asking(**settings)
+
+
+def test_a_limit_takes_the_first_prompts():
+    assert measure(Told(GREEDY), task(), CONFIG, Asking(limit=2)).prompts == 2
+    assert len(held_out(task(), CONFIG.replace(eval_prompts=1))) == 1
+
+
+def test_a_task_that_cannot_be_asked_is_refused():
+    with pytest.raises(ConfigError, match="task 'sums' has no held-out prompts"):
+        held_out(task(test=()), CONFIG)
+    with pytest.raises(ConfigError, match="system_prompt='x' needs chat prompts"):
+        held_out(task(), CONFIG.replace(system_prompt="x"))
+
+
+# ------------------------------------------------------------------------------ training
+
+
+def test_other_tasks_are_measured_under_their_names():
+    config = CONFIG.replace(eval_tasks=("toy",), samples_per_prompt=1, temperature=0.0, objective="mean")
+    own = task()
+    engine = Told(lambda key: "0.5" if key.startswith("number") else GREEDY(key))
+    metrics, outcome = during_training(engine, (own, *others(config, own)), config, generation=7)
+    assert metrics["eval_reward"] == 0.5
+    assert metrics["eval_accuracy"] == pytest.approx(1 / 3)
+    assert metrics["eval_toy/reward"] < 0.0
+    assert metrics["eval_toy/length"] == 3.0
+    assert "eval_toy/accuracy" not in metrics
+    assert [rollout.text for rollout in outcome.rollouts] == ["2", "", "?"]
+    assert engine.asked == [(0.0, 1, 0, 7)] * 2
+
+
+def test_other_tasks_need_held_out_prompts_of_the_own():
+    with pytest.raises(ConfigError, match=r"eval_tasks=\['toy'\] .* 'sums' has none"):
+        others(CONFIG.replace(eval_tasks=("toy",)), task(test=()))
+
+
+# ------------------------------------------------------------------------------ baseline
+
+
+def split_task(**changes) -> Task:
+    return task(train=examples(ROWS[:2], "train"), test=examples(ROWS[2:], "test"), **changes)
+
+
+def one_character(completions, **_):
+    return [float(len(text) == 1) for text in completions]
+
+
+def test_the_prompt_is_chosen_on_training_prompts_alone():
+    seen = []
+
+    def answer(key: str) -> str:
+        seen.append(key)
+        return "4" if "Give only the final answer" in key else "it is 4"
+
+    chosen = choose(Told(answer), split_task(rewards=(Reward("short", one_character),)), CONFIG, Asking())
+    assert chosen.name == "only the answer"
+    assert len(seen) == 2 * len(WORDINGS)
+    assert not any("3+3" in key for key in seen)
+
+
+def test_the_tasks_own_prompt_wins_a_tie():
+    assert choose(Told(lambda _: "no"), split_task(), CONFIG, Asking()) is WORDINGS[0]
+
+
+@pytest.mark.parametrize(
+    ("wording", "prompt", "system", "expected"),
+    [
+        (Wording("a", after="Go."), "x", None, "x\n\nGo."),
+        (Wording("s", system="Be."), "x", None, "Be.\n\nx"),
+        (Wording("a", after="Go."), [("user", "x")], None, [("user", "x\n\nGo.")]),
+        (Wording("s", system="Be."), [("user", "x")], None, [("system", "Be."), ("user", "x")]),
+        (Wording("s", system="Be."), [("system", "S"), ("user", "x")], None, [("system", "S\nBe."), ("user", "x")]),
+        (Wording("s", system="Be."), [("user", "x")], "S", [("user", "x")]),
+    ],
+)
+def test_words_are_put_where_they_belong(wording, prompt, system, expected):
+    chat = not isinstance(prompt, str)
+    rows = [{"prompt": [{"role": r, "content": c} for r, c in prompt] if chat else prompt}]
+    put, config = reworded(wording, task(test=examples(rows, "test")), CONFIG.replace(system_prompt=system))
+    found = put.test[0].prompt
+    assert ([(m["role"], m["content"]) for m in found] if chat else found) == expected
+    assert config.system_prompt == ("S\nBe." if system else None)
+
+
+def test_votes_stand_under_the_names_of_single_answers():
+    found = voted(measure(Told(GREEDY, SAMPLES), task(), CONFIG, Asking(samples=4)))
+    assert values(found) == {"accuracy": pytest.approx(5 / 6), "reward": pytest.approx(5 / 6)}
+    assert found.votes == 4
+    assert np.array_equal(found.columns["accuracy"], [1.0, 0.5, 1.0])
