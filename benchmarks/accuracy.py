@@ -27,12 +27,13 @@ HERE = Path(__file__)
 SETTINGS: dict[str, Any] = {
     "sigma": 0.006,
     "population": 32,
-    "generations": 40,
+    "generations": 56,
     "prompts_per_generation": 128,
     "max_completion_length": 10,
     "eval_steps": 8,
     "save_steps": 0,
     "fingerprint_steps": 1000,
+    "transformers": {"max_rows": 4096, "prefill_tokens": 16384},
 }
 TRAIN, TEST = 4096, 512
 

@@ -6,6 +6,11 @@ A puzzle ``3 5 7=22:`` is answered by an expression of all three numbers with + 
 trained by ordinary next-token prediction on random puzzles, in two to three minutes on one core, until it solves 20 to
 40 % of new ones greedily; what ES adds is measured from there.  A quarter of all puzzles is held out: no model trains
 on them, neither here nor by ES.
+
+Like a text from the web the training data have careless lines among the right ones: ``CARELESS`` of the answers just
+add the numbers up.  The model then knows more than its greedy answers show, as language models do before they are
+tuned.  Without that ES gained nothing on held-out puzzles within 70,000 rollouts: what one puzzle lacks says next to
+nothing about another.
 """
 
 from __future__ import annotations
@@ -29,8 +34,9 @@ SPECIAL = ("<pad>", "<bos>", "<eos>", "<unk>")
 CHARACTERS = "0123456789 =+-*:"
 BATCH, LARGEST, TOP, RATE = 128, 12, 99, 3e-3
 WIDTH, LAYERS, HEADS, POSITIONS = 128, 4, 4, 64
-LEARNED = 350
+LEARNED = 300
 """Steps of next-token prediction."""
+CARELESS = 0.3
 Row = dict[str, Any]
 
 
@@ -69,6 +75,14 @@ def stream(seed: int, *, test: bool = False) -> Iterator[tuple[Row, str]]:
         if target is not None and 0 <= target <= TOP and held_out(numbers, target) == test:
             prompt = f"{' '.join(map(str, numbers))}={target}:"
             yield {"prompt": prompt, "numbers": numbers, "target": target}, solution
+
+
+def corpus(seed: int) -> Iterator[tuple[Row, str]]:
+    """Puzzles with answers as a model reads them, the careless ones among them."""
+    draw = np.random.default_rng(seed)
+    for row, solution in stream(seed + 1):
+        careless = draw.random() < CARELESS
+        yield row, "+".join(map(str, draw.permutation(row["numbers"]))) if careless else solution
 
 
 def puzzles(count: int, seed: int, *, test: bool = False) -> list[Row]:
@@ -125,7 +139,7 @@ FAMILIES: dict[str, Callable[[int], PretrainedConfig]] = {
 def train_model(folder: Path, family: str = "llama", *, seed: int = 0, steps: int = LEARNED) -> float:
     """Train a model, write it as a Hugging Face folder, and return the share of held-out puzzles it solves."""
     torch.manual_seed(seed)
-    words, rows = tokenizer(), stream(seed + 1)
+    words, rows = tokenizer(), corpus(seed)
     model = Causal.from_config(FAMILIES[family](len(words)), dtype=torch.float32)
     optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, steps)
