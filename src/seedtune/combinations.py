@@ -133,6 +133,18 @@ def _growth(config: Config) -> str | None:
     return _unused("population_growth", config.population_growth, GrowthSettings(), "population_growth.limit")
 
 
+def _own_data(config: Config) -> str | None:
+    own, weights = config.train_dataset is not None or bool(config.reward_funcs), config.reward_weights
+    if own and config.task != "custom":
+        return f"task={config.task} brings data and rewards of its own: leave it out (or write task=custom)"
+    if weights is None or not config.reward_funcs:  # a Trainer may bring the functions
+        return None
+    if len(weights) != len(config.reward_funcs):
+        return f"{len(config.reward_funcs)} reward functions but {len(weights)} reward_weights: give one weight each"
+    twice = [reward.label for reward in config.reward_funcs if reward.weight != 1.0]
+    return f"the weight of {twice[0]!r} is given twice: in reward_funcs and in reward_weights" if twice else None
+
+
 def _unused(name: str, found: Section, default: Section, switch: str) -> str | None:
     """A section that is switched off, but has settings."""
     changed = [key for key in type(found).model_fields if getattr(found, key) != getattr(default, key)]
@@ -142,7 +154,7 @@ def _unused(name: str, found: Section, default: Section, switch: str) -> str | N
 
 
 CHECKS: tuple[Callable[[Config], str | None], ...] = (
-    _pairs, _rank, _populations, _samples, _subspaces, _step, _sigma, _look_ahead, _moments, _growth,
+    _pairs, _rank, _populations, _samples, _subspaces, _step, _sigma, _look_ahead, _moments, _growth, _own_data,
 )  # fmt: skip
 
 

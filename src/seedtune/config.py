@@ -7,7 +7,7 @@ into the ledger's header and may not change on resume; the rest (how often to sa
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
@@ -23,6 +23,7 @@ from seedtune.settings import (
     TransformersSettings,
     yes_or_no,
 )
+from seedtune.userdata import OBJECTS, DatasetSettings, RewardSettings, as_dataset, as_rewards
 
 
 class Config(Section):
@@ -32,7 +33,26 @@ class Config(Section):
     """Hugging Face id, local folder, or a built-in name (``smollm2-135m``)."""
 
     task: str = "conciseness"
-    """Built-in task (``seedtune tasks``); the Python ``Trainer`` may bring data and rewards instead."""
+    """Built-in task (``seedtune tasks``); ``custom`` with data and rewards of your own (then it need not be given)."""
+
+    train_dataset: DatasetSettings | None = None
+    """Data of your own: a file, a Hugging Face id, or a mapping with ``path``, ``name``, ``split``."""
+
+    eval_dataset: DatasetSettings | None = None
+    """Held-out data; without, ``eval_share`` of the training rows are held out."""
+
+    eval_share: float = Field(default=0.1, ge=0.0, lt=1.0)
+    """Share of the rows of your own data that are held out where there is no ``eval_dataset``: rounded down, 128 rows
+    at the most, the same ones whatever the seed; 0: none."""
+
+    prompt_column: str = "prompt"
+    """The column of your own data that holds the prompts: text, or lists of chat messages."""
+
+    reward_funcs: tuple[RewardSettings, ...] = ()
+    """Rewards of your own: ``file.py:function``, ``module.function``, or mappings (docs: rewards and data)."""
+
+    reward_weights: tuple[float, ...] | None = None
+    """A factor for each of ``reward_funcs``; all 1 by default."""
 
     engine: Literal["transformers", "toy"] = "transformers"
     """What evaluates the population."""
@@ -153,6 +173,13 @@ class Config(Section):
     chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
     """Passed to the chat template, for example ``enable_thinking: false``."""
 
+    max_prompt_length: int | None = Field(default=None, ge=1)
+    """Tokens of a prompt at the most; by default what the model's context leaves beside a completion."""
+
+    prompt_truncation: Literal["error", "left", "drop"] = "error"
+    """What becomes of longer prompts, before training: an ``error``; they lose their beginning (``left``, in whole
+    characters: rewards and samples hold what the model reads); or ``drop``: their rows are left out."""
+
     max_completion_length: int = Field(default=256, ge=1)
     """New tokens of a completion at the most."""
 
@@ -202,6 +229,14 @@ class Config(Section):
     """Settings of the toy engine."""
 
     _words_of_yaml = field_validator("collapse_guard", mode="before")(yes_or_no)
+    _short_data = field_validator("train_dataset", "eval_dataset", mode="before")(as_dataset)
+    _short_rewards = field_validator("reward_funcs", mode="before")(as_rewards)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _own_data_is_a_task(cls, data: Any) -> Any:
+        own = isinstance(data, dict) and "task" not in data and (data.get("train_dataset") or data.get("reward_funcs"))
+        return {**data, "task": "custom"} if own else data
 
     @model_validator(mode="after")
     def _goes_together(self) -> Config:
@@ -219,6 +254,12 @@ class Config(Section):
         return self.collapse_guard == "yes" or (self.collapse_guard == "auto" and self.adaptive)
 
     @property
+    def has_objects(self) -> bool:
+        """Whether data or rewards are Python objects, so that only the program they are in can go on with a run."""
+        told = (self.train_dataset, self.eval_dataset, *self.reward_funcs)
+        return any(one is not None and one.path == OBJECTS for one in told)
+
+    @property
     def step(self) -> float:
         """A fixed α: σ/2 where none was given."""
         return self.sigma / 2 if self.alpha is None else self.alpha
@@ -234,7 +275,15 @@ class Config(Section):
         data = self.model_dump(mode="json", exclude=_INCIDENTAL)
         for other in {"transformers", "toy"} - {self.engine}:
             del data[other]
+        data["reward_funcs"] = [reward.identity() for reward in self.weighted()]
         return data
+
+    def weighted(self) -> tuple[RewardSettings, ...]:
+        """``reward_funcs`` with the weights of ``reward_weights`` in them."""
+        if self.reward_weights is None or not self.reward_funcs:
+            return self.reward_funcs
+        pairs = zip(self.reward_funcs, self.reward_weights, strict=True)
+        return tuple(reward.model_copy(update={"weight": weight}) for reward, weight in pairs)
 
     @classmethod
     def create(cls, settings: Mapping[str, Any]) -> Config:
@@ -254,6 +303,9 @@ _INCIDENTAL: dict[str, Any] = {
     **dict.fromkeys(("model", "output_dir", "generations", "eval_steps", "eval_prompts", "eval_tasks"), True),
     **dict.fromkeys(("logging_steps", "save_steps", "save_total_limit"), True),
     **dict.fromkeys(("drift_steps", "kl_steps", "kl_prompts"), True),
+    # Training data are known by their digest, rewards by what `RewardSettings.identity` says of them.
+    **dict.fromkeys(("train_dataset", "eval_dataset", "eval_share", "prompt_column"), True),
+    **dict.fromkeys(("reward_funcs", "reward_weights"), True),
     "transformers": {"device", "trust_remote_code", "centre_file", "packed"},
     "toy": {"delay"},
 }
@@ -272,7 +324,13 @@ def _explain(error: Any) -> str:
 def _known_keys(section: tuple[Any, ...]) -> list[str]:
     fields = Config.model_fields
     for key in section:
-        annotation = fields[str(key)].annotation if str(key) in fields else None
-        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            fields = annotation.model_fields
+        inner = _section_in(fields[str(key)].annotation) if str(key) in fields else None
+        fields = inner.model_fields if inner is not None else fields
     return sorted(fields)
+
+
+def _section_in(annotation: Any) -> type[BaseModel] | None:
+    """The section that an annotation such as ``tuple[Section, ...]`` or ``Section | None`` speaks of."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((found for part in get_args(annotation) if (found := _section_in(part)) is not None), None)

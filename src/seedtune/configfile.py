@@ -41,11 +41,11 @@ def override(settings: dict[str, Any], overrides: Iterable[str]) -> dict[str, An
         key, equals, text = item.partition("=")
         if not equals or not key.strip():
             raise ConfigError(f"--set {item!r} is not of the form key=value, for example --set sigma=0.006")
-        _assign(result, key.strip().split("."), _value(text), item)
+        _assign(result, key.strip().split("."), parse_value(text), item)
     return result
 
 
-def _value(text: str) -> Any:
+def parse_value(text: str) -> Any:
     """A YAML value; numbers like ``1e-3``, which YAML takes for text, are numbers."""
     try:
         value = yaml.safe_load(text)

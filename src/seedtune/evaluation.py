@@ -15,9 +15,9 @@ from seedtune.configfile import override, read_settings
 from seedtune.engines.base import Engine
 from seedtune.errors import ConfigError
 from seedtune.estimators import Estimate, bootstrap
+from seedtune.intake import Given, take
 from seedtune.measures import Asking, Measures, held_out, measure
 from seedtune.tasks.base import Task
-from seedtune.tasks.chosen import chosen
 
 SCHEMA = 1
 """Version of the JSON form: fields may be added to one; anything else is a new one."""
@@ -194,7 +194,7 @@ def _run(root: Path, config: Config, progress: replay.Progress | None) -> tuple[
 def _task(one: str | Task, config: Config) -> Task:
     if isinstance(one, Task):
         return one
-    return chosen(config, None, None, (None, None)) if one == config.task else tasks.create(one)
+    return take(config, Given())[1] if one == config.task else tasks.create(one)
 
 
 def _subjects(

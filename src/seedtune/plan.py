@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from seedtune import tasks
 from seedtune.config import Config
 from seedtune.engines.transformers.anatomy import Anatomy, anatomy_of
 from seedtune.errors import ConfigError, DataError, ModelError
+from seedtune.intake import task_of
 from seedtune.machines import CPU, MACHINES, Machine, parse_device
 from seedtune.speed import Pace, Speed, measure_engine, pace_of
 from seedtune.tasks.base import Task
@@ -106,7 +106,7 @@ def plan_config(
         raise ConfigError(f"engine={config.engine!r} has no model to plan for. Use engine=transformers.")
     if share is not None and not 0 < share <= 1:
         raise ConfigError(f"--share {share:g} must be above 0 and at most 1.")
-    task = tasks.create(config.task) if task is None else task
+    task = task_of(config) if task is None else task
     if not task.train:
         raise DataError(f"the training data of task {task.name!r} is empty. Give at least one row with a 'prompt'.")
     pace = None if measured is None else pace_of(measured)

@@ -18,11 +18,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from seedtune import engines, noise, tasks
+from seedtune import engines, noise
 from seedtune.answers import Answers, describe
 from seedtune.config import Config
 from seedtune.errors import ConfigError, DataError
 from seedtune.evaluator import Evaluator
+from seedtune.intake import Given, take
 from seedtune.response import Law, Response, Stride, best_stride, fit, measure
 from seedtune.tasks.base import Task
 from seedtune.types import CENTRE, Example, Member, Plan, Rollout
@@ -109,7 +110,9 @@ def probe_config(
         raise ConfigError(f"members={members}: a probe takes pairs, at least two. Give an even number from 4.")
     if any(not 0 < sigma < float("inf") for sigma in sigmas):
         raise ConfigError(f"sigmas={list(sigmas)} must all be greater than 0.")
-    task = tasks.create(config.task) if task is None else task
+    if prompts is not None and prompts < 1:
+        raise ConfigError(f"prompts={prompts}: a probe needs at least one.")
+    task = take(config, Given())[1] if task is None else task
     count, drawn = _draw(config, task, prompts)
     with closing(engines.create(config)) as engine:
         engine.load()
@@ -129,8 +132,6 @@ def _draw(config: Config, task: Task, prompts: int | None) -> tuple[int, tuple[E
     if not task.train:
         raise DataError(f"the training data of task {task.name!r} is empty. Give at least one row with a 'prompt'.")
     count = max(2, config.prompts_per_generation) if prompts is None else prompts
-    if count < 1:
-        raise ConfigError(f"prompts={count}: a probe needs at least one.")
     address = noise.Address(noise.key(config.seed, "prompt order"), noise.Stream.ORDER, GENERATION)
     order = noise.permutation(address, len(task.train))
     return count, tuple(task.train[int(i)] for i in order[: max(count, USUAL)])

@@ -18,14 +18,12 @@ from seedtune.engines.base import Engine, EngineInfo
 from seedtune.errors import ConfigError, RunError, StorageError, storage_cause
 from seedtune.evaluator import Evaluator, Outcome
 from seedtune.guards import Guards
+from seedtune.intake import Data, Given, GivenReward, take
 from seedtune.ledger import Ledger, Record
 from seedtune.lineage import Lineage
 from seedtune.measures import during_training, others
 from seedtune.shaping import member_rewards
 from seedtune.strategies.base import Feedback, State, Step, tell
-from seedtune.tasks.base import RewardFunction
-from seedtune.tasks.chosen import chosen
-from seedtune.tasks.data import Rows
 from seedtune.types import CENTRE, Example, Member, Plan
 
 Metrics = dict[str, Any]
@@ -50,8 +48,9 @@ class Callback(Protocol):
 class Trainer:
     """Fine-tunes a model by evolution strategies, with TRL's conventions.
 
-    ``Trainer(config)`` runs a built-in task; with ``reward_funcs`` and ``train_dataset`` (rows with a
-    ``prompt`` and any other columns) it trains on your own.  ``model`` overrides ``args.model``.
+    ``Trainer(config)`` runs what the configuration names.  ``reward_funcs`` (functions, ``file.py:function``,
+    mappings) and ``train_dataset`` (rows with a ``prompt`` and any other columns, a file, an id) are your own.
+    ``model`` overrides ``args.model``; ``processing_class``, if given, must be the model's own tokenizer.
     """
 
     def __init__(  # noqa: PLR0913 - TRL's parameters
@@ -59,17 +58,16 @@ class Trainer:
         args: Config | None = None,
         *,
         model: str | None = None,
-        reward_funcs: RewardFunction | Sequence[RewardFunction] | None = None,
+        reward_funcs: GivenReward | Sequence[GivenReward] | None = None,
         reward_weights: Sequence[float] | None = None,
-        train_dataset: Rows | None = None,
-        eval_dataset: Rows | None = None,
+        train_dataset: Data | None = None,
+        eval_dataset: Data | None = None,
+        processing_class: Any = None,
         callbacks: Sequence[Callback] = (),
     ) -> None:
+        given = Given(reward_funcs, reward_weights, train_dataset, eval_dataset)
         config = args if args is not None else Config()
-        if reward_funcs is not None or train_dataset is not None:
-            config = config.replace(task="custom")
-        self.config = config if model is None else config.replace(model=model)
-        self.task = chosen(self.config, reward_funcs, reward_weights, (train_dataset, eval_dataset))
+        self.config, self.task = take(config, given, model=model, processing_class=processing_class)
         self.others = others(self.config, self.task)
         self.callbacks = tuple(callbacks)
         self.strategy = strategies.create(self.config, [reward.weight for reward in self.task.rewards])

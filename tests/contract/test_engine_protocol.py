@@ -76,6 +76,12 @@ def test_loading_says_what_was_loaded(make):
     assert info == make().load()
 
 
+def test_the_length_of_a_prompt_is_known_before_loading(make, engine):
+    rollouts = answers(engine, job(members=(CENTRE,)))
+    assert make().prompt_lengths(PROMPTS) == [rollouts[0, CENTRE, p, 0].prompt_tokens for p in range(len(PROMPTS))]
+    assert make().context_length() == engine.context_length()
+
+
 def test_every_member_answers_every_prompt_once(engine):
     found = answers(engine, job(3, samples=2))
     places = {(3, m, p, s) for m in MEMBERS for p in range(len(PROMPTS)) for s in range(2)}

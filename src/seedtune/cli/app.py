@@ -58,7 +58,21 @@ def _root(
 
 @app.command()
 def train(
-    config: Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="Settings; see examples/.")],
+    config: Annotated[Path | None, typer.Argument(metavar="[CONFIG.yaml]", help="Settings; see examples/.")] = None,
+    model: Annotated[str | None, typer.Option(help="Hugging Face id, folder or built-in name.")] = None,
+    train_dataset: Annotated[
+        str | None,
+        typer.Option(metavar="FILE|ID", help="Your data: .jsonl, .json, .csv, .parquet, or a Hugging Face id."),
+    ] = None,
+    eval_dataset: Annotated[
+        str | None, typer.Option(metavar="FILE|ID", help="Held-out data; a part of the training data by default.")
+    ] = None,
+    reward: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="FILE.py:FUNCTION", help="Your reward, or module.function, or {path: …, adapter: …}; repeatable."
+        ),
+    ] = None,
     sets: Sets = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, show the plan, train nothing.")] = False,
 ) -> None:
@@ -67,12 +81,15 @@ def train(
     The run directory (output_dir) then holds the ledger, metrics.jsonl, samples.jsonl, snapshots and
     report.html.
     A run that was stopped, killed or crashed goes on with: seedtune resume RUN
+
+    Without a file of settings:
+    seedtune train --model smollm2-135m --train-dataset data.jsonl --reward rewards.py:my_reward --set generations=20
     """
-    from seedtune.configfile import load_config
+    from seedtune.cli.options import train_config
     from seedtune.trainer import Trainer
 
-    settings = load_config(config, sets or ())
-    trainer = Trainer(settings)
+    given = {"model": model, "train_dataset": train_dataset, "eval_dataset": eval_dataset}
+    trainer = Trainer(train_config(config, given, reward or (), sets or ()))
     if dry_run:
         _dry_run(trainer)
         return

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from seedtune.config import Config
 from seedtune.engines.base import Engine, Noise
+from seedtune.errors import ConfigError
 
 
 def _transformers(config: Config, noise: Noise) -> Engine:
@@ -36,3 +38,16 @@ def create(config: Config) -> Engine:
         subspaces=config.subspaces,
     )
     return ENGINES[config.engine](config, noise)
+
+
+def check_tokenizer(config: Config, tokenizer: Any) -> None:
+    """ConfigError if ``tokenizer`` is not what the engine reads prompts with."""
+    if config.engine != "transformers":
+        raise ConfigError(
+            f"processing_class is for the transformers engine, not for engine={config.engine!r}. Leave it out."
+        )
+    from seedtune.engines.transformers import chat
+    from seedtune.engines.transformers.checkpoint import ModelSource
+
+    own = ModelSource.resolve(config.model, trust_remote_code=config.transformers.trust_remote_code)
+    chat.check_same(own.tokenizer(), tokenizer)

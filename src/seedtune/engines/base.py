@@ -60,6 +60,14 @@ class Engine(Protocol):
         """Load the base model, and the centre from ``snapshot`` if one is given."""
         ...
 
+    def context_length(self) -> int | None:
+        """Tokens that a prompt and its completion may have together; None: any number.  Needs no ``load``."""
+        ...
+
+    def prompt_lengths(self, prompts: Sequence[Prompt]) -> list[int]:
+        """Tokens of each prompt as the model reads it.  Needs no ``load``."""
+        ...
+
     def evaluate(self, jobs: Iterable[Job]) -> Iterator[Rollout]:
         """Yield every job's rollouts as they finish, in any order.
 

@@ -51,6 +51,14 @@ class ToyEngine:
         coverage = Coverage(len(chosen) * count, len(NAMES) * count, tuple(unperturbed))
         return EngineInfo(self.model, base, dtype, "cpu", coverage, kept)
 
+    def context_length(self) -> int | None:
+        """It reads prompts of any length."""
+        return None
+
+    def prompt_lengths(self, prompts: Sequence[Prompt]) -> list[int]:
+        """A character is a token."""
+        return [len(str(prompt.content)) for prompt in prompts]
+
     def evaluate(self, jobs: Iterable[Job]) -> Iterator[Rollout]:
         """Every job's rollouts in order."""
         for job in jobs:

@@ -26,6 +26,16 @@ class Reward:
     function: RewardFunction
     weight: float = 1.0
 
+    source: str | None = None
+    """What it was loaded from: ``seedtune.rewards.loading.load(source)`` gives ``function`` again in any process.
+
+    ``/path/file.py:name``, ``module.name``, or one of these behind an adapter, ``verl@module.name``.  None: it was
+    given as a function.
+    """
+
+    inline: bool = False
+    """It must run in the main process: it holds a model, or waits in threads of its own (judges)."""
+
 
 @dataclass(frozen=True, slots=True)
 class Task:

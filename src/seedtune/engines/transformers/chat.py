@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from seedtune.errors import DataError
+from seedtune.errors import ConfigError, DataError
 from seedtune.types import Message, Prompt
 
 
@@ -36,6 +36,25 @@ def _render(tokenizer: Any, prompt: Prompt, content: Sequence[Message]) -> list[
         **prompt.template_kwargs,
     }
     return list(tokenizer.apply_chat_template(messages, **options))
+
+
+def context_of(config: Any) -> int | None:
+    """Tokens that a model of this configuration can attend to; None if it does not say."""
+    context: int | None = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return context
+
+
+def check_same(own: Any, given: Any) -> None:
+    """ConfigError if a given tokenizer does something else than the model's own (padding aside)."""
+    try:
+        same = given.get_vocab() == own.get_vocab() and given.chat_template == own.chat_template
+    except AttributeError:
+        raise ConfigError(f"processing_class is a {type(given).__name__}, not a tokenizer. Leave it out.") from None
+    if not same:
+        raise ConfigError(
+            "processing_class has another vocabulary or chat template than the model's own tokenizer, which is read "
+            "from the model's folder. Save yours there (processing_class.save_pretrained(folder)) and leave this out."
+        )
 
 
 def check_lengths(

@@ -51,7 +51,7 @@ class TransformersEngine:
         self.close()
         model = self.source.load().eval()
         self.tokenizer = self.source.tokenizer()
-        self.context: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        self.context = chat.context_of(model.config)
         self.eos = _end_tokens(model, self.tokenizer)
         self.anchor = BaseWeights(self.source, model, self.device)
         self.dtype = torch_dtype(self.settings, model.dtype, self.device)
@@ -129,6 +129,13 @@ class TransformersEngine:
             use_cache=True,
             logits_to_keep=torch.tensor(pack.last()),
         )
+
+    def context_length(self) -> int | None:
+        return self.context if self._loaded else chat.context_of(self.source.config())
+
+    def prompt_lengths(self, prompts: Sequence[Prompt]) -> list[int]:
+        tokenizer = self.tokenizer if self._loaded else self.source.tokenizer()
+        return [len(chat.encode(tokenizer, prompt)) for prompt in prompts]
 
     def evaluate(self, jobs: Iterable[Job]) -> Iterator[Rollout]:
         """Every job's rollouts as they finish."""

@@ -1,0 +1,75 @@
+"""What a run works on, ready before it begins: the configuration with what was given in it, and the task that fits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from seedtune import engines
+from seedtune.config import Config
+from seedtune.errors import ConfigError
+from seedtune.evaluator import prompt_of
+from seedtune.rewards.building import Given as GivenReward
+from seedtune.tasks.base import Task
+from seedtune.tasks.chosen import Data, Given, chosen
+from seedtune.tasks.fitting import Limit, fit
+from seedtune.types import Example
+
+__all__ = ["Data", "Given", "GivenReward", "take", "task_of"]
+
+
+def task_of(config: Config) -> Task:
+    """The task of a configuration alone, its prompts as they are."""
+    return chosen(config, Given())[1]
+
+
+def take(config: Config, given: Given, *, model: Any = None, processing_class: Any = None) -> tuple[Config, Task]:
+    """The settled configuration and its task, prompts no longer than the model takes; errors say what is wrong.
+
+    ``processing_class`` is TRL's: a tokenizer, which has to be the model's own.
+    """
+    if model is not None:
+        config = config.replace(model=_name_of(model))
+    config, task = chosen(config, given)
+    if processing_class is not None:
+        engines.check_tokenizer(config, processing_class)
+    return config, _fitted(config, task)
+
+
+def _name_of(model: Any) -> str:
+    if not isinstance(model, str):
+        raise ConfigError(
+            f"model is a {type(model).__name__}, but its weights are read from where they lie. Give its folder or "
+            "Hugging Face id as text: model.name_or_path, or where you saved it with model.save_pretrained(folder)."
+        )
+    return model
+
+
+def _fitted(config: Config, task: Task) -> Task:
+    """The task with prompts shortened or left out where they are too long for the model or for the configuration."""
+    engine = engines.create(config)
+    limit = _limit(config, engine.context_length())
+    if limit is None:
+        return task
+
+    def measure(rows: Sequence[Example]) -> list[int]:
+        return engine.prompt_lengths([prompt_of(config, row) for row in rows])
+
+    return fit(task, limit, measure)
+
+
+def _limit(config: Config, context: int | None) -> Limit | None:
+    """Tokens a prompt may have; None: any number."""
+    room = None if context is None else context - config.max_completion_length
+    if room is not None and room < 1:
+        raise ConfigError(
+            f"max_completion_length={config.max_completion_length} leaves no room for a prompt in the model's context "
+            f"of {context} tokens. Lower it."
+        )
+    own = config.max_prompt_length
+    if own is not None and (room is None or own <= room):
+        return Limit(own, f"max_prompt_length={own}", config.prompt_truncation)
+    if room is None:
+        return None
+    why = f"the model's context of {context} without max_completion_length={config.max_completion_length}"
+    return Limit(room, why, config.prompt_truncation)

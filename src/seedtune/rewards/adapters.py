@@ -1,0 +1,180 @@
+"""Functions of other libraries as rewards with TRL's signature, called once a completion."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import re
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import lru_cache
+from typing import Any
+
+from seedtune.errors import ConfigError, MissingExtraError, RewardError, nearest
+from seedtune.rewards.length import text_of
+from seedtune.tasks.base import RewardFunction
+
+Function = Callable[..., Any]
+Row = Mapping[str, Any]
+
+TARGETS = ("target", "answer", "ground_truth", "label", "solution")
+"""Columns of which a pair function takes the one that the data have."""
+
+_ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
+
+
+def trl(function: Function, target: str | None) -> RewardFunction:
+    """TRL's own signature: the function as it is."""
+    return function
+
+
+def verl(function: Function, target: str | None) -> RewardFunction:
+    """Signature of verl: ``compute_score(data_source, solution_str, ground_truth, extra_info)``.
+
+    It returns a number, or a mapping with a ``score``.
+
+    Columns ``data_source``, ``extra_info`` and ``ground_truth`` (or ``target``, or ``ground_truth`` in the column
+    ``reward_model``, as verl's data have it).  A function that names fewer keywords gets those.
+    """
+    takes = _taken(function)
+
+    def call(prompt: Any, text: str, row: Row) -> Any:
+        given = {
+            "data_source": row.get("data_source"),
+            "solution_str": text,
+            "ground_truth": _ground_truth(row, target),
+            "extra_info": row.get("extra_info"),
+        }
+        return function(**{key: value for key, value in given.items() if takes is None or key in takes})
+
+    return _each(call, function)
+
+
+def reasoning_gym(function: Function | None, target: str | None) -> RewardFunction:
+    """Signature of reasoning-gym: ``score_answer(answer, entry)``; the entry is the row, the prompt its ``question``.
+
+    The answer is what stands in the last ``<answer>…</answer>``, or else the whole completion.  Without a function,
+    the generator named in the row's ``metadata["source_dataset"]`` scores.
+    """
+
+    def call(prompt: Any, text: str, row: Row) -> Any:
+        entry = {"question": text_of(prompt if isinstance(prompt, str) else prompt[-1:]), **row}
+        score = _scorer(_generator_of(row)) if function is None else function
+        return score(answer_in(text), entry)
+
+    return _each(call, function or reasoning_gym)
+
+
+def pair(function: Function, target: str | None) -> RewardFunction:
+    """``fn(output, target)`` → number or truth value; the target is the column so named, or one of `TARGETS`."""
+    return _each(lambda prompt, text, row: function(text, _target(row, target)), function)
+
+
+ADAPTERS: dict[str, Callable[[Function, str | None], RewardFunction]] = {
+    "trl": trl,
+    "verl": verl,
+    "reasoning_gym": reasoning_gym,
+    "pair": pair,
+}
+"""Every adapter by its name: (function, column of the target) → a function with TRL's signature."""
+
+
+def answer_in(text: str) -> str:
+    """What stands in the last ``<answer>…</answer>`` of a completion, or all of it; without blanks around."""
+    found = _ANSWER.findall(text)
+    return (found[-1] if found else text).strip()
+
+
+def rows_of(columns: Mapping[str, Sequence[Any]], count: int) -> list[dict[str, Any]]:
+    """Columns as one mapping a completion."""
+    return [{name: column[index] for name, column in columns.items()} for index in range(count)]
+
+
+def _each(call: Callable[[Any, str, Row], Any], function: Any) -> RewardFunction:
+    """A function of one completion as a function of all; async if what it returns is awaitable."""
+
+    def reward(prompts: Sequence[Any], completions: Sequence[Any], **columns: Sequence[Any]) -> Any:
+        # Rows need not have the same columns: where a batch has a column that a row has not, it is None.
+        rows = [{k: v for k, v in row.items() if v is not None} for row in rows_of(columns, len(completions))]
+        scores = [call(p, text_of(c), row) for p, c, row in zip(prompts, completions, rows, strict=True)]
+        if any(inspect.isawaitable(score) for score in scores):
+            return _gathered(scores)
+        return [_score(score) for score in scores]
+
+    reward.__name__ = getattr(function, "__name__", type(function).__name__)
+    reward.__qualname__ = f"<adapted>.{reward.__name__}"
+    return reward
+
+
+async def _gathered(scores: Sequence[Awaitable[Any] | Any]) -> list[Any]:
+    async def one(score: Any) -> Any:
+        return _score(await score if inspect.isawaitable(score) else score)
+
+    return list(await asyncio.gather(*(one(score) for score in scores)))
+
+
+def _score(returned: Any) -> Any:
+    """Functions for verl may return a mapping with details beside the ``score``."""
+    if not isinstance(returned, Mapping):
+        return returned
+    if "score" not in returned:
+        raise RewardError(f"a reward function returned a mapping without a 'score' (it holds {sorted(returned)}).")
+    return returned["score"]
+
+
+def _taken(function: Function) -> set[str] | None:
+    """Keywords a function takes; None: any."""
+    parameters = inspect.signature(function).parameters.values()
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return None
+    return {parameter.name for parameter in parameters}
+
+
+def _ground_truth(row: Row, target: str | None) -> Any:
+    if target is not None:
+        return _target(row, target)
+    if "ground_truth" in row:
+        return row["ground_truth"]
+    model = row.get("reward_model")
+    if isinstance(model, Mapping) and "ground_truth" in model:
+        return model["ground_truth"]
+    raise RewardError(
+        "the adapter verl needs a column 'ground_truth', or 'reward_model' with one in it; the data have "
+        f"{sorted(row)}. Name the column: target: COLUMN in the reward's mapping."
+    )
+
+
+def _target(row: Row, target: str | None) -> Any:
+    if target is not None and target not in row:
+        raise RewardError(f"target={target!r} is not a column of the data.{nearest(target, row)} Known: {sorted(row)}.")
+    known = [target] if target is not None else [name for name in TARGETS if name in row]
+    if len(known) != 1:
+        raise RewardError(
+            f"the adapter pair takes the target from one of the columns {', '.join(TARGETS)}; the data have "
+            f"{sorted(row)}. Name the column: target: COLUMN in the reward's mapping."
+        )
+    return row[known[0]]
+
+
+def _generator_of(row: Row) -> str:
+    metadata = row.get("metadata")
+    name = metadata.get("source_dataset") if isinstance(metadata, Mapping) else None
+    if not isinstance(name, str):
+        raise RewardError(
+            "the adapter reasoning_gym without a path needs rows with metadata={'source_dataset': NAME, …}, as "
+            f"reasoning-gym makes them; this one has {sorted(row)}. Give a path to a score_answer function instead."
+        )
+    return name
+
+
+@lru_cache(maxsize=64)
+def _scorer(name: str) -> Function:
+    """The scorer of a generator of reasoning-gym."""
+    try:
+        import reasoning_gym as gym
+    except ImportError as error:
+        raise MissingExtraError("the adapter reasoning_gym", "pip install reasoning-gym") from error
+    try:
+        function: Function = gym.get_score_answer_fn(name)
+    except ValueError as error:
+        raise ConfigError(f"metadata.source_dataset={name!r} is not a generator of this reasoning-gym.") from error
+    return function

@@ -1,0 +1,93 @@
+"""Rewards of a task from what users give: functions, text, mappings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from seedtune.config import Config
+from seedtune.errors import ConfigError
+from seedtune.rewards import loading
+from seedtune.rewards.adapters import reasoning_gym
+from seedtune.tasks.base import Reward, RewardFunction
+from seedtune.userdata import OBJECTS, RewardSettings
+
+Given = RewardFunction | str | Mapping[str, Any] | RewardSettings
+"""One reward as a user gives it."""
+
+
+def listed(given: Given | Sequence[Given]) -> list[Given]:
+    """What was given as a list; ConfigError if it is empty."""
+    alone = callable(given) or isinstance(given, str | Mapping | RewardSettings)
+    found: list[Any] = [given] if alone else list(given)  # type: ignore[arg-type]
+    if not found:
+        raise ConfigError("reward_funcs is empty. Give at least one function(prompts, completions, **columns).")
+    return found
+
+
+def settings_of(given: Sequence[Given]) -> list[Any]:
+    """What a configuration records of them; of a function that it is one."""
+    return [{"path": OBJECTS, "name": name_of(one)} if callable(one) else one for one in given]
+
+
+def settled(settings: RewardSettings) -> RewardSettings:
+    """The same reward, its file named by an absolute path."""
+    if settings.path in (None, OBJECTS):
+        return settings
+    return settings.model_copy(update={"path": loading.settled(str(settings.path))})
+
+
+def build(config: Config, given: Sequence[Given]) -> tuple[Reward, ...]:
+    """The rewards of ``config.reward_funcs``; functions among ``given`` stand for themselves.
+
+    Metrics and values go by name: the second of a name gets ``_2``.
+    """
+    functions = [one if callable(one) else None for one in given] or [None] * len(config.reward_funcs)
+    weighted = config.weighted()
+    names = _names([settings.label for settings in weighted])
+    return tuple(
+        Reward(name, function, settings.weight) if function is not None else _build(name, settings)
+        for name, function, settings in zip(names, functions, weighted, strict=True)
+    )
+
+
+def rewards(given: Given | Sequence[Given], weights: Sequence[float] | None = None) -> tuple[Reward, ...]:
+    """Rewards for a `Task` made in Python; ConfigError if there are none, or not one weight for each."""
+    found = listed(given)
+    config = Config.create({"reward_funcs": settings_of(found), "reward_weights": weights})
+    return build(config, found)
+
+
+def name_of(function: Any) -> str:
+    """A function's own name."""
+    return str(getattr(function, "__name__", type(function).__name__))
+
+
+def _build(name: str, settings: RewardSettings) -> Reward:
+    if settings.judge is not None:
+        from seedtune.rewards.judge import Judge
+
+        return Reward(name, Judge(settings.judge), settings.weight, inline=True)
+    if settings.classifier is not None:
+        from seedtune.rewards.classifier import Classifier
+
+        return Reward(name, Classifier(settings.classifier), settings.weight, inline=True)
+    if settings.path is None:
+        return Reward(name, reasoning_gym(None, None), settings.weight, source="reasoning_gym@")
+    source = _source(settings, settings.path)
+    return Reward(name, loading.load(source), settings.weight, source=source)
+
+
+def _source(settings: RewardSettings, path: str) -> str:
+    if settings.adapter == "trl":
+        return path
+    target = f"={settings.target}" if settings.target is not None else ""
+    return f"{settings.adapter}{target}@{path}"
+
+
+def _names(own: Sequence[str]) -> list[str]:
+    names: list[str] = []
+    for name in own:
+        candidates = (name, *(f"{name}_{number}" for number in range(2, len(own) + 2)))
+        names.append(next(candidate for candidate in candidates if candidate not in names))
+    return names

@@ -1,0 +1,113 @@
+"""A sequence-classification reward model of transformers, run here in batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from seedtune.errors import ConfigError, ModelError, nearest
+from seedtune.rewards.length import text_of
+from seedtune.userdata import ClassifierSettings
+
+
+class Classifier:
+    """A reward function with TRL's signature: the logit of a reward model, or the probability of one label.
+
+    Prompt and completion go through the model's chat template if it has one and the prompt is a conversation, and are
+    put together as text if not.  Texts that are too long lose their beginning.  Weights load at the first call.
+    """
+
+    def __init__(self, settings: ClassifierSettings) -> None:
+        from transformers import AutoConfig, AutoTokenizer
+
+        self.settings = settings
+        config = self._read(AutoConfig)
+        self.label = _label(settings, config)
+        self.tokenizer = self._read(AutoTokenizer)
+        self.tokenizer.padding_side, self.tokenizer.truncation_side = "right", "left"
+        own = (getattr(config, "max_position_embeddings", None), self.tokenizer.model_max_length)
+        self.longest = min(length for length in (settings.max_length, *own) if length is not None)
+        self.model: Any = None
+
+    def __repr__(self) -> str:
+        return f"Classifier({self.settings.model!r})"
+
+    def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **_: Any) -> list[float]:
+        """One number for each completion."""
+        ids = [self._encode(prompt, completion) for prompt, completion in zip(prompts, completions, strict=True)]
+        scores = [0.0] * len(ids)
+        for batch in self._batches(ids):
+            for index, score in zip(batch, self._scores([ids[i] for i in batch]), strict=True):
+                scores[index] = score
+        return scores
+
+    def _encode(self, prompt: Any, completion: Any) -> list[int]:
+        how = {"truncation": True, "max_length": self.longest}
+        if self.tokenizer.chat_template is not None and not isinstance(prompt, str):
+            messages = [*prompt, {"role": "assistant", "content": text_of(completion)}]
+            return list(self.tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False, **how))
+        shown = prompt if isinstance(prompt, str) else "\n".join(message["content"] for message in prompt) + "\n"
+        return list(self.tokenizer(shown + text_of(completion), **how)["input_ids"])
+
+    def _batches(self, ids: Sequence[list[int]]) -> Iterator[list[int]]:
+        """Indices in batches of like lengths; one by one where the model knows no padding token."""
+        size = 1 if self._padding() is None else self.settings.batch_size
+        order = sorted(range(len(ids)), key=lambda index: (len(ids[index]), index))
+        return (order[first : first + size] for first in range(0, len(order), size))
+
+    def _padding(self) -> int | None:
+        padding: int | None = self.tokenizer.pad_token_id
+        return padding
+
+    def _scores(self, ids: Sequence[list[int]]) -> list[float]:
+        import torch
+
+        model = self._loaded()
+        width, padding = max(map(len, ids)), self._padding() or 0
+        tokens = torch.tensor([[*row, *[padding] * (width - len(row))] for row in ids], device=self.settings.device)
+        mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in ids], device=self.settings.device)
+        with torch.inference_mode():
+            logits = model(input_ids=tokens, attention_mask=mask).logits.float()
+        chosen = logits[:, 0] if self.label is None else logits.softmax(-1)[:, self.label]
+        return [float(score) for score in chosen.cpu()]
+
+    def _loaded(self) -> Any:
+        if self.model is None:
+            from transformers import AutoModelForSequenceClassification
+
+            self.model = self._read(AutoModelForSequenceClassification).eval().to(self.settings.device)
+            if self._padding() is not None:
+                self.model.config.get_text_config().pad_token_id = self._padding()
+        return self.model
+
+    def _read(self, factory: Any) -> Any:
+        name = self.settings.model
+        try:
+            return factory.from_pretrained(name, trust_remote_code=False)
+        except (OSError, ValueError, KeyError) as error:
+            first = next(iter(str(error).strip().splitlines()), type(error).__name__)
+            raise ModelError(
+                f"cannot load the reward model {name!r}: {first} Give a folder or Hugging Face id of a sequence-"
+                "classification model; a function is written file.py:function or module.function."
+            ) from error
+
+
+def _label(settings: ClassifierSettings, config: Any) -> int | None:
+    """The index of the label; None for a model of one logit."""
+    known = {str(name): int(index) for index, name in config.id2label.items()}
+    if len(known) == 1:
+        if settings.label is not None:
+            raise ConfigError(
+                f"classifier.label={settings.label!r}: {settings.model!r} has one output only. Leave it out."
+            )
+        return None
+    if settings.label is None:
+        raise ConfigError(
+            f"{settings.model!r} has {len(known)} labels ({', '.join(known)}). Name one: classifier.label."
+        )
+    if settings.label not in known:
+        raise ConfigError(
+            f"classifier.label={settings.label!r} is not a label of {settings.model!r}."
+            f"{nearest(settings.label, known)} Known: {', '.join(known)}."
+        )
+    return known[settings.label]

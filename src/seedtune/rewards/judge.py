@@ -1,0 +1,279 @@
+"""Scores from a language model or reward model behind HTTP.
+
+The API key is read from the environment for each call and goes into one header: it is in no setting, no message and
+no ``repr``.  Answers of the server are read for a score and never shown, because servers like to quote keys.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import logging
+import math
+import os
+import re
+import socket
+import ssl
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, suppress
+from http import HTTPStatus
+from threading import Event, Timer
+from typing import Any
+from urllib.parse import SplitResult, urlsplit
+
+from seedtune.errors import ConfigError, RewardError, nearest
+from seedtune.rewards.adapters import rows_of
+from seedtune.rewards.length import text_of
+from seedtune.userdata import JudgeSettings
+
+log = logging.getLogger("seedtune")
+
+AGAIN = frozenset({408, 409, 425, 429})
+"""Statuses, besides 5xx, that are worth another try."""
+
+LONGEST_WAIT = 60.0
+"""Seconds between two tries, whatever the server asks for."""
+
+LARGEST = 1 << 20
+"""Bytes of an answer that are read."""
+
+_PLACE = re.compile(r"\{([A-Za-z_]\w*)\}")
+_NUMBER = re.compile(r"(?<![\w.])-?\d+(?:\.\d+)?(?!\w)")
+_OUT_OF = re.compile(r"(?:/|\bout of\b)\s*\d+(?:\.\d+)?")
+
+
+class Failure(Exception):  # noqa: N818 - not an error of ours: the sample is not scored
+    """A request that brought no score; ``again`` if another try may."""
+
+    def __init__(self, why: str, *, again: bool = False, wait: float | None = None) -> None:
+        super().__init__(why)
+        self.again, self.wait = again, wait
+
+
+class Judge:
+    """A reward function with TRL's signature; None for every completion that could not be scored.
+
+    ConfigError for an address that is none and for a key that is not in the environment.
+    """
+
+    def __init__(self, settings: JudgeSettings) -> None:
+        self.settings = settings
+        self.address = _address(settings)
+        _key(settings)
+
+    def __repr__(self) -> str:
+        return f"Judge({self.address._replace(query='').geturl()!r}, model={self.settings.model!r})"
+
+    def __call__(
+        self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Sequence[Any]
+    ) -> list[float | None]:
+        """One score or None for each completion; requests go out ``concurrency`` at a time."""
+        rows = rows_of(columns, len(completions))
+        bodies = [self.body(p, text_of(c), row) for p, c, row in zip(prompts, completions, rows, strict=True)]
+        key, stopped = _key(self.settings), Event()
+        pool = ThreadPoolExecutor(min(self.settings.concurrency, max(1, len(bodies))))
+        try:
+            answers = list(pool.map(lambda body: self._score(body, key, stopped), bodies))
+        finally:
+            stopped.set()
+            pool.shutdown(cancel_futures=True)
+        reasons = [answer for answer in answers if isinstance(answer, str)]
+        if reasons:
+            log.warning("%s: %d of %d not scored; the first: %s", self, len(reasons), len(answers), reasons[0])
+        return [None if isinstance(answer, str) else answer for answer in answers]
+
+    def body(self, prompt: Any, completion: str, row: Mapping[str, Any]) -> bytes:
+        """The JSON of one request; RewardError if the template names a column that the data do not have."""
+        known, settings = {**row, "prompt": _shown(prompt), "completion": completion}, self.settings
+        if settings.kind == "reward":
+            return json.dumps(known, default=str).encode()
+        asked = _PLACE.sub(lambda found: _filled(found[1], known), settings.prompt)
+        messages = [{"role": "user", "content": asked}]
+        if settings.system is not None:
+            messages.insert(0, {"role": "system", "content": settings.system})
+        sizes = {"max_tokens": settings.max_tokens, "temperature": settings.temperature}
+        return json.dumps({"model": settings.model, "messages": messages, **sizes}).encode()
+
+    def _score(self, body: bytes, key: str | None, stopped: Event) -> float | str:
+        """A score, or why there is none."""
+        for attempt in range(self.settings.retries + 1):
+            try:
+                return score_in(self._text(request(self.address, body, key, self.settings.timeout)), self.settings)
+            except Failure as failure:
+                if not failure.again or attempt == self.settings.retries:
+                    return f"{failure} ({attempt + 1} of {self.settings.retries + 1} tries)"
+                wait = self.settings.backoff * 2**attempt if failure.wait is None else failure.wait
+                if stopped.wait(min(wait, LONGEST_WAIT)):
+                    return "stopped"
+        raise AssertionError("the last try returns")
+
+    def _text(self, answer: bytes) -> str:
+        """What the judge says; the whole answer of a reward endpoint."""
+        if self.settings.kind == "reward":
+            return answer.decode("utf-8", "replace")
+        try:
+            text = json.loads(answer)["choices"][0]["message"]["content"]
+        except (ValueError, LookupError, TypeError, RecursionError):
+            raise Failure("the answer is not a chat completion") from None
+        if not isinstance(text, str):
+            raise Failure("the answer is not a chat completion")
+        return text
+
+
+def request(address: SplitResult, body: bytes, key: str | None, timeout: float) -> bytes:
+    """POST JSON and read the answer within ``timeout`` seconds, following nothing; Failure says what came instead."""
+    headers = {"Content-Type": "application/json", "Accept": "application/json", "Connection": "close"}
+    if key is not None:
+        headers["Authorization"] = f"Bearer {key}"
+    try:
+        with closing(_connection(address, timeout)) as connection:
+            connection.connect()
+            with _cut_after(connection.sock, timeout):
+                connection.request("POST", _target(address), body, headers)
+                return _read(connection.getresponse())
+    except TimeoutError:
+        raise Failure(f"no answer in {timeout:g} s", again=True) from None
+    except (OSError, http.client.HTTPException) as error:
+        raise Failure(f"the connection failed ({type(error).__name__})", again=True) from None
+
+
+def score_in(text: str, settings: JudgeSettings) -> float:
+    """The score in what a judge says, by the configured rule; Failure if there is none in its bounds."""
+    try:
+        value = float({"number": _number, "json": _field, "pattern": _group}[settings.rule](text, settings))
+    except (ValueError, TypeError, OverflowError):
+        raise Failure(f"no score in the answer by rule={settings.rule}") from None
+    lowest, highest = settings.bounds
+    if not math.isfinite(value) or not lowest <= value <= highest:
+        raise Failure(f"{value:g} is not a number from {lowest:g} to {highest:g}")
+    return value
+
+
+def _number(text: str, settings: JudgeSettings) -> str:
+    found = _NUMBER.findall(_OUT_OF.sub(" ", text))
+    if not found:
+        raise ValueError
+    return str(found[-1])
+
+
+def _field(text: str, settings: JudgeSettings) -> Any:
+    """The field of the JSON object that the text is, or that stands between its first and last brace."""
+    try:
+        value = json.loads(text[text.index("{") : text.rindex("}") + 1])
+    except RecursionError:
+        raise ValueError from None
+    found = value.get(settings.field) if isinstance(value, dict) else None
+    if isinstance(found, bool):
+        raise ValueError
+    return found
+
+
+def _group(text: str, settings: JudgeSettings) -> Any:
+    found = re.findall(settings.pattern or "", text)
+    if not found:
+        raise ValueError
+    return found[-1]
+
+
+def _filled(name: str, known: Mapping[str, Any]) -> str:
+    if name not in known:
+        raise RewardError(
+            f"the judge's prompt has {{{name}}}, which is not a column of the data.{nearest(name, known)} "
+            f"Known: {', '.join(sorted(known))}."
+        )
+    value = known[name]
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+
+
+def _shown(prompt: Any) -> str:
+    """A prompt as text; a conversation of several messages with their roles."""
+    if isinstance(prompt, str):
+        return prompt
+    if len(prompt) == 1:
+        return text_of(prompt)
+    return "\n\n".join(f"{message['role']}: {message['content']}" for message in prompt)
+
+
+def _address(settings: JudgeSettings) -> SplitResult:
+    """Where requests go.  An address with a password is not repeated in the message."""
+    try:
+        parts = urlsplit(settings.url)
+        parts.port  # noqa: B018 - raises for a port that is none
+    except ValueError:
+        parts = urlsplit("")
+    if parts.username or parts.password:
+        raise ConfigError(
+            "judge.url holds a name or password. Put the key into the environment and name it in key_env."
+        )
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ConfigError(f"judge.url={settings.url!r} is not an address. Write, say, http://localhost:8000/v1")
+    path = parts.path.rstrip("/")
+    whole = settings.kind == "reward" or path.endswith("/chat/completions")
+    return parts._replace(path=path if whole else f"{path}/chat/completions", fragment="")
+
+
+def _key(settings: JudgeSettings) -> str | None:
+    """The API key; ConfigError, which never repeats it, if it is missing or cannot be a header."""
+    if settings.key_env is None:
+        return None
+    key = os.environ.get(settings.key_env, "").strip()
+    if not key:
+        raise ConfigError(
+            f"judge.key_env={settings.key_env!r}: there is no such environment variable. Export it first."
+        )
+    if not all("!" <= letter <= "~" for letter in key):
+        raise ConfigError(
+            f"judge.key_env={settings.key_env!r}: the variable holds more than a key (blanks, line ends)."
+        )
+    return key
+
+
+def _connection(address: SplitResult, timeout: float) -> http.client.HTTPConnection:
+    host = address.hostname or ""
+    if address.scheme == "https":
+        return http.client.HTTPSConnection(host, address.port, timeout=timeout, context=ssl.create_default_context())
+    return http.client.HTTPConnection(host, address.port, timeout=timeout)
+
+
+class _cut_after:  # noqa: N801 - reads as a verb at its only use
+    """Shuts a socket down after so many seconds: a server that trickles resets the socket's own time-out for ever."""
+
+    def __init__(self, sock: socket.socket, seconds: float) -> None:
+        self.late = False
+        self.sock = sock
+        self.timer = Timer(seconds, self._cut)
+        self.timer.daemon = True
+
+    def _cut(self) -> None:
+        self.late = True
+        with suppress(OSError):
+            self.sock.shutdown(socket.SHUT_RDWR)
+
+    def __enter__(self) -> None:
+        self.timer.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.timer.cancel()
+        if self.late:
+            raise TimeoutError
+
+
+def _target(address: SplitResult) -> str:
+    return (address.path or "/") + (f"?{address.query}" if address.query else "")
+
+
+def _read(response: http.client.HTTPResponse) -> bytes:
+    if response.status != HTTPStatus.OK:
+        again = response.status in AGAIN or response.status >= HTTPStatus.INTERNAL_SERVER_ERROR
+        raise Failure(f"HTTP {response.status}", again=again, wait=_asked_to_wait(response))
+    answer = response.read(LARGEST + 1)
+    if len(answer) > LARGEST:
+        raise Failure(f"the answer is longer than {LARGEST:,} bytes")
+    return answer
+
+
+def _asked_to_wait(response: http.client.HTTPResponse) -> float | None:
+    """Seconds of a ``Retry-After`` header."""
+    value = response.getheader("Retry-After", "")
+    return float(value) if value.isdecimal() else None

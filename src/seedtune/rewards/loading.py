@@ -1,0 +1,163 @@
+"""From text to a function: ``file.py:function`` and ``module.function``, with an adapter in front or not."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import os
+import re
+import sys
+import traceback
+from collections.abc import Callable
+from importlib.machinery import SourceFileLoader
+from pathlib import Path
+from types import CodeType, ModuleType
+from typing import Any
+
+from seedtune.errors import ConfigError, RewardError, nearest
+from seedtune.rewards.adapters import ADAPTERS, reasoning_gym
+from seedtune.tasks.base import RewardFunction
+
+Function = Callable[..., Any]
+_ADAPTED = re.compile(rf"({'|'.join(ADAPTERS)})(?:=([^@]+))?@(.*)", re.DOTALL)
+_EXAMPLE = "Write file.py:function or module.function."
+
+
+def load(source: str) -> RewardFunction:
+    """The function with TRL's signature that a ``Reward.source`` names, in any process.
+
+    ConfigError: no such file, module or function, or not callable.  RewardError: importing it raises.
+    """
+    found = _ADAPTED.fullmatch(source)
+    if found is None:
+        return load_function(source)
+    name, target, path = found.groups()
+    if name == "reasoning_gym" and not path:
+        return reasoning_gym(None, None)
+    return ADAPTERS[name](load_function(path), target)
+
+
+def load_function(path: str) -> Function:
+    """The function as it is in ``file.py:function`` or ``module.function``; errors as of `load`."""
+    place, names = split(path)
+    found: Any = _module_of_file(Path(place)) if is_file(place) else _module(place, path)
+    for name in names.split("."):
+        found = _attribute(found, name, path)
+    if isinstance(found, type) or not callable(found):
+        kind = "a class" if isinstance(found, type) else f"of type {type(found).__name__}"
+        raise ConfigError(
+            f"the reward {path!r} is {kind}, not a function. Name a function, or an instance with __call__."
+        )
+    function: Function = found
+    return function
+
+
+def settled(path: str) -> str:
+    """``path`` with its file as an absolute path, so that it means the same in every working directory."""
+    place, names = split(path)
+    return f"{os.path.abspath(os.path.expanduser(place))}:{names}" if is_file(place) else path
+
+
+def split(path: str) -> tuple[str, str]:
+    """(file or module, names in it) of a path; ConfigError if it has only one of them."""
+    place, colon, names = path.rpartition(":" if ":" in path else ".")
+    if not colon or not place or not all(name.isidentifier() for name in names.split(".")):
+        raise ConfigError(f"the reward {path!r} does not name a function in a file or module. {_EXAMPLE}")
+    if path.endswith(".py"):
+        raise ConfigError(f"the reward {path!r} names a file, but no function in it. Write {path}:function.")
+    return place, names
+
+
+def is_file(place: str) -> bool:
+    """Whether a place is a file rather than a module."""
+    return place.endswith(".py") or "/" in place or os.sep in place
+
+
+class _Fresh(SourceFileLoader):
+    """Compiles the file as it is now: nothing stale, and no ``__pycache__`` beside the user's file."""
+
+    def get_code(self, fullname: str) -> CodeType:
+        code: CodeType = self.source_to_code(self.get_data(self.path), self.path)
+        return code
+
+
+def _module_of_file(file: Path) -> ModuleType:
+    """The module of a file, run once for each version of it; its folder may be imported from."""
+    path = Path(os.path.abspath(file.expanduser()))
+    if not path.is_file():
+        raise ConfigError(f"there is no file {str(file)!r} of rewards. Check the path.{_near(path)}")
+    facts = path.stat()
+    version = f"{path} {facts.st_mtime_ns} {facts.st_size}"
+    name = f"seedtune_reward_{path.stem}_{hashlib.blake2b(version.encode(), digest_size=6).hexdigest()}"
+    if name in sys.modules:
+        return sys.modules[name]
+    _reach(str(path.parent))
+    spec = importlib.util.spec_from_file_location(name, path, loader=_Fresh(name, str(path)))
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        _run(lambda: spec.loader.exec_module(module), str(file))  # type: ignore[union-attr]
+    except RewardError:
+        del sys.modules[name]
+        raise
+    return module
+
+
+def _module(name: str, path: str) -> ModuleType:
+    """An importable module; those of the working directory are, as in TRL."""
+    _reach(os.getcwd())
+    importlib.invalidate_caches()
+    try:
+        module: ModuleType = _run(lambda: importlib.import_module(name), name)
+    except RewardError as error:
+        missing = error.__cause__
+        if isinstance(missing, ModuleNotFoundError) and missing.name and f"{name}.".startswith(f"{missing.name}."):
+            raise ConfigError(
+                f"there is no module {missing.name!r} for the reward {path!r}. Run where it can be imported (the "
+                f"working directory is {os.getcwd()!r}), or name a file: file.py:function."
+            ) from None
+        raise
+    return module
+
+
+def _reach(folder: str) -> None:
+    if folder not in sys.path:
+        sys.path.append(folder)
+
+
+def _run(what: Callable[[], Any], name: str) -> Any:
+    """Run an import; RewardError with the line of the user's code that raised."""
+    try:
+        return what()
+    except (Exception, SystemExit) as error:  # the named boundary: user code may raise anything
+        raise RewardError(
+            f"importing the rewards of {name!r} raised {type(error).__name__}: {error}{_where(error)}. Fix that first."
+        ) from error
+
+
+def _where(error: BaseException) -> str:
+    frames = [
+        f for f in traceback.extract_tb(error.__traceback__) if "importlib" not in f.filename and f.filename != __file__
+    ]
+    if isinstance(error, SyntaxError) or not frames:
+        return ""
+    return f" (line {frames[-1].lineno} of {frames[-1].filename})"
+
+
+def _attribute(owner: Any, name: str, path: str) -> Any:
+    try:
+        return getattr(owner, name)
+    except AttributeError:
+        known = [other for other in dir(owner) if not other.startswith("_") and callable(getattr(owner, other, None))]
+        raise ConfigError(
+            f"the reward {path!r}: there is no {name!r} in it.{nearest(name, known)} "
+            f"It has: {', '.join(known) or 'no functions'}."
+        ) from None
+
+
+def _near(path: Path) -> str:
+    """The nearest Python file of the same folder."""
+    return nearest(path.name, [other.name for other in path.parent.glob("*.py")] if path.parent.is_dir() else [])

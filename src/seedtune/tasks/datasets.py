@@ -1,0 +1,85 @@
+"""Rows of a data set by its settings: a local file, a folder, or a Hugging Face id."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from seedtune.errors import DataError, MissingExtraError, nearest
+from seedtune.tasks import datafiles
+from seedtune.tasks.data import Rows
+from seedtune.userdata import DatasetSettings
+
+
+def read(settings: DatasetSettings, default_split: str) -> Rows:
+    """Its rows; DataError says what is missing or malformed, MissingExtraError what to install."""
+    path = Path(settings.path).expanduser()
+    if path.suffix.lower() in datafiles.READERS:
+        _only_of_hub(settings)
+        return datafiles.read(path)
+    if path.is_file():
+        raise DataError(f"{settings.path!r} ends in none of {', '.join(datafiles.READERS)}. Convert or rename it.")
+    if _is_place(settings.path) and not path.is_dir():
+        raise DataError(f"there is no data file or folder {settings.path!r}. Check the path.")
+    return _hugging_face(settings, settings.split or default_split)
+
+
+def settled(settings: DatasetSettings) -> DatasetSettings:
+    """The same data set, a local one named by its absolute path."""
+    path = os.path.abspath(os.path.expanduser(settings.path))
+    return settings.model_copy(update={"path": path}) if os.path.exists(path) else settings
+
+
+def _is_place(path: str) -> bool:
+    return path.startswith((".", "~", "/")) or path.count("/") > 1
+
+
+def _only_of_hub(settings: DatasetSettings) -> None:
+    for key in ("name", "split"):
+        if getattr(settings, key) is not None:
+            raise DataError(
+                f"{key}={getattr(settings, key)!r} is for Hugging Face data, but {settings.path!r} is a file."
+            )
+
+
+def _hugging_face(settings: DatasetSettings, split: str) -> Rows:
+    library = _library(settings.path)
+    try:
+        found = _loaded(library, settings, split)
+    except Exception as error:  # the named boundary: the library raises what its many readers raise
+        known = _splits(library, settings)
+        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        choice = f"{nearest(split, known)} Its splits: {', '.join(known)}." if known and split not in known else ""
+        raise DataError(
+            f"cannot load the data set {settings.path!r} (name={settings.name}, split={split}): {first}{choice} "
+            "Give a file, or a Hugging Face id with its name and split."
+        ) from error
+    rows: Rows = found
+    return rows
+
+
+def _loaded(library: Any, settings: DatasetSettings, split: str) -> Any:
+    folder = Path(settings.path).expanduser()
+    saved = folder / "dataset_dict.json"
+    if saved.is_file():
+        return library.load_from_disk(str(folder))[split]
+    if (folder / "state.json").is_file():
+        return library.load_from_disk(str(folder))
+    return library.load_dataset(str(folder) if folder.is_dir() else settings.path, settings.name, split=split)
+
+
+def _splits(library: Any, settings: DatasetSettings) -> list[str]:
+    """Splits of a data set, for a message; none if even that fails."""
+    try:
+        return list(library.get_dataset_split_names(settings.path, settings.name))
+    except Exception:  # noqa: BLE001 - only a hint in the message of another error
+        return []
+
+
+def _library(path: str) -> Any:
+    try:
+        import datasets
+    except ImportError as error:
+        raise MissingExtraError(f"the data set {path!r}", "pip install datasets") from error
+    return datasets

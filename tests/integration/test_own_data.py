@@ -1,0 +1,363 @@
+"""Own data and rewards in whole runs: one command without Python, YAML, and TRL-style Python."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+import runs
+from judges import chat, serving
+from models import save_family
+from seedtune import ledger, replay
+from seedtune.config import Config
+from seedtune.configfile import load_config
+from seedtune.errors import ConfigError, DataError
+from seedtune.evaluator import prompt_of
+from seedtune.trainer import Trainer
+from seedtune.types import CENTRE, Job, Sampling
+
+REWARDS = '''
+"""Rewards of a user."""
+
+def closeness(completions, target, **_):
+    return [-abs(float(text) - float(goal)) for text, goal in zip(completions, target)]
+
+def brevity(completions):
+    return [-float(len(text)) for text in completions]
+
+def compute_score(data_source, solution_str, ground_truth, extra_info=None):
+    return -abs(float(solution_str) - float(ground_truth))
+
+def near(output, target):
+    return -abs(float(output) - float(target))
+'''
+SETS = (
+    "engine=toy", "population=16", "sigma=0.05", "alpha=0.2", "prompts_per_generation=6", "toy.size=4",
+    "save_steps=2", "output_dir=run",
+)  # fmt: skip
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+def rows(count: int = 20) -> list[dict]:
+    return [{"prompt": f"word {index}", "target": 0.5 + index / 100} for index in range(count)]
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch) -> Path:
+    """A working directory with a reward file and data, as a user has them."""
+    (tmp_path / "rewards.py").write_text(REWARDS)
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows()))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def sets(*more: str) -> list[str]:
+    return [part for item in (*SETS, *more) for part in ("--set", item)]
+
+
+def toy(root: Path | str, **settings) -> Config:
+    given = {key: yaml.safe_load(value) for key, _, value in (item.partition("=") for item in SETS) if "." not in key}
+    return Config.create({**given, "toy": {"size": 4}, "generations": 3, **settings, "output_dir": str(root)})
+
+
+def metrics(root: Path) -> list[dict]:
+    return [row for row in runs.rows(replay.RunPaths(root).metrics) if "reward" in row]
+
+
+ONE = ("train", "--model", "toy", "--train-dataset", "data.jsonl", "--reward", "rewards.py:closeness")
+
+
+def test_one_command_trains_without_yaml_resumes_from_elsewhere_to_the_same_bits_and_evaluates(
+    folder, command, monkeypatch
+):
+    trained, learnable = (*ONE, "--eval-dataset", "data.jsonl"), ("toy.size=16", "prompts_per_generation=20")
+    done = runs.cli(*trained, *sets("generations=10", *learnable))
+    assert done.returncode == 0, done.stderr
+    held_out = [row["eval_reward"] for row in runs.rows(folder / "run" / "metrics.jsonl") if "eval_reward" in row]
+    assert held_out[-1] > held_out[0] + 0.05
+
+    code, _, errors = command(*trained, *sets("generations=12", "output_dir=straight", *learnable))
+    assert code == 0, errors
+    (folder / "elsewhere").mkdir()
+    monkeypatch.chdir(folder / "elsewhere")
+    code, output, errors = command("resume", folder / "run", "--generations", "12")
+    assert code == 0, errors
+    assert "done: 12 generations" in output
+    code, output, errors = command("eval", folder / "run")
+    assert code == 0, errors
+    assert "rewards/closeness/mean" in output
+    assert runs.fingerprint(folder / "run") == runs.fingerprint(folder / "straight")
+
+
+def test_yaml_names_data_several_rewards_and_weights(folder, command):
+    settings = {
+        "model": "toy",
+        "train_dataset": "data.jsonl",
+        "eval_dataset": {"path": "data.jsonl"},
+        "reward_funcs": ["rewards.py:closeness", {"path": "rewards.brevity", "name": "short"}],
+        "reward_weights": [1.0, 0.001],
+    }
+    (folder / "config.yaml").write_text(yaml.safe_dump(settings))
+    code, _, errors = command("train", "config.yaml", *sets("generations=2"))
+    assert code == 0, errors
+    first = metrics(folder / "run")[0]
+    expected = first["rewards/closeness/mean"] + 0.001 * first["rewards/short/mean"]
+    assert first["rewards/short/mean"] < -5
+    scored = [first["reward"], first["reward_centre"]]
+    assert expected == pytest.approx((16 * scored[0] + scored[1]) / 17, abs=1e-6)
+
+
+def test_every_adapter_trains_to_the_same_bits(folder, command):
+    verl = [
+        {"prompt": row["prompt"], "data_source": "x", "reward_model": {"ground_truth": row["target"]}} for row in rows()
+    ]
+    (folder / "verl.jsonl").write_text("".join(json.dumps(row) + "\n" for row in verl))
+    records = []
+    for name, data, reward in (
+        ("trl", "data.jsonl", "rewards.py:closeness"),
+        ("pair", "data.jsonl", "{path: 'rewards.py:near', adapter: pair}"),
+        ("verl", "verl.jsonl", "{path: 'rewards.py:compute_score', adapter: verl}"),
+    ):
+        arguments = ("--model", "toy", "--train-dataset", data, "--reward", reward)
+        code, _, errors = command("train", *arguments, *sets("generations=2", f"output_dir={name}"))
+        assert code == 0, errors
+        records.append(ledger.read(replay.RunPaths(folder / name).ledger).records)
+    assert records[0] == records[1] == records[2]
+
+
+def test_python_takes_functions_paths_and_mappings_alike(folder):
+    def closeness(completions, target, **_):
+        return [-abs(float(text) - goal) for text, goal in zip(completions, target, strict=True)]
+
+    given = [closeness, "rewards.py:closeness", {"path": "rewards.py:near", "adapter": "pair"}]
+    data = ["data.jsonl", rows(), (row for row in rows())]
+    records = []
+    for number, (reward, train) in enumerate(zip(given, data, strict=True)):
+        Trainer(toy(f"run{number}"), model="toy", reward_funcs=reward, train_dataset=train).train()
+        records.append(ledger.read(replay.RunPaths(Path(f"run{number}")).ledger).records)
+    assert records[0] == records[1] == records[2]
+
+
+def test_weights_may_stand_in_args_as_in_trl(folder):
+    rewards = ["rewards.py:closeness", "rewards.py:brevity"]
+    given = {"model": "toy", "reward_funcs": rewards, "train_dataset": "data.jsonl"}
+    in_args = Trainer(args=toy("run", reward_weights=[1.0, 0.5]), **given)
+    beside = Trainer(args=toy("run"), reward_weights=[1.0, 0.5], **given)
+    assert [reward.weight for reward in in_args.task.rewards] == [1.0, 0.5]
+    assert in_args.config == beside.config
+    with pytest.raises(ConfigError, match="2 reward functions but 1 reward_weights"):
+        Trainer(args=toy("run", reward_weights=[1.0]), **given)
+    with pytest.raises(ConfigError, match="reward_weights is for own data and rewards"):
+        Trainer(args=toy("run", reward_weights=[1.0]))
+
+
+def test_a_run_of_paths_given_in_python_resumes_from_the_command_line(folder, command):
+    Trainer(toy("run"), model="toy", reward_funcs="rewards.py:closeness", train_dataset="data.jsonl").train()
+    code, output, errors = command("resume", "run", "--generations", "4")
+    assert code == 0, errors
+    assert "done: 4 generations" in output
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"train_dataset": rows()}, "this run's training data were"),
+        ({"eval_dataset": rows(2)}, "this run's held-out data were"),
+        (
+            {"reward_funcs": lambda completions: [0.0] * len(completions)},
+            "this run's reward functions were",
+        ),
+    ],
+    ids=["train", "eval", "reward"],
+)
+def test_a_run_of_python_objects_says_that_only_its_program_can_resume_it(folder, failure, changes, message):
+    given = {"reward_funcs": "rewards.py:closeness", "train_dataset": "data.jsonl", **changes}
+    Trainer(toy("run"), model="toy", **given).train()
+    line = failure("resume", "run", "--generations", "4")
+    assert line == f"{message} Python objects: resume it from Python with the same Trainer."
+    again = Trainer(replay.run_config(Path("run")).replace(generations=4), **given)
+    again.train(resume=True)
+    assert again.generation == 4
+
+
+def test_data_and_rewards_may_move_but_not_change(folder, command, failure):
+    assert command(*ONE, *sets("generations=2"))[0] == 0
+    (folder / "moved").mkdir()
+    for name in ("data.jsonl", "rewards.py"):
+        shutil.move(folder / name, folder / "moved" / name)
+    assert "there is no data file" in failure("resume", "run", "--generations", "3")
+    there = ("--set", "train_dataset=moved/data.jsonl", "--set", "reward_funcs=moved/rewards.py:closeness")
+    code, _, errors = command("resume", "run", "--generations", "3", *there)
+    assert code == 0, errors
+    changed = ("--set", "reward_funcs=moved/rewards.py:brevity")
+    assert "was started with another configuration (reward_funcs" in failure("resume", "run", *changed)
+    (folder / "moved" / "data.jsonl").write_text(json.dumps(rows()[0]) + "\n")
+    assert "other training data" in failure("resume", "run", "--generations", "4")
+
+
+def test_a_built_in_task_can_be_evaluated_on_a_run_of_own_data(folder, command):
+    assert command(*ONE, *sets("generations=1"))[0] == 0
+    code, output, errors = command("eval", "run", "--task", "toy")
+    assert code == 0, errors
+    assert "toy held out" in output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "nothing says what to train. Give a CONFIG.yaml"),
+        (["--model", "toy", "--train-dataset", "data.jsonl"], "give both reward_funcs and train_dataset"),
+        (["--model", "toy", "--reward", "rewards.py:closeness"], "give both reward_funcs and train_dataset"),
+        (["--train-dataset", "dta.jsonl", "--reward", "rewards.py:closeness"], "there is no data file"),
+        (["--train-dataset", "data.jsonl", "--reward", "rewards.py:closness"], "Did you mean 'closeness'?"),
+        (["--train-dataset", "data.jsonl", "--reward", "{path: 'rewards.py:near', adpter: pair}"], "unknown setting"),
+        (["--train-dataset", "data.jsonl", "--reward", "rewards.py:near", "--set", "prompt_column=question"],
+         "row 0 of the train data has no 'question' (it holds ['prompt', 'target'])"),
+        (["--train-dataset", "data.jsonl", "--reward", "rewards.py:near", "--set", "task=toy"], "task=toy brings data"),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_one_line_and_nothing_is_written(folder, failure, arguments, message):
+    engine = ["--set", "engine=toy", "--set", "output_dir=run"] if arguments else []
+    assert message in failure("train", *arguments, *engine)
+    assert not (folder / "run").exists()
+
+
+def test_a_dry_run_checks_data_and_rewards(folder, command):
+    code, output, errors = command(*ONE, "--dry-run", *sets())
+    assert code == 0, errors
+    assert "Nothing was written." in output
+    assert not (folder / "run").exists()
+
+
+def test_data_given_twice_are_an_error(folder):
+    with pytest.raises(ConfigError, match="train_dataset is given twice"):
+        Trainer(
+            toy("run", train_dataset="other.jsonl", reward_funcs="rewards.py:closeness"), train_dataset="data.jsonl"
+        )
+
+
+def test_a_judge_scores_a_run_and_its_failures_are_not_rewards(folder, command, monkeypatch):
+    monkeypatch.setenv("JUDGE_KEY", "sk-verysecret")
+
+    def reply(body):
+        text = body["messages"][0]["content"]
+        return (400, "sk-verysecret") if text.startswith("-") else chat(text)
+
+    with serving(reply) as server:
+        judge = {"url": server.address, "prompt": "{completion}", "key_env": "JUDGE_KEY", "backoff": 0.0}
+        settings = {"model": "toy", "train_dataset": "data.jsonl", "reward_funcs": [{"judge": judge}]}
+        (folder / "config.yaml").write_text(yaml.safe_dump(settings))
+        code, output, errors = command("train", "config.yaml", *sets("generations=2", "population=4"))
+    assert code == 0, errors
+    assert server.requests[0]["headers"]["Authorization"] == "Bearer sk-verysecret"
+    written = [path.read_bytes() for path in (folder / "run").rglob("*") if path.is_file()]
+    assert not any(b"sk-verysecret" in data for data in (*written, output.encode(), errors.encode()))
+
+
+# ------------------------------------------------------------------------- long prompts
+
+
+def test_samples_and_rewards_hold_the_prompt_that_the_model_read(folder):
+    seen = set()
+
+    def watch(prompts, completions, **_):
+        seen.update(prompts)
+        return [0.0] * len(completions)
+
+    data = [{"prompt": "0123456789"}, {"prompt": "short"}]
+    config = toy("run", max_prompt_length=6, prompt_truncation="left")
+    Trainer(config, model="toy", reward_funcs=watch, train_dataset=data, eval_dataset=data).train()
+    assert seen == {"456789", "short"}
+    shown = {row["prompt"] for row in runs.rows(Path("run/samples.jsonl"))}
+    assert shown == seen
+    with pytest.raises(DataError, match=r"prompt 0 of the training data has 10 tokens, more than 6 \(max_prompt_le"):
+        Trainer(toy("other", max_prompt_length=6), model="toy", reward_funcs=watch, train_dataset=data)
+    dropping = toy("other", max_prompt_length=6, prompt_truncation="drop")
+    assert len(Trainer(dropping, model="toy", reward_funcs=watch, train_dataset=data).task.train) == 1
+
+
+def test_a_real_models_context_is_the_limit_and_a_shortened_prompt_fills_it(tmp_path):
+    base = str(save_family("llama", tmp_path / "model"))
+    chat_prompt = [{"role": "user", "content": "x" * 100 + "end"}]
+    given = {"reward_funcs": lambda completions: [0.0] * len(completions), "train_dataset": [{"prompt": chat_prompt}]}
+    config = Config(model=base, output_dir=str(tmp_path / "run"), max_completion_length=8, generations=1)
+    with pytest.raises(DataError, match=r"more than 56 \(the model's context of 64 without max_completion_length=8\)"):
+        Trainer(config, **given)
+    with pytest.raises(ConfigError, match="leaves no room for a prompt in the model's context of 64"):
+        Trainer(config.replace(max_completion_length=64), **given)
+    trainer = Trainer(config.replace(prompt_truncation="left"), **given)
+    (example,) = trainer.task.train
+    assert example.prompt[0]["content"].endswith("xend")
+    job = Job(0, 0.0, (CENTRE,), (prompt_of(trainer.config, example),), Sampling(8))
+    (rollout,) = trainer.load().evaluate([job])
+    assert rollout.prompt_tokens == trainer.load().prompt_lengths(job.prompts)[0] == 56
+
+
+# --------------------------------------------------------------------------- TRL's habits
+
+
+def test_the_models_own_tokenizer_is_taken_and_another_is_refused(tmp_path):
+    import transformers as hf
+
+    base = str(save_family("llama", tmp_path / "model"))
+    given = {"model": base, "reward_funcs": len, "train_dataset": [{"prompt": "Hi"}]}
+    config = Config(output_dir=str(tmp_path / "run"), max_completion_length=8)
+    own = hf.AutoTokenizer.from_pretrained(base, padding_side="left")
+    assert Trainer(config, processing_class=own, **given).task.train[0].prompt == "Hi"
+    own.chat_template = "{{ messages }}"
+    with pytest.raises(ConfigError, match="another vocabulary or chat template"):
+        Trainer(config, processing_class=own, **given)
+    with pytest.raises(ConfigError, match="processing_class is a str, not a tokenizer"):
+        Trainer(config, processing_class="tokenizer", **given)
+    with pytest.raises(ConfigError, match="processing_class is for the transformers engine"):
+        Trainer(config.replace(engine="toy"), processing_class=own, **given)
+
+
+def test_a_model_object_is_refused_with_what_to_give(tmp_path):
+    with pytest.raises(ConfigError, match=r"model is a dict, but .*model\.name_or_path"):
+        Trainer(toy(tmp_path), model={}, reward_funcs=len, train_dataset=[{"prompt": "Hi"}])
+
+
+# ------------------------------------------------------------------- documents and examples
+
+
+@pytest.mark.parametrize("page", ["rewards-and-data.md"])
+def test_every_setting_and_program_of_the_page_is_one(folder, page):
+    text = (EXAMPLES.parent / "docs" / page).read_text()
+    blocks = re.findall(r"^```(\w+)\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    settings = [yaml.safe_load(block) for kind, block in blocks if kind == "yaml"]
+    assert [bool(Config.create(one).reward_funcs) for one in settings] == [True] * 5
+    reward, program = (block for kind, block in blocks if kind == "python")
+    (folder / "rewards.py").write_text(reward + REWARDS)
+    data = "".join(block for kind, block in blocks if kind == "json").replace("4", "0.4").replace("8", "0.8")
+    (folder / "sums.jsonl").write_text(data.replace('"answer"', '"ground_truth": "0.1", "answer"') * 5)
+    program = program.replace('model="smollm2-135m"', 'model="toy"').replace(
+        "Config(", 'Config(engine="toy", generations=2, '
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=runs.environment())
+    assert done.returncode == 0, done.stderr
+    assert {"rewards/exact/mean", "rewards/brevity/mean", "rewards/compute_score/mean"} <= set(
+        metrics(folder / "runs/sums")[0]
+    )
+
+
+def test_the_example_of_own_data_is_ready_to_run(monkeypatch):
+    monkeypatch.chdir(EXAMPLES.parent)
+    config = load_config(EXAMPLES / "sums.yaml")
+    trainer = Trainer(config.replace(engine="toy", model="toy", max_prompt_length=None))
+    assert (len(trainer.task.train), len(trainer.task.test)) == (39, 9)
+    number, brevity = trainer.task.rewards
+    assert (number.name, number.weight, brevity.name, brevity.weight) == ("last_number", 1.0, "brevity", 0.001)
+    target = trainer.task.train[0].columns["answer"]
+    values = [
+        number.function(completions=[[{"role": "assistant", "content": text}]], answer=[target])
+        for text in (f"It is {target}", "It is 99", "No idea")
+    ]
+    assert values == [[1.0], [0.1], [0.0]]

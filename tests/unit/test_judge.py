@@ -1,0 +1,258 @@
+"""An HTTP judge: retries, time-outs, rules that read scores, and a key that nobody sees."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import logging
+import time
+import traceback
+
+import pytest
+
+from judges import chat, serving
+from seedtune.config import Config
+from seedtune.errors import ConfigError, RewardError
+from seedtune.rewards import building
+from seedtune.rewards.judge import Failure, Judge, score_in
+from seedtune.rewards.scoring import score
+from seedtune.tasks.base import Reward
+from seedtune.types import Example
+from seedtune.userdata import JudgeSettings
+
+KEY = "sk-verysecret-0123456789"
+
+
+def judge(server, **settings) -> Judge:
+    quick = {"backoff": 0.01, "timeout": 5.0, "retries": 2, "model": "gpt-x"}
+    return Judge(JudgeSettings(url=server.address, **{**quick, **settings}))
+
+
+def ask(one: Judge, *completions: str, **columns) -> list[float | None]:
+    given = completions or ("fine",)
+    return one(["What?"] * len(given), list(given), **columns)
+
+
+def test_a_chat_judge_is_asked_as_openai_is_and_its_number_is_the_score():
+    with serving(chat("Good. Score: 7.5/10")) as server:
+        assert ask(judge(server, system="Be fair.", max_tokens=9, temperature=0.5)) == [7.5]
+    (request,) = server.requests
+    body = request["body"]
+    assert request["path"] == "/v1/chat/completions"
+    assert (body["model"], body["max_tokens"], body["temperature"]) == ("gpt-x", 9, 0.5)
+    assert body["messages"][0] == {"role": "system", "content": "Be fair."}
+    assert "What?" in body["messages"][1]["content"]
+    assert "<answer>\nfine\n</answer>" in body["messages"][1]["content"]
+
+
+def test_what_a_completion_says_is_not_a_template():
+    with serving(chat("1")) as server:
+        ask(judge(server, prompt="{prompt}|{completion}|{answer}|{score: 1}"), "{answer}{prompt}", answer=[["a", 1]])
+    assert server.requests[0]["body"]["messages"][0]["content"] == 'What?|{answer}{prompt}|["a", 1]|{score: 1}'
+
+
+def test_conversations_are_shown_as_text():
+    prompt = [{"role": "system", "content": "S"}, {"role": "user", "content": "U"}]
+    with serving(chat("1")) as server:
+        one = judge(server, prompt="{prompt}#{completion}")
+        one([prompt, prompt[1:]], [[{"role": "assistant", "content": "A"}]] * 2)
+    shown = sorted(request["body"]["messages"][0]["content"] for request in server.requests)
+    assert shown == ["U#A", "system: S\n\nuser: U#A"]
+
+
+def test_a_template_that_names_no_column_is_an_error_with_the_nearest():
+    with serving(chat("1")) as server, pytest.raises(RewardError, match=r"has \{anser\}.*Did you mean 'answer'"):
+        ask(judge(server, prompt="{anser}"), answer=["x"])
+    assert server.requests == []
+
+
+@pytest.mark.parametrize("first", [(429, "slow down"), (500, ""), (503, ""), (408, ""), "close"], ids=str)
+def test_what_may_pass_is_tried_again(first):
+    with serving(first, first, chat("8")) as server:
+        assert ask(judge(server)) == [8.0]
+    assert len(server.requests) == 3
+
+
+@pytest.mark.parametrize(
+    "reply", [(401, ""), (400, ""), (404, ""), (302, "", {"Location": "http://127.0.0.1:1/"})], ids=str
+)
+def test_what_will_not_pass_is_not_tried_again_and_nothing_is_followed(reply):
+    with serving(reply) as server:
+        assert ask(judge(server)) == [None]
+    assert len(server.requests) == 1
+
+
+def test_a_server_says_how_long_to_wait():
+    with serving((429, "", {"Retry-After": "0"}), chat("8")) as server:
+        assert ask(judge(server, backoff=60.0)) == [8.0]
+
+
+@pytest.mark.parametrize("how", ["hang", "trickle"])
+def test_a_server_that_hangs_or_trickles_costs_its_time_out_and_that_sample(how, caplog):
+    replies = {"bad": how, "good": chat("4")}
+    with serving(lambda body: replies[body["messages"][0]["content"]]) as server:
+        one = judge(server, timeout=0.3, retries=1, prompt="{completion}")
+        started = time.monotonic()
+        assert ask(one, "good", "bad", "good") == [4.0, None, 4.0]
+    assert time.monotonic() - started < 20
+    assert "1 of 3 not scored; the first: no answer in 0.3 s (2 of 2 tries)" in caplog.text
+
+
+def test_scores_come_back_in_order_whatever_arrives_first():
+    def reply(body):
+        number = int(body["messages"][0]["content"])
+        time.sleep(0.02 * (5 - number))
+        return chat(str(number))
+
+    with serving(reply) as server:
+        assert ask(judge(server, prompt="{completion}", concurrency=5), *"01234") == [0.0, 1.0, 2.0, 3.0, 4.0]
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        (200, "not json"),
+        (200, "[]"),
+        (200, '{"choices": []}'),
+        (200, "[" * 100_000),
+        (200, "x" * (1 << 21)),
+        chat(None),
+        chat(["7"]),
+        chat("no idea"),
+        chat("In 2024, surely."),
+    ],
+    ids=lambda reply: reply[1][:30],
+)
+def test_an_answer_without_a_score_costs_that_sample(reply):
+    with serving(reply) as server:
+        assert ask(judge(server)) == [None]
+    assert len(server.requests) == 1
+
+
+def test_nobody_listening_costs_the_samples_and_not_the_run(caplog):
+    with serving(chat("1")) as server:
+        pass
+    assert ask(judge(server, retries=0), "a", "b") == [None, None]
+    assert "the connection failed (ConnectionRefusedError)" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("text", "settings", "expected"),
+    [
+        ("I give 3, no: 4.", {}, 4.0),
+        ("8/10", {}, 8.0),
+        ("8 out of 10", {}, 8.0),
+        ("**9.5**", {}, 9.5),
+        ("a1 b2", {}, None),
+        ("-3", {"lowest": -5.0}, -3.0),
+        ("-3", {}, None),
+        ("11", {"highest": 20.0}, 11.0),
+        ('Sure: {"why": "x", "score": 3}', {"rule": "json"}, 3.0),
+        ('{"score": "3.5"}', {"rule": "json"}, 3.5),
+        ('{"mark": 2}', {"rule": "json", "field": "mark"}, 2.0),
+        ('{"score": true}', {"rule": "json"}, None),
+        ('{"score": NaN}', {"rule": "json"}, None),
+        ('{"score": 1e999}', {"rule": "json"}, None),
+        ('{"score": [1]}', {"rule": "json"}, None),
+        ('{"other": 3}', {"rule": "json"}, None),
+        ("3", {"rule": "json"}, None),
+        ("[[5]] then [[6]]", {"rule": "pattern", "pattern": r"\[\[(\d+)\]\]"}, 6.0),
+        ("nothing", {"rule": "pattern", "pattern": r"\[\[(\d+)\]\]"}, None),
+        ("[[x]]", {"rule": "pattern", "pattern": r"\[\[(.)\]\]"}, None),
+    ],
+)
+def test_rules_read_a_score_or_none(text, settings, expected):
+    if expected is None:
+        with pytest.raises(Failure):
+            score_in(text, JudgeSettings(**settings))
+    else:
+        assert score_in(text, JudgeSettings(**settings)) == expected
+
+
+def test_a_reward_endpoint_gets_the_row_and_answers_json():
+    with serving((200, '{"reward": -12.5}')) as server:
+        one = judge(server, kind="reward", rule="json", field="reward")
+        assert ask(one, "fine", answer=["x"]) == [-12.5]
+    (request,) = server.requests
+    assert (request["path"], request["body"]) == ("/v1", {"prompt": "What?", "completion": "fine", "answer": "x"})
+
+
+def test_no_completions_ask_nothing():
+    with serving(chat("1")) as server:
+        assert judge(server)([], []) == []
+    assert server.requests == []
+
+
+# ------------------------------------------------------------------------------- the key
+
+
+def test_the_key_goes_into_its_header_and_nowhere_else(monkeypatch, caplog, capfd, tmp_path):
+    monkeypatch.setenv("JUDGE_KEY", KEY)
+    caplog.set_level(logging.DEBUG)
+    echoes = (401, f"Incorrect API key provided: {KEY}", {"X-Key": KEY, "WWW-Authenticate": KEY})
+    with serving(echoes, (500, KEY), (200, KEY), chat(f"{KEY}")) as server:
+        settings = {"url": server.address, "key_env": "JUDGE_KEY", "backoff": 0.0, "retries": 1}
+        config = Config.create({"train_dataset": "x.jsonl", "reward_funcs": [{"judge": settings}]})
+        (reward,) = building.build(config, [])
+        for _ in range(3):
+            reward.function(["p"], ["c"])
+    assert all(request["headers"]["Authorization"] == f"Bearer {KEY}" for request in server.requests)
+    told = [
+        caplog.text,
+        *capfd.readouterr(),
+        repr(reward),
+        repr(config),
+        str(config.model_dump()),
+        str(config.identity()),
+    ]
+    assert not any(KEY in text for text in told)
+    assert not any(KEY in json.dumps(request["body"]) for request in server.requests)
+
+
+def test_a_missing_or_broken_key_is_told_without_repeating_it(monkeypatch):
+    monkeypatch.delenv("JUDGE_KEY", raising=False)
+    settings = JudgeSettings(key_env="JUDGE_KEY")
+    with pytest.raises(ConfigError, match="key_env='JUDGE_KEY': there is no such environment variable"):
+        Judge(settings)
+    for broken in (f"{KEY}\nX-Evil: 1", f"{KEY} {KEY}", f"{KEY}é"):
+        monkeypatch.setenv("JUDGE_KEY", broken)
+        with pytest.raises(ConfigError, match="holds more than a key") as caught:
+            Judge(settings)
+        assert KEY not in "".join(traceback.format_exception(caught.value))
+
+
+def test_a_password_in_the_address_is_refused_without_repeating_it():
+    with pytest.raises(ConfigError, match="holds a name or password") as caught:
+        Judge(JudgeSettings(url=f"https://me:{KEY}@example.com/v1"))
+    assert KEY not in str(caught.value)
+
+
+@pytest.mark.parametrize("url", ["localhost:8000", "ftp://x/y", "http://", "http://x:port/"])
+def test_an_address_that_is_none_is_refused(url):
+    with pytest.raises(ConfigError, match="is not an address"):
+        Judge(JudgeSettings(url=url))
+
+
+def test_https_is_spoken_where_it_is_asked_for(monkeypatch):
+    tried = []
+
+    def connect(self):
+        tried.append((type(self).__name__, self.host, self.port))
+        raise ConnectionRefusedError
+
+    monkeypatch.setattr(http.client.HTTPSConnection, "connect", connect)
+    assert Judge(JudgeSettings(url="https://judge.example", retries=0))(["p"], ["c"]) == [None]
+    assert tried == [("HTTPSConnection", "judge.example", 443)]
+
+
+def test_judges_stay_in_the_main_process():
+    (reward,) = building.build(Config.create({"train_dataset": "x", "reward_funcs": {"judge": {}}}), [])
+    assert (reward.inline, reward.source, reward.name) == (True, None, "judge")
+
+
+def test_what_is_not_scored_is_nan_for_the_run():
+    with serving(chat("no"), chat("3")) as server:
+        rewards = [Reward("judge", judge(server, concurrency=1))]
+        first, second = score(rewards, [Example(0, "p", {}), Example(1, "p", {})], ["a", "b"])["judge"]
+    assert first != first
+    assert second == 3.0

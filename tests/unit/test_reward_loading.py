@@ -1,0 +1,134 @@
+"""Rewards by name: files and modules give functions, and every mistake says what is wrong."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from seedtune.config import Config
+from seedtune.errors import ConfigError, RewardError
+from seedtune.rewards import building, loading
+from seedtune.rewards.length import length_error
+
+GOOD = """
+from beside import FACTOR
+
+def score(completions, **_):
+    return [FACTOR * len(text) for text in completions]
+
+class Scorer:
+    def method(self, completions, **_):
+        return [0.0] * len(completions)
+
+scorer = Scorer()
+constant = 3
+"""
+
+
+@pytest.fixture(autouse=True)
+def _own_path(monkeypatch):
+    """What loading adds to the import path goes away again."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch) -> Path:
+    (tmp_path / "beside.py").write_text("FACTOR = 2\n")
+    (tmp_path / "rewards.py").write_text(GOOD)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "beside", raising=False)
+    return tmp_path
+
+
+def error_of(path: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        loading.load(path)
+    return str(caught.value)
+
+
+def test_a_function_of_a_file_may_import_what_lies_beside_it(folder):
+    assert loading.load("rewards.py:score")(completions=["abc"]) == [6]
+
+
+def test_an_absolute_path_a_method_and_a_dotted_path_are_found(folder):
+    assert loading.load(f"{folder}/rewards.py:scorer.method")(completions=["x"]) == [0.0]
+    assert loading.load("seedtune.rewards.length.length_error") is length_error
+    assert loading.load("seedtune.rewards.length:length_error") is length_error
+
+
+def test_modules_of_the_working_directory_can_be_named(folder):
+    (folder / "my_package").mkdir()
+    (folder / "my_package" / "other.py").write_text("def one(completions): return [1.0]\n")
+    assert loading.load("my_package.other.one")(completions=["x"]) == [1.0]
+
+
+def test_a_file_is_read_again_when_it_has_changed_and_leaves_no_cache_beside_it(folder):
+    first = loading.load("rewards.py:score")
+    assert loading.load("rewards.py:score") is first
+    (folder / "rewards.py").write_text("def score(completions): return [7.0]\n")
+    assert loading.load("rewards.py:score")(completions=["x"]) == [7.0]
+    assert not list(folder.glob("__pycache__/rewards*"))
+
+
+def test_a_settled_path_means_the_same_in_every_working_directory(folder, monkeypatch):
+    settled = loading.settled("rewards.py:score")
+    monkeypatch.chdir("/")
+    assert loading.load(settled)(completions=["ab"]) == [4]
+    assert loading.settled("package.module.function") == "package.module.function"
+
+
+@pytest.mark.parametrize(
+    ("path", "parts"),
+    [
+        ("reward.py:score", ["there is no file 'reward.py'", "Did you mean 'rewards.py'?"]),
+        ("nowhere/rewards.py:score", ["there is no file 'nowhere/rewards.py'", "Check the path."]),
+        ("rewards.py:scor", ["there is no 'scor' in it", "Did you mean 'score'?", "It has: Scorer, score"]),
+        ("rewards.py:constant", ["is of type int, not a function"]),
+        ("rewards.py:Scorer", ["is a class, not a function"]),
+        ("rewards.py", ["names a file, but no function", "Write rewards.py:function"]),
+        ("score", ["does not name a function in a file or module", "file.py:function"]),
+        ("no.such.module.f", ["there is no module 'no' for the reward 'no.such.module.f'", "name a file"]),
+        ("seedtune.rewards.nothing.f", ["there is no module 'seedtune.rewards.nothing'"]),
+        ("seedtune.rewards.length.length_eror", ["Did you mean 'length_error'?"]),
+    ],
+    ids=str,
+)
+def test_a_reward_that_cannot_be_found_is_named_with_the_nearest(folder, path, parts):
+    message = error_of(path)
+    assert all(part in message for part in parts), message
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("1 / 0\n", r"importing the rewards of 'bad\.py' raised ZeroDivisionError: division by zero \(line 1 of "),
+        ("def f(:\n", "raised SyntaxError: "),
+        ("import sys\nsys.exit(3)\n", r"raised SystemExit: 3 \(line 2 of "),
+        ("import not_installed_anywhere\n", "raised ModuleNotFoundError: No module named 'not_installed_anywhere'"),
+    ],
+)
+def test_a_file_that_cannot_be_imported_says_what_it_raised_and_where(folder, text, message):
+    (folder / "bad.py").write_text(text)
+    with pytest.raises(RewardError, match=message):
+        loading.load("bad.py:f")
+    (folder / "bad.py").write_text("def f(completions): return [5.0]\n")
+    assert loading.load("bad.py:f")(completions=["x"]) == [5.0]
+
+
+def test_rewards_keep_where_they_come_from_so_that_another_process_can_load_them(folder):
+    settings = ["rewards.py:score", {"path": "rewards.py:score", "weight": 0.5, "adapter": "pair", "target": "x"}]
+    config = Config.create({"reward_funcs": settings})
+    plain, adapted = building.build(config, [])
+    assert (plain.source, plain.weight, plain.inline) == ("rewards.py:score", 1.0, False)
+    assert (adapted.source, adapted.name, adapted.weight) == ("pair=x@rewards.py:score", "score_2", 0.5)
+    (folder / "two.py").write_text("def same(output, target): return output == target\n")
+    again = loading.load("pair=x@two.py:same")
+    assert again(prompts=["p", "p"], completions=["a", "b"], x=["a", "c"]) == [True, False]
+    assert loading.load("reasoning_gym@").__name__ == "reasoning_gym"
+
+
+def test_functions_given_in_python_have_no_source():
+    (reward,) = building.rewards(lambda completions: [1.0])
+    assert (reward.source, reward.inline, reward.weight) == (None, False, 1.0)
