@@ -33,7 +33,11 @@ class Config(Section):
     """Hugging Face id, local folder, or a built-in name (``smollm2-135m``)."""
 
     task: str = "conciseness"
-    """Built-in task (``seedtune tasks``); ``custom`` with data and rewards of your own (then it need not be given)."""
+    """Built-in task (``seedtune tasks``), ``reasoning_gym:NAME``, or ``file.py:function`` that returns a task;
+    ``custom`` with data and rewards of your own (then it need not be given)."""
+
+    task_args: dict[str, Any] = Field(default_factory=dict)
+    """Settings of the task, such as ``numbers: 4`` of ``countdown``; ``docs/tasks.md`` lists them."""
 
     train_dataset: DatasetSettings | None = None
     """Data of your own: a file, a Hugging Face id, or a mapping with ``path``, ``name``, ``split``."""
@@ -291,7 +295,7 @@ class Config(Section):
         try:
             return cls.model_validate(settings)
         except ValidationError as error:
-            raise ConfigError("; ".join(_explain(e) for e in error.errors())) from None
+            raise ConfigError("; ".join(explain(e, cls) for e in error.errors())) from None
 
     def replace(self, **changes: Any) -> Config:
         """A validated copy with some settings changed."""
@@ -311,18 +315,19 @@ _INCIDENTAL: dict[str, Any] = {
 }
 
 
-def _explain(error: Any) -> str:
-    """One pydantic error as: setting=value, what is wrong, what to do."""
-    path = ".".join(str(piece) for piece in error["loc"])
+def explain(error: Any, model: type[BaseModel], prefix: str = "") -> str:
+    """One pydantic error of a ``model`` as: setting=value, what is wrong, what to do."""
+    path = prefix + ".".join(str(piece) for piece in error["loc"])
     if error["type"] == "extra_forbidden":
-        known = _known_keys(error["loc"][:-1])
-        return f"unknown setting {path!r}.{nearest(str(error['loc'][-1]), known)} Known: {', '.join(known)}"
+        known = _known_keys(error["loc"][:-1], model)
+        listed = f"Known: {', '.join(known)}" if known else "There are none."
+        return f"unknown setting {path!r}.{nearest(str(error['loc'][-1]), known)} {listed}"
     message = error["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
     return f"{path}={error['input']!r}: {message}" if path else message
 
 
-def _known_keys(section: tuple[Any, ...]) -> list[str]:
-    fields = Config.model_fields
+def _known_keys(section: tuple[Any, ...], model: type[BaseModel]) -> list[str]:
+    fields = model.model_fields
     for key in section:
         inner = _section_in(fields[str(key)].annotation) if str(key) in fields else None
         fields = inner.model_fields if inner is not None else fields

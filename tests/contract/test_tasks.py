@@ -1,46 +1,68 @@
-"""What every built-in task promises: data, ids, and a reward that likes the right answer best."""
+"""What every built-in task promises: data, gold answers with full marks, and nothing for an empty answer."""
 
 from __future__ import annotations
 
-import math
+import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from seedtune import tasks
 from seedtune.config import Config
 from seedtune.errors import ConfigError, DataError
-from seedtune.rewards.scoring import score, total
+from seedtune.rewards.scoring import score
 from seedtune.tasks.base import Task
 from seedtune.tasks.data import examples
+from seedtune.tasks.validation import validate
 from seedtune.types import Example
 
-GOLD = {
-    "conciseness": lambda example: example.columns["answer"],
-    "toy": lambda example: str(example.columns["answer"]),
+ITEMS = {"conciseness": 128, "toy": 32}
+"""Tasks that have fewer than 200 items are validated on all of them."""
+DIGESTS = {
+    "conciseness": "f124c827cbbf1957",
+    "countdown": "68670d12b260bc73",
+    "json_schema": "165a8ec124ddff33",
+    "instruction_format": "849f1a1f970afa10",
+    "multiple_choice": "e6cfbbc0a11c35c1",
+    "toy": "3bdf3b8a17fabc00",
 }
-"""The best completion of an example; a new task needs a row here."""
+"""Tasks of our own are the same data on every machine and in every version."""
+READ = ("gsm8k", "math")
+"""Tasks whose data are not made here."""
 
-OTHERS = ("", "x", "I do not know, but let me think about it step by step for a while.", "1e9", "🙂\n\n")
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory) -> dict[str, dict[str, str]]:
+    """Questions in the format of GSM8K and of MATH, made here: no hub, no copied data."""
+    import reasoning_gym
+
+    folder = tmp_path_factory.mktemp("questions")
+    made = {row["question"]: row["answer"] for row in reasoning_gym.create_dataset("gsm_symbolic", seed=3, size=300)}
+    words = [{"question": asked, "answer": f"Let me see.\n#### {made[asked]}"} for asked in list(made)[:220]]
+    formulas = [
+        *(f"\\frac{{{n}}}{{{n + 1}}}" for n in range(1, 140)),
+        *(f"{n}\\sqrt{{{n % 5 + 2}}}" for n in range(2, 30)),
+        *(f"({n}, {n * n}]" for n in range(2, 30)),
+        *(f"x^2 + {n}x - {n}" for n in range(2, 30)),
+    ]
+    problems = [{"problem": f"Simplify: {text}", "answer": text} for text in formulas]
+    args = {}
+    for name, rows in (("gsm8k", words), ("math", problems)):
+        for split, part in (("train", rows[:120]), ("test", rows[120:])):
+            lines = "\n".join(json.dumps(row) for row in part)
+            (folder / f"{name}-{split}.jsonl").write_text(lines, encoding="utf-8")
+        args[name] = {"path": str(folder / f"{name}-train.jsonl"), "test_path": str(folder / f"{name}-test.jsonl")}
+    return args
 
 
-@pytest.fixture(params=tasks.TASKS)
+@pytest.fixture(scope="module", params=tasks.TASKS)
 def name(request) -> str:
     return request.param
 
 
-@pytest.fixture
-def task(name) -> Task:
-    return tasks.create(name)
-
-
-def rewards_of(task: Task, data, texts) -> list[float]:
-    return total(task.rewards, score(task.rewards, data, texts))
-
-
-def test_there_is_a_gold_answer_for_every_task():
-    assert set(GOLD) == set(tasks.TASKS)
+@pytest.fixture(scope="module")
+def task(name, files) -> Task:
+    return tasks.create(name, files.get(name))
 
 
 def test_it_has_data_and_rewards_under_its_name(name, task):
@@ -48,6 +70,12 @@ def test_it_has_data_and_rewards_under_its_name(name, task):
     assert task.train
     assert task.test
     assert task.rewards
+    assert len(task.train) + len(task.test) >= ITEMS.get(name, 200)
+
+
+def test_the_registry_tells_how_many_examples_there_are(name, task):
+    if name not in READ:
+        assert tasks.TASKS[name].sizes == (len(task.train), len(task.test))
 
 
 def test_ids_are_positions_in_each_split(task):
@@ -55,34 +83,137 @@ def test_ids_are_positions_in_each_split(task):
         assert [example.id for example in split] == list(range(len(split)))
 
 
-def test_making_it_twice_gives_the_same_data(name, task):
-    again = tasks.create(name)
-    assert (again.train, again.test) == (task.train, task.test)
+def test_making_it_twice_gives_the_same_data(name, task, files):
+    sizes = {} if name in ("conciseness", "toy") else {"train_size": 20}
+    again = tasks.create(name, {**files.get(name, {}), **sizes})
+    assert (again.train[:20], again.test) == (task.train[:20], task.test)
+    assert task.digest() == DIGESTS.get(name, task.digest())
+
+
+def prompt_text(example: Example) -> str:
+    return example.prompt if isinstance(example.prompt, str) else "\n".join(m["content"] for m in example.prompt)
+
+
+def test_no_test_prompt_is_a_training_prompt(name, task):
+    if name != "toy":  # evaluated on itself: there is nothing to generalise
+        prompts = [prompt_text(example) for example in (*task.train, *task.test)]
+        assert len(set(prompts)) == len(prompts)
 
 
 def test_prompts_are_text_or_messages_that_are_not_empty(task):
-    for example in (*task.train, *task.test):
-        parts = [example.prompt] if isinstance(example.prompt, str) else [m["content"] for m in example.prompt]
-        assert parts
-        assert all(part.strip() for part in parts)
+    assert all(prompt_text(example).strip() for example in (*task.train, *task.test))
 
 
-def test_gold_answers_get_the_best_reward(name, task):
-    for split in (task.train, task.test):
-        gold = rewards_of(task, split, [GOLD[name](example) for example in split])
-        assert np.isfinite(gold).all()
-        for other in OTHERS:
-            reached = rewards_of(task, split, [other] * len(split))
-            assert all(math.isnan(value) or value <= best for value, best in zip(reached, gold, strict=True))
+def test_columns_are_plain_data_that_another_process_gets_whole(task):
+    for example in (*task.train[:50], *task.test[:50]):
+        assert json.loads(json.dumps(dict(example.columns))) == dict(example.columns)
 
 
-def test_an_unknown_task_is_an_error_with_the_nearest_name():
-    with pytest.raises(ConfigError, match=r"task='concisness' is not a built-in task\. Did you mean 'conciseness'"):
-        tasks.create("concisness")
+def test_gold_answers_get_full_marks_empty_ones_none_and_wrong_ones_less(name, task):
+    checks = validate(task, items=400)
+    assert [(check.what, check.broken) for check in checks if check.broken] == []
+    assert checks[0].what == "gold"
+    assert checks[0].full == checks[0].items >= ITEMS.get(name, 200)
+    assert checks[1].what == "empty"
+    assert checks[1].full == 0
+
+
+def test_rewards_take_completions_as_text_and_as_messages(task):
+    held = task.test[:50]
+    texts = [task.gold(example) for example in held]
+    prompts = ("text", ({"role": "user", "content": "text"},))
+    found = [score(task.rewards, [Example(e.id, prompt, e.columns) for e in held], texts) for prompt in prompts]
+    assert found[0] == found[1]
+
+
+# ------------------------------------------------------------------------- settings
+
+
+def test_settings_change_the_task():
+    task = tasks.create("countdown", {"numbers": 3, "train_size": 20, "test_size": 5, "seed": 1})
+    assert (len(task.train), len(task.test)) == (20, 5)
+    assert {len(example.columns["numbers"]) for example in task.train} == {3}
+    assert task.digest() != tasks.create("countdown", {"numbers": 3, "train_size": 20, "seed": 2}).digest()
+
+
+def test_the_test_split_does_not_depend_on_the_size_of_the_training_split():
+    small, large = (tasks.create("countdown", {"train_size": size, "test_size": 30}) for size in (10, 300))
+    assert small.test == large.test
+    assert large.train[:10] == small.train
+
+
+def test_countdown_asks_as_the_paper_does():
+    task = tasks.create("countdown", {"train_size": 1, "test_size": 1})
+    numbers, target = task.train[0].columns["numbers"], task.train[0].columns["target"]
+    assert prompt_text(task.train[0]) == (
+        f"Using the numbers {numbers}, create an equation that equals {target}. You can use basic arithmetic "
+        "operations (+, -, *, /) and each number can only be used once. Show your work in <think> </think> tags. "
+        "And return the final answer in <answer> </answer> tags, for example <answer> (1 + 2) / 3 </answer>."
+    )
+
+
+def test_countdown_as_plain_text_begins_the_thought():
+    task = tasks.create("countdown", {"train_size": 150, "test_size": 60, "prompt": "plain"})
+    assert all(isinstance(example.prompt, str) and example.prompt.endswith("<think>") for example in task.train)
+    assert not any(check.broken for check in validate(task))
+
+
+@pytest.mark.parametrize(
+    ("name", "args", "message"),
+    [
+        ("countdown", {"number": 3}, r"unknown setting 'task_args\.number'\. Did you mean 'numbers'\? Known: fewest, "),
+        ("countdown", {"numbers": 2}, r"fewest=3 is more than numbers=2: give task_args\.fewest=2"),
+        ("countdown", {"numbers": "many"}, r"task_args\.numbers='many': must be a valid integer"),
+        ("countdown", {"target_from": 50, "target_to": 20}, "target_from=50 is more than target_to=20: swap them"),
+        ("countdown", {"largest": 1}, r"with these task_args there are only about 0 different examples"),
+        ("conciseness", {"size": 3}, r"unknown setting 'task_args\.size'\. There are none\."),
+        ("mini_sudoku", {"least_empty": 12, "most_empty": 8}, "least_empty=12 is more than most_empty=8: swap them"),
+        ("concisness", {}, r"task='concisness' is not a built-in task\. Did you mean 'conciseness'\?"),
+    ],
+)
+def test_a_bad_setting_is_named_with_its_value_and_the_fix(name, args, message):
+    with pytest.raises(ConfigError, match=message):
+        tasks.create(name, args)
 
 
 def test_the_default_task_exists():
     assert Config().task in tasks.TASKS
+
+
+# -------------------------------------------------------------------- rows and files
+
+
+def test_a_training_file_alone_leaves_nothing_held_out(files):
+    task = tasks.create("gsm8k", {"path": files["gsm8k"]["path"], "train_size": 7})
+    assert (len(task.train), len(task.test)) == (7, 0)
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "message"),
+    [
+        ("a.jsonl", '{"q": 1}', r"question 0 has no text under 'question' \(it holds \['q'\]\)"),
+        ("a.jsonl", '{"question": "a", "answer": "5"}', "the answer of question 0 does not end in '#### number'"),
+        ("a.json", "[1]", r"question 0 has no text under 'question' \(it holds int\)"),
+        ("a.jsonl", "{", r"cannot read the train questions .*a\.jsonl.* Check task_args\.path"),
+        ("a.csv", "question,answer\nb,5\n", "does not end in '#### number'"),
+    ],
+)
+def test_a_file_that_is_not_in_the_format_says_where(tmp_path, file, text, message):
+    (tmp_path / file).write_text(text)
+    with pytest.raises(DataError, match=message):
+        tasks.create("gsm8k", {"path": str(tmp_path / file)})
+
+
+def test_without_a_way_to_a_hub_the_error_says_to_give_files(monkeypatch):
+    import datasets
+
+    def unreachable(*_: object, **__: object) -> None:
+        raise ConnectionError("Name or service not known")
+
+    monkeypatch.setattr(datasets, "load_dataset", unreachable)
+    message = r"cannot load the train split of 'openai/gsm8k': Name or service .* --set task_args\.path=train\.jsonl"
+    with pytest.raises(DataError, match=message):
+        tasks.create("gsm8k")
 
 
 def test_rows_become_numbered_examples_with_their_other_columns():

@@ -321,10 +321,32 @@ def samples(
 
 @app.command()
 def tasks() -> None:
-    """List the built-in tasks."""
-    from seedtune.cli.commands import tasks_command
+    """List the built-in tasks: what they ask, their rewards, how many examples, and what to install."""
+    from seedtune.cli.tasks import tasks_command
 
     tasks_command()
+
+
+@app.command()
+def validate(
+    task: Annotated[
+        str, typer.Argument(metavar="TASK", help="Built-in task, reasoning_gym:NAME, file.py:function or CONFIG.yaml.")
+    ],
+    items: Annotated[int, typer.Option(min=1, help="Examples to score, held-out ones first.")] = 400,
+    gold: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="Column of gold answers; the task's own, 'gold' or 'answer'.")
+    ] = None,
+    sets: Sets = None,
+) -> None:
+    """Check a task's rewards before training on them.
+
+    Gold answers must get full marks, empty ones none, and answers that are wrong on purpose less than gold.
+
+    Exit code 0: so it is.  1: the table says what is broken.
+    """
+    from seedtune.cli.tasks import validate_command
+
+    validate_command(task, items, gold, sets or [])
 
 
 def _dry_run(trainer: Trainer) -> None:

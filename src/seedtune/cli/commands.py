@@ -7,7 +7,7 @@ from pathlib import Path
 import typer
 from rich.table import Table
 
-from seedtune import monitors, replay, report, tasks
+from seedtune import monitors, replay, report
 from seedtune.cli.console import console, error_console
 from seedtune.cli.progress import ProgressLines, ReplayProgress
 from seedtune.errors import ConfigError, RunError, resume_command
@@ -115,9 +115,3 @@ def samples_command(run: Path, limit: int) -> None:
 def _answer(row: report.Row) -> tuple[str, str]:
     reward = "–" if row["reward"] is None else f"{row['reward']:.4g}"
     return str(row["completion"]), reward
-
-
-def tasks_command() -> None:
-    """The built-in tasks, one a line."""
-    for name, build in tasks.TASKS.items():
-        console().print(f"{name}: {(build.__doc__ or '').strip().splitlines()[0]}", soft_wrap=True)

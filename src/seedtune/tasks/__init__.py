@@ -2,19 +2,56 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
+from typing import Any
 
 from seedtune.errors import ConfigError, nearest
-from seedtune.tasks.base import Task
-from seedtune.tasks.conciseness import conciseness
-from seedtune.tasks.toy import toy
+from seedtune.tasks import (
+    arc,
+    competition_math,
+    conciseness,
+    countdown,
+    gsm8k,
+    gym,
+    instruction_format,
+    json_schema,
+    mini_sudoku,
+    multiple_choice,
+    toy,
+)
+from seedtune.tasks.arguments import validated
+from seedtune.tasks.base import Kind, Reward, Task
+from seedtune.tasks.data import examples
+from seedtune.tasks.userfile import from_file, is_userfile
 
-TASKS: dict[str, Callable[[], Task]] = {"conciseness": conciseness, "toy": toy}
-"""Every built-in task by name."""
+__all__ = ["TASKS", "Kind", "Reward", "Task", "create", "examples"]
+
+TASKS: dict[str, Kind] = {
+    "conciseness": conciseness.KIND,
+    "countdown": countdown.KIND,
+    "gsm8k": gsm8k.KIND,
+    "math": competition_math.KIND,
+    "mini_sudoku": mini_sudoku.KIND,
+    "arc": arc.KIND,
+    "json_schema": json_schema.KIND,
+    "instruction_format": instruction_format.KIND,
+    "multiple_choice": multiple_choice.KIND,
+    "toy": toy.KIND,
+}
+"""Every built-in task by name; ``reasoning_gym:NAME`` and ``file.py:function`` are made without a row here."""
 
 
-def create(name: str) -> Task:
-    """A built-in task; ConfigError with the nearest name if there is none."""
+def create(name: str, args: Mapping[str, Any] | None = None) -> Task:
+    """A task by name with its settings ``args``; ConfigError with the nearest name if there is none."""
+    given = args or {}
+    if name.startswith(gym.PREFIX):
+        return gym.from_gym(name.removeprefix(gym.PREFIX), given)
+    if is_userfile(name):
+        return from_file(name, given)
     if name not in TASKS:
-        raise ConfigError(f"task={name!r} is not a built-in task.{nearest(name, TASKS)} Known: {', '.join(TASKS)}")
-    return TASKS[name]()
+        raise ConfigError(
+            f"task={name!r} is not a built-in task.{nearest(name, TASKS)} Known: {', '.join(TASKS)}; or "
+            f"{gym.PREFIX}NAME, or file.py:function"
+        )
+    kind = TASKS[name]
+    return kind.build(validated(kind.settings, given))

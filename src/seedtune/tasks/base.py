@@ -8,6 +8,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic import Field
+
+from seedtune.settings import Section
 from seedtune.types import Example
 
 RewardFunction = Callable[..., Any]
@@ -45,10 +48,13 @@ class Task:
     train: Sequence[Example]
     test: Sequence[Example]
     rewards: tuple[Reward, ...]
-
+    gold: Callable[[Example], str] | None = None
+    """A completion that deserves full marks, for ``seedtune validate``."""
     full_marks: float | None = None
-    """The reward of a perfect answer, above which accuracy counts it as right; None: the task has no such thing."""
-
+    """The weighted sum of the rewards of a gold answer, from which on accuracy counts an answer as right; None: not
+    known, but nothing may get more than a gold answer does."""
+    no_marks: float = 0.0
+    """The most that an empty answer may get."""
     answer: Callable[[str], str] | None = None
     """What of a completion is its answer, for votes among samples; empty: it gives none.  None: the whole text."""
 
@@ -57,3 +63,36 @@ class Task:
         rows = [[example.id, example.prompt, sorted(example.columns.items())] for example in self.train]
         text = json.dumps(rows, default=lambda value: type(value).__name__)
         return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+class NoSettings(Section):
+    """Settings of a task that has none."""
+
+
+class Sizes(Section):
+    """Settings of a task that makes its own examples; all are addressed by ``seed``, equal on every machine."""
+
+    train_size: int = Field(default=2000, ge=1, le=1_000_000)
+    """Training examples."""
+
+    test_size: int = Field(default=200, ge=0, le=100_000)
+    """Held-out examples; none of them is a training example."""
+
+    seed: int = Field(default=0, ge=0, lt=2**32)
+    """Another seed, other examples."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A built-in task as the registry has it: how it is made, and what a list of tasks says about it."""
+
+    build: Callable[[Any], Task]
+    """Makes the task of its ``settings``."""
+    settings: type[Section]
+    what: str
+    reward: str
+    """The rewards in words."""
+    sizes: tuple[int, int]
+    """Training and held-out examples with the default settings."""
+    needs: tuple[str, ...] = ()
+    """Modules to install, by the extra ``tasks``, or ``data`` for data sets of a hub."""

@@ -41,7 +41,7 @@ def chosen(config: Config, given: Given) -> tuple[Config, Task]:
     config = _recorded(config, given, listed)
     if config.task != "custom":
         _check_unused(config)
-        task = create(config.task)
+        task = create(config.task, config.task_args)
     else:
         _check_whole(config, given, listed)
         train, test = _data(config, given)
@@ -104,6 +104,8 @@ def _check_whole(config: Config, given: Given, listed: Sequence[building.Given])
         raise ConfigError(f"this run had its own data and rewards: {_HOW}")
     if config.train_dataset is None or not config.reward_funcs:
         raise ConfigError("give both reward_funcs and train_dataset, or neither and a built-in task.")
+    if config.task_args:
+        raise ConfigError(f"task_args={config.task_args} are for a built-in task, not for own data and rewards.")
 
 
 def _is_lost(told: DatasetSettings | None, had: Data | None) -> bool:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from seedtune.rewards.length import length_error
-from seedtune.tasks.base import Reward, Task
+from seedtune.tasks.base import Kind, NoSettings, Reward, Task
 from seedtune.tasks.data import examples, packaged_rows
 
 
-def conciseness() -> Task:
+def conciseness(_: NoSettings) -> Task:
     """32 training and 96 held-out questions; reward −|len(answer) − len(target)| in characters."""
     return Task(
         name="conciseness",
         train=examples(_rows("conciseness_train.jsonl"), "train"),
         test=examples(_rows("conciseness_test.jsonl"), "test"),
         rewards=(Reward("length_error", length_error),),
+        gold=lambda example: str(example.columns["answer"]),
+        full_marks=0.0,
+        no_marks=-1.0,
     )
 
 
@@ -22,3 +25,12 @@ def _rows(file: str) -> list[dict[str, object]]:
         {"prompt": [{"role": "user", "content": row["question"]}], "answer": row["answer"]}
         for row in packaged_rows(file)
     ]
+
+
+KIND = Kind(
+    build=conciseness,
+    settings=NoSettings,
+    what="answer with as few characters as the ideal answer",
+    reward="−|length − ideal length|, 0 at best",
+    sizes=(32, 96),
+)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
-from seedtune.tasks.base import Reward, Task
+from seedtune.rewards.length import text_of
+from seedtune.tasks.base import Kind, NoSettings, Reward, Task
 from seedtune.tasks.data import examples
 
 
-def toy() -> Task:
+def toy(_: NoSettings) -> Task:
     """16 prompts, evaluated on themselves (there is nothing to generalise); reward −|completion − answer|."""
     rows = [{"prompt": f"number {index}", "answer": round(math.sin(1.7 * index), 3)} for index in range(16)]
     return Task(
@@ -16,12 +18,14 @@ def toy() -> Task:
         train=examples(rows, "train"),
         test=examples(rows, "test"),
         rewards=(Reward("closeness", closeness),),
+        gold=lambda example: str(example.columns["answer"]),
+        full_marks=0.0,
     )
 
 
-def closeness(completions: list[str], answer: list[float], **_: object) -> list[float | None]:
+def closeness(completions: list[Any], answer: list[float], **_: object) -> list[float | None]:
     """−|number − answer|; None where the completion is not a number."""
-    return [_closeness(text, target) for text, target in zip(completions, answer, strict=True)]
+    return [_closeness(text_of(c), target) for c, target in zip(completions, answer, strict=True)]
 
 
 def _closeness(text: str, target: float) -> float | None:
@@ -29,3 +33,12 @@ def _closeness(text: str, target: float) -> float | None:
         return -abs(float(text) - target)
     except ValueError:
         return None
+
+
+KIND = Kind(
+    build=toy,
+    settings=NoSettings,
+    what="tell the number a prompt stands for (with the toy engine)",
+    reward="−|number − answer|, 0 at best",
+    sizes=(16, 16),
+)

@@ -1,0 +1,118 @@
+"""Countdown: reach a number by arithmetic (arXiv 2509.24372; puzzles of our own, three or four numbers)."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from fractions import Fraction
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from seedtune.rewards.arithmetic import LENGTH, OPERATIONS
+from seedtune.rewards.countdown import right_equation
+from seedtune.rewards.formats import THINK, format_reward
+from seedtune.tasks.base import Kind, Reward, Sizes, Task
+from seedtune.tasks.data import examples
+from seedtune.tasks.draws import Draws, Row, splits
+from seedtune.types import Example
+
+QUESTION = (
+    "Using the numbers {numbers}, create an equation that equals {target}. You can use basic arithmetic operations "
+    "(+, -, *, /) and each number can only be used once. Show your work in <think> </think> tags. And return the "
+    "final answer in <answer> </answer> tags, for example <answer> (1 + 2) / 3 </answer>."
+)
+PLAIN = (
+    "A conversation between User and Assistant. The user asks a question, and the Assistant solves it. The assistant "
+    "first thinks about the reasoning process in the mind and then provides the user with the answer.\n"
+    f"User: {QUESTION}\nAssistant: Let me solve this step by step.\n{THINK}"
+)
+
+
+class CountdownSettings(Sizes):
+    """Puzzles of ``fewest`` to ``numbers`` numbers."""
+
+    numbers: int = Field(default=4, ge=2, le=8)
+    """Numbers of a puzzle, at the most."""
+
+    fewest: int = Field(default=3, ge=2, le=8)
+    """Numbers of a puzzle, at the least."""
+
+    largest: int = Field(default=99, ge=1, le=9999)
+    """Numbers are 1 to this."""
+
+    target_from: int = Field(default=10, ge=0, le=99999)
+    """Smallest target."""
+
+    target_to: int = Field(default=99, ge=1, le=99999)
+    """Largest target."""
+
+    prompt: Literal["chat", "plain"] = "chat"
+    """``plain``: text for a model without a chat template, which begins the answer with ``<think>``."""
+
+    @model_validator(mode="after")
+    def _in_order(self) -> CountdownSettings:
+        if self.fewest > self.numbers:
+            raise ValueError(
+                f"fewest={self.fewest} is more than numbers={self.numbers}: give task_args.fewest={self.numbers}, "
+                "or more numbers"
+            )
+        if self.target_from > self.target_to:
+            raise ValueError(f"target_from={self.target_from} is more than target_to={self.target_to}: swap them")
+        return self
+
+
+def countdown(settings: CountdownSettings) -> Task:
+    """Puzzles that have a solution; reward: right equation + 0.1 · format."""
+
+    def make(draws: Draws) -> tuple[Hashable, Row] | None:
+        return _puzzle(draws, settings)
+
+    train, test = splits(make, settings, "countdown")
+    return Task(
+        name="countdown",
+        train=examples(train, "train"),
+        test=examples(test, "test"),
+        rewards=(Reward("answer", right_equation), Reward("format", format_reward, 0.1)),
+        gold=_gold,
+        full_marks=1.1,
+    )
+
+
+def _puzzle(draws: Draws, settings: CountdownSettings) -> tuple[Hashable, Row] | None:
+    """A puzzle known by its numbers and target; None if its solution is not a target that was asked for."""
+    numbers = [draws.between(1, settings.largest) for _ in range(draws.between(settings.fewest, settings.numbers))]
+    value, solution = _combined(draws, numbers)
+    if value.denominator != 1 or not settings.target_from <= value <= settings.target_to or len(solution) > LENGTH:
+        return None
+    target = int(value)
+    row: Row = {"numbers": numbers, "target": target, "solution": solution}
+    if settings.prompt == "plain":
+        row |= {"prompt": PLAIN.format(numbers=numbers, target=target), "begun": THINK}
+    else:
+        row["prompt"] = [{"role": "user", "content": QUESTION.format(numbers=numbers, target=target)}]
+    return (tuple(sorted(numbers)), target), row
+
+
+def _combined(draws: Draws, numbers: list[int]) -> tuple[Fraction, str]:
+    """All numbers, two of them at a time, in random order by random operators: value and expression."""
+    terms = [(Fraction(number), str(number)) for number in numbers]
+    while len(terms) > 1:
+        (a, left), (b, right) = (terms.pop(draws.below(len(terms))) for _ in range(2))
+        operator = draws.choice("+-*/" if b else "+-*")
+        terms.append((OPERATIONS[operator](a, b), f"({left} {operator} {right})"))
+    value, text = terms[0]
+    return value, text[1:-1]
+
+
+def _gold(example: Example) -> str:
+    start = "" if "begun" in example.columns else THINK
+    return f"{start}I combine the numbers.</think>\n<answer> {example.columns['solution']} </answer>"
+
+
+KIND = Kind(
+    build=countdown,
+    settings=CountdownSettings,
+    what="reach a number by arithmetic with given numbers",
+    reward="right equation + 0.1 · format",
+    sizes=(2000, 200),
+)

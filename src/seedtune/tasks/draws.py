@@ -1,0 +1,81 @@
+"""Examples made from addressed noise: the same on every machine, and none of them in both splits."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from typing import Any, TypeVar
+
+from seedtune import noise
+from seedtune.errors import ConfigError
+from seedtune.tasks.base import Sizes
+
+T = TypeVar("T")
+Row = dict[str, Any]
+WIDTH, BLOCK = 128, 256
+"""Numbers that an example may draw, and examples whose numbers are made at once."""
+PATIENCE = 5000
+"""Candidates in a row that bring nothing new before a task is found to have no more."""
+
+
+class Draws:
+    """The random numbers of one example, in order."""
+
+    def __init__(self, numbers: Sequence[int]) -> None:
+        self._numbers = iter(numbers)
+
+    def below(self, limit: int) -> int:
+        """A uniform integer in [0, ``limit``)."""
+        return next(self._numbers) % limit
+
+    def between(self, low: int, high: int) -> int:
+        """A uniform integer in [``low``, ``high``]."""
+        return low + self.below(high - low + 1)
+
+    def choice(self, items: Sequence[T]) -> T:
+        """One of the items."""
+        return items[self.below(len(items))]
+
+    def sample(self, items: Sequence[T], count: int) -> list[T]:
+        """``count`` different places of the items, in random order."""
+        rest = list(items)
+        return [rest.pop(self.below(len(rest))) for _ in range(count)]
+
+
+def candidates(seed: int, name: str) -> Iterator[Draws]:
+    """The numbers of one candidate after the other, addressed by ``seed`` and ``name``."""
+    key = noise.key(seed, f"task {name}")
+    for block in itertools.count():
+        numbers = noise.integers(noise.Address(key, noise.Stream.ORDER, block), 0, BLOCK * WIDTH)
+        yield from (Draws(row) for row in numbers.reshape(BLOCK, WIDTH).tolist())
+
+
+Make = Callable[[Draws], tuple[Hashable, Row] | None]
+"""Makes (what an example is known by, its row) of random numbers, or None: try others."""
+
+
+def splits(make: Make, sizes: Sizes, name: str) -> tuple[list[Row], list[Row]]:
+    """Training and test rows, all different; the test rows depend only on the seed and their number."""
+    seen: set[Hashable] = set()
+    test = _rows(make, candidates(sizes.seed, f"{name} test"), sizes.test_size, seen)
+    train = _rows(make, candidates(sizes.seed, f"{name} train"), sizes.train_size, seen)
+    return train, test
+
+
+def _rows(make: Make, source: Iterator[Draws], count: int, seen: set[Hashable]) -> list[Row]:
+    """``count`` rows that were not ``seen`` before."""
+    rows: list[Row] = []
+    idle = 0
+    while len(rows) < count:
+        made = make(next(source))
+        idle += 1
+        if made is not None and made[0] not in seen:
+            seen.add(made[0])
+            rows.append(made[1])
+            idle = 0
+        if idle == PATIENCE:
+            raise ConfigError(
+                f"with these task_args there are only about {len(seen)} different examples, fewer than train_size + "
+                "test_size. Ask for fewer, or for larger puzzles."
+            )
+    return rows

@@ -1,0 +1,134 @@
+"""``reasoning_gym:NAME``: any of reasoning-gym's generators, with its own scorer."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from pydantic import Field
+
+from seedtune.errors import ConfigError, nearest
+from seedtune.rewards.gym import evaluates, gym_score, raw_score, scorer
+from seedtune.rewards.packages import optional, tidied
+from seedtune.tasks.arguments import validated
+from seedtune.tasks.base import Reward, Sizes, Task
+from seedtune.tasks.data import examples
+from seedtune.types import Example
+
+PREFIX = "reasoning_gym:"
+INSTRUCTION = "Give only your final answer between <answer> and </answer>."
+INSTEAD = {
+    "countdown": "Use task=countdown.",
+    "arc_agi": "Use task=arc.",
+    "rearc": "Use task=arc and task_args.generator=rearc.",
+}
+"""What to use instead of a generator that is refused."""
+TUPLES = ("arc_agi", "rearc")
+"""Generators whose scorers compare with tuples, which plain data do not keep."""
+NOTHING = ("", "?")
+"""Answers that say nothing."""
+
+
+class GymSettings(Sizes):
+    """How many examples, and the generator's own settings."""
+
+    train_size: int = Field(default=500, ge=1, le=100_000)
+    """Training examples.  They are made when a run starts, and some generators take a tenth of a second each."""
+
+    test_size: int = Field(default=200, ge=0, le=100_000)
+    """Held-out examples."""
+
+    settings: dict[str, Any] = Field(default_factory=dict)
+    """The generator's settings, such as ``max_word_len: 5``."""
+
+
+def from_gym(name: str, given: Mapping[str, Any]) -> Task:
+    """The task of the generator ``name``; ConfigError if there is none, or its scorer cannot be used."""
+    settings = validated(GymSettings, given)
+    _check(name)
+    found = items(name, settings)
+    test = examples([_row(name, next(found)) for _ in range(settings.test_size)], "test")
+    train = examples([_row(name, next(found)) for _ in range(settings.train_size)], "train")
+    answered = all(isinstance(example.columns["answer"], str) for example in (*train, *test))
+    return Task(
+        name=PREFIX + name,
+        train=train,
+        test=test,
+        rewards=(Reward("score", gym_score),),
+        gold=tagged_answer if answered else None,
+        full_marks=1.0,
+    )
+
+
+def tagged_answer(example: Example) -> str:
+    """The generator's answer between tags."""
+    return f"<answer>\n{example.columns['answer']}\n</answer>"
+
+
+def _check(name: str) -> None:
+    gym = optional("reasoning_gym", PREFIX + name)
+    known = gym.factory.DATASETS
+    if name not in known:
+        raise ConfigError(
+            f"task={PREFIX + name!r}: reasoning-gym has no generator {name!r}.{nearest(name, known)} It has "
+            f"{len(known)}: {', '.join(sorted(known))}"
+        )
+    if name in TUPLES:
+        raise ConfigError(f"task={PREFIX + name!r} is refused: its scorer needs more than plain data. {INSTEAD[name]}")
+    culprit = evaluates(name, known[name][0])
+    if culprit is not None:
+        raise ConfigError(
+            f"task={PREFIX + name!r} is refused: its scorer runs {culprit} on what the model wrote. "
+            f"{INSTEAD.get(name, 'Use another generator, or a reward of your own.')}"
+        )
+
+
+def items(name: str, settings: GymSettings) -> Iterator[dict[str, Any]]:
+    """Entries with different questions, in the generator's order; ConfigError when there are no more."""
+    wanted = settings.train_size + settings.test_size
+    data = dataset(name, settings, size=4 * wanted)
+    seen: set[str] = set()
+    for index in range(4 * wanted):
+        entry = data[index]
+        if entry["question"] not in seen and entry["answer"] != "":
+            seen.add(entry["question"])
+            yield entry
+    raise ConfigError(
+        f"{PREFIX}{name} made only {len(seen)} different questions of the {wanted} asked for. "
+        "Lower task_args.train_size or task_args.test_size."
+    )
+
+
+def dataset(name: str, settings: GymSettings, *, size: int) -> Any:
+    """The generator with its settings; ConfigError repeats what it says about them."""
+    gym = optional("reasoning_gym", PREFIX + name)
+    own = set(gym.factory.DATASETS[name][1].__dataclass_fields__) - {"seed", "size"}
+    for key in settings.settings:
+        if key not in own:
+            raise ConfigError(
+                f"unknown setting 'task_args.settings.{key}'.{nearest(key, own)} {name} has: {', '.join(sorted(own))}"
+            )
+    try:
+        with tidied():
+            return gym.create_dataset(name, seed=settings.seed, size=size, **settings.settings)
+    except (AssertionError, ValueError, TypeError) as error:
+        raise ConfigError(f"task_args.settings={settings.settings!r}: {name} says: {error}") from error
+
+
+def _row(name: str, entry: dict[str, Any]) -> dict[str, Any]:
+    """An entry as plain data, with what its scorer gives for nothing; ConfigError if the scorer cannot be trusted."""
+    plain = json.loads(json.dumps({"answer": entry["answer"], "metadata": entry["metadata"]}, default=str))
+    plain["question"] = entry["question"]
+    score = scorer(name)
+    floor = max(raw_score(score, text, plain) for text in NOTHING)
+    answer = entry["answer"]
+    if floor >= 1.0:
+        raise ConfigError(f"task={PREFIX + name!r} is refused: its scorer gives full marks to any answer at all.")
+    if isinstance(answer, str) and raw_score(score, answer, plain) < 1.0:
+        raise ConfigError(
+            f"task={PREFIX + name!r} is refused: its scorer does not give full marks to its own answer once the entry "
+            "has been plain data. Use another generator."
+        )
+    prompt = [{"role": "user", "content": f"{entry['question'].strip()}\n\n{INSTRUCTION}"}]
+    return {"prompt": prompt, "generator": name, "entry": plain, "floor": floor, "answer": answer}

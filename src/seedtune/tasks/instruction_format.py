@@ -1,0 +1,113 @@
+"""Instructions on the form of an answer (in the manner of IFEval, arXiv 2311.07911; combinations of our own)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from typing import Any
+
+from pydantic import Field
+
+from seedtune.rewards.instructions import instructions_followed
+from seedtune.tasks.base import Kind, Reward, Sizes, Task
+from seedtune.tasks.data import examples
+from seedtune.tasks.draws import Draws, Row, splits
+from seedtune.types import Example
+
+TOPICS = (
+    "the sea", "a walk in the forest", "learning to cook", "old maps", "the moon", "a busy market", "trains",
+    "winter mornings", "a small library", "bees", "repairing a bicycle", "mountains", "tea", "the history of paper",
+    "lighthouses", "chess", "rivers", "gardening", "clocks", "volcanoes",
+)  # fmt: skip
+KEYWORDS = ("water", "light", "stone", "paper", "quiet", "morning", "colour", "journey", "simple", "winter", "number")
+PHRASES = ("that is all", "thank you for reading", "and so it goes", "the end", "see you soon")
+STARTS = ("in short", "to begin with", "once again", "first of all")
+FILLER = ("some", "plain", "words", "about", "this", "fill", "what", "remains", "of", "it")
+SAID: dict[str, Callable[[Any], str]] = {
+    "bullets": lambda count: f"consists of exactly {count} bullet points, each a line that begins with '- '",
+    "lower_case": lambda _: "is written in lower case only",
+    "upper_case": lambda _: "is written in CAPITAL LETTERS only",
+    "ends_with": lambda phrase: f"ends with the words '{phrase}' and nothing after them",
+    "starts_with": lambda phrase: f"begins with the words '{phrase}'",
+    "word_count": lambda count: f"has exactly {count} words",
+    "keywords": lambda words: f"contains the words {' and '.join(words)}",
+    "no_commas": lambda _: "contains no comma",
+}
+"""Each instruction in words."""
+CASES = ("lower_case", "upper_case")
+
+
+class InstructionSettings(Sizes):
+    """How much is asked at once."""
+
+    instructions: int = Field(default=3, ge=1, le=5)
+    """Instructions of a prompt, at the most."""
+
+
+def instruction_format(settings: InstructionSettings) -> Task:
+    """Prompts with one or more instructions; reward the share of them that is followed."""
+
+    def make(draws: Draws) -> tuple[Hashable, Row] | None:
+        return _row(draws, settings.instructions)
+
+    train, test = splits(make, settings, "instruction_format")
+    return Task(
+        name="instruction_format",
+        train=examples(train, "train"),
+        test=examples(test, "test"),
+        rewards=(Reward("followed", instructions_followed),),
+        gold=_gold,
+        full_marks=1.0,
+    )
+
+
+def _row(draws: Draws, most: int) -> tuple[Hashable, Row] | None:
+    names = draws.sample(tuple(SAID), draws.between(1, most))
+    if set(CASES) <= set(names):
+        return None
+    wanted = {name: _value(draws, name) for name in names}
+    topic = draws.choice(TOPICS)
+    asked = "\n".join(f"* {SAID[name](value)}" for name, value in wanted.items())
+    question = f"Write a short text about {topic}. Your answer\n{asked}"
+    return question, {"prompt": [{"role": "user", "content": question}], "instructions": wanted}
+
+
+def _value(draws: Draws, name: str) -> Any:
+    values = {
+        "bullets": draws.between(2, 5),
+        "ends_with": draws.choice(PHRASES),
+        "starts_with": draws.choice(STARTS),
+        "word_count": draws.between(20, 40),
+        "keywords": draws.sample(KEYWORDS, draws.between(1, 3)),
+    }
+    return values.get(name, True)
+
+
+def _gold(example: Example) -> str:
+    """Keywords and filler between the phrases asked for, in as many lines and words as asked for."""
+    wanted = example.columns["instructions"]
+    start, end = str(wanted.get("starts_with", "")).split(), str(wanted.get("ends_with", "")).split()
+    middle = list(wanted.get("keywords", []))
+    length = wanted.get("word_count", 20) - len(start) - len(end)
+    middle += [FILLER[place % len(FILLER)] for place in range(length - len(middle))]
+    text = _lines([*start, *middle, *end], wanted.get("bullets", 0))
+    return text.upper() if "upper_case" in wanted else text.lower()
+
+
+def _lines(words: list[str], bullets: int) -> str:
+    """The words as one line, or as bullet points of one word each but the last."""
+    if not bullets:
+        return " ".join(words)
+    # The first point holds the words that the answer begins with, the last those it ends with.
+    cut = len(words) // 2
+    middle = [[word] for word in words[cut : cut + bullets - 2]]
+    points = [words[:cut], *middle, words[cut + len(middle) :]]
+    return "\n".join(f"- {' '.join(point)}" for point in points)
+
+
+KIND = Kind(
+    build=instruction_format,
+    settings=InstructionSettings,
+    what="instructions on the form of an answer",
+    reward="share of the instructions followed",
+    sizes=(2000, 200),
+)

@@ -1,0 +1,107 @@
+"""Answers as JSON that fits a schema: schemas of our own, from a few fields to a nested object."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Hashable
+from typing import Any
+
+from pydantic import Field
+
+from seedtune.rewards.json_schema import json_marks
+from seedtune.rewards.packages import optional
+from seedtune.tasks.base import Kind, Reward, Sizes, Task
+from seedtune.tasks.data import examples
+from seedtune.tasks.draws import Draws, Row, splits
+from seedtune.types import Example
+
+THINGS = ("book", "city", "recipe", "planet", "song", "garden", "ship", "museum", "bicycle", "language")
+FIELDS = (
+    "name", "code", "size", "weight", "colour", "owner", "rating", "price", "count", "active", "tags", "scores",
+    "origin", "status", "level", "note", "year", "maker",
+)  # fmt: skip
+WORDS = ("red", "green", "north", "south", "small", "large", "new", "old", "open", "closed")
+QUESTION = (
+    "Write a JSON object that describes a {thing} and fits this JSON schema:\n{schema}\n"
+    "Answer with the JSON object only."
+)
+Pair = tuple[dict[str, Any], Any]
+"""A schema and a value that fits it."""
+
+
+class JsonSettings(Sizes):
+    """How large the schemas are."""
+
+    fields: int = Field(default=5, ge=1, le=8)
+    """Properties of an object, at the most."""
+
+
+def json_schema(settings: JsonSettings) -> Task:
+    """Schemas to write JSON for; reward by steps, 1 if the object is valid."""
+    optional("jsonschema", "the task json_schema")
+
+    def make(draws: Draws) -> tuple[Hashable, Row] | None:
+        return _row(draws, settings.fields)
+
+    train, test = splits(make, settings, "json_schema")
+    return Task(
+        name="json_schema",
+        train=examples(train, "train"),
+        test=examples(test, "test"),
+        rewards=(Reward("schema", json_marks),),
+        gold=_gold,
+        full_marks=1.0,
+    )
+
+
+def _row(draws: Draws, fields: int) -> tuple[Hashable, Row]:
+    schema, value = _object(draws, fields, nested=draws.below(3) == 0)
+    text = json.dumps(schema)
+    question = QUESTION.format(thing=draws.choice(THINGS), schema=json.dumps(schema, indent=1))
+    row = {"prompt": [{"role": "user", "content": question}], "schema": text, "example": json.dumps(value)}
+    return text, row
+
+
+def _object(draws: Draws, fields: int, *, nested: bool) -> Pair:
+    """An object of up to ``fields`` required properties, one of them an object if ``nested``."""
+    names = draws.sample(FIELDS, draws.between(1, fields))
+    made = {name: _leaf(draws) for name in names}
+    if nested:
+        made["details"] = _object(draws, min(2, fields), nested=False)
+    schema = {
+        "type": "object",
+        "properties": {name: part for name, (part, _) in made.items()},
+        "required": list(made),
+        "additionalProperties": False,
+    }
+    return schema, {name: value for name, (_, value) in made.items()}
+
+
+def _leaf(draws: Draws) -> Pair:
+    """One property: text, a whole number, a number, yes or no, one of some words, or a list."""
+    least = draws.between(1, 50)
+    words = draws.sample(WORDS, 3)
+    leaves: tuple[Pair, ...] = (
+        ({"type": "string", "minLength": 1, "maxLength": 10 + least}, words[0]),
+        ({"type": "integer", "minimum": least, "maximum": least + 20}, least + 1),
+        ({"type": "number", "exclusiveMinimum": 0, "maximum": least}, 0.5),
+        ({"type": "boolean"}, True),
+        ({"enum": words}, words[1]),
+        ({"type": "array", "items": {"type": "integer"}, "minItems": 1, "maxItems": 4}, [least, 2]),
+        ({"type": "array", "items": {"type": "string"}, "minItems": 2, "maxItems": 2}, words[:2]),
+    )
+    return draws.choice(leaves)
+
+
+def _gold(example: Example) -> str:
+    return str(example.columns["example"])
+
+
+KIND = Kind(
+    build=json_schema,
+    settings=JsonSettings,
+    what="JSON that fits a schema",
+    reward="0.1 JSON … 1 valid",
+    sizes=(2000, 200),
+    needs=("jsonschema",),
+)

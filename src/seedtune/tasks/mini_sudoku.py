@@ -1,0 +1,65 @@
+"""Mini-sudoku of 4 × 4 cells (arXiv 2509.24372): reasoning-gym's puzzles, a checker of our own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field, model_validator
+
+from seedtune.rewards.grids import sudoku_solved
+from seedtune.tasks.base import Kind, Reward, Sizes, Task
+from seedtune.tasks.data import examples
+from seedtune.tasks.gym import INSTRUCTION, GymSettings, items, tagged_answer
+
+
+class SudokuSettings(Sizes):
+    """Puzzles with ``least_empty`` to ``most_empty`` empty cells of 16."""
+
+    train_size: int = Field(default=1000, ge=1, le=100_000)
+    """Training puzzles."""
+
+    least_empty: int = Field(default=8, ge=1, le=12)
+    """Empty cells, at the least (a few puzzles have less, to be unique)."""
+
+    most_empty: int = Field(default=12, ge=1, le=12)
+    """Empty cells, at the most; with more a solution is not unique."""
+
+    @model_validator(mode="after")
+    def _in_order(self) -> SudokuSettings:
+        if self.least_empty > self.most_empty:
+            raise ValueError(f"least_empty={self.least_empty} is more than most_empty={self.most_empty}: swap them")
+        return self
+
+
+def mini_sudoku(settings: SudokuSettings) -> Task:
+    """Puzzles with one solution; reward 1 if solved, else half the share of blanks that are right."""
+    empty = {"min_empty": settings.least_empty, "max_empty": settings.most_empty}
+    source = GymSettings(
+        train_size=settings.train_size, test_size=settings.test_size, seed=settings.seed, settings=empty
+    )
+    found = items("mini_sudoku", source)
+    test = examples([_row(next(found)) for _ in range(settings.test_size)], "test")
+    return Task(
+        name="mini_sudoku",
+        train=examples([_row(next(found)) for _ in range(settings.train_size)], "train"),
+        test=test,
+        rewards=(Reward("solved", sudoku_solved),),
+        gold=tagged_answer,
+        full_marks=1.0,
+    )
+
+
+def _row(entry: dict[str, Any]) -> dict[str, Any]:
+    prompt = [{"role": "user", "content": f"{entry['question'].strip()}\n\n{INSTRUCTION}"}]
+    made = entry["metadata"]
+    return {"prompt": prompt, "puzzle": made["puzzle"], "solution": made["solution"], "answer": entry["answer"]}
+
+
+KIND = Kind(
+    build=mini_sudoku,
+    settings=SudokuSettings,
+    what="sudoku of 4 × 4 cells",
+    reward="1 solved, else half the share of right blanks",
+    sizes=(1000, 200),
+    needs=("reasoning_gym",),
+)

@@ -1,0 +1,62 @@
+"""A task of the user's own file: ``task: file.py:function``, where the function returns a Task."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from seedtune.errors import ConfigError, DataError, SeedtuneError, nearest
+from seedtune.tasks.arguments import accepted
+from seedtune.tasks.base import Task
+
+
+def is_userfile(name: str) -> bool:
+    """Whether a task's name is ``file.py:function``."""
+    return name.rpartition(":")[0].endswith(".py")
+
+
+def from_file(name: str, given: Mapping[str, Any]) -> Task:
+    """Call ``function(**given)`` of ``file.py:function``; ConfigError or DataError say what is wrong with it.
+
+    The file is run, as an import would.  Its path counts from the current folder.
+    """
+    path, _, word = name.rpartition(":")
+    function = _function(_module(Path(path)), word, name)
+    keywords = accepted(function, given)
+    try:
+        made = function(**keywords)
+    except SeedtuneError:
+        raise
+    except Exception as error:
+        raise DataError(f"task={name!r} raised {type(error).__name__}: {error}. Fix the function.") from error
+    if not isinstance(made, Task):
+        raise ConfigError(f"task={name!r} returned {type(made).__name__}, not a seedtune.tasks.Task.")
+    return made
+
+
+def _module(path: Path) -> ModuleType:
+    if not path.is_file():
+        raise ConfigError(f"there is no file {str(path)!r} in {Path.cwd()}. Give its path from there, or a full one.")
+    word = f"seedtune_task_{path.stem}"
+    spec = importlib.util.spec_from_file_location(word, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[word] = module  # dataclasses and pickling by reference look modules up by name
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise ConfigError(f"{path} cannot be imported: {type(error).__name__}: {error}. Fix the file.") from error
+    return module
+
+
+def _function(module: ModuleType, word: str, name: str) -> Callable[..., Any]:
+    own = {key: value for key, value in vars(module).items() if callable(value) and not key.startswith("_")}
+    if word not in own:
+        raise ConfigError(f"task={name!r}: the file has no function {word!r}.{nearest(word, own)}")
+    function: Callable[..., Any] = own[word]
+    return function

@@ -1,0 +1,130 @@
+"""Validation finds what is wrong with a task; and a task of the user's own file is a task like any other."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import pytest
+
+import runs
+from seedtune import replay, tasks
+from seedtune.config import Config
+from seedtune.errors import ConfigError, DataError, RewardError
+from seedtune.tasks.base import Reward, Task
+from seedtune.tasks.data import examples
+from seedtune.tasks.validation import validate
+from seedtune.trainer import Trainer
+
+TEMPLATE = Path(__file__).parents[2] / "examples" / "my_task.py"
+
+
+def exact(completions, answer, **_):
+    return [float(text == right) for text, right in zip(completions, answer, strict=True)]
+
+
+def made(reward=exact, **more) -> Task:
+    rows = [{"prompt": f"say {n}", "answer": f"it is {n}"} for n in range(40)]
+    told = {"gold": lambda example: example.columns["answer"], "full_marks": 1.0, **more}
+    return Task("mine", examples(rows[10:], "train"), examples(rows[:10], "test"), (Reward("own", reward),), **told)
+
+
+def broken(task: Task, **how) -> dict[str, str]:
+    return {check.what: check.broken for check in validate(task, **how) if check.broken}
+
+
+def test_a_sound_task_is_valid():
+    checks = validate(made())
+    assert not any(check.broken for check in checks)
+    assert (checks[0].items, checks[0].full, checks[0].mean) == (40, 40, 1.0)
+
+
+def test_wrong_gold_answers_are_shown_with_what_they_got():
+    assert broken(made(gold=lambda example: "it")) == {"gold": "40 of 40 gold answers got less, first 'it': 0"}
+
+
+def test_a_reward_that_anything_satisfies_is_broken():
+    found = broken(made(lambda completions, **_: [1.0] * len(completions)))
+    assert found["empty"] == "40 of 40 got more, up to 1"
+    assert found["I do not know."] == "40 of 40 got full marks"
+
+
+def test_a_reward_that_grows_without_end_is_broken():
+    found = broken(made(lambda completions, **_: [len(text) / 7 for text in completions]))
+    assert found["100,000 brackets"] == "40 of 40 got more than gold"
+
+
+def test_a_reward_that_changes_its_mind_is_broken():
+    marks = itertools.count()
+    steps = made(lambda completions, **_: [float(next(marks)) for _ in completions], full_marks=None)
+    assert broken(steps)["gold"] == "scored twice, the same answers got different marks"
+
+
+def test_a_reward_without_a_value_for_gold_is_broken():
+    found = broken(made(lambda completions, **_: [None] * len(completions), full_marks=None))
+    assert found == {"gold": "40 of 40 gold answers got less, first 'it is 0': nan"}
+
+
+def test_a_reward_that_raises_is_an_error():
+    with pytest.raises(RewardError, match="the reward function 'own' raised"):
+        validate(made(lambda completions, **_: 1 / 0))
+
+
+def test_without_gold_answers_a_column_is_taken_or_asked_for():
+    assert broken(made(gold=None)) == {}
+    assert broken(made(gold=None), gold="answer") == {}
+    rows = examples([{"prompt": "a", "right": "b"}], "train")
+    task = Task("mine", rows, (), (Reward("own", exact),))
+    with pytest.raises(DataError, match=r"has no gold answers: its columns are \['right'\]\. Add a column 'gold'"):
+        validate(task)
+    with pytest.raises(DataError, match="has no examples"):
+        validate(Task("mine", (), (), ()))
+
+
+# ------------------------------------------------------------------- a file of one's own
+
+
+def test_the_template_is_thirty_lines_at_most_and_valid():
+    assert len(TEMPLATE.read_text().splitlines()) <= 30
+    task = tasks.create(f"{TEMPLATE}:my_task")
+    checks = validate(task)
+    assert checks[0].full == checks[0].items == 200
+    assert not any(check.broken for check in checks)
+    assert len(tasks.create(f"{TEMPLATE}:my_task", {"size": 8}).train) == 6
+
+
+def test_a_run_on_a_task_of_a_file_resumes_from_its_configuration(tmp_path):
+    config = runs.toy(tmp_path / "run", task_args={"size": 20}, generations=2).replace(task=f"{TEMPLATE}:my_task")
+    Trainer(config).train()
+    recorded = replay.run_config(tmp_path / "run")
+    assert (recorded.task, recorded.task_args) == (f"{TEMPLATE}:my_task", {"size": 20})
+    trainer = Trainer(recorded.replace(generations=3))
+    trainer.train(resume=True)
+    assert trainer.generation == 3
+
+
+def test_settings_of_a_task_are_part_of_what_a_run_is():
+    assert Config(task_args={"size": 2}).identity()["task_args"] == {"size": 2}
+
+
+@pytest.mark.parametrize(
+    ("text", "function", "args", "message"),
+    [
+        ("def f(size=1): return 1", "f", {"sise": 2}, r"unknown setting 'task_args\.sise'\. Did you mean 'size'\?"),
+        ("def f(size): return 1", "f", {}, r"f needs task_args\.size\. Give it, for example --set task_args\.size=1"),
+        ("def f(): return 1", "f", {}, r"returned int, not a seedtune\.tasks\.Task"),
+        ("def f(): return 1 / 0", "f", {}, r"raised ZeroDivisionError: division by zero\. Fix the function"),
+        ("def fun(): return 1", "fin", {}, r"the file has no function 'fin'\. Did you mean 'fun'\?"),
+        ("import nothing_like_it", "f", {}, r"cannot be imported: ModuleNotFoundError: .*nothing_like_it"),
+        ("def f(: pass", "f", {}, r"cannot be imported: SyntaxError"),
+    ],
+)
+def test_what_is_wrong_with_a_file_is_named(tmp_path, text, function, args, message):
+    (tmp_path / "own.py").write_text(text)
+    with pytest.raises((ConfigError, DataError), match=message):
+        tasks.create(f"{tmp_path / 'own.py'}:{function}", args)
+
+
+def test_a_file_that_is_not_there_is_named():
+    with pytest.raises(ConfigError, match=r"there is no file 'gone\.py' in .*\. Give its path from there"):
+        tasks.create("gone.py:task")
