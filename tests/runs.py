@@ -32,6 +32,7 @@ def toy(root: Path, **settings: Any) -> Config:
         "eval_prompts": 3,
         "save_steps": 2,
         "toy": {"size": 4},
+        "reward_workers": 0,
     }
     return Config(engine="toy", task="toy", model="toy", output_dir=str(root), **{**small, **settings})
 

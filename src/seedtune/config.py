@@ -161,6 +161,23 @@ class Config(Section):
     multi_objective_aggregation: Literal["sum_then_normalize", "normalize_then_sum"] = "sum_then_normalize"
     """Several rewards: shape their weighted sum, or shape each by itself and add the weighted coefficients."""
 
+    reward_batch: Literal["sample", "prompt", "all"] = "sample"
+    """What a call of a reward function holds: one completion, all of a prompt's in a generation (functions that compare
+    them), or all of a generation's."""
+
+    reward_workers: int = Field(default=8, ge=0, le=256)
+    """Processes that reward functions are called in, at the most, while the model goes on generating; they start as
+    they are needed.  0: they run in this process, where a crash would end the run."""
+
+    reward_timeout: float = Field(default=60.0, gt=0.0)
+    """Seconds that a call of a reward function may take; what takes longer is not scored."""
+
+    reward_memory_mb: int = Field(default=2048, ge=0)
+    """Memory of each reward process in MiB (Linux); 0: no limit."""
+
+    max_reward_failures: float = Field(default=0.5, ge=0.0, le=1.0)
+    """Training stops when a reward function fails on more than this share of a generation's completions."""
+
     prompts_per_generation: int = Field(default=8, ge=1)
     """Training prompts every member answers in a generation (all of them if there are fewer)."""
 
@@ -310,6 +327,7 @@ _INCIDENTAL: dict[str, Any] = {
     # Training data are known by their digest, rewards by what `RewardSettings.identity` says of them.
     **dict.fromkeys(("train_dataset", "eval_dataset", "eval_share", "prompt_column"), True),
     **dict.fromkeys(("reward_funcs", "reward_weights"), True),
+    **dict.fromkeys(("reward_workers", "reward_timeout", "reward_memory_mb", "max_reward_failures"), True),
     "transformers": {"device", "trust_remote_code", "centre_file", "packed"},
     "toy": {"delay"},
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -12,9 +12,13 @@ from numpy.typing import NDArray
 from seedtune.config import Config
 from seedtune.engines.base import Engine
 from seedtune.objectives import OBJECTIVES, Objective
-from seedtune.rewards.scoring import score, total
+from seedtune.rewards.scorer import Scorer
+from seedtune.rewards.scoring import total
 from seedtune.tasks.base import Task
 from seedtune.types import CENTRE, Example, Job, Member, Message, Plan, Prompt, Rollout, Sampling
+
+Place = tuple[Member, int, int]
+"""A rollout's member, prompt and sample."""
 
 
 @dataclass(slots=True)
@@ -22,7 +26,8 @@ class Outcome:
     """Scores (members, prompts) of an evaluation, and its rollouts, member by member, with their values.
 
     ``scores`` are of the weighted sum of the rewards; ``by_reward`` (rewards, members, prompts) holds each
-    reward's own, not weighted, in the order of the task's.  NaN where nothing was scored.
+    reward's own, not weighted, in the order of the task's.  NaN where nothing was scored; ``failed`` counts, for
+    each reward, the rollouts on which its function failed.
     """
 
     members: tuple[Member, ...]
@@ -32,6 +37,7 @@ class Outcome:
     rollouts: list[Rollout]
     rewards: list[float]
     by_function: dict[str, list[float]]
+    failed: dict[str, int]
     seconds: dict[str, float] = field(default_factory=dict)
 
     def of(self, member: Member) -> list[tuple[Rollout, float]]:
@@ -45,10 +51,11 @@ class Outcome:
 
 
 class Evaluator:
-    """Runs jobs on an engine and scores what comes back with the task's rewards."""
+    """Runs jobs on an engine and scores what comes back, as it comes, with the task's rewards."""
 
-    def __init__(self, engine: Engine, task: Task, config: Config) -> None:
+    def __init__(self, engine: Engine, task: Task, config: Config, scorer: Scorer | None = None) -> None:
         self.engine, self.task, self.config = engine, task, config
+        self.scorer = Scorer(task.rewards, config) if scorer is None else scorer
 
     def evaluate(self, members: tuple[Member, ...], examples: Sequence[Example], *, plan: Plan) -> Outcome:
         """Let every member answer every example, with the σ of ``plan`` and where it stands.
@@ -66,17 +73,24 @@ class Evaluator:
     def _run(self, jobs: list[Job], examples: tuple[Example, ...], objective: str) -> Outcome:
         started = time.perf_counter()
         members = tuple(member for job in jobs for member in job.members)
-        rollouts = sorted(self.engine.evaluate(jobs), key=_place(members))
-        generated = time.perf_counter()
-        answered = [examples[rollout.prompt] for rollout in rollouts]
-        values = score(self.task.rewards, answered, [rollout.text for rollout in rollouts])
+        places, how = _places(members, len(examples), jobs[0].sampling.samples), jobs[0].sampling
+        arrived: dict[Place, Rollout] = {}
+        with self.scorer.round(examples, [prompt for _, prompt, _ in places], after=how.generation) as scoring:
+            for rollout in self.engine.evaluate(jobs):
+                place = rollout.member, rollout.prompt, rollout.sample
+                arrived[place] = rollout
+                scoring.add(places[place], rollout.text)
+            generated = time.perf_counter()
+            scores = scoring.finish()
+        rollouts = [arrived[place] for place in places if place in arrived]
+        values = {name: [v[places[place]] for place in places if place in arrived] for name, v in scores.values.items()}
         rewards = total(self.task.rewards, values)
         seconds = {"rollouts": generated - started, "score": time.perf_counter() - generated}
         counted = _counted(rollouts, rewards, OBJECTIVES[objective])
         cells = _cells(members, len(examples), [rollouts[i] for i in counted])
         columns = np.array([rewards, *(values[reward.name] for reward in self.task.rewards)])[:, counted]
         matrices = np.array([_matrix((len(members), len(examples)), cells, column) for column in columns])
-        return Outcome(members, examples, matrices[0], matrices[1:], rollouts, rewards, values, seconds)
+        return Outcome(members, examples, matrices[0], matrices[1:], rollouts, rewards, values, scores.failed, seconds)
 
     def _jobs(self, members: tuple[Member, ...], examples: tuple[Example, ...], plan: Plan) -> list[Job]:
         """Members cut into fixed groups, the same whatever the engine."""
@@ -110,9 +124,10 @@ def prompt_of(config: Config, example: Example) -> Prompt:
     return Prompt(example.id, content, config.chat_template_kwargs)
 
 
-def _place(members: tuple[Member, ...]) -> Callable[[Rollout], tuple[int, int, int]]:
-    order = {member: index for index, member in enumerate(members)}
-    return lambda rollout: (order[rollout.member], rollout.prompt, rollout.sample)
+def _places(members: tuple[Member, ...], prompts: int, samples: int) -> dict[Place, int]:
+    """Where every rollout of an evaluation belongs: members in order, then prompts, then samples."""
+    order = dict.fromkeys((m, p, s) for m in members for p in range(prompts) for s in range(samples))
+    return {place: index for index, place in enumerate(order)}
 
 
 def _counted(rollouts: Sequence[Rollout], rewards: Sequence[float], objective: Objective) -> list[int]:

@@ -18,6 +18,7 @@ from seedtune.engines.base import Engine
 from seedtune.errors import ConfigError, RewardError
 from seedtune.estimators import Estimate, bootstrap, majority_at_k, pass_at_k
 from seedtune.evaluator import Evaluator, Outcome
+from seedtune.rewards.scorer import Scorer
 from seedtune.tasks.base import Task
 from seedtune.types import Example
 
@@ -136,7 +137,7 @@ def held_out(task: Task, config: Config, limit: int | None = None) -> Sequence[E
 def answered(outcome: Outcome, task: Task) -> dict[str, Array]:
     """What the answers are worth and what they look like, each the mean over a prompt's answers."""
     rollouts = outcome.rollouts
-    values: dict[str, Any] = {} if task.full_marks is None else {"accuracy": right(task, outcome.rewards)}
+    values: dict[str, Any] = {} if not task.has_accuracy else {"accuracy": right(task, outcome.rewards)}
     values["reward"] = outcome.rewards
     if len(outcome.by_function) > 1:
         values |= {f"reward/{name}": column for name, column in outcome.by_function.items()}
@@ -172,7 +173,7 @@ def sampled(outcome: Outcome, task: Task, ks: Sequence[int]) -> dict[str, Array]
         groups[rollout.prompt].append(index)
     answers = [_answer_of(task, rollout.text) for rollout in outcome.rollouts]
     columns = {"sampled_reward": _by_prompt(outcome, outcome.rewards)}
-    if task.full_marks is not None:
+    if task.has_accuracy:
         full = right(task, outcome.rewards).astype(float).tolist()
         for k in ks:
             columns[f"pass@{k}"] = np.array([pass_at_k(len(g), int(sum(full[i] for i in g)), k) for g in groups])
@@ -215,22 +216,27 @@ def others(config: Config, own: Task) -> tuple[Task, ...]:
 
 
 def during_training(
-    engine: Engine, watched: Sequence[Task], config: Config, *, generation: int
+    engine: Engine, watched: Sequence[Task], config: Config, *, generation: int, scorer: Scorer | None = None
 ) -> tuple[dict[str, Any], Outcome]:
     """Metrics of the held-out prompts of the run's own task (the first) and of others; the own answers, too.
 
-    Prompts are answered as in training.  ``eval_…`` are of the own task, ``eval_TASK/…`` of the others.
+    Prompts are answered as in training, and those of the own task scored by the run's ``scorer``.  ``eval_…`` are of
+    the own task, ``eval_TASK/…`` of the others.
     """
     started = time.perf_counter()
     outcomes = [
-        Evaluator(engine, task, config).centre(held_out(task, config), generation=generation) for task in watched
+        Evaluator(engine, task, config, scorer if task is watched[0] else None).centre(
+            held_out(task, config), generation=generation
+        )
+        for task in watched
     ]
     engine.take_times()
     own, first = watched[0], outcomes[0]
     metrics: dict[str, Any] = {"generation": generation, "eval_reward": monitors.mean(first.rewards)}
-    if own.full_marks is not None:
+    if own.has_accuracy:
         metrics["eval_accuracy"] = float(np.mean(right(own, first.rewards)))
     metrics |= {f"eval_{name}": value for name, value in monitors.function_metrics(first.by_function).items()}
+    metrics |= {f"eval_{name}": value for name, value in monitors.failure_metrics(first.failed).items()}
     metrics |= {f"eval_{name}": value for name, value in monitors.completion_metrics(first.rollouts).items()}
     for task, outcome in zip(watched[1:], outcomes[1:], strict=True):
         found = {name: monitors.mean(column) for name, column in answered(outcome, task).items()}

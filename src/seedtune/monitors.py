@@ -61,6 +61,20 @@ def function_metrics(values: Mapping[str, Sequence[float]]) -> dict[str, float |
     return result
 
 
+def failure_metrics(failed: Mapping[str, int]) -> dict[str, int]:
+    """``rewards/<function>/failed``: completions on which it raised, crashed, hung or returned no number."""
+    return {f"rewards/{name}/failed": count for name, count in failed.items()}
+
+
+def failure_alarms(failed: Mapping[str, int], rollouts: int) -> list[str]:
+    """What could not be scored of so many rollouts."""
+    return [
+        f"the reward function {name!r} failed on {count} of {rollouts} completions: see failures.jsonl."
+        for name, count in failed.items()
+        if count
+    ]
+
+
 def completion_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:
     """Completion lengths in tokens, and the shares cut off at the limit, of duplicates and of endings that repeat.
 

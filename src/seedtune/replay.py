@@ -82,6 +82,11 @@ class RunPaths:
         return self.root / "evaluations.jsonl"
 
     @property
+    def failures(self) -> Path:
+        """Completions on which a reward function failed, if there are any."""
+        return self.root / "failures.jsonl"
+
+    @property
     def snapshots(self) -> Path:
         """The centre at a few generations, for a quick resume."""
         return self.root / "snapshots"
@@ -110,6 +115,13 @@ class RunPaths:
         """Whether a run got as far as its configuration and no further."""
         known = {self.config.name, self.ledger.name}
         return self.config.is_file() and self.holdings() <= known and not ledger.has_begun(self.ledger)
+
+
+def how_to_go_on(config: Config) -> str:
+    """What to do when a run was stopped and its cause is mended."""
+    if config.has_objects:
+        return "Nothing is lost: go on with Trainer(...).train(resume=True)."
+    return f"Nothing is lost: go on with {resume_command(Path(config.output_dir))}"
 
 
 def header_of(config: Config, info: EngineInfo, data: str) -> ledger.Header:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,6 +23,7 @@ from seedtune.intake import Data, Given, GivenReward, take
 from seedtune.ledger import Ledger, Record
 from seedtune.lineage import Lineage
 from seedtune.measures import during_training, others
+from seedtune.rewards.scorer import Scorer
 from seedtune.shaping import member_rewards
 from seedtune.strategies.base import Feedback, State, Step, tell
 from seedtune.types import CENTRE, Example, Member, Plan
@@ -73,6 +75,7 @@ class Trainer:
         self.strategy = strategies.create(self.config, [reward.weight for reward in self.task.rewards])
         self.paths = replay.RunPaths(Path(self.config.output_dir))
         self.guards = Guards(self.paths.samples)
+        self.scorer = Scorer(self.task.rewards, self.config)
         self.engine: Engine | None = None
         self.generation = self.parameters = 0
         self.lineage = Lineage(strategies.memory(self.config))
@@ -87,7 +90,8 @@ class Trainer:
         Raises RunError for a used run directory (unless ``resume``) or a changed configuration; after any
         error everything up to the last complete generation is on the disk.
         """
-        with self._resumed() if resume else self._begun() as (book, state):
+        with self._resumed() if resume else self._begun() as (book, state), closing(self.scorer):
+            self.scorer.keep(partial(files.append_lines, self.paths.failures), replay.how_to_go_on(self.config))
             self._loop(book, state)
         self._emit("on_end", self)
         return next(iter(reversed(self._evaluations())), {})
@@ -102,7 +106,8 @@ class Trainer:
 
     def evaluate(self) -> Metrics:
         """Mean rewards of the centre on the held-out examples."""
-        return self._held_out(self.load())[0]
+        with closing(self.scorer):
+            return self._held_out(self.load())[0]
 
     def save_model(self, output_dir: str | Path, *, dtype: str | None = None) -> None:
         """Write the centre as a Hugging Face folder."""
@@ -113,7 +118,7 @@ class Trainer:
     # ---------------------------------------------------------------- the loop
 
     def _loop(self, book: Ledger, state: State) -> None:
-        evaluator = Evaluator(self.load(), self.task, self.config)
+        evaluator = Evaluator(self.load(), self.task, self.config, self.scorer)
         diagnostics = Diagnostics(self.load(), self.task, self.config, parameters=self.parameters)
         self._evaluate_if_due()
         for generation in range(self.generation, self.config.generations):
@@ -291,6 +296,7 @@ class Trainer:
             **monitors.prompt_metrics(scores),
             "reward_centre": record.centre_reward,
             **monitors.function_metrics(outcome.by_function),
+            **monitors.failure_metrics(outcome.failed),
             **monitors.completion_metrics(outcome.rollouts),
             **self.guards.metrics(outcome.rollouts),
             "sigma": record.plan.sigma,
@@ -302,6 +308,7 @@ class Trainer:
         }
         metrics["alarms"] = [
             *monitors.alarms(metrics, moved=any(record.coefficients)),
+            *monitors.failure_alarms(outcome.failed, len(outcome.rollouts)),
             *signal_alarms(record),
             *self.guards.alarms(metrics),
             *monitors.went_back(record.back_to),
@@ -325,7 +332,8 @@ class Trainer:
         self._emit("on_evaluate", metrics)
 
     def _held_out(self, engine: Engine) -> tuple[Metrics, Outcome]:
-        return during_training(engine, (self.task, *self.others), self.config, generation=self.generation)
+        watched = (self.task, *self.others)
+        return during_training(engine, watched, self.config, generation=self.generation, scorer=self.scorer)
 
     def _evaluations(self) -> list[Metrics]:
         """Every held-out evaluation of this run so far, in order."""

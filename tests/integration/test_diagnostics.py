@@ -28,7 +28,7 @@ def metrics(root: Path) -> list[dict]:
 
 def train(root: Path, **settings) -> list[dict]:
     more = {"generations": 20, "eval_steps": 0, "save_steps": 0, "drift_steps": 5, "toy": {"size": 64}}
-    fast = {"population": 16, "alpha": 0.02, "collapse_guard": "no"}
+    fast = {"population": 16, "alpha": 0.02, "collapse_guard": "no", "reward_batch": "all"}
     config = runs.toy(root, **{**more, **fast, **settings})
     Trainer(config, reward_funcs=random_reward, train_dataset=ROWS).train()
     return metrics(root)

@@ -81,7 +81,13 @@ def lower(completions, **_):
 
 def transformer(root: Path, base: Path, **settings: Any) -> Trainer:
     small = {"population": 16, "sigma": 0.05, "generations": 16, "prompts_per_generation": 4, "fingerprint_steps": 4}
-    more = {"max_completion_length": 8, "save_steps": 0, "transformers": {"device": "cpu"}, "kl_steps": 8}
+    more = {
+        "max_completion_length": 8,
+        "save_steps": 0,
+        "transformers": {"device": "cpu"},
+        "kl_steps": 8,
+        "reward_workers": 0,
+    }
     config = Config(model=str(base), output_dir=str(root), **{**small, **more, **settings})
     return Trainer(config, reward_funcs=lower, train_dataset=PROMPTS, eval_dataset=PROMPTS)
 

@@ -41,7 +41,7 @@ def config(root: Path, base: Path, **settings: Any) -> Config:
         "transformers": {"device": "cpu"},
     }
     how = json.loads((base / "seedtune-test.json").read_text())
-    return Config(model=str(base), output_dir=str(root), **{**small, **how, **settings})
+    return Config(model=str(base), output_dir=str(root), reward_workers=0, **{**small, **how, **settings})
 
 
 def train(settings: Config, *, resume: bool = False) -> None:

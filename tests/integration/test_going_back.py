@@ -31,7 +31,8 @@ class Cliff:
 
 
 def trainer(root: Path, reward, **settings) -> Trainer:
-    more = {"collapse_guard": "yes", "generations": 14, "eval_steps": 0, "save_steps": 3, "fingerprint_steps": 1}
+    more = {"collapse_guard": "yes", "generations": 14, "eval_steps": 0, "save_steps": 3, "fingerprint_steps": 1,
+            "reward_batch": "all"}  # fmt: skip
     config = runs.toy(root, **{**more, **settings})
     return Trainer(config, reward_funcs=reward, train_dataset=ROWS)
 

@@ -179,7 +179,7 @@ def raising(completions, **_):
 
 
 def too_few(completions, **_):
-    return [1.0]
+    return []
 
 
 def text(completions, **_):
@@ -190,7 +190,7 @@ def text(completions, **_):
     ("function", "message"),
     [
         (raising, "the reward function 'raising' raised ZeroDivisionError: division by zero"),
-        (too_few, "the reward function 'too_few' returned 1 values for 2 completions"),
+        (too_few, "the reward function 'too_few' returned 0 values for 1 completions"),
         (text, r"the reward function 'text' returned '.*', which is text"),
     ],
 )

@@ -1,28 +1,28 @@
-"""Calling reward functions, the boundary of user code: TRL's conventions in, a checked float each out."""
+"""Scoring completions: what reward functions are given, and the sum of what they return."""
 
 from __future__ import annotations
 
-import asyncio
-import inspect
 import math
-from collections.abc import Awaitable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from seedtune.errors import RewardError
+from seedtune.rewards.calling import call, raised
 from seedtune.tasks.base import Reward
 from seedtune.types import Example
 
+FIX = "Fix it, or return None for completions it cannot score"
+"""What to do about a reward function that fails."""
+
 
 def score(rewards: Sequence[Reward], examples: Sequence[Example], texts: Sequence[str]) -> dict[str, list[float]]:
-    """Each reward's value for every (example, completion text), NaN where it does not apply.
+    """Each reward's value for every (example, completion text), NaN where it does not apply; in this process, at once.
 
-    Raises RewardError naming the function when it raises or returns anything but one number or None each.
+    Raises RewardError naming the function when it raises or returns anything but one finite number, NaN or None each.
+    Runs use a `Scorer` instead, whose calls may fail.
     """
-    prompts = [_prompt(example) for example in examples]
-    completions = [_completion(example, text) for example, text in zip(examples, texts, strict=True)]
-    columns = _columns(examples)
-    return {reward.name: _call(reward, prompts, completions, columns) for reward in rewards}
+    keywords = keywords_of(examples, texts, column_names(examples))
+    return {reward.name: _values(reward, keywords, len(texts)) for reward in rewards}
 
 
 def total(rewards: Sequence[Reward], values: Mapping[str, Sequence[float]]) -> list[float]:
@@ -40,72 +40,26 @@ def _sum(parts: Sequence[float]) -> float:
         return math.nan
 
 
-def _call(reward: Reward, prompts: list[Any], completions: list[Any], columns: dict[str, list[Any]]) -> list[float]:
-    keywords = {**columns, "prompts": prompts, "completions": completions}
+def keywords_of(examples: Sequence[Example], texts: Sequence[str], names: Sequence[str]) -> dict[str, list[Any]]:
+    """What a reward function is called with: the columns of these ``names``, prompts and completions."""
+    columns = {name: [example.columns.get(name) for example in examples] for name in names}
+    completions = [_completion(example, text) for example, text in zip(examples, texts, strict=True)]
+    return {**columns, "prompts": [_prompt(example) for example in examples], "completions": completions}
+
+
+def column_names(examples: Sequence[Example]) -> list[str]:
+    """The columns that any of the examples has."""
+    return sorted({name for example in examples for name in example.columns})
+
+
+def _values(reward: Reward, keywords: dict[str, list[Any]], count: int) -> list[float]:
     try:
-        returned = reward.function(**_accepted(reward, keywords))
-        if inspect.isawaitable(returned):
-            returned = _wait_for(returned)
+        answer = call(reward.function, keywords, count)
     except Exception as error:  # the named boundary: user code may raise anything
-        raise RewardError(
-            f"the reward function {reward.name!r} raised {type(error).__name__}: {error}. "
-            "Fix it, or return None for completions it cannot score; the run can be resumed."
-        ) from error
-    return _checked(reward, returned, len(completions))
-
-
-def _wait_for(awaitable: Awaitable[Any]) -> Any:
-    """The result of an async reward; in a thread of its own where a loop runs already (notebooks)."""
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return asyncio.run(_await(awaitable))
-    with ThreadPoolExecutor(1) as thread:
-        return thread.submit(asyncio.run, _await(awaitable)).result()
-
-
-async def _await(value: Awaitable[Any]) -> Any:
-    return await value
-
-
-def _accepted(reward: Reward, keywords: dict[str, Any]) -> dict[str, Any]:
-    """The keywords the function takes; all of them if it has ``**kwargs``."""
-    parameters = inspect.signature(reward.function).parameters.values()
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
-        return keywords
-    names = {parameter.name for parameter in parameters}
-    return {key: value for key, value in keywords.items() if key in names}
-
-
-def _checked(reward: Reward, returned: Any, count: int) -> list[float]:
-    try:
-        values = list(returned)
-    except TypeError:
-        raise RewardError(
-            f"the reward function {reward.name!r} returned {type(returned).__name__}, not a list of {count} numbers."
-        ) from None
-    if len(values) != count:
-        raise RewardError(
-            f"the reward function {reward.name!r} returned {len(values)} values for {count} completions. "
-            "Return one number or None for each."
-        )
-    return [_number(reward, value) for value in values]
-
-
-def _number(reward: Reward, value: Any) -> float:
-    if value is None:
-        return math.nan
-    if isinstance(value, str | bytes):
-        raise RewardError(
-            f"the reward function {reward.name!r} returned {value!r}, which is text. Return a number or None."
-        )
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        raise RewardError(
-            f"the reward function {reward.name!r} returned {value!r} ({type(value).__name__}). Return a number or None."
-        ) from None
-    return number if math.isfinite(number) else math.nan
+        raise RewardError(f"the reward function {reward.name!r} {raised(error)}. {FIX}.") from error
+    for fault in answer.faults.values():
+        raise RewardError(f"the reward function {reward.name!r} {fault.message}.")
+    return answer.values
 
 
 def _prompt(example: Example) -> Any:
@@ -114,8 +68,3 @@ def _prompt(example: Example) -> Any:
 
 def _completion(example: Example, text: str) -> Any:
     return text if isinstance(example.prompt, str) else [{"role": "assistant", "content": text}]
-
-
-def _columns(examples: Sequence[Example]) -> dict[str, list[Any]]:
-    names = sorted({name for example in examples for name in example.columns})
-    return {name: [example.columns.get(name) for example in examples] for name in names}

@@ -28,7 +28,6 @@ class Reward:
     name: str
     function: RewardFunction
     weight: float = 1.0
-
     source: str | None = None
     """What it was loaded from: ``seedtune.rewards.loading.load(source)`` gives ``function`` again in any process.
 
@@ -53,10 +52,17 @@ class Task:
     full_marks: float | None = None
     """The weighted sum of the rewards of a gold answer, from which on accuracy counts an answer as right; None: not
     known, but nothing may get more than a gold answer does."""
+    graded: bool = False
+    """Rewards say how near an answer is, and hardly any is perfect: accuracy says nothing and is not shown."""
     no_marks: float = 0.0
     """The most that an empty answer may get."""
     answer: Callable[[str], str] | None = None
     """What of a completion is its answer, for votes among samples; empty: it gives none.  None: the whole text."""
+
+    @property
+    def has_accuracy(self) -> bool:
+        """Whether answers are right or wrong."""
+        return self.full_marks is not None and not self.graded
 
     def digest(self) -> str:
         """16 hexadecimal digits over the training examples.  Reward code has no digest: mending it is allowed."""

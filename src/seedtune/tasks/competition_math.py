@@ -19,7 +19,7 @@ def competition_math(settings: SourceSettings) -> Task:
         name="math",
         train=examples(_prompts(train), "train"),
         test=examples(_prompts(test), "test"),
-        rewards=(Reward("correct", math_answer),),
+        rewards=(Reward("correct", math_answer, source="seedtune.rewards.math_answer.math_answer"),),
         gold=boxed_answer,
         full_marks=1.0,
     )

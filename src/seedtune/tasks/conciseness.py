@@ -16,6 +16,7 @@ def conciseness(_: NoSettings) -> Task:
         rewards=(Reward("length_error", length_error),),
         gold=lambda example: str(example.columns["answer"]),
         full_marks=0.0,
+        graded=True,
         no_marks=-1.0,
     )
 

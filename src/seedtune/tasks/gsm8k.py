@@ -20,7 +20,7 @@ def gsm8k(settings: SourceSettings) -> Task:
         name="gsm8k",
         train=examples(_prompts(train), "train"),
         test=examples(_prompts(test), "test"),
-        rewards=(Reward("correct", math_answer),),
+        rewards=(Reward("correct", math_answer, source="seedtune.rewards.math_answer.math_answer"),),
         gold=boxed_answer,
         full_marks=1.0,
     )

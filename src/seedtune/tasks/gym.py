@@ -55,7 +55,7 @@ def from_gym(name: str, given: Mapping[str, Any]) -> Task:
         name=PREFIX + name,
         train=train,
         test=test,
-        rewards=(Reward("score", gym_score),),
+        rewards=(Reward("score", gym_score, source="seedtune.rewards.gym.gym_score"),),
         gold=tagged_answer if answered else None,
         full_marks=1.0,
     )

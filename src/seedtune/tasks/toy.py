@@ -20,6 +20,7 @@ def toy(_: NoSettings) -> Task:
         rewards=(Reward("closeness", closeness),),
         gold=lambda example: str(example.columns["answer"]),
         full_marks=0.0,
+        graded=True,
     )
 
 

@@ -1,0 +1,140 @@
+"""One call of a reward function, the boundary of user code: TRL's conventions in, a checked float each out.
+
+Worker processes import this module, so it needs nothing but Python.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import math
+import reprlib
+import traceback
+from collections.abc import Awaitable, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+Kind = Literal["exception", "value", "hang", "crash", "memory", "load", "send"]
+"""Why a completion has no value: the function raised, returned something else, took too long, ended its process, ran
+out of memory; its code could not be loaded in a worker, or its columns not sent to one."""
+
+MESSAGE, DETAILS = 500, 4000
+"""Characters kept of a message and of a traceback."""
+
+
+class Fault(NamedTuple):
+    """What went wrong: ``message`` goes on after "the reward function 'x' "; ``details`` are a traceback or output."""
+
+    kind: Kind
+    message: str
+    details: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A float per completion, NaN where there is none, and the faults by place."""
+
+    values: list[float]
+    faults: dict[int, Fault] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A reward function on ``count`` completions, and the ``seconds`` it may take.
+
+    ``source`` is where a worker process loads it from; ``function`` is for this process.
+    """
+
+    function: Callable[..., Any]
+    source: str
+    keywords: Mapping[str, Any]
+    count: int
+    seconds: float
+
+
+def failed(fault: Fault, count: int) -> Answer:
+    """The answer of a call that gave nothing."""
+    return Answer([math.nan] * count, dict.fromkeys(range(count), fault))
+
+
+def attempt(function: Callable[..., Any], keywords: Mapping[str, Any], count: int) -> Answer:
+    """Call a function; whatever it raises but an interrupt costs all completions of the call."""
+    try:
+        return call(function, keywords, count)
+    except (Exception, SystemExit, asyncio.CancelledError) as error:  # noqa: BLE001 - the named boundary: user code
+        return failed(fault_of(error), count)
+
+
+def call(function: Callable[..., Any], keywords: Mapping[str, Any], count: int) -> Answer:
+    """Call a function with the keywords it takes, wait for it if it is async, and check what it returns."""
+    returned = function(**accepted(function, keywords))
+    if inspect.isawaitable(returned):
+        returned = _wait_for(returned)
+    return _checked(returned, count)
+
+
+def fault_of(error: BaseException) -> Fault:
+    """What was raised, with the traceback from the user's code on."""
+    kind: Kind = "memory" if isinstance(error, MemoryError) else "exception"
+    steps = error.__traceback__
+    while steps is not None and steps.tb_frame.f_code.co_filename == __file__:
+        steps = steps.tb_next
+    lines = traceback.format_exception(type(error), error, steps or error.__traceback__)
+    return Fault(kind, raised(error), "".join(lines)[-DETAILS:])
+
+
+def raised(error: BaseException) -> str:
+    """``raised KeyError: 'answer'``."""
+    return f"raised {type(error).__name__}: {error}"[:MESSAGE].removesuffix(": ")
+
+
+def accepted(function: Callable[..., Any], keywords: Mapping[str, Any]) -> dict[str, Any]:
+    """The keywords a function takes; all of them if it has ``**kwargs``."""
+    parameters = inspect.signature(function).parameters.values()
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return dict(keywords)
+    names = {parameter.name for parameter in parameters}
+    return {key: value for key, value in keywords.items() if key in names}
+
+
+def _wait_for(awaitable: Awaitable[Any]) -> Any:
+    """The result of an async reward; in a thread of its own where a loop runs already (notebooks)."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(_await(awaitable))
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(asyncio.run, _await(awaitable)).result()
+
+
+async def _await(value: Awaitable[Any]) -> Any:
+    return await value
+
+
+def _checked(returned: Any, count: int) -> Answer:
+    try:
+        given = iter(returned)
+    except TypeError:
+        return failed(Fault("value", f"returned {type(returned).__name__}, not a list of {count} numbers"), count)
+    values = list(given)
+    if len(values) != count:
+        message = f"returned {len(values)} values for {count} completions: return one number or None for each"
+        return failed(Fault("value", message), count)
+    numbers = [_number(value) for value in values]
+    faults = {place: number for place, number in enumerate(numbers) if isinstance(number, Fault)}
+    return Answer([math.nan if isinstance(number, Fault) else number for number in numbers], faults)
+
+
+def _number(value: Any) -> float | Fault:
+    """A finite float, NaN for None and NaN, or what is wrong with it."""
+    if value is None:
+        return math.nan
+    shown = f"returned {reprlib.repr(value)}"
+    if isinstance(value, str | bytes):
+        return Fault("value", f"{shown}, which is text: return a number or None")
+    try:
+        number = float(value)
+    except Exception:  # noqa: BLE001 - the named boundary: conversion is code of the value's own type
+        return Fault("value", f"{shown} ({type(value).__name__}): return a number or None")
+    return Fault("value", f"{shown}, which is not finite: return a number or None") if math.isinf(number) else number

@@ -1,0 +1,84 @@
+"""Where a reward function runs: at once, in a thread, or in a worker process that loads it again."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal
+
+from seedtune.tasks.base import Reward, RewardFunction
+
+OURS = "seedtune."
+"""Plain functions of ours are quick and do not hang; those that are not have a source."""
+
+FROM_FILES = ("seedtune_task_", "seedtune_reward_")
+"""What the names of modules begin with that were loaded from a user's file: another process cannot import them."""
+
+FIX = "put it into a file of its own and import it from there, or give it as file.py:function"
+"""What makes a function one that a worker process can load."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """``here``: in the main thread; ``thread``; or ``worker``: a process that loads the function from ``source``.
+
+    ``note`` says why a function that could not be isolated is not.
+    """
+
+    where: Literal["here", "thread", "worker"]
+    source: str = ""
+    note: str | None = None
+
+
+def place_of(reward: Reward, workers: int) -> Place:
+    """Where a reward runs when there are so many worker processes."""
+    if reward.inline:
+        return Place("thread")
+    if reward.source is not None:
+        return Place("worker", reward.source) if workers else Place("thread")
+    source, why = source_of(reward.function)
+    if source is not None and source.startswith(OURS):
+        return Place("here")
+    if not workers:
+        return Place("thread")
+    return Place("thread", note=why) if source is None else Place("worker", source)
+
+
+def source_of(function: RewardFunction) -> tuple[str | None, str]:
+    """Where another process finds a function, or None and what it is instead of a function of a module."""
+    if not inspect.isfunction(function):
+        return None, f"is an object of this process: {FIX}"
+    module = sys.modules.get(function.__module__)
+    if module is None or _lookup(module, function.__qualname__) is not function:
+        return None, f"is a lambda or a function inside another: {FIX}"
+    file = getattr(module, "__file__", None)
+    if file is not None and function.__module__.startswith(FROM_FILES):
+        return f"{Path(file).resolve()}:{function.__qualname__}", ""
+    if function.__module__ != "__main__":
+        return f"{function.__module__}.{function.__qualname__}", ""
+    if file is None:
+        return None, f"is of a notebook or a prompt: {FIX}"
+    if not _guarded(Path(file)):
+        return None, f'is of a script without `if __name__ == "__main__":`, which a worker would run again: {FIX}'
+    return f"{file}:{function.__qualname__}", ""
+
+
+def _lookup(module: ModuleType, qualname: str) -> Any:
+    found: Any = module
+    for piece in qualname.split("."):
+        found = getattr(found, piece, None)
+    return found
+
+
+def _guarded(script: Path) -> bool:
+    """Whether a script has an ``if __name__ == "__main__":``, so that importing it does not run it."""
+    try:
+        body = ast.parse(script.read_bytes()).body
+    except (OSError, SyntaxError, ValueError):
+        return False
+    tests = [ast.unparse(step.test) for step in body if isinstance(step, ast.If)]
+    return any(test in ("__name__ == '__main__'", "'__main__' == __name__") for test in tests)

@@ -1,0 +1,138 @@
+"""Reward functions that misbehave, always or on the prompt ``word 0`` only.  Worker processes import this."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import os
+import re
+import signal
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+
+def sleeps(completions, **_):
+    time.sleep(1e9)
+
+
+def holds_the_lock(completions, **_):
+    re.match(r"(a+)+$", "a" * 60 + "b")
+
+
+def exits(completions, **_):
+    sys.exit("bye")
+
+
+def leaves(completions, **_):
+    os._exit(3)
+
+
+def kills_its_group(completions, **_):
+    os.killpg(0, signal.SIGKILL)
+
+
+def exhausts_memory(completions, **_):
+    held = []
+    while True:
+        held.append(str(len(held)) * 10**6)
+
+
+def prints_much_and_raises(completions, **_):
+    prints_much(completions)
+    raise ValueError("after all that")
+
+
+def prints_much(completions, **_):
+    sys.stdout.write("first words\n")
+    for _ in range(100):
+        sys.stdout.write("x" * 10**6)
+    sys.stderr.write("last words")
+    return [0.5] * len(completions)
+
+
+def raises(completions, **_):
+    raise KeyError("answer")
+
+
+def too_few(completions, **_):
+    return []
+
+
+def text(completions, **_):
+    return ["0.5"] * len(completions)
+
+
+def infinite(completions, **_):
+    return [-math.inf] * len(completions)
+
+
+def nan(completions, **_):
+    return [math.nan] * len(completions)
+
+
+def none(completions, **_):
+    return [None] * len(completions)
+
+
+async def async_raises(completions, **_):
+    await asyncio.sleep(0)
+    raise RuntimeError("in a loop")
+
+
+def forks(completions, **_):
+    os.fork()
+    return [2.0] * len(completions)
+
+
+def reads_input(completions, **_):
+    return [float(len(sys.stdin.read()))] * len(completions)
+
+
+def closes_everything(completions, **_):
+    os.closerange(0, 100)
+    return [1.0] * len(completions)
+
+
+def pid(completions, **_):
+    return [os.getpid()] * len(completions)
+
+
+def threads(completions, **_):
+    return [int(os.environ["OMP_NUM_THREADS"])] * len(completions)
+
+
+def length(completions, **_):
+    return [len(completion) for completion in completions]
+
+
+def size(completions, **_):
+    return [len(completions)] * len(completions)
+
+
+def digits(completions: list[str], **_: Any) -> list[float]:
+    """What a hostile function gives where it behaves."""
+    return [sum(character == "1" for character in completion) for completion in completions]
+
+
+def _on_word_0(misbehave: Callable[..., Any]) -> Callable[..., Any]:
+    def reward(prompts, completions, **columns):
+        if "word 0" in prompts:
+            returned = misbehave(completions=completions)
+            return asyncio.run(returned) if asyncio.iscoroutine(returned) else returned
+        return digits(completions)
+
+    return reward
+
+
+SOMETIMES = (
+    *("sleeps", "exits", "leaves", "kills_its_group", "exhausts_memory", "prints_much_and_raises"),
+    *("raises", "too_few", "text", "infinite", "async_raises"),
+)
+"""Functions of these names after ``sometimes_`` fail on ``word 0``."""
+
+for _name in (*SOMETIMES, "prints_much", "nan", "none"):
+    _made = _on_word_0(globals()[_name])
+    _made.__name__ = _made.__qualname__ = f"sometimes_{_name}"
+    globals()[_made.__name__] = _made

@@ -1,0 +1,221 @@
+"""A worker process: whatever a reward function does costs its call, and nothing else."""
+
+from __future__ import annotations
+
+import datetime
+import math
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+import hostile
+import runs
+from seedtune.rewards import process
+from seedtune.rewards.calling import Answer, Call
+from seedtune.rewards.process import Excerpt, ProcessWorker, plain
+from seedtune.rewards.worker import load
+
+FILE = hostile.__file__
+MEMORY = 200
+
+
+@pytest.fixture(scope="module")
+def worker():
+    made = ProcessWorker(MEMORY)
+    yield made
+    made.close()
+
+
+@pytest.fixture(autouse=True)
+def _little_grace(monkeypatch):
+    monkeypatch.setattr(process, "GRACE", 0.2)
+
+
+def called(worker: ProcessWorker, name: str, completions=("ab", "c"), *, seconds: float = 20.0) -> Answer:
+    source = name if "." in name else f"hostile.{name}"
+    return worker.call(Call(len, source, {"completions": list(completions)}, len(completions), seconds))
+
+
+def pid_of(worker: ProcessWorker) -> int:
+    return int(called(worker, "pid").values[0])
+
+
+def ended(pid: int, *, within: float = 10.0) -> bool:
+    """Whether a process ends; one that nobody has waited for yet has ended."""
+    until = time.monotonic() + within
+    while time.monotonic() < until:
+        try:
+            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except FileNotFoundError:
+            return True
+        if state == "Z":
+            return True
+        time.sleep(0.01)
+    return False
+
+
+def test_values_come_back_in_order(worker):
+    assert called(worker, "length") == Answer([2.0, 1.0])
+
+
+def test_it_stays_for_many_calls_and_is_another_process(worker):
+    assert pid_of(worker) == pid_of(worker) != os.getpid()
+
+
+def test_it_computes_with_one_thread(worker):
+    assert called(worker, "threads").values == [1.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "message", "details"),
+    [
+        ("exits", "exception", "raised SystemExit: bye", "hostile.py"),
+        ("leaves", "crash", "ended its process (exit code 3)", ""),
+        ("kills_its_group", "crash", "ended its process (killed by SIGKILL)", ""),
+        ("exhausts_memory", "memory", f"ran out of memory (reward_memory_mb={MEMORY})", "held.append"),
+        ("raises", "exception", "raised KeyError: 'answer'", 'raise KeyError("answer")'),
+        ("async_raises", "exception", "raised RuntimeError: in a loop", "async_raises"),
+        ("too_few", "value", "returned 0 values for 2 completions: return one number or None for each", ""),
+        ("text", "value", "returned '0.5', which is text: return a number or None", ""),
+        ("infinite", "value", "returned -inf, which is not finite: return a number or None", ""),
+        ("not_there", "load", "raised AttributeError: module 'hostile' has no attribute 'not_there'", "getattr"),
+        ("no.such.module", "load", "raised ModuleNotFoundError: No module named 'no'", ""),
+    ],
+)
+def test_what_goes_wrong_costs_the_call_and_is_told(worker, name, kind, message, details):
+    answer = called(worker, name)
+    assert all(math.isnan(value) for value in answer.values)
+    assert [(fault.kind, fault.message) for fault in answer.faults.values()] == [(kind, message)] * 2
+    assert details in answer.faults[0].details
+    assert called(worker, "length").values == [2.0, 1.0]
+
+
+@pytest.mark.parametrize("name", ["sleeps", "holds_the_lock"])
+def test_a_hang_ends_at_the_time_out_and_says_where(worker, name):
+    before = pid_of(worker)
+    fault = called(worker, name, seconds=0.3).faults[0]
+    assert (fault.kind, fault.message) == ("hang", "took longer than 0.3 s")
+    assert f"in {name}" in fault.details
+    assert ended(before)
+    assert called(worker, "length").values == [2.0, 1.0]
+
+
+def test_a_call_that_closes_its_files_costs_only_itself(worker):
+    assert called(worker, "closes_everything", seconds=0.3).faults[0].kind in ("crash", "hang")
+    assert called(worker, "length").values == [2.0, 1.0]
+
+
+def test_output_is_dropped_but_for_its_ends(worker, capfd):
+    assert called(worker, "prints_much").values == [0.5, 0.5]
+    details = called(worker, "prints_much_and_raises").faults[0].details
+    assert len(details) < 10_000
+    for part in ("ValueError: after all that", "first words", "last words", "bytes …"):
+        assert part in details
+    assert capfd.readouterr() == ("", "")
+
+
+def test_an_excerpt_keeps_both_ends_whatever_the_pieces():
+    for pieces in ([b"ab", b"c" * 5000, b"yz"], [bytes([c]) for c in b"ab" + b"c" * 5000 + b"yz"]):
+        excerpt = Excerpt()
+        for piece in pieces:
+            excerpt.add(piece)
+        assert excerpt.text() == f"ab{'c' * 998}\n… 1,004 bytes …\n{'c' * 2998}yz"
+    short = Excerpt()
+    short.add(b"\xff word ")
+    assert short.text() == "\ufffd word"
+
+
+def test_standard_input_is_empty(worker):
+    assert called(worker, "reads_input").values == [0.0, 0.0]
+
+
+def test_a_fork_in_user_code_does_not_answer_twice(worker):
+    assert called(worker, "forks").values == [2.0, 2.0]
+    assert called(worker, "length").values == [2.0, 1.0]
+
+
+def test_a_process_that_ended_between_two_calls_costs_none(worker):
+    pid = pid_of(worker)
+    os.kill(pid, signal.SIGKILL)
+    assert ended(pid)
+    assert called(worker, "length").values == [2.0, 1.0]
+
+
+def test_closing_ends_the_process():
+    worker = ProcessWorker(0)
+    pid = pid_of(worker)
+    worker.close()
+    assert ended(pid)
+
+
+def test_stopping_ends_a_call_that_runs():
+    worker = ProcessWorker(0)
+    called(worker, "length")
+    stopping = threading.Timer(0.2, worker.stop)
+    stopping.start()
+    assert called(worker, "sleeps", seconds=1e6).faults[0].kind in ("crash", "load")
+    worker.close()
+    stopping.join()
+
+
+@pytest.mark.parametrize("name", ["sleeps", "holds_the_lock"])
+def test_no_worker_outlives_a_parent_that_is_killed(name):
+    code = (
+        "import threading, time\nfrom seedtune.rewards.calling import Call\n"
+        "from seedtune.rewards.process import ProcessWorker\nworker = ProcessWorker(0)\n"
+        "call = lambda name: worker.call(Call(len, 'hostile.' + name, {'completions': ['']}, 1, 1e6))\n"
+        f"print(int(call('pid').values[0]), flush=True)\nthreading.Thread(target=call, args=('{name}',)).start()"
+    )
+    path = os.pathsep.join([str(runs.SOURCE), str(Path(FILE).parent)])
+    environment = {**os.environ, "PYTHONPATH": path}
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, env=environment) as parent:
+        pid = int(parent.stdout.readline())
+        assert not ended(pid, within=0.1)
+        parent.kill()
+        parent.wait()
+        assert ended(pid)
+
+
+# ------------------------------------------------------------------------- what is sent and loaded
+
+
+class Words(str):
+    """Text of a type of its own."""
+
+
+@pytest.mark.parametrize("value", [(1, 2), {1: 2}, {"day": datetime.date(2026, 1, 1)}, [b"x"], [Words("x")]], ids=repr)
+def test_data_that_json_would_change_is_not_sent(worker, value):
+    with pytest.raises(TypeError, match="its data hold a"):
+        plain(value)
+    answer = worker.call(Call(len, "hostile.length", {"completions": ["a"], "column": [value]}, 1, 1.0))
+    assert answer.faults[0].kind == "send"
+    assert "cannot be called in a worker process, because its data hold a" in answer.faults[0].message
+
+
+def test_plain_data_arrives_as_it_is(worker):
+    data = ["σ\ud800\n", 0.1, 1e308, 2**70, True, None, {"a": [{}]}]
+    assert plain(data) is data
+    answer = worker.call(Call(len, "hostile.size", {"completions": data}, 7, 1.0))
+    assert answer.values == [7.0] * 7
+
+
+def test_a_function_is_loaded_from_a_file_or_by_its_dotted_name(tmp_path):
+    (tmp_path / "beside.py").write_text("VALUE = 3.5\n")
+    (tmp_path / "random.py").write_text(
+        "from __future__ import annotations\nimport dataclasses, beside\n@dataclasses.dataclass\nclass A:\n"
+        "    x: int = 0\n    @staticmethod\n    def f(completions): return [beside.VALUE]\n"
+        "if __name__ == '__main__': raise SystemExit\n"
+    )
+    source = f"{tmp_path / 'random.py'}:A.f"
+    worker = ProcessWorker(0)
+    assert called(worker, source, ["x"]).values == [3.5]
+    worker.close()
+    assert load("seedtune.rewards.length.length_error").__name__ == "length_error"
+    with pytest.raises(ImportError, match="'word' is not a dotted path"):
+        load("word")

@@ -1,0 +1,348 @@
+"""The scorer: the same values whatever the order and the workers, and rules for what fails."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import math
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pytest
+
+import hostile
+from seedtune.config import Config
+from seedtune.errors import RewardError
+from seedtune.rewards import process
+from seedtune.rewards.calling import Answer, Call
+from seedtune.rewards.pool import Pool
+from seedtune.rewards.scorer import STUCK, Scorer, Scores
+from seedtune.rewards.scoring import score
+from seedtune.tasks.base import Reward
+from seedtune.tasks.data import examples
+
+EXAMPLES = examples([{"prompt": f"word {index}", "answer": "x" * index} for index in range(4)], "train")
+PROMPTS = [prompt for _ in range(6) for prompt in range(4)]
+"""Six members, four prompts."""
+TEXTS = [f"{place * 7 % 113} 1" for place in range(24)]
+
+
+@pytest.fixture(autouse=True)
+def _little_grace(monkeypatch):
+    monkeypatch.setattr(process, "GRACE", 0.2)
+
+
+def scored(functions: Sequence[Callable] | Callable | Scorer, order: Sequence[int] = range(24), **settings) -> Scores:
+    scorer = functions if isinstance(functions, Scorer) else made(functions, **settings)
+    try:
+        with scorer.round(EXAMPLES, PROMPTS, after=0) as scoring:
+            for place in order:
+                scoring.add(place, TEXTS[place])
+            return scoring.finish()
+    finally:
+        if scorer is not functions:
+            scorer.close()
+
+
+def made(functions: Sequence[Callable] | Callable, **settings) -> Scorer:
+    listed = [functions] if callable(functions) else list(functions)
+    rewards = [Reward(f"r{index}", function) for index, function in enumerate(listed)]
+    return Scorer(rewards, Config(**{"reward_workers": 2, **settings}))
+
+
+def workers(scorer: Scorer) -> int:
+    return sum(len(pool._desk.workers) for pool in scorer._pools.values())
+
+
+# --------------------------------------------------------------------------- values
+
+
+@pytest.mark.parametrize("count", [0, 1, 3])
+@pytest.mark.parametrize("order", ["as they are", "reversed", "shuffled"])
+def test_values_do_not_depend_on_workers_or_arrival(count, order):
+    functions = [hostile.length, lambda prompts, answer: [len(a + p) for a, p in zip(answer, prompts, strict=True)]]
+    expected = score([Reward("r0", functions[0]), Reward("r1", functions[1])], [EXAMPLES[i] for i in PROMPTS], TEXTS)
+    places = {
+        "as they are": range(24),
+        "reversed": range(23, -1, -1),
+        "shuffled": np.random.default_rng(3).permutation(24),
+    }
+    assert scored(functions, [int(i) for i in places[order]], reward_workers=count) == Scores(
+        expected, {"r0": 0, "r1": 0}
+    )
+
+
+@pytest.mark.parametrize(("how", "sizes"), [("sample", 1), ("prompt", 6), ("all", 24)])
+def test_a_call_holds_what_the_configuration_says(how, sizes):
+    order = [int(i) for i in np.random.default_rng(0).permutation(24)]
+    assert scored(hostile.size, order, reward_batch=how).values["r0"] == [sizes] * 24
+    calls = []
+    scored(lambda completions: calls.append(tuple(completions)) or [0] * len(completions), order, reward_batch=how)
+    parts = {"sample": [[i] for i in range(24)], "prompt": [range(p, 24, 4) for p in range(4)], "all": [range(24)]}[how]
+    assert set(calls) == {tuple(TEXTS[i] for i in part) for part in parts}
+
+
+def test_a_function_in_this_process_by_its_own_wish_gets_neighbours_together():
+    scorer = Scorer([Reward("r", hostile.size, inline=True)], Config())
+    assert scored(scorer).values["r"] == [24] * 24
+
+
+def test_a_column_that_only_some_examples_have_is_none_for_the_others():
+    data = examples([{"prompt": "a", "level": 2}, {"prompt": "b"}], "train")
+    seen = []
+    scorer = made(lambda completions, level: seen.append(level) or [0.0])
+    with scorer.round(data, [0, 1], after=0) as scoring:
+        scoring.add(0, "x")
+        scoring.add(1, "y")
+        scoring.finish()
+    assert sorted(seen, key=str) == [[2], [None]]
+
+
+def test_completions_that_never_come_cost_nobody_else():
+    values = scored(hostile.length, range(20), reward_batch="prompt").values["r0"]
+    assert values[:20] == [len(text) for text in TEXTS[:20]]
+    assert all(math.isnan(value) for value in values[20:])
+
+
+def test_scoring_goes_on_while_completions_are_still_missing():
+    called = threading.Event()
+
+    def reward(completions):
+        called.set()
+        return [1.0]
+
+    with made(reward).round(EXAMPLES, PROMPTS, after=0) as scoring:
+        scoring.add(5, "first")
+        assert called.wait(10)
+        for place in range(24):
+            scoring.add(place, TEXTS[place])
+        assert scoring.finish().values["r0"] == [1.0] * 24
+
+
+def test_data_that_cannot_be_sent_keeps_a_function_in_this_process_and_says_so(caplog):
+    data = examples([{"prompt": f"p{index}", "answer": (1, 2)} for index in range(4)], "train")
+    scorer = Scorer([Reward("r", tuples)], Config(reward_workers=1))
+    with scorer.round(data, PROMPTS, after=0) as scoring:
+        for place in range(24):
+            scoring.add(place, "")
+        assert scoring.finish().values["r"] == [1.0] * 24
+    (record,) = caplog.records
+    assert "its data hold a tuple" in record.getMessage()
+
+
+def tuples(completions, answer):
+    return [float(all(value == (1, 2) for value in answer))] * len(completions)
+
+
+def test_a_module_that_a_worker_cannot_import_keeps_its_function_in_this_process(caplog, monkeypatch):
+    monkeypatch.setattr(hostile.length, "__module__", "only_here")
+    monkeypatch.setitem(__import__("sys").modules, "only_here", hostile)
+    assert scored(hostile.length).values["r0"] == [len(text) for text in TEXTS]
+    assert "raised ModuleNotFoundError" in caplog.text
+
+
+# ------------------------------------------------------------------------- failures
+
+
+def test_what_fails_costs_its_completions_and_is_counted(caplog):
+    names = ["exits", "leaves", "raises", "text", "too_few", "infinite", "nan", "none"]
+    scores = scored([getattr(hostile, f"sometimes_{name}") for name in names])
+    expected = hostile.digits(TEXTS)
+    for place, prompt in enumerate(PROMPTS):
+        for values in scores.values.values():
+            assert math.isnan(values[place]) if prompt == 0 else values[place] == expected[place]
+    assert list(scores.failed.values()) == [6] * 6 + [0, 0]
+
+
+def test_each_kind_is_shown_once_with_its_traceback(caplog):
+    scorer = made(hostile.sometimes_raises, reward_workers=0)
+    scored(scorer)
+    scored(scorer)
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING
+    assert "the reward function 'r0' raised KeyError: 'answer'; that completion is not scored" in record.getMessage()
+    assert 'raise KeyError("answer")' in record.getMessage()
+
+
+def test_a_function_that_never_works_stops_long_before_the_end():
+    def generate(scoring):
+        for place in range(12):
+            scoring.add(place, "x")
+        while True:  # the engine is at work, and sends one twice
+            time.sleep(0.01)
+            scoring.add(0, "x")
+
+    with made(hostile.raises).round(EXAMPLES, PROMPTS, after=0) as scoring:
+        with pytest.raises(RewardError, match="'r0' raised KeyError: 'answer', like every other call so far"):
+            generate(scoring)
+        scoring._scorer.close()
+
+
+def test_one_bad_prompt_does_not_stop_a_run_that_has_just_begun():
+    order = sorted(range(24), key=lambda place: PROMPTS[place])
+    assert scored(hostile.sometimes_raises, order, reward_workers=0).failed == {"r0": 6}
+
+
+def test_more_failures_than_allowed_stop_with_what_failed_how_often():
+    with pytest.raises(RewardError) as caught:
+        scored(hostile.sometimes_raises, max_reward_failures=0.2)
+    assert str(caught.value) == (
+        "the reward function 'r0' failed on 5 of 24 completions, more than max_reward_failures=0.2 allows; most often "
+        "it raised KeyError: 'answer'. Fix it, or return None for completions it cannot score, or raise the limit."
+    )
+
+
+def test_a_given_source_that_cannot_be_loaded_stops_at_once():
+    scorer = Scorer([Reward("r", hostile.length, source="hostile.gone")], Config(reward_workers=1))
+    with pytest.raises(RewardError, match="'r' cannot be loaded in a worker process: raised AttributeError"):
+        scored(scorer)
+
+
+def test_a_hang_in_this_process_costs_its_completions_and_many_stop_the_run():
+    release = threading.Event()
+
+    def hangs(prompts, completions):
+        if prompts == ["word 0"]:
+            release.wait(60)
+        return [1.0]
+
+    scorer = made(hangs, reward_timeout=0.05)
+    assert scored(scorer).failed == {"r0": 6}
+    with pytest.raises(RewardError, match=f"hangs in {STUCK} threads of this process"):
+        scored(scorer)
+    release.set()
+
+
+def test_an_exit_or_interrupt_in_a_thread_is_a_failure_of_its_call():
+    def leaves(prompts, completions):
+        if prompts == ["word 0"]:
+            raise KeyboardInterrupt
+        return [1.0]
+
+    assert scored(leaves).failed == {"r0": 6}
+
+
+def test_failures_are_reported_once_an_evaluation():
+    reported = []
+    scorer = made([hostile.sometimes_raises, hostile.length], reward_workers=0)
+    scorer.keep(reported.append, "")
+    scored(scorer)
+    (rows,) = reported
+    assert [row["prompt_id"] for row in rows] == [0] * 6
+    assert {row["completion"] for row in rows} == {TEXTS[place] for place in range(24) if PROMPTS[place] == 0}
+    first = {key: rows[0][key] for key in ("after_generation", "reward", "kind", "error")}
+    assert first == {"after_generation": 0, "reward": "r0", "kind": "exception", "error": "raised KeyError: 'answer'"}
+
+
+# ------------------------------------------------------------------------------ pool
+
+
+class Slow:
+    """A worker that waits to be let go."""
+
+    gate = threading.Event()
+    made = closed = 0
+    prepared = 0.0
+
+    def __init__(self) -> None:
+        Slow.made += 1
+
+    def call(self, call: Call) -> Answer:
+        self.gate.wait(10)
+        return Answer([1.0])
+
+    def stop(self) -> None:
+        self.gate.set()
+
+    def close(self) -> None:
+        Slow.closed += 1
+
+
+def test_workers_start_one_at_a_time_while_calls_wait_and_end_with_the_pool():
+    Slow.made = Slow.closed = 0
+    Slow.gate.clear()
+    pool, done = Pool(Slow, 3), []
+    for _ in range(9):
+        pool.submit(Call(len, "", {}, 1, 1.0), done.append)
+    time.sleep(0.1)
+    assert Slow.made == 1
+    Slow.gate.set()
+    until = time.monotonic() + 10
+    while len(done) < 9 and time.monotonic() < until:
+        time.sleep(0.01)
+    assert len(done) == 9
+    assert 1 <= Slow.made <= 3
+    pool.close()
+    assert Slow.closed == Slow.made
+
+
+class Ready:
+    """A worker that prepares for long and answers at once."""
+
+    made = 0
+    prepared = 60.0
+
+    def __init__(self) -> None:
+        Ready.made += 1
+
+    def call(self, call: Call) -> Answer:
+        return Answer([1.0])
+
+    def stop(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def test_quick_functions_have_one_worker_whatever_their_imports_take():
+    pool, done = Pool(Ready, 8), []
+    for _ in range(50):
+        pool.submit(Call(len, "", {}, 1, 1.0), done.append)
+    until = time.monotonic() + 10
+    while len(done) < 50 and time.monotonic() < until:
+        time.sleep(0.01)
+    pool.close()
+    assert (len(done), Ready.made) == (50, 1)
+
+
+def test_workers_are_kept_between_evaluations_and_start_again_after_closing():
+    scorer = made(hostile.pid, reward_workers=1)
+    first, second = (set(scored(scorer).values["r0"]) for _ in range(2))
+    assert first == second
+    scorer.close()
+    assert workers(scorer) == 0
+    assert set(scored(scorer).values["r0"]) != first
+    scorer.close()
+
+
+def test_an_interrupt_ends_all_workers():
+    scorer, started = made(hostile.sleeps), []
+
+    def interrupted():
+        with scorer.round(EXAMPLES, PROMPTS, after=0) as scoring:
+            scoring.add(0, "x")
+            started.extend(_started(scorer))
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert [worker._process for worker in started] == [None]
+    assert workers(scorer) == 0
+
+
+def test_a_scorer_nobody_holds_ends_its_workers():
+    scorer = made(hostile.length)
+    scored(scorer)
+    (worker, *_) = _started(scorer)
+    del scorer
+    gc.collect()
+    assert worker._process is None
+
+
+def _started(scorer: Scorer) -> list:
+    (pool,) = scorer._pools.values()
+    until = time.monotonic() + 10
+    while not any(worker._process for worker in pool._desk.workers) and time.monotonic() < until:
+        time.sleep(0.01)
+    return list(pool._desk.workers)
