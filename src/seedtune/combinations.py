@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from seedtune.settings import GrowthSettings, LookAheadSettings, MomentSettings, Section
+from seedtune.objectives import LIKELIHOODS
+from seedtune.settings import GrowthSettings, LikelihoodSettings, LookAheadSettings, MomentSettings, Section
 
 if TYPE_CHECKING:
     from seedtune.config import Config
@@ -48,11 +49,31 @@ def _samples(config: Config) -> str | None:
             f"samples_per_prompt={config.samples_per_prompt} with temperature=0 gives equal samples: "
             "use a temperature above 0, for example 0.7, or samples_per_prompt=1"
         )
-    if config.objective != "mean" and config.samples_per_prompt == 1:
+    if config.objective not in ("mean", *LIKELIHOODS) and config.samples_per_prompt == 1:
         return (
             f"objective={config.objective} with samples_per_prompt=1 is the mean: use samples_per_prompt=4, say, "
             "and a temperature above 0, or objective=mean"
         )
+    return None
+
+
+def _likelihood(config: Config) -> str | None:
+    if config.objective not in LIKELIHOODS:
+        return _unused("likelihood", config.likelihood, LikelihoodSettings(), "objective=logprob")
+    told = f"objective={config.objective} generates nothing"
+    for name in ("samples_per_prompt", "temperature", "top_p", "stop"):
+        if getattr(config, name) != type(config).model_fields[name].default:
+            return f"{told}, so {name}={getattr(config, name)!r} has no effect: leave it out, or use objective=mean"
+    if config.kl_steps:
+        return f"{told}, but kl_steps={config.kl_steps} measures generated answers: use kl_steps=0"
+    if config.environment is not None:
+        return f"{told}, so environment={config.environment!r} is not heard: leave it out, or use objective=mean"
+    return None
+
+
+def _conversation(config: Config) -> str | None:
+    if config.environment is not None and config.kl_steps:
+        return f"kl_steps={config.kl_steps} measures single answers, not conversations: use kl_steps=0"
     return None
 
 
@@ -155,6 +176,7 @@ def _unused(name: str, found: Section, default: Section, switch: str) -> str | N
 
 CHECKS: tuple[Callable[[Config], str | None], ...] = (
     _pairs, _rank, _populations, _samples, _subspaces, _step, _sigma, _look_ahead, _moments, _growth, _own_data,
+    _likelihood, _conversation,
 )  # fmt: skip
 
 

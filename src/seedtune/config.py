@@ -14,7 +14,9 @@ from pydantic import BaseModel, Field, ValidationError, field_validator, model_v
 from seedtune import combinations
 from seedtune.errors import ConfigError, nearest
 from seedtune.settings import (
+    ConversationSettings,
     GrowthSettings,
+    LikelihoodSettings,
     LookAheadSettings,
     MomentSettings,
     ScheduleSettings,
@@ -57,6 +59,12 @@ class Config(Section):
 
     reward_weights: tuple[float, ...] | None = None
     """A factor for each of ``reward_funcs``; all 1 by default."""
+
+    environment: str | None = None
+    """What members talk to for several turns: ``number_guessing``, ``file.py:Class`` or ``module.Class``."""
+
+    conversation: ConversationSettings = ConversationSettings()
+    """Limits of such conversations."""
 
     engine: Literal["transformers", "toy"] = "transformers"
     """What evaluates the population."""
@@ -151,9 +159,13 @@ class Config(Section):
     shaping_clip: float | None = Field(default=None, gt=0.0)
     """Bound coefficients after shaping, |z| ≤ this; None: no bound."""
 
-    objective: Literal["mean", "pass_at_k", "majority_at_k"] = "mean"
+    objective: Literal["mean", "pass_at_k", "majority_at_k", "logprob", "choice_accuracy"] = "mean"
     """A member's reward for a prompt, of its samples': their mean, the best (``pass_at_k``), or that of the most
-    frequent answer (``majority_at_k``).  Held-out rewards are means."""
+    frequent answer (``majority_at_k``).  Held-out rewards are means.  Without generation: the mean log-probability of a
+    given answer's tokens (``logprob``), or whether the right one of several has the highest (``choice_accuracy``)."""
+
+    likelihood: LikelihoodSettings = LikelihoodSettings()
+    """Where the given answers are."""
 
     samples_per_prompt: int = Field(default=1, ge=1)
     """Completions, k, that a member gives to every prompt; more than one needs a temperature."""
@@ -276,9 +288,9 @@ class Config(Section):
 
     @property
     def has_objects(self) -> bool:
-        """Whether data or rewards are Python objects, so that only the program they are in can go on with a run."""
+        """Whether data, rewards or environment are Python objects: only the program that has them can resume a run."""
         told = (self.train_dataset, self.eval_dataset, *self.reward_funcs)
-        return any(one is not None and one.path == OBJECTS for one in told)
+        return self.environment == OBJECTS or any(one is not None and one.path == OBJECTS for one in told)
 
     @property
     def step(self) -> float:
@@ -328,6 +340,7 @@ _INCIDENTAL: dict[str, Any] = {
     **dict.fromkeys(("train_dataset", "eval_dataset", "eval_share", "prompt_column"), True),
     **dict.fromkeys(("reward_funcs", "reward_weights"), True),
     **dict.fromkeys(("reward_workers", "reward_timeout", "reward_memory_mb", "max_reward_failures"), True),
+    "conversation": {"timeout"},
     "transformers": {"device", "trust_remote_code", "centre_file", "packed"},
     "toy": {"delay"},
 }

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
+from seedtune import likelihoods
 from seedtune.config import Config
+from seedtune.conversation import Conversations
 from seedtune.engines.base import Engine
-from seedtune.objectives import OBJECTIVES, Objective
+from seedtune.objectives import LIKELIHOODS, OBJECTIVES, Objective
 from seedtune.rewards.scorer import Scorer
 from seedtune.rewards.scoring import total
-from seedtune.tasks.base import Task
+from seedtune.tasks.base import Reward, Task
 from seedtune.types import CENTRE, Example, Job, Member, Message, Plan, Prompt, Rollout, Sampling
 
 Place = tuple[Member, int, int]
@@ -76,14 +78,17 @@ class Evaluator:
         places, how = _places(members, len(examples), jobs[0].sampling.samples), jobs[0].sampling
         arrived: dict[Place, Rollout] = {}
         with self.scorer.round(examples, [prompt for _, prompt, _ in places], after=how.generation) as scoring:
-            for rollout in self.engine.evaluate(jobs):
+            for rollout in self._rollouts(jobs, examples):
                 place = rollout.member, rollout.prompt, rollout.sample
                 arrived[place] = rollout
-                scoring.add(places[place], rollout.text)
+                if rollout.scores is None:
+                    scoring.add(places[place], rollout.text)
             generated = time.perf_counter()
             scores = scoring.finish()
         rollouts = [arrived[place] for place in places if place in arrived]
-        values = {name: [v[places[place]] for place in places if place in arrived] for name, v in scores.values.items()}
+        values = _known(self.task.rewards, rollouts) or {
+            name: [v[places[place]] for place in places if place in arrived] for name, v in scores.values.items()
+        }
         rewards = total(self.task.rewards, values)
         seconds = {"rollouts": generated - started, "score": time.perf_counter() - generated}
         counted = _counted(rollouts, rewards, OBJECTIVES[objective])
@@ -91,6 +96,14 @@ class Evaluator:
         columns = np.array([rewards, *(values[reward.name] for reward in self.task.rewards)])[:, counted]
         matrices = np.array([_matrix((len(members), len(examples)), cells, column) for column in columns])
         return Outcome(members, examples, matrices[0], matrices[1:], rollouts, rewards, values, scores.failed, seconds)
+
+    def _rollouts(self, jobs: list[Job], examples: tuple[Example, ...]) -> Iterable[Rollout]:
+        """Conversations where the task has an environment, likelihoods of given answers, or single completions."""
+        if self.task.environment is not None:
+            return Conversations(self.engine, self.task, self.config).rollouts(jobs, examples)
+        if self.config.objective in LIKELIHOODS:
+            return likelihoods.rollouts(self.engine, self.config, jobs, examples)
+        return self.engine.evaluate(jobs)
 
     def _jobs(self, members: tuple[Member, ...], examples: tuple[Example, ...], plan: Plan) -> list[Job]:
         """Members cut into fixed groups, the same whatever the engine."""
@@ -128,6 +141,15 @@ def _places(members: tuple[Member, ...], prompts: int, samples: int) -> dict[Pla
     """Where every rollout of an evaluation belongs: members in order, then prompts, then samples."""
     order = dict.fromkeys((m, p, s) for m in members for p in range(prompts) for s in range(samples))
     return {place: index for index, place in enumerate(order)}
+
+
+def _known(rewards: Sequence[Reward], rollouts: Sequence[Rollout]) -> dict[str, list[float]] | None:
+    """Each reward's values, if the rollouts were scored while they were made."""
+    scores = [rollout.scores for rollout in rollouts if rollout.scores is not None]
+    if not scores:
+        return None
+    assert len(scores) == len(rollouts)
+    return {reward.name: [its[place] for its in scores] for place, reward in enumerate(rewards)}
 
 
 def _counted(rollouts: Sequence[Rollout], rewards: Sequence[float], objective: Objective) -> list[int]:

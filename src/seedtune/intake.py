@@ -9,6 +9,7 @@ from seedtune import engines
 from seedtune.config import Config
 from seedtune.errors import ConfigError
 from seedtune.evaluator import prompt_of
+from seedtune.objectives import LIKELIHOODS
 from seedtune.rewards.building import Given as GivenReward
 from seedtune.tasks.base import Task
 from seedtune.tasks.chosen import Data, Given, chosen
@@ -60,7 +61,10 @@ def _fitted(config: Config, task: Task) -> Task:
 
 def _limit(config: Config, context: int | None) -> Limit | None:
     """Tokens a prompt may have; None: any number."""
-    room = None if context is None else context - config.max_completion_length
+    if config.objective in LIKELIHOODS:  # given answers are as long as they are, and the engine checks them
+        room = context
+    else:
+        room = None if context is None else context - config.max_completion_length
     if room is not None and room < 1:
         raise ConfigError(
             f"max_completion_length={config.max_completion_length} leaves no room for a prompt in the model's context "
@@ -71,5 +75,7 @@ def _limit(config: Config, context: int | None) -> Limit | None:
         return Limit(own, f"max_prompt_length={own}", config.prompt_truncation)
     if room is None:
         return None
+    if config.objective in LIKELIHOODS:
+        return Limit(room, f"the model's context of {context}", config.prompt_truncation)
     why = f"the model's context of {context} without max_completion_length={config.max_completion_length}"
     return Limit(room, why, config.prompt_truncation)

@@ -11,6 +11,9 @@ from collections.abc import Callable, Sequence
 
 Objective = Callable[[Sequence[str], Sequence[float]], list[int]]
 
+Likelihoods = Callable[[Sequence[Sequence[float]], int], tuple[int, float]]
+"""(log-probabilities of each answer's tokens, position of the right one) → (answer that counts, score)."""
+
 
 def mean(texts: Sequence[str], rewards: Sequence[float]) -> list[int]:
     """Every sample: the expected reward."""
@@ -33,5 +36,34 @@ def majority_at_k(texts: Sequence[str], rewards: Sequence[float]) -> list[int]:
     return [index for index, answer in enumerate(answers) if answer == winner]
 
 
-OBJECTIVES: dict[str, Objective] = {"mean": mean, "pass_at_k": pass_at_k, "majority_at_k": majority_at_k}
+def logprob(answers: Sequence[Sequence[float]], right: int) -> tuple[int, float]:
+    """(0, mean log-probability of a token of the one answer)."""
+    return 0, _mean(answers[0])
+
+
+def choice_accuracy(answers: Sequence[Sequence[float]], right: int) -> tuple[int, float]:
+    """(choice with the highest mean log-probability of a token, 1 if it is the ``right`` one, else 0).
+
+    Of equal ones the first; NaN if one of them is NaN.
+    """
+    means = [_mean(answer) for answer in answers]
+    chosen = max(range(len(means)), key=lambda place: means[place])
+    return chosen, math.nan if any(math.isnan(value) for value in means) else float(chosen == right)
+
+
+def _mean(logprobs: Sequence[float]) -> float:
+    """The mean; NaN for what is no finite number."""
+    value = sum(logprobs) / len(logprobs)
+    return value if math.isfinite(value) else math.nan
+
+
+LIKELIHOODS: dict[str, Likelihoods] = {"logprob": logprob, "choice_accuracy": choice_accuracy}
+"""Objectives on given answers, by name; nothing is generated."""
+
+OBJECTIVES: dict[str, Objective] = {
+    "mean": mean,
+    "pass_at_k": pass_at_k,
+    "majority_at_k": majority_at_k,
+    **dict.fromkeys(LIKELIHOODS, mean),  # one value a prompt, which is its own mean
+}
 """Every objective by its name in the configuration."""

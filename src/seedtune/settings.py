@@ -62,6 +62,33 @@ class ToySettings(Section):
     """Seconds to wait per job, to play a slow model."""
 
 
+class ConversationSettings(Section):
+    """Conversations with an environment."""
+
+    max_turns: int = Field(default=8, ge=1)
+    """Messages of the model at the most; ``max_completion_length`` is the limit of each."""
+
+    tools: Literal["template", "text"] = "template"
+    """How the model is told of an environment's tools: ``tools=`` of its chat template, or ``text`` in the prompt
+    (plain-text prompts always)."""
+
+    timeout: float = Field(default=60.0, gt=0.0)
+    """Seconds that a call of an environment may take; a longer one costs its sample."""
+
+
+class LikelihoodSettings(Section):
+    """The columns that log-probability objectives read."""
+
+    answer_column: str = "answer"
+    """``logprob``: the text whose log-probability is the reward."""
+
+    choices_column: str = "choices"
+    """``choice_accuracy``: a list of texts."""
+
+    index_column: str = "answer_index"
+    """``choice_accuracy``: which of them is right, from 0."""
+
+
 class LookAheadSettings(Section):
     """Sharpness-aware look-ahead (arXiv 2602.01003): a step takes two generations, the first only to look."""
 

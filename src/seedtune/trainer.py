@@ -16,6 +16,7 @@ from seedtune import engines, files, ledger, monitors, noise, replay, report, sn
 from seedtune.config import Config
 from seedtune.diagnostics import Diagnostics, signal_alarms
 from seedtune.engines.base import Engine, EngineInfo
+from seedtune.environments.base import EnvironmentFactory
 from seedtune.errors import ConfigError, RunError, StorageError, storage_cause
 from seedtune.evaluator import Evaluator, Outcome
 from seedtune.guards import Guards
@@ -52,7 +53,9 @@ class Trainer:
 
     ``Trainer(config)`` runs what the configuration names.  ``reward_funcs`` (functions, ``file.py:function``,
     mappings) and ``train_dataset`` (rows with a ``prompt`` and any other columns, a file, an id) are your own.
-    ``model`` overrides ``args.model``; ``processing_class``, if given, must be the model's own tokenizer.
+    ``environment_factory`` is a class whose instances members talk to for several turns; without ``reward_funcs`` it
+    has its own reward.  ``model`` overrides ``args.model``; ``processing_class``, if given, must be the model's own
+    tokenizer.
     """
 
     def __init__(  # noqa: PLR0913 - TRL's parameters
@@ -65,9 +68,10 @@ class Trainer:
         train_dataset: Data | None = None,
         eval_dataset: Data | None = None,
         processing_class: Any = None,
+        environment_factory: EnvironmentFactory | None = None,
         callbacks: Sequence[Callback] = (),
     ) -> None:
-        given = Given(reward_funcs, reward_weights, train_dataset, eval_dataset)
+        given = Given(reward_funcs, reward_weights, train_dataset, eval_dataset, environment_factory)
         config = args if args is not None else Config()
         self.config, self.task = take(config, given, model=model, processing_class=processing_class)
         self.others = others(self.config, self.task)

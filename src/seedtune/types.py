@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from typing import Any, Literal, NamedTuple
 
 Message = Mapping[str, str]
@@ -142,13 +143,19 @@ class Sampling:
 class Prompt:
     """One prompt as the engine takes it: chat messages (templated) or plain text (as it is).
 
-    ``max_tokens``, if given, lowers the job's limit of new tokens for this prompt.
+    ``max_tokens``, if given, lowers the job's limit of new tokens for this prompt.  ``turn`` and ``sample`` (the number
+    of its first sample) are where a conversation stands: with ``id`` they address the draws.  What a later turn may
+    write is cut to the room left in the model's context; without any the completion is empty, its finish "length".
+    ``answers`` are for `Engine.likelihoods`.
     """
 
     id: int
     content: str | tuple[Message, ...]
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     max_tokens: int | None = None
+    turn: int = 0
+    sample: int = 0
+    answers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +163,8 @@ class Job:
     """A fixed group of members on the same prompts: the unit that is batched, sent and retried.
 
     The group never depends on the number of workers, so that batch composition never changes a reward.
-    With a ``shift`` members (the centre, too) stand at θ' instead of θ.
+    With a ``shift`` members (the centre, too) stand at θ' instead of θ.  ``rows`` are the (member, prompt) positions
+    to evaluate, each once; None: every member answers every prompt.
     """
 
     id: int
@@ -165,11 +173,21 @@ class Job:
     prompts: tuple[Prompt, ...]
     sampling: Sampling
     shift: Shift | None = None
+    rows: tuple[tuple[int, int], ...] | None = None
+
+    @property
+    def pairs(self) -> tuple[tuple[int, int], ...]:
+        """The (member, prompt) positions to evaluate."""
+        return tuple(product(range(len(self.members)), range(len(self.prompts)))) if self.rows is None else self.rows
 
 
 @dataclass(frozen=True, slots=True)
 class Rollout:
-    """One completion of one prompt by one member; ``prompt`` is the position in the job's prompts."""
+    """One completion of one prompt by one member; ``prompt`` is the position in the job's prompts.
+
+    ``scores`` has a value for each reward of the task where the rollout was scored while it was made (a conversation, a
+    likelihood), NaN for what failed; None: rewards are still to score its text.
+    """
 
     job: int
     member: Member
@@ -179,6 +197,23 @@ class Rollout:
     token_ids: tuple[int, ...]
     prompt_tokens: int
     finish: Finish
+    scores: tuple[float, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Likelihood:
+    """How probable one of a prompt's answers is to a member: log p of every token of it, temperature 1.
+
+    ``prompt`` is the position in the job's prompts, ``answer`` the position in the prompt's answers.
+    """
+
+    job: int
+    member: Member
+    prompt: int
+    answer: int
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    prompt_tokens: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,8 +9,9 @@ from seedtune.config import Config
 from seedtune.engines.transformers import chat
 from seedtune.engines.transformers.checkpoint import ModelSource
 from seedtune.engines.transformers.decode import slots_for
-from seedtune.errors import ModelError
+from seedtune.errors import ConfigError, ModelError
 from seedtune.evaluator import prompt_of
+from seedtune.objectives import LIKELIHOODS
 from seedtune.tasks.base import Task
 from seedtune.types import Example, Prompt
 
@@ -79,6 +80,11 @@ class Workload:
 
 def workload_of(config: Config, task: Task, *, share: float, devices: int = 1) -> Workload:
     """The workload of one of ``devices`` that share the members; completions fill ``share`` of their limit."""
+    if task.environment is not None or config.objective in LIKELIHOODS:
+        raise ConfigError(
+            f"task {task.name!r} with objective={config.objective} cannot be planned: only single completions can, not "
+            "conversations or given answers. Train a generation and look at step_time in its metrics."
+        )
     lengths, counted = _lengths(config, task.train[:COUNTED])
     members = -(-(config.population + config.evaluate_centre) // devices)
     prompts = min(config.prompts_per_generation, len(task.train)) * config.samples_per_prompt

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from seedtune.config import Config
-from seedtune.objectives import OBJECTIVES, majority_at_k, mean, pass_at_k
+from seedtune.objectives import LIKELIHOODS, OBJECTIVES, choice_accuracy, logprob, majority_at_k, mean, pass_at_k
 
 NAN = math.nan
 samples = st.lists(
@@ -61,5 +61,21 @@ def test_objectives_agree_with_a_plain_count(drawn):
 
 
 def test_every_objective_of_the_configuration_exists():
-    several = Config(samples_per_prompt=2, temperature=1.0)
-    assert {several.replace(objective=name).objective for name in OBJECTIVES} == set(OBJECTIVES)
+    several, given = Config(samples_per_prompt=2, temperature=1.0), Config()
+    for name in OBJECTIVES:
+        assert (given if name in LIKELIHOODS else several).replace(objective=name).objective == name
+
+
+def test_the_log_probability_of_an_answer_is_the_mean_over_its_tokens():
+    assert logprob([[-1.0, -2.0]], 0) == (0, -1.5)
+    assert math.isnan(logprob([[-1.0, -math.inf]], 0)[1])
+
+
+def test_the_choice_with_the_highest_mean_counts_and_the_first_of_equal_ones():
+    assert choice_accuracy([[-1.0, -1.0, -1.0], [-2.0]], 0) == (0, 1.0)
+    assert choice_accuracy([[-1.0, -1.0, -1.0], [-0.5]], 0) == (1, 0.0)
+    assert choice_accuracy([[-1.0], [-1.0]], 1) == (0, 0.0)
+
+
+def test_a_choice_that_is_no_number_makes_the_accuracy_none():
+    assert math.isnan(choice_accuracy([[-1.0], [math.nan]], 0)[1])

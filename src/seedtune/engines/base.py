@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from seedtune.types import Coverage, Job, Prompt, Rollout, Term, Update
+from seedtune.types import Coverage, Job, Likelihood, Prompt, Rollout, Term, Update
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +72,15 @@ class Engine(Protocol):
         """Yield every job's rollouts as they finish, in any order.
 
         The members of a job with a shift stand where the shift's terms would move the centre as an update (of the
-        generation of the newest term); the centre stays as it is, bit for bit.
+        generation of the newest term); the centre stays as it is, bit for bit.  With ``rows`` only these are evaluated,
+        and each gives what it gives among all.
+        """
+        ...
+
+    def likelihoods(self, jobs: Iterable[Job]) -> Iterator[Likelihood]:
+        """Yield how probable each prompt's ``answers`` are to every job's members, in any order; nothing is generated.
+
+        An answer is tokenised by itself and stands behind the prompt, no end token added; DataError if it is empty.
         """
         ...
 

@@ -17,10 +17,11 @@ from seedtune import fingerprint as fp
 from seedtune import noise as addressed
 from seedtune import tensorfile
 from seedtune.engines.base import EngineInfo, EngineTimes, Noise
+from seedtune.errors import DataError
 from seedtune.rounding import ARRAYS, nearest, widen
 from seedtune.selection import select
 from seedtune.settings import ToySettings
-from seedtune.types import CENTRE, Coverage, Job, Member, Prompt, Rollout, Term, Update
+from seedtune.types import CENTRE, Coverage, Job, Likelihood, Member, Prompt, Rollout, Term, Update
 from seedtune.weights import Centre, Weights, factors, tensor_fingerprint
 
 NAMES = ("layers.0.weight", "layers.1.weight")
@@ -63,9 +64,34 @@ class ToyEngine:
         """Every job's rollouts in order."""
         for job in jobs:
             time.sleep(self.settings.delay)
-            place = self._place(self.centre.step(job.shift))
-            for member in job.members:
-                yield from self._member(job, member, place)
+            for member, prompt, weights in self._rows(job):
+                for sample in range(job.sampling.samples):
+                    text = self._text(*weights, job.prompts[prompt])
+                    yield _rollout(job, job.members[member], (prompt, sample), text)
+                    self._times.generated_tokens += len(text)
+
+    def likelihoods(self, jobs: Iterable[Job]) -> Iterator[Likelihood]:
+        """Every job's likelihoods in order."""
+        for job in jobs:
+            for member, place, weights in self._rows(job):
+                prompt = job.prompts[place]
+                own = self._text(*weights, prompt).encode()
+                for number, answer in enumerate(_given(prompt)):
+                    ids, tokens = tuple(answer.encode()), len(str(prompt.content))
+                    logprobs = tuple(_logprobs(own, ids))
+                    yield Likelihood(job.id, job.members[member], place, number, ids, logprobs, tokens)
+
+    def _rows(self, job: Job) -> Iterator[tuple[int, int, tuple[Weights, Weights]]]:
+        """The positions of every member and prompt of a job, with the member's weights, made once."""
+        place = self._place(self.centre.step(job.shift))
+        made: dict[int, tuple[Weights, Weights]] = {}
+        for member, prompt in job.pairs:
+            if member not in made:
+                started = time.perf_counter()
+                first, second = (self._perturbed(place, name, job.members[member], job.sigma) for name in NAMES)
+                made = {member: (first, second)}
+                self._times.perturb += time.perf_counter() - started
+            yield member, prompt, made[member]
 
     def _place(self, step: Update | None) -> Centre:
         """The centre, or a copy that has taken a step."""
@@ -74,16 +100,6 @@ class ToyEngine:
         place = self.centre.part({name: array.copy() for name, array in self.centre.tensors.items()})
         place.apply(step)
         return place
-
-    def _member(self, job: Job, member: Member, place: Centre) -> Iterator[Rollout]:
-        started = time.perf_counter()
-        first, second = (self._perturbed(place, name, member, job.sigma) for name in NAMES)
-        self._times.perturb += time.perf_counter() - started
-        for index, prompt in enumerate(job.prompts):
-            for sample in range(job.sampling.samples):
-                text = self._text(first, second, prompt)
-                yield _rollout(job, member, (index, sample), text)
-                self._times.generated_tokens += len(text)
 
     def _perturbed(self, place: Centre, name: str, member: Member, sigma: float) -> Weights:
         """The weights of one matrix of a member that stands at ``place``, float32 that the model's type can hold."""
@@ -166,6 +182,13 @@ class ToyEngine:
 
 def _normals(name: str, count: int) -> Weights:
     return addressed.normals(addressed.Address(addressed.key(0, f"toy {name}")), 0, count)
+
+
+def _given(prompt: Prompt) -> tuple[str, ...]:
+    """A prompt's answers; DataError if there is none, or one is empty."""
+    if not prompt.answers or not all(prompt.answers):
+        raise DataError(f"prompt {prompt.id} has the answers {list(prompt.answers)!r}. Give it some text each.")
+    return prompt.answers
 
 
 def _logprobs(text: bytes, ids: Sequence[int]) -> list[float]:

@@ -17,6 +17,7 @@ from seedtune.tasks import (
     json_schema,
     mini_sudoku,
     multiple_choice,
+    number_guessing,
     toy,
 )
 from seedtune.tasks.arguments import validated
@@ -36,6 +37,7 @@ TASKS: dict[str, Kind] = {
     "json_schema": json_schema.KIND,
     "instruction_format": instruction_format.KIND,
     "multiple_choice": multiple_choice.KIND,
+    "number_guessing": number_guessing.KIND,
     "toy": toy.KIND,
 }
 """Every built-in task by name; ``reasoning_gym:NAME`` and ``file.py:function`` are made without a row here."""

@@ -10,6 +10,7 @@ from typing import Any
 
 from pydantic import Field
 
+from seedtune.environments.base import EnvironmentFactory
 from seedtune.settings import Section
 from seedtune.types import Example
 
@@ -58,6 +59,8 @@ class Task:
     """The most that an empty answer may get."""
     answer: Callable[[str], str] | None = None
     """What of a completion is its answer, for votes among samples; empty: it gives none.  None: the whole text."""
+    environment: EnvironmentFactory | None = None
+    """What members talk to, a new one for each conversation; None: a prompt has one answer."""
 
     @property
     def has_accuracy(self) -> bool:

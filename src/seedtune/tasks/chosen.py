@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from seedtune import environments
 from seedtune.config import Config
+from seedtune.environments.base import EnvironmentFactory
+from seedtune.environments.own import environment_reward
 from seedtune.errors import ConfigError, DataError
+from seedtune.objectives import LIKELIHOODS
 from seedtune.rewards import building
+from seedtune.settings import ConversationSettings
 from seedtune.tasks import create, datasets
-from seedtune.tasks.base import Task
+from seedtune.tasks.base import Reward, Task
 from seedtune.tasks.data import Rows, examples
+from seedtune.tasks.given import given as given_answers
+from seedtune.tasks.given import scored_by_the_engine
 from seedtune.tasks.splitting import hold_out
 from seedtune.types import Example
 from seedtune.userdata import OBJECTS, DatasetSettings
@@ -30,6 +37,7 @@ class Given:
     weights: Sequence[float] | None = None
     train: Data | None = None
     test: Data | None = None
+    environment: EnvironmentFactory | None = None
 
 
 def chosen(config: Config, given: Given) -> tuple[Config, Task]:
@@ -39,15 +47,28 @@ def chosen(config: Config, given: Given) -> tuple[Config, Task]:
     """
     listed = [] if given.rewards is None else building.listed(given.rewards)
     config = _recorded(config, given, listed)
+    environment = _environment(config, given)
+    own = _without_functions(config, environment)
     if config.task != "custom":
         _check_unused(config)
         task = create(config.task, config.task_args)
+        task = replace(task, rewards=own or task.rewards, environment=environment or task.environment)
     else:
-        _check_whole(config, given, listed)
+        _check_whole(config, given, listed, needed=not own)
         train, test = _data(config, given)
-        task = Task("custom", train, test, building.build(config, listed))
+        found = building.build(config, listed) if config.reward_funcs else own
+        task = Task("custom", train, test, found, environment=environment)
     _check_task(config, task)
     return config, task
+
+
+def _environment(config: Config, given: Given) -> EnvironmentFactory | None:
+    """What members talk to, if the program or the configuration names it."""
+    if given.environment is not None or config.environment is None:
+        return given.environment
+    if config.environment == OBJECTS:
+        raise ConfigError(f"this run's environment was a Python object: {_HOW}")
+    return environments.find(config.environment)
 
 
 def _recorded(config: Config, given: Given, listed: Sequence[building.Given]) -> Config:
@@ -62,6 +83,8 @@ def _recorded(config: Config, given: Given, listed: Sequence[building.Given]) ->
         changes["reward_weights"] = tuple(given.weights)
     if given.train is None and not listed and changes and config.train_dataset is None:
         raise ConfigError("reward_weights and eval_dataset need reward_funcs and train_dataset.")
+    if given.environment is not None:
+        config = config.replace(environment=OBJECTS)
     if not changes:
         return _settled(config)
     told = _settled(config.replace(**changes, task="custom"))
@@ -92,7 +115,7 @@ def _settled(config: Config) -> Config:
     return config.model_copy(update={**found, "reward_funcs": rewards})
 
 
-def _check_whole(config: Config, given: Given, listed: Sequence[building.Given]) -> None:
+def _check_whole(config: Config, given: Given, listed: Sequence[building.Given], *, needed: bool) -> None:
     """ConfigError if data or rewards are missing, or were objects that only the program had."""
     data = ((config.train_dataset, given.train), (config.eval_dataset, given.test))
     lost = [name for name, (told, had) in zip(("training", "held-out"), data, strict=True) if _is_lost(told, had)]
@@ -102,7 +125,7 @@ def _check_whole(config: Config, given: Given, listed: Sequence[building.Given])
         raise ConfigError(f"this run's reward functions were Python objects: {_HOW}")
     if config.train_dataset is None and not config.reward_funcs:
         raise ConfigError(f"this run had its own data and rewards: {_HOW}")
-    if config.train_dataset is None or not config.reward_funcs:
+    if config.train_dataset is None or (needed and not config.reward_funcs):
         raise ConfigError("give both reward_funcs and train_dataset, or neither and a built-in task.")
     if config.task_args:
         raise ConfigError(f"task_args={config.task_args} are for a built-in task, not for own data and rewards.")
@@ -129,7 +152,31 @@ def _examples(config: Config, data: tuple[DatasetSettings | None, Data | None], 
     return examples(rows, split, prompt_column=settings.prompt_column or column)
 
 
+def _without_functions(config: Config, environment: EnvironmentFactory | None) -> tuple[Reward, ...]:
+    """The rewards of what needs no reward functions."""
+    if config.objective in LIKELIHOODS:
+        return (Reward(config.objective, scored_by_the_engine),)
+    return () if environment is None else (Reward("environment_reward", environment_reward),)
+
+
+def _check_scored(config: Config, task: Task) -> None:
+    """What given answers need, and what does not go with an environment."""
+    if config.objective in LIKELIHOODS:
+        if any(reward.function is not scored_by_the_engine for reward in task.rewards) or task.environment is not None:
+            raise ConfigError(
+                f"objective={config.objective} is a reward by itself. Leave reward_funcs and environments out, or use "
+                "objective=mean."
+            )
+        for example in (*task.train, *task.test):
+            given_answers(config, example)
+    if task.environment is not None and config.kl_steps:
+        raise ConfigError(f"kl_steps={config.kl_steps} measures single answers, not conversations. Use kl_steps=0.")
+    if task.environment is None and config.conversation != ConversationSettings():
+        raise ConfigError(f"conversation has no effect on task {task.name!r}, which has no environment. Leave it out.")
+
+
 def _check_task(config: Config, task: Task) -> None:
+    _check_scored(config, task)
     if not task.train:
         raise DataError(f"the training data of task {task.name!r} is empty. Give at least one row with a 'prompt'.")
     if config.system_prompt is not None and any(isinstance(e.prompt, str) for e in (*task.train, *task.test)):

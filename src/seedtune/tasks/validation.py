@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from seedtune.errors import DataError
 from seedtune.rewards.scoring import score, total
+from seedtune.settings import ConversationSettings
 from seedtune.tasks.base import Task
 from seedtune.types import Example
 
@@ -95,8 +97,23 @@ MAY_BE_RIGHT = ("gold 20 times", "gold backwards")
 
 def _scored(task: Task, data: Sequence[Example], texts: Sequence[str]) -> tuple[list[float], float]:
     begun = time.perf_counter()
+    if task.environment is not None:
+        pairs = zip(data, texts, strict=True)
+        data = [replace(e, columns={**e.columns, "environments": _played(task, e, text)}) for e, text in pairs]
     values = total(task.rewards, score(task.rewards, data, texts))
     return values, time.perf_counter() - begun
+
+
+def _played(task: Task, example: Example, text: str) -> Any:
+    """An environment after a conversation in which the model says the same in every turn."""
+    assert task.environment is not None
+    environment = task.environment()
+    environment.reset(**example.columns)
+    if getattr(environment, "step", None) is None:
+        raise DataError(f"task {task.name!r} has an environment with tools, which a single text cannot play.")
+    turns = range(ConversationSettings().max_turns)
+    next((turn for turn in turns if environment.step(text) is None), None)
+    return environment
 
 
 def _gold_check(task: Task, data: Sequence[Example], golden: Sequence[str]) -> Check:

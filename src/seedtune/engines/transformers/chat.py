@@ -28,6 +28,11 @@ def _render(tokenizer: Any, prompt: Prompt, content: Sequence[Message]) -> list[
             f"prompt {prompt.id} is a list of chat messages, but the model has no chat template. "
             "Use plain-text prompts, or an instruction-tuned model."
         )
+    if "tools" in prompt.template_kwargs and "tools" not in str(tokenizer.chat_template):
+        raise DataError(
+            "the model's chat template has no place for the environment's tools. Use conversation.tools=text, or a "
+            "model that was trained to call tools."
+        )
     messages = [dict(message) for message in content]
     options = {
         "add_generation_prompt": True,
@@ -57,15 +62,40 @@ def check_same(own: Any, given: Any) -> None:
         )
 
 
-def check_lengths(
-    prompts: Sequence[Prompt], ids: Sequence[list[int]], *, limits: Sequence[int], context: int | None
-) -> None:
-    """DataError for the first prompt that, with its ``limits`` of new tokens, exceeds the model's context."""
+def limits(prompts: Sequence[Prompt], ids: Sequence[list[int]], *, most: int, context: int | None) -> list[int]:
+    """New tokens of each prompt, ``most`` at the most; DataError for one whose limit exceeds the model's context.
+
+    A later turn of a conversation gets what room is left, which may be none.
+    """
+    wanted = [most if prompt.max_tokens is None else min(most, prompt.max_tokens) for prompt in prompts]
     if context is None:
-        return
-    for prompt, tokens, new in zip(prompts, ids, limits, strict=True):
-        if len(tokens) + new > context:
+        return wanted
+    found = []
+    for prompt, tokens, new in zip(prompts, ids, wanted, strict=True):
+        if prompt.turn == 0 and len(tokens) + new > context:
             raise DataError(
                 f"prompt {prompt.id} has {len(tokens)} tokens; with max_completion_length={new} that exceeds the "
                 f"model's context of {context}. Shorten the prompt or lower max_completion_length."
             )
+        found.append(max(0, min(new, context - len(tokens))))
+    return found
+
+
+def check_answers(
+    prompts: Sequence[Prompt], ids: Sequence[list[int]], answers: Sequence[Sequence[int]], *, context: int | None
+) -> None:
+    """DataError for the first answer that, behind its prompt, exceeds the model's context."""
+    for prompt, tokens, answer in zip(prompts, ids, answers, strict=True):
+        if context is not None and len(tokens) + len(answer) > context:
+            raise DataError(
+                f"prompt {prompt.id} has {len(tokens)} tokens; with an answer of {len(answer)} that exceeds the "
+                f"model's context of {context}. Shorten the prompt or the answer."
+            )
+
+
+def encode_answers(tokenizer: Any, prompt: Prompt) -> list[list[int]]:
+    """The token ids of a prompt's answers, each by itself; DataError if there is none, or one has no tokens."""
+    found = [list(tokenizer(answer, add_special_tokens=False)["input_ids"]) for answer in prompt.answers]
+    if not found or not all(found):
+        raise DataError(f"prompt {prompt.id} has the answers {list(prompt.answers)!r}. Give it some text each.")
+    return found

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import repeat
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -18,7 +19,7 @@ from seedtune.engines.transformers.checkpoint import ModelSource, write_model
 from seedtune.engines.transformers.decode import Budget, Decoder, Row, Stop, slots_for
 from seedtune.engines.transformers.fullrank import FullRank
 from seedtune.engines.transformers.fuse import fuse
-from seedtune.engines.transformers.likelihood import Likelihood
+from seedtune.engines.transformers.likelihood import Forced, Given
 from seedtune.engines.transformers.linear import can_pack
 from seedtune.engines.transformers.lowrank import LowRank
 from seedtune.engines.transformers.packing import Pack
@@ -26,8 +27,11 @@ from seedtune.engines.transformers.perturbation import Perturbation, Place, cent
 from seedtune.engines.transformers.settings import TransformersSettings, torch_device, torch_dtype
 from seedtune.engines.transformers.tracing import Trace, trace
 from seedtune.errors import ConfigError, ModelError
-from seedtune.types import CENTRE, Decay, Job, Prompt, Rollout, Sampling, Shift, Term, Update
+from seedtune.types import CENTRE, Decay, Job, Likelihood, Prompt, Rollout, Sampling, Shift, Term, Update
 from seedtune.weights import Centre
+
+Asked = TypeVar("Asked", Row, Given)
+"""What a member is asked for: a completion, or how likely a given one is."""
 
 BASE = Update(0, (), Decay(l2=1.0))
 """What takes any centre to θ₀, exactly."""
@@ -144,13 +148,51 @@ class TransformersEngine:
 
     def _evaluate(self, job: Job) -> Iterator[Rollout]:
         ids = [chat.encode(self.tokenizer, prompt) for prompt in job.prompts]
-        limits = [min(job.sampling.max_tokens, p.max_tokens or job.sampling.max_tokens) for p in job.prompts]
-        chat.check_lengths(job.prompts, ids, limits=limits, context=self.context)
+        limits = chat.limits(job.prompts, ids, most=job.sampling.max_tokens, context=self.context)
         rows = _rows(job, ids, limits)
-        for batch in self.perturbation.batches(job.members):
+        yield from (self._rollout(job, row) for row in rows if row.finish is not None)
+        for batch, mine in self._batches(job, [row for row in rows if row.finish is None]):
             self._become(job, batch)
+            yield from self._answer(job, mine)
+
+    def _batches(self, job: Job, rows: Sequence[Asked]) -> Iterator[tuple[list[int], list[Asked]]]:
+        """The members that share a batch, with what they are asked; none without."""
+        for batch in self.perturbation.batches(job.members):
             chosen = set(batch)
-            yield from self._answer(job, [row for row in rows if row.member in chosen])
+            mine = [row for row in rows if row.member in chosen]
+            if mine:
+                yield batch, mine
+
+    def likelihoods(self, jobs: Iterable[Job]) -> Iterator[Likelihood]:
+        """Every job's likelihoods, all members of a batch in the same passes."""
+        for job in jobs:
+            ids = [chat.encode(self.tokenizer, prompt) for prompt in job.prompts]
+            answers = [chat.encode_answers(self.tokenizer, prompt) for prompt in job.prompts]
+            longest = [max(its, key=len) for its in answers]
+            chat.check_answers(job.prompts, ids, longest, context=self.context)
+            given = [
+                Given(member, ids[p], answer, (p, number))
+                for member, p in job.pairs
+                for number, answer in enumerate(answers[p])
+            ]
+            for batch, mine in self._batches(job, given):
+                self._become(job, batch)
+                yield from map(_likelihood, repeat(job), mine, self._forced(mine))
+
+    def _forced(self, given: Sequence[Given]) -> list[list[float]]:
+        """Log-probabilities of completions by the members that the model has become."""
+        started = time.perf_counter()
+        lengths = [len(one.prompt) + len(one.completion) for one in given]
+        forced = Forced(
+            self.model,
+            attention=self._attention_for(max(1, len(given)), max(lengths, default=1)),
+            perturbation=self.perturbation,
+            tokens=self.settings.prefill_tokens,
+        )
+        found = list(forced.of(given))
+        self._times.prefill += time.perf_counter() - started
+        self._times.prompt_tokens += sum(lengths)
+        return found
 
     def _answer(self, job: Job, rows: list[Row]) -> Iterator[Rollout]:
         """The rollouts of members that share a batch, as they finish."""
@@ -230,18 +272,10 @@ class TransformersEngine:
     ) -> list[list[float]]:
         """See `Engine`; for ``base`` live weights are θ₀ until the next call."""
         ids = [chat.encode(self.tokenizer, prompt) for prompt in prompts]
-        pairs, limits = list(zip(ids, completions, strict=True)), [len(completion) for completion in completions]
-        chat.check_lengths(prompts, ids, limits=limits, context=self.context)
+        chat.check_answers(prompts, ids, completions, context=self.context)
         self._stand(BASE if base else None)
         self.perturbation.become((CENTRE,), [0], sigma=0.0)
-        longest = max((len(tokens) + limit for tokens, limit in zip(ids, limits, strict=True)), default=1)
-        likelihood = Likelihood(
-            self.model,
-            attention=self._attention_for(max(1, len(pairs)), longest),
-            perturbation=self.perturbation,
-            tokens=self.settings.prefill_tokens,
-        )
-        return list(likelihood.of(pairs))
+        return self._forced([Given(0, its, completion) for its, completion in zip(ids, completions, strict=True)])
 
     def fingerprint(self) -> str:
         return self.centre.fingerprint()
@@ -266,17 +300,22 @@ class TransformersEngine:
 
 
 def _rows(job: Job, ids: list[list[int]], limits: list[int]) -> list[Row]:
-    """One row per member, prompt and sample, members first."""
+    """One row per member, prompt and sample; one that may write nothing is finished."""
     how = job.sampling
     shared = {
-        (p, s): sampling.draws(how, prompt.id, s) for p, prompt in enumerate(job.prompts) for s in range(how.samples)
+        (p, s): sampling.draws(how, prompt, s) for p, prompt in enumerate(job.prompts) for s in range(how.samples)
     }
     return [
-        Row(member, p, s, ids[p], limits[p], shared[p, s])
-        for member in range(len(job.members))
-        for p in range(len(job.prompts))
+        Row(member, p, s, ids[p], limits[p], shared[p, s], finish=None if limits[p] else "length")
+        for member, p in job.pairs
         for s in range(how.samples)
     ]
+
+
+def _likelihood(job: Job, given: Given, logprobs: list[float]) -> Likelihood:
+    prompt, answer = given.place
+    tokens, member = tuple(given.completion), job.members[given.member]
+    return Likelihood(job.id, member, prompt, answer, tokens, tuple(logprobs), prompt_tokens=len(given.prompt))
 
 
 def _cast(model: Any, dtype: torch.dtype) -> Any:

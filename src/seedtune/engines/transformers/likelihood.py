@@ -1,8 +1,9 @@
-"""How likely given completions are: one pass over prompts and completions, without generating."""
+"""How likely given completions are: passes over prompts and completions of all members, without generating."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,46 +14,61 @@ from seedtune.engines.transformers.attention import Prefill, SlotAttention
 from seedtune.engines.transformers.packing import Pack, packed
 from seedtune.engines.transformers.perturbation import Perturbation
 
-Pair = tuple[Sequence[int], Sequence[int]]
-"""The token ids of a prompt and of a completion."""
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """The token ids of a prompt and of its completion, and the member (a position) that is asked.
+
+    ``place``: positions of the prompt and of the answer.
+    """
+
+    member: int
+    prompt: Sequence[int]
+    completion: Sequence[int]
+    place: tuple[int, int] = (0, 0)
+
 
 ROWS = 256
 """Rows of the vocabulary that are float32 at a time."""
 
 
-class Likelihood:
-    """log p(token | what stands before it), temperature 1, by the weights that the model holds now.
+class Forced:
+    """log p(token | what stands before it), temperature 1, by the members that the model holds now.
 
-    The caller has made the centre the only member; ``tokens`` bounds what one pass computes.
+    The caller has made it become these; ``tokens`` bounds what one pass computes.
     """
 
     def __init__(self, model: Any, *, attention: SlotAttention, perturbation: Perturbation, tokens: int) -> None:
         self.model, self.attention, self.perturbation, self.tokens = model, attention, perturbation, tokens
 
     @torch.no_grad()
-    def of(self, pairs: Sequence[Pair]) -> Iterator[list[float]]:
-        """The completions' log-probabilities, a list per pair and a number per token."""
-        while pairs:
-            whole = [(0, [*prompt, *completion]) for prompt, completion in pairs[: self.attention.cache.slots]]
-            pack, count = packed(0, whole, tokens=self.tokens, padded=self.tokens)
-            yield from self._pass(pack, pairs[:count])
-            pairs = pairs[count:]
+    def of(self, given: Sequence[Given]) -> Iterator[list[float]]:
+        """The completions' log-probabilities, a list for each and a number per token.
 
-    def _pass(self, pack: Pack, pairs: Sequence[Pair]) -> Iterator[list[float]]:
-        spans = [path[len(prompt) - 1 : -1] for path, (prompt, _) in zip(pack.paths, pairs, strict=True)]
+        What prompts of a member begin with is computed once, if they follow each other.
+        """
+        while given:
+            whole = [(one.member, [*one.prompt, *one.completion]) for one in given[: self.attention.cache.slots]]
+            pack, count = packed(0, whole, tokens=self.tokens, padded=self.tokens)
+            yield from self._pass(pack, given[:count])
+            given = given[count:]
+
+    def _pass(self, pack: Pack, given: Sequence[Given]) -> Iterator[list[float]]:
+        spans = [path[len(one.prompt) - 1 : -1] for path, one in zip(pack.paths, given, strict=True)]
         keep, rows = np.unique(np.concatenate(spans).astype(np.int64), return_inverse=True)
         if not keep.size:
-            yield from ([] for _ in pairs)
+            yield from ([] for _ in given)
             return
-        targets = np.concatenate([np.asarray(completion, np.int64) for _, completion in pairs])
+        targets = np.concatenate([np.asarray(one.completion, np.int64) for one in given])
         found = iter(_chosen(self._logits(pack, keep), rows, targets))
-        for _, completion in pairs:
-            yield [next(found) for _ in completion]
+        for one in given:
+            yield [next(found) for _ in one.completion]
 
     def _logits(self, pack: Pack, keep: np.ndarray) -> Tensor:
         """Logits (kept tokens, vocabulary) of a pack."""
         device = self.model.device
-        self.perturbation.set_rows(np.array(pack.members), np.zeros(keep.size, np.int64))
+        members = np.array(pack.members)
+        self.perturbation.set_rows(members, members[keep])
         self.attention.current = Prefill.of(pack, device)
         output = self.model(
             input_ids=torch.tensor([pack.ids], device=device),

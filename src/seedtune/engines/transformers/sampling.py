@@ -10,18 +10,19 @@ import torch
 from torch import Tensor
 
 from seedtune import noise
-from seedtune.types import Sampling
+from seedtune.types import Prompt, Sampling
 
 _ROWS = 16
 """Rows sampled at once: bounds the float64 cumulative sums to 16 vocabularies."""
 
 
-def draws(sampling: Sampling, prompt_id: int, sample: int) -> np.ndarray | None:
-    """(max_tokens,) uniforms in [0, 1) of one completion, or None for greedy decoding."""
+def draws(sampling: Sampling, prompt: Prompt, sample: int) -> np.ndarray | None:
+    """(max_tokens,) uniforms in [0, 1) of one completion, or None for greedy decoding; every turn has its own."""
     if sampling.temperature == 0.0:
         return None
-    key = noise.key(sampling.seed, f"sampling {prompt_id}")
-    address = noise.Address(key, noise.Stream.SAMPLING, sampling.generation, sample)
+    turn = f" {prompt.turn}" if prompt.turn else ""
+    key = noise.key(sampling.seed, f"sampling {prompt.id}{turn}")
+    address = noise.Address(key, noise.Stream.SAMPLING, sampling.generation, prompt.sample + sample)
     return noise.uniforms(address, 0, sampling.max_tokens)
 
 

@@ -1,0 +1,54 @@
+"""Environments are what a model talks to for several turns."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from seedtune.environments.base import EnvironmentFactory
+from seedtune.environments.number_guessing import NumberGuessing
+from seedtune.errors import ConfigError, nearest
+
+ENVIRONMENTS: dict[str, EnvironmentFactory] = {"number_guessing": NumberGuessing}
+"""Every shipped environment by name."""
+
+
+def find(name: str) -> EnvironmentFactory:
+    """A shipped environment, or the class in ``file.py:Class`` or ``module.Class``; ConfigError if there is none."""
+    if name in ENVIRONMENTS:
+        return ENVIRONMENTS[name]
+    place, _, attribute = name.rpartition(":" if ":" in name else ".")
+    if not place:
+        raise ConfigError(
+            f"environment={name!r} is not one of ours.{nearest(name, ENVIRONMENTS)} Known: {', '.join(ENVIRONMENTS)}. "
+            "Name your own as file.py:Class or module.Class."
+        )
+    module = _module(place, name)
+    found: Any = getattr(module, attribute, None)
+    if not isinstance(found, Callable):  # type: ignore[arg-type]
+        raise ConfigError(f"environment={name!r}: there is no class {attribute!r} in {place}. Check the name.")
+    factory: EnvironmentFactory = found
+    return factory
+
+
+def _module(place: str, name: str) -> ModuleType:
+    try:
+        if not place.endswith(".py"):
+            return importlib.import_module(place)
+        path = Path(place).expanduser().resolve()
+        known = f"seedtune_environment_{path.stem}"
+        spec = importlib.util.spec_from_file_location(known, path)
+        assert spec is not None
+        assert spec.loader is not None
+        module = sys.modules[known] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    except Exception as error:  # the named boundary: importing runs the user's code
+        raise ConfigError(
+            f"environment={name!r} cannot be imported from {place}: {type(error).__name__}: {error}. Check the path."
+        ) from error
+    return module

@@ -1,0 +1,67 @@
+"""Calling code that may raise or hang: in a thread of its own, which is given up when it takes too long."""
+
+from __future__ import annotations
+
+import ctypes
+import queue
+import threading
+from collections.abc import Callable
+from typing import Any
+
+Answer = tuple[Any, BaseException | None]
+"""What a call returned, or what it raised."""
+
+
+class Patience:
+    """Calls one after the other, all in one thread, ``seconds`` each at the most.
+
+    A call that takes longer is left behind: Python code is interrupted where it is, what waits in the operating system
+    or in compiled code goes on unheard.  Later calls run in a new thread.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self._worker: _Worker | None = None
+
+    def call(self, function: Callable[[], Any]) -> Answer:
+        """(result, None), or (None, what was raised); TimeoutError if it took too long."""
+        if self._worker is None:
+            self._worker = _Worker()
+        self._worker.work.put(function)
+        try:
+            return self._worker.answers.get(timeout=self.seconds)
+        except queue.Empty:
+            self._worker.abandon()
+            self._worker = None
+            return None, TimeoutError(f"no answer within {self.seconds:g} seconds")
+
+    def close(self) -> None:
+        """Let the thread end."""
+        if self._worker is not None:
+            self._worker.work.put(None)
+            self._worker = None
+
+
+class _Worker:
+    """A thread that answers calls; a daemon, so that one that hangs does not keep the program from ending."""
+
+    def __init__(self) -> None:
+        self.work: queue.SimpleQueue[Callable[[], Any] | None] = queue.SimpleQueue()
+        self.answers: queue.SimpleQueue[Answer] = queue.SimpleQueue()
+        self.thread = threading.Thread(target=self._serve, name="environments", daemon=True)
+        self.thread.start()
+
+    def _serve(self) -> None:
+        while (function := self.work.get()) is not None:
+            try:
+                answer: Answer = (function(), None)
+            except BaseException as error:  # noqa: BLE001 - the named boundary: user code may raise anything, exit too
+                answer = (None, error)
+            self.answers.put(answer)
+
+    def abandon(self) -> None:
+        """End after the call in hand, and interrupt it where it is Python."""
+        self.work.put(None)
+        ident = self.thread.ident
+        assert ident is not None
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(ident), ctypes.py_object(SystemExit))

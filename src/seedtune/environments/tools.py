@@ -1,0 +1,112 @@
+"""What a model may call: an environment's methods, as a chat template or a plain line takes them."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+RESERVED = ("reset", "step", "reward", "close")
+"""Methods that are no tools."""
+
+_TAGGED = re.compile(r"<tool_call>(.*?)(?:</tool_call>|$)", re.DOTALL)
+_LINE = re.compile(r"\s*(?P<name>\w+)\s*(?:\((?P<inner>.*)\)|[: ]\s*(?P<rest>.*))?\s*")
+
+Tools = Mapping[str, Callable[..., Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A tool and its arguments: named, or one text that `positional` takes apart; or what is wrong with it."""
+
+    name: str
+    named: Mapping[str, Any] | None = None
+    text: str = ""
+    wrong: str | None = None
+
+
+def tools_of(environment: Any) -> dict[str, Callable[..., Any]]:
+    """Its public methods but the reserved ones, by name."""
+    methods = inspect.getmembers(environment, inspect.ismethod)
+    return {name: method for name, method in methods if not name.startswith("_") and name not in RESERVED}
+
+
+def schemas(tools: Tools) -> list[dict[str, Any]]:
+    """JSON schemas for ``tools=`` of chat templates, from type hints and docstrings, as TRL makes them."""
+    from transformers.utils.chat_template_utils import get_json_schema
+
+    return [get_json_schema(method) for method in tools.values()]
+
+
+def describe(tools: Tools) -> str:
+    """The tools for a model without such a template: how a call is written, then a line for each."""
+    lines = [f"{name}{_parameters(method)}: {_summary(method)}" for name, method in tools.items()]
+    return "\n".join(["Call a tool by a line with its name and its arguments in brackets:", *lines])
+
+
+def _parameters(method: Callable[..., Any]) -> str:
+    return f"({', '.join(inspect.signature(method).parameters)})"
+
+
+def _summary(method: Callable[..., Any]) -> str:
+    text = inspect.getdoc(method) or ""
+    return text.split("\n", 1)[0]
+
+
+def calls_in(text: str, tools: Tools) -> list[Call]:
+    """The calls of a message: tagged JSON, a message that is JSON, or lines that begin with a tool's name."""
+    tagged = _TAGGED.findall(text)
+    if tagged:
+        return [_of_json(part) for part in tagged]
+    if text.strip().startswith("{"):
+        return [_of_json(text)]
+    matches = [m for line in text.splitlines() if (m := _LINE.fullmatch(line)) and m["name"] in tools]
+    return [Call(m["name"], text=m["inner"] or m["rest"] or "") for m in matches]
+
+
+def _of_json(text: str) -> Call:
+    """``{"name": …, "arguments": {…}}``; some models write ``parameters``."""
+    try:
+        found = json.loads(text)
+    except ValueError:
+        return Call("", wrong=f"not a tool call in JSON: {text.strip()!r}")
+    if not isinstance(found, dict) or not isinstance(found.get("name"), str):
+        return Call("", wrong="a tool call needs a name and arguments")
+    arguments = found.get("arguments", found.get("parameters", {}))
+    if not isinstance(arguments, dict):
+        return Call(found["name"], wrong="the arguments of a tool call must be an object")
+    return Call(found["name"], arguments)
+
+
+def run(call: Call, tools: Tools) -> str:
+    """What the tool returned, as text; what it raised is text, too, for the model to read, as in TRL."""
+    if call.wrong is not None:
+        return f"Error: {call.wrong}"
+    if call.name not in tools:
+        return f"Error: there is no tool {call.name!r}. Known: {', '.join(tools)}"
+    tool = tools[call.name]
+    try:
+        if call.named is not None:
+            return str(tool(**call.named))
+        return str(tool(*positional(call.text, tool)))
+    except Exception as error:  # noqa: BLE001 - the named boundary: a tool says no by raising
+        return f"Error: {error}"
+
+
+def positional(text: str, tool: Callable[..., Any]) -> list[Any]:
+    """The arguments of a call written as a line, for numbers and booleans as such; the last may hold commas."""
+    parameters = list(inspect.signature(tool, eval_str=True).parameters.values())
+    parts = [part.strip() for part in text.split(",", max(0, len(parameters) - 1))] if text.strip() else []
+    return [_read(part, parameter.annotation) for part, parameter in zip(parts, parameters, strict=False)]
+
+
+def _read(text: str, kind: Any) -> Any:
+    """Quotes around text are dropped; ValueError for what is not of its kind."""
+    if kind in (int, float):
+        return kind(text)
+    if kind is bool:
+        return {"true": True, "false": False}[text.lower()]
+    return text[1:-1] if len(text) > 1 and text[0] == text[-1] and text[0] in "\"'" else text

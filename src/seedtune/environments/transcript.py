@@ -1,0 +1,47 @@
+"""What a conversation looks like to the model: a text that grows line by line, or a list of messages."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from seedtune.types import Message
+
+Content = str | tuple[Message, ...]
+
+Reply = tuple[str, str]
+"""(role, text) of what the model is told."""
+
+
+def introduced(content: Content, text: str) -> Content:
+    """With ``text`` in front: in a line of its own, or in the system message."""
+    if isinstance(content, str):
+        return f"{text}\n\n{content}"
+    first, rest = content[0], content[1:]
+    if first["role"] != "system":
+        return ({"role": "system", "content": text}, *content)
+    return ({**first, "content": f"{first['content']}\n\n{text}"}, *rest)
+
+
+def opened(content: Content, told: str | None) -> Content:
+    """With the first observation behind the prompt: behind its text, or its last message's."""
+    if told is None:
+        return content
+    if isinstance(content, str):
+        return content + told
+    last = content[-1]
+    return (*content[:-1], {**last, "content": f"{last['content']}{told}"})
+
+
+def continued(content: Content, answer: str, replies: Sequence[Reply]) -> Content:
+    """With the model's message and what it was told, each ended by a line break in a text."""
+    if isinstance(content, str):
+        return content + "".join(f"{line}\n" for line in (answer, *(text for _, text in replies)))
+    said = ({"role": "assistant", "content": answer}, *({"role": role, "content": text} for role, text in replies))
+    return (*content, *said)
+
+
+def since(content: Content, prompt: Content) -> str:
+    """What came after ``prompt``: the text, or a line ``role: message`` for each."""
+    if isinstance(content, str):
+        return content[len(prompt) :]
+    return "\n".join(f"{message['role']}: {message['content']}" for message in content[len(prompt) :])

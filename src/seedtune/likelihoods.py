@@ -1,0 +1,46 @@
+"""Rollouts without generation: how probable given answers are to every member, one score for each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+from seedtune.config import Config
+from seedtune.engines.base import Engine
+from seedtune.objectives import LIKELIHOODS
+from seedtune.tasks.given import given
+from seedtune.types import Example, Job, Likelihood, Member, Rollout
+
+
+def rollouts(engine: Engine, config: Config, jobs: Sequence[Job], examples: Sequence[Example]) -> Iterator[Rollout]:
+    """One for each member and prompt: the answer that counts, with the score of the configured objective."""
+    asked = [given(config, example) for example in examples]
+    filled = [
+        replace(job, prompts=tuple(replace(p, answers=g.answers) for p, g in zip(job.prompts, asked, strict=True)))
+        for job in jobs
+    ]
+    open_: dict[tuple[int, Member, int], list[Likelihood]] = {}
+    for one in engine.likelihoods(filled):
+        place = (one.job, one.member, one.prompt)
+        answers = open_.setdefault(place, [])
+        answers.append(one)
+        if len(answers) == len(asked[one.prompt].answers):
+            del open_[place]
+            yield _rollout(config, answers, asked[one.prompt].answers, asked[one.prompt].right)
+
+
+def _rollout(config: Config, found: list[Likelihood], answers: Sequence[str], right: int) -> Rollout:
+    found.sort(key=lambda one: one.answer)
+    chosen, value = LIKELIHOODS[config.objective]([one.logprobs for one in found], right)
+    one = found[chosen]
+    return Rollout(
+        job=one.job,
+        member=one.member,
+        prompt=one.prompt,
+        sample=0,
+        text=answers[chosen],
+        token_ids=one.token_ids,
+        prompt_tokens=one.prompt_tokens,
+        finish="stop",
+        scores=(value,),
+    )

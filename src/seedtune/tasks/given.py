@@ -1,0 +1,62 @@
+"""Given answers: what log-probability objectives read from a row."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from seedtune.config import Config
+from seedtune.errors import DataError, RewardError
+from seedtune.types import Example
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """Answers to a prompt, and the position of the right one."""
+
+    answers: tuple[str, ...]
+    right: int = 0
+
+
+def given(config: Config, example: Example) -> Given:
+    """The answer of a row (``logprob``), or its choices and which is right (``choice_accuracy``).
+
+    DataError names the row and the column that is missing or of another kind.
+    """
+    names = config.likelihood
+    if config.objective == "logprob":
+        answer = _column(example, names.answer_column)
+        if not isinstance(answer, str) or not answer:
+            raise _wrong(example, names.answer_column, answer, "a text that is not empty")
+        return Given((answer,))
+    choices = _column(example, names.choices_column)
+    if not _are_choices(choices):
+        raise _wrong(example, names.choices_column, choices, "a list of two texts or more, none of them empty")
+    right = _column(example, names.index_column)
+    if isinstance(right, bool) or not isinstance(right, int) or not 0 <= right < len(choices):
+        raise _wrong(example, names.index_column, right, f"a whole number from 0 to {len(choices) - 1}")
+    return Given(tuple(choices), right)
+
+
+def scored_by_the_engine(**_: Any) -> list[float | None]:
+    """The reward function of such a task, which is never asked: the engine knows the value."""
+    raise RewardError("log-probability objectives are scored by the engine, not from text. Use objective=mean.")
+
+
+def _column(example: Example, name: str) -> Any:
+    if name not in example.columns:
+        raise DataError(
+            f"row {example.id} has no column {name!r} (it holds {sorted(example.columns)}). Name it under likelihood "
+            "in the configuration, for example likelihood.answer_column=target."
+        )
+    return example.columns[name]
+
+
+def _are_choices(value: Any) -> bool:
+    listed = isinstance(value, Sequence) and not isinstance(value, str) and len(value) > 1
+    return listed and all(isinstance(choice, str) and choice for choice in value)
+
+
+def _wrong(example: Example, name: str, value: Any, wanted: str) -> DataError:
+    return DataError(f"row {example.id}: the column {name!r} is {value!r}. Give {wanted}.")

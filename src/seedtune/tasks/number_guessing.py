@@ -1,0 +1,45 @@
+"""Guessing a number by asking: a conversation of a few turns for chat models."""
+
+from __future__ import annotations
+
+from seedtune.environments.number_guessing import NumberGuessing
+from seedtune.environments.own import environment_reward
+from seedtune.tasks.base import Kind, NoSettings, Reward, Task
+from seedtune.tasks.data import examples
+
+_ASKED = (
+    "I am thinking of a whole number from {low} to {high}. Guess it: answer with one number and nothing else. "
+    "I will say whether my number is higher or lower."
+)
+SPAN, GUESSES = 15, 4
+"""Numbers to choose from, and guesses, which is what halving needs."""
+
+
+def number_guessing(_: NoSettings) -> Task:
+    """64 numbers in 16 ranges of 15 to train on, 60 in four other ranges held out; reward 1 for a number found."""
+    train = [_row(1 + 5 * (index // 4), index * 7 % SPAN) for index in range(64)]
+    test = [_row(3 + 20 * part, place) for part in range(4) for place in range(SPAN)]
+    return Task(
+        name="number_guessing",
+        train=examples(train, "train"),
+        test=examples(test, "test"),
+        rewards=(Reward("found", environment_reward),),
+        gold=lambda example: str(example.columns["answer"]),
+        full_marks=1.0,
+        environment=NumberGuessing,
+    )
+
+
+def _row(low: int, place: int) -> dict[str, object]:
+    high = low + SPAN - 1
+    prompt = [{"role": "user", "content": _ASKED.format(low=low, high=high)}]
+    return {"prompt": prompt, "low": low, "high": high, "answer": low + place, "guesses": GUESSES}
+
+
+KIND = Kind(
+    build=number_guessing,
+    settings=NoSettings,
+    what="guess a number in a conversation that says higher or lower",
+    reward="1 for a number found within the guesses",
+    sizes=(64, 60),
+)

@@ -1,0 +1,141 @@
+"""Whole runs on given answers: nothing is generated, no reward function is needed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from models import load_engine, save_family
+from runs import rows, toy
+from seedtune import Trainer
+from seedtune.config import Config
+from seedtune.configfile import load_config
+from seedtune.errors import ConfigError, DataError
+from seedtune.evaluator import Evaluator
+from seedtune.plan import plan_config
+from seedtune.tasks.base import Reward, Task
+from seedtune.tasks.data import examples
+from seedtune.tasks.given import scored_by_the_engine
+from seedtune.types import CENTRE, Member, Plan, Prompt
+
+SUMS = [{"prompt": f"{a}+{b}=", "answer": str(a + b)} for a in range(4) for b in range(4)]
+CHOICES = [
+    {"prompt": f"{a} is", "choices": ["even", "odd"] if first else ["odd", "even"], "answer_index": int(a % 2 == first)}
+    for a in range(12)
+    for first in (a // 3 % 2,)
+]
+"""Which choice comes first has nothing to do with which is right."""
+
+
+def tiny(folder: Path, objective: str, **settings: Any) -> Config:
+    """A run of a random model of two layers, a second long."""
+    small = {
+        "generations": 12,
+        "population": 24,
+        "prompts_per_generation": 16,
+        "sigma": 0.02,
+        "save_steps": 0,
+        "drift_steps": 0,
+        "seed": 1,
+    }
+    output = str(folder.parent / f"run-{objective}")
+    return Config(model=str(folder), output_dir=output, objective=objective, **{**small, **settings})
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_family("llama", tmp_path_factory.mktemp("llama") / "model")
+
+
+def test_es_raises_the_log_probability_of_given_answers(folder: Path) -> None:
+    run = Trainer(tiny(folder, "logprob"), train_dataset=SUMS, eval_dataset=SUMS)
+    last = run.train()
+    first = next(row for row in rows(run.paths.metrics) if "eval_reward" in row)
+    assert last["eval_reward"] > first["eval_reward"] + 1.0
+    assert last["eval_rewards/logprob/mean"] == last["eval_reward"]
+    (sample, *_) = rows(run.paths.samples)
+    assert sample["completion"] == SUMS[sample["prompt_id"]]["answer"]
+
+
+def test_es_raises_the_accuracy_among_choices(folder: Path) -> None:
+    run = Trainer(tiny(folder, "choice_accuracy"), train_dataset=CHOICES, eval_dataset=CHOICES)
+    last = run.train()
+    first = next(row for row in rows(run.paths.metrics) if "eval_reward" in row)
+    assert last["eval_reward"] > first["eval_reward"]
+
+
+def test_scores_are_the_means_and_choices_of_the_engines_likelihoods(folder: Path) -> None:
+    engine = load_engine(folder)
+    members = (Member(0, 0, 1), CENTRE)
+    data = examples(CHOICES, "train")
+    config = Config(objective="choice_accuracy")
+    work = Task("choices", data, data, (Reward("choice_accuracy", scored_by_the_engine),))
+    outcome = Evaluator(engine, work, config).evaluate(members, data, plan=Plan(0, 0.05, members))
+    ids = [[engine.tokenizer(choice)["input_ids"] for choice in row["choices"]] for row in CHOICES]
+    for place, row in enumerate(CHOICES):
+        prompts = [Prompt(0, row["prompt"])] * 2
+        means = [np.mean(logs) for logs in engine.logprobs(prompts, ids[place])]
+        best = int(np.argmax(means))
+        assert outcome.row(CENTRE)[place] == float(best == row["answer_index"])
+        rollout = next(r for r in outcome.rollouts if (r.member, r.prompt) == (CENTRE, place))
+        assert rollout.text == row["choices"][best]
+
+
+def test_the_toy_engine_learns_given_answers_too(tmp_path: Path) -> None:
+    data = [{"prompt": f"number {index}", "answer": "0." if index % 2 else "-0."} for index in range(12)]
+    how = {"generations": 20, "population": 24, "alpha": None, "sigma": 0.2, "prompts_per_generation": 12}
+    run = Trainer(toy(tmp_path, objective="logprob", eval_steps=0, **how), train_dataset=data, eval_dataset=data)
+    last = run.train()
+    first = next(row for row in rows(run.paths.metrics) if "eval_reward" in row)
+    assert last["eval_reward"] > first["eval_reward"] + 0.5
+
+
+def test_a_built_in_task_trains_on_its_answers(tmp_path: Path) -> None:
+    run = Trainer(toy(tmp_path, objective="logprob", generations=2).replace(task="conciseness"))
+    assert run.train()["eval_reward"] < 0.0
+
+
+def test_the_example_of_the_documentation_trains(tmp_path: Path) -> None:
+    settings = {"engine": "toy", "output_dir": str(tmp_path / "run"), "generations": 1, "eval_prompts": 4}
+    config = load_config(Path(__file__).parents[2] / "examples" / "given-answers.yaml").replace(**settings)
+    assert config.objective == "logprob"
+    assert Trainer(config).train()["eval_reward"] < 0.0
+
+
+def test_reward_functions_beside_given_answers_are_refused(tmp_path: Path) -> None:
+    config = toy(tmp_path, objective="logprob")
+    with pytest.raises(ConfigError, match="objective=logprob is a reward by itself"):
+        Trainer(config, train_dataset=SUMS, reward_funcs=lambda completions: [0.0])
+
+
+def test_given_answers_cannot_be_planned(folder: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot be planned: only single completions can"):
+        plan_config(tiny(folder, "logprob").replace(task="conciseness"))
+
+
+@pytest.mark.parametrize(
+    ("objective", "row", "message"),
+    [
+        ("logprob", {"target": "4"}, r"row 1 has no column 'answer' \(it holds \['target'\]\)"),
+        ("logprob", {"answer": 4}, "row 1: the column 'answer' is 4. Give a text that is not empty"),
+        ("logprob", {"answer": ""}, "is ''. Give a text"),
+        ("choice_accuracy", {"choices": "ab", "answer_index": 0}, "'choices' is 'ab'. Give a list of two texts"),
+        ("choice_accuracy", {"choices": ["a"], "answer_index": 0}, "Give a list of two texts or more"),
+        ("choice_accuracy", {"choices": ["a", ""], "answer_index": 0}, "none of them empty"),
+        ("choice_accuracy", {"choices": ["a", "b"], "answer_index": 2}, "'answer_index' is 2. Give a whole number"),
+        ("choice_accuracy", {"choices": ["a", "b"], "answer_index": True}, "Give a whole number from 0 to 1"),
+    ],
+)
+def test_rows_without_answers_are_named_before_the_run_begins(objective, row, message, tmp_path: Path) -> None:
+    fine = {"prompt": "1+1=", "answer": "2", "choices": ["1", "2"], "answer_index": 1}
+    with pytest.raises(DataError, match=message):
+        Trainer(toy(tmp_path, objective=objective), train_dataset=[fine, {"prompt": "2+2=", **row}])
+
+
+def test_columns_may_have_other_names(tmp_path: Path) -> None:
+    data = [{"prompt": "1+1=", "target": "2"}] * 2
+    config = toy(tmp_path, objective="logprob", likelihood={"answer_column": "target"}, generations=1)
+    assert Trainer(config, train_dataset=data, eval_dataset=data).train()["eval_reward"] < 0.0

@@ -1,0 +1,255 @@
+"""Environments: what is a tool, how calls are read, patience, transcripts, and the shipped one."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from seedtune import environments
+from seedtune.environments.number_guessing import NumberGuessing
+from seedtune.environments.own import environment_reward
+from seedtune.environments.patience import Patience
+from seedtune.environments.tools import Call, calls_in, describe, run, schemas, tools_of
+from seedtune.environments.transcript import continued, introduced, opened, since
+from seedtune.errors import ConfigError, RewardError
+
+
+class Shop:
+    """An environment with tools."""
+
+    def reset(self, **columns) -> None:
+        self.reward = 0.0
+
+    def buy(self, count: int, what: str) -> str:
+        """
+        Buy things.
+
+        Args:
+            count: How many.
+            what: Of what.
+
+        Returns:
+            What was bought.
+        """
+        if count > 9:
+            raise ValueError("too many")
+        return f"{count + 0} {what}"
+
+    def look(self) -> str:
+        """
+        Look around.
+
+        Returns:
+            What there is.
+        """
+        return "apples"
+
+    def close(self) -> None:
+        """Not a tool."""
+
+    def _secret(self) -> None:
+        """Not a tool either."""
+
+
+@pytest.fixture
+def tools():
+    return tools_of(Shop())
+
+
+def test_public_methods_but_the_reserved_ones_are_tools(tools):
+    assert list(tools) == ["buy", "look"]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('<tool_call>\n{"name": "buy", "arguments": {"count": 2, "what": "figs"}}\n</tool_call>', ["2 figs"]),
+        ('Well.<tool_call>{"name": "look", "arguments": {}}</tool_call>', ["apples"]),
+        ('<tool_call>{"name": "look"}</tool_call><tool_call>{"name": "look"}', ["apples", "apples"]),
+        (' {"name": "buy", "parameters": {"count": 3, "what": "figs"}} ', ["3 figs"]),
+        ("buy(4, red apples, green ones)", ["4 red apples, green ones"]),
+        ('I will.\nbuy: 5, "figs"\nlook()\nlook', ["5 figs", "apples", "apples"]),
+        ("buy 6, figs", ["6 figs"]),
+        ("I would buy it, but look, no.", []),
+        ("", []),
+        ("sell(1)", []),
+    ],
+)
+def test_calls_are_read_as_json_and_as_lines(tools, text, said):
+    assert [run(call, tools) for call in calls_in(text, tools)] == said
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        ("buy(10, figs)", "Error: too many"),
+        ("buy(figs)", "invalid literal for int"),
+        ("buy(1)", "missing 1 required positional argument"),
+        ('<tool_call>{"name": "buy", "arguments": {"kind": 1}}</tool_call>', "unexpected keyword argument 'kind'"),
+        ('<tool_call>{"name": "sell", "arguments": {}}</tool_call>', "there is no tool 'sell'. Known: buy, look"),
+        ('<tool_call>{"name": "_secret", "arguments": {}}</tool_call>', "there is no tool '_secret'"),
+        ('<tool_call>{"name": "reset", "arguments": {}}</tool_call>', "there is no tool 'reset'"),
+        ("<tool_call>{buy}</tool_call>", "not a tool call in JSON: '{buy}'"),
+        ("<tool_call>[1]</tool_call>", "needs a name and arguments"),
+        ('{"name": "buy", "arguments": [1]}', "must be an object"),
+    ],
+)
+def test_a_wrong_call_is_told_to_the_model(tools, text, error):
+    (call,) = calls_in(text, tools)
+    assert run(call, tools).startswith("Error: ")
+    assert error in run(call, tools)
+
+
+def test_arguments_in_a_line_are_numbers_and_booleans_where_hints_say_so():
+    def tool(a: float, b: bool, c) -> str:
+        return repr((a, b, c))
+
+    assert run(Call("tool", text="2, true, 'x'"), {"tool": tool}) == "(2.0, True, 'x')"
+    assert run(Call("tool", text="2, maybe, x"), {"tool": tool}).startswith("Error: ")
+
+
+def test_tools_are_described_in_a_line_each_and_as_schemas(tools):
+    assert describe(tools).split("\n")[1:] == ["buy(count, what): Buy things.", "look(): Look around."]
+    names = [schema["function"]["name"] for schema in schemas(tools)]
+    assert names == ["buy", "look"]
+    assert schemas(tools)[0]["function"]["parameters"]["required"] == ["count", "what"]
+
+
+# -------------------------------------------------------------------------------------------------- transcripts
+
+USER = {"role": "user", "content": "Hi."}
+SYSTEM = {"role": "system", "content": "Be kind."}
+
+
+def test_a_text_grows_by_lines():
+    grown = continued("prompt:", "one", [("user", "higher")])
+    assert grown == "prompt:one\nhigher\n"
+    assert since(continued(grown, "two", ()), "prompt:") == "one\nhigher\ntwo\n"
+
+
+def test_a_chat_grows_by_messages():
+    grown = continued((USER,), "one", [("tool", "a"), ("tool", "b")])
+    assert [m["role"] for m in grown] == ["user", "assistant", "tool", "tool"]
+    assert since(grown, (USER,)) == "assistant: one\ntool: a\ntool: b"
+
+
+def test_the_first_observation_goes_behind_the_prompt():
+    assert opened("prompt", " more") == "prompt more"
+    assert opened((SYSTEM, USER), " More.") == (SYSTEM, {"role": "user", "content": "Hi. More."})
+    assert opened((USER,), None) == (USER,)
+
+
+def test_tools_are_introduced_in_front_of_the_prompt():
+    assert introduced("prompt", "tools") == "tools\n\nprompt"
+    assert introduced((USER,), "tools") == ({"role": "system", "content": "tools"}, USER)
+    assert introduced((SYSTEM, USER), "tools") == ({"role": "system", "content": "Be kind.\n\ntools"}, USER)
+
+
+# ----------------------------------------------------------------------------------------------------- patience
+
+
+@pytest.fixture
+def patience():
+    made = Patience(0.2)
+    yield made
+    made.close()
+
+
+def test_a_call_gives_what_it_returns_or_raises_and_exit_is_an_error_too(patience):
+    assert patience.call(lambda: 5) == (5, None)
+    for raised in (ValueError("no"), SystemExit(3)):
+        value, error = patience.call(lambda raised=raised: (_ for _ in ()).throw(raised))
+        assert (value, error) == (None, raised)
+
+
+def test_all_calls_are_made_in_one_thread_that_is_not_ours(patience):
+    names = {patience.call(threading.get_ident)[0] for _ in range(3)}
+    assert len(names) == 1
+    assert threading.get_ident() not in names
+
+
+def test_a_call_that_hangs_is_left_behind_interrupted_and_the_next_one_is_answered(patience):
+    thread: list[threading.Thread] = []
+
+    def loop() -> None:
+        thread.append(threading.current_thread())
+        while True:
+            pass
+
+    _, error = patience.call(loop)
+    assert isinstance(error, TimeoutError)
+    assert patience.call(lambda: "next") == ("next", None)
+    thread[0].join(timeout=5)
+    assert not thread[0].is_alive()
+
+
+# ---------------------------------------------------------------------------------------------- number guessing
+
+
+def play(said: list[str], **columns) -> tuple[list[str | None], float]:
+    environment = NumberGuessing()
+    environment.reset(**{"low": 1, "high": 15, "answer": 11, **columns})
+    return [environment.step(text) for text in said], environment.reward
+
+
+def test_halving_finds_every_number():
+    for answer in range(1, 16):
+        environment = NumberGuessing()
+        environment.reset(low=1, high=15, answer=answer)
+        low, high = 1, 15
+        while (told := environment.step(f"{(low + high) // 2}!")) is not None:
+            low, high = ((low + high) // 2 + 1, high) if told == "higher" else (low, (low + high) // 2 - 1)
+        assert environment.reward == 1.0
+
+
+def test_guesses_are_answered_until_they_are_used_up():
+    assert play(["4", "I say 12", "none", "16"]) == (["higher", "lower", "between 1 and 15", None], 0.0)
+    assert play(["4", "11"]) == (["higher", None], 1.0)
+    assert play(["4"], guesses=1) == ([None], 0.0)
+    assert play(["-3"], low=-5, answer=-3) == ([None], 1.0)
+
+
+def test_a_row_whose_answer_lies_outside_is_an_error():
+    with pytest.raises(ValueError, match="answer=20 must lie between low=1 and high=15"):
+        play([], answer=20)
+
+
+# ------------------------------------------------------------------------------------------- rewards and names
+
+
+def test_an_own_reward_is_a_number_or_a_method():
+    class Method:
+        def reward(self) -> float:
+            return 0.5
+
+    shop = Shop()
+    shop.reset()
+    assert environment_reward([shop, Method()]) == [0.0, 0.5]
+    with pytest.raises(RewardError, match="the environment 'object' has no 'reward'"):
+        environment_reward([object()])
+
+
+def test_environments_are_found_by_name_by_module_and_by_file(tmp_path: Path):
+    file = tmp_path / "my.py"
+    file.write_text("class Mine:\n    def reset(self):\n        return 'hi'\n")
+    assert environments.find("number_guessing") is NumberGuessing
+    assert environments.find("seedtune.environments.number_guessing.NumberGuessing") is NumberGuessing
+    assert environments.find(f"{file}:Mine")().reset() == "hi"
+    sys.modules.pop("seedtune_environment_my")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("number_gessing", "Did you mean 'number_guessing'"),
+        ("nowhere.Mine", "cannot be imported from nowhere: ModuleNotFoundError"),
+        ("missing.py:Mine", "cannot be imported from missing.py: FileNotFoundError"),
+        ("seedtune.types.Nobody", "there is no class 'Nobody' in seedtune.types"),
+    ],
+)
+def test_an_environment_that_is_not_there_is_named(name, message):
+    with pytest.raises(ConfigError, match=message):
+        environments.find(name)
