@@ -27,10 +27,10 @@ HERE = Path(__file__)
 SETTINGS: dict[str, Any] = {
     "sigma": 0.006,
     "population": 32,
-    "generations": 56,
+    "generations": 36,
     "prompts_per_generation": 128,
     "max_completion_length": 10,
-    "eval_steps": 8,
+    "eval_steps": 6,
     "save_steps": 0,
     "fingerprint_steps": 1000,
     "transformers": {"max_rows": 4096, "prefill_tokens": 16384},

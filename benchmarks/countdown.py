@@ -34,9 +34,9 @@ SPECIAL = ("<pad>", "<bos>", "<eos>", "<unk>")
 CHARACTERS = "0123456789 =+-*:"
 BATCH, LARGEST, TOP, RATE = 128, 12, 99, 3e-3
 WIDTH, LAYERS, HEADS, POSITIONS = 128, 4, 4, 64
-LEARNED = 300
+LEARNED = 500
 """Steps of next-token prediction."""
-CARELESS = 0.3
+CARELESS = 0.36
 Row = dict[str, Any]
 
 
@@ -152,7 +152,7 @@ def train_model(folder: Path, family: str = "llama", *, seed: int = 0, steps: in
     model.generation_config.eos_token_id = 2
     model.eval().save_pretrained(folder)
     words.save_pretrained(folder)
-    return accuracy(model, words, puzzles(256, 7, test=True))
+    return accuracy(model, words, puzzles(1024, 7, test=True))
 
 
 def _batch(words: PreTrainedTokenizerFast, rows: Iterator[tuple[Row, str]]) -> dict[str, torch.Tensor]:

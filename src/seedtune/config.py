@@ -7,6 +7,7 @@ into the ledger's header and may not change on resume; the rest (how often to sa
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
@@ -308,6 +309,9 @@ class Config(Section):
         data = self.model_dump(mode="json", exclude=_INCIDENTAL)
         for other in {"transformers", "toy"} - {self.engine}:
             del data[other]
+        for name in ("task", "environment"):  # a file may move
+            place, colon, word = (data[name] or "").rpartition(":")
+            data[name] = f"{Path(place).name}:{word}" if colon and place.endswith(".py") else data[name]
         data["reward_funcs"] = [reward.identity() for reward in self.weighted()]
         return data
 

@@ -16,7 +16,7 @@ from seedtune.engines.base import Engine
 from seedtune.errors import ConfigError
 from seedtune.estimators import Estimate, bootstrap
 from seedtune.intake import Given, take
-from seedtune.measures import Asking, Measures, held_out, measure
+from seedtune.measures import Asking, Measures, check_asking, held_out, measure
 from seedtune.tasks.base import Task
 
 SCHEMA = 1
@@ -127,17 +127,29 @@ def evaluate(
     if asking.baseline:
         count = asking.samples or VOTES
         asking = replace(asking, samples=count, ks=tuple(sorted({*asking.ks, 1, count})))
-    config = config or settings_of(what)
+    config = _asked_task(what, on, config or settings_of(what))
     opened, goals = _run(Path(what), config, progress) if is_run(what) else _model(str(what), config, asking)
     wanted = [_task(one, config) for one in on or [config.task]]
     for task in wanted:
         held_out(task, config)
+        check_asking(task, asking)
     subjects: list[Subject] = []
     for goal in goals(generation, asking):
         with opened(goal) as engine:
             subjects += _subjects(engine, wanted, config, asking, (str(what), goal))
     kept = {name: getattr(config, name) for name in SETTINGS}
     return Evaluation(str(what), config.model, asking, kept, tuple(subjects))
+
+
+def _asked_task(what: str | Path, on: Sequence[str | Task], config: Config) -> Config:
+    """For a model the one task that is asked for is the configured one, so that ``task_args`` are its settings."""
+    if is_run(what) or config.train_dataset is not None:
+        return config
+    if len(on) == 1 and isinstance(on[0], str):
+        return config.replace(task=on[0])
+    if config.task_args and config.task not in on:
+        raise ConfigError(f"task_args={config.task_args} belong to one task. Evaluate it alone, or leave them out.")
+    return config
 
 
 Opened = Callable[[int | None], Any]

@@ -13,10 +13,11 @@ from seedtune import likelihoods
 from seedtune.config import Config
 from seedtune.conversation import Conversations
 from seedtune.engines.base import Engine
-from seedtune.objectives import LIKELIHOODS, OBJECTIVES, Objective
+from seedtune.objectives import OBJECTIVES, Objective
 from seedtune.rewards.scorer import Scorer
 from seedtune.rewards.scoring import total
 from seedtune.tasks.base import Reward, Task
+from seedtune.tasks.given import scores_itself
 from seedtune.types import CENTRE, Example, Job, Member, Message, Plan, Prompt, Rollout, Sampling
 
 Place = tuple[Member, int, int]
@@ -101,7 +102,7 @@ class Evaluator:
         """Conversations where the task has an environment, likelihoods of given answers, or single completions."""
         if self.task.environment is not None:
             return Conversations(self.engine, self.task, self.config).rollouts(jobs, examples)
-        if self.config.objective in LIKELIHOODS:
+        if scores_itself(self.task):
             return likelihoods.rollouts(self.engine, self.config, jobs, examples)
         return self.engine.evaluate(jobs)
 

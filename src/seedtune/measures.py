@@ -18,13 +18,19 @@ from seedtune.engines.base import Engine
 from seedtune.errors import ConfigError, RewardError
 from seedtune.estimators import Estimate, bootstrap, majority_at_k, pass_at_k
 from seedtune.evaluator import Evaluator, Outcome
+from seedtune.objectives import LIKELIHOODS
 from seedtune.rewards.scorer import Scorer
+from seedtune.settings import LikelihoodSettings
 from seedtune.tasks.base import Task
+from seedtune.tasks.given import scores_itself
 from seedtune.types import Example
 
 Array = NDArray[np.float64]
 Columns = Mapping[str, Array]
 """A value for every prompt by the name of the measure; NaN where there is none."""
+
+GENERATED: dict[str, Any] = {"objective": "mean", "likelihood": LikelihoodSettings()}
+"""Settings of evaluations that generate answers."""
 
 PLAIN = "as it is"
 """How a prompt is put that nothing is added to."""
@@ -101,8 +107,9 @@ def measure(engine: Engine, task: Task, config: Config, asking: Asking, *, put: 
     ``sampled_reward``, ``pass@K``, ``maj@K`` and ``majority_reward@K``.  What has no reward is wrong for accuracy,
     pass@k and maj@k, and left out of mean rewards.  The numbers depend on the weights and the settings alone.
     """
+    check_asking(task, asking)
     started = time.perf_counter()
-    alone = {"temperature": 0.0, "samples_per_prompt": 1, "objective": "mean"}
+    alone = {"temperature": 0.0, "samples_per_prompt": 1, **({} if scores_itself(task) else GENERATED)}
     greedy = _answer(engine, task, config.replace(**alone), asking)
     columns = answered(greedy, task)
     if asking.samples:
@@ -114,6 +121,14 @@ def measure(engine: Engine, task: Task, config: Config, asking: Asking, *, put: 
         estimates["kl"] = Estimate(divergence(engine, config, greedy))
     engine.take_times()
     return Measures(task.name, columns, estimates, time.perf_counter() - started, put)
+
+
+def check_asking(task: Task, asking: Asking) -> None:
+    """ConfigError if something is asked for that the task has not."""
+    if scores_itself(task) and (asking.samples or asking.kl):
+        raise ConfigError(f"task {task.name!r} generates nothing. Leave out --samples, --k, --kl and --baseline.")
+    if task.environment is not None and asking.kl:
+        raise ConfigError(f"--kl measures single answers, but task {task.name!r} is a conversation. Leave it out.")
 
 
 def _answer(engine: Engine, task: Task, config: Config, asking: Asking) -> Outcome:
@@ -224,11 +239,12 @@ def during_training(
     the own task, ``eval_TASK/…`` of the others.
     """
     started = time.perf_counter()
+    elsewhere = config.replace(**GENERATED) if config.objective in LIKELIHOODS else config
     outcomes = [
-        Evaluator(engine, task, config, scorer if task is watched[0] else None).centre(
+        Evaluator(engine, task, config if own else elsewhere, scorer if own else None).centre(
             held_out(task, config), generation=generation
         )
-        for task in watched
+        for task, own in ((task, task is watched[0]) for task in watched)
     ]
     engine.take_times()
     own, first = watched[0], outcomes[0]

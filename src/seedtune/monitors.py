@@ -118,13 +118,21 @@ def time_metrics(times: EngineTimes, seconds: Mapping[str, float], step_time: fl
     }
 
 
-def alarms(metrics: Mapping[str, Any], *, moved: bool) -> list[str]:
-    """What looks wrong in a generation, and what to change; ``moved``: the update has terms."""
+def alarms(metrics: Mapping[str, Any], *, moved: bool, generated: bool = True) -> list[str]:
+    """What looks wrong in a generation, and what to change.
+
+    ``moved``: the update has terms; ``generated``: completions are the model's, not given answers.
+    """
     found = []
     if metrics["reward"] is None:
         found.append("no member could be scored: the update is zero. Check the reward function.")
     elif not moved:
         found.append("all members have the same reward: the update is zero. Raise sigma or use more prompts.")
+    return found + _text_alarms(metrics) if generated else found
+
+
+def _text_alarms(metrics: Mapping[str, Any]) -> list[str]:
+    found = []
     if metrics["completions/clipped_ratio"] > 0.9:
         found.append("over 90 % of completions hit max_completion_length. Raise it if answers should be longer.")
     if metrics["completions/duplicate_ratio"] > 0.9:

@@ -27,6 +27,7 @@ from seedtune.measures import during_training, others
 from seedtune.rewards.scorer import Scorer
 from seedtune.shaping import member_rewards
 from seedtune.strategies.base import Feedback, State, Step, tell
+from seedtune.tasks.given import scores_itself
 from seedtune.types import CENTRE, Example, Member, Plan
 
 Metrics = dict[str, Any]
@@ -310,11 +311,12 @@ class Trainer:
             **monitors.time_metrics(times, {**outcome.seconds, "update": times.update}, step_time),
             **measured,
         }
+        generated = not scores_itself(self.task)
         metrics["alarms"] = [
-            *monitors.alarms(metrics, moved=any(record.coefficients)),
+            *monitors.alarms(metrics, moved=any(record.coefficients), generated=generated),
             *monitors.failure_alarms(outcome.failed, len(outcome.rollouts)),
             *signal_alarms(record),
-            *self.guards.alarms(metrics),
+            *(self.guards.alarms(metrics) if generated else ()),
             *monitors.went_back(record.back_to),
         ]
         files.append_lines(self.paths.metrics, [metrics])

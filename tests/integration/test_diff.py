@@ -76,7 +76,7 @@ def test_another_base_model_and_other_data_are_named(run, tmp_path):
     )
     other.train()
     found = diff_runs(run, tmp_path / "other")
-    assert [line.split(":")[0] for line in found.header] == ["base model", "task", "training data"]
+    assert [line.split(":")[0] for line in found.header] == ["base model", "reward_funcs", "task", "training data"]
     assert found.notes == ("base model is named toy and toy2",)
 
 

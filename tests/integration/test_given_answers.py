@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,13 @@ import pytest
 
 from models import load_engine, save_family
 from runs import rows, toy
-from seedtune import Trainer
+from seedtune import Trainer, evaluate
 from seedtune.config import Config
 from seedtune.configfile import load_config
 from seedtune.errors import ConfigError, DataError
 from seedtune.evaluator import Evaluator
 from seedtune.plan import plan_config
+from seedtune.tasks import create
 from seedtune.tasks.base import Reward, Task
 from seedtune.tasks.data import examples
 from seedtune.tasks.given import scored_by_the_engine
@@ -139,3 +141,26 @@ def test_columns_may_have_other_names(tmp_path: Path) -> None:
     data = [{"prompt": "1+1=", "target": "2"}] * 2
     config = toy(tmp_path, objective="logprob", likelihood={"answer_column": "target"}, generations=1)
     assert Trainer(config, train_dataset=data, eval_dataset=data).train()["eval_reward"] < 0.0
+
+
+def test_a_run_on_given_answers_is_evaluated_and_watches_other_tasks(tmp_path: Path) -> None:
+    path = tmp_path / "data.jsonl"
+    path.write_text("".join(json.dumps({"prompt": f"number {n}", "answer": str(n)}) + "\n" for n in range(6)))
+    config = toy(tmp_path / "run", generations=1, objective="logprob", eval_tasks=("toy",))
+    run = Trainer(config.replace(task="custom"), train_dataset=str(path), eval_dataset=str(path))
+    last = run.train()
+    closeness = [-abs(float(text) - example.columns["answer"]) for text, example in _said(run)]
+    assert last["eval_toy/reward"] == pytest.approx(np.mean(closeness))
+    alarms = [alarm for row in rows(run.paths.metrics) for alarm in row.get("alarms", ())]
+    assert not [alarm for alarm in alarms if "completions" in alarm]
+    (subject,) = evaluate(run.paths.root).subjects
+    assert subject.results[0].estimates["reward"].value == pytest.approx(last["eval_reward"])
+
+
+def _said(run: Trainer) -> list[tuple[str, Any]]:
+    """What the trained centre says to the toy task's held-out prompts."""
+    task = create("toy")
+    config = Config(engine="toy", task="toy", model="toy", toy=run.config.toy, eval_prompts=3)
+    held = task.test[: config.eval_prompts]
+    outcome = Evaluator(run.load(), task, config).centre(held, generation=1)
+    return [(rollout.text, held[rollout.prompt]) for rollout in outcome.rollouts]

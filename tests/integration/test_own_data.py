@@ -92,7 +92,7 @@ def test_one_command_trains_without_yaml_resumes_from_elsewhere_to_the_same_bits
     assert "done: 12 generations" in output
     code, output, errors = command("eval", folder / "run")
     assert code == 0, errors
-    assert "rewards/closeness/mean" in output
+    assert "custom held out, 20 prompts" in output
     assert runs.fingerprint(folder / "run") == runs.fingerprint(folder / "straight")
 
 

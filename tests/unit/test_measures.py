@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,9 +11,10 @@ import pytest
 from seedtune.baseline import WORDINGS, Wording, choose, reworded, voted
 from seedtune.config import Config
 from seedtune.errors import ConfigError, RewardError
-from seedtune.measures import PLAIN, Asking, during_training, held_out, measure, others
+from seedtune.measures import PLAIN, Asking, check_asking, during_training, held_out, measure, others
 from seedtune.tasks.base import Reward, Task
 from seedtune.tasks.data import examples
+from seedtune.tasks.given import scored_by_the_engine
 from seedtune.types import CENTRE, Rollout
 
 CONFIG = Config(engine="toy", alpha=0.1, objective="pass_at_k", samples_per_prompt=4, temperature=0.5)
@@ -231,3 +233,15 @@ def test_votes_stand_under_the_names_of_single_answers():
     assert values(found) == {"accuracy": pytest.approx(5 / 6), "reward": pytest.approx(5 / 6)}
     assert found.votes == 4
     assert np.array_equal(found.columns["accuracy"], [1.0, 0.5, 1.0])
+
+
+def test_nothing_is_sampled_and_no_divergence_measured_where_answers_are_given():
+    given = replace(task(), rewards=(Reward("logprob", scored_by_the_engine),))
+    for asking in (Asking(samples=2), Asking(kl=True)):
+        with pytest.raises(ConfigError, match="generates nothing"):
+            check_asking(given, asking)
+
+
+def test_the_divergence_of_a_conversation_is_refused():
+    with pytest.raises(ConfigError, match="is a conversation"):
+        check_asking(replace(task(), environment=object), Asking(kl=True))

@@ -119,3 +119,13 @@ def test_an_unknown_generator_and_a_missing_package_are_named(monkeypatch):
 
 def test_adapted_functions_keep_their_names():
     assert verl(compute_score, None).__name__ == "compute_score"
+
+
+@pytest.mark.parametrize("name", ["countdown"])
+def test_scorers_that_run_what_the_model_wrote_are_refused_without_a_path_too(name, tmp_path):
+    row = {"metadata": {"source_dataset": name, "target": 1, "numbers": [1]}, "question": "?", "answer": "1"}
+    trap = tmp_path / "trap"
+    answer = f"<answer>__import__('pathlib').Path({str(trap)!r}).touch()</answer>"
+    with pytest.raises(RewardError, match=f"'{name}' is refused: its scorer runs"):
+        values(reasoning_gym(None, None), [row], [answer])
+    assert not trap.exists()

@@ -10,6 +10,7 @@ from functools import lru_cache
 from typing import Any
 
 from seedtune.errors import ConfigError, MissingExtraError, RewardError, nearest
+from seedtune.rewards.gym import evaluates, marks
 from seedtune.rewards.length import text_of
 from seedtune.tasks.base import RewardFunction
 
@@ -177,4 +178,10 @@ def _scorer(name: str) -> Function:
         function: Function = gym.get_score_answer_fn(name)
     except ValueError as error:
         raise ConfigError(f"metadata.source_dataset={name!r} is not a generator of this reasoning-gym.") from error
-    return function
+    culprit = evaluates(name, gym.factory.DATASETS[name][0])
+    if culprit is not None:
+        raise ConfigError(
+            f"metadata.source_dataset={name!r} is refused: its scorer runs {culprit} on what the model wrote. Give a "
+            "path to a score_answer function of your own."
+        )
+    return lambda answer, entry: marks(function, answer, entry, 0.0)

@@ -37,10 +37,11 @@ def gym_score(
 ) -> list[float]:
     """What reasoning-gym gives the ``<answer>``, rescaled so that what it gives for nothing (``floor``) is 0."""
     rows = zip(completions, generator, entry, floor, strict=True)
-    return [_marks(scorer(name), tagged(text_of(c)), made, least) for c, name, made, least in rows]
+    return [marks(scorer(name), tagged(text_of(c)), made, least) for c, name, made, least in rows]
 
 
-def _marks(score: Callable[..., Any], answer: str | None, entry: dict[str, Any], floor: float) -> float:
+def marks(score: Callable[..., Any], answer: str | None, entry: dict[str, Any], floor: float) -> float:
+    """What an answer is worth above the ``floor``, from 0 to 1; 0 for one that no scorer should be asked about."""
     if not answer or len(answer) > LENGTH or _HUGE.search(answer):
         return 0.0
     if _NO_NUMBER.search(answer) and answer != entry["answer"]:

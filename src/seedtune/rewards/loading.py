@@ -17,6 +17,7 @@ from typing import Any
 
 from seedtune.errors import ConfigError, RewardError, nearest
 from seedtune.rewards.adapters import ADAPTERS, reasoning_gym
+from seedtune.rewards.paths import reach
 from seedtune.tasks.base import RewardFunction
 
 Function = Callable[..., Any]
@@ -92,7 +93,7 @@ def _module_of_file(file: Path) -> ModuleType:
     name = f"seedtune_reward_{path.stem}_{hashlib.blake2b(version.encode(), digest_size=6).hexdigest()}"
     if name in sys.modules:
         return sys.modules[name]
-    _reach(str(path.parent))
+    reach(str(path.parent))
     spec = importlib.util.spec_from_file_location(name, path, loader=_Fresh(name, str(path)))
     assert spec is not None
     assert spec.loader is not None
@@ -108,7 +109,7 @@ def _module_of_file(file: Path) -> ModuleType:
 
 def _module(name: str, path: str) -> ModuleType:
     """An importable module; those of the working directory are, as in TRL."""
-    _reach(os.getcwd())
+    reach(os.getcwd())
     importlib.invalidate_caches()
     try:
         module: ModuleType = _run(lambda: importlib.import_module(name), name)
@@ -121,11 +122,6 @@ def _module(name: str, path: str) -> ModuleType:
             ) from None
         raise
     return module
-
-
-def _reach(folder: str) -> None:
-    if folder not in sys.path:
-        sys.path.append(folder)
 
 
 def _run(what: Callable[[], Any], name: str) -> Any:

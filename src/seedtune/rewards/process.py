@@ -112,7 +112,7 @@ class ProcessWorker:
 
     def _ready(self, source: str) -> Fault | None:
         """A process that has the function, or why there is none."""
-        if self._process is not None and self._connection.poll(0):
+        if self._process is not None and (self._process.poll() is not None or self._connection.poll(0)):
             self.close()  # it ended between two calls, which is no call's fault
         if self._process is None:
             self._start()

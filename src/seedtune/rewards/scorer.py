@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import queue
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -160,7 +161,9 @@ class Round:
         if place.where == "here":
             self._take(reward, batch, attempt(reward.function, keywords, len(batch)))
             return
-        call = Call(reward.function, place.source, keywords, len(batch), self._scorer.config.reward_timeout)
+        # What runs in this process by itself (a judge, a classifier) has limits of its own, for each of its requests.
+        seconds = threading.TIMEOUT_MAX if reward.inline else self._scorer.config.reward_timeout
+        call = Call(reward.function, place.source, keywords, len(batch), seconds)
         self._scorer.submit(reward, call, lambda answer: self._answers.put((reward, batch, answer)))
 
     def _take(self, reward: Reward, batch: tuple[int, ...], answer: Answer) -> None:

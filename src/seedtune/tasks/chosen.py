@@ -13,6 +13,7 @@ from seedtune.environments.own import environment_reward
 from seedtune.errors import ConfigError, DataError
 from seedtune.objectives import LIKELIHOODS
 from seedtune.rewards import building
+from seedtune.rewards.paths import place_settled
 from seedtune.settings import ConversationSettings
 from seedtune.tasks import create, datasets
 from seedtune.tasks.base import Reward, Task
@@ -52,7 +53,10 @@ def chosen(config: Config, given: Given) -> tuple[Config, Task]:
     if config.task != "custom":
         _check_unused(config)
         task = create(config.task, config.task_args)
-        task = replace(task, rewards=own or task.rewards, environment=environment or task.environment)
+        if own:
+            full = 1.0 if config.objective == "choice_accuracy" else None
+            task = replace(task, rewards=own, full_marks=full, gold=None, answer=None)
+        task = replace(task, environment=environment or task.environment)
     else:
         _check_whole(config, given, listed, needed=not own)
         train, test = _data(config, given)
@@ -84,6 +88,8 @@ def _recorded(config: Config, given: Given, listed: Sequence[building.Given]) ->
     if given.train is None and not listed and changes and config.train_dataset is None:
         raise ConfigError("reward_weights and eval_dataset need reward_funcs and train_dataset.")
     if given.environment is not None:
+        if config.environment not in (None, OBJECTS):
+            raise ConfigError("the environment is given twice: as an argument and in the configuration. Leave one out.")
         config = config.replace(environment=OBJECTS)
     if not changes:
         return _settled(config)
@@ -112,7 +118,10 @@ def _settled(config: Config) -> Config:
     data = {name: getattr(config, name) for name in ("train_dataset", "eval_dataset")}
     found = {n: datasets.settled(d) for n, d in data.items() if d is not None and d.path != OBJECTS}
     rewards = tuple(building.settled(reward) for reward in config.reward_funcs)
-    return config.model_copy(update={**found, "reward_funcs": rewards})
+    environment = config.environment and place_settled(config.environment)
+    named = {"task": place_settled(config.task), "environment": environment}
+    others = tuple(place_settled(name) for name in config.eval_tasks)
+    return config.model_copy(update={**found, **named, "eval_tasks": others, "reward_funcs": rewards})
 
 
 def _check_whole(config: Config, given: Given, listed: Sequence[building.Given], *, needed: bool) -> None:
@@ -126,7 +135,10 @@ def _check_whole(config: Config, given: Given, listed: Sequence[building.Given],
     if config.train_dataset is None and not config.reward_funcs:
         raise ConfigError(f"this run had its own data and rewards: {_HOW}")
     if config.train_dataset is None or (needed and not config.reward_funcs):
-        raise ConfigError("give both reward_funcs and train_dataset, or neither and a built-in task.")
+        raise ConfigError(
+            "give both reward_funcs and train_dataset (--reward and --train-dataset), or neither and a built-in task; "
+            "an environment with a reward, or objective=logprob, needs no reward_funcs."
+        )
     if config.task_args:
         raise ConfigError(f"task_args={config.task_args} are for a built-in task, not for own data and rewards.")
 

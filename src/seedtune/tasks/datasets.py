@@ -22,7 +22,16 @@ def read(settings: DatasetSettings, default_split: str) -> Rows:
         raise DataError(f"{settings.path!r} ends in none of {', '.join(datafiles.READERS)}. Convert or rename it.")
     if _is_place(settings.path) and not path.is_dir():
         raise DataError(f"there is no data file or folder {settings.path!r}. Check the path.")
+    if not path.is_dir() and (near := _near(path)):
+        raise DataError(f"there is no data file {settings.path!r}.{near}")
     return _hugging_face(settings, settings.split or default_split)
+
+
+def _near(path: Path) -> str:
+    """A data file beside it that a misspelt name may mean."""
+    if not path.suffix or not path.parent.is_dir():
+        return ""
+    return nearest(path.name, [file.name for file in path.parent.iterdir() if file.suffix.lower() in datafiles.READERS])
 
 
 def settled(settings: DatasetSettings) -> DatasetSettings:

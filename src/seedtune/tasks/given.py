@@ -8,6 +8,7 @@ from typing import Any
 
 from seedtune.config import Config
 from seedtune.errors import DataError, RewardError
+from seedtune.tasks.base import Task
 from seedtune.types import Example
 
 
@@ -42,6 +43,11 @@ def given(config: Config, example: Example) -> Given:
 def scored_by_the_engine(**_: Any) -> list[float | None]:
     """The reward function of such a task, which is never asked: the engine knows the value."""
     raise RewardError("log-probability objectives are scored by the engine, not from text. Use objective=mean.")
+
+
+def scores_itself(task: Task) -> bool:
+    """Whether a task's rewards are log-probabilities of given answers."""
+    return any(reward.function is scored_by_the_engine for reward in task.rewards)
 
 
 def _column(example: Example, name: str) -> Any:

@@ -10,6 +10,7 @@ from types import ModuleType
 from typing import Any
 
 from seedtune.errors import ConfigError, DataError, SeedtuneError, nearest
+from seedtune.rewards.paths import reach
 from seedtune.tasks.arguments import accepted
 from seedtune.tasks.base import Task
 
@@ -31,7 +32,7 @@ def from_file(name: str, given: Mapping[str, Any]) -> Task:
         made = function(**keywords)
     except SeedtuneError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise DataError(f"task={name!r} raised {type(error).__name__}: {error}. Fix the function.") from error
     if not isinstance(made, Task):
         raise ConfigError(f"task={name!r} returned {type(made).__name__}, not a seedtune.tasks.Task.")
@@ -39,6 +40,7 @@ def from_file(name: str, given: Mapping[str, Any]) -> Task:
 
 
 def _module(path: Path) -> ModuleType:
+    path = path.expanduser()
     if not path.is_file():
         raise ConfigError(f"there is no file {str(path)!r} in {Path.cwd()}. Give its path from there, or a full one.")
     word = f"seedtune_task_{path.stem}"
@@ -46,10 +48,11 @@ def _module(path: Path) -> ModuleType:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    reach(str(path.parent.resolve()))
     sys.modules[word] = module  # dataclasses and pickling by reference look modules up by name
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ConfigError(f"{path} cannot be imported: {type(error).__name__}: {error}. Fix the file.") from error
     return module
 
