@@ -26,10 +26,10 @@ HERE = Path(__file__)
 SETTINGS: dict[str, Any] = {
     "sigma": 0.008,
     "population": 32,
-    "generations": 12,
-    "prompts_per_generation": 8,
-    "max_completion_length": 48,
-    "eval_steps": 4,
+    "generations": 10,
+    "prompts_per_generation": 6,
+    "max_completion_length": 32,
+    "eval_steps": 5,
     "eval_prompts": 64,
     "save_steps": 0,
 }
