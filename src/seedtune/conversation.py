@@ -7,9 +7,8 @@ the next turn asks those whose conversation goes on, each with a transcript of i
 from __future__ import annotations
 
 import inspect
-import logging
 import math
-import traceback
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -22,14 +21,14 @@ from seedtune.environments.patience import Patience
 from seedtune.environments.tools import Tools, calls_in, describe, run, schemas, tools_of
 from seedtune.environments.transcript import Content, Reply, continued, introduced, opened, since
 from seedtune.errors import RewardError
-from seedtune.rewards.scoring import score
-from seedtune.tasks.base import Task
+from seedtune.rewards.calling import Answer, Fault, attempt, failed, fault_of
+from seedtune.rewards.scorer import Scorer
+from seedtune.rewards.scoring import keywords_of
+from seedtune.tasks.base import Reward, Task
 from seedtune.types import Example, Finish, Job, Member, Prompt, Rollout
 
 TIMEOUTS = 16
 """Environments that may hang in one evaluation before the run stops; each costs the time-out."""
-
-_LOG = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -47,25 +46,27 @@ class Talk:
     tokens: list[int] = field(default_factory=list)
     read: int = 0
     finish: Finish | None = None
-    error: BaseException | None = None
-
-    def fail(self, error: BaseException) -> None:
-        """It cannot go on, and has no reward."""
-        self.error, self.finish = error, self.finish or "stop"
+    broken: bool = False
+    """The environment failed: it cannot go on, and has no reward."""
 
 
 class Conversations:
-    """Plays the jobs of an evaluation with a task's environment; what an environment does wrong costs its sample."""
+    """Plays the jobs of one evaluation with a task's environment; what it or a reward does wrong costs the sample.
 
-    def __init__(self, engine: Engine, task: Task, config: Config) -> None:
+    ``scorer`` shows each kind of failure once in a run and knows how to go on after a stop.
+    """
+
+    def __init__(self, engine: Engine, task: Task, config: Config, scorer: Scorer) -> None:
         self.engine, self.task, self.config, self.how = engine, task, config, config.conversation
-        self._patience = Patience(self.how.timeout)
-        self._failed = self._timeouts = 0
+        self.failed: Counter[str] = Counter()
+        """On how many conversations each reward failed: all, where an environment did."""
+        self._scorer, self._patience = scorer, Patience(self.how.timeout)
+        self._timeouts, self._causes = 0, Counter[str]()
 
     def rollouts(self, jobs: Sequence[Job], examples: Sequence[Example]) -> list[Rollout]:
         """One rollout for each member, prompt and sample: the transcript, all its tokens, and its scores.
 
-        RewardError if more than half of the conversations fail, or many hang.
+        RewardError if a larger share of them than ``max_reward_failures`` fails, or many hang.
         """
         try:
             return self._played(jobs, examples)
@@ -80,8 +81,7 @@ class Conversations:
                 self._hear(talk, rollout)
             turn, going = turn + 1, [talk for talk in going if talk.finish is None]
         ended = [self._end(talk, examples[talk.prompt]) for talk in talks]
-        if 2 * self._failed > len(talks):
-            raise self._stopped(talks, f"{self._failed} of {len(talks)} conversations failed")
+        self._stop_if_many(len(talks))
         return ended
 
     # ------------------------------------------------------------------ beginning
@@ -93,7 +93,7 @@ class Conversations:
         talk = Talk(job, member, prompt, sample, content, content)
         answer, error = self._patience.call(partial(self._open, examples[prompt]))
         if error is not None:
-            self._note(talk, error)
+            self._broke(talk, error)
             return talk
         talk.environment, talk.tools, told = answer
         if talk.tools and not self._templated(content):
@@ -160,7 +160,7 @@ class Conversations:
         replies, error = self._patience.call(partial(_replies, talk, rollout.text, role))
         talk.content = continued(talk.content, rollout.text, replies or ())
         if error is not None:
-            self._note(talk, error)
+            self._broke(talk, error)
         elif replies is None:
             talk.finish = rollout.finish
 
@@ -169,11 +169,9 @@ class Conversations:
     def _end(self, talk: Talk, example: Example) -> Rollout:
         """The rollout of a conversation that is over, or has had all its turns."""
         text, scores = since(talk.content, talk.begin), tuple(math.nan for _ in self.task.rewards)
-        if talk.error is None:
-            found, error = self._patience.call(partial(self._scores, talk, example, text))
-            scores = found if error is None else scores
-            if error is not None:
-                self._note(talk, error)
+        if not talk.broken:
+            row = replace(example, columns={**example.columns, "environments": talk.environment})
+            scores = tuple(self._scored(reward, row, text) for reward in self.task.rewards)
         if _has(talk.environment, "close"):
             self._patience.call(talk.environment.close)
         return Rollout(
@@ -188,29 +186,48 @@ class Conversations:
             scores=scores,
         )
 
-    def _scores(self, talk: Talk, example: Example, text: str) -> tuple[float, ...]:
-        """The task's rewards of one conversation, which receive ``environments``, too."""
-        row = replace(example, columns={**example.columns, "environments": talk.environment})
-        values = score(self.task.rewards, [row], [text])
-        return tuple(values[reward.name][0] for reward in self.task.rewards)
+    def _scored(self, reward: Reward, row: Example, text: str) -> float:
+        """What a reward, which receives ``environments``, too, gives one conversation; NaN if it fails."""
+        keywords = keywords_of([row], [text], list(row.columns))
+        found, error = self._patience.call(partial(attempt, reward.function, keywords, 1))
+        answer: Answer = found if error is None else failed(self._fault(error), 1)
+        for fault in answer.faults.values():
+            self._scorer.once.show(reward.name, fault, lost="conversation")
+            self._count([reward.name], f"the reward function {reward.name!r} {fault.message}")
+        return answer.values[0]
 
-    def _note(self, talk: Talk, error: BaseException) -> None:
-        """Count a failure and show the first; RewardError when too many hang."""
-        talk.fail(error)
-        self._failed += 1
-        self._timeouts += isinstance(error, TimeoutError)
-        if self._failed == 1:
-            trace = "".join(traceback.format_exception(error))
-            _LOG.warning("an environment failed, which costs that sample (more are only counted):\n%s", trace)
+    def _broke(self, talk: Talk, error: BaseException) -> None:
+        """A conversation cannot go on: show why, and count it for every reward."""
+        talk.broken, talk.finish = True, talk.finish or "stop"
+        fault = self._fault(error)
+        self._scorer.once.show(self.task.name, fault, who="environment of task", lost="conversation")
+        names = [reward.name for reward in self.task.rewards]
+        self._count(names, f"the environment of task {self.task.name!r} {fault.message}")
+
+    def _fault(self, error: BaseException) -> Fault:
+        if not isinstance(error, TimeoutError) or error.__traceback__ is not None:  # the second: its own, raised
+            return fault_of(error)
+        self._timeouts += 1
+        return Fault("hang", f"took longer than conversation.timeout={self.how.timeout:g} seconds")
+
+    def _count(self, rewards: Sequence[str], what: str) -> None:
+        """Count a failure for ``rewards``; RewardError when too many calls hang, each of which costs the time-out."""
+        self.failed.update(rewards)
+        self._causes[what] += 1
         if self._timeouts >= TIMEOUTS:
-            raise self._stopped([talk], f"{self._timeouts} environments did not answer in {self.how.timeout:g} s")
+            raise self._stopped(f"{TIMEOUTS} calls of an environment or its rewards hang")
 
-    def _stopped(self, talks: Sequence[Talk], what: str) -> RewardError:
-        error = next(talk.error for talk in talks if talk.error is not None)
-        return RewardError(
-            f"{what}; the first: {type(error).__name__}: {error}. Mend the environment, or raise "
-            "conversation.timeout if it is slow; the run can be resumed."
-        )
+    def _stop_if_many(self, talks: int) -> None:
+        share, most = self.config.max_reward_failures, max(self.failed.values(), default=0)
+        if most > share * talks:
+            raise self._stopped(
+                f"{most} of {talks} conversations failed, more than max_reward_failures={share:g} allows"
+            )
+
+    def _stopped(self, what: str) -> RewardError:
+        usual = max(self._causes, key=lambda cause: self._causes[cause])
+        fix = "Mend it, or raise conversation.timeout if it is slow."
+        return RewardError(f"{what}; most often {usual}. {fix} {self._scorer.advice}".strip())
 
 
 def _places(job: Job) -> list[tuple[int, int, int]]:

@@ -54,17 +54,22 @@ def majority_at_k(answers: Sequence[str], values: Sequence[float], k: int) -> fl
     """The expected value of the most frequent answer among k of the n samples (self-consistency, arXiv 2203.11171).
 
     Over all C(n, k) subsets; answers that tie share the vote, as if one of them were drawn.  An answer's value is
-    the mean of its samples' ``values`` (1 for right and 0 for wrong give maj@k).  An empty answer is no vote; a
-    subset of nothing else is worth 0.  ValueError unless 1 ≤ k ≤ n.
+    the mean of its samples' ``values`` (1 for right and 0 for wrong give maj@k), NaN left out, and 0 if there are no
+    others.  An empty answer is no vote; a subset of nothing else is worth 0.  ValueError unless 1 ≤ k ≤ n.
     """
     _check(len(answers), k)
     groups: dict[str, list[float]] = {}
     for answer, value in zip(answers, values, strict=True):
         groups.setdefault(answer, []).append(value)
     silent = len(groups.pop("", []))
-    voters = [(len(members), math.fsum(members) / len(members)) for members in groups.values()]
+    voters = [(len(members), _known_mean(members)) for members in groups.values()]
     most = min(k, max((count for count, _ in voters), default=0))
     return math.fsum(_won_with(voters, silent, votes, k) for votes in range(1, most + 1))
+
+
+def _known_mean(values: Sequence[float]) -> float:
+    known = [value for value in values if not math.isnan(value)]
+    return math.fsum(known) / len(known) if known else 0.0
 
 
 def _won_with(voters: Sequence[tuple[int, float]], silent: int, votes: int, k: int) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -77,9 +78,9 @@ class Evaluator:
         started = time.perf_counter()
         members = tuple(member for job in jobs for member in job.members)
         places, how = _places(members, len(examples), jobs[0].sampling.samples), jobs[0].sampling
-        arrived: dict[Place, Rollout] = {}
+        arrived, failed = dict[Place, Rollout](), Counter[str]()
         with self.scorer.round(examples, [prompt for _, prompt, _ in places], after=how.generation) as scoring:
-            for rollout in self._rollouts(jobs, examples):
+            for rollout in self._rollouts(jobs, examples, failed):
                 place = rollout.member, rollout.prompt, rollout.sample
                 arrived[place] = rollout
                 if rollout.scores is None:
@@ -96,12 +97,28 @@ class Evaluator:
         cells = _cells(members, len(examples), [rollouts[i] for i in counted])
         columns = np.array([rewards, *(values[reward.name] for reward in self.task.rewards)])[:, counted]
         matrices = np.array([_matrix((len(members), len(examples)), cells, column) for column in columns])
-        return Outcome(members, examples, matrices[0], matrices[1:], rollouts, rewards, values, scores.failed, seconds)
+        return Outcome(
+            members,
+            examples,
+            matrices[0],
+            matrices[1:],
+            rollouts,
+            rewards,
+            values,
+            {**scores.failed, **failed},
+            seconds,
+        )
 
-    def _rollouts(self, jobs: list[Job], examples: tuple[Example, ...]) -> Iterable[Rollout]:
-        """Conversations where the task has an environment, likelihoods of given answers, or single completions."""
+    def _rollouts(self, jobs: list[Job], examples: tuple[Example, ...], failed: Counter[str]) -> Iterable[Rollout]:
+        """Conversations where the task has an environment, likelihoods of given answers, or single completions.
+
+        ``failed`` receives on how many conversations each reward failed.
+        """
         if self.task.environment is not None:
-            return Conversations(self.engine, self.task, self.config).rollouts(jobs, examples)
+            talks = Conversations(self.engine, self.task, self.config, self.scorer)
+            rollouts = talks.rollouts(jobs, examples)
+            failed.update(talks.failed)
+            return rollouts
         if scores_itself(self.task):
             return likelihoods.rollouts(self.engine, self.config, jobs, examples)
         return self.engine.evaluate(jobs)

@@ -105,7 +105,7 @@ def measure(engine: Engine, task: Task, config: Config, asking: Asking, *, put: 
     Names: ``accuracy`` (full marks), ``reward``, ``reward/FUNCTION`` (if there are several), ``length`` (tokens),
     ``truncated``, ``empty``, ``repeating`` and ``unscored`` (shares) of greedy answers, and ``kl``; of samples
     ``sampled_reward``, ``pass@K``, ``maj@K`` and ``majority_reward@K``.  What has no reward is wrong for accuracy,
-    pass@k and maj@k, and left out of mean rewards.  The numbers depend on the weights and the settings alone.
+    pass@k and maj@k, and left out of mean rewards, but for votes: an answer without a reward that wins counts 0.  The numbers depend on the weights and the settings alone.
     """
     check_asking(task, asking)
     started = time.perf_counter()
@@ -165,10 +165,10 @@ def answered(outcome: Outcome, task: Task) -> dict[str, Array]:
 
 
 def right(task: Task, rewards: Sequence[float]) -> NDArray[np.bool_]:
-    """Which rewards are full marks, up to rounding; one that is missing is not."""
-    assert task.full_marks is not None
-    slack = 1e-9 * max(1.0, abs(task.full_marks))
-    full: NDArray[np.bool_] = np.asarray(rewards, dtype=np.float64) >= task.full_marks - slack
+    """Which rewards make an answer right, up to rounding; one that is missing does not."""
+    least = task.full_marks if task.right_from is None else task.right_from
+    assert least is not None
+    full: NDArray[np.bool_] = np.asarray(rewards, dtype=np.float64) >= least - 1e-9 * max(1.0, abs(least))
     return full
 
 

@@ -10,7 +10,7 @@ import pytest
 from seedtune import tasks
 from seedtune.config import Config
 from seedtune.errors import ConfigError, DataError
-from seedtune.rewards.scoring import score
+from seedtune.rewards.scoring import score, total
 from seedtune.tasks.base import Task
 from seedtune.tasks.data import examples
 from seedtune.tasks.validation import validate
@@ -128,6 +128,49 @@ def test_rewards_take_completions_as_text_and_as_messages(task):
     prompts = ("text", ({"role": "user", "content": "text"},))
     found = [score(task.rewards, [Example(e.id, prompt, e.columns) for e in held], texts) for prompt in prompts]
     assert found[0] == found[1]
+
+
+# ------------------------------------------------------------------------------ votes
+
+WITHOUT = ("conciseness", "json_schema", "instruction_format", "number_guessing", "toy")
+"""Tasks whose answer is the whole text."""
+
+
+def test_what_is_said_around_an_answer_does_not_change_the_vote(name, task):
+    if name in WITHOUT:
+        assert task.answer is None
+        return
+    for example in task.test[:50]:
+        gold = task.gold(example)
+        assert task.answer(gold)
+        assert task.answer(f"I tried this and that.\n{gold}") == task.answer(gold)
+    for nothing in ("", "I am\nnot sure."):
+        assert task.answer(nothing) == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "texts"),
+    [
+        ("gsm8k", ("so \\boxed{1,234}", "#### 1234", "<answer>$1234.0$</answer>")),
+        ("math", ("\\boxed{\\dfrac{1}{2}}", "\\boxed{0.5}", "#### 1/2")),
+        ("mini_sudoku", ("<answer>\n1 2\n2 1</answer>", "<answer>[1, 2]\n[2, 1]</answer>")),
+        ("multiple_choice", ("The answer is B.", "<answer>b</answer>", "B) Paris", "I say A. The answer is (B)")),
+    ],
+)
+def test_equal_answers_are_one_vote(name, texts, files):
+    task = tasks.create(name, {**files.get(name, {}), "train_size": 8, **({} if name in READ else {"test_size": 4})})
+    assert len({task.answer(text) for text in texts}) == 1
+
+
+def test_a_right_equation_is_right_whatever_its_format():
+    task = tasks.create("countdown", {"train_size": 1, "test_size": 1})
+    example = task.test[0]
+    texts = (f"Well. {task.gold(example)}", f"<answer>{example.columns['solution']}</answer>")
+    for text in texts:
+        (reward,) = total(task.rewards, score(task.rewards, [example], [text]))
+        assert task.right_from <= reward < task.full_marks
+    (neat,) = total(task.rewards, score(task.rewards, [example], ["<think>a</think><answer>1</answer>"]))
+    assert neat < task.right_from
 
 
 # ------------------------------------------------------------------------- settings

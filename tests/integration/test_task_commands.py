@@ -39,6 +39,27 @@ def test_validate_ends_with_1_when_the_task_is_broken(command, tmp_path):
     assert output.splitlines()[-1] == "own is broken"
 
 
+def test_validate_says_in_the_row_that_a_reward_failed_and_goes_on(command, tmp_path):
+    (tmp_path / "own.py").write_text(
+        "from seedtune.tasks import Reward, Task, examples\n"
+        "def first(completions, answer): return [float(c.split()[0] == a) for c, a in zip(completions, answer)]\n"
+        "def f():\n"
+        "    rows = examples([{'prompt': 'Say b.', 'answer': 'b'}], 'train')\n"
+        "    return Task('own', rows, rows, (Reward('one', first),), full_marks=1.0)\n"
+    )
+    code, output, _ = command("validate", f"{tmp_path / 'own.py'}:f")
+    assert code == 0
+    assert any(line.startswith("│ empty") and "failures" in line for line in output.splitlines())
+    assert "empty: the reward function 'one' failed on 2: it raised IndexError: list index out of range" in output
+
+
+def test_validate_of_a_log_probability_objective_says_that_there_is_nothing(failure, tmp_path):
+    data = tmp_path / "data.jsonl"
+    data.write_text('{"prompt": "a", "answer": "b"}\n' * 4)
+    (tmp_path / "config.yaml").write_text(f"engine: toy\ntrain_dataset: {data}\nobjective: logprob\n")
+    assert "there is no reward to validate" in failure("validate", str(tmp_path / "config.yaml"))
+
+
 def test_validate_takes_a_configuration_file(command, tmp_path):
     config = runs.write_config(runs.toy(tmp_path / "run"), tmp_path / "config.yaml")
     code, output, _ = command("validate", config)

@@ -15,6 +15,7 @@ from seedtune.config import Config
 from seedtune.environments.own import environment_reward
 from seedtune.errors import ConfigError, RewardError
 from seedtune.evaluator import Evaluator, Outcome
+from seedtune.rewards.scorer import Scorer
 from seedtune.tasks.base import Reward, Task
 from seedtune.tasks.data import examples
 from seedtune.types import CENTRE, Job, Member, Plan, Rollout
@@ -327,8 +328,47 @@ def test_environments_that_mostly_fail_stop_the_run_and_say_why():
     def broken() -> Counting:
         raise OSError("no server")
 
-    with pytest.raises(RewardError, match=r"6 of 6 conversations failed; the first: OSError: no server\. Mend"):
+    with pytest.raises(RewardError, match=r"6 of 6 conversations failed, more than max_rew") as found:
         played(Scripted(steps), task(broken))
+    assert "most often the environment of task 'talk' raised OSError: no server. Mend it" in str(found.value)
+
+
+def test_how_many_may_fail_is_a_setting_and_the_stop_says_how_to_go_on():
+    work = task(failing("step", raise_))  # two of six conversations
+    config = Config(engine="toy", task="toy")
+    assert run_with(Scorer(work.rewards, config), work, config).failed == {"own": 2}
+    strict = config.replace(max_reward_failures=0.3)
+    scorer = Scorer(work.rewards, strict)
+    scorer.keep(lambda rows: None, "Resume with X.")
+    with pytest.raises(RewardError, match=r"2 of 6 .* max_reward_failures=0\.3 allows; .* Resume with X\.$"):
+        run_with(scorer, work, strict)
+
+
+def run_with(scorer: Scorer, work: Task, config: Config) -> Outcome:
+    evaluator = Evaluator(Scripted(steps), work, config, scorer)
+    return evaluator.evaluate(MEMBERS, work.train, plan=Plan(3, 0.1, MEMBERS))
+
+
+def test_a_failure_is_shown_once_in_a_run_of_many_evaluations(caplog):
+    work, config = task(failing("reward", raise_)), Config(engine="toy", task="toy")
+    scorer = Scorer(work.rewards, config)
+    for _ in range(3):
+        assert run_with(scorer, work, config).failed == {"own": 2}
+    (record,) = caplog.records
+    assert record.getMessage().startswith("the reward function 'own' raised ValueError: broken; that conversation is")
+
+
+def test_a_reward_that_fails_leaves_the_others_their_values():
+    def strict(environments) -> list[float]:
+        assert environments[0].total < 100
+        return [1.0]
+
+    outcome = played(
+        Scripted(steps), task(Counting, TEXTS, Reward("strict", strict), Reward("own", environment_reward))
+    )
+    np.testing.assert_array_equal(outcome.by_reward[0], [[1, 1], [1, 1], [math.nan, math.nan]])
+    np.testing.assert_array_equal(outcome.by_reward[1], [[2, 1], [5, 3], [1, 1]])
+    assert outcome.failed == {"strict": 2, "own": 0}
 
 
 def test_many_that_hang_stop_the_run_without_waiting_for_all():
@@ -339,7 +379,7 @@ def test_many_that_hang_stop_the_run_without_waiting_for_all():
 
     rows = examples([{"prompt": str(n), "start": n} for n in range(100)], "train")
     started = time.monotonic()
-    with pytest.raises(RewardError, match=r"16 environments did not answer in 0\.01 s"):
+    with pytest.raises(RewardError, match=r"16 calls .* hang; .* took longer than conversation\.timeout=0\.01 seconds"):
         played(Scripted(steps), task(Slow, rows), conversation={"timeout": 0.01})
     assert time.monotonic() - started < 30
 

@@ -103,6 +103,13 @@ def test_a_wrong_call_is_told_to_the_model(tools, text, error):
     assert error in run(call, tools)
 
 
+def test_a_message_of_very_many_brackets_is_no_call(tools):
+    (call,) = calls_in('{"name": ' + "[" * 200_000, tools)
+    assert call.wrong is not None
+    assert call.wrong.startswith("not a tool call in JSON")
+    assert len(call.wrong) < 600
+
+
 def test_arguments_in_a_line_are_numbers_and_booleans_where_hints_say_so():
     def tool(a: float, b: bool, c) -> str:
         return repr((a, b, c))

@@ -110,6 +110,11 @@ def test_maj_at_k_of_many_samples_neither_overflows_nor_vanishes():
     )
 
 
+def test_a_sample_without_a_value_leaves_the_value_of_its_answer_to_the_others():
+    assert majority_at_k(list("aab"), [1.0, math.nan, 0.0], 3) == 1.0
+    assert majority_at_k(list("aab"), [math.nan, math.nan, 1.0], 3) == 0.0
+
+
 def test_more_votes_than_samples_are_refused():
     with pytest.raises(ValueError, match="k=4 of samples=3"):
         majority_at_k(list("abc"), [1.0, 0.0, 0.0], 4)

@@ -122,12 +122,12 @@ def test_an_answer_function_that_raises_is_named():
         measure(Told(GREEDY, SAMPLES), task(answer=lambda _: str(1 / 0)), CONFIG, Asking(samples=2))
 
 
-def test_a_sample_without_reward_is_wrong_and_leaves_its_prompt_out_of_rewards():
+def test_a_sample_without_reward_is_wrong_and_left_out_of_mean_rewards():
     held = {**SAMPLES, "1+1": ["?", "?", "?", "2"]}
     found = measure(Told(GREEDY, held), task(), CONFIG, Asking(samples=4))
     assert found.columns["pass@1"][0] == 0.25
-    assert math.isnan(found.columns["majority_reward@4"][0])
-    assert found.estimates["majority_reward@4"].value == pytest.approx(0.75)
+    assert found.columns["majority_reward@4"][0] == 0.0  # the vote goes to what has no reward
+    assert found.estimates["majority_reward@4"].value == pytest.approx(0.5)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ import pytest
 import runs
 from seedtune import replay, tasks
 from seedtune.config import Config
+from seedtune.environments.own import environment_reward
 from seedtune.errors import ConfigError, DataError, RewardError
 from seedtune.tasks.base import Reward, Task
 from seedtune.tasks.data import examples
@@ -29,12 +32,20 @@ def made(reward=exact, **more) -> Task:
     return Task("mine", examples(rows[10:], "train"), examples(rows[:10], "test"), (Reward("own", reward),), **told)
 
 
+HERE = Config(reward_workers=0)
+"""Workers take longer to start than all else here."""
+
+
 def broken(task: Task, **how) -> dict[str, str]:
-    return {check.what: check.broken for check in validate(task, **how) if check.broken}
+    return {check.what: check.broken for check in validate(task, config=HERE, **how) if check.broken}
+
+
+def notes(task: Task, config: Config = HERE) -> dict[str, str]:
+    return {check.what: check.note for check in validate(task, config=config) if check.note}
 
 
 def test_a_sound_task_is_valid():
-    checks = validate(made())
+    checks = validate(made(), config=HERE)
     assert not any(check.broken for check in checks)
     assert (checks[0].items, checks[0].full, checks[0].mean) == (40, 40, 1.0)
 
@@ -68,6 +79,69 @@ def test_a_reward_without_a_value_for_gold_is_broken():
 def test_a_reward_that_raises_is_an_error():
     with pytest.raises(RewardError, match="the reward function 'own' raised"):
         validate(made(lambda completions, **_: 1 / 0))
+
+
+def test_a_reward_that_raises_on_some_answers_is_noted_in_their_rows_and_the_rest_is_checked():
+    def picky(completions, answer):
+        return [
+            float(int(text.split()[2]) == int(right.split()[2]))
+            for text, right in zip(completions, answer, strict=True)
+        ]
+
+    checks = {check.what: check for check in validate(made(picky), config=HERE)}
+    assert checks["gold"].note == ""
+    assert checks["empty"].note == (
+        "the reward function 'own' failed on 40: it raised IndexError: list index out of range"
+    )
+    assert (checks["empty"].unscored, checks["empty"].broken) == (40, "")
+    assert checks["gold 20 times"].note == ""
+    assert checks["gold 20 times"].full == 40
+
+
+def slow_on_junk(completions, answer):
+    if completions[0] == "":
+        time.sleep(60)
+    return exact(completions, answer)
+
+
+def test_a_reward_that_hangs_on_some_answers_costs_only_their_time():
+    task = made(slow_on_junk)
+    few = Task("mine", task.train[:1], (), task.rewards, task.gold, task.full_marks)
+    begun = time.monotonic()
+    found = notes(few, Config(reward_workers=1, reward_timeout=0.5))
+    assert set(found) == {"empty"}
+    assert "'own' failed on 1: it took longer than 0.5 s" in found["empty"]
+    assert time.monotonic() - begun < 40
+
+
+def test_log_probability_objectives_have_nothing_to_validate():
+    with pytest.raises(ConfigError, match="objective='logprob' measures how probable given answers are: there is no"):
+        validate(made(), config=Config(objective="logprob"))
+
+
+class Room:
+    """Ends after one message; resets and plays only as rows say."""
+
+    def reset(self, prompt, answer):
+        if answer == "it is 3":
+            raise OSError("no room")
+        self.right = f"{prompt}: {answer}"
+
+    def step(self, text):
+        self.done = float(f"say {text.split()[-1:]}" == f"say {self.right.split()[-1:]}")
+
+    def reward(self):
+        return self.done
+
+
+def test_environments_get_the_keywords_they_take_and_one_that_fails_has_no_value():
+    task = made(environment=Room, full_marks=1.0)
+    task = replace(task, rewards=(Reward("own", environment_reward),))
+    rows = [replace(e, columns={**e.columns, "other": 1}) for e in (*task.test, *task.train)]
+    checks = {check.what: check for check in validate(replace(task, train=rows, test=()), config=HERE)}
+    assert (checks["gold"].full, checks["gold"].unscored) == (39, 1)
+    assert checks["gold"].note == "the environment failed on 1: it raised OSError: no room"
+    assert checks["empty"].most == 0
 
 
 def test_without_gold_answers_a_column_is_taken_or_asked_for():

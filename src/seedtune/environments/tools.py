@@ -15,6 +15,9 @@ RESERVED = ("reset", "step", "reward", "close")
 _TAGGED = re.compile(r"<tool_call>(.*?)(?:</tool_call>|$)", re.DOTALL)
 _LINE = re.compile(r"\s*(?P<name>\w+)\s*(?:\((?P<inner>.*)\)|[: ]\s*(?P<rest>.*))?\s*")
 
+QUOTED = 500
+"""Characters of a message that is no call that its error repeats."""
+
 Tools = Mapping[str, Callable[..., Any]]
 
 
@@ -71,8 +74,8 @@ def _of_json(text: str) -> Call:
     """``{"name": …, "arguments": {…}}``; some models write ``parameters``."""
     try:
         found = json.loads(text)
-    except ValueError:
-        return Call("", wrong=f"not a tool call in JSON: {text.strip()!r}")
+    except (ValueError, RecursionError):  # brackets 100,000 deep
+        return Call("", wrong=f"not a tool call in JSON: {text.strip()[:QUOTED]!r}")
     if not isinstance(found, dict) or not isinstance(found.get("name"), str):
         return Call("", wrong="a tool call needs a name and arguments")
     arguments = found.get("arguments", found.get("parameters", {}))

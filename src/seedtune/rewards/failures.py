@@ -71,14 +71,16 @@ class Once:
     def __init__(self) -> None:
         self._shown: set[tuple[str, ...]] = set()
 
-    def show(self, name: str, fault: Fault) -> None:
-        """A fault, unless one like it was shown."""
+    def show(self, name: str, fault: Fault, *, who: str = "reward function", lost: str = "completion") -> None:
+        """A fault of ``who``, unless one like it was shown."""
         what = fault.message.partition(":")[0] if fault.kind == "exception" else fault.kind
-        if self._new(name, what):
+        if self._new(who, name, what):
             _log.warning(
-                "the reward function %r %s; that completion is not scored (shown once)%s",
+                "the %s %r %s; that %s is not scored (shown once)%s",
+                who,
                 name,
                 fault.message,
+                lost,
                 f"\n{fault.details}" if fault.details else "",
             )
 

@@ -23,6 +23,11 @@ def tagged(text: str) -> str | None:
     return text[start + len(OPEN) : end].strip() if end >= 0 else None
 
 
+def answer_said(text: str) -> str:
+    """What is `tagged`; empty if nothing is.  An answer to vote on."""
+    return tagged(text) or ""
+
+
 def format_marks(text: str) -> float:
     """1 for ``<think>…</think><answer>…</answer>`` and nothing else; else 0.1 for a closed first part, 0.5 for a
     closed second one.

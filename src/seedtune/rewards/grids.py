@@ -28,6 +28,11 @@ def grid_of(text: str | None) -> Grid | None:
     return grid if len({len(row) for row in grid}) == 1 else None
 
 
+def grid_said(text: str) -> str:
+    """The grid in ``<answer>``, a line for each row and a blank between numbers; empty if there is none."""
+    return "\n".join(" ".join(str(cell) for cell in row) for row in grid_of(tagged(text)) or ())
+
+
 def same_grid(completions: Sequence[Any], output: Sequence[Grid], **_: Any) -> list[float]:
     """1 for the grid ``output`` in ``<answer>``, 0.1 for another grid of its shape, else 0."""
     return [_same(grid_of(tagged(text_of(c))), right) for c, right in zip(completions, output, strict=True)]

@@ -48,6 +48,13 @@ def final_answer(text: str) -> str | None:
     return boxed
 
 
+def answer_said(text: str) -> str:
+    """The `final_answer` undressed, plain numbers as fractions: equal ones are one vote; empty if there is none."""
+    plain = undressed(final_answer(text) or "")
+    value = number(plain)
+    return plain if value is None else str(value)
+
+
 def _boxed(text: str) -> str | None:
     start = text.rfind(BOX)
     if start < 0:
@@ -64,7 +71,7 @@ def equal(found: str | None, answer: str) -> bool:
     """Whether an answer is right: as a string, as a plain number, or to math-verify."""
     if not found or len(found) > LENGTH:
         return False
-    plain, right = _undressed(found), _undressed(answer)
+    plain, right = undressed(found), undressed(answer)
     if plain == right:
         return bool(plain)
     one, two = number(plain), number(right)
@@ -73,7 +80,8 @@ def equal(found: str | None, answer: str) -> bool:
     return bounded(found) and alike(found, answer) and _verified(found, answer)
 
 
-def _undressed(text: str) -> str:
+def undressed(text: str) -> str:
+    """An answer without what makes no difference: blanks, dollars, size commands, percent and degree signs."""
     text = (
         _DRESS.sub(lambda match: match[1] or "", text)
         .rstrip(".")

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from seedtune.rewards.grids import grid_of, same_grid
+from seedtune.rewards.grids import grid_of, grid_said, same_grid
 from seedtune.tasks.base import Kind, Reward, Sizes, Task
 from seedtune.tasks.data import examples
 from seedtune.tasks.gym import INSTRUCTION, GymSettings, items, tagged_answer
@@ -40,6 +40,7 @@ def arc(settings: ArcSettings) -> Task:
         rewards=(Reward("grid", same_grid),),
         gold=tagged_answer,
         full_marks=1.0,
+        answer=grid_said,
     )
 
 

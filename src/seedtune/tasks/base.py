@@ -51,8 +51,10 @@ class Task:
     gold: Callable[[Example], str] | None = None
     """A completion that deserves full marks, for ``seedtune validate``."""
     full_marks: float | None = None
-    """The weighted sum of the rewards of a gold answer, from which on accuracy counts an answer as right; None: not
-    known, but nothing may get more than a gold answer does."""
+    """The weighted sum of the rewards of a gold answer; None: not known, but nothing may get more than a gold answer
+    does, and no answer counts as right."""
+    right_from: float | None = None
+    """The weighted sum of rewards from which an answer counts as right; None: full_marks."""
     graded: bool = False
     """Rewards say how near an answer is, and hardly any is perfect: accuracy says nothing and is not shown."""
     no_marks: float = 0.0

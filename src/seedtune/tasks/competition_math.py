@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from seedtune.rewards.math_answer import math_answer
+from seedtune.rewards.math_answer import answer_said, math_answer
 from seedtune.tasks.base import Kind, Reward, Task
 from seedtune.tasks.data import examples
 from seedtune.tasks.gsm8k import INSTRUCTION, boxed_answer
@@ -22,6 +22,7 @@ def competition_math(settings: SourceSettings) -> Task:
         rewards=(Reward("correct", math_answer, source="seedtune.rewards.math_answer.math_answer"),),
         gold=boxed_answer,
         full_marks=1.0,
+        answer=answer_said,
     )
 
 

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 
 from seedtune.rewards.arithmetic import LENGTH, OPERATIONS
 from seedtune.rewards.countdown import right_equation
-from seedtune.rewards.formats import THINK, format_reward
+from seedtune.rewards.formats import THINK, answer_said, format_reward
 from seedtune.tasks.base import Kind, Reward, Sizes, Task
 from seedtune.tasks.data import examples
 from seedtune.tasks.draws import Draws, Row, splits
@@ -75,6 +75,8 @@ def countdown(settings: CountdownSettings) -> Task:
         rewards=(Reward("answer", right_equation), Reward("format", format_reward, 0.1)),
         gold=_gold,
         full_marks=1.1,
+        right_from=1.0,
+        answer=answer_said,
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from seedtune.errors import DataError
-from seedtune.rewards.math_answer import math_answer
+from seedtune.rewards.math_answer import answer_said, math_answer
 from seedtune.tasks.base import Kind, Reward, Task
 from seedtune.tasks.data import examples
 from seedtune.tasks.sources import Row, SourceSettings, chat, column, rows
@@ -23,6 +23,7 @@ def gsm8k(settings: SourceSettings) -> Task:
         rewards=(Reward("correct", math_answer, source="seedtune.rewards.math_answer.math_answer"),),
         gold=boxed_answer,
         full_marks=1.0,
+        answer=answer_said,
     )
 
 

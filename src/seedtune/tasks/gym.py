@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import Field
 
 from seedtune.errors import ConfigError, nearest
+from seedtune.rewards.formats import answer_said
 from seedtune.rewards.gym import evaluates, gym_score, raw_score, scorer
 from seedtune.rewards.packages import optional, tidied
 from seedtune.tasks.arguments import validated
@@ -58,6 +59,7 @@ def from_gym(name: str, given: Mapping[str, Any]) -> Task:
         rewards=(Reward("score", gym_score, source="seedtune.rewards.gym.gym_score"),),
         gold=tagged_answer if answered else None,
         full_marks=1.0,
+        answer=answer_said,
     )
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
-from seedtune.rewards.grids import sudoku_solved
+from seedtune.rewards.grids import grid_said, sudoku_solved
 from seedtune.tasks.base import Kind, Reward, Sizes, Task
 from seedtune.tasks.data import examples
 from seedtune.tasks.gym import INSTRUCTION, GymSettings, items, tagged_answer
@@ -46,6 +46,7 @@ def mini_sudoku(settings: SudokuSettings) -> Task:
         rewards=(Reward("solved", sudoku_solved),),
         gold=tagged_answer,
         full_marks=1.0,
+        answer=grid_said,
     )
 
 

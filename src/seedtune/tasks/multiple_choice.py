@@ -6,7 +6,7 @@ from collections.abc import Callable, Hashable
 
 from pydantic import Field
 
-from seedtune.rewards.choices import LETTERS, letter_right
+from seedtune.rewards.choices import LETTERS, choice_said, letter_right
 from seedtune.tasks.base import Kind, Reward, Sizes, Task
 from seedtune.tasks.data import examples
 from seedtune.tasks.draws import Draws, Row, splits
@@ -45,6 +45,7 @@ def multiple_choice(settings: ChoiceSettings) -> Task:
         rewards=(Reward("letter", letter_right),),
         gold=_gold,
         full_marks=1.0,
+        answer=choice_said,
     )
 
 

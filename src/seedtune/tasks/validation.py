@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import partial
+from typing import Any, Self
 
-from seedtune.errors import DataError
-from seedtune.rewards.scoring import score, total
-from seedtune.settings import ConversationSettings
+from seedtune.config import Config
+from seedtune.environments.patience import Patience
+from seedtune.errors import ConfigError, DataError, RewardError
+from seedtune.objectives import LIKELIHOODS
+from seedtune.rewards.calling import accepted, raised
+from seedtune.rewards.scorer import STUCK, Scorer
+from seedtune.rewards.scoring import total
 from seedtune.tasks.base import Task
 from seedtune.types import Example
 
@@ -35,23 +41,34 @@ class Check:
     full: int
     seconds: float
     broken: str
+    note: str = ""
+    """Which rewards, or the environment, failed: those answers have no value."""
 
 
-def validate(task: Task, *, items: int = 400, gold: str | None = None) -> list[Check]:
+def validate(task: Task, *, items: int = 400, gold: str | None = None, config: Config | None = None) -> list[Check]:
     """Score gold, empty and mutated answers on up to ``items`` examples of both splits (held-out ones first).
 
-    Gold answers are the task's own, or the column ``gold``.  DataError if there are neither.
+    Gold answers are the task's own, or the column ``gold``.  DataError if there are neither; ConfigError if the
+    ``config`` (for time-outs and workers) asks for log-probabilities, which are no rewards.
     """
+    config = config or Config()
+    if config.objective in LIKELIHOODS:
+        raise ConfigError(
+            f"objective={config.objective!r} measures how probable given answers are: there is no reward to validate. "
+            "Validate tasks whose completions are scored."
+        )
     data = [*task.test, *task.train][:items]
     if not data:
         raise DataError(f"task {task.name!r} has no examples to validate.")
     golden = _golden(task, data, gold)
-    checks = [_gold_check(task, data, golden)]
-    checks.append(_empty_check(task, data))
-    return checks + [
-        _wrong_check(task, data, (what, [mutate(index, golden, data) for index in range(len(data))]), golden)
-        for what, mutate in MUTATIONS.items()
-    ]
+    with Marking(task, config, data) as marking:
+        first, values = _gold_check(task, marking, golden)
+        best = values if task.full_marks is None else [task.full_marks] * len(data)
+        checks = [first, _empty_check(task, marking.marks([""] * len(data)))]
+        for what, mutate in MUTATIONS.items():
+            marks = marking.marks([mutate(index, golden, data) for index in range(len(data))])
+            checks.append(_wrong_check(what, marks, best))
+    return checks
 
 
 def _golden(task: Task, data: Sequence[Example], column: str | None) -> list[str]:
@@ -95,40 +112,108 @@ MAY_BE_RIGHT = ("gold 20 times", "gold backwards")
 """Mutations that a sound reward may give full marks: the answer is there, or as long as it should be."""
 
 
-def _scored(task: Task, data: Sequence[Example], texts: Sequence[str]) -> tuple[list[float], float]:
-    begun = time.perf_counter()
-    if task.environment is not None:
-        pairs = zip(data, texts, strict=True)
-        data = [replace(e, columns={**e.columns, "environments": _played(task, e, text)}) for e, text in pairs]
-    values = total(task.rewards, score(task.rewards, data, texts))
-    return values, time.perf_counter() - begun
+@dataclass(frozen=True, slots=True)
+class Marks:
+    """The weighted sums that answers got, NaN for none; ``note`` says what failed, or is empty."""
+
+    values: list[float]
+    seconds: float
+    note: str
 
 
-def _played(task: Task, example: Example, text: str) -> Any:
-    """An environment after a conversation in which the model says the same in every turn."""
+class Marking:
+    """Scores a task's examples as a run does, in worker processes with time-outs, however many calls fail."""
+
+    def __init__(self, task: Task, config: Config, data: Sequence[Example]) -> None:
+        self.task, self.config, self.data = task, config, data
+        rewards, config = task.rewards, config.replace(max_reward_failures=1.0)
+        if task.environment is not None:
+            # Environments cannot travel to worker processes; what has a source then runs in a thread, with a time-out.
+            rewards = tuple(replace(reward, source=reward.source or reward.name) for reward in rewards)
+            config = config.replace(reward_workers=0)
+        self._scorer = Scorer(rewards, config)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._scorer.close()
+
+    def marks(self, texts: Sequence[str]) -> Marks:
+        """What answers to all examples get; RewardError if a reward cannot be loaded, or has never given a value."""
+        begun = time.perf_counter()
+        data, notes = (list(self.data), []) if self.task.environment is None else self._played(texts)
+        places = [place for place, example in enumerate(data) if example is not None]
+        asked = [example for example in data if example is not None]
+        with self._scorer.round(asked, range(len(asked)), after=0) as scoring:
+            for index, place in enumerate(places):
+                scoring.add(index, texts[place])
+            scores = scoring.finish()
+            notes += [_note(row, scores.failed) for row in _firsts(scoring.failures())]
+        values = [math.nan] * len(data)
+        for place, value in zip(places, total(self.task.rewards, scores.values), strict=True):
+            values[place] = value
+        return Marks(values, time.perf_counter() - begun, "; ".join(notes))
+
+    def _played(self, texts: Sequence[str]) -> tuple[list[Example | None], list[str]]:
+        """The examples with environments after conversations in which the model says the same in every turn.
+
+        None where the environment failed, and a note about it.
+        """
+        played, faults = list[Example | None](), list[BaseException]()
+        with closing(Patience(self.config.conversation.timeout)) as patience:
+            for example, text in zip(self.data, texts, strict=True):
+                environment, error = patience.call(partial(_play, self.task, self.config, example, text))
+                if error is None:
+                    columns = {**example.columns, "environments": environment}
+                    played.append(replace(example, columns=columns))
+                    continue
+                played.append(None)
+                faults.append(error)
+                if isinstance(error, DataError):
+                    raise error
+                if sum(isinstance(fault, TimeoutError) for fault in faults) == STUCK:
+                    raise RewardError(
+                        f"{STUCK} environments of task {self.task.name!r} hang: there was {error}. Mend the "
+                        "environment, or raise conversation.timeout if it is slow."
+                    )
+        return played, [f"the environment failed on {len(faults)}: it {raised(faults[0])}"] if faults else []
+
+
+def _firsts(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The first failure of each reward."""
+    return list({row["reward"]: row for row in reversed(rows)}.values())
+
+
+def _note(row: Mapping[str, Any], failed: Mapping[str, int]) -> str:
+    name = row["reward"]
+    return f"the reward function {name!r} failed on {failed[name]}: it {row['error']}"
+
+
+def _play(task: Task, config: Config, example: Example, text: str) -> Any:
     assert task.environment is not None
     environment = task.environment()
-    environment.reset(**example.columns)
+    environment.reset(**accepted(environment.reset, {"prompt": example.prompt, **example.columns}))
     if getattr(environment, "step", None) is None:
         raise DataError(f"task {task.name!r} has an environment with tools, which a single text cannot play.")
-    turns = range(ConversationSettings().max_turns)
+    turns = range(config.conversation.max_turns)
     next((turn for turn in turns if environment.step(text) is None), None)
     return environment
 
 
-def _gold_check(task: Task, data: Sequence[Example], golden: Sequence[str]) -> Check:
-    values, seconds = _scored(task, data, golden)
-    full = task.full_marks
+def _gold_check(task: Task, marking: Marking, golden: Sequence[str]) -> tuple[Check, list[float]]:
+    """The check of gold answers, and what each of them got."""
+    marks, full = marking.marks(golden), task.full_marks
+    values, count = marks.values, len(golden)
     wrong = [place for place, value in enumerate(values) if not _is_full(value, full)]
     broken = ""
     if wrong:
         first = wrong[0]
-        broken = f"{len(wrong)} of {len(data)} gold answers got less, first {golden[first][:80]!r}: {values[first]:g}"
-    elif _scored(task, data, golden)[0] != values:
+        broken = f"{len(wrong)} of {count} gold answers got less, first {golden[first][:80]!r}: {values[first]:g}"
+    elif marking.marks(golden).values != values:
         broken = "scored twice, the same answers got different marks"
-    return _check(
-        ("gold", "any number" if full is None else f"{full:g}"), values, _reached(values, full), seconds, broken
-    )
+    expected = "any number" if full is None else f"{full:g}"
+    return _check(("gold", expected), marks, _reached(values, full), broken), values
 
 
 def _is_full(value: float, full: float | None) -> bool:
@@ -139,33 +224,30 @@ def _reached(values: Sequence[float], full: float | None) -> int:
     return sum(_is_full(value, full) for value in values)
 
 
-def _empty_check(task: Task, data: Sequence[Example]) -> Check:
-    values, seconds = _scored(task, data, [""] * len(data))
-    high = [value for value in values if value > task.no_marks + TOLERANCE]
-    broken = f"{len(high)} of {len(data)} got more, up to {max(high):g}" if high and task.full_marks is not None else ""
+def _empty_check(task: Task, marks: Marks) -> Check:
+    count = len(marks.values)
+    high = [value for value in marks.values if value > task.no_marks + TOLERANCE]
+    broken = f"{len(high)} of {count} got more, up to {max(high):g}" if high and task.full_marks is not None else ""
     expected = "not more than gold" if task.full_marks is None else f"at most {task.no_marks:g}, or none"
-    return _check(("empty", expected), values, 0, seconds, broken)
+    return _check(("empty", expected), marks, 0, broken)
 
 
-def _wrong_check(
-    task: Task, data: Sequence[Example], answers: tuple[str, Sequence[str]], golden: Sequence[str]
-) -> Check:
-    what, texts = answers
-    values, seconds = _scored(task, data, texts)
-    best = _scored(task, data, golden)[0] if task.full_marks is None else [task.full_marks] * len(data)
-    pairs = list(zip(values, best, strict=True))
+def _wrong_check(what: str, marks: Marks, best: Sequence[float]) -> Check:
+    """``best`` is what gold answers got."""
+    pairs = list(zip(marks.values, best, strict=True))
     above = sum(value > most + TOLERANCE for value, most in pairs)
     full = sum(math.isfinite(value) and value >= most - TOLERANCE for value, most in pairs)
     broken = ""
     if above:
-        broken = f"{above} of {len(data)} got more than gold"
-    elif what not in MAY_BE_RIGHT and full >= LUCK * len(data):
-        broken = f"{full} of {len(data)} got full marks"
-    return _check((what, "less than gold"), values, full, seconds, broken)
+        broken = f"{above} of {len(best)} got more than gold"
+    elif what not in MAY_BE_RIGHT and full >= LUCK * len(best):
+        broken = f"{full} of {len(best)} got full marks"
+    return _check((what, "less than gold"), marks, full, broken)
 
 
-def _check(named: tuple[str, str], values: Sequence[float], full: int, seconds: float, broken: str) -> Check:
+def _check(named: tuple[str, str], marks: Marks, full: int, broken: str) -> Check:
+    values = marks.values
     known = [value for value in values if math.isfinite(value)] or [math.nan]
     mean = sum(known) / len(known)
     unscored = sum(not math.isfinite(value) for value in values)
-    return Check(*named, len(values), min(known), mean, max(known), unscored, full, seconds, broken)
+    return Check(*named, len(values), min(known), mean, max(known), unscored, full, marks.seconds, broken, marks.note)
