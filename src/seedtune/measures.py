@@ -105,7 +105,8 @@ def measure(engine: Engine, task: Task, config: Config, asking: Asking, *, put: 
     Names: ``accuracy`` (full marks), ``reward``, ``reward/FUNCTION`` (if there are several), ``length`` (tokens),
     ``truncated``, ``empty``, ``repeating`` and ``unscored`` (shares) of greedy answers, and ``kl``; of samples
     ``sampled_reward``, ``pass@K``, ``maj@K`` and ``majority_reward@K``.  What has no reward is wrong for accuracy,
-    pass@k and maj@k, and left out of mean rewards, but for votes: an answer without a reward that wins counts 0.  The numbers depend on the weights and the settings alone.
+    pass@k and maj@k, 0 where a vote chooses it, and left out of other mean rewards.  The numbers depend on the weights
+    and the settings alone.
     """
     check_asking(task, asking)
     started = time.perf_counter()
