@@ -16,8 +16,8 @@ SPAN, GUESSES = 15, 4
 
 
 def number_guessing(_: NoSettings) -> Task:
-    """64 numbers in 16 ranges of 15 to train on, 60 in four other ranges held out; reward 1 for a number found."""
-    train = [_row(1 + 5 * (index // 4), index * 7 % SPAN) for index in range(64)]
+    """144 numbers in 36 ranges of 15 to train on, 60 in four other ranges held out; reward 1 for a number found."""
+    train = [_row(1 + 5 * (index // 4), index * 7 % SPAN) for index in range(144)]
     test = [_row(3 + 20 * part, place) for part in range(4) for place in range(SPAN)]
     return Task(
         name="number_guessing",
@@ -41,5 +41,5 @@ KIND = Kind(
     settings=NoSettings,
     what="guess a number in a conversation that says higher or lower",
     reward="1 for a number found within the guesses",
-    sizes=(64, 60),
+    sizes=(144, 60),
 )
