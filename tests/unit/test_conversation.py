@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -280,9 +279,6 @@ def test_a_reward_that_fails_leaves_the_others_their_values():
     assert outcome.failed == {"strict": 2, "own": 0}
 
 
-@pytest.mark.skipif(
-    sys.gettrace() is not None, reason="hangs under a tracer (coverage), not without; cause not found yet"
-)
 def test_many_that_hang_stop_the_run_without_waiting_for_all():
     class Slow(Counting):
         def reset(self, start: int) -> str | None:

@@ -1,0 +1,38 @@
+"""Calls that hang are left behind: what computes is interrupted, what waits disturbs nobody."""
+
+from __future__ import annotations
+
+import threading
+
+from seedtune.environments.patience import Patience
+
+
+def spin() -> None:
+    while True:
+        pass
+
+
+def left_behind(function) -> threading.Thread:
+    """The thread of a call that took too long."""
+    patience = Patience(0.05)
+    before = set(threading.enumerate())
+    _, error = patience.call(function)
+    assert isinstance(error, TimeoutError)
+    (thread,) = set(threading.enumerate()) - before
+    return thread
+
+
+def test_a_call_that_computes_for_ever_is_ended():
+    thread = left_behind(spin)
+    thread.join(30)
+    assert not thread.is_alive()
+
+
+def test_a_call_that_waits_goes_on_and_the_next_call_is_answered():
+    released = threading.Event()
+    thread = left_behind(released.wait)
+    assert Patience(30).call(lambda: 7) == (7, None)
+    assert thread.is_alive()
+    released.set()
+    thread.join(30)
+    assert not thread.is_alive()
