@@ -14,12 +14,15 @@ def spin() -> None:
 
 def left_behind(function) -> threading.Thread:
     """The thread of a call that took too long."""
-    patience = Patience(0.05)
-    before = set(threading.enumerate())
-    _, error = patience.call(function)
+    threads: list[threading.Thread] = []
+
+    def call() -> None:
+        threads.append(threading.current_thread())
+        function()
+
+    _, error = Patience(0.05).call(call)
     assert isinstance(error, TimeoutError)
-    (thread,) = set(threading.enumerate()) - before
-    return thread
+    return threads[0]
 
 
 def test_a_call_that_computes_for_ever_is_ended():
