@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import product
@@ -21,7 +21,7 @@ from seedtune.environments.patience import Patience
 from seedtune.environments.tools import Tools, calls_in, describe, run, schemas, tools_of
 from seedtune.environments.transcript import Content, Reply, continued, introduced, opened, since
 from seedtune.errors import RewardError
-from seedtune.rewards.calling import Answer, Fault, attempt, failed, fault_of
+from seedtune.rewards.calling import Answer, Fault, accepted, attempt, failed, fault_of
 from seedtune.rewards.scorer import Scorer
 from seedtune.rewards.scoring import keywords_of
 from seedtune.tasks.base import Reward, Task
@@ -105,7 +105,7 @@ class Conversations:
         assert self.task.environment is not None
         environment = self.task.environment()
         columns = {"prompt": example.prompt, **example.columns}
-        told = environment.reset(**_accepted(environment.reset, columns))
+        told = environment.reset(**accepted(environment.reset, columns))
         tools = {} if _has(environment, "step") else tools_of(environment)
         return environment, tools, None if told is None else str(told)
 
@@ -247,11 +247,3 @@ def _replies(talk: Talk, text: str, role: str) -> list[Reply] | None:
 def _has(environment: Any, method: str) -> bool:
     """Whether an environment defines one of the methods that it need not."""
     return inspect.ismethod(getattr(environment, method, None))
-
-
-def _accepted(function: Any, keywords: Mapping[str, Any]) -> dict[str, Any]:
-    """The keywords a function takes; all of them if it has ``**kwargs``."""
-    parameters = inspect.signature(function).parameters
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
-        return dict(keywords)
-    return {key: value for key, value in keywords.items() if key in parameters}

@@ -61,21 +61,21 @@ def _fitted(config: Config, task: Task) -> Task:
 
 def _limit(config: Config, context: int | None) -> Limit | None:
     """Tokens a prompt may have; None: any number."""
-    if config.objective in LIKELIHOODS:  # given answers are as long as they are, and the engine checks them
-        room = context
-    else:
-        room = None if context is None else context - config.max_completion_length
-    if room is not None and room < 1:
-        raise ConfigError(
-            f"max_completion_length={config.max_completion_length} leaves no room for a prompt in the model's context "
-            f"of {context} tokens. Lower it."
-        )
     own = config.max_prompt_length
+    room, why = (None, "") if context is None else _room(config, context)
     if own is not None and (room is None or own <= room):
         return Limit(own, f"max_prompt_length={own}", config.prompt_truncation)
-    if room is None:
-        return None
-    if config.objective in LIKELIHOODS:
-        return Limit(room, f"the model's context of {context}", config.prompt_truncation)
-    why = f"the model's context of {context} without max_completion_length={config.max_completion_length}"
-    return Limit(room, why, config.prompt_truncation)
+    return None if room is None else Limit(room, why, config.prompt_truncation)
+
+
+def _room(config: Config, context: int) -> tuple[int, str]:
+    """Tokens that the model's context leaves a prompt, and what they are in words."""
+    if config.objective in LIKELIHOODS:  # given answers are as long as they are, and the engine checks them
+        return context, f"the model's context of {context}"
+    new = config.max_completion_length
+    if new >= context:
+        raise ConfigError(
+            f"max_completion_length={new} leaves no room for a prompt in the model's context of {context} tokens. "
+            "Lower it."
+        )
+    return context - new, f"the model's context of {context} without max_completion_length={new}"

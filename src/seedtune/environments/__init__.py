@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -14,7 +12,7 @@ from typing import Any
 from seedtune.environments.base import EnvironmentFactory
 from seedtune.environments.number_guessing import NumberGuessing
 from seedtune.errors import ConfigError, nearest
-from seedtune.rewards.paths import reach
+from seedtune.rewards.paths import reach, run_file
 
 ENVIRONMENTS: dict[str, EnvironmentFactory] = {"number_guessing": NumberGuessing}
 """Every shipped environment by name."""
@@ -45,15 +43,8 @@ def _module(place: str, name: str) -> ModuleType:
             importlib.invalidate_caches()
             return importlib.import_module(place)
         path = Path(place).expanduser().resolve()
-        reach(str(path.parent))
-        known = f"seedtune_environment_{path.stem}"
-        spec = importlib.util.spec_from_file_location(known, path)
-        assert spec is not None
-        assert spec.loader is not None
-        module = sys.modules[known] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
+        return run_file(path, f"seedtune_environment_{path.stem}")
     except (Exception, SystemExit) as error:  # the named boundary: importing runs the user's code
         raise ConfigError(
             f"environment={name!r} cannot be imported from {place}: {type(error).__name__}: {error}. Check the path."
         ) from error
-    return module

@@ -1,9 +1,12 @@
-"""Where the files of a user's code lie."""
+"""The files of a user's code: where they lie, and running them."""
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import sys
+from pathlib import Path
+from types import ModuleType
 
 
 def place_settled(name: str) -> str:
@@ -16,3 +19,17 @@ def reach(folder: str) -> None:
     """Let imports find what lies in a folder, after everything else."""
     if folder not in sys.path:
         sys.path.append(folder)
+
+
+def run_file(path: Path, name: str) -> ModuleType:
+    """Run a file as the module ``name``, as an import would; raises what the file raises.
+
+    It may import what lies beside it.  Dataclasses look their module up by name, so it is registered first.
+    """
+    reach(str(path.parent.resolve()))
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

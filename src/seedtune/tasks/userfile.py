@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from seedtune.errors import ConfigError, DataError, SeedtuneError, nearest
-from seedtune.rewards.paths import reach
+from seedtune.rewards.paths import run_file
 from seedtune.tasks.arguments import accepted
 from seedtune.tasks.base import Task
 
@@ -43,18 +41,10 @@ def _module(path: Path) -> ModuleType:
     path = path.expanduser()
     if not path.is_file():
         raise ConfigError(f"there is no file {str(path)!r} in {Path.cwd()}. Give its path from there, or a full one.")
-    word = f"seedtune_task_{path.stem}"
-    spec = importlib.util.spec_from_file_location(word, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    reach(str(path.parent.resolve()))
-    sys.modules[word] = module  # dataclasses and pickling by reference look modules up by name
     try:
-        spec.loader.exec_module(module)
+        return run_file(path, f"seedtune_task_{path.stem}")
     except (Exception, SystemExit) as error:
         raise ConfigError(f"{path} cannot be imported: {type(error).__name__}: {error}. Fix the file.") from error
-    return module
 
 
 def _function(module: ModuleType, word: str, name: str) -> Callable[..., Any]:

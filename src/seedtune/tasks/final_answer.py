@@ -1,0 +1,39 @@
+"""Tasks on mathematics with a final answer: what GSM8K and MATH have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from seedtune.rewards.math_answer import answer_said, math_answer
+from seedtune.tasks.base import Reward, Task
+from seedtune.tasks.data import examples
+from seedtune.tasks.sources import Row, SourceSettings, chat, rows
+from seedtune.types import Example
+
+INSTRUCTION = "Please reason step by step, and put your final answer within \\boxed{}."
+
+Pair = Callable[[Row, int], tuple[str, str]]
+"""Question and final answer of a row; DataError names the row by its index."""
+
+
+def final_answer_task(name: str, settings: SourceSettings, usual: tuple[str, str | None], pair: Pair) -> Task:
+    """Rows of ``settings``, or of the ``usual`` (Hugging Face id, configuration); reward 1 for an equal answer."""
+
+    def made(found: list[Row], split: str) -> tuple[Example, ...]:
+        return examples(chat([pair(row, index) for index, row in enumerate(found)], INSTRUCTION), split)
+
+    train, test = rows(settings, usual)
+    return Task(
+        name=name,
+        train=made(train, "train"),
+        test=made(test, "test"),
+        rewards=(Reward("correct", math_answer, source="seedtune.rewards.math_answer.math_answer"),),
+        gold=boxed_answer,
+        full_marks=1.0,
+        answer=answer_said,
+    )
+
+
+def boxed_answer(example: Example) -> str:
+    r"""The right answer in ``\boxed{}``."""
+    return f"The answer is \\boxed{{{example.columns['answer']}}}."
