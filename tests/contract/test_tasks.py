@@ -240,8 +240,8 @@ def test_a_training_file_alone_leaves_nothing_held_out(files):
     [
         ("a.jsonl", '{"q": 1}', r"question 0 has no text under 'question' \(it holds \['q'\]\)"),
         ("a.jsonl", '{"question": "a", "answer": "5"}', "the answer of question 0 does not end in '#### number'"),
-        ("a.json", "[1]", r"question 0 has no text under 'question' \(it holds int\)"),
-        ("a.jsonl", "{", r"cannot read the train questions .*a\.jsonl.* Check task_args\.path"),
+        ("a.json", "[1]", r"a\.json row 0 holds int, not an object"),
+        ("a.jsonl", "{", r"a\.jsonl line 1 "),
         ("a.csv", "question,answer\nb,5\n", "does not end in '#### number'"),
     ],
 )
@@ -258,8 +258,9 @@ def test_without_a_way_to_a_hub_the_error_says_to_give_files(monkeypatch):
         raise ConnectionError("Name or service not known")
 
     monkeypatch.setattr(datasets, "load_dataset", unreachable)
-    message = r"cannot load the train split of 'openai/gsm8k': Name or service .* --set task_args\.path=train\.jsonl"
-    with pytest.raises(DataError, match=message):
+    monkeypatch.setattr(datasets, "get_dataset_split_names", unreachable)
+    failed = r"cannot load the data set 'openai/gsm8k' \(name=main, split=train\): Name or service not known"
+    with pytest.raises(DataError, match=failed + r".* --set task_args\.path=train\.jsonl"):
         tasks.create("gsm8k")
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,8 +9,9 @@ from typing import Any
 from pydantic import Field
 
 from seedtune.errors import DataError
-from seedtune.rewards.packages import optional
 from seedtune.settings import Section
+from seedtune.tasks import datafiles, datasets
+from seedtune.userdata import DatasetSettings
 
 Row = Mapping[str, Any]
 
@@ -21,7 +20,7 @@ class SourceSettings(Section):
     """Where the questions are, and how many are taken."""
 
     path: str | None = None
-    """Training questions: a Hugging Face id, or a local JSONL, JSON or CSV file.  None: the usual data set."""
+    """Training questions: a Hugging Face id, or a local JSONL, JSON, CSV or Parquet file.  None: the usual data set."""
 
     test_path: str | None = None
     """Held-out questions, if they are a file of their own."""
@@ -48,37 +47,19 @@ def rows(settings: SourceSettings, usual: tuple[str, str | None]) -> tuple[list[
 
 
 def _is_file(path: str) -> bool:
-    return Path(path).suffix in (".jsonl", ".json", ".csv")
+    return Path(path).suffix.lower() in datafiles.READERS
 
 
 def _read(path: str, config: str | None, split: str) -> list[Row]:
-    if not _is_file(path):
-        return _from_hub(path, config, split)
+    local = _is_file(path)
     try:
-        return _parsed(Path(path))
-    except (OSError, ValueError) as error:
-        raise DataError(f"cannot read the {split} questions {path!r}: {error}. Check task_args.path.") from error
-
-
-def _parsed(path: Path) -> list[Row]:
-    if path.suffix == ".csv":
-        with path.open(encoding="utf-8", newline="") as file:
-            return list(csv.DictReader(file))
-    text = path.read_text(encoding="utf-8")
-    if path.suffix == ".json":
-        return list(json.loads(text))
-    return [json.loads(line) for line in text.split("\n") if line.strip()]
-
-
-def _from_hub(name: str, config: str | None, split: str) -> list[Row]:
-    datasets = optional("datasets", f"the data set {name!r}")
-    try:
-        return list(datasets.load_dataset(name, config, split=split))
-    except Exception as error:
+        return list(datasets.read(DatasetSettings(path=path, name=None if local else config), split))
+    except DataError as error:
+        if local:
+            raise
         raise DataError(
-            f"cannot load the {split} split of {name!r}: {' '.join(str(error).split())[:300]}. If this machine has no "
-            "way to a hub, download the data elsewhere and give the files: --set task_args.path=train.jsonl "
-            "--set task_args.test_path=test.jsonl"
+            f"{error} If this machine has no way to a hub, download the data elsewhere and give the files: "
+            "--set task_args.path=train.jsonl --set task_args.test_path=test.jsonl"
         ) from error
 
 
