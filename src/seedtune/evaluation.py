@@ -129,12 +129,13 @@ def evaluate(
         asking = replace(asking, samples=count, ks=tuple(sorted({*asking.ks, 1, count})))
     config = _asked_task(what, on, config or settings_of(what))
     opened, goals = _run(Path(what), config, progress) if is_run(what) else _model(str(what), config, asking)
+    reached = goals(generation, asking)
     wanted = [_task(one, config) for one in on or [config.task]]
     for task in wanted:
         held_out(task, config)
         check_asking(task, asking)
     subjects: list[Subject] = []
-    for goal in goals(generation, asking):
+    for goal in reached:
         with opened(goal) as engine:
             subjects += _subjects(engine, wanted, config, asking, (str(what), goal))
     kept = {name: getattr(config, name) for name in SETTINGS}
