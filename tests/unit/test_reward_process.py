@@ -147,6 +147,21 @@ def test_a_process_that_ended_between_two_calls_costs_none(worker):
     assert called(worker, "length").values == [2.0, 1.0]
 
 
+def test_a_process_that_is_just_ending_costs_none(worker, monkeypatch):
+    pid = pid_of(worker)
+    os.kill(pid, signal.SIGKILL)
+    monkeypatch.setattr(worker._process, "poll", lambda: None)  # its threads have not ended yet
+    assert called(worker, "length").values == [2.0, 1.0]
+
+
+def test_a_process_that_is_stuck_between_two_calls_costs_none(worker, monkeypatch):
+    monkeypatch.setattr(process, "SIGN_SECONDS", 0.2)
+    pid = pid_of(worker)
+    os.kill(pid, signal.SIGSTOP)
+    assert called(worker, "length").values == [2.0, 1.0]
+    assert ended(pid)
+
+
 def test_closing_ends_the_process():
     worker = ProcessWorker(0)
     pid = pid_of(worker)

@@ -19,6 +19,9 @@ from seedtune.rewards.calling import Answer, Call, Fault, failed
 LOAD_SECONDS = 120.0
 """What importing a reward function may take."""
 
+SIGN_SECONDS = 5.0
+"""What a process that waits for calls may take to say that it does."""
+
 GRACE = 0.5
 """Seconds after a time-out in which a worker says where it hangs."""
 
@@ -112,7 +115,7 @@ class ProcessWorker:
 
     def _ready(self, source: str) -> Fault | None:
         """A process that has the function, or why there is none."""
-        if self._process is not None and (self._process.poll() is not None or self._connection.poll(0)):
+        if self._process is not None and not self._listens():
             self.close()  # it ended between two calls, which is no call's fault
         if self._process is None:
             self._start()
@@ -122,6 +125,11 @@ class ProcessWorker:
         fault = reply if isinstance(reply, Fault) else Fault(*reply["fault"]) if "fault" in reply else None
         self._loaded.add(source)
         return None if fault is None else fault._replace(kind="load")
+
+    def _listens(self) -> bool:
+        """Whether the process answers an empty request, and has said nothing that nobody asked for."""
+        assert self._process is not None
+        return self._process.poll() is None and not self._connection.poll(0) and self._ask("{}", SIGN_SECONDS) == {}
 
     def _start(self) -> None:
         ours, theirs = socket.socketpair()

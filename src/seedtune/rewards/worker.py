@@ -70,7 +70,9 @@ def _imported(source: str) -> tuple[ModuleType, str]:
 
 
 def _reply(functions: Functions, request: dict[str, Any]) -> dict[str, Any]:
-    source = request["source"]
+    source = request.get("source")
+    if source is None:
+        return {}
     if source not in functions:
         try:
             functions[source] = load(source)
