@@ -162,8 +162,9 @@ class Config(Section):
 
     objective: Literal["mean", "pass_at_k", "majority_at_k", "logprob", "choice_accuracy"] = "mean"
     """A member's reward for a prompt, of its samples': their mean, the best (``pass_at_k``), or that of the most
-    frequent answer (``majority_at_k``).  Held-out rewards are means.  Without generation: the mean log-probability of a
-    given answer's tokens (``logprob``), or whether the right one of several has the highest (``choice_accuracy``)."""
+    frequent answer (``majority_at_k``; the task says what of a completion is its answer).  Held-out rewards are
+    means.  Without generation: the mean log-probability of a given answer's tokens (``logprob``), or whether the right
+    one of several has the highest (``choice_accuracy``)."""
 
     likelihood: LikelihoodSettings = LikelihoodSettings()
     """Where the given answers are."""

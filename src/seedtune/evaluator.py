@@ -14,7 +14,7 @@ from seedtune import likelihoods
 from seedtune.config import Config
 from seedtune.conversation import Conversations
 from seedtune.engines.base import Engine
-from seedtune.objectives import OBJECTIVES, Objective
+from seedtune.objectives import OBJECTIVES, VOTING
 from seedtune.rewards.scorer import Scorer
 from seedtune.rewards.scoring import total
 from seedtune.tasks.base import Reward, Task
@@ -93,7 +93,7 @@ class Evaluator:
         }
         rewards = total(self.task.rewards, values)
         seconds = {"rollouts": generated - started, "score": time.perf_counter() - generated}
-        counted = _counted(rollouts, rewards, OBJECTIVES[objective])
+        counted = self._counted(rollouts, rewards, objective)
         cells = _cells(members, len(examples), [rollouts[i] for i in counted])
         columns = np.array([rewards, *(values[reward.name] for reward in self.task.rewards)])[:, counted]
         matrices = np.array([_matrix((len(members), len(examples)), cells, column) for column in columns])
@@ -122,6 +122,19 @@ class Evaluator:
         if scores_itself(self.task):
             return likelihoods.rollouts(self.engine, self.config, jobs, examples)
         return self.engine.evaluate(jobs)
+
+    def _counted(self, rollouts: Sequence[Rollout], rewards: Sequence[float], objective: str) -> list[int]:
+        """Indices of the rollouts that the objective makes scores of."""
+        choose, votes = OBJECTIVES[objective], objective in VOTING
+        samples: dict[tuple[Member, int], list[int]] = {}
+        for index, rollout in enumerate(rollouts):
+            samples.setdefault((rollout.member, rollout.prompt), []).append(index)
+        answers = [self.task.answer_of(rollout.text) if votes else rollout.text for rollout in rollouts]
+        return [
+            mine[chosen]
+            for mine in samples.values()
+            for chosen in choose([answers[i] for i in mine], [rewards[i] for i in mine])
+        ]
 
     def _jobs(self, members: tuple[Member, ...], examples: tuple[Example, ...], plan: Plan) -> list[Job]:
         """Members cut into fixed groups, the same whatever the engine."""
@@ -168,18 +181,6 @@ def _known(rewards: Sequence[Reward], rollouts: Sequence[Rollout]) -> dict[str, 
         return None
     assert len(scores) == len(rollouts)
     return {reward.name: [its[place] for its in scores] for place, reward in enumerate(rewards)}
-
-
-def _counted(rollouts: Sequence[Rollout], rewards: Sequence[float], objective: Objective) -> list[int]:
-    """Indices of the rollouts that the objective makes scores of."""
-    samples: dict[tuple[Member, int], list[int]] = {}
-    for index, rollout in enumerate(rollouts):
-        samples.setdefault((rollout.member, rollout.prompt), []).append(index)
-    return [
-        mine[chosen]
-        for mine in samples.values()
-        for chosen in objective([rollouts[i].text for i in mine], [rewards[i] for i in mine])
-    ]
 
 
 def _cells(members: tuple[Member, ...], prompts: int, rollouts: Sequence[Rollout]) -> NDArray[np.intp]:

@@ -15,7 +15,7 @@ from seedtune.answers import repeats
 from seedtune.config import Config
 from seedtune.diagnostics import divergence
 from seedtune.engines.base import Engine
-from seedtune.errors import ConfigError, RewardError
+from seedtune.errors import ConfigError
 from seedtune.estimators import Estimate, bootstrap, majority_at_k, pass_at_k
 from seedtune.evaluator import Evaluator, Outcome
 from seedtune.objectives import LIKELIHOODS
@@ -187,7 +187,7 @@ def sampled(outcome: Outcome, task: Task, ks: Sequence[int]) -> dict[str, Array]
     groups: list[list[int]] = [[] for _ in outcome.examples]
     for index, rollout in enumerate(outcome.rollouts):
         groups[rollout.prompt].append(index)
-    answers = [_answer_of(task, rollout.text) for rollout in outcome.rollouts]
+    answers = [task.answer_of(rollout.text) for rollout in outcome.rollouts]
     columns = {"sampled_reward": _by_prompt(outcome, outcome.rewards)}
     if task.has_accuracy:
         full = right(task, outcome.rewards).astype(float).tolist()
@@ -199,18 +199,6 @@ def sampled(outcome: Outcome, task: Task, ks: Sequence[int]) -> dict[str, Array]
 
 def _votes(groups: Sequence[Sequence[int]], answers: Sequence[str], values: Sequence[float], k: int) -> Array:
     return np.array([majority_at_k([answers[i] for i in g], [values[i] for i in g], k) for g in groups])
-
-
-def _answer_of(task: Task, text: str) -> str:
-    if task.answer is None:
-        return text.strip()
-    try:
-        return str(task.answer(text)).strip()
-    except Exception as error:  # the named boundary: user code may raise anything
-        raise RewardError(
-            f"the answer function of task {task.name!r} raised {type(error).__name__}: {error}. Fix it, or return '' "
-            "for completions without an answer."
-        ) from error
 
 
 def estimated(columns: Columns, seed: int = 0) -> dict[str, Estimate]:

@@ -1,6 +1,6 @@
 """What counts of a member's k samples of a prompt: its score is the mean reward of the samples chosen here.
 
-Pure functions of the samples' texts and rewards (NaN: could not be scored) that give places among them.
+Pure functions of the samples' answers and rewards (NaN: could not be scored) that give places among them.
 """
 
 from __future__ import annotations
@@ -15,24 +15,26 @@ Likelihoods = Callable[[Sequence[Sequence[float]], int], tuple[int, float]]
 """(log-probabilities of each answer's tokens, position of the right one) → (answer that counts, score)."""
 
 
-def mean(texts: Sequence[str], rewards: Sequence[float]) -> list[int]:
+def mean(answers: Sequence[str], rewards: Sequence[float]) -> list[int]:
     """Every sample: the expected reward."""
     return list(range(len(rewards)))
 
 
-def pass_at_k(texts: Sequence[str], rewards: Sequence[float]) -> list[int]:
+def pass_at_k(answers: Sequence[str], rewards: Sequence[float]) -> list[int]:
     """The best sample, the first of several: max over k of the reward, which for 0 and 1 is pass@k."""
     scored = [index for index, reward in enumerate(rewards) if not math.isnan(reward)]
     return [max(scored, key=lambda index: rewards[index])] if scored else []
 
 
-def majority_at_k(texts: Sequence[str], rewards: Sequence[float]) -> list[int]:
-    """The samples of the most frequent text, outer white space aside; of several the one that came first.
+def majority_at_k(answers: Sequence[str], rewards: Sequence[float]) -> list[int]:
+    """The samples of the most frequent answer, of several the one that came first; an empty answer is no vote.
 
-    Texts are compared whole, so this is for answers without reasoning around them.
+    All samples where none has an answer.  What of a completion is its answer, the task says (`Task.answer_of`).
     """
-    answers = [text.strip() for text in texts]
-    winner = Counter(answers).most_common(1)[0][0]  # equal counts come in the order of their first sample
+    votes = Counter(answer for answer in answers if answer)
+    if not votes:
+        return list(range(len(answers)))
+    winner = votes.most_common(1)[0][0]  # equal counts come in the order of their first sample
     return [index for index, answer in enumerate(answers) if answer == winner]
 
 
@@ -67,3 +69,6 @@ OBJECTIVES: dict[str, Objective] = {
     **dict.fromkeys(LIKELIHOODS, mean),  # one value a prompt, which is its own mean
 }
 """Every objective by its name in the configuration."""
+
+VOTING = frozenset({"majority_at_k"})
+"""Objectives that look at answers."""

@@ -83,13 +83,23 @@ SAMPLING = {"samples_per_prompt": 3, "temperature": 0.7}
     [
         ("mean", [[2.0, 3.5], [0.0, 13 / 3]]),
         ("pass_at_k", [[4.0, 5.0], [0.0, 7.0]]),
-        ("majority_at_k", [[1.0, NAN], [NAN, 3.0]]),
+        ("majority_at_k", [[1.0, 5.0], [0.0, 3.0]]),
     ],
 )
 def test_a_score_is_what_the_objective_makes_of_the_samples(objective, scores):
     outcome = evaluated(SAMPLES, **SAMPLING, objective=objective)
     np.testing.assert_array_equal(outcome.scores, scores)
     assert len(outcome.rollouts) == len(outcome.rewards) == 12
+
+
+def test_a_majority_is_one_of_answers_where_the_task_says_what_these_are():
+    said = Task("sums", EXAMPLES, EXAMPLES, (Reward("length", length),), answer=lambda text: text.rpartition("=")[2])
+    table = {MEMBERS[0]: [["1+1=2", "5=5", "x = 2"], ["7=7", "x=", "y="]]}
+    config = Config(**SAMPLING, objective="majority_at_k")
+    outcome = Evaluator(TableEngine(table), said, config).evaluate(
+        MEMBERS[:1], EXAMPLES, plan=Plan(0, 0.1, MEMBERS[:1])
+    )
+    np.testing.assert_array_equal(outcome.scores, [[5.0, 3.0]])
 
 
 def test_scores_by_reward_are_of_the_samples_that_the_total_chose():

@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import Field
 
 from seedtune.environments.base import EnvironmentFactory
+from seedtune.errors import RewardError
 from seedtune.settings import Section
 from seedtune.types import Example
 
@@ -68,6 +69,18 @@ class Task:
     def has_accuracy(self) -> bool:
         """Whether answers are right or wrong."""
         return self.full_marks is not None and not self.graded
+
+    def answer_of(self, text: str) -> str:
+        """The answer in a completion, without outer white space; RewardError if the task's function raises."""
+        if self.answer is None:
+            return text.strip()
+        try:
+            return str(self.answer(text)).strip()
+        except Exception as error:  # the named boundary: user code may raise anything
+            raise RewardError(
+                f"the answer function of task {self.name!r} raised {type(error).__name__}: {error}. Fix it, or return "
+                "'' for completions without an answer."
+            ) from error
 
     def digest(self) -> str:
         """16 hexadecimal digits over the training examples.  Reward code has no digest: mending it is allowed."""
