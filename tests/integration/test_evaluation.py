@@ -12,6 +12,7 @@ import pytest
 
 import models
 import runs
+from scores import matches, small_letters
 from seedtune import Asking, evaluate, replay
 from seedtune.config import Config
 from seedtune.evaluation import settings_of
@@ -168,14 +169,6 @@ def test_suspicious_samples_are_shown_with_the_reason_and_both_answers(command, 
 # ------------------------------------------------------------------- exports and lm-eval
 
 PROMPTS = [f"Say {word}" for word in ("a", "b", "hello", "why", "no", "yes", "this", "that")]
-
-
-def small_letters(completions, **_):
-    return [sum(character.islower() for character in text) / max(1, len(text)) for text in completions]
-
-
-def matches(completions, answer, **_):
-    return [float(text.strip() == target) for text, target in zip(completions, answer, strict=True)]
 
 
 TASK = Task(

@@ -11,6 +11,7 @@ from tests.contract.test_strategies import STRATEGIES
 
 import models
 import runs
+from scores import small_letters
 from seedtune import Trainer, replay, verify_run
 from seedtune.config import Config
 
@@ -74,11 +75,6 @@ HOW = {
 }
 
 
-def lower(completions, **_):
-    """Share of characters that are small letters."""
-    return [sum(character.islower() for character in text) / max(1, len(text)) for text in completions]
-
-
 def transformer(root: Path, base: Path, **settings: Any) -> Trainer:
     small = {"population": 16, "sigma": 0.05, "generations": 16, "prompts_per_generation": 4, "fingerprint_steps": 4}
     more = {
@@ -89,7 +85,7 @@ def transformer(root: Path, base: Path, **settings: Any) -> Trainer:
         "reward_workers": 0,
     }
     config = Config(model=str(base), output_dir=str(root), **{**small, **more, **settings})
-    return Trainer(config, reward_funcs=lower, train_dataset=PROMPTS, eval_dataset=PROMPTS)
+    return Trainer(config, reward_funcs=small_letters, train_dataset=PROMPTS, eval_dataset=PROMPTS)
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 import models
 import runs
+from scores import variety
 from seedtune import Config, Trainer, apply_pack, diff_runs, export_run, pack_run, replay, verify_run
 from seedtune.errors import LedgerError, PackError
 from seedtune.kernels import cpu
@@ -22,10 +23,6 @@ pytestmark = pytest.mark.slow
 
 GENERATIONS, STOP = 50, 23
 DATA = [{"prompt": text} for text in ("Say a", "Say b", "Tell me", "Why?")]
-
-
-def variety(completions, **_):
-    return [float(len(set(text))) for text in completions]
 
 
 def config(root: Path, base: Path, **settings: Any) -> Config:

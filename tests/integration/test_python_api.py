@@ -8,19 +8,12 @@ from safetensors.numpy import load_file
 
 import runs
 import seedtune
+from scores import brevity, closeness
 from seedtune import ledger, replay
 from seedtune.errors import ConfigError, DataError, RewardError, RunError
 from seedtune.trainer import Trainer
 
 DATA = [{"prompt": f"word {index}", "target": index / 10} for index in range(6)]
-
-
-def closeness(completions, target, **_):
-    return [-abs(float(text) - t) for text, t in zip(completions, target, strict=True)]
-
-
-def brevity(completions):
-    return [-float(len(text)) for text in completions]
 
 
 def trainer(root, config=None, **changes) -> Trainer:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 import pytest
 
+from scores import length, number
 from seedtune import engines, tasks
 from seedtune.config import Config
 from seedtune.evaluator import Evaluator, Outcome
@@ -34,14 +35,6 @@ class TableEngine:
                     for sample in reversed(range(job.sampling.samples)):
                         text = self.table[member][prompt][sample]
                         yield Rollout(job.id, member, prompt, sample, text, (1,), 3, "stop")
-
-
-def number(completions: list[str]) -> list[float | None]:
-    return [float(text) if text.strip() else None for text in completions]
-
-
-def length(completions: list[str]) -> list[float | None]:
-    return [float(len(text)) if text.strip() != "3" else None for text in completions]
 
 
 def task(*rewards: Reward) -> Task:

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from scores import brief, ends_right, one_character
 from seedtune.baseline import WORDINGS, Wording, choose, reworded, voted
 from seedtune.config import Config
 from seedtune.errors import ConfigError, RewardError
@@ -44,19 +45,11 @@ class Told:
         return None
 
 
-def exact(completions, answer, **_):
-    return [None if text == "?" else float(text.endswith(a)) for text, a in zip(completions, answer, strict=True)]
-
-
-def brief(completions, **_):
-    return [0.0 if len(text) < 4 else -1.0 for text in completions]
-
-
 ROWS = [{"prompt": prompt, "answer": answer} for prompt, answer in (("1+1", "2"), ("2+2", "4"), ("3+3", "6"))]
 
 
 def task(**changes) -> Task:
-    rewards = changes.pop("rewards", (Reward("exact", exact),))
+    rewards = changes.pop("rewards", (Reward("ends_right", ends_right),))
     data = examples(ROWS, "test")
     made = {"train": data, "test": data, "rewards": rewards, "full_marks": 1.0, **changes}
     return Task("sums", **made)
@@ -86,11 +79,11 @@ def test_greedy_measures_are_what_one_counts_by_hand():
 
 
 def test_accuracy_needs_full_marks_and_counts_the_sum_of_rewards():
-    several = (Reward("exact", exact), Reward("brief", brief, 0.5))
+    several = (Reward("ends_right", ends_right), Reward("brief", brief, 0.5))
     assert "accuracy" not in values(measure(Told(GREEDY), task(full_marks=None), CONFIG, Asking()))
     found = values(measure(Told(lambda _: "long answer 2"), task(rewards=several), CONFIG, Asking()))
     assert found["accuracy"] == 0.0
-    assert found["reward/exact"] == pytest.approx(1 / 3)
+    assert found["reward/ends_right"] == pytest.approx(1 / 3)
     assert found["reward/brief"] == -1.0
 
 
@@ -185,10 +178,6 @@ def test_other_tasks_need_held_out_prompts_of_the_own():
 
 def split_task(**changes) -> Task:
     return task(train=examples(ROWS[:2], "train"), test=examples(ROWS[2:], "test"), **changes)
-
-
-def one_character(completions, **_):
-    return [float(len(text) == 1) for text in completions]
 
 
 def test_the_prompt_is_chosen_on_training_prompts_alone():
