@@ -115,12 +115,12 @@ def measure(sigma: float, scores: Array) -> Response:
         mean=float(rewards.mean()),
         spread=float(rewards.std()),
         centre=centre,
-        gap_error=_error(even - centre),
+        gap_error=standard_error(even - centre),
         best_gain=float(rewards.max()) - centre,
         better=float((rewards > centre).mean()),
         signal=float((odd.mean(axis=1) ** 2).mean()),
         transfer=float(products.mean()),
-        transfer_error=_error(products),
+        transfer_error=standard_error(products),
         variance=float((odd**2).mean()),
     )
 
@@ -137,7 +137,7 @@ def crossed(odd: Array) -> Array:
     return products
 
 
-def _error(values: Array) -> float:
+def standard_error(values: Array) -> float:
     """Standard error of the mean; of a single value, its size."""
     if len(values) == 1:
         return float(abs(values[0]))

@@ -101,6 +101,34 @@ def test_the_prompts_of_the_generation_count_fully_and_others_by_what_they_share
     assert agreement({**averages, "shared": 9.0}) == 1.0
 
 
+def test_an_agreement_that_is_roughly_known_is_not_taken_for_none():
+    rough = {**NONE, "power": 4.0, "shared": -1.0, "shared_error": 2.0}
+    drawn = np.random.default_rng(0).normal(-1.0, 2.0, 1_000_000)
+    assert agreement(rough) == pytest.approx(drawn[drawn > 0].mean() / 4.0, rel=0.01)
+    assert agreement({**rough, "shared_error": 0.01}) < 1e-4
+    assert agreement({**rough, "shared": 2.0, "shared_error": 0.01}) == pytest.approx(0.5)
+    assert agreement({**rough, "shared_error": 1e300}) == 1.0
+
+
+def test_the_error_of_what_prompts_share_is_that_of_the_mean_over_samples():
+    rng, found = np.random.default_rng(5), []
+    for _ in range(400):
+        found.append(signal_of(PAIRS, rng.normal(size=(32, 6)) + rng.normal(size=(32, 1)))[1])
+    spread = np.std([signal["shared"] for signal in found])
+    assert np.mean([signal["shared_error"] for signal in found]) == pytest.approx(spread, rel=0.15)
+
+
+def test_the_error_of_an_average_shrinks_with_generations():
+    one = {"spread": 2.0, "slope": 2.0, "power": 4.0, "shared": 4.0, "shared_error": 8.0, "share": 0.5, "length": 1.0}
+    mean = averaged(NONE, one)
+    assert mean["shared_error"] == 2.0
+    mean = averaged(mean, one)
+    assert mean["shared_error"] == pytest.approx(2.0 / math.sqrt(2))
+    for _ in range(60):
+        mean = averaged(mean, one)
+    assert mean["shared_error"] == pytest.approx(2.0 * math.sqrt(0.2**2 / (1 - 0.8**2)))
+
+
 def test_averages_count_the_first_generations_equally_and_then_fade():
     one = {
         "spread": 2.0,

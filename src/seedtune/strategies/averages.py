@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
+from seedtune.response import positive_mean
 from seedtune.strategies.base import Signal
 
 Averages = Mapping[str, float]
@@ -12,7 +13,10 @@ Averages = Mapping[str, float]
 MEMORY = 0.8
 """What an average keeps of itself each generation: it looks back about five."""
 
-NONE: Averages = {"slope": 0.0, "power": 0.0, "shared": 0.0, "curvature": 0.0, "better": 0.5, "share": 0.0, "seen": 0}
+NONE: Averages = {
+    "slope": 0.0, "power": 0.0, "shared": 0.0, "shared_error": 0.0, "curvature": 0.0, "better": 0.5, "share": 0.0,
+    "seen": 0,
+}  # fmt: skip
 
 
 def averaged(before: Averages, signal: Signal) -> Averages:
@@ -33,11 +37,21 @@ def averaged(before: Averages, signal: Signal) -> Averages:
     }
     weight = max(1.0 / (seen + 1), 1.0 - MEMORY)
     mean = {name: before[name] + weight * (value - before[name]) for name, value in now.items()}
-    return {**mean, "seen": min(seen + 1, 1_000_000)}
+    known, new = before.get("shared_error", 0.0), signal.get("shared_error", 0.0) / spread**2
+    error = math.hypot((1.0 - weight) * known, weight * new)
+    return {**mean, "shared_error": error, "seen": min(seen + 1, 1_000_000)}
 
 
 def agreement(averages: Averages) -> float:
-    """The part of the slope that holds over all training prompts, in [0, 1]: share + (1 − share)·common."""
-    shared, power = averages["shared"], averages["power"]
-    common = min(1.0, max(0.0, shared / power)) if power > 0.0 and math.isfinite(shared) else 0.0
+    """The part of the slope that holds over all training prompts, in [0, 1]: share + (1 − share)·common.
+
+    What prompts have in common cannot be negative, but its estimate can: what counts is the mean of a normal variable
+    (estimate, its standard error) given that it is positive.  So a few unlucky generations ask for short steps, not for
+    none, and a reward whose estimate is rough is not taken for one that nothing can be learned from.
+    """
+    shared, power, error = averages["shared"], averages["power"], averages.get("shared_error", 0.0)
+    if not (power > 0.0 and math.isfinite(shared)):
+        return averages["share"]
+    likely = positive_mean(shared, error) if 0.0 < error < math.inf else max(0.0, shared)
+    common = float(f"{min(1.0, likely / power):.12g}")  # the last bits of exp differ between machines
     return averages["share"] + (1.0 - averages["share"]) * common

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from seedtune.response import crossed
+from seedtune.response import crossed, standard_error
 from seedtune.shaping import fill_missing, member_rewards
 from seedtune.strategies.base import Feedback, Signal, directions
 from seedtune.types import Plan
@@ -46,6 +46,7 @@ def observe(plan: Plan, feedback: Feedback, coefficients: Sequence[float]) -> Si
         "slope": float(weights @ signed) / length if length > 0.0 else 0.0,
         "power": float(np.mean(means**2)),
         "shared": shared_power(odd),
+        "shared_error": standard_error(crossed(odd)),
         "share": feedback.share,
     }
     return {**signal, **_around(feedback)}
