@@ -111,9 +111,8 @@ def test_an_agreement_that_is_roughly_known_is_not_taken_for_none():
 
 
 def test_the_error_of_what_prompts_share_is_that_of_the_mean_over_samples():
-    rng, found = np.random.default_rng(5), []
-    for _ in range(400):
-        found.append(signal_of(PAIRS, rng.normal(size=(32, 6)) + rng.normal(size=(32, 1)))[1])
+    rng = np.random.default_rng(5)
+    found = [signal_of(PAIRS, rng.normal(size=(32, 6)) + rng.normal(size=(32, 1)))[1] for _ in range(400)]
     spread = np.std([signal["shared"] for signal in found])
     assert np.mean([signal["shared_error"] for signal in found]) == pytest.approx(spread, rel=0.15)
 
