@@ -24,6 +24,7 @@ from seedtune.settings import (
     Section,
     ToySettings,
     TransformersSettings,
+    VllmSettings,
     yes_or_no,
 )
 from seedtune.userdata import OBJECTS, DatasetSettings, RewardSettings, as_dataset, as_rewards
@@ -67,7 +68,7 @@ class Config(Section):
     conversation: ConversationSettings = ConversationSettings()
     """Limits of such conversations."""
 
-    engine: Literal["transformers", "toy"] = "transformers"
+    engine: Literal["transformers", "vllm", "toy"] = "transformers"
     """What evaluates the population."""
 
     output_dir: str = "runs/run"
@@ -260,6 +261,9 @@ class Config(Section):
     transformers: TransformersSettings = TransformersSettings()
     """Settings of the transformers engine."""
 
+    vllm: VllmSettings = VllmSettings()
+    """Settings of the engine on vLLM."""
+
     toy: ToySettings = ToySettings()
     """Settings of the toy engine."""
 
@@ -308,7 +312,7 @@ class Config(Section):
     def identity(self) -> dict[str, Any]:
         """What the results depend on, as plain JSON data."""
         data = self.model_dump(mode="json", exclude=_INCIDENTAL)
-        for other in {"transformers", "toy"} - {self.engine}:
+        for other in {"transformers", "vllm", "toy"} - {self.engine}:
             del data[other]
         for name in ("task", "environment"):  # a file may move
             place, colon, word = (data[name] or "").rpartition(":")
@@ -347,6 +351,7 @@ _INCIDENTAL: dict[str, Any] = {
     **dict.fromkeys(("reward_workers", "reward_timeout", "reward_memory_mb", "max_reward_failures"), True),
     "conversation": {"timeout"},
     "transformers": {"device", "trust_remote_code", "centre_file", "packed"},
+    "vllm": {"trust_remote_code", "gpu_memory_utilization", "kv_cache_memory_bytes"},
     "toy": {"delay"},
 }
 

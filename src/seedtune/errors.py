@@ -29,6 +29,10 @@ class MissingExtraError(SeedtuneError):
         super().__init__(f"{what} needs a package that is not installed. Install it with: {install}")
 
 
+class EngineError(SeedtuneError):
+    """An engine's process died, or something in it failed; the centre can be rebuilt from the ledger."""
+
+
 class DataError(SeedtuneError):
     """A data set is empty or malformed, or a prompt does not fit the model."""
 

@@ -49,6 +49,39 @@ class TransformersSettings(Section):
     _words_of_yaml = field_validator("packed", mode="before")(yes_or_no)
 
 
+class VllmSettings(Section):
+    """The engine on vLLM.  Every other option of vLLM's engine can be given here, too, under vLLM's own name."""
+
+    model_config = ConfigDict(extra="allow")
+
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Precision of the forward pass; ``auto`` is the checkpoint's own (see ``master`` for the centre)."""
+
+    tensor_parallel_size: int = Field(default=1, ge=1)
+    """Ranks that each tensor is divided between."""
+
+    max_model_len: int | None = Field(default=None, ge=1)
+    """Tokens of a prompt and its completion at the most; by default the model's context."""
+
+    max_num_seqs: int = Field(default=256, ge=1)
+    """Completions in flight at once; the rest wait."""
+
+    max_loras: int = Field(default=32, ge=1)
+    """Members in one batch (``lowrank``), each an adapter; more take turns."""
+
+    enforce_eager: bool | None = None
+    """Neither compile the model nor capture graphs; by default so on a CPU."""
+
+    gpu_memory_utilization: float | None = Field(default=None, gt=0.0, le=1.0)
+    """Share of a GPU's memory for vLLM; by default what the centre leaves."""
+
+    kv_cache_memory_bytes: int | None = Field(default=None, ge=1)
+    """Bytes for keys and values; by default 1 GiB on a CPU."""
+
+    trust_remote_code: bool = False
+    """Run model code that comes with a checkpoint.  Off unless you trust its author."""
+
+
 class ToySettings(Section):
     """The toy engine: a linear model of numpy arrays, for tests and for trying things in seconds."""
 

@@ -13,7 +13,7 @@ import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -81,6 +81,44 @@ def contents(path: Path) -> dict[str, Stored]:
         }
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise StorageError(f"cannot read {path}: {error}. Get the file again.") from error
+
+
+def reserve(path: Path, shapes: Mapping[str, tuple[int, ...]], dtype: str) -> dict[str, Stored]:
+    """A new safetensors file of zeros with room for these tensors, to be filled in place (`window`)."""
+    size = np.dtype(ARRAYS[dtype]).itemsize
+    entries, place = dict[str, Any](), 0
+    for name, shape in shapes.items():
+        count = math.prod(shape) * size
+        entries[name] = {"dtype": CODES[dtype], "shape": list(shape), "data_offsets": [place, place + count]}
+        place += count
+    header = json.dumps(entries, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % _ALIGNMENT)
+    with path.open("wb") as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        # Room is taken now: a mapped page that finds none later would end the process with SIGBUS.
+        os.posix_fallocate(file.fileno(), 8 + len(header), max(1, place))
+        file.truncate(8 + len(header) + place)
+    return contents(path)
+
+
+def expect(path: Path, shapes: Mapping[str, tuple[int, ...]], dtype: str) -> dict[str, Stored]:
+    """Where a safetensors file holds exactly these tensors; StorageError if it is broken or of another model."""
+    try:
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            entries, start = _header(data)
+            nothing = np.zeros(1, ARRAYS[dtype])
+            _check(entries, {n: np.broadcast_to(nothing, shape) for n, shape in shapes.items()}, len(data) - start)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise StorageError(f"cannot read {path}: {error}. Delete the snapshot and resume again.") from error
+    return contents(path)
+
+
+def window(stored: Stored, mode: Literal["r", "r+"] = "r") -> Array:
+    """A tensor as a map of its part of the file, to be read or ("r+") written; StorageError if that fails."""
+    try:
+        return np.asarray(np.memmap(stored.path, ARRAYS[stored.dtype], mode, stored.offset, stored.shape))
+    except (OSError, ValueError) as error:
+        raise StorageError(f"cannot map {stored.path}: {error}. Get the file again.") from error
 
 
 def read(stored: Stored) -> Array:

@@ -79,7 +79,7 @@ class Centre:
 
         An update with moments takes a pass of its own, in which the sum of every generation of its window is drawn.
         """
-        moving = [update for update in updates if _moves(update)]
+        moving = [update for update in updates if moves(update)]
         if not moving:
             return
         for name in self.tensors:
@@ -128,7 +128,7 @@ class Centre:
         for terms in (*moments.past, update.terms):
             self._sum(name, terms, band[0], g)
             kernels.moments(m, v, g, moments.beta1, moments.beta2)
-        kernels.scaled(m, v, _factors(moments))
+        kernels.scaled(m, v, moment_factors(moments))
         return m
 
     def _sum(self, name: str, terms: tuple[Term, ...], low: int, out: Any) -> None:
@@ -167,7 +167,7 @@ class Centre:
         """‖θ − θ₀‖₂ over all elements, in float64, one tensor at a time."""
         if self._anchor is None:
             raise ValueError("the drift needs the base weights")
-        squares = (_squared_distance(array, self._anchor(name)) for name, array in self.tensors.items())
+        squares = (squared_distance(array, self._anchor(name)) for name, array in self.tensors.items())
         return math.sqrt(math.fsum(squares))
 
     def cosine(self, one: Sequence[Term], other: Sequence[Term]) -> float:
@@ -251,7 +251,8 @@ def _dot(one: Any, other: Any) -> float:
     return math.fsum(float((x * y).sum()) for x, y in zip(_pieces(one), _pieces(other), strict=True))
 
 
-def _squared_distance(one: Any, other: Any) -> float:
+def squared_distance(one: Any, other: Any) -> float:
+    """‖one − other‖² in float64."""
     return math.fsum(float(((x - y) ** 2).sum()) for x, y in zip(_pieces(one), _pieces(other), strict=True))
 
 
@@ -268,7 +269,7 @@ def factors(centre: Centre, name: str, pairs: Sequence[tuple[int, int]]) -> tupl
     return drawn[0], drawn[1]
 
 
-def _moves(update: Update) -> bool:
+def moves(update: Update) -> bool:
     """Whether an update does anything: it decays, or it, or the window of its moments, has terms."""
     window = () if update.moments is None else update.moments.past
     return update.decay is not None or any((update.terms, *window))
@@ -282,7 +283,7 @@ def _bands(shape: Sequence[int], perturbation: str) -> Iterator[tuple[int, int]]
         yield low, min(size, low + width)
 
 
-def _factors(moments: Moments) -> tuple[float, float, float]:
+def moment_factors(moments: Moments) -> tuple[float, float, float]:
     """(α/(1 − β₁ⁿ), 1/(1 − β₂ⁿ), epsilon) for a window of n generations; ValueError for what cannot be divided by."""
     count = len(moments.past) + 1
     if not (0 <= moments.beta1 < 1 and 0 <= moments.beta2 < 1 and moments.epsilon > 0):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
 
 import numpy as np
@@ -36,6 +37,11 @@ ENGINES: dict[str, Callable[[], Engine]] = {
 }
 """One maker per engine: two calls give engines of the same base model and run seed, not yet loaded."""
 
+if importlib.util.find_spec("vllm") is not None:
+    from serving import maker
+
+    ENGINES |= {"vllm-gaussian": maker(perturbation="gaussian"), "vllm-lowrank": maker(perturbation="lowrank")}
+
 MEMBERS = (Member(2, 0, 1), Member(2, 0, -1), CENTRE, Member(2, 5, 1), Member(1, 9, -1))
 DECAY = Decay(l2=0.1, l1=0.001)
 PROMPTS = tuple(Prompt(index, f"Question {index}") for index in range(3))
@@ -46,6 +52,15 @@ SHIFT = Shift(UPDATE.terms)
 @pytest.fixture(params=ENGINES.values(), ids=ENGINES)
 def make(request) -> Callable[[], Engine]:
     return request.param
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _vllm_ends():
+    yield
+    if "vllm-gaussian" in ENGINES:
+        from serving import end_all
+
+        end_all()
 
 
 @pytest.fixture
@@ -117,7 +132,7 @@ def test_a_thousand_evaluations_of_random_members_leave_the_centre_as_it_is(engi
     numbers = zip(*(rng.integers(0, limit, 1000).tolist() for limit in (2**32, 2**32, 2)), strict=True)
     members = [Member(generation, pair, 1 if sign else -1) for generation, pair, sign in numbers]
     prompt = PROMPTS[:1]
-    jobs = [Job(i, 0.5, tuple(members[i : i + 50]), prompt, Sampling(max_tokens=8)) for i in range(0, 1000, 50)]
+    jobs = [Job(i, 0.5, tuple(members[i : i + 50]), prompt, Sampling(max_tokens=1)) for i in range(0, 1000, 50)]
     assert len(list(engine.evaluate(jobs))) == 1000
     assert engine.fingerprint() == before
 

@@ -16,13 +16,19 @@ def _transformers(config: Config, noise: Noise) -> Engine:
     return TransformersEngine(config.model, noise=noise, settings=config.transformers)
 
 
+def _vllm(config: Config, noise: Noise) -> Engine:
+    from seedtune.engines.vllm.engine import VllmEngine
+
+    return VllmEngine(config.model, noise=noise, settings=config.vllm)
+
+
 def _toy(config: Config, noise: Noise) -> Engine:
     from seedtune.engines.toy import ToyEngine
 
     return ToyEngine(config.model, noise=noise, settings=config.toy)
 
 
-ENGINES: dict[str, Callable[[Config, Noise], Engine]] = {"transformers": _transformers, "toy": _toy}
+ENGINES: dict[str, Callable[[Config, Noise], Engine]] = {"transformers": _transformers, "vllm": _vllm, "toy": _toy}
 """Every engine by its name in the configuration; each is imported when it is asked for."""
 
 

@@ -45,7 +45,7 @@ def anatomy_of(config: Config) -> Anatomy:
     model = _skeleton(described, source)
     parameters = dict(model.named_parameters())
     trainable = select(parameters, config.trainable, config.freeze)
-    linear = [parameters[name] for name in _linear(model, set(trainable))]
+    linear = [parameters[name] for name in linear_weights(model, set(trainable))]
     dtype = _dtype(settings, described)
     text = described.get_text_config()
     return Anatomy(
@@ -70,7 +70,7 @@ def _skeleton(described: Any, source: ModelSource) -> Any:
         raise ModelError(f"cannot build the model {source.name!r} from its configuration: {first}") from error
 
 
-def _linear(model: Any, trainable: set[str]) -> list[str]:
+def linear_weights(model: Any, trainable: set[str]) -> list[str]:
     """Weights of linear layers that train, experts and tied weights left out."""
     modules = dict(model.named_modules())
     tied = {id(p) for m in modules.values() if isinstance(m, nn.Embedding) for p in m.parameters()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -57,6 +58,10 @@ class BaseWeights:
         stored = self._stored.get(name)
         array = self._copies[name] if stored is None else tensorfile.read(stored)
         return array if self._device.type == "cpu" else as_tensor(array).to(self._device)
+
+    def places(self, names: Iterable[str]) -> dict[str, Stored]:
+        """Where in the checkpoint's files these parameters lie, as far as they are found there."""
+        return {name: self._stored[name] for name in names if name in self._stored}
 
     @cached_property
     def _stored(self) -> dict[str, Stored]:

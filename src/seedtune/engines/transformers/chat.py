@@ -99,3 +99,10 @@ def encode_answers(tokenizer: Any, prompt: Prompt) -> list[list[int]]:
     if not found or not all(found):
         raise DataError(f"prompt {prompt.id} has the answers {list(prompt.answers)!r}. Give it some text each.")
     return found
+
+
+def end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
+    """The ids that end a turn, from the generation config and the tokenizer."""
+    configured = model.generation_config.eos_token_id if model.generation_config is not None else None
+    listed = configured if isinstance(configured, list) else [configured]
+    return frozenset(int(token) for token in [*listed, tokenizer.eos_token_id] if token is not None)

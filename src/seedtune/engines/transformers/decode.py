@@ -19,7 +19,7 @@ from seedtune.engines.transformers.attention import Decode, Prefill, SlotAttenti
 from seedtune.engines.transformers.cache import SlotCache
 from seedtune.engines.transformers.packing import Pack, packed
 from seedtune.engines.transformers.perturbation import Perturbation
-from seedtune.types import Finish, Sampling
+from seedtune.types import Finish, Job, Rollout, Sampling
 
 _PADDED = 4
 """Attention pads prompts to rectangles; of shared beginnings they may hold this many times the tokens computed."""
@@ -183,4 +183,35 @@ def slots_for(rows: int, positions: int, *, max_rows: int, max_tokens: int) -> i
     return max(1, min(rows, max_rows, max_tokens // positions))
 
 
-__all__ = ["Budget", "Decoder", "Row", "SlotCache", "Stop", "slots_for"]
+def rows_of(job: Job, ids: list[list[int]], limits: list[int]) -> list[Row]:
+    """One row per member, prompt and sample; one that may write nothing is finished."""
+    how = job.sampling
+    shared = {
+        (p, s): sampling.draws(how, prompt, s) for p, prompt in enumerate(job.prompts) for s in range(how.samples)
+    }
+    return [
+        Row(member, p, s, ids[p], limits[p], shared[p, s], finish=None if limits[p] else "length")
+        for member, p in job.pairs
+        for s in range(how.samples)
+    ]
+
+
+def rollout_of(job: Job, row: Row, decode: Callable[[list[int]], str]) -> Rollout:
+    """What a job is told of a finished row; a stop string is not part of the text."""
+    text = decode(row.tokens)
+    for stop in job.sampling.stop:
+        text = text.split(stop, 1)[0]
+    assert row.finish is not None
+    return Rollout(
+        job=job.id,
+        member=job.members[row.member],
+        prompt=row.prompt,
+        sample=row.sample,
+        text=text,
+        token_ids=tuple(row.tokens),
+        prompt_tokens=len(row.prompt_ids),
+        finish=row.finish,
+    )
+
+
+__all__ = ["Budget", "Decoder", "Row", "SlotCache", "Stop", "rollout_of", "rows_of", "slots_for"]

@@ -11,15 +11,15 @@ from typing import Any, TypeVar
 import torch
 
 from seedtune.engines.base import EngineInfo, EngineTimes, Noise
-from seedtune.engines.transformers import chat, sampling, support
+from seedtune.engines.transformers import chat, support
 from seedtune.engines.transformers.anchor import BaseWeights
 from seedtune.engines.transformers.attention import Decode, Prefill, SlotAttention
 from seedtune.engines.transformers.cache import SlotCache, empty_like_cache
 from seedtune.engines.transformers.checkpoint import ModelSource, write_model
-from seedtune.engines.transformers.decode import Budget, Decoder, Row, Stop, slots_for
+from seedtune.engines.transformers.decode import Budget, Decoder, Row, Stop, rollout_of, rows_of, slots_for
 from seedtune.engines.transformers.fullrank import FullRank
 from seedtune.engines.transformers.fuse import fuse
-from seedtune.engines.transformers.likelihood import Forced, Given
+from seedtune.engines.transformers.likelihood import Forced, Given, likelihood_of
 from seedtune.engines.transformers.linear import can_pack
 from seedtune.engines.transformers.lowrank import LowRank
 from seedtune.engines.transformers.packing import Pack
@@ -56,7 +56,7 @@ class TransformersEngine:
         model = self.source.load().eval()
         self.tokenizer = self.source.tokenizer()
         self.context = chat.context_of(model.config)
-        self.eos = _end_tokens(model, self.tokenizer)
+        self.eos = chat.end_tokens(model, self.tokenizer)
         self.anchor = BaseWeights(self.source, model, self.device)
         self.dtype = torch_dtype(self.settings, model.dtype, self.device)
         self._install(model)
@@ -149,8 +149,8 @@ class TransformersEngine:
     def _evaluate(self, job: Job) -> Iterator[Rollout]:
         ids = [chat.encode(self.tokenizer, prompt) for prompt in job.prompts]
         limits = chat.limits(job.prompts, ids, most=job.sampling.max_tokens, context=self.context)
-        rows = _rows(job, ids, limits)
-        yield from (self._rollout(job, row) for row in rows if row.finish is not None)
+        rows = rows_of(job, ids, limits)
+        yield from (rollout_of(job, row, self._decode) for row in rows if row.finish is not None)
         for batch, mine in self._batches(job, [row for row in rows if row.finish is None]):
             self._become(job, batch)
             yield from self._answer(job, mine)
@@ -177,7 +177,7 @@ class TransformersEngine:
             ]
             for batch, mine in self._batches(job, given):
                 self._become(job, batch)
-                yield from map(_likelihood, repeat(job), mine, self._forced(mine))
+                yield from map(likelihood_of, repeat(job), mine, self._forced(mine))
 
     def _forced(self, given: Sequence[Given]) -> list[list[float]]:
         """Log-probabilities of completions by the members that the model has become."""
@@ -205,7 +205,7 @@ class TransformersEngine:
             times=self._times,
         )
         for row in decoder.run(rows, job.sampling, self._stop(job.sampling)):
-            yield self._rollout(job, row)
+            yield rollout_of(job, row, self._decode)
 
     def _become(self, job: Job, batch: list[int]) -> None:
         """Live weights, or factors beside them, of a batch of members."""
@@ -234,22 +234,6 @@ class TransformersEngine:
     def _decode(self, tokens: list[int]) -> str:
         text: str = self.tokenizer.decode(tokens, skip_special_tokens=True)
         return text
-
-    def _rollout(self, job: Job, row: Row) -> Rollout:
-        text = self._decode(row.tokens)
-        for stop in job.sampling.stop:
-            text = text.split(stop, 1)[0]
-        assert row.finish is not None
-        return Rollout(
-            job=job.id,
-            member=job.members[row.member],
-            prompt=row.prompt,
-            sample=row.sample,
-            text=text,
-            token_ids=tuple(row.tokens),
-            prompt_tokens=len(row.prompt_ids),
-            finish=row.finish,
-        )
 
     def apply(self, *updates: Update) -> None:
         """Move the centre; the live weights follow before the next evaluation."""
@@ -299,38 +283,12 @@ class TransformersEngine:
             self._loaded = False
 
 
-def _rows(job: Job, ids: list[list[int]], limits: list[int]) -> list[Row]:
-    """One row per member, prompt and sample; one that may write nothing is finished."""
-    how = job.sampling
-    shared = {
-        (p, s): sampling.draws(how, prompt, s) for p, prompt in enumerate(job.prompts) for s in range(how.samples)
-    }
-    return [
-        Row(member, p, s, ids[p], limits[p], shared[p, s], finish=None if limits[p] else "length")
-        for member, p in job.pairs
-        for s in range(how.samples)
-    ]
-
-
-def _likelihood(job: Job, given: Given, logprobs: list[float]) -> Likelihood:
-    prompt, answer = given.place
-    tokens, member = tuple(given.completion), job.members[given.member]
-    return Likelihood(job.id, member, prompt, answer, tokens, tuple(logprobs), prompt_tokens=len(given.prompt))
-
-
 def _cast(model: Any, dtype: torch.dtype) -> Any:
     """What the checkpoint stores, in ``dtype``; computed buffers (rotary frequencies) stay exact."""
     stored, precision = model.state_dict(keep_vars=True), model.dtype
     for tensor in stored.values():
         tensor.data = tensor.data.to(dtype if tensor.dtype == precision else tensor.dtype)
     return model
-
-
-def _end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
-    """The ids that end a turn, from the generation config and the tokenizer."""
-    configured = model.generation_config.eos_token_id if model.generation_config is not None else None
-    listed = configured if isinstance(configured, list) else [configured]
-    return frozenset(int(token) for token in [*listed, tokenizer.eos_token_id] if token is not None)
 
 
 __all__ = ["Decode", "TransformersEngine"]

@@ -13,6 +13,7 @@ from torch import Tensor
 from seedtune.engines.transformers.attention import Prefill, SlotAttention
 from seedtune.engines.transformers.packing import Pack, packed
 from seedtune.engines.transformers.perturbation import Perturbation
+from seedtune.types import Job, Likelihood
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,3 +88,10 @@ def _chosen(logits: Tensor, rows: np.ndarray, targets: np.ndarray) -> Iterator[f
         its, target = (torch.from_numpy(x[first : first + ROWS]).to(logits.device) for x in (rows, targets))
         chances = logits[its].float().log_softmax(-1)
         yield from chances.gather(1, target[:, None])[:, 0].tolist()
+
+
+def likelihood_of(job: Job, given: Given, logprobs: list[float]) -> Likelihood:
+    """What a job is told of a completion."""
+    prompt, answer = given.place
+    tokens, member = tuple(given.completion), job.members[given.member]
+    return Likelihood(job.id, member, prompt, answer, tokens, tuple(logprobs), prompt_tokens=len(given.prompt))

@@ -24,10 +24,15 @@ def torch_device(settings: TransformersSettings) -> torch.device:
 
 def torch_dtype(settings: TransformersSettings, checkpoint: torch.dtype, device: torch.device) -> torch.dtype:
     """The precision of the forward pass for a checkpoint of that precision."""
-    if settings.dtype == "auto":
-        return torch.float32 if device.type == "cpu" and checkpoint == torch.float16 else checkpoint
-    chosen: torch.dtype = getattr(torch, settings.dtype)
+    return dtype_named(settings.dtype, checkpoint, device.type)
+
+
+def dtype_named(name: str, checkpoint: torch.dtype, device: str) -> torch.dtype:
+    """The precision that a setting names; ``auto``: the checkpoint's own, where the device computes in it."""
+    if name == "auto":
+        return torch.float32 if device == "cpu" and checkpoint == torch.float16 else checkpoint
+    chosen: torch.dtype = getattr(torch, name)
     return chosen
 
 
-__all__ = ["TransformersSettings", "torch_device", "torch_dtype"]
+__all__ = ["TransformersSettings", "dtype_named", "torch_device", "torch_dtype"]

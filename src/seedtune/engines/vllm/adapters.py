@@ -1,0 +1,48 @@
+"""Members as adapters: A·Bᵀ/√r beside the base weights, drawn in the worker from the member's name.
+
+An adapter is known by its address, so it is made wherever it is asked for, again if it was dropped, and kept while
+noise is reused; it does not depend on the centre.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from seedtune.engines.transformers.perturbation import as_tensor
+from seedtune.engines.vllm import compat
+from seedtune.noise import amplitude
+from seedtune.types import Member
+from seedtune.weights import Centre, factors
+
+
+def name_of(member: Member, sigma: float) -> str:
+    """A member's name: everything that its adapter depends on."""
+    return f"{member.generation}:{member.pair}:{member.sign}:{sigma.hex()}"
+
+
+def parse(name: str) -> tuple[Member, float]:
+    """The member and σ that a name says."""
+    generation, pair, sign, sigma = name.split(":")
+    return Member(int(generation), int(pair), int(sign)), float.fromhex(sigma)
+
+
+class Adapters:
+    """Makes adapters for the linear weights of ``outline``, a centre that need not have values."""
+
+    def __init__(self, outline: Centre, dtype: torch.dtype, device: torch.device) -> None:
+        self._outline, self._dtype, self._device = outline, dtype, device
+
+    def make(self, number: int, name: str) -> Any:
+        """The adapter of that member, as vLLM has it: x → s·σ·A(Bᵀx)/√r for every weight."""
+        member, sigma = parse(name)
+        noise = self._outline.noise
+        scale = np.float32(member.sign * amplitude(sigma, rank=noise.rank, subspaces=noise.subspaces))
+        pair, made = [(member.generation, member.pair)], {}
+        for tensor in self._outline.tensors:
+            left, right = (as_tensor(one)[0] for one in factors(self._outline, tensor, pair))
+            inputs, outputs = right.T.contiguous(), left * float(scale)
+            made[tensor.removesuffix(".weight")] = inputs.to(self._dtype), outputs.to(self._dtype)
+        return compat.adapter(number, noise.rank, made)

@@ -1,0 +1,292 @@
+"""What depends on vLLM's version: the names that move between releases, in this one file.
+
+Tested versions are in `VERSIONS`.  The CPU build packs linear weights when a model is loaded and leaves empty
+parameters behind; `keep_weights` makes it keep them, and `repack` brings the packed copies up to date.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib.util
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import fields
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+from seedtune.engines.vllm.layout import Run, Split
+from seedtune.errors import ConfigError, MissingExtraError
+
+VERSIONS = {
+    "0.31": "CPU build: the contract tests. Never run on a GPU.",
+    "0.32": "CPU build: all tests. Never run on a GPU.",
+}
+"""Version of vLLM (two numbers) → what is known about it."""
+
+ENVIRONMENT = {
+    # In this process requests, results and weights are a function call away.
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    # The other runner has another interface for logits processors.
+    "VLLM_USE_V2_MODEL_RUNNER": "0",
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "VLLM_NO_USAGE_STATS": "1",
+    # Several ranks (or other processes) may share the cores of one memory node.
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+}
+"""Set before vLLM is imported, unless the user has set them."""
+
+Module = Any
+"""A torch module of vLLM's."""
+
+
+def require() -> ModuleType:
+    """The module ``vllm``; MissingExtraError or ConfigError if it is not there or of a version that was not tested."""
+    if importlib.util.find_spec("vllm") is None:
+        raise MissingExtraError("engine=vllm", "pip install vllm")
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    try:
+        with quiet():
+            import vllm
+    except ImportError as error:
+        raise ConfigError(
+            f"engine=vllm: vLLM is installed, but does not import: {error}. Install it again, with the torch it asks "
+            "for: pip install vllm"
+        ) from error
+
+    version = ".".join(str(vllm.__version__).split(".")[:2])
+    if version not in VERSIONS:
+        raise ConfigError(
+            f"engine=vllm with vLLM {vllm.__version__}: seedtune changes weights inside vLLM, which it does for "
+            f"versions {', '.join(VERSIONS)} only. Install one of them: pip install 'vllm=={list(VERSIONS)[-1]}.*'"
+        )
+    return vllm
+
+
+def option_names() -> set[str]:
+    """The names of vLLM's engine arguments."""
+    with quiet():
+        from vllm.engine.arg_utils import EngineArgs
+
+    return {field.name for field in fields(EngineArgs)}
+
+
+def start(arguments: Mapping[str, Any]) -> Any:
+    """A running engine core with its workers."""
+    with quiet():
+        from vllm.engine.arg_utils import EngineArgs
+        from vllm.v1.engine.llm_engine import LLMEngine
+
+        core = LLMEngine.from_engine_args(EngineArgs(**arguments))
+    # vLLM's own way to end also ends the process group, which other engines in this process may still need: see `stop`.
+    core.engine_core._finalizer.detach()
+    return core
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """While open, nobody hears that vLLM and its imports use deprecated names: no user can change that."""
+    with warnings.catch_warnings():
+        for kind in (DeprecationWarning, FutureWarning):
+            warnings.simplefilter("ignore", kind)
+        yield
+
+
+def pass_over_llvmlite() -> None:
+    """Let vLLM look for its kernels in all modules but llvmlite's, whose functions have any attribute it asks for.
+
+    Must run before a worker is made, in its process.
+    """
+    with quiet():
+        from vllm.triton_utils import dispatcher
+
+    rebind = dispatcher._rebind_kernels
+    if rebind.__module__ == __name__:
+        return
+
+    def without(kernels: Any) -> None:
+        modules = {name: module for name, module in sys.modules.items() if name.partition(".")[0] != "llvmlite"}
+        dispatcher.sys = SimpleNamespace(modules=modules)
+        try:
+            with quiet():
+                rebind(kernels)
+        finally:
+            dispatcher.sys = sys
+
+    dispatcher._rebind_kernels = without
+
+
+def stop(core: Any) -> None:
+    """End its worker processes and give back what it holds."""
+    core.engine_core.engine_core.model_executor.shutdown()
+    core.engine_core.engine_core.scheduler.shutdown()
+    gc.unfreeze()
+
+
+def abort(core: Any, requests: Sequence[str]) -> None:
+    """Forget requests; their ids are the ones that ``add_request`` returned."""
+    core.abort_request(list(requests), internal=True)
+
+
+def on_cpu() -> bool:
+    """Whether this build of vLLM computes on the CPU."""
+    from vllm.platforms import current_platform
+
+    return bool(current_platform.is_cpu())
+
+
+def count_ranks_plainly() -> None:
+    """Count the ranks of tokens, which come with log-probabilities, by torch operations.
+
+    vLLM compiles that function, for half a minute in every process where there is no GPU; nobody here reads ranks.
+    """
+    with quiet():
+        from vllm.v1.sample import sampler
+
+    def ranks(logprobs: Any, chosen: Any) -> Any:
+        return (logprobs >= chosen).sum(-1)
+
+    sampler.batched_count_greater_than = ranks
+
+
+# ------------------------------------------------------------------------------------------- in the worker: weights
+
+
+def keep_weights() -> None:
+    """Let the CPU build keep the weights that it packs; must run before a model is loaded."""
+    from vllm.model_executor.layers import utils
+
+    pack = utils.dispatch_cpu_unquantized_gemm
+    if pack.__module__ == __name__:
+        return
+
+    def keep(layer: Module, remove_weight: bool) -> None:
+        pack(layer, remove_weight=False)
+        layer._seedtune_pack = lambda: pack(layer, remove_weight=False)
+
+    utils.dispatch_cpu_unquantized_gemm = keep
+
+
+def packers(model: Module) -> list[Callable[[], None]]:
+    """What packs every packed layer's weights again, after they have changed."""
+    return [vars(layer)["_seedtune_pack"] for layer in model.modules() if "_seedtune_pack" in vars(layer)]
+
+
+def check_packed(model: Module) -> list[str]:
+    """Linear layers of a CPU build that read a copy of their weights that nobody would bring up to date."""
+    return [
+        name
+        for name, layer in model.named_modules()
+        if "cpu_linear" in vars(layer) and "_seedtune_pack" not in vars(layer)
+    ]
+
+
+def fused_names(model: Module) -> dict[str, tuple[str, ...]]:
+    """Last name of a fused module → those of the tensors in it."""
+    mapping = getattr(model, "packed_modules_mapping", {})
+    return {name: tuple(parts) for name, parts in mapping.items()}
+
+
+def splits_of(model: Module) -> dict[str, Split]:
+    """How every module of a model that divides its weights does so."""
+    found = {name.replace(".base_layer", ""): split_of(module) for name, module in model.named_modules()}
+    return {name: split for name, split in found.items() if split is not None}
+
+
+def split_of(module: Module) -> Split | None:
+    """How a layer divides its weights between fused tensors and ranks; None for one that does not."""
+    from vllm.model_executor.layers import linear
+    from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
+
+    if isinstance(module, VocabParallelEmbedding):
+        own = module.shard_indices
+        return Split((Run(own.org_vocab_start_index, own.org_vocab_end_index, module.org_vocab_size),))
+    if isinstance(module, linear.QKVParallelLinear):
+        return _attention(module)
+    if isinstance(module, linear.MergedColumnParallelLinear):
+        return Split(tuple(_nth(size, module.tp_rank, module.tp_size) for size in module.output_sizes))
+    if isinstance(module, linear.ColumnParallelLinear):
+        return Split((_nth(module.output_size, module.tp_rank, module.tp_size),))
+    if isinstance(module, linear.RowParallelLinear):
+        whole = Run(0, module.output_size, module.output_size, module.tp_rank == 0)
+        return Split((whole,), _nth(module.input_size, module.tp_rank, module.tp_size))
+    return None
+
+
+def _attention(module: Module) -> Split:
+    """Queries are divided by heads; keys and values, too, or several ranks have the same."""
+    copies = module.num_kv_head_replicas
+    queries = _heads(module.total_num_heads, module.head_size, module.num_heads, module.tp_rank)
+    keys, values = (
+        _heads(module.total_num_kv_heads, size, module.num_kv_heads, module.tp_rank // copies)
+        for size in (module.head_size, module.v_head_size)
+    )
+    owner = module.tp_rank % copies == 0
+    return Split((queries, *(Run(run.first, run.stop, run.whole, owner) for run in (keys, values))))
+
+
+def _heads(total: int, size: int, mine: int, index: int) -> Run:
+    return Run(index * mine * size, (index + 1) * mine * size, total * size)
+
+
+def _nth(whole: int, index: int, count: int) -> Run:
+    each = whole // count
+    return Run(index * each, (index + 1) * each, whole)
+
+
+def logits_processor() -> type:
+    """The class that processors of logits inherit from."""
+    with quiet():
+        from vllm.v1.sample.logits_processor import LogitsProcessor
+
+    return LogitsProcessor
+
+
+def follow(rows: dict[int, Any], changes: Any, new: Callable[[Any, Any, list[int]], Any]) -> None:
+    """Keep ``rows`` of a batch up to date with requests that come, go and move."""
+    from vllm.v1.sample.logits_processor import process_dict_updates
+
+    process_dict_updates(rows, changes, new)
+
+
+# ------------------------------------------------------------------------------------------- in the worker: adapters
+
+
+def make_adapters(worker: Any, load: Callable[[int, str], Any]) -> None:
+    """Let the worker ask ``load(id, name)`` for adapters, from none on, instead of looking for files."""
+    manager = worker.model_runner.lora_manager
+    manager.remove_all_adapters()
+    manager._load_adapter = lambda request: load(request.lora_int_id, request.lora_name)
+
+
+def adapter(number: int, rank: int, factors: Mapping[str, tuple[Any, Any]]) -> Any:
+    """An adapter W + B·A for the modules in ``factors``: name → (A (rank, inputs), B (outputs, rank))."""
+    from vllm.lora.lora_model import LoRAModel
+    from vllm.lora.lora_weights import LoRALayerWeights
+
+    layers = {name: LoRALayerWeights(name, rank, rank, a, b) for name, (a, b) in factors.items()}
+    return LoRAModel(number, rank, layers)
+
+
+def centre_needs_adapter() -> bool:
+    """Whether requests without an adapter must have one that does nothing: on the CPU they get the last slot's."""
+    return on_cpu()
+
+
+def adapter_request(number: int, name: str) -> Any:
+    """What a request that asks for that adapter carries."""
+    from vllm.lora.request import LoRARequest
+
+    return LoRARequest(lora_name=name, lora_int_id=number, lora_path="seedtune")
+
+
+def adapter_rank(rank: int) -> int:
+    """The smallest room for adapters of that rank that vLLM offers."""
+    from typing import get_args
+
+    from vllm.config.lora import MaxLoRARanks
+
+    return min(size for size in get_args(MaxLoRARanks) if size >= rank)

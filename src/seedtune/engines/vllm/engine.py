@@ -1,0 +1,343 @@
+"""The vLLM engine: evaluates the population by continuous batching, on any number of ranks."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import tempfile
+import time
+import weakref
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from seedtune import fingerprint as fp
+from seedtune import tensorfile
+from seedtune.engines.base import EngineInfo, EngineTimes, Noise
+from seedtune.engines.transformers import chat
+from seedtune.engines.transformers.checkpoint import ModelSource, write_model
+from seedtune.engines.transformers.decode import Row, Stop, rollout_of, rows_of
+from seedtune.engines.transformers.likelihood import Given, likelihood_of
+from seedtune.engines.transformers.perturbation import centre_dtype
+from seedtune.engines.transformers.settings import dtype_named
+from seedtune.engines.vllm import adapters, compat, options, request, wire
+from seedtune.engines.vllm.layout import check_complete
+from seedtune.engines.vllm.origin import Origin
+from seedtune.engines.vllm.runtime import Runtime
+from seedtune.errors import SeedtuneError, StorageError
+from seedtune.settings import VllmSettings
+from seedtune.types import CENTRE, Decay, Job, Likelihood, Member, Prompt, Rollout, Shift, Term, Update
+
+BASE = Update(0, (), Decay(l2=1.0))
+"""What takes any centre to θ₀, exactly."""
+
+NOWHERE = Update(0, ())
+FILE = "centre.safetensors"
+
+
+class VllmEngine:
+    """A decoder-only model in vLLM.  ``model`` is a Hugging Face id, a local folder or a built-in name.
+
+    ``gaussian``: one member after the other is written over the live weights, and answers all prompts of its job in one
+    batch.  ``lowrank``: members are adapters, and all members of all jobs answer in one continuous batch.
+    """
+
+    def __init__(self, model: str, *, noise: Noise, settings: VllmSettings) -> None:
+        compat.require()
+        options.check(settings)
+        self.source = ModelSource.resolve(model, trust_remote_code=settings.trust_remote_code)
+        self.noise, self.settings = noise, settings
+        self._times = EngineTimes()
+        self._runtime: Runtime | None = None
+        self._origin: Origin | None = None
+        self._numbers: dict[str, int] = {}
+        self._scratch: weakref.finalize[Any, Any] | None = None
+
+    # ------------------------------------------------------------------------------------------ loading
+
+    def load(self, snapshot: Path | None = None) -> EngineInfo:
+        """Read the checkpoint, start vLLM unless it runs, and give every rank its part of the centre."""
+        try:
+            return self._load(snapshot)
+        except StorageError:  # another snapshot may do, and starting vLLM takes long
+            self._forget_scratch()
+            raise
+        except SeedtuneError:
+            self.close()
+            raise
+
+    def _load(self, snapshot: Path | None) -> EngineInfo:
+        if self._runtime is not None and self._runtime.failed:
+            self.close()
+        self.tokenizer = self.source.tokenizer()
+        self._forget_scratch()
+        origin = Origin.read(self.source, self.noise, tokenizer=self.tokenizer, scratch=self._make_scratch)
+        self._origin = origin
+        self.device = "cpu" if compat.on_cpu() else "cuda"
+        self.dtype = dtype_named(self.settings.dtype, origin.dtype, self.device)
+        self._kept = str(centre_dtype(self.noise, self.dtype)).removeprefix("torch.")
+        dtype = str(self.dtype).removeprefix("torch.")
+        if self._runtime is None:
+            place = {"location": self.source.location, "dtype": dtype}
+            self._runtime = Runtime(options.arguments(self.settings, self.noise, origin, **place))
+        self._running.fresh()
+        self._attach(origin)
+        if snapshot is not None:
+            places = tensorfile.expect(snapshot / FILE, origin.shapes, self._kept)
+            self._call("restore", {name: wire.place(stored) for name, stored in places.items()})
+        self._running.forget_prefixes()
+        names = self.source.name, origin.fingerprint, dtype, self.device
+        return EngineInfo(*names, origin.coverage, self._kept)
+
+    def _attach(self, origin: Origin) -> None:
+        about = {
+            "noise": wire.noise(self.noise),
+            "kept": self._kept,
+            "shapes": {name: list(shape) for name, shape in origin.shapes.items()},
+            "places": {name: wire.place(stored) for name, stored in origin.places.items()},
+        }
+        held: dict[str, int] = {}
+        for rank in self._call("attach", about):
+            for name, count in rank.items():
+                held[name] = held.get(name, 0) + count
+        check_complete(held, origin.shapes)
+
+    def _call(self, command: str, *arguments: Any) -> list[Any]:
+        return self._running.call(command, *arguments)
+
+    @property
+    def _running(self) -> Runtime:
+        assert self._runtime is not None, "load comes first"
+        return self._runtime
+
+    @property
+    def _loaded(self) -> Origin:
+        assert self._origin is not None, "load comes first"
+        return self._origin
+
+    @property
+    def _context(self) -> int | None:
+        own = self._loaded.context
+        limits = [limit for limit in (own, self.settings.max_model_len) if limit is not None]
+        return min(limits, default=None)
+
+    def context_length(self) -> int | None:
+        limits = [chat.context_of(self.source.config()), self.settings.max_model_len]
+        return min((limit for limit in limits if limit is not None), default=None)
+
+    def prompt_lengths(self, prompts: Sequence[Prompt]) -> list[int]:
+        tokenizer = self.source.tokenizer() if self._origin is None else self.tokenizer
+        return [len(chat.encode(tokenizer, prompt)) for prompt in prompts]
+
+    # ------------------------------------------------------------------------------------------ members
+
+    def evaluate(self, jobs: Iterable[Job]) -> Iterator[Rollout]:
+        """Every job's rollouts as they finish."""
+        for wave in self._waves(jobs):
+            listed: list[tuple[Job, Row]] = []
+            for job, members in wave:
+                chosen = set(members)
+                rows = self._rows(job)
+                done = [row for row in rows if row.member in chosen]
+                yield from (rollout_of(job, row, self._decode) for row in done if row.finish is not None)
+                listed += [(job, row) for row in done if row.finish is None]
+            if listed:
+                self._become(wave)
+                yield from self._answers(listed)
+
+    def _waves(self, jobs: Iterable[Job]) -> Iterator[list[tuple[Job, list[int]]]]:
+        """What can be in one batch: jobs, each with the positions of members of it."""
+        if self.noise.perturbation == "gaussian":
+            for job in jobs:
+                for position in sorted({member for member, _ in job.pairs}):
+                    yield [(job, [position])]
+            return
+        for _, same in groupby(jobs, lambda job: job.shift):
+            yield [(job, list(range(len(job.members)))) for job in same]
+
+    def _become(self, wave: Sequence[tuple[Job, list[int]]]) -> None:
+        """Live weights of a wave's only member, or of the centre that adapters stand beside."""
+        started = time.perf_counter()
+        job, positions = wave[0]
+        member = job.members[positions[0]] if self.noise.perturbation == "gaussian" else CENTRE
+        self._stand(self._step(job.shift), member, job.sigma)
+        self._times.perturb += time.perf_counter() - started
+
+    def _step(self, shift: Shift | None) -> Update:
+        """The update that takes the centre to where a shift's members stand."""
+        if shift is None or not shift.terms:
+            return NOWHERE
+        return wire.update_from(self._call("step", wire.shift(shift))[0])
+
+    def _stand(self, where: Update, member: Member, sigma: float) -> None:
+        """Write a member that stands at ``where``, unless the live weights are that."""
+        self._call("stand", wire.update(where))
+        if any(self._call("become", list(member), sigma)):
+            self._running.forget_prefixes()
+
+    def _rows(self, job: Job) -> list[Row]:
+        ids = [chat.encode(self.tokenizer, prompt) for prompt in job.prompts]
+        limits = chat.limits(job.prompts, ids, most=job.sampling.max_tokens, context=self._context)
+        return rows_of(job, ids, limits)
+
+    def _adapter(self, job: Job, position: int) -> Any:
+        """The adapter of a job's member; None where members are live weights."""
+        return self._adapter_of(job.members[position], job.sigma)
+
+    def _adapter_of(self, member: Member, sigma: float) -> Any:
+        if self.noise.perturbation == "gaussian" or (member.sign == 0 and not compat.centre_needs_adapter()):
+            return None
+        name = adapters.name_of(member, sigma if member.sign else 0.0)
+        number = self._numbers.setdefault(name, len(self._numbers) + 1)
+        return compat.adapter_request(number, name)
+
+    def _answers(self, listed: Sequence[tuple[Job, Row]]) -> Iterator[Rollout]:
+        """The rollouts of rows that are all in flight together, as they finish."""
+        started, runtime = time.perf_counter(), self._running
+        waiting = dict(zip(runtime.fresh(), listed, strict=False))
+        for name, (job, row) in waiting.items():
+            params = request.completion(row, job.sampling, self._loaded.eos)
+            runtime.submit(name, row.prompt_ids, params, self._adapter(job, row.member))
+        for output in runtime.outputs():
+            job, row = waiting[output.request_id]
+            if not self._take(output, job, row):
+                continue
+            if not output.finished:
+                runtime.abort(output.request_id)
+            self._times.decode += time.perf_counter() - started
+            self._times.generated_tokens += len(row.tokens)
+            self._times.prompt_tokens += len(row.prompt_ids)
+            yield rollout_of(job, row, self._decode)
+            started = time.perf_counter()
+
+    def _take(self, output: Any, job: Job, row: Row) -> bool:
+        """Add a request's new tokens to its row; whether that ends the row."""
+        (new,) = output.outputs
+        if not job.sampling.stop:
+            row.tokens, row.finish = list(new.token_ids), new.finish_reason
+            return True
+        eos = frozenset[int]() if job.sampling.ignore_eos else self._loaded.eos
+        stop = Stop(eos, job.sampling.stop, self._decode)
+        for token in new.token_ids:
+            row.tokens.append(token)
+            row.finish = stop.reached(row)
+            if row.finish is not None:
+                return True
+        return False
+
+    def _decode(self, tokens: list[int]) -> str:
+        text: str = self.tokenizer.decode(tokens, skip_special_tokens=True)
+        return text
+
+    # ------------------------------------------------------------------------------------------ given answers
+
+    def likelihoods(self, jobs: Iterable[Job]) -> Iterator[Likelihood]:
+        """Every job's likelihoods as they are found."""
+        for wave in self._waves(jobs):
+            listed = [(job, one) for job, members in wave for one in self._given(job, set(members))]
+            if listed:
+                self._become(wave)
+                asked = [(one, self._adapter(job, one.member)) for job, one in listed]
+                for index, logprobs in self._forced(asked):
+                    yield likelihood_of(*listed[index], logprobs)
+
+    def _given(self, job: Job, members: set[int]) -> list[Given]:
+        """What members of a job are asked."""
+        ids = [chat.encode(self.tokenizer, prompt) for prompt in job.prompts]
+        answers = [chat.encode_answers(self.tokenizer, prompt) for prompt in job.prompts]
+        chat.check_answers(job.prompts, ids, [max(its, key=len) for its in answers], context=self._context)
+        return [
+            Given(member, ids[p], answer, (p, number))
+            for member, p in job.pairs
+            if member in members
+            for number, answer in enumerate(answers[p])
+        ]
+
+    def _forced(self, asked: Sequence[tuple[Given, Any]]) -> Iterator[tuple[int, list[float]]]:
+        """(index, log-probabilities of the completion) of everything that is asked, as they are found."""
+        started, runtime = time.perf_counter(), self._running
+        yield from ((index, []) for index, (one, _) in enumerate(asked) if not one.completion)
+        waiting = dict(zip(runtime.fresh(), (i for i, (one, _) in enumerate(asked) if one.completion), strict=False))
+        for name, index in waiting.items():
+            one, adapter = asked[index]
+            *read, last = one.completion
+            runtime.submit(name, [*one.prompt, *read], request.forced(last), adapter)
+        for output in runtime.outputs():
+            index = waiting[output.request_id]
+            one, _ = asked[index]
+            self._times.prefill += time.perf_counter() - started
+            self._times.prompt_tokens += len(one.prompt) + len(one.completion)
+            yield index, request.logprobs_of(output, one.completion)
+            started = time.perf_counter()
+
+    def logprobs(
+        self, prompts: Sequence[Prompt], completions: Sequence[Sequence[int]], *, base: bool = False
+    ) -> list[list[float]]:
+        """See `Engine`; for ``base`` live weights are θ₀ until the next call."""
+        ids = [chat.encode(self.tokenizer, prompt) for prompt in prompts]
+        chat.check_answers(prompts, ids, completions, context=self._context)
+        self._stand(BASE if base else NOWHERE, CENTRE, 0.0)
+        own = self._adapter_of(CENTRE, 0.0)
+        asked = [(Given(0, its, completion), own) for its, completion in zip(ids, completions, strict=True)]
+        return [found for _, found in sorted(self._forced(asked))]
+
+    # ------------------------------------------------------------------------------------------ the centre
+
+    def apply(self, *updates: Update) -> None:
+        """Move the centre on every rank; the live weights follow before the next evaluation."""
+        started = time.perf_counter()
+        self._stand(NOWHERE, CENTRE, 0.0)
+        self._call("apply", [wire.update(update) for update in updates])
+        self._times.update += time.perf_counter() - started
+
+    def norm(self, terms: Sequence[Term]) -> float:
+        found: float = self._call("norm", wire.terms(terms))[0]
+        return found
+
+    def drift(self) -> float:
+        return math.sqrt(math.fsum(square for rank in self._call("squares") for square in rank))
+
+    def cosine(self, one: Sequence[Term], other: Sequence[Term]) -> float:
+        found: float = self._call("cosine", wire.terms(one), wire.terms(other))[0]
+        return found
+
+    def fingerprint(self) -> str:
+        """The sum of what the ranks hold, which is the whole centre's."""
+        lanes = (tuple(map(int, rank)) for rank in self._call("fingerprint"))
+        return fp.to_hex(fp.combine((first, second) for first, second in lanes))
+
+    def snapshot(self, path: Path) -> None:
+        """One file of whole tensors; every rank writes its own part of it."""
+        places = tensorfile.reserve(path / FILE, self._loaded.shapes, self._kept)
+        self._call("save", {name: wire.place(stored) for name, stored in places.items()})
+
+    def export(self, path: Path, dtype: str | None = None) -> None:
+        """A Hugging Face folder of the centre, in the checkpoint's precision or ``dtype``."""
+        with tempfile.TemporaryDirectory(prefix="seedtune-") as scratch:
+            self.snapshot(Path(scratch))
+            places = tensorfile.contents(Path(scratch) / FILE)
+            tensors = {name: tensorfile.window(stored, "r+") for name, stored in places.items()}
+            write_model(self.source, tensors, path, dtype=dtype)
+
+    def take_times(self) -> EngineTimes:
+        taken, self._times = self._times, EngineTimes()
+        return taken
+
+    def close(self) -> None:
+        """End vLLM and its workers."""
+        if self._runtime is not None:
+            self._runtime.close()
+        self._runtime = self._origin = None
+        self._forget_scratch()
+
+    def _forget_scratch(self) -> None:
+        """Delete base weights that were written for the workers."""
+        if self._scratch is not None:
+            self._scratch()
+            self._scratch = None
+
+    def _make_scratch(self) -> Path:
+        folder = tempfile.mkdtemp(prefix="seedtune-")
+        self._scratch = weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+        return Path(folder)

@@ -1,0 +1,100 @@
+"""vLLM's engine arguments: the user's, checked, what they leave open, and what the engine itself decides."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from seedtune.engines.base import Noise
+from seedtune.engines.vllm import compat
+from seedtune.engines.vllm.origin import Origin
+from seedtune.errors import ConfigError, nearest
+from seedtune.settings import VllmSettings
+
+OURS = {
+    "model": "model is a setting of its own",
+    "tokenizer": "seedtune reads prompts with the model's own tokenizer",
+    "skip_tokenizer_init": "seedtune reads prompts itself",
+    "seed": "draws follow the run's seed",
+    "enable_lora": "perturbation=lowrank needs adapters, and gaussian has none",
+    "max_cpu_loras": "it is max_loras",
+    "max_lora_rank": "it follows rank",
+    "lora_target_modules": "they follow trainable and freeze",
+    "fully_sharded_loras": "adapters are made whole",
+    "worker_cls": "seedtune extends vLLM's own workers",
+    "worker_extension_cls": "it is how seedtune writes weights",
+    "logits_processors": "they are how members share their draws",
+    "logprobs_mode": "log-probabilities are the model's own",
+    "quantization": "members are written as plain weights",
+    "load_format": "the weights are those of the model's files",
+    "speculative_config": "a draft model would not follow the members",
+    "pipeline_parallel_size": "seedtune divides tensors, not layers: use tensor_parallel_size",
+    "data_parallel_size": "run several engines instead",
+    "enable_sleep_mode": "the weights must stay where they are",
+    "disable_log_stats": "seedtune keeps its own",
+}
+"""Options that a user cannot give, and why."""
+
+PERTURBED_CPU_CACHE = 1 << 30
+"""Bytes of keys and values on a CPU, where vLLM would take most of the memory by default."""
+
+SHARE = 0.9
+"""Of a GPU's memory, for vLLM and the centre together."""
+
+
+def check(settings: VllmSettings) -> None:
+    """ConfigError for an option that vLLM does not have, or that is not the user's to give."""
+    known = compat.option_names()
+    for name, value in (settings.model_extra or {}).items():
+        if name in OURS:
+            raise ConfigError(f"vllm.{name}={value!r} cannot be given: {OURS[name]}. Leave it out.")
+        if name not in known:
+            raise ConfigError(f"unknown setting 'vllm.{name}': vLLM has no such option.{nearest(name, known)}")
+
+
+def arguments(settings: VllmSettings, noise: Noise, origin: Origin, *, location: str, dtype: str) -> dict[str, Any]:
+    """Everything that vLLM is started with."""
+    from seedtune.engines.vllm.sampler import Chosen
+
+    given = {name: value for name, value in settings.model_dump().items() if value is not None}
+    chosen = _memory(settings, origin, noise) | {"enforce_eager": compat.on_cpu(), "async_scheduling": False} | given
+    chosen |= {
+        "model": location,
+        "dtype": dtype,
+        "skip_tokenizer_init": True,
+        "disable_log_stats": True,
+        "worker_extension_cls": "seedtune.engines.vllm.worker.Extension",
+        "logits_processors": [Chosen],  # the class, not its name: so workers import it before they are made
+    }
+    slots = chosen.pop("max_loras")
+    if noise.perturbation == "lowrank":
+        chosen |= _adapters(noise, origin, slots)
+    return chosen
+
+
+def _adapters(noise: Noise, origin: Origin, members: int) -> dict[str, Any]:
+    slots = members + compat.centre_needs_adapter()
+    return {
+        "enable_lora": True,
+        "max_loras": slots,
+        "max_cpu_loras": slots,
+        "max_lora_rank": compat.adapter_rank(noise.rank),
+        "lora_target_modules": sorted({name.split(".")[-2] for name in origin.shapes}),
+    }
+
+
+def _memory(settings: VllmSettings, origin: Origin, noise: Noise) -> dict[str, Any]:
+    """What vLLM may take, so that the centre finds room beside it."""
+    if compat.on_cpu():
+        return {"kv_cache_memory_bytes": PERTURBED_CPU_CACHE}
+    total = torch.cuda.get_device_properties(0).total_memory
+    each = 4 if noise.master == "float32" else origin.dtype.itemsize
+    centre = each * origin.size / settings.tensor_parallel_size
+    share = SHARE - centre / total
+    if share < 0.1:
+        raise ConfigError(
+            f"the centre takes {centre / 2**30:.1f} of a GPU's {total / 2**30:.0f} GiB, which leaves vLLM no room. Use "
+            "master=none, a larger vllm.tensor_parallel_size, or freeze a part of the model."
+        )
+    return {"gpu_memory_utilization": round(share, 3)}

@@ -1,0 +1,96 @@
+"""The base model as the workers are told of it: which tensors train, where their values lie, and what it is called."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from seedtune import tensorfile
+from seedtune.engines.base import Noise
+from seedtune.engines.transformers import chat
+from seedtune.engines.transformers.anatomy import linear_weights
+from seedtune.engines.transformers.anchor import BaseWeights
+from seedtune.engines.transformers.checkpoint import ModelSource
+from seedtune.engines.transformers.coverage import coverage_of, with_tied_head
+from seedtune.engines.transformers.tracing import is_linear
+from seedtune.errors import ConfigError
+from seedtune.selection import select
+from seedtune.tensorfile import Stored
+from seedtune.types import Coverage
+
+HEAD = "lm_head.weight"
+
+Scratch = Callable[[], Path]
+"""Makes a folder that stays until the engine is gone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """What is kept of the checkpoint once it has been read."""
+
+    fingerprint: str
+    coverage: Coverage
+    dtype: torch.dtype
+    """The checkpoint's."""
+    shapes: dict[str, tuple[int, ...]]
+    """Of the tensors that the centre holds, by Hugging Face name."""
+    places: dict[str, Stored]
+    """Where their values lie."""
+    context: int | None
+    eos: frozenset[int]
+
+    @property
+    def size(self) -> int:
+        """Elements of the centre."""
+        return sum(torch.Size(shape).numel() for shape in self.shapes.values())
+
+    @classmethod
+    def read(cls, source: ModelSource, noise: Noise, *, tokenizer: Any, scratch: Scratch) -> Origin:
+        """Load the checkpoint and describe it; values that its files do not hold as they are go into ``scratch``."""
+        model = source.load().eval()
+        parameters = dict(model.named_parameters())
+        trainable = select(parameters, noise.trainable, noise.freeze)
+        anchor = BaseWeights(source, model, torch.device("cpu"))
+        if noise.perturbation == "gaussian":
+            names = trainable
+            coverage = coverage_of(model, set(names), trainable=set(names), called=())
+        else:
+            names = _adaptable(model, trainable, noise)
+            called = [name for name, module in model.named_modules() if is_linear(module)]
+            coverage = coverage_of(model, set(names), trainable=set(trainable), called=called)
+            coverage = with_tied_head(coverage, model)
+        shapes = {name: tuple(parameters[name].shape) for name in names}
+        context, eos, dtype = chat.context_of(model.config), chat.end_tokens(model, tokenizer), model.dtype
+        del model, parameters  # its memory, before values are copied
+        return cls(anchor.fingerprint, coverage, dtype, shapes, _places(anchor, names, scratch), context, eos)
+
+
+def _adaptable(model: Any, trainable: list[str], noise: Noise) -> list[str]:
+    """The weights of linear layers that adapters can stand beside."""
+    names = linear_weights(model, set(trainable))
+    if not names:
+        raise ConfigError(
+            f"trainable={list(noise.trainable)} without freeze={list(noise.freeze)} leaves no weight of a linear "
+            "layer, which is all that lowrank perturbs. Select some, or use perturbation=gaussian."
+        )
+    if HEAD in names:
+        raise ConfigError(
+            f"engine=vllm cannot perturb an output head of its own ({HEAD}) with perturbation=lowrank: vLLM gives "
+            f"heads no adapters where log-probabilities are asked for. Use freeze=['{HEAD}'], or engine=transformers."
+        )
+    return names
+
+
+def _places(anchor: BaseWeights, names: Iterable[str], scratch: Scratch) -> dict[str, Stored]:
+    listed = list(names)
+    found = anchor.places(listed)
+    missing = {name: anchor(name) for name in listed if name not in found}
+    if missing:
+        path = scratch() / "base.safetensors"
+        tensorfile.write(path, missing)
+        found |= tensorfile.contents(path)
+    return {name: found[name] for name in listed}

@@ -1,0 +1,214 @@
+"""One worker's side of the engine: its part of the centre, and what the live weights hold now.
+
+    centre  →  member  →  member  …  →  centre  →  update  →  centre
+
+Live weights are always written from the centre, whole; asking for what they hold already does nothing, and an update
+while they hold a member is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from seedtune import tensorfile
+from seedtune.engines.transformers.perturbation import as_tensor, as_weights, kernels_of
+from seedtune.engines.vllm import compat, wire
+from seedtune.engines.vllm.adapters import Adapters
+from seedtune.engines.vllm.layout import Piece, pieces_of
+from seedtune.engines.vllm.shard import Shard, ShardedCentre, window_of
+from seedtune.engines.vllm.wire import Plain
+from seedtune.errors import EngineError, ModelError
+from seedtune.types import CENTRE, Member, Update
+from seedtune.weights import Centre
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """The member that the live weights are."""
+
+    member: Member
+    sigma: float
+
+
+class Rank:
+    """The state of a worker; every method takes and gives plain data, see `wire`.
+
+    ``before`` are the shapes of what this worker has had before: its live weights are then not the base model's.
+    """
+
+    def __init__(self, worker: Any, about: Plain, *, before: Mapping[str, tuple[int, ...]] | None = None) -> None:
+        self._model = worker.model_runner.get_model()
+        self.noise = wire.noise_from(about["noise"])
+        self.shapes: dict[str, tuple[int, ...]] = {name: tuple(shape) for name, shape in about["shapes"].items()}
+        self._places = {name: wire.place_from(data) for name, data in about["places"].items()}
+        self._parameters = dict(self._model.named_parameters())
+        pieces = pieces_of(
+            {name: tuple(parameter.shape) for name, parameter in self._parameters.items()},
+            compat.splits_of(self._model),
+            compat.fused_names(self._model),
+            shapes=self.shapes,
+            first=worker.rank == 0,
+        )
+        self._device = next(iter(self._parameters.values())).device
+        self._kernels = kernels_of(self._device)
+        kept = getattr(torch, about["kept"])
+        shards = {name: Shard(piece, self._first(piece, kept)) for name, piece in pieces.items()}
+        self.centre = ShardedCentre(shards, self.noise, kernels=self._kernels, anchor=self._base)
+        self.outline = self._outline()
+        self._live = {name: self._live_part(piece) for name, piece in pieces.items()}
+        self._packers = compat.packers(self._model)
+        self._stand, self._where = self.centre, Update(0, ())
+        self._held: Held | None = None
+        if before is not None and before != self.shapes:
+            raise EngineError("this vLLM has trained other tensors: close the engine, and load it again.")
+        if before is None:
+            self._check()
+        if self.noise.perturbation == "lowrank":
+            self.adapters = Adapters(self.outline, worker.lora_config.lora_dtype, self._device)
+            compat.make_adapters(worker, self.adapters.make)
+        self.become([*CENTRE], 0.0)
+
+    def _outline(self) -> Centre:
+        """The centre of the whole model without its values: enough for what depends on noise alone."""
+        tensors = {name: self._nothing(shape) for name, shape in self.shapes.items()}
+        return Centre(tensors, self.noise, kernels=self._kernels)
+
+    def _nothing(self, shape: tuple[int, ...]) -> Any:
+        """Zeros of that shape in the room of one."""
+        if self._device.type == "cpu":
+            return np.broadcast_to(np.zeros(1, np.float32), shape)
+        return torch.zeros(1, device=self._device).expand(shape)
+
+    def _first(self, piece: Piece, kept: torch.dtype) -> Any:
+        """The piece of the base model in the centre's type, in memory of its own."""
+        window = np.array(window_of(tensorfile.window(self._places[piece.name]), piece))
+        return as_weights(as_tensor(window).to(self._device, kept))
+
+    def _base(self, piece: Piece) -> Any:
+        window = window_of(tensorfile.window(self._places[piece.name]), piece)
+        if self._device.type == "cpu":
+            return window
+        return as_tensor(np.array(window)).to(self._device)
+
+    def _live_part(self, piece: Piece) -> Any:
+        """The live weights of a piece, (rows, columns), in place."""
+        parameter = self._parameters[piece.parameter].data
+        if piece.flat:
+            part = parameter.view(-1)[piece.at : piece.at + piece.size].view(1, -1)
+        else:
+            part = parameter[piece.at : piece.at + piece.rows.size]
+        return as_weights(part)
+
+    def _check(self) -> None:
+        """ModelError unless live weights are the base model's, and are what the forward pass reads."""
+        for name, live in self._live.items():
+            expected = as_weights(torch.empty_like(as_tensor(live)))
+            self.centre.write(name, CENTRE, 0.0, expected)
+            if not torch.equal(as_tensor(live), as_tensor(expected)):
+                raise ModelError(
+                    f"vLLM holds other values for {name!r} than the checkpoint (it changes them when it loads a "
+                    "model, or reads other files). Freeze it, or use engine=transformers."
+                )
+        hidden = compat.check_packed(self._model)
+        if hidden:
+            raise ModelError(
+                f"vLLM's {hidden[0]} multiplies with a packed copy of its weights that seedtune cannot renew. Use "
+                "engine=transformers."
+            )
+
+    # -------------------------------------------------------------------------------------------- the state
+
+    def stand(self, step: Plain) -> None:
+        """Perturb from where an update would take the centre; one that does nothing: from the centre."""
+        where = wire.update_from(step)
+        if where == self._where:
+            return
+        self._held, self._stand = None, self.centre  # lets go of an older copy before there is another one
+        self._where = Update(0, ())
+        if where != self._where:
+            self._stand = self.centre.moved(where)
+            self._where = where
+
+    def become(self, member: Plain, sigma: float) -> bool:
+        """Write a member over the live weights, unless they are it already; whether they changed."""
+        wanted = Member(*member)
+        held = Held(wanted, sigma if wanted.sign else 0.0)
+        if wanted.sign and self.noise.perturbation != "gaussian":
+            raise EngineError(f"member {wanted.label(-1)} of a lowrank run is an adapter, not live weights.")
+        if held == self._held:
+            return False
+        self._held = None
+        for name, live in self._live.items():
+            self._stand.write(name, held.member, held.sigma, live)
+        for pack in self._packers:
+            pack()
+        self._held = held
+        return True
+
+    def apply(self, updates: Plain) -> None:
+        """Move the centre; live weights are of an older one until the next ``become``."""
+        if self._held is not None and self._held.member.sign:
+            raise EngineError(
+                f"an update while the live weights are member {self._held.member.label(-1)}: become the centre first."
+            )
+        self._held, self._stand, self._where = None, self.centre, Update(0, ())
+        self.centre.apply(*map(wire.update_from, updates))
+
+    # -------------------------------------------------------------------------------------------- measures, files
+
+    def held(self) -> Plain:
+        """Tensor name → how many of its elements this rank owns."""
+        return {name: one.piece.size if one.piece.owned else 0 for name, one in self.centre.shards.items()}
+
+    def fingerprint(self) -> Plain:
+        """Both lanes as decimal numbers."""
+        return [str(lane) for lane in self.centre.fingerprint()]
+
+    def squares(self) -> Plain:
+        return self.centre.squares()
+
+    def norm(self, terms: Plain) -> float:
+        return self.outline.norm(wire.terms_from(terms))
+
+    def cosine(self, one: Plain, other: Plain) -> float:
+        return self.outline.cosine(wire.terms_from(one), wire.terms_from(other))
+
+    def step(self, shift: Plain) -> Plain:
+        """The update that a shift stands for."""
+        return wire.update(self.outline.step(wire.shift_from(shift)) or Update(0, ()))
+
+    def save(self, places: Plain) -> None:
+        """Write this rank's own elements of the centre into files that have room for all."""
+        for name, one in self.centre.shards.items():
+            if one.piece.owned:
+                window = tensorfile.window(wire.place_from(places[name]), "r+")
+                window_of(window, one.piece)[...] = self.centre.host(one.theta)
+
+    def restore(self, places: Plain) -> None:
+        """Read the centre from files; the live weights follow."""
+        for name, one in self.centre.shards.items():
+            window = tensorfile.window(wire.place_from(places[name]))
+            self.centre.fill(name, np.array(window_of(window, one.piece)))
+        self._held, self._stand, self._where = None, self.centre, Update(0, ())
+        self.become([*CENTRE], 0.0)
+
+
+COMMANDS: Mapping[str, Callable[..., Any]] = {
+    "stand": Rank.stand,
+    "become": Rank.become,
+    "apply": Rank.apply,
+    "held": Rank.held,
+    "fingerprint": Rank.fingerprint,
+    "squares": Rank.squares,
+    "norm": Rank.norm,
+    "cosine": Rank.cosine,
+    "step": Rank.step,
+    "save": Rank.save,
+    "restore": Rank.restore,
+}
+"""What a worker can be asked for once it is attached."""

@@ -1,0 +1,60 @@
+"""What is asked of vLLM: the parameters of a completion, and of the log-probabilities of a given one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from seedtune.engines.transformers.decode import Row
+from seedtune.types import Sampling
+
+KEY = "seedtune"
+"""Where a request's parameters hold what is for `sampler`."""
+
+
+def completion(row: Row, how: Sampling, eos: frozenset[int]) -> dict[str, Any]:
+    """The parameters of a completion; stop strings are looked for outside of vLLM, token by token."""
+    told: dict[str, Any] = {
+        "temperature": 0.0,
+        "max_tokens": row.limit,
+        "ignore_eos": True,  # vLLM's own end tokens; ours are all in the list
+        "stop_token_ids": [] if how.ignore_eos else sorted(eos),
+        "detokenize": False,
+        "output_kind": _kind(bool(how.stop)),
+    }
+    if row.draws is not None:
+        uniforms = [float(number) for number in row.draws]
+        told["extra_args"] = {KEY: {"uniforms": uniforms, "temperature": how.temperature, "top_p": how.top_p}}
+    return told
+
+
+def forced(last: int) -> dict[str, Any]:
+    """The parameters that give the log-probability of every token of a prompt, and of the token ``last`` after it.
+
+    The last one is written, not read, so that what fits the model's context can be asked for.
+    """
+    return {
+        "temperature": 0.0,
+        "max_tokens": 1,
+        "ignore_eos": True,
+        "detokenize": False,
+        "prompt_logprobs": 0,
+        "logprobs": 0,
+        "output_kind": _kind(False),
+        "extra_args": {KEY: {"forced": last}},
+    }
+
+
+def logprobs_of(output: Any, completion: Sequence[int]) -> list[float]:
+    """The log-probability of every token of a completion, from what vLLM gives for `forced`."""
+    *read, last = completion
+    listed = output.prompt_logprobs or []
+    first = len(listed) - len(read)
+    found = [listed[first + place][token].logprob for place, token in enumerate(read)]
+    return [*map(float, found), float(output.outputs[0].logprobs[0][last].logprob)]
+
+
+def _kind(streamed: bool) -> Any:
+    from vllm.sampling_params import RequestOutputKind
+
+    return RequestOutputKind.DELTA if streamed else RequestOutputKind.FINAL_ONLY

@@ -1,0 +1,74 @@
+"""Draws inside vLLM: tokens by the draws that every member shares, and tokens that are given.
+
+vLLM's own generators would depend on its version and on the batch.  Here a request brings its uniform numbers (or the
+token it must write), this picks the token as the transformers engine does, and leaves no other to choose.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from seedtune.engines.transformers import sampling
+from seedtune.engines.vllm import compat
+from seedtune.engines.vllm.request import KEY
+from seedtune.types import Sampling
+
+compat.pass_over_llvmlite()  # of ours, this is what vLLM imports first, here and in its workers
+compat.count_ranks_plainly()
+
+
+class Wanted(NamedTuple):
+    """How a request's tokens are chosen, and the tokens it has (vLLM appends to the list)."""
+
+    forced: int | None
+    uniforms: list[float]
+    how: tuple[float, float]
+    """(temperature, top_p)"""
+    written: list[int]
+
+
+class Chosen(compat.logits_processor()):  # type: ignore[misc]
+    """Leaves one token to every request that has a choice of its own."""
+
+    def __init__(self, vllm_config: Any, device: torch.device, is_pin_memory: bool) -> None:
+        self._rows: dict[int, Wanted] = {}
+
+    def is_argmax_invariant(self) -> bool:
+        """No: it decides."""
+        return False
+
+    def update_state(self, batch_update: Any) -> None:
+        """Follow requests that come, go and move."""
+        compat.follow(self._rows, batch_update, _wanted)
+
+    def apply(self, logits: Tensor) -> Tensor:
+        """Logits (requests, vocabulary) with −∞ for all but the chosen tokens."""
+        by_how: dict[tuple[float, float], list[int]] = {}
+        for row, wanted in self._rows.items():
+            if wanted.forced is not None:
+                _leave(logits[row], wanted.forced)
+            elif len(wanted.written) < len(wanted.uniforms):
+                by_how.setdefault(wanted.how, []).append(row)
+        for (temperature, top_p), rows in by_how.items():
+            points = np.array([self._rows[row].uniforms[len(self._rows[row].written)] for row in rows])
+            how = Sampling(max_tokens=1, temperature=temperature, top_p=top_p)
+            for row, token in zip(rows, sampling.choose(logits[rows], how, points), strict=True):
+                _leave(logits[row], token)
+        return logits
+
+
+def _wanted(params: Any, _prompt: list[int] | None, written: list[int]) -> Wanted | None:
+    told = (params.extra_args or {}).get(KEY)
+    if told is None:
+        return None
+    how = (told.get("temperature", 0.0), told.get("top_p", 1.0))
+    return Wanted(told.get("forced"), told.get("uniforms", []), how, written)
+
+
+def _leave(row: Tensor, token: int) -> None:
+    row.fill_(-torch.inf)
+    row[token] = 0.0

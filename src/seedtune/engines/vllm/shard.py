@@ -1,0 +1,184 @@
+"""A rank's part of the centre: rectangles of Hugging Face tensors, moved and perturbed as the whole tensors are.
+
+Every kernel works on whole rows, or on elements that follow each other.  A rectangle that is narrower than its tensor
+is laid into whole rows of scratch memory, band by band, worked on there and taken out again: so it needs no kernel of
+its own, and its bits are those of the tensor that nobody divided.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+import torch
+
+from seedtune import fingerprint as fp
+from seedtune.engines.base import Noise
+from seedtune.engines.vllm.layout import Piece
+from seedtune.kernels import cpu
+from seedtune.kernels.base import Kernels
+from seedtune.noise import Address, Stream, key
+from seedtune.types import Member, Update
+from seedtune.weights import BAND, moment_factors, moves, squared_distance
+
+Anchor = Callable[[Piece], Any]
+"""Gives the base weights of a piece, (rows, columns) of any element type."""
+
+
+@dataclass(slots=True)
+class Shard:
+    """A piece and its elements of the centre, (rows, columns), contiguous; numpy, or a torch tensor on a GPU."""
+
+    piece: Piece
+    theta: Any
+
+    @property
+    def start(self) -> int:
+        """The linear index in the whole tensor of the first element of the first row."""
+        return self.piece.rows.first * self.piece.columns.whole
+
+    def bands(self, *, small: bool = False) -> Iterator[tuple[int, int]]:
+        """Runs of rows to work on at a time: all of them if nothing is laid out and they need not be ``small``."""
+        rows = self.piece.rows.size
+        whole = self.piece.whole_rows and not small
+        step = max(1, rows if whole else BAND // max(1, self.piece.columns.whole))
+        for low in range(0, rows, step):
+            yield low, min(rows, low + step)
+
+
+class ShardedCentre:
+    """The shards of a rank by Hugging Face name; the noise, the kernels and the arithmetic are `weights.Centre`'s."""
+
+    def __init__(self, shards: Mapping[str, Shard], noise: Noise, *, kernels: Kernels, anchor: Anchor) -> None:
+        self.shards, self.noise = dict(shards), noise
+        self.keys = {name: key(noise.run_seed, name) for name in shards}
+        self._kernels, self._anchor = kernels, anchor
+
+    def apply(self, *updates: Update) -> None:
+        """Every update in order, in one pass over each shard; see `weights.Centre.apply`."""
+        moving = [update for update in updates if moves(update)]
+        for shard in self.shards.values() if moving else ():
+            self._apply(shard, moving)
+
+    def moved(self, update: Update) -> ShardedCentre:
+        """A copy that has taken an update."""
+        shards = {name: Shard(one.piece, _copy(one.theta)) for name, one in self.shards.items()}
+        other = ShardedCentre(shards, self.noise, kernels=self._kernels, anchor=self._anchor)
+        other.apply(update)
+        return other
+
+    def _apply(self, shard: Shard, updates: Sequence[Update]) -> None:
+        decays = any(update.decay for update in updates)
+        anchor = self._anchor(shard.piece) if decays else None
+        small = any(update.moments is not None for update in updates)
+        for low, high in shard.bands(small=small):
+            rows = _laid_out(shard.theta[low:high], shard.piece)
+            base = None if anchor is None else _laid_out(anchor[low:high], shard.piece)
+            self._move(shard.piece, rows, updates, first=shard.piece.rows.first + low, base=base)
+            _take_out(rows, shard.theta[low:high], shard.piece)
+
+    def _move(self, piece: Piece, rows: Any, updates: Sequence[Update], *, first: int, base: Any) -> None:
+        """Updates of whole rows (n, columns) that begin at row ``first``."""
+        for by_moments, group in groupby(updates, lambda update: update.moments is not None):
+            if not by_moments:
+                self._add(piece, rows, list(group), first=first, base=base)
+                continue
+            for update in group:
+                self._step(piece, rows, update, first=first, base=base)
+
+    def _add(self, piece: Piece, rows: Any, updates: Sequence[Update], *, first: int, base: Any = None) -> None:
+        where, subspaces = self.keys[piece.name], self.noise.subspaces
+        if self.noise.perturbation == "lowrank":
+            shape = (piece.rows.whole, piece.columns.whole)
+            place: dict[str, Any] = {"shape": shape, "row_start": first, "anchor": base, "subspaces": subspaces}
+            self._kernels.update_lowrank(rows, where, updates, rank=self.noise.rank, **place)
+            return
+        flat = None if base is None else base.reshape(-1)
+        start = first * piece.columns.whole
+        self._kernels.update_full(rows.reshape(-1), where, updates, start=start, anchor=flat, subspaces=subspaces)
+
+    def _step(self, piece: Piece, rows: Any, update: Update, *, first: int, base: Any) -> None:
+        """One update with moments, which are rebuilt here."""
+        moments, shape = update.moments, tuple(rows.shape)
+        assert moments is not None
+        m, v, g = (self._kernels.empty((math.prod(shape),), rows) for _ in range(3))
+        m[...], v[...] = 0, 0
+        for terms in (*moments.past, update.terms):
+            g[...] = 0
+            self._add(piece, g.reshape(shape), [Update(0, terms)], first=first)
+            self._kernels.moments(m, v, g, moments.beta1, moments.beta2)
+        self._kernels.scaled(m, v, moment_factors(moments))
+        flat = None if base is None else base.reshape(-1)
+        start = first * piece.columns.whole
+        self._kernels.settle(rows.reshape(-1), m, self.keys[piece.name], update, start=start, anchor=flat)
+
+    def write(self, name: str, member: Member, sigma: float, out: Any) -> None:
+        """Write a member's weights, round(θ + sign·σ·ε), into ``out``: (rows, columns) of the model's type."""
+        shard = self.shards[name]
+        address = Address(self.keys[name], Stream.FULL, member.generation, member.pair)
+        scale, how = member.sign * sigma, {"subspaces": self.noise.subspaces}
+        if scale == 0 or shard.piece.whole_rows:  # rounding alone needs no place
+            start = shard.start + shard.piece.columns.first
+            self._kernels.perturb(out.reshape(-1), shard.theta.reshape(-1), scale, address, start, **how)
+            return
+        for low, high in shard.bands():
+            rows, wide = _laid_out(shard.theta[low:high], shard.piece), _laid_out(out[low:high], shard.piece)
+            start = shard.start + low * shard.piece.columns.whole
+            self._kernels.perturb(wide.reshape(-1), rows.reshape(-1), scale, address, start, **how)
+            _take_out(wide, out[low:high], shard.piece)
+
+    def fingerprint(self) -> fp.Fingerprint:
+        """What this rank's own elements add to the centre's fingerprint."""
+        return fp.combine(self._fingerprint(one) for one in self.shards.values() if one.piece.owned)
+
+    def _fingerprint(self, shard: Shard) -> fp.Fingerprint:
+        piece, theta = shard.piece, shard.theta
+        own = fp.tensor_key(piece.name, theta.dtype.itemsize)
+        if isinstance(theta, torch.Tensor) and piece.whole_rows:
+            return self._kernels.fingerprint(theta.reshape(-1), own, shard.start)
+        bits = np.ascontiguousarray(fp.bits_of(self.host(theta)))
+        shape = (piece.rows.whole, piece.columns.whole)
+        return cpu.fingerprint_slice(bits, own, shape, row_start=piece.rows.first, col_start=piece.columns.first)
+
+    def host(self, theta: Any) -> Any:
+        """An array of this centre in numpy."""
+        return theta if isinstance(theta, np.ndarray) else self._kernels.host(theta)
+
+    def fill(self, name: str, source: np.ndarray) -> None:
+        """Write ``source``, (rows, columns) of the centre's type, over a shard."""
+        self._kernels.copy(self.shards[name].theta, source)
+
+    def squares(self) -> list[float]:
+        """‖θ − θ₀‖² of every shard of this rank's own, in float64."""
+        own = (one for one in self.shards.values() if one.piece.owned)
+        return [squared_distance(one.theta, self._anchor(one.piece)) for one in own]
+
+
+def _laid_out(part: Any, piece: Piece) -> Any:
+    """Rows as wide as the tensor with ``part`` in its columns; ``part`` itself if it is that wide."""
+    if piece.whole_rows:
+        return part
+    shape = (part.shape[0], piece.columns.whole)
+    rows = np.zeros(shape, part.dtype) if isinstance(part, np.ndarray) else part.new_zeros(shape)
+    rows[:, piece.columns.first : piece.columns.stop] = part
+    return rows
+
+
+def _take_out(rows: Any, part: Any, piece: Piece) -> None:
+    """The other way round."""
+    if not piece.whole_rows:
+        part[...] = rows[:, piece.columns.first : piece.columns.stop]
+
+
+def _copy(theta: Any) -> Any:
+    return theta.copy() if isinstance(theta, np.ndarray) else theta.clone()
+
+
+def window_of(whole: Any, piece: Piece) -> Any:
+    """The piece's elements, (rows, columns), of a whole tensor in Hugging Face's shape."""
+    grid = whole.reshape(piece.rows.whole, piece.columns.whole)
+    return grid[piece.rows.first : piece.rows.stop, piece.columns.first : piece.columns.stop]

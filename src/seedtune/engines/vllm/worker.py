@@ -1,0 +1,31 @@
+"""What vLLM's workers are extended with (``worker_extension_cls``): one call, plain data in and out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from seedtune.engines.vllm import compat
+from seedtune.engines.vllm.rank import COMMANDS, Rank
+from seedtune.engines.vllm.wire import Plain
+from seedtune.errors import SeedtuneError
+
+compat.keep_weights()  # vLLM imports this module before it loads the model
+
+
+class Extension:
+    """Methods that vLLM's worker class inherits."""
+
+    def seedtune(self: Any, command: str, *arguments: Plain) -> Plain:
+        """Run a command: ["done", what it gives], or ["error", kind, message] for an error that a user can cause.
+
+        Errors of ours would lose their kind on the way from another process; all others stop the engine.
+        """
+        try:
+            if command == "attach":
+                self._seedtune = None  # lets go of an older centre before there is another one
+                self._seedtune = Rank(self, *arguments, before=vars(self).get("_seedtune_trained"))
+                self._seedtune_trained = self._seedtune.shapes
+                return ["done", self._seedtune.held()]
+            return ["done", COMMANDS[command](self._seedtune, *arguments)]
+        except SeedtuneError as error:
+            return ["error", type(error).__name__, str(error)]

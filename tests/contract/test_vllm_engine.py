@@ -1,0 +1,255 @@
+"""The vLLM engine against the transformers engine, in float32: the same members, completions and centres."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+pytest.importorskip("vllm", reason="needs vLLM", exc_type=ImportError)
+
+from models import answers, job, load_engine, text_prompts
+from seedtune.engines.base import Engine
+from seedtune.engines.transformers.engine import TransformersEngine
+from seedtune.engines.vllm.engine import VllmEngine
+from seedtune.types import CENTRE, Decay, Likelihood, Member, Moments, Prompt, Shift, Term, Update
+from serving import SERVED, end_all, save_served, serve
+
+GAUSSIAN, LOWRANK = {"perturbation": "gaussian"}, {"perturbation": "lowrank"}
+MODES = {"gaussian": GAUSSIAN, "lowrank": LOWRANK}
+MEMBERS = (Member(1, 0, 1), Member(1, 0, -1), Member(1, 4, 1), CENTRE)
+PROMPTS = text_prompts("Hello there", "x", "The quick brown fox jumps", "1 + 1 =")
+UPDATES = [
+    Update(g, (Term(g, 0, 0.01 * g), Term(g, 4, -0.02), Term(0, 7, 0.01)), Decay(l2=0.1) if g == 3 else None)
+    for g in range(1, 6)
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Path]]:
+    yield cache(lambda family: save_served(family, tmp_path_factory.mktemp(family)))
+    end_all()
+
+
+@pytest.fixture(params=MODES.values(), ids=MODES)
+def how(request: pytest.FixtureRequest) -> dict[str, Any]:
+    return request.param
+
+
+GIVEN = tuple(Prompt(i, text, answers=(" Bob", "y", "-0.25")) for i, text in enumerate(("Hello there", "x")))
+LONGEST = Prompt(7, "a" * 60, answers=("b" * 4,))
+"""As long as the context with its answer."""
+
+
+def assert_as_likely(ours: Engine, theirs: Engine, *more: Prompt) -> dict[tuple[Member, int, int], Likelihood]:
+    """What members of ours give to `GIVEN` answers, which is what they give in the other within 1e-4 in log p."""
+    work = job((*GIVEN, *more), members=MEMBERS)
+    found, expected = ({(x.member, x.prompt, x.answer): x for x in e.likelihoods([work])} for e in (ours, theirs))
+    assert found.keys() == expected.keys()
+    for place, one in found.items():
+        assert replace(one, logprobs=()) == replace(expected[place], logprobs=())
+        assert one.logprobs == pytest.approx(expected[place].logprobs, abs=1e-4)
+    return found
+
+
+# ------------------------------------------------------------------------------------------- members
+
+
+@pytest.mark.parametrize("family", SERVED)
+def test_members_write_what_they_write_in_transformers_before_and_after_five_generations(
+    family: str, how: dict[str, Any], folder: Callable[[str], Path]
+) -> None:
+    if family == "llama-untied" and how is LOWRANK:
+        how = {**LOWRANK, "freeze": ("lm_head.weight",)}
+    ours, theirs = serve(folder(family), how), load_engine(folder(family), how=how)
+    work = job(PROMPTS, members=MEMBERS, max_tokens=10)
+    assert answers(ours, work) == answers(theirs, work)
+    before = assert_as_likely(ours, theirs)
+    assert len({before[member, 0, 0].logprobs for member in MEMBERS}) == len(MEMBERS)
+    assert ours.fingerprint() == theirs.fingerprint()
+    for update in UPDATES:
+        ours.apply(update)
+        theirs.apply(update)
+        assert ours.fingerprint() == theirs.fingerprint()
+    assert answers(ours, work) == answers(theirs, work)
+    after = assert_as_likely(ours, theirs)
+    assert all(after[place].logprobs != before[place].logprobs for place in after)
+
+
+# ------------------------------------------------------------------------------------------- requests
+
+
+@pytest.fixture(scope="module")
+def pair(folder: Callable[[str], Path]) -> Callable[[str], tuple[VllmEngine, TransformersEngine]]:
+    """(vLLM, transformers) of one model, for tests that do not move the centre."""
+    return cache(lambda mode: (serve(folder("llama"), MODES[mode]), load_engine(folder("llama"), how=MODES[mode])))
+
+
+@pytest.fixture(params=MODES)
+def both(request: pytest.FixtureRequest, pair: Any) -> tuple[VllmEngine, TransformersEngine]:
+    return pair(request.param)
+
+
+ASKED = {
+    "sampled": {"temperature": 0.8, "top_p": 0.9, "samples": 2, "seed": 3},
+    "warm": {"temperature": 1.5, "ignore_eos": True},
+    "stop-strings": {"stop": ("a", "7", "Q"), "max_tokens": 16},
+    "stop-strings-sampled": {"stop": ("e",), "temperature": 1.0, "samples": 3, "ignore_eos": True},
+    "to-the-end": {"ignore_eos": True, "max_tokens": 30},
+}
+
+
+@pytest.mark.parametrize("asked", ASKED.values(), ids=ASKED)
+def test_completions_stop_and_are_drawn_as_in_transformers(both: Any, asked: dict[str, Any]) -> None:
+    found = answers(both[0], job(PROMPTS, members=MEMBERS, **asked))
+    assert found == answers(both[1], job(PROMPTS, members=MEMBERS, **asked))
+    assert {r.finish for r in found.values()} >= ({"stop"} if "stop" in asked else {"length"})
+
+
+def test_an_end_token_ends_a_completion_and_belongs_to_it(folder: Callable[[str], Path], pair: Any) -> None:
+    ours, theirs = pair("gaussian")
+    free = answers(theirs, job(PROMPTS[2:3], ignore_eos=True, max_tokens=20))[CENTRE, 0, 0].token_ids
+    last = next(token for token in free[3:] if token not in free[:3])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ours, "_origin", replace(ours._origin, eos=frozenset({last})))
+        ended = answers(ours, job(PROMPTS[2:3], max_tokens=20))[CENTRE, 0, 0]
+    assert (ended.finish, ended.token_ids) == ("stop", free[: free.index(last) + 1])
+
+
+def test_prompts_have_limits_of_their_own_and_rows_can_be_chosen(both: Any) -> None:
+    limited = text_prompts(*(p.content for p in PROMPTS), limits=[1, 8, 3, None])
+    work = replace(job(limited, members=MEMBERS, ignore_eos=True), rows=((0, 2), (3, 0), (1, 3), (1, 0)))
+    assert answers(both[0], work) == answers(both[1], work)
+
+
+def test_a_turn_without_room_writes_nothing(both: Any) -> None:
+    prompts = (Prompt(0, "y" * 64, turn=1), Prompt(1, "z" * 60, turn=1))
+    found = answers(both[0], job(prompts, ignore_eos=True))
+    assert [len(found[CENTRE, p, 0].token_ids) for p in range(2)] == [0, 4]
+    assert found == answers(both[1], job(prompts, ignore_eos=True))
+
+
+def test_jobs_of_one_wave_share_their_batches_and_answer_as_each_alone(both: Any) -> None:
+    jobs = [replace(job(PROMPTS, members=MEMBERS[i:], max_tokens=5), id=i, sigma=0.05 * (i + 1)) for i in range(3)]
+    together = {(r.job, r.member, r.prompt): r for r in both[0].evaluate(jobs)}
+    alone = {(r.job, r.member, r.prompt): r for one in reversed(jobs) for r in both[1].evaluate([one])}
+    assert together == alone
+
+
+def test_members_that_exceed_the_slots_take_turns(folder: Callable[[str], Path], pair: Any) -> None:
+    few = serve(folder("llama"), LOWRANK, max_loras=2)
+    work = job(PROMPTS, members=[*MEMBERS, *(Member(9, pair, -1) for pair in range(5))], max_tokens=6)
+    assert answers(few, work) == answers(pair("lowrank")[1], work)
+
+
+def test_results_come_while_others_are_still_written(pair: Any) -> None:
+    ours, _ = pair("lowrank")
+    work = job(text_prompts("short", "long", limits=[2, 30]), members=MEMBERS, ignore_eos=True, max_tokens=30)
+    order = [(rollout.prompt, rollout.member) for rollout in ours.evaluate([work])]
+    assert [prompt for prompt, _ in order] == [0] * 4 + [1] * 4
+
+
+def test_a_caller_that_stops_listening_leaves_nothing_behind(both: Any) -> None:
+    work = job(PROMPTS, members=MEMBERS, ignore_eos=True, max_tokens=20)
+    left = both[0].evaluate([work])
+    next(left)
+    assert answers(both[0], work) == answers(both[1], work)
+
+
+# ------------------------------------------------------------------------------------------- given answers
+
+
+def test_given_answers_are_as_likely_as_in_transformers(both: Any) -> None:
+    assert_as_likely(*both, LONGEST)
+
+
+def test_log_probabilities_of_the_base_model_survive_an_update(folder: Callable[[str], Path], how: Any) -> None:
+    ours, theirs = serve(folder("llama"), how), load_engine(folder("llama"), how=how)
+    ids = [[40, 41, 42], [], [50]]
+    first = ours.logprobs(PROMPTS[:3], ids)
+    for engine in (ours, theirs):
+        engine.apply(UPDATES[0])
+    for base in (True, False, True):
+        found, expected = ours.logprobs(PROMPTS[:3], ids, base=base), theirs.logprobs(PROMPTS[:3], ids, base=base)
+        assert [len(numbers) for numbers in found] == [3, 0, 1]
+        assert all(a == pytest.approx(b, abs=1e-4) for a, b in zip(found, expected, strict=True))
+        assert (found == first) is base
+    assert ours.fingerprint() == theirs.fingerprint()
+
+
+# ------------------------------------------------------------------------------------------- the centre
+
+
+def test_two_hundred_evaluated_members_leave_the_centre_as_it_is(both: Any) -> None:
+    ours, _ = both
+    before = ours.fingerprint(), answers(ours, job(PROMPTS[:1]))
+    members = tuple(Member(2, pair, sign) for pair in range(100) for sign in (1, -1))
+    assert len(list(ours.evaluate([job(PROMPTS[:1], members=members, max_tokens=2)]))) == 200
+    assert (ours.fingerprint(), answers(ours, job(PROMPTS[:1]))) == before
+
+
+def test_shifted_members_stand_where_they_stand_in_transformers(both: Any) -> None:
+    for shift in (Shift(UPDATES[0].terms), None, Shift(UPDATES[1].terms, 3.0), Shift(())):
+        work = replace(job(PROMPTS, members=MEMBERS), shift=shift)
+        assert answers(both[0], work) == answers(both[1], work)
+
+
+def test_lengths_and_angles_of_updates_are_those_of_transformers(both: Any) -> None:
+    one, other = UPDATES[0].terms, UPDATES[1].terms
+    assert both[0].norm(one) == both[1].norm(one)
+    assert both[0].cosine(one, other) == pytest.approx(both[1].cosine(one, other), abs=0.02)
+
+
+PRECISIONS = {
+    "master-none": ({"master": "none"}, "bfloat16"),
+    "bfloat16": ({}, "bfloat16"),
+    "rank3-subspaces": ({"rank": 3, "subspaces": 2}, "float32"),
+    "frozen": ({"trainable": ("*.mlp.*", "*_proj.weight"), "freeze": ("*.v_proj.*",)}, "float32"),
+}
+
+
+@pytest.mark.parametrize(("settings", "dtype"), PRECISIONS.values(), ids=PRECISIONS)
+def test_every_precision_and_selection_gives_the_centre_of_transformers(
+    settings: dict[str, Any], dtype: str, how: dict[str, Any], tmp_path: Path
+) -> None:
+    rank = settings.get("rank", 1) if how is LOWRANK else 1
+    how = {**how, **settings, "rank": rank}
+    folder = save_served("qwen2", tmp_path / "model", dtype=getattr(torch, dtype))
+    rest = {name: value for name, value in how.items() if name != "rank"}
+    ours, theirs = serve(folder, how, dtype=dtype), load_engine(folder, rank=rank, how=rest)
+    moments = Moments(0.9, 0.99, 1e-8, 0.01, past=(UPDATES[0].terms,))
+    for update in (*UPDATES, Update(7, UPDATES[1].terms, moments=moments)):
+        ours.apply(update)
+        theirs.apply(update)
+    assert ours.fingerprint() == theirs.fingerprint()
+    if dtype == "float32":
+        assert answers(ours, job(PROMPTS, members=MEMBERS)) == answers(theirs, job(PROMPTS, members=MEMBERS))
+    theirs.snapshot(tmp_path)
+    ours.load(tmp_path)
+    assert ours.fingerprint() == theirs.fingerprint()
+    ours.snapshot(tmp_path)
+    theirs.load(tmp_path)
+    assert ours.fingerprint() == theirs.fingerprint()
+    ours._running.close()
+
+
+def test_an_exported_model_answers_in_transformers_and_vllm_as_the_centre_did(
+    folder: Callable[[str], Path], how: dict[str, Any], tmp_path: Path
+) -> None:
+    ours = serve(folder("qwen3"), how)
+    ours.apply(*UPDATES)
+    said = answers(ours, job(PROMPTS, max_tokens=12))
+    ours.export(tmp_path)
+    assert {*AutoModelForCausalLM.from_pretrained(tmp_path).state_dict()} == {
+        *AutoModelForCausalLM.from_pretrained(folder("qwen3")).state_dict()
+    }
+    again = serve(tmp_path, how)
+    for engine in (again, load_engine(tmp_path, how=how)):
+        assert answers(engine, job(PROMPTS, max_tokens=12)) == said
+    again._running.close()

@@ -1,0 +1,283 @@
+"""That vLLM computes with the weights that seedtune writes, all of them, and with nothing older; with controls."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("vllm", reason="needs vLLM", exc_type=ImportError)
+
+from models import answers, job, load_engine, text_prompts
+from seedtune.engines.base import Noise
+from seedtune.engines.vllm import compat, options
+from seedtune.engines.vllm.adapters import Adapters
+from seedtune.engines.vllm.engine import VllmEngine
+from seedtune.engines.vllm.rank import Rank
+from seedtune.engines.vllm.runtime import Runtime
+from seedtune.errors import ConfigError, DataError, EngineError, MissingExtraError
+from seedtune.settings import VllmSettings
+from seedtune.types import CENTRE, Member, Prompt, Term, Update
+from serving import SMALL, end_all, save_served, serve
+
+GAUSSIAN, LOWRANK = {"perturbation": "gaussian"}, {"perturbation": "lowrank"}
+MEMBER, OTHER = Member(1, 0, 1), Member(1, 4, -1)
+GIVEN = (Prompt(0, "Hello there", answers=("-0.25",)), Prompt(1, "x", answers=("y",)))
+UPDATE = Update(1, (Term(1, 0, 0.05),))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Path]]:
+    yield cache(lambda family: save_served(family, tmp_path_factory.mktemp(family)))
+    end_all()
+
+
+@pytest.fixture(scope="module")
+def served(folder: Callable[[str], Path]) -> Callable[[str, str], VllmEngine]:
+    """Engines that no test moves."""
+    return cache(lambda family, mode: serve(folder(family), {"perturbation": mode}))
+
+
+def worker_of(engine: VllmEngine) -> Any:
+    """The worker, which of an engine of one rank lives in this process."""
+    return engine._running._core.model_executor.driver_worker.worker
+
+
+def rank_of(engine: VllmEngine) -> Rank:
+    found: Rank = worker_of(engine)._seedtune
+    return found
+
+
+def said(engine: Any, member: Member = CENTRE) -> list[float]:
+    """Log-probabilities of given answers."""
+    listed = engine.likelihoods([job(GIVEN, members=[member], sigma=0.1)])
+    return [p for one in sorted(listed, key=lambda one: one.prompt) for p in one.logprobs]
+
+
+def kinds_of(names: Any) -> dict[str, list[str]]:
+    """The tensors of each kind: their names with numbers replaced."""
+    kinds: dict[str, list[str]] = {}
+    for name in names:
+        kinds.setdefault(re.sub(r"\d+", "*", name), []).append(name)
+    return kinds
+
+
+# ------------------------------------------------------------------------------------------- every kind of tensor
+
+
+@pytest.mark.parametrize("family", ["llama-untied", "qwen2", "qwen3", "gemma3"])
+def test_every_kind_of_tensor_is_read_where_it_is_written(family: str, served: Any, folder: Any) -> None:
+    """Each kind perturbed alone gives what transformers gives with it alone perturbed, and the centre without it."""
+    ours = served(family, "gaussian")
+    rank, centre = rank_of(ours), said(ours)
+    for kind, names in kinds_of(rank.shapes).items():
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(rank, "_live", {name: rank._live[name] for name in names})
+            found = said(ours, MEMBER)
+            ours.logprobs(GIVEN, [[5], [5]])  # the centre again
+        theirs = load_engine(folder(family), how={**GAUSSIAN, "trainable": (kind,)})
+        assert found == pytest.approx(said(theirs, MEMBER), abs=1e-4), kind
+        assert found != pytest.approx(centre, abs=1e-3), kind
+        assert said(ours) == centre, kind
+
+
+def test_a_stock_worker_that_packs_once_would_fail_that_test(served: Any) -> None:
+    """The control: without packing again, what is written to linear layers is not read."""
+    ours = served("llama-untied", "gaussian")
+    rank, centre = rank_of(ours), said(ours)
+    linear = [name for name in rank.shapes if name.endswith("_proj.weight") or name == "lm_head.weight"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rank, "_live", {name: rank._live[name] for name in linear})
+        patch.setattr(rank, "_packers", [])
+        assert said(ours, MEMBER) == centre
+        assert said(ours) == centre
+
+
+@pytest.mark.parametrize("family", ["qwen2", "gemma3"])
+def test_every_kind_of_linear_layer_reads_its_adapter(family: str, served: Any, folder: Any) -> None:
+    ours = served(family, "lowrank")
+    rank, centre = rank_of(ours), said(ours)
+    for number, (kind, names) in enumerate(kinds_of(rank.shapes).items()):
+        outline = rank.outline.part({name: rank.outline.tensors[name] for name in names})
+        compat.make_adapters(worker_of(ours), Adapters(outline, rank.adapters._dtype, rank._device).make)
+        member = Member(1, 50 + number, 1)
+        theirs = load_engine(folder(family), how={**LOWRANK, "trainable": (kind,)})
+        assert said(ours, member) == pytest.approx(said(theirs, member), abs=1e-4), kind
+        assert said(ours, member) != pytest.approx(centre, abs=1e-3), kind
+    compat.make_adapters(worker_of(ours), rank.adapters.make)
+    assert said(ours) == centre
+
+
+def test_the_centre_beside_adapters_is_the_centre_whoever_holds_the_slots(served: Any, folder: Any) -> None:
+    """On the CPU vLLM gives requests without an adapter that of the last slot."""
+    few = serve(folder("llama"), LOWRANK, max_loras=1)
+    work = job(text_prompts("Hello there", "x"), members=[MEMBER, CENTRE, OTHER, Member(3, 3, 1)], sigma=0.3)
+    found = answers(few, work)
+    assert found == answers(load_engine(folder("llama")), work)
+
+
+# ------------------------------------------------------------------------------------------- nothing older
+
+LONG = "The quick brown fox jumps over the lazy dog twice"
+
+
+def test_cached_beginnings_of_another_members_prompts_are_not_taken(served: Any, folder: Any) -> None:
+    prompts = text_prompts(*(LONG + end for end in ("a", "b", "c")))
+    ours, theirs = served("llama", "gaussian"), load_engine(folder("llama"), how=GAUSSIAN)
+    work = [job(prompts, members=[member], sigma=0.2, max_tokens=8) for member in (CENTRE, MEMBER, OTHER, CENTRE)]
+    expected = [answers(theirs, one) for one in work]
+    assert [answers(ours, one) for one in work] == expected
+    with pytest.MonkeyPatch.context() as patch:  # the control: with the cache kept, answers are of older weights
+        patch.setattr(ours._running, "forget_prefixes", lambda: None)
+        assert [answers(ours, one) for one in work] != expected
+    ours._running.forget_prefixes()
+    assert [answers(ours, one) for one in work] == expected
+
+
+def test_an_update_forgets_cached_beginnings_of_adapters_too(folder: Any) -> None:
+    prompts = text_prompts(*(LONG + end for end in ("a", "b")))
+    ours, theirs = serve(folder("llama"), LOWRANK), load_engine(folder("llama"))
+    work = job(prompts, members=[CENTRE, MEMBER], max_tokens=8)
+    for update in (UPDATE, Update(2, (Term(2, 1, -0.2),))):
+        assert answers(ours, work) == answers(theirs, work)
+        ours.apply(update)
+        theirs.apply(update)
+    assert answers(ours, work) == answers(theirs, work)
+
+
+# ------------------------------------------------------------------------------------------- the state
+
+
+def test_becoming_what_it_is_writes_nothing_and_a_member_is_never_updated(served: Any) -> None:
+    ours = served("llama", "gaussian")
+    assert rank_of(ours).become([*MEMBER], 0.1) is True
+    assert rank_of(ours).become([*MEMBER], 0.1) is False
+    assert rank_of(ours).become([*MEMBER], 0.2) is True
+    before = ours.fingerprint()
+    with pytest.raises(EngineError, match=r"live weights are member 1:0\+: become the centre first"):
+        ours._call("apply", [])
+    assert rank_of(ours).become([*CENTRE], 0.7) is True
+    assert rank_of(ours).become([*CENTRE], 0.0) is False
+    ours._call("apply", [])
+    assert ours.fingerprint() == before
+
+
+def test_a_write_that_was_interrupted_is_written_again(served: Any, folder: Any) -> None:
+    ours, theirs = served("llama", "gaussian"), load_engine(folder("llama"), how=GAUSSIAN)
+    rank, broken = rank_of(ours), list(rank_of(ours)._live)[3]
+
+    def write(name: str, *rest: Any) -> None:
+        if name == broken:
+            raise EngineError("interrupted")
+        original(name, *rest)
+
+    original = rank.centre.write
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rank.centre, "write", write)
+        with pytest.raises(EngineError, match="interrupted"):
+            said(ours, MEMBER)
+    for member in (CENTRE, MEMBER):
+        assert said(ours, member) == pytest.approx(said(theirs, member), abs=1e-4)
+
+
+def test_adapters_of_a_lowrank_run_are_not_written_as_weights(served: Any) -> None:
+    with pytest.raises(EngineError, match="is an adapter"):
+        served("llama", "lowrank")._call("become", [*MEMBER], 0.1)
+
+
+def test_other_tensors_need_another_vllm(folder: Any) -> None:
+    ours = serve(folder("llama"), GAUSSIAN)
+    fresh = said(ours)
+    ours.apply(UPDATE)
+    assert said(ours) != fresh
+    ours._origin = replace(ours._loaded, shapes={"model.norm.weight": ours._loaded.shapes["model.norm.weight"]})
+    with pytest.raises(EngineError, match="has trained other tensors"):
+        ours._attach(ours._origin)
+    ours.load()
+    assert said(ours) == fresh
+
+
+# ------------------------------------------------------------------------------------------- what a user can do wrong
+
+
+def broken(folder: Path, how: dict[str, Any] = GAUSSIAN, **settings: Any) -> VllmEngine:
+    return VllmEngine(str(folder), noise=Noise(7, **how), settings=VllmSettings(**{**SMALL, **settings}))
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"block_sise": 32}, r"unknown setting 'vllm.block_sise'.* Did you mean 'block_size'\?"),
+        ({"quantization": "fp8"}, "vllm.quantization='fp8' cannot be given: members are written as plain weights"),
+        ({"enable_lora": True}, "perturbation=lowrank needs adapters"),
+    ],
+)
+def test_options_that_vllm_or_seedtune_does_not_take_are_named(folder: Any, option: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        broken(folder("llama"), **option)
+
+
+def test_options_of_ours_are_options_of_vllm() -> None:
+    assert set(options.OURS) <= compat.option_names()
+
+
+def test_a_version_that_was_not_tested_is_refused_and_a_missing_one_explained(folder: Any) -> None:
+    import vllm
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(vllm, "__version__", "0.7.3")
+        with pytest.raises(ConfigError, match=r"with vLLM 0\.7\.3: .*for versions .*0\.32 only\. .*'vllm==0\.32"):
+            broken(folder("llama"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "vllm", None)
+        patch.setattr(compat.importlib.util, "find_spec", lambda name: object())
+        with pytest.raises(ConfigError, match="is installed, but does not import"):
+            broken(folder("llama"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compat.importlib.util, "find_spec", lambda name: None)
+        with pytest.raises(MissingExtraError, match=r"pip install vllm$"):
+            broken(folder("llama"))
+
+
+def test_little_memory_makes_completions_wait_not_fail(folder: Any) -> None:
+    """Eight blocks of 32 hold four completions of the twenty."""
+    narrow = serve(folder("llama"), GAUSSIAN, num_gpu_blocks_override=9)
+    work = job(text_prompts(*"abcde"), samples=4, temperature=1.0, ignore_eos=True, max_tokens=60)
+    assert answers(narrow, work) == answers(load_engine(folder("llama"), how=GAUSSIAN), work)
+
+
+def test_a_prompt_that_does_not_fit_is_named(served: Any, folder: Any) -> None:
+    with pytest.raises(DataError, match="prompt 0 has 60 tokens; with max_completion_length=8"):
+        answers(served("llama", "gaussian"), job(text_prompts("a" * 60)))
+    short = serve(folder("llama"), GAUSSIAN, max_model_len=32)
+    assert short.context_length() == 32
+    with pytest.raises(DataError, match="the model's context of 32"):
+        answers(short, job(text_prompts("a" * 30)))
+
+
+def test_an_error_inside_a_worker_ends_the_run_and_loading_again_mends_it(folder: Any) -> None:
+    ours, work = serve(folder("llama"), GAUSSIAN), job(text_prompts("Hello there"))
+    ours.apply(UPDATE)
+    before, runner = answers(ours, work), worker_of(ours).model_runner
+    with pytest.MonkeyPatch.context() as patch:
+
+        def fail(*_: Any, **__: Any) -> None:
+            raise RuntimeError("a bad day\nfor kernels")
+
+        patch.setattr(runner.model, "forward", fail)
+        with pytest.raises(EngineError, match=r"vLLM stopped while it generated: a bad day for kernels\. The ledger"):
+            answers(ours, work)
+    for call in (ours.fingerprint, lambda: answers(ours, work)):
+        with pytest.raises(EngineError, match="a bad day"):
+            call()
+    assert ours._running.failed
+    ours.load()
+    ours.apply(UPDATE)
+    assert answers(ours, work) == before
+    assert isinstance(ours._runtime, Runtime)

