@@ -11,6 +11,7 @@ import importlib.util
 import os
 import sys
 import warnings
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
@@ -21,7 +22,7 @@ from seedtune.engines.vllm.layout import Run, Split
 from seedtune.errors import ConfigError, MissingExtraError
 
 VERSIONS = {
-    "0.31": "CPU build: the contract tests. Never run on a GPU.",
+    "0.31": "CPU build: all tests. Never run on a GPU.",
     "0.32": "CPU build: all tests. Never run on a GPU.",
 }
 """Version of vLLM (two numbers) → what is known about it."""
@@ -80,6 +81,7 @@ def start(arguments: Mapping[str, Any]) -> Any:
         from vllm.engine.arg_utils import EngineArgs
         from vllm.v1.engine.llm_engine import LLMEngine
 
+        close_queues()
         core = LLMEngine.from_engine_args(EngineArgs(**arguments))
     # vLLM's own way to end also ends the process group, which other engines in this process may still need: see `stop`.
     core.engine_core._finalizer.detach()
@@ -101,6 +103,8 @@ def pass_over_llvmlite() -> None:
     Must run before a worker is made, in its process.
     """
     with quiet():
+        if importlib.util.find_spec("vllm.triton_utils.dispatcher") is None:  # 0.30 does not look for any
+            return
         from vllm.triton_utils import dispatcher
 
     rebind = dispatcher._rebind_kernels
@@ -124,6 +128,41 @@ def stop(core: Any) -> None:
     core.engine_core.engine_core.model_executor.shutdown()
     core.engine_core.engine_core.scheduler.shutdown()
     gc.unfreeze()
+
+
+def close_queues() -> None:
+    """Let the queues to worker processes close their sockets when they are collected, as they do from 0.32 on.
+
+    Before, sockets were left to the garbage collector, which warns of each and may wait for ever.
+    """
+    from vllm.distributed.device_communicators.shm_broadcast import MessageQueue
+
+    shutdown = MessageQueue.shutdown
+    if "_close_zmq_on_collect" in vars(MessageQueue) or shutdown.__module__ == __name__:
+        return
+
+    def closing(queue: Any) -> None:
+        shutdown(queue)  # another thread may still read from it
+        if "_seedtune_end" not in vars(queue):
+            queue._seedtune_end = weakref.finalize(queue, _close, _sockets(queue))
+
+    MessageQueue.shutdown = closing
+
+
+def _sockets(queue: Any) -> list[Any]:
+    held = [queue.local_socket, queue.remote_socket]
+    condition = queue._spin_condition
+    if condition is not None:
+        held += [condition.local_notify_socket, condition.read_cancel_socket, condition.write_cancel_socket]
+    return [socket for socket in held if socket is not None]
+
+
+def _close(sockets: list[Any]) -> None:
+    contexts = {id(socket.context): socket.context for socket in sockets}
+    for socket in sockets:
+        socket.close(linger=0)
+    for context in contexts.values():
+        context.term()
 
 
 def abort(core: Any, requests: Sequence[str]) -> None:
