@@ -103,7 +103,7 @@ def plan_config(
     """
     asked = [parse_device(text) for text in devices]
     if config.engine != "transformers":
-        raise ConfigError(f"engine={config.engine!r} has no model to plan for. Use engine=transformers.")
+        raise ConfigError(f"plan forecasts engine=transformers only, not engine={config.engine!r}. Use that.")
     if share is not None and not 0 < share <= 1:
         raise ConfigError(f"--share {share:g} must be above 0 and at most 1.")
     task = task_of(config) if task is None else task

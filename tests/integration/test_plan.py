@@ -163,7 +163,7 @@ def test_a_run_without_a_generation_has_no_pace(folder, tmp_path):
 def test_what_cannot_be_planned_is_refused(folder, tmp_path):
     with pytest.raises(ConfigError, match="Did you mean 'h100'"):
         plan_config(planned(folder), devices=["h1000"], task=TASK)
-    with pytest.raises(ConfigError, match="engine='toy' has no model to plan for"):
+    with pytest.raises(ConfigError, match="plan forecasts engine=transformers only, not engine='toy'"):
         plan_config(runs.toy(tmp_path))
     with pytest.raises(ConfigError, match=r"--share 1\.5 must be above 0 and at most 1"):
         plan_config(planned(folder), share=1.5, task=TASK)

@@ -128,6 +128,14 @@ def test_the_error_of_an_average_shrinks_with_generations():
     assert mean["shared_error"] == pytest.approx(2.0 * math.sqrt(0.2**2 / (1 - 0.8**2)))
 
 
+def test_generations_of_ledgers_from_before_the_error_was_measured_are_averaged_as_they_were():
+    one = {"spread": 2.0, "slope": 2.0, "power": 4.0, "shared": 4.0, "share": 0.5, "length": 1.0}
+    mean = averaged(averaged(NONE, one), one)
+    assert mean == {**NONE, "slope": 1.0, "power": 1.0, "shared": 1.0, "share": 0.5, "seen": 2}
+    third = {**mean, "shared": 1 / 3, "power": 0.7, "share": 0.0}
+    assert agreement(third) == (1 / 3) / 0.7
+
+
 def test_averages_count_the_first_generations_equally_and_then_fade():
     one = {
         "spread": 2.0,

@@ -80,3 +80,25 @@ def test_mapped_arrays_are_writable_and_leave_no_file(tmp_path: Path) -> None:
 def test_a_mapped_file_that_finds_no_room_says_so(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="Choose a folder on a disk with room"):
         tensorfile.mapped(tmp_path, {"a": (1 << 50,)})
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_a_reserved_file_is_filled_in_place_and_read_as_if_it_had_been_written(tmp_path, dtype):
+    shapes = {"a": (3, 4), "b": (5,)}
+    places = tensorfile.reserve(tmp_path / "x.safetensors", shapes, dtype)
+    assert all(not tensorfile.read(stored).any() for stored in places.values())
+    for number, stored in enumerate(places.values()):
+        tensorfile.window(stored, "r+")[1:] = number + 1
+    found = tensorfile.expect(tmp_path / "x.safetensors", shapes, dtype)
+    arrays = {name: tensorfile.read(stored) for name, stored in found.items()}
+    tensorfile.write(tmp_path / "y.safetensors", arrays)
+    assert (tmp_path / "x.safetensors").read_bytes() == (tmp_path / "y.safetensors").read_bytes()
+    assert (tensorfile.window(found["a"])[1:] == 1).all()
+    assert not tensorfile.window(found["a"]).flags.writeable
+
+
+def test_a_file_of_another_model_is_not_what_was_expected(tmp_path):
+    tensorfile.reserve(tmp_path / "x.safetensors", {"a": (3, 4)}, "float32")
+    for shapes, dtype in (({"a": (4, 3)}, "float32"), ({"b": (3, 4)}, "float32"), ({"a": (3, 4)}, "bfloat16")):
+        with pytest.raises(StorageError, match="Delete the snapshot"):
+            tensorfile.expect(tmp_path / "x.safetensors", shapes, dtype)

@@ -13,10 +13,7 @@ Averages = Mapping[str, float]
 MEMORY = 0.8
 """What an average keeps of itself each generation: it looks back about five."""
 
-NONE: Averages = {
-    "slope": 0.0, "power": 0.0, "shared": 0.0, "shared_error": 0.0, "curvature": 0.0, "better": 0.5, "share": 0.0,
-    "seen": 0,
-}  # fmt: skip
+NONE: Averages = {"slope": 0.0, "power": 0.0, "shared": 0.0, "curvature": 0.0, "better": 0.5, "share": 0.0, "seen": 0}
 
 
 def averaged(before: Averages, signal: Signal) -> Averages:
@@ -37,9 +34,10 @@ def averaged(before: Averages, signal: Signal) -> Averages:
     }
     weight = max(1.0 / (seen + 1), 1.0 - MEMORY)
     mean = {name: before[name] + weight * (value - before[name]) for name, value in now.items()}
-    known, new = before.get("shared_error", 0.0), signal.get("shared_error", 0.0) / spread**2
-    error = math.hypot((1.0 - weight) * known, weight * new)
-    return {**mean, "shared_error": error, "seen": min(seen + 1, 1_000_000)}
+    if "shared_error" in signal:  # ledgers from before it was measured have none, and must be decided as they were
+        known, new = before.get("shared_error", 0.0), signal["shared_error"] / spread**2
+        mean["shared_error"] = math.sqrt(((1.0 - weight) * known) ** 2 + (weight * new) ** 2)
+    return {**mean, "seen": min(seen + 1, 1_000_000)}
 
 
 def agreement(averages: Averages) -> float:
@@ -51,7 +49,10 @@ def agreement(averages: Averages) -> float:
     """
     shared, power, error = averages["shared"], averages["power"], averages.get("shared_error", 0.0)
     if not (power > 0.0 and math.isfinite(shared)):
-        return averages["share"]
-    likely = positive_mean(shared, error) if 0.0 < error < math.inf else max(0.0, shared)
-    common = float(f"{min(1.0, likely / power):.12g}")  # the last bits of exp differ between machines
+        common = 0.0
+    elif 0.0 < error < math.inf:
+        # The last bits of exp differ between machines, and verify must decide as the run did.
+        common = float(f"{min(1.0, positive_mean(shared, error) / power):.12g}")
+    else:
+        common = min(1.0, max(0.0, shared / power))
     return averages["share"] + (1.0 - averages["share"]) * common

@@ -27,11 +27,17 @@ VERSIONS = {
 }
 """Version of vLLM (two numbers) → what is known about it."""
 
-ENVIRONMENT = {
+INSTALL = f"pip install 'vllm=={list(VERSIONS)[-1]}.*'"
+
+NEEDED = {
     # In this process requests, results and weights are a function call away.
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     # The other runner has another interface for logits processors.
     "VLLM_USE_V2_MODEL_RUNNER": "0",
+}
+"""Set before vLLM is imported; other values are refused."""
+
+ENVIRONMENT = {
     "VLLM_LOGGING_LEVEL": "ERROR",
     "VLLM_NO_USAGE_STATS": "1",
     # Several ranks (or other processes) may share the cores of one memory node.
@@ -46,25 +52,32 @@ Module = Any
 def require() -> ModuleType:
     """The module ``vllm``; MissingExtraError or ConfigError if it is not there or of a version that was not tested."""
     if importlib.util.find_spec("vllm") is None:
-        raise MissingExtraError("engine=vllm", "pip install vllm")
-    for name, value in ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
+        raise MissingExtraError("engine=vllm", INSTALL)
+    for name, value in {**NEEDED, **ENVIRONMENT}.items():
+        if os.environ.setdefault(name, value) != value and name in NEEDED:
+            raise ConfigError(f"{name}={os.environ[name]} is set, and engine=vllm needs {name}={value}. Unset it.")
     try:
         with quiet():
             import vllm
     except ImportError as error:
         raise ConfigError(
             f"engine=vllm: vLLM is installed, but does not import: {error}. Install it again, with the torch it asks "
-            "for: pip install vllm"
+            f"for: {INSTALL}"
         ) from error
 
     version = ".".join(str(vllm.__version__).split(".")[:2])
     if version not in VERSIONS:
         raise ConfigError(
             f"engine=vllm with vLLM {vllm.__version__}: seedtune changes weights inside vLLM, which it does for "
-            f"versions {', '.join(VERSIONS)} only. Install one of them: pip install 'vllm=={list(VERSIONS)[-1]}.*'"
+            f"versions {', '.join(VERSIONS)} only. Install one of them: {INSTALL}"
         )
     return vllm
+
+
+def context_of(core: Any) -> int:
+    """Tokens of a prompt and its completion at the most."""
+    length: int = core.model_config.max_model_len
+    return length
 
 
 def option_names() -> set[str]:
@@ -103,8 +116,6 @@ def pass_over_llvmlite() -> None:
     Must run before a worker is made, in its process.
     """
     with quiet():
-        if importlib.util.find_spec("vllm.triton_utils.dispatcher") is None:  # 0.30 does not look for any
-            return
         from vllm.triton_utils import dispatcher
 
     rebind = dispatcher._rebind_kernels

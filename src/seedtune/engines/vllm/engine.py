@@ -7,10 +7,10 @@ import shutil
 import tempfile
 import time
 import weakref
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import groupby
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import count, groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from seedtune import fingerprint as fp
 from seedtune import tensorfile
@@ -25,7 +25,7 @@ from seedtune.engines.vllm import adapters, compat, options, request, wire
 from seedtune.engines.vllm.layout import check_complete
 from seedtune.engines.vllm.origin import Origin
 from seedtune.engines.vllm.runtime import Runtime
-from seedtune.errors import SeedtuneError, StorageError
+from seedtune.errors import EngineError, SeedtuneError, StorageError
 from seedtune.settings import VllmSettings
 from seedtune.types import CENTRE, Decay, Job, Likelihood, Member, Prompt, Rollout, Shift, Term, Update
 
@@ -33,6 +33,10 @@ BASE = Update(0, (), Decay(l2=1.0))
 """What takes any centre to θ₀, exactly."""
 
 NOWHERE = Update(0, ())
+NUMBERS = 1 << 16
+"""Adapters whose numbers are remembered; of one that is forgotten another is made."""
+
+Asked = TypeVar("Asked", Row, Given)
 FILE = "centre.safetensors"
 
 
@@ -52,6 +56,9 @@ class VllmEngine:
         self._runtime: Runtime | None = None
         self._origin: Origin | None = None
         self._numbers: dict[str, int] = {}
+        self._next = count(1)
+        self._shifted: tuple[Shift, Update] | None = None
+        self._current = False
         self._scratch: weakref.finalize[Any, Any] | None = None
 
     # ------------------------------------------------------------------------------------------ loading
@@ -119,8 +126,7 @@ class VllmEngine:
     @property
     def _context(self) -> int | None:
         own = self._loaded.context
-        limits = [limit for limit in (own, self.settings.max_model_len) if limit is not None]
-        return min(limits, default=None)
+        return self._running.context if own is None else min(own, self._running.context)
 
     def context_length(self) -> int | None:
         limits = [chat.context_of(self.source.config()), self.settings.max_model_len]
@@ -134,47 +140,49 @@ class VllmEngine:
 
     def evaluate(self, jobs: Iterable[Job]) -> Iterator[Rollout]:
         """Every job's rollouts as they finish."""
-        for wave in self._waves(jobs):
-            listed: list[tuple[Job, Row]] = []
-            for job, members in wave:
-                chosen = set(members)
-                rows = self._rows(job)
-                done = [row for row in rows if row.member in chosen]
-                yield from (rollout_of(job, row, self._decode) for row in done if row.finish is not None)
-                listed += [(job, row) for row in done if row.finish is None]
+        for wave in self._waves(jobs, self._rows):
+            yield from (rollout_of(job, row, self._decode) for job, row in wave if row.finish is not None)
+            listed = [(job, row) for job, row in wave if row.finish is None]
             if listed:
-                self._become(wave)
+                self._become(*listed[0])
                 yield from self._answers(listed)
 
-    def _waves(self, jobs: Iterable[Job]) -> Iterator[list[tuple[Job, list[int]]]]:
-        """What can be in one batch: jobs, each with the positions of members of it."""
+    def _waves(self, jobs: Iterable[Job], asked: Callable[[Job], list[Asked]]) -> Iterator[list[tuple[Job, Asked]]]:
+        """What can be in one batch, of all that is ``asked`` of jobs: a member's, or all members' at one place."""
         if self.noise.perturbation == "gaussian":
             for job in jobs:
-                for position in sorted({member for member, _ in job.pairs}):
-                    yield [(job, [position])]
+                for _, mine in groupby(sorted(asked(job), key=_member), key=_member):
+                    yield [(job, one) for one in mine]
             return
         for _, same in groupby(jobs, lambda job: job.shift):
-            yield [(job, list(range(len(job.members)))) for job in same]
+            yield [(job, one) for job in same for one in asked(job)]
 
-    def _become(self, wave: Sequence[tuple[Job, list[int]]]) -> None:
+    def _become(self, job: Job, one: Row | Given) -> None:
         """Live weights of a wave's only member, or of the centre that adapters stand beside."""
         started = time.perf_counter()
-        job, positions = wave[0]
-        member = job.members[positions[0]] if self.noise.perturbation == "gaussian" else CENTRE
+        member = job.members[one.member] if self.noise.perturbation == "gaussian" else CENTRE
         self._stand(self._step(job.shift), member, job.sigma)
         self._times.perturb += time.perf_counter() - started
 
     def _step(self, shift: Shift | None) -> Update:
-        """The update that takes the centre to where a shift's members stand."""
+        """The update that takes the centre to where a shift's members stand; no other centre makes it another."""
         if shift is None or not shift.terms:
             return NOWHERE
-        return wire.update_from(self._call("step", wire.shift(shift))[0])
+        if self._shifted is None or self._shifted[0] != shift:
+            self._shifted = shift, wire.update_from(self._call("step", wire.shift(shift))[0])
+        return self._shifted[1]
 
     def _stand(self, where: Update, member: Member, sigma: float) -> None:
-        """Write a member that stands at ``where``, unless the live weights are that."""
+        """Write a member that stands at ``where``, unless the live weights are that.
+
+        Requests that somebody gave up waiting for go first; an interruption on the way makes the next call start anew.
+        """
+        self._running.fresh()
+        current, self._current = self._current, False
         self._call("stand", wire.update(where))
-        if any(self._call("become", list(member), sigma)):
+        if any(self._call("become", list(member), sigma)) or not current:
             self._running.forget_prefixes()
+        self._current = True
 
     def _rows(self, job: Job) -> list[Row]:
         ids = [chat.encode(self.tokenizer, prompt) for prompt in job.prompts]
@@ -189,8 +197,11 @@ class VllmEngine:
         if self.noise.perturbation == "gaussian" or (member.sign == 0 and not compat.centre_needs_adapter()):
             return None
         name = adapters.name_of(member, sigma if member.sign else 0.0)
-        number = self._numbers.setdefault(name, len(self._numbers) + 1)
-        return compat.adapter_request(number, name)
+        if name not in self._numbers:
+            if len(self._numbers) >= NUMBERS:
+                self._numbers.clear()
+            self._numbers[name] = next(self._next)  # no number is ever another's: vLLM may still hold that
+        return compat.adapter_request(self._numbers[name], name)
 
     def _answers(self, listed: Sequence[tuple[Job, Row]]) -> Iterator[Rollout]:
         """The rollouts of rows that are all in flight together, as they finish."""
@@ -215,6 +226,8 @@ class VllmEngine:
         """Add a request's new tokens to its row; whether that ends the row."""
         (new,) = output.outputs
         if not job.sampling.stop:
+            if new.finish_reason not in ("stop", "length"):
+                raise EngineError(f"vLLM ended a completion with {new.finish_reason!r}, which is no end of a text.")
             row.tokens, row.finish = list(new.token_ids), new.finish_reason
             return True
         eos = frozenset[int]() if job.sampling.ignore_eos else self._loaded.eos
@@ -234,15 +247,14 @@ class VllmEngine:
 
     def likelihoods(self, jobs: Iterable[Job]) -> Iterator[Likelihood]:
         """Every job's likelihoods as they are found."""
-        for wave in self._waves(jobs):
-            listed = [(job, one) for job, members in wave for one in self._given(job, set(members))]
-            if listed:
-                self._become(wave)
-                asked = [(one, self._adapter(job, one.member)) for job, one in listed]
+        for wave in self._waves(jobs, self._given):
+            if wave:
+                self._become(*wave[0])
+                asked = [(one, self._adapter(job, one.member)) for job, one in wave]
                 for index, logprobs in self._forced(asked):
-                    yield likelihood_of(*listed[index], logprobs)
+                    yield likelihood_of(*wave[index], logprobs)
 
-    def _given(self, job: Job, members: set[int]) -> list[Given]:
+    def _given(self, job: Job) -> list[Given]:
         """What members of a job are asked."""
         ids = [chat.encode(self.tokenizer, prompt) for prompt in job.prompts]
         answers = [chat.encode_answers(self.tokenizer, prompt) for prompt in job.prompts]
@@ -250,7 +262,6 @@ class VllmEngine:
         return [
             Given(member, ids[p], answer, (p, number))
             for member, p in job.pairs
-            if member in members
             for number, answer in enumerate(answers[p])
         ]
 
@@ -287,7 +298,8 @@ class VllmEngine:
     def apply(self, *updates: Update) -> None:
         """Move the centre on every rank; the live weights follow before the next evaluation."""
         started = time.perf_counter()
-        self._stand(NOWHERE, CENTRE, 0.0)
+        self._running.fresh()
+        self._call("leave")
         self._call("apply", [wire.update(update) for update in updates])
         self._times.update += time.perf_counter() - started
 
@@ -341,3 +353,8 @@ class VllmEngine:
         folder = tempfile.mkdtemp(prefix="seedtune-")
         self._scratch = weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
         return Path(folder)
+
+
+def _member(one: Row | Given) -> int:
+    """The position of whose it is."""
+    return one.member

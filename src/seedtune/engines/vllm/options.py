@@ -30,14 +30,36 @@ OURS = {
     "load_format": "the weights are those of the model's files",
     "speculative_config": "a draft model would not follow the members",
     "pipeline_parallel_size": "seedtune divides tensors, not layers: use tensor_parallel_size",
-    "data_parallel_size": "run several engines instead",
+    "prefill_context_parallel_size": "seedtune divides tensors, not contexts: use tensor_parallel_size",
+    "decode_context_parallel_size": "seedtune divides tensors, not contexts: use tensor_parallel_size",
+    "enable_expert_parallel": "seedtune perturbs no experts",
+    **dict.fromkeys(
+        ("data_parallel_size", "data_parallel_size_local", "data_parallel_rank", "data_parallel_start_rank", "nnodes"),
+        "run several engines instead",
+    ),
+    **dict.fromkeys(
+        ("hf_overrides", "hf_config_path", "model_class_overrides", "revision", "code_revision"),
+        "the model is what its folder says, and the ledger names it by that",
+    ),
+    **dict.fromkeys(
+        ("cpu_offload_gb", "cpu_offload_params", "offload_backend", "offload_group_size", "offload_params"),
+        "the weights must stay where they are",
+    ),
+    **dict.fromkeys(
+        ("kv_offloading_size", "kv_offloading_backend", "kv_transfer_config", "ec_transfer_config"),
+        "keys and values of other weights would come back from there",
+    ),
+    "async_scheduling": "steps follow each other, so that an interruption leaves nothing behind",
     "enable_sleep_mode": "the weights must stay where they are",
     "disable_log_stats": "seedtune keeps its own",
 }
 """Options that a user cannot give, and why."""
 
-PERTURBED_CPU_CACHE = 1 << 30
+CPU_CACHE = 1 << 30
 """Bytes of keys and values on a CPU, where vLLM would take most of the memory by default."""
+
+MEMORY = frozenset({"kv_cache_memory_bytes", "gpu_memory_utilization"})
+"""Options of which one is enough to say what vLLM may take."""
 
 SHARE = 0.9
 """Of a GPU's memory, for vLLM and the centre together."""
@@ -58,7 +80,8 @@ def arguments(settings: VllmSettings, noise: Noise, origin: Origin, *, location:
     from seedtune.engines.vllm.sampler import Chosen
 
     given = {name: value for name, value in settings.model_dump().items() if value is not None}
-    chosen = _memory(settings, origin, noise) | {"enforce_eager": compat.on_cpu(), "async_scheduling": False} | given
+    memory = {} if MEMORY & given.keys() else _memory(settings, origin, noise)
+    chosen = memory | {"enforce_eager": compat.on_cpu(), "async_scheduling": False} | given
     chosen |= {
         "model": location,
         "dtype": dtype,
@@ -87,7 +110,7 @@ def _adapters(noise: Noise, origin: Origin, members: int) -> dict[str, Any]:
 def _memory(settings: VllmSettings, origin: Origin, noise: Noise) -> dict[str, Any]:
     """What vLLM may take, so that the centre finds room beside it."""
     if compat.on_cpu():
-        return {"kv_cache_memory_bytes": PERTURBED_CPU_CACHE}
+        return {"kv_cache_memory_bytes": CPU_CACHE}
     total = torch.cuda.get_device_properties(0).total_memory
     each = 4 if noise.master == "float32" else origin.dtype.itemsize
     centre = each * origin.size / settings.tensor_parallel_size

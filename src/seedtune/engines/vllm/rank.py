@@ -1,6 +1,6 @@
 """One worker's side of the engine: its part of the centre, and what the live weights hold now.
 
-    centre  →  member  →  member  …  →  centre  →  update  →  centre
+    centre  →  member  →  member  …  →  nobody  →  update  →  centre
 
 Live weights are always written from the centre, whole; asking for what they hold already does nothing, and an update
 while they hold a member is refused.
@@ -150,11 +150,15 @@ class Rank:
         self._held = held
         return True
 
+    def leave(self) -> None:
+        """Be nobody: whoever comes next is written anew."""
+        self._held = None
+
     def apply(self, updates: Plain) -> None:
         """Move the centre; live weights are of an older one until the next ``become``."""
         if self._held is not None and self._held.member.sign:
             raise EngineError(
-                f"an update while the live weights are member {self._held.member.label(-1)}: become the centre first."
+                f"an update while the live weights are member {self._held.member.label(-1)}: leave it first."
             )
         self._held, self._stand, self._where = None, self.centre, Update(0, ())
         self.centre.apply(*map(wire.update_from, updates))
@@ -201,6 +205,7 @@ class Rank:
 COMMANDS: Mapping[str, Callable[..., Any]] = {
     "stand": Rank.stand,
     "become": Rank.become,
+    "leave": Rank.leave,
     "apply": Rank.apply,
     "held": Rank.held,
     "fingerprint": Rank.fingerprint,

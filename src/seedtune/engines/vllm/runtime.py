@@ -36,6 +36,11 @@ class Runtime:
         """Whether it has stopped for good."""
         return self._failure is not None
 
+    @property
+    def context(self) -> int:
+        """Tokens of a prompt and its completion at the most."""
+        return compat.context_of(self._core)
+
     @contextmanager
     def _guarded(self, doing: str) -> Iterator[None]:
         """Turns what vLLM raises into an EngineError, after which this runtime is of no use."""
@@ -46,11 +51,11 @@ class Runtime:
         except SeedtuneError:
             raise
         except Exception as error:  # the boundary: vLLM raises whatever it likes
-            self._failure = (
-                f"vLLM stopped while {doing}: {_said(error)} The ledger has everything up to the last complete "
-                "generation: seedtune resume goes on from there."
-            )
+            self._failure = _stopped(doing, _said(error))
             raise EngineError(self._failure) from error
+        except BaseException:  # Ctrl-C in the middle of a step: nobody knows what vLLM holds now
+            self._failure = _stopped(doing, "it was interrupted.")
+            raise
 
     def call(self, command: str, *arguments: Plain) -> list[Plain]:
         """Run a command on every worker: what each gives, by rank; the first error of ours is raised here."""
@@ -76,18 +81,22 @@ class Runtime:
             self._open[name] = own
 
     def outputs(self) -> Iterator[Any]:
-        """What every step gives, until no request is left; those of requests that are left at the end are aborted."""
+        """What every step gives, until none of the requests that are open now is left; what is left of them is aborted.
+
+        Another listener's requests, submitted later, are its own, whenever this one is forgotten.
+        """
+        mine = set(self._open)
         try:
-            while self._open:
+            while not mine.isdisjoint(self._open):
                 with self._guarded("it generated"):
                     stepped = self._core.step()
                 for output in stepped:
-                    if output.request_id in self._open:
+                    if output.request_id in mine & self._open.keys():
                         if output.finished:
                             del self._open[output.request_id]
                         yield output
         finally:
-            self.abort(*self._open)
+            self.abort(*mine)
 
     def abort(self, *names: str) -> None:
         """Forget requests."""
@@ -97,7 +106,8 @@ class Runtime:
                 compat.abort(self._core, own)
 
     def forget_prefixes(self) -> None:
-        """Drop cached keys and values, which are of other weights."""
+        """Drop cached keys and values, which are of other weights, and requests that are in the middle of some."""
+        self.abort(*self._open)
         with self._guarded("its prefix cache was emptied"):
             if not self._core.reset_prefix_cache():
                 raise RuntimeError("requests are still running.")
@@ -115,6 +125,13 @@ def _error(kind: str, message: str) -> SeedtuneError:
     made = found.__new__(found)
     Exception.__init__(made, message)
     return made
+
+
+def _stopped(doing: str, why: str) -> str:
+    return (
+        f"vLLM stopped while {doing}: {why} The ledger has everything up to the last complete generation: seedtune "
+        "resume goes on from there."
+    )
 
 
 def _said(error: BaseException) -> str:
