@@ -162,6 +162,17 @@ def test_a_caller_that_stops_listening_leaves_nothing_behind(both: Any) -> None:
     assert answers(both[0], work) == answers(both[1], work)
 
 
+def test_another_member_can_be_asked_while_an_old_listener_is_forgotten(both: Any) -> None:
+    work, other = (job(PROMPTS, members=members, ignore_eos=True, max_tokens=20) for members in (MEMBERS, MEMBERS[2:]))
+    left = both[0].evaluate([work])
+    next(left)
+    going = both[0].evaluate([other])
+    first = next(going)
+    left.close()
+    found = {(r.member, r.prompt, r.sample): r for r in [first, *going]}
+    assert found == answers(both[1], other)
+
+
 # ------------------------------------------------------------------------------------------- given answers
 
 

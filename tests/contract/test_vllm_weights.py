@@ -261,6 +261,46 @@ def test_a_prompt_that_does_not_fit_is_named(served: Any, folder: Any) -> None:
         answers(short, job(text_prompts("a" * 30)))
 
 
+def test_after_an_interruption_in_a_step_only_loading_again_helps(folder: Any) -> None:
+    ours, work = serve(folder("llama"), GAUSSIAN), job(text_prompts("Hello there"))
+    before = answers(ours, work)
+
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ours._running._core, "step", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            answers(ours, work)
+    with pytest.raises(EngineError, match=r"vLLM stopped while it generated: it was interrupted\. The ledger"):
+        answers(ours, work)
+    ours.load()
+    assert answers(ours, work) == before
+
+
+def test_a_cache_that_an_interruption_left_is_emptied_by_the_next_call(served: Any) -> None:
+    ours = served("llama", "gaussian")
+    work = job(text_prompts(LONG), members=[MEMBER], sigma=0.2, max_tokens=8)
+    expected = answers(ours, work)
+    answers(ours, job(text_prompts(LONG), members=[CENTRE], max_tokens=8))
+
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ours._running, "forget_prefixes", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            answers(ours, work)
+    assert answers(ours, work) == expected
+
+
+@pytest.mark.parametrize("name", ["VLLM_ENABLE_V1_MULTIPROCESSING", "VLLM_USE_V2_MODEL_RUNNER"])
+def test_an_environment_that_the_engine_cannot_work_in_is_named(folder: Any, monkeypatch: Any, name: str) -> None:
+    monkeypatch.setenv(name, "1")
+    with pytest.raises(ConfigError, match=f"{name}=1 is set, and engine=vllm needs {name}=0"):
+        broken(folder("llama"))
+
+
 def test_an_error_inside_a_worker_ends_the_run_and_loading_again_mends_it(folder: Any) -> None:
     ours, work = serve(folder("llama"), GAUSSIAN), job(text_prompts("Hello there"))
     ours.apply(UPDATE)

@@ -106,8 +106,8 @@ class VllmEngine:
         }
         held: dict[str, int] = {}
         for rank in self._call("attach", about):
-            for name, count in rank.items():
-                held[name] = held.get(name, 0) + count
+            for name, size in rank.items():
+                held[name] = held.get(name, 0) + size
         check_complete(held, origin.shapes)
 
     def _call(self, command: str, *arguments: Any) -> list[Any]:
