@@ -180,9 +180,9 @@ def apply_pack(
     pack = packfile.read(path)
     config = _config(path, pack.about, base, sets)
     engine = engines.create(config)
-    _check_base(path, pack.about, engine.load())
     watch = replay.Stopwatch(progress)
     with closing(engine):
+        _check_base(path, pack.about, engine.load())
         _rebuild(path, pack, engine, watch)
         about = pack.about
         rights = Rights(about.base_licence, about.licence, about.note)

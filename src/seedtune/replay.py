@@ -184,15 +184,19 @@ def load(
 ) -> tuple[Engine, EngineInfo]:
     """An engine whose centre has applied ``generation`` generations of the ledger (all of them by default).
 
-    Raises LedgerError when the base model is not the recorded one or a recorded fingerprint does not match.
+    Raises LedgerError when the base model is not the recorded one or a recorded fingerprint does not match; the engine
+    is closed then.
     """
     goal = goal_of(root, contents, generation)
-    engine = engines.create(config)
-    lineage = lineage_of(config, contents)
-    start, info = _start(engine, RunPaths(root).snapshots, (lineage, contents.fingerprints), goal)
-    check_base(root, contents.header, info)
-    apply(engine, lineage.updates(goal)[start:], progress=progress)
-    _check_fingerprint(root, engine, contents, goal)
+    engine, lineage = engines.create(config), lineage_of(config, contents)
+    try:
+        start, info = _start(engine, RunPaths(root).snapshots, (lineage, contents.fingerprints), goal)
+        check_base(root, contents.header, info)
+        apply(engine, lineage.updates(goal)[start:], progress=progress)
+        _check_fingerprint(root, engine, contents, goal)
+    except BaseException:
+        engine.close()
+        raise
     return engine, info
 
 

@@ -61,8 +61,8 @@ def verify_run(
     audited = audit(root, config, contents)
     kept = _snapshots(root, contents) if snapshots else []
     engine = engines.create(config)
-    replay.check_base(root, contents.header, engine.load())
     with closing(engine):
+        replay.check_base(root, contents.header, engine.load())
         watch = replay.Stopwatch(progress)
         found = _replayed((root, config), engine, contents, kept, progress=watch)
         _check_snapshots(engine, kept, found)
