@@ -18,6 +18,7 @@ from models import answers, job, load_engine, text_prompts
 from seedtune.engines.base import Engine
 from seedtune.engines.transformers.engine import TransformersEngine
 from seedtune.engines.vllm.engine import VllmEngine
+from seedtune.errors import EngineError  # noqa: E402
 from seedtune.types import CENTRE, Decay, Likelihood, Member, Moments, Prompt, Shift, Term, Update
 from serving import SERVED, end_all, save_served, serve
 
@@ -160,6 +161,25 @@ def test_a_caller_that_stops_listening_leaves_nothing_behind(both: Any) -> None:
     left = both[0].evaluate([work])
     next(left)
     assert answers(both[0], work) == answers(both[1], work)
+
+
+@pytest.mark.parametrize("stop", [(), ("a",)], ids=["whole", "streamed"])
+def test_a_completion_that_vllm_gives_up_is_an_error_and_not_a_missing_rollout(
+    pair: Any, stop: tuple[str, ...]
+) -> None:
+    ours, _ = pair("gaussian")
+    outputs = ours._running.outputs
+
+    def given_up() -> Iterator[Any]:
+        for output in outputs():
+            output.outputs[0].finish_reason = "abort"
+            yield output
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ours._running, "outputs", given_up)
+        with pytest.raises(EngineError, match=r"gave a completion up \(abort\)\. The ledger"):
+            answers(ours, job(PROMPTS[:1], stop=stop))
+    assert answers(ours, job(PROMPTS[:1], stop=stop)).keys() == {(CENTRE, 0, 0)}
 
 
 def test_another_member_can_be_asked_while_an_old_listener_is_forgotten(both: Any) -> None:

@@ -223,11 +223,14 @@ class VllmEngine:
             started = time.perf_counter()
 
     def _take(self, output: Any, job: Job, row: Row) -> bool:
-        """Add a request's new tokens to its row; whether that ends the row."""
+        """Add a request's new tokens to its row; whether that ends the row.  EngineError if vLLM gave it up."""
         (new,) = output.outputs
+        if new.finish_reason not in (None, "stop", "length"):
+            raise EngineError(
+                f"vLLM gave a completion up ({new.finish_reason}). The ledger has everything up to the last complete "
+                "generation: seedtune resume goes on from there."
+            )
         if not job.sampling.stop:
-            if new.finish_reason not in ("stop", "length"):
-                raise EngineError(f"vLLM ended a completion with {new.finish_reason!r}, which is no end of a text.")
             row.tokens, row.finish = list(new.token_ids), new.finish_reason
             return True
         eos = frozenset[int]() if job.sampling.ignore_eos else self._loaded.eos
