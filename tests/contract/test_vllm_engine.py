@@ -18,7 +18,7 @@ from models import answers, job, load_engine, text_prompts
 from seedtune.engines.base import Engine
 from seedtune.engines.transformers.engine import TransformersEngine
 from seedtune.engines.vllm.engine import VllmEngine
-from seedtune.errors import EngineError  # noqa: E402
+from seedtune.errors import EngineError
 from seedtune.types import CENTRE, Decay, Likelihood, Member, Moments, Prompt, Shift, Term, Update
 from serving import SERVED, end_all, save_served, serve
 
@@ -164,9 +164,7 @@ def test_a_caller_that_stops_listening_leaves_nothing_behind(both: Any) -> None:
 
 
 @pytest.mark.parametrize("stop", [(), ("a",)], ids=["whole", "streamed"])
-def test_a_completion_that_vllm_gives_up_is_an_error_and_not_a_missing_rollout(
-    pair: Any, stop: tuple[str, ...]
-) -> None:
+def test_a_completion_that_vllm_gives_up_is_an_error_not_a_missing_rollout(pair: Any, stop: tuple[str, ...]) -> None:
     ours, _ = pair("gaussian")
     outputs = ours._running.outputs
 
