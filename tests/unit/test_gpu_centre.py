@@ -11,7 +11,7 @@ import torch
 from seedtune import noise, weights
 from seedtune.engines.base import Noise
 from seedtune.engines.transformers.perturbation import as_tensor
-from seedtune.kernels import gpu
+from seedtune.kernels import cpu, gpu
 from seedtune.rounding import nearest
 from seedtune.types import Decay, Member, Moments, Term, Update
 from seedtune.weights import Centre, factors
@@ -64,6 +64,15 @@ def test_both_centres_step_alike(perturbation: str, dtype: str, band: int, monke
     for centre in (here, there):
         centre.apply(UPDATES[0], STEP, UPDATES[1])
     assert there.fingerprint() == here.fingerprint()
+
+
+def test_steps_of_many_elements_are_alike() -> None:
+    """Enough of them that a root or a quotient which is off by a last bit shows."""
+    m, v = (np.random.default_rng(n).standard_normal(5000).astype(np.float32) for n in (1, 2))
+    there, squares = torch.from_numpy(m.copy()).to(DEVICE), torch.from_numpy(v * v).to(DEVICE)
+    cpu.scaled(m, v * v, (0.01, 1.3, 1e-8))
+    gpu.scaled(there, squares, (0.01, 1.3, 1e-8))
+    np.testing.assert_array_equal(gpu.host(there), m)
 
 
 @pytest.mark.parametrize("subspaces", [1, 3])

@@ -182,9 +182,12 @@ def moments(m: Tensor, v: Tensor, g: Tensor, beta1: float, beta2: float) -> None
 
 
 def scaled(m: Tensor, v: Tensor, factors: tuple[float, float, float]) -> None:
-    """In place m = (a m) / (sqrt(c v) + e) (float32 [n]); ``factors`` (a, c, e) rounded to float32."""
+    """In place m = (a m) / (sqrt(c v) + e) (float32 [n]); ``factors`` (a, c, e) rounded to float32.
+
+    The root is taken in float64, which rounds to that of float32: torch's own for float32 is off by a last bit on CPUs.
+    """
     a, c, epsilon = (single(factor) for factor in factors)
-    m.mul_(a).div_((v * c).sqrt_().add_(epsilon))
+    m.mul_(a).div_((v * c).double().sqrt_().float().add_(epsilon))
 
 
 def settle(
