@@ -78,6 +78,10 @@ class VllmSettings(Section):
     kv_cache_memory_bytes: int | None = Field(default=None, ge=1)
     """Bytes for keys and values; by default 1 GiB on a CPU."""
 
+    centre_memory: Literal["device", "host"] = "device"
+    """Where the centre is kept: beside vLLM's weights, or in pinned memory of the host, from where it comes to the GPU
+    in bands whenever members are written or the centre moves.  On a CPU both are the same."""
+
     trust_remote_code: bool = False
     """Run model code that comes with a checkpoint.  Off unless you trust its author."""
 

@@ -66,8 +66,6 @@ def assert_as_likely(ours: Engine, theirs: Engine, *more: Prompt) -> dict[tuple[
 def test_members_write_what_they_write_in_transformers_before_and_after_five_generations(
     family: str, how: dict[str, Any], folder: Callable[[str], Path]
 ) -> None:
-    if family == "llama-untied" and how is LOWRANK:
-        how = {**LOWRANK, "freeze": ("lm_head.weight",)}
     ours, theirs = serve(folder(family), how), load_engine(folder(family), how=how)
     work = job(PROMPTS, members=MEMBERS, max_tokens=10)
     assert answers(ours, work) == answers(theirs, work)

@@ -1,29 +1,24 @@
-"""vLLM's processes: starts that fail, ranks of their own, ranks that are killed, and whole runs."""
+"""Starts of vLLM that fail."""
 
 from __future__ import annotations
 
-import os
-import signal
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 pytest.importorskip("vllm", reason="needs vLLM", exc_type=ImportError)
 
-from models import answers, job, load_engine, save_family, text_prompts
+from models import save_family
 from seedtune.engines.base import Noise
-from seedtune.engines.transformers.engine import TransformersEngine
 from seedtune.engines.vllm.engine import VllmEngine
-from seedtune.errors import ConfigError, EngineError, ModelError
+from seedtune.errors import ConfigError, ModelError
 from seedtune.settings import VllmSettings
-from seedtune.types import CENTRE, Decay, Member, Moments, Prompt, Term, Update
 from serving import SMALL, end_all, save_served
 
-GAUSSIAN, LOWRANK = {"perturbation": "gaussian"}, {"perturbation": "lowrank"}
+GAUSSIAN = {"perturbation": "gaussian"}
 
 
 @pytest.fixture(scope="module")
@@ -44,80 +39,3 @@ def test_too_little_memory_for_one_completion_is_said_at_the_start(folder: Any) 
 def test_models_that_cannot_be_mapped_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"Use engine=transformers"):
         engine_of(save_family("gpt2", tmp_path)).load()
-
-
-def test_an_untied_head_cannot_have_adapters(folder: Any) -> None:
-    with pytest.raises(ConfigError, match=r"freeze=\['lm_head.weight'\]"):
-        engine_of(folder("llama-untied"), LOWRANK).load()
-
-
-# ------------------------------------------------------------------------------------------- two ranks
-
-MEMBERS = (Member(1, 0, 1), Member(1, 0, -1), Member(1, 4, 1), CENTRE)
-PROMPTS = text_prompts("Hello there", "x", "The quick brown fox jumps")
-GIVEN = (Prompt(0, "Hello there", answers=("-0.25", "y")),)
-UPDATES = [
-    Update(g, (Term(g, 0, 0.01 * g), Term(g, 4, -0.02), Term(0, 7, 0.01)), Decay(l2=0.1) if g == 3 else None)
-    for g in range(1, 5)
-]
-MOMENTS = Update(6, UPDATES[1].terms, moments=Moments(0.9, 0.99, 1e-8, 0.01, past=(UPDATES[0].terms,)))
-DIVIDED = {
-    "gaussian": ("llama-one-head", GAUSSIAN),
-    "gaussian-none": ("gemma3", {**GAUSSIAN, "master": "none", "subspaces": 2}),
-    "lowrank": ("qwen2", LOWRANK),
-}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("family", "how"), DIVIDED.values(), ids=DIVIDED)
-def test_two_ranks_are_one_model_and_a_killed_one_is_an_error_of_ours(
-    family: str, how: dict[str, Any], tmp_path: Path
-) -> None:
-    """Completions, likelihoods, fingerprints, snapshots and exports of transformers; then the end of a process."""
-    dtype = torch.bfloat16 if "master" in how else torch.float32
-    folder = save_served(family, tmp_path / "model", dtype=dtype)
-    theirs = load_engine(folder, how=how, dtype="auto")
-    ours = engine_of(folder, how, tensor_parallel_size=2)
-    info = ours.load()
-    assert info.base_fingerprint == theirs.anchor.fingerprint
-    assert ours.fingerprint() == theirs.fingerprint()
-    if dtype == torch.float32:
-        assert_same(ours, theirs)
-    for update in (*UPDATES, MOMENTS):
-        ours.apply(update)
-        theirs.apply(update)
-        assert ours.fingerprint() == theirs.fingerprint()
-    if dtype == torch.float32:
-        assert_same(ours, theirs)
-        assert ours.drift() == pytest.approx(theirs.drift(), rel=1e-9)
-        assert ours.norm(UPDATES[0].terms) == theirs.norm(UPDATES[0].terms)
-    ours.snapshot(tmp_path)
-    theirs.load(tmp_path)
-    assert ours.fingerprint() == theirs.fingerprint()
-    ours.load(tmp_path)
-    assert ours.fingerprint() == theirs.fingerprint()
-    theirs.export(tmp_path / "theirs")
-    ours.export(tmp_path / "ours")
-    files = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("theirs", "ours")]
-    assert files[0] == files[1]
-    kill_a_rank(ours)
-    theirs.close()
-
-
-def assert_same(ours: VllmEngine, theirs: TransformersEngine) -> None:
-    for more in ({}, {"temperature": 1.0, "samples": 2, "stop": ("a",)}):
-        work = job(PROMPTS, members=MEMBERS, max_tokens=10, **more)
-        assert answers(ours, work) == answers(theirs, work)
-    asked = job(GIVEN, members=MEMBERS)
-    found, expected = ({(x.member, x.answer): x.logprobs for x in e.likelihoods([asked])} for e in (ours, theirs))
-    assert all(found[place] == pytest.approx(expected[place], abs=1e-4) for place in expected)
-
-
-def kill_a_rank(engine: VllmEngine) -> None:
-    """Evaluating then fails in seconds, with what to do next; so does all else, and closing still works."""
-    os.kill(engine._running._core.model_executor.workers[1].proc.pid, signal.SIGKILL)
-    with pytest.raises(EngineError, match=r"vLLM stopped while .* seedtune resume"):
-        answers(engine, job(PROMPTS, members=MEMBERS))
-    with pytest.raises(EngineError, match="vLLM stopped"):
-        engine.fingerprint()
-    engine.close()

@@ -8,15 +8,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from seedtune import fingerprint as fp
 from seedtune import noise as addressed
 from seedtune.engines.base import Noise
+from seedtune.engines.transformers.perturbation import as_tensor
 from seedtune.engines.vllm import wire
 from seedtune.engines.vllm.layout import Piece, Run, Split, check_complete, pieces_of
 from seedtune.engines.vllm.shard import Shard, ShardedCentre, window_of
 from seedtune.errors import ModelError
-from seedtune.kernels import cpu
+from seedtune.kernels import cpu, gpu
 from seedtune.tensorfile import Stored
 from seedtune.types import CENTRE, Decay, Member, Moments, Shift, Term, Update
 from seedtune.weights import Centre
@@ -150,6 +152,7 @@ NOISES = {
     "lowrank": Noise(7, rank=1),
     "lowrank-rank3": Noise(7, rank=3, subspaces=2),
 }
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 TYPES = {"float32": np.float32, "bfloat16": np.uint16, "float16": np.float16}
 
 
@@ -166,13 +169,15 @@ def _window(values: dict[str, np.ndarray], piece: Piece) -> np.ndarray:
     return window_of(values[piece.name], piece)
 
 
-def divided(values: dict[str, np.ndarray], noise: Noise) -> list[ShardedCentre]:
+def divided(
+    values: dict[str, np.ndarray], noise: Noise, *, kernels: Any = cpu, upload: Any = None
+) -> list[ShardedCentre]:
     made = []
     for rank in range(2):
         own = {name: piece for name, piece in pieces(rank).items() if name in values}
         shards = {name: Shard(piece, window_of(values[name], piece).copy()) for name, piece in own.items()}
         anchor = partial(_window, {name: array.copy() for name, array in values.items()})
-        made.append(ShardedCentre(shards, noise, kernels=cpu, anchor=anchor))
+        made.append(ShardedCentre(shards, noise, kernels=kernels, anchor=anchor, upload=upload))
     return made
 
 
@@ -197,19 +202,57 @@ def test_the_parts_of_a_centre_move_as_the_whole_does(noise: Noise, kind: type, 
     assert sum(sum(part.squares()) for part in parts) == pytest.approx(whole.drift() ** 2)
 
 
+UPLOADS = {"in-place": None, "streamed": np.copy}
+
+
 @pytest.mark.parametrize("kind", TYPES.values(), ids=TYPES)
-def test_members_of_the_parts_are_the_member_of_the_whole(kind: type) -> None:
+@pytest.mark.parametrize("upload", UPLOADS.values(), ids=UPLOADS)
+@pytest.mark.parametrize("band", [1 << 20, 20])
+def test_members_of_the_parts_are_the_member_of_the_whole(
+    kind: type, upload: Any, band: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("seedtune.engines.vllm.shard.BAND", band)
     noise = NOISES["gaussian-subspaces"]
     values = base(SHAPES, np.float32)
     whole = Centre(values, noise)
     for member, sigma in ((Member(1, 2, -1), 0.1), (CENTRE, 0.0), (Member(0, 7, 1), 0.3)):
-        for part in divided(values, noise):
+        for part in divided(values, noise, upload=upload):
             for name, shard in part.shards.items():
                 expected = np.empty(values[name].size, kind)
                 whole.perturb(name, member, sigma, expected)
                 out = np.empty((shard.piece.rows.size, shard.piece.columns.size), kind)
                 part.write(name, member, sigma, out)
                 assert np.array_equal(out, window_of(expected.reshape(SHAPES[name]), shard.piece))
+
+
+def test_a_centre_in_host_memory_comes_to_the_device_in_bands_and_goes_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under the GPU's kernels, whose arrays are torch tensors, every part moves and is written as one on the device."""
+    monkeypatch.setattr("seedtune.engines.vllm.shard.BAND", 40)
+    sizes: list[int] = []
+
+    def upload(part: np.ndarray) -> torch.Tensor:
+        sizes.append(part.size)
+        return as_tensor(np.array(part)).to(DEVICE)
+
+    for noise in (NOISES["gaussian-subspaces"], NOISES["lowrank-rank3"]):
+        shapes = [n for n, shape in SHAPES.items() if len(shape) == 2]
+        for kind in TYPES.values():
+            values = base(shapes, kind)
+            for here, there in zip(
+                divided(values, noise), divided(values, noise, kernels=gpu, upload=upload), strict=True
+            ):
+                here.apply(*UPDATES)
+                there.apply(*UPDATES)
+                assert there.fingerprint() == here.fingerprint()
+                assert there.squares() == here.squares()
+                if noise.perturbation == "gaussian":
+                    for name, shard in here.shards.items():
+                        out = np.empty_like(shard.theta)
+                        live = as_tensor(np.empty_like(shard.theta)).to(DEVICE)
+                        here.write(name, Member(1, 2, -1), 0.1, out)
+                        there.write(name, Member(1, 2, -1), 0.1, live)
+                        assert np.array_equal(gpu.host(live), out)
+    assert max(sizes) <= 40
 
 
 def test_a_copy_takes_a_step_and_leaves_the_centre_where_it_is() -> None:

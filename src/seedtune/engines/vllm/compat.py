@@ -312,6 +312,12 @@ def make_adapters(worker: Any, load: Callable[[int, str], Any]) -> None:
     manager._load_adapter = lambda request: load(request.lora_int_id, request.lora_name)
 
 
+def adapted(worker: Any) -> set[str]:
+    """The modules, by the names that tensors of checkpoints have, that adapters can stand beside."""
+    manager = worker.model_runner.lora_manager._adapter_manager
+    return {part for name in manager.modules for part in manager.packed_modules.get(name, [name])}
+
+
 def adapter(number: int, rank: int, factors: Mapping[str, tuple[Any, Any]]) -> Any:
     """An adapter W + B·A for the modules in ``factors``: name → (A (rank, inputs), B (outputs, rank))."""
     from vllm.lora.lora_model import LoRAModel

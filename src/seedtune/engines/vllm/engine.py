@@ -101,6 +101,7 @@ class VllmEngine:
         about = {
             "noise": wire.noise(self.noise),
             "kept": self._kept,
+            "centre_memory": self.settings.centre_memory,
             "shapes": {name: list(shape) for name, shape in origin.shapes.items()},
             "places": {name: wire.place(stored) for name, stored in origin.places.items()},
         }
@@ -275,8 +276,9 @@ class VllmEngine:
         waiting = dict(zip(runtime.fresh(), (i for i, (one, _) in enumerate(asked) if one.completion), strict=False))
         for name, index in waiting.items():
             one, adapter = asked[index]
-            *read, last = one.completion
-            runtime.submit(name, [*one.prompt, *read], request.forced(last), adapter)
+            written = one.completion if self._loaded.adapts_head else one.completion[-1:]
+            read = one.completion[: len(one.completion) - len(written)]
+            runtime.submit(name, [*one.prompt, *read], request.forced(written, read=bool(read)), adapter)
         for output in runtime.outputs():
             index = waiting[output.request_id]
             one, _ = asked[index]

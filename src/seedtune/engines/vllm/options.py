@@ -80,6 +80,7 @@ def arguments(settings: VllmSettings, noise: Noise, origin: Origin, *, location:
     from seedtune.engines.vllm.sampler import Chosen
 
     given = {name: value for name, value in settings.model_dump().items() if value is not None}
+    del given["centre_memory"]
     memory = {} if MEMORY & given.keys() else _memory(settings, origin, noise)
     chosen = memory | {"enforce_eager": compat.on_cpu(), "async_scheduling": False} | given
     chosen |= {
@@ -111,6 +112,8 @@ def _memory(settings: VllmSettings, origin: Origin, noise: Noise) -> dict[str, A
     """What vLLM may take, so that the centre finds room beside it."""
     if compat.on_cpu():
         return {"kv_cache_memory_bytes": CPU_CACHE}
+    if settings.centre_memory == "host":
+        return {"gpu_memory_utilization": SHARE}
     total = torch.cuda.get_device_properties(0).total_memory
     each = 4 if noise.master == "float32" else origin.dtype.itemsize
     centre = each * origin.size / settings.tensor_parallel_size
@@ -118,6 +121,6 @@ def _memory(settings: VllmSettings, origin: Origin, noise: Noise) -> dict[str, A
     if share < 0.1:
         raise ConfigError(
             f"the centre takes {centre / 2**30:.1f} of a GPU's {total / 2**30:.0f} GiB, which leaves vLLM no room. Use "
-            "master=none, a larger vllm.tensor_parallel_size, or freeze a part of the model."
+            "vllm.centre_memory=host, master=none, a larger vllm.tensor_parallel_size, or freeze a part of the model."
         )
     return {"gpu_memory_utilization": round(share, 3)}

@@ -42,6 +42,8 @@ class Origin:
     """Where their values lie."""
     context: int | None
     eos: frozenset[int]
+    adapts_head: bool
+    """Whether members' adapters reach the output head, for which vLLM knows them only where it writes tokens."""
 
     @property
     def size(self) -> int:
@@ -64,9 +66,12 @@ class Origin:
             coverage = coverage_of(model, set(names), trainable=set(trainable), called=called)
             coverage = with_tied_head(coverage, model)
         shapes = {name: tuple(parameters[name].shape) for name in names}
+        adapts_head = noise.perturbation == "lowrank" and HEAD in names
         context, eos, dtype = chat.context_of(model.config), chat.end_tokens(model, tokenizer), model.dtype
         del model, parameters  # its memory, before values are copied
-        return cls(anchor.fingerprint, coverage, dtype, shapes, _places(anchor, names, scratch), context, eos)
+        return cls(
+            anchor.fingerprint, coverage, dtype, shapes, _places(anchor, names, scratch), context, eos, adapts_head
+        )
 
 
 def _adaptable(model: Any, trainable: list[str], noise: Noise) -> list[str]:
@@ -76,11 +81,6 @@ def _adaptable(model: Any, trainable: list[str], noise: Noise) -> list[str]:
         raise ConfigError(
             f"trainable={list(noise.trainable)} without freeze={list(noise.freeze)} leaves no weight of a linear "
             "layer, which is all that lowrank perturbs. Select some, or use perturbation=gaussian."
-        )
-    if HEAD in names:
-        raise ConfigError(
-            f"engine=vllm cannot perturb an output head of its own ({HEAD}) with perturbation=lowrank: vLLM gives "
-            f"heads no adapters where log-probabilities are asked for. Use freeze=['{HEAD}'], or engine=transformers."
         )
     return names
 

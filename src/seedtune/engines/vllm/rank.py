@@ -56,9 +56,17 @@ class Rank:
         )
         self._device = next(iter(self._parameters.values())).device
         self._kernels = kernels_of(self._device)
+        # On a CPU the device's memory is the host's.
+        self._on_host = self._device.type == "cpu" or about["centre_memory"] == "host"
         kept = getattr(torch, about["kept"])
         shards = {name: Shard(piece, self._first(piece, kept)) for name, piece in pieces.items()}
-        self.centre = ShardedCentre(shards, self.noise, kernels=self._kernels, anchor=self._base)
+        self.centre = ShardedCentre(
+            shards,
+            self.noise,
+            kernels=self._kernels,
+            anchor=self._base,
+            upload=self._upload if self._on_host and self._device.type != "cpu" else None,
+        )
         self.outline = self._outline()
         self._live = {name: self._live_part(piece) for name, piece in pieces.items()}
         self._packers = compat.packers(self._model)
@@ -71,6 +79,7 @@ class Rank:
         if self.noise.perturbation == "lowrank":
             self.adapters = Adapters(self.outline, worker.lora_config.lora_dtype, self._device)
             compat.make_adapters(worker, self.adapters.make)
+            self._check_adapted(compat.adapted(worker))
         self.become([*CENTRE], 0.0)
 
     def _outline(self) -> Centre:
@@ -86,14 +95,19 @@ class Rank:
 
     def _first(self, piece: Piece, kept: torch.dtype) -> Any:
         """The piece of the base model in the centre's type, in memory of its own."""
-        window = np.array(window_of(tensorfile.window(self._places[piece.name]), piece))
-        return as_weights(as_tensor(window).to(self._device, kept))
+        window = as_tensor(np.array(window_of(tensorfile.window(self._places[piece.name]), piece)))
+        if not self._on_host:
+            return as_weights(window.to(self._device, kept))
+        own = torch.empty(window.shape, dtype=kept, pin_memory=self._device.type != "cpu")
+        return as_weights(own.copy_(window))
 
     def _base(self, piece: Piece) -> Any:
         window = window_of(tensorfile.window(self._places[piece.name]), piece)
-        if self._device.type == "cpu":
-            return window
-        return as_tensor(np.array(window)).to(self._device)
+        return window if self._on_host else self._upload(window)
+
+    def _upload(self, part: Any) -> Any:
+        """A copy of a part on the device."""
+        return as_tensor(np.ascontiguousarray(part)).to(self._device, copy=True)
 
     def _live_part(self, piece: Piece) -> Any:
         """The live weights of a piece, (rows, columns), in place."""
@@ -119,6 +133,15 @@ class Rank:
             raise ModelError(
                 f"vLLM's {hidden[0]} multiplies with a packed copy of its weights that seedtune cannot renew. Use "
                 "engine=transformers."
+            )
+
+    def _check_adapted(self, modules: set[str]) -> None:
+        """ModelError unless adapters can stand beside every weight."""
+        left = [name for name in self.shapes if name.removesuffix(".weight") not in modules]
+        if left:
+            raise ModelError(
+                f"vLLM has no adapters for {left[0]!r} (and {len(left) - 1} more tensors) of this model. Freeze it, or "
+                "use engine=transformers."
             )
 
     # -------------------------------------------------------------------------------------------- the state

@@ -28,30 +28,29 @@ def completion(row: Row, how: Sampling, eos: frozenset[int]) -> dict[str, Any]:
     return told
 
 
-def forced(last: int) -> dict[str, Any]:
-    """The parameters that give the log-probability of every token of a prompt, and of the token ``last`` after it.
+def forced(written: Sequence[int], *, read: bool) -> dict[str, Any]:
+    """The parameters that give the log-probabilities of the tokens ``written`` after a prompt; ``read``: of that, too.
 
-    The last one is written, not read, so that what fits the model's context can be asked for.
+    A completion is read, all at once, but for its last token: so what just fits the model's context can be asked for.
     """
     return {
         "temperature": 0.0,
-        "max_tokens": 1,
+        "max_tokens": len(written),
         "ignore_eos": True,
         "detokenize": False,
-        "prompt_logprobs": 0,
+        "prompt_logprobs": 0 if read else None,
         "logprobs": 0,
         "output_kind": _kind(False),
-        "extra_args": {KEY: {"forced": last}},
+        "extra_args": {KEY: {"forced": list(written)}},
     }
 
 
 def logprobs_of(output: Any, completion: Sequence[int]) -> list[float]:
     """The log-probability of every token of a completion, from what vLLM gives for `forced`."""
-    *read, last = completion
-    listed = output.prompt_logprobs or []
-    first = len(listed) - len(read)
-    found = [listed[first + place][token].logprob for place, token in enumerate(read)]
-    return [*map(float, found), float(output.outputs[0].logprobs[0][last].logprob)]
+    written = output.outputs[0].logprobs
+    read = len(completion) - len(written)
+    listed = [*(output.prompt_logprobs or [])[-read:], *written] if read else written
+    return [float(found[token].logprob) for found, token in zip(listed, completion, strict=True)]
 
 
 def _kind(streamed: bool) -> Any:

@@ -22,9 +22,9 @@ compat.count_ranks_plainly()
 
 
 class Wanted(NamedTuple):
-    """How a request's tokens are chosen, and the tokens it has (vLLM appends to the list)."""
+    """How a request's tokens are chosen, or which they are, and those it has (vLLM appends to the list)."""
 
-    forced: int | None
+    forced: list[int]
     uniforms: list[float]
     how: tuple[float, float]
     """(temperature, top_p)"""
@@ -49,8 +49,8 @@ class Chosen(compat.logits_processor()):  # type: ignore[misc]
         """Logits (requests, vocabulary) with −∞ for all but the chosen tokens."""
         by_how: dict[tuple[float, float], list[int]] = {}
         for row, wanted in self._rows.items():
-            if wanted.forced is not None:
-                _leave(logits[row], wanted.forced)
+            if wanted.forced:
+                _leave(logits[row], wanted.forced[len(wanted.written)])
             elif len(wanted.written) < len(wanted.uniforms):
                 by_how.setdefault(wanted.how, []).append(row)
         for (temperature, top_p), rows in by_how.items():
@@ -66,7 +66,7 @@ def _wanted(params: Any, _prompt: list[int] | None, written: list[int]) -> Wante
     if told is None:
         return None
     how = (told.get("temperature", 0.0), told.get("top_p", 1.0))
-    return Wanted(told.get("forced"), told.get("uniforms", []), how, written)
+    return Wanted(told.get("forced", []), told.get("uniforms", []), how, written)
 
 
 def _leave(row: Tensor, token: int) -> None:

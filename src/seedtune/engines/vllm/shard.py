@@ -2,7 +2,8 @@
 
 Every kernel works on whole rows, or on elements that follow each other.  A rectangle that is narrower than its tensor
 is laid into whole rows of scratch memory, band by band, worked on there and taken out again: so it needs no kernel of
-its own, and its bits are those of the tensor that nobody divided.
+its own, and its bits are those of the tensor that nobody divided.  A centre in the host's memory comes to the GPU in
+such bands, too.
 """
 
 from __future__ import annotations
@@ -26,12 +27,15 @@ from seedtune.types import Member, Update
 from seedtune.weights import BAND, moment_factors, moves, squared_distance
 
 Anchor = Callable[[Piece], Any]
-"""Gives the base weights of a piece, (rows, columns) of any element type."""
+"""Gives the base weights of a piece, (rows, columns) of any element type, where the centre is kept."""
+
+Upload = Callable[[Any], Any]
+"""Gives a copy of an array of the host on the device."""
 
 
 @dataclass(slots=True)
 class Shard:
-    """A piece and its elements of the centre, (rows, columns), contiguous; numpy, or a torch tensor on a GPU."""
+    """A piece and its elements of the centre, (rows, columns), contiguous: numpy on the host, torch on a GPU."""
 
     piece: Piece
     theta: Any
@@ -51,12 +55,23 @@ class Shard:
 
 
 class ShardedCentre:
-    """The shards of a rank by Hugging Face name; the noise, the kernels and the arithmetic are `weights.Centre`'s."""
+    """The shards of a rank by Hugging Face name; the noise, the kernels and the arithmetic are `weights.Centre`'s.
 
-    def __init__(self, shards: Mapping[str, Shard], noise: Noise, *, kernels: Kernels, anchor: Anchor) -> None:
+    With ``upload`` shards are kept in the host's memory, and the kernels compute on a device.
+    """
+
+    def __init__(
+        self,
+        shards: Mapping[str, Shard],
+        noise: Noise,
+        *,
+        kernels: Kernels,
+        anchor: Anchor,
+        upload: Upload | None = None,
+    ) -> None:
         self.shards, self.noise = dict(shards), noise
         self.keys = {name: key(noise.run_seed, name) for name in shards}
-        self._kernels, self._anchor = kernels, anchor
+        self._kernels, self._anchor, self._upload = kernels, anchor, upload
 
     def apply(self, *updates: Update) -> None:
         """Every update in order, in one pass over each shard; see `weights.Centre.apply`."""
@@ -67,19 +82,31 @@ class ShardedCentre:
     def moved(self, update: Update) -> ShardedCentre:
         """A copy that has taken an update."""
         shards = {name: Shard(one.piece, _copy(one.theta)) for name, one in self.shards.items()}
-        other = ShardedCentre(shards, self.noise, kernels=self._kernels, anchor=self._anchor)
+        how: dict[str, Any] = {"kernels": self._kernels, "anchor": self._anchor, "upload": self._upload}
+        other = ShardedCentre(shards, self.noise, **how)
         other.apply(update)
         return other
 
     def _apply(self, shard: Shard, updates: Sequence[Update]) -> None:
         decays = any(update.decay for update in updates)
         anchor = self._anchor(shard.piece) if decays else None
-        small = any(update.moments is not None for update in updates)
+        small = self._upload is not None or any(update.moments is not None for update in updates)
         for low, high in shard.bands(small=small):
-            rows = _laid_out(shard.theta[low:high], shard.piece)
-            base = None if anchor is None else _laid_out(anchor[low:high], shard.piece)
+            rows = _laid_out(self._up(shard.theta[low:high]), shard.piece)
+            base = None if anchor is None else _laid_out(self._up(anchor[low:high]), shard.piece)
             self._move(shard.piece, rows, updates, first=shard.piece.rows.first + low, base=base)
-            _take_out(rows, shard.theta[low:high], shard.piece)
+            self._take_back(rows, shard.theta[low:high], shard.piece)
+
+    def _up(self, part: Any) -> Any:
+        """A part where the kernels compute."""
+        return part if self._upload is None else self._upload(part)
+
+    def _take_back(self, rows: Any, part: Any, piece: Piece) -> None:
+        """Put what became of whole rows where ``part`` is kept."""
+        if self._upload is None:
+            _take_out(rows, part, piece)
+        else:
+            part[...] = self.host(rows)[:, piece.columns.first : piece.columns.stop]
 
     def _move(self, piece: Piece, rows: Any, updates: Sequence[Update], *, first: int, base: Any) -> None:
         """Updates of whole rows (n, columns) that begin at row ``first``."""
@@ -121,15 +148,16 @@ class ShardedCentre:
         shard = self.shards[name]
         address = Address(self.keys[name], Stream.FULL, member.generation, member.pair)
         scale, how = member.sign * sigma, {"subspaces": self.noise.subspaces}
-        if scale == 0 or shard.piece.whole_rows:  # rounding alone needs no place
-            start = shard.start + shard.piece.columns.first
-            self._kernels.perturb(out.reshape(-1), shard.theta.reshape(-1), scale, address, start, **how)
-            return
-        for low, high in shard.bands():
-            rows, wide = _laid_out(shard.theta[low:high], shard.piece), _laid_out(out[low:high], shard.piece)
+        narrow = scale != 0 and not shard.piece.whole_rows  # rounding alone needs no place
+        for low, high in shard.bands(small=self._upload is not None):
+            rows = wide = self._up(shard.theta[low:high])
+            live = written = out[low:high]
+            if narrow:
+                wide, written = _laid_out(rows, shard.piece), _laid_out(live, shard.piece)
             start = shard.start + low * shard.piece.columns.whole
-            self._kernels.perturb(wide.reshape(-1), rows.reshape(-1), scale, address, start, **how)
-            _take_out(wide, out[low:high], shard.piece)
+            self._kernels.perturb(written.reshape(-1), wide.reshape(-1), scale, address, start, **how)
+            if narrow:
+                _take_out(written, live, shard.piece)
 
     def fingerprint(self) -> fp.Fingerprint:
         """What this rank's own elements add to the centre's fingerprint."""
@@ -150,7 +178,11 @@ class ShardedCentre:
 
     def fill(self, name: str, source: np.ndarray) -> None:
         """Write ``source``, (rows, columns) of the centre's type, over a shard."""
-        self._kernels.copy(self.shards[name].theta, source)
+        theta = self.shards[name].theta
+        if isinstance(theta, np.ndarray):
+            theta[...] = source
+        else:
+            self._kernels.copy(theta, source)
 
     def squares(self) -> list[float]:
         """‖θ − θ₀‖² of every shard of this rank's own, in float64."""
