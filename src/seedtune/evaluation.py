@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from seedtune import __version__, engines, ledger, replay, tasks
+from seedtune import __version__, elsewhere, engines, ledger, replay, tasks
 from seedtune.baseline import baselines, voted
 from seedtune.config import Config
 from seedtune.configfile import override, read_settings
@@ -104,8 +104,7 @@ def settings_of(what: str | Path, *, file: Path | None = None, sets: Sequence[st
         return Config.create({**override({**(read_settings(file) if file else {}), **named}, sets), **named})
     if file is not None:
         raise ConfigError(f"{what} is a run and has settings of its own: change them one by one, and leave out {file}.")
-    recorded = replay.run_config(Path(what))
-    return Config.create(override(recorded.model_dump(), sets))
+    return elsewhere.with_settings(replay.run_config(Path(what)), sets)
 
 
 def evaluate(

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from collections.abc import Iterable
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
 from safetensors import SafetensorError
 
-from seedtune import ledger, replay
+from seedtune import elsewhere, ledger, replay
 from seedtune.config import Config
 from seedtune.engines.base import Engine
 from seedtune.errors import RunError, StorageError, storage_cause
@@ -61,16 +63,22 @@ def export_run(
     *,
     generation: int | None = None,
     dtype: str | None = None,
+    sets: Iterable[str] = (),
     progress: replay.Progress | None = None,
 ) -> Export:
-    """Write a run's model after ``generation`` generations (all by default) as a Hugging Face folder."""
+    """Write a run's model after ``generation`` generations (all by default) as a Hugging Face folder.
+
+    ``sets`` are ``key=value`` settings that results do not depend on, as in `seedtune.verify_run`.
+    """
     root, target = Path(run), Path(output)
     check_output(target)
     config, contents = replay.run_config(root), ledger.read(replay.RunPaths(root).ledger)
     replay.check_same_run(root, contents.header, config)
     goal, watch = replay.goal_of(root, contents, generation), replay.Stopwatch(progress)
-    engine, _ = replay.load(root, config, contents, generation=goal, progress=watch)
-    write_export(engine, config, goal, target, dtype=dtype)
+    chosen = elsewhere.for_weights(config, sets)
+    engine, _ = replay.load(root, chosen, contents, generation=goal, progress=watch)
+    with closing(engine):
+        write_export(engine, config, goal, target, dtype=dtype)
     return Export(goal, watch.updates, watch.seconds)
 
 

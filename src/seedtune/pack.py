@@ -10,9 +10,8 @@ from pathlib import Path
 
 import yaml
 
-from seedtune import __version__, engines, files, ledger, packfile, replay
+from seedtune import __version__, elsewhere, engines, files, ledger, packfile, replay
 from seedtune.config import Config
-from seedtune.configfile import override
 from seedtune.engines.base import Engine, EngineInfo
 from seedtune.errors import ConfigError, LedgerError, PackError, RunError, StorageError, storage_cause
 from seedtune.export import Export, Rights, check_output, write_export
@@ -32,11 +31,13 @@ def pack_run(
     *,
     generation: int | None = None,
     rights: Rights | None = None,
+    sets: Iterable[str] = (),
     progress: replay.Progress | None = None,
 ) -> Pack:
     """Write a run's fine-tune after ``generation`` generations (all by default) into the file ``output``.
 
-    The base model is only needed where the ledger has no fingerprint of that generation: then it is replayed.
+    The base model is only needed where the ledger has no fingerprint of that generation: then it is replayed, with
+    ``sets`` as in `seedtune.verify_run`.
     Without a ``base_licence`` in ``rights``, the base model's own card is asked if it is on this machine.
     """
     root, target = Path(run), Path(output)
@@ -45,7 +46,7 @@ def pack_run(
     contents = ledger.read(replay.RunPaths(root).ledger)
     goal = replay.goal_of(root, contents, generation)
     replay.check_noise(str(root), contents.header.noise)
-    fingerprint = contents.fingerprints.get(goal) or _replayed(root, contents, goal, progress)
+    fingerprint = contents.fingerprints.get(goal) or _replayed(root, contents, goal, (sets, progress))
     lineage = _lineage(root, contents)
     about = _about(contents, (goal, lineage), fingerprint, rights or Rights())
     pack = Pack(about, tuple(lineage.updates(goal)))
@@ -64,9 +65,12 @@ def _lineage(root: Path, contents: ledger.Contents) -> Lineage:
     return lineage
 
 
-def _replayed(root: Path, contents: ledger.Contents, goal: int, progress: replay.Progress | None) -> str:
-    config = replay.run_config(root)
+def _replayed(
+    root: Path, contents: ledger.Contents, goal: int, how: tuple[Iterable[str], replay.Progress | None]
+) -> str:
+    config, (sets, progress) = replay.run_config(root), how
     replay.check_same_run(root, contents.header, config)
+    config = elsewhere.for_weights(config, sets)
     engine, _ = replay.load(root, config, contents, generation=goal, progress=progress)
     with closing(engine):
         return engine.fingerprint()
@@ -75,7 +79,7 @@ def _replayed(root: Path, contents: ledger.Contents, goal: int, progress: replay
 def _about(contents: ledger.Contents, way: tuple[int, Lineage], fingerprint: str, rights: Rights) -> About:
     goal, lineage = way
     header, config = contents.header, replay.completed(contents.header.config)
-    kept = [*replay.WEIGHTS, *_TOLD, config["engine"]]
+    kept = ["engine", *replay.WEIGHTS, *_TOLD, config["engine"]]
     stated = Rights(rights.base_licence or licence_of(header.model), rights.licence, rights.note)
     return About(
         seedtune=__version__,
@@ -198,11 +202,7 @@ def _config(path: Path, about: About, base: str, sets: Iterable[str]) -> Config:
         packed = Config.create(dict(about.config))
     except (ConfigError, LedgerError) as error:
         raise PackError(f"{path} was made by seedtune {about.seedtune} and needs another version: {error}") from error
-    config = Config.create(override({**packed.model_dump(), "model": base}, sets))
-    changes = [name for name, _, _ in ledger.differences(packed.identity(), config.identity())]
-    if changes:
-        raise ConfigError(f"{', '.join(changes)}: the pack says what they are; they cannot be changed.")
-    return config
+    return elsewhere.for_weights(packed, sets, model=base)
 
 
 def _check_base(path: Path, about: About, info: EngineInfo) -> None:

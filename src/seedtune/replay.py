@@ -25,8 +25,8 @@ log = logging.getLogger("seedtune")
 Progress = Callable[[int, int], None]
 """Called with (updates applied, updates to apply), first with (0, updates to apply)."""
 
-WEIGHTS = ("engine", "seed", "perturbation", "rank", "subspaces", "master", "trainable", "freeze", "moments")
-"""Settings that the weights depend on, besides the base model, the engine's own section and the updates."""
+WEIGHTS = ("seed", "perturbation", "rank", "subspaces", "master", "trainable", "freeze", "moments")
+"""Settings that the weights depend on, besides the base model, the precision of the centre and the updates."""
 
 BATCH_UPDATES, BATCH_TERMS = 16, 1024
 """One pass over the weights takes at most so many updates, and so many noise samples unless one update has more."""

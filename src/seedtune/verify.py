@@ -10,10 +10,9 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-from seedtune import engines, ledger, replay, snapshot
+from seedtune import elsewhere, engines, ledger, replay, snapshot
 from seedtune.audit import Audit, audit
 from seedtune.config import Config
-from seedtune.configfile import override
 from seedtune.engines.base import Engine
 from seedtune.errors import LedgerError, StorageError
 from seedtune.snapshot import Snapshot
@@ -50,10 +49,10 @@ def verify_run(
 ) -> Verification:
     """Replay ``run`` from its base model alone and compare every fingerprint its ledger holds.
 
-    ``model`` says where the base model is now; ``sets`` are ``key=value`` settings that results do not depend
-    on; with ``snapshots`` those on the disk must hold the replayed weights, too.  Raises LedgerError: a
-    corrupted line, a record that does not follow from its rewards, another base model, or the first recorded
-    fingerprint that does not come out.
+    ``model`` says where the base model is now; ``sets`` are ``key=value`` settings that results do not depend on,
+    ``engine`` among them (a run of vLLM's is replayed by the transformers engine otherwise); with ``snapshots`` those
+    on the disk must hold the replayed weights, too.  Raises LedgerError: a corrupted line, a record that does not
+    follow from its rewards, another base model, or the first recorded fingerprint that does not come out.
     """
     root = Path(run)
     contents = ledger.read(replay.RunPaths(root).ledger)
@@ -90,9 +89,8 @@ def _config(root: Path, contents: ledger.Contents, model: str | None, sets: Iter
         config = replay.run_config(root)
     else:
         config = Config.create({**contents.header.config, "model": contents.header.model})
-    config = Config.create(override(config.model_dump(), sets))
     replay.check_same_run(root, contents.header, config)
-    return config if model is None else config.replace(model=model)
+    return elsewhere.for_weights(config, sets, model=model)
 
 
 def _replayed(

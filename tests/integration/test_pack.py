@@ -268,7 +268,7 @@ def test_an_output_that_is_used_is_refused_and_left_alone(failure, run, file, tm
 
 def test_settings_that_the_pack_decides_cannot_be_changed(failure, file, command, tmp_path):
     told = failure("apply", "toy", file, "-o", tmp_path / "model", "--set", "rank=2", "--set", "seed=4")
-    assert told == "rank, seed: the pack says what they are; they cannot be changed."
+    assert told == "rank: 1 → 2; seed: 0 → 4: the run is what it is. Leave that out, or start a new run with it."
     assert command("apply", "toy", file, "-o", tmp_path / "model", "--set", "toy.delay=0.1")[0] == 0
 
 

@@ -12,9 +12,10 @@ pytest.importorskip("vllm", reason="needs vLLM", exc_type=ImportError)
 
 import runs
 from models import answers, job, load_engine, text_prompts
-from seedtune import Config, Trainer, export_run, ledger, replay, verify_run
+from seedtune import Config, Trainer, apply_pack, evaluate, export_run, ledger, pack_run, replay, verify_run
 from seedtune.engines.vllm.runtime import Runtime
 from seedtune.errors import EngineError
+from seedtune.evaluation import settings_of
 from serving import SMALL, end_all, save_served, serve
 
 pytestmark = pytest.mark.slow
@@ -89,8 +90,26 @@ def test_a_run_writes_the_ledger_that_it_writes_with_transformers(
     assert len(fingerprints) == 5
 
 
-def test_a_run_is_verified_by_replay(run: Path) -> None:
-    verify_run(run)
+@pytest.mark.parametrize("sets", [(), ("engine=vllm",)], ids=["by-transformers", "by-vllm"])
+def test_a_run_is_verified_by_replay(run: Path, sets: tuple[str, ...]) -> None:
+    assert verify_run(run, sets=sets, snapshots=True).matched == (1, 2, 3, 4, 5)
+
+
+def test_what_a_run_is_shipped_as_needs_no_vllm_and_is_the_same_with_it(
+    run: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("seedtune.engines.vllm.compat.require", lambda: pytest.fail("vLLM was asked for"))
+        export_run(run, tmp_path / "plain")
+        pack_run(run, tmp_path / "run.pack", generation=3)
+        apply_pack(str(base), tmp_path / "run.pack", tmp_path / "applied")
+        evaluate(run, on=["toy"], config=settings_of(run, sets=["engine=transformers"]))
+    export_run(run, tmp_path / "served", sets=["engine=vllm"])
+    export_run(run, tmp_path / "third", generation=3, sets=["engine=vllm"])
+    weights = {
+        name: (tmp_path / name / "model.safetensors").read_bytes() for name in ("plain", "served", "third", "applied")
+    }
+    assert weights["plain"] == weights["served"] != weights["third"] == weights["applied"]
 
 
 def test_a_failure_inside_vllm_leaves_a_ledger_that_a_resume_completes(

@@ -33,7 +33,7 @@ LocalSets = Annotated[
     typer.Option(
         "--set",
         metavar="KEY=VALUE",
-        help="Change a setting that the weights do not depend on, e.g. --set transformers.device=cpu",
+        help="Change a setting that the weights do not depend on, e.g. --set transformers.device=cpu --set engine=vllm",
     ),
 ]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
@@ -162,6 +162,7 @@ def export(
     dtype: Annotated[
         str | None, typer.Option(help="float32, bfloat16 or float16; the base model's by default.")
     ] = None,
+    sets: LocalSets = None,
 ) -> None:
     """Write the fine-tuned model as a Hugging Face folder, for transformers, vLLM and all that read it.
 
@@ -169,7 +170,7 @@ def export(
     """
     from seedtune.cli.commands import export_command
 
-    export_command(run, output, generation, dtype)
+    export_command(run, (output, dtype), generation, sets or [])
 
 
 @app.command()
@@ -221,6 +222,7 @@ def pack(
         str | None, typer.Option(help="Licence of the base model; by default what its own card states.")
     ] = None,
     note: Annotated[str | None, typer.Option(help="Attribution, or anything a reader should know.")] = None,
+    sets: LocalSets = None,
 ) -> None:
     """Write a fine-tune as one small file: kilobytes, whatever the size of the model.
 
@@ -231,7 +233,7 @@ def pack(
     """
     from seedtune.cli.tools import pack_command
 
-    pack_command(run, output, generation, (licence, base_licence, note))
+    pack_command((run, output), generation, (licence, base_licence, note), sets or [])
 
 
 @app.command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import typer
@@ -68,11 +69,12 @@ def dry_run(trainer: Trainer) -> None:
     engine.close()
 
 
-def export_command(run: Path, output: Path, generation: int | None, dtype: str | None) -> None:
-    """Export a run's model and say how to load it."""
+def export_command(run: Path, wanted: tuple[Path, str | None], generation: int | None, sets: Sequence[str]) -> None:
+    """Export a run's model, as a folder in a precision, and say how to load it."""
+    output, dtype = wanted
     check_dtype(dtype)
     with ReplayProgress(console()) as progress:
-        done = export_run(run, output, generation=generation, dtype=dtype, progress=progress)
+        done = export_run(run, output, generation=generation, dtype=dtype, sets=sets, progress=progress)
     say_exported(done, output)
 
 

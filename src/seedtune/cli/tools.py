@@ -92,13 +92,17 @@ def _indented(lines: Sequence[str]) -> list[str]:
 
 
 def pack_command(
-    run: Path, output: Path, generation: int | None, told: tuple[str | None, str | None, str | None]
+    paths: tuple[Path, Path],
+    generation: int | None,
+    told: tuple[str | None, str | None, str | None],
+    sets: Sequence[str],
 ) -> None:
     """Pack a run and say what it became."""
+    run, output = paths
     licence, base_licence, note = told
     rights = Rights(base_licence, licence, note)
     with ReplayProgress(console()) as progress:
-        about = pack_run(run, output, generation=generation, rights=rights, progress=progress).about
+        about = pack_run(run, output, generation=generation, rights=rights, sets=sets, progress=progress).about
     say(f"packed {count(about.generations, 'generation')} into {output}, {output.stat().st_size:,} bytes")
     say(f"base model {about.model}, fingerprint {about.base_fingerprint}")
     if about.base_licence is None:

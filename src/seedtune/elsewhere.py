@@ -1,0 +1,60 @@
+"""A run's settings for another engine than its own: weights do not depend on the engine, so any can bring them back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from seedtune import ledger
+from seedtune.config import Config
+from seedtune.configfile import override
+from seedtune.errors import ConfigError
+
+ENGINES = ("transformers", "vllm", "toy")
+"""Every engine has a section of its name."""
+
+SHARED = ("dtype", "trust_remote_code")
+"""Settings that mean the same in every engine that has them."""
+
+REPLAYS = {"vllm": "transformers"}
+"""Engine of a run → the one that brings its weights back where nobody is to answer: it starts at once, anywhere."""
+
+
+def with_settings(recorded: Config, sets: Iterable[str]) -> Config:
+    """A run's settings with ``key=value`` ones on top; another engine has the run's precision unless they say another.
+
+    ConfigError names a setting that does not exist or a value that cannot be.
+    """
+    listed, data = list(sets), recorded.model_dump()
+    engine = override({"engine": recorded.engine}, _of_engine(listed))["engine"]
+    if engine != recorded.engine and engine in ENGINES:
+        own = data.pop(recorded.engine)
+        data |= {"engine": engine, engine: {**data[engine], **_shared(own, data[engine])}}
+    return Config.create(override(data, listed))
+
+
+def for_weights(recorded: Config, sets: Iterable[str] = (), *, model: str | None = None) -> Config:
+    """The settings that bring a run's weights back: ``sets`` on top of its own, on the engine of `REPLAYS` by default.
+
+    ConfigError names a setting in ``sets`` that results depend on.
+    """
+    listed = list(sets)
+    default = REPLAYS.get(recorded.engine, recorded.engine)
+    config = with_settings(recorded, [f"engine={default}", *listed])
+    changed = ledger.changed_fields(_of_results(recorded), _of_results(config))
+    if changed:
+        raise ConfigError(f"{'; '.join(changed)}: the run is what it is. Leave that out, or start a new run with it.")
+    return config if model is None else config.replace(model=model)
+
+
+def _of_engine(sets: Iterable[str]) -> list[str]:
+    return [item for item in sets if item.partition("=")[0].strip() == "engine"]
+
+
+def _shared(own: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    return {name: own[name] for name in SHARED if name in own and name in other}
+
+
+def _of_results(config: Config) -> dict[str, Any]:
+    """What results depend on besides the engine; that its weights are the recorded ones, fingerprints say."""
+    return {name: value for name, value in config.identity().items() if name not in ("engine", *ENGINES)}

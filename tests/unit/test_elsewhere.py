@@ -1,0 +1,55 @@
+"""A run's settings on another engine: what goes along, and what cannot be changed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from seedtune import Config
+from seedtune.elsewhere import for_weights, with_settings
+from seedtune.errors import ConfigError
+
+SERVED: dict[str, Any] = {
+    "engine": "vllm",
+    "vllm": {"dtype": "float32", "trust_remote_code": True, "max_loras": 4, "block_size": 32},
+    "master": "none",
+    "perturbation": "gaussian",
+}
+
+
+def test_the_weights_of_a_run_of_vllm_come_back_without_it_in_its_precision() -> None:
+    config = for_weights(Config.create(SERVED), model="elsewhere")
+    assert (config.engine, config.transformers.dtype, config.model) == ("transformers", "float32", "elsewhere")
+    assert config.transformers.trust_remote_code
+    assert config.vllm == Config().vllm
+
+
+def test_another_engine_is_taken_if_it_is_asked_for() -> None:
+    recorded = Config.create(SERVED)
+    assert for_weights(recorded, ["engine=vllm", "vllm.tensor_parallel_size=2"]).vllm.tensor_parallel_size == 2
+    assert for_weights(recorded, ["engine=vllm"]).vllm == recorded.vllm
+    back = for_weights(with_settings(recorded, ["engine=transformers"]), ["engine=vllm", "vllm.dtype=bfloat16"])
+    assert (back.engine, back.vllm.dtype, back.vllm.trust_remote_code) == ("vllm", "bfloat16", True)
+
+
+def test_a_run_of_the_others_stays_where_it_is() -> None:
+    for engine in ("transformers", "toy"):
+        recorded = Config.create({"engine": engine})
+        assert for_weights(recorded) == recorded
+    assert for_weights(Config(), ["transformers.device=cpu"]).transformers.device == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ("sigma=0.5", r"sigma: 0.001 → 0.5.*Leave that out"),
+        ("master=float32", r"master: 'none' → 'float32'"),
+        ("engine=tpu", r"engine='tpu': must be 'transformers', 'vllm' or 'toy'"),
+        ("engin=vllm", r"unknown setting 'engin'"),
+        ("transformers.dtyp=float32", r"unknown setting 'transformers.dtyp'"),
+    ],
+)
+def test_settings_that_weights_depend_on_or_that_do_not_exist_are_refused(wrong: str, told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        for_weights(Config.create(SERVED), [wrong])
