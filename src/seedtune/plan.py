@@ -102,8 +102,8 @@ def plan_config(
     machine.  ConfigError names an unknown device, ModelError a model whose configuration cannot be read.
     """
     asked = [parse_device(text) for text in devices]
-    if config.engine != "transformers":
-        raise ConfigError(f"plan forecasts engine=transformers only, not engine={config.engine!r}. Use that.")
+    if config.engine == "toy":
+        raise ConfigError("plan forecasts language models, not engine='toy'. Use engine=transformers or engine=vllm.")
     if share is not None and not 0 < share <= 1:
         raise ConfigError(f"--share {share:g} must be above 0 and at most 1.")
     task = task_of(config) if task is None else task
@@ -121,6 +121,8 @@ def plan_config(
             durations.append(on_machine(MACHINES[name], anatomy, part, config, count=count))
         elif pace is not None:
             durations.append(at_pace(pace, work))
+        elif config.engine == "vllm":
+            notes.append("cpu was not measured: vLLM does not tell reading from writing. Give a run with --measured")
         else:
             try:
                 durations.append(measured_here(measure_engine(config, task, work), work))
@@ -154,12 +156,13 @@ def on_machine(machine: Machine, anatomy: Anatomy, work: Workload, config: Confi
     memory = memory_of(anatomy, work, config, (config.perturbation, config.master))
     rows = work.row_steps / max(1.0, work.steps)
     position = anatomy.cached * anatomy.itemsize
+    launched = 0 if _graphs(config) else anatomy.layers
     step = machine.step(
         weights=memory.weights,
         cache=rows * (work.prompt_tokens + work.new_tokens / 2) * position,
         parameters=anatomy.parameters,
         rows=rows,
-        layers=anatomy.layers,
+        layers=launched,
     )
     written = memory.weights + memory.centre
     return Duration(
@@ -171,10 +174,15 @@ def on_machine(machine: Machine, anatomy: Anatomy, work: Workload, config: Confi
         how=(
             f"{work.steps:,.0f} steps of {step * 1e3:.3g} ms = max((W {memory.weights / 1e9:.3g} GB + K) / "
             f"{machine.bandwidth / 1e9:,.0f} GB/s, 2·P·{rows:.0f} rows / {machine.flops / 1e12:,.0f} TFLOP/s) / "
-            f"{machine.efficiency:g}, at least {anatomy.layers} layers × {machine.launch * 1e3:g} ms"
+            f"{machine.efficiency:g}, at least {launched} launched layers × {machine.launch * 1e3:g} ms"
         ),
         fits=None if machine.memory is None else memory.total < machine.memory,
     )
+
+
+def _graphs(config: Config) -> bool:
+    """Whether a decode step is one graph, which nobody launches layer by layer."""
+    return config.engine == "vllm" and not config.vllm.enforce_eager
 
 
 def at_pace(pace: Pace, work: Workload) -> Duration:

@@ -88,31 +88,43 @@ def workload_of(config: Config, task: Task, *, share: float, devices: int = 1) -
     lengths, counted = _lengths(config, task.train[:COUNTED])
     members = -(-(config.population + config.evaluate_centre) // devices)
     prompts = min(config.prompts_per_generation, len(task.train)) * config.samples_per_prompt
-    settings, limit = config.transformers, config.max_completion_length
-    most = {"max_rows": settings.max_rows, "max_tokens": settings.max_batch_tokens}
+    limit, longest = config.max_completion_length, max(lengths)
     return Workload(
         members=members,
         prompts=prompts,
         prompt_tokens=sum(lengths) / len(lengths),
-        longest=max(lengths),
+        longest=longest,
         new_tokens=max(1.0, share * limit),
         limit=limit,
-        batch_slots=slots_for(members * prompts, max(lengths) + limit, **most),
-        member_slots=slots_for(prompts, max(lengths) + limit, **most),
+        batch_slots=_slots(config, (members, prompts), longest + limit),
+        member_slots=_slots(config, (1, prompts), longest + limit),
         alone=config.perturbation == "gaussian",
         counted=counted,
     )
 
 
+def _slots(config: Config, batch: tuple[int, int], positions: int) -> int:
+    """Rows in flight of a batch of (members, prompts) whose rows have that many positions."""
+    members, prompts = batch
+    if config.engine == "vllm":
+        return min(config.vllm.max_num_seqs, min(members, config.vllm.max_loras) * prompts)
+    own = config.transformers
+    return slots_for(members * prompts, positions, max_rows=own.max_rows, max_tokens=own.max_batch_tokens)
+
+
 def _lengths(config: Config, examples: Sequence[Example]) -> tuple[list[int], bool]:
     """Tokens of each prompt, and whether a tokenizer counted them."""
     prompts = [prompt_of(config, example) for example in examples]
-    source = ModelSource.resolve(config.model, trust_remote_code=config.transformers.trust_remote_code)
+    source = ModelSource.resolve(config.model, trust_remote_code=_trusts(config))
     try:
         tokenizer = source.tokenizer()
     except ModelError:
         return [max(1, _characters(prompt) // CHARACTERS) for prompt in prompts], False
     return [len(chat.encode(tokenizer, prompt)) for prompt in prompts], True
+
+
+def _trusts(config: Config) -> bool:
+    return (config.vllm if config.engine == "vllm" else config.transformers).trust_remote_code
 
 
 def _characters(prompt: Prompt) -> int:

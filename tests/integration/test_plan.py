@@ -163,10 +163,23 @@ def test_a_run_without_a_generation_has_no_pace(folder, tmp_path):
 def test_what_cannot_be_planned_is_refused(folder, tmp_path):
     with pytest.raises(ConfigError, match="Did you mean 'h100'"):
         plan_config(planned(folder), devices=["h1000"], task=TASK)
-    with pytest.raises(ConfigError, match="plan forecasts engine=transformers only, not engine='toy'"):
+    with pytest.raises(ConfigError, match="plan forecasts language models, not engine='toy'"):
         plan_config(runs.toy(tmp_path))
     with pytest.raises(ConfigError, match=r"--share 1\.5 must be above 0 and at most 1"):
         plan_config(planned(folder), share=1.5, task=TASK)
+
+
+def test_a_plan_for_vllm_counts_its_rows_its_precision_and_no_launches(folder):
+    how = {"engine": "vllm", "vllm": {"max_num_seqs": 16, "max_loras": 3, "dtype": "bfloat16"}}
+    found = plan_config(planned(folder, **how), devices=["cpu", "h100"], task=TASK)
+    assert (found.workload.slots, found.anatomy.dtype) == (12, "bfloat16")
+    assert [duration.device for duration in found.durations] == ["h100"]
+    assert "at least 0 launched layers" in found.durations[0].how
+    assert any("Give a run with --measured" in note for note in found.notes)
+    alone = plan_config(planned(folder, **how, perturbation="gaussian"), task=TASK)
+    assert alone.workload.slots == 4
+    theirs = plan_config(planned(folder), devices=["h100"], task=TASK)
+    assert found.durations[0].decode < theirs.durations[0].decode
 
 
 def test_half_precision_halves_what_is_read(tmp_path):

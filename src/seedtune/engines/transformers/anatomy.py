@@ -15,6 +15,7 @@ from seedtune.engines.transformers.settings import TransformersSettings
 from seedtune.engines.transformers.tracing import EXPERT, is_linear
 from seedtune.errors import ConfigError, ModelError
 from seedtune.selection import select
+from seedtune.settings import VllmSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +40,7 @@ class Anatomy:
 
 def anatomy_of(config: Config) -> Anatomy:
     """The sizes of the model that ``config`` names; ModelError if its configuration cannot be read."""
-    settings = config.transformers
+    settings = config.vllm if config.engine == "vllm" else config.transformers
     source = ModelSource.resolve(config.model, trust_remote_code=settings.trust_remote_code)
     described = source.config()
     model = _skeleton(described, source)
@@ -94,7 +95,7 @@ def _cached(text: Any) -> int:
     return 2 * int(getattr(text, "num_key_value_heads", None) or heads) * int(width)
 
 
-def _dtype(settings: TransformersSettings, described: Any) -> torch.dtype:
+def _dtype(settings: TransformersSettings | VllmSettings, described: Any) -> torch.dtype:
     """The forward pass's precision: the setting's, or the checkpoint's own as its configuration has it."""
     name = settings.dtype
     own: Any = getattr(described, "dtype", None) if name == "auto" else getattr(torch, name)
