@@ -30,15 +30,9 @@ _HEADER_LIMIT = 100 << 20
 
 def write(path: Path, tensors: Mapping[str, Array]) -> None:
     """Write C-contiguous arrays of weights as a safetensors file; OSError if the disk does not take it."""
-    entries, place = dict[str, Any](), 0
-    for name, array in tensors.items():
-        code = CODES[dtype_of(array)]
-        entries[name] = {"dtype": code, "shape": list(array.shape), "data_offsets": [place, place + array.nbytes]}
-        place += array.nbytes
-    header = json.dumps(entries, separators=(",", ":")).encode()
-    header += b" " * (-len(header) % _ALIGNMENT)
+    head, _ = _head({name: (dtype_of(array), array.shape) for name, array in tensors.items()})
     with path.open("wb") as file:
-        file.write(len(header).to_bytes(8, "little") + header)
+        file.write(head)
         for array in tensors.values():
             file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
 
@@ -85,19 +79,12 @@ def contents(path: Path) -> dict[str, Stored]:
 
 def reserve(path: Path, shapes: Mapping[str, tuple[int, ...]], dtype: str) -> dict[str, Stored]:
     """A new safetensors file of zeros with room for these tensors, to be filled in place (`window`)."""
-    size = np.dtype(ARRAYS[dtype]).itemsize
-    entries, place = dict[str, Any](), 0
-    for name, shape in shapes.items():
-        count = math.prod(shape) * size
-        entries[name] = {"dtype": CODES[dtype], "shape": list(shape), "data_offsets": [place, place + count]}
-        place += count
-    header = json.dumps(entries, separators=(",", ":")).encode()
-    header += b" " * (-len(header) % _ALIGNMENT)
+    head, size = _head({name: (dtype, shape) for name, shape in shapes.items()})
     with path.open("wb") as file:
-        file.write(len(header).to_bytes(8, "little") + header)
+        file.write(head)
         # Room is taken now: a mapped page that finds none later would end the process with SIGBUS.
-        os.posix_fallocate(file.fileno(), 8 + len(header), max(1, place))
-        file.truncate(8 + len(header) + place)
+        os.posix_fallocate(file.fileno(), len(head), max(1, size))
+        file.truncate(len(head) + size)
     return contents(path)
 
 
@@ -129,6 +116,18 @@ def read(stored: Stored) -> Array:
         return array.reshape(stored.shape)
     except (OSError, ValueError) as error:
         raise StorageError(f"cannot read {stored.path}: {error}. Get the file again.") from error
+
+
+def _head(tensors: Mapping[str, tuple[str, tuple[int, ...]]]) -> tuple[bytes, int]:
+    """How a file of tensors, each of an element type and a shape, begins; and the bytes that follow."""
+    entries, place = dict[str, Any](), 0
+    for name, (dtype, shape) in tensors.items():
+        stop = place + math.prod(shape) * np.dtype(ARRAYS[dtype]).itemsize
+        entries[name] = {"dtype": CODES[dtype], "shape": list(shape), "data_offsets": [place, stop]}
+        place = stop
+    header = json.dumps(entries, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % _ALIGNMENT)
+    return len(header).to_bytes(8, "little") + header, place
 
 
 def _header(data: mmap.mmap) -> tuple[dict[str, Any], int]:

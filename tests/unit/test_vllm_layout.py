@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,10 +16,10 @@ from seedtune import fingerprint as fp
 from seedtune import noise as addressed
 from seedtune.engines.base import Noise
 from seedtune.engines.transformers.perturbation import as_tensor
-from seedtune.engines.vllm import wire
+from seedtune.engines.vllm import origin, wire
 from seedtune.engines.vllm.layout import Piece, Run, Split, check_complete, pieces_of
 from seedtune.engines.vllm.shard import Shard, ShardedCentre, window_of
-from seedtune.errors import ModelError
+from seedtune.errors import ModelError, StorageError
 from seedtune.kernels import cpu, gpu
 from seedtune.tensorfile import Stored
 from seedtune.types import CENTRE, Decay, Member, Moments, Shift, Term, Update
@@ -235,9 +237,8 @@ def test_a_centre_in_host_memory_comes_to_the_device_in_bands_and_goes_back(monk
         return as_tensor(np.array(part)).to(DEVICE)
 
     for noise in (NOISES["gaussian-subspaces"], NOISES["lowrank-rank3"]):
-        shapes = [n for n, shape in SHAPES.items() if len(shape) == 2]
         for kind in TYPES.values():
-            values = base(shapes, kind)
+            values = base(["l.0.k_proj.weight", "l.0.o_proj.weight"], kind)
             for here, there in zip(
                 divided(values, noise), divided(values, noise, kernels=gpu, upload=upload), strict=True
             ):
@@ -274,6 +275,27 @@ def test_what_travels_is_plain_and_comes_back_as_it_was() -> None:
         assert wire.shift_from(json.loads(json.dumps(wire.shift(shift)))) == shift
     for noise in (*NOISES.values(), Noise(3, trainable=("a", "b*"), freeze=("c",))):
         assert wire.noise_from(json.loads(json.dumps(wire.noise(noise)))) == noise
+
+
+class Nowhere:
+    """Base weights that no file holds as they are."""
+
+    def places(self, _: Any) -> dict[str, Stored]:
+        return {}
+
+    def __call__(self, _: str) -> np.ndarray:
+        return np.zeros(3, np.float32)
+
+
+def test_a_full_disk_under_the_base_weights_is_said_with_the_way_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("seedtune.tensorfile.write", full)
+    with pytest.raises(StorageError, match=r"disk is full.*TMPDIR"):
+        origin._places(Nowhere(), ["w"], lambda: tmp_path)
 
 
 def test_places_of_tensors_come_back_as_they_were(tmp_path: Any) -> None:

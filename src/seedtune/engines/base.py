@@ -7,7 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from seedtune.types import Coverage, Job, Likelihood, Prompt, Rollout, Term, Update
+from seedtune.types import Coverage, Decay, Job, Likelihood, Prompt, Rollout, Term, Update
+
+BASE = Update(0, (), Decay(l2=1.0))
+"""What takes any centre to θ₀, exactly."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from seedtune.engines.base import EngineInfo, EngineTimes, Noise
+from seedtune.engines.base import BASE, EngineInfo, EngineTimes, Noise
 from seedtune.engines.transformers import chat, support
 from seedtune.engines.transformers.anchor import BaseWeights
 from seedtune.engines.transformers.attention import Decode, Prefill, SlotAttention
@@ -19,7 +19,7 @@ from seedtune.engines.transformers.checkpoint import ModelSource, write_model
 from seedtune.engines.transformers.decode import Budget, Decoder, Row, Stop, rollout_of, rows_of, slots_for
 from seedtune.engines.transformers.fullrank import FullRank
 from seedtune.engines.transformers.fuse import fuse
-from seedtune.engines.transformers.likelihood import Forced, Given, likelihood_of
+from seedtune.engines.transformers.likelihood import Forced, Given, given_of, likelihood_of
 from seedtune.engines.transformers.linear import can_pack
 from seedtune.engines.transformers.lowrank import LowRank
 from seedtune.engines.transformers.packing import Pack
@@ -27,14 +27,11 @@ from seedtune.engines.transformers.perturbation import Perturbation, Place, cent
 from seedtune.engines.transformers.settings import TransformersSettings, torch_device, torch_dtype
 from seedtune.engines.transformers.tracing import Trace, trace
 from seedtune.errors import ConfigError, ModelError
-from seedtune.types import CENTRE, Decay, Job, Likelihood, Prompt, Rollout, Sampling, Shift, Term, Update
+from seedtune.types import CENTRE, Job, Likelihood, Prompt, Rollout, Sampling, Shift, Term, Update
 from seedtune.weights import Centre
 
 Asked = TypeVar("Asked", Row, Given)
 """What a member is asked for: a completion, or how likely a given one is."""
-
-BASE = Update(0, (), Decay(l2=1.0))
-"""What takes any centre to θ₀, exactly."""
 
 
 class TransformersEngine:
@@ -166,16 +163,7 @@ class TransformersEngine:
     def likelihoods(self, jobs: Iterable[Job]) -> Iterator[Likelihood]:
         """Every job's likelihoods, all members of a batch in the same passes."""
         for job in jobs:
-            ids = [chat.encode(self.tokenizer, prompt) for prompt in job.prompts]
-            answers = [chat.encode_answers(self.tokenizer, prompt) for prompt in job.prompts]
-            longest = [max(its, key=len) for its in answers]
-            chat.check_answers(job.prompts, ids, longest, context=self.context)
-            given = [
-                Given(member, ids[p], answer, (p, number))
-                for member, p in job.pairs
-                for number, answer in enumerate(answers[p])
-            ]
-            for batch, mine in self._batches(job, given):
+            for batch, mine in self._batches(job, given_of(job, self.tokenizer, context=self.context)):
                 self._become(job, batch)
                 yield from map(likelihood_of, repeat(job), mine, self._forced(mine))
 

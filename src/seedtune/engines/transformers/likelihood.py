@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from seedtune.engines.transformers import chat
 from seedtune.engines.transformers.attention import Prefill, SlotAttention
 from seedtune.engines.transformers.packing import Pack, packed
 from seedtune.engines.transformers.perturbation import Perturbation
@@ -88,6 +89,18 @@ def _chosen(logits: Tensor, rows: np.ndarray, targets: np.ndarray) -> Iterator[f
         its, target = (torch.from_numpy(x[first : first + ROWS]).to(logits.device) for x in (rows, targets))
         chances = logits[its].float().log_softmax(-1)
         yield from chances.gather(1, target[:, None])[:, 0].tolist()
+
+
+def given_of(job: Job, tokenizer: Any, *, context: int | None) -> list[Given]:
+    """What members of a job are asked: every answer of every prompt; DataError if one does not fit the context."""
+    ids = [chat.encode(tokenizer, prompt) for prompt in job.prompts]
+    answers = [chat.encode_answers(tokenizer, prompt) for prompt in job.prompts]
+    chat.check_answers(job.prompts, ids, [max(its, key=len) for its in answers], context=context)
+    return [
+        Given(member, ids[p], answer, (p, number))
+        for member, p in job.pairs
+        for number, answer in enumerate(answers[p])
+    ]
 
 
 def likelihood_of(job: Job, given: Given, logprobs: list[float]) -> Likelihood:

@@ -14,11 +14,11 @@ from typing import Any, TypeVar
 
 from seedtune import fingerprint as fp
 from seedtune import tensorfile
-from seedtune.engines.base import EngineInfo, EngineTimes, Noise
+from seedtune.engines.base import BASE, EngineInfo, EngineTimes, Noise
 from seedtune.engines.transformers import chat
 from seedtune.engines.transformers.checkpoint import ModelSource, write_model
 from seedtune.engines.transformers.decode import Row, Stop, rollout_of, rows_of
-from seedtune.engines.transformers.likelihood import Given, likelihood_of
+from seedtune.engines.transformers.likelihood import Given, given_of, likelihood_of
 from seedtune.engines.transformers.perturbation import centre_dtype
 from seedtune.engines.transformers.settings import dtype_named
 from seedtune.engines.vllm import adapters, compat, options, request, wire
@@ -27,10 +27,7 @@ from seedtune.engines.vllm.origin import Origin
 from seedtune.engines.vllm.runtime import Runtime
 from seedtune.errors import EngineError, SeedtuneError, StorageError
 from seedtune.settings import VllmSettings
-from seedtune.types import CENTRE, Decay, Job, Likelihood, Member, Prompt, Rollout, Shift, Term, Update
-
-BASE = Update(0, (), Decay(l2=1.0))
-"""What takes any centre to θ₀, exactly."""
+from seedtune.types import CENTRE, Job, Likelihood, Member, Prompt, Rollout, Shift, Term, Update
 
 NOWHERE = Update(0, ())
 NUMBERS = 1 << 16
@@ -259,15 +256,7 @@ class VllmEngine:
                     yield likelihood_of(*wave[index], logprobs)
 
     def _given(self, job: Job) -> list[Given]:
-        """What members of a job are asked."""
-        ids = [chat.encode(self.tokenizer, prompt) for prompt in job.prompts]
-        answers = [chat.encode_answers(self.tokenizer, prompt) for prompt in job.prompts]
-        chat.check_answers(job.prompts, ids, [max(its, key=len) for its in answers], context=self._context)
-        return [
-            Given(member, ids[p], answer, (p, number))
-            for member, p in job.pairs
-            for number, answer in enumerate(answers[p])
-        ]
+        return given_of(job, self.tokenizer, context=self._context)
 
     def _forced(self, asked: Sequence[tuple[Given, Any]]) -> Iterator[tuple[int, list[float]]]:
         """(index, log-probabilities of the completion) of everything that is asked, as they are found."""
@@ -331,7 +320,7 @@ class VllmEngine:
 
     def export(self, path: Path, dtype: str | None = None) -> None:
         """A Hugging Face folder of the centre, in the checkpoint's precision or ``dtype``."""
-        with tempfile.TemporaryDirectory(prefix="seedtune-") as scratch:
+        with tempfile.TemporaryDirectory(prefix=".centre-", dir=path.parent) as scratch:
             self.snapshot(Path(scratch))
             places = tensorfile.contents(Path(scratch) / FILE)
             tensors = {name: tensorfile.window(stored, "r+") for name, stored in places.items()}

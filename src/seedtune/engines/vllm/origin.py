@@ -17,7 +17,7 @@ from seedtune.engines.transformers.anchor import BaseWeights
 from seedtune.engines.transformers.checkpoint import ModelSource
 from seedtune.engines.transformers.coverage import coverage_of, with_tied_head
 from seedtune.engines.transformers.tracing import is_linear
-from seedtune.errors import ConfigError
+from seedtune.errors import ConfigError, StorageError, storage_cause
 from seedtune.selection import select
 from seedtune.tensorfile import Stored
 from seedtune.types import Coverage
@@ -91,6 +91,13 @@ def _places(anchor: BaseWeights, names: Iterable[str], scratch: Scratch) -> dict
     missing = {name: anchor(name) for name in listed if name not in found}
     if missing:
         path = scratch() / "base.safetensors"
-        tensorfile.write(path, missing)
+        try:
+            tensorfile.write(path, missing)
+        except OSError as error:
+            cause, fix = storage_cause(error)
+            raise StorageError(
+                f"cannot write base weights for vLLM's workers to {str(path)!r}: {cause}. {fix}, or set TMPDIR to a "
+                "folder with room."
+            ) from error
         found |= tensorfile.contents(path)
     return {name: found[name] for name in listed}
