@@ -93,9 +93,8 @@ class Config(Section):
     """``adaptive``: α follows what every generation measures, starting from ``alpha`` if given; ``fixed``: ``alpha``
     as it is (σ/2 if left out, the paper's ratio).  ``auto``: fixed if ``alpha`` is given, adaptive if not."""
 
-    longest_step: float = Field(default=0.5, gt=0.0, le=4.0)
-    """An adaptive step moves the weights at most so far, in lengths of a member's perturbation; the first ones up to
-    twice as far."""
+    longest_step: float = Field(default=1.0, gt=0.0, le=4.0)
+    """An adaptive step moves the weights at most so far, in lengths of a member's perturbation."""
 
     collapse_guard: Literal["auto", "yes", "no"] = "auto"
     """Go back to an earlier generation, and on with smaller steps, when rewards collapse.  ``auto``: with adaptive
@@ -198,7 +197,7 @@ class Config(Section):
 
     evaluate_centre: bool = True
     """Let the centre answer each generation's prompts too, as one more member outside the population.  Without it
-    adaptive steps see no curvature, and are as long as ``longest_step`` allows."""
+    adaptive steps measure no curvature, and take it for what it is on average."""
 
     members_per_job: int = Field(default=0, ge=0)
     """Members batched together; 0 is the whole population.  Part of a run's identity, unlike the workers."""

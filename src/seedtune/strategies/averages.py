@@ -13,6 +13,11 @@ Averages = Mapping[str, float]
 MEMORY = 0.8
 """What an average keeps of itself each generation: it looks back about five."""
 
+BEND, DOUBT = 0.15, 0.5
+"""See `stiffness`; chosen on the tasks of benchmarks/results/step-size.md, in spreads of the members' rewards."""
+
+TINY = 1e-9
+
 NONE: Averages = {"slope": 0.0, "power": 0.0, "shared": 0.0, "curvature": 0.0, "better": 0.5, "share": 0.0, "seen": 0}
 
 
@@ -34,9 +39,10 @@ def averaged(before: Averages, signal: Signal) -> Averages:
     }
     weight = max(1.0 / (seen + 1), 1.0 - MEMORY)
     mean = {name: before[name] + weight * (value - before[name]) for name, value in now.items()}
-    if "shared_error" in signal:  # ledgers from before it was measured have none, and must be decided as they were
-        known, new = before.get("shared_error", 0.0), signal["shared_error"] / spread**2
-        mean["shared_error"] = math.sqrt(((1.0 - weight) * known) ** 2 + (weight * new) ** 2)
+    for name, unit in (("shared_error", spread**2), ("curvature_error", spread)):
+        if name in signal:
+            new = signal[name] / unit
+            mean[name] = math.sqrt(((1.0 - weight) * before.get(name, new)) ** 2 + (weight * new) ** 2)
     return {**mean, "seen": min(seen + 1, 1_000_000)}
 
 
@@ -56,3 +62,17 @@ def agreement(averages: Averages) -> float:
     else:
         common = min(1.0, max(0.0, shared / power))
     return averages["share"] + (1.0 - averages["share"]) * common
+
+
+def stiffness(averages: Averages) -> float:
+    """κ: what a step of a member's length is taken to cost, in reward spreads; at least `BEND`.
+
+    Before anything is measured the curvature is (0 ± `DOUBT`).  With a measured one, c ± e, it is the mean of both in
+    inverse proportion to their squared errors.  It is not taken for negative either: what counts is its mean given that
+    it is positive.  `BEND` comes on top, for c is what random directions cost, and an update's direction is one along
+    which rewards differ most.
+    """
+    error = averages.get("curvature_error", math.inf)
+    trust = 0.0 if math.isinf(error) else DOUBT**2 / (DOUBT**2 + error**2)
+    expected, doubt = trust * averages["curvature"], max(TINY, DOUBT * math.sqrt(1.0 - trust))
+    return BEND + float(f"{positive_mean(expected, doubt):.12g}")

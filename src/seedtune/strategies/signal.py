@@ -91,8 +91,20 @@ def _around(feedback: Feedback) -> Signal:
     return {
         "centre": centre,
         "curvature": centre - float(rewards.mean()),
+        "curvature_error": _error_of(feedback.centre[common], feedback.scores[:, common]),
         "better": float(np.mean(rewards > centre) + 0.5 * np.mean(rewards == centre)),
     }
+
+
+def _error_of(centre: Vector, scores: Vector) -> float:
+    """The standard error of centre − mean of the members, by its spread over prompts, or over members on a single one.
+
+    The centre is one model, and a completion is as chaotic in its weights as in a member's.
+    """
+    if centre.size == 1:
+        return float(np.nanstd(scores))
+    apart = centre - np.nanmean(scores, axis=0)
+    return float(apart.std(ddof=1) / np.sqrt(apart.size))
 
 
 def gain(signal: Signal, radius: float, agreement: float) -> float:

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from seedtune.strategies.averages import Averages, agreement
+from seedtune.strategies.averages import Averages, agreement, stiffness
 from seedtune.strategies.base import Signal
 
 GROWTH, CUT = 4.0, 0.25
 """The radius grows to at most four times, and shrinks to at least a quarter, from one generation to the next."""
-
-OPENING, SETTLING = 2.0, 2.0
-"""The first step may be twice as long as ``longest``; what is above it fades within about so many generations."""
 
 FLOOR = 0.02
 """Smallest radius: below it a run stands still."""
@@ -64,14 +60,13 @@ class Given:
 class Adaptive:
     """The step that the second-order model of the population likes best (see `seedtune.strategies.signal`).
 
-    Measured in lengths of a member's perturbation, gain(ρ) = slope·agreement·ρ − curvature·ρ² is largest at
-    ρ* = slope·agreement/(2·curvature).  The averages are exponential over about five generations.  Members were only
-    seen at distance 1, so ρ is at most ``longest``, in the first generations up to twice that; that is also what an
-    unmeasurably small curvature leads to, and where a run without ``start`` begins.  α = ρ·N·σ/‖w‖ then makes the step
-    exactly that long.
+    Measured in lengths of a member's perturbation, gain(ρ) = slope·agreement·ρ − κρ² is largest at
+    ρ* = slope·agreement/(2κ), κ being the curvature as far as it is known (`averages.stiffness`).  The averages are
+    exponential over about five generations.  Members were only seen at distance 1, so ρ is at most ``longest``; a run
+    without ``start`` begins as if its last step had been that.  α = ρ·N·σ/‖w‖ then makes the step exactly that long.
     """
 
-    longest: float = 0.5
+    longest: float = 1.0
     start: float | None = None
     """α to begin with; the first generations take over quickly."""
 
@@ -79,7 +74,7 @@ class Adaptive:
         """Nothing known of the generation: no step, no news."""
         if now.signal.get("length", 0.0) == 0.0:
             return 0.0, dict(state)
-        longest = self.longest * state.get("factor", 1.0) * opening(int(now.averages["seen"]))
+        longest = self.longest * state.get("factor", 1.0)
         unit = now.members * now.sigma / now.signal["length"]
         before = state.get("radius", longest if self.start is None else self.start / unit)
         radius = min(max(best_radius(now.averages, longest), CUT * before), GROWTH * before)
@@ -93,17 +88,6 @@ class Adaptive:
         return {"factor": radius / self.longest, "radius": radius}
 
 
-def opening(seen: int) -> float:
-    """How much longer than later ones the step of generation ``seen`` (the first is 1) may be.
-
-    At the start rewards slope most and the weights have not drifted yet.
-    """
-    fading = math.exp(-max(0, seen - 1) / SETTLING)
-    return float(f"{1.0 + (OPENING - 1.0) * fading:.12g}")  # the last bits of exp differ between machines
-
-
 def best_radius(averages: Averages, longest: float) -> float:
     """ρ* of averaged slope, agreement and curvature, at most ``longest``."""
-    gained = averages["slope"] * agreement(averages)
-    cost = 2.0 * averages["curvature"]
-    return longest if cost <= 0.0 or gained >= cost * longest else gained / cost
+    return min(longest, averages["slope"] * agreement(averages) / (2.0 * stiffness(averages)))
