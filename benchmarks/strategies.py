@@ -1,6 +1,6 @@
-"""Strategies side by side at equal rollouts, and the adaptive step against a sweep of fixed ones.
+"""Strategies side by side at equal rollouts, the adaptive step against a sweep of fixed ones, and σ against `probe`'s.
 
-    python benchmarks/strategies.py variants|steps [--seeds 3] [--jobs 2] [--output benchmarks/results]
+    python benchmarks/strategies.py variants|steps|sigmas [--seeds 3] [--jobs 2] [--output benchmarks/results]
 
 Tasks on two models: ``conciseness`` and ``sentence`` (1 for an answer of exactly one sentence) on SmolLM2-135M,
 held-out questions; ``puzzles``, held-out countdown puzzles on a 1M Llama that solves a third of them (see
@@ -30,16 +30,21 @@ Run = dict[str, Any]
 
 TASKS: dict[str, Settings] = {
     "conciseness": {"sigma": 0.008, "generations": 6, "prompts_per_generation": 4, "max_completion_length": 24},
-    "sentence": {"sigma": 0.008, "generations": 6, "prompts_per_generation": 4, "max_completion_length": 24},
+    "sentence": {"sigma": 0.008, "generations": 8, "prompts_per_generation": 4, "max_completion_length": 24},
     "countdown": {"sigma": 0.01, "generations": 24, "prompts_per_generation": 32, "max_completion_length": 10},
-    "puzzles": {"sigma": 0.006, "generations": 32, "prompts_per_generation": 64, "max_completion_length": 10},
+    "puzzles": {"sigma": 0.006, "generations": 24, "prompts_per_generation": 64, "max_completion_length": 10},
+    "demo": {"sigma": 0.01, "generations": 10, "prompts_per_generation": 4, "max_completion_length": 48},
 }
 """What every run of a task has; N = 32, so about 800 rollouts with SmolLM2."""
 
-EVALUATE = {"conciseness": 2, "sentence": 2, "countdown": 3, "puzzles": 2}
+EVALUATE = {"conciseness": 2, "sentence": 2, "countdown": 3, "puzzles": 2, "demo": 5}
 """Generations between evaluations."""
 
-IN_STUDY = {"variants": ["conciseness", "sentence", "countdown"], "steps": ["conciseness", "sentence", "puzzles"]}
+IN_STUDY = {
+    "variants": ["conciseness", "countdown"],
+    "steps": ["conciseness", "sentence", "puzzles"],
+    "sigmas": ["demo"],
+}
 
 COMMON: Settings = {"population": 32, "save_steps": 0, "evaluate_centre": True, "fingerprint_steps": 1000}
 RATIO = 3.0
@@ -68,46 +73,56 @@ def variants(sigma: float, generations: int) -> dict[str, Settings]:
     }
 
 
-def steps(sigma: float, _: int) -> dict[str, Settings]:
+def steps(sigma: float, generations: int) -> dict[str, Settings]:
     """Fixed steps of a sweep, and the adaptive one from three starts."""
-    sweep = {f"fixed, α = {ratio:g}σ": {"alpha": ratio * sigma} for ratio in (0.5, 1.5, 3.0, 6.0, 12.0)}
+    sweep = {f"fixed, α = {ratio:g}σ": {"alpha": ratio * sigma} for ratio in (0.5, 1.5, 3.0, 6.0)}
     starts = {"σ/2": 0.5, "30σ": 30.0}
     adaptive: dict[str, Settings] = {
         f"adaptive from {name}": {"alpha": r * sigma, "step_size": "adaptive"} for name, r in starts.items()
     }
-    return {label: {**how, "eval_steps": 1} for label, how in {**sweep, "adaptive": {}, **adaptive}.items()}
+    length = {"eval_steps": 1, "generations": max(8, generations)}
+    return {label: {**how, **length} for label, how in {**sweep, "adaptive": {}, **adaptive}.items()}
 
 
-STUDIES = {"variants": variants, "steps": steps}
+def sigmas(sigma: float, _: int) -> dict[str, Settings]:
+    """Every σ with the same α/σ, that of the demo."""
+    return {f"σ = {r * sigma:g}": {"sigma": r * sigma, "alpha": 3.3 * r * sigma} for r in (0.125, 0.25, 0.5, 1.0, 2.0)}
+
+
+STUDIES = {"variants": variants, "steps": steps, "sigmas": sigmas}
 
 
 # ------------------------------------------------------------------------------ one run, in a process of its own
 
 
-def one_run(task: str, settings: Settings, seed: int) -> list[tuple[int, float]]:
-    """(rollouts so far, reward of the centre) of every evaluation."""
+def one_run(task: str, settings: Settings, seed: int) -> list[tuple[int, float, float]]:
+    """(rollouts so far, reward of the centre, spoilt share of the last generation's answers) of every evaluation.
+
+    Spoilt: empty, or repeating.
+    """
     import seedtune.engines.transformers  # noqa: F401 - sets how OpenMP waits, before torch is imported
     from seedtune import Config, Trainer
 
-    points: list[tuple[int, float]] = []
-    spent = [0]
+    points: list[tuple[int, float, float]] = []
+    spent, spoilt = [0], [0.0]
 
     class Curve:
         def on_start(self, *_: Any) -> None: ...
 
         def on_generation(self, metrics: dict[str, Any]) -> None:
             spent[0] += metrics["rollouts"]
+            spoilt[0] = max(metrics["completions/empty_ratio"], metrics["completions/repeating_ratio"])
 
         def on_evaluate(self, metrics: dict[str, Any]) -> None:
-            points.append((spent[0], metrics["eval_reward"]))
+            points.append((spent[0], metrics["eval_reward"], spoilt[0]))
 
         def on_end(self, *_: Any) -> None: ...
 
     with tempfile.TemporaryDirectory() as folder:
         own = {"seed": seed, "output_dir": f"{folder}/run", "eval_steps": EVALUATE[task]}
         made = {**COMMON, **TASKS[task], **own, **settings}
-        if task == "conciseness":
-            trainer = Trainer(Config.create({**made, "task": task, "eval_prompts": 32}), callbacks=[Curve()])
+        if task in ("conciseness", "demo"):
+            trainer = Trainer(Config.create({**made, "task": "conciseness", "eval_prompts": 32}), callbacks=[Curve()])
         elif task == "sentence":
             trainer = _sentences(Config.create({**made, "eval_prompts": 32}), Curve())
         elif task == "puzzles":
@@ -253,6 +268,18 @@ def steps_table(runs: list[Run], task: str) -> str:
     return "\n".join([f"## {task}", "", told, "", *lines])
 
 
+def sigmas_table(runs: list[Run], task: str) -> str:
+    """Reward of the centre and spoilt answers at the end of every σ."""
+    lines = ["| σ | reward at the end | empty or repeating answers at the end |", "| --- | ---: | ---: |"]
+    curves = grouped(runs, task)
+    for label, seeds in curves.items():
+        last = [points[-1] for points in seeds]
+        shown = " ".join(f"{share:.0%}" for _, _, share in last)
+        lines.append(f"| {label.removeprefix('σ = ')} | {mean_std([reward for _, reward, _ in last])} | {shown} |")
+    base = next(iter(curves.values()))[0][0][1]
+    return "\n".join([f"## {task}", "", f"Base model {base:.3g}. `{json.dumps(TASKS[task])}`", "", *lines])
+
+
 def plot(runs: list[Run], tasks: list[str], path: Path) -> None:
     """Mean reward against rollouts, a line a variant, as SVG."""
     import matplotlib as mpl
@@ -274,9 +301,13 @@ def plot(runs: list[Run], tasks: list[str], path: Path) -> None:
     figure.savefig(path, metadata={"Date": None})
 
 
-TITLES = {"variants": "Strategies at equal rollouts", "steps": "The adaptive step against fixed ones"}
-TABLES = {"variants": variants_table, "steps": steps_table}
-NAMES = {"variants": "strategies", "steps": "step-size"}
+TITLES = {
+    "variants": "Strategies at equal rollouts",
+    "steps": "The adaptive step against fixed ones",
+    "sigmas": "A sweep over σ, against what probe recommends",
+}
+TABLES = {"variants": variants_table, "steps": steps_table, "sigmas": sigmas_table}
+NAMES = {"variants": "strategies", "steps": "step-size", "sigmas": "probe-sweep"}
 
 
 def main() -> None:
