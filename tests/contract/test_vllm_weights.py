@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -225,6 +226,32 @@ def test_options_that_vllm_or_seedtune_does_not_take_are_named(folder: Any, opti
 
 def test_options_of_ours_are_options_of_vllm() -> None:
     assert set(options.OURS) <= compat.option_names()
+
+
+@pytest.mark.parametrize(
+    ("how", "settings", "share"),
+    [
+        ({}, {}, 0.5),  # 4 of 10 GiB
+        ({"master": "none"}, {}, 0.7),
+        ({}, {"tensor_parallel_size": 2}, 0.7),
+        ({}, {"centre_memory": "host"}, 0.9),
+        ({}, {"gpu_memory_utilization": 0.3}, 0.3),
+    ],
+)
+def test_vllm_leaves_the_centre_its_share_of_a_gpu(
+    how: dict[str, Any], settings: dict[str, Any], share: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compat, "on_cpu", lambda: False)
+    monkeypatch.setattr(compat, "device_memory", lambda: 10 << 30)
+    origin: Any = SimpleNamespace(size=1 << 30)
+    place = {"location": "model", "dtype": "bfloat16"}
+    found = options.arguments(VllmSettings(**settings), Noise(7, **GAUSSIAN, **how), origin, **place)
+    assert found["gpu_memory_utilization"] == pytest.approx(share)
+    assert "centre_memory" not in found
+    origin.size <<= 2
+    if share == 0.5:
+        with pytest.raises(ConfigError, match=r"centre takes 16\.0 of a GPU's 10 GiB.*vllm\.centre_memory=host"):
+            options.arguments(VllmSettings(), Noise(7, **GAUSSIAN), origin, **place)
 
 
 def test_a_version_that_was_not_tested_is_refused_and_a_missing_one_explained(folder: Any) -> None:

@@ -188,6 +188,14 @@ def on_cpu() -> bool:
     return bool(current_platform.is_cpu())
 
 
+def device_memory() -> int:
+    """Bytes of the first GPU's memory, without a context on it in this process."""
+    from vllm.platforms import current_platform
+
+    total: int = current_platform.get_device_total_memory()
+    return total
+
+
 def count_ranks_plainly() -> None:
     """Count the ranks of tokens, which come with log-probabilities, by torch operations.
 

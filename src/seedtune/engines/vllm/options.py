@@ -81,7 +81,7 @@ def arguments(settings: VllmSettings, noise: Noise, origin: Origin, *, location:
 
     given = {name: value for name, value in settings.model_dump().items() if value is not None}
     del given["centre_memory"]
-    memory = {} if MEMORY & given.keys() else _memory(settings, origin, noise)
+    memory = {} if MEMORY & given.keys() else _memory(settings, origin, noise, dtype=dtype)
     chosen = memory | {"enforce_eager": compat.on_cpu(), "async_scheduling": False} | given
     chosen |= {
         "model": location,
@@ -108,14 +108,14 @@ def _adapters(noise: Noise, origin: Origin, members: int) -> dict[str, Any]:
     }
 
 
-def _memory(settings: VllmSettings, origin: Origin, noise: Noise) -> dict[str, Any]:
+def _memory(settings: VllmSettings, origin: Origin, noise: Noise, *, dtype: str) -> dict[str, Any]:
     """What vLLM may take, so that the centre finds room beside it."""
     if compat.on_cpu():
         return {"kv_cache_memory_bytes": CPU_CACHE}
     if settings.centre_memory == "host":
         return {"gpu_memory_utilization": SHARE}
-    total = torch.cuda.get_device_properties(0).total_memory
-    each = 4 if noise.master == "float32" else origin.dtype.itemsize
+    total = compat.device_memory()
+    each = 4 if noise.master == "float32" else getattr(torch, dtype).itemsize
     centre = each * origin.size / settings.tensor_parallel_size
     share = SHARE - centre / total
     if share < 0.1:
