@@ -96,17 +96,26 @@ def _subspaces(config: Config) -> str | None:
 def _step(config: Config) -> str | None:
     samples = min([config.population, *(count for _, count in config.population_schedule)])
     samples //= 2 if config.antithetic else 1
-    if config.adaptive and samples < 2:
+    comparing = {
+        "adaptive steps": config.adaptive,
+        "collapse_guard=yes": config.collapse_guard == "yes",
+        "sigma_rule=success": config.sigma_rule == "success",
+        "population_growth": bool(config.population_growth.limit),
+    }
+    who = next((name for name, on in comparing.items() if on), None)
+    if who is not None and samples < 2:
         return (
-            f"population={config.population} has one noise sample only, but adaptive steps compare at least two: "
-            "use population=4 or more, or give alpha"
+            f"population={config.population} has one noise sample only, but {who} need to compare at least two: "
+            f"use population={4 if config.antithetic else 2} or more" + (", or give alpha" if config.adaptive else "")
         )
-    if not config.adaptive and config.longest_step != type(config).model_fields["longest_step"].default:
+    if not config.adaptive and config.longest_step is not None:
         return f"longest_step={config.longest_step:g} is for adaptive steps: leave it out, or use step_size=adaptive"
-    if not config.adaptive and config.step * config.decay_l2 > 1.0:
+    pull = config.sigma / 2 if config.adaptive else config.step
+    if pull * config.decay_l2 > 1.0:
+        name = "sigma/2" if config.adaptive else "alpha"
         return (
-            f"alpha={config.step:g} times decay_l2={config.decay_l2:g} is more than 1: the pull to the base model "
-            f"would overshoot it. Use decay_l2={1.0 / config.step:g} or less"
+            f"{name}={pull:g} times decay_l2={config.decay_l2:g} is more than 1: the pull to the base model "
+            f"would overshoot it. Use decay_l2={1.0 / pull:g} or less"
         )
     return None
 

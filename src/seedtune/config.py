@@ -93,8 +93,8 @@ class Config(Section):
     """``adaptive``: α follows what every generation measures, starting from ``alpha`` if given; ``fixed``: ``alpha``
     as it is (σ/2 if left out, the paper's ratio).  ``auto``: fixed if ``alpha`` is given, adaptive if not."""
 
-    longest_step: float = Field(default=1.0, gt=0.0, le=4.0)
-    """An adaptive step moves the weights at most so far, in lengths of a member's perturbation."""
+    longest_step: float | None = Field(default=None, gt=0.0, le=4.0)
+    """An adaptive step moves the weights at most so far, in lengths of a member's perturbation; 1 if left out."""
 
     collapse_guard: Literal["auto", "yes", "no"] = "auto"
     """Go back to an earlier generation, and on with smaller steps, when rewards collapse.  ``auto``: with adaptive
@@ -113,7 +113,8 @@ class Config(Section):
     """Generations that share their noise, with fresh prompts (EGGROLL uses 4)."""
 
     decay_l2: float = Field(default=0.0, ge=0.0)
-    """λ₂ of the pull to the base model after every update, θ ← θ₀ + (1 − αλ₂)(θ − θ₀) (arXiv 2605.30148: about 10)."""
+    """λ₂ of the pull to the base model after every update, θ ← θ₀ + (1 − αλ₂)(θ − θ₀) (arXiv 2605.30148: about 10);
+    with adaptive steps, whose α differs from generation to generation, σ/2 takes its place here."""
 
     decay_l1: float = Field(default=0.0, ge=0.0)
     """λ₁ of θ ← θ₀ + sign(d)·max(|d| − αλ₁, 0), d = θ − θ₀ (about 0.01)."""

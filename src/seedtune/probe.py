@@ -222,6 +222,8 @@ def collapse_of(response: Response, answers: Answers, usual: Answers) -> str | N
 
     Rewards alone do not show it: where short answers are rewarded, loops of nonsense may well score better.
     """
+    if not response.members:
+        return "no pair of members could be scored (the centre could): answers are beyond what the reward understands"
     if answers.repeating - usual.repeating > DEGENERATE:
         return f"{answers.repeating:.0%} of the answers repeat themselves (the centre: {usual.repeating:.0%})"
     if answers.empty - usual.empty > DEGENERATE:
@@ -281,8 +283,17 @@ def recommend(levels: Sequence[Level], config: Config) -> tuple[float | None, fl
             ),
         )
     chosen, stride = next((level, stride) for level, stride in usable if stride.gain >= NEAR * most)
+    reason = _reason(chosen, stride, levels)
+    if config.shaping != "zscore" or config.shaping_clip is not None or config.moments.second:
+        return chosen.sigma, None, f"{reason} {_OTHER_UNITS}"
     # Fixed steps of subspaces are √K longer than α says (CoPES).
-    return chosen.sigma, chosen.sigma * stride.ratio / math.sqrt(config.subspaces), _reason(chosen, stride, levels)
+    return chosen.sigma, chosen.sigma * stride.ratio / math.sqrt(config.subspaces), reason
+
+
+_OTHER_UNITS = (
+    "That α is for shaping=zscore without clipping and second moments; with these settings it has another unit: leave "
+    "alpha out, and it is found while training."
+)
 
 
 def _reason(chosen: Level, stride: Stride, levels: Sequence[Level]) -> str:

@@ -142,9 +142,16 @@ def run_config(root: Path) -> Config:
     paths = RunPaths(root)
     if not paths.config.is_file():
         raise RunError(f"{root} is not a run directory: it has no config.yaml. Check the path.")
-    settings = read_settings(paths.config)
     # Before there were adaptive steps, all were fixed.
-    return Config.create({"step_size": "fixed", **settings, "output_dir": str(root)})
+    settings = without_defaults({"step_size": "fixed", **read_settings(paths.config)})
+    return Config.create({**settings, "output_dir": str(root)})
+
+
+def without_defaults(settings: dict[str, Any]) -> dict[str, Any]:
+    """Recorded settings without a default of an older version that means nothing beside the others."""
+    how = settings["step_size"]
+    adaptive = how == "adaptive" or (how == "auto" and settings.get("alpha") is None)
+    return settings if adaptive else {**settings, "longest_step": None}
 
 
 def check_same_run(root: Path, recorded: ledger.Header, config: Config) -> None:
@@ -171,7 +178,7 @@ def completed(recorded: Mapping[str, Any]) -> dict[str, Any]:
     engine = recorded.get("engine", Config().engine)
     # Before there were adaptive steps, all were fixed.
     young = {**Config.create({"engine": engine}).identity(), "step_size": "fixed"}
-    return {**young, **recorded, engine: {**young[engine], **recorded.get(engine, {})}}
+    return {**without_defaults({**young, **recorded}), engine: {**young[engine], **recorded.get(engine, {})}}
 
 
 def load(

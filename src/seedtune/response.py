@@ -96,8 +96,8 @@ class Response:
 def measure(sigma: float, scores: Array) -> Response:
     """The response from scores (1 + 2P, J): the centre, then pair by pair the members +ε and −ε.
 
-    Missing scores count as their prompt's mean; a pair of which a member has none is left out.  RewardError if
-    the centre or every pair has none.
+    Missing scores count as their prompt's mean; a pair of which a member has none is left out; without any pair
+    there are no members, and numbers are NaN.  RewardError if the centre has none.
     """
     filled = fill_missing(scores)
     if filled.shape[1] == 0 or bool(np.isnan(filled[0]).any()):
@@ -105,7 +105,7 @@ def measure(sigma: float, scores: Array) -> Response:
     pairs = filled[1:].reshape(-1, 2, filled.shape[1])
     pairs = pairs[~np.isnan(pairs).any(axis=(1, 2))]
     if len(pairs) == 0:
-        raise RewardError(f"no pair of members could be scored at sigma={sigma:g}. Check the reward function.")
+        return _unscored(sigma, float(filled[0].mean()))
     rewards, centre = pairs.mean(axis=2), float(filled[0].mean())
     odd = (pairs[:, 0] - pairs[:, 1]) / 2
     even, products = rewards.mean(axis=1), crossed(odd)
@@ -123,6 +123,12 @@ def measure(sigma: float, scores: Array) -> Response:
         transfer_error=standard_error(products),
         variance=float((odd**2).mean()),
     )
+
+
+def _unscored(sigma: float, centre: float) -> Response:
+    """A σ at which no pair of members has rewards."""
+    nan = math.nan
+    return Response(sigma, 0, nan, nan, centre, nan, nan, nan, nan, nan, nan, nan)
 
 
 def crossed(odd: Array) -> Array:

@@ -58,7 +58,9 @@ def per_prompt(scores: Scores) -> Vector:
     spread = centred.std()
     if spread == 0.0 or _tied(centred, np.abs(filled[valid]).max()):
         return result
-    result[valid] = centred.mean(axis=1) / spread
+    means = centred.mean(axis=1)
+    if not _tied(means, np.abs(filled[valid]).max()):  # prompts may set members apart that are equal over all
+        result[valid] = means / spread
     return result
 
 

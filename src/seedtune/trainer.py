@@ -26,7 +26,7 @@ from seedtune.lineage import Lineage
 from seedtune.measures import during_training, others
 from seedtune.rewards.scorer import Scorer
 from seedtune.shaping import member_rewards
-from seedtune.strategies.base import Feedback, State, Step, tell
+from seedtune.strategies.base import Feedback, State, Step, directions, tell
 from seedtune.tasks.given import scores_itself
 from seedtune.types import CENTRE, Example, Member, Plan
 
@@ -313,7 +313,7 @@ class Trainer:
         }
         generated = not scores_itself(self.task)
         metrics["alarms"] = [
-            *monitors.alarms(metrics, moved=any(record.coefficients), generated=generated),
+            *monitors.alarms(metrics, moved=_moves(record), generated=generated),
             *monitors.failure_alarms(outcome.failed, len(outcome.rollouts)),
             *signal_alarms(record),
             *(self.guards.alarms(metrics) if generated else ()),
@@ -387,3 +387,8 @@ def _samples(outcome: Outcome, generation: int, split: str) -> list[dict[str, An
         }
         for rollout, reward in outcome.of(CENTRE)
     ]
+
+
+def _moves(record: Record) -> bool:
+    """Whether some noise sample counts: members of a pair that are equal cancel each other."""
+    return any(directions(record.plan.members, record.coefficients).values())

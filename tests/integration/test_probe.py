@@ -10,12 +10,13 @@ import pytest
 import models
 import runs
 import seedtune
-from seedtune import probe
+from seedtune import probe, tasks
 from seedtune.answers import Answers
 from seedtune.engines.toy import ToyEngine
 from seedtune.errors import ConfigError
 from seedtune.probe import collapse_of, probe_config, recommend
 from seedtune.response import Response, Stride
+from seedtune.rewards.length import text_of
 from seedtune.tasks.base import Reward, Task
 from seedtune.types import Example
 
@@ -130,6 +131,28 @@ def test_a_search_that_begins_in_collapse_goes_down(config, monkeypatch):
     assert found.sigma is not None
     assert found.sigma <= 0.03
     assert [found.collapse for found in found.levels if found.sigma > 0.03] == ["loops"] * 3
+
+
+def test_a_sigma_at_which_nothing_can_be_scored_has_collapsed(config):
+    def in_range(completions, **_):
+        numbers = [float(text_of(completion)) for completion in completions]
+        return [number if abs(number) < 30 else None for number in numbers]
+
+    task = replace(tasks.create("toy"), rewards=(Reward("in_range", in_range),))
+    found = probe_config(config, task=task, sigmas=[0.05, 2e4])
+    fine, lost = found.levels
+    assert fine.collapse is None
+    assert lost.collapse is not None
+    assert lost.collapse.startswith("no pair of members could be scored")
+    assert found.sigma == 0.05
+
+
+def test_alpha_is_advised_in_the_unit_it_has(config):
+    assert probe_config(config).alpha is not None
+    for other in ({"shaping": "centered_rank"}, {"shaping_clip": 1.0}):
+        found = probe_config(config.replace(**other))
+        assert (found.sigma is None, found.alpha) == (False, None)
+        assert "leave alpha out" in found.reason
 
 
 @pytest.mark.parametrize(

@@ -123,13 +123,9 @@ def test_a_missing_score_is_its_prompts_mean_and_a_pair_without_any_is_left_out(
     assert found.mean == pytest.approx((1.0 + 4.0 + 4 / 3 + 2.0) / 4)
 
 
-@pytest.mark.parametrize(
-    ("scores", "message"),
-    [
-        ([[NAN, NAN], [1.0, 1.0], [2.0, 2.0]], "the centre's answers could not be scored on any prompt"),
-        ([[1.0, 1.0], [NAN, NAN], [2.0, 2.0]], "no pair of members could be scored at sigma=0.1"),
-    ],
-)
-def test_nothing_scored_is_an_error(scores, message):
-    with pytest.raises(RewardError, match=message):
-        measure(0.1, np.array(scores))
+def test_a_centre_that_cannot_be_scored_is_an_error_and_members_that_cannot_are_none():
+    with pytest.raises(RewardError, match="the centre's answers could not be scored on any prompt"):
+        measure(0.1, np.array([[NAN, NAN], [1.0, 1.0], [2.0, 2.0]]))
+    found = measure(0.1, np.array([[1.0, 1.0], [NAN, NAN], [2.0, 2.0]]))
+    assert (found.members, found.centre) == (0, 1.0)
+    assert np.isnan(found.mean)

@@ -141,6 +141,7 @@ def test_an_interrupt_in_a_reward_is_no_reward_error():
         ([[1], [2]], r"returned \[1\] \(list\)"),
         ([1j, 2j], r"\(complex\)"),
         ([1.0, math.inf], "returned inf, which is not finite"),
+        ([1.0, -1e100], r"returned -1e\+100, too large to be averaged: return a number within ±1e\+60, or None"),
         ([10**400, 1.0], r"\(int\): return a number or None"),
     ],
     ids=str,

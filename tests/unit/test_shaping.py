@@ -174,6 +174,12 @@ def test_rewards_too_small_for_a_spread_are_a_tie(shape):
     assert shape(scores).tolist() == [0.0, 0.0, 0.0]
 
 
+def test_members_that_are_equal_over_all_prompts_are_tied_whatever_single_prompts_say():
+    scores = np.random.default_rng(0).permuted(np.tile([0.1, 0.2, 0.3], (8, 1)), axis=1)
+    assert not per_prompt(scores).any()
+    assert not per_prompt(np.eye(3).repeat(2, axis=0)).any()
+
+
 def test_tied_members_share_their_mean_rank():
     scores = np.array([[5.0], [1.0], [5.0], [9.0], [5.0]])
     assert centered_rank(scores).tolist() == [0.0, -0.5, 0.0, 0.5, 0.0]

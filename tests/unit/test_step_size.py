@@ -118,7 +118,16 @@ def test_the_error_of_what_prompts_share_is_that_of_the_mean_over_samples():
 
 
 def test_the_error_of_an_average_shrinks_with_generations():
-    one = {"spread": 2.0, "slope": 2.0, "power": 4.0, "shared": 4.0, "shared_error": 8.0, "share": 0.5, "length": 1.0}
+    one = {
+        "reward": 1.0,
+        "spread": 2.0,
+        "slope": 2.0,
+        "power": 4.0,
+        "shared": 4.0,
+        "shared_error": 8.0,
+        "share": 0.5,
+        "length": 1.0,
+    }
     mean = averaged(NONE, one)
     assert mean["shared_error"] == 2.0
     mean = averaged(mean, one)
@@ -156,6 +165,7 @@ def test_the_error_of_the_curvature_is_that_of_a_mean_over_prompts():
 
 def test_averages_count_the_first_generations_equally_and_then_fade():
     one = {
+        "reward": 1.0,
         "spread": 2.0,
         "slope": 2.0,
         "power": 4.0,
@@ -175,6 +185,7 @@ def test_averages_count_the_first_generations_equally_and_then_fade():
 
 
 AVERAGES = {**NONE, "slope": 4.0, "power": 1.0, "shared": 0.5, "share": 0.0, "seen": 100}
+SIGNAL = {"length": 8.0, "spread": 1.0, "reward": 0.5}
 STIFF = {**AVERAGES, "curvature": 10.0 - BEND, "curvature_error": 0.0}
 
 
@@ -189,18 +200,17 @@ def test_the_best_radius_is_where_the_model_has_its_maximum():
 @pytest.mark.parametrize("start", [1e-6, 0.01, 10.0, 1e6])
 def test_wherever_it_starts_it_gets_to_the_same_radius(start):
     rule, state = Adaptive(start=start), {}
-    signal = {"length": 8.0}
     for _ in range(30):
-        alpha, state = rule.step(state, Situation(0.02, 32, signal, STIFF))
+        alpha, state = rule.step(state, Situation(0.02, 32, SIGNAL, STIFF))
         assert alpha * 8.0 / (32 * 0.02) <= 1.0 + 1e-12
     assert state["radius"] == pytest.approx(0.1)
 
 
 def test_it_changes_by_at_most_a_factor_of_four():
     rule = Adaptive()
-    flat = Situation(0.02, 32, {"length": 8.0}, {**STIFF, "curvature": 0.0})
+    flat = Situation(0.02, 32, SIGNAL, {**STIFF, "curvature": 0.0})
     assert rule.step({"radius": 0.1}, flat)[1]["radius"] == 0.4
-    steep = Situation(0.02, 32, {"length": 8.0}, {**STIFF, "curvature": 1e6})
+    steep = Situation(0.02, 32, SIGNAL, {**STIFF, "curvature": 1e6})
     assert rule.step({"radius": 0.5}, steep)[1]["radius"] == 0.125
     assert rule.step({"radius": 0.02}, steep)[1]["radius"] == 0.02
 
@@ -209,7 +219,7 @@ def test_after_a_collapse_the_longest_step_is_half():
     rule = Adaptive()
     assert rule.shrink({"radius": 0.1})["radius"] == pytest.approx(0.05)
     state = rule.shrink(rule.shrink({"radius": 0.5}))
-    flat = Situation(0.02, 32, {"length": 8.0}, {**STIFF, "curvature": 0.0})
+    flat = Situation(0.02, 32, SIGNAL, {**STIFF, "curvature": 0.0})
     for _ in range(5):
         _, state = rule.step(state, flat)
     assert state["radius"] == 0.125
@@ -266,7 +276,7 @@ def test_tied_members_do_not_enter_the_averages():
 
 
 def test_a_centre_without_a_score_leaves_the_averages_of_the_others():
-    one = {"spread": 2.0, "slope": 2.0, "power": 4.0, "shared": 4.0, "share": 0.5, "length": 1.0}
+    one = {"reward": 1.0, "spread": 2.0, "slope": 2.0, "power": 4.0, "shared": 4.0, "share": 0.5, "length": 1.0}
     mean = averaged(averaged(NONE, {**one, "curvature": 2.0, "better": 0.25}), one)
     assert (mean["curvature"], mean["better"]) == (1.0, 0.25)
 
@@ -278,6 +288,20 @@ def test_the_centre_is_compared_on_prompts_that_both_answered():
     assert found["curvature"] == pytest.approx(2.0 - scores[:, [0, 2]].mean())
 
 
+def test_the_centre_is_what_it_scored_on_all_its_prompts_as_the_ledger_has_it():
+    scores = np.random.default_rng(2).normal(size=(32, 3))
+    scores[:, 0] = np.nan
+    found = signal_of(PAIRS, scores, np.array([1.0, 2.0, 6.0]))[1]
+    assert found["centre"] == 3.0
+    assert found["curvature"] == pytest.approx(4.0 - scores[:, 1:].mean())
+
+
+def test_rewards_beyond_arithmetic_say_nothing():
+    scores = np.random.default_rng(2).normal(size=(32, 3)) * 1e200
+    with np.errstate(all="ignore"):
+        assert signal_of(PAIRS, scores, scores[0])[1] == {}
+
+
 def test_a_start_ten_times_too_large_does_no_harm():
     good = climb(Config(population=32, sigma=0.02), 40).rewards
     wild = climb(Config(population=32, sigma=0.02, alpha=0.6, step_size="adaptive"), 40).rewards
@@ -285,3 +309,83 @@ def test_a_start_ten_times_too_large_does_no_harm():
     assert min(wild) > -1.02
     assert wild[-1] == pytest.approx(good[-1], abs=0.02)
     assert mild[-1] == pytest.approx(good[-1], abs=0.04)
+
+
+def test_rounding_noise_and_what_cannot_be_squared_are_no_news_and_no_step():
+    rule = Adaptive()
+    for spread, reward in ((0.0, 1.0), (3e-17, 0.2), (1e-200, 1e-200), (0.0, 0.0)):
+        signal = {"length": 1.0, "spread": spread, "reward": reward, "slope": 1.0, "power": 1.0, "shared": 1.0}
+        assert averaged(NONE, {**signal, "share": 0.5}) is NONE
+        assert rule.step({"radius": 0.3}, Situation(0.02, 32, signal, NONE)) == (0.0, {"radius": 0.3})
+
+
+def test_a_centre_that_is_first_scored_late_counts_as_it_is():
+    blind = {"spread": 1.0, "reward": 0.0, "slope": 2.0, "power": 1.0, "shared": 1.0, "share": 0.0, "length": 1.0}
+    mean = NONE
+    for _ in range(5):
+        mean = averaged(mean, blind)
+    mean = averaged(mean, {**blind, "curvature": 3.0, "curvature_error": 0.1, "better": 0.0})
+    assert (mean["curvature"], mean["curvature_error"], mean["better"]) == (3.0, 0.1, 0.0)
+    after = averaged(mean, blind)
+    assert (after["curvature"], after["curvature_error"]) == (3.0, 0.1)
+
+
+def alarms(rewards):
+    """(generation, best_at) of the first alarm, if there is one."""
+    guard, state = Guard(), {}
+    for generation, reward in enumerate(rewards):
+        state = guard.watch(state, reward, generation)
+        if state.get("collapsed"):
+            return generation, state["best_at"]
+    return None
+
+
+def test_the_guard_sees_a_collapse_that_begins_while_it_only_watches():
+    rng = np.random.default_rng(1)
+    rewards = [0.30, 0.32, 0.34, 0.36, 0.36, *rng.normal(0.0, 0.005, 20)]
+    generation, best_at = alarms(rewards)
+    assert generation <= 12
+    assert best_at == 4
+
+
+def test_one_hard_batch_of_prompts_is_no_collapse_and_four_in_a_row_are():
+    rewards = np.random.default_rng(2).normal(0.5, 0.02, 40)
+    for hard, expected in (((20,), False), ((20, 30), False), ((20, 21, 22, 23), True)):
+        batch = rewards.copy()
+        batch[list(hard)] = -5.0
+        assert (alarms(batch) is not None) is expected
+
+
+def test_weights_of_which_nothing_can_be_scored_are_gone_back_on():
+    guard, state = Guard(), {}
+    for _ in range(9):
+        state = guard.miss(state)
+    assert not state["collapsed"]  # there is nothing to go back to: the reward function itself may be broken
+    for generation, reward in enumerate((0.1, 0.2, 0.3)):
+        state = guard.watch(state, reward, generation)
+    found = []
+    for _ in range(3):
+        state = guard.miss(state)
+        found.append(state["collapsed"])
+    assert found == [False, False, True]
+    assert "missed" not in guard.back(state)
+
+
+def test_a_guard_begins_again_when_sigma_has_grown():
+    """What a larger σ costs its members is not a collapse."""
+    settings = {"population": 8, "sigma": 0.1, "collapse_guard": "yes", "alpha": 0.01}
+    growing = strategies.create(Config(**settings, sigma_schedule={"warmup": 30}))
+    rng, state = np.random.default_rng(0), {}
+    for generation in range(60):
+        plan = growing.ask(state, generation)
+        scores = 1.0 - 10.0 * plan.sigma**2 + rng.normal(0, 0.005, (8, 4))
+        step = tell(growing, state, plan, Feedback(scores, None, 0.0))
+        state = step.state
+        assert step.back_to is None
+
+
+def test_collapses_leave_a_step_that_still_moves():
+    rule, state = Adaptive(), {"radius": 0.02}
+    for _ in range(10):
+        state = rule.shrink(state)
+    assert state["radius"] == state["factor"] == 0.05

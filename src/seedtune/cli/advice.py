@@ -42,9 +42,10 @@ def probe_command(config: Path, sigmas: str | None, sizes: tuple[int, int | None
     settings = load_config(config, sets)
     found = probe_config(settings, sigmas=_numbers(sigmas), members=members, prompts=prompts)
     show_probe(found)
-    if found.sigma is None or found.alpha is None:
+    if found.sigma is None:
         raise ConfigError(f"no usable sigma: {found.reason}")
-    _say(f"use it with: seedtune train {config} --set sigma={found.sigma:.3g} --set alpha={found.alpha:.3g}")
+    alpha = "" if found.alpha is None else f" --set alpha={found.alpha:.3g}"
+    _say(f"use it with: seedtune train {config} --set sigma={found.sigma:.3g}{alpha}")
 
 
 def _numbers(text: str | None) -> list[float]:
@@ -81,8 +82,9 @@ def show_probe(found: Probe) -> None:
         f"{found.rollouts:,} rollouts in {found.seconds:.1f} s: {share:.1%} of a sweep of 5 σ × 10 generations "
         f"({found.sweep_rollouts:,})"
     )
-    if found.sigma is not None and found.alpha is not None:
-        _say(f"recommended: σ {found.sigma:.3g}, α {found.alpha:.3g}. Why: {found.reason}")
+    if found.sigma is not None:
+        alpha = "" if found.alpha is None else f", α {found.alpha:.3g}"
+        _say(f"recommended: σ {found.sigma:.3g}{alpha}. Why: {found.reason}")
 
 
 def _cells(level: Level) -> list[str]:

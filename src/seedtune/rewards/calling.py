@@ -23,6 +23,10 @@ MESSAGE, DETAILS = 500, 4000
 """Characters kept of a message and of a traceback."""
 
 
+LARGEST = 1e60
+"""Rewards, and what is made of them, must have a fourth power."""
+
+
 class Fault(NamedTuple):
     """What went wrong: ``message`` goes on after "the reward function 'x' "; ``details`` are a traceback or output."""
 
@@ -137,4 +141,8 @@ def _number(value: Any) -> float | Fault:
         number = float(value)
     except Exception:  # noqa: BLE001 - the named boundary: conversion is code of the value's own type
         return Fault("value", f"{shown} ({type(value).__name__}): return a number or None")
-    return Fault("value", f"{shown}, which is not finite: return a number or None") if math.isinf(number) else number
+    if math.isinf(number):
+        return Fault("value", f"{shown}, which is not finite: return a number or None")
+    if abs(number) > LARGEST:
+        return Fault("value", f"{shown}, too large to be averaged: return a number within ±{LARGEST:g}, or None")
+    return number

@@ -32,6 +32,7 @@ def create(config: Config, reward_weights: Sequence[float] = (1.0,)) -> Strategy
         sigma_factor=_factor(config.sigma_schedule, per_member),
         alpha_factor=_factor(config.alpha_schedule, per_member),
         decay=Decay(config.decay_l2, config.decay_l1),
+        steady_pull=config.adaptive,
         guard=Guard() if config.guarded else None,
     )
     look = config.lookahead
@@ -85,7 +86,8 @@ def _population(config: Config) -> PopulationSize:
 
 def _step_size(config: Config) -> stepsize.StepSize:
     if config.adaptive:
-        return stepsize.Adaptive(config.longest_step, config.alpha)
+        longest = {} if config.longest_step is None else {"longest": config.longest_step}
+        return stepsize.Adaptive(start=config.alpha, **longest)
     return stepsize.Given(config.step if config.moments.second else config.step * _apart(config))
 
 

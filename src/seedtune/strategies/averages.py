@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 
 from seedtune.response import positive_mean
+from seedtune.shaping import TIE
 from seedtune.strategies.base import Signal
 
 Averages = Mapping[str, float]
@@ -21,12 +22,20 @@ TINY = 1e-9
 NONE: Averages = {"slope": 0.0, "power": 0.0, "shared": 0.0, "curvature": 0.0, "better": 0.5, "share": 0.0, "seen": 0}
 
 
+def informative(signal: Signal) -> bool:
+    """Whether a generation set members apart, by more than rounding noise and by a number that can be squared."""
+    if signal.get("length", 0.0) == 0.0:
+        return False
+    spread = signal["spread"]
+    return spread > TIE * abs(signal["reward"]) and spread * spread > 0.0
+
+
 def averaged(before: Averages, signal: Signal) -> Averages:
     """``before`` with one more generation's signal in it; a generation that says nothing changes nothing.
 
     The first few count equally, then older ones fade: no start value has a say.
     """
-    if signal.get("length", 0.0) == 0.0:
+    if not informative(signal):
         return before
     spread, seen = signal["spread"], before["seen"]
     now = {
@@ -39,11 +48,20 @@ def averaged(before: Averages, signal: Signal) -> Averages:
     }
     weight = max(1.0 / (seen + 1), 1.0 - MEMORY)
     mean = {name: before[name] + weight * (value - before[name]) for name, value in now.items()}
+    if "curvature" in signal and "curvature_error" not in before:  # the centre was never scored so far
+        mean |= {"curvature": now["curvature"], "better": now["better"]}
     for name, unit in (("shared_error", spread**2), ("curvature_error", spread)):
         if name in signal:
             new = signal[name] / unit
-            mean[name] = math.sqrt(((1.0 - weight) * before.get(name, new)) ** 2 + (weight * new) ** 2)
+            mean[name] = _hypotenuse((1.0 - weight) * before[name], weight * new) if name in before else new
+        elif name in before:
+            mean[name] = before[name]
     return {**mean, "seen": min(seen + 1, 1_000_000)}
+
+
+def _hypotenuse(one: float, other: float) -> float:
+    """By products, sum and root, which are the same on every machine."""
+    return math.sqrt(one * one + other * other)
 
 
 def agreement(averages: Averages) -> float:
@@ -73,6 +91,6 @@ def stiffness(averages: Averages) -> float:
     which rewards differ most.
     """
     error = averages.get("curvature_error", math.inf)
-    trust = 0.0 if math.isinf(error) else DOUBT**2 / (DOUBT**2 + error**2)
-    expected, doubt = trust * averages["curvature"], max(TINY, DOUBT * math.sqrt(1.0 - trust))
+    trust = DOUBT * DOUBT / (DOUBT * DOUBT + error * error)
+    expected, doubt = (trust and trust * averages["curvature"]), max(TINY, DOUBT * math.sqrt(1.0 - trust))
     return BEND + float(f"{positive_mean(expected, doubt):.12g}")

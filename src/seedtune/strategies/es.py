@@ -20,6 +20,9 @@ Factor = Callable[[int, int], float]
 
 NO_DECAY = Decay()
 
+WIDER = 1.25
+"""σ that has grown by more than this makes the guard begin again."""
+
 
 def unscaled(generation: int, members: int) -> float:
     """No schedule."""
@@ -44,6 +47,9 @@ class EvolutionStrategy:
     alpha_factor: Factor = unscaled
     decay: Decay = NO_DECAY
     """λ₂ and λ₁ of the anchored decay, before α."""
+
+    steady_pull: bool = False
+    """The pull takes the paper's α = σ/2 instead of the step's, which adaptive steps change by orders of magnitude."""
 
     guard: Guard | None = None
 
@@ -76,7 +82,10 @@ class EvolutionStrategy:
         now = Situation(plan.sigma, len(plan.members), signal, after["averages"])
         alpha, kept = self.alpha.step(after["alpha"], now)
         alpha *= self.alpha_factor(plan.generation, state.get("members", 0))
-        update = update_of(plan, coefficients, alpha, self._decay(alpha))
+        pulls = plan.sigma / 2 if self.steady_pull else alpha
+        update = update_of(plan, coefficients, alpha, self._decay(pulls, moves=alpha != 0.0))
+        if not update.terms:
+            update = Update(plan.generation, ())
         return Step(coefficients, alpha, update, _filled({**after, "alpha": kept}), signal)
 
     def _after(self, state: State, plan: Plan, signal: Signal) -> dict[str, Any]:
@@ -90,25 +99,31 @@ class EvolutionStrategy:
             "alpha": state.get("alpha", {}),
         }
         if self.guard is not None:
-            before = state.get("guard", {})
-            after["guard"] = self._watched(before, plan, signal) if signal else before
+            after["guard"] = self._watched(state.get("guard", {}), plan, signal)
         return after
 
     def _watched(self, before: State, plan: Plan, signal: Signal) -> dict[str, Any]:
+        """The guard's state; rewards under a larger σ are not to be compared with those of a smaller one."""
         assert self.guard is not None
+        if not signal:
+            return self.guard.miss(before)
+        sigma = before.get("sigma", plan.sigma)
+        if plan.sigma > WIDER * sigma:
+            before, sigma = {}, plan.sigma
         error = signal["spread"] ** 2 / len(plan.members)
-        return self.guard.watch(before, signal["reward"], plan.generation, error)
+        return {**self.guard.watch(before, signal["reward"], plan.generation, error), "sigma": sigma}
 
     def _back(self, after: dict[str, Any], plan: Plan, coefficients: tuple[float, ...], signal: Signal) -> Step:
         """To the best generation, with smaller steps from there on."""
         assert self.guard is not None
         to = after["guard"]["best_at"]
-        state = {**after, "guard": self.guard.back(after["guard"]), "alpha": self.alpha.shrink(after["alpha"])}
+        guard = {**self.guard.back(after["guard"]), "sigma": after["guard"]["sigma"]}
+        state = {**after, "guard": guard, "alpha": self.alpha.shrink(after["alpha"])}
         return Step(coefficients, 0.0, Update(plan.generation, ()), _filled(state), signal, back_to=to)
 
-    def _decay(self, alpha: float) -> Decay | None:
+    def _decay(self, alpha: float, *, moves: bool) -> Decay | None:
         decay = Decay(min(1.0, alpha * self.decay.l2), alpha * self.decay.l1)
-        return decay if alpha and (decay.l2 or decay.l1) else None
+        return decay if moves and (decay.l2 or decay.l1) else None
 
 
 def _filled(state: dict[str, Any]) -> dict[str, Any]:

@@ -24,6 +24,12 @@ class Guard:
     quiet: int = 8
     """Generations that it only watches: before, it knows too little of the noise."""
 
+    surprise: float = 4.0
+    """A single generation counts as at most so many standard deviations below the average: it may be its prompts."""
+
+    unscored: int = 3
+    """Generations in a row of which nothing can be scored: then the weights have gone too far, too."""
+
     def watch(self, state: State, reward: float, generation: int, error: float = 0.0) -> dict[str, Any]:
         """The state with one more generation; ``collapsed`` in it says that the run should go back to ``best_at``.
 
@@ -31,15 +37,23 @@ class Guard:
         """
         seen = state.get("seen", 0) + 1
         weight = max(1.0 / seen, 2.0 / (self.window + 1))
-        level = state.get("level", reward) + weight * (reward - state.get("level", reward))
+        before, known = state.get("level", reward), max(error, state.get("noise", 0.0))
+        counted = reward if seen <= self.quiet else max(reward, before - self.surprise * math.sqrt(known))
+        level = before + weight * (counted - before)
         noise = max(error, self._noise(state, reward, seen))
         now = {"seen": seen, "level": level, "last": reward, "noise": noise}
-        if seen <= self.quiet or level >= state.get("best", -math.inf):
+        if seen <= self.window or level >= state.get("best", -math.inf):
             return {**now, "best": level, "best_at": generation}
-        kept = {"best": state["best"], "best_at": state["best_at"]}
-        known = max(error, state["noise"])
+        now |= {"best": state["best"], "best_at": state["best_at"]}
+        if seen <= self.quiet:
+            return now
         allowed = self.limit * math.sqrt(weight / (2.0 - weight) * known)
-        return {**now, **kept, "collapsed": known > 0.0 and level < state["best"] - allowed}
+        return {**now, "collapsed": known > 0.0 and level < state["best"] - allowed}
+
+    def miss(self, state: State) -> dict[str, Any]:
+        """The state after a generation of which nothing could be scored."""
+        missed = state.get("missed", 0) + 1
+        return {**state, "missed": missed, "collapsed": missed >= self.unscored and "best_at" in state}
 
     def back(self, state: State) -> dict[str, Any]:
         """The state after going back: the best average is where it stands again."""

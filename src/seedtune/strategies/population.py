@@ -76,5 +76,5 @@ class Growing:
         members, waited = self.members(state, 0), state.get("waited", 0) + 1
         if waited < self.patience:
             return {"members": members, "waited": waited}
-        weak = agreement(averages) < self.below
+        weak = averages["seen"] > 0 and agreement(averages) < self.below
         return {"members": min(self.limit, 2 * members) if weak else members, "waited": 0}

@@ -49,7 +49,8 @@ def observe(plan: Plan, feedback: Feedback, coefficients: Sequence[float]) -> Si
         "shared_error": standard_error(crossed(odd)),
         "share": feedback.share,
     }
-    return {**signal, **_around(feedback)}
+    signal |= _around(feedback)
+    return signal if np.isfinite(list(signal.values())).all() else {}
 
 
 def odd_parts(plan: Plan, scores: Vector) -> Vector:
@@ -89,7 +90,7 @@ def _around(feedback: Feedback) -> Signal:
         return {}
     centre = float(feedback.centre[common].mean())
     return {
-        "centre": centre,
+        "centre": float(np.nanmean(feedback.centre)),
         "curvature": centre - float(rewards.mean()),
         "curvature_error": _error_of(feedback.centre[common], feedback.scores[:, common]),
         "better": float(np.mean(rewards > centre) + 0.5 * np.mean(rewards == centre)),

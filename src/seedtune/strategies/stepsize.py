@@ -6,14 +6,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from seedtune.strategies.averages import Averages, agreement, stiffness
+from seedtune.strategies.averages import Averages, agreement, informative, stiffness
 from seedtune.strategies.base import Signal
 
 GROWTH, CUT = 4.0, 0.25
 """The radius grows to at most four times, and shrinks to at least a quarter, from one generation to the next."""
 
 FLOOR = 0.02
-"""Smallest radius: below it a run stands still."""
+"""Smallest radius, as a part of the longest: below it a run stands still."""
+
+SHORTEST = 0.05
+"""What collapses leave of ``longest`` at least."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +75,7 @@ class Adaptive:
 
     def step(self, state: State, now: Situation) -> tuple[float, dict[str, Any]]:
         """Nothing known of the generation: no step, no news."""
-        if now.signal.get("length", 0.0) == 0.0:
+        if not informative(now.signal):
             return 0.0, dict(state)
         longest = self.longest * state.get("factor", 1.0)
         unit = now.members * now.sigma / now.signal["length"]
@@ -82,9 +85,9 @@ class Adaptive:
         return radius * unit, {**state, "radius": radius}
 
     def shrink(self, state: State) -> dict[str, Any]:
-        """From now on at most half of the last step."""
+        """From now on at most half of the last step, but never next to nothing."""
         longest = self.longest * state.get("factor", 1.0)
-        radius = 0.5 * min(state.get("radius", longest), longest)
+        radius = max(0.5 * min(state.get("radius", longest), longest), SHORTEST * self.longest)
         return {"factor": radius / self.longest, "radius": radius}
 
 
