@@ -41,6 +41,7 @@ SERVED: dict[str, Callable[[], Any]] = {
         **{**_SMALL, "num_key_value_heads": 1}, head_dim=32, attention_bias=True, tie_word_embeddings=True
     ),
     "qwen2": lambda: hf.Qwen2Config(**{**_SMALL, "num_attention_heads": 2}, tie_word_embeddings=True),
+    "qwen2-untied": lambda: hf.Qwen2Config(**{**_SMALL, "num_attention_heads": 2}, tie_word_embeddings=False),
     "qwen3": lambda: hf.Qwen3Config(**_SMALL, head_dim=32, tie_word_embeddings=True),
     "gemma3": lambda: hf.Gemma3TextConfig(
         **_SMALL,

@@ -353,7 +353,7 @@ _INCIDENTAL: dict[str, Any] = {
     "transformers": {"device", "trust_remote_code", "centre_file", "packed"},
     "vllm": {
         *("trust_remote_code", "gpu_memory_utilization", "kv_cache_memory_bytes", "enforce_eager"),
-        *("tensor_parallel_size", "max_num_seqs", "max_loras", "centre_memory"),
+        *("tensor_parallel_size", "centre_memory"),
     },
     "toy": {"delay"},
 }

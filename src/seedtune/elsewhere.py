@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from seedtune import ledger
 from seedtune.config import Config
 from seedtune.configfile import override
-from seedtune.errors import ConfigError
+from seedtune.errors import ConfigError, ModelError
 
 ENGINES = ("transformers", "vllm", "toy")
 """Every engine has a section of its name."""
@@ -41,10 +42,29 @@ def for_weights(recorded: Config, sets: Iterable[str] = (), *, model: str | None
     listed = list(sets)
     default = REPLAYS.get(recorded.engine, recorded.engine)
     config = with_settings(recorded, [f"engine={default}", *listed])
+    unheard = [item for item in listed if item.partition(".")[0].strip() in {*ENGINES} - {config.engine}]
+    if unheard:
+        section = unheard[0].partition(".")[0].strip()
+        raise ConfigError(
+            f"{unheard[0]!r} is for engine={section}, but engine={config.engine} brings the weights back. Give "
+            f"engine={section}, too, or leave it out."
+        )
     changed = ledger.changed_fields(_of_results(recorded), _of_results(config))
     if changed:
         raise ConfigError(f"{'; '.join(changed)}: the run is what it is. Leave that out, or start a new run with it.")
     return config if model is None else config.replace(model=model)
+
+
+@contextmanager
+def hinting(engine: str, config: Config) -> Iterator[None]:
+    """What an engine says of a model names the run's own ``engine`` as a way out, if that is another."""
+    try:
+        yield
+    except ModelError as error:
+        if config.engine == engine:
+            raise
+        hint = f"Or use the engine that the run was made with: --set engine={engine}."
+        raise ModelError(f"{error} {hint}") from error
 
 
 def _of_engine(sets: Iterable[str]) -> list[str]:

@@ -76,7 +76,8 @@ def export_run(
     replay.check_same_run(root, contents.header, config)
     goal, watch = replay.goal_of(root, contents, generation), replay.Stopwatch(progress)
     chosen = elsewhere.for_weights(config, sets)
-    engine, _ = replay.load(root, chosen, contents, generation=goal, progress=watch)
+    with elsewhere.hinting(config.engine, chosen):
+        engine, _ = replay.load(root, chosen, contents, generation=goal, progress=watch)
     with closing(engine):
         write_export(engine, config, goal, target, dtype=dtype)
     return Export(goal, watch.updates, watch.seconds)

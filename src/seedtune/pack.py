@@ -70,8 +70,9 @@ def _replayed(
 ) -> str:
     config, (sets, progress) = replay.run_config(root), how
     replay.check_same_run(root, contents.header, config)
-    config = elsewhere.for_weights(config, sets)
-    engine, _ = replay.load(root, config, contents, generation=goal, progress=progress)
+    chosen = elsewhere.for_weights(config, sets)
+    with elsewhere.hinting(config.engine, chosen):
+        engine, _ = replay.load(root, chosen, contents, generation=goal, progress=progress)
     with closing(engine):
         return engine.fingerprint()
 
@@ -186,7 +187,8 @@ def apply_pack(
     engine = engines.create(config)
     watch = replay.Stopwatch(progress)
     with closing(engine):
-        _check_base(path, pack.about, engine.load())
+        with elsewhere.hinting(pack.about.config["engine"], config):
+            _check_base(path, pack.about, engine.load())
         _rebuild(path, pack, engine, watch)
         about = pack.about
         rights = Rights(about.base_licence, about.licence, about.note)

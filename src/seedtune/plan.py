@@ -29,6 +29,9 @@ MODES = tuple((p, m) for p in ("lowrank", "gaussian") for m in ("float32", "none
 class Memory:
     """Bytes of one mode.  weights + centre + cache + factors + logits; libraries (0.5 GB) and activations beyond.
 
+    On each of the ranks of ``vllm.tensor_parallel_size``, which share the first three; a centre in the host's memory
+    counts as none.
+
     weights  P·b                    b bytes a number of the forward pass
     centre   4·L (lowrank) or 4·T (gaussian) with master float32; 0 (lowrank) or b·T (gaussian) with none
     packed   b·P on a CPU that multiplies bfloat16, gaussian with float32: a copy in the processor's layout
@@ -138,14 +141,17 @@ def memory_of(anatomy: Anatomy, work: Workload, config: Config, mode: tuple[str,
     reached = anatomy.linear if low else anatomy.trainable
     own = 0 if low else size * reached
     rows = work.batch_slots if low else work.member_slots
+    served = config.vllm if config.engine == "vllm" else None
+    ranks = served.tensor_parallel_size if served else 1
+    on_device = 0 if served and served.centre_memory == "host" else 1
     pairs = config.population // (2 if config.antithetic else 1)
     return Memory(
         perturbation,
         master,
-        weights=size * anatomy.parameters,
-        centre=4 * reached if master == "float32" else own,
+        weights=size * anatomy.parameters / ranks,
+        centre=on_device * (4 * reached if master == "float32" else own) / ranks,
         packed=size * anatomy.linear if not low and master == "float32" and anatomy.dtype == "bfloat16" else 0,
-        cache=rows * (work.longest + work.limit) * anatomy.cached * size,
+        cache=rows * (work.longest + work.limit) * anatomy.cached * size / ranks,
         factors=pairs * config.rank * anatomy.factors * size if low else 0,
         logits=rows * anatomy.vocabulary * size,
     )

@@ -242,7 +242,7 @@ def other_centre(info: EngineInfo) -> str:
     """What to do about a centre of the wrong element type."""
     return (
         f"here it would be {info.centre}, the type of {info.model!r} as it is loaded on {info.device}. "
-        "Use a device and settings that keep the base model's own precision."
+        "Use a device and settings (transformers.dtype, or the engine of the run) that keep that precision."
     )
 
 

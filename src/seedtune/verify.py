@@ -61,7 +61,8 @@ def verify_run(
     kept = _snapshots(root, contents) if snapshots else []
     engine = engines.create(config)
     with closing(engine):
-        replay.check_base(root, contents.header, engine.load())
+        with elsewhere.hinting(contents.header.config.get("engine", config.engine), config):
+            replay.check_base(root, contents.header, engine.load())
         watch = replay.Stopwatch(progress)
         found = _replayed((root, config), engine, contents, kept, progress=watch)
         _check_snapshots(engine, kept, found)

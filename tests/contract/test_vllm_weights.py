@@ -12,17 +12,19 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 pytest.importorskip("vllm", reason="needs vLLM", exc_type=ImportError)
 
 from models import answers, job, load_engine, text_prompts
 from seedtune.engines.base import Noise
+from seedtune.engines.transformers.perturbation import as_tensor, as_weights
 from seedtune.engines.vllm import compat, options
 from seedtune.engines.vllm.adapters import Adapters
 from seedtune.engines.vllm.engine import VllmEngine
 from seedtune.engines.vllm.rank import Rank
 from seedtune.engines.vllm.runtime import Runtime
-from seedtune.errors import ConfigError, DataError, EngineError, MissingExtraError
+from seedtune.errors import ConfigError, DataError, EngineError, MissingExtraError, StorageError
 from seedtune.settings import VllmSettings
 from seedtune.types import CENTRE, Member, Prompt, Term, Update
 from serving import SMALL, end_all, save_served, serve
@@ -72,7 +74,7 @@ def kinds_of(names: Any) -> dict[str, list[str]]:
 # ------------------------------------------------------------------------------------------- every kind of tensor
 
 
-@pytest.mark.parametrize("family", ["llama-untied", "qwen2", "qwen3", "gemma3"])
+@pytest.mark.parametrize("family", ["llama-untied", "llama-one-head", "qwen2", "qwen3", "gemma3"])
 def test_every_kind_of_tensor_is_read_where_it_is_written(family: str, served: Any, folder: Any) -> None:
     """Each kind perturbed alone gives what transformers gives with it alone perturbed, and the centre without it."""
     ours = served(family, "gaussian")
@@ -100,7 +102,7 @@ def test_a_stock_worker_that_packs_once_would_fail_that_test(served: Any) -> Non
         assert said(ours) == centre
 
 
-@pytest.mark.parametrize("family", ["qwen2", "gemma3"])
+@pytest.mark.parametrize("family", ["llama-untied", "qwen2", "gemma3"])
 def test_every_kind_of_linear_layer_reads_its_adapter(family: str, served: Any, folder: Any) -> None:
     ours = served(family, "lowrank")
     rank, centre = rank_of(ours), said(ours)
@@ -222,6 +224,50 @@ def broken(folder: Path, how: dict[str, Any] = GAUSSIAN, **settings: Any) -> Vll
 def test_options_that_vllm_or_seedtune_does_not_take_are_named(folder: Any, option: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         broken(folder("llama"), **option)
+
+
+def test_a_compiled_model_on_a_cpu_and_sampling_of_vllms_own_are_refused(folder: Any) -> None:
+    for name, value, told in (
+        ("enforce_eager", False, r"vllm\.enforce_eager=False: on a CPU"),
+        ("override_generation_config", {"temperature": 0.9}, "sampling follows the run's own settings"),
+    ):
+        with pytest.raises(ConfigError, match=told):
+            VllmEngine(str(folder("llama")), noise=Noise(7), settings=VllmSettings(**{name: value}))
+
+
+def test_a_parameter_that_vllm_keeps_wider_is_rounded_as_the_models_precision_is(served: Any, folder: Any) -> None:
+    """As the CPU build keeps biases of small 16-bit layers on processors with AMX."""
+    ours = serve(folder("llama-one-head"), GAUSSIAN, dtype="bfloat16")
+    rank = rank_of(ours)
+    name = "model.layers.0.self_attn.o_proj.bias"
+    plain = as_tensor(rank._live[name])
+    wide = torch.zeros(plain.shape, dtype=torch.float32)
+    rank.become([*MEMBER], 0.1)
+    expected = plain.clone()
+    rank._live[name] = as_weights(wide)
+    rank.leave()
+    rank.become([*MEMBER], 0.1)
+    assert torch.equal(wide.to(torch.bfloat16), expected)
+    assert torch.equal(wide.to(torch.bfloat16).float(), wide)
+
+
+def test_a_listener_whose_requests_another_call_took_back_is_told(served: Any) -> None:
+    ours = served("llama", "gaussian")
+    left = ours.evaluate([job(text_prompts(*"abcdef"), samples=4, temperature=1.0, max_tokens=30, ignore_eos=True)])
+    next(left)
+    ours.logprobs(GIVEN, [[5], [5]])
+    with pytest.raises(EngineError, match="another call of this engine took these requests back"):
+        list(left)
+
+
+def test_a_centre_that_may_have_moved_on_some_ranks_only_is_of_no_use(folder: Any) -> None:
+    ours = serve(folder("llama"), GAUSSIAN)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rank_of(ours).centre, "apply", lambda *_: (_ for _ in ()).throw(StorageError("gone.")))
+        with pytest.raises(StorageError, match="gone"):
+            ours.apply(UPDATE)
+    with pytest.raises(EngineError, match=r"vLLM stopped while the centre was moved: gone\."):
+        ours.fingerprint()
 
 
 def test_options_of_ours_are_options_of_vllm() -> None:

@@ -37,6 +37,7 @@ DIVIDED = {
         for how in (GAUSSIAN, LOWRANK)
     },
     "one-head": ("llama-one-head", GAUSSIAN),
+    "one-head-lowrank": ("llama-one-head", LOWRANK),
     "gaussian-none": ("gemma3", {**GAUSSIAN, "master": "none", "subspaces": 2}),
 }
 

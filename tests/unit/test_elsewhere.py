@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from seedtune import Config
-from seedtune.elsewhere import for_weights, with_settings
-from seedtune.errors import ConfigError
+from seedtune.elsewhere import for_weights, hinting, with_settings
+from seedtune.errors import ConfigError, ModelError
 
 SERVED: dict[str, Any] = {
     "engine": "vllm",
@@ -47,9 +47,20 @@ def test_a_run_of_the_others_stays_where_it_is() -> None:
         ("master=float32", r"master: 'none' → 'float32'"),
         ("engine=tpu", r"engine='tpu': must be 'transformers', 'vllm' or 'toy'"),
         ("engin=vllm", r"unknown setting 'engin'"),
+        ("vllm.tensor_parallel_size=2", r"is for engine=vllm, but engine=transformers brings.*Give engine=vllm, too"),
         ("transformers.dtyp=float32", r"unknown setting 'transformers.dtyp'"),
     ],
 )
 def test_settings_that_weights_depend_on_or_that_do_not_exist_are_refused(wrong: str, told: str) -> None:
     with pytest.raises(ConfigError, match=told):
         for_weights(Config.create(SERVED), [wrong])
+
+
+def test_what_the_other_engine_refuses_names_the_runs_own() -> None:
+    with (
+        pytest.raises(ModelError, match=r"Too odd\. Or use the engine .*: --set engine=vllm\."),
+        hinting("vllm", Config()),
+    ):
+        raise ModelError("Too odd.")
+    with pytest.raises(ModelError, match=r"^Too odd\.$"), hinting("transformers", Config()):
+        raise ModelError("Too odd.")

@@ -25,7 +25,7 @@ from seedtune.engines.vllm import adapters, compat, options, request, wire
 from seedtune.engines.vllm.layout import check_complete
 from seedtune.engines.vllm.origin import Origin
 from seedtune.engines.vllm.runtime import Runtime
-from seedtune.errors import EngineError, SeedtuneError, StorageError
+from seedtune.errors import SeedtuneError, StorageError
 from seedtune.settings import VllmSettings
 from seedtune.types import CENTRE, Job, Likelihood, Member, Prompt, Rollout, Shift, Term, Update
 
@@ -83,6 +83,7 @@ class VllmEngine:
         self._kept = str(centre_dtype(self.noise, self.dtype)).removeprefix("torch.")
         dtype = str(self.dtype).removeprefix("torch.")
         if self._runtime is None:
+            options.check_divides(self.source.config().get_text_config(), self.settings.tensor_parallel_size)
             place = {"location": self.source.location, "dtype": dtype}
             self._runtime = Runtime(options.arguments(self.settings, self.noise, origin, **place))
         self._running.fresh()
@@ -98,6 +99,8 @@ class VllmEngine:
         about = {
             "noise": wire.noise(self.noise),
             "kept": self._kept,
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "others": {name: list(shape) for name, shape in origin.others.items()},
             "centre_memory": self.settings.centre_memory,
             "shapes": {name: list(shape) for name, shape in origin.shapes.items()},
             "places": {name: wire.place(stored) for name, stored in origin.places.items()},
@@ -138,6 +141,7 @@ class VllmEngine:
 
     def evaluate(self, jobs: Iterable[Job]) -> Iterator[Rollout]:
         """Every job's rollouts as they finish."""
+        self._current = False  # nothing is cached of an earlier call: what a job is told does not depend on that
         for wave in self._waves(jobs, self._rows):
             yield from (rollout_of(job, row, self._decode) for job, row in wave if row.finish is not None)
             listed = [(job, row) for job, row in wave if row.finish is None]
@@ -222,12 +226,7 @@ class VllmEngine:
 
     def _take(self, output: Any, job: Job, row: Row) -> bool:
         """Add a request's new tokens to its row; whether that ends the row.  EngineError if vLLM gave it up."""
-        (new,) = output.outputs
-        if new.finish_reason not in (None, "stop", "length"):
-            raise EngineError(
-                f"vLLM gave a completion up ({new.finish_reason}). The ledger has everything up to the last complete "
-                "generation: seedtune resume goes on from there."
-            )
+        new = request.written_of(output)
         if not job.sampling.stop:
             row.tokens, row.finish = list(new.token_ids), new.finish_reason
             return True
@@ -248,6 +247,7 @@ class VllmEngine:
 
     def likelihoods(self, jobs: Iterable[Job]) -> Iterator[Likelihood]:
         """Every job's likelihoods as they are found."""
+        self._current = False
         for wave in self._waves(jobs, self._given):
             if wave:
                 self._become(*wave[0])
@@ -294,7 +294,8 @@ class VllmEngine:
         started = time.perf_counter()
         self._running.fresh()
         self._call("leave")
-        self._call("apply", [wire.update(update) for update in updates])
+        with self._running.whole():
+            self._call("apply", [wire.update(update) for update in updates])
         self._times.update += time.perf_counter() - started
 
     def norm(self, terms: Sequence[Term]) -> float:

@@ -90,8 +90,8 @@ def pieces_of(
     missing = [name for name in shapes if name not in found]
     if missing:
         raise ModelError(
-            f"vLLM keeps {missing[0]!r} (and {len(missing) - 1} more tensors) under no name that can be mapped to it. "
-            "Freeze it, or use engine=transformers."
+            f"vLLM keeps {missing[0]!r} (and {len(missing) - 1} more tensors) under no name that can be mapped to it, "
+            "or leaves it out. Use engine=transformers."
         )
     return {name: found[name] for name in shapes}
 

@@ -52,6 +52,7 @@ OURS = {
     "async_scheduling": "steps follow each other, so that an interruption leaves nothing behind",
     "enable_sleep_mode": "the weights must stay where they are",
     "disable_log_stats": "seedtune keeps its own",
+    **dict.fromkeys(("generation_config", "override_generation_config"), "sampling follows the run's own settings"),
 }
 """Options that a user cannot give, and why."""
 
@@ -73,6 +74,29 @@ def check(settings: VllmSettings) -> None:
             raise ConfigError(f"vllm.{name}={value!r} cannot be given: {OURS[name]}. Leave it out.")
         if name not in known:
             raise ConfigError(f"unknown setting 'vllm.{name}': vLLM has no such option.{nearest(name, known)}")
+    if settings.enforce_eager is False and compat.on_cpu():
+        raise ConfigError(
+            "vllm.enforce_eager=False: on a CPU a compiled model may go on reading weights as they were packed when it "
+            "was compiled. Leave it out."
+        )
+
+
+def check_divides(model: Any, ranks: int) -> None:
+    """ConfigError if ranks cannot share a model's heads and layers, by its configuration; vLLM would not say which."""
+    for name in ("num_attention_heads", "intermediate_size"):
+        size = getattr(model, name, None)
+        if isinstance(size, int) and size % ranks:
+            raise ConfigError(_undivided(name, size, ranks))
+    heads = getattr(model, "num_key_value_heads", None)
+    if isinstance(heads, int) and heads % ranks and ranks % heads:
+        raise ConfigError(_undivided("num_key_value_heads", heads, ranks))
+
+
+def _undivided(name: str, size: int, ranks: int) -> str:
+    return (
+        f"vllm.tensor_parallel_size={ranks}: the model's {name}={size} cannot be divided between so many ranks. Use "
+        "another number of ranks."
+    )
 
 
 def arguments(settings: VllmSettings, noise: Noise, origin: Origin, *, location: str, dtype: str) -> dict[str, Any]:

@@ -38,8 +38,10 @@ class Origin:
     """The checkpoint's."""
     shapes: dict[str, tuple[int, ...]]
     """Of the tensors that the centre holds, by Hugging Face name."""
+    others: dict[str, tuple[int, ...]]
+    """Of the model's other tensors: vLLM must hold these as they are."""
     places: dict[str, Stored]
-    """Where their values lie."""
+    """Where the values of all lie."""
     context: int | None
     eos: frozenset[int]
     adapts_head: bool
@@ -65,13 +67,13 @@ class Origin:
             called = [name for name, module in model.named_modules() if is_linear(module)]
             coverage = coverage_of(model, set(names), trainable=set(trainable), called=called)
             coverage = with_tied_head(coverage, model)
-        shapes = {name: tuple(parameters[name].shape) for name in names}
+        every = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
+        shapes = {name: every.pop(name) for name in names}
         adapts_head = noise.perturbation == "lowrank" and HEAD in names
         context, eos, dtype = chat.context_of(model.config), chat.end_tokens(model, tokenizer), model.dtype
         del model, parameters  # its memory, before values are copied
-        return cls(
-            anchor.fingerprint, coverage, dtype, shapes, _places(anchor, names, scratch), context, eos, adapts_head
-        )
+        places = _places(anchor, [*shapes, *every], scratch)
+        return cls(anchor.fingerprint, coverage, dtype, shapes, every, places, context, eos, adapts_head)
 
 
 def _adaptable(model: Any, trainable: list[str], noise: Noise) -> list[str]:

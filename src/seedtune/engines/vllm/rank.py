@@ -45,13 +45,15 @@ class Rank:
         self._model = worker.model_runner.get_model()
         self.noise = wire.noise_from(about["noise"])
         self.shapes: dict[str, tuple[int, ...]] = {name: tuple(shape) for name, shape in about["shapes"].items()}
+        self._dtype = getattr(torch, about["dtype"])
+        others = {name: tuple(shape) for name, shape in about["others"].items()}
         self._places = {name: wire.place_from(data) for name, data in about["places"].items()}
         self._parameters = dict(self._model.named_parameters())
         pieces = pieces_of(
             {name: tuple(parameter.shape) for name, parameter in self._parameters.items()},
             compat.splits_of(self._model),
             compat.fused_names(self._model),
-            shapes=self.shapes,
+            shapes={**self.shapes, **others},
             first=worker.rank == 0,
         )
         self._device = next(iter(self._parameters.values())).device
@@ -59,7 +61,7 @@ class Rank:
         # On a CPU the device's memory is the host's.
         self._on_host = self._device.type == "cpu" or about["centre_memory"] == "host"
         kept = getattr(torch, about["kept"])
-        shards = {name: Shard(piece, self._first(piece, kept)) for name, piece in pieces.items()}
+        shards = {name: Shard(pieces[name], self._first(pieces[name], kept)) for name in self.shapes}
         self.centre = ShardedCentre(
             shards,
             self.noise,
@@ -68,14 +70,16 @@ class Rank:
             upload=self._upload if self._on_host and self._device.type != "cpu" else None,
         )
         self.outline = self._outline()
-        self._live = {name: self._live_part(piece) for name, piece in pieces.items()}
+        self._live = {name: self._live_part(pieces[name]) for name in self.shapes}
         self._packers = compat.packers(self._model)
         self._stand, self._where = self.centre, Update(0, ())
         self._held: Held | None = None
         if before is not None and before != self.shapes:
             raise EngineError("this vLLM has trained other tensors: close the engine, and load it again.")
         if before is None:
-            self._check()
+            for piece in pieces.values():
+                self._check(piece)
+            self._check_packed()
         if self.noise.perturbation == "lowrank":
             self.adapters = Adapters(self.outline, worker.lora_config.lora_dtype, self._device)
             compat.make_adapters(worker, self.adapters.make)
@@ -107,7 +111,7 @@ class Rank:
 
     def _upload(self, part: Any) -> Any:
         """A copy of a part on the device."""
-        return as_tensor(np.ascontiguousarray(part)).to(self._device, copy=True)
+        return as_tensor(np.array(part)).to(self._device)
 
     def _live_part(self, piece: Piece) -> Any:
         """The live weights of a piece, (rows, columns), in place."""
@@ -118,16 +122,19 @@ class Rank:
             part = parameter[piece.at : piece.at + piece.rows.size]
         return as_weights(part)
 
-    def _check(self) -> None:
-        """ModelError unless live weights are the base model's, and are what the forward pass reads."""
-        for name, live in self._live.items():
-            expected = as_weights(torch.empty_like(as_tensor(live)))
-            self.centre.write(name, CENTRE, 0.0, expected)
-            if not torch.equal(as_tensor(live), as_tensor(expected)):
-                raise ModelError(
-                    f"vLLM holds other values for {name!r} than the checkpoint (it changes them when it loads a "
-                    "model, or reads other files). Freeze it, or use engine=transformers."
-                )
+    def _check(self, piece: Piece) -> None:
+        """ModelError unless live weights, whether they train or not, are the base model's."""
+        window = window_of(tensorfile.window(self._places[piece.name]), piece)
+        expected = as_tensor(np.array(window)).to(self._dtype)
+        live = as_tensor(self._live_part(piece)).to("cpu", self._dtype)
+        if not torch.equal(live, expected):
+            raise ModelError(
+                f"vLLM holds other values for {piece.name!r} than the checkpoint: it changes them when it loads a "
+                "model, or reads other files. Use engine=transformers."
+            )
+
+    def _check_packed(self) -> None:
+        """ModelError unless live weights are what the forward pass reads."""
         hidden = compat.check_packed(self._model)
         if hidden:
             raise ModelError(
@@ -166,12 +173,20 @@ class Rank:
         if held == self._held:
             return False
         self._held = None
-        for name, live in self._live.items():
-            self._stand.write(name, held.member, held.sigma, live)
+        for name in self._live:
+            self._write(name, held)
         for pack in self._packers:
             pack()
         self._held = held
         return True
+
+    def _write(self, name: str, held: Held) -> None:
+        """One tensor of a member; rounded as the model's precision does it, whatever vLLM keeps it in."""
+        live = as_tensor(self._live[name])
+        rounded = live if live.dtype == self._dtype else torch.empty_like(live, dtype=self._dtype)
+        self._stand.write(name, held.member, held.sigma, as_weights(rounded))
+        if rounded is not live:
+            live.copy_(rounded)
 
     def leave(self) -> None:
         """Be nobody: whoever comes next is written anew."""

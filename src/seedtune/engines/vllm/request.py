@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from seedtune.engines.transformers.decode import Row
+from seedtune.errors import EngineError
 from seedtune.types import Sampling
 
 KEY = "seedtune"
@@ -45,9 +46,20 @@ def forced(written: Sequence[int], *, read: bool) -> dict[str, Any]:
     }
 
 
+def written_of(output: Any) -> Any:
+    """What a request has written; EngineError if vLLM gave it up."""
+    (new,) = output.outputs
+    if new.finish_reason not in (None, "stop", "length"):
+        raise EngineError(
+            f"vLLM gave a completion up ({new.finish_reason}). The ledger has everything up to the last complete "
+            "generation: seedtune resume goes on from there."
+        )
+    return new
+
+
 def logprobs_of(output: Any, completion: Sequence[int]) -> list[float]:
     """The log-probability of every token of a completion, from what vLLM gives for `forced`."""
-    written = output.outputs[0].logprobs
+    written = written_of(output).logprobs
     read = len(completion) - len(written)
     listed = [*(output.prompt_logprobs or [])[-read:], *written] if read else written
     return [float(found[token].logprob) for found, token in zip(listed, completion, strict=True)]

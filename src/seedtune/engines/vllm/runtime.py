@@ -20,6 +20,7 @@ class Runtime:
     def __init__(self, arguments: Mapping[str, Any]) -> None:
         self._failure: str | None = None
         self._open: dict[str, str] = {}
+        self._dropped: set[str] = set()
         self._names = map(str, count())
         try:
             self._core: Any = compat.start(arguments)
@@ -57,6 +58,15 @@ class Runtime:
             self._failure = _stopped(doing, "it was interrupted.")
             raise
 
+    @contextmanager
+    def whole(self) -> Iterator[None]:
+        """What is done in here is done on every worker and to the end, or this runtime is of no use any more."""
+        try:
+            yield
+        except SeedtuneError as error:
+            self._failure = self._failure or _stopped("the centre was moved", str(error))
+            raise
+
     def call(self, command: str, *arguments: Plain) -> list[Plain]:
         """Run a command on every worker: what each gives, by rank; the first error of ours is raised here."""
         with self._guarded(f"its workers were asked for {command!r}"):
@@ -68,6 +78,7 @@ class Runtime:
 
     def fresh(self) -> Iterator[str]:
         """Names for requests that nobody has had, once those that somebody gave up waiting for are gone."""
+        self._dropped |= self._open.keys()
         self.abort(*self._open)
         return self._names
 
@@ -95,7 +106,10 @@ class Runtime:
                         if output.finished:
                             del self._open[output.request_id]
                         yield output
+            if not mine.isdisjoint(self._dropped):
+                raise EngineError("another call of this engine took these requests back. Finish one before the next.")
         finally:
+            self._dropped -= mine
             self.abort(*mine)
 
     def abort(self, *names: str) -> None:
@@ -134,13 +148,18 @@ def _stopped(doing: str, why: str) -> str:
     )
 
 
+IN_A_RANK = "background process"
+"""What vLLM says of a rank that fails, whose own words it only prints."""
+
+
 def _said(error: BaseException) -> str:
     """What the innermost cause says, in one line that ends with a stop."""
     while error.__cause__ is not None:
         error = error.__cause__
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     text = " ".join(lines[:3]) or type(error).__name__
-    return text if text.endswith((".", "!")) else f"{text}."
+    told = text if text.endswith((".", "!")) else f"{text}."
+    return f"{told} The cause stands above, in what the rank has printed." if IN_A_RANK in told else told
 
 
 def _shown(arguments: Mapping[str, Any]) -> str:
