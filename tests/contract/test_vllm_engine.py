@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cache
@@ -79,6 +80,26 @@ def test_members_write_what_they_write_in_transformers_before_and_after_five_gen
     assert answers(ours, work) == answers(theirs, work)
     after = assert_as_likely(ours, theirs)
     assert all(after[place].logprobs != before[place].logprobs for place in after)
+
+
+@pytest.mark.parametrize("perturbation", MODES)
+def test_a_checkpoint_in_many_files_of_another_precision_is_the_same_model(
+    perturbation: str, folder: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """16-bit shards, answered in float32."""
+    model = AutoModelForCausalLM.from_pretrained(folder("qwen2-untied"), dtype=torch.bfloat16)
+    model.save_pretrained(tmp_path, max_shard_size="30KB")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(folder("qwen2-untied") / name, tmp_path)
+    assert len(list(tmp_path.glob("model-*.safetensors"))) > 3
+    how, plain = MODES[perturbation], {"dtype": "float32"}
+    ours, theirs = serve(tmp_path, how, **plain), load_engine(tmp_path, how=how, **plain)
+    work = job(PROMPTS, members=MEMBERS, max_tokens=10)
+    assert answers(ours, work) == answers(theirs, work)
+    for engine in (ours, theirs):
+        engine.apply(*UPDATES)
+    assert ours.fingerprint() == theirs.fingerprint()
+    assert answers(ours, work) == answers(theirs, work)
 
 
 # ------------------------------------------------------------------------------------------- requests
