@@ -257,15 +257,17 @@ def steps_table(runs: list[Run], task: str) -> str:
     best = max(points[-1][1] for label, points in means.items() if label.startswith("fixed"))
     target = base + 0.8 * (best - base)
     lines = [
-        "| step | rollouts to the target | best | at the end | worst seed |",
-        "| --- | ---: | ---: | ---: | ---: |",
+        "| step | seeds | rollouts to the target | best | at the end | worst seed |",
+        "| --- | ---: | ---: | ---: | ---: | ---: |",
     ]
     for label, points in means.items():
         reached = next((f"{int(rollouts):,}" for rollouts, reward in points if reward >= target), "not")
         top, last = max(reward for _, reward in points), [seed[-1][1] for seed in curves[label]]
-        lines.append(f"| {label} | {reached} | {top:.3g} | {mean_std(last)} | {min(last):.3g} |")
-    told = f"Base model {base:.3g}; target {target:.3g}, 80 % of the way to the best end of a fixed step."
-    return "\n".join([f"## {task}", "", told, "", *lines])
+        lines.append(f"| {label} | {len(last)} | {reached} | {top:.3g} | {mean_std(last)} | {min(last):.3g} |")
+    told = (
+        f"Base model {base:.3g}; target {target:.3g}, 80 % of the way to the best end of a fixed step, means of seeds."
+    )
+    return "\n".join([f"## {task}", "", told, "", *lines, ""])
 
 
 def sigmas_table(runs: list[Run], task: str) -> str:
@@ -332,14 +334,14 @@ def main() -> None:
     seeds = range(options.first, options.first + options.seeds)
     runs = collect(options.study, options.tasks, seeds, jobs=options.jobs, kept=kept)
     tables = [TABLES[options.study](runs, task) for task in options.tasks]
-    write(options.output, options.study, tables, options.seeds)
+    write(options.output, options.study, tables, f"--first {options.first} --seeds {options.seeds}")
     plot(runs, options.tasks, options.output / f"{NAMES[options.study]}.svg")
     print("\n\n".join(tables))
 
 
-def write(folder: Path, study: str, tables: list[str], seeds: int) -> None:
+def write(folder: Path, study: str, tables: list[str], seeds: str) -> None:
     """The page with its command and versions."""
-    command = f"`python benchmarks/strategies.py {study} --seeds {seeds}`, {time.strftime('%Y-%m-%d')}."
+    command = f"`python benchmarks/strategies.py {study} {seeds}`, {time.strftime('%Y-%m-%d')}."
     made = f"{command} Python {platform.python_version()}, {os.cpu_count()} cores, a process with one thread a run."
     name = NAMES[study]
     notes = folder / f"{name}-notes.md"
