@@ -64,7 +64,9 @@ def test_es_brings_the_toy_engine_nearer_to_the_goal_of_its_conversations(tmp_pa
     run = Trainer(config, environment_factory=Approach, train_dataset=DATA, eval_dataset=DATA)
     last = run.train()
     first = next(row for row in rows(run.paths.metrics) if "eval_reward" in row)
-    assert last["eval_reward"] > 0.7 * first["eval_reward"]
+    assert (
+        last["eval_reward"] > 0.85 * first["eval_reward"]
+    )  # six seeds end at 0.66 to 0.84 of it, fixed steps at 0.65 to 1.28
     assert last["eval_rewards/environment_reward/mean"] == last["eval_reward"]
 
 
