@@ -130,8 +130,8 @@ def table(found: dict[str, float], tokens: int, arguments: argparse.Namespace) -
             "# The vLLM engine's overheads",
             "",
             f"`python benchmarks/vllm_engine.py {command}`, {time.strftime('%Y-%m-%d')}. Python "
-            f"{platform.python_version()}, {versions}, CPU. Other processes computed beside it: the seconds are upper "
-            "bounds, and only ratios can be compared.",
+            f"{platform.python_version()}, {versions}, CPU. Seconds are those of this machine; compare "
+            "ratios.",
             "",
             f"One wave is **{ratio:.2f}×** as fast as member by member (rank 1).",
             "",
