@@ -9,10 +9,8 @@ from typing import Any
 from seedtune import ledger
 from seedtune.config import Config
 from seedtune.configfile import override
+from seedtune.engines import ENGINES
 from seedtune.errors import ConfigError, ModelError
-
-ENGINES = ("transformers", "vllm", "toy")
-"""Every engine has a section of its name."""
 
 SHARED = ("dtype", "trust_remote_code")
 """Settings that mean the same in every engine that has them."""
@@ -24,6 +22,7 @@ REPLAYS = {"vllm": "transformers"}
 def with_settings(recorded: Config, sets: Iterable[str]) -> Config:
     """A run's settings with ``key=value`` ones on top; another engine has the run's precision unless they say another.
 
+    Every engine has a section of its name.
     ConfigError names a setting that does not exist or a value that cannot be.
     """
     listed, data = list(sets), recorded.model_dump()

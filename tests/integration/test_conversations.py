@@ -59,14 +59,16 @@ def trainer(root: Path, **settings) -> Trainer:
     return Trainer(config, environment_factory=Approach, train_dataset=DATA, eval_dataset=DATA[:3])
 
 
-def test_es_brings_the_toy_engine_nearer_to_the_goal_of_its_conversations(tmp_path: Path) -> None:
-    config = toy(tmp_path, generations=30, population=16, alpha=None, prompts_per_generation=8, eval_prompts=0)
+@pytest.mark.parametrize(("alpha", "generations"), [(0.1, 30), (None, 60)], ids=["fixed", "adaptive"])
+def test_es_brings_the_toy_engine_nearer_to_the_goal_of_its_conversations(
+    alpha: float | None, generations: int, tmp_path: Path
+) -> None:
+    how = {"population": 16, "prompts_per_generation": 8, "eval_prompts": 0}
+    config = toy(tmp_path, generations=generations, alpha=alpha, **how)
     run = Trainer(config, environment_factory=Approach, train_dataset=DATA, eval_dataset=DATA)
     last = run.train()
     first = next(row for row in rows(run.paths.metrics) if "eval_reward" in row)
-    assert (
-        last["eval_reward"] > 0.85 * first["eval_reward"]
-    )  # six seeds end at 0.66 to 0.84 of it, fixed steps at 0.65 to 1.28
+    assert last["eval_reward"] > 0.7 * first["eval_reward"]
     assert last["eval_rewards/environment_reward/mean"] == last["eval_reward"]
 
 

@@ -20,6 +20,10 @@ PAIRS = strategies.create(Config(population=32, sigma=0.02))
 SINGLES = strategies.create(Config(population=32, sigma=0.02, antithetic=False))
 
 
+ONE = {"reward": 1.0, "spread": 2.0, "slope": 2.0, "power": 4.0, "shared": 4.0, "share": 0.5, "length": 1.0}
+"""The signal of a generation without a centre."""
+
+
 def signal_of(strategy, scores, centre=None, share=0.0):
     plan = strategy.ask({}, 0)
     feedback = Feedback(scores, centre, share)
@@ -118,16 +122,7 @@ def test_the_error_of_what_prompts_share_is_that_of_the_mean_over_samples():
 
 
 def test_the_error_of_an_average_shrinks_with_generations():
-    one = {
-        "reward": 1.0,
-        "spread": 2.0,
-        "slope": 2.0,
-        "power": 4.0,
-        "shared": 4.0,
-        "shared_error": 8.0,
-        "share": 0.5,
-        "length": 1.0,
-    }
+    one = {**ONE, "shared_error": 8.0}
     mean = averaged(NONE, one)
     assert mean["shared_error"] == 2.0
     mean = averaged(mean, one)
@@ -164,17 +159,7 @@ def test_the_error_of_the_curvature_is_that_of_a_mean_over_prompts():
 
 
 def test_averages_count_the_first_generations_equally_and_then_fade():
-    one = {
-        "reward": 1.0,
-        "spread": 2.0,
-        "slope": 2.0,
-        "power": 4.0,
-        "shared": 4.0,
-        "share": 0.5,
-        "curvature": 2.0,
-        "better": 0.0,
-        "length": 1.0,
-    }
+    one = {**ONE, "curvature": 2.0, "better": 0.0}
     two = {**one, "slope": 6.0}
     mean = averaged(averaged(NONE, one), two)
     assert (mean["slope"], mean["power"], mean["curvature"], mean["seen"]) == (2.0, 1.0, 1.0, 2)
@@ -276,8 +261,7 @@ def test_tied_members_do_not_enter_the_averages():
 
 
 def test_a_centre_without_a_score_leaves_the_averages_of_the_others():
-    one = {"reward": 1.0, "spread": 2.0, "slope": 2.0, "power": 4.0, "shared": 4.0, "share": 0.5, "length": 1.0}
-    mean = averaged(averaged(NONE, {**one, "curvature": 2.0, "better": 0.25}), one)
+    mean = averaged(averaged(NONE, {**ONE, "curvature": 2.0, "better": 0.25}), ONE)
     assert (mean["curvature"], mean["better"]) == (1.0, 0.25)
 
 
