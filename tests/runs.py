@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import seedtune
-from seedtune import ledger, replay
+from seedtune import elsewhere, ledger, replay
 from seedtune.config import Config
 
 SOURCE = Path(seedtune.__file__).parents[1]
@@ -106,7 +106,7 @@ def flip_bit(value: float, bit: int) -> float:
 
 def fingerprint(root: Path) -> str:
     """The fingerprint of the centre that the run's ledger and snapshots give."""
-    config = replay.run_config(root)
+    config = elsewhere.for_weights(replay.run_config(root))
     engine, _ = replay.load(root, config, ledger.read(replay.RunPaths(root).ledger))
     return engine.fingerprint()
 

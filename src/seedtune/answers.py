@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from seedtune.types import Rollout
+from seedtune.types import Rollout, TokenCount
 
 WINDOW = 64
 """Tokens at the end of a completion that are searched for repetitions: long answers return to earlier words anyway."""
@@ -33,9 +33,21 @@ def describe(rollouts: Sequence[Rollout], centre: Mapping[int, str]) -> Answers:
     return Answers(
         clipped=sum(r.finish == "length" for r in rollouts) / count,
         empty=sum(not r.text.strip() for r in rollouts) / count,
-        repeating=sum(bool(r.text.strip()) and repeats(r.token_ids) for r in rollouts) / count,
+        repeating=sum(bool(r.text.strip()) and tokens(r).repeating for r in rollouts) / count,
         unchanged=sum(centre.get(r.prompt) == r.text for r in rollouts) / count,
     )
+
+
+def tokens(rollout: Rollout) -> TokenCount:
+    """How many tokens a completion has and whether it ends in a repetition, whoever counted."""
+    if rollout.counted is not None:
+        return rollout.counted
+    return TokenCount(len(rollout.token_ids), repeats(rollout.token_ids))
+
+
+def length(rollout: Rollout) -> int:
+    """How many tokens a completion has."""
+    return len(rollout.token_ids) if rollout.counted is None else rollout.counted.count
 
 
 def repeats(tokens: Sequence[object]) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,7 +22,7 @@ from seedtune.errors import LedgerError
 from seedtune.ledger import Record
 from seedtune.shaping import standardise
 from seedtune.strategies.base import Feedback, State, Step, Strategy
-from seedtune.types import Plan
+from seedtune.types import Member, Plan
 
 Vector = NDArray[np.float64]
 Extent = Literal["exact", "up to a factor", "not checked"]
@@ -46,20 +46,21 @@ class Audit:
 
 def audit(root: Path, config: Config, contents: ledger.Contents) -> Audit:
     """Tell the strategy every recorded reward again; LedgerError names the first generation that does not follow."""
-    strategy = strategies.create(config)
+    strategy, asked = strategies.create(config), _Asked(contents.header.config.get("lag", 0))
     state = strategy.initial()
     counts: dict[Extent, int] = {"exact": 0, "up to a factor": 0, "not checked": 0}
     for record in contents.records:
-        counts[_check(root, strategy, config, (state, record))] += 1
+        where, plan = f"{root}: generation {record.plan.generation}", strategy.ask(state, record.plan.generation)
+        _check_plan(where, asked.expected(plan, record.plan), record.plan, asked)
+        counts[_check(where, strategy, config, (state, record))] += 1
         state = record.state
     return Audit(counts["exact"], counts["up to a factor"], counts["not checked"])
 
 
-def _check(root: Path, strategy: Strategy, config: Config, place: tuple[State, Record]) -> Extent:
+def _check(where: str, strategy: Strategy, config: Config, place: tuple[State, Record]) -> Extent:
     state, record = place
-    where = f"{root}: generation {record.plan.generation}"
-    _check_plan(where, strategy.ask(state, record.plan.generation), record.plan)
-    expected = strategy.shape(Feedback(np.array(record.rewards)[:, None]))
+    groups = [member.generation for member in record.plan.members]
+    expected = strategy.shape(Feedback(np.array(record.rewards)[:, None], groups=groups))
     extent = _check_of(config)(where, record, expected)
     _check_signal(where, record)
     step = strategy.decide(state, record.plan, record.coefficients, record.signal)
@@ -69,13 +70,49 @@ def _check(root: Path, strategy: Strategy, config: Config, place: tuple[State, R
     return extent
 
 
-def _check_plan(where: str, expected: Plan, recorded: Plan) -> None:
+@dataclass(slots=True)
+class _Asked:
+    """Which members a generation may have: its own, all of them.
+
+    With a ``lag``: any asked for at most so many generations ago that no generation has had, the oldest first.
+    """
+
+    lag: int
+    open: dict[Member, int] = field(default_factory=dict)
+    """The generation each was asked for in."""
+
+    fate: dict[Member, str] = field(default_factory=dict)
+    """What became of those that are not open any more."""
+
+    def expected(self, asked: Plan, recorded: Plan) -> Plan:
+        """What the strategy ``asked`` for, with the members that a generation with the ``recorded`` ones must have."""
+        now = asked.generation
+        for member in [member for member, since in self.open.items() if now - since > self.lag]:
+            self.fate[member] = f"generation {self.open.pop(member)} asked for: over fleet.lag={self.lag} before"
+        self.open |= dict.fromkeys(asked.members, now)
+        had = set(recorded.members) if self.lag else set(asked.members)
+        members = tuple(member for member in self.open if member in had)
+        self.fate |= dict.fromkeys(members, f"generation {now} has already")
+        for member in members:
+            del self.open[member]
+        return replace(asked, members=members)
+
+    def stranger(self, expected: Plan, recorded: Plan) -> str | None:
+        """Which of the recorded members a generation cannot have, and why; only a lag leaves it a choice."""
+        for place, member in enumerate(recorded.members if self.lag else ()):
+            if member not in expected.members or member in recorded.members[:place]:
+                why = self.fate.get(member, "the strategy did not ask for")
+                return f"recorded is member {member.label(recorded.generation)}, which {why}"
+        return None
+
+
+def _check_plan(where: str, expected: Plan, recorded: Plan, asked_for: _Asked) -> None:
     for name in ("sigma", "members", "shift"):
         asked, found = getattr(expected, name), getattr(recorded, name)
         if asked != found:
             told = f"recorded is {name} {found!r}, but the configuration gives {asked!r}"
             if name == "members":
-                told = _members(expected, recorded)
+                told = asked_for.stranger(expected, recorded) or _members(expected, recorded)
             raise LedgerError(f"{where} does not follow from the run's configuration: {told}. {_EDITED}")
 
 

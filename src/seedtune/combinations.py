@@ -6,7 +6,14 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from seedtune.objectives import LIKELIHOODS
-from seedtune.settings import GrowthSettings, LikelihoodSettings, LookAheadSettings, MomentSettings, Section
+from seedtune.settings import (
+    GrowthSettings,
+    LikelihoodSettings,
+    LookAheadSettings,
+    MomentSettings,
+    ScheduleSettings,
+    Section,
+)
 
 if TYPE_CHECKING:
     from seedtune.config import Config
@@ -157,6 +164,33 @@ def _moments(config: Config) -> str | None:
     return None
 
 
+def _lag(config: Config) -> str | None:
+    """What needs whole generations, of one σ, with scores prompt by prompt."""
+    look, growth, schedule = config.lookahead.kind, config.population_growth.limit, config.sigma_schedule
+    checks: tuple[tuple[bool, str, str], ...] = (
+        (config.adaptive, f"alpha {config.step_words()}", f"give alpha (sigma/2 is {config.sigma / 2:g})"),
+        (config.sigma_rule == "success", "sigma_rule=success", "use sigma_rule=fixed"),
+        (schedule != ScheduleSettings(), f"sigma_schedule.kind={schedule.kind}", "leave sigma_schedule out"),
+        (growth > 0, f"population_growth.limit={growth}", "leave population_growth out"),
+        (config.noise_reuse > 1, f"noise_reuse={config.noise_reuse}", "use noise_reuse=1"),
+        (look != "none", f"lookahead.kind={look}", "use lookahead.kind=none"),
+        (config.guarded, f"collapse_guard={config.collapse_guard}", "use collapse_guard=no"),
+        (config.shaping == "per_prompt", "shaping=per_prompt", "use shaping=zscore"),
+        (
+            config.multi_objective_aggregation != "sum_then_normalize",
+            f"multi_objective_aggregation={config.multi_objective_aggregation}",
+            "use sum_then_normalize",
+        ),
+        (config.environment is not None, f"environment={config.environment!r}", "leave it out"),
+        (config.objective in LIKELIHOODS, f"objective={config.objective}", "use objective=mean"),
+        (config.reward_batch != "sample", f"reward_batch={config.reward_batch}", "use reward_batch=sample"),
+    )
+    for wrong, found, fix in checks if config.lag else ():
+        if wrong:
+            return f"fleet.lag={config.lag} (updates do not wait) does not go with {found}: {fix}, or fleet.lag=0"
+    return None
+
+
 def _growth(config: Config) -> str | None:
     if config.population_growth.limit:
         return None
@@ -185,7 +219,7 @@ def _unused(name: str, found: Section, default: Section, switch: str) -> str | N
 
 CHECKS: tuple[Callable[[Config], str | None], ...] = (
     _pairs, _rank, _populations, _samples, _subspaces, _step, _sigma, _look_ahead, _moments, _growth, _own_data,
-    _likelihood, _conversation,
+    _likelihood, _conversation, _lag,
 )  # fmt: skip
 
 

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
-from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from seedtune import combinations
-from seedtune.errors import ConfigError, nearest
+from seedtune.errors import ConfigError
 from seedtune.settings import (
     ConversationSettings,
+    FleetSettings,
     GrowthSettings,
     LikelihoodSettings,
     LookAheadSettings,
@@ -25,6 +26,7 @@ from seedtune.settings import (
     ToySettings,
     TransformersSettings,
     VllmSettings,
+    explain,
     yes_or_no,
 )
 from seedtune.userdata import OBJECTS, DatasetSettings, RewardSettings, as_dataset, as_rewards
@@ -68,8 +70,8 @@ class Config(Section):
     conversation: ConversationSettings = ConversationSettings()
     """Limits of such conversations."""
 
-    engine: Literal["transformers", "vllm", "toy"] = "transformers"
-    """What evaluates the population."""
+    engine: Literal["transformers", "vllm", "toy", "fleet"] = "transformers"
+    """What evaluates the population; ``fleet``: workers on Ray, each with one of the others (section ``fleet``)."""
 
     output_dir: str = "runs/run"
     """The run directory: ledger, metrics, samples, snapshots, report."""
@@ -201,7 +203,8 @@ class Config(Section):
     adaptive steps measure no curvature, and take it for what it is on average."""
 
     members_per_job: int = Field(default=0, ge=0)
-    """Members batched together; 0 is the whole population.  Part of a run's identity, unlike the workers."""
+    """Members batched together; 0 is the whole population, and 8 with ``engine: fleet``.  Part of a run's identity,
+    unlike the workers."""
 
     system_prompt: str | None = None
     """Put before every chat prompt of the task."""
@@ -267,6 +270,9 @@ class Config(Section):
     toy: ToySettings = ToySettings()
     """Settings of the toy engine."""
 
+    fleet: FleetSettings = FleetSettings()
+    """Settings of a fleet of workers."""
+
     _words_of_yaml = field_validator("collapse_guard", mode="before")(yes_or_no)
     _short_data = field_validator("train_dataset", "eval_dataset", mode="before")(as_dataset)
     _short_rewards = field_validator("reward_funcs", mode="before")(as_rewards)
@@ -309,11 +315,38 @@ class Config(Section):
             return "adaptive" if self.alpha is None else f"adaptive from {self.alpha:g}"
         return f"{self.step:g}"
 
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The engines that evaluate, by name: one, or several of a mixed fleet."""
+        return tuple(self.fleet.kinds) if self.engine == "fleet" else (self.engine,)
+
+    @property
+    def group(self) -> int:
+        """Members of a job; 0: all."""
+        return self.members_per_job or (GROUP if self.engine == "fleet" else 0)
+
+    @property
+    def held_out_group(self) -> int:
+        """Held-out prompts of a job; 0: all."""
+        return self.fleet.prompts_per_job if self.engine == "fleet" else 0
+
+    @property
+    def lag(self) -> int:
+        """How many generations old a result may be that an update takes."""
+        return self.fleet.lag if self.engine == "fleet" else 0
+
     def identity(self) -> dict[str, Any]:
-        """What the results depend on, as plain JSON data."""
+        """What the results depend on, as plain JSON data.
+
+        A fleet of one kind of engine is that engine: how many there are makes no difference.
+        """
         data = self.model_dump(mode="json", exclude=_INCIDENTAL)
-        for other in {"transformers", "vllm", "toy"} - {self.engine}:
+        for other in {"transformers", "vllm", "toy"} - {*self.kinds}:
             del data[other]
+        data["engine"] = "+".join(self.kinds)
+        data["members_per_job"] = self.group
+        if self.lag:
+            data["lag"] = self.lag
         for name in ("task", "environment"):  # a file may move
             place, colon, word = (data[name] or "").rpartition(":")
             data[name] = f"{Path(place).name}:{word}" if colon and place.endswith(".py") else data[name]
@@ -356,30 +389,9 @@ _INCIDENTAL: dict[str, Any] = {
         *("tensor_parallel_size", "centre_memory"),
     },
     "toy": {"delay"},
+    # Workers are known by what they run, see `Config.identity`.
+    "fleet": True,
 }
 
-
-def explain(error: Any, model: type[BaseModel], prefix: str = "") -> str:
-    """One pydantic error of a ``model`` as: setting=value, what is wrong, what to do."""
-    path = prefix + ".".join(str(piece) for piece in error["loc"])
-    if error["type"] == "extra_forbidden":
-        known = _known_keys(error["loc"][:-1], model)
-        listed = f"Known: {', '.join(known)}" if known else "There are none."
-        return f"unknown setting {path!r}.{nearest(str(error['loc'][-1]), known)} {listed}"
-    message = error["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
-    return f"{path}={error['input']!r}: {message}" if path else message
-
-
-def _known_keys(section: tuple[Any, ...], model: type[BaseModel]) -> list[str]:
-    fields = model.model_fields
-    for key in section:
-        inner = _section_in(fields[str(key)].annotation) if str(key) in fields else None
-        fields = inner.model_fields if inner is not None else fields
-    return sorted(fields)
-
-
-def _section_in(annotation: Any) -> type[BaseModel] | None:
-    """The section that an annotation such as ``tuple[Section, ...]`` or ``Section | None`` speaks of."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    return next((found for part in get_args(annotation) if (found := _section_in(part)) is not None), None)
+GROUP = 8
+"""Members of a job of a fleet that does not say it: the same for any number of workers, so that rewards are."""

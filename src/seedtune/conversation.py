@@ -78,7 +78,10 @@ class Conversations:
         turn, going = 0, [talk for talk in talks if talk.finish is None]
         while going and turn < self.how.max_turns:
             for talk, rollout in zip(going, self._answers(going, turn), strict=True):
-                self._hear(talk, rollout)
+                if rollout is None:
+                    talk.broken, talk.finish = True, "stop"
+                else:
+                    self._hear(talk, rollout)
             turn, going = turn + 1, [talk for talk in going if talk.finish is None]
         ended = [self._end(talk, examples[talk.prompt]) for talk in talks]
         self._stop_if_many(len(talks))
@@ -115,18 +118,18 @@ class Conversations:
 
     # ---------------------------------------------------------------------- turns
 
-    def _answers(self, going: Sequence[Talk], turn: int) -> list[Rollout]:
-        """What the models of open conversations say, all in one batch of each job."""
+    def _answers(self, going: Sequence[Talk], turn: int) -> list[Rollout | None]:
+        """What the models of open conversations say, all in one batch of each job; None where nobody could ask."""
         jobs, asked = list[Job](), dict[tuple[int, Member, int], list[int]]()
         for job in {talk.job.id: talk.job for talk in going}.values():
             mine = [index for index, talk in enumerate(going) if talk.job.id == job.id]
             prompts, rows = self._transcripts([going[index] for index in mine], turn)
             once, how = tuple(dict.fromkeys(rows)), replace(job.sampling, samples=1)
-            jobs.append(replace(job, prompts=prompts, rows=once, sampling=how))
+            jobs.append(replace(job, prompts=prompts, rows=once, sampling=how, tokens=True))
             for (member, prompt), index in zip(rows, mine, strict=True):
                 asked.setdefault((job.id, job.members[member], prompt), []).append(index)
         found = {index: r for r in self.engine.evaluate(jobs) for index in asked[r.job, r.member, r.prompt]}
-        return [found[index] for index in range(len(going))]
+        return [found.get(index) for index in range(len(going))]
 
     def _transcripts(self, talks: Sequence[Talk], turn: int) -> tuple[tuple[Prompt, ...], list[tuple[int, int]]]:
         """The transcripts as prompts, equal ones once, and (member, prompt) of every conversation.

@@ -126,7 +126,9 @@ class Diagnostics:
         if not _due(generation, self.config.kl_steps):
             return {}
         examples = (self.task.test or self.task.train)[: self.config.kl_prompts]
-        return {"kl": divergence(self.engine, self.config, evaluator.centre(examples, generation=generation))}
+        return {
+            "kl": divergence(self.engine, self.config, evaluator.centre(examples, generation=generation, tokens=True))
+        }
 
 
 def divergence(engine: Engine, config: Config, outcome: Outcome) -> float | None:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from seedtune import ledger
+from seedtune import ledger, replay
 from seedtune.config import Config
 from seedtune.configfile import override
 from seedtune.engines import ENGINES
@@ -16,7 +16,8 @@ SHARED = ("dtype", "trust_remote_code")
 """Settings that mean the same in every engine that has them."""
 
 REPLAYS = {"vllm": "transformers"}
-"""Engine of a run → the one that brings its weights back where nobody is to answer: it starts at once, anywhere."""
+"""Engine of a run (a fleet's workers') → the one that brings its weights back where nobody is to answer: it starts at
+once, anywhere."""
 
 
 def with_settings(recorded: Config, sets: Iterable[str]) -> Config:
@@ -27,8 +28,8 @@ def with_settings(recorded: Config, sets: Iterable[str]) -> Config:
     """
     listed, data = list(sets), recorded.model_dump()
     engine = override({"engine": recorded.engine}, _of_engine(listed))["engine"]
-    if engine != recorded.engine and engine in ENGINES:
-        own = data.pop(recorded.engine)
+    if engine not in (recorded.engine, *recorded.kinds) and engine in ENGINES:
+        own = data.pop(recorded.kinds[0])
         data |= {"engine": engine, engine: {**data[engine], **_shared(own, data[engine])}}
     return Config.create(override(data, listed))
 
@@ -39,7 +40,8 @@ def for_weights(recorded: Config, sets: Iterable[str] = (), *, model: str | None
     ConfigError names a setting in ``sets`` that results depend on.
     """
     listed = list(sets)
-    default = REPLAYS.get(recorded.engine, recorded.engine)
+    kind = replay.any_of(recorded.kinds)
+    default = REPLAYS.get(kind, kind)
     config = with_settings(recorded, [f"engine={default}", *listed])
     unheard = [item for item in listed if item.partition(".")[0].strip() in {*ENGINES} - {config.engine}]
     if unheard:
@@ -76,4 +78,5 @@ def _shared(own: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
 
 def _of_results(config: Config) -> dict[str, Any]:
     """What results depend on besides the engine; that its weights are the recorded ones, fingerprints say."""
-    return {name: value for name, value in config.identity().items() if name not in ("engine", *ENGINES)}
+    how = ("engine", "members_per_job", "lag", *ENGINES)
+    return {name: value for name, value in config.identity().items() if name not in how}

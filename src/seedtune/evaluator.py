@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import product
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,6 +44,16 @@ class Outcome:
     by_function: dict[str, list[float]]
     failed: dict[str, int]
     seconds: dict[str, float] = field(default_factory=dict)
+    asked: NDArray[np.bool_] | None = None
+    """(members, prompts) that were to be answered; None: all."""
+
+    staleness: dict[str, float] = field(default_factory=dict)
+    """Of an asynchronous run, see `seedtune.lateness`."""
+
+    @property
+    def perturbed(self) -> tuple[Member, ...]:
+        """The members but for the centre."""
+        return tuple(member for member in self.members if member.sign)
 
     def of(self, member: Member) -> list[tuple[Rollout, float]]:
         """A member's rollouts with their rewards."""
@@ -52,6 +63,16 @@ class Outcome:
         """A member's scores over the prompts."""
         scores: NDArray[np.float64] = self.scores[self.members.index(member)]
         return scores
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """Rollouts in the order of their places, each reward's values for them, and on how many it failed."""
+
+    rollouts: list[Rollout]
+    values: dict[str, list[float]]
+    failed: dict[str, int]
+    seconds: dict[str, float]
 
 
 class Evaluator:
@@ -66,33 +87,57 @@ class Evaluator:
 
         The configured objective makes one score of its samples.
         """
-        jobs = self._jobs(members, tuple(examples), plan)
+        jobs = self.jobs(members, tuple(examples), plan)
         return self._run(jobs, tuple(examples), self.config.objective)
 
-    def centre(self, examples: Sequence[Example], *, generation: int) -> Outcome:
-        """Let the centre alone answer every example; a score is the mean over samples, whatever the objective."""
-        jobs = self._jobs((CENTRE,), tuple(examples), Plan(generation, 0.0, ()))
+    def centre(self, examples: Sequence[Example], *, generation: int, tokens: bool = False) -> Outcome:
+        """Let the centre alone answer every example; a score is the mean over samples, whatever the objective.
+
+        With ``tokens`` the rollouts hold their token ids for sure.
+        """
+        whole = replace(self.jobs((CENTRE,), tuple(examples), Plan(generation, 0.0, ()))[0], tokens=tokens)
+        size = self.config.held_out_group or len(examples)
+        rows = [tuple((0, p) for p in range(i, min(i + size, len(examples)))) for i in range(0, len(examples), size)]
+        jobs = [replace(whole, id=i, rows=mine) for i, mine in enumerate(rows)] if len(rows) > 1 else [whole]
         return self._run(jobs, tuple(examples), "mean")
 
     def _run(self, jobs: list[Job], examples: tuple[Example, ...], objective: str) -> Outcome:
+        members = tuple(dict.fromkeys(member for job in jobs for member in job.members))
+        how, failed = jobs[0].sampling, Counter[str]()
+        places = places_of(members, range(len(examples)), how.samples)
+        answers = self.score(places, examples, self._rollouts(jobs, examples, failed), after=how.generation)
+        return self.outcome(members, examples, replace(answers, failed={**answers.failed, **failed}), objective)
+
+    def score(
+        self, places: Sequence[Place], examples: tuple[Example, ...], rollouts: Iterable[Rollout], *, after: int
+    ) -> Answers:
+        """Score rollouts as they come; each is at one of the ``places``, and some places may stay empty.
+
+        A rollout's prompt is the position in ``examples`` here.
+        """
         started = time.perf_counter()
-        members = tuple(member for job in jobs for member in job.members)
-        places, how = _places(members, len(examples), jobs[0].sampling.samples), jobs[0].sampling
-        arrived, failed = dict[Place, Rollout](), Counter[str]()
-        with self.scorer.round(examples, [prompt for _, prompt, _ in places], after=how.generation) as scoring:
-            for rollout in self._rollouts(jobs, examples, failed):
+        number, arrived = {place: index for index, place in enumerate(places)}, dict[Place, Rollout]()
+        with self.scorer.round(examples, [prompt for _, prompt, _ in places], after=after) as scoring:
+            for rollout in rollouts:
                 place = rollout.member, rollout.prompt, rollout.sample
                 arrived[place] = rollout
                 if rollout.scores is None:
-                    scoring.add(places[place], rollout.text)
+                    scoring.add(number[place], rollout.text)
             generated = time.perf_counter()
             scores = scoring.finish()
-        rollouts = [arrived[place] for place in places if place in arrived]
-        values = _known(self.task.rewards, rollouts) or {
-            name: [v[places[place]] for place in places if place in arrived] for name, v in scores.values.items()
+        ordered = [arrived[place] for place in places if place in arrived]
+        values = _known(self.task.rewards, ordered) or {
+            name: [v[number[place]] for place in places if place in arrived] for name, v in scores.values.items()
         }
-        rewards = total(self.task.rewards, values)
         seconds = {"rollouts": generated - started, "score": time.perf_counter() - generated}
+        return Answers(ordered, values, scores.failed, seconds)
+
+    def outcome(
+        self, members: tuple[Member, ...], examples: tuple[Example, ...], answers: Answers, objective: str
+    ) -> Outcome:
+        """Matrices of what was answered, one number of a member's samples by the objective."""
+        rollouts, values = answers.rollouts, answers.values
+        rewards = total(self.task.rewards, values)
         counted = self._counted(rollouts, rewards, objective)
         cells = _cells(members, len(examples), [rollouts[i] for i in counted])
         columns = np.array([rewards, *(values[reward.name] for reward in self.task.rewards)])[:, counted]
@@ -105,23 +150,23 @@ class Evaluator:
             rollouts,
             rewards,
             values,
-            {**scores.failed, **failed},
-            seconds,
+            answers.failed,
+            answers.seconds,
         )
 
-    def _rollouts(self, jobs: list[Job], examples: tuple[Example, ...], failed: Counter[str]) -> Iterable[Rollout]:
+    def _rollouts(self, jobs: list[Job], examples: tuple[Example, ...], failed: Counter[str]) -> Iterator[Rollout]:
         """Conversations where the task has an environment, likelihoods of given answers, or single completions.
 
         ``failed`` receives on how many conversations each reward failed.
         """
         if self.task.environment is not None:
             talks = Conversations(self.engine, self.task, self.config, self.scorer)
-            rollouts = talks.rollouts(jobs, examples)
+            yield from talks.rollouts(jobs, examples)
             failed.update(talks.failed)
-            return rollouts
-        if scores_itself(self.task):
-            return likelihoods.rollouts(self.engine, self.config, jobs, examples)
-        return self.engine.evaluate(jobs)
+        elif scores_itself(self.task):
+            yield from likelihoods.rollouts(self.engine, self.config, jobs, examples)
+        else:
+            yield from self.engine.evaluate(jobs)
 
     def _counted(self, rollouts: Sequence[Rollout], rewards: Sequence[float], objective: str) -> list[int]:
         """Indices of the rollouts that the objective makes scores of."""
@@ -136,13 +181,13 @@ class Evaluator:
             for chosen in choose([answers[i] for i in mine], [rewards[i] for i in mine])
         ]
 
-    def _jobs(self, members: tuple[Member, ...], examples: tuple[Example, ...], plan: Plan) -> list[Job]:
+    def jobs(self, members: tuple[Member, ...], examples: tuple[Example, ...], plan: Plan) -> list[Job]:
         """Members cut into fixed groups, the same whatever the engine."""
-        size = self.config.members_per_job or len(members)
+        size = self.config.group or len(members)
         prompts = tuple(prompt_of(self.config, example) for example in examples)
         how = self._sampling(plan.generation)
         return [
-            Job(index, plan.sigma, members[first : first + size], prompts, how, plan.shift)
+            Job(index, plan.sigma, members[first : first + size], prompts, how, plan.shift, tokens=False)
             for index, first in enumerate(range(0, len(members), size))
         ]
 
@@ -168,10 +213,9 @@ def prompt_of(config: Config, example: Example) -> Prompt:
     return Prompt(example.id, content, config.chat_template_kwargs)
 
 
-def _places(members: tuple[Member, ...], prompts: int, samples: int) -> dict[Place, int]:
+def places_of(members: Sequence[Member], prompts: Iterable[int], samples: int) -> list[Place]:
     """Where every rollout of an evaluation belongs: members in order, then prompts, then samples."""
-    order = dict.fromkeys((m, p, s) for m in members for p in range(prompts) for s in range(samples))
-    return {place: index for index, place in enumerate(order)}
+    return list(dict.fromkeys(product(members, prompts, range(samples))))
 
 
 def _known(rewards: Sequence[Reward], rollouts: Sequence[Rollout]) -> dict[str, list[float]] | None:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from seedtune import monitors, tasks
-from seedtune.answers import repeats
+from seedtune.answers import length, tokens
 from seedtune.config import Config
 from seedtune.diagnostics import divergence
 from seedtune.engines.base import Engine
@@ -135,7 +135,7 @@ def check_asking(task: Task, asking: Asking) -> None:
 def _answer(engine: Engine, task: Task, config: Config, asking: Asking) -> Outcome:
     """The first generation's draws whatever the run, so that a model answers alike wherever its weights came from."""
     examples = held_out(task, config, asking.limit)
-    return Evaluator(engine, task, config).centre(examples, generation=0)
+    return Evaluator(engine, task, config).centre(examples, generation=0, tokens=True)
 
 
 def held_out(task: Task, config: Config, limit: int | None = None) -> Sequence[Example]:
@@ -157,10 +157,10 @@ def answered(outcome: Outcome, task: Task) -> dict[str, Array]:
     values["reward"] = outcome.rewards
     if len(outcome.by_function) > 1:
         values |= {f"reward/{name}": column for name, column in outcome.by_function.items()}
-    values["length"] = [len(rollout.token_ids) for rollout in rollouts]
+    values["length"] = [length(rollout) for rollout in rollouts]
     values["truncated"] = [rollout.finish == "length" for rollout in rollouts]
     values["empty"] = [not rollout.text.strip() for rollout in rollouts]
-    values["repeating"] = [repeats(rollout.token_ids) for rollout in rollouts]
+    values["repeating"] = [tokens(rollout).repeating for rollout in rollouts]
     values["unscored"] = np.isnan(outcome.rewards)
     return {name: _by_prompt(outcome, column) for name, column in values.items()}
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from seedtune.answers import repeats
+from seedtune.answers import length, tokens
 from seedtune.engines.base import EngineTimes
 from seedtune.ledger import Record
 from seedtune.types import Member, Rollout
@@ -40,11 +40,11 @@ def member_metrics(rewards: Array) -> dict[str, float | None]:
     }
 
 
-def prompt_metrics(scores: Array) -> dict[str, float]:
-    """The share of prompts on which all members tie, and of scores that are missing."""
+def prompt_metrics(scores: Array, asked: NDArray[np.bool_] | None = None) -> dict[str, float]:
+    """The share of prompts on which all members tie, and of scores that are missing of what was ``asked`` (all)."""
     return {
         "frac_reward_zero_std": float(np.mean([_tied(column) for column in scores.T])),
-        "frac_reward_missing": float(np.isnan(scores).mean()),
+        "frac_reward_missing": float(np.isnan(scores if asked is None else scores[asked]).mean()),
     }
 
 
@@ -82,14 +82,14 @@ def completion_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:
     member may be equal).  ``repeating_ratio``: over a fifth of the three-token sequences in the last 64 tokens
     occurred before in them.
     """
-    lengths = np.array([len(rollout.token_ids) for rollout in rollouts])
+    lengths = np.array([length(rollout) for rollout in rollouts])
     return {
         "completions/mean_length": float(lengths.mean()),
         "completions/min_length": int(lengths.min()),
         "completions/max_length": int(lengths.max()),
         "completions/clipped_ratio": float(np.mean([rollout.finish == "length" for rollout in rollouts])),
         "completions/duplicate_ratio": _duplicates(rollouts),
-        "completions/repeating_ratio": float(np.mean([repeats(rollout.token_ids) for rollout in rollouts])),
+        "completions/repeating_ratio": float(np.mean([tokens(rollout).repeating for rollout in rollouts])),
     }
 
 

@@ -56,7 +56,7 @@ def pack_run(
 
 def _lineage(root: Path, contents: ledger.Contents) -> Lineage:
     """The run's, if a pack can hold its updates."""
-    lineage = replay.lineage_of(Config.create(replay.completed(contents.header.config)), contents)
+    lineage = replay.lineage_of(replay.config_of(contents.header.config), contents)
     if lineage.memory.second:
         raise PackError(
             f"{root} was trained with moments.second={lineage.memory.second:g}: such updates are more than a list of "
@@ -80,6 +80,7 @@ def _replayed(
 def _about(contents: ledger.Contents, way: tuple[int, Lineage], fingerprint: str, rights: Rights) -> About:
     goal, lineage = way
     header, config = contents.header, replay.completed(contents.header.config)
+    config["engine"] = replay.any_of(config["engine"].split("+"))
     kept = ["engine", *replay.WEIGHTS, *_TOLD, config["engine"]]
     stated = Rights(rights.base_licence or licence_of(header.model), rights.licence, rights.note)
     return About(

@@ -17,6 +17,7 @@ from seedtune import __version__, engines, ledger, noise, snapshot, strategies
 from seedtune.config import Config
 from seedtune.configfile import read_settings
 from seedtune.engines.base import Engine, EngineInfo
+from seedtune.engines.passes import first_pass
 from seedtune.errors import LedgerError, RunError, StorageError, resume_command
 from seedtune.lineage import Lineage
 from seedtune.types import Update
@@ -27,9 +28,6 @@ Progress = Callable[[int, int], None]
 
 WEIGHTS = ("seed", "perturbation", "rank", "subspaces", "master", "trainable", "freeze", "moments")
 """Settings that the weights depend on, besides the base model, the precision of the centre and the updates."""
-
-BATCH_UPDATES, BATCH_TERMS = 16, 1024
-"""One pass over the weights takes at most so many updates, and so many noise samples unless one update has more."""
 
 
 @dataclass(slots=True)
@@ -175,10 +173,31 @@ def check_noise(what: str, scheme: str) -> None:
 
 def completed(recorded: Mapping[str, Any]) -> dict[str, Any]:
     """A recorded configuration with the defaults of settings that are younger than the record."""
-    engine = recorded.get("engine", Config().engine)
+    kinds = recorded.get("engine", Config().engine).split("+")
     # Before there were adaptive steps, all were fixed.
-    young = {**Config.create({"engine": engine}).identity(), "step_size": "fixed"}
-    return {**without_defaults({**young, **recorded}), engine: {**young[engine], **recorded.get(engine, {})}}
+    young = {**Config.create(evaluating(kinds)).identity(), "step_size": "fixed"}
+    sections = {kind: {**young[kind], **recorded.get(kind, {})} for kind in kinds}
+    return {**without_defaults({**young, **recorded}), **sections}
+
+
+def any_of(kinds: Sequence[str]) -> str:
+    """The engine that brings weights back where several evaluated."""
+    return "transformers" if "transformers" in kinds else kinds[0]
+
+
+def evaluating(kinds: Sequence[str]) -> dict[str, Any]:
+    """Settings by which engines of these kinds evaluate: of one kind it alone, of several a fleet."""
+    if len(kinds) == 1:
+        return {"engine": kinds[0]}
+    return {"engine": "fleet", "fleet": {"workers": dict.fromkeys(kinds, 1)}}
+
+
+def config_of(recorded: Mapping[str, Any]) -> Config:
+    """The configuration of a ledger's header, as far as results depend on it."""
+    settings = completed(recorded)
+    kinds, lag = settings["engine"].split("+"), settings.pop("lag", 0)
+    fleet = {"engine": "fleet", "fleet": {"workers": dict.fromkeys(kinds, 1), "lag": lag}} if lag else {}
+    return Config.create({**settings, **evaluating(kinds), **fleet})
 
 
 def load(
@@ -261,7 +280,7 @@ def walk(
     if done in stops:
         yield done
     while done < goal:
-        batch = _batch(updates, done, min((stop for stop in stops if stop > done), default=goal))
+        batch = first_pass(updates, done, min((stop for stop in stops if stop > done), default=goal))
         engine.apply(*batch)
         done += len(batch)
         _tell(progress, done, goal)
@@ -272,18 +291,6 @@ def walk(
 def _tell(progress: Progress | None, done: int, goal: int) -> None:
     if progress is not None:
         progress(done, goal)
-
-
-def _batch(updates: Sequence[Update], start: int, stop: int) -> list[Update]:
-    """The updates of one pass, from ``start`` and not beyond ``stop``."""
-    batch: list[Update] = []
-    terms = 0
-    for update in updates[start : min(stop, start + BATCH_UPDATES)]:
-        terms += len(update.terms)
-        if batch and terms > BATCH_TERMS:
-            break
-        batch.append(update)
-    return batch
 
 
 def _start(engine: Engine, folder: Path, known: tuple[Lineage, Mapping[int, str]], goal: int) -> tuple[int, EngineInfo]:

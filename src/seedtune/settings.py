@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from seedtune.errors import nearest
 
 
 class Section(BaseModel):
@@ -97,6 +99,83 @@ class ToySettings(Section):
 
     delay: float = Field(default=0.0, ge=0.0)
     """Seconds to wait per job, to play a slow model."""
+
+
+class FleetSettings(Section):
+    """Many engines on Ray, one a worker: members are shared out between them, weights never travel."""
+
+    workers: int | dict[str, int] = Field(default=2)
+    """Workers to have: a number of the kind ``engine``, or one for each kind, such as ``{vllm: 2, transformers: 1}``
+    (then rewards depend on which of them answers).  While training: ``seedtune fleet scale RUN N``."""
+
+    engine: Literal["transformers", "vllm", "toy"] = "transformers"
+    """What each worker runs; its settings are in the section of its name."""
+
+    min_workers: int = Field(default=1, ge=1)
+    """The run waits while it has fewer."""
+
+    max_workers: int | None = Field(default=None, ge=1)
+    """The most that ``seedtune fleet scale`` may ask for."""
+
+    address: str | None = None
+    """A Ray cluster: ``auto``, ``HOST:PORT`` or ``ray://HOST:PORT``; left out, Ray is started on this machine."""
+
+    cpus: float | None = Field(default=None, gt=0.0)
+    """Cores of a worker, and its threads; by default an equal share of this machine, or 1 in a cluster."""
+
+    gpus: float | None = Field(default=None, ge=0.0)
+    """GPUs of a worker; by default, where Ray has any, 1, or ``vllm.tensor_parallel_size``."""
+
+    resources: dict[str, float] = Field(default_factory=dict)
+    """Further Ray resources of a worker, by name."""
+
+    keep: bool = False
+    """Workers of a cluster (``address``) outlive this process, and a resumed run takes them over."""
+
+    prompts_per_job: int = Field(default=32, ge=1)
+    """Held-out prompts in one job."""
+
+    retries: int = Field(default=4, ge=0)
+    """How often a job that failed, or whose worker died, is tried again before its members go without a reward."""
+
+    start_timeout: float = Field(default=900.0, gt=0.0)
+    """Seconds to wait for ``min_workers`` before the run stops."""
+
+    first_job_timeout: float = Field(default=900.0, gt=0.0)
+    """Seconds that a job may take while no job has shown yet how long they take."""
+
+    patience: float = Field(default=60.0, gt=0.0)
+    """A worker is given up when a job takes longer than this many seconds and ten times as long as expected."""
+
+    lag: int = Field(default=0, ge=0)
+    """Asynchronous mode: an update takes what is there when a worker would have nothing to do, members of up to so many
+    earlier generations included.  0: every update waits for its whole generation."""
+
+    @model_validator(mode="after")
+    def _counts(self) -> FleetSettings:
+        kinds = self.kinds
+        wrong = [f"{name}: {count}" for name, count in kinds.items() if count < 1 or name not in FLEET_ENGINES]
+        if wrong or not kinds:
+            known = ", ".join(FLEET_ENGINES)
+            raise ValueError(
+                f"workers={self.workers!r}: give a number of at least 1, for each of {known} that you want"
+            )
+        if self.min_workers > sum(kinds.values()):
+            raise ValueError(f"min_workers={self.min_workers} is more than workers={self.workers}: the run would wait")
+        if self.max_workers is not None and self.max_workers < sum(kinds.values()):
+            raise ValueError(f"max_workers={self.max_workers} is less than workers={self.workers}: raise it")
+        if self.keep and self.address is None:
+            raise ValueError("keep=true needs address: Ray that is started here ends with this process")
+        return self
+
+    @property
+    def kinds(self) -> dict[str, int]:
+        """How many workers of each engine, by name."""
+        return {self.engine: self.workers} if isinstance(self.workers, int) else dict(sorted(self.workers.items()))
+
+
+FLEET_ENGINES = ("toy", "transformers", "vllm")
+"""What a worker may run."""
 
 
 class ConversationSettings(Section):
@@ -215,3 +294,29 @@ class ScheduleSettings(Section):
             if name not in used and given != type(self).model_fields[name].default:
                 raise ValueError(f"{name}={given} means nothing with kind={self.kind}: leave it out, or change kind")
         return self
+
+
+def explain(error: Any, model: type[BaseModel], prefix: str = "") -> str:
+    """One pydantic error of a ``model`` as: setting=value, what is wrong, what to do."""
+    path = prefix + ".".join(str(piece) for piece in error["loc"])
+    if error["type"] == "extra_forbidden":
+        known = _known_keys(error["loc"][:-1], model)
+        listed = f"Known: {', '.join(known)}" if known else "There are none."
+        return f"unknown setting {path!r}.{nearest(str(error['loc'][-1]), known)} {listed}"
+    message = error["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
+    return f"{path}={error['input']!r}: {message}" if path else message
+
+
+def _known_keys(section: tuple[Any, ...], model: type[BaseModel]) -> list[str]:
+    fields = model.model_fields
+    for key in section:
+        inner = _section_in(fields[str(key)].annotation) if str(key) in fields else None
+        fields = inner.model_fields if inner is not None else fields
+    return sorted(fields)
+
+
+def _section_in(annotation: Any) -> type[BaseModel] | None:
+    """The section that an annotation such as ``tuple[Section, ...]`` or ``Section | None`` speaks of."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((found for part in get_args(annotation) if (found := _section_in(part)) is not None), None)

@@ -4,6 +4,9 @@ A missing score counts as its prompt's mean over the members that have one, so f
 no advantage.  A member without any score gets coefficient 0 and does not enter mean and std.  A population
 whose rewards are all equal gives all zeros, and so does, where a shaping divides by the spread, one whose spread
 is 0 in float64.
+
+Members may have answered the prompts of different generations (their ``groups``).  Each group's missing scores are then
+filled by itself, and what members are compared by is how far they are from the mean of their own group.
 """
 
 from __future__ import annotations
@@ -15,6 +18,9 @@ from numpy.typing import NDArray
 
 Scores = NDArray[np.float64]
 Vector = NDArray[np.float64]
+Groups = Sequence[int]
+"""The group of every member; none: all are of one."""
+
 Shape = Callable[[Scores], Vector]
 """Scores (members, prompts) to one coefficient per member."""
 
@@ -33,13 +39,39 @@ def fill_missing(scores: Scores) -> Scores:
     return filled
 
 
-def member_rewards(scores: Scores) -> Vector:
-    """R (members,): the mean over prompts, NaN for a member without any score."""
+def member_rewards(scores: Scores, groups: Groups = ()) -> Vector:
+    """R (members,): the mean over the prompts of its group, NaN for a member without any score."""
+    rewards: Vector = np.full(scores.shape[0], np.nan)
+    if len(set(groups)) > 1:
+        for rows in rows_of(groups):
+            rewards[rows] = member_rewards(scores[rows])
+        return rewards
     filled = fill_missing(scores)
-    if filled.shape[1] == 0:
-        return np.full(scores.shape[0], np.nan)
-    rewards: Vector = filled.mean(axis=1)
-    return rewards
+    return filled.mean(axis=1) if filled.shape[1] else rewards
+
+
+def rows_of(groups: Groups) -> list[NDArray[np.intp]]:
+    """The rows of every group, by ascending group."""
+    names = np.asarray(groups)
+    return [np.flatnonzero(names == name) for name in np.unique(names)]
+
+
+def comparable(scores: Scores, groups: Groups) -> Scores:
+    """What shapings take: the scores of a single group, of several R − the group's mean as (members, 1).
+
+    A group whose members tie is all zeros, whatever rounding left of their differences.
+    """
+    return _centred(member_rewards(scores, groups), groups)[:, None] if len(set(groups)) > 1 else scores
+
+
+def _centred(rewards: Vector, groups: Groups) -> Vector:
+    centred = np.full(rewards.size, np.nan)
+    for rows in rows_of(groups):
+        known = rows[~np.isnan(rewards[rows])]
+        if known.size:
+            apart = rewards[known] - rewards[known].mean()
+            centred[known] = 0.0 if _tied(apart, np.abs(rewards[known]).max()) else apart
+    return centred
 
 
 def zscore(scores: Scores) -> Vector:

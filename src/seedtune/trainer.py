@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,7 +13,8 @@ from typing import Any, Protocol
 import numpy as np
 import yaml
 
-from seedtune import engines, files, ledger, monitors, noise, replay, report, snapshot, strategies
+from seedtune import engines, files, lateness, ledger, monitors, replay, report, snapshot, strategies
+from seedtune.answers import length
 from seedtune.config import Config
 from seedtune.diagnostics import Diagnostics, signal_alarms
 from seedtune.engines.base import Engine, EngineInfo
@@ -20,15 +22,14 @@ from seedtune.environments.base import EnvironmentFactory
 from seedtune.errors import ConfigError, RunError, StorageError, storage_cause
 from seedtune.evaluator import Evaluator, Outcome
 from seedtune.guards import Guards
-from seedtune.intake import Data, Given, GivenReward, take
+from seedtune.intake import Data, Given, GivenReward, drawn, take
 from seedtune.ledger import Ledger, Record
 from seedtune.lineage import Lineage
 from seedtune.measures import during_training, others
 from seedtune.rewards.scorer import Scorer
-from seedtune.shaping import member_rewards
 from seedtune.strategies.base import Feedback, State, Step, directions, tell
 from seedtune.tasks.given import scores_itself
-from seedtune.types import CENTRE, Example, Member, Plan
+from seedtune.types import CENTRE, Member, Plan
 
 Metrics = dict[str, Any]
 
@@ -124,16 +125,19 @@ class Trainer:
 
     def _loop(self, book: Ledger, state: State) -> None:
         evaluator = Evaluator(self.load(), self.task, self.config, self.scorer)
+        evaluate = lateness.way_of(evaluator)
         diagnostics = Diagnostics(self.load(), self.task, self.config, parameters=self.parameters)
         self._evaluate_if_due()
         for generation in range(self.generation, self.config.generations):
             started = time.perf_counter()
             plan = self.strategy.ask(state, generation)
-            prompts = self._draw(generation)
-            outcome = evaluator.evaluate(self._members(plan), prompts, plan=plan)
-            step = tell(self.strategy, state, plan, self._feedback(plan, outcome))
+            prompts = drawn(self.config, self.task, generation)
+            outcome = evaluate(self._members(plan), prompts, plan=plan)
+            plan = replace(plan, members=outcome.perturbed)
+            feedback = self._feedback(plan, outcome)
+            step = tell(self.strategy, state, plan, feedback)
             self._show(plan, outcome, generation + 1)
-            book.append(record := self._record(plan, outcome, step))
+            book.append(record := self._record(plan, outcome, (feedback, step)))
             self._apply(record)
             state, self.generation = step.state, generation + 1
             self._note(book)
@@ -148,9 +152,10 @@ class Trainer:
 
     def _feedback(self, plan: Plan, outcome: Outcome) -> Feedback:
         centre = outcome.row(CENTRE) if self.config.evaluate_centre else None
-        share = len(outcome.examples) / len(self.task.train)
+        share = min(1.0, len(outcome.examples) / len(self.task.train))
         members = len(plan.members)
-        return Feedback(outcome.scores[:members], centre, share, outcome.by_reward[:, :members])
+        groups = [member.generation for member in plan.members]
+        return Feedback(outcome.scores[:members], centre, share, outcome.by_reward[:, :members], groups)
 
     def _apply(self, record: Record) -> None:
         """Move the centre on, or back to what it was."""
@@ -159,17 +164,6 @@ class Trainer:
             self.load().apply(self.lineage.last())
         else:
             replay.rebuild(self.load(), self.paths.root, self.lineage)
-
-    def _draw(self, generation: int) -> list[Example]:
-        """The generation's training prompts: epochs in addressed random order, cut into equal batches."""
-        data, size = self.task.train, min(self.config.prompts_per_generation, len(self.task.train))
-        key = noise.key(self.config.seed, "prompt order")
-        chosen = []
-        for place in range(generation * size, (generation + 1) * size):
-            epoch, index = divmod(place, len(data))
-            order = noise.permutation(noise.Address(key, noise.Stream.ORDER, epoch), len(data))
-            chosen.append(data[int(order[index])])
-        return chosen
 
     # --------------------------------------------------------- begin and resume
 
@@ -260,18 +254,19 @@ class Trainer:
 
     # ------------------------------------------------------------------ records
 
-    def _record(self, plan: Plan, outcome: Outcome, step: Step) -> Record:
+    def _record(self, plan: Plan, outcome: Outcome, told: tuple[Feedback, Step]) -> Record:
+        feedback, step = told
         centre = monitors.mean(outcome.row(CENTRE)) if self.config.evaluate_centre else None
         return Record(
             plan=plan,
             alpha=step.alpha,
-            rewards=tuple(float(r) for r in member_rewards(outcome.scores[: len(plan.members)])),
+            rewards=tuple(float(r) for r in feedback.rewards),
             coefficients=step.coefficients,
             prompts=tuple(example.id for example in outcome.examples),
             centre_reward=centre,
             tokens={
                 "prompt": sum(rollout.prompt_tokens for rollout in outcome.rollouts),
-                "generated": sum(len(rollout.token_ids) for rollout in outcome.rollouts),
+                "generated": sum(map(length, outcome.rollouts)),
             },
             state=step.state,
             signal=step.signal,
@@ -293,12 +288,12 @@ class Trainer:
         return {**measured, "times": times, "time/diagnostics": spent}
 
     def _emit_generation(self, outcome: Outcome, record: Record, measured: Metrics, step_time: float) -> None:
-        scores = outcome.scores[: len(record.plan.members)]
-        times = measured.pop("times")
+        members, times = len(record.plan.members), measured.pop("times")
+        asked = None if outcome.asked is None else outcome.asked[:members]
         metrics: Metrics = {
             "generation": self.generation,
-            **monitors.member_metrics(member_rewards(scores)),
-            **monitors.prompt_metrics(scores),
+            **monitors.member_metrics(np.array(record.rewards)),
+            **monitors.prompt_metrics(outcome.scores[:members], asked),
             "reward_centre": record.centre_reward,
             **monitors.function_metrics(outcome.by_function),
             **monitors.failure_metrics(outcome.failed),
@@ -306,9 +301,11 @@ class Trainer:
             **self.guards.metrics(outcome.rollouts),
             "sigma": record.plan.sigma,
             "alpha": record.alpha,
+            **outcome.staleness,
             "rollouts": len(outcome.rollouts),
             "num_tokens": times.generated_tokens + times.prompt_tokens,
             **monitors.time_metrics(times, {**outcome.seconds, "update": times.update}, step_time),
+            **times.figures,
             **measured,
         }
         generated = not scores_itself(self.task)
@@ -318,6 +315,7 @@ class Trainer:
             *signal_alarms(record),
             *(self.guards.alarms(metrics) if generated else ()),
             *monitors.went_back(record.back_to),
+            *times.notes,
         ]
         files.append_lines(self.paths.metrics, [metrics])
         self._emit("on_generation", metrics)

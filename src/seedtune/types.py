@@ -174,6 +174,8 @@ class Job:
     sampling: Sampling
     shift: Shift | None = None
     rows: tuple[tuple[int, int], ...] | None = None
+    tokens: bool = True
+    """Rollouts are to hold their token ids; without, an engine that is far away sends how many there are."""
 
     @property
     def pairs(self) -> tuple[tuple[int, int], ...]:
@@ -182,8 +184,18 @@ class Job:
 
 
 @dataclass(frozen=True, slots=True)
+class TokenCount:
+    """How many tokens a completion has, and whether it ends in a repetition."""
+
+    count: int
+    repeating: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Rollout:
     """One completion of one prompt by one member; ``prompt`` is the position in the job's prompts.
+
+    ``counted`` stands for token ids that nobody asked for (`seedtune.answers.tokens` reads both).
 
     ``scores`` has a value for each reward of the task where the rollout was scored while it was made (a conversation, a
     likelihood), NaN for what failed; None: rewards are still to score its text.
@@ -198,6 +210,7 @@ class Rollout:
     prompt_tokens: int
     finish: Finish
     scores: tuple[float, ...] | None = None
+    counted: TokenCount | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -89,7 +89,7 @@ def _config(root: Path, contents: ledger.Contents, model: str | None, sets: Iter
     if replay.RunPaths(root).config.is_file():
         config = replay.run_config(root)
     else:
-        config = Config.create({**contents.header.config, "model": contents.header.model})
+        config = replay.config_of(contents.header.config).replace(model=contents.header.model)
     replay.check_same_run(root, contents.header, config)
     return elsewhere.for_weights(config, sets, model=model)
 

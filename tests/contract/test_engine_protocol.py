@@ -37,6 +37,11 @@ ENGINES: dict[str, Callable[[], Engine]] = {
 }
 """One maker per engine: two calls give engines of the same base model and run seed, not yet loaded."""
 
+if importlib.util.find_spec("ray") is not None:
+    import crews
+
+    ENGINES |= {"fleet": crews.maker(), "fleet-gaussian": crews.maker(perturbation="gaussian", subspaces=2)}
+
 if importlib.util.find_spec("vllm") is not None:
     from serving import maker
 

@@ -34,7 +34,7 @@ def tree(folder: Path) -> set[str]:
         ("sigma=0", "sigma=0: must be greater than 0"),
         ("sigma=-1e-3", "sigma=-0.001: must be greater than 0"),
         ("population=7", "population=7 is odd, but antithetic pairs need an even one: use 8, or antithetic=false"),
-        ("engine=tpu", "engine='tpu': must be 'transformers', 'vllm' or 'toy'"),
+        ("engine=tpu", "engine='tpu': must be 'transformers', 'vllm', 'toy' or 'fleet'"),
         ("task=toi", "task='toi' is not a built-in task. Did you mean 'toy'? Known: conciseness, countdown, "),
         ("task=custom", "this run had its own data and rewards: resume it from Python with the same Trainer."),
         ("sigma", "--set 'sigma' is not of the form key=value, for example --set sigma=0.006"),

@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 import models
 import runs
 from scores import variety
-from seedtune import Config, Trainer, apply_pack, diff_runs, export_run, pack_run, replay, verify_run
+from seedtune import Config, Trainer, apply_pack, diff_runs, export_run, pack_run, verify_run
+from seedtune.engines import passes
 from seedtune.errors import LedgerError, PackError
 from seedtune.kernels import cpu
 
@@ -162,7 +163,7 @@ def test_a_flipped_bit_of_a_coefficient_is_named(run, tmp_path, bit):
 def test_one_batch_or_many_give_the_same_bits(run, monkeypatch):
     whole = verify_run(run).fingerprint
     for size in (1, 3):
-        monkeypatch.setattr(replay, "BATCH_UPDATES", size)
+        monkeypatch.setattr(passes, "BATCH_UPDATES", size)
         assert verify_run(run).fingerprint == whole
 
 

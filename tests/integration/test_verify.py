@@ -10,7 +10,7 @@ import pytest
 
 import runs
 from seedtune import replay, snapshot, verify_run
-from seedtune.engines import create
+from seedtune.engines import create, passes
 from seedtune.engines.toy import ToyEngine
 from seedtune.errors import LedgerError, RunError
 from seedtune.trainer import Trainer
@@ -118,7 +118,7 @@ def test_generations_are_applied_in_batches_cut_at_recorded_fingerprints(tmp_pat
     assert verify_run(root, progress=lambda done, goal: told.append((done, goal))).matched == (20, 40, 50)
     assert sizes == [16, 4, 16, 4, 10]
     assert told == [(done, 50) for done in (0, 16, 20, 36, 40, 50)]
-    monkeypatch.setattr(replay, "BATCH_TERMS", 5)
+    monkeypatch.setattr(passes, "BATCH_TERMS", 5)
     sizes.clear()
     assert verify_run(root).matched == (20, 40, 50)
     assert set(sizes) == {2}

@@ -45,7 +45,7 @@ def test_a_run_of_the_others_stays_where_it_is() -> None:
     [
         ("sigma=0.5", r"sigma: 0.001 → 0.5.*Leave that out"),
         ("master=float32", r"master: 'none' → 'float32'"),
-        ("engine=tpu", r"engine='tpu': must be 'transformers', 'vllm' or 'toy'"),
+        ("engine=tpu", r"engine='tpu': must be 'transformers', 'vllm', 'toy' or 'fleet'"),
         ("engin=vllm", r"unknown setting 'engin'"),
         ("vllm.tensor_parallel_size=2", r"is for engine=vllm, but engine=transformers brings.*Give engine=vllm, too"),
         ("transformers.dtyp=float32", r"unknown setting 'transformers.dtyp'"),

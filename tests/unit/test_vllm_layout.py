@@ -14,9 +14,10 @@ import torch
 
 from seedtune import fingerprint as fp
 from seedtune import noise as addressed
+from seedtune.engines import wire
 from seedtune.engines.base import Noise
 from seedtune.engines.transformers.perturbation import as_tensor
-from seedtune.engines.vllm import origin, wire
+from seedtune.engines.vllm import origin
 from seedtune.engines.vllm.layout import Piece, Run, Split, check_complete, pieces_of
 from seedtune.engines.vllm.shard import Shard, ShardedCentre, window_of
 from seedtune.errors import ModelError, StorageError

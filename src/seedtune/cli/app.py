@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from seedtune.cli.fleet import fleet_app
+
 if TYPE_CHECKING:
     from seedtune.trainer import Trainer
 
@@ -19,6 +21,7 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
 )
+app.add_typer(fleet_app, name="fleet")
 
 Sets = Annotated[
     list[str] | None,

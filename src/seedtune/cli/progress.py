@@ -177,8 +177,9 @@ def generation_line(metrics: Metrics, total: int, left: str) -> str:
     reward = "no reward"
     if metrics["reward"] is not None:
         reward = f"reward {metrics['reward']:.4g} ± {metrics['reward_std']:.3g}, best {metrics['reward_best']:.4g}"
+    stale = f", staleness {metrics['staleness/mean']:.1f}" if "staleness/mean" in metrics else ""
     return (
-        f"generation {metrics['generation']}/{total}: {reward}{centre}, "
+        f"generation {metrics['generation']}/{total}: {reward}{centre}{stale}, "
         f"α {metrics['alpha']:.2g}, {metrics['tokens_per_second']:,.0f} tokens/s, {step:.1f} s ({shares}), {left} left"
     )
 

@@ -22,19 +22,35 @@ def _vllm(config: Config, noise: Noise) -> Engine:
     return VllmEngine(config.model, noise=noise, settings=config.vllm)
 
 
+def _fleet(config: Config, noise: Noise) -> Engine:
+    from seedtune.engines.fleet.engine import FleetEngine
+
+    return FleetEngine(config, noise=noise)
+
+
 def _toy(config: Config, noise: Noise) -> Engine:
     from seedtune.engines.toy import ToyEngine
 
     return ToyEngine(config.model, noise=noise, settings=config.toy)
 
 
-ENGINES: dict[str, Callable[[Config, Noise], Engine]] = {"transformers": _transformers, "vllm": _vllm, "toy": _toy}
+ENGINES: dict[str, Callable[[Config, Noise], Engine]] = {
+    "transformers": _transformers,
+    "vllm": _vllm,
+    "toy": _toy,
+    "fleet": _fleet,
+}
 """Every engine by its name in the configuration; each is imported when it is asked for."""
 
 
 def create(config: Config) -> Engine:
     """The engine a configuration asks for, not yet loaded."""
-    noise = Noise(
+    return ENGINES[config.engine](config, noise_of(config))
+
+
+def noise_of(config: Config) -> Noise:
+    """How a configuration perturbs."""
+    return Noise(
         run_seed=config.seed,
         perturbation=config.perturbation,
         rank=config.rank,
@@ -43,12 +59,11 @@ def create(config: Config) -> Engine:
         freeze=config.freeze,
         subspaces=config.subspaces,
     )
-    return ENGINES[config.engine](config, noise)
 
 
 def check_tokenizer(config: Config, tokenizer: Any) -> None:
     """ConfigError if ``tokenizer`` is not what the engine reads prompts with."""
-    if config.engine != "transformers":
+    if "transformers" not in config.kinds:
         raise ConfigError(
             f"processing_class is for the transformers engine, not for engine={config.engine!r}. Leave it out."
         )

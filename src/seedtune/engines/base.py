@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -54,6 +54,19 @@ class EngineTimes:
     update: float = 0.0
     generated_tokens: int = 0
     prompt_tokens: int = 0
+    figures: dict[str, float] = field(default_factory=dict)
+    """What else this engine counts, by the name of the metric."""
+
+    notes: list[str] = field(default_factory=list)
+    """What happened that whoever watches should know."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """A submitted job that is done; without rollouts if nobody could evaluate it."""
+
+    job: int
+    rollouts: tuple[Rollout, ...]
 
 
 class Engine(Protocol):
@@ -130,4 +143,20 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Release what the engine holds."""
+        ...
+
+
+class Streaming(Engine, Protocol):
+    """An engine that goes on evaluating while the centre moves.  Submitted jobs and those of `evaluate` do not mix."""
+
+    def submit(self, jobs: Sequence[Job]) -> None:
+        """Queue jobs, their ids unique in a run; each is evaluated by the centre as it is when it is handed out."""
+        ...
+
+    def finished(self) -> Finished | None:
+        """Wait for the next submitted job that is done; None if none is open."""
+        ...
+
+    def starving(self) -> bool:
+        """Whether nothing is queued and a worker has nothing to do."""
         ...

@@ -58,7 +58,7 @@ def _shape(config: Config, weights: Sequence[float]) -> Shape:
         if apart and feedback.by_reward is not None:
             z = combine(feedback.by_reward, weights=weights, shape=shaping)
         else:
-            z = shaping(feedback.scores)
+            z = shaping(feedback.comparable)
         return tuple(float(c) for c in clipped(z, config.shaping_clip))
 
     return shape

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from seedtune.shaping import comparable, member_rewards
 from seedtune.types import Decay, Member, Plan, Term, Update
 
 State = Mapping[str, Any]
@@ -37,6 +38,19 @@ class Feedback:
 
     by_reward: Scores | None = None
     """(reward functions, members, prompts), unweighted, if there are several."""
+
+    groups: Sequence[int] = ()
+    """Whose prompts each member answered: the generation it was asked for in.  None: all answered the same."""
+
+    @property
+    def rewards(self) -> Scores:
+        """(members,): each one's mean over its own prompts."""
+        return member_rewards(self.scores, self.groups)
+
+    @property
+    def comparable(self) -> Scores:
+        """What tells members apart and nothing else, see `seedtune.shaping.comparable`."""
+        return comparable(self.scores, self.groups)
 
 
 @dataclass(frozen=True, slots=True)

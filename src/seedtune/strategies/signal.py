@@ -10,17 +10,20 @@ the update's coefficients w_q (Σ sign·z of the sample), a step of ρ times the
 The slope is what the members of this generation measured; the agreement is how much of it holds over all training
 prompts: all on those of this generation, on others what two different prompts have in common; the curvature is
 ½σ² tr H, −H being the Hessian of the reward: what any step of a member's length costs on average.
+
+Members that answered prompts of different generations are each measured against their own generation's mean.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from seedtune.response import crossed, standard_error
-from seedtune.shaping import fill_missing, member_rewards
+from seedtune.shaping import fill_missing, member_rewards, rows_of
 from seedtune.strategies.base import Feedback, Signal, directions
 from seedtune.types import Plan
 
@@ -29,28 +32,41 @@ Vector = NDArray[np.float64]
 
 def observe(plan: Plan, feedback: Feedback, coefficients: Sequence[float]) -> Signal:
     """The signal of a generation; empty if fewer than two noise samples have rewards."""
-    rewards = member_rewards(feedback.scores)
+    rewards, compared = feedback.rewards, member_rewards(feedback.comparable)
     known = ~np.isnan(rewards)
-    odd = odd_parts(plan, feedback.scores)
-    if odd.shape[0] < 2 or odd.shape[1] == 0:
+    odd = _odd_parts_of_each(plan, feedback)
+    if sum(len(part) for part in odd) < 2:
         return {}
     weights = np.array(list(directions(plan.members, coefficients).values()))
     length = float(np.linalg.norm(weights))
-    means = odd.mean(axis=1)
-    whole = directions(plan.members, np.where(known, rewards - rewards[known].mean(), 0.0).tolist())
+    means = np.concatenate([part.mean(axis=1) for part in odd])
+    whole = directions(plan.members, np.where(known, compared - compared[known].mean(), 0.0).tolist())
     signed = np.array(list(whole.values())) / _members_of_each(plan)
     signal = {
         "reward": float(rewards[known].mean()),
-        "spread": float(rewards[known].std()),
+        "spread": float(compared[known].std()),
         "length": length,
         "slope": float(weights @ signed) / length if length > 0.0 else 0.0,
         "power": float(np.mean(means**2)),
-        "shared": shared_power(odd),
-        "shared_error": standard_error(crossed(odd)),
+        "shared": shared_power(*odd),
+        "shared_error": standard_error(np.concatenate([crossed(part) for part in odd])),
         "share": feedback.share,
     }
     signal |= _around(feedback)
     return signal if np.isfinite(list(signal.values())).all() else {}
+
+
+def _odd_parts_of_each(plan: Plan, feedback: Feedback) -> list[Vector]:
+    """The odd parts of every generation's members on its own prompts; without those of which nothing is known."""
+    if len(set(feedback.groups)) <= 1:
+        parts = [odd_parts(plan, feedback.scores)]
+    else:
+        parts = [odd_parts(_only(plan, rows), feedback.scores[rows]) for rows in rows_of(feedback.groups)]
+    return [part for part in parts if part.size]
+
+
+def _only(plan: Plan, rows: NDArray[np.intp]) -> Plan:
+    return replace(plan, members=tuple(plan.members[row] for row in rows))
 
 
 def odd_parts(plan: Plan, scores: Vector) -> Vector:
@@ -65,13 +81,13 @@ def odd_parts(plan: Plan, scores: Vector) -> Vector:
     return np.array(kept).reshape(len(kept), filled.shape[1])
 
 
-def shared_power(odd: Vector) -> float:
+def shared_power(*odd: Vector) -> float:
     """E[o_qi·o_qj] over two different prompts i, j: the part of the power that is the same on every prompt.
 
     Of one prompt it cannot be told apart from chance; then all of the power counts as shared.  Unbiased, so it can be
     negative where there is none.
     """
-    return float(crossed(odd).mean())
+    return float(np.concatenate([crossed(part) for part in odd]).mean())
 
 
 def _members_of_each(plan: Plan) -> Vector:

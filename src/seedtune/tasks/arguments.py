@@ -8,9 +8,8 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from seedtune.config import explain
 from seedtune.errors import ConfigError, nearest
-from seedtune.settings import Section
+from seedtune.settings import Section, explain
 
 S = TypeVar("S", bound=Section)
 PREFIX = "task_args."

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from seedtune import fingerprint as fp
 from seedtune import tensorfile
+from seedtune.engines import wire
 from seedtune.engines.base import BASE, EngineInfo, EngineTimes, Noise
 from seedtune.engines.transformers import chat
 from seedtune.engines.transformers.checkpoint import ModelSource, write_model
@@ -21,7 +22,7 @@ from seedtune.engines.transformers.decode import Row, Stop, rollout_of, rows_of
 from seedtune.engines.transformers.likelihood import Given, given_of, likelihood_of
 from seedtune.engines.transformers.perturbation import centre_dtype
 from seedtune.engines.transformers.settings import dtype_named
-from seedtune.engines.vllm import adapters, compat, options, request, wire
+from seedtune.engines.vllm import adapters, compat, options, request
 from seedtune.engines.vllm.layout import check_complete
 from seedtune.engines.vllm.origin import Origin
 from seedtune.engines.vllm.runtime import Runtime

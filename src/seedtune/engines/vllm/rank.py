@@ -16,12 +16,13 @@ import numpy as np
 import torch
 
 from seedtune import tensorfile
+from seedtune.engines import wire
 from seedtune.engines.transformers.perturbation import as_tensor, as_weights, kernels_of
-from seedtune.engines.vllm import compat, wire
+from seedtune.engines.vllm import compat
 from seedtune.engines.vllm.adapters import Adapters
 from seedtune.engines.vllm.layout import Piece, pieces_of
 from seedtune.engines.vllm.shard import Shard, ShardedCentre, window_of
-from seedtune.engines.vllm.wire import Plain
+from seedtune.engines.wire import Plain
 from seedtune.errors import EngineError, ModelError
 from seedtune.types import CENTRE, Member, Update
 from seedtune.weights import Centre

@@ -10,7 +10,7 @@ from typing import Any
 
 from seedtune import errors
 from seedtune.engines.vllm import compat
-from seedtune.engines.vllm.wire import Plain
+from seedtune.engines.wire import Plain
 from seedtune.errors import ConfigError, EngineError, SeedtuneError
 
 

@@ -1,0 +1,83 @@
+"""``seedtune fleet``: how the workers of a run are, and how many there should be."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from seedtune.cli.console import console
+from seedtune.errors import ConfigError
+
+fleet_app = typer.Typer(help="Watch and resize the workers of a running fleet.", no_args_is_help=True)
+
+OLD = 30.0
+"""Seconds without news after which the process of a run seems to be gone."""
+
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
+
+
+@fleet_app.command()
+def status(run: RunFolder) -> None:
+    """Every worker of a run: what it does, where it is, how far its weights are, and what happened lately."""
+    from seedtune.engines.fleet.board import status_of
+
+    show(run, status_of(run), time.time())
+
+
+@fleet_app.command()
+def scale(
+    run: RunFolder,
+    workers: Annotated[str, typer.Argument(metavar="N|KIND=N", help="How many, or of which kind how many.")],
+) -> None:
+    """Ask a running fleet for another number of workers; it takes effect in a second, and loses no work."""
+    from seedtune.engines.fleet.board import ask, status_of
+
+    wished = wish_of(workers, status_of(run)["target"])
+    ask(run, wished)
+    told = ", ".join(f"{count} of {kind}" for kind, count in wished.items())
+    console().print(f"asked for {told}. See: seedtune fleet status {run}", soft_wrap=True)
+
+
+def wish_of(text: str, target: dict[str, int]) -> dict[str, int]:
+    """``4`` or ``vllm=4`` as numbers by kind; ConfigError if it is neither."""
+    kind, _, number = text.rpartition("=")
+    kinds = list(target)
+    if not number.isdigit():
+        raise ConfigError(f"{text!r} is not a number of workers. Write, say, 4, or {kinds[0]}=4.")
+    if not kind and len(kinds) > 1:
+        raise ConfigError(f"this fleet has several kinds of workers: say which, for example {kinds[0]}={number}.")
+    if kind and kind not in target:
+        raise ConfigError(f"this fleet has no workers of kind {kind!r}, only {', '.join(kinds)}.")
+    return {kind or kinds[0]: int(number)}
+
+
+def show(run: Path, found: dict[str, Any], now: float) -> None:
+    """The table, and what happened lately."""
+    say = console().print
+    age = now - found["time"]
+    if age > OLD:
+        say(f"no news for {age:.0f} s: the process of {run} seems to be gone", soft_wrap=True)
+    target = ", ".join(f"{count} × {kind}" for kind, count in found["target"].items())
+    say(
+        f"{run}: {len(found['workers'])} workers of {target} wanted; {found['position']} updates in the centre, "
+        f"{found['open']} jobs open, {found['queued']} of them waiting; {found['lost']} workers lost so far",
+        soft_wrap=True,
+    )
+    table = Table()
+    for heading in ("worker", "state", "since", "updates", "jobs", "busy", "host", "process"):
+        table.add_column(heading)
+    for one in found["workers"]:
+        table.add_row(*_row(one))
+    console().print(table)
+    for note in found["notes"]:
+        say(f"  {note}", soft_wrap=True)
+
+
+def _row(one: dict[str, Any]) -> list[str]:
+    since = "" if one["at_it"] is None else f"{one['at_it']:.1f} s"
+    place = [one["host"] or "–", str(one["pid"] or "–")]
+    return [one["name"], one["state"], since, str(one["position"]), str(one["jobs"]), f"{one['busy']:.0%}", *place]

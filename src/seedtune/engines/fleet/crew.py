@@ -1,0 +1,203 @@
+"""The workers of a fleet: started, lost, replaced, more of them and fewer."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import time
+from collections import deque
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+from seedtune.engines.fleet import cluster
+from seedtune.engines.fleet.wire import Known
+from seedtune.settings import FleetSettings
+
+log = logging.getLogger("seedtune")
+
+SHORT, LONG = 1.0, 60.0
+"""Seconds before a lost worker is replaced: twice as many with each loss in a row, between these."""
+
+SETTLED = 120.0
+"""Seconds of life after which a worker's loss is the first in a row."""
+
+NOTES = 20
+"""Events that are kept."""
+
+
+@dataclass(slots=True, eq=False)
+class Hand:
+    """A worker as the driver knows it; ``kind`` is its engine."""
+
+    name: str
+    kind: str
+    actor: Any
+    group: Any = None
+    since: float = 0.0
+    epoch: int = -1
+    position: int = 0
+    began: int = 0
+    """Where its centre was when it had loaded."""
+
+    enrolled: bool = False
+    plain: bool = False
+    """It could not read a snapshot, and starts from the base model."""
+
+    known: Known = field(default_factory=Known)
+    pid: int | None = None
+    host: str | None = None
+    call: Any = None
+    """The reference of the reply that it owes."""
+
+    sent: float = 0.0
+    jobs: int = 0
+    busy: float = 0.0
+
+
+class Crew:
+    """Hands by name.  It starts and ends processes, and passes bytes; what they say is not its business."""
+
+    def __init__(
+        self, settings: FleetSettings, specs: Mapping[str, bytes], needs: Mapping[str, Mapping[str, Any]], *, run: str
+    ) -> None:
+        """``specs``: what a worker of a kind is told when it starts; ``needs``: its Ray resources.
+
+        ``run`` names the run that workers are of, where they may outlive this process.
+        """
+        told = "".join(f"{kind} {spec.hex()}" for kind, spec in sorted(specs.items()))
+        self.run = f"{run} {hashlib.blake2b(told.encode(), digest_size=8).hexdigest()}"
+        self.settings, self.specs, self.needs = settings, specs, needs
+        self.target = dict(settings.kinds)
+        self.hands: dict[str, Hand] = {}
+        self.notes: deque[str] = deque(maxlen=NOTES)
+        self.fresh_notes: list[str] = []
+        self.lost = 0
+        self._number = 0
+        self._losses: dict[str, int] = {}
+        self._again: dict[str, float] = {}
+
+    # ------------------------------------------------------------------ as many as there should be
+
+    def tend(self, now: float) -> None:
+        """Start what is missing, let go of what is too much and idle."""
+        for kind, wanted in self.target.items():
+            mine = [hand for hand in self.hands.values() if hand.kind == kind]
+            if len(mine) < wanted and now >= self._again.get(kind, 0.0):
+                for _ in range(wanted - len(mine)):
+                    self._start(kind, now)
+            for hand in sorted(mine, key=lambda hand: (hand.enrolled, -hand.since))[: max(0, len(mine) - wanted)]:
+                if hand.call is None or not hand.enrolled:
+                    self.dismiss(hand)
+
+    def _start(self, kind: str, now: float) -> None:
+        name = f"{kind}-{self._number}"
+        self._number += 1
+        kept = {"name": f"{self.run}/{name}", "lifetime": "detached"} if self.settings.keep else {}
+        actor, group = launch(self.specs[kind], {**self.needs[kind], **kept})
+        self.hands[name] = Hand(name, kind, actor, group, since=now)
+
+    def adopt(self, now: float) -> None:
+        """Take over workers of this run that outlived the process that started them; they load as new ones do."""
+        ray = cluster.require()
+        for full in ray.util.list_named_actors():
+            run, _, name = full.rpartition("/")
+            kind, _, number = name.rpartition("-")
+            if run != self.run or kind not in self.target:
+                continue
+            self._number = max(self._number, int(number) + 1)
+            self.hands[name] = Hand(name, kind, ray.get_actor(full), since=now)
+        if self.hands:
+            self.note(f"took over {len(self.hands)} workers that were there: {', '.join(self.hands)}")
+
+    def lose(self, hand: Hand, why: str, now: float) -> None:
+        """A worker is gone, or of no use; another will take its place."""
+        young = now - hand.since < SETTLED
+        losses = self._losses.get(hand.kind, 0) + 1 if young else 1
+        self._losses[hand.kind] = losses
+        self._again[hand.kind] = now + min(LONG, SHORT * 2.0 ** (losses - 1))
+        self.lost += 1
+        self.note(f"worker {hand.name}{_place(hand)} is lost: {why}")
+        self.dismiss(hand)
+
+    def dismiss(self, hand: Hand) -> None:
+        """End a worker; nobody takes its place unless there are too few then."""
+        self.hands.pop(hand.name, None)
+        cluster.end(hand.actor, hand.pid, hand.host)
+        if hand.group is not None:
+            from ray.util import remove_placement_group
+
+            with suppress(Exception):
+                remove_placement_group(hand.group)
+
+    def settle(self, hand: Hand) -> None:
+        """A worker has shown that it works: the next loss is the first in a row."""
+        self._losses[hand.kind] = 0
+
+    def note(self, what: str) -> None:
+        """Something that whoever watches should know."""
+        log.info("%s", what)
+        self.notes.append(f"{time.strftime('%H:%M:%S')} {what}")
+        self.fresh_notes.append(what)
+
+    def close(self) -> None:
+        """End all workers."""
+        for hand in list(self.hands.values()):
+            self.dismiss(hand)
+
+    # ------------------------------------------------------------------------------------ calls
+
+    def idle(self) -> list[Hand]:
+        """Hands that owe no reply."""
+        return [hand for hand in self.hands.values() if hand.call is None]
+
+    @property
+    def enrolled(self) -> list[Hand]:
+        """Hands that have a model."""
+        return [hand for hand in self.hands.values() if hand.enrolled]
+
+    def send(self, hand: Hand, request: bytes, now: float) -> None:
+        """Have a worker answer a request."""
+        hand.call, hand.sent = hand.actor.call.remote(request), now
+
+    def wait(self, seconds: float) -> list[tuple[Hand, bytes | Exception]]:
+        """Replies, and what became of calls that will never have one, as soon as there is any."""
+        ray = cluster.require()
+        calls = {hand.call: hand for hand in self.hands.values() if hand.call is not None}
+        if not calls:
+            time.sleep(min(seconds, 0.05))
+            return []
+        done, _ = ray.wait(list(calls), num_returns=1, timeout=seconds)
+        if done and len(calls) > 1:
+            done, _ = ray.wait(list(calls), num_returns=len(calls), timeout=0)
+        found: list[tuple[Hand, bytes | Exception]] = []
+        for call in done:
+            hand = calls[call]
+            hand.call = None
+            try:
+                found.append((hand, ray.get(call)))
+            except Exception as error:  # noqa: BLE001 - whatever it is, this worker will not answer
+                found.append((hand, error))
+        return found
+
+
+def launch(spec: bytes, needs: Mapping[str, Any]) -> tuple[Any, Any]:
+    """An actor, and the placement group that holds its GPUs if it needs several."""
+    ray = cluster.require()
+    from seedtune.engines.fleet.worker import Worker
+
+    how = {**needs, "max_restarts": 0, "max_task_retries": 0}
+    if how.get("num_gpus", 0) <= 1:
+        return ray.remote(Worker).options(**how).remote(spec), None
+    from ray.util import placement_group
+    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+    bundle = {"CPU": how["num_cpus"], "GPU": how["num_gpus"], **how.get("resources", {})}
+    group = placement_group([bundle], strategy="STRICT_PACK")
+    strategy = PlacementGroupSchedulingStrategy(placement_group=group, placement_group_bundle_index=0)
+    return ray.remote(Worker).options(**how, scheduling_strategy=strategy).remote(spec), group
+
+
+def _place(hand: Hand) -> str:
+    return "" if hand.pid is None else f" (process {hand.pid} on {hand.host})"

@@ -1,0 +1,81 @@
+"""What a fleet counts: seconds and tokens of its workers, bytes through the driver, losses, and every piece of work."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from dataclasses import dataclass, field, fields
+
+from seedtune.engines.base import EngineTimes
+from seedtune.engines.fleet.replies import Reply
+from seedtune.engines.fleet.wire import Traffic
+
+SPANS = 100_000
+"""Pieces of work that are remembered."""
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """One piece of work that was done; ``sent`` and ``received`` are the driver's clock, the rest the worker's seconds.
+
+    ``synced`` went into updates that the worker missed, ``worked`` into the work.  ``position`` counts the updates in
+    the centre.
+    """
+
+    worker: str
+    number: int
+    cost: float
+    kind: str
+    sent: float
+    received: float
+    synced: float
+    worked: float
+    position: int
+
+
+@dataclass(slots=True)
+class Figures:
+    """Counts since the last `take`."""
+
+    traffic: Traffic = field(default_factory=Traffic)
+    spans: deque[Span] = field(default_factory=lambda: deque(maxlen=SPANS))
+    lost: int = 0
+    retried: int = 0
+    late: int = 0
+    given_up: int = 0
+    _times: EngineTimes = field(default_factory=EngineTimes)
+    _worked: float = 0.0
+    _overhead: float = 0.0
+    _pieces: int = 0
+    _since: float = field(default_factory=time.monotonic)
+
+    def add(self, span: Span, reply: Reply) -> None:
+        """A piece of work is done."""
+        self.spans.append(span)
+        for name in ("perturb", "prefill", "decode", "update", "generated_tokens", "prompt_tokens"):
+            setattr(self._times, name, getattr(self._times, name) + getattr(reply.times, name))
+        self._worked += span.synced + span.worked
+        self._overhead += max(0.0, span.received - span.sent - span.synced - span.worked)
+        self._pieces += 1
+
+    def take(self, workers: int) -> EngineTimes:
+        """Seconds as they pass with ``workers`` side by side, tokens of all of them, and the fleet's figures."""
+        taken, traffic, spent = self._times, self.traffic, time.monotonic() - self._since
+        for name in ("perturb", "prefill", "decode", "update"):
+            setattr(taken, name, getattr(taken, name) / max(1, workers))
+        rest = traffic.sent + traffic.received - traffic.completions - traffic.prompts
+        taken.figures = {
+            "fleet/workers": workers,
+            "fleet/utilisation": self._worked / max(1e-9, spent * max(1, workers)),
+            "fleet/overhead_ms": 1e3 * self._overhead / max(1, self._pieces),
+            "fleet/bytes_sent": traffic.sent,
+            "fleet/bytes_received": traffic.received,
+            "fleet/bytes_prompts": traffic.prompts,
+            "fleet/bytes_completions": traffic.completions,
+            "fleet/bytes_per_member": rest / max(1, traffic.members),
+            **{f"fleet/{name}": getattr(self, name) for name in ("lost", "retried", "late", "given_up")},
+        }
+        fresh = Figures(spans=self.spans)
+        for each in fields(self):
+            setattr(self, each.name, getattr(fresh, each.name))
+        return taken

@@ -1,0 +1,70 @@
+"""What happened to the centre since the base model was loaded, and what of it a worker misses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from seedtune.engines.fleet import wire
+from seedtune.engines.fleet.wire import Plain
+from seedtune.snapshot import Snapshot
+from seedtune.types import Term, Update
+
+Saved = Callable[[], Sequence[Snapshot]]
+"""The snapshots that there are now, newest first."""
+
+
+@dataclass(slots=True)
+class History:
+    """A list of updates from a beginning: the base model, or a snapshot.
+
+    An ``epoch`` begins with every load; ``position`` counts the updates in the centre, those in the snapshot that it
+    began with included.
+    """
+
+    saved: Saved
+    epoch: int = -1
+    folder: Path | None = None
+    first: int = 0
+    updates: list[Plain] = field(default_factory=list)
+    terms: list[tuple[Term, ...]] = field(default_factory=list)
+    prints: dict[int, str] = field(default_factory=dict)
+    """Fingerprints by position."""
+
+    def begin(self, folder: Path | None) -> None:
+        """The centre is the base model again, or what a snapshot holds."""
+        held = next((one.generations for one in self.saved() if one.folder == folder), 0)
+        self.epoch, self.folder, self.first = self.epoch + 1, folder, held
+        self.updates, self.terms, self.prints = [], [], {}
+
+    @property
+    def position(self) -> int:
+        """How many updates are in the centre."""
+        return self.first + len(self.updates)
+
+    def add(self, updates: Sequence[Update]) -> None:
+        """The centre moves on."""
+        self.updates += [wire.update(update) for update in updates]
+        self.terms += [update.terms for update in updates]
+
+    def sync(self, epoch: int, position: int, *, snapshots: bool = True) -> Plain:
+        """What brings a worker from where it is to where the centre is; with ``snapshots`` by the newest that helps."""
+        start = None
+        if epoch != self.epoch:
+            position, *start = self._start(snapshots)
+        return [self.epoch, start, position, self.updates[position - self.first :]]
+
+    def number_of(self, terms: Sequence[Term]) -> int | None:
+        """How many updates came before the one with these terms, if it is one of the last."""
+        for back, known in enumerate(reversed(self.terms[-8:]), start=1):
+            if known and known == tuple(terms):
+                return self.position - back
+        return None
+
+    def _start(self, snapshots: bool) -> tuple[int, str | None, str | None]:
+        """Where a worker begins that holds nothing of this epoch: a position, a snapshot, and its fingerprint."""
+        for one in self.saved() if snapshots else ():
+            if one.generations > self.first and self.prints.get(one.generations) == one.fingerprint:
+                return one.generations, str(one.folder), one.fingerprint
+        return self.first, None if self.folder is None else str(self.folder), None

@@ -1,0 +1,59 @@
+"""What a worker is told when it starts, and which resources of Ray's it needs."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from seedtune.config import Config
+from seedtune.engines import wire as words
+from seedtune.engines.base import Noise
+from seedtune.engines.fleet import wire
+
+
+def cores_of(config: Config) -> float:
+    """Cores of a worker: as the user says, an equal share of this machine, or one of a cluster."""
+    fleet = config.fleet
+    if fleet.cpus is not None:
+        return fleet.cpus
+    if fleet.address is not None:
+        return 1.0
+    return float(max(1, (os.cpu_count() or 1) // sum(fleet.kinds.values())))
+
+
+def spec_of(config: Config, noise: Noise, kind: str) -> bytes:
+    """Model, engine and noise, as a worker's constructor takes them."""
+    section = getattr(config, kind).model_dump(mode="json")
+    if kind == "vllm" and config.vllm.tensor_parallel_size > 1:
+        # In a placement group vLLM would start actors of its own, one a bundle.
+        section.setdefault("distributed_executor_backend", "mp")
+    return wire.pack(
+        {
+            "config": {"model": model_of(config, kind), "engine": kind, kind: section},
+            "noise": words.noise(noise),
+            "threads": max(1, int(cores_of(config))),
+        }
+    )
+
+
+def model_of(config: Config, kind: str) -> str:
+    """A folder by its whole path: workers may run elsewhere."""
+    folder = Path(config.model).expanduser()
+    return str(folder.resolve()) if kind != "toy" and folder.is_dir() else config.model
+
+
+def needs_of(config: Config, kind: str, gpus: float) -> dict[str, Any]:
+    """Options of an actor, where Ray has so many GPUs in all."""
+    fleet = config.fleet
+    mine = fleet.gpus
+    if mine is None:
+        mine = _gpus_of(config, kind) if gpus else 0.0
+    needs: dict[str, Any] = {"num_cpus": cores_of(config), "num_gpus": mine}
+    return {**needs, "resources": dict(fleet.resources)} if fleet.resources else needs
+
+
+def _gpus_of(config: Config, kind: str) -> float:
+    if kind == "vllm":
+        return float(config.vllm.tensor_parallel_size)
+    return 0.0 if kind == "toy" or config.transformers.device == "cpu" else 1.0

@@ -1,0 +1,397 @@
+"""What travels between driver and workers, as bytes of msgpack: jobs out, answers back, nothing of a model's size.
+
+Answers are columns in the order of the job's rows, so that a completion costs its text and a few bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+import zlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgpack  # type: ignore[import-untyped, unused-ignore]
+
+from seedtune.answers import length, tokens
+from seedtune.engines.base import EngineInfo, EngineTimes
+from seedtune.errors import EngineError
+from seedtune.types import (
+    Coverage,
+    Decay,
+    Finish,
+    Job,
+    Likelihood,
+    Member,
+    Moments,
+    Prompt,
+    Rollout,
+    Sampling,
+    Shift,
+    Term,
+    TokenCount,
+    Update,
+)
+
+Plain = Any
+"""Numbers, strings, bytes, None, and lists and mappings of these."""
+
+FINISHES: tuple[Finish, Finish] = ("stop", "length")
+KEY = 8
+"""Bytes that name a prompt or a question."""
+
+PROMPTS = 1 << 16
+"""Prompts that a worker remembers; when there would be more, it forgets all of them."""
+
+
+def pack(data: Plain) -> bytes:
+    """Plain data as bytes."""
+    packed: bytes = msgpack.packb(data, use_bin_type=True)
+    return packed
+
+
+def unpack(raw: bytes) -> Plain:
+    """The other way round; EngineError if it is not what `pack` makes."""
+    try:
+        return msgpack.unpackb(raw, raw=False, strict_map_key=False)
+    except (ValueError, TypeError, msgpack.exceptions.UnpackException) as error:
+        raise EngineError(f"not a message of a fleet: {error}") from error
+
+
+@dataclass(slots=True)
+class Traffic:
+    """Bytes that went through the driver, and how many of them were texts."""
+
+    sent: int = 0
+    received: int = 0
+    prompts: int = 0
+    """Of those sent: prompts, each once for every worker that reads it."""
+
+    completions: int = 0
+    """Of those received: completions' texts and, where somebody asked for them, their tokens."""
+
+    members: int = 0
+    """Members whose answers came back."""
+
+
+@dataclass(slots=True)
+class Known:
+    """What a worker has been told: single prompts, and whole questions (prompts in order, and how they are sampled)."""
+
+    prompts: set[bytes] = field(default_factory=set)
+    questions: set[bytes] = field(default_factory=set)
+
+
+@dataclass(slots=True)
+class Memory:
+    """The worker's side of `Known`."""
+
+    prompts: dict[bytes, Prompt] = field(default_factory=dict)
+    questions: dict[bytes, tuple[tuple[Prompt, ...], Sampling]] = field(default_factory=dict)
+
+
+# ------------------------------------------------------------------------------------------------- jobs
+
+
+def job(one: Job, known: Known, traffic: Traffic) -> Plain:
+    """A job for a worker; its question goes along unless the worker knows that; prompts that no row asks stay here."""
+    asked = sorted({prompt for _, prompt in one.pairs})
+    packed = [pack(_prompt(one.prompts[place])) for place in asked]
+    how = pack(_sampling(one.sampling))
+    key = _key(how, *packed)
+    question = None if key in known.questions else _question(packed, how, known, traffic)
+    known.questions.add(key)
+    rows = None
+    if one.rows is not None:
+        place_of = {place: index for index, place in enumerate(asked)}
+        rows = [number for member, prompt in one.rows for number in (member, place_of[prompt])]
+    return [one.id, one.sigma, members(one.members), key, question, shift(one.shift), rows, one.tokens]
+
+
+def _question(packed: Sequence[bytes], how: bytes, known: Known, traffic: Traffic) -> Plain:
+    """[forget, new prompts, all prompts' keys, sampling]."""
+    forget = len(known.prompts) + len(packed) > PROMPTS
+    if forget:
+        known.prompts.clear()
+        known.questions.clear()
+    keys = [_key(text) for text in packed]
+    new = {key: text for key, text in zip(keys, packed, strict=True) if key not in known.prompts}
+    known.prompts |= new.keys()
+    traffic.prompts += sum(map(len, new.values()))
+    return [forget, list(new.values()), b"".join(keys), how]
+
+
+def job_from(data: Plain, memory: Memory) -> Job:
+    """The job, for a worker that remembers what it was told."""
+    number, sigma, listed, key, question, moved, rows, tokens = data
+    if question is not None:
+        _learn(memory, key, question)
+    prompts, sampling = memory.questions[key]
+    pairs = None if rows is None else tuple(zip(rows[::2], rows[1::2], strict=True))
+    return Job(number, sigma, members_from(listed), prompts, sampling, shift_from(moved), pairs, tokens)
+
+
+def _learn(memory: Memory, key: bytes, question: Plain) -> None:
+    forget, new, keys, how = question
+    if forget:
+        memory.prompts.clear()
+        memory.questions.clear()
+    memory.prompts |= {_key(text): _prompt_from(unpack(text)) for text in new}
+    chosen = tuple(memory.prompts[keys[at : at + KEY]] for at in range(0, len(keys), KEY))
+    memory.questions[key] = chosen, _sampling_from(unpack(how))
+
+
+def _key(*texts: bytes) -> bytes:
+    digest = hashlib.blake2b(digest_size=KEY)
+    for text in texts:
+        digest.update(len(text).to_bytes(8, "little") + text)
+    return digest.digest()
+
+
+def members(listed: Sequence[Member]) -> Plain:
+    """[generation, pair, sign, …] in one list."""
+    return [number for member in listed for number in member]
+
+
+def members_from(data: Plain) -> tuple[Member, ...]:
+    """The other way round."""
+    return tuple(Member(*data[at : at + 3]) for at in range(0, len(data), 3))
+
+
+def _prompt(one: Prompt) -> Plain:
+    content = one.content if isinstance(one.content, str) else [dict(message) for message in one.content]
+    return [one.id, content, dict(one.template_kwargs), one.max_tokens, one.turn, one.sample, list(one.answers)]
+
+
+def _prompt_from(data: Plain) -> Prompt:
+    number, content, kwargs, limit, turn, sample, answers = data
+    told = content if isinstance(content, str) else tuple(content)
+    return Prompt(number, told, kwargs, limit, turn, sample, tuple(answers))
+
+
+def _sampling(one: Sampling) -> Plain:
+    return [
+        one.max_tokens,
+        one.temperature,
+        one.top_p,
+        list(one.stop),
+        one.seed,
+        one.generation,
+        one.samples,
+        one.ignore_eos,
+    ]
+
+
+def _sampling_from(data: Plain) -> Sampling:
+    limit, temperature, top_p, stop, seed, generation, samples, ignore_eos = data
+    return Sampling(limit, temperature, top_p, tuple(stop), seed, generation, samples, ignore_eos)
+
+
+# ---------------------------------------------------------------------------------------------- answers
+
+
+def rollouts(one: Job, found: Iterable[Rollout]) -> Plain:
+    """A job's rollouts as columns: [missing, texts, prompt tokens, cut off, token ids or counts, repeating]."""
+    order = {place: index for index, place in enumerate(_places(one))}
+    rows: list[Rollout | None] = [None] * len(order)
+    for rollout in found:
+        rows[order[rollout.member, rollout.prompt, rollout.sample]] = rollout
+    there = [row for row in rows if row is not None]
+    return [
+        [index for index, row in enumerate(rows) if row is None],
+        zlib.compress(pack([row.text for row in there]), 1),
+        _read(there, len(one.prompts)),
+        _bits([row.finish == "length" for row in there]),
+        _ids([row.token_ids for row in there]) if one.tokens else pack([length(row) for row in there]),
+        b"" if one.tokens else _bits([tokens(row).repeating for row in there]),
+    ]
+
+
+def _ids(rows: Sequence[Sequence[int]]) -> bytes:
+    return zlib.compress(pack([list(row) for row in rows]), 1)
+
+
+def _read(rows: Sequence[Rollout], prompts: int) -> list[int]:
+    """Tokens of every prompt; 0 where no row says it."""
+    found = [0] * prompts
+    for row in rows:
+        found[row.prompt] = row.prompt_tokens
+    return found
+
+
+def _bits(flags: Sequence[bool]) -> bytes:
+    return sum(flag << place for place, flag in enumerate(flags)).to_bytes((len(flags) + 7) // 8, "little")
+
+
+def _bits_from(raw: bytes, size: int) -> list[bool]:
+    number = int.from_bytes(raw, "little")
+    return [bool(number >> place & 1) for place in range(size)]
+
+
+def rollouts_from(one: Job, data: Plain, traffic: Traffic) -> list[Rollout]:
+    """The rollouts of a job that was sent; EngineError if they are not what was asked for."""
+    try:
+        return _rollouts_from(one, data, traffic)
+    except (LookupError, TypeError, ValueError, AttributeError, zlib.error) as error:
+        raise EngineError(f"an answer that is none ({type(error).__name__}: {error})") from error
+
+
+def _rollouts_from(one: Job, data: Plain, traffic: Traffic) -> list[Rollout]:
+    missing, packed, prompt_tokens, cut, counted, repeating = data
+    places = [place for index, place in enumerate(_places(one)) if index not in set(missing)]
+    read = dict(zip(sorted({prompt for _, prompt in one.pairs}), prompt_tokens, strict=True))
+    texts = unpack(zlib.decompress(packed))
+    ids: list[tuple[int, ...]] = [()] * len(places)
+    known: list[TokenCount | None] = [None] * len(places)
+    if one.tokens:
+        ids = [tuple(row) for row in unpack(zlib.decompress(counted))]
+    else:
+        flags = _bits_from(repeating, len(places))
+        known = [TokenCount(*pair) for pair in zip(unpack(counted), flags, strict=True)]
+    traffic.completions += len(packed) + (len(counted) if one.tokens else 0)
+    traffic.members += len(one.members)
+    finishes = [FINISHES[flag] for flag in _bits_from(cut, len(places))]
+    return [
+        Rollout(one.id, member, prompt, sample, _text(text), its, read[prompt], finish, counted=count)
+        for (member, prompt, sample), text, its, finish, count in zip(places, texts, ids, finishes, known, strict=True)
+    ]
+
+
+def _text(data: Plain) -> str:
+    if not isinstance(data, str):
+        raise TypeError(f"{data!r} is no text")
+    return data
+
+
+def _places(one: Job) -> list[tuple[Member, int, int]]:
+    """Member, prompt and sample of every completion of a job, in order."""
+    return [(one.members[m], p, s) for m, p in one.pairs for s in range(one.sampling.samples)]
+
+
+def likelihoods(found: Iterable[Likelihood]) -> Plain:
+    """Log-probabilities, each with where it belongs."""
+    return [[*f.member, f.prompt, f.answer, list(f.token_ids), list(f.logprobs), f.prompt_tokens] for f in found]
+
+
+def likelihoods_from(one: Job, data: Plain, traffic: Traffic) -> list[Likelihood]:
+    """The other way round; EngineError if they are not what was asked for."""
+    asked = sorted({prompt for _, prompt in one.pairs})
+    try:
+        found = [
+            Likelihood(one.id, Member(*row[:3]), asked[row[3]], row[4], tuple(row[5]), tuple(row[6]), row[7])
+            for row in data
+        ]
+    except (IndexError, TypeError, ValueError) as error:
+        raise EngineError(f"an answer that is none ({type(error).__name__}: {error})") from error
+    traffic.completions += sum(len(pack(row[5])) + len(pack(row[6])) for row in data)
+    traffic.members += len(one.members)
+    return found
+
+
+# ---------------------------------------------------------------------------------------------- updates
+
+
+def terms(listed: Sequence[Term]) -> Plain:
+    """[generations, pairs, weights]: one generation if it is everyone's, a count if pairs are 0, 1, 2, …"""
+    generations, pairs = [term.generation for term in listed], [term.pair for term in listed]
+    return [
+        generations[0] if len(set(generations)) == 1 else generations,
+        len(pairs) if pairs == list(range(len(pairs))) else pairs,
+        struct.pack(f"<{len(listed)}d", *(term.weight for term in listed)),
+    ]
+
+
+def terms_from(data: Plain) -> tuple[Term, ...]:
+    """The other way round."""
+    generations, pairs, raw = data
+    weights = struct.unpack(f"<{len(raw) // 8}d", raw)
+    if isinstance(generations, int):
+        generations = [generations] * len(weights)
+    if isinstance(pairs, int):
+        pairs = range(pairs)
+    return tuple(Term(*term) for term in zip(generations, pairs, weights, strict=True))
+
+
+def update(one: Update) -> Plain:
+    """[generation, terms, decay, moments]."""
+    decay, moments = one.decay, one.moments
+    return [
+        one.generation,
+        terms(one.terms),
+        None if decay is None else [decay.l2, decay.l1],
+        None if moments is None else _moments(moments),
+    ]
+
+
+def update_from(data: Plain) -> Update:
+    """The other way round."""
+    generation, listed, decay, moments = data
+    return Update(
+        generation,
+        terms_from(listed),
+        None if decay is None else Decay(*decay),
+        None if moments is None else _moments_from(*moments),
+    )
+
+
+def _moments(one: Moments) -> Plain:
+    return [one.beta1, one.beta2, one.epsilon, one.alpha, [terms(listed) for listed in one.past]]
+
+
+def _moments_from(beta1: float, beta2: float, epsilon: float, alpha: float, past: Plain) -> Moments:
+    return Moments(beta1, beta2, epsilon, alpha, tuple(map(terms_from, past)))
+
+
+def shift(one: Shift | None) -> Plain:
+    """[terms, length]."""
+    return None if one is None else [terms(one.terms), one.length]
+
+
+def shift_from(data: Plain) -> Shift | None:
+    """The other way round."""
+    return None if data is None else Shift(terms_from(data[0]), data[1])
+
+
+# ------------------------------------------------------------------------------------------------- rest
+
+
+def info(one: EngineInfo) -> Plain:
+    """What a loaded engine says about itself."""
+    return {**{name: getattr(one, name) for name in _INFO}, "coverage": list(_of_coverage(one.coverage))}
+
+
+def info_from(data: Plain) -> EngineInfo:
+    """The other way round."""
+    perturbed, total, untouched = data["coverage"]
+    coverage = Coverage(perturbed, total, tuple((pattern, reason) for pattern, reason in untouched))
+    return EngineInfo(**{name: data[name] for name in _INFO}, coverage=coverage)
+
+
+_INFO = ("model", "base_fingerprint", "dtype", "device", "centre")
+
+
+def _of_coverage(one: Coverage) -> tuple[int, int, list[list[str]]]:
+    return one.perturbed, one.total, [list(pair) for pair in one.unperturbed]
+
+
+def times(one: EngineTimes, synced: float, worked: float) -> bytes:
+    """Every figure, in order, and the seconds of updates and of the work."""
+    seconds = (one.perturb, one.prefill, one.decode, one.update, synced, worked)
+    return struct.pack("<6f2I", *seconds, one.generated_tokens, one.prompt_tokens)
+
+
+def times_from(raw: bytes) -> tuple[EngineTimes, float, float]:
+    """The other way round."""
+    perturb, prefill, decode, update, synced, worked, generated, prompted = struct.unpack("<6f2I", raw)
+    return EngineTimes(perturb, prefill, decode, update, generated, prompted), synced, worked
+
+
+def prompts(listed: Sequence[Prompt]) -> Plain:
+    """Prompts by themselves."""
+    return [_prompt(one) for one in listed]
+
+
+def prompts_from(data: Plain) -> tuple[Prompt, ...]:
+    """The other way round."""
+    return tuple(map(_prompt_from, data))

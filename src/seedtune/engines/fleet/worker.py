@@ -1,0 +1,162 @@
+"""A worker: one engine in a process of Ray's.  Bytes in, bytes out; it knows how far its centre is, and no more."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from seedtune import engines
+from seedtune.config import Config
+from seedtune.engines import wire as words
+from seedtune.engines.base import Engine
+from seedtune.engines.fleet import wire
+from seedtune.engines.fleet.wire import Plain
+from seedtune.engines.passes import passes
+from seedtune.errors import SeedtuneError, StorageError
+from seedtune.types import Term
+
+UNKNOWN = "unknown"
+"""The kind of an error that is none of ours."""
+
+RECENT = 16
+"""Updates that a worker can be asked about by number."""
+
+BEHIND = "behind"
+"""The kind of an error that says: send what this worker misses."""
+
+
+class BehindError(Exception):
+    """The centre is not where a request takes it to be."""
+
+
+class Worker:
+    """What Ray runs.  ``call`` takes a request and gives a reply; whatever goes wrong is told in it."""
+
+    def __init__(self, spec: bytes) -> None:
+        about = wire.unpack(spec)
+        _limit_threads(about["threads"], torch_too=about["config"]["engine"] != "toy")
+        config = Config.create(about["config"])
+        self.engine: Engine = engines.ENGINES[config.engine](config, words.noise_from(about["noise"]))
+        self.epoch, self.position = -1, 0
+        self.about: Plain = None
+        self.memory = wire.Memory()
+        self.recent: dict[int, tuple[Term, ...]] = {}
+        """The terms of the last updates, by how many came before."""
+
+    def call(self, request: bytes) -> bytes:
+        """A reply: ``done`` or an ``error``, where the centre is now, and what it took."""
+        done, error, moments = None, None, [time.perf_counter()] * 3
+        try:
+            operation, told, sync = wire.unpack(request)
+            self._sync(*sync)
+            moments[1:] = [time.perf_counter()] * 2
+            done = OPERATIONS[operation](self, told)
+            moments[2] = time.perf_counter()
+        except SeedtuneError as caught:
+            error = [type(caught).__name__, str(caught)]
+        except BehindError:
+            error = [BEHIND, ""]
+        except Exception as caught:  # noqa: BLE001 - the named boundary: whoever waits for a reply must get one
+            error = [UNKNOWN, f"{type(caught).__name__}: {caught}"]
+        times = wire.times(self.engine.take_times(), moments[1] - moments[0], moments[2] - moments[1])
+        return wire.pack([done, error, self.epoch, self.position, times])
+
+    def _sync(self, epoch: int, start: Plain, position: int, missing: Sequence[Plain]) -> None:
+        """Bring the centre to where a request needs it."""
+        if start is not None:
+            self._load(*start)
+            self.epoch, self.position = epoch, position
+            self.recent.clear()
+        if (self.epoch, self.position) != (epoch, position):
+            raise BehindError
+        updates = [wire.update_from(update) for update in missing]
+        for batch in passes(updates):
+            self.engine.apply(*batch)
+            for update in batch:
+                self.recent[self.position] = update.terms
+                self.position += 1
+        for old in sorted(self.recent)[:-RECENT]:
+            del self.recent[old]
+
+    def _load(self, snapshot: str | None, expected: str | None) -> None:
+        """The base model, or a snapshot, which must hold what it held when it was made."""
+        folder = None if snapshot is None else Path(snapshot)
+        self.epoch = -1
+        self.about = wire.info(self.engine.load(folder))
+        if expected is not None and self.engine.fingerprint() != expected:
+            raise StorageError(f"the snapshot {folder} does not hold what was written into it. Delete it.")
+
+    # ---------------------------------------------------------------- operations
+
+    def enrol(self, _: Plain) -> Plain:
+        """Who and where this is, and what it has loaded."""
+        return [os.getpid(), socket.gethostname(), self.about]
+
+    def evaluate(self, asked: Plain) -> Plain:
+        """A job's rollouts."""
+        job = wire.job_from(asked, self.memory)
+        return wire.rollouts(job, self.engine.evaluate([job]))
+
+    def likelihoods(self, asked: Plain) -> Plain:
+        """A job's likelihoods."""
+        return wire.likelihoods(self.engine.likelihoods([wire.job_from(asked, self.memory)]))
+
+    def norm(self, asked: Plain) -> Plain:
+        """‖Σ weight·ε‖."""
+        return self.engine.norm(wire.terms_from(asked))
+
+    def drift(self, _: Plain) -> Plain:
+        """‖θ − θ₀‖."""
+        return self.engine.drift()
+
+    def cosine(self, asked: Plain) -> Plain:
+        """The cosine between two updates."""
+        one, other = (self.recent[terms] if isinstance(terms, int) else wire.terms_from(terms) for terms in asked)
+        return self.engine.cosine(one, other)
+
+    def logprobs(self, asked: Plain) -> Plain:
+        """Log-probabilities of completions."""
+        prompts, completions, base = asked
+        return self.engine.logprobs(wire.prompts_from(prompts), completions, base=base)
+
+    def fingerprint(self, _: Plain) -> Plain:
+        """The centre's fingerprint."""
+        return self.engine.fingerprint()
+
+    def snapshot(self, path: Plain) -> Plain:
+        """Write the centre where this worker is."""
+        self.engine.snapshot(Path(path))
+
+    def export(self, asked: Plain) -> Plain:
+        """Write a model where this worker is."""
+        self.engine.export(Path(asked[0]), asked[1])
+
+
+OPERATIONS: dict[str, Callable[[Worker, Plain], Plain]] = {
+    "enrol": Worker.enrol,
+    "evaluate": Worker.evaluate,
+    "likelihoods": Worker.likelihoods,
+    "norm": Worker.norm,
+    "drift": Worker.drift,
+    "cosine": Worker.cosine,
+    "logprobs": Worker.logprobs,
+    "fingerprint": Worker.fingerprint,
+    "snapshot": Worker.snapshot,
+    "export": Worker.export,
+}
+"""Everything a worker can be asked."""
+
+
+def _limit_threads(count: int, *, torch_too: bool) -> None:
+    """Workers side by side must not fight for cores."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    import numba
+
+    numba.set_num_threads(max(1, min(count, numba.config.NUMBA_NUM_THREADS)))
+    if torch_too:
+        import torch
+
+        torch.set_num_threads(max(1, count))

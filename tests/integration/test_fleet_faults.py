@@ -1,0 +1,180 @@
+"""What a fleet does when workers answer in any order, fail, lie or fall behind; workers are of this process."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import runs
+from crews import alone, fleet, inline
+from seedtune import ledger, replay
+from seedtune.engines import create
+from seedtune.engines.fleet import wire
+from seedtune.errors import DataError, EngineError
+from seedtune.trainer import Trainer
+from seedtune.types import CENTRE, Job, Member, Prompt, Sampling, Term, Update
+from seedtune.verify import verify_run
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("alone") / "run"
+    Trainer(alone(fleet(root), root)).train()
+    return root
+
+
+def metrics(root: Path) -> list[dict]:
+    return runs.rows(replay.RunPaths(root).metrics)
+
+
+def counted(root: Path, name: str) -> float:
+    return sum(row.get(f"fleet/{name}", 0) for row in metrics(root))
+
+
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("workers", [1, 3, 7])
+def test_replies_in_any_order_give_the_ledger_of_one_process(tmp_path, reference, seed, workers):
+    with inline(seed=seed):
+        Trainer(fleet(tmp_path / "run", fleet={"workers": workers})).train()
+    runs.assert_same_run(tmp_path / "run", reference)
+
+
+def every(number: int, what) -> object:
+    """Something else instead of every so many-th answer to a job."""
+
+    def fault(hand, request, calls):
+        operation = wire.unpack(request)[0]
+        return what(hand, request) if operation == "evaluate" and calls % number == 0 else None
+
+    return fault
+
+
+GARBAGE = {
+    "a crash": lambda hand, request: RuntimeError("the actor died"),
+    "no bytes of ours": lambda hand, request: b"\xc1garbage",
+    "another message": lambda hand, request: wire.pack({"hello": 1}),
+    "no rollouts": lambda hand, request: wire.pack(
+        [["x"], None, hand.epoch, hand.position, hand.actor.call(request)[-32:]]
+    ),
+    "out of memory": lambda hand, request: wire.pack(
+        [None, ["unknown", "OutOfMemoryError: CUDA out of memory"], hand.epoch, hand.position, bytes(32)]
+    ),
+}
+
+
+@pytest.mark.parametrize("what", GARBAGE.values(), ids=GARBAGE)
+def test_a_worker_that_fails_is_replaced_and_its_work_done_again(tmp_path, reference, what):
+    with inline(fault=every(11, what)):
+        Trainer(fleet(tmp_path / "run", fleet={"workers": 3})).train()
+    runs.assert_same_run(tmp_path / "run", reference)
+    assert counted(tmp_path / "run", "lost") > 0
+    assert counted(tmp_path / "run", "given_up") == 0
+    assert any("is lost" in alarm for row in metrics(tmp_path / "run") for alarm in row.get("alarms", ()))
+
+
+def test_a_job_that_kills_every_worker_costs_its_members_their_reward_and_nothing_else(tmp_path):
+    def fault(hand, request, calls):
+        operation, told, _ = wire.unpack(request)
+        poisonous = operation == "evaluate" and (2, 1, 1) in wire.members_from(told[2])
+        return RuntimeError("poison") if poisonous else None
+
+    root = tmp_path / "run"
+    with inline(fault=fault):
+        Trainer(fleet(root, fleet={"workers": 2, "retries": 1})).train()
+    records = ledger.read(replay.RunPaths(root).ledger).records
+    missing = [[m for m, r in zip(rec.plan.members, rec.rewards, strict=True) if r != r] for rec in records]
+    assert [len(members) for members in missing] == [0, 0, 4, 0, 0, 0, 0, 0]
+    assert Member(2, 1, 1) in missing[2]
+    assert counted(root, "given_up") == 1
+    assert any("given up" in alarm for row in metrics(root) for alarm in row.get("alarms", ()))
+    assert verify_run(root).generations == 8
+
+
+def test_a_fleet_on_which_every_job_fails_stops_and_says_why(tmp_path):
+    with inline(fault=every(1, lambda hand, request: RuntimeError("no such kernel"))):
+        trainer = Trainer(fleet(tmp_path / "run", fleet={"retries": 1}))
+        with pytest.raises(EngineError, match=r"every job failed 2 times; the last time: .*no such kernel"):
+            trainer.train()
+
+
+def test_what_the_user_has_to_mend_is_raised_as_in_one_process(tmp_path):
+    config = fleet(tmp_path / "run")
+    with inline():
+        engine = create(config)
+        engine.load()
+    nothing = Job(0, 0.1, (CENTRE,), (Prompt(3, "x", answers=("",)),), Sampling(4))
+    with pytest.raises(DataError, match="prompt 3 has the answers"):
+        list(engine.likelihoods([nothing]))
+    assert len(list(engine.evaluate([Job(0, 0.1, (CENTRE,), (Prompt(3, "x"),), Sampling(4))]))) == 1, "it goes on"
+
+
+# ------------------------------------------------------------------------------------------------ weights
+
+
+def drifting():
+    """A worker whose memory is not to be trusted: once, its weights move by themselves."""
+    moved = []
+
+    def fault(hand, request, calls):
+        if hand.name == "toy-1" and calls >= 40 and not moved:
+            moved.append(hand.actor.engine.apply(Update(99, (Term(99, 0, 0.5),))))
+
+    return fault
+
+
+@pytest.mark.parametrize("workers", [2, 3])
+def test_a_worker_whose_weights_differ_is_named_and_rebuilt(tmp_path, workers):
+    root = tmp_path / "run"
+    with inline(fault=drifting()):
+        Trainer(fleet(root, fleet={"workers": workers})).train()
+    told = [alarm for row in metrics(root) for alarm in row.get("alarms", ()) if "fingerprint" in alarm]
+    assert any("worker toy-1" in alarm for alarm in told)
+    assert verify_run(root).fingerprint == ledger.read(replay.RunPaths(root).ledger).fingerprints[8]
+
+
+def test_a_worker_that_comes_late_begins_from_the_newest_snapshot(tmp_path):
+    loads: list[tuple] = []
+
+    def watching(hand, request, calls):
+        operation, _, (_, start, position, missing) = wire.unpack(request)
+        if operation == "enrol":
+            loads.append((start[0], position, len(missing)))
+
+    config = fleet(tmp_path / "run")
+
+    class Grow:
+        def on_start(self, *_):
+            pass
+
+        on_evaluate = on_end = on_start
+
+        def on_generation(self, told):
+            if told["generation"] == 5:
+                trainer.engine.scale(3)
+
+    with inline(fault=watching):
+        trainer = Trainer(config, callbacks=[Grow()])
+        trainer.train()
+    assert loads[:2] == [(None, 0, 0)] * 2
+    assert loads[2] == (str(tmp_path / "run" / "snapshots" / "000003"), 3, 2)
+
+
+def test_a_snapshot_that_a_worker_cannot_use_sends_it_to_the_base_model(tmp_path, reference):
+    class Grow:
+        def on_start(self, *_):
+            pass
+
+        on_evaluate = on_end = on_start
+
+        def on_generation(self, told):
+            if told["generation"] == 4:
+                weights = tmp_path / "run" / "snapshots" / "000003" / "centre.safetensors"
+                weights.write_bytes(weights.read_bytes()[:-3])
+                trainer.engine.scale(4)
+
+    with inline():
+        trainer = Trainer(fleet(tmp_path / "run"), callbacks=[Grow()])
+        trainer.train()
+    assert len(trainer.engine.foreman.here()) == 4
+    runs.assert_same_run(tmp_path / "run", reference)

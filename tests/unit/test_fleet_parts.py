@@ -1,0 +1,224 @@
+"""The parts of a fleet by themselves: the queue, the wire and the history."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from seedtune.engines.fleet import wire
+from seedtune.engines.fleet.dispatch import HEDGE_SECONDS, Dispatcher, Limits
+from seedtune.engines.fleet.history import History
+from seedtune.engines.fleet.wire import Known, Memory, Traffic
+from seedtune.errors import EngineError
+from seedtune.snapshot import Snapshot
+from seedtune.types import (
+    CENTRE,
+    Decay,
+    Job,
+    Member,
+    Moments,
+    Prompt,
+    Rollout,
+    Sampling,
+    Shift,
+    Term,
+    TokenCount,
+    Update,
+)
+
+MEMBERS = (Member(3, 0, 1), Member(3, 0, -1), CENTRE, Member(1, 7, 1))
+PROMPTS = tuple(Prompt(i, f"Question {i}", {"thinking": False}, max_tokens=4 if i else None) for i in range(3))
+TERMS = (Term(3, 0, 0.1), Term(3, 1, -0.25), Term(3, 2, 1e-300))
+
+
+def job(**changes) -> Job:
+    told = {"tokens": False, **changes}
+    return Job(5, 0.05, MEMBERS, PROMPTS, Sampling(8, samples=2, stop=("END",)), **told)
+
+
+def rollout(of: Job, member: int, prompt: int, sample: int) -> Rollout:
+    text = f"Ünïcode {member} {prompt} {sample}"
+    ids = tuple(range(prompt + 1))
+    return Rollout(of.id, of.members[member], prompt, sample, text, ids, 10 + prompt, "length" if sample else "stop")
+
+
+# ------------------------------------------------------------------------------------------------ queue
+
+
+def desk(**limits) -> Dispatcher:
+    return Dispatcher(Limits(**limits))
+
+
+def test_the_largest_task_goes_first_and_equal_ones_in_order():
+    queue = desk()
+    for number, cost in enumerate([1.0, 5.0, 3.0, 5.0]):
+        queue.add(number, cost)
+    assert [queue.next(worker, 0.0, 3) for worker in "abcd"] == [1, 3, 2, 0]
+    assert queue.next("e", 0.0, 4) is None
+
+
+def test_a_failed_task_goes_to_another_worker_and_is_given_up_after_so_many_tries():
+    queue = desk(retries=2)
+    queue.add(0, 1.0)
+    assert queue.next("a", 0.0, 1) == 0
+    assert queue.fail("a") is None
+    assert queue.next("a", 0.0, 1) is None, "who failed it does not get it while another is there"
+    assert queue.next("b", 0.0, 1) == 0
+    assert queue.fail("b") is None
+    assert queue.next("a", 0.0, 0) == 0, "alone it does"
+    assert queue.fail("a") == 0
+    assert not queue.tasks
+
+
+def test_an_overdue_task_is_given_to_an_idle_worker_too_and_the_first_answer_counts():
+    queue = desk()
+    queue.add(0, 1.0)
+    queue.next("a", 0.0, 1)
+    assert queue.finish("a", 1.0) == 0
+    queue.add(1, 1.0)
+    queue.next("a", 10.0, 1)
+    assert queue.next("b", 10.0 + 1.9 * HEDGE_SECONDS, 1) is None
+    assert queue.next("b", 12.5, 1) == 1
+    assert queue.next("c", 13.0, 2) is None, "two are enough"
+    assert queue.finish("b", 13.5) == 1
+    assert queue.finish("a", 20.0) is None, "a late duplicate"
+
+
+def test_a_worker_that_is_lost_beside_another_at_the_same_task_leaves_it_to_that_one():
+    queue = desk()
+    queue.add(0, 1.0)
+    queue.pace = 1.0
+    queue.next("a", 0.0, 1)
+    queue.next("b", 5.0, 1)
+    assert queue.fail("a") is None
+    assert queue.next("c", 5.1, 2) is None
+    assert queue.finish("b", 6.0) == 0
+
+
+def test_a_task_for_one_worker_waits_for_that_one():
+    queue = desk()
+    queue.add(0, 9.0, only="b")
+    queue.add(1, 1.0)
+    assert queue.next("a", 0.0, 1) == 1
+    assert queue.next("b", 0.0, 1) == 0
+
+
+def test_patience_follows_what_jobs_took_so_far():
+    queue = desk(patience=5.0, first_timeout=100.0)
+    queue.add(0, 2.0)
+    queue.next("a", 0.0, 0)
+    assert queue.hopeless(99.0) == []
+    assert queue.hopeless(101.0) == ["a"]
+    queue.finish("a", 4.0)  # two seconds a unit
+    queue.add(1, 2.0)
+    queue.next("a", 10.0, 0)
+    assert queue.hopeless(10.0 + 39.0) == []
+    assert queue.hopeless(10.0 + 41.0) == ["a"]
+
+
+# ------------------------------------------------------------------------------------------------- wire
+
+
+@pytest.mark.parametrize("rows", [None, ((0, 2), (3, 2), (1, 1))], ids=["all", "some"])
+@pytest.mark.parametrize("shift", [None, Shift(TERMS, 0.5)], ids=["centre", "shifted"])
+def test_a_job_arrives_as_it_was_sent(rows, shift):
+    sent, known, memory = job(rows=rows, shift=shift), Known(), Memory()
+    for _ in range(2):
+        arrived = wire.job_from(wire.unpack(wire.pack(wire.job(sent, known, Traffic()))), memory)
+        asked = [(arrived.members[m], arrived.prompts[p]) for m, p in arrived.pairs]
+        assert asked == [(sent.members[m], sent.prompts[p]) for m, p in sent.pairs]
+        assert (arrived.id, arrived.sigma, arrived.sampling, arrived.shift) == (5, 0.05, sent.sampling, shift)
+
+
+def test_a_question_travels_once_to_every_worker():
+    traffic, known = Traffic(), Known()
+    first = len(wire.pack(wire.job(job(), known, traffic)))
+    second = len(wire.pack(wire.job(job(), known, traffic)))
+    assert second < first / 2
+    assert traffic.prompts > 0
+    before = traffic.prompts
+    wire.job(job(rows=((0, 0),)), known, traffic)
+    assert traffic.prompts == before, "of a question in other words the prompts are known"
+
+
+@pytest.mark.parametrize("tokens", [True, False])
+@pytest.mark.parametrize("rows", [None, ((0, 2), (3, 2), (1, 1))], ids=["all", "some"])
+def test_rollouts_arrive_as_they_were_sent(tokens, rows):
+    sent, traffic = job(tokens=tokens, rows=rows), Traffic()
+    there = wire.job_from(wire.job(sent, Known(), Traffic()), Memory())
+    found = [rollout(there, m, p, s) for m, p in reversed(there.pairs) for s in range(2)][1:]
+    arrived = wire.rollouts_from(sent, wire.unpack(wire.pack(wire.rollouts(there, found))), traffic)
+    assert len(arrived) == len(found)
+    texts = {(r.member, there.prompts[r.prompt].id, r.sample): r for r in found}
+    for one in arrived:
+        twin = texts[one.member, sent.prompts[one.prompt].id, one.sample]
+        assert (one.text, one.prompt_tokens, one.finish) == (twin.text, twin.prompt_tokens, twin.finish)
+        assert one.token_ids == (twin.token_ids if tokens else ())
+        assert one.counted == (None if tokens else TokenCount(len(twin.token_ids), False))
+    assert traffic.completions > 0
+
+
+@pytest.mark.parametrize("garbage", [b"", b"\xc1", b"no message", wire.pack({"a": 1})[:-1]])
+def test_what_is_no_message_is_an_error(garbage):
+    with pytest.raises(EngineError, match="not a message"):
+        wire.unpack(garbage)
+
+
+@pytest.mark.parametrize("garbage", [None, 3, [], [[], b"", [], b"", b"", b""], [[], 5, 5, 5, 5, 5]])
+def test_what_are_no_rollouts_is_an_error(garbage):
+    with pytest.raises(EngineError, match="an answer that is none"):
+        wire.rollouts_from(job(), garbage, Traffic())
+
+
+@pytest.mark.parametrize(
+    "update",
+    [
+        Update(3, TERMS),
+        Update(4, ()),
+        Update(3, (Term(1, 5, 0.5), Term(3, 0, -0.0)), Decay(0.1, 0.2)),
+        Update(3, TERMS, None, Moments(0.9, 0.99, 1e-8, 1e-5, (TERMS, ()))),
+    ],
+    ids=["plain", "empty", "decay", "moments"],
+)
+def test_updates_arrive_bit_for_bit(update):
+    assert repr(wire.update_from(wire.unpack(wire.pack(wire.update(update))))) == repr(update)
+
+
+def test_an_update_costs_eight_bytes_for_every_noise_sample():
+    terms = tuple(Term(1000, pair, 0.1 * pair + 0.01) for pair in range(512))
+    assert len(wire.pack(wire.update(Update(1000, terms)))) < 8 * 512 + 32
+
+
+# ----------------------------------------------------------------------------------------------- history
+
+
+def test_a_worker_is_sent_what_it_misses_and_no_more():
+    past = History(lambda: ())
+    past.begin(None)
+    past.add([Update(g, (Term(g, 0, 1.0),)) for g in range(5)])
+    assert past.sync(0, 3) == [0, None, 3, past.updates[3:]]
+    assert past.sync(0, 5) == [0, None, 5, []]
+    assert past.sync(-1, 0) == [0, [None, None], 0, past.updates]
+    past.begin(None)
+    assert past.sync(0, 5) == [1, [None, None], 0, []], "another epoch begins from the base model"
+
+
+def test_a_new_worker_begins_from_the_newest_snapshot_that_is_of_this_run():
+    kept = [Snapshot(Path("c"), 9, "x"), Snapshot(Path("b"), 4, "four"), Snapshot(Path("a"), 2, "two")]
+    past = History(lambda: kept)
+    past.begin(None)
+    past.add([Update(g, ()) for g in range(6)])
+    past.prints |= {2: "two", 4: "four", 6: "six"}
+    assert past.sync(-1, 0) == [0, ["b", "four"], 4, past.updates[4:]]
+    assert past.sync(-1, 0, snapshots=False)[1:3] == [[None, None], 0]
+    past.prints[4] = "another"
+    assert past.sync(-1, 0)[1:3] == [["a", "two"], 2]
+
+
+def test_updates_of_late_are_known_by_number():
+    past = History(lambda: ())
+    past.begin(None)
+    past.add([Update(g, (Term(g, 0, 1.0 + g),)) for g in range(4)])
+    assert past.number_of((Term(2, 0, 3.0),)) == 2
+    assert past.number_of((Term(2, 0, 3.5),)) is None
