@@ -5,17 +5,25 @@ from __future__ import annotations
 import importlib.util
 import os
 import signal
+import subprocess
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import runs
 from crews import Attacker, alone, fleet, ray_here
+from models import save_family
 from seedtune import replay
+from seedtune.engines.fleet.board import ask
 from seedtune.trainer import Trainer
 
 if importlib.util.find_spec("ray") is None:
     pytest.skip("needs Ray", allow_module_level=True)  # not imported here: its settings come first
+
+SLOW = {"size": 6, "delay": 0.15}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -24,15 +32,15 @@ def _ray():
         yield
 
 
-@pytest.fixture(scope="module")
-def reference(tmp_path_factory) -> Path:
-    """The run that all others must be, in this process."""
-    return straight(tmp_path_factory.mktemp("alone") / "run")
-
-
 def straight(root: Path, **settings) -> Path:
+    """The run that another must be, in this process."""
     Trainer(alone(fleet(root, **settings), root)).train()
     return root
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory) -> Path:
+    return straight(tmp_path_factory.mktemp("alone") / "run")
 
 
 def trained(config, **how) -> Trainer:
@@ -44,24 +52,189 @@ def trained(config, **how) -> Trainer:
     return trainer
 
 
+def counted(root: Path, name: str) -> float:
+    return sum(row.get(f"fleet/{name}", 0) for row in runs.rows(replay.RunPaths(root).metrics))
+
+
+class At:
+    """Does something when a generation is done."""
+
+    def __init__(self, generation: int, act: Callable[[], Any]) -> None:
+        self.generation, self.act = generation, act
+
+    def on_start(self, *_):
+        pass
+
+    on_evaluate = on_end = on_start
+
+    def on_generation(self, told):
+        if told["generation"] == self.generation:
+            self.act()
+
+
+# ---------------------------------------------------------------------------------------- any number of workers
+
+
 @pytest.mark.parametrize("workers", [1, 2, 4])
 def test_any_number_of_workers_writes_the_ledger_of_one_process(tmp_path, reference, workers):
     trained(fleet(tmp_path / "run", fleet={"workers": workers}))
     runs.assert_same_run(tmp_path / "run", reference)
 
 
+@pytest.mark.parametrize("workers", [1, 2, 4])
+def test_workers_with_a_tiny_transformer_write_the_ledger_of_one_process(tmp_path, tiny, workers):
+    settings, whole = tiny
+    trained(fleet(tmp_path / "run", **settings, fleet={"engine": "transformers", "workers": workers, "cpus": 1}))
+    runs.assert_same_run(tmp_path / "run", whole)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory) -> tuple[dict, Path]:
+    """Settings of a run of a random Llama, and that run in this process."""
+    folder = tmp_path_factory.mktemp("tiny")
+    settings = {
+        "model": str(save_family("llama", folder / "model")),
+        "task": "conciseness",
+        "generations": 3,
+        "max_completion_length": 6,
+        "max_prompt_length": 50,
+        "prompt_truncation": "left",
+        "eval_prompts": 2,
+        "transformers": {"device": "cpu"},
+    }
+    config = fleet(folder / "run", **settings, fleet={"engine": "transformers"})
+    Trainer(alone(config, folder / "run")).train()
+    return settings, folder / "run"
+
+
+def test_a_worker_that_joins_at_generation_three_changes_nothing(tmp_path, reference):
+    trainer = Trainer(fleet(tmp_path / "run", toy=SLOW), callbacks=[At(3, lambda: trainer.engine.scale(3))])
+    trainer.train()
+    here = trainer.engine.foreman.here()
+    trainer.engine.close()
+    assert len(here) == 3
+    runs.assert_same_run(tmp_path / "run", reference)
+
+
+def test_a_running_fleet_is_shown_and_resized_from_outside(tmp_path, reference):
+    root, told = tmp_path / "run", []
+
+    def look():
+        time.sleep(1.1)  # the file is written every second
+        told.append(runs.cli("fleet", "status", root))
+        assert runs.cli("fleet", "scale", root, "1").returncode == 0
+
+    trainer = Trainer(fleet(root, toy=SLOW), callbacks=[At(2, look)])
+    trainer.train()
+    left = len(trainer.engine.foreman.crew.hands)
+    trainer.engine.close()
+    assert told[0].returncode == 0, told[0].stderr
+    assert "toy-0" in told[0].stdout
+    assert left == 1
+    runs.assert_same_run(root, reference)
+    assert "no fleet is at" in runs.only_line(*_ended(runs.cli("fleet", "status", root)))
+
+
+def _ended(done: subprocess.CompletedProcess[str]) -> tuple[int, str]:
+    return done.returncode, done.stderr
+
+
+def test_workers_that_are_too_many_are_asked_for_in_vain(tmp_path):
+    root = tmp_path / "run"
+    how = {"workers": 2, "max_workers": 2}
+    trainer = Trainer(fleet(root, toy=SLOW, fleet=how), callbacks=[At(2, lambda: ask(root, {"toy": 5}))])
+    trainer.train()
+    assert len(trainer.engine.foreman.crew.hands) == 2
+    assert any("nothing changes" in note for note in trainer.engine.foreman.crew.notes)
+    trainer.engine.close()
+
+
+# -------------------------------------------------------------------------------------------------- signals
+
+
+@pytest.mark.slow
 def test_workers_killed_at_twenty_instants_change_nothing(tmp_path):
-    settings = {"generations": 100, "fingerprint_steps": 7}
+    settings = {"generations": 120, "fingerprint_steps": 7, "save_steps": 10}
     whole = straight(tmp_path / "reference", **settings)
-    config = fleet(tmp_path / "run", **settings, fleet={"workers": 3, "retries": 20}, toy={"size": 6, "delay": 0.15})
+    config = fleet(tmp_path / "run", **settings, fleet={"workers": 3, "retries": 20}, toy=SLOW)
     trainer = Trainer(config)
     attacker = Attacker(lambda: trainer.engine, lambda pid: os.kill(pid, signal.SIGKILL), times=20, seed=1)
     attacker.start()
     trainer.train()
     attacker.over.set()
-    trainer.load().close()
-    assert len(attacker.done) >= 20
+    trainer.engine.close()
+    assert len(attacker.done) == 20
     runs.assert_same_run(tmp_path / "run", whole)
-    metrics = runs.rows(replay.RunPaths(tmp_path / "run").metrics)
-    assert sum(row.get("fleet/lost", 0) for row in metrics) >= 15
-    assert sum(row.get("fleet/given_up", 0) for row in metrics) == 0
+    assert counted(tmp_path / "run", "lost") >= 15
+    assert counted(tmp_path / "run", "given_up") == 0
+
+
+def test_losing_one_of_two_workers_costs_its_job_once_more_and_no_generation(tmp_path, reference):
+    def kill():
+        os.kill(trainer.engine.foreman.here()[0].pid, signal.SIGKILL)
+
+    trainer = Trainer(fleet(tmp_path / "run", toy=SLOW), callbacks=[At(4, kill)])
+    trainer.train()
+    jobs = [span for span in trainer.engine.spans if span.kind == "evaluate"]
+    trainer.engine.close()
+    runs.assert_same_run(tmp_path / "run", reference)
+    assert len({span.number for span in jobs}) == len(jobs), "no finished job was done twice"
+    assert counted(tmp_path / "run", "lost") == 1
+    assert counted(tmp_path / "run", "retried") <= 1
+    rows = runs.rows(replay.RunPaths(tmp_path / "run").metrics)
+    assert any("is lost" in alarm for row in rows for alarm in row.get("alarms", ()))
+
+
+def test_a_worker_that_is_stopped_is_given_up_and_the_run_goes_on(tmp_path, reference):
+    stopped = []
+
+    def stop():
+        stopped.append(trainer.engine.foreman.here()[0].pid)
+        os.kill(stopped[0], signal.SIGSTOP)
+
+    how = {"workers": 2, "patience": 2.0}
+    trainer = Trainer(fleet(tmp_path / "run", toy=SLOW, fleet=how), callbacks=[At(3, stop)])
+    trainer.train()
+    trainer.engine.close()
+    runs.assert_same_run(tmp_path / "run", reference)
+    wait_until(lambda: not alive(stopped[0]))
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def wait_until(happened: Callable[[], bool], seconds: float = 30.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < deadline, "nothing happened"
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("engine", ["fleet", "toy"])
+def test_a_run_whose_process_is_killed_leaves_no_worker_behind_and_goes_on(tmp_path, reference, engine):
+    """With Ray of its own, which ends with it; resumed by a fleet or by one process."""
+    config = fleet(tmp_path / "run", toy=SLOW)
+    file = runs.write_config(config, tmp_path / "config.yaml")
+    driver = subprocess.Popen(runs.command("train", file), env=runs.environment(), stderr=subprocess.PIPE, text=True)
+    paths = replay.RunPaths(tmp_path / "run")
+    wait_until(lambda: driver.poll() is not None or (paths.metrics.exists() and len(runs.rows(paths.metrics)) > 3), 120)
+    workers = [one["pid"] for one in _status(paths.root)["workers"] if one["pid"]]
+    driver.kill()
+    driver.communicate()
+    assert driver.returncode == -signal.SIGKILL
+    assert workers
+    wait_until(lambda: not any(map(alive, workers)), 60)
+    resumed = Trainer(replay.run_config(paths.root).replace(engine=engine))
+    resumed.train(resume=True)
+    resumed.engine.close()
+    runs.assert_same_run(paths.root, reference)
+
+
+def _status(root: Path) -> dict:
+    from seedtune.engines.fleet.board import status_of
+
+    return status_of(root)

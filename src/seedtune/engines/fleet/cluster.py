@@ -121,9 +121,9 @@ class Cluster:
 def _quieten() -> None:
     """Ray prints a paragraph for every worker that dies; a fleet says it in a line."""
     with suppress(Exception):  # not a part of Ray's interface
-        from ray._private.ray_logging import global_worker_stdstream_dispatcher
+        from ray._private import worker
 
-        global_worker_stdstream_dispatcher.remove_handler("ray_print_logs")
+        worker.print_to_stdstream = lambda *_, **__: None
 
 
 def end(actor: Any, pid: int | None, host: str | None) -> None:
