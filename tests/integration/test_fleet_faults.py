@@ -58,7 +58,7 @@ GARBAGE = {
         [["x"], None, hand.epoch, hand.position, hand.actor.call(request)[-32:]]
     ),
     "out of memory": lambda hand, request: wire.pack(
-        [None, ["unknown", "OutOfMemoryError: CUDA out of memory"], hand.epoch, hand.position, bytes(32)]
+        [None, ["unknown", "OutOfMemoryError: CUDA out of memory"], hand.epoch, hand.position, bytes(8)]
     ),
 }
 

@@ -199,7 +199,7 @@ class FleetEngine:
     def _agreed(self) -> str:
         """What more than half of the workers hold; where there is no such majority, all are rebuilt and asked again."""
         for _ in range(3):
-            found = self._everyone("fingerprint")
+            found = self._everyone()
             prints = sorted(found.values())
             most = max(prints, key=prints.count, default=None)
             majority = most is not None and 2 * prints.count(most) > len(prints)
@@ -216,16 +216,16 @@ class FleetEngine:
             "'seedtune fleet status' and the log name them; seedtune resume goes on without the differing one."
         )
 
-    def _everyone(self, operation: str) -> dict[str, Any]:
-        """The answers of all workers that are there, by name; who is much slower than the first is lost."""
+    def _everyone(self) -> dict[str, str]:
+        """The fingerprints of all workers that are there, by name; who is much slower than the first is lost."""
         foreman = self.foreman
         while not foreman.here():
             foreman.turn()
         asked = {}
         for hand in foreman.here():
-            errand = Errand(operation, lambda _: None, lambda data: data, only=hand.name)
+            errand = Errand("fingerprint", lambda _: None, lambda data: data, only=hand.name)
             asked[foreman.submit(errand)] = hand.name
-        found: dict[str, Any] = {}
+        found: dict[str, str] = {}
         deadline: float | None = None
         while asked and (deadline is None or time.monotonic() < deadline):
             for number in list(asked):
@@ -233,7 +233,7 @@ class FleetEngine:
                 if answer is not None:
                     name = asked.pop(number)
                     if answer.why is None:
-                        found[name] = _value(answer)
+                        found[name] = _value(answer).hex()
                         deadline = deadline or time.monotonic() + self.config.fleet.patience
             if asked:
                 foreman.turn()

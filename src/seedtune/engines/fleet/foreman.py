@@ -17,7 +17,7 @@ from seedtune.engines.fleet.dispatch import Dispatcher
 from seedtune.engines.fleet.figures import Figures, Span
 from seedtune.engines.fleet.history import History
 from seedtune.engines.fleet.replies import Reply, read
-from seedtune.engines.fleet.wire import Plain
+from seedtune.engines.fleet.wire import Known, Plain
 from seedtune.errors import EngineError, SeedtuneError, StorageError
 from seedtune.settings import FleetSettings
 
@@ -160,6 +160,7 @@ class Foreman:
         hand.epoch, hand.position = reply.epoch, reply.position
         if reply.behind:
             self.desk.release(hand.name)
+            hand.known = Known()
         elif reply.broken:
             self._lose(hand, reply.message, now)
         elif hand.name in self.desk.running:

@@ -377,13 +377,19 @@ def _of_coverage(one: Coverage) -> tuple[int, int, list[list[str]]]:
 
 def times(one: EngineTimes, synced: float, worked: float) -> bytes:
     """Every figure, in order, and the seconds of updates and of the work."""
-    seconds = (one.perturb, one.prefill, one.decode, one.update, synced, worked)
-    return struct.pack("<6f2I", *seconds, one.generated_tokens, one.prompt_tokens)
+    mine = struct.pack("<2f", synced, worked)
+    if one == EngineTimes():
+        return mine
+    seconds = (one.perturb, one.prefill, one.decode, one.update)
+    return mine + struct.pack("<4f2I", *seconds, one.generated_tokens, one.prompt_tokens)
 
 
 def times_from(raw: bytes) -> tuple[EngineTimes, float, float]:
     """The other way round."""
-    perturb, prefill, decode, update, synced, worked, generated, prompted = struct.unpack("<6f2I", raw)
+    synced, worked = struct.unpack("<2f", raw[:8])
+    if len(raw) == 8:
+        return EngineTimes(), synced, worked
+    perturb, prefill, decode, update, generated, prompted = struct.unpack("<4f2I", raw[8:])
     return EngineTimes(perturb, prefill, decode, update, generated, prompted), synced, worked
 
 

@@ -124,7 +124,7 @@ class Worker:
 
     def fingerprint(self, _: Plain) -> Plain:
         """The centre's fingerprint."""
-        return self.engine.fingerprint()
+        return bytes.fromhex(self.engine.fingerprint())
 
     def snapshot(self, path: Plain) -> Plain:
         """Write the centre where this worker is."""
