@@ -105,6 +105,7 @@ def plan_config(
     machine.  ConfigError names an unknown device, ModelError a model whose configuration cannot be read.
     """
     asked = [parse_device(text) for text in devices]
+    fleet, config = config, config.replace(engine=config.kinds[0]) if config.engine == "fleet" else config
     if config.engine == "toy":
         raise ConfigError("plan forecasts language models, not engine='toy'. Use engine=transformers or engine=vllm.")
     if share is not None and not 0 < share <= 1:
@@ -116,7 +117,7 @@ def plan_config(
     share = share or (SHARE if pace is None else min(1.0, pace.new_tokens / config.max_completion_length))
     anatomy, work = anatomy_of(config), workload_of(config, task, share=share)
     memory = tuple(memory_of(anatomy, work, config, mode) for mode in MODES)
-    notes = _notes(work, share, pace, [count for count, _ in asked])
+    notes = _notes(work, share, pace, [count for count, _ in asked]) + _of_fleet(fleet)
     durations = []
     for count, name in asked if pace is None else sorted({*asked, (1, CPU)}, key=lambda device: device[1] != CPU):
         if name != CPU:
@@ -132,6 +133,17 @@ def plan_config(
             except ModelError as error:
                 notes.append(f"cpu was not measured: {error}")
     return Forecast(config, anatomy, work, memory, tuple(durations), tuple(notes))
+
+
+def _of_fleet(config: Config) -> list[str]:
+    """What the forecast leaves out of a fleet."""
+    if config.engine != "fleet":
+        return []
+    workers = sum(config.fleet.kinds.values())
+    return [
+        f"a fleet of {workers}: memory is that of one worker, seconds are those of one {config.kinds[0]} engine with the "
+        f"whole device. {workers} devices of that sort share out the rollouts; give their number, for example 8xh100"
+    ]
 
 
 def memory_of(anatomy: Anatomy, work: Workload, config: Config, mode: tuple[str, str]) -> Memory:

@@ -25,6 +25,9 @@ OURS = {
 }
 """Environment of a cluster that is started here, unless the user has set it.  Ray reads it when it is imported."""
 
+PATIENCE = 10.0
+"""Seconds that a cluster has to take a connection."""
+
 SHOWN = 300
 """Characters of what Ray says that are passed on."""
 
@@ -63,10 +66,16 @@ class Cluster:
         if ray.is_initialized():
             return
         address = self.settings.address
+        self._knock(address)
         how: dict[str, Any] = {"namespace": NAMESPACE, "log_to_driver": False, "configure_logging": False}
         if address is None:
             self.own = True
-            how |= {"include_dashboard": False, "num_cpus": self._cores(), "object_store_memory": OBJECTS}
+            how |= {
+                "address": "local",
+                "include_dashboard": False,
+                "num_cpus": self._cores(),
+                "object_store_memory": OBJECTS,
+            }
         else:
             how["address"] = address
         logging.getLogger("ray").setLevel(logging.ERROR)
@@ -79,6 +88,16 @@ class Cluster:
     def _prepare(self) -> None:
         for name, value in OURS.items():
             os.environ.setdefault(name, value)
+
+    def _knock(self, address: str | None) -> None:
+        """ConfigError if nobody listens at HOST:PORT, where Ray would try for minutes."""
+        host, colon, port = (address or "").removeprefix("ray://").rpartition(":")
+        if not colon or not port.isdigit():
+            return
+        try:
+            socket.create_connection((host, int(port)), PATIENCE).close()
+        except OSError as error:
+            raise ConfigError(f"{self._unreachable()}: {error}") from error
 
     def _unreachable(self) -> str:
         address = self.settings.address

@@ -1,0 +1,197 @@
+"""Fleets on a Ray that is not theirs, a Ray that dies, workers of several kinds; drivers are processes."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+import runs
+from crews import alone, fleet
+from seedtune import ledger, replay
+from seedtune.engines.fleet.board import status_of
+from seedtune.errors import ConfigError, MissingExtraError
+from seedtune.trainer import Trainer
+from seedtune.verify import verify_run
+
+if importlib.util.find_spec("ray") is None:
+    pytest.skip("needs Ray", allow_module_level=True)
+
+SLOW = {"size": 6, "delay": 0.15}
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+@pytest.fixture
+def cluster(tmp_path) -> Iterator[str]:
+    """The address of a Ray that somebody else started."""
+    port, ray = free_port(), Path(sys.executable).with_name("ray")
+    env = {**os.environ, "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
+    command = [ray, "start", "--head", f"--port={port}", "--num-cpus=8", "--include-dashboard=false", "--block"]
+    with (tmp_path / "ray.log").open("w") as log:
+        head = subprocess.Popen(command, env=env, stdout=log, stderr=log)
+    deadline = time.monotonic() + 60
+    while "Ray runtime started" not in (tmp_path / "ray.log").read_text():
+        assert head.poll() is None, (tmp_path / "ray.log").read_text()
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    yield f"{_address(tmp_path)}:{port}"
+    children = psutil.Process(head.pid).children(recursive=True)
+    head.terminate()
+    head.wait()
+    for child in children:
+        with_suppress(child.kill)
+
+
+def with_suppress(act) -> None:
+    try:
+        act()
+    except psutil.NoSuchProcess:
+        return
+
+
+def _address(folder: Path) -> str:
+    """Where Ray says that it is."""
+    for line in (folder / "ray.log").read_text().splitlines():
+        if "Local node IP" in line:
+            return line.rpartition(":")[2].strip()
+    return "127.0.0.1"
+
+
+def start(*arguments: str | Path) -> subprocess.Popen[str]:
+    env = runs.environment(RAY_AUTH_MODE="disabled")
+    return subprocess.Popen(
+        runs.command(*arguments), env=env, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+
+
+def generations(root: Path) -> int:
+    path = replay.RunPaths(root).metrics
+    return sum("reward" in row for row in runs.rows(path)) if path.exists() else 0
+
+
+def wait_until(happened, process: subprocess.Popen[str], seconds: float = 120.0) -> None:
+    deadline = time.monotonic() + seconds
+    while process.poll() is None and not happened():
+        assert time.monotonic() < deadline, "nothing happened"
+        time.sleep(0.05)
+
+
+def straight(root: Path, **settings) -> Path:
+    Trainer(alone(fleet(root, **settings), root)).train()
+    return root
+
+
+def alive(pid: int) -> bool:
+    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+
+
+# ------------------------------------------------------------------------------------------------- clusters
+
+
+@pytest.mark.slow
+def test_workers_outlive_their_driver_and_are_taken_over_by_a_resumed_run(tmp_path, cluster):
+    root, whole = tmp_path / "run", straight(tmp_path / "reference", generations=12)
+    config = fleet(root, generations=12, toy=SLOW, fleet={"address": cluster, "keep": True})
+    driver = start("train", runs.write_config(config, tmp_path / "config.yaml"))
+    wait_until(lambda: generations(root) >= 3, driver)
+    assert driver.poll() is None, driver.communicate()
+    workers = {one["pid"] for one in status_of(root)["workers"] if one["pid"]}
+    driver.kill()
+    driver.communicate()
+    time.sleep(3.0)
+    assert workers
+    assert all(map(alive, workers)), "they are still there"
+    resumed = start("resume", root)
+    wait_until(lambda: generations(root) >= 9, resumed)
+    taken = {one["pid"] for one in status_of(root)["workers"] if one["pid"]}
+    out, errors = resumed.communicate(timeout=120)
+    assert resumed.returncode == 0, errors + out
+    assert taken == workers
+    runs.assert_same_run(root, whole)
+    wait_until(lambda: not any(map(alive, workers)), resumed)
+
+
+def test_a_cluster_that_is_not_there_is_an_error_at_once(tmp_path):
+    config = fleet(tmp_path / "run", fleet={"address": f"127.0.0.1:{free_port()}"})
+    began = time.monotonic()
+    with pytest.raises(ConfigError, match=r"fleet.address='127.0.0.1:\d+' cannot be reached"):
+        Trainer(config).train()
+    assert time.monotonic() - began < 20
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_a_ray_that_dies_under_a_run_is_started_again(tmp_path):
+    root, whole = tmp_path / "run", straight(tmp_path / "reference", generations=30)
+    driver = start("train", runs.write_config(fleet(root, generations=30, toy=SLOW), tmp_path / "config.yaml"))
+    wait_until(lambda: generations(root) >= 3, driver)
+    (raylet,) = [p for p in psutil.Process(driver.pid).children(recursive=True) if p.name() == "raylet"]
+    os.kill(raylet.pid, signal.SIGKILL)
+    out, errors = driver.communicate(timeout=240)
+    if driver.returncode != 0:  # Ray took its driver with it: the run goes on all the same
+        resumed = start("resume", root)
+        out, errors = resumed.communicate(timeout=120)
+        assert resumed.returncode == 0, errors + out
+    runs.assert_same_run(root, whole)
+
+
+# ---------------------------------------------------------------------------------------------- several kinds
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="needs vLLM")
+def test_two_workers_of_vllm_and_one_of_transformers_hold_the_same_weights(tmp_path):
+    from serving import SMALL, save_served
+
+    root = tmp_path / "run"
+    config = fleet(
+        root,
+        model=str(save_served("qwen2", tmp_path / "model")),
+        task="conciseness",
+        generations=5,
+        max_completion_length=6,
+        max_prompt_length=50,
+        prompt_truncation="left",
+        eval_prompts=2,
+        members_per_job=2,
+        fingerprint_steps=1,
+        transformers={"device": "cpu", "dtype": "float32"},
+        vllm={"dtype": "float32", **SMALL},
+        fleet={"workers": {"vllm": 2, "transformers": 1}, "min_workers": 3, "cpus": 1},
+    )
+    file = runs.write_config(config, tmp_path / "config.yaml")
+    driver = start("train", file)
+    out, errors = driver.communicate(timeout=300)
+    assert driver.returncode == 0, errors + out
+    rows = [row for row in runs.rows(replay.RunPaths(root).metrics) if "fleet/workers" in row]
+    assert [row["fleet/workers"] for row in rows] == [3.0] * 5
+    assert sum(row["fleet/lost"] for row in rows) == 0, "no worker held other weights at any of five comparisons"
+    contents = ledger.read(replay.RunPaths(root).ledger)
+    assert contents.header.config["engine"] == "transformers+vllm"
+    assert sorted(contents.fingerprints) == [1, 2, 3, 4, 5]
+    assert verify_run(root).matched == (1, 2, 3, 4, 5)
+
+
+# ---------------------------------------------------------------------------------------------- installation
+
+
+def test_without_ray_the_line_to_install_it_is_said(tmp_path, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *_: None)
+    with pytest.raises(MissingExtraError, match=r"engine=fleet .* Install it with: pip install 'ray>=2.50'"):
+        Trainer(fleet(tmp_path / "run")).train()
+    shutil.rmtree(tmp_path / "run", ignore_errors=True)
