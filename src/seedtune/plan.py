@@ -141,8 +141,8 @@ def _of_fleet(config: Config) -> list[str]:
         return []
     workers = sum(config.fleet.kinds.values())
     return [
-        f"a fleet of {workers}: memory is that of one worker, seconds are those of one {config.kinds[0]} engine with the "
-        f"whole device. {workers} devices of that sort share out the rollouts; give their number, for example 8xh100"
+        f"a fleet of {workers}: memory is that of one worker, seconds are those of one {config.kinds[0]} engine with "
+        f"the whole device. {workers} devices of that sort share the rollouts; give their number, for example 8xh100"
     ]
 
 

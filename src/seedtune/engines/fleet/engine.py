@@ -17,14 +17,14 @@ from typing import Any, TypeVar
 from seedtune import snapshot
 from seedtune.config import Config
 from seedtune.engines.base import Engine, EngineInfo, EngineTimes, Finished, Noise
-from seedtune.engines.fleet import cluster, specs, wire
+from seedtune.engines.fleet import cluster, compact, specs, wire
 from seedtune.engines.fleet.board import Board
 from seedtune.engines.fleet.crew import Crew, Hand
 from seedtune.engines.fleet.dispatch import Dispatcher, Limits
 from seedtune.engines.fleet.figures import Span
 from seedtune.engines.fleet.foreman import Answer, Errand, Foreman
 from seedtune.engines.fleet.history import History
-from seedtune.engines.fleet.wire import Plain
+from seedtune.engines.wire import Plain
 from seedtune.errors import EngineError, StorageError
 from seedtune.types import Job, Likelihood, Prompt, Rollout, Term, Update
 
@@ -165,7 +165,7 @@ class FleetEngine:
         return _value(answer)
 
     def norm(self, terms: Sequence[Term]) -> float:
-        found: float = self._ask("norm", wire.terms(terms))
+        found: float = self._ask("norm", compact.terms(terms))
         return found
 
     def drift(self) -> float:
@@ -176,7 +176,7 @@ class FleetEngine:
         def tell(hand: Hand) -> Plain:
             """By number what the worker has applied itself."""
             numbers = [(terms, self.history.number_of(terms)) for terms in (one, other)]
-            return [wire.terms(t) if n is None or n < hand.began else n for t, n in numbers]
+            return [compact.terms(t) if n is None or n < hand.began else n for t, n in numbers]
 
         found: float = self._ask("cosine", tell)
         return found

@@ -17,7 +17,8 @@ from seedtune.engines.fleet.dispatch import Dispatcher
 from seedtune.engines.fleet.figures import Figures, Span
 from seedtune.engines.fleet.history import History
 from seedtune.engines.fleet.replies import Reply, read
-from seedtune.engines.fleet.wire import Known, Plain
+from seedtune.engines.fleet.wire import Known
+from seedtune.engines.wire import Plain
 from seedtune.errors import EngineError, SeedtuneError, StorageError
 from seedtune.settings import FleetSettings
 

@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from seedtune.engines.fleet import wire
-from seedtune.engines.fleet.wire import Plain
+from seedtune.engines.fleet import compact
+from seedtune.engines.wire import Plain
 from seedtune.snapshot import Snapshot
 from seedtune.types import Term, Update
 
@@ -45,7 +45,7 @@ class History:
 
     def add(self, updates: Sequence[Update]) -> None:
         """The centre moves on."""
-        self.updates += [wire.update(update) for update in updates]
+        self.updates += [compact.update(update) for update in updates]
         self.terms += [update.terms for update in updates]
 
     def sync(self, epoch: int, position: int, *, snapshots: bool = True) -> Plain:

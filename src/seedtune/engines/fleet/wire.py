@@ -10,32 +10,25 @@ import struct
 import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import msgpack  # type: ignore[import-untyped, unused-ignore]
 
 from seedtune.answers import length, tokens
 from seedtune.engines.base import EngineInfo, EngineTimes
+from seedtune.engines.fleet import compact
+from seedtune.engines.wire import Plain
 from seedtune.errors import EngineError
 from seedtune.types import (
     Coverage,
-    Decay,
     Finish,
     Job,
     Likelihood,
     Member,
-    Moments,
     Prompt,
     Rollout,
     Sampling,
-    Shift,
-    Term,
     TokenCount,
-    Update,
 )
-
-Plain = Any
-"""Numbers, strings, bytes, None, and lists and mappings of these."""
 
 FINISHES: tuple[Finish, Finish] = ("stop", "length")
 KEY = 8
@@ -106,7 +99,7 @@ def job(one: Job, known: Known, traffic: Traffic) -> Plain:
     if one.rows is not None:
         place_of = {place: index for index, place in enumerate(asked)}
         rows = [number for member, prompt in one.rows for number in (member, place_of[prompt])]
-    return [one.id, one.sigma, members(one.members), key, question, shift(one.shift), rows, one.tokens]
+    return [one.id, one.sigma, members(one.members), key, question, compact.shift(one.shift), rows, one.tokens]
 
 
 def _question(packed: Sequence[bytes], how: bytes, known: Known, traffic: Traffic) -> Plain:
@@ -129,7 +122,7 @@ def job_from(data: Plain, memory: Memory) -> Job:
         _learn(memory, key, question)
     prompts, sampling = memory.questions[key]
     pairs = None if rows is None else tuple(zip(rows[::2], rows[1::2], strict=True))
-    return Job(number, sigma, members_from(listed), prompts, sampling, shift_from(moved), pairs, tokens)
+    return Job(number, sigma, members_from(listed), prompts, sampling, compact.shift_from(moved), pairs, tokens)
 
 
 def _learn(memory: Memory, key: bytes, question: Plain) -> None:
@@ -287,70 +280,6 @@ def likelihoods_from(one: Job, data: Plain, traffic: Traffic) -> list[Likelihood
     traffic.completions += sum(len(pack(row[5])) + len(pack(row[6])) for row in data)
     traffic.members += len(one.members)
     return found
-
-
-# ---------------------------------------------------------------------------------------------- updates
-
-
-def terms(listed: Sequence[Term]) -> Plain:
-    """[generations, pairs, weights]: one generation if it is everyone's, a count if pairs are 0, 1, 2, …"""
-    generations, pairs = [term.generation for term in listed], [term.pair for term in listed]
-    return [
-        generations[0] if len(set(generations)) == 1 else generations,
-        len(pairs) if pairs == list(range(len(pairs))) else pairs,
-        struct.pack(f"<{len(listed)}d", *(term.weight for term in listed)),
-    ]
-
-
-def terms_from(data: Plain) -> tuple[Term, ...]:
-    """The other way round."""
-    generations, pairs, raw = data
-    weights = struct.unpack(f"<{len(raw) // 8}d", raw)
-    if isinstance(generations, int):
-        generations = [generations] * len(weights)
-    if isinstance(pairs, int):
-        pairs = range(pairs)
-    return tuple(Term(*term) for term in zip(generations, pairs, weights, strict=True))
-
-
-def update(one: Update) -> Plain:
-    """[generation, terms, decay, moments]."""
-    decay, moments = one.decay, one.moments
-    return [
-        one.generation,
-        terms(one.terms),
-        None if decay is None else [decay.l2, decay.l1],
-        None if moments is None else _moments(moments),
-    ]
-
-
-def update_from(data: Plain) -> Update:
-    """The other way round."""
-    generation, listed, decay, moments = data
-    return Update(
-        generation,
-        terms_from(listed),
-        None if decay is None else Decay(*decay),
-        None if moments is None else _moments_from(*moments),
-    )
-
-
-def _moments(one: Moments) -> Plain:
-    return [one.beta1, one.beta2, one.epsilon, one.alpha, [terms(listed) for listed in one.past]]
-
-
-def _moments_from(beta1: float, beta2: float, epsilon: float, alpha: float, past: Plain) -> Moments:
-    return Moments(beta1, beta2, epsilon, alpha, tuple(map(terms_from, past)))
-
-
-def shift(one: Shift | None) -> Plain:
-    """[terms, length]."""
-    return None if one is None else [terms(one.terms), one.length]
-
-
-def shift_from(data: Plain) -> Shift | None:
-    """The other way round."""
-    return None if data is None else Shift(terms_from(data[0]), data[1])
 
 
 # ------------------------------------------------------------------------------------------------- rest

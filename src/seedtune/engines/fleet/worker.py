@@ -12,9 +12,9 @@ from seedtune import engines
 from seedtune.config import Config
 from seedtune.engines import wire as words
 from seedtune.engines.base import Engine
-from seedtune.engines.fleet import wire
-from seedtune.engines.fleet.wire import Plain
+from seedtune.engines.fleet import compact, wire
 from seedtune.engines.passes import passes
+from seedtune.engines.wire import Plain
 from seedtune.errors import SeedtuneError, StorageError
 from seedtune.types import Term
 
@@ -72,7 +72,7 @@ class Worker:
             self.recent.clear()
         if (self.epoch, self.position) != (epoch, position):
             raise BehindError
-        updates = [wire.update_from(update) for update in missing]
+        updates = [compact.update_from(update) for update in missing]
         for batch in passes(updates):
             self.engine.apply(*batch)
             for update in batch:
@@ -106,7 +106,7 @@ class Worker:
 
     def norm(self, asked: Plain) -> Plain:
         """‖Σ weight·ε‖."""
-        return self.engine.norm(wire.terms_from(asked))
+        return self.engine.norm(compact.terms_from(asked))
 
     def drift(self, _: Plain) -> Plain:
         """‖θ − θ₀‖."""
@@ -114,7 +114,7 @@ class Worker:
 
     def cosine(self, asked: Plain) -> Plain:
         """The cosine between two updates."""
-        one, other = (self.recent[terms] if isinstance(terms, int) else wire.terms_from(terms) for terms in asked)
+        one, other = (self.recent[terms] if isinstance(terms, int) else compact.terms_from(terms) for terms in asked)
         return self.engine.cosine(one, other)
 
     def logprobs(self, asked: Plain) -> Plain:

@@ -1,0 +1,70 @@
+"""Updates in few bytes: eight for a weight, none for noise samples that are in order."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+
+from seedtune.engines.wire import Plain
+from seedtune.types import Decay, Moments, Shift, Term, Update
+
+
+def terms(listed: Sequence[Term]) -> Plain:
+    """[generations, pairs, weights]: one generation if it is everyone's, a count if pairs are 0, 1, 2, …"""
+    generations, pairs = [term.generation for term in listed], [term.pair for term in listed]
+    return [
+        generations[0] if len(set(generations)) == 1 else generations,
+        len(pairs) if pairs == list(range(len(pairs))) else pairs,
+        struct.pack(f"<{len(listed)}d", *(term.weight for term in listed)),
+    ]
+
+
+def terms_from(data: Plain) -> tuple[Term, ...]:
+    """The other way round."""
+    generations, pairs, raw = data
+    weights = struct.unpack(f"<{len(raw) // 8}d", raw)
+    if isinstance(generations, int):
+        generations = [generations] * len(weights)
+    if isinstance(pairs, int):
+        pairs = range(pairs)
+    return tuple(Term(*term) for term in zip(generations, pairs, weights, strict=True))
+
+
+def update(one: Update) -> Plain:
+    """[generation, terms, decay, moments]."""
+    decay, moments = one.decay, one.moments
+    return [
+        one.generation,
+        terms(one.terms),
+        None if decay is None else [decay.l2, decay.l1],
+        None if moments is None else _moments(moments),
+    ]
+
+
+def update_from(data: Plain) -> Update:
+    """The other way round."""
+    generation, listed, decay, moments = data
+    return Update(
+        generation,
+        terms_from(listed),
+        None if decay is None else Decay(*decay),
+        None if moments is None else _moments_from(*moments),
+    )
+
+
+def _moments(one: Moments) -> Plain:
+    return [one.beta1, one.beta2, one.epsilon, one.alpha, [terms(listed) for listed in one.past]]
+
+
+def _moments_from(beta1: float, beta2: float, epsilon: float, alpha: float, past: Plain) -> Moments:
+    return Moments(beta1, beta2, epsilon, alpha, tuple(map(terms_from, past)))
+
+
+def shift(one: Shift | None) -> Plain:
+    """[terms, length]."""
+    return None if one is None else [terms(one.terms), one.length]
+
+
+def shift_from(data: Plain) -> Shift | None:
+    """The other way round."""
+    return None if data is None else Shift(terms_from(data[0]), data[1])
