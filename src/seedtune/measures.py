@@ -235,9 +235,11 @@ def during_training(
         )
         for task, own in ((task, task is watched[0]) for task in watched)
     ]
-    engine.take_times()
+    taken = engine.take_times()
     own, first = watched[0], outcomes[0]
     metrics: dict[str, Any] = {"generation": generation, "eval_reward": monitors.mean(first.rewards)}
+    metrics |= {f"eval_{name}": value for name, value in taken.figures.items()}
+    metrics |= {"alarms": taken.notes} if taken.notes else {}
     if own.has_accuracy:
         metrics["eval_accuracy"] = float(np.mean(right(own, first.rewards)))
     metrics |= {f"eval_{name}": value for name, value in monitors.function_metrics(first.by_function).items()}

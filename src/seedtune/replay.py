@@ -226,6 +226,15 @@ def load(
     return engine, info
 
 
+def loaded(engine: Engine) -> EngineInfo:
+    """Load the base model; an engine that cannot is closed."""
+    try:
+        return engine.load()
+    except BaseException:
+        engine.close()
+        raise
+
+
 def lineage_of(config: Config, contents: ledger.Contents) -> Lineage:
     """Which of a ledger's generations are in the centre."""
     return Lineage(strategies.memory(config), contents.records)

@@ -130,7 +130,7 @@ class FleetSettings(Section):
     """Further Ray resources of a worker, by name."""
 
     keep: bool = False
-    """Workers of a cluster (``address``) outlive this process, and a resumed run takes them over."""
+    """Workers of a cluster (``address``) outlive a process that is killed, and a resumed run takes them over."""
 
     prompts_per_job: int = Field(default=32, ge=1)
     """Held-out prompts in one job."""
@@ -142,7 +142,7 @@ class FleetSettings(Section):
     """Seconds to wait for ``min_workers`` before the run stops."""
 
     first_job_timeout: float = Field(default=900.0, gt=0.0)
-    """Seconds that a job may take while no job has shown yet how long they take."""
+    """Seconds that a job may take while no job has shown yet how long they take, and a snapshot or an export always."""
 
     patience: float = Field(default=60.0, gt=0.0)
     """A worker is given up when a job takes longer than this many seconds and ten times as long as expected."""
@@ -164,6 +164,12 @@ class FleetSettings(Section):
             raise ValueError(f"min_workers={self.min_workers} is more than workers={self.workers}: the run would wait")
         if self.max_workers is not None and self.max_workers < sum(kinds.values()):
             raise ValueError(f"max_workers={self.max_workers} is less than workers={self.workers}: raise it")
+        if not isinstance(self.workers, int) and self.engine not in ("transformers", *kinds):
+            raise ValueError(f"engine={self.engine} means nothing beside workers={self.workers!r}: leave one out")
+        if self.gpus is not None and self.gpus > 1 and self.gpus != int(self.gpus):
+            raise ValueError(f"gpus={self.gpus:g}: give a whole number, or a share of one GPU")
+        if any(amount <= 0 or name in ("CPU", "GPU") for name, amount in self.resources.items()):
+            raise ValueError(f"resources={self.resources}: amounts above 0 of resources other than CPU and GPU")
         if self.keep and self.address is None:
             raise ValueError("keep=true needs address: Ray that is started here ends with this process")
         return self

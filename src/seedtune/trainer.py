@@ -106,7 +106,7 @@ class Trainer:
         """The engine, loaded with the base model if nothing was trained or resumed yet."""
         if self.engine is None:
             engine = engines.create(self.config)
-            engine.load()
+            replay.loaded(engine)
             self.engine = engine
         return self.engine
 
@@ -174,10 +174,10 @@ class Trainer:
         yield from self._begin()
 
     def _begin(self) -> Iterator[tuple[Ledger, State]]:
-        self._release()
+        self.release()
         engine, self.generation = engines.create(self.config), 0
         self.lineage = Lineage(strategies.memory(self.config))
-        info = engine.load()
+        info = replay.loaded(engine)
         self.parameters = info.coverage.perturbed
         self.engine = engine
         try:
@@ -198,7 +198,7 @@ class Trainer:
         if self.paths.stopped_at_once():
             yield from self._begin()
             return
-        self._release()
+        self.release()
         book, contents = Ledger.resume(self.paths.ledger)
         with closing(book):
             info = self._rebuild(contents)
@@ -243,11 +243,12 @@ class Trainer:
         files.write_lines(self.paths.samples, [r for r in samples if r["generation"] <= last[r["split"]]])
 
     def _settings(self) -> str:
-        text: str = yaml.safe_dump(self.config.model_dump(mode="json"), sort_keys=False)
+        settings = {**self.config.model_dump(mode="json"), "members_per_job": self.config.group}
+        text: str = yaml.safe_dump(settings, sort_keys=False)
         return text
 
-    def _release(self) -> None:
-        """Let go of an engine that an earlier call loaded."""
+    def release(self) -> None:
+        """Let go of the engine: of its memory, its processes."""
         if self.engine is not None:
             self.engine.close()
             self.engine = None

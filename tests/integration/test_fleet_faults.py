@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,8 @@ import runs
 from crews import alone, fleet, inline
 from seedtune import ledger, replay
 from seedtune.engines import create
-from seedtune.engines.fleet import wire
-from seedtune.errors import DataError, EngineError
+from seedtune.engines.fleet import foreman, wire
+from seedtune.errors import ConfigError, DataError, EngineError
 from seedtune.trainer import Trainer
 from seedtune.types import CENTRE, Job, Member, Prompt, Sampling, Term, Update
 from seedtune.verify import verify_run
@@ -133,6 +134,72 @@ def test_a_worker_whose_weights_differ_is_named_and_rebuilt(tmp_path, workers):
     assert verify_run(root).fingerprint == ledger.read(replay.RunPaths(root).ledger).fingerprints[8]
 
 
+class At:
+    """Does something when a generation is done."""
+
+    def __init__(self, generation: int, act) -> None:
+        self.generation, self.act = generation, act
+
+    def on_start(self, *_):
+        pass
+
+    on_evaluate = on_end = on_start
+
+    def on_generation(self, told):
+        if told["generation"] == self.generation:
+            self.act()
+
+
+def test_fewer_workers_are_no_reason_to_wait_for_one_that_is_gone(tmp_path, reference):
+    """The worker that is to write a snapshot is let go before it does."""
+    asked = []
+
+    def shrink(hand, request, calls):
+        if wire.unpack(request)[0] == "fingerprint" and len(asked) < 4:
+            asked.append(hand.name)
+            trainer.engine.scale(1)
+
+    with inline(fault=shrink):
+        trainer = Trainer(fleet(tmp_path / "run", fleet={"workers": 4}))
+        trainer.train()
+    assert len(trainer.engine.foreman.crew.hands) == 1
+    runs.assert_same_run(tmp_path / "run", reference)
+
+
+def test_a_pause_of_the_driver_costs_no_worker(tmp_path, reference, monkeypatch):
+    """Replies that lie ready are taken before anybody is judged."""
+    clock, ahead = time.monotonic, [0.0]
+    monkeypatch.setattr(foreman.time, "monotonic", lambda: clock() + ahead[0])
+
+    def pause():
+        ahead[0] += 10_000.0
+
+    with inline():
+        callbacks = [At(generation, pause) for generation in (2, 3, 5)]
+        Trainer(fleet(tmp_path / "run", fleet={"workers": 3}), callbacks=callbacks).train()
+    runs.assert_same_run(tmp_path / "run", reference)
+    assert counted(tmp_path / "run", "lost") == 0
+
+
+def test_a_worker_at_a_job_is_not_lost_for_a_fingerprint(tmp_path):
+    root = tmp_path / "run"
+    settings = {"alpha": 0.1, "generations": 12, "population": 32, "members_per_job": 2, "fingerprint_steps": 1}
+    with inline(seed=4):
+        Trainer(fleet(root, **settings, fleet={"workers": 4, "lag": 2, "patience": 0.001})).train()
+    assert counted(root, "lost") == 0
+    assert verify_run(root).matched == tuple(range(1, 13))
+
+
+@pytest.mark.parametrize("wished", [{"vllm": 3}, {"toy": 2, "vllm": 1}])
+def test_workers_of_a_kind_that_there_is_not_cannot_be_asked_for(tmp_path, wished):
+    with inline():
+        engine = create(fleet(tmp_path))
+        with pytest.raises(ConfigError, match="there are workers of toy"):
+            engine.scale(wished)
+        with pytest.raises(ConfigError, match="for a fleet that runs"):
+            engine.scale(3)
+
+
 def test_a_worker_that_comes_late_begins_from_the_newest_snapshot(tmp_path):
     loads: list[tuple] = []
 
@@ -143,38 +210,21 @@ def test_a_worker_that_comes_late_begins_from_the_newest_snapshot(tmp_path):
 
     config = fleet(tmp_path / "run")
 
-    class Grow:
-        def on_start(self, *_):
-            pass
-
-        on_evaluate = on_end = on_start
-
-        def on_generation(self, told):
-            if told["generation"] == 5:
-                trainer.engine.scale(3)
-
     with inline(fault=watching):
-        trainer = Trainer(config, callbacks=[Grow()])
+        trainer = Trainer(config, callbacks=[At(5, lambda: trainer.engine.scale(3))])
         trainer.train()
     assert loads[:2] == [(None, 0, 0)] * 2
     assert loads[2] == (str(tmp_path / "run" / "snapshots" / "000003"), 3, 2)
 
 
 def test_a_snapshot_that_a_worker_cannot_use_sends_it_to_the_base_model(tmp_path, reference):
-    class Grow:
-        def on_start(self, *_):
-            pass
-
-        on_evaluate = on_end = on_start
-
-        def on_generation(self, told):
-            if told["generation"] == 4:
-                weights = tmp_path / "run" / "snapshots" / "000003" / "centre.safetensors"
-                weights.write_bytes(weights.read_bytes()[:-3])
-                trainer.engine.scale(4)
+    def grow():
+        weights = tmp_path / "run" / "snapshots" / "000003" / "centre.safetensors"
+        weights.write_bytes(weights.read_bytes()[:-3])
+        trainer.engine.scale(4)
 
     with inline():
-        trainer = Trainer(fleet(tmp_path / "run"), callbacks=[Grow()])
+        trainer = Trainer(fleet(tmp_path / "run"), callbacks=[At(4, grow)])
         trainer.train()
     assert len(trainer.engine.foreman.here()) == 4
     runs.assert_same_run(tmp_path / "run", reference)

@@ -117,6 +117,47 @@ def test_patience_follows_what_jobs_took_so_far():
     assert queue.hopeless(10.0 + 41.0) == ["a"]
 
 
+def test_what_takes_long_by_its_nature_gets_twice_the_time_with_every_failure():
+    queue = desk(patience=5.0)
+    queue.pace = 1.0
+    queue.add(0, 1.0)
+    for limit in (10.0, 20.0, 40.0):
+        queue.next("a", 0.0, 0)
+        assert queue.hopeless(limit - 0.1) == []
+        assert queue.hopeless(limit + 0.1) == ["a"]
+        queue.fail("a")
+
+
+def test_one_slow_job_makes_the_queue_patient_with_the_next():
+    queue = desk(patience=1.0)
+    for number, seconds in enumerate([1.0, 30.0, 1.0, 1.0]):
+        queue.add(number, 1.0)
+        queue.next("a", 0.0, 0)
+        queue.finish("a", seconds)
+    queue.add(9, 1.0)
+    queue.next("a", 0.0, 0)
+    assert queue.hopeless(200.0) == []
+    assert queue.hopeless(301.0) == ["a"]
+
+
+def test_work_without_a_cost_is_never_given_to_two():
+    queue = desk()
+    queue.pace = 1.0
+    queue.add(0, 0.0)
+    queue.next("a", 0.0, 1)
+    assert queue.next("b", 1000.0, 1) is None
+
+
+def test_a_task_is_not_given_up_while_somebody_is_at_it():
+    queue = desk(retries=0)
+    queue.pace = 1.0
+    queue.add(0, 1.0)
+    queue.next("a", 0.0, 1)
+    queue.next("b", 5.0, 1)
+    assert queue.fail("b") is None
+    assert queue.finish("a", 6.0) == 0
+
+
 # ------------------------------------------------------------------------------------------------- wire
 
 
@@ -188,6 +229,17 @@ def test_updates_arrive_bit_for_bit(update):
 def test_an_update_costs_eight_bytes_for_every_noise_sample():
     terms = tuple(Term(1000, pair, 0.1 * pair + 0.01) for pair in range(512))
     assert len(wire.pack(compact.update(Update(1000, terms)))) < 8 * 512 + 32
+
+
+def test_what_a_worker_remembers_is_bounded():
+    known, memory = Known(), Memory()
+    for number in range(3 * wire.QUESTIONS):
+        sent = Job(number, 0.1, (CENTRE,), (Prompt(number, f"Question {number}"),), Sampling(4))
+        arrived = wire.job_from(wire.unpack(wire.pack(wire.job(sent, known, Traffic()))), memory)
+        assert arrived.prompts == sent.prompts
+    assert len(memory.questions) <= wire.QUESTIONS + 1
+    assert len(memory.questions) == len(known.questions)
+    assert len(memory.prompts) == len(known.prompts) <= wire.QUESTIONS + 1
 
 
 # ----------------------------------------------------------------------------------------------- history

@@ -31,6 +31,7 @@ def run_training(trainer: Trainer, *, resume: bool) -> None:
         raise typer.Exit(130) from None
     finally:
         lines.stop()
+        trainer.release()
     _say_done(trainer, lines)
 
 

@@ -10,7 +10,7 @@ import typer
 from rich.table import Table
 
 from seedtune.cli.console import console
-from seedtune.errors import ConfigError
+from seedtune.errors import ConfigError, RunError, resume_command
 
 fleet_app = typer.Typer(help="Watch and resize the workers of a running fleet.", no_args_is_help=True)
 
@@ -36,7 +36,11 @@ def scale(
     """Ask a running fleet for another number of workers; it takes effect in a second, and loses no work."""
     from seedtune.engines.fleet.board import ask, status_of
 
-    wished = wish_of(workers, status_of(run)["target"])
+    found = status_of(run)
+    if time.time() - found["time"] > OLD:
+        raise RunError(f"the process of {run} seems to be gone: nobody would hear. Go on with: {resume_command(run)}")
+    wished = wish_of(workers, found["target"])
+    check_limits({**found["target"], **wished}, *found["limits"])
     ask(run, wished)
     told = ", ".join(f"{count} of {kind}" for kind, count in wished.items())
     console().print(f"asked for {told}. See: seedtune fleet status {run}", soft_wrap=True)
@@ -53,6 +57,14 @@ def wish_of(text: str, target: dict[str, int]) -> dict[str, int]:
     if kind and kind not in target:
         raise ConfigError(f"this fleet has no workers of kind {kind!r}, only {', '.join(kinds)}.")
     return {kind or kinds[0]: int(number)}
+
+
+def check_limits(target: dict[str, int], least: int, most: int | None) -> None:
+    """ConfigError if the run would not have so many workers."""
+    count = sum(target.values())
+    if count < least or (most is not None and count > most):
+        limits = f"fleet.min_workers={least}" + ("" if most is None else f", fleet.max_workers={most}")
+        raise ConfigError(f"{count} workers are not within {limits}. Ask for another number.")
 
 
 def show(run: Path, found: dict[str, Any], now: float) -> None:

@@ -83,6 +83,8 @@ class ProgressLines:
 
     def on_evaluate(self, metrics: Metrics) -> None:
         """The held-out reward, and what it was at first."""
+        for alarm in metrics.get("alarms", ()):
+            self.say(f"  ! {alarm}")
         reward = metrics["eval_reward"]
         if reward is None:
             self.say("held out: no answer could be scored")

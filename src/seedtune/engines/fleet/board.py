@@ -47,8 +47,9 @@ class Board:
             return None
 
     def clear(self) -> None:
-        """The fleet is gone."""
-        (self.root / STATUS).unlink(missing_ok=True)
+        """The fleet is gone, or has just come: what was wished of another is of no account."""
+        for name in (STATUS, WISH):
+            (self.root / name).unlink(missing_ok=True)
 
 
 def status_of(root: Path) -> dict[str, Any]:

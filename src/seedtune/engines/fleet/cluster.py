@@ -9,11 +9,14 @@ import signal
 import socket
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from seedtune.errors import ConfigError, MissingExtraError
 from seedtune.settings import FleetSettings
+
+log = logging.getLogger("seedtune")
 
 INSTALL = "pip install 'ray>=2.50'"
 NAMESPACE = "seedtune"
@@ -23,6 +26,7 @@ OURS = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
 }
+ALWAYS = {"RAY_ENABLE_AUTO_CONNECT": "0"}  # a call after the end would start another Ray
 """Environment of a cluster that is started here, unless the user has set it.  Ray reads it when it is imported."""
 
 PATIENCE = 10.0
@@ -50,6 +54,10 @@ def require() -> ModuleType:
     return found
 
 
+_users: dict[str, int] = {}
+"""How many fleets of this process are at the Ray that one of them started."""
+
+
 @dataclass(slots=True)
 class Cluster:
     """A connection to Ray, made when it is needed."""
@@ -60,12 +68,15 @@ class Cluster:
 
     def connect(self) -> None:
         """Start Ray, or join what is there; ConfigError if it cannot be reached."""
-        if self.settings.address is None:
-            self._prepare()
+        self._prepare()
         ray = require()
-        if ray.is_initialized():
-            return
         address = self.settings.address
+        if ray.is_initialized():
+            self.own = _users.get("own", 0) > 0
+            _users["own"] = _users.get("own", 0) + self.own
+            if address is not None and not self.own:
+                log.warning("Ray runs in this process already: fleet.address=%r is not asked", address)
+            return
         self._knock(address)
         how: dict[str, Any] = {"namespace": NAMESPACE, "log_to_driver": False, "configure_logging": False}
         if address is None:
@@ -73,7 +84,7 @@ class Cluster:
             how |= {
                 "address": "local",
                 "include_dashboard": False,
-                "num_cpus": self._cores(),
+                "num_cpus": 1,  # workers of our own Ray reserve none, and it starts an idle process for each
                 "object_store_memory": OBJECTS,
             }
         else:
@@ -83,10 +94,11 @@ class Cluster:
             ray.init(**how)
         except Exception as error:  # the boundary: Ray raises whatever it likes
             raise ConfigError(f"{self._unreachable()}: {_first_line(error)}") from error
+        _users["own"] = int(self.own)
         _quieten()
 
     def _prepare(self) -> None:
-        for name, value in OURS.items():
+        for name, value in {**ALWAYS, **({} if self.settings.address else OURS)}.items():
             os.environ.setdefault(name, value)
 
     def _knock(self, address: str | None) -> None:
@@ -104,11 +116,6 @@ class Cluster:
         if address is None:
             return "Ray does not start on this machine"
         return f"fleet.address={address!r} cannot be reached (leave it out to start Ray on this machine)"
-
-    def _cores(self) -> float:
-        """As many as all workers want: what they want of cores is taken as said, not measured."""
-        most = max(self.settings.max_workers or 0, 4 * sum(self.settings.kinds.values()))
-        return max(os.cpu_count() or 1, most * max(1.0, self.settings.cpus or 1.0))
 
     def reconnect(self) -> None:
         """Once more from the beginning, when Ray itself is gone."""
@@ -134,7 +141,9 @@ class Cluster:
         """End what was started here."""
         if self.own:
             self.own = False
-            require().shutdown()
+            _users["own"] -= 1
+            if not _users["own"]:
+                require().shutdown()
 
 
 def _quieten() -> None:
@@ -148,11 +157,63 @@ def _quieten() -> None:
 def end(actor: Any, pid: int | None, host: str | None) -> None:
     """Kill a worker, also one that is stopped and hears nothing."""
     ray = require()
-    with suppress(Exception):
-        ray.kill(actor, no_restart=True)
-    if pid is not None and host == socket.gethostname():
+    if ray.is_initialized():
+        with suppress(Exception):
+            ray.kill(actor, no_restart=True)
+    if pid is not None and host == socket.gethostname() and _is_rays(pid):
         with suppress(ProcessLookupError, PermissionError):
             os.kill(pid, signal.SIGKILL)
+
+
+def named(run: str) -> list[tuple[str, Any]]:
+    """Workers of a run that outlived the process that started them, by name."""
+    ray, found = require(), list[tuple[str, Any]]()
+    for one in ray.util.list_named_actors(all_namespaces=True):
+        if one["namespace"] == NAMESPACE and one["name"].startswith(f"{run} "):
+            with suppress(ValueError):  # it has just ended
+                found.append((one["name"], ray.get_actor(one["name"], namespace=NAMESPACE)))
+    return found
+
+
+def grouped(how: dict[str, Any], kept: str | None) -> tuple[Any, Any]:
+    """A placement group with all GPUs of a worker on one node, and the strategy that puts the worker there."""
+    require()
+    from ray.util import placement_group
+    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+    bundle = {"CPU": how["num_cpus"], "GPU": how["num_gpus"], **how.get("resources", {})}
+    outlives = {} if kept is None else {"name": kept, "lifetime": "detached"}
+    held = {name: amount for name, amount in bundle.items() if amount}
+    group = placement_group([held], strategy="STRICT_PACK", **outlives)
+    return group, PlacementGroupSchedulingStrategy(placement_group=group, placement_group_bundle_index=0)
+
+
+def group_of(kept: str) -> Any:
+    """The placement group of a worker that was taken over, if it has one."""
+    require()
+    from ray.util import get_placement_group
+
+    try:
+        return get_placement_group(kept)
+    except ValueError:
+        return None
+
+
+def ungroup(group: Any) -> None:
+    """Give a placement group's resources back."""
+    require()
+    from ray.util import remove_placement_group
+
+    with suppress(Exception):
+        remove_placement_group(group)
+
+
+def _is_rays(pid: int) -> bool:
+    """Whether a process is a worker of Ray's: another container may have the same host name."""
+    try:
+        return b"ray::" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return False
 
 
 def said(error: BaseException) -> str:

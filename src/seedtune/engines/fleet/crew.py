@@ -7,7 +7,6 @@ import logging
 import time
 from collections import deque
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -76,6 +75,7 @@ class Crew:
         self.lost = 0
         self._number = 0
         self._losses: dict[str, int] = {}
+        self._lost_at: dict[str, float] = {}
         self._again: dict[str, float] = {}
 
     # ------------------------------------------------------------------ as many as there should be
@@ -87,27 +87,32 @@ class Crew:
             if len(mine) < wanted and now >= self._again.get(kind, 0.0):
                 for _ in range(wanted - len(mine)):
                     self._start(kind, now)
-            for hand in sorted(mine, key=lambda hand: (hand.enrolled, -hand.since))[: max(0, len(mine) - wanted)]:
+            for hand in sorted(mine, key=_least_use)[: max(0, len(mine) - wanted)]:
                 if hand.call is None or not hand.enrolled:
                     self.dismiss(hand)
 
     def _start(self, kind: str, now: float) -> None:
         name = f"{kind}-{self._number}"
         self._number += 1
-        kept = {"name": f"{self.run}/{name}", "lifetime": "detached"} if self.settings.keep else {}
-        actor, group = launch(self.specs[kind], {**self.needs[kind], **kept})
+        full = f"{self.run}/{name}" if self.settings.keep else None
+        try:
+            actor, group = launch(self.specs[kind], self.needs[kind], full)
+        except Exception as error:  # noqa: BLE001 - the boundary: Ray raises whatever it likes
+            self._again[kind] = now + LONG / 2
+            self.note(f"Ray starts no worker: {cluster.said(error)}")
+            return
         self.hands[name] = Hand(name, kind, actor, group, since=now)
 
     def adopt(self, now: float) -> None:
         """Take over workers of this run that outlived the process that started them; they load as new ones do."""
-        ray = cluster.require()
-        for full in ray.util.list_named_actors():
+        for full, actor in cluster.named(self.run.rpartition(" ")[0]):
             run, _, name = full.rpartition("/")
             kind, _, number = name.rpartition("-")
-            if run != self.run or kind not in self.target:
+            if run != self.run or kind not in self.target:  # of other settings: of no use any more
+                cluster.end(actor, None, None)
                 continue
             self._number = max(self._number, int(number) + 1)
-            self.hands[name] = Hand(name, kind, ray.get_actor(full), since=now)
+            self.hands[name] = Hand(name, kind, actor, cluster.group_of(full), since=now)
         if self.hands:
             self.note(f"took over {len(self.hands)} workers that were there: {', '.join(self.hands)}")
 
@@ -115,7 +120,7 @@ class Crew:
         """A worker is gone, or of no use; another will take its place."""
         young = now - hand.since < SETTLED
         losses = self._losses.get(hand.kind, 0) + 1 if young else 1
-        self._losses[hand.kind] = losses
+        self._losses[hand.kind], self._lost_at[hand.kind] = losses, now
         self._again[hand.kind] = now + min(LONG, SHORT * 2.0 ** (losses - 1))
         self.lost += 1
         self.note(f"worker {hand.name}{_place(hand)} is lost: {why}")
@@ -126,14 +131,12 @@ class Crew:
         self.hands.pop(hand.name, None)
         cluster.end(hand.actor, hand.pid, hand.host)
         if hand.group is not None:
-            from ray.util import remove_placement_group
-
-            with suppress(Exception):
-                remove_placement_group(hand.group)
+            cluster.ungroup(hand.group)
 
     def settle(self, hand: Hand) -> None:
-        """A worker has shown that it works: the next loss is the first in a row."""
-        self._losses[hand.kind] = 0
+        """A worker that came after the last loss has shown that it works: the next loss is the first in a row."""
+        if hand.since >= self._lost_at.get(hand.kind, 0.0):
+            self._losses[hand.kind] = 0
 
     def note(self, what: str) -> None:
         """Something that whoever watches should know."""
@@ -158,19 +161,36 @@ class Crew:
         return [hand for hand in self.hands.values() if hand.enrolled]
 
     def send(self, hand: Hand, request: bytes, now: float) -> None:
-        """Have a worker answer a request."""
-        hand.call, hand.sent = hand.actor.call.remote(request), now
+        """Have a worker answer a request; if Ray does not take it, that is the reply."""
+        hand.sent = now
+        try:
+            hand.call = hand.actor.call.remote(request)
+        except Exception as error:  # noqa: BLE001 - the boundary: Ray raises whatever it likes
+            hand.call = error
 
     def wait(self, seconds: float) -> list[tuple[Hand, bytes | Exception]]:
         """Replies, and what became of calls that will never have one, as soon as there is any."""
         ray = cluster.require()
+        untaken = [hand for hand in self.hands.values() if isinstance(hand.call, Exception)]
+        if untaken:
+            found = [(hand, hand.call) for hand in untaken]
+            for hand in untaken:
+                hand.call = None
+            return found
         calls = {hand.call: hand for hand in self.hands.values() if hand.call is not None}
         if not calls:
             time.sleep(min(seconds, 0.05))
             return []
-        done, _ = ray.wait(list(calls), num_returns=1, timeout=seconds)
-        if done and len(calls) > 1:
-            done, _ = ray.wait(list(calls), num_returns=len(calls), timeout=0)
+        try:
+            done, _ = ray.wait(list(calls), num_returns=1, timeout=seconds)
+            if done and len(calls) > 1:
+                done, _ = ray.wait(list(calls), num_returns=len(calls), timeout=0)
+        except Exception as error:  # noqa: BLE001 - Ray is gone, and so are they all
+            return [(hand, error) for hand in calls.values()]
+        return self._taken(done, calls)
+
+    def _taken(self, done: list[Any], calls: Mapping[Any, Hand]) -> list[tuple[Hand, bytes | Exception]]:
+        ray = cluster.require()
         found: list[tuple[Hand, bytes | Exception]] = []
         for call in done:
             hand = calls[call]
@@ -182,22 +202,24 @@ class Crew:
         return found
 
 
-def launch(spec: bytes, needs: Mapping[str, Any]) -> tuple[Any, Any]:
-    """An actor, and the placement group that holds its GPUs if it needs several."""
+def launch(spec: bytes, needs: Mapping[str, Any], kept: str | None) -> tuple[Any, Any]:
+    """An actor, and the placement group of its GPUs if it needs several; with a name both outlive this process."""
     ray = cluster.require()
     from seedtune.engines.fleet.worker import Worker
 
     how = {**needs, "max_restarts": 0, "max_task_retries": 0}
-    if how.get("num_gpus", 0) <= 1:
-        return ray.remote(Worker).options(**how).remote(spec), None
-    from ray.util import placement_group
-    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
-
-    bundle = {"CPU": how["num_cpus"], "GPU": how["num_gpus"], **how.get("resources", {})}
-    group = placement_group([bundle], strategy="STRICT_PACK")
-    strategy = PlacementGroupSchedulingStrategy(placement_group=group, placement_group_bundle_index=0)
-    return ray.remote(Worker).options(**how, scheduling_strategy=strategy).remote(spec), group
+    if kept is not None:
+        how |= {"name": kept, "lifetime": "detached", "namespace": cluster.NAMESPACE}
+    group = None
+    if how.get("num_gpus", 0) > 1:
+        group, how["scheduling_strategy"] = cluster.grouped(how, kept)
+    return ray.remote(Worker).options(**how).remote(spec), group
 
 
 def _place(hand: Hand) -> str:
     return "" if hand.pid is None else f" (process {hand.pid} on {hand.host})"
+
+
+def _least_use(hand: Hand) -> tuple[bool, int]:
+    """Who goes first: those that have not started, and the newest."""
+    return hand.enrolled, -int(hand.name.rpartition("-")[2])

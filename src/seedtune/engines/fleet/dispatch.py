@@ -21,6 +21,9 @@ HOPELESS = 10.0
 MEMORY = 0.2
 """Weight of the newest job in the average pace."""
 
+FADING = 0.99
+"""What is left of the slowest job's pace with each job after it."""
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
@@ -61,6 +64,9 @@ class Dispatcher:
         self.running: dict[str, Running] = {}
         self.pace: float | None = None
         """Seconds per unit of cost, an average."""
+
+        self.slowest = 0.0
+        """The same of the slowest job of late."""
         self._queue: list[tuple[float, int]] = []
 
     def add(self, number: int, cost: float, *, only: str | None = None) -> None:
@@ -108,7 +114,8 @@ class Dispatcher:
         return min(late)[1] if late else None
 
     def _is_late(self, run: Running, now: float) -> bool:
-        if self.pace is None:
+        """Work without a cost is never doubled: it may write files."""
+        if self.pace is None or run.cost == 0.0:
             return False
         return now - run.since > max(HEDGE_SECONDS, HEDGE * self.pace * run.cost)
 
@@ -118,6 +125,7 @@ class Dispatcher:
         pace = (now - run.since) / max(run.cost, 1e-9)
         if run.cost > 0.0:
             self.pace = pace if self.pace is None else (1.0 - MEMORY) * self.pace + MEMORY * pace
+            self.slowest = max(pace, self.slowest * FADING)
         return None if self.tasks.pop(run.number, None) is None else run.number
 
     def release(self, worker: str) -> Task | None:
@@ -140,7 +148,7 @@ class Dispatcher:
         if task is None:
             return None
         task.failures.append(worker)
-        if len(task.failures) > self.limits.retries:
+        if len(task.failures) > self.limits.retries and not task.workers:
             del self.tasks[task.number]
             return task.number
         return None
@@ -151,10 +159,12 @@ class Dispatcher:
 
     def hopeless(self, now: float) -> list[str]:
         """Workers that have been at a task for so long that they must hang."""
-        return [worker for worker, run in self.running.items() if now - run.since > self.timeout(run.cost)]
+        return [worker for worker, run in self.running.items() if now - run.since > self.timeout(run)]
 
-    def timeout(self, cost: float) -> float:
-        """Seconds that a task of a cost may take."""
-        if self.pace is None or cost == 0.0:
+    def timeout(self, run: Running) -> float:
+        """Seconds that a task may take: twice as many with every failure, should it be its nature to take long."""
+        if self.pace is None or run.cost == 0.0:
             return self.limits.first_timeout
-        return max(self.limits.patience, HOPELESS * self.pace * cost)
+        task = self.tasks.get(run.number)
+        patience = 2.0 ** len(task.failures) if task is not None else 1.0
+        return patience * max(self.limits.patience, HOPELESS * max(self.pace, self.slowest) * run.cost)

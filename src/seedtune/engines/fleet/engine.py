@@ -6,6 +6,7 @@ updates itself.  An update costs the driver nothing; a worker hears of it with i
 
 from __future__ import annotations
 
+import atexit
 import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -25,8 +26,11 @@ from seedtune.engines.fleet.figures import Span
 from seedtune.engines.fleet.foreman import Answer, Errand, Foreman
 from seedtune.engines.fleet.history import History
 from seedtune.engines.wire import Plain
-from seedtune.errors import EngineError, StorageError
+from seedtune.errors import ConfigError, EngineError, StorageError
 from seedtune.types import Job, Likelihood, Prompt, Rollout, Term, Update
+
+AGREEING = 3
+"""How often workers are asked what they hold, and rebuilt, before the run stops."""
 
 Found = TypeVar("Found", Rollout, Likelihood)
 
@@ -67,7 +71,11 @@ class FleetEngine:
             return
         self.reader  # a model that is not there is an error here, before any process starts  # noqa: B018
         self.foreman.ray.connect()
-        self.foreman.crew = self._crew(Crew, self.foreman.ray.gpus())
+        atexit.register(self._end)  # before Ray's own, which was registered when it was imported
+        self.foreman.board.clear()
+        gpus = self.foreman.ray.gpus()
+        specs.check_gpus(self.config, gpus)
+        self.foreman.crew = self._crew(Crew, gpus)
         if self.config.fleet.keep:
             self.foreman.crew.adopt(time.monotonic())
 
@@ -198,8 +206,10 @@ class FleetEngine:
 
     def _agreed(self) -> str:
         """What more than half of the workers hold; where there is no such majority, all are rebuilt and asked again."""
-        for _ in range(3):
+        tries = 0
+        while tries < AGREEING:
             found = self._everyone()
+            tries += bool(found)  # where nobody was left to answer, others are on their way
             prints = sorted(found.values())
             most = max(prints, key=prints.count, default=None)
             majority = most is not None and 2 * prints.count(most) > len(prints)
@@ -222,7 +232,8 @@ class FleetEngine:
         while not foreman.here():
             foreman.turn()
         asked = {}
-        for hand in foreman.here():
+        idle = [hand for hand in foreman.here() if hand.call is None]
+        for hand in idle or foreman.here():
             errand = Errand("fingerprint", lambda _: None, lambda data: data, only=hand.name)
             asked[foreman.submit(errand)] = hand.name
         found: dict[str, str] = {}
@@ -249,14 +260,13 @@ class FleetEngine:
         self._write("export", [str(path.resolve()), dtype], path)
 
     def _write(self, operation: str, told: Plain, path: Path) -> None:
-        hand = self.foreman.near()
-        if hand is None:
-            self._ask(operation, told)
-        else:
+        for left in reversed(range(1 + self.config.fleet.retries)):
             try:
-                self._ask(operation, told, only=hand.name)
-            except EngineError:  # it was lost meanwhile
-                self._ask(operation, told)
+                self._ask(operation, told, only=self.foreman.near().name)
+                break
+            except EngineError:  # it was lost meanwhile: another
+                if not left:
+                    raise
         if not path.is_dir() or not any(path.iterdir()):
             raise StorageError(
                 f"a worker wrote {path} where this machine does not see it. Put output_dir on a disk that the workers "
@@ -273,7 +283,14 @@ class FleetEngine:
     def scale(self, workers: int | dict[str, int]) -> None:
         """From now on so many workers; a number is for a fleet of one kind."""
         kinds = list(self.config.fleet.kinds)
-        self.foreman.scale({kinds[0]: workers} if isinstance(workers, int) else workers)
+        wished = {kinds[0]: workers} if isinstance(workers, int) else workers
+        if (isinstance(workers, int) and len(kinds) > 1) or not wished.keys() <= {*kinds}:
+            raise ConfigError(f"scale({workers!r}): there are workers of {', '.join(kinds)}. Say how many of which.")
+        if self.foreman.crew is None:
+            raise ConfigError(
+                f"scale({workers!r}) is for a fleet that runs: load the engine first, or set fleet.workers."
+            )
+        self.foreman.scale(wished)
 
     def take_times(self) -> EngineTimes:
         foreman = self.foreman

@@ -62,6 +62,7 @@ class Foreman:
         """Why a worker could not load, if that is for the user to mend."""
 
         self._errands: dict[int, Errand] = {}
+        self._personal: dict[int, str] = {}
         self._done: dict[int, Answer] = {}
         self._numbers = count()
         self._alone: float | None = None
@@ -78,6 +79,8 @@ class Foreman:
         """Queue an errand; its number."""
         number = next(self._numbers)
         self._errands[number] = errand
+        if errand.only is not None:
+            self._personal[number] = errand.only
         self.desk.add(number, errand.cost, only=errand.only)
         return number
 
@@ -113,12 +116,27 @@ class Foreman:
 
     def turn(self) -> None:
         """Look after the workers, give the idle ones something to do, and take what comes back."""
+        self._hear(0.0)  # first, so that nobody is judged by how long this process was busy itself
         now = time.monotonic()
         self._watch(now)
         self._crew.tend(now)
+        self._forget_the_gone()
         self._hand_out(now)
-        for hand, raw in self._crew.wait(TICK):
-            self._take(hand, raw, time.monotonic())
+        self._hear(TICK)
+
+    def _hear(self, seconds: float) -> None:
+        if seconds or any(hand.call is not None for hand in self._crew.hands.values()):
+            for hand, raw in self._crew.wait(seconds):
+                self._take(hand, raw, time.monotonic())
+
+    def _forget_the_gone(self) -> None:
+        """Errands that were for workers which are not there any more are answered."""
+        for number, name in list(self._personal.items()):
+            if number not in self._errands:
+                del self._personal[number]
+            elif name not in self._crew.hands:
+                self.desk.drop(number)
+                self._answer(number, Answer(why=f"worker {name} is gone"))
 
     def starving(self) -> bool:
         """Whether a worker has nothing to do."""
@@ -197,8 +215,13 @@ class Foreman:
         if reply.kind is not None:
             self._refuse(hand, reply, now)
             return
-        hand.pid, hand.host, about = reply.done
-        hand.enrolled, hand.began, info = True, reply.position, wire.info_from(about)
+        try:
+            hand.pid, hand.host, about = reply.done
+            info = wire.info_from(about)
+        except (TypeError, ValueError, KeyError) as error:
+            self._lose(hand, f"it enrolled with an answer that is none ({error}): has it the same seedtune?", now)
+            return
+        hand.enrolled, hand.began = True, reply.position
         if self.info is None:
             self.info = info
         mine, its = ((one.base_fingerprint, one.centre) for one in (self.info, info))
@@ -229,10 +252,6 @@ class Foreman:
             self._answer(given_up, Answer(why=why))
         elif run is not None and run.number in self._errands:
             self.figures.retried += 1
-        for number, errand in list(self._errands.items()):
-            if errand.only == hand.name:
-                self.desk.drop(number)
-                self._answer(number, Answer(why=why))
 
     def quarantine(self, hand: Hand, held: str, right: str | None, now: float) -> None:
         """A worker's centre is not what the others' is: it is named and rebuilt."""
@@ -240,17 +259,19 @@ class Foreman:
         self._lose(hand, f"{told}, those of most workers {right}" if right else f"{told}, another worker's differ", now)
 
     def give_up(self, asked: dict[int, str]) -> None:
-        """Workers that did not answer an errand of their own in time are lost."""
+        """Workers that are at an errand of their own for too long are lost; those that are at a job are left alone."""
         for number, name in asked.items():
+            run, hand = self.desk.running.get(name), self._crew.hands.get(name)
             self.drop(number)
-            hand = self._crew.hands.get(name)
-            if hand is not None:
+            if hand is not None and run is not None and run.number == number:
                 self._lose(hand, "it did not answer in time", time.monotonic())
 
-    def near(self) -> Hand | None:
-        """A hand on this machine."""
+    def near(self) -> Hand:
+        """A hand on this machine, or another if there is none here."""
+        while not self.here():
+            self.turn()
         mine = socket.gethostname()
-        return next((hand for hand in self.here() if hand.host == mine), None)
+        return next((hand for hand in self.here() if hand.host == mine), self.here()[0])
 
     def _watch(self, now: float) -> None:
         """Who hangs, what somebody wishes, and whether anybody is left."""
@@ -276,7 +297,7 @@ class Foreman:
         self.board.show(self.status(now))
 
     def scale(self, wished: dict[str, int]) -> None:
-        """From now on so many workers of each kind, within the limits of the settings."""
+        """From now on so many workers of each kind that there is, within the limits of the settings."""
         crew, settings = self._crew, self.settings
         target = {**crew.target, **{kind: max(0, n) for kind, n in wished.items() if kind in crew.target}}
         most = settings.max_workers
@@ -324,6 +345,7 @@ class Foreman:
         return {
             "time": time.time(),
             "target": crew.target,
+            "limits": [self.settings.min_workers, self.settings.max_workers],
             "position": self.history.position,
             "queued": self.desk.queued,
             "open": len(self.desk.tasks),

@@ -11,6 +11,9 @@ from seedtune.engines.wire import Plain
 from seedtune.snapshot import Snapshot
 from seedtune.types import Term, Update
 
+RECENT = 8
+"""Updates whose terms are remembered, for questions about them."""
+
 Saved = Callable[[], Sequence[Snapshot]]
 """The snapshots that there are now, newest first."""
 
@@ -46,7 +49,7 @@ class History:
     def add(self, updates: Sequence[Update]) -> None:
         """The centre moves on."""
         self.updates += [compact.update(update) for update in updates]
-        self.terms += [update.terms for update in updates]
+        self.terms = [*self.terms, *(update.terms for update in updates)][-RECENT:]
 
     def sync(self, epoch: int, position: int, *, snapshots: bool = True) -> Plain:
         """What brings a worker from where it is to where the centre is; with ``snapshots`` by the newest that helps."""
@@ -57,7 +60,7 @@ class History:
 
     def number_of(self, terms: Sequence[Term]) -> int | None:
         """How many updates came before the one with these terms, if it is one of the last."""
-        for back, known in enumerate(reversed(self.terms[-8:]), start=1):
+        for back, known in enumerate(reversed(self.terms), start=1):
             if known and known == tuple(terms):
                 return self.position - back
         return None

@@ -10,6 +10,7 @@ from seedtune.config import Config
 from seedtune.engines import wire as words
 from seedtune.engines.base import Noise
 from seedtune.engines.fleet import wire
+from seedtune.errors import ConfigError
 
 
 def cores_of(config: Config) -> float:
@@ -49,8 +50,27 @@ def needs_of(config: Config, kind: str, gpus: float) -> dict[str, Any]:
     mine = fleet.gpus
     if mine is None:
         mine = _gpus_of(config, kind) if gpus else 0.0
-    needs: dict[str, Any] = {"num_cpus": cores_of(config), "num_gpus": mine}
+    # Ray that is started here is ours alone: any number of workers may share its cores.
+    needs: dict[str, Any] = {"num_cpus": 0 if fleet.address is None else cores_of(config), "num_gpus": mine}
     return {**needs, "resources": dict(fleet.resources)} if fleet.resources else needs
+
+
+def check_gpus(config: Config, gpus: float) -> None:
+    """ConfigError if Ray on this machine can never have all workers; a cluster may grow."""
+    if config.fleet.address is not None:
+        return
+    wanted = {kind: needs_of(config, kind, gpus)["num_gpus"] * count for kind, count in config.fleet.kinds.items()}
+    total = sum(wanted.values())
+    if total > gpus:
+        raise ConfigError(
+            f"fleet.workers={config.fleet.workers} need {total:g} GPUs, and this machine has {gpus:g}. Use fewer, "
+            "a share of a GPU for each (fleet.gpus=0.5), or a cluster (fleet.address)."
+        )
+    if config.fleet.resources:
+        raise ConfigError(
+            f"fleet.resources={config.fleet.resources} are of a cluster, and Ray is started on this machine alone. "
+            "Leave them out, or give fleet.address."
+        )
 
 
 def _gpus_of(config: Config, kind: str) -> float:

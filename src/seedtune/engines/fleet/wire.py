@@ -34,8 +34,8 @@ FINISHES: tuple[Finish, Finish] = ("stop", "length")
 KEY = 8
 """Bytes that name a prompt or a question."""
 
-PROMPTS = 1 << 16
-"""Prompts that a worker remembers; when there would be more, it forgets all of them."""
+PROMPTS, BYTES, QUESTIONS = 1 << 16, 1 << 26, 1 << 10
+"""Prompts, their bytes, and questions that a worker remembers; when there would be more, it forgets all of them."""
 
 
 def pack(data: Plain) -> bytes:
@@ -74,6 +74,8 @@ class Known:
 
     prompts: set[bytes] = field(default_factory=set)
     questions: set[bytes] = field(default_factory=set)
+    bytes: int = 0
+    """Of the prompts."""
 
 
 @dataclass(slots=True)
@@ -104,13 +106,15 @@ def job(one: Job, known: Known, traffic: Traffic) -> Plain:
 
 def _question(packed: Sequence[bytes], how: bytes, known: Known, traffic: Traffic) -> Plain:
     """[forget, new prompts, all prompts' keys, sampling]."""
-    forget = len(known.prompts) + len(packed) > PROMPTS
+    forget = len(known.prompts) + len(packed) > PROMPTS or known.bytes > BYTES or len(known.questions) > QUESTIONS
     if forget:
         known.prompts.clear()
         known.questions.clear()
+        known.bytes = 0
     keys = [_key(text) for text in packed]
     new = {key: text for key, text in zip(keys, packed, strict=True) if key not in known.prompts}
     known.prompts |= new.keys()
+    known.bytes += sum(map(len, new.values()))
     traffic.prompts += sum(map(len, new.values()))
     return [forget, list(new.values()), b"".join(keys), how]
 

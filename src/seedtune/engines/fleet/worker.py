@@ -74,10 +74,12 @@ class Worker:
             raise BehindError
         updates = [compact.update_from(update) for update in missing]
         for batch in passes(updates):
+            self.epoch = -1  # should this fail half-way, nobody is to go on from there
             self.engine.apply(*batch)
             for update in batch:
                 self.recent[self.position] = update.terms
                 self.position += 1
+            self.epoch = epoch
         for old in sorted(self.recent)[:-RECENT]:
             del self.recent[old]
 
