@@ -41,7 +41,16 @@ def cluster(tmp_path) -> Iterator[str]:
     """The address of a Ray that somebody else started."""
     port, ray = free_port(), Path(sys.executable).with_name("ray")
     env = {**os.environ, "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
-    command = [ray, "start", "--head", f"--port={port}", "--num-cpus=8", "--include-dashboard=false", "--block"]
+    command = [
+        ray,
+        "start",
+        "--head",
+        f"--port={port}",
+        "--num-cpus=8",
+        "--num-gpus=4",
+        "--include-dashboard=false",
+        "--block",
+    ]
     with (tmp_path / "ray.log").open("w") as log:
         head = subprocess.Popen(command, env=env, stdout=log, stderr=log)
     deadline = time.monotonic() + 60
@@ -126,6 +135,22 @@ def test_workers_outlive_their_driver_and_are_taken_over_by_a_resumed_run(tmp_pa
     wait_until(lambda: not any(map(alive, workers)), resumed)
 
 
+@pytest.mark.slow
+def test_workers_with_several_gpus_have_groups_of_them_and_give_them_back(tmp_path, cluster):
+    """Ray takes our word for the GPUs: a third worker waits for two that are free, and the run does not wait for it."""
+    whole = straight(tmp_path / "reference")
+    for root in (tmp_path / "first", tmp_path / "second"):
+        config = fleet(root, toy=SLOW, fleet={"address": cluster, "gpus": 2, "workers": 3})
+        driver = start("train", runs.write_config(config, tmp_path / f"{root.name}.yaml"))
+        wait_until(lambda root=root: generations(root) >= 6, driver)
+        assert driver.poll() is None, driver.communicate()
+        states = [one["state"] for one in status_of(root)["workers"]]
+        out, errors = driver.communicate(timeout=120)
+        assert driver.returncode == 0, errors + out
+        assert states.count("starting") == 1
+        runs.assert_same_run(root, whole)
+
+
 def test_a_cluster_that_is_not_there_is_an_error_at_once(tmp_path):
     config = fleet(tmp_path / "run", fleet={"address": f"127.0.0.1:{free_port()}"})
     began = time.monotonic()
@@ -172,7 +197,7 @@ def test_two_workers_of_vllm_and_one_of_transformers_hold_the_same_weights(tmp_p
         fingerprint_steps=1,
         transformers={"device": "cpu", "dtype": "float32"},
         vllm={"dtype": "float32", **SMALL},
-        fleet={"workers": {"vllm": 2, "transformers": 1}, "min_workers": 3, "cpus": 1},
+        fleet={"engine": "transformers", "workers": {"vllm": 2, "transformers": 1}, "min_workers": 3, "cpus": 1},
     )
     file = runs.write_config(config, tmp_path / "config.yaml")
     driver = start("train", file)

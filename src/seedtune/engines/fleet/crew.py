@@ -17,10 +17,7 @@ from seedtune.settings import FleetSettings
 log = logging.getLogger("seedtune")
 
 SHORT, LONG = 1.0, 60.0
-"""Seconds before a lost worker is replaced: twice as many with each loss in a row, between these."""
-
-SETTLED = 120.0
-"""Seconds of life after which a worker's loss is the first in a row."""
+"""Seconds before a lost worker is replaced, at least and at most: twice as many with each that never did a job."""
 
 NOTES = 20
 """Events that are kept."""
@@ -118,8 +115,7 @@ class Crew:
 
     def lose(self, hand: Hand, why: str, now: float) -> None:
         """A worker is gone, or of no use; another will take its place."""
-        young = now - hand.since < SETTLED
-        losses = self._losses.get(hand.kind, 0) + 1 if young else 1
+        losses = 1 if hand.jobs else self._losses.get(hand.kind, 0) + 1
         self._losses[hand.kind], self._lost_at[hand.kind] = losses, now
         self._again[hand.kind] = now + min(LONG, SHORT * 2.0 ** (losses - 1))
         self.lost += 1
