@@ -143,7 +143,7 @@ class Simulation:
             self.jobs[number] = self.position, piece
             self.open[self.position] += 1
             self.dispatcher.add(number, piece.cost)
-        self._give(list(self.idle))
+        self._give(list(self.idle)[::-1])  # who was heard last goes first, as in the fleet
 
     def _due(self) -> bool:
         """Whether the driver can update: see ``FleetSettings.lag``."""
@@ -268,14 +268,14 @@ class Simulation:
             self._close(given_up, "given_up")
         slot, _, life = name.partition(".")
         self._at(self.now + self.workers.restart, self._join, f"{slot}.{int(life) + 1}")
-        self._give(list(self.idle))
+        self._give(list(self.idle)[::-1])
 
     def _look(self, _: str) -> None:
         """What the driver does every second: give up who hangs, and double what is overdue."""
         for name in self.dispatcher.hopeless(self.clock):
             self.counts["found"] += 1
             self._lose(name)
-        self._give(list(self.idle))
+        self._give(list(self.idle)[::-1])
         self._at(self.now + self.driver.look, self._look, "")
 
     # -------------------------------------------------------------------------- the end

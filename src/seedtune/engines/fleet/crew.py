@@ -48,6 +48,7 @@ class Hand:
     """The reference of the reply that it owes."""
 
     sent: float = 0.0
+    heard: float = 0.0
     jobs: int = 0
     busy: float = 0.0
 

@@ -18,6 +18,9 @@ HEDGE_SECONDS = 1.0
 HOPELESS = 10.0
 """A worker is given up when its job takes longer than so many times what was expected, and than the patience."""
 
+SLOWER = 3.0
+"""The same for times the slowest of late."""
+
 MEMORY = 0.2
 """Weight of the newest job in the average pace."""
 
@@ -142,13 +145,13 @@ class Dispatcher:
     def fail(self, worker: str) -> int | None:
         """A worker could not do its task, or is gone; the number of the task if that was once too often.
 
-        Then the task is forgotten; otherwise it waits again.
+        Then the task is forgotten; otherwise it waits again.  While another is still at it, twice as many are allowed.
         """
         task = self.release(worker)
         if task is None:
             return None
         task.failures.append(worker)
-        if len(task.failures) > self.limits.retries and not task.workers:
+        if len(task.failures) > (2 * self.limits.retries + 1 if task.workers else self.limits.retries):
             del self.tasks[task.number]
             return task.number
         return None
@@ -162,9 +165,9 @@ class Dispatcher:
         return [worker for worker, run in self.running.items() if now - run.since > self.timeout(run)]
 
     def timeout(self, run: Running) -> float:
-        """Seconds that a task may take: twice as many with every failure, should it be its nature to take long."""
+        """Seconds that a task may take: twice and four times as many after failures, should it be its nature."""
         if self.pace is None or run.cost == 0.0:
             return self.limits.first_timeout
         task = self.tasks.get(run.number)
-        patience = 2.0 ** len(task.failures) if task is not None else 1.0
-        return patience * max(self.limits.patience, HOPELESS * max(self.pace, self.slowest) * run.cost)
+        patience = 2.0 ** min(2, len(task.failures)) if task is not None else 1.0
+        return patience * max(self.limits.patience, HOPELESS * self.pace * run.cost, SLOWER * self.slowest * run.cost)

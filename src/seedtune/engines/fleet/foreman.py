@@ -145,7 +145,8 @@ class Foreman:
 
     def _hand_out(self, now: float) -> None:
         enrolled = self.here()
-        for hand in self._crew.idle():
+        # Who was heard last is the least likely to hang.
+        for hand in sorted(self._crew.idle(), key=lambda hand: -hand.heard):
             if hand not in enrolled:
                 self._send(hand, "enrol", None, now)
             elif len(enrolled) >= self.settings.min_workers:
@@ -171,6 +172,7 @@ class Foreman:
             self._lose(hand, cluster.said(raw), now)
             return
         self.figures.traffic.received += len(raw)
+        hand.heard = now
         try:
             reply = read(raw)
         except EngineError as error:

@@ -35,7 +35,7 @@ OURS = {
     "enable_expert_parallel": "seedtune perturbs no experts",
     **dict.fromkeys(
         ("data_parallel_size", "data_parallel_size_local", "data_parallel_rank", "data_parallel_start_rank", "nnodes"),
-        "run several engines instead",
+        "run several engines instead: engine=fleet",
     ),
     **dict.fromkeys(
         ("hf_overrides", "hf_config_path", "model_class_overrides", "revision", "code_revision"),
