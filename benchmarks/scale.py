@@ -54,7 +54,8 @@ Everything marked *simulated, 7B on H100* rests on these assumptions; none of th
 * Deaths and hangs are Poisson processes, one rate for every worker. A replacement is there after 120 s, with the newest
   snapshot (one every {DRIVER.save_steps} generations), and replays the updates since before it asks for work. Its
   machine is as fast as the one before. Nobody hears of a hang: it is found by the dispatcher's time-out, the larger of
-  {DRIVER.limits.patience:g} s and ten times what the job should take.
+  {DRIVER.limits.patience:g} s, ten times what the job should take and three times the slowest of late (more
+  after failures).
 * Idle workers are given overdue jobs (twice as long as expected) by a look every {DRIVER.look:g} s.
 * The driver does not fail, and workers share nothing that they could slow each other down with."""
 

@@ -11,6 +11,7 @@ import pytest
 from scores import brief, ends_right, one_character
 from seedtune.baseline import WORDINGS, Wording, choose, reworded, voted
 from seedtune.config import Config
+from seedtune.engines.base import EngineTimes
 from seedtune.errors import ConfigError, RewardError
 from seedtune.measures import PLAIN, Asking, check_asking, during_training, held_out, measure, others
 from seedtune.tasks.base import Reward, Task
@@ -42,7 +43,7 @@ class Told:
         return content if isinstance(content, str) else content[-1]["content"]
 
     def take_times(self):
-        return None
+        return EngineTimes()
 
 
 ROWS = [{"prompt": prompt, "answer": answer} for prompt, answer in (("1+1", "2"), ("2+2", "4"), ("3+3", "6"))]
