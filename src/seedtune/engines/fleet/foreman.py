@@ -179,9 +179,10 @@ class Foreman:
             self._lose(hand, f"it gave {error}", now)
             return
         hand.epoch, hand.position = reply.epoch, reply.position
+        if reply.kind is not None:
+            hand.known = Known()  # nobody knows how much of the request was heard
         if reply.behind:
             self.desk.release(hand.name)
-            hand.known = Known()
         elif reply.broken:
             self._lose(hand, reply.message, now)
         elif hand.name in self.desk.running:

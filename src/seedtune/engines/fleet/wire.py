@@ -72,7 +72,9 @@ class Traffic:
 class Known:
     """What a worker has been told: single prompts, and whole questions (prompts in order, and how they are sampled)."""
 
-    prompts: set[bytes] = field(default_factory=set)
+    prompts: dict[bytes, int] = field(default_factory=dict)
+    """The number of each: how many it was told before."""
+
     questions: set[bytes] = field(default_factory=set)
     bytes: int = 0
     """Of the prompts."""
@@ -82,7 +84,7 @@ class Known:
 class Memory:
     """The worker's side of `Known`."""
 
-    prompts: dict[bytes, Prompt] = field(default_factory=dict)
+    prompts: list[Prompt] = field(default_factory=list)
     questions: dict[bytes, tuple[tuple[Prompt, ...], Sampling]] = field(default_factory=dict)
 
 
@@ -105,18 +107,19 @@ def job(one: Job, known: Known, traffic: Traffic) -> Plain:
 
 
 def _question(packed: Sequence[bytes], how: bytes, known: Known, traffic: Traffic) -> Plain:
-    """[forget, new prompts, all prompts' keys, sampling]."""
-    forget = len(known.prompts) + len(packed) > PROMPTS or known.bytes > BYTES or len(known.questions) > QUESTIONS
+    """[forget, new prompts, all prompts' numbers, sampling]; numbers begin anew where the worker is to forget."""
+    full = len(known.prompts) + len(packed) > PROMPTS or known.bytes > BYTES or len(known.questions) > QUESTIONS
+    forget = full or not known.prompts
     if forget:
         known.prompts.clear()
         known.questions.clear()
         known.bytes = 0
     keys = [_key(text) for text in packed]
     new = {key: text for key, text in zip(keys, packed, strict=True) if key not in known.prompts}
-    known.prompts |= new.keys()
+    known.prompts |= {key: number for number, key in enumerate(new, start=len(known.prompts))}
     known.bytes += sum(map(len, new.values()))
     traffic.prompts += sum(map(len, new.values()))
-    return [forget, list(new.values()), b"".join(keys), how]
+    return [forget, list(new.values()), [known.prompts[key] for key in keys], how]
 
 
 def job_from(data: Plain, memory: Memory) -> Job:
@@ -130,12 +133,12 @@ def job_from(data: Plain, memory: Memory) -> Job:
 
 
 def _learn(memory: Memory, key: bytes, question: Plain) -> None:
-    forget, new, keys, how = question
+    forget, new, numbers, how = question
     if forget:
         memory.prompts.clear()
         memory.questions.clear()
-    memory.prompts |= {_key(text): _prompt_from(unpack(text)) for text in new}
-    chosen = tuple(memory.prompts[keys[at : at + KEY]] for at in range(0, len(keys), KEY))
+    memory.prompts += [_prompt_from(unpack(text)) for text in new]
+    chosen = tuple(memory.prompts[number] for number in numbers)
     memory.questions[key] = chosen, _sampling_from(unpack(how))
 
 
