@@ -23,8 +23,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from scenario import HOUR, Driver, Measured, Outcome, Piece, Scenario, Span, Workers
+from scenario import HOUR, Driver, Measured, Outcome, Piece, Scenario, Workers
 from simulation import simulate
+
+from seedtune.engines.fleet.figures import Span
 
 EVALUATIONS = ("evaluate", "likelihoods")
 """Kinds of spans that are a generation's jobs; all others are errands."""

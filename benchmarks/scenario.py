@@ -153,18 +153,3 @@ class Outcome:
     """Seconds that each late worker replayed before its first job."""
     ends: tuple[float, ...]
     """When every generation's update was made."""
-
-
-@dataclass(frozen=True, slots=True)
-class Span:
-    """A job on a worker: the fields of the spans that the fleet engine keeps."""
-
-    worker: str
-    number: int
-    cost: float
-    kind: str
-    sent: float
-    received: float
-    synced: float
-    worked: float
-    position: int

@@ -22,9 +22,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
-from scenario import HOUR, Outcome, Piece, Scenario, Span
+from scenario import HOUR, Outcome, Piece, Scenario
 
 from seedtune.engines.fleet.dispatch import Dispatcher
+from seedtune.engines.fleet.figures import Span
 
 # -------------------------------------------------------------------------------- its parts
 

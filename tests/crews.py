@@ -127,6 +127,22 @@ def ray_here() -> Iterator[None]:
         cluster.close()
 
 
+class At:
+    """Does something when a generation is done."""
+
+    def __init__(self, generation: int, act: Callable[[], Any]) -> None:
+        self.generation, self.act = generation, act
+
+    def on_start(self, *_):
+        pass
+
+    on_evaluate = on_end = on_start
+
+    def on_generation(self, told):
+        if told["generation"] == self.generation:
+            self.act()
+
+
 class Attacker(threading.Thread):
     """Does something to a fleet's workers at random instants, as often as asked, while it trains."""
 

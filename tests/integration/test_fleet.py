@@ -9,12 +9,11 @@ import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 import runs
-from crews import Attacker, alone, fleet, ray_here
+from crews import At, Attacker, alone, fleet, ray_here
 from models import save_family
 from seedtune import replay
 from seedtune.engines.fleet.board import ask
@@ -54,22 +53,6 @@ def trained(config, **how) -> Trainer:
 
 def counted(root: Path, name: str) -> float:
     return sum(row.get(f"fleet/{name}", 0) for row in runs.rows(replay.RunPaths(root).metrics))
-
-
-class At:
-    """Does something when a generation is done."""
-
-    def __init__(self, generation: int, act: Callable[[], Any]) -> None:
-        self.generation, self.act = generation, act
-
-    def on_start(self, *_):
-        pass
-
-    on_evaluate = on_end = on_start
-
-    def on_generation(self, told):
-        if told["generation"] == self.generation:
-            self.act()
 
 
 # ---------------------------------------------------------------------------------------- any number of workers

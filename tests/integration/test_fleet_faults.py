@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 import runs
-from crews import alone, fleet, inline
+from crews import At, alone, fleet, inline
 from seedtune import ledger, replay
 from seedtune.engines import create
-from seedtune.engines.fleet import foreman, wire
+from seedtune.engines.fleet import foreman, specs, wire
 from seedtune.errors import ConfigError, DataError, EngineError
 from seedtune.trainer import Trainer
 from seedtune.types import CENTRE, Job, Member, Prompt, Sampling, Term, Update
@@ -134,22 +134,6 @@ def test_a_worker_whose_weights_differ_is_named_and_rebuilt(tmp_path, workers):
     assert verify_run(root).fingerprint == ledger.read(replay.RunPaths(root).ledger).fingerprints[8]
 
 
-class At:
-    """Does something when a generation is done."""
-
-    def __init__(self, generation: int, act) -> None:
-        self.generation, self.act = generation, act
-
-    def on_start(self, *_):
-        pass
-
-    on_evaluate = on_end = on_start
-
-    def on_generation(self, told):
-        if told["generation"] == self.generation:
-            self.act()
-
-
 def test_fewer_workers_are_no_reason_to_wait_for_one_that_is_gone(tmp_path, reference):
     """The worker that is to write a snapshot is let go before it does."""
     asked = []
@@ -188,6 +172,12 @@ def test_a_worker_at_a_job_is_not_lost_for_a_fingerprint(tmp_path):
         Trainer(fleet(root, **settings, fleet={"workers": 4, "lag": 2, "patience": 0.001})).train()
     assert counted(root, "lost") == 0
     assert verify_run(root).matched == tuple(range(1, 13))
+
+
+def test_a_file_that_workers_would_share_is_refused():
+    config = fleet(Path("nowhere"), fleet={"engine": "transformers"}, transformers={"centre_file": "centre"})
+    with pytest.raises(ConfigError, match=r"transformers.centre_file='centre' is the file of one process"):
+        specs.check(config, 0.0)
 
 
 @pytest.mark.parametrize("wished", [{"vllm": 3}, {"toy": 2, "vllm": 1}])

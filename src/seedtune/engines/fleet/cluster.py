@@ -26,8 +26,10 @@ OURS = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
 }
-ALWAYS = {"RAY_ENABLE_AUTO_CONNECT": "0"}  # a call after the end would start another Ray
 """Environment of a cluster that is started here, unless the user has set it.  Ray reads it when it is imported."""
+
+ALWAYS = {"RAY_ENABLE_AUTO_CONNECT": "0"}
+"""The same for any cluster: a call after the end would start another Ray."""
 
 PATIENCE = 10.0
 """Seconds that a cluster has to take a connection."""

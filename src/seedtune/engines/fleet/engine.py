@@ -69,12 +69,12 @@ class FleetEngine:
     def _open(self) -> None:
         if self.foreman.crew is not None:
             return
-        self.reader  # a model that is not there is an error here, before any process starts  # noqa: B018
+        self.context_length()  # a model that is not there is an error here, before any process starts
         self.foreman.ray.connect()
         atexit.register(self._end)  # before Ray's own, which was registered when it was imported
         self.foreman.board.clear()
         gpus = self.foreman.ray.gpus()
-        specs.check_gpus(self.config, gpus)
+        specs.check(self.config, gpus)
         self.foreman.crew = self._crew(Crew, gpus)
         if self.config.fleet.keep:
             self.foreman.crew.adopt(time.monotonic())
@@ -223,7 +223,7 @@ class FleetEngine:
                 return most
         raise EngineError(
             "the workers hold different weights, also after they were rebuilt: a machine among them miscomputes. "
-            "'seedtune fleet status' and the log name them; seedtune resume goes on without the differing one."
+            "'seedtune fleet status' and metrics.jsonl name them: take that machine away, then seedtune resume."
         )
 
     def _everyone(self) -> dict[str, str]:

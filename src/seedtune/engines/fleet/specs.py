@@ -55,8 +55,13 @@ def needs_of(config: Config, kind: str, gpus: float) -> dict[str, Any]:
     return {**needs, "resources": dict(fleet.resources)} if fleet.resources else needs
 
 
-def check_gpus(config: Config, gpus: float) -> None:
-    """ConfigError if Ray on this machine can never have all workers; a cluster may grow."""
+def check(config: Config, gpus: float) -> None:
+    """ConfigError for what workers cannot share, or if Ray on this machine can never have all; a cluster may grow."""
+    if "transformers" in config.fleet.kinds and config.transformers.centre_file is not None:
+        raise ConfigError(
+            f"transformers.centre_file={config.transformers.centre_file!r} is the file of one process, and the workers "
+            "of a fleet would write into it together. Leave it out."
+        )
     if config.fleet.address is not None:
         return
     wanted = {kind: needs_of(config, kind, gpus)["num_gpus"] * count for kind, count in config.fleet.kinds.items()}
