@@ -17,7 +17,7 @@ from seedtune.intake import task_of
 from seedtune.machines import CPU, MACHINES, Machine, parse_device
 from seedtune.speed import Pace, Speed, measure_engine, pace_of
 from seedtune.tasks.base import Task
-from seedtune.workload import Workload, workload_of
+from seedtune.workload import Workload, populations, workload_of
 
 SHARE = 0.7
 """Share of ``max_completion_length`` that a completion has on average, where no run tells."""
@@ -86,6 +86,17 @@ class Forecast:
     notes: tuple[str, ...]
 
     @property
+    def rollouts(self) -> int:
+        """Completions of the whole run."""
+        sizes = populations(self.config)
+        return (sum(sizes) + len(sizes) * self.config.evaluate_centre) * self.workload.prompts
+
+    @property
+    def full(self) -> float:
+        """How many generations as large as the largest the run is worth."""
+        return self.rollouts / self.workload.rollouts
+
+    @property
     def tokens(self) -> float:
         """Prompt and new tokens of a generation."""
         return self.workload.read + self.workload.written
@@ -117,7 +128,7 @@ def plan_config(
     share = share or (SHARE if pace is None else min(1.0, pace.new_tokens / config.max_completion_length))
     anatomy, work = anatomy_of(config), workload_of(config, task, share=share)
     memory = tuple(memory_of(anatomy, work, config, mode) for mode in MODES)
-    notes = _notes(work, share, pace, [count for count, _ in asked]) + _of_fleet(fleet)
+    notes = _notes(work, share, pace, [count for count, _ in asked]) + _of_population(config) + _of_fleet(fleet)
     durations = []
     for count, name in asked if pace is None else sorted({*asked, (1, CPU)}, key=lambda device: device[1] != CPU):
         if name != CPU:
@@ -133,6 +144,18 @@ def plan_config(
             except ModelError as error:
                 notes.append(f"cpu was not measured: {error}")
     return Forecast(config, anatomy, work, memory, tuple(durations), tuple(notes))
+
+
+def _of_population(config: Config) -> list[str]:
+    """Which generation the forecast is of, where they differ."""
+    sizes = populations(config)
+    if config.population_growth.limit:
+        return [
+            f"population_growth: as if the population were {max(sizes)} from the beginning, the most it can grow to"
+        ]
+    if min(sizes) == max(sizes):
+        return []
+    return [f"populations of {min(sizes)} to {max(sizes)} members: a generation is the largest, the run is all of them"]
 
 
 def _of_fleet(config: Config) -> list[str]:
@@ -156,7 +179,7 @@ def memory_of(anatomy: Anatomy, work: Workload, config: Config, mode: tuple[str,
     served = config.vllm if config.engine == "vllm" else None
     ranks = served.tensor_parallel_size if served else 1
     on_device = 0 if served and served.centre_memory == "host" else 1
-    pairs = config.population // (2 if config.antithetic else 1)
+    pairs = max(populations(config)) // (2 if config.antithetic else 1)
     return Memory(
         perturbation,
         master,
@@ -232,5 +255,5 @@ def _notes(work: Workload, share: float, pace: Pace | None, counts: Sequence[int
     if not work.counted:
         notes.append("the model's folder has no tokenizer: prompts are counted as four characters a token")
     if any(count > 1 for count in counts):
-        notes.append("several devices: as if they shared the members evenly; this version runs on one")
+        notes.append("several devices: as if they shared the members evenly, as the workers of engine=fleet do")
     return notes

@@ -12,6 +12,7 @@ from seedtune.engines.transformers.decode import slots_for
 from seedtune.errors import ConfigError, ModelError
 from seedtune.evaluator import prompt_of
 from seedtune.objectives import LIKELIHOODS
+from seedtune.strategies.population import Scheduled
 from seedtune.tasks.base import Task
 from seedtune.types import Example, Prompt
 
@@ -78,15 +79,26 @@ class Workload:
         return self.rollouts * max(0.0, self.new_tokens - 1)
 
 
+def populations(config: Config) -> list[int]:
+    """Members of every generation of a run; one that may grow is counted as grown, probes of a look-ahead as probes."""
+    rule, look = Scheduled(config.population, config.population_schedule), config.lookahead
+    sizes = [config.population_growth.limit or rule.members({}, generation) for generation in range(config.generations)]
+    probes = look.probes if look.kind == "essam_f" else None
+    return [probes if probes and generation % 2 == 0 else size for generation, size in enumerate(sizes)]
+
+
 def workload_of(config: Config, task: Task, *, share: float, devices: int = 1) -> Workload:
-    """The workload of one of ``devices`` that share the members; completions fill ``share`` of their limit."""
+    """The workload of one of ``devices`` that share the members, in the largest generation of the run.
+
+    Completions fill ``share`` of their limit.
+    """
     if task.environment is not None or config.objective in LIKELIHOODS:
         raise ConfigError(
             f"task {task.name!r} with objective={config.objective} cannot be planned: only single completions can, not "
             "conversations or given answers. Train a generation and look at step_time in its metrics."
         )
     lengths, counted = _lengths(config, task.train[:COUNTED])
-    members = -(-(config.population + config.evaluate_centre) // devices)
+    members = -(-(max(populations(config)) + config.evaluate_centre) // devices)
     prompts = min(config.prompts_per_generation, len(task.train)) * config.samples_per_prompt
     limit, longest = config.max_completion_length, max(lengths)
     return Workload(

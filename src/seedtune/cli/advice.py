@@ -119,8 +119,8 @@ def show_forecast(found: Forecast) -> None:
         f"{work.read:,.0f} prompt tokens + {work.written:,.0f} new ones, {work.slots} rows in flight"
     )
     _say(
-        f"the run: {config.generations} generations, {work.rollouts * config.generations:,} rollouts, "
-        f"{found.tokens * config.generations:,.0f} tokens"
+        f"the run: {config.generations} generations, {found.rollouts:,} rollouts, "
+        f"{found.tokens * found.full:,.0f} tokens"
     )
     _show_memory(found)
     _show_durations(found)
@@ -148,13 +148,13 @@ def _show_durations(found: Forecast) -> None:
     for heading in ("device", "prefill", "decode", "perturb", "update", "together", "the run", "fits"):
         table.add_column(heading, justify="left" if heading == "device" else "right")
     for duration in found.durations:
-        table.add_row(*_timed(duration, found.config.generations))
+        table.add_row(*_timed(duration, found.full))
     console().print(table)
     for duration in found.durations:
         _say(f"  {duration.device}: {duration.how}")
 
 
-def _timed(duration: Duration, generations: int) -> list[str]:
+def _timed(duration: Duration, generations: float) -> list[str]:
     parts = (duration.prefill, duration.decode, duration.perturb, duration.update, duration.seconds)
     fits = {None: "–", True: "yes", False: "no"}[duration.fits]
     return [duration.device, *(f"{part:.3g}" for part in parts), clock(duration.seconds * generations), fits]
