@@ -87,7 +87,14 @@ def _conversation(config: Config) -> str | None:
 def _smallest(config: Config) -> int:
     """The fewest members that a generation has."""
     probes = [config.lookahead.probes] if config.lookahead.kind == "essam_f" else []
-    return min([config.population, *(count for _, count in config.population_schedule), *probes])
+    return min([*_sizes(config), *probes])
+
+
+def _sizes(config: Config) -> list[int]:
+    """The populations of a run; the first of a schedule may take the place of the configured one."""
+    scheduled = config.population_schedule
+    first = [] if any(generation == 0 for generation, _ in scheduled) else [config.population]
+    return [*first, *(count for _, count in scheduled)]
 
 
 def _subspaces(config: Config) -> str | None:
@@ -101,7 +108,7 @@ def _subspaces(config: Config) -> str | None:
 
 
 def _step(config: Config) -> str | None:
-    samples = min([config.population, *(count for _, count in config.population_schedule)])
+    samples = min(_sizes(config))
     samples //= 2 if config.antithetic else 1
     comparing = {
         "adaptive steps": config.adaptive,
@@ -144,8 +151,10 @@ def _look_ahead(config: Config) -> str | None:
         )
     if look.kind == "essam" and look.probes != LookAheadSettings().probes:
         return f"lookahead.probes={look.probes} is for essam_f: leave it out, or use lookahead.kind=essam_f"
-    if look.kind == "essam_f" and (look.probes > config.population or (config.antithetic and look.probes % 2)):
-        return f"lookahead.probes={look.probes} must be at most population={config.population}{even}"
+    least = min(_sizes(config))
+    if look.kind == "essam_f" and (look.probes > least or (config.antithetic and look.probes % 2)):
+        name = "population" if least == config.population else "the smallest population of population_schedule"
+        return f"lookahead.probes={look.probes} must be at most {name}={least}{even}"
     if config.noise_reuse > 1:
         return f"noise_reuse={config.noise_reuse}: look-ahead needs fresh noise at θ'; use noise_reuse=1"
     return None

@@ -96,7 +96,7 @@ class Config(Section):
     as it is (σ/2 if left out, the paper's ratio).  ``auto``: fixed if ``alpha`` is given, adaptive if not."""
 
     longest_step: float | None = Field(default=None, gt=0.0, le=4.0)
-    """An adaptive step moves the weights at most so far, in lengths of a member's perturbation; 1 if left out."""
+    """An adaptive step moves the weights at most so far, in lengths of a member's perturbation; 1.25 if left out."""
 
     collapse_guard: Literal["auto", "yes", "no"] = "auto"
     """Go back to an earlier generation, and on with smaller steps, when rewards collapse.  ``auto``: with adaptive

@@ -16,8 +16,9 @@ from seedtune.errors import ConfigError, DataError, ModelError
 from seedtune.intake import task_of
 from seedtune.machines import CPU, MACHINES, Machine, parse_device
 from seedtune.speed import Pace, Speed, measure_engine, pace_of
+from seedtune.strategies import populations
 from seedtune.tasks.base import Task
-from seedtune.workload import Workload, populations, workload_of
+from seedtune.workload import Workload, workload_of
 
 SHARE = 0.7
 """Share of ``max_completion_length`` that a completion has on average, where no run tells."""

@@ -232,7 +232,8 @@ class GrowthSettings(Section):
     """Largest population; 0: it does not grow."""
 
     below: float = Field(default=0.1, ge=0.0, le=1.0)
-    """Agreement (part of the measured slope that holds over all training prompts) below which it doubles."""
+    """Agreement (part of the measured slope that holds over all training prompts) below which it doubles; after ten
+    generations that saw none it is about 0.1."""
 
     patience: int = Field(default=5, ge=1)
     """Generations between two looks."""

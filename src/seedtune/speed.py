@@ -11,6 +11,7 @@ from seedtune.config import Config
 from seedtune.engines.base import Engine, EngineTimes
 from seedtune.errors import RunError
 from seedtune.evaluator import prompt_of
+from seedtune.strategies import populations
 from seedtune.tasks.base import Task
 from seedtune.types import Job, Member, Sampling, Term, Update
 from seedtune.workload import Workload
@@ -88,7 +89,7 @@ def _answer(engine: Engine, config: Config, task: Task, size: tuple[tuple[Member
 
 def _moved(engine: Engine, config: Config) -> float:
     """Seconds of an update of a generation's size; of no account, for the engine is let go."""
-    pairs = config.population // (2 if config.antithetic else 1)
+    pairs = max(populations(config)) // (2 if config.antithetic else 1)
     engine.apply(Update(GENERATION, tuple(Term(GENERATION, pair, 1e-12) for pair in range(pairs))))
     return engine.take_times().update
 

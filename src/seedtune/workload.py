@@ -12,7 +12,7 @@ from seedtune.engines.transformers.decode import slots_for
 from seedtune.errors import ConfigError, ModelError
 from seedtune.evaluator import prompt_of
 from seedtune.objectives import LIKELIHOODS
-from seedtune.strategies.population import Scheduled
+from seedtune.strategies import populations
 from seedtune.tasks.base import Task
 from seedtune.types import Example, Prompt
 
@@ -77,14 +77,6 @@ class Workload:
     def row_steps(self) -> float:
         """Tokens that decode steps make: all but the first of each completion."""
         return self.rollouts * max(0.0, self.new_tokens - 1)
-
-
-def populations(config: Config) -> list[int]:
-    """Members of every generation of a run; one that may grow is counted as grown, probes of a look-ahead as probes."""
-    rule, look = Scheduled(config.population, config.population_schedule), config.lookahead
-    sizes = [config.population_growth.limit or rule.members({}, generation) for generation in range(config.generations)]
-    probes = look.probes if look.kind == "essam_f" else None
-    return [probes if probes and generation % 2 == 0 else size for generation, size in enumerate(sizes)]
 
 
 def workload_of(config: Config, task: Task, *, share: float, devices: int = 1) -> Workload:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,11 +11,10 @@ from tests.landscape import SIZE, climb, evaluate, noise
 
 from seedtune import strategies
 from seedtune.config import Config
-from seedtune.strategies.averages import BEND, DOUBT, NONE, agreement, averaged, stiffness
+from seedtune.strategies.averages import BEND, DOUBT, MEMORY, NONE, UNUSUAL, USUAL, agreement, averaged, stiffness
 from seedtune.strategies.base import Feedback, tell
-from seedtune.strategies.guard import Guard
 from seedtune.strategies.signal import gain, observe, odd_parts, radius_of, shared_power
-from seedtune.strategies.stepsize import Adaptive, Situation, best_radius
+from seedtune.strategies.stepsize import FLOOR, Adaptive, Situation, best_radius
 
 PAIRS = strategies.create(Config(population=32, sigma=0.02))
 SINGLES = strategies.create(Config(population=32, sigma=0.02, antithetic=False))
@@ -67,6 +67,13 @@ def test_power_that_prompts_share_is_told_from_power_that_they_do_not():
     assert shared_power(own[:, :1]) == pytest.approx(float(np.mean(own[:, 0] ** 2)))
 
 
+def test_a_single_prompt_has_nothing_in_common_with_others():
+    scores = np.random.default_rng(0).normal(size=(32, 1))
+    found = signal_of(PAIRS, scores, share=0.01)[1]
+    assert "shared_error" not in found
+    assert agreement(averaged(NONE, found)) == agreement(NONE)
+
+
 def test_shared_power_is_the_mean_product_over_pairs_of_prompts():
     odd = np.random.default_rng(1).normal(size=(7, 4))
     products = [np.mean(odd[:, i] * odd[:, j]) for i in range(4) for j in range(4) if i != j]
@@ -98,20 +105,37 @@ def test_members_against_the_centre_are_counted_with_ties_as_halves():
     assert "curvature" not in signal_of(PAIRS, scores)[1]
 
 
-def test_the_prompts_of_the_generation_count_fully_and_others_by_what_they_share():
-    averages = {**NONE, "power": 4.0, "shared": 1.0, "share": 0.2}
-    assert agreement(averages) == pytest.approx(0.2 + 0.8 * 0.25)
-    assert agreement({**averages, "shared": -1.0}) == pytest.approx(0.2)
-    assert agreement({**averages, "shared": 9.0}) == 1.0
+def posterior(*told):
+    """The mean of a positive number of which several normal variables tell, by summing over its likelihood."""
+    values = np.linspace(0.0, 20.0, 2_000_001)
+    weights = np.exp(sum(-0.5 * ((values - value) / error) ** 2 for value, error in told))
+    return (values * weights).sum() / weights.sum()
 
 
-def test_an_agreement_that_is_roughly_known_is_not_taken_for_none():
-    rough = {**NONE, "power": 4.0, "shared": -1.0, "shared_error": 2.0}
-    drawn = np.random.default_rng(0).normal(-1.0, 2.0, 1_000_000)
-    assert agreement(rough) == pytest.approx(drawn[drawn > 0].mean() / 4.0, rel=0.01)
-    assert agreement({**rough, "shared_error": 0.01}) < 1e-4
-    assert agreement({**rough, "shared": 2.0, "shared_error": 0.01}) == pytest.approx(0.5)
-    assert agreement({**rough, "shared_error": 1e300}) == 1.0
+def test_before_anything_is_measured_the_agreement_is_the_usual_one():
+    assert agreement(NONE) == pytest.approx(posterior((USUAL, UNUSUAL)), rel=1e-4)
+
+
+@pytest.mark.parametrize(("shared", "error"), [(1.0, 1.0), (-1.0, 0.5), (0.1, 2.0), (2.0, 0.01), (0.0, 1e300)])
+@pytest.mark.parametrize("share", [0.0, 0.2, 0.9])
+def test_what_prompts_have_in_common_counts_as_far_as_it_is_known(shared, error, share):
+    averages = {**NONE, "power": 4.0, "shared": shared, "shared_error": error, "share": share}
+    told = ((USUAL, UNUSUAL), (max(0.0, shared / 4.0), error / 4.0 / (1.0 - share)))
+    assert agreement(averages) == pytest.approx(min(1.0, posterior(*told)), rel=1e-3)
+
+
+def test_a_generation_of_all_prompts_says_nothing_of_others():
+    averages = {**NONE, "power": 4.0, "shared": 4.0, "shared_error": 0.1, "share": 1.0}
+    assert agreement(averages) == agreement(NONE)
+
+
+def test_what_steps_kept_counts_as_far_as_it_is_known():
+    averages = {**NONE, "power": 4.0, "shared": 1.0, "shared_error": 1.0, "kept": 0.8, "kept_precision": 25.0}
+    told = ((USUAL, UNUSUAL), (0.25, 0.25), (0.8, 0.2))
+    assert agreement(averages) == pytest.approx(posterior(*told), rel=1e-4)
+    assert agreement({**averages, "kept_precision": 1e12}) == pytest.approx(0.8, abs=1e-3)
+    assert agreement({**averages, "kept": 3.0, "kept_precision": 1e12}) == 1.0
+    assert agreement({**averages, "kept": -3.0, "kept_precision": 1e6}) < 1e-3
 
 
 def test_the_error_of_what_prompts_share_is_that_of_the_mean_over_samples():
@@ -127,9 +151,9 @@ def test_the_error_of_an_average_shrinks_with_generations():
     assert mean["shared_error"] == 2.0
     mean = averaged(mean, one)
     assert mean["shared_error"] == pytest.approx(2.0 / math.sqrt(2))
-    for _ in range(60):
+    for _ in range(120):
         mean = averaged(mean, one)
-    assert mean["shared_error"] == pytest.approx(2.0 * math.sqrt(0.2**2 / (1 - 0.8**2)))
+    assert mean["shared_error"] == pytest.approx(2.0 * math.sqrt((1 - MEMORY) ** 2 / (1 - MEMORY**2)))
 
 
 def test_a_curvature_that_was_never_measured_is_the_mean_of_what_it_may_be():
@@ -160,26 +184,27 @@ def test_the_error_of_the_curvature_is_that_of_a_mean_over_prompts():
 
 def test_averages_count_the_first_generations_equally_and_then_fade():
     one = {**ONE, "curvature": 2.0, "better": 0.0}
-    two = {**one, "slope": 6.0}
+    two = {**one, "power": 12.0}
     mean = averaged(averaged(NONE, one), two)
-    assert (mean["slope"], mean["power"], mean["curvature"], mean["seen"]) == (2.0, 1.0, 1.0, 2)
-    for _ in range(40):
+    assert (mean["power"], mean["curvature"], mean["seen"]) == (2.0, 1.0, 2)
+    for _ in range(80):
         mean = averaged(mean, two)
-    assert mean["slope"] == pytest.approx(3.0, abs=1e-3)
+    assert mean["power"] == pytest.approx(3.0, abs=1e-3)
     assert averaged(mean, {}) is mean
 
 
-AVERAGES = {**NONE, "slope": 4.0, "power": 1.0, "shared": 0.5, "share": 0.0, "seen": 100}
-SIGNAL = {"length": 8.0, "spread": 1.0, "reward": 0.5}
+AVERAGES = {**NONE, "power": 1.0, "shared": 0.5, "shared_error": 1e-6, "share": 0.0, "seen": 100}
+SIGNAL = {"length": 8.0, "spread": 2.0, "reward": 0.5, "slope": 8.0}
 STIFF = {**AVERAGES, "curvature": 10.0 - BEND, "curvature_error": 0.0}
 
 
 def test_the_best_radius_is_where_the_model_has_its_maximum():
-    best = best_radius(STIFF, 0.5)
+    best = best_radius(STIFF, 0.5, SIGNAL)
     values = {radius: 4.0 * 0.5 * radius - 10.0 * radius**2 for radius in (best, 0.9 * best, 1.1 * best)}
     assert max(values, key=values.__getitem__) == best == pytest.approx(0.1)
-    assert best_radius({**STIFF, "curvature": 0.0}, 0.5) == 0.5
-    assert best_radius({**STIFF, "curvature": -1.0}, 0.5) == 0.5
+    assert best_radius({**STIFF, "curvature": 0.0}, 0.5, SIGNAL) == 0.5
+    assert best_radius({**STIFF, "curvature": -1.0}, 0.5, SIGNAL) == 0.5
+    assert best_radius(STIFF, 0.5, {**SIGNAL, "slope": 4.0}) == pytest.approx(best / 2)
 
 
 @pytest.mark.parametrize("start", [1e-6, 0.01, 10.0, 1e6])
@@ -187,68 +212,37 @@ def test_wherever_it_starts_it_gets_to_the_same_radius(start):
     rule, state = Adaptive(start=start), {}
     for _ in range(30):
         alpha, state = rule.step(state, Situation(0.02, 32, SIGNAL, STIFF))
-        assert alpha * 8.0 / (32 * 0.02) <= 1.0 + 1e-12
+        assert alpha * 8.0 / (32 * 0.02) <= rule.longest + 1e-12
     assert state["radius"] == pytest.approx(0.1)
 
 
-def test_it_changes_by_at_most_a_factor_of_four():
+def test_it_changes_by_at_most_a_factor_of_ten():
     rule = Adaptive()
     flat = Situation(0.02, 32, SIGNAL, {**STIFF, "curvature": 0.0})
-    assert rule.step({"radius": 0.1}, flat)[1]["radius"] == 0.4
+    assert rule.step({"radius": 0.05}, flat)[1]["radius"] == 0.5
     steep = Situation(0.02, 32, SIGNAL, {**STIFF, "curvature": 1e6})
-    assert rule.step({"radius": 0.5}, steep)[1]["radius"] == 0.125
-    assert rule.step({"radius": 0.02}, steep)[1]["radius"] == 0.02
+    assert rule.step({"radius": 1.0}, steep)[1]["radius"] == 0.1
+    assert rule.step({"radius": 0.03}, steep)[1]["radius"] == FLOOR * rule.longest
+
+
+def test_a_schedule_multiplies_the_step_but_never_beyond_the_longest():
+    rule, stiff = Adaptive(), Situation(0.02, 32, SIGNAL, STIFF)
+    plain, state = rule.step({}, stiff)
+    halved, same = rule.step({}, replace(stiff, factor=0.5))
+    assert halved == pytest.approx(plain / 2)
+    assert same == state
+    grown, _ = rule.step({}, replace(stiff, factor=1e6))
+    assert grown * 8.0 / (32 * 0.02) == pytest.approx(rule.longest)
 
 
 def test_after_a_collapse_the_longest_step_is_half():
     rule = Adaptive()
-    assert rule.shrink({"radius": 0.1})["radius"] == pytest.approx(0.05)
+    assert rule.shrink({"radius": 0.2})["radius"] == pytest.approx(0.1)
     state = rule.shrink(rule.shrink({"radius": 0.5}))
     flat = Situation(0.02, 32, SIGNAL, {**STIFF, "curvature": 0.0})
     for _ in range(5):
         _, state = rule.step(state, flat)
     assert state["radius"] == 0.125
-
-
-def watched(rewards, guard=None):
-    guard, state = guard or Guard(), {}
-    for generation, reward in enumerate(rewards):
-        state = guard.watch(state, reward, generation)
-    return state
-
-
-def test_the_guard_does_not_mind_noise_or_a_slow_trend():
-    rng = np.random.default_rng(0)
-    for trend in (0.0, 0.2, -0.05):
-        state = {}
-        for generation in range(300):
-            state = Guard().watch(state, trend * generation + rng.normal(), generation)
-            if state.get("collapsed") and trend >= 0.0:
-                raise AssertionError(f"generation {generation} of trend {trend}")
-
-
-def test_the_guard_sees_a_collapse_within_a_few_generations_and_names_the_best():
-    rng = np.random.default_rng(1)
-    rewards = [0.1 * g + 0.3 * rng.normal() for g in range(30)]
-    state = watched(rewards)
-    best = state["best_at"]
-    for generation in range(30, 33):
-        state = Guard().watch(state, -8.0, generation)
-        if state["collapsed"]:
-            break
-    assert state["collapsed"]
-    assert state["best_at"] == best >= 25
-    assert "collapsed" not in Guard().back(state)
-
-
-def test_rewards_that_begin_all_equal_are_no_reason_to_go_back():
-    """Rare successes: the first generations tie at 0, and a later dip is no collapse."""
-    for seed in range(50):
-        draws = np.random.default_rng(seed).binomial(1, [0.0005] * 10 + [0.004] * 60, size=(256, 70)).T
-        state = {}
-        for generation, row in enumerate(draws):
-            state = Guard().watch(state, float(row.mean()), generation, float(row.var()) / 256)
-            assert not state.get("collapsed"), (seed, generation)
 
 
 def test_tied_members_do_not_enter_the_averages():
@@ -314,62 +308,9 @@ def test_a_centre_that_is_first_scored_late_counts_as_it_is():
     assert (after["curvature"], after["curvature_error"]) == (3.0, 0.1)
 
 
-def alarms(rewards):
-    """(generation, best_at) of the first alarm, if there is one."""
-    guard, state = Guard(), {}
-    for generation, reward in enumerate(rewards):
-        state = guard.watch(state, reward, generation)
-        if state.get("collapsed"):
-            return generation, state["best_at"]
-    return None
-
-
-def test_the_guard_sees_a_collapse_that_begins_while_it_only_watches():
-    rng = np.random.default_rng(1)
-    rewards = [0.30, 0.32, 0.34, 0.36, 0.36, *rng.normal(0.0, 0.005, 20)]
-    generation, best_at = alarms(rewards)
-    assert generation <= 12
-    assert best_at == 4
-
-
-def test_one_hard_batch_of_prompts_is_no_collapse_and_four_in_a_row_are():
-    rewards = np.random.default_rng(2).normal(0.5, 0.02, 40)
-    for hard, expected in (((20,), False), ((20, 30), False), ((20, 21, 22, 23), True)):
-        batch = rewards.copy()
-        batch[list(hard)] = -5.0
-        assert (alarms(batch) is not None) is expected
-
-
-def test_weights_of_which_nothing_can_be_scored_are_gone_back_on():
-    guard, state = Guard(), {}
-    for _ in range(9):
-        state = guard.miss(state)
-    assert not state["collapsed"]  # there is nothing to go back to: the reward function itself may be broken
-    for generation, reward in enumerate((0.1, 0.2, 0.3)):
-        state = guard.watch(state, reward, generation)
-    found = []
-    for _ in range(3):
-        state = guard.miss(state)
-        found.append(state["collapsed"])
-    assert found == [False, False, True]
-    assert "missed" not in guard.back(state)
-
-
-def test_a_guard_begins_again_when_sigma_has_grown():
-    """What a larger σ costs its members is not a collapse."""
-    settings = {"population": 8, "sigma": 0.1, "collapse_guard": "yes", "alpha": 0.01}
-    growing = strategies.create(Config(**settings, sigma_schedule={"warmup": 30}))
-    rng, state = np.random.default_rng(0), {}
-    for generation in range(60):
-        plan = growing.ask(state, generation)
-        scores = 1.0 - 10.0 * plan.sigma**2 + rng.normal(0, 0.005, (8, 4))
-        step = tell(growing, state, plan, Feedback(scores, None, 0.0))
-        state = step.state
-        assert step.back_to is None
-
-
 def test_collapses_leave_a_step_that_still_moves():
     rule, state = Adaptive(), {"radius": 0.02}
     for _ in range(10):
         state = rule.shrink(state)
-    assert state["radius"] == state["factor"] == 0.05
+    assert state["factor"] == 0.05
+    assert state["radius"] == 0.05 * rule.longest

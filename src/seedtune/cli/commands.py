@@ -13,6 +13,7 @@ from seedtune.cli.console import console, error_console
 from seedtune.cli.progress import ProgressLines, ReplayProgress
 from seedtune.errors import ConfigError, RunError, resume_command
 from seedtune.export import Export, export_run
+from seedtune.strategies import populations
 from seedtune.trainer import Trainer
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -61,11 +62,11 @@ def dry_run(trainer: Trainer) -> None:
     info = engine.load()
     lines = ProgressLines(console())
     lines.describe(trainer, info)
-    prompts = min(config.prompts_per_generation, len(trainer.task.train))
-    rollouts = (config.population + config.evaluate_centre) * prompts
+    completions = min(config.prompts_per_generation, len(trainer.task.train)) * config.samples_per_prompt
+    sizes = [(size + config.evaluate_centre) * completions for size in populations(config)]
     lines.say(
-        f"{rollouts:,} rollouts a generation, {rollouts * config.generations:,} in all; at most "
-        f"{rollouts * config.max_completion_length:,} new tokens a generation. Nothing was written."
+        f"{max(sizes):,} rollouts a generation{'' if min(sizes) == max(sizes) else ' at most'}, {sum(sizes):,} in all; "
+        f"at most {max(sizes) * config.max_completion_length:,} new tokens a generation. Nothing was written."
     )
     engine.close()
 

@@ -34,6 +34,8 @@ def create(config: Config, reward_weights: Sequence[float] = (1.0,)) -> Strategy
         decay=Decay(config.decay_l2, config.decay_l1),
         steady_pull=config.adaptive,
         guard=Guard() if config.guarded else None,
+        compares=config.reward_batch == "sample"
+        and not (config.moments.momentum or config.decay_l2 or config.decay_l1),
     )
     look = config.lookahead
     if look.kind == "none":
@@ -82,6 +84,14 @@ def _population(config: Config) -> PopulationSize:
     if config.population_schedule:
         return Scheduled(config.population, config.population_schedule)
     return Constant(config.population)
+
+
+def populations(config: Config) -> list[int]:
+    """Members of every generation of a run; one that may grow is counted as grown, probes of a look-ahead as probes."""
+    rule, look, grown = _population(config), config.lookahead, config.population_growth.limit
+    sizes = [grown or rule.members({}, generation) for generation in range(config.generations)]
+    probes = look.probes if look.kind == "essam_f" else None
+    return [probes if probes and generation % 2 == 0 else size for generation, size in enumerate(sizes)]
 
 
 def _step_size(config: Config) -> stepsize.StepSize:

@@ -11,15 +11,18 @@ from seedtune.strategies.base import Signal
 
 Averages = Mapping[str, float]
 
-MEMORY = 0.8
-"""What an average keeps of itself each generation: it looks back about five."""
+MEMORY = 0.9
+"""What an average keeps of itself each generation: it looks back about ten."""
 
-BEND, DOUBT = 0.15, 0.5
+BEND, DOUBT = 0.25, 0.25
 """See `stiffness`; chosen on the tasks of benchmarks/results/step-size.md, in spreads of the members' rewards."""
+
+USUAL, UNUSUAL = 0.3, 0.2
+"""The agreement that is expected before anything is measured, and how far off that may be."""
 
 TINY = 1e-9
 
-NONE: Averages = {"slope": 0.0, "power": 0.0, "shared": 0.0, "curvature": 0.0, "better": 0.5, "share": 0.0, "seen": 0}
+NONE: Averages = {"power": 0.0, "shared": 0.0, "curvature": 0.0, "better": 0.5, "share": 0.0, "seen": 0}
 
 
 def informative(signal: Signal) -> bool:
@@ -30,18 +33,18 @@ def informative(signal: Signal) -> bool:
     return spread > TIE * abs(signal["reward"]) and spread * spread > 0.0
 
 
-def averaged(before: Averages, signal: Signal) -> Averages:
+def averaged(before: Averages, signal: Signal, kept: tuple[float, float] = (0.0, 0.0)) -> Averages:
     """``before`` with one more generation's signal in it; a generation that says nothing changes nothing.
 
-    The first few count equally, then older ones fade: no start value has a say.
+    The first few count equally, then older ones fade: no start value has a say.  ``kept`` is what `gains.kept` says of
+    the last step, with its precision.
     """
     if not informative(signal):
         return before
     spread, seen = signal["spread"], before["seen"]
     now = {
-        "slope": signal["slope"] / spread,
-        "power": signal["power"] / spread**2,
-        "shared": signal["shared"] / spread**2,
+        "power": signal["power"] / (spread * spread),
+        "shared": signal["shared"] / (spread * spread),
         "curvature": signal["curvature"] / spread if "curvature" in signal else before["curvature"],
         "better": signal.get("better", before["better"]),
         "share": signal["share"],
@@ -50,36 +53,60 @@ def averaged(before: Averages, signal: Signal) -> Averages:
     mean = {name: before[name] + weight * (value - before[name]) for name, value in now.items()}
     if "curvature" in signal and "curvature_error" not in before:  # the centre was never scored so far
         mean |= {"curvature": now["curvature"], "better": now["better"]}
-    for name, unit in (("shared_error", spread**2), ("curvature_error", spread)):
+    for name, unit in (("shared_error", spread * spread), ("curvature_error", spread)):
         if name in signal:
             new = signal[name] / unit
-            mean[name] = _hypotenuse((1.0 - weight) * before[name], weight * new) if name in before else new
+            mean[name] = hypotenuse((1.0 - weight) * before[name], weight * new) if name in before else new
         elif name in before:
             mean[name] = before[name]
-    return {**mean, "seen": min(seen + 1, 1_000_000)}
+    return {**mean, **_kept(before, *kept), "seen": min(seen + 1, 1_000_000)}
 
 
-def _hypotenuse(one: float, other: float) -> float:
+def _kept(before: Averages, part: float, precision: float) -> dict[str, float]:
+    """Each step counts by its precision, and less as it gets older."""
+    old = MEMORY * before.get("kept_precision", 0.0)
+    known = old + precision
+    if not 0.0 < known < math.inf:
+        return {}
+    return {
+        "kept": before.get("kept", 0.0) + precision / known * (part - before.get("kept", 0.0)),
+        "kept_precision": known,
+    }
+
+
+def hypotenuse(one: float, other: float) -> float:
     """By products, sum and root, which are the same on every machine."""
     return math.sqrt(one * one + other * other)
 
 
 def agreement(averages: Averages) -> float:
-    """The part of the slope that holds over all training prompts, in [0, 1]: share + (1 − share)·common.
+    """The part of the slope that holds over all training prompts, in [0, 1].
 
-    What prompts have in common cannot be negative, but its estimate can: what counts is the mean of a normal variable
-    (estimate, its standard error) given that it is positive.  So a few unlucky generations ask for short steps, not for
-    none, and a reward whose estimate is rough is not taken for one that nothing can be learned from.
+    Three say something about it, and count in inverse proportion to their squared errors: what is usual
+    (`USUAL` ± `UNUSUAL`); what two different prompts have in common, which says the less the more of the training
+    prompts a generation has; and what steps kept of their promises (`gains`).  It cannot be negative, but the mean of
+    the three can: what counts is the mean of a normal variable given that it is positive.  So a few unlucky generations
+    ask for short steps, not for none.
+    """
+    common, trust = _common(averages)
+    kept, proof = averages.get("kept", 0.0), averages.get("kept_precision", 0.0)
+    usual = 1.0 / (UNUSUAL * UNUSUAL)
+    precision = usual + trust + proof
+    mean = (usual / precision) * USUAL + (trust / precision) * common + (proof / precision) * kept
+    return _rounded(min(1.0, positive_mean(mean, 1.0 / math.sqrt(precision))))
+
+
+def _common(averages: Averages) -> tuple[float, float]:
+    """What different prompts have in common, as a part of the power, and the precision of that as the agreement.
+
+    A negative estimate is chance, and where rewards are rare more of it than its error says: it counts as 0.
     """
     shared, power, error = averages["shared"], averages["power"], averages.get("shared_error", 0.0)
-    if not (power > 0.0 and math.isfinite(shared)):
-        common = 0.0
-    elif 0.0 < error < math.inf:
-        # The last bits of exp differ between machines, and verify must decide as the run did.
-        common = float(f"{min(1.0, positive_mean(shared, error) / power):.12g}")
-    else:
-        common = min(1.0, max(0.0, shared / power))
-    return averages["share"] + (1.0 - averages["share"]) * common
+    others = 1.0 - averages["share"]
+    if not (power > 0.0 and 0.0 < error < math.inf and math.isfinite(shared)) or others <= 0.0:
+        return 0.0, 0.0
+    root = min(others * power / error, 1.0 / TINY)
+    return max(0.0, min(1.0, shared / power)), root * root
 
 
 def stiffness(averages: Averages) -> float:
@@ -90,7 +117,25 @@ def stiffness(averages: Averages) -> float:
     it is positive.  `BEND` comes on top, for c is what random directions cost, and an update's direction is one along
     which rewards differ most.
     """
+    trust = _trust(averages)
+    return BEND + _rounded(positive_mean(trust and trust * averages["curvature"], stiffness_error(averages)))
+
+
+def stiffness_error(averages: Averages) -> float:
+    """How far off κ may be, in reward spreads."""
+    return max(TINY, DOUBT * math.sqrt(1.0 - _trust(averages)))
+
+
+def _trust(averages: Averages) -> float:
     error = averages.get("curvature_error", math.inf)
-    trust = DOUBT * DOUBT / (DOUBT * DOUBT + error * error)
-    expected, doubt = (trust and trust * averages["curvature"]), max(TINY, DOUBT * math.sqrt(1.0 - trust))
-    return BEND + float(f"{positive_mean(expected, doubt):.12g}")
+    return DOUBT * DOUBT / (DOUBT * DOUBT + error * error)
+
+
+def _rounded(value: float) -> float:
+    """The last bits of exp differ between machines, and verify must decide as the run did."""
+    return float(f"{value:.9g}")
+
+
+def forgotten(averages: Averages) -> Averages:
+    """Without what steps kept: the centre is another one now."""
+    return {name: value for name, value in averages.items() if name not in ("kept", "kept_precision")}

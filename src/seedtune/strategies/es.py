@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from seedtune.strategies import averages, signal
+from seedtune.strategies import averages, gains
+from seedtune.strategies import signal as signals
 from seedtune.strategies.base import Feedback, Signal, State, Step, update_of
 from seedtune.strategies.guard import Guard
 from seedtune.strategies.population import PopulationSize
@@ -53,6 +54,10 @@ class EvolutionStrategy:
 
     guard: Guard | None = None
 
+    compares: bool = True
+    """Steps are held against what they promised.  Not where more than the step moves the weights, or where a reward
+    compares members with each other, and so has the same mean whatever they are."""
+
     def initial(self) -> State:
         """Nothing known."""
         return {}
@@ -72,25 +77,34 @@ class EvolutionStrategy:
 
     def observe(self, plan: Plan, feedback: Feedback, coefficients: Sequence[float]) -> Signal:
         """See `seedtune.strategies.signal`."""
-        return signal.observe(plan, feedback, coefficients)
+        return signals.observe(plan, feedback, coefficients)
 
     def decide(self, state: State, plan: Plan, coefficients: tuple[float, ...], signal: Signal) -> Step:
         """A step of the step-size rule, or the way back after a collapse."""
         after = self._after(state, plan, signal)
         if after.get("guard", {}).get("collapsed"):
             return self._back(after, plan, coefficients, signal)
-        now = Situation(plan.sigma, len(plan.members), signal, after["averages"])
+        factor = self.alpha_factor(plan.generation, state.get("members", 0))
+        now = Situation(plan.sigma, len(plan.members), signal, after["averages"], factor)
         alpha, kept = self.alpha.step(after["alpha"], now)
-        alpha *= self.alpha_factor(plan.generation, state.get("members", 0))
         pulls = plan.sigma / 2 if self.steady_pull else alpha
         update = update_of(plan, coefficients, alpha, self._decay(pulls, moves=alpha != 0.0))
         if not update.terms:
             update = Update(plan.generation, ())
-        return Step(coefficients, alpha, update, _filled({**after, "alpha": kept}), signal)
+        promise = state.get("promise", {}) if alpha == 0.0 else self._promise(plan, alpha, signal, after["averages"])
+        return Step(coefficients, alpha, update, _filled({**after, "alpha": kept, "promise": promise}), signal)
+
+    def _promise(self, plan: Plan, alpha: float, signal: Signal, mean: averages.Averages) -> dict[str, float]:
+        """What the step should gain, for the next generation to look at."""
+        if not self.compares or not averages.informative(signal):
+            return {}
+        radius = signals.radius_of(alpha, plan.sigma, signal, len(plan.members))
+        return gains.promise(signal, radius, plan.sigma, mean)
 
     def _after(self, state: State, plan: Plan, signal: Signal) -> dict[str, Any]:
         """The state without the step size's."""
-        mean = averages.averaged(state.get("averages", averages.NONE), signal)
+        kept = gains.kept(state.get("promise", {}), signal, plan.sigma)
+        mean = averages.averaged(state.get("averages", averages.NONE), signal, kept)
         after = {
             "members": state.get("members", 0) + len(plan.members),
             "averages": mean,
@@ -110,7 +124,7 @@ class EvolutionStrategy:
         sigma = before.get("sigma", plan.sigma)
         if plan.sigma > WIDER * sigma:
             before, sigma = {}, plan.sigma
-        error = signal["spread"] ** 2 / len(plan.members)
+        error = signal["spread"] * signal["spread"] / len(plan.members)
         return {**self.guard.watch(before, signal["reward"], plan.generation, error), "sigma": sigma}
 
     def _back(self, after: dict[str, Any], plan: Plan, coefficients: tuple[float, ...], signal: Signal) -> Step:
@@ -118,7 +132,8 @@ class EvolutionStrategy:
         assert self.guard is not None
         to = after["guard"]["best_at"]
         guard = {**self.guard.back(after["guard"]), "sigma": after["guard"]["sigma"]}
-        state = {**after, "guard": guard, "alpha": self.alpha.shrink(after["alpha"])}
+        mean, alpha = averages.forgotten(after["averages"]), self.alpha.shrink(after["alpha"])
+        state = {**after, "guard": guard, "averages": mean, "alpha": alpha}
         return Step(coefficients, 0.0, Update(plan.generation, ()), _filled(state), signal, back_to=to)
 
     def _decay(self, alpha: float, *, moves: bool) -> Decay | None:

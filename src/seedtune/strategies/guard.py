@@ -65,7 +65,8 @@ class Guard:
         """Averaged over more generations than the level, and never by a jump that is itself the collapse."""
         if seen < 2:
             return 0.0
-        difference: float = 0.5 * (reward - state["last"]) ** 2
+        apart: float = reward - state["last"]
+        difference = 0.5 * apart * apart
         if seen == 2:
             return difference
         rate = max(1.0 / (seen - 1), 0.03)

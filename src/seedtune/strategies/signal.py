@@ -8,8 +8,8 @@ the update's coefficients w_q (Σ sign·z of the sample), a step of ρ times the
     gain(ρ) = slope·agreement·ρ − curvature·ρ²,      slope = Σ w_q o_q/‖w‖,   curvature = R(θ) − mean R.
 
 The slope is what the members of this generation measured; the agreement is how much of it holds over all training
-prompts: all on those of this generation, on others what two different prompts have in common; the curvature is
-½σ² tr H, −H being the Hessian of the reward: what any step of a member's length costs on average.
+prompts (`averages.agreement`); the curvature is ½σ² tr H, −H being the Hessian of the reward: what any step of a
+member's length costs on average.
 
 Members that answered prompts of different generations are each measured against their own generation's mean.
 """
@@ -49,11 +49,26 @@ def observe(plan: Plan, feedback: Feedback, coefficients: Sequence[float]) -> Si
         "slope": float(weights @ signed) / length if length > 0.0 else 0.0,
         "power": float(np.mean(means**2)),
         "shared": shared_power(*odd),
-        "shared_error": standard_error(np.concatenate([crossed(part) for part in odd])),
         "share": feedback.share,
     }
-    signal |= _around(feedback)
+    if all(part.shape[1] > 1 for part in odd):
+        signal["shared_error"] = standard_error(np.concatenate([crossed(part) for part in odd]))
+    signal |= {**_error_of_mean(feedback), **_around(feedback)}
     return signal if np.isfinite(list(signal.values())).all() else {}
+
+
+def _error_of_mean(feedback: Feedback) -> Signal:
+    """The standard error of the mean reward, over members and, unless it is of all, over which prompts were drawn.
+
+    The variance over n prompts is itself an estimate: the mean's is that of Student's distribution, s²/n·(n−1)/(n−3).
+    Batches of an epoch have no prompt in common, so that a part of the training prompts is no better known than that.
+    """
+    scored = feedback.scores[:, ~np.isnan(feedback.scores).all(axis=0)]
+    count, rewards = scored.shape[1], feedback.rewards[~np.isnan(feedback.rewards)]
+    if feedback.share < 1.0 and count <= 3:
+        return {}
+    drawn = float(np.nanmean(scored, axis=0).var()) / (count - 3) if feedback.share < 1.0 else 0.0
+    return {"reward_error": float(np.sqrt(rewards.var() / rewards.size + drawn))}
 
 
 def _odd_parts_of_each(plan: Plan, feedback: Feedback) -> list[Vector]:
@@ -84,8 +99,8 @@ def odd_parts(plan: Plan, scores: Vector) -> Vector:
 def shared_power(*odd: Vector) -> float:
     """E[o_qi·o_qj] over two different prompts i, j: the part of the power that is the same on every prompt.
 
-    Of one prompt it cannot be told apart from chance; then all of the power counts as shared.  Unbiased, so it can be
-    negative where there is none.
+    Of one prompt it is all of the power, chance included: such a signal has no ``shared_error``, and it does not count.
+    Unbiased, so it can be negative where there is none.
     """
     return float(np.concatenate([crossed(part) for part in odd]).mean())
 

@@ -9,8 +9,8 @@ from typing import Any, Protocol
 from seedtune.strategies.averages import Averages, agreement, informative, stiffness
 from seedtune.strategies.base import Signal
 
-GROWTH, CUT = 4.0, 0.25
-"""The radius grows to at most four times, and shrinks to at least a quarter, from one generation to the next."""
+GROWTH, CUT = 10.0, 0.1
+"""The radius grows to at most ten times, and shrinks to at least a tenth, from one generation to the next."""
 
 FLOOR = 0.02
 """Smallest radius, as a part of the longest: below it a run stands still."""
@@ -27,6 +27,8 @@ class Situation:
     members: int
     signal: Signal
     averages: Averages
+    factor: float = 1.0
+    """What a schedule multiplies the step by."""
 
 
 State = Mapping[str, Any]
@@ -51,8 +53,8 @@ class Given:
     alpha: float
 
     def step(self, state: State, now: Situation) -> tuple[float, dict[str, Any]]:
-        """As it is, times what collapses left of it."""
-        return self.alpha * state.get("factor", 1.0), dict(state)
+        """As it is, times its schedule and what collapses left of it."""
+        return now.factor * self.alpha * state.get("factor", 1.0), dict(state)
 
     def shrink(self, state: State) -> dict[str, Any]:
         """Half of it."""
@@ -64,12 +66,13 @@ class Adaptive:
     """The step that the second-order model of the population likes best (see `seedtune.strategies.signal`).
 
     Measured in lengths of a member's perturbation, gain(ρ) = slope·agreement·ρ − κρ² is largest at
-    ρ* = slope·agreement/(2κ), κ being the curvature as far as it is known (`averages.stiffness`).  The averages are
-    exponential over about five generations.  Members were only seen at distance 1, so ρ is at most ``longest``; a run
-    without ``start`` begins as if its last step had been that.  α = ρ·N·σ/‖w‖ then makes the step exactly that long.
+    ρ* = slope·agreement/(2κ), κ being the curvature as far as it is known (`averages.stiffness`).  The slope is this
+    generation's; agreement and κ are averages over about ten.  Members were only seen at distance 1, so ρ is at most
+    ``longest``; a run without ``start`` begins as if its last step had been that.  α = ρ·N·σ/‖w‖ then makes the step
+    exactly that long.
     """
 
-    longest: float = 1.0
+    longest: float = 1.25
     start: float | None = None
     """α to begin with; the first generations take over quickly."""
 
@@ -80,9 +83,9 @@ class Adaptive:
         longest = self.longest * state.get("factor", 1.0)
         unit = now.members * now.sigma / now.signal["length"]
         before = state.get("radius", longest if self.start is None else self.start / unit)
-        radius = min(max(best_radius(now.averages, longest), CUT * before), GROWTH * before)
+        radius = min(max(best_radius(now.averages, longest, now.signal), CUT * before), GROWTH * before)
         radius = min(max(radius, FLOOR * longest), longest)
-        return radius * unit, {**state, "radius": radius}
+        return min(now.factor * radius, longest) * unit, {**state, "radius": radius}
 
     def shrink(self, state: State) -> dict[str, Any]:
         """From now on at most half of the last step, but never next to nothing."""
@@ -91,6 +94,7 @@ class Adaptive:
         return {"factor": radius / self.longest, "radius": radius}
 
 
-def best_radius(averages: Averages, longest: float) -> float:
-    """ρ* of averaged slope, agreement and curvature, at most ``longest``."""
-    return min(longest, averages["slope"] * agreement(averages) / (2.0 * stiffness(averages)))
+def best_radius(averages: Averages, longest: float, signal: Signal) -> float:
+    """ρ* of this generation's slope and of averaged agreement and curvature, at most ``longest``."""
+    slope = signal["slope"] / signal["spread"]
+    return min(longest, slope * agreement(averages) / (2.0 * stiffness(averages)))

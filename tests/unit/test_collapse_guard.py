@@ -1,0 +1,105 @@
+"""The guard against collapse: when it goes back, and when it does not."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from seedtune import strategies
+from seedtune.config import Config
+from seedtune.strategies.base import Feedback, tell
+from seedtune.strategies.guard import Guard
+
+
+def watched(rewards, guard=None):
+    guard, state = guard or Guard(), {}
+    for generation, reward in enumerate(rewards):
+        state = guard.watch(state, reward, generation)
+    return state
+
+
+def test_the_guard_does_not_mind_noise_or_a_slow_trend():
+    rng = np.random.default_rng(0)
+    for trend in (0.0, 0.2, -0.05):
+        state = {}
+        for generation in range(300):
+            state = Guard().watch(state, trend * generation + rng.normal(), generation)
+            if state.get("collapsed") and trend >= 0.0:
+                raise AssertionError(f"generation {generation} of trend {trend}")
+
+
+def test_the_guard_sees_a_collapse_within_a_few_generations_and_names_the_best():
+    rng = np.random.default_rng(1)
+    rewards = [0.1 * g + 0.3 * rng.normal() for g in range(30)]
+    state = watched(rewards)
+    best = state["best_at"]
+    for generation in range(30, 33):
+        state = Guard().watch(state, -8.0, generation)
+        if state["collapsed"]:
+            break
+    assert state["collapsed"]
+    assert state["best_at"] == best >= 25
+    assert "collapsed" not in Guard().back(state)
+
+
+def test_rewards_that_begin_all_equal_are_no_reason_to_go_back():
+    """Rare successes: the first generations tie at 0, and a later dip is no collapse."""
+    for seed in range(50):
+        draws = np.random.default_rng(seed).binomial(1, [0.0005] * 10 + [0.004] * 60, size=(256, 70)).T
+        state = {}
+        for generation, row in enumerate(draws):
+            state = Guard().watch(state, float(row.mean()), generation, float(row.var()) / 256)
+            assert not state.get("collapsed"), (seed, generation)
+
+
+def alarms(rewards):
+    """(generation, best_at) of the first alarm, if there is one."""
+    guard, state = Guard(), {}
+    for generation, reward in enumerate(rewards):
+        state = guard.watch(state, reward, generation)
+        if state.get("collapsed"):
+            return generation, state["best_at"]
+    return None
+
+
+def test_the_guard_sees_a_collapse_that_begins_while_it_only_watches():
+    rng = np.random.default_rng(1)
+    rewards = [0.30, 0.32, 0.34, 0.36, 0.36, *rng.normal(0.0, 0.005, 20)]
+    generation, best_at = alarms(rewards)
+    assert generation <= 12
+    assert best_at == 4
+
+
+def test_one_hard_batch_of_prompts_is_no_collapse_and_four_in_a_row_are():
+    rewards = np.random.default_rng(2).normal(0.5, 0.02, 40)
+    for hard, expected in (((20,), False), ((20, 30), False), ((20, 21, 22, 23), True)):
+        batch = rewards.copy()
+        batch[list(hard)] = -5.0
+        assert (alarms(batch) is not None) is expected
+
+
+def test_weights_of_which_nothing_can_be_scored_are_gone_back_on():
+    guard, state = Guard(), {}
+    for _ in range(9):
+        state = guard.miss(state)
+    assert not state["collapsed"]  # there is nothing to go back to: the reward function itself may be broken
+    for generation, reward in enumerate((0.1, 0.2, 0.3)):
+        state = guard.watch(state, reward, generation)
+    found = []
+    for _ in range(3):
+        state = guard.miss(state)
+        found.append(state["collapsed"])
+    assert found == [False, False, True]
+    assert "missed" not in guard.back(state)
+
+
+def test_a_guard_begins_again_when_sigma_has_grown():
+    """What a larger σ costs its members is not a collapse."""
+    settings = {"population": 8, "sigma": 0.1, "collapse_guard": "yes", "alpha": 0.01}
+    growing = strategies.create(Config(**settings, sigma_schedule={"warmup": 30}))
+    rng, state = np.random.default_rng(0), {}
+    for generation in range(60):
+        plan = growing.ask(state, generation)
+        scores = 1.0 - 10.0 * plan.sigma**2 + rng.normal(0, 0.005, (8, 4))
+        step = tell(growing, state, plan, Feedback(scores, None, 0.0))
+        state = step.state
+        assert step.back_to is None

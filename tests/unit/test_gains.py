@@ -1,0 +1,169 @@
+"""What steps kept of what their members had promised."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from tests.landscape import SIZE, climb, evaluate, noise
+
+from seedtune import strategies
+from seedtune.config import Config
+from seedtune.strategies import gains
+from seedtune.strategies.averages import MEMORY, NONE, averaged, stiffness, stiffness_error
+from seedtune.strategies.base import Feedback, tell
+from seedtune.strategies.gains import SURE, kept, promise
+from seedtune.strategies.signal import observe
+from seedtune.strategies.stepsize import Adaptive
+
+SIGNAL = {"reward": 1.0, "reward_error": 0.3, "slope": 4.0, "spread": 2.0, "length": 8.0}
+LATER = {**SIGNAL, "reward": 1.9, "reward_error": 0.4}
+KNOWN = {**NONE, "curvature": 0.5, "curvature_error": 0.0}
+
+
+def test_the_part_that_was_kept_is_the_gain_and_what_it_cost_over_the_promise():
+    part, precision = kept(promise(SIGNAL, 0.5, 1.0, KNOWN), LATER, 1.0)
+    cost = stiffness(KNOWN) * 2.0 * 0.25
+    assert part == pytest.approx((0.9 + cost) / (4.0 * 0.5))
+    assert 1.0 / precision == pytest.approx((0.3**2 + 0.4**2) / (4.0 * 0.5) ** 2 + SURE**2)
+
+
+def test_a_long_step_says_less_where_the_curvature_is_not_known():
+    error = stiffness_error(NONE) * 2.0 * 1.0
+    _, precision = kept(promise(SIGNAL, 1.0, 1.0, NONE), LATER, 1.0)
+    assert 1.0 / precision == pytest.approx((0.3**2 + 0.4**2 + error**2) / 16.0 + SURE**2)
+
+
+def test_nothing_promised_or_nothing_to_compare_says_nothing():
+    assert promise(SIGNAL, 0.0, 1.0, NONE) == {}
+    assert promise({**SIGNAL, "slope": 0.0}, 1.0, 1.0, NONE) == {}
+    blind = {name: value for name, value in SIGNAL.items() if name != "reward_error"}
+    assert promise(blind, 1.0, 1.0, NONE) == {}
+    made = promise(SIGNAL, 1.0, 1.0, NONE)
+    assert kept({}, LATER, 1.0) == kept(made, blind, 1.0) == (0.0, 0.0)
+
+
+def test_gains_under_another_sigma_say_nothing():
+    made = promise(SIGNAL, 1.0, 1.0, NONE)
+    assert kept(made, LATER, 1.005)[1] > 0.0
+    assert kept(made, LATER, 0.9) == kept(made, LATER, 1.1) == (0.0, 0.0)
+
+
+def test_one_step_counts_as_at_most_all_or_the_opposite_of_its_promise():
+    made = promise(SIGNAL, 1.0, 1.0, NONE)
+    assert kept(made, {**LATER, "reward": -1e6}, 1.0)[0] == -1.0
+    assert kept(made, {**LATER, "reward": 1e6}, 1.0)[0] == 1.0
+
+
+def test_steps_count_by_their_precision_and_fade():
+    one = {**SIGNAL, "power": 1.0, "shared": 0.0, "share": 1.0}
+    mean = averaged(averaged(NONE, one, (0.2, 10.0)), one, (0.8, 30.0))
+    old = MEMORY * 10.0
+    assert mean["kept"] == pytest.approx((old * 0.2 + 30.0 * 0.8) / (old + 30.0))
+    assert mean["kept_precision"] == pytest.approx(old + 30.0)
+    assert averaged(mean, one)["kept_precision"] == pytest.approx(MEMORY * (old + 30.0))
+    assert averaged(mean, {}, (9.0, 9.0)) is mean
+
+
+def test_the_error_of_the_mean_reward_is_that_of_drawing_members_and_prompts():
+    """Prompts are drawn from a normal distribution: the variance told is on average what Student's is."""
+    rng, strategy = np.random.default_rng(4), strategies.create(Config(population=32))
+    plan = strategy.ask({}, 0)
+
+    def found(share, count):
+        scores = rng.normal(size=(32, 1)) * 0.5 + rng.normal(size=(1, count))
+        return observe(plan, Feedback(scores, None, share), strategy.shape(Feedback(scores)))
+
+    members = 0.25 / 32
+    for share, count in ((0.0, 16), (0.5, 8), (1.0, 8), (1.0, 2)):
+        told = np.mean([found(share, count)["reward_error"] ** 2 for _ in range(2000)])
+        prompts = (count - 1) / (count - 3) / count if share < 1.0 else 0.0
+        assert told == pytest.approx(members + prompts, rel=0.1)
+    assert "reward_error" not in found(0.5, 3)
+
+
+def deceiving(plan, theta):
+    """Members differ by chance alone, the same for equal members and prompts, on a slope that punishes every step."""
+    scores = np.array([np.random.default_rng((m.generation, m.pair, m.sign + 1)).normal(size=8) for m in plan.members])
+    away = float(np.mean((theta - 1.0) ** 2)) / plan.sigma**2
+    return Feedback(scores - 0.2 * away, np.full(8, -0.2 * away), share=1.0)
+
+
+def radii(evaluate_at, generations):
+    """The radius of every step of a run that answers all of its prompts in every generation."""
+    strategy = strategies.create(Config(population=32, sigma=0.02))
+    state, theta, found = {}, np.ones(SIZE), []
+    for generation in range(generations):
+        plan = strategy.ask(state, generation)
+        step = tell(strategy, state, plan, evaluate_at(plan, theta))
+        for term in step.update.terms:
+            theta = theta + term.weight * noise(term.generation, term.pair)
+        state = step.state
+        found.append(state["alpha"]["radius"])
+    return found
+
+
+def test_chance_that_looks_like_a_slope_is_found_out_where_prompts_are_the_same_again(monkeypatch):
+    steps = radii(deceiving, generations=10)
+    monkeypatch.setattr(gains, "kept", lambda *_: (0.0, 0.0))
+    blind = radii(deceiving, generations=10)
+    assert steps[0] == blind[0]
+    assert np.mean(steps[1:]) < 0.6 * np.mean(blind[1:])
+
+
+def test_promises_that_are_kept_keep_steps_long():
+    def honest(plan, theta):
+        return replace(evaluate(plan, theta), share=1.0)
+
+    assert min(radii(honest, generations=10)[2:]) == Adaptive().longest
+
+
+def test_going_back_breaks_the_promise():
+    def fall(scores, generation):
+        if generation >= 12:
+            scores -= 5.0
+
+    back = next(r for r in climb(Config(population=32, sigma=0.02), 16, fall).records if r.back_to is not None)
+    assert "promise" not in back.state
+    assert not {"kept", "kept_precision"} & set(back.state["averages"])
+
+
+def test_a_judge_that_was_down_for_a_generation_does_not_stop_the_run():
+    def down(plan, theta):
+        feedback = replace(evaluate(plan, theta), share=1.0)
+        lost = 1.0 if plan.generation == 5 else 0.0
+        return replace(feedback, scores=feedback.scores - lost, centre=feedback.centre - lost)
+
+    assert min(radii(down, generations=14)[6:]) > 0.2 * Adaptive().longest
+
+
+def test_a_generation_that_moves_nothing_leaves_the_promise_of_the_last_step():
+    def tie(scores, generation):
+        if generation == 3:
+            scores[:] = 0.1
+
+    records = climb(Config(population=32, sigma=0.02), 5, tie).records
+    assert records[3].state["promise"] == records[2].state["promise"]
+    assert records[4].state["promise"] != records[3].state["promise"]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"decay_l2": 0.1}, {"decay_l1": 0.1}, {"moments": {"momentum": 0.5}}, {"reward_batch": "all"}],
+    ids=["l2", "l1", "momentum", "compared"],
+)
+def test_nothing_is_promised_where_more_than_the_step_moves_the_mean(settings):
+    records = climb(Config(population=32, sigma=0.02, **settings), 3).records
+    assert not any("promise" in record.state for record in records)
+    assert all("promise" in record.state for record in climb(Config(population=32, sigma=0.02), 3).records)
+
+
+@pytest.mark.parametrize("size", [1e-300, 1e-150, 1e140, 1e300])
+def test_nothing_infinite_reaches_the_state(size):
+    signal = {name: value * size for name, value in SIGNAL.items()} | {"length": 8.0}
+    for radius in (1e-12, 1.0, 1e12):
+        made = promise(signal, radius, 1.0, NONE)
+        assert all(math.isfinite(value) for value in made.values())
+        assert all(math.isfinite(value) for value in kept(made, {**signal, "reward": -size}, 1.0))
