@@ -11,7 +11,18 @@ from tests.landscape import SIZE, climb, evaluate, noise
 
 from seedtune import strategies
 from seedtune.config import Config
-from seedtune.strategies.averages import BEND, DOUBT, MEMORY, NONE, UNUSUAL, USUAL, agreement, averaged, stiffness
+from seedtune.strategies.averages import (
+    BEND,
+    DOUBT,
+    LATER,
+    MEMORY,
+    NONE,
+    UNUSUAL,
+    USUAL,
+    agreement,
+    averaged,
+    stiffness,
+)
 from seedtune.strategies.base import Feedback, tell
 from seedtune.strategies.signal import gain, observe, odd_parts, radius_of, shared_power
 from seedtune.strategies.stepsize import FLOOR, Adaptive, Situation, best_radius
@@ -71,7 +82,7 @@ def test_a_single_prompt_has_nothing_in_common_with_others():
     scores = np.random.default_rng(0).normal(size=(32, 1))
     found = signal_of(PAIRS, scores, share=0.01)[1]
     assert "shared_error" not in found
-    assert agreement(averaged(NONE, found)) == agreement(NONE)
+    assert agreement(averaged(NONE, found)) == pytest.approx(agreement(NONE), rel=0.01)
 
 
 def test_shared_power_is_the_mean_product_over_pairs_of_prompts():
@@ -122,6 +133,17 @@ def test_what_prompts_have_in_common_counts_as_far_as_it_is_known(shared, error,
     averages = {**NONE, "power": 4.0, "shared": shared, "shared_error": error, "share": share}
     told = ((USUAL, UNUSUAL), (max(0.0, shared / 4.0), error / 4.0 / (1.0 - share)))
     assert agreement(averages) == pytest.approx(min(1.0, posterior(*told)), rel=1e-3)
+
+
+def test_what_is_usual_is_so_when_a_run_begins():
+    mean = NONE
+    for _ in range(40):
+        mean = averaged(mean, ONE)
+    known = {"power": 4.0, "shared": 0.0, "shared_error": 0.8, "share": 0.0}
+    assert agreement({**NONE, **known}) == pytest.approx(posterior((USUAL, UNUSUAL), (0.0, 0.2)), rel=1e-4)
+    later = posterior((USUAL, UNUSUAL / math.sqrt(LATER)), (0.0, 0.2))
+    assert agreement({**mean, **known}) == pytest.approx(later, rel=1e-4)
+    assert averaged(NONE, ONE)["usual"] == MEMORY
 
 
 def test_a_generation_of_all_prompts_says_nothing_of_others():

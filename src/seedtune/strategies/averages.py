@@ -14,11 +14,14 @@ Averages = Mapping[str, float]
 MEMORY = 0.9
 """What an average keeps of itself each generation: it looks back about ten."""
 
-BEND, DOUBT = 0.25, 0.25
-"""See `stiffness`; chosen on the tasks of benchmarks/results/step-size.md, in spreads of the members' rewards."""
+BEND, DOUBT = 0.2, 0.25
+"""See `stiffness`; in spreads of the members' rewards, chosen on the tasks of benchmarks/step_model.py."""
 
-USUAL, UNUSUAL = 0.3, 0.2
+USUAL, UNUSUAL = 0.3, 0.1
 """The agreement that is expected before anything is measured, and how far off that may be."""
+
+LATER = 0.25
+"""What is left of the usual agreement's weight, for it is that of a run's beginning: it fades to this."""
 
 TINY = 1e-9
 
@@ -59,7 +62,8 @@ def averaged(before: Averages, signal: Signal, kept: tuple[float, float] = (0.0,
             mean[name] = hypotenuse((1.0 - weight) * before[name], weight * new) if name in before else new
         elif name in before:
             mean[name] = before[name]
-    return {**mean, **_kept(before, *kept), "seen": min(seen + 1, 1_000_000)}
+    usual = max(LATER, MEMORY * before.get("usual", 1.0))
+    return {**mean, **_kept(before, *kept), "usual": usual, "seen": min(seen + 1, 1_000_000)}
 
 
 def _kept(before: Averages, part: float, precision: float) -> dict[str, float]:
@@ -83,14 +87,14 @@ def agreement(averages: Averages) -> float:
     """The part of the slope that holds over all training prompts, in [0, 1].
 
     Three say something about it, and count in inverse proportion to their squared errors: what is usual
-    (`USUAL` ± `UNUSUAL`); what two different prompts have in common, which says the less the more of the training
+    (`USUAL` ± `UNUSUAL` when a run begins, fading to a quarter of the weight); what two different prompts have in common, which says the less the more of the training
     prompts a generation has; and what steps kept of their promises (`gains`).  It cannot be negative, but the mean of
     the three can: what counts is the mean of a normal variable given that it is positive.  So a few unlucky generations
     ask for short steps, not for none.
     """
     common, trust = _common(averages)
     kept, proof = averages.get("kept", 0.0), averages.get("kept_precision", 0.0)
-    usual = 1.0 / (UNUSUAL * UNUSUAL)
+    usual = averages.get("usual", 1.0) / (UNUSUAL * UNUSUAL)
     precision = usual + trust + proof
     mean = (usual / precision) * USUAL + (trust / precision) * common + (proof / precision) * kept
     return _rounded(min(1.0, positive_mean(mean, 1.0 / math.sqrt(precision))))
