@@ -12,7 +12,9 @@ thread; finished runs are kept in strategies-runs.jsonl of the output folder and
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
+import math
 import os
 import platform
 import statistics
@@ -247,27 +249,41 @@ def variants_table(runs: list[Run], task: str) -> str:
 
 
 def steps_table(runs: list[Run], task: str) -> str:
-    """Rollouts until the mean curve first reaches the target: 80 % of the way to the best fixed end."""
+    """Rollouts until the mean curve first reaches the target, 80 % of the way to the best fixed end, interpolated.
+
+    Over those of the fixed step that is there first, and over those of the one that ends best.
+    """
     curves = grouped(runs, task)
     base = next(iter(curves.values()))[0][0][1]
     means = {
         label: [(p[0][0], statistics.mean(q[1] for q in p)) for p in zip(*seeds, strict=True)]
         for label, seeds in curves.items()
     }
-    best = max(points[-1][1] for label, points in means.items() if label.startswith("fixed"))
-    target = base + 0.8 * (best - base)
+    fixed = {label: points for label, points in means.items() if label.startswith("fixed")}
+    ends_best = max(fixed.values(), key=lambda points: points[-1][1])
+    target = base + 0.8 * (ends_best[-1][1] - base)
+    first = min(_reached(points, target) for points in fixed.values())
     lines = [
-        "| step | seeds | rollouts to the target | best | at the end | worst seed |",
-        "| --- | ---: | ---: | ---: | ---: | ---: |",
+        "| step | seeds | rollouts to the target | over the first fixed | over the best end | at the end | worst seed |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for label, points in means.items():
-        reached = next((f"{int(rollouts):,}" for rollouts, reward in points if reward >= target), "not")
-        top, last = max(reward for _, reward in points), [seed[-1][1] for seed in curves[label]]
-        lines.append(f"| {label} | {len(last)} | {reached} | {top:.3g} | {mean_std(last)} | {min(last):.3g} |")
+        there, last = _reached(points, target), [seed[-1][1] for seed in curves[label]]
+        told = f"{there:,.0f} | {there / first:.2f} | {there / _reached(ends_best, target):.2f}"
+        told = told if there < math.inf else "not | – | –"
+        lines.append(f"| {label} | {len(last)} | {told} | {mean_std(last)} | {min(last):.3g} |")
     told = (
         f"Base model {base:.3g}; target {target:.3g}, 80 % of the way to the best end of a fixed step, means of seeds."
     )
     return "\n".join([f"## {task}", "", told, "", *lines, ""])
+
+
+def _reached(points: list[tuple[float, float]], target: float) -> float:
+    """Rollouts at which a mean curve first reaches the target, between evaluations on a straight line."""
+    for (before, low), (after, high) in itertools.pairwise(points):
+        if high >= target:
+            return before + (after - before) * (target - low) / (high - low)
+    return math.inf
 
 
 def sigmas_table(runs: list[Run], task: str) -> str:

@@ -86,11 +86,11 @@ def hypotenuse(one: float, other: float) -> float:
 def agreement(averages: Averages) -> float:
     """The part of the slope that holds over all training prompts, in [0, 1].
 
-    Three say something about it, and count in inverse proportion to their squared errors: what is usual
-    (`USUAL` ± `UNUSUAL` when a run begins, fading to a quarter of the weight); what two different prompts have in common, which says the less the more of the training
-    prompts a generation has; and what steps kept of their promises (`gains`).  It cannot be negative, but the mean of
-    the three can: what counts is the mean of a normal variable given that it is positive.  So a few unlucky generations
-    ask for short steps, not for none.
+    Three say something about it, and count in inverse proportion to their squared errors: what is usual (`USUAL` ±
+    `UNUSUAL` when a run begins, fading to a quarter of the weight); what two different prompts have in common, which
+    says the less the more of the training prompts a generation has; and what steps kept of their promises (`gains`).
+    It cannot be negative, but the mean of the three can: what counts is the mean of a normal variable given that it is
+    positive.  So a few unlucky generations ask for short steps, not for none.
     """
     common, trust = _common(averages)
     kept, proof = averages.get("kept", 0.0), averages.get("kept_precision", 0.0)
