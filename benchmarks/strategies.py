@@ -264,7 +264,7 @@ def steps_table(runs: list[Run], task: str) -> str:
     target = base + 0.8 * (ends_best[-1][1] - base)
     first = min(_reached(points, target) for points in fixed.values())
     lines = [
-        "| step | seeds | rollouts to the target | over the first fixed | over the best end | at the end | worst seed |",
+        "| step | seeds | rollouts to the target | over first fixed | over best end | at the end | worst seed |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for label, points in means.items():
