@@ -238,13 +238,13 @@ def test_wherever_it_starts_it_gets_to_the_same_radius(start):
     assert state["radius"] == pytest.approx(0.1)
 
 
-def test_it_changes_by_at_most_a_factor_of_ten():
+def test_it_changes_by_at_most_a_factor_of_32():
     rule = Adaptive()
     flat = Situation(0.02, 32, SIGNAL, {**STIFF, "curvature": 0.0})
-    assert rule.step({"radius": 0.05}, flat)[1]["radius"] == 0.5
+    assert rule.step({"radius": 0.03125}, flat)[1]["radius"] == 1.0
     steep = Situation(0.02, 32, SIGNAL, {**STIFF, "curvature": 1e6})
-    assert rule.step({"radius": 1.0}, steep)[1]["radius"] == 0.1
-    assert rule.step({"radius": 0.03}, steep)[1]["radius"] == FLOOR * rule.longest
+    assert rule.step({"radius": 1.0}, steep)[1]["radius"] == 0.03125
+    assert rule.step({"radius": 0.05}, steep)[1]["radius"] == FLOOR * rule.longest
 
 
 def test_a_schedule_multiplies_the_step_but_never_beyond_the_longest():
@@ -304,11 +304,10 @@ def test_rewards_beyond_arithmetic_say_nothing():
 
 def test_a_start_ten_times_too_large_does_no_harm():
     good = climb(Config(population=32, sigma=0.02), 40).rewards
-    wild = climb(Config(population=32, sigma=0.02, alpha=0.6, step_size="adaptive"), 40).rewards
-    mild = climb(Config(population=32, sigma=0.02, alpha=0.01, step_size="adaptive"), 40).rewards
-    assert min(wild) > -1.02
-    assert wild[-1] == pytest.approx(good[-1], abs=0.02)
-    assert mild[-1] == pytest.approx(good[-1], abs=0.04)
+    for alpha in (0.01, 0.6):  # σ/2, and ten times what is good
+        assert climb(Config(population=32, sigma=0.02, alpha=alpha, step_size="adaptive"), 40).rewards == good
+    far = climb(Config(population=32, sigma=0.02, alpha=1e-5, step_size="adaptive"), 40).rewards
+    assert far[-1] == pytest.approx(good[-1], abs=0.02)
 
 
 def test_rounding_noise_and_what_cannot_be_squared_are_no_news_and_no_step():

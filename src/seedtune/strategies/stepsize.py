@@ -9,8 +9,9 @@ from typing import Any, Protocol
 from seedtune.strategies.averages import Averages, agreement, informative, stiffness
 from seedtune.strategies.base import Signal
 
-GROWTH, CUT = 10.0, 0.1
-"""The radius grows to at most ten times, and shrinks to at least a tenth, from one generation to the next."""
+LEAP = 32.0
+"""The radius grows and shrinks at most by this factor from one generation to the next: a start that is wrong by less is
+forgotten before the first step, for a generation is measured before it is followed."""
 
 FLOOR = 0.02
 """Smallest radius, as a part of the longest: below it a run stands still."""
@@ -74,7 +75,7 @@ class Adaptive:
 
     longest: float = 1.25
     start: float | None = None
-    """α to begin with; the first generations take over quickly."""
+    """α to begin with; see `LEAP`."""
 
     def step(self, state: State, now: Situation) -> tuple[float, dict[str, Any]]:
         """Nothing known of the generation: no step, no news."""
@@ -83,7 +84,7 @@ class Adaptive:
         longest = self.longest * state.get("factor", 1.0)
         unit = now.members * now.sigma / now.signal["length"]
         before = state.get("radius", longest if self.start is None else self.start / unit)
-        radius = min(max(best_radius(now.averages, longest, now.signal), CUT * before), GROWTH * before)
+        radius = min(max(best_radius(now.averages, longest, now.signal), before / LEAP), LEAP * before)
         radius = min(max(radius, FLOOR * longest), longest)
         return min(now.factor * radius, longest) * unit, {**state, "radius": radius}
 
