@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from strategies import reached
 
 from seedtune.strategies import averages, gains
 from seedtune.strategies.stepsize import Adaptive, Situation
@@ -124,19 +125,12 @@ def signal_of(task: Landscape, reward: float, slope: float, left: float, rng: np
     }
 
 
-def reached(curve: Curve, target: float) -> float:
-    """Generations until the curve first reaches the target, interpolated; infinite if it does not."""
-    for now in range(1, len(curve)):
-        if curve[now] >= target:
-            before = float(curve[now - 1])
-            return now - 1 + (target - before) / (float(curve[now]) - before)
-    return math.inf
-
-
 def ratio(curve: Curve, sweep: list[Curve]) -> float:
     """Rollouts to 80 % of the best fixed end, over those of the fixed step that is there first."""
     target = 0.8 * max(float(other[-1]) for other in sweep)
-    return reached(curve, target) / min(reached(other, target) for other in sweep)
+    ours, *others = (reached(list(enumerate(one.tolist())), target) for one in (curve, *sweep))
+    found: float = ours / min(others)
+    return found
 
 
 def mean_of(task: Landscape, make: Callable[[], Step], runs: int, rng: np.random.Generator) -> Curve:

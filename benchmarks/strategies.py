@@ -22,7 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -262,14 +262,14 @@ def steps_table(runs: list[Run], task: str) -> str:
     fixed = {label: points for label, points in means.items() if label.startswith("fixed")}
     ends_best = max(fixed.values(), key=lambda points: points[-1][1])
     target = base + 0.8 * (ends_best[-1][1] - base)
-    first = min(_reached(points, target) for points in fixed.values())
+    first = min(reached(points, target) for points in fixed.values())
     lines = [
         "| step | seeds | rollouts to the target | over first fixed | over best end | at the end | worst seed |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for label, points in means.items():
-        there, last = _reached(points, target), [seed[-1][1] for seed in curves[label]]
-        told = f"{there:,.0f} | {there / first:.2f} | {there / _reached(ends_best, target):.2f}"
+        there, last = reached(points, target), [seed[-1][1] for seed in curves[label]]
+        told = f"{there:,.0f} | {there / first:.2f} | {there / reached(ends_best, target):.2f}"
         told = told if there < math.inf else "not | – | –"
         lines.append(f"| {label} | {len(last)} | {told} | {mean_std(last)} | {min(last):.3g} |")
     told = (
@@ -278,7 +278,7 @@ def steps_table(runs: list[Run], task: str) -> str:
     return "\n".join([f"## {task}", "", told, "", *lines, ""])
 
 
-def _reached(points: list[tuple[float, float]], target: float) -> float:
+def reached(points: Sequence[tuple[float, float]], target: float) -> float:
     """Rollouts at which a mean curve first reaches the target, between evaluations on a straight line."""
     for (before, low), (after, high) in itertools.pairwise(points):
         if high >= target:

@@ -7,6 +7,7 @@ import pytest
 
 from benches import load
 
+study = load("strategies")
 model = load("step_model")
 RUNS = 200
 
@@ -37,5 +38,6 @@ def test_no_fixed_step_is_as_good_on_all_tasks():
 
 
 def test_reaching_a_target_is_interpolated():
-    assert model.reached(np.array([0.0, 1.0, 3.0]), 2.0) == 1.5
-    assert model.reached(np.array([0.0, 1.0, 3.0]), 4.0) == np.inf
+    points = [(0, 0.0), (132, 1.0), (264, 3.0)]
+    assert study.reached(points, 2.0) == 198.0
+    assert study.reached(points, 4.0) == np.inf
