@@ -26,9 +26,9 @@ from models import (
 )
 from seedtune import noise
 from seedtune.engines.transformers.engine import TransformersEngine
-from seedtune.engines.transformers.linear import can_pack
 from seedtune.engines.transformers.perturbation import as_tensor
 from seedtune.errors import ConfigError
+from seedtune.kernels import processor
 from seedtune.rounding import nearest, stochastic, widen
 from seedtune.types import CENTRE, Member, Term, Update
 
@@ -246,16 +246,16 @@ def test_without_a_master_the_lowrank_centre_is_the_live_weight(folders: Callabl
         assert group.weight.tensor.data_ptr() in {array.ctypes.data for array in arrays}
 
 
-@pytest.mark.skipif(not can_pack(torch.bfloat16, torch.device("cpu")), reason="no bfloat16 products on this processor")
+@pytest.mark.skipif("avx512bf16" not in processor.features(), reason="no bfloat16 products on this processor")
 @pytest.mark.parametrize("perturbation", ["lowrank", "gaussian"])
 @pytest.mark.parametrize("family", ["llama", "llama-untied", "qwen2", "phi3", "mixtral"])
 def test_packed_layers_follow_every_member_and_the_centre(
     family: str, perturbation: str, folders: Callable[[str], Path]
 ) -> None:
     seen: list[list[torch.Tensor]] = []
-    for packed in ("yes", "no"):
+    for products in ("bf16dot", "library"):
         how = {"perturbation": perturbation}
-        engine = load_engine(folders(family), how=how, dtype="bfloat16", packed=packed)
+        engine = load_engine(folders(family), how=how, dtype="bfloat16", products=products)
         with recorded_logits() as logits:
             answers(engine, job(PROMPTS, members=MEMBERS, sigma=0.1, max_tokens=1))
             engine.apply(Update(3, (Term(3, 0, 0.3),)))

@@ -11,8 +11,9 @@ from typing import Any, TypeVar
 import torch
 
 from seedtune.engines.base import BASE, EngineInfo, EngineTimes, Noise
-from seedtune.engines.transformers import chat, support
+from seedtune.engines.transformers import arithmetic, chat, support
 from seedtune.engines.transformers.anchor import BaseWeights
+from seedtune.engines.transformers.arithmetic import Arithmetic
 from seedtune.engines.transformers.attention import Decode, Prefill, SlotAttention
 from seedtune.engines.transformers.cache import SlotCache, empty_like_cache
 from seedtune.engines.transformers.checkpoint import ModelSource, write_model
@@ -20,7 +21,6 @@ from seedtune.engines.transformers.decode import Budget, Decoder, Row, Stop, rol
 from seedtune.engines.transformers.fullrank import FullRank
 from seedtune.engines.transformers.fuse import fuse
 from seedtune.engines.transformers.likelihood import Forced, Given, given_of, likelihood_of
-from seedtune.engines.transformers.linear import can_pack
 from seedtune.engines.transformers.lowrank import LowRank
 from seedtune.engines.transformers.packing import Pack
 from seedtune.engines.transformers.perturbation import Perturbation, Place, centre_dtype
@@ -56,6 +56,7 @@ class TransformersEngine:
         self.eos = chat.end_tokens(model, self.tokenizer)
         self.anchor = BaseWeights(self.source, model, self.device)
         self.dtype = torch_dtype(self.settings, model.dtype, self.device)
+        self.arithmetic = self._arithmetic()
         self._install(model)
         if snapshot is not None:
             self.centre.restore(snapshot)
@@ -66,7 +67,8 @@ class TransformersEngine:
         kept = centre_dtype(self.noise, self.dtype)
         names = (str(d).removeprefix("torch.") for d in (self.dtype, self.device, kept))
         dtype, device, centre = names
-        return EngineInfo(self.source.name, self.anchor.fingerprint, dtype, device, self.perturbation.coverage, centre)
+        coverage, how = self.perturbation.coverage, (self.arithmetic.to_json(), self.arithmetic.line())
+        return EngineInfo(self.source.name, self.anchor.fingerprint, dtype, device, coverage, centre, *how)
 
     def _install(self, model: Any) -> None:
         self.attention = SlotAttention(SlotCache(2, 8))
@@ -82,7 +84,8 @@ class TransformersEngine:
         self.model = _cast(model, self.dtype).to(self.device)
 
     def _perturbation(self, model: Any, seen: Trace) -> Perturbation:
-        place = Place(self.dtype, self.device, self._packed())
+        # MERGE fma32: it falls to the library's product until its kernel is here; then Place takes the kind itself.
+        place = Place(self.dtype, self.device, packed=self.arithmetic.kind == "bf16dot")
         folder = self._centre_folder()
         if self.noise.perturbation == "gaussian":
             return FullRank(model, seen, noise=self.noise, anchor=self.anchor, place=place, folder=folder)
@@ -100,16 +103,12 @@ class TransformersEngine:
             raise ConfigError(f"transformers.centre_file={name!r} is a file. Give a folder.")
         return folder
 
-    def _packed(self) -> bool:
-        """Whether live weights are kept in the processor's layout, which is a copy of them."""
-        wanted = self.settings.packed
-        possible = can_pack(self.dtype, self.device)
-        if wanted == "yes" and not possible:
-            raise ConfigError(
-                f"transformers.packed=yes, but the model runs in {self.dtype} on {self.device}: only bfloat16 on a CPU "
-                "that multiplies it can be packed. Use packed=auto."
-            )
-        return possible and (wanted == "yes" or (wanted == "auto" and self.noise.master == "float32"))
+    def _arithmetic(self) -> Arithmetic:
+        """How this engine multiplies; with ``master: none`` only a user's choice makes a second copy of the weights."""
+        wanted = self.settings.products
+        # MERGE fma32: with a product that reads plain weights, "auto" needs no exception.
+        plain = wanted == "auto" and self.noise.master == "none"
+        return arithmetic.resolve("library" if plain else wanted, self.dtype, self.device)
 
     @property
     def centre(self) -> Centre:
