@@ -42,8 +42,8 @@ def _verified(found: Verification) -> list[str]:
     lines = [
         f"ledger: {count(found.generations, 'generation')}, every checksum good{torn}",
         *_audited(found.audit),
-        *_computed(found.arithmetics),
         f"base model: fingerprint {found.base_fingerprint}, as recorded",
+        *_computed(found.arithmetics),
         f"replayed {count(found.generations, 'generation')} from the base model in {found.seconds:.2f} s",
     ]
     if found.snapshots:

@@ -22,17 +22,20 @@ class Agreement:
         known = self.known.setdefault(kind, found)
         if known == found:
             return None
-        return f"it computes with {arithmetic.words(found)}, the others with {arithmetic.words(known)}: {_fix(kind)}"
+        its, theirs = arithmetic.words(found), arithmetic.words(known)
+        return f"it computes with {its}, the others with {theirs}: {_fix(kind, known)}"
 
     def explained(self, name: str, kind: str, error: SeedtuneError) -> SeedtuneError:
         """Why a worker cannot have the products of the others, whose they are included."""
         if not isinstance(error, ProductsError) or kind not in self.known:
             return error
-        others = arithmetic.words(self.known[kind])
-        return ProductsError(f"worker {name}: {error} The others compute with {others}: {_fix(kind)}.")
+        known = self.known[kind]
+        others = f"The others compute with {arithmetic.words(known)}"
+        return ProductsError(f"worker {name}: {error} {others}: {_fix(kind, known)}.")
 
 
-def _fix(kind: str) -> str:
-    if kind == "transformers":
-        return "use transformers.products=fma32, which every CPU worker can, or give all workers the same machine"
-    return "give all workers the same machine and the same versions"
+def _fix(kind: str, known: Entry) -> str:
+    alike = "give all workers the same machine and the same versions"
+    if kind == "transformers" and known.get("device") == "cpu" and arithmetic.kind(known) != "fma32":
+        return f"use transformers.products=fma32, which every CPU worker with FMA can, or {alike}"
+    return alike
