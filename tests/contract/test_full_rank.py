@@ -25,10 +25,10 @@ from models import (
     text_prompts,
 )
 from seedtune import noise
+from seedtune.engines.transformers.arithmetic import available
 from seedtune.engines.transformers.engine import TransformersEngine
 from seedtune.engines.transformers.perturbation import as_tensor
 from seedtune.errors import ConfigError
-from seedtune.kernels import processor
 from seedtune.rounding import nearest, stochastic, widen
 from seedtune.types import CENTRE, Member, Term, Update
 
@@ -246,7 +246,9 @@ def test_without_a_master_the_lowrank_centre_is_the_live_weight(folders: Callabl
         assert group.weight.tensor.data_ptr() in {array.ctypes.data for array in arrays}
 
 
-@pytest.mark.skipif("avx512bf16" not in processor.features(), reason="no bfloat16 products on this processor")
+@pytest.mark.skipif(
+    "bf16dot" not in available(torch.bfloat16, torch.device("cpu")), reason="no bfloat16 products on this processor"
+)
 @pytest.mark.parametrize("perturbation", ["lowrank", "gaussian"])
 @pytest.mark.parametrize("family", ["llama", "llama-untied", "qwen2", "phi3", "mixtral"])
 def test_packed_layers_follow_every_member_and_the_centre(

@@ -25,6 +25,7 @@ from seedtune.trainer import Trainer
 NUMPY = {"name": "numpy", "version": np.__version__}
 HERE = {"products": "library", "attention": "library", "device": "cpu", "library": NUMPY}
 OTHER = {**HERE, "library": {**NUMPY, "version": "1.0"}}
+LINE = f"library (numpy {np.__version__})"
 FMA32 = {"products": "fma32/1", "attention": "lanes16/1", "device": "cpu"}
 
 
@@ -164,7 +165,7 @@ def test_a_run_of_another_machine_is_verified_packed_applied_exported_and_evalua
     export_run(changed, tmp_path / "exported")
     files = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("applied", "exported")]
     assert files[0] == files[1]
-    assert evaluate(changed, config=settings_of(changed)).generation == 5
+    assert evaluate(changed, config=settings_of(changed)).subjects[0].generation == 5
 
 
 def test_weights_need_no_products_that_a_run_names():
@@ -284,10 +285,10 @@ def test_a_dry_run_and_the_first_line_of_the_metrics_say_the_products(command, s
     file = runs.write_config(runs.toy(tmp_path / "new"), tmp_path / "config.yaml")
     code, output, _ = command("train", file, "--dry-run")
     assert code == 0
-    line = f"library (numpy {np.__version__})"
-    assert f"products: {line}" in output.splitlines()
+
+    assert f"products: {LINE}" in output.splitlines()
     first, *others = runs.rows(replay.RunPaths(short).metrics)
-    assert first == {"generation": 0, "products": line, "arithmetic": HERE}
+    assert first == {"generation": 0, "products": LINE, "arithmetic": HERE}
     assert not any("products" in row for row in others)
 
 
@@ -297,7 +298,7 @@ def test_a_dry_run_and_the_first_line_of_the_metrics_say_the_products(command, s
 def differing(monkeypatch, entries: list[dict]) -> None:
     """Workers that compute by these, one after the other; those that come later by the last."""
     left = list(entries)
-    monkeypatch.setattr(toy, "_arithmetic", lambda: (left.pop(0) if len(left) > 1 else left[0], ""))
+    monkeypatch.setattr(toy, "_arithmetic", lambda: (left.pop(0) if len(left) > 1 else left[0], LINE))
 
 
 def test_a_worker_that_computes_otherwise_is_lost_by_name_and_changes_nothing(tmp_path, monkeypatch):

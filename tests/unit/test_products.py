@@ -29,8 +29,9 @@ OLD = frozenset({"avx"})
 def on(monkeypatch):
     """A processor with these features."""
 
-    def choose(features: frozenset[str]) -> None:
+    def choose(features: frozenset[str], *, onednn: bool = True) -> None:
         monkeypatch.setattr(processor, "features", lambda: features)
+        monkeypatch.setattr(products, "_onednn_multiplies", lambda: onednn)
 
     return choose
 
@@ -101,6 +102,13 @@ def test_a_kind_that_cannot_be_had_says_why_and_what_can(on, features, dtype, de
         resolve(wanted, dtype, device)
     assert isinstance(caught.value, ConfigError)
     assert "Use transformers.products=auto" in str(caught.value)
+
+
+def test_dot_products_of_ours_need_a_library_for_many_rows(on):
+    on(BF16, onednn=False)
+    assert available(torch.bfloat16, CPU) == ("fma32", "library")
+    with pytest.raises(ProductsError, match="multiplies no bfloat16 here"):
+        resolve("bf16dot", torch.bfloat16, CPU)
 
 
 # ------------------------------------------------------------------------------------------ what is recorded

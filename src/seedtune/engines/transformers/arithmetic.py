@@ -90,7 +90,14 @@ def _no_dot(dtype: torch.dtype, device: torch.device) -> str | None:
         return f"multiplies bfloat16, but the model runs in {_named(dtype)} (transformers.dtype)"
     if "avx512bf16" not in processor.features():
         return f"needs AVX512-BF16, and this processor has {processor.vector_name()}"
+    if not _onednn_multiplies():
+        return "leaves many rows to oneDNN, which multiplies no bfloat16 here (ONEDNN_MAX_CPU_ISA, or another torch)"
     return None
+
+
+def _onednn_multiplies() -> bool:
+    """Whether oneDNN multiplies bfloat16: bf16dot has it do so with many rows."""
+    return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def _no_fma(dtype: torch.dtype, device: torch.device) -> str | None:
