@@ -16,7 +16,7 @@ from seedtune import elsewhere, ledger, replay, sealing
 from seedtune.config import Config
 
 SOURCE = Path(seedtune.__file__).parents[1]
-TIMINGS = ("_time", "time/", "tokens_per_second")
+TIMINGS = ("_time", "time/", "tokens_per_second", "products")
 
 
 def toy(root: Path, **settings: Any) -> Config:

@@ -175,10 +175,15 @@ class Contents:
         """Generations recorded."""
         return len(self.records)
 
+    @property
+    def arithmetics(self) -> dict[int, Mapping[str, Any]]:
+        """How rewards were computed, by the generation from which on."""
+        return {0: self.header.arithmetic, **self.changes}
+
     def arithmetic(self, generation: int | None = None) -> Mapping[str, Any]:
         """How the rewards of a generation were computed; by default those of the next one."""
-        known = [start for start in self.changes if generation is None or start <= generation]
-        return self.changes[max(known)] if known else self.header.arithmetic
+        known = self.arithmetics
+        return known[max(start for start in known if generation is None or start <= generation)]
 
 
 def read(path: Path) -> Contents:

@@ -93,14 +93,14 @@ def note(book: ledger.Ledger, paths: replay.RunPaths, contents: ledger.Contents,
     files.append_lines(paths.metrics, [monitors.products_row(info, done)])
 
 
-def mend(paths: replay.RunPaths, contents: ledger.Contents, info: EngineInfo) -> None:
+def mend(paths: replay.RunPaths, contents: ledger.Contents) -> None:
     """After a kill: drop what the ledger does not have, and note what only the ledger has."""
     done = contents.generations
     metrics = [row for row in files.read_lines(paths.metrics) if row["generation"] <= done]
     known = {row["generation"] for row in metrics if "reward" in row}
     metrics += [monitors.restored(r) for r in contents.records if r.plan.generation + 1 not in known]
-    if not any("products" in row for row in metrics):
-        metrics.append(monitors.products_row(info, 0))
+    told = {row["generation"] for row in metrics if "products" in row}
+    metrics += [monitors.restored_products(how, g) for g, how in contents.arithmetics.items() if how and g not in told]
     metrics.sort(key=_place)
     files.write_lines(paths.metrics, metrics)
     evaluated = any("eval_reward" in row and row["generation"] == done for row in metrics)

@@ -227,7 +227,7 @@ class Trainer:
         self.generation, self.lineage = done, replay.lineage_of(self.config, contents)
         snapshot.clear_unfinished(self.paths.snapshots)
         self.engine, info = resuming.load(root, self.config, contents, progress=self.replaying)
-        resuming.mend(self.paths, contents, info)
+        resuming.mend(self.paths, contents)
         files.write_whole(self.paths.config, self._settings())
         return info
 

@@ -79,7 +79,7 @@ def verify_run(
         seconds=watch.seconds,
         snapshots=tuple(sorted(one.generations for one in kept)),
         torn=contents.torn,
-        arithmetics={0: contents.header.arithmetic, **contents.changes},
+        arithmetics=contents.arithmetics,
     )
 
 

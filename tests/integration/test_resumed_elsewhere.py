@@ -119,6 +119,18 @@ def test_named_products_go_on_and_the_ledger_says_from_where(command, short):
     assert contents(short).changes == {2: HERE}
 
 
+def test_metrics_that_were_lost_say_again_what_the_ledger_knows(changed):
+    path = replay.RunPaths(changed).metrics
+    path.unlink()
+    Trainer(runs.toy(changed, generations=6)).train(resume=True)
+    rows = [row for row in runs.rows(path) if "products" in row]
+    assert [(row["generation"], row["arithmetic"], row["restored"]) for row in rows] == [
+        (0, OTHER, True),
+        (2, HERE, True),
+    ]
+    assert runs.rows(path)[0] == rows[0]
+
+
 def test_only_other_threads_are_told_how_to_have_as_many(short):
     library = {**NUMPY, "threads": 3}
     begun_with({**HERE, "library": library}, short)
