@@ -228,7 +228,7 @@ def test_a_sealed_header_that_lacks_a_field_is_named(path):
 
 def test_a_checksum_over_what_is_no_json_does_not_help(path):
     body = b'{"format":1,x'
-    path.write_bytes(body + f',"check":"{ledger._checksum("", body)}"}}\n'.encode())
+    path.write_bytes(body + f',"check":"{sealing._checksum("", body)}"}}\n'.encode())
     with pytest.raises(LedgerError, match="line 1 is corrupted"):
         ledger.read(path)
 
