@@ -1,7 +1,7 @@
 """How a run's rewards were computed, as its ledger says it: a mapping that engines fill (`EngineInfo.arithmetic`).
 
     products   "fma32/1", "bf16dot/1" or "library": the matrix products, and the version of ours
-    attention  "lanes16/1" or "library"
+    attention  "lanes32/1" or "library"
     device     "cpu", "cuda sm_90"
     library    where a library takes part: its name, its version, and what decides the order of its sums
 

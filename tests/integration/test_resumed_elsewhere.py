@@ -26,7 +26,7 @@ NUMPY = {"name": "numpy", "version": np.__version__}
 HERE = {"products": "library", "attention": "library", "device": "cpu", "library": NUMPY}
 OTHER = {**HERE, "library": {**NUMPY, "version": "1.0"}}
 LINE = f"library (numpy {np.__version__})"
-FMA32 = {"products": "fma32/1", "attention": "lanes16/1", "device": "cpu"}
+FMA32 = {"products": "fma32/1", "attention": "lanes32/1", "device": "cpu"}
 
 
 def trained(root: Path, **settings) -> Path:
@@ -212,7 +212,7 @@ def test_a_generation_that_was_computed_alike_parts_for_another_reason(changed, 
 # ------------------------------------------------------------------------------------------ transformers' kinds
 
 AVX2 = frozenset({"avx2", "fma"})
-BF16 = AVX2 | {"avx512f", "avx512bf16"}
+BF16 = AVX2 | {"avx512f", "avx512bw", "avx512vl", "avx512bf16"}
 OLD = frozenset({"avx"})
 
 

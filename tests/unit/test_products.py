@@ -1,218 +1,199 @@
-"""Which matrix products a processor has, which one a setting means, and what of it is recorded."""
+"""Products of our own: one chain of sums per output, whatever the rows, the threads and the vectors."""
 
 from __future__ import annotations
 
-import json
+import hashlib
+import os
 import subprocess
 import sys
+from typing import Any
 
+import numba
+import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
-import runs
-from seedtune import arithmetic
-from seedtune.engines.transformers import arithmetic as products
-from seedtune.engines.transformers.arithmetic import available, resolve
-from seedtune.errors import ConfigError, ProductsError
-from seedtune.kernels import processor
+from seedtune.engines.transformers.linear import LiveWeight, ProductForm, bits
+from seedtune.kernels import processor, products
 
-CPU, CUDA = torch.device("cpu"), torch.device("cuda")
-AVX2 = frozenset({"avx2", "fma"})
-AVX512 = AVX2 | {"avx512f"}
-BF16 = AVX512 | {"avx512bf16"}
-AMX = BF16 | {"amx-bf16"}
-NEON = frozenset({"neon"})
-OLD = frozenset({"avx"})
-
-
-@pytest.fixture
-def on(monkeypatch):
-    """A processor with these features."""
-
-    def choose(features: frozenset[str], *, onednn: bool = True) -> None:
-        monkeypatch.setattr(processor, "features", lambda: features)
-        monkeypatch.setattr(products, "_onednn_multiplies", lambda: onednn)
-
-    return choose
-
-
-# ---------------------------------------------------------------------------------------------- the table
-
-
-@pytest.mark.parametrize(
-    ("features", "dtype", "device", "kinds"),
-    [
-        (BF16, torch.bfloat16, CPU, ("bf16dot", "fma32", "library")),
-        (BF16, torch.float32, CPU, ("fma32", "library")),
-        (AVX512, torch.bfloat16, CPU, ("fma32", "library")),
-        (AVX2, torch.bfloat16, CPU, ("fma32", "library")),
-        (NEON, torch.float32, CPU, ("fma32", "library")),
-        (AMX, torch.bfloat16, CPU, ("library", "bf16dot", "fma32")),
-        (AMX, torch.float32, CPU, ("fma32", "library")),
-        (OLD, torch.bfloat16, CPU, ("library",)),
-        (frozenset({"avx2"}), torch.float32, CPU, ("library",)),
-        (AVX2, torch.float16, CPU, ("library",)),
-        (BF16, torch.bfloat16, CUDA, ("library",)),
-    ],
+AVX2 = (
+    "+64bit,+avx,+avx2,+bmi,+bmi2,+cmov,+cx16,+cx8,+f16c,+fma,+fxsr,+lzcnt,+mmx,+movbe,+popcnt,"
+    "+sse,+sse2,+sse3,+sse4.1,+sse4.2,+ssse3,+xsave"
 )
-def test_the_kinds_follow_from_processor_type_and_device(on, features, dtype, device, kinds):
-    on(features)
-    assert available(dtype, device) == kinds
-
-
-@pytest.mark.parametrize(
-    ("features", "dtype", "wanted", "kind", "line"),
-    [
-        (BF16, torch.bfloat16, "auto", "bf16dot", "bf16dot (AVX512-BF16)"),
-        (BF16, torch.bfloat16, "fma32", "fma32", "fma32 (AVX512-BF16)"),
-        (AVX512, torch.bfloat16, "auto", "fma32", "fma32 (AVX-512)"),
-        (AVX2, torch.float32, "auto", "fma32", "fma32 (AVX2)"),
-        (NEON, torch.float32, "auto", "fma32", "fma32 (NEON)"),
-        (AVX2, torch.float32, "library", "library", f"library (torch {torch.__version__}, "),
-        (AMX, torch.bfloat16, "auto", "library", f"library (torch {torch.__version__}, "),
-    ],
-)
-def test_auto_takes_the_first_and_a_name_what_it_says(on, features, dtype, wanted, kind, line):
-    on(features)
-    found = resolve(wanted, dtype, CPU)
-    assert found.kind == kind
-    assert found.line().startswith(line)
-
-
-@pytest.mark.parametrize(
-    ("features", "dtype", "device", "wanted", "told"),
-    [
-        (
-            AVX2,
-            torch.bfloat16,
-            CPU,
-            "bf16dot",
-            r"bf16dot needs AVX512-BF16, and this processor has AVX2\. .*fma32",
+KINDS = [
+    pytest.param(
+        kind,
+        dtype,
+        marks=pytest.mark.skipif(
+            not products.available(kind, bfloat16=dtype == torch.bfloat16), reason=f"no {kind} on this processor"
         ),
-        (BF16, torch.float32, CPU, "bf16dot", r"multiplies bfloat16, but the model runs in float32 \(transformers.dty"),
-        (BF16, torch.bfloat16, CUDA, "bf16dot", r"is for a CPU, but the device is cuda\. .* one of: library\."),
-        (BF16, torch.bfloat16, CUDA, "fma32", r"fma32 is for a CPU, but the device is cuda"),
-        (BF16, torch.float16, CPU, "fma32", r"computes in float32 and bfloat16, but the model runs in float16"),
-        (OLD, torch.float32, CPU, "fma32", r"transformers.products=fma32 needs AVX2 with FMA, or NEON"),
-    ],
-)
-def test_a_kind_that_cannot_be_had_says_why_and_what_can(on, features, dtype, device, wanted, told):
-    on(features)
-    with pytest.raises(ProductsError, match=told) as caught:
-        resolve(wanted, dtype, device)
-    assert isinstance(caught.value, ConfigError)
-    assert "Use transformers.products=auto" in str(caught.value)
+        id=f"{kind}-{str(dtype).removeprefix('torch.')}",
+    )
+    for kind, dtype in (("fma32", torch.bfloat16), ("fma32", torch.float32), ("bf16dot", torch.bfloat16))
+]
+EVERY_KIND = pytest.mark.parametrize(("kind", "dtype"), KINDS)
+SHAPES = [(64, 2), (192, 96), (64, 1000), (100, 61), (1, 7), (33, 64)]
 
 
-def test_dot_products_of_ours_need_a_library_for_many_rows(on):
-    on(BF16, onednn=False)
-    assert available(torch.bfloat16, CPU) == ("fma32", "library")
-    with pytest.raises(ProductsError, match="multiplies no bfloat16 here"):
-        resolve("bf16dot", torch.bfloat16, CPU)
+def normal(*shape: int, seed: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
 
 
-# ------------------------------------------------------------------------------------------ what is recorded
+def product(x: Tensor, weight: Tensor, kind: Any, *, bias: Tensor | None = None, plain: bool = False) -> Tensor:
+    out = torch.full((x.shape[0], weight.shape[0]), torch.nan, dtype=x.dtype)
+    start = products.starts(None if bias is None else bias.numpy(), weight.shape[0], kind)
+    how = bits(weight) if plain else products.pack(bits(weight), kind)
+    products.multiply(bits(out), bits(x), how, start, kind=kind)
+    return out
 
 
-def test_our_own_sums_record_neither_versions_nor_threads(on):
-    on(AVX2)
-    one = resolve("auto", torch.float32, CPU).to_json()
-    on(NEON)
-    other = resolve("auto", torch.float32, CPU).to_json()
-    assert one == other == {"products": "fma32/1", "attention": "lanes16/1", "device": "cpu"}
+def chain(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """The definition of fma32 for one row and output, in exact float64 steps that are each rounded once to float32.
+
+    The product of two float32 is exact in float64 only for short mantissas, as those of bfloat16 are.
+    """
+    total = bias.clone()
+    for k in range(x.shape[1]):
+        exact = x[:, None, k].double() * weight[None, :, k].double() + total.double()
+        total = exact.float()
+    return total
 
 
-def test_a_library_records_its_version_its_instructions_and_its_threads(on, monkeypatch):
-    on(AVX2)
-    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
-    threads = torch.get_num_threads()
-    found = resolve("library", torch.float32, CPU).to_json()
-    capability = torch.backends.cpu.get_cpu_capability()
-    assert found["library"]["version"] == torch.__version__
-    assert found["library"]["instructions"] == f"{capability} on AVX2"
-    assert found["library"]["ONEDNN_MAX_CPU_ISA"] == "AVX2"
-    assert found["library"]["threads"] == threads
-    assert json.loads(json.dumps(found)) == found
-    monkeypatch.setattr(torch, "get_num_threads", lambda: threads + 1)
-    assert resolve("library", torch.float32, CPU).to_json() != found
+@EVERY_KIND
+@pytest.mark.parametrize("rows", [1, 2, 3, 5, 6, 7, 12, 13, 32, 200])
+@pytest.mark.parametrize(("outputs", "inputs"), SHAPES)
+def test_a_product_is_the_float64_product_rounded_once(
+    rows: int, outputs: int, inputs: int, kind: Any, dtype: torch.dtype
+) -> None:
+    x, weight = normal(rows, inputs, seed=1, dtype=dtype), normal(outputs, inputs, seed=2, dtype=dtype)
+    start = torch.linspace(-3.0, 3.0, outputs)
+    out = product(x, weight, kind, bias=start)
+    exact = x.double() @ weight.double().T + start
+    slack = 1e-5 * (x.double().abs() @ weight.double().abs().T + 3.0)
+    ulp = 2**-8 if dtype == torch.bfloat16 else 2**-23
+    assert bool(((out.double() - exact).abs() <= exact.abs() * ulp + slack).all())
 
 
-def test_the_versions_of_libraries_are_read_from_what_torch_says():
-    told = """PyTorch built with:
-  - Intel(R) oneAPI Math Kernel Library Version 2024.2-Product Build 20240605 for Intel(R) 64 architecture applications
-  - Intel(R) MKL-DNN v3.12.0 (Git Hash 80afa71049cd)
-  - Build settings: BLAS_INFO=mkl, BUILD_TYPE=Release
+@EVERY_KIND
+@pytest.mark.parametrize(("outputs", "inputs"), SHAPES)
+def test_a_plain_weight_gives_the_bits_of_one_in_panels(
+    outputs: int, inputs: int, kind: Any, dtype: torch.dtype
+) -> None:
+    x, weight = normal(13, inputs, seed=1, dtype=dtype), normal(outputs, inputs, seed=2, dtype=dtype)
+    assert torch.equal(product(x, weight, kind, plain=True), product(x, weight, kind))
+
+
+@pytest.mark.parametrize("rows", [1, 7, 13])
+def test_fma32_is_one_chain_over_ascending_inputs(rows: int) -> None:
+    if not products.available("fma32", bfloat16=True):
+        pytest.skip("no fma32 on this processor")
+    x, weight = normal(rows, 96, seed=1), normal(40, 96, seed=2)
+    bias = torch.linspace(-3.0, 3.0, 40)
+    wide = product(x.float(), weight.float(), "fma32", bias=bias)
+    assert torch.equal(wide, chain(x, weight, bias))
+    assert torch.equal(product(x, weight, "fma32", bias=bias), wide.bfloat16())
+
+
+@EVERY_KIND
+def test_rows_do_not_change_each_other(kind: Any, dtype: torch.dtype) -> None:
+    x, weight = normal(205, 96, seed=1, dtype=dtype), normal(130, 96, seed=2, dtype=dtype)
+    together = product(x, weight, kind)
+    for first, last in ((0, 1), (1, 3), (3, 14), (14, 44), (44, 205)):
+        assert torch.equal(product(x[first:last], weight, kind), together[first:last])
+
+
+@EVERY_KIND
+def test_the_number_of_threads_changes_no_bit(kind: Any, dtype: torch.dtype) -> None:
+    x, weight = normal(9, 96, seed=1, dtype=dtype), normal(330, 96, seed=2, dtype=dtype)
+    expected, threads = product(x, weight, kind), numba.get_num_threads()
+    try:
+        for count in range(1, numba.config.NUMBA_NUM_THREADS + 1):
+            numba.set_num_threads(count)
+            assert torch.equal(product(x, weight, kind), expected)
+    finally:
+        numba.set_num_threads(threads)
+
+
+@EVERY_KIND
+def test_a_row_of_nans_spoils_no_other(kind: Any, dtype: torch.dtype) -> None:
+    x, weight = normal(6, 64, seed=1, dtype=dtype), normal(70, 64, seed=2, dtype=dtype)
+    x[2] = torch.nan
+    out = product(x, weight, kind)
+    assert bool(out[2].isnan().all())
+    assert not bool(out[[0, 1, 3, 4, 5]].isnan().any())
+
+
+def test_shapes_that_do_not_fit_are_refused() -> None:
+    out, x = np.zeros((2, 64), np.float32), np.zeros((2, 8), np.float32)
+    panels = products.pack(np.zeros((64, 8), np.float32), "fma32")
+    start = products.starts(None, 64, "fma32")
+    for bad in (
+        (out[:1], x, panels, start),
+        (out, np.zeros((2, 5), np.float32), panels, start),
+        (out, x, panels[:1], start),
+        (out, x, panels, start[:-1]),
+        (out, x, np.zeros((60, 8), np.float32), start),
+    ):
+        with pytest.raises(ValueError, match="start values"):
+            products.multiply(*bad, kind="fma32")
+
+
+PROGRAM = """
+import hashlib, torch
+from seedtune.kernels import processor, products
+from seedtune.engines.transformers.linear import bits
+digest = hashlib.sha256()
+for dtype in (torch.bfloat16, torch.float32):
+    for rows, outputs, inputs in ((1, 100, 61), (7, 64, 128), (40, 33, 300)):
+        source = torch.Generator().manual_seed(rows)
+        x, w = (torch.randn(n, inputs, generator=source).to(dtype) for n in (rows, outputs))
+        out = torch.empty(rows, outputs, dtype=dtype)
+        start = products.starts(None, outputs, "fma32")
+        products.multiply(bits(out), bits(x), products.pack(bits(w), "fma32"), start, kind="fma32")
+        digest.update(bits(out).tobytes())
+print(processor.vector_name(), digest.hexdigest())
 """
-    assert products.libraries_in(told) == {"MKL": "2024.2", "oneDNN": "3.12.0"}
-    assert products.libraries_in("  - Build settings: BLAS_INFO=accelerate, ") == {"BLAS": "accelerate"}
 
 
-def test_a_graphics_card_is_named_by_its_architecture(monkeypatch):
-    monkeypatch.setattr(torch.version, "hip", None)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    assert products.device_name(torch.device("cuda:1")) == "cuda sm_90"
-    assert products.device_name(CPU) == "cpu"
-    found = resolve("auto", torch.bfloat16, CUDA).to_json()
-    assert found["device"] == "cuda sm_90"
-    assert "threads" not in found["library"]
+@pytest.mark.slow
+@pytest.mark.skipif(processor.vector_name() not in ("AVX-512", "AVX512-BF16"), reason="one vector width only")
+def test_code_for_avx2_and_for_avx512_gives_the_same_bits() -> None:
+    def run(**more: str) -> list[str]:
+        done = subprocess.run(
+            [sys.executable, "-c", PROGRAM], env={**os.environ, **more}, capture_output=True, text=True, check=True
+        )
+        return done.stdout.split()
+
+    narrow, wide = run(NUMBA_CPU_NAME="haswell", NUMBA_CPU_FEATURES=AVX2), run()
+    assert narrow[0] == "AVX2"
+    assert wide[0] != "AVX2"
+    assert narrow[1] == wide[1] != hashlib.sha256().hexdigest()
 
 
-def test_words_name_everything_that_is_recorded():
-    library = {"name": "torch", "version": "2.13.0", "oneDNN": "3.12.0", "threads": 2}
-    one = {"products": "library", "attention": "library", "device": "cpu", "library": library}
-    two = {"products": "fma32/1", "attention": "lanes16/1", "device": "cpu"}
-    assert arithmetic.words(one) == (
-        "products library, attention library, cpu, by torch 2.13.0 (oneDNN 3.12.0, threads 2)"
-    )
-    assert arithmetic.words({"workers": {"vllm": one, "transformers": two}}) == (
-        f"transformers: products fma32/1, attention lanes16/1, cpu; vllm: {arithmetic.words(one)}"
-    )
-    assert arithmetic.words({}) == "not recorded"
-    assert (arithmetic.kind(two), arithmetic.kind({})) == ("fma32", "")
+@EVERY_KIND
+@pytest.mark.parametrize("bias", [False, True], ids=["plain", "bias"])
+@pytest.mark.parametrize("copied", [False, True], ids=["in-place", "copied"])
+@pytest.mark.parametrize("shape", [(5, 96), (1, 5, 96), (0, 96)])
+@torch.no_grad()
+def test_a_live_weight_gives_the_librarys_product(
+    bias: bool, copied: bool, shape: tuple[int, ...], kind: Any, dtype: torch.dtype
+) -> None:
+    own = normal(192, seed=4, dtype=dtype) if bias else None
+    x, weight = normal(*shape, seed=1, dtype=dtype), normal(192, 96, seed=2, dtype=dtype)
+    found, expected = [], []
+    for live, seen in ((LiveWeight(own, ProductForm(kind, copied)), found), (LiveWeight(own, ProductForm()), expected)):
+        live.set(weight)
+        seen.append(live(x))
+    assert found[0].shape == expected[0].shape
+    torch.testing.assert_close(found[0], expected[0], atol=1e-2, rtol=2**-7)
 
 
-def test_of_several_engines_those_are_compared_that_both_have():
-    one, two = {"products": "library"}, {"products": "fma32/1"}
-    assert arithmetic.same({"workers": {"a": one}}, {"workers": {"a": one, "b": two}})
-    assert not arithmetic.same({"workers": {"a": one}}, {"workers": {"a": two, "b": two}})
-
-
-# -------------------------------------------------------------------------------------------- the processor
-
-
-SHOW = """
-import json
-from seedtune.kernels import processor
-kept = sorted(processor.features() & {"avx2", "fma", "avx512f", "avx512bf16", "neon"})
-print(json.dumps([kept, processor.vector_name(), processor.fused()]))
-"""
-
-
-def seen(**variables: str) -> list:
-    """Features, the vectors' name and whether they fuse, in a process of its own."""
-    done = subprocess.run(
-        [sys.executable, "-c", SHOW], env=runs.environment(**variables), capture_output=True, text=True, check=True
-    )
-    return json.loads(done.stdout)
-
-
-@pytest.mark.skipif(processor.platform.machine() != "x86_64", reason="these processors are x86")
-@pytest.mark.parametrize(
-    ("name", "features", "vectors", "fused"),
-    [
-        ("znver3", ["avx2", "fma"], "AVX2", True),
-        ("skylake-avx512", ["avx2", "avx512f", "fma"], "AVX-512", True),
-        ("znver4", ["avx2", "avx512bf16", "avx512f", "fma"], "AVX512-BF16", True),
-        ("sandybridge", [], "x86_64", False),
-    ],
-)
-def test_numba_compiles_for_another_processor_if_it_is_told_so(name, features, vectors, fused):
-    assert seen(NUMBA_CPU_NAME=name, NUMBA_CPU_FEATURES="") == [features, vectors, fused]
-
-
-@pytest.mark.skipif(processor.platform.machine() != "x86_64", reason="these processors are x86")
-def test_a_feature_can_be_taken_away_and_a_name_alone_takes_none_away():
-    here = seen()
-    assert seen(NUMBA_CPU_NAME="znver3") == here  # numba goes on using this processor's own instructions
-    assert seen(NUMBA_CPU_NAME="znver4", NUMBA_CPU_FEATURES="-avx512bf16")[1] == "AVX-512"
-    assert seen(NUMBA_CPU_NAME="generic") == [[], "x86_64", False]
+@EVERY_KIND
+@torch.no_grad()
+def test_a_weight_set_anew_is_the_one_multiplied(kind: Any, dtype: torch.dtype) -> None:
+    live, x = LiveWeight(None, ProductForm(kind, True)), normal(3, 96, seed=1, dtype=dtype)
+    live.set(normal(192, 96, seed=2, dtype=dtype))
+    first = live(x)
+    live.set(-normal(192, 96, seed=2, dtype=dtype))
+    assert torch.equal(live(x), -first)

@@ -12,8 +12,13 @@ from functools import cache
 import numba as nb
 from llvmlite import binding
 
-VECTORS = {"avx512bf16": "AVX512-BF16", "avx512f": "AVX-512", "avx2": "AVX2", "neon": "NEON"}
-"""Feature → the name of the vectors it brings, the widest first."""
+VECTORS = {
+    "AVX512-BF16": {"avx512f", "avx512bw", "avx512vl", "avx512bf16"},
+    "AVX-512": {"avx512f", "avx512bw", "avx512vl"},
+    "AVX2": {"avx2", "fma"},
+    "NEON": {"neon"},
+}
+"""Vectors that the kernels use, the widest first, and the features they need."""
 
 
 def features() -> frozenset[str]:
@@ -22,15 +27,9 @@ def features() -> frozenset[str]:
 
 
 def vector_name() -> str:
-    """The vectors of this processor, such as "AVX2" or "NEON"; its own name where seedtune knows none of them."""
+    """The widest vectors that the kernels use here: one of `VECTORS`, or ``none``."""
     found = features()
-    return next((name for feature, name in VECTORS.items() if feature in found), platform.machine())
-
-
-def fused() -> bool:
-    """Whether it multiplies and adds vectors of float32 with one rounding."""
-    found = features()
-    return {"avx2", "fma"} <= found or "neon" in found
+    return next((name for name, needed in VECTORS.items() if needed <= found), "none")
 
 
 @cache
@@ -58,8 +57,13 @@ _PROBES = {
         "declare float @llvm.fma.f32(float, float, float)",
     ),
     "avx512f": ("zmm", "<16 x float> @f(<16 x float> %a) #0 { %c = fadd <16 x float> %a, %a\n ret <16 x float> %c }"),
+    "avx512bw": ("vpaddb\t%zmm", "<64 x i8> @f(<64 x i8> %a) #0 { %c = add <64 x i8> %a, %a\n ret <64 x i8> %c }"),
+    "avx512vl": (
+        "vcvtudq2ps\t%ymm",
+        "<8 x float> @f(<8 x i32> %a) #0 { %c = uitofp <8 x i32> %a to <8 x float>\n ret <8 x float> %c }",
+    ),
     "avx512bf16": (
-        "vcvtneps2bf16",
+        "vcvtneps2bf16\t%zmm",
         "<16 x bfloat> @f(<16 x float> %a) #0 { %c = fptrunc <16 x float> %a to <16 x bfloat>\n ret <16 x bfloat> %c }",
     ),
 }

@@ -21,15 +21,13 @@ import torch
 
 from seedtune.errors import ProductsError
 from seedtune.kernels import processor
+from seedtune.kernels import products as kernels
 
 VERSIONS = {"fma32": "fma32/1", "bf16dot": "bf16dot/1", "library": "library"}
 """Kind → what the ledger calls it.  A kind whose bits change gets another number."""
 
-ATTENTION = {"fma32": "lanes16/1", "bf16dot": "library", "library": "library"}
-"""Kind of the products → what sums attention, norms and gates: sixteen lanes of ours, or as the library does."""
-
-WITH_LIBRARY = frozenset({"bf16dot", "library"})
-"""Kinds in which torch's products take part (of many rows, in prefill), so that its version and threads count."""
+ATTENTION = "lanes32/1"
+"""Attention, norms and dot products of low-rank terms, where they are compiled: sums in 32 lanes, on every CPU."""
 
 LIMITS = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS", "MKL_CBWR")
 """What makes a library use fewer instructions than the processor has."""
@@ -78,8 +76,9 @@ def resolve(wanted: str, dtype: torch.dtype, device: torch.device) -> Arithmetic
             f"transformers.products={wanted} {_LACKING[kind](dtype, device)}. Use transformers.products=auto, or one "
             f"of: {', '.join(can)}."
         )
-    library = library_of(device) if kind in WITH_LIBRARY else None
-    return Arithmetic(VERSIONS[kind], ATTENTION[kind], device_name(device), library)
+    compiled = device.type == "cpu" and dtype in (torch.float32, torch.bfloat16)
+    library = library_of(device) if kind == "library" else None
+    return Arithmetic(VERSIONS[kind], ATTENTION if compiled else "library", device_name(device), library)
 
 
 def _no_dot(dtype: torch.dtype, device: torch.device) -> str | None:
@@ -88,16 +87,9 @@ def _no_dot(dtype: torch.dtype, device: torch.device) -> str | None:
         return f"is for a CPU, but the device is {device}"
     if dtype != torch.bfloat16:
         return f"multiplies bfloat16, but the model runs in {_named(dtype)} (transformers.dtype)"
-    if "avx512bf16" not in processor.features():
-        return f"needs AVX512-BF16, and this processor has {processor.vector_name()}"
-    if not _onednn_multiplies():
-        return "leaves many rows to oneDNN, which multiplies no bfloat16 here (ONEDNN_MAX_CPU_ISA, or another torch)"
+    if not kernels.available("bf16dot", bfloat16=True):
+        return f"needs AVX512-BF16, and this processor's vectors are: {processor.vector_name()}"
     return None
-
-
-def _onednn_multiplies() -> bool:
-    """Whether oneDNN multiplies bfloat16: bf16dot has it do so with many rows."""
-    return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def _no_fma(dtype: torch.dtype, device: torch.device) -> str | None:
@@ -106,8 +98,8 @@ def _no_fma(dtype: torch.dtype, device: torch.device) -> str | None:
         return f"is for a CPU, but the device is {device}"
     if dtype not in (torch.float32, torch.bfloat16):
         return f"computes in float32 and bfloat16, but the model runs in {_named(dtype)} (transformers.dtype)"
-    if not processor.fused():
-        return f"needs AVX2 with FMA, or NEON, and this processor has {processor.vector_name()}"
+    if not kernels.available("fma32", bfloat16=dtype == torch.bfloat16):
+        return f"needs AVX2 with FMA, or NEON, and this processor's vectors are: {processor.vector_name()}"
     return None
 
 

@@ -13,7 +13,6 @@ import torch
 from seedtune.engines.base import BASE, EngineInfo, EngineTimes, Noise
 from seedtune.engines.transformers import arithmetic, chat, support
 from seedtune.engines.transformers.anchor import BaseWeights
-from seedtune.engines.transformers.arithmetic import Arithmetic
 from seedtune.engines.transformers.attention import Decode, Prefill, SlotAttention
 from seedtune.engines.transformers.cache import SlotCache, empty_like_cache
 from seedtune.engines.transformers.checkpoint import ModelSource, write_model
@@ -21,6 +20,7 @@ from seedtune.engines.transformers.decode import Budget, Decoder, Row, Stop, rol
 from seedtune.engines.transformers.fullrank import FullRank
 from seedtune.engines.transformers.fuse import fuse
 from seedtune.engines.transformers.likelihood import Forced, Given, given_of, likelihood_of
+from seedtune.engines.transformers.linear import ProductForm
 from seedtune.engines.transformers.lowrank import LowRank
 from seedtune.engines.transformers.packing import Pack
 from seedtune.engines.transformers.perturbation import Perturbation, Place, centre_dtype
@@ -56,7 +56,7 @@ class TransformersEngine:
         self.eos = chat.end_tokens(model, self.tokenizer)
         self.anchor = BaseWeights(self.source, model, self.device)
         self.dtype = torch_dtype(self.settings, model.dtype, self.device)
-        self.arithmetic = self._arithmetic()
+        self.arithmetic = arithmetic.resolve(self.settings.products, self.dtype, self.device)
         self._install(model)
         if snapshot is not None:
             self.centre.restore(snapshot)
@@ -84,8 +84,7 @@ class TransformersEngine:
         self.model = _cast(model, self.dtype).to(self.device)
 
     def _perturbation(self, model: Any, seen: Trace) -> Perturbation:
-        # MERGE fma32: it falls to the library's product until its kernel is here; then Place takes the kind itself.
-        place = Place(self.dtype, self.device, packed=self.arithmetic.kind == "bf16dot")
+        place = Place(self.dtype, self.device, self._form())
         folder = self._centre_folder()
         if self.noise.perturbation == "gaussian":
             return FullRank(model, seen, noise=self.noise, anchor=self.anchor, place=place, folder=folder)
@@ -103,12 +102,9 @@ class TransformersEngine:
             raise ConfigError(f"transformers.centre_file={name!r} is a file. Give a folder.")
         return folder
 
-    def _arithmetic(self) -> Arithmetic:
-        """How this engine multiplies; with ``master: none`` only a user's choice makes a second copy of the weights."""
-        wanted = self.settings.products
-        # MERGE fma32: with a product that reads plain weights, "auto" needs no exception.
-        plain = wanted == "auto" and self.noise.master == "none"
-        return arithmetic.resolve("library" if plain else wanted, self.dtype, self.device)
+    def _form(self) -> ProductForm:
+        """How live weights are multiplied; copies of them in another layout are made unless memory is to be saved."""
+        return ProductForm(self.arithmetic.kind, self.device.type == "cpu" and self.noise.master == "float32")
 
     @property
     def centre(self) -> Centre:
