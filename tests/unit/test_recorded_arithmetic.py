@@ -15,6 +15,7 @@ from seedtune.engines.transformers import arithmetic as products
 from seedtune.engines.transformers.arithmetic import available, resolve
 from seedtune.errors import ConfigError, ProductsError
 from seedtune.kernels import processor
+from seedtune.kernels import products as kernels
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 AVX2 = frozenset({"avx2", "fma"})
@@ -62,11 +63,11 @@ def test_the_kinds_follow_from_processor_type_and_device(on, features, dtype, de
 @pytest.mark.parametrize(
     ("features", "dtype", "wanted", "kind", "line"),
     [
-        (BF16, torch.bfloat16, "auto", "bf16dot", "bf16dot (AVX512-BF16)"),
-        (BF16, torch.bfloat16, "fma32", "fma32", "fma32 (AVX512-BF16)"),
-        (AVX512, torch.bfloat16, "auto", "fma32", "fma32 (AVX-512)"),
-        (AVX2, torch.float32, "auto", "fma32", "fma32 (AVX2)"),
-        (NEON, torch.float32, "auto", "fma32", "fma32 (NEON)"),
+        (BF16, torch.bfloat16, "auto", "bf16dot", "bf16dot TILE (AVX512-BF16)"),
+        (BF16, torch.bfloat16, "fma32", "fma32", "fma32 TILE (AVX512-BF16)"),
+        (AVX512, torch.bfloat16, "auto", "fma32", "fma32 TILE (AVX-512)"),
+        (AVX2, torch.float32, "auto", "fma32", "fma32 TILE (AVX2)"),
+        (NEON, torch.float32, "auto", "fma32", "fma32 TILE (NEON)"),
         (AVX2, torch.float32, "library", "library", f"library (torch {torch.__version__}, "),
         (AMX, torch.bfloat16, "auto", "library", f"library (torch {torch.__version__}, "),
     ],
@@ -75,7 +76,8 @@ def test_auto_takes_the_first_and_a_name_what_it_says(on, features, dtype, wante
     on(features)
     found = resolve(wanted, dtype, CPU)
     assert found.kind == kind
-    assert found.line().startswith(line)
+    tile = "" if kind == "library" else str(kernels.tile_of(kind))
+    assert found.line().startswith(line.replace("TILE", tile))
 
 
 @pytest.mark.parametrize(
@@ -175,6 +177,7 @@ def test_of_several_engines_those_are_compared_that_both_have():
 SHOW = """
 import json
 from seedtune.kernels import processor
+from seedtune.kernels import products as kernels
 known = {"avx2", "fma", "avx512f", "avx512bw", "avx512vl", "avx512bf16", "neon"}
 print(json.dumps([sorted(processor.features() & known), processor.vector_name()]))
 """

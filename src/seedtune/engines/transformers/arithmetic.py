@@ -53,9 +53,10 @@ class Arithmetic:
         return told if self.library is None else {**told, "library": dict(self.library)}
 
     def line(self) -> str:
-        """For people: the kind, and what it runs on."""
-        if self.kind != "library" or self.library is None:
-            return f"{self.kind} ({processor.vector_name()})"
+        """For people: the kind with its tile of rows × outputs, and what it runs on."""
+        if self.library is None:
+            tile = kernels.tile_of("fma32" if self.kind == "fma32" else "bf16dot")
+            return f"{self.kind} {tile} ({processor.vector_name()})"
         where = f"on {self.device}" if self.device != "cpu" else self.library["instructions"]
         return f"library ({self.library['name']} {self.library['version']}, {where})"
 
