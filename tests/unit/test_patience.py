@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 
 from seedtune.environments.patience import Patience
+from waiting import BOUND
 
 
 def spin() -> None:
@@ -27,15 +28,15 @@ def left_behind(function) -> threading.Thread:
 
 def test_a_call_that_computes_for_ever_is_ended():
     thread = left_behind(spin)
-    thread.join(30)
+    thread.join(BOUND)
     assert not thread.is_alive()
 
 
 def test_a_call_that_waits_goes_on_and_the_next_call_is_answered():
     released = threading.Event()
     thread = left_behind(released.wait)
-    assert Patience(30).call(lambda: 7) == (7, None)
+    assert Patience(BOUND).call(lambda: 7) == (7, None)
     assert thread.is_alive()
     released.set()
-    thread.join(30)
+    thread.join(BOUND)
     assert not thread.is_alive()
