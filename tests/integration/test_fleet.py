@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shutil
 import signal
 import subprocess
 from pathlib import Path
@@ -14,6 +15,7 @@ import runs
 from crews import At, Attacker, alone, fleet, ray_here, turn_until
 from models import save_family
 from seedtune import replay
+from seedtune.engines.fleet import crew
 from seedtune.engines.fleet.board import ask, status_of
 from seedtune.trainer import Trainer
 from waiting import alive, wait_until
@@ -63,19 +65,9 @@ def test_any_number_of_workers_writes_the_ledger_of_one_process(tmp_path, refere
     runs.assert_same_run(tmp_path / "run", reference)
 
 
-@pytest.mark.parametrize("workers", [1, 2, 4])
-def test_workers_with_a_tiny_transformer_write_the_ledger_of_one_process(tmp_path, tiny, workers):
-    settings, whole = tiny
-    trained(fleet(tmp_path / "run", **settings, fleet={"engine": "transformers", "workers": workers, "cpus": 1}))
-    runs.assert_same_run(tmp_path / "run", whole)
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory) -> tuple[dict, Path]:
-    """Settings of a run of a random Llama, and that run in this process."""
-    folder = tmp_path_factory.mktemp("tiny")
+def test_workers_with_a_tiny_transformer_write_the_ledger_of_one_process(tmp_path):
     settings = {
-        "model": str(save_family("llama", folder / "model")),
+        "model": str(save_family("llama", tmp_path / "model")),
         "task": "conciseness",
         "generations": 3,
         "max_completion_length": 6,
@@ -84,9 +76,10 @@ def tiny(tmp_path_factory) -> tuple[dict, Path]:
         "eval_prompts": 2,
         "transformers": {"device": "cpu"},
     }
-    config = fleet(folder / "run", **settings, fleet={"engine": "transformers"})
-    Trainer(alone(config, folder / "run")).train()
-    return settings, folder / "run"
+    config = fleet(tmp_path / "run", **settings, fleet={"engine": "transformers", "workers": 2, "cpus": 1})
+    Trainer(alone(config, tmp_path / "alone")).train()
+    trained(config)
+    runs.assert_same_run(tmp_path / "run", tmp_path / "alone")
 
 
 def test_a_worker_that_joins_at_generation_three_changes_nothing(tmp_path, reference):
@@ -146,7 +139,8 @@ def test_workers_that_are_too_many_are_asked_for_in_vain(tmp_path):
 
 
 @pytest.mark.slow
-def test_workers_killed_at_twenty_instants_change_nothing(tmp_path):
+def test_workers_killed_at_twenty_instants_change_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(crew, "SHORT", 0.1)  # seconds before a lost worker is replaced
     settings = {"generations": 120, "fingerprint_steps": 7, "save_steps": 10}
     whole = straight(tmp_path / "reference", **settings)
     config = fleet(tmp_path / "run", **settings, fleet={"workers": 3, "retries": 20}, toy=SLOW)
@@ -193,9 +187,8 @@ def test_a_worker_that_is_stopped_is_given_up_and_the_run_goes_on(tmp_path, refe
     wait_until(lambda: not alive(stopped[0]))
 
 
-@pytest.mark.parametrize("engine", ["fleet", "toy"])
-def test_a_run_whose_process_is_killed_leaves_no_worker_behind_and_goes_on(tmp_path, reference, engine):
-    """With Ray of its own, which ends with it; resumed by a fleet or by one process."""
+def test_a_run_whose_process_is_killed_leaves_no_worker_behind_and_goes_on(tmp_path, reference):
+    """With Ray of its own, which ends with it; resumed by a fleet, and a copy by one process."""
     config = fleet(tmp_path / "run", toy={"size": 6, "delay": 0.5})
     file = runs.write_config(config, tmp_path / "config.yaml")
     driver = subprocess.Popen(runs.command("train", file), env=runs.environment(), stderr=subprocess.PIPE, text=True)
@@ -207,7 +200,9 @@ def test_a_run_whose_process_is_killed_leaves_no_worker_behind_and_goes_on(tmp_p
     assert driver.returncode == -signal.SIGKILL
     assert workers
     wait_until(lambda: not any(map(alive, workers)))
-    resumed = Trainer(replay.run_config(paths.root).replace(engine=engine, toy={"size": 6}))
-    resumed.train(resume=True)
-    resumed.engine.close()
-    runs.assert_same_run(paths.root, reference)
+    copy = shutil.copytree(paths.root, tmp_path / "copy")
+    for root, engine in ((paths.root, "fleet"), (copy, "toy")):
+        resumed = Trainer(replay.run_config(root).replace(engine=engine, toy={"size": 6}))
+        resumed.train(resume=True)
+        resumed.engine.close()
+        runs.assert_same_run(root, reference)

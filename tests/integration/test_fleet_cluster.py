@@ -39,9 +39,10 @@ def free_port() -> int:
         return found.getsockname()[1]
 
 
-@pytest.fixture
-def cluster(tmp_path) -> Iterator[str]:
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory) -> Iterator[str]:
     """The address of a Ray that somebody else started."""
+    folder = tmp_path_factory.mktemp("ray")
     port, ray = free_port(), Path(sys.executable).with_name("ray")
     env = {**os.environ, "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
     command = [
@@ -54,11 +55,11 @@ def cluster(tmp_path) -> Iterator[str]:
         "--include-dashboard=false",
         "--block",
     ]
-    with (tmp_path / "ray.log").open("w") as log:
+    with (folder / "ray.log").open("w") as log:
         head = subprocess.Popen(command, env=env, stdout=log, stderr=log)
-    begun = wait_until(lambda: "Ray runtime started" in (tmp_path / "ray.log").read_text(), process=head)
-    assert begun, (tmp_path / "ray.log").read_text()
-    yield f"{_address(tmp_path)}:{port}"
+    begun = wait_until(lambda: "Ray runtime started" in (folder / "ray.log").read_text(), process=head)
+    assert begun, (folder / "ray.log").read_text()
+    yield f"{_address(folder)}:{port}"
     children = psutil.Process(head.pid).children(recursive=True)
     head.terminate()
     head.wait()
