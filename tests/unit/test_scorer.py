@@ -116,7 +116,7 @@ def test_scoring_goes_on_while_completions_are_still_missing():
 
     with made(reward).round(EXAMPLES, PROMPTS, after=0) as scoring:
         scoring.add(5, "first")
-        assert called.wait(10)
+        assert called.wait(BOUND)
         for place in range(24):
             scoring.add(place, TEXTS[place])
         assert scoring.finish().values["r0"] == [1.0] * 24
