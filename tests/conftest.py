@@ -1,15 +1,45 @@
-"""Decides how Triton's kernels run, before anything imports it, and which files of tests run first."""
+"""Decides how Triton's kernels run, before anything imports it, and which files of tests run first.
+
+Kernels are left out of coverage (see pyproject.toml), so what compiles and interprets them runs untraced, in half the
+time.  Tests that do for long what others do, too, are marked ``no_cover`` for the same reason.
+"""
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from numba.core.dispatcher import Dispatcher
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # else they are compiled
+
+
+def untraced(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function with this thread's tracer put aside while it runs."""
+
+    def run(*arguments: Any, **options: Any) -> Any:
+        tracer = sys.gettrace()
+        sys.settrace(None)
+        try:
+            return function(*arguments, **options)
+        finally:
+            sys.settrace(tracer)
+
+    return run
+
+
+Dispatcher.compile = untraced(Dispatcher.compile)
+if importlib.util.find_spec("triton") is not None:
+    from triton.runtime.interpreter import GridExecutor
+
+    GridExecutor.__call__ = untraced(GridExecutor.__call__)
 
 SLOW = (
     "integration/test_fleet.py",
