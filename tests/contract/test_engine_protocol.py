@@ -129,6 +129,7 @@ def test_evaluating_leaves_the_centre_as_it_is(engine):
     assert engine.fingerprint() == before
 
 
+@pytest.mark.no_cover
 def test_a_thousand_evaluations_of_random_members_leave_the_centre_as_it_is(engine):
     before = engine.fingerprint()
     rng = np.random.default_rng(0)
