@@ -1,21 +1,27 @@
 """What a generation of evolution strategies costs: the published loop, ours, plain inference, the machine's ceiling.
 
-    python benchmarks/generation.py [--quick] [--output benchmarks/results/generation.md]
+    python benchmarks/generation.py [--quick] [--isa own,avx2] [--dtype bfloat16] [--products auto]
+                                    [--output benchmarks/results/generation.md]
 
 (a) one generation as the published scripts run it: for each member add ``torch.randn`` noise to every weight,
     Hugging Face ``generate`` on all prompts, subtract the noise again; then the update, member by member.
 (b) the same generation by seedtune: the population in one batch, rank-1 perturbations, exact update.
 (c) the same rollouts by the same engine without any perturbation (the centre in every row).
-(d) the matrix products of the same decode step and nothing else: the machine's ceiling at these shapes.
-(h) Hugging Face ``generate`` with all rows in one batch, unperturbed.
+(d) the matrix products of the same decode step by seedtune's own kernels, and nothing else.
+(e) the same products by torch in float32, (f) by torch in bfloat16, packed by oneDNN where it can.
+(h) Hugging Face ``generate`` with all rows in one batch, unperturbed, in float32 and in bfloat16.
+(v) vLLM's CPU build with the same rows, unperturbed (left out for a narrower instruction set: its code is fixed).
 
-Completions run to the token limit everywhere (no stop tokens), so that all of them do the same work.
+Completions run to the token limit everywhere (no stop tokens), so that all of them do the same work.  ``--isa`` runs
+everything once for each instruction set, in a process that torch, oneDNN, MKL and numba are told to limit: ``avx2`` on
+a processor with AVX-512 shows what a processor without it gets, as far as its clock is the same.
 """
 
 from __future__ import annotations
 
 import argparse
 import gc
+import importlib.util
 import os
 import platform
 import statistics
@@ -37,6 +43,7 @@ import transformers
 from seedtune.engines.base import EngineTimes, Noise
 from seedtune.engines.transformers.checkpoint import ModelSource
 from seedtune.engines.transformers.engine import TransformersEngine
+from seedtune.engines.transformers.linear import LiveWeight, ProductForm
 from seedtune.settings import TransformersSettings
 from seedtune.types import CENTRE, Job, Member, Prompt, Sampling, Term, Update
 
@@ -86,8 +93,8 @@ def decode_rate(times: EngineTimes, rows: int) -> float:
 class Published:
     """The loop of the published scripts, on the same checkpoint in the same precision."""
 
-    def __init__(self, engine: TransformersEngine) -> None:
-        self.model = engine.source.load().eval()
+    def __init__(self, engine: TransformersEngine, dtype: torch.dtype = torch.bfloat16) -> None:
+        self.model = engine.source.load().eval().to(dtype)
         self.tokenizer = engine.source.tokenizer()
         self.tokenizer.padding_side = "left"
 
@@ -119,24 +126,22 @@ class Published:
         return timed(work)
 
 
-def ceiling(engine: TransformersEngine, rows: int, repeats: int = 5) -> float:
-    """Tokens per second if a decode step were its matrix products alone: plain and packed weights, the faster."""
-    return max(rows / min(_products(engine, rows, packed) for _ in range(repeats)) for packed in (False, True))
+def ceiling(engine: TransformersEngine, rows: int, form: ProductForm, dtype: torch.dtype) -> float:
+    """Tokens per second if a decode step were its matrix products alone, of that form and type."""
+    return rows / min(_products(engine, rows, form, dtype) for _ in range(2))
 
 
 @torch.no_grad()
-def _products(engine: TransformersEngine, rows: int, packed: bool) -> float:
-    from seedtune.engines.transformers.linear import LiveWeight
-
+def _products(engine: TransformersEngine, rows: int, form: ProductForm, dtype: torch.dtype) -> float:
     weights = []
     for group in engine.perturbation.groups:
-        live = LiveWeight(None, packed=packed)
-        live.set(torch.randn(int(group.ends[-1]), group.inputs, dtype=torch.bfloat16))
-        weights.append((live, torch.randn(rows, group.inputs, dtype=torch.bfloat16)))
-    embedding = engine.model.get_input_embeddings().weight.detach()
-    head = LiveWeight(None, packed=packed)
+        live = LiveWeight(None, form)
+        live.set(torch.randn(int(group.ends[-1]), group.inputs, dtype=dtype))
+        weights.append((live, torch.randn(rows, group.inputs, dtype=dtype)))
+    embedding = engine.model.get_input_embeddings().weight.detach().to(dtype)
+    head = LiveWeight(None, form)
     head.set(embedding)
-    weights.append((head, torch.randn(rows, embedding.shape[1], dtype=torch.bfloat16)))
+    weights.append((head, torch.randn(rows, embedding.shape[1], dtype=dtype)))
     for live, x in weights[:8]:
         live(x)
     return min(timed(lambda: [live(x) for live, x in weights]) for _ in range(3))
@@ -165,34 +170,98 @@ def published_comparison(engine: TransformersEngine, tokens: int, quick: bool) -
     }
 
 
-def batch_comparison(engine: TransformersEngine, tokens: int, repeats: int) -> dict[str, float]:
-    """(b), (c), (d) and (h) at 32 members × 4 prompts, side by side in turns."""
-    published, rows = Published(engine), 128
-    inputs = published.inputs(4, 32)
+def batch_comparison(engine: TransformersEngine, tokens: int, repeats: int, peers: Peers) -> dict[str, float]:
+    """(b) to (h) and (v) at 32 members × 4 prompts, side by side in turns."""
+    rows, rates = 128, dict[str, list[float]]()
     perturbed, plain = job(members(32), prompts(4), tokens), job((CENTRE,) * 32, prompts(4), tokens)
-    rates: dict[str, list[float]] = {name: [] for name in ("b", "c", "b decode", "c decode", "d", "h")}
     run(engine, job(members(32), prompts(4), 4))
-    published.generate(inputs, 2)
+    own = engine.perturbation._place.form
+    ceilings = {
+        "d": (own, engine.dtype),
+        "e": (ProductForm(), torch.float32),
+        "f": (ProductForm("library", True), torch.bfloat16),
+    }
     for _ in range(repeats):
         for name, task in (("b", perturbed), ("c", plain)):
             seconds, times = run(engine, task)
-            rates[name].append(rows * tokens / seconds)
-            rates[f"{name} decode"].append(decode_rate(times, rows))
-        rates["d"].append(ceiling(engine, rows))
-        rates["h"].append(rows * tokens / timed(lambda: published.generate(inputs, tokens)))
-    median = {name: statistics.median(values) for name, values in rates.items()}
-    ratio = lambda x, y: statistics.median(a / b for a, b in zip(rates[x], rates[y], strict=True))  # noqa: E731
-    return {
-        "b: seedtune, perturbed (tokens/s)": median["b"],
-        "c: no perturbation (tokens/s)": median["c"],
-        "h: Hugging Face generate (tokens/s)": median["h"],
-        "c, decode only (tokens/s)": median["c decode"],
-        "d: matrix products alone (tokens/s)": median["d"],
-        "b/c": ratio("b", "c"),
-        "b/c in decode": ratio("b decode", "c decode"),
-        "c/h": ratio("c", "h"),
-        "c/d in decode": ratio("c decode", "d"),
+            rates.setdefault(name, []).append(rows * tokens / seconds)
+            rates.setdefault(f"{name} decode", []).append(decode_rate(times, rows))
+        for name, (form, dtype) in ceilings.items():
+            rates.setdefault(name, []).append(ceiling(engine, rows, form, dtype))
+        for name, seconds in peers.seconds(tokens).items():
+            rates.setdefault(name, []).append(rows * tokens / seconds)
+    return _rates(rates) | _ratios(rates)
+
+
+def _rates(rates: dict[str, list[float]]) -> dict[str, float]:
+    """Medians, by their full names."""
+    names = {
+        "b": "b: seedtune, perturbed",
+        "b decode": "b, decode only",
+        "c": "c: no perturbation",
+        "c decode": "c, decode only",
+        "d": "d: own matrix products alone",
+        "e": "e: torch's float32 products alone",
+        "f": "f: torch's bfloat16 products alone",
+        "h float32": "h: Hugging Face generate, float32",
+        "h bfloat16": "h: Hugging Face generate, bfloat16",
+        "v": "v: vLLM's CPU build",
     }
+    return {f"{name} (tokens/s)": statistics.median(rates[key]) for key, name in names.items() if key in rates}
+
+
+def _ratios(rates: dict[str, list[float]]) -> dict[str, float]:
+    """Medians of ratios within a round."""
+    rates = rates | {"h": [max(pair) for pair in zip(rates["h float32"], rates["h bfloat16"], strict=True)]}
+    wanted = {
+        "b/c": ("b", "c"),
+        "b/c in decode": ("b decode", "c decode"),
+        "b/h (the better)": ("b", "h"),
+        "c/h (the better)": ("c", "h"),
+        "b/v": ("b", "v"),
+        "b/d in decode": ("b decode", "d"),
+        "b/e in decode": ("b decode", "e"),
+        "c/d in decode": ("c decode", "d"),
+        "d/e": ("d", "e"),
+        "d/f": ("d", "f"),
+    }
+    return {
+        name: statistics.median(x / y for x, y in zip(rates[one], rates[other], strict=True))
+        for name, (one, other) in wanted.items()
+        if one in rates and other in rates
+    }
+
+
+class Peers:
+    """What others make of the same 128 rows."""
+
+    def __init__(self, engine: TransformersEngine, *, vllm: bool) -> None:
+        self.published = {str(d).removeprefix("torch."): Published(engine, d) for d in (torch.float32, torch.bfloat16)}
+        self.vllm = _vllm() if vllm else None
+
+    def seconds(self, tokens: int) -> dict[str, float]:
+        """Seconds of each, by its key in the table."""
+        found = {}
+        for name, published in self.published.items():
+            inputs = published.inputs(4, 32)
+            found[f"h {name}"] = timed(lambda p=published, i=inputs: p.generate(i, tokens))
+        if self.vllm is not None:
+            task = job((CENTRE,) * 32, prompts(4), tokens)
+            found["v"] = timed(lambda: list(self.vllm.evaluate([task])))
+        return found
+
+
+def _vllm() -> Any:
+    """vLLM with the plain model, after a first batch; None where it is not installed."""
+    if importlib.util.find_spec("vllm") is None:
+        return None
+    from seedtune.engines.vllm.engine import VllmEngine
+    from seedtune.settings import VllmSettings
+
+    engine = VllmEngine(MODEL, noise=Noise(0, perturbation="gaussian"), settings=VllmSettings())
+    engine.load()
+    list(engine.evaluate([job((CENTRE,) * 32, prompts(4), 4)]))
+    return engine
 
 
 def skew(engine: TransformersEngine, tokens: int, repeats: int) -> dict[str, float]:
@@ -256,8 +325,8 @@ def memory() -> dict[str, float]:
     }
 
 
-def _engine(model: str) -> TransformersEngine:
-    engine = TransformersEngine(model, noise=Noise(0), settings=TransformersSettings(dtype="bfloat16"))
+def _engine(model: str, **settings: Any) -> TransformersEngine:
+    engine = TransformersEngine(model, noise=Noise(0), settings=TransformersSettings(**settings))
     engine.load()
     return engine
 
@@ -287,40 +356,85 @@ def versions() -> str:
 
 
 def table(title: str, rows: dict[str, float]) -> str:
-    lines = [f"## {title}", "", "| measure | value |", "| --- | ---: |"]
+    lines = [f"### {title}", "", "| measure | value |", "| --- | ---: |"]
     lines += [
         f"| {name} | {value:,.2f} |" if value < 100 else f"| {name} | {value:,.0f} |" for name, value in rows.items()
     ]
     return "\n".join([*lines, ""])
 
 
-def main() -> None:
+AVX2 = (
+    "+64bit,+avx,+avx2,+bmi,+bmi2,+cmov,+cx16,+cx8,+f16c,+fma,+fxsr,+lzcnt,+mmx,+movbe,+popcnt,"
+    "+sse,+sse2,+sse3,+sse4.1,+sse4.2,+ssse3,+xsave"
+)
+ISA = {
+    "own": {},
+    "avx2": {
+        "ONEDNN_MAX_CPU_ISA": "AVX2",
+        "ATEN_CPU_CAPABILITY": "avx2",
+        "MKL_ENABLE_INSTRUCTIONS": "AVX2",
+        "NUMBA_CPU_NAME": "haswell",
+        "NUMBA_CPU_FEATURES": AVX2,
+    },
+}
+"""Instruction set → what limits the libraries to it."""
+
+
+def section(options: argparse.Namespace) -> None:
+    """Print the tables of one instruction set, in a process that is limited to it."""
+    engine = _engine(MODEL, dtype=options.dtype, products=options.products)
+    tokens, repeats = (24, 2) if options.quick else (48, options.repeats)
+    print(f"Products: {engine._products()}; the model in {str(engine.dtype).removeprefix('torch.')}.\n")
+    peers = Peers(engine, vllm=options.child == "own" and not options.quick)
+    compared = batch_comparison(engine, tokens, repeats, peers)
+    print(table(f"32 members × 4 prompts, {tokens} new tokens", compared), flush=True)
+    if options.part == "batch":
+        return
+    del peers
+    for longest in (tokens, 100):
+        print(table(f"Skewed lengths, up to {longest} new tokens", skew(engine, longest, repeats)), flush=True)
+    title = "One generation: N = 30, 2 prompts, 100 new tokens (seconds)"
+    print(table(title, published_comparison(engine, 100, options.quick)), flush=True)
+    alone = [sys.executable, __file__, "--memory-only"]
+    print(subprocess.run(alone, check=True, capture_output=True, text=True).stdout)
+
+
+def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="fewer tokens and repeats")
+    parser.add_argument("--quick", action="store_true", help="fewer tokens and repeats, no vLLM")
     parser.add_argument("--repeats", type=int, default=5, help="side-by-side rounds; medians are printed")
+    parser.add_argument("--isa", default="own", help=f"instruction sets, of {', '.join(ISA)}, divided by commas")
+    parser.add_argument("--dtype", default="auto", help="transformers.dtype")
+    parser.add_argument("--products", default="auto", help="transformers.products")
+    parser.add_argument("--part", choices=["all", "batch"], default="all", help="batch: the first table only")
     parser.add_argument("--output", type=Path, help="write the tables as Markdown")
     parser.add_argument("--memory-only", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--child", choices=ISA, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    unknown = set(options.isa.split(",")) - set(ISA)
+    if unknown:
+        parser.error(f"--isa {options.isa}: {', '.join(sorted(unknown))} is unknown; there are {', '.join(ISA)}")
+    return options
+
+
+def main() -> None:
+    options = parsed()
     if options.memory_only:
         print(table("Memory: 32 members × 4 prompts, 48 tokens", memory()))
         return
-    engine = _engine(MODEL)
-    tokens, repeats = (24, 2) if options.quick else (48, options.repeats)
-    parts = [table(f"32 members × 4 prompts, {tokens} new tokens", batch_comparison(engine, tokens, repeats))]
-    print(parts[-1], flush=True)
-    for longest in (tokens, 100):
-        parts.append(table(f"Skewed lengths, up to {longest} new tokens", skew(engine, longest, repeats)))
+    if options.child:
+        section(options)
+        return
+    parts = []
+    for isa in options.isa.split(","):
+        command = [sys.executable, __file__, *sys.argv[1:], "--child", isa]
+        done = subprocess.run(command, env={**os.environ, **ISA[isa]}, check=True, stdout=subprocess.PIPE, text=True)
+        parts.append(f"## Instruction set: {isa}\n\n{done.stdout}")
         print(parts[-1], flush=True)
-    title = "One generation: N = 30, 2 prompts, 100 new tokens (seconds)"
-    parts.append(table(title, published_comparison(engine, 100, options.quick)))
-    print(parts[-1], flush=True)
-    alone = [sys.executable, __file__, "--memory-only"]
-    parts.append(subprocess.run(alone, check=True, capture_output=True, text=True).stdout)
-    print(parts[-1])
     if options.output:
-        flags = "--quick" if options.quick else f"--repeats {repeats}"
+        flags = " ".join(argument for argument in sys.argv[1:] if argument not in ("--output", str(options.output)))
         command = f"`python benchmarks/generation.py {flags}`, {time.strftime('%Y-%m-%d')}."
-        text = "\n".join(["# What a generation costs", "", f"{command} {MODEL}, bfloat16. {versions()}.", "", *parts])
+        text = "\n".join(["# What a generation costs", "", f"{command} {MODEL}. {versions()}.", "", *parts])
         options.output.write_text(text)
 
 

@@ -23,6 +23,9 @@ from seedtune.workload import Workload, workload_of
 SHARE = 0.7
 """Share of ``max_completion_length`` that a completion has on average, where no run tells."""
 
+_COPIED = ("bfloat16", "float32")
+"""Types whose products have a layout of their own on a CPU."""
+
 MODES = tuple((p, m) for p in ("lowrank", "gaussian") for m in ("float32", "none"))
 
 
@@ -35,7 +38,7 @@ class Memory:
 
     weights  P·b                    b bytes a number of the forward pass
     centre   4·L (lowrank) or 4·T (gaussian) with master float32; 0 (lowrank) or b·T (gaussian) with none
-    packed   b·P on a CPU that multiplies bfloat16, gaussian with float32: a copy in the processor's layout
+    packed   b·P on a CPU, gaussian with float32: a copy in the layout that products read
     cache    slots · (longest prompt + limit) · keys and values of a position · b
     factors  pairs · r · Σ(m + n) · b, lowrank only
     logits   slots · vocabulary · b
@@ -52,7 +55,7 @@ class Memory:
 
     @property
     def total(self) -> float:
-        """Everything but ``packed``, which only some CPUs have."""
+        """Everything but ``packed``, which only CPUs have."""
         return self.weights + self.centre + self.cache + self.factors + self.logits
 
 
@@ -186,7 +189,7 @@ def memory_of(anatomy: Anatomy, work: Workload, config: Config, mode: tuple[str,
         master,
         weights=size * anatomy.parameters / ranks,
         centre=on_device * (4 * reached if master == "float32" else own) / ranks,
-        packed=size * anatomy.linear if not low and master == "float32" and anatomy.dtype == "bfloat16" else 0,
+        packed=size * anatomy.linear if not low and master == "float32" and anatomy.dtype in _COPIED else 0,
         cache=rows * (work.longest + work.limit) * anatomy.cached * size / ranks,
         factors=pairs * config.rank * anatomy.factors * size if low else 0,
         logits=rows * anatomy.vocabulary * size,

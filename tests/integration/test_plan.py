@@ -190,6 +190,7 @@ def test_half_precision_halves_what_is_read(tmp_path):
     assert found.memory[2].packed == 2 * found.anatomy.linear
     wide = plan_config(planned(folder, transformers={"dtype": "float32"}), task=TASK)
     assert wide.anatomy.itemsize == 4
+    assert wide.memory[2].packed == 4 * wide.anatomy.linear
 
 
 def test_the_command_shows_every_part(command, folder, tmp_path):
