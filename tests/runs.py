@@ -14,6 +14,7 @@ from typing import Any
 import seedtune
 from seedtune import elsewhere, ledger, replay, sealing
 from seedtune.config import Config
+from waiting import BOUND
 
 SOURCE = Path(seedtune.__file__).parents[1]
 TIMINGS = ("_time", "time/", "tokens_per_second", "products")
@@ -57,7 +58,7 @@ def cli(
         capture_output=True,
         text=True,
         check=False,
-        timeout=120,
+        timeout=BOUND,
         env=environment(**env),
         preexec_fn=before,
     )

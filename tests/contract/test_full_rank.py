@@ -100,6 +100,7 @@ def test_live_weights_are_the_rounded_sum_of_centre_and_noise(
             assert torch.equal(weight.ravel(), expected), name
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("perturbation", ["lowrank", "gaussian"])
 @pytest.mark.parametrize("master", ["float32", "none"])
 def test_a_thousand_evaluations_of_random_members_leave_the_centre_untouched(

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import torch
 
 from seedtune.engines.base import BASE, EngineInfo, EngineTimes, Noise
-from seedtune.engines.transformers import arithmetic, chat, support
+from seedtune.engines.transformers import arithmetic, chat, product_speed, support
 from seedtune.engines.transformers.anchor import BaseWeights
 from seedtune.engines.transformers.attention import Decode, Prefill, SlotAttention
 from seedtune.engines.transformers.cache import SlotCache, empty_like_cache
@@ -67,7 +67,7 @@ class TransformersEngine:
         kept = centre_dtype(self.noise, self.dtype)
         names = (str(d).removeprefix("torch.") for d in (self.dtype, self.device, kept))
         dtype, device, centre = names
-        coverage, how = self.perturbation.coverage, (self.arithmetic.to_json(), self.arithmetic.line())
+        coverage, how = self.perturbation.coverage, (self.arithmetic.to_json(), self._products())
         return EngineInfo(self.source.name, self.anchor.fingerprint, dtype, device, coverage, centre, *how)
 
     def _install(self, model: Any) -> None:
@@ -78,6 +78,7 @@ class TransformersEngine:
         with support.observed(self.attention) as windows:
             seen = trace(model, lambda: self._probe(model), tokens=5, heads=2)
         support.check(model, self.attention, windows)
+        self._shapes = seen.shapes(model)
         # The probe's cache has the checkpoint's precision and lies on the CPU.
         self.attention.cache = SlotCache(1, 1)
         self.perturbation = self._perturbation(model, seen)
@@ -105,6 +106,13 @@ class TransformersEngine:
     def _form(self) -> ProductForm:
         """How live weights are multiplied; copies of them in another layout are made unless memory is to be saved."""
         return ProductForm(self.arithmetic.kind, self.device.type == "cpu" and self.noise.master == "float32")
+
+    def _products(self) -> str:
+        """For people: what multiplies, and on a CPU how fast."""
+        line, speed = self.arithmetic.line(), None
+        if self.device.type == "cpu" and self._shapes:
+            speed = product_speed.measured(self._form(), self._shapes, self.dtype)
+        return line if speed is None else f"{line}, {speed:,.0f} GFLOP/s at {product_speed.ROWS[-1]} rows"
 
     @property
     def centre(self) -> Centre:
