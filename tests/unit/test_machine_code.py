@@ -11,11 +11,8 @@ from pathlib import Path
 import pytest
 
 from seedtune.kernels import processor
+from vectors import AVX2
 
-AVX2 = (
-    "+64bit,+avx,+avx2,+bmi,+bmi2,+cmov,+cx16,+cx8,+f16c,+fma,+fxsr,+lzcnt,+mmx,+movbe,+popcnt,"
-    "+sse,+sse2,+sse3,+sse4.1,+sse4.2,+ssse3,+xsave"
-)
 PROGRAM = """
 import json
 import numba as nb
@@ -68,7 +65,7 @@ def inspected(**more: str) -> tuple[str, dict[str, list[int]]]:
 @pytest.mark.parametrize("narrow", [False, True], ids=["own", "avx2"])
 @pytest.mark.skipif(processor.vector_name() not in ("AVX2", "AVX-512", "AVX512-BF16"), reason="reads x86 assembly")
 def test_inner_loops_keep_their_numbers_in_registers(narrow: bool) -> None:
-    vectors, found = inspected(**({"NUMBA_CPU_NAME": "haswell", "NUMBA_CPU_FEATURES": AVX2} if narrow else {}))
+    vectors, found = inspected(**(AVX2 if narrow else {}))
     assert vectors == ("AVX2" if narrow else processor.vector_name())
     assert all(loops > 0 for loops, _ in found.values()), found
     assert {name: worst for name, (_, worst) in found.items() if worst} == {}

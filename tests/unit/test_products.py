@@ -16,11 +16,8 @@ from torch import Tensor
 
 from seedtune.engines.transformers.linear import LiveWeight, ProductForm, bits
 from seedtune.kernels import processor, products
+from vectors import AVX2
 
-AVX2 = (
-    "+64bit,+avx,+avx2,+bmi,+bmi2,+cmov,+cx16,+cx8,+f16c,+fma,+fxsr,+lzcnt,+mmx,+movbe,+popcnt,"
-    "+sse,+sse2,+sse3,+sse4.1,+sse4.2,+ssse3,+xsave"
-)
 KINDS = [
     pytest.param(
         kind,
@@ -142,6 +139,7 @@ def test_shapes_that_do_not_fit_are_refused() -> None:
 PROGRAM = """
 import hashlib, torch
 from seedtune.kernels import processor, products
+from vectors import AVX2
 from seedtune.engines.transformers.linear import bits
 digest = hashlib.sha256()
 for dtype in (torch.bfloat16, torch.float32):
@@ -165,7 +163,7 @@ def test_code_for_avx2_and_for_avx512_gives_the_same_bits() -> None:
         )
         return done.stdout.split()
 
-    narrow, wide = run(NUMBA_CPU_NAME="haswell", NUMBA_CPU_FEATURES=AVX2), run()
+    narrow, wide = run(**AVX2), run()
     assert narrow[0] == "AVX2"
     assert wide[0] != "AVX2"
     assert narrow[1] == wide[1] != hashlib.sha256().hexdigest()
