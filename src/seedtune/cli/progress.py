@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
+from seedtune import processors
 from seedtune.engines.base import EngineInfo
 from seedtune.trainer import Trainer
 
@@ -58,6 +59,8 @@ class ProgressLines:
             f"model {info.model} ({info.dtype}, {info.device}): {coverage.fraction:.1%} of "
             f"{coverage.total:,} parameters perturbed, {config.perturbation}{rank}"
         )
+        if (threads := processors.fitting().words) is not None and info.device == "cpu":
+            self.say(threads)
         for pattern, reason in coverage.unperturbed:
             self.say(f"  not perturbed: {pattern} ({reason})")
         self.say(

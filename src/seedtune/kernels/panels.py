@@ -18,6 +18,7 @@ from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 from seedtune.kernels import elements
+from seedtune.kernels.caching import njit
 
 WIDTH = 64
 """Outputs of a panel."""
@@ -154,7 +155,7 @@ def _panel(out: Any, x: Any, panels: Any, start: Any, p: Any, first: Any, last: 
         done += count
 
 
-@nb.njit(parallel=True, cache=True, nogil=True)
+@njit(parallel=True, cache=True, nogil=True)
 def _multiply(out: Any, x: Any, panels: Any, start: Any) -> None:  # pragma: no cover
     rows, count = x.shape[0], out.shape[1] // 64
     odd = count % 2

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
 
+from seedtune import caches
 from seedtune.errors import MissingExtraError, StorageError
 
 BUILTIN = {
@@ -24,21 +24,21 @@ _VERSION = 1
 """Raised when the conversion changes, so that an old cached folder is not taken."""
 
 
-def cache_folder() -> Path:
-    """Where converted models are kept: ``$SEEDTUNE_CACHE`` or ``~/.cache/seedtune``."""
-    return Path(os.environ.get("SEEDTUNE_CACHE") or Path.home() / ".cache" / "seedtune")
-
-
 def builtin_folder(alias: str) -> Path:
     """The Hugging Face folder of a built-in model, converted on first use."""
-    target = cache_folder() / "models" / f"{alias}-v{_VERSION}"
-    if target.is_dir():
-        return target
+    name = f"{alias}-v{_VERSION}"
+    for root in caches.trusted():
+        if (root / "models" / name).is_dir():
+            return root / "models" / name
     package, file, install = BUILTIN[alias]
     source = _package_folder(package, alias, install)
+    folder = caches.writable_folder("models")
+    if folder is None:
+        places = ", ".join(str(root) for root in caches.candidates())
+        raise StorageError(f"no folder for the converted model can be written: {places}. Set SEEDTUNE_CACHE to one.")
+    target = folder / name
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+        with tempfile.TemporaryDirectory(dir=folder) as scratch:
             converted = Path(scratch) / "model"
             _convert(source, file, converted)
             _publish(converted, target)
