@@ -23,9 +23,10 @@ from typing import Any
 import llvmlite
 import numba
 import numpy as np
+from numba.core import event
 from numba.core.caching import CompileResultCacheImpl, FunctionCache, _CacheLocator
 
-from seedtune import caches
+from seedtune import activities, caches
 
 log = logging.getLogger("seedtune")
 
@@ -142,3 +143,28 @@ def _alone(place: Path) -> Iterator[None]:
     with open(place / "lock", "wb") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+class _Compilations(event.Listener):
+    """Tells `seedtune.activities` of compilations; those within another are part of it."""
+
+    def __init__(self) -> None:
+        self._depth = self._count = 0
+        self._now = activities.Activity("")
+
+    def on_start(self, _event: Any) -> None:
+        """A function begins to be compiled."""
+        self._depth += 1
+        if self._depth == 1:
+            self._count += 1
+            self._now = activities.Activity(f"compiling for this processor, once: function {self._count}")
+            activities.begin(self._now)
+
+    def on_end(self, _event: Any) -> None:
+        """It is compiled, or cannot be."""
+        self._depth -= 1
+        if self._depth == 0:
+            activities.end(self._now)
+
+
+event.register("numba:compile", _Compilations())
