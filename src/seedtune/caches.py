@@ -24,7 +24,8 @@ def candidates() -> Iterator[Path]:
         yield shared / "seedtune"
     with suppress(RuntimeError):  # raised for a user without $HOME and without an entry in the password file
         yield Path.home() / ".cache" / "seedtune"
-    yield Path(tempfile.gettempdir()) / f"seedtune-{os.geteuid()}"
+    if (temporary := _temporary()) is not None:
+        yield temporary
 
 
 def trusted() -> Iterator[Path]:
@@ -75,8 +76,16 @@ def writable_folder(*parts: str) -> Path | None:
     return None
 
 
+def _temporary() -> Path | None:
+    """This user's folder among the temporary files, where there is a place for those."""
+    try:
+        return Path(tempfile.gettempdir()) / f"seedtune-{os.geteuid()}"
+    except FileNotFoundError:
+        return None
+
+
 def _is_temporary(root: Path) -> bool:
-    return root == Path(tempfile.gettempdir()) / f"seedtune-{os.geteuid()}"
+    return root == _temporary()
 
 
 def _is_private(folder: Path) -> bool:

@@ -110,3 +110,18 @@ def test_workers_of_a_fleet_share_the_cores_that_fit(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(6)))
     monkeypatch.setattr(processors, "quotas", lambda _root: iter(()))
     assert specs.cores_of(config) == 3.0
+
+
+@pytest.mark.parametrize(("ranks", "threads"), [(1, None), (2, "3"), (8, "1")])
+def test_ranks_of_vllm_on_the_cpu_share_the_threads_that_fit(monkeypatch, ranks, threads):
+    from seedtune.engines.vllm import compat
+
+    monkeypatch.setattr(compat, "on_cpu", lambda: True)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(6)))
+    monkeypatch.setattr(processors, "quotas", lambda _root: iter(()))
+    with compat.threads_of_ranks(ranks):
+        assert os.environ.get("OMP_NUM_THREADS") == threads
+    assert "OMP_NUM_THREADS" not in os.environ
+    monkeypatch.setenv("OMP_NUM_THREADS", "5")
+    with compat.threads_of_ranks(ranks):
+        assert os.environ["OMP_NUM_THREADS"] == "5"
