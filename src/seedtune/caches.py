@@ -29,11 +29,16 @@ def candidates() -> Iterator[Path]:
 
 
 def trusted() -> Iterator[Path]:
-    """The candidates that may be read: the one among the temporary files only if it is this user's alone."""
+    """The candidates that models may be read from.
+
+    Only the first if ``$SEEDTUNE_CACHE`` names it, and the one among the temporary files only if it is this user's.
+    """
     for root in candidates():
         with suppress(OSError):
             if not _is_temporary(root) or _is_private(root):
                 yield root
+        if os.environ.get("SEEDTUNE_CACHE"):
+            return
 
 
 def private_folder(*parts: str) -> Path | None:

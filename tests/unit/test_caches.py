@@ -112,6 +112,7 @@ def test_a_folder_that_a_user_has_named_is_the_only_one_for_models(places, monke
     (places / "file").write_text("")
     monkeypatch.setenv("SEEDTUNE_CACHE", str(places / "file"))
     assert caches.writable_folder("models") is None
+    assert list(caches.trusted()) == [places / "file"]
 
 
 def test_the_digest_covers_every_source_that_compiled_code_is_made_from():
