@@ -1,10 +1,69 @@
-"""Decides, before anything imports triton, how its kernels run: compiled where there is a GPU, else interpreted."""
+"""Decides how Triton's kernels run, before anything imports it, and which files of tests run first.
+
+Kernels are left out of coverage (see pyproject.toml), so what compiles and interprets them runs untraced, in half the
+time.  Tests that do for long what others do, too, are marked ``no_cover`` for the same reason.
+"""
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
+import pytest
 import torch
+from numba.core.dispatcher import Dispatcher
 
 if not torch.cuda.is_available():
-    os.environ.setdefault("TRITON_INTERPRET", "1")
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # else they are compiled
+
+
+def untraced(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function with this thread's tracer put aside while it runs."""
+
+    def run(*arguments: Any, **options: Any) -> Any:
+        tracer = sys.gettrace()
+        sys.settrace(None)
+        try:
+            return function(*arguments, **options)
+        finally:
+            sys.settrace(tracer)
+
+    return run
+
+
+Dispatcher.compile = untraced(Dispatcher.compile)
+if importlib.util.find_spec("triton") is not None:
+    from triton.runtime.interpreter import GridExecutor
+
+    GridExecutor.__call__ = untraced(GridExecutor.__call__)
+
+SLOW = (
+    "integration/test_fleet.py",
+    "integration/test_vllm_ranks.py",
+    "integration/test_fleet_cluster.py",
+    "contract/test_vllm_engine.py",
+    "integration/test_fifty_generations.py",
+    "integration/test_vllm_training.py",
+    "integration/test_conversations.py",
+    "integration/test_every_strategy.py",
+    "integration/test_vllm_real_model.py",
+    "integration/test_real_model.py",
+    "integration/test_evaluation.py",
+    "contract/test_full_rank.py",
+    "invariant/test_kernels_agree.py",
+    "unit/test_gpu_kernels.py",
+    "invariant/test_kill_and_resume.py",
+    "contract/test_vllm_weights.py",
+    "contract/test_engine_protocol.py",
+    "unit/test_vllm_layout.py",
+)
+"""The files that take longest, the longest first: processes that share the work then end at about the same time."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    here, order = Path(__file__).parent, {name: place for place, name in enumerate(SLOW)}
+    items.sort(key=lambda item: order.get(item.path.relative_to(here).as_posix(), len(SLOW)))

@@ -21,6 +21,7 @@ from seedtune.engines.fleet.crew import Crew, Hand
 from seedtune.engines.fleet.engine import FleetEngine
 from seedtune.engines.fleet.worker import Worker
 from seedtune.settings import FleetSettings
+from waiting import wait_until
 
 Fault = Callable[[Hand, bytes, int], bytes | Exception | None]
 """Given a worker, a request and how many came before: what comes instead of an answer, or None."""
@@ -141,6 +142,11 @@ class At:
     def on_generation(self, told):
         if told["generation"] == self.generation:
             self.act()
+
+
+def turn_until(engine: FleetEngine, happened: Callable[[], object]) -> None:
+    """From a callback of its run: have the fleet's driver go on looking after workers until something happened."""
+    wait_until(happened, turn=engine.foreman.turn)
 
 
 class Attacker(threading.Thread):

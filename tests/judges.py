@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from waiting import BOUND
+
 
 @dataclass
 class Server:
@@ -68,7 +70,7 @@ def serving(*script: Any) -> Iterator[Server]:
 
 def _reply(handler: BaseHTTPRequestHandler, server: Server, reply: Any) -> None:
     if reply == "hang":
-        server.released.wait(30)
+        server.released.wait(BOUND)
     elif reply == "trickle":
         _trickle(handler, server)
     elif reply != "close":
@@ -84,8 +86,7 @@ def _trickle(handler: BaseHTTPRequestHandler, server: Server) -> None:
     """A byte every 20 ms, which keeps resetting a socket's own time-out."""
     handler.send_response(200)
     handler.end_headers()
-    end = time.monotonic() + 30
-    while not server.released.is_set() and time.monotonic() < end:
+    while not server.released.is_set():
         try:
             handler.wfile.write(b" ")
             handler.wfile.flush()

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import seedtune
-from seedtune import elsewhere, ledger, replay
+from seedtune import elsewhere, ledger, replay, sealing
 from seedtune.config import Config
+from waiting import BOUND
 
 SOURCE = Path(seedtune.__file__).parents[1]
-TIMINGS = ("_time", "time/", "tokens_per_second")
+TIMINGS = ("_time", "time/", "tokens_per_second", "products")
 
 
 def toy(root: Path, **settings: Any) -> Config:
@@ -57,7 +58,7 @@ def cli(
         capture_output=True,
         text=True,
         check=False,
-        timeout=120,
+        timeout=BOUND,
         env=environment(**env),
         preexec_fn=before,
     )
@@ -88,7 +89,7 @@ def edit_ledger(root: Path, change: Callable[[dict[str, Any]], None]) -> None:
     for data in rows(path):
         del data["check"]
         change(data)
-        line, check = ledger.seal(data, check)
+        line, check = sealing.seal(data, check)
         sealed += line
     path.write_bytes(sealed)
 

@@ -49,6 +49,7 @@ def config(request) -> Config:
     return Config.create(request.param)
 
 
+@pytest.mark.no_cover
 def test_it_climbs_a_noisy_quadratic(config):
     steps = 80 if config.lookahead.kind == "none" else 160
     rewards = climb(config, steps).rewards

@@ -192,6 +192,7 @@ def test_evaluating_a_job_twice_gives_the_same_rollouts_in_the_same_order(
     assert list(engine.evaluate([work])) == first
 
 
+@pytest.mark.no_cover
 def test_evaluating_two_hundred_members_leaves_the_centre_untouched(folder: Path) -> None:
     engine = load_engine(folder, rank=2)
     before = engine.fingerprint()

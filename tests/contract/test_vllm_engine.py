@@ -63,7 +63,7 @@ def assert_as_likely(ours: Engine, theirs: Engine, *more: Prompt) -> dict[tuple[
 # ------------------------------------------------------------------------------------------- members
 
 
-@pytest.mark.parametrize("family", SERVED)
+@pytest.mark.parametrize("family", [family for family in SERVED if family != "qwen2-untied"])
 def test_members_write_what_they_write_in_transformers_before_and_after_five_generations(
     family: str, how: dict[str, Any], folder: Callable[[str], Path]
 ) -> None:
@@ -86,7 +86,7 @@ def test_members_write_what_they_write_in_transformers_before_and_after_five_gen
 def test_a_checkpoint_in_many_files_of_another_precision_is_the_same_model(
     perturbation: str, folder: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    """16-bit shards, answered in float32."""
+    """16-bit shards of the one family that the test above leaves out, answered in float32."""
     model = AutoModelForCausalLM.from_pretrained(folder("qwen2-untied"), dtype=torch.bfloat16)
     model.save_pretrained(tmp_path, max_shard_size="30KB")
     for name in ("tokenizer.json", "tokenizer_config.json"):
@@ -96,10 +96,12 @@ def test_a_checkpoint_in_many_files_of_another_precision_is_the_same_model(
     ours, theirs = serve(tmp_path, how, **plain), load_engine(tmp_path, how=how, **plain)
     work = job(PROMPTS, members=MEMBERS, max_tokens=10)
     assert answers(ours, work) == answers(theirs, work)
+    assert_as_likely(ours, theirs)
     for engine in (ours, theirs):
         engine.apply(*UPDATES)
     assert ours.fingerprint() == theirs.fingerprint()
     assert answers(ours, work) == answers(theirs, work)
+    assert_as_likely(ours, theirs)
 
 
 # ------------------------------------------------------------------------------------------- requests
@@ -234,6 +236,7 @@ def test_log_probabilities_of_the_base_model_survive_an_update(folder: Callable[
 # ------------------------------------------------------------------------------------------- the centre
 
 
+@pytest.mark.no_cover
 def test_two_hundred_evaluated_members_leave_the_centre_as_it_is(both: Any) -> None:
     ours, _ = both
     before = ours.fingerprint(), answers(ours, job(PROMPTS[:1]))
@@ -257,8 +260,10 @@ def test_lengths_and_angles_of_updates_are_those_of_transformers(both: Any) -> N
 PRECISIONS = {
     "master-none": ({"master": "none"}, "bfloat16"),
     "bfloat16": ({}, "bfloat16"),
-    "rank3-subspaces": ({"rank": 3, "subspaces": 2}, "float32"),
-    "frozen": ({"trainable": ("*.mlp.*", "*_proj.weight"), "freeze": ("*.v_proj.*",)}, "float32"),
+    "rank3-subspaces-frozen": (
+        {"rank": 3, "subspaces": 2, "trainable": ("*.mlp.*", "*_proj.weight"), "freeze": ("*.v_proj.*",)},
+        "float32",
+    ),
 }
 
 

@@ -59,6 +59,7 @@ def trainer(root: Path, **settings) -> Trainer:
     return Trainer(config, environment_factory=Approach, train_dataset=DATA, eval_dataset=DATA[:3])
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize(
     ("alpha", "generations", "seeds"), [(0.1, 30, 1), (None, 60, 4)], ids=["fixed", "adaptive, mean of four seeds"]
 )

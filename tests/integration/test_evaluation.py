@@ -20,6 +20,7 @@ from seedtune.export import export_run
 from seedtune.tasks.base import Reward, Task
 from seedtune.tasks.data import examples
 from seedtune.trainer import Trainer
+from waiting import BOUND
 
 
 def strict(text: str):
@@ -257,7 +258,7 @@ def lm_eval(folder: Path) -> float:
         capture_output=True,
         text=True,
         check=False,
-        timeout=220,
+        timeout=BOUND,
         env={**os.environ, **offline, "OMP_WAIT_POLICY": "passive"},
     )
     assert done.returncode == 0, done.stderr[-2000:]

@@ -19,8 +19,9 @@ from seedtune import Config, Trainer, apply_pack, diff_runs, export_run, pack_ru
 from seedtune.engines import passes
 from seedtune.errors import LedgerError, PackError
 from seedtune.kernels import cpu
+from seedtune.verify import Verification
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.no_cover]
 
 GENERATIONS, STOP = 50, 23
 DATA = [{"prompt": text} for text in ("Say a", "Say b", "Tell me", "Why?")]
@@ -73,6 +74,12 @@ def run(base, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
+def verified(run) -> Verification:
+    """What verifying the whole run found."""
+    return verify_run(run, snapshots=True)
+
+
+@pytest.fixture(scope="module")
 def stopped(base, tmp_path_factory) -> Path:
     """The same run, ended earlier."""
     root = tmp_path_factory.mktemp("runs") / "stopped"
@@ -97,12 +104,11 @@ def test_the_run_moves_the_model(run, base, tmp_path):
     assert any(not torch.equal(tensor, tensors(base)[name]) for name, tensor in tensors(tmp_path / "model").items())
 
 
-def test_verify_passes_and_replay_from_the_base_is_the_whole_run(run):
-    found = verify_run(run, snapshots=True)
-    assert found.matched == tuple(range(5, GENERATIONS + 1, 5))
-    assert found.audit.exact == GENERATIONS
-    assert found.snapshots == (40, 50)
-    assert found.fingerprint == runs.fingerprint(run)
+def test_verify_passes_and_replay_from_the_base_is_the_whole_run(run, verified):
+    assert verified.matched == tuple(range(5, GENERATIONS + 1, 5))
+    assert verified.audit.exact == GENERATIONS
+    assert verified.snapshots == (40, 50)
+    assert verified.fingerprint == runs.fingerprint(run)
 
 
 def test_a_run_stopped_and_resumed_is_the_whole_run(run, stopped, base, tmp_path):
@@ -138,10 +144,10 @@ def flip(folder: Path) -> str:
     return name
 
 
-def test_a_flipped_bit_of_the_base_model_is_named_by_both_fingerprints(run, base, tmp_path):
+def test_a_flipped_bit_of_the_base_model_is_named_by_both_fingerprints(run, base, verified, tmp_path):
     other = shutil.copytree(base, tmp_path / "other")
     flip(other)
-    recorded = verify_run(run).base_fingerprint
+    recorded = verified.base_fingerprint
     with pytest.raises(LedgerError, match=f"base model with fingerprint {recorded}, but '{other}' has [0-9a-f]+. Give"):
         verify_run(run, model=str(other))
     pack_run(run, tmp_path / "pack")
@@ -160,20 +166,14 @@ def test_a_flipped_bit_of_a_coefficient_is_named(run, tmp_path, bit):
         verify_run(root)
 
 
-def test_one_batch_or_many_give_the_same_bits(run, monkeypatch):
-    whole = verify_run(run).fingerprint
-    for size in (1, 3):
-        monkeypatch.setattr(passes, "BATCH_UPDATES", size)
-        assert verify_run(run).fingerprint == whole
-
-
-@pytest.mark.parametrize("threads", [1, 2])
-def test_one_or_two_threads_and_other_pieces_give_the_same_bits(run, monkeypatch, threads):
-    whole, before = verify_run(run).fingerprint, numba.get_num_threads()
+@pytest.mark.parametrize(("threads", "batch"), [(1, 3), (2, 1)])
+def test_batches_threads_and_pieces_of_any_number_give_the_same_bits(run, verified, monkeypatch, threads, batch):
+    before = numba.get_num_threads()
+    monkeypatch.setattr(passes, "BATCH_UPDATES", batch)
     monkeypatch.setattr(cpu, "PARALLEL_FROM", 1)
     monkeypatch.setattr(cpu, "FACTORS", 100)
-    numba.set_num_threads(threads)
+    numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
     try:
-        assert verify_run(run).fingerprint == whole
+        assert verify_run(run).fingerprint == verified.fingerprint
     finally:
         numba.set_num_threads(before)

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shutil
 import signal
 import subprocess
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 import runs
-from crews import At, Attacker, alone, fleet, ray_here
+from crews import At, Attacker, alone, fleet, ray_here, turn_until
 from models import save_family
 from seedtune import replay
-from seedtune.engines.fleet.board import ask
+from seedtune.engines.fleet import crew
+from seedtune.engines.fleet.board import ask, status_of
 from seedtune.trainer import Trainer
+from waiting import alive, wait_until
 
 if importlib.util.find_spec("ray") is None:
     pytest.skip("needs Ray", allow_module_level=True)  # not imported here: its settings come first
@@ -64,19 +65,9 @@ def test_any_number_of_workers_writes_the_ledger_of_one_process(tmp_path, refere
     runs.assert_same_run(tmp_path / "run", reference)
 
 
-@pytest.mark.parametrize("workers", [1, 2, 4])
-def test_workers_with_a_tiny_transformer_write_the_ledger_of_one_process(tmp_path, tiny, workers):
-    settings, whole = tiny
-    trained(fleet(tmp_path / "run", **settings, fleet={"engine": "transformers", "workers": workers, "cpus": 1}))
-    runs.assert_same_run(tmp_path / "run", whole)
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory) -> tuple[dict, Path]:
-    """Settings of a run of a random Llama, and that run in this process."""
-    folder = tmp_path_factory.mktemp("tiny")
+def test_workers_with_a_tiny_transformer_write_the_ledger_of_one_process(tmp_path):
     settings = {
-        "model": str(save_family("llama", folder / "model")),
+        "model": str(save_family("llama", tmp_path / "model")),
         "task": "conciseness",
         "generations": 3,
         "max_completion_length": 6,
@@ -85,17 +76,23 @@ def tiny(tmp_path_factory) -> tuple[dict, Path]:
         "eval_prompts": 2,
         "transformers": {"device": "cpu"},
     }
-    config = fleet(folder / "run", **settings, fleet={"engine": "transformers"})
-    Trainer(alone(config, folder / "run")).train()
-    return settings, folder / "run"
+    config = fleet(tmp_path / "run", **settings, fleet={"engine": "transformers", "workers": 2, "cpus": 1})
+    Trainer(alone(config, tmp_path / "alone")).train()
+    trained(config)
+    runs.assert_same_run(tmp_path / "run", tmp_path / "alone")
 
 
 def test_a_worker_that_joins_at_generation_three_changes_nothing(tmp_path, reference):
-    trainer = Trainer(fleet(tmp_path / "run", toy=SLOW), callbacks=[At(3, lambda: trainer.engine.scale(3))])
+    """It starts while the run goes on; before the last two generations the run waits until it is there."""
+
+    def there():
+        turn_until(trainer.engine, lambda: len(trainer.engine.foreman.here()) == 3)
+
+    callbacks = [At(3, lambda: trainer.engine.scale(3)), At(6, there)]
+    trainer = Trainer(fleet(tmp_path / "run", toy=SLOW), callbacks=callbacks)
     trainer.train()
-    here = trainer.engine.foreman.here()
     trainer.engine.close()
-    assert len(here) == 3
+    assert "toy-2" in {span.worker for span in trainer.engine.spans}
     runs.assert_same_run(tmp_path / "run", reference)
 
 
@@ -103,17 +100,18 @@ def test_a_running_fleet_is_shown_and_resized_from_outside(tmp_path, reference):
     root, told = tmp_path / "run", []
 
     def look():
-        time.sleep(1.1)  # the file is written every second
+        turn_until(trainer.engine, lambda: any(one["jobs"] for one in status_of(root)["workers"]))
         told.append(runs.cli("fleet", "status", root))
-        assert runs.cli("fleet", "scale", root, "1").returncode == 0
+        told.append(runs.cli("fleet", "scale", root, "1"))
 
-    trainer = Trainer(fleet(root, toy=SLOW), callbacks=[At(2, look)])
+    def smaller():
+        turn_until(trainer.engine, lambda: len(trainer.engine.foreman.crew.hands) == 1)
+
+    trainer = Trainer(fleet(root, toy=SLOW), callbacks=[At(2, look), At(6, smaller)])
     trainer.train()
-    left = len(trainer.engine.foreman.crew.hands)
     trainer.engine.close()
-    assert told[0].returncode == 0, told[0].stderr
+    assert [done.returncode for done in told] == [0, 0], told
     assert "toy-0" in told[0].stdout
-    assert left == 1
     runs.assert_same_run(root, reference)
     assert "no fleet is at" in runs.only_line(*_ended(runs.cli("fleet", "status", root)))
 
@@ -125,10 +123,15 @@ def _ended(done: subprocess.CompletedProcess[str]) -> tuple[int, str]:
 def test_workers_that_are_too_many_are_asked_for_in_vain(tmp_path):
     root = tmp_path / "run"
     how = {"workers": 2, "max_workers": 2}
-    trainer = Trainer(fleet(root, toy=SLOW, fleet=how), callbacks=[At(2, lambda: ask(root, {"toy": 5}))])
+
+    def answered():
+        turn_until(trainer.engine, lambda: any("nothing changes" in note for note in trainer.engine.foreman.crew.notes))
+
+    trainer = Trainer(
+        fleet(root, toy=SLOW, fleet=how), callbacks=[At(2, lambda: ask(root, {"toy": 5})), At(6, answered)]
+    )
     trainer.train()
     assert len(trainer.engine.foreman.crew.hands) == 2
-    assert any("nothing changes" in note for note in trainer.engine.foreman.crew.notes)
     trainer.engine.close()
 
 
@@ -136,11 +139,12 @@ def test_workers_that_are_too_many_are_asked_for_in_vain(tmp_path):
 
 
 @pytest.mark.slow
-def test_workers_killed_at_twenty_instants_change_nothing(tmp_path):
+def test_workers_killed_at_twenty_instants_change_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(crew, "SHORT", 0.1)  # seconds before a lost worker is replaced
     settings = {"generations": 120, "fingerprint_steps": 7, "save_steps": 10}
     whole = straight(tmp_path / "reference", **settings)
     config = fleet(tmp_path / "run", **settings, fleet={"workers": 3, "retries": 20}, toy=SLOW)
-    trainer = Trainer(config)
+    trainer = Trainer(config, callbacks=[At(110, lambda: turn_until(trainer.engine, lambda: len(attacker.done) == 20))])
     attacker = Attacker(lambda: trainer.engine, lambda pid: os.kill(pid, signal.SIGKILL), times=20, seed=1)
     attacker.start()
     trainer.train()
@@ -183,41 +187,22 @@ def test_a_worker_that_is_stopped_is_given_up_and_the_run_goes_on(tmp_path, refe
     wait_until(lambda: not alive(stopped[0]))
 
 
-def alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
-
-
-def wait_until(happened: Callable[[], bool], seconds: float = 30.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not happened():
-        assert time.monotonic() < deadline, "nothing happened"
-        time.sleep(0.05)
-
-
-@pytest.mark.parametrize("engine", ["fleet", "toy"])
-def test_a_run_whose_process_is_killed_leaves_no_worker_behind_and_goes_on(tmp_path, reference, engine):
-    """With Ray of its own, which ends with it; resumed by a fleet or by one process."""
-    config = fleet(tmp_path / "run", toy=SLOW)
+def test_a_run_whose_process_is_killed_leaves_no_worker_behind_and_goes_on(tmp_path, reference):
+    """With Ray of its own, which ends with it; resumed by a fleet, and a copy by one process."""
+    config = fleet(tmp_path / "run", toy={"size": 6, "delay": 0.5})
     file = runs.write_config(config, tmp_path / "config.yaml")
     driver = subprocess.Popen(runs.command("train", file), env=runs.environment(), stderr=subprocess.PIPE, text=True)
     paths = replay.RunPaths(tmp_path / "run")
-    wait_until(lambda: driver.poll() is not None or (paths.metrics.exists() and len(runs.rows(paths.metrics)) > 3), 120)
-    workers = [one["pid"] for one in _status(paths.root)["workers"] if one["pid"]]
+    assert wait_until(lambda: paths.metrics.exists() and len(runs.rows(paths.metrics)) > 3, process=driver)
+    workers = [one["pid"] for one in status_of(paths.root)["workers"] if one["pid"]]
     driver.kill()
     driver.communicate()
     assert driver.returncode == -signal.SIGKILL
     assert workers
-    wait_until(lambda: not any(map(alive, workers)), 60)
-    resumed = Trainer(replay.run_config(paths.root).replace(engine=engine))
-    resumed.train(resume=True)
-    resumed.engine.close()
-    runs.assert_same_run(paths.root, reference)
-
-
-def _status(root: Path) -> dict:
-    from seedtune.engines.fleet.board import status_of
-
-    return status_of(root)
+    wait_until(lambda: not any(map(alive, workers)))
+    copy = shutil.copytree(paths.root, tmp_path / "copy")
+    for root, engine in ((paths.root, "fleet"), (copy, "toy")):
+        resumed = Trainer(replay.run_config(root).replace(engine=engine, toy={"size": 6}))
+        resumed.train(resume=True)
+        resumed.engine.close()
+        runs.assert_same_run(root, reference)

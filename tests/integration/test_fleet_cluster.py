@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import os
 import shutil
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -19,10 +21,11 @@ import pytest
 import runs
 from crews import alone, fleet
 from seedtune import ledger, replay
-from seedtune.engines.fleet.board import status_of
-from seedtune.errors import ConfigError, MissingExtraError
+from seedtune.engines.fleet.board import STATUS, status_of
+from seedtune.errors import ConfigError, MissingExtraError, RunError
 from seedtune.trainer import Trainer
 from seedtune.verify import verify_run
+from waiting import BOUND, alive, wait_until
 
 if importlib.util.find_spec("ray") is None:
     pytest.skip("needs Ray", allow_module_level=True)
@@ -36,9 +39,10 @@ def free_port() -> int:
         return found.getsockname()[1]
 
 
-@pytest.fixture
-def cluster(tmp_path) -> Iterator[str]:
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory) -> Iterator[str]:
     """The address of a Ray that somebody else started."""
+    folder = tmp_path_factory.mktemp("ray")
     port, ray = free_port(), Path(sys.executable).with_name("ray")
     env = {**os.environ, "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
     command = [
@@ -51,26 +55,17 @@ def cluster(tmp_path) -> Iterator[str]:
         "--include-dashboard=false",
         "--block",
     ]
-    with (tmp_path / "ray.log").open("w") as log:
+    with (folder / "ray.log").open("w") as log:
         head = subprocess.Popen(command, env=env, stdout=log, stderr=log)
-    deadline = time.monotonic() + 60
-    while "Ray runtime started" not in (tmp_path / "ray.log").read_text():
-        assert head.poll() is None, (tmp_path / "ray.log").read_text()
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-    yield f"{_address(tmp_path)}:{port}"
+    begun = wait_until(lambda: "Ray runtime started" in (folder / "ray.log").read_text(), process=head)
+    assert begun, (folder / "ray.log").read_text()
+    yield f"{_address(folder)}:{port}"
     children = psutil.Process(head.pid).children(recursive=True)
     head.terminate()
     head.wait()
     for child in children:
-        with_suppress(child.kill)
-
-
-def with_suppress(act) -> None:
-    try:
-        act()
-    except psutil.NoSuchProcess:
-        return
+        with suppress(psutil.NoSuchProcess):
+            child.kill()
 
 
 def _address(folder: Path) -> str:
@@ -93,20 +88,22 @@ def generations(root: Path) -> int:
     return sum("reward" in row for row in runs.rows(path)) if path.exists() else 0
 
 
-def wait_until(happened, process: subprocess.Popen[str], seconds: float = 120.0) -> None:
-    deadline = time.monotonic() + seconds
-    while process.poll() is None and not happened():
-        assert time.monotonic() < deadline, "nothing happened"
-        time.sleep(0.05)
+def told(root: Path, process: subprocess.Popen[str], *, done: int, workers: int) -> list[dict]:
+    """The workers of a status that shows so many with a process, once so many generations are done."""
+    seen: list[dict] = []
+
+    def shown() -> bool:
+        with suppress(RunError):
+            seen[:] = status_of(root)["workers"]
+        return generations(root) >= done and sum(one["pid"] is not None for one in seen) >= workers
+
+    assert wait_until(shown, process=process), process.communicate()
+    return seen
 
 
 def straight(root: Path, **settings) -> Path:
     Trainer(alone(fleet(root, **settings), root)).train()
     return root
-
-
-def alive(pid: int) -> bool:
-    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
 
 
 # ------------------------------------------------------------------------------------------------- clusters
@@ -115,24 +112,22 @@ def alive(pid: int) -> bool:
 @pytest.mark.slow
 def test_workers_outlive_their_driver_and_are_taken_over_by_a_resumed_run(tmp_path, cluster):
     root, whole = tmp_path / "run", straight(tmp_path / "reference", generations=12)
-    config = fleet(root, generations=12, toy=SLOW, fleet={"address": cluster, "keep": True})
+    slow = {"size": 6, "delay": 0.3}
+    config = fleet(root, generations=12, toy=slow, fleet={"address": cluster, "keep": True})
     driver = start("train", runs.write_config(config, tmp_path / "config.yaml"))
-    wait_until(lambda: generations(root) >= 3, driver)
-    assert driver.poll() is None, driver.communicate()
-    workers = {one["pid"] for one in status_of(root)["workers"] if one["pid"]}
+    workers = {one["pid"] for one in told(root, driver, done=3, workers=2)}
     driver.kill()
     driver.communicate()
-    time.sleep(3.0)
-    assert workers
+    (root / STATUS).unlink()
+    time.sleep(3.0)  # in which Ray ends what is not to outlive its driver
     assert all(map(alive, workers)), "they are still there"
     resumed = start("resume", root)
-    wait_until(lambda: generations(root) >= 9, resumed)
-    taken = {one["pid"] for one in status_of(root)["workers"] if one["pid"]}
-    out, errors = resumed.communicate(timeout=120)
+    taken = {one["pid"] for one in told(root, resumed, done=6, workers=2)}
+    out, errors = resumed.communicate(timeout=BOUND)
     assert resumed.returncode == 0, errors + out
     assert taken == workers
     runs.assert_same_run(root, whole)
-    wait_until(lambda: not any(map(alive, workers)), resumed)
+    wait_until(lambda: not any(map(alive, workers)))
 
 
 @pytest.mark.slow
@@ -140,12 +135,10 @@ def test_workers_with_several_gpus_have_groups_of_them_and_give_them_back(tmp_pa
     """Ray takes our word for the GPUs: a third worker waits for two that are free, and the run does not wait for it."""
     whole = straight(tmp_path / "reference")
     for root in (tmp_path / "first", tmp_path / "second"):
-        config = fleet(root, toy=SLOW, fleet={"address": cluster, "gpus": 2, "workers": 3})
+        config = fleet(root, toy=SLOW, fleet={"address": cluster, "gpus": 2, "workers": 3, "min_workers": 2})
         driver = start("train", runs.write_config(config, tmp_path / f"{root.name}.yaml"))
-        wait_until(lambda root=root: generations(root) >= 6, driver)
-        assert driver.poll() is None, driver.communicate()
-        states = [one["state"] for one in status_of(root)["workers"]]
-        out, errors = driver.communicate(timeout=120)
+        states = [one["state"] for one in told(root, driver, done=3, workers=2)]
+        out, errors = driver.communicate(timeout=BOUND)
         assert driver.returncode == 0, errors + out
         assert states.count("starting") == 1
         runs.assert_same_run(root, whole)
@@ -153,10 +146,9 @@ def test_workers_with_several_gpus_have_groups_of_them_and_give_them_back(tmp_pa
 
 def test_a_cluster_that_is_not_there_is_an_error_at_once(tmp_path):
     config = fleet(tmp_path / "run", fleet={"address": f"127.0.0.1:{free_port()}"})
-    began = time.monotonic()
-    with pytest.raises(ConfigError, match=r"fleet.address='127.0.0.1:\d+' cannot be reached"):
+    refused = rf"fleet.address='127.0.0.1:\d+' cannot be reached .*{errno.ECONNREFUSED}.*refused"  # not by Ray, later
+    with pytest.raises(ConfigError, match=refused):
         Trainer(config).train()
-    assert time.monotonic() - began < 20
     assert not (tmp_path / "run").exists()
 
 
@@ -164,13 +156,13 @@ def test_a_cluster_that_is_not_there_is_an_error_at_once(tmp_path):
 def test_a_ray_that_dies_under_a_run_is_started_again(tmp_path):
     root, whole = tmp_path / "run", straight(tmp_path / "reference", generations=30)
     driver = start("train", runs.write_config(fleet(root, generations=30, toy=SLOW), tmp_path / "config.yaml"))
-    wait_until(lambda: generations(root) >= 3, driver)
+    assert wait_until(lambda: generations(root) >= 3, process=driver)
     (raylet,) = [p for p in psutil.Process(driver.pid).children(recursive=True) if p.name() == "raylet"]
     os.kill(raylet.pid, signal.SIGKILL)
-    out, errors = driver.communicate(timeout=240)
+    out, errors = driver.communicate(timeout=BOUND)
     if driver.returncode != 0:  # Ray took its driver with it: the run goes on all the same
         resumed = start("resume", root)
-        out, errors = resumed.communicate(timeout=120)
+        out, errors = resumed.communicate(timeout=BOUND)
         assert resumed.returncode == 0, errors + out
     runs.assert_same_run(root, whole)
 
@@ -201,7 +193,7 @@ def test_two_workers_of_vllm_and_one_of_transformers_hold_the_same_weights(tmp_p
     )
     file = runs.write_config(config, tmp_path / "config.yaml")
     driver = start("train", file)
-    out, errors = driver.communicate(timeout=300)
+    out, errors = driver.communicate(timeout=BOUND)
     assert driver.returncode == 0, errors + out
     rows = [row for row in runs.rows(replay.RunPaths(root).metrics) if "fleet/workers" in row]
     assert [row["fleet/workers"] for row in rows] == [3.0] * 5

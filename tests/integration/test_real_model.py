@@ -5,7 +5,6 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -15,6 +14,7 @@ from seedtune.engines.base import Noise
 from seedtune.engines.transformers.engine import TransformersEngine
 from seedtune.settings import TransformersSettings
 from seedtune.types import CENTRE, Job, Prompt, Sampling
+from waiting import wait_until
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]
 
@@ -52,8 +52,7 @@ def start(*words: str) -> subprocess.Popen[bytes]:
 def kill_after_generation(count: int, root: Path, process: subprocess.Popen[bytes]) -> None:
     """SIGKILL as soon as the ledger holds ``count`` generations: while the next update or rollouts are under way."""
     book = root / "ledger.jsonl"
-    while process.poll() is None and not (book.exists() and book.read_bytes().count(b'"coefficients"') >= count):
-        time.sleep(0.01)
+    wait_until(lambda: book.exists() and book.read_bytes().count(b'"coefficients"') >= count, process=process)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
 

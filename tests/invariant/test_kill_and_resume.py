@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -21,9 +20,9 @@ from seedtune import ledger, replay, snapshot
 from seedtune.engines import create
 from seedtune.errors import ConfigError
 from seedtune.trainer import Trainer
+from waiting import wait_until
 
 KILLS = 20
-PATIENCE = 60.0
 
 
 def straight(root: Path, **settings) -> Path:
@@ -47,14 +46,6 @@ def start(*arguments: str | Path) -> subprocess.Popen[str]:
     )
 
 
-def wait_until(process: subprocess.Popen[str], happened: Callable[[], bool]) -> None:
-    """Returns when something happened or the process ended."""
-    deadline = time.monotonic() + PATIENCE
-    while process.poll() is None and not happened():
-        assert time.monotonic() < deadline, "nothing happened"
-        time.sleep(0.005)
-
-
 def size(root: Path) -> int:
     path = replay.RunPaths(root).ledger
     return path.stat().st_size if path.exists() else 0
@@ -69,7 +60,7 @@ def killed_somewhere(config: Path, root: Path, rng: np.random.Generator) -> int:
     before, early = size(root), rng.random() < 0.2
     process = start("resume", root) if begun else start("train", config)
     if not early:
-        wait_until(process, lambda: size(root) > before)
+        wait_until(lambda: size(root) > before, process=process)
     time.sleep(rng.uniform(0.0, 1.5 if early else 0.2))
     process.kill()
     _, errors = process.communicate()
@@ -135,7 +126,7 @@ def test_a_generation_whose_metrics_were_lost_is_restored_from_the_ledger(killed
     marked = []
     for result in results:
         metrics = runs.rows(replay.RunPaths(Path(result["root"])).metrics)
-        marked += [(result["point"], row["generation"]) for row in metrics if "restored" in row]
+        marked += [(result["point"], row["generation"]) for row in metrics if "restored" in row and "reward" in row]
     assert {"after an update", "before metrics and samples"} <= {point for point, _ in marked}
     assert {generation for _, generation in marked} == {1, 2, 3}
 
@@ -148,7 +139,7 @@ def test_an_interrupt_says_how_to_go_on_and_loses_nothing(tmp_path, number):
     reference, root = straight(tmp_path / "reference", generations=40), tmp_path / "interrupted"
     config = runs.toy(root, generations=40, toy={"size": 4, "delay": 0.1})
     process = start("train", runs.write_config(config, tmp_path / "config.yaml"))
-    wait_until(process, lambda: size(root) > 2000)
+    assert wait_until(lambda: size(root) > 2000, process=process)
     process.send_signal(number)
     _, errors = process.communicate()
     assert process.returncode == 130

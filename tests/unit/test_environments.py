@@ -15,6 +15,7 @@ from seedtune.environments.patience import Patience
 from seedtune.environments.tools import Call, calls_in, describe, run, schemas, tools_of
 from seedtune.environments.transcript import continued, introduced, opened, since
 from seedtune.errors import ConfigError, RewardError
+from waiting import BOUND
 
 
 class Shop:
@@ -160,7 +161,7 @@ def test_tools_are_introduced_in_front_of_the_prompt():
 
 @pytest.fixture
 def patience():
-    made = Patience(0.2)
+    made = Patience(BOUND)
     yield made
     made.close()
 
@@ -186,10 +187,12 @@ def test_a_call_that_hangs_is_left_behind_interrupted_and_the_next_one_is_answer
         while True:
             pass
 
+    patience.seconds = 0.2
     _, error = patience.call(loop)
     assert isinstance(error, TimeoutError)
+    patience.seconds = BOUND
     assert patience.call(lambda: "next") == ("next", None)
-    thread[0].join(timeout=5)
+    thread[0].join(BOUND)
     assert not thread[0].is_alive()
 
 

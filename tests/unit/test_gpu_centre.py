@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import cycle, product
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,9 @@ from seedtune.weights import Centre, factors
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 SHAPES = {"lowrank": {"w": (5, 12), "v": (3, 7)}, "gaussian": {"w": (5, 12), "b": (9,), "e": (2, 3, 4), "s": ()}}
+KINDS = [*product(("lowrank", "gaussian"), ("float32", "bfloat16", "float16"))]
+"""Both perturbations in every type; what else there is takes turns, and so meets each of both."""
+
 UPDATES = (Update(1, (Term(1, 0, 0.1), Term(0, 2, -0.2))), Update(2, (Term(2, 1, 0.3),), Decay(l2=0.1)))
 PAST = ((Term(1, 0, 0.1), Term(0, 2, -0.2)), (), (Term(2, 1, 0.3),))
 STEP = Update(3, (Term(3, 1, 0.2),), Decay(l1=0.001), Moments(0.9, 0.98, 1e-8, 0.02, PAST))
@@ -37,9 +41,7 @@ def pair(perturbation: str, dtype: str, subspaces: int = 1) -> tuple[Centre, Cen
     return Centre(arrays, how, anchor=lambda name: base[name]), there
 
 
-@pytest.mark.parametrize("perturbation", SHAPES)
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-@pytest.mark.parametrize("subspaces", [1, 3])
+@pytest.mark.parametrize(("perturbation", "dtype", "subspaces"), [(*one, k) for one, k in zip(KINDS, cycle((1, 3)))])
 def test_both_centres_move_alike(perturbation: str, dtype: str, subspaces: int, tmp_path: Path) -> None:
     here, there = pair(perturbation, dtype, subspaces)
     assert there.fingerprint() == here.fingerprint()
@@ -55,9 +57,7 @@ def test_both_centres_move_alike(perturbation: str, dtype: str, subspaces: int, 
     assert again.fingerprint() == here.fingerprint()
 
 
-@pytest.mark.parametrize("perturbation", SHAPES)
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-@pytest.mark.parametrize("band", [1 << 20, 20])
+@pytest.mark.parametrize(("perturbation", "dtype", "band"), [(*one, n) for one, n in zip(KINDS, cycle((20, 1 << 20)))])
 def test_both_centres_step_alike(perturbation: str, dtype: str, band: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(weights, "BAND", band)
     here, there = pair(perturbation, dtype, 2)

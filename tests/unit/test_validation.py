@@ -100,18 +100,16 @@ def test_a_reward_that_raises_on_some_answers_is_noted_in_their_rows_and_the_res
 
 def slow_on_junk(completions, answer):
     if completions[0] == "":
-        time.sleep(60)
+        time.sleep(1e9)
     return exact(completions, answer)
 
 
 def test_a_reward_that_hangs_on_some_answers_costs_only_their_time():
     task = made(slow_on_junk)
     few = Task("mine", task.train[:1], (), task.rewards, task.gold, task.full_marks)
-    begun = time.monotonic()
-    found = notes(few, Config(reward_workers=1, reward_timeout=0.5))
+    found = notes(few, Config(reward_workers=1, reward_timeout=2.0))
     assert set(found) == {"empty"}
-    assert "'own' failed on 1: it took longer than 0.5 s" in found["empty"]
-    assert time.monotonic() - begun < 40
+    assert "'own' failed on 1: it took longer than 2 s" in found["empty"]
 
 
 def test_log_probability_objectives_have_nothing_to_validate():

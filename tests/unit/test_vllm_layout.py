@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 from functools import partial
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -229,7 +230,10 @@ def test_members_of_the_parts_are_the_member_of_the_whole(
 
 
 def test_a_centre_in_host_memory_comes_to_the_device_in_bands_and_goes_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Under the GPU's kernels, whose arrays are torch tensors, every part moves and is written as one on the device."""
+    """Under the GPU's kernels, whose arrays are torch tensors, every part moves and is written as one on the device.
+
+    A type of weights with one of two noises each: every type under every kernel is what ``test_kernels_agree`` shows.
+    """
     monkeypatch.setattr("seedtune.engines.vllm.shard.BAND", 40)
     sizes: list[int] = []
 
@@ -237,23 +241,20 @@ def test_a_centre_in_host_memory_comes_to_the_device_in_bands_and_goes_back(monk
         sizes.append(part.size)
         return as_tensor(np.array(part)).to(DEVICE)
 
-    for noise in (NOISES["gaussian-subspaces"], NOISES["lowrank-rank3"]):
-        for kind in TYPES.values():
-            values = base(["l.0.k_proj.weight", "l.0.o_proj.weight"], kind)
-            for here, there in zip(
-                divided(values, noise), divided(values, noise, kernels=gpu, upload=upload), strict=True
-            ):
-                here.apply(*UPDATES)
-                there.apply(*UPDATES)
-                assert there.fingerprint() == here.fingerprint()
-                assert there.squares() == here.squares()
-                if noise.perturbation == "gaussian":
-                    for name, shard in here.shards.items():
-                        out = np.empty_like(shard.theta)
-                        live = as_tensor(np.empty_like(shard.theta)).to(DEVICE)
-                        here.write(name, Member(1, 2, -1), 0.1, out)
-                        there.write(name, Member(1, 2, -1), 0.1, live)
-                        assert np.array_equal(gpu.host(live), out)
+    for kind, noise in zip(TYPES.values(), cycle((NOISES["gaussian-subspaces"], NOISES["lowrank-rank3"]))):
+        values = base(["l.0.k_proj.weight", "l.0.o_proj.weight"], kind)
+        for here, there in zip(divided(values, noise), divided(values, noise, kernels=gpu, upload=upload), strict=True):
+            here.apply(*UPDATES)
+            there.apply(*UPDATES)
+            assert there.fingerprint() == here.fingerprint()
+            assert there.squares() == here.squares()
+            if noise.perturbation == "gaussian":
+                for name, shard in here.shards.items():
+                    out = np.empty_like(shard.theta)
+                    live = as_tensor(np.empty_like(shard.theta)).to(DEVICE)
+                    here.write(name, Member(1, 2, -1), 0.1, out)
+                    there.write(name, Member(1, 2, -1), 0.1, live)
+                    assert np.array_equal(gpu.host(live), out)
     assert max(sizes) <= 40
 
 

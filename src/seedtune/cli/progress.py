@@ -62,6 +62,8 @@ class ProgressLines:
         )
         if (threads := processors.fitting().words) is not None and info.device == "cpu":
             self.say(threads)
+        if info.products:
+            self.say(f"products: {info.products}")
         for pattern, reason in coverage.unperturbed:
             self.say(f"  not perturbed: {pattern} ({reason})")
         self.say(

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import torch
 
 from seedtune.engines.base import BASE, EngineInfo, EngineTimes, Noise
-from seedtune.engines.transformers import chat, support
+from seedtune.engines.transformers import arithmetic, chat, product_speed, support
 from seedtune.engines.transformers.anchor import BaseWeights
 from seedtune.engines.transformers.attention import Decode, Prefill, SlotAttention
 from seedtune.engines.transformers.cache import SlotCache, empty_like_cache
@@ -20,7 +20,7 @@ from seedtune.engines.transformers.decode import Budget, Decoder, Row, Stop, rol
 from seedtune.engines.transformers.fullrank import FullRank
 from seedtune.engines.transformers.fuse import fuse
 from seedtune.engines.transformers.likelihood import Forced, Given, given_of, likelihood_of
-from seedtune.engines.transformers.linear import can_pack
+from seedtune.engines.transformers.linear import ProductForm
 from seedtune.engines.transformers.lowrank import LowRank
 from seedtune.engines.transformers.packing import Pack
 from seedtune.engines.transformers.perturbation import Perturbation, Place, centre_dtype
@@ -56,6 +56,7 @@ class TransformersEngine:
         self.eos = chat.end_tokens(model, self.tokenizer)
         self.anchor = BaseWeights(self.source, model, self.device)
         self.dtype = torch_dtype(self.settings, model.dtype, self.device)
+        self.arithmetic = arithmetic.resolve(self.settings.products, self.dtype, self.device)
         self._install(model)
         if snapshot is not None:
             self.centre.restore(snapshot)
@@ -66,7 +67,8 @@ class TransformersEngine:
         kept = centre_dtype(self.noise, self.dtype)
         names = (str(d).removeprefix("torch.") for d in (self.dtype, self.device, kept))
         dtype, device, centre = names
-        return EngineInfo(self.source.name, self.anchor.fingerprint, dtype, device, self.perturbation.coverage, centre)
+        coverage, how = self.perturbation.coverage, (self.arithmetic.to_json(), self._products())
+        return EngineInfo(self.source.name, self.anchor.fingerprint, dtype, device, coverage, centre, *how)
 
     def _install(self, model: Any) -> None:
         self.attention = SlotAttention(SlotCache(2, 8, compiled=False))
@@ -76,13 +78,14 @@ class TransformersEngine:
         with support.observed(self.attention) as windows:
             seen = trace(model, lambda: self._probe(model), tokens=5, heads=2)
         support.check(model, self.attention, windows)
+        self._shapes = seen.shapes(model)
         # The probe's cache has the checkpoint's precision and lies on the CPU.
         self.attention.cache = SlotCache(1, 1)
         self.perturbation = self._perturbation(model, seen)
         self.model = _cast(model, self.dtype).to(self.device)
 
     def _perturbation(self, model: Any, seen: Trace) -> Perturbation:
-        place = Place(self.dtype, self.device, self._packed())
+        place = Place(self.dtype, self.device, self._form())
         folder = self._centre_folder()
         if self.noise.perturbation == "gaussian":
             return FullRank(model, seen, noise=self.noise, anchor=self.anchor, place=place, folder=folder)
@@ -100,16 +103,16 @@ class TransformersEngine:
             raise ConfigError(f"transformers.centre_file={name!r} is a file. Give a folder.")
         return folder
 
-    def _packed(self) -> bool:
-        """Whether live weights are kept in the processor's layout, which is a copy of them."""
-        wanted = self.settings.packed
-        possible = can_pack(self.dtype, self.device)
-        if wanted == "yes" and not possible:
-            raise ConfigError(
-                f"transformers.packed=yes, but the model runs in {self.dtype} on {self.device}: only bfloat16 on a CPU "
-                "that multiplies it can be packed. Use packed=auto."
-            )
-        return possible and (wanted == "yes" or (wanted == "auto" and self.noise.master == "float32"))
+    def _form(self) -> ProductForm:
+        """How live weights are multiplied; copies of them in another layout are made unless memory is to be saved."""
+        return ProductForm(self.arithmetic.kind, self.device.type == "cpu" and self.noise.master == "float32")
+
+    def _products(self) -> str:
+        """For people: what multiplies, and on a CPU how fast."""
+        line, speed = self.arithmetic.line(), None
+        if self.device.type == "cpu" and self._shapes:
+            speed = product_speed.measured(self._form(), self._shapes, self.dtype)
+        return line if speed is None else f"{line}, {speed:,.0f} GFLOP/s at {product_speed.ROWS[-1]} rows"
 
     @property
     def centre(self) -> Centre:

@@ -41,6 +41,12 @@ class Trace:
     tokens: int
     heads: int
 
+    def shapes(self, model: Any) -> list[tuple[int, int]]:
+        """(outputs, inputs) of every layer that was called."""
+        layers = [model.get_submodule(name) for name in dict.fromkeys(call.name for call in self.calls)]
+        sizes = [(tuple(layer.weight.shape), isinstance(layer, Conv1D)) for layer in layers]
+        return [(size[1], size[0]) if turned else size for size, turned in sizes]
+
 
 def trace(model: Any, run: Any, *, tokens: int, heads: int) -> Trace:
     """What ``run()``, a pass of that many tokens and head rows, calls, in order."""

@@ -1,0 +1,90 @@
+"""How fast this processor multiplies, measured for a moment when a model is loaded: it informs and warns, no more.
+
+Which product is taken is decided by a table (`arithmetic`); a timing that decided would part two runs of one
+configuration.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from functools import cache
+
+import torch
+
+from seedtune.engines.transformers.linear import LiveWeight, ProductForm
+
+log = logging.getLogger("seedtune")
+Shape = tuple[int, int]
+"""(outputs, inputs) of a weight."""
+
+ROWS = (4, 32, 128)
+SECONDS = 0.3
+"""The most that it takes, beside what is under way when they are over."""
+REPEATS = 3
+MOST_OUTPUTS, MOST_INPUTS = 1024, 4096
+"""Of larger weights a part is multiplied."""
+WORTH = 1.3
+"""From this ratio of speeds on another product is worth a warning."""
+
+
+def measured(form: ProductForm, shapes: Sequence[Shape], dtype: torch.dtype) -> float | None:
+    """GFLOP/s of this form at 128 rows over the two largest shapes; None if the time was too short to say.
+
+    Logs a warning, once in a process, where torch's own product is faster by `WORTH` over all row counts.
+    """
+    largest = sorted(set(shapes), key=lambda shape: shape[0] * shape[1])[-2:]
+    return _measured(form, tuple((min(n, MOST_OUTPUTS), min(k, MOST_INPUTS)) for n, k in largest), dtype)
+
+
+@cache
+def _measured(form: ProductForm, shapes: tuple[Shape, ...], dtype: torch.dtype) -> float | None:
+    forms = list(dict.fromkeys((form, ProductForm("library", form.copied))))
+    seconds = _times(forms, shapes, dtype)
+    if seconds is None:
+        return None
+    own, other = seconds[0], seconds[-1]
+    if sum(own) > WORTH * sum(other):
+        log.warning(
+            "products: torch's own took %.2f times less than %s on this processor; transformers.products=library uses "
+            "it (another arithmetic: a run keeps the one it began with)",
+            sum(own) / sum(other),
+            form.kind,
+        )
+    work = 2 * ROWS[-1] * sum(outputs * inputs for outputs, inputs in shapes)
+    return work / own[-1] / 1e9
+
+
+@torch.no_grad()
+def _times(forms: Sequence[ProductForm], shapes: Sequence[Shape], dtype: torch.dtype) -> list[list[float]] | None:
+    """Of each form, seconds for all shapes at each number of rows, the least of some; None if time ran out."""
+    source, found = torch.Generator().manual_seed(0), [[0.0] * len(ROWS) for _ in forms]
+    _compile(forms, dtype)
+    deadline = time.perf_counter() + SECONDS
+    for outputs, inputs in shapes:
+        weight = torch.randn(outputs, inputs, generator=source).to(dtype)
+        lives = [LiveWeight(None, form) for form in forms]
+        for live in lives:
+            live.set(weight)
+        for place, rows in enumerate(ROWS):
+            x = torch.randn(rows, inputs, generator=source).to(dtype)
+            for number, live in enumerate(lives):
+                if time.perf_counter() > deadline:
+                    return None
+                found[number][place] += min(_seconds(live, x) for _ in range(REPEATS))
+    return found
+
+
+def _compile(forms: Sequence[ProductForm], dtype: torch.dtype) -> None:
+    """Have products compiled that have not been used yet."""
+    for form in forms:
+        live = LiveWeight(None, form)
+        live.set(torch.zeros(2, 2, dtype=dtype))
+        live(torch.zeros(1, 2, dtype=dtype))
+
+
+def _seconds(live: LiveWeight, x: torch.Tensor) -> float:
+    started = time.perf_counter()
+    live(x)
+    return time.perf_counter() - started
