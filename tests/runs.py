@@ -71,9 +71,9 @@ def command(*arguments: str | Path, code: str | None = None) -> Sequence[str]:
 
 
 def only_line(code: int, errors: str) -> str:
-    """The one line that a command prints before it exits with 1."""
+    """The one line that a command prints before it exits with 1, but for signs of life on a slow machine."""
     assert code == 1, errors
-    (line,) = errors.splitlines()
+    (line,) = (line for line in errors.splitlines() if not line.startswith("  … "))
     assert line.startswith("error: ")
     return line.removeprefix("error: ")
 

@@ -11,7 +11,7 @@ from itertools import product
 import numpy as np
 from numpy.typing import NDArray
 
-from seedtune import likelihoods
+from seedtune import activities, likelihoods
 from seedtune.config import Config
 from seedtune.conversation import Conversations
 from seedtune.engines.base import Engine
@@ -117,8 +117,11 @@ class Evaluator:
         """
         started = time.perf_counter()
         number, arrived = {place: index for index, place in enumerate(places)}, dict[Place, Rollout]()
-        with self.scorer.round(examples, [prompt for _, prompt, _ in places], after=after) as scoring:
+        answering = activities.doing("completion", goal=len(places))
+        asked = [prompt for _, prompt, _ in places]
+        with self.scorer.round(examples, asked, after=after) as scoring, answering as busy:
             for rollout in rollouts:
+                busy.done += 1
                 place = rollout.member, rollout.prompt, rollout.sample
                 arrived[place] = rollout
                 if rollout.scores is None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from seedtune import monitors, tasks
+from seedtune import activities, monitors, tasks
 from seedtune.answers import length, tokens
 from seedtune.config import Config
 from seedtune.diagnostics import divergence
@@ -135,7 +135,8 @@ def check_asking(task: Task, asking: Asking) -> None:
 def _answer(engine: Engine, task: Task, config: Config, asking: Asking) -> Outcome:
     """The first generation's draws whatever the run, so that a model answers alike wherever its weights came from."""
     examples = held_out(task, config, asking.limit)
-    return Evaluator(engine, task, config).centre(examples, generation=0, tokens=True)
+    with activities.doing(f"held-out prompts of {task.name}"):
+        return Evaluator(engine, task, config).centre(examples, generation=0, tokens=True)
 
 
 def held_out(task: Task, config: Config, limit: int | None = None) -> Sequence[Example]:
@@ -229,12 +230,13 @@ def during_training(
     """
     started = time.perf_counter()
     elsewhere = config.replace(**GENERATED) if config.objective in LIKELIHOODS else config
-    outcomes = [
-        Evaluator(engine, task, config if own else elsewhere, scorer if own else None).centre(
-            held_out(task, config), generation=generation
-        )
-        for task, own in ((task, task is watched[0]) for task in watched)
-    ]
+    with activities.doing("held-out prompts"):
+        outcomes = [
+            Evaluator(engine, task, config if own else elsewhere, scorer if own else None).centre(
+                held_out(task, config), generation=generation
+            )
+            for task, own in ((task, task is watched[0]) for task in watched)
+        ]
     taken = engine.take_times()
     own, first = watched[0], outcomes[0]
     metrics: dict[str, Any] = {"generation": generation, "eval_reward": monitors.mean(first.rewards)}

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from seedtune import __version__, engines, ledger, noise, snapshot, strategies
+from seedtune import __version__, activities, engines, ledger, noise, snapshot, strategies
 from seedtune.config import Config
 from seedtune.configfile import read_settings
 from seedtune.engines.base import Engine, EngineInfo
@@ -235,7 +235,8 @@ def load(
 def loaded(engine: Engine) -> EngineInfo:
     """Load the base model; an engine that cannot is closed."""
     try:
-        return engine.load()
+        with activities.doing("loading the model"):
+            return engine.load()
     except BaseException:
         engine.close()
         raise

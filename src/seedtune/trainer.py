@@ -13,7 +13,19 @@ from typing import Any, Protocol
 import numpy as np
 import yaml
 
-from seedtune import engines, files, lateness, ledger, monitors, replay, report, resuming, snapshot, strategies
+from seedtune import (
+    activities,
+    engines,
+    files,
+    lateness,
+    ledger,
+    monitors,
+    replay,
+    report,
+    resuming,
+    snapshot,
+    strategies,
+)
 from seedtune.answers import length
 from seedtune.config import Config
 from seedtune.diagnostics import Diagnostics, signal_alarms
@@ -132,7 +144,8 @@ class Trainer:
             started = time.perf_counter()
             plan = self.strategy.ask(state, generation)
             prompts = drawn(self.config, self.task, generation)
-            outcome = evaluate(self._members(plan), prompts, plan=plan)
+            with activities.doing(f"generation {generation + 1}"):
+                outcome = evaluate(self._members(plan), prompts, plan=plan)
             plan = replace(plan, members=outcome.perturbed)
             feedback = self._feedback(plan, outcome)
             step = tell(self.strategy, state, plan, feedback)

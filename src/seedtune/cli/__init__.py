@@ -14,12 +14,14 @@ def main() -> None:
     """Run a command; errors a user can cause are one line and exit code 1, an interrupt is 130."""
     from seedtune.cli.app import app
     from seedtune.cli.console import error_console
+    from seedtune.cli.signs import SignsOfLife
 
     signal.signal(signal.SIGTERM, _interrupt)
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
-        app(standalone_mode=True)
+        with SignsOfLife(error_console()):
+            app(standalone_mode=True)
     except SeedtuneError as error:
         error_console().print("error: " + " ".join(str(error).splitlines()))
         sys.exit(1)

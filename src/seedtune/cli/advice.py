@@ -8,8 +8,8 @@ from pathlib import Path
 from rich.table import Table
 
 from seedtune import report
+from seedtune.cli.clock import clock
 from seedtune.cli.console import console
-from seedtune.cli.progress import clock
 from seedtune.configfile import load_config
 from seedtune.errors import ConfigError
 from seedtune.plan import Duration, Forecast, plan_config

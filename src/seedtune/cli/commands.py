@@ -59,7 +59,7 @@ def dry_run(trainer: Trainer) -> None:
     config = trainer.config
     trainer.paths.check_unused()
     engine = engines.create(config)
-    info = engine.load()
+    info = replay.loaded(engine)
     lines = ProgressLines(console())
     lines.describe(trainer, info)
     completions = min(config.prompts_per_generation, len(trainer.task.train)) * config.samples_per_prompt

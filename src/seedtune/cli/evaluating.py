@@ -12,8 +12,9 @@ from typing import Any
 from rich.table import Table
 
 from seedtune import files, replay, report
+from seedtune.cli.clock import clock
 from seedtune.cli.console import console
-from seedtune.cli.progress import ReplayProgress, clock
+from seedtune.cli.progress import ReplayProgress
 from seedtune.errors import ConfigError, RunError, storage_cause
 from seedtune.estimators import Estimate
 from seedtune.evaluation import BASE, Evaluation, evaluate, is_run, settings_of

@@ -8,6 +8,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
+from seedtune import processors
+from seedtune.cli.clock import clock
 from seedtune.engines.base import EngineInfo
 from seedtune.trainer import Trainer
 
@@ -58,6 +60,8 @@ class ProgressLines:
             f"model {info.model} ({info.dtype}, {info.device}): {coverage.fraction:.1%} of "
             f"{coverage.total:,} parameters perturbed, {config.perturbation}{rank}"
         )
+        if (threads := processors.fitting().words) is not None and info.device == "cpu":
+            self.say(threads)
         if info.products:
             self.say(f"products: {info.products}")
         for pattern, reason in coverage.unperturbed:
@@ -191,10 +195,3 @@ def generation_line(metrics: Metrics, total: int, left: str) -> str:
 def number(value: float | None) -> str:
     """Four digits, or a dash."""
     return "–" if value is None else f"{value:.4g}"
-
-
-def clock(seconds: float) -> str:
-    """Seconds as m:ss or h:mm:ss."""
-    minutes, second = divmod(round(max(0.0, seconds)), 60)
-    hours, minute = divmod(minutes, 60)
-    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"

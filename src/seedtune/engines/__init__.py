@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from seedtune.config import Config
+from seedtune.engines import threads
 from seedtune.engines.base import Engine, Noise
 from seedtune.errors import ConfigError
 
@@ -44,8 +45,10 @@ ENGINES: dict[str, Callable[[Config, Noise], Engine]] = {
 
 
 def create(config: Config) -> Engine:
-    """The engine a configuration asks for, not yet loaded."""
-    return ENGINES[config.engine](config, noise_of(config))
+    """The engine a configuration asks for, not yet loaded; computes on as many threads as fit."""
+    engine = ENGINES[config.engine](config, noise_of(config))
+    threads.limit()
+    return engine
 
 
 def noise_of(config: Config) -> Noise:

@@ -1,18 +1,17 @@
 """The numba bodies behind `seedtune.kernels.cpu`: no checks, positional arguments, arrays C contiguous.
 
-All in one file, because numba's cache on disk notices a change only in the file of the function that it
-compiled: after an edit of `elements` or `simd`, touch this one. Weights are float32, uint16 or int16 arrays, see
-`elements`. Indices into arrays are unsigned or plain loop counters: for an index that might be negative numba
-adds a test, and the loop does not vectorise.
+Weights are float32, uint16 or int16 arrays, see `elements`. Indices into arrays are unsigned or plain loop
+counters: for an index that might be negative numba adds a test, and the loop does not vectorise.
 """
 
 from __future__ import annotations
 
 import numpy as np
-from numba import njit, prange
+from numba import prange
 
 from seedtune import fingerprint as reference
 from seedtune.kernels import simd
+from seedtune.kernels.caching import njit
 from seedtune.kernels.elements import nearest, stochastic, widen
 from seedtune.kernels.simd import perturb_16, prefetch_read, prefetch_write
 from seedtune.noise import PHILOX_M0, PHILOX_M1, PHILOX_ROUNDS, PHILOX_W0, PHILOX_W1

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit, prange
+from numba import prange
 
 from seedtune.kernels._compiled import CHUNK, PIECE, WORDS, settle
+from seedtune.kernels.caching import njit
 
 
 @njit(cache=True, nogil=True, error_model="numpy")

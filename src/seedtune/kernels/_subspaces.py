@@ -1,15 +1,16 @@
 """The numba bodies of noise in subspaces, beside those of `_compiled` for noise everywhere.
 
-The same rules hold as there; after an edit of `_compiled`, too, touch this file. What a subspace leaves out is left
+The same rules hold as there. What a subspace leaves out is left
 as it is: nothing is added, not even zero.
 """
 
 from __future__ import annotations
 
 import numpy as np
-from numba import njit, prange
+from numba import prange
 
 from seedtune.kernels._compiled import CHUNK, DRAW, ELEMENTS, PIECE, WORDS, draw, fill, look_up, settle
+from seedtune.kernels.caching import njit
 from seedtune.kernels.elements import nearest, widen
 from seedtune.kernels.simd import perturb_16_where
 from seedtune.noise import SUBSPACE

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from seedtune.kernels.bits import load, store
+from seedtune.kernels.caching import njit
 from seedtune.kernels.exponential import exp
 from seedtune.kernels.reductions import top_in_lanes, total_in_lanes
 from seedtune.kernels.simd import WIDE, WIDTH, sum_heads_1, sum_heads_wide
@@ -133,7 +134,7 @@ def _space(keys: Any, values: Any) -> Any:  # pragma: no cover
     return np.empty((4, dim), np.float32), np.empty((4, time), np.float32), np.empty((4, values.shape[3]), np.float32)
 
 
-@nb.njit(parallel=True, cache=True, nogil=True)
+@njit(parallel=True, cache=True, nogil=True)
 def _decode(
     out: Any, q: Any, k: Any, v: Any, keys: Any, values: Any, lengths: Any, how: Any
 ) -> None:  # pragma: no cover
@@ -144,7 +145,7 @@ def _decode(
         _attend(out[i], q[i], keys, values, i, h, lengths[i], how, _space(keys, values))
 
 
-@nb.njit(parallel=True, cache=True, nogil=True)
+@njit(parallel=True, cache=True, nogil=True)
 def _prefill(
     out: Any,
     q: Any,

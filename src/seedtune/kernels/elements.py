@@ -3,8 +3,6 @@
 The bits of `seedtune.rounding`, by the same integer arithmetic. numba has neither 16-bit type, so kernels see
 the bits: bfloat16 as uint16, float16 as int16 (which tells the two apart). Written as LLVM code for one number
 or for a vector of them; there are no branches, so loops over single numbers vectorise too.
-
-numba's cache on disk does not notice a change here: touch the files that import this one after an edit.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from seedtune.kernels.bits import load, store
+from seedtune.kernels.caching import njit
 from seedtune.kernels.exponential import exp
 
 Array = NDArray[Any]
@@ -28,13 +29,13 @@ def gate_row(out: Any, x: Any) -> None:  # pragma: no cover
         out[j] = store(out, load(store(out, gate * top / (np.float32(1.0) + small))) * load(x[width + j]))
 
 
-@nb.njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True)
 def _gate(out: Any, x: Any) -> None:  # pragma: no cover
     for i in range(out.shape[0]):
         gate_row(out[i], x[i])
 
 
-@nb.njit(parallel=True, cache=True, nogil=True)
+@njit(parallel=True, cache=True, nogil=True)
 def _gate_parallel(out: Any, x: Any) -> None:  # pragma: no cover
     for i in nb.prange(out.shape[0]):
         gate_row(out[i], x[i])

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from seedtune.kernels.bits import load, store
+from seedtune.kernels.caching import njit
 from seedtune.kernels.reductions import dot_in_lanes
 
 Array = NDArray[Any]
@@ -61,7 +62,7 @@ def add_row(y: Any, x: Any, a: Any, b: Any, ends: Any, scale: Any) -> None:  # p
         first = ends[q]
 
 
-@nb.njit(parallel=True, cache=True, nogil=True)
+@njit(parallel=True, cache=True, nogil=True)
 def _add_rows(y: Any, x: Any, a: Any, b: Any, ends: Any, pairs: Any, scales: Any) -> None:  # pragma: no cover
     for i in nb.prange(y.shape[0]):
         add_row(y[i], x[i], a[pairs[i]], b[pairs[i]], ends, scales[i])

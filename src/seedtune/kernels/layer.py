@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from seedtune.kernels.bits import load, store
+from seedtune.kernels.caching import njit
 from seedtune.kernels.gate import gate_row
 from seedtune.kernels.lanes import add_row
 from seedtune.kernels.norm import norm_row
@@ -29,7 +30,7 @@ def _add_residual(h: Any, before: Any, y: Any) -> None:  # pragma: no cover
         h[j] = store(h, load(before[j]) + load(y[j]))
 
 
-@nb.njit(parallel=True, cache=True, nogil=True)
+@njit(parallel=True, cache=True, nogil=True)
 def _turn(
     y: Any, x: Any, a: Any, b: Any, ends: Any, pairs: Any, scales: Any, cos: Any, sin: Any, heads: Any
 ) -> None:  # pragma: no cover
@@ -47,7 +48,7 @@ def turn(y: Array, x: Array, terms: Terms, *, angles: tuple[Array, Array], heads
     _turn(y, x, *terms, *angles, np.intp(heads))
 
 
-@nb.njit(parallel=True, cache=True, nogil=True)
+@njit(parallel=True, cache=True, nogil=True)
 def _gate(out: Any, y: Any, x: Any, a: Any, b: Any, ends: Any, pairs: Any, scales: Any) -> None:  # pragma: no cover
     for i in nb.prange(y.shape[0]):
         add_row(y[i], x[i], a[pairs[i]], b[pairs[i]], ends, scales[i])
@@ -59,7 +60,7 @@ def gate(out: Array, y: Array, x: Array, terms: Terms) -> None:
     _gate(out, y, x, *terms)
 
 
-@nb.njit(parallel=True, cache=True, nogil=True)
+@njit(parallel=True, cache=True, nogil=True)
 def _close(
     h: Any, before: Any, y: Any, x: Any, a: Any, b: Any, ends: Any, pairs: Any, scales: Any
 ) -> None:  # pragma: no cover
@@ -73,7 +74,7 @@ def close(h: Array, before: Array, y: Array, x: Array, terms: Terms) -> None:
     _close(h, before, y, x, *terms)
 
 
-@nb.njit(parallel=True, cache=True, nogil=True)
+@njit(parallel=True, cache=True, nogil=True)
 def _close_and_norm(
     out: Any,
     weight: Any,

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from seedtune.kernels.bits import load, store
+from seedtune.kernels.caching import njit
 from seedtune.kernels.reductions import dot_in_lanes
 
 Array = NDArray[Any]
@@ -26,13 +27,13 @@ def norm_row(y: Any, x: Any, weight: Any, eps: Any) -> None:  # pragma: no cover
         y[j] = store(y, load(weight[j]) * load(store(y, load(x[j]) * scale)))
 
 
-@nb.njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True)
 def _norm(y: Any, x: Any, weight: Any, eps: Any) -> None:
     for i in range(x.shape[0]):
         norm_row(y[i], x[i], weight, eps)
 
 
-@nb.njit(parallel=True, cache=True, nogil=True)
+@njit(parallel=True, cache=True, nogil=True)
 def _norm_parallel(y: Any, x: Any, weight: Any, eps: Any) -> None:
     for i in nb.prange(x.shape[0]):
         norm_row(y[i], x[i], weight, eps)

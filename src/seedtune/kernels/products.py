@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from seedtune.kernels import processor
+from seedtune.kernels.caching import njit
 from seedtune.kernels.tiles import FusedMultiplyAdd, PairDot, Tile, tiles_of, unpack_order
 
 Array = NDArray[Any]
@@ -69,13 +70,13 @@ def _fill(panel: Any, weight: Any, places: Any, first: Any) -> None:  # pragma: 
                     panel[k, place] = 0
 
 
-@nb.njit(parallel=True, cache=True, nogil=True)
+@njit(parallel=True, cache=True, nogil=True)
 def _fill_all(panels: Any, weight: Any, places: Any) -> None:  # pragma: no cover
     for p in nb.prange(panels.shape[0]):
         _fill(panels[p], weight, places, np.intp(p) * places.size)
 
 
-@nb.njit(parallel=True, cache=True, nogil=True)
+@njit(parallel=True, cache=True, nogil=True)
 def _widen(out: Any, x: Any) -> None:  # pragma: no cover
     for i in nb.prange(x.shape[0]):
         for k in range(x.shape[1]):
@@ -146,25 +147,25 @@ _fma_share, _fma_plain_share = _multiplier(tiles_of(FusedMultiplyAdd, FMA), FMA)
 _dot_share, _dot_plain_share = _multiplier(tiles_of(PairDot, DOT), DOT)
 
 
-@nb.njit(parallel=True, cache=True, nogil=True)
+@njit(parallel=True, cache=True, nogil=True)
 def _fma(out: Any, x: Any, panels: Any, start: Any, shares: Any) -> None:  # pragma: no cover
     for share in nb.prange(shares):
         _fma_share(out, x, panels, start, np.intp(share), shares)
 
 
-@nb.njit(parallel=True, cache=True, nogil=True)
+@njit(parallel=True, cache=True, nogil=True)
 def _fma_plain(out: Any, x: Any, weight: Any, places: Any, start: Any, shares: Any) -> None:  # pragma: no cover
     for share in nb.prange(shares):
         _fma_plain_share(out, x, weight, places, start, np.intp(share), shares)
 
 
-@nb.njit(parallel=True, cache=True, nogil=True)
+@njit(parallel=True, cache=True, nogil=True)
 def _dot(out: Any, x: Any, panels: Any, start: Any, shares: Any) -> None:  # pragma: no cover
     for share in nb.prange(shares):
         _dot_share(out, x, panels, start, np.intp(share), shares)
 
 
-@nb.njit(parallel=True, cache=True, nogil=True)
+@njit(parallel=True, cache=True, nogil=True)
 def _dot_plain(out: Any, x: Any, weight: Any, places: Any, start: Any, shares: Any) -> None:  # pragma: no cover
     for share in nb.prange(shares):
         _dot_plain_share(out, x, weight, places, start, np.intp(share), shares)

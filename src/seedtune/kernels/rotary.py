@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from seedtune.kernels.bits import load, store
+from seedtune.kernels.caching import njit
 
 Array = NDArray[Any]
 
@@ -29,13 +30,13 @@ def rotate_row(x: Any, cos: Any, sin: Any, heads: Any) -> None:  # pragma: no co
             x[h, d + half] = store(x, load(high_cos) + load(low_sin))
 
 
-@nb.njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True)
 def _rotate(x: Any, cos: Any, sin: Any, heads: Any) -> None:  # pragma: no cover
     for i in range(x.shape[0]):
         rotate_row(x[i], cos[i], sin[i], heads)
 
 
-@nb.njit(parallel=True, cache=True, nogil=True)
+@njit(parallel=True, cache=True, nogil=True)
 def _rotate_parallel(x: Any, cos: Any, sin: Any, heads: Any) -> None:  # pragma: no cover
     for i in nb.prange(x.shape[0]):
         rotate_row(x[i], cos[i], sin[i], heads)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
+from seedtune import processors
 from seedtune.config import Config
 from seedtune.engines import wire as words
 from seedtune.engines.base import Noise
@@ -14,13 +14,13 @@ from seedtune.errors import ConfigError
 
 
 def cores_of(config: Config) -> float:
-    """Cores of a worker: as the user says, an equal share of this machine, or one of a cluster."""
+    """Cores of a worker: as the user says, an equal share of those that fit here, or one of a cluster."""
     fleet = config.fleet
     if fleet.cpus is not None:
         return fleet.cpus
     if fleet.address is not None:
         return 1.0
-    return float(max(1, (os.cpu_count() or 1) // sum(fleet.kinds.values())))
+    return float(max(1, processors.available().threads // sum(fleet.kinds.values())))
 
 
 def spec_of(config: Config, noise: Noise, kind: str) -> bytes:

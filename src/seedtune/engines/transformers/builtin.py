@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
-import os
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+from seedtune import activities, caches
 from seedtune.errors import MissingExtraError, StorageError
 
 BUILTIN = {
@@ -20,25 +24,29 @@ BUILTIN = {
 }
 """Alias → (Python package, GGUF file in it, how to install it)."""
 
+_ABOUT = 10.0
+"""Seconds that the conversion takes on a processor of today."""
+
 _VERSION = 1
 """Raised when the conversion changes, so that an old cached folder is not taken."""
 
 
-def cache_folder() -> Path:
-    """Where converted models are kept: ``$SEEDTUNE_CACHE`` or ``~/.cache/seedtune``."""
-    return Path(os.environ.get("SEEDTUNE_CACHE") or Path.home() / ".cache" / "seedtune")
-
-
 def builtin_folder(alias: str) -> Path:
     """The Hugging Face folder of a built-in model, converted on first use."""
-    target = cache_folder() / "models" / f"{alias}-v{_VERSION}"
-    if target.is_dir():
-        return target
+    name = f"{alias}-v{_VERSION}"
+    for root in caches.trusted():
+        if (root / "models" / name).is_dir():
+            return root / "models" / name
     package, file, install = BUILTIN[alias]
     source = _package_folder(package, alias, install)
+    folder = caches.writable_folder("models")
+    if folder is None:
+        places = ", ".join(str(root) for root in caches.candidates())
+        raise StorageError(f"no folder for the converted model can be written: {places}. Set SEEDTUNE_CACHE to one.")
+    target = folder / name
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+        what = f"converting {alias} into a Hugging Face folder, once"
+        with activities.doing(what, about=_ABOUT), tempfile.TemporaryDirectory(dir=folder) as scratch:
             converted = Path(scratch) / "model"
             _convert(source, file, converted)
             _publish(converted, target)
@@ -72,8 +80,9 @@ def _convert(folder: Path, file: str, target: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=file)
-    packed = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, **_dense_options())
+    with _parsed_once():
+        tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=file)
+        packed = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, **_dense_options())
     model = AutoModelForCausalLM.from_config(_clean(packed.config, tokenizer), dtype=torch.bfloat16)
     model.load_state_dict(packed.state_dict())
     model.generation_config = GenerationConfig(
@@ -83,6 +92,18 @@ def _convert(folder: Path, file: str, target: Path) -> None:
     )
     model.save_pretrained(target)
     tokenizer.save_pretrained(target)
+
+
+@contextmanager
+def _parsed_once() -> Iterator[None]:
+    """While open, a GGUF file is parsed once; transformers parses it anew for each thing that it takes from it."""
+    reader: Any = importlib.import_module("gguf")
+    kept = reader.GGUFReader, reader.get_tensor_name_map
+    reader.GGUFReader, reader.get_tensor_name_map = cache(kept[0]), cache(kept[1])
+    try:
+        yield
+    finally:
+        reader.GGUFReader, reader.get_tensor_name_map = kept
 
 
 def _dense_options() -> dict[str, Any]:

@@ -43,7 +43,7 @@ class SlotLayer(CacheLayerMixin):
         value_heads, value_dim = value_states.shape[1], value_states.shape[3]
         self.keys = key_states.new_zeros(slots, heads, dim, time)
         self.values = value_states.new_zeros(slots, value_heads, time, value_dim)
-        self.arrays = _arrays(self.keys, self.values)
+        self.arrays = _arrays(self.keys, self.values) if self.cache.compiled else None
         self.is_initialized = True
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
@@ -67,13 +67,16 @@ def _arrays(keys: Tensor, values: Tensor) -> tuple[np.ndarray, np.ndarray] | Non
 
 
 class SlotCache(Cache):
-    """``slots`` rows of ``time`` positions for every layer the model has."""
+    """``slots`` rows of ``time`` positions for every layer the model has.
+
+    One that is not ``compiled`` is read and written by torch, so that nothing is compiled for a single pass.
+    """
 
     layers: list[SlotLayer]  # type: ignore[assignment]
 
-    def __init__(self, slots: int, time: int) -> None:
+    def __init__(self, slots: int, time: int, *, compiled: bool = True) -> None:
         super().__init__(layers=[])
-        self.slots = slots
+        self.slots, self.compiled = slots, compiled
         self.time = -(-time // TIME_STEP) * TIME_STEP
         self.pending: SlotLayer | None = None
 

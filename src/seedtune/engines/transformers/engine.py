@@ -71,7 +71,7 @@ class TransformersEngine:
         return EngineInfo(self.source.name, self.anchor.fingerprint, dtype, device, coverage, centre, *how)
 
     def _install(self, model: Any) -> None:
-        self.attention = SlotAttention(SlotCache(2, 8))
+        self.attention = SlotAttention(SlotCache(2, 8, compiled=False))
         model.set_attn_implementation(self.attention.name)
         if model.config._attn_implementation != self.attention.name:
             raise ModelError(f"{type(model).__name__} does not support transformers' attention interface.")

@@ -18,6 +18,7 @@ from dataclasses import fields
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
+from seedtune import processors
 from seedtune.engines.vllm.layout import Run, Split
 from seedtune.errors import ConfigError, MissingExtraError
 
@@ -95,10 +96,27 @@ def start(arguments: Mapping[str, Any]) -> Any:
         from vllm.v1.engine.llm_engine import LLMEngine
 
         close_queues()
-        core = LLMEngine.from_engine_args(EngineArgs(**arguments))
+        with threads_of_ranks(int(arguments.get("tensor_parallel_size", 1))):
+            core = LLMEngine.from_engine_args(EngineArgs(**arguments))
     # vLLM's own way to end also ends the process group, which other engines in this process may still need: see `stop`.
     core.engine_core._finalizer.detach()
     return core
+
+
+@contextmanager
+def threads_of_ranks(ranks: int) -> Iterator[None]:
+    """While open, processes that are started compute on an equal share of the threads that fit.
+
+    Only several ranks on the CPU need it, and ``OMP_NUM_THREADS`` stands where a user has set it.
+    """
+    if ranks == 1 or "OMP_NUM_THREADS" in os.environ or not on_cpu():
+        yield
+        return
+    os.environ["OMP_NUM_THREADS"] = str(max(1, processors.available().threads // ranks))
+    try:
+        yield
+    finally:
+        del os.environ["OMP_NUM_THREADS"]
 
 
 @contextmanager

@@ -1,0 +1,68 @@
+"""Signs of life: a line with an estimate whenever something takes long."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+from rich.console import Console
+
+from seedtune import activities
+from seedtune.activities import Activity
+from seedtune.cli.clock import clock
+
+
+class SignsOfLife:
+    """While open, says what the process is busy with: after five seconds, then now and then.
+
+    ``EVERY`` seconds pass between two lines in the first minute of something, ``LATER`` seconds after that, so that
+    the log of a long run stays short.
+    """
+
+    EVERY, LATER, MINUTE = 5.0, 30.0, 60.0
+    PAUSE = 0.25
+    """Seconds between two looks."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self._whole: Activity | None = None
+        self._said = 0.0
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="signs of life", daemon=True)
+
+    def __enter__(self) -> SignsOfLife:
+        """Begin to look."""
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Say nothing more."""
+        self._end.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._end.wait(self.PAUSE):
+            self.look(time.monotonic())
+
+    def look(self, now: float) -> None:
+        """Say what the process is busy with, if it is time to."""
+        busy = activities.current()
+        if not busy:
+            self._whole = None
+            return
+        if self._whole is not busy[0]:
+            self._whole, self._said = busy[0], busy[0].began
+        every = self.EVERY if now - busy[0].began <= self.MINUTE else self.LATER
+        if now - self._said >= every - self.PAUSE:
+            self._said = now
+            self.console.print(line(busy, now), soft_wrap=True)
+
+
+def line(busy: tuple[Activity, ...], now: float) -> str:
+    """What is being done, how far it is, and how long it may still take."""
+    whole, part = busy[0], busy[-1]
+    names = whole.what if part is whole else f"{whole.what}: {part.what}"
+    steps = f" {part.done} of {part.goal}" if part.goal else f" {part.done}" if part.done else ""
+    left = part.left(now)
+    estimate = f"{clock(now - whole.began)} so far" if left is None else f"about {clock(left)} left"
+    return f"  … {names}{steps}, {estimate}"

@@ -1,0 +1,27 @@
+"""Lets torch and numba use as many threads as fit, and never more than they already would."""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+from seedtune import processors
+
+log = logging.getLogger("seedtune")
+
+
+def limit() -> None:
+    """At most as many threads as fit for the calling thread's work in numba, and in torch if it is loaded.
+
+    What a user has set lower stays.
+    """
+    import numba
+
+    fit = processors.fitting()
+    if fit.words is not None:
+        log.info(fit.words)
+    if numba.get_num_threads() > fit.threads:
+        numba.set_num_threads(fit.threads)
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.get_num_threads() > fit.threads:
+        torch.set_num_threads(fit.threads)

@@ -1,0 +1,170 @@
+"""numba's ``njit`` with a cache on the disk that is always fresh, and that is left out where nothing can be written.
+
+numba's own cache notices edits of the file of a compiled function, but not of files that it imports; it raises when
+it finds no folder to write, and two processes that save different signatures at once may exchange them.  Here the
+folder is named by a digest of all sources that compiled code is made from, one process saves at a time, and a file
+that cannot be read or written only costs another compilation.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import logging
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import llvmlite
+import numba
+import numpy as np
+from numba.core import event
+from numba.core.caching import CompileResultCacheImpl, FunctionCache, _CacheLocator
+
+from seedtune import activities, caches
+
+log = logging.getLogger("seedtune")
+
+OUTSIDE = ("fingerprint.py", "noise.py", "rounding.py")
+"""Files of the package, besides this folder's, whose constants compiled code holds."""
+
+UNUSED_DAYS = 30
+"""After so long without use a folder of other sources goes."""
+
+
+def njit(*, cache: bool = False, **options: Any) -> Callable[[Callable[..., Any]], Any]:
+    """`numba.njit`, with ``cache`` on the disk where there is a folder for it."""
+
+    def compiled(function: Callable[..., Any]) -> Any:
+        dispatcher = numba.njit(**options)(function)
+        if cache and folder() is not None:
+            dispatcher._cache = KernelCache(function)
+        return dispatcher
+
+    return compiled
+
+
+@cache
+def folder() -> Path | None:
+    """Where this process keeps compiled kernels; None if nothing can be written."""
+    name = digest()
+    if name is None:
+        return None
+    chosen = numba.config.CACHE_DIR
+    found = caches.make_private(Path(chosen) / f"seedtune-{name}") if chosen else caches.private_folder("numba", name)
+    if found is None:
+        log.info("compiled kernels are not kept: no folder for them can be written; set SEEDTUNE_CACHE to one")
+        return None
+    _tidy(found)
+    return found
+
+
+@cache
+def digest() -> str | None:
+    """A name for the sources of compiled code and the versions of the compiler; None where sources are not files."""
+    here = Path(__file__).parent
+    sources = [*sorted(here.glob("*.py")), *(here.parent / name for name in OUTSIDE)]
+    found = hashlib.sha256(f"{numba.__version__} {llvmlite.__version__} {np.__version__}".encode())
+    try:
+        for source in sources:
+            found.update(source.name.encode() + b"\0" + source.read_bytes())
+    except OSError:
+        return None
+    return found.hexdigest()[:16]
+
+
+def _tidy(mine: Path) -> None:
+    """Mark this folder as used, and remove those of other sources that have long not been."""
+    with suppress(OSError):
+        os.utime(mine)
+        long_ago = time.time() - UNUSED_DAYS * 86400
+        prefix = mine.name.removesuffix(str(digest()))
+        for other in mine.parent.glob(f"{prefix}{'[0-9a-f]' * 16}"):
+            if other.stat().st_mtime < long_ago:
+                shutil.rmtree(other, ignore_errors=True)
+
+
+class _Locator(_CacheLocator):
+    """Everything in one folder; functions of one name differ by their line."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._line = function.__code__.co_firstlineno
+
+    @classmethod
+    def from_function(cls, function: Callable[..., Any], _file: str) -> _Locator:
+        return cls(function)
+
+    def get_cache_path(self) -> str:
+        return str(folder())
+
+    def get_source_stamp(self) -> str:
+        return str(digest())
+
+    def get_disambiguator(self) -> str:
+        return str(self._line)
+
+
+class _Implementation(CompileResultCacheImpl):
+    _locator_classes = (_Locator,)
+
+
+class KernelCache(FunctionCache):
+    """A compiled function's cache: one process saves at a time, and failures mean that there is none."""
+
+    _impl_class = _Implementation
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        """The compiled function of a signature, or None."""
+        try:
+            return super().load_overload(sig, target_context)
+        except Exception as error:  # noqa: BLE001 - the named boundary: what is damaged is compiled again
+            log.info("a compiled kernel cannot be read (%s: %s) and is compiled again", type(error).__name__, error)
+            with suppress(OSError):
+                self.flush()
+            return None
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        """Save the compiled function of a signature, if that is possible."""
+        try:
+            with _alone(Path(self.cache_path)):
+                super().save_overload(sig, data)
+        except OSError as error:
+            log.info("a compiled kernel cannot be kept: %s", error)
+
+
+@contextmanager
+def _alone(place: Path) -> Iterator[None]:
+    """While open, no other process saves."""
+    with open(place / "lock", "wb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+class _Compilations(event.Listener):
+    """Tells `seedtune.activities` of compilations; those within another are part of it."""
+
+    def __init__(self) -> None:
+        self._depth = self._count = 0
+        self._now = activities.Activity("")
+
+    def on_start(self, _event: Any) -> None:
+        """A function begins to be compiled."""
+        self._depth += 1
+        if self._depth == 1:
+            self._count += 1
+            self._now = activities.Activity(f"compiling for this processor, once: function {self._count}")
+            activities.begin(self._now)
+
+    def on_end(self, _event: Any) -> None:
+        """It is compiled, or cannot be."""
+        self._depth -= 1
+        if self._depth == 0:
+            activities.end(self._now)
+
+
+event.register("numba:compile", _Compilations())
