@@ -24,9 +24,12 @@ DIGESTS = {
     "json_schema": "165a8ec124ddff33",
     "instruction_format": "849f1a1f970afa10",
     "multiple_choice": "e6cfbbc0a11c35c1",
+    "right_and_brief": "41c6adb28b8b3d5d",
     "toy": "3bdf3b8a17fabc00",
 }
 """Tasks of our own are the same data on every machine and in every version."""
+FIXED = ("conciseness", "number_guessing", "right_and_brief", "toy")
+"""Tasks without settings."""
 READ = ("gsm8k", "math")
 """Tasks whose data are not made here."""
 
@@ -84,7 +87,7 @@ def test_ids_are_positions_in_each_split(task):
 
 
 def test_making_it_twice_gives_the_same_data(name, task, files):
-    sizes = {} if name in ("conciseness", "number_guessing", "toy") else {"train_size": 20}
+    sizes = {} if name in FIXED else {"train_size": 20}
     again = tasks.create(name, {**files.get(name, {}), **sizes})
     assert (again.train[:20], again.test) == (task.train[:20], task.test)
     assert task.digest() == DIGESTS.get(name, task.digest())
@@ -132,7 +135,7 @@ def test_rewards_take_completions_as_text_and_as_messages(task):
 
 # ------------------------------------------------------------------------------ votes
 
-WITHOUT = ("conciseness", "json_schema", "instruction_format", "number_guessing", "toy")
+WITHOUT = ("conciseness", "json_schema", "instruction_format", "number_guessing", "right_and_brief", "toy")
 """Tasks whose answer is the whole text."""
 
 
