@@ -149,7 +149,16 @@ def _held_out(evaluations: Sequence[Row]) -> str:
 
 
 def _shown(name: str) -> bool:
-    kinds = ("_reward", "accuracy", "/reward", "mean_length", "/length", "clipped_ratio", "repeating_ratio")
+    kinds = (
+        "_reward",
+        "accuracy",
+        "/reward",
+        "mean_length",
+        "/length",
+        "clipped_ratio",
+        "repeating_ratio",
+        "empty_ratio",
+    )
     return name.startswith("eval_") and name.endswith(kinds)
 
 
