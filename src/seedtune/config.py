@@ -383,7 +383,7 @@ _INCIDENTAL: dict[str, Any] = {
     **dict.fromkeys(("reward_funcs", "reward_weights"), True),
     **dict.fromkeys(("reward_workers", "reward_timeout", "reward_memory_mb", "max_reward_failures"), True),
     "conversation": {"timeout"},
-    "transformers": {"device", "trust_remote_code", "centre_file", "packed"},
+    "transformers": {"device", "trust_remote_code", "centre_file", "products"},
     "vllm": {
         *("trust_remote_code", "gpu_memory_utilization", "kv_cache_memory_bytes", "enforce_eager"),
         *("tensor_parallel_size", "centre_memory"),

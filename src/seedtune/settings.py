@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from seedtune.errors import nearest
 
@@ -38,17 +38,14 @@ class TransformersSettings(Section):
     prefill_tokens: int = Field(default=1024, ge=1)
     """Prompt tokens of one prefill pass: bounds the memory of activations."""
 
-    packed: Literal["auto", "yes", "no"] = "auto"
-    """Keep linear weights in the layout the processor multiplies fastest (bfloat16 on CPUs).  ``auto``: yes with
-    ``master: float32`` (with ``gaussian`` that is a second copy of the live weights), no with ``master: none``."""
+    products: Literal["auto", "fma32", "bf16dot", "library"] = "auto"
+    """Arithmetic of matrix products."""
 
     centre_file: str | None = None
     """Keep the centre in a memory-mapped file in this folder instead of in memory (CPU only)."""
 
     trust_remote_code: bool = False
     """Run model code that comes with a checkpoint.  Off unless you trust its author."""
-
-    _words_of_yaml = field_validator("packed", mode="before")(yes_or_no)
 
 
 class VllmSettings(Section):

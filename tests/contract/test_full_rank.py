@@ -26,7 +26,7 @@ from models import (
 )
 from seedtune import noise
 from seedtune.engines.transformers.engine import TransformersEngine
-from seedtune.engines.transformers.linear import can_pack
+from seedtune.kernels import products
 from seedtune.engines.transformers.perturbation import as_tensor
 from seedtune.errors import ConfigError
 from seedtune.rounding import nearest, stochastic, widen
@@ -243,27 +243,45 @@ def test_without_a_master_the_lowrank_centre_is_the_live_weight(folders: Callabl
     arrays = list(engine.centre.tensors.values())
     assert all(array.dtype == np.uint16 for array in arrays)
     for group in engine.perturbation.groups:
-        assert group.weight.tensor.data_ptr() in {array.ctypes.data for array in arrays}
+        assert group.weight.address in {array.ctypes.data for array in arrays}
 
 
-@pytest.mark.skipif(not can_pack(torch.bfloat16, torch.device("cpu")), reason="no bfloat16 products on this processor")
+@pytest.mark.parametrize("kind", ["fma32", "bf16dot"])
 @pytest.mark.parametrize("perturbation", ["lowrank", "gaussian"])
-@pytest.mark.parametrize("family", ["llama", "llama-untied", "qwen2", "phi3", "mixtral"])
-def test_packed_layers_follow_every_member_and_the_centre(
-    family: str, perturbation: str, folders: Callable[[str], Path]
+@pytest.mark.parametrize("family", ["llama", "llama-untied", "qwen2", "phi3", "mixtral", "gpt2"])
+def test_our_products_follow_every_member_and_the_centre(
+    family: str, perturbation: str, kind: Any, folders: Callable[[str], Path]
 ) -> None:
+    if not products.available(kind, bfloat16=True):
+        pytest.skip(f"no {kind} on this processor")
     seen: list[list[torch.Tensor]] = []
-    for packed in ("yes", "no"):
+    for chosen in (kind, "library"):
         how = {"perturbation": perturbation}
-        engine = load_engine(folders(family), how=how, dtype="bfloat16", packed=packed)
+        engine = load_engine(folders(family), how=how, dtype="bfloat16", products=chosen)
         with recorded_logits() as logits:
             answers(engine, job(PROMPTS, members=MEMBERS, sigma=0.1, max_tokens=1))
             engine.apply(Update(3, (Term(3, 0, 0.3),)))
             answers(engine, job(PROMPTS, members=(CENTRE,), sigma=0.1, max_tokens=1))
         seen.append([torch.stack(rows) for _, rows in sorted(logits.items())])
-    for packed_rows, plain_rows in zip(*seen, strict=True):
-        torch.testing.assert_close(packed_rows, plain_rows, atol=0.06, rtol=0.02)
+    for own_rows, library_rows in zip(*seen, strict=True):
+        torch.testing.assert_close(own_rows, library_rows, atol=0.06, rtol=0.02)
     assert (seen[1][0][0] - seen[1][3][0]).abs().max() > 0.3
+
+
+@pytest.mark.parametrize("perturbation", ["lowrank", "gaussian"])
+@pytest.mark.parametrize("family", ["llama", "qwen2", "gpt2"])
+def test_weights_multiplied_as_they_lie_give_the_logits_of_copied_ones(
+    family: str, perturbation: str, folders: Callable[[str], Path]
+) -> None:
+    """In float32 the centre's type is the model's with either ``master``."""
+    seen: list[list[torch.Tensor]] = []
+    for master in ("none", "float32"):
+        how = {"perturbation": perturbation, "master": master}
+        engine = load_engine(folders(family), how=how, dtype="float32", products="fma32")
+        with recorded_logits() as logits:
+            answers(engine, job(PROMPTS, members=MEMBERS, sigma=0.1, max_tokens=2))
+        seen.append([torch.stack(rows) for _, rows in sorted(logits.items())])
+    assert all(map(torch.equal, *seen))
 
 
 def test_lowrank_with_nothing_that_it_perturbs_is_refused(folders: Callable[[str], Path]) -> None:

@@ -13,7 +13,6 @@ from models import answers, job, load_engine, recorded_logits, save_family, text
 from seedtune.engines.transformers import fuse, linear
 from seedtune.engines.transformers.engine import TransformersEngine
 from seedtune.engines.transformers.layer import FusedLayer, fuse_layers
-from seedtune.engines.transformers.linear import can_pack
 from seedtune.types import CENTRE, Member
 
 MEMBERS = (Member(1, 0, 1), Member(1, 0, -1), CENTRE, Member(1, 4, 1))
@@ -58,7 +57,7 @@ def test_fused_layers_give_the_bits_of_the_plain_path(
 def test_a_full_rank_members_layers_are_fused_too(dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder, how = save_family("llama", tmp_path), {"perturbation": "gaussian"}
     engine = load_engine(folder, how=how, dtype=dtype)
-    assert engine.fused["layers"] == (2 if can_pack(getattr(torch, dtype), torch.device("cpu")) else 0)
+    assert engine.fused["layers"] == 2
     assert equal(logits_of(engine), logits_of(unfused(folder, monkeypatch, how=how, dtype=dtype)))
 
 

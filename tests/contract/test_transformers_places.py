@@ -21,7 +21,6 @@ from models import FAMILIES, answers, forced_logits, job, load_engine, recorded_
 from seedtune.engines.transformers.anchor import BaseWeights
 from seedtune.engines.transformers.checkpoint import ModelSource
 from seedtune.engines.transformers.engine import TransformersEngine
-from seedtune.engines.transformers.linear import can_pack
 from seedtune.engines.transformers.perturbation import as_tensor
 from seedtune.errors import DataError, ModelError, StorageError
 from seedtune.noise import key
@@ -80,12 +79,9 @@ def logits_of(engine: TransformersEngine, work: Job) -> list[torch.Tensor]:
 WORK = job(PROMPTS, members=MEMBERS, sigma=0.05, max_tokens=3)
 
 
-@pytest.mark.parametrize("packed", ["no", "yes"])
-def test_a_shifted_job_gives_the_logits_of_a_centre_that_was_moved(make: Callable[..., Any], packed: str) -> None:
-    still = make()
-    if packed == "yes" and not can_pack(still.dtype, still.device):
-        pytest.skip("nothing to pack")
-    still, moved = make(packed=packed), make(packed=packed)
+@pytest.mark.parametrize("products", ["library", "auto"])
+def test_a_shifted_job_gives_the_logits_of_a_centre_that_was_moved(make: Callable[..., Any], products: str) -> None:
+    still, moved = make(products=products), make(products=products)
     for engine in (still, moved):
         engine.apply(FIRST)
     moved.apply(STEP)

@@ -20,13 +20,14 @@ from seedtune.engines.transformers.decode import Budget, Decoder, Row, Stop, rol
 from seedtune.engines.transformers.fullrank import FullRank
 from seedtune.engines.transformers.fuse import fuse
 from seedtune.engines.transformers.likelihood import Forced, Given, given_of, likelihood_of
-from seedtune.engines.transformers.linear import can_pack
+from seedtune.engines.transformers.linear import ProductForm
 from seedtune.engines.transformers.lowrank import LowRank
 from seedtune.engines.transformers.packing import Pack
 from seedtune.engines.transformers.perturbation import Perturbation, Place, centre_dtype
 from seedtune.engines.transformers.settings import TransformersSettings, torch_device, torch_dtype
 from seedtune.engines.transformers.tracing import Trace, trace
 from seedtune.errors import ConfigError, ModelError
+from seedtune.kernels import products
 from seedtune.types import CENTRE, Job, Likelihood, Prompt, Rollout, Sampling, Shift, Term, Update
 from seedtune.weights import Centre
 
@@ -82,7 +83,7 @@ class TransformersEngine:
         self.model = _cast(model, self.dtype).to(self.device)
 
     def _perturbation(self, model: Any, seen: Trace) -> Perturbation:
-        place = Place(self.dtype, self.device, self._packed())
+        place = Place(self.dtype, self.device, self._form())
         folder = self._centre_folder()
         if self.noise.perturbation == "gaussian":
             return FullRank(model, seen, noise=self.noise, anchor=self.anchor, place=place, folder=folder)
@@ -100,16 +101,12 @@ class TransformersEngine:
             raise ConfigError(f"transformers.centre_file={name!r} is a file. Give a folder.")
         return folder
 
-    def _packed(self) -> bool:
-        """Whether live weights are kept in the processor's layout, which is a copy of them."""
-        wanted = self.settings.packed
-        possible = can_pack(self.dtype, self.device)
-        if wanted == "yes" and not possible:
-            raise ConfigError(
-                f"transformers.packed=yes, but the model runs in {self.dtype} on {self.device}: only bfloat16 on a CPU "
-                "that multiplies it can be packed. Use packed=auto."
-            )
-        return possible and (wanted == "yes" or (wanted == "auto" and self.noise.master == "float32"))
+    def _form(self) -> ProductForm:
+        """How live weights are multiplied; copies of them in another layout are made unless memory is to be saved."""
+        kind: str = self.settings.products
+        if kind == "auto":
+            kind = _kind(self.dtype, self.device)
+        return ProductForm(kind, self.device.type == "cpu" and self.noise.master == "float32")
 
     @property
     def centre(self) -> Centre:
@@ -269,6 +266,14 @@ class TransformersEngine:
             self.attention.close()
             del self.model, self.perturbation
             self._loaded = False
+
+
+def _kind(dtype: torch.dtype, device: torch.device) -> str:
+    if device.type != "cpu" or dtype not in (torch.float32, torch.bfloat16):
+        return "library"
+    if products.available("bf16dot", bfloat16=dtype == torch.bfloat16):
+        return "bf16dot"
+    return "fma32" if products.available("fma32", bfloat16=True) else "library"
 
 
 def _cast(model: Any, dtype: torch.dtype) -> Any:

@@ -18,6 +18,7 @@ from torch import Tensor
 from seedtune import tensorfile
 from seedtune.engines.base import Noise
 from seedtune.engines.transformers.coverage import coverage_of
+from seedtune.engines.transformers.linear import ProductForm
 from seedtune.engines.transformers.packed import PackedGroup, pack_layers
 from seedtune.engines.transformers.perturbation import Place, as_tensor, as_weights, centre_dtype, kernels_of
 from seedtune.engines.transformers.tracing import Trace
@@ -48,8 +49,8 @@ class FullRank:
 
     def attach(self, model: Any) -> None:
         """Find the live weights, and make them the centre's."""
-        if self._place.packed:
-            self._packed = pack_layers(model, self._trace, set(self.names))
+        if self._place.form != ProductForm():
+            self._packed = pack_layers(model, self._trace, set(self.names), self._place.form)
         parameters = dict(model.named_parameters())
         self._live = {name: as_weights(parameters[name]).reshape(-1) for name in self.names}
         assert all(parameters[name].is_contiguous() for name in self.names)
@@ -91,7 +92,7 @@ class FullRank:
         for name, live in self._live.items():
             self._stand.perturb(name, member, sigma, live)
         for group in self._packed:
-            if group.changes:
+            if group.changes and self._place.form.copied:
                 group.pack()
         self._now = (member, sigma)
 

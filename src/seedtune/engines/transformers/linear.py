@@ -9,18 +9,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from seedtune.engines.transformers.panels import Panels, panels_of
-from seedtune.kernels import lanes, panels
+from seedtune.kernels import lanes, products
 from seedtune.kernels.layer import Terms
-
-FEW_ROWS = 128
-"""Rows up to which our own product of a packed weight is the faster one."""
 
 
 @dataclass(slots=True)
@@ -48,58 +45,80 @@ def bits(tensor: Tensor) -> np.ndarray:
     return (tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
 
 
-def can_pack(dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether weights may be kept in oneDNN's blocked layout (bfloat16 on CPUs that multiply it)."""
-    if dtype != torch.bfloat16 or device.type != "cpu" or not torch.backends.mkldnn.is_available():
+def can_copy(dtype: torch.dtype) -> bool:
+    """Whether oneDNN keeps weights of this type in a layout of its own on this processor."""
+    if dtype != torch.bfloat16 or not torch.backends.mkldnn.is_available():
         return False
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
-class LiveWeight:
-    """A weight in the form the products read fastest: packed once per update, or the plain tensor."""
+@dataclass(frozen=True, slots=True)
+class ProductForm:
+    """How live weights are multiplied, and whether they are copied into the layout that is read fastest.
 
-    def __init__(self, bias: Tensor | None, *, packed: bool) -> None:
-        self.bias = bias
-        self.packed = packed
-        self._weight: Tensor | None = None
-        self._panels: Panels | None = None
+    ``kind`` is one of `seedtune.kernels.products`, or "library": torch's own product.
+    """
+
+    kind: str = "library"
+    copied: bool = False
+
+
+class LiveWeight:
+    """A weight in the form that its product reads: laid out once per update, or the plain tensor."""
+
+    def __init__(self, bias: Tensor | None, form: ProductForm) -> None:
+        self.bias, self.form = bias, form
+        self.dtype: torch.dtype | None = None
+        self._outputs = 0
+        self._weight: Any = None
 
     def set(self, weight: Tensor) -> None:
-        """Take ``weight`` (out, in); a packed weight is a copy, a plain one is used in place."""
-        if not self.packed:
-            self._weight = weight
-            return
-        self._weight = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), None)
-        self._panels = panels_of(self._weight)
+        """Take ``weight`` (out, in); a copied one may be overwritten afterwards, a plain one is used in place."""
+        self.dtype, self._outputs = weight.dtype, weight.shape[0]
+        kind, self._weight = self.form.kind, None
+        if kind == "library":
+            copied = self.form.copied and can_copy(weight.dtype)
+            self._weight = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), None) if copied else weight
+        elif self.form.copied:
+            self._weight = products.pack(bits(weight.contiguous()), _ours(kind))
+        else:
+            self._weight = bits(weight)
 
     @property
-    def tensor(self) -> Tensor:
-        """The weight as it is kept."""
-        assert self._weight is not None
-        return self._weight
+    def address(self) -> int:
+        """Where the weight lies in memory as it is multiplied."""
+        return int(self._weight.data_ptr() if isinstance(self._weight, Tensor) else self._weight.ctypes.data)
 
     def __call__(self, x: Tensor) -> Tensor:
         """x·Wᵀ + b for x of any leading shape."""
-        assert self._weight is not None
-        if self._panels is not None and x.numel() <= FEW_ROWS * x.shape[-1]:
-            return self._few(x, self._panels)
-        if self.packed:
+        if self.form.kind != "library":
+            return self._multiply(x, _ours(self.form.kind))
+        assert isinstance(self._weight, Tensor)
+        if self._weight.layout == torch._mkldnn:  # type: ignore[attr-defined]
             y: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._weight, self.bias, "none", [], "")
             return y
         return functional.linear(x, self._weight, self.bias)
 
-    def _few(self, x: Tensor, weight: Panels) -> Tensor:
-        """The same product of few rows."""
+    def _multiply(self, x: Tensor, kind: products.Kind) -> Tensor:
         rows = x.reshape(-1, x.shape[-1]).contiguous()
-        y = rows.new_empty(rows.shape[0], weight.size // rows.shape[1])
-        start = _zeros(y.shape[1]) if self.bias is None else self.bias.float().numpy()
-        panels.multiply(bits(y), bits(rows), weight, start)
-        return y.view(*x.shape[:-1], y.shape[1])
+        y = rows.new_empty(rows.shape[0], self._outputs)
+        if self.bias is None:
+            start = _zeros(self._outputs, kind)
+        else:
+            start = products.starts(self.bias.detach().float().numpy(), self._outputs, kind)
+        products.multiply(bits(y), bits(rows), self._weight, start, kind=kind)
+        return y.view(*x.shape[:-1], self._outputs)
+
+
+def _ours(kind: str) -> products.Kind:
+    """A kind of `seedtune.kernels.products`."""
+    assert kind in ("fma32", "bf16dot")
+    return cast(products.Kind, kind)
 
 
 @lru_cache(maxsize=16)
-def _zeros(count: int) -> np.ndarray:
-    return np.zeros(count, np.float32)
+def _zeros(outputs: int, kind: products.Kind) -> np.ndarray:
+    return products.starts(None, outputs, kind)
 
 
 @dataclass(slots=True)
@@ -127,10 +146,10 @@ class LinearGroup:
     ``factors`` are those of the job in flight.
     """
 
-    def __init__(self, parts: list[Part], inputs: int, *, state: RowState, packed: bool) -> None:
+    def __init__(self, parts: list[Part], inputs: int, *, state: RowState, form: ProductForm) -> None:
         self.parts, self.inputs, self.state = parts, inputs, state
         self.ends = np.cumsum([part.outputs for part in parts]).astype(np.int32)
-        self.weight = LiveWeight(_fused_bias(parts), packed=packed)
+        self.weight = LiveWeight(_fused_bias(parts), form)
         self.factors: Factors | None = None
         self._input: Tensor | None = None
         self._output: Tensor | None = None
@@ -158,7 +177,8 @@ class LinearGroup:
         """What the compiled passes add to ``count`` rows: factors, column ends, pairs and scales."""
         rows = self.state.rows
         if not rows.active:
-            return _no_terms(count, self.weight.tensor.dtype)
+            assert self.weight.dtype is not None
+            return _no_terms(count, self.weight.dtype)
         self._require(count)
         assert self.factors is not None
         assert self.factors.bits is not None
@@ -250,11 +270,11 @@ def joined(x: Tensor, layers: Sequence[nn.Module]) -> Tensor:
 
 
 class FrozenLinear(nn.Module):
-    """A linear layer that is not perturbed (a tied head), packed once."""
+    """A linear layer that is not perturbed (a tied head), laid out once."""
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, *, packed: bool) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor | None, form: ProductForm) -> None:
         super().__init__()
-        self.live = LiveWeight(bias, packed=packed)
+        self.live = LiveWeight(bias, form)
         self.live.set(weight)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from seedtune.engines.transformers.linear import (
     LinearGroup,
     Part,
     PerturbedLinear,
+    ProductForm,
     Rows,
     RowState,
 )
@@ -70,7 +71,8 @@ class LowRank:
             for same in _by_layout(names, modules):
                 state = self.head_state if modules[same[0]] is head else self.state
                 self._take(same, [modules.pop(name) for name in same], state, tensors)
-        self._rest = [name for name in dict.fromkeys(called) if name in modules]
+        rest = {*called, *filter(EXPERT.search, modules)}
+        self._rest = [name for name, module in modules.items() if name in rest and is_linear(module)]
         self.centre = Centre(tensors, noise, kernels=kernels_of(place.device), anchor=anchor)
 
     def _take(self, names: list[str], layers: list[Any], state: RowState, tensors: dict[str, Weights]) -> None:
@@ -84,7 +86,7 @@ class LowRank:
             tensors[f"{name}.weight"] = as_weights(buffer[first : first + rows])
             first += rows
             layer.weight = None  # the buffer has it: of a large model two copies may not fit
-        group = LinearGroup(parts, inputs, state=state, packed=self._place.packed)
+        group = LinearGroup(parts, inputs, state=state, form=self._place.form)
         self.groups.append(group)
         self._fused.append(buffer)
         for index, name in enumerate(names):
@@ -108,11 +110,11 @@ class LowRank:
         return as_tensor(tensorfile.mapped(self._folder, {"": (rows, columns)}, kind)[""])
 
     def attach(self, model: Any) -> None:
-        """Pack linear layers that are not perturbed, and round the centre into the live weights."""
-        for name in self._rest if self._place.packed else ():
+        """Put our products in place of linear layers that are not perturbed; round the centre into the live weights."""
+        for name in self._rest if self._place.form != ProductForm() else ():
             layer = model.get_submodule(name)
-            if isinstance(layer, nn.Linear):
-                replace_module(model, name, FrozenLinear(layer.weight.detach(), layer.bias, packed=True))
+            weight = layer.weight.detach().T if isinstance(layer, Conv1D) else layer.weight.detach()
+            replace_module(model, name, FrozenLinear(weight, layer.bias, self._place.form))
         self.refresh()
 
     def refresh(self, step: Update | None = None) -> None:

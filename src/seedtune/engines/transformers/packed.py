@@ -1,7 +1,8 @@
 """Linear layers of a model whose live weights are rewritten for every member, in the layout products read fastest.
 
 Layers of one input are stacked in one buffer, of which their parameters are views: a member is written into the
-parameters, and the buffer is packed once.  That is a second copy of the live weights and pays from a few tokens on.
+parameters, and the buffer is laid out once.  That is a second copy of the live weights and pays from a few tokens on;
+without it each layer is multiplied as it lies.
 """
 
 from __future__ import annotations
@@ -12,9 +13,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
-from seedtune.engines.transformers.linear import LinearGroup, Part, PerturbedLinear, RowState
-from seedtune.engines.transformers.tracing import EXPERT, Trace, group_calls, replace_module
+from seedtune.engines.transformers.linear import LinearGroup, Part, PerturbedLinear, ProductForm, RowState
+from seedtune.engines.transformers.tracing import EXPERT, Trace, group_calls, is_linear, replace_module
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,21 +32,31 @@ class PackedGroup:
         self.group.weight.set(self.buffer)
 
 
-def pack_layers(model: Any, trace: Trace, trainable: Collection[str]) -> list[PackedGroup]:
-    """Put packed layers in place of every plain linear layer of the traced pass, routed experts left out."""
+def pack_layers(model: Any, trace: Trace, trainable: Collection[str], form: ProductForm) -> list[PackedGroup]:
+    """Put layers of that form in place of every plain linear layer.
+
+    Layers of one input that the traced pass ran stand together; those that are used in place, and routed experts, which
+    it ran or did not by chance, alone.
+    """
     changing = {id(p) for name, p in model.named_parameters() if name in trainable}
-    modules = dict(model.named_modules())
-    calls = [c for c in trace.calls if type(modules[c.name]) is nn.Linear and not EXPERT.search(c.name)]
-    return [_pack(model, names, [modules[n] for n in names], changing) for names in group_calls(calls)]
+    modules = {name: module for name, module in model.named_modules() if is_linear(module)}
+    together = [c for c in trace.calls if type(modules[c.name]) is nn.Linear and not EXPERT.search(c.name)]
+    groups = group_calls(together) if form.copied else []
+    grouped = {name for names in groups for name in names}
+    called = {call.name for call in trace.calls}
+    alone = [[name] for name in modules if name not in grouped and (name in called or EXPERT.search(name))]
+    return [_pack(model, {name: modules[name] for name in names}, changing, form) for names in (*groups, *alone)]
 
 
-def _pack(model: Any, names: list[str], layers: list[Any], changing: Collection[int]) -> PackedGroup:
-    buffer = _stack([layer.weight for layer in layers])
+def _pack(model: Any, named: dict[str, Any], changing: Collection[int], form: ProductForm) -> PackedGroup:
+    layers = list(named.values())
+    buffer = layers[0].weight.data.T if isinstance(layers[0], Conv1D) else _stack([layer.weight for layer in layers])
     biases = [layer.bias for layer in layers if layer.bias is not None]
-    parts = [Part(n, layer.out_features, False, None) for n, layer in zip(names, layers, strict=True)]
-    group = LinearGroup(parts, layers[0].in_features, state=RowState(), packed=True)
-    group.weight.bias = _stack_biases(layers) if biases else None
-    for index, (name, layer) in enumerate(zip(names, layers, strict=True)):
+    outputs = [layer.weight.shape[1 if isinstance(layer, Conv1D) else 0] for layer in layers]
+    parts = [Part(name, size, False, None) for name, size in zip(named, outputs, strict=True)]
+    group = LinearGroup(parts, buffer.shape[1], state=RowState(), form=form)
+    group.weight.bias = _stack_biases(layers, outputs) if biases else None
+    for index, (name, layer) in enumerate(named.items()):
         own = {key: p for key, p in (("weight", layer.weight), ("bias", layer.bias)) if p is not None}
         replace_module(model, name, PerturbedLinear(group, index, own))
     packed = PackedGroup(group, buffer, any(id(layer.weight) in changing for layer in layers))
@@ -63,11 +75,11 @@ def _stack(weights: list[Any]) -> Tensor:
     return buffer
 
 
-def _stack_biases(layers: list[Any]) -> Tensor:
+def _stack_biases(layers: list[Any], outputs: list[int]) -> Tensor:
     """One vector of all layers' biases, zero where a layer has none; they become views of it."""
     some = next(layer.bias for layer in layers if layer.bias is not None)
-    fused: Tensor = some.data.new_zeros(sum(layer.out_features for layer in layers))
-    for layer, view in zip(layers, fused.split([layer.out_features for layer in layers]), strict=True):
+    fused: Tensor = some.data.new_zeros(sum(outputs))
+    for layer, view in zip(layers, fused.split(outputs), strict=True):
         if layer.bias is not None:
             view.copy_(layer.bias.data)
             layer.bias.data = view

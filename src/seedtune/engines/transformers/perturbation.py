@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from seedtune.engines.base import Noise
+from seedtune.engines.transformers.linear import ProductForm
 from seedtune.errors import ModelError
 from seedtune.kernels.base import Kernels
 from seedtune.kernels.select import kernels_for
@@ -20,11 +21,11 @@ from seedtune.weights import Centre
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """How live weights are kept: their type, their device, and whether in the processor's own layout."""
+    """How live weights are kept: their type, their device, and how they are multiplied."""
 
     dtype: torch.dtype
     device: torch.device
-    packed: bool
+    form: ProductForm
 
 
 class Perturbation(Protocol):

@@ -1,0 +1,444 @@
+"""Matrix products x·Wᵀ with weights in panels of our own, on the CPU, in two kinds of arithmetic.
+
+``fma32``: every output is one float32 chain of fused multiply-adds, y = fma(x_k, w_k, y) over ascending k, from the
+bias on. It depends on nothing else: not on the rows beside it, the threads, or the width of the processor's vectors,
+so all processors give the same bits.  Weights in bfloat16 are widened in registers: half the memory, no extra time.
+
+``bf16dot``: the same chain over pairs of inputs with the processor's bfloat16 dot product (AVX512-BF16).
+
+A panel holds the weights of `Tile.width` outputs, for each step over the inputs those of all its outputs behind each
+other.  A tile of rows × one panel is summed in registers over all inputs: a panel is read from memory once, and from
+the cache for every further tile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numba as nb
+import numpy as np
+from llvmlite import ir
+from numba.core import cgutils, types
+from numba.extending import intrinsic
+from numpy.typing import NDArray
+
+from seedtune.kernels import elements, processor
+from seedtune.kernels.bits import BITS16
+
+Array = NDArray[Any]
+Kind = Literal["fma32", "bf16dot"]
+GROUP = 192
+"""Rows whose inputs stay in the cache while all panels pass by."""
+_PREFETCH_READ_L2 = (0, 2, 1)
+_DOT = "llvm.x86.avx512bf16.dpbf16ps.512"
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """What is summed in registers at a time: up to ``rows`` rows × ``vectors`` vectors of ``lanes`` outputs."""
+
+    lanes: int
+    vectors: int
+    rows: int
+
+    @property
+    def width(self) -> int:
+        """Outputs of a panel."""
+        return self.lanes * self.vectors
+
+    def __str__(self) -> str:
+        return f"{self.rows}×{self.width}"
+
+
+_TILES = {
+    "AVX512-BF16": Tile(16, 2, 12),
+    "AVX-512": Tile(16, 2, 12),
+    "AVX2": Tile(8, 2, 6),
+    "NEON": Tile(4, 4, 6),
+}
+"""Sums, weights and one input fill the 32 (AVX2: 16) registers."""
+
+FMA = _TILES.get(processor.vector_name(), Tile(4, 2, 2))
+DOT = Tile(16, 4, 6)
+
+
+def available(kind: Kind, *, bfloat16: bool) -> bool:
+    """Whether kernels of this kind can be compiled for this processor, for weights in bfloat16 or float32."""
+    if kind == "bf16dot":
+        return bfloat16 and processor.vector_name() == "AVX512-BF16"
+    return processor.vector_name() in _TILES
+
+
+def tile_of(kind: Kind) -> Tile:
+    """The tile of a kind of product on this processor."""
+    return FMA if kind == "fma32" else DOT
+
+
+# ------------------------------------------------------------------------------------------------ code of a tile
+
+
+class _Brain(ir.Type):
+    """LLVM's bfloat, which llvmlite has no name for."""
+
+    def _to_string(self) -> str:
+        return "bfloat"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Brain)
+
+    def __hash__(self) -> int:
+        return hash(_Brain)
+
+
+def _at(builder: Any, address: Any, kind: Any) -> Any:
+    return builder.inttoptr(address, kind.as_pointer())
+
+
+def _moved(builder: Any, address: Any, steps: Any, stride: Any) -> Any:
+    stride = ir.Constant(address.type, stride) if isinstance(stride, int) else stride
+    steps = ir.Constant(address.type, steps) if isinstance(steps, int) else steps
+    return builder.add(address, builder.mul(steps, stride))
+
+
+def _broadcast(builder: Any, address: Any, lanes: elements.Lanes) -> Any:
+    """The 32 bits at ``address`` in every lane."""
+    word = builder.load(_at(builder, address, ir.IntType(32)), align=2)
+    single = builder.insert_element(ir.Constant(lanes.words, ir.Undefined), word, ir.IntType(32)(0))
+    return builder.shuffle_vector(single, single, lanes.word(0))
+
+
+def unpack_order(lanes: int) -> list[int]:
+    """Where the outputs 0, 1, … of two vectors lie in a panel, so that interleaving with zeros widens them.
+
+    Vectors interleave within 128 bits: their low halves give the first vector, their high halves the second.
+    """
+    low = [8 * block + i for block in range(lanes // 4) for i in range(4)]
+    return low + [place + 4 for place in low]
+
+
+class _Fma:
+    """Instructions of ``fma32`` for weights of one element type."""
+
+    def __init__(self, element: Any, tile: Tile) -> None:
+        self.tile, self.lanes = tile, elements.Lanes(tile.lanes)
+        self.narrow = element == BITS16
+        self.step = tile.width * (2 if self.narrow else 4)
+
+    def weights(self, builder: Any, place: Any) -> list[Any]:
+        """The float32 vectors of one step of a panel."""
+        vectors, size = range(self.tile.vectors), 4 * self.tile.lanes
+        if not self.narrow:
+            kind = self.lanes.floats
+            return [builder.load(_at(builder, _moved(builder, place, v, size), kind), align=4) for v in vectors]
+        found = []
+        for v in vectors[::2]:
+            found += self._widened(builder, _moved(builder, place, v, size // 2))
+        return found
+
+    def _widened(self, builder: Any, place: Any) -> list[Any]:
+        lanes = self.tile.lanes
+        halves = ir.VectorType(ir.IntType(16), 2 * lanes)
+        raw = builder.load(_at(builder, place, halves), align=2)
+        order, zeros = unpack_order(lanes), ir.Constant(halves, [0] * (2 * lanes))
+        found = []
+        for own in (order[:lanes], order[lanes:]):
+            mask = [index for place in own for index in (place, 2 * lanes + place)]
+            mixed = builder.shuffle_vector(zeros, raw, ir.Constant(ir.VectorType(ir.IntType(32), 2 * lanes), mask))
+            found.append(builder.bitcast(mixed, self.lanes.floats))
+        return found
+
+    def input(self, builder: Any, address: Any) -> Any:
+        """One input in every lane."""
+        return builder.bitcast(_broadcast(builder, address, self.lanes), self.lanes.floats)
+
+    def add(self, builder: Any, sums: Any, x: Any, weight: Any) -> Any:
+        """Sums + x·weight, rounded once."""
+        kind = ir.FunctionType(self.lanes.floats, [self.lanes.floats] * 3)
+        fma = cgutils.get_or_insert_function(builder.module, kind, f"llvm.fma.v{self.tile.lanes}f32")
+        return builder.call(fma, [x, weight, sums])
+
+
+class _Dot:
+    """Instructions of ``bf16dot``."""
+
+    def __init__(self, _element: Any, tile: Tile) -> None:
+        self.tile, self.lanes = tile, elements.Lanes(tile.lanes)
+        self.pairs = ir.VectorType(_Brain(), 2 * tile.lanes)
+        self.step = 4 * tile.width
+
+    def weights(self, builder: Any, place: Any) -> list[Any]:
+        """The vectors of pairs of one step of a panel."""
+        size = 4 * self.tile.lanes
+        places = [_moved(builder, place, v, size) for v in range(self.tile.vectors)]
+        return [builder.load(_at(builder, at, self.pairs), align=2) for at in places]
+
+    def input(self, builder: Any, address: Any) -> Any:
+        """One pair of inputs in every lane."""
+        return builder.bitcast(_broadcast(builder, address, self.lanes), self.pairs)
+
+    def add(self, builder: Any, sums: Any, x: Any, weight: Any) -> Any:
+        """Sums + x₀·weight₀ + x₁·weight₁, as the processor rounds it."""
+        kind = ir.FunctionType(self.lanes.floats, [self.lanes.floats, self.pairs, self.pairs])
+        dot = cgutils.get_or_insert_function(builder.module, kind, _DOT)
+        return builder.call(dot, [sums, x, weight])
+
+
+def _tile(code: Any, tile: Tile, rows: int) -> Any:
+    """A compiled function that writes ``rows`` rows of one panel's outputs.
+
+    Its arguments: an array of the outputs' type; addresses of the outputs, inputs, panel and start values; the strides
+    of outputs and inputs in bytes; how many steps; and the address from which memory is asked for ahead.
+    """
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        element = signature.args[0].dtype
+        make = code(element, tile)
+        _, out, out_stride, x, x_stride, panel, start, steps, ahead = arguments
+        lanes, size = make.lanes, 4 * tile.lanes
+        firsts = [
+            builder.load(_at(builder, _moved(builder, start, v, size), lanes.floats), align=4)
+            for v in range(tile.vectors)
+        ]
+        sums = [[cgutils.alloca_once_value(builder, first) for first in firsts] for _ in range(rows)]
+        with cgutils.for_range(builder, steps) as loop:
+            _prefetch(builder, _moved(builder, ahead, loop.index, 64))
+            weights = make.weights(builder, _moved(builder, panel, loop.index, make.step))
+            for row, line in enumerate(sums):
+                at = _moved(builder, _moved(builder, x, row, x_stride), loop.index, 4)
+                value = make.input(builder, at)
+                for weight, place in zip(weights, line, strict=True):
+                    builder.store(make.add(builder, builder.load(place), value, weight), place)
+        width = tile.lanes * (2 if element == BITS16 else 4)
+        for row, line in enumerate(sums):
+            for v, place in enumerate(line):
+                result = elements.nearest_even(builder, builder.load(place), element, lanes)
+                target = _moved(builder, _moved(builder, out, row, out_stride), v, width)
+                kind = elements.stored(element, lanes)
+                builder.store(result, _at(builder, target, kind), align=2)
+        return context.get_dummy_value()
+
+    def typing(
+        _context: Any, like: Any, out: Any, os: Any, x: Any, xs: Any, panel: Any, start: Any, steps: Any, ahead: Any
+    ) -> Any:
+        return types.void(like, *([types.intp] * 8)), generate
+
+    return intrinsic(typing)
+
+
+def _prefetch(builder: Any, address: Any) -> None:
+    byte, word = ir.IntType(8).as_pointer(), ir.IntType(32)
+    kind = ir.FunctionType(ir.VoidType(), [byte, word, word, word])
+    function = builder.module.declare_intrinsic("llvm.prefetch", [byte], kind)
+    builder.call(function, [builder.inttoptr(address, byte), *(word(n) for n in _PREFETCH_READ_L2)])
+
+
+def _rows(code: Any, tile: Tile) -> Any:
+    """Compiled: the tile of as many rows as ``count`` says, 1 to ``tile.rows``."""
+    smaller = _rows(code, Tile(tile.lanes, tile.vectors, tile.rows - 1)) if tile.rows > 1 else None
+    mine, most = _tile(code, tile, tile.rows), tile.rows
+    if smaller is None:
+
+        @nb.njit(nogil=True)
+        def only(_count, like, out, os, x, xs, panel, start, steps, ahead):  # type: ignore[no-untyped-def]
+            mine(like, out, os, x, xs, panel, start, steps, ahead)
+
+        return only
+
+    @nb.njit(nogil=True)
+    def one_of(count, like, out, os, x, xs, panel, start, steps, ahead):  # type: ignore[no-untyped-def]
+        if count == most:
+            mine(like, out, os, x, xs, panel, start, steps, ahead)
+        else:
+            smaller(count, like, out, os, x, xs, panel, start, steps, ahead)
+
+    return one_of
+
+
+# --------------------------------------------------------------------------------------------- products in panels
+
+
+@nb.njit(nogil=True)
+def _fill(panel: Any, weight: Any, places: Any, first: Any) -> None:  # pragma: no cover
+    """Lay out a panel, (steps, width), of the rows of ``weight`` (outputs, steps) from ``first`` on; 0 beyond them."""
+    steps, width = weight.shape[1], places.size
+    for block in range(0, steps, 64):
+        last = min(block + 64, steps)
+        for j in range(width):
+            place, row = places[j], first + j
+            if row < weight.shape[0]:
+                for k in range(block, last):
+                    panel[k, place] = weight[row, k]
+            else:
+                for k in range(block, last):
+                    panel[k, place] = 0
+
+
+@nb.njit(parallel=True, cache=True, nogil=True)
+def _fill_all(panels: Any, weight: Any, places: Any) -> None:  # pragma: no cover
+    for p in nb.prange(panels.shape[0]):
+        _fill(panels[p], weight, places, p * places.size)
+
+
+@nb.njit(parallel=True, cache=True, nogil=True)
+def _widen(out: Any, x: Any) -> None:  # pragma: no cover
+    for i in nb.prange(x.shape[0]):
+        for k in range(x.shape[1]):
+            out[i, k] = nb.uint32(x[i, k]) << nb.uint32(16)
+
+
+def _multiplier(rows: Any, tile: Tile) -> tuple[Any, Any]:
+    """Compiled: the share of one thread of a product, from weights in panels and from plain ones."""
+    most, width = tile.rows, tile.width
+
+    @nb.njit(nogil=True)
+    def blocks(out, x, panel, start, p, first, last, steps):  # type: ignore[no-untyped-def]
+        """Outputs of panel ``p`` for rows ``first`` to ``last``, in even shares: two rows alone keep no unit busy."""
+        size, outputs = out.itemsize, out.shape[1]
+        own = min(width, outputs - p * width)
+        spare = np.empty((most if own < width else 0, width), out.dtype)
+        following = panel.ctypes.data + panel.size * panel.itemsize
+        reach = max(1, panel.size * panel.itemsize // (64 * steps))
+        count, done = (last - first + most - 1) // most, first
+        for block in range(count):
+            rows_now = (last - done) // (count - block)
+            target, stride = out.ctypes.data + size * (outputs * done + width * p), size * outputs
+            if own < width:
+                target, stride = spare.ctypes.data, size * width
+            source, x_stride = x.ctypes.data + x.strides[0] * done, x.strides[0]
+            ahead = following + 64 * steps * min(block, reach - 1)
+            rows(
+                rows_now,
+                out,
+                target,
+                stride,
+                source,
+                x_stride,
+                panel.ctypes.data,
+                start.ctypes.data + 4 * width * p,
+                steps,
+                ahead,
+            )
+            if own < width:
+                out[done : done + rows_now, width * p :] = spare[:rows_now, :own]
+            done += rows_now
+
+    @nb.njit(nogil=True)
+    def from_panels(out, x, panels, start, share, shares):  # type: ignore[no-untyped-def]
+        count, steps = panels.shape[0], panels.shape[1]
+        groups = (out.shape[0] + GROUP - 1) // GROUP
+        first = 0
+        for group in range(groups):
+            last = first + (out.shape[0] - first) // (groups - group)
+            for p in range(count * share // shares, count * (share + 1) // shares):
+                blocks(out, x, panels[p], start, p, first, last, steps)
+            first = last
+
+    @nb.njit(nogil=True)
+    def from_plain(out, x, weight, places, start, share, shares):  # type: ignore[no-untyped-def]
+        count = start.size // width
+        panel = np.empty((weight.shape[1], width), weight.dtype)
+        for p in range(count * share // shares, count * (share + 1) // shares):
+            _fill(panel, weight, places, p * width)
+            blocks(out, x, panel, start, p, 0, out.shape[0], weight.shape[1])
+
+    return from_panels, from_plain
+
+
+_fma_share, _fma_plain_share = _multiplier(_rows(_Fma, FMA), FMA)
+_dot_share, _dot_plain_share = _multiplier(_rows(_Dot, DOT), DOT)
+
+
+@nb.njit(parallel=True, cache=True, nogil=True)
+def _fma(out: Any, x: Any, panels: Any, start: Any, shares: Any) -> None:  # pragma: no cover
+    for share in nb.prange(shares):
+        _fma_share(out, x, panels, start, share, shares)
+
+
+@nb.njit(parallel=True, cache=True, nogil=True)
+def _fma_plain(out: Any, x: Any, weight: Any, places: Any, start: Any, shares: Any) -> None:  # pragma: no cover
+    for share in nb.prange(shares):
+        _fma_plain_share(out, x, weight, places, start, share, shares)
+
+
+@nb.njit(parallel=True, cache=True, nogil=True)
+def _dot(out: Any, x: Any, panels: Any, start: Any, shares: Any) -> None:  # pragma: no cover
+    for share in nb.prange(shares):
+        _dot_share(out, x, panels, start, share, shares)
+
+
+@nb.njit(parallel=True, cache=True, nogil=True)
+def _dot_plain(out: Any, x: Any, weight: Any, places: Any, start: Any, shares: Any) -> None:  # pragma: no cover
+    for share in nb.prange(shares):
+        _dot_plain_share(out, x, weight, places, start, share, shares)
+
+
+_FROM_PANELS: dict[Kind, Callable[..., None]] = {"fma32": _fma, "bf16dot": _dot}
+_FROM_PLAIN: dict[Kind, Callable[..., None]] = {"fma32": _fma_plain, "bf16dot": _dot_plain}
+
+
+def pack(weight: Array, kind: Kind) -> Array:
+    """The panels, (count, steps, width), of a weight (outputs, inputs) in float32 or the bits of bfloat16."""
+    steps = _steps(weight, kind)
+    tile = tile_of(kind)
+    panels = np.empty((-(-steps.shape[0] // tile.width), steps.shape[1], tile.width), steps.dtype)
+    _fill_all(panels, steps, _places(kind, weight.dtype == np.uint16))
+    return panels
+
+
+def multiply(out: Array, x: Array, weight: Array, start: Array, *, kind: Kind) -> None:
+    """Write out = start + x·Wᵀ, summed in float32 over ascending inputs and rounded once.
+
+    Shapes: out (rows, outputs), x (rows, inputs), both C contiguous, in float32 or the bits of bfloat16 as the weight
+    is; ``weight`` the panels of `pack`, or (outputs, inputs) as it is, then laid out a panel at a time on the way;
+    ``start`` float32, the bias, of `starts`.  ValueError for other shapes.
+    """
+    tile = tile_of(kind)
+    panels = -(-out.shape[1] // tile.width)
+    plain = weight.ndim == 2
+    inputs = weight.shape[1] if plain else weight.shape[1] * (2 if kind == "bf16dot" else 1)
+    rows = out.shape[0] == x.shape[0] and weight.shape[0] == (out.shape[1] if plain else panels)
+    if not rows or start.size != panels * tile.width or not x.shape[1] <= inputs <= x.shape[1] + 1:
+        raise ValueError(f"out {out.shape}, x {x.shape}, weight {weight.shape}, {start.size} start values")
+    if plain:
+        places = _places(kind, weight.dtype == np.uint16)
+        _FROM_PLAIN[kind](out, _inputs(x, kind), _steps(weight, kind), places, start, nb.get_num_threads())
+    else:
+        _FROM_PANELS[kind](out, _inputs(x, kind), weight, start, nb.get_num_threads())
+
+
+def starts(bias: Array | None, outputs: int, kind: Kind) -> Array:
+    """What sums of ``outputs`` begin with, float32 and as long as all panels are wide: the bias, or 0."""
+    width = tile_of(kind).width
+    start = np.zeros(-(-outputs // width) * width, np.float32)
+    if bias is not None:
+        start[:outputs] = bias
+    return start
+
+
+def _steps(x: Array, kind: Kind) -> Array:
+    """Rows as what a product reads in one step: one input, or a pair of bfloat16 in 32 bits."""
+    if kind != "bf16dot":
+        return x
+    if x.shape[1] % 2:
+        x = np.concatenate([x, np.zeros((x.shape[0], 1), x.dtype)], 1)
+    return np.ascontiguousarray(x).view(np.uint32)
+
+
+def _inputs(x: Array, kind: Kind) -> Array:
+    """Inputs as a product reads them: pairs of bfloat16, or float32."""
+    if kind == "bf16dot" or x.dtype == np.float32:
+        return _steps(x, kind)
+    wide = np.empty(x.shape, np.uint32)
+    _widen(wide, x)
+    return wide
+
+
+def _places(kind: Kind, narrow: bool) -> Array:
+    """Where each output of a panel lies in a step."""
+    tile = tile_of(kind)
+    if kind == "bf16dot" or not narrow:
+        return np.arange(tile.width)
+    order, pair = np.array(unpack_order(tile.lanes)), 2 * tile.lanes
+    return np.concatenate([order + first for first in range(0, tile.width, pair)])
