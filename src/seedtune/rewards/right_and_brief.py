@@ -18,7 +18,7 @@ FREE, LONG = 30, 90
 FREE leaves room for a short sentence around the gold answer, so that nothing pays for single words or fragments.
 """
 
-WRONG = 0.1
+WRONG = 0.3
 """The reward of an answer that is brief and wrong; an empty one gets nothing."""
 
 READ = 20_000

@@ -8,7 +8,7 @@ from seedtune.tasks.data import examples, packaged_rows
 
 
 def right_and_brief_task(_: NoSettings) -> Task:
-    """178 training and 118 held-out questions; reward 0.4 to 1 for a right answer, at most 0.1 for a wrong one."""
+    """178 training and 118 held-out questions; reward 0.4 to 1 for a right answer, at most 0.3 for a wrong one."""
     return Task(
         name="right_and_brief",
         train=examples(_rows("right_and_brief_train.jsonl"), "train"),
