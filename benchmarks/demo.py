@@ -6,7 +6,8 @@ A run is ``seedtune train examples/right-and-brief.yaml`` in a process of its ow
 those of ``seedtune samples``, read from the run's files.  Finished runs are kept in demo-runs.jsonl of the output
 folder and stay on the page.  The environment of this process is passed on: ONEDNN_MAX_CPU_ISA=AVX2
 ATEN_CPU_CAPABILITY=avx2 MKL_ENABLE_INSTRUCTIONS=AVX2 NUMBA_CPU_NAME=znver3 with ``--label 'AVX2, emulated'`` is what an
-AVX2 processor gets.
+AVX2 processor gets.  ``--record RUN`` puts a finished run on the page instead of making one; what demo-notes.md of that
+folder says is put on the page, too.
 """
 
 from __future__ import annotations
@@ -35,14 +36,13 @@ def one_run(seed: int, label: str, sets: list[str]) -> dict[str, Any]:
         root = Path(folder) / "run"
         settings = [f"output_dir={root}", f"seed={seed}", *sets]
         command = [sys.executable, "-m", "seedtune", "train", str(CONFIG)]
-        started = time.perf_counter()
         subprocess.run([*command, *(word for item in settings for word in ("--set", item))], check=True)
-        seconds = time.perf_counter() - started
-        return {"label": label, "seed": seed, "sets": sets, "seconds": seconds, **figures(replay.RunPaths(root))}
+        return {"label": label, "sets": sets, **figures(root)}
 
 
-def figures(paths: replay.RunPaths) -> dict[str, Any]:
-    """The paired figures, the alarms at the end, the cost, and some answers."""
+def figures(root: Path) -> dict[str, Any]:
+    """The paired figures, the alarms at the end, the cost, and some answers of a run."""
+    paths = replay.RunPaths(root)
     found = comparison.compare(paths)
     assert found is not None
     rows = files.read_lines(paths.metrics)
@@ -53,6 +53,10 @@ def figures(paths: replay.RunPaths) -> dict[str, Any]:
             asked = answers.setdefault(row["prompt_id"], {"question": row["prompt"][-1]["content"]})
             asked["before" if row["generation"] == 0 else "after"] = row["completion"]
     return {
+        "seed": replay.run_config(root).seed,
+        "seconds": sum(row.get("step_time", row.get("eval_time", 0.0)) for row in rows),
+        "cores": len(os.sched_getaffinity(0)),
+        "date": time.strftime("%Y-%m-%d"),
         "prompts": found.prompts,
         "changes": {change.measure: change.cells for change in found.changes},
         "alarms": comparison.last_alarms(paths),
@@ -62,10 +66,10 @@ def figures(paths: replay.RunPaths) -> dict[str, Any]:
     }
 
 
-def page(runs: list[dict[str, Any]]) -> str:
+def page(runs: list[dict[str, Any]], said: str) -> str:
     """A table a processor, and the first answers of every run."""
     lines = ["# The demo, by seed", "", "`python benchmarks/demo.py`; the settings were chosen on training questions."]
-    lines += ["", f"`{json.dumps(configfile.read_settings(CONFIG))}`", ""]
+    lines += ["", f"`{json.dumps(configfile.read_settings(CONFIG))}`", "", *([said, ""] if said else [])]
     for label in dict.fromkeys(run["label"] for run in runs):
         mine = sorted((run for run in runs if run["label"] == label), key=lambda run: run["seed"])
         lines += [f"## {label}", "", *_table(mine), "", *_ends(mine), ""]
@@ -89,7 +93,7 @@ def _ends(runs: list[dict[str, Any]]) -> list[str]:
     """What each run took, and its alarms."""
     return [
         f"* Seed {run['seed']}: {run['prompts']} held-out questions; {run['rollouts']:,} rollouts, "
-        f"{run['generated']:,} generated tokens, {run['seconds']:.0f} s ({run['cores']} cores, {run['date']}"
+        f"{run['generated']:,} generated tokens, {run['seconds']:.0f} s of generations and evaluations ({run['cores']} cores, {run['date']}"
         f"{''.join(', ' + item for item in run['sets'])}); alarms in the last generation: "
         f"{'; '.join(run['alarms']) or 'none'}."
         for run in runs
@@ -107,6 +111,7 @@ def main() -> None:
     parser.add_argument("--first", type=int, default=0, help="the first seed")
     parser.add_argument("--label", default=platform.machine(), help="the processor, as the page names it")
     parser.add_argument("--set", dest="sets", action="append", default=[], help="further settings, such as dtypes")
+    parser.add_argument("--record", type=Path, metavar="RUN", help="a finished run to put on the page")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results"))
     options = parser.parse_args()
     kept = options.output / "demo-runs.jsonl"
@@ -115,10 +120,12 @@ def main() -> None:
         if any((run["label"], run["seed"], run["sets"]) == (options.label, seed, options.sets) for run in runs):
             continue
         made = one_run(seed, options.label, options.sets)
-        made |= {"cores": len(os.sched_getaffinity(0)), "date": time.strftime("%Y-%m-%d")}
-        runs.append(made)
         files.append_lines(kept, [made])
-    (options.output / "demo.md").write_text(page(runs) + "\n", encoding="utf-8")
+    if options.record:
+        files.append_lines(kept, [{"label": options.label, "sets": options.sets, **figures(options.record)}])
+    runs, notes = files.read_lines(kept), options.output / "demo-notes.md"
+    said = notes.read_text(encoding="utf-8").strip() if notes.exists() else ""
+    (options.output / "demo.md").write_text(page(runs, said) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
