@@ -91,13 +91,15 @@ def _table(runs: list[dict[str, Any]]) -> list[str]:
 
 def _ends(runs: list[dict[str, Any]]) -> list[str]:
     """What each run took, and its alarms."""
-    return [
-        f"* Seed {run['seed']}: {run['prompts']} held-out questions; {run['rollouts']:,} rollouts, "
-        f"{run['generated']:,} generated tokens, {run['seconds']:.0f} s of generations and evaluations ({run['cores']} cores, {run['date']}"
-        f"{''.join(', ' + item for item in run['sets'])}); alarms in the last generation: "
-        f"{'; '.join(run['alarms']) or 'none'}."
-        for run in runs
-    ]
+    lines = []
+    for run in runs:
+        where = ", ".join([f"{run['cores']} cores", run["date"], *run["sets"]])
+        lines.append(
+            f"* Seed {run['seed']}: {run['prompts']} held-out questions; {run['rollouts']:,} rollouts, "
+            f"{run['generated']:,} generated tokens, {run['seconds']:.0f} s of generations and evaluations ({where}); "
+            f"alarms in the last generation: {'; '.join(run['alarms']) or 'none'}."
+        )
+    return lines
 
 
 def _cell(text: str) -> str:
