@@ -4,10 +4,12 @@
 
 A run is ``seedtune train examples/right-and-brief.yaml`` in a process of its own with another seed; the figures are
 those of ``seedtune samples``, read from the run's files.  Finished runs are kept in demo-runs.jsonl of the output
-folder and stay on the page.  The environment of this process is passed on: ONEDNN_MAX_CPU_ISA=AVX2
-ATEN_CPU_CAPABILITY=avx2 MKL_ENABLE_INSTRUCTIONS=AVX2 NUMBA_CPU_NAME=znver3 with ``--label 'AVX2, emulated'`` is what an
-AVX2 processor gets.  ``--record RUN`` puts a finished run on the page instead of making one; what demo-notes.md of that
-folder says is put on the page, too.
+folder and stay on the page; ``--record RUN`` puts a finished run there instead of making one.  What demo-notes.md of
+that folder says is put on the page, too.
+
+The environment of this process is passed on: with ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2
+MKL_ENABLE_INSTRUCTIONS=AVX2 NUMBA_CPU_NAME=znver3 and NUMBA_CPU_FEATURES without those of AVX-512 it is what an AVX2
+processor gets; the page has the vectors that the kernels used.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from seedtune import comparison, configfile, files, replay
+from seedtune.kernels import processor
 
 CONFIG = Path(__file__).parents[1] / "examples" / "right-and-brief.yaml"
 SHOWN = 8
@@ -55,6 +58,7 @@ def figures(root: Path) -> dict[str, Any]:
     return {
         "seed": replay.run_config(root).seed,
         "seconds": sum(row.get("step_time", row.get("eval_time", 0.0)) for row in rows),
+        "vectors": processor.vector_name(),
         "cores": len(os.sched_getaffinity(0)),
         "date": time.strftime("%Y-%m-%d"),
         "prompts": found.prompts,
@@ -93,7 +97,7 @@ def _ends(runs: list[dict[str, Any]]) -> list[str]:
     """What each run took, and its alarms."""
     lines = []
     for run in runs:
-        where = ", ".join([f"{run['cores']} cores", run["date"], *run["sets"]])
+        where = ", ".join([f"{run['vectors']} kernels, {run['cores']} cores", run["date"], *run["sets"]])
         lines.append(
             f"* Seed {run['seed']}: {run['prompts']} held-out questions; {run['rollouts']:,} rollouts, "
             f"{run['generated']:,} generated tokens, {run['seconds']:.0f} s of generations and evaluations ({where}); "
