@@ -48,6 +48,12 @@ def read(split: str) -> list[dict]:
         ("Water boils at a hundred degrees.", ["100"]),
         ("One hundred.", ["100"]),
         ("Water boils at 100°C.", ["100"]),
+        ("Water boils at 100.0 degrees.", ["100"]),
+        ("It is 1,000.", ["1000"]),
+        ("In 1990, 8 of them.", ["8"]),
+        ("6,7,8", ["8"]),
+        ("It is 8.", ["8"]),
+        ("CO2, that is.", ["CO2"]),
         ("It is in New\nYork.", ["New York"]),
         ("Leonardo da Vinci painted it.", ["Leonardo", "da Vinci"]),
         ("\uff30aris", ["Paris"]),  # a full-width letter
@@ -66,6 +72,10 @@ def test_an_answer_is_right_whatever_its_case_punctuation_and_spelling_of_number
         ("Parisian", ["Paris"]),
         ("York is new.", ["New York"]),
         ("108 legs", ["8"]),
+        ("-18.0 degrees", ["0"]),
+        ("8.5 legs", ["8"]),
+        ("the 8th leg", ["8"]),
+        ("1,008 legs", ["8"]),
         ("eighteen", ["8"]),
         ("twenty-eight", ["8"]),
         ("I do not know.", ["Paris"]),
@@ -128,8 +138,12 @@ def test_the_reward_reads_text_and_messages():
         "twenty-" * 200_000,
         "_" * 1_000_000,
         "\ufdfa" * 100_000,
+        "1" * 20_000,
+        "1," * 10_000,
+        "1.1" * 6_000,
+        "111," * 5_000 + "x",
     ],
-    ids=["too-long", "one-word", "hundreds", "tens", "no-words", "grows"],
+    ids=["too-long", "one-word", "hundreds", "tens", "no-words", "grows", "digits", "commas", "points", "thousands"],
 )
 def test_hostile_completions_take_no_time_and_are_not_right(text):
     started = time.process_time()

@@ -31,10 +31,13 @@ _UNITS = (
 _TENS = {"twenty": 20, "thirty": 30, "forty": 40, "fifty": 50, "sixty": 60, "seventy": 70, "eighty": 80, "ninety": 90}
 _NUMBERS = {**{name: value for value, name in enumerate(_UNITS)}, **_TENS, "hundred": 100}
 
+_WORD = re.compile(r"(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?![^\W_])|[^\W_]+")
+"""A number with its decimals and thousands, or letters and digits."""
+
 
 def words(text: str) -> list[str]:
     """The words of a text, without case and punctuation; number words up to a hundred become digits."""
-    found = re.findall(r"[^\W_]+", unicodedata.normalize("NFKC", text).casefold())
+    found = [_plain(word) for word in _WORD.findall(unicodedata.normalize("NFKC", text).casefold())]
     made: list[str] = []
     for word, before in zip(found, ["", *found], strict=False):
         value = _NUMBERS.get(word)
@@ -45,6 +48,14 @@ def words(text: str) -> list[str]:
         else:
             made.append(word if value is None else str(value))
     return made
+
+
+def _plain(word: str) -> str:
+    """1,000.0 as 1000: so that the 0 of 18.0 is not a word, and 100.0 is 100."""
+    if not word[0].isdecimal() or not {".", ","} & {*word}:
+        return word
+    whole, _, decimals = word.replace(",", "").partition(".")
+    return f"{whole}.{decimals}" if decimals.strip("0") else whole
 
 
 def says(text: str, answers: Sequence[str]) -> bool:
