@@ -18,7 +18,7 @@ Row = Mapping[str, Any]
 Span = tuple[str, bool]
 """A piece of an answer, and whether the other answer lacks it."""
 
-SHARES = ("right answers", "empty answers")
+SHARES = ("right answers", "empty answers", "cut off at the limit")
 """Measures that are shares of answers."""
 
 
@@ -83,7 +83,8 @@ def _by_prompt(rows: Sequence[Row], generation: int) -> dict[int, dict[str, floa
 def _measures(row: Row) -> dict[str, float | None]:
     text = str(row["completion"]).strip()
     right = {} if row.get("right") is None else {"right answers": float(row["right"])}
-    return {**right, "reward": row["reward"], "characters": float(len(text)), "empty answers": float(not text)}
+    looks = {"empty answers": float(not text), "cut off at the limit": float(row["finish"] == "length")}
+    return {**right, "reward": row["reward"], "characters": float(len(text)), **looks}
 
 
 def _mean(values: Sequence[float | None]) -> float:

@@ -30,14 +30,15 @@ def changes(paths: RunPaths) -> dict:
 
 
 def test_means_before_and_after_and_their_paired_difference(tmp_path):
-    rows = [row(0, 0, "aaaa", right=True), row(0, 1, "bb", right=False)]
+    rows = [row(0, 0, "aaaa", right=True, finish="length"), row(0, 1, "bb", right=False)]
     rows += [row(5, 0, "a", right=True), row(5, 1, "", right=True), row(3, 0, "ignored", right=False)]
     found = changes(written(tmp_path, rows))
-    assert list(found) == ["right answers", "reward", "characters", "empty answers"]
+    assert list(found) == ["right answers", "reward", "characters", "empty answers", "cut off at the limit"]
     values = {name: (c.before.value, c.after.value, c.difference.value) for name, c in found.items()}
     assert values["right answers"] == (0.5, 1.0, 0.5)
     assert values["characters"] == (3.0, 0.5, -2.5)
     assert values["empty answers"] == (0.0, 0.5, 0.5)
+    assert values["cut off at the limit"] == (0.5, 0.0, -0.5)
     assert compare(RunPaths(tmp_path)).generations == (0, 5)
 
 
