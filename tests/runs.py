@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import seedtune
-from seedtune import elsewhere, ledger, replay
+from seedtune import elsewhere, ledger, replay, sealing
 from seedtune.config import Config
 
 SOURCE = Path(seedtune.__file__).parents[1]
-TIMINGS = ("_time", "time/", "tokens_per_second")
+TIMINGS = ("_time", "time/", "tokens_per_second", "products")
 
 
 def toy(root: Path, **settings: Any) -> Config:
@@ -88,7 +88,7 @@ def edit_ledger(root: Path, change: Callable[[dict[str, Any]], None]) -> None:
     for data in rows(path):
         del data["check"]
         change(data)
-        line, check = ledger.seal(data, check)
+        line, check = sealing.seal(data, check)
         sealed += line
     path.write_bytes(sealed)
 

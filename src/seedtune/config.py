@@ -386,9 +386,9 @@ _INCIDENTAL: dict[str, Any] = {
     "transformers": {"device", "trust_remote_code", "centre_file", "products"},
     "vllm": {
         *("trust_remote_code", "gpu_memory_utilization", "kv_cache_memory_bytes", "enforce_eager"),
-        *("tensor_parallel_size", "centre_memory"),
+        *("tensor_parallel_size", "centre_memory", "products"),
     },
-    "toy": {"delay"},
+    "toy": {"delay", "products"},
     # Workers are known by what they run, see `Config.identity`.
     "fleet": True,
 }

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from seedtune import ledger, replay
+from seedtune import arithmetic, ledger, replay
+from seedtune.arithmetic import Entry
 from seedtune.ledger import Contents, Header, Record
 
 _SHOWN = 4
@@ -22,7 +23,7 @@ class Difference:
     """What they start from: base model, settings, data, noise."""
 
     notes: tuple[str, ...]
-    """What results should not depend on: names and versions."""
+    """What they can be equal without: names, versions, how rewards are computed."""
 
     generation: int | None
     """The first generation whose records differ; None if all that both have are equal."""
@@ -49,7 +50,7 @@ def diff_runs(run_a: str | Path, run_b: str | Path) -> Difference:
     common = a.fingerprints.keys() & b.fingerprints.keys()
     return Difference(
         header=tuple(_header(a.header, b.header)),
-        notes=tuple(_notes(a.header, b.header)),
+        notes=(*_notes(a.header, b.header), *_computed("rewards", a.header.arithmetic, b.header.arithmetic)),
         generation=generation,
         reasons=tuple(reasons),
         generations=(a.generations, b.generations),
@@ -76,10 +77,20 @@ def _notes(a: Header, b: Header) -> list[str]:
     return [f"{what} {one} and {two}" for what, one, two in named if one != two]
 
 
+def _computed(what: str, one: Entry, two: Entry) -> list[str]:
+    """How rewards were computed, where that differs."""
+    if one == two:
+        return []
+    return [f"{what} are computed with {arithmetic.words(one)} and with {arithmetic.words(two)}"]
+
+
 def _parting(a: Contents, b: Contents) -> tuple[int | None, list[str]]:
     """The first generation that differs, and what differs in it."""
     for generation, (one, two) in enumerate(zip(a.records, b.records, strict=False)):
         reasons = _record(one, two)
+        if reasons:
+            computed = (contents.arithmetic(generation) for contents in (a, b))
+            reasons = [*_computed("this generation's rewards", *computed), *reasons]
         fingerprint = _fingerprint(generation + 1, a, b)
         if fingerprint and not reasons:
             fingerprint += ", though all records so far are equal: other base weights, or other arithmetic"

@@ -27,6 +27,8 @@ def with_settings(recorded: Config, sets: Iterable[str]) -> Config:
     ConfigError names a setting that does not exist or a value that cannot be.
     """
     listed, data = list(sets), recorded.model_dump()
+    for name in {*ENGINES} & data.keys() - {"fleet"}:  # weights depend on no arithmetic: any machine brings them back
+        data[name]["products"] = "auto"
     engine = override({"engine": recorded.engine}, _of_engine(listed))["engine"]
     if engine not in (recorded.engine, *recorded.kinds) and engine in ENGINES:
         own = data.pop(recorded.kinds[0])

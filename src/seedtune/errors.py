@@ -18,6 +18,10 @@ class ConfigError(SeedtuneError):
     """A setting is missing, misspelt, of the wrong type or out of its range."""
 
 
+class ProductsError(ConfigError):
+    """A kind of matrix products that cannot be had here."""
+
+
 class ModelError(SeedtuneError):
     """A model cannot be found, loaded or perturbed."""
 

@@ -10,8 +10,6 @@ Nothing in it depends on time or place: the same run writes the same bytes.
 from __future__ import annotations
 
 import fcntl
-import hashlib
-import json
 import math
 import os
 from collections.abc import Iterator, Mapping
@@ -21,11 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from seedtune.errors import LedgerError, RunError, resume_command, storage_error
+from seedtune.sealing import matching, seal, unseal
 from seedtune.types import Decay, Member, Plan, Shift, Term
 
 FORMAT = 1
-_CHECK = ',"check":"'
-_CHECK_LENGTH = len(_CHECK) + 16 + 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,13 +40,16 @@ class Header:
     centre: str = "float32"
     """Element type of the centre; ledgers that do not say it are of float32."""
 
+    arithmetic: Mapping[str, Any] = field(default_factory=dict)
+    """How the first rewards were computed: see `seedtune.arithmetic`."""
+
     format: int = FORMAT
 
     def to_json(self) -> dict[str, Any]:
         """The header as its line holds it."""
         return {
             "seedtune": self.version,
-            **{k: getattr(self, k) for k in ("format", "noise", "model", "data", "centre")},
+            **{k: getattr(self, k) for k in ("format", "noise", "model", "data", "centre", "arithmetic")},
             "base_fingerprint": self.base_fingerprint,
             "config": self.config,
         }
@@ -65,6 +65,7 @@ class Header:
             data["seedtune"],
             data["data"],
             data.get("centre", "float32"),
+            data.get("arithmetic", {}),
             data["format"],
         )
 
@@ -161,6 +162,9 @@ class Contents:
     header: Header
     records: list[Record] = field(default_factory=list)
     fingerprints: dict[int, str] = field(default_factory=dict)
+    changes: dict[int, Mapping[str, Any]] = field(default_factory=dict)
+    """How rewards were computed from some generation on, where that is not how they were before."""
+
     check: str = ""
     size: int = 0
     torn: int = 0
@@ -170,6 +174,16 @@ class Contents:
     def generations(self) -> int:
         """Generations recorded."""
         return len(self.records)
+
+    @property
+    def arithmetics(self) -> dict[int, Mapping[str, Any]]:
+        """How rewards were computed, by the generation from which on."""
+        return {0: self.header.arithmetic, **self.changes}
+
+    def arithmetic(self, generation: int | None = None) -> Mapping[str, Any]:
+        """How the rewards of a generation were computed; by default those of the next one."""
+        known = self.arithmetics
+        return known[max(start for start in known if generation is None or start <= generation)]
 
 
 def read(path: Path) -> Contents:
@@ -205,24 +219,6 @@ def has_begun(path: Path) -> bool:
         return file.readline().endswith(b"\n")
 
 
-def seal(data: Mapping[str, Any], previous: str = "") -> tuple[bytes, str]:
-    """``data`` as a line of JSON that ends with a checksum over itself and the checksum before; and that checksum."""
-    body = json.dumps(data, separators=(",", ":"), allow_nan=False)[:-1].encode()
-    check = _checksum(previous, body)
-    return body + f'{_CHECK}{check}"}}\n'.encode(), check
-
-
-def unseal(line: bytes, previous: str = "") -> tuple[dict[str, Any], str] | None:
-    """What a line without its newline holds, and its checksum; None if that is not the one it should have."""
-    check = _matching(line, previous)
-    if check is None:
-        return None
-    try:
-        return json.loads(line[:-_CHECK_LENGTH] + b"}"), check
-    except ValueError:
-        return None
-
-
 def _verify(path: Path, number: int, line: bytes, previous: str) -> tuple[dict[str, Any], str]:
     found = unseal(line, previous)
     if found is None:
@@ -232,14 +228,8 @@ def _verify(path: Path, number: int, line: bytes, previous: str) -> tuple[dict[s
 
 def _verify_tail(path: Path, number: int, tail: bytes, previous: str) -> None:
     """A torn line is the beginning of one; a whole line without its newline is corrupted."""
-    if _matching(tail[:-1], previous) is not None:
+    if matching(tail[:-1], previous) is not None:
         raise _corrupted(path, number)
-
-
-def _matching(line: bytes, previous: str) -> str | None:
-    """The checksum of a line, if the line ends with it."""
-    expected = _checksum(previous, line[:-_CHECK_LENGTH])
-    return expected if line[-_CHECK_LENGTH:] == f'{_CHECK}{expected}"}}'.encode() else None
 
 
 def _corrupted(path: Path, number: int) -> LedgerError:
@@ -265,10 +255,7 @@ def _header(path: Path, data: dict[str, Any], check: str) -> Contents:
 
 def _add(path: Path, number: int, data: dict[str, Any], contents: Contents) -> None:
     try:
-        if "fingerprint" in data:
-            if data["after"] != contents.generations:
-                raise ValueError(f"a fingerprint after {data['after']} generations comes after {contents.generations}")
-            contents.fingerprints[data["after"]] = str(data["fingerprint"])
+        if _is_note(data, contents):
             return
         generation, record = data["generation"], Record.from_json(data)
     except (KeyError, TypeError, ValueError) as error:
@@ -280,15 +267,24 @@ def _add(path: Path, number: int, data: dict[str, Any], contents: Contents) -> N
     contents.records.append(record)
 
 
+def _is_note(data: Mapping[str, Any], contents: Contents) -> bool:
+    """Take a line between two generations: a fingerprint, or another arithmetic."""
+    notes: dict[str, dict[int, Any]] = {"fingerprint": contents.fingerprints, "arithmetic": contents.changes}
+    for name in notes.keys() & data.keys():
+        if data["after"] != contents.generations:
+            raise ValueError(f"the {name} after {data['after']} generations comes after {contents.generations}")
+        if not isinstance(data[name], str if name == "fingerprint" else dict):
+            raise TypeError(f"{name} {data[name]!r}")
+        notes[name][data["after"]] = data[name]
+        return True
+    return False
+
+
 def _malformed(path: Path, number: int, error: Exception) -> LedgerError:
     return LedgerError(
         f"{path} line {number} has a good checksum but is no line that seedtune writes ({type(error).__name__}: "
         f"{error}): somebody edited it and sealed it again. Restore the file from a copy."
     )
-
-
-def _checksum(previous: str, body: bytes) -> str:
-    return hashlib.blake2b(previous.encode() + body, digest_size=8).hexdigest()
 
 
 class Ledger:
@@ -348,6 +344,10 @@ class Ledger:
     def append_fingerprint(self, after: int, fingerprint: str) -> None:
         """Note the centre's fingerprint after ``after`` generations."""
         self._append({"after": after, "fingerprint": fingerprint})
+
+    def append_arithmetic(self, after: int, arithmetic: Mapping[str, Any]) -> None:
+        """Note that rewards are computed in another way after ``after`` generations."""
+        self._append({"after": after, "arithmetic": dict(arithmetic)})
 
     def _append(self, data: Mapping[str, Any]) -> None:
         line, check = seal(data, self._check)

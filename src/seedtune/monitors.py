@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from seedtune.answers import length, tokens
-from seedtune.engines.base import EngineTimes
+from seedtune.arithmetic import Entry, kind
+from seedtune.engines.base import EngineInfo, EngineTimes
 from seedtune.ledger import Record
 from seedtune.types import Member, Rollout
 
@@ -152,6 +153,16 @@ def went_back(back_to: int | None) -> list[str]:
     if back_to is None:
         return []
     return [f"rewards collapsed: back to the model after generation {back_to}, and on with half the step. Lower sigma."]
+
+
+def products_row(info: EngineInfo, generation: int) -> dict[str, Any]:
+    """The first line of a run's metrics, and one wherever it changes: how rewards are computed from there on."""
+    return {"generation": generation, "products": info.products, "arithmetic": dict(info.arithmetic)}
+
+
+def restored_products(arithmetic: Entry, generation: int) -> dict[str, Any]:
+    """Such a line as the ledger knows it, marked ``restored``."""
+    return {"generation": generation, "products": kind(arithmetic), "arithmetic": dict(arithmetic), "restored": True}
 
 
 def restored(record: Record) -> dict[str, Any]:

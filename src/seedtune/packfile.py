@@ -24,9 +24,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from seedtune import ledger
 from seedtune.errors import PackError
 from seedtune.noise import amplitude
+from seedtune.sealing import seal, unseal
 from seedtune.types import Decay, Term, Update
 
 FORMAT = 1
@@ -80,7 +80,7 @@ def dump(pack: Pack) -> bytes:
         raise PackError("updates that step by second moments cannot be packed yet. Export the model instead.")
     body = zlib.compress(_encode(pack.updates, pack.about.shape), 9)
     terms = sum(len(update.terms) for update in pack.updates)
-    line, _ = ledger.seal({"seedtune_pack": FORMAT, **asdict(pack.about), "terms": terms, "bytes": len(body)})
+    line, _ = seal({"seedtune_pack": FORMAT, **asdict(pack.about), "terms": terms, "bytes": len(body)})
     return line + body + hashlib.blake2b(line + body, digest_size=DIGEST).digest()
 
 
@@ -100,7 +100,7 @@ def parse(raw: bytes, name: str) -> Pack:
         raise _truncated(name, f"it ends within its header, after {len(raw)} bytes")
     if not line.startswith(MAGIC):
         raise PackError(f"{name} is not a pack. Give a file that 'seedtune pack' wrote.")
-    found = ledger.unseal(line)
+    found = unseal(line)
     if found is None:
         raise _edited(name, "its header")
     header = found[0]

@@ -132,6 +132,7 @@ def header_of(config: Config, info: EngineInfo, data: str) -> ledger.Header:
         version=__version__,
         data=data,
         centre=info.centre,
+        arithmetic=info.arithmetic,
     )
 
 
@@ -206,9 +207,12 @@ def load(
     contents: ledger.Contents,
     *,
     generation: int | None = None,
+    check: Callable[[EngineInfo], None] | None = None,
     progress: Progress | None = None,
 ) -> tuple[Engine, EngineInfo]:
     """An engine whose centre has applied ``generation`` generations of the ledger (all of them by default).
+
+    ``check`` sees what was loaded before anything is applied.
 
     Raises LedgerError when the base model is not the recorded one or a recorded fingerprint does not match; the engine
     is closed then.
@@ -218,6 +222,8 @@ def load(
     try:
         start, info = _start(engine, RunPaths(root).snapshots, (lineage, contents.fingerprints), goal)
         check_base(root, contents.header, info)
+        if check is not None:
+            check(info)
         apply(engine, lineage.updates(goal)[start:], progress=progress)
         _check_fingerprint(root, engine, contents, goal)
     except BaseException:

@@ -39,7 +39,8 @@ class TransformersSettings(Section):
     """Prompt tokens of one prefill pass: bounds the memory of activations."""
 
     products: Literal["auto", "fma32", "bf16dot", "library"] = "auto"
-    """Arithmetic of matrix products."""
+    """Matrix products.  ``fma32``: float32 sums in one order, equal bits on every CPU with FMA.  ``bf16dot``: the
+    dot products of AVX512-BF16.  ``library``: torch's own.  ``auto``: by processor; on resume as the run was begun."""
 
     centre_file: str | None = None
     """Keep the centre in a memory-mapped file in this folder instead of in memory (CPU only)."""
@@ -84,6 +85,9 @@ class VllmSettings(Section):
     trust_remote_code: bool = False
     """Run model code that comes with a checkpoint.  Off unless you trust its author."""
 
+    products: Literal["auto", "library"] = "auto"
+    """``library``: resume a run with the vLLM and the device that are here, whatever it was begun with."""
+
 
 class ToySettings(Section):
     """The toy engine: a linear model of numpy arrays, for tests and for trying things in seconds."""
@@ -96,6 +100,9 @@ class ToySettings(Section):
 
     delay: float = Field(default=0.0, ge=0.0)
     """Seconds to wait per job, to play a slow model."""
+
+    products: Literal["auto", "library"] = "auto"
+    """``library``: resume a run with the numpy that is here, whatever it was begun with."""
 
 
 class FleetSettings(Section):

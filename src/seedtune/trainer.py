@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 import yaml
 
-from seedtune import engines, files, lateness, ledger, monitors, replay, report, snapshot, strategies
+from seedtune import engines, files, lateness, ledger, monitors, replay, report, resuming, snapshot, strategies
 from seedtune.answers import length
 from seedtune.config import Config
 from seedtune.diagnostics import Diagnostics, signal_alarms
@@ -190,6 +190,7 @@ class Trainer:
                 f"cannot begin a run in {str(self.paths.root)!r}: {cause}. {fix}, or choose another output_dir."
             ) from error
         with closing(Ledger.create(self.paths.ledger, replay.header_of(self.config, info, self.task.digest()))) as book:
+            files.append_lines(self.paths.metrics, [monitors.products_row(info, 0)])
             self._emit("on_start", self, info, 0)
             yield book, self.strategy.initial()
 
@@ -203,6 +204,7 @@ class Trainer:
         book, contents = Ledger.resume(self.paths.ledger)
         with closing(book):
             info = self._rebuild(contents)
+            resuming.note(book, self.paths, contents, info)
             self.parameters = info.coverage.perturbed
             if self.generation and self.generation not in contents.fingerprints:
                 self._note(book)
@@ -225,23 +227,10 @@ class Trainer:
             )
         self.generation, self.lineage = done, replay.lineage_of(self.config, contents)
         snapshot.clear_unfinished(self.paths.snapshots)
-        self.engine, info = replay.load(root, self.config, contents, progress=self.replaying)
-        self._mend(contents)
+        self.engine, info = resuming.load(root, self.config, contents, progress=self.replaying)
+        resuming.mend(self.paths, contents)
         files.write_whole(self.paths.config, self._settings())
         return info
-
-    def _mend(self, contents: ledger.Contents) -> None:
-        """After a kill: drop what the ledger does not have, and note what only the ledger has."""
-        done = contents.generations
-        metrics = [row for row in files.read_lines(self.paths.metrics) if row["generation"] <= done]
-        known = {row["generation"] for row in metrics if "reward" in row}
-        metrics += [monitors.restored(r) for r in contents.records if r.plan.generation + 1 not in known]
-        metrics.sort(key=lambda row: (row["generation"], "eval_reward" in row))
-        files.write_lines(self.paths.metrics, metrics)
-        evaluated = any("eval_reward" in row and row["generation"] == done for row in metrics)
-        last = {"train": done, "test": done if evaluated else done - 1}
-        samples = files.read_lines(self.paths.samples)
-        files.write_lines(self.paths.samples, [r for r in samples if r["generation"] <= last[r["split"]]])
 
     def _settings(self) -> str:
         settings = {**self.config.model_dump(mode="json"), "members_per_job": self.config.group}

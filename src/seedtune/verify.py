@@ -5,12 +5,13 @@ Snapshots are not used, so that what is verified is the ledger itself; they may 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from seedtune import elsewhere, engines, ledger, replay, snapshot
+from seedtune.arithmetic import Entry
 from seedtune.audit import Audit, audit
 from seedtune.config import Config
 from seedtune.engines.base import Engine
@@ -37,6 +38,9 @@ class Verification:
     snapshots: tuple[int, ...] = ()
     torn: int = 0
     """Bytes of an unfinished last line, which is not part of the run."""
+
+    arithmetics: Mapping[int, Entry] = field(default_factory=dict)
+    """How rewards were computed, by the generation from which on; the weights do not depend on it."""
 
 
 def verify_run(
@@ -75,6 +79,7 @@ def verify_run(
         seconds=watch.seconds,
         snapshots=tuple(sorted(one.generations for one in kept)),
         torn=contents.torn,
+        arithmetics=contents.arithmetics,
     )
 
 

@@ -26,9 +26,9 @@ from models import (
 )
 from seedtune import noise
 from seedtune.engines.transformers.engine import TransformersEngine
-from seedtune.kernels import products
 from seedtune.engines.transformers.perturbation import as_tensor
 from seedtune.errors import ConfigError
+from seedtune.kernels import products
 from seedtune.rounding import nearest, stochastic, widen
 from seedtune.types import CENTRE, Member, Term, Update
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from models import answers, job, load_engine, recorded_logits, save_family, text_prompts
-from seedtune.engines.transformers import fuse, linear
+from seedtune.engines.transformers import fuse
 from seedtune.engines.transformers.engine import TransformersEngine
 from seedtune.engines.transformers.layer import FusedLayer, fuse_layers
 from seedtune.types import CENTRE, Member
@@ -120,10 +121,12 @@ def test_rows_of_another_number_than_announced_are_caught(tmp_path: Path) -> Non
         group.terms(group.state.rows.pairs.size + 1)
 
 
-def test_few_rows_and_many_give_the_same_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    engine = load_engine(save_family("llama", tmp_path), dtype="bfloat16")
-    few = logits_of(engine)
-    monkeypatch.setattr(linear, "FEW_ROWS", 0)
-    many = logits_of(engine)
-    for key in few:
-        torch.testing.assert_close(torch.stack(few[key]), torch.stack(many[key]), atol=0.05, rtol=0.05)
+@DTYPES
+def test_a_member_alone_gives_the_bits_that_it_gives_among_others(dtype: str, tmp_path: Path) -> None:
+    engine = load_engine(save_family("llama", tmp_path), dtype=dtype)
+    assert engine.perturbation.groups[0].weight.form.kind != "library"
+    together = logits_of(engine)
+    for (m, member), (p, prompt) in product(enumerate(MEMBERS), enumerate(PROMPTS)):
+        with recorded_logits() as alone:
+            answers(engine, job((prompt,), members=(member,), ignore_eos=True))
+        assert torch.equal(torch.stack(alone[0, 0, 0]), torch.stack(together[m, p, 0]))

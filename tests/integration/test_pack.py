@@ -12,7 +12,7 @@ import yaml
 from safetensors.numpy import load_file
 
 import runs
-from seedtune import Rights, apply_pack, export_run, ledger, pack_run, packfile, replay
+from seedtune import Rights, apply_pack, export_run, ledger, pack_run, packfile, replay, sealing
 from seedtune.errors import PackError
 from seedtune.pack import licence_of
 from seedtune.trainer import Trainer
@@ -204,8 +204,8 @@ def forge(file: Path, **changes) -> None:
     """Other things in the header, and good checksums."""
     pack = packfile.read(file)
     line, _, _ = file.read_bytes().partition(b"\n")
-    header, _ = ledger.unseal(line)
-    line, _ = ledger.seal({**header, **changes})
+    header, _ = sealing.unseal(line)
+    line, _ = sealing.seal({**header, **changes})
     body = line + packfile.dump(pack).partition(b"\n")[2][: -packfile.DIGEST]
     file.write_bytes(body + hashlib.blake2b(body, digest_size=packfile.DIGEST).digest())
 

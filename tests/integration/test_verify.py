@@ -39,8 +39,9 @@ def test_an_honest_run_verifies_and_is_left_alone(command, run):
         "coefficients: those of 5 generations follow from the recorded rewards, bit for bit",
         f"base model: fingerprint {base}, as recorded",
     ]
-    assert lines[3].startswith("replayed 5 generations from the base model in ")
-    assert lines[4:] == ["snapshots: 4, 5 hold the replayed weights", "verified: all 3 recorded fingerprints match"]
+    assert lines[3].startswith("rewards: computed with products library, ")
+    assert lines[4].startswith("replayed 5 generations from the base model in ")
+    assert lines[5:] == ["snapshots: 4, 5 hold the replayed weights", "verified: all 3 recorded fingerprints match"]
     assert files(run) == before
 
 

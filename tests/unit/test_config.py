@@ -192,8 +192,14 @@ INCIDENTAL = {
     "logging_steps": 3,
     "save_steps": 3,
     "save_total_limit": 3,
-    "toy": {"delay": 3.0},
-    "transformers": {"device": "cuda", "trust_remote_code": True, "centre_file": "x", "packed": "no", "max_rows": 1},
+    "toy": {"delay": 3.0, "products": "library"},
+    "transformers": {
+        "device": "cuda",
+        "trust_remote_code": True,
+        "centre_file": "x",
+        "products": "fma32",
+        "max_rows": 1,
+    },
 }
 
 

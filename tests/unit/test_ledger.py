@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import math
 import os
 import subprocess
@@ -14,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from seedtune import ledger
+from seedtune import ledger, sealing
 from seedtune.errors import LedgerError, RunError, StorageError
 from seedtune.ledger import Header, Ledger, Record
 from seedtune.types import Member, Plan
@@ -68,7 +69,7 @@ def test_what_was_written_is_read_back_exactly(path):
 @given(value=st.floats(allow_infinity=False), coefficient=st.floats(allow_nan=False, allow_infinity=False))
 def test_every_float_survives_the_round_trip(value, coefficient):
     line = record(0, rewards=(value,) * 3, coefficients=(coefficient,) * 3)
-    again = Record.from_json(ledger.json.loads(ledger.json.dumps(line.to_json())))
+    again = Record.from_json(json.loads(json.dumps(line.to_json())))
     assert repr(again) == repr(line)
 
 
@@ -187,7 +188,7 @@ def test_the_element_type_of_the_centre_is_kept_and_is_float32_where_none_was_wr
     assert ledger.read(path).header.centre == "bfloat16"
     old = HEADER.to_json()
     del old["centre"]
-    path.write_bytes(ledger.seal(old)[0])
+    path.write_bytes(sealing.seal(old)[0])
     assert ledger.read(path).header == HEADER
 
 
@@ -195,7 +196,7 @@ def sealed(path: Path, *lines: dict) -> None:
     """A ledger of lines with good checksums."""
     check, whole = "", b""
     for data in lines:
-        line, check = ledger.seal(data, check)
+        line, check = sealing.seal(data, check)
         whole += line
     path.write_bytes(whole)
 
@@ -207,7 +208,7 @@ def sealed(path: Path, *lines: dict) -> None:
         ({"rewards": [1.0]}, "members, rewards and coefficients do not go together"),
         ({"members": [], "rewards": [], "coefficients": []}, "members, rewards and coefficients do not go together"),
         ({"coefficients": None}, "TypeError"),
-        ({"fingerprint": "ab", "after": 5}, "a fingerprint after 5 generations comes after 0"),
+        ({"fingerprint": "ab", "after": 5}, "the fingerprint after 5 generations comes after 0"),
     ],
     ids=str,
 )
@@ -227,7 +228,7 @@ def test_a_sealed_header_that_lacks_a_field_is_named(path):
 
 def test_a_checksum_over_what_is_no_json_does_not_help(path):
     body = b'{"format":1,x'
-    path.write_bytes(body + f',"check":"{ledger._checksum("", body)}"}}\n'.encode())
+    path.write_bytes(body + f',"check":"{sealing._checksum("", body)}"}}\n'.encode())
     with pytest.raises(LedgerError, match="line 1 is corrupted"):
         ledger.read(path)
 

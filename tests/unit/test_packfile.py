@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from seedtune import ledger, packfile
+from seedtune import ledger, packfile, sealing
 from seedtune.engines.base import Noise
 from seedtune.errors import PackError
 from seedtune.lineage import Lineage
@@ -179,8 +179,8 @@ def test_what_is_no_pack_is_called_that(raw):
 def resealed(raw: bytes = WHOLE, **changes) -> bytes:
     """A pack with another header, and good checksums."""
     line, _, rest = raw.partition(b"\n")
-    header, _ = ledger.unseal(line)
-    line, _ = ledger.seal({**header, **changes})
+    header, _ = sealing.unseal(line)
+    line, _ = sealing.seal({**header, **changes})
     body = line + rest[: -packfile.DIGEST]
     return body + hashlib.blake2b(body, digest_size=packfile.DIGEST).digest()
 

@@ -58,6 +58,8 @@ class ProgressLines:
             f"model {info.model} ({info.dtype}, {info.device}): {coverage.fraction:.1%} of "
             f"{coverage.total:,} parameters perturbed, {config.perturbation}{rank}"
         )
+        if info.products:
+            self.say(f"products: {info.products}")
         for pattern, reason in coverage.unperturbed:
             self.say(f"  not perturbed: {pattern} ({reason})")
         self.say(

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import typer
 
+from seedtune.arithmetic import Entry, words
 from seedtune.audit import Audit
 from seedtune.cli.commands import check_dtype, say_exported
 from seedtune.cli.console import console
@@ -42,6 +43,7 @@ def _verified(found: Verification) -> list[str]:
         f"ledger: {count(found.generations, 'generation')}, every checksum good{torn}",
         *_audited(found.audit),
         f"base model: fingerprint {found.base_fingerprint}, as recorded",
+        *_computed(found.arithmetics),
         f"replayed {count(found.generations, 'generation')} from the base model in {found.seconds:.2f} s",
     ]
     if found.snapshots:
@@ -62,6 +64,14 @@ def _audited(audit: Audit) -> list[str]:
         (audit.unchecked, "could not be checked against rewards (members tie and scores per prompt are not recorded)"),
     )
     return [f"coefficients: those of {count(number, 'generation')} {what}" for number, what in told if number]
+
+
+def _computed(arithmetics: Mapping[int, Entry]) -> list[str]:
+    """How rewards were computed, and where that changed."""
+    return [
+        f"rewards{f' from generation {start} on' if start else ''}: computed with {words(entry)} (not measured again)"
+        for start, entry in sorted(arithmetics.items())
+    ]
 
 
 def diff_command(run_a: Path, run_b: Path) -> None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from seedtune.types import Coverage, Decay, Job, Likelihood, Prompt, Rollout, Term, Update
 
@@ -33,7 +33,7 @@ class Noise:
 
 @dataclass(frozen=True, slots=True)
 class EngineInfo:
-    """What a loaded engine says about itself; the first two go into the ledger's header."""
+    """What a loaded engine says about itself, much of it for the ledger's header."""
 
     model: str
     base_fingerprint: str
@@ -42,6 +42,12 @@ class EngineInfo:
     coverage: Coverage
     centre: str = "float32"
     """Element type of the centre."""
+
+    arithmetic: Mapping[str, Any] = field(default_factory=dict)
+    """How rewards are computed, as plain JSON data: see `seedtune.arithmetic`."""
+
+    products: str = ""
+    """The same for people: the kind of matrix products and what it runs on, "fma32 6×16 (AVX2)"."""
 
 
 @dataclass(slots=True)

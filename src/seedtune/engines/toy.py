@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -50,7 +51,7 @@ class ToyEngine:
             self.centre.restore(snapshot)
         count, unperturbed = size * size, [(name, "frozen") for name in NAMES if name not in chosen]
         coverage = Coverage(len(chosen) * count, len(NAMES) * count, tuple(unperturbed))
-        return EngineInfo(self.model, base, dtype, "cpu", coverage, kept)
+        return EngineInfo(self.model, base, dtype, "cpu", coverage, kept, *_arithmetic())
 
     def context_length(self) -> int | None:
         """It reads prompts of any length."""
@@ -178,6 +179,13 @@ class ToyEngine:
 
     def close(self) -> None:
         """Nothing to release."""
+
+
+def _arithmetic() -> tuple[dict[str, Any], str]:
+    """As the ledger holds it, and for people."""
+    library = {"name": "numpy", "version": np.__version__}
+    told = {"products": "library", "attention": "library", "device": "cpu", "library": library}
+    return told, f"library (numpy {np.__version__})"
 
 
 def _normals(name: str, count: int) -> Weights:

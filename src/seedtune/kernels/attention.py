@@ -6,6 +6,7 @@ Keys lie transposed (slots, heads, dim, time), so that scores are sums over cont
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numba as nb
@@ -14,29 +15,29 @@ from numpy.typing import NDArray
 
 from seedtune.kernels.bits import load, store
 from seedtune.kernels.exponential import exp
-from seedtune.kernels.simd import sum_heads_1, sum_heads_4
+from seedtune.kernels.reductions import top_in_lanes, total_in_lanes
+from seedtune.kernels.simd import WIDE, WIDTH, sum_heads_1, sum_heads_wide
 
 Array = NDArray[Any]
 
 _narrow_1, _narrow_2, _narrow_3, _narrow_4 = sum_heads_1
-_wide_1, _wide_2, _wide_3, _wide_4 = sum_heads_4
+_wide_1, _wide_2, _wide_3, _wide_4 = sum_heads_wide
+_WIDE = WIDE * WIDTH
 
 
-@nb.njit(fastmath=True, nogil=True, error_model="numpy")
+@nb.njit(nogil=True, error_model="numpy")
 def _softmax(scores: Any, softcap: Any) -> None:  # pragma: no cover
+    one = np.float32(1.0)
     if softcap > 0.0:
         for t in range(scores.size):
-            scores[t] = softcap * np.tanh(scores[t] / softcap)
-    top = scores[0]
-    for t in range(scores.size):
-        top = max(top, scores[t])
-    mass = np.float32(0.0)
+            small = exp(np.float32(-2.0) * abs(scores[t] / softcap))
+            scores[t] = math.copysign(softcap * (one - small) / (one + small), scores[t])
+    top = top_in_lanes(scores, scores.ctypes.data, scores.size)
     for t in range(scores.size):
         scores[t] = exp(scores[t] - top)
+    share = one / total_in_lanes(scores, scores.ctypes.data, scores.size)
     for t in range(scores.size):
-        mass += scores[t]
-    for t in range(scores.size):
-        scores[t] /= mass
+        scores[t] *= share
 
 
 @nb.njit(nogil=True)
@@ -58,7 +59,7 @@ def _narrow(
 def _wide(
     heads: Any, like: Any, out: Any, out_step: Any, rows: Any, stride: Any, weights: Any, step: Any, count: Any
 ) -> None:  # pragma: no cover
-    """64 columns for one to four heads."""
+    """WIDE vectors of columns for one to four heads."""
     if heads == 4:
         _wide_4(like, out, out_step, rows, stride, weights, step, count)
     elif heads == 3:
@@ -73,14 +74,14 @@ def _wide(
 def _sum_rows(
     heads: Any, like: Any, out: Any, rows: Any, stride: Any, weights: Any, step: Any, count: Any, width: Any
 ) -> None:  # pragma: no cover
-    """out[h][0:width] = Σ weights[h][j]·rows[j], 64 columns at a time, then 16 (width is rounded up to 16)."""
+    """out[h][0:width] = Σ weights[h][j]·rows[j], many columns at a time, then 16 (width is rounded up to 16)."""
     done = 0
     size, out_step = like.itemsize, 4 * out.shape[1]
     while done < width:
         target, source = out.ctypes.data + 4 * done, rows + size * done
-        if width - done > 48:
+        if width - done > _WIDE - 16:
             _wide(heads, like, target, out_step, source, stride, weights, step, count)
-            done += 64
+            done += _WIDE
         else:
             _narrow(heads, like, target, out_step, source, stride, weights, step, count)
             done += 16
@@ -95,7 +96,7 @@ def _write(keys: Any, values: Any, k: Any, v: Any, slot: Any, h: Any, now: Any) 
         values[slot, h, now, d] = v[h, d]
 
 
-@nb.njit(fastmath=True, nogil=True)
+@nb.njit(nogil=True)
 def _attend(
     out: Any, q: Any, keys: Any, values: Any, slot: Any, h: Any, now: Any, how: Any, space: Any
 ) -> None:  # pragma: no cover
@@ -138,7 +139,7 @@ def _decode(
 ) -> None:  # pragma: no cover
     kv_heads = keys.shape[1]
     for task in nb.prange(q.shape[0] * kv_heads):
-        i, h = task // kv_heads, task % kv_heads
+        i, h = np.intp(task) // kv_heads, np.intp(task) % kv_heads
         _write(keys, values, k[i], v[i], i, h, lengths[i])
         _attend(out[i], q[i], keys, values, i, h, lengths[i], how, _space(keys, values))
 
@@ -159,7 +160,7 @@ def _prefill(
 ) -> None:  # pragma: no cover
     kv_heads = keys.shape[1]
     for task in nb.prange(ends.size * kv_heads):
-        p, h = task // kv_heads, task % kv_heads
+        p, h = np.intp(task) // kv_heads, np.intp(task) % kv_heads
         space = _space(keys, values)
         begin = ends[p - 1] if p > 0 else 0
         for now in range(ends[p] - begin):

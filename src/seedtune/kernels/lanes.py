@@ -13,38 +13,31 @@ import numpy as np
 from numpy.typing import NDArray
 
 from seedtune.kernels.bits import load, store
+from seedtune.kernels.reductions import dot_in_lanes
 
 Array = NDArray[Any]
 
 
-@nb.njit(fastmath=True, nogil=True)
-def _dot(x: Any, b: Any) -> Any:  # pragma: no cover
-    total = np.float32(0.0)
-    for j in range(x.size):
-        total += load(x[j]) * load(b[j])
-    return total
-
-
-@nb.njit(fastmath=True, nogil=True)
+@nb.njit(nogil=True)
 def _add_scaled(y: Any, a: Any, weight: Any) -> None:  # pragma: no cover
     for j in range(y.size):
         y[j] = store(y, load(y[j]) + weight * load(a[j]))
 
 
-@nb.njit(fastmath=True, nogil=True)
+@nb.njit(nogil=True)
 def _add_total(y: Any, total: Any) -> None:  # pragma: no cover
     for j in range(y.size):
         y[j] = store(y, load(y[j]) + total[j])
 
 
-@nb.njit(fastmath=True, nogil=True)
+@nb.njit(nogil=True)
 def _add_rank(y: Any, x: Any, a: Any, b: Any, ends: Any, scale: Any) -> None:  # pragma: no cover
     """Terms of several ranks: their sum is rounded once."""
     total = np.zeros(y.size, np.float32)
     first = 0
     for q in range(ends.size):
         for k in range(b.shape[1]):
-            weight = scale * _dot(x, b[q, k])
+            weight = scale * dot_in_lanes(x, x.ctypes.data, b[q, k].ctypes.data, x.size)
             _add_scaled(total[first : ends[q]], a[k, first : ends[q]], weight)
         first = ends[q]
     _add_total(y, total)
@@ -60,7 +53,11 @@ def add_row(y: Any, x: Any, a: Any, b: Any, ends: Any, scale: Any) -> None:  # p
         return
     first = 0
     for q in range(ends.size):
-        _add_scaled(y[first : ends[q]], a[0, first : ends[q]], scale * _dot(x, b[q, 0]))
+        _add_scaled(
+            y[first : ends[q]],
+            a[0, first : ends[q]],
+            scale * dot_in_lanes(x, x.ctypes.data, b[q, 0].ctypes.data, x.size),
+        )
         first = ends[q]
 
 

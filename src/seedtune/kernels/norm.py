@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from seedtune.kernels.bits import load, store
+from seedtune.kernels.reductions import dot_in_lanes
 
 Array = NDArray[Any]
 
@@ -16,13 +17,10 @@ PARALLEL_FROM = 1 << 15
 """Elements from which a parallel launch pays."""
 
 
-@nb.njit(fastmath={"reassoc", "contract"}, nogil=True, error_model="numpy")
-def norm_row(y: Any, x: Any, weight: Any, eps: Any) -> None:
-    """`rms_norm` of one row, for compiled code."""
-    total = np.float32(0.0)
-    for j in range(x.size):
-        value = load(x[j])
-        total += value * value
+@nb.njit(nogil=True, error_model="numpy")
+def norm_row(y: Any, x: Any, weight: Any, eps: Any) -> None:  # pragma: no cover
+    """`rms_norm` of one contiguous row, for compiled code."""
+    total = dot_in_lanes(x, x.ctypes.data, x.ctypes.data, x.size)
     scale = np.float32(1.0) / np.sqrt(total / np.float32(x.size) + eps)
     for j in range(x.size):
         y[j] = store(y, load(weight[j]) * load(store(y, load(x[j]) * scale)))
@@ -45,7 +43,7 @@ def rms_norm(y: Array, x: Array, weight: Array, eps: float) -> None:
 
     y and x (rows, n), weight (n,); all float32, or all uint16 views of bfloat16.  The sum is float32; in
     bfloat16 the normalised value and its product with the weight are rounded, as in transformers' norms, so
-    that both give the same answers.
+    that both give the same answers; it is one of `simd.dot_in_lanes`, the same on every processor.
     """
     kernel = _norm if x.size < PARALLEL_FROM else _norm_parallel
     kernel(y, x, weight, np.float32(eps))

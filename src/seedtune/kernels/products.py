@@ -278,7 +278,7 @@ def _fill(panel: Any, weight: Any, places: Any, first: Any) -> None:  # pragma: 
 @nb.njit(parallel=True, cache=True, nogil=True)
 def _fill_all(panels: Any, weight: Any, places: Any) -> None:  # pragma: no cover
     for p in nb.prange(panels.shape[0]):
-        _fill(panels[p], weight, places, p * places.size)
+        _fill(panels[p], weight, places, np.intp(p) * places.size)
 
 
 @nb.njit(parallel=True, cache=True, nogil=True)
@@ -321,7 +321,9 @@ def _multiplier(rows: Any, tile: Tile) -> tuple[Any, Any]:
                 ahead,
             )
             if own < width:
-                out[done : done + rows_now, width * p :] = spare[:rows_now, :own]
+                for i in range(rows_now):
+                    for j in range(own):
+                        out[done + i, width * p + j] = spare[i, j]
             done += rows_now
 
     @nb.njit(nogil=True)
@@ -353,25 +355,25 @@ _dot_share, _dot_plain_share = _multiplier(_rows(_Dot, DOT), DOT)
 @nb.njit(parallel=True, cache=True, nogil=True)
 def _fma(out: Any, x: Any, panels: Any, start: Any, shares: Any) -> None:  # pragma: no cover
     for share in nb.prange(shares):
-        _fma_share(out, x, panels, start, share, shares)
+        _fma_share(out, x, panels, start, np.intp(share), shares)
 
 
 @nb.njit(parallel=True, cache=True, nogil=True)
 def _fma_plain(out: Any, x: Any, weight: Any, places: Any, start: Any, shares: Any) -> None:  # pragma: no cover
     for share in nb.prange(shares):
-        _fma_plain_share(out, x, weight, places, start, share, shares)
+        _fma_plain_share(out, x, weight, places, start, np.intp(share), shares)
 
 
 @nb.njit(parallel=True, cache=True, nogil=True)
 def _dot(out: Any, x: Any, panels: Any, start: Any, shares: Any) -> None:  # pragma: no cover
     for share in nb.prange(shares):
-        _dot_share(out, x, panels, start, share, shares)
+        _dot_share(out, x, panels, start, np.intp(share), shares)
 
 
 @nb.njit(parallel=True, cache=True, nogil=True)
 def _dot_plain(out: Any, x: Any, weight: Any, places: Any, start: Any, shares: Any) -> None:  # pragma: no cover
     for share in nb.prange(shares):
-        _dot_plain_share(out, x, weight, places, start, share, shares)
+        _dot_plain_share(out, x, weight, places, start, np.intp(share), shares)
 
 
 _FROM_PANELS: dict[Kind, Callable[..., None]] = {"fma32": _fma, "bf16dot": _dot}

@@ -13,7 +13,7 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
-from seedtune.kernels import elements
+from seedtune.kernels import elements, processor
 from seedtune.kernels.bits import BITS16
 
 WIDTH = 16
@@ -23,7 +23,7 @@ _WORDS = ir.VectorType(ir.IntType(32), WIDTH)
 _HALVES = ir.VectorType(ir.IntType(16), WIDTH)
 
 
-def _load(builder: Any, address: Any, element: Any) -> Any:
+def load_floats(builder: Any, address: Any, element: Any) -> Any:
     """Sixteen floats from float32 or from the bits of bfloat16 at ``address``."""
     if element != BITS16:
         return builder.load(builder.inttoptr(address, _FLOATS.as_pointer()), align=4)
@@ -38,6 +38,12 @@ def _splat(builder: Any, value: Any) -> Any:
     return builder.shuffle_vector(single, single, ir.Constant(_WORDS, [0] * WIDTH))
 
 
+def fused(builder: Any, x: Any, y: Any, total: Any) -> Any:
+    """x·y + total, rounded once."""
+    kind = ir.FunctionType(_FLOATS, [_FLOATS] * 3)
+    return builder.call(cgutils.get_or_insert_function(builder.module, kind, f"llvm.fma.v{WIDTH}f32"), [x, y, total])
+
+
 def _sum_in_order(blocks: int) -> Any:
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         element = signature.args[0].dtype
@@ -49,7 +55,7 @@ def _sum_in_order(blocks: int) -> Any:
             weight = _splat(builder, builder.load(builder.inttoptr(place, ir.FloatType().as_pointer())))
             address = builder.add(rows, builder.mul(loop.index, stride))
             for block in sums:
-                product = builder.fmul(weight, _load(builder, address, element))
+                product = builder.fmul(weight, load_floats(builder, address, element))
                 builder.store(builder.fadd(builder.load(block), product), block)
                 address = builder.add(address, size)
         _store_floats(builder, sums, out)
@@ -83,14 +89,13 @@ def _sum_heads(blocks: int, heads: int) -> Any:
         with cgutils.for_range(builder, count) as loop:
             address = builder.add(rows, builder.mul(loop.index, stride))
             places = [builder.add(address, ir.Constant(address.type, size * block)) for block in range(blocks)]
-            vectors = [_load(builder, place, element) for place in places]
+            vectors = [load_floats(builder, place, element) for place in places]
             at = builder.add(weights, builder.mul(loop.index, ir.Constant(weights.type, 4)))
             for head, line in enumerate(sums):
                 place = builder.inttoptr(moved(at, weight_step, head), ir.FloatType().as_pointer())
                 weight = _splat(builder, builder.load(place))
                 for block, vector in zip(line, vectors, strict=True):
-                    product = builder.fmul(weight, vector, flags=("fast",))
-                    builder.store(builder.fadd(builder.load(block), product, flags=("fast",)), block)
+                    builder.store(fused(builder, weight, vector, builder.load(block)), block)
         for head, line in enumerate(sums):
             _store_floats(builder, line, moved(out, out_step, head))
         return context.get_dummy_value()
@@ -103,12 +108,15 @@ def _sum_heads(blocks: int, heads: int) -> Any:
     return intrinsic(typing)
 
 
-sum_heads_1 = tuple(_sum_heads(1, heads) for heads in range(1, 5))
-"""out[h][0:16] = Σ_{j < count} weights[h][j]·rows[j][0:16] for 1, 2, 3 and 4 heads h; addresses, and in bytes the steps
-from head to head and from row to row."""
+WIDE = 4 if processor.vector_name() in ("AVX-512", "AVX512-BF16") else 1
+"""Vectors of columns that `sum_heads_wide` sums at a time: for four heads their sums fill half of the registers."""
 
-sum_heads_4 = tuple(_sum_heads(4, heads) for heads in range(1, 5))
-"""As ``sum_heads_1`` over 64 columns."""
+sum_heads_1 = tuple(_sum_heads(1, heads) for heads in range(1, 5))
+"""out[h][0:16] = Σ_{j < count} weights[h][j]·rows[j][0:16] for 1, 2, 3 and 4 heads h, from 0 on one chain of fused
+multiply-adds in the order of rows; addresses, and in bytes the steps from head to head and from row to row."""
+
+sum_heads_wide = sum_heads_1 if WIDE == 1 else tuple(_sum_heads(WIDE, heads) for heads in range(1, 5))
+"""As ``sum_heads_1`` over 16·WIDE columns."""
 
 sum_in_order_1 = intrinsic(_sum_in_order(1))
 """out[0:16] = Σ_{j < count} weights[j]·rows[j][0:16], from 0 in the order of rows, each product and sum rounded on its

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from seedtune.engines.fleet import cluster
+from seedtune.engines.fleet.specs import with_products
 from seedtune.engines.fleet.wire import Known
 from seedtune.settings import FleetSettings
 
@@ -63,9 +64,11 @@ class Crew:
 
         ``run`` names the run that workers are of, where they may outlive this process.
         """
-        told = "".join(f"{kind} {spec.hex()}" for kind, spec in sorted(specs.items()))
+        # Workers that outlived a driver are looked at again when they enrol: by which products they compute included.
+        plain = {kind: with_products(spec, "auto") for kind, spec in specs.items()}
+        told = "".join(f"{kind} {spec.hex()}" for kind, spec in sorted(plain.items()))
         self.run = f"{run} {hashlib.blake2b(told.encode(), digest_size=8).hexdigest()}"
-        self.settings, self.specs, self.needs = settings, specs, needs
+        self.settings, self.specs, self.needs = settings, dict(specs), needs
         self.target = dict(settings.kinds)
         self.hands: dict[str, Hand] = {}
         self.notes: deque[str] = deque(maxlen=NOTES)
@@ -113,6 +116,11 @@ class Crew:
             self.hands[name] = Hand(name, kind, actor, cluster.group_of(full), since=now)
         if self.hands:
             self.note(f"took over {len(self.hands)} workers that were there: {', '.join(self.hands)}")
+
+    def compute_by(self, kind: str, products: str) -> None:
+        """Tell workers of a kind that come from now on by which products those that are there compute."""
+        if products:
+            self.specs[kind] = with_products(self.specs[kind], products)
 
     def lose(self, hand: Hand, why: str, now: float) -> None:
         """A worker is gone, or of no use; another will take its place."""

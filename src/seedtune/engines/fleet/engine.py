@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from seedtune import snapshot
+from seedtune.arithmetic import Entry
 from seedtune.config import Config
 from seedtune.engines.base import Engine, EngineInfo, EngineTimes, Finished, Noise
 from seedtune.engines.fleet import cluster, compact, specs, wire
@@ -64,7 +65,14 @@ class FleetEngine:
                 raise foreman.refused
         assert foreman.info is not None
         kinds = " + ".join(f"{count} × {kind}" for kind, count in settings.kinds.items())
-        return replace(foreman.info, model=self.config.model, device=f"{foreman.info.device}, fleet of {kinds}")
+        device = f"{foreman.info.device}, fleet of {kinds}"
+        return replace(foreman.info, model=self.config.model, device=device, arithmetic=self._arithmetic())
+
+    def _arithmetic(self) -> Entry:
+        """How the workers compute; of several kinds, those that have come by now."""
+        known = self.foreman.agreement.known
+        (first, *others) = self.config.fleet.kinds
+        return {"workers": {kind: dict(known[kind]) for kind in sorted(known)}} if others else known[first]
 
     def _open(self) -> None:
         if self.foreman.crew is not None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from seedtune.engines.base import EngineInfo
 from seedtune.engines.fleet import cluster, wire
+from seedtune.engines.fleet.agreement import Agreement
 from seedtune.engines.fleet.board import Board
 from seedtune.engines.fleet.crew import Crew, Hand
 from seedtune.engines.fleet.dispatch import Dispatcher
@@ -58,6 +59,7 @@ class Foreman:
         self.crew: Crew | None = None
         self.ray = cluster.Cluster(settings)
         self.info: EngineInfo | None = None
+        self.agreement = Agreement()
         self.refused: SeedtuneError | None = None
         """Why a worker could not load, if that is for the user to mend."""
 
@@ -227,6 +229,11 @@ class Foreman:
         hand.enrolled, hand.began = True, reply.position
         if self.info is None:
             self.info = info
+        objection = self.agreement.objection(hand.kind, info.arithmetic)
+        if objection is not None:
+            self._lose(hand, objection, now)
+            return
+        self._crew.compute_by(hand.kind, self.agreement.products(hand.kind))
         mine, its = ((one.base_fingerprint, one.centre) for one in (self.info, info))
         if mine != its:
             told = f"it holds a base model {its[0]} with a centre of {its[1]}, the others {mine[0]} with {mine[1]}"
@@ -238,8 +245,8 @@ class Foreman:
         if by_snapshot:
             hand.plain = True  # once more, from the base model
             return
-        self.refused = error
-        self._lose(hand, str(error), now)
+        self.refused = self.agreement.explained(hand.name, hand.kind, error)
+        self._lose(hand, str(self.refused), now)
 
     # ------------------------------------------------------------------------------------------- losses
 

@@ -38,6 +38,13 @@ def spec_of(config: Config, noise: Noise, kind: str) -> bytes:
     )
 
 
+def with_products(spec: bytes, products: str) -> bytes:
+    """The same for workers that come when it is known by which products all of their kind compute."""
+    told = wire.unpack(spec)
+    told["config"][told["config"]["engine"]]["products"] = products
+    return wire.pack(told)
+
+
 def model_of(config: Config, kind: str) -> str:
     """A folder by its whole path: workers may run elsewhere."""
     folder = Path(config.model).expanduser()

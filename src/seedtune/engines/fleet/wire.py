@@ -304,7 +304,7 @@ def info_from(data: Plain) -> EngineInfo:
     return EngineInfo(**{name: data[name] for name in _INFO}, coverage=coverage)
 
 
-_INFO = ("model", "base_fingerprint", "dtype", "device", "centre")
+_INFO = ("model", "base_fingerprint", "dtype", "device", "centre", "arithmetic", "products")
 
 
 def _of_coverage(one: Coverage) -> tuple[int, int, list[list[str]]]:

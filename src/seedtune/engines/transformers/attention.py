@@ -133,6 +133,7 @@ class SlotAttention:
         q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
         if layer.arrays is not None:
             out = q.new_empty(q.shape[0], q.shape[1], v.shape[2])
+            q, k, v = (x.contiguous() for x in (q, k, v))
             new = bits(k), bits(v)
             kernel.prefill(bits(out), bits(q), new=new, cache=layer.arrays, prompts=now.prompts, how=how)
             return out[None]

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import torch
 
 from seedtune.engines.base import BASE, EngineInfo, EngineTimes, Noise
-from seedtune.engines.transformers import chat, support
+from seedtune.engines.transformers import arithmetic, chat, support
 from seedtune.engines.transformers.anchor import BaseWeights
 from seedtune.engines.transformers.attention import Decode, Prefill, SlotAttention
 from seedtune.engines.transformers.cache import SlotCache, empty_like_cache
@@ -27,7 +27,6 @@ from seedtune.engines.transformers.perturbation import Perturbation, Place, cent
 from seedtune.engines.transformers.settings import TransformersSettings, torch_device, torch_dtype
 from seedtune.engines.transformers.tracing import Trace, trace
 from seedtune.errors import ConfigError, ModelError
-from seedtune.kernels import products
 from seedtune.types import CENTRE, Job, Likelihood, Prompt, Rollout, Sampling, Shift, Term, Update
 from seedtune.weights import Centre
 
@@ -57,6 +56,7 @@ class TransformersEngine:
         self.eos = chat.end_tokens(model, self.tokenizer)
         self.anchor = BaseWeights(self.source, model, self.device)
         self.dtype = torch_dtype(self.settings, model.dtype, self.device)
+        self.arithmetic = arithmetic.resolve(self.settings.products, self.dtype, self.device)
         self._install(model)
         if snapshot is not None:
             self.centre.restore(snapshot)
@@ -67,7 +67,8 @@ class TransformersEngine:
         kept = centre_dtype(self.noise, self.dtype)
         names = (str(d).removeprefix("torch.") for d in (self.dtype, self.device, kept))
         dtype, device, centre = names
-        return EngineInfo(self.source.name, self.anchor.fingerprint, dtype, device, self.perturbation.coverage, centre)
+        coverage, how = self.perturbation.coverage, (self.arithmetic.to_json(), self.arithmetic.line())
+        return EngineInfo(self.source.name, self.anchor.fingerprint, dtype, device, coverage, centre, *how)
 
     def _install(self, model: Any) -> None:
         self.attention = SlotAttention(SlotCache(2, 8))
@@ -103,10 +104,7 @@ class TransformersEngine:
 
     def _form(self) -> ProductForm:
         """How live weights are multiplied; copies of them in another layout are made unless memory is to be saved."""
-        kind: str = self.settings.products
-        if kind == "auto":
-            kind = _kind(self.dtype, self.device)
-        return ProductForm(kind, self.device.type == "cpu" and self.noise.master == "float32")
+        return ProductForm(self.arithmetic.kind, self.device.type == "cpu" and self.noise.master == "float32")
 
     @property
     def centre(self) -> Centre:
@@ -266,14 +264,6 @@ class TransformersEngine:
             self.attention.close()
             del self.model, self.perturbation
             self._loaded = False
-
-
-def _kind(dtype: torch.dtype, device: torch.device) -> str:
-    if device.type != "cpu" or dtype not in (torch.float32, torch.bfloat16):
-        return "library"
-    if products.available("bf16dot", bfloat16=dtype == torch.bfloat16):
-        return "bf16dot"
-    return "fma32" if products.available("fma32", bfloat16=True) else "library"
 
 
 def _cast(model: Any, dtype: torch.dtype) -> Any:

@@ -170,7 +170,7 @@ class LinearGroup:
         """All layers' outputs for ``x`` behind each other."""
         y = self.weight(x)
         if self.state.rows.active:
-            self._add_rows(y.view(-1, y.shape[-1]), x.reshape(-1, x.shape[-1]))
+            self._add_rows(y.view(-1, y.shape[-1]), x.reshape(-1, x.shape[-1]).contiguous())
         return y
 
     def terms(self, count: int) -> Terms:

@@ -24,7 +24,7 @@ class FusedNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise every row of ``x`` (..., n)."""
-        rows = x.reshape(-1, x.shape[-1])
+        rows = x.reshape(-1, x.shape[-1]).contiguous()
         y = torch.empty_like(rows)
         norm.rms_norm(bits(y), bits(rows), self.bits, self.eps)
         return y.view(x.shape)

@@ -188,6 +188,27 @@ def on_cpu() -> bool:
     return bool(current_platform.is_cpu())
 
 
+def device_name() -> str:
+    """The device by what decides its arithmetic, such as "cpu" or "cuda sm_90"."""
+    from vllm.platforms import current_platform
+
+    capability = None if on_cpu() else current_platform.get_device_capability()
+    if capability is None:
+        return str(current_platform.device_type)
+    return f"{current_platform.device_type} sm_{capability.major}{capability.minor}"
+
+
+def library() -> dict[str, Any]:
+    """What computes: vLLM and torch, and on a CPU the instructions and threads, which decide the order of sums."""
+    import torch
+    import vllm
+
+    told: dict[str, Any] = {"name": "vLLM", "version": str(vllm.__version__), "torch": str(torch.__version__)}
+    if on_cpu():
+        told |= {"instructions": torch.backends.cpu.get_cpu_capability(), "threads": torch.get_num_threads()}
+    return told
+
+
 def device_memory() -> int:
     """Bytes of the first GPU's memory, without a context on it in this process."""
     from vllm.platforms import current_platform

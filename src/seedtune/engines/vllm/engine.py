@@ -94,7 +94,13 @@ class VllmEngine:
             self._call("restore", {name: wire.place(stored) for name, stored in places.items()})
         self._running.forget_prefixes()
         names = self.source.name, origin.fingerprint, dtype, self.device
-        return EngineInfo(*names, origin.coverage, self._kept)
+        return EngineInfo(*names, origin.coverage, self._kept, *self._arithmetic())
+
+    def _arithmetic(self) -> tuple[dict[str, Any], str]:
+        """As the ledger holds it, and for people."""
+        library = compat.library() | {"tensor_parallel_size": self.settings.tensor_parallel_size}
+        told = {"products": "library", "attention": "library", "device": compat.device_name(), "library": library}
+        return told, f"library (vLLM {library['version']}, on {told['device']})"
 
     def _attach(self, origin: Origin) -> None:
         about = {

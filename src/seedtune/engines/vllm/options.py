@@ -104,7 +104,7 @@ def arguments(settings: VllmSettings, noise: Noise, origin: Origin, *, location:
     from seedtune.engines.vllm.sampler import Chosen
 
     given = {name: value for name, value in settings.model_dump().items() if value is not None}
-    del given["centre_memory"]
+    del given["centre_memory"], given["products"]
     memory = {} if MEMORY & given.keys() else _memory(settings, origin, noise, dtype=dtype)
     chosen = memory | {"enforce_eager": compat.on_cpu(), "async_scheduling": False} | given
     chosen |= {

@@ -1,0 +1,50 @@
+"""How a run's rewards were computed, as its ledger says it: a mapping that engines fill (`EngineInfo.arithmetic`).
+
+    products   "fma32/1", "bf16dot/1" or "library": the matrix products, and the version of ours
+    attention  "lanes32/1" or "library"
+    device     "cpu", "cuda sm_90"
+    library    where a library takes part: its name, its version, and what decides the order of its sums
+
+A fleet of several kinds of engine has one such mapping for each kind, under "workers".  Weights depend on none of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+Entry = Mapping[str, Any]
+
+
+def kind(entry: Entry) -> str:
+    """The products without their version, as the setting ``products`` names them; "" where nothing is recorded."""
+    return str(entry.get("products", "")).partition("/")[0]
+
+
+def of_engine(entry: Entry, engine: str) -> Entry:
+    """The part for one kind of engine; empty if there is none."""
+    workers: Mapping[str, Entry] | None = entry.get("workers")
+    return entry if workers is None else workers.get(engine, {})
+
+
+def words(entry: Entry) -> str:
+    """All of it on one line, for people."""
+    if "workers" in entry:
+        return "; ".join(f"{name}: {words(one)}" for name, one in sorted(entry["workers"].items()))
+    if not entry:
+        return "not recorded"
+    library = entry.get("library")
+    by = "" if library is None else f", by {_library(library)}"
+    return f"products {entry['products']}, attention {entry['attention']}, {entry['device']}{by}"
+
+
+def _library(library: Entry) -> str:
+    rest = (f"{name} {value}" for name, value in library.items() if name not in ("name", "version"))
+    return " ".join((f"{library['name']} {library['version']}", *(f"({told})" for told in (", ".join(rest),) if told)))
+
+
+def same(one: Entry, other: Entry) -> bool:
+    """Whether both give equal rewards; of several kinds of engine those count that both have."""
+    if "workers" in one and "workers" in other:
+        return all(one["workers"][name] == other["workers"][name] for name in {*one["workers"]} & {*other["workers"]})
+    return one == other

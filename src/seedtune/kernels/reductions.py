@@ -1,0 +1,117 @@
+"""Sums over a row in a fixed number of lanes, so that every processor gives the same bits, as LLVM vectors.
+
+Number i of a row is in sum i % 32; in the end halves are added onto halves.  A vectoriser that is free to reorder a sum
+takes as many lanes as the processor has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from llvmlite import ir
+from numba.core import cgutils, types
+from numba.extending import intrinsic
+
+from seedtune.kernels import elements
+from seedtune.kernels.bits import BITS16
+from seedtune.kernels.simd import WIDTH, fused, load_floats
+
+LANES = 2 * WIDTH
+_ONE, _INDEX = elements.Lanes(0), ir.IntType(32)
+_FLOATS = ir.VectorType(ir.FloatType(), WIDTH)
+_BUFFER = ir.ArrayType(ir.FloatType(), LANES)
+Combine = Callable[[Any, list[Any], Any], Any]
+"""(builder, vectors of the arrays, what there is so far) → what there is now."""
+
+
+def _reduction(arrays: int, combine: Combine, fold: Callable[[Any, Any, Any], Any], first: float) -> Any:
+    """An intrinsic over (an array of the element type, an address for each of ``arrays``, a count); ``first`` pads."""
+
+    def generate(_context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        element = signature.args[0].dtype
+        *addresses, count = arguments[1:]
+        size = 2 if element == BITS16 else 4
+        results = [cgutils.alloca_once_value(builder, ir.Constant(_FLOATS, [first] * WIDTH)) for _ in range(2)]
+        whole = builder.udiv(count, ir.Constant(count.type, LANES))
+        with cgutils.for_range(builder, whole) as loop:
+            start = builder.mul(loop.index, ir.Constant(count.type, LANES * size))
+            for half, result in enumerate(results):
+                step = builder.add(start, ir.Constant(count.type, half * WIDTH * size))
+                vectors = [load_floats(builder, builder.add(at, step), element) for at in addresses]
+                builder.store(combine(builder, vectors, builder.load(result)), result)
+        done = builder.mul(whole, ir.Constant(count.type, LANES))
+        padding = first if arrays == 1 else 0.0
+        rest = [_rest(builder, (at, done, count), element, padding) for at in addresses]
+        for half, result in enumerate(results):
+            vectors = [_half(builder, buffer, half) for buffer in rest]
+            builder.store(combine(builder, vectors, builder.load(result)), result)
+        low, high = (builder.load(result) for result in results)
+        return _folded(builder, fold(builder, low, high), fold)
+
+    def typing(_context: Any, like: Any, *places: Any) -> Any:
+        return types.float32(like, *([types.intp] * (arrays + 1))), generate
+
+    return typing
+
+
+def _rest(builder: Any, span: tuple[Any, Any, Any], element: Any, padding: float) -> Any:
+    """The elements of an array from ``done`` to ``count`` in a buffer of `LANES` floats, filled up with ``padding``."""
+    address, done, count = span
+    buffer = cgutils.alloca_once(builder, _BUFFER)
+    builder.store(ir.Constant(_BUFFER, [padding] * LANES), buffer)
+    size = 2 if element == BITS16 else 4
+    with cgutils.for_range(builder, builder.sub(count, done)) as loop:
+        at = builder.add(address, builder.mul(builder.add(done, loop.index), ir.Constant(count.type, size)))
+        value = builder.load(builder.inttoptr(at, elements.stored(element, _ONE).as_pointer()))
+        target = builder.gep(buffer, [_INDEX(0), builder.trunc(loop.index, _INDEX)])
+        builder.store(elements.widened(builder, value, element, _ONE), target)
+    return buffer
+
+
+def _half(builder: Any, buffer: Any, half: int) -> Any:
+    place = builder.gep(buffer, [_INDEX(0), _INDEX(half * WIDTH)])
+    return builder.load(builder.bitcast(place, _FLOATS.as_pointer()), align=4)
+
+
+def _folded(builder: Any, vector: Any, fold: Any) -> Any:
+    """One number of a vector's lanes: halves onto halves."""
+    width = WIDTH
+    while width > 1:
+        width //= 2
+        masks = (list(range(first, first + width)) for first in (0, width))
+        kind = ir.VectorType(_INDEX, width)
+        low, high = (builder.shuffle_vector(vector, vector, ir.Constant(kind, mask)) for mask in masks)
+        vector = fold(builder, low, high)
+    return builder.extract_element(vector, _INDEX(0))
+
+
+def _sum(builder: Any, x: Any, y: Any) -> Any:
+    return builder.fadd(x, y)
+
+
+def _larger(builder: Any, x: Any, y: Any) -> Any:
+    return builder.select(builder.fcmp_ordered(">", x, y), x, y)
+
+
+_dot = _reduction(2, lambda builder, vectors, total: fused(builder, vectors[0], vectors[1], total), _sum, 0.0)
+_total = _reduction(1, lambda builder, vectors, total: _sum(builder, total, *vectors), _sum, 0.0)
+_top = _reduction(1, lambda builder, vectors, top: _larger(builder, top, *vectors), _larger, float("-inf"))
+
+
+@intrinsic
+def dot_in_lanes(context: Any, like: Any, x: Any, y: Any, count: Any) -> Any:
+    """Σ x_i·y_i over ``count`` elements of the type of ``like`` at two addresses, each added with one rounding."""
+    return _dot(context, like, x, y, count)
+
+
+@intrinsic
+def total_in_lanes(context: Any, like: Any, x: Any, count: Any) -> Any:
+    """Σ x_i over ``count`` elements of the type of ``like`` at an address."""
+    return _total(context, like, x, count)
+
+
+@intrinsic
+def top_in_lanes(context: Any, like: Any, x: Any, count: Any) -> Any:
+    """The largest x_i over ``count`` elements of the type of ``like`` at an address."""
+    return _top(context, like, x, count)

@@ -1,0 +1,117 @@
+"""Going on with a run: by the arithmetic that it was begun with, and with files that agree with its ledger."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from seedtune import arithmetic, files, ledger, monitors, replay
+from seedtune.arithmetic import Entry
+from seedtune.config import Config
+from seedtune.engines.base import Engine, EngineInfo
+from seedtune.errors import ProductsError, RunError, resume_command
+
+log = logging.getLogger("seedtune")
+
+
+def load(
+    root: Path, config: Config, contents: ledger.Contents, *, progress: replay.Progress | None = None
+) -> tuple[Engine, EngineInfo]:
+    """An engine at the end of a run's ledger that computes as the run did, or as the settings say.
+
+    RunError if that cannot be and nothing in the settings says that another arithmetic will do.
+    """
+    recorded = contents.arithmetic()
+    chosen = as_recorded(config, recorded)
+    try:
+        return replay.load(root, chosen, contents, check=_checker(root, config, recorded), progress=progress)
+    except ProductsError as error:
+        if chosen == config:
+            raise
+        raise RunError(
+            f"{root} was computed with {arithmetic.words(recorded)}, which cannot be had here: {error} To go on with "
+            f"another arithmetic, name it: {resume_command(root)} --set {config.kinds[0]}.products=KIND"
+        ) from error
+
+
+def as_recorded(config: Config, recorded: Entry) -> Config:
+    """The settings with the recorded kind of products wherever they say ``auto``."""
+    changes = {}
+    for engine in config.kinds:
+        section, kind = getattr(config, engine), arithmetic.kind(arithmetic.of_engine(recorded, engine))
+        if section.products == "auto" and kind:
+            changes[engine] = {**section.model_dump(), "products": kind}
+    return config.replace(**changes) if changes else config
+
+
+def _checker(root: Path, config: Config, recorded: Entry) -> Callable[[EngineInfo], None]:
+    """What looks at a loaded engine before anything is replayed."""
+    named = [engine for engine in config.kinds if getattr(config, engine).products != "auto"]
+
+    def check(info: EngineInfo) -> None:
+        if recorded and not named and not arithmetic.same(recorded, info.arithmetic):
+            raise _refusal(root, config, recorded, info.arithmetic)
+
+    return check
+
+
+def _refusal(root: Path, config: Config, recorded: Entry, here: Entry) -> RunError:
+    engine = next(name for name in config.kinds if _differs(recorded, here, name))
+    kind = arithmetic.kind(arithmetic.of_engine(here, engine))
+    return RunError(
+        f"{root} was computed with {arithmetic.words(recorded)}; here it would be {arithmetic.words(here)}: rewards "
+        f"could differ from those of a run that never stopped.{_threads(recorded, here)} To go on all the same, "
+        f"which the ledger will say: {resume_command(root)} --set {engine}.products={kind}"
+    )
+
+
+def _differs(recorded: Entry, here: Entry, engine: str) -> bool:
+    return arithmetic.of_engine(recorded, engine) != arithmetic.of_engine(here, engine)
+
+
+def _threads(recorded: Entry, here: Entry) -> str:
+    """The fix where only the number of threads differs."""
+    one, two = recorded.get("library", {}), here.get("library", {})
+    rest = [[part for part in library.items() if part[0] != "threads"] for library in (one, two)]
+    if rest[0] != rest[1] or "threads" not in one:
+        return ""
+    return f" Set OMP_NUM_THREADS={one['threads']} to have as many threads."
+
+
+def note(book: ledger.Ledger, paths: replay.RunPaths, contents: ledger.Contents, info: EngineInfo) -> None:
+    """Have ledger and metrics say it if rewards are computed in another way from here on."""
+    before, now, done = contents.arithmetic(), info.arithmetic, contents.generations
+    if arithmetic.same(before, now):
+        return
+    log.warning(
+        "%s: from generation %d on rewards are computed with %s, before with %s",
+        *(paths.root, done, arithmetic.words(now), arithmetic.words(before)),
+    )
+    book.append_arithmetic(done, now)
+    files.append_lines(paths.metrics, [monitors.products_row(info, done)])
+
+
+def mend(paths: replay.RunPaths, contents: ledger.Contents) -> None:
+    """After a kill: drop what the ledger does not have, and note what only the ledger has."""
+    done = contents.generations
+    metrics = [row for row in files.read_lines(paths.metrics) if row["generation"] <= done]
+    known = {row["generation"] for row in metrics if "reward" in row}
+    metrics += [monitors.restored(r) for r in contents.records if r.plan.generation + 1 not in known]
+    told = {row["generation"] for row in metrics if "products" in row}
+    metrics += [monitors.restored_products(how, g) for g, how in contents.arithmetics.items() if how and g not in told]
+    metrics.sort(key=_place)
+    files.write_lines(paths.metrics, metrics)
+    evaluated = any("eval_reward" in row and row["generation"] == done for row in metrics)
+    last = {"train": done, "test": done if evaluated else done - 1}
+    samples = files.read_lines(paths.samples)
+    files.write_lines(paths.samples, [r for r in samples if r["generation"] <= last[r["split"]]])
+
+
+def _place(row: dict[str, Any]) -> tuple[int, int]:
+    """A generation's own line comes first, then its evaluation; what holds from there on last, at the start first."""
+    generation = row["generation"]
+    if "products" in row:
+        return generation, 2 if generation else -1
+    return generation, int("eval_reward" in row)
