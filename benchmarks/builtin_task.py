@@ -35,8 +35,12 @@ SETTINGS: dict[str, Any] = {
 }
 
 
-def one_run(task: str, seed: int) -> list[tuple[int, float, float]]:
-    """(rollouts, seconds of generations, held-out reward) of every evaluation."""
+Points = list[tuple[int, float, float, float]]
+"""(rollouts, seconds of generations, held-out reward, share of empty held-out answers) of every evaluation."""
+
+
+def one_run(task: str, seed: int) -> Points:
+    """One training run."""
     from quality import Curve
 
     import seedtune.engines.transformers  # noqa: F401 - sets how OpenMP waits, before torch is imported
@@ -51,19 +55,21 @@ def one_run(task: str, seed: int) -> list[tuple[int, float, float]]:
     return curve.points
 
 
-def table(runs: list[list[tuple[int, float, float]]]) -> str:
+def table(runs: list[Points]) -> str:
     """A row an evaluation, a column a seed."""
     names = [f"seed {seed}" for seed in range(len(runs))]
-    lines = [f"| rollouts | {' | '.join(names)} | mean ± std |", "| ---: |" + " ---: |" * (len(runs) + 1)]
+    lines = [f"| rollouts | {' | '.join(names)} | mean ± std | empty answers |"]
+    lines.append("| ---: |" + " ---: |" * (len(runs) + 2))
     for points in zip(*runs, strict=True):
-        values = [reward for _, _, reward in points]
+        values = [reward for _, _, reward, _ in points]
+        empty = statistics.mean(share for *_, share in points)
         spread = statistics.stdev(values) if len(values) > 1 else 0.0
         cells = " | ".join(f"{value:.3f}" for value in values)
-        lines.append(f"| {points[0][0]:,} | {cells} | {statistics.mean(values):.3f} ± {spread:.3f} |")
+        lines.append(f"| {points[0][0]:,} | {cells} | {statistics.mean(values):.3f} ± {spread:.3f} | {empty:.0%} |")
     return "\n".join(lines)
 
 
-def plot(task: str, runs: list[list[tuple[int, float, float]]], path: Path) -> None:
+def plot(task: str, runs: list[Points], path: Path) -> None:
     """Held-out reward against rollouts, a line a seed."""
     import matplotlib as mpl
 
@@ -94,7 +100,7 @@ def main() -> None:
     options = parser.parse_args()
 
     def make(seed: int) -> list[tuple[int, float, float]]:
-        points: list[tuple[int, float, float]] = json.loads(process(str(HERE), "run", options.task, str(seed)))
+        points: Points = json.loads(process(str(HERE), "run", options.task, str(seed)))
         print(f"seed {seed}: {points}", flush=True)
         return points
 

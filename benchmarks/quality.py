@@ -5,7 +5,8 @@
 Both modes get the same σ, α, population, prompts and seeds; only the shape of the noise differs.  ``conciseness``
 trains SmolLM2-135M (bfloat16) to be brief and measures on held-out questions; ``countdown`` trains a 1M Llama (see
 countdown.py) to solve 64 puzzles and measures on the same (on others it gained nothing within 100,000 rollouts).
-Seconds are those of generations, evaluations left out.  Plots need ``pip install matplotlib``.
+Seconds are those of generations, evaluations left out.  The reward of ``conciseness`` sees length alone, so the share
+of empty held-out answers stands beside it.  Plots need ``pip install matplotlib``.
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ import torch
 from seedtune import Config, Trainer
 
 MODES = ("lowrank", "gaussian")
-Point = tuple[int, float, float]
-"""(rollouts so far, seconds so far, reward of the centre)."""
+Point = tuple[int, float, float, float]
+"""(rollouts so far, seconds so far, reward of the centre, share of its held-out answers that are empty)."""
 
 
 class Curve:
@@ -52,7 +53,8 @@ class Curve:
 
     def on_evaluate(self, metrics: dict[str, Any]) -> None:
         """A point of the curve."""
-        self.points.append((self._rollouts, self._seconds, metrics["eval_reward"]))
+        empty = metrics["eval_completions/empty_ratio"]
+        self.points.append((self._rollouts, self._seconds, metrics["eval_reward"], empty))
 
     def on_end(self, *_: Any) -> None:
         """Nothing left to do."""
@@ -95,23 +97,23 @@ def run(study: Study, mode: str, seed: int) -> list[Point]:
         trainer = study.trainer(Config.create({**study.settings, **how}), curve)
         trainer.train()
         trainer.load().close()
-    print(
-        f"{study.title} {mode} seed {seed}: {[(r, round(s, 1), round(v, 3)) for r, s, v in curve.points]}", flush=True
-    )
+    told = [(r, round(s, 1), round(v, 3), f"{empty:.0%} empty") for r, s, v, empty in curve.points]
+    print(f"{study.title} {mode} seed {seed}: {told}", flush=True)
     return curve.points
 
 
 def table(study: Study, curves: dict[str, list[list[Point]]]) -> str:
     """Reward of the centre, mean ± standard deviation over seeds, by rollouts."""
-    lines = ["| rollouts | " + " | ".join(f"{mode} | seconds" for mode in MODES) + " |"]
-    lines.append("| ---: |" + " ---: |" * (2 * len(MODES)))
-    for index, (rollouts, _, _) in enumerate(curves[MODES[0]][0]):
+    lines = ["| rollouts | " + " | ".join(f"{mode} | empty answers | seconds" for mode in MODES) + " |"]
+    lines.append("| ---: |" + " ---: |" * (3 * len(MODES)))
+    for index, (rollouts, *_) in enumerate(curves[MODES[0]][0]):
         cells = []
         for mode in MODES:
             rewards = [points[index][2] for points in curves[mode]]
             spread = statistics.stdev(rewards) if len(rewards) > 1 else 0.0
             seconds = statistics.mean(points[index][1] for points in curves[mode])
-            cells.append(f"{statistics.mean(rewards):.3g} ± {spread:.2g} | {seconds:.0f}")
+            empty = statistics.mean(points[index][3] for points in curves[mode])
+            cells.append(f"{statistics.mean(rewards):.3g} ± {spread:.2g} | {empty:.0%} | {seconds:.0f}")
         lines.append(f"| {rollouts:,} | " + " | ".join(cells) + " |")
     last = {mode: " ".join(f"{points[-1][2]:.3g}" for points in curves[mode]) for mode in MODES}
     ends = "; ".join(f"{mode} {values}" for mode, values in last.items())

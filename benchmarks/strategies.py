@@ -224,6 +224,17 @@ def mean_std(values: list[float]) -> str:
     return f"{statistics.mean(values):.3g} ± {spread:.2g}"
 
 
+SPOILT = "empty or repeating answers at the end"
+
+
+def spoilt(seeds: list[list[list[float]]]) -> str:
+    """Share of the last generation's answers that are empty or repeat themselves, by seed; ? where it is not known.
+
+    A reward on length pays for empty answers, so the two stand side by side.
+    """
+    return " ".join(f"{points[-1][2]:.0%}" if len(points[-1]) > 2 else "?" for points in seeds)
+
+
 def grouped(runs: list[Run], task: str) -> dict[str, list[list[list[float]]]]:
     """Points of every seed by label."""
     found: dict[str, list[list[list[float]]]] = {}
@@ -235,7 +246,8 @@ def grouped(runs: list[Run], task: str) -> dict[str, list[list[list[float]]]]:
 
 def variants_table(runs: list[Run], task: str) -> str:
     """Reward of the centre halfway and at the end, and by seed."""
-    lines = ["| variant | rollouts | halfway | at the end | by seed |", "| --- | ---: | ---: | ---: | --- |"]
+    lines = [f"| variant | rollouts | halfway | at the end | by seed | {SPOILT} |"]
+    lines.append("| --- | ---: | ---: | ---: | --- | --- |")
     curves = grouped(runs, task)
     order = sorted(curves, key=lambda label: -statistics.mean(points[-1][1] for points in curves[label]))
     for label in order:
@@ -243,7 +255,8 @@ def variants_table(runs: list[Run], task: str) -> str:
         half = [min(points, key=lambda p, end=points[-1][0]: abs(p[0] - end / 2))[1] for points in seeds]
         last = [points[-1][1] for points in seeds]
         by_seed = " ".join(f"{value:.3g}" for value in last)
-        lines.append(f"| {label} | {int(seeds[0][-1][0]):,} | {mean_std(half)} | {mean_std(last)} | {by_seed} |")
+        ends = f"{mean_std(half)} | {mean_std(last)} | {by_seed} | {spoilt(seeds)}"
+        lines.append(f"| {label} | {int(seeds[0][-1][0]):,} | {ends} |")
     base = next(iter(curves.values()))[0][0][1]
     return "\n".join([f"## {task}", "", f"Base model {base:.3g}. `{json.dumps(TASKS[task])}`", "", *lines])
 
@@ -264,14 +277,16 @@ def steps_table(runs: list[Run], task: str) -> str:
     target = base + 0.8 * (ends_best[-1][1] - base)
     first = min(reached(points, target) for points in fixed.values())
     lines = [
-        "| step | seeds | rollouts to the target | over first fixed | over best end | at the end | worst seed |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+        "| step | seeds | rollouts to the target | over first fixed | over best end | at the end | worst seed "
+        f"| {SPOILT} |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | --- |",
     ]
     for label, points in means.items():
         there, last = reached(points, target), [seed[-1][1] for seed in curves[label]]
         told = f"{there:,.0f} | {there / first:.2f} | {there / reached(ends_best, target):.2f}"
         told = told if there < math.inf else "not | – | –"
-        lines.append(f"| {label} | {len(last)} | {told} | {mean_std(last)} | {min(last):.3g} |")
+        spread = f"{mean_std(last)} | {min(last):.3g} | {spoilt(curves[label])}"
+        lines.append(f"| {label} | {len(last)} | {told} | {spread} |")
     told = (
         f"Base model {base:.3g}; target {target:.3g}, 80 % of the way to the best end of a fixed step, means of seeds."
     )
@@ -288,12 +303,12 @@ def reached(points: Sequence[tuple[float, float]], target: float) -> float:
 
 def sigmas_table(runs: list[Run], task: str) -> str:
     """Reward of the centre and spoilt answers at the end of every σ."""
-    lines = ["| σ | reward at the end | empty or repeating answers at the end |", "| --- | ---: | ---: |"]
+    lines = [f"| σ | reward at the end | {SPOILT} |", "| --- | ---: | ---: |"]
     curves = grouped(runs, task)
     for label, seeds in curves.items():
         last = [points[-1] for points in seeds]
-        shown = " ".join(f"{share:.0%}" for _, _, share in last)
-        lines.append(f"| {label.removeprefix('σ = ')} | {mean_std([reward for _, reward, _ in last])} | {shown} |")
+        rewards = mean_std([reward for _, reward, *_ in last])
+        lines.append(f"| {label.removeprefix('σ = ')} | {rewards} | {spoilt(seeds)} |")
     base = next(iter(curves.values()))[0][0][1]
     return "\n".join([f"## {task}", "", f"Base model {base:.3g}. `{json.dumps(TASKS[task])}`", "", *lines])
 

@@ -247,6 +247,7 @@ def during_training(
     metrics |= {f"eval_{name}": value for name, value in monitors.function_metrics(first.by_function).items()}
     metrics |= {f"eval_{name}": value for name, value in monitors.failure_metrics(first.failed).items()}
     metrics |= {f"eval_{name}": value for name, value in monitors.completion_metrics(first.rollouts).items()}
+    metrics["eval_completions/empty_ratio"] = float(np.mean([not rollout.text.strip() for rollout in first.rollouts]))
     for task, outcome in zip(watched[1:], outcomes[1:], strict=True):
         found = {name: monitors.mean(column) for name, column in answered(outcome, task).items()}
         metrics |= {f"eval_{task.name}/{name}": value for name, value in found.items()}

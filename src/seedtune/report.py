@@ -6,7 +6,7 @@ import html
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from seedtune import files
+from seedtune import comparison, files
 from seedtune.replay import RunPaths
 
 _STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;
@@ -47,6 +47,7 @@ def render(paths: RunPaths) -> str:
         _headline(evaluations),
         _chart(generations, evaluations),
         _table(generations),
+        _changes(comparison.compare(paths)),
         _held_out(evaluations),
         *(_evaluation(row) for row in files.read_lines(paths.evaluations)),
         _samples(before_and_after(paths)),
@@ -122,6 +123,20 @@ def _table(generations: Sequence[Row]) -> str:
     return f"<h2>Generations</h2><table><tr>{head}</tr>{rows}</table>"
 
 
+def _changes(found: comparison.Comparison | None) -> str:
+    """What training changed, measure by measure, with paired differences."""
+    if found is None:
+        return ""
+    names = ("measure", *(f"generation {one}" for one in found.generations), "difference")
+    head = "".join(f"<th class=n>{name}</th>" for name in names)
+    rows = "".join(
+        f"<tr><td>{change.measure}</td>{''.join(f'<td class=n>{cell}</td>' for cell in change.cells)}</tr>"
+        for change in found.changes
+    )
+    told = f"{found.prompts} held-out prompts; 95 % bootstrap intervals, differences prompt by prompt"
+    return f"<h2>Before and after</h2><p>{told}</p><table><tr>{head}</tr>{rows}</table>"
+
+
 def _held_out(evaluations: Sequence[Row]) -> str:
     """Every evaluation while training, with the other tasks that were watched."""
     names = list(dict.fromkeys(name for row in evaluations for name in row if _shown(name)))
@@ -134,7 +149,16 @@ def _held_out(evaluations: Sequence[Row]) -> str:
 
 
 def _shown(name: str) -> bool:
-    kinds = ("_reward", "accuracy", "/reward", "mean_length", "/length", "clipped_ratio", "repeating_ratio")
+    kinds = (
+        "_reward",
+        "accuracy",
+        "/reward",
+        "mean_length",
+        "/length",
+        "clipped_ratio",
+        "repeating_ratio",
+        "empty_ratio",
+    )
     return name.startswith("eval_") and name.endswith(kinds)
 
 

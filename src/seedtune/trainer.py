@@ -37,9 +37,10 @@ from seedtune.guards import Guards
 from seedtune.intake import Data, Given, GivenReward, drawn, take
 from seedtune.ledger import Ledger, Record
 from seedtune.lineage import Lineage
-from seedtune.measures import during_training, others
+from seedtune.measures import during_training, others, right
 from seedtune.rewards.scorer import Scorer
 from seedtune.strategies.base import Feedback, State, Step, directions, tell
+from seedtune.tasks.base import Task
 from seedtune.tasks.given import scores_itself
 from seedtune.types import CENTRE, Member, Plan
 
@@ -334,7 +335,7 @@ class Trainer:
         if any(done["generation"] == self.generation for done in self._evaluations()):
             return
         metrics, outcome = self._held_out(self.load())
-        files.append_lines(self.paths.samples, _samples(outcome, self.generation, "test"))
+        files.append_lines(self.paths.samples, _samples(outcome, self.task, self.generation, "test"))
         files.append_lines(self.paths.metrics, [metrics])
         self._emit("on_evaluate", metrics)
 
@@ -349,7 +350,7 @@ class Trainer:
     def _show(self, plan: Plan, outcome: Outcome, generation: int) -> None:
         """The centre's answers to a generation's prompts, before the ledger: what it has is never missing."""
         if self.config.evaluate_centre and plan.shift is None:
-            files.append_lines(self.paths.samples, _samples(outcome, generation, "train"))
+            files.append_lines(self.paths.samples, _samples(outcome, self.task, generation, "train"))
 
     # ------------------------------------------------------------------ helpers
 
@@ -373,7 +374,7 @@ class Trainer:
             handler(*arguments)
 
 
-def _samples(outcome: Outcome, generation: int, split: str) -> list[dict[str, Any]]:
+def _samples(outcome: Outcome, task: Task, generation: int, split: str) -> list[dict[str, Any]]:
     """What the centre answered, for ``seedtune samples`` and the report."""
     return [
         {
@@ -384,6 +385,7 @@ def _samples(outcome: Outcome, generation: int, split: str) -> list[dict[str, An
             "sample": rollout.sample,
             "completion": rollout.text,
             "reward": None if np.isnan(reward) else reward,
+            "right": bool(right(task, [reward])[0]) if task.has_accuracy else None,
             "finish": rollout.finish,
         }
         for rollout, reward in outcome.of(CENTRE)

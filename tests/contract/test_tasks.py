@@ -26,9 +26,12 @@ DIGESTS = {
     "instruction_format": "849f1a1f970afa10",
     "multiple_choice": "e6cfbbc0a11c35c1",
     "number_guessing": "da87228319b46a3b",
+    "right_and_brief": "41c6adb28b8b3d5d",
     "toy": "3bdf3b8a17fabc00",
 }
 """Tasks of our own are the same data on every machine and in every version."""
+FIXED = ("conciseness", "number_guessing", "right_and_brief", "toy")
+"""Tasks without settings."""
 MADE = ("arc", "mini_sudoku")
 """Tasks whose data are made by a library: equal where its version is."""
 READ = ("gsm8k", "math")
@@ -88,7 +91,7 @@ def test_ids_are_positions_in_each_split(task):
 
 
 def test_making_it_twice_gives_the_same_data(name, task, files):
-    sizes = {} if name in ("conciseness", "number_guessing", "toy") else {"train_size": 20}
+    sizes = {} if name in FIXED else {"train_size": 20}
     again = tasks.create(name, {**files.get(name, {}), **sizes})
     assert (again.train[:20], again.test) == (task.train[:20], task.test)
     if name in DIGESTS:
@@ -143,7 +146,7 @@ def test_rewards_take_completions_as_text_and_as_messages(task):
 
 # ------------------------------------------------------------------------------ votes
 
-WITHOUT = ("conciseness", "json_schema", "instruction_format", "number_guessing", "toy")
+WITHOUT = ("conciseness", "json_schema", "instruction_format", "number_guessing", "right_and_brief", "toy")
 """Tasks whose answer is the whole text."""
 
 

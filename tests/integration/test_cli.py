@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import resource
 import signal
 from pathlib import Path
@@ -9,7 +10,8 @@ from pathlib import Path
 import pytest
 
 import runs
-from seedtune import replay
+from seedtune import replay, report
+from seedtune.cli import commands
 from seedtune.trainer import Trainer
 
 
@@ -281,7 +283,10 @@ def test_without_a_terminal_training_prints_plain_lines(tmp_path):
     assert sum(line.startswith("generation ") for line in lines) == 5
     assert sum(line.startswith("held out after generation ") for line in lines) == 4
     assert f"run directory {root}" in lines
-    assert lines[-2] == f"done: 5 generations. Report: {root}/report.html"
+    assert f"done: 5 generations. Report: {root}/report.html" in lines
+    size = (root / "ledger.jsonl").stat().st_size
+    assert lines[-2].startswith(f"the fine-tune is {root}/ledger.jsonl, {size:,} bytes: seedtune verify {root} ")
+    assert lines[-1].startswith(f"next: seedtune samples {root}")
     assert not any(ord(character) < 32 for line in lines for character in line)
 
 
@@ -297,7 +302,65 @@ def test_samples_show_answers_as_they_are(command, run):
     code, output, _ = command("samples", run, "--limit", "1")
     assert code == 0
     assert output.count("[/INST] :smile: ") == 2
-    assert "mean reward over all 3 prompts: " in output
+    assert "3 held-out prompts" in output
+
+
+def test_samples_show_figures_before_and_after_with_intervals_and_the_alarms_of_the_end(command, run):
+    paths = replay.RunPaths(run)
+    rows = [row for row in runs.rows(paths.samples) if row["split"] == "test"]
+    last = max(row["generation"] for row in rows)
+    for row in rows:
+        row["right"], row["completion"] = row["generation"] == last, "" if row["generation"] == last else "1.5"
+    paths.samples.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    metrics = runs.rows(paths.metrics)
+    for row in metrics:
+        row["alarms"] = ["all answers are empty"]
+    paths.metrics.write_text("".join(json.dumps(row) + "\n" for row in metrics))
+    code, output, _ = command("samples", run)
+    assert code == 0
+    table = {line.split("│")[1].strip(): line.split("│")[2:5] for line in output.splitlines() if line.count("│") == 5}
+    cells = {name: [cell.strip() for cell in row] for name, row in table.items()}
+    assert cells["right answers"] == [
+        "0.0 % [0.0 %, 0.0 %]",
+        "100.0 % [100.0 %, 100.0 %]",
+        "+100.0 % [+100.0 %, +100.0 %]",
+    ]
+    assert cells["characters"][2] == "-3 [-3, -3]"
+    assert cells["empty answers"][1] == "100.0 % [100.0 %, 100.0 %]"
+    assert output.splitlines()[-2:] == ["alarms in the last generation: 1", "  ! all answers are empty"]
+    assert "<h2>Before and after</h2>" in report.render(paths)
+    assert "+100.0 % [+100.0 %, +100.0 %]" in report.render(paths)
+
+
+def test_what_differs_between_two_answers_is_coloured():
+    text = commands._coloured([("It is ", False), ("blue", True)], "red")
+    assert (text.plain, [(span.start, span.end, str(span.style)) for span in text.spans]) == (
+        "It is blue",
+        [(6, 10, "red")],
+    )
+
+
+POSITIVE = """
+from seedtune.tasks import Reward, Task, examples
+
+
+def above(completions, least, **columns):
+    return [float(float(text) > low) for text, low in zip(completions, least)]
+
+
+def numbers() -> Task:
+    rows = [{"prompt": f"number {i}", "answer": 0.0, "least": (-1e9, 1e9)[i % 2]} for i in range(4)]
+    made = {split: examples(rows, split) for split in ("train", "test")}
+    return Task(name="numbers", **made, rewards=(Reward("above", above),), full_marks=1.0)
+"""
+
+
+def test_recorded_answers_say_whether_they_are_right(tmp_path):
+    (tmp_path / "positive.py").write_text(POSITIVE)
+    trainer = Trainer(runs.toy(tmp_path / "run", generations=1).replace(task=f"{tmp_path}/positive.py:numbers"))
+    trainer.train()
+    rows = runs.rows(trainer.paths.samples)
+    assert {(row["prompt_id"] % 2, row["right"]) for row in rows} == {(0, True), (1, False)}
 
 
 def test_eval_of_a_run_needs_no_settings_and_changes_nothing(command, run):

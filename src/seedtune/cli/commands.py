@@ -7,8 +7,9 @@ from pathlib import Path
 
 import typer
 from rich.table import Table
+from rich.text import Text
 
-from seedtune import monitors, replay, report
+from seedtune import comparison, replay, report
 from seedtune.cli.console import console, error_console
 from seedtune.cli.progress import ProgressLines, ReplayProgress
 from seedtune.errors import ConfigError, RunError, resume_command
@@ -17,6 +18,8 @@ from seedtune.strategies import populations
 from seedtune.trainer import Trainer
 
 DTYPES = ("float32", "bfloat16", "float16")
+MARKS = ("red", "bold green")
+"""What only the answer before has, and what only the answer after has."""
 
 
 def run_training(trainer: Trainer, *, resume: bool) -> None:
@@ -49,6 +52,12 @@ def _say_interrupted(trainer: Trainer) -> None:
 def _say_done(trainer: Trainer, lines: ProgressLines) -> None:
     root = trainer.paths.root
     lines.say(f"done: {trainer.generation} generations. Report: {trainer.paths.report}")
+    say_changes(trainer.paths)
+    size = trainer.paths.ledger.stat().st_size
+    lines.say(
+        f"the fine-tune is {trainer.paths.ledger}, {size:,} bytes: seedtune verify {root} replays it bit for bit, "
+        f"seedtune pack {root} -o FILE ships it"
+    )
     lines.say(f"next: seedtune samples {root}   seedtune export {root} -o MODEL")
 
 
@@ -95,27 +104,47 @@ def say_exported(done: Export, output: Path) -> None:
 
 
 def samples_command(run: Path, limit: int) -> None:
-    """A table of held-out prompts with the answers of the first and the last evaluation."""
+    """What training changed: a table of held-out prompts with both answers, and figures over all of them."""
     replay.run_config(run)
-    pairs = report.before_and_after(replay.RunPaths(run))
+    paths = replay.RunPaths(run)
+    pairs = report.before_and_after(paths)
     if not pairs:
         raise RunError(f"{run} has no held-out answers yet. Let it finish its first evaluation.")
     first, last = pairs[0][0]["generation"], pairs[0][1]["generation"]
-    console().print(f"{run}: held-out answers", soft_wrap=True)
+    console().print(f"{run}: {len(pairs[: limit or None])} of {len(pairs)} held-out answers", soft_wrap=True)
     table = Table(show_lines=True)
     for heading in ("prompt", f"generation {first}", "reward", f"generation {last}", "reward"):
         table.add_column(heading, justify="right" if heading == "reward" else "left", overflow="fold")
     for before, after in pairs[: limit or None]:
-        table.add_row(report.prompt_text(before["prompt"]), *_answer(before), *_answer(after))
+        texts = comparison.marked(str(before["completion"]), str(after["completion"]))
+        cells = [_coloured(spans, style) for spans, style in zip(texts, MARKS, strict=True)]
+        table.add_row(report.prompt_text(before["prompt"]), cells[0], _reward(before), cells[1], _reward(after))
     console().print(table)
-    averages = [
-        monitors.mean([row["reward"] for row in column if row["reward"] is not None])
-        for column in zip(*pairs, strict=True)
-    ]
-    shown = " → ".join("–" if value is None else f"{value:.4g}" for value in averages)
-    console().print(f"mean reward over all {len(pairs)} prompts: {shown}", soft_wrap=True)
+    say_changes(paths)
 
 
-def _answer(row: report.Row) -> tuple[str, str]:
-    reward = "–" if row["reward"] is None else f"{row['reward']:.4g}"
-    return str(row["completion"]), reward
+def say_changes(paths: replay.RunPaths) -> None:
+    """The figures of the first and the last held-out evaluation with intervals, and the alarms at the end."""
+    found = comparison.compare(paths)
+    if found is None:
+        return
+    table = Table()
+    headings = (f"{found.prompts} held-out prompts", *(f"generation {one}" for one in found.generations), "difference")
+    for heading in headings:
+        table.add_column(heading, justify="right" if table.columns else "left")
+    for change in found.changes:
+        table.add_row(change.measure, *change.cells)
+    console().print(table)
+    console().print("means; [low, high]: 95 % bootstrap intervals, differences prompt by prompt", soft_wrap=True)
+    alarms = comparison.last_alarms(paths)
+    console().print(f"alarms in the last generation: {len(alarms) or 'none'}", soft_wrap=True)
+    for alarm in alarms:
+        console().print(f"  ! {alarm}", soft_wrap=True)
+
+
+def _coloured(spans: Sequence[comparison.Span], style: str) -> Text:
+    return Text.assemble(*((piece, style if differs else "") for piece, differs in spans))
+
+
+def _reward(row: report.Row) -> str:
+    return "–" if row["reward"] is None else f"{row['reward']:.4g}"

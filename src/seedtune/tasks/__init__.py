@@ -18,6 +18,7 @@ from seedtune.tasks import (
     mini_sudoku,
     multiple_choice,
     number_guessing,
+    right_and_brief,
     toy,
 )
 from seedtune.tasks.arguments import validated
@@ -38,6 +39,7 @@ TASKS: dict[str, Kind] = {
     "instruction_format": instruction_format.KIND,
     "multiple_choice": multiple_choice.KIND,
     "number_guessing": number_guessing.KIND,
+    "right_and_brief": right_and_brief.KIND,
     "toy": toy.KIND,
 }
 """Every built-in task by name; ``reasoning_gym:NAME`` and ``file.py:function`` are made without a row here."""

@@ -1,4 +1,8 @@
-"""Conciseness: as few characters as the ideal answer has (arXiv 2509.24372, our own questions)."""
+"""Conciseness: as few characters as the ideal answer has (arXiv 2509.24372, our own questions).
+
+The reward is length only and pays for silence: trained on, most answers become empty.  `right_and_brief` wants the
+right answer as well.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +35,7 @@ def _rows(file: str) -> list[dict[str, object]]:
 KIND = Kind(
     build=conciseness,
     settings=NoSettings,
-    what="answer with as few characters as the ideal answer",
+    what="answer with as few characters as the ideal answer (length only: ends in empty answers)",
     reward="−|length − ideal length|, 0 at best",
     sizes=(32, 96),
 )

@@ -1,0 +1,129 @@
+"""What training changed: figures of a run's first and last held-out answers, compared prompt by prompt."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import SequenceMatcher
+from typing import Any
+
+import numpy as np
+
+from seedtune import files, monitors
+from seedtune.estimators import Estimate, bootstrap
+from seedtune.replay import RunPaths
+
+Row = Mapping[str, Any]
+Span = tuple[str, bool]
+"""A piece of an answer, and whether the other answer lacks it."""
+
+SHARES = ("right answers", "empty answers", "cut off at the limit")
+"""Measures that are shares of answers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A measure before and after training, and the paired difference, each with its 95 % interval."""
+
+    measure: str
+    before: Estimate
+    after: Estimate
+    difference: Estimate
+
+    @property
+    def cells(self) -> tuple[str, str, str]:
+        """The three estimates in words."""
+        share = self.measure in SHARES
+        return shown(self.before, share), shown(self.after, share), shown(self.difference, share, signed=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """The two evaluations of a run that lie farthest apart: generations, number of prompts, and every measure."""
+
+    generations: tuple[int, int]
+    prompts: int
+    changes: tuple[Change, ...]
+
+
+def compare(paths: RunPaths) -> Comparison | None:
+    """The first held-out evaluation against the last one, or None if there are not two."""
+    rows = [row for row in files.read_lines(paths.samples) if row.get("split") == "test"]
+    first, last = (limit((row["generation"] for row in rows), default=0) for limit in (min, max))
+    before, after = (_by_prompt(rows, generation) for generation in (first, last))
+    shared = sorted(before.keys() & after.keys())
+    if first == last or not shared:
+        return None
+    names = [name for name in before[shared[0]] if all(name in side[key] for side in (before, after) for key in shared)]
+    pair = [np.array([[side[key][name] for name in names] for key in shared], np.float64) for side in (before, after)]
+    estimates = bootstrap(np.concatenate([*pair, pair[1] - pair[0]], axis=1))
+    count = len(names)
+    changes = [Change(name, *estimates[place::count]) for place, name in enumerate(names)]
+    return Comparison((first, last), len(shared), tuple(changes))
+
+
+def last_alarms(paths: RunPaths) -> list[str]:
+    """The alarms of the last generation."""
+    generations = [row for row in files.read_lines(paths.metrics) if "reward" in row]
+    return list(generations[-1].get("alarms", ())) if generations else []
+
+
+def _by_prompt(rows: Sequence[Row], generation: int) -> dict[int, dict[str, float]]:
+    """Prompt → measure → the mean over the prompt's answers at that generation; NaN where there is none."""
+    groups: dict[int, list[dict[str, float | None]]] = {}
+    for row in rows:
+        if row["generation"] == generation:
+            groups.setdefault(row["prompt_id"], []).append(_measures(row))
+    return {
+        prompt: {name: _mean([one[name] for one in found]) for name in found[0]} for prompt, found in groups.items()
+    }
+
+
+def _measures(row: Row) -> dict[str, float | None]:
+    text = str(row["completion"]).strip()
+    right = {} if row.get("right") is None else {"right answers": float(row["right"])}
+    looks = {"empty answers": float(not text), "cut off at the limit": float(row["finish"] == "length")}
+    return {**right, "reward": row["reward"], "characters": float(len(text)), **looks}
+
+
+def _mean(values: Sequence[float | None]) -> float:
+    found = monitors.mean([value for value in values if value is not None])
+    return float("nan") if found is None else found
+
+
+def shown(estimate: Estimate, share: bool, *, signed: bool = False) -> str:
+    """An estimate with its interval, shares in per cent."""
+    plus = "+" if signed else ""
+
+    def number(value: float) -> str:
+        if share:
+            return f"{100 * value + 0.0:{plus}.1f} %"
+        return f"{value:{plus}.4g}"
+
+    if estimate.value is None:
+        return "–"
+    if estimate.low is None or estimate.high is None:
+        return number(estimate.value)
+    return f"{number(estimate.value)} [{number(estimate.low)}, {number(estimate.high)}]"
+
+
+def marked(before: str, after: str) -> tuple[list[Span], list[Span]]:
+    """Both answers in pieces of whole words; a piece that the other one lacks is marked."""
+    left, right = (re.findall(r"\s*\S+\s*?", text) for text in (before, after))
+    blocks = SequenceMatcher(None, [w.strip() for w in left], [w.strip() for w in right], autojunk=False)
+    codes = blocks.get_opcodes()
+    return (
+        list(_spans(before, left, [(tag, start, end) for tag, start, end, _, _ in codes])),
+        list(_spans(after, right, [(tag, start, end) for tag, _, _, start, end in codes])),
+    )
+
+
+def _spans(text: str, parts: Sequence[str], codes: Sequence[tuple[str, int, int]]) -> Iterator[Span]:
+    """Pieces that make up the whole text; white space at its end is not marked."""
+    for tag, start, end in codes:
+        if start < end:
+            yield "".join(parts[start:end]), tag != "equal"
+    rest = text[sum(map(len, parts)) :]
+    if rest:
+        yield rest, False

@@ -1,0 +1,85 @@
+"""Rewards for an answer that is right, and more for one that is brief as well."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Sequence
+from typing import Any
+
+from seedtune.rewards.length import text_of
+
+RIGHT = 0.4
+"""The reward of an answer that is right and long; a brief one gets 1."""
+
+FREE, LONG = 30, 90
+"""Characters beyond the gold answer: up to FREE an answer is brief, from LONG it is long, linearly in between.
+
+FREE leaves room for a short sentence around the gold answer, so that nothing pays for single words or fragments.
+"""
+
+WRONG = 0.3
+"""The reward of an answer that is brief and wrong; an empty one gets nothing."""
+
+READ = 20_000
+"""Characters of a completion; a longer one is not read and is not right."""
+
+_UNITS = (
+    "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve",
+    "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen",
+)  # fmt: skip
+_TENS = {"twenty": 20, "thirty": 30, "forty": 40, "fifty": 50, "sixty": 60, "seventy": 70, "eighty": 80, "ninety": 90}
+_NUMBERS = {**{name: value for value, name in enumerate(_UNITS)}, **_TENS, "hundred": 100}
+
+_WORD = re.compile(r"(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?![^\W_])|[^\W_]+")
+"""A number with its decimals and thousands, or letters and digits."""
+
+
+def words(text: str) -> list[str]:
+    """The words of a text, without case and punctuation; number words up to a hundred become digits."""
+    found = [_plain(word) for word in _WORD.findall(unicodedata.normalize("NFKC", text).casefold())]
+    made: list[str] = []
+    for word, before in zip(found, ["", *found], strict=False):
+        value = _NUMBERS.get(word)
+        if value is not None and 0 < value < 10 and before in _TENS:
+            made[-1] = str(_TENS[before] + value)
+        elif value == 100 and before in ("a", "one"):
+            made[-1] = "100"
+        else:
+            made.append(word if value is None else str(value))
+    return made
+
+
+def _plain(word: str) -> str:
+    """1,000.0 as 1000: so that the 0 of 18.0 is not a word, and 100.0 is 100."""
+    if not word[0].isdecimal() or not {".", ","} & {*word}:
+        return word
+    whole, _, decimals = word.replace(",", "").partition(".")
+    return f"{whole}.{decimals}" if decimals.strip("0") else whole
+
+
+def says(text: str, answers: Sequence[str]) -> bool:
+    """Whether one of the answers stands in the text, as whole words."""
+    if len(text) > READ:
+        return False
+    held = f" {' '.join(words(text))} "
+    return any(f" {' '.join(words(answer))} " in held for answer in answers)
+
+
+def brevity(text: str, answers: Sequence[str]) -> float:
+    """1 for a brief text, 0 for a long one (see `FREE` and `LONG`)."""
+    extra = len(text.strip()) - max(map(len, answers))
+    return min(1.0, max(0.0, (LONG - extra) / (LONG - FREE)))
+
+
+def marks(text: str, answers: Sequence[str]) -> float:
+    """`RIGHT` to 1 for a right answer, 0 to `WRONG` for a wrong one, more if it is brief; 0 for an empty one."""
+    if not words(text):
+        return 0.0
+    lowest, highest = (RIGHT, 1.0) if says(text, answers) else (0.0, WRONG)
+    return lowest + (highest - lowest) * brevity(text, answers)
+
+
+def right_and_brief(completions: Sequence[Any], answers: Sequence[Sequence[str]], **_: Any) -> list[float]:
+    """`marks` of each completion; the column ``answers`` holds the spellings of the gold answer."""
+    return [marks(text_of(c), wanted) for c, wanted in zip(completions, answers, strict=True)]

@@ -1,0 +1,52 @@
+"""What benchmark pages say beside a reward on length: how many answers are empty; and the demo's page."""
+
+from __future__ import annotations
+
+import json
+
+import runs
+from benches import load
+from seedtune.trainer import Trainer
+
+demo = load("demo")
+strategies = load("strategies")
+
+
+def test_spoilt_answers_stand_by_seed_and_unrecorded_ones_are_said_to_be_unknown():
+    assert strategies.spoilt([[[0, -9.0], [9, -1.0]], [[0, -9.0, 0.0], [9, -1.0, 0.974]]]) == "? 97%"
+
+
+def test_tables_of_studies_have_the_spoilt_share_at_the_end():
+    curve = [[0, -88.0, 0.0], [400, -40.0, 0.1], [800, -9.0, 0.5]]
+    made = [{"task": "conciseness", "label": label, "points": curve} for label in ("fixed, α = 6σ", "adaptive")]
+    for table in (strategies.variants_table, strategies.steps_table, strategies.sigmas_table):
+        lines = table(made, "conciseness").splitlines()
+        (head,) = [line for line in lines if strategies.SPOILT in line]
+        rows = [line for line in lines if line.endswith(" 50% |")]
+        assert len(rows) == 2
+        assert all(row.count("|") == head.count("|") for row in rows)
+
+
+def test_the_demo_page_has_every_figure_of_every_run_and_its_answers(tmp_path):
+    chat = tmp_path / "chat.jsonl"
+    chat.write_text("".join(json.dumps({"prompt": [{"role": "user", "content": f"n {i}|"}]}) + "\n" for i in range(4)))
+    reward = tmp_path / "short.py"
+    reward.write_text("def short(completions):\n    return [-float(len(str(one))) for one in completions]\n")
+    data = {
+        "task": "custom",
+        "train_dataset": str(chat),
+        "eval_dataset": str(chat),
+        "reward_funcs": [f"{reward}:short"],
+    }
+    config = runs.toy(tmp_path / "run", generations=2, seed=7).replace(**data)
+    Trainer(config).train()
+    run = {"label": "a processor", "sets": ["x=1"], **demo.figures(tmp_path / "run")}
+    text = demo.page([run], "Said by hand.")
+    assert "## a processor" in text
+    assert "Said by hand." in text
+    assert "| 7 | empty answers | 0.0 % [0.0 %, 0.0 %] |" in text
+    assert f"{run['rollouts']:,} rollouts" in text
+    assert run["rollouts"] == 2 * 5 * 3
+    assert "alarms in the last generation: " in text
+    assert text.count("| n ") == len(run["answers"]) == 3
+    assert "| n 0\\| | " in text
