@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from seedtune.kernels.bits import load, store
-from seedtune.kernels.caching import njit
+from seedtune.kernels.caching import inner, njit
 from seedtune.kernels.exponential import exp
 from seedtune.kernels.reductions import top_in_lanes, total_in_lanes
 from seedtune.kernels.simd import WIDE, WIDTH, sum_heads_1, sum_heads_wide
@@ -26,7 +26,7 @@ _wide_1, _wide_2, _wide_3, _wide_4 = sum_heads_wide
 _WIDE = WIDE * WIDTH
 
 
-@nb.njit(nogil=True, error_model="numpy")
+@inner(error_model="numpy")
 def _softmax(scores: Any, softcap: Any) -> None:  # pragma: no cover
     one = np.float32(1.0)
     if softcap > 0.0:
@@ -41,7 +41,7 @@ def _softmax(scores: Any, softcap: Any) -> None:  # pragma: no cover
         scores[t] *= share
 
 
-@nb.njit(nogil=True)
+@inner()
 def _narrow(
     heads: Any, like: Any, out: Any, out_step: Any, rows: Any, stride: Any, weights: Any, step: Any, count: Any
 ) -> None:  # pragma: no cover
@@ -56,7 +56,7 @@ def _narrow(
         _narrow_1(like, out, out_step, rows, stride, weights, step, count)
 
 
-@nb.njit(nogil=True)
+@inner()
 def _wide(
     heads: Any, like: Any, out: Any, out_step: Any, rows: Any, stride: Any, weights: Any, step: Any, count: Any
 ) -> None:  # pragma: no cover
@@ -71,7 +71,7 @@ def _wide(
         _wide_1(like, out, out_step, rows, stride, weights, step, count)
 
 
-@nb.njit(nogil=True)
+@inner()
 def _sum_rows(
     heads: Any, like: Any, out: Any, rows: Any, stride: Any, weights: Any, step: Any, count: Any, width: Any
 ) -> None:  # pragma: no cover
@@ -88,7 +88,7 @@ def _sum_rows(
             done += 16
 
 
-@nb.njit(nogil=True)
+@inner()
 def _write(keys: Any, values: Any, k: Any, v: Any, slot: Any, h: Any, now: Any) -> None:  # pragma: no cover
     """The key and value of head ``h`` at position ``now`` of a slot."""
     for d in range(k.shape[1]):
@@ -97,7 +97,7 @@ def _write(keys: Any, values: Any, k: Any, v: Any, slot: Any, h: Any, now: Any) 
         values[slot, h, now, d] = v[h, d]
 
 
-@nb.njit(nogil=True)
+@inner()
 def _attend(
     out: Any, q: Any, keys: Any, values: Any, slot: Any, h: Any, now: Any, how: Any, space: Any
 ) -> None:  # pragma: no cover
@@ -127,7 +127,7 @@ def _attend(
                 out[g + s, d] = store(out, total[s, d])
 
 
-@nb.njit(nogil=True)
+@inner()
 def _space(keys: Any, values: Any) -> Any:  # pragma: no cover
     """Room for four queries, their scores and their sums of values."""
     dim, time = keys.shape[2:]

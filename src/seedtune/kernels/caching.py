@@ -41,12 +41,17 @@ def njit(*, cache: bool = False, **options: Any) -> Callable[[Callable[..., Any]
     """`numba.njit`, with ``cache`` on the disk where there is a folder for it."""
 
     def compiled(function: Callable[..., Any]) -> Any:
-        dispatcher = numba.njit(**options)(function)
+        dispatcher = numba.njit(no_cfunc_wrapper=True, **options)(function)
         if cache and folder() is not None:
             dispatcher._cache = KernelCache(function)
         return dispatcher
 
     return compiled
+
+
+def inner(**options: Any) -> Callable[[Callable[..., Any]], Any]:
+    """`numba.njit` of what only compiled code calls: without the wrappers for Python and C, which take their time."""
+    return numba.njit(nogil=True, no_cpython_wrapper=True, no_cfunc_wrapper=True, **options)
 
 
 @cache

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from seedtune.kernels.bits import load, store
-from seedtune.kernels.caching import njit
+from seedtune.kernels.caching import inner, njit
 from seedtune.kernels.exponential import exp
 
 Array = NDArray[Any]
@@ -18,7 +18,7 @@ PARALLEL_FROM = 1 << 14
 """Elements from which a parallel launch pays."""
 
 
-@nb.njit(nogil=True, error_model="numpy")
+@inner(error_model="numpy")
 def gate_row(out: Any, x: Any) -> None:  # pragma: no cover
     """`silu_gate` of one row, for compiled code."""
     width = out.size

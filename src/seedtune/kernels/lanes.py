@@ -13,25 +13,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from seedtune.kernels.bits import load, store
-from seedtune.kernels.caching import njit
+from seedtune.kernels.caching import inner, njit
 from seedtune.kernels.reductions import dot_in_lanes
 
 Array = NDArray[Any]
 
 
-@nb.njit(nogil=True)
+@inner()
 def _add_scaled(y: Any, a: Any, weight: Any) -> None:  # pragma: no cover
     for j in range(y.size):
         y[j] = store(y, load(y[j]) + weight * load(a[j]))
 
 
-@nb.njit(nogil=True)
+@inner()
 def _add_total(y: Any, total: Any) -> None:  # pragma: no cover
     for j in range(y.size):
         y[j] = store(y, load(y[j]) + total[j])
 
 
-@nb.njit(nogil=True)
+@inner()
 def _add_rank(y: Any, x: Any, a: Any, b: Any, ends: Any, scale: Any) -> None:  # pragma: no cover
     """Terms of several ranks: their sum is rounded once."""
     total = np.zeros(y.size, np.float32)
@@ -44,7 +44,7 @@ def _add_rank(y: Any, x: Any, a: Any, b: Any, ends: Any, scale: Any) -> None:  #
     _add_total(y, total)
 
 
-@nb.njit(nogil=True)
+@inner()
 def add_row(y: Any, x: Any, a: Any, b: Any, ends: Any, scale: Any) -> None:  # pragma: no cover
     """One row's perturbation: y (out,), x (in,), a (r, out), b (parts, r, in); nothing for scale 0."""
     if scale == 0.0:

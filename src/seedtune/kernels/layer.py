@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from seedtune.kernels.bits import load, store
-from seedtune.kernels.caching import njit
+from seedtune.kernels.caching import inner, njit
 from seedtune.kernels.gate import gate_row
 from seedtune.kernels.lanes import add_row
 from seedtune.kernels.norm import norm_row
@@ -24,7 +24,7 @@ Array = NDArray[Any]
 Terms = tuple[Array, Array, Array, Array, Array]
 
 
-@nb.njit(nogil=True)
+@inner()
 def _add_residual(h: Any, before: Any, y: Any) -> None:  # pragma: no cover
     for j in range(h.size):
         h[j] = store(h, load(before[j]) + load(y[j]))

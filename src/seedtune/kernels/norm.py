@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from seedtune.kernels.bits import load, store
-from seedtune.kernels.caching import njit
+from seedtune.kernels.caching import inner, njit
 from seedtune.kernels.reductions import dot_in_lanes
 
 Array = NDArray[Any]
@@ -18,7 +18,7 @@ PARALLEL_FROM = 1 << 15
 """Elements from which a parallel launch pays."""
 
 
-@nb.njit(nogil=True, error_model="numpy")
+@inner(error_model="numpy")
 def norm_row(y: Any, x: Any, weight: Any, eps: Any) -> None:  # pragma: no cover
     """`rms_norm` of one contiguous row, for compiled code."""
     total = dot_in_lanes(x, x.ctypes.data, x.ctypes.data, x.size)

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from seedtune.kernels import processor
-from seedtune.kernels.caching import njit
+from seedtune.kernels.caching import inner, njit
 from seedtune.kernels.tiles import FusedMultiplyAdd, PairDot, Tile, tiles_of, unpack_order
 
 Array = NDArray[Any]
@@ -54,7 +54,7 @@ def tile_of(kind: Kind) -> Tile:
     return FMA if kind == "fma32" else DOT
 
 
-@nb.njit(nogil=True)
+@inner()
 def _fill(panel: Any, weight: Any, places: Any, first: Any) -> None:  # pragma: no cover
     """Lay out a panel, (steps, width), of the rows of ``weight`` (outputs, steps) from ``first`` on; 0 beyond them."""
     steps, width = weight.shape[1], places.size
@@ -87,7 +87,7 @@ def _multiplier(rows: Any, tile: Tile) -> tuple[Any, Any]:
     """Compiled: the share of one thread of a product, from weights in panels and from plain ones."""
     most, width = tile.rows, tile.width
 
-    @nb.njit(nogil=True)
+    @inner()
     def blocks(out, x, panel, start, p, first, last, steps):  # type: ignore[no-untyped-def]
         """Outputs of panel ``p`` for rows ``first`` to ``last``, in even shares: two rows alone keep no unit busy."""
         size, outputs = out.itemsize, out.shape[1]
@@ -121,7 +121,7 @@ def _multiplier(rows: Any, tile: Tile) -> tuple[Any, Any]:
                         out[done + i, width * p + j] = spare[i, j]
             done += rows_now
 
-    @nb.njit(nogil=True)
+    @inner()
     def from_panels(out, x, panels, start, share, shares):  # type: ignore[no-untyped-def]
         count, steps = panels.shape[0], panels.shape[1]
         groups = (out.shape[0] + GROUP - 1) // GROUP
@@ -132,7 +132,7 @@ def _multiplier(rows: Any, tile: Tile) -> tuple[Any, Any]:
                 blocks(out, x, panels[p], start, p, first, last, steps)
             first = last
 
-    @nb.njit(nogil=True)
+    @inner()
     def from_plain(out, x, weight, places, start, share, shares):  # type: ignore[no-untyped-def]
         count = start.size // width
         panel = np.empty((weight.shape[1], width), weight.dtype)

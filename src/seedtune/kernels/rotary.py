@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from seedtune.kernels.bits import load, store
-from seedtune.kernels.caching import njit
+from seedtune.kernels.caching import inner, njit
 
 Array = NDArray[Any]
 
@@ -17,7 +17,7 @@ PARALLEL_FROM = 1 << 15
 """Elements from which a parallel launch pays."""
 
 
-@nb.njit(nogil=True)
+@inner()
 def rotate_row(x: Any, cos: Any, sin: Any, heads: Any) -> None:  # pragma: no cover
     """`rotate` of one token, for compiled code."""
     half = x.shape[1] // 2

@@ -8,13 +8,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import numba as nb
 from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
 from seedtune.kernels import elements
 from seedtune.kernels.bits import BITS16
+from seedtune.kernels.caching import inner
 
 _PREFETCH_READ_L2 = (0, 2, 1)
 _DOT = "llvm.x86.avx512bf16.dpbf16ps.512"
@@ -198,13 +198,13 @@ def tiles_of(code: Any, tile: Tile) -> Any:
     mine, most = _tile(code, tile, tile.rows), tile.rows
     if smaller is None:
 
-        @nb.njit(nogil=True)
+        @inner()
         def only(_count, like, out, os, x, xs, panel, start, steps, ahead):  # type: ignore[no-untyped-def]
             mine(like, out, os, x, xs, panel, start, steps, ahead)
 
         return only
 
-    @nb.njit(nogil=True)
+    @inner()
     def one_of(count, like, out, os, x, xs, panel, start, steps, ahead):  # type: ignore[no-untyped-def]
         if count == most:
             mine(like, out, os, x, xs, panel, start, steps, ahead)
