@@ -22,6 +22,7 @@ SETTINGS = {
     "fingerprint_steps": 1,
     "task": "conciseness",
     "seed": 3,
+    "prompt_truncation": "left",
 }
 
 

@@ -164,7 +164,7 @@ def test_a_prompt_is_shown_as_its_text_or_its_last_user_message():
 
 def sample(generation: int, prompt_id: int, **changes):
     row = {"generation": generation, "split": "test", "prompt_id": prompt_id, "prompt": "<p>"}
-    return {**row, "completion": "<i>&", "reward": None, **changes}
+    return {**row, "completion": "<i>&", "reward": None, "finish": "stop", **changes}
 
 
 @pytest.fixture

@@ -139,7 +139,6 @@ def test_shapes_that_do_not_fit_are_refused() -> None:
 PROGRAM = """
 import hashlib, torch
 from seedtune.kernels import processor, products
-from vectors import AVX2
 from seedtune.engines.transformers.linear import bits
 digest = hashlib.sha256()
 for dtype in (torch.bfloat16, torch.float32):
