@@ -89,10 +89,14 @@ def train(
     seedtune train --model smollm2-135m --train-dataset data.jsonl --reward rewards.py:my_reward --set generations=20
     """
     from seedtune.cli.options import train_config
-    from seedtune.trainer import Trainer
+    from seedtune.cli.warming import compile_beside
 
     given = {"model": model, "train_dataset": train_dataset, "eval_dataset": eval_dataset}
-    trainer = Trainer(train_config(config, given, reward or (), sets or ()))
+    settings = train_config(config, given, reward or (), sets or ())
+    compile_beside(settings)
+    from seedtune.trainer import Trainer
+
+    trainer = Trainer(settings)
     if dry_run:
         _dry_run(trainer)
         return
