@@ -107,7 +107,8 @@ def cold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A machine with two cores, no accelerator and an empty cache."""
     monkeypatch.setattr(caching, "folder", lambda: tmp_path)
     monkeypatch.setattr(warming, "ACCELERATORS", ())
-    monkeypatch.setattr(processors, "fitting", lambda: processors.Fit(2, 2))
+    monkeypatch.setattr(processors, "available", lambda: processors.Fit(2, 2))
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     return tmp_path
 
 
@@ -146,7 +147,10 @@ def test_it_is_not_started_beside_an_accelerator_on_one_core_or_for_a_cache_with
         patch.setattr(warming, "ACCELERATORS", (cold,))
         warming.compile_beside(config())
     with monkeypatch.context() as patch:
-        patch.setattr(processors, "fitting", lambda: processors.Fit(1, 2))
+        patch.setattr(processors, "available", lambda: processors.Fit(1, 2))
+        warming.compile_beside(config())
+    with monkeypatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
         warming.compile_beside(config())
     (cold / "kernel.nbi").write_bytes(b"")
     warming.compile_beside(config())

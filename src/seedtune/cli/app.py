@@ -90,12 +90,11 @@ def train(
     """
     from seedtune.cli.options import train_config
     from seedtune.cli.warming import compile_beside
+    from seedtune.trainer import Trainer
 
     given = {"model": model, "train_dataset": train_dataset, "eval_dataset": eval_dataset}
     settings = train_config(config, given, reward or (), sets or ())
     compile_beside(settings)
-    from seedtune.trainer import Trainer
-
     trainer = Trainer(settings)
     if dry_run:
         _dry_run(trainer)
@@ -111,6 +110,7 @@ def resume(
 ) -> None:
     """Go on with a run after the last complete generation, bit for bit as if it had never stopped."""
     from seedtune import replay
+    from seedtune.cli.warming import compile_beside
     from seedtune.config import Config
     from seedtune.configfile import override
     from seedtune.trainer import Trainer
@@ -119,6 +119,7 @@ def resume(
     config = Config.create(override(config.model_dump(), sets or ()))
     if generations is not None:
         config = config.replace(generations=generations)
+    compile_beside(config)
     _run(Trainer(config), resume=True)
 
 

@@ -43,7 +43,8 @@ def compile_beside(config: Config) -> subprocess.Popen[bytes] | None:
 
 def _worth_it(config: Config) -> bool:
     """A run on this CPU, a core to spare, and a cache that has no kernels yet."""
-    if not on_cpu(config) or config.transformers.dtype == "float16" or processors.fitting().threads < 2:
+    threads = min(processors.available().threads, processors.fitting().threads)
+    if not on_cpu(config) or config.transformers.dtype == "float16" or threads < 2:
         return False
     from seedtune.kernels import caching
 
