@@ -17,9 +17,9 @@ from seedtune.kernels.caching import njit
 from seedtune.trainer import Trainer
 
 
-def signs() -> tuple[SignsOfLife, io.StringIO]:
+def signs(*, terminal: bool = False) -> tuple[SignsOfLife, io.StringIO]:
     file = io.StringIO()
-    return SignsOfLife(Console(file=file, width=200)), file
+    return SignsOfLife(Console(file=file, width=200, force_terminal=terminal)), file
 
 
 def test_something_that_takes_long_is_never_silent_for_more_than_five_seconds():
@@ -35,12 +35,13 @@ def test_something_that_takes_long_is_never_silent_for_more_than_five_seconds():
     assert max(later - earlier for earlier, later in zip([0.0, *said], said, strict=False)) <= 5.0
 
 
-def test_later_there_are_fewer_lines():
-    watch, file = signs()
+@pytest.mark.parametrize(("terminal", "fewest", "most"), [(False, 9, 11), (True, 60, 61)])
+def test_later_there_are_fewer_lines_in_a_log_but_not_on_a_terminal(terminal, fewest, most):
+    watch, file = signs(terminal=terminal)
     with doing("held-out prompts") as whole:
         for second in range(61, 361):
             watch.look(whole.began + second)
-    assert 9 <= file.getvalue().count("\n") <= 11
+    assert fewest <= file.getvalue().count("\n") <= most
 
 
 def test_what_is_short_is_not_said_and_each_new_thing_has_its_own_time():

@@ -10,6 +10,7 @@ from rich.table import Table
 from seedtune import report
 from seedtune.cli.clock import clock
 from seedtune.cli.console import console
+from seedtune.cli.warming import compile_beside
 from seedtune.configfile import load_config
 from seedtune.errors import ConfigError
 from seedtune.plan import Duration, Forecast, plan_config
@@ -40,6 +41,7 @@ def probe_command(config: Path, sigmas: str | None, sizes: tuple[int, int | None
     """Probe a configuration and print the table, samples and the recommendation; exit code 1 if all σ collapsed."""
     members, prompts = sizes
     settings = load_config(config, sets)
+    compile_beside(settings)
     found = probe_config(settings, sigmas=_numbers(sigmas), members=members, prompts=prompts)
     show_probe(found)
     if found.sigma is None:

@@ -89,10 +89,13 @@ def train(
     seedtune train --model smollm2-135m --train-dataset data.jsonl --reward rewards.py:my_reward --set generations=20
     """
     from seedtune.cli.options import train_config
+    from seedtune.cli.warming import compile_beside
     from seedtune.trainer import Trainer
 
     given = {"model": model, "train_dataset": train_dataset, "eval_dataset": eval_dataset}
-    trainer = Trainer(train_config(config, given, reward or (), sets or ()))
+    settings = train_config(config, given, reward or (), sets or ())
+    compile_beside(settings)
+    trainer = Trainer(settings)
     if dry_run:
         _dry_run(trainer)
         return
@@ -107,6 +110,7 @@ def resume(
 ) -> None:
     """Go on with a run after the last complete generation, bit for bit as if it had never stopped."""
     from seedtune import replay
+    from seedtune.cli.warming import compile_beside
     from seedtune.config import Config
     from seedtune.configfile import override
     from seedtune.trainer import Trainer
@@ -115,6 +119,7 @@ def resume(
     config = Config.create(override(config.model_dump(), sets or ()))
     if generations is not None:
         config = config.replace(generations=generations)
+    compile_beside(config)
     _run(Trainer(config), resume=True)
 
 

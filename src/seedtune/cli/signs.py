@@ -15,8 +15,8 @@ from seedtune.cli.clock import clock
 class SignsOfLife:
     """While open, says what the process is busy with: after five seconds, then now and then.
 
-    ``EVERY`` seconds pass between two lines in the first minute of something, ``LATER`` seconds after that, so that
-    the log of a long run stays short.
+    ``EVERY`` seconds pass between two lines.  Where they go to a file, ``LATER`` seconds do after the first minute of
+    something, so that the log of a long run stays short.
     """
 
     EVERY, LATER, MINUTE = 5.0, 30.0, 60.0
@@ -52,7 +52,8 @@ class SignsOfLife:
             return
         if self._whole is not busy[0]:
             self._whole, self._said = busy[0], busy[0].began
-        every = self.EVERY if now - busy[0].began <= self.MINUTE else self.LATER
+        often = self.console.is_terminal or now - busy[0].began <= self.MINUTE
+        every = self.EVERY if often else self.LATER
         if now - self._said >= every - self.PAUSE:
             self._said = now
             self.console.print(line(busy, now), soft_wrap=True)

@@ -1,0 +1,81 @@
+"""Starts `seedtune.kernels.warm` beside a command that is about to load torch and a model."""
+
+from __future__ import annotations
+
+import atexit
+import json
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from seedtune import processors
+from seedtune.config import Config
+
+log = logging.getLogger("seedtune")
+
+ACCELERATORS = (Path("/dev/nvidiactl"), Path("/dev/kfd"))
+"""Files that a driver of accelerators makes: where one is, ``device: auto`` may not be the CPU."""
+
+_START = """
+import json, os, sys
+os.nice(10)
+sys.path[:] = json.loads(sys.argv[1])
+from seedtune.kernels.warm import warm
+warm(*sys.argv[2:])
+"""
+_ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "NUMBA_NUM_THREADS"), "1")
+
+
+def compile_beside(config: Config) -> subprocess.Popen[bytes] | None:
+    """A process that compiles the kernels of a run of this configuration, where that saves time.
+
+    It is never waited for, and killed when this process ends.  A run does not depend on it: whatever goes wrong here
+    is only logged.
+    """
+    try:
+        return _start(config) if _worth_it(config) else None
+    except Exception as error:  # noqa: BLE001 - the named boundary: a run only starts later without it
+        log.info("kernels are not compiled ahead (%s: %s)", type(error).__name__, error)
+        return None
+
+
+def _worth_it(config: Config) -> bool:
+    """A run on this CPU, a core to spare, and a cache that has no kernels yet."""
+    threads = min(processors.available().threads, processors.fitting().threads)
+    if not on_cpu(config) or config.transformers.dtype == "float16" or threads < 2:
+        return False
+    from seedtune.kernels import caching
+
+    folder = caching.folder()
+    return folder is not None and next(folder.glob("*.nbi"), None) is None
+
+
+def on_cpu(config: Config) -> bool:
+    """Whether the engine is known to be transformers on the CPU, before torch could say so."""
+    device = config.transformers.device
+    alone = device == "auto" and not any(file.exists() for file in ACCELERATORS)
+    return config.engine == "transformers" and (device == "cpu" or alone)
+
+
+def _start(config: Config) -> subprocess.Popen[bytes]:
+    """Most checkpoints, and the built-in one, are in bfloat16."""
+    how = config.transformers
+    dtype = "bfloat16" if how.dtype == "auto" else how.dtype
+    words = dtype, config.perturbation, config.master, how.products
+    process = subprocess.Popen(
+        [sys.executable, "-c", _START, json.dumps(sys.path), *words],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+        env={**os.environ, **_ONE_THREAD},
+    )
+    atexit.register(_end, process)
+    return process
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.kill()
+    process.wait()

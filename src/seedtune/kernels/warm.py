@@ -1,0 +1,195 @@
+"""Compiles kernels into the cache on the disk while another process still loads torch and its model.
+
+    python -m seedtune.kernels.warm bfloat16 lowrank
+
+Compiling holds a lock of the process, so a thread could not do it beside other work.  Every kernel is called once on
+a few zeros of the types and layouts that the transformers engine gives it for plain decoder layers.  The last that a
+run needs comes first, so that the two processes meet in the middle; what both compile is the same, and one of them
+saves it at a time.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from seedtune.kernels import attention, cpu, gate, layer, norm, processor, products, rotary
+from seedtune.noise import Address, Stream
+from seedtune.types import Term, Update
+
+Array = NDArray[Any]
+Step = Callable[[], None]
+
+ROWS, HEADS, DIM = 2, 2, 16
+"""One row or one head alone would make a slice contiguous, and that is another layout."""
+
+
+@dataclass(frozen=True, slots=True)
+class Warmer:
+    """Calls kernels as an engine does: ``element`` of live weights, ``centre`` of the centre, setting of products."""
+
+    element: type[np.generic]
+    centre: type[np.generic]
+    products: str = "auto"
+
+    def zeros(self, *shape: int) -> Array:
+        """Activations or live weights."""
+        return np.zeros(shape, self.element)
+
+    def steps(self, perturbation: str) -> Iterator[Step]:
+        """The calls, in the order in which a run comes to need them."""
+        yield from (self.load, self.product, self.norms, self.gate, self.rotate)
+        yield from (self.prefill, self.decode)
+        if perturbation == "lowrank":
+            yield from (self.layer_turn, self.layer_close_and_norm, self.layer_gate, self.layer_close)
+            yield from (self.factors, self.update_lowrank)
+        else:
+            yield from (self.perturb, self.gate_many, self.rotate_many, self.update_full)
+        yield self.fingerprint
+
+    def load(self) -> None:
+        """The fingerprint of a base model in the live weights' precision."""
+        self._mix(self.element)
+
+    def product(self) -> None:
+        """The product that `seedtune.engines.transformers.arithmetic` chooses, if it is one of ours."""
+        kind = product_kind(self.products, bfloat16=self.element == np.uint16)
+        if kind is None:
+            return
+        weight, copied = self.zeros(DIM, DIM), self.centre == np.float32
+        start = products.starts(None, DIM, kind)
+        live = products.pack(weight, kind) if copied else weight
+        products.multiply(self.zeros(ROWS, DIM), self.zeros(ROWS, DIM), live, start, kind=kind)
+
+    def norms(self) -> None:
+        """Few rows, and many."""
+        for rows in (1, norm.PARALLEL_FROM):
+            norm.rms_norm(self.zeros(rows, 1), self.zeros(rows, 1), self.zeros(1), 1e-6)
+
+    def gate(self) -> None:
+        """Few rows, as in the probe of a layer; all of a layer's passes are one later."""
+        gate.silu_gate(self.zeros(1, 1), self.zeros(1, 2))
+
+    def rotate(self) -> None:
+        """Few rows, as in the probe."""
+        rotary.rotate(self.zeros(1, 1, 2), self.zeros(1, 2), self.zeros(1, 2), 1)
+
+    def gate_many(self) -> None:
+        """Many rows, in layers that are not one pass after each product."""
+        rows = gate.PARALLEL_FROM
+        gate.silu_gate(self.zeros(rows, 1), self.zeros(rows, 2))
+
+    def rotate_many(self) -> None:
+        """Many rows, in such layers."""
+        rows = rotary.PARALLEL_FROM // 2
+        rotary.rotate(self.zeros(rows, 1, 2), self.zeros(rows, 2), self.zeros(rows, 2), 1)
+
+    def prefill(self) -> None:
+        """One prompt of one token."""
+        q, k, v = (self.zeros(1, HEADS, DIM) for _ in range(3))
+        prompts = 0, np.zeros(1, np.int64), np.ones(1, np.int64), np.zeros(1, np.int64)
+        attention.prefill(self.zeros(*q.shape), q, new=(k, v), cache=self._cache(), prompts=prompts, how=(1.0, 0, 0.0))
+
+    def decode(self) -> None:
+        """Queries, keys and values that lie behind each other in a product's rows."""
+        self._decode(ROWS)
+
+    def _decode(self, rows: int) -> None:
+        split = self.zeros(rows, 3 * HEADS, DIM)
+        q, k, v = (split[:, first : first + HEADS] for first in range(0, 3 * HEADS, HEADS))
+        lengths, out = np.zeros(rows, np.int32), self.zeros(rows, HEADS, DIM)
+        attention.decode(out, q, new=(k, v), cache=self._cache(), lengths=lengths, scaling=1.0)
+
+    def _cache(self) -> tuple[Array, Array]:
+        return self.zeros(ROWS, HEADS, DIM, 16), self.zeros(ROWS, HEADS, 16, DIM)
+
+    def _terms(self) -> layer.Terms:
+        ends, pairs, scales = np.full(1, DIM, np.int32), np.zeros(ROWS, np.int32), np.zeros(ROWS, np.float32)
+        return self.zeros(1, 1, DIM), self.zeros(1, 1, 1, DIM), ends, pairs, scales
+
+    def _rows(self, count: int) -> list[Array]:
+        return [self.zeros(ROWS, DIM) for _ in range(count)]
+
+    def layer_turn(self) -> None:
+        """What follows the product of queries, keys and values."""
+        y, x, cos, sin = self._rows(4)
+        layer.turn(y, x, self._terms(), angles=(cos, sin), heads=1)
+
+    def layer_close_and_norm(self) -> None:
+        """What follows the product behind attention."""
+        out, h, before, y, x = self._rows(5)
+        layer.close_and_norm(out, (self.zeros(DIM), 1e-6), (h, before), y, x, self._terms())
+
+    def layer_gate(self) -> None:
+        """What follows the products of gate and up."""
+        out, x = self._rows(2)
+        layer.gate(out, self.zeros(ROWS, 2 * DIM), x, self._terms())
+
+    def layer_close(self) -> None:
+        """What follows the last product of a layer."""
+        h, y, x = self._rows(3)
+        layer.close(h, h, y, x, self._terms())
+
+    def factors(self) -> None:
+        """Of one pair, and of many."""
+        for columns in (1, cpu.PARALLEL_FROM):
+            pairs = np.zeros(1, np.uint32)
+            cpu.fill_factors(np.empty((1, columns), np.float32), (0, 0), Stream.FACTOR_B, pairs, pairs)
+
+    def update_lowrank(self) -> None:
+        """Of a small tensor, and of a large one."""
+        for rows in (1, cpu.PARALLEL_FROM):
+            cpu.update_lowrank(np.zeros((rows, 1), self.centre), (0, 0), STEP, rank=1)
+
+    def perturb(self) -> None:
+        """Live weights of the centre and of a member."""
+        for size in (1, cpu.PARALLEL_FROM):
+            for sigma in (0.0, 1.0):
+                cpu.perturb(self.zeros(size), np.zeros(size, self.centre), sigma, Address((0, 0)))
+
+    def update_full(self) -> None:
+        """Of a small tensor, and of a large one."""
+        for size in (1, cpu.PARALLEL_FROM):
+            cpu.update_full(np.zeros(size, self.centre), (0, 0), STEP)
+
+    def fingerprint(self) -> None:
+        """Of the centre."""
+        self._mix(self.centre)
+
+    def _mix(self, element: type[np.generic]) -> None:
+        for size in (1, cpu.PARALLEL_FROM):
+            cpu.fingerprint(np.zeros(size, np.uint16 if element == np.uint16 else np.uint32), (0, 0))
+
+
+STEP = (Update(0, (Term(0, 0, 1.0),)),)
+"""A step along one pair."""
+
+
+def product_kind(wanted: str, *, bfloat16: bool) -> products.Kind | None:
+    """The kind of product that a setting means on this processor; None for the library's."""
+    if wanted == "auto" and bfloat16 and "amx-bf16" in processor.features():
+        return None
+    kinds: tuple[products.Kind, ...] = ("bf16dot", "fma32")
+    can = (kind for kind in kinds if wanted in ("auto", kind) and products.available(kind, bfloat16=bfloat16))
+    return next(can, None)
+
+
+def warm(dtype: str, perturbation: str, master: str = "float32", wanted: str = "auto") -> None:
+    """Compile what an engine needs that is not kept yet, until the process that asked for it is gone."""
+    element: type[np.generic] = np.uint16 if dtype == "bfloat16" else np.float32
+    parent = os.getppid()
+    warmer = Warmer(element, np.float32 if master == "float32" else element, wanted)
+    for step in reversed(list(warmer.steps(perturbation))):
+        if os.getppid() != parent:
+            return
+        step()
+
+
+if __name__ == "__main__":
+    warm(*sys.argv[1:])

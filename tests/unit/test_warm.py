@@ -1,0 +1,180 @@
+"""Kernels compiled ahead, in a process beside a run: those that an engine needs, and never in its way."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import models
+from seedtune import processors
+from seedtune.cli import warming
+from seedtune.config import Config
+from seedtune.engines.transformers.arithmetic import resolve
+from seedtune.kernels import caching, processor, warm
+
+ENGINE = """
+import json, sys
+from numba.core import event
+
+
+class Compiled(event.Listener):
+    names = []
+
+    def on_start(self, begun):
+        self.names.append(begun.data["dispatcher"].py_func.__qualname__ + str(begun.data["args"]))
+
+    def on_end(self, _ended):
+        pass
+
+
+event.register("numba:compile", Compiled())
+import models
+from seedtune.types import Member, Term, Update
+
+folder, dtype, perturbation = sys.argv[1:]
+engine = models.load_engine(folder, dtype=dtype, how={"perturbation": perturbation})
+members = [Member(0, pair, sign) for pair in range(2) for sign in (1, -1)]
+for texts in (("a",), ("some", "prompts", "more")):
+    list(engine.evaluate([models.job(models.text_prompts(*texts), members=members)]))
+engine.apply(Update(0, (Term(0, 0, 1e-3),)))
+engine.fingerprint()
+print(json.dumps(Compiled.names))
+"""
+
+
+def config(**how: Any) -> Config:
+    return Config(model="smollm2-135m", task="conciseness", **how)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("dtype", "perturbation"), [("bfloat16", "lowrank"), ("float32", "gaussian")])
+def test_after_it_an_engine_compiles_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str, perturbation: str
+) -> None:
+    folder = models.save_family("llama", tmp_path / "model", dtype=getattr(torch, dtype))
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "kernels"))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+    ahead = warming._start(config(perturbation=perturbation, transformers={"dtype": dtype}))
+    assert ahead.wait() == 0
+    engine = [sys.executable, "-c", ENGINE, str(folder), dtype, perturbation]
+    done = subprocess.run(engine, check=True, stdout=subprocess.PIPE, text=True)
+    assert json.loads(done.stdout.splitlines()[-1]) == []
+
+
+def test_it_loads_no_torch() -> None:
+    code = "import sys; import seedtune.kernels.warm; print({'torch', 'transformers'} & set(sys.modules))"
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", code], env=env, check=True, stdout=subprocess.PIPE, text=True)
+    assert done.stdout.strip() == "set()"
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("wanted", ["auto", "library", "fma32", "bf16dot"])
+@pytest.mark.parametrize("features", [None, {"avx2", "fma"}, {"amx-bf16", *processor.VECTORS["AVX512-BF16"]}, set()])
+def test_products_are_those_of_the_engine(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, wanted: str, features: set[str] | None
+) -> None:
+    if features is not None:
+        monkeypatch.setattr(processor, "features", lambda: frozenset(features))
+    found = warm.product_kind(wanted, bfloat16=dtype == torch.bfloat16)
+    if found is not None or wanted in ("auto", "library"):
+        assert (found or "library") == resolve(wanted, dtype, torch.device("cpu")).kind
+
+
+def test_it_stops_when_the_process_that_asked_for_it_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    parents, done = iter([7, 7, 7, 1]), []
+
+    def steps(_self: warm.Warmer, perturbation: str) -> Iterator[Callable[[], None]]:
+        for number in range(5):
+            yield lambda number=number: done.append((perturbation, number))
+
+    monkeypatch.setattr(warm.Warmer, "steps", steps)
+    monkeypatch.setattr(os, "getppid", lambda: next(parents))
+    warm.warm("bfloat16", "lowrank")
+    assert done == [("lowrank", 4), ("lowrank", 3)]
+
+
+@pytest.fixture
+def cold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A machine with two cores, no accelerator and an empty cache."""
+    monkeypatch.setattr(caching, "folder", lambda: tmp_path)
+    monkeypatch.setattr(warming, "ACCELERATORS", ())
+    monkeypatch.setattr(processors, "available", lambda: processors.Fit(2, 2))
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    return tmp_path
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[Config]:
+    seen: list[Config] = []
+    monkeypatch.setattr(warming, "_start", seen.append)
+    return seen
+
+
+@pytest.mark.parametrize("settings", [{}, {"device": "cpu"}, {"dtype": "float32"}])
+def test_it_is_started_for_a_cold_cache(cold: Path, started: list[Config], settings: dict[str, str]) -> None:
+    warming.compile_beside(config(transformers=settings))
+    assert len(started) == 1
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"engine": "toy"},
+        {"transformers": {"device": "cuda"}},
+        {"transformers": {"dtype": "float16"}},
+    ],
+)
+def test_it_is_not_started_for_what_needs_other_kernels(
+    cold: Path, started: list[Config], settings: dict[str, Any]
+) -> None:
+    warming.compile_beside(config(**settings))
+    assert started == []
+
+
+def test_it_is_not_started_beside_an_accelerator_on_one_core_or_for_a_cache_with_kernels(
+    cold: Path, started: list[Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(warming, "ACCELERATORS", (cold,))
+        warming.compile_beside(config())
+    with monkeypatch.context() as patch:
+        patch.setattr(processors, "available", lambda: processors.Fit(1, 2))
+        warming.compile_beside(config())
+    with monkeypatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        warming.compile_beside(config())
+    (cold / "kernel.nbi").write_bytes(b"")
+    warming.compile_beside(config())
+    assert started == []
+
+
+def test_a_failure_is_only_logged(
+    cold: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(sys, "executable", str(cold / "missing"))
+    with caplog.at_level("INFO", "seedtune"):
+        assert warming.compile_beside(config()) is None
+    assert "kernels are not compiled ahead (FileNotFoundError" in caplog.text
+
+
+def test_it_is_a_process_of_its_own_that_ends_with_this_one(cold: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ends: list[Callable[[], None]] = []
+    monkeypatch.setattr(warming.atexit, "register", lambda end, process: ends.append(lambda: end(process)))
+    monkeypatch.setattr(warming, "_START", "import time; time.sleep(600)")
+    process = warming.compile_beside(config())
+    assert process is not None
+    try:
+        assert os.getsid(process.pid) == process.pid
+        assert process.poll() is None
+    finally:
+        ends[0]()
+    assert process.poll() == -9
