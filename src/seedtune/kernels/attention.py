@@ -136,13 +136,16 @@ def _space(keys: Any, values: Any) -> Any:  # pragma: no cover
 
 @njit(parallel=True, cache=True, nogil=True)
 def _decode(
-    out: Any, q: Any, k: Any, v: Any, keys: Any, values: Any, lengths: Any, how: Any
+    out: Any, q: Any, k: Any, v: Any, keys: Any, values: Any, lengths: Any, how: Any, shares: Any
 ) -> None:  # pragma: no cover
     kv_heads = keys.shape[1]
-    for task in nb.prange(q.shape[0] * kv_heads):
-        i, h = np.intp(task) // kv_heads, np.intp(task) % kv_heads
-        _write(keys, values, k[i], v[i], i, h, lengths[i])
-        _attend(out[i], q[i], keys, values, i, h, lengths[i], how, _space(keys, values))
+    tasks = q.shape[0] * kv_heads
+    for share in nb.prange(shares):
+        space = _space(keys, values)
+        for task in range(tasks * np.intp(share) // shares, tasks * (np.intp(share) + 1) // shares):
+            i, h = task // kv_heads, task % kv_heads
+            _write(keys, values, k[i], v[i], i, h, lengths[i])
+            _attend(out[i], q[i], keys, values, i, h, lengths[i], how, space)
 
 
 @njit(parallel=True, cache=True, nogil=True)
@@ -191,7 +194,8 @@ def decode(
     """
     k, v = new
     keys, values = cache
-    _decode(out, q, k, v, keys, values, lengths, (np.float32(scaling), window, np.float32(softcap)))
+    shares = nb.get_num_threads()
+    _decode(out, q, k, v, keys, values, lengths, (np.float32(scaling), window, np.float32(softcap)), shares)
 
 
 def prefill(
