@@ -46,11 +46,9 @@ class Warmer:
         """The calls, in the order in which a run comes to need them."""
         yield from (self.load, self.product, self.norms, self.gate, self.rotate)
         yield from (self.prefill, self.decode)
-        if perturbation == "lowrank":
-            yield from (self.layer_turn, self.layer_close_and_norm, self.layer_gate, self.layer_close)
-            yield from (self.factors, self.update_lowrank)
-        else:
-            yield from (self.perturb, self.gate_many, self.rotate_many, self.update_full)
+        yield from (self.layer_turn, self.layer_close_and_norm, self.layer_gate, self.layer_close)
+        own = (self.factors, self.update_lowrank) if perturbation == "lowrank" else (self.perturb, self.update_full)
+        yield from own
         yield self.fingerprint
 
     def load(self) -> None:
@@ -79,16 +77,6 @@ class Warmer:
     def rotate(self) -> None:
         """Few rows, as in the probe."""
         rotary.rotate(self.zeros(1, 1, 2), self.zeros(1, 2), self.zeros(1, 2), 1)
-
-    def gate_many(self) -> None:
-        """Many rows, in layers that are not one pass after each product."""
-        rows = gate.PARALLEL_FROM
-        gate.silu_gate(self.zeros(rows, 1), self.zeros(rows, 2))
-
-    def rotate_many(self) -> None:
-        """Many rows, in such layers."""
-        rows = rotary.PARALLEL_FROM // 2
-        rotary.rotate(self.zeros(rows, 1, 2), self.zeros(rows, 2), self.zeros(rows, 2), 1)
 
     def prefill(self) -> None:
         """One prompt of one token."""
