@@ -45,7 +45,9 @@ def test_a_faster_library_is_named_with_its_setting(
     monkeypatch.setattr(product_speed, "_seconds", lambda live, x: slow[live.form.kind])
     with caplog.at_level(logging.WARNING, "seedtune"):
         assert product_speed.measured(FMA, [(64, 32)], torch.float32) is not None
-        product_speed.measured(FMA, [(64, 32)], torch.float32)
+        assert caplog.messages == []
+        assert product_speed.measured(FMA, [(512, 256)], torch.float32) is not None
+        product_speed.measured(FMA, [(512, 256)], torch.float32)
     assert [("transformers.products=library" in text) for text in caplog.messages] == [True] * warned
 
 

@@ -55,7 +55,7 @@ def config(**how: Any) -> Config:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("dtype", "perturbation"), [("bfloat16", "lowrank"), ("float32", "gaussian")])
+@pytest.mark.parametrize(("dtype", "perturbation"), [("bfloat16", "lowrank"), ("float32", "lowrank")])
 def test_after_it_an_engine_compiles_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str, perturbation: str
 ) -> None:
@@ -107,7 +107,7 @@ def cold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A machine with two cores, no accelerator and an empty cache."""
     monkeypatch.setattr(caching, "folder", lambda: tmp_path)
     monkeypatch.setattr(warming, "ACCELERATORS", ())
-    monkeypatch.setattr(processors, "available", lambda: processors.Fit(2, 2))
+    monkeypatch.setattr(processors, "available", lambda *_: processors.Fit(2, 2))
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     return tmp_path
 

@@ -44,7 +44,8 @@ def compile_beside(config: Config) -> subprocess.Popen[bytes] | None:
 def _worth_it(config: Config) -> bool:
     """A run on this CPU, a core to spare, and a cache that has no kernels yet."""
     threads = min(processors.available().threads, processors.fitting().threads)
-    if not on_cpu(config) or config.transformers.dtype == "float16" or threads < 2:
+    plain = config.perturbation == "lowrank" and config.transformers.dtype != "float16"
+    if not plain or not on_cpu(config) or threads < 2:
         return False
     from seedtune.kernels import caching
 

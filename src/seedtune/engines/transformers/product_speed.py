@@ -27,6 +27,8 @@ MOST_OUTPUTS, MOST_INPUTS = 1024, 4096
 """Of larger weights a part is multiplied."""
 WORTH = 1.3
 """From this ratio of speeds on another product is worth a warning."""
+LARGE = 1 << 16
+"""Elements of a weight from which that is said: of smaller ones calling takes as long as multiplying."""
 
 
 def measured(form: ProductForm, shapes: Sequence[Shape], dtype: torch.dtype) -> float | None:
@@ -45,7 +47,7 @@ def _measured(form: ProductForm, shapes: tuple[Shape, ...], dtype: torch.dtype) 
     if seconds is None:
         return None
     own, other = seconds[0], seconds[-1]
-    if sum(own) > WORTH * sum(other):
+    if sum(own) > WORTH * sum(other) and max(outputs * inputs for outputs, inputs in shapes) >= LARGE:
         log.warning(
             "products: torch's own took %.2f times less than %s on this processor; transformers.products=library uses "
             "it (another arithmetic: a run keeps the one it began with)",
