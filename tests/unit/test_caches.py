@@ -1,4 +1,4 @@
-"""What is kept on the disk: in a folder that can be written, that nobody else can, fresh, and never needed."""
+"""What is kept on the disk: in a folder that only this user can write, fresh, and never needed."""
 
 from __future__ import annotations
 

@@ -39,8 +39,8 @@ event.register("numba:compile", Compiled())
 import models
 from seedtune.types import Member, Term, Update
 
-folder, dtype, perturbation = sys.argv[1:]
-engine = models.load_engine(folder, dtype=dtype, how={"perturbation": perturbation})
+folder, dtype = sys.argv[1:]
+engine = models.load_engine(folder, dtype=dtype)
 members = [Member(0, pair, sign) for pair in range(2) for sign in (1, -1)]
 for texts in (("a",), ("some", "prompts", "more")):
     list(engine.evaluate([models.job(models.text_prompts(*texts), members=members)]))
@@ -55,16 +55,14 @@ def config(**how: Any) -> Config:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("dtype", "perturbation"), [("bfloat16", "lowrank"), ("float32", "lowrank")])
-def test_after_it_an_engine_compiles_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str, perturbation: str
-) -> None:
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_after_it_an_engine_compiles_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str) -> None:
     folder = models.save_family("llama", tmp_path / "model", dtype=getattr(torch, dtype))
     monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "kernels"))
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
-    ahead = warming._start(config(perturbation=perturbation, transformers={"dtype": dtype}))
+    ahead = warming._start(config(transformers={"dtype": dtype}))
     assert ahead.wait() == 0
-    engine = [sys.executable, "-c", ENGINE, str(folder), dtype, perturbation]
+    engine = [sys.executable, "-c", ENGINE, str(folder), dtype]
     done = subprocess.run(engine, check=True, stdout=subprocess.PIPE, text=True)
     assert json.loads(done.stdout.splitlines()[-1]) == []
 
@@ -92,14 +90,14 @@ def test_products_are_those_of_the_engine(
 def test_it_stops_when_the_process_that_asked_for_it_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
     parents, done = iter([7, 7, 7, 1]), []
 
-    def steps(_self: warm.Warmer, perturbation: str) -> Iterator[Callable[[], None]]:
+    def steps(_self: warm.Warmer) -> Iterator[Callable[[], None]]:
         for number in range(5):
-            yield lambda number=number: done.append((perturbation, number))
+            yield lambda number=number: done.append(number)
 
     monkeypatch.setattr(warm.Warmer, "steps", steps)
     monkeypatch.setattr(os, "getppid", lambda: next(parents))
-    warm.warm("bfloat16", "lowrank")
-    assert done == [("lowrank", 4), ("lowrank", 3)]
+    warm.warm("bfloat16")
+    assert done == [4, 3]
 
 
 @pytest.fixture

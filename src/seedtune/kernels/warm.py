@@ -1,11 +1,11 @@
 """Compiles kernels into the cache on the disk while another process still loads torch and its model.
 
-    python -m seedtune.kernels.warm bfloat16 lowrank
+    python -m seedtune.kernels.warm bfloat16
 
 Compiling holds a lock of the process, so a thread could not do it beside other work.  Every kernel is called once on
-a few zeros of the types and layouts that the transformers engine gives it for plain decoder layers.  The last that a
-run needs comes first, so that the two processes meet in the middle; what both compile is the same, and one of them
-saves it at a time.
+a few zeros of the types and layouts that the transformers engine gives it for plain decoder layers of ``lowrank``
+runs.  The last that a run needs comes first, so that the two processes meet in the middle; what both compile is the
+same, and one of them saves it at a time.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from seedtune.kernels import attention, cpu, gate, layer, norm, processor, products, rotary
-from seedtune.noise import Address, Stream
+from seedtune.noise import Stream
 from seedtune.types import Term, Update
 
 Array = NDArray[Any]
@@ -42,14 +42,12 @@ class Warmer:
         """Activations or live weights."""
         return np.zeros(shape, self.element)
 
-    def steps(self, perturbation: str) -> Iterator[Step]:
+    def steps(self) -> Iterator[Step]:
         """The calls, in the order in which a run comes to need them."""
         yield from (self.load, self.product, self.norms, self.gate, self.rotate)
         yield from (self.prefill, self.decode)
         yield from (self.layer_turn, self.layer_close_and_norm, self.layer_gate, self.layer_close)
-        own = (self.factors, self.update_lowrank) if perturbation == "lowrank" else (self.perturb, self.update_full)
-        yield from own
-        yield self.fingerprint
+        yield from (self.factors, self.update_lowrank, self.fingerprint)
 
     def load(self) -> None:
         """The fingerprint of a base model in the live weights' precision."""
@@ -135,17 +133,6 @@ class Warmer:
         for rows in (1, cpu.PARALLEL_FROM):
             cpu.update_lowrank(np.zeros((rows, 1), self.centre), (0, 0), STEP, rank=1)
 
-    def perturb(self) -> None:
-        """Live weights of the centre and of a member."""
-        for size in (1, cpu.PARALLEL_FROM):
-            for sigma in (0.0, 1.0):
-                cpu.perturb(self.zeros(size), np.zeros(size, self.centre), sigma, Address((0, 0)))
-
-    def update_full(self) -> None:
-        """Of a small tensor, and of a large one."""
-        for size in (1, cpu.PARALLEL_FROM):
-            cpu.update_full(np.zeros(size, self.centre), (0, 0), STEP)
-
     def fingerprint(self) -> None:
         """Of the centre."""
         self._mix(self.centre)
@@ -168,12 +155,15 @@ def product_kind(wanted: str, *, bfloat16: bool) -> products.Kind | None:
     return next(can, None)
 
 
-def warm(dtype: str, perturbation: str, master: str = "float32", wanted: str = "auto") -> None:
-    """Compile what an engine needs that is not kept yet, until the process that asked for it is gone."""
+def warm(dtype: str, master: str = "float32", wanted: str = "auto") -> None:
+    """Compile what a low-rank run needs that is not kept yet, until the process that asked for it is gone.
+
+    ``dtype`` is "bfloat16" or "float32", ``master`` as in the configuration, ``wanted`` the setting ``products``.
+    """
     element: type[np.generic] = np.uint16 if dtype == "bfloat16" else np.float32
     parent = os.getppid()
     warmer = Warmer(element, np.float32 if master == "float32" else element, wanted)
-    for step in reversed(list(warmer.steps(perturbation))):
+    for step in reversed(list(warmer.steps())):
         if os.getppid() != parent:
             return
         step()

@@ -34,7 +34,7 @@ LIMITS = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "MKL_
 
 
 @dataclass(frozen=True, slots=True)
-class Arithmetic:
+class ForwardArithmetic:
     """What decides the bits of a forward pass, besides weights and prompts."""
 
     products: str
@@ -68,7 +68,7 @@ def available(dtype: torch.dtype, device: torch.device) -> tuple[str, ...]:
     return ("library", *ours) if tiles else (*ours, "library")
 
 
-def resolve(wanted: str, dtype: torch.dtype, device: torch.device) -> Arithmetic:
+def resolve(wanted: str, dtype: torch.dtype, device: torch.device) -> ForwardArithmetic:
     """What a setting means here; ProductsError says why a kind cannot be had, and what can."""
     can = available(dtype, device)
     kind = can[0] if wanted == "auto" else wanted
@@ -79,7 +79,7 @@ def resolve(wanted: str, dtype: torch.dtype, device: torch.device) -> Arithmetic
         )
     compiled = device.type == "cpu" and dtype in (torch.float32, torch.bfloat16)
     library = library_of(device) if kind == "library" else None
-    return Arithmetic(VERSIONS[kind], ATTENTION if compiled else "library", device_name(device), library)
+    return ForwardArithmetic(VERSIONS[kind], ATTENTION if compiled else "library", device_name(device), library)
 
 
 def _no_dot(dtype: torch.dtype, device: torch.device) -> str | None:
