@@ -25,7 +25,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from seedtune import comparison, configfile, files, replay
+from seedtune import comparison, files, replay
+from seedtune.config import yaml_file
 from seedtune.kernels import processor
 
 CONFIG = Path(__file__).parents[1] / "examples" / "right-and-brief.yaml"
@@ -73,7 +74,7 @@ def figures(root: Path) -> dict[str, Any]:
 def page(runs: list[dict[str, Any]], said: str) -> str:
     """A table a processor, and the first answers of every run."""
     lines = ["# The demo, by seed", "", "`python benchmarks/demo.py`; the settings were chosen on training questions."]
-    lines += ["", f"`{json.dumps(configfile.read_settings(CONFIG))}`", "", *([said, ""] if said else [])]
+    lines += ["", f"`{json.dumps(yaml_file.read_settings(CONFIG))}`", "", *([said, ""] if said else [])]
     for label in dict.fromkeys(run["label"] for run in runs):
         mine = sorted((run for run in runs if run["label"] == label), key=lambda run: run["seed"])
         lines += [f"## {label}", "", *_table(mine), "", *_ends(mine), ""]

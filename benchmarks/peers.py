@@ -107,8 +107,8 @@ def _vllm() -> Any:
     """vLLM with the plain model, after a first batch; None where it is not installed."""
     if importlib.util.find_spec("vllm") is None:
         return None
+    from seedtune.config.sections import VllmSettings
     from seedtune.engines.vllm.engine import VllmEngine
-    from seedtune.settings import VllmSettings
 
     engine = VllmEngine(MODEL, noise=Noise(0, perturbation="gaussian"), settings=VllmSettings())
     engine.load()

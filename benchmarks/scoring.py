@@ -19,7 +19,7 @@ from pathlib import Path
 
 import judged
 
-from seedtune.config import Config
+from seedtune.config.config import Config
 from seedtune.evaluator import Evaluator
 from seedtune.rewards.length import length_error
 from seedtune.tasks.base import Reward, Task

@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 
 from seedtune import engines
-from seedtune.config import Config
+from seedtune.config.config import Config
+from seedtune.config.sections import FleetSettings
 from seedtune.engines.fleet import crew as crews
 from seedtune.engines.fleet.cluster import Cluster
 from seedtune.engines.fleet.crew import Crew, Hand
 from seedtune.engines.fleet.engine import FleetEngine
 from seedtune.engines.fleet.worker import Worker
-from seedtune.settings import FleetSettings
 from waiting import wait_until
 
 Fault = Callable[[Hand, bytes, int], bytes | Exception | None]

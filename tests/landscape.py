@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from seedtune import strategies
-from seedtune.config import Config
+from seedtune.config.config import Config
 from seedtune.ledger import Record
 from seedtune.lineage import Lineage
 from seedtune.shaping import member_rewards

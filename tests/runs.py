@@ -13,7 +13,7 @@ from typing import Any
 
 import seedtune
 from seedtune import elsewhere, ledger, replay, sealing
-from seedtune.config import Config
+from seedtune.config.config import Config
 from waiting import BOUND
 
 SOURCE = Path(seedtune.__file__).parents[1]

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import runs
-from seedtune.config import Config
+from seedtune.config.config import Config
 from seedtune.engines.base import Finished, Noise
 from seedtune.engines.toy import ToyEngine
 from seedtune.types import Job, Rollout

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 
-from seedtune.config import Config
+from seedtune.config.config import Config
 from seedtune.environments.own import environment_reward
 from seedtune.evaluator import Evaluator, Outcome
 from seedtune.tasks.base import Reward, Task

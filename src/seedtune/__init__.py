@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from seedtune.config import Config
+    from seedtune.config.config import Config
     from seedtune.diff import diff_runs
     from seedtune.errors import SeedtuneError
     from seedtune.evaluation import Evaluation, evaluate
@@ -44,7 +44,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Config": "seedtune.config",
+    "Config": "seedtune.config.config",
     "Asking": "seedtune.measures",
     "Evaluation": "seedtune.evaluation",
     "evaluate": "seedtune.evaluation",

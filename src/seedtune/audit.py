@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from seedtune import ledger, strategies
-from seedtune.config import Config
+from seedtune.config.config import Config
 from seedtune.errors import LedgerError
 from seedtune.ledger import Record
 from seedtune.shaping import standardise

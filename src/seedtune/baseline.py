@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from seedtune import monitors
-from seedtune.config import Config
+from seedtune.config.config import Config
 from seedtune.engines.base import Engine
 from seedtune.errors import ConfigError
 from seedtune.measures import PLAIN, Asking, Measures, estimated, measure

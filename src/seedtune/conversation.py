@@ -15,7 +15,7 @@ from functools import partial
 from itertools import product
 from typing import Any
 
-from seedtune.config import Config
+from seedtune.config.config import Config
 from seedtune.engines.base import Engine
 from seedtune.environments.patience import Patience
 from seedtune.environments.tools import Tools, calls_in, describe, run, schemas, tools_of

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from seedtune.config import Config
+from seedtune.config.config import Config
 from seedtune.engines.base import Engine
 from seedtune.evaluator import Evaluator, Outcome, prompt_of
 from seedtune.ledger import Record

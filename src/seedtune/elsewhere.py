@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from seedtune import ledger, replay
-from seedtune.config import Config
-from seedtune.configfile import override
+from seedtune.config.config import Config
+from seedtune.config.yaml_file import override
 from seedtune.engines import ENGINES
 from seedtune.errors import ConfigError, ModelError
 

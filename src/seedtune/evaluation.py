@@ -10,8 +10,8 @@ from typing import Any
 
 from seedtune import __version__, elsewhere, engines, ledger, replay, tasks
 from seedtune.baseline import baselines, voted
-from seedtune.config import Config
-from seedtune.configfile import override, read_settings
+from seedtune.config.config import Config
+from seedtune.config.yaml_file import override, read_settings
 from seedtune.engines.base import Engine
 from seedtune.errors import ConfigError
 from seedtune.estimators import Estimate, bootstrap

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from seedtune import activities, likelihoods
-from seedtune.config import Config
+from seedtune.config.config import Config
 from seedtune.conversation import Conversations
 from seedtune.engines.base import Engine
 from seedtune.objectives import OBJECTIVES, VOTING

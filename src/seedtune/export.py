@@ -13,7 +13,7 @@ import yaml
 from safetensors import SafetensorError
 
 from seedtune import elsewhere, ledger, replay
-from seedtune.config import Config
+from seedtune.config.config import Config
 from seedtune.engines.base import Engine
 from seedtune.errors import RunError, StorageError, storage_cause
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from seedtune import engines, lateness, noise
-from seedtune.config import Config
+from seedtune.config.config import Config
 from seedtune.errors import ConfigError
 from seedtune.evaluator import prompt_of
 from seedtune.objectives import LIKELIHOODS

@@ -16,7 +16,7 @@ from typing import Protocol, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from seedtune.config import Config
+from seedtune.config.config import Config
 from seedtune.engines.base import Streaming
 from seedtune.errors import ConfigError, EngineError
 from seedtune.evaluator import Answers, Evaluator, Outcome, Place, places_of

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from seedtune.config import Config
+from seedtune.config.config import Config
 from seedtune.engines.base import Engine
 from seedtune.objectives import LIKELIHOODS
 from seedtune.tasks.given import given

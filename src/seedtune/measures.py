@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from seedtune import activities, monitors, tasks
 from seedtune.answers import length, tokens
-from seedtune.config import Config
+from seedtune.config.config import Config
+from seedtune.config.sections import LikelihoodSettings
 from seedtune.diagnostics import divergence
 from seedtune.engines.base import Engine
 from seedtune.errors import ConfigError
@@ -20,7 +21,6 @@ from seedtune.estimators import Estimate, bootstrap, majority_at_k, pass_at_k
 from seedtune.evaluator import Evaluator, Outcome
 from seedtune.objectives import LIKELIHOODS
 from seedtune.rewards.scorer import Scorer
-from seedtune.settings import LikelihoodSettings
 from seedtune.tasks.base import Task
 from seedtune.tasks.given import scores_itself
 from seedtune.types import Example

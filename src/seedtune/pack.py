@@ -11,7 +11,7 @@ from pathlib import Path
 import yaml
 
 from seedtune import __version__, elsewhere, engines, files, ledger, packfile, replay
-from seedtune.config import Config
+from seedtune.config.config import Config
 from seedtune.engines.base import Engine, EngineInfo
 from seedtune.errors import ConfigError, LedgerError, PackError, RunError, StorageError, storage_cause
 from seedtune.export import Export, Rights, check_output, write_export

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from seedtune.config import Config
+from seedtune.config.config import Config
 from seedtune.engines.transformers.anatomy import Anatomy, anatomy_of
 from seedtune.errors import ConfigError, DataError, ModelError
 from seedtune.intake import task_of

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from seedtune import engines, noise
 from seedtune.answers import Answers, describe
-from seedtune.config import Config
+from seedtune.config.config import Config
 from seedtune.errors import ConfigError, DataError
 from seedtune.evaluator import Evaluator
 from seedtune.intake import Given, take

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from seedtune import __version__, activities, engines, ledger, noise, snapshot, strategies
-from seedtune.config import Config
-from seedtune.configfile import read_settings
+from seedtune.config.config import Config
+from seedtune.config.yaml_file import read_settings
 from seedtune.engines.base import Engine, EngineInfo
 from seedtune.engines.passes import first_pass
 from seedtune.errors import LedgerError, RunError, StorageError, resume_command

@@ -9,7 +9,7 @@ from typing import Any
 
 from seedtune import arithmetic, files, ledger, monitors, replay
 from seedtune.arithmetic import Entry
-from seedtune.config import Config
+from seedtune.config.config import Config
 from seedtune.engines.base import Engine, EngineInfo
 from seedtune.errors import ProductsError, RunError, resume_command
 

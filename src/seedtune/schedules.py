@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 
-from seedtune.settings import ScheduleSettings
+from seedtune.config.sections import ScheduleSettings
 
 
 def value(settings: ScheduleSettings, *, start: float, generation: int, rollouts: int = 0) -> float:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from seedtune import engines, files, replay
-from seedtune.config import Config
+from seedtune.config.config import Config
 from seedtune.engines.base import Engine, EngineTimes
 from seedtune.errors import RunError
 from seedtune.evaluator import prompt_of

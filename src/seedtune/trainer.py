@@ -27,7 +27,7 @@ from seedtune import (
     strategies,
 )
 from seedtune.answers import length
-from seedtune.config import Config
+from seedtune.config.config import Config
 from seedtune.diagnostics import Diagnostics, signal_alarms
 from seedtune.engines.base import Engine, EngineInfo
 from seedtune.environments.base import EnvironmentFactory

@@ -13,7 +13,7 @@ from pathlib import Path
 from seedtune import elsewhere, engines, ledger, replay, snapshot
 from seedtune.arithmetic import Entry
 from seedtune.audit import Audit, audit
-from seedtune.config import Config
+from seedtune.config.config import Config
 from seedtune.engines.base import Engine
 from seedtune.errors import LedgerError, StorageError
 from seedtune.snapshot import Snapshot

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from seedtune.config import Config
+from seedtune.config.config import Config
 from seedtune.engines.transformers import chat
 from seedtune.engines.transformers.checkpoint import ModelSource
 from seedtune.engines.transformers.decode import slots_for

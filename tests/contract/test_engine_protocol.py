@@ -8,10 +8,10 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+from seedtune.config.sections import ToySettings
 from seedtune.engines.base import Engine, Noise
 from seedtune.engines.toy import ToyEngine
 from seedtune.errors import SeedtuneError
-from seedtune.settings import ToySettings
 from seedtune.types import CENTRE, Decay, Job, Member, Prompt, Rollout, Sampling, Shift, Term, Update
 
 

@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from models import CHAT_TEMPLATE, Reference, forced_logits, job, load_engine, save_family
+from seedtune.config.sections import ToySettings
 from seedtune.engines.base import Engine, Noise
 from seedtune.engines.toy import ToyEngine
 from seedtune.errors import DataError
-from seedtune.settings import ToySettings
 from seedtune.types import CENTRE, Job, Likelihood, Member, Prompt, Shift, Term, Update
 
 MEMBERS = (Member(3, 0, 1), Member(3, 0, -1), CENTRE, Member(2, 9, 1))

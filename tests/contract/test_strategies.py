@@ -11,7 +11,7 @@ import pytest
 from tests.landscape import SIZE, applied, climb, evaluate
 
 from seedtune import strategies
-from seedtune.config import Config
+from seedtune.config.config import Config
 from seedtune.errors import ConfigError
 from seedtune.lineage import Lineage
 from seedtune.strategies.base import tell

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from seedtune import tasks
-from seedtune.config import Config
+from seedtune.config.config import Config
 from seedtune.errors import ConfigError, DataError
 from seedtune.rewards.scoring import score, total
 from seedtune.tasks.base import Task

@@ -14,7 +14,7 @@ import models
 import runs
 from scores import matches, small_letters
 from seedtune import Asking, evaluate, replay
-from seedtune.config import Config
+from seedtune.config.config import Config
 from seedtune.evaluation import settings_of
 from seedtune.export import export_run
 from seedtune.tasks.base import Reward, Task

@@ -13,7 +13,7 @@ import models
 import runs
 from scores import small_letters
 from seedtune import Trainer, replay, verify_run
-from seedtune.config import Config
+from seedtune.config.config import Config
 
 SMALL = {"population": 8, "sigma": 0.05, "fingerprint_steps": 1, "eval_steps": 0, "save_steps": 3, "generations": 7}
 MORE: dict[str, dict[str, Any]] = {

@@ -12,8 +12,8 @@ import pytest
 from models import load_engine, save_family
 from runs import rows, toy
 from seedtune import Trainer, evaluate
-from seedtune.config import Config
-from seedtune.configfile import load_config
+from seedtune.config.config import Config
+from seedtune.config.yaml_file import load_config
 from seedtune.errors import ConfigError, DataError
 from seedtune.evaluator import Evaluator
 from seedtune.plan import plan_config

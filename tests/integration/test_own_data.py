@@ -16,8 +16,8 @@ import runs
 from judges import chat, serving
 from models import save_family
 from seedtune import ledger, replay
-from seedtune.config import Config
-from seedtune.configfile import load_config
+from seedtune.config.config import Config
+from seedtune.config.yaml_file import load_config
 from seedtune.errors import ConfigError, DataError
 from seedtune.evaluator import prompt_of
 from seedtune.trainer import Trainer

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from seedtune import ledger
+from seedtune.config.sections import TransformersSettings
 from seedtune.engines.base import Noise
 from seedtune.engines.transformers.engine import TransformersEngine
-from seedtune.settings import TransformersSettings
 from seedtune.types import CENTRE, Job, Prompt, Sampling
 from waiting import wait_until
 

@@ -12,7 +12,7 @@ import runs
 from crews import At, alone, fleet, inline
 from models import save_family
 from seedtune import apply_pack, diff_runs, elsewhere, export_run, ledger, pack_run, replay, verify_run
-from seedtune.config import Config
+from seedtune.config.config import Config
 from seedtune.engines import toy
 from seedtune.engines.fleet import wire
 from seedtune.engines.transformers.engine import TransformersEngine

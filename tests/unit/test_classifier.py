@@ -9,11 +9,11 @@ import torch
 import transformers as hf
 
 from models import CHAT_TEMPLATE, save_family
-from seedtune.config import Config
+from seedtune.config.config import Config
+from seedtune.config.data_and_rewards import ClassifierSettings
 from seedtune.errors import ConfigError, ModelError
 from seedtune.rewards import building
 from seedtune.rewards.classifier import Classifier
-from seedtune.userdata import ClassifierSettings
 
 PROMPTS = ["2 + 2?", "Who wrote Hamlet, and when?", "Hi"]
 COMPLETIONS = ["4", "Shakespeare, about 1600.", "x" * 200]

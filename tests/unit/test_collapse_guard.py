@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from seedtune import strategies
-from seedtune.config import Config
+from seedtune.config.config import Config
 from seedtune.strategies.base import Feedback, tell
 from seedtune.strategies.guard import Guard
 

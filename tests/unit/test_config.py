@@ -7,8 +7,8 @@ import math
 import pytest
 import yaml
 
-from seedtune.config import Config
-from seedtune.configfile import load_config, override
+from seedtune.config.config import Config
+from seedtune.config.yaml_file import load_config, override
 from seedtune.errors import ConfigError
 
 

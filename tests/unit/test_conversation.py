@@ -11,7 +11,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from seedtune.config import Config
+from seedtune.config.config import Config
 from seedtune.environments.own import environment_reward
 from seedtune.errors import ConfigError, RewardError
 from seedtune.evaluator import Evaluator, Outcome

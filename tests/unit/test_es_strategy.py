@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from seedtune import strategies
-from seedtune.config import Config
+from seedtune.config.config import Config
 from seedtune.strategies.base import Feedback, tell, update_of
 from seedtune.types import Member, Plan, Term
 

@@ -10,7 +10,7 @@ import pytest
 
 from scores import length, number
 from seedtune import engines, tasks
-from seedtune.config import Config
+from seedtune.config.config import Config
 from seedtune.evaluator import Evaluator, Outcome
 from seedtune.tasks.base import Reward, Task
 from seedtune.tasks.data import examples

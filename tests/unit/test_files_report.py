@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from seedtune import files, report, snapshot
+from seedtune.config.sections import ToySettings
 from seedtune.engines.base import Noise
 from seedtune.engines.toy import ToyEngine
 from seedtune.errors import StorageError, storage_cause, storage_error
 from seedtune.replay import RunPaths
-from seedtune.settings import ToySettings
 from seedtune.types import Term, Update
 
 ROWS = [{"text": "a\u2028b\x85c\x0bd\r\n"}, {"text": "日本 [b] :smile:"}, {"text": "\ud800 alone"}]

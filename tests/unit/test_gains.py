@@ -10,7 +10,7 @@ import pytest
 from tests.landscape import SIZE, climb, evaluate, noise
 
 from seedtune import strategies
-from seedtune.config import Config
+from seedtune.config.config import Config
 from seedtune.strategies import gains
 from seedtune.strategies.averages import MEMORY, NONE, averaged, stiffness, stiffness_error
 from seedtune.strategies.base import Feedback, tell

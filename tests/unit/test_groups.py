@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from seedtune import monitors, strategies
-from seedtune.config import Config
+from seedtune.config.config import Config
 from seedtune.shaping import comparable, member_rewards
 from seedtune.strategies.base import Feedback
 from seedtune.strategies.signal import observe

@@ -11,14 +11,14 @@ import traceback
 import pytest
 
 from judges import chat, serving
-from seedtune.config import Config
+from seedtune.config.config import Config
+from seedtune.config.data_and_rewards import JudgeSettings
 from seedtune.errors import ConfigError, RewardError
 from seedtune.rewards import building
 from seedtune.rewards.judge import Failure, Judge, score_in
 from seedtune.rewards.scoring import score
 from seedtune.tasks.base import Reward
 from seedtune.types import Example
-from seedtune.userdata import JudgeSettings
 
 KEY = "sk-verysecret-0123456789"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from seedtune.config import Config
+from seedtune.config.config import Config
 from seedtune.errors import ConfigError
 from seedtune.trainer import Trainer
 from straggling import config

@@ -10,7 +10,7 @@ import pytest
 
 from scores import brief, ends_right, one_character
 from seedtune.baseline import WORDINGS, Wording, choose, reworded, voted
-from seedtune.config import Config
+from seedtune.config.config import Config
 from seedtune.engines.base import EngineTimes
 from seedtune.errors import ConfigError, RewardError
 from seedtune.measures import PLAIN, Asking, check_asking, during_training, held_out, measure, others

@@ -88,7 +88,7 @@ import os
 os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
 import torch, numba
 from seedtune import engines
-from seedtune.config import Config
+from seedtune.config.config import Config
 torch.set_num_threads(3)
 engines.create(Config(engine="toy", task="toy", model="toy"))
 print(torch.get_num_threads(), numba.get_num_threads())
@@ -103,7 +103,7 @@ def test_an_engine_on_one_core_computes_on_one_thread():
 
 @pytest.mark.skipif(CORES < 2, reason="one core is all there is")
 def test_workers_of_a_fleet_share_the_cores_that_fit(monkeypatch):
-    from seedtune.config import Config
+    from seedtune.config.config import Config
     from seedtune.engines.fleet import specs
 
     config = Config(engine="fleet", task="toy", model="toy", fleet={"engine": "toy", "workers": 2})

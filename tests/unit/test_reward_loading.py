@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from seedtune.config import Config
+from seedtune.config.config import Config
 from seedtune.errors import ConfigError, RewardError
 from seedtune.rewards import building, loading
 from seedtune.rewards.length import length_error

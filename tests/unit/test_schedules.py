@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from seedtune.config import Config
+from seedtune.config.config import Config
+from seedtune.config.sections import ScheduleSettings
 from seedtune.errors import ConfigError
 from seedtune.schedules import value
-from seedtune.settings import ScheduleSettings
 
 LINEAR = ScheduleSettings(kind="linear", over=40, to=0.2)
 COSINE = ScheduleSettings(kind="cosine", over=40, to=0.2)

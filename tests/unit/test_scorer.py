@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import hostile
-from seedtune.config import Config
+from seedtune.config.config import Config
 from seedtune.errors import RewardError
 from seedtune.rewards import process
 from seedtune.rewards.calling import Answer, Call

@@ -11,7 +11,7 @@ import pytest
 import references
 from references import an_update, same_bits, weights
 from seedtune import noise, rounding
-from seedtune.config import Config
+from seedtune.config.config import Config
 from seedtune.engines.base import Noise
 from seedtune.errors import ConfigError
 from seedtune.kernels import cpu

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import yaml
 
-from seedtune.config import Config
-from seedtune.configfile import load_config
+from seedtune.config.config import Config
+from seedtune.config.data_and_rewards import OBJECTS, DatasetSettings
+from seedtune.config.yaml_file import load_config
 from seedtune.errors import ConfigError
-from seedtune.userdata import OBJECTS, DatasetSettings
 
 OWN = {"train_dataset": "data.jsonl", "reward_funcs": "rewards.py:score"}
 

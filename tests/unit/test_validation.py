@@ -11,7 +11,7 @@ import pytest
 
 import runs
 from seedtune import replay, tasks
-from seedtune.config import Config
+from seedtune.config.config import Config
 from seedtune.environments.own import environment_reward
 from seedtune.errors import ConfigError, DataError, RewardError
 from seedtune.tasks.base import Reward, Task

@@ -16,7 +16,7 @@ import torch
 import models
 from seedtune import processors
 from seedtune.cli import warming
-from seedtune.config import Config
+from seedtune.config.config import Config
 from seedtune.engines.transformers.arithmetic import resolve
 from seedtune.kernels import caching, processor, warm
 

@@ -11,7 +11,7 @@ from seedtune import report
 from seedtune.cli.clock import clock
 from seedtune.cli.console import console
 from seedtune.cli.warming import compile_beside
-from seedtune.configfile import load_config
+from seedtune.config.yaml_file import load_config
 from seedtune.errors import ConfigError
 from seedtune.plan import Duration, Forecast, plan_config
 from seedtune.probe import Level, Probe, probe_config

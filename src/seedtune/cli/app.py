@@ -111,8 +111,8 @@ def resume(
     """Go on with a run after the last complete generation, bit for bit as if it had never stopped."""
     from seedtune import replay
     from seedtune.cli.warming import compile_beside
-    from seedtune.config import Config
-    from seedtune.configfile import override
+    from seedtune.config.config import Config
+    from seedtune.config.yaml_file import override
     from seedtune.trainer import Trainer
 
     config = replay.run_config(run)

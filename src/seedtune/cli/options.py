@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from seedtune.config import Config
-from seedtune.configfile import override, parse_value, read_settings
+from seedtune.config.config import Config
+from seedtune.config.yaml_file import override, parse_value, read_settings
 from seedtune.errors import ConfigError
 
 

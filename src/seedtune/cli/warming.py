@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from seedtune import processors
-from seedtune.config import Config
+from seedtune.config.config import Config
 
 log = logging.getLogger("seedtune")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from seedtune.config import Config
+from seedtune.config.config import Config
 from seedtune.engines import threads
 from seedtune.engines.base import Engine, Noise
 from seedtune.errors import ConfigError

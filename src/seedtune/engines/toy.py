@@ -17,11 +17,11 @@ import numpy as np
 from seedtune import fingerprint as fp
 from seedtune import noise as addressed
 from seedtune import tensorfile
+from seedtune.config.sections import ToySettings
 from seedtune.engines.base import EngineInfo, EngineTimes, Noise
 from seedtune.errors import DataError
 from seedtune.rounding import ARRAYS, nearest, widen
 from seedtune.selection import select
-from seedtune.settings import ToySettings
 from seedtune.types import CENTRE, Coverage, Job, Likelihood, Member, Prompt, Rollout, Term, Update
 from seedtune.weights import Centre, Weights, factors, tensor_fingerprint
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from seedtune.config import Config
+from seedtune.config.config import Config
+from seedtune.config.data_and_rewards import OBJECTS, RewardSettings
 from seedtune.errors import ConfigError
 from seedtune.rewards import loading
 from seedtune.rewards.adapters import reasoning_gym
 from seedtune.tasks.base import Reward, RewardFunction
-from seedtune.userdata import OBJECTS, RewardSettings
 
 Given = RewardFunction | str | Mapping[str, Any] | RewardSettings
 """One reward as a user gives it."""

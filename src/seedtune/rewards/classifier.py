@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from seedtune.config.data_and_rewards import ClassifierSettings
 from seedtune.errors import ConfigError, ModelError, nearest
 from seedtune.rewards.length import text_of
-from seedtune.userdata import ClassifierSettings
 
 
 class Classifier:

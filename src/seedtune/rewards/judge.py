@@ -22,10 +22,10 @@ from threading import Event, Timer
 from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
+from seedtune.config.data_and_rewards import JudgeSettings
 from seedtune.errors import ConfigError, RewardError, nearest
 from seedtune.rewards.adapters import rows_of
 from seedtune.rewards.length import text_of
-from seedtune.userdata import JudgeSettings
 
 log = logging.getLogger("seedtune")
 

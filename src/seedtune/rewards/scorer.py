@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from seedtune.config import Config
+from seedtune.config.config import Config
 from seedtune.errors import RewardError
 from seedtune.rewards.batches import Batching, batches
 from seedtune.rewards.calling import Answer, Call, Fault, accepted, attempt

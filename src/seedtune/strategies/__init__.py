@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from seedtune.config import Config
+from seedtune.config.config import Config
+from seedtune.config.sections import ScheduleSettings
 from seedtune.schedules import value
-from seedtune.settings import ScheduleSettings
 from seedtune.shaping import SHAPINGS, clipped, combine
 from seedtune.strategies import sigma, stepsize
 from seedtune.strategies.base import Feedback, Strategy

@@ -8,8 +8,8 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
+from seedtune.config.sections import Section, explain
 from seedtune.errors import ConfigError, nearest
-from seedtune.settings import Section, explain
 
 S = TypeVar("S", bound=Section)
 PREFIX = "task_args."

@@ -10,9 +10,9 @@ from typing import Any
 
 from pydantic import Field
 
+from seedtune.config.sections import Section
 from seedtune.environments.base import EnvironmentFactory
 from seedtune.errors import RewardError
-from seedtune.settings import Section
 from seedtune.types import Example
 
 RewardFunction = Callable[..., Any]

@@ -7,14 +7,15 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from seedtune import environments
-from seedtune.config import Config
+from seedtune.config.config import Config
+from seedtune.config.data_and_rewards import OBJECTS, DatasetSettings
+from seedtune.config.sections import ConversationSettings
 from seedtune.environments.base import EnvironmentFactory
 from seedtune.environments.own import environment_reward
 from seedtune.errors import ConfigError, DataError
 from seedtune.objectives import LIKELIHOODS
 from seedtune.rewards import building
 from seedtune.rewards.paths import place_settled
-from seedtune.settings import ConversationSettings
 from seedtune.tasks import create, datasets
 from seedtune.tasks.base import Reward, Task
 from seedtune.tasks.data import Rows, examples
@@ -22,7 +23,6 @@ from seedtune.tasks.given import given as given_answers
 from seedtune.tasks.given import scored_by_the_engine
 from seedtune.tasks.splitting import hold_out
 from seedtune.types import Example
-from seedtune.userdata import OBJECTS, DatasetSettings
 
 Data = Rows | str
 """Rows, or text that names them."""

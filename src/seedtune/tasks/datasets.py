@@ -6,10 +6,10 @@ import os
 from pathlib import Path
 from typing import Any
 
+from seedtune.config.data_and_rewards import DatasetSettings
 from seedtune.errors import DataError, MissingExtraError, nearest
 from seedtune.tasks import datafiles
 from seedtune.tasks.data import Rows
-from seedtune.userdata import DatasetSettings
 
 
 def read(settings: DatasetSettings, default_split: str) -> Rows:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from seedtune.config import Config
+from seedtune.config.config import Config
 from seedtune.errors import DataError, RewardError
 from seedtune.tasks.base import Task
 from seedtune.types import Example

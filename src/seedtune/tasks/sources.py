@@ -8,10 +8,10 @@ from typing import Any
 
 from pydantic import Field
 
+from seedtune.config.data_and_rewards import DatasetSettings
+from seedtune.config.sections import Section
 from seedtune.errors import DataError
-from seedtune.settings import Section
 from seedtune.tasks import datafiles, datasets
-from seedtune.userdata import DatasetSettings
 
 Row = Mapping[str, Any]
 

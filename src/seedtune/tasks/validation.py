@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Self
 
-from seedtune.config import Config
+from seedtune.config.config import Config
 from seedtune.environments.patience import Patience
 from seedtune.errors import ConfigError, DataError, RewardError
 from seedtune.objectives import LIKELIHOODS

@@ -13,8 +13,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from seedtune.config.sections import FleetSettings
 from seedtune.errors import ConfigError, MissingExtraError
-from seedtune.settings import FleetSettings
 
 log = logging.getLogger("seedtune")
 

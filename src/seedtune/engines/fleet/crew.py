@@ -10,10 +10,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from seedtune.config.sections import FleetSettings
 from seedtune.engines.fleet import cluster
 from seedtune.engines.fleet.specs import with_products
 from seedtune.engines.fleet.wire import Known
-from seedtune.settings import FleetSettings
 
 log = logging.getLogger("seedtune")
 

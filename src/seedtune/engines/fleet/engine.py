@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 from seedtune import snapshot
 from seedtune.arithmetic import Entry
-from seedtune.config import Config
+from seedtune.config.config import Config
 from seedtune.engines.base import Engine, EngineInfo, EngineTimes, Finished, Noise
 from seedtune.engines.fleet import cluster, compact, specs, wire
 from seedtune.engines.fleet.board import Board

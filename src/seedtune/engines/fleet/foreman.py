@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from itertools import count
 from typing import Any
 
+from seedtune.config.sections import FleetSettings
 from seedtune.engines.base import EngineInfo
 from seedtune.engines.fleet import cluster, wire
 from seedtune.engines.fleet.agreement import Agreement
@@ -21,7 +22,6 @@ from seedtune.engines.fleet.replies import Reply, read
 from seedtune.engines.fleet.wire import Known
 from seedtune.engines.wire import Plain
 from seedtune.errors import EngineError, SeedtuneError, StorageError
-from seedtune.settings import FleetSettings
 
 TICK = 0.25
 """Seconds that a round waits for a reply at the most."""

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from seedtune import processors
-from seedtune.config import Config
+from seedtune.config.config import Config
 from seedtune.engines import wire as words
 from seedtune.engines.base import Noise
 from seedtune.engines.fleet import wire

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from seedtune import engines
-from seedtune.config import Config
+from seedtune.config.config import Config
 from seedtune.engines import wire as words
 from seedtune.engines.base import Engine
 from seedtune.engines.fleet import compact, wire

@@ -9,13 +9,13 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from seedtune.config import Config
+from seedtune.config.config import Config
+from seedtune.config.sections import VllmSettings
 from seedtune.engines.transformers.checkpoint import ModelSource
 from seedtune.engines.transformers.settings import TransformersSettings
 from seedtune.engines.transformers.tracing import EXPERT, is_linear
 from seedtune.errors import ConfigError, ModelError
 from seedtune.selection import select
-from seedtune.settings import VllmSettings
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from seedtune.config.sections import TransformersSettings
 from seedtune.errors import ConfigError
-from seedtune.settings import TransformersSettings
 
 
 def torch_device(settings: TransformersSettings) -> torch.device:

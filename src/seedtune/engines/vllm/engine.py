@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from seedtune import fingerprint as fp
 from seedtune import tensorfile
+from seedtune.config.sections import VllmSettings
 from seedtune.engines import wire
 from seedtune.engines.base import BASE, EngineInfo, EngineTimes, Noise
 from seedtune.engines.transformers import chat
@@ -27,7 +28,6 @@ from seedtune.engines.vllm.layout import check_complete
 from seedtune.engines.vllm.origin import Origin
 from seedtune.engines.vllm.runtime import Runtime
 from seedtune.errors import SeedtuneError, StorageError
-from seedtune.settings import VllmSettings
 from seedtune.types import CENTRE, Job, Likelihood, Member, Prompt, Rollout, Shift, Term, Update
 
 NOWHERE = Update(0, ())

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from seedtune.settings import Section
+from seedtune.config.sections import Section
 
 OBJECTS = "(Python objects)"
 """Stands in a run's config.yaml for data and functions that only the Python program has."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from seedtune.config import Config
+from seedtune.config.config import Config
 from seedtune.errors import ConfigError
 
 

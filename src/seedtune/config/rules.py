@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from seedtune.objectives import LIKELIHOODS
-from seedtune.settings import (
+from seedtune.config.sections import (
     GrowthSettings,
     LikelihoodSettings,
     LookAheadSettings,
@@ -14,9 +13,10 @@ from seedtune.settings import (
     ScheduleSettings,
     Section,
 )
+from seedtune.objectives import LIKELIHOODS
 
 if TYPE_CHECKING:
-    from seedtune.config import Config
+    from seedtune.config.config import Config
 
 
 def _pairs(config: Config) -> str | None:

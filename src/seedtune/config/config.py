@@ -12,9 +12,9 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from seedtune import combinations
-from seedtune.errors import ConfigError
-from seedtune.settings import (
+from seedtune.config import rules
+from seedtune.config.data_and_rewards import OBJECTS, DatasetSettings, RewardSettings, as_dataset, as_rewards
+from seedtune.config.sections import (
     ConversationSettings,
     FleetSettings,
     GrowthSettings,
@@ -29,7 +29,7 @@ from seedtune.settings import (
     explain,
     yes_or_no,
 )
-from seedtune.userdata import OBJECTS, DatasetSettings, RewardSettings, as_dataset, as_rewards
+from seedtune.errors import ConfigError
 
 
 class Config(Section):
@@ -285,7 +285,7 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _goes_together(self) -> Config:
-        combinations.check(self)
+        rules.check(self)
         return self
 
     @property
