@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from seedtune.types import __version__
+
 if TYPE_CHECKING:
     from seedtune.config.config import Config
     from seedtune.diff import diff_runs
@@ -21,7 +23,6 @@ if TYPE_CHECKING:
     from seedtune.trainer import Callback, Trainer
     from seedtune.verify import verify_run
 
-__version__ = "0.1.0"
 __all__ = [
     "Asking",
     "Callback",

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from seedtune import __version__, elsewhere, engines, ledger, replay, tasks
+from seedtune import elsewhere, engines, ledger, replay, tasks
 from seedtune.baseline import baselines, voted
 from seedtune.config.config import Config
 from seedtune.config.yaml_file import override, read_settings
@@ -18,6 +18,7 @@ from seedtune.estimators import Estimate, bootstrap
 from seedtune.intake import Given, take
 from seedtune.measures import Asking, Measures, check_asking, held_out, measure
 from seedtune.tasks.base import Task
+from seedtune.types import __version__
 
 SCHEMA = 1
 """Version of the JSON form: fields may be added to one; anything else is a new one."""

@@ -112,7 +112,7 @@ def write_export(
 
 
 def _card(engine: Engine, config: Config, generation: int, rights: Rights) -> str:
-    from seedtune import __version__
+    from seedtune.types import __version__
 
     front = {"library_name": "transformers", "base_model": config.model, "tags": ["seedtune", "evolution-strategies"]}
     licence = rights.licence or rights.base_licence

@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from seedtune import activities, monitors, tasks
-from seedtune.answers import length, tokens
 from seedtune.config.config import Config
 from seedtune.config.sections import LikelihoodSettings
 from seedtune.diagnostics import divergence
@@ -23,7 +22,7 @@ from seedtune.objectives import LIKELIHOODS
 from seedtune.rewards.scorer import Scorer
 from seedtune.tasks.base import Task
 from seedtune.tasks.given import scores_itself
-from seedtune.types import Example
+from seedtune.types import Example, length, tokens
 
 Array = NDArray[np.float64]
 Columns = Mapping[str, Array]

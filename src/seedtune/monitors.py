@@ -8,11 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from seedtune.answers import length, tokens
 from seedtune.arithmetic import Entry, kind
 from seedtune.engines.base import EngineInfo, EngineTimes
 from seedtune.ledger import Record
-from seedtune.types import Member, Rollout
+from seedtune.types import Member, Rollout, length, tokens
 
 Array = NDArray[np.float64]
 

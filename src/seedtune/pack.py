@@ -10,13 +10,14 @@ from pathlib import Path
 
 import yaml
 
-from seedtune import __version__, elsewhere, engines, files, ledger, packfile, replay
+from seedtune import elsewhere, engines, files, ledger, packfile, replay
 from seedtune.config.config import Config
 from seedtune.engines.base import Engine, EngineInfo
 from seedtune.errors import ConfigError, LedgerError, PackError, RunError, StorageError, storage_cause
 from seedtune.export import Export, Rights, check_output, write_export
 from seedtune.lineage import Lineage
 from seedtune.packfile import About, Pack
+from seedtune.types import __version__
 
 _TOLD = ("task", "population", "antithetic", "sigma", "alpha", "step_size")
 """What only the model card tells."""

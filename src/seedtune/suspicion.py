@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 
 from seedtune import files
-from seedtune.answers import repeats
 from seedtune.guards import is_base
 from seedtune.profiles import distance, scripts
 from seedtune.replay import RunPaths
+from seedtune.types import repeats
 
 Row = Mapping[str, Any]
 

@@ -26,7 +26,6 @@ from seedtune import (
     snapshot,
     strategies,
 )
-from seedtune.answers import length
 from seedtune.config.config import Config
 from seedtune.diagnostics import Diagnostics, signal_alarms
 from seedtune.engines.base import Engine, EngineInfo
@@ -42,7 +41,7 @@ from seedtune.rewards.scorer import Scorer
 from seedtune.strategies.base import Feedback, State, Step, directions, tell
 from seedtune.tasks.base import Task
 from seedtune.tasks.given import scores_itself
-from seedtune.types import CENTRE, Member, Plan
+from seedtune.types import CENTRE, Member, Plan, length
 
 Metrics = dict[str, Any]
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from itertools import product
 from typing import Any, Literal, NamedTuple
 
+__version__ = "0.1.0"
+
 Message = Mapping[str, str]
 """One chat message: ``{"role": "user", "content": "..."}``."""
 
@@ -195,7 +197,7 @@ class TokenCount:
 class Rollout:
     """One completion of one prompt by one member; ``prompt`` is the position in the job's prompts.
 
-    ``counted`` stands for token ids that nobody asked for (`seedtune.answers.tokens` reads both).
+    ``counted`` stands for token ids that nobody asked for (`seedtune.types.tokens` reads both).
 
     ``scores`` has a value for each reward of the task where the rollout was scored while it was made (a conversation, a
     likelihood), NaN for what failed; None: rewards are still to score its text.
@@ -255,3 +257,34 @@ class Example:
 
 Rewards = Sequence[float]
 """One reward per member, NaN where it could not be evaluated."""
+
+
+WINDOW = 64
+"""Tokens at the end of a completion that are searched for repetitions: long answers return to earlier words anyway."""
+
+SHORTEST = 12
+"""Tokens below which a completion is not called repeating."""
+
+REPEATED = 0.2
+"""Share of three-token sequences that occurred before from which on a completion is called repeating."""
+
+
+def tokens(rollout: Rollout) -> TokenCount:
+    """How many tokens a completion has and whether it ends in a repetition, whoever counted."""
+    if rollout.counted is not None:
+        return rollout.counted
+    return TokenCount(len(rollout.token_ids), repeats(rollout.token_ids))
+
+
+def length(rollout: Rollout) -> int:
+    """How many tokens a completion has."""
+    return len(rollout.token_ids) if rollout.counted is None else rollout.counted.count
+
+
+def repeats(tokens: Sequence[object]) -> bool:
+    """Whether over a fifth of the three-token sequences in the last 64 tokens (or words) occurred before in them."""
+    tail = tokens[-WINDOW:]
+    if len(tail) < SHORTEST:
+        return False
+    triples = list(zip(tail, tail[1:], tail[2:], strict=False))
+    return 1 - len(set(triples)) / len(triples) > REPEATED

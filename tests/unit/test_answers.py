@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from seedtune.answers import Answers, describe, repeats
-from seedtune.types import CENTRE, Rollout
+from seedtune.answers import Answers, describe
+from seedtune.types import CENTRE, Rollout, repeats
 
 
 def rollout(prompt: int, text: str, tokens=(1,), finish="stop") -> Rollout:

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from seedtune import answers, monitors
+from seedtune import monitors, types
 from seedtune.engines.base import EngineTimes
 from seedtune.ledger import Record
 from seedtune.types import CENTRE, Member, Plan, Rollout
@@ -85,7 +85,7 @@ def test_a_duplicate_is_another_members_text_for_the_same_prompt(rollouts, ratio
 def test_repeating_is_what_answers_calls_repeating():
     loop, plain = said(*(1, 2, 3, 4, 5) * 5), said(*range(100))
     made = monitors.completion_metrics([loop, plain])["completions/repeating_ratio"]
-    assert made == (answers.repeats(loop.token_ids) + answers.repeats(plain.token_ids)) / 2 == 0.5
+    assert made == (types.repeats(loop.token_ids) + types.repeats(plain.token_ids)) / 2 == 0.5
 
 
 def test_named_times_and_other_add_up_to_the_step():

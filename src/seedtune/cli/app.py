@@ -44,7 +44,7 @@ RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.
 
 def _version(show: bool) -> None:
     if show:
-        from seedtune import __version__
+        from seedtune.types import __version__
 
         typer.echo(f"seedtune {__version__}")
         raise typer.Exit

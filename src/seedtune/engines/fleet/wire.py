@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 
 import msgpack  # type: ignore[import-untyped, unused-ignore]
 
-from seedtune.answers import length, tokens
 from seedtune.engines.base import EngineInfo, EngineTimes
 from seedtune.engines.fleet import compact
 from seedtune.engines.wire import Plain
@@ -28,6 +27,8 @@ from seedtune.types import (
     Rollout,
     Sampling,
     TokenCount,
+    length,
+    tokens,
 )
 
 FINISHES: tuple[Finish, Finish] = ("stop", "length")
