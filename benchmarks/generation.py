@@ -39,10 +39,11 @@ import torch
 import transformers
 
 from seedtune.config.sections import TransformersSettings
-from seedtune.engines.base import EngineTimes, Noise
+from seedtune.engines.base import EngineTimes
 from seedtune.engines.transformers.checkpoint import ModelSource
 from seedtune.engines.transformers.engine import TransformersEngine
 from seedtune.engines.transformers.linear import LiveWeight, ProductForm
+from seedtune.numerics.noise import Noise
 from seedtune.types import CENTRE, Job, Term, Update
 
 from peers import ALPHA, MODEL, Peers, Published, job, members, prompts, timed  # isort: skip

@@ -28,14 +28,15 @@ import torch
 import transformers
 from transformers.initialization import no_init_weights
 
-from seedtune import noise, strategies
+from seedtune import strategies
 from seedtune.config.config import Config
 from seedtune.config.sections import TransformersSettings
-from seedtune.engines.base import Noise
 from seedtune.engines.transformers.checkpoint import ModelSource
 from seedtune.engines.transformers.engine import TransformersEngine
 from seedtune.engines.transformers.perturbation import as_weights
 from seedtune.kernels import cpu
+from seedtune.numerics import noise
+from seedtune.numerics.noise import Noise
 from seedtune.strategies.base import Feedback, tell
 from seedtune.types import CENTRE, Job, Prompt, Sampling
 

@@ -19,10 +19,10 @@ import numba
 import numpy as np
 import torch
 
-from seedtune import noise, rounding
-from seedtune.fingerprint import tensor_key
 from seedtune.kernels import cpu
-from seedtune.noise import Address, Stream
+from seedtune.numerics import noise, rounding
+from seedtune.numerics.fingerprint import tensor_key
+from seedtune.numerics.noise import Address, Stream
 from seedtune.types import Term, Update
 
 KEY = noise.key(1, "model.layers.0.mlp.up_proj.weight")

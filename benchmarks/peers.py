@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from seedtune.engines.base import Noise
 from seedtune.engines.transformers.engine import TransformersEngine
+from seedtune.numerics.noise import Noise
 from seedtune.types import CENTRE, Job, Member, Prompt, Sampling
 
 MODEL = "smollm2-135m"

@@ -23,10 +23,11 @@ import seedtune.engines.transformers  # noqa: F401 - sets how OpenMP waits, befo
 import torch
 
 from seedtune.config.sections import TransformersSettings, VllmSettings
-from seedtune.engines.base import Engine, Noise
+from seedtune.engines.base import Engine
 from seedtune.engines.transformers.engine import TransformersEngine
 from seedtune.engines.vllm import compat
 from seedtune.engines.vllm.engine import VllmEngine
+from seedtune.numerics.noise import Noise
 from seedtune.types import CENTRE, Job, Member, Prompt, Sampling, Term, Update
 
 QUESTIONS = (

@@ -14,10 +14,10 @@ import numpy as np
 import torch
 
 import references
-from seedtune import fingerprint as fp
-from seedtune import noise, rounding
 from seedtune.kernels import cpu, gpu
-from seedtune.noise import Address
+from seedtune.numerics import fingerprint as fp
+from seedtune.numerics import noise, rounding
+from seedtune.numerics.noise import Address
 from seedtune.types import Update
 
 Array = np.ndarray

@@ -14,11 +14,11 @@ import transformers as hf
 from tokenizers import Tokenizer, decoders
 from tokenizers.models import BPE
 
-from seedtune import noise
-from seedtune.engines.base import Noise
 from seedtune.engines.transformers.decode import Decoder, Row
 from seedtune.engines.transformers.engine import TransformersEngine
 from seedtune.engines.transformers.settings import TransformersSettings
+from seedtune.numerics import noise
+from seedtune.numerics.noise import Noise
 from seedtune.types import CENTRE, Job, Member, Prompt, Rollout, Sampling
 
 SPECIAL = ("<pad>", "<bos>", "<eos>", "<unk>")

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from seedtune import noise, rounding
-from seedtune.noise import Address, Stream
+from seedtune.numerics import noise, rounding
+from seedtune.numerics.noise import Address, Stream
 from seedtune.types import Decay, Term, Update
 
 Key = tuple[int, int]

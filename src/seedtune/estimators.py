@@ -13,7 +13,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from seedtune import noise
+from seedtune.numerics import noise
 
 Array = NDArray[np.float64]
 

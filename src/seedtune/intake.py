@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from seedtune import engines, lateness, noise
+from seedtune import engines, lateness
 from seedtune.config.config import Config
 from seedtune.errors import ConfigError
 from seedtune.evaluator import prompt_of
+from seedtune.numerics import noise
 from seedtune.objectives import LIKELIHOODS
 from seedtune.rewards.building import Given as GivenReward
 from seedtune.tasks.base import Task

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from seedtune.ledger import Record
+from seedtune.numerics.momentum import Memory
 from seedtune.strategies.base import update_of
-from seedtune.strategies.moments import Memory
 from seedtune.types import Update
 
 

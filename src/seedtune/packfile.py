@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from seedtune.errors import PackError
-from seedtune.noise import amplitude
+from seedtune.numerics.noise import amplitude
 from seedtune.sealing import seal, unseal
 from seedtune.types import Decay, Term, Update
 
@@ -58,7 +58,7 @@ class About:
 
     @property
     def shape(self) -> dict[str, int]:
-        """Rank and subspaces: what a term's weight is scaled by, see `seedtune.noise.amplitude`."""
+        """Rank and subspaces: what a term's weight is scaled by, see `seedtune.numerics.noise.amplitude`."""
         rank = self.config["rank"] if self.config["perturbation"] == "lowrank" else 1
         shape = {"rank": rank, "subspaces": self.config.get("subspaces", 1)}
         if min(shape.values()) < 1:

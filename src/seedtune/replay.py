@@ -13,13 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from seedtune import activities, engines, ledger, noise, snapshot, strategies
+from seedtune import activities, engines, ledger, snapshot, strategies
 from seedtune.config.config import Config
 from seedtune.config.yaml_file import read_settings
 from seedtune.engines.base import Engine, EngineInfo
 from seedtune.engines.passes import first_pass
 from seedtune.errors import LedgerError, RunError, StorageError, resume_command
 from seedtune.lineage import Lineage
+from seedtune.numerics import noise
 from seedtune.types import Update, __version__
 
 log = logging.getLogger("seedtune")

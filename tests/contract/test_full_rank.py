@@ -24,12 +24,12 @@ from models import (
     save_family,
     text_prompts,
 )
-from seedtune import noise
 from seedtune.engines.transformers.engine import TransformersEngine
 from seedtune.engines.transformers.perturbation import as_tensor
 from seedtune.errors import ConfigError
 from seedtune.kernels import products
-from seedtune.rounding import nearest, stochastic, widen
+from seedtune.numerics import noise
+from seedtune.numerics.rounding import nearest, stochastic, widen
 from seedtune.types import CENTRE, Member, Term, Update
 
 GAUSSIAN = {"perturbation": "gaussian"}

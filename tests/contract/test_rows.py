@@ -12,9 +12,10 @@ import torch
 
 from models import Reference, forced_logits, greedy, job, load_engine, recorded_logits, save_family, text_prompts
 from seedtune.config.sections import ToySettings
-from seedtune.engines.base import Engine, Noise
+from seedtune.engines.base import Engine
 from seedtune.engines.toy import ToyEngine
 from seedtune.errors import DataError
+from seedtune.numerics.noise import Noise
 from seedtune.types import CENTRE, Job, Member, Prompt, Rollout, Shift, Term
 
 MEMBERS = (Member(2, 0, 1), CENTRE, Member(2, 5, 1), Member(1, 9, -1))

@@ -26,10 +26,10 @@ from models import (
     save_family,
     text_prompts,
 )
-from seedtune import noise
 from seedtune.engines.transformers import sampling
 from seedtune.engines.transformers.engine import TransformersEngine
 from seedtune.errors import StorageError
+from seedtune.numerics import noise
 from seedtune.types import CENTRE, Member, Prompt, Sampling, Term, Update
 
 MEMBERS = (Member(1, 0, 1), Member(1, 0, -1), Member(1, 4, 1), CENTRE)

@@ -24,8 +24,8 @@ from seedtune.engines.transformers.checkpoint import ModelSource
 from seedtune.engines.transformers.engine import TransformersEngine
 from seedtune.engines.transformers.perturbation import as_tensor
 from seedtune.errors import DataError, ModelError, StorageError
-from seedtune.noise import key
-from seedtune.rounding import widen
+from seedtune.numerics.noise import key
+from seedtune.numerics.rounding import widen
 from seedtune.types import CENTRE, Decay, Job, Member, Shift, Term, Update
 
 MEMBERS = (Member(3, 0, 1), CENTRE, Member(2, 9, -1))

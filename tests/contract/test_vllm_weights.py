@@ -18,7 +18,6 @@ pytest.importorskip("vllm", reason="needs vLLM", exc_type=ImportError)
 
 from models import answers, job, load_engine, text_prompts
 from seedtune.config.sections import VllmSettings
-from seedtune.engines.base import Noise
 from seedtune.engines.transformers.perturbation import as_tensor, as_weights
 from seedtune.engines.vllm import compat, options
 from seedtune.engines.vllm.adapters import Adapters
@@ -26,6 +25,7 @@ from seedtune.engines.vllm.engine import VllmEngine
 from seedtune.engines.vllm.rank import Rank
 from seedtune.engines.vllm.runtime import Runtime
 from seedtune.errors import ConfigError, DataError, EngineError, MissingExtraError, StorageError
+from seedtune.numerics.noise import Noise
 from seedtune.types import CENTRE, Member, Prompt, Term, Update
 from serving import SMALL, end_all, save_served, serve
 

@@ -10,7 +10,7 @@ import runs
 from seedtune import apply_pack, export_run, ledger, pack_run, replay, verify_run
 from seedtune.errors import LedgerError
 from seedtune.lineage import Lineage
-from seedtune.strategies.moments import Memory
+from seedtune.numerics.momentum import Memory
 from seedtune.tasks.toy import closeness
 from seedtune.trainer import Trainer
 

@@ -11,8 +11,8 @@ import pytest
 
 from seedtune import ledger
 from seedtune.config.sections import TransformersSettings
-from seedtune.engines.base import Noise
 from seedtune.engines.transformers.engine import TransformersEngine
+from seedtune.numerics.noise import Noise
 from seedtune.types import CENTRE, Job, Prompt, Sampling
 from waiting import wait_until
 

@@ -13,9 +13,9 @@ pytest.importorskip("vllm", reason="needs vLLM", exc_type=ImportError)
 
 from models import save_family, save_model
 from seedtune.config.sections import VllmSettings
-from seedtune.engines.base import Noise
 from seedtune.engines.vllm.engine import VllmEngine
 from seedtune.errors import ConfigError, ModelError
+from seedtune.numerics.noise import Noise
 from serving import SERVED, SMALL, end_all, save_served
 
 GAUSSIAN = {"perturbation": "gaussian"}

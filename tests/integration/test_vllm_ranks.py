@@ -16,10 +16,10 @@ pytest.importorskip("vllm", reason="needs vLLM", exc_type=ImportError)
 
 from models import answers, job, load_engine, text_prompts
 from seedtune.config.sections import VllmSettings
-from seedtune.engines.base import Noise
 from seedtune.engines.transformers.engine import TransformersEngine
 from seedtune.engines.vllm.engine import VllmEngine
 from seedtune.errors import EngineError
+from seedtune.numerics.noise import Noise
 from seedtune.types import CENTRE, Decay, Member, Moments, Prompt, Term, Update
 from serving import SMALL, save_served
 

@@ -11,9 +11,9 @@ pytest.importorskip("vllm", reason="needs vLLM", exc_type=ImportError)
 
 from models import answers
 from seedtune.config.sections import TransformersSettings, VllmSettings
-from seedtune.engines.base import Noise
 from seedtune.engines.transformers.engine import TransformersEngine
 from seedtune.engines.vllm.engine import VllmEngine
+from seedtune.numerics.noise import Noise
 from seedtune.types import CENTRE, Job, Member, Prompt, Sampling, Term, Update
 from serving import end_all
 

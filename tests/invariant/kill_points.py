@@ -17,8 +17,8 @@ from typing import Any
 
 import runs
 from seedtune import files, replay
+from seedtune.numerics.weights import Centre
 from seedtune.trainer import Trainer
-from seedtune.weights import Centre
 
 SETTINGS: dict[str, Any] = {"generations": 3, "eval_prompts": 2, "prompts_per_generation": 2}
 MOST = 200

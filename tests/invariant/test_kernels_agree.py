@@ -14,9 +14,9 @@ import pytest
 
 from backends import PAIRS, Numba, Reference, Triton
 from references import DTYPES, an_update, same_bits, weights
-from seedtune import fingerprint as fp
-from seedtune import noise
-from seedtune.noise import Address, Stream
+from seedtune.numerics import fingerprint as fp
+from seedtune.numerics import noise
+from seedtune.numerics.noise import Address, Stream
 from seedtune.types import Decay, Update
 
 triton = pytest.importorskip("triton", reason="triton is not installed; install it with: pip install 'triton>=3.7'")

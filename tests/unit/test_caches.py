@@ -25,7 +25,7 @@ NOBODY = 65534
 FILL = """
 import numpy as np
 from seedtune.kernels import cpu
-from seedtune.noise import Address
+from seedtune.numerics.noise import Address
 out = np.empty(64, np.float32)
 cpu.fill_normals(out, Address((1, 2), 0))
 from seedtune.kernels import _compiled, caching
@@ -160,7 +160,7 @@ def test_a_second_process_compiles_nothing_until_an_imported_source_changes(tmp_
     again = filled(package, SEEDTUNE_CACHE=cache)
     assert [first[:2], again[:2]] == [["0", "1"], ["1", "0"]]
     assert not list(package.rglob("*.nbi"))
-    with (package / "seedtune/noise.py").open("a") as file:
+    with (package / "seedtune/numerics/noise.py").open("a") as file:
         file.write("# edited\n")
     edited = filled(package, SEEDTUNE_CACHE=cache)
     assert edited[:2] == ["0", "1"]

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from seedtune import noise, weights
-from seedtune.engines.base import Noise
-from seedtune.rounding import nearest, widen
+from seedtune.numerics import noise, weights
+from seedtune.numerics.noise import Noise
+from seedtune.numerics.rounding import nearest, widen
+from seedtune.numerics.weights import Centre
 from seedtune.types import Decay, Shift, Term, Update
-from seedtune.weights import Centre
 
 ONE = (Term(1, 0, 0.1), Term(0, 2, -0.2), Term(1, 7, 0.05))
 OTHER = (Term(1, 0, 0.3), Term(4, 1, 0.1))

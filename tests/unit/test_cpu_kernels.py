@@ -9,10 +9,10 @@ import numba
 import numpy as np
 import pytest
 
-from seedtune import fingerprint as fp
-from seedtune import noise
 from seedtune.kernels import cpu
-from seedtune.noise import Address, Stream
+from seedtune.numerics import fingerprint as fp
+from seedtune.numerics import noise
+from seedtune.numerics.noise import Address, Stream
 
 KEY = noise.key(42, "model.layers.0.mlp.up_proj.weight")
 HERE = Address(KEY, Stream.FULL, generation=2**32 - 1, pair=2**31 + 5)

@@ -10,10 +10,10 @@ import pytest
 
 import references
 from references import DTYPES, an_update, same_bits, weights
-from seedtune import noise, rounding
 from seedtune.kernels import _compiled as compiled
 from seedtune.kernels import cpu
-from seedtune.noise import Address, Stream
+from seedtune.numerics import noise, rounding
+from seedtune.numerics.noise import Address, Stream
 from seedtune.types import Decay, Term, Update
 
 KEY = noise.key(42, "model.layers.0.mlp.up_proj.weight")

@@ -10,9 +10,9 @@ import pytest
 
 from seedtune import files, report, snapshot
 from seedtune.config.sections import ToySettings
-from seedtune.engines.base import Noise
 from seedtune.engines.toy import ToyEngine
 from seedtune.errors import StorageError, storage_cause, storage_error
+from seedtune.numerics.noise import Noise
 from seedtune.replay import RunPaths
 from seedtune.types import Term, Update
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from seedtune import fingerprint as fp
+from seedtune.numerics import fingerprint as fp
 
 
 @pytest.fixture

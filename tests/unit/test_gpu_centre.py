@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from seedtune import noise, weights
-from seedtune.engines.base import Noise
 from seedtune.engines.transformers.perturbation import as_tensor
 from seedtune.kernels import cpu, gpu
-from seedtune.rounding import nearest
+from seedtune.numerics import noise, weights
+from seedtune.numerics.noise import Noise
+from seedtune.numerics.rounding import nearest
+from seedtune.numerics.weights import Centre, factors
 from seedtune.types import Decay, Member, Moments, Term, Update
-from seedtune.weights import Centre, factors
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 

@@ -14,12 +14,12 @@ import torch
 import backends
 from backends import PAIRS, Place, Reference, Triton
 from references import DTYPES, same_bits, weights
-from seedtune import fingerprint as fp
-from seedtune import noise, rounding
 from seedtune.errors import ConfigError, MissingExtraError
 from seedtune.kernels import cpu, gpu, launching
 from seedtune.kernels.select import kernels_for
-from seedtune.noise import Address, Stream
+from seedtune.numerics import fingerprint as fp
+from seedtune.numerics import noise, rounding
+from seedtune.numerics.noise import Address, Stream
 from seedtune.types import Decay, Term, Update
 
 triton = pytest.importorskip("triton", reason="triton is not installed; install it with: " + launching.INSTALL)

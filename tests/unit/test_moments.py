@@ -10,11 +10,10 @@ import pytest
 
 from references import DTYPES, an_update, same_bits
 from references import weights as numbers
-from seedtune import noise, rounding, weights
-from seedtune.engines.base import Noise
-from seedtune.noise import Address, Stream
+from seedtune.numerics import noise, rounding, weights
+from seedtune.numerics.noise import Address, Noise, Stream
+from seedtune.numerics.weights import Centre
 from seedtune.types import Decay, Moments, Term, Update
-from seedtune.weights import Centre
 
 NOISES = [Noise(7, "gaussian"), Noise(7, rank=2), Noise(7, "gaussian", subspaces=3), Noise(7, rank=3, subspaces=2)]
 SHAPE = (30, 40)

@@ -9,8 +9,8 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from seedtune import noise
-from seedtune.noise import Address, Stream
+from seedtune.numerics import noise
+from seedtune.numerics.noise import Address, Stream
 
 NAME = "model.layers.0.self_attn.q_proj.weight"
 KEY = noise.key(42, NAME)

@@ -12,15 +12,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from seedtune import ledger, packfile, sealing
-from seedtune.engines.base import Noise
 from seedtune.errors import PackError
 from seedtune.lineage import Lineage
+from seedtune.numerics.momentum import Memory
+from seedtune.numerics.noise import Noise
+from seedtune.numerics.rounding import nearest
+from seedtune.numerics.weights import Centre
 from seedtune.packfile import About, Pack
-from seedtune.rounding import nearest
 from seedtune.shaping import zscore
-from seedtune.strategies.moments import Memory
 from seedtune.types import Decay, Member, Moments, Plan, Term, Update
-from seedtune.weights import Centre
 
 
 def about(generations: int, *, rank: int = 1, perturbation: str = "lowrank", subspaces: int = 1, **changes) -> About:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from seedtune import noise, rounding
+from seedtune.numerics import noise, rounding
 
 HALVES = ("bfloat16", "float16")
 LARGEST = {"bfloat16": 0x7F7F, "float16": 0x7BFF}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from seedtune.errors import ConfigError
-from seedtune.selection import select
+from seedtune.numerics.trainable import select
 
 NAMES = ["embed.weight", "layers.0.q.weight", "layers.0.norm.weight", "layers.1.q.weight"]
 

@@ -10,14 +10,13 @@ import pytest
 
 import references
 from references import an_update, same_bits, weights
-from seedtune import noise, rounding
 from seedtune.config.config import Config
-from seedtune.engines.base import Noise
 from seedtune.errors import ConfigError
 from seedtune.kernels import cpu
-from seedtune.noise import Address, Stream
+from seedtune.numerics import noise, rounding
+from seedtune.numerics.noise import Address, Noise, Stream
+from seedtune.numerics.weights import Centre, factors
 from seedtune.types import Member, Term, Update
-from seedtune.weights import Centre, factors
 
 KEY = noise.key(42, "model.layers.0.self_attn.q_proj.weight")
 HERE = Address(KEY, Stream.FULL, generation=7, pair=3)

@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from seedtune import tensorfile
 from seedtune.errors import StorageError
+from seedtune.numerics import tensor_file
 
 TENSORS = {
     "a": np.arange(6, dtype=np.float32).reshape(2, 3),
@@ -22,7 +22,7 @@ TENSORS = {
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    tensorfile.write(tmp_path / "t.safetensors", TENSORS)
+    tensor_file.write(tmp_path / "t.safetensors", TENSORS)
     return tmp_path / "t.safetensors"
 
 
@@ -40,7 +40,7 @@ def test_other_readers_see_names_types_shapes_and_values(path: Path) -> None:
 
 def test_reading_fills_arrays_in_place(path: Path) -> None:
     into = {name: np.zeros_like(array) for name, array in TENSORS.items()}
-    tensorfile.read_into(path, into)
+    tensor_file.read_into(path, into)
     for name, array in TENSORS.items():
         assert into[name].tobytes() == array.tobytes()
 
@@ -57,7 +57,7 @@ def test_reading_fills_arrays_in_place(path: Path) -> None:
 )
 def test_a_file_of_another_model_is_refused(path: Path, other: dict[str, np.ndarray]) -> None:
     with pytest.raises(StorageError, match="does not hold this model's tensors"):
-        tensorfile.read_into(path, {name: array.copy() for name, array in other.items()})
+        tensor_file.read_into(path, {name: array.copy() for name, array in other.items()})
 
 
 @pytest.mark.parametrize("cut", [0, 4, 20, -1])
@@ -65,11 +65,11 @@ def test_a_cut_file_is_refused(path: Path, cut: int) -> None:
     whole = path.read_bytes()
     path.write_bytes(whole[:cut])
     with pytest.raises(StorageError, match="cannot read"):
-        tensorfile.read_into(path, {name: array.copy() for name, array in TENSORS.items()})
+        tensor_file.read_into(path, {name: array.copy() for name, array in TENSORS.items()})
 
 
 def test_mapped_arrays_are_writable_and_leave_no_file(tmp_path: Path) -> None:
-    arrays = tensorfile.mapped(tmp_path / "new", {"a": (3, 4), "b": (), "c": (0,)})
+    arrays = tensor_file.mapped(tmp_path / "new", {"a": (3, 4), "b": (), "c": (0,)})
     arrays["a"][...] = 7.0
     arrays["b"][...] = 1.0
     assert arrays["a"].sum() == 84.0
@@ -79,26 +79,26 @@ def test_mapped_arrays_are_writable_and_leave_no_file(tmp_path: Path) -> None:
 
 def test_a_mapped_file_that_finds_no_room_says_so(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="Choose a folder on a disk with room"):
-        tensorfile.mapped(tmp_path, {"a": (1 << 50,)})
+        tensor_file.mapped(tmp_path, {"a": (1 << 50,)})
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_a_reserved_file_is_filled_in_place_and_read_as_if_it_had_been_written(tmp_path, dtype):
     shapes = {"a": (3, 4), "b": (5,)}
-    places = tensorfile.reserve(tmp_path / "x.safetensors", shapes, dtype)
-    assert all(not tensorfile.read(stored).any() for stored in places.values())
+    places = tensor_file.reserve(tmp_path / "x.safetensors", shapes, dtype)
+    assert all(not tensor_file.read(stored).any() for stored in places.values())
     for number, stored in enumerate(places.values()):
-        tensorfile.window(stored, "r+")[1:] = number + 1
-    found = tensorfile.expect(tmp_path / "x.safetensors", shapes, dtype)
-    arrays = {name: tensorfile.read(stored) for name, stored in found.items()}
-    tensorfile.write(tmp_path / "y.safetensors", arrays)
+        tensor_file.window(stored, "r+")[1:] = number + 1
+    found = tensor_file.expect(tmp_path / "x.safetensors", shapes, dtype)
+    arrays = {name: tensor_file.read(stored) for name, stored in found.items()}
+    tensor_file.write(tmp_path / "y.safetensors", arrays)
     assert (tmp_path / "x.safetensors").read_bytes() == (tmp_path / "y.safetensors").read_bytes()
-    assert (tensorfile.window(found["a"])[1:] == 1).all()
-    assert not tensorfile.window(found["a"]).flags.writeable
+    assert (tensor_file.window(found["a"])[1:] == 1).all()
+    assert not tensor_file.window(found["a"]).flags.writeable
 
 
 def test_a_file_of_another_model_is_not_what_was_expected(tmp_path):
-    tensorfile.reserve(tmp_path / "x.safetensors", {"a": (3, 4)}, "float32")
+    tensor_file.reserve(tmp_path / "x.safetensors", {"a": (3, 4)}, "float32")
     for shapes, dtype in (({"a": (4, 3)}, "float32"), ({"b": (3, 4)}, "float32"), ({"a": (3, 4)}, "bfloat16")):
         with pytest.raises(StorageError, match="Delete the snapshot"):
-            tensorfile.expect(tmp_path / "x.safetensors", shapes, dtype)
+            tensor_file.expect(tmp_path / "x.safetensors", shapes, dtype)

@@ -13,19 +13,19 @@ import numpy as np
 import pytest
 import torch
 
-from seedtune import fingerprint as fp
-from seedtune import noise as addressed
 from seedtune.engines import wire
-from seedtune.engines.base import Noise
 from seedtune.engines.transformers.perturbation import as_tensor
 from seedtune.engines.vllm import origin
 from seedtune.engines.vllm.layout import Piece, Run, Split, check_complete, pieces_of
 from seedtune.engines.vllm.shard import Shard, ShardedCentre, window_of
 from seedtune.errors import ModelError, StorageError
 from seedtune.kernels import cpu, gpu
-from seedtune.tensorfile import Stored
+from seedtune.numerics import fingerprint as fp
+from seedtune.numerics import noise as addressed
+from seedtune.numerics.noise import Noise
+from seedtune.numerics.tensor_file import Stored
+from seedtune.numerics.weights import Centre
 from seedtune.types import CENTRE, Decay, Member, Moments, Shift, Term, Update
-from seedtune.weights import Centre
 
 SHAPES = {
     "embed.weight": (99, 8),
@@ -295,7 +295,7 @@ def test_a_full_disk_under_the_base_weights_is_said_with_the_way_out(
     def full(*_: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("seedtune.tensorfile.write", full)
+    monkeypatch.setattr("seedtune.numerics.tensor_file.write", full)
     with pytest.raises(StorageError, match=r"disk is full.*TMPDIR"):
         origin._places(Nowhere(), ["w"], lambda: tmp_path)
 

@@ -7,8 +7,9 @@ from typing import Any
 
 from seedtune.config.config import Config
 from seedtune.engines import threads
-from seedtune.engines.base import Engine, Noise
+from seedtune.engines.base import Engine
 from seedtune.errors import ConfigError
+from seedtune.numerics.noise import Noise
 
 
 def _transformers(config: Config, noise: Noise) -> Engine:

@@ -14,24 +14,6 @@ BASE = Update(0, (), Decay(l2=1.0))
 
 
 @dataclass(frozen=True, slots=True)
-class Noise:
-    """How an engine perturbs: the run seed of every noise address, and the shape of the perturbation.
-
-    ``perturbation`` is "lowrank" (A·Bᵀ/√r, rank r) or "gaussian"; ``master`` "float32" or "none" (the centre in the
-    model's own type); ``trainable`` and ``freeze`` are patterns of Hugging Face names, see `seedtune.selection`.
-    With K ``subspaces`` pair p perturbs one K-th of the elements, with √K of the noise, see `seedtune.noise`.
-    """
-
-    run_seed: int
-    perturbation: str = "lowrank"
-    rank: int = 1
-    master: str = "float32"
-    trainable: tuple[str, ...] = ("*",)
-    freeze: tuple[str, ...] = ()
-    subspaces: int = 1
-
-
-@dataclass(frozen=True, slots=True)
 class EngineInfo:
     """What a loaded engine says about itself, much of it for the ledger's header."""
 

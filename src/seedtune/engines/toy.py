@@ -14,16 +14,17 @@ from typing import Any
 
 import numpy as np
 
-from seedtune import fingerprint as fp
-from seedtune import noise as addressed
-from seedtune import tensorfile
 from seedtune.config.sections import ToySettings
-from seedtune.engines.base import EngineInfo, EngineTimes, Noise
+from seedtune.engines.base import EngineInfo, EngineTimes
 from seedtune.errors import DataError
-from seedtune.rounding import ARRAYS, nearest, widen
-from seedtune.selection import select
+from seedtune.numerics import fingerprint as fp
+from seedtune.numerics import noise as addressed
+from seedtune.numerics import tensor_file
+from seedtune.numerics.noise import Noise
+from seedtune.numerics.rounding import ARRAYS, nearest, widen
+from seedtune.numerics.trainable import select
+from seedtune.numerics.weights import Centre, Weights, factors, tensor_fingerprint
 from seedtune.types import CENTRE, Coverage, Job, Likelihood, Member, Prompt, Rollout, Term, Update
-from seedtune.weights import Centre, Weights, factors, tensor_fingerprint
 
 NAMES = ("layers.0.weight", "layers.1.weight")
 CERTAINTY = 0.9
@@ -170,7 +171,7 @@ class ToyEngine:
         kept = {name: widen(self.centre.tensors.get(name, self._base[name])) for name in NAMES}
         path.mkdir(parents=True, exist_ok=True)
         arrays = {name: nearest(array, dtype or self.settings.dtype) for name, array in kept.items()}
-        tensorfile.write(path / "model.safetensors", arrays)
+        tensor_file.write(path / "model.safetensors", arrays)
 
     def take_times(self) -> EngineTimes:
         """The time accounting since the last call."""

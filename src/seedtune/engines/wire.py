@@ -7,8 +7,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from seedtune.engines.base import Noise
-from seedtune.tensorfile import Stored
+from seedtune.numerics.noise import Noise
+from seedtune.numerics.tensor_file import Stored
 from seedtune.types import Decay, Moments, Shift, Term, Update
 
 Plain = Any

@@ -9,12 +9,12 @@ from __future__ import annotations
 import numpy as np
 from numba import prange
 
-from seedtune import fingerprint as reference
 from seedtune.kernels import simd
 from seedtune.kernels.caching import njit
 from seedtune.kernels.elements import nearest, stochastic, widen
 from seedtune.kernels.simd import perturb_16, prefetch_read, prefetch_write
-from seedtune.noise import PHILOX_M0, PHILOX_M1, PHILOX_ROUNDS, PHILOX_W0, PHILOX_W1
+from seedtune.numerics import fingerprint as reference
+from seedtune.numerics.noise import PHILOX_M0, PHILOX_M1, PHILOX_ROUNDS, PHILOX_W0, PHILOX_W1
 
 PIECE = 1 << 16  # elements one thread takes at a time
 CHUNK = 1 << 14  # elements of a full-rank update, whose sums stay in the second-level cache next to the table

@@ -13,7 +13,7 @@ from seedtune.kernels._compiled import CHUNK, DRAW, ELEMENTS, PIECE, WORDS, draw
 from seedtune.kernels.caching import njit
 from seedtune.kernels.elements import nearest, widen
 from seedtune.kernels.simd import perturb_16_where
-from seedtune.noise import SUBSPACE
+from seedtune.numerics.noise import SUBSPACE
 
 _U = np.uint64
 _TAG = _U(int(SUBSPACE) << 24)

@@ -5,12 +5,12 @@ compiled or interpreted; `seedtune.kernels.gpu` imports it on first use.
 
 Why the bits are those of the numpy references:
 
-* noise is integer arithmetic and one look-up, see `seedtune.noise`;
+* noise is integer arithmetic and one look-up, see `seedtune.numerics.noise`;
 * every kernel is launched with ``enable_fp_fusion=False``: the compiler would otherwise contract ``a * b + c`` into a
   fused multiply-add, which rounds once where the references round twice. Divisions, roots and the float32 modes that
   GPUs approximate are not used, and subnormals are kept (no ``.ftz`` in the generated code, which a test asserts);
 * sums over terms stay in one register per element and run in the order of the terms;
-* 16-bit floats are read and written as integers and rounded by `seedtune.rounding`'s integer arithmetic.
+* 16-bit floats are read and written as integers and rounded by `seedtune.numerics.rounding`'s integer arithmetic.
 
 Costs: bytes are counted, operations are instructions per element in the machine code that the compiler makes for sm_90
 (disassembled, not run), and bounds follow from an H100 SXM's data sheet, not from a measurement. It moves 3.35e12 bytes
@@ -28,9 +28,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from seedtune import fingerprint as reference
-from seedtune import noise, rounding
 from seedtune.kernels._triton_rounding import nearest, stochastic, widen
+from seedtune.numerics import fingerprint as reference
+from seedtune.numerics import noise, rounding
 
 LANES = tl.constexpr(noise.LANES)
 M0, M1 = tl.constexpr(noise.PHILOX_M0), tl.constexpr(noise.PHILOX_M1)
@@ -121,7 +121,7 @@ def fill(out, table, terms, n, pieces, first, k0, k1, tag, SKIP: tl.constexpr, B
 
 @triton.jit
 def deal(block, generation, k0, k1, SUBSPACES: tl.constexpr, SHAPE: tl.constexpr):
-    """`seedtune.noise.subspaces_of` the elements of every block in a generation, uint32 of this shape."""
+    """`seedtune.numerics.noise.subspaces_of` the elements of every block in a generation, uint32 of this shape."""
     w0, w1, w2, w3 = philox(block, SUBSPACE_TAG, generation * 0, generation, k0, k1)
     return ((spread(w0, w1, w2, w3, SHAPE) >> 16) * SUBSPACES) >> 16
 

@@ -1,4 +1,4 @@
-"""The Triton bodies of `seedtune.rounding`: element types in memory, and the two roundings between them."""
+"""The Triton bodies of `seedtune.numerics.rounding`: element types in memory, and the two roundings between them."""
 
 # mypy: allow-untyped-defs, allow-incomplete-defs
 
@@ -7,7 +7,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from seedtune import rounding
+from seedtune.numerics import rounding
 
 SIGN, MAGNITUDE = tl.constexpr(rounding.SIGN), tl.constexpr(rounding.MAGNITUDE)
 INFINITY, HALF_INFINITY = tl.constexpr(rounding.INFINITY), tl.constexpr(rounding.HALF_INFINITY)
@@ -38,7 +38,7 @@ def assemble(word, size, KIND: tl.constexpr):
 
 @triton.jit
 def nearest(value, KIND: tl.constexpr):
-    """`seedtune.rounding.nearest`: float32 as it is, or int16 with the bits of a 16-bit float."""
+    """`seedtune.numerics.rounding.nearest`: float32 as it is, or int16 with the bits of a 16-bit float."""
     element, word = value, value.to(tl.uint32, bitcast=True)
     if KIND == "bfloat16":
         # With the sign in place: nothing carries into it but NaN, which is not rounded.
@@ -56,7 +56,7 @@ def nearest(value, KIND: tl.constexpr):
 
 @triton.jit
 def stochastic(value, code, KIND: tl.constexpr):
-    """`seedtune.rounding.stochastic`: int16 bits from float32 and codes in high halves (uint32)."""
+    """`seedtune.numerics.rounding.stochastic`: int16 bits from float32 and codes in high halves (uint32)."""
     word, code = value.to(tl.uint32, bitcast=True), code >> 16
     size = word & MAGNITUDE
     if KIND == "bfloat16":

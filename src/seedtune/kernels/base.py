@@ -1,8 +1,8 @@
 """What a centre computes with: ``seedtune.kernels.cpu`` on numpy arrays, ``seedtune.kernels.gpu`` on CUDA tensors.
 
 Every implementation gives the same bits.  Arrays are contiguous; 16-bit weights are float16, or bfloat16 (as
-uint16 in numpy).  A key is `seedtune.noise.key` of the tensor, ``start`` the flat index of the first element.
-With more than one of ``subspaces`` a pair's noise is that of its own, see `seedtune.noise`.
+uint16 in numpy).  A key is `seedtune.numerics.noise.key` of the tensor, ``start`` the flat index of the first element.
+With more than one of ``subspaces`` a pair's noise is that of its own, see `seedtune.numerics.noise`.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
-from seedtune.fingerprint import Fingerprint
-from seedtune.noise import Address
+from seedtune.numerics.fingerprint import Fingerprint
+from seedtune.numerics.noise import Address
 from seedtune.types import Update
 
 Key = tuple[int, int]

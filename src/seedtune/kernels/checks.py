@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from seedtune.noise import ELEMENT_LIMIT, SUBSPACE_LIMIT, WORD_LIMIT
+from seedtune.numerics.noise import ELEMENT_LIMIT, SUBSPACE_LIMIT, WORD_LIMIT
 
 
 def require_array(name: str, array: NDArray[Any], dtype: type[np.generic], ndim: int) -> None:

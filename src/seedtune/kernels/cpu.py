@@ -1,4 +1,4 @@
-"""CPU kernels: the bits of the references in `seedtune.noise`, `rounding` and `fingerprint`, at memory speed.
+"""CPU kernels: the bits of the references in `seedtune.numerics.noise`, `rounding` and `fingerprint`, at memory speed.
 
 Contracts of every function here: float32 arithmetic with each product and each sum rounded on its own (no
 fastmath, so no fused multiply-add), the same order of additions for any number of threads, and no Python lock
@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from seedtune import fingerprint as reference
 from seedtune.kernels import _compiled as compiled
 from seedtune.kernels import _moments, _subspaces, checks
 from seedtune.kernels.checks import require_array, require_elements, require_slice, require_subspaces, words
-from seedtune.noise import Address, Stream, amplitude, quantiles
+from seedtune.numerics import fingerprint as reference
+from seedtune.numerics.noise import Address, Stream, amplitude, quantiles
 from seedtune.types import Decay, Update
 
 Array = NDArray[Any]
@@ -45,7 +45,7 @@ Where = tuple[int, int, int, int, int]
 def fill_normals(out: Float32, address: Address, start: int = 0) -> None:
     """Write the standard normals of elements ``start .. start + n - 1`` into ``out`` (float32 [n]).
 
-    Same bits as `seedtune.noise.normals`. Raises ValueError for a wrong array or elements outside [0, 2**59).
+    Same bits as `seedtune.numerics.noise.normals`. Raises ValueError for a wrong array or elements outside [0, 2**59).
     """
     require_array("out", out, np.float32, 1)
     require_elements(start, out.size)
@@ -57,7 +57,7 @@ def fill_slice(
 ) -> None:
     """Write the standard normals of a slice of a 2-d tensor of this ``shape`` into ``out`` (float32 2-d).
 
-    Same bits as `seedtune.noise.normals_slice`. Raises ValueError when the slice does not lie inside the
+    Same bits as `seedtune.numerics.noise.normals_slice`. Raises ValueError when the slice does not lie inside the
     shape.
     """
     require_array("out", out, np.float32, 2)
@@ -85,7 +85,7 @@ def fill_factors(
     ``out[p]`` belongs to generation ``generations[p]`` and pair ``pairs[p]`` (uint32 [P]). ``stream`` is
     FACTOR_A or FACTOR_B (any stream works), ``start`` the first element, ``row * rank`` for a slice of rows.
     With ``subspaces`` the rows of FACTOR_A that are not in the pair's are 0; ``rank`` is for that only.
-    Same bits as `seedtune.noise.factors`. Raises ValueError for wrong arrays.
+    Same bits as `seedtune.numerics.noise.factors`. Raises ValueError for wrong arrays.
     """
     require_array("out", out, np.float32, 2)
     _require_pairs(out.shape[0], generations, pairs)
@@ -114,7 +114,7 @@ def perturb(out: Array, centre: Array, sigma: float, address: Address, start: in
     Product and sum are float32, each rounded on its own, then rounded once more to the type of ``out``. centre
     float32 goes into any type, a 16-bit one into its own; ``sigma`` carries the member's sign, and with 0 no noise
     is drawn. ``out`` may be ``centre``. With ``subspaces`` sigma is times sqrt(subspaces), and elements outside of the
-    pair's subspace are nearest(centre). See `seedtune.rounding`. Raises ValueError for wrong arrays or elements outside
+    pair's subspace are nearest(centre). See `seedtune.numerics.rounding`. Raises ValueError for wrong arrays or elements outside
     [0, 2**59).
     """
     source, goal = _weights("centre", centre, 1), _weights("out", out, 1)
@@ -225,11 +225,11 @@ def settle(
 
 
 def fingerprint(bits: NDArray[Any], key: tuple[int, int], start: int = 0) -> reference.Fingerprint:
-    """Sum of mixed elements, see `seedtune.fingerprint.mix_sum` (same bits): two integers in [0, 2**64).
+    """Sum of mixed elements, see `seedtune.numerics.fingerprint.mix_sum` (same bits): two integers in [0, 2**64).
 
     ``bits`` is the uint16 or uint32 view [n] of the elements, ``key`` comes from
-    `seedtune.fingerprint.tensor_key`, ``start`` is the absolute index of the first element. Parts of a tensor
-    add up, see `seedtune.fingerprint.combine`.
+    `seedtune.numerics.fingerprint.tensor_key`, ``start`` is the absolute index of the first element. Parts of a tensor
+    add up, see `seedtune.numerics.fingerprint.combine`.
     """
     _require_bits(bits, 1)
     require_elements(start, bits.size)

@@ -1,6 +1,6 @@
 """Elements of weights in compiled code: float32, bfloat16 and float16, and the roundings between them.
 
-The bits of `seedtune.rounding`, by the same integer arithmetic. numba has neither 16-bit type, so kernels see
+The bits of `seedtune.numerics.rounding`, by the same integer arithmetic. numba has neither 16-bit type, so kernels see
 the bits: bfloat16 as uint16, float16 as int16 (which tells the two apart). Written as LLVM code for one number
 or for a vector of them; there are no branches, so loops over single numbers vectorise too.
 """
@@ -13,7 +13,7 @@ from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic
 
-from seedtune import rounding
+from seedtune.numerics import rounding
 
 SINGLE, BRAIN, HALF = types.float32, types.uint16, types.int16
 """float32, and what stands for bfloat16 and float16."""

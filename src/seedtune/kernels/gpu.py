@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from seedtune import fingerprint as reference
 from seedtune.kernels.checks import require_elements, require_rows, require_slice, require_subspaces, words
 from seedtune.kernels.launching import (
     bodies,
@@ -34,7 +33,8 @@ from seedtune.kernels.launching import (
     upload,
     where,
 )
-from seedtune.noise import FACTOR_A, FACTOR_B, LANES, Address, amplitude
+from seedtune.numerics import fingerprint as reference
+from seedtune.numerics.noise import FACTOR_A, FACTOR_B, LANES, Address, amplitude
 from seedtune.types import Decay, Update
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def require_triton() -> None:
 def fill_normals(out: Tensor, address: Address, start: int = 0) -> None:
     """Write the standard normals of elements ``start .. start + n - 1`` into ``out`` (float32 [n]).
 
-    Same bits as `seedtune.noise.normals`. Raises ValueError for a wrong tensor or elements outside [0, 2**59).
+    Same bits as `seedtune.numerics.noise.normals`. Raises ValueError for a wrong tensor or elements outside [0, 2**59).
     """
     require_tensor("out", out, 1, ("float32",))
     generations, pairs = (np.array([number], np.uint32) for number in (address.generation, address.pair))
@@ -81,7 +81,7 @@ def fill_factors(
     ``out[p]`` belongs to generation ``generations[p]`` and pair ``pairs[p]`` (numpy uint32 [P]). ``stream`` is
     FACTOR_A or FACTOR_B (any stream works), ``start`` the first element, ``row * rank`` for a slice of rows.
     With ``subspaces`` the rows of FACTOR_A that are not in the pair's are 0; ``rank`` is for that only.
-    Same bits as `seedtune.noise.factors`. Raises ValueError for wrong tensors.
+    Same bits as `seedtune.numerics.noise.factors`. Raises ValueError for wrong tensors.
     """
     require_tensor("out", out, 2, ("float32",))
     _require_pairs(out.shape[0], generations, pairs)
@@ -205,11 +205,11 @@ def settle(
 
 
 def fingerprint(bits: Tensor, key: tuple[int, int], start: int = 0) -> reference.Fingerprint:
-    """Sum of mixed elements, see `seedtune.fingerprint.mix_sum` (same bits): two integers in [0, 2**64).
+    """Sum of mixed elements, see `seedtune.numerics.fingerprint.mix_sum` (same bits): two integers in [0, 2**64).
 
     ``bits`` [n] are the weights themselves in any of the three types, ``key`` comes from
-    `seedtune.fingerprint.tensor_key`, ``start`` is the absolute index of the first element. Parts of a tensor
-    add up, see `seedtune.fingerprint.combine`. Waits for the device.
+    `seedtune.numerics.fingerprint.tensor_key`, ``start`` is the absolute index of the first element. Parts of a tensor
+    add up, see `seedtune.numerics.fingerprint.combine`. Waits for the device.
     """
     torch = import_torch()
     require_tensor("bits", bits, 1)

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from seedtune.errors import MissingExtraError
-from seedtune.noise import LANES, Address, quantiles
+from seedtune.numerics.noise import LANES, Address, quantiles
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from seedtune.kernels import attention, cpu, gate, layer, norm, processor, products, rotary
-from seedtune.noise import Stream
+from seedtune.numerics.noise import Stream
 from seedtune.types import Term, Update
 
 Array = NDArray[Any]

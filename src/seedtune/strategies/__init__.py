@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from seedtune.config.config import Config
 from seedtune.config.sections import ScheduleSettings
+from seedtune.numerics.momentum import Memory
 from seedtune.schedules import value
 from seedtune.shaping import SHAPINGS, clipped, combine
 from seedtune.strategies import sigma, stepsize
@@ -14,7 +15,6 @@ from seedtune.strategies.base import Feedback, Strategy
 from seedtune.strategies.es import EvolutionStrategy, Factor, Shape, unscaled
 from seedtune.strategies.guard import Guard
 from seedtune.strategies.lookahead import LookAhead
-from seedtune.strategies.moments import Memory
 from seedtune.strategies.population import Constant, Growing, PopulationSize, Scheduled
 from seedtune.types import Decay
 

@@ -6,8 +6,8 @@ import itertools
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any, TypeVar
 
-from seedtune import noise
 from seedtune.errors import ConfigError
+from seedtune.numerics import noise
 from seedtune.tasks.base import Sizes
 
 T = TypeVar("T")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from seedtune import noise
+from seedtune.numerics import noise
 from seedtune.types import Example
 
 MOST = 128

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 from seedtune import snapshot
 from seedtune.arithmetic import Entry
 from seedtune.config.config import Config
-from seedtune.engines.base import Engine, EngineInfo, EngineTimes, Finished, Noise
+from seedtune.engines.base import Engine, EngineInfo, EngineTimes, Finished
 from seedtune.engines.fleet import cluster, compact, specs, wire
 from seedtune.engines.fleet.board import Board
 from seedtune.engines.fleet.crew import Crew, Hand
@@ -28,6 +28,7 @@ from seedtune.engines.fleet.foreman import Answer, Errand, Foreman
 from seedtune.engines.fleet.history import History
 from seedtune.engines.wire import Plain
 from seedtune.errors import ConfigError, EngineError, StorageError
+from seedtune.numerics.noise import Noise
 from seedtune.types import Job, Likelihood, Prompt, Rollout, Term, Update
 
 AGREEING = 3

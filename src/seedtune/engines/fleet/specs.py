@@ -8,9 +8,9 @@ from typing import Any
 from seedtune import processors
 from seedtune.config.config import Config
 from seedtune.engines import wire as words
-from seedtune.engines.base import Noise
 from seedtune.engines.fleet import wire
 from seedtune.errors import ConfigError
+from seedtune.numerics.noise import Noise
 
 
 def cores_of(config: Config) -> float:

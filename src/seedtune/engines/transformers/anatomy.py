@@ -15,7 +15,7 @@ from seedtune.engines.transformers.checkpoint import ModelSource
 from seedtune.engines.transformers.settings import TransformersSettings
 from seedtune.engines.transformers.tracing import EXPERT, is_linear
 from seedtune.errors import ConfigError, ModelError
-from seedtune.selection import select
+from seedtune.numerics.trainable import select
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,14 +11,14 @@ from typing import Any
 import torch
 from huggingface_hub import try_to_load_from_cache
 
-from seedtune import fingerprint as fp
-from seedtune import tensorfile
 from seedtune.engines.transformers.checkpoint import ModelSource
 from seedtune.engines.transformers.perturbation import as_tensor, as_weights
 from seedtune.errors import ModelError
-from seedtune.rounding import dtype_of
-from seedtune.tensorfile import Stored
-from seedtune.weights import Weights, tensor_fingerprint
+from seedtune.numerics import fingerprint as fp
+from seedtune.numerics import tensor_file
+from seedtune.numerics.rounding import dtype_of
+from seedtune.numerics.tensor_file import Stored
+from seedtune.numerics.weights import Weights, tensor_fingerprint
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,7 @@ class BaseWeights:
     def __call__(self, name: str) -> Any:
         """A tensor's base weights on the engine's device; ModelError or StorageError if the checkpoint has changed."""
         stored = self._stored.get(name)
-        array = self._copies[name] if stored is None else tensorfile.read(stored)
+        array = self._copies[name] if stored is None else tensor_file.read(stored)
         return array if self._device.type == "cpu" else as_tensor(array).to(self._device)
 
     def places(self, names: Iterable[str]) -> dict[str, Stored]:
@@ -68,7 +68,7 @@ class BaseWeights:
         """Where in the checkpoint's files the parameters lie that are found there."""
         folder, tensors = _folder(self._source), dict[str, Stored]()
         for path in sorted(folder.glob("model*.safetensors")) if folder is not None else ():
-            tensors |= tensorfile.contents(path)
+            tensors |= tensor_file.contents(path)
         found = {name: tensors.get(name) or tensors.get(name.removeprefix(self._prefix)) for name in self._seen}
         return {name: stored for name, stored in found.items() if stored is not None and self._holds(name, stored)}
 
@@ -76,7 +76,7 @@ class BaseWeights:
         """Whether that is what was loaded."""
         seen = self._seen[name]
         return (stored.dtype, stored.shape) == (seen.dtype, seen.shape) and seen == Seen.of(
-            name, tensorfile.read(stored)
+            name, tensor_file.read(stored)
         )
 
     @cached_property

@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from seedtune.engines.transformers.builtin import BUILTIN, builtin_folder
 from seedtune.engines.transformers.perturbation import as_tensor
 from seedtune.errors import ModelError, nearest
-from seedtune.weights import Weights
+from seedtune.numerics.weights import Weights
 
 
 @dataclass(frozen=True, slots=True)

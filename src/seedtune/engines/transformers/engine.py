@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from seedtune.engines.base import BASE, EngineInfo, EngineTimes, Noise
+from seedtune.engines.base import BASE, EngineInfo, EngineTimes
 from seedtune.engines.transformers import arithmetic, chat, product_speed, support
 from seedtune.engines.transformers.anchor import BaseWeights
 from seedtune.engines.transformers.attention import Decode, Prefill, SlotAttention
@@ -27,8 +27,9 @@ from seedtune.engines.transformers.perturbation import Perturbation, Place, cent
 from seedtune.engines.transformers.settings import TransformersSettings, torch_device, torch_dtype
 from seedtune.engines.transformers.tracing import Trace, trace
 from seedtune.errors import ConfigError, ModelError
+from seedtune.numerics.noise import Noise
+from seedtune.numerics.weights import Centre
 from seedtune.types import CENTRE, Job, Likelihood, Prompt, Rollout, Sampling, Shift, Term, Update
-from seedtune.weights import Centre
 
 Asked = TypeVar("Asked", Row, Given)
 """What a member is asked for: a completion, or how likely a given one is."""

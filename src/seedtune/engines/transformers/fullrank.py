@@ -15,16 +15,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from seedtune import tensorfile
-from seedtune.engines.base import Noise
 from seedtune.engines.transformers.coverage import coverage_of
 from seedtune.engines.transformers.linear import ProductForm
 from seedtune.engines.transformers.packed import PackedGroup, pack_layers
 from seedtune.engines.transformers.perturbation import Place, as_tensor, as_weights, centre_dtype, kernels_of
 from seedtune.engines.transformers.tracing import Trace
-from seedtune.selection import select
+from seedtune.numerics import tensor_file
+from seedtune.numerics.noise import Noise
+from seedtune.numerics.trainable import select
+from seedtune.numerics.weights import Anchor, Centre, Weights
 from seedtune.types import CENTRE, Member, Update
-from seedtune.weights import Anchor, Centre, Weights
 
 
 class FullRank:
@@ -108,7 +108,7 @@ def _copies(tensors: dict[str, Tensor], dtype: torch.dtype, device: torch.device
 def _mapped(tensors: dict[str, Tensor], dtype: torch.dtype, folder: Path) -> dict[str, Weights]:
     """The centre's own arrays in a mapped file."""
     shapes = {name: tuple(t.shape) for name, t in tensors.items()}
-    arrays = tensorfile.mapped(folder, shapes, str(dtype).removeprefix("torch."))
+    arrays = tensor_file.mapped(folder, shapes, str(dtype).removeprefix("torch."))
     for name, tensor in tensors.items():
         arrays[name][...] = as_weights(tensor.to(dtype))
     return arrays

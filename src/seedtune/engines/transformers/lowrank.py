@@ -12,8 +12,6 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from seedtune import tensorfile
-from seedtune.engines.base import Noise
 from seedtune.engines.transformers.coverage import coverage_of, with_tied_head
 from seedtune.engines.transformers.linear import (
     Factors,
@@ -28,10 +26,11 @@ from seedtune.engines.transformers.linear import (
 from seedtune.engines.transformers.perturbation import Place, as_tensor, as_weights, centre_dtype, kernels_of
 from seedtune.engines.transformers.tracing import EXPERT, Trace, group_calls, is_linear, replace_module
 from seedtune.errors import ConfigError
-from seedtune.noise import amplitude
-from seedtune.selection import select
+from seedtune.numerics import tensor_file
+from seedtune.numerics.noise import Noise, amplitude
+from seedtune.numerics.trainable import select
+from seedtune.numerics.weights import Anchor, Centre, Weights, factors
 from seedtune.types import Member, Update
-from seedtune.weights import Anchor, Centre, Weights, factors
 
 
 class LowRank:
@@ -107,7 +106,7 @@ class LowRank:
         if self._folder is None:
             return torch.empty(rows, columns, dtype=self._kept, device=self._place.device)
         kind = str(self._kept).removeprefix("torch.")
-        return as_tensor(tensorfile.mapped(self._folder, {"": (rows, columns)}, kind)[""])
+        return as_tensor(tensor_file.mapped(self._folder, {"": (rows, columns)}, kind)[""])
 
     def attach(self, model: Any) -> None:
         """Put our products in place of linear layers that are not perturbed; round the centre into the live weights."""

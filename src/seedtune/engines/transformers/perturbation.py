@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from seedtune.engines.base import Noise
 from seedtune.engines.transformers.linear import ProductForm
 from seedtune.errors import ModelError
 from seedtune.kernels.base import Kernels
 from seedtune.kernels.select import kernels_for
+from seedtune.numerics.noise import Noise
+from seedtune.numerics.weights import Centre
 from seedtune.types import Coverage, Member, Update
-from seedtune.weights import Centre
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from seedtune import noise
+from seedtune.numerics import noise
 from seedtune.types import Prompt, Sampling
 
 _ROWS = 16

@@ -13,9 +13,9 @@ import torch
 
 from seedtune.engines.transformers.perturbation import as_tensor
 from seedtune.engines.vllm import compat
-from seedtune.noise import amplitude
+from seedtune.numerics.noise import amplitude
+from seedtune.numerics.weights import Centre, factors
 from seedtune.types import Member
-from seedtune.weights import Centre, factors
 
 
 def name_of(member: Member, sigma: float) -> str:

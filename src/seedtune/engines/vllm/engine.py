@@ -12,11 +12,9 @@ from itertools import count, groupby
 from pathlib import Path
 from typing import Any, TypeVar
 
-from seedtune import fingerprint as fp
-from seedtune import tensorfile
 from seedtune.config.sections import VllmSettings
 from seedtune.engines import wire
-from seedtune.engines.base import BASE, EngineInfo, EngineTimes, Noise
+from seedtune.engines.base import BASE, EngineInfo, EngineTimes
 from seedtune.engines.transformers import chat
 from seedtune.engines.transformers.checkpoint import ModelSource, write_model
 from seedtune.engines.transformers.decode import Row, Stop, rollout_of, rows_of
@@ -28,6 +26,9 @@ from seedtune.engines.vllm.layout import check_complete
 from seedtune.engines.vllm.origin import Origin
 from seedtune.engines.vllm.runtime import Runtime
 from seedtune.errors import SeedtuneError, StorageError
+from seedtune.numerics import fingerprint as fp
+from seedtune.numerics import tensor_file
+from seedtune.numerics.noise import Noise
 from seedtune.types import CENTRE, Job, Likelihood, Member, Prompt, Rollout, Shift, Term, Update
 
 NOWHERE = Update(0, ())
@@ -90,7 +91,7 @@ class VllmEngine:
         self._running.fresh()
         self._attach(origin)
         if snapshot is not None:
-            places = tensorfile.expect(snapshot / FILE, origin.shapes, self._kept)
+            places = tensor_file.expect(snapshot / FILE, origin.shapes, self._kept)
             self._call("restore", {name: wire.place(stored) for name, stored in places.items()})
         self._running.forget_prefixes()
         names = self.source.name, origin.fingerprint, dtype, self.device
@@ -323,15 +324,15 @@ class VllmEngine:
 
     def snapshot(self, path: Path) -> None:
         """One file of whole tensors; every rank writes its own part of it."""
-        places = tensorfile.reserve(path / FILE, self._loaded.shapes, self._kept)
+        places = tensor_file.reserve(path / FILE, self._loaded.shapes, self._kept)
         self._call("save", {name: wire.place(stored) for name, stored in places.items()})
 
     def export(self, path: Path, dtype: str | None = None) -> None:
         """A Hugging Face folder of the centre, in the checkpoint's precision or ``dtype``."""
         with tempfile.TemporaryDirectory(prefix=".centre-", dir=path.parent) as scratch:
             self.snapshot(Path(scratch))
-            places = tensorfile.contents(Path(scratch) / FILE)
-            tensors = {name: tensorfile.window(stored, "r+") for name, stored in places.items()}
+            places = tensor_file.contents(Path(scratch) / FILE)
+            tensors = {name: tensor_file.window(stored, "r+") for name, stored in places.items()}
             write_model(self.source, tensors, path, dtype=dtype)
 
     def take_times(self) -> EngineTimes:

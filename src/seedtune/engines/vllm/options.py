@@ -7,10 +7,10 @@ from typing import Any
 import torch
 
 from seedtune.config.sections import VllmSettings
-from seedtune.engines.base import Noise
 from seedtune.engines.vllm import compat
 from seedtune.engines.vllm.origin import Origin
 from seedtune.errors import ConfigError, nearest
+from seedtune.numerics.noise import Noise
 
 OURS = {
     "model": "model is a setting of its own",

@@ -9,8 +9,6 @@ from typing import Any
 
 import torch
 
-from seedtune import tensorfile
-from seedtune.engines.base import Noise
 from seedtune.engines.transformers import chat
 from seedtune.engines.transformers.anatomy import linear_weights
 from seedtune.engines.transformers.anchor import BaseWeights
@@ -18,8 +16,10 @@ from seedtune.engines.transformers.checkpoint import ModelSource
 from seedtune.engines.transformers.coverage import coverage_of, with_tied_head
 from seedtune.engines.transformers.tracing import is_linear
 from seedtune.errors import ConfigError, StorageError, storage_cause
-from seedtune.selection import select
-from seedtune.tensorfile import Stored
+from seedtune.numerics import tensor_file
+from seedtune.numerics.noise import Noise
+from seedtune.numerics.tensor_file import Stored
+from seedtune.numerics.trainable import select
 from seedtune.types import Coverage
 
 HEAD = "lm_head.weight"
@@ -94,12 +94,12 @@ def _places(anchor: BaseWeights, names: Iterable[str], scratch: Scratch) -> dict
     if missing:
         path = scratch() / "base.safetensors"
         try:
-            tensorfile.write(path, missing)
+            tensor_file.write(path, missing)
         except OSError as error:
             cause, fix = storage_cause(error)
             raise StorageError(
                 f"cannot write base weights for vLLM's workers to {str(path)!r}: {cause}. {fix}, or set TMPDIR to a "
                 "folder with room."
             ) from error
-        found |= tensorfile.contents(path)
+        found |= tensor_file.contents(path)
     return {name: found[name] for name in listed}

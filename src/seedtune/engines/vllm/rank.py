@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from seedtune import tensorfile
 from seedtune.engines import wire
 from seedtune.engines.transformers.perturbation import as_tensor, as_weights, kernels_of
 from seedtune.engines.vllm import compat
@@ -24,8 +23,9 @@ from seedtune.engines.vllm.layout import Piece, pieces_of
 from seedtune.engines.vllm.shard import Shard, ShardedCentre, window_of
 from seedtune.engines.wire import Plain
 from seedtune.errors import EngineError, ModelError
+from seedtune.numerics import tensor_file
+from seedtune.numerics.weights import Centre
 from seedtune.types import CENTRE, Member, Update
-from seedtune.weights import Centre
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,14 +100,14 @@ class Rank:
 
     def _first(self, piece: Piece, kept: torch.dtype) -> Any:
         """The piece of the base model in the centre's type, in memory of its own."""
-        window = as_tensor(np.array(window_of(tensorfile.window(self._places[piece.name]), piece)))
+        window = as_tensor(np.array(window_of(tensor_file.window(self._places[piece.name]), piece)))
         if not self._on_host:
             return as_weights(window.to(self._device, kept))
         own = torch.empty(window.shape, dtype=kept, pin_memory=self._device.type != "cpu")
         return as_weights(own.copy_(window))
 
     def _base(self, piece: Piece) -> Any:
-        window = window_of(tensorfile.window(self._places[piece.name]), piece)
+        window = window_of(tensor_file.window(self._places[piece.name]), piece)
         return window if self._on_host else self._upload(window)
 
     def _upload(self, part: Any) -> Any:
@@ -125,7 +125,7 @@ class Rank:
 
     def _check(self, piece: Piece) -> None:
         """ModelError unless live weights, whether they train or not, are the base model's."""
-        window = window_of(tensorfile.window(self._places[piece.name]), piece)
+        window = window_of(tensor_file.window(self._places[piece.name]), piece)
         expected = as_tensor(np.array(window)).to(self._dtype)
         live = as_tensor(self._live_part(piece)).to("cpu", self._dtype)
         if not torch.equal(live, expected):
@@ -229,13 +229,13 @@ class Rank:
         """Write this rank's own elements of the centre into files that have room for all."""
         for name, one in self.centre.shards.items():
             if one.piece.owned:
-                window = tensorfile.window(wire.place_from(places[name]), "r+")
+                window = tensor_file.window(wire.place_from(places[name]), "r+")
                 window_of(window, one.piece)[...] = self.centre.host(one.theta)
 
     def restore(self, places: Plain) -> None:
         """Read the centre from files; the live weights follow."""
         for name, one in self.centre.shards.items():
-            window = tensorfile.window(wire.place_from(places[name]))
+            window = tensor_file.window(wire.place_from(places[name]))
             self.centre.fill(name, np.array(window_of(window, one.piece)))
         self._held, self._stand, self._where = None, self.centre, Update(0, ())
         self.become([*CENTRE], 0.0)

@@ -17,14 +17,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from seedtune import fingerprint as fp
-from seedtune.engines.base import Noise
 from seedtune.engines.vllm.layout import Piece
 from seedtune.kernels import cpu
 from seedtune.kernels.base import Kernels
-from seedtune.noise import Address, Stream, key
+from seedtune.numerics import fingerprint as fp
+from seedtune.numerics.noise import Address, Noise, Stream, key
+from seedtune.numerics.weights import BAND, moment_factors, moves, squared_distance
 from seedtune.types import Member, Update
-from seedtune.weights import BAND, moment_factors, moves, squared_distance
 
 Anchor = Callable[[Piece], Any]
 """Gives the base weights of a piece, (rows, columns) of any element type, where the centre is kept."""

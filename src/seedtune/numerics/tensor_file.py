@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from seedtune.errors import StorageError
-from seedtune.rounding import ARRAYS, dtype_of
+from seedtune.numerics.rounding import ARRAYS, dtype_of
 
 Array = NDArray[Any]
 

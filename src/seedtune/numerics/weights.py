@@ -17,12 +17,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from seedtune import fingerprint as fp
-from seedtune import tensorfile
-from seedtune.engines.base import Noise
 from seedtune.kernels.base import Kernels
-from seedtune.noise import Address, Stream, key
-from seedtune.rounding import widen
+from seedtune.numerics import fingerprint as fp
+from seedtune.numerics import tensor_file
+from seedtune.numerics.noise import Address, Noise, Stream, key
+from seedtune.numerics.rounding import widen
 from seedtune.types import Member, Moments, Shift, Term, Update
 
 Weights = NDArray[Any]
@@ -223,12 +222,12 @@ class Centre:
 
     def save(self, folder: Path) -> None:
         """Write ``centre.safetensors`` into ``folder``."""
-        tensorfile.write(folder / "centre.safetensors", {name: self._host(a) for name, a in self.tensors.items()})
+        tensor_file.write(folder / "centre.safetensors", {name: self._host(a) for name, a in self.tensors.items()})
 
     def restore(self, folder: Path) -> None:
         """Read the tensors back in place; StorageError if the file is broken or of another model."""
         arrays = {name: self._host(a) for name, a in self.tensors.items()}
-        tensorfile.read_into(folder / "centre.safetensors", arrays)
+        tensor_file.read_into(folder / "centre.safetensors", arrays)
         for name, array in arrays.items():
             if array is not self.tensors[name]:
                 self._kernels.copy(self.tensors[name], array)

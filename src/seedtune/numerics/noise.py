@@ -292,3 +292,21 @@ def _check(what: str, value: int, limit: int) -> None:
 def _check_range(what: str, start: int, count: int, limit: int) -> None:
     if start < 0 or count < 0 or start + count > limit:
         raise ValueError(f"{what} range starts at {start} with {count} items, but it must lie in [0, {limit})")
+
+
+@dataclass(frozen=True, slots=True)
+class Noise:
+    """How an engine perturbs: the run seed of every noise address, and the shape of the perturbation.
+
+    ``perturbation`` is "lowrank" (A·Bᵀ/√r, rank r) or "gaussian"; ``master`` "float32" or "none" (the centre in the
+    model's own type); ``trainable`` and ``freeze`` are patterns of Hugging Face names, see `seedtune.numerics.trainable`.
+    With K ``subspaces`` pair p perturbs one K-th of the elements, with √K of the noise, see `seedtune.numerics.noise`.
+    """
+
+    run_seed: int
+    perturbation: str = "lowrank"
+    rank: int = 1
+    master: str = "float32"
+    trainable: tuple[str, ...] = ("*",)
+    freeze: tuple[str, ...] = ()
+    subspaces: int = 1

@@ -1,0 +1,1 @@
+"""Noise, rounding, fingerprints, tensors on disk, and the weights they make up."""
