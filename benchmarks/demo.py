@@ -27,7 +27,7 @@ from typing import Any
 
 from seedtune import comparison, files, replay
 from seedtune.config import yaml_file
-from seedtune.kernels import processor
+from seedtune.numerics.machine import processor
 
 CONFIG = Path(__file__).parents[1] / "examples" / "right-and-brief.yaml"
 SHOWN = 8

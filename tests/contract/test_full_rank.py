@@ -24,10 +24,10 @@ from models import (
     save_family,
     text_prompts,
 )
+from seedtune.engines.transformers.cpu_kernels import products
 from seedtune.engines.transformers.engine import TransformersEngine
 from seedtune.engines.transformers.perturbation import as_tensor
 from seedtune.errors import ConfigError
-from seedtune.kernels import products
 from seedtune.numerics import noise
 from seedtune.numerics.rounding import nearest, stochastic, widen
 from seedtune.types import CENTRE, Member, Term, Update

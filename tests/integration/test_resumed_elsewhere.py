@@ -18,8 +18,8 @@ from seedtune.engines.fleet import wire
 from seedtune.engines.transformers.engine import TransformersEngine
 from seedtune.errors import ConfigError, LedgerError, RunError
 from seedtune.evaluation import evaluate, settings_of
-from seedtune.kernels import processor
 from seedtune.ledger import Header, Ledger
+from seedtune.numerics.machine import processor
 from seedtune.trainer import Trainer
 
 NUMPY = {"name": "numpy", "version": np.__version__}

@@ -9,7 +9,7 @@ import torch
 
 import runs
 from models import save_family
-from seedtune.kernels import processor
+from seedtune.numerics.machine import processor
 from vectors import AVX2
 
 SETTINGS = {

@@ -17,13 +17,13 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from seedtune.kernels import _triton, gpu, launching
+from seedtune.kernels import gpu, gpu_launch, gpu_triton
 
 POINTERS = ("out", "centre", "theta", "anchor", "table", "a", "b", "steps", "terms", "sums", "bits", "total")
 INTEGERS = ("n", "pieces", "updates", "rows", "cols", "stride", "k0", "k1", "tag", "pair", "generation")
 ALIGNED = {*POINTERS, "n", "rows", "cols"} - {"b"}
 TYPES = {"float32": "*fp32", "bfloat16": "*i16", "float16": "*i16"}
-RUN = {"SKIP": 0, "BLOCKS": launching.BLOCKS}
+RUN = {"SKIP": 0, "BLOCKS": gpu_launch.BLOCKS}
 TILE = {"ROWS": gpu.ROWS, "COLS": gpu.COLS}
 
 
@@ -53,7 +53,7 @@ def cases() -> Iterator[tuple[str, dict[str, str], dict[str, object]]]:
 
 
 def compiled(name: str, types: dict[str, str], constants: dict[str, object], *, arch: int, fusion: bool) -> bytes:
-    kernel = getattr(_triton, name)
+    kernel = getattr(gpu_triton, name)
     known = dict.fromkeys(POINTERS, "*fp32") | dict.fromkeys(INTEGERS, "i32") | {"first": "i64", "at0": "i64"}
     known |= {"at1": "i64", "sigma": "fp32", "steps": "*i32", "terms": "*i32", "sums": "*i64"} | types
     signature = {p: "constexpr" if p in constants else known[p] for p in kernel.arg_names}

@@ -16,8 +16,7 @@ import pytest
 
 import runs
 import seedtune
-from seedtune import caches
-from seedtune.kernels import caching
+from seedtune.numerics.machine import cache_folders, caching
 
 PACKAGE = Path(seedtune.__file__).parent
 NAMES = ("SEEDTUNE_CACHE", "XDG_CACHE_HOME", "NUMBA_CACHE_DIR")
@@ -47,21 +46,21 @@ def places(tmp_path, monkeypatch):
 
 
 def test_the_preferred_folder_is_the_one_that_is_set(places, monkeypatch):
-    assert caches.private_folder("x") == places / "home/.cache/seedtune/x"
+    assert cache_folders.private_folder("x") == places / "home/.cache/seedtune/x"
     monkeypatch.setenv("XDG_CACHE_HOME", str(places / "xdg"))
-    assert caches.private_folder("x") == places / "xdg/seedtune/x"
+    assert cache_folders.private_folder("x") == places / "xdg/seedtune/x"
     monkeypatch.setenv("SEEDTUNE_CACHE", str(places / "own"))
-    assert caches.private_folder("x") == places / "own/x"
-    assert caches.writable_folder("models") == places / "own/models"
+    assert cache_folders.private_folder("x") == places / "own/x"
+    assert cache_folders.writable_folder("models") == places / "own/models"
 
 
 def test_without_a_home_the_folder_lies_among_the_temporary_files_closed_to_others(places, monkeypatch):
     (places / "home").write_text("a file")
-    found = caches.private_folder("x")
+    found = cache_folders.private_folder("x")
     root = places / "tmp" / f"seedtune-{os.geteuid()}"
     assert found == root / "x"
     assert root.stat().st_mode & 0o777 == 0o700
-    assert caches.writable_folder("models") == root / "models"
+    assert cache_folders.writable_folder("models") == root / "models"
 
 
 def test_a_user_whom_the_system_does_not_know_has_a_folder_too(places, monkeypatch):
@@ -71,7 +70,7 @@ def test_a_user_whom_the_system_does_not_know_has_a_folder_too(places, monkeypat
         raise RuntimeError("Could not determine home directory.")
 
     monkeypatch.setattr(Path, "home", unknown)
-    assert caches.private_folder("x") == places / "tmp" / f"seedtune-{os.geteuid()}" / "x"
+    assert cache_folders.private_folder("x") == places / "tmp" / f"seedtune-{os.geteuid()}" / "x"
 
 
 def test_without_any_place_for_temporary_files_there_is_no_folder(places, monkeypatch):
@@ -81,8 +80,8 @@ def test_without_any_place_for_temporary_files_there_is_no_folder(places, monkey
         raise FileNotFoundError("No usable temporary directory found")
 
     monkeypatch.setattr(tempfile, "gettempdir", none)
-    assert caches.private_folder("x") is None
-    assert caches.writable_folder("models") is None
+    assert cache_folders.private_folder("x") is None
+    assert cache_folders.writable_folder("models") is None
 
 
 @pytest.mark.parametrize("planted", ["link", "open"])
@@ -95,9 +94,9 @@ def test_a_temporary_folder_that_others_could_have_made_is_not_used(places, plan
     else:
         root.mkdir()
         root.chmod(0o777)
-    assert caches.private_folder("x") is None
-    assert caches.writable_folder("models") is None
-    assert root not in list(caches.trusted())
+    assert cache_folders.private_folder("x") is None
+    assert cache_folders.writable_folder("models") is None
+    assert root not in list(cache_folders.trusted())
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder away")
@@ -105,14 +104,14 @@ def test_a_folder_of_another_user_is_not_trusted_with_code(places):
     folder = places / "home/.cache/seedtune/x"
     folder.mkdir(parents=True)
     os.chown(folder, NOBODY, NOBODY)
-    assert caches.private_folder("x") == places / "tmp" / f"seedtune-{os.geteuid()}" / "x"
+    assert cache_folders.private_folder("x") == places / "tmp" / f"seedtune-{os.geteuid()}" / "x"
 
 
 def test_a_folder_that_a_user_has_named_is_the_only_one_for_models(places, monkeypatch):
     (places / "file").write_text("")
     monkeypatch.setenv("SEEDTUNE_CACHE", str(places / "file"))
-    assert caches.writable_folder("models") is None
-    assert list(caches.trusted()) == [places / "file"]
+    assert cache_folders.writable_folder("models") is None
+    assert list(cache_folders.trusted()) == [places / "file"]
 
 
 def test_the_digest_covers_every_source_that_compiled_code_is_made_from():

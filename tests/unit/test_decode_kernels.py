@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from seedtune.kernels import attention, lanes
+from seedtune.engines.transformers.cpu_kernels import attention, lowrank_rows
 
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 1e-2}
 """Largest difference for results of order one; bfloat16 has eight bits of mantissa."""
@@ -202,7 +202,7 @@ class Lanes:
 
     def run(self) -> Tensor:
         y = self.y.clone()
-        lanes.add_rows(
+        lowrank_rows.add_rows(
             bits(y),
             bits(self.x),
             a=bits(self.a),

@@ -15,18 +15,18 @@ import backends
 from backends import PAIRS, Place, Reference, Triton
 from references import DTYPES, same_bits, weights
 from seedtune.errors import ConfigError, MissingExtraError
-from seedtune.kernels import cpu, gpu, launching
+from seedtune.kernels import cpu, gpu, gpu_launch
 from seedtune.kernels.select import kernels_for
 from seedtune.numerics import fingerprint as fp
 from seedtune.numerics import noise, rounding
 from seedtune.numerics.noise import Address, Stream
 from seedtune.types import Decay, Term, Update
 
-triton = pytest.importorskip("triton", reason="triton is not installed; install it with: " + launching.INSTALL)
+triton = pytest.importorskip("triton", reason="triton is not installed; install it with: " + gpu_launch.INSTALL)
 
 KEY = noise.key(42, "model.layers.0.mlp.up_proj.weight")
 HERE = Address(KEY, Stream.FULL, generation=2**32 - 1, pair=2**31 + 5)
-PROGRAM = launching.BLOCKS * noise.LANES
+PROGRAM = gpu_launch.BLOCKS * noise.LANES
 REFERENCE = Reference()
 
 PLAIN = Update(2**31 + 7, (Term(2**32 - 1, 0, 0.01), Term(3, 2**31, -0.02), Term(3, 5, 1e-5)))
@@ -271,14 +271,14 @@ def test_tensors_on_the_cpu_are_refused_unless_triton_interprets(monkeypatch: py
 
 
 def test_a_missing_triton_is_named_with_the_command_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(sys.modules, "seedtune.kernels._triton", raising=False)
+    monkeypatch.delitem(sys.modules, "seedtune.kernels.gpu_triton", raising=False)
     monkeypatch.setitem(sys.modules, "triton", None)
     with pytest.raises(MissingExtraError, match=r"Install it with: pip install 'triton>="):
         kernels_for("cuda")
 
 
 def test_another_missing_module_is_not_taken_for_triton(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "seedtune.kernels._triton", None)
+    monkeypatch.setitem(sys.modules, "seedtune.kernels.gpu_triton", None)
     with pytest.raises(ModuleNotFoundError, match="seedtune"):
         kernels_for("cuda")
 

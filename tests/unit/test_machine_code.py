@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from seedtune.kernels import processor
+from seedtune.numerics.machine import processor
 from vectors import AVX2
 
 PROGRAM = """

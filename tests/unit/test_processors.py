@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from seedtune import processors
+from seedtune.numerics.machine import available_cores
 
 CORES = os.cpu_count() or 1
 
@@ -30,8 +30,8 @@ def eight_cores(monkeypatch):
 
 
 def test_without_control_groups_every_core_fits_and_nothing_is_said(tmp_path):
-    assert processors.fitting(tmp_path) == processors.Fit(8, 8)
-    assert processors.fitting(tmp_path).words is None
+    assert available_cores.fitting(tmp_path) == available_cores.Fit(8, 8)
+    assert available_cores.fitting(tmp_path).words is None
 
 
 @pytest.mark.parametrize(
@@ -40,47 +40,47 @@ def test_without_control_groups_every_core_fits_and_nothing_is_said(tmp_path):
 )
 def test_a_quota_of_version_2_is_rounded_and_at_least_one(tmp_path, quota, threads):
     root = system(tmp_path, "0::/\n", {"cpu.max": quota + "\n"})
-    assert processors.fitting(root).threads == threads
+    assert available_cores.fitting(root).threads == threads
 
 
 def test_the_smallest_quota_on_the_way_up_counts(tmp_path):
     quotas = {"a/b/c/cpu.max": "max 100000", "a/b/cpu.max": "600000 100000", "a/cpu.max": "300000 100000"}
     root = system(tmp_path, "0::/a/b/c\n", quotas)
-    assert sorted(processors.quotas(root)) == [3.0, 6.0]
-    assert processors.fitting(root).words == "threads: 3 of 8 cores (cgroup quota)"
+    assert sorted(available_cores.quotas(root)) == [3.0, 6.0]
+    assert available_cores.fitting(root).words == "threads: 3 of 8 cores (cgroup quota)"
 
 
 @pytest.mark.parametrize("mount", ["cpu", "cpu,cpuacct"])
 def test_a_quota_of_version_1_is_found_where_it_is_mounted(tmp_path, mount):
     files = {f"{mount}/job/cpu.cfs_quota_us": "400000\n", f"{mount}/job/cpu.cfs_period_us": "100000\n"}
     root = system(tmp_path, "9:memory:/other\n4:cpu,cpuacct:/job\n0::/\n", files)
-    assert processors.fitting(root) == processors.Fit(4, 8, "cgroup quota")
+    assert available_cores.fitting(root) == available_cores.Fit(4, 8, "cgroup quota")
 
 
 def test_a_path_of_the_host_that_a_container_does_not_see_leaves_the_mounts_own_quota(tmp_path):
     files = {"cpu/cpu.cfs_quota_us": "100000", "cpu/cpu.cfs_period_us": "100000"}
-    assert processors.fitting(system(tmp_path, "1:cpu:/docker/abc\n", files)).threads == 1
+    assert available_cores.fitting(system(tmp_path, "1:cpu:/docker/abc\n", files)).threads == 1
 
 
 @pytest.mark.parametrize("quota", ["-1", "", "much"])
 def test_what_is_no_quota_limits_nothing(tmp_path, quota):
     files = {"cpu/cpu.cfs_quota_us": quota, "cpu/cpu.cfs_period_us": "100000"}
-    assert processors.fitting(system(tmp_path, "1:cpu:/\n", files)) == processors.Fit(8, 8)
+    assert available_cores.fitting(system(tmp_path, "1:cpu:/\n", files)) == available_cores.Fit(8, 8)
 
 
 def test_the_smaller_of_affinity_and_quota_counts(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 5, 6})
-    assert processors.fitting(tmp_path).words == "threads: 3 of 8 cores (affinity)"
+    assert available_cores.fitting(tmp_path).words == "threads: 3 of 8 cores (affinity)"
     root = system(tmp_path, "0::/\n", {"cpu.max": "200000 100000"})
-    assert processors.fitting(root).words == "threads: 2 of 8 cores (cgroup quota)"
+    assert available_cores.fitting(root).words == "threads: 2 of 8 cores (cgroup quota)"
 
 
 @pytest.mark.parametrize(("chosen", "threads"), [("5", 5), ("6,2", 6), ("", 2), ("0", 2), ("many", 2)])
 def test_what_a_user_sets_stands(tmp_path, monkeypatch, chosen, threads):
     monkeypatch.setenv("OMP_NUM_THREADS", chosen)
     root = system(tmp_path, "0::/\n", {"cpu.max": "200000 100000"})
-    assert processors.fitting(root).threads == threads
-    assert processors.available(root).threads == 2
+    assert available_cores.fitting(root).threads == threads
+    assert available_cores.available(root).threads == 2
 
 
 ENGINE = """
@@ -108,7 +108,7 @@ def test_workers_of_a_fleet_share_the_cores_that_fit(monkeypatch):
 
     config = Config(engine="fleet", task="toy", model="toy", fleet={"engine": "toy", "workers": 2})
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(6)))
-    monkeypatch.setattr(processors, "quotas", lambda _root: iter(()))
+    monkeypatch.setattr(available_cores, "quotas", lambda _root: iter(()))
     assert specs.cores_of(config) == 3.0
 
 
@@ -118,7 +118,7 @@ def test_ranks_of_vllm_on_the_cpu_share_the_threads_that_fit(monkeypatch, ranks,
 
     monkeypatch.setattr(compat, "on_cpu", lambda: True)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(6)))
-    monkeypatch.setattr(processors, "quotas", lambda _root: iter(()))
+    monkeypatch.setattr(available_cores, "quotas", lambda _root: iter(()))
     with compat.threads_of_ranks(ranks):
         assert os.environ.get("OMP_NUM_THREADS") == threads
     assert "OMP_NUM_THREADS" not in os.environ

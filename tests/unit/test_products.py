@@ -14,8 +14,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from seedtune.engines.transformers.cpu_kernels import products
 from seedtune.engines.transformers.linear import LiveWeight, ProductForm, bits
-from seedtune.kernels import processor, products
+from seedtune.numerics.machine import processor
 from vectors import AVX2
 
 KINDS = [

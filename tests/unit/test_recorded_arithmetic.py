@@ -13,9 +13,9 @@ import runs
 from seedtune import arithmetic
 from seedtune.engines.transformers import arithmetic as products
 from seedtune.engines.transformers.arithmetic import available, resolve
+from seedtune.engines.transformers.cpu_kernels import products as kernels
 from seedtune.errors import ConfigError, ProductsError
-from seedtune.kernels import processor
-from seedtune.kernels import products as kernels
+from seedtune.numerics.machine import processor
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 AVX2 = frozenset({"avx2", "fma"})

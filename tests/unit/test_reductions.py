@@ -8,7 +8,7 @@ import numba as nb
 import numpy as np
 import pytest
 
-from seedtune.kernels.reductions import LANES, dot_in_lanes, top_in_lanes, total_in_lanes
+from seedtune.engines.transformers.cpu_kernels.reductions import LANES, dot_in_lanes, top_in_lanes, total_in_lanes
 
 
 @nb.njit

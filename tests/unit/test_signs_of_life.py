@@ -13,7 +13,7 @@ import runs
 from seedtune import activities
 from seedtune.activities import Activity, doing
 from seedtune.cli.signs import SignsOfLife, line
-from seedtune.kernels.caching import njit
+from seedtune.numerics.machine.caching import njit
 from seedtune.trainer import Trainer
 
 

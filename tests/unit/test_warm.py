@@ -14,11 +14,11 @@ import pytest
 import torch
 
 import models
-from seedtune import processors
 from seedtune.cli import warming
 from seedtune.config.config import Config
 from seedtune.engines.transformers.arithmetic import resolve
-from seedtune.kernels import caching, processor, warm
+from seedtune.engines.transformers.cpu_kernels import warm
+from seedtune.numerics.machine import available_cores, caching, processor
 
 ENGINE = """
 import json, sys
@@ -68,7 +68,7 @@ def test_after_it_an_engine_compiles_nothing(tmp_path: Path, monkeypatch: pytest
 
 
 def test_it_loads_no_torch() -> None:
-    code = "import sys; import seedtune.kernels.warm; print({'torch', 'transformers'} & set(sys.modules))"
+    code = "import sys; import seedtune.engines.transformers.cpu_kernels.warm; print({'torch', 'transformers'} & set(sys.modules))"
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run([sys.executable, "-c", code], env=env, check=True, stdout=subprocess.PIPE, text=True)
     assert done.stdout.strip() == "set()"
@@ -105,7 +105,7 @@ def cold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A machine with two cores, no accelerator and an empty cache."""
     monkeypatch.setattr(caching, "folder", lambda: tmp_path)
     monkeypatch.setattr(warming, "ACCELERATORS", ())
-    monkeypatch.setattr(processors, "available", lambda *_: processors.Fit(2, 2))
+    monkeypatch.setattr(available_cores, "available", lambda *_: available_cores.Fit(2, 2))
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     return tmp_path
 
@@ -145,7 +145,7 @@ def test_it_is_not_started_beside_an_accelerator_on_one_core_or_for_a_cache_with
         patch.setattr(warming, "ACCELERATORS", (cold,))
         warming.compile_beside(config())
     with monkeypatch.context() as patch:
-        patch.setattr(processors, "available", lambda: processors.Fit(1, 2))
+        patch.setattr(available_cores, "available", lambda: available_cores.Fit(1, 2))
         warming.compile_beside(config())
     with monkeypatch.context() as patch:
         patch.setenv("OMP_NUM_THREADS", "1")

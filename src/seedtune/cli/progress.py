@@ -8,9 +8,9 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from seedtune import processors
 from seedtune.cli.clock import clock
 from seedtune.engines.base import EngineInfo
+from seedtune.numerics.machine import available_cores
 from seedtune.trainer import Trainer
 
 Metrics = dict[str, Any]
@@ -60,7 +60,7 @@ class ProgressLines:
             f"model {info.model} ({info.dtype}, {info.device}): {coverage.fraction:.1%} of "
             f"{coverage.total:,} parameters perturbed, {config.perturbation}{rank}"
         )
-        if (threads := processors.fitting().words) is not None and info.device == "cpu":
+        if (threads := available_cores.fitting().words) is not None and info.device == "cpu":
             self.say(threads)
         if info.products:
             self.say(f"products: {info.products}")

@@ -1,4 +1,4 @@
-"""Starts `seedtune.kernels.warm` beside a command that is about to load torch and a model."""
+"""Starts `seedtune.engines.transformers.cpu_kernels.warm` beside a command that is about to load torch and a model."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from seedtune import processors
 from seedtune.config.config import Config
+from seedtune.numerics.machine import available_cores
 
 log = logging.getLogger("seedtune")
 
@@ -22,7 +22,7 @@ _START = """
 import json, os, sys
 os.nice(10)
 sys.path[:] = json.loads(sys.argv[1])
-from seedtune.kernels.warm import warm
+from seedtune.engines.transformers.cpu_kernels.warm import warm
 warm(*sys.argv[2:])
 """
 _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "NUMBA_NUM_THREADS"), "1")
@@ -43,11 +43,11 @@ def compile_beside(config: Config) -> subprocess.Popen[bytes] | None:
 
 def _worth_it(config: Config) -> bool:
     """A run on this CPU, a core to spare, and a cache that has no kernels yet."""
-    threads = min(processors.available().threads, processors.fitting().threads)
+    threads = min(available_cores.available().threads, available_cores.fitting().threads)
     plain = config.perturbation == "lowrank" and config.transformers.dtype != "float16"
     if not plain or not on_cpu(config) or threads < 2:
         return False
-    from seedtune.kernels import caching
+    from seedtune.numerics.machine import caching
 
     folder = caching.folder()
     return folder is not None and next(folder.glob("*.nbi"), None) is None

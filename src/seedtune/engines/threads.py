@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 
-from seedtune import processors
+from seedtune.numerics.machine import available_cores
 
 log = logging.getLogger("seedtune")
 
@@ -17,7 +17,7 @@ def limit() -> None:
     """
     import numba
 
-    fit = processors.fitting()
+    fit = available_cores.fitting()
     if fit.words is not None:
         log.info(fit.words)
     if numba.get_num_threads() > fit.threads:

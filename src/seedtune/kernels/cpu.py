@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from seedtune.kernels import _compiled as compiled
-from seedtune.kernels import _moments, _subspaces, checks
+from seedtune.kernels import checks, cpu_moments, cpu_subspaces
+from seedtune.kernels import cpu_compiled as compiled
 from seedtune.kernels.checks import require_array, require_elements, require_slice, require_subspaces, words
 from seedtune.numerics import fingerprint as reference
 from seedtune.numerics.noise import Address, Stream, amplitude, quantiles
@@ -105,7 +105,7 @@ def fill_factors(
     require_subspaces(subspaces)
     if subspaces > 1 and stream == Stream.FACTOR_A:
         checks.require_rows(start, out.shape[1], rank)
-        _subspaces.keep_rows(out, where, generations, pairs, start // rank, rank, subspaces)
+        cpu_subspaces.keep_rows(out, where, generations, pairs, start // rank, rank, subspaces)
 
 
 def perturb(out: Array, centre: Array, sigma: float, address: Address, start: int = 0, *, subspaces: int = 1) -> None:
@@ -132,7 +132,7 @@ def perturb(out: Array, centre: Array, sigma: float, address: Address, start: in
     if subspaces == 1:
         _run(compiled.perturb, compiled.perturb_parallel, out.size, *arguments)
     else:
-        _run(_subspaces.perturb, _subspaces.perturb_parallel, out.size, *arguments, subspaces)
+        _run(cpu_subspaces.perturb, cpu_subspaces.perturb_parallel, out.size, *arguments, subspaces)
 
 
 def update_full(
@@ -160,7 +160,7 @@ def update_full(
     if work and subspaces == 1:
         _run(compiled.update_full, compiled.update_full_parallel, work, *arguments)
     elif work:
-        _run(_subspaces.update_full, _subspaces.update_full_parallel, work, *arguments, subspaces)
+        _run(cpu_subspaces.update_full, cpu_subspaces.update_full_parallel, work, *arguments, subspaces)
 
 
 def update_lowrank(
@@ -204,12 +204,12 @@ def update_lowrank(
 def moments(m: Float32, v: Float32, g: Float32, beta1: float, beta2: float) -> None:
     """In place m = b1 m + (1 - b1) g and v = b2 v + ((1 - b2) g) g (float32 [n]); the factors rounded to float32."""
     betas = tuple(np.float32(factor) for factor in (beta1, 1 - beta1, beta2, 1 - beta2))
-    _run(_moments.moments, _moments.moments_parallel, m.size, m, v, g, betas)
+    _run(cpu_moments.moments, cpu_moments.moments_parallel, m.size, m, v, g, betas)
 
 
 def scaled(m: Float32, v: Float32, factors: tuple[float, float, float]) -> None:
     """In place m = (a m) / (sqrt(c v) + e) (float32 [n]); ``factors`` (a, c, e) rounded to float32."""
-    _run(_moments.scaled, _moments.scaled_parallel, m.size, m, v, tuple(np.float32(factor) for factor in factors))
+    _run(cpu_moments.scaled, cpu_moments.scaled_parallel, m.size, m, v, tuple(np.float32(factor) for factor in factors))
 
 
 def settle(
@@ -221,7 +221,7 @@ def settle(
     *_, decays = plan_of((Update(update.generation, (), update.decay or Decay()),), 1)
     decay = decays[0] * np.float32(update.decay is not None)
     where = (*key, int(Stream.ROUNDING) << 24, 0, update.generation)
-    _run(_moments.moved, _moments.moved_parallel, theta.size, target, total, base, decay, where, start)
+    _run(cpu_moments.moved, cpu_moments.moved_parallel, theta.size, target, total, base, decay, where, start)
 
 
 def fingerprint(bits: NDArray[Any], key: tuple[int, int], start: int = 0) -> reference.Fingerprint:

@@ -2,7 +2,7 @@
 
 State: checked bit for bit against the numpy references in Triton's interpreter on the CPU, and compiled for NVIDIA
 sm_80 and sm_90 (no fused multiply-add, no flushed subnormals, no spilled registers). **Never run on a GPU yet**; the
-tests run on the GPU where there is one, and the costs in the docstrings of `seedtune.kernels._triton` are counts.
+tests run on the GPU where there is one, and the costs in the docstrings of `seedtune.kernels.gpu_triton` are counts.
 
 Tensors are contiguous, float32, float16 or bfloat16, and lie on one CUDA device (or on the CPU, if triton interprets:
 ``TRITON_INTERPRET=1``). Launches are asynchronous on the device's current stream. torch and triton are imported on
@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from seedtune.kernels.checks import require_elements, require_rows, require_slice, require_subspaces, words
-from seedtune.kernels.launching import (
+from seedtune.kernels.gpu_launch import (
     bodies,
     import_torch,
     kind,

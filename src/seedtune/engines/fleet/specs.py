@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from seedtune import processors
 from seedtune.config.config import Config
 from seedtune.engines import wire as words
 from seedtune.engines.fleet import wire
 from seedtune.errors import ConfigError
+from seedtune.numerics.machine import available_cores
 from seedtune.numerics.noise import Noise
 
 
@@ -20,7 +20,7 @@ def cores_of(config: Config) -> float:
         return fleet.cpus
     if fleet.address is not None:
         return 1.0
-    return float(max(1, processors.available().threads // sum(fleet.kinds.values())))
+    return float(max(1, available_cores.available().threads // sum(fleet.kinds.values())))
 
 
 def spec_of(config: Config, noise: Noise, kind: str) -> bytes:

@@ -19,9 +19,9 @@ from typing import Any
 
 import torch
 
+from seedtune.engines.transformers.cpu_kernels import products as kernels
 from seedtune.errors import ProductsError
-from seedtune.kernels import processor
-from seedtune.kernels import products as kernels
+from seedtune.numerics.machine import processor
 
 VERSIONS = {"fma32": "fma32/1", "bf16dot": "bf16dot/1", "library": "library"}
 """Kind → what the ledger calls it.  A kind whose bits change gets another number."""

@@ -18,10 +18,10 @@ from torch.nn import functional
 from transformers import AttentionInterface
 
 from seedtune.engines.transformers.cache import SlotCache, SlotLayer
+from seedtune.engines.transformers.cpu_kernels import attention as kernel
 from seedtune.engines.transformers.linear import bits
 from seedtune.engines.transformers.packing import Pack
 from seedtune.errors import ModelError
-from seedtune.kernels import attention as kernel
 
 How = tuple[float, int, float]
 """Scale of the scores; window of latest positions and cap of the scores, 0 for none."""

@@ -12,8 +12,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from seedtune import activities, caches
+from seedtune import activities
 from seedtune.errors import MissingExtraError, StorageError
+from seedtune.numerics.machine import cache_folders
 
 BUILTIN = {
     "smollm2-135m": (
@@ -34,14 +35,14 @@ _VERSION = 1
 def builtin_folder(alias: str) -> Path:
     """The Hugging Face folder of a built-in model, converted on first use."""
     name = f"{alias}-v{_VERSION}"
-    for root in caches.trusted():
+    for root in cache_folders.trusted():
         if (root / "models" / name).is_dir():
             return root / "models" / name
     package, file, install = BUILTIN[alias]
     source = _package_folder(package, alias, install)
-    folder = caches.writable_folder("models")
+    folder = cache_folders.writable_folder("models")
     if folder is None:
-        places = ", ".join(str(root) for root in caches.candidates())
+        places = ", ".join(str(root) for root in cache_folders.candidates())
         raise StorageError(f"no folder for the converted model can be written: {places}. Set SEEDTUNE_CACHE to one.")
     target = folder / name
     try:

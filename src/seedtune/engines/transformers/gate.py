@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from seedtune.engines.transformers.cpu_kernels import silu_gate
 from seedtune.engines.transformers.linear import bits, input_width, joined
 from seedtune.engines.transformers.probe import NOT_PLAIN, alike, probe_values
 from seedtune.engines.transformers.tracing import replace_module
-from seedtune.kernels import gate
 
 _CHILDREN = {"gate_proj", "up_proj", "down_proj", "act_fn"}
 
@@ -31,7 +31,7 @@ class FusedGate(nn.Module):
         """What the last product reads."""
         y = joined(x, (self.gate_proj, self.up_proj))
         out = y.new_empty(*y.shape[:-1], y.shape[-1] // 2)
-        gate.silu_gate(bits(out.view(-1, out.shape[-1])), bits(y.view(-1, y.shape[-1])))
+        silu_gate.silu_gate(bits(out.view(-1, out.shape[-1])), bits(y.view(-1, y.shape[-1])))
         return out
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from seedtune.engines.transformers.attention import Decode, Prefill, SlotAttention
 from seedtune.engines.transformers.cache import SlotCache
+from seedtune.engines.transformers.cpu_kernels import layer_steps as kernel
 from seedtune.engines.transformers.gate import FusedGate
 from seedtune.engines.transformers.linear import LinearGroup, bits, group_of
 from seedtune.engines.transformers.norm import FusedNorm
@@ -23,7 +24,6 @@ from seedtune.engines.transformers.packing import Pack
 from seedtune.engines.transformers.probe import NOT_PLAIN, probe_values
 from seedtune.engines.transformers.rotary import FusedAttention
 from seedtune.engines.transformers.tracing import replace_module
-from seedtune.kernels import layer as kernel
 
 _CHILDREN = {
     "self_attn": FusedAttention,

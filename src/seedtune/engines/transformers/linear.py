@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from seedtune.kernels import lanes, products
-from seedtune.kernels.layer import Terms
+from seedtune.engines.transformers.cpu_kernels import lowrank_rows, products
+from seedtune.engines.transformers.cpu_kernels.layer_steps import Terms
 
 
 @dataclass(slots=True)
@@ -56,7 +56,7 @@ def can_copy(dtype: torch.dtype) -> bool:
 class ProductForm:
     """How live weights are multiplied, and whether they are copied into the layout that is read fastest.
 
-    ``kind`` is one of `seedtune.kernels.products`, or "library": torch's own product.
+    ``kind`` is one of `seedtune.engines.transformers.cpu_kernels.products`, or "library": torch's own product.
     """
 
     kind: str = "library"
@@ -111,7 +111,7 @@ class LiveWeight:
 
 
 def _ours(kind: str) -> products.Kind:
-    """A kind of `seedtune.kernels.products`."""
+    """A kind of `seedtune.engines.transformers.cpu_kernels.products`."""
     assert kind in ("fma32", "bf16dot")
     return cast(products.Kind, kind)
 
@@ -197,7 +197,7 @@ class LinearGroup:
             _add_rows_torch(y, x, group=self, rows=rows)
             return
         a, b = factors.bits
-        lanes.add_rows(bits(y), bits(x), a=a, b=b, ends=self.ends, pairs=rows.pairs, scales=rows.scales)
+        lowrank_rows.add_rows(bits(y), bits(x), a=a, b=b, ends=self.ends, pairs=rows.pairs, scales=rows.scales)
 
     def _require(self, count: int) -> None:
         if self.state.rows.pairs.size != count:

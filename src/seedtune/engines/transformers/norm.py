@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from seedtune.engines.transformers.cpu_kernels import rms_norm
 from seedtune.engines.transformers.linear import bits
 from seedtune.engines.transformers.probe import alike
 from seedtune.engines.transformers.tracing import replace_module
-from seedtune.kernels import norm
 
 
 class FusedNorm(nn.Module):
@@ -26,7 +26,7 @@ class FusedNorm(nn.Module):
         """Normalise every row of ``x`` (..., n)."""
         rows = x.reshape(-1, x.shape[-1]).contiguous()
         y = torch.empty_like(rows)
-        norm.rms_norm(bits(y), bits(rows), self.bits, self.eps)
+        rms_norm.rms_norm(bits(y), bits(rows), self.bits, self.eps)
         return y.view(x.shape)
 
 

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from seedtune.engines.transformers.attention import SlotAttention
+from seedtune.engines.transformers.cpu_kernels import rotary
 from seedtune.engines.transformers.linear import bits, input_width, joined
 from seedtune.engines.transformers.probe import NOT_PLAIN, probe_values
 from seedtune.engines.transformers.tracing import replace_module
-from seedtune.kernels import rotary
 
 _CHILDREN = {"q_proj", "k_proj", "v_proj", "o_proj"}
 _ARGUMENTS = {"hidden_states", "position_embeddings", "attention_mask", "past_key_values"}

@@ -18,9 +18,9 @@ from dataclasses import fields
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
-from seedtune import processors
 from seedtune.engines.vllm.layout import Run, Split
 from seedtune.errors import ConfigError, MissingExtraError
+from seedtune.numerics.machine import available_cores
 
 VERSIONS = {
     "0.31": "CPU build: all tests. Never run on a GPU.",
@@ -112,7 +112,7 @@ def threads_of_ranks(ranks: int) -> Iterator[None]:
     if ranks == 1 or "OMP_NUM_THREADS" in os.environ or not on_cpu():
         yield
         return
-    os.environ["OMP_NUM_THREADS"] = str(max(1, processors.available().threads // ranks))
+    os.environ["OMP_NUM_THREADS"] = str(max(1, available_cores.available().threads // ranks))
     try:
         yield
     finally:

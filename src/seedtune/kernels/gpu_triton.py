@@ -28,7 +28,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from seedtune.kernels._triton_rounding import nearest, stochastic, widen
+from seedtune.kernels.gpu_rounding import nearest, stochastic, widen
 from seedtune.numerics import fingerprint as reference
 from seedtune.numerics import noise, rounding
 

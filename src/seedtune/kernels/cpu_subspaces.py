@@ -9,10 +9,10 @@ from __future__ import annotations
 import numpy as np
 from numba import prange
 
-from seedtune.kernels._compiled import CHUNK, DRAW, ELEMENTS, PIECE, WORDS, draw, fill, look_up, settle
-from seedtune.kernels.caching import njit
-from seedtune.kernels.elements import nearest, widen
-from seedtune.kernels.simd import perturb_16_where
+from seedtune.kernels.cpu_compiled import CHUNK, DRAW, ELEMENTS, PIECE, WORDS, draw, fill, look_up, settle
+from seedtune.numerics.machine.caching import njit
+from seedtune.numerics.machine.elements import nearest, widen
+from seedtune.numerics.machine.vectors import perturb_16_where
 from seedtune.numerics.noise import SUBSPACE
 
 _U = np.uint64

@@ -13,7 +13,7 @@ from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic, overload
 
-BITS16 = types.uint16
+from seedtune.numerics.machine.vectors import BITS16
 
 
 @intrinsic

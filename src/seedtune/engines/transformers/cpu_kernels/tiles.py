@@ -12,9 +12,9 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
-from seedtune.kernels import elements
-from seedtune.kernels.bits import BITS16
-from seedtune.kernels.caching import inner
+from seedtune.numerics.machine import elements
+from seedtune.numerics.machine.caching import inner
+from seedtune.numerics.machine.vectors import BITS16
 
 _PREFETCH_READ_L2 = (0, 2, 1)
 _DOT = "llvm.x86.avx512bf16.dpbf16ps.512"

@@ -8,9 +8,9 @@ import numba as nb
 import numpy as np
 from numpy.typing import NDArray
 
-from seedtune.kernels.bits import load, store
-from seedtune.kernels.caching import inner, njit
-from seedtune.kernels.reductions import dot_in_lanes
+from seedtune.engines.transformers.cpu_kernels.bfloat16 import load, store
+from seedtune.engines.transformers.cpu_kernels.reductions import dot_in_lanes
+from seedtune.numerics.machine.caching import inner, njit
 
 Array = NDArray[Any]
 

@@ -13,11 +13,11 @@ import numba as nb
 import numpy as np
 from numpy.typing import NDArray
 
-from seedtune.kernels.bits import load, store
-from seedtune.kernels.caching import inner, njit
-from seedtune.kernels.exponential import exp
-from seedtune.kernels.reductions import top_in_lanes, total_in_lanes
-from seedtune.kernels.simd import WIDE, WIDTH, sum_heads_1, sum_heads_wide
+from seedtune.engines.transformers.cpu_kernels.bfloat16 import load, store
+from seedtune.engines.transformers.cpu_kernels.exponential import exp
+from seedtune.engines.transformers.cpu_kernels.reductions import top_in_lanes, total_in_lanes
+from seedtune.numerics.machine.caching import inner, njit
+from seedtune.numerics.machine.vectors import WIDE, WIDTH, sum_heads_1, sum_heads_wide
 
 Array = NDArray[Any]
 

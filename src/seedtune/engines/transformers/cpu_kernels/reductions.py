@@ -13,9 +13,8 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
-from seedtune.kernels import elements
-from seedtune.kernels.bits import BITS16
-from seedtune.kernels.simd import WIDTH, fused, load_floats
+from seedtune.numerics.machine import elements
+from seedtune.numerics.machine.vectors import BITS16, WIDTH, fused, load_floats
 
 LANES = 2 * WIDTH
 _ONE, _INDEX = elements.Lanes(0), ir.IntType(32)

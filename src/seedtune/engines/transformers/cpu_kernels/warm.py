@@ -1,6 +1,6 @@
 """Compiles kernels into the cache on the disk while another process still loads torch and its model.
 
-    python -m seedtune.kernels.warm bfloat16
+    python -m seedtune.engines.transformers.cpu_kernels.warm bfloat16
 
 Compiling holds a lock of the process, so a thread could not do it beside other work.  Every kernel is called once on
 a few zeros of the types and layouts that the transformers engine gives it for plain decoder layers of ``lowrank``
@@ -19,7 +19,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from seedtune.kernels import attention, cpu, gate, layer, norm, processor, products, rotary
+from seedtune.engines.transformers.cpu_kernels import attention, layer_steps, products, rms_norm, rotary, silu_gate
+from seedtune.kernels import cpu
+from seedtune.numerics.machine import processor
 from seedtune.numerics.noise import Stream
 from seedtune.types import Term, Update
 
@@ -65,12 +67,12 @@ class Warmer:
 
     def norms(self) -> None:
         """Few rows, and many."""
-        for rows in (1, norm.PARALLEL_FROM):
-            norm.rms_norm(self.zeros(rows, 1), self.zeros(rows, 1), self.zeros(1), 1e-6)
+        for rows in (1, rms_norm.PARALLEL_FROM):
+            rms_norm.rms_norm(self.zeros(rows, 1), self.zeros(rows, 1), self.zeros(1), 1e-6)
 
     def gate(self) -> None:
         """Few rows, as in the probe of a layer; all of a layer's passes are one later."""
-        gate.silu_gate(self.zeros(1, 1), self.zeros(1, 2))
+        silu_gate.silu_gate(self.zeros(1, 1), self.zeros(1, 2))
 
     def rotate(self) -> None:
         """Few rows, as in the probe."""
@@ -95,7 +97,7 @@ class Warmer:
     def _cache(self) -> tuple[Array, Array]:
         return self.zeros(ROWS, HEADS, DIM, 16), self.zeros(ROWS, HEADS, 16, DIM)
 
-    def _terms(self) -> layer.Terms:
+    def _terms(self) -> layer_steps.Terms:
         ends, pairs, scales = np.full(1, DIM, np.int32), np.zeros(ROWS, np.int32), np.zeros(ROWS, np.float32)
         return self.zeros(1, 1, DIM), self.zeros(1, 1, 1, DIM), ends, pairs, scales
 
@@ -105,22 +107,22 @@ class Warmer:
     def layer_turn(self) -> None:
         """What follows the product of queries, keys and values."""
         y, x, cos, sin = self._rows(4)
-        layer.turn(y, x, self._terms(), angles=(cos, sin), heads=1)
+        layer_steps.turn(y, x, self._terms(), angles=(cos, sin), heads=1)
 
     def layer_close_and_norm(self) -> None:
         """What follows the product behind attention."""
         out, h, before, y, x = self._rows(5)
-        layer.close_and_norm(out, (self.zeros(DIM), 1e-6), (h, before), y, x, self._terms())
+        layer_steps.close_and_norm(out, (self.zeros(DIM), 1e-6), (h, before), y, x, self._terms())
 
     def layer_gate(self) -> None:
         """What follows the products of gate and up."""
         out, x = self._rows(2)
-        layer.gate(out, self.zeros(ROWS, 2 * DIM), x, self._terms())
+        layer_steps.gate(out, self.zeros(ROWS, 2 * DIM), x, self._terms())
 
     def layer_close(self) -> None:
         """What follows the last product of a layer."""
         h, y, x = self._rows(3)
-        layer.close(h, h, y, x, self._terms())
+        layer_steps.close(h, h, y, x, self._terms())
 
     def factors(self) -> None:
         """Of one pair, and of many."""

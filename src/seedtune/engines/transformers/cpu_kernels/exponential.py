@@ -7,7 +7,7 @@ from typing import Any
 import numba as nb
 import numpy as np
 
-from seedtune.kernels.bits import float_of
+from seedtune.engines.transformers.cpu_kernels.bfloat16 import float_of
 
 _LOG2E = np.float32(1.4426950408889634)
 

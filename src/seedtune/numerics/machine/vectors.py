@@ -13,8 +13,7 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
-from seedtune.kernels import elements, processor
-from seedtune.kernels.bits import BITS16
+from seedtune.numerics.machine import elements, processor
 
 WIDTH = 16
 _LANES = elements.Lanes(WIDTH)
@@ -197,3 +196,6 @@ prefetch_read = intrinsic(_prefetch(0))
 
 prefetch_write = intrinsic(_prefetch(1))
 """As ``prefetch_read``, to be written."""
+
+
+BITS16 = types.uint16

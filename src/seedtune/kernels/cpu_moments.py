@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numba import prange
 
-from seedtune.kernels._compiled import CHUNK, PIECE, WORDS, settle
-from seedtune.kernels.caching import njit
+from seedtune.kernels.cpu_compiled import CHUNK, PIECE, WORDS, settle
+from seedtune.numerics.machine.caching import njit
 
 
 @njit(cache=True, nogil=True, error_model="numpy")

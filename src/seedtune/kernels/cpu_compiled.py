@@ -9,11 +9,11 @@ from __future__ import annotations
 import numpy as np
 from numba import prange
 
-from seedtune.kernels import simd
-from seedtune.kernels.caching import njit
-from seedtune.kernels.elements import nearest, stochastic, widen
-from seedtune.kernels.simd import perturb_16, prefetch_read, prefetch_write
 from seedtune.numerics import fingerprint as reference
+from seedtune.numerics.machine import vectors
+from seedtune.numerics.machine.caching import njit
+from seedtune.numerics.machine.elements import nearest, stochastic, widen
+from seedtune.numerics.machine.vectors import perturb_16, prefetch_read, prefetch_write
 from seedtune.numerics.noise import PHILOX_M0, PHILOX_M1, PHILOX_ROUNDS, PHILOX_W0, PHILOX_W1
 
 PIECE = 1 << 16  # elements one thread takes at a time
@@ -281,13 +281,13 @@ def add_terms(total, scale, columns, first, last, left):  # type: ignore[no-unty
     weights = scale.ctypes.data + 4 * first
     while done < total.size:
         if total.size - done > 112:
-            simd.sum_in_order_8(columns, out + 4 * done, rows + 4 * done, stride, weights, last - first)
+            vectors.sum_in_order_8(columns, out + 4 * done, rows + 4 * done, stride, weights, last - first)
             done += 128
         elif total.size - done > 48:
-            simd.sum_in_order_4(columns, out + 4 * done, rows + 4 * done, stride, weights, last - first)
+            vectors.sum_in_order_4(columns, out + 4 * done, rows + 4 * done, stride, weights, last - first)
             done += 64
         else:
-            simd.sum_in_order_1(columns, out + 4 * done, rows + 4 * done, stride, weights, last - first)
+            vectors.sum_in_order_1(columns, out + 4 * done, rows + 4 * done, stride, weights, last - first)
             done += 16
 
 

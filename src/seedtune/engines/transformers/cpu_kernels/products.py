@@ -20,9 +20,9 @@ import numba as nb
 import numpy as np
 from numpy.typing import NDArray
 
-from seedtune.kernels import processor
-from seedtune.kernels.caching import inner, njit
-from seedtune.kernels.tiles import FusedMultiplyAdd, PairDot, Tile, tiles_of, unpack_order
+from seedtune.engines.transformers.cpu_kernels.tiles import FusedMultiplyAdd, PairDot, Tile, tiles_of, unpack_order
+from seedtune.numerics.machine import processor
+from seedtune.numerics.machine.caching import inner, njit
 
 Array = NDArray[Any]
 Kind = Literal["fma32", "bf16dot"]

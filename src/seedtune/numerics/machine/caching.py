@@ -26,7 +26,8 @@ import numpy as np
 from numba.core import event
 from numba.core.caching import CompileResultCacheImpl, FunctionCache, _CacheLocator
 
-from seedtune import activities, caches
+from seedtune import activities
+from seedtune.numerics.machine import cache_folders
 
 log = logging.getLogger("seedtune")
 
@@ -61,7 +62,11 @@ def folder() -> Path | None:
     if name is None:
         return None
     chosen = numba.config.CACHE_DIR
-    found = caches.make_private(Path(chosen) / f"seedtune-{name}") if chosen else caches.private_folder("numba", name)
+    found = (
+        cache_folders.make_private(Path(chosen) / f"seedtune-{name}")
+        if chosen
+        else cache_folders.private_folder("numba", name)
+    )
     if found is None:
         log.info("compiled kernels are not kept: no folder for them can be written; set SEEDTUNE_CACHE to one")
         return None

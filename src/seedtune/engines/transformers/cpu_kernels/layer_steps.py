@@ -13,12 +13,12 @@ import numba as nb
 import numpy as np
 from numpy.typing import NDArray
 
-from seedtune.kernels.bits import load, store
-from seedtune.kernels.caching import inner, njit
-from seedtune.kernels.gate import gate_row
-from seedtune.kernels.lanes import add_row
-from seedtune.kernels.norm import norm_row
-from seedtune.kernels.rotary import rotate_row
+from seedtune.engines.transformers.cpu_kernels.bfloat16 import load, store
+from seedtune.engines.transformers.cpu_kernels.lowrank_rows import add_row
+from seedtune.engines.transformers.cpu_kernels.rms_norm import norm_row
+from seedtune.engines.transformers.cpu_kernels.rotary import rotate_row
+from seedtune.engines.transformers.cpu_kernels.silu_gate import gate_row
+from seedtune.numerics.machine.caching import inner, njit
 
 Array = NDArray[Any]
 Terms = tuple[Array, Array, Array, Array, Array]
