@@ -34,8 +34,8 @@ from seedtune.config.sections import TransformersSettings
 from seedtune.engines.transformers.checkpoint import ModelSource
 from seedtune.engines.transformers.engine import TransformersEngine
 from seedtune.engines.transformers.perturbation import as_weights
-from seedtune.kernels import cpu
 from seedtune.numerics import noise
+from seedtune.numerics.kernels import cpu
 from seedtune.numerics.noise import Noise
 from seedtune.strategies.base import Feedback, tell
 from seedtune.types import CENTRE, Job, Prompt, Sampling

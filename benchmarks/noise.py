@@ -19,9 +19,9 @@ import numba
 import numpy as np
 import torch
 
-from seedtune.kernels import cpu
 from seedtune.numerics import noise, rounding
 from seedtune.numerics.fingerprint import tensor_key
+from seedtune.numerics.kernels import cpu
 from seedtune.numerics.noise import Address, Stream
 from seedtune.types import Term, Update
 

@@ -14,9 +14,9 @@ import numpy as np
 import torch
 
 import references
-from seedtune.kernels import cpu, gpu
 from seedtune.numerics import fingerprint as fp
 from seedtune.numerics import noise, rounding
+from seedtune.numerics.kernels import cpu, gpu
 from seedtune.numerics.noise import Address
 from seedtune.types import Update
 
@@ -82,7 +82,7 @@ class Reference:
 
 
 class Triton:
-    """`seedtune.kernels.gpu`."""
+    """`seedtune.numerics.kernels.gpu`."""
 
     def __init__(self, device: str) -> None:
         self.device = device
@@ -137,7 +137,7 @@ class Triton:
 
 
 class Numba:
-    """`seedtune.kernels.cpu`."""
+    """`seedtune.numerics.kernels.cpu`."""
 
     def normals(self, address: Address, start: int, count: int) -> Array:
         out = np.full(count, np.nan, np.float32)

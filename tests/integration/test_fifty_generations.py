@@ -18,7 +18,7 @@ from scores import variety
 from seedtune import Config, Trainer, apply_pack, diff_runs, export_run, pack_run, verify_run
 from seedtune.engines import passes
 from seedtune.errors import LedgerError, PackError
-from seedtune.kernels import cpu
+from seedtune.numerics.kernels import cpu
 from seedtune.verify import Verification
 
 pytestmark = [pytest.mark.slow, pytest.mark.no_cover]

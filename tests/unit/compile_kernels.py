@@ -17,7 +17,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from seedtune.kernels import gpu, gpu_launch, gpu_triton
+from seedtune.numerics.kernels import gpu, gpu_launch, gpu_triton
 
 POINTERS = ("out", "centre", "theta", "anchor", "table", "a", "b", "steps", "terms", "sums", "bits", "total")
 INTEGERS = ("n", "pieces", "updates", "rows", "cols", "stride", "k0", "k1", "tag", "pair", "generation")

@@ -23,11 +23,11 @@ NAMES = ("SEEDTUNE_CACHE", "XDG_CACHE_HOME", "NUMBA_CACHE_DIR")
 NOBODY = 65534
 FILL = """
 import numpy as np
-from seedtune.kernels import cpu
+from seedtune.numerics.kernels import cpu
 from seedtune.numerics.noise import Address
 out = np.empty(64, np.float32)
 cpu.fill_normals(out, Address((1, 2), 0))
-from seedtune.kernels import _compiled, caching
+from seedtune.numerics.kernels import _compiled, caching
 stats = _compiled.fill.stats
 print(sum(stats.cache_hits.values()), sum(stats.cache_misses.values()), caching.folder(), out.sum())
 """
@@ -187,7 +187,7 @@ def test_damaged_files_and_missing_folders_only_cost_a_compilation(tmp_path):
 SAVE = """
 import sys
 import numpy as np
-from seedtune.kernels import _compiled
+from seedtune.numerics.kernels import _compiled
 dtype = np.dtype(sys.argv[1])
 print("ready", flush=True); input()
 out = np.zeros(16, dtype)

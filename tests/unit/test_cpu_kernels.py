@@ -9,9 +9,9 @@ import numba
 import numpy as np
 import pytest
 
-from seedtune.kernels import cpu
 from seedtune.numerics import fingerprint as fp
 from seedtune.numerics import noise
+from seedtune.numerics.kernels import cpu
 from seedtune.numerics.noise import Address, Stream
 
 KEY = noise.key(42, "model.layers.0.mlp.up_proj.weight")

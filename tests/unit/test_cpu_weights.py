@@ -10,9 +10,9 @@ import pytest
 
 import references
 from references import DTYPES, an_update, same_bits, weights
-from seedtune.kernels import cpu
-from seedtune.kernels import cpu_compiled as compiled
 from seedtune.numerics import noise, rounding
+from seedtune.numerics.kernels import cpu
+from seedtune.numerics.kernels import cpu_compiled as compiled
 from seedtune.numerics.noise import Address, Stream
 from seedtune.types import Decay, Term, Update
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from seedtune.engines.transformers.perturbation import as_tensor
-from seedtune.kernels import cpu, gpu
 from seedtune.numerics import noise, weights
+from seedtune.numerics.kernels import cpu, gpu
 from seedtune.numerics.noise import Noise
 from seedtune.numerics.rounding import nearest
 from seedtune.numerics.weights import Centre, factors

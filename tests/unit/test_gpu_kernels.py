@@ -15,10 +15,10 @@ import backends
 from backends import PAIRS, Place, Reference, Triton
 from references import DTYPES, same_bits, weights
 from seedtune.errors import ConfigError, MissingExtraError
-from seedtune.kernels import cpu, gpu, gpu_launch
-from seedtune.kernels.select import kernels_for
 from seedtune.numerics import fingerprint as fp
 from seedtune.numerics import noise, rounding
+from seedtune.numerics.kernels import cpu, gpu, gpu_launch
+from seedtune.numerics.kernels.select import kernels_for
 from seedtune.numerics.noise import Address, Stream
 from seedtune.types import Decay, Term, Update
 
@@ -271,14 +271,14 @@ def test_tensors_on_the_cpu_are_refused_unless_triton_interprets(monkeypatch: py
 
 
 def test_a_missing_triton_is_named_with_the_command_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(sys.modules, "seedtune.kernels.gpu_triton", raising=False)
+    monkeypatch.delitem(sys.modules, "seedtune.numerics.kernels.gpu_triton", raising=False)
     monkeypatch.setitem(sys.modules, "triton", None)
     with pytest.raises(MissingExtraError, match=r"Install it with: pip install 'triton>="):
         kernels_for("cuda")
 
 
 def test_another_missing_module_is_not_taken_for_triton(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "seedtune.kernels.gpu_triton", None)
+    monkeypatch.setitem(sys.modules, "seedtune.numerics.kernels.gpu_triton", None)
     with pytest.raises(ModuleNotFoundError, match="seedtune"):
         kernels_for("cuda")
 
@@ -291,7 +291,7 @@ def test_kernels_are_selected_by_device() -> None:
 
 
 def test_importing_the_gpu_kernels_imports_neither_torch_nor_triton() -> None:
-    code = "import sys, seedtune.kernels.gpu; sys.exit('torch' in sys.modules or 'triton' in sys.modules)"
+    code = "import sys, seedtune.numerics.kernels.gpu; sys.exit('torch' in sys.modules or 'triton' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

@@ -18,7 +18,7 @@ import json
 import numba as nb
 from numba import types as t
 from assembly import spills, vector_loops, written
-from seedtune.kernels import attention, gate, norm, processor, products, reductions, rotary
+from seedtune.numerics.kernels import attention, gate, norm, processor, products, reductions, rotary
 
 def array(element, dimensions):
     return t.Array(element, dimensions, "C")

@@ -139,7 +139,7 @@ def test_shapes_that_do_not_fit_are_refused() -> None:
 
 PROGRAM = """
 import hashlib, torch
-from seedtune.kernels import processor, products
+from seedtune.numerics.kernels import processor, products
 from seedtune.engines.transformers.linear import bits
 digest = hashlib.sha256()
 for dtype in (torch.bfloat16, torch.float32):

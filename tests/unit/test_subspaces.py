@@ -12,8 +12,8 @@ import references
 from references import an_update, same_bits, weights
 from seedtune.config.config import Config
 from seedtune.errors import ConfigError
-from seedtune.kernels import cpu
 from seedtune.numerics import noise, rounding
+from seedtune.numerics.kernels import cpu
 from seedtune.numerics.noise import Address, Noise, Stream
 from seedtune.numerics.weights import Centre, factors
 from seedtune.types import Member, Term, Update

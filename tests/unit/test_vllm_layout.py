@@ -19,9 +19,9 @@ from seedtune.engines.vllm import origin
 from seedtune.engines.vllm.layout import Piece, Run, Split, check_complete, pieces_of
 from seedtune.engines.vllm.shard import Shard, ShardedCentre, window_of
 from seedtune.errors import ModelError, StorageError
-from seedtune.kernels import cpu, gpu
 from seedtune.numerics import fingerprint as fp
 from seedtune.numerics import noise as addressed
+from seedtune.numerics.kernels import cpu, gpu
 from seedtune.numerics.noise import Noise
 from seedtune.numerics.tensor_file import Stored
 from seedtune.numerics.weights import Centre

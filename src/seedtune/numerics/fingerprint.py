@@ -6,7 +6,7 @@ fingerprints and get the whole tensor's, and tensors add up to a model's. For a 
 bijection of 64 bits, so changing one element always changes both lanes. It is a check against mistakes (a
 missed update, a torn file, a wrong base model), not a cryptographic hash.
 
-This is the numpy reference; `seedtune.kernels.cpu.fingerprint` computes the same bits at memory speed.
+This is the numpy reference; `seedtune.numerics.kernels.cpu.fingerprint` computes the same bits at memory speed.
 """
 
 from __future__ import annotations

@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from seedtune.kernels.base import Kernels
 from seedtune.numerics import fingerprint as fp
 from seedtune.numerics import tensor_file
+from seedtune.numerics.kernels.base import Kernels
 from seedtune.numerics.noise import Address, Noise, Stream, key
 from seedtune.numerics.rounding import widen
 from seedtune.types import Member, Moments, Shift, Term, Update
@@ -42,7 +42,7 @@ PIECE, DEVICE_PIECE = 1 << 16, 1 << 24
 
 def cpu_kernels() -> Kernels:
     """The compiled kernels for numpy arrays (imported on first use: numba takes a moment)."""
-    from seedtune.kernels import cpu
+    from seedtune.numerics.kernels import cpu
 
     return cpu
 

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from seedtune.engines.transformers.linear import ProductForm
 from seedtune.errors import ModelError
-from seedtune.kernels.base import Kernels
-from seedtune.kernels.select import kernels_for
+from seedtune.numerics.kernels.base import Kernels
+from seedtune.numerics.kernels.select import kernels_for
 from seedtune.numerics.noise import Noise
 from seedtune.numerics.weights import Centre
 from seedtune.types import Coverage, Member, Update

@@ -18,9 +18,9 @@ import numpy as np
 import torch
 
 from seedtune.engines.vllm.layout import Piece
-from seedtune.kernels import cpu
-from seedtune.kernels.base import Kernels
 from seedtune.numerics import fingerprint as fp
+from seedtune.numerics.kernels import cpu
+from seedtune.numerics.kernels.base import Kernels
 from seedtune.numerics.noise import Address, Noise, Stream, key
 from seedtune.numerics.weights import BAND, moment_factors, moves, squared_distance
 from seedtune.types import Member, Update

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from seedtune.engines.transformers.cpu_kernels import attention, layer_steps, products, rms_norm, rotary, silu_gate
-from seedtune.kernels import cpu
+from seedtune.numerics.kernels import cpu
 from seedtune.numerics.machine import processor
 from seedtune.numerics.noise import Stream
 from seedtune.types import Term, Update

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numba import prange
 
-from seedtune.kernels.cpu_compiled import CHUNK, DRAW, ELEMENTS, PIECE, WORDS, draw, fill, look_up, settle
+from seedtune.numerics.kernels.cpu_compiled import CHUNK, DRAW, ELEMENTS, PIECE, WORDS, draw, fill, look_up, settle
 from seedtune.numerics.machine.caching import njit
 from seedtune.numerics.machine.elements import nearest, widen
 from seedtune.numerics.machine.vectors import perturb_16_where

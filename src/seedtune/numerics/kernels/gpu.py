@@ -1,8 +1,8 @@
-"""GPU kernels: the functions of `seedtune.kernels.cpu` over torch tensors, written in Triton, with the same bits.
+"""GPU kernels: the functions of `seedtune.numerics.kernels.cpu` over torch tensors, written in Triton, with the same bits.
 
 State: checked bit for bit against the numpy references in Triton's interpreter on the CPU, and compiled for NVIDIA
 sm_80 and sm_90 (no fused multiply-add, no flushed subnormals, no spilled registers). **Never run on a GPU yet**; the
-tests run on the GPU where there is one, and the costs in the docstrings of `seedtune.kernels.gpu_triton` are counts.
+tests run on the GPU where there is one, and the costs in the docstrings of `seedtune.numerics.kernels.gpu_triton` are counts.
 
 Tensors are contiguous, float32, float16 or bfloat16, and lie on one CUDA device (or on the CPU, if triton interprets:
 ``TRITON_INTERPRET=1``). Launches are asynchronous on the device's current stream. torch and triton are imported on
@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from seedtune.kernels.checks import require_elements, require_rows, require_slice, require_subspaces, words
-from seedtune.kernels.gpu_launch import (
+from seedtune.numerics import fingerprint as reference
+from seedtune.numerics.kernels.checks import require_elements, require_rows, require_slice, require_subspaces, words
+from seedtune.numerics.kernels.gpu_launch import (
     bodies,
     import_torch,
     kind,
@@ -33,7 +34,6 @@ from seedtune.kernels.gpu_launch import (
     upload,
     where,
 )
-from seedtune.numerics import fingerprint as reference
 from seedtune.numerics.noise import FACTOR_A, FACTOR_B, LANES, Address, amplitude
 from seedtune.types import Decay, Update
 

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from seedtune.kernels import checks, cpu_moments, cpu_subspaces
-from seedtune.kernels import cpu_compiled as compiled
-from seedtune.kernels.checks import require_array, require_elements, require_slice, require_subspaces, words
 from seedtune.numerics import fingerprint as reference
+from seedtune.numerics.kernels import checks, cpu_moments, cpu_subspaces
+from seedtune.numerics.kernels import cpu_compiled as compiled
+from seedtune.numerics.kernels.checks import require_array, require_elements, require_slice, require_subspaces, words
 from seedtune.numerics.noise import Address, Stream, amplitude, quantiles
 from seedtune.types import Decay, Update
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numba import prange
 
-from seedtune.kernels.cpu_compiled import CHUNK, PIECE, WORDS, settle
+from seedtune.numerics.kernels.cpu_compiled import CHUNK, PIECE, WORDS, settle
 from seedtune.numerics.machine.caching import njit
 
 

@@ -1,4 +1,4 @@
-"""The numba bodies behind `seedtune.kernels.cpu`: no checks, positional arguments, arrays C contiguous.
+"""The numba bodies behind `seedtune.numerics.kernels.cpu`: no checks, positional arguments, arrays C contiguous.
 
 Weights are float32, uint16 or int16 arrays, see `elements`. Indices into arrays are unsigned or plain loop
 counters: for an index that might be negative numba adds a test, and the loop does not vectorise.

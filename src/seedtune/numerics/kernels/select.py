@@ -8,18 +8,18 @@ from seedtune.errors import ConfigError
 
 
 def kernels_for(device: str) -> ModuleType:
-    """`seedtune.kernels.cpu` (numpy arrays) for "cpu", `seedtune.kernels.gpu` (torch tensors) for "cuda" or "cuda:1".
+    """`seedtune.numerics.kernels.cpu` (numpy arrays) for "cpu", `seedtune.numerics.kernels.gpu` (torch tensors) for "cuda" or "cuda:1".
 
     Both have fill_normals, fill_factors, perturb, update_full, update_lowrank and fingerprint, and give the same
     bits. Raises ConfigError for other devices and MissingExtraError without triton.
     """
     kind = device.partition(":")[0]
     if kind == "cpu":
-        from seedtune.kernels import cpu
+        from seedtune.numerics.kernels import cpu
 
         return cpu
     if kind == "cuda":
-        from seedtune.kernels import gpu
+        from seedtune.numerics.kernels import gpu
 
         gpu.require_triton()
         return gpu

@@ -1,7 +1,7 @@
-"""The Triton bodies behind `seedtune.kernels.gpu`: no checks, one program per block of elements.
+"""The Triton bodies behind `seedtune.numerics.kernels.gpu`: no checks, one program per block of elements.
 
 Importing this module imports triton, which decides there and then (``TRITON_INTERPRET``) whether the functions are
-compiled or interpreted; `seedtune.kernels.gpu` imports it on first use.
+compiled or interpreted; `seedtune.numerics.kernels.gpu` imports it on first use.
 
 Why the bits are those of the numpy references:
 
@@ -28,9 +28,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from seedtune.kernels.gpu_rounding import nearest, stochastic, widen
 from seedtune.numerics import fingerprint as reference
 from seedtune.numerics import noise, rounding
+from seedtune.numerics.kernels.gpu_rounding import nearest, stochastic, widen
 
 LANES = tl.constexpr(noise.LANES)
 M0, M1 = tl.constexpr(noise.PHILOX_M0), tl.constexpr(noise.PHILOX_M1)
