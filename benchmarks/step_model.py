@@ -21,8 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 from strategies import reached
 
-from seedtune.strategies import averages, gains
-from seedtune.strategies.stepsize import Adaptive, Situation
+from seedtune.strategies import step_estimates
+from seedtune.strategies.step_size import Adaptive, Situation
 
 N = 32
 SLOPE, LENGTH = 3.2, 5.44
@@ -77,16 +77,16 @@ def adaptive(start: float | None = None) -> Callable[[], Step]:
     """The library's rule, as `EvolutionStrategy` calls it."""
 
     def run() -> Step:
-        rule, mean = Adaptive(start=start), averages.NONE
+        rule, mean = Adaptive(start=start), step_estimates.NONE
         state: dict[str, float] = {}
         promise: dict[str, float] = {}
 
         def step(signal: dict[str, float]) -> float:
             nonlocal mean, state, promise
-            mean = averages.averaged(mean, signal, gains.kept(promise, signal, 1.0))
+            mean = step_estimates.averaged(mean, signal, step_estimates.kept(promise, signal, 1.0))
             alpha, state = rule.step(state, Situation(1.0, N, signal, mean))
             radius = alpha * signal["length"] / N
-            promise = gains.promise(signal, radius, 1.0, mean)
+            promise = step_estimates.promise(signal, radius, 1.0, mean)
             return radius
 
         return step

@@ -12,8 +12,8 @@ from seedtune import strategies
 from seedtune.config.config import Config
 from seedtune.ledger import Record
 from seedtune.lineage import Lineage
-from seedtune.shaping import member_rewards
 from seedtune.strategies.base import Feedback, tell
+from seedtune.strategies.shaping import member_rewards
 from seedtune.types import CENTRE, Plan, Term, Update
 
 SIZE = 10_000

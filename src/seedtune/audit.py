@@ -20,8 +20,8 @@ from seedtune import ledger, strategies
 from seedtune.config.config import Config
 from seedtune.errors import LedgerError
 from seedtune.ledger import Record
-from seedtune.shaping import standardise
 from seedtune.strategies.base import Feedback, State, Step, Strategy
+from seedtune.strategies.shaping import standardise
 from seedtune.types import Member, Plan
 
 Vector = NDArray[np.float64]

@@ -13,8 +13,8 @@ from seedtune.engines.base import Engine
 from seedtune.evaluator import Evaluator, Outcome, prompt_of
 from seedtune.ledger import Record
 from seedtune.lineage import Lineage
-from seedtune.strategies.averages import NONE, agreement
-from seedtune.strategies.signal import gain, radius_of
+from seedtune.strategies.observation import gain, radius_of
+from seedtune.strategies.step_estimates import NONE, agreement
 from seedtune.tasks.base import Task
 from seedtune.types import Decay, Update
 

@@ -2,7 +2,7 @@
 
 A generation is one step; a probe asks what the step would be worth.  It climbs from the configured σ by factors of
 two with a few pairs until the model collapses, then lets the whole population answer at the largest usable σ and
-below it, where the expected gain lies (`seedtune.response` has the model), as long as its rollouts last.
+below it, where the expected gain lies (`seedtune.strategies.quadratic_model` has the model), as long as its rollouts last.
 
 The noise has generation numbers that training never uses.  Nothing is written.
 """
@@ -25,7 +25,7 @@ from seedtune.errors import ConfigError, DataError
 from seedtune.evaluator import Evaluator
 from seedtune.intake import Given, take
 from seedtune.numerics import noise
-from seedtune.response import Law, Response, Stride, best_stride, fit, measure
+from seedtune.strategies.quadratic_model import Law, Response, Stride, best_stride, fit, measure
 from seedtune.tasks.base import Task
 from seedtune.types import CENTRE, Example, Member, Plan, Rollout
 

@@ -15,8 +15,8 @@ from seedtune.answers import Answers
 from seedtune.engines.toy import ToyEngine
 from seedtune.errors import ConfigError
 from seedtune.probe import collapse_of, probe_config, recommend
-from seedtune.response import Response, Stride
 from seedtune.rewards.length import text_of
+from seedtune.strategies.quadratic_model import Response, Stride
 from seedtune.tasks.base import Reward, Task
 from seedtune.types import Example
 

@@ -18,8 +18,8 @@ from seedtune import strategies
 from seedtune.audit import CHECKS, Audit, audit
 from seedtune.errors import LedgerError
 from seedtune.ledger import Contents, Header, Record
-from seedtune.shaping import SHAPINGS, member_rewards
 from seedtune.strategies.base import Feedback, tell
+from seedtune.strategies.shaping import SHAPINGS, member_rewards
 from seedtune.types import Decay, Member
 
 ROOT = Path("run")

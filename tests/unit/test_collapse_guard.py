@@ -8,7 +8,7 @@ import pytest
 from seedtune import strategies
 from seedtune.config.config import Config
 from seedtune.strategies.base import Feedback, tell
-from seedtune.strategies.guard import Guard
+from seedtune.strategies.collapse_guard import Guard
 
 
 def watched(rewards, guard=None):

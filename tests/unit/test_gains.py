@@ -11,12 +11,11 @@ from tests.landscape import SIZE, climb, evaluate, noise
 
 from seedtune import strategies
 from seedtune.config.config import Config
-from seedtune.strategies import gains
-from seedtune.strategies.averages import MEMORY, NONE, averaged, stiffness, stiffness_error
+from seedtune.strategies import step_estimates
 from seedtune.strategies.base import Feedback, tell
-from seedtune.strategies.gains import SURE, kept, promise
-from seedtune.strategies.signal import observe
-from seedtune.strategies.stepsize import Adaptive
+from seedtune.strategies.observation import observe
+from seedtune.strategies.step_estimates import MEMORY, NONE, SURE, averaged, kept, promise, stiffness, stiffness_error
+from seedtune.strategies.step_size import Adaptive
 
 SIGNAL = {"reward": 1.0, "reward_error": 0.3, "slope": 4.0, "spread": 2.0, "length": 8.0}
 LATER = {**SIGNAL, "reward": 1.9, "reward_error": 0.4}
@@ -107,7 +106,7 @@ def radii(evaluate_at, generations):
 
 def test_chance_that_looks_like_a_slope_is_found_out_where_prompts_are_the_same_again(monkeypatch):
     steps = radii(deceiving, generations=10)
-    monkeypatch.setattr(gains, "kept", lambda *_: (0.0, 0.0))
+    monkeypatch.setattr(step_estimates, "kept", lambda *_: (0.0, 0.0))
     blind = radii(deceiving, generations=10)
     assert steps[0] == blind[0]
     assert np.mean(steps[1:]) < 0.6 * np.mean(blind[1:])

@@ -12,9 +12,9 @@ from hypothesis.extra.numpy import arrays
 
 from seedtune import monitors, strategies
 from seedtune.config.config import Config
-from seedtune.shaping import comparable, member_rewards
 from seedtune.strategies.base import Feedback
-from seedtune.strategies.signal import observe
+from seedtune.strategies.observation import observe
+from seedtune.strategies.shaping import comparable, member_rewards
 from seedtune.types import Member, Plan
 
 NAN = math.nan

@@ -19,7 +19,7 @@ from seedtune.numerics.noise import Noise
 from seedtune.numerics.rounding import nearest
 from seedtune.numerics.weights import Centre
 from seedtune.packfile import About, Pack
-from seedtune.shaping import zscore
+from seedtune.strategies.shaping import zscore
 from seedtune.types import Decay, Member, Moments, Plan, Term, Update
 
 

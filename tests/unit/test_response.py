@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from seedtune.errors import RewardError
-from seedtune.response import Law, Response, best_stride, fit, measure, positive_mean
+from seedtune.strategies.quadratic_model import Law, Response, best_stride, fit, measure, positive_mean
 
 D, J, PAIRS = 400, 6, 400
 NAN = math.nan

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from seedtune.config.config import Config
 from seedtune.config.sections import ScheduleSettings
 from seedtune.errors import ConfigError
-from seedtune.schedules import value
+from seedtune.strategies.schedules import value
 
 LINEAR = ScheduleSettings(kind="linear", over=40, to=0.2)
 COSINE = ScheduleSettings(kind="cosine", over=40, to=0.2)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from seedtune.shaping import (
+from seedtune.strategies.shaping import (
     SHAPINGS,
     centered_rank,
     clipped,

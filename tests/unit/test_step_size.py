@@ -11,7 +11,9 @@ from tests.landscape import SIZE, climb, evaluate, noise
 
 from seedtune import strategies
 from seedtune.config.config import Config
-from seedtune.strategies.averages import (
+from seedtune.strategies.base import Feedback, tell
+from seedtune.strategies.observation import gain, observe, odd_parts, radius_of, shared_power
+from seedtune.strategies.step_estimates import (
     BEND,
     DOUBT,
     LATER,
@@ -23,9 +25,7 @@ from seedtune.strategies.averages import (
     averaged,
     stiffness,
 )
-from seedtune.strategies.base import Feedback, tell
-from seedtune.strategies.signal import gain, observe, odd_parts, radius_of, shared_power
-from seedtune.strategies.stepsize import FLOOR, Adaptive, Situation, best_radius
+from seedtune.strategies.step_size import FLOOR, Adaptive, Situation, best_radius
 
 PAIRS = strategies.create(Config(population=32, sigma=0.02))
 SINGLES = strategies.create(Config(population=32, sigma=0.02, antithetic=False))

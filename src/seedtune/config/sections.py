@@ -263,7 +263,7 @@ class MomentSettings(Section):
 
 
 class ScheduleSettings(Section):
-    """How σ or α changes over a run: a factor of its first value (formulas: ``seedtune.schedules``)."""
+    """How σ or α changes over a run: a factor of its first value (formulas: ``seedtune.strategies.schedules``)."""
 
     kind: Literal["constant", "linear", "cosine", "step"] = "constant"
     """``linear`` and ``cosine`` go to ``to`` times the first value; ``step`` multiplies by ``factor`` repeatedly."""

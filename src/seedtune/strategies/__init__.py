@@ -8,14 +8,14 @@ from collections.abc import Sequence
 from seedtune.config.config import Config
 from seedtune.config.sections import ScheduleSettings
 from seedtune.numerics.momentum import Memory
-from seedtune.schedules import value
-from seedtune.shaping import SHAPINGS, clipped, combine
-from seedtune.strategies import sigma, stepsize
+from seedtune.strategies import sigma_rule, step_size
 from seedtune.strategies.base import Feedback, Strategy
+from seedtune.strategies.collapse_guard import Guard
 from seedtune.strategies.es import EvolutionStrategy, Factor, Shape, unscaled
-from seedtune.strategies.guard import Guard
 from seedtune.strategies.lookahead import LookAhead
 from seedtune.strategies.population import Constant, Growing, PopulationSize, Scheduled
+from seedtune.strategies.schedules import value
+from seedtune.strategies.shaping import SHAPINGS, clipped, combine
 from seedtune.types import Decay
 
 
@@ -25,7 +25,9 @@ def create(config: Config, reward_weights: Sequence[float] = (1.0,)) -> Strategy
     plain = EvolutionStrategy(
         shaping=_shape(config, reward_weights),
         population=_population(config),
-        sigma=sigma.SuccessRule(config.sigma) if config.sigma_rule == "success" else sigma.Given(config.sigma),
+        sigma=sigma_rule.SuccessRule(config.sigma)
+        if config.sigma_rule == "success"
+        else sigma_rule.Given(config.sigma),
         alpha=_step_size(config),
         antithetic=config.antithetic,
         reuse=config.noise_reuse,
@@ -94,11 +96,11 @@ def populations(config: Config) -> list[int]:
     return [probes if probes and generation % 2 == 0 else size for generation, size in enumerate(sizes)]
 
 
-def _step_size(config: Config) -> stepsize.StepSize:
+def _step_size(config: Config) -> step_size.StepSize:
     if config.adaptive:
         longest = {} if config.longest_step is None else {"longest": config.longest_step}
-        return stepsize.Adaptive(start=config.alpha, **longest)
-    return stepsize.Given(config.step if config.moments.second else config.step * _apart(config))
+        return step_size.Adaptive(start=config.alpha, **longest)
+    return step_size.Given(config.step if config.moments.second else config.step * _apart(config))
 
 
 def _apart(config: Config) -> float:

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from seedtune.shaping import comparable, member_rewards
+from seedtune.strategies.shaping import comparable, member_rewards
 from seedtune.types import Decay, Member, Plan, Term, Update
 
 State = Mapping[str, Any]
@@ -49,7 +49,7 @@ class Feedback:
 
     @property
     def comparable(self) -> Scores:
-        """What tells members apart and nothing else, see `seedtune.shaping.comparable`."""
+        """What tells members apart and nothing else, see `seedtune.strategies.shaping.comparable`."""
         return comparable(self.scores, self.groups)
 
 

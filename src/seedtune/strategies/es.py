@@ -6,13 +6,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from seedtune.strategies import averages, gains
-from seedtune.strategies import signal as signals
+from seedtune.strategies import observation as signals
+from seedtune.strategies import step_estimates
 from seedtune.strategies.base import Feedback, Signal, State, Step, update_of
-from seedtune.strategies.guard import Guard
+from seedtune.strategies.collapse_guard import Guard
 from seedtune.strategies.population import PopulationSize
-from seedtune.strategies.sigma import SigmaRule
-from seedtune.strategies.stepsize import Situation, StepSize
+from seedtune.strategies.sigma_rule import SigmaRule
+from seedtune.strategies.step_size import Situation, StepSize
 from seedtune.types import Decay, Member, Plan, Update
 
 Shape = Callable[[Feedback], tuple[float, ...]]
@@ -76,7 +76,7 @@ class EvolutionStrategy:
         return self.shaping(feedback)
 
     def observe(self, plan: Plan, feedback: Feedback, coefficients: Sequence[float]) -> Signal:
-        """See `seedtune.strategies.signal`."""
+        """See `seedtune.strategies.observation`."""
         return signals.observe(plan, feedback, coefficients)
 
     def decide(self, state: State, plan: Plan, coefficients: tuple[float, ...], signal: Signal) -> Step:
@@ -94,17 +94,17 @@ class EvolutionStrategy:
         promise = state.get("promise", {}) if alpha == 0.0 else self._promise(plan, alpha, signal, after["averages"])
         return Step(coefficients, alpha, update, _filled({**after, "alpha": kept, "promise": promise}), signal)
 
-    def _promise(self, plan: Plan, alpha: float, signal: Signal, mean: averages.Averages) -> dict[str, float]:
+    def _promise(self, plan: Plan, alpha: float, signal: Signal, mean: step_estimates.Averages) -> dict[str, float]:
         """What the step should gain, for the next generation to look at."""
-        if not self.compares or not averages.informative(signal):
+        if not self.compares or not step_estimates.informative(signal):
             return {}
         radius = signals.radius_of(alpha, plan.sigma, signal, len(plan.members))
-        return gains.promise(signal, radius, plan.sigma, mean)
+        return step_estimates.promise(signal, radius, plan.sigma, mean)
 
     def _after(self, state: State, plan: Plan, signal: Signal) -> dict[str, Any]:
         """The state without the step size's."""
-        kept = gains.kept(state.get("promise", {}), signal, plan.sigma)
-        mean = averages.averaged(state.get("averages", averages.NONE), signal, kept)
+        kept = step_estimates.kept(state.get("promise", {}), signal, plan.sigma)
+        mean = step_estimates.averaged(state.get("averages", step_estimates.NONE), signal, kept)
         after = {
             "members": state.get("members", 0) + len(plan.members),
             "averages": mean,
@@ -132,7 +132,7 @@ class EvolutionStrategy:
         assert self.guard is not None
         to = after["guard"]["best_at"]
         guard = {**self.guard.back(after["guard"]), "sigma": after["guard"]["sigma"]}
-        mean, alpha = averages.forgotten(after["averages"]), self.alpha.shrink(after["alpha"])
+        mean, alpha = step_estimates.forgotten(after["averages"]), self.alpha.shrink(after["alpha"])
         state = {**after, "guard": guard, "averages": mean, "alpha": alpha}
         return Step(coefficients, 0.0, Update(plan.generation, ()), _filled(state), signal, back_to=to)
 

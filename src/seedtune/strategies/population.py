@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from seedtune.strategies.averages import Averages, agreement
+from seedtune.strategies.step_estimates import Averages, agreement
 
 State = Mapping[str, Any]
 

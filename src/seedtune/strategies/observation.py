@@ -22,9 +22,9 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from seedtune.response import crossed, standard_error
-from seedtune.shaping import fill_missing, member_rewards, rows_of
 from seedtune.strategies.base import Feedback, Signal, directions
+from seedtune.strategies.quadratic_model import crossed, standard_error
+from seedtune.strategies.shaping import fill_missing, member_rewards, rows_of
 from seedtune.types import Plan
 
 Vector = NDArray[np.float64]

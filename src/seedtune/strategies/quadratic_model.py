@@ -45,7 +45,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from seedtune.errors import RewardError
-from seedtune.shaping import fill_missing
+from seedtune.strategies.shaping import fill_missing
 
 Array = NDArray[np.float64]
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from seedtune.strategies.averages import Averages, agreement, informative, stiffness
 from seedtune.strategies.base import Signal
+from seedtune.strategies.step_estimates import Averages, agreement, informative, stiffness
 
 LEAP = 32.0
 """The radius grows and shrinks at most by this factor from one generation to the next: a start that is wrong by less is
@@ -64,7 +64,7 @@ class Given:
 
 @dataclass(frozen=True, slots=True)
 class Adaptive:
-    """The step that the second-order model of the population likes best (see `seedtune.strategies.signal`).
+    """The step that the second-order model of the population likes best (see `seedtune.strategies.observation`).
 
     Measured in lengths of a member's perturbation, gain(ρ) = slope·agreement·ρ − κρ² is largest at
     ρ* = slope·agreement/(2κ), κ being the curvature as far as it is known (`averages.stiffness`).  The slope is this
