@@ -9,7 +9,7 @@ from pathlib import Path
 import runs
 from seedtune.config.config import Config
 from seedtune.engines.base import Finished
-from seedtune.engines.toy import ToyEngine
+from seedtune.engines.toy.engine import ToyEngine
 from seedtune.numerics.noise import Noise
 from seedtune.types import Job, Rollout
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from seedtune import arithmetic, ledger, replay
-from seedtune.arithmetic import Entry
+from seedtune import ledger, replay
+from seedtune.engines import recorded_arithmetic
+from seedtune.engines.recorded_arithmetic import Entry
 from seedtune.ledger import Contents, Header, Record
 
 _SHOWN = 4
@@ -81,7 +82,7 @@ def _computed(what: str, one: Entry, two: Entry) -> list[str]:
     """How rewards were computed, where that differs."""
     if one == two:
         return []
-    return [f"{what} are computed with {arithmetic.words(one)} and with {arithmetic.words(two)}"]
+    return [f"{what} are computed with {recorded_arithmetic.words(one)} and with {recorded_arithmetic.words(two)}"]
 
 
 def _parting(a: Contents, b: Contents) -> tuple[int | None, list[str]]:

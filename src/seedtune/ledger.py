@@ -41,7 +41,7 @@ class Header:
     """Element type of the centre; ledgers that do not say it are of float32."""
 
     arithmetic: Mapping[str, Any] = field(default_factory=dict)
-    """How the first rewards were computed: see `seedtune.arithmetic`."""
+    """How the first rewards were computed: see `seedtune.engines.recorded_arithmetic`."""
 
     format: int = FORMAT
 

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from seedtune.arithmetic import Entry, kind
 from seedtune.engines.base import EngineInfo, EngineTimes
+from seedtune.engines.recorded_arithmetic import Entry, kind
 from seedtune.ledger import Record
 from seedtune.types import Member, Rollout, length, tokens
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from seedtune.config.config import Config
-from seedtune.engines.transformers.anatomy import Anatomy, anatomy_of
+from seedtune.engines.model_sizes import Anatomy, anatomy_of
 from seedtune.errors import ConfigError, DataError, ModelError
 from seedtune.intake import task_of
 from seedtune.machines import CPU, MACHINES, Machine, parse_device

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from seedtune import activities, engines, ledger, snapshot, strategies
+from seedtune import activities, engines, ledger, strategies
 from seedtune.config.config import Config
 from seedtune.config.yaml_file import read_settings
-from seedtune.engines.base import Engine, EngineInfo
-from seedtune.engines.passes import first_pass
+from seedtune.engines import snapshots
+from seedtune.engines.base import Engine, EngineInfo, first_pass
 from seedtune.errors import LedgerError, RunError, StorageError, resume_command
 from seedtune.lineage import Lineage
 from seedtune.numerics import noise
@@ -313,7 +313,7 @@ def _tell(progress: Progress | None, done: int, goal: int) -> None:
 def _start(engine: Engine, folder: Path, known: tuple[Lineage, Mapping[int, str]], goal: int) -> tuple[int, EngineInfo]:
     """Load the newest snapshot on the way to ``goal`` that is what it says it is, or the base model."""
     lineage, fingerprints = known
-    for candidate in snapshot.listing(folder):
+    for candidate in snapshots.listing(folder):
         if candidate.generations > goal or not lineage.reaches(candidate.generations, goal):
             continue
         recorded = fingerprints.get(candidate.generations, candidate.fingerprint)

@@ -7,10 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from seedtune import arithmetic, files, ledger, monitors, replay
-from seedtune.arithmetic import Entry
+from seedtune import files, ledger, monitors, replay
 from seedtune.config.config import Config
+from seedtune.engines import recorded_arithmetic
 from seedtune.engines.base import Engine, EngineInfo
+from seedtune.engines.recorded_arithmetic import Entry
 from seedtune.errors import ProductsError, RunError, resume_command
 
 log = logging.getLogger("seedtune")
@@ -31,7 +32,7 @@ def load(
         if chosen == config:
             raise
         raise RunError(
-            f"{root} was computed with {arithmetic.words(recorded)}, which cannot be had here: {error} To go on with "
+            f"{root} was computed with {recorded_arithmetic.words(recorded)}, which cannot be had here: {error} To go on with "
             f"another arithmetic, name it: {resume_command(root)} --set {config.kinds[0]}.products=KIND"
         ) from error
 
@@ -40,7 +41,10 @@ def as_recorded(config: Config, recorded: Entry) -> Config:
     """The settings with the recorded kind of products wherever they say ``auto``."""
     changes = {}
     for engine in config.kinds:
-        section, kind = getattr(config, engine), arithmetic.kind(arithmetic.of_engine(recorded, engine))
+        section, kind = (
+            getattr(config, engine),
+            recorded_arithmetic.kind(recorded_arithmetic.of_engine(recorded, engine)),
+        )
         if section.products == "auto" and kind:
             changes[engine] = {**section.model_dump(), "products": kind}
     return config.replace(**changes) if changes else config
@@ -51,7 +55,7 @@ def _checker(root: Path, config: Config, recorded: Entry) -> Callable[[EngineInf
     named = [engine for engine in config.kinds if getattr(config, engine).products != "auto"]
 
     def check(info: EngineInfo) -> None:
-        if recorded and not named and not arithmetic.same(recorded, info.arithmetic):
+        if recorded and not named and not recorded_arithmetic.same(recorded, info.arithmetic):
             raise _refusal(root, config, recorded, info.arithmetic)
 
     return check
@@ -59,16 +63,16 @@ def _checker(root: Path, config: Config, recorded: Entry) -> Callable[[EngineInf
 
 def _refusal(root: Path, config: Config, recorded: Entry, here: Entry) -> RunError:
     engine = next(name for name in config.kinds if _differs(recorded, here, name))
-    kind = arithmetic.kind(arithmetic.of_engine(here, engine))
+    kind = recorded_arithmetic.kind(recorded_arithmetic.of_engine(here, engine))
     return RunError(
-        f"{root} was computed with {arithmetic.words(recorded)}; here it would be {arithmetic.words(here)}: rewards "
+        f"{root} was computed with {recorded_arithmetic.words(recorded)}; here it would be {recorded_arithmetic.words(here)}: rewards "
         f"could differ from those of a run that never stopped.{_threads(recorded, here)} To go on all the same, "
         f"which the ledger will say: {resume_command(root)} --set {engine}.products={kind}"
     )
 
 
 def _differs(recorded: Entry, here: Entry, engine: str) -> bool:
-    return arithmetic.of_engine(recorded, engine) != arithmetic.of_engine(here, engine)
+    return recorded_arithmetic.of_engine(recorded, engine) != recorded_arithmetic.of_engine(here, engine)
 
 
 def _threads(recorded: Entry, here: Entry) -> str:
@@ -83,11 +87,11 @@ def _threads(recorded: Entry, here: Entry) -> str:
 def note(book: ledger.Ledger, paths: replay.RunPaths, contents: ledger.Contents, info: EngineInfo) -> None:
     """Have ledger and metrics say it if rewards are computed in another way from here on."""
     before, now, done = contents.arithmetic(), info.arithmetic, contents.generations
-    if arithmetic.same(before, now):
+    if recorded_arithmetic.same(before, now):
         return
     log.warning(
         "%s: from generation %d on rewards are computed with %s, before with %s",
-        *(paths.root, done, arithmetic.words(now), arithmetic.words(before)),
+        *(paths.root, done, recorded_arithmetic.words(now), recorded_arithmetic.words(before)),
     )
     book.append_arithmetic(done, now)
     files.append_lines(paths.metrics, [monitors.products_row(info, done)])

@@ -13,21 +13,10 @@ from typing import Any, Protocol
 import numpy as np
 import yaml
 
-from seedtune import (
-    activities,
-    engines,
-    files,
-    lateness,
-    ledger,
-    monitors,
-    replay,
-    report,
-    resuming,
-    snapshot,
-    strategies,
-)
+from seedtune import activities, engines, files, lateness, ledger, monitors, replay, report, resuming, strategies
 from seedtune.config.config import Config
 from seedtune.diagnostics import Diagnostics, signal_alarms
+from seedtune.engines import snapshots
 from seedtune.engines.base import Engine, EngineInfo
 from seedtune.environments.base import EnvironmentFactory
 from seedtune.errors import ConfigError, RunError, StorageError, storage_cause
@@ -238,7 +227,7 @@ class Trainer:
                 "earlier models come from 'seedtune export --generation'."
             )
         self.generation, self.lineage = done, replay.lineage_of(self.config, contents)
-        snapshot.clear_unfinished(self.paths.snapshots)
+        snapshots.clear_unfinished(self.paths.snapshots)
         self.engine, info = resuming.load(root, self.config, contents, progress=self.replaying)
         resuming.mend(self.paths, contents)
         files.write_whole(self.paths.config, self._settings())
@@ -357,7 +346,7 @@ class Trainer:
         steps = self.config.save_steps
         due = self.generation == self.config.generations or (steps > 0 and self.generation % steps == 0)
         if due:
-            snapshot.save(
+            snapshots.save(
                 self.paths.snapshots,
                 self.load(),
                 generations=self.generation,

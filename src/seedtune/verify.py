@@ -10,13 +10,14 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from seedtune import elsewhere, engines, ledger, replay, snapshot
-from seedtune.arithmetic import Entry
+from seedtune import elsewhere, engines, ledger, replay
 from seedtune.audit import Audit, audit
 from seedtune.config.config import Config
+from seedtune.engines import snapshots
 from seedtune.engines.base import Engine
+from seedtune.engines.recorded_arithmetic import Entry
+from seedtune.engines.snapshots import Snapshot
 from seedtune.errors import LedgerError, StorageError
-from seedtune.snapshot import Snapshot
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +86,7 @@ def verify_run(
 
 def _snapshots(root: Path, contents: ledger.Contents) -> list[Snapshot]:
     """Those of generations that the ledger still has."""
-    listed = snapshot.listing(replay.RunPaths(root).snapshots)
+    listed = snapshots.listing(replay.RunPaths(root).snapshots)
     return [one for one in listed if one.generations <= contents.generations]
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from seedtune.config.sections import ToySettings
 from seedtune.engines.base import Engine
-from seedtune.engines.toy import ToyEngine
+from seedtune.engines.toy.engine import ToyEngine
 from seedtune.errors import SeedtuneError
 from seedtune.numerics.noise import Noise
 from seedtune.types import CENTRE, Decay, Job, Member, Prompt, Rollout, Sampling, Shift, Term, Update

@@ -14,7 +14,7 @@ import torch
 from models import CHAT_TEMPLATE, Reference, forced_logits, job, load_engine, save_family
 from seedtune.config.sections import ToySettings
 from seedtune.engines.base import Engine
-from seedtune.engines.toy import ToyEngine
+from seedtune.engines.toy.engine import ToyEngine
 from seedtune.errors import DataError
 from seedtune.numerics.noise import Noise
 from seedtune.types import CENTRE, Job, Likelihood, Member, Prompt, Shift, Term, Update

@@ -13,7 +13,7 @@ import torch
 from models import Reference, forced_logits, greedy, job, load_engine, recorded_logits, save_family, text_prompts
 from seedtune.config.sections import ToySettings
 from seedtune.engines.base import Engine
-from seedtune.engines.toy import ToyEngine
+from seedtune.engines.toy.engine import ToyEngine
 from seedtune.errors import DataError
 from seedtune.numerics.noise import Noise
 from seedtune.types import CENTRE, Job, Member, Prompt, Rollout, Shift, Term

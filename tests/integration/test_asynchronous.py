@@ -10,7 +10,7 @@ import pytest
 
 import runs
 from seedtune import apply_pack, diff_runs, engines, export_run, ledger, pack_run, replay, tasks, verify_run
-from seedtune.engines.toy import ToyEngine
+from seedtune.engines.toy.engine import ToyEngine
 from seedtune.errors import EngineError, LedgerError, RunError
 from seedtune.ledger import Record
 from seedtune.trainer import Trainer

@@ -13,7 +13,7 @@ from models import load_engine, save_family
 from runs import assert_same_run, cli, rows, toy, write_config
 from seedtune import Trainer, replay
 from seedtune.config.config import Config
-from seedtune.engines.toy import ToyEngine
+from seedtune.engines.toy.engine import ToyEngine
 from seedtune.environments.own import environment_reward
 from seedtune.errors import ConfigError
 from seedtune.evaluator import Evaluator

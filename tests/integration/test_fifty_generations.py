@@ -16,7 +16,7 @@ import models
 import runs
 from scores import variety
 from seedtune import Config, Trainer, apply_pack, diff_runs, export_run, pack_run, verify_run
-from seedtune.engines import passes
+from seedtune.engines import base as engines_base
 from seedtune.errors import LedgerError, PackError
 from seedtune.numerics.kernels import cpu
 from seedtune.verify import Verification
@@ -169,7 +169,7 @@ def test_a_flipped_bit_of_a_coefficient_is_named(run, tmp_path, bit):
 @pytest.mark.parametrize(("threads", "batch"), [(1, 3), (2, 1)])
 def test_batches_threads_and_pieces_of_any_number_give_the_same_bits(run, verified, monkeypatch, threads, batch):
     before = numba.get_num_threads()
-    monkeypatch.setattr(passes, "BATCH_UPDATES", batch)
+    monkeypatch.setattr(engines_base, "BATCH_UPDATES", batch)
     monkeypatch.setattr(cpu, "PARALLEL_FROM", 1)
     monkeypatch.setattr(cpu, "FACTORS", 100)
     numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))

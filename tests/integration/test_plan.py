@@ -12,7 +12,7 @@ import models
 import runs
 import seedtune
 from seedtune.cli.advice import show_forecast
-from seedtune.engines.transformers.anatomy import anatomy_of
+from seedtune.engines.model_sizes import anatomy_of
 from seedtune.engines.transformers.engine import TransformersEngine
 from seedtune.errors import ConfigError, ModelError, RunError
 from seedtune.machines import MACHINES

@@ -12,7 +12,7 @@ import runs
 import seedtune
 from seedtune import probe, tasks
 from seedtune.answers import Answers
-from seedtune.engines.toy import ToyEngine
+from seedtune.engines.toy.engine import ToyEngine
 from seedtune.errors import ConfigError
 from seedtune.probe import collapse_of, probe_config, recommend
 from seedtune.rewards.length import text_of

@@ -13,8 +13,8 @@ from crews import At, alone, fleet, inline
 from models import save_family
 from seedtune import apply_pack, diff_runs, elsewhere, export_run, ledger, pack_run, replay, verify_run
 from seedtune.config.config import Config
-from seedtune.engines import toy
 from seedtune.engines.fleet import wire
+from seedtune.engines.toy import engine
 from seedtune.engines.transformers.engine import TransformersEngine
 from seedtune.errors import ConfigError, LedgerError, RunError
 from seedtune.evaluation import evaluate, settings_of
@@ -135,7 +135,7 @@ def test_only_other_threads_are_told_how_to_have_as_many(short):
     library = {**NUMPY, "threads": 3}
     begun_with({**HERE, "library": library}, short)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(toy, "_arithmetic", lambda: ({**HERE, "library": {**library, "threads": 2}}, ""))
+        patch.setattr(engine, "_arithmetic", lambda: ({**HERE, "library": {**library, "threads": 2}}, ""))
         with pytest.raises(RunError, match=r"Set OMP_NUM_THREADS=3 to have as many threads\."):
             Trainer(runs.toy(short, generations=4)).train(resume=True)
 
@@ -310,7 +310,7 @@ def test_a_dry_run_and_the_first_line_of_the_metrics_say_the_products(command, s
 def differing(monkeypatch, entries: list[dict]) -> None:
     """Workers that compute by these, one after the other; those that come later by the last."""
     left = list(entries)
-    monkeypatch.setattr(toy, "_arithmetic", lambda: (left.pop(0) if len(left) > 1 else left[0], LINE))
+    monkeypatch.setattr(engine, "_arithmetic", lambda: (left.pop(0) if len(left) > 1 else left[0], LINE))
 
 
 def test_a_worker_that_computes_otherwise_is_lost_by_name_and_changes_nothing(tmp_path, monkeypatch):

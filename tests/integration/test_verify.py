@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 import runs
-from seedtune import replay, snapshot, verify_run
-from seedtune.engines import create, passes
-from seedtune.engines.toy import ToyEngine
+from seedtune import replay, verify_run
+from seedtune.engines import base, create, snapshots
+from seedtune.engines.toy.engine import ToyEngine
 from seedtune.errors import LedgerError, RunError
 from seedtune.trainer import Trainer
 
@@ -119,7 +119,7 @@ def test_generations_are_applied_in_batches_cut_at_recorded_fingerprints(tmp_pat
     assert verify_run(root, progress=lambda done, goal: told.append((done, goal))).matched == (20, 40, 50)
     assert sizes == [16, 4, 16, 4, 10]
     assert told == [(done, 50) for done in (0, 16, 20, 36, 40, 50)]
-    monkeypatch.setattr(passes, "BATCH_TERMS", 5)
+    monkeypatch.setattr(base, "BATCH_TERMS", 5)
     sizes.clear()
     assert verify_run(root).matched == (20, 40, 50)
     assert set(sizes) == {2}
@@ -242,7 +242,7 @@ def test_a_centre_of_another_element_type_is_named(failure, run):
 
 @pytest.mark.parametrize("damage", ["torn", "another run's"])
 def test_a_snapshot_that_holds_other_weights_is_named_if_asked_for(failure, command, run, damage):
-    newest = snapshot.listing(replay.RunPaths(run).snapshots)[0]
+    newest = snapshots.listing(replay.RunPaths(run).snapshots)[0]
     weights = newest.folder / "centre.safetensors"
     if damage == "torn":
         weights.write_bytes(weights.read_bytes()[:-3])

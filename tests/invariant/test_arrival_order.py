@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import runs
-from seedtune.engines.toy import ToyEngine
+from seedtune.engines.toy.engine import ToyEngine
 from seedtune.trainer import Trainer
 
 ORDERS = {

@@ -16,8 +16,8 @@ import pytest
 
 import runs
 from invariant.kill_points import POINTS
-from seedtune import ledger, replay, snapshot
-from seedtune.engines import create
+from seedtune import ledger, replay
+from seedtune.engines import create, snapshots
 from seedtune.errors import ConfigError
 from seedtune.trainer import Trainer
 from waiting import wait_until
@@ -203,13 +203,13 @@ def foreign(folder: Path) -> None:
     """A snapshot that is in itself sound, but of another run."""
     engine = create(runs.toy(folder, seed=1))
     engine.load()
-    snapshot.save(folder.parent, engine, generations=4, keep=2)
+    snapshots.save(folder.parent, engine, generations=4, keep=2)
 
 
 def of_another_model(folder: Path) -> None:
     engine = create(runs.toy(folder, toy={"size": 3}))
     engine.load()
-    snapshot.save(folder.parent, engine, generations=4, keep=2)
+    snapshots.save(folder.parent, engine, generations=4, keep=2)
 
 
 DAMAGES = (truncate, flip, empty, lose_weights, garble, foreign, of_another_model)
@@ -218,7 +218,7 @@ DAMAGES = (truncate, flip, empty, lose_weights, garble, foreign, of_another_mode
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_newest_snapshot_is_passed_over(tmp_path, damage):
     reference, root = straight(tmp_path / "reference"), stopped(tmp_path / "stopped", 5)
-    newest, older = snapshot.listing(replay.RunPaths(root).snapshots)
+    newest, older = snapshots.listing(replay.RunPaths(root).snapshots)
     assert (newest.generations, older.generations) == (4, 2)
     damage(newest.folder)
     config, contents = replay.run_config(root), ledger.read(replay.RunPaths(root).ledger)

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from seedtune import files, report, snapshot
+from seedtune import files, report
 from seedtune.config.sections import ToySettings
-from seedtune.engines.toy import ToyEngine
+from seedtune.engines import snapshots
+from seedtune.engines.toy.engine import ToyEngine
 from seedtune.errors import StorageError, storage_cause, storage_error
 from seedtune.numerics.noise import Noise
 from seedtune.replay import RunPaths
@@ -106,22 +107,22 @@ def names(folder: Path) -> list[str]:
 
 def test_only_the_newest_snapshots_are_kept(tmp_path):
     for generations in (1, 2, 3):
-        snapshot.save(tmp_path, engine(), generations=generations, keep=2)
+        snapshots.save(tmp_path, engine(), generations=generations, keep=2)
     assert names(tmp_path) == ["000002", "000003"]
-    assert [one.generations for one in snapshot.listing(tmp_path)] == [3, 2]
+    assert [one.generations for one in snapshots.listing(tmp_path)] == [3, 2]
 
 
 def test_a_snapshot_is_written_over_an_older_one_of_the_same_generation(tmp_path):
     toy = engine()
-    first = snapshot.save(tmp_path, toy, generations=1, keep=2)
+    first = snapshots.save(tmp_path, toy, generations=1, keep=2)
     toy.apply(Update(0, (Term(0, 0, 0.5),)))
-    second = snapshot.save(tmp_path, toy, generations=1, keep=2)
+    second = snapshots.save(tmp_path, toy, generations=1, keep=2)
     assert first.fingerprint != second.fingerprint
-    assert snapshot.listing(tmp_path) == [second]
+    assert snapshots.listing(tmp_path) == [second]
 
 
 def test_unfinished_and_broken_snapshots_are_passed_over(tmp_path):
-    good = snapshot.save(tmp_path, engine(), generations=1, keep=9)
+    good = snapshots.save(tmp_path, engine(), generations=1, keep=9)
     texts = {"000002": "{", "000003": "[]", "000004": '{"generations": 4}', "000005": json.dumps({
         "generations": 6, "fingerprint": "x"})}  # fmt: skip
     for name, text in texts.items():
@@ -129,22 +130,22 @@ def test_unfinished_and_broken_snapshots_are_passed_over(tmp_path):
         (tmp_path / name / "snapshot.json").write_text(text)
     (tmp_path / "000007").mkdir()
     (tmp_path / ".writing-abc" / "snapshot").mkdir(parents=True)
-    assert snapshot.listing(tmp_path) == [good]
-    snapshot.clear_unfinished(tmp_path)
+    assert snapshots.listing(tmp_path) == [good]
+    snapshots.clear_unfinished(tmp_path)
     assert ".writing-abc" not in names(tmp_path)
 
 
 def test_a_snapshot_that_cannot_be_written_leaves_the_older_ones(tmp_path, monkeypatch):
     run = tmp_path / "snapshots"
-    good = snapshot.save(run, engine(), generations=1, keep=1)
+    good = snapshots.save(run, engine(), generations=1, keep=1)
 
     def fail(*_):
         raise OSError(errno.ENOSPC, "no space")
 
     monkeypatch.setattr(Path, "rename", fail)
     with pytest.raises(StorageError, match=f"the disk is full.*seedtune resume {tmp_path}"):
-        snapshot.save(run, engine(), generations=2, keep=1)
-    assert snapshot.listing(run) == [good]
+        snapshots.save(run, engine(), generations=2, keep=1)
+    assert snapshots.listing(run) == [good]
     assert names(run) == ["000001"]
 
 

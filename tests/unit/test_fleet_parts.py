@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from seedtune.engines.fleet import compact, wire
+from seedtune.engines import compact_codec
+from seedtune.engines.fleet import wire
 from seedtune.engines.fleet.dispatch import HEDGE_SECONDS, Dispatcher, Limits
 from seedtune.engines.fleet.history import History
 from seedtune.engines.fleet.wire import Known, Memory, Traffic
+from seedtune.engines.snapshots import Snapshot
 from seedtune.errors import EngineError
-from seedtune.snapshot import Snapshot
 from seedtune.types import (
     CENTRE,
     Decay,
@@ -235,12 +236,12 @@ def test_what_are_no_rollouts_is_an_error(garbage):
     ids=["plain", "empty", "decay", "moments"],
 )
 def test_updates_arrive_bit_for_bit(update):
-    assert repr(compact.update_from(wire.unpack(wire.pack(compact.update(update))))) == repr(update)
+    assert repr(compact_codec.update_from(wire.unpack(wire.pack(compact_codec.update(update))))) == repr(update)
 
 
 def test_an_update_costs_eight_bytes_for_every_noise_sample():
     terms = tuple(Term(1000, pair, 0.1 * pair + 0.01) for pair in range(512))
-    assert len(wire.pack(compact.update(Update(1000, terms)))) < 8 * 512 + 32
+    assert len(wire.pack(compact_codec.update(Update(1000, terms)))) < 8 * 512 + 32
 
 
 def test_what_a_worker_remembers_is_bounded():

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import runs
-from seedtune import arithmetic
+from seedtune.engines import recorded_arithmetic
 from seedtune.engines.transformers import arithmetic as products
 from seedtune.engines.transformers.arithmetic import available, resolve
 from seedtune.engines.transformers.cpu_kernels import products as kernels
@@ -155,20 +155,20 @@ def test_words_name_everything_that_is_recorded():
     library = {"name": "torch", "version": "2.13.0", "oneDNN": "3.12.0", "threads": 2}
     one = {"products": "library", "attention": "library", "device": "cpu", "library": library}
     two = {"products": "fma32/1", "attention": "lanes32/1", "device": "cpu"}
-    assert arithmetic.words(one) == (
+    assert recorded_arithmetic.words(one) == (
         "products library, attention library, cpu, by torch 2.13.0 (oneDNN 3.12.0, threads 2)"
     )
-    assert arithmetic.words({"workers": {"vllm": one, "transformers": two}}) == (
-        f"transformers: products fma32/1, attention lanes32/1, cpu; vllm: {arithmetic.words(one)}"
+    assert recorded_arithmetic.words({"workers": {"vllm": one, "transformers": two}}) == (
+        f"transformers: products fma32/1, attention lanes32/1, cpu; vllm: {recorded_arithmetic.words(one)}"
     )
-    assert arithmetic.words({}) == "not recorded"
-    assert (arithmetic.kind(two), arithmetic.kind({})) == ("fma32", "")
+    assert recorded_arithmetic.words({}) == "not recorded"
+    assert (recorded_arithmetic.kind(two), recorded_arithmetic.kind({})) == ("fma32", "")
 
 
 def test_of_several_engines_those_are_compared_that_both_have():
     one, two = {"products": "library"}, {"products": "fma32/1"}
-    assert arithmetic.same({"workers": {"a": one}}, {"workers": {"a": one, "b": two}})
-    assert not arithmetic.same({"workers": {"a": one}}, {"workers": {"a": two, "b": two}})
+    assert recorded_arithmetic.same({"workers": {"a": one}}, {"workers": {"a": one, "b": two}})
+    assert not recorded_arithmetic.same({"workers": {"a": one}}, {"workers": {"a": two, "b": two}})
 
 
 # -------------------------------------------------------------------------------------------- the processor

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from seedtune.engines import wire
+from seedtune.engines import codec
 from seedtune.engines.transformers.perturbation import as_tensor
 from seedtune.engines.vllm import origin
 from seedtune.engines.vllm.layout import Piece, Run, Split, check_complete, pieces_of
@@ -272,11 +272,11 @@ def test_a_copy_takes_a_step_and_leaves_the_centre_where_it_is() -> None:
 
 def test_what_travels_is_plain_and_comes_back_as_it_was() -> None:
     for update in UPDATES:
-        assert wire.update_from(json.loads(json.dumps(wire.update(update)))) == update
+        assert codec.update_from(json.loads(json.dumps(codec.update(update)))) == update
     for shift in (Shift(TERMS), Shift(TERMS, 0.1), Shift(())):
-        assert wire.shift_from(json.loads(json.dumps(wire.shift(shift)))) == shift
+        assert codec.shift_from(json.loads(json.dumps(codec.shift(shift)))) == shift
     for noise in (*NOISES.values(), Noise(3, trainable=("a", "b*"), freeze=("c",))):
-        assert wire.noise_from(json.loads(json.dumps(wire.noise(noise)))) == noise
+        assert codec.noise_from(json.loads(json.dumps(codec.noise(noise)))) == noise
 
 
 class Nowhere:
@@ -302,4 +302,4 @@ def test_a_full_disk_under_the_base_weights_is_said_with_the_way_out(
 
 def test_places_of_tensors_come_back_as_they_were(tmp_path: Any) -> None:
     stored = Stored(tmp_path / "model.safetensors", "bfloat16", (3, 4), 128)
-    assert wire.place_from(json.loads(json.dumps(wire.place(stored)))) == stored
+    assert codec.place_from(json.loads(json.dumps(codec.place(stored)))) == stored

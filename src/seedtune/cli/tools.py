@@ -7,12 +7,12 @@ from pathlib import Path
 
 import typer
 
-from seedtune.arithmetic import Entry, words
 from seedtune.audit import Audit
 from seedtune.cli.commands import check_dtype, say_exported
 from seedtune.cli.console import console
 from seedtune.cli.progress import ReplayProgress
 from seedtune.diff import Difference, diff_runs
+from seedtune.engines.recorded_arithmetic import Entry, words
 from seedtune.export import Rights
 from seedtune.pack import apply_pack, pack_run
 from seedtune.verify import Verification, verify_run

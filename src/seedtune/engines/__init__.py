@@ -31,7 +31,7 @@ def _fleet(config: Config, noise: Noise) -> Engine:
 
 
 def _toy(config: Config, noise: Noise) -> Engine:
-    from seedtune.engines.toy import ToyEngine
+    from seedtune.engines.toy.engine import ToyEngine
 
     return ToyEngine(config.model, noise=noise, settings=config.toy)
 

@@ -1,4 +1,7 @@
-"""What every engine does: evaluate members of the population, apply updates, and give the weights away."""
+"""What every engine does: evaluate members of the population, apply updates, and give the weights away.
+
+How many updates one pass over the weights takes.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,7 @@ class EngineInfo:
     """Element type of the centre."""
 
     arithmetic: Mapping[str, Any] = field(default_factory=dict)
-    """How rewards are computed, as plain JSON data: see `seedtune.arithmetic`."""
+    """How rewards are computed, as plain JSON data: see `seedtune.engines.recorded_arithmetic`."""
 
     products: str = ""
     """The same for people: the kind of matrix products and what it runs on, "fma32 6×16 (AVX2)"."""
@@ -148,3 +151,28 @@ class Streaming(Engine, Protocol):
     def starving(self) -> bool:
         """Whether nothing is queued and a worker has nothing to do."""
         ...
+
+
+BATCH_UPDATES, BATCH_TERMS = 16, 1024
+"""One pass over the weights takes at most so many updates, and so many noise samples unless one update has more."""
+
+
+def passes(updates: Sequence[Update]) -> Iterator[Sequence[Update]]:
+    """All updates, cut into passes."""
+    start = 0
+    while start < len(updates):
+        batch = first_pass(updates, start, len(updates))
+        yield batch
+        start += len(batch)
+
+
+def first_pass(updates: Sequence[Update], start: int, stop: int) -> list[Update]:
+    """The updates of one pass, from ``start`` and not beyond ``stop``."""
+    batch: list[Update] = []
+    terms = 0
+    for update in updates[start : min(stop, start + BATCH_UPDATES)]:
+        terms += len(update.terms)
+        if batch and terms > BATCH_TERMS:
+            break
+        batch.append(update)
+    return batch

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from seedtune import arithmetic
-from seedtune.arithmetic import Entry
+from seedtune.engines import recorded_arithmetic
+from seedtune.engines.recorded_arithmetic import Entry
 from seedtune.errors import ProductsError, SeedtuneError
 
 
@@ -15,14 +15,14 @@ class Agreement:
 
     def products(self, kind: str) -> str:
         """The products of an engine's workers, as its setting names them; "" before the first has come."""
-        return arithmetic.kind(self.known.get(kind, {}))
+        return recorded_arithmetic.kind(self.known.get(kind, {}))
 
     def objection(self, kind: str, found: Entry) -> str | None:
         """Why a worker cannot stay, naming both arithmetics and the fix; None if it computes as the first does."""
         known = self.known.setdefault(kind, found)
         if known == found:
             return None
-        its, theirs = arithmetic.words(found), arithmetic.words(known)
+        its, theirs = recorded_arithmetic.words(found), recorded_arithmetic.words(known)
         return f"it computes with {its}, the others with {theirs}: {_fix(kind, known)}"
 
     def explained(self, name: str, kind: str, error: SeedtuneError) -> SeedtuneError:
@@ -30,12 +30,12 @@ class Agreement:
         if not isinstance(error, ProductsError) or kind not in self.known:
             return error
         known = self.known[kind]
-        others = f"The others compute with {arithmetic.words(known)}"
+        others = f"The others compute with {recorded_arithmetic.words(known)}"
         return ProductsError(f"worker {name}: {error} {others}: {_fix(kind, known)}.")
 
 
 def _fix(kind: str, known: Entry) -> str:
     alike = "give all workers the same machine and the same versions"
-    if kind == "transformers" and known.get("device") == "cpu" and arithmetic.kind(known) != "fma32":
+    if kind == "transformers" and known.get("device") == "cpu" and recorded_arithmetic.kind(known) != "fma32":
         return f"use transformers.products=fma32, which every CPU worker with FMA can, or {alike}"
     return alike

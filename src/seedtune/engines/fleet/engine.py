@@ -15,18 +15,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from seedtune import snapshot
-from seedtune.arithmetic import Entry
 from seedtune.config.config import Config
+from seedtune.engines import compact_codec, snapshots
 from seedtune.engines.base import Engine, EngineInfo, EngineTimes, Finished
-from seedtune.engines.fleet import cluster, compact, specs, wire
+from seedtune.engines.codec import Plain
+from seedtune.engines.fleet import cluster, specs, wire
 from seedtune.engines.fleet.board import Board
 from seedtune.engines.fleet.crew import Crew, Hand
 from seedtune.engines.fleet.dispatch import Dispatcher, Limits
 from seedtune.engines.fleet.figures import Span
 from seedtune.engines.fleet.foreman import Answer, Errand, Foreman
 from seedtune.engines.fleet.history import History
-from seedtune.engines.wire import Plain
+from seedtune.engines.recorded_arithmetic import Entry
 from seedtune.errors import ConfigError, EngineError, StorageError
 from seedtune.numerics.noise import Noise
 from seedtune.types import Job, Likelihood, Prompt, Rollout, Term, Update
@@ -45,7 +45,7 @@ class FleetEngine:
         self.config, self.noise = config, noise
         root = Path(config.output_dir)
         fleet = config.fleet
-        self.history = History(partial(snapshot.listing, root / "snapshots"))
+        self.history = History(partial(snapshots.listing, root / "snapshots"))
         self.desk = Dispatcher(Limits(fleet.retries, fleet.patience, fleet.first_job_timeout))
         self.foreman = Foreman(fleet, desk=self.desk, history=self.history, board=Board(root))
         self._reader: Engine | None = None
@@ -182,7 +182,7 @@ class FleetEngine:
         return _value(answer)
 
     def norm(self, terms: Sequence[Term]) -> float:
-        found: float = self._ask("norm", compact.terms(terms))
+        found: float = self._ask("norm", compact_codec.terms(terms))
         return found
 
     def drift(self) -> float:
@@ -193,7 +193,7 @@ class FleetEngine:
         def tell(hand: Hand) -> Plain:
             """By number what the worker has applied itself."""
             numbers = [(terms, self.history.number_of(terms)) for terms in (one, other)]
-            return [compact.terms(t) if n is None or n < hand.began else n for t, n in numbers]
+            return [compact_codec.terms(t) if n is None or n < hand.began else n for t, n in numbers]
 
         found: float = self._ask("cosine", tell)
         return found

@@ -11,6 +11,7 @@ from typing import Any
 
 from seedtune.config.sections import FleetSettings
 from seedtune.engines.base import EngineInfo
+from seedtune.engines.codec import Plain
 from seedtune.engines.fleet import cluster, wire
 from seedtune.engines.fleet.agreement import Agreement
 from seedtune.engines.fleet.board import Board
@@ -20,7 +21,6 @@ from seedtune.engines.fleet.figures import Figures, Span
 from seedtune.engines.fleet.history import History
 from seedtune.engines.fleet.replies import Reply, read
 from seedtune.engines.fleet.wire import Known
-from seedtune.engines.wire import Plain
 from seedtune.errors import EngineError, SeedtuneError, StorageError
 
 TICK = 0.25

@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from seedtune.engines.fleet import compact
-from seedtune.engines.wire import Plain
-from seedtune.snapshot import Snapshot
+from seedtune.engines import compact_codec
+from seedtune.engines.codec import Plain
+from seedtune.engines.snapshots import Snapshot
 from seedtune.types import Term, Update
 
 RECENT = 8
@@ -48,7 +48,7 @@ class History:
 
     def add(self, updates: Sequence[Update]) -> None:
         """The centre moves on."""
-        self.updates += [compact.update(update) for update in updates]
+        self.updates += [compact_codec.update(update) for update in updates]
         self.terms = [*self.terms, *(update.terms for update in updates)][-RECENT:]
 
     def sync(self, epoch: int, position: int, *, snapshots: bool = True) -> Plain:

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from seedtune import errors
 from seedtune.engines.base import EngineTimes
+from seedtune.engines.codec import Plain
 from seedtune.engines.fleet import wire
 from seedtune.engines.fleet.worker import BEHIND, UNKNOWN
-from seedtune.engines.wire import Plain
 from seedtune.errors import EngineError, SeedtuneError
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from seedtune.config.config import Config
-from seedtune.engines import wire as words
+from seedtune.engines import codec as words
 from seedtune.engines.fleet import wire
 from seedtune.errors import ConfigError
 from seedtune.numerics.machine import available_cores

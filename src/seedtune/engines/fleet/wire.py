@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 
 import msgpack  # type: ignore[import-untyped, unused-ignore]
 
+from seedtune.engines import compact_codec
 from seedtune.engines.base import EngineInfo, EngineTimes
-from seedtune.engines.fleet import compact
-from seedtune.engines.wire import Plain
+from seedtune.engines.codec import Plain
 from seedtune.errors import EngineError
 from seedtune.types import (
     Coverage,
@@ -104,7 +104,7 @@ def job(one: Job, known: Known, traffic: Traffic) -> Plain:
     if one.rows is not None:
         place_of = {place: index for index, place in enumerate(asked)}
         rows = [number for member, prompt in one.rows for number in (member, place_of[prompt])]
-    return [one.id, one.sigma, members(one.members), key, question, compact.shift(one.shift), rows, one.tokens]
+    return [one.id, one.sigma, members(one.members), key, question, compact_codec.shift(one.shift), rows, one.tokens]
 
 
 def _question(packed: Sequence[bytes], how: bytes, known: Known, traffic: Traffic) -> Plain:
@@ -130,7 +130,7 @@ def job_from(data: Plain, memory: Memory) -> Job:
         _learn(memory, key, question)
     prompts, sampling = memory.questions[key]
     pairs = None if rows is None else tuple(zip(rows[::2], rows[1::2], strict=True))
-    return Job(number, sigma, members_from(listed), prompts, sampling, compact.shift_from(moved), pairs, tokens)
+    return Job(number, sigma, members_from(listed), prompts, sampling, compact_codec.shift_from(moved), pairs, tokens)
 
 
 def _learn(memory: Memory, key: bytes, question: Plain) -> None:

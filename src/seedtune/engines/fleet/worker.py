@@ -10,11 +10,11 @@ from pathlib import Path
 
 from seedtune import engines
 from seedtune.config.config import Config
-from seedtune.engines import wire as words
-from seedtune.engines.base import Engine
-from seedtune.engines.fleet import compact, wire
-from seedtune.engines.passes import passes
-from seedtune.engines.wire import Plain
+from seedtune.engines import codec as words
+from seedtune.engines import compact_codec
+from seedtune.engines.base import Engine, passes
+from seedtune.engines.codec import Plain
+from seedtune.engines.fleet import wire
 from seedtune.errors import SeedtuneError, StorageError
 from seedtune.types import Term
 
@@ -72,7 +72,7 @@ class Worker:
             self.recent.clear()
         if (self.epoch, self.position) != (epoch, position):
             raise BehindError
-        updates = [compact.update_from(update) for update in missing]
+        updates = [compact_codec.update_from(update) for update in missing]
         for batch in passes(updates):
             self.epoch = -1  # should this fail half-way, nobody is to go on from there
             self.engine.apply(*batch)
@@ -108,7 +108,7 @@ class Worker:
 
     def norm(self, asked: Plain) -> Plain:
         """‖Σ weight·ε‖."""
-        return self.engine.norm(compact.terms_from(asked))
+        return self.engine.norm(compact_codec.terms_from(asked))
 
     def drift(self, _: Plain) -> Plain:
         """‖θ − θ₀‖."""
@@ -116,7 +116,9 @@ class Worker:
 
     def cosine(self, asked: Plain) -> Plain:
         """The cosine between two updates."""
-        one, other = (self.recent[terms] if isinstance(terms, int) else compact.terms_from(terms) for terms in asked)
+        one, other = (
+            self.recent[terms] if isinstance(terms, int) else compact_codec.terms_from(terms) for terms in asked
+        )
         return self.engine.cosine(one, other)
 
     def logprobs(self, asked: Plain) -> Plain:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from seedtune.config.sections import VllmSettings
-from seedtune.engines import wire
+from seedtune.engines import codec
 from seedtune.engines.base import BASE, EngineInfo, EngineTimes
 from seedtune.engines.transformers import chat
 from seedtune.engines.transformers.checkpoint import ModelSource, write_model
@@ -92,7 +92,7 @@ class VllmEngine:
         self._attach(origin)
         if snapshot is not None:
             places = tensor_file.expect(snapshot / FILE, origin.shapes, self._kept)
-            self._call("restore", {name: wire.place(stored) for name, stored in places.items()})
+            self._call("restore", {name: codec.place(stored) for name, stored in places.items()})
         self._running.forget_prefixes()
         names = self.source.name, origin.fingerprint, dtype, self.device
         return EngineInfo(*names, origin.coverage, self._kept, *self._arithmetic())
@@ -105,13 +105,13 @@ class VllmEngine:
 
     def _attach(self, origin: Origin) -> None:
         about = {
-            "noise": wire.noise(self.noise),
+            "noise": codec.noise(self.noise),
             "kept": self._kept,
             "dtype": str(self.dtype).removeprefix("torch."),
             "others": {name: list(shape) for name, shape in origin.others.items()},
             "centre_memory": self.settings.centre_memory,
             "shapes": {name: list(shape) for name, shape in origin.shapes.items()},
-            "places": {name: wire.place(stored) for name, stored in origin.places.items()},
+            "places": {name: codec.place(stored) for name, stored in origin.places.items()},
         }
         held: dict[str, int] = {}
         for rank in self._call("attach", about):
@@ -179,7 +179,7 @@ class VllmEngine:
         if shift is None or not shift.terms:
             return NOWHERE
         if self._shifted is None or self._shifted[0] != shift:
-            self._shifted = shift, wire.update_from(self._call("step", wire.shift(shift))[0])
+            self._shifted = shift, codec.update_from(self._call("step", codec.shift(shift))[0])
         return self._shifted[1]
 
     def _stand(self, where: Update, member: Member, sigma: float) -> None:
@@ -189,7 +189,7 @@ class VllmEngine:
         """
         self._running.fresh()
         current, self._current = self._current, False
-        self._call("stand", wire.update(where))
+        self._call("stand", codec.update(where))
         if any(self._call("become", list(member), sigma)) or not current:
             self._running.forget_prefixes()
         self._current = True
@@ -303,18 +303,18 @@ class VllmEngine:
         self._running.fresh()
         self._call("leave")
         with self._running.whole():
-            self._call("apply", [wire.update(update) for update in updates])
+            self._call("apply", [codec.update(update) for update in updates])
         self._times.update += time.perf_counter() - started
 
     def norm(self, terms: Sequence[Term]) -> float:
-        found: float = self._call("norm", wire.terms(terms))[0]
+        found: float = self._call("norm", codec.terms(terms))[0]
         return found
 
     def drift(self) -> float:
         return math.sqrt(math.fsum(square for rank in self._call("squares") for square in rank))
 
     def cosine(self, one: Sequence[Term], other: Sequence[Term]) -> float:
-        found: float = self._call("cosine", wire.terms(one), wire.terms(other))[0]
+        found: float = self._call("cosine", codec.terms(one), codec.terms(other))[0]
         return found
 
     def fingerprint(self) -> str:
@@ -325,7 +325,7 @@ class VllmEngine:
     def snapshot(self, path: Path) -> None:
         """One file of whole tensors; every rank writes its own part of it."""
         places = tensor_file.reserve(path / FILE, self._loaded.shapes, self._kept)
-        self._call("save", {name: wire.place(stored) for name, stored in places.items()})
+        self._call("save", {name: codec.place(stored) for name, stored in places.items()})
 
     def export(self, path: Path, dtype: str | None = None) -> None:
         """A Hugging Face folder of the centre, in the checkpoint's precision or ``dtype``."""

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
+from seedtune.engines.model_sizes import linear_weights
 from seedtune.engines.transformers import chat
-from seedtune.engines.transformers.anatomy import linear_weights
 from seedtune.engines.transformers.anchor import BaseWeights
 from seedtune.engines.transformers.checkpoint import ModelSource
 from seedtune.engines.transformers.coverage import coverage_of, with_tied_head

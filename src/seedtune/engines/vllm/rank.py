@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from seedtune.engines import wire
+from seedtune.engines import codec
+from seedtune.engines.codec import Plain
 from seedtune.engines.transformers.perturbation import as_tensor, as_weights, kernels_of
 from seedtune.engines.vllm import compat
 from seedtune.engines.vllm.adapters import Adapters
 from seedtune.engines.vllm.layout import Piece, pieces_of
 from seedtune.engines.vllm.shard import Shard, ShardedCentre, window_of
-from seedtune.engines.wire import Plain
 from seedtune.errors import EngineError, ModelError
 from seedtune.numerics import tensor_file
 from seedtune.numerics.weights import Centre
@@ -44,11 +44,11 @@ class Rank:
 
     def __init__(self, worker: Any, about: Plain, *, before: Mapping[str, tuple[int, ...]] | None = None) -> None:
         self._model = worker.model_runner.get_model()
-        self.noise = wire.noise_from(about["noise"])
+        self.noise = codec.noise_from(about["noise"])
         self.shapes: dict[str, tuple[int, ...]] = {name: tuple(shape) for name, shape in about["shapes"].items()}
         self._dtype = getattr(torch, about["dtype"])
         others = {name: tuple(shape) for name, shape in about["others"].items()}
-        self._places = {name: wire.place_from(data) for name, data in about["places"].items()}
+        self._places = {name: codec.place_from(data) for name, data in about["places"].items()}
         self._parameters = dict(self._model.named_parameters())
         pieces = pieces_of(
             {name: tuple(parameter.shape) for name, parameter in self._parameters.items()},
@@ -156,7 +156,7 @@ class Rank:
 
     def stand(self, step: Plain) -> None:
         """Perturb from where an update would take the centre; one that does nothing: from the centre."""
-        where = wire.update_from(step)
+        where = codec.update_from(step)
         if where == self._where:
             return
         self._held, self._stand = None, self.centre  # lets go of an older copy before there is another one
@@ -200,7 +200,7 @@ class Rank:
                 f"an update while the live weights are member {self._held.member.label(-1)}: leave it first."
             )
         self._held, self._stand, self._where = None, self.centre, Update(0, ())
-        self.centre.apply(*map(wire.update_from, updates))
+        self.centre.apply(*map(codec.update_from, updates))
 
     # -------------------------------------------------------------------------------------------- measures, files
 
@@ -216,26 +216,26 @@ class Rank:
         return self.centre.squares()
 
     def norm(self, terms: Plain) -> float:
-        return self.outline.norm(wire.terms_from(terms))
+        return self.outline.norm(codec.terms_from(terms))
 
     def cosine(self, one: Plain, other: Plain) -> float:
-        return self.outline.cosine(wire.terms_from(one), wire.terms_from(other))
+        return self.outline.cosine(codec.terms_from(one), codec.terms_from(other))
 
     def step(self, shift: Plain) -> Plain:
         """The update that a shift stands for."""
-        return wire.update(self.outline.step(wire.shift_from(shift)) or Update(0, ()))
+        return codec.update(self.outline.step(codec.shift_from(shift)) or Update(0, ()))
 
     def save(self, places: Plain) -> None:
         """Write this rank's own elements of the centre into files that have room for all."""
         for name, one in self.centre.shards.items():
             if one.piece.owned:
-                window = tensor_file.window(wire.place_from(places[name]), "r+")
+                window = tensor_file.window(codec.place_from(places[name]), "r+")
                 window_of(window, one.piece)[...] = self.centre.host(one.theta)
 
     def restore(self, places: Plain) -> None:
         """Read the centre from files; the live weights follow."""
         for name, one in self.centre.shards.items():
-            window = tensor_file.window(wire.place_from(places[name]))
+            window = tensor_file.window(codec.place_from(places[name]))
             self.centre.fill(name, np.array(window_of(window, one.piece)))
         self._held, self._stand, self._where = None, self.centre, Update(0, ())
         self.become([*CENTRE], 0.0)

@@ -9,8 +9,8 @@ from itertools import count
 from typing import Any
 
 from seedtune import errors
+from seedtune.engines.codec import Plain
 from seedtune.engines.vllm import compat
-from seedtune.engines.wire import Plain
 from seedtune.errors import ConfigError, EngineError, SeedtuneError
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from seedtune.engines.codec import Plain
 from seedtune.engines.vllm import compat
 from seedtune.engines.vllm.rank import COMMANDS, Rank
-from seedtune.engines.wire import Plain
 from seedtune.errors import SeedtuneError
 
 compat.keep_weights()  # vLLM imports this module before it loads the model

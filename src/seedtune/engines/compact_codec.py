@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 
-from seedtune.engines.wire import Plain
+from seedtune.engines.codec import Plain
 from seedtune.types import Decay, Moments, Shift, Term, Update
 
 

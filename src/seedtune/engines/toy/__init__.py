@@ -1,0 +1,1 @@
+"""The toy engine: a run takes a second."""
