@@ -26,7 +26,7 @@ from typing import Any
 from scenario import HOUR, Driver, Measured, Outcome, Piece, Scenario, Workers
 from simulation import simulate
 
-from seedtune.engines.fleet.figures import Span
+from seedtune.engines.ray.statistics import Span
 
 EVALUATIONS = ("evaluate", "likelihoods")
 """Kinds of spans that are a generation's jobs; all others are errands."""

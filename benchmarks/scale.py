@@ -26,7 +26,7 @@ import calibration
 from scenario import Driver, Lognormal, Measured, Outcome, Scenario, Uniform, Workers, population
 from simulation import simulate
 
-from seedtune.engines.fleet.dispatch import Dispatcher, Limits
+from seedtune.engines.ray.scheduler import Dispatcher, Limits
 
 RESULTS = Path(__file__).parent / "results"
 COUNTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)

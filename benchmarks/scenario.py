@@ -7,7 +7,7 @@ from typing import Protocol
 
 import numpy as np
 
-from seedtune.engines.fleet.dispatch import Limits
+from seedtune.engines.ray.scheduler import Limits
 
 HOUR = 3600.0
 

@@ -1,6 +1,6 @@
 """A fleet in simulated time: the real dispatcher, workers that only wait, and a driver that does one thing at a time.
 
-What is real: `seedtune.engines.fleet.dispatch.Dispatcher`, which decides who does what (`Dealt` stands in its place for
+What is real: `seedtune.engines.ray.scheduler.Dispatcher`, which decides who does what (`Dealt` stands in its place for
 static assignment).  What is a model, in the order in which it happens:
 
 * The driver is one thread.  A job costs it ``dispatch`` seconds, every rollout of an answer ``collect`` seconds, an
@@ -24,8 +24,8 @@ from dataclasses import dataclass
 import numpy as np
 from scenario import HOUR, Outcome, Piece, Scenario
 
-from seedtune.engines.fleet.dispatch import Dispatcher
-from seedtune.engines.fleet.figures import Span
+from seedtune.engines.ray.scheduler import Dispatcher
+from seedtune.engines.ray.statistics import Span
 
 # -------------------------------------------------------------------------------- its parts
 

@@ -16,11 +16,11 @@ import pytest
 from seedtune import engines
 from seedtune.config.config import Config
 from seedtune.config.sections import FleetSettings
-from seedtune.engines.fleet import crew as crews
-from seedtune.engines.fleet.cluster import Cluster
-from seedtune.engines.fleet.crew import Crew, Hand
-from seedtune.engines.fleet.engine import FleetEngine
-from seedtune.engines.fleet.worker import Worker
+from seedtune.engines.ray import worker_pool as crews
+from seedtune.engines.ray.cluster import Cluster
+from seedtune.engines.ray.engine import FleetEngine
+from seedtune.engines.ray.worker import Worker
+from seedtune.engines.ray.worker_pool import Crew, Hand
 from waiting import wait_until
 
 Fault = Callable[[Hand, bytes, int], bytes | Exception | None]

@@ -15,8 +15,8 @@ import runs
 from crews import At, Attacker, alone, fleet, ray_here, turn_until
 from models import save_family
 from seedtune import replay
-from seedtune.engines.fleet import crew
-from seedtune.engines.fleet.board import ask, status_of
+from seedtune.engines.ray import worker_pool
+from seedtune.engines.ray.status_file import ask, status_of
 from seedtune.trainer import Trainer
 from waiting import alive, wait_until
 
@@ -140,7 +140,7 @@ def test_workers_that_are_too_many_are_asked_for_in_vain(tmp_path):
 
 @pytest.mark.slow
 def test_workers_killed_at_twenty_instants_change_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr(crew, "SHORT", 0.1)  # seconds before a lost worker is replaced
+    monkeypatch.setattr(worker_pool, "SHORT", 0.1)  # seconds before a lost worker is replaced
     settings = {"generations": 120, "fingerprint_steps": 7, "save_steps": 10}
     whole = straight(tmp_path / "reference", **settings)
     config = fleet(tmp_path / "run", **settings, fleet={"workers": 3, "retries": 20}, toy=SLOW)

@@ -21,7 +21,7 @@ import pytest
 import runs
 from crews import alone, fleet
 from seedtune import ledger, replay
-from seedtune.engines.fleet.board import STATUS, status_of
+from seedtune.engines.ray.status_file import STATUS, status_of
 from seedtune.errors import ConfigError, MissingExtraError, RunError
 from seedtune.trainer import Trainer
 from seedtune.verify import verify_run

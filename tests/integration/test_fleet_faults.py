@@ -13,8 +13,8 @@ import runs
 from crews import At, alone, fleet, inline
 from seedtune import ledger, replay
 from seedtune.engines import create
-from seedtune.engines.fleet import engine as fleet_engine
-from seedtune.engines.fleet import foreman, specs, wire
+from seedtune.engines.ray import controller, protocol, worker_spec
+from seedtune.engines.ray import engine as fleet_engine
 from seedtune.errors import ConfigError, DataError, EngineError
 from seedtune.trainer import Trainer
 from seedtune.types import CENTRE, Job, Member, Prompt, Sampling, Term, Update
@@ -49,7 +49,7 @@ def every(number: int, what) -> object:
     """Something else instead of every so many-th answer to a job."""
 
     def fault(hand, request, calls):
-        operation = wire.unpack(request)[0]
+        operation = protocol.unpack(request)[0]
         return what(hand, request) if operation == "evaluate" and calls % number == 0 else None
 
     return fault
@@ -58,11 +58,11 @@ def every(number: int, what) -> object:
 GARBAGE = {
     "a crash": lambda hand, request: RuntimeError("the actor died"),
     "no bytes of ours": lambda hand, request: b"\xc1garbage",
-    "another message": lambda hand, request: wire.pack({"hello": 1}),
-    "no rollouts": lambda hand, request: wire.pack(
+    "another message": lambda hand, request: protocol.pack({"hello": 1}),
+    "no rollouts": lambda hand, request: protocol.pack(
         [["x"], None, hand.epoch, hand.position, hand.actor.call(request)[-32:]]
     ),
-    "out of memory": lambda hand, request: wire.pack(
+    "out of memory": lambda hand, request: protocol.pack(
         [None, ["unknown", "OutOfMemoryError: CUDA out of memory"], hand.epoch, hand.position, bytes(8)]
     ),
 }
@@ -80,8 +80,8 @@ def test_a_worker_that_fails_is_replaced_and_its_work_done_again(tmp_path, refer
 
 def test_a_job_that_kills_every_worker_costs_its_members_their_reward_and_nothing_else(tmp_path):
     def fault(hand, request, calls):
-        operation, told, _ = wire.unpack(request)
-        poisonous = operation == "evaluate" and (2, 1, 1) in wire.members_from(told[2])
+        operation, told, _ = protocol.unpack(request)
+        poisonous = operation == "evaluate" and (2, 1, 1) in protocol.members_from(told[2])
         return RuntimeError("poison") if poisonous else None
 
     root = tmp_path / "run"
@@ -143,7 +143,7 @@ def test_fewer_workers_are_no_reason_to_wait_for_one_that_is_gone(tmp_path, refe
     asked = []
 
     def shrink(hand, request, calls):
-        if wire.unpack(request)[0] == "fingerprint" and len(asked) < 4:
+        if protocol.unpack(request)[0] == "fingerprint" and len(asked) < 4:
             asked.append(hand.name)
             trainer.engine.scale(1)
 
@@ -157,7 +157,7 @@ def test_fewer_workers_are_no_reason_to_wait_for_one_that_is_gone(tmp_path, refe
 def test_a_pause_of_the_driver_costs_no_worker(tmp_path, reference, monkeypatch):
     """Replies that lie ready are taken before anybody is judged."""
     clock, ahead = time.monotonic, [0.0]
-    monkeypatch.setattr(foreman.time, "monotonic", lambda: clock() + ahead[0])
+    monkeypatch.setattr(controller.time, "monotonic", lambda: clock() + ahead[0])
 
     def pause():
         ahead[0] += 10_000.0
@@ -173,7 +173,7 @@ def test_a_worker_at_a_job_is_not_lost_for_a_fingerprint(tmp_path, monkeypatch):
     """By a clock that goes on by a millisecond whenever it is read: no other process on this machine counts."""
     readings = count()
     clock = SimpleNamespace(monotonic=lambda: next(readings) / 1000)
-    monkeypatch.setattr(foreman, "time", SimpleNamespace(**vars(time) | vars(clock)))
+    monkeypatch.setattr(controller, "time", SimpleNamespace(**vars(time) | vars(clock)))
     monkeypatch.setattr(fleet_engine, "time", clock)
     root = tmp_path / "run"
     settings = {"alpha": 0.1, "generations": 12, "population": 32, "members_per_job": 2, "fingerprint_steps": 1}
@@ -186,7 +186,7 @@ def test_a_worker_at_a_job_is_not_lost_for_a_fingerprint(tmp_path, monkeypatch):
 def test_a_file_that_workers_would_share_is_refused():
     config = fleet(Path("nowhere"), fleet={"engine": "transformers"}, transformers={"centre_file": "centre"})
     with pytest.raises(ConfigError, match=r"transformers.centre_file='centre' is the file of one process"):
-        specs.check(config, 0.0)
+        worker_spec.check(config, 0.0)
 
 
 @pytest.mark.parametrize("wished", [{"vllm": 3}, {"toy": 2, "vllm": 1}])
@@ -203,7 +203,7 @@ def test_a_worker_that_comes_late_begins_from_the_newest_snapshot(tmp_path):
     loads: list[tuple] = []
 
     def watching(hand, request, calls):
-        operation, _, (_, start, position, missing) = wire.unpack(request)
+        operation, _, (_, start, position, missing) = protocol.unpack(request)
         if operation == "enrol":
             loads.append((start[0], position, len(missing)))
 

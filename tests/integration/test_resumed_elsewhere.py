@@ -13,7 +13,7 @@ from crews import At, alone, fleet, inline
 from models import save_family
 from seedtune import apply_pack, diff_runs, elsewhere, export_run, ledger, pack_run, replay, verify_run
 from seedtune.config.config import Config
-from seedtune.engines.fleet import wire
+from seedtune.engines.ray import protocol
 from seedtune.engines.toy import engine
 from seedtune.engines.transformers.engine import TransformersEngine
 from seedtune.errors import ConfigError, LedgerError, RunError
@@ -389,5 +389,5 @@ def test_workers_of_a_resumed_run_are_told_the_recorded_kind(tiny, monkeypatch):
 
 
 def _told(spec: bytes) -> str:
-    found: str = wire.unpack(spec)["config"]["transformers"]["products"]
+    found: str = protocol.unpack(spec)["config"]["transformers"]["products"]
     return found

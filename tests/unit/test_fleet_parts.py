@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from seedtune.engines import compact_codec
-from seedtune.engines.fleet import wire
-from seedtune.engines.fleet.dispatch import HEDGE_SECONDS, Dispatcher, Limits
-from seedtune.engines.fleet.history import History
-from seedtune.engines.fleet.wire import Known, Memory, Traffic
+from seedtune.engines.ray import protocol
+from seedtune.engines.ray.protocol import Known, Memory, Traffic
+from seedtune.engines.ray.scheduler import HEDGE_SECONDS, Dispatcher, Limits
+from seedtune.engines.ray.update_log import History
 from seedtune.engines.snapshots import Snapshot
 from seedtune.errors import EngineError
 from seedtune.types import (
@@ -179,7 +179,7 @@ def test_a_task_that_two_hang_at_again_and_again_is_given_up():
 def test_a_job_arrives_as_it_was_sent(rows, shift):
     sent, known, memory = job(rows=rows, shift=shift), Known(), Memory()
     for _ in range(2):
-        arrived = wire.job_from(wire.unpack(wire.pack(wire.job(sent, known, Traffic()))), memory)
+        arrived = protocol.job_from(protocol.unpack(protocol.pack(protocol.job(sent, known, Traffic()))), memory)
         asked = [(arrived.members[m], arrived.prompts[p]) for m, p in arrived.pairs]
         assert asked == [(sent.members[m], sent.prompts[p]) for m, p in sent.pairs]
         assert (arrived.id, arrived.sigma, arrived.sampling, arrived.shift) == (5, 0.05, sent.sampling, shift)
@@ -187,12 +187,12 @@ def test_a_job_arrives_as_it_was_sent(rows, shift):
 
 def test_a_question_travels_once_to_every_worker():
     traffic, known = Traffic(), Known()
-    first = len(wire.pack(wire.job(job(), known, traffic)))
-    second = len(wire.pack(wire.job(job(), known, traffic)))
+    first = len(protocol.pack(protocol.job(job(), known, traffic)))
+    second = len(protocol.pack(protocol.job(job(), known, traffic)))
     assert second < first / 2
     assert traffic.prompts > 0
     before = traffic.prompts
-    wire.job(job(rows=((0, 0),)), known, traffic)
+    protocol.job(job(rows=((0, 0),)), known, traffic)
     assert traffic.prompts == before, "of a question in other words the prompts are known"
 
 
@@ -200,9 +200,9 @@ def test_a_question_travels_once_to_every_worker():
 @pytest.mark.parametrize("rows", [None, ((0, 2), (3, 2), (1, 1))], ids=["all", "some"])
 def test_rollouts_arrive_as_they_were_sent(tokens, rows):
     sent, traffic = job(tokens=tokens, rows=rows), Traffic()
-    there = wire.job_from(wire.job(sent, Known(), Traffic()), Memory())
+    there = protocol.job_from(protocol.job(sent, Known(), Traffic()), Memory())
     found = [rollout(there, m, p, s) for m, p in reversed(there.pairs) for s in range(2)][1:]
-    arrived = wire.rollouts_from(sent, wire.unpack(wire.pack(wire.rollouts(there, found))), traffic)
+    arrived = protocol.rollouts_from(sent, protocol.unpack(protocol.pack(protocol.rollouts(there, found))), traffic)
     assert len(arrived) == len(found)
     texts = {(r.member, there.prompts[r.prompt].id, r.sample): r for r in found}
     for one in arrived:
@@ -213,16 +213,16 @@ def test_rollouts_arrive_as_they_were_sent(tokens, rows):
     assert traffic.completions > 0
 
 
-@pytest.mark.parametrize("garbage", [b"", b"\xc1", b"no message", wire.pack({"a": 1})[:-1]])
+@pytest.mark.parametrize("garbage", [b"", b"\xc1", b"no message", protocol.pack({"a": 1})[:-1]])
 def test_what_is_no_message_is_an_error(garbage):
     with pytest.raises(EngineError, match="not a message"):
-        wire.unpack(garbage)
+        protocol.unpack(garbage)
 
 
 @pytest.mark.parametrize("garbage", [None, 3, [], [[], b"", [], b"", b"", b""], [[], 5, 5, 5, 5, 5]])
 def test_what_are_no_rollouts_is_an_error(garbage):
     with pytest.raises(EngineError, match="an answer that is none"):
-        wire.rollouts_from(job(), garbage, Traffic())
+        protocol.rollouts_from(job(), garbage, Traffic())
 
 
 @pytest.mark.parametrize(
@@ -236,23 +236,23 @@ def test_what_are_no_rollouts_is_an_error(garbage):
     ids=["plain", "empty", "decay", "moments"],
 )
 def test_updates_arrive_bit_for_bit(update):
-    assert repr(compact_codec.update_from(wire.unpack(wire.pack(compact_codec.update(update))))) == repr(update)
+    assert repr(compact_codec.update_from(protocol.unpack(protocol.pack(compact_codec.update(update))))) == repr(update)
 
 
 def test_an_update_costs_eight_bytes_for_every_noise_sample():
     terms = tuple(Term(1000, pair, 0.1 * pair + 0.01) for pair in range(512))
-    assert len(wire.pack(compact_codec.update(Update(1000, terms)))) < 8 * 512 + 32
+    assert len(protocol.pack(compact_codec.update(Update(1000, terms)))) < 8 * 512 + 32
 
 
 def test_what_a_worker_remembers_is_bounded():
     known, memory = Known(), Memory()
-    for number in range(3 * wire.QUESTIONS):
+    for number in range(3 * protocol.QUESTIONS):
         sent = Job(number, 0.1, (CENTRE,), (Prompt(number, f"Question {number}"),), Sampling(4))
-        arrived = wire.job_from(wire.unpack(wire.pack(wire.job(sent, known, Traffic()))), memory)
+        arrived = protocol.job_from(protocol.unpack(protocol.pack(protocol.job(sent, known, Traffic()))), memory)
         assert arrived.prompts == sent.prompts
-    assert len(memory.questions) <= wire.QUESTIONS + 1
+    assert len(memory.questions) <= protocol.QUESTIONS + 1
     assert len(memory.questions) == len(known.questions)
-    assert len(memory.prompts) == len(known.prompts) <= wire.QUESTIONS + 1
+    assert len(memory.prompts) == len(known.prompts) <= protocol.QUESTIONS + 1
 
 
 # ----------------------------------------------------------------------------------------------- history

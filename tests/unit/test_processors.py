@@ -104,12 +104,12 @@ def test_an_engine_on_one_core_computes_on_one_thread():
 @pytest.mark.skipif(CORES < 2, reason="one core is all there is")
 def test_workers_of_a_fleet_share_the_cores_that_fit(monkeypatch):
     from seedtune.config.config import Config
-    from seedtune.engines.fleet import specs
+    from seedtune.engines.ray import worker_spec
 
     config = Config(engine="fleet", task="toy", model="toy", fleet={"engine": "toy", "workers": 2})
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(6)))
     monkeypatch.setattr(available_cores, "quotas", lambda _root: iter(()))
-    assert specs.cores_of(config) == 3.0
+    assert worker_spec.cores_of(config) == 3.0
 
 
 @pytest.mark.parametrize(("ranks", "threads"), [(1, None), (2, "3"), (8, "1")])

@@ -23,7 +23,7 @@ RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.
 @fleet_app.command()
 def status(run: RunFolder) -> None:
     """Every worker of a run: what it does, where it is, how far its weights are, and what happened lately."""
-    from seedtune.engines.fleet.board import status_of
+    from seedtune.engines.ray.status_file import status_of
 
     show(run, status_of(run), time.time())
 
@@ -34,7 +34,7 @@ def scale(
     workers: Annotated[str, typer.Argument(metavar="N|KIND=N", help="How many, or of which kind how many.")],
 ) -> None:
     """Ask a running fleet for another number of workers; it takes effect in a second, and loses no work."""
-    from seedtune.engines.fleet.board import ask, status_of
+    from seedtune.engines.ray.status_file import ask, status_of
 
     found = status_of(run)
     if time.time() - found["time"] > OLD:

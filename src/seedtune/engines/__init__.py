@@ -25,7 +25,7 @@ def _vllm(config: Config, noise: Noise) -> Engine:
 
 
 def _fleet(config: Config, noise: Noise) -> Engine:
-    from seedtune.engines.fleet.engine import FleetEngine
+    from seedtune.engines.ray.engine import FleetEngine
 
     return FleetEngine(config, noise=noise)
 

@@ -1,6 +1,8 @@
 """What travels between driver and workers, as bytes of msgpack: jobs out, answers back, nothing of a model's size.
 
 Answers are columns in the order of the job's rows, so that a completion costs its text and a few bytes.
+
+What a worker answers: read, checked, and errors made errors again.
 """
 
 from __future__ import annotations
@@ -13,10 +15,11 @@ from dataclasses import dataclass, field
 
 import msgpack  # type: ignore[import-untyped, unused-ignore]
 
+from seedtune import errors
 from seedtune.engines import compact_codec
 from seedtune.engines.base import EngineInfo, EngineTimes
 from seedtune.engines.codec import Plain
-from seedtune.errors import EngineError
+from seedtune.errors import EngineError, SeedtuneError
 from seedtune.types import (
     Coverage,
     Finish,
@@ -338,3 +341,54 @@ def prompts(listed: Sequence[Prompt]) -> Plain:
 def prompts_from(data: Plain) -> tuple[Prompt, ...]:
     """The other way round."""
     return tuple(map(_prompt_from, data))
+
+
+UNKNOWN = "unknown"
+"""The kind of an error that is none of ours."""
+
+BEHIND = "behind"
+"""The kind of an error that says: send what this worker misses."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """A reply: ``done``, or an error of a ``kind`` with its ``message``."""
+
+    done: Plain
+    kind: str | None
+    message: str
+    epoch: int
+    position: int
+    synced: float
+    worked: float
+    times: EngineTimes
+
+    @property
+    def behind(self) -> bool:
+        """Whether the worker was not where the request took it to be."""
+        return self.kind == BEHIND
+
+    @property
+    def broken(self) -> bool:
+        """Whether the engine failed, so that this worker cannot be trusted any more; another may do better."""
+        return self.kind in (UNKNOWN, EngineError.__name__)
+
+    def error(self) -> SeedtuneError:
+        """The error, as it was raised in the worker."""
+        assert self.kind is not None
+        found: type[SeedtuneError] = vars(errors).get(self.kind, EngineError)
+        made = found.__new__(found)  # MissingExtraError composes its message itself, and has composed it already
+        Exception.__init__(made, self.message)
+        return made
+
+
+def read(raw: bytes) -> Reply:
+    """A reply from bytes; EngineError if it is none."""
+    data = unpack(raw)
+    try:
+        done, told, epoch, position, raw_times = data
+        kind, message = (None, "") if told is None else told
+        times, synced, worked = times_from(raw_times)
+        return Reply(done, kind, str(message), int(epoch), int(position), synced, worked, times)
+    except (TypeError, ValueError, struct.error) as error:
+        raise EngineError(f"an answer that is none ({type(error).__name__}: {error})") from error

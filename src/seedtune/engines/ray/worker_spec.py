@@ -7,7 +7,7 @@ from typing import Any
 
 from seedtune.config.config import Config
 from seedtune.engines import codec as words
-from seedtune.engines.fleet import wire
+from seedtune.engines.ray import protocol
 from seedtune.errors import ConfigError
 from seedtune.numerics.machine import available_cores
 from seedtune.numerics.noise import Noise
@@ -29,7 +29,7 @@ def spec_of(config: Config, noise: Noise, kind: str) -> bytes:
     if kind == "vllm" and config.vllm.tensor_parallel_size > 1:
         # In a placement group vLLM would start actors of its own, one a bundle.
         section.setdefault("distributed_executor_backend", "mp")
-    return wire.pack(
+    return protocol.pack(
         {
             "config": {"model": model_of(config, kind), "engine": kind, kind: section},
             "noise": words.noise(noise),
@@ -40,9 +40,9 @@ def spec_of(config: Config, noise: Noise, kind: str) -> bytes:
 
 def with_products(spec: bytes, products: str) -> bytes:
     """The same for workers that come when it is known by which products all of their kind compute."""
-    told = wire.unpack(spec)
+    told = protocol.unpack(spec)
     told["config"][told["config"]["engine"]]["products"] = products
-    return wire.pack(told)
+    return protocol.pack(told)
 
 
 def model_of(config: Config, kind: str) -> str:

@@ -12,15 +12,14 @@ from typing import Any
 from seedtune.config.sections import FleetSettings
 from seedtune.engines.base import EngineInfo
 from seedtune.engines.codec import Plain
-from seedtune.engines.fleet import cluster, wire
-from seedtune.engines.fleet.agreement import Agreement
-from seedtune.engines.fleet.board import Board
-from seedtune.engines.fleet.crew import Crew, Hand
-from seedtune.engines.fleet.dispatch import Dispatcher
-from seedtune.engines.fleet.figures import Figures, Span
-from seedtune.engines.fleet.history import History
-from seedtune.engines.fleet.replies import Reply, read
-from seedtune.engines.fleet.wire import Known
+from seedtune.engines.ray import cluster, protocol
+from seedtune.engines.ray.agreement import Agreement
+from seedtune.engines.ray.protocol import Known, Reply, read
+from seedtune.engines.ray.scheduler import Dispatcher
+from seedtune.engines.ray.statistics import Figures, Span
+from seedtune.engines.ray.status_file import Board
+from seedtune.engines.ray.update_log import History
+from seedtune.engines.ray.worker_pool import Crew, Hand
 from seedtune.errors import EngineError, SeedtuneError, StorageError
 
 TICK = 0.25
@@ -163,7 +162,7 @@ class Foreman:
 
     def _send(self, hand: Hand, operation: str, told: Plain, now: float) -> None:
         sync = self.history.sync(hand.epoch, hand.position, snapshots=not hand.plain)
-        request = wire.pack([operation, told, sync])
+        request = protocol.pack([operation, told, sync])
         self.figures.traffic.sent += len(request)
         self._crew.send(hand, request, now)
 
@@ -222,7 +221,7 @@ class Foreman:
             return
         try:
             hand.pid, hand.host, about = reply.done
-            info = wire.info_from(about)
+            info = protocol.info_from(about)
         except (TypeError, ValueError, KeyError) as error:
             self._lose(hand, f"it enrolled with an answer that is none ({error}): has it the same seedtune?", now)
             return

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from seedtune.config.sections import FleetSettings
-from seedtune.engines.fleet import cluster
-from seedtune.engines.fleet.specs import with_products
-from seedtune.engines.fleet.wire import Known
+from seedtune.engines.ray import cluster
+from seedtune.engines.ray.protocol import Known
+from seedtune.engines.ray.worker_spec import with_products
 
 log = logging.getLogger("seedtune")
 
@@ -210,7 +210,7 @@ class Crew:
 def launch(spec: bytes, needs: Mapping[str, Any], kept: str | None) -> tuple[Any, Any]:
     """An actor, and the placement group of its GPUs if it needs several; with a name both outlive this process."""
     ray = cluster.require()
-    from seedtune.engines.fleet.worker import Worker
+    from seedtune.engines.ray.worker import Worker
 
     how = {**needs, "max_restarts": 0, "max_task_retries": 0}
     if kept is not None:

@@ -19,13 +19,13 @@ from seedtune.config.config import Config
 from seedtune.engines import compact_codec, snapshots
 from seedtune.engines.base import Engine, EngineInfo, EngineTimes, Finished
 from seedtune.engines.codec import Plain
-from seedtune.engines.fleet import cluster, specs, wire
-from seedtune.engines.fleet.board import Board
-from seedtune.engines.fleet.crew import Crew, Hand
-from seedtune.engines.fleet.dispatch import Dispatcher, Limits
-from seedtune.engines.fleet.figures import Span
-from seedtune.engines.fleet.foreman import Answer, Errand, Foreman
-from seedtune.engines.fleet.history import History
+from seedtune.engines.ray import cluster, protocol, worker_spec
+from seedtune.engines.ray.controller import Answer, Errand, Foreman
+from seedtune.engines.ray.scheduler import Dispatcher, Limits
+from seedtune.engines.ray.statistics import Span
+from seedtune.engines.ray.status_file import Board
+from seedtune.engines.ray.update_log import History
+from seedtune.engines.ray.worker_pool import Crew, Hand
 from seedtune.engines.recorded_arithmetic import Entry
 from seedtune.errors import ConfigError, EngineError, StorageError
 from seedtune.numerics.noise import Noise
@@ -83,7 +83,7 @@ class FleetEngine:
         atexit.register(self._end)  # before Ray's own, which was registered when it was imported
         self.foreman.board.clear()
         gpus = self.foreman.ray.gpus()
-        specs.check(self.config, gpus)
+        worker_spec.check(self.config, gpus)
         self.foreman.crew = self._crew(Crew, gpus)
         if self.config.fleet.keep:
             self.foreman.crew.adopt(time.monotonic())
@@ -91,8 +91,8 @@ class FleetEngine:
     def _crew(self, make: type[Crew], gpus: float) -> Crew:
         """Workers of all kinds, where Ray has so many GPUs."""
         kinds = self.config.fleet.kinds
-        told = {kind: specs.spec_of(self.config, self.noise, kind) for kind in kinds}
-        needs = {kind: specs.needs_of(self.config, kind, gpus) for kind in kinds}
+        told = {kind: worker_spec.spec_of(self.config, self.noise, kind) for kind in kinds}
+        needs = {kind: worker_spec.needs_of(self.config, kind, gpus) for kind in kinds}
         return make(self.config.fleet, told, needs, run=str(Path(self.config.output_dir).resolve()).replace("/", "|"))
 
     @property
@@ -118,11 +118,11 @@ class FleetEngine:
 
     def evaluate(self, jobs: Iterable[Job]) -> Iterator[Rollout]:
         """Every job's rollouts as they finish; none of a job that failed too often."""
-        return self._all(jobs, "evaluate", wire.rollouts_from)
+        return self._all(jobs, "evaluate", protocol.rollouts_from)
 
     def likelihoods(self, jobs: Iterable[Job]) -> Iterator[Likelihood]:
         """Every job's likelihoods as they are found."""
-        return self._all(jobs, "likelihoods", wire.likelihoods_from)
+        return self._all(jobs, "likelihoods", protocol.likelihoods_from)
 
     def _all(self, jobs: Iterable[Job], operation: str, hear: Callable[..., list[Found]]) -> Iterator[Found]:
         numbers = [self.foreman.submit(self._errand(job, operation, hear)) for job in jobs]
@@ -141,7 +141,7 @@ class FleetEngine:
     def submit(self, jobs: Sequence[Job]) -> None:
         """Queue jobs, for `finished`; see `Streaming`."""
         for job in jobs:
-            self._streaming[self.foreman.submit(self._errand(job, "evaluate", wire.rollouts_from))] = job.id
+            self._streaming[self.foreman.submit(self._errand(job, "evaluate", protocol.rollouts_from))] = job.id
 
     def finished(self) -> Finished | None:
         """The next job that is done, of those that were submitted."""
@@ -160,7 +160,7 @@ class FleetEngine:
 
     def _errand(self, job: Job, operation: str, hear: Callable[..., list[Found]]) -> Errand:
         def tell(hand: Hand) -> Plain:
-            return wire.job(job, hand.known, self.foreman.figures.traffic)
+            return protocol.job(job, hand.known, self.foreman.figures.traffic)
 
         def heard(data: Plain) -> list[Found]:
             return hear(job, data, self.foreman.figures.traffic)
@@ -201,7 +201,7 @@ class FleetEngine:
     def logprobs(
         self, prompts: Sequence[Prompt], completions: Sequence[Sequence[int]], *, base: bool = False
     ) -> list[list[float]]:
-        told = [wire.prompts(prompts), [list(tokens) for tokens in completions], base]
+        told = [protocol.prompts(prompts), [list(tokens) for tokens in completions], base]
         found: list[list[float]] = self._ask("logprobs", told)
         return found
 

@@ -14,18 +14,13 @@ from seedtune.engines import codec as words
 from seedtune.engines import compact_codec
 from seedtune.engines.base import Engine, passes
 from seedtune.engines.codec import Plain
-from seedtune.engines.fleet import wire
+from seedtune.engines.ray import protocol
+from seedtune.engines.ray.protocol import BEHIND, UNKNOWN
 from seedtune.errors import SeedtuneError, StorageError
 from seedtune.types import Term
 
-UNKNOWN = "unknown"
-"""The kind of an error that is none of ours."""
-
 RECENT = 16
 """Updates that a worker can be asked about by number."""
-
-BEHIND = "behind"
-"""The kind of an error that says: send what this worker misses."""
 
 
 class BehindError(Exception):
@@ -36,13 +31,13 @@ class Worker:
     """What Ray runs.  ``call`` takes a request and gives a reply; whatever goes wrong is told in it."""
 
     def __init__(self, spec: bytes) -> None:
-        about = wire.unpack(spec)
+        about = protocol.unpack(spec)
         _limit_threads(about["threads"], torch_too=about["config"]["engine"] != "toy")
         config = Config.create(about["config"])
         self.engine: Engine = engines.ENGINES[config.engine](config, words.noise_from(about["noise"]))
         self.epoch, self.position = -1, 0
         self.about: Plain = None
-        self.memory = wire.Memory()
+        self.memory = protocol.Memory()
         self.recent: dict[int, tuple[Term, ...]] = {}
         """The terms of the last updates, by how many came before."""
 
@@ -50,7 +45,7 @@ class Worker:
         """A reply: ``done`` or an ``error``, where the centre is now, and what it took."""
         done, error, moments = None, None, [time.perf_counter()] * 3
         try:
-            operation, told, sync = wire.unpack(request)
+            operation, told, sync = protocol.unpack(request)
             self._sync(*sync)
             moments[1:] = [time.perf_counter()] * 2
             done = OPERATIONS[operation](self, told)
@@ -61,8 +56,8 @@ class Worker:
             error = [BEHIND, ""]
         except Exception as caught:  # noqa: BLE001 - the named boundary: whoever waits for a reply must get one
             error = [UNKNOWN, f"{type(caught).__name__}: {caught}"]
-        times = wire.times(self.engine.take_times(), moments[1] - moments[0], moments[2] - moments[1])
-        return wire.pack([done, error, self.epoch, self.position, times])
+        times = protocol.times(self.engine.take_times(), moments[1] - moments[0], moments[2] - moments[1])
+        return protocol.pack([done, error, self.epoch, self.position, times])
 
     def _sync(self, epoch: int, start: Plain, position: int, missing: Sequence[Plain]) -> None:
         """Bring the centre to where a request needs it."""
@@ -87,7 +82,7 @@ class Worker:
         """The base model, or a snapshot, which must hold what it held when it was made."""
         folder = None if snapshot is None else Path(snapshot)
         self.epoch = -1
-        self.about = wire.info(self.engine.load(folder))
+        self.about = protocol.info(self.engine.load(folder))
         if expected is not None and self.engine.fingerprint() != expected:
             raise StorageError(f"the snapshot {folder} does not hold what was written into it. Delete it.")
 
@@ -99,12 +94,12 @@ class Worker:
 
     def evaluate(self, asked: Plain) -> Plain:
         """A job's rollouts."""
-        job = wire.job_from(asked, self.memory)
-        return wire.rollouts(job, self.engine.evaluate([job]))
+        job = protocol.job_from(asked, self.memory)
+        return protocol.rollouts(job, self.engine.evaluate([job]))
 
     def likelihoods(self, asked: Plain) -> Plain:
         """A job's likelihoods."""
-        return wire.likelihoods(self.engine.likelihoods([wire.job_from(asked, self.memory)]))
+        return protocol.likelihoods(self.engine.likelihoods([protocol.job_from(asked, self.memory)]))
 
     def norm(self, asked: Plain) -> Plain:
         """‖Σ weight·ε‖."""
@@ -124,7 +119,7 @@ class Worker:
     def logprobs(self, asked: Plain) -> Plain:
         """Log-probabilities of completions."""
         prompts, completions, base = asked
-        return self.engine.logprobs(wire.prompts_from(prompts), completions, base=base)
+        return self.engine.logprobs(protocol.prompts_from(prompts), completions, base=base)
 
     def fingerprint(self, _: Plain) -> Plain:
         """The centre's fingerprint."""

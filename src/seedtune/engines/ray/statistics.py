@@ -7,8 +7,7 @@ from collections import deque
 from dataclasses import dataclass, field, fields
 
 from seedtune.engines.base import EngineTimes
-from seedtune.engines.fleet.replies import Reply
-from seedtune.engines.fleet.wire import Traffic
+from seedtune.engines.ray.protocol import Reply, Traffic
 
 SPANS = 100_000
 """Pieces of work that are remembered."""
