@@ -42,7 +42,7 @@ from seedtune.config.sections import TransformersSettings
 from seedtune.engines.base import EngineTimes
 from seedtune.engines.transformers.checkpoint import ModelSource
 from seedtune.engines.transformers.engine import TransformersEngine
-from seedtune.engines.transformers.linear import LiveWeight, ProductForm
+from seedtune.engines.transformers.members.population_linear import LiveWeight, ProductForm
 from seedtune.numerics.noise import Noise
 from seedtune.types import CENTRE, Job, Term, Update
 

@@ -14,9 +14,9 @@ import transformers as hf
 from tokenizers import Tokenizer, decoders
 from tokenizers.models import BPE
 
-from seedtune.engines.transformers.decode import Decoder, Row
+from seedtune.engines.transformers.decoding.decoder import Decoder, Row
+from seedtune.engines.transformers.device import TransformersSettings
 from seedtune.engines.transformers.engine import TransformersEngine
-from seedtune.engines.transformers.settings import TransformersSettings
 from seedtune.numerics import noise
 from seedtune.numerics.noise import Noise
 from seedtune.types import CENTRE, Job, Member, Prompt, Rollout, Sampling

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from seedtune.config.config import Config
-from seedtune.engines.transformers import chat
+from seedtune.engines.transformers import tokenization
 from seedtune.engines.transformers.checkpoint import ModelSource
-from seedtune.engines.transformers.decode import slots_for
+from seedtune.engines.transformers.decoding.decoder import slots_for
 from seedtune.errors import ConfigError, ModelError
 from seedtune.evaluator import prompt_of
 from seedtune.objectives import LIKELIHOODS
@@ -124,7 +124,7 @@ def _lengths(config: Config, examples: Sequence[Example]) -> tuple[list[int], bo
         tokenizer = source.tokenizer()
     except ModelError:
         return [max(1, _characters(prompt) // CHARACTERS) for prompt in prompts], False
-    return [len(chat.encode(tokenizer, prompt)) for prompt in prompts], True
+    return [len(tokenization.encode(tokenizer, prompt)) for prompt in prompts], True
 
 
 def _trusts(config: Config) -> bool:

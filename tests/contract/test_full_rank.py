@@ -26,7 +26,7 @@ from models import (
 )
 from seedtune.engines.transformers.cpu_kernels import products
 from seedtune.engines.transformers.engine import TransformersEngine
-from seedtune.engines.transformers.perturbation import as_tensor
+from seedtune.engines.transformers.members.perturbation import as_tensor
 from seedtune.errors import ConfigError
 from seedtune.numerics import noise
 from seedtune.numerics.rounding import nearest, stochastic, widen

@@ -11,9 +11,9 @@ import torch
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from models import answers, job, load_engine, recorded_logits, save_family, text_prompts
-from seedtune.engines.transformers import fuse
 from seedtune.engines.transformers.engine import TransformersEngine
-from seedtune.engines.transformers.layer import FusedLayer, fuse_layers
+from seedtune.engines.transformers.fused import fuse
+from seedtune.engines.transformers.fused.decoder_layer import FusedLayer, fuse_layers
 from seedtune.types import CENTRE, Member
 
 MEMBERS = (Member(1, 0, 1), Member(1, 0, -1), CENTRE, Member(1, 4, 1))

@@ -26,7 +26,7 @@ from models import (
     save_family,
     text_prompts,
 )
-from seedtune.engines.transformers import sampling
+from seedtune.engines.transformers.decoding import sampling
 from seedtune.engines.transformers.engine import TransformersEngine
 from seedtune.errors import StorageError
 from seedtune.numerics import noise

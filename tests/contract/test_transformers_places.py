@@ -18,11 +18,11 @@ from transformers import AutoModelForCausalLM
 
 import references
 from models import FAMILIES, answers, forced_logits, job, load_engine, recorded_logits, save_family, text_prompts
-from seedtune.engines.transformers.anchor import BaseWeights
-from seedtune.engines.transformers.arithmetic import available
+from seedtune.engines.transformers.base_weights import BaseWeights
 from seedtune.engines.transformers.checkpoint import ModelSource
 from seedtune.engines.transformers.engine import TransformersEngine
-from seedtune.engines.transformers.perturbation import as_tensor
+from seedtune.engines.transformers.members.perturbation import as_tensor
+from seedtune.engines.transformers.product_choice import available
 from seedtune.errors import DataError, ModelError, StorageError
 from seedtune.numerics.noise import key
 from seedtune.numerics.rounding import widen

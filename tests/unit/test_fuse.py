@@ -13,13 +13,13 @@ from torch import nn
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaMLP
 
-from seedtune.engines.transformers.attention import SlotAttention
-from seedtune.engines.transformers.cache import SlotCache
 from seedtune.engines.transformers.cpu_kernels import rotary, silu_gate
 from seedtune.engines.transformers.cpu_kernels.exponential import exp
-from seedtune.engines.transformers.gate import FusedGate, fuse_gates
-from seedtune.engines.transformers.linear import bits
-from seedtune.engines.transformers.rotary import FusedAttention, fuse_attention
+from seedtune.engines.transformers.decoding.slot_attention import SlotAttention
+from seedtune.engines.transformers.decoding.slot_cache import SlotCache
+from seedtune.engines.transformers.fused.gated_mlp import FusedGate, fuse_gates
+from seedtune.engines.transformers.fused.rotary_attention import FusedAttention, fuse_attention
+from seedtune.engines.transformers.members.population_linear import bits
 
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 CONFIG = LlamaConfig(

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from seedtune.engines.transformers.perturbation import as_tensor
+from seedtune.engines.transformers.members.perturbation import as_tensor
 from seedtune.numerics import noise, weights
 from seedtune.numerics.kernels import cpu, gpu
 from seedtune.numerics.noise import Noise

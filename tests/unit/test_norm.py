@@ -8,7 +8,7 @@ from torch import nn
 from transformers.models.gemma3.modeling_gemma3 import Gemma3RMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from seedtune.engines.transformers.norm import FusedNorm, fuse_norms
+from seedtune.engines.transformers.fused.norms import FusedNorm, fuse_norms
 
 
 def llama_norm(size: int, dtype: torch.dtype) -> LlamaRMSNorm:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from seedtune.engines.transformers.attention import Prefill
-from seedtune.engines.transformers.packing import Pack, packed
+from seedtune.engines.transformers.decoding.prefix_packing import Pack, packed
+from seedtune.engines.transformers.decoding.slot_attention import Prefill
 
 CPU = torch.device("cpu")
 

@@ -9,7 +9,7 @@ import torch
 
 from seedtune.engines.transformers import product_speed
 from seedtune.engines.transformers.cpu_kernels import products
-from seedtune.engines.transformers.linear import ProductForm
+from seedtune.engines.transformers.members.population_linear import ProductForm
 
 FMA = ProductForm("fma32", True)
 needs_fma = pytest.mark.skipif(not products.available("fma32", bfloat16=False), reason="no fma32 on this processor")

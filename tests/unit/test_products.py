@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from seedtune.engines.transformers.cpu_kernels import products
-from seedtune.engines.transformers.linear import LiveWeight, ProductForm, bits
+from seedtune.engines.transformers.members.population_linear import LiveWeight, ProductForm, bits
 from seedtune.numerics.machine import processor
 from vectors import AVX2
 
@@ -140,7 +140,7 @@ def test_shapes_that_do_not_fit_are_refused() -> None:
 PROGRAM = """
 import hashlib, torch
 from seedtune.numerics.kernels import processor, products
-from seedtune.engines.transformers.linear import bits
+from seedtune.engines.transformers.members.population_linear import bits
 digest = hashlib.sha256()
 for dtype in (torch.bfloat16, torch.float32):
     for rows, outputs, inputs in ((1, 100, 61), (7, 64, 128), (40, 33, 300)):

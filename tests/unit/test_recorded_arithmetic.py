@@ -11,9 +11,9 @@ import torch
 
 import runs
 from seedtune.engines import recorded_arithmetic
-from seedtune.engines.transformers import arithmetic as products
-from seedtune.engines.transformers.arithmetic import available, resolve
+from seedtune.engines.transformers import product_choice as products
 from seedtune.engines.transformers.cpu_kernels import products as kernels
+from seedtune.engines.transformers.product_choice import available, resolve
 from seedtune.errors import ConfigError, ProductsError
 from seedtune.numerics.machine import processor
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from seedtune.engines import codec
-from seedtune.engines.transformers.perturbation import as_tensor
+from seedtune.engines.transformers.members.perturbation import as_tensor
 from seedtune.engines.vllm import origin
 from seedtune.engines.vllm.layout import Piece, Run, Split, check_complete, pieces_of
 from seedtune.engines.vllm.shard import Shard, ShardedCentre, window_of

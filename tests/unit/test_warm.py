@@ -16,8 +16,8 @@ import torch
 import models
 from seedtune.cli import warming
 from seedtune.config.config import Config
-from seedtune.engines.transformers.arithmetic import resolve
 from seedtune.engines.transformers.cpu_kernels import warm
+from seedtune.engines.transformers.product_choice import resolve
 from seedtune.numerics.machine import available_cores, caching, processor
 
 ENGINE = """

@@ -71,8 +71,8 @@ def check_tokenizer(config: Config, tokenizer: Any) -> None:
         raise ConfigError(
             f"processing_class is for the transformers engine, not for engine={config.engine!r}. Leave it out."
         )
-    from seedtune.engines.transformers import chat
+    from seedtune.engines.transformers import tokenization
     from seedtune.engines.transformers.checkpoint import ModelSource
 
     own = ModelSource.resolve(config.model, trust_remote_code=config.transformers.trust_remote_code)
-    chat.check_same(own.tokenizer(), tokenizer)
+    tokenization.check_same(own.tokenizer(), tokenizer)

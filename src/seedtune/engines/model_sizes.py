@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 from seedtune.config.config import Config
 from seedtune.config.sections import VllmSettings
 from seedtune.engines.transformers.checkpoint import ModelSource
-from seedtune.engines.transformers.settings import TransformersSettings
+from seedtune.engines.transformers.device import TransformersSettings
 from seedtune.engines.transformers.tracing import EXPERT, is_linear
 from seedtune.errors import ConfigError, ModelError
 from seedtune.numerics.trainable import select

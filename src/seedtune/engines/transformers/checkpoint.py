@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from seedtune.engines.transformers.builtin import BUILTIN, builtin_folder
-from seedtune.engines.transformers.perturbation import as_tensor
+from seedtune.engines.transformers.builtin_models import BUILTIN, builtin_folder
+from seedtune.engines.transformers.members.perturbation import as_tensor
 from seedtune.errors import ModelError, nearest
 from seedtune.numerics.weights import Weights
 

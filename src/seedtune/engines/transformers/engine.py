@@ -11,20 +11,20 @@ from typing import Any, TypeVar
 import torch
 
 from seedtune.engines.base import BASE, EngineInfo, EngineTimes
-from seedtune.engines.transformers import arithmetic, chat, product_speed, support
-from seedtune.engines.transformers.anchor import BaseWeights
-from seedtune.engines.transformers.attention import Decode, Prefill, SlotAttention
-from seedtune.engines.transformers.cache import SlotCache, empty_like_cache
+from seedtune.engines.transformers import product_choice, product_speed, tokenization, unsupported
+from seedtune.engines.transformers.base_weights import BaseWeights
 from seedtune.engines.transformers.checkpoint import ModelSource, write_model
-from seedtune.engines.transformers.decode import Budget, Decoder, Row, Stop, rollout_of, rows_of, slots_for
-from seedtune.engines.transformers.fullrank import FullRank
-from seedtune.engines.transformers.fuse import fuse
-from seedtune.engines.transformers.likelihood import Forced, Given, given_of, likelihood_of
-from seedtune.engines.transformers.linear import ProductForm
-from seedtune.engines.transformers.lowrank import LowRank
-from seedtune.engines.transformers.packing import Pack
-from seedtune.engines.transformers.perturbation import Perturbation, Place, centre_dtype
-from seedtune.engines.transformers.settings import TransformersSettings, torch_device, torch_dtype
+from seedtune.engines.transformers.decoding.decoder import Budget, Decoder, Row, Stop, rollout_of, rows_of, slots_for
+from seedtune.engines.transformers.decoding.likelihood import Forced, Given, given_of, likelihood_of
+from seedtune.engines.transformers.decoding.prefix_packing import Pack
+from seedtune.engines.transformers.decoding.slot_attention import Decode, Prefill, SlotAttention
+from seedtune.engines.transformers.decoding.slot_cache import SlotCache, empty_like_cache
+from seedtune.engines.transformers.device import TransformersSettings, torch_device, torch_dtype
+from seedtune.engines.transformers.fused.fuse import fuse
+from seedtune.engines.transformers.members.gaussian import FullRank
+from seedtune.engines.transformers.members.lowrank import LowRank
+from seedtune.engines.transformers.members.perturbation import Perturbation, Place, centre_dtype
+from seedtune.engines.transformers.members.population_linear import ProductForm
 from seedtune.engines.transformers.tracing import Trace, trace
 from seedtune.errors import ConfigError, ModelError
 from seedtune.numerics.noise import Noise
@@ -53,11 +53,11 @@ class TransformersEngine:
         self.close()
         model = self.source.load().eval()
         self.tokenizer = self.source.tokenizer()
-        self.context = chat.context_of(model.config)
-        self.eos = chat.end_tokens(model, self.tokenizer)
+        self.context = tokenization.context_of(model.config)
+        self.eos = tokenization.end_tokens(model, self.tokenizer)
         self.anchor = BaseWeights(self.source, model, self.device)
         self.dtype = torch_dtype(self.settings, model.dtype, self.device)
-        self.arithmetic = arithmetic.resolve(self.settings.products, self.dtype, self.device)
+        self.arithmetic = product_choice.resolve(self.settings.products, self.dtype, self.device)
         self._install(model)
         if snapshot is not None:
             self.centre.restore(snapshot)
@@ -76,9 +76,9 @@ class TransformersEngine:
         model.set_attn_implementation(self.attention.name)
         if model.config._attn_implementation != self.attention.name:
             raise ModelError(f"{type(model).__name__} does not support transformers' attention interface.")
-        with support.observed(self.attention) as windows:
+        with unsupported.observed(self.attention) as windows:
             seen = trace(model, lambda: self._probe(model), tokens=5, heads=2)
-        support.check(model, self.attention, windows)
+        unsupported.check(model, self.attention, windows)
         self._shapes = seen.shapes(model)
         # The probe's cache has the checkpoint's precision and lies on the CPU.
         self.attention.cache = SlotCache(1, 1)
@@ -136,11 +136,11 @@ class TransformersEngine:
         )
 
     def context_length(self) -> int | None:
-        return self.context if self._loaded else chat.context_of(self.source.config())
+        return self.context if self._loaded else tokenization.context_of(self.source.config())
 
     def prompt_lengths(self, prompts: Sequence[Prompt]) -> list[int]:
         tokenizer = self.tokenizer if self._loaded else self.source.tokenizer()
-        return [len(chat.encode(tokenizer, prompt)) for prompt in prompts]
+        return [len(tokenization.encode(tokenizer, prompt)) for prompt in prompts]
 
     def evaluate(self, jobs: Iterable[Job]) -> Iterator[Rollout]:
         """Every job's rollouts as they finish."""
@@ -148,8 +148,8 @@ class TransformersEngine:
             yield from self._evaluate(job)
 
     def _evaluate(self, job: Job) -> Iterator[Rollout]:
-        ids = [chat.encode(self.tokenizer, prompt) for prompt in job.prompts]
-        limits = chat.limits(job.prompts, ids, most=job.sampling.max_tokens, context=self.context)
+        ids = [tokenization.encode(self.tokenizer, prompt) for prompt in job.prompts]
+        limits = tokenization.limits(job.prompts, ids, most=job.sampling.max_tokens, context=self.context)
         rows = rows_of(job, ids, limits)
         yield from (rollout_of(job, row, self._decode) for row in rows if row.finish is not None)
         for batch, mine in self._batches(job, [row for row in rows if row.finish is None]):
@@ -247,8 +247,8 @@ class TransformersEngine:
         self, prompts: Sequence[Prompt], completions: Sequence[Sequence[int]], *, base: bool = False
     ) -> list[list[float]]:
         """See `Engine`; for ``base`` live weights are θ₀ until the next call."""
-        ids = [chat.encode(self.tokenizer, prompt) for prompt in prompts]
-        chat.check_answers(prompts, ids, completions, context=self.context)
+        ids = [tokenization.encode(self.tokenizer, prompt) for prompt in prompts]
+        tokenization.check_answers(prompts, ids, completions, context=self.context)
         self._stand(BASE if base else None)
         self.perturbation.become((CENTRE,), [0], sigma=0.0)
         return self._forced([Given(0, its, completion) for its, completion in zip(ids, completions, strict=True)])

@@ -13,7 +13,7 @@ from functools import cache
 
 import torch
 
-from seedtune.engines.transformers.linear import LiveWeight, ProductForm
+from seedtune.engines.transformers.members.population_linear import LiveWeight, ProductForm
 
 log = logging.getLogger("seedtune")
 Shape = tuple[int, int]

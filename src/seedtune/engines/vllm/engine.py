@@ -15,12 +15,12 @@ from typing import Any, TypeVar
 from seedtune.config.sections import VllmSettings
 from seedtune.engines import codec
 from seedtune.engines.base import BASE, EngineInfo, EngineTimes
-from seedtune.engines.transformers import chat
+from seedtune.engines.transformers import tokenization
 from seedtune.engines.transformers.checkpoint import ModelSource, write_model
-from seedtune.engines.transformers.decode import Row, Stop, rollout_of, rows_of
-from seedtune.engines.transformers.likelihood import Given, given_of, likelihood_of
-from seedtune.engines.transformers.perturbation import centre_dtype
-from seedtune.engines.transformers.settings import dtype_named
+from seedtune.engines.transformers.decoding.decoder import Row, Stop, rollout_of, rows_of
+from seedtune.engines.transformers.decoding.likelihood import Given, given_of, likelihood_of
+from seedtune.engines.transformers.device import dtype_named
+from seedtune.engines.transformers.members.perturbation import centre_dtype
 from seedtune.engines.vllm import adapters, compat, options, request
 from seedtune.engines.vllm.layout import check_complete
 from seedtune.engines.vllm.origin import Origin
@@ -138,12 +138,12 @@ class VllmEngine:
         return self._running.context if own is None else min(own, self._running.context)
 
     def context_length(self) -> int | None:
-        limits = [chat.context_of(self.source.config()), self.settings.max_model_len]
+        limits = [tokenization.context_of(self.source.config()), self.settings.max_model_len]
         return min((limit for limit in limits if limit is not None), default=None)
 
     def prompt_lengths(self, prompts: Sequence[Prompt]) -> list[int]:
         tokenizer = self.source.tokenizer() if self._origin is None else self.tokenizer
-        return [len(chat.encode(tokenizer, prompt)) for prompt in prompts]
+        return [len(tokenization.encode(tokenizer, prompt)) for prompt in prompts]
 
     # ------------------------------------------------------------------------------------------ members
 
@@ -195,8 +195,8 @@ class VllmEngine:
         self._current = True
 
     def _rows(self, job: Job) -> list[Row]:
-        ids = [chat.encode(self.tokenizer, prompt) for prompt in job.prompts]
-        limits = chat.limits(job.prompts, ids, most=job.sampling.max_tokens, context=self._context)
+        ids = [tokenization.encode(self.tokenizer, prompt) for prompt in job.prompts]
+        limits = tokenization.limits(job.prompts, ids, most=job.sampling.max_tokens, context=self._context)
         return rows_of(job, ids, limits)
 
     def _adapter(self, job: Job, position: int) -> Any:
@@ -288,8 +288,8 @@ class VllmEngine:
         self, prompts: Sequence[Prompt], completions: Sequence[Sequence[int]], *, base: bool = False
     ) -> list[list[float]]:
         """See `Engine`; for ``base`` live weights are θ₀ until the next call."""
-        ids = [chat.encode(self.tokenizer, prompt) for prompt in prompts]
-        chat.check_answers(prompts, ids, completions, context=self._context)
+        ids = [tokenization.encode(self.tokenizer, prompt) for prompt in prompts]
+        tokenization.check_answers(prompts, ids, completions, context=self._context)
         self._stand(BASE if base else NOWHERE, CENTRE, 0.0)
         own = self._adapter_of(CENTRE, 0.0)
         asked = [(Given(0, its, completion), own) for its, completion in zip(ids, completions, strict=True)]

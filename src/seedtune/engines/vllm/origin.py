@@ -10,10 +10,10 @@ from typing import Any
 import torch
 
 from seedtune.engines.model_sizes import linear_weights
-from seedtune.engines.transformers import chat
-from seedtune.engines.transformers.anchor import BaseWeights
+from seedtune.engines.transformers import tokenization
+from seedtune.engines.transformers.base_weights import BaseWeights
 from seedtune.engines.transformers.checkpoint import ModelSource
-from seedtune.engines.transformers.coverage import coverage_of, with_tied_head
+from seedtune.engines.transformers.members.coverage import coverage_of, with_tied_head
 from seedtune.engines.transformers.tracing import is_linear
 from seedtune.errors import ConfigError, StorageError, storage_cause
 from seedtune.numerics import tensor_file
@@ -70,7 +70,11 @@ class Origin:
         every = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
         shapes = {name: every.pop(name) for name in names}
         adapts_head = noise.perturbation == "lowrank" and HEAD in names
-        context, eos, dtype = chat.context_of(model.config), chat.end_tokens(model, tokenizer), model.dtype
+        context, eos, dtype = (
+            tokenization.context_of(model.config),
+            tokenization.end_tokens(model, tokenizer),
+            model.dtype,
+        )
         del model, parameters  # its memory, before values are copied
         places = _places(anchor, [*shapes, *every], scratch)
         return cls(anchor.fingerprint, coverage, dtype, shapes, every, places, context, eos, adapts_head)

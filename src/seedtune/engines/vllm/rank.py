@@ -17,7 +17,7 @@ import torch
 
 from seedtune.engines import codec
 from seedtune.engines.codec import Plain
-from seedtune.engines.transformers.perturbation import as_tensor, as_weights, kernels_of
+from seedtune.engines.transformers.members.perturbation import as_tensor, as_weights, kernels_of
 from seedtune.engines.vllm import compat
 from seedtune.engines.vllm.adapters import Adapters
 from seedtune.engines.vllm.layout import Piece, pieces_of

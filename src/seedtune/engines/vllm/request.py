@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from seedtune.engines.transformers.decode import Row
+from seedtune.engines.transformers.decoding.decoder import Row
 from seedtune.errors import EngineError
 from seedtune.types import Sampling
 

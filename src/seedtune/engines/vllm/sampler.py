@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from seedtune.engines.transformers import sampling
+from seedtune.engines.transformers.decoding import sampling
 from seedtune.engines.vllm import compat
 from seedtune.engines.vllm.request import KEY
 from seedtune.types import Sampling

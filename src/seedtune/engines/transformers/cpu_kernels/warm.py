@@ -56,7 +56,7 @@ class Warmer:
         self._mix(self.element)
 
     def product(self) -> None:
-        """The product that `seedtune.engines.transformers.arithmetic` chooses, if it is one of ours."""
+        """The product that `seedtune.engines.transformers.product_choice` chooses, if it is one of ours."""
         kind = product_kind(self.products, bfloat16=self.element == np.uint16)
         if kind is None:
             return

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from seedtune.engines.base import EngineTimes
-from seedtune.engines.transformers import sampling
-from seedtune.engines.transformers.attention import Decode, Prefill, SlotAttention
-from seedtune.engines.transformers.cache import SlotCache
-from seedtune.engines.transformers.packing import Pack, packed
-from seedtune.engines.transformers.perturbation import Perturbation
+from seedtune.engines.transformers.decoding import sampling
+from seedtune.engines.transformers.decoding.prefix_packing import Pack, packed
+from seedtune.engines.transformers.decoding.slot_attention import Decode, Prefill, SlotAttention
+from seedtune.engines.transformers.decoding.slot_cache import SlotCache
+from seedtune.engines.transformers.members.perturbation import Perturbation
 from seedtune.types import Finish, Job, Rollout, Sampling
 
 _PADDED = 4

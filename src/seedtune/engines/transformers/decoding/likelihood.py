@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from seedtune.engines.transformers import chat
-from seedtune.engines.transformers.attention import Prefill, SlotAttention
-from seedtune.engines.transformers.packing import Pack, packed
-from seedtune.engines.transformers.perturbation import Perturbation
+from seedtune.engines.transformers import tokenization
+from seedtune.engines.transformers.decoding.prefix_packing import Pack, packed
+from seedtune.engines.transformers.decoding.slot_attention import Prefill, SlotAttention
+from seedtune.engines.transformers.members.perturbation import Perturbation
 from seedtune.types import Job, Likelihood
 
 
@@ -93,9 +93,9 @@ def _chosen(logits: Tensor, rows: np.ndarray, targets: np.ndarray) -> Iterator[f
 
 def given_of(job: Job, tokenizer: Any, *, context: int | None) -> list[Given]:
     """What members of a job are asked: every answer of every prompt; DataError if one does not fit the context."""
-    ids = [chat.encode(tokenizer, prompt) for prompt in job.prompts]
-    answers = [chat.encode_answers(tokenizer, prompt) for prompt in job.prompts]
-    chat.check_answers(job.prompts, ids, [max(its, key=len) for its in answers], context=context)
+    ids = [tokenization.encode(tokenizer, prompt) for prompt in job.prompts]
+    answers = [tokenization.encode_answers(tokenizer, prompt) for prompt in job.prompts]
+    tokenization.check_answers(job.prompts, ids, [max(its, key=len) for its in answers], context=context)
     return [
         Given(member, ids[p], answer, (p, number))
         for member, p in job.pairs

@@ -14,15 +14,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from seedtune.engines.transformers.attention import Decode, Prefill, SlotAttention
-from seedtune.engines.transformers.cache import SlotCache
 from seedtune.engines.transformers.cpu_kernels import layer_steps as kernel
-from seedtune.engines.transformers.gate import FusedGate
-from seedtune.engines.transformers.linear import LinearGroup, bits, group_of
-from seedtune.engines.transformers.norm import FusedNorm
-from seedtune.engines.transformers.packing import Pack
-from seedtune.engines.transformers.probe import NOT_PLAIN, probe_values
-from seedtune.engines.transformers.rotary import FusedAttention
+from seedtune.engines.transformers.decoding.prefix_packing import Pack
+from seedtune.engines.transformers.decoding.slot_attention import Decode, Prefill, SlotAttention
+from seedtune.engines.transformers.decoding.slot_cache import SlotCache
+from seedtune.engines.transformers.fused.equivalence import NOT_PLAIN, probe_values
+from seedtune.engines.transformers.fused.gated_mlp import FusedGate
+from seedtune.engines.transformers.fused.norms import FusedNorm
+from seedtune.engines.transformers.fused.rotary_attention import FusedAttention
+from seedtune.engines.transformers.members.population_linear import LinearGroup, bits, group_of
 from seedtune.engines.transformers.tracing import replace_module
 
 _CHILDREN = {

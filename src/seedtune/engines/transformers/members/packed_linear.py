@@ -15,7 +15,13 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from seedtune.engines.transformers.linear import LinearGroup, Part, PerturbedLinear, ProductForm, RowState
+from seedtune.engines.transformers.members.population_linear import (
+    LinearGroup,
+    Part,
+    PerturbedLinear,
+    ProductForm,
+    RowState,
+)
 from seedtune.engines.transformers.tracing import EXPERT, Trace, group_calls, is_linear, replace_module
 
 

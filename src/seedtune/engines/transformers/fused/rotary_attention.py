@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
-from seedtune.engines.transformers.attention import SlotAttention
 from seedtune.engines.transformers.cpu_kernels import rotary
-from seedtune.engines.transformers.linear import bits, input_width, joined
-from seedtune.engines.transformers.probe import NOT_PLAIN, probe_values
+from seedtune.engines.transformers.decoding.slot_attention import SlotAttention
+from seedtune.engines.transformers.fused.equivalence import NOT_PLAIN, probe_values
+from seedtune.engines.transformers.members.population_linear import bits, input_width, joined
 from seedtune.engines.transformers.tracing import replace_module
 
 _CHILDREN = {"q_proj", "k_proj", "v_proj", "o_proj"}

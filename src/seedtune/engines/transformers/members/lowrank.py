@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from seedtune.engines.transformers.coverage import coverage_of, with_tied_head
-from seedtune.engines.transformers.linear import (
+from seedtune.engines.transformers.members.coverage import coverage_of, with_tied_head
+from seedtune.engines.transformers.members.perturbation import Place, as_tensor, as_weights, centre_dtype, kernels_of
+from seedtune.engines.transformers.members.population_linear import (
     Factors,
     FrozenLinear,
     LinearGroup,
@@ -23,7 +24,6 @@ from seedtune.engines.transformers.linear import (
     Rows,
     RowState,
 )
-from seedtune.engines.transformers.perturbation import Place, as_tensor, as_weights, centre_dtype, kernels_of
 from seedtune.engines.transformers.tracing import EXPERT, Trace, group_calls, is_linear, replace_module
 from seedtune.errors import ConfigError
 from seedtune.numerics import tensor_file

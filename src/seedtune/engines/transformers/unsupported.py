@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import AttentionInterface, AttentionMaskInterface
 
-from seedtune.engines.transformers.attention import SlotAttention
+from seedtune.engines.transformers.decoding.slot_attention import SlotAttention
 from seedtune.errors import ModelError
 
 

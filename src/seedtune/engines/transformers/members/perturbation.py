@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from seedtune.engines.transformers.linear import ProductForm
+from seedtune.engines.transformers.members.population_linear import ProductForm
 from seedtune.errors import ModelError
 from seedtune.numerics.kernels.base import Kernels
 from seedtune.numerics.kernels.select import kernels_for

@@ -6,11 +6,11 @@ from typing import Any
 
 import torch
 
-from seedtune.engines.transformers.attention import SlotAttention
-from seedtune.engines.transformers.gate import fuse_gates
-from seedtune.engines.transformers.layer import fuse_layers
-from seedtune.engines.transformers.norm import fuse_norms
-from seedtune.engines.transformers.rotary import fuse_attention
+from seedtune.engines.transformers.decoding.slot_attention import SlotAttention
+from seedtune.engines.transformers.fused.decoder_layer import fuse_layers
+from seedtune.engines.transformers.fused.gated_mlp import fuse_gates
+from seedtune.engines.transformers.fused.norms import fuse_norms
+from seedtune.engines.transformers.fused.rotary_attention import fuse_attention
 
 
 def fuse(model: Any, attention: SlotAttention, *, dtype: torch.dtype, device: torch.device) -> dict[str, int]:

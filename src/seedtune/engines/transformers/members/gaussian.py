@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from seedtune.engines.transformers.coverage import coverage_of
-from seedtune.engines.transformers.linear import ProductForm
-from seedtune.engines.transformers.packed import PackedGroup, pack_layers
-from seedtune.engines.transformers.perturbation import Place, as_tensor, as_weights, centre_dtype, kernels_of
+from seedtune.engines.transformers.members.coverage import coverage_of
+from seedtune.engines.transformers.members.packed_linear import PackedGroup, pack_layers
+from seedtune.engines.transformers.members.perturbation import Place, as_tensor, as_weights, centre_dtype, kernels_of
+from seedtune.engines.transformers.members.population_linear import ProductForm
 from seedtune.engines.transformers.tracing import Trace
 from seedtune.numerics import tensor_file
 from seedtune.numerics.noise import Noise

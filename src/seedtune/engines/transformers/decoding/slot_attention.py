@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AttentionInterface
 
-from seedtune.engines.transformers.cache import SlotCache, SlotLayer
 from seedtune.engines.transformers.cpu_kernels import attention as kernel
-from seedtune.engines.transformers.linear import bits
-from seedtune.engines.transformers.packing import Pack
+from seedtune.engines.transformers.decoding.prefix_packing import Pack
+from seedtune.engines.transformers.decoding.slot_cache import SlotCache, SlotLayer
+from seedtune.engines.transformers.members.population_linear import bits
 from seedtune.errors import ModelError
 
 How = tuple[float, int, float]

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from seedtune.engines.transformers.cpu_kernels import silu_gate
-from seedtune.engines.transformers.linear import bits, input_width, joined
-from seedtune.engines.transformers.probe import NOT_PLAIN, alike, probe_values
+from seedtune.engines.transformers.fused.equivalence import NOT_PLAIN, alike, probe_values
+from seedtune.engines.transformers.members.population_linear import bits, input_width, joined
 from seedtune.engines.transformers.tracing import replace_module
 
 _CHILDREN = {"gate_proj", "up_proj", "down_proj", "act_fn"}

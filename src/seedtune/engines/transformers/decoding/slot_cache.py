@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-from seedtune.engines.transformers.linear import bits
+from seedtune.engines.transformers.members.population_linear import bits
 from seedtune.errors import ModelError
 
 TIME_STEP = 16

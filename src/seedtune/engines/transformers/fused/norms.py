@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from seedtune.engines.transformers.cpu_kernels import rms_norm
-from seedtune.engines.transformers.linear import bits
-from seedtune.engines.transformers.probe import alike
+from seedtune.engines.transformers.fused.equivalence import alike
+from seedtune.engines.transformers.members.population_linear import bits
 from seedtune.engines.transformers.tracing import replace_module
 
 

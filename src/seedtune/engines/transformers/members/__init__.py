@@ -1,0 +1,1 @@
+"""Perturbed members of the population inside a model: low-rank or gaussian."""
