@@ -17,7 +17,7 @@ from models import BOS, EOS, PAD, VOCABULARY, save_model
 from seedtune.config.sections import VllmSettings
 from seedtune.engines.base import EngineInfo
 from seedtune.engines.vllm.engine import VllmEngine
-from seedtune.engines.vllm.runtime import Runtime
+from seedtune.engines.vllm.engine_core import Runtime
 from seedtune.numerics.noise import Noise
 
 SMALL = {"kv_cache_memory_bytes": 32 << 20, "max_num_seqs": 64, "max_num_batched_tokens": 512, "block_size": 32}

@@ -19,11 +19,11 @@ pytest.importorskip("vllm", reason="needs vLLM", exc_type=ImportError)
 from models import answers, job, load_engine, text_prompts
 from seedtune.config.sections import VllmSettings
 from seedtune.engines.transformers.members.perturbation import as_tensor, as_weights
-from seedtune.engines.vllm import compat, options
-from seedtune.engines.vllm.adapters import Adapters
+from seedtune.engines.vllm import compat, engine_args
 from seedtune.engines.vllm.engine import VllmEngine
-from seedtune.engines.vllm.rank import Rank
-from seedtune.engines.vllm.runtime import Runtime
+from seedtune.engines.vllm.engine_core import Runtime
+from seedtune.engines.vllm.lora import Adapters
+from seedtune.engines.vllm.worker_state import Rank
 from seedtune.errors import ConfigError, DataError, EngineError, MissingExtraError, StorageError
 from seedtune.numerics.noise import Noise
 from seedtune.types import CENTRE, Member, Prompt, Term, Update
@@ -271,7 +271,7 @@ def test_a_centre_that_may_have_moved_on_some_ranks_only_is_of_no_use(folder: An
 
 
 def test_options_of_ours_are_options_of_vllm() -> None:
-    assert set(options.OURS) <= compat.option_names()
+    assert set(engine_args.OURS) <= compat.option_names()
 
 
 @pytest.mark.parametrize(
@@ -291,13 +291,13 @@ def test_vllm_leaves_the_centre_its_share_of_a_gpu(
     monkeypatch.setattr(compat, "device_memory", lambda: 10 << 30)
     origin: Any = SimpleNamespace(size=1 << 30)
     place = {"location": "model", "dtype": "bfloat16"}
-    found = options.arguments(VllmSettings(**settings), Noise(7, **GAUSSIAN, **how), origin, **place)
+    found = engine_args.arguments(VllmSettings(**settings), Noise(7, **GAUSSIAN, **how), origin, **place)
     assert found["gpu_memory_utilization"] == pytest.approx(share)
     assert "centre_memory" not in found
     origin.size <<= 2
     if share == 0.5:
         with pytest.raises(ConfigError, match=r"centre takes 16\.0 of a GPU's 10 GiB.*vllm\.centre_memory=host"):
-            options.arguments(VllmSettings(), Noise(7, **GAUSSIAN), origin, **place)
+            engine_args.arguments(VllmSettings(), Noise(7, **GAUSSIAN), origin, **place)
 
 
 def test_a_version_that_was_not_tested_is_refused_and_a_missing_one_explained(folder: Any) -> None:

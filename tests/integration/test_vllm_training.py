@@ -13,7 +13,7 @@ pytest.importorskip("vllm", reason="needs vLLM", exc_type=ImportError)
 import runs
 from models import answers, job, load_engine, text_prompts
 from seedtune import Config, Trainer, apply_pack, evaluate, export_run, ledger, pack_run, replay, verify_run
-from seedtune.engines.vllm.runtime import Runtime
+from seedtune.engines.vllm.engine_core import Runtime
 from seedtune.errors import EngineError
 from seedtune.evaluation import settings_of
 from serving import SMALL, end_all, save_served, serve

@@ -15,9 +15,9 @@ import torch
 
 from seedtune.engines import codec
 from seedtune.engines.transformers.members.perturbation import as_tensor
-from seedtune.engines.vllm import origin
-from seedtune.engines.vllm.layout import Piece, Run, Split, check_complete, pieces_of
-from seedtune.engines.vllm.shard import Shard, ShardedCentre, window_of
+from seedtune.engines.vllm import base_model
+from seedtune.engines.vllm.sharded_parameters import Shard, ShardedCentre, window_of
+from seedtune.engines.vllm.tensor_layout import Piece, Run, Split, check_complete, pieces_of
 from seedtune.errors import ModelError, StorageError
 from seedtune.numerics import fingerprint as fp
 from seedtune.numerics import noise as addressed
@@ -194,7 +194,7 @@ def test_the_parts_of_a_centre_move_as_the_whole_does(noise: Noise, kind: type, 
     whole = Centre({n: a.copy() for n, a in values.items()}, noise, anchor=lambda name: values[name])
     parts = divided(values, noise)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("seedtune.engines.vllm.shard.BAND", band)
+        patch.setattr("seedtune.engines.vllm.sharded_parameters.BAND", band)
         for update in UPDATES:
             whole.apply(update)
             for part in parts:
@@ -215,7 +215,7 @@ UPLOADS = {"in-place": None, "streamed": np.copy}
 def test_members_of_the_parts_are_the_member_of_the_whole(
     kind: type, upload: Any, band: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("seedtune.engines.vllm.shard.BAND", band)
+    monkeypatch.setattr("seedtune.engines.vllm.sharded_parameters.BAND", band)
     noise = NOISES["gaussian-subspaces"]
     values = base(SHAPES, np.float32)
     whole = Centre(values, noise)
@@ -234,7 +234,7 @@ def test_a_centre_in_host_memory_comes_to_the_device_in_bands_and_goes_back(monk
 
     A type of weights with one of two noises each: every type under every kernel is what ``test_kernels_agree`` shows.
     """
-    monkeypatch.setattr("seedtune.engines.vllm.shard.BAND", 40)
+    monkeypatch.setattr("seedtune.engines.vllm.sharded_parameters.BAND", 40)
     sizes: list[int] = []
 
     def upload(part: np.ndarray) -> torch.Tensor:
@@ -297,7 +297,7 @@ def test_a_full_disk_under_the_base_weights_is_said_with_the_way_out(
 
     monkeypatch.setattr("seedtune.numerics.tensor_file.write", full)
     with pytest.raises(StorageError, match=r"disk is full.*TMPDIR"):
-        origin._places(Nowhere(), ["w"], lambda: tmp_path)
+        base_model._places(Nowhere(), ["w"], lambda: tmp_path)
 
 
 def test_places_of_tensors_come_back_as_they_were(tmp_path: Any) -> None:

@@ -18,7 +18,7 @@ from dataclasses import fields
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
-from seedtune.engines.vllm.layout import Run, Split
+from seedtune.engines.vllm.tensor_layout import Run, Split
 from seedtune.errors import ConfigError, MissingExtraError
 from seedtune.numerics.machine import available_cores
 

@@ -21,10 +21,10 @@ from seedtune.engines.transformers.decoding.decoder import Row, Stop, rollout_of
 from seedtune.engines.transformers.decoding.likelihood import Given, given_of, likelihood_of
 from seedtune.engines.transformers.device import dtype_named
 from seedtune.engines.transformers.members.perturbation import centre_dtype
-from seedtune.engines.vllm import adapters, compat, options, request
-from seedtune.engines.vllm.layout import check_complete
-from seedtune.engines.vllm.origin import Origin
-from seedtune.engines.vllm.runtime import Runtime
+from seedtune.engines.vllm import compat, engine_args, lora, sampling_params
+from seedtune.engines.vllm.base_model import Origin
+from seedtune.engines.vllm.engine_core import Runtime
+from seedtune.engines.vllm.tensor_layout import check_complete
 from seedtune.errors import SeedtuneError, StorageError
 from seedtune.numerics import fingerprint as fp
 from seedtune.numerics import tensor_file
@@ -48,7 +48,7 @@ class VllmEngine:
 
     def __init__(self, model: str, *, noise: Noise, settings: VllmSettings) -> None:
         compat.require()
-        options.check(settings)
+        engine_args.check(settings)
         self.source = ModelSource.resolve(model, trust_remote_code=settings.trust_remote_code)
         self.noise, self.settings = noise, settings
         self._times = EngineTimes()
@@ -85,9 +85,9 @@ class VllmEngine:
         self._kept = str(centre_dtype(self.noise, self.dtype)).removeprefix("torch.")
         dtype = str(self.dtype).removeprefix("torch.")
         if self._runtime is None:
-            options.check_divides(self.source.config().get_text_config(), self.settings.tensor_parallel_size)
+            engine_args.check_divides(self.source.config().get_text_config(), self.settings.tensor_parallel_size)
             place = {"location": self.source.location, "dtype": dtype}
-            self._runtime = Runtime(options.arguments(self.settings, self.noise, origin, **place))
+            self._runtime = Runtime(engine_args.arguments(self.settings, self.noise, origin, **place))
         self._running.fresh()
         self._attach(origin)
         if snapshot is not None:
@@ -206,7 +206,7 @@ class VllmEngine:
     def _adapter_of(self, member: Member, sigma: float) -> Any:
         if self.noise.perturbation == "gaussian" or (member.sign == 0 and not compat.centre_needs_adapter()):
             return None
-        name = adapters.name_of(member, sigma if member.sign else 0.0)
+        name = lora.name_of(member, sigma if member.sign else 0.0)
         if name not in self._numbers:
             if len(self._numbers) >= NUMBERS:
                 self._numbers.clear()
@@ -218,7 +218,7 @@ class VllmEngine:
         started, runtime = time.perf_counter(), self._running
         waiting = dict(zip(runtime.fresh(), listed, strict=False))
         for name, (job, row) in waiting.items():
-            params = request.completion(row, job.sampling, self._loaded.eos)
+            params = sampling_params.completion(row, job.sampling, self._loaded.eos)
             runtime.submit(name, row.prompt_ids, params, self._adapter(job, row.member))
         for output in runtime.outputs():
             job, row = waiting[output.request_id]
@@ -234,7 +234,7 @@ class VllmEngine:
 
     def _take(self, output: Any, job: Job, row: Row) -> bool:
         """Add a request's new tokens to its row; whether that ends the row.  EngineError if vLLM gave it up."""
-        new = request.written_of(output)
+        new = sampling_params.written_of(output)
         if not job.sampling.stop:
             row.tokens, row.finish = list(new.token_ids), new.finish_reason
             return True
@@ -275,13 +275,13 @@ class VllmEngine:
             one, adapter = asked[index]
             written = one.completion if self._loaded.adapts_head else one.completion[-1:]
             read = one.completion[: len(one.completion) - len(written)]
-            runtime.submit(name, [*one.prompt, *read], request.forced(written, read=bool(read)), adapter)
+            runtime.submit(name, [*one.prompt, *read], sampling_params.forced(written, read=bool(read)), adapter)
         for output in runtime.outputs():
             index = waiting[output.request_id]
             one, _ = asked[index]
             self._times.prefill += time.perf_counter() - started
             self._times.prompt_tokens += len(one.prompt) + len(one.completion)
-            yield index, request.logprobs_of(output, one.completion)
+            yield index, sampling_params.logprobs_of(output, one.completion)
             started = time.perf_counter()
 
     def logprobs(

@@ -19,9 +19,9 @@ from seedtune.engines import codec
 from seedtune.engines.codec import Plain
 from seedtune.engines.transformers.members.perturbation import as_tensor, as_weights, kernels_of
 from seedtune.engines.vllm import compat
-from seedtune.engines.vllm.adapters import Adapters
-from seedtune.engines.vllm.layout import Piece, pieces_of
-from seedtune.engines.vllm.shard import Shard, ShardedCentre, window_of
+from seedtune.engines.vllm.lora import Adapters
+from seedtune.engines.vllm.sharded_parameters import Shard, ShardedCentre, window_of
+from seedtune.engines.vllm.tensor_layout import Piece, pieces_of
 from seedtune.errors import EngineError, ModelError
 from seedtune.numerics import tensor_file
 from seedtune.numerics.weights import Centre

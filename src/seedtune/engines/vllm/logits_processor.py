@@ -14,7 +14,7 @@ from torch import Tensor
 
 from seedtune.engines.transformers.decoding import sampling
 from seedtune.engines.vllm import compat
-from seedtune.engines.vllm.request import KEY
+from seedtune.engines.vllm.sampling_params import KEY
 from seedtune.types import Sampling
 
 compat.pass_over_llvmlite()  # of ours, this is what vLLM imports first, here and in its workers

@@ -8,7 +8,7 @@ import torch
 
 from seedtune.config.sections import VllmSettings
 from seedtune.engines.vllm import compat
-from seedtune.engines.vllm.origin import Origin
+from seedtune.engines.vllm.base_model import Origin
 from seedtune.errors import ConfigError, nearest
 from seedtune.numerics.noise import Noise
 
@@ -101,7 +101,7 @@ def _undivided(name: str, size: int, ranks: int) -> str:
 
 def arguments(settings: VllmSettings, noise: Noise, origin: Origin, *, location: str, dtype: str) -> dict[str, Any]:
     """Everything that vLLM is started with."""
-    from seedtune.engines.vllm.sampler import Chosen
+    from seedtune.engines.vllm.logits_processor import Chosen
 
     given = {name: value for name, value in settings.model_dump().items() if value is not None}
     del given["centre_memory"], given["products"]
@@ -112,7 +112,7 @@ def arguments(settings: VllmSettings, noise: Noise, origin: Origin, *, location:
         "dtype": dtype,
         "skip_tokenizer_init": True,
         "disable_log_stats": True,
-        "worker_extension_cls": "seedtune.engines.vllm.worker.Extension",
+        "worker_extension_cls": "seedtune.engines.vllm.worker_extension.Extension",
         "logits_processors": [Chosen],  # the class, not its name: so workers import it before they are made
     }
     slots = chosen.pop("max_loras")

@@ -6,7 +6,7 @@ from typing import Any
 
 from seedtune.engines.codec import Plain
 from seedtune.engines.vllm import compat
-from seedtune.engines.vllm.rank import COMMANDS, Rank
+from seedtune.engines.vllm.worker_state import COMMANDS, Rank
 from seedtune.errors import SeedtuneError
 
 compat.keep_weights()  # vLLM imports this module before it loads the model

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from seedtune.engines.vllm.layout import Piece
+from seedtune.engines.vllm.tensor_layout import Piece
 from seedtune.numerics import fingerprint as fp
 from seedtune.numerics.kernels import cpu
 from seedtune.numerics.kernels.base import Kernels
