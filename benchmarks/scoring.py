@@ -21,8 +21,9 @@ import judged
 
 from seedtune.config.config import Config
 from seedtune.evaluator import Evaluator
+from seedtune.rewards.base import Reward
 from seedtune.rewards.length import length_error
-from seedtune.tasks.base import Reward, Task
+from seedtune.tasks.base import Task
 from seedtune.tasks.data import examples
 from seedtune.types import Job, Member, Plan, Rollout
 

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterable, Iterator
 from seedtune.config.config import Config
 from seedtune.environments.own import environment_reward
 from seedtune.evaluator import Evaluator, Outcome
-from seedtune.tasks.base import Reward, Task
+from seedtune.rewards.base import Reward
+from seedtune.tasks.base import Task
 from seedtune.tasks.data import examples
 from seedtune.types import CENTRE, Job, Member, Plan, Rollout
 

@@ -16,9 +16,10 @@ from seedtune.config.config import Config
 from seedtune.conversation import Conversations
 from seedtune.engines.base import Engine
 from seedtune.objectives import OBJECTIVES, VOTING
+from seedtune.rewards.aggregate import total
+from seedtune.rewards.base import Reward
 from seedtune.rewards.scorer import Scorer
-from seedtune.rewards.scoring import total
-from seedtune.tasks.base import Reward, Task
+from seedtune.tasks.base import Task
 from seedtune.tasks.given import scores_itself
 from seedtune.types import CENTRE, Example, Job, Member, Message, Plan, Prompt, Rollout, Sampling
 

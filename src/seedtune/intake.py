@@ -11,7 +11,7 @@ from seedtune.errors import ConfigError
 from seedtune.evaluator import prompt_of
 from seedtune.numerics import noise
 from seedtune.objectives import LIKELIHOODS
-from seedtune.rewards.building import Given as GivenReward
+from seedtune.rewards.sources.build import Given as GivenReward
 from seedtune.tasks.base import Task
 from seedtune.tasks.chosen import Data, Given, chosen
 from seedtune.tasks.fitting import Limit, fit

@@ -10,8 +10,8 @@ from reasoning_gym.factory import DATASETS
 
 from seedtune import tasks
 from seedtune.errors import ConfigError, MissingExtraError
-from seedtune.rewards.gym import evaluates, gym_score
-from seedtune.rewards.scoring import score
+from seedtune.rewards.aggregate import score
+from seedtune.rewards.sources.gym_score import evaluates, gym_score
 from seedtune.tasks.validation import validate
 
 EVALUATE = {

@@ -11,7 +11,7 @@ import pytest
 from seedtune import tasks
 from seedtune.config.config import Config
 from seedtune.errors import ConfigError, DataError
-from seedtune.rewards.scoring import score, total
+from seedtune.rewards.aggregate import score, total
 from seedtune.tasks.base import Task
 from seedtune.tasks.data import examples
 from seedtune.tasks.validation import validate

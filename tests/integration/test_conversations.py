@@ -17,7 +17,8 @@ from seedtune.engines.toy.engine import ToyEngine
 from seedtune.environments.own import environment_reward
 from seedtune.errors import ConfigError
 from seedtune.evaluator import Evaluator
-from seedtune.tasks.base import Reward, Task
+from seedtune.rewards.base import Reward
+from seedtune.tasks.base import Task
 from seedtune.tasks.data import examples
 from seedtune.types import CENTRE, Job, Member, Plan, Rollout
 

@@ -17,7 +17,8 @@ from seedtune import Asking, evaluate, replay
 from seedtune.config.config import Config
 from seedtune.evaluation import settings_of
 from seedtune.export import export_run
-from seedtune.tasks.base import Reward, Task
+from seedtune.rewards.base import Reward
+from seedtune.tasks.base import Task
 from seedtune.tasks.data import examples
 from seedtune.trainer import Trainer
 from waiting import BOUND

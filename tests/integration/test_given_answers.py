@@ -17,8 +17,9 @@ from seedtune.config.yaml_file import load_config
 from seedtune.errors import ConfigError, DataError
 from seedtune.evaluator import Evaluator
 from seedtune.plan import plan_config
+from seedtune.rewards.base import Reward
 from seedtune.tasks import create
-from seedtune.tasks.base import Reward, Task
+from seedtune.tasks.base import Task
 from seedtune.tasks.data import examples
 from seedtune.tasks.given import scored_by_the_engine
 from seedtune.types import CENTRE, Member, Plan, Prompt

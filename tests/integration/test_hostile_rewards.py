@@ -10,7 +10,7 @@ import hostile
 import runs
 from seedtune import replay, verify_run
 from seedtune.errors import RewardError
-from seedtune.rewards import process
+from seedtune.rewards.execution import process
 from seedtune.trainer import Trainer
 
 DATA = [{"prompt": f"word {index}"} for index in range(6)]

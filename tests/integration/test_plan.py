@@ -17,8 +17,9 @@ from seedtune.engines.transformers.engine import TransformersEngine
 from seedtune.errors import ConfigError, ModelError, RunError
 from seedtune.machines import MACHINES
 from seedtune.plan import measured_here, plan_config
+from seedtune.rewards.base import Reward
 from seedtune.speed import Speed
-from seedtune.tasks.base import Reward, Task
+from seedtune.tasks.base import Task
 from seedtune.types import Example
 from seedtune.workload import Workload
 

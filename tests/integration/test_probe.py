@@ -15,9 +15,10 @@ from seedtune.answers import Answers
 from seedtune.engines.toy.engine import ToyEngine
 from seedtune.errors import ConfigError
 from seedtune.probe import collapse_of, probe_config, recommend
-from seedtune.rewards.length import text_of
+from seedtune.rewards.base import Reward
+from seedtune.rewards.completions import text_of
 from seedtune.strategies.quadratic_model import Response, Stride
-from seedtune.tasks.base import Reward, Task
+from seedtune.tasks.base import Task
 from seedtune.types import Example
 
 USUAL = Answers(clipped=0.5, empty=0.1, repeating=0.1, unchanged=1.0)

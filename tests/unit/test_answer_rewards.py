@@ -12,7 +12,7 @@ from seedtune.rewards.choices import chosen, letter_right
 from seedtune.rewards.grids import grid_of, obeys_rules, same_grid, sudoku_solved
 from seedtune.rewards.instructions import CHECKS, instructions_followed
 from seedtune.rewards.json_schema import json_marks
-from seedtune.rewards.packages import optional
+from seedtune.rewards.optional import optional
 
 # ---------------------------------------------------------------------------- grids
 

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from seedtune.rewards.answer_tags import READ, format_marks, format_reward, tagged
 from seedtune.rewards.arithmetic import DEPTH, DIGITS, LENGTH, evaluate
 from seedtune.rewards.countdown import right_equation
-from seedtune.rewards.formats import READ, format_marks, format_reward, tagged
 
 OPERATIONS = {
     ast.Add: lambda a, b: a + b,

@@ -11,10 +11,10 @@ import pytest
 from seedtune import environments
 from seedtune.environments.number_guessing import NumberGuessing
 from seedtune.environments.own import environment_reward
-from seedtune.environments.patience import Patience
 from seedtune.environments.tools import Call, calls_in, describe, run, schemas, tools_of
 from seedtune.environments.transcript import continued, introduced, opened, since
 from seedtune.errors import ConfigError, RewardError
+from seedtune.rewards.execution.deadline import Patience
 from waiting import BOUND
 
 

@@ -12,7 +12,8 @@ from scores import length, number
 from seedtune import engines, tasks
 from seedtune.config.config import Config
 from seedtune.evaluator import Evaluator, Outcome
-from seedtune.tasks.base import Reward, Task
+from seedtune.rewards.base import Reward
+from seedtune.tasks.base import Task
 from seedtune.tasks.data import examples
 from seedtune.types import CENTRE, Job, Member, Plan, Rollout
 

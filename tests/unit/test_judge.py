@@ -14,10 +14,10 @@ from judges import chat, serving
 from seedtune.config.config import Config
 from seedtune.config.data_and_rewards import JudgeSettings
 from seedtune.errors import ConfigError, RewardError
-from seedtune.rewards import building
-from seedtune.rewards.judge import Failure, Judge, score_in
-from seedtune.rewards.scoring import score
-from seedtune.tasks.base import Reward
+from seedtune.rewards.aggregate import score
+from seedtune.rewards.base import Reward
+from seedtune.rewards.sources import build
+from seedtune.rewards.sources.judge import Failure, Judge, score_in
 from seedtune.types import Example
 
 KEY = "sk-verysecret-0123456789"
@@ -191,7 +191,7 @@ def test_the_key_goes_into_its_header_and_nowhere_else(monkeypatch, caplog, capf
     with serving(echoes, (500, KEY), (200, KEY), chat(f"{KEY}")) as server:
         settings = {"url": server.address, "key_env": "JUDGE_KEY", "backoff": 0.0, "retries": 1}
         config = Config.create({"train_dataset": "x.jsonl", "reward_funcs": [{"judge": settings}]})
-        (reward,) = building.build(config, [])
+        (reward,) = build.build(config, [])
         for _ in range(3):
             reward.function(["p"], ["c"])
     assert all(request["headers"]["Authorization"] == f"Bearer {KEY}" for request in server.requests)
@@ -244,7 +244,7 @@ def test_https_is_spoken_where_it_is_asked_for(monkeypatch):
 
 
 def test_judges_stay_in_the_main_process():
-    (reward,) = building.build(Config.create({"train_dataset": "x", "reward_funcs": {"judge": {}}}), [])
+    (reward,) = build.build(Config.create({"train_dataset": "x", "reward_funcs": {"judge": {}}}), [])
     assert (reward.inline, reward.source, reward.name) == (True, None, "judge")
 
 

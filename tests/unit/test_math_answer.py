@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from seedtune.rewards.formats import READ
+from seedtune.rewards.answer_tags import READ
 from seedtune.rewards.latex import alike, bounded
 from seedtune.rewards.math_answer import LENGTH, equal, final_answer, math_answer, number
 

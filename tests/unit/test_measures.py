@@ -14,7 +14,8 @@ from seedtune.config.config import Config
 from seedtune.engines.base import EngineTimes
 from seedtune.errors import ConfigError, RewardError
 from seedtune.measures import PLAIN, Asking, check_asking, during_training, held_out, measure, others
-from seedtune.tasks.base import Reward, Task
+from seedtune.rewards.base import Reward
+from seedtune.tasks.base import Task
 from seedtune.tasks.data import examples
 from seedtune.tasks.given import scored_by_the_engine
 from seedtune.types import CENTRE, Rollout

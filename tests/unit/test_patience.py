@@ -7,8 +7,8 @@ import threading
 
 import pytest
 
-from seedtune.environments import patience
-from seedtune.environments.patience import Patience
+from seedtune.rewards.execution import deadline
+from seedtune.rewards.execution.deadline import Patience
 from waiting import BOUND
 
 
@@ -49,7 +49,7 @@ def test_a_call_that_waits_goes_on_and_the_next_call_is_answered():
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems do not tell what a thread does")
 def test_a_call_that_computes_is_known_also_where_others_have_the_processor(monkeypatch):
     """As on a busy machine: it has used no time when it is looked at, and is ready to."""
-    monkeypatch.setattr(patience.time, "clock_gettime", lambda clock: 0.0)
+    monkeypatch.setattr(deadline.time, "clock_gettime", lambda clock: 0.0)
     thread = left_behind(spin)
     thread.join(BOUND)
     assert not thread.is_alive()

@@ -10,10 +10,10 @@ import pytest
 
 import hostile
 import runs
-from seedtune.rewards.batches import CHUNK, batches
+from seedtune.rewards.base import Reward
+from seedtune.rewards.execution.batching import CHUNK, batches
+from seedtune.rewards.execution.placement import Place, place_of
 from seedtune.rewards.length import length_error
-from seedtune.rewards.placement import Place, place_of
-from seedtune.tasks.base import Reward
 
 PROMPTS = [0, 0, 1, 1, 0, 0, 1, 1]
 """Two members, two prompts, two samples."""
@@ -74,9 +74,9 @@ def test_what_only_this_process_has_is_in_a_thread_with_a_note(function, note):
 
 
 SCRIPT = """
-from seedtune.rewards.placement import place_of
-from seedtune.rewards.calling import Call
-from seedtune.rewards.process import ProcessWorker
+from seedtune.rewards.execution.placement import place_of
+from seedtune.rewards.execution.call import Call
+from seedtune.rewards.execution.process import ProcessWorker
 from seedtune.tasks.base import Reward
 
 def reward(completions):

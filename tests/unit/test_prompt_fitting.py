@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from seedtune.errors import DataError
-from seedtune.tasks.base import Reward, Task
+from seedtune.rewards.base import Reward
+from seedtune.tasks.base import Task
 from seedtune.tasks.fitting import Limit, fit
 from seedtune.types import Example
 

@@ -7,10 +7,10 @@ import sys
 import pytest
 
 from seedtune.errors import ConfigError, MissingExtraError, RewardError
-from seedtune.rewards import adapters
-from seedtune.rewards.adapters import pair, reasoning_gym, verl
-from seedtune.rewards.scoring import score
-from seedtune.tasks.base import Reward
+from seedtune.rewards.aggregate import score
+from seedtune.rewards.base import Reward
+from seedtune.rewards.sources import adapters
+from seedtune.rewards.sources.adapters import pair, reasoning_gym, verl
 from seedtune.types import Example
 
 CHAT = ({"role": "user", "content": "2 + 2?"},)

@@ -9,8 +9,8 @@ import pytest
 
 from seedtune.config.config import Config
 from seedtune.errors import ConfigError, RewardError
-from seedtune.rewards import building, loading
 from seedtune.rewards.length import length_error
+from seedtune.rewards.sources import build, load
 
 GOOD = """
 from beside import FACTOR
@@ -44,39 +44,39 @@ def folder(tmp_path, monkeypatch) -> Path:
 
 def error_of(path: str) -> str:
     with pytest.raises(ConfigError) as caught:
-        loading.load(path)
+        load.load(path)
     return str(caught.value)
 
 
 def test_a_function_of_a_file_may_import_what_lies_beside_it(folder):
-    assert loading.load("rewards.py:score")(completions=["abc"]) == [6]
+    assert load.load("rewards.py:score")(completions=["abc"]) == [6]
 
 
 def test_an_absolute_path_a_method_and_a_dotted_path_are_found(folder):
-    assert loading.load(f"{folder}/rewards.py:scorer.method")(completions=["x"]) == [0.0]
-    assert loading.load("seedtune.rewards.length.length_error") is length_error
-    assert loading.load("seedtune.rewards.length:length_error") is length_error
+    assert load.load(f"{folder}/rewards.py:scorer.method")(completions=["x"]) == [0.0]
+    assert load.load("seedtune.rewards.length.length_error") is length_error
+    assert load.load("seedtune.rewards.length:length_error") is length_error
 
 
 def test_modules_of_the_working_directory_can_be_named(folder):
     (folder / "my_package").mkdir()
     (folder / "my_package" / "other.py").write_text("def one(completions): return [1.0]\n")
-    assert loading.load("my_package.other.one")(completions=["x"]) == [1.0]
+    assert load.load("my_package.other.one")(completions=["x"]) == [1.0]
 
 
 def test_a_file_is_read_again_when_it_has_changed_and_leaves_no_cache_beside_it(folder):
-    first = loading.load("rewards.py:score")
-    assert loading.load("rewards.py:score") is first
+    first = load.load("rewards.py:score")
+    assert load.load("rewards.py:score") is first
     (folder / "rewards.py").write_text("def score(completions): return [7.0]\n")
-    assert loading.load("rewards.py:score")(completions=["x"]) == [7.0]
+    assert load.load("rewards.py:score")(completions=["x"]) == [7.0]
     assert not list(folder.glob("__pycache__/rewards*"))
 
 
 def test_a_settled_path_means_the_same_in_every_working_directory(folder, monkeypatch):
-    settled = loading.settled("rewards.py:score")
+    settled = load.settled("rewards.py:score")
     monkeypatch.chdir("/")
-    assert loading.load(settled)(completions=["ab"]) == [4]
-    assert loading.settled("package.module.function") == "package.module.function"
+    assert load.load(settled)(completions=["ab"]) == [4]
+    assert load.settled("package.module.function") == "package.module.function"
 
 
 @pytest.mark.parametrize(
@@ -112,23 +112,23 @@ def test_a_reward_that_cannot_be_found_is_named_with_the_nearest(folder, path, p
 def test_a_file_that_cannot_be_imported_says_what_it_raised_and_where(folder, text, message):
     (folder / "bad.py").write_text(text)
     with pytest.raises(RewardError, match=message):
-        loading.load("bad.py:f")
+        load.load("bad.py:f")
     (folder / "bad.py").write_text("def f(completions): return [5.0]\n")
-    assert loading.load("bad.py:f")(completions=["x"]) == [5.0]
+    assert load.load("bad.py:f")(completions=["x"]) == [5.0]
 
 
 def test_rewards_keep_where_they_come_from_so_that_another_process_can_load_them(folder):
     settings = ["rewards.py:score", {"path": "rewards.py:score", "weight": 0.5, "adapter": "pair", "target": "x"}]
     config = Config.create({"reward_funcs": settings})
-    plain, adapted = building.build(config, [])
+    plain, adapted = build.build(config, [])
     assert (plain.source, plain.weight, plain.inline) == ("rewards.py:score", 1.0, False)
     assert (adapted.source, adapted.name, adapted.weight) == ("pair=x@rewards.py:score", "score_2", 0.5)
     (folder / "two.py").write_text("def same(output, target): return output == target\n")
-    again = loading.load("pair=x@two.py:same")
+    again = load.load("pair=x@two.py:same")
     assert again(prompts=["p", "p"], completions=["a", "b"], x=["a", "c"]) == [True, False]
-    assert loading.load("reasoning_gym@").__name__ == "reasoning_gym"
+    assert load.load("reasoning_gym@").__name__ == "reasoning_gym"
 
 
 def test_functions_given_in_python_have_no_source():
-    (reward,) = building.rewards(lambda completions: [1.0])
+    (reward,) = build.rewards(lambda completions: [1.0])
     assert (reward.source, reward.inline, reward.weight) == (None, False, 1.0)

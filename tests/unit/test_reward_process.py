@@ -15,10 +15,10 @@ import pytest
 
 import hostile
 import runs
-from seedtune.rewards import process
-from seedtune.rewards.calling import Answer, Call
-from seedtune.rewards.process import Excerpt, ProcessWorker, plain
-from seedtune.rewards.worker import load
+from seedtune.rewards.execution import process
+from seedtune.rewards.execution.call import Answer, Call
+from seedtune.rewards.execution.process import Excerpt, ProcessWorker, plain
+from seedtune.rewards.execution.process_main import load
 from waiting import alive, wait_until
 
 FILE = hostile.__file__
@@ -174,8 +174,8 @@ def test_stopping_ends_a_call_that_runs():
 @pytest.mark.parametrize("name", ["sleeps", "holds_the_lock"])
 def test_no_worker_outlives_a_parent_that_is_killed(name):
     code = (
-        "import threading, time\nfrom seedtune.rewards.calling import Call\n"
-        "from seedtune.rewards.process import ProcessWorker\nworker = ProcessWorker(0)\n"
+        "import threading, time\nfrom seedtune.rewards.execution.call import Call\n"
+        "from seedtune.rewards.execution.process import ProcessWorker\nworker = ProcessWorker(0)\n"
         "call = lambda name: worker.call(Call(len, 'hostile.' + name, {'completions': ['']}, 1, 1e6))\n"
         f"print(int(call('pid').values[0]), flush=True)\nthreading.Thread(target=call, args=('{name}',)).start()"
     )

@@ -15,12 +15,12 @@ import pytest
 import hostile
 from seedtune.config.config import Config
 from seedtune.errors import RewardError
-from seedtune.rewards import process
-from seedtune.rewards.calling import Answer, Call
-from seedtune.rewards.pool import Pool
+from seedtune.rewards.aggregate import score
+from seedtune.rewards.base import Reward
+from seedtune.rewards.execution import process
+from seedtune.rewards.execution.call import Answer, Call
+from seedtune.rewards.execution.pool import Pool
 from seedtune.rewards.scorer import STUCK, Scorer, Scores
-from seedtune.rewards.scoring import score
-from seedtune.tasks.base import Reward
 from seedtune.tasks.data import examples
 from waiting import BOUND, wait_until
 

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 from seedtune.errors import ConfigError, RewardError
-from seedtune.rewards.building import rewards
-from seedtune.rewards.length import length_error, text_of
-from seedtune.rewards.scoring import score, total
-from seedtune.tasks.base import Reward
+from seedtune.rewards.aggregate import score, total
+from seedtune.rewards.base import Reward
+from seedtune.rewards.completions import text_of
+from seedtune.rewards.length import length_error
+from seedtune.rewards.sources.build import rewards
 from seedtune.tasks.data import examples
 
 ROWS = [{"prompt": "one", "answer": "a"}, {"prompt": "two", "answer": "b", "level": 2}]

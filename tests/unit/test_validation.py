@@ -14,7 +14,8 @@ from seedtune import replay, tasks
 from seedtune.config.config import Config
 from seedtune.environments.own import environment_reward
 from seedtune.errors import ConfigError, DataError, RewardError
-from seedtune.tasks.base import Reward, Task
+from seedtune.rewards.base import Reward
+from seedtune.tasks.base import Task
 from seedtune.tasks.data import examples
 from seedtune.tasks.validation import validate
 from seedtune.trainer import Trainer

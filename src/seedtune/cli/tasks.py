@@ -14,7 +14,7 @@ from seedtune import tasks
 from seedtune.cli.console import console
 from seedtune.config.config import Config
 from seedtune.config.yaml_file import load_config, override
-from seedtune.rewards.packages import install
+from seedtune.rewards.optional import install
 from seedtune.tasks.base import Kind, Task
 from seedtune.tasks.validation import Check, validate
 

@@ -12,7 +12,7 @@ from typing import Any
 from seedtune.environments.base import EnvironmentFactory
 from seedtune.environments.number_guessing import NumberGuessing
 from seedtune.errors import ConfigError, nearest
-from seedtune.rewards.paths import reach, run_file
+from seedtune.rewards.sources.user_code import reach, run_file
 
 ENVIRONMENTS: dict[str, EnvironmentFactory] = {"number_guessing": NumberGuessing}
 """Every shipped environment by name."""

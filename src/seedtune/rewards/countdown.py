@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from seedtune.rewards.answer_tags import tagged
 from seedtune.rewards.arithmetic import evaluate
-from seedtune.rewards.formats import tagged
-from seedtune.rewards.length import text_of
+from seedtune.rewards.completions import text_of
 
 
 def right_equation(

@@ -6,8 +6,8 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from seedtune.rewards.calling import Fault
-from seedtune.rewards.scoring import FIX
+from seedtune.rewards.aggregate import FIX
+from seedtune.rewards.execution.call import Fault
 from seedtune.types import Example
 
 AT_ONCE, OF_PROMPTS = 8, 3

@@ -6,8 +6,8 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from seedtune.rewards.formats import tagged
-from seedtune.rewards.length import text_of
+from seedtune.rewards.answer_tags import tagged
+from seedtune.rewards.completions import text_of
 
 Grid = list[list[int]]
 LENGTH = 20_000

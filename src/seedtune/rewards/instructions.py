@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from seedtune.errors import RewardError, nearest
-from seedtune.rewards.length import text_of
+from seedtune.rewards.completions import text_of
 
 LENGTH = 50_000
 """Characters of an answer; a longer one follows nothing."""

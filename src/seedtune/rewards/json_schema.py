@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
-from seedtune.rewards.length import text_of
-from seedtune.rewards.packages import optional
+from seedtune.rewards.completions import text_of
+from seedtune.rewards.optional import optional
 
 LENGTH = 20_000
 """Characters of an answer; a longer one is not read."""

@@ -5,12 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-
-def text_of(completion: str | Sequence[dict[str, Any]]) -> str:
-    """The text of a completion that is text or a list of messages."""
-    if isinstance(completion, str):
-        return completion
-    return "".join(str(message["content"]) for message in completion)
+from seedtune.rewards.completions import text_of
 
 
 def length_error(completions: Sequence[Any], answer: Sequence[str], **_: Any) -> list[float]:

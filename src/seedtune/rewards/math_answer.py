@@ -15,10 +15,10 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
-from seedtune.rewards.formats import READ, tagged
+from seedtune.rewards.answer_tags import READ, tagged
+from seedtune.rewards.completions import text_of
 from seedtune.rewards.latex import alike, bounded
-from seedtune.rewards.length import text_of
-from seedtune.rewards.packages import optional
+from seedtune.rewards.optional import optional
 
 BOX = "\\boxed{"
 LENGTH = 200

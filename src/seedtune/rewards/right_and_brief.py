@@ -7,7 +7,7 @@ import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
-from seedtune.rewards.length import text_of
+from seedtune.rewards.completions import text_of
 
 RIGHT = 0.4
 """The reward of an answer that is right and long; a brief one gets 1."""

@@ -14,15 +14,15 @@ from typing import Any
 
 from seedtune.config.config import Config
 from seedtune.errors import RewardError
-from seedtune.rewards.batches import Batching, batches
-from seedtune.rewards.calling import Answer, Call, Fault, accepted, attempt
+from seedtune.rewards.aggregate import column_names, keywords_of
+from seedtune.rewards.base import Reward
+from seedtune.rewards.execution.batching import Batching, batches
+from seedtune.rewards.execution.call import Answer, Call, Fault, accepted, attempt
+from seedtune.rewards.execution.placement import Place, place_of
+from seedtune.rewards.execution.pool import Done, Pool
+from seedtune.rewards.execution.process import ProcessWorker
+from seedtune.rewards.execution.thread import ThreadWorker
 from seedtune.rewards.failures import Once, rows, stop_reason
-from seedtune.rewards.placement import Place, place_of
-from seedtune.rewards.pool import Done, Pool
-from seedtune.rewards.process import ProcessWorker
-from seedtune.rewards.scoring import column_names, keywords_of
-from seedtune.rewards.thread import ThreadWorker
-from seedtune.tasks.base import Reward
 from seedtune.types import Example
 
 Report = Callable[[list[dict[str, Any]]], None]

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from seedtune.errors import ConfigError, nearest
+from seedtune.rewards.base import Reward
 from seedtune.tasks import (
     arc,
     competition_math,
@@ -22,7 +23,7 @@ from seedtune.tasks import (
     toy,
 )
 from seedtune.tasks.arguments import validated
-from seedtune.tasks.base import Kind, Reward, Task
+from seedtune.tasks.base import Kind, Task
 from seedtune.tasks.data import examples
 from seedtune.tasks.userfile import from_file, is_userfile
 

@@ -6,8 +6,9 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from seedtune.rewards.base import Reward
 from seedtune.rewards.grids import grid_of, grid_said, same_grid
-from seedtune.tasks.base import Kind, Reward, Sizes, Task
+from seedtune.tasks.base import Kind, Sizes, Task
 from seedtune.tasks.data import examples
 from seedtune.tasks.gym import INSTRUCTION, GymSettings, items, tagged_answer
 

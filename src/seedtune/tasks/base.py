@@ -13,32 +13,8 @@ from pydantic import Field
 from seedtune.config.sections import Section
 from seedtune.environments.base import EnvironmentFactory
 from seedtune.errors import RewardError
+from seedtune.rewards.base import Reward
 from seedtune.types import Example
-
-RewardFunction = Callable[..., Any]
-"""TRL's signature: ``fn(prompts, completions, **columns) -> list[float | None]``, sync or async.
-
-``prompts`` and ``completions`` are text, or lists of chat messages for conversational prompts; ``columns``
-are the data set's other columns, one list each.  A function may accept fewer keywords.
-"""
-
-
-@dataclass(frozen=True, slots=True)
-class Reward:
-    """One reward function with its name in the metrics and its weight in the sum."""
-
-    name: str
-    function: RewardFunction
-    weight: float = 1.0
-    source: str | None = None
-    """What it was loaded from: ``seedtune.rewards.loading.load(source)`` gives ``function`` again in any process.
-
-    ``/path/file.py:name``, ``module.name``, or one of these behind an adapter, ``verl@module.name``.  None: it was
-    given as a function.
-    """
-
-    inline: bool = False
-    """It must run in the main process: it holds a model, or waits in threads of its own (judges)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,10 +14,11 @@ from seedtune.environments.base import EnvironmentFactory
 from seedtune.environments.own import environment_reward
 from seedtune.errors import ConfigError, DataError
 from seedtune.objectives import LIKELIHOODS
-from seedtune.rewards import building
-from seedtune.rewards.paths import place_settled
+from seedtune.rewards.base import Reward
+from seedtune.rewards.sources import build
+from seedtune.rewards.sources.user_code import place_settled
 from seedtune.tasks import create, datasets
-from seedtune.tasks.base import Reward, Task
+from seedtune.tasks.base import Task
 from seedtune.tasks.data import Rows, examples
 from seedtune.tasks.given import given as given_answers
 from seedtune.tasks.given import scored_by_the_engine
@@ -34,7 +35,7 @@ _HOW = "resume it from Python with the same Trainer."
 class Given:
     """What a program gives besides a configuration; None: the configuration's own."""
 
-    rewards: building.Given | Sequence[building.Given] | None = None
+    rewards: build.Given | Sequence[build.Given] | None = None
     weights: Sequence[float] | None = None
     train: Data | None = None
     test: Data | None = None
@@ -46,7 +47,7 @@ def chosen(config: Config, given: Given) -> tuple[Config, Task]:
 
     DataError if there is nothing to train on, ConfigError if data or rewards are missing or given twice.
     """
-    listed = [] if given.rewards is None else building.listed(given.rewards)
+    listed = [] if given.rewards is None else build.listed(given.rewards)
     config = _recorded(config, given, listed)
     environment = _environment(config, given)
     own = _without_functions(config, environment)
@@ -60,7 +61,7 @@ def chosen(config: Config, given: Given) -> tuple[Config, Task]:
     else:
         _check_whole(config, given, listed, needed=not own)
         train, test = _data(config, given)
-        found = building.build(config, listed) if config.reward_funcs else own
+        found = build.build(config, listed) if config.reward_funcs else own
         task = Task("custom", train, test, found, environment=environment)
     _check_task(config, task)
     return config, task
@@ -75,14 +76,14 @@ def _environment(config: Config, given: Given) -> EnvironmentFactory | None:
     return environments.find(config.environment)
 
 
-def _recorded(config: Config, given: Given, listed: Sequence[building.Given]) -> Config:
+def _recorded(config: Config, given: Given, listed: Sequence[build.Given]) -> Config:
     """The configuration with what was given in it, files by absolute paths."""
     changes: dict[str, Any] = {}
     for name, data in (("train_dataset", given.train), ("eval_dataset", given.test)):
         if data is not None:
             changes[name] = {"path": data if isinstance(data, str) else OBJECTS}
     if listed:
-        changes["reward_funcs"] = building.settings_of(listed)
+        changes["reward_funcs"] = build.settings_of(listed)
     if given.weights is not None:
         changes["reward_weights"] = tuple(given.weights)
     if given.train is None and not listed and changes and config.train_dataset is None:
@@ -117,14 +118,14 @@ def _settled(config: Config) -> Config:
     """Files by their absolute paths: the run can be resumed from any working directory."""
     data = {name: getattr(config, name) for name in ("train_dataset", "eval_dataset")}
     found = {n: datasets.settled(d) for n, d in data.items() if d is not None and d.path != OBJECTS}
-    rewards = tuple(building.settled(reward) for reward in config.reward_funcs)
+    rewards = tuple(build.settled(reward) for reward in config.reward_funcs)
     environment = config.environment and place_settled(config.environment)
     named = {"task": place_settled(config.task), "environment": environment}
     others = tuple(place_settled(name) for name in config.eval_tasks)
     return config.model_copy(update={**found, **named, "eval_tasks": others, "reward_funcs": rewards})
 
 
-def _check_whole(config: Config, given: Given, listed: Sequence[building.Given], *, needed: bool) -> None:
+def _check_whole(config: Config, given: Given, listed: Sequence[build.Given], *, needed: bool) -> None:
     """ConfigError if data or rewards are missing, or were objects that only the program had."""
     data = ((config.train_dataset, given.train), (config.eval_dataset, given.test))
     lost = [name for name, (told, had) in zip(("training", "held-out"), data, strict=True) if _is_lost(told, had)]

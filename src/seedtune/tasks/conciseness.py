@@ -6,8 +6,9 @@ right answer as well.
 
 from __future__ import annotations
 
+from seedtune.rewards.base import Reward
 from seedtune.rewards.length import length_error
-from seedtune.tasks.base import Kind, NoSettings, Reward, Task
+from seedtune.tasks.base import Kind, NoSettings, Task
 from seedtune.tasks.data import examples, packaged_rows
 
 

@@ -8,10 +8,11 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from seedtune.rewards.answer_tags import THINK, answer_said, format_reward
 from seedtune.rewards.arithmetic import LENGTH, OPERATIONS
+from seedtune.rewards.base import Reward
 from seedtune.rewards.countdown import right_equation
-from seedtune.rewards.formats import THINK, answer_said, format_reward
-from seedtune.tasks.base import Kind, Reward, Sizes, Task
+from seedtune.tasks.base import Kind, Sizes, Task
 from seedtune.tasks.data import examples
 from seedtune.tasks.draws import Draws, Row, splits
 from seedtune.types import Example

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from seedtune.rewards.base import Reward
 from seedtune.rewards.math_answer import answer_said, math_answer
-from seedtune.tasks.base import Reward, Task
+from seedtune.tasks.base import Task
 from seedtune.tasks.data import examples
 from seedtune.tasks.sources import Row, SourceSettings, chat, rows
 from seedtune.types import Example

@@ -9,11 +9,12 @@ from typing import Any
 from pydantic import Field
 
 from seedtune.errors import ConfigError, nearest
-from seedtune.rewards.formats import answer_said
-from seedtune.rewards.gym import evaluates, gym_score, raw_score, scorer
-from seedtune.rewards.packages import optional, tidied
+from seedtune.rewards.answer_tags import answer_said
+from seedtune.rewards.base import Reward
+from seedtune.rewards.optional import optional, tidied
+from seedtune.rewards.sources.gym_score import evaluates, gym_score, raw_score, scorer
 from seedtune.tasks.arguments import validated
-from seedtune.tasks.base import Reward, Sizes, Task
+from seedtune.tasks.base import Sizes, Task
 from seedtune.tasks.data import examples
 from seedtune.types import Example
 
@@ -56,7 +57,7 @@ def from_gym(name: str, given: Mapping[str, Any]) -> Task:
         name=PREFIX + name,
         train=train,
         test=test,
-        rewards=(Reward("score", gym_score, source="seedtune.rewards.gym.gym_score"),),
+        rewards=(Reward("score", gym_score, source="seedtune.rewards.sources.gym_score.gym_score"),),
         gold=tagged_answer if answered else None,
         full_marks=1.0,
         answer=answer_said,

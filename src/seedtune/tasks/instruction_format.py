@@ -7,8 +7,9 @@ from typing import Any
 
 from pydantic import Field
 
+from seedtune.rewards.base import Reward
 from seedtune.rewards.instructions import instructions_followed
-from seedtune.tasks.base import Kind, Reward, Sizes, Task
+from seedtune.tasks.base import Kind, Sizes, Task
 from seedtune.tasks.data import examples
 from seedtune.tasks.draws import Draws, Row, splits
 from seedtune.types import Example

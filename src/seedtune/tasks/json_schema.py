@@ -8,9 +8,10 @@ from typing import Any
 
 from pydantic import Field
 
+from seedtune.rewards.base import Reward
 from seedtune.rewards.json_schema import json_marks
-from seedtune.rewards.packages import optional
-from seedtune.tasks.base import Kind, Reward, Sizes, Task
+from seedtune.rewards.optional import optional
+from seedtune.tasks.base import Kind, Sizes, Task
 from seedtune.tasks.data import examples
 from seedtune.tasks.draws import Draws, Row, splits
 from seedtune.types import Example

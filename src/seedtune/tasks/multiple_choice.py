@@ -6,8 +6,9 @@ from collections.abc import Callable, Hashable
 
 from pydantic import Field
 
+from seedtune.rewards.base import Reward
 from seedtune.rewards.choices import LETTERS, choice_said, letter_right
-from seedtune.tasks.base import Kind, Reward, Sizes, Task
+from seedtune.tasks.base import Kind, Sizes, Task
 from seedtune.tasks.data import examples
 from seedtune.tasks.draws import Draws, Row, splits
 from seedtune.types import Example

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from seedtune.environments.number_guessing import NumberGuessing
 from seedtune.environments.own import environment_reward
-from seedtune.tasks.base import Kind, NoSettings, Reward, Task
+from seedtune.rewards.base import Reward
+from seedtune.tasks.base import Kind, NoSettings, Task
 from seedtune.tasks.data import examples
 
 _ASKED = (

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from seedtune.rewards.base import Reward
 from seedtune.rewards.right_and_brief import RIGHT, right_and_brief
-from seedtune.tasks.base import Kind, NoSettings, Reward, Task
+from seedtune.tasks.base import Kind, NoSettings, Task
 from seedtune.tasks.data import examples, packaged_rows
 
 

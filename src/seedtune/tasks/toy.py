@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from seedtune.rewards.length import text_of
-from seedtune.tasks.base import Kind, NoSettings, Reward, Task
+from seedtune.rewards.base import Reward
+from seedtune.rewards.completions import text_of
+from seedtune.tasks.base import Kind, NoSettings, Task
 from seedtune.tasks.data import examples
 
 

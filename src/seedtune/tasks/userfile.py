@@ -8,7 +8,7 @@ from types import ModuleType
 from typing import Any
 
 from seedtune.errors import ConfigError, DataError, SeedtuneError, nearest
-from seedtune.rewards.paths import run_file
+from seedtune.rewards.sources.user_code import run_file
 from seedtune.tasks.arguments import accepted
 from seedtune.tasks.base import Task
 

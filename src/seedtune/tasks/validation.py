@@ -11,12 +11,12 @@ from functools import partial
 from typing import Any, Self
 
 from seedtune.config.config import Config
-from seedtune.environments.patience import Patience
 from seedtune.errors import ConfigError, DataError, RewardError
 from seedtune.objectives import LIKELIHOODS
-from seedtune.rewards.calling import accepted, raised
+from seedtune.rewards.aggregate import total
+from seedtune.rewards.execution.call import accepted, raised
+from seedtune.rewards.execution.deadline import Patience
 from seedtune.rewards.scorer import STUCK, Scorer
-from seedtune.rewards.scoring import total
 from seedtune.tasks.base import Task
 from seedtune.types import Example
 

@@ -22,7 +22,7 @@ from multiprocessing.connection import Connection
 from types import ModuleType
 from typing import Any, NoReturn
 
-from seedtune.rewards.calling import Answer, attempt, fault_of
+from seedtune.rewards.execution.call import Answer, attempt, fault_of
 
 Functions = dict[str, Callable[..., Any]]
 
@@ -44,9 +44,9 @@ def main(channel: int, lifeline: int, memory_mb: int) -> NoReturn:
 def load(source: str) -> Callable[..., Any]:
     """The function that ``source`` names: a dotted path, ``file.py:function``, or an adapter of one of them."""
     if ":" in source or "@" in source:
-        from seedtune.rewards import loading  # not needed, and slow, for functions of modules
+        from seedtune.rewards.sources import load as sources_load  # not needed, and slow, for functions of modules
 
-        return loading.load(source)
+        return sources_load.load(source)
     target: Any
     target, name = _imported(source)
     for piece in name.split("."):

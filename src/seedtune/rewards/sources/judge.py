@@ -24,8 +24,8 @@ from urllib.parse import SplitResult, urlsplit
 
 from seedtune.config.data_and_rewards import JudgeSettings
 from seedtune.errors import ConfigError, RewardError, nearest
-from seedtune.rewards.adapters import rows_of
-from seedtune.rewards.length import text_of
+from seedtune.rewards.completions import text_of
+from seedtune.rewards.sources.adapters import rows_of
 
 log = logging.getLogger("seedtune")
 

@@ -14,7 +14,7 @@ import time
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
-from seedtune.rewards.calling import Answer, Call, Fault, failed
+from seedtune.rewards.execution.call import Answer, Call, Fault, failed
 
 LOAD_SECONDS = 120.0
 """What importing a reward function may take."""
@@ -33,7 +33,7 @@ READS = 16
 
 _START = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
-    "from seedtune.rewards.worker import main; main(*map(int, sys.argv[2:]))"
+    "from seedtune.rewards.execution.process_main import main; main(*map(int, sys.argv[2:]))"
 )
 _ONE_THREAD = dict.fromkeys(
     ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS", "NUMBA_NUM_THREADS"), "1"

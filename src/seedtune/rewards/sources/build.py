@@ -8,9 +8,9 @@ from typing import Any
 from seedtune.config.config import Config
 from seedtune.config.data_and_rewards import OBJECTS, RewardSettings
 from seedtune.errors import ConfigError
-from seedtune.rewards import loading
-from seedtune.rewards.adapters import reasoning_gym
-from seedtune.tasks.base import Reward, RewardFunction
+from seedtune.rewards.base import Reward, RewardFunction
+from seedtune.rewards.sources import load
+from seedtune.rewards.sources.adapters import reasoning_gym
 
 Given = RewardFunction | str | Mapping[str, Any] | RewardSettings
 """One reward as a user gives it."""
@@ -34,7 +34,7 @@ def settled(settings: RewardSettings) -> RewardSettings:
     """The same reward, its file named by an absolute path."""
     if settings.path in (None, OBJECTS):
         return settings
-    return settings.model_copy(update={"path": loading.settled(str(settings.path))})
+    return settings.model_copy(update={"path": load.settled(str(settings.path))})
 
 
 def build(config: Config, given: Sequence[Given]) -> tuple[Reward, ...]:
@@ -65,17 +65,17 @@ def name_of(function: Any) -> str:
 
 def _build(name: str, settings: RewardSettings) -> Reward:
     if settings.judge is not None:
-        from seedtune.rewards.judge import Judge
+        from seedtune.rewards.sources.judge import Judge
 
         return Reward(name, Judge(settings.judge), settings.weight, inline=True)
     if settings.classifier is not None:
-        from seedtune.rewards.classifier import Classifier
+        from seedtune.rewards.sources.classifier import Classifier
 
         return Reward(name, Classifier(settings.classifier), settings.weight, inline=True)
     if settings.path is None:
         return Reward(name, reasoning_gym(None, None), settings.weight, source="reasoning_gym@")
     source = _source(settings, settings.path)
-    return Reward(name, loading.load(source), settings.weight, source=source)
+    return Reward(name, load.load(source), settings.weight, source=source)
 
 
 def _source(settings: RewardSettings, path: str) -> str:

@@ -10,9 +10,9 @@ from functools import lru_cache
 from typing import Any
 
 from seedtune.errors import ConfigError, MissingExtraError, RewardError, nearest
-from seedtune.rewards.gym import evaluates, marks
-from seedtune.rewards.length import text_of
-from seedtune.tasks.base import RewardFunction
+from seedtune.rewards.base import RewardFunction
+from seedtune.rewards.completions import text_of
+from seedtune.rewards.sources.gym_score import evaluates, marks
 
 Function = Callable[..., Any]
 Row = Mapping[str, Any]

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from seedtune.rewards.calling import Answer, Call, Fault, failed, raised
+from seedtune.rewards.execution.call import Answer, Call, Fault, failed, raised
 
 Done = Callable[[Answer], object]
 

@@ -13,9 +13,9 @@ from functools import lru_cache
 from types import CodeType, FunctionType
 from typing import Any
 
-from seedtune.rewards.formats import tagged
-from seedtune.rewards.length import text_of
-from seedtune.rewards.packages import optional, tidied
+from seedtune.rewards.answer_tags import tagged
+from seedtune.rewards.completions import text_of
+from seedtune.rewards.optional import optional, tidied
 
 LENGTH = 10_000
 """Characters of an answer; a longer one gets nothing."""

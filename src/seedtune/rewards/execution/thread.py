@@ -7,7 +7,7 @@ import sys
 import threading
 import traceback
 
-from seedtune.rewards.calling import DETAILS, Answer, Call, Fault, attempt, failed, fault_of
+from seedtune.rewards.execution.call import DETAILS, Answer, Call, Fault, attempt, failed, fault_of
 
 
 class ThreadWorker:

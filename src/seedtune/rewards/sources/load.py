@@ -16,9 +16,9 @@ from types import CodeType, ModuleType
 from typing import Any
 
 from seedtune.errors import ConfigError, RewardError, nearest
-from seedtune.rewards.adapters import ADAPTERS, reasoning_gym
-from seedtune.rewards.paths import reach
-from seedtune.tasks.base import RewardFunction
+from seedtune.rewards.base import RewardFunction
+from seedtune.rewards.sources.adapters import ADAPTERS, reasoning_gym
+from seedtune.rewards.sources.user_code import reach
 
 Function = Callable[..., Any]
 _ADAPTED = re.compile(rf"({'|'.join(ADAPTERS)})(?:=([^@]+))?@(.*)", re.DOTALL)

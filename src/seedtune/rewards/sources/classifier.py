@@ -7,7 +7,7 @@ from typing import Any
 
 from seedtune.config.data_and_rewards import ClassifierSettings
 from seedtune.errors import ConfigError, ModelError, nearest
-from seedtune.rewards.length import text_of
+from seedtune.rewards.completions import text_of
 
 
 class Classifier:

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from seedtune.errors import RewardError
-from seedtune.rewards.calling import call, raised
-from seedtune.tasks.base import Reward
+from seedtune.rewards.base import Reward
+from seedtune.rewards.execution.call import call, raised
 from seedtune.types import Example
 
 FIX = "Fix it, or return None for completions it cannot score"

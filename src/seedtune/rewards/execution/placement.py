@@ -10,7 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
-from seedtune.tasks.base import Reward, RewardFunction
+from seedtune.rewards.base import Reward, RewardFunction
 
 OURS = "seedtune."
 """Plain functions of ours are quick and do not hang; those that are not have a source."""

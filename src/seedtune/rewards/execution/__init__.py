@@ -1,0 +1,1 @@
+"""Reward functions called in worker processes or threads, with time-outs."""

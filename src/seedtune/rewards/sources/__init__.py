@@ -1,0 +1,1 @@
+"""Where reward functions come from: Python files, other libraries, judges, classifiers."""
