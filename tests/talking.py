@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 
 from seedtune.config.config import Config
-from seedtune.environments.own import environment_reward
 from seedtune.evaluator import Evaluator, Outcome
 from seedtune.rewards.base import Reward
 from seedtune.tasks.base import Task
 from seedtune.tasks.data import examples
+from seedtune.tasks.environments.base import environment_reward
 from seedtune.types import CENTRE, Job, Member, Plan, Rollout
 
 MEMBERS = (Member(0, 0, 1), Member(0, 0, -1), Member(0, 1, 1))

@@ -17,8 +17,6 @@ from typing import Any
 
 from seedtune.config.config import Config
 from seedtune.engines.base import Engine
-from seedtune.environments.tools import Tools, calls_in, describe, run, schemas, tools_of
-from seedtune.environments.transcript import Content, Reply, continued, introduced, opened, since
 from seedtune.errors import RewardError
 from seedtune.rewards.aggregate import keywords_of
 from seedtune.rewards.base import Reward
@@ -26,6 +24,8 @@ from seedtune.rewards.execution.call import Answer, Fault, accepted, attempt, fa
 from seedtune.rewards.execution.deadline import Patience
 from seedtune.rewards.scorer import Scorer
 from seedtune.tasks.base import Task
+from seedtune.tasks.environments.tools import Tools, calls_in, describe, run, schemas, tools_of
+from seedtune.tasks.environments.transcript import Content, Reply, continued, introduced, opened, since
 from seedtune.types import Example, Finish, Job, Member, Prompt, Rollout
 
 TIMEOUTS = 16

@@ -18,7 +18,6 @@ from seedtune.config.config import Config
 from seedtune.diagnostics import Diagnostics, signal_alarms
 from seedtune.engines import snapshots
 from seedtune.engines.base import Engine, EngineInfo
-from seedtune.environments.base import EnvironmentFactory
 from seedtune.errors import ConfigError, RunError, StorageError, storage_cause
 from seedtune.evaluator import Evaluator, Outcome
 from seedtune.guards import Guards
@@ -29,6 +28,7 @@ from seedtune.measures import during_training, others, right
 from seedtune.rewards.scorer import Scorer
 from seedtune.strategies.base import Feedback, State, Step, directions, tell
 from seedtune.tasks.base import Task
+from seedtune.tasks.environments.base import EnvironmentFactory
 from seedtune.tasks.given import scores_itself
 from seedtune.types import CENTRE, Member, Plan, length
 

@@ -14,12 +14,12 @@ from runs import assert_same_run, cli, rows, toy, write_config
 from seedtune import Trainer, replay
 from seedtune.config.config import Config
 from seedtune.engines.toy.engine import ToyEngine
-from seedtune.environments.own import environment_reward
 from seedtune.errors import ConfigError
 from seedtune.evaluator import Evaluator
 from seedtune.rewards.base import Reward
 from seedtune.tasks.base import Task
 from seedtune.tasks.data import examples
+from seedtune.tasks.environments.base import environment_reward
 from seedtune.types import CENTRE, Job, Member, Plan, Rollout
 
 MEMBERS = (Member(1, 0, 1), Member(1, 0, -1), CENTRE, Member(1, 7, 1))

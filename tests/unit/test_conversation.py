@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 
 from seedtune.config.config import Config
-from seedtune.environments.own import environment_reward
 from seedtune.errors import ConfigError, RewardError
 from seedtune.evaluator import Evaluator, Outcome
 from seedtune.rewards.base import Reward
 from seedtune.rewards.scorer import Scorer
 from seedtune.tasks.base import Task
 from seedtune.tasks.data import examples
+from seedtune.tasks.environments.base import environment_reward
 from seedtune.types import Member, Plan
 from talking import CHATS, MEMBERS, TEXTS, Calling, Counting, Mute, Scripted, calls, of, played, steps, task
 from waiting import BOUND

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from seedtune import environments
-from seedtune.environments.number_guessing import NumberGuessing
-from seedtune.environments.own import environment_reward
-from seedtune.environments.tools import Call, calls_in, describe, run, schemas, tools_of
-from seedtune.environments.transcript import continued, introduced, opened, since
 from seedtune.errors import ConfigError, RewardError
 from seedtune.rewards.execution.deadline import Patience
+from seedtune.tasks import environments
+from seedtune.tasks.environments.base import environment_reward
+from seedtune.tasks.environments.guessing import NumberGuessing
+from seedtune.tasks.environments.tools import Call, calls_in, describe, run, schemas, tools_of
+from seedtune.tasks.environments.transcript import continued, introduced, opened, since
 from waiting import BOUND
 
 
@@ -246,7 +246,7 @@ def test_environments_are_found_by_name_by_module_and_by_file(tmp_path: Path):
     file = tmp_path / "my.py"
     file.write_text("class Mine:\n    def reset(self):\n        return 'hi'\n")
     assert environments.find("number_guessing") is NumberGuessing
-    assert environments.find("seedtune.environments.number_guessing.NumberGuessing") is NumberGuessing
+    assert environments.find("seedtune.tasks.environments.guessing.NumberGuessing") is NumberGuessing
     assert environments.find(f"{file}:Mine")().reset() == "hi"
     sys.modules.pop("seedtune_environment_my")
 

@@ -11,9 +11,9 @@ from typing import Any
 from pydantic import Field
 
 from seedtune.config.sections import Section
-from seedtune.environments.base import EnvironmentFactory
 from seedtune.errors import RewardError
 from seedtune.rewards.base import Reward
+from seedtune.tasks.environments.base import EnvironmentFactory
 from seedtune.types import Example
 
 

@@ -6,20 +6,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from seedtune import environments
 from seedtune.config.config import Config
 from seedtune.config.data_and_rewards import OBJECTS, DatasetSettings
 from seedtune.config.sections import ConversationSettings
-from seedtune.environments.base import EnvironmentFactory
-from seedtune.environments.own import environment_reward
 from seedtune.errors import ConfigError, DataError
 from seedtune.objectives import LIKELIHOODS
 from seedtune.rewards.base import Reward
 from seedtune.rewards.sources import build
 from seedtune.rewards.sources.user_code import place_settled
-from seedtune.tasks import create, datasets
+from seedtune.tasks import create, datasets, environments
 from seedtune.tasks.base import Task
 from seedtune.tasks.data import Rows, examples
+from seedtune.tasks.environments.base import EnvironmentFactory, environment_reward
 from seedtune.tasks.given import given as given_answers
 from seedtune.tasks.given import scored_by_the_engine
 from seedtune.tasks.splitting import hold_out

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from seedtune.environments.number_guessing import NumberGuessing
-from seedtune.environments.own import environment_reward
 from seedtune.rewards.base import Reward
 from seedtune.tasks.base import Kind, NoSettings, Task
 from seedtune.tasks.data import examples
+from seedtune.tasks.environments.base import environment_reward
+from seedtune.tasks.environments.guessing import NumberGuessing
 
 _ASKED = (
     "I am thinking of a whole number from {low} to {high}. Guess it: answer with one number and nothing else. "

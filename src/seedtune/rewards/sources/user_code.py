@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
 import sys
 from pathlib import Path
 from types import ModuleType
+
+from seedtune.errors import ConfigError
 
 
 def place_settled(name: str) -> str:
@@ -33,3 +36,17 @@ def run_file(path: Path, name: str) -> ModuleType:
     module = sys.modules[name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def _module(place: str, name: str) -> ModuleType:
+    try:
+        if not place.endswith(".py"):
+            reach(os.getcwd())
+            importlib.invalidate_caches()
+            return importlib.import_module(place)
+        path = Path(place).expanduser().resolve()
+        return run_file(path, f"seedtune_environment_{path.stem}")
+    except (Exception, SystemExit) as error:  # the named boundary: importing runs the user's code
+        raise ConfigError(
+            f"environment={name!r} cannot be imported from {place}: {type(error).__name__}: {error}. Check the path."
+        ) from error

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
-import os
 from collections.abc import Callable
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
-from seedtune.environments.base import EnvironmentFactory
-from seedtune.environments.number_guessing import NumberGuessing
 from seedtune.errors import ConfigError, nearest
-from seedtune.rewards.sources.user_code import reach, run_file
+from seedtune.rewards.sources.user_code import _module
+from seedtune.tasks.environments.base import EnvironmentFactory
+from seedtune.tasks.environments.guessing import NumberGuessing
 
 ENVIRONMENTS: dict[str, EnvironmentFactory] = {"number_guessing": NumberGuessing}
 """Every shipped environment by name."""
@@ -34,17 +30,3 @@ def find(name: str) -> EnvironmentFactory:
         raise ConfigError(f"environment={name!r}: there is no class {attribute!r} in {place}. Check the name.")
     factory: EnvironmentFactory = found
     return factory
-
-
-def _module(place: str, name: str) -> ModuleType:
-    try:
-        if not place.endswith(".py"):
-            reach(os.getcwd())
-            importlib.invalidate_caches()
-            return importlib.import_module(place)
-        path = Path(place).expanduser().resolve()
-        return run_file(path, f"seedtune_environment_{path.stem}")
-    except (Exception, SystemExit) as error:  # the named boundary: importing runs the user's code
-        raise ConfigError(
-            f"environment={name!r} cannot be imported from {place}: {type(error).__name__}: {error}. Check the path."
-        ) from error
