@@ -22,8 +22,8 @@ import judged
 from seedtune.config.config import Config
 from seedtune.evaluator import Evaluator
 from seedtune.rewards.base import Reward
-from seedtune.rewards.length import length_error
 from seedtune.tasks.base import Task
+from seedtune.tasks.builtin.conciseness import length_error
 from seedtune.tasks.data import examples
 from seedtune.types import Job, Member, Plan, Rollout
 
@@ -86,7 +86,7 @@ def quick(arguments: argparse.Namespace) -> list[str]:
     ways = {
         "our function, main thread": (Reward("length_error", length_error), {}),
         "a user's, one completion a call, worker": (
-            Reward("length", length_error, source="seedtune.rewards.length.length_error"),
+            Reward("length", length_error, source="seedtune.tasks.builtin.conciseness.length_error"),
             {},
         ),
         "a user's, one completion a call, thread": (
@@ -94,7 +94,7 @@ def quick(arguments: argparse.Namespace) -> list[str]:
             {"reward_workers": 0},
         ),
         "a user's, all in one call, worker": (
-            Reward("length", length_error, source="seedtune.rewards.length.length_error"),
+            Reward("length", length_error, source="seedtune.tasks.builtin.conciseness.length_error"),
             {"reward_batch": "all"},
         ),
     }

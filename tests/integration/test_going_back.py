@@ -11,7 +11,7 @@ from seedtune import apply_pack, export_run, ledger, pack_run, replay, verify_ru
 from seedtune.errors import LedgerError
 from seedtune.lineage import Lineage
 from seedtune.numerics.momentum import Memory
-from seedtune.tasks.toy import closeness
+from seedtune.tasks.builtin.toy import closeness
 from seedtune.trainer import Trainer
 
 ROWS = [{"prompt": f"number {index}", "answer": 0.1 * index} for index in range(8)]

@@ -92,7 +92,9 @@ def test_a_reward_that_starts_to_fail_stops_the_run_which_then_goes_on_as_if_it_
 
 def test_a_stopped_built_in_task_names_the_command_that_goes_on(tmp_path, monkeypatch):
     one = Trainer(runs.toy(tmp_path / "a run"))
-    monkeypatch.setattr(sys.modules["seedtune.tasks.toy"], "_closeness", lambda text, target: hostile.raises([]))
+    monkeypatch.setattr(
+        sys.modules["seedtune.tasks.builtin.toy"], "_closeness", lambda text, target: hostile.raises([])
+    )
     with pytest.raises(
         RewardError, match=r"'closeness' raised KeyError: 'answer', like every other .* resume '.*a run'"
     ):

@@ -7,12 +7,12 @@ import json
 import pytest
 
 from seedtune.errors import MissingExtraError, RewardError
-from seedtune.rewards import choices, instructions
-from seedtune.rewards.choices import chosen, letter_right
-from seedtune.rewards.grids import grid_of, obeys_rules, same_grid, sudoku_solved
-from seedtune.rewards.instructions import CHECKS, instructions_followed
-from seedtune.rewards.json_schema import json_marks
 from seedtune.rewards.optional import optional
+from seedtune.tasks.builtin import instruction_format, multiple_choice
+from seedtune.tasks.builtin.grids import grid_of, obeys_rules, same_grid, sudoku_solved
+from seedtune.tasks.builtin.instruction_format import CHECKS, instructions_followed
+from seedtune.tasks.builtin.json_schema import json_marks
+from seedtune.tasks.builtin.multiple_choice import chosen, letter_right
 
 # ---------------------------------------------------------------------------- grids
 
@@ -134,7 +134,7 @@ def test_an_empty_answer_follows_no_instruction(name):
 def test_the_reward_is_the_share_of_instructions_followed():
     wanted = {"lower_case": True, "word_count": 2, "keywords": None}
     assert instructions_followed(["a b", "a", "A B C", ""], [wanted] * 4) == [1.0, 0.5, 0.0, 0.0]
-    assert instructions_followed(["a" * (instructions.LENGTH + 1)], [{"lower_case": True}]) == [0.0]
+    assert instructions_followed(["a" * (instruction_format.LENGTH + 1)], [{"lower_case": True}]) == [0.0]
 
 
 def test_an_instruction_that_does_not_exist_is_named():
@@ -173,7 +173,7 @@ CHOICES = ["Paris", "Rome", "Bern", "A dog"]
         ("The answer is not clear", None),
         ("Because of that", None),
         ("", None),
-        ("B" + " " * choices.LENGTH, None),
+        ("B" + " " * multiple_choice.LENGTH, None),
     ],
 )
 def test_the_letter_an_answer_settles_on_is_found(text, index):

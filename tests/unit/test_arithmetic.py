@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from seedtune.rewards.answer_tags import READ, format_marks, format_reward, tagged
-from seedtune.rewards.arithmetic import DEPTH, DIGITS, LENGTH, evaluate
-from seedtune.rewards.countdown import right_equation
+from seedtune.tasks.builtin.mathematics.arithmetic import DEPTH, DIGITS, LENGTH, evaluate
+from seedtune.tasks.builtin.mathematics.countdown import right_equation
 
 OPERATIONS = {
     ast.Add: lambda a, b: a + b,

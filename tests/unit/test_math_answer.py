@@ -8,8 +8,15 @@ import threading
 import pytest
 
 from seedtune.rewards.answer_tags import READ
-from seedtune.rewards.latex import alike, bounded
-from seedtune.rewards.math_answer import LENGTH, equal, final_answer, math_answer, number
+from seedtune.tasks.builtin.mathematics.math_answer import (
+    LENGTH,
+    alike,
+    bounded,
+    equal,
+    final_answer,
+    math_answer,
+    number,
+)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import runs
 from seedtune.rewards.base import Reward
 from seedtune.rewards.execution.batching import CHUNK, batches
 from seedtune.rewards.execution.placement import Place, place_of
-from seedtune.rewards.length import length_error
+from seedtune.tasks.builtin.conciseness import length_error
 
 PROMPTS = [0, 0, 1, 1, 0, 0, 1, 1]
 """Two members, two prompts, two samples."""
@@ -33,7 +33,7 @@ def test_a_source_is_believed():
 
 def test_plain_functions_of_ours_stay_in_the_main_thread():
     assert placed(length_error) == placed(length_error, 0) == Place("here")
-    assert placed(length_error, source="seedtune.rewards.length.length_error").where == "worker"
+    assert placed(length_error, source="seedtune.tasks.builtin.conciseness.length_error").where == "worker"
 
 
 def test_without_workers_everything_else_is_in_threads_and_nobody_is_told_why():

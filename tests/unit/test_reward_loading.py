@@ -9,8 +9,8 @@ import pytest
 
 from seedtune.config.config import Config
 from seedtune.errors import ConfigError, RewardError
-from seedtune.rewards.length import length_error
 from seedtune.rewards.sources import build, load
+from seedtune.tasks.builtin.conciseness import length_error
 
 GOOD = """
 from beside import FACTOR
@@ -54,8 +54,8 @@ def test_a_function_of_a_file_may_import_what_lies_beside_it(folder):
 
 def test_an_absolute_path_a_method_and_a_dotted_path_are_found(folder):
     assert load.load(f"{folder}/rewards.py:scorer.method")(completions=["x"]) == [0.0]
-    assert load.load("seedtune.rewards.length.length_error") is length_error
-    assert load.load("seedtune.rewards.length:length_error") is length_error
+    assert load.load("seedtune.tasks.builtin.conciseness.length_error") is length_error
+    assert load.load("seedtune.tasks.builtin.conciseness:length_error") is length_error
 
 
 def test_modules_of_the_working_directory_can_be_named(folder):
@@ -91,7 +91,7 @@ def test_a_settled_path_means_the_same_in_every_working_directory(folder, monkey
         ("score", ["does not name a function in a file or module", "file.py:function"]),
         ("no.such.module.f", ["there is no module 'no' for the reward 'no.such.module.f'", "name a file"]),
         ("seedtune.rewards.nothing.f", ["there is no module 'seedtune.rewards.nothing'"]),
-        ("seedtune.rewards.length.length_eror", ["Did you mean 'length_error'?"]),
+        ("seedtune.tasks.builtin.conciseness.length_eror", ["Did you mean 'length_error'?"]),
     ],
     ids=str,
 )

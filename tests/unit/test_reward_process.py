@@ -223,6 +223,6 @@ def test_a_function_is_loaded_from_a_file_or_by_its_dotted_name(tmp_path):
     worker = ProcessWorker(0)
     assert called(worker, source, ["x"]).values == [3.5]
     worker.close()
-    assert load("seedtune.rewards.length.length_error").__name__ == "length_error"
+    assert load("seedtune.tasks.builtin.conciseness.length_error").__name__ == "length_error"
     with pytest.raises(ImportError, match="'word' is not a dotted path"):
         load("word")

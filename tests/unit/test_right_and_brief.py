@@ -9,7 +9,7 @@ from importlib.resources import files
 import pytest
 
 from seedtune import tasks
-from seedtune.rewards.right_and_brief import (
+from seedtune.tasks.builtin.right_and_brief import (
     FREE,
     LONG,
     READ,

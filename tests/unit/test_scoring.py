@@ -13,8 +13,8 @@ from seedtune.errors import ConfigError, RewardError
 from seedtune.rewards.aggregate import score, total
 from seedtune.rewards.base import Reward
 from seedtune.rewards.completions import text_of
-from seedtune.rewards.length import length_error
 from seedtune.rewards.sources.build import rewards
+from seedtune.tasks.builtin.conciseness import length_error
 from seedtune.tasks.data import examples
 
 ROWS = [{"prompt": "one", "answer": "a"}, {"prompt": "two", "answer": "b", "level": 2}]

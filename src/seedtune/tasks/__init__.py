@@ -7,23 +7,21 @@ from typing import Any
 
 from seedtune.errors import ConfigError, nearest
 from seedtune.rewards.base import Reward
-from seedtune.tasks import (
+from seedtune.tasks.arguments import validated
+from seedtune.tasks.base import Kind, Task
+from seedtune.tasks.builtin import (
     arc,
-    competition_math,
     conciseness,
-    countdown,
-    gsm8k,
-    gym,
     instruction_format,
     json_schema,
     mini_sudoku,
     multiple_choice,
     number_guessing,
+    reasoning_gym,
     right_and_brief,
     toy,
 )
-from seedtune.tasks.arguments import validated
-from seedtune.tasks.base import Kind, Task
+from seedtune.tasks.builtin.mathematics import countdown, gsm8k, math
 from seedtune.tasks.data import examples
 from seedtune.tasks.userfile import from_file, is_userfile
 
@@ -33,7 +31,7 @@ TASKS: dict[str, Kind] = {
     "conciseness": conciseness.KIND,
     "countdown": countdown.KIND,
     "gsm8k": gsm8k.KIND,
-    "math": competition_math.KIND,
+    "math": math.KIND,
     "mini_sudoku": mini_sudoku.KIND,
     "arc": arc.KIND,
     "json_schema": json_schema.KIND,
@@ -49,14 +47,14 @@ TASKS: dict[str, Kind] = {
 def create(name: str, args: Mapping[str, Any] | None = None) -> Task:
     """A task by name with its settings ``args``; ConfigError with the nearest name if there is none."""
     given = args or {}
-    if name.startswith(gym.PREFIX):
-        return gym.from_gym(name.removeprefix(gym.PREFIX), given)
+    if name.startswith(reasoning_gym.PREFIX):
+        return reasoning_gym.from_gym(name.removeprefix(reasoning_gym.PREFIX), given)
     if is_userfile(name):
         return from_file(name, given)
     if name not in TASKS:
         raise ConfigError(
             f"task={name!r} is not a built-in task.{nearest(name, TASKS)} Known: {', '.join(TASKS)}; or "
-            f"{gym.PREFIX}NAME, or file.py:function"
+            f"{reasoning_gym.PREFIX}NAME, or file.py:function"
         )
     kind = TASKS[name]
     return kind.build(validated(kind.settings, given))

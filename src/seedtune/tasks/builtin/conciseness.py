@@ -2,14 +2,24 @@
 
 The reward is length only and pays for silence: trained on, most answers become empty.  `right_and_brief` wants the
 right answer as well.
+
+Rewards on the length of an answer.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 from seedtune.rewards.base import Reward
-from seedtune.rewards.length import length_error
+from seedtune.rewards.completions import text_of
 from seedtune.tasks.base import Kind, NoSettings, Task
 from seedtune.tasks.data import examples, packaged_rows
+
+
+def length_error(completions: Sequence[Any], answer: Sequence[str], **_: Any) -> list[float]:
+    """−|len(completion) − len(answer)| in characters, over the completion only (arXiv 2509.24372)."""
+    return [-float(abs(len(text_of(c)) - len(a))) for c, a in zip(completions, answer, strict=True)]
 
 
 def conciseness(_: NoSettings) -> Task:

@@ -1,21 +1,38 @@
-"""Countdown: reach a number by arithmetic (arXiv 2509.24372; puzzles of our own, three or four numbers)."""
+"""Countdown: reach a number by arithmetic (arXiv 2509.24372; puzzles of our own, three or four numbers).
+
+Countdown: an equation of given numbers, each used exactly once, that is worth a target.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from fractions import Fraction
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from seedtune.rewards.answer_tags import THINK, answer_said, format_reward
-from seedtune.rewards.arithmetic import LENGTH, OPERATIONS
+from seedtune.rewards.answer_tags import THINK, answer_said, format_reward, tagged
 from seedtune.rewards.base import Reward
-from seedtune.rewards.countdown import right_equation
+from seedtune.rewards.completions import text_of
 from seedtune.tasks.base import Kind, Sizes, Task
+from seedtune.tasks.builtin.mathematics.arithmetic import LENGTH, OPERATIONS, evaluate
 from seedtune.tasks.data import examples
 from seedtune.tasks.draws import Draws, Row, splits
 from seedtune.types import Example
+
+
+def right_equation(
+    completions: Sequence[Any], numbers: Sequence[Sequence[int]], target: Sequence[int], **_: Any
+) -> list[float]:
+    """1 if the last ``<answer>`` is arithmetic with exactly the ``numbers`` and worth ``target``, else 0."""
+    return [float(reaches(tagged(text_of(c)), n, t)) for c, n, t in zip(completions, numbers, target, strict=True)]
+
+
+def reaches(expression: str | None, numbers: Sequence[int], target: int) -> bool:
+    """Whether the expression uses each number once and is worth the target, exactly."""
+    found = None if expression is None else evaluate(expression)
+    return found is not None and found.value == target and sorted(found.numbers) == sorted(numbers)
+
 
 QUESTION = (
     "Using the numbers {numbers}, create an equation that equals {target}. You can use basic arithmetic operations "

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from seedtune.rewards.base import Reward
-from seedtune.rewards.math_answer import answer_said, math_answer
 from seedtune.tasks.base import Task
+from seedtune.tasks.builtin.mathematics.math_answer import answer_said, math_answer
 from seedtune.tasks.data import examples
 from seedtune.tasks.sources import Row, SourceSettings, chat, rows
 from seedtune.types import Example
@@ -28,7 +28,7 @@ def final_answer_task(name: str, settings: SourceSettings, usual: tuple[str, str
         name=name,
         train=made(train, "train"),
         test=made(test, "test"),
-        rewards=(Reward("correct", math_answer, source="seedtune.rewards.math_answer.math_answer"),),
+        rewards=(Reward("correct", math_answer, source="seedtune.tasks.builtin.mathematics.math_answer.math_answer"),),
         gold=boxed_answer,
         full_marks=1.0,
         answer=answer_said,

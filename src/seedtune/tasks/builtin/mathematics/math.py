@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from seedtune.tasks.base import Kind, Task
-from seedtune.tasks.final_answer import final_answer_task
+from seedtune.tasks.builtin.mathematics.final_answer import final_answer_task
 from seedtune.tasks.sources import Row, SourceSettings, column
 
 SOURCE = ("nlile/hendrycks-MATH-benchmark", None)

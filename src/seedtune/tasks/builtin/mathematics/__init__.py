@@ -1,0 +1,1 @@
+"""Built-in tasks on mathematics, and what compares their answers."""
