@@ -24,7 +24,7 @@ from seedtune.evaluator import Evaluator
 from seedtune.rewards.base import Reward
 from seedtune.tasks.base import Task
 from seedtune.tasks.builtin.conciseness import length_error
-from seedtune.tasks.data import examples
+from seedtune.tasks.data.rows import examples
 from seedtune.types import Job, Member, Plan, Rollout
 
 

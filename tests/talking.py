@@ -8,7 +8,7 @@ from seedtune.config.config import Config
 from seedtune.evaluator import Evaluator, Outcome
 from seedtune.rewards.base import Reward
 from seedtune.tasks.base import Task
-from seedtune.tasks.data import examples
+from seedtune.tasks.data.rows import examples
 from seedtune.tasks.environments.base import environment_reward
 from seedtune.types import CENTRE, Job, Member, Plan, Rollout
 

@@ -20,7 +20,7 @@ from seedtune.rewards.aggregate import total
 from seedtune.rewards.base import Reward
 from seedtune.rewards.scorer import Scorer
 from seedtune.tasks.base import Task
-from seedtune.tasks.given import scores_itself
+from seedtune.tasks.reference_answers import scores_itself
 from seedtune.types import CENTRE, Example, Job, Member, Message, Plan, Prompt, Rollout, Sampling
 
 Place = tuple[Member, int, int]

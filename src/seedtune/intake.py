@@ -13,8 +13,8 @@ from seedtune.numerics import noise
 from seedtune.objectives import LIKELIHOODS
 from seedtune.rewards.sources.build import Given as GivenReward
 from seedtune.tasks.base import Task
-from seedtune.tasks.chosen import Data, Given, chosen
-from seedtune.tasks.fitting import Limit, fit
+from seedtune.tasks.data.prompt_length import Limit, fit
+from seedtune.tasks.from_config import Data, Given, chosen
 from seedtune.types import Example
 
 __all__ = ["Data", "Given", "GivenReward", "drawn", "take", "task_of"]

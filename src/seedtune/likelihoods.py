@@ -8,7 +8,7 @@ from dataclasses import replace
 from seedtune.config.config import Config
 from seedtune.engines.base import Engine
 from seedtune.objectives import LIKELIHOODS
-from seedtune.tasks.given import given
+from seedtune.tasks.reference_answers import given
 from seedtune.types import Example, Job, Likelihood, Member, Rollout
 
 

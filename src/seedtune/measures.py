@@ -21,7 +21,7 @@ from seedtune.evaluator import Evaluator, Outcome
 from seedtune.objectives import LIKELIHOODS
 from seedtune.rewards.scorer import Scorer
 from seedtune.tasks.base import Task
-from seedtune.tasks.given import scores_itself
+from seedtune.tasks.reference_answers import scores_itself
 from seedtune.types import Example, length, tokens
 
 Array = NDArray[np.float64]

@@ -29,7 +29,7 @@ from seedtune.rewards.scorer import Scorer
 from seedtune.strategies.base import Feedback, State, Step, directions, tell
 from seedtune.tasks.base import Task
 from seedtune.tasks.environments.base import EnvironmentFactory
-from seedtune.tasks.given import scores_itself
+from seedtune.tasks.reference_answers import scores_itself
 from seedtune.types import CENTRE, Member, Plan, length
 
 Metrics = dict[str, Any]

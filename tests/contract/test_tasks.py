@@ -13,7 +13,7 @@ from seedtune.config.config import Config
 from seedtune.errors import ConfigError, DataError
 from seedtune.rewards.aggregate import score, total
 from seedtune.tasks.base import Task
-from seedtune.tasks.data import examples
+from seedtune.tasks.data.rows import examples
 from seedtune.tasks.validation import validate
 from seedtune.types import Example
 

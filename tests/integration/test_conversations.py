@@ -18,7 +18,7 @@ from seedtune.errors import ConfigError
 from seedtune.evaluator import Evaluator
 from seedtune.rewards.base import Reward
 from seedtune.tasks.base import Task
-from seedtune.tasks.data import examples
+from seedtune.tasks.data.rows import examples
 from seedtune.tasks.environments.base import environment_reward
 from seedtune.types import CENTRE, Job, Member, Plan, Rollout
 

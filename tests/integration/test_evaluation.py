@@ -19,7 +19,7 @@ from seedtune.evaluation import settings_of
 from seedtune.export import export_run
 from seedtune.rewards.base import Reward
 from seedtune.tasks.base import Task
-from seedtune.tasks.data import examples
+from seedtune.tasks.data.rows import examples
 from seedtune.trainer import Trainer
 from waiting import BOUND
 

@@ -20,8 +20,8 @@ from seedtune.plan import plan_config
 from seedtune.rewards.base import Reward
 from seedtune.tasks import create
 from seedtune.tasks.base import Task
-from seedtune.tasks.data import examples
-from seedtune.tasks.given import scored_by_the_engine
+from seedtune.tasks.data.rows import examples
+from seedtune.tasks.reference_answers import scored_by_the_engine
 from seedtune.types import CENTRE, Member, Plan, Prompt
 
 SUMS = [{"prompt": f"{a}+{b}=", "answer": str(a + b)} for a in range(4) for b in range(4)]

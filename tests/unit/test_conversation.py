@@ -17,7 +17,7 @@ from seedtune.evaluator import Evaluator, Outcome
 from seedtune.rewards.base import Reward
 from seedtune.rewards.scorer import Scorer
 from seedtune.tasks.base import Task
-from seedtune.tasks.data import examples
+from seedtune.tasks.data.rows import examples
 from seedtune.tasks.environments.base import environment_reward
 from seedtune.types import Member, Plan
 from talking import CHATS, MEMBERS, TEXTS, Calling, Counting, Mute, Scripted, calls, of, played, steps, task

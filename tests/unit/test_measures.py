@@ -16,8 +16,8 @@ from seedtune.errors import ConfigError, RewardError
 from seedtune.measures import PLAIN, Asking, check_asking, during_training, held_out, measure, others
 from seedtune.rewards.base import Reward
 from seedtune.tasks.base import Task
-from seedtune.tasks.data import examples
-from seedtune.tasks.given import scored_by_the_engine
+from seedtune.tasks.data.rows import examples
+from seedtune.tasks.reference_answers import scored_by_the_engine
 from seedtune.types import CENTRE, Rollout
 
 CONFIG = Config(engine="toy", alpha=0.1, objective="pass_at_k", samples_per_prompt=4, temperature=0.5)

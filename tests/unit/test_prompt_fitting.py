@@ -7,7 +7,7 @@ import pytest
 from seedtune.errors import DataError
 from seedtune.rewards.base import Reward
 from seedtune.tasks.base import Task
-from seedtune.tasks.fitting import Limit, fit
+from seedtune.tasks.data.prompt_length import Limit, fit
 from seedtune.types import Example
 
 SYSTEM = {"role": "system", "content": "Be kind."}

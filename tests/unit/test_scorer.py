@@ -21,7 +21,7 @@ from seedtune.rewards.execution import process
 from seedtune.rewards.execution.call import Answer, Call
 from seedtune.rewards.execution.pool import Pool
 from seedtune.rewards.scorer import STUCK, Scorer, Scores
-from seedtune.tasks.data import examples
+from seedtune.tasks.data.rows import examples
 from waiting import BOUND, wait_until
 
 EXAMPLES = examples([{"prompt": f"word {index}", "answer": "x" * index} for index in range(4)], "train")

@@ -15,7 +15,7 @@ from seedtune.rewards.base import Reward
 from seedtune.rewards.completions import text_of
 from seedtune.rewards.sources.build import rewards
 from seedtune.tasks.builtin.conciseness import length_error
-from seedtune.tasks.data import examples
+from seedtune.tasks.data.rows import examples
 
 ROWS = [{"prompt": "one", "answer": "a"}, {"prompt": "two", "answer": "b", "level": 2}]
 TEXT = examples(ROWS, "train")

@@ -15,7 +15,7 @@ from seedtune.config.config import Config
 from seedtune.errors import ConfigError, DataError, RewardError
 from seedtune.rewards.base import Reward
 from seedtune.tasks.base import Task
-from seedtune.tasks.data import examples
+from seedtune.tasks.data.rows import examples
 from seedtune.tasks.environments.base import environment_reward
 from seedtune.tasks.validation import validate
 from seedtune.trainer import Trainer

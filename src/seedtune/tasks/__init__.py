@@ -7,7 +7,6 @@ from typing import Any
 
 from seedtune.errors import ConfigError, nearest
 from seedtune.rewards.base import Reward
-from seedtune.tasks.arguments import validated
 from seedtune.tasks.base import Kind, Task
 from seedtune.tasks.builtin import (
     arc,
@@ -22,8 +21,9 @@ from seedtune.tasks.builtin import (
     toy,
 )
 from seedtune.tasks.builtin.mathematics import countdown, gsm8k, math
-from seedtune.tasks.data import examples
-from seedtune.tasks.userfile import from_file, is_userfile
+from seedtune.tasks.data.rows import examples
+from seedtune.tasks.task_args import validated
+from seedtune.tasks.user_task import from_file, is_userfile
 
 __all__ = ["TASKS", "Kind", "Reward", "Task", "create", "examples"]
 

@@ -14,7 +14,7 @@ from typing import Any
 from seedtune.rewards.base import Reward
 from seedtune.rewards.completions import text_of
 from seedtune.tasks.base import Kind, NoSettings, Task
-from seedtune.tasks.data import examples, packaged_rows
+from seedtune.tasks.data.rows import examples, packaged_rows
 
 
 def length_error(completions: Sequence[Any], answer: Sequence[str], **_: Any) -> list[float]:

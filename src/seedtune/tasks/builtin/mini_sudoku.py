@@ -10,7 +10,7 @@ from seedtune.rewards.base import Reward
 from seedtune.tasks.base import Kind, Sizes, Task
 from seedtune.tasks.builtin.grids import grid_said, sudoku_solved
 from seedtune.tasks.builtin.reasoning_gym import INSTRUCTION, GymSettings, items, tagged_answer
-from seedtune.tasks.data import examples
+from seedtune.tasks.data.rows import examples
 
 
 class SudokuSettings(Sizes):

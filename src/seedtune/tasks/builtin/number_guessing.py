@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from seedtune.rewards.base import Reward
 from seedtune.tasks.base import Kind, NoSettings, Task
-from seedtune.tasks.data import examples
+from seedtune.tasks.data.rows import examples
 from seedtune.tasks.environments.base import environment_reward
 from seedtune.tasks.environments.guessing import NumberGuessing
 

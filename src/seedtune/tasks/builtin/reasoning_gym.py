@@ -13,9 +13,9 @@ from seedtune.rewards.answer_tags import answer_said
 from seedtune.rewards.base import Reward
 from seedtune.rewards.optional import optional, tidied
 from seedtune.rewards.sources.gym_score import evaluates, gym_score, raw_score, scorer
-from seedtune.tasks.arguments import validated
 from seedtune.tasks.base import Sizes, Task
-from seedtune.tasks.data import examples
+from seedtune.tasks.data.rows import examples
+from seedtune.tasks.task_args import validated
 from seedtune.types import Example
 
 PREFIX = "reasoning_gym:"

@@ -13,7 +13,7 @@ from typing import Any
 from seedtune.rewards.base import Reward
 from seedtune.rewards.completions import text_of
 from seedtune.tasks.base import Kind, NoSettings, Task
-from seedtune.tasks.data import examples, packaged_rows
+from seedtune.tasks.data.rows import examples, packaged_rows
 
 RIGHT = 0.4
 """The reward of an answer that is right and long; a brief one gets 1."""

@@ -8,7 +8,7 @@ from typing import Any
 from seedtune.rewards.base import Reward
 from seedtune.rewards.completions import text_of
 from seedtune.tasks.base import Kind, NoSettings, Task
-from seedtune.tasks.data import examples
+from seedtune.tasks.data.rows import examples
 
 
 def toy(_: NoSettings) -> Task:

@@ -16,8 +16,8 @@ from seedtune.rewards.base import Reward
 from seedtune.rewards.completions import text_of
 from seedtune.tasks.base import Kind, Sizes, Task
 from seedtune.tasks.builtin.mathematics.arithmetic import LENGTH, OPERATIONS, evaluate
-from seedtune.tasks.data import examples
-from seedtune.tasks.draws import Draws, Row, splits
+from seedtune.tasks.data.generators import Draws, Row, splits
+from seedtune.tasks.data.rows import examples
 from seedtune.types import Example
 
 

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from seedtune.rewards.base import Reward
 from seedtune.tasks.base import Task
 from seedtune.tasks.builtin.mathematics.math_answer import answer_said, math_answer
-from seedtune.tasks.data import examples
-from seedtune.tasks.sources import Row, SourceSettings, chat, rows
+from seedtune.tasks.data.rows import examples
+from seedtune.tasks.data.sources import Row, SourceSettings, chat, rows
 from seedtune.types import Example
 
 INSTRUCTION = "Please reason step by step, and put your final answer within \\boxed{}."

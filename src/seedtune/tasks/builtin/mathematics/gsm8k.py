@@ -5,7 +5,7 @@ from __future__ import annotations
 from seedtune.errors import DataError
 from seedtune.tasks.base import Kind, Task
 from seedtune.tasks.builtin.mathematics.final_answer import final_answer_task
-from seedtune.tasks.sources import Row, SourceSettings, column
+from seedtune.tasks.data.sources import Row, SourceSettings, column
 
 SOURCE = ("openai/gsm8k", "main")
 

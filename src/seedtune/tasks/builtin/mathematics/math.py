@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from seedtune.tasks.base import Kind, Task
 from seedtune.tasks.builtin.mathematics.final_answer import final_answer_task
-from seedtune.tasks.sources import Row, SourceSettings, column
+from seedtune.tasks.data.sources import Row, SourceSettings, column
 
 SOURCE = ("nlile/hendrycks-MATH-benchmark", None)
 """12,000 training problems, and the 500 of MATH-500 held out."""

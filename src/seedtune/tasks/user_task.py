@@ -9,8 +9,8 @@ from typing import Any
 
 from seedtune.errors import ConfigError, DataError, SeedtuneError, nearest
 from seedtune.rewards.sources.user_code import run_file
-from seedtune.tasks.arguments import accepted
 from seedtune.tasks.base import Task
+from seedtune.tasks.task_args import accepted
 
 
 def is_userfile(name: str) -> bool:

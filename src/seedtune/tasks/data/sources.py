@@ -11,7 +11,7 @@ from pydantic import Field
 from seedtune.config.data_and_rewards import DatasetSettings
 from seedtune.config.sections import Section
 from seedtune.errors import DataError
-from seedtune.tasks import datafiles, datasets
+from seedtune.tasks.data import datasets, files
 
 Row = Mapping[str, Any]
 
@@ -47,7 +47,7 @@ def rows(settings: SourceSettings, usual: tuple[str, str | None]) -> tuple[list[
 
 
 def _is_file(path: str) -> bool:
-    return Path(path).suffix.lower() in datafiles.READERS
+    return Path(path).suffix.lower() in files.READERS
 
 
 def _read(path: str, config: str | None, split: str) -> list[Row]:

@@ -14,13 +14,14 @@ from seedtune.objectives import LIKELIHOODS
 from seedtune.rewards.base import Reward
 from seedtune.rewards.sources import build
 from seedtune.rewards.sources.user_code import place_settled
-from seedtune.tasks import create, datasets, environments
+from seedtune.tasks import create, environments
 from seedtune.tasks.base import Task
-from seedtune.tasks.data import Rows, examples
+from seedtune.tasks.data import datasets
+from seedtune.tasks.data.rows import Rows, examples
+from seedtune.tasks.data.split import hold_out
 from seedtune.tasks.environments.base import EnvironmentFactory, environment_reward
-from seedtune.tasks.given import given as given_answers
-from seedtune.tasks.given import scored_by_the_engine
-from seedtune.tasks.splitting import hold_out
+from seedtune.tasks.reference_answers import given as given_answers
+from seedtune.tasks.reference_answers import scored_by_the_engine
 from seedtune.types import Example
 
 Data = Rows | str

@@ -8,18 +8,18 @@ from typing import Any
 
 from seedtune.config.data_and_rewards import DatasetSettings
 from seedtune.errors import DataError, MissingExtraError, nearest
-from seedtune.tasks import datafiles
-from seedtune.tasks.data import Rows
+from seedtune.tasks.data import files
+from seedtune.tasks.data.rows import Rows
 
 
 def read(settings: DatasetSettings, default_split: str) -> Rows:
     """Its rows; DataError says what is missing or malformed, MissingExtraError what to install."""
     path = Path(settings.path).expanduser()
-    if path.suffix.lower() in datafiles.READERS:
+    if path.suffix.lower() in files.READERS:
         _only_of_hub(settings)
-        return datafiles.read(path)
+        return files.read(path)
     if path.is_file():
-        raise DataError(f"{settings.path!r} ends in none of {', '.join(datafiles.READERS)}. Convert or rename it.")
+        raise DataError(f"{settings.path!r} ends in none of {', '.join(files.READERS)}. Convert or rename it.")
     if _is_place(settings.path) and not path.is_dir():
         raise DataError(f"there is no data file or folder {settings.path!r}. Check the path.")
     if not path.is_dir() and (near := _near(path)):
@@ -31,7 +31,7 @@ def _near(path: Path) -> str:
     """A data file beside it that a misspelt name may mean."""
     if not path.suffix or not path.parent.is_dir():
         return ""
-    return nearest(path.name, [file.name for file in path.parent.iterdir() if file.suffix.lower() in datafiles.READERS])
+    return nearest(path.name, [file.name for file in path.parent.iterdir() if file.suffix.lower() in files.READERS])
 
 
 def settled(settings: DatasetSettings) -> DatasetSettings:

@@ -1,0 +1,1 @@
+"""Rows of training data: from files, hubs or generators, split and cut to length."""
