@@ -20,8 +20,8 @@ from pathlib import Path
 import judged
 
 from seedtune.config.config import Config
-from seedtune.evaluator import Evaluator
 from seedtune.rewards.base import Reward
+from seedtune.rollouts.evaluator import Evaluator
 from seedtune.tasks.base import Task
 from seedtune.tasks.builtin.conciseness import length_error
 from seedtune.tasks.data.rows import examples

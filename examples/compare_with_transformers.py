@@ -16,7 +16,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from seedtune import Trainer, replay
-from seedtune.evaluator import Evaluator
+from seedtune.rollouts.evaluator import Evaluator
 
 
 def engine_answers(export: Path, run: Path, count: int) -> list[tuple[str, str]]:

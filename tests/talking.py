@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 
 from seedtune.config.config import Config
-from seedtune.evaluator import Evaluator, Outcome
 from seedtune.rewards.base import Reward
+from seedtune.rollouts.evaluator import Evaluator, Outcome
 from seedtune.tasks.base import Task
 from seedtune.tasks.data.rows import examples
 from seedtune.tasks.environments.base import environment_reward

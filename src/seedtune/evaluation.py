@@ -15,8 +15,8 @@ from seedtune.config.yaml_file import override, read_settings
 from seedtune.engines.base import Engine
 from seedtune.errors import ConfigError
 from seedtune.estimators import Estimate, bootstrap
-from seedtune.intake import Given, take
 from seedtune.measures import Asking, Measures, check_asking, held_out, measure
+from seedtune.rollouts.prepare import Given, take
 from seedtune.tasks.base import Task
 from seedtune.types import __version__
 

@@ -17,9 +17,9 @@ from seedtune.diagnostics import divergence
 from seedtune.engines.base import Engine
 from seedtune.errors import ConfigError
 from seedtune.estimators import Estimate, bootstrap, majority_at_k, pass_at_k
-from seedtune.evaluator import Evaluator, Outcome
-from seedtune.objectives import LIKELIHOODS
 from seedtune.rewards.scorer import Scorer
+from seedtune.rollouts.evaluator import Evaluator, Outcome
+from seedtune.rollouts.objectives import LIKELIHOODS
 from seedtune.tasks.base import Task
 from seedtune.tasks.reference_answers import scores_itself
 from seedtune.types import Example, length, tokens

@@ -13,8 +13,8 @@ from pathlib import Path
 from seedtune.config.config import Config
 from seedtune.engines.model_sizes import Anatomy, anatomy_of
 from seedtune.errors import ConfigError, DataError, ModelError
-from seedtune.intake import task_of
 from seedtune.machines import CPU, MACHINES, Machine, parse_device
+from seedtune.rollouts.prepare import task_of
 from seedtune.speed import Pace, Speed, measure_engine, pace_of
 from seedtune.strategies import populations
 from seedtune.tasks.base import Task

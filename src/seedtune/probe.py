@@ -19,12 +19,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from seedtune import engines
-from seedtune.answers import Answers, describe
 from seedtune.config.config import Config
 from seedtune.errors import ConfigError, DataError
-from seedtune.evaluator import Evaluator
-from seedtune.intake import Given, take
 from seedtune.numerics import noise
+from seedtune.rollouts.completion_stats import Answers, describe
+from seedtune.rollouts.evaluator import Evaluator
+from seedtune.rollouts.prepare import Given, take
 from seedtune.strategies.quadratic_model import Law, Response, Stride, best_stride, fit, measure
 from seedtune.tasks.base import Task
 from seedtune.types import CENTRE, Example, Member, Plan, Rollout

@@ -10,7 +10,7 @@ from seedtune import engines, files, replay
 from seedtune.config.config import Config
 from seedtune.engines.base import Engine, EngineTimes
 from seedtune.errors import RunError
-from seedtune.evaluator import prompt_of
+from seedtune.rollouts.prompts import prompt_of
 from seedtune.strategies import populations
 from seedtune.tasks.base import Task
 from seedtune.types import Job, Member, Sampling, Term, Update

@@ -13,19 +13,21 @@ from typing import Any, Protocol
 import numpy as np
 import yaml
 
-from seedtune import activities, engines, files, lateness, ledger, monitors, replay, report, resuming, strategies
+from seedtune import activities, engines, files, ledger, monitors, replay, report, resuming, strategies
 from seedtune.config.config import Config
 from seedtune.diagnostics import Diagnostics, signal_alarms
 from seedtune.engines import snapshots
 from seedtune.engines.base import Engine, EngineInfo
 from seedtune.errors import ConfigError, RunError, StorageError, storage_cause
-from seedtune.evaluator import Evaluator, Outcome
 from seedtune.guards import Guards
-from seedtune.intake import Data, Given, GivenReward, drawn, take
 from seedtune.ledger import Ledger, Record
 from seedtune.lineage import Lineage
 from seedtune.measures import during_training, others, right
 from seedtune.rewards.scorer import Scorer
+from seedtune.rollouts import asynchronous
+from seedtune.rollouts.evaluator import Evaluator, Outcome
+from seedtune.rollouts.prepare import Data, Given, GivenReward, take
+from seedtune.rollouts.prompts import drawn
 from seedtune.strategies.base import Feedback, State, Step, directions, tell
 from seedtune.tasks.base import Task
 from seedtune.tasks.environments.base import EnvironmentFactory
@@ -126,7 +128,7 @@ class Trainer:
 
     def _loop(self, book: Ledger, state: State) -> None:
         evaluator = Evaluator(self.load(), self.task, self.config, self.scorer)
-        evaluate = lateness.way_of(evaluator)
+        evaluate = asynchronous.way_of(evaluator)
         diagnostics = Diagnostics(self.load(), self.task, self.config, parameters=self.parameters)
         self._evaluate_if_due()
         for generation in range(self.generation, self.config.generations):

@@ -10,8 +10,8 @@ from seedtune.engines.transformers import tokenization
 from seedtune.engines.transformers.checkpoint import ModelSource
 from seedtune.engines.transformers.decoding.decoder import slots_for
 from seedtune.errors import ConfigError, ModelError
-from seedtune.evaluator import prompt_of
-from seedtune.objectives import LIKELIHOODS
+from seedtune.rollouts.objectives import LIKELIHOODS
+from seedtune.rollouts.prompts import prompt_of
 from seedtune.strategies import populations
 from seedtune.tasks.base import Task
 from seedtune.types import Example, Prompt

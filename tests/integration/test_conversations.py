@@ -15,8 +15,8 @@ from seedtune import Trainer, replay
 from seedtune.config.config import Config
 from seedtune.engines.toy.engine import ToyEngine
 from seedtune.errors import ConfigError
-from seedtune.evaluator import Evaluator
 from seedtune.rewards.base import Reward
+from seedtune.rollouts.evaluator import Evaluator
 from seedtune.tasks.base import Task
 from seedtune.tasks.data.rows import examples
 from seedtune.tasks.environments.base import environment_reward

@@ -19,7 +19,7 @@ from seedtune import ledger, replay
 from seedtune.config.config import Config
 from seedtune.config.yaml_file import load_config
 from seedtune.errors import ConfigError, DataError
-from seedtune.evaluator import prompt_of
+from seedtune.rollouts.prompts import prompt_of
 from seedtune.trainer import Trainer
 from seedtune.types import CENTRE, Job, Sampling
 

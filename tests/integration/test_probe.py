@@ -11,12 +11,12 @@ import models
 import runs
 import seedtune
 from seedtune import probe, tasks
-from seedtune.answers import Answers
 from seedtune.engines.toy.engine import ToyEngine
 from seedtune.errors import ConfigError
 from seedtune.probe import collapse_of, probe_config, recommend
 from seedtune.rewards.base import Reward
 from seedtune.rewards.completions import text_of
+from seedtune.rollouts.completion_stats import Answers
 from seedtune.strategies.quadratic_model import Response, Stride
 from seedtune.tasks.base import Task
 from seedtune.types import Example

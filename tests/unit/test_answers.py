@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from seedtune.answers import Answers, describe
+from seedtune.rollouts.completion_stats import Answers, describe
 from seedtune.types import CENTRE, Rollout, repeats
 
 

@@ -13,9 +13,9 @@ import pytest
 
 from seedtune.config.config import Config
 from seedtune.errors import ConfigError, RewardError
-from seedtune.evaluator import Evaluator, Outcome
 from seedtune.rewards.base import Reward
 from seedtune.rewards.scorer import Scorer
+from seedtune.rollouts.evaluator import Evaluator, Outcome
 from seedtune.tasks.base import Task
 from seedtune.tasks.data.rows import examples
 from seedtune.tasks.environments.base import environment_reward

@@ -11,8 +11,8 @@ import pytest
 from scores import length, number
 from seedtune import engines, tasks
 from seedtune.config.config import Config
-from seedtune.evaluator import Evaluator, Outcome
 from seedtune.rewards.base import Reward
+from seedtune.rollouts.evaluator import Evaluator, Outcome
 from seedtune.tasks.base import Task
 from seedtune.tasks.data.rows import examples
 from seedtune.types import CENTRE, Job, Member, Plan, Rollout

@@ -9,7 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from seedtune.config.config import Config
-from seedtune.objectives import LIKELIHOODS, OBJECTIVES, choice_accuracy, logprob, majority_at_k, mean, pass_at_k
+from seedtune.rollouts.objectives import (
+    LIKELIHOODS,
+    OBJECTIVES,
+    choice_accuracy,
+    logprob,
+    majority_at_k,
+    mean,
+    pass_at_k,
+)
 
 NAN = math.nan
 samples = st.lists(

@@ -13,7 +13,7 @@ from seedtune.config.sections import (
     ScheduleSettings,
     Section,
 )
-from seedtune.objectives import LIKELIHOODS
+from seedtune.rollouts.objectives import LIKELIHOODS
 
 if TYPE_CHECKING:
     from seedtune.config.config import Config

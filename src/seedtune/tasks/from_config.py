@@ -10,10 +10,10 @@ from seedtune.config.config import Config
 from seedtune.config.data_and_rewards import OBJECTS, DatasetSettings
 from seedtune.config.sections import ConversationSettings
 from seedtune.errors import ConfigError, DataError
-from seedtune.objectives import LIKELIHOODS
 from seedtune.rewards.base import Reward
 from seedtune.rewards.sources import build
 from seedtune.rewards.sources.user_code import place_settled
+from seedtune.rollouts.objectives import LIKELIHOODS
 from seedtune.tasks import create, environments
 from seedtune.tasks.base import Task
 from seedtune.tasks.data import datasets

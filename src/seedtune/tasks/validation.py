@@ -12,11 +12,11 @@ from typing import Any, Self
 
 from seedtune.config.config import Config
 from seedtune.errors import ConfigError, DataError, RewardError
-from seedtune.objectives import LIKELIHOODS
 from seedtune.rewards.aggregate import total
 from seedtune.rewards.execution.call import accepted, raised
 from seedtune.rewards.execution.deadline import Patience
 from seedtune.rewards.scorer import STUCK, Scorer
+from seedtune.rollouts.objectives import LIKELIHOODS
 from seedtune.tasks.base import Task
 from seedtune.types import Example
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from seedtune.config.config import Config
 from seedtune.engines.base import Engine
-from seedtune.objectives import LIKELIHOODS
+from seedtune.rollouts.objectives import LIKELIHOODS
 from seedtune.tasks.reference_answers import given
 from seedtune.types import Example, Job, Likelihood, Member, Rollout
 

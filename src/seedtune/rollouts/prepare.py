@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from seedtune import engines, lateness
+from seedtune import engines
 from seedtune.config.config import Config
 from seedtune.errors import ConfigError
-from seedtune.evaluator import prompt_of
-from seedtune.numerics import noise
-from seedtune.objectives import LIKELIHOODS
 from seedtune.rewards.sources.build import Given as GivenReward
+from seedtune.rollouts import asynchronous
+from seedtune.rollouts.objectives import LIKELIHOODS
+from seedtune.rollouts.prompts import prompt_of
 from seedtune.tasks.base import Task
 from seedtune.tasks.data.prompt_length import Limit, fit
 from seedtune.tasks.from_config import Data, Given, chosen
 from seedtune.types import Example
 
-__all__ = ["Data", "Given", "GivenReward", "drawn", "take", "task_of"]
+__all__ = ["Data", "Given", "GivenReward", "take", "task_of"]
 
 
 def task_of(config: Config) -> Task:
@@ -33,22 +33,10 @@ def take(config: Config, given: Given, *, model: Any = None, processing_class: A
     if model is not None:
         config = config.replace(model=_name_of(model))
     config, task = chosen(config, given)
-    lateness.check(config, task)
+    asynchronous.check(config, task)
     if processing_class is not None:
         engines.check_tokenizer(config, processing_class)
     return config, _fitted(config, task)
-
-
-def drawn(config: Config, task: Task, generation: int) -> list[Example]:
-    """A generation's training prompts: epochs in addressed random order, cut into equal batches."""
-    data, size = task.train, min(config.prompts_per_generation, len(task.train))
-    key = noise.key(config.seed, "prompt order")
-    chosen = []
-    for place in range(generation * size, (generation + 1) * size):
-        epoch, index = divmod(place, len(data))
-        order = noise.permutation(noise.Address(key, noise.Stream.ORDER, epoch), len(data))
-        chosen.append(data[int(order[index])])
-    return chosen
 
 
 def _name_of(model: Any) -> str:

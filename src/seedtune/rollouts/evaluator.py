@@ -11,17 +11,19 @@ from itertools import product
 import numpy as np
 from numpy.typing import NDArray
 
-from seedtune import activities, likelihoods
+from seedtune import activities
 from seedtune.config.config import Config
-from seedtune.conversation import Conversations
 from seedtune.engines.base import Engine
-from seedtune.objectives import OBJECTIVES, VOTING
 from seedtune.rewards.aggregate import total
 from seedtune.rewards.base import Reward
 from seedtune.rewards.scorer import Scorer
+from seedtune.rollouts import likelihoods
+from seedtune.rollouts.conversations import Conversations
+from seedtune.rollouts.objectives import OBJECTIVES, VOTING
+from seedtune.rollouts.prompts import prompt_of
 from seedtune.tasks.base import Task
 from seedtune.tasks.reference_answers import scores_itself
-from seedtune.types import CENTRE, Example, Job, Member, Message, Plan, Prompt, Rollout, Sampling
+from seedtune.types import CENTRE, Example, Job, Member, Plan, Rollout, Sampling
 
 Place = tuple[Member, int, int]
 """A rollout's member, prompt and sample."""
@@ -49,7 +51,7 @@ class Outcome:
     """(members, prompts) that were to be answered; None: all."""
 
     staleness: dict[str, float] = field(default_factory=dict)
-    """Of an asynchronous run, see `seedtune.lateness`."""
+    """Of an asynchronous run, see `seedtune.rollouts.asynchronous`."""
 
     @property
     def perturbed(self) -> tuple[Member, ...]:
@@ -206,15 +208,6 @@ class Evaluator:
             generation=generation,
             samples=config.samples_per_prompt,
         )
-
-
-def prompt_of(config: Config, example: Example) -> Prompt:
-    """An example as an engine takes it, the system prompt in front of a chat."""
-    content = example.prompt
-    if config.system_prompt is not None and not isinstance(content, str):
-        system: Message = {"role": "system", "content": config.system_prompt}
-        content = (system, *content)
-    return Prompt(example.id, content, config.chat_template_kwargs)
 
 
 def places_of(members: Sequence[Member], prompts: Iterable[int], samples: int) -> list[Place]:

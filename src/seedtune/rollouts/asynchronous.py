@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from seedtune.config.config import Config
 from seedtune.engines.base import Streaming
 from seedtune.errors import ConfigError, EngineError
-from seedtune.evaluator import Answers, Evaluator, Outcome, Place, places_of
+from seedtune.rollouts.evaluator import Answers, Evaluator, Outcome, Place, places_of
 from seedtune.tasks.base import Task
 from seedtune.tasks.reference_answers import scores_itself
 from seedtune.types import CENTRE, Example, Job, Member, Plan, Rollout
