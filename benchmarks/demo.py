@@ -25,9 +25,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from seedtune import comparison, files, replay
+from seedtune import comparison
 from seedtune.config import yaml_file
 from seedtune.numerics.machine import processor
+from seedtune.run import directory, recorded_config
 
 CONFIG = Path(__file__).parents[1] / "examples" / "right-and-brief.yaml"
 SHOWN = 8
@@ -46,18 +47,18 @@ def one_run(seed: int, label: str, sets: list[str]) -> dict[str, Any]:
 
 def figures(root: Path) -> dict[str, Any]:
     """The paired figures, the alarms at the end, the cost, and some answers of a run."""
-    paths = replay.RunPaths(root)
+    paths = directory.RunPaths(root)
     found = comparison.compare(paths)
     assert found is not None
-    rows = files.read_lines(paths.metrics)
+    rows = directory.read_lines(paths.metrics)
     generations = [row for row in rows if "reward" in row]
     answers: dict[int, dict[str, Any]] = {}
-    for row in files.read_lines(paths.samples):
+    for row in directory.read_lines(paths.samples):
         if row["split"] == "test" and row["prompt_id"] < SHOWN:
             asked = answers.setdefault(row["prompt_id"], {"question": row["prompt"][-1]["content"]})
             asked["before" if row["generation"] == 0 else "after"] = row["completion"]
     return {
-        "seed": replay.run_config(root).seed,
+        "seed": recorded_config.run_config(root).seed,
         "seconds": sum(row.get("step_time", row.get("eval_time", 0.0)) for row in rows),
         "vectors": processor.vector_name(),
         "cores": len(os.sched_getaffinity(0)),
@@ -122,15 +123,15 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results"))
     options = parser.parse_args()
     kept = options.output / "demo-runs.jsonl"
-    runs = files.read_lines(kept)
+    runs = directory.read_lines(kept)
     for seed in range(options.first, options.first + options.seeds):
         if any((run["label"], run["seed"], run["sets"]) == (options.label, seed, options.sets) for run in runs):
             continue
         made = one_run(seed, options.label, options.sets)
-        files.append_lines(kept, [made])
+        directory.append_lines(kept, [made])
     if options.record:
-        files.append_lines(kept, [{"label": options.label, "sets": options.sets, **figures(options.record)}])
-    runs, notes = files.read_lines(kept), options.output / "demo-notes.md"
+        directory.append_lines(kept, [{"label": options.label, "sets": options.sets, **figures(options.record)}])
+    runs, notes = directory.read_lines(kept), options.output / "demo-notes.md"
     said = notes.read_text(encoding="utf-8").strip() if notes.exists() else ""
     (options.output / "demo.md").write_text(page(runs, said) + "\n", encoding="utf-8")
 

@@ -15,13 +15,14 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from seedtune import Trainer, replay
+from seedtune import Trainer
 from seedtune.rollouts.evaluator import Evaluator
+from seedtune.run import recorded_config
 
 
 def engine_answers(export: Path, run: Path, count: int) -> list[tuple[str, str]]:
     """(question, answer) for held-out prompts, by the engine."""
-    config = replay.run_config(run).replace(model=str(export), transformers={"dtype": "float32"})
+    config = recorded_config.run_config(run).replace(model=str(export), transformers={"dtype": "float32"})
     trainer = Trainer(config)
     outcome = Evaluator(trainer.load(), trainer.task, config).centre(trainer.task.test[:count], generation=0)
     return [(outcome.examples[r.prompt].prompt, r.text) for r in outcome.rollouts]  # type: ignore[misc]
@@ -43,7 +44,7 @@ def main() -> None:
     parser.add_argument("export", type=Path)
     parser.add_argument("--prompts", type=int, default=32)
     options = parser.parse_args()
-    new = replay.run_config(options.run).max_completion_length
+    new = recorded_config.run_config(options.run).max_completion_length
     tokenizer = AutoTokenizer.from_pretrained(options.export)
     model = AutoModelForCausalLM.from_pretrained(options.export, dtype=torch.float32)
     equal = 0

@@ -10,8 +10,8 @@ import numpy as np
 
 from seedtune import strategies
 from seedtune.config.config import Config
-from seedtune.ledger import Record
-from seedtune.lineage import Lineage
+from seedtune.run.ledger import Record
+from seedtune.run.lineage import Lineage
 from seedtune.strategies.base import Feedback, tell
 from seedtune.strategies.shaping import member_rewards
 from seedtune.types import CENTRE, Plan, Term, Update

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import seedtune
-from seedtune import elsewhere, ledger, replay, sealing
 from seedtune.config.config import Config
+from seedtune.run import directory, ledger, recorded_config, replay, sealing
 from waiting import BOUND
 
 SOURCE = Path(seedtune.__file__).parents[1]
@@ -80,12 +80,12 @@ def only_line(code: int, errors: str) -> str:
 
 def ledger_bytes(root: Path) -> bytes:
     """The ledger as it is on the disk."""
-    return replay.RunPaths(root).ledger.read_bytes()
+    return directory.RunPaths(root).ledger.read_bytes()
 
 
 def edit_ledger(root: Path, change: Callable[[dict[str, Any]], None]) -> None:
     """Change what the lines of a ledger hold and seal them again, as somebody would who knows how."""
-    path, check, sealed = replay.RunPaths(root).ledger, "", b""
+    path, check, sealed = directory.RunPaths(root).ledger, "", b""
     for data in rows(path):
         del data["check"]
         change(data)
@@ -107,8 +107,8 @@ def flip_bit(value: float, bit: int) -> float:
 
 def fingerprint(root: Path) -> str:
     """The fingerprint of the centre that the run's ledger and snapshots give."""
-    config = elsewhere.for_weights(replay.run_config(root))
-    engine, _ = replay.load(root, config, ledger.read(replay.RunPaths(root).ledger))
+    config = recorded_config.for_weights(recorded_config.run_config(root))
+    engine, _ = replay.load(root, config, ledger.read(directory.RunPaths(root).ledger))
     return engine.fingerprint()
 
 
@@ -126,7 +126,7 @@ def assert_same_run(root: Path, other: Path) -> None:
     """Both runs have the same ledger, centre and samples, and no missing or doubled metrics."""
     assert ledger_bytes(root) == ledger_bytes(other)
     assert fingerprint(root) == fingerprint(other)
-    mine, theirs = replay.RunPaths(root), replay.RunPaths(other)
+    mine, theirs = directory.RunPaths(root), directory.RunPaths(other)
     assert mine.samples.read_bytes() == theirs.samples.read_bytes()
     pairs = list(zip(rows(mine.metrics), rows(theirs.metrics), strict=True))
     for one, two in pairs:

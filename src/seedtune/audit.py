@@ -16,10 +16,11 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from seedtune import ledger, strategies
+from seedtune import strategies
 from seedtune.config.config import Config
 from seedtune.errors import LedgerError
-from seedtune.ledger import Record
+from seedtune.run import ledger
+from seedtune.run.ledger import Record
 from seedtune.strategies.base import Feedback, State, Step, Strategy
 from seedtune.strategies.shaping import standardise
 from seedtune.types import Member, Plan

@@ -12,11 +12,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from seedtune import monitors
 from seedtune.config.config import Config
 from seedtune.engines.base import Engine
 from seedtune.errors import ConfigError
 from seedtune.measures import PLAIN, Asking, Measures, estimated, measure
+from seedtune.run import metrics
 from seedtune.tasks.base import Task
 from seedtune.types import Example, Message
 
@@ -71,7 +71,7 @@ def choose(engine: Engine, task: Task, config: Config, asking: Asking) -> Wordin
     for wording in WORDINGS:
         task_put, config_put = reworded(wording, practice, config.replace(eval_prompts=0))
         columns = measure(engine, task_put, config_put, greedy).columns
-        score = monitors.mean(columns["accuracy" if "accuracy" in columns else "reward"])
+        score = metrics.mean(columns["accuracy" if "accuracy" in columns else "reward"])
         scores.append(-np.inf if score is None else score)
     return WORDINGS[int(np.argmax(scores))]
 

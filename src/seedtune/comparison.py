@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from seedtune import files, monitors
 from seedtune.estimators import Estimate, bootstrap
-from seedtune.replay import RunPaths
+from seedtune.run import directory, metrics
+from seedtune.run.directory import RunPaths
 
 Row = Mapping[str, Any]
 Span = tuple[str, bool]
@@ -49,7 +49,7 @@ class Comparison:
 
 def compare(paths: RunPaths) -> Comparison | None:
     """The first held-out evaluation against the last one, or None if there are not two."""
-    rows = [row for row in files.read_lines(paths.samples) if row.get("split") == "test"]
+    rows = [row for row in directory.read_lines(paths.samples) if row.get("split") == "test"]
     first, last = (limit((row["generation"] for row in rows), default=0) for limit in (min, max))
     before, after = (_by_prompt(rows, generation) for generation in (first, last))
     shared = sorted(before.keys() & after.keys())
@@ -65,7 +65,7 @@ def compare(paths: RunPaths) -> Comparison | None:
 
 def last_alarms(paths: RunPaths) -> list[str]:
     """The alarms of the last generation."""
-    generations = [row for row in files.read_lines(paths.metrics) if "reward" in row]
+    generations = [row for row in directory.read_lines(paths.metrics) if "reward" in row]
     return list(generations[-1].get("alarms", ())) if generations else []
 
 
@@ -88,7 +88,7 @@ def _measures(row: Row) -> dict[str, float | None]:
 
 
 def _mean(values: Sequence[float | None]) -> float:
-    found = monitors.mean([value for value in values if value is not None])
+    found = metrics.mean([value for value in values if value is not None])
     return float("nan") if found is None else found
 
 

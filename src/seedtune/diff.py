@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from seedtune import ledger, replay
 from seedtune.engines import recorded_arithmetic
 from seedtune.engines.recorded_arithmetic import Entry
-from seedtune.ledger import Contents, Header, Record
+from seedtune.run import directory, ledger, recorded_config
+from seedtune.run.ledger import Contents, Header, Record
 
 _SHOWN = 4
 """Members listed one by one; the others are counted."""
@@ -46,7 +46,7 @@ class Difference:
 
 def diff_runs(run_a: str | Path, run_b: str | Path) -> Difference:
     """Compare two run directories by their ledgers; LedgerError if one is corrupted."""
-    a, b = (ledger.read(replay.RunPaths(Path(run)).ledger) for run in (run_a, run_b))
+    a, b = (ledger.read(directory.RunPaths(Path(run)).ledger) for run in (run_a, run_b))
     generation, reasons = _parting(a, b)
     common = a.fingerprints.keys() & b.fingerprints.keys()
     return Difference(
@@ -67,7 +67,7 @@ def _header(a: Header, b: Header) -> list[str]:
         ("noise scheme", a.noise, b.noise),
     )
     found = [f"{what}: {one} and {two}" for what, one, two in named if one != two]
-    found += _changes("", replay.completed(a.config), replay.completed(b.config))
+    found += _changes("", recorded_config.completed(a.config), recorded_config.completed(b.config))
     if a.data != b.data:
         found.append(f"training data: digests {a.data or 'none'} and {b.data or 'none'}")
     return found

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from seedtune import elsewhere, engines, ledger, replay, tasks
+from seedtune import engines, tasks
 from seedtune.baseline import baselines, voted
 from seedtune.config.config import Config
 from seedtune.config.yaml_file import override, read_settings
@@ -17,6 +17,7 @@ from seedtune.errors import ConfigError
 from seedtune.estimators import Estimate, bootstrap
 from seedtune.measures import Asking, Measures, check_asking, held_out, measure
 from seedtune.rollouts.prepare import Given, take
+from seedtune.run import directory, ledger, recorded_config, replay
 from seedtune.tasks.base import Task
 from seedtune.types import __version__
 
@@ -92,7 +93,7 @@ def _numbers(estimates: Mapping[str, Estimate]) -> dict[str, dict[str, float | N
 
 def is_run(what: str | Path) -> bool:
     """Whether this is a run directory, not a model."""
-    return replay.RunPaths(Path(what)).ledger.exists()
+    return directory.RunPaths(Path(what)).ledger.exists()
 
 
 def settings_of(what: str | Path, *, file: Path | None = None, sets: Sequence[str] = ()) -> Config:
@@ -105,7 +106,7 @@ def settings_of(what: str | Path, *, file: Path | None = None, sets: Sequence[st
         return Config.create({**override({**(read_settings(file) if file else {}), **named}, sets), **named})
     if file is not None:
         raise ConfigError(f"{what} is a run and has settings of its own: change them one by one, and leave out {file}.")
-    return elsewhere.with_settings(replay.run_config(Path(what)), sets)
+    return recorded_config.with_settings(recorded_config.run_config(Path(what)), sets)
 
 
 def evaluate(
@@ -181,10 +182,10 @@ def _model(what: str, config: Config, asking: Asking) -> tuple[Opened, Goals]:
 
 def _run(root: Path, config: Config, progress: replay.Progress | None) -> tuple[Opened, Goals]:
     """How to open a run after so many generations, and which ones are wanted: the one asked for first."""
-    recorded, contents = replay.run_config(root), ledger.read(replay.RunPaths(root).ledger)
-    replay.check_same_run(root, contents.header, recorded)
+    recorded, contents = recorded_config.run_config(root), ledger.read(directory.RunPaths(root).ledger)
+    recorded_config.check_same_run(root, contents.header, recorded)
     names = [name for name, _, _ in ledger.differences(recorded.model_dump(), config.model_dump())]
-    fixed = [name for name in names if name in ("model", *replay.WEIGHTS)]
+    fixed = [name for name in names if name in ("model", *recorded_config.WEIGHTS)]
     if fixed:
         raise ConfigError(f"{', '.join(fixed)}: the run's weights depend on it, so an evaluation cannot change it.")
 

@@ -12,10 +12,10 @@ from pathlib import Path
 import yaml
 from safetensors import SafetensorError
 
-from seedtune import elsewhere, ledger, replay
 from seedtune.config.config import Config
 from seedtune.engines.base import Engine
 from seedtune.errors import RunError, StorageError, storage_cause
+from seedtune.run import directory, ledger, recorded_config, replay
 
 CARD = """---
 {front}---
@@ -72,11 +72,11 @@ def export_run(
     """
     root, target = Path(run), Path(output)
     check_output(target)
-    config, contents = replay.run_config(root), ledger.read(replay.RunPaths(root).ledger)
-    replay.check_same_run(root, contents.header, config)
+    config, contents = recorded_config.run_config(root), ledger.read(directory.RunPaths(root).ledger)
+    recorded_config.check_same_run(root, contents.header, config)
     goal, watch = replay.goal_of(root, contents, generation), replay.Stopwatch(progress)
-    chosen = elsewhere.for_weights(config, sets)
-    with elsewhere.hinting(config.engine, chosen):
+    chosen = recorded_config.for_weights(config, sets)
+    with recorded_config.hinting(config.engine, chosen):
         engine, _ = replay.load(root, chosen, contents, generation=goal, progress=watch)
     with closing(engine):
         write_export(engine, config, goal, target, dtype=dtype)

@@ -10,16 +10,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from seedtune import activities, monitors, tasks
+from seedtune import activities, tasks
 from seedtune.config.config import Config
 from seedtune.config.sections import LikelihoodSettings
-from seedtune.diagnostics import divergence
 from seedtune.engines.base import Engine
 from seedtune.errors import ConfigError
 from seedtune.estimators import Estimate, bootstrap, majority_at_k, pass_at_k
 from seedtune.rewards.scorer import Scorer
 from seedtune.rollouts.evaluator import Evaluator, Outcome
 from seedtune.rollouts.objectives import LIKELIHOODS
+from seedtune.run import metrics as run_metrics
+from seedtune.run.diagnostics import divergence
 from seedtune.tasks.base import Task
 from seedtune.tasks.reference_answers import scores_itself
 from seedtune.types import Example, length, tokens
@@ -178,7 +179,7 @@ def _by_prompt(outcome: Outcome, values: Any) -> Array:
     groups: list[list[float]] = [[] for _ in outcome.examples]
     for rollout, value in zip(outcome.rollouts, column, strict=True):
         groups[rollout.prompt].append(value)
-    means = [monitors.mean(group) for group in groups]
+    means = [run_metrics.mean(group) for group in groups]
     return np.array([np.nan if mean is None else mean for mean in means])
 
 
@@ -238,16 +239,16 @@ def during_training(
         ]
     taken = engine.take_times()
     own, first = watched[0], outcomes[0]
-    metrics: dict[str, Any] = {"generation": generation, "eval_reward": monitors.mean(first.rewards)}
+    metrics: dict[str, Any] = {"generation": generation, "eval_reward": run_metrics.mean(first.rewards)}
     metrics |= {f"eval_{name}": value for name, value in taken.figures.items()}
     metrics |= {"alarms": taken.notes} if taken.notes else {}
     if own.has_accuracy:
         metrics["eval_accuracy"] = float(np.mean(right(own, first.rewards)))
-    metrics |= {f"eval_{name}": value for name, value in monitors.function_metrics(first.by_function).items()}
-    metrics |= {f"eval_{name}": value for name, value in monitors.failure_metrics(first.failed).items()}
-    metrics |= {f"eval_{name}": value for name, value in monitors.completion_metrics(first.rollouts).items()}
+    metrics |= {f"eval_{name}": value for name, value in run_metrics.function_metrics(first.by_function).items()}
+    metrics |= {f"eval_{name}": value for name, value in run_metrics.failure_metrics(first.failed).items()}
+    metrics |= {f"eval_{name}": value for name, value in run_metrics.completion_metrics(first.rollouts).items()}
     metrics["eval_completions/empty_ratio"] = float(np.mean([not rollout.text.strip() for rollout in first.rollouts]))
     for task, outcome in zip(watched[1:], outcomes[1:], strict=True):
-        found = {name: monitors.mean(column) for name, column in answered(outcome, task).items()}
+        found = {name: run_metrics.mean(column) for name, column in answered(outcome, task).items()}
         metrics |= {f"eval_{task.name}/{name}": value for name, value in found.items()}
     return {**metrics, "eval_time": time.perf_counter() - started}, first

@@ -10,13 +10,14 @@ from pathlib import Path
 
 import yaml
 
-from seedtune import elsewhere, engines, files, ledger, packfile, replay
+from seedtune import engines, packfile
 from seedtune.config.config import Config
 from seedtune.engines.base import Engine, EngineInfo
 from seedtune.errors import ConfigError, LedgerError, PackError, RunError, StorageError, storage_cause
 from seedtune.export import Export, Rights, check_output, write_export
-from seedtune.lineage import Lineage
 from seedtune.packfile import About, Pack
+from seedtune.run import directory, ledger, recorded_config, replay
+from seedtune.run.lineage import Lineage
 from seedtune.types import __version__
 
 _TOLD = ("task", "population", "antithetic", "sigma", "alpha", "step_size")
@@ -44,9 +45,9 @@ def pack_run(
     root, target = Path(run), Path(output)
     if target.exists():
         raise RunError(f"{str(target)!r} exists already. Choose another --output.")
-    contents = ledger.read(replay.RunPaths(root).ledger)
+    contents = ledger.read(directory.RunPaths(root).ledger)
     goal = replay.goal_of(root, contents, generation)
-    replay.check_noise(str(root), contents.header.noise)
+    recorded_config.check_noise(str(root), contents.header.noise)
     fingerprint = contents.fingerprints.get(goal) or _replayed(root, contents, goal, (sets, progress))
     lineage = _lineage(root, contents)
     about = _about(contents, (goal, lineage), fingerprint, rights or Rights())
@@ -57,7 +58,7 @@ def pack_run(
 
 def _lineage(root: Path, contents: ledger.Contents) -> Lineage:
     """The run's, if a pack can hold its updates."""
-    lineage = replay.lineage_of(replay.config_of(contents.header.config), contents)
+    lineage = replay.lineage_of(recorded_config.config_of(contents.header.config), contents)
     if lineage.memory.second:
         raise PackError(
             f"{root} was trained with moments.second={lineage.memory.second:g}: such updates are more than a list of "
@@ -69,10 +70,10 @@ def _lineage(root: Path, contents: ledger.Contents) -> Lineage:
 def _replayed(
     root: Path, contents: ledger.Contents, goal: int, how: tuple[Iterable[str], replay.Progress | None]
 ) -> str:
-    config, (sets, progress) = replay.run_config(root), how
-    replay.check_same_run(root, contents.header, config)
-    chosen = elsewhere.for_weights(config, sets)
-    with elsewhere.hinting(config.engine, chosen):
+    config, (sets, progress) = recorded_config.run_config(root), how
+    recorded_config.check_same_run(root, contents.header, config)
+    chosen = recorded_config.for_weights(config, sets)
+    with recorded_config.hinting(config.engine, chosen):
         engine, _ = replay.load(root, chosen, contents, generation=goal, progress=progress)
     with closing(engine):
         return engine.fingerprint()
@@ -80,9 +81,9 @@ def _replayed(
 
 def _about(contents: ledger.Contents, way: tuple[int, Lineage], fingerprint: str, rights: Rights) -> About:
     goal, lineage = way
-    header, config = contents.header, replay.completed(contents.header.config)
-    config["engine"] = replay.any_of(config["engine"].split("+"))
-    kept = ["engine", *replay.WEIGHTS, *_TOLD, config["engine"]]
+    header, config = contents.header, recorded_config.completed(contents.header.config)
+    config["engine"] = recorded_config.any_of(config["engine"].split("+"))
+    kept = ["engine", *recorded_config.WEIGHTS, *_TOLD, config["engine"]]
     stated = Rights(rights.base_licence or licence_of(header.model), rights.licence, rights.note)
     return About(
         seedtune=__version__,
@@ -158,7 +159,7 @@ def _licence_in_config(path: Path) -> str | None:
 def _write(target: Path, data: bytes) -> None:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        files.put(target, data)
+        directory.put(target, data)
     except OSError as error:
         cause, fix = storage_cause(error)
         raise StorageError(f"cannot write {str(target)!r}: {cause}. {fix}, or choose another --output.") from error
@@ -189,7 +190,7 @@ def apply_pack(
     engine = engines.create(config)
     watch = replay.Stopwatch(progress)
     with closing(engine):
-        with elsewhere.hinting(pack.about.config["engine"], config):
+        with recorded_config.hinting(pack.about.config["engine"], config):
             _check_base(path, pack.about, engine.load())
         _rebuild(path, pack, engine, watch)
         about = pack.about
@@ -202,11 +203,11 @@ def apply_pack(
 def _config(path: Path, about: About, base: str, sets: Iterable[str]) -> Config:
     """The settings of a pack, with the base model and what may be chosen here."""
     try:
-        replay.check_noise(str(path), about.noise)
+        recorded_config.check_noise(str(path), about.noise)
         packed = Config.create(dict(about.config))
     except (ConfigError, LedgerError) as error:
         raise PackError(f"{path} was made by seedtune {about.seedtune} and needs another version: {error}") from error
-    return elsewhere.for_weights(packed, sets, model=base)
+    return recorded_config.for_weights(packed, sets, model=base)
 
 
 def _check_base(path: Path, about: About, info: EngineInfo) -> None:

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from seedtune.errors import PackError
 from seedtune.numerics.noise import amplitude
-from seedtune.sealing import seal, unseal
+from seedtune.run.sealing import seal, unseal
 from seedtune.types import Decay, Term, Update
 
 FORMAT = 1

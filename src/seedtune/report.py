@@ -6,8 +6,9 @@ import html
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from seedtune import comparison, files
-from seedtune.replay import RunPaths
+from seedtune import comparison
+from seedtune.run import directory
+from seedtune.run.directory import RunPaths
 
 _STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;
 color:#1a1a1a}
@@ -28,7 +29,7 @@ def prompt_text(prompt: Any) -> str:
 
 def before_and_after(paths: RunPaths) -> list[tuple[Row, Row]]:
     """The held-out answers of the first and the last evaluation, prompt by prompt."""
-    rows = [row for row in files.read_lines(paths.samples) if row.get("split") == "test"]
+    rows = [row for row in directory.read_lines(paths.samples) if row.get("split") == "test"]
     if not rows:
         return []
     first, last = min(row["generation"] for row in rows), max(row["generation"] for row in rows)
@@ -39,7 +40,7 @@ def before_and_after(paths: RunPaths) -> list[tuple[Row, Row]]:
 
 def render(paths: RunPaths) -> str:
     """The page for a run directory."""
-    metrics = files.read_lines(paths.metrics)
+    metrics = directory.read_lines(paths.metrics)
     generations = list({row["generation"]: row for row in metrics if "reward" in row}.values())
     evaluations = list({row["generation"]: row for row in metrics if "eval_reward" in row}.values())
     body = [
@@ -49,7 +50,7 @@ def render(paths: RunPaths) -> str:
         _table(generations),
         _changes(comparison.compare(paths)),
         _held_out(evaluations),
-        *(_evaluation(row) for row in files.read_lines(paths.evaluations)),
+        *(_evaluation(row) for row in directory.read_lines(paths.evaluations)),
         _samples(before_and_after(paths)),
         f"<h2>Configuration</h2><pre>{html.escape(paths.config.read_text(encoding='utf-8'))}</pre>",
     ]

@@ -6,11 +6,12 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-from seedtune import engines, files, replay
+from seedtune import engines
 from seedtune.config.config import Config
 from seedtune.engines.base import Engine, EngineTimes
 from seedtune.errors import RunError
 from seedtune.rollouts.prompts import prompt_of
+from seedtune.run import directory, recorded_config
 from seedtune.strategies import populations
 from seedtune.tasks.base import Task
 from seedtune.types import Job, Member, Sampling, Term, Update
@@ -105,8 +106,8 @@ def _line(small: tuple[float, int], large: tuple[float, int]) -> tuple[float, fl
 
 def pace_of(run: Path) -> Pace:
     """What a run took per token; RunError if it has no generation to measure."""
-    config = replay.run_config(run)
-    rows = [row for row in files.read_lines(replay.RunPaths(run).metrics) if "step_time" in row]
+    config = recorded_config.run_config(run)
+    rows = [row for row in directory.read_lines(directory.RunPaths(run).metrics) if "step_time" in row]
     tokens = sum(row["num_tokens"] for row in rows)
     if not rows or tokens == 0:
         raise RunError(f"{run} has no measured generation yet. Let it finish one, or leave --measured out.")

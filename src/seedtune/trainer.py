@@ -13,21 +13,23 @@ from typing import Any, Protocol
 import numpy as np
 import yaml
 
-from seedtune import activities, engines, files, ledger, monitors, replay, report, resuming, strategies
+from seedtune import activities, engines, report, strategies
 from seedtune.config.config import Config
-from seedtune.diagnostics import Diagnostics, signal_alarms
 from seedtune.engines import snapshots
 from seedtune.engines.base import Engine, EngineInfo
 from seedtune.errors import ConfigError, RunError, StorageError, storage_cause
-from seedtune.guards import Guards
-from seedtune.ledger import Ledger, Record
-from seedtune.lineage import Lineage
 from seedtune.measures import during_training, others, right
 from seedtune.rewards.scorer import Scorer
 from seedtune.rollouts import asynchronous
 from seedtune.rollouts.evaluator import Evaluator, Outcome
 from seedtune.rollouts.prepare import Data, Given, GivenReward, take
 from seedtune.rollouts.prompts import drawn
+from seedtune.run import directory, ledger, recorded_config, replay, resuming
+from seedtune.run import metrics as run_metrics
+from seedtune.run.diagnostics import Diagnostics, signal_alarms
+from seedtune.run.ledger import Ledger, Record
+from seedtune.run.lineage import Lineage
+from seedtune.run.reward_hacking import Guards
 from seedtune.strategies.base import Feedback, State, Step, directions, tell
 from seedtune.tasks.base import Task
 from seedtune.tasks.environments.base import EnvironmentFactory
@@ -82,7 +84,7 @@ class Trainer:
         self.others = others(self.config, self.task)
         self.callbacks = tuple(callbacks)
         self.strategy = strategies.create(self.config, [reward.weight for reward in self.task.rewards])
-        self.paths = replay.RunPaths(Path(self.config.output_dir))
+        self.paths = directory.RunPaths(Path(self.config.output_dir))
         self.guards = Guards(self.paths.samples)
         self.scorer = Scorer(self.task.rewards, self.config)
         self.engine: Engine | None = None
@@ -100,7 +102,9 @@ class Trainer:
         error everything up to the last complete generation is on the disk.
         """
         with self._resumed() if resume else self._begun() as (book, state), closing(self.scorer):
-            self.scorer.keep(partial(files.append_lines, self.paths.failures), replay.how_to_go_on(self.config))
+            self.scorer.keep(
+                partial(directory.append_lines, self.paths.failures), recorded_config.how_to_go_on(self.config)
+            )
             self._loop(book, state)
         self._emit("on_end", self)
         return next(iter(reversed(self._evaluations())), {})
@@ -186,14 +190,16 @@ class Trainer:
         self.engine = engine
         try:
             self.paths.root.mkdir(parents=True, exist_ok=True)
-            files.put(self.paths.config, self._settings().encode())
+            directory.put(self.paths.config, self._settings().encode())
         except OSError as error:
             cause, fix = storage_cause(error)
             raise StorageError(
                 f"cannot begin a run in {str(self.paths.root)!r}: {cause}. {fix}, or choose another output_dir."
             ) from error
-        with closing(Ledger.create(self.paths.ledger, replay.header_of(self.config, info, self.task.digest()))) as book:
-            files.append_lines(self.paths.metrics, [monitors.products_row(info, 0)])
+        with closing(
+            Ledger.create(self.paths.ledger, recorded_config.header_of(self.config, info, self.task.digest()))
+        ) as book:
+            directory.append_lines(self.paths.metrics, [run_metrics.products_row(info, 0)])
             self._emit("on_start", self, info, 0)
             yield book, self.strategy.initial()
 
@@ -217,7 +223,7 @@ class Trainer:
     def _rebuild(self, contents: ledger.Contents) -> EngineInfo:
         """The centre, and files that agree with the ledger and with the settings the run goes on with."""
         root, done = self.paths.root, contents.generations
-        replay.check_same_run(root, contents.header, self.config)
+        recorded_config.check_same_run(root, contents.header, self.config)
         if contents.header.data != self.task.digest():
             raise RunError(
                 f"{root} was started with other training data than task {self.task.name!r} has now. "
@@ -232,7 +238,7 @@ class Trainer:
         snapshots.clear_unfinished(self.paths.snapshots)
         self.engine, info = resuming.load(root, self.config, contents, progress=self.replaying)
         resuming.mend(self.paths, contents)
-        files.write_whole(self.paths.config, self._settings())
+        directory.write_whole(self.paths.config, self._settings())
         return info
 
     def _settings(self) -> str:
@@ -250,7 +256,7 @@ class Trainer:
 
     def _record(self, plan: Plan, outcome: Outcome, told: tuple[Feedback, Step]) -> Record:
         feedback, step = told
-        centre = monitors.mean(outcome.row(CENTRE)) if self.config.evaluate_centre else None
+        centre = run_metrics.mean(outcome.row(CENTRE)) if self.config.evaluate_centre else None
         return Record(
             plan=plan,
             alpha=step.alpha,
@@ -286,32 +292,32 @@ class Trainer:
         asked = None if outcome.asked is None else outcome.asked[:members]
         metrics: Metrics = {
             "generation": self.generation,
-            **monitors.member_metrics(np.array(record.rewards)),
-            **monitors.prompt_metrics(outcome.scores[:members], asked),
+            **run_metrics.member_metrics(np.array(record.rewards)),
+            **run_metrics.prompt_metrics(outcome.scores[:members], asked),
             "reward_centre": record.centre_reward,
-            **monitors.function_metrics(outcome.by_function),
-            **monitors.failure_metrics(outcome.failed),
-            **monitors.completion_metrics(outcome.rollouts),
+            **run_metrics.function_metrics(outcome.by_function),
+            **run_metrics.failure_metrics(outcome.failed),
+            **run_metrics.completion_metrics(outcome.rollouts),
             **self.guards.metrics(outcome.rollouts),
             "sigma": record.plan.sigma,
             "alpha": record.alpha,
             **outcome.staleness,
             "rollouts": len(outcome.rollouts),
             "num_tokens": times.generated_tokens + times.prompt_tokens,
-            **monitors.time_metrics(times, {**outcome.seconds, "update": times.update}, step_time),
+            **run_metrics.time_metrics(times, {**outcome.seconds, "update": times.update}, step_time),
             **times.figures,
             **measured,
         }
         generated = not scores_itself(self.task)
         metrics["alarms"] = [
-            *monitors.alarms(metrics, moved=_moves(record), generated=generated),
-            *monitors.failure_alarms(outcome.failed, len(outcome.rollouts)),
+            *run_metrics.alarms(metrics, moved=_moves(record), generated=generated),
+            *run_metrics.failure_alarms(outcome.failed, len(outcome.rollouts)),
             *signal_alarms(record),
             *(self.guards.alarms(metrics) if generated else ()),
-            *monitors.went_back(record.back_to),
+            *run_metrics.went_back(record.back_to),
             *times.notes,
         ]
-        files.append_lines(self.paths.metrics, [metrics])
+        directory.append_lines(self.paths.metrics, [metrics])
         self._emit("on_generation", metrics)
 
     # --------------------------------------------------------------- evaluation
@@ -325,8 +331,8 @@ class Trainer:
         if any(done["generation"] == self.generation for done in self._evaluations()):
             return
         metrics, outcome = self._held_out(self.load())
-        files.append_lines(self.paths.samples, _samples(outcome, self.task, self.generation, "test"))
-        files.append_lines(self.paths.metrics, [metrics])
+        directory.append_lines(self.paths.samples, _samples(outcome, self.task, self.generation, "test"))
+        directory.append_lines(self.paths.metrics, [metrics])
         self._emit("on_evaluate", metrics)
 
     def _held_out(self, engine: Engine) -> tuple[Metrics, Outcome]:
@@ -335,12 +341,12 @@ class Trainer:
 
     def _evaluations(self) -> list[Metrics]:
         """Every held-out evaluation of this run so far, in order."""
-        return [row for row in files.read_lines(self.paths.metrics) if "eval_reward" in row]
+        return [row for row in directory.read_lines(self.paths.metrics) if "eval_reward" in row]
 
     def _show(self, plan: Plan, outcome: Outcome, generation: int) -> None:
         """The centre's answers to a generation's prompts, before the ledger: what it has is never missing."""
         if self.config.evaluate_centre and plan.shift is None:
-            files.append_lines(self.paths.samples, _samples(outcome, self.task, generation, "train"))
+            directory.append_lines(self.paths.samples, _samples(outcome, self.task, generation, "train"))
 
     # ------------------------------------------------------------------ helpers
 
@@ -356,7 +362,7 @@ class Trainer:
             )
 
     def _write_report(self) -> None:
-        files.write_whole(self.paths.report, report.render(self.paths))
+        directory.write_whole(self.paths.report, report.render(self.paths))
 
     def _emit(self, event: str, *arguments: Any) -> None:
         for callback in self.callbacks:

@@ -10,7 +10,7 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from seedtune import elsewhere, engines, ledger, replay
+from seedtune import engines
 from seedtune.audit import Audit, audit
 from seedtune.config.config import Config
 from seedtune.engines import snapshots
@@ -18,6 +18,7 @@ from seedtune.engines.base import Engine
 from seedtune.engines.recorded_arithmetic import Entry
 from seedtune.engines.snapshots import Snapshot
 from seedtune.errors import LedgerError, StorageError
+from seedtune.run import directory, ledger, recorded_config, replay
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,13 +61,13 @@ def verify_run(
     follow from its rewards, another base model, or the first recorded fingerprint that does not come out.
     """
     root = Path(run)
-    contents = ledger.read(replay.RunPaths(root).ledger)
+    contents = ledger.read(directory.RunPaths(root).ledger)
     config = _config(root, contents, model, sets)
     audited = audit(root, config, contents)
     kept = _snapshots(root, contents) if snapshots else []
     engine = engines.create(config)
     with closing(engine):
-        with elsewhere.hinting(contents.header.config.get("engine", config.engine), config):
+        with recorded_config.hinting(contents.header.config.get("engine", config.engine), config):
             replay.check_base(root, contents.header, engine.load())
         watch = replay.Stopwatch(progress)
         found = _replayed((root, config), engine, contents, kept, progress=watch)
@@ -86,18 +87,18 @@ def verify_run(
 
 def _snapshots(root: Path, contents: ledger.Contents) -> list[Snapshot]:
     """Those of generations that the ledger still has."""
-    listed = snapshots.listing(replay.RunPaths(root).snapshots)
+    listed = snapshots.listing(directory.RunPaths(root).snapshots)
     return [one for one in listed if one.generations <= contents.generations]
 
 
 def _config(root: Path, contents: ledger.Contents, model: str | None, sets: Iterable[str]) -> Config:
     """The run's configuration; a ledger that came without its config.yaml says enough."""
-    if replay.RunPaths(root).config.is_file():
-        config = replay.run_config(root)
+    if directory.RunPaths(root).config.is_file():
+        config = recorded_config.run_config(root)
     else:
-        config = replay.config_of(contents.header.config).replace(model=contents.header.model)
-    replay.check_same_run(root, contents.header, config)
-    return elsewhere.for_weights(config, sets, model=model)
+        config = recorded_config.config_of(contents.header.config).replace(model=contents.header.model)
+    recorded_config.check_same_run(root, contents.header, config)
+    return recorded_config.for_weights(config, sets, model=model)
 
 
 def _replayed(

@@ -13,7 +13,7 @@ from tests.landscape import SIZE, applied, climb, evaluate
 from seedtune import strategies
 from seedtune.config.config import Config
 from seedtune.errors import ConfigError
-from seedtune.lineage import Lineage
+from seedtune.run.lineage import Lineage
 from seedtune.strategies.base import tell
 
 SETTINGS: dict[str, Any] = {"population": 32, "sigma": 0.02}

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 import runs
-from seedtune import apply_pack, diff_runs, engines, export_run, ledger, pack_run, replay, tasks, verify_run
+from seedtune import apply_pack, diff_runs, engines, export_run, pack_run, tasks, verify_run
 from seedtune.engines.toy.engine import ToyEngine
 from seedtune.errors import EngineError, LedgerError, RunError
-from seedtune.ledger import Record
+from seedtune.run import directory, ledger, recorded_config
+from seedtune.run.ledger import Record
 from seedtune.trainer import Trainer
 from seedtune.types import CENTRE, Member
 from straggling import Schedule, Straggling, config, some_are_late
@@ -42,7 +43,7 @@ def trained(root: Path, lag: int, **settings) -> Path:
 
 
 def records(root: Path) -> list[Record]:
-    return ledger.read(replay.RunPaths(root).ledger).records
+    return ledger.read(directory.RunPaths(root).ledger).records
 
 
 def ages(root: Path) -> list[list[int]]:
@@ -51,7 +52,7 @@ def ages(root: Path) -> list[list[int]]:
 
 
 def last_fingerprint(root: Path) -> str:
-    contents = ledger.read(replay.RunPaths(root).ledger)
+    contents = ledger.read(directory.RunPaths(root).ledger)
     return contents.fingerprints[contents.generations]
 
 
@@ -87,12 +88,12 @@ def test_replay_gives_the_fingerprint_that_training_had_and_verify_passes(fleet,
 
 def test_a_ledger_alone_is_enough(late, tmp_path):
     (tmp_path / "sent").mkdir()
-    shutil.copy(replay.RunPaths(late).ledger, tmp_path / "sent")
+    shutil.copy(directory.RunPaths(late).ledger, tmp_path / "sent")
     assert verify_run(tmp_path / "sent").fingerprint == last_fingerprint(late)
 
 
 def test_the_ledger_says_that_it_is_of_such_a_run_and_other_engines_verify_it(late):
-    header = ledger.read(replay.RunPaths(late).ledger).header
+    header = ledger.read(directory.RunPaths(late).ledger).header
     assert (header.config["engine"], header.config["lag"]) == ("toy", 2)
     assert verify_run(late, sets=["engine=toy"]).fingerprint == last_fingerprint(late)
 
@@ -185,7 +186,7 @@ def test_a_member_stands_where_the_centre_was_when_its_job_was_handed_out(fleet,
     monkeypatch.setattr(ToyEngine, "evaluate", noted)
     schedule = fleet(Schedule(workers=40, late=some_are_late))
     trained(tmp_path / "run", 2, eval_steps=0, fingerprint_steps=1)
-    contents = ledger.read(replay.RunPaths(tmp_path / "run").ledger)
+    contents = ledger.read(directory.RunPaths(tmp_path / "run").ledger)
     for job in schedule.submitted[5:]:
         assert fingerprints[job.id] == contents.fingerprints[job.sampling.generation]
 
@@ -205,7 +206,7 @@ def test_a_generation_that_nobody_can_evaluate_stops_the_run_and_says_so(fleet, 
     with pytest.raises(EngineError, match="none of the 5 jobs of generation 2 could be evaluated"):
         trained(tmp_path / "run", 2)
     fleet(Schedule())
-    Trainer(replay.run_config(tmp_path / "run")).train(resume=True)
+    Trainer(recorded_config.run_config(tmp_path / "run")).train(resume=True)
     assert verify_run(tmp_path / "run").generations == 8
 
 
@@ -215,7 +216,9 @@ def test_it_climbs_about_as_a_synchronous_run(fleet, tmp_path):
     gains = {}
     for lag in (0, 2):
         root = trained(tmp_path / str(lag), lag, **many, eval_prompts=0, toy={"size": 8})
-        first, last = [row["eval_reward"] for row in runs.rows(replay.RunPaths(root).metrics) if "eval_reward" in row]
+        first, last = [
+            row["eval_reward"] for row in runs.rows(directory.RunPaths(root).metrics) if "eval_reward" in row
+        ]
         gains[lag] = last - first
     assert gains[0] > 0.1
     assert gains[2] > 0.7 * gains[0]
@@ -232,7 +235,7 @@ def test_a_run_that_was_stopped_goes_on_without_the_open_jobs_and_verifies(fleet
         trained(tmp_path / "run", 2)
     before = len(records(tmp_path / "run"))
     fleet(Schedule(late=some_are_late))
-    trainer = Trainer(replay.run_config(tmp_path / "run"))
+    trainer = Trainer(recorded_config.run_config(tmp_path / "run"))
     trainer.train(resume=True)
     found = verify_run(tmp_path / "run", snapshots=True)
     assert (found.generations, found.fingerprint) == (8, trainer.load().fingerprint())
@@ -240,13 +243,13 @@ def test_a_run_that_was_stopped_goes_on_without_the_open_jobs_and_verifies(fleet
 
 
 def test_another_lag_refuses_to_resume(late):
-    other = replay.run_config(late).replace(fleet={"engine": "toy", "workers": 3, "lag": 1})
+    other = recorded_config.run_config(late).replace(fleet={"engine": "toy", "workers": 3, "lag": 1})
     with pytest.raises(RunError, match="lag: 2 → 1"):
         Trainer(other.replace(generations=9)).train(resume=True)
 
 
 def test_other_workers_may_go_on(late, fleet):
-    other = replay.run_config(late).replace(fleet={"engine": "toy", "workers": 9, "lag": 2}, generations=12)
+    other = recorded_config.run_config(late).replace(fleet={"engine": "toy", "workers": 9, "lag": 2}, generations=12)
     fleet(Schedule(workers=9, late=some_are_late))
     Trainer(other).train(resume=True)
     assert verify_run(late).generations == 12
@@ -284,7 +287,7 @@ def test_a_member_that_is_too_old_is_named(fleet, tmp_path):
     root = trained(tmp_path / "run", 3)
     first = next(g for g, old in enumerate(ages(root)) if max(old) > 1)
     runs.edit_ledger(root, lambda data: data["config"].__setitem__("lag", 1) if "config" in data else None)
-    replay.RunPaths(root).config.unlink()
+    directory.RunPaths(root).config.unlink()
     with pytest.raises(LedgerError, match=rf"generation {first} does .*asked for: over fleet.lag=1 before"):
         verify_run(root)
 
@@ -331,7 +334,7 @@ def test_a_synchronous_run_may_not_leave_members_out(fleet, tmp_path):
 
 
 def test_staleness_is_in_the_metrics_of_asynchronous_runs_only(late, fleet, tmp_path):
-    rows = [row for row in runs.rows(replay.RunPaths(late).metrics) if "reward" in row]
+    rows = [row for row in runs.rows(directory.RunPaths(late).metrics) if "reward" in row]
     for row, old in zip(rows, ages(late), strict=True):
         assert row["staleness/mean"] == pytest.approx(np.mean(old))
         assert row["staleness/max"] == max(old)
@@ -340,7 +343,7 @@ def test_staleness_is_in_the_metrics_of_asynchronous_runs_only(late, fleet, tmp_
         asked, used = asked + 8, used + len(old)
         assert row["staleness/open"] == asked - used
     assert all(row["frac_reward_missing"] == 0.0 for row in rows)
-    plain = runs.rows(replay.RunPaths(trained(tmp_path / "plain", 0)).metrics)
+    plain = runs.rows(directory.RunPaths(trained(tmp_path / "plain", 0)).metrics)
     assert not any(key.startswith("staleness") for row in plain for key in row)
 
 

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 import runs
-from seedtune import replay, report
+from seedtune import report
 from seedtune.cli import commands
+from seedtune.run import directory, recorded_config
 from seedtune.trainer import Trainer
 
 
@@ -128,21 +129,21 @@ def test_what_is_no_run_directory_is_named(failure, tmp_path, name):
 
 
 def test_a_run_without_its_ledger_does_not_begin_again(failure, run):
-    replay.RunPaths(run).ledger.unlink()
+    directory.RunPaths(run).ledger.unlink()
     assert failure("resume", run) == f"{run} is not a run directory: it has no ledger.jsonl. Check the path."
 
 
 def test_a_changed_configuration_names_the_setting_and_both_values(failure, run):
     before = runs.ledger_bytes(run)
-    text = replay.RunPaths(run).config.read_text()
-    replay.RunPaths(run).config.write_text(text.replace("sigma: 0.05", "sigma: 0.06"))
+    text = directory.RunPaths(run).config.read_text()
+    directory.RunPaths(run).config.write_text(text.replace("sigma: 0.05", "sigma: 0.06"))
     message = (
         f"{run} was started with another configuration (sigma: 0.05 → 0.06). "
         "Put the recorded values back, or start a new run in another output_dir."
     )
     assert failure("resume", run) == message
     assert failure("export", run, "-o", run.parent / "model") == message
-    replay.RunPaths(run).config.write_text(text)
+    directory.RunPaths(run).config.write_text(text)
     both = failure("resume", run, "--set", "rank=2", "--set", "toy.size=5")
     assert "(rank: 1 → 2; toy.size: 4 → 5)" in both
     assert runs.ledger_bytes(run) == before
@@ -152,7 +153,7 @@ def test_settings_that_change_no_result_may_change_on_resume_and_are_kept(comman
     code, output, errors = command("resume", run, "--generations", "6", "--set", "logging_steps=3")
     assert code == 0, errors
     assert "resuming after generation 5 of 6" in output
-    kept = replay.run_config(run)
+    kept = recorded_config.run_config(run)
     assert (kept.generations, kept.logging_steps) == (6, 3)
 
 
@@ -164,7 +165,7 @@ def test_a_moved_run_goes_on_where_it_is(command, run, tmp_path):
 
 
 def test_a_corrupted_ledger_line_is_named_by_every_command(failure, run, tmp_path):
-    path = replay.RunPaths(run).ledger
+    path = directory.RunPaths(run).ledger
     lines = path.read_bytes().split(b"\n")
     lines[2] = lines[2].replace(b"9", b"8", 1)
     path.write_bytes(b"\n".join(lines))
@@ -205,7 +206,7 @@ def test_on_a_full_disk_nothing_is_lost_and_the_line_says_how_to_go_on(tmp_path,
         f"cannot write {root / file}: the disk is full. Everything up to the last complete generation is safe. "
         f"Free some space and continue with: seedtune resume {root}"
     )
-    Trainer(replay.run_config(root)).train(resume=True)
+    Trainer(recorded_config.run_config(root)).train(resume=True)
     runs.assert_same_run(root, reference)
 
 
@@ -297,7 +298,7 @@ def test_every_logging_steps_th_generation_is_shown(command, config):
 
 
 def test_samples_show_answers_as_they_are(command, run):
-    path = replay.RunPaths(run).samples
+    path = directory.RunPaths(run).samples
     path.write_text(path.read_text().replace('"completion": "', '"completion": "[/INST] :smile: '))
     code, output, _ = command("samples", run, "--limit", "1")
     assert code == 0
@@ -306,7 +307,7 @@ def test_samples_show_answers_as_they_are(command, run):
 
 
 def test_samples_show_figures_before_and_after_with_intervals_and_the_alarms_of_the_end(command, run):
-    paths = replay.RunPaths(run)
+    paths = directory.RunPaths(run)
     rows = [row for row in runs.rows(paths.samples) if row["split"] == "test"]
     last = max(row["generation"] for row in rows)
     for row in rows:

@@ -11,12 +11,13 @@ import pytest
 
 from models import load_engine, save_family
 from runs import assert_same_run, cli, rows, toy, write_config
-from seedtune import Trainer, replay
+from seedtune import Trainer
 from seedtune.config.config import Config
 from seedtune.engines.toy.engine import ToyEngine
 from seedtune.errors import ConfigError
 from seedtune.rewards.base import Reward
 from seedtune.rollouts.evaluator import Evaluator
+from seedtune.run import directory
 from seedtune.tasks.base import Task
 from seedtune.tasks.data.rows import examples
 from seedtune.tasks.environments.base import environment_reward
@@ -97,7 +98,7 @@ def test_a_run_that_is_resumed_ends_as_one_that_never_stopped(tmp_path: Path) ->
     trainer(tmp_path / "whole").train()
     trainer(tmp_path / "parts", generations=2).train()
     trainer(tmp_path / "parts").train(resume=True)
-    whole, parts = (replay.RunPaths(tmp_path / name).ledger.read_bytes() for name in ("whole", "parts"))
+    whole, parts = (directory.RunPaths(tmp_path / name).ledger.read_bytes() for name in ("whole", "parts"))
     assert whole.splitlines()[-1].split(b'"check"')[0] == parts.splitlines()[-1].split(b'"check"')[0]
 
 
@@ -142,7 +143,7 @@ def test_a_shipped_environment_trains_from_a_file_without_python(tmp_path: Path)
     config = toy(tmp_path / "run", generations=1, conversation={"max_turns": 2}).replace(task="number_guessing")
     done = cli("train", write_config(config, tmp_path / "config.yaml"))
     assert done.returncode == 0, done.stderr
-    (sample, *_) = rows(replay.RunPaths(tmp_path / "run").samples)
+    (sample, *_) = rows(directory.RunPaths(tmp_path / "run").samples)
     assert sample["completion"].count("assistant: ") == 2
     assert "user: " in sample["completion"]
 

@@ -9,8 +9,8 @@ import pytest
 from tests.landscape import climb
 
 import runs
-from seedtune import replay
-from seedtune.diagnostics import predicted_drift, signal_alarms
+from seedtune.run import directory
+from seedtune.run.diagnostics import predicted_drift, signal_alarms
 from seedtune.trainer import Trainer
 from seedtune.types import Decay, Term, Update
 
@@ -23,7 +23,7 @@ def random_reward(completions, **_):
 
 
 def metrics(root: Path) -> list[dict]:
-    return [row for row in runs.rows(replay.RunPaths(root).metrics) if "reward" in row]
+    return [row for row in runs.rows(directory.RunPaths(root).metrics) if "reward" in row]
 
 
 def train(root: Path, **settings) -> list[dict]:

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 import runs
-from seedtune import diff_runs, replay
+from seedtune import diff_runs
+from seedtune.run import directory
 from seedtune.trainer import Trainer
 
 
@@ -150,7 +151,7 @@ def test_no_model_is_loaded(run, copy):
 
 
 def test_a_corrupted_ledger_is_named(failure, run, copy):
-    path = replay.RunPaths(copy).ledger
+    path = directory.RunPaths(copy).ledger
     path.write_bytes(path.read_bytes().replace(b"0", b"1", 1))
     assert failure("diff", run, copy).startswith(f"{path} line 1 is corrupted")
     assert failure("diff", run, copy.parent / "nothing").startswith(f"{copy.parent / 'nothing'} is not a run directory")

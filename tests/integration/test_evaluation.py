@@ -13,11 +13,12 @@ import pytest
 import models
 import runs
 from scores import matches, small_letters
-from seedtune import Asking, evaluate, replay
+from seedtune import Asking, evaluate
 from seedtune.config.config import Config
 from seedtune.evaluation import settings_of
 from seedtune.export import export_run
 from seedtune.rewards.base import Reward
+from seedtune.run import directory, replay
 from seedtune.tasks.base import Task
 from seedtune.tasks.data.rows import examples
 from seedtune.trainer import Trainer
@@ -98,14 +99,14 @@ def test_a_result_can_be_written_and_kept_with_the_run(command, run, tmp_path):
     target = tmp_path / "result.json"
     code, _, _ = command("eval", run, "--json", target, "--save", "--against", "2")
     assert code == 0
-    (kept,) = runs.rows(replay.RunPaths(run).evaluations)
+    (kept,) = runs.rows(directory.RunPaths(run).evaluations)
     written = strict(target.read_text())
     for found in (kept, written):
         for subject in found["subjects"]:
             for result in subject["results"]:
                 result.pop("seconds")
     assert kept == written
-    page = replay.RunPaths(run).report.read_text()
+    page = directory.RunPaths(run).report.read_text()
     assert "<h2>Evaluation</h2><p>toy: 3 held-out prompts" in page
     assert "<th class=n>generation 2</th>" in page
     assert "<h2>Evaluations while training</h2>" in page
@@ -135,11 +136,11 @@ def test_other_tasks_are_watched_while_training(command, tmp_path):
     config = runs.write_config(runs.toy(tmp_path / "run", eval_tasks=["conciseness"]), tmp_path / "config.yaml")
     code, output, _ = command("train", config)
     assert code == 0
-    rows = [row for row in runs.rows(replay.RunPaths(tmp_path / "run").metrics) if "eval_reward" in row]
+    rows = [row for row in runs.rows(directory.RunPaths(tmp_path / "run").metrics) if "eval_reward" in row]
     assert [row["generation"] for row in rows] == [0, 2, 4, 5]
     assert all("eval_conciseness/length" in row for row in rows)
     assert "conciseness reward" in output
-    assert "conciseness/reward" in replay.RunPaths(tmp_path / "run").report.read_text()
+    assert "conciseness/reward" in directory.RunPaths(tmp_path / "run").report.read_text()
 
 
 def test_generations_are_guarded_and_a_resumed_run_knows_the_same_base(tmp_path):
@@ -148,7 +149,7 @@ def test_generations_are_guarded_and_a_resumed_run_knows_the_same_base(tmp_path)
     Trainer(config.replace(output_dir=str(tmp_path / "cut"), generations=3)).train()
     Trainer(config.replace(output_dir=str(tmp_path / "cut"))).train(resume=True)
     guarded = [
-        [row["completions/length_change"] for row in runs.rows(replay.RunPaths(root).metrics) if "reward" in row]
+        [row["completions/length_change"] for row in runs.rows(directory.RunPaths(root).metrics) if "reward" in row]
         for root in (tmp_path / "run", tmp_path / "cut")
     ]
     assert guarded[0] == guarded[1]
@@ -158,7 +159,7 @@ def test_generations_are_guarded_and_a_resumed_run_knows_the_same_base(tmp_path)
 def test_suspicious_samples_are_shown_with_the_reason_and_both_answers(command, run):
     code, output, _ = command("samples", run, "--suspicious")
     assert (code, output.strip()) == (0, f"{run}: no recorded answer looks suspicious")
-    path = replay.RunPaths(run).samples
+    path = directory.RunPaths(run).samples
     rows = runs.rows(path)
     rows[-1]["completion"] = ""
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -200,7 +201,7 @@ def test_an_exported_model_is_evaluated_to_the_numbers_of_the_run_at_that_genera
     export_run(run, tmp_path / "model", generation=3)
     asking = Asking(samples=4, ks=(1, 2, 4), temperature=1.0)
     ours = evaluate(run, on=[TASK], generation=3, asking=asking)
-    config = settings_of(tmp_path / "model", file=replay.RunPaths(run).config)
+    config = settings_of(tmp_path / "model", file=directory.RunPaths(run).config)
     theirs = evaluate(tmp_path / "model", on=[TASK], asking=asking, config=config)
     assert ours.subjects[0].results[0].estimates == theirs.subjects[0].results[0].estimates
     assert ours.subjects[0].results[0].estimates["sampled_reward"].low is not None

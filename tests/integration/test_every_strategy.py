@@ -12,8 +12,9 @@ from tests.contract.test_strategies import STRATEGIES
 import models
 import runs
 from scores import small_letters
-from seedtune import Trainer, replay, verify_run
+from seedtune import Trainer, verify_run
 from seedtune.config.config import Config
+from seedtune.run import directory
 
 SMALL = {"population": 8, "sigma": 0.05, "fingerprint_steps": 1, "eval_steps": 0, "save_steps": 3, "generations": 7}
 MORE: dict[str, dict[str, Any]] = {
@@ -100,7 +101,7 @@ def base(tmp_path_factory) -> Path:
 def test_a_tiny_language_model_learns_and_its_run_verifies(tmp_path, base, settings):
     trainer = transformer(tmp_path / "run", base, **settings)
     after = trainer.train()["eval_reward"]
-    rows = runs.rows(replay.RunPaths(tmp_path / "run").metrics)
+    rows = runs.rows(directory.RunPaths(tmp_path / "run").metrics)
     before = next(row["eval_reward"] for row in rows if "eval_reward" in row)
     assert after > before + 0.05
     assert verify_run(tmp_path / "run").matched == (4, 8, 12, 16)

@@ -14,9 +14,9 @@ import pytest
 import runs
 from crews import At, Attacker, alone, fleet, ray_here, turn_until
 from models import save_family
-from seedtune import replay
 from seedtune.engines.ray import worker_pool
 from seedtune.engines.ray.status_file import ask, status_of
+from seedtune.run import directory, recorded_config
 from seedtune.trainer import Trainer
 from waiting import alive, wait_until
 
@@ -53,7 +53,7 @@ def trained(config, **how) -> Trainer:
 
 
 def counted(root: Path, name: str) -> float:
-    return sum(row.get(f"fleet/{name}", 0) for row in runs.rows(replay.RunPaths(root).metrics))
+    return sum(row.get(f"fleet/{name}", 0) for row in runs.rows(directory.RunPaths(root).metrics))
 
 
 # ---------------------------------------------------------------------------------------- any number of workers
@@ -168,7 +168,7 @@ def test_losing_one_of_two_workers_costs_its_job_once_more_and_no_generation(tmp
     assert len({span.number for span in jobs}) == len(jobs), "no finished job was done twice"
     assert counted(tmp_path / "run", "lost") == 1
     assert counted(tmp_path / "run", "retried") <= 1
-    rows = runs.rows(replay.RunPaths(tmp_path / "run").metrics)
+    rows = runs.rows(directory.RunPaths(tmp_path / "run").metrics)
     assert any("is lost" in alarm for row in rows for alarm in row.get("alarms", ()))
 
 
@@ -192,7 +192,7 @@ def test_a_run_whose_process_is_killed_leaves_no_worker_behind_and_goes_on(tmp_p
     config = fleet(tmp_path / "run", toy={"size": 6, "delay": 0.5})
     file = runs.write_config(config, tmp_path / "config.yaml")
     driver = subprocess.Popen(runs.command("train", file), env=runs.environment(), stderr=subprocess.PIPE, text=True)
-    paths = replay.RunPaths(tmp_path / "run")
+    paths = directory.RunPaths(tmp_path / "run")
     assert wait_until(lambda: paths.metrics.exists() and len(runs.rows(paths.metrics)) > 3, process=driver)
     workers = [one["pid"] for one in status_of(paths.root)["workers"] if one["pid"]]
     driver.kill()
@@ -202,7 +202,7 @@ def test_a_run_whose_process_is_killed_leaves_no_worker_behind_and_goes_on(tmp_p
     wait_until(lambda: not any(map(alive, workers)))
     copy = shutil.copytree(paths.root, tmp_path / "copy")
     for root, engine in ((paths.root, "fleet"), (copy, "toy")):
-        resumed = Trainer(replay.run_config(root).replace(engine=engine, toy={"size": 6}))
+        resumed = Trainer(recorded_config.run_config(root).replace(engine=engine, toy={"size": 6}))
         resumed.train(resume=True)
         resumed.engine.close()
         runs.assert_same_run(root, reference)

@@ -20,9 +20,9 @@ import pytest
 
 import runs
 from crews import alone, fleet
-from seedtune import ledger, replay
 from seedtune.engines.ray.status_file import STATUS, status_of
 from seedtune.errors import ConfigError, MissingExtraError, RunError
+from seedtune.run import directory, ledger
 from seedtune.trainer import Trainer
 from seedtune.verify import verify_run
 from waiting import BOUND, alive, wait_until
@@ -84,7 +84,7 @@ def start(*arguments: str | Path) -> subprocess.Popen[str]:
 
 
 def generations(root: Path) -> int:
-    path = replay.RunPaths(root).metrics
+    path = directory.RunPaths(root).metrics
     return sum("reward" in row for row in runs.rows(path)) if path.exists() else 0
 
 
@@ -195,10 +195,10 @@ def test_two_workers_of_vllm_and_one_of_transformers_hold_the_same_weights(tmp_p
     driver = start("train", file)
     out, errors = driver.communicate(timeout=BOUND)
     assert driver.returncode == 0, errors + out
-    rows = [row for row in runs.rows(replay.RunPaths(root).metrics) if "fleet/workers" in row]
+    rows = [row for row in runs.rows(directory.RunPaths(root).metrics) if "fleet/workers" in row]
     assert [row["fleet/workers"] for row in rows] == [3.0] * 5
     assert sum(row["fleet/lost"] for row in rows) == 0, "no worker held other weights at any of five comparisons"
-    contents = ledger.read(replay.RunPaths(root).ledger)
+    contents = ledger.read(directory.RunPaths(root).ledger)
     assert contents.header.config["engine"] == "transformers+vllm"
     assert sorted(contents.fingerprints) == [1, 2, 3, 4, 5]
     assert verify_run(root).matched == (1, 2, 3, 4, 5)

@@ -11,11 +11,11 @@ import pytest
 
 import runs
 from crews import At, alone, fleet, inline
-from seedtune import ledger, replay
 from seedtune.engines import create
 from seedtune.engines.ray import controller, protocol, worker_spec
 from seedtune.engines.ray import engine as fleet_engine
 from seedtune.errors import ConfigError, DataError, EngineError
+from seedtune.run import directory, ledger
 from seedtune.trainer import Trainer
 from seedtune.types import CENTRE, Job, Member, Prompt, Sampling, Term, Update
 from seedtune.verify import verify_run
@@ -29,7 +29,7 @@ def reference(tmp_path_factory) -> Path:
 
 
 def metrics(root: Path) -> list[dict]:
-    return runs.rows(replay.RunPaths(root).metrics)
+    return runs.rows(directory.RunPaths(root).metrics)
 
 
 def counted(root: Path, name: str) -> float:
@@ -87,7 +87,7 @@ def test_a_job_that_kills_every_worker_costs_its_members_their_reward_and_nothin
     root = tmp_path / "run"
     with inline(fault=fault):
         Trainer(fleet(root, fleet={"workers": 2, "retries": 1})).train()
-    records = ledger.read(replay.RunPaths(root).ledger).records
+    records = ledger.read(directory.RunPaths(root).ledger).records
     missing = [[m for m, r in zip(rec.plan.members, rec.rewards, strict=True) if r != r] for rec in records]
     assert [len(members) for members in missing] == [0, 0, 4, 0, 0, 0, 0, 0]
     assert Member(2, 1, 1) in missing[2]
@@ -135,7 +135,7 @@ def test_a_worker_whose_weights_differ_is_named_and_rebuilt(tmp_path, workers):
         Trainer(fleet(root, fleet={"workers": workers})).train()
     told = [alarm for row in metrics(root) for alarm in row.get("alarms", ()) if "fingerprint" in alarm]
     assert any("worker toy-1" in alarm for alarm in told)
-    assert verify_run(root).fingerprint == ledger.read(replay.RunPaths(root).ledger).fingerprints[8]
+    assert verify_run(root).fingerprint == ledger.read(directory.RunPaths(root).ledger).fingerprints[8]
 
 
 def test_fewer_workers_are_no_reason_to_wait_for_one_that_is_gone(tmp_path, reference):

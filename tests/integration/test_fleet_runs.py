@@ -8,9 +8,9 @@ import pytest
 
 import runs
 from crews import alone, fleet, inline
-from seedtune import ledger, replay
 from seedtune.errors import ConfigError
 from seedtune.export import export_run
+from seedtune.run import directory, ledger, recorded_config
 from seedtune.trainer import Trainer
 from seedtune.verify import verify_run
 
@@ -47,7 +47,7 @@ def test_a_run_that_goes_back_after_a_collapse_has_the_ledger_of_one_process(tmp
     settings = {"generations": 30, "alpha": 30.0, "step_size": "fixed", "collapse_guard": "yes", "population": 8}
     config = fleet(tmp_path / "fleet", **settings)
     Trainer(alone(config, tmp_path / "alone")).train()
-    records = ledger.read(replay.RunPaths(tmp_path / "alone").ledger).records
+    records = ledger.read(directory.RunPaths(tmp_path / "alone").ledger).records
     assert any(record.back_to is not None for record in records), "nothing collapsed"
     with inline():
         Trainer(config).train()
@@ -58,7 +58,7 @@ def test_a_fleets_run_is_exported_and_resumed_by_one_process(tmp_path):
     config = fleet(tmp_path / "run")
     with inline():
         Trainer(config.replace(generations=5)).train()
-    Trainer(replay.run_config(tmp_path / "run").replace(engine="toy", generations=8)).train(resume=True)
+    Trainer(recorded_config.run_config(tmp_path / "run").replace(engine="toy", generations=8)).train(resume=True)
     export_run(tmp_path / "run", tmp_path / "model")
     assert (tmp_path / "model" / "model.safetensors").is_file()
     assert verify_run(tmp_path / "run").generations == 8
@@ -76,7 +76,7 @@ def test_a_member_costs_few_bytes_whatever_the_size_of_the_model(tmp_path, worke
         root = tmp_path / str(size)
         with inline():
             Trainer(fleet(root, **settings, **how)).train()
-        rows = [row for row in runs.rows(replay.RunPaths(root).metrics) if "fleet/workers" in row]
+        rows = [row for row in runs.rows(directory.RunPaths(root).metrics) if "fleet/workers" in row]
         found[size] = [row["fleet/bytes_per_member"] for row in rows]
         assert all(row["fleet/bytes_sent"] + row["fleet/bytes_received"] > 33 for row in rows)
     assert max(abs(one - two) for one, two in zip(*found.values(), strict=True)) < 1.0
@@ -96,8 +96,8 @@ def test_an_update_takes_late_members_and_the_ledger_still_verifies(tmp_path, la
     settings = {"alpha": 0.1, "generations": 20, "population": 32, "members_per_job": 2}
     with inline(seed=5, fault=slow_first):
         Trainer(fleet(root, **settings, fleet={"workers": 5, "lag": lag})).train()
-    rows = [row for row in runs.rows(replay.RunPaths(root).metrics) if "staleness/mean" in row]
-    records = ledger.read(replay.RunPaths(root).ledger).records
+    rows = [row for row in runs.rows(directory.RunPaths(root).metrics) if "staleness/mean" in row]
+    records = ledger.read(directory.RunPaths(root).ledger).records
     ages = [record.plan.generation - member.generation for record in records for member in record.plan.members]
     assert len(rows) == 20
     assert 0 < max(ages) <= lag
@@ -111,7 +111,7 @@ def test_a_late_run_goes_on_after_a_stop_and_verifies(tmp_path):
     config = fleet(root, **settings, fleet={"workers": 5, "lag": 2})
     with inline(seed=2):
         Trainer(config).train()
-        Trainer(replay.run_config(root).replace(generations=16)).train(resume=True)
+        Trainer(recorded_config.run_config(root).replace(generations=16)).train(resume=True)
     assert verify_run(root).generations == 16
 
 

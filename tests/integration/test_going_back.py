@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 
 import runs
-from seedtune import apply_pack, export_run, ledger, pack_run, replay, verify_run
+from seedtune import apply_pack, export_run, pack_run, verify_run
 from seedtune.errors import LedgerError
-from seedtune.lineage import Lineage
 from seedtune.numerics.momentum import Memory
+from seedtune.run import directory, ledger, recorded_config
+from seedtune.run.lineage import Lineage
 from seedtune.tasks.builtin.toy import closeness
 from seedtune.trainer import Trainer
 
@@ -45,7 +46,7 @@ def root(request, tmp_path) -> Path:
 
 
 def contents(root: Path) -> ledger.Contents:
-    return ledger.read(replay.RunPaths(root).ledger)
+    return ledger.read(directory.RunPaths(root).ledger)
 
 
 def back_of(root: Path) -> ledger.Record:
@@ -61,7 +62,7 @@ def test_a_collapse_is_gone_back_on_and_told(root):
     assert 0 < back.back_to < 8
     prints = contents(root).fingerprints
     assert prints[at + 1] == prints[back.back_to] != prints[at]
-    (told,) = [row["alarms"] for row in runs.rows(replay.RunPaths(root).metrics) if row["generation"] == at + 1]
+    (told,) = [row["alarms"] for row in runs.rows(directory.RunPaths(root).metrics) if row["generation"] == at + 1]
     assert told == [
         f"rewards collapsed: back to the model after generation {back.back_to}, and on with half the step. Lower sigma."
     ]
@@ -105,7 +106,7 @@ def test_a_pack_and_every_export_have_the_bits_of_the_run(root, tmp_path):
 
 
 def test_resuming_after_the_way_back_gives_the_same_run(root, tmp_path):
-    config = replay.run_config(root)
+    config = recorded_config.run_config(root)
     again = Trainer(
         config.replace(output_dir=str(tmp_path / "cut"), generations=11),
         reward_funcs=Cliff(9, 11),
@@ -129,10 +130,10 @@ def test_a_ledger_from_before_adaptive_steps_verifies_and_resumes(tmp_path):
             data["state"] = {}
 
     runs.edit_ledger(tmp_path / "run", age)
-    paths = replay.RunPaths(tmp_path / "run")
+    paths = directory.RunPaths(tmp_path / "run")
     paths.config.write_text("".join(x for x in paths.config.read_text().splitlines(True) if "step_size" not in x))
     assert verify_run(tmp_path / "run").generations == 4
-    Trainer(replay.run_config(tmp_path / "run").replace(generations=5)).train(resume=True)
+    Trainer(recorded_config.run_config(tmp_path / "run").replace(generations=5)).train(resume=True)
     assert [record.alpha for record in contents(tmp_path / "run").records] == [0.025] * 5
 
 

@@ -8,9 +8,10 @@ import pytest
 
 import hostile
 import runs
-from seedtune import replay, verify_run
+from seedtune import verify_run
 from seedtune.errors import RewardError
 from seedtune.rewards.execution import process
+from seedtune.run import directory
 from seedtune.trainer import Trainer
 
 DATA = [{"prompt": f"word {index}"} for index in range(6)]
@@ -43,7 +44,7 @@ def trainer(root, functions, **settings) -> Trainer:
 
 
 def metrics(root) -> list[dict]:
-    return [row for row in runs.rows(replay.RunPaths(root).metrics) if "reward" in row]
+    return [row for row in runs.rows(directory.RunPaths(root).metrics) if "reward" in row]
 
 
 def test_a_run_outlives_every_reward_that_fails_on_some_completions(tmp_path, caplog, capfd):
@@ -56,7 +57,7 @@ def test_a_run_outlives_every_reward_that_fails_on_some_completions(tmp_path, ca
     assert {name: row[f"rewards/{name}/failed"] for name in expected} == expected
     assert row["frac_reward_missing"] == 0.0  # sometimes_prints_much has a value everywhere
     assert len([alarm for alarm in row["alarms"] if "failed on 3 of 18 completions" in alarm]) == len(failing)
-    failures = runs.rows(replay.RunPaths(tmp_path / "run").failures)
+    failures = runs.rows(directory.RunPaths(tmp_path / "run").failures)
     assert {(row["after_generation"], row["reward"]) for row in failures} == {(0, name) for name in failing}
     assert all(row["prompt_id"] == 0 for row in failures)
     assert len([record for record in caplog.records if "shown once" in record.getMessage()]) == len(failing)
@@ -73,7 +74,7 @@ def test_the_ledger_does_not_depend_on_how_rewards_are_run(tmp_path):
 
 def test_a_reward_that_starts_to_fail_stops_the_run_which_then_goes_on_as_if_it_had_not(tmp_path):
     def digits(completions, **_):
-        metrics = replay.RunPaths(tmp_path / "run").metrics
+        metrics = directory.RunPaths(tmp_path / "run").metrics
         if metrics.exists() and '"reward"' in metrics.read_text(encoding="utf-8"):
             raise OSError("the judge is gone")
         return hostile.digits(completions)
@@ -82,7 +83,7 @@ def test_a_reward_that_starts_to_fail_stops_the_run_which_then_goes_on_as_if_it_
         trainer(tmp_path / "run", digits).train()
     assert "'digits' failed on 16 of 30 completions, more than max_reward_failures=0.5 allows" in str(caught.value)
     assert str(caught.value).endswith("Nothing is lost: go on with Trainer(...).train(resume=True).")
-    failures = runs.rows(replay.RunPaths(tmp_path / "run").failures)
+    failures = runs.rows(directory.RunPaths(tmp_path / "run").failures)
     assert {row["error"] for row in failures} == {"raised OSError: the judge is gone"}
     for root in ("run", "straight"):
         trainer(tmp_path / root, hostile.digits).train(resume=root == "run")

@@ -15,11 +15,11 @@ import yaml
 import runs
 from judges import chat, serving
 from models import save_family
-from seedtune import ledger, replay
 from seedtune.config.config import Config
 from seedtune.config.yaml_file import load_config
 from seedtune.errors import ConfigError, DataError
 from seedtune.rollouts.prompts import prompt_of
+from seedtune.run import directory, ledger, recorded_config
 from seedtune.trainer import Trainer
 from seedtune.types import CENTRE, Job, Sampling
 
@@ -68,7 +68,7 @@ def toy(root: Path | str, **settings) -> Config:
 
 
 def metrics(root: Path) -> list[dict]:
-    return [row for row in runs.rows(replay.RunPaths(root).metrics) if "reward" in row]
+    return [row for row in runs.rows(directory.RunPaths(root).metrics) if "reward" in row]
 
 
 ONE = ("train", "--model", "toy", "--train-dataset", "data.jsonl", "--reward", "rewards.py:closeness")
@@ -128,7 +128,7 @@ def test_every_adapter_trains_to_the_same_bits(folder, command):
         arguments = ("--model", "toy", "--train-dataset", data, "--reward", reward)
         code, _, errors = command("train", *arguments, *sets("generations=2", f"output_dir={name}"))
         assert code == 0, errors
-        records.append(ledger.read(replay.RunPaths(folder / name).ledger).records)
+        records.append(ledger.read(directory.RunPaths(folder / name).ledger).records)
     assert records[0] == records[1] == records[2]
 
 
@@ -141,7 +141,7 @@ def test_python_takes_functions_paths_and_mappings_alike(folder):
     records = []
     for number, (reward, train) in enumerate(zip(given, data, strict=True)):
         Trainer(toy(f"run{number}"), model="toy", reward_funcs=reward, train_dataset=train).train()
-        records.append(ledger.read(replay.RunPaths(Path(f"run{number}")).ledger).records)
+        records.append(ledger.read(directory.RunPaths(Path(f"run{number}")).ledger).records)
     assert records[0] == records[1] == records[2]
 
 
@@ -182,7 +182,7 @@ def test_a_run_of_python_objects_says_that_only_its_program_can_resume_it(folder
     Trainer(toy("run"), model="toy", **given).train()
     line = failure("resume", "run", "--generations", "4")
     assert line == f"{message} Python objects: resume it from Python with the same Trainer."
-    again = Trainer(replay.run_config(Path("run")).replace(generations=4), **given)
+    again = Trainer(recorded_config.run_config(Path("run")).replace(generations=4), **given)
     again.train(resume=True)
     assert again.generation == 4
 

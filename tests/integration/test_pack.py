@@ -12,9 +12,10 @@ import yaml
 from safetensors.numpy import load_file
 
 import runs
-from seedtune import Rights, apply_pack, export_run, ledger, pack_run, packfile, replay, sealing
+from seedtune import Rights, apply_pack, export_run, pack_run, packfile
 from seedtune.errors import PackError
 from seedtune.pack import licence_of
+from seedtune.run import directory, ledger, recorded_config, replay, sealing
 from seedtune.trainer import Trainer
 
 
@@ -88,7 +89,7 @@ def test_a_fingerprint_after_some_earlier_generations_travels_along(tmp_path):
     root = trained(tmp_path / "run", generations=40, fingerprint_steps=2)
     about = pack_run(root, tmp_path / "pack").about
     assert list(about.fingerprints) == ["2", "10", "20", "30", "40"]
-    recorded = ledger.read(replay.RunPaths(root).ledger).fingerprints
+    recorded = ledger.read(directory.RunPaths(root).ledger).fingerprints
     assert about.fingerprints == {done: recorded[int(done)] for done in about.fingerprints}
 
 
@@ -113,7 +114,7 @@ def test_the_first_line_says_what_it_is_and_whose(run, tmp_path):
     rights = Rights(licence="apache-2.0", base_licence="llama: 3\nx", note="by me — see [paper]")
     pack_run(run, tmp_path / "pack", rights=rights)
     header = json.loads((tmp_path / "pack").read_bytes().split(b"\n")[0])
-    recorded = ledger.read(replay.RunPaths(run).ledger).header
+    recorded = ledger.read(directory.RunPaths(run).ledger).header
     assert header["base_fingerprint"] == recorded.base_fingerprint
     assert (header["model"], header["noise"], header["centre"]) == ("toy", "v1", "float32")
     assert header["config"]["seed"] == 0
@@ -195,7 +196,7 @@ def test_an_edited_file_is_refused(failure, file, tmp_path):
 
 
 def test_another_file_is_refused(failure, run, tmp_path):
-    told = refused(failure, tmp_path, replay.RunPaths(run).ledger)
+    told = refused(failure, tmp_path, directory.RunPaths(run).ledger)
     assert told.endswith("ledger.jsonl is not a pack. Give a file that 'seedtune pack' wrote.")
     assert refused(failure, tmp_path, tmp_path / "nothing").endswith("No such file or directory. Check the path.")
 
@@ -303,7 +304,7 @@ def test_a_pack_that_cannot_be_written_leaves_nothing(failure, run, tmp_path):
 
 def test_an_applied_model_answers_as_the_trained_one(run, file, tmp_path):
     apply_pack("toy", file, tmp_path / "model")
-    config = replay.run_config(run)
-    engine, _ = replay.load(run, config, ledger.read(replay.RunPaths(run).ledger))
+    config = recorded_config.run_config(run)
+    engine, _ = replay.load(run, config, ledger.read(directory.RunPaths(run).ledger))
     saved = load_file(tmp_path / "model" / "model.safetensors")
     assert all(np.array_equal(saved[name], array) for name, array in engine.centre.tensors.items())

@@ -9,8 +9,8 @@ from safetensors.numpy import load_file
 import runs
 import seedtune
 from scores import brevity, closeness
-from seedtune import ledger, replay
 from seedtune.errors import ConfigError, DataError, RewardError, RunError
+from seedtune.run import directory, ledger, recorded_config
 from seedtune.trainer import Trainer
 
 DATA = [{"prompt": f"word {index}", "target": index / 10} for index in range(6)]
@@ -78,7 +78,7 @@ def test_a_run_on_own_data_resumes_from_python_to_the_same_bits(tmp_path):
 def test_a_run_on_own_data_cannot_be_resumed_without_it(tmp_path):
     trainer(tmp_path).train()
     with pytest.raises(ConfigError, match="resume it from Python with the same Trainer"):
-        Trainer(replay.run_config(tmp_path))
+        Trainer(recorded_config.run_config(tmp_path))
 
 
 def test_resuming_what_is_not_there_is_an_error(tmp_path):
@@ -120,17 +120,17 @@ def test_callbacks_hear_of_everything_in_order(tmp_path):
 
 def test_several_rewards_are_weighted_and_reported_by_name(tmp_path):
     trainer(tmp_path, reward_funcs=[closeness, brevity], reward_weights=[1.0, 0.0]).train()
-    metrics = next(row for row in runs.rows(replay.RunPaths(tmp_path).metrics) if "reward" in row)
+    metrics = next(row for row in runs.rows(directory.RunPaths(tmp_path).metrics) if "reward" in row)
     assert metrics["rewards/brevity/mean"] < -5
     alone = tmp_path / "alone"
     trainer(alone).train()
-    first, second = (ledger.read(replay.RunPaths(root).ledger).records for root in (tmp_path, alone))
+    first, second = (ledger.read(directory.RunPaths(root).ledger).records for root in (tmp_path, alone))
     assert first == second
 
 
 def test_every_prompt_is_drawn_once_an_epoch_in_an_order_of_its_own(tmp_path):
     trainer(tmp_path, runs.toy(tmp_path, generations=4)).train()
-    drawn = [record.prompts for record in ledger.read(replay.RunPaths(tmp_path).ledger).records]
+    drawn = [record.prompts for record in ledger.read(directory.RunPaths(tmp_path).ledger).records]
     epochs = [drawn[0] + drawn[1], drawn[2] + drawn[3]]
     assert [sorted(epoch) for epoch in epochs] == [list(range(6))] * 2
     assert epochs[0] != epochs[1]
@@ -138,7 +138,7 @@ def test_every_prompt_is_drawn_once_an_epoch_in_an_order_of_its_own(tmp_path):
 
 def test_more_prompts_than_there_are_means_all_of_them(tmp_path):
     trainer(tmp_path, runs.toy(tmp_path, generations=2, prompts_per_generation=100)).train()
-    assert all(len(record.prompts) == 6 for record in ledger.read(replay.RunPaths(tmp_path).ledger).records)
+    assert all(len(record.prompts) == 6 for record in ledger.read(directory.RunPaths(tmp_path).ledger).records)
 
 
 def test_without_held_out_data_training_returns_nothing(tmp_path):
@@ -205,7 +205,7 @@ def test_members_that_cannot_be_scored_raise_an_alarm_and_move_nothing(tmp_path)
     fingerprint = one.engine.fingerprint()
     one.train()
     assert one.engine.fingerprint() == fingerprint
-    metrics = [row for row in runs.rows(replay.RunPaths(tmp_path).metrics) if "reward" in row]
+    metrics = [row for row in runs.rows(directory.RunPaths(tmp_path).metrics) if "reward" in row]
     assert all("no member could be scored" in row["alarms"][0] for row in metrics)
 
 

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from seedtune import ledger
 from seedtune.config.sections import TransformersSettings
 from seedtune.engines.transformers.engine import TransformersEngine
 from seedtune.numerics.noise import Noise
+from seedtune.run import ledger
 from seedtune.types import CENTRE, Job, Prompt, Sampling
 from waiting import wait_until
 

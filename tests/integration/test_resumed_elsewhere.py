@@ -11,15 +11,16 @@ import pytest
 import runs
 from crews import At, alone, fleet, inline
 from models import save_family
-from seedtune import apply_pack, diff_runs, elsewhere, export_run, ledger, pack_run, replay, verify_run
+from seedtune import apply_pack, diff_runs, export_run, pack_run, verify_run
 from seedtune.config.config import Config
 from seedtune.engines.ray import protocol
 from seedtune.engines.toy import engine
 from seedtune.engines.transformers.engine import TransformersEngine
 from seedtune.errors import ConfigError, LedgerError, RunError
 from seedtune.evaluation import evaluate, settings_of
-from seedtune.ledger import Header, Ledger
 from seedtune.numerics.machine import processor
+from seedtune.run import directory, ledger, recorded_config
+from seedtune.run.ledger import Header, Ledger
 from seedtune.trainer import Trainer
 
 NUMPY = {"name": "numpy", "version": np.__version__}
@@ -35,7 +36,7 @@ def trained(root: Path, **settings) -> Path:
 
 
 def contents(root: Path) -> ledger.Contents:
-    return ledger.read(replay.RunPaths(root).ledger)
+    return ledger.read(directory.RunPaths(root).ledger)
 
 
 def begun_with(entry: dict, root: Path) -> None:
@@ -61,7 +62,7 @@ def test_the_header_says_how_rewards_are_computed_and_the_identity_does_not(shor
 
 def test_a_change_is_a_line_with_a_checksum_and_the_newest_counts(tmp_path):
     path = tmp_path / "ledger.jsonl"
-    with_changes = shutil.copy(replay.RunPaths(trained(tmp_path / "run", generations=2)).ledger, path)
+    with_changes = shutil.copy(directory.RunPaths(trained(tmp_path / "run", generations=2)).ledger, path)
     book, _ = Ledger.resume(path)
     book.append_arithmetic(2, OTHER)
     book.append_arithmetic(2, FMA32)
@@ -82,7 +83,7 @@ def test_a_change_is_a_line_with_a_checksum_and_the_newest_counts(tmp_path):
     ],
 )
 def test_a_sealed_change_that_is_none_is_named(short, line, told):
-    book, _ = Ledger.resume(replay.RunPaths(short).ledger)
+    book, _ = Ledger.resume(directory.RunPaths(short).ledger)
     book._append(line)
     book.close()
     with pytest.raises(LedgerError, match=told):
@@ -113,14 +114,14 @@ def test_named_products_go_on_and_the_ledger_says_from_where(command, short):
     assert code == 0
     found = contents(short)
     assert (found.generations, found.header.arithmetic, found.changes) == (4, OTHER, {2: HERE})
-    rows = [row for row in runs.rows(replay.RunPaths(short).metrics) if "products" in row]
+    rows = [row for row in runs.rows(directory.RunPaths(short).metrics) if "products" in row]
     assert [row["generation"] for row in rows] == [0, 2]
     Trainer(runs.toy(short, generations=5)).train(resume=True)  # auto again: what the newest line says is here
     assert contents(short).changes == {2: HERE}
 
 
 def test_metrics_that_were_lost_say_again_what_the_ledger_knows(changed):
-    path = replay.RunPaths(changed).metrics
+    path = directory.RunPaths(changed).metrics
     path.unlink()
     Trainer(runs.toy(changed, generations=6)).train(resume=True)
     rows = [row for row in runs.rows(path) if "products" in row]
@@ -182,8 +183,8 @@ def test_a_run_of_another_machine_is_verified_packed_applied_exported_and_evalua
 
 def test_weights_need_no_products_that_a_run_names():
     config = Config.create({"transformers": {"products": "bf16dot"}})
-    assert elsewhere.for_weights(config).transformers.products == "auto"
-    assert elsewhere.with_settings(config, ["transformers.products=fma32"]).transformers.products == "fma32"
+    assert recorded_config.for_weights(config).transformers.products == "auto"
+    assert recorded_config.with_settings(config, ["transformers.products=fma32"]).transformers.products == "fma32"
 
 
 def test_diff_names_the_arithmetic_where_two_runs_part(changed, tmp_path):
@@ -249,7 +250,7 @@ def test_a_run_goes_on_with_the_recorded_kind_where_auto_would_take_another(tiny
     begun_with({**recorded, "library": {**recorded["library"], "instructions": _instructions()}}, root)
     Trainer(tiny.replace(generations=2)).train(resume=True)  # auto would be fma32 here
     assert contents(root).changes == {}
-    assert replay.run_config(root).transformers.products == "auto"
+    assert recorded_config.run_config(root).transformers.products == "auto"
 
 
 def _instructions() -> str:
@@ -299,7 +300,7 @@ def test_a_dry_run_and_the_first_line_of_the_metrics_say_the_products(command, s
     assert code == 0
 
     assert f"products: {LINE}" in output.splitlines()
-    first, *others = runs.rows(replay.RunPaths(short).metrics)
+    first, *others = runs.rows(directory.RunPaths(short).metrics)
     assert first == {"generation": 0, "products": LINE, "arithmetic": HERE}
     assert not any("products" in row for row in others)
 

@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 import runs
-from seedtune import replay, verify_run
+from seedtune import verify_run
 from seedtune.engines import base, create, snapshots
 from seedtune.engines.toy.engine import ToyEngine
 from seedtune.errors import LedgerError, RunError
+from seedtune.run import directory
 from seedtune.trainer import Trainer
 
 
@@ -73,21 +74,21 @@ def test_coefficients_per_prompt_are_checked_up_to_a_factor_and_that_is_said(com
 
 def test_snapshots_are_not_used_and_not_needed(run):
     reference = verify_run(run)
-    for folder in replay.RunPaths(run).snapshots.iterdir():
+    for folder in directory.RunPaths(run).snapshots.iterdir():
         (folder / "centre.safetensors").write_bytes(b"x")
     assert verify_run(run).fingerprint == reference.fingerprint
-    shutil.rmtree(replay.RunPaths(run).snapshots)
+    shutil.rmtree(directory.RunPaths(run).snapshots)
     assert verify_run(run, snapshots=True).snapshots == ()
 
 
 def test_a_ledger_alone_is_enough(run, tmp_path):
     (tmp_path / "sent").mkdir()
-    shutil.copy(replay.RunPaths(run).ledger, tmp_path / "sent")
+    shutil.copy(directory.RunPaths(run).ledger, tmp_path / "sent")
     assert verify_run(tmp_path / "sent").matched == (2, 4, 5)
 
 
 def test_a_torn_last_line_and_generations_without_a_fingerprint_are_told(command, run):
-    path = replay.RunPaths(run).ledger
+    path = directory.RunPaths(run).ledger
     path.write_bytes(path.read_bytes()[:-10])
     code, output, _ = command("verify", run)
     assert code == 0
@@ -100,7 +101,7 @@ def test_a_torn_last_line_and_generations_without_a_fingerprint_are_told(command
 def test_a_run_without_fingerprints_says_that_there_is_nothing_to_compare_with(command, tmp_path):
     root = trained(tmp_path / "run", generations=2)
     lines = runs.ledger_bytes(root).splitlines(keepends=True)
-    replay.RunPaths(root).ledger.write_bytes(b"".join(lines[:2]))
+    directory.RunPaths(root).ledger.write_bytes(b"".join(lines[:2]))
     code, output, _ = command("verify", root)
     assert code == 0
     assert output.splitlines()[-1] == "verified: no fingerprint is recorded to compare"
@@ -129,7 +130,7 @@ def test_generations_are_applied_in_batches_cut_at_recorded_fingerprints(tmp_pat
 
 
 def test_a_flipped_bit_in_the_ledger_is_named_by_its_line(failure, run):
-    path = replay.RunPaths(run).ledger
+    path = directory.RunPaths(run).ledger
     whole = path.read_bytes()
     for line, start in enumerate([0, *(i + 1 for i, byte in enumerate(whole[:-1]) if byte == ord("\n"))], start=1):
         path.write_bytes(whole[: start + 30] + bytes([whole[start + 30] ^ 1]) + whole[start + 31 :])
@@ -223,7 +224,7 @@ def test_a_changed_header_is_named_by_the_setting(run):
 
 def test_a_changed_seed_in_a_ledger_that_came_alone_gives_other_fingerprints(run):
     runs.edit_ledger(run, lambda data: data["config"].update(seed=9) if "config" in data else None)
-    replay.RunPaths(run).config.unlink()
+    directory.RunPaths(run).config.unlink()
     with pytest.raises(LedgerError, match="does not verify: after 2 generations"):
         verify_run(run)
 
@@ -242,7 +243,7 @@ def test_a_centre_of_another_element_type_is_named(failure, run):
 
 @pytest.mark.parametrize("damage", ["torn", "another run's"])
 def test_a_snapshot_that_holds_other_weights_is_named_if_asked_for(failure, command, run, damage):
-    newest = snapshots.listing(replay.RunPaths(run).snapshots)[0]
+    newest = snapshots.listing(directory.RunPaths(run).snapshots)[0]
     weights = newest.folder / "centre.safetensors"
     if damage == "torn":
         weights.write_bytes(weights.read_bytes()[:-3])

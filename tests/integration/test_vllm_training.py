@@ -12,10 +12,11 @@ pytest.importorskip("vllm", reason="needs vLLM", exc_type=ImportError)
 
 import runs
 from models import answers, job, load_engine, text_prompts
-from seedtune import Config, Trainer, apply_pack, evaluate, export_run, ledger, pack_run, replay, verify_run
+from seedtune import Config, Trainer, apply_pack, evaluate, export_run, pack_run, verify_run
 from seedtune.engines.vllm.engine_core import Runtime
 from seedtune.errors import EngineError
 from seedtune.evaluation import settings_of
+from seedtune.run import directory, ledger
 from serving import SMALL, end_all, save_served, serve
 
 pytestmark = pytest.mark.slow
@@ -73,7 +74,7 @@ def run(base: Path, how: dict[str, Any], tmp_path_factory: pytest.TempPathFactor
 
 def generations(root: Path) -> list[dict[str, Any]]:
     """The record of every generation, without its seal."""
-    rows = [row for row in runs.rows(replay.RunPaths(root).ledger) if "generation" in row]
+    rows = [row for row in runs.rows(directory.RunPaths(root).ledger) if "generation" in row]
     return [{key: value for key, value in row.items() if key != "check"} for row in rows]
 
 
@@ -85,8 +86,8 @@ def test_a_run_writes_the_ledger_that_it_writes_with_transformers(
     assert len(found) == 5
     assert [row["rewards"] for row in found] == [row["rewards"] for row in expected]
     assert found == expected
-    fingerprints = ledger.read(replay.RunPaths(run).ledger).fingerprints
-    assert fingerprints == ledger.read(replay.RunPaths(tmp_path / "run").ledger).fingerprints
+    fingerprints = ledger.read(directory.RunPaths(run).ledger).fingerprints
+    assert fingerprints == ledger.read(directory.RunPaths(tmp_path / "run").ledger).fingerprints
     assert len(fingerprints) == 5
 
 

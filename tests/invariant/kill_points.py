@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import runs
-from seedtune import files, replay
 from seedtune.numerics.weights import Centre
+from seedtune.run import directory, recorded_config
 from seedtune.trainer import Trainer
 
 SETTINGS: dict[str, Any] = {"generations": 3, "eval_prompts": 2, "prompts_per_generation": 2}
@@ -43,7 +43,7 @@ def half_of_the_line(real: Callable[..., Any], file: int, data: bytes, offset: i
 
 
 def half_of_the_rows(real: Callable[..., Any], path: Path, rows: Any) -> None:
-    data = files._lines(rows)
+    data = directory._lines(rows)
     with path.open("ab") as file:
         file.write(data[: len(data) // 2])
     die()
@@ -62,9 +62,9 @@ POINTS: dict[str, tuple[Any, str, Callable[..., None]]] = {
     "before a whole file": (Path, "write_bytes", before),
     "before the rename of a whole file": (Path, "replace", before),
     "after the rename of a whole file": (Path, "replace", after),
-    "before metrics and samples": (files, "append_lines", before),
-    "in metrics and samples": (files, "append_lines", half_of_the_rows),
-    "after metrics and samples": (files, "append_lines", after),
+    "before metrics and samples": (directory, "append_lines", before),
+    "in metrics and samples": (directory, "append_lines", half_of_the_rows),
+    "after metrics and samples": (directory, "append_lines", after),
 }
 """(whose, operation, what happens instead) by name."""
 
@@ -101,8 +101,8 @@ def train(root: Path) -> None:
 
 def go_on(root: Path) -> None:
     """What a user does: resume, or start again where there is nothing to resume."""
-    if replay.RunPaths(root).config.exists():
-        Trainer(replay.run_config(root)).train(resume=True)
+    if directory.RunPaths(root).config.exists():
+        Trainer(recorded_config.run_config(root)).train(resume=True)
     else:
         train(root)
 

@@ -16,9 +16,9 @@ import pytest
 
 import runs
 from invariant.kill_points import POINTS
-from seedtune import ledger, replay
 from seedtune.engines import create, snapshots
 from seedtune.errors import ConfigError
+from seedtune.run import directory, ledger, recorded_config, replay
 from seedtune.trainer import Trainer
 from waiting import wait_until
 
@@ -31,7 +31,7 @@ def straight(root: Path, **settings) -> Path:
 
 
 def resume(root: Path, **changes) -> None:
-    Trainer(replay.run_config(root).replace(**changes)).train(resume=True)
+    Trainer(recorded_config.run_config(root).replace(**changes)).train(resume=True)
 
 
 def start(*arguments: str | Path) -> subprocess.Popen[str]:
@@ -47,7 +47,7 @@ def start(*arguments: str | Path) -> subprocess.Popen[str]:
 
 
 def size(root: Path) -> int:
-    path = replay.RunPaths(root).ledger
+    path = directory.RunPaths(root).ledger
     return path.stat().st_size if path.exists() else 0
 
 
@@ -56,7 +56,7 @@ def size(root: Path) -> int:
 
 def killed_somewhere(config: Path, root: Path, rng: np.random.Generator) -> int:
     """Train or resume in a process of its own until a random instant; its exit code."""
-    begun = replay.RunPaths(root).config.exists()
+    begun = directory.RunPaths(root).config.exists()
     before, early = size(root), rng.random() < 0.2
     process = start("resume", root) if begun else start("train", config)
     if not early:
@@ -125,7 +125,7 @@ def test_a_generation_whose_metrics_were_lost_is_restored_from_the_ledger(killed
     _, results = killed
     marked = []
     for result in results:
-        metrics = runs.rows(replay.RunPaths(Path(result["root"])).metrics)
+        metrics = runs.rows(directory.RunPaths(Path(result["root"])).metrics)
         marked += [(result["point"], row["generation"]) for row in metrics if "restored" in row and "reward" in row]
     assert {"after an update", "before metrics and samples"} <= {point for point, _ in marked}
     assert {generation for _, generation in marked} == {1, 2, 3}
@@ -218,10 +218,10 @@ DAMAGES = (truncate, flip, empty, lose_weights, garble, foreign, of_another_mode
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_newest_snapshot_is_passed_over(tmp_path, damage):
     reference, root = straight(tmp_path / "reference"), stopped(tmp_path / "stopped", 5)
-    newest, older = snapshots.listing(replay.RunPaths(root).snapshots)
+    newest, older = snapshots.listing(directory.RunPaths(root).snapshots)
     assert (newest.generations, older.generations) == (4, 2)
     damage(newest.folder)
-    config, contents = replay.run_config(root), ledger.read(replay.RunPaths(root).ledger)
+    config, contents = recorded_config.run_config(root), ledger.read(directory.RunPaths(root).ledger)
     replayed = []
     replay.load(root, config, contents, progress=lambda done, goal: replayed.append((done, goal)))
     assert replayed == [(0, 3), (3, 3)]
@@ -231,14 +231,14 @@ def test_a_damaged_newest_snapshot_is_passed_over(tmp_path, damage):
 
 def test_without_snapshots_a_run_is_replayed_from_the_base_model(tmp_path):
     reference, root = straight(tmp_path / "reference"), stopped(tmp_path / "stopped", 3)
-    shutil.rmtree(replay.RunPaths(root).snapshots)
+    shutil.rmtree(directory.RunPaths(root).snapshots)
     resume(root)
     runs.assert_same_run(root, reference)
 
 
 def test_without_metrics_and_samples_a_run_goes_on_and_metrics_are_restored(tmp_path):
     reference, root = straight(tmp_path / "reference"), stopped(tmp_path / "stopped", 3)
-    paths = replay.RunPaths(root)
+    paths = directory.RunPaths(root)
     paths.metrics.unlink()
     paths.samples.unlink()
     resume(root)
@@ -253,7 +253,7 @@ def test_without_metrics_and_samples_a_run_goes_on_and_metrics_are_restored(tmp_
 def test_a_finished_run_resumed_with_more_generations_is_a_longer_run(tmp_path):
     reference, root = straight(tmp_path / "reference", generations=7), straight(tmp_path / "short")
     resume(root, generations=7)
-    long, mine = (ledger.read(replay.RunPaths(path).ledger) for path in (reference, root))
+    long, mine = (ledger.read(directory.RunPaths(path).ledger) for path in (reference, root))
     assert repr(mine.records) == repr(long.records)
     assert mine.header == long.header
     assert mine.fingerprints == {**long.fingerprints, 5: mine.fingerprints[5]}
@@ -262,11 +262,11 @@ def test_a_finished_run_resumed_with_more_generations_is_a_longer_run(tmp_path):
 
 def test_a_longer_run_that_is_interrupted_resumes_to_its_new_length(tmp_path):
     root = straight(tmp_path / "run")
-    longer = replay.run_config(root).replace(generations=9)
+    longer = recorded_config.run_config(root).replace(generations=9)
     with pytest.raises(KeyboardInterrupt):
         Trainer(longer, callbacks=[Stop(7)]).train(resume=True)
     resume(root)
-    assert ledger.read(replay.RunPaths(root).ledger).generations == 9
+    assert ledger.read(directory.RunPaths(root).ledger).generations == 9
 
 
 def test_a_finished_run_resumed_again_stays_as_it_is(tmp_path):
@@ -284,6 +284,6 @@ def test_fewer_generations_than_a_run_has_are_refused(tmp_path):
 def test_a_ledger_cut_back_by_the_user_goes_on_from_there(tmp_path):
     reference, root = straight(tmp_path / "reference"), straight(tmp_path / "run")
     lines = runs.ledger_bytes(root).splitlines(keepends=True)
-    replay.RunPaths(root).ledger.write_bytes(b"".join(lines[:3]))
+    directory.RunPaths(root).ledger.write_bytes(b"".join(lines[:3]))
     resume(root)
     runs.assert_same_run(root, reference)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import runs
-from seedtune import replay
+from seedtune.run import directory
 from seedtune.trainer import Trainer
 
 MATRIX = [
@@ -33,5 +33,5 @@ def test_a_run_is_rebuilt_from_its_ledger_alone(settings, tmp_path: Path):
     Trainer(first).train(resume=True)
     end = whole.load().fingerprint()
     assert runs.fingerprint(tmp_path / "resumed") == end
-    shutil.rmtree(replay.RunPaths(tmp_path / "whole").snapshots)
+    shutil.rmtree(directory.RunPaths(tmp_path / "whole").snapshots)
     assert runs.fingerprint(tmp_path / "whole") == end

@@ -17,7 +17,7 @@ import runs
 from seedtune import strategies
 from seedtune.audit import CHECKS, Audit, audit
 from seedtune.errors import LedgerError
-from seedtune.ledger import Contents, Header, Record
+from seedtune.run.ledger import Contents, Header, Record
 from seedtune.strategies.base import Feedback, tell
 from seedtune.strategies.shaping import SHAPINGS, member_rewards
 from seedtune.types import Decay, Member

@@ -8,7 +8,7 @@ import pytest
 
 from seedtune.comparison import compare, last_alarms, marked, shown
 from seedtune.estimators import Estimate
-from seedtune.replay import RunPaths
+from seedtune.run.directory import RunPaths
 
 
 def row(generation: int, prompt: int, text: str, **more) -> dict:

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from seedtune import Config
-from seedtune.elsewhere import for_weights, hinting, with_settings
 from seedtune.errors import ConfigError, ModelError
+from seedtune.run.recorded_config import for_weights, hinting, with_settings
 
 SERVED: dict[str, Any] = {
     "engine": "vllm",

@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from seedtune import files, report
+from seedtune import report
 from seedtune.config.sections import ToySettings
 from seedtune.engines import snapshots
 from seedtune.engines.toy.engine import ToyEngine
 from seedtune.errors import StorageError, storage_cause, storage_error
 from seedtune.numerics.noise import Noise
-from seedtune.replay import RunPaths
+from seedtune.run import directory
+from seedtune.run.directory import RunPaths
 from seedtune.types import Term, Update
 
 ROWS = [{"text": "a\u2028b\x85c\x0bd\r\n"}, {"text": "日本 [b] :smile:"}, {"text": "\ud800 alone"}]
@@ -25,50 +26,50 @@ ROWS = [{"text": "a\u2028b\x85c\x0bd\r\n"}, {"text": "日本 [b] :smile:"}, {"te
 
 def test_any_text_is_read_back_as_it_was_written(tmp_path):
     path = tmp_path / "rows.jsonl"
-    files.append_lines(path, ROWS[:1])
-    files.append_lines(path, ROWS[1:])
-    assert files.read_lines(path) == ROWS
+    directory.append_lines(path, ROWS[:1])
+    directory.append_lines(path, ROWS[1:])
+    assert directory.read_lines(path) == ROWS
 
 
 def test_text_is_stored_readably(tmp_path):
-    files.append_lines(tmp_path / "rows.jsonl", ROWS[1:2])
+    directory.append_lines(tmp_path / "rows.jsonl", ROWS[1:2])
     assert "日本" in (tmp_path / "rows.jsonl").read_text(encoding="utf-8")
 
 
 def test_a_line_torn_at_any_byte_is_passed_over_and_what_follows_is_kept(tmp_path):
     path = tmp_path / "rows.jsonl"
-    files.append_lines(path, ROWS)
+    directory.append_lines(path, ROWS)
     whole = path.read_bytes()
     start = whole.rindex(b"\n", 0, -1) + 1
     for cut in range(start, len(whole) - 1):
         path.write_bytes(whole[:cut])
-        files.append_lines(path, [{"next": 1}])
-        assert files.read_lines(path) == [*ROWS[:2], {"next": 1}]
+        directory.append_lines(path, [{"next": 1}])
+        assert directory.read_lines(path) == [*ROWS[:2], {"next": 1}]
 
 
 def test_no_file_is_no_lines(tmp_path):
-    assert files.read_lines(tmp_path / "rows.jsonl") == []
+    assert directory.read_lines(tmp_path / "rows.jsonl") == []
 
 
 def test_lines_that_are_no_objects_are_passed_over(tmp_path):
     (tmp_path / "rows.jsonl").write_bytes(b'5\n[1]\n{"a": 1}\n\xff\n')
-    assert files.read_lines(tmp_path / "rows.jsonl") == [{"a": 1}]
+    assert directory.read_lines(tmp_path / "rows.jsonl") == [{"a": 1}]
 
 
 def test_writing_lines_replaces_a_file_only_if_something_changes(tmp_path, monkeypatch):
     path = tmp_path / "rows.jsonl"
-    files.write_lines(path, ROWS)
-    assert files.read_lines(path) == ROWS
-    files.write_lines(path, ROWS[:1])
-    assert files.read_lines(path) == ROWS[:1]
-    monkeypatch.setattr(files, "put", lambda *_: pytest.fail("written for nothing"))
-    files.write_lines(path, ROWS[:1])
-    files.write_lines(tmp_path / "none.jsonl", [])
+    directory.write_lines(path, ROWS)
+    assert directory.read_lines(path) == ROWS
+    directory.write_lines(path, ROWS[:1])
+    assert directory.read_lines(path) == ROWS[:1]
+    monkeypatch.setattr(directory, "put", lambda *_: pytest.fail("written for nothing"))
+    directory.write_lines(path, ROWS[:1])
+    directory.write_lines(tmp_path / "none.jsonl", [])
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_no_leftover(tmp_path, monkeypatch):
     path = tmp_path / "whole.txt"
-    files.write_whole(path, "old")
+    directory.write_whole(path, "old")
 
     def fail(*_):
         raise OSError(errno.ENOSPC, "no space")
@@ -76,13 +77,13 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_leftover(tmp_path, monkey
     with monkeypatch.context() as patch:
         patch.setattr(Path, "replace", fail)
         with pytest.raises(StorageError, match=f"the disk is full.*seedtune resume {tmp_path}"):
-            files.write_whole(path, "new")
+            directory.write_whole(path, "new")
     assert {entry.name: entry.read_text() for entry in tmp_path.iterdir()} == {"whole.txt": "old"}
 
 
 def test_an_append_that_fails_says_how_to_go_on(tmp_path):
     with pytest.raises(StorageError, match=r"cannot write .* seedtune resume"):
-        files.append_lines(tmp_path / "missing" / "rows.jsonl", ROWS)
+        directory.append_lines(tmp_path / "missing" / "rows.jsonl", ROWS)
 
 
 def test_a_full_disk_is_recognised_whoever_reports_it():
@@ -177,7 +178,7 @@ def paths(tmp_path) -> RunPaths:
 
 def test_answers_before_and_after_are_those_of_the_first_and_last_evaluation(paths):
     rows = [sample(g, p, completion=f"{g}/{p}") for g in (0, 5, 10) for p in (0, 1)]
-    files.append_lines(paths.samples, [*rows, sample(11, 0, split="train"), sample(10, 7)])
+    directory.append_lines(paths.samples, [*rows, sample(11, 0, split="train"), sample(10, 7)])
     shown = [(a["completion"], b["completion"]) for a, b in report.before_and_after(paths)]
     assert shown == [("0/0", "10/0"), ("0/1", "10/1")]
 
@@ -192,8 +193,8 @@ def test_the_report_shows_restored_generations_and_gaps_and_no_raw_markup(paths)
     full = {"generation": 1, "reward": -0.5, "reward_std": 0.1, "reward_best": 0.0, "reward_centre": None}
     restored = {"generation": 2, "reward": None, "reward_centre": None, "restored": True}
     held_out = [{"generation": g, "eval_reward": -1234.5 + g} for g in (0, 2)]
-    files.append_lines(paths.metrics, [held_out[0], full, restored, held_out[1]])
-    files.append_lines(paths.samples, [sample(0, 0), sample(2, 0, reward=-0.25)])
+    directory.append_lines(paths.metrics, [held_out[0], full, restored, held_out[1]])
+    directory.append_lines(paths.samples, [sample(0, 0), sample(2, 0, reward=-0.25)])
     page = report.render(paths)
     assert "-1,234 → -1,232" in page
     assert page.count("<polyline") == 3

@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from seedtune import monitors, strategies
+from seedtune import strategies
 from seedtune.config.config import Config
+from seedtune.run import metrics
 from seedtune.strategies.base import Feedback
 from seedtune.strategies.observation import observe
 from seedtune.strategies.shaping import comparable, member_rewards
@@ -107,4 +108,4 @@ def test_the_signal_compares_the_centre_with_members_that_answered_its_prompts()
 
 def test_scores_of_other_generations_prompts_are_not_missing():
     asked = np.array([[True, True, False, False, False]] * 2 + [[False, False, True, True, True]] * 3)
-    assert monitors.prompt_metrics(SCORES, asked)["frac_reward_missing"] == 5 / 13
+    assert metrics.prompt_metrics(SCORES, asked)["frac_reward_missing"] == 5 / 13

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from seedtune import files
-from seedtune.guards import Guards
-from seedtune.profiles import distance, novelty, profile, scripts
+from seedtune.run import directory
+from seedtune.run.reward_hacking import Guards, distance, novelty, profile, scripts
 from seedtune.types import CENTRE, Rollout
 
 ENGLISH = [
@@ -72,7 +71,7 @@ def guards(tmp_path) -> Guards:
     rows = [{"generation": 0, "split": "test", "completion": text} for text in ENGLISH]
     rows += [{"generation": 1, "split": "train", "completion": text} for text in ENGLISH]
     rows += [{"generation": g, "split": split, "completion": "я"} for g, split in ((2, "train"), (1, "test"))]
-    files.append_lines(path, rows)
+    directory.append_lines(path, rows)
     return Guards(path)
 
 

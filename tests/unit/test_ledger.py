@@ -15,9 +15,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from seedtune import ledger, sealing
 from seedtune.errors import LedgerError, RunError, StorageError
-from seedtune.ledger import Header, Ledger, Record
+from seedtune.run import ledger, sealing
+from seedtune.run.ledger import Header, Ledger, Record
 from seedtune.types import Member, Plan
 
 HEADER = Header("toy", "0" * 32, {"sigma": 0.1, "toy": {"size": 3}}, "v1", "0.1.0")
@@ -274,7 +274,7 @@ def test_a_ledger_that_cannot_be_read_says_why(path):
 def test_a_second_process_is_refused_while_the_first_trains_and_changes_nothing(path):
     before = write(path)
     book, _ = Ledger.resume(path)
-    code = f"from seedtune.ledger import Ledger; from pathlib import Path; Ledger.resume(Path({str(path)!r}))"
+    code = f"from seedtune.run.ledger import Ledger; from pathlib import Path; Ledger.resume(Path({str(path)!r}))"
     second = subprocess.run(
         [sys.executable, "-c", code],
         capture_output=True,

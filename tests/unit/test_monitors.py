@@ -7,9 +7,10 @@ import math
 import numpy as np
 import pytest
 
-from seedtune import monitors, types
+from seedtune import types
 from seedtune.engines.base import EngineTimes
-from seedtune.ledger import Record
+from seedtune.run import metrics
+from seedtune.run.ledger import Record
 from seedtune.types import CENTRE, Member, Plan, Rollout
 
 NAN = math.nan
@@ -28,35 +29,35 @@ def said(*token_ids: int) -> Rollout:
 
 
 def test_means_and_spreads_are_over_what_is_a_number():
-    assert monitors.mean([1.0, NAN, 3.0]) == 2.0
-    assert monitors.spread([1.0, NAN, 3.0]) == 1.0
-    assert monitors.mean([NAN]) is monitors.spread([]) is None
+    assert metrics.mean([1.0, NAN, 3.0]) == 2.0
+    assert metrics.spread([1.0, NAN, 3.0]) == 1.0
+    assert metrics.mean([NAN]) is metrics.spread([]) is None
 
 
 def test_member_metrics_leave_failed_members_out():
-    made = monitors.member_metrics(np.array([1.0, NAN, 3.0]))
+    made = metrics.member_metrics(np.array([1.0, NAN, 3.0]))
     assert made == {"reward": 2.0, "reward_std": 1.0, "reward_best": 3.0}
 
 
 def test_member_metrics_of_nothing_scored_are_none():
-    assert set(monitors.member_metrics(np.array([NAN, NAN])).values()) == {None}
+    assert set(metrics.member_metrics(np.array([NAN, NAN])).values()) == {None}
 
 
 def test_prompt_metrics_count_ties_and_gaps():
     scores = np.array([[1.0, 5.0, NAN, 2.0], [1.0, 6.0, NAN, NAN]])
-    made = monitors.prompt_metrics(scores)
+    made = metrics.prompt_metrics(scores)
     assert made == {"frac_reward_zero_std": 0.75, "frac_reward_missing": 3 / 8}
 
 
 def test_every_reward_function_has_its_mean_and_spread():
-    made = monitors.function_metrics({"fn": [1.0, NAN, 3.0], "none": [NAN]})
+    made = metrics.function_metrics({"fn": [1.0, NAN, 3.0], "none": [NAN]})
     assert made == {
         "rewards/fn/mean": 2.0, "rewards/fn/std": 1.0, "rewards/none/mean": None, "rewards/none/std": None,
     }  # fmt: skip
 
 
 def test_completion_metrics_count_tokens_and_cut_off_answers():
-    made = monitors.completion_metrics([rollout(2), rollout(6, "length"), rollout(4), rollout(4)])
+    made = metrics.completion_metrics([rollout(2), rollout(6, "length"), rollout(4), rollout(4)])
     assert made == {
         "completions/mean_length": 4.0,
         "completions/min_length": 2,
@@ -79,25 +80,25 @@ def test_completion_metrics_count_tokens_and_cut_off_answers():
     ids=["two-of-four", "other-prompt", "one-member", "member-and-samples", "case"],
 )
 def test_a_duplicate_is_another_members_text_for_the_same_prompt(rollouts, ratio):
-    assert monitors.completion_metrics(rollouts)["completions/duplicate_ratio"] == ratio
+    assert metrics.completion_metrics(rollouts)["completions/duplicate_ratio"] == ratio
 
 
 def test_repeating_is_what_answers_calls_repeating():
     loop, plain = said(*(1, 2, 3, 4, 5) * 5), said(*range(100))
-    made = monitors.completion_metrics([loop, plain])["completions/repeating_ratio"]
+    made = metrics.completion_metrics([loop, plain])["completions/repeating_ratio"]
     assert made == (types.repeats(loop.token_ids) + types.repeats(plain.token_ids)) / 2 == 0.5
 
 
 def test_named_times_and_other_add_up_to_the_step():
     times = EngineTimes(perturb=1.0, update=2.0, generated_tokens=30)
-    made = monitors.time_metrics(times, {"rollouts": 6.0, "score": 0.5, "update": 2.0}, 10.0)
+    made = metrics.time_metrics(times, {"rollouts": 6.0, "score": 0.5, "update": 2.0}, 10.0)
     assert made["time/rollouts"] == 5.0
     assert sum(value for name, value in made.items() if name.startswith("time/")) == made["step_time"] == 10.0
     assert made["tokens_per_second"] == 5.0
 
 
 def test_no_time_at_all_is_no_division_by_zero():
-    made = monitors.time_metrics(EngineTimes(), {"rollouts": 0.0, "score": 0.0, "update": 0.0}, 0.0)
+    made = metrics.time_metrics(EngineTimes(), {"rollouts": 0.0, "score": 0.0, "update": 0.0}, 0.0)
     assert set(made.values()) == {0.0}
 
 
@@ -116,14 +117,14 @@ def test_no_time_at_all_is_no_division_by_zero():
 def test_alarms_say_what_to_change(reward, moved, shares, words):
     names = ("clipped_ratio", "duplicate_ratio", "repeating_ratio")
     ratios = {f"completions/{name}": share for name, share in zip(names, shares, strict=True)}
-    made = monitors.alarms({"reward": reward, **ratios}, moved=moved)
+    made = metrics.alarms({"reward": reward, **ratios}, moved=moved)
     assert len(made) == len(words)
     assert all(word in alarm for word, alarm in zip(words, made, strict=True))
 
 
 def test_restored_metrics_are_what_the_ledger_knows():
     plan = Plan(4, 0.1, (Member(4, 0, 1), Member(4, 0, -1)))
-    made = monitors.restored(Record(plan, 0.2, (1.0, 3.0), (-1.0, 1.0), (0,), 5.0, {"prompt": 2, "generated": 3}))
+    made = metrics.restored(Record(plan, 0.2, (1.0, 3.0), (-1.0, 1.0), (0,), 5.0, {"prompt": 2, "generated": 3}))
     assert made == {
         "generation": 5,
         "reward": 2.0,

@@ -11,14 +11,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from seedtune import ledger, packfile, sealing
+from seedtune import packfile
 from seedtune.errors import PackError
-from seedtune.lineage import Lineage
 from seedtune.numerics.momentum import Memory
 from seedtune.numerics.noise import Noise
 from seedtune.numerics.rounding import nearest
 from seedtune.numerics.weights import Centre
 from seedtune.packfile import About, Pack
+from seedtune.run import ledger, sealing
+from seedtune.run.lineage import Lineage
 from seedtune.strategies.shaping import zscore
 from seedtune.types import Decay, Member, Moments, Plan, Term, Update
 

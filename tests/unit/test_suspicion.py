@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from seedtune import files
-from seedtune.replay import RunPaths
-from seedtune.suspicion import suspects
+from seedtune.run import directory
+from seedtune.run.directory import RunPaths
+from seedtune.run.suspicious_samples import suspects
 
 CALM = [
     "Paris is the capital of France.",
@@ -27,7 +27,7 @@ def found(tmp_path):
     def call(*rows, base=CALM):
         paths = RunPaths(tmp_path)
         before = [row(prompt, text, generation=0) for prompt, text in enumerate(base)]
-        files.append_lines(paths.samples, [*before, *rows])
+        directory.append_lines(paths.samples, [*before, *rows])
         return suspects(paths)
 
     return call

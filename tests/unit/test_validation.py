@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 
 import runs
-from seedtune import replay, tasks
+from seedtune import tasks
 from seedtune.config.config import Config
 from seedtune.errors import ConfigError, DataError, RewardError
 from seedtune.rewards.base import Reward
+from seedtune.run import recorded_config
 from seedtune.tasks.base import Task
 from seedtune.tasks.data.rows import examples
 from seedtune.tasks.environments.base import environment_reward
@@ -169,7 +170,7 @@ def test_the_template_is_thirty_lines_at_most_and_valid():
 def test_a_run_on_a_task_of_a_file_resumes_from_its_configuration(tmp_path):
     config = runs.toy(tmp_path / "run", task_args={"size": 20}, generations=2).replace(task=f"{TEMPLATE}:my_task")
     Trainer(config).train()
-    recorded = replay.run_config(tmp_path / "run")
+    recorded = recorded_config.run_config(tmp_path / "run")
     assert (recorded.task, recorded.task_args) == (f"{TEMPLATE}:my_task", {"size": 20})
     trainer = Trainer(recorded.replace(generations=3))
     trainer.train(resume=True)

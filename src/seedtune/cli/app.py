@@ -109,13 +109,13 @@ def resume(
     sets: Sets = None,
 ) -> None:
     """Go on with a run after the last complete generation, bit for bit as if it had never stopped."""
-    from seedtune import replay
     from seedtune.cli.warming import compile_beside
     from seedtune.config.config import Config
     from seedtune.config.yaml_file import override
+    from seedtune.run import recorded_config
     from seedtune.trainer import Trainer
 
-    config = replay.run_config(run)
+    config = recorded_config.run_config(run)
     config = Config.create(override(config.model_dump(), sets or ()))
     if generations is not None:
         config = config.replace(generations=generations)

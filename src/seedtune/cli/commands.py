@@ -9,11 +9,12 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from seedtune import comparison, replay, report
+from seedtune import comparison, report
 from seedtune.cli.console import console, error_console
 from seedtune.cli.progress import ProgressLines, ReplayProgress
 from seedtune.errors import ConfigError, RunError, resume_command
 from seedtune.export import Export, export_run
+from seedtune.run import directory, recorded_config, replay
 from seedtune.strategies import populations
 from seedtune.trainer import Trainer
 
@@ -105,8 +106,8 @@ def say_exported(done: Export, output: Path) -> None:
 
 def samples_command(run: Path, limit: int) -> None:
     """What training changed: a table of held-out prompts with both answers, and figures over all of them."""
-    replay.run_config(run)
-    paths = replay.RunPaths(run)
+    recorded_config.run_config(run)
+    paths = directory.RunPaths(run)
     pairs = report.before_and_after(paths)
     if not pairs:
         raise RunError(f"{run} has no held-out answers yet. Let it finish its first evaluation.")
@@ -123,7 +124,7 @@ def samples_command(run: Path, limit: int) -> None:
     say_changes(paths)
 
 
-def say_changes(paths: replay.RunPaths) -> None:
+def say_changes(paths: directory.RunPaths) -> None:
     """The figures of the first and the last held-out evaluation with intervals, and the alarms at the end."""
     found = comparison.compare(paths)
     if found is None:

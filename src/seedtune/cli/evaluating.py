@@ -11,7 +11,7 @@ from typing import Any
 
 from rich.table import Table
 
-from seedtune import files, replay, report
+from seedtune import report
 from seedtune.cli.clock import clock
 from seedtune.cli.console import console
 from seedtune.cli.progress import ReplayProgress
@@ -19,7 +19,8 @@ from seedtune.errors import ConfigError, RunError, storage_cause
 from seedtune.estimators import Estimate
 from seedtune.evaluation import BASE, Evaluation, evaluate, is_run, settings_of
 from seedtune.measures import PLAIN, Asking, Measures
-from seedtune.suspicion import suspects
+from seedtune.run import directory, recorded_config
+from seedtune.run.suspicious_samples import suspects
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,9 +71,9 @@ def evaluate_command(what: str, asking: Asking, options: Options, sets: Sequence
     if options.json not in (None, "-"):
         _write(Path(str(options.json)), text)
     if options.save:
-        paths = replay.RunPaths(Path(what))
-        files.append_lines(paths.evaluations, [found.to_json()])
-        files.write_whole(paths.report, report.render(paths))
+        paths = directory.RunPaths(Path(what))
+        directory.append_lines(paths.evaluations, [found.to_json()])
+        directory.write_whole(paths.report, report.render(paths))
 
 
 def _write(path: Path, text: str) -> None:
@@ -125,9 +126,9 @@ def shown(estimate: Estimate | None) -> str:
 
 def suspicious_command(run: Path, limit: int) -> None:
     """A table of recorded answers that look as if the reward had been gamed, with the base model's beside them."""
-    replay.run_config(run)
-    paths = replay.RunPaths(run)
-    if not files.read_lines(paths.samples):
+    recorded_config.run_config(run)
+    paths = directory.RunPaths(run)
+    if not directory.read_lines(paths.samples):
         raise RunError(f"{run} has no recorded answers yet. Let it finish its first evaluation.")
     found = suspects(paths)
     if not found:

@@ -7,12 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from seedtune import files, ledger, monitors, replay
 from seedtune.config.config import Config
 from seedtune.engines import recorded_arithmetic
 from seedtune.engines.base import Engine, EngineInfo
 from seedtune.engines.recorded_arithmetic import Entry
 from seedtune.errors import ProductsError, RunError, resume_command
+from seedtune.run import directory, ledger, replay
+from seedtune.run import metrics as run_metrics
 
 log = logging.getLogger("seedtune")
 
@@ -84,7 +85,7 @@ def _threads(recorded: Entry, here: Entry) -> str:
     return f" Set OMP_NUM_THREADS={one['threads']} to have as many threads."
 
 
-def note(book: ledger.Ledger, paths: replay.RunPaths, contents: ledger.Contents, info: EngineInfo) -> None:
+def note(book: ledger.Ledger, paths: directory.RunPaths, contents: ledger.Contents, info: EngineInfo) -> None:
     """Have ledger and metrics say it if rewards are computed in another way from here on."""
     before, now, done = contents.arithmetic(), info.arithmetic, contents.generations
     if recorded_arithmetic.same(before, now):
@@ -94,23 +95,25 @@ def note(book: ledger.Ledger, paths: replay.RunPaths, contents: ledger.Contents,
         *(paths.root, done, recorded_arithmetic.words(now), recorded_arithmetic.words(before)),
     )
     book.append_arithmetic(done, now)
-    files.append_lines(paths.metrics, [monitors.products_row(info, done)])
+    directory.append_lines(paths.metrics, [run_metrics.products_row(info, done)])
 
 
-def mend(paths: replay.RunPaths, contents: ledger.Contents) -> None:
+def mend(paths: directory.RunPaths, contents: ledger.Contents) -> None:
     """After a kill: drop what the ledger does not have, and note what only the ledger has."""
     done = contents.generations
-    metrics = [row for row in files.read_lines(paths.metrics) if row["generation"] <= done]
+    metrics = [row for row in directory.read_lines(paths.metrics) if row["generation"] <= done]
     known = {row["generation"] for row in metrics if "reward" in row}
-    metrics += [monitors.restored(r) for r in contents.records if r.plan.generation + 1 not in known]
+    metrics += [run_metrics.restored(r) for r in contents.records if r.plan.generation + 1 not in known]
     told = {row["generation"] for row in metrics if "products" in row}
-    metrics += [monitors.restored_products(how, g) for g, how in contents.arithmetics.items() if how and g not in told]
+    metrics += [
+        run_metrics.restored_products(how, g) for g, how in contents.arithmetics.items() if how and g not in told
+    ]
     metrics.sort(key=_place)
-    files.write_lines(paths.metrics, metrics)
+    directory.write_lines(paths.metrics, metrics)
     evaluated = any("eval_reward" in row and row["generation"] == done for row in metrics)
     last = {"train": done, "test": done if evaluated else done - 1}
-    samples = files.read_lines(paths.samples)
-    files.write_lines(paths.samples, [r for r in samples if r["generation"] <= last[r["split"]]])
+    samples = directory.read_lines(paths.samples)
+    directory.write_lines(paths.samples, [r for r in samples if r["generation"] <= last[r["split"]]])
 
 
 def _place(row: dict[str, Any]) -> tuple[int, int]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from seedtune.ledger import Record
 from seedtune.numerics.momentum import Memory
+from seedtune.run.ledger import Record
 from seedtune.strategies.base import update_of
 from seedtune.types import Update
 

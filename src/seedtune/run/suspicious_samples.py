@@ -13,10 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from seedtune import files
-from seedtune.guards import is_base
-from seedtune.profiles import distance, scripts
-from seedtune.replay import RunPaths
+from seedtune.run import directory
+from seedtune.run.directory import RunPaths
+from seedtune.run.reward_hacking import distance, is_base, scripts
 from seedtune.types import repeats
 
 Row = Mapping[str, Any]
@@ -52,7 +51,7 @@ Reason = tuple[float, str]
 
 def suspects(paths: RunPaths) -> list[Suspect]:
     """Every recorded answer of a run with at least one reason; the same answer to the same prompt counts once."""
-    rows = files.read_lines(paths.samples)
+    rows = directory.read_lines(paths.samples)
     base = {_place(row): row for row in reversed(rows) if is_base(row)}
     tuned = {(*_place(row), row["completion"]): row for row in rows if not is_base(row)}
     usual = _prompts_by_answer(base.values())

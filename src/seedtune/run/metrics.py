@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from seedtune.engines.base import EngineInfo, EngineTimes
 from seedtune.engines.recorded_arithmetic import Entry, kind
-from seedtune.ledger import Record
+from seedtune.run.ledger import Record
 from seedtune.types import Member, Rollout, length, tokens
 
 Array = NDArray[np.float64]

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from seedtune.errors import LedgerError, RunError, resume_command, storage_error
-from seedtune.sealing import matching, seal, unseal
+from seedtune.run.sealing import matching, seal, unseal
 from seedtune.types import Decay, Member, Plan, Shift, Term
 
 FORMAT = 1

@@ -11,24 +11,20 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from seedtune import activities, engines, ledger, strategies
+from seedtune import activities, engines, strategies
 from seedtune.config.config import Config
-from seedtune.config.yaml_file import read_settings
 from seedtune.engines import snapshots
 from seedtune.engines.base import Engine, EngineInfo, first_pass
-from seedtune.errors import LedgerError, RunError, StorageError, resume_command
-from seedtune.lineage import Lineage
-from seedtune.numerics import noise
-from seedtune.types import Update, __version__
+from seedtune.errors import LedgerError, RunError, StorageError
+from seedtune.run import ledger
+from seedtune.run.directory import RunPaths
+from seedtune.run.lineage import Lineage
+from seedtune.types import Update
 
 log = logging.getLogger("seedtune")
 Progress = Callable[[int, int], None]
 """Called with (updates applied, updates to apply), first with (0, updates to apply)."""
-
-WEIGHTS = ("seed", "perturbation", "rank", "subspaces", "master", "trainable", "freeze", "moments")
-"""Settings that the weights depend on, besides the base model, the precision of the centre and the updates."""
 
 
 @dataclass(slots=True)
@@ -47,159 +43,6 @@ class Stopwatch:
         self.updates, self.seconds = done, time.perf_counter() - self._started
         if self.inner is not None:
             self.inner(done, goal)
-
-
-@dataclass(frozen=True, slots=True)
-class RunPaths:
-    """Where a run keeps what."""
-
-    root: Path
-
-    @property
-    def ledger(self) -> Path:
-        """The run itself."""
-        return self.root / "ledger.jsonl"
-
-    @property
-    def config(self) -> Path:
-        """The settings it was started or last resumed with."""
-        return self.root / "config.yaml"
-
-    @property
-    def metrics(self) -> Path:
-        """A line per generation and per held-out evaluation."""
-        return self.root / "metrics.jsonl"
-
-    @property
-    def samples(self) -> Path:
-        """What the centre answered."""
-        return self.root / "samples.jsonl"
-
-    @property
-    def evaluations(self) -> Path:
-        """A line per ``seedtune eval --save``."""
-        return self.root / "evaluations.jsonl"
-
-    @property
-    def failures(self) -> Path:
-        """Completions on which a reward function failed, if there are any."""
-        return self.root / "failures.jsonl"
-
-    @property
-    def snapshots(self) -> Path:
-        """The centre at a few generations, for a quick resume."""
-        return self.root / "snapshots"
-
-    @property
-    def report(self) -> Path:
-        """The run on one page, written at the end."""
-        return self.root / "report.html"
-
-    def holdings(self) -> set[str]:
-        """Names in the run directory, hidden ones (half-written files) left out; RunError if it is a file."""
-        if self.root.exists() and not self.root.is_dir():
-            raise RunError(f"the run directory {str(self.root)!r} is a file. Choose another output_dir.")
-        entries = self.root.iterdir() if self.root.exists() else ()
-        return {entry.name for entry in entries if not entry.name.startswith(".")}
-
-    def check_unused(self) -> None:
-        """RunError if the run directory holds something already."""
-        if self.holdings():
-            hint = f"Resume it with '{resume_command(self.root)}'" if self.config.exists() else "Empty it"
-            raise RunError(
-                f"the run directory {str(self.root)!r} is already used. {hint}, or choose another output_dir."
-            )
-
-    def stopped_at_once(self) -> bool:
-        """Whether a run got as far as its configuration and no further."""
-        known = {self.config.name, self.ledger.name}
-        return self.config.is_file() and self.holdings() <= known and not ledger.has_begun(self.ledger)
-
-
-def how_to_go_on(config: Config) -> str:
-    """What to do when a run was stopped and its cause is mended."""
-    if config.has_objects:
-        return "Nothing is lost: go on with Trainer(...).train(resume=True)."
-    return f"Nothing is lost: go on with {resume_command(Path(config.output_dir))}"
-
-
-def header_of(config: Config, info: EngineInfo, data: str) -> ledger.Header:
-    """The ledger header of a run that starts from a loaded engine, on data of that digest."""
-    return ledger.Header(
-        model=info.model,
-        base_fingerprint=info.base_fingerprint,
-        config=config.identity(),
-        noise=noise.SCHEME,
-        version=__version__,
-        data=data,
-        centre=info.centre,
-        arithmetic=info.arithmetic,
-    )
-
-
-def run_config(root: Path) -> Config:
-    """The configuration a run was started with; RunError if ``root`` is not a run directory."""
-    paths = RunPaths(root)
-    if not paths.config.is_file():
-        raise RunError(f"{root} is not a run directory: it has no config.yaml. Check the path.")
-    # Before there were adaptive steps, all were fixed.
-    settings = without_defaults({"step_size": "fixed", **read_settings(paths.config)})
-    return Config.create({**settings, "output_dir": str(root)})
-
-
-def without_defaults(settings: dict[str, Any]) -> dict[str, Any]:
-    """Recorded settings without a default of an older version that means nothing beside the others."""
-    how = settings["step_size"]
-    adaptive = how == "adaptive" or (how == "auto" and settings.get("alpha") is None)
-    return settings if adaptive else {**settings, "longest_step": None}
-
-
-def check_same_run(root: Path, recorded: ledger.Header, config: Config) -> None:
-    """RunError with every setting that differs from the ledger's header."""
-    changes = ledger.changed_fields(completed(recorded.config), config.identity())
-    if changes:
-        raise RunError(
-            f"{root} was started with another configuration ({'; '.join(changes)}). "
-            "Put the recorded values back, or start a new run in another output_dir."
-        )
-    check_noise(str(root), recorded.noise)
-
-
-def check_noise(what: str, scheme: str) -> None:
-    """LedgerError if ``what`` draws its noise by another scheme than this version."""
-    if scheme != noise.SCHEME:
-        raise LedgerError(
-            f"{what} uses noise scheme {scheme!r}; this version makes {noise.SCHEME!r}. Use a version that makes it."
-        )
-
-
-def completed(recorded: Mapping[str, Any]) -> dict[str, Any]:
-    """A recorded configuration with the defaults of settings that are younger than the record."""
-    kinds = recorded.get("engine", Config().engine).split("+")
-    # Before there were adaptive steps, all were fixed.
-    young = {**Config.create(evaluating(kinds)).identity(), "step_size": "fixed"}
-    sections = {kind: {**young[kind], **recorded.get(kind, {})} for kind in kinds}
-    return {**without_defaults({**young, **recorded}), **sections}
-
-
-def any_of(kinds: Sequence[str]) -> str:
-    """The engine that brings weights back where several evaluated."""
-    return "transformers" if "transformers" in kinds else kinds[0]
-
-
-def evaluating(kinds: Sequence[str]) -> dict[str, Any]:
-    """Settings by which engines of these kinds evaluate: of one kind it alone, of several a fleet."""
-    if len(kinds) == 1:
-        return {"engine": kinds[0]}
-    return {"engine": "fleet", "fleet": {"workers": dict.fromkeys(kinds, 1)}}
-
-
-def config_of(recorded: Mapping[str, Any]) -> Config:
-    """The configuration of a ledger's header, as far as results depend on it."""
-    settings = completed(recorded)
-    kinds, lag = settings["engine"].split("+"), settings.pop("lag", 0)
-    fleet = {"engine": "fleet", "fleet": {"workers": dict.fromkeys(kinds, 1), "lag": lag}} if lag else {}
-    return Config.create({**settings, **evaluating(kinds), **fleet})
 
 
 def load(

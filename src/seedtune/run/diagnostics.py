@@ -10,10 +10,10 @@ import numpy as np
 
 from seedtune.config.config import Config
 from seedtune.engines.base import Engine
-from seedtune.ledger import Record
-from seedtune.lineage import Lineage
 from seedtune.rollouts.evaluator import Evaluator, Outcome
 from seedtune.rollouts.prompts import prompt_of
+from seedtune.run.ledger import Record
+from seedtune.run.lineage import Lineage
 from seedtune.strategies.observation import gain, radius_of
 from seedtune.strategies.step_estimates import NONE, agreement
 from seedtune.tasks.base import Task

@@ -1,0 +1,182 @@
+"""The configuration that a ledger records, and a run's settings for another engine than its own.
+
+Weights do not depend on the engine, so any can bring them back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from seedtune.config.config import Config
+from seedtune.config.yaml_file import override, read_settings
+from seedtune.engines import ENGINES
+from seedtune.engines.base import EngineInfo
+from seedtune.errors import ConfigError, LedgerError, ModelError, RunError, resume_command
+from seedtune.numerics import noise
+from seedtune.run import ledger
+from seedtune.run.directory import RunPaths
+from seedtune.types import __version__
+
+SHARED = ("dtype", "trust_remote_code")
+"""Settings that mean the same in every engine that has them."""
+
+REPLAYS = {"vllm": "transformers"}
+"""Engine of a run (a fleet's workers') → the one that brings its weights back where nobody is to answer: it starts at
+once, anywhere."""
+
+
+def with_settings(recorded: Config, sets: Iterable[str]) -> Config:
+    """A run's settings with ``key=value`` ones on top; another engine has the run's precision unless they say another.
+
+    Every engine has a section of its name.
+    ConfigError names a setting that does not exist or a value that cannot be.
+    """
+    listed, data = list(sets), recorded.model_dump()
+    for name in {*ENGINES} & data.keys() - {"fleet"}:  # weights depend on no arithmetic: any machine brings them back
+        data[name]["products"] = "auto"
+    engine = override({"engine": recorded.engine}, _of_engine(listed))["engine"]
+    if engine not in (recorded.engine, *recorded.kinds) and engine in ENGINES:
+        own = data.pop(recorded.kinds[0])
+        data |= {"engine": engine, engine: {**data[engine], **_shared(own, data[engine])}}
+    return Config.create(override(data, listed))
+
+
+def for_weights(recorded: Config, sets: Iterable[str] = (), *, model: str | None = None) -> Config:
+    """The settings that bring a run's weights back: ``sets`` on top of its own, on the engine of `REPLAYS` by default.
+
+    ConfigError names a setting in ``sets`` that results depend on.
+    """
+    listed = list(sets)
+    kind = any_of(recorded.kinds)
+    default = REPLAYS.get(kind, kind)
+    config = with_settings(recorded, [f"engine={default}", *listed])
+    unheard = [item for item in listed if item.partition(".")[0].strip() in {*ENGINES} - {config.engine}]
+    if unheard:
+        section = unheard[0].partition(".")[0].strip()
+        raise ConfigError(
+            f"{unheard[0]!r} is for engine={section}, but engine={config.engine} brings the weights back. Give "
+            f"engine={section}, too, or leave it out."
+        )
+    changed = ledger.changed_fields(_of_results(recorded), _of_results(config))
+    if changed:
+        raise ConfigError(f"{'; '.join(changed)}: the run is what it is. Leave that out, or start a new run with it.")
+    return config if model is None else config.replace(model=model)
+
+
+@contextmanager
+def hinting(engine: str, config: Config) -> Iterator[None]:
+    """What an engine says of a model names the run's own ``engine`` as a way out, if that is another."""
+    try:
+        yield
+    except ModelError as error:
+        if config.engine == engine:
+            raise
+        hint = f"Or use the engine that the run was made with: --set engine={engine}."
+        raise ModelError(f"{error} {hint}") from error
+
+
+def _of_engine(sets: Iterable[str]) -> list[str]:
+    return [item for item in sets if item.partition("=")[0].strip() == "engine"]
+
+
+def _shared(own: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    return {name: own[name] for name in SHARED if name in own and name in other}
+
+
+def _of_results(config: Config) -> dict[str, Any]:
+    """What results depend on besides the engine; that its weights are the recorded ones, fingerprints say."""
+    how = ("engine", "members_per_job", "lag", *ENGINES)
+    return {name: value for name, value in config.identity().items() if name not in how}
+
+
+WEIGHTS = ("seed", "perturbation", "rank", "subspaces", "master", "trainable", "freeze", "moments")
+"""Settings that the weights depend on, besides the base model, the precision of the centre and the updates."""
+
+
+def how_to_go_on(config: Config) -> str:
+    """What to do when a run was stopped and its cause is mended."""
+    if config.has_objects:
+        return "Nothing is lost: go on with Trainer(...).train(resume=True)."
+    return f"Nothing is lost: go on with {resume_command(Path(config.output_dir))}"
+
+
+def header_of(config: Config, info: EngineInfo, data: str) -> ledger.Header:
+    """The ledger header of a run that starts from a loaded engine, on data of that digest."""
+    return ledger.Header(
+        model=info.model,
+        base_fingerprint=info.base_fingerprint,
+        config=config.identity(),
+        noise=noise.SCHEME,
+        version=__version__,
+        data=data,
+        centre=info.centre,
+        arithmetic=info.arithmetic,
+    )
+
+
+def run_config(root: Path) -> Config:
+    """The configuration a run was started with; RunError if ``root`` is not a run directory."""
+    paths = RunPaths(root)
+    if not paths.config.is_file():
+        raise RunError(f"{root} is not a run directory: it has no config.yaml. Check the path.")
+    # Before there were adaptive steps, all were fixed.
+    settings = without_defaults({"step_size": "fixed", **read_settings(paths.config)})
+    return Config.create({**settings, "output_dir": str(root)})
+
+
+def without_defaults(settings: dict[str, Any]) -> dict[str, Any]:
+    """Recorded settings without a default of an older version that means nothing beside the others."""
+    how = settings["step_size"]
+    adaptive = how == "adaptive" or (how == "auto" and settings.get("alpha") is None)
+    return settings if adaptive else {**settings, "longest_step": None}
+
+
+def check_same_run(root: Path, recorded: ledger.Header, config: Config) -> None:
+    """RunError with every setting that differs from the ledger's header."""
+    changes = ledger.changed_fields(completed(recorded.config), config.identity())
+    if changes:
+        raise RunError(
+            f"{root} was started with another configuration ({'; '.join(changes)}). "
+            "Put the recorded values back, or start a new run in another output_dir."
+        )
+    check_noise(str(root), recorded.noise)
+
+
+def check_noise(what: str, scheme: str) -> None:
+    """LedgerError if ``what`` draws its noise by another scheme than this version."""
+    if scheme != noise.SCHEME:
+        raise LedgerError(
+            f"{what} uses noise scheme {scheme!r}; this version makes {noise.SCHEME!r}. Use a version that makes it."
+        )
+
+
+def completed(recorded: Mapping[str, Any]) -> dict[str, Any]:
+    """A recorded configuration with the defaults of settings that are younger than the record."""
+    kinds = recorded.get("engine", Config().engine).split("+")
+    # Before there were adaptive steps, all were fixed.
+    young = {**Config.create(evaluating(kinds)).identity(), "step_size": "fixed"}
+    sections = {kind: {**young[kind], **recorded.get(kind, {})} for kind in kinds}
+    return {**without_defaults({**young, **recorded}), **sections}
+
+
+def any_of(kinds: Sequence[str]) -> str:
+    """The engine that brings weights back where several evaluated."""
+    return "transformers" if "transformers" in kinds else kinds[0]
+
+
+def evaluating(kinds: Sequence[str]) -> dict[str, Any]:
+    """Settings by which engines of these kinds evaluate: of one kind it alone, of several a fleet."""
+    if len(kinds) == 1:
+        return {"engine": kinds[0]}
+    return {"engine": "fleet", "fleet": {"workers": dict.fromkeys(kinds, 1)}}
+
+
+def config_of(recorded: Mapping[str, Any]) -> Config:
+    """The configuration of a ledger's header, as far as results depend on it."""
+    settings = completed(recorded)
+    kinds, lag = settings["engine"].split("+"), settings.pop("lag", 0)
+    fleet = {"engine": "fleet", "fleet": {"workers": dict.fromkeys(kinds, 1), "lag": lag}} if lag else {}
+    return Config.create({**settings, **evaluating(kinds), **fleet})
