@@ -12,16 +12,16 @@ from seedtune.types import __version__
 
 if TYPE_CHECKING:
     from seedtune.config.config import Config
-    from seedtune.diff import diff_runs
     from seedtune.errors import SeedtuneError
     from seedtune.evaluation import Evaluation, evaluate
-    from seedtune.export import Rights, export_run
     from seedtune.measures import Asking
-    from seedtune.pack import apply_pack, pack_run
     from seedtune.plan import Forecast, plan_config
     from seedtune.probe import Probe, probe_config
+    from seedtune.run.artifacts.diff import diff_runs
+    from seedtune.run.artifacts.export import Rights, export_run
+    from seedtune.run.artifacts.pack import apply_pack, pack_run
+    from seedtune.run.artifacts.verify import verify_run
     from seedtune.trainer import Callback, Trainer
-    from seedtune.verify import verify_run
 
 __all__ = [
     "Asking",
@@ -52,16 +52,16 @@ _HOMES = {
     "SeedtuneError": "seedtune.errors",
     "Trainer": "seedtune.trainer",
     "Callback": "seedtune.trainer",
-    "Rights": "seedtune.export",
-    "export_run": "seedtune.export",
-    "verify_run": "seedtune.verify",
-    "diff_runs": "seedtune.diff",
-    "pack_run": "seedtune.pack",
+    "Rights": "seedtune.run.artifacts.export",
+    "export_run": "seedtune.run.artifacts.export",
+    "verify_run": "seedtune.run.artifacts.verify",
+    "diff_runs": "seedtune.run.artifacts.diff",
+    "pack_run": "seedtune.run.artifacts.pack",
     "Forecast": "seedtune.plan",
     "plan_config": "seedtune.plan",
     "Probe": "seedtune.probe",
     "probe_config": "seedtune.probe",
-    "apply_pack": "seedtune.pack",
+    "apply_pack": "seedtune.run.artifacts.pack",
 }
 
 

@@ -124,7 +124,7 @@ class Trainer:
 
     def save_model(self, output_dir: str | Path, *, dtype: str | None = None) -> None:
         """Write the centre as a Hugging Face folder."""
-        from seedtune.export import write_export
+        from seedtune.run.artifacts.export import write_export
 
         write_export(self.load(), self.config, self.generation, Path(output_dir), dtype=dtype)
 

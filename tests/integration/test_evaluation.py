@@ -16,9 +16,9 @@ from scores import matches, small_letters
 from seedtune import Asking, evaluate
 from seedtune.config.config import Config
 from seedtune.evaluation import settings_of
-from seedtune.export import export_run
 from seedtune.rewards.base import Reward
 from seedtune.run import directory, replay
+from seedtune.run.artifacts.export import export_run
 from seedtune.tasks.base import Task
 from seedtune.tasks.data.rows import examples
 from seedtune.trainer import Trainer

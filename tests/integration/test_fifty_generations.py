@@ -19,7 +19,7 @@ from seedtune import Config, Trainer, apply_pack, diff_runs, export_run, pack_ru
 from seedtune.engines import base as engines_base
 from seedtune.errors import LedgerError, PackError
 from seedtune.numerics.kernels import cpu
-from seedtune.verify import Verification
+from seedtune.run.artifacts.verify import Verification
 
 pytestmark = [pytest.mark.slow, pytest.mark.no_cover]
 

@@ -23,8 +23,8 @@ from crews import alone, fleet
 from seedtune.engines.ray.status_file import STATUS, status_of
 from seedtune.errors import ConfigError, MissingExtraError, RunError
 from seedtune.run import directory, ledger
+from seedtune.run.artifacts.verify import verify_run
 from seedtune.trainer import Trainer
-from seedtune.verify import verify_run
 from waiting import BOUND, alive, wait_until
 
 if importlib.util.find_spec("ray") is None:

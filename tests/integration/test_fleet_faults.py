@@ -16,9 +16,9 @@ from seedtune.engines.ray import controller, protocol, worker_spec
 from seedtune.engines.ray import engine as fleet_engine
 from seedtune.errors import ConfigError, DataError, EngineError
 from seedtune.run import directory, ledger
+from seedtune.run.artifacts.verify import verify_run
 from seedtune.trainer import Trainer
 from seedtune.types import CENTRE, Job, Member, Prompt, Sampling, Term, Update
-from seedtune.verify import verify_run
 
 
 @pytest.fixture(scope="module")

@@ -9,10 +9,10 @@ import pytest
 import runs
 from crews import alone, fleet, inline
 from seedtune.errors import ConfigError
-from seedtune.export import export_run
 from seedtune.run import directory, ledger, recorded_config
+from seedtune.run.artifacts.export import export_run
+from seedtune.run.artifacts.verify import verify_run
 from seedtune.trainer import Trainer
-from seedtune.verify import verify_run
 
 SORTS = {
     "full rank, a centre of the model's own type": {

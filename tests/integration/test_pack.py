@@ -12,10 +12,11 @@ import yaml
 from safetensors.numpy import load_file
 
 import runs
-from seedtune import Rights, apply_pack, export_run, pack_run, packfile
+from seedtune import Rights, apply_pack, export_run, pack_run
 from seedtune.errors import PackError
-from seedtune.pack import licence_of
 from seedtune.run import directory, ledger, recorded_config, replay, sealing
+from seedtune.run.artifacts import pack_format
+from seedtune.run.artifacts.pack import licence_of
 from seedtune.trainer import Trainer
 
 
@@ -203,12 +204,12 @@ def test_another_file_is_refused(failure, run, tmp_path):
 
 def forge(file: Path, **changes) -> None:
     """Other things in the header, and good checksums."""
-    pack = packfile.read(file)
+    pack = pack_format.read(file)
     line, _, _ = file.read_bytes().partition(b"\n")
     header, _ = sealing.unseal(line)
     line, _ = sealing.seal({**header, **changes})
-    body = line + packfile.dump(pack).partition(b"\n")[2][: -packfile.DIGEST]
-    file.write_bytes(body + hashlib.blake2b(body, digest_size=packfile.DIGEST).digest())
+    body = line + pack_format.dump(pack).partition(b"\n")[2][: -pack_format.DIGEST]
+    file.write_bytes(body + hashlib.blake2b(body, digest_size=pack_format.DIGEST).digest())
 
 
 def test_a_newer_format_is_refused(failure, file, tmp_path):
@@ -217,7 +218,7 @@ def test_a_newer_format_is_refused(failure, file, tmp_path):
 
 
 def test_noise_and_settings_of_another_version_are_refused(failure, file, tmp_path):
-    config = packfile.read(file).about.config
+    config = pack_format.read(file).about.config
     forge(file, noise="v2", seedtune="3.0")
     told = refused(failure, tmp_path, file)
     assert told.startswith(f"{file} was made by seedtune 3.0 and needs another version: ")
@@ -227,7 +228,7 @@ def test_noise_and_settings_of_another_version_are_refused(failure, file, tmp_pa
 
 
 def test_a_wrong_base_is_refused_with_both_fingerprints(failure, file, tmp_path):
-    about = packfile.read(file).about
+    about = pack_format.read(file).about
     told = refused(failure, tmp_path, file, base="other")
     assert f"made from the base model 'toy' with fingerprint {about.base_fingerprint}, but 'other' has " in told
     assert told.endswith("Give the same base model, in its original precision.")
@@ -235,7 +236,7 @@ def test_a_wrong_base_is_refused_with_both_fingerprints(failure, file, tmp_path)
 
 @pytest.mark.parametrize("done", ["2", "5"])
 def test_weights_that_come_out_otherwise_are_refused(failure, file, tmp_path, done):
-    fingerprints = packfile.read(file).about.fingerprints
+    fingerprints = pack_format.read(file).about.fingerprints
     forge(file, fingerprints={**fingerprints, done: "ab" * 16})
     told = refused(failure, tmp_path, file)
     assert told.startswith(f"{file} does not give what it was made from: after {done} generations the fingerprint is ")
@@ -243,11 +244,11 @@ def test_weights_that_come_out_otherwise_are_refused(failure, file, tmp_path, do
 
 
 def test_forged_coefficients_are_found_by_the_fingerprint(file, tmp_path):
-    pack = packfile.read(file)
+    pack = pack_format.read(file)
     first = pack.updates[0]
     terms = (first.terms[0]._replace(weight=first.terms[0].weight * 1.001), *first.terms[1:])
-    changed = packfile.Pack(pack.about, (type(first)(0, terms), *pack.updates[1:]))
-    file.write_bytes(packfile.dump(changed))
+    changed = pack_format.Pack(pack.about, (type(first)(0, terms), *pack.updates[1:]))
+    file.write_bytes(pack_format.dump(changed))
     with pytest.raises(PackError, match="after 2 generations the fingerprint is"):
         apply_pack("toy", file, tmp_path / "model")
 

@@ -15,8 +15,8 @@ from hypothesis.extra import numpy as arrays
 
 import runs
 from seedtune import strategies
-from seedtune.audit import CHECKS, Audit, audit
 from seedtune.errors import LedgerError
+from seedtune.run.artifacts.consistency import CHECKS, Audit, audit
 from seedtune.run.ledger import Contents, Header, Record
 from seedtune.strategies.base import Feedback, tell
 from seedtune.strategies.shaping import SHAPINGS, member_rewards

@@ -11,14 +11,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from seedtune import packfile
 from seedtune.errors import PackError
 from seedtune.numerics.momentum import Memory
 from seedtune.numerics.noise import Noise
 from seedtune.numerics.rounding import nearest
 from seedtune.numerics.weights import Centre
-from seedtune.packfile import About, Pack
 from seedtune.run import ledger, sealing
+from seedtune.run.artifacts import pack_format
+from seedtune.run.artifacts.pack_format import About, Pack
 from seedtune.run.lineage import Lineage
 from seedtune.strategies.shaping import zscore
 from seedtune.types import Decay, Member, Moments, Plan, Term, Update
@@ -31,11 +31,11 @@ def about(generations: int, *, rank: int = 1, perturbation: str = "lowrank", sub
 
 
 def packed(updates, **settings) -> bytes:
-    return packfile.dump(Pack(about(len(updates), **settings), tuple(updates)))
+    return pack_format.dump(Pack(about(len(updates), **settings), tuple(updates)))
 
 
 def unpacked(updates, **settings) -> tuple[Update, ...]:
-    return packfile.parse(packed(updates, **settings), "file").updates
+    return pack_format.parse(packed(updates, **settings), "file").updates
 
 
 def of_kernel(weight: float, scale: float) -> bytes:
@@ -143,7 +143,7 @@ WHOLE = packed(updates_of(RECORDS["pairs"]), licence="MIT", note="nota bene")
 
 def refusal(raw: bytes) -> str:
     with pytest.raises(PackError) as refused:
-        packfile.parse(raw, "file")
+        pack_format.parse(raw, "file")
     return str(refused.value)
 
 
@@ -160,7 +160,7 @@ def test_a_pack_with_a_flipped_bit_anywhere_is_refused():
     header = WHOLE.index(b"\n")
     for place, byte in enumerate(WHOLE):
         told = refusal(WHOLE[:place] + bytes([byte ^ 1 << place % 8]) + WHOLE[place + 1 :])
-        if place < len(packfile.MAGIC):
+        if place < len(pack_format.MAGIC):
             assert told == "file is not a pack. Give a file that 'seedtune pack' wrote."
         elif place < header:
             assert told.startswith("file was changed after it was written: the checksum of its header is another.")
@@ -182,8 +182,8 @@ def resealed(raw: bytes = WHOLE, **changes) -> bytes:
     line, _, rest = raw.partition(b"\n")
     header, _ = sealing.unseal(line)
     line, _ = sealing.seal({**header, **changes})
-    body = line + rest[: -packfile.DIGEST]
-    return body + hashlib.blake2b(body, digest_size=packfile.DIGEST).digest()
+    body = line + rest[: -pack_format.DIGEST]
+    return body + hashlib.blake2b(body, digest_size=pack_format.DIGEST).digest()
 
 
 def test_a_newer_format_is_named_with_the_version_that_writes_it():
@@ -214,9 +214,9 @@ def test_a_forged_header_is_refused_without_a_traceback(changes):
 
 
 def test_a_forged_body_is_refused_without_a_traceback():
-    far = packfile.dump(Pack(about(1), (Update(0, (Term(0, 2**32, 1.0),)),)))
+    far = pack_format.dump(Pack(about(1), (Update(0, (Term(0, 2**32, 1.0),)),)))
     assert "noise of generation 0, pair 4294967296" in refusal(far)
-    early = packfile.dump(Pack(about(1), (Update(0, (Term(-1, 0, 1.0),)),)))
+    early = pack_format.dump(Pack(about(1), (Update(0, (Term(-1, 0, 1.0),)),)))
     assert "noise of generation -1, pair 0" in refusal(early)
 
 
@@ -224,7 +224,7 @@ def test_a_pack_from_before_subspaces_is_read_as_one_of_a_single_subspace():
     old = about(1)
     del old.config["subspaces"]
     updates = (Update(0, (Term(0, 3, 0.25),)),)
-    assert packfile.parse(packfile.dump(Pack(old, updates)), "file").updates == updates
+    assert pack_format.parse(pack_format.dump(Pack(old, updates)), "file").updates == updates
 
 
 def test_updates_by_moments_are_refused_with_what_to_do_instead():
@@ -235,4 +235,4 @@ def test_updates_by_moments_are_refused_with_what_to_do_instead():
 
 def test_what_cannot_be_read_is_named(tmp_path):
     with pytest.raises(PackError, match=r"cannot read .*nothing: No such file or directory\. Check the path\."):
-        packfile.read(tmp_path / "nothing")
+        pack_format.read(tmp_path / "nothing")

@@ -13,8 +13,8 @@ from seedtune import comparison, report
 from seedtune.cli.console import console, error_console
 from seedtune.cli.progress import ProgressLines, ReplayProgress
 from seedtune.errors import ConfigError, RunError, resume_command
-from seedtune.export import Export, export_run
 from seedtune.run import directory, recorded_config, replay
+from seedtune.run.artifacts.export import Export, export_run
 from seedtune.strategies import populations
 from seedtune.trainer import Trainer
 

@@ -7,15 +7,15 @@ from pathlib import Path
 
 import typer
 
-from seedtune.audit import Audit
 from seedtune.cli.commands import check_dtype, say_exported
 from seedtune.cli.console import console
 from seedtune.cli.progress import ReplayProgress
-from seedtune.diff import Difference, diff_runs
 from seedtune.engines.recorded_arithmetic import Entry, words
-from seedtune.export import Rights
-from seedtune.pack import apply_pack, pack_run
-from seedtune.verify import Verification, verify_run
+from seedtune.run.artifacts.consistency import Audit
+from seedtune.run.artifacts.diff import Difference, diff_runs
+from seedtune.run.artifacts.export import Rights
+from seedtune.run.artifacts.pack import apply_pack, pack_run
+from seedtune.run.artifacts.verify import Verification, verify_run
 
 
 def say(line: str) -> None:

@@ -10,13 +10,14 @@ from pathlib import Path
 
 import yaml
 
-from seedtune import engines, packfile
+from seedtune import engines
 from seedtune.config.config import Config
 from seedtune.engines.base import Engine, EngineInfo
 from seedtune.errors import ConfigError, LedgerError, PackError, RunError, StorageError, storage_cause
-from seedtune.export import Export, Rights, check_output, write_export
-from seedtune.packfile import About, Pack
 from seedtune.run import directory, ledger, recorded_config, replay
+from seedtune.run.artifacts import pack_format
+from seedtune.run.artifacts.export import Export, Rights, check_output, write_export
+from seedtune.run.artifacts.pack_format import About, Pack
 from seedtune.run.lineage import Lineage
 from seedtune.types import __version__
 
@@ -52,7 +53,7 @@ def pack_run(
     lineage = _lineage(root, contents)
     about = _about(contents, (goal, lineage), fingerprint, rights or Rights())
     pack = Pack(about, tuple(lineage.updates(goal)))
-    _write(target, packfile.dump(pack))
+    _write(target, pack_format.dump(pack))
     return pack
 
 
@@ -185,7 +186,7 @@ def apply_pack(
     """
     path, target = Path(file), Path(output)
     check_output(target)
-    pack = packfile.read(path)
+    pack = pack_format.read(path)
     config = _config(path, pack.about, base, sets)
     engine = engines.create(config)
     watch = replay.Stopwatch(progress)

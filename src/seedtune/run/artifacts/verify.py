@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from seedtune import engines
-from seedtune.audit import Audit, audit
 from seedtune.config.config import Config
 from seedtune.engines import snapshots
 from seedtune.engines.base import Engine
@@ -19,6 +18,7 @@ from seedtune.engines.recorded_arithmetic import Entry
 from seedtune.engines.snapshots import Snapshot
 from seedtune.errors import LedgerError, StorageError
 from seedtune.run import directory, ledger, recorded_config, replay
+from seedtune.run.artifacts.consistency import Audit, audit
 
 
 @dataclass(frozen=True, slots=True)
