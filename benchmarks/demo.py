@@ -25,8 +25,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from seedtune import comparison
 from seedtune.config import yaml_file
+from seedtune.evaluation import comparison
 from seedtune.numerics.machine import processor
 from seedtune.run import directory, recorded_config
 

@@ -13,8 +13,8 @@ from seedtune.types import __version__
 if TYPE_CHECKING:
     from seedtune.config.config import Config
     from seedtune.errors import SeedtuneError
-    from seedtune.evaluation import Evaluation, evaluate
-    from seedtune.measures import Asking
+    from seedtune.evaluation.evaluate import Evaluation, evaluate
+    from seedtune.evaluation.held_out import Asking
     from seedtune.plan import Forecast, plan_config
     from seedtune.probe import Probe, probe_config
     from seedtune.run.artifacts.diff import diff_runs
@@ -46,9 +46,9 @@ __all__ = [
 
 _HOMES = {
     "Config": "seedtune.config.config",
-    "Asking": "seedtune.measures",
-    "Evaluation": "seedtune.evaluation",
-    "evaluate": "seedtune.evaluation",
+    "Asking": "seedtune.evaluation.held_out",
+    "Evaluation": "seedtune.evaluation.evaluate",
+    "evaluate": "seedtune.evaluation.evaluate",
     "SeedtuneError": "seedtune.errors",
     "Trainer": "seedtune.trainer",
     "Callback": "seedtune.trainer",

@@ -13,12 +13,13 @@ from typing import Any, Protocol
 import numpy as np
 import yaml
 
-from seedtune import activities, engines, report, strategies
+from seedtune import activities, engines, strategies
 from seedtune.config.config import Config
 from seedtune.engines import snapshots
 from seedtune.engines.base import Engine, EngineInfo
 from seedtune.errors import ConfigError, RunError, StorageError, storage_cause
-from seedtune.measures import during_training, others, right
+from seedtune.evaluation import report
+from seedtune.evaluation.held_out import during_training, others, right
 from seedtune.rewards.scorer import Scorer
 from seedtune.rollouts import asynchronous
 from seedtune.rollouts.evaluator import Evaluator, Outcome

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 import runs
-from seedtune import report
 from seedtune.cli import commands
+from seedtune.evaluation import report
 from seedtune.run import directory, recorded_config
 from seedtune.trainer import Trainer
 

@@ -15,7 +15,7 @@ from models import answers, job, load_engine, text_prompts
 from seedtune import Config, Trainer, apply_pack, evaluate, export_run, pack_run, verify_run
 from seedtune.engines.vllm.engine_core import Runtime
 from seedtune.errors import EngineError
-from seedtune.evaluation import settings_of
+from seedtune.evaluation.evaluate import settings_of
 from seedtune.run import directory, ledger
 from serving import SMALL, end_all, save_served, serve
 

@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from seedtune.comparison import compare, last_alarms, marked, shown
-from seedtune.estimators import Estimate
+from seedtune.evaluation.comparison import compare, last_alarms, marked, shown
+from seedtune.evaluation.estimators import Estimate
 from seedtune.run.directory import RunPaths
 
 

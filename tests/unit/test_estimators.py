@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from seedtune.estimators import Estimate, bootstrap, majority_at_k, pass_at_k
+from seedtune.evaluation.estimators import Estimate, bootstrap, majority_at_k, pass_at_k
 
 # -------------------------------------------------------------------------- pass@k
 
@@ -165,6 +165,6 @@ def test_measures_share_their_draws_so_that_equal_columns_have_equal_intervals()
 def test_many_prompts_are_drawn_in_pieces_with_the_same_result(monkeypatch):
     values = np.random.default_rng(3).normal(size=50)
     whole = one(values)
-    monkeypatch.setattr("seedtune.estimators._CHUNK", 120)
+    monkeypatch.setattr("seedtune.evaluation.estimators._CHUNK", 120)
     pieces = one(values)
     assert (pieces.low, pieces.high) == pytest.approx((whole.low, whole.high), rel=1e-12)

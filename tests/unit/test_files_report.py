@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from seedtune import report
 from seedtune.config.sections import ToySettings
 from seedtune.engines import snapshots
 from seedtune.engines.toy.engine import ToyEngine
 from seedtune.errors import StorageError, storage_cause, storage_error
+from seedtune.evaluation import report
 from seedtune.numerics.noise import Noise
 from seedtune.run import directory
 from seedtune.run.directory import RunPaths

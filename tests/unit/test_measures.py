@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from scores import brief, ends_right, one_character
-from seedtune.baseline import WORDINGS, Wording, choose, reworded, voted
 from seedtune.config.config import Config
 from seedtune.engines.base import EngineTimes
 from seedtune.errors import ConfigError, RewardError
-from seedtune.measures import PLAIN, Asking, check_asking, during_training, held_out, measure, others
+from seedtune.evaluation.held_out import PLAIN, Asking, check_asking, during_training, held_out, measure, others
+from seedtune.evaluation.prompt_baseline import WORDINGS, Wording, choose, reworded, voted
 from seedtune.rewards.base import Reward
 from seedtune.tasks.base import Task
 from seedtune.tasks.data.rows import examples

@@ -7,12 +7,12 @@ from pathlib import Path
 
 from rich.table import Table
 
-from seedtune import report
 from seedtune.cli.clock import clock
 from seedtune.cli.console import console
 from seedtune.cli.warming import compile_beside
 from seedtune.config.yaml_file import load_config
 from seedtune.errors import ConfigError
+from seedtune.evaluation import report
 from seedtune.plan import Duration, Forecast, plan_config
 from seedtune.probe import Level, Probe, probe_config
 

@@ -9,10 +9,10 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from seedtune import comparison, report
 from seedtune.cli.console import console, error_console
 from seedtune.cli.progress import ProgressLines, ReplayProgress
 from seedtune.errors import ConfigError, RunError, resume_command
+from seedtune.evaluation import comparison, report
 from seedtune.run import directory, recorded_config, replay
 from seedtune.run.artifacts.export import Export, export_run
 from seedtune.strategies import populations

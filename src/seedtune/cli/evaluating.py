@@ -11,14 +11,14 @@ from typing import Any
 
 from rich.table import Table
 
-from seedtune import report
 from seedtune.cli.clock import clock
 from seedtune.cli.console import console
 from seedtune.cli.progress import ReplayProgress
 from seedtune.errors import ConfigError, RunError, storage_cause
-from seedtune.estimators import Estimate
-from seedtune.evaluation import BASE, Evaluation, evaluate, is_run, settings_of
-from seedtune.measures import PLAIN, Asking, Measures
+from seedtune.evaluation import report
+from seedtune.evaluation.estimators import Estimate
+from seedtune.evaluation.evaluate import BASE, Evaluation, evaluate, is_run, settings_of
+from seedtune.evaluation.held_out import PLAIN, Asking, Measures
 from seedtune.run import directory, recorded_config
 from seedtune.run.suspicious_samples import suspects
 

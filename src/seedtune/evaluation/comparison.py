@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from seedtune.estimators import Estimate, bootstrap
+from seedtune.evaluation.estimators import Estimate, bootstrap
 from seedtune.run import directory, metrics
 from seedtune.run.directory import RunPaths
 

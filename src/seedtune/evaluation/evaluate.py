@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from seedtune import engines, tasks
-from seedtune.baseline import baselines, voted
 from seedtune.config.config import Config
 from seedtune.config.yaml_file import override, read_settings
 from seedtune.engines.base import Engine
 from seedtune.errors import ConfigError
-from seedtune.estimators import Estimate, bootstrap
-from seedtune.measures import Asking, Measures, check_asking, held_out, measure
+from seedtune.evaluation.estimators import Estimate, bootstrap
+from seedtune.evaluation.held_out import Asking, Measures, check_asking, held_out, measure
+from seedtune.evaluation.prompt_baseline import baselines, voted
 from seedtune.rollouts.prepare import Given, take
 from seedtune.run import directory, ledger, recorded_config, replay
 from seedtune.tasks.base import Task

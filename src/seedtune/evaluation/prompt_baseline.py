@@ -15,7 +15,7 @@ import numpy as np
 from seedtune.config.config import Config
 from seedtune.engines.base import Engine
 from seedtune.errors import ConfigError
-from seedtune.measures import PLAIN, Asking, Measures, estimated, measure
+from seedtune.evaluation.held_out import PLAIN, Asking, Measures, estimated, measure
 from seedtune.run import metrics
 from seedtune.tasks.base import Task
 from seedtune.types import Example, Message

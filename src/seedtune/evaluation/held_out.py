@@ -15,7 +15,7 @@ from seedtune.config.config import Config
 from seedtune.config.sections import LikelihoodSettings
 from seedtune.engines.base import Engine
 from seedtune.errors import ConfigError
-from seedtune.estimators import Estimate, bootstrap, majority_at_k, pass_at_k
+from seedtune.evaluation.estimators import Estimate, bootstrap, majority_at_k, pass_at_k
 from seedtune.rewards.scorer import Scorer
 from seedtune.rollouts.evaluator import Evaluator, Outcome
 from seedtune.rollouts.objectives import LIKELIHOODS
@@ -83,7 +83,7 @@ class Asking:
 
 @dataclass(frozen=True, slots=True)
 class Measures:
-    """Values by prompt, and their means with intervals; ``put`` is how the prompts were put (``seedtune.baseline``)."""
+    """Values by prompt, and their means with intervals; ``put`` is how the prompts were put (``seedtune.evaluation.prompt_baseline``)."""
 
     task: str
     columns: Columns

@@ -6,7 +6,7 @@ import html
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from seedtune import comparison
+from seedtune.evaluation import comparison
 from seedtune.run import directory
 from seedtune.run.directory import RunPaths
 
