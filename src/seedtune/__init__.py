@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from seedtune.errors import SeedtuneError
     from seedtune.evaluation.evaluate import Evaluation, evaluate
     from seedtune.evaluation.held_out import Asking
-    from seedtune.plan import Forecast, plan_config
-    from seedtune.probe import Probe, probe_config
+    from seedtune.planning.plan import Forecast, plan_config
+    from seedtune.planning.probe import Probe, probe_config
     from seedtune.run.artifacts.diff import diff_runs
     from seedtune.run.artifacts.export import Rights, export_run
     from seedtune.run.artifacts.pack import apply_pack, pack_run
@@ -57,10 +57,10 @@ _HOMES = {
     "verify_run": "seedtune.run.artifacts.verify",
     "diff_runs": "seedtune.run.artifacts.diff",
     "pack_run": "seedtune.run.artifacts.pack",
-    "Forecast": "seedtune.plan",
-    "plan_config": "seedtune.plan",
-    "Probe": "seedtune.probe",
-    "probe_config": "seedtune.probe",
+    "Forecast": "seedtune.planning.plan",
+    "plan_config": "seedtune.planning.plan",
+    "Probe": "seedtune.planning.probe",
+    "probe_config": "seedtune.planning.probe",
     "apply_pack": "seedtune.run.artifacts.pack",
 }
 

@@ -15,7 +15,7 @@ from seedtune import Trainer, evaluate
 from seedtune.config.config import Config
 from seedtune.config.yaml_file import load_config
 from seedtune.errors import ConfigError, DataError
-from seedtune.plan import plan_config
+from seedtune.planning.plan import plan_config
 from seedtune.rewards.base import Reward
 from seedtune.rollouts.evaluator import Evaluator
 from seedtune.tasks import create

@@ -15,13 +15,12 @@ from seedtune.cli.advice import show_forecast
 from seedtune.engines.model_sizes import anatomy_of
 from seedtune.engines.transformers.engine import TransformersEngine
 from seedtune.errors import ConfigError, ModelError, RunError
-from seedtune.machines import MACHINES
-from seedtune.plan import measured_here, plan_config
+from seedtune.planning.accelerators import MACHINES
+from seedtune.planning.cost_model import Speed, Workload
+from seedtune.planning.plan import measured_here, plan_config
 from seedtune.rewards.base import Reward
-from seedtune.speed import Speed
 from seedtune.tasks.base import Task
 from seedtune.types import Example
-from seedtune.workload import Workload
 
 TEXTS = ("one", "two and", "three", "four", "fives")
 TASK = Task("own", tuple(Example(i, t, {}) for i, t in enumerate(TEXTS)), (), (Reward("r", len),))

@@ -10,10 +10,11 @@ import pytest
 import models
 import runs
 import seedtune
-from seedtune import probe, tasks
+from seedtune import tasks
 from seedtune.engines.toy.engine import ToyEngine
 from seedtune.errors import ConfigError
-from seedtune.probe import collapse_of, probe_config, recommend
+from seedtune.planning import probe
+from seedtune.planning.probe import collapse_of, probe_config, recommend
 from seedtune.rewards.base import Reward
 from seedtune.rewards.completions import text_of
 from seedtune.rollouts.completion_stats import Answers

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from seedtune.errors import ConfigError
-from seedtune.machines import MACHINES, Machine, parse_device
+from seedtune.planning.accelerators import MACHINES, Machine, parse_device
 
 PLAIN = Machine("plain", bandwidth=100.0, flops=1000.0, efficiency=0.5, launch=0.0)
 

@@ -13,8 +13,8 @@ from seedtune.cli.warming import compile_beside
 from seedtune.config.yaml_file import load_config
 from seedtune.errors import ConfigError
 from seedtune.evaluation import report
-from seedtune.plan import Duration, Forecast, plan_config
-from seedtune.probe import Level, Probe, probe_config
+from seedtune.planning.plan import Duration, Forecast, plan_config
+from seedtune.planning.probe import Level, Probe, probe_config
 
 SHOWN = 160
 """Characters of a sample completion that are shown."""

@@ -13,12 +13,11 @@ from pathlib import Path
 from seedtune.config.config import Config
 from seedtune.engines.model_sizes import Anatomy, anatomy_of
 from seedtune.errors import ConfigError, DataError, ModelError
-from seedtune.machines import CPU, MACHINES, Machine, parse_device
+from seedtune.planning.accelerators import CPU, MACHINES, Machine, parse_device
+from seedtune.planning.cost_model import Pace, Speed, Workload, measure_engine, pace_of, workload_of
 from seedtune.rollouts.prepare import task_of
-from seedtune.speed import Pace, Speed, measure_engine, pace_of
 from seedtune.strategies import populations
 from seedtune.tasks.base import Task
-from seedtune.workload import Workload, workload_of
 
 SHARE = 0.7
 """Share of ``max_completion_length`` that a completion has on average, where no run tells."""
@@ -197,7 +196,7 @@ def memory_of(anatomy: Anatomy, work: Workload, config: Config, mode: tuple[str,
 
 
 def on_machine(machine: Machine, anatomy: Anatomy, work: Workload, config: Config, *, count: int = 1) -> Duration:
-    """A generation by datasheet figures (`seedtune.machines` has the formula), ``work`` being one device's share."""
+    """A generation by datasheet figures (`seedtune.planning.accelerators` has the formula), ``work`` being one device's share."""
     memory = memory_of(anatomy, work, config, (config.perturbation, config.master))
     rows = work.row_steps / max(1.0, work.steps)
     position = anatomy.cached * anatomy.itemsize
