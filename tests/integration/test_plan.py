@@ -11,7 +11,7 @@ import torch
 import models
 import runs
 import seedtune
-from seedtune.cli.advice import show_forecast
+from seedtune.cli.probe_and_plan import show_forecast
 from seedtune.engines.model_sizes import anatomy_of
 from seedtune.engines.transformers.engine import TransformersEngine
 from seedtune.errors import ConfigError, ModelError, RunError

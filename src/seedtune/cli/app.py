@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from seedtune.cli.fleet import fleet_app
+from seedtune.cli.ray import fleet_app
 
 if TYPE_CHECKING:
     from seedtune.trainer import Trainer
@@ -153,7 +153,7 @@ def evaluate(
 
     A model is loaded once for all tasks.  Nothing is written unless --json or --save says so.
     """
-    from seedtune.cli.evaluating import Options, asking_of, evaluate_command
+    from seedtune.cli.eval_and_samples import Options, asking_of, evaluate_command
 
     how = {"temperature": temperature, "limit": limit, "kl": kl, "baseline": baseline, "seed": seed}
     asking = asking_of(samples, k, against, **how)
@@ -196,7 +196,7 @@ def verify(
 
     Exit code 0: all match.  1: the first place where they part, and what may have caused it.
     """
-    from seedtune.cli.tools import verify_command
+    from seedtune.cli.ledger_tools import verify_command
 
     verify_command(run, model, snapshots, sets or [])
 
@@ -213,7 +213,7 @@ def diff(
 
     Exit code 0: equal.  1: different, or one goes on where the other ends.
     """
-    from seedtune.cli.tools import diff_command
+    from seedtune.cli.ledger_tools import diff_command
 
     diff_command(run_a, run_b)
 
@@ -239,7 +239,7 @@ def pack(
 
     The first line of the file is JSON that says what it is: head -n 1 FILE
     """
-    from seedtune.cli.tools import pack_command
+    from seedtune.cli.ledger_tools import pack_command
 
     pack_command((run, output), generation, (licence, base_licence, note), sets or [])
 
@@ -260,7 +260,7 @@ def apply(
     one of a newer format, another base model, or weights that come out otherwise are refused, and nothing is
     written.
     """
-    from seedtune.cli.tools import apply_command
+    from seedtune.cli.ledger_tools import apply_command
 
     apply_command(base, (file, output), dtype, sets or [])
 
@@ -281,7 +281,7 @@ def probe(
     help on some prompts help on others, sample answers, and what the model says when sigma is too large.
     Nothing is written.
     """
-    from seedtune.cli.advice import probe_command
+    from seedtune.cli.probe_and_plan import probe_command
 
     probe_command(config, sigmas, (members, prompts), sets or [])
 
@@ -305,7 +305,7 @@ def plan(
     For accelerators the time follows from datasheet figures and an assumed efficiency, by the formula shown.
     A model's configuration is enough; only for 'cpu' the model is loaded and writes a few tokens.
     """
-    from seedtune.cli.advice import plan_command
+    from seedtune.cli.probe_and_plan import plan_command
 
     plan_command(config, devices, (measured, share), sets or [])
 
@@ -320,7 +320,7 @@ def samples(
 ) -> None:
     """Held-out answers before and after training, side by side."""
     if suspicious:
-        from seedtune.cli.evaluating import suspicious_command
+        from seedtune.cli.eval_and_samples import suspicious_command
 
         suspicious_command(run, limit)
         return

@@ -1,4 +1,7 @@
-"""Results go to standard output, errors to standard error; plain lines when not a terminal."""
+"""Results go to standard output, errors to standard error; plain lines when not a terminal.
+
+Seconds as a clock shows them.
+"""
 
 from __future__ import annotations
 
@@ -22,3 +25,10 @@ def console() -> Console:
 def error_console() -> Console:
     """The console of errors."""
     return Console(stderr=True, soft_wrap=True, **_AS_IT_IS)
+
+
+def clock(seconds: float) -> str:
+    """Seconds as m:ss or h:mm:ss."""
+    minutes, second = divmod(round(max(0.0, seconds)), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"

@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from seedtune.cli.clock import clock
+from seedtune.cli.console import clock
 from seedtune.engines.base import EngineInfo
 from seedtune.numerics.machine import available_cores
 from seedtune.trainer import Trainer

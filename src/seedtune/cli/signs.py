@@ -9,7 +9,7 @@ from rich.console import Console
 
 from seedtune import activities
 from seedtune.activities import Activity
-from seedtune.cli.clock import clock
+from seedtune.cli.console import clock
 
 
 class SignsOfLife:

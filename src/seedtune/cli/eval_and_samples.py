@@ -11,8 +11,7 @@ from typing import Any
 
 from rich.table import Table
 
-from seedtune.cli.clock import clock
-from seedtune.cli.console import console
+from seedtune.cli.console import clock, console
 from seedtune.cli.progress import ReplayProgress
 from seedtune.errors import ConfigError, RunError, storage_cause
 from seedtune.evaluation import report

@@ -7,8 +7,7 @@ from pathlib import Path
 
 from rich.table import Table
 
-from seedtune.cli.clock import clock
-from seedtune.cli.console import console
+from seedtune.cli.console import clock, console
 from seedtune.cli.warming import compile_beside
 from seedtune.config.yaml_file import load_config
 from seedtune.errors import ConfigError
