@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
+from seedtune.config.fields import Fields
 from seedtune.config.sections import (
     GrowthSettings,
     LikelihoodSettings,
@@ -13,13 +13,9 @@ from seedtune.config.sections import (
     ScheduleSettings,
     Section,
 )
-from seedtune.rollouts.objectives import LIKELIHOODS
-
-if TYPE_CHECKING:
-    from seedtune.config.config import Config
 
 
-def _pairs(config: Config) -> str | None:
+def _pairs(config: Fields) -> str | None:
     if config.antithetic and config.population % 2:
         return (
             f"population={config.population} is odd, but antithetic pairs need an even one: "
@@ -28,7 +24,7 @@ def _pairs(config: Config) -> str | None:
     return None
 
 
-def _rank(config: Config) -> str | None:
+def _rank(config: Fields) -> str | None:
     if config.perturbation != "lowrank" and config.rank != 1:
         return (
             f"rank={config.rank} means nothing with perturbation={config.perturbation}: leave it out, "
@@ -37,7 +33,7 @@ def _rank(config: Config) -> str | None:
     return None
 
 
-def _populations(config: Config) -> str | None:
+def _populations(config: Fields) -> str | None:
     even = " and even (antithetic pairs)" if config.antithetic else ""
     counts, limit = [count for _, count in config.population_schedule], config.population_growth.limit
     if any(count < 2 or (config.antithetic and count % 2) for count in counts):
@@ -50,13 +46,13 @@ def _populations(config: Config) -> str | None:
     return None
 
 
-def _samples(config: Config) -> str | None:
+def _samples(config: Fields) -> str | None:
     if config.samples_per_prompt > 1 and config.temperature == 0.0:
         return (
             f"samples_per_prompt={config.samples_per_prompt} with temperature=0 gives equal samples: "
             "use a temperature above 0, for example 0.7, or samples_per_prompt=1"
         )
-    if config.objective not in ("mean", *LIKELIHOODS) and config.samples_per_prompt == 1:
+    if config.objective != "mean" and not config.uses_likelihood and config.samples_per_prompt == 1:
         return (
             f"objective={config.objective} with samples_per_prompt=1 is the mean: use samples_per_prompt=4, say, "
             "and a temperature above 0, or objective=mean"
@@ -64,8 +60,8 @@ def _samples(config: Config) -> str | None:
     return None
 
 
-def _likelihood(config: Config) -> str | None:
-    if config.objective not in LIKELIHOODS:
+def _likelihood(config: Fields) -> str | None:
+    if not config.uses_likelihood:
         return _unused("likelihood", config.likelihood, LikelihoodSettings(), "objective=logprob")
     told = f"objective={config.objective} generates nothing"
     for name in ("samples_per_prompt", "temperature", "top_p", "stop"):
@@ -78,26 +74,26 @@ def _likelihood(config: Config) -> str | None:
     return None
 
 
-def _conversation(config: Config) -> str | None:
+def _conversation(config: Fields) -> str | None:
     if config.environment is not None and config.kl_steps:
         return f"kl_steps={config.kl_steps} measures single answers, not conversations: use kl_steps=0"
     return None
 
 
-def _smallest(config: Config) -> int:
+def _smallest(config: Fields) -> int:
     """The fewest members that a generation has."""
     probes = [config.lookahead.probes] if config.lookahead.kind == "essam_f" else []
     return min([*_sizes(config), *probes])
 
 
-def _sizes(config: Config) -> list[int]:
+def _sizes(config: Fields) -> list[int]:
     """The populations of a run; the first of a schedule may take the place of the configured one."""
     scheduled = config.population_schedule
     first = [] if any(generation == 0 for generation, _ in scheduled) else [config.population]
     return [*first, *(count for _, count in scheduled)]
 
 
-def _subspaces(config: Config) -> str | None:
+def _subspaces(config: Fields) -> str | None:
     least = _smallest(config)
     if config.subspaces > 1 and config.subspaces > least // 2:
         return (
@@ -107,7 +103,7 @@ def _subspaces(config: Config) -> str | None:
     return None
 
 
-def _step(config: Config) -> str | None:
+def _step(config: Fields) -> str | None:
     samples = min(_sizes(config))
     samples //= 2 if config.antithetic else 1
     comparing = {
@@ -134,13 +130,13 @@ def _step(config: Config) -> str | None:
     return None
 
 
-def _sigma(config: Config) -> str | None:
+def _sigma(config: Fields) -> str | None:
     if config.sigma_rule == "success" and not config.evaluate_centre:
         return "sigma_rule=success compares members with the centre: use evaluate_centre=true"
     return None
 
 
-def _look_ahead(config: Config) -> str | None:
+def _look_ahead(config: Fields) -> str | None:
     look, even = config.lookahead, " and even (antithetic pairs)" if config.antithetic else ""
     if look.kind == "none":
         return _unused("lookahead", look, LookAheadSettings(), "lookahead.kind=essam")
@@ -160,7 +156,7 @@ def _look_ahead(config: Config) -> str | None:
     return None
 
 
-def _moments(config: Config) -> str | None:
+def _moments(config: Fields) -> str | None:
     moments = config.moments
     if not moments.momentum and not moments.second:
         return _unused("moments", moments, MomentSettings(), "moments.momentum=0.5")
@@ -173,7 +169,7 @@ def _moments(config: Config) -> str | None:
     return None
 
 
-def _lag(config: Config) -> str | None:
+def _lag(config: Fields) -> str | None:
     """What needs whole generations, of one σ, with scores prompt by prompt."""
     look, growth, schedule = config.lookahead.kind, config.population_growth.limit, config.sigma_schedule
     checks: tuple[tuple[bool, str, str], ...] = (
@@ -191,7 +187,7 @@ def _lag(config: Config) -> str | None:
             "use sum_then_normalize",
         ),
         (config.environment is not None, f"environment={config.environment!r}", "leave it out"),
-        (config.objective in LIKELIHOODS, f"objective={config.objective}", "use objective=mean"),
+        (config.uses_likelihood, f"objective={config.objective}", "use objective=mean"),
         (config.reward_batch != "sample", f"reward_batch={config.reward_batch}", "use reward_batch=sample"),
     )
     for wrong, found, fix in checks if config.lag else ():
@@ -200,13 +196,13 @@ def _lag(config: Config) -> str | None:
     return None
 
 
-def _growth(config: Config) -> str | None:
+def _growth(config: Fields) -> str | None:
     if config.population_growth.limit:
         return None
     return _unused("population_growth", config.population_growth, GrowthSettings(), "population_growth.limit")
 
 
-def _own_data(config: Config) -> str | None:
+def _own_data(config: Fields) -> str | None:
     own, weights = config.train_dataset is not None or bool(config.reward_funcs), config.reward_weights
     if own and config.task != "custom":
         return f"task={config.task} brings data and rewards of its own: leave it out (or write task=custom)"
@@ -226,13 +222,13 @@ def _unused(name: str, found: Section, default: Section, switch: str) -> str | N
     return f"{name}.{changed[0]}={getattr(found, changed[0])!r} has no effect: leave it out, or give {switch}, too"
 
 
-CHECKS: tuple[Callable[[Config], str | None], ...] = (
+CHECKS: tuple[Callable[[Fields], str | None], ...] = (
     _pairs, _rank, _populations, _samples, _subspaces, _step, _sigma, _look_ahead, _moments, _growth, _own_data,
     _likelihood, _conversation, _lag,
 )  # fmt: skip
 
 
-def check(config: Config) -> None:
+def check(config: Fields) -> None:
     """ValueError with the first thing that does not go together."""
     for one in CHECKS:
         told = one(config)

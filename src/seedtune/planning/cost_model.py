@@ -17,7 +17,6 @@ from seedtune.engines.transformers import tokenization
 from seedtune.engines.transformers.checkpoint import ModelSource
 from seedtune.engines.transformers.decoding.decoder import slots_for
 from seedtune.errors import ConfigError, ModelError, RunError
-from seedtune.rollouts.objectives import LIKELIHOODS
 from seedtune.rollouts.prompts import prompt_of
 from seedtune.run import directory, recorded_config
 from seedtune.strategies import populations
@@ -92,7 +91,7 @@ def workload_of(config: Config, task: Task, *, share: float, devices: int = 1) -
 
     Completions fill ``share`` of their limit.
     """
-    if task.environment is not None or config.objective in LIKELIHOODS:
+    if task.environment is not None or config.uses_likelihood:
         raise ConfigError(
             f"task {task.name!r} with objective={config.objective} cannot be planned: only single completions can, not "
             "conversations or given answers. Train a generation and look at step_time in its metrics."

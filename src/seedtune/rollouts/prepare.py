@@ -10,7 +10,6 @@ from seedtune.config.config import Config
 from seedtune.errors import ConfigError
 from seedtune.rewards.sources.build import Given as GivenReward
 from seedtune.rollouts import asynchronous
-from seedtune.rollouts.objectives import LIKELIHOODS
 from seedtune.rollouts.prompts import prompt_of
 from seedtune.tasks.base import Task
 from seedtune.tasks.data.prompt_length import Limit, fit
@@ -72,7 +71,7 @@ def _limit(config: Config, context: int | None) -> Limit | None:
 
 def _room(config: Config, context: int) -> tuple[int, str]:
     """Tokens that the model's context leaves a prompt, and what they are in words."""
-    if config.objective in LIKELIHOODS:  # given answers are as long as they are, and the engine checks them
+    if config.uses_likelihood:  # given answers are as long as they are, and the engine checks them
         return context, f"the model's context of {context}"
     new = config.max_completion_length
     if new >= context:

@@ -13,7 +13,6 @@ from seedtune.errors import ConfigError, DataError
 from seedtune.rewards.base import Reward
 from seedtune.rewards.sources import build
 from seedtune.rewards.sources.user_code import place_settled
-from seedtune.rollouts.objectives import LIKELIHOODS
 from seedtune.tasks import create, environments
 from seedtune.tasks.base import Task
 from seedtune.tasks.data import datasets
@@ -166,14 +165,14 @@ def _examples(config: Config, data: tuple[DatasetSettings | None, Data | None], 
 
 def _without_functions(config: Config, environment: EnvironmentFactory | None) -> tuple[Reward, ...]:
     """The rewards of what needs no reward functions."""
-    if config.objective in LIKELIHOODS:
+    if config.uses_likelihood:
         return (Reward(config.objective, scored_by_the_engine),)
     return () if environment is None else (Reward("environment_reward", environment_reward),)
 
 
 def _check_scored(config: Config, task: Task) -> None:
     """What given answers need, and what does not go with an environment."""
-    if config.objective in LIKELIHOODS:
+    if config.uses_likelihood:
         if any(reward.function is not scored_by_the_engine for reward in task.rewards) or task.environment is not None:
             raise ConfigError(
                 f"objective={config.objective} is a reward by itself. Leave reward_funcs and environments out, or use "

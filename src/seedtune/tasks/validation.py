@@ -16,7 +16,6 @@ from seedtune.rewards.aggregate import total
 from seedtune.rewards.execution.call import accepted, raised
 from seedtune.rewards.execution.deadline import Patience
 from seedtune.rewards.scorer import STUCK, Scorer
-from seedtune.rollouts.objectives import LIKELIHOODS
 from seedtune.tasks.base import Task
 from seedtune.types import Example
 
@@ -52,7 +51,7 @@ def validate(task: Task, *, items: int = 400, gold: str | None = None, config: C
     ``config`` (for time-outs and workers) asks for log-probabilities, which are no rewards.
     """
     config = config or Config()
-    if config.objective in LIKELIHOODS:
+    if config.uses_likelihood:
         raise ConfigError(
             f"objective={config.objective!r} measures how probable given answers are: there is no reward to validate. "
             "Validate tasks whose completions are scored."
