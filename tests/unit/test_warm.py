@@ -68,7 +68,10 @@ def test_after_it_an_engine_compiles_nothing(tmp_path: Path, monkeypatch: pytest
 
 
 def test_it_loads_no_torch() -> None:
-    code = "import sys; import seedtune.engines.transformers.cpu_kernels.warm; print({'torch', 'transformers'} & set(sys.modules))"
+    code = (
+        "import sys; import seedtune.engines.transformers.cpu_kernels.warm; "
+        "print({'torch', 'transformers'} & set(sys.modules))"
+    )
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run([sys.executable, "-c", code], env=env, check=True, stdout=subprocess.PIPE, text=True)
     assert done.stdout.strip() == "set()"

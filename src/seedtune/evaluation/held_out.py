@@ -18,7 +18,6 @@ from seedtune.errors import ConfigError
 from seedtune.evaluation.estimators import Estimate, bootstrap, majority_at_k, pass_at_k
 from seedtune.rewards.scorer import Scorer
 from seedtune.rollouts.evaluator import Evaluator, Outcome
-from seedtune.rollouts.objectives import LIKELIHOODS
 from seedtune.run import metrics as run_metrics
 from seedtune.run.diagnostics import divergence
 from seedtune.tasks.base import Task
@@ -83,7 +82,7 @@ class Asking:
 
 @dataclass(frozen=True, slots=True)
 class Measures:
-    """Values by prompt, and their means with intervals; ``put`` is how the prompts were put (``seedtune.evaluation.prompt_baseline``)."""
+    """Values by prompt, and their means with intervals; ``put``: how the prompts were put (see `prompt_baseline`)."""
 
     task: str
     columns: Columns
@@ -229,7 +228,7 @@ def during_training(
     the own task, ``eval_TASK/…`` of the others.
     """
     started = time.perf_counter()
-    elsewhere = config.replace(**GENERATED) if config.objective in LIKELIHOODS else config
+    elsewhere = config.replace(**GENERATED) if config.uses_likelihood else config
     with activities.doing("held-out prompts"):
         outcomes = [
             Evaluator(engine, task, config if own else elsewhere, scorer if own else None).centre(

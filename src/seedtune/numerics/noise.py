@@ -299,8 +299,8 @@ class Noise:
     """How an engine perturbs: the run seed of every noise address, and the shape of the perturbation.
 
     ``perturbation`` is "lowrank" (A·Bᵀ/√r, rank r) or "gaussian"; ``master`` "float32" or "none" (the centre in the
-    model's own type); ``trainable`` and ``freeze`` are patterns of Hugging Face names, see `seedtune.numerics.trainable`.
-    With K ``subspaces`` pair p perturbs one K-th of the elements, with √K of the noise, see `seedtune.numerics.noise`.
+    model's own type); ``trainable`` and ``freeze`` are patterns of Hugging Face names, see `trainable.select`.
+    With K ``subspaces`` pair p perturbs one K-th of the elements, with √K of the noise, see above.
     """
 
     run_seed: int

@@ -196,7 +196,7 @@ def memory_of(anatomy: Anatomy, work: Workload, config: Config, mode: tuple[str,
 
 
 def on_machine(machine: Machine, anatomy: Anatomy, work: Workload, config: Config, *, count: int = 1) -> Duration:
-    """A generation by datasheet figures (`seedtune.planning.accelerators` has the formula), ``work`` being one device's share."""
+    """A generation by datasheet figures (`accelerators` has the formula), ``work`` being one device's share."""
     memory = memory_of(anatomy, work, config, (config.perturbation, config.master))
     rows = work.row_steps / max(1.0, work.steps)
     position = anatomy.cached * anatomy.itemsize

@@ -2,7 +2,7 @@
 
 A generation is one step; a probe asks what the step would be worth.  It climbs from the configured σ by factors of
 two with a few pairs until the model collapses, then lets the whole population answer at the largest usable σ and
-below it, where the expected gain lies (`seedtune.strategies.quadratic_model` has the model), as long as its rollouts last.
+below it, where the expected gain lies (`strategies.quadratic_model` has the model), as long as its rollouts last.
 
 The noise has generation numbers that training never uses.  Nothing is written.
 """

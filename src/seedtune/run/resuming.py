@@ -33,8 +33,8 @@ def load(
         if chosen == config:
             raise
         raise RunError(
-            f"{root} was computed with {recorded_arithmetic.words(recorded)}, which cannot be had here: {error} To go on with "
-            f"another arithmetic, name it: {resume_command(root)} --set {config.kinds[0]}.products=KIND"
+            f"{root} was computed with {recorded_arithmetic.words(recorded)}, which cannot be had here: {error} To go "
+            f"on with another arithmetic, name it: {resume_command(root)} --set {config.kinds[0]}.products=KIND"
         ) from error
 
 
@@ -66,9 +66,10 @@ def _refusal(root: Path, config: Config, recorded: Entry, here: Entry) -> RunErr
     engine = next(name for name in config.kinds if _differs(recorded, here, name))
     kind = recorded_arithmetic.kind(recorded_arithmetic.of_engine(here, engine))
     return RunError(
-        f"{root} was computed with {recorded_arithmetic.words(recorded)}; here it would be {recorded_arithmetic.words(here)}: rewards "
-        f"could differ from those of a run that never stopped.{_threads(recorded, here)} To go on all the same, "
-        f"which the ledger will say: {resume_command(root)} --set {engine}.products={kind}"
+        f"{root} was computed with {recorded_arithmetic.words(recorded)}; here it would be "
+        f"{recorded_arithmetic.words(here)}: rewards could differ from those of a run that never stopped."
+        f"{_threads(recorded, here)} To go on all the same, which the ledger will say: "
+        f"{resume_command(root)} --set {engine}.products={kind}"
     )
 
 

@@ -1,4 +1,4 @@
-"""What a centre computes with: ``seedtune.numerics.kernels.cpu`` on numpy arrays, ``seedtune.numerics.kernels.gpu`` on CUDA tensors.
+"""What a centre computes with: ``kernels.cpu`` on numpy arrays, ``kernels.gpu`` on CUDA tensors.
 
 Every implementation gives the same bits.  Arrays are contiguous; 16-bit weights are float16, or bfloat16 (as
 uint16 in numpy).  A key is `seedtune.numerics.noise.key` of the tensor, ``start`` the flat index of the first element.

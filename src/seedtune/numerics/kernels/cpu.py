@@ -114,8 +114,8 @@ def perturb(out: Array, centre: Array, sigma: float, address: Address, start: in
     Product and sum are float32, each rounded on its own, then rounded once more to the type of ``out``. centre
     float32 goes into any type, a 16-bit one into its own; ``sigma`` carries the member's sign, and with 0 no noise
     is drawn. ``out`` may be ``centre``. With ``subspaces`` sigma is times sqrt(subspaces), and elements outside of the
-    pair's subspace are nearest(centre). See `seedtune.numerics.rounding`. Raises ValueError for wrong arrays or elements outside
-    [0, 2**59).
+    pair's subspace are nearest(centre). See `seedtune.numerics.rounding`. Raises ValueError for wrong arrays or
+    elements outside [0, 2**59).
     """
     source, goal = _weights("centre", centre, 1), _weights("out", out, 1)
     if source.dtype not in (np.dtype(np.float32), goal.dtype):

@@ -1,8 +1,8 @@
-"""GPU kernels: the functions of `seedtune.numerics.kernels.cpu` over torch tensors, written in Triton, with the same bits.
+"""GPU kernels: the functions of `kernels.cpu` over torch tensors, written in Triton, with the same bits.
 
 State: checked bit for bit against the numpy references in Triton's interpreter on the CPU, and compiled for NVIDIA
 sm_80 and sm_90 (no fused multiply-add, no flushed subnormals, no spilled registers). **Never run on a GPU yet**; the
-tests run on the GPU where there is one, and the costs in the docstrings of `seedtune.numerics.kernels.gpu_triton` are counts.
+tests run on the GPU where there is one, and the costs in the docstrings of `gpu_triton` are counts.
 
 Tensors are contiguous, float32, float16 or bfloat16, and lie on one CUDA device (or on the CPU, if triton interprets:
 ``TRITON_INTERPRET=1``). Launches are asynchronous on the device's current stream. torch and triton are imported on

@@ -25,7 +25,7 @@ BLOCKS = 256  # Philox blocks of a program: 2048 elements, 16 for each of 128 th
 
 
 def launch(name: str, programs: int, out: Tensor, *arguments: Any, **meta: Any) -> None:
-    """Run a kernel on the device of ``out``; products and sums are never fused, see `seedtune.numerics.kernels.gpu_triton`."""
+    """Run a kernel on the device of ``out``; products and sums are never fused, see `gpu_triton`."""
     if programs > 0:
         with import_torch().cuda.device_of(out):
             getattr(bodies(), name)[(programs,)](out, *arguments, enable_fp_fusion=False, **meta)
@@ -114,6 +114,6 @@ def require_tensor(
     bodies()
     if not tensor.is_cuda and not importlib.import_module("triton").knobs.runtime.interpret:
         raise ValueError(
-            f"{name} lies on {tensor.device}: these kernels need a CUDA device; use seedtune.numerics.kernels.cpu for arrays "
-            "on the CPU (or set TRITON_INTERPRET=1 before the start to test without a GPU)"
+            f"{name} lies on {tensor.device}: these kernels need a CUDA device; use seedtune.numerics.kernels.cpu for "
+            "arrays on the CPU (or set TRITON_INTERPRET=1 before the start to test without a GPU)"
         )

@@ -31,8 +31,11 @@ from seedtune.numerics.machine import cache_folders
 
 log = logging.getLogger("seedtune")
 
-OUTSIDE = ("fingerprint.py", "noise.py", "rounding.py")
-"""Files of the package, besides this folder's, whose constants compiled code holds."""
+KERNELS = ("engines/transformers/cpu_kernels", "numerics/kernels", "numerics/machine")
+"""Folders of the package that hold compiled code."""
+
+OUTSIDE = ("numerics/fingerprint.py", "numerics/noise.py", "numerics/rounding.py")
+"""Other files of the package whose constants compiled code holds."""
 
 UNUSED_DAYS = 30
 """After so long without use a folder of other sources goes."""
@@ -77,8 +80,9 @@ def folder() -> Path | None:
 @cache
 def digest() -> str | None:
     """A name for the sources of compiled code and the versions of the compiler; None where sources are not files."""
-    here = Path(__file__).parent
-    sources = [*sorted(here.glob("*.py")), *(here.parent / name for name in OUTSIDE)]
+    package = Path(__file__).parents[2]
+    kernels = [file for folder in KERNELS for file in sorted((package / folder).glob("*.py"))]
+    sources = [*kernels, *(package / name for name in OUTSIDE)]
     found = hashlib.sha256(f"{numba.__version__} {llvmlite.__version__} {np.__version__}".encode())
     try:
         for source in sources:

@@ -2,10 +2,10 @@
 
 Equal are equal strings, equal plain numbers, and what math-verify finds equal.  math-verify runs a computer algebra
 system, and its own time limits are signals, which only the main thread may set and which would cancel other timers:
-they are off.  Instead only LaTeX that is quick to compare gets that far (see `seedtune.tasks.builtin.mathematics.math_answer`), so that no
-answer can ask for 9^{9^{9}}; the pool that scores has a time limit as well.
+they are off.  Instead only LaTeX that is quick to compare gets that far (`bounded`, `alike`), so that no answer
+can ask for 9^{9^{9}}; the pool that scores has a time limit as well.
 
-LaTeX that computer algebra may see: short, of known commands, with small powers, of the kind of the right answer.
+LaTeX that computer algebra may see is short, of known commands, with small powers, of the kind of the right answer.
 
 sympy has no limits of its own.  What is refused here was found by letting it compare thousands of random answers:
 towers of powers, long products of symbols, infinity in arithmetic, and large numbers beside logarithms took it minutes.
