@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import yaml
 
-from seedtune import activities, engines, strategies
+from seedtune import activities, strategies
 from seedtune.config.config import Config
-from seedtune.engines import snapshots
 from seedtune.engines.base import Engine, EngineInfo
-from seedtune.errors import ConfigError, RunError, StorageError, storage_cause
 from seedtune.evaluation import report
 from seedtune.evaluation.held_out import during_training, others, right
 from seedtune.rewards.scorer import Scorer
@@ -25,12 +22,12 @@ from seedtune.rollouts import asynchronous
 from seedtune.rollouts.evaluator import Evaluator, Outcome
 from seedtune.rollouts.prepare import Data, Given, GivenReward, take
 from seedtune.rollouts.prompts import drawn
-from seedtune.run import directory, ledger, recorded_config, replay, resuming
+from seedtune.run import directory, recorded_config
 from seedtune.run import metrics as run_metrics
 from seedtune.run.diagnostics import Diagnostics, signal_alarms
 from seedtune.run.ledger import Ledger, Record
-from seedtune.run.lineage import Lineage
 from seedtune.run.reward_hacking import Guards
+from seedtune.run.session import Session
 from seedtune.strategies.base import Feedback, State, Step, directions, tell
 from seedtune.tasks.base import Task
 from seedtune.tasks.environments.base import EnvironmentFactory
@@ -85,14 +82,10 @@ class Trainer:
         self.others = others(self.config, self.task)
         self.callbacks = tuple(callbacks)
         self.strategy = strategies.create(self.config, [reward.weight for reward in self.task.rewards])
-        self.paths = directory.RunPaths(Path(self.config.output_dir))
+        self.session = Session(self.config, self.task, self.strategy)
+        self.paths = self.session.paths
         self.guards = Guards(self.paths.samples)
         self.scorer = Scorer(self.task.rewards, self.config)
-        self.engine: Engine | None = None
-        self.generation = self.parameters = 0
-        self.lineage = Lineage(strategies.memory(self.config))
-        self.replaying: replay.Progress | None = None
-        """Told how far the replay of a resumed run is."""
 
     # ------------------------------------------------------------------ public
 
@@ -102,7 +95,9 @@ class Trainer:
         Raises RunError for a used run directory (unless ``resume``) or a changed configuration; after any
         error everything up to the last complete generation is on the disk.
         """
-        with self._resumed() if resume else self._begun() as (book, state), closing(self.scorer):
+        opened = self.session.resumed() if resume else self.session.begun()
+        with opened as (book, state, info), closing(self.scorer):
+            self._emit("on_start", self, info, self.generation)
             self.scorer.keep(
                 partial(directory.append_lines, self.paths.failures), recorded_config.how_to_go_on(self.config)
             )
@@ -112,11 +107,21 @@ class Trainer:
 
     def load(self) -> Engine:
         """The engine, loaded with the base model if nothing was trained or resumed yet."""
-        if self.engine is None:
-            engine = engines.create(self.config)
-            replay.loaded(engine)
-            self.engine = engine
-        return self.engine
+        return self.session.load()
+
+    def release(self) -> None:
+        """Let go of the engine: of its memory, its processes."""
+        self.session.release()
+
+    @property
+    def engine(self) -> Engine | None:
+        """The engine, if it is loaded."""
+        return self.session.engine
+
+    @property
+    def generation(self) -> int:
+        """How many generations are done."""
+        return self.session.generation
 
     def evaluate(self) -> Metrics:
         """Mean rewards of the centre on the held-out examples."""
@@ -134,7 +139,7 @@ class Trainer:
     def _loop(self, book: Ledger, state: State) -> None:
         evaluator = Evaluator(self.load(), self.task, self.config, self.scorer)
         evaluate = asynchronous.way_of(evaluator)
-        diagnostics = Diagnostics(self.load(), self.task, self.config, parameters=self.parameters)
+        diagnostics = Diagnostics(self.load(), self.task, self.config, parameters=self.session.parameters)
         self._evaluate_if_due()
         for generation in range(self.generation, self.config.generations):
             started = time.perf_counter()
@@ -147,13 +152,13 @@ class Trainer:
             step = tell(self.strategy, state, plan, feedback)
             self._show(plan, outcome, generation + 1)
             book.append(record := self._record(plan, outcome, (feedback, step)))
-            self._apply(record)
-            state, self.generation = step.state, generation + 1
-            self._note(book)
+            self.session.apply(record)
+            state, self.session.generation = step.state, generation + 1
+            self.session.note(book)
             measured = self._measure(diagnostics, evaluator)
             self._emit_generation(outcome, record, measured, time.perf_counter() - started)
             self._evaluate_if_due()
-            self._snapshot_if_due()
+            self.session.snapshot_if_due()
         self._write_report()
 
     def _members(self, plan: Plan) -> tuple[Member, ...]:
@@ -165,93 +170,6 @@ class Trainer:
         members = len(plan.members)
         groups = [member.generation for member in plan.members]
         return Feedback(outcome.scores[:members], centre, share, outcome.by_reward[:, :members], groups)
-
-    def _apply(self, record: Record) -> None:
-        """Move the centre on, or back to what it was."""
-        self.lineage.add(record)
-        if record.back_to is None:
-            self.load().apply(self.lineage.last())
-        else:
-            replay.rebuild(self.load(), self.paths.root, self.lineage)
-
-    # --------------------------------------------------------- begin and resume
-
-    @contextmanager
-    def _begun(self) -> Iterator[tuple[Ledger, State]]:
-        """A new run: directory, configuration, and a ledger with its header."""
-        self.paths.check_unused()
-        yield from self._begin()
-
-    def _begin(self) -> Iterator[tuple[Ledger, State]]:
-        self.release()
-        engine, self.generation = engines.create(self.config), 0
-        self.lineage = Lineage(strategies.memory(self.config))
-        info = replay.loaded(engine)
-        self.parameters = info.coverage.perturbed
-        self.engine = engine
-        try:
-            self.paths.root.mkdir(parents=True, exist_ok=True)
-            directory.put(self.paths.config, self._settings().encode())
-        except OSError as error:
-            cause, fix = storage_cause(error)
-            raise StorageError(
-                f"cannot begin a run in {str(self.paths.root)!r}: {cause}. {fix}, or choose another output_dir."
-            ) from error
-        with closing(
-            Ledger.create(self.paths.ledger, recorded_config.header_of(self.config, info, self.task.digest()))
-        ) as book:
-            directory.append_lines(self.paths.metrics, [run_metrics.products_row(info, 0)])
-            self._emit("on_start", self, info, 0)
-            yield book, self.strategy.initial()
-
-    @contextmanager
-    def _resumed(self) -> Iterator[tuple[Ledger, State]]:
-        """A run as its ledger has it; one that was stopped before its first line begins."""
-        if self.paths.stopped_at_once():
-            yield from self._begin()
-            return
-        self.release()
-        book, contents = Ledger.resume(self.paths.ledger)
-        with closing(book):
-            info = self._rebuild(contents)
-            resuming.note(book, self.paths, contents, info)
-            self.parameters = info.coverage.perturbed
-            if self.generation and self.generation not in contents.fingerprints:
-                self._note(book)
-            self._emit("on_start", self, info, self.generation)
-            yield book, contents.records[-1].state if contents.records else self.strategy.initial()
-
-    def _rebuild(self, contents: ledger.Contents) -> EngineInfo:
-        """The centre, and files that agree with the ledger and with the settings the run goes on with."""
-        root, done = self.paths.root, contents.generations
-        recorded_config.check_same_run(root, contents.header, self.config)
-        if contents.header.data != self.task.digest():
-            raise RunError(
-                f"{root} was started with other training data than task {self.task.name!r} has now. "
-                "Give the same ones, or start a new run in another output_dir."
-            )
-        if self.config.generations < done:
-            raise ConfigError(
-                f"generations={self.config.generations}, but {root} has {done} already. Give {done} or more; "
-                "earlier models come from 'seedtune export --generation'."
-            )
-        self.generation, self.lineage = done, replay.lineage_of(self.config, contents)
-        snapshots.clear_unfinished(self.paths.snapshots)
-        self.engine, info = resuming.load(root, self.config, contents, progress=self.replaying)
-        resuming.mend(self.paths, contents)
-        directory.write_whole(self.paths.config, self._settings())
-        return info
-
-    def _settings(self) -> str:
-        settings = {**self.config.model_dump(mode="json"), "members_per_job": self.config.group}
-        text: str = yaml.safe_dump(settings, sort_keys=False)
-        return text
-
-    def release(self) -> None:
-        """Let go of the engine: of its memory, its processes."""
-        if self.engine is not None:
-            self.engine.close()
-            self.engine = None
 
     # ------------------------------------------------------------------ records
 
@@ -275,15 +193,10 @@ class Trainer:
             back_to=step.back_to,
         )
 
-    def _note(self, book: Ledger) -> None:
-        """The centre's fingerprint into the ledger, every few generations and after the last."""
-        if self.generation % self.config.fingerprint_steps == 0 or self.generation == self.config.generations:
-            book.append_fingerprint(self.generation, self.load().fingerprint())
-
     def _measure(self, diagnostics: Diagnostics, evaluator: Evaluator) -> Metrics:
         """Diagnostics of the newest generation, and what they cost."""
         times, started = self.load().take_times(), time.perf_counter()
-        measured = diagnostics.after(self.lineage)
+        measured = diagnostics.after(self.session.lineage)
         spent = time.perf_counter() - started
         measured |= diagnostics.divergence(evaluator, self.generation)
         return {**measured, "times": times, "time/diagnostics": spent}
@@ -350,17 +263,6 @@ class Trainer:
             directory.append_lines(self.paths.samples, _samples(outcome, self.task, generation, "train"))
 
     # ------------------------------------------------------------------ helpers
-
-    def _snapshot_if_due(self) -> None:
-        steps = self.config.save_steps
-        due = self.generation == self.config.generations or (steps > 0 and self.generation % steps == 0)
-        if due:
-            snapshots.save(
-                self.paths.snapshots,
-                self.load(),
-                generations=self.generation,
-                keep=self.config.save_total_limit,
-            )
 
     def _write_report(self) -> None:
         directory.write_whole(self.paths.report, report.render(self.paths))

@@ -28,7 +28,7 @@ def run_training(trainer: Trainer, *, resume: bool) -> None:
     lines = ProgressLines(console())
     trainer.callbacks = (lines,)
     try:
-        with ReplayProgress(console()) as trainer.replaying:
+        with ReplayProgress(console()) as trainer.session.replaying:
             trainer.train(resume=resume)
     except KeyboardInterrupt:
         lines.stop()
