@@ -42,7 +42,7 @@ SETS = (
     "engine=toy", "population=16", "sigma=0.05", "alpha=0.2", "prompts_per_generation=6", "toy.size=4",
     "save_steps=2", "output_dir=run",
 )  # fmt: skip
-EXAMPLES = Path(__file__).parents[2] / "examples"
+EXAMPLES = Path(__file__).parents[3] / "examples"
 
 
 def rows(count: int = 20) -> list[dict]:

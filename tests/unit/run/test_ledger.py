@@ -280,7 +280,7 @@ def test_a_second_process_is_refused_while_the_first_trains_and_changes_nothing(
         capture_output=True,
         text=True,
         check=False,
-        env={**os.environ, "PYTHONPATH": str(Path(ledger.__file__).parents[1])},
+        env={**os.environ, "PYTHONPATH": str(Path(ledger.__file__).parents[2])},
     )
     book.close()
     assert second.returncode == 1

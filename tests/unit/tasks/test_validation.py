@@ -21,7 +21,7 @@ from seedtune.tasks.environments.base import environment_reward
 from seedtune.tasks.validation import validate
 from seedtune.trainer import Trainer
 
-TEMPLATE = Path(__file__).parents[2] / "examples" / "my_task.py"
+TEMPLATE = Path(__file__).parents[3] / "examples" / "my_task.py"
 
 
 def exact(completions, answer, **_):

@@ -27,8 +27,9 @@ from seedtune.numerics.kernels import cpu
 from seedtune.numerics.noise import Address
 out = np.empty(64, np.float32)
 cpu.fill_normals(out, Address((1, 2), 0))
-from seedtune.numerics.kernels import _compiled, caching
-stats = _compiled.fill.stats
+from seedtune.numerics.kernels import cpu_compiled
+from seedtune.numerics.machine import caching
+stats = cpu_compiled.fill.stats
 print(sum(stats.cache_hits.values()), sum(stats.cache_misses.values()), caching.folder(), out.sum())
 """
 
@@ -117,23 +118,30 @@ def test_a_folder_that_a_user_has_named_is_the_only_one_for_models(places, monke
 def test_the_digest_covers_every_source_that_compiled_code_is_made_from():
     """All that kernels import of the package, but for errors, types and what serves the cache itself."""
     found = set()
-    for file in (PACKAGE / "kernels").glob("*.py"):
+    for file in kernel_files():
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("seedtune"):
-                module = node.module.removeprefix("seedtune").strip(".")
-                found |= {module} if module else {name.name for name in node.names}
-    outside = {name for name in found if not name.startswith("kernels")} - {
-        "errors",
-        "types",
-        "caches",
-        "activities",
-        "config",
-    }
-    assert {f"{name}.py" for name in outside} == set(caching.OUTSIDE)
+                place = node.module.removeprefix("seedtune").strip(".").replace(".", "/")
+                files = {f"{place}/{name.name}.py".lstrip("/") for name in node.names}
+                found |= files if all((PACKAGE / name).exists() for name in files) else {f"{place}.py"}
+    assert all((PACKAGE / name).is_file() for name in found)
+    outside = {name for name in found if PACKAGE / name not in kernel_files()}
+    assert outside - {"errors.py", "types.py", "activities.py"} == set(caching.OUTSIDE)
+
+
+def test_every_compiled_function_lies_in_a_folder_that_the_digest_covers():
+    compiling = re.compile(r"@(nb\.|numba\.)?(njit|jit|inner|intrinsic|vectorize|guvectorize)\b")
+    found = {file for file in PACKAGE.rglob("*.py") if compiling.search(file.read_text(encoding="utf-8"))}
+    assert found <= kernel_files()
+    assert len(found) > 15
+
+
+def kernel_files() -> set[Path]:
+    return {file for folder in caching.KERNELS for file in (PACKAGE / folder).glob("*.py")}
 
 
 def test_kernels_use_only_the_cache_that_covers_their_sources():
-    for file in (PACKAGE / "kernels").glob("*.py"):
+    for file in kernel_files():
         assert not re.search(r"@(nb|numba)\.njit\([^)]*cache=True", file.read_text(encoding="utf-8")), file
 
 
@@ -187,11 +195,11 @@ def test_damaged_files_and_missing_folders_only_cost_a_compilation(tmp_path):
 SAVE = """
 import sys
 import numpy as np
-from seedtune.numerics.kernels import _compiled
+from seedtune.numerics.kernels import cpu_compiled
 dtype = np.dtype(sys.argv[1])
 print("ready", flush=True); input()
 out = np.zeros(16, dtype)
-_compiled.convert(out, np.arange(16).astype(dtype))
+cpu_compiled.convert(out, np.arange(16).astype(dtype))
 print(out.tolist())
 """
 
@@ -212,8 +220,8 @@ def test_processes_that_compile_different_signatures_at_once_keep_both(tmp_path)
         answers = [process.communicate("\n")[0] for process in started]
         assert all(process.returncode == 0 for process in started)
         assert [eval_list(answer) for answer in answers] == [list(range(16))] * 3
-    (index,) = tmp_path.rglob("_compiled.convert-*.nbi")
-    assert len(list(index.parent.glob("_compiled.convert-*.nbc"))) == 3
+    (index,) = tmp_path.rglob("cpu_compiled.convert-*.nbi")
+    assert len(list(index.parent.glob("cpu_compiled.convert-*.nbc"))) == 3
 
 
 def eval_list(text: str) -> list[float]:

@@ -1,6 +1,6 @@
 """Compiles the Triton kernels for GPUs that need not be there and says what the machine code holds, a line each.
 
-Run by test_gpu_kernels.py in a process of its own, because a process either compiles or interprets. Exits with 1 if
+Run by test_gpu.py in a process of its own, because a process either compiles or interprets. Exits with 1 if
 the check itself is blind: a kernel compiled with fusion must show fused multiply-adds.
 """
 

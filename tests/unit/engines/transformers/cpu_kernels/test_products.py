@@ -139,7 +139,8 @@ def test_shapes_that_do_not_fit_are_refused() -> None:
 
 PROGRAM = """
 import hashlib, torch
-from seedtune.numerics.kernels import processor, products
+from seedtune.engines.transformers.cpu_kernels import products
+from seedtune.numerics.machine import processor
 from seedtune.engines.transformers.members.population_linear import bits
 digest = hashlib.sha256()
 for dtype in (torch.bfloat16, torch.float32):

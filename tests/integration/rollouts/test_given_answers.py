@@ -103,7 +103,7 @@ def test_a_built_in_task_trains_on_its_answers(tmp_path: Path) -> None:
 
 def test_the_example_of_the_documentation_trains(tmp_path: Path) -> None:
     settings = {"engine": "toy", "output_dir": str(tmp_path / "run"), "generations": 1, "eval_prompts": 4}
-    config = load_config(Path(__file__).parents[2] / "examples" / "given-answers.yaml").replace(**settings)
+    config = load_config(Path(__file__).parents[3] / "examples" / "given-answers.yaml").replace(**settings)
     assert config.objective == "logprob"
     assert Trainer(config).train()["eval_reward"] < 0.0
 

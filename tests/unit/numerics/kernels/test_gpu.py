@@ -304,7 +304,7 @@ def test_compiled_kernels_fuse_no_products_flush_no_subnormals_and_spill_no_regi
 ) -> None:
     monkeypatch.setenv("TRITON_INTERPRET", "0")
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    script = Path(importlib.import_module("backends").__file__).parent / "unit" / "compile_kernels.py"
+    script = Path(importlib.import_module("backends").__file__).parent / "unit/numerics/kernels/compile_kernels.py"
     done = subprocess.run([sys.executable, str(script)], check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     lines = done.stdout.splitlines()

@@ -176,8 +176,7 @@ def test_of_several_engines_those_are_compared_that_both_have():
 
 SHOW = """
 import json
-from seedtune.numerics.kernels import processor
-from seedtune.numerics.kernels import products as kernels
+from seedtune.numerics.machine import processor
 known = {"avx2", "fma", "avx512f", "avx512bw", "avx512vl", "avx512bf16", "neon"}
 print(json.dumps([sorted(processor.features() & known), processor.vector_name()]))
 """

@@ -18,7 +18,8 @@ import json
 import numba as nb
 from numba import types as t
 from assembly import spills, vector_loops, written
-from seedtune.numerics.kernels import attention, gate, norm, processor, products, reductions, rotary
+from seedtune.engines.transformers.cpu_kernels import attention, products, reductions, rms_norm, rotary, silu_gate
+from seedtune.numerics.machine import processor
 
 def array(element, dimensions):
     return t.Array(element, dimensions, "C")
@@ -35,8 +36,8 @@ for e in (t.uint16, f):
         "fma32": (products._fma_share, array(e, 2), array(read, 2), array(e, 3), array(f, 1), i, i),
         "attention": (attention._attend, array(e, 2), array(e, 2), array(e, 4), array(e, 4), i, i, i,
                       t.Tuple((f, i, f)), t.UniTuple(array(f, 2), 3)),
-        "norm": (norm.norm_row, array(e, 1), array(e, 1), array(e, 1), f),
-        "gate": (gate.gate_row, array(e, 1), array(e, 1)),
+        "norm": (rms_norm.norm_row, array(e, 1), array(e, 1), array(e, 1), f),
+        "gate": (silu_gate.gate_row, array(e, 1), array(e, 1)),
         "rotary": (rotary.rotate_row, array(e, 2), array(e, 1), array(e, 1), i),
         "dot": (dot, array(e, 1), array(e, 1)),
     }
@@ -53,7 +54,7 @@ print(json.dumps([processor.vector_name(), found]))
 
 def inspected(**more: str) -> tuple[str, dict[str, list[int]]]:
     """Vectors, and for each pass how many vector loops it has and the spills of the worst of them."""
-    path = os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])
+    path = os.pathsep.join([str(Path(__file__).parents[4]), *sys.path])
     env = {**os.environ, "PYTHONPATH": path, **more}
     done = subprocess.run([sys.executable, "-c", PROGRAM], env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
