@@ -72,7 +72,8 @@ def test_objectives_agree_with_a_plain_count(drawn):
 def test_every_objective_of_the_configuration_exists():
     several, given = Config(samples_per_prompt=2, temperature=1.0), Config()
     for name in OBJECTIVES:
-        assert (given if name in LIKELIHOODS else several).replace(objective=name).objective == name
+        config = (given if name in LIKELIHOODS else several).replace(objective=name)
+        assert (config.objective, config.uses_likelihood) == (name, name in LIKELIHOODS)
 
 
 def test_the_log_probability_of_an_answer_is_the_mean_over_its_tokens():

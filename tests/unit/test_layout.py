@@ -1,0 +1,88 @@
+"""The house: how many files lie where, what they are called, and that no imports run in a circle."""
+
+from __future__ import annotations
+
+import ast
+from collections import Counter
+from functools import cache
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+import seedtune
+
+PACKAGE = Path(seedtune.__file__).parent
+FOLDERS = {
+    *("cli", "config", "engines", "evaluation", "numerics", "planning", "rewards", "rollouts", "run", "strategies"),
+    "tasks",
+}
+BESIDE = {"__init__.py", "__main__.py"}
+SHARED_NAMES = {"base", "engine"}
+"""Names of modules that several folders have."""
+
+
+def folders() -> list[Path]:
+    return sorted({file.parent for file in PACKAGE.rglob("*.py")})
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(file.name for file in folder.glob("*.py") if file.name not in BESIDE)
+
+
+def name_of(file: Path) -> str:
+    parts = ("seedtune", *file.relative_to(PACKAGE).with_suffix("").parts)
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+@cache
+def modules() -> dict[str, Path]:
+    return {name_of(file): file for file in PACKAGE.rglob("*.py")}
+
+
+def imported(file: Path) -> set[str]:
+    """Modules of ours that a file imports anywhere: inside functions and for type checking, too.
+
+    What the functions of a registry import is left out: it makes engines, and the one on Ray asks it for others.
+    """
+    found, tree = set(), ast.parse(file.read_text(encoding="utf-8"))
+    for node in tree.body if file.name == "__init__.py" else ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}: imports are absolute"
+            names = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {name if name in modules() else str(node.module) for name in names}
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+    return found & modules().keys()
+
+
+def test_few_files_lie_at_the_top() -> None:
+    assert len(files(PACKAGE)) <= 4
+    assert {folder.relative_to(PACKAGE).parts[0] for folder in folders() if folder != PACKAGE} == FOLDERS
+
+
+@pytest.mark.parametrize("folder", folders(), ids=lambda folder: folder.relative_to(PACKAGE.parent).as_posix())
+def test_a_folder_has_at_most_twelve_files_and_says_what_it_is_for(folder: Path) -> None:
+    assert len(files(folder)) <= 12
+    text = (folder / "__init__.py").read_text(encoding="utf-8")
+    assert ast.get_docstring(ast.parse(text))
+
+
+def test_no_module_name_is_there_twice() -> None:
+    count = Counter(file.stem for file in modules().values() if file.name not in BESIDE)
+    assert {name for name, times in count.items() if times > 1} <= SHARED_NAMES
+
+
+def test_no_imports_run_in_a_circle() -> None:
+    """``seedtune`` itself is left out: its `__init__` names the public classes for type checkers."""
+    graph = {name: imported(file) - {"seedtune"} for name, file in modules().items() if name != "seedtune"}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(" → ".join(error.args[1]))
+
+
+def test_unit_tests_lie_in_the_folders_of_what_they_test() -> None:
+    tests = Path(__file__).parent
+    for file in tests.rglob("test_*.py"):
+        assert (PACKAGE / file.parent.relative_to(tests)).is_dir(), file
