@@ -77,7 +77,7 @@ SCRIPT = """
 from seedtune.rewards.execution.placement import place_of
 from seedtune.rewards.execution.call import Call
 from seedtune.rewards.execution.process import ProcessWorker
-from seedtune.tasks.base import Reward
+from seedtune.rewards.base import Reward
 
 def reward(completions):
     return [len(__name__) for _ in completions]
