@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.contract.test_strategies import STRATEGIES
+from tests.contract.strategies.test_strategies import STRATEGIES
 
 import models
 import runs
