@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from seedtune.config.config import Config
 from seedtune.engines import threads
 from seedtune.engines.base import Engine
 from seedtune.errors import ConfigError
 from seedtune.numerics.noise import Noise
+
+if TYPE_CHECKING:  # processes that only compile kernels pass through here, and start sooner without
+    from seedtune.config.config import Config
 
 
 def _transformers(config: Config, noise: Noise) -> Engine:
