@@ -94,9 +94,17 @@ def _larger(builder: Any, x: Any, y: Any) -> Any:
     return builder.select(builder.fcmp_ordered(">", x, y), x, y)
 
 
+def _maximum(builder: Any, x: Any, y: Any) -> Any:
+    """The larger, or NaN if either is."""
+    larger = builder.select(builder.fcmp_unordered(">", x, y), x, y)
+    return builder.select(builder.fcmp_unordered("uno", y, y), y, larger)
+
+
 _dot = _reduction(2, lambda builder, vectors, total: fused(builder, vectors[0], vectors[1], total), _sum, 0.0)
 _total = _reduction(1, lambda builder, vectors, total: _sum(builder, total, *vectors), _sum, 0.0)
 _top = _reduction(1, lambda builder, vectors, top: _larger(builder, top, *vectors), _larger, float("-inf"))
+
+_maximum_of = _reduction(1, lambda builder, vectors, top: _maximum(builder, vectors[0], top), _maximum, float("-inf"))
 
 
 @intrinsic
@@ -115,3 +123,9 @@ def total_in_lanes(context: Any, like: Any, x: Any, count: Any) -> Any:
 def top_in_lanes(context: Any, like: Any, x: Any, count: Any) -> Any:
     """The largest x_i over ``count`` elements of the type of ``like`` at an address."""
     return _top(context, like, x, count)
+
+
+@intrinsic
+def maximum_in_lanes(context: Any, like: Any, x: Any, count: Any) -> Any:
+    """As ``top_in_lanes``, but NaN if any is."""
+    return _maximum_of(context, like, x, count)
