@@ -169,3 +169,15 @@ def stochastic(_context: Any, array: Any, value: Any, code: Any) -> Any:
         return by_chance(builder, arguments[1], arguments[2], signature.args[0].dtype, _ONE)
 
     return array.dtype(array, types.float32, types.uint16), generate
+
+
+def prefetch(builder: Any, address: Any, *, write: bool = False, near: int) -> None:
+    """Ask for the cache line of an address, to be read or written; ``near`` is 3 for the first cache, 2 for the next.
+
+    An address that is not the process's does nothing.
+    """
+    byte, word = ir.IntType(8).as_pointer(), ir.IntType(32)
+    kind = ir.FunctionType(ir.VoidType(), [byte, word, word, word])
+    function = builder.module.declare_intrinsic("llvm.prefetch", [byte], kind)
+    as_pointer = builder.bitcast if isinstance(address.type, ir.PointerType) else builder.inttoptr
+    builder.call(function, [as_pointer(address, byte), word(int(write)), word(near), word(1)])

@@ -78,7 +78,7 @@ def _sum_heads(blocks: int, heads: int) -> Any:
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         element = signature.args[0].dtype
-        _, out, out_step, rows, stride, weights, weight_step, count = arguments
+        _, out, out_step, rows, stride, weights, weight_step, count, ahead = arguments
         size, zeros = WIDTH * (2 if element == BITS16 else 4), ir.Constant(_FLOATS, [0.0] * WIDTH)
         sums = [[cgutils.alloca_once_value(builder, zeros) for _ in range(blocks)] for _ in range(heads)]
 
@@ -88,6 +88,8 @@ def _sum_heads(blocks: int, heads: int) -> Any:
         with cgutils.for_range(builder, count) as loop:
             address = builder.add(rows, builder.mul(loop.index, stride))
             places = [builder.add(address, ir.Constant(address.type, size * block)) for block in range(blocks)]
+            for place in places:
+                elements.prefetch(builder, builder.add(place, ahead), near=2)
             vectors = [load_floats(builder, place, element) for place in places]
             at = builder.add(weights, builder.mul(loop.index, ir.Constant(weights.type, 4)))
             for head, line in enumerate(sums):
@@ -100,9 +102,18 @@ def _sum_heads(blocks: int, heads: int) -> Any:
         return context.get_dummy_value()
 
     def typing(
-        _context: Any, like: Any, out: Any, out_step: Any, rows: Any, stride: Any, weights: Any, step: Any, count: Any
+        _context: Any,
+        like: Any,
+        out: Any,
+        out_step: Any,
+        rows: Any,
+        stride: Any,
+        weights: Any,
+        step: Any,
+        count: Any,
+        ahead: Any,
     ) -> Any:
-        return types.void(like, *([types.intp] * 7)), generate
+        return types.void(like, *([types.intp] * 8)), generate
 
     return intrinsic(typing)
 
@@ -112,7 +123,8 @@ WIDE = 4 if processor.vector_name() in ("AVX-512", "AVX512-BF16") else 1
 
 sum_heads_1 = tuple(_sum_heads(1, heads) for heads in range(1, 5))
 """out[h][0:16] = Σ_{j < count} weights[h][j]·rows[j][0:16] for 1, 2, 3 and 4 heads h, from 0 on one chain of fused
-multiply-adds in the order of rows; addresses, and in bytes the steps from head to head and from row to row."""
+multiply-adds in the order of rows; addresses, in bytes the steps from head to head and from row to row, and how far
+ahead of each row memory is asked for."""
 
 sum_heads_wide = sum_heads_1 if WIDE == 1 else tuple(_sum_heads(WIDE, heads) for heads in range(1, 5))
 """As ``sum_heads_1`` over 16·WIDE columns."""
@@ -176,13 +188,10 @@ def perturb_16_where(
     return kinds, _perturb_16(where=True)
 
 
-def _prefetch(write: int) -> Any:
+def _prefetch(*, write: bool) -> Any:
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        byte, word = ir.IntType(8).as_pointer(), ir.IntType(32)
-        kind = ir.FunctionType(ir.VoidType(), [byte, word, word, word])
-        function = builder.module.declare_intrinsic("llvm.prefetch", [byte], kind)
-        place = builder.bitcast(_place(context, builder, signature.args[0], *arguments), byte)
-        builder.call(function, [place, word(write), word(3), word(1)])
+        place = _place(context, builder, signature.args[0], *arguments)
+        elements.prefetch(builder, place, write=write, near=3)
         return context.get_dummy_value()
 
     def typing(_context: Any, array: Any, _index: Any) -> Any:
@@ -191,10 +200,10 @@ def _prefetch(write: int) -> Any:
     return typing
 
 
-prefetch_read = intrinsic(_prefetch(0))
+prefetch_read = intrinsic(_prefetch(write=False))
 """Ask for the cache line of ``array[index]``, to be read; an index beyond the end does nothing."""
 
-prefetch_write = intrinsic(_prefetch(1))
+prefetch_write = intrinsic(_prefetch(write=True))
 """As ``prefetch_read``, to be written."""
 
 

@@ -43,37 +43,64 @@ def _softmax(scores: Any, softcap: Any) -> None:  # pragma: no cover
 
 @inner()
 def _narrow(
-    heads: Any, like: Any, out: Any, out_step: Any, rows: Any, stride: Any, weights: Any, step: Any, count: Any
+    heads: Any,
+    like: Any,
+    out: Any,
+    out_step: Any,
+    rows: Any,
+    stride: Any,
+    weights: Any,
+    step: Any,
+    count: Any,
+    ahead: Any,
 ) -> None:  # pragma: no cover
     """16 columns for one to four heads."""
     if heads == 4:
-        _narrow_4(like, out, out_step, rows, stride, weights, step, count)
+        _narrow_4(like, out, out_step, rows, stride, weights, step, count, ahead)
     elif heads == 3:
-        _narrow_3(like, out, out_step, rows, stride, weights, step, count)
+        _narrow_3(like, out, out_step, rows, stride, weights, step, count, ahead)
     elif heads == 2:
-        _narrow_2(like, out, out_step, rows, stride, weights, step, count)
+        _narrow_2(like, out, out_step, rows, stride, weights, step, count, ahead)
     else:
-        _narrow_1(like, out, out_step, rows, stride, weights, step, count)
+        _narrow_1(like, out, out_step, rows, stride, weights, step, count, ahead)
 
 
 @inner()
 def _wide(
-    heads: Any, like: Any, out: Any, out_step: Any, rows: Any, stride: Any, weights: Any, step: Any, count: Any
+    heads: Any,
+    like: Any,
+    out: Any,
+    out_step: Any,
+    rows: Any,
+    stride: Any,
+    weights: Any,
+    step: Any,
+    count: Any,
+    ahead: Any,
 ) -> None:  # pragma: no cover
     """WIDE vectors of columns for one to four heads."""
     if heads == 4:
-        _wide_4(like, out, out_step, rows, stride, weights, step, count)
+        _wide_4(like, out, out_step, rows, stride, weights, step, count, ahead)
     elif heads == 3:
-        _wide_3(like, out, out_step, rows, stride, weights, step, count)
+        _wide_3(like, out, out_step, rows, stride, weights, step, count, ahead)
     elif heads == 2:
-        _wide_2(like, out, out_step, rows, stride, weights, step, count)
+        _wide_2(like, out, out_step, rows, stride, weights, step, count, ahead)
     else:
-        _wide_1(like, out, out_step, rows, stride, weights, step, count)
+        _wide_1(like, out, out_step, rows, stride, weights, step, count, ahead)
 
 
 @inner()
 def _sum_rows(
-    heads: Any, like: Any, out: Any, rows: Any, stride: Any, weights: Any, step: Any, count: Any, width: Any
+    heads: Any,
+    like: Any,
+    out: Any,
+    rows: Any,
+    stride: Any,
+    weights: Any,
+    step: Any,
+    count: Any,
+    width: Any,
+    ahead: Any,
 ) -> None:  # pragma: no cover
     """out[h][0:width] = Σ weights[h][j]·rows[j], many columns at a time, then 16 (width is rounded up to 16)."""
     done = 0
@@ -81,10 +108,10 @@ def _sum_rows(
     while done < width:
         target, source = out.ctypes.data + 4 * done, rows + size * done
         if width - done > _WIDE - 16:
-            _wide(heads, like, target, out_step, source, stride, weights, step, count)
+            _wide(heads, like, target, out_step, source, stride, weights, step, count, ahead)
             done += _WIDE
         else:
-            _narrow(heads, like, target, out_step, source, stride, weights, step, count)
+            _narrow(heads, like, target, out_step, source, stride, weights, step, count, ahead)
             done += 16
 
 
@@ -99,9 +126,12 @@ def _write(keys: Any, values: Any, k: Any, v: Any, slot: Any, h: Any, now: Any) 
 
 @inner()
 def _attend(
-    out: Any, q: Any, keys: Any, values: Any, slot: Any, h: Any, now: Any, how: Any, space: Any
+    out: Any, q: Any, keys: Any, values: Any, slot: Any, h: Any, now: Any, how: Any, space: Any, alone: Any
 ) -> None:  # pragma: no cover
-    """One token's query heads that share key head ``h`` attend to positions 0 … ``now`` of a slot."""
+    """One token's query heads that share key head ``h`` attend to positions 0 … ``now`` of a slot.
+
+    Where it is ``alone``, one token of its slot, the keys and values of the next head are asked for meanwhile.
+    """
     scaling, window, softcap = how
     query, scores, total = space
     kv_heads, dim, time = keys.shape[1:]
@@ -112,16 +142,17 @@ def _attend(
     key_rows = keys.ctypes.data + size * ((slot * kv_heads + h) * dim * time + start)
     value_rows = values.ctypes.data + size * ((slot * kv_heads + h) * time + first) * value_dim
     step, row_step = 4 * time, size * value_dim
+    ahead, value_ahead = (size * dim * time, size * time * value_dim) if alone else (0, 0)
     for g in range(h * group, (h + 1) * group, 4):
         heads = min(4, (h + 1) * group - g)
         for s in range(heads):
             for d in range(dim):
                 query[s, d] = load(q[g + s, d]) * scaling
-        _sum_rows(heads, keys, scores, key_rows, size * time, query.ctypes.data, 4 * dim, dim, now + 1 - start)
+        _sum_rows(heads, keys, scores, key_rows, size * time, query.ctypes.data, 4 * dim, dim, now + 1 - start, ahead)
         for s in range(heads):
             _softmax(scores[s, first - start : now + 1 - start], softcap)
         weights = scores.ctypes.data + 4 * (first - start)
-        _sum_rows(heads, values, total, value_rows, row_step, weights, step, now + 1 - first, value_dim)
+        _sum_rows(heads, values, total, value_rows, row_step, weights, step, now + 1 - first, value_dim, value_ahead)
         for s in range(heads):
             for d in range(value_dim):
                 out[g + s, d] = store(out, total[s, d])
@@ -135,9 +166,10 @@ def _space(keys: Any, values: Any) -> Any:  # pragma: no cover
 
 
 @njit(parallel=True, cache=True, nogil=True)
-def _decode(
+def decode_rows(
     out: Any, q: Any, k: Any, v: Any, keys: Any, values: Any, lengths: Any, how: Any, shares: Any
 ) -> None:  # pragma: no cover
+    """`decode`, for compiled code too."""
     kv_heads = keys.shape[1]
     tasks = q.shape[0] * kv_heads
     for share in nb.prange(shares):
@@ -145,7 +177,7 @@ def _decode(
         for task in range(tasks * np.intp(share) // shares, tasks * (np.intp(share) + 1) // shares):
             i, h = task // kv_heads, task % kv_heads
             _write(keys, values, k[i], v[i], i, h, lengths[i])
-            _attend(out[i], q[i], keys, values, i, h, lengths[i], how, space)
+            _attend(out[i], q[i], keys, values, i, h, lengths[i], how, space, True)
 
 
 @njit(parallel=True, cache=True, nogil=True)
@@ -171,7 +203,7 @@ def _prefill(
             token = tokens[begin + now]
             _write(keys, values, k[token], v[token], first_slot + p, h, now)
             if now >= starts[p]:
-                _attend(out[token], q[token], keys, values, first_slot + p, h, now, how, space)
+                _attend(out[token], q[token], keys, values, first_slot + p, h, now, how, space, False)
 
 
 def decode(
@@ -195,7 +227,7 @@ def decode(
     k, v = new
     keys, values = cache
     shares = nb.get_num_threads()
-    _decode(out, q, k, v, keys, values, lengths, (np.float32(scaling), window, np.float32(softcap)), shares)
+    decode_rows(out, q, k, v, keys, values, lengths, (np.float32(scaling), window, np.float32(softcap)), shares)
 
 
 def prefill(

@@ -7,15 +7,18 @@ the kernels it is made of, with their roundings.  ``terms`` are (a, b, ends, pai
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numba as nb
 import numpy as np
 from numpy.typing import NDArray
 
+from seedtune.engines.transformers.cpu_kernels.attention import decode_rows
 from seedtune.engines.transformers.cpu_kernels.bfloat16 import load, store
 from seedtune.engines.transformers.cpu_kernels.lowrank_rows import add_row
-from seedtune.engines.transformers.cpu_kernels.rms_norm import norm_row
+from seedtune.engines.transformers.cpu_kernels.products import product
+from seedtune.engines.transformers.cpu_kernels.rms_norm import norm_row, norm_rows
 from seedtune.engines.transformers.cpu_kernels.rotary import rotate_row
 from seedtune.engines.transformers.cpu_kernels.silu_gate import gate_row
 from seedtune.numerics.machine.caching import inner, njit
@@ -101,3 +104,92 @@ def close_and_norm(
     """`close` on ``residual`` = (h, before), and out = the RMS norm of h by its weight and eps."""
     weight, eps = norm
     _close_and_norm(out, weight, np.float32(eps), *residual, y, x, *terms)
+
+
+@njit(cache=True, nogil=True)
+def _decode_layer(
+    h: Any,
+    before: Any,
+    norms: Any,
+    weights: Any,
+    terms: Any,
+    rows: Any,
+    angles: Any,
+    cache: Any,
+    shape: Any,
+    how: Any,
+) -> None:  # pragma: no cover
+    (pairs, scales), (cos, sin), (keys, values, lengths) = rows, angles, cache
+    (norm_in, eps_in), (norm_out, eps_out) = norms
+    heads, kv_heads, dim, width, shares = shape
+    count, all_heads = h.shape[0], heads + 2 * kv_heads
+    x, z = np.empty_like(h), np.empty_like(h)
+
+    norm_rows(x, before, norm_in, eps_in)
+    y = np.empty((count, all_heads * dim), h.dtype)
+    product(y, x, weights[0][0], weights[0][1], shares)
+    a, b, ends = terms[0]
+    _turn(y, x, a, b, ends, pairs, scales, cos, sin, heads + kv_heads)
+
+    split, read = y.reshape(count, all_heads, dim), np.empty((count, heads, dim), h.dtype)
+    k, v = split[:, heads : heads + kv_heads], split[:, heads + kv_heads :]
+    decode_rows(read, split[:, :heads], k, v, keys, values, lengths, how, shares)
+
+    found = read.reshape(count, heads * dim)
+    product(z, found, weights[1][0], weights[1][1], shares)
+    a, b, ends = terms[1]
+    _close_and_norm(x, norm_out, eps_out, h, before, z, found, a, b, ends, pairs, scales)
+
+    y, gated = np.empty((count, 2 * width), h.dtype), np.empty((count, width), h.dtype)
+    product(y, x, weights[2][0], weights[2][1], shares)
+    a, b, ends = terms[2]
+    _gate(gated, y, x, a, b, ends, pairs, scales)
+
+    product(z, gated, weights[3][0], weights[3][1], shares)
+    a, b, ends = terms[3]
+    _close(h, h, z, gated, a, b, ends, pairs, scales)
+
+
+@dataclass(frozen=True, slots=True)
+class LayerShape:
+    """Heads of queries, heads of keys, their dimension, and the width of the feed-forward layer."""
+
+    heads: int
+    kv_heads: int
+    dim: int
+    width: int
+
+
+def decode_layer(
+    h: Array,
+    before: Array,
+    *,
+    norms: tuple[tuple[Array, float], tuple[Array, float]],
+    weights: tuple[tuple[Array, Array], ...],
+    terms: tuple[Terms, ...],
+    angles: tuple[Array, Array],
+    cache: tuple[Array, Array],
+    lengths: Array,
+    shape: LayerShape,
+    how: tuple[float, int, float],
+) -> None:
+    """Write h (rows, hidden), what a layer makes of ``before`` in a decode step, in one call.
+
+    ``norms`` are weight and eps of the norms before attention and before the feed-forward layer; ``weights`` the
+    panels and start values of `products.multiply` for queries, keys and values, for what attention reads, for gate and
+    up, and for the last product; ``terms`` those of the same four.  The rest as in `turn` and `attention.decode`.
+    """
+    (norm_in, eps_in), (norm_out, eps_out) = norms
+    scaling, window, softcap = how
+    _decode_layer(
+        h,
+        before,
+        ((norm_in, np.float32(eps_in)), (norm_out, np.float32(eps_out))),
+        weights,
+        tuple(term[:3] for term in terms),
+        terms[0][3:],
+        angles,
+        (*cache, lengths),
+        (shape.heads, shape.kv_heads, shape.dim, shape.width, nb.get_num_threads()),
+        (np.float32(scaling), window, np.float32(softcap)),
+    )

@@ -18,6 +18,8 @@ from typing import Any, Literal
 
 import numba as nb
 import numpy as np
+from numba.core import types
+from numba.extending import overload
 from numpy.typing import NDArray
 
 from seedtune.engines.transformers.cpu_kernels.tiles import FusedMultiplyAdd, PairDot, Tile, tiles_of, unpack_order
@@ -169,6 +171,34 @@ def _dot(out: Any, x: Any, panels: Any, start: Any, shares: Any) -> None:  # pra
 def _dot_plain(out: Any, x: Any, weight: Any, places: Any, start: Any, shares: Any) -> None:  # pragma: no cover
     for share in nb.prange(shares):
         _dot_plain_share(out, x, weight, places, start, np.intp(share), shares)
+
+
+def product(out: Any, x: Any, panels: Any, start: Any, shares: Any) -> None:
+    """`multiply` from panels, for compiled code: their type says which kind; x has as many inputs as they have."""
+    raise NotImplementedError("compiled code only")
+
+
+@overload(product)
+def _product(out: Any, x: Any, panels: Any, start: Any, shares: Any) -> Any:
+    if panels.dtype == types.uint32:
+
+        def pairs(out: Any, x: Any, panels: Any, start: Any, shares: Any) -> None:
+            _dot(out, x.view(np.uint32), panels, start, shares)
+
+        return pairs
+    if panels.dtype == types.uint16:
+
+        def narrow(out: Any, x: Any, panels: Any, start: Any, shares: Any) -> None:
+            wide = np.empty(x.shape, np.uint32)
+            _widen(wide, x)
+            _fma(out, wide, panels, start, shares)
+
+        return narrow
+
+    def single(out: Any, x: Any, panels: Any, start: Any, shares: Any) -> None:
+        _fma(out, x, panels, start, shares)
+
+    return single
 
 
 _FROM_PANELS: dict[Kind, Callable[..., None]] = {"fma32": _fma, "bf16dot": _dot}

@@ -9,12 +9,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numba as nb
+import numpy as np
 from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
+from numpy.typing import NDArray
 
+from seedtune.engines.transformers.cpu_kernels.bfloat16 import load
 from seedtune.numerics.machine import elements
+from seedtune.numerics.machine.caching import inner, njit
 from seedtune.numerics.machine.vectors import BITS16, WIDTH, fused, load_floats
+
+Array = NDArray[Any]
 
 LANES = 2 * WIDTH
 _ONE, _INDEX = elements.Lanes(0), ir.IntType(32)
@@ -93,9 +100,17 @@ def _larger(builder: Any, x: Any, y: Any) -> Any:
     return builder.select(builder.fcmp_ordered(">", x, y), x, y)
 
 
+def _maximum(builder: Any, x: Any, y: Any) -> Any:
+    """The larger, or NaN if either is."""
+    larger = builder.select(builder.fcmp_unordered(">", x, y), x, y)
+    return builder.select(builder.fcmp_unordered("uno", y, y), y, larger)
+
+
 _dot = _reduction(2, lambda builder, vectors, total: fused(builder, vectors[0], vectors[1], total), _sum, 0.0)
 _total = _reduction(1, lambda builder, vectors, total: _sum(builder, total, *vectors), _sum, 0.0)
 _top = _reduction(1, lambda builder, vectors, top: _larger(builder, top, *vectors), _larger, float("-inf"))
+
+_maximum_of = _reduction(1, lambda builder, vectors, top: _maximum(builder, vectors[0], top), _maximum, float("-inf"))
 
 
 @intrinsic
@@ -114,3 +129,46 @@ def total_in_lanes(context: Any, like: Any, x: Any, count: Any) -> Any:
 def top_in_lanes(context: Any, like: Any, x: Any, count: Any) -> Any:
     """The largest x_i over ``count`` elements of the type of ``like`` at an address."""
     return _top(context, like, x, count)
+
+
+@intrinsic
+def maximum_in_lanes(context: Any, like: Any, x: Any, count: Any) -> Any:
+    """As ``top_in_lanes``, but NaN if any is."""
+    return _maximum_of(context, like, x, count)
+
+
+_BLOCK = 1024
+"""Numbers looked through at once for the one that is wanted."""
+
+
+@inner()
+def _holds(part: Any, wanted: Any) -> Any:  # pragma: no cover
+    """How many numbers of a part are ``wanted`` or NaN."""
+    count = np.int32(0)
+    for j in range(part.size):
+        value = load(part[j])
+        count += np.int32((value == wanted) | (value != value))
+    return count
+
+
+@njit(parallel=True, cache=True, nogil=True)
+def _largest(out: Any, x: Any) -> None:  # pragma: no cover
+    for i in nb.prange(x.shape[0]):
+        row = x[i]
+        top, place = maximum_in_lanes(row, row.ctypes.data, row.size), 0
+        while place + _BLOCK < row.size and _holds(row[place : place + _BLOCK], top) == 0:
+            place += _BLOCK
+        while _holds(row[place : place + 1], top) == 0:
+            place += 1
+        out[i] = place
+
+
+def largest(x: Array) -> list[int]:
+    """The first place of each row's largest number; NaN is larger than all others, as in ``torch.max``.
+
+    x (rows, n) in float32 or the bits of bfloat16, C contiguous, n ≥ 1.
+    """
+    out = np.empty(x.shape[0], np.int64)
+    _largest(out, x)
+    found: list[int] = out.tolist()
+    return found

@@ -34,7 +34,8 @@ def _norm(y: Any, x: Any, weight: Any, eps: Any) -> None:
 
 
 @njit(parallel=True, cache=True, nogil=True)
-def _norm_parallel(y: Any, x: Any, weight: Any, eps: Any) -> None:
+def norm_rows(y: Any, x: Any, weight: Any, eps: Any) -> None:  # pragma: no cover
+    """`rms_norm` of many rows, for compiled code too."""
     for i in nb.prange(x.shape[0]):
         norm_row(y[i], x[i], weight, eps)
 
@@ -46,5 +47,5 @@ def rms_norm(y: Array, x: Array, weight: Array, eps: float) -> None:
     bfloat16 the normalised value and its product with the weight are rounded, as in transformers' norms, so
     that both give the same answers; it is one of `simd.dot_in_lanes`, the same on every processor.
     """
-    kernel = _norm if x.size < PARALLEL_FROM else _norm_parallel
+    kernel = _norm if x.size < PARALLEL_FROM else norm_rows
     kernel(y, x, weight, np.float32(eps))

@@ -16,7 +16,6 @@ from seedtune.numerics.machine import elements
 from seedtune.numerics.machine.caching import inner
 from seedtune.numerics.machine.vectors import BITS16
 
-_PREFETCH_READ_L2 = (0, 2, 1)
 _DOT = "llvm.x86.avx512bf16.dpbf16ps.512"
 
 
@@ -161,7 +160,7 @@ def _tile(code: Any, tile: Tile, rows: int) -> Any:
         ]
         sums = [[cgutils.alloca_once_value(builder, first) for first in firsts] for _ in range(rows)]
         with cgutils.for_range(builder, steps) as loop:
-            _prefetch(builder, _moved(builder, ahead, loop.index, 64))
+            elements.prefetch(builder, _moved(builder, ahead, loop.index, 64), near=2)
             weights = make.weights(builder, _moved(builder, panel, loop.index, make.step))
             for row, line in enumerate(sums):
                 at = _moved(builder, _moved(builder, x, row, x_stride), loop.index, 4)
@@ -183,13 +182,6 @@ def _tile(code: Any, tile: Tile, rows: int) -> Any:
         return types.void(like, *([types.intp] * 8)), generate
 
     return intrinsic(typing)
-
-
-def _prefetch(builder: Any, address: Any) -> None:
-    byte, word = ir.IntType(8).as_pointer(), ir.IntType(32)
-    kind = ir.FunctionType(ir.VoidType(), [byte, word, word, word])
-    function = builder.module.declare_intrinsic("llvm.prefetch", [byte], kind)
-    builder.call(function, [builder.inttoptr(address, byte), *(word(n) for n in _PREFETCH_READ_L2)])
 
 
 def tiles_of(code: Any, tile: Tile) -> Any:

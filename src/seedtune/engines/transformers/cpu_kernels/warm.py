@@ -19,7 +19,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from seedtune.engines.transformers.cpu_kernels import attention, layer_steps, products, rms_norm, rotary, silu_gate
+from seedtune.engines.transformers.cpu_kernels import (
+    attention,
+    layer_steps,
+    products,
+    reductions,
+    rms_norm,
+    rotary,
+    silu_gate,
+)
 from seedtune.numerics.kernels import cpu
 from seedtune.numerics.machine import processor
 from seedtune.numerics.noise import Stream
@@ -49,6 +57,7 @@ class Warmer:
         yield from (self.load, self.product, self.norms, self.gate, self.rotate)
         yield from (self.prefill, self.decode)
         yield from (self.layer_turn, self.layer_close_and_norm, self.layer_gate, self.layer_close)
+        yield from (self.decode_layer, self.largest)
         yield from (self.factors, self.update_lowrank, self.fingerprint)
 
     def load(self) -> None:
@@ -123,6 +132,32 @@ class Warmer:
         """What follows the last product of a layer."""
         h, y, x = self._rows(3)
         layer_steps.close(h, h, y, x, self._terms())
+
+    def decode_layer(self) -> None:
+        """A whole layer of a decode step, where its products are ours and copied."""
+        kind = product_kind(self.products, bfloat16=self.element == np.uint16)
+        if kind is None or self.centre != np.float32:
+            return
+        h, before = self._rows(2)
+        outputs = (3 * DIM, DIM, 2 * DIM, DIM)
+        weights = tuple((products.pack(self.zeros(n, DIM), kind), products.starts(None, n, kind)) for n in outputs)
+        norm_of, cache = (self.zeros(DIM), 1e-6), (self.zeros(ROWS, 1, DIM, 16), self.zeros(ROWS, 1, 16, DIM))
+        layer_steps.decode_layer(
+            h,
+            before,
+            norms=(norm_of, norm_of),
+            weights=weights,
+            terms=(self._terms(),) * 4,
+            angles=(self.zeros(ROWS, DIM), self.zeros(ROWS, DIM)),
+            cache=cache,
+            lengths=np.zeros(ROWS, np.int32),
+            shape=layer_steps.LayerShape(1, 1, DIM, DIM),
+            how=(1.0, 0, 0.0),
+        )
+
+    def largest(self) -> None:
+        """The choice of tokens without chance."""
+        reductions.largest(self.zeros(1, 1))
 
     def factors(self) -> None:
         """Of one pair, and of many."""

@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from seedtune.engines.transformers.cpu_kernels import reductions
+from seedtune.engines.transformers.members.population_linear import bits
 from seedtune.numerics import noise
 from seedtune.types import Prompt, Sampling
 
@@ -29,14 +31,20 @@ def draws(sampling: Sampling, prompt: Prompt, sample: int) -> np.ndarray | None:
 def choose(logits: Tensor, sampling: Sampling, uniforms: np.ndarray | None) -> list[int]:
     """One token per row of logits (rows, vocabulary); ``uniforms`` (rows,) are used above temperature 0."""
     if sampling.temperature == 0.0:
-        greedy: list[int] = logits.max(-1).indices.tolist()
-        return greedy
+        return _largest(logits)
     assert uniforms is not None
     points = torch.from_numpy(uniforms).to(logits.device)
     tokens: list[int] = []
     for rows, u in zip(logits.split(_ROWS), points.split(_ROWS), strict=True):
         tokens += _sample(rows.double() / sampling.temperature, sampling.top_p, u)
     return tokens
+
+
+def _largest(logits: Tensor) -> list[int]:
+    if logits.device.type == "cpu" and logits.dtype in (torch.float32, torch.bfloat16):
+        return reductions.largest(bits(logits.contiguous()))
+    found: list[int] = logits.max(-1).indices.tolist()
+    return found
 
 
 def _sample(logits: Tensor, top_p: float, points: Tensor) -> list[int]:

@@ -7,7 +7,6 @@ holds one token of each row in flight.  Only here are prompts padded, because at
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -120,7 +119,7 @@ class SlotAttention:
                 raise ModelError(f"{type(module).__name__} uses {unsupported}, which this engine cannot batch yet.")
         if layer is None:
             raise ModelError(f"{type(module).__name__} attends without its own key-value cache; not supported yet.")
-        how = _how(query.shape[-1], scaling, sliding_window, softcap)
+        how = how_to_attend(query.shape[-1], scaling, sliding_window, softcap)
         if isinstance(self.current, Decode):
             return self._decode(layer, query, key, value, how), None
         return self._prefill(layer, query, key, value, how), None
@@ -156,15 +155,21 @@ class SlotAttention:
         lengths = torch.from_numpy(self.current.lengths).to(q.device, torch.long)
         return _decode_torch(layer, q.contiguous(), k, v, lengths, how)[None]
 
-    def decode_packed(self, index: int, y: Tensor, shape: tuple[int, int, int], options: Mapping[str, Any]) -> Tensor:
+    def decoding(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+        """Keys, values and filled lengths of layer ``index`` in a decode step that the compiled kernel serves."""
+        if not isinstance(self.current, Decode) or len(self.cache.layers) <= index:
+            return None
+        arrays = self.cache.layers[index].arrays if self.cache.layers[index].is_initialized else None
+        return None if arrays is None else (*arrays, self.current.lengths)
+
+    def decode_packed(self, index: int, y: Tensor, shape: tuple[int, int, int], how: How) -> Tensor:
         """What the heads of layer ``index`` read in a decode step, (rows, heads·dim).
 
         ``y`` (rows, all heads·dim) holds queries, keys and values behind each other; ``shape`` is (heads, heads
-        of keys, dim), ``options`` are those of a call.
+        of keys, dim).
         """
         layer, (heads, kv_heads, dim) = self.cache.layers[index], shape
         q, k, v = y.view(y.shape[0], -1, dim).split((heads, kv_heads, kv_heads), 1)
-        how = _how(dim, *(options.get(name) for name in ("scaling", "sliding_window", "softcap")))
         if layer.arrays is None:
             q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))
             return self._decode(layer, q, k, v, how)[0].flatten(1)
@@ -192,7 +197,8 @@ class SlotAttention:
         )
 
 
-def _how(dim: int, scaling: float | None, window: int | None, softcap: float | None) -> How:
+def how_to_attend(dim: int, scaling: float | None, window: int | None, softcap: float | None) -> How:
+    """The options of a call of transformers' attention, with their defaults."""
     return dim**-0.5 if scaling is None else scaling, window or 0, softcap or 0.0
 
 

@@ -44,6 +44,10 @@ class Products:
     gate_up: LinearGroup
     down: LinearGroup
 
+    def all(self) -> tuple[LinearGroup, LinearGroup, LinearGroup, LinearGroup]:
+        """In the order in which they are computed."""
+        return self.qkv, self.out, self.gate_up, self.down
+
     @classmethod
     def of(cls, layer: Any) -> Products | None:
         """Those of a layer of these children, if each is one group."""
@@ -82,9 +86,39 @@ class FusedLayer(nn.Module):
             )
             return plain
         rows = hidden_states[0].contiguous()
+        weights, cache = self._panels(), self.attention.decoding(self.self_attn.layer_idx)
+        if weights is not None and cache is not None:
+            return self._decode(rows, weights, cache, position_embeddings)[None]
         heads = self._attend(rows, position_embeddings, past_key_values)
         h, x = self._close(heads, rows)
         return self._feed(h, x)[None]
+
+    def _panels(self) -> tuple[tuple[np.ndarray, np.ndarray], ...] | None:
+        """Panels of the four products, if all are read from panels and have an even number of inputs."""
+        groups = self.products.all()
+        found = [group.weight.panels() for group in groups if group.inputs % 2 == 0]
+        panels = tuple(pair for pair in found if pair is not None)
+        return panels if len(panels) == len(groups) else None
+
+    def _decode(
+        self, rows: Tensor, weights: tuple[Any, ...], cache: tuple[np.ndarray, np.ndarray, np.ndarray], turn: Any
+    ) -> Tensor:
+        """A decode step in one call of compiled code."""
+        h, attend, (cos, sin), (keys, values, lengths) = torch.empty_like(rows), self.self_attn, turn, cache
+        before, behind = self.input_layernorm, self.post_attention_layernorm
+        kernel.decode_layer(
+            bits(h),
+            bits(rows),
+            norms=((before.bits, before.eps), (behind.bits, behind.eps)),
+            weights=weights,
+            terms=tuple(group.terms(len(rows)) for group in self.products.all()),
+            angles=(bits(cos[0]), bits(sin[0])),
+            cache=(keys, values),
+            lengths=lengths,
+            shape=kernel.LayerShape(attend.heads, attend.kv_heads, attend.dim, self.products.down.inputs),
+            how=attend.how,
+        )
+        return h
 
     def _attend(self, rows: Tensor, turn: tuple[Tensor, Tensor], cache: SlotCache) -> Tensor:
         """(rows, heads·dim) of what every head read."""
@@ -95,7 +129,7 @@ class FusedLayer(nn.Module):
         kernel.turn(bits(y), bits(x), product.terms(len(x)), angles=(cos, sin), heads=heads)
         if isinstance(self.attention.current, Decode):
             shape = attend.heads, attend.kv_heads, attend.dim
-            return self.attention.decode_packed(attend.layer_idx, y, shape, attend.options)
+            return self.attention.decode_packed(attend.layer_idx, y, shape, attend.how)
         return attend.read(y.view(len(y), -1, attend.dim), cache)
 
     def _close(self, heads: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:

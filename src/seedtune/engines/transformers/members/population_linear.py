@@ -84,6 +84,17 @@ class LiveWeight:
         else:
             self._weight = bits(weight)
 
+    def panels(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """Panels and start values, where a product of ours reads them and whole rows of inputs as they are."""
+        if self.form.kind == "library" or not self.form.copied or self._weight is None:
+            return None
+        return self._weight, self._start(_ours(self.form.kind))
+
+    def _start(self, kind: products.Kind) -> np.ndarray:
+        if self.bias is None:
+            return _zeros(self._outputs, kind)
+        return products.starts(self.bias.detach().float().numpy(), self._outputs, kind)
+
     @property
     def address(self) -> int:
         """Where the weight lies in memory as it is multiplied."""
@@ -102,11 +113,7 @@ class LiveWeight:
     def _multiply(self, x: Tensor, kind: products.Kind) -> Tensor:
         rows = x.reshape(-1, x.shape[-1]).contiguous()
         y = rows.new_empty(rows.shape[0], self._outputs)
-        if self.bias is None:
-            start = _zeros(self._outputs, kind)
-        else:
-            start = products.starts(self.bias.detach().float().numpy(), self._outputs, kind)
-        products.multiply(bits(y), bits(rows), self._weight, start, kind=kind)
+        products.multiply(bits(y), bits(rows), self._weight, self._start(kind), kind=kind)
         return y.view(*x.shape[:-1], self._outputs)
 
 
