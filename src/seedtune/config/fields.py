@@ -13,7 +13,6 @@ from seedtune.config.sections import (
     GrowthSettings,
     LikelihoodSettings,
     LookAheadSettings,
-    MomentSettings,
     ScheduleSettings,
     Section,
     ToySettings,
@@ -116,9 +115,6 @@ class Fields(Section):
 
     lookahead: LookAheadSettings = LookAheadSettings()
     """Sharpness-aware look-ahead."""
-
-    moments: MomentSettings = MomentSettings()
-    """Momentum and second moment."""
 
     sigma_schedule: ScheduleSettings = ScheduleSettings()
     """How σ changes over the run; α does not follow it."""

@@ -9,7 +9,6 @@ from seedtune.config.sections import (
     GrowthSettings,
     LikelihoodSettings,
     LookAheadSettings,
-    MomentSettings,
     ScheduleSettings,
     Section,
 )
@@ -156,19 +155,6 @@ def _look_ahead(config: Fields) -> str | None:
     return None
 
 
-def _moments(config: Fields) -> str | None:
-    moments = config.moments
-    if not moments.momentum and not moments.second:
-        return _unused("moments", moments, MomentSettings(), "moments.momentum=0.5")
-    if moments.second and config.alpha is None:
-        return "moments.second needs alpha, the length of a step per element: try alpha=1e-5"
-    if moments.second and config.adaptive:
-        return "moments.second has its own step lengths: use step_size=fixed"
-    if moments.second and not moments.momentum:
-        return "moments.second without moments.momentum: give both, for example 0.9 and 0.99"
-    return None
-
-
 def _lag(config: Fields) -> str | None:
     """What needs whole generations, of one σ, with scores prompt by prompt."""
     look, growth, schedule = config.lookahead.kind, config.population_growth.limit, config.sigma_schedule
@@ -223,7 +209,7 @@ def _unused(name: str, found: Section, default: Section, switch: str) -> str | N
 
 
 CHECKS: tuple[Callable[[Fields], str | None], ...] = (
-    _pairs, _rank, _populations, _samples, _subspaces, _step, _sigma, _look_ahead, _moments, _growth, _own_data,
+    _pairs, _rank, _populations, _samples, _subspaces, _step, _sigma, _look_ahead, _growth, _own_data,
     _likelihood, _conversation, _lag,
 )  # fmt: skip
 

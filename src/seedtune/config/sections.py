@@ -243,25 +243,6 @@ class GrowthSettings(Section):
     """Generations between two looks."""
 
 
-class MomentSettings(Section):
-    """Momentum and Adam's second moment, rebuilt from the seeds of past generations; off by default.
-
-    The evidence for them in ES is mixed, and a step costs as many updates as the window holds.
-    """
-
-    momentum: float = Field(default=0.0, ge=0.0, lt=1.0)
-    """β₁: each update is spread over the generations after it."""
-
-    second: float = Field(default=0.0, ge=0.0, lt=1.0)
-    """β₂ of Adam; α is then the length of a step per element (try 1e-5) and must be given."""
-
-    epsilon: float = Field(default=1e-8, gt=0.0)
-    """Adam's ε."""
-
-    window: int = Field(default=8, ge=2, le=256)
-    """Generations looked back."""
-
-
 class ScheduleSettings(Section):
     """How σ or α changes over a run: a factor of its first value (formulas: ``seedtune.strategies.schedules``)."""
 

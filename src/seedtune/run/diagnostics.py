@@ -109,13 +109,12 @@ class Diagnostics:
         """What there is to know of the newest generation, now that its update is applied."""
         record = lineage.records[-1]
         found = signal_metrics(record)
-        if record.back_to is None and not lineage.memory.second:  # by second moments terms are gradients, not steps
+        if record.back_to is None:
             found["update_cosine"] = self._cosine(lineage.latest(2))
         done = len(lineage.records)
         if _due(done, self.config.drift_steps):
             found["drift"] = self.engine.drift()
-            if not lineage.memory.second:
-                found["drift_predicted"] = predicted_drift(lineage.updates(done), self.parameters)
+            found["drift_predicted"] = predicted_drift(lineage.updates(done), self.parameters)
         return found
 
     def _cosine(self, latest: list[Update]) -> float | None:

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 from seedtune.config.config import Config
 from seedtune.config.sections import ScheduleSettings
-from seedtune.numerics.momentum import Memory
 from seedtune.strategies import sigma_rule, step_size
 from seedtune.strategies.base import Feedback, Strategy
 from seedtune.strategies.collapse_guard import Guard
@@ -36,8 +35,7 @@ def create(config: Config, reward_weights: Sequence[float] = (1.0,)) -> Strategy
         decay=Decay(config.decay_l2, config.decay_l1),
         steady_pull=config.adaptive,
         guard=Guard() if config.guarded else None,
-        compares=config.reward_batch == "sample"
-        and not (config.moments.momentum or config.decay_l2 or config.decay_l1),
+        compares=config.reward_batch == "sample" and not (config.decay_l2 or config.decay_l1),
     )
     look = config.lookahead
     if look.kind == "none":
@@ -46,12 +44,6 @@ def create(config: Config, reward_weights: Sequence[float] = (1.0,)) -> Strategy
     if look.kind == "essam":
         return LookAhead(plain, look.radius * _apart(config))
     return LookAhead(plain, look.radius, look.probes)
-
-
-def memory(config: Config) -> Memory:
-    """What past updates have to do with the next."""
-    chosen = config.moments
-    return Memory(chosen.momentum, chosen.second, chosen.epsilon, chosen.window)
 
 
 def _shape(config: Config, weights: Sequence[float]) -> Shape:
@@ -100,7 +92,7 @@ def _step_size(config: Config) -> step_size.StepSize:
     if config.adaptive:
         longest = {} if config.longest_step is None else {"longest": config.longest_step}
         return step_size.Adaptive(start=config.alpha, **longest)
-    return step_size.Given(config.step if config.moments.second else config.step * _apart(config))
+    return step_size.Given(config.step * _apart(config))
 
 
 def _apart(config: Config) -> float:

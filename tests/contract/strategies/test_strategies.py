@@ -35,8 +35,6 @@ STRATEGIES: dict[str, dict[str, Any]] = {
     "adaptive-scheduled": {**SETTINGS, "population_schedule": ((4, 16), (8, 48))},
     "adaptive-schedule": {**SETTINGS, "alpha_schedule": {"kind": "linear", "over": 40, "to": 3.0, "warmup": 2}},
     "adaptive-reuse-decay": {**SETTINGS, "noise_reuse": 3, "decay_l2": 0.1},
-    "momentum": {**FIXED, "moments": {"momentum": 0.5}},
-    "adam": {**FIXED, "alpha": 0.01, "moments": {"momentum": 0.5, "second": 0.9, "window": 4}},
     "essam": {**FIXED, "lookahead": {"kind": "essam", "radius": 0.002}},
     "essam-f": {**FIXED, "lookahead": {"kind": "essam_f", "radius": 0.1, "probes": 10}},
     "essam-adaptive": {**SETTINGS, "lookahead": {"kind": "essam_f", "radius": 0.1}},
@@ -92,7 +90,7 @@ def test_its_state_goes_through_the_ledger(config):
 def test_replaying_the_ledger_gives_the_weights_bit_for_bit(config):
     run = climb(config, 10)
     theta, base = np.ones(SIZE), np.ones(SIZE)
-    for update in Lineage(strategies.memory(config), run.records).updates(10):
+    for update in Lineage(run.records).updates(10):
         theta = applied(theta, base, update)
     assert theta.tobytes() == run.theta.tobytes()
 
@@ -140,8 +138,7 @@ def test_a_generation_without_a_difference_moves_nothing(config, value):
             scores[:] = value
 
     run, before = climb(config, 6, flat), climb(config, 4)
-    if not config.moments.momentum:
-        assert run.theta.tobytes() == before.theta.tobytes() != np.ones(SIZE).tobytes()
+    assert run.theta.tobytes() == before.theta.tobytes() != np.ones(SIZE).tobytes()
     assert not any(any(record.coefficients) for record in run.records[4:])
 
 
@@ -159,7 +156,6 @@ def test_a_generation_without_a_difference_moves_nothing(config, value):
         ({"lookahead": {"kind": "essam", "radius": 0.1, "probes": 4}}, "probes=4 is for essam_f"),
         ({"lookahead": {"radius": 0.1}}, "no effect"),
         ({"lookahead": {"kind": "essam_f", "radius": 0.1, "probes": 4}, "subspaces": 4}, "subspaces=4"),
-        ({"moments": {"window": 4}}, "no effect"),
         ({"population_growth": {"patience": 2}}, "no effect"),
         ({"longest_step": 0.1, "alpha": 0.1}, "longest_step=0.1"),
         ({"population": 2}, "one noise sample"),
@@ -171,9 +167,6 @@ def test_a_generation_without_a_difference_moves_nothing(config, value):
         ({"population_schedule": ((5, 4),), "subspaces": 4}, "subspaces=4"),
         ({"sigma_rule": "success", "evaluate_centre": False}, "evaluate_centre=true"),
         ({"alpha": 0.3, "decay_l2": 10.0}, "overshoot"),
-        ({"moments": {"momentum": 0.9, "second": 0.99}}, "needs alpha"),
-        ({"moments": {"momentum": 0.9, "second": 0.99}, "alpha": 1e-5, "step_size": "adaptive"}, "step_size=fixed"),
-        ({"moments": {"second": 0.99}, "alpha": 1e-5}, "give both"),
         ({"population_schedule": ((3, 7),)}, "even"),
         ({"population_schedule": ((3, 8),), "population_growth": {"limit": 64}}, "exclude"),
         ({"population_growth": {"limit": 16}}, "at least population=32"),

@@ -72,8 +72,6 @@ HOW = {
     "gaussian-essam": {"perturbation": "gaussian", "lookahead": {"kind": "essam", "radius": 0.02}},
     "gaussian-decay-none": {"perturbation": "gaussian", "master": "none", "decay_l2": 0.5},
     "subspaces": {"alpha": 0.1, "subspaces": 4},
-    "momentum": {"alpha": 0.1, "moments": {"momentum": 0.5}},
-    "adam": {"alpha": 0.01, "moments": {"momentum": 0.5, "second": 0.9, "window": 3}},
 }
 
 
