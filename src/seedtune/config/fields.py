@@ -97,9 +97,6 @@ class Fields(Section):
     sigma_rule: Literal["fixed", "success"] = "fixed"
     """``success``: σ grows while many members beat the centre and shrinks while few do (1/5-th success rule)."""
 
-    population_schedule: tuple[tuple[int, int], ...] = ()
-    """[generation, population] pairs: each holds from its generation on."""
-
     population_growth: GrowthSettings = GrowthSettings()
     """Let the population grow where the signal is weak."""
 

@@ -34,12 +34,7 @@ def _rank(config: Fields) -> str | None:
 
 def _populations(config: Fields) -> str | None:
     even = " and even (antithetic pairs)" if config.antithetic else ""
-    counts, limit = [count for _, count in config.population_schedule], config.population_growth.limit
-    if any(count < 2 or (config.antithetic and count % 2) for count in counts):
-        shown = [list(step) for step in config.population_schedule]
-        return f"population_schedule={shown}: every population must be at least 2{even}"
-    if limit and counts:
-        return "population_schedule and population_growth exclude each other: leave one out"
+    limit = config.population_growth.limit
     if limit and (limit < config.population or (config.antithetic and limit % 2)):
         return f"population_growth.limit={limit} must be at least population={config.population}{even}"
     return None
@@ -81,15 +76,7 @@ def _conversation(config: Fields) -> str | None:
 
 def _smallest(config: Fields) -> int:
     """The fewest members that a generation has."""
-    probes = [config.lookahead.probes] if config.lookahead.kind == "essam_f" else []
-    return min([*_sizes(config), *probes])
-
-
-def _sizes(config: Fields) -> list[int]:
-    """The populations of a run; the first of a schedule may take the place of the configured one."""
-    scheduled = config.population_schedule
-    first = [] if any(generation == 0 for generation, _ in scheduled) else [config.population]
-    return [*first, *(count for _, count in scheduled)]
+    return min(config.population, config.lookahead.probes) if config.lookahead.kind == "essam_f" else config.population
 
 
 def _subspaces(config: Fields) -> str | None:
@@ -103,8 +90,7 @@ def _subspaces(config: Fields) -> str | None:
 
 
 def _step(config: Fields) -> str | None:
-    samples = min(_sizes(config))
-    samples //= 2 if config.antithetic else 1
+    samples = config.population // (2 if config.antithetic else 1)
     comparing = {
         "adaptive steps": config.adaptive,
         "collapse_guard=yes": config.collapse_guard == "yes",
@@ -146,10 +132,8 @@ def _look_ahead(config: Fields) -> str | None:
         )
     if look.kind == "essam" and look.probes != LookAheadSettings().probes:
         return f"lookahead.probes={look.probes} is for essam_f: leave it out, or use lookahead.kind=essam_f"
-    least = min(_sizes(config))
-    if look.kind == "essam_f" and (look.probes > least or (config.antithetic and look.probes % 2)):
-        name = "population" if least == config.population else "the smallest population of population_schedule"
-        return f"lookahead.probes={look.probes} must be at most {name}={least}{even}"
+    if look.kind == "essam_f" and (look.probes > config.population or (config.antithetic and look.probes % 2)):
+        return f"lookahead.probes={look.probes} must be at most population={config.population}{even}"
     if config.noise_reuse > 1:
         return f"noise_reuse={config.noise_reuse}: look-ahead needs fresh noise at θ'; use noise_reuse=1"
     return None

@@ -12,7 +12,7 @@ from seedtune.strategies.base import Feedback, Strategy
 from seedtune.strategies.collapse_guard import Guard
 from seedtune.strategies.es import EvolutionStrategy, Factor, Shape, unscaled
 from seedtune.strategies.lookahead import LookAhead
-from seedtune.strategies.population import Constant, Growing, PopulationSize, Scheduled
+from seedtune.strategies.population import Constant, Growing, PopulationSize
 from seedtune.strategies.schedules import value
 from seedtune.strategies.shaping import SHAPINGS, clipped, combine
 from seedtune.types import Decay
@@ -75,8 +75,6 @@ def _population(config: Config) -> PopulationSize:
     growth = config.population_growth
     if growth.limit:
         return Growing(config.population, growth.limit, growth.below, growth.patience)
-    if config.population_schedule:
-        return Scheduled(config.population, config.population_schedule)
     return Constant(config.population)
 
 

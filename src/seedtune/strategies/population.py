@@ -1,4 +1,4 @@
-"""How many members a generation has: always the same, by a schedule, or more where the signal drowns."""
+"""How many members a generation has: always the same, or more where the signal drowns."""
 
 from __future__ import annotations
 
@@ -32,22 +32,6 @@ class Constant:
     def members(self, state: State, generation: int) -> int:
         """N."""
         return self.count
-
-    def next(self, state: State, averages: Averages) -> dict[str, Any]:
-        """Nothing to remember."""
-        return {}
-
-
-@dataclass(frozen=True, slots=True)
-class Scheduled:
-    """N from a table: each entry holds from its generation on."""
-
-    count: int
-    steps: tuple[tuple[int, int], ...]
-
-    def members(self, state: State, generation: int) -> int:
-        """The last entry that has begun."""
-        return max(((first, n) for first, n in self.steps if first <= generation), default=(0, self.count))[1]
 
     def next(self, state: State, averages: Averages) -> dict[str, Any]:
         """Nothing to remember."""

@@ -41,8 +41,7 @@ def small(settings: dict[str, Any]) -> dict[str, Any]:
     if looked.get("lookahead", {}).get("kind") == "essam_f":
         looked["lookahead"] = {**looked["lookahead"], "probes": 4}
     grown = {"population_growth": {"limit": 16, "below": 0.99, "patience": 2}} if "population_growth" in looked else {}
-    timed = {"population_schedule": ((2, 4), (4, 12))} if "population_schedule" in looked else {}
-    return {"alpha": None, **looked, **SMALL, **grown, **timed}
+    return {"alpha": None, **looked, **SMALL, **grown}
 
 
 ALL = {**STRATEGIES, **MORE}
