@@ -10,7 +10,6 @@ from seedtune.config.data_and_rewards import OBJECTS, DatasetSettings, RewardSet
 from seedtune.config.sections import (
     ConversationSettings,
     FleetSettings,
-    GrowthSettings,
     LikelihoodSettings,
     LookAheadSettings,
     ScheduleSettings,
@@ -96,9 +95,6 @@ class Fields(Section):
 
     sigma_rule: Literal["fixed", "success"] = "fixed"
     """``success``: σ grows while many members beat the centre and shrinks while few do (1/5-th success rule)."""
-
-    population_growth: GrowthSettings = GrowthSettings()
-    """Let the population grow where the signal is weak."""
 
     noise_reuse: int = Field(default=1, ge=1)
     """Generations that share their noise, with fresh prompts (EGGROLL uses 4)."""

@@ -6,7 +6,6 @@ from collections.abc import Callable
 
 from seedtune.config.fields import Fields
 from seedtune.config.sections import (
-    GrowthSettings,
     LikelihoodSettings,
     LookAheadSettings,
     ScheduleSettings,
@@ -29,14 +28,6 @@ def _rank(config: Fields) -> str | None:
             f"rank={config.rank} means nothing with perturbation={config.perturbation}: leave it out, "
             "or use perturbation=lowrank"
         )
-    return None
-
-
-def _populations(config: Fields) -> str | None:
-    even = " and even (antithetic pairs)" if config.antithetic else ""
-    limit = config.population_growth.limit
-    if limit and (limit < config.population or (config.antithetic and limit % 2)):
-        return f"population_growth.limit={limit} must be at least population={config.population}{even}"
     return None
 
 
@@ -95,7 +86,6 @@ def _step(config: Fields) -> str | None:
         "adaptive steps": config.adaptive,
         "collapse_guard=yes": config.collapse_guard == "yes",
         "sigma_rule=success": config.sigma_rule == "success",
-        "population_growth": bool(config.population_growth.limit),
     }
     who = next((name for name, on in comparing.items() if on), None)
     if who is not None and samples < 2:
@@ -141,12 +131,11 @@ def _look_ahead(config: Fields) -> str | None:
 
 def _lag(config: Fields) -> str | None:
     """What needs whole generations, of one σ, with scores prompt by prompt."""
-    look, growth, schedule = config.lookahead.kind, config.population_growth.limit, config.sigma_schedule
+    look, schedule = config.lookahead.kind, config.sigma_schedule
     checks: tuple[tuple[bool, str, str], ...] = (
         (config.adaptive, f"alpha {config.step_words()}", f"give alpha (sigma/2 is {config.sigma / 2:g})"),
         (config.sigma_rule == "success", "sigma_rule=success", "use sigma_rule=fixed"),
         (schedule != ScheduleSettings(), f"sigma_schedule.kind={schedule.kind}", "leave sigma_schedule out"),
-        (growth > 0, f"population_growth.limit={growth}", "leave population_growth out"),
         (config.noise_reuse > 1, f"noise_reuse={config.noise_reuse}", "use noise_reuse=1"),
         (look != "none", f"lookahead.kind={look}", "use lookahead.kind=none"),
         (config.guarded, f"collapse_guard={config.collapse_guard}", "use collapse_guard=no"),
@@ -164,12 +153,6 @@ def _lag(config: Fields) -> str | None:
         if wrong:
             return f"fleet.lag={config.lag} (updates do not wait) does not go with {found}: {fix}, or fleet.lag=0"
     return None
-
-
-def _growth(config: Fields) -> str | None:
-    if config.population_growth.limit:
-        return None
-    return _unused("population_growth", config.population_growth, GrowthSettings(), "population_growth.limit")
 
 
 def _own_data(config: Fields) -> str | None:
@@ -193,7 +176,7 @@ def _unused(name: str, found: Section, default: Section, switch: str) -> str | N
 
 
 CHECKS: tuple[Callable[[Fields], str | None], ...] = (
-    _pairs, _rank, _populations, _samples, _subspaces, _step, _sigma, _look_ahead, _growth, _own_data,
+    _pairs, _rank, _samples, _subspaces, _step, _sigma, _look_ahead, _own_data,
     _likelihood, _conversation, _lag,
 )  # fmt: skip
 

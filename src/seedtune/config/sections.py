@@ -229,20 +229,6 @@ class LookAheadSettings(Section):
     """Members of the first generation of ``essam_f``."""
 
 
-class GrowthSettings(Section):
-    """A population that doubles while too little of what it measures agrees between prompts."""
-
-    limit: int = Field(default=0, ge=0)
-    """Largest population; 0: it does not grow."""
-
-    below: float = Field(default=0.1, ge=0.0, le=1.0)
-    """Agreement (part of the measured slope that holds over all training prompts) below which it doubles; after ten
-    generations that saw none it is about 0.1."""
-
-    patience: int = Field(default=5, ge=1)
-    """Generations between two looks."""
-
-
 class ScheduleSettings(Section):
     """How σ or α changes over a run: a factor of its first value (formulas: ``seedtune.strategies.schedules``)."""
 

@@ -12,7 +12,6 @@ from seedtune.strategies.base import Feedback, Strategy
 from seedtune.strategies.collapse_guard import Guard
 from seedtune.strategies.es import EvolutionStrategy, Factor, Shape, unscaled
 from seedtune.strategies.lookahead import LookAhead
-from seedtune.strategies.population import Constant, Growing, PopulationSize
 from seedtune.strategies.schedules import value
 from seedtune.strategies.shaping import SHAPINGS, clipped, combine
 from seedtune.types import Decay
@@ -23,7 +22,7 @@ def create(config: Config, reward_weights: Sequence[float] = (1.0,)) -> Strategy
     per_member = config.prompts_per_generation * config.samples_per_prompt
     plain = EvolutionStrategy(
         shaping=_shape(config, reward_weights),
-        population=_population(config),
+        population=config.population,
         sigma=sigma_rule.SuccessRule(config.sigma)
         if config.sigma_rule == "success"
         else sigma_rule.Given(config.sigma),
@@ -71,19 +70,10 @@ def _factor(schedule: ScheduleSettings, per_member: int) -> Factor:
     return factor
 
 
-def _population(config: Config) -> PopulationSize:
-    growth = config.population_growth
-    if growth.limit:
-        return Growing(config.population, growth.limit, growth.below, growth.patience)
-    return Constant(config.population)
-
-
 def populations(config: Config) -> list[int]:
-    """Members of every generation of a run; one that may grow is counted as grown, probes of a look-ahead as probes."""
-    rule, look, grown = _population(config), config.lookahead, config.population_growth.limit
-    sizes = [grown or rule.members({}, generation) for generation in range(config.generations)]
-    probes = look.probes if look.kind == "essam_f" else None
-    return [probes if probes and generation % 2 == 0 else size for generation, size in enumerate(sizes)]
+    """Members of every generation of a run, those of a look-ahead's probes, too."""
+    probes = config.lookahead.probes if config.lookahead.kind == "essam_f" else None
+    return [probes if probes and generation % 2 == 0 else config.population for generation in range(config.generations)]
 
 
 def _step_size(config: Config) -> step_size.StepSize:

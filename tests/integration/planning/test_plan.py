@@ -210,8 +210,3 @@ def test_generations_of_two_sizes_are_planned_at_the_largest_and_counted_as_they
     assert any("2 to 8 members" in note for note in found.notes)
     show_forecast(found)
     assert f"{found.rollouts:,} rollouts" in capsys.readouterr().out
-
-
-def test_a_population_that_may_grow_is_planned_as_grown(folder):
-    grown = plan_config(planned(folder, population_growth={"limit": 32}), share=0.5, task=TASK)
-    assert (grown.workload.members, grown.rollouts) == (33, 10 * 33 * 4)

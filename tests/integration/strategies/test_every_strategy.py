@@ -40,8 +40,7 @@ def small(settings: dict[str, Any]) -> dict[str, Any]:
     looked = dict(settings)
     if looked.get("lookahead", {}).get("kind") == "essam_f":
         looked["lookahead"] = {**looked["lookahead"], "probes": 4}
-    grown = {"population_growth": {"limit": 16, "below": 0.99, "patience": 2}} if "population_growth" in looked else {}
-    return {"alpha": None, **looked, **SMALL, **grown}
+    return {"alpha": None, **looked, **SMALL}
 
 
 ALL = {**STRATEGIES, **MORE}
