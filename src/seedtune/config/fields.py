@@ -93,9 +93,6 @@ class Fields(Section):
     """Go back to an earlier generation, and on with smaller steps, when rewards collapse.  ``auto``: with adaptive
     steps."""
 
-    sigma_rule: Literal["fixed", "success"] = "fixed"
-    """``success``: σ grows while many members beat the centre and shrinks while few do (1/5-th success rule)."""
-
     noise_reuse: int = Field(default=1, ge=1)
     """Generations that share their noise, with fresh prompts (EGGROLL uses 4)."""
 

@@ -85,7 +85,6 @@ def _step(config: Fields) -> str | None:
     comparing = {
         "adaptive steps": config.adaptive,
         "collapse_guard=yes": config.collapse_guard == "yes",
-        "sigma_rule=success": config.sigma_rule == "success",
     }
     who = next((name for name, on in comparing.items() if on), None)
     if who is not None and samples < 2:
@@ -102,12 +101,6 @@ def _step(config: Fields) -> str | None:
             f"{name}={pull:g} times decay_l2={config.decay_l2:g} is more than 1: the pull to the base model "
             f"would overshoot it. Use decay_l2={1.0 / pull:g} or less"
         )
-    return None
-
-
-def _sigma(config: Fields) -> str | None:
-    if config.sigma_rule == "success" and not config.evaluate_centre:
-        return "sigma_rule=success compares members with the centre: use evaluate_centre=true"
     return None
 
 
@@ -134,7 +127,6 @@ def _lag(config: Fields) -> str | None:
     look, schedule = config.lookahead.kind, config.sigma_schedule
     checks: tuple[tuple[bool, str, str], ...] = (
         (config.adaptive, f"alpha {config.step_words()}", f"give alpha (sigma/2 is {config.sigma / 2:g})"),
-        (config.sigma_rule == "success", "sigma_rule=success", "use sigma_rule=fixed"),
         (schedule != ScheduleSettings(), f"sigma_schedule.kind={schedule.kind}", "leave sigma_schedule out"),
         (config.noise_reuse > 1, f"noise_reuse={config.noise_reuse}", "use noise_reuse=1"),
         (look != "none", f"lookahead.kind={look}", "use lookahead.kind=none"),
@@ -176,7 +168,7 @@ def _unused(name: str, found: Section, default: Section, switch: str) -> str | N
 
 
 CHECKS: tuple[Callable[[Fields], str | None], ...] = (
-    _pairs, _rank, _samples, _subspaces, _step, _sigma, _look_ahead, _own_data,
+    _pairs, _rank, _samples, _subspaces, _step, _look_ahead, _own_data,
     _likelihood, _conversation, _lag,
 )  # fmt: skip
 

@@ -52,8 +52,7 @@ def signal_alarms(record: Record) -> list[str]:
     if averages["seen"] < CLEAR_AFTER or averages["better"] >= CLEAR_SHARE:
         return []
     return [
-        f"only {averages['better']:.0%} of members beat the centre lately: sigma is too large for this model. Lower "
-        "sigma, or set sigma_rule=success."
+        f"only {averages['better']:.0%} of members beat the centre lately: sigma is too large for this model. Lower it."
     ]
 
 

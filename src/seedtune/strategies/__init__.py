@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from seedtune.config.config import Config
 from seedtune.config.sections import ScheduleSettings
-from seedtune.strategies import sigma_rule, step_size
+from seedtune.strategies import step_size
 from seedtune.strategies.base import Feedback, Strategy
 from seedtune.strategies.collapse_guard import Guard
 from seedtune.strategies.es import EvolutionStrategy, Factor, Shape, unscaled
@@ -23,9 +23,7 @@ def create(config: Config, reward_weights: Sequence[float] = (1.0,)) -> Strategy
     plain = EvolutionStrategy(
         shaping=_shape(config, reward_weights),
         population=config.population,
-        sigma=sigma_rule.SuccessRule(config.sigma)
-        if config.sigma_rule == "success"
-        else sigma_rule.Given(config.sigma),
+        sigma=config.sigma,
         alpha=_step_size(config),
         antithetic=config.antithetic,
         reuse=config.noise_reuse,

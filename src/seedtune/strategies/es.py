@@ -10,7 +10,6 @@ from seedtune.strategies import observation as signals
 from seedtune.strategies import step_estimates
 from seedtune.strategies.base import Feedback, Signal, State, Step, update_of
 from seedtune.strategies.collapse_guard import Guard
-from seedtune.strategies.sigma_rule import SigmaRule
 from seedtune.strategies.step_size import Situation, StepSize
 from seedtune.types import Decay, Member, Plan, Update
 
@@ -39,7 +38,7 @@ class EvolutionStrategy:
 
     shaping: Shape
     population: int
-    sigma: SigmaRule
+    sigma: float
     alpha: StepSize
     antithetic: bool = True
     reuse: int = 1
@@ -67,7 +66,7 @@ class EvolutionStrategy:
         count = self.population // len(signs)
         drawn = generation - generation % self.reuse
         members = tuple(Member(drawn, pair, sign) for pair in range(count) for sign in signs)
-        sigma = self.sigma.value(state.get("sigma", {})) * self.sigma_factor(generation, state.get("members", 0))
+        sigma = self.sigma * self.sigma_factor(generation, state.get("members", 0))
         return Plan(generation, sigma, members)
 
     def shape(self, feedback: Feedback) -> tuple[float, ...]:
@@ -107,7 +106,6 @@ class EvolutionStrategy:
         after = {
             "members": state.get("members", 0) + len(plan.members),
             "averages": mean,
-            "sigma": self.sigma.next(state.get("sigma", {}), signal),
             "alpha": state.get("alpha", {}),
         }
         if self.guard is not None:

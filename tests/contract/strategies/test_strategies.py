@@ -30,7 +30,6 @@ STRATEGIES: dict[str, dict[str, Any]] = {
     "adaptive": SETTINGS,
     "adaptive-single": {**SETTINGS, "antithetic": False},
     "adaptive-started": {**SETTINGS, "alpha": 1.0, "step_size": "adaptive"},
-    "adaptive-success": {**SETTINGS, "sigma_rule": "success"},
     "adaptive-schedule": {**SETTINGS, "alpha_schedule": {"kind": "linear", "over": 40, "to": 3.0, "warmup": 2}},
     "adaptive-reuse-decay": {**SETTINGS, "noise_reuse": 3, "decay_l2": 0.1},
     "essam": {**FIXED, "lookahead": {"kind": "essam", "radius": 0.002}},
@@ -153,9 +152,7 @@ def test_a_generation_without_a_difference_moves_nothing(config, value):
         ({"longest_step": 0.1, "alpha": 0.1}, "longest_step=0.1"),
         ({"population": 2}, "one noise sample"),
         ({"population": 2, "alpha": 0.01, "collapse_guard": "yes"}, "one noise sample only, but collapse_guard=yes"),
-        ({"population": 2, "alpha": 0.01, "sigma_rule": "success"}, "one noise sample only, but sigma_rule=success"),
         ({"sigma": 0.5, "decay_l2": 10.0}, r"sigma/2=0\.25 times decay_l2=10 is more than 1"),
-        ({"sigma_rule": "success", "evaluate_centre": False}, "evaluate_centre=true"),
         ({"alpha": 0.3, "decay_l2": 10.0}, "overshoot"),
     ],
 )
