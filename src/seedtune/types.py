@@ -238,10 +238,6 @@ class Example:
     columns: Mapping[str, Any]
 
 
-Rewards = Sequence[float]
-"""One reward per member, NaN where it could not be evaluated."""
-
-
 WINDOW = 64
 """Tokens at the end of a completion that are searched for repetitions: long answers return to earlier words anyway."""
 

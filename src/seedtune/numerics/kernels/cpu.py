@@ -52,23 +52,6 @@ def fill_normals(out: Float32, address: Address, start: int = 0) -> None:
     _run(compiled.fill, compiled.fill_parallel, out.size, out, quantiles(), _where(address), start)
 
 
-def fill_slice(
-    out: Float32, address: Address, shape: tuple[int, int], *, row_start: int = 0, col_start: int = 0
-) -> None:
-    """Write the standard normals of a slice of a 2-d tensor of this ``shape`` into ``out`` (float32 2-d).
-
-    Same bits as `seedtune.numerics.noise.normals_slice`. Raises ValueError when the slice does not lie inside the
-    shape.
-    """
-    require_array("out", out, np.float32, 2)
-    require_slice(out.shape, shape, row_start, col_start)
-    if out.shape[1] == shape[1]:
-        fill_normals(out.reshape(-1), address, row_start * shape[1])
-        return
-    arguments = (out, quantiles(), _where(address), shape[1], row_start, col_start)
-    _run(compiled.fill_rows, compiled.fill_rows_parallel, out.size, *arguments)
-
-
 def fill_factors(
     out: Float32,
     key: tuple[int, int],
