@@ -37,22 +37,12 @@ def quadratic(theta: Vector, generation: int, label: int) -> Vector:
 
 def applied(theta: Vector, base: Vector, update: Update) -> Vector:
     """θ after an update, in float64, as the formulas have it."""
-    step = total(update.terms) if update.moments is None else adam(update)
+    step = total(update.terms)
     moved = theta + step - base
     if update.decay is not None:
         moved = (1 - update.decay.l2) * moved
         moved = np.sign(moved) * np.maximum(np.abs(moved) - update.decay.l1, 0)
     return base + moved
-
-
-def adam(update: Update) -> Vector:
-    how, m, v = update.moments, 0.0, 0.0
-    gradients = [*how.past, update.terms]
-    for terms in gradients:
-        g = total(terms)
-        m, v = how.beta1 * m + (1 - how.beta1) * g, how.beta2 * v + (1 - how.beta2) * g * g
-    n = len(gradients)
-    return how.alpha * (m / (1 - how.beta1**n)) / (np.sqrt(v / (1 - how.beta2**n)) + how.epsilon)
 
 
 @dataclass
@@ -94,7 +84,7 @@ def climb(
     order: Callable[[int], list[int]] = lambda n: list(range(n)),
 ) -> Climb:
     """Run a configuration's strategy from θ₀ = 1."""
-    strategy, lineage = strategies.create(config, (1.0, 1.0)), Lineage(strategies.memory(config))
+    strategy, lineage = strategies.create(config, (1.0, 1.0)), Lineage()
     base = np.ones(SIZE)
     run, state, thetas = Climb(base.copy()), strategy.initial(), [base.copy()]
     for generation in range(generations):
@@ -135,4 +125,4 @@ def recorded(plan: Plan, feedback: Feedback, step) -> Record:
     return Record.from_json(json.loads(json.dumps(made.to_json())))
 
 
-__all__ = ["CENTRE", "SIZE", "Climb", "adam", "applied", "climb", "evaluate", "noise", "quadratic", "recorded", "total"]
+__all__ = ["CENTRE", "SIZE", "Climb", "applied", "climb", "evaluate", "noise", "quadratic", "recorded", "total"]

@@ -73,32 +73,15 @@ class Decay:
 
 
 @dataclass(frozen=True, slots=True)
-class Moments:
-    """Adam (arXiv 1412.6980) over a window of updates instead of plain addition.
-
-    With g₁ … gₙ the sums of ``past`` (oldest first) and of the update's own terms:  m ← β₁m + (1 − β₁)g,
-    v ← β₂v + (1 − β₂)g², both from 0;  θ ← θ + ``alpha``·(m/(1 − β₁ⁿ))/(√(v/(1 − β₂ⁿ)) + ``epsilon``).
-    """
-
-    beta1: float
-    beta2: float
-    epsilon: float
-    alpha: float
-    past: tuple[tuple[Term, ...], ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
 class Update:
     """θ ← θ + Σ weight·ε(generation, pair), summed in the order given, then the ``decay`` if there is one.
 
-    ``generation`` addresses the stochastic rounding of a 16-bit centre.  With ``moments`` the terms are the newest
-    gradient of those instead.
+    ``generation`` addresses the stochastic rounding of a 16-bit centre.
     """
 
     generation: int
     terms: tuple[Term, ...]
     decay: Decay | None = None
-    moments: Moments | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,10 +236,6 @@ class Example:
     id: int
     prompt: str | tuple[Message, ...]
     columns: Mapping[str, Any]
-
-
-Rewards = Sequence[float]
-"""One reward per member, NaN where it could not be evaluated."""
 
 
 WINDOW = 64

@@ -10,10 +10,8 @@ from seedtune.config.data_and_rewards import OBJECTS, DatasetSettings, RewardSet
 from seedtune.config.sections import (
     ConversationSettings,
     FleetSettings,
-    GrowthSettings,
     LikelihoodSettings,
     LookAheadSettings,
-    MomentSettings,
     ScheduleSettings,
     Section,
     ToySettings,
@@ -95,15 +93,6 @@ class Fields(Section):
     """Go back to an earlier generation, and on with smaller steps, when rewards collapse.  ``auto``: with adaptive
     steps."""
 
-    sigma_rule: Literal["fixed", "success"] = "fixed"
-    """``success``: σ grows while many members beat the centre and shrinks while few do (1/5-th success rule)."""
-
-    population_schedule: tuple[tuple[int, int], ...] = ()
-    """[generation, population] pairs: each holds from its generation on."""
-
-    population_growth: GrowthSettings = GrowthSettings()
-    """Let the population grow where the signal is weak."""
-
     noise_reuse: int = Field(default=1, ge=1)
     """Generations that share their noise, with fresh prompts (EGGROLL uses 4)."""
 
@@ -116,9 +105,6 @@ class Fields(Section):
 
     lookahead: LookAheadSettings = LookAheadSettings()
     """Sharpness-aware look-ahead."""
-
-    moments: MomentSettings = MomentSettings()
-    """Momentum and second moment."""
 
     sigma_schedule: ScheduleSettings = ScheduleSettings()
     """How σ changes over the run; α does not follow it."""

@@ -6,10 +6,8 @@ from collections.abc import Callable
 
 from seedtune.config.fields import Fields
 from seedtune.config.sections import (
-    GrowthSettings,
     LikelihoodSettings,
     LookAheadSettings,
-    MomentSettings,
     ScheduleSettings,
     Section,
 )
@@ -30,19 +28,6 @@ def _rank(config: Fields) -> str | None:
             f"rank={config.rank} means nothing with perturbation={config.perturbation}: leave it out, "
             "or use perturbation=lowrank"
         )
-    return None
-
-
-def _populations(config: Fields) -> str | None:
-    even = " and even (antithetic pairs)" if config.antithetic else ""
-    counts, limit = [count for _, count in config.population_schedule], config.population_growth.limit
-    if any(count < 2 or (config.antithetic and count % 2) for count in counts):
-        shown = [list(step) for step in config.population_schedule]
-        return f"population_schedule={shown}: every population must be at least 2{even}"
-    if limit and counts:
-        return "population_schedule and population_growth exclude each other: leave one out"
-    if limit and (limit < config.population or (config.antithetic and limit % 2)):
-        return f"population_growth.limit={limit} must be at least population={config.population}{even}"
     return None
 
 
@@ -82,15 +67,7 @@ def _conversation(config: Fields) -> str | None:
 
 def _smallest(config: Fields) -> int:
     """The fewest members that a generation has."""
-    probes = [config.lookahead.probes] if config.lookahead.kind == "essam_f" else []
-    return min([*_sizes(config), *probes])
-
-
-def _sizes(config: Fields) -> list[int]:
-    """The populations of a run; the first of a schedule may take the place of the configured one."""
-    scheduled = config.population_schedule
-    first = [] if any(generation == 0 for generation, _ in scheduled) else [config.population]
-    return [*first, *(count for _, count in scheduled)]
+    return min(config.population, config.lookahead.probes) if config.lookahead.kind == "essam_f" else config.population
 
 
 def _subspaces(config: Fields) -> str | None:
@@ -104,13 +81,10 @@ def _subspaces(config: Fields) -> str | None:
 
 
 def _step(config: Fields) -> str | None:
-    samples = min(_sizes(config))
-    samples //= 2 if config.antithetic else 1
+    samples = config.population // (2 if config.antithetic else 1)
     comparing = {
         "adaptive steps": config.adaptive,
         "collapse_guard=yes": config.collapse_guard == "yes",
-        "sigma_rule=success": config.sigma_rule == "success",
-        "population_growth": bool(config.population_growth.limit),
     }
     who = next((name for name, on in comparing.items() if on), None)
     if who is not None and samples < 2:
@@ -130,12 +104,6 @@ def _step(config: Fields) -> str | None:
     return None
 
 
-def _sigma(config: Fields) -> str | None:
-    if config.sigma_rule == "success" and not config.evaluate_centre:
-        return "sigma_rule=success compares members with the centre: use evaluate_centre=true"
-    return None
-
-
 def _look_ahead(config: Fields) -> str | None:
     look, even = config.lookahead, " and even (antithetic pairs)" if config.antithetic else ""
     if look.kind == "none":
@@ -147,36 +115,19 @@ def _look_ahead(config: Fields) -> str | None:
         )
     if look.kind == "essam" and look.probes != LookAheadSettings().probes:
         return f"lookahead.probes={look.probes} is for essam_f: leave it out, or use lookahead.kind=essam_f"
-    least = min(_sizes(config))
-    if look.kind == "essam_f" and (look.probes > least or (config.antithetic and look.probes % 2)):
-        name = "population" if least == config.population else "the smallest population of population_schedule"
-        return f"lookahead.probes={look.probes} must be at most {name}={least}{even}"
+    if look.kind == "essam_f" and (look.probes > config.population or (config.antithetic and look.probes % 2)):
+        return f"lookahead.probes={look.probes} must be at most population={config.population}{even}"
     if config.noise_reuse > 1:
         return f"noise_reuse={config.noise_reuse}: look-ahead needs fresh noise at θ'; use noise_reuse=1"
     return None
 
 
-def _moments(config: Fields) -> str | None:
-    moments = config.moments
-    if not moments.momentum and not moments.second:
-        return _unused("moments", moments, MomentSettings(), "moments.momentum=0.5")
-    if moments.second and config.alpha is None:
-        return "moments.second needs alpha, the length of a step per element: try alpha=1e-5"
-    if moments.second and config.adaptive:
-        return "moments.second has its own step lengths: use step_size=fixed"
-    if moments.second and not moments.momentum:
-        return "moments.second without moments.momentum: give both, for example 0.9 and 0.99"
-    return None
-
-
 def _lag(config: Fields) -> str | None:
     """What needs whole generations, of one σ, with scores prompt by prompt."""
-    look, growth, schedule = config.lookahead.kind, config.population_growth.limit, config.sigma_schedule
+    look, schedule = config.lookahead.kind, config.sigma_schedule
     checks: tuple[tuple[bool, str, str], ...] = (
         (config.adaptive, f"alpha {config.step_words()}", f"give alpha (sigma/2 is {config.sigma / 2:g})"),
-        (config.sigma_rule == "success", "sigma_rule=success", "use sigma_rule=fixed"),
         (schedule != ScheduleSettings(), f"sigma_schedule.kind={schedule.kind}", "leave sigma_schedule out"),
-        (growth > 0, f"population_growth.limit={growth}", "leave population_growth out"),
         (config.noise_reuse > 1, f"noise_reuse={config.noise_reuse}", "use noise_reuse=1"),
         (look != "none", f"lookahead.kind={look}", "use lookahead.kind=none"),
         (config.guarded, f"collapse_guard={config.collapse_guard}", "use collapse_guard=no"),
@@ -194,12 +145,6 @@ def _lag(config: Fields) -> str | None:
         if wrong:
             return f"fleet.lag={config.lag} (updates do not wait) does not go with {found}: {fix}, or fleet.lag=0"
     return None
-
-
-def _growth(config: Fields) -> str | None:
-    if config.population_growth.limit:
-        return None
-    return _unused("population_growth", config.population_growth, GrowthSettings(), "population_growth.limit")
 
 
 def _own_data(config: Fields) -> str | None:
@@ -223,7 +168,7 @@ def _unused(name: str, found: Section, default: Section, switch: str) -> str | N
 
 
 CHECKS: tuple[Callable[[Fields], str | None], ...] = (
-    _pairs, _rank, _populations, _samples, _subspaces, _step, _sigma, _look_ahead, _moments, _growth, _own_data,
+    _pairs, _rank, _samples, _subspaces, _step, _look_ahead, _own_data,
     _likelihood, _conversation, _lag,
 )  # fmt: skip
 

@@ -229,44 +229,11 @@ class LookAheadSettings(Section):
     """Members of the first generation of ``essam_f``."""
 
 
-class GrowthSettings(Section):
-    """A population that doubles while too little of what it measures agrees between prompts."""
-
-    limit: int = Field(default=0, ge=0)
-    """Largest population; 0: it does not grow."""
-
-    below: float = Field(default=0.1, ge=0.0, le=1.0)
-    """Agreement (part of the measured slope that holds over all training prompts) below which it doubles; after ten
-    generations that saw none it is about 0.1."""
-
-    patience: int = Field(default=5, ge=1)
-    """Generations between two looks."""
-
-
-class MomentSettings(Section):
-    """Momentum and Adam's second moment, rebuilt from the seeds of past generations; off by default.
-
-    The evidence for them in ES is mixed, and a step costs as many updates as the window holds.
-    """
-
-    momentum: float = Field(default=0.0, ge=0.0, lt=1.0)
-    """β₁: each update is spread over the generations after it."""
-
-    second: float = Field(default=0.0, ge=0.0, lt=1.0)
-    """β₂ of Adam; α is then the length of a step per element (try 1e-5) and must be given."""
-
-    epsilon: float = Field(default=1e-8, gt=0.0)
-    """Adam's ε."""
-
-    window: int = Field(default=8, ge=2, le=256)
-    """Generations looked back."""
-
-
 class ScheduleSettings(Section):
     """How σ or α changes over a run: a factor of its first value (formulas: ``seedtune.strategies.schedules``)."""
 
-    kind: Literal["constant", "linear", "cosine", "step"] = "constant"
-    """``linear`` and ``cosine`` go to ``to`` times the first value; ``step`` multiplies by ``factor`` repeatedly."""
+    kind: Literal["constant", "linear", "cosine"] = "constant"
+    """``linear`` and ``cosine`` go to ``to`` times the first value."""
 
     over: int | None = Field(default=None, ge=1)
     """``linear``, ``cosine``: reach ``to`` after so many ``unit``, and stay there."""
@@ -274,14 +241,8 @@ class ScheduleSettings(Section):
     to: float = Field(default=0.1, gt=0.0)
     """``linear``, ``cosine``: the last factor."""
 
-    every: int | None = Field(default=None, ge=1)
-    """``step``: multiply after every so many ``unit``."""
-
-    factor: float = Field(default=0.5, gt=0.0, le=1.0)
-    """``step``: multiply by this."""
-
     unit: Literal["generations", "rollouts"] = "generations"
-    """What ``over`` and ``every`` count; ``rollouts`` are the completions of the population so far."""
+    """What ``over`` counts; ``rollouts`` are the completions of the population so far."""
 
     warmup: int = Field(default=0, ge=0)
     """Generations of rising linearly to the schedule's value, from 1/(warmup + 1) of it; with every kind."""
@@ -289,20 +250,18 @@ class ScheduleSettings(Section):
     @model_validator(mode="after")
     def _says_when(self) -> ScheduleSettings:
         """A schedule over the run's own length would change the past when a run is resumed with more generations."""
-        length = {"linear": "over", "cosine": "over", "step": "every"}.get(self.kind)
-        if length is not None and getattr(self, length) is None:
+        if self.kind != "constant" and self.over is None:
             raise ValueError(
-                f"kind={self.kind} needs {length}: give the number of {self.unit}, for example {length}=100 "
+                f"kind={self.kind} needs over: give the number of {self.unit}, for example over=100 "
                 "(not taken from the run's generations, because a run can be resumed with more)"
             )
         return self
 
     @model_validator(mode="after")
     def _nothing_is_ignored(self) -> ScheduleSettings:
-        used = {"constant": set(), "step": {"every", "factor", "unit"}}.get(self.kind, {"over", "to", "unit"})
-        for name in ("over", "to", "every", "factor", "unit"):
+        for name in ("over", "to", "unit") if self.kind == "constant" else ():
             given = getattr(self, name)
-            if name not in used and given != type(self).model_fields[name].default:
+            if given != type(self).model_fields[name].default:
                 raise ValueError(f"{name}={given} means nothing with kind={self.kind}: leave it out, or change kind")
         return self
 

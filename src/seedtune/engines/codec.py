@@ -9,7 +9,7 @@ from typing import Any
 
 from seedtune.numerics.noise import Noise
 from seedtune.numerics.tensor_file import Stored
-from seedtune.types import Decay, Moments, Shift, Term, Update
+from seedtune.types import Decay, Shift, Term, Update
 
 Plain = Any
 """Numbers, strings, None, and lists and mappings of these."""
@@ -26,28 +26,18 @@ def terms_from(data: Plain) -> tuple[Term, ...]:
 
 
 def update(one: Update) -> Plain:
-    """An update with its decay and its moments."""
-    moments = one.moments
+    """An update with its decay."""
     return {
         "generation": one.generation,
         "terms": terms(one.terms),
         "decay": None if one.decay is None else [one.decay.l2, one.decay.l1],
-        "moments": None
-        if moments is None
-        else {
-            "numbers": [moments.beta1, moments.beta2, moments.epsilon, moments.alpha],
-            "past": [terms(listed) for listed in moments.past],
-        },
     }
 
 
 def update_from(data: Plain) -> Update:
     """The other way round."""
-    decay, moments = data["decay"], data["moments"]
-    if moments is not None:
-        beta1, beta2, epsilon, alpha = moments["numbers"]
-        moments = Moments(beta1, beta2, epsilon, alpha, tuple(map(terms_from, moments["past"])))
-    return Update(data["generation"], terms_from(data["terms"]), None if decay is None else Decay(*decay), moments)
+    decay = data["decay"]
+    return Update(data["generation"], terms_from(data["terms"]), None if decay is None else Decay(*decay))
 
 
 def shift(one: Shift) -> Plain:

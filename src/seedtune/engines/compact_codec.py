@@ -6,7 +6,7 @@ import struct
 from collections.abc import Sequence
 
 from seedtune.engines.codec import Plain
-from seedtune.types import Decay, Moments, Shift, Term, Update
+from seedtune.types import Decay, Shift, Term, Update
 
 
 def terms(listed: Sequence[Term]) -> Plain:
@@ -31,33 +31,15 @@ def terms_from(data: Plain) -> tuple[Term, ...]:
 
 
 def update(one: Update) -> Plain:
-    """[generation, terms, decay, moments]."""
-    decay, moments = one.decay, one.moments
-    return [
-        one.generation,
-        terms(one.terms),
-        None if decay is None else [decay.l2, decay.l1],
-        None if moments is None else _moments(moments),
-    ]
+    """[generation, terms, decay]."""
+    decay = one.decay
+    return [one.generation, terms(one.terms), None if decay is None else [decay.l2, decay.l1]]
 
 
 def update_from(data: Plain) -> Update:
     """The other way round."""
-    generation, listed, decay, moments = data
-    return Update(
-        generation,
-        terms_from(listed),
-        None if decay is None else Decay(*decay),
-        None if moments is None else _moments_from(*moments),
-    )
-
-
-def _moments(one: Moments) -> Plain:
-    return [one.beta1, one.beta2, one.epsilon, one.alpha, [terms(listed) for listed in one.past]]
-
-
-def _moments_from(beta1: float, beta2: float, epsilon: float, alpha: float, past: Plain) -> Moments:
-    return Moments(beta1, beta2, epsilon, alpha, tuple(map(terms_from, past)))
+    generation, listed, decay = data
+    return Update(generation, terms_from(listed), None if decay is None else Decay(*decay))
 
 
 def shift(one: Shift | None) -> Plain:

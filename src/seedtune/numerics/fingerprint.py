@@ -77,19 +77,6 @@ def tensor_fingerprint(name: str, array: NDArray[Any], *, start: int = 0) -> Fin
     return mix_sum(bits, tensor_key(name, bits.itemsize), start)
 
 
-def slice_fingerprint(
-    name: str, array: NDArray[Any], *, columns: int, row_start: int = 0, col_start: int = 0
-) -> Fingerprint:
-    """What the slice ``array`` of a 2-d tensor, at (row_start, col_start), adds to the tensor's fingerprint.
-
-    ``columns`` is the whole tensor's row length. Raises ValueError when the slice is wider than that.
-    """
-    if array.ndim != 2 or not 0 <= col_start <= columns - array.shape[1]:
-        raise ValueError(f"a slice of shape {array.shape} at column {col_start} does not fit rows of {columns}")
-    rows = (tensor_fingerprint(name, line, start=(row_start + r) * columns + col_start) for r, line in enumerate(array))
-    return combine(rows)
-
-
 def combine(parts: Iterable[Fingerprint]) -> Fingerprint:
     """Fingerprint of disjoint parts (slices, tensors) together: lanes summed mod 2**64, in any order."""
     total0 = total1 = 0

@@ -3,14 +3,12 @@
 ``gaussian``:  θ ← θ + Σₚ wₚ εₚ for every element;  ``lowrank``:  W ← W + Σₚ wₚ/√r · Aₚ Bₚᵀ.  The sum is float32 in the
 order of the update's terms, element by element.  A float32 centre is rounded once per update, a centre in the
 model's own 16 bits by stochastic rounding from noise stream 3.  Same base and same updates give the same bits.
-An update with moments steps by them instead of the sum; they are rebuilt from seeds, band by band, and not kept.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +20,10 @@ from seedtune.numerics import tensor_file
 from seedtune.numerics.kernels.base import Kernels
 from seedtune.numerics.noise import Address, Noise, Stream, key
 from seedtune.numerics.rounding import widen
-from seedtune.types import Member, Moments, Shift, Term, Update
+from seedtune.types import Member, Shift, Term, Update
 
 Weights = NDArray[Any]
 """float32, float16, or uint16 that holds the bits of bfloat16; on a GPU a torch tensor takes its place."""
-
-BAND = 1 << 20
-"""Elements of a tensor whose moments are rebuilt at a time: three float32 buffers of 4 MB, or of one row."""
 
 Anchor = Callable[[str], Weights]
 """Gives a tensor's base weights, for updates with decay."""
@@ -74,10 +69,7 @@ class Centre:
         self._anchor = anchor
 
     def apply(self, *updates: Update) -> None:
-        """Every update in order, in one pass over each tensor; one without terms and decay changes nothing.
-
-        An update with moments takes a pass of its own, in which the sum of every generation of its window is drawn.
-        """
+        """Every update in order, in one pass over each tensor; one without terms and decay changes nothing."""
         moving = [update for update in updates if moves(update)]
         if not moving:
             return
@@ -90,54 +82,13 @@ class Centre:
             if self._anchor is None:
                 raise ValueError("an update with decay needs the base weights")
             anchor = self._anchor(name)
-        for by_moments, group in groupby(updates, lambda update: update.moments is not None):
-            if not by_moments:
-                self._add(name, self.tensors[name], list(group), anchor=anchor)
-                continue
-            for update in group:
-                self._step(name, update, anchor)
-
-    def _add(self, name: str, part: Any, updates: Sequence[Update], *, first: int = 0, anchor: Any = None) -> None:
-        """Plain updates of a tensor, or of its rows ``first ..`` (elements, if it has other than two dimensions)."""
-        where = self.keys[name]
+        where, part = self.keys[name], self.tensors[name]
         how: dict[str, Any] = {"subspaces": self.noise.subspaces}
         if self.noise.perturbation == "lowrank":
-            place: dict[str, Any] = {"shape": self.tensors[name].shape, "row_start": first, "anchor": anchor}
-            self._kernels.update_lowrank(part, where, updates, rank=self.noise.rank, **place, **how)
+            self._kernels.update_lowrank(part, where, updates, rank=self.noise.rank, anchor=anchor, **how)
             return
         flat = None if anchor is None else anchor.reshape(-1)
-        self._kernels.update_full(part.reshape(-1), where, updates, start=first, anchor=flat, **how)
-
-    def _step(self, name: str, update: Update, anchor: Any) -> None:
-        """One update with moments, band by band."""
-        whole = self.tensors[name]
-        flat = whole.reshape(-1)
-        base = None if anchor is None else anchor.reshape(-1)
-        for low, high in _bands(whole.shape, self.noise.perturbation):
-            step = self._moments(name, update, (low, high))
-            here = None if base is None else base[low:high]
-            self._kernels.settle(flat[low:high], step, self.keys[name], update, start=low, anchor=here)
-
-    def _moments(self, name: str, update: Update, band: tuple[int, int]) -> Any:
-        """α·m̂/(√v̂ + epsilon) of elements ``band``, in float32; m̂ is m times a factor that is rounded once, so is v̂."""
-        moments, kernels, size = update.moments, self._kernels, band[1] - band[0]
-        assert moments is not None
-        m, v, g = (self.empty((size,), name) for _ in range(3))
-        m[...], v[...] = 0, 0
-        for terms in (*moments.past, update.terms):
-            self._sum(name, terms, band[0], g)
-            kernels.moments(m, v, g, moments.beta1, moments.beta2)
-        kernels.scaled(m, v, moment_factors(moments))
-        return m
-
-    def _sum(self, name: str, terms: tuple[Term, ...], low: int, out: Any) -> None:
-        """Σ weight·ε of elements ``low ..`` into ``out``, flat float32."""
-        out[...] = 0
-        if self.noise.perturbation == "lowrank":
-            columns = self.tensors[name].shape[1]
-            self._add(name, out.reshape(-1, columns), [Update(0, terms)], first=low // columns)
-        else:
-            self._add(name, out, [Update(0, terms)], first=low)
+        self._kernels.update_full(part.reshape(-1), where, updates, anchor=flat, **how)
 
     def part(self, tensors: Mapping[str, Any]) -> Centre:
         """Other arrays under these names (copies, zeros, first rows), moved by the same noise and the same kernels."""
@@ -269,23 +220,5 @@ def factors(centre: Centre, name: str, pairs: Sequence[tuple[int, int]]) -> tupl
 
 
 def moves(update: Update) -> bool:
-    """Whether an update does anything: it decays, or it, or the window of its moments, has terms."""
-    window = () if update.moments is None else update.moments.past
-    return update.decay is not None or any((update.terms, *window))
-
-
-def _bands(shape: Sequence[int], perturbation: str) -> Iterator[tuple[int, int]]:
-    """A tensor's elements in runs of about `BAND`: whole rows if the noise is low-rank."""
-    size, unit = math.prod(shape), shape[1] if perturbation == "lowrank" else 1
-    width = max(1, BAND // max(1, unit)) * unit
-    for low in range(0, size, max(1, width)):
-        yield low, min(size, low + width)
-
-
-def moment_factors(moments: Moments) -> tuple[float, float, float]:
-    """(α/(1 − β₁ⁿ), 1/(1 − β₂ⁿ), epsilon) for a window of n generations; ValueError for what cannot be divided by."""
-    count = len(moments.past) + 1
-    if not (0 <= moments.beta1 < 1 and 0 <= moments.beta2 < 1 and moments.epsilon > 0):
-        found = (moments.beta1, moments.beta2, moments.epsilon)
-        raise ValueError(f"moments need betas in [0, 1) and epsilon above 0, not {found}")
-    return moments.alpha / (1 - moments.beta1**count), 1 / (1 - moments.beta2**count), moments.epsilon
+    """Whether an update does anything."""
+    return update.decay is not None or bool(update.terms)

@@ -152,10 +152,6 @@ def plan_config(
 def _of_population(config: Config) -> list[str]:
     """Which generation the forecast is of, where they differ."""
     sizes = populations(config)
-    if config.population_growth.limit:
-        return [
-            f"population_growth: as if the population were {max(sizes)} from the beginning, the most it can grow to"
-        ]
     if min(sizes) == max(sizes):
         return []
     return [f"populations of {min(sizes)} to {max(sizes)} members: a generation is the largest, the run is all of them"]

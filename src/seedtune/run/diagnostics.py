@@ -52,8 +52,7 @@ def signal_alarms(record: Record) -> list[str]:
     if averages["seen"] < CLEAR_AFTER or averages["better"] >= CLEAR_SHARE:
         return []
     return [
-        f"only {averages['better']:.0%} of members beat the centre lately: sigma is too large for this model. Lower "
-        "sigma, or set sigma_rule=success."
+        f"only {averages['better']:.0%} of members beat the centre lately: sigma is too large for this model. Lower it."
     ]
 
 
@@ -109,13 +108,12 @@ class Diagnostics:
         """What there is to know of the newest generation, now that its update is applied."""
         record = lineage.records[-1]
         found = signal_metrics(record)
-        if record.back_to is None and not lineage.memory.second:  # by second moments terms are gradients, not steps
+        if record.back_to is None:
             found["update_cosine"] = self._cosine(lineage.latest(2))
         done = len(lineage.records)
         if _due(done, self.config.drift_steps):
             found["drift"] = self.engine.drift()
-            if not lineage.memory.second:
-                found["drift_predicted"] = predicted_drift(lineage.updates(done), self.parameters)
+            found["drift_predicted"] = predicted_drift(lineage.updates(done), self.parameters)
         return found
 
     def _cosine(self, latest: list[Update]) -> float | None:

@@ -92,7 +92,7 @@ def _of_results(config: Config) -> dict[str, Any]:
     return {name: value for name, value in config.identity().items() if name not in how}
 
 
-WEIGHTS = ("seed", "perturbation", "rank", "subspaces", "master", "trainable", "freeze", "moments")
+WEIGHTS = ("seed", "perturbation", "rank", "subspaces", "master", "trainable", "freeze")
 """Settings that the weights depend on, besides the base model, the precision of the centre and the updates."""
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from seedtune import activities, engines, strategies
+from seedtune import activities, engines
 from seedtune.config.config import Config
 from seedtune.engines import snapshots
 from seedtune.engines.base import Engine, EngineInfo, first_pass
@@ -62,7 +62,7 @@ def load(
     is closed then.
     """
     goal = goal_of(root, contents, generation)
-    engine, lineage = engines.create(config), lineage_of(config, contents)
+    engine, lineage = engines.create(config), Lineage(contents.records)
     try:
         start, info = _start(engine, RunPaths(root).snapshots, (lineage, contents.fingerprints), goal)
         check_base(root, contents.header, info)
@@ -84,11 +84,6 @@ def loaded(engine: Engine) -> EngineInfo:
     except BaseException:
         engine.close()
         raise
-
-
-def lineage_of(config: Config, contents: ledger.Contents) -> Lineage:
-    """Which of a ledger's generations are in the centre."""
-    return Lineage(strategies.memory(config), contents.records)
 
 
 def rebuild(engine: Engine, root: Path, lineage: Lineage) -> None:

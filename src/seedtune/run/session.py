@@ -8,7 +8,7 @@ from pathlib import Path
 
 import yaml
 
-from seedtune import engines, strategies
+from seedtune import engines
 from seedtune.config.config import Config
 from seedtune.engines import snapshots
 from seedtune.engines.base import Engine, EngineInfo
@@ -31,7 +31,7 @@ class Session:
         self.paths = directory.RunPaths(Path(config.output_dir))
         self.engine: Engine | None = None
         self.generation = self.parameters = 0
-        self.lineage = Lineage(strategies.memory(config))
+        self.lineage = Lineage()
         self.replaying: replay.Progress | None = None
         """Told how far the replay of a resumed run is."""
 
@@ -60,7 +60,7 @@ class Session:
     def _begin(self) -> Iterator[Start]:
         self.release()
         engine, self.generation = engines.create(self.config), 0
-        self.lineage = Lineage(strategies.memory(self.config))
+        self.lineage = Lineage()
         info = replay.loaded(engine)
         self.parameters = info.coverage.perturbed
         self.engine = engine
@@ -107,7 +107,7 @@ class Session:
                 f"generations={self.config.generations}, but {root} has {done} already. Give {done} or more; "
                 "earlier models come from 'seedtune export --generation'."
             )
-        self.generation, self.lineage = done, replay.lineage_of(self.config, contents)
+        self.generation, self.lineage = done, Lineage(contents.records)
         snapshots.clear_unfinished(self.paths.snapshots)
         self.engine, info = resuming.load(root, self.config, contents, progress=self.replaying)
         resuming.mend(self.paths, contents)

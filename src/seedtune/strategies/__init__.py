@@ -7,13 +7,11 @@ from collections.abc import Sequence
 
 from seedtune.config.config import Config
 from seedtune.config.sections import ScheduleSettings
-from seedtune.numerics.momentum import Memory
-from seedtune.strategies import sigma_rule, step_size
+from seedtune.strategies import step_size
 from seedtune.strategies.base import Feedback, Strategy
 from seedtune.strategies.collapse_guard import Guard
 from seedtune.strategies.es import EvolutionStrategy, Factor, Shape, unscaled
 from seedtune.strategies.lookahead import LookAhead
-from seedtune.strategies.population import Constant, Growing, PopulationSize, Scheduled
 from seedtune.strategies.schedules import value
 from seedtune.strategies.shaping import SHAPINGS, clipped, combine
 from seedtune.types import Decay
@@ -24,10 +22,8 @@ def create(config: Config, reward_weights: Sequence[float] = (1.0,)) -> Strategy
     per_member = config.prompts_per_generation * config.samples_per_prompt
     plain = EvolutionStrategy(
         shaping=_shape(config, reward_weights),
-        population=_population(config),
-        sigma=sigma_rule.SuccessRule(config.sigma)
-        if config.sigma_rule == "success"
-        else sigma_rule.Given(config.sigma),
+        population=config.population,
+        sigma=config.sigma,
         alpha=_step_size(config),
         antithetic=config.antithetic,
         reuse=config.noise_reuse,
@@ -36,8 +32,7 @@ def create(config: Config, reward_weights: Sequence[float] = (1.0,)) -> Strategy
         decay=Decay(config.decay_l2, config.decay_l1),
         steady_pull=config.adaptive,
         guard=Guard() if config.guarded else None,
-        compares=config.reward_batch == "sample"
-        and not (config.moments.momentum or config.decay_l2 or config.decay_l1),
+        compares=config.reward_batch == "sample" and not (config.decay_l2 or config.decay_l1),
     )
     look = config.lookahead
     if look.kind == "none":
@@ -46,12 +41,6 @@ def create(config: Config, reward_weights: Sequence[float] = (1.0,)) -> Strategy
     if look.kind == "essam":
         return LookAhead(plain, look.radius * _apart(config))
     return LookAhead(plain, look.radius, look.probes)
-
-
-def memory(config: Config) -> Memory:
-    """What past updates have to do with the next."""
-    chosen = config.moments
-    return Memory(chosen.momentum, chosen.second, chosen.epsilon, chosen.window)
 
 
 def _shape(config: Config, weights: Sequence[float]) -> Shape:
@@ -79,28 +68,17 @@ def _factor(schedule: ScheduleSettings, per_member: int) -> Factor:
     return factor
 
 
-def _population(config: Config) -> PopulationSize:
-    growth = config.population_growth
-    if growth.limit:
-        return Growing(config.population, growth.limit, growth.below, growth.patience)
-    if config.population_schedule:
-        return Scheduled(config.population, config.population_schedule)
-    return Constant(config.population)
-
-
 def populations(config: Config) -> list[int]:
-    """Members of every generation of a run; one that may grow is counted as grown, probes of a look-ahead as probes."""
-    rule, look, grown = _population(config), config.lookahead, config.population_growth.limit
-    sizes = [grown or rule.members({}, generation) for generation in range(config.generations)]
-    probes = look.probes if look.kind == "essam_f" else None
-    return [probes if probes and generation % 2 == 0 else size for generation, size in enumerate(sizes)]
+    """Members of every generation of a run, those of a look-ahead's probes, too."""
+    probes = config.lookahead.probes if config.lookahead.kind == "essam_f" else None
+    return [probes if probes and generation % 2 == 0 else config.population for generation in range(config.generations)]
 
 
 def _step_size(config: Config) -> step_size.StepSize:
     if config.adaptive:
         longest = {} if config.longest_step is None else {"longest": config.longest_step}
         return step_size.Adaptive(start=config.alpha, **longest)
-    return step_size.Given(config.step if config.moments.second else config.step * _apart(config))
+    return step_size.Given(config.step * _apart(config))
 
 
 def _apart(config: Config) -> float:

@@ -10,8 +10,6 @@ from seedtune.strategies import observation as signals
 from seedtune.strategies import step_estimates
 from seedtune.strategies.base import Feedback, Signal, State, Step, update_of
 from seedtune.strategies.collapse_guard import Guard
-from seedtune.strategies.population import PopulationSize
-from seedtune.strategies.sigma_rule import SigmaRule
 from seedtune.strategies.step_size import Situation, StepSize
 from seedtune.types import Decay, Member, Plan, Update
 
@@ -39,8 +37,8 @@ class EvolutionStrategy:
     """
 
     shaping: Shape
-    population: PopulationSize
-    sigma: SigmaRule
+    population: int
+    sigma: float
     alpha: StepSize
     antithetic: bool = True
     reuse: int = 1
@@ -65,10 +63,10 @@ class EvolutionStrategy:
     def ask(self, state: State, generation: int) -> Plan:
         """N members, of fresh noise or of the noise of the last ``reuse`` generations."""
         signs = (1, -1) if self.antithetic else (1,)
-        count = self.population.members(state.get("population", {}), generation) // len(signs)
+        count = self.population // len(signs)
         drawn = generation - generation % self.reuse
         members = tuple(Member(drawn, pair, sign) for pair in range(count) for sign in signs)
-        sigma = self.sigma.value(state.get("sigma", {})) * self.sigma_factor(generation, state.get("members", 0))
+        sigma = self.sigma * self.sigma_factor(generation, state.get("members", 0))
         return Plan(generation, sigma, members)
 
     def shape(self, feedback: Feedback) -> tuple[float, ...]:
@@ -108,8 +106,6 @@ class EvolutionStrategy:
         after = {
             "members": state.get("members", 0) + len(plan.members),
             "averages": mean,
-            "population": self.population.next(state.get("population", {}), mean),
-            "sigma": self.sigma.next(state.get("sigma", {}), signal),
             "alpha": state.get("alpha", {}),
         }
         if self.guard is not None:

@@ -18,7 +18,7 @@ def value(settings: ScheduleSettings, *, start: float, generation: int, rollouts
 
     * Warm-up over w generations (``warmup``): min(1, (g + 1)/(w + 1)), never 0; the factor goes on meanwhile.
     * Factor, with t = min(1, progress/``over``) and progress in ``unit``: ``linear`` 1 + (to − 1)·t; ``cosine``
-      to + (1 − to)·(1 + cos πt)/2; ``step`` factor^⌊progress/every⌋; ``constant`` 1.
+      to + (1 − to)·(1 + cos πt)/2; ``constant`` 1.
 
     The factor is rounded to 12 digits, so that mathematical libraries that differ in a last bit give equal runs.
     """
@@ -34,9 +34,6 @@ def _warm(settings: ScheduleSettings, generation: int) -> float:
 def _factor(settings: ScheduleSettings, progress: int) -> float:
     if settings.kind == "constant":
         return 1.0
-    if settings.kind == "step":
-        assert settings.every is not None
-        return float(settings.factor ** (progress // settings.every))
     assert settings.over is not None
     done = min(1.0, progress / settings.over)
     if settings.kind == "linear":

@@ -8,9 +8,9 @@ import pytest
 import reasoning_gym
 from reasoning_gym.factory import DATASETS
 
+from reward_calls import score
 from seedtune import tasks
 from seedtune.errors import ConfigError, MissingExtraError
-from seedtune.rewards.aggregate import score
 from seedtune.rewards.sources.gym_score import evaluates, gym_score
 from seedtune.tasks.validation import validate
 

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from reward_calls import score
 from seedtune import tasks
 from seedtune.config.config import Config
 from seedtune.errors import ConfigError, DataError
-from seedtune.rewards.aggregate import score, total
+from seedtune.rewards.aggregate import total
 from seedtune.tasks.base import Task
 from seedtune.tasks.data.rows import examples
 from seedtune.tasks.validation import validate

@@ -201,18 +201,12 @@ def test_the_command_shows_every_part(command, folder, tmp_path):
         assert part in output
 
 
-def test_a_scheduled_population_is_planned_at_its_largest_and_counted_as_it_is(folder, capsys):
-    found = plan_config(planned(folder, population_schedule=((4, 16), (8, 4))), devices=["h100"], share=0.5, task=TASK)
-    assert found.workload.members == 17
-    assert found.rollouts == (4 * 9 + 4 * 17 + 2 * 5) * 4
-    assert found.full == pytest.approx((4 * 9 + 4 * 17 + 2 * 5) / 17)
-    assert any("4 to 16 members" in note for note in found.notes)
+def test_generations_of_two_sizes_are_planned_at_the_largest_and_counted_as_they_are(folder, capsys):
+    probes = {"lookahead": {"kind": "essam_f", "radius": 0.5, "probes": 2}}
+    found = plan_config(planned(folder, **probes), devices=["h100"], share=0.5, task=TASK)
+    assert found.workload.members == 9
+    assert found.rollouts == 5 * (3 + 9) * 4
+    assert found.full == pytest.approx(5 * (3 + 9) / 9)
+    assert any("2 to 8 members" in note for note in found.notes)
     show_forecast(found)
     assert f"{found.rollouts:,} rollouts" in capsys.readouterr().out
-
-
-def test_a_population_that_may_grow_is_planned_as_grown_and_probes_as_few(folder):
-    grown = plan_config(planned(folder, population_growth={"limit": 32}), share=0.5, task=TASK)
-    assert (grown.workload.members, grown.rollouts) == (33, 10 * 33 * 4)
-    probes = {"lookahead": {"kind": "essam_f", "radius": 0.5, "probes": 2}}
-    assert plan_config(planned(folder, **probes), share=0.5, task=TASK).rollouts == 5 * (3 + 9) * 4

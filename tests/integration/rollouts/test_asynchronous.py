@@ -66,12 +66,9 @@ SETTINGS = {
     "centre-among-members": {"members_per_job": 3},
     "ranks": {"shaping": "centered_rank", "shaping_clip": 0.4},
     "none": {"shaping": "none"},
-    "momentum-decay": {"moments": {"momentum": 0.5}, "decay_l2": 0.5},
+    "decay": {"decay_l2": 0.5},
     "samples": {"samples_per_prompt": 2, "temperature": 0.7, "objective": "pass_at_k"},
-    "schedules": {
-        "alpha_schedule": {"kind": "linear", "over": 500, "unit": "rollouts"},
-        "population_schedule": ((3, 12), (6, 4)),
-    },
+    "schedule": {"alpha_schedule": {"kind": "linear", "over": 500, "unit": "rollouts"}},
     "no-master": {"master": "none", "toy": {"size": 4, "dtype": "bfloat16"}},
 }
 

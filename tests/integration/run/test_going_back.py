@@ -9,7 +9,6 @@ import pytest
 import runs
 from seedtune import apply_pack, export_run, pack_run, verify_run
 from seedtune.errors import LedgerError
-from seedtune.numerics.momentum import Memory
 from seedtune.run import directory, ledger, recorded_config
 from seedtune.run.lineage import Lineage
 from seedtune.tasks.builtin.toy import closeness
@@ -38,7 +37,7 @@ def trainer(root: Path, reward, **settings) -> Trainer:
     return Trainer(config, reward_funcs=reward, train_dataset=ROWS)
 
 
-@pytest.fixture(params=[{}, {"alpha": None}, {"moments": {"momentum": 0.5}}, {"master": "none"}], ids=str)
+@pytest.fixture(params=[{}, {"alpha": None}, {"master": "none"}], ids=str)
 def root(request, tmp_path) -> Path:
     settings = {**request.param, **({"toy": {"size": 4, "dtype": "bfloat16"}} if "master" in request.param else {})}
     trainer(tmp_path / "run", Cliff(9, 11), **settings).train()
@@ -124,7 +123,7 @@ def test_a_ledger_from_before_adaptive_steps_verifies_and_resumes(tmp_path):
 
     def age(data):
         for section in (data, data.get("config", {})):
-            for young in ("step_size", "signal", "lookahead", "moments"):
+            for young in ("step_size", "signal", "lookahead"):
                 section.pop(young, None)
         if "state" in data:
             data["state"] = {}
@@ -138,7 +137,7 @@ def test_a_ledger_from_before_adaptive_steps_verifies_and_resumes(tmp_path):
 
 
 def test_the_lineage_leaves_out_what_was_gone_back_on(root):
-    lineage = Lineage(Memory(), contents(root).records)
+    lineage = Lineage(contents(root).records)
     at, back = back_of(root).plan.generation, back_of(root).back_to
     assert lineage.path(14) == [*range(back), *range(at + 1, 14)]
     assert lineage.path(at) == list(range(at))

@@ -22,7 +22,7 @@ MORE: dict[str, dict[str, Any]] = {
     "schedules": {
         "alpha": 0.1,
         "sigma_schedule": {"kind": "cosine", "over": 6},
-        "alpha_schedule": {"kind": "step", "every": 2, "warmup": 2},
+        "alpha_schedule": {"kind": "linear", "over": 4, "warmup": 2},
     },
     "schedule-rollouts": {"alpha": 0.1, "alpha_schedule": {"kind": "linear", "over": 100, "unit": "rollouts"}},
     "ranks-clipped": {"alpha": 0.1, "shaping": "centered_rank", "shaping_clip": 0.4},
@@ -40,9 +40,7 @@ def small(settings: dict[str, Any]) -> dict[str, Any]:
     looked = dict(settings)
     if looked.get("lookahead", {}).get("kind") == "essam_f":
         looked["lookahead"] = {**looked["lookahead"], "probes": 4}
-    grown = {"population_growth": {"limit": 16, "below": 0.99, "patience": 2}} if "population_growth" in looked else {}
-    timed = {"population_schedule": ((2, 4), (4, 12))} if "population_schedule" in looked else {}
-    return {"alpha": None, **looked, **SMALL, **grown, **timed}
+    return {"alpha": None, **looked, **SMALL}
 
 
 ALL = {**STRATEGIES, **MORE}
@@ -72,8 +70,6 @@ HOW = {
     "gaussian-essam": {"perturbation": "gaussian", "lookahead": {"kind": "essam", "radius": 0.02}},
     "gaussian-decay-none": {"perturbation": "gaussian", "master": "none", "decay_l2": 0.5},
     "subspaces": {"alpha": 0.1, "subspaces": 4},
-    "momentum": {"alpha": 0.1, "moments": {"momentum": 0.5}},
-    "adam": {"alpha": 0.01, "moments": {"momentum": 0.5, "second": 0.9, "window": 3}},
 }
 
 

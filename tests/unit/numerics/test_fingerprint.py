@@ -50,15 +50,6 @@ def test_runs_of_a_tensor_add_up_in_any_order(weights: np.ndarray) -> None:
     assert fp.combine(parts) == fp.tensor_fingerprint("w", weights)
 
 
-def test_tensor_parallel_slices_add_up(weights: np.ndarray) -> None:
-    parts = [
-        fp.slice_fingerprint("w", weights[r : r + 7, c : c + 20], columns=37, row_start=r, col_start=c)
-        for r in (0, 7)
-        for c in (0, 20)
-    ]
-    assert fp.combine(parts) == fp.tensor_fingerprint("w", weights)
-
-
 def test_long_arrays_are_summed_over_chunks_without_seams() -> None:
     flat = np.arange(fp._CHUNK + 5, dtype=np.uint16)
     parts = [fp.tensor_fingerprint("w", flat[a:b], start=a) for a, b in ((0, 9), (9, flat.size))]
@@ -109,8 +100,3 @@ def test_a_strided_view_has_the_fingerprint_of_its_copy(weights: np.ndarray) -> 
 def test_other_element_sizes_are_refused(dtype: type) -> None:
     with pytest.raises(ValueError, match="2- or 4-byte elements"):
         fp.tensor_fingerprint("w", np.zeros(2, dtype))
-
-
-def test_a_slice_that_does_not_fit_is_refused(weights: np.ndarray) -> None:
-    with pytest.raises(ValueError, match="does not fit"):
-        fp.slice_fingerprint("w", weights, columns=37, col_start=1)

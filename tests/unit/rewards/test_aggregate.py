@@ -9,11 +9,11 @@ import math
 import numpy as np
 import pytest
 
+from reward_calls import rewards, score
 from seedtune.errors import ConfigError, RewardError
-from seedtune.rewards.aggregate import score, total
+from seedtune.rewards.aggregate import total
 from seedtune.rewards.base import Reward
 from seedtune.rewards.completions import text_of
-from seedtune.rewards.sources.build import rewards
 from seedtune.tasks.builtin.conciseness import length_error
 from seedtune.tasks.data.rows import examples
 

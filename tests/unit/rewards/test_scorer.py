@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 import hostile
+from reward_calls import score
 from seedtune.config.config import Config
 from seedtune.errors import RewardError
-from seedtune.rewards.aggregate import score
 from seedtune.rewards.base import Reward
 from seedtune.rewards.execution import process
 from seedtune.rewards.execution.call import Answer, Call

@@ -12,9 +12,7 @@ from straggling import config
 REFUSED = {
     "alpha adaptive": {"alpha": None},
     "alpha adaptive from 0.2": {"step_size": "adaptive"},
-    "sigma_rule=success": {"sigma_rule": "success"},
     "sigma_schedule.kind=cosine": {"sigma_schedule": {"kind": "cosine", "over": 5}},
-    "population_growth.limit=16": {"population_growth": {"limit": 16}},
     "noise_reuse=2": {"noise_reuse": 2},
     "lookahead.kind=essam": {"lookahead": {"kind": "essam", "radius": 0.1}},
     "collapse_guard=yes": {"collapse_guard": "yes"},

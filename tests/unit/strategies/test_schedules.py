@@ -16,8 +16,7 @@ from seedtune.strategies.schedules import value
 
 LINEAR = ScheduleSettings(kind="linear", over=40, to=0.2)
 COSINE = ScheduleSettings(kind="cosine", over=40, to=0.2)
-STEP = ScheduleSettings(kind="step", every=10, factor=0.5)
-ALL = [ScheduleSettings(), LINEAR, COSINE, STEP, ScheduleSettings(kind="linear", over=5, to=3.0, warmup=4)]
+ALL = [ScheduleSettings(), LINEAR, COSINE, ScheduleSettings(kind="linear", over=5, to=3.0, warmup=4)]
 
 
 def curve(settings: ScheduleSettings, count: int, start: float = 0.004) -> np.ndarray:
@@ -33,9 +32,8 @@ def test_a_constant_is_the_first_value_bit_for_bit():
     [
         (LINEAR, np.interp(np.arange(60), [0, 40], [1.0, 0.2])),
         (COSINE, 0.2 + 0.8 * np.cos(np.pi / 2 * np.minimum(np.arange(60), 40) / 40) ** 2),
-        (STEP, np.repeat([1.0, 0.5, 0.25, 0.125, 0.0625, 0.03125], 10)),
     ],
-    ids=["linear", "cosine", "step"],
+    ids=["linear", "cosine"],
 )
 def test_the_values_are_those_of_the_formula(settings, plain):
     np.testing.assert_allclose(curve(settings, 60), 0.004 * plain, rtol=1e-11)
@@ -85,16 +83,12 @@ def test_the_last_bits_of_a_cosine_are_rounded_away():
     [
         ({"kind": "linear"}, "kind=linear needs over: give the number of generations"),
         ({"kind": "cosine", "unit": "rollouts"}, "kind=cosine needs over: give the number of rollouts"),
-        ({"kind": "step"}, "kind=step needs every"),
         ({"over": 10}, "over=10 means nothing with kind=constant"),
         ({"to": 0.5}, "to=0.5 means nothing with kind=constant"),
         ({"unit": "rollouts"}, "unit=rollouts means nothing with kind=constant"),
-        ({"kind": "linear", "over": 5, "factor": 0.1}, "factor=0.1 means nothing with kind=linear"),
-        ({"kind": "step", "every": 5, "to": 0.2}, "to=0.2 means nothing with kind=step"),
         ({"kind": "linear", "over": 0}, "over=0: must be greater than or equal to 1"),
         ({"kind": "linear", "over": 5, "to": 0}, "to=0: must be greater than 0"),
-        ({"kind": "step", "every": 5, "factor": 2}, "factor=2: must be less than or equal to 1"),
-        ({"kind": "exponential"}, "kind='exponential': must be 'constant', 'linear', 'cosine' or 'step'"),
+        ({"kind": "exponential"}, "kind='exponential': must be 'constant', 'linear' or 'cosine'"),
         ({"overr": 5}, "unknown setting 'sigma_schedule.overr'. Did you mean 'over'?"),
     ],
     ids=str,
@@ -107,6 +101,6 @@ def test_a_schedule_that_is_not_one_says_why_and_what_to_give(settings, message)
 
 def test_schedules_are_part_of_a_runs_identity():
     for name in ("sigma_schedule", "alpha_schedule"):
-        changed = Config.create({name: {"kind": "step", "every": 5}})
+        changed = Config.create({name: {"kind": "cosine", "over": 5}})
         assert changed.identity() != Config().identity()
         assert changed.replace(generations=3) == Config.create({**changed.model_dump(), "generations": 3})

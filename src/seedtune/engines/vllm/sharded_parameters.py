@@ -8,10 +8,8 @@ such bands, too.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -22,11 +20,14 @@ from seedtune.numerics import fingerprint as fp
 from seedtune.numerics.kernels import cpu
 from seedtune.numerics.kernels.base import Kernels
 from seedtune.numerics.noise import Address, Noise, Stream, key
-from seedtune.numerics.weights import BAND, moment_factors, moves, squared_distance
+from seedtune.numerics.weights import moves, squared_distance
 from seedtune.types import Member, Update
 
 Anchor = Callable[[Piece], Any]
 """Gives the base weights of a piece, (rows, columns) of any element type, where the centre is kept."""
+
+BAND = 1 << 20
+"""Elements of whole rows that are laid out, or brought to the device, at a time."""
 
 Upload = Callable[[Any], Any]
 """Gives a copy of an array of the host on the device."""
@@ -89,11 +90,10 @@ class ShardedCentre:
     def _apply(self, shard: Shard, updates: Sequence[Update]) -> None:
         decays = any(update.decay for update in updates)
         anchor = self._anchor(shard.piece) if decays else None
-        small = self._upload is not None or any(update.moments is not None for update in updates)
-        for low, high in shard.bands(small=small):
+        for low, high in shard.bands(small=self._upload is not None):
             rows = _laid_out(self._up(shard.theta[low:high]), shard.piece)
             base = None if anchor is None else _laid_out(self._up(anchor[low:high]), shard.piece)
-            self._move(shard.piece, rows, updates, first=shard.piece.rows.first + low, base=base)
+            self._add(shard.piece, rows, updates, first=shard.piece.rows.first + low, base=base)
             self._take_back(rows, shard.theta[low:high], shard.piece)
 
     def _up(self, part: Any) -> Any:
@@ -107,16 +107,8 @@ class ShardedCentre:
         else:
             part[...] = self.host(rows)[:, piece.columns.first : piece.columns.stop]
 
-    def _move(self, piece: Piece, rows: Any, updates: Sequence[Update], *, first: int, base: Any) -> None:
+    def _add(self, piece: Piece, rows: Any, updates: Sequence[Update], *, first: int, base: Any) -> None:
         """Updates of whole rows (n, columns) that begin at row ``first``."""
-        for by_moments, group in groupby(updates, lambda update: update.moments is not None):
-            if not by_moments:
-                self._add(piece, rows, list(group), first=first, base=base)
-                continue
-            for update in group:
-                self._step(piece, rows, update, first=first, base=base)
-
-    def _add(self, piece: Piece, rows: Any, updates: Sequence[Update], *, first: int, base: Any = None) -> None:
         where, subspaces = self.keys[piece.name], self.noise.subspaces
         if self.noise.perturbation == "lowrank":
             shape = (piece.rows.whole, piece.columns.whole)
@@ -126,21 +118,6 @@ class ShardedCentre:
         flat = None if base is None else base.reshape(-1)
         start = first * piece.columns.whole
         self._kernels.update_full(rows.reshape(-1), where, updates, start=start, anchor=flat, subspaces=subspaces)
-
-    def _step(self, piece: Piece, rows: Any, update: Update, *, first: int, base: Any) -> None:
-        """One update with moments, which are rebuilt here."""
-        moments, shape = update.moments, tuple(rows.shape)
-        assert moments is not None
-        m, v, g = (self._kernels.empty((math.prod(shape),), rows) for _ in range(3))
-        m[...], v[...] = 0, 0
-        for terms in (*moments.past, update.terms):
-            g[...] = 0
-            self._add(piece, g.reshape(shape), [Update(0, terms)], first=first)
-            self._kernels.moments(m, v, g, moments.beta1, moments.beta2)
-        self._kernels.scaled(m, v, moment_factors(moments))
-        flat = None if base is None else base.reshape(-1)
-        start = first * piece.columns.whole
-        self._kernels.settle(rows.reshape(-1), m, self.keys[piece.name], update, start=start, anchor=flat)
 
     def write(self, name: str, member: Member, sigma: float, out: Any) -> None:
         """Write a member's weights, round(θ + sign·σ·ε), into ``out``: (rows, columns) of the model's type."""

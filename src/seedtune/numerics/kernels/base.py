@@ -72,18 +72,6 @@ class Kernels(Protocol):
         """Write one low-rank factor of many pairs, float32 (pairs, rows · rank)."""
         ...
 
-    def moments(self, m: Any, v: Any, g: Any, beta1: float, beta2: float) -> None:
-        """Write m = β₁·m + (1 − β₁)·g and v = β₂·v + ((1 − β₂)·g)·g in place, flat float32 arrays."""
-        ...
-
-    def scaled(self, m: Any, v: Any, factors: tuple[float, float, float]) -> None:
-        """Write m = (a·m) / (√(c·v) + e) in place, flat float32 arrays, for ``factors`` (a, c, e)."""
-        ...
-
-    def settle(self, theta: Any, total: Any, key: Key, update: Update, *, start: int = 0, anchor: Any = None) -> None:
-        """Move flat ``theta`` by ``total`` (flat float32, overwritten), then the update's decay, rounded as updates."""
-        ...
-
     def fingerprint(self, bits: Any, key: Key, start: int = 0) -> Fingerprint:
         """Two lanes over the elements' bits, places and name."""
         ...

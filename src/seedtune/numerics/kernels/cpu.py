@@ -16,11 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from seedtune.numerics import fingerprint as reference
-from seedtune.numerics.kernels import checks, cpu_moments, cpu_subspaces
+from seedtune.numerics.kernels import checks, cpu_subspaces
 from seedtune.numerics.kernels import cpu_compiled as compiled
 from seedtune.numerics.kernels.checks import require_array, require_elements, require_slice, require_subspaces, words
 from seedtune.numerics.noise import Address, Stream, amplitude, quantiles
-from seedtune.types import Decay, Update
+from seedtune.types import Update
 
 Array = NDArray[Any]
 Float32 = NDArray[np.float32]
@@ -50,23 +50,6 @@ def fill_normals(out: Float32, address: Address, start: int = 0) -> None:
     require_array("out", out, np.float32, 1)
     require_elements(start, out.size)
     _run(compiled.fill, compiled.fill_parallel, out.size, out, quantiles(), _where(address), start)
-
-
-def fill_slice(
-    out: Float32, address: Address, shape: tuple[int, int], *, row_start: int = 0, col_start: int = 0
-) -> None:
-    """Write the standard normals of a slice of a 2-d tensor of this ``shape`` into ``out`` (float32 2-d).
-
-    Same bits as `seedtune.numerics.noise.normals_slice`. Raises ValueError when the slice does not lie inside the
-    shape.
-    """
-    require_array("out", out, np.float32, 2)
-    require_slice(out.shape, shape, row_start, col_start)
-    if out.shape[1] == shape[1]:
-        fill_normals(out.reshape(-1), address, row_start * shape[1])
-        return
-    arguments = (out, quantiles(), _where(address), shape[1], row_start, col_start)
-    _run(compiled.fill_rows, compiled.fill_rows_parallel, out.size, *arguments)
 
 
 def fill_factors(
@@ -199,29 +182,6 @@ def update_lowrank(
             arguments = (rows, base[low : low + band], (left, columns), _tags(key), plan, place)
             work = rows.size * (1 + columns.shape[0])
             _run(compiled.update_lowrank, compiled.update_lowrank_parallel, work, *arguments)
-
-
-def moments(m: Float32, v: Float32, g: Float32, beta1: float, beta2: float) -> None:
-    """In place m = b1 m + (1 - b1) g and v = b2 v + ((1 - b2) g) g (float32 [n]); the factors rounded to float32."""
-    betas = tuple(np.float32(factor) for factor in (beta1, 1 - beta1, beta2, 1 - beta2))
-    _run(cpu_moments.moments, cpu_moments.moments_parallel, m.size, m, v, g, betas)
-
-
-def scaled(m: Float32, v: Float32, factors: tuple[float, float, float]) -> None:
-    """In place m = (a m) / (sqrt(c v) + e) (float32 [n]); ``factors`` (a, c, e) rounded to float32."""
-    _run(cpu_moments.scaled, cpu_moments.scaled_parallel, m.size, m, v, tuple(np.float32(factor) for factor in factors))
-
-
-def settle(
-    theta: Array, total: Float32, key: tuple[int, int], update: Update, *, start: int = 0, anchor: Array | None = None
-) -> None:
-    """As `update_full` with the sum of the terms given: float32 [n], which is overwritten."""
-    target, base = _weights("theta", theta, 1), _anchor(theta, anchor, [update])
-    require_elements(start, theta.size)
-    *_, decays = plan_of((Update(update.generation, (), update.decay or Decay()),), 1)
-    decay = decays[0] * np.float32(update.decay is not None)
-    where = (*key, int(Stream.ROUNDING) << 24, 0, update.generation)
-    _run(cpu_moments.moved, cpu_moments.moved_parallel, theta.size, target, total, base, decay, where, start)
 
 
 def fingerprint(bits: NDArray[Any], key: tuple[int, int], start: int = 0) -> reference.Fingerprint:

@@ -98,18 +98,6 @@ def fill_parallel(out, table, where, start):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def fill_rows(out, table, where, columns, row_start, col_start):  # type: ignore[no-untyped-def]
-    for row in range(out.shape[0]):
-        fill(out[row], table, where, (row_start + row) * columns + col_start)
-
-
-@njit(cache=True, nogil=True, parallel=True)
-def fill_rows_parallel(out, table, where, columns, row_start, col_start):  # type: ignore[no-untyped-def]
-    for row in prange(out.shape[0]):
-        fill(out[row], table, where, (row_start + row) * columns + col_start)
-
-
-@njit(cache=True, nogil=True)
 def fill_factors(out, table, where, generations, pairs, start):  # type: ignore[no-untyped-def]
     for p in range(out.shape[0]):
         here = (where[0], where[1], where[2], np.int64(pairs[p]), np.int64(generations[p]))

@@ -29,13 +29,12 @@ from seedtune.numerics.kernels.gpu_launch import (
     require_tensor,
     run_of_blocks,
     signed,
-    single,
     table,
     upload,
     where,
 )
 from seedtune.numerics.noise import FACTOR_A, FACTOR_B, LANES, Address, amplitude
-from seedtune.types import Decay, Update
+from seedtune.types import Update
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -170,38 +169,6 @@ def update_lowrank(
     place = (whole[1], row_start, col_start)
     for group in _groups(updates, 4 * rank * (theta.shape[0] + theta.shape[1])):
         _update_lowrank(theta, key, group, rank=rank, place=place, base=base, subspaces=subspaces)
-
-
-def moments(m: Tensor, v: Tensor, g: Tensor, beta1: float, beta2: float) -> None:
-    """In place m = b1 m + (1 - b1) g and v = b2 v + ((1 - b2) g) g (float32 [n]); the factors rounded to float32.
-
-    Every product is written before it is added: torch may otherwise fuse the two, which rounds once.
-    """
-    m.mul_(single(beta1)).add_(g * single(1 - beta1))
-    v.mul_(single(beta2)).add_((g * single(1 - beta2)).mul_(g))
-
-
-def scaled(m: Tensor, v: Tensor, factors: tuple[float, float, float]) -> None:
-    """In place m = (a m) / (sqrt(c v) + e) (float32 [n]); ``factors`` (a, c, e) rounded to float32.
-
-    The root is taken in float64, which rounds to that of float32: torch's own for float32 is off by a last bit on CPUs.
-    """
-    a, c, epsilon = (single(factor) for factor in factors)
-    m.mul_(a).div_((v * c).double().sqrt_().float().add_(epsilon))
-
-
-def settle(
-    theta: Tensor, total: Tensor, key: tuple[int, int], update: Update, *, start: int = 0, anchor: Tensor | None = None
-) -> None:
-    """As `update_full` with the sum of the terms given: float32 [n]."""
-    require_tensor("theta", theta, 1)
-    require_tensor("total", total, 1, ("float32",), like=theta)
-    require_elements(start, theta.numel())
-    base, decays = _base(theta, anchor, decays=update.decay is not None), update.decay is not None
-    steps, _, _ = _tables((Update(update.generation, (), update.decay or Decay()),), theta, rank=1)
-    numbers = (theta.numel(), *where(Address(key), start)[:3])
-    meta = run_of_blocks(start) | {"KIND": kind(theta), "ANCHOR": kind(base), "DECAY": decays}
-    launch("settle", pieces(theta.numel(), start), raw(theta), total, raw(base), steps, *numbers, **meta)
 
 
 def fingerprint(bits: Tensor, key: tuple[int, int], start: int = 0) -> reference.Fingerprint:

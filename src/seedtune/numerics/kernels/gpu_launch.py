@@ -48,11 +48,6 @@ def where(address: Address, start: int) -> tuple[int, ...]:
     return start // LANES, *(signed(word, 32) for word in words)
 
 
-def single(number: float) -> float:
-    """The number rounded to float32."""
-    return float(np.float32(number))
-
-
 def signed(number: int, bits: int) -> int:
     """The signed integer of so many bits that is ``number`` modulo 2**bits."""
     return (number + (1 << bits - 1)) % (1 << bits) - (1 << bits - 1)

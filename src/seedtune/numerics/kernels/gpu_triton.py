@@ -303,25 +303,6 @@ def update_lowrank(
     tl.store(theta + at, nearest(x, KIND), mask=inside)
 
 
-@triton.jit(do_not_specialize=WORDS)
-def settle(
-    theta, total, anchor, steps, n, first, k0, k1,
-    KIND: tl.constexpr, ANCHOR: tl.constexpr, DECAY: tl.constexpr, SKIP: tl.constexpr, BLOCKS: tl.constexpr
-):  # fmt: skip
-    """Write theta + total, after the decay and the rounding of update 0. Moves `update_full`'s bytes and 4 more."""
-    piece = tl.program_id(0)
-    low, local, inside = span(piece, n, SKIP, BLOCKS)
-    x = widen(tl.load(theta + low + local, mask=inside, other=0), KIND)
-    x = x + tl.load(total + low + local, mask=inside, other=0.0)
-    if DECAY:
-        x = pull(x, widen(tl.load(anchor + low + local, mask=inside, other=0), ANCHOR), steps, 0)
-    if KIND != "float32":
-        generation, block = tl.load(steps + 2).to(tl.uint32), blocks_of(piece, first, BLOCKS)
-        w0, w1, w2, w3 = philox(block, ROUNDING_TAG, generation * 0, generation, k0.to(tl.uint32), k1.to(tl.uint32))
-        x = widen(stochastic(x, spread(w0, w1, w2, w3, (BLOCKS * LANES,)), KIND), KIND)
-    tl.store(theta + low + local, nearest(x, KIND), mask=inside)
-
-
 # ---------------------------------------------------------------------------------------------- fingerprint
 
 

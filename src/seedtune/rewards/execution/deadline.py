@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-Answer = tuple[Any, BaseException | None]
+Result = tuple[Any, BaseException | None]
 """What a call returned, or what it raised."""
 
 LOOK = 0.02
@@ -27,15 +27,14 @@ class Patience:
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
-        self._worker: _Worker | None = None
+        self._worker: CallThread | None = None
 
-    def call(self, function: Callable[[], Any]) -> Answer:
+    def call(self, function: Callable[[], Any]) -> Result:
         """(result, None), or (None, what was raised); TimeoutError if it took too long."""
         if self._worker is None:
-            self._worker = _Worker()
-        self._worker.work.put(function)
+            self._worker = CallThread()
         try:
-            return self._worker.answers.get(timeout=self.seconds)
+            return self._worker.call(function, self.seconds)
         except queue.Empty:
             self._worker.abandon()
             self._worker = None
@@ -48,19 +47,30 @@ class Patience:
             self._worker = None
 
 
-class _Worker:
+class CallThread:
     """A thread that answers calls; a daemon, so that one that hangs does not keep the program from ending."""
 
     def __init__(self) -> None:
         self.work: queue.SimpleQueue[Callable[[], Any] | None] = queue.SimpleQueue()
-        self.answers: queue.SimpleQueue[Answer] = queue.SimpleQueue()
-        self.thread = threading.Thread(target=self._serve, name="environments", daemon=True)
+        self.answers: queue.SimpleQueue[Result] = queue.SimpleQueue()
+        self.thread = threading.Thread(target=self._serve, name="calls", daemon=True)
         self.thread.start()
+
+    @property
+    def ident(self) -> int:
+        """The thread's number in Python."""
+        assert self.thread.ident is not None
+        return self.thread.ident
+
+    def call(self, function: Callable[[], Any], seconds: float) -> Result:
+        """(result, None), or (None, what was raised); queue.Empty if it took too long and goes on."""
+        self.work.put(function)
+        return self.answers.get(timeout=seconds)
 
     def _serve(self) -> None:
         while (function := self.work.get()) is not None:
             try:
-                answer: Answer = (function(), None)
+                answer: Result = (function(), None)
             except BaseException as error:  # noqa: BLE001 - the named boundary: user code may raise anything, exit too
                 answer = (None, error)
             self.answers.put(answer)
@@ -71,8 +81,7 @@ class _Worker:
         A thread that waits is left alone: until it wakes up, its pending interrupt would make every other thread look
         for it at each function call, and under a tracer (coverage, a debugger) CPython 3.11 then never gets past one.
         """
-        ident, number = self.thread.ident, self.thread.native_id
-        assert ident is not None
+        ident, number = self.ident, self.thread.native_id
         assert number is not None
         computes = _computes(ident) or _is_ready(number)
         self.work.put(None)

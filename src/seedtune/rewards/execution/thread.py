@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import queue
 import sys
-import threading
 import traceback
+from functools import partial
 
 from seedtune.rewards.execution.call import DETAILS, Answer, Call, Fault, attempt, failed, fault_of
+from seedtune.rewards.execution.deadline import CallThread
 
 
 class ThreadWorker:
@@ -15,44 +16,31 @@ class ThreadWorker:
 
     def __init__(self) -> None:
         self.prepared = 0.0
-        self._begin()
-
-    def _begin(self) -> None:
-        self._calls: queue.SimpleQueue[Call | None] = queue.SimpleQueue()
-        self._answers: queue.SimpleQueue[Answer | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=_work, args=(self._calls, self._answers), daemon=True)
-        self._thread.start()
+        self._thread = CallThread()
 
     def call(self, call: Call) -> Answer:
         """The function's answer; a hang costs the call."""
-        self._calls.put(call)
         try:
-            answer = self._answers.get(timeout=call.seconds)
+            answer, error = self._thread.call(partial(attempt, call.function, call.keywords, call.count), call.seconds)
         except queue.Empty:
             where = _stack(self._thread.ident)
             self.close()
-            self._begin()
+            self._thread = CallThread()
             return failed(Fault("hang", f"took longer than {call.seconds:g} s", where), call.count)
+        if error is not None:
+            return failed(fault_of(error), call.count)
         return failed(Fault("crash", "was stopped"), call.count) if answer is None else answer
 
     def stop(self) -> None:
         """Let go of a call that runs, from any thread."""
-        self._answers.put(None)
+        self._thread.answers.put((None, None))
 
     def close(self) -> None:
         """Let the thread end when it comes back."""
-        self._calls.put(None)
+        self._thread.work.put(None)
 
 
-def _work(calls: queue.SimpleQueue[Call | None], answers: queue.SimpleQueue[Answer | None]) -> None:
-    while (call := calls.get()) is not None:
-        try:
-            answers.put(attempt(call.function, call.keywords, call.count))
-        except BaseException as error:  # noqa: BLE001 - the named boundary: not even an interrupt ends the thread
-            answers.put(failed(fault_of(error), call.count))
-
-
-def _stack(thread: int | None) -> str:
+def _stack(thread: int) -> str:
     """Where a thread is."""
-    frame = sys._current_frames().get(thread or 0)
+    frame = sys._current_frames().get(thread)
     return "".join(traceback.format_stack(frame))[-DETAILS:] if frame is not None else ""

@@ -51,13 +51,6 @@ def build(config: Config, given: Sequence[Given]) -> tuple[Reward, ...]:
     )
 
 
-def rewards(given: Given | Sequence[Given], weights: Sequence[float] | None = None) -> tuple[Reward, ...]:
-    """Rewards for a `Task` made in Python; ConfigError if there are none, or not one weight for each."""
-    found = listed(given)
-    config = Config.create({"reward_funcs": settings_of(found), "reward_weights": weights})
-    return build(config, found)
-
-
 def name_of(function: Any) -> str:
     """A function's own name."""
     return str(getattr(function, "__name__", type(function).__name__))

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-import importlib.util
 import os
 import re
 import sys
 import traceback
 from collections.abc import Callable
-from importlib.machinery import SourceFileLoader
 from pathlib import Path
-from types import CodeType, ModuleType
+from types import ModuleType
 from typing import Any
 
 from seedtune.errors import ConfigError, RewardError, nearest
 from seedtune.rewards.base import RewardFunction
+from seedtune.rewards.sources import user_code
 from seedtune.rewards.sources.adapters import ADAPTERS, reasoning_gym
-from seedtune.rewards.sources.user_code import reach
+from seedtune.rewards.sources.user_code import reach, run_file
 
 Function = Callable[..., Any]
 _ADAPTED = re.compile(rf"({'|'.join(ADAPTERS)})(?:=([^@]+))?@(.*)", re.DOTALL)
@@ -75,14 +74,6 @@ def is_file(place: str) -> bool:
     return place.endswith(".py") or "/" in place or os.sep in place
 
 
-class _Fresh(SourceFileLoader):
-    """Compiles the file as it is now: nothing stale, and no ``__pycache__`` beside the user's file."""
-
-    def get_code(self, fullname: str) -> CodeType:
-        code: CodeType = self.source_to_code(self.get_data(self.path), self.path)
-        return code
-
-
 def _module_of_file(file: Path) -> ModuleType:
     """The module of a file, run once for each version of it; its folder may be imported from."""
     path = Path(os.path.abspath(file.expanduser()))
@@ -93,18 +84,7 @@ def _module_of_file(file: Path) -> ModuleType:
     name = f"seedtune_reward_{path.stem}_{hashlib.blake2b(version.encode(), digest_size=6).hexdigest()}"
     if name in sys.modules:
         return sys.modules[name]
-    reach(str(path.parent))
-    spec = importlib.util.spec_from_file_location(name, path, loader=_Fresh(name, str(path)))
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    try:
-        _run(lambda: spec.loader.exec_module(module), str(file))  # type: ignore[union-attr]
-    except RewardError:
-        del sys.modules[name]
-        raise
-    return module
+    return _run(lambda: run_file(path, name), str(file))
 
 
 def _module(name: str, path: str) -> ModuleType:
@@ -112,7 +92,7 @@ def _module(name: str, path: str) -> ModuleType:
     reach(os.getcwd())
     importlib.invalidate_caches()
     try:
-        module: ModuleType = _run(lambda: importlib.import_module(name), name)
+        return _run(lambda: importlib.import_module(name), name)
     except RewardError as error:
         missing = error.__cause__
         if isinstance(missing, ModuleNotFoundError) and missing.name and f"{name}.".startswith(f"{missing.name}."):
@@ -121,10 +101,9 @@ def _module(name: str, path: str) -> ModuleType:
                 f"working directory is {os.getcwd()!r}), or name a file: file.py:function."
             ) from None
         raise
-    return module
 
 
-def _run(what: Callable[[], Any], name: str) -> Any:
+def _run(what: Callable[[], ModuleType], name: str) -> ModuleType:
     """Run an import; RewardError with the line of the user's code that raised."""
     try:
         return what()
@@ -135,8 +114,9 @@ def _run(what: Callable[[], Any], name: str) -> Any:
 
 
 def _where(error: BaseException) -> str:
+    ours = (__file__, user_code.__file__)
     frames = [
-        f for f in traceback.extract_tb(error.__traceback__) if "importlib" not in f.filename and f.filename != __file__
+        f for f in traceback.extract_tb(error.__traceback__) if "importlib" not in f.filename and f.filename not in ours
     ]
     if isinstance(error, SyntaxError) or not frames:
         return ""

@@ -6,8 +6,9 @@ import importlib
 import importlib.util
 import os
 import sys
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
-from types import ModuleType
+from types import CodeType, ModuleType
 
 from seedtune.errors import ConfigError
 
@@ -30,12 +31,24 @@ def run_file(path: Path, name: str) -> ModuleType:
     It may import what lies beside it.  Dataclasses look their module up by name, so it is registered first.
     """
     reach(str(path.parent.resolve()))
-    spec = importlib.util.spec_from_file_location(name, path)
+    spec = importlib.util.spec_from_file_location(name, path, loader=_Fresh(name, str(path)))
     assert spec is not None
     assert spec.loader is not None
     module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        sys.modules.pop(name, None)
+        raise
     return module
+
+
+class _Fresh(SourceFileLoader):
+    """Compiles the file as it is now: nothing stale, and no ``__pycache__`` beside the user's file."""
+
+    def get_code(self, fullname: str) -> CodeType:
+        code: CodeType = self.source_to_code(self.get_data(self.path), self.path)
+        return code
 
 
 def _module(place: str, name: str) -> ModuleType:

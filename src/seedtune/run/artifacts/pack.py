@@ -50,22 +50,11 @@ def pack_run(
     goal = replay.goal_of(root, contents, generation)
     recorded_config.check_noise(str(root), contents.header.noise)
     fingerprint = contents.fingerprints.get(goal) or _replayed(root, contents, goal, (sets, progress))
-    lineage = _lineage(root, contents)
+    lineage = Lineage(contents.records)
     about = _about(contents, (goal, lineage), fingerprint, rights or Rights())
     pack = Pack(about, tuple(lineage.updates(goal)))
     _write(target, pack_format.dump(pack))
     return pack
-
-
-def _lineage(root: Path, contents: ledger.Contents) -> Lineage:
-    """The run's, if a pack can hold its updates."""
-    lineage = replay.lineage_of(recorded_config.config_of(contents.header.config), contents)
-    if lineage.memory.second:
-        raise PackError(
-            f"{root} was trained with moments.second={lineage.memory.second:g}: such updates are more than a list of "
-            "seeds and coefficients, which is all that a pack holds. Use: seedtune export"
-        )
-    return lineage
 
 
 def _replayed(

@@ -75,9 +75,7 @@ class Pack:
 
 
 def dump(pack: Pack) -> bytes:
-    """A pack as the bytes of its file; PackError if an update steps by moments, of which the format knows nothing."""
-    if any(update.moments is not None for update in pack.updates):
-        raise PackError("updates that step by second moments cannot be packed yet. Export the model instead.")
+    """A pack as the bytes of its file."""
     body = zlib.compress(_encode(pack.updates, pack.about.shape), 9)
     terms = sum(len(update.terms) for update in pack.updates)
     line, _ = seal({"seedtune_pack": FORMAT, **asdict(pack.about), "terms": terms, "bytes": len(body)})

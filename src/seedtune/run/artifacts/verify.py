@@ -19,6 +19,7 @@ from seedtune.engines.snapshots import Snapshot
 from seedtune.errors import LedgerError, StorageError
 from seedtune.run import directory, ledger, recorded_config, replay
 from seedtune.run.artifacts.consistency import Audit, audit
+from seedtune.run.lineage import Lineage
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +71,7 @@ def verify_run(
         with recorded_config.hinting(contents.header.config.get("engine", config.engine), config):
             replay.check_base(root, contents.header, engine.load())
         watch = replay.Stopwatch(progress)
-        found = _replayed((root, config), engine, contents, kept, progress=watch)
+        found = _replayed(root, engine, contents, kept, progress=watch)
         _check_snapshots(engine, kept, found)
     return Verification(
         generations=contents.generations,
@@ -102,7 +103,7 @@ def _config(root: Path, contents: ledger.Contents, model: str | None, sets: Iter
 
 
 def _replayed(
-    run: tuple[Path, Config],
+    root: Path,
     engine: Engine,
     contents: ledger.Contents,
     kept: list[Snapshot],
@@ -113,9 +114,8 @@ def _replayed(
 
     Generations that a collapse went back on are replayed, too, each branch from the base model.
     """
-    root, config = run
     stops = {*contents.fingerprints, *(one.generations for one in kept), contents.generations}
-    lineage = replay.lineage_of(config, contents)
+    lineage = Lineage(contents.records)
     found: dict[int, str] = {}
     for number, end in enumerate(lineage.ends(contents.generations)):
         here = {done for done in stops if done <= end and lineage.reaches(done, end)}

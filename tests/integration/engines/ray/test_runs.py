@@ -24,7 +24,6 @@ SORTS = {
     "look-ahead": {"lookahead": {"kind": "essam", "radius": 0.01}, "alpha": 0.05},
     "look-ahead of a length": {"lookahead": {"kind": "essam_f", "radius": 0.05, "probes": 4}, "alpha": 0.05},
     "noise that is used again": {"noise_reuse": 3},
-    "second moments": {"moments": {"momentum": 0.9, "second": 0.99, "window": 3}, "alpha": 0.001, "step_size": "fixed"},
     "samples": {"temperature": 0.7, "samples_per_prompt": 2, "objective": "pass_at_k"},
     "a divergence": {"kl_steps": 2, "drift_steps": 2},
     "given answers": {"task": "conciseness", "objective": "logprob", "prompts_per_generation": 2, "eval_prompts": 5},

@@ -20,7 +20,7 @@ from seedtune.engines.transformers.engine import TransformersEngine
 from seedtune.engines.vllm.engine import VllmEngine
 from seedtune.errors import EngineError
 from seedtune.numerics.noise import Noise
-from seedtune.types import CENTRE, Decay, Member, Moments, Prompt, Term, Update
+from seedtune.types import CENTRE, Decay, Member, Prompt, Term, Update
 from serving import SMALL, save_served
 
 GAUSSIAN, LOWRANK = {"perturbation": "gaussian"}, {"perturbation": "lowrank"}
@@ -31,7 +31,6 @@ UPDATES = [
     Update(g, (Term(g, 0, 0.01 * g), Term(g, 4, -0.02), Term(0, 7, 0.01)), Decay(l2=0.1) if g == 3 else None)
     for g in range(1, 5)
 ]
-MOMENTS = Update(6, UPDATES[1].terms, moments=Moments(0.9, 0.99, 1e-8, 0.01, past=(UPDATES[0].terms,)))
 DIVIDED = {
     **{f"{family}-gaussian": (family, GAUSSIAN) for family in ("llama-untied", "qwen2", "qwen3", "gemma3")},
     **{f"{family}-lowrank": (family, LOWRANK) for family in ("llama-untied", "gemma3")},
@@ -78,7 +77,7 @@ def test_two_ranks_are_one_model_and_a_killed_one_is_an_error_of_ours(
     assert ours.fingerprint() == theirs.fingerprint()
     if dtype == torch.float32:
         assert_same(ours, theirs)
-    for update in (*UPDATES, MOMENTS):
+    for update in UPDATES:
         ours.apply(update)
         theirs.apply(update)
         assert ours.fingerprint() == theirs.fingerprint()

@@ -25,7 +25,7 @@ from seedtune.numerics.kernels import cpu, gpu
 from seedtune.numerics.noise import Noise
 from seedtune.numerics.tensor_file import Stored
 from seedtune.numerics.weights import Centre
-from seedtune.types import CENTRE, Decay, Member, Moments, Shift, Term, Update
+from seedtune.types import CENTRE, Decay, Member, Shift, Term, Update
 
 SHAPES = {
     "embed.weight": (99, 8),
@@ -147,7 +147,6 @@ TERMS = (Term(1, 0, 0.3), Term(2, 4, -0.2))
 UPDATES = (
     Update(1, TERMS),
     Update(2, (Term(2, 1, 0.1),), Decay(l2=0.1, l1=0.01)),
-    Update(3, TERMS[:1], moments=Moments(0.9, 0.99, 1e-8, 0.01, past=(TERMS, (Term(0, 1, 0.5),)))),
     Update(4, (), Decay(l2=0.2)),
 )
 NOISES = {

@@ -19,7 +19,7 @@ from triton.compiler import ASTSource
 
 from seedtune.numerics.kernels import gpu, gpu_launch, gpu_triton
 
-POINTERS = ("out", "centre", "theta", "anchor", "table", "a", "b", "steps", "terms", "sums", "bits", "total")
+POINTERS = ("out", "centre", "theta", "anchor", "table", "a", "b", "steps", "terms", "sums", "bits")
 INTEGERS = ("n", "pieces", "updates", "rows", "cols", "stride", "k0", "k1", "tag", "pair", "generation")
 ALIGNED = {*POINTERS, "n", "rows", "cols"} - {"b"}
 TYPES = {"float32": "*fp32", "bfloat16": "*i16", "float16": "*i16"}
@@ -39,7 +39,6 @@ def cases() -> Iterator[tuple[str, dict[str, str], dict[str, object]]]:
         types, constants = {"theta": pointer, "anchor": pointer}, {"KIND": kind, "ANCHOR": kind, "DECAY": True}
         yield "update_full", types, RUN | constants | {"SUBSPACES": 1}
         yield "update_full", types, RUN | constants | {"SUBSPACES": 3}
-        yield "settle", types, RUN | constants
         yield "update_lowrank", types, TILE | constants | {"RANK": 1, "ALIGNED": True}
     yield "update_full", types, RUN | constants | {"DECAY": False, "SUBSPACES": 1}
     subspaces = {"CENTRE": "float32", "OUT": "bfloat16", "DRAW": True, "SUBSPACES": 4}

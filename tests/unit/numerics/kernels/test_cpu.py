@@ -94,22 +94,6 @@ def test_python_threads_may_call_the_kernels_at_once() -> None:
     assert not np.isnan(outs[0]).any()
 
 
-@pytest.mark.parametrize("rows", [5, 700])
-@pytest.mark.parametrize("columns", [1, 9, 511])
-def test_filled_slices_are_the_references(threads: int, rows: int, columns: int) -> None:
-    shape = (2**30, 2**20 + 3)
-    out = empty(rows, columns)
-    cpu.fill_slice(out, HERE, shape, row_start=2**29, col_start=11)
-    expected = noise.normals_slice(HERE, shape, row=slice(2**29, 2**29 + rows), col=slice(11, 11 + columns))
-    assert same_bits(out, expected)
-
-
-def test_whole_rows_are_filled_in_one_run() -> None:
-    out = empty(4, 33)
-    cpu.fill_slice(out, HERE, (9, 33), row_start=5)
-    assert same_bits(out, noise.normals_slice(HERE, (9, 33), row=slice(5, 9)))
-
-
 @pytest.mark.parametrize(("pairs", "rows"), [(1, 5), (6, 100), (3, 70_000)])
 def test_filled_factors_are_the_references_for_every_pair(threads: int, pairs: int, rows: int) -> None:
     generations = np.arange(pairs, dtype=np.uint32) * 1000 + 2**31
@@ -148,12 +132,15 @@ def test_the_fingerprint_of_slices_adds_up(rng: np.random.Generator) -> None:
 
 # ------------------------------------------------------------------------------------------------ errors
 
-PAIRS = np.arange(3, dtype=np.uint32)
+PAIRS, BITS = np.arange(3, dtype=np.uint32), np.zeros((3, 3), np.uint32)
 WRONG: dict[str, tuple[str, Callable[[], object]]] = {
     "dtype": ("must be a C-contiguous", lambda: cpu.fill_normals(np.empty(3), HERE)),
     "strided": ("strided", lambda: cpu.fill_normals(empty(6)[::2], HERE)),
     "range": ("element range", lambda: cpu.fill_normals(empty(3), HERE, 2**59)),
-    "slice": ("does not lie inside", lambda: cpu.fill_slice(empty(3, 3), HERE, (4, 4), row_start=2)),
+    "slice": (
+        "does not lie inside",
+        lambda: cpu.fingerprint_slice(BITS, KEY, (4, 4), row_start=2),
+    ),
     "pairs": ("need as many", lambda: cpu.fill_factors(empty(4, 2), KEY, 1, PAIRS, PAIRS)),
     "bits": ("bits is", lambda: cpu.fingerprint(empty(4), (0, 0))),
 }

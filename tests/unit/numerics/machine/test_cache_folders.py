@@ -133,7 +133,7 @@ def test_every_compiled_function_lies_in_a_folder_that_the_digest_covers():
     compiling = re.compile(r"@(nb\.|numba\.)?(njit|jit|inner|intrinsic|vectorize|guvectorize)\b")
     found = {file for file in PACKAGE.rglob("*.py") if compiling.search(file.read_text(encoding="utf-8"))}
     assert found <= kernel_files()
-    assert len(found) > 15
+    assert len(found) >= 15
 
 
 def kernel_files() -> set[Path]:

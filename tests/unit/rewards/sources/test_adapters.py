@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
+from reward_calls import score
 from seedtune.errors import ConfigError, MissingExtraError, RewardError
-from seedtune.rewards.aggregate import score
 from seedtune.rewards.base import Reward
 from seedtune.rewards.sources import adapters
 from seedtune.rewards.sources.adapters import pair, reasoning_gym, verl

@@ -9,10 +9,10 @@ import torch
 import transformers as hf
 
 from models import CHAT_TEMPLATE, save_family
+from reward_calls import rewards
 from seedtune.config.config import Config
 from seedtune.config.data_and_rewards import ClassifierSettings
 from seedtune.errors import ConfigError, ModelError
-from seedtune.rewards.sources import build
 from seedtune.rewards.sources.classifier import Classifier
 
 PROMPTS = ["2 + 2?", "Who wrote Hamlet, and when?", "Hi"]
@@ -109,14 +109,14 @@ def test_a_label_of_a_model_with_one_output_is_not_ignored(folder):
 def test_a_reward_model_that_is_not_there_says_what_can_be_given(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(ModelError, match=r"cannot load the reward model 'nobody/nothing'.*file\.py:function"):
-        build.rewards("nobody/nothing")
+        rewards("nobody/nothing")
 
 
 def test_a_models_id_is_short_for_a_classifier_that_stays_in_the_main_process(folder):
     config = Config.create({"train_dataset": "x", "reward_funcs": "org/reward-model"})
     assert config.reward_funcs[0].classifier == ClassifierSettings(model="org/reward-model")
     assert config.reward_funcs[0].label == "reward-model"
-    (reward,) = build.rewards({"classifier": {"model": folder}})
+    (reward,) = rewards({"classifier": {"model": folder}})
     assert (reward.inline, reward.source) == (True, None)
     assert reward.name == Path(folder).name
     assert reward.function.model is None

@@ -11,10 +11,10 @@ import traceback
 import pytest
 
 from judges import chat, serving
+from reward_calls import score
 from seedtune.config.config import Config
 from seedtune.config.data_and_rewards import JudgeSettings
 from seedtune.errors import ConfigError, RewardError
-from seedtune.rewards.aggregate import score
 from seedtune.rewards.base import Reward
 from seedtune.rewards.sources import build
 from seedtune.rewards.sources.judge import Failure, Judge, score_in

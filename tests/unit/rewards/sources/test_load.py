@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from reward_calls import rewards
 from seedtune.config.config import Config
 from seedtune.errors import ConfigError, RewardError
 from seedtune.rewards.sources import build, load
@@ -130,5 +131,5 @@ def test_rewards_keep_where_they_come_from_so_that_another_process_can_load_them
 
 
 def test_functions_given_in_python_have_no_source():
-    (reward,) = build.rewards(lambda completions: [1.0])
+    (reward,) = rewards(lambda completions: [1.0])
     assert (reward.source, reward.inline, reward.weight) == (None, False, 1.0)

@@ -12,7 +12,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from seedtune.errors import PackError
-from seedtune.numerics.momentum import Memory
 from seedtune.numerics.noise import Noise
 from seedtune.numerics.rounding import nearest
 from seedtune.numerics.weights import Centre
@@ -21,7 +20,7 @@ from seedtune.run.artifacts import pack_format
 from seedtune.run.artifacts.pack_format import About, Pack
 from seedtune.run.lineage import Lineage
 from seedtune.strategies.shaping import zscore
-from seedtune.types import Decay, Member, Moments, Plan, Term, Update
+from seedtune.types import Decay, Member, Plan, Term, Update
 
 
 def about(generations: int, *, rank: int = 1, perturbation: str = "lowrank", subspaces: int = 1, **changes) -> About:
@@ -81,7 +80,7 @@ def record(generation: int, labels: str, rewards: list[float]) -> ledger.Record:
 
 
 def updates_of(records: list[ledger.Record]) -> list[Update]:
-    return Lineage(Memory(), records).updates(len(records))
+    return Lineage(records).updates(len(records))
 
 
 RECORDS = {
@@ -225,12 +224,6 @@ def test_a_pack_from_before_subspaces_is_read_as_one_of_a_single_subspace():
     del old.config["subspaces"]
     updates = (Update(0, (Term(0, 3, 0.25),)),)
     assert pack_format.parse(pack_format.dump(Pack(old, updates)), "file").updates == updates
-
-
-def test_updates_by_moments_are_refused_with_what_to_do_instead():
-    update = Update(0, (Term(0, 1, 1.0),), moments=Moments(0.9, 0.99, 1e-8, 0.1))
-    with pytest.raises(PackError, match=r"second moments cannot be packed yet\. Export the model instead\."):
-        packed([update])
 
 
 def test_what_cannot_be_read_is_named(tmp_path):

@@ -118,7 +118,6 @@ LENGTH = 200
 LONGEST_NUMBER = 30
 _NUMBER = re.compile(r"(-?)\$?(-?)((?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)?)(\.[0-9]+)?(?:/([1-9][0-9]*))?", re.ASCII)
 _FRAC = re.compile(r"(-?)\\frac\{([0-9]+)\}\{([1-9][0-9]*)\}", re.ASCII)
-_FRACTION = re.compile(r"\\[dt]frac")
 _DRESS = re.compile(r"(\\\\)|\\left|\\right|\\[!,;: ]|\\\$|[ \t\n$]")
 """What makes no difference; a line break of a matrix, the group, stays."""
 
