@@ -1,4 +1,4 @@
-"""Real runs of the fleet with one and two workers, and what the simulation predicts for them.
+"""Real runs of the Ray engine with one and two workers, and what the simulation predicts for them.
 
 Three cases: ``toy`` waits 0.1 s for every job and needs no processor, so that workers do not disturb each other: the
 clean check.  ``tiny`` is an untrained Llama of a million weights, ``smollm2`` the real SmolLM2-135M; their workers have
@@ -29,7 +29,7 @@ from simulation import simulate
 from seedtune.engines.ray.statistics import Span
 
 EVALUATIONS = ("evaluate", "likelihoods")
-"""Kinds of spans that are a generation's jobs; all others are errands."""
+"""Kinds of spans that are a generation's jobs; all others are requests of other kinds."""
 
 LIMIT = 180
 """Seconds that one run may take before it is given up."""
@@ -53,7 +53,7 @@ CASES: dict[str, dict[str, Any]] = {
         "generations": 14,
         "prompts_per_generation": 16,
         "max_completion_length": 32,
-        "eval_share": 0.0,
+        "eval_size": 0.0,
     },
     "smollm2": {
         "model": "smollm2-135m",
@@ -79,7 +79,7 @@ def train(case: str, workers: int, folder: Path) -> dict[str, Any]:
 
     inside = "toy" if case == "toy" else "transformers"
     fleet = {"engine": inside, "workers": workers, "min_workers": workers, "cpus": 1}
-    settings = {**COMMON, **CASES[case], "engine": "fleet", "fleet": fleet}
+    settings = {**COMMON, **CASES[case], "engine": "ray", "ray": fleet}
     places = {"output_dir": str(folder / "run"), **_model(case, folder)}
     trainer = Trainer(Config.create({**settings, **places}), **_data(case))
     try:

@@ -6,7 +6,7 @@
 (a) one generation as the published scripts run it: for each member add ``torch.randn`` noise to every weight,
     Hugging Face ``generate`` on all prompts, subtract the noise again; then the update, member by member.
 (b) the same generation by seedtune: the population in one batch, rank-1 perturbations, exact update.
-(c) the same rollouts by the same engine without any perturbation (the centre in every row).
+(c) the same rollouts by the same engine without any perturbation (the unperturbed model in every row).
 (d) the matrix products of the same decode step by seedtune's own kernels, and nothing else.
 (e) the same products by torch in float32, (f) by torch in bfloat16, packed by oneDNN where it can.
 (h) Hugging Face ``generate`` with all rows in one batch, unperturbed, in float32 or bfloat16, whichever is faster.
@@ -44,7 +44,7 @@ from seedtune.engines.transformers.checkpoint import ModelSource
 from seedtune.engines.transformers.engine import TransformersEngine
 from seedtune.engines.transformers.members.population_linear import LiveWeight, ProductForm
 from seedtune.numerics.noise import Noise
-from seedtune.types import CENTRE, Job, Term, Update
+from seedtune.types import UNPERTURBED, Job, Term, Update
 
 from peers import ALPHA, MODEL, Peers, Published, job, members, prompts, timed  # isort: skip
 
@@ -107,7 +107,7 @@ def published_comparison(engine: TransformersEngine, tokens: int, quick: bool) -
 def batch_comparison(engine: TransformersEngine, tokens: int, repeats: int, peers: Peers) -> dict[str, float]:
     """(b) to (h) and (v) at 32 members × 4 prompts, side by side in turns."""
     rows, rates = 128, dict[str, list[float]]()
-    perturbed, plain = job(members(32), prompts(4), tokens), job((CENTRE,) * 32, prompts(4), tokens)
+    perturbed, plain = job(members(32), prompts(4), tokens), job((UNPERTURBED,) * 32, prompts(4), tokens)
     run(engine, job(members(32), prompts(4), 4))
     own = engine.perturbation._place.form
     ceilings = {
@@ -199,7 +199,7 @@ def skew(engine: TransformersEngine, tokens: int, repeats: int) -> dict[str, flo
 
 
 def memory() -> dict[str, float]:
-    """Peak resident memory of the engine against weights + centre + key-value cache.
+    """Peak resident memory of the engine against weights + current weights + key-value cache.
 
     The same code has run a tiny model of the same architecture before, so that what is left is the model's.
     """
@@ -214,16 +214,16 @@ def memory() -> dict[str, float]:
     engine.apply(Update(0, tuple(Term(0, pair, 1e-4) for pair in range(16))))
     run(engine, job(members(32), prompts(4), 48))
     weights = 2 * engine.perturbation.coverage.total / 1e6
-    centre = sum(array.nbytes for array in engine.centre.tensors.values()) / 1e6
+    current = sum(array.nbytes for array in engine.weights.tensors.values()) / 1e6
     cache = sum(x.keys.nbytes + x.values.nbytes for x in engine.attention.cache.layers) / 1e6
     beyond = resident("VmHWM") - before
     return {
         "weights, bfloat16 (MB)": weights,
-        "centre, float32 (MB)": centre,
+        "current weights, float32 (MB)": current,
         "key-value cache (MB)": cache,
         "code and libraries (MB)": before,
         "peak beyond code and libraries (MB)": beyond,
-        "peak/(weights + centre + cache)": beyond / (weights + centre + cache),
+        "peak/(weights + current weights + cache)": beyond / (weights + current + cache),
     }
 
 

@@ -3,8 +3,8 @@
     python benchmarks/memory.py [--case 7b-lowrank | 1.5b-gaussian] [--output benchmarks/results/memory.md]
 
 Each case builds the real Qwen2.5 architecture with random weights in bfloat16, loads it into the engine, lets four
-members (two antithetic pairs) and the centre answer two prompts of eight new tokens, applies the update, and
-evaluates the moved centre once more.  Each runs in a process of its own; its highest resident memory, libraries
+members (two antithetic pairs) and the unperturbed model answer two prompts of eight new tokens, applies the update, and
+evaluates the updated model once more.  Each runs in a process of its own; its highest resident memory, libraries
 included, is what is reported, as the kernel counts it (VmHWM).
 """
 
@@ -38,7 +38,7 @@ from seedtune.numerics import noise
 from seedtune.numerics.kernels import cpu
 from seedtune.numerics.noise import Noise
 from seedtune.strategies.base import Feedback, tell
-from seedtune.types import CENTRE, Job, Prompt, Sampling
+from seedtune.types import UNPERTURBED, Job, Prompt, Sampling
 
 MEMBERS, NEW_TOKENS = 4, 8
 QUESTIONS = ("What is the capital of Japan?", "How many legs does a spider have?")
@@ -71,14 +71,14 @@ class Case:
 
     model: str
     perturbation: str
-    master: str
+    weights_dtype: str
 
 
 CASES = {
-    "7b-lowrank": Case("Qwen2.5-7B", "lowrank", "none"),
-    "1.5b-lowrank": Case("Qwen2.5-1.5B", "lowrank", "none"),
+    "7b-lowrank": Case("Qwen2.5-7B", "lowrank", "model"),
+    "1.5b-lowrank": Case("Qwen2.5-1.5B", "lowrank", "model"),
     "1.5b-lowrank-float32": Case("Qwen2.5-1.5B", "lowrank", "float32"),
-    "1.5b-gaussian-none": Case("Qwen2.5-1.5B", "gaussian", "none"),
+    "1.5b-gaussian-model": Case("Qwen2.5-1.5B", "gaussian", "model"),
     "1.5b-gaussian": Case("Qwen2.5-1.5B", "gaussian", "float32"),
 }
 
@@ -114,8 +114,8 @@ def resident(what: str) -> float:
 
 
 def measure(case: Case) -> dict[str, float]:
-    """One generation, one update, one evaluation of the moved centre."""
-    how = Noise(0, case.perturbation, master=case.master)
+    """One generation, one update, one evaluation of the updated model."""
+    how = Noise(0, case.perturbation, weights_dtype=case.weights_dtype)
     engine = TransformersEngine("smollm2-135m", noise=how, settings=TransformersSettings())
     engine.source = RandomModel(case.model)  # type: ignore[assignment]
     libraries, started = resident("VmRSS"), time.perf_counter()
@@ -125,13 +125,13 @@ def measure(case: Case) -> dict[str, float]:
     plan = strategy.ask({}, 0)
     prompts = tuple(Prompt(i, ({"role": "user", "content": text},)) for i, text in enumerate(QUESTIONS))
     sampling = Sampling(max_tokens=NEW_TOKENS, ignore_eos=True)
-    rollouts = list(engine.evaluate([Job(0, plan.sigma, (*plan.members, CENTRE), prompts, sampling)]))
+    rollouts = list(engine.evaluate([Job(0, plan.sigma, (*plan.members, UNPERTURBED), prompts, sampling)]))
     answered = time.perf_counter()
     scores = np.array([[sum(r.token_ids) % 97 for r in rollouts if r.member == m] for m in plan.members], np.float64)
     step = tell(strategy, {}, plan, Feedback(scores))
     engine.apply(step.update)
     updated = time.perf_counter()
-    list(engine.evaluate([Job(1, plan.sigma, (CENTRE,), prompts, sampling)]))
+    list(engine.evaluate([Job(1, plan.sigma, (UNPERTURBED,), prompts, sampling)]))
     weights = 2 * info.coverage.total / 1e9
     assert len(rollouts) == (MEMBERS + 1) * len(prompts)
     assert step.update.terms
@@ -171,7 +171,9 @@ def main() -> None:
         parser.error("--output is for all cases: leave --case out")
     if options.case:
         case = CASES[options.case]
-        print(table(f"{case.model}, {case.perturbation}, master {case.master}", measure(case)), flush=True)
+        print(
+            table(f"{case.model}, {case.perturbation}, weights_dtype {case.weights_dtype}", measure(case)), flush=True
+        )
         return
     parts = []
     for name in CASES:

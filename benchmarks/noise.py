@@ -26,9 +26,9 @@ from seedtune.numerics.noise import Address, Stream
 from seedtune.types import Term, Update
 
 KEY = noise.key(1, "model.layers.0.mlp.up_proj.weight")
-HERE = Address(KEY, Stream.FULL, generation=3, pair=5)
+HERE = Address(KEY, Stream.GAUSSIAN, generation=3, pair=5)
 
-# Element types of a centre and of the weights made from it.
+# Element types of current weights and of the weights of a member made from them.
 PAIRS = [
     ("float32", "float32"),
     ("float32", "bfloat16"),
@@ -88,9 +88,9 @@ def noise_and_fingerprint(n: int, repeats: int) -> None:
 
 def perturbation(n: int, repeats: int, source: str, goal: str) -> None:
     """Perturb against add noise, subtract it again (what the published code does per member), and plain copies."""
-    centre, out = (np.full(n, 1, rounding.ARRAYS[dtype]) for dtype in (source, goal))
-    tensor, live = as_torch(centre), as_torch(out)
-    spare = {"of the centre": torch.zeros_like(tensor), "of the weights": torch.zeros_like(live)}
+    weights, out = (np.full(n, 1, rounding.ARRAYS[dtype]) for dtype in (source, goal))
+    tensor, live = as_torch(weights), as_torch(out)
+    spare = {"of the current weights": torch.zeros_like(tensor), "of the member's weights": torch.zeros_like(live)}
 
     def add_and_subtract() -> None:
         live.add_(torch.randn(n, dtype=live.dtype), alpha=0.01)
@@ -98,9 +98,9 @@ def perturbation(n: int, repeats: int, source: str, goal: str) -> None:
 
     found = medians(
         {
-            "ours": lambda: cpu.perturb(out, centre, 0.01, HERE),
-            "of the centre": lambda: spare["of the centre"].copy_(tensor),
-            "of the weights": lambda: spare["of the weights"].copy_(live),
+            "ours": lambda: cpu.perturb(out, weights, 0.01, HERE),
+            "of the current weights": lambda: spare["of the current weights"].copy_(tensor),
+            "of the member's weights": lambda: spare["of the member's weights"].copy_(live),
             "pair": add_and_subtract,
         },
         repeats,
@@ -166,10 +166,10 @@ def full_update(n: int, repeats: int, dtype: str, members: int = 32) -> None:
             generator = torch.Generator().manual_seed(seed)
             parameter.add_(torch.randn(n, dtype=parameter.dtype, generator=generator), alpha=0.001)
 
-    found = medians({"ours": lambda: cpu.update_full(theta, KEY, [update]), "loop": published}, repeats)
+    found = medians({"ours": lambda: cpu.update_gaussian(theta, KEY, [update]), "loop": published}, repeats)
     rate, ratio = n * members / found["ours"] / 1e9, found["loop"] / found["ours"]
     say(
-        f"update_full {dtype}, {members} members: {rate:.2f} 10^9 normals drawn and added a second, "
+        f"update_gaussian {dtype}, {members} members: {rate:.2f} 10^9 normals drawn and added a second, "
         f"{ratio:.1f} times as fast as the published loop"
     )
 

@@ -11,7 +11,7 @@ import torch
 
 from seedtune.engines.transformers.engine import TransformersEngine
 from seedtune.numerics.noise import Noise
-from seedtune.types import CENTRE, Job, Member, Prompt, Sampling
+from seedtune.types import UNPERTURBED, Job, Member, Prompt, Sampling
 
 MODEL = "smollm2-135m"
 QUESTIONS = (
@@ -98,7 +98,7 @@ class Peers:
         inputs = self.published.inputs(4, 32)
         found = {f"h {self.better}": timed(lambda: self.published.generate(inputs, tokens))}
         if self.vllm is not None:
-            task = job((CENTRE,) * 32, prompts(4), tokens)
+            task = job((UNPERTURBED,) * 32, prompts(4), tokens)
             found["v"] = timed(lambda: list(self.vllm.evaluate([task])))
         return found
 
@@ -112,5 +112,5 @@ def _vllm() -> Any:
 
     engine = VllmEngine(MODEL, noise=Noise(0, perturbation="gaussian"), settings=VllmSettings())
     engine.load()
-    list(engine.evaluate([job((CENTRE,) * 32, prompts(4), 4)]))
+    list(engine.evaluate([job((UNPERTURBED,) * 32, prompts(4), 4)]))
     return engine

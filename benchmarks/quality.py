@@ -33,7 +33,7 @@ from seedtune import Config, Trainer
 
 MODES = ("lowrank", "gaussian")
 Point = tuple[int, float, float, float]
-"""(rollouts so far, seconds so far, reward of the centre, share of its held-out answers that are empty)."""
+"""(rollouts so far, seconds so far, reward of the current model, share of its held-out answers that are empty)."""
 
 
 class Curve:
@@ -80,7 +80,13 @@ def puzzles(folder: Path) -> Study:
     """A small Llama learns to solve 64 puzzles; its accuracy on these, which is not a claim about others."""
     countdown.train_model(folder, steps=100)
     settings = {"model": str(folder), "sigma": 0.01, "alpha": 0.02, "population": 64, "prompts_per_generation": 64}
-    more = {"generations": 24, "max_completion_length": 10, "eval_steps": 4, "save_steps": 0, "evaluate_centre": False}
+    more = {
+        "generations": 24,
+        "max_completion_length": 10,
+        "eval_steps": 4,
+        "save_steps": 0,
+        "evaluate_unperturbed": False,
+    }
 
     def trainer(config: Config, curve: Curve) -> Trainer:
         rows = countdown.puzzles(64, 1)
@@ -103,7 +109,7 @@ def run(study: Study, mode: str, seed: int) -> list[Point]:
 
 
 def table(study: Study, curves: dict[str, list[list[Point]]]) -> str:
-    """Reward of the centre, mean ± standard deviation over seeds, by rollouts."""
+    """Reward of the current model, mean ± standard deviation over seeds, by rollouts."""
     lines = ["| rollouts | " + " | ".join(f"{mode} | empty answers | seconds" for mode in MODES) + " |"]
     lines.append("| ---: |" + " ---: |" * (3 * len(MODES)))
     for index, (rollouts, *_) in enumerate(curves[MODES[0]][0]):

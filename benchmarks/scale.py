@@ -1,12 +1,12 @@
-"""How a fleet of 1 to 1,024 workers does: simulated, and checked against real runs with one and two.
+"""How 1 to 1,024 Ray workers do: simulated, and checked against real runs with one and two.
 
     python benchmarks/scale.py measure [--cases toy tiny smollm2] [--output benchmarks/results/scale-runs.json]
     python benchmarks/scale.py page [--measured benchmarks/results/scale-runs.json] [--output benchmarks/results]
 
-``measure`` trains with the real fleet on Ray (`calibration.py`; two to three minutes on an idle machine without
+``measure`` trains with real workers on Ray (`calibration.py`; two to three minutes on an idle machine without
 ``smollm2``) and keeps every job's times; the distribution of times goes from there into the simulation.  ``page``
 simulates (`simulation.py`: the real dispatcher, everything else a model) and writes scale.md and scale.svg.  The same
-seed gives the same page, but for the microseconds of the dispatcher.  The plot needs ``pip install matplotlib``.
+seed gives the same page, but for the microseconds of the scheduler.  The plot needs ``pip install matplotlib``.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import calibration
 from scenario import Driver, Lognormal, Measured, Outcome, Scenario, Uniform, Workers, population
 from simulation import simulate
 
-from seedtune.engines.ray.scheduler import Dispatcher, Limits
+from seedtune.engines.ray.scheduler import Limits, Scheduler
 
 RESULTS = Path(__file__).parent / "results"
 COUNTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
@@ -34,7 +34,7 @@ PROMPTS = 32
 FIXED, SPREAD = 30.0, 0.3
 ROLLOUT = 30.0 / (8 * PROMPTS)
 DRIVER = Driver(dispatch=0.005, collect=20e-6, latency=0.001, between=2.0)
-LAGGING = replace(DRIVER, lag=1)
+LAGGING = replace(DRIVER, max_staleness=1)
 
 ASSUMPTIONS = f"""\
 Everything marked *simulated, 7B on H100* rests on these assumptions; none of them was measured on an accelerator:
@@ -43,7 +43,7 @@ Everything marked *simulated, 7B on H100* rests on these assumptions; none of th
   half of that whatever the number of rows, because every step reads all weights, half in proportion to the rows. The
   logarithm of a job's time has a standard deviation of {SPREAD}, drawn anew for every job; workers are equally fast
   where nothing else is said.
-* Jobs: groups of 8 members where nothing else is said, and the centre by itself.
+* Jobs: groups of 8 members where nothing else is said, and the unperturbed model by itself.
 * Update: 1.5 s for every 1,024 members of the population, on every worker, before its first job of a generation; each
   further update in the same pass takes as long again.
 * Driver, one thread: {1e3 * DRIVER.dispatch:g} ms for each job (the limit that is set for it),
@@ -54,7 +54,7 @@ Everything marked *simulated, 7B on H100* rests on these assumptions; none of th
 * Deaths and hangs are Poisson processes, one rate for every worker. A replacement is there after 120 s, with the newest
   snapshot (one every {DRIVER.save_steps} generations), and replays the updates since before it asks for work. Its
   machine is as fast as the one before. Nobody hears of a hang: it is found by the dispatcher's time-out, the larger of
-  {DRIVER.limits.patience:g} s, ten times what the job should take and three times the slowest of late (more
+  {DRIVER.limits.straggler_timeout:g} s, ten times what the job should take and three times the slowest of late (more
   after failures).
 * Idle workers are given overdue jobs (twice as long as expected) by a look every {DRIVER.look:g} s.
 * The driver does not fail, and workers share nothing that they could slow each other down with."""
@@ -125,7 +125,7 @@ def four_workers() -> str:
     for each in (4, 8, 12, 16, 32):
         cells = [f"{each}"]
         for seconds, slowness in kinds.values():
-            jobs = population(4 * each, group=1, centre=False)
+            jobs = population(4 * each, group=1, unperturbed=False)
             driver = Driver(dispatch=0.005, latency=0.001)
             one = Scenario(seconds, jobs, Workers(4, slowness), driver, generations=100)
             dealt = replace(one, driver=replace(driver, static=True))
@@ -167,7 +167,7 @@ def counts_table(found: Curves, members: int) -> str:
 def thousand() -> str:
     """1,024 workers: smaller groups, and lag."""
     rows = [
-        [f"{group}", f"{lag}", *usual(large(8192, Workers(1024), replace(DRIVER, lag=lag), group=group))]
+        [f"{group}", f"{lag}", *usual(large(8192, Workers(1024), replace(DRIVER, max_staleness=lag), group=group))]
         for group in (8, 4, 2)
         for lag in (0, 1, 2)
     ]
@@ -226,15 +226,15 @@ def dispatcher_itself() -> str:
     """Microseconds of the real dispatcher for each job, measured here: give, answer, give."""
     rows = []
     for workers in (2, 64, 1024):
-        dispatcher, jobs = Dispatcher(Limits()), 4 * workers
+        scheduler, jobs = Scheduler(Limits()), 4 * workers
         for number in range(jobs):
-            dispatcher.add(number, 1.0)
+            scheduler.add(number, 1.0)
         started = time.perf_counter()
         for now in range(5):
             for worker in map(str, range(workers)):
                 if now:
-                    dispatcher.finish(worker, float(now))
-                dispatcher.next(worker, float(now), workers - 1)
+                    scheduler.finish(worker, float(now))
+                scheduler.next(worker, float(now), workers - 1)
         rows.append([f"{workers:,}", f"{(time.perf_counter() - started) / jobs * 1e6:.0f}"])
     return table(["workers", "µs per job"], rows)
 
@@ -262,7 +262,7 @@ def real_part(path: Path) -> list[str]:
     if not path.exists():
         return [title, "", "Not measured yet: `python benchmarks/scale.py measure`."]
     made, runs = json.loads(path.read_text(encoding="utf-8")), calibration.read(path)
-    said = f"Real fleets on Ray {made['ray']}, torch {made['torch']}, {made['cores']} cores, {made['date']}."
+    said = f"Real workers on Ray {made['ray']}, torch {made['torch']}, {made['cores']} cores, {made['date']}."
     lines = [title, "", f"{said} {CHECKED}", "", *calibration.check_table(runs), "", WHERE, ""]
     lines += calibration.overhead_table(runs)
     computing = [case for case, count in runs if count == 1 and case not in calibration.CLEAN]
@@ -294,8 +294,8 @@ def sections(found: Curves) -> list[tuple[str, str, str]]:
     lag = "Smaller groups spend more on reading weights, and leave less waiting at a generation's end."
     return [
         ("Four workers, times spread twofold (simulated, no accelerator assumed)", FOUR, four_workers()),
-        (f"1,024 members ({on})", "128 jobs and the centre.", counts_table(found, 1024)),
-        (f"8,192 members ({on})", "1,024 jobs and the centre.", counts_table(found, 8192)),
+        (f"1,024 members ({on})", "128 jobs and the unperturbed model.", counts_table(found, 1024)),
+        (f"8,192 members ({on})", "1,024 jobs and the unperturbed model.", counts_table(found, 8192)),
         (f"1,024 workers, 8,192 members: smaller groups and lag ({on})", lag, thousand()),
         (f"Stragglers: 64 workers, 2,048 members ({on})", doubled, stragglers()),
         (f"Failures: 64 workers, 2,048 members, 50 generations ({on})", "", failures()),
@@ -310,7 +310,7 @@ def page(measured: Path) -> tuple[str, Curves]:
     found = curves()
     made = f"`python benchmarks/scale.py page`, {time.strftime('%Y-%m-%d')}. Python {platform.python_version()}."
     how = "How the simulation works is at the top of `benchmarks/simulation.py`; its dispatcher is the real one."
-    lines = ["# A fleet of 1 to 1,024 workers", "", f"{made} {how}", "", "## In short (simulated, 7B on H100)", ""]
+    lines = ["# 1 to 1,024 Ray workers", "", f"{made} {how}", "", "## In short (simulated, 7B on H100)", ""]
     lines += [*summary(found), "", "![utilisation and generations per hour](scale.svg)", ""]
     lines += ["## Assumptions", "", ASSUMPTIONS, "", *real_part(measured), ""]
     for title, said, shown in sections(found):

@@ -64,10 +64,10 @@ class Piece:
     cost: float
 
 
-def population(members: int, *, group: int, rollouts: float = 1.0, centre: bool = True) -> tuple[Piece, ...]:
-    """A generation's jobs: members in fixed groups, each making ``rollouts``, and the centre by itself."""
+def population(members: int, *, group: int, rollouts: float = 1.0, unperturbed: bool = True) -> tuple[Piece, ...]:
+    """A generation's jobs: members in fixed groups, each making ``rollouts``, and the unperturbed model by itself."""
     sizes = [min(group, members - first) for first in range(0, members, group)]
-    alone = (Piece(0, rollouts),) if centre else ()
+    alone = (Piece(0, rollouts),) if unperturbed else ()
     return (*(Piece(size, size * rollouts) for size in sizes), *alone)
 
 
@@ -109,7 +109,7 @@ class Driver:
     """Seconds from a generation's last answer to the next one's first job."""
     static: bool = False
     """Jobs are dealt out before a generation begins."""
-    lag: int = 0
+    max_staleness: int = 0
     save_steps: int = 25
     """Generations between two snapshots; 0: none."""
     look: float = 1.0

@@ -1,6 +1,6 @@
-"""A fleet in simulated time: the real dispatcher, workers that only wait, and a driver that does one thing at a time.
+"""Simulated Ray workers: the real scheduler, workers that only wait, and a driver that does one thing at a time.
 
-What is real: `seedtune.engines.ray.scheduler.Dispatcher`, which decides who does what (`Dealt` stands in its place for
+What is real: `seedtune.engines.ray.scheduler.Scheduler`, which decides who does what (`Dealt` stands in its place for
 static assignment).  What is a model, in the order in which it happens:
 
 * The driver is one thread.  A job costs it ``dispatch`` seconds, every rollout of an answer ``collect`` seconds, an
@@ -24,7 +24,7 @@ from dataclasses import dataclass
 import numpy as np
 from scenario import HOUR, Outcome, Piece, Scenario
 
-from seedtune.engines.ray.scheduler import Dispatcher
+from seedtune.engines.ray.scheduler import Scheduler
 from seedtune.engines.ray.statistics import Span
 
 # -------------------------------------------------------------------------------- its parts
@@ -100,7 +100,7 @@ class Simulation:
         self.scenario, self.workers, self.driver = scenario, scenario.workers, scenario.driver
         self.generator = np.random.default_rng(scenario.seed)
         self.members = sum(piece.members for piece in scenario.jobs)
-        self.dispatcher = Dealt(self.workers.count) if self.driver.static else Dispatcher(self.driver.limits)
+        self.scheduler = Dealt(self.workers.count) if self.driver.static else Scheduler(self.driver.limits)
         self.events: list[tuple[float, int, Callable[[str], None], str]] = []
         self.order = self.position = 0
         self.clock = self.driver_busy = self.busy = self.lost = self.rollouts = 0.0
@@ -143,16 +143,16 @@ class Simulation:
             self.counts["made"] += 1
             self.jobs[number] = self.position, piece
             self.open[self.position] += 1
-            self.dispatcher.add(number, piece.cost)
-        self._give(list(self.idle)[::-1])  # who was heard last goes first, as in the fleet
+            self.scheduler.add(number, piece.cost)
+        self._give(list(self.idle)[::-1])  # who was heard last goes first, as in the Ray engine
 
     def _due(self) -> bool:
-        """Whether the driver can update: see ``FleetSettings.lag``."""
-        if any(self.open[g] for g in list(self.open) if g <= self.position - self.driver.lag):
+        """Whether the driver can update: see ``RaySettings.max_staleness``."""
+        if any(self.open[g] for g in list(self.open) if g <= self.position - self.driver.max_staleness):
             return False
         if not self.open:
             return True
-        return bool(self.idle) and 2 * self.arrived[self.position] >= self.members and not self.dispatcher.queued
+        return bool(self.idle) and 2 * self.arrived[self.position] >= self.members and not self.scheduler.queued
 
     def _update(self) -> None:
         self._work(self.driver.between)
@@ -174,7 +174,7 @@ class Simulation:
 
     def _give(self, names: Iterable[str]) -> None:
         for name in names:
-            number = self.dispatcher.next(name, self.clock, len(self.alive) - 1)
+            number = self.scheduler.next(name, self.clock, len(self.alive) - 1)
             if number is not None:
                 del self.idle[name]
                 self._send(name, number)
@@ -197,7 +197,7 @@ class Simulation:
             return
         doing, worker.doing = worker.doing, None
         self.busy += doing.end - doing.begun
-        number = self.dispatcher.finish(name, self.clock)
+        number = self.scheduler.finish(name, self.clock)
         received = self.clock
         if self.spans is not None and number is not None:
             told = (doing.sent, received, doing.synced, doing.end - doing.begun, self.jobs[number][0])
@@ -264,7 +264,7 @@ class Simulation:
             spent = max(0.0, min(self.now, worker.doing.end, worker.hung) - worker.doing.begun)
             self.busy += spent
             self.lost += spent
-        given_up = self.dispatcher.fail(name)
+        given_up = self.scheduler.fail(name)
         if given_up is not None:
             self._close(given_up, "given_up")
         slot, _, life = name.partition(".")
@@ -273,7 +273,7 @@ class Simulation:
 
     def _look(self, _: str) -> None:
         """What the driver does every second: give up who hangs, and double what is overdue."""
-        for name in self.dispatcher.hopeless(self.clock):
+        for name in self.scheduler.hopeless(self.clock):
             self.counts["found"] += 1
             self._lose(name)
         self._give(list(self.idle)[::-1])

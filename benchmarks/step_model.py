@@ -3,9 +3,9 @@
     python benchmarks/step_model.py [--runs 400] [--output benchmarks/results]
 
 Real runs of a few generations scatter by a half from seed to seed, so constants cannot be told apart by them.  Here a
-run is a reward and its signals, drawn as they were measured in fixed-step runs of step-size.md (seeds 3 to 13): a step
-of ρ gains slope·a·ρ·(1 ± 0.4) − κρ² spreads, a falls as the reward nears its top, members see a with an error of 0.37
-and the curvature with one of 0.7.  The rule is the library's.
+run is a reward and its observations, drawn as they were measured in fixed-step runs of step-size.md (seeds 3 to 13): a
+step of ρ gains slope·a·ρ·(1 ± 0.4) − κρ² spreads, a falls as the reward nears its top, members see a with an error of
+0.37 and the curvature with one of 0.7.  The rule is the library's.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from seedtune.strategies.step_size import Adaptive, Situation
 
 N = 32
 SLOPE, LENGTH = 3.2, 5.44
-"""Spreads that a step of one member's length promises, and ‖w‖, of 16 pairs with z-scores."""
+"""Spreads that a step of one member's length should gain, and ‖w‖, of 16 pairs with z-scores."""
 
 FIXED = (1.5, 3.0, 6.0)
 """α/σ of the sweep."""
@@ -42,13 +42,13 @@ class Landscape:
     top: float
     """What there is to gain."""
     falls: float
-    """The part of the first agreement that is gone at the top."""
-    agreement: float
+    """The part of the first reliability that is gone at the top."""
+    reliability: float
     """a of the first generation."""
     bend: float
     """κ of the update's direction."""
     curvature: float
-    """That of members' directions, which is what the centre shows."""
+    """That of members' directions, which is what the current model shows."""
     hidden: float
     """How much less two prompts have in common than a."""
     prompts: float
@@ -65,12 +65,12 @@ TASKS = {
 }
 
 Step = Callable[[dict[str, float]], float]
-"""ρ of a generation, from its signal."""
+"""ρ of a generation, from its observation."""
 
 
 def fixed(ratio: float) -> Callable[[], Step]:
     """α = ratio·σ: ρ = α‖w‖/(Nσ)."""
-    return lambda: lambda signal: ratio * signal["length"] / N
+    return lambda: lambda observation: ratio * observation["length"] / N
 
 
 def adaptive(start: float | None = None) -> Callable[[], Step]:
@@ -79,14 +79,16 @@ def adaptive(start: float | None = None) -> Callable[[], Step]:
     def run() -> Step:
         rule, mean = Adaptive(start=start), step_estimates.NONE
         state: dict[str, float] = {}
-        promise: dict[str, float] = {}
+        predicted: dict[str, float] = {}
 
-        def step(signal: dict[str, float]) -> float:
-            nonlocal mean, state, promise
-            mean = step_estimates.averaged(mean, signal, step_estimates.kept(promise, signal, 1.0))
-            alpha, state = rule.step(state, Situation(1.0, N, signal, mean))
-            radius = alpha * signal["length"] / N
-            promise = step_estimates.promise(signal, radius, 1.0, mean)
+        def step(observation: dict[str, float]) -> float:
+            nonlocal mean, state, predicted
+            mean = step_estimates.averaged(
+                mean, observation, step_estimates.realized_fraction(predicted, observation, 1.0)
+            )
+            alpha, state = rule.step(state, Situation(1.0, N, observation, mean))
+            radius = alpha * observation["length"] / N
+            predicted = step_estimates.predicted_gain(observation, radius, 1.0, mean)
             return radius
 
         return step
@@ -98,18 +100,20 @@ def climb(task: Landscape, make: Callable[[], Step], rng: np.random.Generator) -
     """The reward before every generation, and at the end."""
     step, reward, curve = make(), 0.0, [0.0]
     for _ in range(task.generations):
-        left = task.agreement * max(-0.3, 1.0 - task.falls * reward / task.top)
+        left = task.reliability * max(-0.3, 1.0 - task.falls * reward / task.top)
         slope = SLOPE * (1.0 + 0.12 * rng.normal())
-        radius = step(signal_of(task, reward, slope, left, rng))
+        radius = step(observation_of(task, reward, slope, left, rng))
         reward += slope * left * (1.0 + 0.4 * rng.normal()) * radius - task.bend * radius**2
         reward -= 0.5 * max(0.0, radius - 1.5) ** 2
         curve.append(reward)
     return np.array(curve)
 
 
-def signal_of(task: Landscape, reward: float, slope: float, left: float, rng: np.random.Generator) -> dict[str, float]:
+def observation_of(
+    task: Landscape, reward: float, slope: float, left: float, rng: np.random.Generator
+) -> dict[str, float]:
     """What members say, with errors as measured."""
-    seen = left - task.hidden * max(0.0, left) / task.agreement
+    seen = left - task.hidden * max(0.0, left) / task.reliability
     return {
         "reward": reward - task.curvature + math.hypot(0.14, task.prompts) * rng.normal(),
         "reward_error": math.hypot(0.18, task.prompts),

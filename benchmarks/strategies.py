@@ -48,7 +48,7 @@ IN_STUDY = {
     "sigmas": ["demo"],
 }
 
-COMMON: Settings = {"population": 32, "save_steps": 0, "evaluate_centre": True, "fingerprint_steps": 1000}
+COMMON: Settings = {"population": 32, "save_steps": 0, "evaluate_unperturbed": True, "fingerprint_steps": 1000}
 RATIO = 3.0
 """α/σ of the variants."""
 
@@ -98,7 +98,8 @@ STUDIES = {"variants": variants, "steps": steps, "sigmas": sigmas}
 
 
 def one_run(task: str, settings: Settings, seed: int) -> list[tuple[int, float, float]]:
-    """(rollouts so far, reward of the centre, spoilt share of the last generation's answers) of every evaluation.
+    """(rollouts so far, reward of the current model, spoilt share of the last generation's answers) of every
+    evaluation.
 
     Spoilt: empty, or repeating.
     """
@@ -245,7 +246,7 @@ def grouped(runs: list[Run], task: str) -> dict[str, list[list[list[float]]]]:
 
 
 def variants_table(runs: list[Run], task: str) -> str:
-    """Reward of the centre halfway and at the end, and by seed."""
+    """Reward of the current model halfway and at the end, and by seed."""
     lines = [f"| variant | rollouts | halfway | at the end | by seed | {SPOILT} |"]
     lines.append("| --- | ---: | ---: | ---: | --- | --- |")
     curves = grouped(runs, task)
@@ -302,7 +303,7 @@ def reached(points: Sequence[tuple[float, float]], target: float) -> float:
 
 
 def sigmas_table(runs: list[Run], task: str) -> str:
-    """Reward of the centre and spoilt answers at the end of every σ."""
+    """Reward of the current model and spoilt answers at the end of every σ."""
     lines = [f"| σ | reward at the end | {SPOILT} |", "| --- | ---: | ---: |"]
     curves = grouped(runs, task)
     for label, seeds in curves.items():

@@ -28,7 +28,7 @@ from seedtune.engines.transformers.engine import TransformersEngine
 from seedtune.engines.vllm import compat
 from seedtune.engines.vllm.engine import VllmEngine
 from seedtune.numerics.noise import Noise
-from seedtune.types import CENTRE, Job, Member, Prompt, Sampling, Term, Update
+from seedtune.types import UNPERTURBED, Job, Member, Prompt, Sampling, Term, Update
 
 QUESTIONS = (
     "What is the capital of Japan?", "How many legs does a spider have?", "Name a fruit that is yellow.",
@@ -62,10 +62,12 @@ def cases(model: str, tokens: int) -> dict[str, Callable[[], float]]:
     plain = TransformersEngine(model, noise=Noise(7), settings=TransformersSettings())
     plain.load()
     wave, alone = job(tokens, MEMBERS), [job(tokens, (member,)) for member in MEMBERS]
-    centre = job(tokens, (CENTRE,))
-    centre = replace(centre, prompts=centre.prompts * 8)
+    unperturbed = job(tokens, (UNPERTURBED,))
+    unperturbed = replace(unperturbed, prompts=unperturbed.prompts * 8)
     return {
-        "vLLM without members: 64 completions of the centre": lambda: rollouts(served["gaussian"], centre),
+        "vLLM without members: 64 completions of the unperturbed model": lambda: rollouts(
+            served["gaussian"], unperturbed
+        ),
         WAVE: lambda: rollouts(served["lowrank"], wave),
         ALONE: lambda: rollouts(served["lowrank"], *alone),
         "vLLM, gaussian: the same, member by member": lambda: rollouts(served["gaussian"], wave),
@@ -81,23 +83,23 @@ def vllm_engine(model: str, mode: str) -> VllmEngine:
 
 def parts(engine: VllmEngine) -> dict[str, Callable[[], float]]:
     """The engine's own work between two waves, on one rank."""
-    rank = engine._running._core.model_executor.driver_worker.worker._seedtune
+    state = engine._core._core.model_executor.driver_worker.worker._seedtune
     found: dict[str, Callable[[], float]] = {
         "update by 4 pairs": lambda: timed(lambda: engine.apply(UPDATE)),
-        "live weights of the centre, packed": lambda: timed(lambda: rewrite(engine, CENTRE)),
-        "packing alone": lambda: timed(lambda: [pack() for pack in rank._packers]),
+        "live weights of the unperturbed model, packed": lambda: timed(lambda: rewrite(engine, UNPERTURBED)),
+        "packing alone": lambda: timed(lambda: [pack() for pack in state._packers]),
         "fingerprint": lambda: timed(engine.fingerprint),
     }
     if engine.noise.perturbation == "gaussian":
         found["live weights of a member, packed"] = lambda: timed(lambda: rewrite(engine, MEMBERS[0]))
     else:
-        found["an adapter"] = lambda: timed(lambda: rank.adapters.make(1, f"1:0:1:{SIGMA.hex()}"))
+        found["an adapter"] = lambda: timed(lambda: state.lora.make(1, f"1:0:1:{SIGMA.hex()}"))
     return found
 
 
 def rewrite(engine: VllmEngine, member: Member) -> None:
     """Write live weights that are another member's."""
-    engine._call("become", [*member], SIGMA)
+    engine._call("set_member", [*member], SIGMA)
 
 
 def timed(work: Callable[[], Any]) -> float:

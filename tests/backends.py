@@ -33,7 +33,7 @@ PAIRS = (
     ("bfloat16", "bfloat16"),
     ("float16", "float16"),
 )
-"""Types of centre and perturbed weights that go together."""
+"""Types of current and perturbed weights that go together."""
 
 
 class Reference:
@@ -58,10 +58,10 @@ class Reference:
     def fingerprint(self, array: Array, key: Key, start: int) -> fp.Fingerprint:
         return fp.mix_sum(fp.bits_of(array), key, start)
 
-    def perturbed(self, centre: Array, dtype: str, sigma: float, address: Address, start: int, k: int = 1) -> Array:
-        return references.perturbed(centre, sigma, address, start=start, dtype=dtype, subspaces=k)
+    def perturbed(self, theta: Array, dtype: str, sigma: float, address: Address, start: int, k: int = 1) -> Array:
+        return references.perturbed(theta, sigma, address, start=start, dtype=dtype, subspaces=k)
 
-    def updated_full(
+    def updated_gaussian(
         self, theta: Array, key: Key, updates: Sequence[Update], start: int = 0, anchor: Array | None = None, k: int = 1
     ) -> Array:
         return references.updated(theta, key, updates, start=start, anchor=anchor, subspaces=k)
@@ -102,17 +102,17 @@ class Triton:
     def fingerprint(self, array: Array, key: Key, start: int) -> fp.Fingerprint:
         return gpu.fingerprint(self.tensor(array), key, start)
 
-    def perturbed(self, centre: Array, dtype: str, sigma: float, address: Address, start: int, k: int = 1) -> Array:
-        out = torch.full((centre.size,), math.nan, dtype=getattr(torch, dtype), device=self.device)
-        gpu.perturb(out, self.tensor(centre), sigma, address, start, subspaces=k)
+    def perturbed(self, theta: Array, dtype: str, sigma: float, address: Address, start: int, k: int = 1) -> Array:
+        out = torch.full((theta.size,), math.nan, dtype=getattr(torch, dtype), device=self.device)
+        gpu.perturb(out, self.tensor(theta), sigma, address, start, subspaces=k)
         return to_numpy(out)
 
-    def updated_full(
+    def updated_gaussian(
         self, theta: Array, key: Key, updates: Sequence[Update], start: int = 0, anchor: Array | None = None, k: int = 1
     ) -> Array:
         live = self.tensor(theta)
         base = None if anchor is None else self.tensor(anchor)
-        gpu.update_full(live, key, updates, start=start, anchor=base, subspaces=k)
+        gpu.update_gaussian(live, key, updates, start=start, anchor=base, subspaces=k)
         return to_numpy(live)
 
     def updated_lowrank(
@@ -154,16 +154,16 @@ class Numba:
     def fingerprint(self, array: Array, key: Key, start: int) -> fp.Fingerprint:
         return cpu.fingerprint(fp.bits_of(array), key, start)
 
-    def perturbed(self, centre: Array, dtype: str, sigma: float, address: Address, start: int, k: int = 1) -> Array:
-        out = np.full(centre.size, 1, rounding.ARRAYS[dtype])
-        cpu.perturb(out, centre, sigma, address, start, subspaces=k)
+    def perturbed(self, theta: Array, dtype: str, sigma: float, address: Address, start: int, k: int = 1) -> Array:
+        out = np.full(theta.size, 1, rounding.ARRAYS[dtype])
+        cpu.perturb(out, theta, sigma, address, start, subspaces=k)
         return out
 
-    def updated_full(
+    def updated_gaussian(
         self, theta: Array, key: Key, updates: Sequence[Update], start: int = 0, anchor: Array | None = None, k: int = 1
     ) -> Array:
         live = theta.copy()
-        cpu.update_full(live, key, updates, start=start, anchor=anchor, subspaces=k)
+        cpu.update_gaussian(live, key, updates, start=start, anchor=anchor, subspaces=k)
         return live
 
     def updated_lowrank(

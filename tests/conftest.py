@@ -42,7 +42,7 @@ if importlib.util.find_spec("triton") is not None:
     GridExecutor.__call__ = untraced(GridExecutor.__call__)
 
 SLOW = (
-    "integration/engines/ray/test_fleet.py",
+    "integration/engines/ray/test_engine.py",
     "integration/engines/vllm/test_ranks.py",
     "integration/engines/ray/test_cluster.py",
     "contract/engines/vllm/test_engine.py",

@@ -14,7 +14,7 @@ from seedtune.run.ledger import Record
 from seedtune.run.lineage import Lineage
 from seedtune.strategies.base import Feedback, tell
 from seedtune.strategies.shaping import member_rewards
-from seedtune.types import CENTRE, Plan, Term, Update
+from seedtune.types import UNPERTURBED, Plan, Term, Update
 
 SIZE = 10_000
 Vector = np.ndarray
@@ -55,7 +55,7 @@ class Climb:
 
 
 def evaluate(plan: Plan, theta: Vector, order: Callable[[int], list[int]] = lambda n: list(range(n))) -> Feedback:
-    """Scores of a plan's members, evaluated in any ``order``, and of the centre."""
+    """Scores of a plan's members, evaluated in any ``order``, and of the unperturbed model."""
     here = theta if plan.shift is None else theta + shifted(plan)
     scores = np.empty((len(plan.members), 4))
     for place in order(len(plan.members)):
@@ -98,10 +98,10 @@ def climb(
         record = recorded(plan, feedback, step)
         lineage.add(record)
         run.records.append(record)
-        if step.back_to is None:
+        if step.rollback_to is None:
             run.theta = applied(run.theta, base, lineage.last())
         else:
-            run.theta = thetas[step.back_to]
+            run.theta = thetas[step.rollback_to]
         thetas.append(run.theta)
         run.rewards.append(-float(np.mean(run.theta**2)))
     return run
@@ -115,14 +115,14 @@ def recorded(plan: Plan, feedback: Feedback, step) -> Record:
         rewards=tuple(float(r) for r in member_rewards(feedback.scores)),
         coefficients=step.coefficients,
         prompts=(0, 1, 2, 3),
-        centre_reward=float(np.mean(feedback.centre)),
+        reward_unperturbed=float(np.mean(feedback.unperturbed)),
         tokens={},
         state=step.state,
-        signal=step.signal,
+        observation=step.observation,
         decay=step.update.decay,
-        back_to=step.back_to,
+        rollback_to=step.rollback_to,
     )
     return Record.from_json(json.loads(json.dumps(made.to_json())))
 
 
-__all__ = ["CENTRE", "SIZE", "Climb", "applied", "climb", "evaluate", "noise", "quadratic", "recorded", "total"]
+__all__ = ["SIZE", "UNPERTURBED", "Climb", "applied", "climb", "evaluate", "noise", "quadratic", "recorded", "total"]

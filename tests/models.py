@@ -14,12 +14,12 @@ import transformers as hf
 from tokenizers import Tokenizer, decoders
 from tokenizers.models import BPE
 
-from seedtune.engines.transformers.decoding.decoder import Decoder, Row
+from seedtune.engines.transformers.decoding.decoder import Decoder, DecodeSequence
 from seedtune.engines.transformers.device import TransformersSettings
 from seedtune.engines.transformers.engine import TransformersEngine
 from seedtune.numerics import noise
 from seedtune.numerics.noise import Noise
-from seedtune.types import CENTRE, Job, Member, Prompt, Rollout, Sampling
+from seedtune.types import UNPERTURBED, Job, Member, Prompt, Rollout, Sampling
 
 SPECIAL = ("<pad>", "<bos>", "<eos>", "<unk>")
 CHARACTERS = tuple(chr(code) for code in range(32, 127))
@@ -159,8 +159,8 @@ def random_model(config: Any, seed: int = 0) -> Any:
     with torch.no_grad():
         for parameter in model.parameters():
             noise_scale = 0.2 if parameter.ndim == 1 else 0.25
-            centre = parameter if parameter.ndim == 1 else torch.zeros_like(parameter)
-            parameter.copy_(centre + noise_scale * torch.randn_like(parameter))
+            mean = parameter if parameter.ndim == 1 else torch.zeros_like(parameter)
+            parameter.copy_(mean + noise_scale * torch.randn_like(parameter))
     model.generation_config.eos_token_id, model.generation_config.pad_token_id = EOS, PAD
     return model
 
@@ -192,7 +192,9 @@ def text_prompts(*texts: str, limits: Sequence[int | None] | None = None) -> tup
     return tuple(Prompt(i, text, max_tokens=n) for i, (text, n) in enumerate(zip(texts, limits, strict=True)))
 
 
-def job(prompts: Sequence[Prompt], *, members: Sequence[Member] = (CENTRE,), sigma: float = 0.05, **how: Any) -> Job:
+def job(
+    prompts: Sequence[Prompt], *, members: Sequence[Member] = (UNPERTURBED,), sigma: float = 0.05, **how: Any
+) -> Job:
     return Job(0, sigma, tuple(members), tuple(prompts), Sampling(**{"max_tokens": 8, **how}))
 
 
@@ -218,7 +220,7 @@ class Reference:
         self.noise = drawn_as
 
     @torch.no_grad()
-    def become(self, member: Member, sigma: float) -> Any:
+    def set_member(self, member: Member, sigma: float) -> Any:
         for name, (live, base) in self.weights.items():
             live.copy_(base + member.sign * sigma * self._perturbation(name, base.shape, member))
         return self.model
@@ -266,9 +268,9 @@ def assert_members_are_materialised_models(
     with recorded_logits() as logits:
         rollouts = answers(engine, job(prompts, members=members, sigma=sigma, max_tokens=new))
     assert len(rollouts) == len(members) * len(prompts)
-    reference = Reference(folder, engine.centre.tensors, engine.noise)
+    reference = Reference(folder, engine.weights.tensors, engine.noise)
     for position, member in enumerate(members):
-        alone = reference.become(member, sigma)
+        alone = reference.set_member(member, sigma)
         for place, prompt in enumerate(prompts):
             ids = list(engine.tokenizer(prompt.content)["input_ids"])
             tokens = list(rollouts[member, prompt.id, 0].token_ids)
@@ -288,7 +290,7 @@ def recorded_logits() -> Iterator[dict[tuple[int, int, int], list[torch.Tensor]]
     seen: dict[tuple[int, int, int], list[torch.Tensor]] = {}
     choose = Decoder._choose
 
-    def record(decoder: Decoder, rows: list[Row], logits: torch.Tensor, how: Sampling) -> None:
+    def record(decoder: Decoder, rows: list[DecodeSequence], logits: torch.Tensor, how: Sampling) -> None:
         for row, its in zip(rows, logits, strict=True):
             seen.setdefault((row.member, row.prompt, row.sample), []).append(its.float().clone())
         choose(decoder, rows, logits, how)

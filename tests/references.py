@@ -32,15 +32,15 @@ def same_bits(x: np.ndarray, y: np.ndarray) -> bool:
 
 
 def perturbed(
-    centre: np.ndarray, sigma: float, address: Address, *, start: int = 0, dtype: str, subspaces: int = 1
+    theta: np.ndarray, sigma: float, address: Address, *, start: int = 0, dtype: str, subspaces: int = 1
 ) -> np.ndarray:
-    """nearest(centre + float32(sigma·√K)·noise), in ``dtype``; the shape of ``centre``; outside nearest(centre)."""
-    value = rounding.widen(centre.reshape(-1))
+    """nearest(theta + float32(sigma·√K)·noise), in ``dtype``; the shape of ``theta``; outside nearest(theta)."""
+    value = rounding.widen(theta.reshape(-1))
     scale = np.float32(sigma * math.sqrt(subspaces))
     if scale != 0:
-        own = noise.in_subspace(address, start, centre.size, subspaces=subspaces)
-        value = np.where(own, value + scale * noise.normals(address, start, centre.size), value)
-    return rounding.nearest(value, dtype).reshape(centre.shape)
+        own = noise.in_subspace(address, start, theta.size, subspaces=subspaces)
+        value = np.where(own, value + scale * noise.normals(address, start, theta.size), value)
+    return rounding.nearest(value, dtype).reshape(theta.shape)
 
 
 def updated(
@@ -55,7 +55,7 @@ def updated(
     start: int = 0,
     subspaces: int = 1,
 ) -> np.ndarray:
-    """``theta`` after ``updates``: full-rank noise (``start`` is its first element), or low-rank of a ``rank``.
+    """``theta`` after ``updates``: gaussian noise (``start`` is its first element), or low-rank of a ``rank``.
 
     With a rank, ``theta`` may be the slice at ``corner`` of a tensor of ``shape``.
     """
@@ -81,7 +81,7 @@ def _parts(update: Update, key: Key, shape: tuple[int, ...], how: Any) -> Iterat
     whole, rank, (row, col), start, subspaces = how
     for term in update.terms:
         if rank is None:
-            address = Address(key, Stream.FULL, term.generation, term.pair)
+            address = Address(key, Stream.GAUSSIAN, term.generation, term.pair)
             drawn = noise.normals(address, start, math.prod(shape))
             own = noise.in_subspace(address, start, drawn.size, subspaces=subspaces)
             yield np.float32(term.weight * math.sqrt(subspaces)) * drawn.reshape(shape), own.reshape(shape)

@@ -106,7 +106,7 @@ def flip_bit(value: float, bit: int) -> float:
 
 
 def fingerprint(root: Path) -> str:
-    """The fingerprint of the centre that the run's ledger and snapshots give."""
+    """The fingerprint of the weights that the run's ledger and snapshots give."""
     config = recorded_config.for_weights(recorded_config.run_config(root))
     engine, _ = replay.load(root, config, ledger.read(directory.RunPaths(root).ledger))
     return engine.fingerprint()
@@ -123,7 +123,7 @@ def untimed(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def assert_same_run(root: Path, other: Path) -> None:
-    """Both runs have the same ledger, centre and samples, and no missing or doubled metrics."""
+    """Both runs have the same ledger, weights and samples, and no missing or doubled metrics."""
     assert ledger_bytes(root) == ledger_bytes(other)
     assert fingerprint(root) == fingerprint(other)
     mine, theirs = directory.RunPaths(root), directory.RunPaths(other)

@@ -17,7 +17,7 @@ from models import BOS, EOS, PAD, VOCABULARY, save_model
 from seedtune.config.sections import VllmSettings
 from seedtune.engines.base import EngineInfo
 from seedtune.engines.vllm.engine import VllmEngine
-from seedtune.engines.vllm.engine_core import Runtime
+from seedtune.engines.vllm.engine_core import EngineCore
 from seedtune.numerics.noise import Noise
 
 SMALL = {"kv_cache_memory_bytes": 32 << 20, "max_num_seqs": 64, "max_num_batched_tokens": 512, "block_size": 32}
@@ -60,28 +60,28 @@ SERVED: dict[str, Callable[[], Any]] = {
 class Lent(VllmEngine):
     """Starting vLLM takes seconds: one that is closed, or forgotten, lends its running vLLM to the next one like it.
 
-    ``load`` gives that a new centre, and is what is tested; ``test_vllm_process`` starts and ends vLLM.
+    ``load`` gives that new weights, and is what is tested; ``test_vllm_process`` starts and ends vLLM.
     """
 
-    spare: ClassVar[dict[str, list[Runtime]]] = {}
-    started: ClassVar[list[Runtime]] = []
+    spare: ClassVar[dict[str, list[EngineCore]]] = {}
+    started: ClassVar[list[EngineCore]] = []
 
     @property
     def _kind(self) -> str:
         return repr((self.source, self.noise, self.settings))
 
     def load(self, snapshot: Path | None = None) -> EngineInfo:
-        if self._runtime is None and self.spare.get(self._kind):
-            self._runtime = self.spare[self._kind].pop()
+        if self._engine_core is None and self.spare.get(self._kind):
+            self._engine_core = self.spare[self._kind].pop()
         info = super().load(snapshot)
-        if self._running not in self.started:
-            self.started.append(self._running)
+        if self._core not in self.started:
+            self.started.append(self._core)
         return info
 
     def close(self) -> None:
-        if self._runtime is not None and not self._runtime.failed:
-            self.spare.setdefault(self._kind, []).append(self._runtime)
-            self._runtime = None
+        if self._engine_core is not None and not self._engine_core.failed:
+            self.spare.setdefault(self._kind, []).append(self._engine_core)
+            self._engine_core = None
         super().close()
 
     def __del__(self) -> None:

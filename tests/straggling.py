@@ -1,4 +1,4 @@
-"""A fleet in miniature: the toy engine with workers, some of whom are late by a fixed schedule.  Nothing sleeps."""
+"""Ray workers in miniature: the toy engine with workers, some of whom are late by a fixed schedule.  Nothing sleeps."""
 
 from __future__ import annotations
 
@@ -76,8 +76,8 @@ def some_are_late(job: int) -> int:
     return SOME_ARE_LATE.get(job % 10, 0)
 
 
-def config(root: Path, lag: int, **settings) -> Config:
-    """A toy run on a fleet: five jobs a generation, the last one the centre alone."""
+def config(root: Path, max_staleness: int, **settings) -> Config:
+    """A toy run on Ray workers: five jobs a generation, the last one the unperturbed model alone."""
     small = {"generations": 8, "population": 8, "members_per_job": 2, **settings}
-    fleet = {"engine": "fleet", "fleet": {"engine": "toy", "workers": 3, "lag": lag}}
+    fleet = {"engine": "ray", "ray": {"engine": "toy", "workers": 3, "max_staleness": max_staleness}}
     return runs.toy(root, **small).replace(**fleet)

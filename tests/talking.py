@@ -10,7 +10,7 @@ from seedtune.rollouts.evaluator import Evaluator, Outcome
 from seedtune.tasks.base import Task
 from seedtune.tasks.data.rows import examples
 from seedtune.tasks.environments.base import environment_reward
-from seedtune.types import CENTRE, Job, Member, Plan, Rollout
+from seedtune.types import UNPERTURBED, Job, Member, Plan, Rollout
 
 MEMBERS = (Member(0, 0, 1), Member(0, 0, -1), Member(0, 1, 1))
 TEXTS = examples([{"prompt": f"count from {n}:", "start": n} for n in (0, 5)], "train")
@@ -80,7 +80,7 @@ class Scripted:
                 yield Rollout(job.id, job.members[member], place, 0, text, ids, length, "stop" if ids else "length")
 
 
-STEPS = {MEMBERS[0]: "5", MEMBERS[1]: "2", MEMBERS[2]: "100", CENTRE: "4"}
+STEPS = {MEMBERS[0]: "5", MEMBERS[1]: "2", MEMBERS[2]: "100", UNPERTURBED: "4"}
 
 
 def steps(member: Member, _: object) -> str:

@@ -14,19 +14,19 @@ if TYPE_CHECKING:
     from seedtune.config.config import Config
     from seedtune.errors import SeedtuneError
     from seedtune.evaluation.evaluate import Evaluation, evaluate
-    from seedtune.evaluation.held_out import Asking
+    from seedtune.evaluation.held_out import EvalConfig
     from seedtune.planning.plan import Forecast, plan_config
     from seedtune.planning.probe import Probe, probe_config
     from seedtune.run.artifacts.diff import diff_runs
     from seedtune.run.artifacts.export import Rights, export_run
-    from seedtune.run.artifacts.pack import apply_pack, pack_run
+    from seedtune.run.artifacts.pack import pack_run, unpack_run
     from seedtune.run.artifacts.verify import verify_run
     from seedtune.trainer import Callback, Trainer
 
 __all__ = [
-    "Asking",
     "Callback",
     "Config",
+    "EvalConfig",
     "Evaluation",
     "Forecast",
     "Probe",
@@ -34,19 +34,19 @@ __all__ = [
     "SeedtuneError",
     "Trainer",
     "__version__",
-    "apply_pack",
     "diff_runs",
     "evaluate",
     "export_run",
     "pack_run",
     "plan_config",
     "probe_config",
+    "unpack_run",
     "verify_run",
 ]
 
 _HOMES = {
     "Config": "seedtune.config.config",
-    "Asking": "seedtune.evaluation.held_out",
+    "EvalConfig": "seedtune.evaluation.held_out",
     "Evaluation": "seedtune.evaluation.evaluate",
     "evaluate": "seedtune.evaluation.evaluate",
     "SeedtuneError": "seedtune.errors",
@@ -61,7 +61,7 @@ _HOMES = {
     "plan_config": "seedtune.planning.plan",
     "Probe": "seedtune.planning.probe",
     "probe_config": "seedtune.planning.probe",
-    "apply_pack": "seedtune.run.artifacts.pack",
+    "unpack_run": "seedtune.run.artifacts.pack",
 }
 
 

@@ -34,7 +34,7 @@ class MissingExtraError(SeedtuneError):
 
 
 class EngineError(SeedtuneError):
-    """An engine's process died, or something in it failed; the centre can be rebuilt from the ledger."""
+    """An engine's process died, or something in it failed; the current weights can be rebuilt from the ledger."""
 
 
 class DataError(SeedtuneError):

@@ -20,19 +20,19 @@ from seedtune.evaluation.held_out import during_training, others, right
 from seedtune.rewards.scorer import Scorer
 from seedtune.rollouts import asynchronous
 from seedtune.rollouts.evaluator import Evaluator, Outcome
-from seedtune.rollouts.prepare import Data, Given, GivenReward, take
+from seedtune.rollouts.prepare import Data, RewardSpec, TaskInputs, take
 from seedtune.rollouts.prompts import drawn
 from seedtune.run import directory, recorded_config
 from seedtune.run import metrics as run_metrics
-from seedtune.run.diagnostics import Diagnostics, signal_alarms
+from seedtune.run.diagnostics import Diagnostics, observation_alarms
 from seedtune.run.ledger import Ledger, Record
-from seedtune.run.reward_hacking import Guards
+from seedtune.run.reward_hacking import RewardHackingMonitor
 from seedtune.run.session import Session
 from seedtune.strategies.base import Feedback, State, Step, directions, tell
 from seedtune.tasks.base import Task
 from seedtune.tasks.environments.base import EnvironmentFactory
 from seedtune.tasks.reference_answers import scores_itself
-from seedtune.types import CENTRE, Member, Plan, length
+from seedtune.types import UNPERTURBED, Member, Plan, length
 
 Metrics = dict[str, Any]
 
@@ -68,7 +68,7 @@ class Trainer:
         args: Config | None = None,
         *,
         model: str | None = None,
-        reward_funcs: GivenReward | Sequence[GivenReward] | None = None,
+        reward_funcs: RewardSpec | Sequence[RewardSpec] | None = None,
         reward_weights: Sequence[float] | None = None,
         train_dataset: Data | None = None,
         eval_dataset: Data | None = None,
@@ -76,7 +76,7 @@ class Trainer:
         environment_factory: EnvironmentFactory | None = None,
         callbacks: Sequence[Callback] = (),
     ) -> None:
-        given = Given(reward_funcs, reward_weights, train_dataset, eval_dataset, environment_factory)
+        given = TaskInputs(reward_funcs, reward_weights, train_dataset, eval_dataset, environment_factory)
         config = args if args is not None else Config()
         self.config, self.task = take(config, given, model=model, processing_class=processing_class)
         self.others = others(self.config, self.task)
@@ -84,7 +84,7 @@ class Trainer:
         self.strategy = strategies.create(self.config, [reward.weight for reward in self.task.rewards])
         self.session = Session(self.config, self.task, self.strategy)
         self.paths = self.session.paths
-        self.guards = Guards(self.paths.samples)
+        self.reward_hacking = RewardHackingMonitor(self.paths.samples)
         self.scorer = Scorer(self.task.rewards, self.config)
 
     # ------------------------------------------------------------------ public
@@ -124,12 +124,12 @@ class Trainer:
         return self.session.generation
 
     def evaluate(self) -> Metrics:
-        """Mean rewards of the centre on the held-out examples."""
+        """Mean rewards of the current model on the held-out examples."""
         with closing(self.scorer):
             return self._held_out(self.load())[0]
 
     def save_model(self, output_dir: str | Path, *, dtype: str | None = None) -> None:
-        """Write the centre as a Hugging Face folder."""
+        """Write the current model as a Hugging Face folder."""
         from seedtune.run.artifacts.export import write_export
 
         write_export(self.load(), self.config, self.generation, Path(output_dir), dtype=dtype)
@@ -162,35 +162,35 @@ class Trainer:
         self._write_report()
 
     def _members(self, plan: Plan) -> tuple[Member, ...]:
-        return (*plan.members, CENTRE) if self.config.evaluate_centre else plan.members
+        return (*plan.members, UNPERTURBED) if self.config.evaluate_unperturbed else plan.members
 
     def _feedback(self, plan: Plan, outcome: Outcome) -> Feedback:
-        centre = outcome.row(CENTRE) if self.config.evaluate_centre else None
+        unperturbed = outcome.row(UNPERTURBED) if self.config.evaluate_unperturbed else None
         share = min(1.0, len(outcome.examples) / len(self.task.train))
         members = len(plan.members)
         groups = [member.generation for member in plan.members]
-        return Feedback(outcome.scores[:members], centre, share, outcome.by_reward[:, :members], groups)
+        return Feedback(outcome.scores[:members], unperturbed, share, outcome.by_reward[:, :members], groups)
 
     # ------------------------------------------------------------------ records
 
     def _record(self, plan: Plan, outcome: Outcome, told: tuple[Feedback, Step]) -> Record:
         feedback, step = told
-        centre = run_metrics.mean(outcome.row(CENTRE)) if self.config.evaluate_centre else None
+        unperturbed = run_metrics.mean(outcome.row(UNPERTURBED)) if self.config.evaluate_unperturbed else None
         return Record(
             plan=plan,
             alpha=step.alpha,
             rewards=tuple(float(r) for r in feedback.rewards),
             coefficients=step.coefficients,
             prompts=tuple(example.id for example in outcome.examples),
-            centre_reward=centre,
+            reward_unperturbed=unperturbed,
             tokens={
                 "prompt": sum(rollout.prompt_tokens for rollout in outcome.rollouts),
                 "generated": sum(map(length, outcome.rollouts)),
             },
             state=step.state,
-            signal=step.signal,
+            observation=step.observation,
             decay=step.update.decay,
-            back_to=step.back_to,
+            rollback_to=step.rollback_to,
         )
 
     def _measure(self, diagnostics: Diagnostics, evaluator: Evaluator) -> Metrics:
@@ -208,11 +208,11 @@ class Trainer:
             "generation": self.generation,
             **run_metrics.member_metrics(np.array(record.rewards)),
             **run_metrics.prompt_metrics(outcome.scores[:members], asked),
-            "reward_centre": record.centre_reward,
+            "reward_unperturbed": record.reward_unperturbed,
             **run_metrics.function_metrics(outcome.by_function),
             **run_metrics.failure_metrics(outcome.failed),
             **run_metrics.completion_metrics(outcome.rollouts),
-            **self.guards.metrics(outcome.rollouts),
+            **self.reward_hacking.metrics(outcome.rollouts),
             "sigma": record.plan.sigma,
             "alpha": record.alpha,
             **outcome.staleness,
@@ -226,9 +226,9 @@ class Trainer:
         metrics["alarms"] = [
             *run_metrics.alarms(metrics, moved=_moves(record), generated=generated),
             *run_metrics.failure_alarms(outcome.failed, len(outcome.rollouts)),
-            *signal_alarms(record),
-            *(self.guards.alarms(metrics) if generated else ()),
-            *run_metrics.went_back(record.back_to),
+            *observation_alarms(record),
+            *(self.reward_hacking.alarms(metrics) if generated else ()),
+            *run_metrics.went_back(record.rollback_to),
             *times.notes,
         ]
         directory.append_lines(self.paths.metrics, [metrics])
@@ -258,8 +258,8 @@ class Trainer:
         return [row for row in directory.read_lines(self.paths.metrics) if "eval_reward" in row]
 
     def _show(self, plan: Plan, outcome: Outcome, generation: int) -> None:
-        """The centre's answers to a generation's prompts, before the ledger: what it has is never missing."""
-        if self.config.evaluate_centre and plan.shift is None:
+        """The current model's answers to a generation's prompts, before the ledger: what it has is never missing."""
+        if self.config.evaluate_unperturbed and plan.shift is None:
             directory.append_lines(self.paths.samples, _samples(outcome, self.task, generation, "train"))
 
     # ------------------------------------------------------------------ helpers
@@ -274,7 +274,7 @@ class Trainer:
 
 
 def _samples(outcome: Outcome, task: Task, generation: int, split: str) -> list[dict[str, Any]]:
-    """What the centre answered, for ``seedtune samples`` and the report."""
+    """What the unperturbed model answered, for ``seedtune samples`` and the report."""
     return [
         {
             "generation": generation,
@@ -287,7 +287,7 @@ def _samples(outcome: Outcome, task: Task, generation: int, split: str) -> list[
             "right": bool(right(task, [reward])[0]) if task.has_accuracy else None,
             "finish": rollout.finish,
         }
-        for rollout, reward in outcome.of(CENTRE)
+        for rollout, reward in outcome.of(UNPERTURBED)
     ]
 
 

@@ -20,7 +20,7 @@ _LABEL = re.compile(r"(?:(\d+):)?(\d+)([+-])")
 
 
 class Member(NamedTuple):
-    """One perturbed model: θ + sign·σ·ε(generation, pair).  ``sign`` 0 is the centre, θ itself.
+    """One perturbed model: θ + sign·σ·ε(generation, pair).  ``sign`` 0 is the unperturbed model, θ itself.
 
     ``generation`` is the generation of the noise's address; it differs from the generation being
     evaluated only where a strategy reuses noise.
@@ -33,15 +33,15 @@ class Member(NamedTuple):
     def label(self, generation: int) -> str:
         """The short form the ledger uses: ``3+``, ``3-``, or ``7:3+`` for noise of another generation."""
         if self.sign == 0:
-            return "centre"
+            return "unperturbed"
         prefix = "" if self.generation == generation else f"{self.generation}:"
         return f"{prefix}{self.pair}{'+' if self.sign > 0 else '-'}"
 
     @classmethod
     def parse(cls, label: str, generation: int) -> Member:
         """The member a ``label`` of that generation names; ValueError if it is not one."""
-        if label == "centre":
-            return CENTRE
+        if label == "unperturbed":
+            return UNPERTURBED
         match = _LABEL.fullmatch(label)
         if match is None:
             raise ValueError(f"not a member label: {label!r}")
@@ -49,7 +49,7 @@ class Member(NamedTuple):
         return cls(int(noise) if noise else generation, int(pair), 1 if sign == "+" else -1)
 
 
-CENTRE = Member(0, 0, 0)
+UNPERTURBED = Member(0, 0, 0)
 """The unperturbed weights as a member."""
 
 
@@ -76,7 +76,7 @@ class Decay:
 class Update:
     """θ ← θ + Σ weight·ε(generation, pair), summed in the order given, then the ``decay`` if there is one.
 
-    ``generation`` addresses the stochastic rounding of a 16-bit centre.
+    ``generation`` addresses the stochastic rounding of 16-bit weights.
     """
 
     generation: int
@@ -86,7 +86,7 @@ class Update:
 
 @dataclass(frozen=True, slots=True)
 class Shift:
-    """θ' = θ + Σ weight·ε(generation, pair): where members are perturbed from, while the centre stays where it is.
+    """θ' = θ + Σ weight·ε(generation, pair): where members are perturbed from, and the current weights stay.
 
     With ``length`` the sum is scaled so that ‖θ' − θ‖₂ over all trained elements is that.
     """
@@ -97,7 +97,7 @@ class Shift:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a strategy asks for: the members to evaluate, the σ they are perturbed with, and where they stand."""
+    """What a strategy asks for: the members to evaluate, the σ they are perturbed with, and from where."""
 
     generation: int
     sigma: float
@@ -148,8 +148,8 @@ class Job:
     """A fixed group of members on the same prompts: the unit that is batched, sent and retried.
 
     The group never depends on the number of workers, so that batch composition never changes a reward.
-    With a ``shift`` members (the centre, too) stand at θ' instead of θ.  ``rows`` are the (member, prompt) positions
-    to evaluate, each once; None: every member answers every prompt.
+    With a ``shift`` members (the unperturbed one, too) are perturbed from θ' instead of θ.  ``rows`` are the (member,
+    prompt) positions to evaluate, each once; None: every member answers every prompt.
     """
 
     id: int

@@ -13,7 +13,7 @@ from seedtune.config.sections import TransformersSettings
 from seedtune.engines.transformers.engine import TransformersEngine
 from seedtune.numerics.noise import Noise
 from seedtune.run import ledger
-from seedtune.types import CENTRE, Job, Prompt, Sampling
+from seedtune.types import UNPERTURBED, Job, Prompt, Sampling
 from waiting import wait_until
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]
@@ -40,7 +40,7 @@ def test_the_built_in_model_knows_the_capital_of_france() -> None:
     assert 0.78 < info.coverage.fraction < 0.80
     assert engine.fused == {"norms": 61, "gates": 30, "attention": 30, "layers": 30}
     question = Prompt(0, ({"role": "user", "content": "What is the capital of France?"},))
-    (rollout,) = engine.evaluate([Job(0, 0.0, (CENTRE,), (question,), Sampling(16))])
+    (rollout,) = engine.evaluate([Job(0, 0.0, (UNPERTURBED,), (question,), Sampling(16))])
     assert "Paris" in rollout.text
     assert rollout.finish == "stop"
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import runs
-from seedtune.numerics.weights import Centre
+from seedtune.numerics.weights import Weights
 from seedtune.run import directory, recorded_config
 from seedtune.trainer import Trainer
 
@@ -53,10 +53,10 @@ POINTS: dict[str, tuple[Any, str, Callable[..., None]]] = {
     "in a ledger line": (os, "pwrite", half_of_the_line),
     "before a flush": (os, "fsync", before),
     "after a flush": (os, "fsync", after),
-    "before an update": (Centre, "apply", before),
-    "after an update": (Centre, "apply", after),
-    "before the weights of a snapshot": (Centre, "save", before),
-    "after the weights of a snapshot": (Centre, "save", after),
+    "before an update": (Weights, "apply", before),
+    "after an update": (Weights, "apply", after),
+    "before the weights of a snapshot": (Weights, "save", before),
+    "after the weights of a snapshot": (Weights, "save", after),
     "before the rename of a snapshot": (Path, "rename", before),
     "after the rename of a snapshot": (Path, "rename", after),
     "before a whole file": (Path, "write_bytes", before),

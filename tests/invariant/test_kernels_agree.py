@@ -47,7 +47,7 @@ Case = Callable[[Any], Any]
 
 def noises() -> Iterator[tuple[str, Case]]:
     for start, count in PLACES:
-        for stream in (Stream.FULL, Stream.ROUNDING):
+        for stream in (Stream.GAUSSIAN, Stream.ROUNDING):
             address = Address(KEY, stream, generation=2**32 - 2, pair=3)
             yield f"normals of {stream.name} {start} {count}", lambda b, a=address, s=start, c=count: b.normals(a, s, c)
         for stream in (Stream.FACTOR_A, Stream.FACTOR_B):
@@ -64,19 +64,19 @@ def fingerprints() -> Iterator[tuple[str, Case]]:
 
 
 def perturbations() -> Iterator[tuple[str, Case]]:
-    address = Address(KEY, Stream.FULL, generation=3, pair=2**32 - 1)
+    address = Address(KEY, Stream.GAUSSIAN, generation=3, pair=2**32 - 1)
     for start, count in PLACES:
-        for centre, out in PAIRS:
+        for source, out in PAIRS:
             for sigma in (-0.02, 0.0) if count == 700 else (-0.02,):
-                arguments = (weights(centre, count), out, sigma, address, start)
-                yield f"perturb {centre} {out} {sigma} {start} {count}", lambda b, a=arguments: b.perturbed(*a)
+                arguments = (weights(source, count), out, sigma, address, start)
+                yield f"perturb {source} {out} {sigma} {start} {count}", lambda b, a=arguments: b.perturbed(*a)
 
 
 def updates() -> Iterator[tuple[str, Case]]:
     for dtype in DTYPES:
         for start, count in PLACES:
             pieces = (weights(dtype, count), KEY, UPDATES, start, weights(dtype, count, seed=1))
-            yield f"full update {dtype} {start} {count}", lambda b, a=pieces: b.updated_full(*a)
+            yield f"gaussian update {dtype} {start} {count}", lambda b, a=pieces: b.updated_gaussian(*a)
     yield from lowrank_updates((1, 1), (3, 1))
 
 
@@ -98,12 +98,12 @@ def subspaces() -> Iterator[tuple[str, Case]]:
         rows = {"start": start // rank * rank, "count": count // rank * rank, "rank": rank, "subspaces": k}
         yield f"A of {name}", lambda b, h=rows: b.factors(KEY, Stream.FACTOR_A, WHO, **h)
         yield f"B of {name}", lambda b, h=rows: b.factors(KEY, Stream.FACTOR_B, WHO, **h)
-        for centre, out in PAIRS:
-            arguments = (weights(centre, count), out, 0.02, Address(KEY, Stream.FULL, 3, 2**32 - 1), start, k)
-            yield f"perturb {centre} {out} in {name}", lambda b, a=arguments: b.perturbed(*a)
+        for source, out in PAIRS:
+            arguments = (weights(source, count), out, 0.02, Address(KEY, Stream.GAUSSIAN, 3, 2**32 - 1), start, k)
+            yield f"perturb {source} {out} in {name}", lambda b, a=arguments: b.perturbed(*a)
         for dtype in DTYPES:
             pieces = (weights(dtype, count), KEY, UPDATES, start, weights(dtype, count, seed=1), k)
-            yield f"full update {dtype} in {name}", lambda b, a=pieces: b.updated_full(*a)
+            yield f"gaussian update {dtype} in {name}", lambda b, a=pieces: b.updated_gaussian(*a)
     yield from lowrank_updates((1, 2), (3, 4), (3, 2), (1, 4))
 
 

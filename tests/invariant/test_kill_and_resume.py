@@ -176,23 +176,23 @@ def stopped(root: Path, after: int, **settings) -> Path:
 
 
 def truncate(folder: Path) -> None:
-    weights = folder / "centre.safetensors"
+    weights = folder / "weights.safetensors"
     weights.write_bytes(weights.read_bytes()[:-7])
 
 
 def flip(folder: Path) -> None:
-    weights = folder / "centre.safetensors"
+    weights = folder / "weights.safetensors"
     data = bytearray(weights.read_bytes())
     data[-5] ^= 1
     weights.write_bytes(data)
 
 
 def empty(folder: Path) -> None:
-    (folder / "centre.safetensors").write_bytes(b"")
+    (folder / "weights.safetensors").write_bytes(b"")
 
 
 def lose_weights(folder: Path) -> None:
-    (folder / "centre.safetensors").unlink()
+    (folder / "weights.safetensors").unlink()
 
 
 def garble(folder: Path) -> None:

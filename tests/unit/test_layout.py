@@ -73,6 +73,27 @@ def test_no_module_name_is_there_twice() -> None:
     assert {name for name, times in count.items() if times > 1} <= SHARED_NAMES
 
 
+def types_of(file: Path) -> list[tuple[str, str]]:
+    """(name, what it is) of the classes and the aliases of types that a file defines at its top."""
+    found = []
+    for node in ast.parse(file.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.ClassDef):
+            found.append((node.name, f"class of {file.relative_to(PACKAGE)}"))
+        elif isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+            name = node.targets[0].id
+            if name[0].isupper() and not name.isupper():
+                found.append((name, ast.unparse(node.value)))
+    return found
+
+
+def test_no_two_classes_have_one_name_and_no_alias_of_a_type_means_two() -> None:
+    meanings: dict[str, set[str]] = {}
+    for file in modules().values():
+        for name, what in types_of(file):
+            meanings.setdefault(name, set()).add(what)
+    assert {name: sorted(what) for name, what in meanings.items() if len(what) > 1} == {}
+
+
 def test_no_imports_run_in_a_circle() -> None:
     """``seedtune`` itself is left out: its `__init__` names the public classes for type checkers."""
     graph = {name: imported(file) - {"seedtune"} for name, file in modules().items() if name != "seedtune"}

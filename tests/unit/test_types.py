@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from seedtune.types import CENTRE, Coverage, Member
+from seedtune.types import UNPERTURBED, Coverage, Member
 
 counts = st.integers(0, 2**32 - 1)
 
@@ -23,9 +23,9 @@ def test_labels_are_short_for_fresh_noise_and_name_the_generation_of_reused_nois
     assert Member(7, 3, 1).label(9) == "7:3+"
 
 
-def test_the_centre_is_labelled_as_such_in_any_generation():
-    assert CENTRE.label(5) == "centre"
-    assert Member.parse("centre", 5) == CENTRE
+def test_the_unperturbed_member_is_labelled_as_such_in_any_generation():
+    assert UNPERTURBED.label(5) == "unperturbed"
+    assert Member.parse("unperturbed", 5) == UNPERTURBED
 
 
 @pytest.mark.parametrize("label", ["", "3", "+", "3*", "-3+", "a:3+", "1:2:3+", "3+ ", " 3+", "3.0+"])

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from seedtune.cli.ray import fleet_app
+from seedtune.cli.ray import ray_app
 
 if TYPE_CHECKING:
     from seedtune.trainer import Trainer
@@ -21,7 +21,7 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
 )
-app.add_typer(fleet_app, name="fleet")
+app.add_typer(ray_app, name="ray")
 
 Sets = Annotated[
     list[str] | None,
@@ -135,11 +135,11 @@ def evaluate(
     temperature: Annotated[float, typer.Option(help="Of the samples; other answers are greedy.")] = 0.7,
     limit: Annotated[int | None, typer.Option(help="Held-out prompts; all by default.")] = None,
     kl: Annotated[bool, typer.Option("--kl", help="Measure the divergence of a run from its base model.")] = False,
-    against: Annotated[
+    baseline: Annotated[
         str | None, typer.Option(metavar="base|G", help="Compare a run with its base model, or with a generation.")
     ] = None,
-    baseline: Annotated[
-        bool, typer.Option("--baseline", help="Add the base model with its best prompt and with majority votes.")
+    prompt_baseline: Annotated[
+        bool, typer.Option("--prompt-baseline", help="Add the base model with its best prompt and with majority votes.")
     ] = False,
     seed: Annotated[int, typer.Option(help="Of the samples and the intervals.")] = 0,
     config: Annotated[
@@ -153,11 +153,11 @@ def evaluate(
 
     A model is loaded once for all tasks.  Nothing is written unless --json or --save says so.
     """
-    from seedtune.cli.eval_and_samples import Options, asking_of, evaluate_command
+    from seedtune.cli.eval_and_samples import Options, eval_config_of, evaluate_command
 
-    how = {"temperature": temperature, "limit": limit, "kl": kl, "baseline": baseline, "seed": seed}
-    asking = asking_of(samples, k, against, **how)
-    evaluate_command(what, asking, Options(tuple(task or ()), generation, config, to_json, save), sets or [])
+    how = {"temperature": temperature, "limit": limit, "kl": kl, "prompt_baseline": prompt_baseline, "seed": seed}
+    eval_config = eval_config_of(samples, k, baseline, **how)
+    evaluate_command(what, eval_config, Options(tuple(task or ()), generation, config, to_json, save), sets or [])
 
 
 @app.command()
@@ -235,7 +235,7 @@ def pack(
     """Write a fine-tune as one small file: kilobytes, whatever the size of the model.
 
     It holds the base model's fingerprint, the seeds and the coefficients; no rewards, prompts or answers.
-    Whoever has the base model gets the same weights, bit for bit, with: seedtune apply BASE FILE -o DIR
+    Whoever has the base model gets the same weights, bit for bit, with: seedtune unpack BASE FILE -o DIR
 
     The first line of the file is JSON that says what it is: head -n 1 FILE
     """
@@ -245,7 +245,7 @@ def pack(
 
 
 @app.command()
-def apply(
+def unpack(
     base: Annotated[str, typer.Argument(metavar="BASE", help="The base model: folder, id or built-in name.")],
     file: Annotated[Path, typer.Argument(metavar="FILE", help="What 'seedtune pack' wrote.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write, new or empty.")],
@@ -260,9 +260,9 @@ def apply(
     one of a newer format, another base model, or weights that come out otherwise are refused, and nothing is
     written.
     """
-    from seedtune.cli.ledger_tools import apply_command
+    from seedtune.cli.ledger_tools import unpack_command
 
-    apply_command(base, (file, output), dtype, sets or [])
+    unpack_command(base, (file, output), dtype, sets or [])
 
 
 @app.command()
@@ -314,19 +314,22 @@ def plan(
 def samples(
     run: RunFolder,
     limit: Annotated[int, typer.Option(help="Prompts to show; 0 shows all.")] = 12,
-    suspicious: Annotated[
-        bool, typer.Option("--suspicious", help="Show answers that look as if the reward had been gamed, and why.")
-    ] = False,
 ) -> None:
     """Held-out answers before and after training, side by side."""
-    if suspicious:
-        from seedtune.cli.eval_and_samples import suspicious_command
-
-        suspicious_command(run, limit)
-        return
     from seedtune.cli.commands import samples_command
 
     samples_command(run, limit)
+
+
+@app.command()
+def inspect(
+    run: RunFolder,
+    limit: Annotated[int, typer.Option(help="Answers to show; 0 shows all.")] = 12,
+) -> None:
+    """Recorded answers that look as if the reward had been gamed, most suspicious first, and why."""
+    from seedtune.cli.eval_and_samples import inspect_command
+
+    inspect_command(run, limit)
 
 
 @app.command()

@@ -73,7 +73,7 @@ def dry_run(trainer: Trainer) -> None:
     lines = ProgressLines(console())
     lines.describe(trainer, info)
     completions = min(config.prompts_per_generation, len(trainer.task.train)) * config.samples_per_prompt
-    sizes = [(size + config.evaluate_centre) * completions for size in populations(config)]
+    sizes = [(size + config.evaluate_unperturbed) * completions for size in populations(config)]
     lines.say(
         f"{max(sizes):,} rollouts a generation{'' if min(sizes) == max(sizes) else ' at most'}, {sum(sizes):,} in all; "
         f"at most {max(sizes) * config.max_completion_length:,} new tokens a generation. Nothing was written."
@@ -143,7 +143,7 @@ def say_changes(paths: directory.RunPaths) -> None:
         console().print(f"  ! {alarm}", soft_wrap=True)
 
 
-def _coloured(spans: Sequence[comparison.Span], style: str) -> Text:
+def _coloured(spans: Sequence[comparison.DiffPiece], style: str) -> Text:
     return Text.assemble(*((piece, style if differs else "") for piece, differs in spans))
 
 

@@ -1,4 +1,4 @@
-"""What ``seedtune eval`` and ``seedtune samples --suspicious`` do."""
+"""What ``seedtune eval`` and ``seedtune inspect`` do."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from seedtune.errors import ConfigError, RunError, storage_cause
 from seedtune.evaluation import report
 from seedtune.evaluation.estimators import Estimate
 from seedtune.evaluation.evaluate import BASE, Evaluation, evaluate, is_run, settings_of
-from seedtune.evaluation.held_out import PLAIN, Asking, Measures
+from seedtune.evaluation.held_out import PLAIN, EvalConfig, Measures
 from seedtune.run import directory, recorded_config
-from seedtune.run.suspicious_samples import suspects
+from seedtune.run.reward_hacking_samples import flagged_samples
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,11 +33,11 @@ class Options:
     save: bool
 
 
-def asking_of(samples: int | None, ks: str | None, against: str | None, **more: Any) -> Asking:
+def eval_config_of(samples: int | None, ks: str | None, baseline: str | None, **more: Any) -> EvalConfig:
     """The options of sampling and comparing as one; ConfigError names the option that is no number."""
     counts = tuple(_number("--k", part) for part in ks.split(",")) if ks else ()
-    base = 0 if against == "base" else None if against is None else _number("--against", against)
-    return Asking(samples=max(counts, default=0) if samples is None else samples, ks=counts, against=base, **more)
+    base = 0 if baseline == "base" else None if baseline is None else _number("--baseline", baseline)
+    return EvalConfig(samples=max(counts, default=0) if samples is None else samples, ks=counts, baseline=base, **more)
 
 
 def _number(option: str, text: str) -> int:
@@ -48,7 +48,7 @@ def _number(option: str, text: str) -> int:
         raise ConfigError(f"{option} {text!r} is not a number. Give {example}.") from None
 
 
-def evaluate_command(what: str, asking: Asking, options: Options, sets: Sequence[str]) -> None:
+def evaluate_command(what: str, eval_config: EvalConfig, options: Options, sets: Sequence[str]) -> None:
     """Evaluate, and show or write the result."""
     if options.save and not is_run(what):
         raise ConfigError(f"--save adds the result to a run, and {what!r} is not one. Use --json FILE.")
@@ -58,7 +58,7 @@ def evaluate_command(what: str, asking: Asking, options: Options, sets: Sequence
             what,
             on=options.tasks,
             generation=options.generation,
-            asking=asking,
+            eval_config=eval_config,
             config=config,
             progress=None if options.json == "-" else progress,
         )
@@ -123,13 +123,13 @@ def shown(estimate: Estimate | None) -> str:
     return f"{estimate.value:.4g} [{estimate.low:.4g}, {estimate.high:.4g}]"
 
 
-def suspicious_command(run: Path, limit: int) -> None:
+def inspect_command(run: Path, limit: int) -> None:
     """A table of recorded answers that look as if the reward had been gamed, with the base model's beside them."""
     recorded_config.run_config(run)
     paths = directory.RunPaths(run)
     if not directory.read_lines(paths.samples):
         raise RunError(f"{run} has no recorded answers yet. Let it finish its first evaluation.")
-    found = suspects(paths)
+    found = flagged_samples(paths)
     if not found:
         console().print(f"{run}: no recorded answer looks suspicious", soft_wrap=True)
         return

@@ -14,7 +14,7 @@ from seedtune.engines.recorded_arithmetic import Entry, words
 from seedtune.run.artifacts.consistency import Audit
 from seedtune.run.artifacts.diff import Difference, diff_runs
 from seedtune.run.artifacts.export import Rights
-from seedtune.run.artifacts.pack import apply_pack, pack_run
+from seedtune.run.artifacts.pack import pack_run, unpack_run
 from seedtune.run.artifacts.verify import Verification, verify_run
 
 
@@ -117,13 +117,13 @@ def pack_command(
     say(f"base model {about.model}, fingerprint {about.base_fingerprint}")
     if about.base_licence is None:
         say("no licence of the base model was found: state it with --base-licence if you give the file away")
-    say(f"rebuild it with: seedtune apply BASE {output} -o MODEL")
+    say(f"rebuild it with: seedtune unpack BASE {output} -o MODEL")
 
 
-def apply_command(base: str, paths: tuple[Path, Path], dtype: str | None, sets: Sequence[str]) -> None:
-    """Apply a pack and say how to load the model."""
+def unpack_command(base: str, paths: tuple[Path, Path], dtype: str | None, sets: Sequence[str]) -> None:
+    """Unpack a fine-tune and say how to load the model."""
     file, output = paths
     check_dtype(dtype)
     with ReplayProgress(console()) as progress:
-        done = apply_pack(base, file, output, dtype=dtype, sets=sets, progress=progress)
+        done = unpack_run(base, file, output, dtype=dtype, sets=sets, progress=progress)
     say_exported(done, output)

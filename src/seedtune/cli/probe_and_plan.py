@@ -23,10 +23,10 @@ COLUMNS = (
     "members",
     "mean",
     "std",
-    "best − centre",
-    "centre − mean",
-    "better",
-    "agreement",
+    "best − unperturbed",
+    "unperturbed − mean",
+    "success rate",
+    "reliability",
     "unchanged",
     "clipped",
     "repeating",
@@ -64,7 +64,7 @@ def _numbers(text: str | None) -> list[float]:
 
 def show_probe(found: Probe) -> None:
     """The table of σ, a sample answer at each, and the recommendation."""
-    _say(f"the same {found.prompts} prompts and members at every σ; reward of the centre {found.centre:.4g}")
+    _say(f"the same {found.prompts} prompts and members at every σ; unperturbed reward {found.unperturbed:.4g}")
     table = Table()
     for heading in COLUMNS:
         table.add_column(heading, justify="right")
@@ -74,8 +74,8 @@ def show_probe(found: Probe) -> None:
     for level in found.levels:
         if level.collapse is not None:
             _say(f"σ {level.sigma:.3g} is refused: {level.collapse}")
-    _say(f"answers to: {report.prompt_text(found.centre_sample[0].prompt)}")
-    _say(f"  centre: {_short(found.centre_sample[1])}")
+    _say(f"answers to: {report.prompt_text(found.unperturbed_sample[0].prompt)}")
+    _say(f"  unperturbed: {_short(found.unperturbed_sample[1])}")
     for level in found.levels:
         _say(f"  σ {level.sigma:.3g}: {_short(level.sample[1])}")
     share = found.rollouts / found.sweep_rollouts
@@ -90,7 +90,7 @@ def show_probe(found: Probe) -> None:
 
 def _cells(level: Level) -> list[str]:
     r, a, stride = level.response, level.answers, level.stride
-    shares = (r.better, r.agreement, a.unchanged, a.clipped, a.repeating, a.empty)
+    shares = (r.success_rate, r.reliability, a.unchanged, a.clipped, a.repeating, a.empty)
     rewards = (r.mean, r.spread, r.best_gain, r.gap)
     step = ("refused", "–") if stride is None else (f"{stride.ratio:.2g} σ", f"{stride.gain:.3g}")
     return [f"{r.sigma:.3g}", str(r.members), *(f"{v:.4g}" for v in rewards), *(f"{v:.0%}" for v in shares), *step]
@@ -130,15 +130,24 @@ def show_forecast(found: Forecast) -> None:
 
 
 def _show_memory(found: Forecast) -> None:
-    table = Table(title="memory (GB) = weights + centre + cache + factors + logits", title_justify="left")
-    for heading in ("mode", "weights", "centre", "cache", "factors", "logits", "together", "packed copy on a CPU"):
+    table = Table(title="memory (GB) = weights + current weights + cache + factors + logits", title_justify="left")
+    for heading in (
+        "mode",
+        "weights",
+        "current weights",
+        "cache",
+        "factors",
+        "logits",
+        "together",
+        "packed copy on a CPU",
+    ):
         table.add_column(heading, justify="left" if heading == "mode" else "right")
-    now = (found.config.perturbation, found.config.master)
+    now = (found.config.perturbation, found.config.weights_dtype)
     for memory in found.memory:
-        mark = " (configured)" if (memory.perturbation, memory.master) == now else ""
-        parts = (memory.weights, memory.centre, memory.cache, memory.factors, memory.logits, memory.total)
+        mark = " (configured)" if (memory.perturbation, memory.weights_dtype) == now else ""
+        parts = (memory.weights, memory.current_weights, memory.cache, memory.factors, memory.logits, memory.total)
         numbers = (f"{part / 1e9:.3f}" for part in (*parts, memory.packed))
-        table.add_row(f"{memory.perturbation}, master {memory.master}{mark}", *numbers)
+        table.add_row(f"{memory.perturbation}, weights_dtype {memory.weights_dtype}{mark}", *numbers)
     console().print(table)
 
 

@@ -181,13 +181,13 @@ def generation_line(metrics: Metrics, total: int, left: str) -> str:
     shares = ", ".join(
         f"{name} {metrics[f'time/{name}'] / step:.0%}" for name in ("rollouts", "perturb", "score", "update")
     )
-    centre = "" if metrics["reward_centre"] is None else f", centre {metrics['reward_centre']:.4g}"
+    unperturbed = "" if metrics["reward_unperturbed"] is None else f", unperturbed {metrics['reward_unperturbed']:.4g}"
     reward = "no reward"
     if metrics["reward"] is not None:
         reward = f"reward {metrics['reward']:.4g} ± {metrics['reward_std']:.3g}, best {metrics['reward_best']:.4g}"
     stale = f", staleness {metrics['staleness/mean']:.1f}" if "staleness/mean" in metrics else ""
     return (
-        f"generation {metrics['generation']}/{total}: {reward}{centre}{stale}, "
+        f"generation {metrics['generation']}/{total}: {reward}{unperturbed}{stale}, "
         f"α {metrics['alpha']:.2g}, {metrics['tokens_per_second']:,.0f} tokens/s, {step:.1f} s ({shares}), {left} left"
     )
 

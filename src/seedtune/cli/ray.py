@@ -1,4 +1,4 @@
-"""``seedtune fleet``: how the workers of a run are, and how many there should be."""
+"""``seedtune ray``: how the workers of a run are, and how many there should be."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rich.table import Table
 from seedtune.cli.console import console
 from seedtune.errors import ConfigError, RunError, resume_command
 
-fleet_app = typer.Typer(help="Watch and resize the workers of a running fleet.", no_args_is_help=True)
+ray_app = typer.Typer(help="Watch the Ray workers of a run, and change their number.", no_args_is_help=True)
 
 OLD = 30.0
 """Seconds without news after which the process of a run seems to be gone."""
@@ -20,7 +20,7 @@ OLD = 30.0
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
 
 
-@fleet_app.command()
+@ray_app.command()
 def status(run: RunFolder) -> None:
     """Every worker of a run: what it does, where it is, how far its weights are, and what happened lately."""
     from seedtune.engines.ray.status_file import status_of
@@ -28,12 +28,12 @@ def status(run: RunFolder) -> None:
     show(run, status_of(run), time.time())
 
 
-@fleet_app.command()
+@ray_app.command()
 def scale(
     run: RunFolder,
     workers: Annotated[str, typer.Argument(metavar="N|KIND=N", help="How many, or of which kind how many.")],
 ) -> None:
-    """Ask a running fleet for another number of workers; it takes effect in a second, and loses no work."""
+    """Ask a run for another number of Ray workers; it takes effect in a second, and loses no work."""
     from seedtune.engines.ray.status_file import ask, status_of
 
     found = status_of(run)
@@ -43,7 +43,7 @@ def scale(
     check_limits({**found["target"], **wished}, *found["limits"])
     ask(run, wished)
     told = ", ".join(f"{count} of {kind}" for kind, count in wished.items())
-    console().print(f"asked for {told}. See: seedtune fleet status {run}", soft_wrap=True)
+    console().print(f"asked for {told}. See: seedtune ray status {run}", soft_wrap=True)
 
 
 def wish_of(text: str, target: dict[str, int]) -> dict[str, int]:
@@ -53,9 +53,9 @@ def wish_of(text: str, target: dict[str, int]) -> dict[str, int]:
     if not number.isdigit():
         raise ConfigError(f"{text!r} is not a number of workers. Write, say, 4, or {kinds[0]}=4.")
     if not kind and len(kinds) > 1:
-        raise ConfigError(f"this fleet has several kinds of workers: say which, for example {kinds[0]}={number}.")
+        raise ConfigError(f"this run has several kinds of workers: say which, for example {kinds[0]}={number}.")
     if kind and kind not in target:
-        raise ConfigError(f"this fleet has no workers of kind {kind!r}, only {', '.join(kinds)}.")
+        raise ConfigError(f"this run has no workers of kind {kind!r}, only {', '.join(kinds)}.")
     return {kind or kinds[0]: int(number)}
 
 
@@ -63,7 +63,7 @@ def check_limits(target: dict[str, int], least: int, most: int | None) -> None:
     """ConfigError if the run would not have so many workers."""
     count = sum(target.values())
     if count < least or (most is not None and count > most):
-        limits = f"fleet.min_workers={least}" + ("" if most is None else f", fleet.max_workers={most}")
+        limits = f"ray.min_workers={least}" + ("" if most is None else f", ray.max_workers={most}")
         raise ConfigError(f"{count} workers are not within {limits}. Ask for another number.")
 
 
@@ -75,7 +75,7 @@ def show(run: Path, found: dict[str, Any], now: float) -> None:
         say(f"no news for {age:.0f} s: the process of {run} seems to be gone", soft_wrap=True)
     target = ", ".join(f"{count} × {kind}" for kind, count in found["target"].items())
     say(
-        f"{run}: {len(found['workers'])} workers of {target} wanted; {found['position']} updates in the centre, "
+        f"{run}: {len(found['workers'])} workers of {target} wanted; {found['position']} updates in the weights, "
         f"{found['open']} jobs open, {found['queued']} of them waiting; {found['lost']} workers lost so far",
         soft_wrap=True,
     )

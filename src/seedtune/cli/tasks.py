@@ -15,7 +15,7 @@ from seedtune.cli.console import console
 from seedtune.config.config import Config
 from seedtune.config.yaml_file import load_config, override
 from seedtune.rewards.optional import install
-from seedtune.tasks.base import Kind, Task
+from seedtune.tasks.base import Task, TaskKind
 from seedtune.tasks.validation import Check, validate
 
 ELSEWHERE = (
@@ -37,7 +37,7 @@ def tasks_command() -> None:
         console().print(line, soft_wrap=True)
 
 
-def _needs(kind: Kind) -> str:
+def _needs(kind: TaskKind) -> str:
     missing = sorted({install(module) for module in kind.needs if importlib.util.find_spec(module) is None})
     if missing:
         return ", ".join(missing)

@@ -64,7 +64,7 @@ def _start(config: Config) -> subprocess.Popen[bytes]:
     """Most checkpoints, and the built-in one, are in bfloat16."""
     how = config.transformers
     dtype = "bfloat16" if how.dtype == "auto" else how.dtype
-    words = dtype, config.master, how.products
+    words = dtype, config.weights_dtype, how.products
     process = subprocess.Popen(
         [sys.executable, "-c", _START, json.dumps(sys.path), *words],
         stdin=subprocess.DEVNULL,

@@ -14,7 +14,7 @@ from pydantic import ValidationError, field_validator, model_validator
 
 from seedtune.config import rules
 from seedtune.config.data_and_rewards import RewardSettings, as_dataset, as_rewards
-from seedtune.config.fields import Fields
+from seedtune.config.fields import Fields, one_spelling
 from seedtune.config.sections import explain, yes_or_no
 from seedtune.errors import ConfigError
 
@@ -22,9 +22,14 @@ from seedtune.errors import ConfigError
 class Config(Fields):
     """Everything a run needs.  Unknown keys are errors; every default is one that trains."""
 
-    _words_of_yaml = field_validator("collapse_guard", mode="before")(yes_or_no)
+    _words_of_yaml = field_validator("rollback_on_collapse", mode="before")(yes_or_no)
     _short_data = field_validator("train_dataset", "eval_dataset", mode="before")(as_dataset)
     _short_rewards = field_validator("reward_funcs", mode="before")(as_rewards)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _learning_rate_is_alpha(cls, data: Any) -> Any:
+        return one_spelling(data) if isinstance(data, dict) else data
 
     @model_validator(mode="before")
     @classmethod
@@ -40,15 +45,15 @@ class Config(Fields):
     def identity(self) -> dict[str, Any]:
         """What the results depend on, as plain JSON data.
 
-        A fleet of one kind of engine is that engine: how many there are makes no difference.
+        Ray workers of one kind of engine are that engine: how many there are makes no difference.
         """
         data = self.model_dump(mode="json", exclude=_INCIDENTAL)
         for other in {"transformers", "vllm", "toy"} - {*self.kinds}:
             del data[other]
         data["engine"] = "+".join(self.kinds)
         data["members_per_job"] = self.group
-        if self.lag:
-            data["lag"] = self.lag
+        if self.max_staleness:
+            data["max_staleness"] = self.max_staleness
         for name in ("task", "environment"):  # a file may move
             place, colon, word = (data[name] or "").rpartition(":")
             data[name] = f"{Path(place).name}:{word}" if colon and place.endswith(".py") else data[name]
@@ -72,7 +77,7 @@ class Config(Fields):
 
     def replace(self, **changes: Any) -> Config:
         """A validated copy with some settings changed."""
-        return Config.create({**self.model_dump(), **changes})
+        return Config.create({**self.model_dump(), **one_spelling(changes)})
 
 
 _INCIDENTAL: dict[str, Any] = {
@@ -81,16 +86,16 @@ _INCIDENTAL: dict[str, Any] = {
     **dict.fromkeys(("logging_steps", "save_steps", "save_total_limit"), True),
     **dict.fromkeys(("drift_steps", "kl_steps", "kl_prompts"), True),
     # Training data are known by their digest, rewards by what `RewardSettings.identity` says of them.
-    **dict.fromkeys(("train_dataset", "eval_dataset", "eval_share", "prompt_column"), True),
+    **dict.fromkeys(("train_dataset", "eval_dataset", "eval_size", "prompt_column"), True),
     **dict.fromkeys(("reward_funcs", "reward_weights"), True),
-    **dict.fromkeys(("reward_workers", "reward_timeout", "reward_memory_mb", "max_reward_failures"), True),
+    **dict.fromkeys(("reward_workers", "reward_timeout", "reward_memory_mb", "max_reward_failure_rate"), True),
     "conversation": {"timeout"},
-    "transformers": {"device", "trust_remote_code", "centre_file", "products"},
+    "transformers": {"device", "trust_remote_code", "weights_folder", "products"},
     "vllm": {
         *("trust_remote_code", "gpu_memory_utilization", "kv_cache_memory_bytes", "enforce_eager"),
-        *("tensor_parallel_size", "centre_memory", "products"),
+        *("tensor_parallel_size", "weights_memory", "products"),
     },
     "toy": {"delay", "products"},
     # Workers are known by what they run, see `Config.identity`.
-    "fleet": True,
+    "ray": True,
 }

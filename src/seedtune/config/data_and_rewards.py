@@ -38,7 +38,7 @@ class JudgeSettings(Section):
     What fails in spite of ``retries`` is not scored (None).
     """
 
-    url: str = "http://localhost:8000/v1"
+    base_url: str = "http://localhost:8000/v1"
     """Base address of an OpenAI-compatible server (``/chat/completions`` is added), or that of ``kind: reward``."""
 
     kind: Literal["chat", "reward"] = "chat"
@@ -56,23 +56,23 @@ class JudgeSettings(Section):
     system: str | None = None
     """A system message before it."""
 
-    rule: Literal["number", "json", "pattern"] = "number"
+    parser: Literal["number", "json", "pattern"] = "number"
     """Where the score is: the last ``number`` (of 8/10 the 8), the ``field`` of a ``json`` object (``kind: reward``
     always), or group 1 of a ``pattern``."""
 
     field: str = "score"
-    """For ``rule: json``."""
+    """For ``parser: json``."""
 
     pattern: str | None = None
-    """For ``rule: pattern``: a regular expression with one group; its last match counts."""
+    """For ``parser: pattern``: a regular expression with one group; its last match counts."""
 
-    lowest: float | None = None
+    min_score: float | None = None
     """A score below is none; by default 0 for ``chat``, and no bound for ``reward``."""
 
-    highest: float | None = None
+    max_score: float | None = None
     """A score above is none (``2024`` is not a mark); by default 10 for ``chat``, and no bound for ``reward``."""
 
-    key_env: str | None = None
+    api_key_env: str | None = None
     """Name of the environment variable that holds the API key.  The key itself is never written anywhere."""
 
     max_tokens: int = Field(default=64, ge=1)
@@ -94,24 +94,29 @@ class JudgeSettings(Section):
     """Requests at a time."""
 
     @model_validator(mode="after")
-    def _rule_has_what_it_needs(self) -> JudgeSettings:
-        if (self.rule == "pattern") != (self.pattern is not None):
-            raise ValueError("rule=pattern and a pattern go together, such as pattern='Score: ([0-9.]+)'")
+    def _parser_has_what_it_needs(self) -> JudgeSettings:
+        if (self.parser == "pattern") != (self.pattern is not None):
+            raise ValueError("parser=pattern and a pattern go together, such as pattern='Score: ([0-9.]+)'")
         if self.pattern is not None and _groups(self.pattern) != 1:
             raise ValueError(f"pattern={self.pattern!r} must be a regular expression with exactly one (group)")
-        if self.field != "score" and self.rule != "json":
-            raise ValueError(f"field={self.field!r} is for rule=json: leave it out, or use rule=json")
-        if self.kind == "reward" and self.rule != "json":
-            raise ValueError(f"kind=reward answers with JSON: use rule=json and field, instead of rule={self.rule}")
+        if self.field != "score" and self.parser != "json":
+            raise ValueError(f"field={self.field!r} is for parser=json: leave it out, or use parser=json")
+        if self.kind == "reward" and self.parser != "json":
+            raise ValueError(
+                f"kind=reward answers with JSON: use parser=json and field, instead of parser={self.parser}"
+            )
         if self.bounds[0] >= self.bounds[1]:
-            raise ValueError("lowest={:g} must be less than highest={:g}".format(*self.bounds))
+            raise ValueError("min_score={:g} must be less than max_score={:g}".format(*self.bounds))
         return self
 
     @property
     def bounds(self) -> tuple[float, float]:
         """What counts as a score: from, to."""
-        lowest, highest = (0.0, 10.0) if self.kind == "chat" else (-math.inf, math.inf)
-        return (lowest if self.lowest is None else self.lowest, highest if self.highest is None else self.highest)
+        min_score, max_score = (0.0, 10.0) if self.kind == "chat" else (-math.inf, math.inf)
+        return (
+            min_score if self.min_score is None else self.min_score,
+            max_score if self.max_score is None else self.max_score,
+        )
 
 
 class ClassifierSettings(Section):
@@ -193,7 +198,7 @@ class RewardSettings(Section):
 
 _INCIDENTAL: dict[str, Any] = {
     "name": True,
-    "judge": {"url", "key_env", "timeout", "retries", "backoff", "concurrency"},
+    "judge": {"base_url", "api_key_env", "timeout", "retries", "backoff", "concurrency"},
     "classifier": {"batch_size", "device"},
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from pydantic import Field
@@ -9,18 +10,32 @@ from pydantic import Field
 from seedtune.config.data_and_rewards import OBJECTS, DatasetSettings, RewardSettings
 from seedtune.config.sections import (
     ConversationSettings,
-    FleetSettings,
     LikelihoodSettings,
     LookAheadSettings,
+    RaySettings,
     ScheduleSettings,
     Section,
     ToySettings,
     TransformersSettings,
     VllmSettings,
 )
+from seedtune.errors import ConfigError
 
 GROUP = 8
-"""Members of a job of a fleet that does not say it: the same for any number of workers, so that rewards are."""
+"""Members of a job of Ray workers by default: the same for any number of workers, so that rewards are."""
+
+
+def one_spelling(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """``settings`` with ``learning_rate`` under its other name, ``alpha``; ConfigError if both are given and differ."""
+    if "learning_rate" not in settings:
+        return dict(settings)
+    result = dict(settings)
+    rate, alpha = result.pop("learning_rate"), result.get("alpha")
+    if None not in (rate, alpha) and rate != alpha:
+        raise ConfigError(
+            f"alpha={alpha} and learning_rate={rate} are two names of one setting, and differ: give one of them"
+        )
+    return {**result, "alpha": alpha if rate is None else rate}
 
 
 class Fields(Section):
@@ -40,11 +55,11 @@ class Fields(Section):
     """Data of your own: a file, a Hugging Face id, or a mapping with ``path``, ``name``, ``split``."""
 
     eval_dataset: DatasetSettings | None = None
-    """Held-out data; without, ``eval_share`` of the training rows are held out."""
+    """Held-out data; without, ``eval_size`` of the training rows are held out."""
 
-    eval_share: float = Field(default=0.1, ge=0.0, lt=1.0)
+    eval_size: float = Field(default=0.1, ge=0.0, lt=1.0)
     """Share of the rows of your own data that are held out where there is no ``eval_dataset``: rounded down, 128 rows
-    at the most, the same ones whatever the seed; 0: none."""
+    at the most, the same ones whatever the seed; 0: none.  A share, as ``test_size`` of ``train_test_split``."""
 
     prompt_column: str = "prompt"
     """The column of your own data that holds the prompts: text, or lists of chat messages."""
@@ -61,8 +76,8 @@ class Fields(Section):
     conversation: ConversationSettings = ConversationSettings()
     """Limits of such conversations."""
 
-    engine: Literal["transformers", "vllm", "toy", "fleet"] = "transformers"
-    """What evaluates the population; ``fleet``: workers on Ray, each with one of the others (section ``fleet``)."""
+    engine: Literal["transformers", "vllm", "toy", "ray"] = "transformers"
+    """What evaluates the population; ``ray``: workers on Ray, each with one of the others (section ``ray``)."""
 
     output_dir: str = "runs/run"
     """The run directory: ledger, metrics, samples, snapshots, report."""
@@ -80,27 +95,28 @@ class Fields(Section):
     """Standard deviation of each weight's perturbation, σ."""
 
     alpha: float | None = Field(default=None, gt=0.0)
-    """Step size α of θ ← θ + (α/N) Σ zᵢ εᵢ, 1/σ absorbed.  Left out, it is found while training (see ``step_size``)."""
+    """Step size α of θ ← θ + (α/N) Σ zᵢ εᵢ, 1/σ absorbed.  Left out, it is found while training (see ``step_size``).
+    ``learning_rate`` is accepted as another spelling of it."""
 
     step_size: Literal["auto", "adaptive", "fixed"] = "auto"
     """``adaptive``: α follows what every generation measures, starting from ``alpha`` if given; ``fixed``: ``alpha``
     as it is (σ/2 if left out, the paper's ratio).  ``auto``: fixed if ``alpha`` is given, adaptive if not."""
 
-    longest_step: float | None = Field(default=None, gt=0.0, le=4.0)
+    max_step_ratio: float | None = Field(default=None, gt=0.0, le=4.0)
     """An adaptive step moves the weights at most so far, in lengths of a member's perturbation; 1.25 if left out."""
 
-    collapse_guard: Literal["auto", "yes", "no"] = "auto"
+    rollback_on_collapse: Literal["auto", "yes", "no"] = "auto"
     """Go back to an earlier generation, and on with smaller steps, when rewards collapse.  ``auto``: with adaptive
     steps."""
 
     noise_reuse: int = Field(default=1, ge=1)
     """Generations that share their noise, with fresh prompts (EGGROLL uses 4)."""
 
-    decay_l2: float = Field(default=0.0, ge=0.0)
+    anchor_l2: float = Field(default=0.0, ge=0.0)
     """λ₂ of the pull to the base model after every update, θ ← θ₀ + (1 − αλ₂)(θ − θ₀) (arXiv 2605.30148: about 10);
     with adaptive steps, whose α differs from generation to generation, σ/2 takes its place here."""
 
-    decay_l1: float = Field(default=0.0, ge=0.0)
+    anchor_l1: float = Field(default=0.0, ge=0.0)
     """λ₁ of θ ← θ₀ + sign(d)·max(|d| − αλ₁, 0), d = θ − θ₀ (about 0.01)."""
 
     lookahead: LookAheadSettings = LookAheadSettings()
@@ -125,9 +141,9 @@ class Fields(Section):
     subspaces: int = Field(default=1, ge=1)
     """Disjoint parts K that each generation deals the weights out to; a pair perturbs one of them, with σ√K (CoPES)."""
 
-    master: Literal["float32", "none"] = "float32"
-    """Precision of the centre: ``float32``, or ``none``: the model's own, with stochastic rounding, at no memory
-    beyond the model's."""
+    weights_dtype: Literal["float32", "model"] = "float32"
+    """Precision of the current weights: ``float32``, or ``model``: the model's own, with stochastic rounding, at no
+    memory beyond the model's."""
 
     trainable: tuple[str, ...] = ("*",)
     """Patterns of Hugging Face tensor names that train."""
@@ -136,26 +152,26 @@ class Fields(Section):
     """Patterns of tensor names that do not, such as ``*.embed_tokens.*``."""
 
     shaping: Literal["zscore", "per_prompt", "centered_rank", "none"] = "zscore"
-    """``zscore``: (R − mean)/std over the population; ``per_prompt``: centred per prompt, global std;
+    """``zscore``: (R − mean)/std over the population; ``per_prompt``: centered per prompt, global std;
     ``centered_rank``: ranks from −½ to ½ (standard deviation 0.29, so give α about 3.5 times more); ``none``: R."""
 
     shaping_clip: float | None = Field(default=None, gt=0.0)
-    """Bound coefficients after shaping, |z| ≤ this; None: no bound."""
+    """Bound utilities (shaped rewards), |z| ≤ this; None: no bound."""
 
     objective: Literal["mean", "pass_at_k", "majority_at_k", "logprob", "choice_accuracy"] = "mean"
     """A member's reward for a prompt, of its samples': their mean, the best (``pass_at_k``), or that of the most
     frequent answer (``majority_at_k``; the task says what of a completion is its answer).  Held-out rewards are
-    means.  Without generation: the mean log-probability of a given answer's tokens (``logprob``), or whether the right
-    one of several has the highest (``choice_accuracy``)."""
+    means.  Without generation: the mean log-probability of a reference answer's tokens (``logprob``), or whether the
+    right one of several has the highest (``choice_accuracy``)."""
 
     likelihood: LikelihoodSettings = LikelihoodSettings()
-    """Where the given answers are."""
+    """Where the reference answers are."""
 
     samples_per_prompt: int = Field(default=1, ge=1)
     """Completions, k, that a member gives to every prompt; more than one needs a temperature."""
 
     multi_objective_aggregation: Literal["sum_then_normalize", "normalize_then_sum"] = "sum_then_normalize"
-    """Several rewards: shape their weighted sum, or shape each by itself and add the weighted coefficients."""
+    """Several rewards: shape their weighted sum, or shape each by itself and add the weighted utilities."""
 
     reward_batch: Literal["sample", "prompt", "all"] = "sample"
     """What a call of a reward function holds: one completion, all of a prompt's in a generation (functions that compare
@@ -171,18 +187,18 @@ class Fields(Section):
     reward_memory_mb: int = Field(default=2048, ge=0)
     """Memory of each reward process in MiB (Linux); 0: no limit."""
 
-    max_reward_failures: float = Field(default=0.5, ge=0.0, le=1.0)
+    max_reward_failure_rate: float = Field(default=0.5, ge=0.0, le=1.0)
     """Training stops when a reward function fails on more than this share of a generation's completions."""
 
     prompts_per_generation: int = Field(default=8, ge=1)
     """Training prompts every member answers in a generation (all of them if there are fewer)."""
 
-    evaluate_centre: bool = True
-    """Let the centre answer each generation's prompts too, as one more member outside the population.  Without it
-    adaptive steps measure no curvature, and take it for what it is on average."""
+    evaluate_unperturbed: bool = True
+    """Let the current model answer each generation's prompts too, as one more member outside the population.  Without
+    it adaptive steps measure no curvature, and take it for what it is on average."""
 
     members_per_job: int = Field(default=0, ge=0)
-    """Members batched together; 0 is the whole population, and 8 with ``engine: fleet``.  Part of a run's identity,
+    """Members batched together; 0 is the whole population, and 8 with ``engine: ray``.  Part of a run's identity,
     unlike the workers."""
 
     system_prompt: str | None = None
@@ -211,7 +227,7 @@ class Fields(Section):
     """Strings that end a completion."""
 
     fingerprint_steps: int = Field(default=10, ge=1)
-    """Every this many generations the centre's fingerprint goes into the ledger."""
+    """Every this many generations the weights' fingerprint goes into the ledger."""
 
     eval_steps: int = Field(default=0, ge=0)
     """Evaluate the held-out split every this many generations; 0: only before and after training."""
@@ -223,7 +239,7 @@ class Fields(Section):
     """Further built-in tasks whose held-out splits are evaluated whenever the run's own is, to watch forgetting."""
 
     drift_steps: int = Field(default=10, ge=0)
-    """Measure how far the centre has come from the base model every this many generations; 0: never."""
+    """Measure how far the current weights are from the base model every this many generations; 0: never."""
 
     kl_steps: int = Field(default=0, ge=0)
     """Measure the divergence from the base model every this many generations; 0: never."""
@@ -235,7 +251,7 @@ class Fields(Section):
     """Show progress every this many generations (metrics are always written)."""
 
     save_steps: int = Field(default=25, ge=0)
-    """Snapshot the centre every this many generations, for a quick resume; 0: only at the end."""
+    """Snapshot the current weights every this many generations, for a quick resume; 0: only at the end."""
 
     save_total_limit: int = Field(default=2, ge=1)
     """Snapshots kept."""
@@ -249,8 +265,8 @@ class Fields(Section):
     toy: ToySettings = ToySettings()
     """Settings of the toy engine."""
 
-    fleet: FleetSettings = FleetSettings()
-    """Settings of a fleet of workers."""
+    ray: RaySettings = RaySettings()
+    """Settings of the Ray workers."""
 
     @property
     def adaptive(self) -> bool:
@@ -260,7 +276,7 @@ class Fields(Section):
     @property
     def guarded(self) -> bool:
         """Whether a collapse is gone back on."""
-        return self.collapse_guard == "yes" or (self.collapse_guard == "auto" and self.adaptive)
+        return self.rollback_on_collapse == "yes" or (self.rollback_on_collapse == "auto" and self.adaptive)
 
     @property
     def has_objects(self) -> bool:
@@ -281,25 +297,25 @@ class Fields(Section):
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """The engines that evaluate, by name: one, or several of a mixed fleet."""
-        return tuple(self.fleet.kinds) if self.engine == "fleet" else (self.engine,)
+        """The engines that evaluate, by name: one, or several of mixed Ray workers."""
+        return tuple(self.ray.kinds) if self.engine == "ray" else (self.engine,)
 
     @property
     def group(self) -> int:
         """Members of a job; 0: all."""
-        return self.members_per_job or (GROUP if self.engine == "fleet" else 0)
+        return self.members_per_job or (GROUP if self.engine == "ray" else 0)
 
     @property
     def held_out_group(self) -> int:
         """Held-out prompts of a job; 0: all."""
-        return self.fleet.prompts_per_job if self.engine == "fleet" else 0
+        return self.ray.prompts_per_job if self.engine == "ray" else 0
 
     @property
-    def lag(self) -> int:
+    def max_staleness(self) -> int:
         """How many generations old a result may be that an update takes."""
-        return self.fleet.lag if self.engine == "fleet" else 0
+        return self.ray.max_staleness if self.engine == "ray" else 0
 
     @property
     def uses_likelihood(self) -> bool:
-        """Whether scores are log-probabilities of given answers: nothing is generated."""
+        """Whether scores are log-probabilities of reference answers: nothing is generated."""
         return self.objective in ("logprob", "choice_accuracy")

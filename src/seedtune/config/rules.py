@@ -84,7 +84,7 @@ def _step(config: Fields) -> str | None:
     samples = config.population // (2 if config.antithetic else 1)
     comparing = {
         "adaptive steps": config.adaptive,
-        "collapse_guard=yes": config.collapse_guard == "yes",
+        "rollback_on_collapse=yes": config.rollback_on_collapse == "yes",
     }
     who = next((name for name, on in comparing.items() if on), None)
     if who is not None and samples < 2:
@@ -92,14 +92,16 @@ def _step(config: Fields) -> str | None:
             f"population={config.population} has one noise sample only, but {who} need to compare at least two: "
             f"use population={4 if config.antithetic else 2} or more" + (", or give alpha" if config.adaptive else "")
         )
-    if not config.adaptive and config.longest_step is not None:
-        return f"longest_step={config.longest_step:g} is for adaptive steps: leave it out, or use step_size=adaptive"
+    if not config.adaptive and config.max_step_ratio is not None:
+        return (
+            f"max_step_ratio={config.max_step_ratio:g} is for adaptive steps: leave it out, or use step_size=adaptive"
+        )
     pull = config.sigma / 2 if config.adaptive else config.step
-    if pull * config.decay_l2 > 1.0:
+    if pull * config.anchor_l2 > 1.0:
         name = "sigma/2" if config.adaptive else "alpha"
         return (
-            f"{name}={pull:g} times decay_l2={config.decay_l2:g} is more than 1: the pull to the base model "
-            f"would overshoot it. Use decay_l2={1.0 / pull:g} or less"
+            f"{name}={pull:g} times anchor_l2={config.anchor_l2:g} is more than 1: the pull to the base model "
+            f"would overshoot it. Use anchor_l2={1.0 / pull:g} or less"
         )
     return None
 
@@ -122,7 +124,7 @@ def _look_ahead(config: Fields) -> str | None:
     return None
 
 
-def _lag(config: Fields) -> str | None:
+def _max_staleness(config: Fields) -> str | None:
     """What needs whole generations, of one σ, with scores prompt by prompt."""
     look, schedule = config.lookahead.kind, config.sigma_schedule
     checks: tuple[tuple[bool, str, str], ...] = (
@@ -130,7 +132,7 @@ def _lag(config: Fields) -> str | None:
         (schedule != ScheduleSettings(), f"sigma_schedule.kind={schedule.kind}", "leave sigma_schedule out"),
         (config.noise_reuse > 1, f"noise_reuse={config.noise_reuse}", "use noise_reuse=1"),
         (look != "none", f"lookahead.kind={look}", "use lookahead.kind=none"),
-        (config.guarded, f"collapse_guard={config.collapse_guard}", "use collapse_guard=no"),
+        (config.guarded, f"rollback_on_collapse={config.rollback_on_collapse}", "use rollback_on_collapse=no"),
         (config.shaping == "per_prompt", "shaping=per_prompt", "use shaping=zscore"),
         (
             config.multi_objective_aggregation != "sum_then_normalize",
@@ -141,9 +143,12 @@ def _lag(config: Fields) -> str | None:
         (config.uses_likelihood, f"objective={config.objective}", "use objective=mean"),
         (config.reward_batch != "sample", f"reward_batch={config.reward_batch}", "use reward_batch=sample"),
     )
-    for wrong, found, fix in checks if config.lag else ():
+    for wrong, found, fix in checks if config.max_staleness else ():
         if wrong:
-            return f"fleet.lag={config.lag} (updates do not wait) does not go with {found}: {fix}, or fleet.lag=0"
+            return (
+                f"ray.max_staleness={config.max_staleness} (updates do not wait) does not go with {found}: {fix}, "
+                "or ray.max_staleness=0"
+            )
     return None
 
 
@@ -169,7 +174,7 @@ def _unused(name: str, found: Section, default: Section, switch: str) -> str | N
 
 CHECKS: tuple[Callable[[Fields], str | None], ...] = (
     _pairs, _rank, _samples, _subspaces, _step, _look_ahead, _own_data,
-    _likelihood, _conversation, _lag,
+    _likelihood, _conversation, _max_staleness,
 )  # fmt: skip
 
 

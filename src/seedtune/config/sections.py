@@ -24,7 +24,7 @@ class TransformersSettings(Section):
     """Precision, device and memory of the in-process engine."""
 
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Precision of the forward pass; ``auto`` is the checkpoint's own (see ``master`` for the centre)."""
+    """Precision of the forward pass; ``auto`` is the checkpoint's own (compare ``weights_dtype``)."""
 
     device: str = "auto"
     """``cpu``, ``cuda``, ``cuda:1``; ``auto`` takes CUDA where there is one."""
@@ -42,8 +42,8 @@ class TransformersSettings(Section):
     """Matrix products.  ``fma32``: float32 sums in one order, equal bits on every CPU with FMA.  ``bf16dot``: the
     dot products of AVX512-BF16.  ``library``: torch's own.  ``auto``: by processor; on resume as the run was begun."""
 
-    centre_file: str | None = None
-    """Keep the centre in a memory-mapped file in this folder instead of in memory (CPU only)."""
+    weights_folder: str | None = None
+    """Keep the current weights in a memory-mapped file in this folder instead of in memory (CPU only)."""
 
     trust_remote_code: bool = False
     """Run model code that comes with a checkpoint.  Off unless you trust its author."""
@@ -55,7 +55,7 @@ class VllmSettings(Section):
     model_config = ConfigDict(extra="allow")
 
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Precision of the forward pass; ``auto`` is the checkpoint's own (see ``master`` for the centre)."""
+    """Precision of the forward pass; ``auto`` is the checkpoint's own (compare ``weights_dtype``)."""
 
     tensor_parallel_size: int = Field(default=1, ge=1)
     """Ranks that each tensor is divided between."""
@@ -73,14 +73,14 @@ class VllmSettings(Section):
     """Neither compile the model nor capture graphs; by default so on a CPU."""
 
     gpu_memory_utilization: float | None = Field(default=None, gt=0.0, le=1.0)
-    """Share of a GPU's memory for vLLM; by default what the centre leaves."""
+    """Share of a GPU's memory for vLLM; by default what the current weights leave."""
 
     kv_cache_memory_bytes: int | None = Field(default=None, ge=1)
     """Bytes for keys and values; by default 1 GiB on a CPU."""
 
-    centre_memory: Literal["device", "host"] = "device"
-    """Where the centre is kept: beside vLLM's weights, or in pinned memory of the host, from where it comes to the GPU
-    in bands whenever members are written or the centre moves.  On a CPU both are the same."""
+    weights_memory: Literal["device", "host"] = "device"
+    """Where the current weights are kept: beside vLLM's weights, or in pinned memory of the host, from where they come
+    to the GPU in bands whenever members are written or the current weights change.  On a CPU both are the same."""
 
     trust_remote_code: bool = False
     """Run model code that comes with a checkpoint.  Off unless you trust its author."""
@@ -105,12 +105,12 @@ class ToySettings(Section):
     """``library``: resume a run with the numpy that is here, whatever it was begun with."""
 
 
-class FleetSettings(Section):
+class RaySettings(Section):
     """Many engines on Ray, one a worker: members are shared out between them, weights never travel."""
 
     workers: int | dict[str, int] = Field(default=2)
     """Workers to have: a number of the kind ``engine``, or one for each kind, such as ``{vllm: 2, transformers: 1}``
-    (then rewards depend on which of them answers).  While training: ``seedtune fleet scale RUN N``."""
+    (then rewards depend on which of them answers).  While training: ``seedtune ray scale RUN N``."""
 
     engine: Literal["transformers", "vllm", "toy"] = "transformers"
     """What each worker runs; its settings are in the section of its name."""
@@ -119,7 +119,7 @@ class FleetSettings(Section):
     """The run waits while it has fewer."""
 
     max_workers: int | None = Field(default=None, ge=1)
-    """The most that ``seedtune fleet scale`` may ask for."""
+    """The most that ``seedtune ray scale`` may ask for."""
 
     address: str | None = None
     """A Ray cluster: ``auto``, ``HOST:PORT`` or ``ray://HOST:PORT``; left out, Ray is started on this machine."""
@@ -133,7 +133,7 @@ class FleetSettings(Section):
     resources: dict[str, float] = Field(default_factory=dict)
     """Further Ray resources of a worker, by name."""
 
-    keep: bool = False
+    detached: bool = False
     """Workers of a cluster (``address``) outlive a process that is killed, and a resumed run takes them over."""
 
     prompts_per_job: int = Field(default=32, ge=1)
@@ -148,19 +148,19 @@ class FleetSettings(Section):
     first_job_timeout: float = Field(default=900.0, gt=0.0)
     """Seconds that a job may take while no job has shown yet how long they take, and a snapshot or an export always."""
 
-    patience: float = Field(default=60.0, gt=0.0)
+    straggler_timeout: float = Field(default=60.0, gt=0.0)
     """A worker is given up when a job takes longer than this many seconds and ten times as long as expected."""
 
-    lag: int = Field(default=0, ge=0)
+    max_staleness: int = Field(default=0, ge=0)
     """Asynchronous mode: an update takes what is there when a worker would have nothing to do, members of up to so many
     earlier generations included.  0: every update waits for its whole generation."""
 
     @model_validator(mode="after")
-    def _counts(self) -> FleetSettings:
+    def _counts(self) -> RaySettings:
         kinds = self.kinds
-        wrong = [f"{name}: {count}" for name, count in kinds.items() if count < 1 or name not in FLEET_ENGINES]
+        wrong = [f"{name}: {count}" for name, count in kinds.items() if count < 1 or name not in RAY_ENGINES]
         if wrong or not kinds:
-            known = ", ".join(FLEET_ENGINES)
+            known = ", ".join(RAY_ENGINES)
             raise ValueError(
                 f"workers={self.workers!r}: give a number of at least 1, for each of {known} that you want"
             )
@@ -174,8 +174,8 @@ class FleetSettings(Section):
             raise ValueError(f"gpus={self.gpus:g}: give a whole number, or a share of one GPU")
         if any(amount <= 0 or name in ("CPU", "GPU") for name, amount in self.resources.items()):
             raise ValueError(f"resources={self.resources}: amounts above 0 of resources other than CPU and GPU")
-        if self.keep and self.address is None:
-            raise ValueError("keep=true needs address: Ray that is started here ends with this process")
+        if self.detached and self.address is None:
+            raise ValueError("detached=true needs address: Ray that is started here ends with this process")
         return self
 
     @property
@@ -184,7 +184,7 @@ class FleetSettings(Section):
         return {self.engine: self.workers} if isinstance(self.workers, int) else dict(sorted(self.workers.items()))
 
 
-FLEET_ENGINES = ("toy", "transformers", "vllm")
+RAY_ENGINES = ("toy", "transformers", "vllm")
 """What a worker may run."""
 
 

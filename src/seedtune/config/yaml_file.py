@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from seedtune.config.config import Config
+from seedtune.config.fields import one_spelling
 from seedtune.errors import ConfigError
 
 
@@ -36,13 +37,14 @@ def read_settings(path: Path, overrides: Iterable[str] = ()) -> dict[str, Any]:
 
 def override(settings: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
     """``settings`` with every ``a.b=value`` applied; values are read as YAML."""
-    result = dict(settings)
+    result, steps = one_spelling(settings), dict[str, Any]()
     for item in overrides:
         key, equals, text = item.partition("=")
         if not equals or not key.strip():
             raise ConfigError(f"--set {item!r} is not of the form key=value, for example --set sigma=0.006")
-        _assign(result, key.strip().split("."), parse_value(text), item)
-    return result
+        path, value = key.strip().split("."), parse_value(text)
+        _assign(steps if path[0] in ("alpha", "learning_rate") else result, path, value, item)
+    return {**result, **one_spelling(steps)}
 
 
 def parse_value(text: str) -> Any:

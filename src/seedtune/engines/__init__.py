@@ -26,10 +26,10 @@ def _vllm(config: Config, noise: Noise) -> Engine:
     return VllmEngine(config.model, noise=noise, settings=config.vllm)
 
 
-def _fleet(config: Config, noise: Noise) -> Engine:
-    from seedtune.engines.ray.engine import FleetEngine
+def _ray(config: Config, noise: Noise) -> Engine:
+    from seedtune.engines.ray.engine import RayEngine
 
-    return FleetEngine(config, noise=noise)
+    return RayEngine(config, noise=noise)
 
 
 def _toy(config: Config, noise: Noise) -> Engine:
@@ -42,7 +42,7 @@ ENGINES: dict[str, Callable[[Config, Noise], Engine]] = {
     "transformers": _transformers,
     "vllm": _vllm,
     "toy": _toy,
-    "fleet": _fleet,
+    "ray": _ray,
 }
 """Every engine by its name in the configuration; each is imported when it is asked for."""
 
@@ -60,7 +60,7 @@ def noise_of(config: Config) -> Noise:
         run_seed=config.seed,
         perturbation=config.perturbation,
         rank=config.rank,
-        master=config.master,
+        weights_dtype=config.weights_dtype,
         trainable=config.trainable,
         freeze=config.freeze,
         subspaces=config.subspaces,

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from seedtune.types import Coverage, Decay, Job, Likelihood, Prompt, Rollout, Term, Update
 
 BASE = Update(0, (), Decay(l2=1.0))
-"""What takes any centre to θ₀, exactly."""
+"""What takes any weights to θ₀, exactly."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,8 +25,8 @@ class EngineInfo:
     dtype: str
     device: str
     coverage: Coverage
-    centre: str = "float32"
-    """Element type of the centre."""
+    weights_dtype: str = "float32"
+    """Element type of the current weights."""
 
     arithmetic: Mapping[str, Any] = field(default_factory=dict)
     """How rewards are computed, as plain JSON data: see `seedtune.engines.recorded_arithmetic`."""
@@ -64,7 +64,7 @@ class Engine(Protocol):
     """The engine protocol.  Every method may raise a ``SeedtuneError`` that says what to do."""
 
     def load(self, snapshot: Path | None = None) -> EngineInfo:
-        """Load the base model, and the centre from ``snapshot`` if one is given."""
+        """Load the base model, and the current weights from ``snapshot`` if one is given."""
         ...
 
     def context_length(self) -> int | None:
@@ -78,9 +78,9 @@ class Engine(Protocol):
     def evaluate(self, jobs: Iterable[Job]) -> Iterator[Rollout]:
         """Yield every job's rollouts as they finish, in any order.
 
-        The members of a job with a shift stand where the shift's terms would move the centre as an update (of the
-        generation of the newest term); the centre stays as it is, bit for bit.  With ``rows`` only these are evaluated,
-        and each gives what it gives among all.
+        The members of a job with a shift are perturbed from where the shift's terms would move the current weights as
+        an update (of the generation of the newest term); the current weights stay as they are, bit for bit.  With
+        ``rows`` only these are evaluated, and each gives what it gives among all.
         """
         ...
 
@@ -92,7 +92,7 @@ class Engine(Protocol):
         ...
 
     def apply(self, *updates: Update) -> None:
-        """Move the centre by every update in order, exactly; several at once pass over the weights once."""
+        """Change the current weights by every update in order, exactly; several at once pass over the weights once."""
         ...
 
     def norm(self, terms: Sequence[Term]) -> float:
@@ -100,7 +100,7 @@ class Engine(Protocol):
         ...
 
     def drift(self) -> float:
-        """‖θ − θ₀‖₂ over all trained elements, in float64: how far the centre has come from the base model."""
+        """‖θ − θ₀‖₂ over all trained elements, in float64: how far the current weights are from the base model."""
         ...
 
     def cosine(self, one: Sequence[Term], other: Sequence[Term]) -> float:
@@ -110,22 +110,22 @@ class Engine(Protocol):
     def logprobs(
         self, prompts: Sequence[Prompt], completions: Sequence[Sequence[int]], *, base: bool = False
     ) -> list[list[float]]:
-        """Log-probabilities of every token of each prompt's completion (ids), temperature 1, by the live centre.
+        """Log-probabilities of every token of each prompt's completion (ids), temperature 1, by the current model.
 
-        With ``base`` by the base model θ₀ instead.  The centre stays as it is.
+        With ``base`` by the base model θ₀ instead.  The current weights stay as they are.
         """
         ...
 
     def fingerprint(self) -> str:
-        """The fingerprint of the centre: equal on every engine that holds the same bits."""
+        """The fingerprint of the current weights: equal on every engine that holds the same bits."""
         ...
 
     def snapshot(self, path: Path) -> None:
-        """Write the centre into the folder ``path``, from which ``load`` reads it again."""
+        """Write the current weights into the folder ``path``, from which ``load`` reads it again."""
         ...
 
     def export(self, path: Path, dtype: str | None = None) -> None:
-        """Write a complete model of the centre that other tools load, in its own precision or ``dtype``."""
+        """Write the complete current model, which other tools load, in its own precision or ``dtype``."""
         ...
 
     def take_times(self) -> EngineTimes:
@@ -138,10 +138,10 @@ class Engine(Protocol):
 
 
 class Streaming(Engine, Protocol):
-    """An engine that goes on evaluating while the centre moves.  Submitted jobs and those of `evaluate` do not mix."""
+    """An engine that evaluates while the current weights change.  Submitted jobs and those of `evaluate` do not mix."""
 
     def submit(self, jobs: Sequence[Job]) -> None:
-        """Queue jobs, their ids unique in a run; each is evaluated by the centre as it is when it is handed out."""
+        """Queue jobs, their ids unique in a run; each is evaluated with the weights of when it is handed out."""
         ...
 
     def finished(self) -> Finished | None:

@@ -5,7 +5,8 @@
     device     "cpu", "cuda sm_90"
     library    where a library takes part: its name, its version, and what decides the order of its sums
 
-A fleet of several kinds of engine has one such mapping for each kind, under "workers".  Weights depend on none of it.
+Ray workers of several kinds of engine have one such mapping for each kind, under "workers".  Weights depend on none of
+it.
 """
 
 from __future__ import annotations

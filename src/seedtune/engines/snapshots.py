@@ -1,4 +1,4 @@
-"""Snapshots: the centre on disk, so that a resume replays less.  A cache; the ledger is the run."""
+"""Snapshots: the current weights on disk, so that a resume replays less.  A cache; the ledger is the run."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from seedtune.errors import storage_error
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """A finished snapshot: its folder, the generations its centre has applied, and its fingerprint."""
+    """A finished snapshot: its folder, the generations its weights have applied, and its fingerprint."""
 
     folder: Path
     generations: int

@@ -15,7 +15,7 @@ from seedtune.run import directory, metrics
 from seedtune.run.directory import RunPaths
 
 Row = Mapping[str, Any]
-Span = tuple[str, bool]
+DiffPiece = tuple[str, bool]
 """A piece of an answer, and whether the other answer lacks it."""
 
 SHARES = ("right answers", "empty answers", "cut off at the limit")
@@ -108,7 +108,7 @@ def shown(estimate: Estimate, share: bool, *, signed: bool = False) -> str:
     return f"{number(estimate.value)} [{number(estimate.low)}, {number(estimate.high)}]"
 
 
-def marked(before: str, after: str) -> tuple[list[Span], list[Span]]:
+def marked(before: str, after: str) -> tuple[list[DiffPiece], list[DiffPiece]]:
     """Both answers in pieces of whole words; a piece that the other one lacks is marked."""
     left, right = (re.findall(r"\s*\S+\s*?", text) for text in (before, after))
     blocks = SequenceMatcher(None, [w.strip() for w in left], [w.strip() for w in right], autojunk=False)
@@ -119,7 +119,7 @@ def marked(before: str, after: str) -> tuple[list[Span], list[Span]]:
     )
 
 
-def _spans(text: str, parts: Sequence[str], codes: Sequence[tuple[str, int, int]]) -> Iterator[Span]:
+def _spans(text: str, parts: Sequence[str], codes: Sequence[tuple[str, int, int]]) -> Iterator[DiffPiece]:
     """Pieces that make up the whole text; white space at its end is not marked."""
     for tag, start, end in codes:
         if start < end:

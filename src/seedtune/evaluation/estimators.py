@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from seedtune.numerics import noise
 
-Array = NDArray[np.float64]
+Floats = NDArray[np.float64]
 
 RESAMPLES = 1000
 """Bootstrap resamples of the prompts."""
@@ -94,7 +94,7 @@ def _won_with(voters: Sequence[tuple[int, float]], silent: int, votes: int, k: i
     return math.fsum(_dealt(seen, silent, d, k)[-1] * shared[k - d].sum() for d in range(min(silent, k) + 1))
 
 
-def _winning(chance: Array, worth: Array, value: float) -> tuple[Array, Array]:
+def _winning(chance: Floats, worth: Floats, value: float) -> tuple[Floats, Floats]:
     """The tables with one more winner, of that ``value``."""
     more, sums = np.zeros_like(chance), np.zeros_like(worth)
     more[:, 1:], sums[:, 1:] = chance[:, :-1], worth[:, :-1] + value * chance[:, :-1]
@@ -102,7 +102,7 @@ def _winning(chance: Array, worth: Array, value: float) -> tuple[Array, Array]:
 
 
 @lru_cache(maxsize=4096)
-def _dealt(seen: int, count: int, drawn: int, k: int) -> Array:
+def _dealt(seen: int, count: int, drawn: int, k: int) -> Floats:
     """(k + 1 − drawn,): the chance that ``drawn`` of d samples are among the last ``count``, d = drawn … k."""
     ways, total = math.comb(count, drawn), seen + count
     chances = [
@@ -116,7 +116,7 @@ def _check(samples: int, k: int) -> None:
         raise ValueError(f"k={k} of samples={samples}: give a k from 1 to {samples}, or more samples")
 
 
-def bootstrap(columns: Array, *, seed: int = 0, resamples: int = RESAMPLES) -> list[Estimate]:
+def bootstrap(columns: Floats, *, seed: int = 0, resamples: int = RESAMPLES) -> list[Estimate]:
     """Means over prompts of ``columns`` (prompts, measures), NaN left out, with 95 % percentile intervals.
 
     Prompts are drawn with replacement by addressed noise, the same draws for every measure: the same numbers give the
@@ -130,7 +130,7 @@ def bootstrap(columns: Array, *, seed: int = 0, resamples: int = RESAMPLES) -> l
     return [_estimate(means[i], drawn[:, i], int(known[:, i].sum()), tails) for i in range(columns.shape[1])]
 
 
-def _estimate(mean: float, drawn: Array, known: int, tail: float) -> Estimate:
+def _estimate(mean: float, drawn: Floats, known: int, tail: float) -> Estimate:
     if known == 0:
         return Estimate(None)
     if known == 1:
@@ -139,7 +139,7 @@ def _estimate(mean: float, drawn: Array, known: int, tail: float) -> Estimate:
     return Estimate(float(mean), float(low), float(high))
 
 
-def _resampled(columns: Array, known: NDArray[np.bool_], seed: int, resamples: int) -> Array:
+def _resampled(columns: Floats, known: NDArray[np.bool_], seed: int, resamples: int) -> Floats:
     """(resamples, measures) means."""
     prompts, made = len(columns), []
     address = noise.Address(noise.key(seed, "bootstrap"), noise.Stream.ORDER)
@@ -153,6 +153,6 @@ def _resampled(columns: Array, known: NDArray[np.bool_], seed: int, resamples: i
     return np.concatenate(made) if made else np.zeros((0, columns.shape[1]))
 
 
-def _means(sums: Array, counts: Array) -> Array:
-    means: Array = np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
+def _means(sums: Floats, counts: Floats) -> Floats:
+    means: Floats = np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
     return means

@@ -14,9 +14,9 @@ from seedtune.config.yaml_file import override, read_settings
 from seedtune.engines.base import Engine
 from seedtune.errors import ConfigError
 from seedtune.evaluation.estimators import Estimate, bootstrap
-from seedtune.evaluation.held_out import Asking, Measures, check_asking, held_out, measure
+from seedtune.evaluation.held_out import EvalConfig, Measures, check_eval_config, held_out, measure
 from seedtune.evaluation.prompt_baseline import baselines, voted
-from seedtune.rollouts.prepare import Given, take
+from seedtune.rollouts.prepare import TaskInputs, take
 from seedtune.run import directory, ledger, recorded_config, replay
 from seedtune.tasks.base import Task
 from seedtune.types import __version__
@@ -41,7 +41,7 @@ class Subject:
     """Of a run; None for a model."""
 
     fingerprint: str
-    """Of the centre: equal weights have equal ones."""
+    """Of the weights: equal weights have equal ones."""
 
     results: tuple[Measures, ...]
 
@@ -52,7 +52,7 @@ class Evaluation:
 
     what: str
     model: str
-    asking: Asking
+    eval_config: EvalConfig
     settings: Mapping[str, Any]
     subjects: tuple[Subject, ...]
 
@@ -60,7 +60,7 @@ class Evaluation:
         """The first subject less another one on a task, prompt by prompt, by the measures that both have."""
         ours, theirs = (self.subjects[index].results[task].columns for index in (0, other))
         shared = [name for name in ours if name in theirs]
-        return {name: bootstrap((ours[name] - theirs[name])[:, None], seed=self.asking.seed)[0] for name in shared}
+        return {name: bootstrap((ours[name] - theirs[name])[:, None], seed=self.eval_config.seed)[0] for name in shared}
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for JSON, without NaN: what is not known is None."""
@@ -69,7 +69,7 @@ class Evaluation:
             "seedtune": __version__,
             "what": self.what,
             "model": self.model,
-            "asked": {**asdict(self.asking), "ks": list(self.asking.counts)},
+            "eval_config": {**asdict(self.eval_config), "ks": list(self.eval_config.counts)},
             "settings": dict(self.settings),
             "subjects": [self._subject(index) for index in range(len(self.subjects))],
         }
@@ -114,33 +114,34 @@ def evaluate(
     *,
     on: Sequence[str | Task] = (),
     generation: int | None = None,
-    asking: Asking | None = None,
+    eval_config: EvalConfig | None = None,
     config: Config | None = None,
     progress: replay.Progress | None = None,
 ) -> Evaluation:
     """Evaluate a model (folder, id, built-in name) or a run after ``generation`` generations (all by default).
 
     ``on``: tasks or names of built-in ones; the configured task by default.  ``config`` is how answers are asked
-    for, see `settings_of`; whatever its temperature, answers are greedy, and ``asking`` says what is sampled besides.
-    Weights are loaded once for all tasks.  ConfigError, RunError, LedgerError or RewardError say what is wrong.
+    for, see `settings_of`; whatever its temperature, answers are greedy, and ``eval_config`` says what is sampled
+    besides. Weights are loaded once for all tasks.  ConfigError, RunError, LedgerError or RewardError say what is
+    wrong.
     """
-    asking = asking or Asking()
-    if asking.baseline:
-        count = asking.samples or VOTES
-        asking = replace(asking, samples=count, ks=tuple(sorted({*asking.ks, 1, count})))
+    eval_config = eval_config or EvalConfig()
+    if eval_config.prompt_baseline:
+        count = eval_config.samples or VOTES
+        eval_config = replace(eval_config, samples=count, ks=tuple(sorted({*eval_config.ks, 1, count})))
     config = _asked_task(what, on, config or settings_of(what))
-    opened, goals = _run(Path(what), config, progress) if is_run(what) else _model(str(what), config, asking)
-    reached = goals(generation, asking)
+    opened, goals = _run(Path(what), config, progress) if is_run(what) else _model(str(what), config, eval_config)
+    reached = goals(generation, eval_config)
     wanted = [_task(one, config) for one in on or [config.task]]
     for task in wanted:
         held_out(task, config)
-        check_asking(task, asking)
+        check_eval_config(task, eval_config)
     subjects: list[Subject] = []
     for goal in reached:
         with opened(goal) as engine:
-            subjects += _subjects(engine, wanted, config, asking, (str(what), goal))
+            subjects += _subjects(engine, wanted, config, eval_config, (str(what), goal))
     kept = {name: getattr(config, name) for name in SETTINGS}
-    return Evaluation(str(what), config.model, asking, kept, tuple(subjects))
+    return Evaluation(str(what), config.model, eval_config, kept, tuple(subjects))
 
 
 def _asked_task(what: str | Path, on: Sequence[str | Task], config: Config) -> Config:
@@ -155,12 +156,12 @@ def _asked_task(what: str | Path, on: Sequence[str | Task], config: Config) -> C
 
 
 Opened = Callable[[int | None], Any]
-Goals = Callable[[int | None, Asking], list[int | None]]
+Goals = Callable[[int | None, EvalConfig], list[int | None]]
 
 
-def _model(what: str, config: Config, asking: Asking) -> tuple[Opened, Goals]:
+def _model(what: str, config: Config, eval_config: EvalConfig) -> tuple[Opened, Goals]:
     """How to open a model, and the goals there are: the model as it is."""
-    if asking.kl or asking.against is not None:
+    if eval_config.kl or eval_config.baseline is not None:
         raise ConfigError(f"a comparison with the base model needs a run directory, and {what!r} is not one.")
 
     @contextmanager
@@ -172,7 +173,7 @@ def _model(what: str, config: Config, asking: Asking) -> tuple[Opened, Goals]:
         finally:
             engine.close()
 
-    def goals(generation: int | None, _: Asking) -> list[int | None]:
+    def goals(generation: int | None, _: EvalConfig) -> list[int | None]:
         if generation is not None:
             raise ConfigError(f"--generation needs a run directory, and {what!r} is not one.")
         return [None]
@@ -197,10 +198,10 @@ def _run(root: Path, config: Config, progress: replay.Progress | None) -> tuple[
         finally:
             engine.close()
 
-    def goals(generation: int | None, asking: Asking) -> list[int | None]:
+    def goals(generation: int | None, eval_config: EvalConfig) -> list[int | None]:
         first = replay.goal_of(root, contents, generation)
-        others = [] if asking.against is None else [replay.goal_of(root, contents, asking.against)]
-        return list(dict.fromkeys([first, *others, *([0] if asking.baseline else [])]))
+        others = [] if eval_config.baseline is None else [replay.goal_of(root, contents, eval_config.baseline)]
+        return list(dict.fromkeys([first, *others, *([0] if eval_config.prompt_baseline else [])]))
 
     return opened, goals
 
@@ -208,20 +209,23 @@ def _run(root: Path, config: Config, progress: replay.Progress | None) -> tuple[
 def _task(one: str | Task, config: Config) -> Task:
     if isinstance(one, Task):
         return one
-    return take(config, Given())[1] if one == config.task else tasks.create(one)
+    return take(config, TaskInputs())[1] if one == config.task else tasks.create(one)
 
 
 def _subjects(
-    engine: Engine, wanted: Sequence[Task], config: Config, asking: Asking, place: tuple[str, int | None]
+    engine: Engine, wanted: Sequence[Task], config: Config, eval_config: EvalConfig, place: tuple[str, int | None]
 ) -> list[Subject]:
     """What stands in the engine, and where that is the base model its baselines."""
     what, generation = place
-    results = tuple(measure(engine, task, config, asking) for task in wanted)
+    results = tuple(measure(engine, task, config, eval_config) for task in wanted)
     name = what if generation is None else f"generation {generation}" if generation else BASE
     found = [(name, results)]
-    if asking.baseline and not generation:
-        found.append((f"{name}, majority of {asking.samples}", tuple(voted(result) for result in results)))
-        best, best_voted = baselines(engine, wanted, config, asking)
-        found += [(f"{name}, best prompt", best), (f"{name}, best prompt, majority of {asking.samples}", best_voted)]
+    if eval_config.prompt_baseline and not generation:
+        found.append((f"{name}, majority of {eval_config.samples}", tuple(voted(result) for result in results)))
+        best, best_voted = baselines(engine, wanted, config, eval_config)
+        found += [
+            (f"{name}, best prompt", best),
+            (f"{name}, best prompt, majority of {eval_config.samples}", best_voted),
+        ]
     fingerprint = engine.fingerprint()
     return [Subject(told, generation, fingerprint, held) for told, held in found]

@@ -24,8 +24,8 @@ from seedtune.tasks.base import Task
 from seedtune.tasks.reference_answers import scores_itself
 from seedtune.types import Example, length, tokens
 
-Array = NDArray[np.float64]
-Columns = Mapping[str, Array]
+Floats = NDArray[np.float64]
+Columns = Mapping[str, Floats]
 """A value for every prompt by the name of the measure; NaN where there is none."""
 
 GENERATED: dict[str, Any] = {"objective": "mean", "likelihood": LikelihoodSettings()}
@@ -36,7 +36,7 @@ PLAIN = "as it is"
 
 
 @dataclass(frozen=True, slots=True)
-class Asking:
+class EvalConfig:
     """How models are evaluated: greedily, and with ``samples`` completions of every prompt if there are any.
 
     ConfigError says which of these does not go with which.
@@ -58,10 +58,10 @@ class Asking:
     seed: int = 0
     """Addresses the samples' draws and the bootstrap, never the model's noise."""
 
-    against: int | None = None
+    baseline: int | None = None
     """Compare with the run after this many generations; 0 is its base model."""
 
-    baseline: bool = False
+    prompt_baseline: bool = False
     """Add the base model with its best of several prompts and with the majority of its samples."""
 
     def __post_init__(self) -> None:
@@ -98,8 +98,8 @@ class Measures:
         return len(next(iter(self.columns.values())))
 
 
-def measure(engine: Engine, task: Task, config: Config, asking: Asking, *, put: str = PLAIN) -> Measures:
-    """Measure the engine's centre on the held-out prompts of ``task``.
+def measure(engine: Engine, task: Task, config: Config, eval_config: EvalConfig, *, put: str = PLAIN) -> Measures:
+    """Measure the engine's current model on the held-out prompts of ``task``.
 
     Names: ``accuracy`` (full marks), ``reward``, ``reward/FUNCTION`` (if there are several), ``length`` (tokens),
     ``truncated``, ``empty``, ``repeating`` and ``unscored`` (shares) of greedy answers, and ``kl``; of samples
@@ -107,35 +107,41 @@ def measure(engine: Engine, task: Task, config: Config, asking: Asking, *, put: 
     pass@k and maj@k, 0 where a vote chooses it, and left out of other mean rewards.  The numbers depend on the weights
     and the settings alone.
     """
-    check_asking(task, asking)
+    check_eval_config(task, eval_config)
     started = time.perf_counter()
     alone = {"temperature": 0.0, "samples_per_prompt": 1, **({} if scores_itself(task) else GENERATED)}
-    greedy = _answer(engine, task, config.replace(**alone), asking)
+    greedy = _answer(engine, task, config.replace(**alone), eval_config)
     columns = answered(greedy, task)
-    if asking.samples:
-        several = {"temperature": asking.temperature, "samples_per_prompt": asking.samples, "seed": asking.seed}
-        drawn = _answer(engine, task, config.replace(**{**alone, **several}), asking)
-        columns |= sampled(drawn, task, asking.counts)
-    estimates = estimated(columns, asking.seed)
-    if asking.kl:
+    if eval_config.samples:
+        several = {
+            "temperature": eval_config.temperature,
+            "samples_per_prompt": eval_config.samples,
+            "seed": eval_config.seed,
+        }
+        drawn = _answer(engine, task, config.replace(**{**alone, **several}), eval_config)
+        columns |= sampled(drawn, task, eval_config.counts)
+    estimates = estimated(columns, eval_config.seed)
+    if eval_config.kl:
         estimates["kl"] = Estimate(divergence(engine, config, greedy))
     engine.take_times()
     return Measures(task.name, columns, estimates, time.perf_counter() - started, put)
 
 
-def check_asking(task: Task, asking: Asking) -> None:
+def check_eval_config(task: Task, eval_config: EvalConfig) -> None:
     """ConfigError if something is asked for that the task has not."""
-    if scores_itself(task) and (asking.samples or asking.kl):
-        raise ConfigError(f"task {task.name!r} generates nothing. Leave out --samples, --k, --kl and --baseline.")
-    if task.environment is not None and asking.kl:
+    if scores_itself(task) and (eval_config.samples or eval_config.kl):
+        raise ConfigError(
+            f"task {task.name!r} generates nothing. Leave out --samples, --k, --kl and --prompt-baseline."
+        )
+    if task.environment is not None and eval_config.kl:
         raise ConfigError(f"--kl measures single answers, but task {task.name!r} is a conversation. Leave it out.")
 
 
-def _answer(engine: Engine, task: Task, config: Config, asking: Asking) -> Outcome:
+def _answer(engine: Engine, task: Task, config: Config, eval_config: EvalConfig) -> Outcome:
     """The first generation's draws whatever the run, so that a model answers alike wherever its weights came from."""
-    examples = held_out(task, config, asking.limit)
+    examples = held_out(task, config, eval_config.limit)
     with activities.doing(f"held-out prompts of {task.name}"):
-        return Evaluator(engine, task, config).centre(examples, generation=0, tokens=True)
+        return Evaluator(engine, task, config).unperturbed(examples, generation=0, tokens=True)
 
 
 def held_out(task: Task, config: Config, limit: int | None = None) -> Sequence[Example]:
@@ -150,7 +156,7 @@ def held_out(task: Task, config: Config, limit: int | None = None) -> Sequence[E
     return examples
 
 
-def answered(outcome: Outcome, task: Task) -> dict[str, Array]:
+def answered(outcome: Outcome, task: Task) -> dict[str, Floats]:
     """What the answers are worth and what they look like, each the mean over a prompt's answers."""
     rollouts = outcome.rollouts
     values: dict[str, Any] = {} if not task.has_accuracy else {"accuracy": right(task, outcome.rewards)}
@@ -173,7 +179,7 @@ def right(task: Task, rewards: Sequence[float]) -> NDArray[np.bool_]:
     return full
 
 
-def _by_prompt(outcome: Outcome, values: Any) -> Array:
+def _by_prompt(outcome: Outcome, values: Any) -> Floats:
     column = np.asarray(values, dtype=np.float64)
     groups: list[list[float]] = [[] for _ in outcome.examples]
     for rollout, value in zip(outcome.rollouts, column, strict=True):
@@ -182,7 +188,7 @@ def _by_prompt(outcome: Outcome, values: Any) -> Array:
     return np.array([np.nan if mean is None else mean for mean in means])
 
 
-def sampled(outcome: Outcome, task: Task, ks: Sequence[int]) -> dict[str, Array]:
+def sampled(outcome: Outcome, task: Task, ks: Sequence[int]) -> dict[str, Floats]:
     """Mean reward of the samples, and pass@k and votes for every k."""
     groups: list[list[int]] = [[] for _ in outcome.examples]
     for index, rollout in enumerate(outcome.rollouts):
@@ -197,7 +203,7 @@ def sampled(outcome: Outcome, task: Task, ks: Sequence[int]) -> dict[str, Array]
     return columns | {f"majority_reward@{k}": _votes(groups, answers, outcome.rewards, k) for k in ks}
 
 
-def _votes(groups: Sequence[Sequence[int]], answers: Sequence[str], values: Sequence[float], k: int) -> Array:
+def _votes(groups: Sequence[Sequence[int]], answers: Sequence[str], values: Sequence[float], k: int) -> Floats:
     return np.array([majority_at_k([answers[i] for i in g], [values[i] for i in g], k) for g in groups])
 
 
@@ -231,7 +237,7 @@ def during_training(
     elsewhere = config.replace(**GENERATED) if config.uses_likelihood else config
     with activities.doing("held-out prompts"):
         outcomes = [
-            Evaluator(engine, task, config if own else elsewhere, scorer if own else None).centre(
+            Evaluator(engine, task, config if own else elsewhere, scorer if own else None).unperturbed(
                 held_out(task, config), generation=generation
             )
             for task, own in ((task, task is watched[0]) for task in watched)

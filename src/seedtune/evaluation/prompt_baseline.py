@@ -15,7 +15,7 @@ import numpy as np
 from seedtune.config.config import Config
 from seedtune.engines.base import Engine
 from seedtune.errors import ConfigError
-from seedtune.evaluation.held_out import PLAIN, Asking, Measures, estimated, measure
+from seedtune.evaluation.held_out import PLAIN, EvalConfig, Measures, estimated, measure
 from seedtune.run import metrics
 from seedtune.tasks.base import Task
 from seedtune.types import Example, Message
@@ -44,29 +44,31 @@ WORDINGS = (
 """What is tried; the first is the task's own prompt, and the first of equals is chosen."""
 
 
-def baselines(engine: Engine, tasks: Sequence[Task], config: Config, asking: Asking) -> list[tuple[Measures, ...]]:
-    """Rows of results for the engine's centre, one result a task: best prompt, best prompt with votes.
+def baselines(
+    engine: Engine, tasks: Sequence[Task], config: Config, eval_config: EvalConfig
+) -> list[tuple[Measures, ...]]:
+    """Rows of results for the engine's current model, one result a task: best prompt, best prompt with votes.
 
     Where the task's own prompt is the best these are its own results, as they are.
     """
-    found = [_best(engine, task, config, asking) for task in tasks]
+    found = [_best(engine, task, config, eval_config) for task in tasks]
     return [tuple(found), tuple(voted(one) for one in found)]
 
 
-def _best(engine: Engine, task: Task, config: Config, asking: Asking) -> Measures:
+def _best(engine: Engine, task: Task, config: Config, eval_config: EvalConfig) -> Measures:
     started = time.perf_counter()
-    wording = choose(engine, task, config, asking)
+    wording = choose(engine, task, config, eval_config)
     changed = reworded(wording, task, config)
-    result = measure(engine, changed[0], changed[1], replace(asking, kl=False), put=wording.name)
+    result = measure(engine, changed[0], changed[1], replace(eval_config, kl=False), put=wording.name)
     return replace(result, seconds=time.perf_counter() - started)
 
 
-def choose(engine: Engine, task: Task, config: Config, asking: Asking) -> Wording:
+def choose(engine: Engine, task: Task, config: Config, eval_config: EvalConfig) -> Wording:
     """The wording of the highest accuracy (or mean reward, if there is none) on training prompts."""
     if not task.train:
         raise ConfigError(f"task {task.name!r} has no training prompts to choose a prompt on. Leave out the baseline.")
-    practice = replace(task, test=task.train[: min(CHOSEN_ON, asking.limit or CHOSEN_ON)])
-    greedy = Asking(seed=asking.seed)
+    practice = replace(task, test=task.train[: min(CHOSEN_ON, eval_config.limit or CHOSEN_ON)])
+    greedy = EvalConfig(seed=eval_config.seed)
     scores = []
     for wording in WORDINGS:
         task_put, config_put = reworded(wording, practice, config.replace(eval_prompts=0))

@@ -73,10 +73,10 @@ def _headline(evaluations: Sequence[Row]) -> str:
 
 
 def _chart(generations: Sequence[Row], evaluations: Sequence[Row]) -> str:
-    """Reward of the members (mean ± std), of the centre, and held out, against generations."""
+    """Reward of the members (mean ± std), of the unperturbed model, and held out, against generations."""
     lines = {
         "members": ("#8aa", [(row["generation"], row["reward"]) for row in generations]),
-        "centre": ("#06c", [(row["generation"] - 1, row["reward_centre"]) for row in generations]),
+        "unperturbed": ("#06c", [(row["generation"] - 1, row["reward_unperturbed"]) for row in generations]),
         "held out": ("#c30", [(row["generation"], row["eval_reward"]) for row in evaluations]),
     }
     known = [(x, y) for _, points in lines.values() for x, y in points if y is not None]
@@ -111,7 +111,7 @@ def _table(generations: Sequence[Row]) -> str:
         "reward": "reward",
         "± std": "reward_std",
         "best": "reward_best",
-        "centre": "reward_centre",
+        "unperturbed": "reward_unperturbed",
         "length": "completions/mean_length",
         "tokens/s": "tokens_per_second",
         "seconds": "step_time",

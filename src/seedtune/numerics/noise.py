@@ -19,7 +19,7 @@ Subspaces (CoPES, arXiv 2608.02391): each generation deals the elements of a ten
 `subspaces_of`, and pair p perturbs only the elements of subspace p mod K, with noise of standard deviation sqrt(K). For
 low-rank noise the rows of A are dealt out. So the noise of a pair is
 
-* full rank: ``sqrt(K) * mask * noise``, element by element;
+* gaussian: ``sqrt(K) * mask * noise``, element by element;
 * low rank: ``sqrt(K) * (mask * A) B^T / sqrt(rank)``, the mask over rows.
 """
 
@@ -58,7 +58,7 @@ _HALF = np.uint64(32)
 class Stream(IntEnum):
     """What a draw is for. Streams of one tensor are independent. Values 0 to 255, fixed for ever."""
 
-    FULL = 0
+    GAUSSIAN = 0
     FACTOR_A = 1
     FACTOR_B = 2
     ROUNDING = 3
@@ -67,7 +67,7 @@ class Stream(IntEnum):
     ORDER = 6
 
 
-FULL, FACTOR_A, FACTOR_B, ROUNDING, SUBSPACE, SAMPLING, ORDER = Stream
+GAUSSIAN, FACTOR_A, FACTOR_B, ROUNDING, SUBSPACE, SAMPLING, ORDER = Stream
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class Address:
     """
 
     key: tuple[int, int]
-    stream: int = FULL
+    stream: int = GAUSSIAN
     generation: int = 0
     pair: int = 0
 
@@ -298,15 +298,16 @@ def _check_range(what: str, start: int, count: int, limit: int) -> None:
 class Noise:
     """How an engine perturbs: the run seed of every noise address, and the shape of the perturbation.
 
-    ``perturbation`` is "lowrank" (A·Bᵀ/√r, rank r) or "gaussian"; ``master`` "float32" or "none" (the centre in the
-    model's own type); ``trainable`` and ``freeze`` are patterns of Hugging Face names, see `trainable.select`.
+    ``perturbation`` is "lowrank" (A·Bᵀ/√r, rank r) or "gaussian"; ``weights_dtype`` "float32" or "model"
+    (the current weights in the model's own type); ``trainable`` and ``freeze`` are patterns of Hugging Face
+    names, see `trainable.select`.
     With K ``subspaces`` pair p perturbs one K-th of the elements, with √K of the noise, see above.
     """
 
     run_seed: int
     perturbation: str = "lowrank"
     rank: int = 1
-    master: str = "float32"
+    weights_dtype: str = "float32"
     trainable: tuple[str, ...] = ("*",)
     freeze: tuple[str, ...] = ()
     subspaces: int = 1

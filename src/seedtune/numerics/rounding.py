@@ -4,7 +4,8 @@ Weights are float32, float16 or bfloat16. numpy has no bfloat16: its arrays hold
 becomes a 16-bit element in one of two ways, both by integer arithmetic on the bits, so that every device agrees:
 
 * `nearest`, to nearest even as in IEEE 754, writes perturbed weights, which are read once;
-* `stochastic`, up or down at random with the exact value as the mean, writes the centre, where updates far below
+* `stochastic`, up or down at random with the exact value as the mean, writes the current weights, where updates far
+below
   half a step of the type must add up over many generations instead of being lost.
 
 The compiled kernels are tested against this module bit for bit. NaN is quieted and keeps its sign and the high

@@ -1,8 +1,8 @@
-"""The centre: the unperturbed trainable weights, exact, moved only by updates of seeds.
+"""The current weights: the unperturbed trainable weights, exact, changed only by updates of seeds.
 
 ``gaussian``:  θ ← θ + Σₚ wₚ εₚ for every element;  ``lowrank``:  W ← W + Σₚ wₚ/√r · Aₚ Bₚᵀ.  The sum is float32 in the
-order of the update's terms, element by element.  A float32 centre is rounded once per update, a centre in the
-model's own 16 bits by stochastic rounding from noise stream 3.  Same base and same updates give the same bits.
+order of the update's terms, element by element.  Float32 weights are rounded once per update, weights in the model's
+own 16 bits by stochastic rounding from noise stream 3.  Same base and same updates give the same bits.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from seedtune.numerics.noise import Address, Noise, Stream, key
 from seedtune.numerics.rounding import widen
 from seedtune.types import Member, Shift, Term, Update
 
-Weights = NDArray[Any]
+WeightArray = NDArray[Any]
 """float32, float16, or uint16 that holds the bits of bfloat16; on a GPU a torch tensor takes its place."""
 
-Anchor = Callable[[str], Weights]
+Anchor = Callable[[str], WeightArray]
 """Gives a tensor's base weights, for updates with decay."""
 
 TENSORS, SAMPLE = 48, 1 << 12
@@ -42,13 +42,13 @@ def cpu_kernels() -> Kernels:
     return cpu
 
 
-def tensor_fingerprint(name: str, array: Weights) -> fp.Fingerprint:
+def tensor_fingerprint(name: str, array: WeightArray) -> fp.Fingerprint:
     """``fingerprint.tensor_fingerprint`` by the compiled kernel; bfloat16 as its uint16 view."""
     bits = np.ascontiguousarray(fp.bits_of(array)).reshape(-1)
     return cpu_kernels().fingerprint(bits, fp.tensor_key(name, array.dtype.itemsize))
 
 
-class Centre:
+class Weights:
     """Trainable tensors under their Hugging Face names, C order: any shape, or two-dimensional for ``lowrank``.
 
     The arrays are used in place, so an engine may let its live weights be views of them.  ``anchor`` gives base
@@ -88,16 +88,16 @@ class Centre:
             self._kernels.update_lowrank(part, where, updates, rank=self.noise.rank, anchor=anchor, **how)
             return
         flat = None if anchor is None else anchor.reshape(-1)
-        self._kernels.update_full(part.reshape(-1), where, updates, anchor=flat, **how)
+        self._kernels.update_gaussian(part.reshape(-1), where, updates, anchor=flat, **how)
 
-    def part(self, tensors: Mapping[str, Any]) -> Centre:
+    def part(self, tensors: Mapping[str, Any]) -> Weights:
         """Other arrays under these names (copies, zeros, first rows), moved by the same noise and the same kernels."""
-        return Centre(tensors, self.noise, kernels=self._kernels, anchor=self._anchor)
+        return Weights(tensors, self.noise, kernels=self._kernels, anchor=self._anchor)
 
     def step(self, shift: Shift | None) -> Update | None:
-        """The update that would take the centre to where the members of a ``shift`` stand; None for no shift.
+        """The update that would take the current weights to where a ``shift`` puts the members; None for no shift.
 
-        Of a centre in 16 bits it is rounded as an update of the generation of the shift's newest term.
+        For weights in 16 bits it is rounded as an update of the generation of the shift's newest term.
         """
         if shift is None or not shift.terms:
             return None
@@ -147,9 +147,9 @@ class Centre:
 
     def perturb(self, name: str, member: Member, sigma: float, out: Any) -> None:
         """Write a member's weights, round(θ + sign·σ·ε), into ``out`` (flat, the model's type); ``gaussian`` only."""
-        address = Address(self.keys[name], Stream.FULL, member.generation, member.pair)
-        centre, subspaces = self.tensors[name].reshape(-1), self.noise.subspaces
-        self._kernels.perturb(out, centre, member.sign * sigma, address, subspaces=subspaces)
+        address = Address(self.keys[name], Stream.GAUSSIAN, member.generation, member.pair)
+        weights, subspaces = self.tensors[name].reshape(-1), self.noise.subspaces
+        self._kernels.perturb(out, weights, member.sign * sigma, address, subspaces=subspaces)
 
     def fill_factors(self, name: str, stream: Stream, pairs: Sequence[tuple[int, int]], out: Any) -> None:
         """Write a low-rank factor of every (generation, pair) into ``out``, float32 (pairs, rows · rank)."""
@@ -172,18 +172,18 @@ class Centre:
         return self._kernels.fingerprint(array.reshape(-1), fp.tensor_key(name, array.dtype.itemsize))
 
     def save(self, folder: Path) -> None:
-        """Write ``centre.safetensors`` into ``folder``."""
-        tensor_file.write(folder / "centre.safetensors", {name: self._host(a) for name, a in self.tensors.items()})
+        """Write ``weights.safetensors`` into ``folder``."""
+        tensor_file.write(folder / "weights.safetensors", {name: self._host(a) for name, a in self.tensors.items()})
 
     def restore(self, folder: Path) -> None:
         """Read the tensors back in place; StorageError if the file is broken or of another model."""
         arrays = {name: self._host(a) for name, a in self.tensors.items()}
-        tensor_file.read_into(folder / "centre.safetensors", arrays)
+        tensor_file.read_into(folder / "weights.safetensors", arrays)
         for name, array in arrays.items():
             if array is not self.tensors[name]:
                 self._kernels.copy(self.tensors[name], array)
 
-    def _host(self, array: Any) -> Weights:
+    def _host(self, array: Any) -> WeightArray:
         """The array itself, or a copy of what lies on a GPU."""
         return array if isinstance(array, np.ndarray) else self._kernels.host(array)
 
@@ -206,15 +206,15 @@ def squared_distance(one: Any, other: Any) -> float:
     return math.fsum(float(((x - y) ** 2).sum()) for x, y in zip(_pieces(one), _pieces(other), strict=True))
 
 
-def factors(centre: Centre, name: str, pairs: Sequence[tuple[int, int]]) -> tuple[Any, Any]:
+def factors(weights: Weights, name: str, pairs: Sequence[tuple[int, int]]) -> tuple[Any, Any]:
     """A (P, m, r) and B (P, n, r), i.i.d. N(0, 1), of a tensor (m, n) and every (generation, pair).
 
     With subspaces, rows of A outside of the pair's are 0.
     """
-    rank, drawn = centre.noise.rank, []
-    for stream, rows in zip((Stream.FACTOR_A, Stream.FACTOR_B), centre.tensors[name].shape, strict=True):
-        out = centre.empty((len(pairs), rows * rank), name)
-        centre.fill_factors(name, stream, pairs, out)
+    rank, drawn = weights.noise.rank, []
+    for stream, rows in zip((Stream.FACTOR_A, Stream.FACTOR_B), weights.tensors[name].shape, strict=True):
+        out = weights.empty((len(pairs), rows * rank), name)
+        weights.fill_factors(name, stream, pairs, out)
         drawn.append(out.reshape(len(pairs), rows, rank))
     return drawn[0], drawn[1]
 

@@ -35,7 +35,7 @@ class Workload:
     """One generation of one process."""
 
     members: int
-    """Members that answer, the centre included if it does."""
+    """Members that answer, the unperturbed one included if it does."""
     prompts: int
     """Completions of a member: every sample of every prompt."""
     prompt_tokens: float
@@ -94,10 +94,10 @@ def workload_of(config: Config, task: Task, *, share: float, devices: int = 1) -
     if task.environment is not None or config.uses_likelihood:
         raise ConfigError(
             f"task {task.name!r} with objective={config.objective} cannot be planned: only single completions can, not "
-            "conversations or given answers. Train a generation and look at step_time in its metrics."
+            "conversations or reference answers. Train a generation and look at step_time in its metrics."
         )
     lengths, counted = _lengths(config, task.train[:COUNTED])
-    members = -(-(max(populations(config)) + config.evaluate_centre) // devices)
+    members = -(-(max(populations(config)) + config.evaluate_unperturbed) // devices)
     prompts = min(config.prompts_per_generation, len(task.train)) * config.samples_per_prompt
     limit, longest = config.max_completion_length, max(lengths)
     return Workload(

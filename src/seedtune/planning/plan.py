@@ -25,18 +25,18 @@ SHARE = 0.7
 _COPIED = ("bfloat16", "float32")
 """Types whose products have a layout of their own on a CPU."""
 
-MODES = tuple((p, m) for p in ("lowrank", "gaussian") for m in ("float32", "none"))
+MODES = tuple((p, m) for p in ("lowrank", "gaussian") for m in ("float32", "model"))
 
 
 @dataclass(frozen=True, slots=True)
-class Memory:
-    """Bytes of one mode.  weights + centre + cache + factors + logits; libraries (0.5 GB) and activations beyond.
+class MemoryEstimate:
+    """Bytes of a mode: weights + current + cache + factors + logits; libraries (0.5 GB) and activations beyond.
 
-    On each of the ranks of ``vllm.tensor_parallel_size``, which share the first three; a centre in the host's memory
-    counts as none.
+    On each of the ranks of ``vllm.tensor_parallel_size``, which share the first three; current weights in the host's
+    memory count as none.
 
     weights  P·b                    b bytes a number of the forward pass
-    centre   4·L (lowrank) or 4·T (gaussian) with master float32; 0 (lowrank) or b·T (gaussian) with none
+    current  4·L (lowrank) or 4·T (gaussian) with weights_dtype float32; 0 (lowrank) or b·T (gaussian) with model
     packed   b·P on a CPU, gaussian with float32: a copy in the layout that products read
     cache    slots · (longest prompt + limit) · keys and values of a position · b
     factors  pairs · r · Σ(m + n) · b, lowrank only
@@ -44,9 +44,9 @@ class Memory:
     """
 
     perturbation: str
-    master: str
+    weights_dtype: str
     weights: float
-    centre: float
+    current_weights: float
     packed: float
     cache: float
     factors: float
@@ -55,7 +55,7 @@ class Memory:
     @property
     def total(self) -> float:
         """Everything but ``packed``, which only CPUs have."""
-        return self.weights + self.centre + self.cache + self.factors + self.logits
+        return self.weights + self.current_weights + self.cache + self.factors + self.logits
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +84,7 @@ class Forecast:
     config: Config
     anatomy: Anatomy
     workload: Workload
-    memory: tuple[Memory, ...]
+    memory: tuple[MemoryEstimate, ...]
     durations: tuple[Duration, ...]
     notes: tuple[str, ...]
 
@@ -92,7 +92,7 @@ class Forecast:
     def rollouts(self) -> int:
         """Completions of the whole run."""
         sizes = populations(self.config)
-        return (sum(sizes) + len(sizes) * self.config.evaluate_centre) * self.workload.prompts
+        return (sum(sizes) + len(sizes) * self.config.evaluate_unperturbed) * self.workload.prompts
 
     @property
     def full(self) -> float:
@@ -119,7 +119,7 @@ def plan_config(
     machine.  ConfigError names an unknown device, ModelError a model whose configuration cannot be read.
     """
     asked = [parse_device(text) for text in devices]
-    fleet, config = config, config.replace(engine=config.kinds[0]) if config.engine == "fleet" else config
+    fleet, config = config, config.replace(engine=config.kinds[0]) if config.engine == "ray" else config
     if config.engine == "toy":
         raise ConfigError("plan forecasts language models, not engine='toy'. Use engine=transformers or engine=vllm.")
     if share is not None and not 0 < share <= 1:
@@ -131,7 +131,7 @@ def plan_config(
     share = share or (SHARE if pace is None else min(1.0, pace.new_tokens / config.max_completion_length))
     anatomy, work = anatomy_of(config), workload_of(config, task, share=share)
     memory = tuple(memory_of(anatomy, work, config, mode) for mode in MODES)
-    notes = _notes(work, share, pace, [count for count, _ in asked]) + _of_population(config) + _of_fleet(fleet)
+    notes = _notes(work, share, pace, [count for count, _ in asked]) + _of_population(config) + _of_ray(fleet)
     durations = []
     for count, name in asked if pace is None else sorted({*asked, (1, CPU)}, key=lambda device: device[1] != CPU):
         if name != CPU:
@@ -157,34 +157,34 @@ def _of_population(config: Config) -> list[str]:
     return [f"populations of {min(sizes)} to {max(sizes)} members: a generation is the largest, the run is all of them"]
 
 
-def _of_fleet(config: Config) -> list[str]:
-    """What the forecast leaves out of a fleet."""
-    if config.engine != "fleet":
+def _of_ray(config: Config) -> list[str]:
+    """What the forecast leaves out of Ray workers."""
+    if config.engine != "ray":
         return []
-    workers = sum(config.fleet.kinds.values())
+    workers = sum(config.ray.kinds.values())
     return [
-        f"a fleet of {workers}: memory is that of one worker, seconds are those of one {config.kinds[0]} engine with "
+        f"{workers} Ray workers: memory is that of one worker, seconds are those of one {config.kinds[0]} engine with "
         f"the whole device. {workers} devices of that sort share the rollouts; give their number, for example 8xh100"
     ]
 
 
-def memory_of(anatomy: Anatomy, work: Workload, config: Config, mode: tuple[str, str]) -> Memory:
-    """The bytes of a mode (perturbation, master) with this configuration's population and limits."""
-    perturbation, master = mode
+def memory_of(anatomy: Anatomy, work: Workload, config: Config, mode: tuple[str, str]) -> MemoryEstimate:
+    """The bytes of a mode (perturbation, weights_dtype) with this configuration's population and limits."""
+    perturbation, weights_dtype = mode
     low, size = perturbation == "lowrank", anatomy.itemsize
     reached = anatomy.linear if low else anatomy.trainable
     own = 0 if low else size * reached
     rows = work.batch_slots if low else work.member_slots
     served = config.vllm if config.engine == "vllm" else None
     ranks = served.tensor_parallel_size if served else 1
-    on_device = 0 if served and served.centre_memory == "host" else 1
+    on_device = 0 if served and served.weights_memory == "host" else 1
     pairs = max(populations(config)) // (2 if config.antithetic else 1)
-    return Memory(
+    return MemoryEstimate(
         perturbation,
-        master,
+        weights_dtype,
         weights=size * anatomy.parameters / ranks,
-        centre=on_device * (4 * reached if master == "float32" else own) / ranks,
-        packed=size * anatomy.linear if not low and master == "float32" and anatomy.dtype in _COPIED else 0,
+        current_weights=on_device * (4 * reached if weights_dtype == "float32" else own) / ranks,
+        packed=size * anatomy.linear if not low and weights_dtype == "float32" and anatomy.dtype in _COPIED else 0,
         cache=rows * (work.longest + work.limit) * anatomy.cached * size / ranks,
         factors=pairs * config.rank * anatomy.factors * size if low else 0,
         logits=rows * anatomy.vocabulary * size,
@@ -193,7 +193,7 @@ def memory_of(anatomy: Anatomy, work: Workload, config: Config, mode: tuple[str,
 
 def on_machine(machine: Machine, anatomy: Anatomy, work: Workload, config: Config, *, count: int = 1) -> Duration:
     """A generation by datasheet figures (`accelerators` has the formula), ``work`` being one device's share."""
-    memory = memory_of(anatomy, work, config, (config.perturbation, config.master))
+    memory = memory_of(anatomy, work, config, (config.perturbation, config.weights_dtype))
     rows = work.row_steps / max(1.0, work.steps)
     position = anatomy.cached * anatomy.itemsize
     launched = 0 if _graphs(config) else anatomy.layers
@@ -204,7 +204,7 @@ def on_machine(machine: Machine, anatomy: Anatomy, work: Workload, config: Confi
         rows=rows,
         layers=launched,
     )
-    written = memory.weights + memory.centre
+    written = memory.weights + memory.current_weights
     return Duration(
         device=machine.name if count == 1 else f"{count}x{machine.name}",
         prefill=machine.prefill(parameters=anatomy.parameters, tokens=work.read),
@@ -254,5 +254,5 @@ def _notes(work: Workload, share: float, pace: Pace | None, counts: Sequence[int
     if not work.counted:
         notes.append("the model's folder has no tokenizer: prompts are counted as four characters a token")
     if any(count > 1 for count in counts):
-        notes.append("several devices: as if they shared the members evenly, as the workers of engine=fleet do")
+        notes.append("several devices: as if they shared the members evenly, as the workers of engine=ray do")
     return notes

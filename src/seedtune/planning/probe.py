@@ -22,12 +22,12 @@ from seedtune import engines
 from seedtune.config.config import Config
 from seedtune.errors import ConfigError, DataError
 from seedtune.numerics import noise
-from seedtune.rollouts.completion_stats import Answers, describe
+from seedtune.rollouts.completion_stats import CompletionStats, describe
 from seedtune.rollouts.evaluator import Evaluator
-from seedtune.rollouts.prepare import Given, take
-from seedtune.strategies.quadratic_model import Law, Response, Stride, best_stride, fit, measure
+from seedtune.rollouts.prepare import TaskInputs, take
+from seedtune.strategies.quadratic_model import Law, Response, Stride, best_stride, fit, response_of
 from seedtune.tasks.base import Task
-from seedtune.types import CENTRE, Example, Member, Plan, Rollout
+from seedtune.types import UNPERTURBED, Example, Member, Plan, Rollout
 
 GENERATION = 2**31
 """Generation number of a probe's noise; a run would need two billion generations to get there."""
@@ -39,13 +39,13 @@ FACTOR, REACH = 2.0, 16.0
 """σ is climbed in steps of this factor, to so many times the configured σ at most, and down to that part of it."""
 
 DEGENERATE = 0.15
-"""Share of empty or repeating completions beyond the centre's at which the model counts as collapsed."""
+"""Share of empty or repeating completions beyond the unperturbed model's at which the model counts as collapsed."""
 
 USUAL = 16
-"""Prompts, at least, on which the centre shows how many of its own answers are empty or repeating."""
+"""Prompts, at least, on which the unperturbed model shows how many of its own answers are empty or repeating."""
 
 FALLEN = 2.0
-"""Spreads that the population's mean may lie below the centre."""
+"""Spreads that the population's mean may lie below the unperturbed model."""
 
 NEAR = 0.8
 """The smallest σ with this share of the largest expected gain is recommended."""
@@ -62,7 +62,7 @@ class Level:
     """What one σ showed; ``collapse`` says why it is refused, ``stride`` is its best step if it is not."""
 
     response: Response
-    answers: Answers
+    answers: CompletionStats
     sample: tuple[Example, str]
     """A prompt, and what the member of median reward answered."""
     collapse: str | None
@@ -82,9 +82,9 @@ class Probe:
     sigma: float | None
     alpha: float | None
     reason: str
-    centre: float
-    """Mean reward of the centre on the prompts of the probe."""
-    centre_sample: tuple[Example, str]
+    unperturbed: float
+    """Mean reward of the unperturbed model on the prompts of the probe."""
+    unperturbed_sample: tuple[Example, str]
     prompts: int
     rollouts: int
     sweep_rollouts: int
@@ -99,7 +99,7 @@ def probe_config(
     members: int = 16,
     prompts: int | None = None,
 ) -> Probe:
-    """Evaluate ``members`` (in pairs) and the centre at several σ, and recommend σ and α for ``config``.
+    """Evaluate ``members`` (in pairs) and the unperturbed model at several σ, and recommend σ and α for ``config``.
 
     ``sigmas`` are evaluated all of them; without, they are chosen, and the probe takes at most 5 % of the rollouts
     of a sweep (5 σ × 10 generations), though one usable σ always sees all members, if there is any.  ``task`` brings
@@ -113,7 +113,7 @@ def probe_config(
         raise ConfigError(f"sigmas={list(sigmas)} must all be greater than 0.")
     if prompts is not None and prompts < 1:
         raise ConfigError(f"prompts={prompts}: a probe needs at least one.")
-    task = take(config, Given())[1] if task is None else task
+    task = take(config, TaskInputs())[1] if task is None else task
     count, drawn = _draw(config, task, prompts)
     with closing(engines.create(config)) as engine:
         engine.load()
@@ -126,7 +126,8 @@ def probe_config(
 
 
 def _draw(config: Config, task: Task, prompts: int | None) -> tuple[int, tuple[Example, ...]]:
-    """How many prompts members answer (two at least, unless told otherwise), and training prompts for the centre.
+    """How many prompts members answer (two at least, unless told otherwise), and training prompts for the unperturbed
+    model.
 
     The order is the probe's own; members get the first of them.
     """
@@ -153,8 +154,8 @@ class _Survey:
     def __init__(self, evaluator: Evaluator, asked: tuple[tuple[Example, ...], int], pairs: int) -> None:
         drawn, count = asked
         self.evaluator, self.examples, self.pairs = evaluator, drawn[:count], pairs
-        outcome = evaluator.evaluate((CENTRE,), drawn, plan=Plan(GENERATION, 0.0, ()))
-        self.centre = outcome.scores[:, :count]
+        outcome = evaluator.evaluate((UNPERTURBED,), drawn, plan=Plan(GENERATION, 0.0, ()))
+        self.unperturbed = outcome.scores[:, :count]
         self.texts = {rollout.prompt: rollout.text for rollout in outcome.rollouts}
         self.usual = describe(outcome.rollouts, self.texts)
         self.rollouts = len(outcome.rollouts)
@@ -163,7 +164,7 @@ class _Survey:
 
     def level(self, sigma: float, pairs: int) -> Level:
         """What ``sigma`` shows with at least so many pairs."""
-        known = self.scores.get(sigma, self.centre)
+        known = self.scores.get(sigma, self.unperturbed)
         have = len(known) // 2
         if pairs > have:
             members = tuple(Member(GENERATION, pair, sign) for pair in range(have, pairs) for sign in (1, -1))
@@ -175,7 +176,7 @@ class _Survey:
         return self._described(sigma, known)
 
     def _described(self, sigma: float, scores: NDArray[np.float64]) -> Level:
-        response, answers = measure(sigma, scores), describe(self.answers[sigma], self.texts)
+        response, answers = response_of(sigma, scores), describe(self.answers[sigma], self.texts)
         return Level(response, answers, self._sample(sigma), collapse_of(response, answers, self.usual))
 
     def _sample(self, sigma: float) -> tuple[Example, str]:
@@ -214,24 +215,28 @@ class _Survey:
         return sigma
 
     def _cost(self, sigma: float) -> int:
-        have = len(self.scores.get(sigma, self.centre)) // 2
+        have = len(self.scores.get(sigma, self.unperturbed)) // 2
         return (self.pairs - have) * 2 * len(self.examples) * self.evaluator.config.samples_per_prompt
 
 
-def collapse_of(response: Response, answers: Answers, usual: Answers) -> str | None:
-    """Why a σ is unusable, or None; ``usual`` is how the centre answers.
+def collapse_of(response: Response, answers: CompletionStats, usual: CompletionStats) -> str | None:
+    """Why a σ is unusable, or None; ``usual`` is how the unperturbed model answers.
 
     Rewards alone do not show it: where short answers are rewarded, loops of nonsense may well score better.
     """
     if not response.members:
-        return "no pair of members could be scored (the centre could): answers are beyond what the reward understands"
+        return (
+            "no pair of members could be scored (unperturbed it could): answers are beyond what the reward understands"
+        )
     if answers.repeating - usual.repeating > DEGENERATE:
-        return f"{answers.repeating:.0%} of the answers repeat themselves (the centre: {usual.repeating:.0%})"
+        return (
+            f"{answers.repeating:.0%} of the answers repeat themselves (the unperturbed model: {usual.repeating:.0%})"
+        )
     if answers.empty - usual.empty > DEGENERATE:
-        return f"{answers.empty:.0%} of the answers are empty (the centre: {usual.empty:.0%})"
+        return f"{answers.empty:.0%} of the answers are empty (the unperturbed model: {usual.empty:.0%})"
     gap = response.gap
-    if gap > FALLEN * response.spread and gap > FALLEN * response.gap_error and gap > 1e-9 * abs(response.centre):
-        return f"the mean reward fell from {response.centre:.4g} to {response.mean:.4g}, ± {response.spread:.3g}"
+    if gap > FALLEN * response.spread and gap > FALLEN * response.gap_error and gap > 1e-9 * abs(response.unperturbed):
+        return f"the mean reward fell from {response.unperturbed:.4g} to {response.mean:.4g}, ± {response.spread:.3g}"
     return None
 
 
@@ -247,8 +252,8 @@ def _conclude(config: Config, survey: _Survey, seconds: float) -> Probe:
         sigma=sigma,
         alpha=alpha,
         reason=reason,
-        centre=float(np.nanmean(survey.centre)),
-        centre_sample=(survey.examples[0], survey.texts[0]),
+        unperturbed=float(np.nanmean(survey.unperturbed)),
+        unperturbed_sample=(survey.examples[0], survey.texts[0]),
         prompts=len(survey.examples),
         rollouts=survey.rollouts,
         sweep_rollouts=_sweep(config, len(survey.examples)),
@@ -307,9 +312,9 @@ def _reason(chosen: Level, stride: Stride, levels: Sequence[Level]) -> str:
     bound = (
         "this is nearly as long as a member's perturbation, further nothing was measured"
         if stride.capped
-        else "a longer step would lose more to curvature (centre above its members) than it gains"
+        else "a longer step would lose more to curvature (the current model above its members) than it gains"
     )
     return (
         f"a generation is expected to gain {stride.gain:.3g} on other prompts, where members keep "
-        f"{stride.agreement:.0%} of what sets them apart here; {limit}; α = {stride.ratio:.2g} σ because {bound}."
+        f"{stride.reliability:.0%} of what sets them apart here; {limit}; α = {stride.ratio:.2g} σ because {bound}."
     )

@@ -24,7 +24,7 @@ def stop_reason(
 ) -> str | None:
     """Why a reward's faults (by place) end the run, or None; ``proven``: it has given values in this run.
 
-    ``prompts`` has a prompt for each of the evaluation's completions, ``share`` is ``max_reward_failures``.
+    ``prompts`` has a prompt for each of the evaluation's completions, ``share`` is ``max_reward_failure_rate``.
     """
     latest = list(faults.values())[-1]
     if latest.kind == "load":
@@ -36,7 +36,7 @@ def stop_reason(
     if len(faults) > share * len(prompts):
         return (
             f"the reward function {name!r} failed on {len(faults)} of {len(prompts)} completions, more than "
-            f"max_reward_failures={share:g} allows; most often it {_usual(faults)}. {FIX}, or raise the limit."
+            f"max_reward_failure_rate={share:g} allows; most often it {_usual(faults)}. {FIX}, or raise the limit."
         )
     return None
 

@@ -17,8 +17,8 @@ from seedtune.errors import RewardError
 from seedtune.rewards.aggregate import column_names, keywords_of
 from seedtune.rewards.base import Reward
 from seedtune.rewards.execution.batching import Batching, batches
-from seedtune.rewards.execution.call import Answer, Call, Fault, accepted, attempt
-from seedtune.rewards.execution.placement import Place, place_of
+from seedtune.rewards.execution.call import Fault, RewardCall, RewardResult, accepted, attempt
+from seedtune.rewards.execution.placement import Placement, place_of
 from seedtune.rewards.execution.pool import Done, Pool
 from seedtune.rewards.execution.process import ProcessWorker
 from seedtune.rewards.execution.thread import ThreadWorker
@@ -32,7 +32,7 @@ STUCK = 8
 
 
 @dataclass(frozen=True, slots=True)
-class Scores:
+class RewardScores:
     """Each reward's values by place, NaN where there is none, and how many completions it failed on."""
 
     values: dict[str, list[float]]
@@ -76,7 +76,7 @@ class Scorer:
             if failures and self._report is not None:
                 self._report([{"after_generation": after, **row} for row in failures])
 
-    def submit(self, reward: Reward, call: Call, done: Done) -> None:
+    def submit(self, reward: Reward, call: RewardCall, done: Done) -> None:
         """Have a call answered in the reward's place."""
         place = self.places[reward.name]
         if place.note is not None:
@@ -85,7 +85,7 @@ class Scorer:
 
     def move_here(self, reward: Reward, why: str) -> None:
         """From now on a reward runs in this process."""
-        self.places[reward.name] = Place("thread", note=why)
+        self.places[reward.name] = Placement("thread", note=why)
 
     def close(self) -> None:
         """End all workers."""
@@ -100,7 +100,7 @@ class Scorer:
         how = self.config.reward_batch
         return "chunk" if how == "sample" and reward.inline else how
 
-    def _pool(self, reward: Reward, place: Place) -> Pool:
+    def _pool(self, reward: Reward, place: Placement) -> Pool:
         key = reward.name if place.where == "thread" else ""
         if key not in self._pools:
             memory = self.config.reward_memory_mb
@@ -120,7 +120,7 @@ class Round:
         self._values = {reward.name: [math.nan] * len(prompts) for reward in scorer.rewards}
         self._faults: dict[str, dict[int, Fault]] = {reward.name: {} for reward in scorer.rewards}
         self._parts = [_Parts(reward, batches(scorer.batching(reward), prompts)) for reward in scorer.rewards]
-        self._answers: queue.SimpleQueue[tuple[Reward, tuple[int, ...], Answer]] = queue.SimpleQueue()
+        self._answers: queue.SimpleQueue[tuple[Reward, tuple[int, ...], RewardResult]] = queue.SimpleQueue()
         self._open = 0
 
     def add(self, place: int, text: str) -> None:
@@ -137,7 +137,7 @@ class Round:
         while not self._answers.empty():
             self._take(*self._answers.get())
 
-    def finish(self) -> Scores:
+    def finish(self) -> RewardScores:
         """Wait for all values; calls for which completions never came get those that did."""
         for part in self._parts:
             here = self._scorer.places[part.reward.name].where == "here"
@@ -145,7 +145,7 @@ class Round:
                 self._submit(part.reward, tuple(place for place in batch if self._texts[place] is not None))
         while self._open:
             self._take(*self._answers.get())
-        return Scores(self._values, {name: len(faults) for name, faults in self._faults.items()})
+        return RewardScores(self._values, {name: len(faults) for name, faults in self._faults.items()})
 
     def failures(self) -> list[dict[str, Any]]:
         """Lines about what failed."""
@@ -163,10 +163,10 @@ class Round:
             return
         # What runs in this process by itself (a judge, a classifier) has limits of its own, for each of its requests.
         seconds = threading.TIMEOUT_MAX if reward.inline else self._scorer.config.reward_timeout
-        call = Call(reward.function, place.source, keywords, len(batch), seconds)
+        call = RewardCall(reward.function, place.source, keywords, len(batch), seconds)
         self._scorer.submit(reward, call, lambda answer: self._answers.put((reward, batch, answer)))
 
-    def _take(self, reward: Reward, batch: tuple[int, ...], answer: Answer) -> None:
+    def _take(self, reward: Reward, batch: tuple[int, ...], answer: RewardResult) -> None:
         self._open -= 1
         if any(fault.kind == "send" or self._unfound(reward, fault) for fault in answer.faults.values()):
             self._scorer.move_here(reward, answer.faults[0].message)
@@ -190,7 +190,7 @@ class Round:
         for fault in set(faults.values()):
             scorer.once.show(name, fault)
             scorer.stuck[name] += fault.kind == "hang" and scorer.places[name].where == "thread"
-        share = scorer.config.max_reward_failures
+        share = scorer.config.max_reward_failure_rate
         reason = stop_reason(name, mine, self._prompts, proven=name in scorer.proven, share=share)
         if reason is None and scorer.stuck[name] >= STUCK:
             reason = f"the reward function {name!r} hangs in {STUCK} threads of this process, which cannot end them."

@@ -2,7 +2,8 @@
 
 A generation's jobs are submitted; then those that are done are collected until everything is there, or until an engine
 would stand still: nothing is queued and a worker has nothing to do.  Then half a population is enough, unless a job is
-already ``fleet.lag`` generations old: no update takes a result that is older.  What an update takes is recorded, so
+already ``ray.max_staleness`` generations old: no update takes a result that is older.
+What an update takes is recorded, so
 that replay and audit need no clock.
 """
 
@@ -19,10 +20,10 @@ from numpy.typing import NDArray
 from seedtune.config.config import Config
 from seedtune.engines.base import Streaming
 from seedtune.errors import ConfigError, EngineError
-from seedtune.rollouts.evaluator import Answers, Evaluator, Outcome, Place, places_of
+from seedtune.rollouts.evaluator import Evaluator, Outcome, RolloutKey, ScoredRollouts, places_of
 from seedtune.tasks.base import Task
 from seedtune.tasks.reference_answers import scores_itself
-from seedtune.types import CENTRE, Example, Job, Member, Plan, Rollout
+from seedtune.types import UNPERTURBED, Example, Job, Member, Plan, Rollout
 
 
 class Evaluate(Protocol):
@@ -35,24 +36,26 @@ class Evaluate(Protocol):
 
 def way_of(evaluator: Evaluator) -> Evaluate:
     """The way the configuration asks for: every generation whole, or what is there."""
-    lag = evaluator.config.lag
-    return Gathering(evaluator, cast(Streaming, evaluator.engine), lag).evaluate if lag else evaluator.evaluate
+    if not evaluator.config.max_staleness:
+        return evaluator.evaluate
+    return Gathering(evaluator, cast(Streaming, evaluator.engine), evaluator.config.max_staleness).evaluate
 
 
 def check(config: Config, task: Task) -> None:
     """ConfigError if an asynchronous run cannot evaluate a task."""
-    if config.lag and (task.environment is not None or scores_itself(task)):
+    if config.max_staleness and (task.environment is not None or scores_itself(task)):
         what = "is a conversation" if task.environment is not None else "generates nothing"
         raise ConfigError(
-            f"fleet.lag={config.lag} is for single completions, but task {task.name!r} {what}. Use fleet.lag=0."
+            f"ray.max_staleness={config.max_staleness} is for single completions, but task {task.name!r} {what}. "
+            "Use ray.max_staleness=0."
         )
 
 
 class Gathering:
     """Evaluates the generations of a run one after the other, with jobs that stay open across them."""
 
-    def __init__(self, evaluator: Evaluator, engine: Streaming, lag: int) -> None:
-        self.evaluator, self.engine, self.lag = evaluator, engine, lag
+    def __init__(self, evaluator: Evaluator, engine: Streaming, max_staleness: int) -> None:
+        self.evaluator, self.engine, self.max_staleness = evaluator, engine, max_staleness
         self._ids = count()
         self._open: dict[int, Job] = {}
         self._examples: dict[int, tuple[Example, ...]] = {}
@@ -60,8 +63,8 @@ class Gathering:
     def evaluate(self, members: tuple[Member, ...], examples: Sequence[Example], *, plan: Plan) -> Outcome:
         """The members that are there, by generation and then as asked, each scored on its own generation's prompts.
 
-        The prompts of every generation have columns of their own.  The centre comes last, if it was asked for, and has
-        scores if it answered in time: the centre of an earlier generation is another model.
+        The prompts of every generation have columns of their own.  The unperturbed model comes last, if it was asked
+        for, and has scores if it answered in time: that of an earlier generation is another model.
         """
         now, jobs = plan.generation, self._submit(members, tuple(examples), plan)
         table = _Table(jobs, self._examples, now)
@@ -73,7 +76,7 @@ class Gathering:
             )
         kept = _Table([job for job in jobs if job.id not in self._open], self._examples, now)
         self._examples = {_asked_in(job): self._examples[_asked_in(job)] for job in self._open.values()}
-        outcome = self._outcome(kept, table.moved(answers, kept), CENTRE in members)
+        outcome = self._outcome(kept, table.moved(answers, kept), UNPERTURBED in members)
         outcome.staleness = kept.staleness(self._open.values())
         return outcome
 
@@ -93,19 +96,19 @@ class Gathering:
             finished = self.engine.finished()
             assert finished is not None, "the engine lost a job"
             job = self._open.pop(finished.job, None)
-            if job is not None:  # it is not, if it was the centre of an earlier generation alone
+            if job is not None:  # it is not, if it was the unperturbed model of an earlier generation alone
                 answered += _perturbed(job) if finished.rollouts else 0
                 yield from table.placed(job, finished.rollouts)
 
     def _may_go_on(self, generation: int) -> bool:
         """Whether waiting would waste a worker's time, and what is open may come with a later generation."""
         oldest = min(_asked_in(job) for job in self._open.values())
-        return generation - oldest < self.lag and self.engine.starving()
+        return generation - oldest < self.max_staleness and self.engine.starving()
 
-    def _outcome(self, kept: _Table, answers: Answers, centre: bool) -> Outcome:
+    def _outcome(self, kept: _Table, answers: ScoredRollouts, unperturbed: bool) -> Outcome:
         members = kept.members()
-        if centre and CENTRE not in members:
-            members = (*members, CENTRE)
+        if unperturbed and UNPERTURBED not in members:
+            members = (*members, UNPERTURBED)
         outcome = self.evaluator.outcome(members, kept.examples, answers, self.evaluator.config.objective)
         outcome.asked = kept.asked(members)
         return outcome
@@ -126,9 +129,9 @@ class _Table:
         """Whose answers count, in the order of the jobs."""
         return tuple(member for job in self.jobs for member in self._counting(job))
 
-    def places(self) -> list[Place]:
+    def places(self) -> list[RolloutKey]:
         """Every member's prompts and samples."""
-        found: list[Place] = []
+        found: list[RolloutKey] = []
         for job in self.jobs:
             found += places_of(self._counting(job), self.columns[_asked_in(job)], job.sampling.samples)
         return found
@@ -138,7 +141,7 @@ class _Table:
         columns, counting = self.columns[_asked_in(job)], self._counting(job)
         return [replace(r, prompt=columns[r.prompt]) for r in rollouts if r.member in counting]
 
-    def moved(self, answers: Answers, other: _Table) -> Answers:
+    def moved(self, answers: ScoredRollouts, other: _Table) -> ScoredRollouts:
         """The same answers in the columns of another table, which has all their generations."""
         pairs = [zip(self.columns[name], columns, strict=True) for name, columns in other.columns.items()]
         column = dict(pair for pairs_of_one in pairs for pair in pairs_of_one)
@@ -159,7 +162,7 @@ class _Table:
         return {"staleness/mean": float(ages.mean()), "staleness/max": int(ages.max()), "staleness/open": waiting}
 
     def _counting(self, job: Job) -> tuple[Member, ...]:
-        """A job's members, but for the centre of an earlier generation."""
+        """A job's members, but for the unperturbed model of an earlier generation."""
         return tuple(member for member in job.members if member.sign or _asked_in(job) == self.now)
 
 

@@ -20,12 +20,12 @@ from seedtune.engines.base import Engine
 from seedtune.errors import RewardError
 from seedtune.rewards.aggregate import keywords_of
 from seedtune.rewards.base import Reward
-from seedtune.rewards.execution.call import Answer, Fault, accepted, attempt, failed, fault_of
+from seedtune.rewards.execution.call import Fault, RewardResult, accepted, attempt, failed, fault_of
 from seedtune.rewards.execution.deadline import Patience
 from seedtune.rewards.scorer import Scorer
 from seedtune.tasks.base import Task
 from seedtune.tasks.environments.tools import Tools, calls_in, describe, run, schemas, tools_of
-from seedtune.tasks.environments.transcript import Content, Reply, continued, introduced, opened, since
+from seedtune.tasks.environments.transcript import Content, EnvironmentMessage, continued, introduced, opened, since
 from seedtune.types import Example, Finish, Job, Member, Prompt, Rollout
 
 TIMEOUTS = 16
@@ -67,7 +67,7 @@ class Conversations:
     def rollouts(self, jobs: Sequence[Job], examples: Sequence[Example]) -> list[Rollout]:
         """One rollout for each member, prompt and sample: the transcript, all its tokens, and its scores.
 
-        RewardError if a larger share of them than ``max_reward_failures`` fails, or many hang.
+        RewardError if a larger share of them than ``max_reward_failure_rate`` fails, or many hang.
         """
         try:
             return self._played(jobs, examples)
@@ -194,7 +194,7 @@ class Conversations:
         """What a reward, which receives ``environments``, too, gives one conversation; NaN if it fails."""
         keywords = keywords_of([row], [text], list(row.columns))
         found, error = self._patience.call(partial(attempt, reward.function, keywords, 1))
-        answer: Answer = found if error is None else failed(self._fault(error), 1)
+        answer: RewardResult = found if error is None else failed(self._fault(error), 1)
         for fault in answer.faults.values():
             self._scorer.once.show(reward.name, fault, lost="conversation")
             self._count([reward.name], f"the reward function {reward.name!r} {fault.message}")
@@ -222,10 +222,10 @@ class Conversations:
             raise self._stopped(f"{TIMEOUTS} calls of an environment or its rewards hang")
 
     def _stop_if_many(self, talks: int) -> None:
-        share, most = self.config.max_reward_failures, max(self.failed.values(), default=0)
+        share, most = self.config.max_reward_failure_rate, max(self.failed.values(), default=0)
         if most > share * talks:
             raise self._stopped(
-                f"{most} of {talks} conversations failed, more than max_reward_failures={share:g} allows"
+                f"{most} of {talks} conversations failed, more than max_reward_failure_rate={share:g} allows"
             )
 
     def _stopped(self, what: str) -> RewardError:
@@ -239,7 +239,7 @@ def _places(job: Job) -> list[tuple[int, int, int]]:
     return [(m, p, s) for (m, p), s in product(job.pairs, range(job.sampling.samples))]
 
 
-def _replies(talk: Talk, text: str, role: str) -> list[Reply] | None:
+def _replies(talk: Talk, text: str, role: str) -> list[EnvironmentMessage] | None:
     """What the environment says to a message; None ends the conversation."""
     if _has(talk.environment, "step"):
         told = talk.environment.step(text)

@@ -23,9 +23,9 @@ from seedtune.rollouts.objectives import OBJECTIVES, VOTING
 from seedtune.rollouts.prompts import prompt_of
 from seedtune.tasks.base import Task
 from seedtune.tasks.reference_answers import scores_itself
-from seedtune.types import CENTRE, Example, Job, Member, Plan, Rollout, Sampling
+from seedtune.types import UNPERTURBED, Example, Job, Member, Plan, Rollout, Sampling
 
-Place = tuple[Member, int, int]
+RolloutKey = tuple[Member, int, int]
 """A rollout's member, prompt and sample."""
 
 
@@ -55,7 +55,7 @@ class Outcome:
 
     @property
     def perturbed(self) -> tuple[Member, ...]:
-        """The members but for the centre."""
+        """The members but for the unperturbed one."""
         return tuple(member for member in self.members if member.sign)
 
     def of(self, member: Member) -> list[tuple[Rollout, float]]:
@@ -69,7 +69,7 @@ class Outcome:
 
 
 @dataclass(frozen=True, slots=True)
-class Answers:
+class ScoredRollouts:
     """Rollouts in the order of their places, each reward's values for them, and on how many it failed."""
 
     rollouts: list[Rollout]
@@ -93,12 +93,12 @@ class Evaluator:
         jobs = self.jobs(members, tuple(examples), plan)
         return self._run(jobs, tuple(examples), self.config.objective)
 
-    def centre(self, examples: Sequence[Example], *, generation: int, tokens: bool = False) -> Outcome:
-        """Let the centre alone answer every example; a score is the mean over samples, whatever the objective.
+    def unperturbed(self, examples: Sequence[Example], *, generation: int, tokens: bool = False) -> Outcome:
+        """Let the current model alone answer every example; a score is the mean over samples, whatever the objective.
 
         With ``tokens`` the rollouts hold their token ids for sure.
         """
-        whole = replace(self.jobs((CENTRE,), tuple(examples), Plan(generation, 0.0, ()))[0], tokens=tokens)
+        whole = replace(self.jobs((UNPERTURBED,), tuple(examples), Plan(generation, 0.0, ()))[0], tokens=tokens)
         size = self.config.held_out_group or len(examples)
         rows = [tuple((0, p) for p in range(i, min(i + size, len(examples)))) for i in range(0, len(examples), size)]
         jobs = [replace(whole, id=i, rows=mine) for i, mine in enumerate(rows)] if len(rows) > 1 else [whole]
@@ -112,14 +112,14 @@ class Evaluator:
         return self.outcome(members, examples, replace(answers, failed={**answers.failed, **failed}), objective)
 
     def score(
-        self, places: Sequence[Place], examples: tuple[Example, ...], rollouts: Iterable[Rollout], *, after: int
-    ) -> Answers:
+        self, places: Sequence[RolloutKey], examples: tuple[Example, ...], rollouts: Iterable[Rollout], *, after: int
+    ) -> ScoredRollouts:
         """Score rollouts as they come; each is at one of the ``places``, and some places may stay empty.
 
         A rollout's prompt is the position in ``examples`` here.
         """
         started = time.perf_counter()
-        number, arrived = {place: index for index, place in enumerate(places)}, dict[Place, Rollout]()
+        number, arrived = {place: index for index, place in enumerate(places)}, dict[RolloutKey, Rollout]()
         answering = activities.doing("completion", goal=len(places))
         asked = [prompt for _, prompt, _ in places]
         with self.scorer.round(examples, asked, after=after) as scoring, answering as busy:
@@ -136,10 +136,10 @@ class Evaluator:
             name: [v[number[place]] for place in places if place in arrived] for name, v in scores.values.items()
         }
         seconds = {"rollouts": generated - started, "score": time.perf_counter() - generated}
-        return Answers(ordered, values, scores.failed, seconds)
+        return ScoredRollouts(ordered, values, scores.failed, seconds)
 
     def outcome(
-        self, members: tuple[Member, ...], examples: tuple[Example, ...], answers: Answers, objective: str
+        self, members: tuple[Member, ...], examples: tuple[Example, ...], answers: ScoredRollouts, objective: str
     ) -> Outcome:
         """Matrices of what was answered, one number of a member's samples by the objective."""
         rollouts, values = answers.rollouts, answers.values
@@ -161,7 +161,7 @@ class Evaluator:
         )
 
     def _rollouts(self, jobs: list[Job], examples: tuple[Example, ...], failed: Counter[str]) -> Iterator[Rollout]:
-        """Conversations where the task has an environment, likelihoods of given answers, or single completions.
+        """Conversations where the task has an environment, likelihoods of reference answers, or single completions.
 
         ``failed`` receives on how many conversations each reward failed.
         """
@@ -210,7 +210,7 @@ class Evaluator:
         )
 
 
-def places_of(members: Sequence[Member], prompts: Iterable[int], samples: int) -> list[Place]:
+def places_of(members: Sequence[Member], prompts: Iterable[int], samples: int) -> list[RolloutKey]:
     """Where every rollout of an evaluation belongs: members in order, then prompts, then samples."""
     return list(dict.fromkeys(product(members, prompts, range(samples))))
 

@@ -1,4 +1,4 @@
-"""Rollouts without generation: how probable given answers are to every member, one score for each."""
+"""Rollouts without generation: how probable reference answers are to every member, one score for each."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from dataclasses import replace
 from seedtune.config.config import Config
 from seedtune.engines.base import Engine
 from seedtune.rollouts.objectives import LIKELIHOODS
-from seedtune.tasks.reference_answers import given
+from seedtune.tasks.reference_answers import reference_answers
 from seedtune.types import Example, Job, Likelihood, Member, Rollout
 
 
 def rollouts(engine: Engine, config: Config, jobs: Sequence[Job], examples: Sequence[Example]) -> Iterator[Rollout]:
     """One for each member and prompt: the answer that counts, with the score of the configured objective."""
-    asked = [given(config, example) for example in examples]
+    asked = [reference_answers(config, example) for example in examples]
     filled = [
         replace(job, prompts=tuple(replace(p, answers=g.answers) for p, g in zip(job.prompts, asked, strict=True)))
         for job in jobs

@@ -60,7 +60,7 @@ def _mean(logprobs: Sequence[float]) -> float:
 
 
 LIKELIHOODS: dict[str, Likelihoods] = {"logprob": logprob, "choice_accuracy": choice_accuracy}
-"""Objectives on given answers, by name; nothing is generated."""
+"""Objectives on reference answers, by name; nothing is generated."""
 
 OBJECTIVES: dict[str, Objective] = {
     "mean": mean,

@@ -8,23 +8,23 @@ from typing import Any
 from seedtune import engines
 from seedtune.config.config import Config
 from seedtune.errors import ConfigError
-from seedtune.rewards.sources.build import Given as GivenReward
+from seedtune.rewards.sources.build import RewardSpec
 from seedtune.rollouts import asynchronous
 from seedtune.rollouts.prompts import prompt_of
 from seedtune.tasks.base import Task
 from seedtune.tasks.data.prompt_length import Limit, fit
-from seedtune.tasks.from_config import Data, Given, chosen
+from seedtune.tasks.from_config import Data, TaskInputs, chosen
 from seedtune.types import Example
 
-__all__ = ["Data", "Given", "GivenReward", "take", "task_of"]
+__all__ = ["Data", "RewardSpec", "TaskInputs", "take", "task_of"]
 
 
 def task_of(config: Config) -> Task:
     """The task of a configuration alone, its prompts as they are."""
-    return chosen(config, Given())[1]
+    return chosen(config, TaskInputs())[1]
 
 
-def take(config: Config, given: Given, *, model: Any = None, processing_class: Any = None) -> tuple[Config, Task]:
+def take(config: Config, given: TaskInputs, *, model: Any = None, processing_class: Any = None) -> tuple[Config, Task]:
     """The settled configuration and its task, prompts no longer than the model takes; errors say what is wrong.
 
     ``processing_class`` is TRL's: a tokenizer, which has to be the model's own.
@@ -71,7 +71,7 @@ def _limit(config: Config, context: int | None) -> Limit | None:
 
 def _room(config: Config, context: int) -> tuple[int, str]:
     """Tokens that the model's context leaves a prompt, and what they are in words."""
-    if config.uses_likelihood:  # given answers are as long as they are, and the engine checks them
+    if config.uses_likelihood:  # reference answers are as long as they are, and the engine checks them
         return context, f"the model's context of {context}"
     new = config.max_completion_length
     if new >= context:

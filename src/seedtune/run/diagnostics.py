@@ -15,50 +15,50 @@ from seedtune.rollouts.prompts import prompt_of
 from seedtune.run.ledger import Record
 from seedtune.run.lineage import Lineage
 from seedtune.strategies.observation import gain, radius_of
-from seedtune.strategies.step_estimates import NONE, agreement
+from seedtune.strategies.step_estimates import NONE, reliability
 from seedtune.tasks.base import Task
 from seedtune.types import Decay, Update
 
 Numbers = dict[str, Any]
 
 CLEAR_SHARE, CLEAR_AFTER = 0.1, 5
-"""An average share of members better than the centre below this, over so many generations, is an alarm."""
+"""An average share of members better than the unperturbed model below this, over so many generations, is an alarm."""
 
 
-def signal_metrics(record: Record) -> Numbers:
-    """The centre against its members, and the gain that the second-order model predicts of the step.
+def observation_metrics(record: Record) -> Numbers:
+    """The unperturbed model against its members, and the gain that the second-order model predicts of the step.
 
-    ``members_better``: share of members that beat the centre, about ½ where σ is small; ``agreement``: part of the
-    measured slope that holds over all training prompts; ``step_radius``: the step in lengths of a perturbation.
+    ``success_rate``: share of members that beat the unperturbed model, about ½ where σ is small; ``reliability``: part
+    of the measured slope that holds over all training prompts; ``step_ratio``: the step in lengths of a perturbation.
     """
-    signal, averages = record.signal, _averages(record)
-    if not signal:
+    observation, averages = record.observation, _averages(record)
+    if not observation:
         return {}
-    radius = radius_of(record.alpha, record.plan.sigma, signal, len(record.plan.members))
+    radius = radius_of(record.alpha, record.plan.sigma, observation, len(record.plan.members))
     return {
-        "members_better": signal.get("better"),
-        "curvature": signal.get("curvature"),
-        "agreement": agreement(averages),
-        "step_radius": radius,
-        "predicted_gain": gain(signal, radius, agreement(averages)),
+        "success_rate": observation.get("success_rate"),
+        "curvature": observation.get("curvature"),
+        "reliability": reliability(averages),
+        "step_ratio": radius,
+        "predicted_gain": gain(observation, radius, reliability(averages)),
     }
 
 
-def signal_alarms(record: Record) -> list[str]:
-    """A σ at which next to no member is better than the centre; members that differ, and yet no step."""
-    if any(record.coefficients) and not record.signal and record.alpha == 0.0 and not _intended(record):
+def observation_alarms(record: Record) -> list[str]:
+    """A σ at which next to no member is better than the unperturbed model; members that differ, and yet no step."""
+    if any(record.coefficients) and not record.observation and record.alpha == 0.0 and not _intended(record):
         return ["only one noise sample has rewards, too few for an adaptive step. Check the reward function."]
     averages = _averages(record)
-    if averages["seen"] < CLEAR_AFTER or averages["better"] >= CLEAR_SHARE:
+    if averages["seen"] < CLEAR_AFTER or averages["success_rate"] >= CLEAR_SHARE:
         return []
     return [
-        f"only {averages['better']:.0%} of members beat the centre lately: sigma is too large for this model. Lower it."
+        f"only {averages['success_rate']:.0%} of members beat the current model: sigma is too large for it. Lower it."
     ]
 
 
 def _intended(record: Record) -> bool:
     """Whether a generation was not to move anything: a look, or the way back."""
-    return "down" in record.state or record.back_to is not None
+    return "down" in record.state or record.rollback_to is not None
 
 
 def _averages(record: Record) -> Any:
@@ -107,8 +107,8 @@ class Diagnostics:
     def after(self, lineage: Lineage) -> Numbers:
         """What there is to know of the newest generation, now that its update is applied."""
         record = lineage.records[-1]
-        found = signal_metrics(record)
-        if record.back_to is None:
+        found = observation_metrics(record)
+        if record.rollback_to is None:
             found["update_cosine"] = self._cosine(lineage.latest(2))
         done = len(lineage.records)
         if _due(done, self.config.drift_steps):
@@ -121,17 +121,19 @@ class Diagnostics:
         return self.engine.cosine(latest[0].terms, latest[1].terms) if len(latest) == 2 else None
 
     def divergence(self, evaluator: Evaluator, generation: int) -> Numbers:
-        """KL(centre ‖ base) per token of the centre's answers to fixed prompts, see `divergence`."""
+        """KL(current ‖ base) per token of the current model's answers to fixed prompts, see `divergence`."""
         if not _due(generation, self.config.kl_steps):
             return {}
         examples = (self.task.test or self.task.train)[: self.config.kl_prompts]
         return {
-            "kl": divergence(self.engine, self.config, evaluator.centre(examples, generation=generation, tokens=True))
+            "kl": divergence(
+                self.engine, self.config, evaluator.unperturbed(examples, generation=generation, tokens=True)
+            )
         }
 
 
 def divergence(engine: Engine, config: Config, outcome: Outcome) -> float | None:
-    """KL(centre ‖ base) in nats per token of the centre's answers: r − log r − 1, r = π_base/π_centre; None of none."""
+    """KL(current ‖ base) in nats per token of its answers: r − log r − 1, r = π_base/π_current; None of none."""
     prompts = [prompt_of(config, outcome.examples[rollout.prompt]) for rollout in outcome.rollouts]
     answers = [rollout.token_ids for rollout in outcome.rollouts]
     ours, base = (engine.logprobs(prompts, answers, base=which) for which in (False, True))

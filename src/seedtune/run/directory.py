@@ -102,7 +102,7 @@ class RunPaths:
 
     @property
     def samples(self) -> Path:
-        """What the centre answered."""
+        """What the unperturbed model answered."""
         return self.root / "samples.jsonl"
 
     @property
@@ -117,7 +117,7 @@ class RunPaths:
 
     @property
     def snapshots(self) -> Path:
-        """The centre at a few generations, for a quick resume."""
+        """The current weights at a few generations, for a quick resume."""
         return self.root / "snapshots"
 
     @property

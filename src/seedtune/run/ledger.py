@@ -1,7 +1,7 @@
 """The ledger: an append-only file of seeds and coefficients that is the run; weights are a cache of it.
 
 One JSON object a line.  The header names the base model and the configuration; a record per generation holds
-members, rewards and coefficients as exact floats; every few generations a fingerprint of the centre.  Each
+members, rewards and coefficients as exact floats; every few generations a fingerprint of the current weights.  Each
 line ends with a checksum over itself and the line before, so a changed bit anywhere is found and named.
 Lines are flushed to the disk before the update they describe is applied; a torn last line is dropped.
 Nothing in it depends on time or place: the same run writes the same bytes.
@@ -37,8 +37,8 @@ class Header:
     data: str = ""
     """Digest of the training data."""
 
-    centre: str = "float32"
-    """Element type of the centre; ledgers that do not say it are of float32."""
+    weights_dtype: str = "float32"
+    """Element type of the current weights."""
 
     arithmetic: Mapping[str, Any] = field(default_factory=dict)
     """How the first rewards were computed: see `seedtune.engines.recorded_arithmetic`."""
@@ -49,7 +49,7 @@ class Header:
         """The header as its line holds it."""
         return {
             "seedtune": self.version,
-            **{k: getattr(self, k) for k in ("format", "noise", "model", "data", "centre", "arithmetic")},
+            **{k: getattr(self, k) for k in ("format", "noise", "model", "data", "weights_dtype", "arithmetic")},
             "base_fingerprint": self.base_fingerprint,
             "config": self.config,
         }
@@ -64,8 +64,8 @@ class Header:
             data["noise"],
             data["seedtune"],
             data["data"],
-            data.get("centre", "float32"),
-            data.get("arithmetic", {}),
+            data["weights_dtype"],
+            data["arithmetic"],
             data["format"],
         )
 
@@ -79,13 +79,13 @@ class Record:
     rewards: tuple[float, ...]
     coefficients: tuple[float, ...]
     prompts: tuple[int, ...]
-    centre_reward: float | None
+    reward_unperturbed: float | None
     tokens: Mapping[str, int]
     state: Mapping[str, Any] = field(default_factory=dict)
-    signal: Mapping[str, float] = field(default_factory=dict)
+    observation: Mapping[str, float] = field(default_factory=dict)
     decay: Decay | None = None
-    back_to: int | None = None
-    """The centre went back to what it was after so many generations, instead of moving on."""
+    rollback_to: int | None = None
+    """The weights went back to what they were after so many generations, instead of moving on."""
 
     def to_json(self) -> dict[str, Any]:
         """The record as its line holds it: member labels, NaN as null."""
@@ -98,7 +98,7 @@ class Record:
             "rewards": [_null_nan(reward) for reward in self.rewards],
             "coefficients": list(self.coefficients),
             "prompts": list(self.prompts),
-            "centre_reward": _null_nan(self.centre_reward),
+            "reward_unperturbed": _null_nan(self.reward_unperturbed),
             "tokens": dict(self.tokens),
             "state": dict(self.state),
             **self._rest(),
@@ -107,14 +107,14 @@ class Record:
     def _rest(self) -> dict[str, Any]:
         """What most generations do not have."""
         rest: dict[str, Any] = {}
-        if self.signal:
-            rest["signal"] = dict(self.signal)
+        if self.observation:
+            rest["observation"] = dict(self.observation)
         if self.plan.shift is not None:
             rest["shift"] = {"terms": [list(term) for term in self.plan.shift.terms], "length": self.plan.shift.length}
         if self.decay is not None:
             rest["decay"] = {"l2": self.decay.l2, "l1": self.decay.l1}
-        if self.back_to is not None:
-            rest["back_to"] = self.back_to
+        if self.rollback_to is not None:
+            rest["rollback_to"] = self.rollback_to
         return rest
 
     @classmethod
@@ -130,12 +130,12 @@ class Record:
             rewards=tuple(math.nan if reward is None else float(reward) for reward in data["rewards"]),
             coefficients=tuple(float(z) for z in data["coefficients"]),
             prompts=tuple(data["prompts"]),
-            centre_reward=data["centre_reward"],
+            reward_unperturbed=data["reward_unperturbed"],
             tokens=data["tokens"],
             state=data["state"],
-            signal=data.get("signal", {}),
+            observation=data.get("observation", {}),
             decay=Decay(**data["decay"]) if "decay" in data else None,
-            back_to=_earlier(data.get("back_to"), generation),
+            rollback_to=_earlier(data.get("rollback_to"), generation),
         )
 
 
@@ -342,7 +342,7 @@ class Ledger:
         self._append(record.to_json())
 
     def append_fingerprint(self, after: int, fingerprint: str) -> None:
-        """Note the centre's fingerprint after ``after`` generations."""
+        """Note the fingerprint of the current weights after ``after`` generations."""
         self._append({"after": after, "fingerprint": fingerprint})
 
     def append_arithmetic(self, after: int, arithmetic: Mapping[str, Any]) -> None:

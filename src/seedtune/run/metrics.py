@@ -13,24 +13,24 @@ from seedtune.engines.recorded_arithmetic import Entry, kind
 from seedtune.run.ledger import Record
 from seedtune.types import Member, Rollout, length, tokens
 
-Array = NDArray[np.float64]
+Floats = NDArray[np.float64]
 
 
-def mean(values: Sequence[float] | Array) -> float | None:
+def mean(values: Sequence[float] | Floats) -> float | None:
     """The mean of what is a number, None if nothing is."""
     array = np.asarray(values, dtype=np.float64)
     known = array[~np.isnan(array)]
     return float(known.mean()) if known.size else None
 
 
-def spread(values: Sequence[float] | Array) -> float | None:
+def spread(values: Sequence[float] | Floats) -> float | None:
     """The standard deviation of what is a number, None if nothing is."""
     array = np.asarray(values, dtype=np.float64)
     known = array[~np.isnan(array)]
     return float(known.std()) if known.size else None
 
 
-def member_metrics(rewards: Array) -> dict[str, float | None]:
+def member_metrics(rewards: Floats) -> dict[str, float | None]:
     """Reward over members: mean, standard deviation and best."""
     known = rewards[~np.isnan(rewards)]
     return {
@@ -40,7 +40,7 @@ def member_metrics(rewards: Array) -> dict[str, float | None]:
     }
 
 
-def prompt_metrics(scores: Array, asked: NDArray[np.bool_] | None = None) -> dict[str, float]:
+def prompt_metrics(scores: Floats, asked: NDArray[np.bool_] | None = None) -> dict[str, float]:
     """The share of prompts on which all members tie, and of scores that are missing of what was ``asked`` (all)."""
     return {
         "frac_reward_zero_std": float(np.mean([_tied(column) for column in scores.T])),
@@ -48,7 +48,7 @@ def prompt_metrics(scores: Array, asked: NDArray[np.bool_] | None = None) -> dic
     }
 
 
-def _tied(column: Array) -> bool:
+def _tied(column: Floats) -> bool:
     known = column[~np.isnan(column)]
     return known.size == 0 or bool(np.ptp(known) == 0.0)
 
@@ -121,7 +121,7 @@ def time_metrics(times: EngineTimes, seconds: Mapping[str, float], step_time: fl
 def alarms(metrics: Mapping[str, Any], *, moved: bool, generated: bool = True) -> list[str]:
     """What looks wrong in a generation, and what to change.
 
-    ``moved``: the update has terms; ``generated``: completions are the model's, not given answers.
+    ``moved``: the update has terms; ``generated``: completions are the model's, not reference answers.
     """
     found = []
     if metrics["reward"] is None:
@@ -147,11 +147,13 @@ def _text_alarms(metrics: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def went_back(back_to: int | None) -> list[str]:
+def went_back(rollback_to: int | None) -> list[str]:
     """The alarm of a generation that undid others."""
-    if back_to is None:
+    if rollback_to is None:
         return []
-    return [f"rewards collapsed: back to the model after generation {back_to}, and on with half the step. Lower sigma."]
+    return [
+        f"rewards collapsed: back to the model after generation {rollback_to}, and on with half the step. Lower sigma."
+    ]
 
 
 def products_row(info: EngineInfo, generation: int) -> dict[str, Any]:
@@ -169,7 +171,7 @@ def restored(record: Record) -> dict[str, Any]:
     return {
         "generation": record.plan.generation + 1,
         **member_metrics(np.array(record.rewards)),
-        "reward_centre": record.centre_reward,
+        "reward_unperturbed": record.reward_unperturbed,
         "sigma": record.plan.sigma,
         "alpha": record.alpha,
         "num_tokens": sum(record.tokens.values()),

@@ -24,7 +24,7 @@ SHARED = ("dtype", "trust_remote_code")
 """Settings that mean the same in every engine that has them."""
 
 REPLAYS = {"vllm": "transformers"}
-"""Engine of a run (a fleet's workers') → the one that brings its weights back where nobody is to answer: it starts at
+"""Engine of a run (of its Ray workers) → the one that brings its weights back where nobody is to answer: it starts at
 once, anywhere."""
 
 
@@ -35,7 +35,7 @@ def with_settings(recorded: Config, sets: Iterable[str]) -> Config:
     ConfigError names a setting that does not exist or a value that cannot be.
     """
     listed, data = list(sets), recorded.model_dump()
-    for name in {*ENGINES} & data.keys() - {"fleet"}:  # weights depend on no arithmetic: any machine brings them back
+    for name in {*ENGINES} & data.keys() - {"ray"}:  # weights depend on no arithmetic: any machine brings them back
         data[name]["products"] = "auto"
     engine = override({"engine": recorded.engine}, _of_engine(listed))["engine"]
     if engine not in (recorded.engine, *recorded.kinds) and engine in ENGINES:
@@ -50,7 +50,7 @@ def for_weights(recorded: Config, sets: Iterable[str] = (), *, model: str | None
     ConfigError names a setting in ``sets`` that results depend on.
     """
     listed = list(sets)
-    kind = any_of(recorded.kinds)
+    kind = weights_kind(recorded.kinds)
     default = REPLAYS.get(kind, kind)
     config = with_settings(recorded, [f"engine={default}", *listed])
     unheard = [item for item in listed if item.partition(".")[0].strip() in {*ENGINES} - {config.engine}]
@@ -88,12 +88,12 @@ def _shared(own: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
 
 def _of_results(config: Config) -> dict[str, Any]:
     """What results depend on besides the engine; that its weights are the recorded ones, fingerprints say."""
-    how = ("engine", "members_per_job", "lag", *ENGINES)
+    how = ("engine", "members_per_job", "max_staleness", *ENGINES)
     return {name: value for name, value in config.identity().items() if name not in how}
 
 
-WEIGHTS = ("seed", "perturbation", "rank", "subspaces", "master", "trainable", "freeze")
-"""Settings that the weights depend on, besides the base model, the precision of the centre and the updates."""
+WEIGHTS = ("seed", "perturbation", "rank", "subspaces", "weights_dtype", "trainable", "freeze")
+"""Settings that the weights depend on, besides the base model, the precision of the weights and the updates."""
 
 
 def how_to_go_on(config: Config) -> str:
@@ -112,7 +112,7 @@ def header_of(config: Config, info: EngineInfo, data: str) -> ledger.Header:
         noise=noise.SCHEME,
         version=__version__,
         data=data,
-        centre=info.centre,
+        weights_dtype=info.weights_dtype,
         arithmetic=info.arithmetic,
     )
 
@@ -122,21 +122,12 @@ def run_config(root: Path) -> Config:
     paths = RunPaths(root)
     if not paths.config.is_file():
         raise RunError(f"{root} is not a run directory: it has no config.yaml. Check the path.")
-    # Before there were adaptive steps, all were fixed.
-    settings = without_defaults({"step_size": "fixed", **read_settings(paths.config)})
-    return Config.create({**settings, "output_dir": str(root)})
-
-
-def without_defaults(settings: dict[str, Any]) -> dict[str, Any]:
-    """Recorded settings without a default of an older version that means nothing beside the others."""
-    how = settings["step_size"]
-    adaptive = how == "adaptive" or (how == "auto" and settings.get("alpha") is None)
-    return settings if adaptive else {**settings, "longest_step": None}
+    return Config.create({**read_settings(paths.config), "output_dir": str(root)})
 
 
 def check_same_run(root: Path, recorded: ledger.Header, config: Config) -> None:
     """RunError with every setting that differs from the ledger's header."""
-    changes = ledger.changed_fields(completed(recorded.config), config.identity())
+    changes = ledger.changed_fields(recorded.config, config.identity())
     if changes:
         raise RunError(
             f"{root} was started with another configuration ({'; '.join(changes)}). "
@@ -153,30 +144,23 @@ def check_noise(what: str, scheme: str) -> None:
         )
 
 
-def completed(recorded: Mapping[str, Any]) -> dict[str, Any]:
-    """A recorded configuration with the defaults of settings that are younger than the record."""
-    kinds = recorded.get("engine", Config().engine).split("+")
-    # Before there were adaptive steps, all were fixed.
-    young = {**Config.create(evaluating(kinds)).identity(), "step_size": "fixed"}
-    sections = {kind: {**young[kind], **recorded.get(kind, {})} for kind in kinds}
-    return {**without_defaults({**young, **recorded}), **sections}
-
-
-def any_of(kinds: Sequence[str]) -> str:
-    """The engine that brings weights back where several evaluated."""
+def weights_kind(kinds: Sequence[str]) -> str:
+    """Of the kinds of engine that evaluated, the one that brings the weights back."""
     return "transformers" if "transformers" in kinds else kinds[0]
 
 
 def evaluating(kinds: Sequence[str]) -> dict[str, Any]:
-    """Settings by which engines of these kinds evaluate: of one kind it alone, of several a fleet."""
+    """Settings by which engines of these kinds evaluate: of one kind it alone, of several the Ray engine."""
     if len(kinds) == 1:
         return {"engine": kinds[0]}
-    return {"engine": "fleet", "fleet": {"workers": dict.fromkeys(kinds, 1)}}
+    return {"engine": "ray", "ray": {"workers": dict.fromkeys(kinds, 1)}}
 
 
 def config_of(recorded: Mapping[str, Any]) -> Config:
     """The configuration of a ledger's header, as far as results depend on it."""
-    settings = completed(recorded)
-    kinds, lag = settings["engine"].split("+"), settings.pop("lag", 0)
-    fleet = {"engine": "fleet", "fleet": {"workers": dict.fromkeys(kinds, 1), "lag": lag}} if lag else {}
-    return Config.create({**settings, **evaluating(kinds), **fleet})
+    settings = dict(recorded)
+    kinds, max_staleness = settings["engine"].split("+"), settings.pop("max_staleness", 0)
+    how = evaluating(kinds)
+    if max_staleness:
+        how = {"engine": "ray", "ray": {"workers": dict.fromkeys(kinds, 1), "max_staleness": max_staleness}}
+    return Config.create({**settings, **how})

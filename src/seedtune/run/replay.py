@@ -54,7 +54,7 @@ def load(
     check: Callable[[EngineInfo], None] | None = None,
     progress: Progress | None = None,
 ) -> tuple[Engine, EngineInfo]:
-    """An engine whose centre has applied ``generation`` generations of the ledger (all of them by default).
+    """An engine whose weights have applied ``generation`` generations of the ledger (all of them by default).
 
     ``check`` sees what was loaded before anything is applied.
 
@@ -108,20 +108,20 @@ def check_base(root: Path, header: ledger.Header, info: EngineInfo) -> None:
             f"{root} was trained from a base model with fingerprint {header.base_fingerprint}, but "
             f"{info.model!r} has {info.base_fingerprint}. Give the same base model."
         )
-    if info.centre != header.centre:
-        raise LedgerError(f"{root} was trained with a centre of {header.centre}; {other_centre(info)}")
+    if info.weights_dtype != header.weights_dtype:
+        raise LedgerError(f"{root} was trained with weights in {header.weights_dtype}; {other_weights_dtype(info)}")
 
 
-def other_centre(info: EngineInfo) -> str:
-    """What to do about a centre of the wrong element type."""
+def other_weights_dtype(info: EngineInfo) -> str:
+    """What to do about weights of the wrong element type."""
     return (
-        f"here it would be {info.centre}, the type of {info.model!r} as it is loaded on {info.device}. "
+        f"here it would be {info.weights_dtype}, the type of {info.model!r} as it is loaded on {info.device}. "
         "Use a device and settings (transformers.dtype, or the engine of the run) that keep that precision."
     )
 
 
 def apply(engine: Engine, updates: Sequence[Update], *, progress: Progress | None = None) -> None:
-    """Apply all ``updates`` to the centre."""
+    """Apply all ``updates`` to the current weights."""
     for _ in walk(engine, updates, stops=(), progress=progress):
         pass
 

@@ -28,7 +28,7 @@ _WORD = re.compile(r"[^\W\d_]{3,}")
 
 
 @dataclass(frozen=True, slots=True)
-class Profile:
+class TextStatistics:
     """Mean characters, share of empty answers, shares of letters by script, and counts of three letters in a row."""
 
     characters: float
@@ -39,15 +39,15 @@ class Profile:
     """Share of the trigrams that only one answer has: what is new in an answer of the same kind."""
 
 
-def profile(texts: Sequence[str]) -> Profile:
-    """The profile of ``texts``, at least one."""
+def text_statistics(texts: Sequence[str]) -> TextStatistics:
+    """The statistics of ``texts``, at least one."""
     step = -(-len(texts) // LOOKED_AT)
     looked = [text[:LONGEST] for text in texts[::step]]
     every = [_trigrams(text) for text in looked]
     counts = Counter(t for one in every for t in one)
     holders = Counter(t for one in every for t in set(one))
     alone = sum(count for trigram, count in counts.items() if holders[trigram] == 1)
-    return Profile(
+    return TextStatistics(
         characters=sum(map(len, texts)) / len(texts),
         empty=sum(not text.strip() for text in texts) / len(texts),
         scripts=scripts(looked),
@@ -82,7 +82,7 @@ def distance(one: Mapping[str, float], other: Mapping[str, float]) -> float | No
     return sum(abs(one.get(name, 0.0) - other.get(name, 0.0)) for name in {*one, *other}) / 2
 
 
-def novelty(now: Profile, base: Profile) -> float | None:
+def novelty(now: TextStatistics, base: TextStatistics) -> float | None:
     """Share of trigrams of letters that the base's answers never have, less what one of these has that the others lack.
 
     Σ_t n_t [t ∉ base] / Σ_t n_t − ``base.lonely``: about 0, below 0.2, for the same language; from 0.3 for another in
@@ -113,17 +113,17 @@ DIVERGED = 2.0
 """Divergence from the base model, in nats per token, that is an alarm."""
 
 
-class Guards:
+class RewardHackingMonitor:
     """Compares generations with the base model; reads its answers from the run's samples when it first needs them."""
 
     def __init__(self, samples: Path) -> None:
         self.samples = samples
-        self._base: Profile | None = None
+        self._base: TextStatistics | None = None
         self._looked = False
 
     def metrics(self, rollouts: Sequence[Rollout]) -> Metrics:
         """``completions/…`` of a generation; those that compare are None where no answer of the base is known."""
-        now, base = profile([rollout.text for rollout in rollouts]), self.base()
+        now, base = text_statistics([rollout.text for rollout in rollouts]), self.base()
         return {
             "completions/empty_ratio": now.empty,
             "completions/length_change": _ratio(now.characters, base.characters) if base is not None else None,
@@ -131,11 +131,11 @@ class Guards:
             "completions/novelty": novelty(now, base) if base is not None else None,
         }
 
-    def base(self) -> Profile | None:
+    def base(self) -> TextStatistics | None:
         """How the base model answers, or None if the run does not know."""
         if not self._looked:
             texts = [row["completion"] for row in directory.read_lines(self.samples) if is_base(row)]
-            self._base, self._looked = profile(texts) if texts else None, True
+            self._base, self._looked = text_statistics(texts) if texts else None, True
         return self._base
 
     def alarms(self, metrics: Mapping[str, Any]) -> list[str]:
@@ -160,7 +160,7 @@ def _ratio(now: float, base: float) -> float | None:
     return now / base if base else None
 
 
-_LOOK = "Look at them: seedtune samples RUN --suspicious."
+_LOOK = "Look at them: seedtune inspect RUN."
 
 
 def _empty(share: float, usual: float) -> str | None:
@@ -184,7 +184,7 @@ def _language(shift: float | None) -> str | None:
         return None
     return (
         f"{shift:.0%} of the letters are in other scripts than the base model's. Let the reward check the language, or "
-        f"hold on to the base model with decay_l2. {_LOOK}"
+        f"hold on to the base model with anchor_l2. {_LOOK}"
     )
 
 
@@ -202,5 +202,5 @@ def _divergence(nats: float | None) -> str | None:
         return None
     return (
         f"the model is {nats:.1f} nats a token away from the base model. Watch other tasks (eval_tasks), and hold on "
-        "to the base model with decay_l2, or take smaller steps."
+        "to the base model with anchor_l2, or take smaller steps."
     )

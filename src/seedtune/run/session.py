@@ -94,7 +94,7 @@ class Session:
             yield book, contents.records[-1].state if contents.records else self.strategy.initial(), info
 
     def _rebuild(self, contents: ledger.Contents) -> EngineInfo:
-        """The centre, and files that agree with the ledger and with the settings the run goes on with."""
+        """The current weights, and files that agree with the ledger and with the settings the run goes on with."""
         root, done = self.paths.root, contents.generations
         recorded_config.check_same_run(root, contents.header, self.config)
         if contents.header.data != self.task.digest():
@@ -122,15 +122,15 @@ class Session:
     # ---------------------------------------------------------------- a generation
 
     def apply(self, record: Record) -> None:
-        """Move the centre on, or back to what it was."""
+        """Move the current weights on, or back to what they were."""
         self.lineage.add(record)
-        if record.back_to is None:
+        if record.rollback_to is None:
             self.load().apply(self.lineage.last())
         else:
             replay.rebuild(self.load(), self.paths.root, self.lineage)
 
     def note(self, book: Ledger) -> None:
-        """The centre's fingerprint into the ledger, every few generations and after the last."""
+        """The fingerprint of the current weights into the ledger, every few generations and after the last."""
         if self.generation % self.config.fingerprint_steps == 0 or self.generation == self.config.generations:
             book.append_fingerprint(self.generation, self.load().fingerprint())
 

@@ -10,7 +10,7 @@ from seedtune.config.sections import ScheduleSettings
 from seedtune.strategies import step_size
 from seedtune.strategies.base import Feedback, Strategy
 from seedtune.strategies.collapse_guard import Guard
-from seedtune.strategies.es import EvolutionStrategy, Factor, Shape, unscaled
+from seedtune.strategies.es import EvolutionStrategy, Factor, FeedbackShaping, unscaled
 from seedtune.strategies.lookahead import LookAhead
 from seedtune.strategies.schedules import value
 from seedtune.strategies.shaping import SHAPINGS, clipped, combine
@@ -29,10 +29,10 @@ def create(config: Config, reward_weights: Sequence[float] = (1.0,)) -> Strategy
         reuse=config.noise_reuse,
         sigma_factor=_factor(config.sigma_schedule, per_member),
         alpha_factor=_factor(config.alpha_schedule, per_member),
-        decay=Decay(config.decay_l2, config.decay_l1),
+        decay=Decay(config.anchor_l2, config.anchor_l1),
         steady_pull=config.adaptive,
         guard=Guard() if config.guarded else None,
-        compares=config.reward_batch == "sample" and not (config.decay_l2 or config.decay_l1),
+        compares=config.reward_batch == "sample" and not (config.anchor_l2 or config.anchor_l1),
     )
     look = config.lookahead
     if look.kind == "none":
@@ -43,7 +43,7 @@ def create(config: Config, reward_weights: Sequence[float] = (1.0,)) -> Strategy
     return LookAhead(plain, look.radius, look.probes)
 
 
-def _shape(config: Config, weights: Sequence[float]) -> Shape:
+def _shape(config: Config, weights: Sequence[float]) -> FeedbackShaping:
     """Shaping of the weighted sum of rewards, or of each on its own, clipped."""
     shaping, apart = SHAPINGS[config.shaping], config.multi_objective_aggregation == "normalize_then_sum"
 
@@ -76,9 +76,9 @@ def populations(config: Config) -> list[int]:
 
 def _step_size(config: Config) -> step_size.StepSize:
     if config.adaptive:
-        longest = {} if config.longest_step is None else {"longest": config.longest_step}
+        longest = {} if config.max_step_ratio is None else {"longest": config.max_step_ratio}
         return step_size.Adaptive(start=config.alpha, **longest)
-    return step_size.Given(config.step * _apart(config))
+    return step_size.ConstantAlpha(config.step * _apart(config))
 
 
 def _apart(config: Config) -> float:

@@ -1,9 +1,9 @@
 """A strategy is a pure state machine over member ids and rewards: it never sees weights.
 
 ``ask`` says which members to evaluate.  ``tell`` turns what came back into an update in three steps, so that a
-ledger can be checked without scores: ``shape`` makes coefficients, ``observe`` a few numbers about the generation
-(the signal), and ``decide`` an update from these two alone.  States and signals are plain JSON data, so that they go
-through the ledger.
+ledger can be checked without scores: ``shape`` makes utilities, ``observe`` a few numbers about the generation
+(the observation), and ``decide`` an update from these two alone.  States and observations are plain JSON data, so that
+they go through the ledger.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from seedtune.strategies.shaping import comparable, member_rewards
 from seedtune.types import Decay, Member, Plan, Term, Update
 
 State = Mapping[str, Any]
-Signal = Mapping[str, float]
+Observation = Mapping[str, float]
 Scores = NDArray[np.float64]
 
 
@@ -30,8 +30,8 @@ class Feedback:
     scores: Scores
     """(members, prompts), in the order of the plan's members."""
 
-    centre: Scores | None = None
-    """(prompts,): the centre's scores, if it answered, too."""
+    unperturbed: Scores | None = None
+    """(prompts,): the unperturbed model's scores, if it answered, too."""
 
     share: float = 0.0
     """Share of the training prompts that these are."""
@@ -57,15 +57,15 @@ class Feedback:
 class Step:
     """What ``tell`` decides: a coefficient per member, α as it was used, the update they make, and the next state.
 
-    With ``back_to`` the centre goes back to what it was after that many generations instead.
+    With ``rollback_to`` the weights go back to what they were after that many generations instead.
     """
 
     coefficients: tuple[float, ...]
     alpha: float
     update: Update
     state: State = field(default_factory=dict)
-    signal: Signal = field(default_factory=dict)
-    back_to: int | None = None
+    observation: Observation = field(default_factory=dict)
+    rollback_to: int | None = None
 
 
 class Strategy(Protocol):
@@ -80,22 +80,22 @@ class Strategy(Protocol):
         ...
 
     def shape(self, feedback: Feedback) -> tuple[float, ...]:
-        """A coefficient per member."""
+        """A utility per member: its shaped reward."""
         ...
 
-    def observe(self, plan: Plan, feedback: Feedback, coefficients: Sequence[float]) -> Signal:
-        """What the strategy wants to know about a generation besides coefficients."""
+    def observe(self, plan: Plan, feedback: Feedback, utilities: Sequence[float]) -> Observation:
+        """What the strategy wants to know about a generation besides utilities."""
         ...
 
-    def decide(self, state: State, plan: Plan, coefficients: tuple[float, ...], signal: Signal) -> Step:
+    def decide(self, state: State, plan: Plan, coefficients: tuple[float, ...], observation: Observation) -> Step:
         """The update, from what the ledger records."""
         ...
 
 
 def tell(strategy: Strategy, state: State, plan: Plan, feedback: Feedback) -> Step:
-    """Coefficients, signal and update from what came back."""
-    coefficients = strategy.shape(feedback)
-    return strategy.decide(state, plan, coefficients, strategy.observe(plan, feedback, coefficients))
+    """Utilities, observation and update from what came back."""
+    utilities = strategy.shape(feedback)
+    return strategy.decide(state, plan, utilities, strategy.observe(plan, feedback, utilities))
 
 
 Direction = tuple[int, int]

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-State = Mapping[str, Any]
+from seedtune.strategies.base import State
 
 
 @dataclass(frozen=True, slots=True)

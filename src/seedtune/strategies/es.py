@@ -6,14 +6,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from seedtune.strategies import observation as signals
 from seedtune.strategies import step_estimates
-from seedtune.strategies.base import Feedback, Signal, State, Step, update_of
+from seedtune.strategies.base import Feedback, Observation, State, Step, update_of
 from seedtune.strategies.collapse_guard import Guard
+from seedtune.strategies.observation import observe, radius_of
 from seedtune.strategies.step_size import Situation, StepSize
 from seedtune.types import Decay, Member, Plan, Update
 
-Shape = Callable[[Feedback], tuple[float, ...]]
+FeedbackShaping = Callable[[Feedback], tuple[float, ...]]
 Factor = Callable[[int, int], float]
 """What a schedule multiplies a constant by, at a generation and after a number of members."""
 
@@ -36,7 +36,7 @@ class EvolutionStrategy:
     drawn anew every ``reuse`` generations (1: always; EGGROLL, arXiv 2511.16652, keeps it for 4 with fresh prompts).
     """
 
-    shaping: Shape
+    shaping: FeedbackShaping
     population: int
     sigma: float
     alpha: StepSize
@@ -53,7 +53,7 @@ class EvolutionStrategy:
     guard: Guard | None = None
 
     compares: bool = True
-    """Steps are held against what they promised.  Not where more than the step moves the weights, or where a reward
+    """Steps are held against their predicted gain.  Not where more than the step moves the weights, or where a reward
     compares members with each other, and so has the same mean whatever they are."""
 
     def initial(self) -> State:
@@ -70,67 +70,81 @@ class EvolutionStrategy:
         return Plan(generation, sigma, members)
 
     def shape(self, feedback: Feedback) -> tuple[float, ...]:
-        """Shaped rewards as coefficients."""
+        """Shaped rewards."""
         return self.shaping(feedback)
 
-    def observe(self, plan: Plan, feedback: Feedback, coefficients: Sequence[float]) -> Signal:
+    def observe(self, plan: Plan, feedback: Feedback, utilities: Sequence[float]) -> Observation:
         """See `seedtune.strategies.observation`."""
-        return signals.observe(plan, feedback, coefficients)
+        return observe(plan, feedback, utilities)
 
-    def decide(self, state: State, plan: Plan, coefficients: tuple[float, ...], signal: Signal) -> Step:
+    def decide(self, state: State, plan: Plan, coefficients: tuple[float, ...], observation: Observation) -> Step:
         """A step of the step-size rule, or the way back after a collapse."""
-        after = self._after(state, plan, signal)
+        after = self._after(state, plan, observation)
         if after.get("guard", {}).get("collapsed"):
-            return self._back(after, plan, coefficients, signal)
+            return self._back(after, plan, coefficients, observation)
         factor = self.alpha_factor(plan.generation, state.get("members", 0))
-        now = Situation(plan.sigma, len(plan.members), signal, after["averages"], factor)
-        alpha, kept = self.alpha.step(after["alpha"], now)
+        now = Situation(plan.sigma, len(plan.members), observation, after["averages"], factor)
+        alpha, alpha_state = self.alpha.step(after["alpha"], now)
         pulls = plan.sigma / 2 if self.steady_pull else alpha
         update = update_of(plan, coefficients, alpha, self._decay(pulls, moves=alpha != 0.0))
         if not update.terms:
             update = Update(plan.generation, ())
-        promise = state.get("promise", {}) if alpha == 0.0 else self._promise(plan, alpha, signal, after["averages"])
-        return Step(coefficients, alpha, update, _filled({**after, "alpha": kept, "promise": promise}), signal)
+        predicted = (
+            state.get("predicted_gain", {})
+            if alpha == 0.0
+            else self._predicted_gain(plan, alpha, observation, after["averages"])
+        )
+        return Step(
+            coefficients,
+            alpha,
+            update,
+            _filled({**after, "alpha": alpha_state, "predicted_gain": predicted}),
+            observation,
+        )
 
-    def _promise(self, plan: Plan, alpha: float, signal: Signal, mean: step_estimates.Averages) -> dict[str, float]:
+    def _predicted_gain(
+        self, plan: Plan, alpha: float, observation: Observation, mean: step_estimates.Averages
+    ) -> dict[str, float]:
         """What the step should gain, for the next generation to look at."""
-        if not self.compares or not step_estimates.informative(signal):
+        if not self.compares or not step_estimates.informative(observation):
             return {}
-        radius = signals.radius_of(alpha, plan.sigma, signal, len(plan.members))
-        return step_estimates.promise(signal, radius, plan.sigma, mean)
+        radius = radius_of(alpha, plan.sigma, observation, len(plan.members))
+        return step_estimates.predicted_gain(observation, radius, plan.sigma, mean)
 
-    def _after(self, state: State, plan: Plan, signal: Signal) -> dict[str, Any]:
+    def _after(self, state: State, plan: Plan, observation: Observation) -> dict[str, Any]:
         """The state without the step size's."""
-        kept = step_estimates.kept(state.get("promise", {}), signal, plan.sigma)
-        mean = step_estimates.averaged(state.get("averages", step_estimates.NONE), signal, kept)
+        realized = step_estimates.realized_fraction(state.get("predicted_gain", {}), observation, plan.sigma)
+        mean = step_estimates.averaged(state.get("averages", step_estimates.NONE), observation, realized)
         after = {
             "members": state.get("members", 0) + len(plan.members),
             "averages": mean,
             "alpha": state.get("alpha", {}),
         }
         if self.guard is not None:
-            after["guard"] = self._watched(state.get("guard", {}), plan, signal)
+            after["guard"] = self._watched(state.get("guard", {}), plan, observation)
         return after
 
-    def _watched(self, before: State, plan: Plan, signal: Signal) -> dict[str, Any]:
+    def _watched(self, before: State, plan: Plan, observation: Observation) -> dict[str, Any]:
         """The guard's state; rewards under a larger σ are not to be compared with those of a smaller one."""
         assert self.guard is not None
-        if not signal:
+        if not observation:
             return self.guard.miss(before)
         sigma = before.get("sigma", plan.sigma)
         if plan.sigma > WIDER * sigma:
             before, sigma = {}, plan.sigma
-        error = signal["spread"] * signal["spread"] / len(plan.members)
-        return {**self.guard.watch(before, signal["reward"], plan.generation, error), "sigma": sigma}
+        error = observation["spread"] * observation["spread"] / len(plan.members)
+        return {**self.guard.watch(before, observation["reward"], plan.generation, error), "sigma": sigma}
 
-    def _back(self, after: dict[str, Any], plan: Plan, coefficients: tuple[float, ...], signal: Signal) -> Step:
+    def _back(
+        self, after: dict[str, Any], plan: Plan, coefficients: tuple[float, ...], observation: Observation
+    ) -> Step:
         """To the best generation, with smaller steps from there on."""
         assert self.guard is not None
         to = after["guard"]["best_at"]
         guard = {**self.guard.back(after["guard"]), "sigma": after["guard"]["sigma"]}
         mean, alpha = step_estimates.forgotten(after["averages"]), self.alpha.shrink(after["alpha"])
         state = {**after, "guard": guard, "averages": mean, "alpha": alpha}
-        return Step(coefficients, 0.0, Update(plan.generation, ()), _filled(state), signal, back_to=to)
+        return Step(coefficients, 0.0, Update(plan.generation, ()), _filled(state), observation, rollback_to=to)
 
     def _decay(self, alpha: float, *, moves: bool) -> Decay | None:
         decay = Decay(min(1.0, alpha * self.decay.l2), alpha * self.decay.l1)

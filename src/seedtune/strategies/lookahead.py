@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from seedtune.strategies.base import Feedback, Signal, State, Step, update_of
+from seedtune.strategies.base import Feedback, Observation, State, Step, update_of
 from seedtune.strategies.es import EvolutionStrategy
 from seedtune.types import Plan, Shift, Term, Update
 
@@ -16,8 +16,8 @@ class LookAhead:
     """Every step takes two generations: one looks where rewards fall, the next learns from standing there.
 
     The first population, at θ, gives θ' = θ − (ρ/N) Σ zᵢ εᵢ, a step down.  The second, of fresh noise at θ', makes an
-    ordinary update, which is applied at θ: the centre itself never was at θ'.  With ``probes`` (ESSAM-F) the first
-    population has only so many members, and ‖θ' − θ‖ = ρ (their centred rewards and z-scores point the same way).
+    ordinary update, which is applied at θ: the current weights never were at θ'.  With ``probes`` (ESSAM-F) the first
+    population has only so many members, and ‖θ' − θ‖ = ρ (their centered rewards and z-scores point the same way).
     Compare with other strategies at equal rollouts, not generations.
     """
 
@@ -41,15 +41,15 @@ class LookAhead:
         """As the strategy inside does."""
         return self.inner.shape(feedback)
 
-    def observe(self, plan: Plan, feedback: Feedback, coefficients: Sequence[float]) -> Signal:
+    def observe(self, plan: Plan, feedback: Feedback, utilities: Sequence[float]) -> Observation:
         """As the strategy inside does; of probes nothing is kept."""
-        return {} if plan.shift is None else self.inner.observe(plan, feedback, coefficients)
+        return {} if plan.shift is None else self.inner.observe(plan, feedback, utilities)
 
-    def decide(self, state: State, plan: Plan, coefficients: tuple[float, ...], signal: Signal) -> Step:
+    def decide(self, state: State, plan: Plan, coefficients: tuple[float, ...], observation: Observation) -> Step:
         """Nothing moves after the probes; then the update of the strategy inside."""
         if plan.shift is None:
             return self._probed(state, plan, coefficients)
-        step = self.inner.decide(state.get("inner", {}), plan, coefficients, signal)
+        step = self.inner.decide(state.get("inner", {}), plan, coefficients, observation)
         return replace(step, state={"inner": dict(step.state)})
 
     def _probed(self, state: State, plan: Plan, coefficients: tuple[float, ...]) -> Step:

@@ -5,11 +5,11 @@ Members are points at distance σ√d around θ, so rewards are looked at throug
 samples ε_q.  With o_q the odd part of a sample's rewards ((R⁺ − R⁻)/2 of a pair; R − mean R of a single member) and
 the update's coefficients w_q (Σ sign·z of the sample), a step of ρ times the length of a member's perturbation gives
 
-    gain(ρ) = slope·agreement·ρ − curvature·ρ²,      slope = Σ w_q o_q/‖w‖,   curvature = R(θ) − mean R.
+    gain(ρ) = slope·reliability·ρ − curvature·ρ²,      slope = Σ w_q o_q/‖w‖,   curvature = R(θ) − mean R.
 
-The slope is what the members of this generation measured; the agreement is how much of it holds over all training
-prompts (`averages.agreement`); the curvature is ½σ² tr H, −H being the Hessian of the reward: what any step of a
-member's length costs on average.
+The slope is what the members of this generation measured; the reliability is how much of it holds over all training
+prompts (`step_estimates.reliability`); the curvature is ½σ² tr H, −H being the Hessian of the reward: what any step of
+a member's length costs on average.
 
 Members that answered prompts of different generations are each measured against their own generation's mean.
 """
@@ -22,7 +22,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from seedtune.strategies.base import Feedback, Signal, directions
+from seedtune.strategies.base import Feedback, Observation, directions
 from seedtune.strategies.quadratic_model import crossed, standard_error
 from seedtune.strategies.shaping import fill_missing, member_rewards, rows_of
 from seedtune.types import Plan
@@ -30,19 +30,19 @@ from seedtune.types import Plan
 Vector = NDArray[np.float64]
 
 
-def observe(plan: Plan, feedback: Feedback, coefficients: Sequence[float]) -> Signal:
-    """The signal of a generation; empty if fewer than two noise samples have rewards."""
+def observe(plan: Plan, feedback: Feedback, utilities: Sequence[float]) -> Observation:
+    """The observation of a generation; empty if fewer than two noise samples have rewards."""
     rewards, compared = feedback.rewards, member_rewards(feedback.comparable)
     known = ~np.isnan(rewards)
     odd = _odd_parts_of_each(plan, feedback)
     if sum(len(part) for part in odd) < 2:
         return {}
-    weights = np.array(list(directions(plan.members, coefficients).values()))
+    weights = np.array(list(directions(plan.members, utilities).values()))
     length = float(np.linalg.norm(weights))
     means = np.concatenate([part.mean(axis=1) for part in odd])
     whole = directions(plan.members, np.where(known, compared - compared[known].mean(), 0.0).tolist())
     signed = np.array(list(whole.values())) / _members_of_each(plan)
-    signal = {
+    observation = {
         "reward": float(rewards[known].mean()),
         "spread": float(compared[known].std()),
         "length": length,
@@ -52,12 +52,12 @@ def observe(plan: Plan, feedback: Feedback, coefficients: Sequence[float]) -> Si
         "share": feedback.share,
     }
     if all(part.shape[1] > 1 for part in odd):
-        signal["shared_error"] = standard_error(np.concatenate([crossed(part) for part in odd]))
-    signal |= {**_error_of_mean(feedback), **_around(feedback)}
-    return signal if np.isfinite(list(signal.values())).all() else {}
+        observation["shared_error"] = standard_error(np.concatenate([crossed(part) for part in odd]))
+    observation |= {**_error_of_mean(feedback), **_around(feedback)}
+    return observation if np.isfinite(list(observation.values())).all() else {}
 
 
-def _error_of_mean(feedback: Feedback) -> Signal:
+def _error_of_mean(feedback: Feedback) -> Observation:
     """The standard error of the mean reward, over members and, unless it is of all, over which prompts were drawn.
 
     The variance over n prompts is itself an estimate: the mean's is that of Student's distribution, s²/n·(n−1)/(n−3).
@@ -87,9 +87,9 @@ def _only(plan: Plan, rows: NDArray[np.intp]) -> Plan:
 def odd_parts(plan: Plan, scores: Vector) -> Vector:
     """(samples, prompts): (R⁺ − R⁻)/2 of pairs, R − mean of single members; none of samples that lack rewards."""
     filled = fill_missing(scores)
-    centred = filled - np.nanmean(filled, axis=0) if filled.size and not np.isnan(filled).all() else filled
+    centered = filled - np.nanmean(filled, axis=0) if filled.size and not np.isnan(filled).all() else filled
     rows: dict[tuple[int, int], list[Vector]] = {}
-    for member, row in zip(plan.members, centred, strict=True):
+    for member, row in zip(plan.members, centered, strict=True):
         rows.setdefault((member.generation, member.pair), []).append(member.sign * row)
     parts = [np.mean(group, axis=0) for group in rows.values()]
     kept = [part for part in parts if not np.isnan(part).any()]
@@ -99,8 +99,8 @@ def odd_parts(plan: Plan, scores: Vector) -> Vector:
 def shared_power(*odd: Vector) -> float:
     """E[o_qi·o_qj] over two different prompts i, j: the part of the power that is the same on every prompt.
 
-    Of one prompt it is all of the power, chance included: such a signal has no ``shared_error``, and it does not count.
-    Unbiased, so it can be negative where there is none.
+    Of one prompt it is all of the power, chance included: such an observation has no ``shared_error``, and it does not
+    count. Unbiased, so it can be negative where there is none.
     """
     return float(np.concatenate([crossed(part) for part in odd]).mean())
 
@@ -110,40 +110,41 @@ def _members_of_each(plan: Plan) -> Vector:
     return np.array(list(counts.values()))
 
 
-def _around(feedback: Feedback) -> Signal:
-    """The centre against its members, on the prompts that it and some member have scores of."""
-    if feedback.centre is None:
+def _around(feedback: Feedback) -> Observation:
+    """The unperturbed model against its members, on the prompts that it and some member have scores of."""
+    if feedback.unperturbed is None:
         return {}
-    common = ~np.isnan(feedback.centre) & ~np.isnan(feedback.scores).all(axis=0)
+    common = ~np.isnan(feedback.unperturbed) & ~np.isnan(feedback.scores).all(axis=0)
     rewards = member_rewards(feedback.scores[:, common])
     rewards = rewards[~np.isnan(rewards)]
     if not rewards.size:
         return {}
-    centre = float(feedback.centre[common].mean())
+    unperturbed = float(feedback.unperturbed[common].mean())
     return {
-        "centre": float(np.nanmean(feedback.centre)),
-        "curvature": centre - float(rewards.mean()),
-        "curvature_error": _error_of(feedback.centre[common], feedback.scores[:, common]),
-        "better": float(np.mean(rewards > centre) + 0.5 * np.mean(rewards == centre)),
+        "unperturbed": float(np.nanmean(feedback.unperturbed)),
+        "curvature": unperturbed - float(rewards.mean()),
+        "curvature_error": _error_of(feedback.unperturbed[common], feedback.scores[:, common]),
+        "success_rate": float(np.mean(rewards > unperturbed) + 0.5 * np.mean(rewards == unperturbed)),
     }
 
 
-def _error_of(centre: Vector, scores: Vector) -> float:
-    """The standard error of centre − mean of the members, by its spread over prompts, or over members on a single one.
+def _error_of(unperturbed: Vector, scores: Vector) -> float:
+    """The standard error of unperturbed − mean of the members, by its spread over prompts, or over members on a single
+    one.
 
-    The centre is one model, and a completion is as chaotic in its weights as in a member's.
+    The unperturbed model is one model, and a completion is as chaotic in its weights as in a member's.
     """
-    if centre.size == 1:
+    if unperturbed.size == 1:
         return float(np.nanstd(scores))
-    apart = centre - np.nanmean(scores, axis=0)
+    apart = unperturbed - np.nanmean(scores, axis=0)
     return float(apart.std(ddof=1) / np.sqrt(apart.size))
 
 
-def gain(signal: Signal, radius: float, agreement: float) -> float:
+def gain(observation: Observation, radius: float, reliability: float) -> float:
     """The reward that a step of ``radius`` perturbation lengths should gain, in the second-order model."""
-    return signal["slope"] * agreement * radius - signal.get("curvature", 0.0) * radius**2
+    return observation["slope"] * reliability * radius - observation.get("curvature", 0.0) * radius**2
 
 
-def radius_of(alpha: float, sigma: float, signal: Signal, members: int) -> float:
+def radius_of(alpha: float, sigma: float, observation: Observation, members: int) -> float:
     """ρ = ‖α/N Σ wε‖/‖σε‖ = α‖w‖/(Nσ): a step's length in lengths of a member's perturbation."""
-    return alpha * signal["length"] / (members * sigma)
+    return alpha * observation["length"] / (members * sigma)

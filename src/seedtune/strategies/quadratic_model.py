@@ -47,7 +47,7 @@ from numpy.typing import NDArray
 from seedtune.errors import RewardError
 from seedtune.strategies.shaping import fill_missing
 
-Array = NDArray[np.float64]
+Floats = NDArray[np.float64]
 
 TINY = 1e-9
 """Errors are at least this share of the rewards' size (squared for variances): ties weigh much, not everything."""
@@ -59,21 +59,21 @@ MARGIN = 0.75
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """One σ: rewards of the members and the centre on the same prompts (means over prompts), and their parts."""
+    """One σ: rewards of members and unperturbed model on the same prompts (means over prompts), and their parts."""
 
     sigma: float
     members: int
     mean: float
     spread: float
     """s: standard deviation of the members' rewards."""
-    centre: float
+    unperturbed: float
     gap_error: float
     """Standard error of the gap, from the pairs' even parts."""
     best_gain: float
-    """Best member − centre."""
-    better: float
-    """Share of members better than the centre."""
-    signal: float
+    """Best member − unperturbed."""
+    success_rate: float
+    """Share of members better than the unperturbed model."""
+    power: float
     """m: mean square of the pairs' odd parts."""
     transfer: float
     """T: the part of m that holds on other prompts."""
@@ -84,29 +84,31 @@ class Response:
 
     @property
     def gap(self) -> float:
-        """C: centre − mean of the members."""
-        return self.centre - self.mean
+        """C: unperturbed − mean of the members."""
+        return self.unperturbed - self.mean
 
     @property
-    def agreement(self) -> float:
+    def reliability(self) -> float:
         """κ by this σ alone: T/m within 0 and 1."""
-        return min(1.0, max(0.0, self.transfer / self.signal)) if self.signal > 0 else 0.0
+        return min(1.0, max(0.0, self.transfer / self.power)) if self.power > 0 else 0.0
 
 
-def measure(sigma: float, scores: Array) -> Response:
-    """The response from scores (1 + 2P, J): the centre, then pair by pair the members +ε and −ε.
+def response_of(sigma: float, scores: Floats) -> Response:
+    """The response from scores (1 + 2P, J): the unperturbed model, then pair by pair the members +ε and −ε.
 
     Missing scores count as their prompt's mean; a pair of which a member has none is left out; without any pair
-    there are no members, and numbers are NaN.  RewardError if the centre has none.
+    there are no members, and numbers are NaN.  RewardError if the unperturbed model has none.
     """
     filled = fill_missing(scores)
     if filled.shape[1] == 0 or bool(np.isnan(filled[0]).any()):
-        raise RewardError("the centre's answers could not be scored on any prompt. Check the reward function.")
+        raise RewardError(
+            "the unperturbed model's answers could not be scored on any prompt. Check the reward function."
+        )
     pairs = filled[1:].reshape(-1, 2, filled.shape[1])
     pairs = pairs[~np.isnan(pairs).any(axis=(1, 2))]
     if len(pairs) == 0:
         return _unscored(sigma, float(filled[0].mean()))
-    rewards, centre = pairs.mean(axis=2), float(filled[0].mean())
+    rewards, unperturbed = pairs.mean(axis=2), float(filled[0].mean())
     odd = (pairs[:, 0] - pairs[:, 1]) / 2
     even, products = rewards.mean(axis=1), crossed(odd)
     return Response(
@@ -114,24 +116,24 @@ def measure(sigma: float, scores: Array) -> Response:
         members=rewards.size,
         mean=float(rewards.mean()),
         spread=float(rewards.std()),
-        centre=centre,
-        gap_error=standard_error(even - centre),
-        best_gain=float(rewards.max()) - centre,
-        better=float((rewards > centre).mean()),
-        signal=float((odd.mean(axis=1) ** 2).mean()),
+        unperturbed=unperturbed,
+        gap_error=standard_error(even - unperturbed),
+        best_gain=float(rewards.max()) - unperturbed,
+        success_rate=float((rewards > unperturbed).mean()),
+        power=float((odd.mean(axis=1) ** 2).mean()),
         transfer=float(products.mean()),
         transfer_error=standard_error(products),
         variance=float((odd**2).mean()),
     )
 
 
-def _unscored(sigma: float, centre: float) -> Response:
+def _unscored(sigma: float, unperturbed: float) -> Response:
     """A σ at which no pair of members has rewards."""
     nan = math.nan
-    return Response(sigma, 0, nan, nan, centre, nan, nan, nan, nan, nan, nan, nan)
+    return Response(sigma, 0, nan, nan, unperturbed, nan, nan, nan, nan, nan, nan, nan)
 
 
-def crossed(odd: Array) -> Array:
+def crossed(odd: Floats) -> Floats:
     """What each noise sample adds to T, (samples,), from odd parts (samples, prompts), in squared units of reward.
 
     The mean of o_i·o_j over prompts i ≠ j.  One prompt has no other that could disagree: then all of it counts.
@@ -139,11 +141,11 @@ def crossed(odd: Array) -> Array:
     prompts = odd.shape[1]
     if prompts == 1:
         return odd[:, 0] ** 2
-    products: Array = (odd.sum(axis=1) ** 2 - (odd**2).sum(axis=1)) / (prompts * (prompts - 1))
+    products: Floats = (odd.sum(axis=1) ** 2 - (odd**2).sum(axis=1)) / (prompts * (prompts - 1))
     return products
 
 
-def standard_error(values: Array) -> float:
+def standard_error(values: Floats) -> float:
     """Standard error of the mean; of a single value, its size."""
     if len(values) == 1:
         return float(abs(values[0]))
@@ -164,7 +166,7 @@ def fit(responses: Sequence[Response]) -> Law:
     All σ share members and prompts, so their errors are taken as one: several σ steady the fit and do not
     pretend to be independent.
     """
-    size = max((abs(r.centre) + r.spread for r in responses), default=0.0) or 1.0
+    size = max((abs(r.unperturbed) + r.spread for r in responses), default=0.0) or 1.0
     squares = np.array([r.sigma**2 for r in responses])
     pairs = (
         ([r.transfer for r in responses], [r.transfer_error for r in responses], [r.variance for r in responses]),
@@ -178,7 +180,7 @@ def fit(responses: Sequence[Response]) -> Law:
     return Law(positive_mean(*slopes[0]), positive_mean(*slopes[1]))
 
 
-def _slope(x: Array, y: Array, errors: Array, scales: Array) -> tuple[float, float]:
+def _slope(x: Floats, y: Floats, errors: Floats, scales: Floats) -> tuple[float, float]:
     """The slope of y = slope·x, weighted by 1/scales², and its standard error if all errors are one."""
     pull = x / scales**2
     information = float((pull * x).sum())
@@ -200,7 +202,7 @@ class Stride:
 
     ratio: float
     gain: float
-    agreement: float
+    reliability: float
     capped: bool
 
 
@@ -209,7 +211,7 @@ def best_stride(response: Response, law: Law, *, population: int, antithetic: bo
 
     ``law`` is bounded by what this σ itself showed, its errors granted.
     """
-    m, s, square = response.signal, response.spread, response.sigma**2
+    m, s, square = response.power, response.spread, response.sigma**2
     if m <= 0 or s <= 0:
         return Stride(0.0, 0.0, 0.0, capped=False)
     kappa = min(1.0, min(law.transfer * square, max(0.0, response.transfer) + response.transfer_error) / m)

@@ -1,7 +1,7 @@
-"""From scores to coefficients: pure functions of a (members, prompts) matrix, NaN where nothing was scored.
+"""From scores to utilities: pure functions of a (members, prompts) matrix, NaN where nothing was scored.
 
 A missing score counts as its prompt's mean over the members that have one, so failing on a hard prompt is
-no advantage.  A member without any score gets coefficient 0 and does not enter mean and std.  A population
+no advantage.  A member without any score gets utility 0 and does not enter mean and std.  A population
 whose rewards are all equal gives all zeros, and so does, where a shaping divides by the spread, one whose spread
 is 0 in float64.
 
@@ -21,8 +21,8 @@ Vector = NDArray[np.float64]
 Groups = Sequence[int]
 """The group of every member; none: all are of one."""
 
-Shape = Callable[[Scores], Vector]
-"""Scores (members, prompts) to one coefficient per member."""
+Shaping = Callable[[Scores], Vector]
+"""Scores (members, prompts) to one utility per member."""
 
 TIE = 1e-12
 """Rewards closer than this, relative to the largest, are equal: rounding noise is no direction."""
@@ -61,17 +61,17 @@ def comparable(scores: Scores, groups: Groups) -> Scores:
 
     A group whose members tie is all zeros, whatever rounding left of their differences.
     """
-    return _centred(member_rewards(scores, groups), groups)[:, None] if len(set(groups)) > 1 else scores
+    return _centered(member_rewards(scores, groups), groups)[:, None] if len(set(groups)) > 1 else scores
 
 
-def _centred(rewards: Vector, groups: Groups) -> Vector:
-    centred = np.full(rewards.size, np.nan)
+def _centered(rewards: Vector, groups: Groups) -> Vector:
+    centered = np.full(rewards.size, np.nan)
     for rows in rows_of(groups):
         known = rows[~np.isnan(rewards[rows])]
         if known.size:
             apart = rewards[known] - rewards[known].mean()
-            centred[known] = 0.0 if _tied(apart, np.abs(rewards[known]).max()) else apart
-    return centred
+            centered[known] = 0.0 if _tied(apart, np.abs(rewards[known]).max()) else apart
+    return centered
 
 
 def zscore(scores: Scores) -> Vector:
@@ -80,17 +80,17 @@ def zscore(scores: Scores) -> Vector:
 
 
 def per_prompt(scores: Scores) -> Vector:
-    """zᵢ = meanₚ (sᵢₚ − meanⱼ sⱼₚ)/std of all centred scores (EGGROLL, arXiv 2511.16652)."""
+    """zᵢ = meanₚ (sᵢₚ − meanⱼ sⱼₚ)/std of all centered scores (EGGROLL, arXiv 2511.16652)."""
     filled = fill_missing(scores)
     valid = ~np.isnan(filled).any(axis=1) & (filled.shape[1] > 0)
     result = np.zeros(scores.shape[0])
     if not valid.any():
         return result
-    centred = filled[valid] - filled[valid].mean(axis=0)
-    spread = centred.std()
-    if spread == 0.0 or _tied(centred, np.abs(filled[valid]).max()):
+    centered = filled[valid] - filled[valid].mean(axis=0)
+    spread = centered.std()
+    if spread == 0.0 or _tied(centered, np.abs(filled[valid]).max()):
         return result
-    means = centred.mean(axis=1)
+    means = centered.mean(axis=1)
     if not _tied(means, np.abs(filled[valid]).max()):  # prompts may set members apart that are equal over all
         result[valid] = means / spread
     return result
@@ -112,7 +112,7 @@ def unshaped(scores: Scores) -> Vector:
     return np.where(np.isnan(rewards), 0.0, rewards) if standardise(rewards).any() else np.zeros(rewards.size)
 
 
-def combine(by_reward: NDArray[np.float64], *, weights: Sequence[float], shape: Shape) -> Vector:
+def combine(by_reward: NDArray[np.float64], *, weights: Sequence[float], shape: Shaping) -> Vector:
     """zᵢ = Σₖ weightₖ · shape(scores of reward k)ᵢ: every reward counts by its weight, whatever its scale.
 
     ``by_reward`` is (rewards, members, prompts), NaN where a reward does not apply; a reward that applies to
@@ -125,9 +125,9 @@ def combine(by_reward: NDArray[np.float64], *, weights: Sequence[float], shape: 
     return result
 
 
-def clipped(coefficients: Vector, limit: float | None) -> Vector:
-    """|zᵢ| ≤ ``limit``: one outlier does not decide a step; None leaves coefficients as they are."""
-    return coefficients if limit is None else np.clip(coefficients, -limit, limit)
+def clipped(utilities: Vector, limit: float | None) -> Vector:
+    """|zᵢ| ≤ ``limit``: one outlier does not decide a step; None leaves utilities as they are."""
+    return utilities if limit is None else np.clip(utilities, -limit, limit)
 
 
 def standardise(rewards: Vector) -> Vector:
@@ -136,16 +136,16 @@ def standardise(rewards: Vector) -> Vector:
     result = np.zeros(rewards.size)
     if not valid.any():
         return result
-    centred = rewards[valid] - rewards[valid].mean()
-    spread = centred.std()
-    if spread == 0.0 or _tied(centred, np.abs(rewards[valid]).max()):
+    centered = rewards[valid] - rewards[valid].mean()
+    spread = centered.std()
+    if spread == 0.0 or _tied(centered, np.abs(rewards[valid]).max()):
         return result
-    result[valid] = centred / spread
+    result[valid] = centered / spread
     return result
 
 
-def _tied(centred: NDArray[np.float64], largest: float) -> bool:
-    return bool(np.abs(centred).max() <= TIE * largest)
+def _tied(centered: NDArray[np.float64], largest: float) -> bool:
+    return bool(np.abs(centered).max() <= TIE * largest)
 
 
 def _mean_ranks(rewards: Vector) -> Vector:
@@ -159,7 +159,7 @@ def _mean_ranks(rewards: Vector) -> Vector:
     return ranks
 
 
-SHAPINGS: dict[str, Shape] = {
+SHAPINGS: dict[str, Shaping] = {
     "zscore": zscore,
     "per_prompt": per_prompt,
     "centered_rank": centered_rank,

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from seedtune.strategies.base import Signal
-from seedtune.strategies.step_estimates import Averages, agreement, informative, stiffness
+from seedtune.strategies.base import Observation, State
+from seedtune.strategies.step_estimates import Averages, curvature, informative, reliability
 
 LEAP = 32.0
 """The radius grows and shrinks at most by this factor from one generation to the next: a start that is wrong by less is
@@ -22,17 +21,14 @@ SHORTEST = 0.05
 
 @dataclass(frozen=True, slots=True)
 class Situation:
-    """What a step depends on besides its rule's state: σ, N, the signal, and averages of it over generations."""
+    """What a step depends on besides its rule's state: σ, N, the observation, and averages of it over generations."""
 
     sigma: float
     members: int
-    signal: Signal
+    observation: Observation
     averages: Averages
     factor: float = 1.0
     """What a schedule multiplies the step by."""
-
-
-State = Mapping[str, Any]
 
 
 class StepSize(Protocol):
@@ -48,7 +44,7 @@ class StepSize(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Given:
+class ConstantAlpha:
     """The α that was asked for."""
 
     alpha: float
@@ -66,11 +62,11 @@ class Given:
 class Adaptive:
     """The step that the second-order model of the population likes best (see `seedtune.strategies.observation`).
 
-    Measured in lengths of a member's perturbation, gain(ρ) = slope·agreement·ρ − κρ² is largest at
-    ρ* = slope·agreement/(2κ), κ being the curvature as far as it is known (`averages.stiffness`).  The slope is this
-    generation's; agreement and κ are averages over about ten.  Members were only seen at distance 1, so ρ is at most
-    ``longest``; a run without ``start`` begins as if its last step had been that.  α = ρ·N·σ/‖w‖ then makes the step
-    exactly that long.
+    Measured in lengths of a member's perturbation, gain(ρ) = slope·reliability·ρ − κρ² is largest at
+    ρ* = slope·reliability/(2κ), κ being the curvature as far as it is known (`step_estimates.curvature`).  The slope is
+    this generation's; reliability and κ are averages over about ten.  Members were only seen at distance 1, so ρ is at
+    most ``longest``; a run without ``start`` begins as if its last step had been that.  α = ρ·N·σ/‖w‖ then makes the
+    step exactly that long.
     """
 
     longest: float = 1.25
@@ -79,12 +75,12 @@ class Adaptive:
 
     def step(self, state: State, now: Situation) -> tuple[float, dict[str, Any]]:
         """Nothing known of the generation: no step, no news."""
-        if not informative(now.signal):
+        if not informative(now.observation):
             return 0.0, dict(state)
         longest = self.longest * state.get("factor", 1.0)
-        unit = now.members * now.sigma / now.signal["length"]
+        unit = now.members * now.sigma / now.observation["length"]
         before = state.get("radius", longest if self.start is None else self.start / unit)
-        radius = min(max(best_radius(now.averages, longest, now.signal), before / LEAP), LEAP * before)
+        radius = min(max(best_radius(now.averages, longest, now.observation), before / LEAP), LEAP * before)
         radius = min(max(radius, FLOOR * longest), longest)
         return min(now.factor * radius, longest) * unit, {**state, "radius": radius}
 
@@ -95,7 +91,7 @@ class Adaptive:
         return {"factor": radius / self.longest, "radius": radius}
 
 
-def best_radius(averages: Averages, longest: float, signal: Signal) -> float:
-    """ρ* of this generation's slope and of averaged agreement and curvature, at most ``longest``."""
-    slope = signal["slope"] / signal["spread"]
-    return min(longest, slope * agreement(averages) / (2.0 * stiffness(averages)))
+def best_radius(averages: Averages, longest: float, observation: Observation) -> float:
+    """ρ* of this generation's slope and of averaged reliability and curvature, at most ``longest``."""
+    slope = observation["slope"] / observation["spread"]
+    return min(longest, slope * reliability(averages) / (2.0 * curvature(averages)))

@@ -7,7 +7,7 @@ from typing import Any
 
 from seedtune.errors import ConfigError, nearest
 from seedtune.rewards.base import Reward
-from seedtune.tasks.base import Kind, Task
+from seedtune.tasks.base import Task, TaskKind
 from seedtune.tasks.builtin import (
     arc,
     conciseness,
@@ -25,9 +25,9 @@ from seedtune.tasks.data.rows import examples
 from seedtune.tasks.task_args import validated
 from seedtune.tasks.user_task import from_file, is_userfile
 
-__all__ = ["TASKS", "Kind", "Reward", "Task", "create", "examples"]
+__all__ = ["TASKS", "Reward", "Task", "TaskKind", "create", "examples"]
 
-TASKS: dict[str, Kind] = {
+TASKS: dict[str, TaskKind] = {
     "conciseness": conciseness.KIND,
     "countdown": countdown.KIND,
     "gsm8k": gsm8k.KIND,

@@ -83,7 +83,7 @@ class Sizes(Section):
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
+class TaskKind:
     """A built-in task as the registry has it: how it is made, and what a list of tasks says about it."""
 
     build: Callable[[Any], Task]

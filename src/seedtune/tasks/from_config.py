@@ -19,8 +19,7 @@ from seedtune.tasks.data import datasets
 from seedtune.tasks.data.rows import Rows, examples
 from seedtune.tasks.data.split import hold_out
 from seedtune.tasks.environments.base import EnvironmentFactory, environment_reward
-from seedtune.tasks.reference_answers import given as given_answers
-from seedtune.tasks.reference_answers import scored_by_the_engine
+from seedtune.tasks.reference_answers import reference_answers, scored_by_the_engine
 from seedtune.types import Example
 
 Data = Rows | str
@@ -30,17 +29,17 @@ _HOW = "resume it from Python with the same Trainer."
 
 
 @dataclass(frozen=True, slots=True)
-class Given:
+class TaskInputs:
     """What a program gives besides a configuration; None: the configuration's own."""
 
-    rewards: build.Given | Sequence[build.Given] | None = None
+    rewards: build.RewardSpec | Sequence[build.RewardSpec] | None = None
     weights: Sequence[float] | None = None
     train: Data | None = None
     test: Data | None = None
     environment: EnvironmentFactory | None = None
 
 
-def chosen(config: Config, given: Given) -> tuple[Config, Task]:
+def chosen(config: Config, given: TaskInputs) -> tuple[Config, Task]:
     """The built-in task, or own data and rewards; with the configuration that records which.
 
     DataError if there is nothing to train on, ConfigError if data or rewards are missing or given twice.
@@ -65,7 +64,7 @@ def chosen(config: Config, given: Given) -> tuple[Config, Task]:
     return config, task
 
 
-def _environment(config: Config, given: Given) -> EnvironmentFactory | None:
+def _environment(config: Config, given: TaskInputs) -> EnvironmentFactory | None:
     """What members talk to, if the program or the configuration names it."""
     if given.environment is not None or config.environment is None:
         return given.environment
@@ -74,7 +73,7 @@ def _environment(config: Config, given: Given) -> EnvironmentFactory | None:
     return environments.find(config.environment)
 
 
-def _recorded(config: Config, given: Given, listed: Sequence[build.Given]) -> Config:
+def _recorded(config: Config, given: TaskInputs, listed: Sequence[build.RewardSpec]) -> Config:
     """The configuration with what was given in it, files by absolute paths."""
     changes: dict[str, Any] = {}
     for name, data in (("train_dataset", given.train), ("eval_dataset", given.test)):
@@ -123,7 +122,7 @@ def _settled(config: Config) -> Config:
     return config.model_copy(update={**found, **named, "eval_tasks": others, "reward_funcs": rewards})
 
 
-def _check_whole(config: Config, given: Given, listed: Sequence[build.Given], *, needed: bool) -> None:
+def _check_whole(config: Config, given: TaskInputs, listed: Sequence[build.RewardSpec], *, needed: bool) -> None:
     """ConfigError if data or rewards are missing, or were objects that only the program had."""
     data = ((config.train_dataset, given.train), (config.eval_dataset, given.test))
     lost = [name for name, (told, had) in zip(("training", "held-out"), data, strict=True) if _is_lost(told, had)]
@@ -146,10 +145,10 @@ def _is_lost(told: DatasetSettings | None, had: Data | None) -> bool:
     return told is not None and told.path == OBJECTS and had is None
 
 
-def _data(config: Config, given: Given) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
+def _data(config: Config, given: TaskInputs) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
     train = _examples(config, (config.train_dataset, given.train), "train")
     if config.eval_dataset is None:
-        return hold_out(train, config.eval_share)
+        return hold_out(train, config.eval_size)
     return train, _examples(config, (config.eval_dataset, given.test), "eval")
 
 
@@ -171,7 +170,7 @@ def _without_functions(config: Config, environment: EnvironmentFactory | None) -
 
 
 def _check_scored(config: Config, task: Task) -> None:
-    """What given answers need, and what does not go with an environment."""
+    """What reference answers need, and what does not go with an environment."""
     if config.uses_likelihood:
         if any(reward.function is not scored_by_the_engine for reward in task.rewards) or task.environment is not None:
             raise ConfigError(
@@ -179,7 +178,7 @@ def _check_scored(config: Config, task: Task) -> None:
                 "objective=mean."
             )
         for example in (*task.train, *task.test):
-            given_answers(config, example)
+            reference_answers(config, example)
     if task.environment is not None and config.kl_steps:
         raise ConfigError(f"kl_steps={config.kl_steps} measures single answers, not conversations. Use kl_steps=0.")
     if task.environment is None and config.conversation != ConversationSettings():

@@ -1,4 +1,4 @@
-"""Given answers: what log-probability objectives read from a row."""
+"""Reference answers: what log-probability objectives read from a row."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from seedtune.types import Example
 
 
 @dataclass(frozen=True, slots=True)
-class Given:
+class ReferenceAnswers:
     """Answers to a prompt, and the position of the right one."""
 
     answers: tuple[str, ...]
     right: int = 0
 
 
-def given(config: Config, example: Example) -> Given:
+def reference_answers(config: Config, example: Example) -> ReferenceAnswers:
     """The answer of a row (``logprob``), or its choices and which is right (``choice_accuracy``).
 
     DataError names the row and the column that is missing or of another kind.
@@ -30,14 +30,14 @@ def given(config: Config, example: Example) -> Given:
         answer = _column(example, names.answer_column)
         if not isinstance(answer, str) or not answer:
             raise _wrong(example, names.answer_column, answer, "a text that is not empty")
-        return Given((answer,))
+        return ReferenceAnswers((answer,))
     choices = _column(example, names.choices_column)
     if not _are_choices(choices):
         raise _wrong(example, names.choices_column, choices, "a list of two texts or more, none of them empty")
     right = _column(example, names.index_column)
     if isinstance(right, bool) or not isinstance(right, int) or not 0 <= right < len(choices):
         raise _wrong(example, names.index_column, right, f"a whole number from 0 to {len(choices) - 1}")
-    return Given(tuple(choices), right)
+    return ReferenceAnswers(tuple(choices), right)
 
 
 def scored_by_the_engine(**_: Any) -> list[float | None]:
@@ -46,7 +46,7 @@ def scored_by_the_engine(**_: Any) -> list[float | None]:
 
 
 def scores_itself(task: Task) -> bool:
-    """Whether a task's rewards are log-probabilities of given answers."""
+    """Whether a task's rewards are log-probabilities of reference answers."""
     return any(reward.function is scored_by_the_engine for reward in task.rewards)
 
 

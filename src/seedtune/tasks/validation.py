@@ -53,8 +53,8 @@ def validate(task: Task, *, items: int = 400, gold: str | None = None, config: C
     config = config or Config()
     if config.uses_likelihood:
         raise ConfigError(
-            f"objective={config.objective!r} measures how probable given answers are: there is no reward to validate. "
-            "Validate tasks whose completions are scored."
+            f"objective={config.objective!r} measures how probable reference answers are: there is no reward to "
+            "validate. Validate tasks whose completions are scored."
         )
     data = [*task.test, *task.train][:items]
     if not data:
@@ -125,7 +125,7 @@ class Marking:
 
     def __init__(self, task: Task, config: Config, data: Sequence[Example]) -> None:
         self.task, self.config, self.data = task, config, data
-        rewards, config = task.rewards, config.replace(max_reward_failures=1.0)
+        rewards, config = task.rewards, config.replace(max_reward_failure_rate=1.0)
         if task.environment is not None:
             # Environments cannot travel to worker processes; what has a source then runs in a thread, with a time-out.
             rewards = tuple(replace(reward, source=reward.source or reward.name) for reward in rewards)

@@ -13,7 +13,7 @@ from seedtune.engines.base import Engine
 from seedtune.engines.toy.engine import ToyEngine
 from seedtune.errors import SeedtuneError
 from seedtune.numerics.noise import Noise
-from seedtune.types import CENTRE, Decay, Job, Member, Prompt, Rollout, Sampling, Shift, Term, Update
+from seedtune.types import UNPERTURBED, Decay, Job, Member, Prompt, Rollout, Sampling, Shift, Term, Update
 
 
 def toy(dtype: str = "float32", **noise) -> Callable[[], Engine]:
@@ -23,30 +23,33 @@ def toy(dtype: str = "float32", **noise) -> Callable[[], Engine]:
 ENGINES: dict[str, Callable[[], Engine]] = {
     "toy": toy(),
     "toy-rank3-bfloat16": toy("bfloat16", rank=3),
-    "toy-subspaces-none-float16": toy("float16", rank=2, subspaces=3, master="none"),
+    "toy-subspaces-model-float16": toy("float16", rank=2, subspaces=3, weights_dtype="model"),
     "toy-gaussian-float16": toy("float16", perturbation="gaussian"),
-    "toy-gaussian-none-bfloat16": toy("bfloat16", perturbation="gaussian", master="none"),
+    "toy-gaussian-model-bfloat16": toy("bfloat16", perturbation="gaussian", weights_dtype="model"),
     "toy-gaussian-subspaces": toy(perturbation="gaussian", subspaces=4),
-    "toy-gaussian-frozen-none": toy(
-        perturbation="gaussian", master="none", trainable=("*.weight", "layers.1.*"), freeze=("layers.0.weight",)
+    "toy-gaussian-frozen-model": toy(
+        perturbation="gaussian",
+        weights_dtype="model",
+        trainable=("*.weight", "layers.1.*"),
+        freeze=("layers.0.weight",),
     ),
 }
 """One maker per engine: two calls give engines of the same base model and run seed, not yet loaded.
 
-Each of two among perturbation, type, master and subspaces meets each of the other in a toy engine.
+Each of two among perturbation, type, weights_dtype and subspaces meets each of the other in a toy engine.
 """
 
 if importlib.util.find_spec("ray") is not None:
-    import crews
+    import ray_workers
 
-    ENGINES |= {"fleet": crews.maker(), "fleet-gaussian": crews.maker(perturbation="gaussian", subspaces=2)}
+    ENGINES |= {"ray": ray_workers.maker(), "ray-gaussian": ray_workers.maker(perturbation="gaussian", subspaces=2)}
 
 if importlib.util.find_spec("vllm") is not None:
     from serving import maker
 
     ENGINES |= {"vllm-gaussian": maker(perturbation="gaussian"), "vllm-lowrank": maker(perturbation="lowrank")}
 
-MEMBERS = (Member(2, 0, 1), Member(2, 0, -1), CENTRE, Member(2, 5, 1), Member(1, 9, -1))
+MEMBERS = (Member(2, 0, 1), Member(2, 0, -1), UNPERTURBED, Member(2, 5, 1), Member(1, 9, -1))
 DECAY = Decay(l2=0.1, l1=0.001)
 PROMPTS = tuple(Prompt(index, f"Question {index}") for index in range(3))
 UPDATE = Update(2, (Term(1, 9, -0.02), Term(2, 0, 0.03), Term(2, 5, 0.01)))
@@ -96,8 +99,8 @@ def test_loading_says_what_was_loaded(make):
 
 
 def test_the_length_of_a_prompt_is_known_before_loading(make, engine):
-    rollouts = answers(engine, job(members=(CENTRE,)))
-    assert make().prompt_lengths(PROMPTS) == [rollouts[0, CENTRE, p, 0].prompt_tokens for p in range(len(PROMPTS))]
+    rollouts = answers(engine, job(members=(UNPERTURBED,)))
+    assert make().prompt_lengths(PROMPTS) == [rollouts[0, UNPERTURBED, p, 0].prompt_tokens for p in range(len(PROMPTS))]
     assert make().context_length() == engine.context_length()
 
 
@@ -118,20 +121,20 @@ def test_evaluating_twice_gives_what_evaluating_once_gives(engine):
     assert answers(engine, job()) == answers(engine, job())
 
 
-def test_the_centre_is_the_member_without_noise(engine):
-    centre = answers(engine, job(members=(CENTRE,)))
-    unperturbed = answers(engine, job(members=(CENTRE,), sigma=0.0))
-    assert centre == unperturbed
+def test_the_unperturbed_model_is_the_member_without_noise(engine):
+    unperturbed = answers(engine, job(members=(UNPERTURBED,)))
+    without_sigma = answers(engine, job(members=(UNPERTURBED,), sigma=0.0))
+    assert unperturbed == without_sigma
 
 
-def test_evaluating_leaves_the_centre_as_it_is(engine):
+def test_evaluating_leaves_the_current_weights_as_they_are(engine):
     before = engine.fingerprint()
     answers(engine, job())
     assert engine.fingerprint() == before
 
 
 @pytest.mark.no_cover
-def test_a_thousand_evaluations_of_random_members_leave_the_centre_as_it_is(engine):
+def test_a_thousand_evaluations_of_random_members_leave_the_current_weights_as_they_are(engine):
     before = engine.fingerprint()
     rng = np.random.default_rng(0)
     numbers = zip(*(rng.integers(0, limit, 1000).tolist() for limit in (2**32, 2**32, 2)), strict=True)
@@ -156,7 +159,7 @@ def test_jobs_in_any_order_give_the_same_rollouts(engine):
     assert {key: r for part in one_by_one for key, r in part.items()} == straight
 
 
-def test_an_update_moves_the_centre_the_same_way_everywhere(make):
+def test_an_update_moves_the_current_weights_the_same_way_everywhere(make):
     first, second = make(), make()
     base = first.load()
     second.load()
@@ -196,7 +199,7 @@ def test_a_whole_decay_goes_back_to_the_base_model(make):
     assert engine.fingerprint() == fresh.fingerprint()
 
 
-def test_a_snapshot_read_back_is_the_same_centre(make, tmp_path):
+def test_a_snapshot_read_back_has_the_same_weights(make, tmp_path):
     first = make()
     base = first.load()
     first.apply(UPDATE)
@@ -242,7 +245,7 @@ def test_members_of_a_shifted_job_stand_where_an_update_would_take_them(make):
     assert answers(shifted, job(shift=SHIFT)) == answers(moved, job())
 
 
-def test_a_shift_leaves_the_centre_and_later_jobs_as_they_are(engine):
+def test_a_shift_leaves_the_current_weights_and_later_jobs_as_they_are(engine):
     before, fingerprint = answers(engine, job()), engine.fingerprint()
     shifted = answers(engine, job(shift=SHIFT))
     assert engine.fingerprint() == fingerprint
@@ -258,7 +261,7 @@ def test_shifted_and_plain_jobs_in_any_order_give_the_same_rollouts(engine):
     assert {key: r for part in one_by_one for key, r in part.items()} == together
 
 
-def test_a_shift_is_from_where_the_centre_is_now(make):
+def test_a_shift_is_from_where_the_weights_are_now(make):
     engine, fresh = make(), make()
     engine.load()
     fresh.load()
@@ -281,7 +284,7 @@ def test_the_length_of_a_shift_scales_its_terms(engine):
     assert answers(engine, job(shift=longer)) != answers(engine, job(shift=SHIFT))
 
 
-def test_a_shift_of_no_weight_stays_at_the_centre_whatever_its_length(engine):
+def test_a_shift_of_no_weight_stays_at_the_current_weights_whatever_its_length(engine):
     nowhere = Shift((Term(2, 0, 0.0), Term(2, 1, 0.0)), 3.0)
     assert answers(engine, job(shift=nowhere)) == answers(engine, job())
 
@@ -313,7 +316,7 @@ def test_updates_have_the_cosine_of_their_directions(engine):
     assert engine.cosine(UPDATE.terms, ()) == 0.0
 
 
-def test_measuring_leaves_the_centre_as_it_is(engine):
+def test_measuring_leaves_the_current_weights_as_they_are(engine):
     engine.apply(UPDATE)
     before = engine.fingerprint()
     engine.norm(UPDATE.terms), engine.drift(), engine.cosine(UPDATE.terms, SHIFT.terms)
@@ -321,7 +324,7 @@ def test_measuring_leaves_the_centre_as_it_is(engine):
 
 
 def test_every_token_of_a_completion_has_a_log_probability(engine):
-    own = [answers(engine, job(members=(CENTRE,)))[0, CENTRE, p, 0].token_ids for p in range(len(PROMPTS))]
+    own = [answers(engine, job(members=(UNPERTURBED,)))[0, UNPERTURBED, p, 0].token_ids for p in range(len(PROMPTS))]
     found = engine.logprobs(PROMPTS, own)
     assert [len(numbers) for numbers in found] == [len(ids) for ids in own]
     assert all(number < 0.0 for numbers in found for number in numbers)
@@ -336,8 +339,8 @@ def test_log_probabilities_by_the_base_model_are_those_of_an_engine_that_was_not
     engine, fresh = make(), make()
     engine.load()
     fresh.load()
-    said = answers(fresh, job(members=(CENTRE,)))
-    ids = [said[0, CENTRE, prompt, 0].token_ids for prompt in range(2)]
+    said = answers(fresh, job(members=(UNPERTURBED,)))
+    ids = [said[0, UNPERTURBED, prompt, 0].token_ids for prompt in range(2)]
     engine.apply(Update(1, (Term(1, 3, 0.5),)))
     before, fingerprint, own = answers(engine, job()), engine.fingerprint(), engine.logprobs(PROMPTS[:2], ids)
     assert engine.logprobs(PROMPTS[:2], ids, base=True) == fresh.logprobs(PROMPTS[:2], ids) != own
@@ -346,7 +349,7 @@ def test_log_probabilities_by_the_base_model_are_those_of_an_engine_that_was_not
     assert engine.fingerprint() == fingerprint
 
 
-def test_exporting_leaves_the_centre_as_it_is(engine, tmp_path):
+def test_exporting_leaves_the_current_weights_as_they_are(engine, tmp_path):
     before = engine.fingerprint()
     engine.export(tmp_path / "model")
     assert (tmp_path / "model" / "model.safetensors").is_file()

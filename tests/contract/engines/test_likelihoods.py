@@ -1,4 +1,4 @@
-"""Given answers under perturbed members: every engine, and exactness against materialised Hugging Face models."""
+"""Reference answers under perturbed members: every engine, and exactness against materialised Hugging Face models."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from seedtune.engines.base import Engine
 from seedtune.engines.toy.engine import ToyEngine
 from seedtune.errors import DataError
 from seedtune.numerics.noise import Noise
-from seedtune.types import CENTRE, Job, Likelihood, Member, Prompt, Shift, Term, Update
+from seedtune.types import UNPERTURBED, Job, Likelihood, Member, Prompt, Shift, Term, Update
 
-MEMBERS = (Member(3, 0, 1), Member(3, 0, -1), CENTRE, Member(2, 9, 1))
+MEMBERS = (Member(3, 0, 1), Member(3, 0, -1), UNPERTURBED, Member(2, 9, 1))
 PROMPTS = (
     Prompt(0, "Hello there", answers=(" Bob", " Bobby", "y")),
     Prompt(1, "x", answers=tuple(f"{sign}0.{digit}" for sign in ("", "-") for digit in range(10))),
@@ -112,7 +112,7 @@ def test_rows_find_what_they_find_among_all(engine: Any) -> None:
     assert_close(found, {place: full[place] for place in found})
 
 
-def test_twice_is_once_and_the_centre_stays_as_it_is(engine: Any) -> None:
+def test_twice_is_once_and_the_current_weights_stay_as_they_are(engine: Any) -> None:
     before = engine.fingerprint()
     assert likelihoods(engine, asked()) == likelihoods(engine, asked())
     assert engine.fingerprint() == before
@@ -128,12 +128,12 @@ def test_members_of_a_shifted_job_stand_where_an_update_would_take_them(
     assert likelihoods(engine, asked()) != shifted
 
 
-def test_the_centre_finds_what_log_probabilities_of_token_ids_say(engine: Any) -> None:
-    found = likelihoods(engine, asked((CENTRE,)))
-    ids = [found[CENTRE, prompt, 0].token_ids for prompt in range(3)]
+def test_the_current_model_finds_what_log_probabilities_of_token_ids_say(engine: Any) -> None:
+    found = likelihoods(engine, asked((UNPERTURBED,)))
+    ids = [found[UNPERTURBED, prompt, 0].token_ids for prompt in range(3)]
     expected = engine.logprobs(PROMPTS, ids)
     for prompt in range(3):
-        assert found[CENTRE, prompt, 0].logprobs == pytest.approx(expected[prompt], abs=1e-5)
+        assert found[UNPERTURBED, prompt, 0].logprobs == pytest.approx(expected[prompt], abs=1e-5)
 
 
 @pytest.mark.parametrize("answers", [(), ("a", "")])
@@ -147,9 +147,9 @@ def test_every_member_is_the_materialised_model(name: str, folder: Callable[[str
     """log softmax of plain Hugging Face with W + s·σ·E in its weights, float32, within 1e-4."""
     engine = ENGINES[name](folder)
     found = likelihoods(engine, asked())
-    reference = Reference(folder(MODELS[name]), engine.centre.tensors, engine.noise)
+    reference = Reference(folder(MODELS[name]), engine.weights.tensors, engine.noise)
     for member in MEMBERS:
-        alone = reference.become(member, 0.05)
+        alone = reference.set_member(member, 0.05)
         for prompt in PROMPTS:
             ids = list(engine.tokenizer(prompt.content)["input_ids"])
             for number, answer in enumerate(prompt.answers):

@@ -16,9 +16,9 @@ from seedtune.engines.base import Engine
 from seedtune.engines.toy.engine import ToyEngine
 from seedtune.errors import DataError
 from seedtune.numerics.noise import Noise
-from seedtune.types import CENTRE, Job, Member, Prompt, Rollout, Shift, Term
+from seedtune.types import UNPERTURBED, Job, Member, Prompt, Rollout, Shift, Term
 
-MEMBERS = (Member(2, 0, 1), CENTRE, Member(2, 5, 1), Member(1, 9, -1))
+MEMBERS = (Member(2, 0, 1), UNPERTURBED, Member(2, 5, 1), Member(1, 9, -1))
 PROMPTS = text_prompts("Hello", "Hello there", "x", "Hello there, y", "Hello the")
 ROWS = ((0, 1), (0, 3), (2, 0), (2, 4), (2, 3), (3, 2))
 SHIFT = Shift((Term(1, 9, -0.02), Term(2, 0, 0.03)))
@@ -70,7 +70,7 @@ def some(rows: Any = ROWS, *, shift: Shift | None = None, **how: Any) -> Job:
     return replace(job(PROMPTS, members=MEMBERS, **how), rows=rows, shift=shift)
 
 
-@pytest.mark.parametrize("shift", [None, SHIFT], ids=["centre", "shifted"])
+@pytest.mark.parametrize("shift", [None, SHIFT], ids=["unperturbed", "shifted"])
 def test_rows_give_what_they_give_among_all(engine: Engine, shift: Shift | None) -> None:
     full, found = rollouts(engine, some(None, shift=shift)), rollouts(engine, some(shift=shift))
     assert set(found) == {(MEMBERS[member], prompt, 0) for member, prompt in ROWS}
@@ -105,9 +105,9 @@ def test_a_job_without_rows_gives_nothing_and_leaves_the_engine_as_it_was(engine
 def test_logits_of_rows_with_shared_beginnings_are_those_of_the_materialised_member(model: Any, folder: Path) -> None:
     with recorded_logits() as logits:
         found = rollouts(model, some())
-    reference = Reference(folder, model.centre.tensors, model.noise)
+    reference = Reference(folder, model.weights.tensors, model.noise)
     for position, prompt in ROWS:
-        alone = reference.become(MEMBERS[position], 0.05)
+        alone = reference.set_member(MEMBERS[position], 0.05)
         ids = list(model.tokenizer(PROMPTS[prompt].content)["input_ids"])
         tokens = list(found[MEMBERS[position], prompt, 0].token_ids)
         ours = torch.stack(logits[position, prompt, 0])
@@ -133,15 +133,15 @@ def test_every_turn_has_draws_of_its_own_that_are_equal_for_every_member(model: 
     first, second = texts(0), texts(1)
     assert first != second == texts(1)
     for of_turn in (first, second):
-        assert all(text == of_turn[CENTRE, prompt] for (_, prompt), text in of_turn.items())
+        assert all(text == of_turn[UNPERTURBED, prompt] for (_, prompt), text in of_turn.items())
 
 
 def test_a_later_turn_writes_into_the_room_that_is_left_and_a_first_one_is_refused(model: Any) -> None:
     long = "a" * (model.context - 3)
     prompts = (Prompt(0, long, turn=2), Prompt(1, long + "bcd", turn=1), Prompt(2, long + "bcdef", turn=1))
     found = rollouts(model, job(prompts, ignore_eos=True))
-    assert [len(found[CENTRE, place, 0].token_ids) for place in range(3)] == [3, 0, 0]
+    assert [len(found[UNPERTURBED, place, 0].token_ids) for place in range(3)] == [3, 0, 0]
     assert all(rollout.finish == "length" for rollout in found.values())
-    assert [found[CENTRE, place, 0].prompt_tokens for place in range(3)] == [len(p.content) for p in prompts]
+    assert [found[UNPERTURBED, place, 0].prompt_tokens for place in range(3)] == [len(p.content) for p in prompts]
     with pytest.raises(DataError, match="exceeds the model's context"):
         rollouts(model, job((replace(prompts[0], turn=0),)))

@@ -25,13 +25,13 @@ STRATEGIES: dict[str, dict[str, Any]] = {
     "es-per-prompt": {**FIXED, "shaping": "per_prompt"},
     "es-rewards-apart": {**FIXED, "multi_objective_aggregation": "normalize_then_sum"},
     "es-reuse": {**FIXED, "noise_reuse": 4},
-    "es-decay": {**FIXED, "decay_l2": 0.1, "decay_l1": 1e-4},
-    "es-guarded": {**FIXED, "collapse_guard": "yes"},
+    "es-decay": {**FIXED, "anchor_l2": 0.1, "anchor_l1": 1e-4},
+    "es-guarded": {**FIXED, "rollback_on_collapse": "yes"},
     "adaptive": SETTINGS,
     "adaptive-single": {**SETTINGS, "antithetic": False},
     "adaptive-started": {**SETTINGS, "alpha": 1.0, "step_size": "adaptive"},
     "adaptive-schedule": {**SETTINGS, "alpha_schedule": {"kind": "linear", "over": 40, "to": 3.0, "warmup": 2}},
-    "adaptive-reuse-decay": {**SETTINGS, "noise_reuse": 3, "decay_l2": 0.1},
+    "adaptive-reuse-decay": {**SETTINGS, "noise_reuse": 3, "anchor_l2": 0.1},
     "essam": {**FIXED, "lookahead": {"kind": "essam", "radius": 0.002}},
     "essam-f": {**FIXED, "lookahead": {"kind": "essam_f", "radius": 0.1, "probes": 10}},
     "essam-adaptive": {**SETTINGS, "lookahead": {"kind": "essam_f", "radius": 0.1}},
@@ -93,13 +93,13 @@ def test_replaying_the_ledger_gives_the_weights_bit_for_bit(config):
 
 
 def test_a_ledger_follows_from_its_own_rewards(config):
-    """What an audit does: plans, steps and states again from recorded coefficients and signals."""
+    """What an audit does: plans, steps and states again from recorded coefficients and observations."""
     strategy = strategies.create(config)
     state = strategy.initial()
     for record in climb(config, 10).records:
         assert strategy.ask(state, record.plan.generation) == record.plan
-        step = strategy.decide(state, record.plan, record.coefficients, record.signal)
-        assert (step.alpha, step.update.decay, step.back_to) == (record.alpha, record.decay, record.back_to)
+        step = strategy.decide(state, record.plan, record.coefficients, record.observation)
+        assert (step.alpha, step.update.decay, step.rollback_to) == (record.alpha, record.decay, record.rollback_to)
         assert json.loads(json.dumps(step.state)) == record.state
         state = record.state
 
@@ -149,11 +149,14 @@ def test_a_generation_without_a_difference_moves_nothing(config, value):
         ({"lookahead": {"kind": "essam", "radius": 0.1, "probes": 4}}, "probes=4 is for essam_f"),
         ({"lookahead": {"radius": 0.1}}, "no effect"),
         ({"lookahead": {"kind": "essam_f", "radius": 0.1, "probes": 4}, "subspaces": 4}, "subspaces=4"),
-        ({"longest_step": 0.1, "alpha": 0.1}, "longest_step=0.1"),
+        ({"max_step_ratio": 0.1, "alpha": 0.1}, "max_step_ratio=0.1"),
         ({"population": 2}, "one noise sample"),
-        ({"population": 2, "alpha": 0.01, "collapse_guard": "yes"}, "one noise sample only, but collapse_guard=yes"),
-        ({"sigma": 0.5, "decay_l2": 10.0}, r"sigma/2=0\.25 times decay_l2=10 is more than 1"),
-        ({"alpha": 0.3, "decay_l2": 10.0}, "overshoot"),
+        (
+            {"population": 2, "alpha": 0.01, "rollback_on_collapse": "yes"},
+            "one noise sample only, but rollback_on_collapse=yes",
+        ),
+        ({"sigma": 0.5, "anchor_l2": 10.0}, r"sigma/2=0\.25 times anchor_l2=10 is more than 1"),
+        ({"alpha": 0.3, "anchor_l2": 10.0}, "overshoot"),
     ],
 )
 def test_combinations_that_make_no_sense_are_refused_with_the_fix(settings, told):

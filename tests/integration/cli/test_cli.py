@@ -37,7 +37,7 @@ def tree(folder: Path) -> set[str]:
         ("sigma=0", "sigma=0: must be greater than 0"),
         ("sigma=-1e-3", "sigma=-0.001: must be greater than 0"),
         ("population=7", "population=7 is odd, but antithetic pairs need an even one: use 8, or antithetic=false"),
-        ("engine=tpu", "engine='tpu': must be 'transformers', 'vllm', 'toy' or 'fleet'"),
+        ("engine=tpu", "engine='tpu': must be 'transformers', 'vllm', 'toy' or 'ray'"),
         ("task=toi", "task='toi' is not a built-in task. Did you mean 'toy'? Known: conciseness, countdown, "),
         ("task=custom", "this run had its own data and rewards: resume it from Python with the same Trainer."),
         ("sigma", "--set 'sigma' is not of the form key=value, for example --set sigma=0.006"),
@@ -190,7 +190,7 @@ def limited(size: int):
 @pytest.mark.parametrize(
     ("size", "file", "settings"),
     [
-        (3000, "ledger.jsonl", {"evaluate_centre": False, "eval_steps": 0, "eval_prompts": 1, "population": 16}),
+        (3000, "ledger.jsonl", {"evaluate_unperturbed": False, "eval_steps": 0, "eval_prompts": 1, "population": 16}),
         (3000, "samples.jsonl", {"prompts_per_generation": 16}),
         (5000, "metrics.jsonl", {"eval_prompts": 1, "eval_steps": 1, "generations": 14, "population": 2}),
         (9000, "snapshots/000002", {"toy": {"size": 64}}),

@@ -13,7 +13,7 @@ import pytest
 import models
 import runs
 from scores import matches, small_letters
-from seedtune import Asking, evaluate
+from seedtune import EvalConfig, evaluate
 from seedtune.config.config import Config
 from seedtune.evaluation.evaluate import settings_of
 from seedtune.rewards.base import Reward
@@ -40,9 +40,9 @@ def test_eval_writes_a_stable_schema_without_nan(command, run):
     code, output, errors = command("eval", run, "--samples", "4", "--k", "1,4", "--kl", "--json", "-", "--limit", "3")
     assert (code, errors) == (0, "")
     found = strict(output)
-    assert set(found) == {"schema", "seedtune", "what", "model", "asked", "settings", "subjects"}
+    assert set(found) == {"schema", "seedtune", "what", "model", "eval_config", "settings", "subjects"}
     assert found["schema"] == 1
-    assert found["asked"]["ks"] == [1, 4]
+    assert found["eval_config"]["ks"] == [1, 4]
     (subject,) = found["subjects"]
     assert set(subject) == {"name", "generation", "fingerprint", "results"}
     assert (subject["name"], subject["generation"]) == ("generation 5", 5)
@@ -59,7 +59,7 @@ def test_eval_writes_a_stable_schema_without_nan(command, run):
 
 
 def test_a_run_is_compared_with_its_base_model_prompt_by_prompt(command, run):
-    code, output, _ = command("eval", run, "--against", "base", "--json", "-")
+    code, output, _ = command("eval", run, "--baseline", "base", "--json", "-")
     assert code == 0
     found = strict(output)
     assert [one["name"] for one in found["subjects"]] == ["generation 5", "base model"]
@@ -67,7 +67,7 @@ def test_a_run_is_compared_with_its_base_model_prompt_by_prompt(command, run):
     gained = measures(found)["reward"]["value"] - measures(found, 1)["reward"]["value"]
     assert difference["value"] == pytest.approx(gained)
     assert difference["low"] > 0.0
-    _, shown, _ = command("eval", run, "--against", "base")
+    _, shown, _ = command("eval", run, "--baseline", "base")
     assert "first less base model" in shown
 
 
@@ -83,7 +83,7 @@ def test_several_tasks_are_evaluated_by_one_loaded_model(command, run, monkeypat
 
 
 def test_the_baseline_shows_the_base_models_best_prompt_and_votes(command, run):
-    code, output, _ = command("eval", run, "--baseline", "--samples", "2", "--json", "-")
+    code, output, _ = command("eval", run, "--prompt-baseline", "--samples", "2", "--json", "-")
     assert code == 0
     found = strict(output)
     assert [one["name"] for one in found["subjects"]] == [
@@ -97,7 +97,7 @@ def test_the_baseline_shows_the_base_models_best_prompt_and_votes(command, run):
 
 def test_a_result_can_be_written_and_kept_with_the_run(command, run, tmp_path):
     target = tmp_path / "result.json"
-    code, _, _ = command("eval", run, "--json", target, "--save", "--against", "2")
+    code, _, _ = command("eval", run, "--json", target, "--save", "--baseline", "2")
     assert code == 0
     (kept,) = runs.rows(directory.RunPaths(run).evaluations)
     written = strict(target.read_text())
@@ -116,9 +116,9 @@ def test_a_result_can_be_written_and_kept_with_the_run(command, run, tmp_path):
     ("options", "message"),
     [
         (["--k", "1,x"], "--k 'x' is not a number. Give 1,4,16."),
-        (["--against", "first"], "--against 'first' is not a number. Give base, or a generation such as 20."),
+        (["--baseline", "first"], "--baseline 'first' is not a number. Give base, or a generation such as 20."),
         (["--k", "0"], "pass@k and maj@k need samples"),
-        (["--against", "9"], "generation 9 is not in"),
+        (["--baseline", "9"], "generation 9 is not in"),
         (["--config", "other.yaml"], "is a run and has settings of its own"),
         (["--task", "toi"], "task='toi' is not a built-in task. Did you mean 'toy'?"),
     ],
@@ -127,7 +127,7 @@ def test_what_makes_no_sense_is_refused(failure, run, options, message):
     assert message in failure("eval", run, *options)
 
 
-@pytest.mark.parametrize("option", [["--kl"], ["--against", "base"], ["--save"]], ids=" ".join)
+@pytest.mark.parametrize("option", [["--kl"], ["--baseline", "base"], ["--save"]], ids=" ".join)
 def test_a_model_has_no_base_and_no_run_to_keep_results_with(failure, option):
     assert "'toy' is not one" in failure("eval", "toy", "--set", "engine=toy", "--set", "task=toy", *option)
 
@@ -157,13 +157,13 @@ def test_generations_are_guarded_and_a_resumed_run_knows_the_same_base(tmp_path)
 
 
 def test_suspicious_samples_are_shown_with_the_reason_and_both_answers(command, run):
-    code, output, _ = command("samples", run, "--suspicious")
+    code, output, _ = command("inspect", run)
     assert (code, output.strip()) == (0, f"{run}: no recorded answer looks suspicious")
     path = directory.RunPaths(run).samples
     rows = runs.rows(path)
     rows[-1]["completion"] = ""
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    code, output, _ = command("samples", run, "--suspicious")
+    code, output, _ = command("inspect", run)
     assert code == 0
     assert "1 of 1 suspicious answers" in output
     assert "empty" in output
@@ -199,13 +199,13 @@ def trained(folder: Path, dtype: str) -> Path:
 def test_an_exported_model_is_evaluated_to_the_numbers_of_the_run_at_that_generation(tmp_path, dtype):
     run = trained(tmp_path, dtype)
     export_run(run, tmp_path / "model", generation=3)
-    asking = Asking(samples=4, ks=(1, 2, 4), temperature=1.0)
-    ours = evaluate(run, on=[TASK], generation=3, asking=asking)
+    eval_config = EvalConfig(samples=4, ks=(1, 2, 4), temperature=1.0)
+    ours = evaluate(run, on=[TASK], generation=3, eval_config=eval_config)
     config = settings_of(tmp_path / "model", file=directory.RunPaths(run).config)
-    theirs = evaluate(tmp_path / "model", on=[TASK], asking=asking, config=config)
+    theirs = evaluate(tmp_path / "model", on=[TASK], eval_config=eval_config, config=config)
     assert ours.subjects[0].results[0].estimates == theirs.subjects[0].results[0].estimates
     assert ours.subjects[0].results[0].estimates["sampled_reward"].low is not None
-    other = evaluate(run, on=[TASK], generation=0, asking=asking)
+    other = evaluate(run, on=[TASK], generation=0, eval_config=eval_config)
     assert ours.subjects[0].results[0].estimates != other.subjects[0].results[0].estimates
 
 

@@ -82,12 +82,12 @@ def test_memory_follows_its_formula(folder):
     found = plan_config(config, task=TASK)
     body, (low, bare, full, own) = found.anatomy, found.memory
     assert [m.weights for m in found.memory] == [4 * body.parameters] * 4
-    assert (low.centre, bare.centre) == (4 * body.linear, 0)
-    assert (full.centre, own.centre) == (4 * body.trainable, 4 * body.trainable)
+    assert (low.current_weights, bare.current_weights) == (4 * body.linear, 0)
+    assert (full.current_weights, own.current_weights) == (4 * body.trainable, 4 * body.trainable)
     assert (low.factors, full.factors) == (4 * 2 * body.factors * 4, 0)
     assert low.cache == 36 * (7 + 20) * body.cached * 4
     assert full.cache == 4 * (7 + 20) * body.cached * 4
-    assert low.total == low.weights + low.centre + low.cache + low.factors + 36 * models.VOCABULARY * 4
+    assert low.total == low.weights + low.current_weights + low.cache + low.factors + 36 * models.VOCABULARY * 4
 
 
 def test_gaussian_plans_the_same_memory_for_every_mode_as_lowrank_does(folder):
@@ -113,7 +113,7 @@ def test_an_accelerator_is_a_formula_of_datasheet_figures(folder):
     assert four.prefill == pytest.approx(one.prefill / 3)
 
 
-def test_this_machine_is_measured_and_the_centre_is_not_trained(folder, monkeypatch):
+def test_this_machine_is_measured_and_the_model_is_not_trained(folder, monkeypatch):
     asked, prints = [], []
     evaluate, close = TransformersEngine.evaluate, TransformersEngine.close
     monkeypatch.setattr(TransformersEngine, "evaluate", lambda s, jobs: evaluate(s, asked.extend(jobs) or asked[-1:]))
@@ -197,7 +197,12 @@ def test_the_command_shows_every_part(command, folder, tmp_path):
     path = runs.write_config(planned(folder, task="conciseness"), tmp_path / "config.yaml")
     code, output, _ = command("plan", path, "--devices", "h100,8xh200")
     assert code == 0
-    for part in ("9 members × 4 prompts = 36 rollouts", "lowrank, master float32 (configured)", "8xh200", "--share"):
+    for part in (
+        "9 members × 4 prompts = 36 rollouts",
+        "lowrank, weights_dtype float32 (configured)",
+        "8xh200",
+        "--share",
+    ):
         assert part in output
 
 

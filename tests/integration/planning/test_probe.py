@@ -17,12 +17,12 @@ from seedtune.planning import probe
 from seedtune.planning.probe import collapse_of, probe_config, recommend
 from seedtune.rewards.base import Reward
 from seedtune.rewards.completions import text_of
-from seedtune.rollouts.completion_stats import Answers
+from seedtune.rollouts.completion_stats import CompletionStats
 from seedtune.strategies.quadratic_model import Response, Stride
 from seedtune.tasks.base import Task
 from seedtune.types import Example
 
-USUAL = Answers(clipped=0.5, empty=0.1, repeating=0.1, unchanged=1.0)
+USUAL = CompletionStats(clipped=0.5, empty=0.1, repeating=0.1, unchanged=1.0)
 CALM = Response(0.1, 16, 5.0, 1.0, 5.2, 0.3, 2.0, 0.4, 0.5, 0.2, 0.1, 0.9)
 
 
@@ -55,12 +55,12 @@ def test_a_probe_takes_no_more_than_a_twentieth_of_a_sweep_and_writes_nothing(co
 def test_every_sigma_sees_the_same_members_and_prompts_and_none_of_trainings_noise(config, jobs):
     found = probe_config(config, sigmas=[0.1, 0.05], members=8)
     assert [level.sigma for level in found.levels] == [0.05, 0.1]
-    centre, first, second = jobs
-    assert len(centre.members) == 1
+    unperturbed, first, second = jobs
+    assert len(unperturbed.members) == 1
     assert first.members == second.members
     assert len(first.members) == 8
-    assert centre.prompts[:8] == first.prompts == second.prompts
-    assert len(centre.prompts) == 16
+    assert unperturbed.prompts[:8] == first.prompts == second.prompts
+    assert len(unperturbed.prompts) == 16
     assert {member.generation for member in first.members} == {2**31}
 
 
@@ -90,8 +90,8 @@ def test_wherever_the_search_begins_it_ends_at_the_edge_of_collapse(config, monk
     ("response", "answers", "reason"),
     [
         (CALM, USUAL, None),
-        (CALM, replace(USUAL, repeating=0.35), "35% of the answers repeat themselves (the centre: 10%)"),
-        (CALM, replace(USUAL, empty=0.9), "90% of the answers are empty (the centre: 10%)"),
+        (CALM, replace(USUAL, repeating=0.35), "35% of the answers repeat themselves (the unperturbed model: 10%)"),
+        (CALM, replace(USUAL, empty=0.9), "90% of the answers are empty (the unperturbed model: 10%)"),
         (replace(CALM, mean=3.5), USUAL, None),
         (replace(CALM, mean=2.5), USUAL, "the mean reward fell from 5.2 to 2.5, ± 1"),
         (replace(CALM, mean=2.5, gap_error=2.0), USUAL, None),

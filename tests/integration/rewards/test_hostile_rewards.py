@@ -81,7 +81,7 @@ def test_a_reward_that_starts_to_fail_stops_the_run_which_then_goes_on_as_if_it_
 
     with pytest.raises(RewardError) as caught:
         trainer(tmp_path / "run", digits).train()
-    assert "'digits' failed on 16 of 30 completions, more than max_reward_failures=0.5 allows" in str(caught.value)
+    assert "'digits' failed on 16 of 30 completions, more than max_reward_failure_rate=0.5 allows" in str(caught.value)
     assert str(caught.value).endswith("Nothing is lost: go on with Trainer(...).train(resume=True).")
     failures = runs.rows(directory.RunPaths(tmp_path / "run").failures)
     assert {row["error"] for row in failures} == {"raised OSError: the judge is gone"}

@@ -9,22 +9,22 @@ import numpy as np
 import pytest
 
 import runs
-from seedtune import apply_pack, diff_runs, engines, export_run, pack_run, tasks, verify_run
+from seedtune import diff_runs, engines, export_run, pack_run, tasks, unpack_run, verify_run
 from seedtune.engines.toy.engine import ToyEngine
 from seedtune.errors import EngineError, LedgerError, RunError
 from seedtune.run import directory, ledger, recorded_config
 from seedtune.run.ledger import Record
 from seedtune.trainer import Trainer
-from seedtune.types import CENTRE, Member
+from seedtune.types import UNPERTURBED, Member
 from straggling import Schedule, Straggling, config, some_are_late
 
 
 @pytest.fixture
 def fleet(monkeypatch):
-    """``fleet(schedule)`` makes engine=fleet the toy engine with these workers."""
+    """``fleet(schedule)`` makes engine=ray the toy engine with these workers."""
 
     def with_schedule(schedule: Schedule) -> Schedule:
-        monkeypatch.setitem(engines.ENGINES, "fleet", lambda config, noise: Straggling(config, noise, schedule))
+        monkeypatch.setitem(engines.ENGINES, "ray", lambda config, noise: Straggling(config, noise, schedule))
         return schedule
 
     with_schedule(Schedule(late=some_are_late))
@@ -37,8 +37,8 @@ def late(fleet, tmp_path) -> Path:
     return trained(tmp_path / "late", 2)
 
 
-def trained(root: Path, lag: int, **settings) -> Path:
-    Trainer(config(root, lag, **settings)).train()
+def trained(root: Path, max_staleness: int, **settings) -> Path:
+    Trainer(config(root, max_staleness, **settings)).train()
     return root
 
 
@@ -62,14 +62,14 @@ def last_fingerprint(root: Path) -> str:
 SETTINGS = {
     "pairs": {},
     "single": {"antithetic": False, "population": 7},
-    "no-centre": {"evaluate_centre": False},
-    "centre-among-members": {"members_per_job": 3},
+    "not-unperturbed": {"evaluate_unperturbed": False},
+    "unperturbed-among-members": {"members_per_job": 3},
     "ranks": {"shaping": "centered_rank", "shaping_clip": 0.4},
     "none": {"shaping": "none"},
-    "decay": {"decay_l2": 0.5},
+    "decay": {"anchor_l2": 0.5},
     "samples": {"samples_per_prompt": 2, "temperature": 0.7, "objective": "pass_at_k"},
     "schedule": {"alpha_schedule": {"kind": "linear", "over": 500, "unit": "rollouts"}},
-    "no-master": {"master": "none", "toy": {"size": 4, "dtype": "bfloat16"}},
+    "weights_dtype-model": {"weights_dtype": "model", "toy": {"size": 4, "dtype": "bfloat16"}},
 }
 
 
@@ -91,13 +91,13 @@ def test_a_ledger_alone_is_enough(late, tmp_path):
 
 def test_the_ledger_says_that_it_is_of_such_a_run_and_other_engines_verify_it(late):
     header = ledger.read(directory.RunPaths(late).ledger).header
-    assert (header.config["engine"], header.config["lag"]) == ("toy", 2)
+    assert (header.config["engine"], header.config["max_staleness"]) == ("toy", 2)
     assert verify_run(late, sets=["engine=toy"]).fingerprint == last_fingerprint(late)
 
 
 def test_export_and_pack_give_the_weights_that_training_had(late, tmp_path):
     pack_run(late, tmp_path / "late.pack")
-    apply_pack("toy", tmp_path / "late.pack", tmp_path / "applied")
+    unpack_run("toy", tmp_path / "late.pack", tmp_path / "applied")
     export_run(late, tmp_path / "exported")
     applied, exported = (tmp_path / name / "model.safetensors" for name in ("applied", "exported"))
     assert applied.read_bytes() == exported.read_bytes()
@@ -115,7 +115,7 @@ def test_the_same_arrivals_are_the_same_run_and_others_are_found_by_diff(late, f
 # ---------------------------------------------------------------------------- lateness
 
 
-def test_with_lag_0_a_run_is_the_synchronous_one_bit_for_bit(fleet, tmp_path):
+def test_with_max_staleness_0_a_run_is_the_synchronous_one_bit_for_bit(fleet, tmp_path):
     plain = runs.toy(tmp_path / "plain", generations=8, population=8, members_per_job=2)
     Trainer(plain).train()
     trained(tmp_path / "fleet", 0)
@@ -126,9 +126,9 @@ def test_with_lag_0_a_run_is_the_synchronous_one_bit_for_bit(fleet, tmp_path):
 def test_a_generation_ends_when_a_worker_would_have_nothing_to_do(fleet, tmp_path, workers):
     """One worker has something to do until all is done; of two, one has not while the other is at the last job."""
     fleet(Schedule(workers=workers))
-    plain = runs.toy(tmp_path / "plain", generations=8, population=8, members_per_job=2, evaluate_centre=False)
+    plain = runs.toy(tmp_path / "plain", generations=8, population=8, members_per_job=2, evaluate_unperturbed=False)
     Trainer(plain).train()
-    trained(tmp_path / "late", 1, evaluate_centre=False)
+    trained(tmp_path / "late", 1, evaluate_unperturbed=False)
     made, expected = records(tmp_path / "late"), records(tmp_path / "plain")
     if workers == 1:
         assert [repr(record) for record in made] == [repr(record) for record in expected]
@@ -138,11 +138,11 @@ def test_a_generation_ends_when_a_worker_would_have_nothing_to_do(fleet, tmp_pat
         assert [len(record.rewards) for record in made] == [6] + 7 * [8]
 
 
-@pytest.mark.parametrize("lag", [1, 2, 3])
-def test_no_update_takes_a_result_that_is_older_than_the_lag(fleet, tmp_path, lag):
+@pytest.mark.parametrize("max_staleness", [1, 2, 3])
+def test_no_update_takes_a_result_that_is_older_than_max_staleness(fleet, tmp_path, max_staleness):
     fleet(Schedule(workers=4, late=lambda job: 30 if job % 10 == 3 else some_are_late(job)))
-    root = trained(tmp_path / "run", lag, generations=16)
-    assert max(map(max, ages(root))) == lag
+    root = trained(tmp_path / "run", max_staleness, generations=16)
+    assert max(map(max, ages(root))) == max_staleness
 
 
 def test_every_member_is_used_once_and_all_but_the_last_ones_are_used(fleet, tmp_path):
@@ -171,7 +171,7 @@ def test_a_late_member_is_scored_on_the_prompts_of_its_own_generation(fleet, tmp
     assert all(len(record.prompts) > 3 for record in late)
 
 
-def test_a_member_stands_where_the_centre_was_when_its_job_was_handed_out(fleet, tmp_path, monkeypatch):
+def test_a_member_is_perturbed_from_the_weights_of_when_its_job_was_handed_out(fleet, tmp_path, monkeypatch):
     fingerprints: dict[int, str] = {}
     evaluate = ToyEngine.evaluate
 
@@ -208,15 +208,15 @@ def test_a_generation_that_nobody_can_evaluate_stops_the_run_and_says_so(fleet, 
 
 
 def test_it_climbs_about_as_a_synchronous_run(fleet, tmp_path):
-    """Measured over three seeds: 0.16, 0.17 and 0.21 (lag 0), 0.17, 0.17 and 0.21 (lag 2)."""
+    """Measured over three seeds: 0.16, 0.17 and 0.21 (max_staleness 0), 0.17, 0.17 and 0.21 (max_staleness 2)."""
     many = {"generations": 30, "population": 16, "members_per_job": 4, "prompts_per_generation": 8, "eval_steps": 0}
     gains = {}
-    for lag in (0, 2):
-        root = trained(tmp_path / str(lag), lag, **many, eval_prompts=0, toy={"size": 8})
+    for max_staleness in (0, 2):
+        root = trained(tmp_path / str(max_staleness), max_staleness, **many, eval_prompts=0, toy={"size": 8})
         first, last = [
             row["eval_reward"] for row in runs.rows(directory.RunPaths(root).metrics) if "eval_reward" in row
         ]
-        gains[lag] = last - first
+        gains[max_staleness] = last - first
     assert gains[0] > 0.1
     assert gains[2] > 0.7 * gains[0]
     assert np.mean([age for old in ages(tmp_path / "2") for age in old]) > 0.2
@@ -240,13 +240,15 @@ def test_a_run_that_was_stopped_goes_on_without_the_open_jobs_and_verifies(fleet
 
 
 def test_another_lag_refuses_to_resume(late):
-    other = recorded_config.run_config(late).replace(fleet={"engine": "toy", "workers": 3, "lag": 1})
-    with pytest.raises(RunError, match="lag: 2 → 1"):
+    other = recorded_config.run_config(late).replace(ray={"engine": "toy", "workers": 3, "max_staleness": 1})
+    with pytest.raises(RunError, match="max_staleness: 2 → 1"):
         Trainer(other.replace(generations=9)).train(resume=True)
 
 
 def test_other_workers_may_go_on(late, fleet):
-    other = recorded_config.run_config(late).replace(fleet={"engine": "toy", "workers": 9, "lag": 2}, generations=12)
+    other = recorded_config.run_config(late).replace(
+        ray={"engine": "toy", "workers": 9, "max_staleness": 2}, generations=12
+    )
     fleet(Schedule(workers=9, late=some_are_late))
     Trainer(other).train(resume=True)
     assert verify_run(late).generations == 12
@@ -283,9 +285,9 @@ def test_a_member_that_is_too_old_is_named(fleet, tmp_path):
     fleet(Schedule(workers=4, late=lambda job: 30 if job % 10 == 3 else 0))
     root = trained(tmp_path / "run", 3)
     first = next(g for g, old in enumerate(ages(root)) if max(old) > 1)
-    runs.edit_ledger(root, lambda data: data["config"].__setitem__("lag", 1) if "config" in data else None)
+    runs.edit_ledger(root, lambda data: data["config"].__setitem__("max_staleness", 1) if "config" in data else None)
     directory.RunPaths(root).config.unlink()
-    with pytest.raises(LedgerError, match=rf"generation {first} does .*asked for: over fleet.lag=1 before"):
+    with pytest.raises(LedgerError, match=rf"generation {first} does .*asked for: over ray.max_staleness=1 before"):
         verify_run(root)
 
 
@@ -345,40 +347,43 @@ def test_staleness_is_in_the_metrics_of_asynchronous_runs_only(late, fleet, tmp_
 
 
 def test_the_line_of_a_generation_shows_the_mean_staleness(command, fleet, tmp_path):
-    for lag in (2, 0):
-        file = runs.write_config(config(tmp_path / str(lag), lag), tmp_path / f"{lag}.json")
+    for max_staleness in (2, 0):
+        file = runs.write_config(
+            config(tmp_path / str(max_staleness), max_staleness), tmp_path / f"{max_staleness}.json"
+        )
         code, output, errors = command("train", file)
         assert code == 0, errors
         (line,) = [line for line in output.splitlines() if line.startswith("generation 4/8")]
-        assert (", staleness 0.6" in line) == bool(lag)
-        assert ("staleness" in line) == bool(lag)
+        assert (", staleness 0.6" in line) == bool(max_staleness)
+        assert ("staleness" in line) == bool(max_staleness)
 
 
-def test_the_centres_reward_is_there_when_it_answered_in_time(late):
-    told = [record.centre_reward for record in records(late)]
+def test_the_unperturbed_reward_is_there_when_it_came_in_time(late):
+    told = [record.reward_unperturbed for record in records(late)]
     assert None in told
     assert any(reward is not None for reward in told)
     for record in records(late):
-        assert ("centre" in record.signal) <= (record.centre_reward is not None)
+        assert ("unperturbed" in record.observation) <= (record.reward_unperturbed is not None)
 
 
-def centre_sometimes_late(job: int) -> int:
-    """Of three jobs a generation, the last with the centre in it: it is late in even ones, the first in odd ones."""
+def unperturbed_sometimes_late(job: int) -> int:
+    """Of three jobs a generation, the last with the unperturbed model in it: it is late in even ones, the first in odd
+    ones."""
     return {2: 4, 3: 2}.get(job % 6, 0)
 
 
-def test_a_centre_that_comes_late_with_its_members_is_not_taken_for_the_centre(fleet, tmp_path):
-    fleet(Schedule(late=centre_sometimes_late))
+def test_an_unperturbed_model_that_comes_late_with_its_members_is_not_taken_for_the_current_one(fleet, tmp_path):
+    fleet(Schedule(late=unperturbed_sometimes_late))
     root = trained(tmp_path / "run", 2, members_per_job=3)
     for record in records(root):
         in_time = any(m.generation == record.plan.generation and m.pair == 3 for m in record.plan.members)
-        assert (record.centre_reward is not None) == in_time
-    assert {record.centre_reward is None for record in records(root)} == {True, False}
+        assert (record.reward_unperturbed is not None) == in_time
+    assert {record.reward_unperturbed is None for record in records(root)} == {True, False}
 
 
 @pytest.mark.parametrize("size", [2, 3, 9])
 def test_every_recorded_reward_is_the_mean_of_what_its_member_answered(fleet, tmp_path, size):
-    schedule = fleet(Schedule(late=centre_sometimes_late if size == 3 else some_are_late))
+    schedule = fleet(Schedule(late=unperturbed_sometimes_late if size == 3 else some_are_late))
     root, right = trained(tmp_path / "run", 2, members_per_job=size), tasks.create("toy").train
     for job in schedule.submitted:
         scores: dict[Member, list[float]] = {}
@@ -388,6 +393,6 @@ def test_every_recorded_reward_is_the_mean_of_what_its_member_answered(fleet, tm
         for record in records(root):
             own = record.plan.generation == job.sampling.generation
             told = dict(zip(record.plan.members, record.rewards, strict=True))
-            told |= {CENTRE: record.centre_reward} if own and record.centre_reward is not None else {}
+            told |= {UNPERTURBED: record.reward_unperturbed} if own and record.reward_unperturbed is not None else {}
             for member in scores.keys() & told.keys():
                 assert told[member] == pytest.approx(np.mean(scores[member]), rel=1e-12)

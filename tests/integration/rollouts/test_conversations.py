@@ -21,9 +21,9 @@ from seedtune.run import directory
 from seedtune.tasks.base import Task
 from seedtune.tasks.data.rows import examples
 from seedtune.tasks.environments.base import environment_reward
-from seedtune.types import CENTRE, Job, Member, Plan, Rollout
+from seedtune.types import UNPERTURBED, Job, Member, Plan, Rollout
 
-MEMBERS = (Member(1, 0, 1), Member(1, 0, -1), CENTRE, Member(1, 7, 1))
+MEMBERS = (Member(1, 0, 1), Member(1, 0, -1), UNPERTURBED, Member(1, 7, 1))
 DATA = [{"prompt": f"number {index}", "goal": 0.1 * index - 0.4} for index in range(8)]
 
 
@@ -132,7 +132,7 @@ def test_a_conversation_stops_where_the_context_ends(tmp_path: Path) -> None:
     data = examples([{"prompt": "Hello"}], "train")
     work = Task("endless", data, data, (Reward("own", environment_reward),), environment=Endless)
     config = Config(max_completion_length=6, conversation={"max_turns": 50})
-    (rollout,) = Evaluator(engine, work, config).centre(data, generation=0).rollouts
+    (rollout,) = Evaluator(engine, work, config).unperturbed(data, generation=0).rollouts
     assert rollout.finish == "length"
     assert len("Hello you" + rollout.text) >= engine.context
     assert rollout.scores is not None

@@ -10,7 +10,7 @@ from tests.landscape import climb
 
 import runs
 from seedtune.run import directory
-from seedtune.run.diagnostics import predicted_drift, signal_alarms
+from seedtune.run.diagnostics import observation_alarms, predicted_drift
 from seedtune.trainer import Trainer
 from seedtune.types import Decay, Term, Update
 
@@ -28,13 +28,13 @@ def metrics(root: Path) -> list[dict]:
 
 def train(root: Path, **settings) -> list[dict]:
     more = {"generations": 20, "eval_steps": 0, "save_steps": 0, "drift_steps": 5, "toy": {"size": 64}}
-    fast = {"population": 16, "alpha": 0.02, "collapse_guard": "no", "reward_batch": "all"}
+    fast = {"population": 16, "alpha": 0.02, "rollback_on_collapse": "no", "reward_batch": "all"}
     config = runs.toy(root, **{**more, **fast, **settings})
     Trainer(config, reward_funcs=random_reward, train_dataset=ROWS).train()
     return metrics(root)
 
 
-DECAYS = [{}, {"decay_l2": 10.0}, {"decay_l1": 0.05}, {"decay_l2": 5.0, "decay_l1": 0.02}]
+DECAYS = [{}, {"anchor_l2": 10.0}, {"anchor_l1": 0.05}, {"anchor_l2": 5.0, "anchor_l1": 0.02}]
 
 
 @pytest.mark.parametrize("settings", DECAYS, ids=str)
@@ -70,12 +70,12 @@ def test_the_decay_of_one_step_is_that_of_normal_numbers():
     assert found == pytest.approx(float(np.linalg.norm(moved)), rel=3e-3)
 
 
-def test_every_generation_tells_its_signal(tmp_path):
+def test_every_generation_tells_its_observation(tmp_path):
     rows = train(tmp_path / "run", alpha=None, step_size="adaptive")
     for row in rows:
-        assert 0.0 <= row["members_better"] <= 1.0
-        assert 0.0 <= row["agreement"] <= 1.0
-        assert row["step_radius"] <= 1.0 + 1e-9
+        assert 0.0 <= row["success_rate"] <= 1.0
+        assert 0.0 <= row["reliability"] <= 1.0
+        assert row["step_ratio"] <= 1.0 + 1e-9
         assert row["time/diagnostics"] >= 0.0
     assert rows[0]["update_cosine"] is None
     assert all(abs(row["update_cosine"]) < 0.2 for row in rows[1:])
@@ -98,8 +98,8 @@ def test_the_divergence_from_the_base_model_starts_near_nothing_and_grows(tmp_pa
     assert found[-1] > 0.0
 
 
-def test_a_sigma_at_which_no_member_beats_the_centre_is_an_alarm():
-    config = runs.toy(Path("unused"), population=16, sigma=5.0, alpha=1e-9, collapse_guard="no")
+def test_a_sigma_at_which_no_member_beats_the_current_model_is_an_alarm():
+    config = runs.toy(Path("unused"), population=16, sigma=5.0, alpha=1e-9, rollback_on_collapse="no")
     records = climb(config, 8).records
-    assert [bool(signal_alarms(record)) for record in records] == [False] * 4 + [True] * 4
-    assert "Lower sigma" in signal_alarms(records[-1])[0]
+    assert [bool(observation_alarms(record)) for record in records] == [False] * 4 + [True] * 4
+    assert "Lower sigma" in observation_alarms(records[-1])[0]

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 import models
 import runs
 from scores import variety
-from seedtune import Config, Trainer, apply_pack, diff_runs, export_run, pack_run, verify_run
+from seedtune import Config, Trainer, diff_runs, export_run, pack_run, unpack_run, verify_run
 from seedtune.engines import base as engines_base
 from seedtune.errors import LedgerError, PackError
 from seedtune.numerics.kernels import cpu
@@ -50,9 +50,9 @@ def train(settings: Config, *, resume: bool = False) -> None:
 WAYS = {
     "lowrank, float32 model": (torch.float32, {"rank": 2}),
     "lowrank, bfloat16 model": (torch.bfloat16, {}),
-    "lowrank, no master": (torch.bfloat16, {"master": "none"}),
+    "lowrank, weights_dtype=model": (torch.bfloat16, {"weights_dtype": "model"}),
     "gaussian, bfloat16 model": (torch.bfloat16, {"perturbation": "gaussian", "freeze": ["*norm*"]}),
-    "gaussian, no master": (torch.bfloat16, {"perturbation": "gaussian", "master": "none"}),
+    "gaussian, weights_dtype=model": (torch.bfloat16, {"perturbation": "gaussian", "weights_dtype": "model"}),
 }
 
 
@@ -129,7 +129,7 @@ def test_the_export_of_a_generation_is_the_run_stopped_there(run, stopped, tmp_p
 def test_a_pack_applied_to_the_base_is_the_export(run, base, tmp_path, generation):
     pack_run(run, tmp_path / "pack", generation=generation)
     moved = shutil.copytree(base, tmp_path / "moved")
-    apply_pack(str(moved), tmp_path / "pack", tmp_path / "applied", sets=["transformers.device=cpu"])
+    unpack_run(str(moved), tmp_path / "pack", tmp_path / "applied", sets=["transformers.device=cpu"])
     export_run(run, tmp_path / "exported", generation=generation)
     assert_same_model(tmp_path / "applied", tmp_path / "exported")
     assert (tmp_path / "applied" / "tokenizer.json").is_file()
@@ -152,7 +152,7 @@ def test_a_flipped_bit_of_the_base_model_is_named_by_both_fingerprints(run, base
         verify_run(run, model=str(other))
     pack_run(run, tmp_path / "pack")
     with pytest.raises(PackError, match=f"with fingerprint {recorded}, but '{other}' has [0-9a-f]+. Give the same"):
-        apply_pack(str(other), tmp_path / "pack", tmp_path / "model")
+        unpack_run(str(other), tmp_path / "pack", tmp_path / "model")
     assert not (tmp_path / "model").exists()
 
 

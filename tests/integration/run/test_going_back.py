@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import runs
-from seedtune import apply_pack, export_run, pack_run, verify_run
+from seedtune import export_run, pack_run, unpack_run, verify_run
 from seedtune.errors import LedgerError
 from seedtune.run import directory, ledger, recorded_config
 from seedtune.run.lineage import Lineage
@@ -31,15 +31,18 @@ class Cliff:
 
 
 def trainer(root: Path, reward, **settings) -> Trainer:
-    more = {"collapse_guard": "yes", "generations": 14, "eval_steps": 0, "save_steps": 3, "fingerprint_steps": 1,
+    more = {"rollback_on_collapse": "yes", "generations": 14, "eval_steps": 0, "save_steps": 3, "fingerprint_steps": 1,
             "reward_batch": "all"}  # fmt: skip
     config = runs.toy(root, **{**more, **settings})
     return Trainer(config, reward_funcs=reward, train_dataset=ROWS)
 
 
-@pytest.fixture(params=[{}, {"alpha": None}, {"master": "none"}], ids=str)
+@pytest.fixture(params=[{}, {"alpha": None}, {"weights_dtype": "model"}], ids=str)
 def root(request, tmp_path) -> Path:
-    settings = {**request.param, **({"toy": {"size": 4, "dtype": "bfloat16"}} if "master" in request.param else {})}
+    settings = {
+        **request.param,
+        **({"toy": {"size": 4, "dtype": "bfloat16"}} if "weights_dtype" in request.param else {}),
+    }
     trainer(tmp_path / "run", Cliff(9, 11), **settings).train()
     return tmp_path / "run"
 
@@ -50,7 +53,7 @@ def contents(root: Path) -> ledger.Contents:
 
 def back_of(root: Path) -> ledger.Record:
     """The only generation that went back."""
-    (back,) = [record for record in contents(root).records if record.back_to is not None]
+    (back,) = [record for record in contents(root).records if record.rollback_to is not None]
     return back
 
 
@@ -58,12 +61,13 @@ def test_a_collapse_is_gone_back_on_and_told(root):
     back, at = back_of(root), back_of(root).plan.generation
     assert 8 < at <= 10  # one generation alone may have had hard prompts
     assert back.alpha == 0.0
-    assert 0 < back.back_to < 8
+    assert 0 < back.rollback_to < 8
     prints = contents(root).fingerprints
-    assert prints[at + 1] == prints[back.back_to] != prints[at]
+    assert prints[at + 1] == prints[back.rollback_to] != prints[at]
     (told,) = [row["alarms"] for row in runs.rows(directory.RunPaths(root).metrics) if row["generation"] == at + 1]
     assert told == [
-        f"rewards collapsed: back to the model after generation {back.back_to}, and on with half the step. Lower sigma."
+        f"rewards collapsed: back to the model after generation {back.rollback_to}, "
+        "and on with half the step. Lower sigma."
     ]
 
 
@@ -96,7 +100,7 @@ def test_a_wrong_fingerprint_on_the_branch_that_was_left_is_found(root):
 
 def test_a_pack_and_every_export_have_the_bits_of_the_run(root, tmp_path):
     pack_run(root, tmp_path / "file.pack")
-    apply_pack("toy", tmp_path / "file.pack", tmp_path / "applied")
+    unpack_run("toy", tmp_path / "file.pack", tmp_path / "applied")
     export_run(root, tmp_path / "exported")
     one, two = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("applied", "exported"))
     assert one == two
@@ -117,28 +121,9 @@ def test_resuming_after_the_way_back_gives_the_same_run(root, tmp_path):
     assert runs.ledger_bytes(tmp_path / "cut") == runs.ledger_bytes(root)
 
 
-def test_a_ledger_from_before_adaptive_steps_verifies_and_resumes(tmp_path):
-    """Its configuration has no step size, and its strategy had nothing to remember."""
-    Trainer(runs.toy(tmp_path / "run", alpha=None, step_size="fixed", generations=4)).train()
-
-    def age(data):
-        for section in (data, data.get("config", {})):
-            for young in ("step_size", "signal", "lookahead"):
-                section.pop(young, None)
-        if "state" in data:
-            data["state"] = {}
-
-    runs.edit_ledger(tmp_path / "run", age)
-    paths = directory.RunPaths(tmp_path / "run")
-    paths.config.write_text("".join(x for x in paths.config.read_text().splitlines(True) if "step_size" not in x))
-    assert verify_run(tmp_path / "run").generations == 4
-    Trainer(recorded_config.run_config(tmp_path / "run").replace(generations=5)).train(resume=True)
-    assert [record.alpha for record in contents(tmp_path / "run").records] == [0.025] * 5
-
-
 def test_the_lineage_leaves_out_what_was_gone_back_on(root):
     lineage = Lineage(contents(root).records)
-    at, back = back_of(root).plan.generation, back_of(root).back_to
+    at, back = back_of(root).plan.generation, back_of(root).rollback_to
     assert lineage.path(14) == [*range(back), *range(at + 1, 14)]
     assert lineage.path(at) == list(range(at))
     assert lineage.path(at + 1) == lineage.path(back)

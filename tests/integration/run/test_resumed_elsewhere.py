@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 import runs
-from crews import At, alone, fleet, inline
 from models import save_family
-from seedtune import apply_pack, diff_runs, export_run, pack_run, verify_run
+from ray_workers import At, alone, inline, ray_config
+from seedtune import diff_runs, export_run, pack_run, unpack_run, verify_run
 from seedtune.config.config import Config
 from seedtune.engines.ray import protocol
 from seedtune.engines.toy import engine
@@ -141,13 +141,6 @@ def test_only_other_threads_are_told_how_to_have_as_many(short):
             Trainer(runs.toy(short, generations=4)).train(resume=True)
 
 
-def test_a_run_whose_ledger_does_not_say_it_goes_on_and_says_it(short):
-    runs.edit_ledger(short, lambda data: data.pop("arithmetic", None))
-    Trainer(runs.toy(short, generations=3)).train(resume=True)
-    assert contents(short).header.arithmetic == {}
-    assert contents(short).changes == {2: HERE}
-
-
 # ------------------------------------------------------------- weights do not depend on how rewards were computed
 
 
@@ -170,11 +163,11 @@ def test_verify_says_how_rewards_were_computed_and_asks_for_nothing(command, cha
     ]
 
 
-def test_a_run_of_another_machine_is_verified_packed_applied_exported_and_evaluated(changed, tmp_path):
+def test_a_run_of_another_machine_is_verified_packed_unpacked_exported_and_evaluated(changed, tmp_path):
     begun_with({**FMA32, "products": "unheard/7"}, changed)
     assert verify_run(changed).generations == 5
     pack_run(changed, tmp_path / "run.pack")
-    apply_pack("toy", tmp_path / "run.pack", tmp_path / "applied")
+    unpack_run("toy", tmp_path / "run.pack", tmp_path / "applied")
     export_run(changed, tmp_path / "exported")
     files = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("applied", "exported")]
     assert files[0] == files[1]
@@ -305,7 +298,7 @@ def test_a_dry_run_and_the_first_line_of_the_metrics_say_the_products(command, s
     assert not any("products" in row for row in others)
 
 
-# -------------------------------------------------------------------------------------------------- fleets
+# -------------------------------------------------------------------------------------------------- Ray workers
 
 
 def differing(monkeypatch, entries: list[dict]) -> None:
@@ -315,13 +308,13 @@ def differing(monkeypatch, entries: list[dict]) -> None:
 
 
 def test_a_worker_that_computes_otherwise_is_lost_by_name_and_changes_nothing(tmp_path, monkeypatch):
-    config = fleet(tmp_path / "fleet", generations=3)
+    config = ray_config(tmp_path / "fleet", generations=3)
     Trainer(alone(config, tmp_path / "alone")).train()
     differing(monkeypatch, [HERE, OTHER, HERE])
     with inline():
         trainer = Trainer(config)
         told: list[str] = []
-        trainer.callbacks = (At(3, lambda: told.extend(trainer.engine.foreman.crew.notes)),)
+        trainer.callbacks = (At(3, lambda: told.extend(trainer.engine.controller.pool.notes)),)
         trainer.train()
     (lost,) = (note for note in told if "is lost" in note)
     assert "it computes with products library, attention library, cpu, by numpy 1.0, the others with " in lost
@@ -329,8 +322,8 @@ def test_a_worker_that_computes_otherwise_is_lost_by_name_and_changes_nothing(tm
     runs.assert_same_run(tmp_path / "fleet", tmp_path / "alone")
 
 
-def test_the_fleets_ledger_says_how_its_workers_compute(tmp_path):
-    config = fleet(tmp_path / "run", generations=2)
+def test_the_ray_engines_ledger_says_how_its_workers_compute(tmp_path):
+    config = ray_config(tmp_path / "run", generations=2)
     with inline():
         Trainer(config).train()
     assert contents(tmp_path / "run").header.arithmetic == HERE
@@ -353,7 +346,7 @@ def loading_on(monkeypatch, *machines: frozenset[str]) -> None:
 
 def of_two(config: Config, **settings) -> Config:
     told = {"workers": 2, "min_workers": 2, "cpus": 1, **settings}
-    return config.replace(engine="fleet", fleet=told, members_per_job=2)
+    return config.replace(engine="ray", ray=told, members_per_job=2)
 
 
 def test_workers_that_would_choose_another_kind_take_that_of_the_first(tiny, monkeypatch):
@@ -361,7 +354,7 @@ def test_workers_that_would_choose_another_kind_take_that_of_the_first(tiny, mon
     with inline():
         trainer = Trainer(of_two(tiny))
         told: list[str] = []
-        trainer.callbacks = (At(1, lambda: told.extend(trainer.engine.foreman.crew.notes)),)
+        trainer.callbacks = (At(1, lambda: told.extend(trainer.engine.controller.pool.notes)),)
         trainer.train()
     (lost,) = (note for note in told if "is lost" in note)
     assert "it computes with products library" in lost
@@ -383,7 +376,7 @@ def test_workers_of_a_resumed_run_are_told_the_recorded_kind(tiny, monkeypatch):
     seen: list[str] = []
     with inline():
         trainer = Trainer(of_two(tiny).replace(generations=2))
-        trainer.callbacks = (At(2, lambda: seen.append(_told(trainer.engine.foreman.crew.specs["transformers"]))),)
+        trainer.callbacks = (At(2, lambda: seen.append(_told(trainer.engine.controller.pool.specs["transformers"]))),)
         trainer.train(resume=True)
     assert seen == ["library"]
     assert contents(Path(tiny.output_dir)).changes == {}

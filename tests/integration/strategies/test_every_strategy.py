@@ -29,7 +29,7 @@ MORE: dict[str, dict[str, Any]] = {
     "subspaces-essam-decay": {
         "alpha": 0.1,
         "subspaces": 2,
-        "decay_l2": 0.5,
+        "anchor_l2": 0.5,
         "lookahead": {"kind": "essam_f", "radius": 0.5, "probes": 4},
     },
 }
@@ -63,12 +63,12 @@ PROMPTS = [{"prompt": text} for text in ("Say a", "Say b", "Tell me", "Why?")]
 HOW = {
     "adaptive": {},
     "adaptive-decay-essam": {
-        "decay_l2": 0.5,
-        "decay_l1": 0.001,
+        "anchor_l2": 0.5,
+        "anchor_l1": 0.001,
         "lookahead": {"kind": "essam_f", "radius": 0.5, "probes": 4},
     },
     "gaussian-essam": {"perturbation": "gaussian", "lookahead": {"kind": "essam", "radius": 0.02}},
-    "gaussian-decay-none": {"perturbation": "gaussian", "master": "none", "decay_l2": 0.5},
+    "gaussian-decay-model": {"perturbation": "gaussian", "weights_dtype": "model", "anchor_l2": 0.5},
     "subspaces": {"alpha": 0.1, "subspaces": 4},
 }
 

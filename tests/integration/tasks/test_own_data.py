@@ -21,7 +21,7 @@ from seedtune.errors import ConfigError, DataError
 from seedtune.rollouts.prompts import prompt_of
 from seedtune.run import directory, ledger, recorded_config
 from seedtune.trainer import Trainer
-from seedtune.types import CENTRE, Job, Sampling
+from seedtune.types import UNPERTURBED, Job, Sampling
 
 REWARDS = '''
 """Rewards of a user."""
@@ -110,7 +110,7 @@ def test_yaml_names_data_several_rewards_and_weights(folder, command):
     first = metrics(folder / "run")[0]
     expected = first["rewards/closeness/mean"] + 0.001 * first["rewards/short/mean"]
     assert first["rewards/short/mean"] < -5
-    scored = [first["reward"], first["reward_centre"]]
+    scored = [first["reward"], first["reward_unperturbed"]]
     assert expected == pytest.approx((16 * scored[0] + scored[1]) / 17, abs=1e-6)
 
 
@@ -251,7 +251,7 @@ def test_a_judge_scores_a_run_and_its_failures_are_not_rewards(folder, command, 
         return (400, "sk-verysecret") if text.startswith("-") else chat(text)
 
     with serving(reply) as server:
-        judge = {"url": server.address, "prompt": "{completion}", "key_env": "JUDGE_KEY", "backoff": 0.0}
+        judge = {"base_url": server.address, "prompt": "{completion}", "api_key_env": "JUDGE_KEY", "backoff": 0.0}
         settings = {"model": "toy", "train_dataset": "data.jsonl", "reward_funcs": [{"judge": judge}]}
         (folder / "config.yaml").write_text(yaml.safe_dump(settings))
         code, output, errors = command("train", "config.yaml", *sets("generations=2", "population=4"))
@@ -295,7 +295,7 @@ def test_a_real_models_context_is_the_limit_and_a_shortened_prompt_fills_it(tmp_
     trainer = Trainer(config.replace(prompt_truncation="left"), **given)
     (example,) = trainer.task.train
     assert example.prompt[0]["content"].endswith("xend")
-    job = Job(0, 0.0, (CENTRE,), (prompt_of(trainer.config, example),), Sampling(8))
+    job = Job(0, 0.0, (UNPERTURBED,), (prompt_of(trainer.config, example),), Sampling(8))
     (rollout,) = trainer.load().evaluate([job])
     assert rollout.prompt_tokens == trainer.load().prompt_lengths(job.prompts)[0] == 56
 

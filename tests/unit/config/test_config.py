@@ -97,7 +97,7 @@ def test_an_unknown_key_is_an_error_with_the_nearest_known_one(settings, parts):
         ({"seed": -1}, "seed=-1: must be greater than or equal to 0"),
         ({"seed": 2**64}, f"seed={2**64}: must be less than {2**64}"),
         ({"perturbation": "rank1"}, "perturbation='rank1': must be 'lowrank' or 'gaussian'"),
-        ({"master": "bfloat16"}, "master='bfloat16': must be 'float32' or 'none'"),
+        ({"weights_dtype": "bfloat16"}, "weights_dtype='bfloat16': must be 'float32' or 'model'"),
         ({"freeze": "*.bias"}, "freeze='*.bias': must be a valid tuple"),
         ({"shaping": "rank"}, "shaping='rank': must be 'zscore', 'per_prompt', 'centered_rank' or 'none'"),
         ({"shaping_clip": 0}, "shaping_clip=0: must be greater than 0"),
@@ -184,6 +184,27 @@ def test_alpha_is_half_of_sigma_unless_given():
     assert Config(sigma=0.02, alpha=0.5).step == 0.5
 
 
+def test_learning_rate_is_another_spelling_of_alpha(tmp_path):
+    same = Config(alpha=0.02)
+    assert Config.create({"learning_rate": 0.02}) == same
+    assert Config(learning_rate=0.02) == same
+    assert Config(alpha=0.5).replace(learning_rate=0.02) == same
+    assert load(tmp_path, "learning_rate: 2e-2\n") == same
+    assert load(tmp_path, "learning_rate: 0.5\n", "alpha=0.02") == same
+    assert load(tmp_path, "alpha: 0.5\n", "learning_rate=0.02") == same
+    assert "learning_rate" not in same.model_dump()
+    assert same.identity()["alpha"] == 0.02
+
+
+def test_two_spellings_of_alpha_that_differ_are_refused(tmp_path):
+    assert Config.create({"alpha": 0.1, "learning_rate": 0.1}).alpha == 0.1
+    message = "alpha=0.1 and learning_rate=0.2 are two names of one setting, and differ: give one of them"
+    assert error_of({"alpha": 0.1, "learning_rate": 0.2}) == message
+    with pytest.raises(ConfigError, match="two names of one setting"):
+        load(tmp_path, "", "alpha=0.1", "learning_rate=0.2")
+    assert error_of({"learning_rate": 0}).startswith("alpha=0: must be greater than 0")
+
+
 INCIDENTAL = {
     "output_dir": "elsewhere",
     "generations": 7,
@@ -196,7 +217,7 @@ INCIDENTAL = {
     "transformers": {
         "device": "cuda",
         "trust_remote_code": True,
-        "centre_file": "x",
+        "weights_folder": "x",
         "products": "fma32",
         "max_rows": 1,
     },
@@ -216,7 +237,7 @@ def test_identity_leaves_out_what_results_do_not_depend_on(name):
         {"seed": 1},
         {"rank": 2},
         {"perturbation": "gaussian"},
-        {"master": "none"},
+        {"weights_dtype": "model"},
         {"trainable": ("*.weight",)},
         {"freeze": ("*.bias",)},
         {"toy": {"dtype": "bfloat16"}},

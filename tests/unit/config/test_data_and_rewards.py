@@ -44,7 +44,7 @@ def test_own_data_are_the_task():
 def test_a_dumped_configuration_of_own_data_is_read_back_exactly(tmp_path):
     config = own(
         reward_weights=[2.0, 1.0, 1.0],
-        reward_funcs=["rewards.py:score", {"judge": {"model": "m", "key_env": "K"}}, "org/classifier"],
+        reward_funcs=["rewards.py:score", {"judge": {"model": "m", "api_key_env": "K"}}, "org/classifier"],
     )
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(config.model_dump(mode="json")))
@@ -73,7 +73,7 @@ def test_names_in_the_metrics_say_which_reward_it_is():
         ),
         (
             {"reward_funcs": [{"judge": {"api_key": "sk-1"}}]},
-            "unknown setting 'reward_funcs.0.judge.api_key'. Known: backoff",
+            "unknown setting 'reward_funcs.0.judge.api_key'. Did you mean 'api_key_env'? Known: api_key_env",
         ),
         (
             {"reward_funcs": [{"path": "a.b", "adapter": "trll"}]},
@@ -85,15 +85,15 @@ def test_names_in_the_metrics_say_which_reward_it_is():
         ({"train_dataset": {"path": "x", "streaming": True}}, "unknown setting 'train_dataset.streaming'."),
         ({"reward_weights": [1, 2]}, "1 reward functions but 2 reward_weights: give one weight each"),
         ({"reward_funcs": [{"path": "a.b", "weight": 2}], "reward_weights": [1]}, "the weight of 'b' is given twice"),
-        ({"eval_share": 1.0}, "eval_share=1.0: must be less than 1"),
+        ({"eval_size": 1.0}, "eval_size=1.0: must be less than 1"),
         ({"prompt_truncation": "right"}, "prompt_truncation='right': must be 'error', 'left' or 'drop'"),
-        ({"reward_funcs": [{"judge": {"rule": "pattern"}}]}, "rule=pattern and a pattern go together"),
-        ({"reward_funcs": [{"judge": {"pattern": "(x)"}}]}, "rule=pattern and a pattern go together"),
-        ({"reward_funcs": [{"judge": {"rule": "pattern", "pattern": "(x"}}]}, "exactly one (group)"),
-        ({"reward_funcs": [{"judge": {"rule": "pattern", "pattern": "x"}}]}, "exactly one (group)"),
-        ({"reward_funcs": [{"judge": {"field": "mark"}}]}, "field='mark' is for rule=json"),
-        ({"reward_funcs": [{"judge": {"kind": "reward"}}]}, "kind=reward answers with JSON: use rule=json"),
-        ({"reward_funcs": [{"judge": {"lowest": 10}}]}, "lowest=10 must be less than highest=10"),
+        ({"reward_funcs": [{"judge": {"parser": "pattern"}}]}, "parser=pattern and a pattern go together"),
+        ({"reward_funcs": [{"judge": {"pattern": "(x)"}}]}, "parser=pattern and a pattern go together"),
+        ({"reward_funcs": [{"judge": {"parser": "pattern", "pattern": "(x"}}]}, "exactly one (group)"),
+        ({"reward_funcs": [{"judge": {"parser": "pattern", "pattern": "x"}}]}, "exactly one (group)"),
+        ({"reward_funcs": [{"judge": {"field": "mark"}}]}, "field='mark' is for parser=json"),
+        ({"reward_funcs": [{"judge": {"kind": "reward"}}]}, "kind=reward answers with JSON: use parser=json"),
+        ({"reward_funcs": [{"judge": {"min_score": 10}}]}, "min_score=10 must be less than max_score=10"),
     ],
     ids=str,
 )
@@ -110,7 +110,7 @@ JUDGED = {"judge": {"model": "m"}}
         {"train_dataset": "/moved/data.jsonl"},
         {"eval_dataset": "other.jsonl"},
         {"prompt_column": "question"},
-        {"eval_share": 0.5},
+        {"eval_size": 0.5},
         {"reward_funcs": "/moved/other.py:score"},
         {"reward_funcs": "package.module.score"},
         {"reward_funcs": {"path": "rewards.py:score", "name": "shown"}},
@@ -140,9 +140,16 @@ def test_identity_holds_what_scores_and_prompts_depend_on(change):
 
 def test_the_identity_of_a_judge_is_what_it_is_asked_not_where_or_with_which_key():
     plain = own(reward_funcs=JUDGED).identity()
-    moved = {"model": "m", "url": "https://x.example/v1", "key_env": "K", "timeout": 3, "retries": 0, "concurrency": 1}
+    moved = {
+        "model": "m",
+        "base_url": "https://x.example/v1",
+        "api_key_env": "K",
+        "timeout": 3,
+        "retries": 0,
+        "concurrency": 1,
+    }
     assert own(reward_funcs={"judge": moved}).identity() == plain
-    for change in ({"model": "n"}, {"prompt": "{completion}"}, {"rule": "json"}, {"highest": 5}):
+    for change in ({"model": "n"}, {"prompt": "{completion}"}, {"parser": "json"}, {"max_score": 5}):
         assert own(reward_funcs={"judge": {**JUDGED["judge"], **change}}).identity() != plain
 
 

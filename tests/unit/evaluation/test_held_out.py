@@ -12,13 +12,21 @@ from scores import brief, ends_right, one_character
 from seedtune.config.config import Config
 from seedtune.engines.base import EngineTimes
 from seedtune.errors import ConfigError, RewardError
-from seedtune.evaluation.held_out import PLAIN, Asking, check_asking, during_training, held_out, measure, others
+from seedtune.evaluation.held_out import (
+    PLAIN,
+    EvalConfig,
+    check_eval_config,
+    during_training,
+    held_out,
+    measure,
+    others,
+)
 from seedtune.evaluation.prompt_baseline import WORDINGS, Wording, choose, reworded, voted
 from seedtune.rewards.base import Reward
 from seedtune.tasks.base import Task
 from seedtune.tasks.data.rows import examples
 from seedtune.tasks.reference_answers import scored_by_the_engine
-from seedtune.types import CENTRE, Rollout
+from seedtune.types import UNPERTURBED, Rollout
 
 CONFIG = Config(engine="toy", alpha=0.1, objective="pass_at_k", samples_per_prompt=4, temperature=0.5)
 
@@ -38,7 +46,7 @@ class Told:
                 key = self._key(prompt.content)
                 for sample in range(how.samples):
                     text = self.samples[key][sample] if how.temperature else self.greedy(key)
-                    yield Rollout(job.id, CENTRE, index, sample, text, tuple(map(ord, text)), 1, self.finish)
+                    yield Rollout(job.id, UNPERTURBED, index, sample, text, tuple(map(ord, text)), 1, self.finish)
 
     def _key(self, content) -> str:
         return content if isinstance(content, str) else content[-1]["content"]
@@ -66,7 +74,7 @@ GREEDY = {"1+1": "2", "2+2": "", "3+3": "?"}.__getitem__
 
 def test_greedy_measures_are_what_one_counts_by_hand():
     engine = Told(GREEDY)
-    found = measure(engine, task(), CONFIG, Asking())
+    found = measure(engine, task(), CONFIG, EvalConfig())
     assert values(found) == {
         "accuracy": pytest.approx(1 / 3),  # what could not be scored is wrong
         "reward": 0.5,
@@ -82,8 +90,8 @@ def test_greedy_measures_are_what_one_counts_by_hand():
 
 def test_accuracy_needs_full_marks_and_counts_the_sum_of_rewards():
     several = (Reward("ends_right", ends_right), Reward("brief", brief, 0.5))
-    assert "accuracy" not in values(measure(Told(GREEDY), task(full_marks=None), CONFIG, Asking()))
-    found = values(measure(Told(lambda _: "long answer 2"), task(rewards=several), CONFIG, Asking()))
+    assert "accuracy" not in values(measure(Told(GREEDY), task(full_marks=None), CONFIG, EvalConfig()))
+    found = values(measure(Told(lambda _: "long answer 2"), task(rewards=several), CONFIG, EvalConfig()))
     assert found["accuracy"] == 0.0
     assert found["reward/ends_right"] == pytest.approx(1 / 3)
     assert found["reward/brief"] == -1.0
@@ -94,7 +102,7 @@ SAMPLES = {"1+1": ["2", "2", "3", "2"], "2+2": ["5", "4", "5", "4"], "3+3": ["",
 
 def test_samples_give_pass_at_k_and_votes():
     engine = Told(GREEDY, SAMPLES)
-    found = values(measure(engine, task(), CONFIG, Asking(samples=4, ks=(1, 2, 4), temperature=0.9, seed=3)))
+    found = values(measure(engine, task(), CONFIG, EvalConfig(samples=4, ks=(1, 2, 4), temperature=0.9, seed=3)))
     assert engine.asked[1] == (0.9, 4, 3, 0)
     assert found["pass@1"] == pytest.approx((3 / 4 + 1 / 2 + 1 / 4) / 3)
     assert found["pass@2"] == pytest.approx((1 + 5 / 6 + 1 / 2) / 3)
@@ -106,20 +114,20 @@ def test_samples_give_pass_at_k_and_votes():
 
 def test_votes_are_among_answers_that_the_task_takes_out_of_the_text():
     reasons = {key: [f"{index}: so {text}" for index, text in enumerate(held)] for key, held in SAMPLES.items()}
-    plain = values(measure(Told(GREEDY, reasons), task(), CONFIG, Asking(samples=4)))
+    plain = values(measure(Told(GREEDY, reasons), task(), CONFIG, EvalConfig(samples=4)))
     taken = task(answer=lambda text: text.rpartition(" ")[2])
     assert plain["maj@4"] == pytest.approx((3 / 4 + 1 / 2 + 1 / 4) / 3)
-    assert values(measure(Told(GREEDY, reasons), taken, CONFIG, Asking(samples=4)))["maj@4"] == pytest.approx(5 / 6)
+    assert values(measure(Told(GREEDY, reasons), taken, CONFIG, EvalConfig(samples=4)))["maj@4"] == pytest.approx(5 / 6)
 
 
 def test_an_answer_function_that_raises_is_named():
     with pytest.raises(RewardError, match="the answer function of task 'sums' raised ZeroDivisionError"):
-        measure(Told(GREEDY, SAMPLES), task(answer=lambda _: str(1 / 0)), CONFIG, Asking(samples=2))
+        measure(Told(GREEDY, SAMPLES), task(answer=lambda _: str(1 / 0)), CONFIG, EvalConfig(samples=2))
 
 
 def test_a_sample_without_reward_is_wrong_and_left_out_of_mean_rewards():
     held = {**SAMPLES, "1+1": ["?", "?", "?", "2"]}
-    found = measure(Told(GREEDY, held), task(), CONFIG, Asking(samples=4))
+    found = measure(Told(GREEDY, held), task(), CONFIG, EvalConfig(samples=4))
     assert found.columns["pass@1"][0] == 0.25
     assert found.columns["majority_reward@4"][0] == 0.0  # the vote goes to what has no reward
     assert found.estimates["majority_reward@4"].value == pytest.approx(0.5)
@@ -138,11 +146,11 @@ def test_a_sample_without_reward_is_wrong_and_left_out_of_mean_rewards():
 )
 def test_what_cannot_be_asked_is_refused_with_the_fix(settings, words):
     with pytest.raises(ConfigError, match=words):
-        Asking(**settings)
+        EvalConfig(**settings)
 
 
 def test_a_limit_takes_the_first_prompts():
-    assert measure(Told(GREEDY), task(), CONFIG, Asking(limit=2)).prompts == 2
+    assert measure(Told(GREEDY), task(), CONFIG, EvalConfig(limit=2)).prompts == 2
     assert len(held_out(task(), CONFIG.replace(eval_prompts=1))) == 1
 
 
@@ -189,14 +197,14 @@ def test_the_prompt_is_chosen_on_training_prompts_alone():
         seen.append(key)
         return "4" if "Give only the final answer" in key else "it is 4"
 
-    chosen = choose(Told(answer), split_task(rewards=(Reward("short", one_character),)), CONFIG, Asking())
+    chosen = choose(Told(answer), split_task(rewards=(Reward("short", one_character),)), CONFIG, EvalConfig())
     assert chosen.name == "only the answer"
     assert len(seen) == 2 * len(WORDINGS)
     assert not any("3+3" in key for key in seen)
 
 
 def test_the_tasks_own_prompt_wins_a_tie():
-    assert choose(Told(lambda _: "no"), split_task(), CONFIG, Asking()) is WORDINGS[0]
+    assert choose(Told(lambda _: "no"), split_task(), CONFIG, EvalConfig()) is WORDINGS[0]
 
 
 @pytest.mark.parametrize(
@@ -220,7 +228,7 @@ def test_words_are_put_where_they_belong(wording, prompt, system, expected):
 
 
 def test_votes_stand_under_the_names_of_single_answers():
-    found = voted(measure(Told(GREEDY, SAMPLES), task(), CONFIG, Asking(samples=4)))
+    found = voted(measure(Told(GREEDY, SAMPLES), task(), CONFIG, EvalConfig(samples=4)))
     assert values(found) == {"accuracy": pytest.approx(5 / 6), "reward": pytest.approx(5 / 6)}
     assert found.votes == 4
     assert np.array_equal(found.columns["accuracy"], [1.0, 0.5, 1.0])
@@ -228,11 +236,11 @@ def test_votes_stand_under_the_names_of_single_answers():
 
 def test_nothing_is_sampled_and_no_divergence_measured_where_answers_are_given():
     given = replace(task(), rewards=(Reward("logprob", scored_by_the_engine),))
-    for asking in (Asking(samples=2), Asking(kl=True)):
+    for eval_config in (EvalConfig(samples=2), EvalConfig(kl=True)):
         with pytest.raises(ConfigError, match="generates nothing"):
-            check_asking(given, asking)
+            check_eval_config(given, eval_config)
 
 
 def test_the_divergence_of_a_conversation_is_refused():
     with pytest.raises(ConfigError, match="is a conversation"):
-        check_asking(replace(task(), environment=object), Asking(kl=True))
+        check_eval_config(replace(task(), environment=object), EvalConfig(kl=True))

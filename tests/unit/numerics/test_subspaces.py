@@ -15,11 +15,11 @@ from seedtune.errors import ConfigError
 from seedtune.numerics import noise, rounding
 from seedtune.numerics.kernels import cpu
 from seedtune.numerics.noise import Address, Noise, Stream
-from seedtune.numerics.weights import Centre, factors
+from seedtune.numerics.weights import Weights, factors
 from seedtune.types import Member, Term, Update
 
 KEY = noise.key(42, "model.layers.0.self_attn.q_proj.weight")
-HERE = Address(KEY, Stream.FULL, generation=7, pair=3)
+HERE = Address(KEY, Stream.GAUSSIAN, generation=7, pair=3)
 COUNT = 1 << 18
 KS = (2, 3, 4)
 SEVERAL = (an_update(3, 5), Update(4, ()), an_update(5, 7), an_update(6, 1))
@@ -43,7 +43,7 @@ def test_a_subspace_is_the_code_of_stream_four_in_as_many_parts() -> None:
 def test_pairs_of_a_generation_share_its_partition_and_generations_do_not() -> None:
     one = noise.subspaces_of(HERE, 0, 4000, subspaces=4)
     assert (one == noise.subspaces_of(Address(KEY, Stream.FACTOR_B, 7, 99), 0, 4000, subspaces=4)).all()
-    other = noise.subspaces_of(Address(KEY, Stream.FULL, 8, 3), 0, 4000, subspaces=4)
+    other = noise.subspaces_of(Address(KEY, Stream.GAUSSIAN, 8, 3), 0, 4000, subspaces=4)
     assert abs((one == other).mean() - 0.25) < 0.04
 
 
@@ -66,7 +66,7 @@ def test_impossible_numbers_of_subspaces_are_refused(subspaces: int) -> None:
 ONE = np.zeros(1, np.uint32)
 REFUSED: tuple[Callable[[int], object], ...] = (
     lambda k: cpu.perturb(np.ones(3, np.float32), np.ones(3, np.float32), 1.0, HERE, subspaces=k),
-    lambda k: cpu.update_full(np.ones(3, np.float32), KEY, SEVERAL, subspaces=k),
+    lambda k: cpu.update_gaussian(np.ones(3, np.float32), KEY, SEVERAL, subspaces=k),
     lambda k: cpu.update_lowrank(np.ones((3, 3), np.float32), KEY, SEVERAL, rank=1, subspaces=k),
     lambda k: cpu.fill_factors(np.ones((1, 3), np.float32), KEY, 1, ONE, ONE, subspaces=k),
 )
@@ -82,15 +82,15 @@ def test_half_a_row_of_a_factor_is_refused_where_rows_are_dealt() -> None:
 
 
 def perturbations(how: Noise, shape: tuple[int, int], pairs: int) -> np.ndarray:
-    """E of each pair of generation 7, as a centre of zeros shows it: (pairs, *shape)."""
-    centre, drawn = Centre({"w": np.zeros(shape, np.float32)}, how), []
+    """E of each pair of generation 7, as weights of zeros show it: (pairs, *shape)."""
+    current, drawn = Weights({"w": np.zeros(shape, np.float32)}, how), []
     for pair in range(pairs):
         if how.perturbation == "gaussian":
             out = np.empty(math.prod(shape), np.float32)
-            centre.perturb("w", Member(7, pair, 1), 1.0, out)
+            current.perturb("w", Member(7, pair, 1), 1.0, out)
             drawn.append(out.reshape(shape))
         else:
-            a, b = factors(centre, "w", [(7, pair)])
+            a, b = factors(current, "w", [(7, pair)])
             drawn.append(a[0] @ b[0].T * np.float32(noise.amplitude(1.0, rank=how.rank, subspaces=how.subspaces)))
     return np.array(drawn)
 
@@ -127,14 +127,14 @@ def test_a_single_subspace_is_no_subspace() -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_outside_of_its_subspace_a_member_is_the_centre_even_at_negative_zeros(dtype: str) -> None:
-    centre = weights("float32", 5000)
-    centre[::7] = -0.0
+def test_outside_of_its_subspace_a_member_is_the_unperturbed_model_even_at_negative_zeros(dtype: str) -> None:
+    current = weights("float32", 5000)
+    current[::7] = -0.0
     out, whole = np.ones(5000, rounding.ARRAYS[dtype]), np.ones(5000, rounding.ARRAYS[dtype])
-    cpu.perturb(out, centre, 0.5, HERE, 3, subspaces=4)
+    cpu.perturb(out, current, 0.5, HERE, 3, subspaces=4)
     outside = ~noise.in_subspace(HERE, 3, 5000, subspaces=4)
-    assert same_bits(out[outside], rounding.nearest(centre, dtype)[outside])
-    cpu.perturb(whole, centre, 0.5 * math.sqrt(4), HERE, 3)
+    assert same_bits(out[outside], rounding.nearest(current, dtype)[outside])
+    cpu.perturb(whole, current, 0.5 * math.sqrt(4), HERE, 3)
     assert same_bits(out[~outside], whole[~outside])
 
 
@@ -142,9 +142,9 @@ def test_outside_of_its_subspace_a_member_is_the_centre_even_at_negative_zeros(d
 @pytest.mark.parametrize("start", [0, 2**40 + 5])
 def test_many_weights_of_a_subspace_are_perturbed_as_in_the_reference(k: int, start: int) -> None:
     count = 2 * cpu.PARALLEL_FROM + 13
-    centre, out = weights("float32", count), np.ones(count, np.uint16)
-    cpu.perturb(out, centre, 0.02, HERE, start, subspaces=k)
-    expected = references.perturbed(centre, 0.02, HERE, start=start, dtype="bfloat16", subspaces=k)
+    current, out = weights("float32", count), np.ones(count, np.uint16)
+    cpu.perturb(out, current, 0.02, HERE, start, subspaces=k)
+    expected = references.perturbed(current, 0.02, HERE, start=start, dtype="bfloat16", subspaces=k)
     assert same_bits(out, expected)
 
 
@@ -156,9 +156,9 @@ def test_many_weights_of_a_subspace_are_perturbed_as_in_the_reference(k: int, st
 def test_an_update_in_pieces_is_the_update(dtype: str, cuts: tuple[int, ...]) -> None:
     whole = weights(dtype, 40_000)
     parts = whole.copy()
-    cpu.update_full(whole, KEY, SEVERAL, subspaces=3)
+    cpu.update_gaussian(whole, KEY, SEVERAL, subspaces=3)
     for low, high in zip((0, *cuts), (*cuts, 40_000), strict=True):
-        cpu.update_full(parts[low:high], KEY, SEVERAL, start=low, subspaces=3)
+        cpu.update_gaussian(parts[low:high], KEY, SEVERAL, start=low, subspaces=3)
     assert same_bits(parts, whole)
 
 
@@ -170,7 +170,7 @@ def test_a_big_update_has_the_bits_of_the_reference(perturbation: str) -> None:
     if rank:
         cpu.update_lowrank(theta, KEY, SEVERAL, rank=rank, subspaces=3)
     else:
-        cpu.update_full(theta.reshape(-1), KEY, SEVERAL, subspaces=3)
+        cpu.update_gaussian(theta.reshape(-1), KEY, SEVERAL, subspaces=3)
     assert same_bits(theta, expected)
 
 
@@ -178,7 +178,7 @@ def test_the_order_of_generations_within_an_update_changes_no_element_of_a_singl
     terms = (Term(3, 0, 0.1), Term(4, 1, 0.2), Term(3, 1, -0.3), Term(4, 0, 0.4))
     theta = weights("float32", 4000)
     expected = references.updated(theta, KEY, [Update(4, terms)], subspaces=2)
-    cpu.update_full(theta, KEY, [Update(4, terms)], subspaces=2)
+    cpu.update_gaussian(theta, KEY, [Update(4, terms)], subspaces=2)
     assert same_bits(theta, expected)
 
 

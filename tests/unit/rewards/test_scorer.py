@@ -18,9 +18,9 @@ from seedtune.config.config import Config
 from seedtune.errors import RewardError
 from seedtune.rewards.base import Reward
 from seedtune.rewards.execution import process
-from seedtune.rewards.execution.call import Answer, Call
+from seedtune.rewards.execution.call import RewardCall, RewardResult
 from seedtune.rewards.execution.pool import Pool
-from seedtune.rewards.scorer import STUCK, Scorer, Scores
+from seedtune.rewards.scorer import STUCK, RewardScores, Scorer
 from seedtune.tasks.data.rows import examples
 from waiting import BOUND, wait_until
 
@@ -35,7 +35,9 @@ def _little_grace(monkeypatch):
     monkeypatch.setattr(process, "GRACE", 0.2)
 
 
-def scored(functions: Sequence[Callable] | Callable | Scorer, order: Sequence[int] = range(24), **settings) -> Scores:
+def scored(
+    functions: Sequence[Callable] | Callable | Scorer, order: Sequence[int] = range(24), **settings
+) -> RewardScores:
     scorer = functions if isinstance(functions, Scorer) else made(functions, **settings)
     try:
         with scorer.round(EXAMPLES, PROMPTS, after=0) as scoring:
@@ -70,7 +72,7 @@ def test_values_do_not_depend_on_workers_or_arrival(count, order):
         "reversed": range(23, -1, -1),
         "shuffled": np.random.default_rng(3).permutation(24),
     }
-    assert scored(functions, [int(i) for i in places[order]], reward_workers=count) == Scores(
+    assert scored(functions, [int(i) for i in places[order]], reward_workers=count) == RewardScores(
         expected, {"r0": 0, "r1": 0}
     )
 
@@ -188,10 +190,11 @@ def test_one_bad_prompt_does_not_stop_a_run_that_has_just_begun():
 
 def test_more_failures_than_allowed_stop_with_what_failed_how_often():
     with pytest.raises(RewardError) as caught:
-        scored(hostile.sometimes_raises, max_reward_failures=0.2)
+        scored(hostile.sometimes_raises, max_reward_failure_rate=0.2)
     assert str(caught.value) == (
-        "the reward function 'r0' failed on 5 of 24 completions, more than max_reward_failures=0.2 allows; most often "
-        "it raised KeyError: 'answer'. Fix it, or return None for completions it cannot score, or raise the limit."
+        "the reward function 'r0' failed on 5 of 24 completions, more than max_reward_failure_rate=0.2 allows; "
+        "most often it raised KeyError: 'answer'. Fix it, or return None for completions it cannot score, "
+        "or raise the limit."
     )
 
 
@@ -250,9 +253,9 @@ class Slow:
     def __init__(self) -> None:
         Slow.made += 1
 
-    def call(self, call: Call) -> Answer:
+    def call(self, call: RewardCall) -> RewardResult:
         self.gate.wait(BOUND)
-        return Answer([1.0])
+        return RewardResult([1.0])
 
     def stop(self) -> None:
         self.gate.set()
@@ -266,7 +269,7 @@ def test_workers_start_one_at_a_time_while_calls_wait_and_end_with_the_pool():
     Slow.gate.clear()
     pool, done = Pool(Slow, 3), []
     for _ in range(9):
-        pool.submit(Call(len, "", {}, 1, 1.0), done.append)
+        pool.submit(RewardCall(len, "", {}, 1, 1.0), done.append)
     wait_until(lambda: Slow.made)
     time.sleep(0.1)  # in which more would be made
     assert Slow.made == 1
@@ -286,8 +289,8 @@ class Ready:
     def __init__(self) -> None:
         Ready.made += 1
 
-    def call(self, call: Call) -> Answer:
-        return Answer([1.0])
+    def call(self, call: RewardCall) -> RewardResult:
+        return RewardResult([1.0])
 
     def stop(self) -> None: ...
 
@@ -297,7 +300,7 @@ class Ready:
 def test_quick_functions_have_one_worker_whatever_their_imports_take():
     pool, done = Pool(Ready, 8), []
     for _ in range(50):
-        pool.submit(Call(len, "", {}, 1, 1.0), done.append)
+        pool.submit(RewardCall(len, "", {}, 1, 1.0), done.append)
     wait_until(lambda: len(done) == 50)
     pool.close()
     assert Ready.made == 1

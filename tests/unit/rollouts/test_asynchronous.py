@@ -15,7 +15,7 @@ REFUSED = {
     "sigma_schedule.kind=cosine": {"sigma_schedule": {"kind": "cosine", "over": 5}},
     "noise_reuse=2": {"noise_reuse": 2},
     "lookahead.kind=essam": {"lookahead": {"kind": "essam", "radius": 0.1}},
-    "collapse_guard=yes": {"collapse_guard": "yes"},
+    "rollback_on_collapse=yes": {"rollback_on_collapse": "yes"},
     "shaping=per_prompt": {"shaping": "per_prompt"},
     "multi_objective_aggregation=normalize_then_sum": {"multi_objective_aggregation": "normalize_then_sum"},
     "environment='number_guessing'": {"environment": "number_guessing"},
@@ -26,18 +26,20 @@ REFUSED = {
 
 @pytest.mark.parametrize(("told", "settings"), REFUSED.items(), ids=REFUSED)
 def test_what_needs_whole_generations_is_refused_with_the_value_and_the_fix(tmp_path, told, settings):
-    with pytest.raises(ConfigError, match=rf"fleet\.lag=2 .*does not go with {told}: .*or fleet\.lag=0"):
+    with pytest.raises(
+        ConfigError, match=rf"ray\.max_staleness=2 .*does not go with {told}: .*or ray\.max_staleness=0"
+    ):
         config(tmp_path, 2).replace(**settings)
-    assert config(tmp_path, 0).replace(**settings).lag == 0
+    assert config(tmp_path, 0).replace(**settings).max_staleness == 0
 
 
 def test_a_task_that_is_a_conversation_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match=r"fleet\.lag=2 .*task 'number_guessing' is a conversation"):
+    with pytest.raises(ConfigError, match=r"ray\.max_staleness=2 .*task 'number_guessing' is a conversation"):
         Trainer(config(tmp_path / "run", 2).replace(task="number_guessing"))
 
 
 def test_a_section_of_another_engine_stays_silent():
-    plain = Config(engine="toy", task="toy", model="toy", fleet={"lag": 2})
+    plain = Config(engine="toy", task="toy", model="toy", ray={"max_staleness": 2})
     assert plain.adaptive
-    assert plain.lag == 0
-    assert "lag" not in plain.identity()
+    assert plain.max_staleness == 0
+    assert "max_staleness" not in plain.identity()

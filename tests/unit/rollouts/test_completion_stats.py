@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from seedtune.rollouts.completion_stats import Answers, describe
-from seedtune.types import CENTRE, Rollout, repeats
+from seedtune.rollouts.completion_stats import CompletionStats, describe
+from seedtune.types import UNPERTURBED, Rollout, repeats
 
 
 def rollout(prompt: int, text: str, tokens=(1,), finish="stop") -> Rollout:
-    return Rollout(0, CENTRE, prompt, 0, text, tuple(tokens), 3, finish)
+    return Rollout(0, UNPERTURBED, prompt, 0, text, tuple(tokens), 3, finish)
 
 
 @pytest.mark.parametrize(
@@ -35,6 +35,6 @@ def test_shares_are_of_all_completions():
             rollout(0, "loop loop", [7] * 20, "length"),
             rollout(1, "other"),
         ],
-        {0: "as before", 1: "the centre's"},
+        {0: "as before", 1: "the current model's"},
     )
-    assert found == Answers(clipped=0.25, empty=0.25, repeating=0.25, unchanged=0.25)
+    assert found == CompletionStats(clipped=0.25, empty=0.25, repeating=0.25, unchanged=0.25)

@@ -247,10 +247,10 @@ def test_how_many_may_fail_is_a_setting_and_the_stop_says_how_to_go_on():
     work = task(failing("step", raise_))  # two of six conversations
     config = Config(engine="toy", task="toy")
     assert run_with(Scorer(work.rewards, config), work, config).failed == {"own": 2}
-    strict = config.replace(max_reward_failures=0.3)
+    strict = config.replace(max_reward_failure_rate=0.3)
     scorer = Scorer(work.rewards, strict)
     scorer.keep(lambda rows: None, "Resume with X.")
-    with pytest.raises(RewardError, match=r"2 of 6 .* max_reward_failures=0\.3 allows; .* Resume with X\.$"):
+    with pytest.raises(RewardError, match=r"2 of 6 .* max_reward_failure_rate=0\.3 allows; .* Resume with X\.$"):
         run_with(scorer, work, strict)
 
 

@@ -15,7 +15,7 @@ from seedtune.rewards.base import Reward
 from seedtune.rollouts.evaluator import Evaluator, Outcome
 from seedtune.tasks.base import Task
 from seedtune.tasks.data.rows import examples
-from seedtune.types import CENTRE, Job, Member, Plan, Rollout
+from seedtune.types import UNPERTURBED, Job, Member, Plan, Rollout
 
 NAN = math.nan
 MEMBERS = (Member(0, 0, 1), Member(0, 0, -1))
@@ -106,15 +106,15 @@ def test_scores_by_reward_are_of_the_samples_that_the_total_chose():
 
 
 @pytest.mark.parametrize("objective", ["pass_at_k", "majority_at_k"])
-def test_the_centre_alone_has_the_mean_of_its_samples_whatever_the_objective(objective):
+def test_the_current_model_alone_has_the_mean_of_its_samples_whatever_the_objective(objective):
     config = Config(**SAMPLING, objective=objective)
-    outcome = Evaluator(TableEngine({CENTRE: SAMPLES[0]}), task(), config).centre(EXAMPLES, generation=3)
+    outcome = Evaluator(TableEngine({UNPERTURBED: SAMPLES[0]}), task(), config).unperturbed(EXAMPLES, generation=3)
     np.testing.assert_array_equal(outcome.scores, [[2.0, 3.5]])
 
 
-def test_the_centre_among_members_is_scored_as_they_are():
-    outcome = evaluated(SAMPLES, members=(MEMBERS[0], CENTRE), **SAMPLING, objective="pass_at_k")
-    np.testing.assert_array_equal(outcome.row(CENTRE), [0.0, 7.0])
+def test_the_unperturbed_model_among_members_is_scored_as_they_are():
+    outcome = evaluated(SAMPLES, members=(MEMBERS[0], UNPERTURBED), **SAMPLING, objective="pass_at_k")
+    np.testing.assert_array_equal(outcome.row(UNPERTURBED), [0.0, 7.0])
 
 
 def test_every_job_asks_for_as_many_samples_as_configured():

@@ -190,8 +190,8 @@ def test_a_run_that_has_just_begun_has_a_report(paths):
 
 
 def test_the_report_shows_restored_generations_and_gaps_and_no_raw_markup(paths):
-    full = {"generation": 1, "reward": -0.5, "reward_std": 0.1, "reward_best": 0.0, "reward_centre": None}
-    restored = {"generation": 2, "reward": None, "reward_centre": None, "restored": True}
+    full = {"generation": 1, "reward": -0.5, "reward_std": 0.1, "reward_best": 0.0, "reward_unperturbed": None}
+    restored = {"generation": 2, "reward": None, "reward_unperturbed": None, "restored": True}
     held_out = [{"generation": g, "eval_reward": -1234.5 + g} for g in (0, 2)]
     directory.append_lines(paths.metrics, [held_out[0], full, restored, held_out[1]])
     directory.append_lines(paths.samples, [sample(0, 0), sample(2, 0, reward=-0.25)])

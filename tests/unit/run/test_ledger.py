@@ -31,7 +31,7 @@ def record(generation: int, **changes) -> Record:
         rewards=(0.1 + 0.2, math.nan, -0.0),
         coefficients=(5e-324, -1.7976931348623157e308, 0.0),
         prompts=(3, 1, 2),
-        centre_reward=2 / 3,
+        reward_unperturbed=2 / 3,
         tokens={"prompt": 7, "generated": 9},
         state={"σ": [0.1, {"k": None}]},
     )
@@ -73,11 +73,11 @@ def test_every_float_survives_the_round_trip(value, coefficient):
     assert repr(again) == repr(line)
 
 
-def test_a_missing_centre_reward_stays_missing(path):
+def test_a_missing_unperturbed_reward_stays_missing(path):
     book = Ledger.create(path, HEADER)
-    book.append(record(0, centre_reward=None))
+    book.append(record(0, reward_unperturbed=None))
     book.close()
-    assert ledger.read(path).records[0].centre_reward is None
+    assert ledger.read(path).records[0].reward_unperturbed is None
 
 
 def test_the_same_run_writes_the_same_bytes(tmp_path):
@@ -183,13 +183,9 @@ def test_a_ledger_of_another_format_is_refused(path):
         ledger.read(path)
 
 
-def test_the_element_type_of_the_centre_is_kept_and_is_float32_where_none_was_written(path):
-    Ledger.create(path, replace(HEADER, centre="bfloat16")).close()
-    assert ledger.read(path).header.centre == "bfloat16"
-    old = HEADER.to_json()
-    del old["centre"]
-    path.write_bytes(sealing.seal(old)[0])
-    assert ledger.read(path).header == HEADER
+def test_the_element_type_of_the_weights_is_kept(path):
+    Ledger.create(path, replace(HEADER, weights_dtype="bfloat16")).close()
+    assert ledger.read(path).header.weights_dtype == "bfloat16"
 
 
 def sealed(path: Path, *lines: dict) -> None:

@@ -11,13 +11,13 @@ from seedtune import types
 from seedtune.engines.base import EngineTimes
 from seedtune.run import metrics
 from seedtune.run.ledger import Record
-from seedtune.types import CENTRE, Member, Plan, Rollout
+from seedtune.types import UNPERTURBED, Member, Plan, Rollout
 
 NAN = math.nan
 
 
 def rollout(tokens: int, finish="stop") -> Rollout:
-    return Rollout(0, CENTRE, 0, 0, "x", (1,) * tokens, 3, finish)
+    return Rollout(0, UNPERTURBED, 0, 0, "x", (1,) * tokens, 3, finish)
 
 
 def answer(pair: int, prompt: int, text: str, sample: int = 0) -> Rollout:
@@ -25,7 +25,7 @@ def answer(pair: int, prompt: int, text: str, sample: int = 0) -> Rollout:
 
 
 def said(*token_ids: int) -> Rollout:
-    return Rollout(0, CENTRE, 0, 0, "x", token_ids, 3, "length")
+    return Rollout(0, UNPERTURBED, 0, 0, "x", token_ids, 3, "length")
 
 
 def test_means_and_spreads_are_over_what_is_a_number():
@@ -130,7 +130,7 @@ def test_restored_metrics_are_what_the_ledger_knows():
         "reward": 2.0,
         "reward_std": 1.0,
         "reward_best": 3.0,
-        "reward_centre": 5.0,
+        "reward_unperturbed": 5.0,
         "sigma": 0.1,
         "alpha": 0.2,
         "num_tokens": 5,

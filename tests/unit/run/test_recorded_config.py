@@ -13,7 +13,7 @@ from seedtune.run.recorded_config import for_weights, hinting, with_settings
 SERVED: dict[str, Any] = {
     "engine": "vllm",
     "vllm": {"dtype": "float32", "trust_remote_code": True, "max_loras": 4, "block_size": 32},
-    "master": "none",
+    "weights_dtype": "model",
     "perturbation": "gaussian",
 }
 
@@ -44,8 +44,8 @@ def test_a_run_of_the_others_stays_where_it_is() -> None:
     ("wrong", "told"),
     [
         ("sigma=0.5", r"sigma: 0.001 → 0.5.*Leave that out"),
-        ("master=float32", r"master: 'none' → 'float32'"),
-        ("engine=tpu", r"engine='tpu': must be 'transformers', 'vllm', 'toy' or 'fleet'"),
+        ("weights_dtype=float32", r"weights_dtype: 'model' → 'float32'"),
+        ("engine=tpu", r"engine='tpu': must be 'transformers', 'vllm', 'toy' or 'ray'"),
         ("engin=vllm", r"unknown setting 'engin'"),
         ("vllm.tensor_parallel_size=2", r"is for engine=vllm, but engine=transformers brings.*Give engine=vllm, too"),
         ("transformers.dtyp=float32", r"unknown setting 'transformers.dtyp'"),

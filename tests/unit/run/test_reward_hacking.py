@@ -1,12 +1,12 @@
-"""Profiles of answers, and the alarms when they leave the base model's."""
+"""Statistics of answers, and the alarms when they leave the base model's."""
 
 from __future__ import annotations
 
 import pytest
 
 from seedtune.run import directory
-from seedtune.run.reward_hacking import Guards, distance, novelty, profile, scripts
-from seedtune.types import CENTRE, Rollout
+from seedtune.run.reward_hacking import RewardHackingMonitor, distance, novelty, scripts, text_statistics
+from seedtune.types import UNPERTURBED, Rollout
 
 ENGLISH = [
     "The river runs through the old town and under three bridges before it meets the sea.",
@@ -18,7 +18,7 @@ RUSSIAN = ["Река течёт через старый город и впада
 NOISE = ["qzxv wkjp vbxz qpwk zzvx jkqw xvbq pzkw", "wqxz kvjb xpqz vwkj bzxq"] * 2
 
 
-# ------------------------------------------------------------------------ profiles
+# ------------------------------------------------------------------------ statistics
 
 
 def test_scripts_are_shares_of_letters_and_nothing_else_counts():
@@ -40,54 +40,54 @@ def test_the_distance_of_scripts_is_total_variation(one, other, expected):
 
 
 def test_novelty_tells_the_same_language_from_noise_at_any_length():
-    base = profile(ENGLISH * 2)
-    assert novelty(profile(ENGLISH), base) == pytest.approx(0.0)
-    assert novelty(profile(["the sea", "three old bridges"]), base) < 0.2
-    assert novelty(profile(NOISE), base) > 0.9
-    assert novelty(profile(["12 + 3"]), base) is None
+    base = text_statistics(ENGLISH * 2)
+    assert novelty(text_statistics(ENGLISH), base) == pytest.approx(0.0)
+    assert novelty(text_statistics(["the sea", "three old bridges"]), base) < 0.2
+    assert novelty(text_statistics(NOISE), base) > 0.9
+    assert novelty(text_statistics(["12 + 3"]), base) is None
 
 
 def test_what_only_one_base_answer_has_is_no_novelty():
-    base = profile(["alpha", "beta", "gamma", "delta"])
+    base = text_statistics(["alpha", "beta", "gamma", "delta"])
     assert base.lonely == 1.0
-    assert novelty(profile(["omega"]), base) == 0.0
+    assert novelty(text_statistics(["omega"]), base) == 0.0
 
 
 def test_a_profile_counts_characters_and_silence():
-    found = profile(["", " \n", "abcd", "ab"])
+    found = text_statistics(["", " \n", "abcd", "ab"])
     assert (found.characters, found.empty) == (2.0, 0.5)
 
 
-# ---------------------------------------------------------------------------- guards
+# ---------------------------------------------------------------------------- monitor
 
 
 def said(*texts: str) -> list[Rollout]:
-    return [Rollout(0, CENTRE, i, 0, text, (1,) * len(text), 1, "stop") for i, text in enumerate(texts)]
+    return [Rollout(0, UNPERTURBED, i, 0, text, (1,) * len(text), 1, "stop") for i, text in enumerate(texts)]
 
 
 @pytest.fixture
-def guards(tmp_path) -> Guards:
+def monitor(tmp_path) -> RewardHackingMonitor:
     path = tmp_path / "samples.jsonl"
     rows = [{"generation": 0, "split": "test", "completion": text} for text in ENGLISH]
     rows += [{"generation": 1, "split": "train", "completion": text} for text in ENGLISH]
     rows += [{"generation": g, "split": split, "completion": "я"} for g, split in ((2, "train"), (1, "test"))]
     directory.append_lines(path, rows)
-    return Guards(path)
+    return RewardHackingMonitor(path)
 
 
-def test_the_base_models_answers_are_those_before_the_first_update(guards):
-    assert guards.base() == profile(ENGLISH * 2)
+def test_the_base_models_answers_are_those_before_the_first_update(monitor):
+    assert monitor.base() == text_statistics(ENGLISH * 2)
 
 
-def test_answers_like_the_base_models_raise_no_alarm(guards):
-    found = guards.metrics(said(*ENGLISH))
+def test_answers_like_the_base_models_raise_no_alarm(monitor):
+    found = monitor.metrics(said(*ENGLISH))
     assert found == {
         "completions/empty_ratio": 0.0,
         "completions/length_change": 1.0,
         "completions/language_shift": 0.0,
         "completions/novelty": pytest.approx(0.0),
     }
-    assert guards.alarms(found) == []
+    assert monitor.alarms(found) == []
 
 
 @pytest.mark.parametrize(
@@ -101,24 +101,24 @@ def test_answers_like_the_base_models_raise_no_alarm(guards):
     ],
     ids=["empty", "long", "short", "script", "noise"],
 )
-def test_what_looks_gamed_is_an_alarm_that_says_what_to_do(guards, texts, words):
-    found = guards.alarms(guards.metrics(said(*texts)))
+def test_what_looks_gamed_is_an_alarm_that_says_what_to_do(monitor, texts, words):
+    found = monitor.alarms(monitor.metrics(said(*texts)))
     assert len(found) == len(words)
     assert all(word in alarm for word, alarm in zip(words, found, strict=True))
     assert all(any(verb in alarm for verb in ("Make", "take it out", "Let", "Lower")) for alarm in found)
 
 
-def test_a_divergence_is_an_alarm_where_it_was_measured(guards):
-    calm = guards.metrics(said(*ENGLISH))
-    assert guards.alarms({**calm, "kl": 0.8}) == guards.alarms({**calm, "kl": None}) == []
-    (alarm,) = guards.alarms({**calm, "kl": 2.5})
+def test_a_divergence_is_an_alarm_where_it_was_measured(monitor):
+    calm = monitor.metrics(said(*ENGLISH))
+    assert monitor.alarms({**calm, "kl": 0.8}) == monitor.alarms({**calm, "kl": None}) == []
+    (alarm,) = monitor.alarms({**calm, "kl": 2.5})
     assert "2.5 nats a token" in alarm
-    assert "decay_l2" in alarm
+    assert "anchor_l2" in alarm
 
 
 def test_without_answers_of_the_base_model_only_silence_is_known(tmp_path):
-    guards = Guards(tmp_path / "none.jsonl")
-    found = guards.metrics(said("", "x"))
+    monitor = RewardHackingMonitor(tmp_path / "none.jsonl")
+    found = monitor.metrics(said("", "x"))
     assert found.pop("completions/empty_ratio") == 0.5
     assert set(found.values()) == {None}
-    assert len(guards.alarms(guards.metrics(said("", "x")))) == 1
+    assert len(monitor.alarms(monitor.metrics(said("", "x")))) == 1

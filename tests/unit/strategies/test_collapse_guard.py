@@ -103,7 +103,7 @@ def test_weights_of_which_nothing_can_be_scored_are_gone_back_on():
 
 def test_a_guard_begins_again_when_sigma_has_grown():
     """What a larger σ costs its members is not a collapse."""
-    settings = {"population": 8, "sigma": 0.1, "collapse_guard": "yes", "alpha": 0.01}
+    settings = {"population": 8, "sigma": 0.1, "rollback_on_collapse": "yes", "alpha": 0.01}
     growing = strategies.create(Config(**settings, sigma_schedule={"warmup": 30}))
     rng, state = np.random.default_rng(0), {}
     for generation in range(60):
@@ -111,4 +111,4 @@ def test_a_guard_begins_again_when_sigma_has_grown():
         scores = 1.0 - 10.0 * plan.sigma**2 + rng.normal(0, 0.005, (8, 4))
         step = tell(growing, state, plan, Feedback(scores, None, 0.0))
         state = step.state
-        assert step.back_to is None
+        assert step.rollback_to is None

@@ -78,7 +78,7 @@ def test_groups_that_tie_move_nothing_whatever_rounding_leaves(shaping):
 
 @pytest.mark.parametrize("shaping", SHAPES)
 @given(scores=arrays(np.float64, (6, 3), elements=numbers), groups=groups)
-def test_coefficients_are_a_function_of_member_rewards_and_groups_alone_bit_for_bit(shaping, scores, groups):
+def test_utilities_are_a_function_of_member_rewards_and_groups_alone_bit_for_bit(shaping, scores, groups):
     columns = np.full((6, 9), NAN)
     for row, group in enumerate(groups):
         columns[row, 3 * group : 3 * group + 3] = scores[row]
@@ -88,7 +88,7 @@ def test_coefficients_are_a_function_of_member_rewards_and_groups_alone_bit_for_
     assert np.isfinite(whole).all()
 
 
-def test_the_signal_is_of_rewards_within_their_groups():
+def test_the_observation_is_of_rewards_within_their_groups():
     plan, feedback = Plan(7, 0.1, MEMBERS[:4]), Feedback(SCORES[:4], groups=GROUPS[:4])
     z = strategies.create(Config()).shape(feedback)
     found = observe(plan, feedback, z)
@@ -98,11 +98,11 @@ def test_the_signal_is_of_rewards_within_their_groups():
     assert found["power"] == pytest.approx(np.mean([0.5**2, (5 / 6) ** 2]))
 
 
-def test_the_signal_compares_the_centre_with_members_that_answered_its_prompts():
-    centre = np.array([NAN, NAN, 110.0, 111.0, 112.0])
-    plan, feedback = Plan(7, 0.1, MEMBERS), Feedback(SCORES, centre, groups=GROUPS)
+def test_the_observation_compares_the_unperturbed_model_with_members_that_answered_its_prompts():
+    unperturbed = np.array([NAN, NAN, 110.0, 111.0, 112.0])
+    plan, feedback = Plan(7, 0.1, MEMBERS), Feedback(SCORES, unperturbed, groups=GROUPS)
     found = observe(plan, feedback, [0.0] * 5)
-    assert found["centre"] == 111.0
+    assert found["unperturbed"] == 111.0
     assert found["curvature"] == pytest.approx(111.0 - np.mean([101.0, 308 / 3]))
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from seedtune.errors import RewardError
-from seedtune.strategies.quadratic_model import Law, Response, best_stride, fit, measure, positive_mean
+from seedtune.strategies.quadratic_model import Law, Response, best_stride, fit, positive_mean, response_of
 
 D, J, PAIRS = 400, 6, 400
 NAN = math.nan
@@ -37,7 +37,7 @@ def directions(count: int, seed: int = 1) -> np.ndarray:
 
 def observe(model: Quadratic, sigma: float, noise: np.ndarray) -> Response:
     both = np.stack([noise, -noise], axis=1).reshape(-1, D)
-    return measure(sigma, model.scores(np.vstack([np.zeros((1, D)), sigma * both])))
+    return response_of(sigma, model.scores(np.vstack([np.zeros((1, D)), sigma * both])))
 
 
 def test_the_parts_of_a_quadratic_reward_are_measured():
@@ -45,8 +45,8 @@ def test_the_parts_of_a_quadratic_reward_are_measured():
     found = observe(model, sigma, directions(PAIRS))
     assert found.members == 2 * PAIRS
     assert found.gap == pytest.approx(sigma**2 * model.h * D / 2, rel=0.02)
-    assert found.signal == pytest.approx(sigma**2 * (model.gradients.mean(axis=0) ** 2).sum(), rel=0.15)
-    assert found.agreement == pytest.approx(
+    assert found.power == pytest.approx(sigma**2 * (model.gradients.mean(axis=0) ** 2).sum(), rel=0.15)
+    assert found.reliability == pytest.approx(
         (model.common**2).sum() / (model.gradients.mean(axis=0) ** 2).sum(), abs=0.1
     )
 
@@ -88,8 +88,8 @@ def test_without_curvature_a_step_is_three_quarters_of_a_member():
 def test_directions_that_do_not_transfer_gain_less():
     both = np.array([[0.0, 0.0], [1.0, 1.1], [-1.0, -0.9], [2.0, 2.2], [-2.0, -2.2], [1.5, 1.4], [-1.5, -1.6]]) - 0.2
     both[0] = 0.0
-    agree, part = (measure(0.1, both * np.array([1.0, side])) for side in (1.0, -1.0))
-    assert part.transfer < 0.0 == part.agreement
+    agree, part = (response_of(0.1, both * np.array([1.0, side])) for side in (1.0, -1.0))
+    assert part.transfer < 0.0 == part.reliability
     strides = [best_stride(r, fit([r]), population=8, antithetic=True) for r in (agree, part)]
     assert 0.0 < strides[1].gain < strides[0].gain / 3
 
@@ -103,8 +103,8 @@ def test_what_is_known_to_be_positive_has_the_mean_of_its_positive_part(value):
 
 
 def test_members_that_all_tie_advise_no_step():
-    found = measure(0.1, np.ones((5, 3)))
-    assert (found.spread, found.gap, found.better) == (0.0, 0.0, 0.0)
+    found = response_of(0.1, np.ones((5, 3)))
+    assert (found.spread, found.gap, found.success_rate) == (0.0, 0.0, 0.0)
     assert best_stride(found, fit([found]), population=8, antithetic=True).gain == 0.0
 
 
@@ -118,14 +118,14 @@ def test_a_smaller_sigma_predicts_no_more_where_the_reward_is_quadratic():
 
 def test_a_missing_score_is_its_prompts_mean_and_a_pair_without_any_is_left_out():
     scores = np.array([[0.0, 0.0], [1.0, 4.0], [NAN, 2.0], [NAN, NAN], [3.0, 3.0]])
-    found = measure(0.1, scores)
+    found = response_of(0.1, scores)
     assert found.members == 2
     assert found.mean == pytest.approx((1.0 + 4.0 + 4 / 3 + 2.0) / 4)
 
 
-def test_a_centre_that_cannot_be_scored_is_an_error_and_members_that_cannot_are_none():
-    with pytest.raises(RewardError, match="the centre's answers could not be scored on any prompt"):
-        measure(0.1, np.array([[NAN, NAN], [1.0, 1.0], [2.0, 2.0]]))
-    found = measure(0.1, np.array([[1.0, 1.0], [NAN, NAN], [2.0, 2.0]]))
-    assert (found.members, found.centre) == (0, 1.0)
+def test_an_unperturbed_model_that_cannot_be_scored_is_an_error_and_members_that_cannot_are_none():
+    with pytest.raises(RewardError, match="the unperturbed model's answers could not be scored on any prompt"):
+        response_of(0.1, np.array([[NAN, NAN], [1.0, 1.0], [2.0, 2.0]]))
+    found = response_of(0.1, np.array([[1.0, 1.0], [NAN, NAN], [2.0, 2.0]]))
+    assert (found.members, found.unperturbed) == (0, 1.0)
     assert np.isnan(found.mean)

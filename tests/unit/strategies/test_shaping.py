@@ -91,9 +91,9 @@ def test_a_prompt_that_nobody_scored_does_not_count():
 @EVERY
 def test_a_member_without_scores_gets_zero_and_leaves_the_others_as_they_are(shape):
     failed = np.insert(SCORES, 3, NAN, axis=0)
-    coefficients = shape(failed)
-    assert coefficients[3] == 0.0
-    np.testing.assert_array_equal(np.delete(coefficients, 3), shape(SCORES))
+    utilities = shape(failed)
+    assert utilities[3] == 0.0
+    np.testing.assert_array_equal(np.delete(utilities, 3), shape(SCORES))
 
 
 def test_a_member_without_scores_has_no_reward():
@@ -115,9 +115,9 @@ def test_a_member_without_scores_has_no_reward():
     ids=["equal", "equal-large", "zero", "all-nan", "one-member", "no-prompts", "equal-where-scored"],
 )
 def test_nothing_to_tell_members_apart_gives_all_zeros(shape, scores):
-    coefficients = shape(scores)
-    assert coefficients.shape == (scores.shape[0],)
-    assert not coefficients.any()
+    utilities = shape(scores)
+    assert utilities.shape == (scores.shape[0],)
+    assert not utilities.any()
 
 
 def test_two_tied_members_get_the_same_coefficient():
@@ -144,23 +144,23 @@ def test_shift_and_scale_of_the_rewards_change_nothing(shape, scores, shift, sca
 
 @EVERY
 @given(scores=ragged, data=st.data())
-def test_members_in_another_order_get_the_same_coefficients(shape, scores, data):
+def test_members_in_another_order_get_the_same_utilities(shape, scores, data):
     order = data.draw(st.permutations(range(scores.shape[0])))
     np.testing.assert_allclose(shape(scores[order]), shape(scores)[order], atol=1e-9)
 
 
 @CENTRING
 @given(scores=ragged)
-def test_coefficients_are_finite_and_sum_to_zero(shape, scores):
-    coefficients = shape(scores)
-    assert np.isfinite(coefficients).all()
-    assert abs(coefficients.sum()) < 1e-9
+def test_utilities_are_finite_and_sum_to_zero(shape, scores):
+    utilities = shape(scores)
+    assert np.isfinite(utilities).all()
+    assert abs(utilities.sum()) < 1e-9
 
 
 @given(scores=ragged)
 def test_zscores_of_scored_members_have_unit_variance_or_are_all_zero(scores):
-    coefficients = zscore(scores)[~np.isnan(scores).all(axis=1)]
-    assert not coefficients.any() or abs(np.mean(coefficients**2) - 1) < 1e-9
+    utilities = zscore(scores)[~np.isnan(scores).all(axis=1)]
+    assert not utilities.any() or abs(np.mean(utilities**2) - 1) < 1e-9
 
 
 @given(scores=matrices)
@@ -207,7 +207,7 @@ def test_without_shaping_a_member_without_a_reward_gets_zero():
     assert unshaped(np.array([[-3.0, -1.0], [NAN, NAN], [4.0, 0.0]])).tolist() == [-2.0, 0.0, 2.0]
 
 
-def test_clipping_bounds_coefficients_on_both_sides():
+def test_clipping_bounds_utilities_on_both_sides():
     z = np.array([-3.0, -0.5, 0.0, 2.0, 7.0])
     assert clipped(z, 2.0).tolist() == [-2.0, -0.5, 0.0, 2.0, 2.0]
     assert clipped(z, None).tolist() == z.tolist()
@@ -265,7 +265,7 @@ def test_a_reward_that_does_not_apply_to_a_member_adds_nothing_to_it(shape):
 
 @EVERY
 @given(order=st.permutations(range(8)))
-def test_members_in_another_order_get_the_same_combined_coefficients(shape, order):
+def test_members_in_another_order_get_the_same_combined_utilities(shape, order):
     shuffled = combine(THREE[:, order], weights=WEIGHTS, shape=shape)
     np.testing.assert_allclose(shuffled, combine(THREE, weights=WEIGHTS, shape=shape)[order], atol=1e-9)
 

@@ -1,4 +1,4 @@
-"""What steps kept of what their members had promised."""
+"""What steps realized of what their members had predicted."""
 
 from __future__ import annotations
 
@@ -14,55 +14,64 @@ from seedtune.config.config import Config
 from seedtune.strategies import step_estimates
 from seedtune.strategies.base import Feedback, tell
 from seedtune.strategies.observation import observe
-from seedtune.strategies.step_estimates import MEMORY, NONE, SURE, averaged, kept, promise, stiffness, stiffness_error
+from seedtune.strategies.step_estimates import (
+    MEMORY,
+    NONE,
+    SURE,
+    averaged,
+    curvature,
+    curvature_error,
+    predicted_gain,
+    realized_fraction,
+)
 from seedtune.strategies.step_size import Adaptive
 
-SIGNAL = {"reward": 1.0, "reward_error": 0.3, "slope": 4.0, "spread": 2.0, "length": 8.0}
-LATER = {**SIGNAL, "reward": 1.9, "reward_error": 0.4}
+OBSERVATION = {"reward": 1.0, "reward_error": 0.3, "slope": 4.0, "spread": 2.0, "length": 8.0}
+LATER = {**OBSERVATION, "reward": 1.9, "reward_error": 0.4}
 KNOWN = {**NONE, "curvature": 0.5, "curvature_error": 0.0}
 
 
-def test_the_part_that_was_kept_is_the_gain_and_what_it_cost_over_the_promise():
-    part, precision = kept(promise(SIGNAL, 0.5, 1.0, KNOWN), LATER, 1.0)
-    cost = stiffness(KNOWN) * 2.0 * 0.25
+def test_the_realized_fraction_is_the_gain_and_what_it_cost_over_the_predicted_gain():
+    part, precision = realized_fraction(predicted_gain(OBSERVATION, 0.5, 1.0, KNOWN), LATER, 1.0)
+    cost = curvature(KNOWN) * 2.0 * 0.25
     assert part == pytest.approx((0.9 + cost) / (4.0 * 0.5))
     assert 1.0 / precision == pytest.approx((0.3**2 + 0.4**2) / (4.0 * 0.5) ** 2 + SURE**2)
 
 
 def test_a_long_step_says_less_where_the_curvature_is_not_known():
-    error = stiffness_error(NONE) * 2.0 * 1.0
-    _, precision = kept(promise(SIGNAL, 1.0, 1.0, NONE), LATER, 1.0)
+    error = curvature_error(NONE) * 2.0 * 1.0
+    _, precision = realized_fraction(predicted_gain(OBSERVATION, 1.0, 1.0, NONE), LATER, 1.0)
     assert 1.0 / precision == pytest.approx((0.3**2 + 0.4**2 + error**2) / 16.0 + SURE**2)
 
 
-def test_nothing_promised_or_nothing_to_compare_says_nothing():
-    assert promise(SIGNAL, 0.0, 1.0, NONE) == {}
-    assert promise({**SIGNAL, "slope": 0.0}, 1.0, 1.0, NONE) == {}
-    blind = {name: value for name, value in SIGNAL.items() if name != "reward_error"}
-    assert promise(blind, 1.0, 1.0, NONE) == {}
-    made = promise(SIGNAL, 1.0, 1.0, NONE)
-    assert kept({}, LATER, 1.0) == kept(made, blind, 1.0) == (0.0, 0.0)
+def test_nothing_predicted_or_nothing_to_compare_says_nothing():
+    assert predicted_gain(OBSERVATION, 0.0, 1.0, NONE) == {}
+    assert predicted_gain({**OBSERVATION, "slope": 0.0}, 1.0, 1.0, NONE) == {}
+    blind = {name: value for name, value in OBSERVATION.items() if name != "reward_error"}
+    assert predicted_gain(blind, 1.0, 1.0, NONE) == {}
+    made = predicted_gain(OBSERVATION, 1.0, 1.0, NONE)
+    assert realized_fraction({}, LATER, 1.0) == realized_fraction(made, blind, 1.0) == (0.0, 0.0)
 
 
 def test_gains_under_another_sigma_say_nothing():
-    made = promise(SIGNAL, 1.0, 1.0, NONE)
-    assert kept(made, LATER, 1.005)[1] > 0.0
-    assert kept(made, LATER, 0.9) == kept(made, LATER, 1.1) == (0.0, 0.0)
+    made = predicted_gain(OBSERVATION, 1.0, 1.0, NONE)
+    assert realized_fraction(made, LATER, 1.005)[1] > 0.0
+    assert realized_fraction(made, LATER, 0.9) == realized_fraction(made, LATER, 1.1) == (0.0, 0.0)
 
 
-def test_one_step_counts_as_at_most_all_or_the_opposite_of_its_promise():
-    made = promise(SIGNAL, 1.0, 1.0, NONE)
-    assert kept(made, {**LATER, "reward": -1e6}, 1.0)[0] == -1.0
-    assert kept(made, {**LATER, "reward": 1e6}, 1.0)[0] == 1.0
+def test_one_step_counts_as_at_most_all_or_the_opposite_of_its_predicted_gain():
+    made = predicted_gain(OBSERVATION, 1.0, 1.0, NONE)
+    assert realized_fraction(made, {**LATER, "reward": -1e6}, 1.0)[0] == -1.0
+    assert realized_fraction(made, {**LATER, "reward": 1e6}, 1.0)[0] == 1.0
 
 
 def test_steps_count_by_their_precision_and_fade():
-    one = {**SIGNAL, "power": 1.0, "shared": 0.0, "share": 1.0}
+    one = {**OBSERVATION, "power": 1.0, "shared": 0.0, "share": 1.0}
     mean = averaged(averaged(NONE, one, (0.2, 10.0)), one, (0.8, 30.0))
     old = MEMORY * 10.0
-    assert mean["kept"] == pytest.approx((old * 0.2 + 30.0 * 0.8) / (old + 30.0))
-    assert mean["kept_precision"] == pytest.approx(old + 30.0)
-    assert averaged(mean, one)["kept_precision"] == pytest.approx(MEMORY * (old + 30.0))
+    assert mean["realized_fraction"] == pytest.approx((old * 0.2 + 30.0 * 0.8) / (old + 30.0))
+    assert mean["realized_precision"] == pytest.approx(old + 30.0)
+    assert averaged(mean, one)["realized_precision"] == pytest.approx(MEMORY * (old + 30.0))
     assert averaged(mean, {}, (9.0, 9.0)) is mean
 
 
@@ -106,63 +115,63 @@ def radii(evaluate_at, generations):
 
 def test_chance_that_looks_like_a_slope_is_found_out_where_prompts_are_the_same_again(monkeypatch):
     steps = radii(deceiving, generations=10)
-    monkeypatch.setattr(step_estimates, "kept", lambda *_: (0.0, 0.0))
+    monkeypatch.setattr(step_estimates, "realized_fraction", lambda *_: (0.0, 0.0))
     blind = radii(deceiving, generations=10)
     assert steps[0] == blind[0]
     assert np.mean(steps[1:]) < 0.6 * np.mean(blind[1:])
 
 
-def test_promises_that_are_kept_keep_steps_long():
+def test_predictions_that_are_realized_keep_steps_long():
     def honest(plan, theta):
         return replace(evaluate(plan, theta), share=1.0)
 
     assert min(radii(honest, generations=10)[2:]) == Adaptive().longest
 
 
-def test_going_back_breaks_the_promise():
+def test_going_back_drops_the_predicted_gain():
     def fall(scores, generation):
         if generation >= 12:
             scores -= 5.0
 
-    back = next(r for r in climb(Config(population=32, sigma=0.02), 16, fall).records if r.back_to is not None)
-    assert "promise" not in back.state
-    assert not {"kept", "kept_precision"} & set(back.state["averages"])
+    back = next(r for r in climb(Config(population=32, sigma=0.02), 16, fall).records if r.rollback_to is not None)
+    assert "predicted_gain" not in back.state
+    assert not {"realized_fraction", "realized_precision"} & set(back.state["averages"])
 
 
 def test_a_judge_that_was_down_for_a_generation_does_not_stop_the_run():
     def down(plan, theta):
         feedback = replace(evaluate(plan, theta), share=1.0)
         lost = 1.0 if plan.generation == 5 else 0.0
-        return replace(feedback, scores=feedback.scores - lost, centre=feedback.centre - lost)
+        return replace(feedback, scores=feedback.scores - lost, unperturbed=feedback.unperturbed - lost)
 
     assert min(radii(down, generations=14)[6:]) > 0.2 * Adaptive().longest
 
 
-def test_a_generation_that_moves_nothing_leaves_the_promise_of_the_last_step():
+def test_a_generation_that_moves_nothing_leaves_the_predicted_gain_of_the_last_step():
     def tie(scores, generation):
         if generation == 3:
             scores[:] = 0.1
 
     records = climb(Config(population=32, sigma=0.02), 5, tie).records
-    assert records[3].state["promise"] == records[2].state["promise"]
-    assert records[4].state["promise"] != records[3].state["promise"]
+    assert records[3].state["predicted_gain"] == records[2].state["predicted_gain"]
+    assert records[4].state["predicted_gain"] != records[3].state["predicted_gain"]
 
 
 @pytest.mark.parametrize(
     "settings",
-    [{"decay_l2": 0.1}, {"decay_l1": 0.1}, {"reward_batch": "all"}],
+    [{"anchor_l2": 0.1}, {"anchor_l1": 0.1}, {"reward_batch": "all"}],
     ids=["l2", "l1", "compared"],
 )
-def test_nothing_is_promised_where_more_than_the_step_moves_the_mean(settings):
+def test_nothing_is_predicted_where_more_than_the_step_moves_the_mean(settings):
     records = climb(Config(population=32, sigma=0.02, **settings), 3).records
-    assert not any("promise" in record.state for record in records)
-    assert all("promise" in record.state for record in climb(Config(population=32, sigma=0.02), 3).records)
+    assert not any("predicted_gain" in record.state for record in records)
+    assert all("predicted_gain" in record.state for record in climb(Config(population=32, sigma=0.02), 3).records)
 
 
 @pytest.mark.parametrize("size", [1e-300, 1e-150, 1e140, 1e300])
 def test_nothing_infinite_reaches_the_state(size):
-    signal = {name: value * size for name, value in SIGNAL.items()} | {"length": 8.0}
+    observation = {name: value * size for name, value in OBSERVATION.items()} | {"length": 8.0}
     for radius in (1e-12, 1.0, 1e12):
-        made = promise(signal, radius, 1.0, NONE)
+        made = predicted_gain(observation, radius, 1.0, NONE)
         assert all(math.isfinite(value) for value in made.values())
-        assert all(math.isfinite(value) for value in kept(made, {**signal, "reward": -size}, 1.0))
+        assert all(math.isfinite(value) for value in realized_fraction(made, {**observation, "reward": -size}, 1.0))

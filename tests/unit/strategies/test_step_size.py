@@ -21,9 +21,9 @@ from seedtune.strategies.step_estimates import (
     NONE,
     UNUSUAL,
     USUAL,
-    agreement,
     averaged,
-    stiffness,
+    curvature,
+    reliability,
 )
 from seedtune.strategies.step_size import FLOOR, Adaptive, Situation, best_radius
 
@@ -32,12 +32,12 @@ SINGLES = strategies.create(Config(population=32, sigma=0.02, antithetic=False))
 
 
 ONE = {"reward": 1.0, "spread": 2.0, "slope": 2.0, "power": 4.0, "shared": 4.0, "share": 0.5, "length": 1.0}
-"""The signal of a generation without a centre."""
+"""The observation of a generation without an unperturbed reward."""
 
 
-def signal_of(strategy, scores, centre=None, share=0.0):
+def observation_of(strategy, scores, unperturbed=None, share=0.0):
     plan = strategy.ask({}, 0)
-    feedback = Feedback(scores, centre, share)
+    feedback = Feedback(scores, unperturbed, share)
     return plan, observe(plan, feedback, strategy.shape(feedback))
 
 
@@ -48,7 +48,7 @@ def test_the_step_has_the_length_that_was_decided(strategy):
     moved = sum(term.weight * noise(term.generation, term.pair) for term in step.update.terms)
     radius = step.state["alpha"]["radius"]
     assert np.linalg.norm(moved) == pytest.approx(radius * plan.sigma * math.sqrt(SIZE), rel=0.03)
-    assert radius_of(step.alpha, plan.sigma, step.signal, 32) == pytest.approx(radius, rel=1e-12)
+    assert radius_of(step.alpha, plan.sigma, step.observation, 32) == pytest.approx(radius, rel=1e-12)
 
 
 @pytest.mark.parametrize("strategy", [PAIRS, SINGLES], ids=["pairs", "singles"])
@@ -61,10 +61,10 @@ def test_the_predicted_gain_is_the_gain_of_a_quadratic(strategy):
     at = lambda x: -float(np.mean(x**2))  # noqa: E731
     scores = np.array([[at(theta + m.sign * sigma * drawn[m.generation, m.pair])] for m in plan.members])
     feedback = Feedback(scores, np.array([at(theta)]), share=1.0)
-    coefficients = strategy.shape(feedback)
-    found = observe(plan, feedback, coefficients)
+    utilities = strategy.shape(feedback)
+    found = observe(plan, feedback, utilities)
     for alpha in (0.1, 0.4):
-        z = zip(plan.members, coefficients, strict=True)
+        z = zip(plan.members, utilities, strict=True)
         moved = theta + alpha / 32 * sum(c * m.sign * drawn[m.generation, m.pair] for m, c in z)
         predicted = gain(found, radius_of(alpha, sigma, found, 32), 1.0)
         assert predicted == pytest.approx(at(moved) - at(theta), rel=0.05)
@@ -80,9 +80,9 @@ def test_power_that_prompts_share_is_told_from_power_that_they_do_not():
 
 def test_a_single_prompt_has_nothing_in_common_with_others():
     scores = np.random.default_rng(0).normal(size=(32, 1))
-    found = signal_of(PAIRS, scores, share=0.01)[1]
+    found = observation_of(PAIRS, scores, share=0.01)[1]
     assert "shared_error" not in found
-    assert agreement(averaged(NONE, found)) == pytest.approx(agreement(NONE), rel=0.01)
+    assert reliability(averaged(NONE, found)) == pytest.approx(reliability(NONE), rel=0.01)
 
 
 def test_shared_power_is_the_mean_product_over_pairs_of_prompts():
@@ -106,14 +106,14 @@ def test_a_sample_that_lacks_rewards_says_nothing():
     scores[5] = np.nan
     assert odd_parts(PAIRS.ask({}, 0), scores).shape == (15, 3)
     scores[:] = np.nan
-    assert signal_of(PAIRS, scores)[1] == {}
+    assert observation_of(PAIRS, scores)[1] == {}
 
 
-def test_members_against_the_centre_are_counted_with_ties_as_halves():
+def test_members_against_the_unperturbed_model_are_counted_with_ties_as_halves():
     scores = np.repeat(np.arange(32.0)[:, None], 2, axis=1)
-    assert signal_of(PAIRS, scores, np.array([7.0, 7.0]))[1]["better"] == (24 + 0.5) / 32
-    assert signal_of(PAIRS, scores, np.array([7.0, 7.0]))[1]["curvature"] == 7.0 - 15.5
-    assert "curvature" not in signal_of(PAIRS, scores)[1]
+    assert observation_of(PAIRS, scores, np.array([7.0, 7.0]))[1]["success_rate"] == (24 + 0.5) / 32
+    assert observation_of(PAIRS, scores, np.array([7.0, 7.0]))[1]["curvature"] == 7.0 - 15.5
+    assert "curvature" not in observation_of(PAIRS, scores)[1]
 
 
 def posterior(*told):
@@ -123,8 +123,8 @@ def posterior(*told):
     return (values * weights).sum() / weights.sum()
 
 
-def test_before_anything_is_measured_the_agreement_is_the_usual_one():
-    assert agreement(NONE) == pytest.approx(posterior((USUAL, UNUSUAL)), rel=1e-4)
+def test_before_anything_is_measured_the_reliability_is_the_usual_one():
+    assert reliability(NONE) == pytest.approx(posterior((USUAL, UNUSUAL)), rel=1e-4)
 
 
 @pytest.mark.parametrize(("shared", "error"), [(1.0, 1.0), (-1.0, 0.5), (0.1, 2.0), (2.0, 0.01), (0.0, 1e300)])
@@ -132,7 +132,7 @@ def test_before_anything_is_measured_the_agreement_is_the_usual_one():
 def test_what_prompts_have_in_common_counts_as_far_as_it_is_known(shared, error, share):
     averages = {**NONE, "power": 4.0, "shared": shared, "shared_error": error, "share": share}
     told = ((USUAL, UNUSUAL), (max(0.0, shared / 4.0), error / 4.0 / (1.0 - share)))
-    assert agreement(averages) == pytest.approx(min(1.0, posterior(*told)), rel=1e-3)
+    assert reliability(averages) == pytest.approx(min(1.0, posterior(*told)), rel=1e-3)
 
 
 def test_what_is_usual_is_so_when_a_run_begins():
@@ -140,31 +140,38 @@ def test_what_is_usual_is_so_when_a_run_begins():
     for _ in range(40):
         mean = averaged(mean, ONE)
     known = {"power": 4.0, "shared": 0.0, "shared_error": 0.8, "share": 0.0}
-    assert agreement({**NONE, **known}) == pytest.approx(posterior((USUAL, UNUSUAL), (0.0, 0.2)), rel=1e-4)
+    assert reliability({**NONE, **known}) == pytest.approx(posterior((USUAL, UNUSUAL), (0.0, 0.2)), rel=1e-4)
     later = posterior((USUAL, UNUSUAL / math.sqrt(LATER)), (0.0, 0.2))
-    assert agreement({**mean, **known}) == pytest.approx(later, rel=1e-4)
+    assert reliability({**mean, **known}) == pytest.approx(later, rel=1e-4)
     assert averaged(NONE, ONE)["usual"] == MEMORY
 
 
 def test_a_generation_of_all_prompts_says_nothing_of_others():
     averages = {**NONE, "power": 4.0, "shared": 4.0, "shared_error": 0.1, "share": 1.0}
-    assert agreement(averages) == agreement(NONE)
+    assert reliability(averages) == reliability(NONE)
 
 
 def test_what_steps_kept_counts_as_far_as_it_is_known():
-    averages = {**NONE, "power": 4.0, "shared": 1.0, "shared_error": 1.0, "kept": 0.8, "kept_precision": 25.0}
+    averages = {
+        **NONE,
+        "power": 4.0,
+        "shared": 1.0,
+        "shared_error": 1.0,
+        "realized_fraction": 0.8,
+        "realized_precision": 25.0,
+    }
     told = ((USUAL, UNUSUAL), (0.25, 0.25), (0.8, 0.2))
-    assert agreement(averages) == pytest.approx(posterior(*told), rel=1e-4)
-    assert agreement({**averages, "kept_precision": 1e12}) == pytest.approx(0.8, abs=1e-3)
-    assert agreement({**averages, "kept": 3.0, "kept_precision": 1e12}) == 1.0
-    assert agreement({**averages, "kept": -3.0, "kept_precision": 1e6}) < 1e-3
+    assert reliability(averages) == pytest.approx(posterior(*told), rel=1e-4)
+    assert reliability({**averages, "realized_precision": 1e12}) == pytest.approx(0.8, abs=1e-3)
+    assert reliability({**averages, "realized_fraction": 3.0, "realized_precision": 1e12}) == 1.0
+    assert reliability({**averages, "realized_fraction": -3.0, "realized_precision": 1e6}) < 1e-3
 
 
 def test_the_error_of_what_prompts_share_is_that_of_the_mean_over_samples():
     rng = np.random.default_rng(5)
-    found = [signal_of(PAIRS, rng.normal(size=(32, 6)) + rng.normal(size=(32, 1)))[1] for _ in range(400)]
-    spread = np.std([signal["shared"] for signal in found])
-    assert np.mean([signal["shared_error"] for signal in found]) == pytest.approx(spread, rel=0.15)
+    found = [observation_of(PAIRS, rng.normal(size=(32, 6)) + rng.normal(size=(32, 1)))[1] for _ in range(400)]
+    spread = np.std([observation["shared"] for observation in found])
+    assert np.mean([observation["shared_error"] for observation in found]) == pytest.approx(spread, rel=0.15)
 
 
 def test_the_error_of_an_average_shrinks_with_generations():
@@ -180,32 +187,32 @@ def test_the_error_of_an_average_shrinks_with_generations():
 
 def test_a_curvature_that_was_never_measured_is_the_mean_of_what_it_may_be():
     drawn = np.random.default_rng(0).normal(0.0, DOUBT, 1_000_000)
-    assert stiffness(NONE) == pytest.approx(BEND + drawn[drawn > 0].mean(), rel=0.01)
-    assert stiffness({**NONE, "curvature": 3.0, "curvature_error": 1e9}) == pytest.approx(stiffness(NONE), rel=1e-6)
+    assert curvature(NONE) == pytest.approx(BEND + drawn[drawn > 0].mean(), rel=0.01)
+    assert curvature({**NONE, "curvature": 3.0, "curvature_error": 1e9}) == pytest.approx(curvature(NONE), rel=1e-6)
 
 
 def test_a_curvature_counts_as_far_as_it_is_known():
     """The posterior mean of a positive number, here by summing over its prior and the measurement's likelihood."""
     values = np.linspace(0.0, 20.0, 2_000_001)
-    for curvature, error in ((1.0, 0.5), (-2.0, 0.5), (4.0, 0.1), (0.3, 2.0)):
-        weights = np.exp(-0.5 * (values / DOUBT) ** 2 - 0.5 * ((values - curvature) / error) ** 2)
-        known = {**NONE, "curvature": curvature, "curvature_error": error}
-        assert stiffness(known) == pytest.approx(BEND + (values * weights).sum() / weights.sum(), rel=1e-4)
-    assert stiffness({**NONE, "curvature": 4.0, "curvature_error": 0.0}) == pytest.approx(BEND + 4.0)
-    assert stiffness({**NONE, "curvature": -4.0, "curvature_error": 0.0}) == pytest.approx(BEND, abs=1e-6)
+    for measured, error in ((1.0, 0.5), (-2.0, 0.5), (4.0, 0.1), (0.3, 2.0)):
+        weights = np.exp(-0.5 * (values / DOUBT) ** 2 - 0.5 * ((values - measured) / error) ** 2)
+        known = {**NONE, "curvature": measured, "curvature_error": error}
+        assert curvature(known) == pytest.approx(BEND + (values * weights).sum() / weights.sum(), rel=1e-4)
+    assert curvature({**NONE, "curvature": 4.0, "curvature_error": 0.0}) == pytest.approx(BEND + 4.0)
+    assert curvature({**NONE, "curvature": -4.0, "curvature_error": 0.0}) == pytest.approx(BEND, abs=1e-6)
 
 
 def test_the_error_of_the_curvature_is_that_of_a_mean_over_prompts():
     rng = np.random.default_rng(3)
-    found = [signal_of(PAIRS, rng.normal(size=(32, 8)), rng.normal(size=8) + 1.0)[1] for _ in range(400)]
-    spread = np.std([signal["curvature"] for signal in found])
-    assert np.mean([signal["curvature_error"] for signal in found]) == pytest.approx(spread, rel=0.15)
+    found = [observation_of(PAIRS, rng.normal(size=(32, 8)), rng.normal(size=8) + 1.0)[1] for _ in range(400)]
+    spread = np.std([observation["curvature"] for observation in found])
+    assert np.mean([observation["curvature_error"] for observation in found]) == pytest.approx(spread, rel=0.15)
     scores = rng.normal(size=(32, 1))
-    assert signal_of(PAIRS, scores, np.zeros(1))[1]["curvature_error"] == pytest.approx(scores.std())
+    assert observation_of(PAIRS, scores, np.zeros(1))[1]["curvature_error"] == pytest.approx(scores.std())
 
 
 def test_averages_count_the_first_generations_equally_and_then_fade():
-    one = {**ONE, "curvature": 2.0, "better": 0.0}
+    one = {**ONE, "curvature": 2.0, "success_rate": 0.0}
     two = {**one, "power": 12.0}
     mean = averaged(averaged(NONE, one), two)
     assert (mean["power"], mean["curvature"], mean["seen"]) == (2.0, 1.0, 2)
@@ -216,44 +223,44 @@ def test_averages_count_the_first_generations_equally_and_then_fade():
 
 
 AVERAGES = {**NONE, "power": 1.0, "shared": 0.5, "shared_error": 1e-6, "share": 0.0, "seen": 100}
-SIGNAL = {"length": 8.0, "spread": 2.0, "reward": 0.5, "slope": 8.0}
-STIFF = {**AVERAGES, "curvature": 10.0 - BEND, "curvature_error": 0.0}
+OBSERVATION = {"length": 8.0, "spread": 2.0, "reward": 0.5, "slope": 8.0}
+CURVED = {**AVERAGES, "curvature": 10.0 - BEND, "curvature_error": 0.0}
 
 
 def test_the_best_radius_is_where_the_model_has_its_maximum():
-    best = best_radius(STIFF, 0.5, SIGNAL)
+    best = best_radius(CURVED, 0.5, OBSERVATION)
     values = {radius: 4.0 * 0.5 * radius - 10.0 * radius**2 for radius in (best, 0.9 * best, 1.1 * best)}
     assert max(values, key=values.__getitem__) == best == pytest.approx(0.1)
-    assert best_radius({**STIFF, "curvature": 0.0}, 0.5, SIGNAL) == 0.5
-    assert best_radius({**STIFF, "curvature": -1.0}, 0.5, SIGNAL) == 0.5
-    assert best_radius(STIFF, 0.5, {**SIGNAL, "slope": 4.0}) == pytest.approx(best / 2)
+    assert best_radius({**CURVED, "curvature": 0.0}, 0.5, OBSERVATION) == 0.5
+    assert best_radius({**CURVED, "curvature": -1.0}, 0.5, OBSERVATION) == 0.5
+    assert best_radius(CURVED, 0.5, {**OBSERVATION, "slope": 4.0}) == pytest.approx(best / 2)
 
 
 @pytest.mark.parametrize("start", [1e-6, 0.01, 10.0, 1e6])
 def test_wherever_it_starts_it_gets_to_the_same_radius(start):
     rule, state = Adaptive(start=start), {}
     for _ in range(30):
-        alpha, state = rule.step(state, Situation(0.02, 32, SIGNAL, STIFF))
+        alpha, state = rule.step(state, Situation(0.02, 32, OBSERVATION, CURVED))
         assert alpha * 8.0 / (32 * 0.02) <= rule.longest + 1e-12
     assert state["radius"] == pytest.approx(0.1)
 
 
 def test_it_changes_by_at_most_a_factor_of_32():
     rule = Adaptive()
-    flat = Situation(0.02, 32, SIGNAL, {**STIFF, "curvature": 0.0})
+    flat = Situation(0.02, 32, OBSERVATION, {**CURVED, "curvature": 0.0})
     assert rule.step({"radius": 0.03125}, flat)[1]["radius"] == 1.0
-    steep = Situation(0.02, 32, SIGNAL, {**STIFF, "curvature": 1e6})
+    steep = Situation(0.02, 32, OBSERVATION, {**CURVED, "curvature": 1e6})
     assert rule.step({"radius": 1.0}, steep)[1]["radius"] == 0.03125
     assert rule.step({"radius": 0.05}, steep)[1]["radius"] == FLOOR * rule.longest
 
 
 def test_a_schedule_multiplies_the_step_but_never_beyond_the_longest():
-    rule, stiff = Adaptive(), Situation(0.02, 32, SIGNAL, STIFF)
-    plain, state = rule.step({}, stiff)
-    halved, same = rule.step({}, replace(stiff, factor=0.5))
+    rule, curved = Adaptive(), Situation(0.02, 32, OBSERVATION, CURVED)
+    plain, state = rule.step({}, curved)
+    halved, same = rule.step({}, replace(curved, factor=0.5))
     assert halved == pytest.approx(plain / 2)
     assert same == state
-    grown, _ = rule.step({}, replace(stiff, factor=1e6))
+    grown, _ = rule.step({}, replace(curved, factor=1e6))
     assert grown * 8.0 / (32 * 0.02) == pytest.approx(rule.longest)
 
 
@@ -261,7 +268,7 @@ def test_after_a_collapse_the_longest_step_is_half():
     rule = Adaptive()
     assert rule.shrink({"radius": 0.2})["radius"] == pytest.approx(0.1)
     state = rule.shrink(rule.shrink({"radius": 0.5}))
-    flat = Situation(0.02, 32, SIGNAL, {**STIFF, "curvature": 0.0})
+    flat = Situation(0.02, 32, OBSERVATION, {**CURVED, "curvature": 0.0})
     for _ in range(5):
         _, state = rule.step(state, flat)
     assert state["radius"] == 0.125
@@ -276,30 +283,30 @@ def test_tied_members_do_not_enter_the_averages():
     assert step.alpha == 0.0
 
 
-def test_a_centre_without_a_score_leaves_the_averages_of_the_others():
-    mean = averaged(averaged(NONE, {**ONE, "curvature": 2.0, "better": 0.25}), ONE)
-    assert (mean["curvature"], mean["better"]) == (1.0, 0.25)
+def test_an_unperturbed_model_without_a_score_leaves_the_averages_of_the_others():
+    mean = averaged(averaged(NONE, {**ONE, "curvature": 2.0, "success_rate": 0.25}), ONE)
+    assert (mean["curvature"], mean["success_rate"]) == (1.0, 0.25)
 
 
-def test_the_centre_is_compared_on_prompts_that_both_answered():
+def test_the_unperturbed_model_is_compared_on_prompts_that_both_answered():
     scores = np.random.default_rng(2).normal(size=(32, 3))
-    found = signal_of(PAIRS, scores, np.array([1.0, np.nan, 3.0]))[1]
-    assert found["centre"] == 2.0
+    found = observation_of(PAIRS, scores, np.array([1.0, np.nan, 3.0]))[1]
+    assert found["unperturbed"] == 2.0
     assert found["curvature"] == pytest.approx(2.0 - scores[:, [0, 2]].mean())
 
 
-def test_the_centre_is_what_it_scored_on_all_its_prompts_as_the_ledger_has_it():
+def test_the_unperturbed_reward_is_what_it_scored_on_all_its_prompts_as_the_ledger_has_it():
     scores = np.random.default_rng(2).normal(size=(32, 3))
     scores[:, 0] = np.nan
-    found = signal_of(PAIRS, scores, np.array([1.0, 2.0, 6.0]))[1]
-    assert found["centre"] == 3.0
+    found = observation_of(PAIRS, scores, np.array([1.0, 2.0, 6.0]))[1]
+    assert found["unperturbed"] == 3.0
     assert found["curvature"] == pytest.approx(4.0 - scores[:, 1:].mean())
 
 
 def test_rewards_beyond_arithmetic_say_nothing():
     scores = np.random.default_rng(2).normal(size=(32, 3)) * 1e200
     with np.errstate(all="ignore"):
-        assert signal_of(PAIRS, scores, scores[0])[1] == {}
+        assert observation_of(PAIRS, scores, scores[0])[1] == {}
 
 
 def test_a_start_ten_times_too_large_does_no_harm():
@@ -313,18 +320,18 @@ def test_a_start_ten_times_too_large_does_no_harm():
 def test_rounding_noise_and_what_cannot_be_squared_are_no_news_and_no_step():
     rule = Adaptive()
     for spread, reward in ((0.0, 1.0), (3e-17, 0.2), (1e-200, 1e-200), (0.0, 0.0)):
-        signal = {"length": 1.0, "spread": spread, "reward": reward, "slope": 1.0, "power": 1.0, "shared": 1.0}
-        assert averaged(NONE, {**signal, "share": 0.5}) is NONE
-        assert rule.step({"radius": 0.3}, Situation(0.02, 32, signal, NONE)) == (0.0, {"radius": 0.3})
+        observation = {"length": 1.0, "spread": spread, "reward": reward, "slope": 1.0, "power": 1.0, "shared": 1.0}
+        assert averaged(NONE, {**observation, "share": 0.5}) is NONE
+        assert rule.step({"radius": 0.3}, Situation(0.02, 32, observation, NONE)) == (0.0, {"radius": 0.3})
 
 
-def test_a_centre_that_is_first_scored_late_counts_as_it_is():
+def test_an_unperturbed_model_that_is_first_scored_late_counts_as_it_is():
     blind = {"spread": 1.0, "reward": 0.0, "slope": 2.0, "power": 1.0, "shared": 1.0, "share": 0.0, "length": 1.0}
     mean = NONE
     for _ in range(5):
         mean = averaged(mean, blind)
-    mean = averaged(mean, {**blind, "curvature": 3.0, "curvature_error": 0.1, "better": 0.0})
-    assert (mean["curvature"], mean["curvature_error"], mean["better"]) == (3.0, 0.1, 0.0)
+    mean = averaged(mean, {**blind, "curvature": 3.0, "curvature_error": 0.1, "success_rate": 0.0})
+    assert (mean["curvature"], mean["curvature_error"], mean["success_rate"]) == (3.0, 0.1, 0.0)
     after = averaged(mean, blind)
     assert (after["curvature"], after["curvature_error"]) == (3.0, 0.1)
 

@@ -115,7 +115,9 @@ def test_a_reward_that_hangs_on_some_answers_costs_only_their_time():
 
 
 def test_log_probability_objectives_have_nothing_to_validate():
-    with pytest.raises(ConfigError, match="objective='logprob' measures how probable given answers are: there is no"):
+    with pytest.raises(
+        ConfigError, match="objective='logprob' measures how probable reference answers are: there is no"
+    ):
         validate(made(), config=Config(objective="logprob"))
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from seedtune.config.sections import FleetSettings
+from seedtune.config.sections import RaySettings
 from seedtune.errors import ConfigError, MissingExtraError
 
 log = logging.getLogger("seedtune")
@@ -44,7 +44,7 @@ OBJECTS = 80 << 20
 def check() -> None:
     """MissingExtraError if Ray is not installed."""
     if importlib.util.find_spec("ray") is None:
-        raise MissingExtraError("engine=fleet", INSTALL)
+        raise MissingExtraError("engine=ray", INSTALL)
 
 
 def require() -> ModuleType:
@@ -57,14 +57,14 @@ def require() -> ModuleType:
 
 
 _users: dict[str, int] = {}
-"""How many fleets of this process are at the Ray that one of them started."""
+"""How many Ray engines of this process use the Ray that one of them started."""
 
 
 @dataclass(slots=True)
 class Cluster:
     """A connection to Ray, made when it is needed."""
 
-    settings: FleetSettings
+    settings: RaySettings
     own: bool = False
     """Whether Ray was started here and ends with this process."""
 
@@ -77,7 +77,7 @@ class Cluster:
             self.own = _users.get("own", 0) > 0
             _users["own"] = _users.get("own", 0) + self.own
             if address is not None and not self.own:
-                log.warning("Ray runs in this process already: fleet.address=%r is not asked", address)
+                log.warning("Ray runs in this process already: ray.address=%r is not asked", address)
             return
         self._knock(address)
         how: dict[str, Any] = {"namespace": NAMESPACE, "log_to_driver": False, "configure_logging": False}
@@ -117,7 +117,7 @@ class Cluster:
         address = self.settings.address
         if address is None:
             return "Ray does not start on this machine"
-        return f"fleet.address={address!r} cannot be reached (leave it out to start Ray on this machine)"
+        return f"ray.address={address!r} cannot be reached (leave it out to start Ray on this machine)"
 
     def reconnect(self) -> None:
         """Once more from the beginning, when Ray itself is gone."""
@@ -149,7 +149,7 @@ class Cluster:
 
 
 def _quieten() -> None:
-    """Ray prints a paragraph for every worker that dies; a fleet says it in a line."""
+    """Ray prints a paragraph for every worker that dies; we say it in a line."""
     with suppress(Exception):  # not a part of Ray's interface
         from ray._private import worker
 

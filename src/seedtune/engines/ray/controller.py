@@ -1,4 +1,4 @@
-"""The life of a fleet: who is there, what is to do, what came back.  `turn` is one round of it."""
+"""The controller of the Ray workers: which are there, what is to do, what came back.  `turn` is one round of it."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from dataclasses import dataclass
 from itertools import count
 from typing import Any
 
-from seedtune.config.sections import FleetSettings
+from seedtune.config.sections import RaySettings
 from seedtune.engines.base import EngineInfo
 from seedtune.engines.codec import Plain
 from seedtune.engines.ray import cluster, protocol
 from seedtune.engines.ray.agreement import Agreement
-from seedtune.engines.ray.protocol import Known, Reply, read
-from seedtune.engines.ray.scheduler import Dispatcher
-from seedtune.engines.ray.statistics import Figures, Span
-from seedtune.engines.ray.status_file import Board
-from seedtune.engines.ray.update_log import History
-from seedtune.engines.ray.worker_pool import Crew, Hand
+from seedtune.engines.ray.protocol import Known, Reply, reply_from
+from seedtune.engines.ray.scheduler import Scheduler
+from seedtune.engines.ray.statistics import Span, Statistics
+from seedtune.engines.ray.status_file import StatusFile
+from seedtune.engines.ray.update_log import UpdateLog
+from seedtune.engines.ray.worker_pool import WorkerHandle, WorkerPool
 from seedtune.errors import EngineError, SeedtuneError, StorageError
 
 TICK = 0.25
@@ -30,63 +30,65 @@ TRIES = 3
 
 
 @dataclass(frozen=True, slots=True)
-class Errand:
-    """What a task is: an operation of workers, what a worker is told with it, and how its answer is read."""
+class Request:
+    """A request: an operation of workers, the arguments a worker gets with it, and how its answer is read."""
 
     operation: str
-    tell: Callable[[Hand], Plain]
+    tell: Callable[[WorkerHandle], Plain]
     hear: Callable[[Plain], Any]
     cost: float = 0.0
     only: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """What became of an errand: a ``value``, an ``error`` of the user's, or ``why`` nobody could do it."""
+class RequestResult:
+    """What became of a request: a ``value``, an ``error`` of the user's, or ``why`` no worker could do it."""
 
     value: Any = None
     error: SeedtuneError | None = None
     why: str | None = None
 
 
-class Foreman:
-    """Hands out errands, brings workers to where the centre is, and goes on when they are lost."""
+class Controller:
+    """Sends requests to workers, brings them up to date with the current weights, and goes on when they are lost."""
 
-    def __init__(self, settings: FleetSettings, *, desk: Dispatcher, history: History, board: Board) -> None:
-        self.settings, self.desk, self.history, self.board = settings, desk, history, board
-        self.figures = Figures()
-        self.crew: Crew | None = None
+    def __init__(
+        self, settings: RaySettings, *, scheduler: Scheduler, update_log: UpdateLog, status_file: StatusFile
+    ) -> None:
+        self.settings, self.scheduler, self.update_log, self.status_file = settings, scheduler, update_log, status_file
+        self.statistics = Statistics()
+        self.pool: WorkerPool | None = None
         self.ray = cluster.Cluster(settings)
         self.info: EngineInfo | None = None
         self.agreement = Agreement()
         self.refused: SeedtuneError | None = None
         """Why a worker could not load, if that is for the user to mend."""
 
-        self._errands: dict[int, Errand] = {}
+        self._requests: dict[int, Request] = {}
         self._personal: dict[int, str] = {}
-        self._done: dict[int, Answer] = {}
+        self._done: dict[int, RequestResult] = {}
         self._numbers = count()
         self._alone: float | None = None
         self._looked = 0.0
 
     @property
-    def _crew(self) -> Crew:
-        assert self.crew is not None, "load comes first"
-        return self.crew
+    def _pool(self) -> WorkerPool:
+        assert self.pool is not None, "load comes first"
+        return self.pool
 
-    # ------------------------------------------------------------------------------------- errands
+    # ------------------------------------------------------------------------------------- requests
 
-    def submit(self, errand: Errand) -> int:
-        """Queue an errand; its number."""
+    def submit(self, request: Request) -> int:
+        """Queue a request; its number."""
         number = next(self._numbers)
-        self._errands[number] = errand
-        if errand.only is not None:
-            self._personal[number] = errand.only
-        self.desk.add(number, errand.cost, only=errand.only)
+        self._requests[number] = request
+        if request.only is not None:
+            self._personal[number] = request.only
+        self.scheduler.add(number, request.cost, only=request.only)
         return number
 
-    def collect(self, numbers: Iterable[int]) -> Iterator[tuple[int, Answer]]:
-        """What becomes of errands, as they are done; those that nobody waits for any more are dropped."""
+    def collect(self, numbers: Iterable[int]) -> Iterator[tuple[int, RequestResult]]:
+        """The answers to requests, as they come; requests that are not waited for any more are dropped."""
         waiting = set(numbers)
         try:
             while waiting:
@@ -99,18 +101,18 @@ class Foreman:
             for number in waiting:
                 self.drop(number)
 
-    def take(self, number: int) -> Answer | None:
-        """What became of an errand, if it is done."""
+    def take(self, number: int) -> RequestResult | None:
+        """The answer to a request, if it is there."""
         return self._done.pop(number, None)
 
     def drop(self, number: int) -> None:
-        """Nobody waits for an errand any more."""
-        self.desk.drop(number)
-        self._errands.pop(number, None)
+        """Drop a request: its answer is not waited for any more."""
+        self.scheduler.drop(number)
+        self._requests.pop(number, None)
         self._done.pop(number, None)
 
-    def _answer(self, number: int, answer: Answer) -> None:
-        if self._errands.pop(number, None) is not None:
+    def _answer(self, number: int, answer: RequestResult) -> None:
+        if self._requests.pop(number, None) is not None:
             self._done[number] = answer
 
     # --------------------------------------------------------------------------------------- a round
@@ -120,268 +122,270 @@ class Foreman:
         self._hear(0.0)  # first, so that nobody is judged by how long this process was busy itself
         now = time.monotonic()
         self._watch(now)
-        self._crew.tend(now)
+        self._pool.tend(now)
         self._forget_the_gone()
         self._hand_out(now)
         self._hear(TICK)
 
     def _hear(self, seconds: float) -> None:
-        if seconds or any(hand.call is not None for hand in self._crew.hands.values()):
-            for hand, raw in self._crew.wait(seconds):
-                self._take(hand, raw, time.monotonic())
+        if seconds or any(worker.call is not None for worker in self._pool.workers.values()):
+            for worker, raw in self._pool.wait(seconds):
+                self._take(worker, raw, time.monotonic())
 
     def _forget_the_gone(self) -> None:
-        """Errands that were for workers which are not there any more are answered."""
+        """RequestResult requests that were for workers which are not there any more."""
         for number, name in list(self._personal.items()):
-            if number not in self._errands:
+            if number not in self._requests:
                 del self._personal[number]
-            elif name not in self._crew.hands:
-                self.desk.drop(number)
-                self._answer(number, Answer(why=f"worker {name} is gone"))
+            elif name not in self._pool.workers:
+                self.scheduler.drop(number)
+                self._answer(number, RequestResult(why=f"worker {name} is gone"))
 
     def starving(self) -> bool:
         """Whether a worker has nothing to do."""
-        enrolled = self._crew.enrolled
-        return self.desk.queued == 0 and any(hand.call is None for hand in enrolled)
+        enrolled = self._pool.enrolled
+        return self.scheduler.queued == 0 and any(worker.call is None for worker in enrolled)
 
     def _hand_out(self, now: float) -> None:
         enrolled = self.here()
         # Who was heard last is the least likely to hang.
-        for hand in sorted(self._crew.idle(), key=lambda hand: -hand.heard):
-            if hand not in enrolled:
-                self._send(hand, "enrol", None, now)
+        for worker in sorted(self._pool.idle(), key=lambda worker: -worker.heard):
+            if worker not in enrolled:
+                self._send(worker, "enrol", None, now)
             elif len(enrolled) >= self.settings.min_workers:
-                number = self.desk.next(hand.name, now, len(enrolled) - 1)
+                number = self.scheduler.next(worker.name, now, len(enrolled) - 1)
                 if number is not None:
-                    errand = self._errands[number]
-                    self._send(hand, errand.operation, errand.tell(hand), now)
+                    request = self._requests[number]
+                    self._send(worker, request.operation, request.tell(worker), now)
 
-    def here(self) -> list[Hand]:
-        """Hands whose workers hold a centre of this epoch."""
-        return [hand for hand in self._crew.enrolled if hand.epoch == self.history.epoch]
+    def here(self) -> list[WorkerHandle]:
+        """Workers that hold weights of this epoch."""
+        return [worker for worker in self._pool.enrolled if worker.epoch == self.update_log.epoch]
 
-    def _send(self, hand: Hand, operation: str, told: Plain, now: float) -> None:
-        sync = self.history.sync(hand.epoch, hand.position, snapshots=not hand.plain)
+    def _send(self, worker: WorkerHandle, operation: str, told: Plain, now: float) -> None:
+        sync = self.update_log.sync(worker.epoch, worker.position, snapshots=not worker.plain)
         request = protocol.pack([operation, told, sync])
-        self.figures.traffic.sent += len(request)
-        self._crew.send(hand, request, now)
+        self.statistics.traffic.sent += len(request)
+        self._pool.send(worker, request, now)
 
     # ----------------------------------------------------------------------------------------- replies
 
-    def _take(self, hand: Hand, raw: bytes | Exception, now: float) -> None:
+    def _take(self, worker: WorkerHandle, raw: bytes | Exception, now: float) -> None:
         if isinstance(raw, Exception):
-            self._lose(hand, cluster.said(raw), now)
+            self._lose(worker, cluster.said(raw), now)
             return
-        self.figures.traffic.received += len(raw)
-        hand.heard = now
+        self.statistics.traffic.received += len(raw)
+        worker.heard = now
         try:
-            reply = read(raw)
+            reply = reply_from(raw)
         except EngineError as error:
-            self._lose(hand, f"it gave {error}", now)
+            self._lose(worker, f"it gave {error}", now)
             return
-        hand.epoch, hand.position = reply.epoch, reply.position
+        worker.epoch, worker.position = reply.epoch, reply.position
         if reply.kind is not None:
-            hand.known = Known()  # nobody knows how much of the request was heard
+            worker.known = Known()  # nobody knows how much of the request was heard
         if reply.behind:
-            self.desk.release(hand.name)
+            self.scheduler.release(worker.name)
         elif reply.broken:
-            self._lose(hand, reply.message, now)
-        elif hand.name in self.desk.running:
-            self._finish(hand, reply, now)
+            self._lose(worker, reply.message, now)
+        elif worker.name in self.scheduler.running:
+            self._finish(worker, reply, now)
         else:
-            self._enrol(hand, reply, now)
+            self._enrol(worker, reply, now)
 
-    def _finish(self, hand: Hand, reply: Reply, now: float) -> None:
-        """A worker is done with an errand."""
-        run = self.desk.running[hand.name]
-        errand = self._errands.get(run.number)
-        answer = Answer(error=reply.error()) if reply.kind is not None else Answer()
-        if errand is not None and reply.kind is None:
+    def _finish(self, worker: WorkerHandle, reply: Reply, now: float) -> None:
+        """A worker has answered a request."""
+        run = self.scheduler.running[worker.name]
+        request = self._requests.get(run.number)
+        answer = RequestResult(error=reply.error()) if reply.kind is not None else RequestResult()
+        if request is not None and reply.kind is None:
             try:
-                answer = Answer(errand.hear(reply.done))
+                answer = RequestResult(request.hear(reply.done))
             except EngineError as error:
-                self._lose(hand, f"it gave {error}", now)
+                self._lose(worker, f"it gave {error}", now)
                 return
-        hand.jobs, hand.busy = hand.jobs + 1, hand.busy + now - hand.sent
-        kind = "late" if errand is None else errand.operation
-        place = (hand.name, run.number, run.cost, kind, hand.sent, now)
-        self.figures.add(Span(*place, reply.synced, reply.worked, reply.position), reply)
+        worker.jobs, worker.busy = worker.jobs + 1, worker.busy + now - worker.sent
+        kind = "late" if request is None else request.operation
+        place = (worker.name, run.number, run.cost, kind, worker.sent, now)
+        self.statistics.add(Span(*place, reply.synced, reply.worked, reply.position), reply)
         if run.cost:
-            self._crew.settle(hand)
-        number = self.desk.finish(hand.name, now)
+            self._pool.settle(worker)
+        number = self.scheduler.finish(worker.name, now)
         if number is None:
-            self.figures.late += 1
+            self.statistics.late += 1
         else:
             self._answer(number, answer)
 
-    def _enrol(self, hand: Hand, reply: Reply, now: float) -> None:
+    def _enrol(self, worker: WorkerHandle, reply: Reply, now: float) -> None:
         """A worker has loaded; or could not, and then the user may have to do something."""
         if reply.kind is not None:
-            self._refuse(hand, reply, now)
+            self._refuse(worker, reply, now)
             return
         try:
-            hand.pid, hand.host, about = reply.done
+            worker.pid, worker.host, about = reply.done
             info = protocol.info_from(about)
         except (TypeError, ValueError, KeyError) as error:
-            self._lose(hand, f"it enrolled with an answer that is none ({error}): has it the same seedtune?", now)
+            self._lose(worker, f"it enrolled with an answer that is none ({error}): has it the same seedtune?", now)
             return
-        hand.enrolled, hand.began = True, reply.position
+        worker.enrolled, worker.began = True, reply.position
         if self.info is None:
             self.info = info
-        objection = self.agreement.objection(hand.kind, info.arithmetic)
+        objection = self.agreement.objection(worker.kind, info.arithmetic)
         if objection is not None:
-            self._lose(hand, objection, now)
+            self._lose(worker, objection, now)
             return
-        self._crew.compute_by(hand.kind, self.agreement.products(hand.kind))
-        mine, its = ((one.base_fingerprint, one.centre) for one in (self.info, info))
+        self._pool.compute_by(worker.kind, self.agreement.products(worker.kind))
+        mine, its = ((one.base_fingerprint, one.weights_dtype) for one in (self.info, info))
         if mine != its:
-            told = f"it holds a base model {its[0]} with a centre of {its[1]}, the others {mine[0]} with {mine[1]}"
-            self._lose(hand, f"{told}: give all workers the same model and precision", now)
+            told = f"it holds a base model {its[0]} with weights in {its[1]}, the others {mine[0]} with {mine[1]}"
+            self._lose(worker, f"{told}: give all workers the same model and precision", now)
 
-    def _refuse(self, hand: Hand, reply: Reply, now: float) -> None:
+    def _refuse(self, worker: WorkerHandle, reply: Reply, now: float) -> None:
         error = reply.error()
-        by_snapshot = isinstance(error, StorageError) and not hand.plain and self.history.folder is None
+        by_snapshot = isinstance(error, StorageError) and not worker.plain and self.update_log.folder is None
         if by_snapshot:
-            hand.plain = True  # once more, from the base model
+            worker.plain = True  # once more, from the base model
             return
-        self.refused = self.agreement.explained(hand.name, hand.kind, error)
-        self._lose(hand, str(self.refused), now)
+        self.refused = self.agreement.explained(worker.name, worker.kind, error)
+        self._lose(worker, str(self.refused), now)
 
     # ------------------------------------------------------------------------------------------- losses
 
-    def _lose(self, hand: Hand, why: str, now: float) -> None:
+    def _lose(self, worker: WorkerHandle, why: str, now: float) -> None:
         """A worker is gone or of no use: its work goes to others."""
-        run = self.desk.running.get(hand.name)
-        given_up = self.desk.fail(hand.name)
-        self._crew.lose(hand, why, now)
-        self.figures.lost += 1
+        run = self.scheduler.running.get(worker.name)
+        given_up = self.scheduler.fail(worker.name)
+        self._pool.lose(worker, why, now)
+        self.statistics.lost += 1
         if given_up is not None:
-            self.figures.given_up += 1
-            self._crew.note(f"a job failed {self.settings.retries + 1} times and is given up; the last time: {why}")
-            self._answer(given_up, Answer(why=why))
-        elif run is not None and run.number in self._errands:
-            self.figures.retried += 1
+            self.statistics.given_up += 1
+            self._pool.note(f"a job failed {self.settings.retries + 1} times and is given up; the last time: {why}")
+            self._answer(given_up, RequestResult(why=why))
+        elif run is not None and run.number in self._requests:
+            self.statistics.retried += 1
 
-    def quarantine(self, hand: Hand, held: str, right: str | None, now: float) -> None:
-        """A worker's centre is not what the others' is: it is named and rebuilt."""
+    def quarantine(self, worker: WorkerHandle, held: str, right: str | None, now: float) -> None:
+        """A worker's weights are not what the others hold: it is named and rebuilt."""
         told = f"its weights have fingerprint {held}"
-        self._lose(hand, f"{told}, those of most workers {right}" if right else f"{told}, another worker's differ", now)
+        self._lose(
+            worker, f"{told}, those of most workers {right}" if right else f"{told}, another worker's differ", now
+        )
 
     def give_up(self, asked: dict[int, str]) -> None:
-        """Workers that are at an errand of their own for too long are lost; those that are at a job are left alone."""
+        """Workers that take too long over a request of their own are lost; those that are at a job are left alone."""
         for number, name in asked.items():
-            run, hand = self.desk.running.get(name), self._crew.hands.get(name)
+            run, worker = self.scheduler.running.get(name), self._pool.workers.get(name)
             self.drop(number)
-            if hand is not None and run is not None and run.number == number:
-                self._lose(hand, "it did not answer in time", time.monotonic())
+            if worker is not None and run is not None and run.number == number:
+                self._lose(worker, "it did not answer in time", time.monotonic())
 
-    def near(self) -> Hand:
-        """A hand on this machine, or another if there is none here."""
+    def near(self) -> WorkerHandle:
+        """A worker on this machine, or another if there is none here."""
         while not self.here():
             self.turn()
         mine = socket.gethostname()
-        return next((hand for hand in self.here() if hand.host == mine), self.here()[0])
+        return next((worker for worker in self.here() if worker.host == mine), self.here()[0])
 
     def _watch(self, now: float) -> None:
         """Who hangs, what somebody wishes, and whether anybody is left."""
-        hands = self._crew.hands
-        for name in self.desk.hopeless(now):
-            if name in hands:
-                run = self.desk.running[name]
-                self._lose(hands[name], f"no answer for {now - run.since:.0f} s", now)
+        workers = self._pool.workers
+        for name in self.scheduler.hopeless(now):
+            if name in workers:
+                run = self.scheduler.running[name]
+                self._lose(workers[name], f"no answer for {now - run.since:.0f} s", now)
             else:
-                self.desk.fail(name)
-        for hand in list(hands.values()):
-            starting = hand.call is not None and hand.name not in self.desk.running
-            if starting and now - hand.sent > self.settings.start_timeout:
-                self._lose(hand, f"it did not start in {self.settings.start_timeout:g} s", now)
-        if self.board.due(now):
+                self.scheduler.fail(name)
+        for worker in list(workers.values()):
+            starting = worker.call is not None and worker.name not in self.scheduler.running
+            if starting and now - worker.sent > self.settings.start_timeout:
+                self._lose(worker, f"it did not start in {self.settings.start_timeout:g} s", now)
+        if self.status_file.due(now):
             self._look(now)
         self._check_alone(now)
 
     def _look(self, now: float) -> None:
-        wished = self.board.wish()
-        if wished:
-            self.scale(wished)
-        self.board.show(self.status(now))
+        requested = self.status_file.requested()
+        if requested:
+            self.scale(requested)
+        self.status_file.show(self.status(now))
 
-    def scale(self, wished: dict[str, int]) -> None:
+    def scale(self, requested: dict[str, int]) -> None:
         """From now on so many workers of each kind that there is, within the limits of the settings."""
-        crew, settings = self._crew, self.settings
-        target = {**crew.target, **{kind: max(0, n) for kind, n in wished.items() if kind in crew.target}}
+        pool, settings = self._pool, self.settings
+        target = {**pool.target, **{kind: max(0, n) for kind, n in requested.items() if kind in pool.target}}
         most = settings.max_workers
         if sum(target.values()) < settings.min_workers or (most is not None and sum(target.values()) > most):
             limits = f"min_workers={settings.min_workers}, max_workers={most}"
-            crew.note(f"asked for {target}, which is not within {limits}: nothing changes")
+            pool.note(f"asked for {target}, which is not within {limits}: nothing changes")
             return
-        crew.note(f"workers: {crew.target} → {target}")
-        crew.target = target
+        pool.note(f"workers: {pool.target} → {target}")
+        pool.target = target
 
     def _check_alone(self, now: float) -> None:
         """EngineError when the workers that the run needs do not come."""
-        crew, enough = self._crew, len(self._crew.enrolled) >= self.settings.min_workers
+        pool, enough = self._pool, len(self._pool.enrolled) >= self.settings.min_workers
         if enough:
             self._alone = None
             return
         self._alone = now if self._alone is None else self._alone
-        waited, last = now - self._alone, (crew.notes[-1] if crew.notes else "none has started yet")
-        if self.info is None and crew.lost >= TRIES:
+        waited, last = now - self._alone, (pool.notes[-1] if pool.notes else "none has started yet")
+        if self.info is None and pool.lost >= TRIES:
             raise EngineError(f"no worker can start: {last}")
         if waited > self.settings.start_timeout:
             raise EngineError(
-                f"fewer than fleet.min_workers={self.settings.min_workers} workers for {waited:.0f} s ({last}). "
+                f"fewer than ray.min_workers={self.settings.min_workers} workers for {waited:.0f} s ({last}). "
                 "Everything up to the last complete generation is safe: seedtune resume goes on from there."
             )
-        if waited > 5.0 and not crew.enrolled and now - self._looked > 5.0:
+        if waited > 5.0 and not pool.enrolled and now - self._looked > 5.0:
             self._looked = now
             if not self.ray.alive():
                 self._reconnect()
 
     def _reconnect(self) -> None:
         """Ray itself is gone, and all workers with it."""
-        crew = self._crew
-        crew.note("Ray is gone: starting again")
-        for hand in list(crew.hands.values()):
-            self.desk.fail(hand.name)
-            crew.hands.pop(hand.name)
+        pool = self._pool
+        pool.note("Ray is gone: starting again")
+        for worker in list(pool.workers.values()):
+            self.scheduler.fail(worker.name)
+            pool.workers.pop(worker.name)
         self.ray.reconnect()
 
     # ------------------------------------------------------------------------------------------- telling
 
     def status(self, now: float) -> dict[str, Any]:
-        """How the fleet is, as plain data."""
-        crew = self._crew
+        """The state of the workers, as plain data."""
+        pool = self._pool
         return {
             "time": time.time(),
-            "target": crew.target,
+            "target": pool.target,
             "limits": [self.settings.min_workers, self.settings.max_workers],
-            "position": self.history.position,
-            "queued": self.desk.queued,
-            "open": len(self.desk.tasks),
-            "lost": crew.lost,
-            "workers": [self._shown(hand, now) for hand in crew.hands.values()],
-            "notes": list(crew.notes),
+            "position": self.update_log.position,
+            "queued": self.scheduler.queued,
+            "open": len(self.scheduler.tasks),
+            "lost": pool.lost,
+            "workers": [self._shown(worker, now) for worker in pool.workers.values()],
+            "notes": list(pool.notes),
         }
 
-    def _shown(self, hand: Hand, now: float) -> dict[str, Any]:
-        run = self.desk.running.get(hand.name)
-        state = "starting" if not hand.enrolled else "idle" if hand.call is None else "working"
+    def _shown(self, worker: WorkerHandle, now: float) -> dict[str, Any]:
+        run = self.scheduler.running.get(worker.name)
+        state = "starting" if not worker.enrolled else "idle" if worker.call is None else "working"
         return {
-            "name": hand.name,
-            "kind": hand.kind,
+            "name": worker.name,
+            "kind": worker.kind,
             "state": state,
-            "host": hand.host,
-            "pid": hand.pid,
-            "position": hand.position,
-            "jobs": hand.jobs,
-            "busy": round(hand.busy / max(1e-9, now - hand.since), 3),
+            "host": worker.host,
+            "pid": worker.pid,
+            "position": worker.position,
+            "jobs": worker.jobs,
+            "busy": round(worker.busy / max(1e-9, now - worker.since), 3),
             "at_it": None if run is None else round(now - run.since, 1),
         }
 
     def close(self) -> None:
         """End the workers, and Ray if it was started here."""
-        if self.crew is not None:
-            self.crew.close()
-            self.crew = None
-            self.board.clear()
+        if self.pool is not None:
+            self.pool.close()
+            self.pool = None
+            self.status_file.clear()
         self.ray.close()

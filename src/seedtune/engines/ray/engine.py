@@ -1,4 +1,4 @@
-"""The fleet engine: the engine protocol over workers on Ray.
+"""The Ray engine: the engine protocol over workers on Ray.
 
 Members go out as ids, answers come back, weights stay where they are: every worker draws its members and applies the
 updates itself.  An update costs the driver nothing; a worker hears of it with its next job.
@@ -20,12 +20,12 @@ from seedtune.engines import compact_codec, snapshots
 from seedtune.engines.base import Engine, EngineInfo, EngineTimes, Finished
 from seedtune.engines.codec import Plain
 from seedtune.engines.ray import cluster, protocol, worker_spec
-from seedtune.engines.ray.controller import Answer, Errand, Foreman
-from seedtune.engines.ray.scheduler import Dispatcher, Limits
+from seedtune.engines.ray.controller import Controller, Request, RequestResult
+from seedtune.engines.ray.scheduler import Limits, Scheduler
 from seedtune.engines.ray.statistics import Span
-from seedtune.engines.ray.status_file import Board
-from seedtune.engines.ray.update_log import History
-from seedtune.engines.ray.worker_pool import Crew, Hand
+from seedtune.engines.ray.status_file import StatusFile
+from seedtune.engines.ray.update_log import UpdateLog
+from seedtune.engines.ray.worker_pool import WorkerHandle, WorkerPool
 from seedtune.engines.recorded_arithmetic import Entry
 from seedtune.errors import ConfigError, EngineError, StorageError
 from seedtune.numerics.noise import Noise
@@ -37,63 +37,65 @@ AGREEING = 3
 Found = TypeVar("Found", Rollout, Likelihood)
 
 
-class FleetEngine:
-    """Any number of workers, each with an engine of its own; see the section ``fleet`` of the configuration."""
+class RayEngine:
+    """Any number of workers, each with an engine of its own; see the section ``ray`` of the configuration."""
 
     def __init__(self, config: Config, *, noise: Noise) -> None:
         cluster.check()
         self.config, self.noise = config, noise
         root = Path(config.output_dir)
-        fleet = config.fleet
-        self.history = History(partial(snapshots.listing, root / "snapshots"))
-        self.desk = Dispatcher(Limits(fleet.retries, fleet.patience, fleet.first_job_timeout))
-        self.foreman = Foreman(fleet, desk=self.desk, history=self.history, board=Board(root))
+        settings = config.ray
+        self.update_log = UpdateLog(partial(snapshots.listing, root / "snapshots"))
+        self.scheduler = Scheduler(Limits(settings.retries, settings.straggler_timeout, settings.first_job_timeout))
+        self.controller = Controller(
+            settings, scheduler=self.scheduler, update_log=self.update_log, status_file=StatusFile(root)
+        )
         self._reader: Engine | None = None
         self._streaming: dict[int, int] = {}
-        self._end = weakref.finalize(self, self.foreman.close)  # also if nobody closes it
+        self._end = weakref.finalize(self, self.controller.close)  # also if nobody closes it
 
     # ------------------------------------------------------------------------------------------ loading
 
     def load(self, snapshot: Path | None = None) -> EngineInfo:
         """Start the workers unless they run, and have them load; those that come later do so when they come."""
         self._open()
-        foreman, settings = self.foreman, self.config.fleet
-        self.history.begin(snapshot)
-        foreman.refused = None
-        while len(foreman.here()) < settings.min_workers:
-            foreman.turn()
-            if foreman.refused is not None:
-                raise foreman.refused
-        assert foreman.info is not None
+        controller, settings = self.controller, self.config.ray
+        self.update_log.begin(snapshot)
+        controller.refused = None
+        while len(controller.here()) < settings.min_workers:
+            controller.turn()
+            if controller.refused is not None:
+                raise controller.refused
+        assert controller.info is not None
         kinds = " + ".join(f"{count} × {kind}" for kind, count in settings.kinds.items())
-        device = f"{foreman.info.device}, fleet of {kinds}"
-        return replace(foreman.info, model=self.config.model, device=device, arithmetic=self._arithmetic())
+        device = f"{controller.info.device}, Ray workers: {kinds}"
+        return replace(controller.info, model=self.config.model, device=device, arithmetic=self._arithmetic())
 
     def _arithmetic(self) -> Entry:
         """How the workers compute; of several kinds, those that have come by now."""
-        known = self.foreman.agreement.known
-        (first, *others) = self.config.fleet.kinds
+        known = self.controller.agreement.known
+        (first, *others) = self.config.ray.kinds
         return {"workers": {kind: dict(known[kind]) for kind in sorted(known)}} if others else known[first]
 
     def _open(self) -> None:
-        if self.foreman.crew is not None:
+        if self.controller.pool is not None:
             return
         self.context_length()  # a model that is not there is an error here, before any process starts
-        self.foreman.ray.connect()
+        self.controller.ray.connect()
         atexit.register(self._end)  # before Ray's own, which was registered when it was imported
-        self.foreman.board.clear()
-        gpus = self.foreman.ray.gpus()
+        self.controller.status_file.clear()
+        gpus = self.controller.ray.gpus()
         worker_spec.check(self.config, gpus)
-        self.foreman.crew = self._crew(Crew, gpus)
-        if self.config.fleet.keep:
-            self.foreman.crew.adopt(time.monotonic())
+        self.controller.pool = self._make_pool(WorkerPool, gpus)
+        if self.config.ray.detached:
+            self.controller.pool.adopt(time.monotonic())
 
-    def _crew(self, make: type[Crew], gpus: float) -> Crew:
+    def _make_pool(self, make: type[WorkerPool], gpus: float) -> WorkerPool:
         """Workers of all kinds, where Ray has so many GPUs."""
-        kinds = self.config.fleet.kinds
+        kinds = self.config.ray.kinds
         told = {kind: worker_spec.spec_of(self.config, self.noise, kind) for kind in kinds}
         needs = {kind: worker_spec.needs_of(self.config, kind, gpus) for kind in kinds}
-        return make(self.config.fleet, told, needs, run=str(Path(self.config.output_dir).resolve()).replace("/", "|"))
+        return make(self.config.ray, told, needs, run=str(Path(self.config.output_dir).resolve()).replace("/", "|"))
 
     @property
     def reader(self) -> Engine:
@@ -101,7 +103,7 @@ class FleetEngine:
         if self._reader is None:
             from seedtune import engines
 
-            kind = next(iter(self.config.fleet.kinds))
+            kind = next(iter(self.config.ray.kinds))
             section: dict[str, Any] = getattr(self.config, kind).model_dump()
             if kind == "transformers":
                 section["device"] = "cpu"
@@ -125,60 +127,60 @@ class FleetEngine:
         return self._all(jobs, "likelihoods", protocol.likelihoods_from)
 
     def _all(self, jobs: Iterable[Job], operation: str, hear: Callable[..., list[Found]]) -> Iterator[Found]:
-        numbers = [self.foreman.submit(self._errand(job, operation, hear)) for job in jobs]
+        numbers = [self.controller.submit(self._request(job, operation, hear)) for job in jobs]
         failed: list[str] = []
-        for _, answer in self.foreman.collect(numbers):
+        for _, answer in self.controller.collect(numbers):
             if answer.why is None:
                 yield from _value(answer)
             else:
                 failed.append(answer.why)
         if failed and len(failed) == len(numbers):
             raise EngineError(
-                f"every job failed {self.config.fleet.retries + 1} times; the last time: {failed[-1]} Everything up to "
+                f"every job failed {self.config.ray.retries + 1} times; the last time: {failed[-1]} Everything up to "
                 "the last complete generation is safe: seedtune resume goes on from there."
             )
 
     def submit(self, jobs: Sequence[Job]) -> None:
         """Queue jobs, for `finished`; see `Streaming`."""
         for job in jobs:
-            self._streaming[self.foreman.submit(self._errand(job, "evaluate", protocol.rollouts_from))] = job.id
+            self._streaming[self.controller.submit(self._request(job, "evaluate", protocol.rollouts_from))] = job.id
 
     def finished(self) -> Finished | None:
         """The next job that is done, of those that were submitted."""
         while self._streaming:
             for number, job in self._streaming.items():
-                answer = self.foreman.take(number)
+                answer = self.controller.take(number)
                 if answer is not None:
                     del self._streaming[number]
                     return Finished(job, () if answer.why is not None else tuple(_value(answer)))
-            self.foreman.turn()
+            self.controller.turn()
         return None
 
     def starving(self) -> bool:
         """Whether a worker has nothing to do."""
-        return self.foreman.starving()
+        return self.controller.starving()
 
-    def _errand(self, job: Job, operation: str, hear: Callable[..., list[Found]]) -> Errand:
-        def tell(hand: Hand) -> Plain:
-            return protocol.job(job, hand.known, self.foreman.figures.traffic)
+    def _request(self, job: Job, operation: str, hear: Callable[..., list[Found]]) -> Request:
+        def tell(worker: WorkerHandle) -> Plain:
+            return protocol.job(job, worker.known, self.controller.statistics.traffic)
 
         def heard(data: Plain) -> list[Found]:
-            return hear(job, data, self.foreman.figures.traffic)
+            return hear(job, data, self.controller.statistics.traffic)
 
         cost = float(len(job.pairs) * job.sampling.samples * max(1, job.sampling.max_tokens))
-        return Errand(operation, tell, heard, cost)
+        return Request(operation, tell, heard, cost)
 
-    # ------------------------------------------------------------------------------------------ the centre
+    # ------------------------------------------------------------------------------------------ the weights
 
     def apply(self, *updates: Update) -> None:
         """Remember updates: every worker applies those that it misses before its next piece of work."""
-        self.history.add(updates)
+        self.update_log.add(updates)
 
-    def _ask(self, operation: str, told: Plain | Callable[[Hand], Plain], only: str | None = None) -> Any:
+    def _ask(self, operation: str, told: Plain | Callable[[WorkerHandle], Plain], only: str | None = None) -> Any:
         """One worker's answer, whoever has time (or ``only`` that one's)."""
         tell = told if callable(told) else lambda _: told
-        number = self.foreman.submit(Errand(operation, tell, lambda data: data, only=only))
-        (answer,) = (answer for _, answer in self.foreman.collect([number]))
+        number = self.controller.submit(Request(operation, tell, lambda data: data, only=only))
+        (answer,) = (answer for _, answer in self.controller.collect([number]))
         return _value(answer)
 
     def norm(self, terms: Sequence[Term]) -> float:
@@ -190,10 +192,10 @@ class FleetEngine:
         return found
 
     def cosine(self, one: Sequence[Term], other: Sequence[Term]) -> float:
-        def tell(hand: Hand) -> Plain:
+        def tell(worker: WorkerHandle) -> Plain:
             """By number what the worker has applied itself."""
-            numbers = [(terms, self.history.number_of(terms)) for terms in (one, other)]
-            return [compact_codec.terms(t) if n is None or n < hand.began else n for t, n in numbers]
+            numbers = [(terms, self.update_log.number_of(terms)) for terms in (one, other)]
+            return [compact_codec.terms(t) if n is None or n < worker.began else n for t, n in numbers]
 
         found: float = self._ask("cosine", tell)
         return found
@@ -206,11 +208,11 @@ class FleetEngine:
         return found
 
     def fingerprint(self) -> str:
-        """The centre's fingerprint, by all workers that are there; those that hold another one are rebuilt."""
-        known = self.history.prints.get(self.history.position)
+        """The weights' fingerprint, by all workers that are there; those that hold another one are rebuilt."""
+        known = self.update_log.prints.get(self.update_log.position)
         if known is None:
             known = self._agreed()
-            self.history.prints[self.history.position] = known
+            self.update_log.prints[self.update_log.position] = known
         return known
 
     def _agreed(self) -> str:
@@ -222,46 +224,46 @@ class FleetEngine:
             prints = sorted(found.values())
             most = max(prints, key=prints.count, default=None)
             majority = most is not None and 2 * prints.count(most) > len(prints)
-            crew, now = self.foreman.crew, time.monotonic()
-            assert crew is not None
+            pool, now = self.controller.pool, time.monotonic()
+            assert pool is not None
             for name, held in found.items():
-                if name in crew.hands and not (majority and held == most):
-                    self.foreman.quarantine(crew.hands[name], held, most if majority else None, now)
+                if name in pool.workers and not (majority and held == most):
+                    self.controller.quarantine(pool.workers[name], held, most if majority else None, now)
             if majority:
                 assert most is not None
                 return most
         raise EngineError(
             "the workers hold different weights, also after they were rebuilt: a machine among them miscomputes. "
-            "'seedtune fleet status' and metrics.jsonl name them: take that machine away, then seedtune resume."
+            "'seedtune ray status' and metrics.jsonl name them: take that machine away, then seedtune resume."
         )
 
     def _everyone(self) -> dict[str, str]:
         """The fingerprints of all workers that are there, by name; who is much slower than the first is lost."""
-        foreman = self.foreman
-        while not foreman.here():
-            foreman.turn()
+        controller = self.controller
+        while not controller.here():
+            controller.turn()
         asked = {}
-        idle = [hand for hand in foreman.here() if hand.call is None]
-        for hand in idle or foreman.here():
-            errand = Errand("fingerprint", lambda _: None, lambda data: data, only=hand.name)
-            asked[foreman.submit(errand)] = hand.name
+        idle = [worker for worker in controller.here() if worker.call is None]
+        for worker in idle or controller.here():
+            request = Request("fingerprint", lambda _: None, lambda data: data, only=worker.name)
+            asked[controller.submit(request)] = worker.name
         found: dict[str, str] = {}
         deadline: float | None = None
         while asked and (deadline is None or time.monotonic() < deadline):
             for number in list(asked):
-                answer = foreman.take(number)
+                answer = controller.take(number)
                 if answer is not None:
                     name = asked.pop(number)
                     if answer.why is None:
                         found[name] = _value(answer).hex()
-                        deadline = deadline or time.monotonic() + self.config.fleet.patience
+                        deadline = deadline or time.monotonic() + self.config.ray.straggler_timeout
             if asked:
-                foreman.turn()
-        foreman.give_up(asked)
+                controller.turn()
+        controller.give_up(asked)
         return found
 
     def snapshot(self, path: Path) -> None:
-        """Have a worker on this machine write the centre, or any if there is none here (on a shared disk)."""
+        """Have a worker on this machine write the weights, or any if there is none here (on a shared disk)."""
         self._write("snapshot", str(path.resolve()), path)
 
     def export(self, path: Path, dtype: str | None = None) -> None:
@@ -269,9 +271,9 @@ class FleetEngine:
         self._write("export", [str(path.resolve()), dtype], path)
 
     def _write(self, operation: str, told: Plain, path: Path) -> None:
-        for left in reversed(range(1 + self.config.fleet.retries)):
+        for left in reversed(range(1 + self.config.ray.retries)):
             try:
-                self._ask(operation, told, only=self.foreman.near().name)
+                self._ask(operation, told, only=self.controller.near().name)
                 break
             except EngineError:  # it was lost meanwhile: another
                 if not left:
@@ -282,40 +284,38 @@ class FleetEngine:
                 "and this machine share."
             )
 
-    # ------------------------------------------------------------------------------------------ the fleet
+    # ------------------------------------------------------------------------------------------ the workers
 
     @property
     def spans(self) -> list[Span]:
         """Every piece of work that was done, in order."""
-        return list(self.foreman.figures.spans)
+        return list(self.controller.statistics.spans)
 
     def scale(self, workers: int | dict[str, int]) -> None:
-        """From now on so many workers; a number is for a fleet of one kind."""
-        kinds = list(self.config.fleet.kinds)
-        wished = {kinds[0]: workers} if isinstance(workers, int) else workers
-        if (isinstance(workers, int) and len(kinds) > 1) or not wished.keys() <= {*kinds}:
+        """From now on so many workers; a number is for workers of one kind."""
+        kinds = list(self.config.ray.kinds)
+        requested = {kinds[0]: workers} if isinstance(workers, int) else workers
+        if (isinstance(workers, int) and len(kinds) > 1) or not requested.keys() <= {*kinds}:
             raise ConfigError(f"scale({workers!r}): there are workers of {', '.join(kinds)}. Say how many of which.")
-        if self.foreman.crew is None:
-            raise ConfigError(
-                f"scale({workers!r}) is for a fleet that runs: load the engine first, or set fleet.workers."
-            )
-        self.foreman.scale(wished)
+        if self.controller.pool is None:
+            raise ConfigError(f"scale({workers!r}) is for workers that run: load the engine first, or set ray.workers.")
+        self.controller.scale(requested)
 
     def take_times(self) -> EngineTimes:
-        foreman = self.foreman
-        workers = 0 if foreman.crew is None else len(foreman.crew.enrolled)
-        taken = foreman.figures.take(workers)
-        if foreman.crew is not None:
-            taken.notes, foreman.crew.fresh_notes = foreman.crew.fresh_notes, []
+        controller = self.controller
+        workers = 0 if controller.pool is None else len(controller.pool.enrolled)
+        taken = controller.statistics.take(workers)
+        if controller.pool is not None:
+            taken.notes, controller.pool.fresh_notes = controller.pool.fresh_notes, []
         return taken
 
     def close(self) -> None:
         """End the workers, and Ray if it was started here."""
-        self.foreman.close()
+        self.controller.close()
 
 
-def _value(answer: Answer) -> Any:
-    """What an errand gave; EngineError if nobody could do it, or the worker's own error."""
+def _value(answer: RequestResult) -> Any:
+    """The value of an answer; EngineError if no worker could give it, or the worker's own error."""
     if answer.error is not None:
         raise answer.error
     if answer.why is not None:

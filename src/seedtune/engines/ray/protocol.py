@@ -53,7 +53,7 @@ def unpack(raw: bytes) -> Plain:
     try:
         return msgpack.unpackb(raw, raw=False, strict_map_key=False)
     except (ValueError, TypeError, msgpack.exceptions.UnpackException) as error:
-        raise EngineError(f"not a message of a fleet: {error}") from error
+        raise EngineError(f"not a message of a Ray worker: {error}") from error
 
 
 @dataclass(slots=True)
@@ -85,7 +85,7 @@ class Known:
 
 
 @dataclass(slots=True)
-class Memory:
+class PromptCache:
     """The worker's side of `Known`."""
 
     prompts: list[Prompt] = field(default_factory=list)
@@ -126,7 +126,7 @@ def _question(packed: Sequence[bytes], how: bytes, known: Known, traffic: Traffi
     return [forget, list(new.values()), [known.prompts[key] for key in keys], how]
 
 
-def job_from(data: Plain, memory: Memory) -> Job:
+def job_from(data: Plain, memory: PromptCache) -> Job:
     """The job, for a worker that remembers what it was told."""
     number, sigma, listed, key, question, moved, rows, tokens = data
     if question is not None:
@@ -136,7 +136,7 @@ def job_from(data: Plain, memory: Memory) -> Job:
     return Job(number, sigma, members_from(listed), prompts, sampling, compact_codec.shift_from(moved), pairs, tokens)
 
 
-def _learn(memory: Memory, key: bytes, question: Plain) -> None:
+def _learn(memory: PromptCache, key: bytes, question: Plain) -> None:
     forget, new, numbers, how = question
     if forget:
         memory.prompts.clear()
@@ -308,7 +308,7 @@ def info_from(data: Plain) -> EngineInfo:
     return EngineInfo(**{name: data[name] for name in _INFO}, coverage=coverage)
 
 
-_INFO = ("model", "base_fingerprint", "dtype", "device", "centre", "arithmetic", "products")
+_INFO = ("model", "base_fingerprint", "dtype", "device", "weights_dtype", "arithmetic", "products")
 
 
 def _of_coverage(one: Coverage) -> tuple[int, int, list[list[str]]]:
@@ -382,7 +382,7 @@ class Reply:
         return made
 
 
-def read(raw: bytes) -> Reply:
+def reply_from(raw: bytes) -> Reply:
     """A reply from bytes; EngineError if it is none."""
     data = unpack(raw)
     try:

@@ -1,4 +1,4 @@
-"""Who does what next: one queue that idle workers pull from, and what becomes of work that fails.
+"""The scheduler of requests: one queue that idle workers pull from, and what becomes of work that fails.
 
 A pure state machine.  It knows no Ray, no engine and no clock: every call is told what time it is, so that the
 simulation of a thousand workers (``benchmarks/scale.py``) runs this very code.
@@ -16,7 +16,7 @@ HEDGE_SECONDS = 1.0
 """No job is doubled before it has run so long: what is quick needs no help."""
 
 HOPELESS = 10.0
-"""A worker is given up when its job takes longer than so many times what was expected, and than the patience."""
+"""A worker is given up when its job takes longer than so many times the expected, and than ``straggler_timeout``."""
 
 SLOWER = 3.0
 """The same for times the slowest of late."""
@@ -30,15 +30,15 @@ FADING = 0.99
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How often and how long: see the settings of the same names in the section ``fleet``."""
+    """How often and how long: see the settings of the same names in the section ``ray``."""
 
     retries: int = 4
-    patience: float = 60.0
+    straggler_timeout: float = 60.0
     first_timeout: float = 900.0
 
 
 @dataclass(slots=True)
-class Task:
+class WorkItem:
     """A piece of work: what it should cost (in any unit), for whom it is (None: anybody), and who failed it."""
 
     number: int
@@ -58,12 +58,12 @@ class Running:
     cost: float
 
 
-class Dispatcher:
+class Scheduler:
     """A queue of tasks; workers that are idle pull the largest that they may do."""
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
-        self.tasks: dict[int, Task] = {}
+        self.tasks: dict[int, WorkItem] = {}
         self.running: dict[str, Running] = {}
         self.pace: float | None = None
         """Seconds per unit of cost, an average."""
@@ -74,7 +74,7 @@ class Dispatcher:
 
     def add(self, number: int, cost: float, *, only: str | None = None) -> None:
         """A new task; numbers are never used twice."""
-        self.tasks[number] = Task(number, cost, only)
+        self.tasks[number] = WorkItem(number, cost, only)
         heapq.heappush(self._queue, (-cost, number))
 
     @property
@@ -131,7 +131,7 @@ class Dispatcher:
             self.slowest = max(pace, self.slowest * FADING)
         return None if self.tasks.pop(run.number, None) is None else run.number
 
-    def release(self, worker: str) -> Task | None:
+    def release(self, worker: str) -> WorkItem | None:
         """A worker is not at its task any more; the task, if somebody still wants it, which waits again."""
         run = self.running.pop(worker, None)
         task = None if run is None else self.tasks.get(run.number)
@@ -170,4 +170,6 @@ class Dispatcher:
             return self.limits.first_timeout
         task = self.tasks.get(run.number)
         patience = 2.0 ** min(2, len(task.failures)) if task is not None else 1.0
-        return patience * max(self.limits.patience, HOPELESS * self.pace * run.cost, SLOWER * self.slowest * run.cost)
+        return patience * max(
+            self.limits.straggler_timeout, HOPELESS * self.pace * run.cost, SLOWER * self.slowest * run.cost
+        )

@@ -1,4 +1,4 @@
-"""What a fleet counts: seconds and tokens of its workers, bytes through the driver, losses, and every piece of work."""
+"""What is counted: seconds and tokens of the workers, bytes through the driver, losses, and every piece of work."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Span:
     """One piece of work that was done; ``sent`` and ``received`` are the driver's clock, the rest the worker's seconds.
 
     ``synced`` went into updates that the worker missed, ``worked`` into the work.  ``position`` counts the updates in
-    the centre.
+    the weights.
     """
 
     worker: str
@@ -33,7 +33,7 @@ class Span:
 
 
 @dataclass(slots=True)
-class Figures:
+class Statistics:
     """Counts since the last `take`."""
 
     traffic: Traffic = field(default_factory=Traffic)
@@ -58,23 +58,23 @@ class Figures:
         self._pieces += 1
 
     def take(self, workers: int) -> EngineTimes:
-        """Seconds as they pass with ``workers`` side by side, tokens of all of them, and the fleet's figures."""
+        """Seconds as they pass with ``workers`` side by side, tokens of all of them, and the Ray workers' figures."""
         taken, traffic, spent = self._times, self.traffic, time.monotonic() - self._since
         for name in ("perturb", "prefill", "decode", "update"):
             setattr(taken, name, getattr(taken, name) / max(1, workers))
         rest = traffic.sent + traffic.received - traffic.completions - traffic.prompts
         taken.figures = {
-            "fleet/workers": workers,
-            "fleet/utilisation": self._worked / max(1e-9, spent * max(1, workers)),
-            "fleet/overhead_ms": 1e3 * self._overhead / max(1, self._pieces),
-            "fleet/bytes_sent": traffic.sent,
-            "fleet/bytes_received": traffic.received,
-            "fleet/bytes_prompts": traffic.prompts,
-            "fleet/bytes_completions": traffic.completions,
-            "fleet/bytes_per_member": rest / max(1, traffic.members),
-            **{f"fleet/{name}": getattr(self, name) for name in ("lost", "retried", "late", "given_up")},
+            "ray/workers": workers,
+            "ray/utilisation": self._worked / max(1e-9, spent * max(1, workers)),
+            "ray/overhead_ms": 1e3 * self._overhead / max(1, self._pieces),
+            "ray/bytes_sent": traffic.sent,
+            "ray/bytes_received": traffic.received,
+            "ray/bytes_prompts": traffic.prompts,
+            "ray/bytes_completions": traffic.completions,
+            "ray/bytes_per_member": rest / max(1, traffic.members),
+            **{f"ray/{name}": getattr(self, name) for name in ("lost", "retried", "late", "given_up")},
         }
-        fresh = Figures(spans=self.spans)
+        fresh = Statistics(spans=self.spans)
         for each in fields(self):
             setattr(self, each.name, getattr(fresh, each.name))
         return taken

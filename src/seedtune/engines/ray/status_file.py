@@ -1,4 +1,4 @@
-"""Two small files in the run directory: how the fleet is (for ``seedtune fleet status``), and how large it is to be."""
+"""Two small files in the run directory: how the workers are (for ``seedtune ray status``), and how many to have."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Any
 
 from seedtune.errors import RunError, StorageError, storage_cause
 
-STATUS, WISH = ".fleet.json", ".fleet-scale.json"
+STATUS, SCALE = ".ray-status.json", ".ray-scale.json"
 EVERY = 1.0
 """Seconds between two looks."""
 
 
-class Board:
+class StatusFile:
     """The driver's side.  A disk that is full costs the picture, not the run."""
 
     def __init__(self, root: Path) -> None:
@@ -30,44 +30,44 @@ class Board:
         return True
 
     def show(self, status: Mapping[str, Any]) -> None:
-        """Write how the fleet is."""
+        """Write the state of the workers."""
         try:
             _put(self.root / STATUS, status)
         except OSError:
             return
 
-    def wish(self) -> dict[str, int] | None:
+    def requested(self) -> dict[str, int] | None:
         """How many workers of each kind somebody asked for since the last look."""
-        file = self.root / WISH
+        file = self.root / SCALE
         try:
-            wished = json.loads(file.read_text(encoding="utf-8"))
+            requested = json.loads(file.read_text(encoding="utf-8"))
             file.unlink()
-            return {str(kind): int(count) for kind, count in wished.items()}
+            return {str(kind): int(count) for kind, count in requested.items()}
         except (OSError, ValueError, AttributeError, TypeError):
             return None
 
     def clear(self) -> None:
-        """The fleet is gone, or has just come: what was wished of another is of no account."""
-        for name in (STATUS, WISH):
+        """The workers are gone, or have just come: what was asked of others does not count."""
+        for name in (STATUS, SCALE):
             (self.root / name).unlink(missing_ok=True)
 
 
 def status_of(root: Path) -> dict[str, Any]:
-    """What the driver of a run wrote last; RunError if no fleet is at it."""
+    """What the driver of a run wrote last; RunError if no Ray workers are at it."""
     try:
         found: dict[str, Any] = json.loads((root / STATUS).read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        raise RunError(f"no fleet is at {root}: it has no {STATUS}. Start one with engine=fleet.") from None
+        raise RunError(f"no Ray workers are at {root}: it has no {STATUS}. Start one with engine=ray.") from None
     return found
 
 
-def ask(root: Path, wished: Mapping[str, int]) -> None:
+def ask(root: Path, requested: Mapping[str, int]) -> None:
     """Ask the driver of a run for so many workers of each kind."""
     try:
-        _put(root / WISH, wished)
+        _put(root / SCALE, requested)
     except OSError as error:
         cause, fix = storage_cause(error)
-        raise StorageError(f"cannot write {root / WISH}: {cause}. {fix}.") from error
+        raise StorageError(f"cannot write {root / SCALE}: {cause}. {fix}.") from error
 
 
 def _put(file: Path, data: Mapping[str, Any]) -> None:

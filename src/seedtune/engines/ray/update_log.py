@@ -1,4 +1,4 @@
-"""What happened to the centre since the base model was loaded, and what of it a worker misses."""
+"""What happened to the weights since the base model was loaded, and what of it a worker misses."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ Saved = Callable[[], Sequence[Snapshot]]
 
 
 @dataclass(slots=True)
-class History:
+class UpdateLog:
     """A list of updates from a beginning: the base model, or a snapshot.
 
-    An ``epoch`` begins with every load; ``position`` counts the updates in the centre, those in the snapshot that it
-    began with included.
+    An ``epoch`` begins with every load; ``position`` counts the updates in the current weights, those in the snapshot
+    that it began with included.
     """
 
     saved: Saved
@@ -36,23 +36,23 @@ class History:
     """Fingerprints by position."""
 
     def begin(self, folder: Path | None) -> None:
-        """The centre is the base model again, or what a snapshot holds."""
+        """The current weights are the base model's again, or what a snapshot holds."""
         held = next((one.generations for one in self.saved() if one.folder == folder), 0)
         self.epoch, self.folder, self.first = self.epoch + 1, folder, held
         self.updates, self.terms, self.prints = [], [], {}
 
     @property
     def position(self) -> int:
-        """How many updates are in the centre."""
+        """How many updates are in the current weights."""
         return self.first + len(self.updates)
 
     def add(self, updates: Sequence[Update]) -> None:
-        """The centre moves on."""
+        """Add updates."""
         self.updates += [compact_codec.update(update) for update in updates]
         self.terms = [*self.terms, *(update.terms for update in updates)][-RECENT:]
 
     def sync(self, epoch: int, position: int, *, snapshots: bool = True) -> Plain:
-        """What brings a worker from where it is to where the centre is; with ``snapshots`` by the newest that helps."""
+        """What brings a worker from where it is up to date; with ``snapshots`` by the newest that helps."""
         start = None
         if epoch != self.epoch:
             position, *start = self._start(snapshots)

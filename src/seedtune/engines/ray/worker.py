@@ -1,4 +1,4 @@
-"""A worker: one engine in a process of Ray's.  Bytes in, bytes out; it knows how far its centre is, and no more."""
+"""A worker: one engine in a process of Ray's.  Bytes in, bytes out; it knows its updates, and no more."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ RECENT = 16
 
 
 class BehindError(Exception):
-    """The centre is not where a request takes it to be."""
+    """The weights do not have the updates that a request takes them to have."""
 
 
 class Worker:
@@ -37,12 +37,12 @@ class Worker:
         self.engine: Engine = engines.ENGINES[config.engine](config, words.noise_from(about["noise"]))
         self.epoch, self.position = -1, 0
         self.about: Plain = None
-        self.memory = protocol.Memory()
+        self.memory = protocol.PromptCache()
         self.recent: dict[int, tuple[Term, ...]] = {}
         """The terms of the last updates, by how many came before."""
 
     def call(self, request: bytes) -> bytes:
-        """A reply: ``done`` or an ``error``, where the centre is now, and what it took."""
+        """A reply: ``done`` or an ``error``, how far the weights are now, and what it took."""
         done, error, moments = None, None, [time.perf_counter()] * 3
         try:
             operation, told, sync = protocol.unpack(request)
@@ -60,7 +60,7 @@ class Worker:
         return protocol.pack([done, error, self.epoch, self.position, times])
 
     def _sync(self, epoch: int, start: Plain, position: int, missing: Sequence[Plain]) -> None:
-        """Bring the centre to where a request needs it."""
+        """Bring the weights to where a request needs them."""
         if start is not None:
             self._load(*start)
             self.epoch, self.position = epoch, position
@@ -122,11 +122,11 @@ class Worker:
         return self.engine.logprobs(protocol.prompts_from(prompts), completions, base=base)
 
     def fingerprint(self, _: Plain) -> Plain:
-        """The centre's fingerprint."""
+        """The fingerprint of the current weights."""
         return bytes.fromhex(self.engine.fingerprint())
 
     def snapshot(self, path: Plain) -> Plain:
-        """Write the centre where this worker is."""
+        """Write the current weights where this worker is."""
         self.engine.snapshot(Path(path))
 
     def export(self, asked: Plain) -> Plain:

@@ -1,4 +1,4 @@
-"""The workers of a fleet: started, lost, replaced, more of them and fewer."""
+"""The pool of Ray workers: started, lost, replaced, more of them and fewer."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from seedtune.config.sections import FleetSettings
+from seedtune.config.sections import RaySettings
 from seedtune.engines.ray import cluster
 from seedtune.engines.ray.protocol import Known
 from seedtune.engines.ray.worker_spec import with_products
@@ -25,7 +25,7 @@ NOTES = 20
 
 
 @dataclass(slots=True, eq=False)
-class Hand:
+class WorkerHandle:
     """A worker as the driver knows it; ``kind`` is its engine."""
 
     name: str
@@ -36,7 +36,7 @@ class Hand:
     epoch: int = -1
     position: int = 0
     began: int = 0
-    """Where its centre was when it had loaded."""
+    """How many updates its weights had when it had loaded."""
 
     enrolled: bool = False
     plain: bool = False
@@ -54,11 +54,11 @@ class Hand:
     busy: float = 0.0
 
 
-class Crew:
-    """Hands by name.  It starts and ends processes, and passes bytes; what they say is not its business."""
+class WorkerPool:
+    """The workers by name.  It starts and ends processes, and passes bytes; what they say is not its business."""
 
     def __init__(
-        self, settings: FleetSettings, specs: Mapping[str, bytes], needs: Mapping[str, Mapping[str, Any]], *, run: str
+        self, settings: RaySettings, specs: Mapping[str, bytes], needs: Mapping[str, Mapping[str, Any]], *, run: str
     ) -> None:
         """``specs``: what a worker of a kind is told when it starts; ``needs``: its Ray resources.
 
@@ -70,7 +70,7 @@ class Crew:
         self.run = f"{run} {hashlib.blake2b(told.encode(), digest_size=8).hexdigest()}"
         self.settings, self.specs, self.needs = settings, dict(specs), needs
         self.target = dict(settings.kinds)
-        self.hands: dict[str, Hand] = {}
+        self.workers: dict[str, WorkerHandle] = {}
         self.notes: deque[str] = deque(maxlen=NOTES)
         self.fresh_notes: list[str] = []
         self.lost = 0
@@ -84,25 +84,25 @@ class Crew:
     def tend(self, now: float) -> None:
         """Start what is missing, let go of what is too much and idle."""
         for kind, wanted in self.target.items():
-            mine = [hand for hand in self.hands.values() if hand.kind == kind]
+            mine = [worker for worker in self.workers.values() if worker.kind == kind]
             if len(mine) < wanted and now >= self._again.get(kind, 0.0):
                 for _ in range(wanted - len(mine)):
                     self._start(kind, now)
-            for hand in sorted(mine, key=_least_use)[: max(0, len(mine) - wanted)]:
-                if hand.call is None or not hand.enrolled:
-                    self.dismiss(hand)
+            for worker in sorted(mine, key=_least_use)[: max(0, len(mine) - wanted)]:
+                if worker.call is None or not worker.enrolled:
+                    self.dismiss(worker)
 
     def _start(self, kind: str, now: float) -> None:
         name = f"{kind}-{self._number}"
         self._number += 1
-        full = f"{self.run}/{name}" if self.settings.keep else None
+        full = f"{self.run}/{name}" if self.settings.detached else None
         try:
             actor, group = launch(self.specs[kind], self.needs[kind], full)
         except Exception as error:  # noqa: BLE001 - the boundary: Ray raises whatever it likes
             self._again[kind] = now + LONG / 2
             self.note(f"Ray starts no worker: {cluster.said(error)}")
             return
-        self.hands[name] = Hand(name, kind, actor, group, since=now)
+        self.workers[name] = WorkerHandle(name, kind, actor, group, since=now)
 
     def adopt(self, now: float) -> None:
         """Take over workers of this run that outlived the process that started them; they load as new ones do."""
@@ -113,35 +113,35 @@ class Crew:
                 cluster.end(actor, None, None)
                 continue
             self._number = max(self._number, int(number) + 1)
-            self.hands[name] = Hand(name, kind, actor, cluster.group_of(full), since=now)
-        if self.hands:
-            self.note(f"took over {len(self.hands)} workers that were there: {', '.join(self.hands)}")
+            self.workers[name] = WorkerHandle(name, kind, actor, cluster.group_of(full), since=now)
+        if self.workers:
+            self.note(f"took over {len(self.workers)} workers that were there: {', '.join(self.workers)}")
 
     def compute_by(self, kind: str, products: str) -> None:
         """Tell workers of a kind that come from now on by which products those that are there compute."""
         if products:
             self.specs[kind] = with_products(self.specs[kind], products)
 
-    def lose(self, hand: Hand, why: str, now: float) -> None:
+    def lose(self, worker: WorkerHandle, why: str, now: float) -> None:
         """A worker is gone, or of no use; another will take its place."""
-        losses = 1 if hand.jobs else self._losses.get(hand.kind, 0) + 1
-        self._losses[hand.kind], self._lost_at[hand.kind] = losses, now
-        self._again[hand.kind] = now + min(LONG, SHORT * 2.0 ** (losses - 1))
+        losses = 1 if worker.jobs else self._losses.get(worker.kind, 0) + 1
+        self._losses[worker.kind], self._lost_at[worker.kind] = losses, now
+        self._again[worker.kind] = now + min(LONG, SHORT * 2.0 ** (losses - 1))
         self.lost += 1
-        self.note(f"worker {hand.name}{_place(hand)} is lost: {why}")
-        self.dismiss(hand)
+        self.note(f"worker {worker.name}{_place(worker)} is lost: {why}")
+        self.dismiss(worker)
 
-    def dismiss(self, hand: Hand) -> None:
+    def dismiss(self, worker: WorkerHandle) -> None:
         """End a worker; nobody takes its place unless there are too few then."""
-        self.hands.pop(hand.name, None)
-        cluster.end(hand.actor, hand.pid, hand.host)
-        if hand.group is not None:
-            cluster.ungroup(hand.group)
+        self.workers.pop(worker.name, None)
+        cluster.end(worker.actor, worker.pid, worker.host)
+        if worker.group is not None:
+            cluster.ungroup(worker.group)
 
-    def settle(self, hand: Hand) -> None:
+    def settle(self, worker: WorkerHandle) -> None:
         """A worker that came after the last loss has shown that it works: the next loss is the first in a row."""
-        if hand.since >= self._lost_at.get(hand.kind, 0.0):
-            self._losses[hand.kind] = 0
+        if worker.since >= self._lost_at.get(worker.kind, 0.0):
+            self._losses[worker.kind] = 0
 
     def note(self, what: str) -> None:
         """Something that whoever watches should know."""
@@ -151,38 +151,38 @@ class Crew:
 
     def close(self) -> None:
         """End all workers."""
-        for hand in list(self.hands.values()):
-            self.dismiss(hand)
+        for worker in list(self.workers.values()):
+            self.dismiss(worker)
 
     # ------------------------------------------------------------------------------------ calls
 
-    def idle(self) -> list[Hand]:
-        """Hands that owe no reply."""
-        return [hand for hand in self.hands.values() if hand.call is None]
+    def idle(self) -> list[WorkerHandle]:
+        """Workers that owe no reply."""
+        return [worker for worker in self.workers.values() if worker.call is None]
 
     @property
-    def enrolled(self) -> list[Hand]:
-        """Hands that have a model."""
-        return [hand for hand in self.hands.values() if hand.enrolled]
+    def enrolled(self) -> list[WorkerHandle]:
+        """Workers that have a model."""
+        return [worker for worker in self.workers.values() if worker.enrolled]
 
-    def send(self, hand: Hand, request: bytes, now: float) -> None:
+    def send(self, worker: WorkerHandle, request: bytes, now: float) -> None:
         """Have a worker answer a request; if Ray does not take it, that is the reply."""
-        hand.sent = now
+        worker.sent = now
         try:
-            hand.call = hand.actor.call.remote(request)
+            worker.call = worker.actor.call.remote(request)
         except Exception as error:  # noqa: BLE001 - the boundary: Ray raises whatever it likes
-            hand.call = error
+            worker.call = error
 
-    def wait(self, seconds: float) -> list[tuple[Hand, bytes | Exception]]:
+    def wait(self, seconds: float) -> list[tuple[WorkerHandle, bytes | Exception]]:
         """Replies, and what became of calls that will never have one, as soon as there is any."""
         ray = cluster.require()
-        untaken = [hand for hand in self.hands.values() if isinstance(hand.call, Exception)]
+        untaken = [worker for worker in self.workers.values() if isinstance(worker.call, Exception)]
         if untaken:
-            found = [(hand, hand.call) for hand in untaken]
-            for hand in untaken:
-                hand.call = None
+            found = [(worker, worker.call) for worker in untaken]
+            for worker in untaken:
+                worker.call = None
             return found
-        calls = {hand.call: hand for hand in self.hands.values() if hand.call is not None}
+        calls = {worker.call: worker for worker in self.workers.values() if worker.call is not None}
         if not calls:
             time.sleep(min(seconds, 0.05))
             return []
@@ -191,19 +191,21 @@ class Crew:
             if done and len(calls) > 1:
                 done, _ = ray.wait(list(calls), num_returns=len(calls), timeout=0)
         except Exception as error:  # noqa: BLE001 - Ray is gone, and so are they all
-            return [(hand, error) for hand in calls.values()]
+            return [(worker, error) for worker in calls.values()]
         return self._taken(done, calls)
 
-    def _taken(self, done: list[Any], calls: Mapping[Any, Hand]) -> list[tuple[Hand, bytes | Exception]]:
+    def _taken(
+        self, done: list[Any], calls: Mapping[Any, WorkerHandle]
+    ) -> list[tuple[WorkerHandle, bytes | Exception]]:
         ray = cluster.require()
-        found: list[tuple[Hand, bytes | Exception]] = []
+        found: list[tuple[WorkerHandle, bytes | Exception]] = []
         for call in done:
-            hand = calls[call]
-            hand.call = None
+            worker = calls[call]
+            worker.call = None
             try:
-                found.append((hand, ray.get(call)))
+                found.append((worker, ray.get(call)))
             except Exception as error:  # noqa: BLE001 - whatever it is, this worker will not answer
-                found.append((hand, error))
+                found.append((worker, error))
         return found
 
 
@@ -221,10 +223,10 @@ def launch(spec: bytes, needs: Mapping[str, Any], kept: str | None) -> tuple[Any
     return ray.remote(Worker).options(**how).remote(spec), group
 
 
-def _place(hand: Hand) -> str:
-    return "" if hand.pid is None else f" (process {hand.pid} on {hand.host})"
+def _place(worker: WorkerHandle) -> str:
+    return "" if worker.pid is None else f" (process {worker.pid} on {worker.host})"
 
 
-def _least_use(hand: Hand) -> tuple[bool, int]:
+def _least_use(worker: WorkerHandle) -> tuple[bool, int]:
     """Who goes first: those that have not started, and the newest."""
-    return hand.enrolled, -int(hand.name.rpartition("-")[2])
+    return worker.enrolled, -int(worker.name.rpartition("-")[2])

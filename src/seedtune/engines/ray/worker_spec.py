@@ -15,12 +15,12 @@ from seedtune.numerics.noise import Noise
 
 def cores_of(config: Config) -> float:
     """Cores of a worker: as the user says, an equal share of those that fit here, or one of a cluster."""
-    fleet = config.fleet
-    if fleet.cpus is not None:
-        return fleet.cpus
-    if fleet.address is not None:
+    settings = config.ray
+    if settings.cpus is not None:
+        return settings.cpus
+    if settings.address is not None:
         return 1.0
-    return float(max(1, available_cores.available().threads // sum(fleet.kinds.values())))
+    return float(max(1, available_cores.available().threads // sum(settings.kinds.values())))
 
 
 def spec_of(config: Config, noise: Noise, kind: str) -> bytes:
@@ -53,35 +53,35 @@ def model_of(config: Config, kind: str) -> str:
 
 def needs_of(config: Config, kind: str, gpus: float) -> dict[str, Any]:
     """Options of an actor, where Ray has so many GPUs in all."""
-    fleet = config.fleet
-    mine = fleet.gpus
+    settings = config.ray
+    mine = settings.gpus
     if mine is None:
         mine = _gpus_of(config, kind) if gpus else 0.0
     # Ray that is started here is ours alone: any number of workers may share its cores.
-    needs: dict[str, Any] = {"num_cpus": 0 if fleet.address is None else cores_of(config), "num_gpus": mine}
-    return {**needs, "resources": dict(fleet.resources)} if fleet.resources else needs
+    needs: dict[str, Any] = {"num_cpus": 0 if settings.address is None else cores_of(config), "num_gpus": mine}
+    return {**needs, "resources": dict(settings.resources)} if settings.resources else needs
 
 
 def check(config: Config, gpus: float) -> None:
     """ConfigError for what workers cannot share, or if Ray on this machine can never have all; a cluster may grow."""
-    if "transformers" in config.fleet.kinds and config.transformers.centre_file is not None:
+    if "transformers" in config.ray.kinds and config.transformers.weights_folder is not None:
         raise ConfigError(
-            f"transformers.centre_file={config.transformers.centre_file!r} is the file of one process, and the workers "
-            "of a fleet would write into it together. Leave it out."
+            f"transformers.weights_folder={config.transformers.weights_folder!r} is the file of one process, and "
+            "the workers would write into it together. Leave it out."
         )
-    if config.fleet.address is not None:
+    if config.ray.address is not None:
         return
-    wanted = {kind: needs_of(config, kind, gpus)["num_gpus"] * count for kind, count in config.fleet.kinds.items()}
+    wanted = {kind: needs_of(config, kind, gpus)["num_gpus"] * count for kind, count in config.ray.kinds.items()}
     total = sum(wanted.values())
     if total > gpus:
         raise ConfigError(
-            f"fleet.workers={config.fleet.workers} need {total:g} GPUs, and this machine has {gpus:g}. Use fewer, "
-            "a share of a GPU for each (fleet.gpus=0.5), or a cluster (fleet.address)."
+            f"ray.workers={config.ray.workers} need {total:g} GPUs, and this machine has {gpus:g}. Use fewer, "
+            "a share of a GPU for each (ray.gpus=0.5), or a cluster (ray.address)."
         )
-    if config.fleet.resources:
+    if config.ray.resources:
         raise ConfigError(
-            f"fleet.resources={config.fleet.resources} are of a cluster, and Ray is started on this machine alone. "
-            "Leave them out, or give fleet.address."
+            f"ray.resources={config.ray.resources} are of a cluster, and Ray is started on this machine alone. "
+            "Leave them out, or give ray.address."
         )
 
 

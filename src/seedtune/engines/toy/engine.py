@@ -23,8 +23,8 @@ from seedtune.numerics import tensor_file
 from seedtune.numerics.noise import Noise
 from seedtune.numerics.rounding import ARRAYS, nearest, widen
 from seedtune.numerics.trainable import select
-from seedtune.numerics.weights import Centre, Weights, factors, tensor_fingerprint
-from seedtune.types import CENTRE, Coverage, Job, Likelihood, Member, Prompt, Rollout, Term, Update
+from seedtune.numerics.weights import WeightArray, Weights, factors, tensor_fingerprint
+from seedtune.types import UNPERTURBED, Coverage, Job, Likelihood, Member, Prompt, Rollout, Term, Update
 
 NAMES = ("layers.0.weight", "layers.1.weight")
 CERTAINTY = 0.9
@@ -32,24 +32,24 @@ CERTAINTY = 0.9
 
 
 class ToyEngine:
-    """Protocol, centre and ledger of the real engines; ``model`` names (and seeds) the base weights."""
+    """Protocol, weights and ledger of the real engines; ``model`` names (and seeds) the base weights."""
 
     def __init__(self, model: str, *, noise: Noise, settings: ToySettings) -> None:
         self.model, self.noise, self.settings = model, noise, settings
         self._times = EngineTimes()
 
     def load(self, snapshot: Path | None = None) -> EngineInfo:
-        """Draw the base weights, and read the centre from ``snapshot`` if one is given."""
+        """Draw the base weights, and read the current weights from ``snapshot`` if one is given."""
         size, dtype, noise = self.settings.size, self.settings.dtype, self.noise
         drawn = {name: _normals(f"{self.model} {name}", size * size).reshape(size, size) * 0.5 for name in NAMES}
         self._base = {name: nearest(array.astype(np.float32), dtype) for name, array in drawn.items()}
         base = fp.to_hex(fp.combine(tensor_fingerprint(name, array) for name, array in self._base.items()))
-        kept = "float32" if noise.master == "float32" else dtype
+        kept = "float32" if noise.weights_dtype == "float32" else dtype
         chosen = select(NAMES, noise.trainable, noise.freeze)
         tensors = {name: nearest(widen(self._base[name]).copy(), kept).copy() for name in chosen}
-        self.centre = Centre(tensors, noise, anchor=lambda name: widen(self._base[name]))
+        self.weights = Weights(tensors, noise, anchor=lambda name: widen(self._base[name]))
         if snapshot is not None:
-            self.centre.restore(snapshot)
+            self.weights.restore(snapshot)
         count, unperturbed = size * size, [(name, "frozen") for name in NAMES if name not in chosen]
         coverage = Coverage(len(chosen) * count, len(NAMES) * count, tuple(unperturbed))
         return EngineInfo(self.model, base, dtype, "cpu", coverage, kept, *_arithmetic())
@@ -83,10 +83,10 @@ class ToyEngine:
                     logprobs = tuple(_logprobs(own, ids))
                     yield Likelihood(job.id, job.members[member], place, number, ids, logprobs, tokens)
 
-    def _rows(self, job: Job) -> Iterator[tuple[int, int, tuple[Weights, Weights]]]:
+    def _rows(self, job: Job) -> Iterator[tuple[int, int, tuple[WeightArray, WeightArray]]]:
         """The positions of every member and prompt of a job, with the member's weights, made once."""
-        place = self._place(self.centre.step(job.shift))
-        made: dict[int, tuple[Weights, Weights]] = {}
+        place = self._place(self.weights.step(job.shift))
+        made: dict[int, tuple[WeightArray, WeightArray]] = {}
         for member, prompt in job.pairs:
             if member not in made:
                 started = time.perf_counter()
@@ -95,80 +95,80 @@ class ToyEngine:
                 self._times.perturb += time.perf_counter() - started
             yield member, prompt, made[member]
 
-    def _place(self, step: Update | None) -> Centre:
-        """The centre, or a copy that has taken a step."""
+    def _place(self, step: Update | None) -> Weights:
+        """The current weights, or a copy that has taken a step."""
         if step is None:
-            return self.centre
-        place = self.centre.part({name: array.copy() for name, array in self.centre.tensors.items()})
+            return self.weights
+        place = self.weights.part({name: array.copy() for name, array in self.weights.tensors.items()})
         place.apply(step)
         return place
 
-    def _perturbed(self, place: Centre, name: str, member: Member, sigma: float) -> Weights:
-        """The weights of one matrix of a member that stands at ``place``, float32 that the model's type can hold."""
+    def _perturbed(self, place: Weights, name: str, member: Member, sigma: float) -> WeightArray:
+        """The weights of one matrix of a member perturbed from ``place``, float32 that the model's type can hold."""
         dtype = self.settings.dtype
         if name not in place.tensors:
             return widen(self._base[name])
-        centre = place.tensors[name]
+        weights = place.tensors[name]
         if member.sign == 0:
-            return widen(nearest(widen(centre), dtype))
+            return widen(nearest(widen(weights), dtype))
         if self.noise.perturbation == "gaussian":
-            out = np.empty(centre.size, ARRAYS[dtype])
+            out = np.empty(weights.size, ARRAYS[dtype])
             place.perturb(name, member, sigma, out)
-            return widen(out).reshape(centre.shape)
+            return widen(out).reshape(weights.shape)
         a, b = factors(place, name, [(member.generation, member.pair)])
         how = {"rank": self.noise.rank, "subspaces": self.noise.subspaces}
         scale = np.float32(addressed.amplitude(member.sign * sigma, **how))
-        return widen(nearest(widen(centre), dtype)) + scale * (a[0] @ b[0].T)
+        return widen(nearest(widen(weights), dtype)) + scale * (a[0] @ b[0].T)
 
-    def _text(self, first: Weights, second: Weights, prompt: Prompt) -> str:
+    def _text(self, first: WeightArray, second: WeightArray, prompt: Prompt) -> str:
         return f"{self._answer(first, second, prompt):.6f}"
 
-    def _answer(self, first: Weights, second: Weights, prompt: Prompt) -> float:
+    def _answer(self, first: WeightArray, second: WeightArray, prompt: Prompt) -> float:
         size = self.settings.size
         features = _normals(f"features {prompt.content}", size)
         hidden = np.tanh(first @ features / math.sqrt(size))
         return float(second[0] @ hidden / math.sqrt(size))
 
     def apply(self, *updates: Update) -> None:
-        """Move the centre."""
+        """Update the current weights."""
         started = time.perf_counter()
-        self.centre.apply(*updates)
+        self.weights.apply(*updates)
         self._times.update += time.perf_counter() - started
 
     def norm(self, terms: Sequence[Term]) -> float:
         """The length of an update."""
-        return self.centre.norm(terms)
+        return self.weights.norm(terms)
 
     def drift(self) -> float:
-        """The distance between centre and base weights."""
-        return self.centre.drift()
+        """The distance between current and base weights."""
+        return self.weights.drift()
 
     def cosine(self, one: Sequence[Term], other: Sequence[Term]) -> float:
         """The cosine between two updates."""
-        return self.centre.cosine(one, other)
+        return self.weights.cosine(one, other)
 
     def logprobs(
         self, prompts: Sequence[Prompt], completions: Sequence[Sequence[int]], *, base: bool = False
     ) -> list[list[float]]:
         """A stand-in: of the byte that its own answer has at that place CERTAINTY, the others share the rest."""
-        place = self.centre
+        place = self.weights
         if base:
             place = place.part({name: self._base[name] for name in place.tensors})
-        first, second = (self._perturbed(place, name, CENTRE, 0.0) for name in NAMES)
+        first, second = (self._perturbed(place, name, UNPERTURBED, 0.0) for name in NAMES)
         texts = (self._text(first, second, prompt) for prompt in prompts)
         return [_logprobs(text.encode(), ids) for text, ids in zip(texts, completions, strict=True)]
 
     def fingerprint(self) -> str:
-        """The centre's fingerprint."""
-        return self.centre.fingerprint()
+        """The fingerprint of the current weights."""
+        return self.weights.fingerprint()
 
     def snapshot(self, path: Path) -> None:
-        """Write the centre into a folder."""
-        self.centre.save(path)
+        """Write the current weights into a folder."""
+        self.weights.save(path)
 
     def export(self, path: Path, dtype: str | None = None) -> None:
         """``model.safetensors`` with the two matrices in their own type or ``dtype``."""
-        kept = {name: widen(self.centre.tensors.get(name, self._base[name])) for name in NAMES}
+        kept = {name: widen(self.weights.tensors.get(name, self._base[name])) for name in NAMES}
         path.mkdir(parents=True, exist_ok=True)
         arrays = {name: nearest(array, dtype or self.settings.dtype) for name, array in kept.items()}
         tensor_file.write(path / "model.safetensors", arrays)
@@ -189,7 +189,7 @@ def _arithmetic() -> tuple[dict[str, Any], str]:
     return told, f"library (numpy {np.__version__})"
 
 
-def _normals(name: str, count: int) -> Weights:
+def _normals(name: str, count: int) -> WeightArray:
     return addressed.normals(addressed.Address(addressed.key(0, f"toy {name}")), 0, count)
 
 

@@ -18,11 +18,11 @@ from seedtune.numerics import fingerprint as fp
 from seedtune.numerics import tensor_file
 from seedtune.numerics.rounding import dtype_of
 from seedtune.numerics.tensor_file import Stored
-from seedtune.numerics.weights import Weights, tensor_fingerprint
+from seedtune.numerics.weights import WeightArray, tensor_fingerprint
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class ParameterRecord:
     """What a parameter was when the model was loaded."""
 
     dtype: str
@@ -30,7 +30,7 @@ class Seen:
     fingerprint: fp.Fingerprint
 
     @classmethod
-    def of(cls, name: str, array: Weights) -> Seen:
+    def of(cls, name: str, array: WeightArray) -> ParameterRecord:
         """Of weights as they are in the checkpoint's precision."""
         return cls(dtype_of(array), tuple(array.shape), tensor_fingerprint(name, array))
 
@@ -46,7 +46,7 @@ class BaseWeights:
     def __init__(self, source: ModelSource, model: Any, device: torch.device) -> None:
         self._source, self._device = source, device
         self._prefix = f"{model.base_model_prefix}."
-        self._seen = {name: Seen.of(name, _bits_of(p)) for name, p in model.named_parameters()}
+        self._seen = {name: ParameterRecord.of(name, _bits_of(p)) for name, p in model.named_parameters()}
 
     @property
     def fingerprint(self) -> str:
@@ -75,17 +75,17 @@ class BaseWeights:
     def _holds(self, name: str, stored: Stored) -> bool:
         """Whether that is what was loaded."""
         seen = self._seen[name]
-        return (stored.dtype, stored.shape) == (seen.dtype, seen.shape) and seen == Seen.of(
+        return (stored.dtype, stored.shape) == (seen.dtype, seen.shape) and seen == ParameterRecord.of(
             name, tensor_file.read(stored)
         )
 
     @cached_property
-    def _copies(self) -> dict[str, Weights]:
+    def _copies(self) -> dict[str, WeightArray]:
         """The parameters that the files do not hold."""
         parameters = dict(self._source.load().named_parameters())
         copies = {name: _bits_of(parameters[name]) for name in self._seen.keys() - self._stored.keys()}
         for name, array in copies.items():
-            if Seen.of(name, array) != self._seen[name]:
+            if ParameterRecord.of(name, array) != self._seen[name]:
                 raise ModelError(
                     f"the base model {self._source.name!r} has changed since it was loaded: {name!r} has other values. "
                     "Put its files back, or start again."
@@ -93,8 +93,8 @@ class BaseWeights:
         return copies
 
 
-def _bits_of(parameter: torch.Tensor) -> Weights:
-    weights: Weights = as_weights(parameter.cpu().contiguous())
+def _bits_of(parameter: torch.Tensor) -> WeightArray:
+    weights: WeightArray = as_weights(parameter.cpu().contiguous())
     return weights
 
 

@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from seedtune.engines.transformers.builtin_models import BUILTIN, builtin_folder
 from seedtune.engines.transformers.members.perturbation import as_tensor
 from seedtune.errors import ModelError, nearest
-from seedtune.numerics.weights import Weights
+from seedtune.numerics.weights import WeightArray
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +66,10 @@ class ModelSource:
             ) from error
 
 
-def write_model(source: ModelSource, tensors: Mapping[str, Weights], path: Path, *, dtype: str | None = None) -> None:
-    """The base model with ``tensors`` (a centre's, by name) in place of its own, as a Hugging Face folder.
+def write_model(
+    source: ModelSource, tensors: Mapping[str, WeightArray], path: Path, *, dtype: str | None = None
+) -> None:
+    """The base model with ``tensors`` (the current weights, by name) in place of its own, as a Hugging Face folder.
 
     Tensors are rounded once to the checkpoint's precision, or to ``dtype`` ("float32", "bfloat16", "float16").
     """

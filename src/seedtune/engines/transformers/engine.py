@@ -14,24 +14,32 @@ from seedtune.engines.base import BASE, EngineInfo, EngineTimes
 from seedtune.engines.transformers import product_choice, product_speed, tokenization, unsupported
 from seedtune.engines.transformers.base_weights import BaseWeights
 from seedtune.engines.transformers.checkpoint import ModelSource, write_model
-from seedtune.engines.transformers.decoding.decoder import Budget, Decoder, Row, Stop, rollout_of, rows_of, slots_for
-from seedtune.engines.transformers.decoding.likelihood import Forced, Given, given_of, likelihood_of
-from seedtune.engines.transformers.decoding.prefix_packing import Pack
+from seedtune.engines.transformers.decoding.decoder import (
+    Budget,
+    Decoder,
+    DecodeSequence,
+    Stop,
+    rollout_of,
+    rows_of,
+    slots_for,
+)
+from seedtune.engines.transformers.decoding.likelihood import Forced, ForcedSequence, forced_sequences, likelihood_of
+from seedtune.engines.transformers.decoding.prefix_packing import PrefixPack
 from seedtune.engines.transformers.decoding.slot_attention import Decode, Prefill, SlotAttention
 from seedtune.engines.transformers.decoding.slot_cache import SlotCache, empty_like_cache
 from seedtune.engines.transformers.device import TransformersSettings, torch_device, torch_dtype
 from seedtune.engines.transformers.fused.fuse import fuse
-from seedtune.engines.transformers.members.gaussian import FullRank
+from seedtune.engines.transformers.members.gaussian import Gaussian
 from seedtune.engines.transformers.members.lowrank import LowRank
-from seedtune.engines.transformers.members.perturbation import Perturbation, Place, centre_dtype
+from seedtune.engines.transformers.members.perturbation import Perturbation, WeightFormat, weights_dtype
 from seedtune.engines.transformers.members.population_linear import ProductForm
 from seedtune.engines.transformers.tracing import Trace, trace
 from seedtune.errors import ConfigError, ModelError
 from seedtune.numerics.noise import Noise
-from seedtune.numerics.weights import Centre
-from seedtune.types import CENTRE, Job, Likelihood, Prompt, Rollout, Sampling, Shift, Term, Update
+from seedtune.numerics.weights import Weights
+from seedtune.types import UNPERTURBED, Job, Likelihood, Prompt, Rollout, Sampling, Shift, Term, Update
 
-Asked = TypeVar("Asked", Row, Given)
+Asked = TypeVar("Asked", DecodeSequence, ForcedSequence)
 """What a member is asked for: a completion, or how likely a given one is."""
 
 
@@ -49,7 +57,7 @@ class TransformersEngine:
         self._stale = self._loaded = False
 
     def load(self, snapshot: Path | None = None) -> EngineInfo:
-        """Read the checkpoint, put population layers in place and round the centre into the live weights."""
+        """Read the checkpoint, put population layers in place and round the current weights into the live ones."""
         self.close()
         model = self.source.load().eval()
         self.tokenizer = self.source.tokenizer()
@@ -60,16 +68,16 @@ class TransformersEngine:
         self.arithmetic = product_choice.resolve(self.settings.products, self.dtype, self.device)
         self._install(model)
         if snapshot is not None:
-            self.centre.restore(snapshot)
-        self.perturbation.attach(self.model)
+            self.weights.restore(snapshot)
+        self.perturbation.install(self.model)
         self.fused = fuse(self.model, self.attention, dtype=self.dtype, device=self.device)
         self._stale, self._loaded = False, True
-        self._where: Shift | Update | None = None
-        kept = centre_dtype(self.noise, self.dtype)
+        self._shift: Shift | Update | None = None
+        kept = weights_dtype(self.noise, self.dtype)
         names = (str(d).removeprefix("torch.") for d in (self.dtype, self.device, kept))
-        dtype, device, centre = names
+        dtype, device, own = names
         coverage, how = self.perturbation.coverage, (self.arithmetic.to_json(), self._products())
-        return EngineInfo(self.source.name, self.anchor.fingerprint, dtype, device, coverage, centre, *how)
+        return EngineInfo(self.source.name, self.anchor.fingerprint, dtype, device, coverage, own, *how)
 
     def _install(self, model: Any) -> None:
         self.attention = SlotAttention(SlotCache(2, 8, compiled=False))
@@ -86,27 +94,27 @@ class TransformersEngine:
         self.model = _cast(model, self.dtype).to(self.device)
 
     def _perturbation(self, model: Any, seen: Trace) -> Perturbation:
-        place = Place(self.dtype, self.device, self._form())
-        folder = self._centre_folder()
+        place = WeightFormat(self.dtype, self.device, self._form())
+        folder = self._weights_folder()
         if self.noise.perturbation == "gaussian":
-            return FullRank(model, seen, noise=self.noise, anchor=self.anchor, place=place, folder=folder)
+            return Gaussian(model, seen, noise=self.noise, anchor=self.anchor, place=place, folder=folder)
         return LowRank(model, seen, noise=self.noise, anchor=self.anchor, place=place, folder=folder)
 
-    def _centre_folder(self) -> Path | None:
-        """Where the centre is mapped, if it is."""
-        name = self.settings.centre_file
+    def _weights_folder(self) -> Path | None:
+        """Where the current weights are mapped, if they are."""
+        name = self.settings.weights_folder
         if name is None:
             return None
         folder = Path(name).expanduser()
         if self.device.type != "cpu":
-            raise ConfigError(f"transformers.centre_file={name!r} is for the CPU, but the device is {self.device}.")
+            raise ConfigError(f"transformers.weights_folder={name!r} is for the CPU, but the device is {self.device}.")
         if folder.exists() and not folder.is_dir():
-            raise ConfigError(f"transformers.centre_file={name!r} is a file. Give a folder.")
+            raise ConfigError(f"transformers.weights_folder={name!r} is a file. Give a folder.")
         return folder
 
     def _form(self) -> ProductForm:
         """How live weights are multiplied; copies of them in another layout are made unless memory is to be saved."""
-        return ProductForm(self.arithmetic.kind, self.device.type == "cpu" and self.noise.master == "float32")
+        return ProductForm(self.arithmetic.kind, self.device.type == "cpu" and self.noise.weights_dtype == "float32")
 
     def _products(self) -> str:
         """For people: what multiplies, and on a CPU how fast."""
@@ -116,14 +124,14 @@ class TransformersEngine:
         return line if speed is None else f"{line}, {speed:,.0f} GFLOP/s at {product_speed.ROWS[-1]} rows"
 
     @property
-    def centre(self) -> Centre:
+    def weights(self) -> Weights:
         """The unperturbed trainable weights."""
-        return self.perturbation.centre
+        return self.perturbation.weights
 
     @torch.no_grad()
     def _probe(self, model: Any) -> None:
         """One small packed pass: two prompts of three and two tokens, two head rows."""
-        pack = Pack(0)
+        pack = PrefixPack(0)
         pack.add(0, (0, 1, 2), [])
         pack.add(1, (3, 4), [])
         self.attention.current = Prefill.of(pack, model.device)
@@ -153,7 +161,7 @@ class TransformersEngine:
         rows = rows_of(job, ids, limits)
         yield from (rollout_of(job, row, self._decode) for row in rows if row.finish is not None)
         for batch, mine in self._batches(job, [row for row in rows if row.finish is None]):
-            self._become(job, batch)
+            self._set_members(job, batch)
             yield from self._answer(job, mine)
 
     def _batches(self, job: Job, rows: Sequence[Asked]) -> Iterator[tuple[list[int], list[Asked]]]:
@@ -167,12 +175,12 @@ class TransformersEngine:
     def likelihoods(self, jobs: Iterable[Job]) -> Iterator[Likelihood]:
         """Every job's likelihoods, all members of a batch in the same passes."""
         for job in jobs:
-            for batch, mine in self._batches(job, given_of(job, self.tokenizer, context=self.context)):
-                self._become(job, batch)
+            for batch, mine in self._batches(job, forced_sequences(job, self.tokenizer, context=self.context)):
+                self._set_members(job, batch)
                 yield from map(likelihood_of, repeat(job), mine, self._forced(mine))
 
-    def _forced(self, given: Sequence[Given]) -> list[list[float]]:
-        """Log-probabilities of completions by the members that the model has become."""
+    def _forced(self, given: Sequence[ForcedSequence]) -> list[list[float]]:
+        """Log-probabilities of completions by the members that the model holds."""
         started = time.perf_counter()
         lengths = [len(one.prompt) + len(one.completion) for one in given]
         forced = Forced(
@@ -186,7 +194,7 @@ class TransformersEngine:
         self._times.prompt_tokens += sum(lengths)
         return found
 
-    def _answer(self, job: Job, rows: list[Row]) -> Iterator[Rollout]:
+    def _answer(self, job: Job, rows: list[DecodeSequence]) -> Iterator[Rollout]:
         """The rollouts of members that share a batch, as they finish."""
         longest = max(len(row.prompt_ids) + row.limit for row in rows)
         decoder = Decoder(
@@ -199,19 +207,19 @@ class TransformersEngine:
         for row in decoder.run(rows, job.sampling, self._stop(job.sampling)):
             yield rollout_of(job, row, self._decode)
 
-    def _become(self, job: Job, batch: list[int]) -> None:
+    def _set_members(self, job: Job, batch: list[int]) -> None:
         """Live weights, or factors beside them, of a batch of members."""
         started = time.perf_counter()
-        self._stand(job.shift)
-        self.perturbation.become(job.members, batch, sigma=job.sigma)
+        self._apply_shift(job.shift)
+        self.perturbation.set_members(job.members, batch, sigma=job.sigma)
         self._times.perturb += time.perf_counter() - started
 
-    def _stand(self, where: Shift | Update | None) -> None:
-        """Live weights of the centre, or of where a shift or an update takes it."""
-        if self._stale or where != self._where:
+    def _apply_shift(self, where: Shift | Update | None) -> None:
+        """Set the live weights to the current ones, or to where a shift or an update takes them."""
+        if self._stale or where != self._shift:
             self._stale = True
-            self.perturbation.refresh(where if isinstance(where, Update) else self.centre.step(where))
-            self._where, self._stale = where, False
+            self.perturbation.sync(where if isinstance(where, Update) else self.weights.step(where))
+            self._shift, self._stale = where, False
 
     def _slots(self, rows: int, longest: int) -> int:
         return slots_for(rows, longest, max_rows=self.settings.max_rows, max_tokens=self.settings.max_batch_tokens)
@@ -228,20 +236,20 @@ class TransformersEngine:
         return text
 
     def apply(self, *updates: Update) -> None:
-        """Move the centre; the live weights follow before the next evaluation."""
+        """Update the current weights; the live weights follow before the next evaluation."""
         started = time.perf_counter()
-        self.centre.apply(*updates)
+        self.weights.apply(*updates)
         self._stale = True
         self._times.update += time.perf_counter() - started
 
     def norm(self, terms: Sequence[Term]) -> float:
-        return self.centre.norm(terms)
+        return self.weights.norm(terms)
 
     def drift(self) -> float:
-        return self.centre.drift()
+        return self.weights.drift()
 
     def cosine(self, one: Sequence[Term], other: Sequence[Term]) -> float:
-        return self.centre.cosine(one, other)
+        return self.weights.cosine(one, other)
 
     def logprobs(
         self, prompts: Sequence[Prompt], completions: Sequence[Sequence[int]], *, base: bool = False
@@ -249,19 +257,21 @@ class TransformersEngine:
         """See `Engine`; for ``base`` live weights are θ₀ until the next call."""
         ids = [tokenization.encode(self.tokenizer, prompt) for prompt in prompts]
         tokenization.check_answers(prompts, ids, completions, context=self.context)
-        self._stand(BASE if base else None)
-        self.perturbation.become((CENTRE,), [0], sigma=0.0)
-        return self._forced([Given(0, its, completion) for its, completion in zip(ids, completions, strict=True)])
+        self._apply_shift(BASE if base else None)
+        self.perturbation.set_members((UNPERTURBED,), [0], sigma=0.0)
+        return self._forced(
+            [ForcedSequence(0, its, completion) for its, completion in zip(ids, completions, strict=True)]
+        )
 
     def fingerprint(self) -> str:
-        return self.centre.fingerprint()
+        return self.weights.fingerprint()
 
     def snapshot(self, path: Path) -> None:
-        self.centre.save(path)
+        self.weights.save(path)
 
     def export(self, path: Path, dtype: str | None = None) -> None:
-        """A Hugging Face folder of the centre, in the checkpoint's precision or ``dtype``."""
-        write_model(self.source, self.centre.tensors, path, dtype=dtype)
+        """A Hugging Face folder of the current model, in the checkpoint's precision or ``dtype``."""
+        write_model(self.source, self.weights.tensors, path, dtype=dtype)
 
     def take_times(self) -> EngineTimes:
         taken, self._times = self._times, EngineTimes()

@@ -16,7 +16,7 @@ import torch
 from seedtune.engines.transformers.members.population_linear import LiveWeight, ProductForm
 
 log = logging.getLogger("seedtune")
-Shape = tuple[int, int]
+ProductShape = tuple[int, int]
 """(outputs, inputs) of a weight."""
 
 ROWS = (4, 32, 128)
@@ -31,7 +31,7 @@ LARGE = 1 << 16
 """Elements of a weight from which that is said: of smaller ones calling takes as long as multiplying."""
 
 
-def measured(form: ProductForm, shapes: Sequence[Shape], dtype: torch.dtype) -> float | None:
+def measured(form: ProductForm, shapes: Sequence[ProductShape], dtype: torch.dtype) -> float | None:
     """GFLOP/s of this form at 128 rows over the two largest shapes; None if the time was too short to say.
 
     Logs a warning, once in a process, where torch's own product is faster by `WORTH` over all row counts.
@@ -41,7 +41,7 @@ def measured(form: ProductForm, shapes: Sequence[Shape], dtype: torch.dtype) -> 
 
 
 @cache
-def _measured(form: ProductForm, shapes: tuple[Shape, ...], dtype: torch.dtype) -> float | None:
+def _measured(form: ProductForm, shapes: tuple[ProductShape, ...], dtype: torch.dtype) -> float | None:
     forms = list(dict.fromkeys((form, ProductForm("library", form.copied))))
     seconds = _times(forms, shapes, dtype)
     if seconds is None:
@@ -59,7 +59,9 @@ def _measured(form: ProductForm, shapes: tuple[Shape, ...], dtype: torch.dtype) 
 
 
 @torch.no_grad()
-def _times(forms: Sequence[ProductForm], shapes: Sequence[Shape], dtype: torch.dtype) -> list[list[float]] | None:
+def _times(
+    forms: Sequence[ProductForm], shapes: Sequence[ProductShape], dtype: torch.dtype
+) -> list[list[float]] | None:
     """Of each form, seconds for all shapes at each number of rows, the least of some; None if time ran out."""
     source, found = torch.Generator().manual_seed(0), [[0.0] * len(ROWS) for _ in forms]
     _compile(forms, dtype)

@@ -14,7 +14,7 @@ EXPERT = re.compile(r"(^|\.)experts\.\d+\.")
 
 
 @dataclass(slots=True)
-class Call:
+class LayerCall:
     """One call of a linear layer seen while tracing: which input object, and how many rows."""
 
     name: str
@@ -37,7 +37,7 @@ def replace_module(model: Any, name: str, module: nn.Module) -> None:
 class Trace:
     """The calls of every linear layer during one pass of ``tokens`` tokens and ``heads`` rows of the head."""
 
-    calls: list[Call]
+    calls: list[LayerCall]
     tokens: int
     heads: int
 
@@ -50,10 +50,12 @@ class Trace:
 
 def trace(model: Any, run: Any, *, tokens: int, heads: int) -> Trace:
     """What ``run()``, a pass of that many tokens and head rows, calls, in order."""
-    calls: list[Call] = []
+    calls: list[LayerCall] = []
 
     def hook(name: str) -> Any:
-        return lambda _module, inputs: calls.append(Call(name, inputs[0], inputs[0].numel() // inputs[0].shape[-1]))
+        return lambda _module, inputs: calls.append(
+            LayerCall(name, inputs[0], inputs[0].numel() // inputs[0].shape[-1])
+        )
 
     handles = [
         module.register_forward_pre_hook(hook(name)) for name, module in model.named_modules() if is_linear(module)
@@ -66,7 +68,7 @@ def trace(model: Any, run: Any, *, tokens: int, heads: int) -> Trace:
     return Trace(calls, tokens, heads)
 
 
-def group_calls(calls: list[Call]) -> list[list[str]]:
+def group_calls(calls: list[LayerCall]) -> list[list[str]]:
     """Names of layers called one after the other with the same input object; a layer called twice stands alone."""
     counts: dict[str, int] = {}
     for call in calls:

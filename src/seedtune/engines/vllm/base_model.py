@@ -1,4 +1,4 @@
-"""The base model as the workers are told of it: which tensors train, where their values lie, and what it is called."""
+"""The base model as the workers know it: which tensors train, where their values lie, and what it is called."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Scratch = Callable[[], Path]
 
 
 @dataclass(frozen=True, slots=True)
-class Origin:
+class BaseModelInfo:
     """What is kept of the checkpoint once it has been read."""
 
     fingerprint: str
@@ -37,23 +37,23 @@ class Origin:
     dtype: torch.dtype
     """The checkpoint's."""
     shapes: dict[str, tuple[int, ...]]
-    """Of the tensors that the centre holds, by Hugging Face name."""
+    """Of the tensors that train, by Hugging Face name."""
     others: dict[str, tuple[int, ...]]
     """Of the model's other tensors: vLLM must hold these as they are."""
     places: dict[str, Stored]
     """Where the values of all lie."""
     context: int | None
     eos: frozenset[int]
-    adapts_head: bool
+    lora_head: bool
     """Whether members' adapters reach the output head, for which vLLM knows them only where it writes tokens."""
 
     @property
     def size(self) -> int:
-        """Elements of the centre."""
+        """Elements of the tensors that train."""
         return sum(torch.Size(shape).numel() for shape in self.shapes.values())
 
     @classmethod
-    def read(cls, source: ModelSource, noise: Noise, *, tokenizer: Any, scratch: Scratch) -> Origin:
+    def read(cls, source: ModelSource, noise: Noise, *, tokenizer: Any, scratch: Scratch) -> BaseModelInfo:
         """Load the checkpoint and describe it; values that its files do not hold as they are go into ``scratch``."""
         model = source.load().eval()
         parameters = dict(model.named_parameters())
@@ -63,13 +63,13 @@ class Origin:
             names = trainable
             coverage = coverage_of(model, set(names), trainable=set(names), called=())
         else:
-            names = _adaptable(model, trainable, noise)
+            names = _lora_weights(model, trainable, noise)
             called = [name for name, module in model.named_modules() if is_linear(module)]
             coverage = coverage_of(model, set(names), trainable=set(trainable), called=called)
             coverage = with_tied_head(coverage, model)
         every = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
         shapes = {name: every.pop(name) for name in names}
-        adapts_head = noise.perturbation == "lowrank" and HEAD in names
+        lora_head = noise.perturbation == "lowrank" and HEAD in names
         context, eos, dtype = (
             tokenization.context_of(model.config),
             tokenization.end_tokens(model, tokenizer),
@@ -77,11 +77,11 @@ class Origin:
         )
         del model, parameters  # its memory, before values are copied
         places = _places(anchor, [*shapes, *every], scratch)
-        return cls(anchor.fingerprint, coverage, dtype, shapes, every, places, context, eos, adapts_head)
+        return cls(anchor.fingerprint, coverage, dtype, shapes, every, places, context, eos, lora_head)
 
 
-def _adaptable(model: Any, trainable: list[str], noise: Noise) -> list[str]:
-    """The weights of linear layers that adapters can stand beside."""
+def _lora_weights(model: Any, trainable: list[str], noise: Noise) -> list[str]:
+    """The weights of linear layers that LoRA adapters can be added to."""
     names = linear_weights(model, set(trainable))
     if not names:
         raise ConfigError(

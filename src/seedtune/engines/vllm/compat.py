@@ -352,20 +352,20 @@ def follow(rows: dict[int, Any], changes: Any, new: Callable[[Any, Any, list[int
 # ------------------------------------------------------------------------------------------- in the worker: adapters
 
 
-def make_adapters(worker: Any, load: Callable[[int, str], Any]) -> None:
+def make_loras(worker: Any, load: Callable[[int, str], Any]) -> None:
     """Let the worker ask ``load(id, name)`` for adapters, from none on, instead of looking for files."""
     manager = worker.model_runner.lora_manager
     manager.remove_all_adapters()
     manager._load_adapter = lambda request: load(request.lora_int_id, request.lora_name)
 
 
-def adapted(worker: Any) -> set[str]:
-    """The modules, by the names that tensors of checkpoints have, that adapters can stand beside."""
+def lora_modules(worker: Any) -> set[str]:
+    """The modules that LoRA adapters can be added to, by the names that tensors of checkpoints have."""
     manager = worker.model_runner.lora_manager._adapter_manager
     return {part for name in manager.modules for part in manager.packed_modules.get(name, [name])}
 
 
-def adapter(number: int, rank: int, factors: Mapping[str, tuple[Any, Any]]) -> Any:
+def lora_model(number: int, rank: int, factors: Mapping[str, tuple[Any, Any]]) -> Any:
     """An adapter W + B·A for the modules in ``factors``: name → (A (rank, inputs), B (outputs, rank))."""
     from vllm.lora.lora_model import LoRAModel
     from vllm.lora.lora_weights import LoRALayerWeights
@@ -374,19 +374,19 @@ def adapter(number: int, rank: int, factors: Mapping[str, tuple[Any, Any]]) -> A
     return LoRAModel(number, rank, layers)
 
 
-def centre_needs_adapter() -> bool:
+def unperturbed_needs_lora() -> bool:
     """Whether requests without an adapter must have one that does nothing: on the CPU they get the last slot's."""
     return on_cpu()
 
 
-def adapter_request(number: int, name: str) -> Any:
+def lora_request(number: int, name: str) -> Any:
     """What a request that asks for that adapter carries."""
     from vllm.lora.request import LoRARequest
 
     return LoRARequest(lora_name=name, lora_int_id=number, lora_path="seedtune")
 
 
-def adapter_rank(rank: int) -> int:
+def lora_rank(rank: int) -> int:
     """The smallest room for adapters of that rank that vLLM offers."""
     from typing import get_args
 

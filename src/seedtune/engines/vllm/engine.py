@@ -17,26 +17,26 @@ from seedtune.engines import codec
 from seedtune.engines.base import BASE, EngineInfo, EngineTimes
 from seedtune.engines.transformers import tokenization
 from seedtune.engines.transformers.checkpoint import ModelSource, write_model
-from seedtune.engines.transformers.decoding.decoder import Row, Stop, rollout_of, rows_of
-from seedtune.engines.transformers.decoding.likelihood import Given, given_of, likelihood_of
+from seedtune.engines.transformers.decoding.decoder import DecodeSequence, Stop, rollout_of, rows_of
+from seedtune.engines.transformers.decoding.likelihood import ForcedSequence, forced_sequences, likelihood_of
 from seedtune.engines.transformers.device import dtype_named
-from seedtune.engines.transformers.members.perturbation import centre_dtype
+from seedtune.engines.transformers.members.perturbation import weights_dtype
 from seedtune.engines.vllm import compat, engine_args, lora, sampling_params
-from seedtune.engines.vllm.base_model import Origin
-from seedtune.engines.vllm.engine_core import Runtime
+from seedtune.engines.vllm.base_model import BaseModelInfo
+from seedtune.engines.vllm.engine_core import EngineCore
 from seedtune.engines.vllm.tensor_layout import check_complete
 from seedtune.errors import SeedtuneError, StorageError
 from seedtune.numerics import fingerprint as fp
 from seedtune.numerics import tensor_file
 from seedtune.numerics.noise import Noise
-from seedtune.types import CENTRE, Job, Likelihood, Member, Prompt, Rollout, Shift, Term, Update
+from seedtune.types import UNPERTURBED, Job, Likelihood, Member, Prompt, Rollout, Shift, Term, Update
 
 NOWHERE = Update(0, ())
 NUMBERS = 1 << 16
 """Adapters whose numbers are remembered; of one that is forgotten another is made."""
 
-Asked = TypeVar("Asked", Row, Given)
-FILE = "centre.safetensors"
+Asked = TypeVar("Asked", DecodeSequence, ForcedSequence)
+FILE = "weights.safetensors"
 
 
 class VllmEngine:
@@ -52,8 +52,8 @@ class VllmEngine:
         self.source = ModelSource.resolve(model, trust_remote_code=settings.trust_remote_code)
         self.noise, self.settings = noise, settings
         self._times = EngineTimes()
-        self._runtime: Runtime | None = None
-        self._origin: Origin | None = None
+        self._engine_core: EngineCore | None = None
+        self._base_model: BaseModelInfo | None = None
         self._numbers: dict[str, int] = {}
         self._next = count(1)
         self._shifted: tuple[Shift, Update] | None = None
@@ -63,7 +63,7 @@ class VllmEngine:
     # ------------------------------------------------------------------------------------------ loading
 
     def load(self, snapshot: Path | None = None) -> EngineInfo:
-        """Read the checkpoint, start vLLM unless it runs, and give every rank its part of the centre."""
+        """Read the checkpoint, start vLLM unless it runs, and give every rank its part of the current weights."""
         try:
             return self._load(snapshot)
         except StorageError:  # another snapshot may do, and starting vLLM takes long
@@ -74,28 +74,28 @@ class VllmEngine:
             raise
 
     def _load(self, snapshot: Path | None) -> EngineInfo:
-        if self._runtime is not None and self._runtime.failed:
+        if self._engine_core is not None and self._engine_core.failed:
             self.close()
         self.tokenizer = self.source.tokenizer()
         self._forget_scratch()
-        origin = Origin.read(self.source, self.noise, tokenizer=self.tokenizer, scratch=self._make_scratch)
-        self._origin = origin
+        base_model = BaseModelInfo.read(self.source, self.noise, tokenizer=self.tokenizer, scratch=self._make_scratch)
+        self._base_model = base_model
         self.device = "cpu" if compat.on_cpu() else "cuda"
-        self.dtype = dtype_named(self.settings.dtype, origin.dtype, self.device)
-        self._kept = str(centre_dtype(self.noise, self.dtype)).removeprefix("torch.")
+        self.dtype = dtype_named(self.settings.dtype, base_model.dtype, self.device)
+        self._kept = str(weights_dtype(self.noise, self.dtype)).removeprefix("torch.")
         dtype = str(self.dtype).removeprefix("torch.")
-        if self._runtime is None:
+        if self._engine_core is None:
             engine_args.check_divides(self.source.config().get_text_config(), self.settings.tensor_parallel_size)
             place = {"location": self.source.location, "dtype": dtype}
-            self._runtime = Runtime(engine_args.arguments(self.settings, self.noise, origin, **place))
-        self._running.fresh()
-        self._attach(origin)
+            self._engine_core = EngineCore(engine_args.arguments(self.settings, self.noise, base_model, **place))
+        self._core.fresh()
+        self._make_states(base_model)
         if snapshot is not None:
-            places = tensor_file.expect(snapshot / FILE, origin.shapes, self._kept)
+            places = tensor_file.expect(snapshot / FILE, base_model.shapes, self._kept)
             self._call("restore", {name: codec.place(stored) for name, stored in places.items()})
-        self._running.forget_prefixes()
-        names = self.source.name, origin.fingerprint, dtype, self.device
-        return EngineInfo(*names, origin.coverage, self._kept, *self._arithmetic())
+        self._core.forget_prefixes()
+        names = self.source.name, base_model.fingerprint, dtype, self.device
+        return EngineInfo(*names, base_model.coverage, self._kept, *self._arithmetic())
 
     def _arithmetic(self) -> tuple[dict[str, Any], str]:
         """As the ledger holds it, and for people."""
@@ -103,46 +103,46 @@ class VllmEngine:
         told = {"products": "library", "attention": "library", "device": compat.device_name(), "library": library}
         return told, f"library (vLLM {library['version']}, on {told['device']})"
 
-    def _attach(self, origin: Origin) -> None:
+    def _make_states(self, base_model: BaseModelInfo) -> None:
         about = {
             "noise": codec.noise(self.noise),
             "kept": self._kept,
             "dtype": str(self.dtype).removeprefix("torch."),
-            "others": {name: list(shape) for name, shape in origin.others.items()},
-            "centre_memory": self.settings.centre_memory,
-            "shapes": {name: list(shape) for name, shape in origin.shapes.items()},
-            "places": {name: codec.place(stored) for name, stored in origin.places.items()},
+            "others": {name: list(shape) for name, shape in base_model.others.items()},
+            "weights_memory": self.settings.weights_memory,
+            "shapes": {name: list(shape) for name, shape in base_model.shapes.items()},
+            "places": {name: codec.place(stored) for name, stored in base_model.places.items()},
         }
         held: dict[str, int] = {}
-        for rank in self._call("attach", about):
+        for rank in self._call("make_state", about):
             for name, size in rank.items():
                 held[name] = held.get(name, 0) + size
-        check_complete(held, origin.shapes)
+        check_complete(held, base_model.shapes)
 
     def _call(self, command: str, *arguments: Any) -> list[Any]:
-        return self._running.call(command, *arguments)
+        return self._core.call(command, *arguments)
 
     @property
-    def _running(self) -> Runtime:
-        assert self._runtime is not None, "load comes first"
-        return self._runtime
+    def _core(self) -> EngineCore:
+        assert self._engine_core is not None, "load comes first"
+        return self._engine_core
 
     @property
-    def _loaded(self) -> Origin:
-        assert self._origin is not None, "load comes first"
-        return self._origin
+    def _loaded(self) -> BaseModelInfo:
+        assert self._base_model is not None, "load comes first"
+        return self._base_model
 
     @property
     def _context(self) -> int | None:
         own = self._loaded.context
-        return self._running.context if own is None else min(own, self._running.context)
+        return self._core.context if own is None else min(own, self._core.context)
 
     def context_length(self) -> int | None:
         limits = [tokenization.context_of(self.source.config()), self.settings.max_model_len]
         return min((limit for limit in limits if limit is not None), default=None)
 
     def prompt_lengths(self, prompts: Sequence[Prompt]) -> list[int]:
-        tokenizer = self.source.tokenizer() if self._origin is None else self.tokenizer
+        tokenizer = self.source.tokenizer() if self._base_model is None else self.tokenizer
         return [len(tokenization.encode(tokenizer, prompt)) for prompt in prompts]
 
     # ------------------------------------------------------------------------------------------ members
@@ -154,7 +154,7 @@ class VllmEngine:
             yield from (rollout_of(job, row, self._decode) for job, row in wave if row.finish is not None)
             listed = [(job, row) for job, row in wave if row.finish is None]
             if listed:
-                self._become(*listed[0])
+                self._set_live_weights(*listed[0])
                 yield from self._answers(listed)
 
     def _waves(self, jobs: Iterable[Job], asked: Callable[[Job], list[Asked]]) -> Iterator[list[tuple[Job, Asked]]]:
@@ -167,72 +167,72 @@ class VllmEngine:
         for _, same in groupby(jobs, lambda job: job.shift):
             yield [(job, one) for job in same for one in asked(job)]
 
-    def _become(self, job: Job, one: Row | Given) -> None:
-        """Live weights of a wave's only member, or of the centre that adapters stand beside."""
+    def _set_live_weights(self, job: Job, one: DecodeSequence | ForcedSequence) -> None:
+        """Set the live weights to a wave's only member, or to the unperturbed model, to which adapters are added."""
         started = time.perf_counter()
-        member = job.members[one.member] if self.noise.perturbation == "gaussian" else CENTRE
-        self._stand(self._step(job.shift), member, job.sigma)
+        member = job.members[one.member] if self.noise.perturbation == "gaussian" else UNPERTURBED
+        self._set_member(self._step(job.shift), member, job.sigma)
         self._times.perturb += time.perf_counter() - started
 
     def _step(self, shift: Shift | None) -> Update:
-        """The update that takes the centre to where a shift's members stand; no other centre makes it another."""
+        """The update that takes the current weights to where a shift puts the members, whatever they are."""
         if shift is None or not shift.terms:
             return NOWHERE
         if self._shifted is None or self._shifted[0] != shift:
             self._shifted = shift, codec.update_from(self._call("step", codec.shift(shift))[0])
         return self._shifted[1]
 
-    def _stand(self, where: Update, member: Member, sigma: float) -> None:
-        """Write a member that stands at ``where``, unless the live weights are that.
+    def _set_member(self, where: Update, member: Member, sigma: float) -> None:
+        """Write a member that is perturbed from ``where``, unless the live weights hold it already.
 
         Requests that somebody gave up waiting for go first; an interruption on the way makes the next call start anew.
         """
-        self._running.fresh()
+        self._core.fresh()
         current, self._current = self._current, False
-        self._call("stand", codec.update(where))
-        if any(self._call("become", list(member), sigma)) or not current:
-            self._running.forget_prefixes()
+        self._call("apply_shift", codec.update(where))
+        if any(self._call("set_member", list(member), sigma)) or not current:
+            self._core.forget_prefixes()
         self._current = True
 
-    def _rows(self, job: Job) -> list[Row]:
+    def _rows(self, job: Job) -> list[DecodeSequence]:
         ids = [tokenization.encode(self.tokenizer, prompt) for prompt in job.prompts]
         limits = tokenization.limits(job.prompts, ids, most=job.sampling.max_tokens, context=self._context)
         return rows_of(job, ids, limits)
 
-    def _adapter(self, job: Job, position: int) -> Any:
+    def _lora(self, job: Job, position: int) -> Any:
         """The adapter of a job's member; None where members are live weights."""
-        return self._adapter_of(job.members[position], job.sigma)
+        return self._lora_of(job.members[position], job.sigma)
 
-    def _adapter_of(self, member: Member, sigma: float) -> Any:
-        if self.noise.perturbation == "gaussian" or (member.sign == 0 and not compat.centre_needs_adapter()):
+    def _lora_of(self, member: Member, sigma: float) -> Any:
+        if self.noise.perturbation == "gaussian" or (member.sign == 0 and not compat.unperturbed_needs_lora()):
             return None
         name = lora.name_of(member, sigma if member.sign else 0.0)
         if name not in self._numbers:
             if len(self._numbers) >= NUMBERS:
                 self._numbers.clear()
             self._numbers[name] = next(self._next)  # no number is ever another's: vLLM may still hold that
-        return compat.adapter_request(self._numbers[name], name)
+        return compat.lora_request(self._numbers[name], name)
 
-    def _answers(self, listed: Sequence[tuple[Job, Row]]) -> Iterator[Rollout]:
+    def _answers(self, listed: Sequence[tuple[Job, DecodeSequence]]) -> Iterator[Rollout]:
         """The rollouts of rows that are all in flight together, as they finish."""
-        started, runtime = time.perf_counter(), self._running
-        waiting = dict(zip(runtime.fresh(), listed, strict=False))
+        started, core = time.perf_counter(), self._core
+        waiting = dict(zip(core.fresh(), listed, strict=False))
         for name, (job, row) in waiting.items():
             params = sampling_params.completion(row, job.sampling, self._loaded.eos)
-            runtime.submit(name, row.prompt_ids, params, self._adapter(job, row.member))
-        for output in runtime.outputs():
+            core.submit(name, row.prompt_ids, params, self._lora(job, row.member))
+        for output in core.outputs():
             job, row = waiting[output.request_id]
             if not self._take(output, job, row):
                 continue
             if not output.finished:
-                runtime.abort(output.request_id)
+                core.abort(output.request_id)
             self._times.decode += time.perf_counter() - started
             self._times.generated_tokens += len(row.tokens)
             self._times.prompt_tokens += len(row.prompt_ids)
             yield rollout_of(job, row, self._decode)
             started = time.perf_counter()
 
-    def _take(self, output: Any, job: Job, row: Row) -> bool:
+    def _take(self, output: Any, job: Job, row: DecodeSequence) -> bool:
         """Add a request's new tokens to its row; whether that ends the row.  EngineError if vLLM gave it up."""
         new = sampling_params.written_of(output)
         if not job.sampling.stop:
@@ -251,32 +251,32 @@ class VllmEngine:
         text: str = self.tokenizer.decode(tokens, skip_special_tokens=True)
         return text
 
-    # ------------------------------------------------------------------------------------------ given answers
+    # ------------------------------------------------------------------------------------------ reference answers
 
     def likelihoods(self, jobs: Iterable[Job]) -> Iterator[Likelihood]:
         """Every job's likelihoods as they are found."""
         self._current = False
         for wave in self._waves(jobs, self._given):
             if wave:
-                self._become(*wave[0])
-                asked = [(one, self._adapter(job, one.member)) for job, one in wave]
+                self._set_live_weights(*wave[0])
+                asked = [(one, self._lora(job, one.member)) for job, one in wave]
                 for index, logprobs in self._forced(asked):
                     yield likelihood_of(*wave[index], logprobs)
 
-    def _given(self, job: Job) -> list[Given]:
-        return given_of(job, self.tokenizer, context=self._context)
+    def _given(self, job: Job) -> list[ForcedSequence]:
+        return forced_sequences(job, self.tokenizer, context=self._context)
 
-    def _forced(self, asked: Sequence[tuple[Given, Any]]) -> Iterator[tuple[int, list[float]]]:
+    def _forced(self, asked: Sequence[tuple[ForcedSequence, Any]]) -> Iterator[tuple[int, list[float]]]:
         """(index, log-probabilities of the completion) of everything that is asked, as they are found."""
-        started, runtime = time.perf_counter(), self._running
+        started, core = time.perf_counter(), self._core
         yield from ((index, []) for index, (one, _) in enumerate(asked) if not one.completion)
-        waiting = dict(zip(runtime.fresh(), (i for i, (one, _) in enumerate(asked) if one.completion), strict=False))
+        waiting = dict(zip(core.fresh(), (i for i, (one, _) in enumerate(asked) if one.completion), strict=False))
         for name, index in waiting.items():
             one, adapter = asked[index]
-            written = one.completion if self._loaded.adapts_head else one.completion[-1:]
+            written = one.completion if self._loaded.lora_head else one.completion[-1:]
             read = one.completion[: len(one.completion) - len(written)]
-            runtime.submit(name, [*one.prompt, *read], sampling_params.forced(written, read=bool(read)), adapter)
-        for output in runtime.outputs():
+            core.submit(name, [*one.prompt, *read], sampling_params.forced(written, read=bool(read)), adapter)
+        for output in core.outputs():
             index = waiting[output.request_id]
             one, _ = asked[index]
             self._times.prefill += time.perf_counter() - started
@@ -290,19 +290,19 @@ class VllmEngine:
         """See `Engine`; for ``base`` live weights are θ₀ until the next call."""
         ids = [tokenization.encode(self.tokenizer, prompt) for prompt in prompts]
         tokenization.check_answers(prompts, ids, completions, context=self._context)
-        self._stand(BASE if base else NOWHERE, CENTRE, 0.0)
-        own = self._adapter_of(CENTRE, 0.0)
-        asked = [(Given(0, its, completion), own) for its, completion in zip(ids, completions, strict=True)]
+        self._set_member(BASE if base else NOWHERE, UNPERTURBED, 0.0)
+        own = self._lora_of(UNPERTURBED, 0.0)
+        asked = [(ForcedSequence(0, its, completion), own) for its, completion in zip(ids, completions, strict=True)]
         return [found for _, found in sorted(self._forced(asked))]
 
-    # ------------------------------------------------------------------------------------------ the centre
+    # ------------------------------------------------------------------------------------------ the weights
 
     def apply(self, *updates: Update) -> None:
-        """Move the centre on every rank; the live weights follow before the next evaluation."""
+        """Update the current weights on every rank; the live weights follow before the next evaluation."""
         started = time.perf_counter()
-        self._running.fresh()
-        self._call("leave")
-        with self._running.whole():
+        self._core.fresh()
+        self._call("invalidate")
+        with self._core.whole():
             self._call("apply", [codec.update(update) for update in updates])
         self._times.update += time.perf_counter() - started
 
@@ -318,7 +318,7 @@ class VllmEngine:
         return found
 
     def fingerprint(self) -> str:
-        """The sum of what the ranks hold, which is the whole centre's."""
+        """The sum over what the ranks hold, which is the fingerprint of all current weights."""
         lanes = (tuple(map(int, rank)) for rank in self._call("fingerprint"))
         return fp.to_hex(fp.combine((first, second) for first, second in lanes))
 
@@ -328,8 +328,8 @@ class VllmEngine:
         self._call("save", {name: codec.place(stored) for name, stored in places.items()})
 
     def export(self, path: Path, dtype: str | None = None) -> None:
-        """A Hugging Face folder of the centre, in the checkpoint's precision or ``dtype``."""
-        with tempfile.TemporaryDirectory(prefix=".centre-", dir=path.parent) as scratch:
+        """A Hugging Face folder of the current model, in the checkpoint's precision or ``dtype``."""
+        with tempfile.TemporaryDirectory(prefix=".weights-", dir=path.parent) as scratch:
             self.snapshot(Path(scratch))
             places = tensor_file.contents(Path(scratch) / FILE)
             tensors = {name: tensor_file.window(stored, "r+") for name, stored in places.items()}
@@ -341,9 +341,9 @@ class VllmEngine:
 
     def close(self) -> None:
         """End vLLM and its workers."""
-        if self._runtime is not None:
-            self._runtime.close()
-        self._runtime = self._origin = None
+        if self._engine_core is not None:
+            self._engine_core.close()
+        self._engine_core = self._base_model = None
         self._forget_scratch()
 
     def _forget_scratch(self) -> None:
@@ -358,6 +358,6 @@ class VllmEngine:
         return Path(folder)
 
 
-def _member(one: Row | Given) -> int:
+def _member(one: DecodeSequence | ForcedSequence) -> int:
     """The position of whose it is."""
     return one.member

@@ -8,7 +8,7 @@ import torch
 
 from seedtune.config.sections import VllmSettings
 from seedtune.engines.vllm import compat
-from seedtune.engines.vllm.base_model import Origin
+from seedtune.engines.vllm.base_model import BaseModelInfo
 from seedtune.errors import ConfigError, nearest
 from seedtune.numerics.noise import Noise
 
@@ -35,7 +35,7 @@ OURS = {
     "enable_expert_parallel": "seedtune perturbs no experts",
     **dict.fromkeys(
         ("data_parallel_size", "data_parallel_size_local", "data_parallel_rank", "data_parallel_start_rank", "nnodes"),
-        "run several engines instead: engine=fleet",
+        "run several engines instead: engine=ray",
     ),
     **dict.fromkeys(
         ("hf_overrides", "hf_config_path", "model_class_overrides", "revision", "code_revision"),
@@ -63,7 +63,7 @@ MEMORY = frozenset({"kv_cache_memory_bytes", "gpu_memory_utilization"})
 """Options of which one is enough to say what vLLM may take."""
 
 SHARE = 0.9
-"""Of a GPU's memory, for vLLM and the centre together."""
+"""Of a GPU's memory, for vLLM and the current weights together."""
 
 
 def check(settings: VllmSettings) -> None:
@@ -99,52 +99,55 @@ def _undivided(name: str, size: int, ranks: int) -> str:
     )
 
 
-def arguments(settings: VllmSettings, noise: Noise, origin: Origin, *, location: str, dtype: str) -> dict[str, Any]:
+def arguments(
+    settings: VllmSettings, noise: Noise, base_model: BaseModelInfo, *, location: str, dtype: str
+) -> dict[str, Any]:
     """Everything that vLLM is started with."""
-    from seedtune.engines.vllm.logits_processor import Chosen
+    from seedtune.engines.vllm.logits_processor import TokenProcessor
 
     given = {name: value for name, value in settings.model_dump().items() if value is not None}
-    del given["centre_memory"], given["products"]
-    memory = {} if MEMORY & given.keys() else _memory(settings, origin, noise, dtype=dtype)
+    del given["weights_memory"], given["products"]
+    memory = {} if MEMORY & given.keys() else _memory(settings, base_model, noise, dtype=dtype)
     chosen = memory | {"enforce_eager": compat.on_cpu(), "async_scheduling": False} | given
     chosen |= {
         "model": location,
         "dtype": dtype,
         "skip_tokenizer_init": True,
         "disable_log_stats": True,
-        "worker_extension_cls": "seedtune.engines.vllm.worker_extension.Extension",
-        "logits_processors": [Chosen],  # the class, not its name: so workers import it before they are made
+        "worker_extension_cls": "seedtune.engines.vllm.worker_extension.WorkerExtension",
+        "logits_processors": [TokenProcessor],  # the class, not its name: so workers import it before they are made
     }
     slots = chosen.pop("max_loras")
     if noise.perturbation == "lowrank":
-        chosen |= _adapters(noise, origin, slots)
+        chosen |= _lora_args(noise, base_model, slots)
     return chosen
 
 
-def _adapters(noise: Noise, origin: Origin, members: int) -> dict[str, Any]:
-    slots = members + compat.centre_needs_adapter()
+def _lora_args(noise: Noise, base_model: BaseModelInfo, members: int) -> dict[str, Any]:
+    slots = members + compat.unperturbed_needs_lora()
     return {
         "enable_lora": True,
         "max_loras": slots,
         "max_cpu_loras": slots,
-        "max_lora_rank": compat.adapter_rank(noise.rank),
-        "lora_target_modules": sorted({name.split(".")[-2] for name in origin.shapes}),
+        "max_lora_rank": compat.lora_rank(noise.rank),
+        "lora_target_modules": sorted({name.split(".")[-2] for name in base_model.shapes}),
     }
 
 
-def _memory(settings: VllmSettings, origin: Origin, noise: Noise, *, dtype: str) -> dict[str, Any]:
-    """What vLLM may take, so that the centre finds room beside it."""
+def _memory(settings: VllmSettings, base_model: BaseModelInfo, noise: Noise, *, dtype: str) -> dict[str, Any]:
+    """What vLLM may take, so that the current weights find room beside it."""
     if compat.on_cpu():
         return {"kv_cache_memory_bytes": CPU_CACHE}
-    if settings.centre_memory == "host":
+    if settings.weights_memory == "host":
         return {"gpu_memory_utilization": SHARE}
     total = compat.device_memory()
-    each = 4 if noise.master == "float32" else getattr(torch, dtype).itemsize
-    centre = each * origin.size / settings.tensor_parallel_size
-    share = SHARE - centre / total
+    each = 4 if noise.weights_dtype == "float32" else getattr(torch, dtype).itemsize
+    weights = each * base_model.size / settings.tensor_parallel_size
+    share = SHARE - weights / total
     if share < 0.1:
         raise ConfigError(
-            f"the centre takes {centre / 2**30:.1f} of a GPU's {total / 2**30:.0f} GiB, which leaves vLLM no room. Use "
-            "vllm.centre_memory=host, master=none, a larger vllm.tensor_parallel_size, or freeze a part of the model."
+            f"weights take {weights / 2**30:.1f} of a GPU's {total / 2**30:.0f} GiB, which leaves vLLM no room. Use "
+            "vllm.weights_memory=host, weights_dtype=model, a larger vllm.tensor_parallel_size, "
+            "or freeze a part of the model."
         )
     return {"gpu_memory_utilization": round(share, 3)}

@@ -14,7 +14,7 @@ from seedtune.engines.vllm import compat
 from seedtune.errors import ConfigError, EngineError, SeedtuneError
 
 
-class Runtime:
+class EngineCore:
     """vLLM's engine core; after a failure every call says so, and only `close` is left."""
 
     def __init__(self, arguments: Mapping[str, Any]) -> None:
@@ -44,7 +44,7 @@ class Runtime:
 
     @contextmanager
     def _guarded(self, doing: str) -> Iterator[None]:
-        """Turns what vLLM raises into an EngineError, after which this runtime is of no use."""
+        """Turns what vLLM raises into an EngineError, after which this engine core is of no use."""
         if self._failure is not None:
             raise EngineError(self._failure)
         try:
@@ -60,11 +60,11 @@ class Runtime:
 
     @contextmanager
     def whole(self) -> Iterator[None]:
-        """What is done in here is done on every worker and to the end, or this runtime is of no use any more."""
+        """What is done in here is done on every worker and to the end, or this engine core is of no use any more."""
         try:
             yield
         except SeedtuneError as error:
-            self._failure = self._failure or _stopped("the centre was moved", str(error))
+            self._failure = self._failure or _stopped("the weights were updated", str(error))
             raise
 
     def call(self, command: str, *arguments: Plain) -> list[Plain]:

@@ -31,7 +31,7 @@ class Wanted(NamedTuple):
     written: list[int]
 
 
-class Chosen(compat.logits_processor()):  # type: ignore[misc]
+class TokenProcessor(compat.logits_processor()):  # type: ignore[misc]
     """Leaves one token to every request that has a choice of its own."""
 
     def __init__(self, vllm_config: Any, device: torch.device, is_pin_memory: bool) -> None:

@@ -1,7 +1,7 @@
-"""Members as adapters: A·Bᵀ/√r beside the base weights, drawn in the worker from the member's name.
+"""Members as LoRA adapters: A·Bᵀ/√r beside the base weights, drawn in the worker from the member's name.
 
 An adapter is known by its address, so it is made wherever it is asked for, again if it was dropped, and kept while
-noise is reused; it does not depend on the centre.
+noise is reused; it does not depend on the current weights.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from seedtune.engines.transformers.members.perturbation import as_tensor
 from seedtune.engines.vllm import compat
 from seedtune.numerics.noise import amplitude
-from seedtune.numerics.weights import Centre, factors
+from seedtune.numerics.weights import Weights, factors
 from seedtune.types import Member
 
 
@@ -29,10 +29,10 @@ def parse(name: str) -> tuple[Member, float]:
     return Member(int(generation), int(pair), int(sign)), float.fromhex(sigma)
 
 
-class Adapters:
-    """Makes adapters for the linear weights of ``outline``, a centre that need not have values."""
+class LoraMaker:
+    """Makes LoRA adapters for the linear weights of ``outline``, weights that need not have values."""
 
-    def __init__(self, outline: Centre, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(self, outline: Weights, dtype: torch.dtype, device: torch.device) -> None:
         self._outline, self._dtype, self._device = outline, dtype, device
 
     def make(self, number: int, name: str) -> Any:
@@ -45,4 +45,4 @@ class Adapters:
             left, right = (as_tensor(one)[0] for one in factors(self._outline, tensor, pair))
             inputs, outputs = right.T.contiguous(), left * float(scale)
             made[tensor.removesuffix(".weight")] = inputs.to(self._dtype), outputs.to(self._dtype)
-        return compat.adapter(number, noise.rank, made)
+        return compat.lora_model(number, noise.rank, made)

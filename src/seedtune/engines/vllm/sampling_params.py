@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from seedtune.engines.transformers.decoding.decoder import Row
+from seedtune.engines.transformers.decoding.decoder import DecodeSequence
 from seedtune.errors import EngineError
 from seedtune.types import Sampling
 
 KEY = "seedtune"
-"""Where a request's parameters hold what is for `sampler`."""
+"""Where a request's parameters hold what is for `logits_processor`."""
 
 
-def completion(row: Row, how: Sampling, eos: frozenset[int]) -> dict[str, Any]:
+def completion(row: DecodeSequence, how: Sampling, eos: frozenset[int]) -> dict[str, Any]:
     """The parameters of a completion; stop strings are looked for outside of vLLM, token by token."""
     told: dict[str, Any] = {
         "temperature": 0.0,

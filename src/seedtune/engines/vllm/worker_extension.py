@@ -6,13 +6,13 @@ from typing import Any
 
 from seedtune.engines.codec import Plain
 from seedtune.engines.vllm import compat
-from seedtune.engines.vllm.worker_state import COMMANDS, Rank
+from seedtune.engines.vllm.worker_state import COMMANDS, WorkerState
 from seedtune.errors import SeedtuneError
 
 compat.keep_weights()  # vLLM imports this module before it loads the model
 
 
-class Extension:
+class WorkerExtension:
     """Methods that vLLM's worker class inherits."""
 
     def seedtune(self: Any, command: str, *arguments: Plain) -> Plain:
@@ -21,9 +21,9 @@ class Extension:
         Errors of ours would lose their kind on the way from another process; all others stop the engine.
         """
         try:
-            if command == "attach":
-                self._seedtune = None  # lets go of an older centre before there is another one
-                self._seedtune = Rank(self, *arguments, before=vars(self).get("_seedtune_trained"))
+            if command == "make_state":
+                self._seedtune = None  # frees older weights before there are others
+                self._seedtune = WorkerState(self, *arguments, before=vars(self).get("_seedtune_trained"))
                 self._seedtune_trained = self._seedtune.shapes
                 return ["done", self._seedtune.held()]
             return ["done", COMMANDS[command](self._seedtune, *arguments)]

@@ -1,9 +1,9 @@
-"""One worker's side of the engine: its part of the centre, and what the live weights hold now.
+"""One worker's side of the engine: its part of the current weights, and what the live weights hold now.
 
-    centre  →  member  →  member  …  →  nobody  →  update  →  centre
+    unperturbed  →  member  →  member  …  →  invalid  →  update  →  unperturbed
 
-Live weights are always written from the centre, whole; asking for what they hold already does nothing, and an update
-while they hold a member is refused.
+Live weights are always written whole, from the current weights; asking for what they hold already does nothing, and an
+update while they hold a member is refused.
 """
 
 from __future__ import annotations
@@ -19,25 +19,25 @@ from seedtune.engines import codec
 from seedtune.engines.codec import Plain
 from seedtune.engines.transformers.members.perturbation import as_tensor, as_weights, kernels_of
 from seedtune.engines.vllm import compat
-from seedtune.engines.vllm.lora import Adapters
-from seedtune.engines.vllm.sharded_parameters import Shard, ShardedCentre, window_of
+from seedtune.engines.vllm.lora import LoraMaker
+from seedtune.engines.vllm.sharded_weights import Shard, ShardedWeights, window_of
 from seedtune.engines.vllm.tensor_layout import Piece, pieces_of
 from seedtune.errors import EngineError, ModelError
 from seedtune.numerics import tensor_file
-from seedtune.numerics.weights import Centre
-from seedtune.types import CENTRE, Member, Update
+from seedtune.numerics.weights import Weights
+from seedtune.types import UNPERTURBED, Member, Update
 
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """The member that the live weights are."""
+    """The member that the live weights hold."""
 
     member: Member
     sigma: float
 
 
-class Rank:
-    """The state of a worker; every method takes and gives plain data, see `wire`.
+class WorkerState:
+    """The state of a worker; every method takes and gives plain data, see `codec`.
 
     ``before`` are the shapes of what this worker has had before: its live weights are then not the base model's.
     """
@@ -60,10 +60,10 @@ class Rank:
         self._device = next(iter(self._parameters.values())).device
         self._kernels = kernels_of(self._device)
         # On a CPU the device's memory is the host's.
-        self._on_host = self._device.type == "cpu" or about["centre_memory"] == "host"
+        self._on_host = self._device.type == "cpu" or about["weights_memory"] == "host"
         kept = getattr(torch, about["kept"])
         shards = {name: Shard(pieces[name], self._first(pieces[name], kept)) for name in self.shapes}
-        self.centre = ShardedCentre(
+        self.weights = ShardedWeights(
             shards,
             self.noise,
             kernels=self._kernels,
@@ -73,7 +73,7 @@ class Rank:
         self.outline = self._outline()
         self._live = {name: self._live_part(pieces[name]) for name in self.shapes}
         self._packers = compat.packers(self._model)
-        self._stand, self._where = self.centre, Update(0, ())
+        self._perturbed_from, self._shift = self.weights, Update(0, ())
         self._held: Held | None = None
         if before is not None and before != self.shapes:
             raise EngineError("this vLLM has trained other tensors: close the engine, and load it again.")
@@ -82,15 +82,15 @@ class Rank:
                 self._check(piece)
             self._check_packed()
         if self.noise.perturbation == "lowrank":
-            self.adapters = Adapters(self.outline, worker.lora_config.lora_dtype, self._device)
-            compat.make_adapters(worker, self.adapters.make)
-            self._check_adapted(compat.adapted(worker))
-        self.become([*CENTRE], 0.0)
+            self.lora = LoraMaker(self.outline, worker.lora_config.lora_dtype, self._device)
+            compat.make_loras(worker, self.lora.make)
+            self._check_lora(compat.lora_modules(worker))
+        self.set_member([*UNPERTURBED], 0.0)
 
-    def _outline(self) -> Centre:
-        """The centre of the whole model without its values: enough for what depends on noise alone."""
+    def _outline(self) -> Weights:
+        """The weights of the whole model without their values: enough for what depends on noise alone."""
         tensors = {name: self._nothing(shape) for name, shape in self.shapes.items()}
-        return Centre(tensors, self.noise, kernels=self._kernels)
+        return Weights(tensors, self.noise, kernels=self._kernels)
 
     def _nothing(self, shape: tuple[int, ...]) -> Any:
         """Zeros of that shape in the room of one."""
@@ -99,7 +99,7 @@ class Rank:
         return torch.zeros(1, device=self._device).expand(shape)
 
     def _first(self, piece: Piece, kept: torch.dtype) -> Any:
-        """The piece of the base model in the centre's type, in memory of its own."""
+        """The piece of the base model in the current weights' type, in memory of its own."""
         window = as_tensor(np.array(window_of(tensor_file.window(self._places[piece.name]), piece)))
         if not self._on_host:
             return as_weights(window.to(self._device, kept))
@@ -143,8 +143,8 @@ class Rank:
                 "engine=transformers."
             )
 
-    def _check_adapted(self, modules: set[str]) -> None:
-        """ModelError unless adapters can stand beside every weight."""
+    def _check_lora(self, modules: set[str]) -> None:
+        """ModelError unless LoRA adapters can be added to every weight."""
         left = [name for name in self.shapes if name.removesuffix(".weight") not in modules]
         if left:
             raise ModelError(
@@ -154,19 +154,19 @@ class Rank:
 
     # -------------------------------------------------------------------------------------------- the state
 
-    def stand(self, step: Plain) -> None:
-        """Perturb from where an update would take the centre; one that does nothing: from the centre."""
+    def apply_shift(self, step: Plain) -> None:
+        """Perturb from where an update would take the current weights; an empty one: from the current weights."""
         where = codec.update_from(step)
-        if where == self._where:
+        if where == self._shift:
             return
-        self._held, self._stand = None, self.centre  # lets go of an older copy before there is another one
-        self._where = Update(0, ())
-        if where != self._where:
-            self._stand = self.centre.moved(where)
-            self._where = where
+        self._held, self._perturbed_from = None, self.weights  # lets go of an older copy before there is another one
+        self._shift = Update(0, ())
+        if where != self._shift:
+            self._perturbed_from = self.weights.moved(where)
+            self._shift = where
 
-    def become(self, member: Plain, sigma: float) -> bool:
-        """Write a member over the live weights, unless they are it already; whether they changed."""
+    def set_member(self, member: Plain, sigma: float) -> bool:
+        """Write a member over the live weights, unless they hold it already; whether they changed."""
         wanted = Member(*member)
         held = Held(wanted, sigma if wanted.sign else 0.0)
         if wanted.sign and self.noise.perturbation != "gaussian":
@@ -185,35 +185,35 @@ class Rank:
         """One tensor of a member; rounded as the model's precision does it, whatever vLLM keeps it in."""
         live = as_tensor(self._live[name])
         rounded = live if live.dtype == self._dtype else torch.empty_like(live, dtype=self._dtype)
-        self._stand.write(name, held.member, held.sigma, as_weights(rounded))
+        self._perturbed_from.write(name, held.member, held.sigma, as_weights(rounded))
         if rounded is not live:
             live.copy_(rounded)
 
-    def leave(self) -> None:
-        """Be nobody: whoever comes next is written anew."""
+    def invalidate(self) -> None:
+        """Invalidate the loaded member: the next one is written anew."""
         self._held = None
 
     def apply(self, updates: Plain) -> None:
-        """Move the centre; live weights are of an older one until the next ``become``."""
+        """Update the current weights; live weights are out of date until the next ``set_member``."""
         if self._held is not None and self._held.member.sign:
             raise EngineError(
-                f"an update while the live weights are member {self._held.member.label(-1)}: leave it first."
+                f"an update while the live weights are member {self._held.member.label(-1)}: invalidate it first."
             )
-        self._held, self._stand, self._where = None, self.centre, Update(0, ())
-        self.centre.apply(*map(codec.update_from, updates))
+        self._held, self._perturbed_from, self._shift = None, self.weights, Update(0, ())
+        self.weights.apply(*map(codec.update_from, updates))
 
     # -------------------------------------------------------------------------------------------- measures, files
 
     def held(self) -> Plain:
         """Tensor name → how many of its elements this rank owns."""
-        return {name: one.piece.size if one.piece.owned else 0 for name, one in self.centre.shards.items()}
+        return {name: one.piece.size if one.piece.owned else 0 for name, one in self.weights.shards.items()}
 
     def fingerprint(self) -> Plain:
         """Both lanes as decimal numbers."""
-        return [str(lane) for lane in self.centre.fingerprint()]
+        return [str(lane) for lane in self.weights.fingerprint()]
 
     def squares(self) -> Plain:
-        return self.centre.squares()
+        return self.weights.squares()
 
     def norm(self, terms: Plain) -> float:
         return self.outline.norm(codec.terms_from(terms))
@@ -226,33 +226,33 @@ class Rank:
         return codec.update(self.outline.step(codec.shift_from(shift)) or Update(0, ()))
 
     def save(self, places: Plain) -> None:
-        """Write this rank's own elements of the centre into files that have room for all."""
-        for name, one in self.centre.shards.items():
+        """Write this rank's own elements of the current weights into files that have room for all."""
+        for name, one in self.weights.shards.items():
             if one.piece.owned:
                 window = tensor_file.window(codec.place_from(places[name]), "r+")
-                window_of(window, one.piece)[...] = self.centre.host(one.theta)
+                window_of(window, one.piece)[...] = self.weights.host(one.theta)
 
     def restore(self, places: Plain) -> None:
-        """Read the centre from files; the live weights follow."""
-        for name, one in self.centre.shards.items():
+        """Read the current weights from files; the live weights follow."""
+        for name, one in self.weights.shards.items():
             window = tensor_file.window(codec.place_from(places[name]))
-            self.centre.fill(name, np.array(window_of(window, one.piece)))
-        self._held, self._stand, self._where = None, self.centre, Update(0, ())
-        self.become([*CENTRE], 0.0)
+            self.weights.fill(name, np.array(window_of(window, one.piece)))
+        self._held, self._perturbed_from, self._shift = None, self.weights, Update(0, ())
+        self.set_member([*UNPERTURBED], 0.0)
 
 
 COMMANDS: Mapping[str, Callable[..., Any]] = {
-    "stand": Rank.stand,
-    "become": Rank.become,
-    "leave": Rank.leave,
-    "apply": Rank.apply,
-    "held": Rank.held,
-    "fingerprint": Rank.fingerprint,
-    "squares": Rank.squares,
-    "norm": Rank.norm,
-    "cosine": Rank.cosine,
-    "step": Rank.step,
-    "save": Rank.save,
-    "restore": Rank.restore,
+    "apply_shift": WorkerState.apply_shift,
+    "set_member": WorkerState.set_member,
+    "invalidate": WorkerState.invalidate,
+    "apply": WorkerState.apply,
+    "held": WorkerState.held,
+    "fingerprint": WorkerState.fingerprint,
+    "squares": WorkerState.squares,
+    "norm": WorkerState.norm,
+    "cosine": WorkerState.cosine,
+    "step": WorkerState.step,
+    "save": WorkerState.save,
+    "restore": WorkerState.restore,
 }
-"""What a worker can be asked for once it is attached."""
+"""What a worker can be asked for once its state is made."""

@@ -1,4 +1,4 @@
-"""What a centre computes with: ``kernels.cpu`` on numpy arrays, ``kernels.gpu`` on CUDA tensors.
+"""What weights compute with: ``kernels.cpu`` on numpy arrays, ``kernels.gpu`` on CUDA tensors.
 
 Every implementation gives the same bits.  Arrays are contiguous; 16-bit weights are float16, or bfloat16 (as
 uint16 in numpy).  A key is `seedtune.numerics.noise.key` of the tensor, ``start`` the flat index of the first element.
@@ -23,12 +23,12 @@ class Kernels(Protocol):
     """The functions, as a module has them."""
 
     def perturb(
-        self, out: Any, centre: Any, sigma: float, address: Address, start: int = 0, *, subspaces: int = 1
+        self, out: Any, weights: Any, sigma: float, address: Address, start: int = 0, *, subspaces: int = 1
     ) -> None:
-        """Write out = round(centre + σ·ε), flat arrays."""
+        """Write out = round(weights + σ·ε), flat arrays."""
         ...
 
-    def update_full(
+    def update_gaussian(
         self,
         theta: Any,
         key: Key,

@@ -35,7 +35,7 @@ _launch = threading.Lock()
 FACTORS = 1 << 24
 """Elements of a low-rank factor drawn at a time: 64 MB."""
 
-Plan = tuple[UInt32, UInt32, Float32, NDArray[np.int64], UInt32, Float32]
+UpdatePlan = tuple[UInt32, UInt32, Float32, NDArray[np.int64], UInt32, Float32]
 """Generations, pairs and weights of all terms; per update the end of its terms, its generation and its decay."""
 
 Where = tuple[int, int, int, int, int]
@@ -91,20 +91,20 @@ def fill_factors(
         cpu_subspaces.keep_rows(out, where, generations, pairs, start // rank, rank, subspaces)
 
 
-def perturb(out: Array, centre: Array, sigma: float, address: Address, start: int = 0, *, subspaces: int = 1) -> None:
-    """``out = nearest(centre + float32(sigma) * noise)`` for elements ``start ..`` (1-d arrays of one size).
+def perturb(out: Array, weights: Array, sigma: float, address: Address, start: int = 0, *, subspaces: int = 1) -> None:
+    """``out = nearest(weights + float32(sigma) * noise)`` for elements ``start ..`` (1-d arrays of one size).
 
-    Product and sum are float32, each rounded on its own, then rounded once more to the type of ``out``. centre
-    float32 goes into any type, a 16-bit one into its own; ``sigma`` carries the member's sign, and with 0 no noise
-    is drawn. ``out`` may be ``centre``. With ``subspaces`` sigma is times sqrt(subspaces), and elements outside of the
-    pair's subspace are nearest(centre). See `seedtune.numerics.rounding`. Raises ValueError for wrong arrays or
+    Product and sum are float32, each rounded on its own, then rounded once more to the type of ``out``. ``weights``
+    in float32 go into any type, 16-bit ones into their own; ``sigma`` carries the member's sign, and with 0 no noise
+    is drawn. ``out`` may be ``weights``. With ``subspaces`` sigma is times sqrt(subspaces), and elements outside of the
+    pair's subspace are nearest(weights). See `seedtune.numerics.rounding`. Raises ValueError for wrong arrays or
     elements outside [0, 2**59).
     """
-    source, goal = _weights("centre", centre, 1), _weights("out", out, 1)
+    source, goal = _weights("weights", weights, 1), _weights("out", out, 1)
     if source.dtype not in (np.dtype(np.float32), goal.dtype):
-        raise ValueError(f"a centre of {centre.dtype} cannot go into out of {out.dtype}; give out of the same type")
-    if out.size != centre.size:
-        raise ValueError(f"out has {out.size} elements but centre has {centre.size}; give arrays of one size")
+        raise ValueError(f"weights of {weights.dtype} cannot go into out of {out.dtype}; give out of the same type")
+    if out.size != weights.size:
+        raise ValueError(f"out has {out.size} elements but weights have {weights.size}; give arrays of one size")
     require_elements(start, out.size)
     require_subspaces(subspaces)
     scale = np.float32(amplitude(sigma, subspaces=subspaces))
@@ -118,7 +118,7 @@ def perturb(out: Array, centre: Array, sigma: float, address: Address, start: in
         _run(cpu_subspaces.perturb, cpu_subspaces.perturb_parallel, out.size, *arguments, subspaces)
 
 
-def update_full(
+def update_gaussian(
     theta: Array,
     key: tuple[int, int],
     updates: Sequence[Update],
@@ -141,9 +141,9 @@ def update_full(
     work = theta.size * (1 + plan[2].size) if plan[3].size else 0
     arguments = (target, base, quantiles(), _tags(key), plan, start)
     if work and subspaces == 1:
-        _run(compiled.update_full, compiled.update_full_parallel, work, *arguments)
+        _run(compiled.update_gaussian, compiled.update_gaussian_parallel, work, *arguments)
     elif work:
-        _run(cpu_subspaces.update_full, cpu_subspaces.update_full_parallel, work, *arguments, subspaces)
+        _run(cpu_subspaces.update_gaussian, cpu_subspaces.update_gaussian_parallel, work, *arguments, subspaces)
 
 
 def update_lowrank(
@@ -158,7 +158,8 @@ def update_lowrank(
     anchor: Array | None = None,
     subspaces: int = 1,
 ) -> None:
-    """As `update_full` with the noise A B^T / sqrt(rank), for a slice ``theta`` (2-d) of a tensor of this ``shape``.
+    """As `update_gaussian` with the noise A B^T / sqrt(rank), for a slice ``theta`` (2-d) of a tensor of this
+    ``shape``.
 
     The sum of an update runs over its terms p and then k < rank: (w_p * A[p, i, k]) * B[p, j, k] in float32, where
     w_p = float32(weight * sqrt(subspaces) / sqrt(rank)), and A[p, i] = 0 outside of the pair's subspace. Draws the
@@ -241,7 +242,7 @@ def _fingerprint(bits: NDArray[Any], key: tuple[int, int], start: int, stride: i
 
 
 @lru_cache(maxsize=8)
-def plan_of(updates: tuple[Update, ...], rank: int, subspaces: int = 1) -> Plan:
+def plan_of(updates: tuple[Update, ...], rank: int, subspaces: int = 1) -> UpdatePlan:
     """Updates as the compiled code takes them, without those that change nothing.
 
     A decay is (1, 1 - l2, l1) in float32, or zeros if there is none. Raises ValueError for a generation or pair
@@ -284,7 +285,7 @@ def _batches(updates: Sequence[Update], columns: int) -> Iterator[tuple[Update, 
 
 
 def _factor(
-    key: tuple[int, int], stream: Stream, plan: Plan, rows: tuple[int, int, int], subspaces: int = 1
+    key: tuple[int, int], stream: Stream, plan: UpdatePlan, rows: tuple[int, int, int], subspaces: int = 1
 ) -> Float32:
     """Rows (first, count) of one factor of a ``rank``, for all terms of a plan: float32 [P, count, rank]."""
     first, count, rank = rows
@@ -294,7 +295,7 @@ def _factor(
 
 
 def _tags(key: tuple[int, int]) -> tuple[int, int, int, int]:
-    """(k0, k1, tag of full-rank noise, tag of rounding)."""
+    """(k0, k1, tag of gaussian noise, tag of rounding)."""
     k0, k1, tag, _, _ = _where(Address(key))
     return k0, k1, tag, int(Stream.ROUNDING) << 24
 

@@ -17,7 +17,7 @@ from seedtune.numerics.machine.vectors import perturb_16, prefetch_read, prefetc
 from seedtune.numerics.noise import PHILOX_M0, PHILOX_M1, PHILOX_ROUNDS, PHILOX_W0, PHILOX_W1
 
 PIECE = 1 << 16  # elements one thread takes at a time
-CHUNK = 1 << 14  # elements of a full-rank update, whose sums stay in the second-level cache next to the table
+CHUNK = 1 << 14  # elements of a gaussian update, whose sums stay in the second-level cache next to the table
 TILE = 512  # columns of a low-rank update that stay in the first-level cache
 AHEAD = 256  # elements by which reading runs ahead of a perturbation
 DRAW = 8  # Philox blocks drawn at a time, one AVX-512 register of 64-bit lanes
@@ -117,13 +117,13 @@ def fill_factors_parallel(out, table, where, generations, pairs, start):  # type
 
 
 @njit(cache=True, nogil=True)
-def perturb_edge(out, centre, sigma, table, where, start):  # type: ignore[no-untyped-def]
+def perturb_edge(out, weights, sigma, table, where, start):  # type: ignore[no-untyped-def]
     noise = np.empty(ELEMENTS, np.float32)
     for low in range(0, out.size, ELEMENTS):
         count = min(ELEMENTS, out.size - low)
         fill(noise[:count], table, where, start + low)
         for i in range(low, low + count):
-            out[i] = nearest(out, widen(centre[i]) + sigma * noise[i - low])
+            out[i] = nearest(out, widen(weights[i]) + sigma * noise[i - low])
 
 
 @njit(inline="always")
@@ -138,7 +138,7 @@ def look_up(noise, at, table, words, first):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def perturb_whole(out, centre, sigma, table, where, start):  # type: ignore[no-untyped-def]
+def perturb_whole(out, weights, sigma, table, where, start):  # type: ignore[no-untyped-def]
     """Whole draws from an aligned start; bound by the look-ups, whose table lies in the second-level cache.
 
     Three draws are under way at a time, so that the processor has look-ups to wait for whatever else it does: codes
@@ -156,43 +156,43 @@ def perturb_whole(out, centre, sigma, table, where, start):  # type: ignore[no-u
         draw(words, following, block + _U(2 * DRAW), here)
         for part in range(4):
             at, ahead = position + _U(16 * part), position + _U(AHEAD + 16 * part)
-            prefetch_read(centre, ahead)
+            prefetch_read(weights, ahead)
             prefetch_write(out, ahead)
             look_up(noise, _U(4) * current + _U(16 * part), table, words, current + _U(4 * part))
-            perturb_16(out, centre, at, noise, _U(4) * following + _U(16 * part), sigma)
+            perturb_16(out, weights, at, noise, _U(4) * following + _U(16 * part), sigma)
         block += _U(DRAW)
         position += _U(ELEMENTS)
         current = following
 
 
 @njit(cache=True, nogil=True)
-def perturb(out, centre, sigma, table, where, start):  # type: ignore[no-untyped-def]
+def perturb(out, weights, sigma, table, where, start):  # type: ignore[no-untyped-def]
     head = min(-start & 7, out.size)
     tail = head + (out.size - head) // ELEMENTS * ELEMENTS
-    perturb_edge(out[:head], centre[:head], sigma, table, where, start)
-    perturb_whole(out[head:tail], centre[head:tail], sigma, table, where, start + head)
-    perturb_edge(out[tail:], centre[tail:], sigma, table, where, start + tail)
+    perturb_edge(out[:head], weights[:head], sigma, table, where, start)
+    perturb_whole(out[head:tail], weights[head:tail], sigma, table, where, start + head)
+    perturb_edge(out[tail:], weights[tail:], sigma, table, where, start + tail)
 
 
 @njit(cache=True, nogil=True, parallel=True)
-def perturb_parallel(out, centre, sigma, table, where, start):  # type: ignore[no-untyped-def]
+def perturb_parallel(out, weights, sigma, table, where, start):  # type: ignore[no-untyped-def]
     for piece in prange((out.size + PIECE - 1) // PIECE):
         low = piece * PIECE
         high = min(out.size, low + PIECE)
-        perturb(out[low:high], centre[low:high], sigma, table, where, start + low)
+        perturb(out[low:high], weights[low:high], sigma, table, where, start + low)
 
 
 @njit(cache=True, nogil=True)
-def convert(out, centre):  # type: ignore[no-untyped-def]
+def convert(out, weights):  # type: ignore[no-untyped-def]
     for i in range(out.size):
-        out[i] = nearest(out, widen(centre[i]))
+        out[i] = nearest(out, widen(weights[i]))
 
 
 @njit(cache=True, nogil=True, parallel=True)
-def convert_parallel(out, centre):  # type: ignore[no-untyped-def]
+def convert_parallel(out, weights):  # type: ignore[no-untyped-def]
     for piece in prange((out.size + PIECE - 1) // PIECE):
         low = piece * PIECE
-        convert(out[low : low + PIECE], centre[low : low + PIECE])
+        convert(out[low : low + PIECE], weights[low : low + PIECE])
 
 
 # ---------------------------------------------------------------------------------------------- updates
@@ -233,7 +233,7 @@ def settle(theta, total, anchor, decay, words, where, start):  # type: ignore[no
 
 
 @njit(cache=True, nogil=True)
-def update_full(theta, anchor, table, tags, plan, start):  # type: ignore[no-untyped-def]
+def update_gaussian(theta, anchor, table, tags, plan, start):  # type: ignore[no-untyped-def]
     """All updates of a plan, chunk by chunk; ``tags`` are (k0, k1, tag of the noise, tag of the rounding)."""
     generations, pairs, weights, ends, moments, decays = plan
     sums, words = np.empty(CHUNK, np.float32), np.empty(CHUNK // 4 + WORDS, np.uint64)
@@ -255,10 +255,10 @@ def update_full(theta, anchor, table, tags, plan, start):  # type: ignore[no-unt
 
 
 @njit(cache=True, nogil=True, parallel=True)
-def update_full_parallel(theta, anchor, table, tags, plan, start):  # type: ignore[no-untyped-def]
+def update_gaussian_parallel(theta, anchor, table, tags, plan, start):  # type: ignore[no-untyped-def]
     for piece in prange((theta.size + PIECE - 1) // PIECE):
         low = piece * PIECE
-        update_full(theta[low : low + PIECE], anchor[low : low + PIECE], table, tags, plan, start + low)
+        update_gaussian(theta[low : low + PIECE], anchor[low : low + PIECE], table, tags, plan, start + low)
 
 
 @njit(nogil=True)

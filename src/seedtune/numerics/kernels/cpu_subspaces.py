@@ -31,18 +31,18 @@ def deal(ids, words, where, generation, start, subspaces):  # type: ignore[no-un
 
 
 @njit(cache=True, nogil=True)
-def add_edge(out, centre, sigma, table, where, start, ids, own):  # type: ignore[no-untyped-def]
+def add_edge(out, weights, sigma, table, where, start, ids, own):  # type: ignore[no-untyped-def]
     noise = np.empty(ELEMENTS, np.float32)
     for low in range(0, out.size, ELEMENTS):
         count = min(ELEMENTS, out.size - low)
         fill(noise[:count], table, where, start + low)
         for i in range(low, low + count):
-            value = widen(centre[i])
+            value = widen(weights[i])
             out[i] = nearest(out, value + sigma * noise[i - low] if ids[i] == own else value)
 
 
 @njit(cache=True, nogil=True)
-def add_whole(out, centre, sigma, table, where, start, ids, own):  # type: ignore[no-untyped-def]
+def add_whole(out, weights, sigma, table, where, start, ids, own):  # type: ignore[no-untyped-def]
     """As `_compiled.perturb_whole` on a chunk, which lies in the cache: nothing has to be asked for ahead."""
     here = (_U(where[0]), _U(where[1]), _U(where[2]), _U(where[3]), _U(where[4]))
     words, noise = np.empty(2 * WORDS, np.uint64), np.empty(2 * ELEMENTS, np.float32)
@@ -57,24 +57,24 @@ def add_whole(out, centre, sigma, table, where, start, ids, own):  # type: ignor
         for part in range(4):
             at = position + _U(16 * part)
             look_up(noise, _U(4) * current + _U(16 * part), table, words, current + _U(4 * part))
-            perturb_16_where(out, centre, at, noise, _U(4) * following + _U(16 * part), sigma, ids, own)
+            perturb_16_where(out, weights, at, noise, _U(4) * following + _U(16 * part), sigma, ids, own)
         block += _U(DRAW)
         position += _U(ELEMENTS)
         current = following
 
 
 @njit(cache=True, nogil=True)
-def add(out, centre, sigma, table, where, start, ids, own):  # type: ignore[no-untyped-def]
-    """Write out = nearest(centre + sigma * noise) where ``ids`` is ``own`` (uint16), nearest(centre) elsewhere."""
+def add(out, weights, sigma, table, where, start, ids, own):  # type: ignore[no-untyped-def]
+    """Write out = nearest(weights + sigma * noise) where ``ids`` is ``own`` (uint16), nearest(weights) elsewhere."""
     head = min(-start & 7, out.size)
     tail = head + (out.size - head) // ELEMENTS * ELEMENTS
-    add_edge(out[:head], centre[:head], sigma, table, where, start, ids[:head], own)
-    add_whole(out[head:tail], centre[head:tail], sigma, table, where, start + head, ids[head:tail], own)
-    add_edge(out[tail:], centre[tail:], sigma, table, where, start + tail, ids[tail:], own)
+    add_edge(out[:head], weights[:head], sigma, table, where, start, ids[:head], own)
+    add_whole(out[head:tail], weights[head:tail], sigma, table, where, start + head, ids[head:tail], own)
+    add_edge(out[tail:], weights[tail:], sigma, table, where, start + tail, ids[tail:], own)
 
 
 @njit(cache=True, nogil=True)
-def perturb(out, centre, sigma, table, where, start, subspaces):  # type: ignore[no-untyped-def]
+def perturb(out, weights, sigma, table, where, start, subspaces):  # type: ignore[no-untyped-def]
     ids, words = np.empty(CHUNK, np.uint16), np.empty(CHUNK // 4 + WORDS, np.uint64)
     own, low = np.uint16(where[3] % subspaces), 0
     while low < out.size:
@@ -82,21 +82,21 @@ def perturb(out, centre, sigma, table, where, start, subspaces):  # type: ignore
         high = min(out.size, low + CHUNK - (at & 7))
         here = ids[: high - low]
         deal(here, words, where, where[4], at, subspaces)
-        add(out[low:high], centre[low:high], sigma, table, where, at, here, own)
+        add(out[low:high], weights[low:high], sigma, table, where, at, here, own)
         low = high
 
 
 @njit(cache=True, nogil=True, parallel=True)
-def perturb_parallel(out, centre, sigma, table, where, start, subspaces):  # type: ignore[no-untyped-def]
+def perturb_parallel(out, weights, sigma, table, where, start, subspaces):  # type: ignore[no-untyped-def]
     for piece in prange((out.size + PIECE - 1) // PIECE):
         low = piece * PIECE
         high = min(out.size, low + PIECE)
-        perturb(out[low:high], centre[low:high], sigma, table, where, start + low, subspaces)
+        perturb(out[low:high], weights[low:high], sigma, table, where, start + low, subspaces)
 
 
 @njit(cache=True, nogil=True)
-def update_full(theta, anchor, table, tags, plan, start, subspaces):  # type: ignore[no-untyped-def]
-    """As `_compiled.update_full`; neighbouring terms of one generation share its deal."""
+def update_gaussian(theta, anchor, table, tags, plan, start, subspaces):  # type: ignore[no-untyped-def]
+    """As `_compiled.update_gaussian`; neighbouring terms of one generation share its deal."""
     generations, pairs, weights, ends, moments, decays = plan
     sums, words = np.empty(CHUNK, np.float32), np.empty(CHUNK // 4 + WORDS, np.uint64)
     ids = np.empty(CHUNK, np.uint16)
@@ -120,11 +120,11 @@ def update_full(theta, anchor, table, tags, plan, start, subspaces):  # type: ig
 
 
 @njit(cache=True, nogil=True, parallel=True)
-def update_full_parallel(theta, anchor, table, tags, plan, start, subspaces):  # type: ignore[no-untyped-def]
+def update_gaussian_parallel(theta, anchor, table, tags, plan, start, subspaces):  # type: ignore[no-untyped-def]
     for piece in prange((theta.size + PIECE - 1) // PIECE):
         low = piece * PIECE
         high = min(theta.size, low + PIECE)
-        update_full(theta[low:high], anchor[low:high], table, tags, plan, start + low, subspaces)
+        update_gaussian(theta[low:high], anchor[low:high], table, tags, plan, start + low, subspaces)
 
 
 @njit(cache=True, nogil=True)

@@ -94,28 +94,30 @@ def fill_factors(
         _keep_rows(out, key, uploaded, start // rank, rank=rank, subspaces=subspaces)
 
 
-def perturb(out: Tensor, centre: Tensor, sigma: float, address: Address, start: int = 0, *, subspaces: int = 1) -> None:
-    """``out = nearest(float32(centre) + float32(sigma) * noise)`` for elements ``start ..`` of a tensor, both [n].
+def perturb(
+    out: Tensor, weights: Tensor, sigma: float, address: Address, start: int = 0, *, subspaces: int = 1
+) -> None:
+    """``out = nearest(float32(weights) + float32(sigma) * noise)`` for elements ``start ..`` of a tensor, both [n].
 
-    A float32 centre is written as float32, float16 or bfloat16, a 16-bit centre as its own type. ``sigma`` carries
-    the member's sign; with 0 the centre is only rounded. ``out`` may be ``centre``. With ``subspaces`` sigma is times
-    sqrt(subspaces), and elements outside of the pair's subspace are nearest(centre). Raises ValueError for wrong
+    Float32 weights are written as float32, float16 or bfloat16, 16-bit weights as their own type. ``sigma`` carries
+    the member's sign; with 0 the weights are only rounded. ``out`` may be ``weights``. With ``subspaces`` sigma is
+    times sqrt(subspaces), and elements outside of the pair's subspace are nearest(weights). Raises ValueError for wrong
     tensors or elements outside [0, 2**59).
     """
     require_tensor("out", out, 1)
-    require_tensor("centre", centre, 1, like=out)
-    if centre.dtype != out.dtype and kind(centre) != "float32":
-        raise ValueError(f"a centre in {centre.dtype} gives weights in {centre.dtype}, not in {out.dtype}")
+    require_tensor("weights", weights, 1, like=out)
+    if weights.dtype != out.dtype and kind(weights) != "float32":
+        raise ValueError(f"weights in {weights.dtype} give members in {weights.dtype}, not in {out.dtype}")
     require_elements(start, out.numel())
     require_subspaces(subspaces)
     scale = float(np.float32(amplitude(sigma, subspaces=subspaces)))
-    tensors, programs = ((raw(out), raw(centre), table(out.device)), pieces(out.numel(), start))
+    tensors, programs = ((raw(out), raw(weights), table(out.device)), pieces(out.numel(), start))
     numbers = (out.numel(), scale, *where(address, start))
-    meta = run_of_blocks(start) | {"CENTRE": kind(centre), "OUT": kind(out), "DRAW": scale != 0}
+    meta = run_of_blocks(start) | {"WEIGHTS": kind(weights), "OUT": kind(out), "DRAW": scale != 0}
     launch("perturb", programs, *tensors, *numbers, SUBSPACES=subspaces, **meta)
 
 
-def update_full(
+def update_gaussian(
     theta: Tensor,
     key: tuple[int, int],
     updates: Sequence[Update],
@@ -140,7 +142,7 @@ def update_full(
     tensors = (raw(theta), raw(base), table(theta.device), steps, terms)
     numbers = (steps.shape[0], theta.numel(), *where(Address(key), start)[:3])
     meta = run_of_blocks(start) | {"KIND": kind(theta), "ANCHOR": kind(base), "DECAY": decays}
-    launch("update_full", programs, *tensors, *numbers, SUBSPACES=subspaces, **meta)
+    launch("update_gaussian", programs, *tensors, *numbers, SUBSPACES=subspaces, **meta)
 
 
 def update_lowrank(
@@ -157,7 +159,7 @@ def update_lowrank(
 ) -> None:
     """Move ``theta`` (2-d), a slice of the tensor of this ``shape`` and ``key``, by all ``updates`` in order.
 
-    As `update_full`, with sum over terms p, then k, of (w * A[p, i, k]) * B[p, j, k] for element (i, j), where
+    As `update_gaussian`, with sum over terms p, then k, of (w * A[p, i, k]) * B[p, j, k] for element (i, j), where
     w = float32(weight * sqrt(subspaces) / sqrt(rank)) and A[p, i] = 0 outside of the pair's subspace. ``shape`` is
     theta's own by default. The factors are drawn into scratch memory, 4 (rows + columns) rank bytes a term. Raises
     ValueError for wrong tensors and slices.

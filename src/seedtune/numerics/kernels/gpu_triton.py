@@ -150,20 +150,20 @@ def keep_rows(
 
 @triton.jit(do_not_specialize=WORDS)
 def perturb(
-    out, centre, table, n, sigma, first, k0, k1, tag, pair, generation,
-    CENTRE: tl.constexpr, OUT: tl.constexpr, DRAW: tl.constexpr, SUBSPACES: tl.constexpr, SKIP: tl.constexpr,
+    out, weights, table, n, sigma, first, k0, k1, tag, pair, generation,
+    WEIGHTS: tl.constexpr, OUT: tl.constexpr, DRAW: tl.constexpr, SUBSPACES: tl.constexpr, SKIP: tl.constexpr,
     BLOCKS: tl.constexpr
 ):  # fmt: skip
-    """``out = nearest(centre + sigma * noise)`` in one pass.
+    """``out = nearest(weights + sigma * noise)`` in one pass.
 
-    Reads the centre once and writes ``out`` once, 16 bytes a thread at a time: 4 bytes an element for 16-bit types, 6
+    Reads the weights once and writes ``out`` once, 16 bytes a thread at a time: 4 bytes an element for 16-bit types, 6
     for float32 to 16 bits, 8 for float32. 24 operations for float32, 28 for bfloat16, of which 5 round. Bound by
     memory: 8.4e11, 5.6e11 and 4.2e11 elements a second on an H100; with 16 bits instructions take almost as long.
     Subspaces add one more Philox, 12 operations, an element.
     """
     piece = tl.program_id(0)
     low, local, inside = span(piece, n, SKIP, BLOCKS)
-    value = widen(tl.load(centre + low + local, mask=inside, other=0, eviction_policy="evict_first"), CENTRE)
+    value = widen(tl.load(weights + low + local, mask=inside, other=0, eviction_policy="evict_first"), WEIGHTS)
     if DRAW:
         block = blocks_of(piece, first, BLOCKS)
         key0, key1 = k0.to(tl.uint32), k1.to(tl.uint32)
@@ -199,12 +199,12 @@ def pull(x, anchor, steps, u):
 
 
 @triton.jit(do_not_specialize=[*WORDS, "updates"])
-def update_full(
+def update_gaussian(
     theta, anchor, table, steps, terms, updates, n, first, k0, k1,
     KIND: tl.constexpr, ANCHOR: tl.constexpr, DECAY: tl.constexpr, SUBSPACES: tl.constexpr, SKIP: tl.constexpr,
     BLOCKS: tl.constexpr
 ):  # fmt: skip
-    """All updates of a block of elements with full-rank noise, theta read and written once.
+    """All updates of a block of elements with gaussian noise, theta read and written once.
 
     Moves 4 (16-bit) or 8 (float32) bytes an element, plus the anchor if there is a decay. 22 operations an element and
     term, 25 an update for stochastic rounding, 8 for a decay. From two terms on bound by instructions: about 1e12

@@ -173,18 +173,18 @@ def _perturb_16(*, where: bool) -> Any:
 
 
 @intrinsic
-def perturb_16(_context: Any, out: Any, centre: Any, at: Any, noise: Any, first: Any, sigma: Any) -> Any:
-    """out[at:][:16] = nearest(centre[at:][:16] + sigma·noise[first:][:16]), product and sum rounded each."""
-    return types.void(out, centre, types.uint64, noise, types.uint64, types.float32), _perturb_16(where=False)
+def perturb_16(_context: Any, out: Any, weights: Any, at: Any, noise: Any, first: Any, sigma: Any) -> Any:
+    """out[at:][:16] = nearest(weights[at:][:16] + sigma·noise[first:][:16]), product and sum rounded each."""
+    return types.void(out, weights, types.uint64, noise, types.uint64, types.float32), _perturb_16(where=False)
 
 
 @intrinsic
 def perturb_16_where(
-    _context: Any, out: Any, centre: Any, at: Any, noise: Any, first: Any, sigma: Any, ids: Any, own: Any
+    _context: Any, out: Any, weights: Any, at: Any, noise: Any, first: Any, sigma: Any, ids: Any, own: Any
 ) -> Any:
-    """As ``perturb_16`` where ids[at:][:16] (uint16) is ``own``; elsewhere nearest(centre[at:][:16])."""
+    """As ``perturb_16`` where ids[at:][:16] (uint16) is ``own``; elsewhere nearest(weights[at:][:16])."""
     place = types.uint64
-    kinds = types.void(out, centre, place, noise, place, types.float32, ids, types.uint16)
+    kinds = types.void(out, weights, place, noise, place, types.float32, ids, types.uint16)
     return kinds, _perturb_16(where=True)
 
 

@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
-Kind = Literal["exception", "value", "hang", "crash", "memory", "load", "send"]
+FaultKind = Literal["exception", "value", "hang", "crash", "memory", "load", "send"]
 """Why a completion has no value: the function raised, returned something else, took too long, ended its process, ran
 out of memory; its code could not be loaded in a worker, or its columns not sent to one."""
 
@@ -30,13 +30,13 @@ LARGEST = 1e60
 class Fault(NamedTuple):
     """What went wrong: ``message`` goes on after "the reward function 'x' "; ``details`` are a traceback or output."""
 
-    kind: Kind
+    kind: FaultKind
     message: str
     details: str = ""
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class RewardResult:
     """A float per completion, NaN where there is none, and the faults by place."""
 
     values: list[float]
@@ -44,7 +44,7 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
+class RewardCall:
     """A reward function on ``count`` completions, and the ``seconds`` it may take.
 
     ``source`` is where a worker process loads it from; ``function`` is for this process.
@@ -57,12 +57,12 @@ class Call:
     seconds: float
 
 
-def failed(fault: Fault, count: int) -> Answer:
+def failed(fault: Fault, count: int) -> RewardResult:
     """The answer of a call that gave nothing."""
-    return Answer([math.nan] * count, dict.fromkeys(range(count), fault))
+    return RewardResult([math.nan] * count, dict.fromkeys(range(count), fault))
 
 
-def attempt(function: Callable[..., Any], keywords: Mapping[str, Any], count: int) -> Answer:
+def attempt(function: Callable[..., Any], keywords: Mapping[str, Any], count: int) -> RewardResult:
     """Call a function; whatever it raises but an interrupt costs all completions of the call."""
     try:
         return call(function, keywords, count)
@@ -70,7 +70,7 @@ def attempt(function: Callable[..., Any], keywords: Mapping[str, Any], count: in
         return failed(fault_of(error), count)
 
 
-def call(function: Callable[..., Any], keywords: Mapping[str, Any], count: int) -> Answer:
+def call(function: Callable[..., Any], keywords: Mapping[str, Any], count: int) -> RewardResult:
     """Call a function with the keywords it takes, wait for it if it is async, and check what it returns."""
     returned = function(**accepted(function, keywords))
     if inspect.isawaitable(returned):
@@ -80,7 +80,7 @@ def call(function: Callable[..., Any], keywords: Mapping[str, Any], count: int) 
 
 def fault_of(error: BaseException) -> Fault:
     """What was raised, with the traceback from the user's code on."""
-    kind: Kind = "memory" if isinstance(error, MemoryError) else "exception"
+    kind: FaultKind = "memory" if isinstance(error, MemoryError) else "exception"
     steps = error.__traceback__
     while steps is not None and steps.tb_frame.f_code.co_filename == __file__:
         steps = steps.tb_next
@@ -116,7 +116,7 @@ async def _await(value: Awaitable[Any]) -> Any:
     return await value
 
 
-def _checked(returned: Any, count: int) -> Answer:
+def _checked(returned: Any, count: int) -> RewardResult:
     try:
         given = iter(returned)
     except TypeError:
@@ -127,7 +127,7 @@ def _checked(returned: Any, count: int) -> Answer:
         return failed(Fault("value", message), count)
     numbers = [_number(value) for value in values]
     faults = {place: number for place, number in enumerate(numbers) if isinstance(number, Fault)}
-    return Answer([math.nan if isinstance(number, Fault) else number for number in numbers], faults)
+    return RewardResult([math.nan if isinstance(number, Fault) else number for number in numbers], faults)
 
 
 def _number(value: Any) -> float | Fault:

@@ -23,7 +23,7 @@ FIX = "put it into a file of its own and import it from there, or give it as fil
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class Placement:
     """``here``: in the main thread; ``thread``; or ``worker``: a process that loads the function from ``source``.
 
     ``note`` says why a function that could not be isolated is not.
@@ -34,18 +34,18 @@ class Place:
     note: str | None = None
 
 
-def place_of(reward: Reward, workers: int) -> Place:
+def place_of(reward: Reward, workers: int) -> Placement:
     """Where a reward runs when there are so many worker processes."""
     if reward.inline:
-        return Place("thread")
+        return Placement("thread")
     if reward.source is not None:
-        return Place("worker", reward.source) if workers else Place("thread")
+        return Placement("worker", reward.source) if workers else Placement("thread")
     source, why = source_of(reward.function)
     if source is not None and source.startswith(OURS):
-        return Place("here")
+        return Placement("here")
     if not workers:
-        return Place("thread")
-    return Place("thread", note=why) if source is None else Place("worker", source)
+        return Placement("thread")
+    return Placement("thread", note=why) if source is None else Placement("worker", source)
 
 
 def source_of(function: RewardFunction) -> tuple[str | None, str]:

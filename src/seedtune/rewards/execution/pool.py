@@ -10,9 +10,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from seedtune.rewards.execution.call import Answer, Call, Fault, failed, raised
+from seedtune.rewards.execution.call import Fault, RewardCall, RewardResult, failed, raised
 
-Done = Callable[[Answer], object]
+Done = Callable[[RewardResult], object]
 
 PATIENCE = 0.25
 """Seconds of waiting calls, at the pace so far, that are worth another worker."""
@@ -21,13 +21,13 @@ ENDING = 5.0
 """Seconds that closing waits for each worker's thread."""
 
 
-class Worker(Protocol):
+class RewardWorker(Protocol):
     """Answers one call at a time."""
 
     prepared: float
     """Seconds that the last call's preparation took: starting a process, importing."""
 
-    def call(self, call: Call) -> Answer:
+    def call(self, call: RewardCall) -> RewardResult:
         """The function's answer; whatever goes wrong is a fault in it."""
         ...
 
@@ -47,11 +47,11 @@ class Pool:
     holds any more closes itself, and so does every pool when the interpreter ends.
     """
 
-    def __init__(self, make: Callable[[], Worker], limit: int) -> None:
+    def __init__(self, make: Callable[[], RewardWorker], limit: int) -> None:
         self._desk = _Desk(make, limit)
         self._finalizer = weakref.finalize(self, self._desk.close)
 
-    def submit(self, call: Call, done: Done) -> None:
+    def submit(self, call: RewardCall, done: Done) -> None:
         """Have a call answered; ``done`` is told in a thread of the pool's."""
         self._desk.put(call, done)
 
@@ -64,10 +64,10 @@ class Pool:
 class _Desk:
     """What the threads of a pool share; they know it and not the pool, so that nobody else keeps a pool alive."""
 
-    make: Callable[[], Worker]
+    make: Callable[[], RewardWorker]
     limit: int
-    waiting: deque[tuple[Call, Done]] = field(default_factory=deque)
-    workers: list[Worker] = field(default_factory=list)
+    waiting: deque[tuple[RewardCall, Done]] = field(default_factory=deque)
+    workers: list[RewardWorker] = field(default_factory=list)
     threads: list[threading.Thread] = field(default_factory=list)
     idle: int = 0
     pace: float = 0.0
@@ -75,7 +75,7 @@ class _Desk:
     closed: bool = False
     changed: threading.Condition = field(default_factory=threading.Condition)
 
-    def put(self, call: Call, done: Done) -> None:
+    def put(self, call: RewardCall, done: Done) -> None:
         with self.changed:
             self.waiting.append((call, done))
             self._grow()
@@ -113,7 +113,7 @@ class _Desk:
         finally:
             worker.close()
 
-    def _serve_one(self, worker: Worker) -> bool:
+    def _serve_one(self, worker: RewardWorker) -> bool:
         """Answer the next call; False when there is none any more.  What waits for the next remembers no call."""
         task = self._next()
         if task is None:
@@ -129,7 +129,7 @@ class _Desk:
         done(answer)
         return True
 
-    def _next(self) -> tuple[Call, Done] | None:
+    def _next(self) -> tuple[RewardCall, Done] | None:
         with self.changed:
             self.idle += 1
             while not (self.waiting or self.closed):
@@ -142,7 +142,7 @@ class _Desk:
             return task
 
 
-def _answer(worker: Worker, call: Call) -> Answer:
+def _answer(worker: RewardWorker, call: RewardCall) -> RewardResult:
     try:
         return worker.call(call)
     except Exception as error:  # noqa: BLE001 - the named boundary: who waits for an answer must get one

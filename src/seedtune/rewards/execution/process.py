@@ -14,7 +14,7 @@ import time
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
-from seedtune.rewards.execution.call import Answer, Call, Fault, failed
+from seedtune.rewards.execution.call import Fault, RewardCall, RewardResult, failed
 
 LOAD_SECONDS = 120.0
 """What importing a reward function may take."""
@@ -71,7 +71,7 @@ class ProcessWorker:
         self._process: subprocess.Popen[bytes] | None = None
         self._excerpt, self._stopped = Excerpt(), False
 
-    def call(self, call: Call) -> Answer:
+    def call(self, call: RewardCall) -> RewardResult:
         """The function's answer; a crash, a hang or memory at its limit end the process and cost the call."""
         request = {"source": call.source, "count": call.count, "seconds": call.seconds}
         try:
@@ -100,11 +100,11 @@ class ProcessWorker:
             os.close(self._lifeline)
             self._process = None
 
-    def _answer(self, reply: dict[str, Any]) -> Answer | Fault:
+    def _answer(self, reply: dict[str, Any]) -> RewardResult | Fault:
         if "fault" in reply:
             return self._spent(Fault(*reply["fault"]))
         values = [math.nan if value is None else float(value) for value in reply["values"]]
-        return Answer(values, {place: Fault(*fault) for place, fault in reply["faults"]})
+        return RewardResult(values, {place: Fault(*fault) for place, fault in reply["faults"]})
 
     def _spent(self, fault: Fault) -> Fault:
         """What a function raised, with what it printed; memory that ran out once is not used again."""

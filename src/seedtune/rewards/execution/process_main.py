@@ -22,7 +22,7 @@ from multiprocessing.connection import Connection
 from types import ModuleType
 from typing import Any, NoReturn
 
-from seedtune.rewards.execution.call import Answer, attempt, fault_of
+from seedtune.rewards.execution.call import RewardResult, attempt, fault_of
 
 Functions = dict[str, Callable[..., Any]]
 
@@ -92,7 +92,7 @@ def _reply(functions: Functions, request: dict[str, Any]) -> dict[str, Any]:
     return _plain(answer)
 
 
-def _plain(answer: Answer) -> dict[str, Any]:
+def _plain(answer: RewardResult) -> dict[str, Any]:
     distinct = set(answer.faults.values())
     if len(distinct) == 1 and len(answer.faults) == len(answer.values):
         return {"fault": distinct.pop()}

@@ -7,7 +7,7 @@ import sys
 import traceback
 from functools import partial
 
-from seedtune.rewards.execution.call import DETAILS, Answer, Call, Fault, attempt, failed, fault_of
+from seedtune.rewards.execution.call import DETAILS, Fault, RewardCall, RewardResult, attempt, failed, fault_of
 from seedtune.rewards.execution.deadline import CallThread
 
 
@@ -18,7 +18,7 @@ class ThreadWorker:
         self.prepared = 0.0
         self._thread = CallThread()
 
-    def call(self, call: Call) -> Answer:
+    def call(self, call: RewardCall) -> RewardResult:
         """The function's answer; a hang costs the call."""
         try:
             answer, error = self._thread.call(partial(attempt, call.function, call.keywords, call.count), call.seconds)

@@ -12,11 +12,11 @@ from seedtune.rewards.base import Reward, RewardFunction
 from seedtune.rewards.sources import load
 from seedtune.rewards.sources.adapters import reasoning_gym
 
-Given = RewardFunction | str | Mapping[str, Any] | RewardSettings
+RewardSpec = RewardFunction | str | Mapping[str, Any] | RewardSettings
 """One reward as a user gives it."""
 
 
-def listed(given: Given | Sequence[Given]) -> list[Given]:
+def listed(given: RewardSpec | Sequence[RewardSpec]) -> list[RewardSpec]:
     """What was given as a list; ConfigError if it is empty."""
     alone = callable(given) or isinstance(given, str | Mapping | RewardSettings)
     found: list[Any] = [given] if alone else list(given)  # type: ignore[arg-type]
@@ -25,7 +25,7 @@ def listed(given: Given | Sequence[Given]) -> list[Given]:
     return found
 
 
-def settings_of(given: Sequence[Given]) -> list[Any]:
+def settings_of(given: Sequence[RewardSpec]) -> list[Any]:
     """What a configuration records of them; of a function that it is one."""
     return [{"path": OBJECTS, "name": name_of(one)} if callable(one) else one for one in given]
 
@@ -37,7 +37,7 @@ def settled(settings: RewardSettings) -> RewardSettings:
     return settings.model_copy(update={"path": load.settled(str(settings.path))})
 
 
-def build(config: Config, given: Sequence[Given]) -> tuple[Reward, ...]:
+def build(config: Config, given: Sequence[RewardSpec]) -> tuple[Reward, ...]:
     """The rewards of ``config.reward_funcs``; functions among ``given`` stand for themselves.
 
     Metrics and values go by name: the second of a name gets ``_2``.

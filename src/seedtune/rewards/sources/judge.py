@@ -139,14 +139,14 @@ def request(address: SplitResult, body: bytes, key: str | None, timeout: float) 
 
 
 def score_in(text: str, settings: JudgeSettings) -> float:
-    """The score in what a judge says, by the configured rule; Failure if there is none in its bounds."""
+    """The score in what a judge says, by the configured parser; Failure if there is none in its bounds."""
     try:
-        value = float({"number": _number, "json": _field, "pattern": _group}[settings.rule](text, settings))
+        value = float({"number": _number, "json": _field, "pattern": _group}[settings.parser](text, settings))
     except (ValueError, TypeError, OverflowError):
-        raise Failure(f"no score in the answer by rule={settings.rule}") from None
-    lowest, highest = settings.bounds
-    if not math.isfinite(value) or not lowest <= value <= highest:
-        raise Failure(f"{value:g} is not a number from {lowest:g} to {highest:g}")
+        raise Failure(f"no score in the answer by parser={settings.parser}") from None
+    min_score, max_score = settings.bounds
+    if not math.isfinite(value) or not min_score <= value <= max_score:
+        raise Failure(f"{value:g} is not a number from {min_score:g} to {max_score:g}")
     return value
 
 
@@ -198,16 +198,18 @@ def _shown(prompt: Any) -> str:
 def _address(settings: JudgeSettings) -> SplitResult:
     """Where requests go.  An address with a password is not repeated in the message."""
     try:
-        parts = urlsplit(settings.url)
+        parts = urlsplit(settings.base_url)
         parts.port  # noqa: B018 - raises for a port that is none
     except ValueError:
         parts = urlsplit("")
     if parts.username or parts.password:
         raise ConfigError(
-            "judge.url holds a name or password. Put the key into the environment and name it in key_env."
+            "judge.base_url holds a name or password. Put the key into the environment and name it in api_key_env."
         )
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ConfigError(f"judge.url={settings.url!r} is not an address. Write, say, http://localhost:8000/v1")
+        raise ConfigError(
+            f"judge.base_url={settings.base_url!r} is not an address. Write, say, http://localhost:8000/v1"
+        )
     path = parts.path.rstrip("/")
     whole = settings.kind == "reward" or path.endswith("/chat/completions")
     return parts._replace(path=path if whole else f"{path}/chat/completions", fragment="")
@@ -215,16 +217,16 @@ def _address(settings: JudgeSettings) -> SplitResult:
 
 def _key(settings: JudgeSettings) -> str | None:
     """The API key; ConfigError, which never repeats it, if it is missing or cannot be a header."""
-    if settings.key_env is None:
+    if settings.api_key_env is None:
         return None
-    key = os.environ.get(settings.key_env, "").strip()
+    key = os.environ.get(settings.api_key_env, "").strip()
     if not key:
         raise ConfigError(
-            f"judge.key_env={settings.key_env!r}: there is no such environment variable. Export it first."
+            f"judge.api_key_env={settings.api_key_env!r}: there is no such environment variable. Export it first."
         )
     if not all("!" <= letter <= "~" for letter in key):
         raise ConfigError(
-            f"judge.key_env={settings.key_env!r}: the variable holds more than a key (blanks, line ends)."
+            f"judge.api_key_env={settings.api_key_env!r}: the variable holds more than a key (blanks, line ends)."
         )
     return key
 

@@ -47,7 +47,7 @@ class Audit:
 
 def audit(root: Path, config: Config, contents: ledger.Contents) -> Audit:
     """Tell the strategy every recorded reward again; LedgerError names the first generation that does not follow."""
-    strategy, asked = strategies.create(config), _Asked(contents.header.config.get("lag", 0))
+    strategy, asked = strategies.create(config), _Asked(contents.header.config.get("max_staleness", 0))
     state = strategy.initial()
     counts: dict[Extent, int] = {"exact": 0, "up to a factor": 0, "not checked": 0}
     for record in contents.records:
@@ -63,8 +63,8 @@ def _check(where: str, strategy: Strategy, config: Config, place: tuple[State, R
     groups = [member.generation for member in record.plan.members]
     expected = strategy.shape(Feedback(np.array(record.rewards)[:, None], groups=groups))
     extent = _check_of(config)(where, record, expected)
-    _check_signal(where, record)
-    step = strategy.decide(state, record.plan, record.coefficients, record.signal)
+    _check_observation(where, record)
+    step = strategy.decide(state, record.plan, record.coefficients, record.observation)
     _check_decision(where, step, record)
     if record.state:  # ledgers of the first strategies, which had nothing to remember, hold none
         _check_state(where, step.state, record.state)
@@ -75,10 +75,11 @@ def _check(where: str, strategy: Strategy, config: Config, place: tuple[State, R
 class _Asked:
     """Which members a generation may have: its own, all of them.
 
-    With a ``lag``: any asked for at most so many generations ago that no generation has had, the oldest first.
+    With a ``max_staleness``: any asked for at most so many generations ago that no generation has had, the
+    oldest first.
     """
 
-    lag: int
+    max_staleness: int
     open: dict[Member, int] = field(default_factory=dict)
     """The generation each was asked for in."""
 
@@ -88,10 +89,12 @@ class _Asked:
     def expected(self, asked: Plan, recorded: Plan) -> Plan:
         """What the strategy ``asked`` for, with the members that a generation with the ``recorded`` ones must have."""
         now = asked.generation
-        for member in [member for member, since in self.open.items() if now - since > self.lag]:
-            self.fate[member] = f"generation {self.open.pop(member)} asked for: over fleet.lag={self.lag} before"
+        for member in [member for member, since in self.open.items() if now - since > self.max_staleness]:
+            self.fate[member] = (
+                f"generation {self.open.pop(member)} asked for: over ray.max_staleness={self.max_staleness} before"
+            )
         self.open |= dict.fromkeys(asked.members, now)
-        had = set(recorded.members) if self.lag else set(asked.members)
+        had = set(recorded.members) if self.max_staleness else set(asked.members)
         members = tuple(member for member in self.open if member in had)
         self.fate |= dict.fromkeys(members, f"generation {now} has already")
         for member in members:
@@ -99,8 +102,8 @@ class _Asked:
         return replace(asked, members=members)
 
     def stranger(self, expected: Plan, recorded: Plan) -> str | None:
-        """Which of the recorded members a generation cannot have, and why; only a lag leaves it a choice."""
-        for place, member in enumerate(recorded.members if self.lag else ()):
+        """Which of the recorded members a generation cannot have, and why; none without ``max_staleness``."""
+        for place, member in enumerate(recorded.members if self.max_staleness else ()):
             if member not in expected.members or member in recorded.members[:place]:
                 why = self.fate.get(member, "the strategy did not ask for")
                 return f"recorded is member {member.label(recorded.generation)}, which {why}"
@@ -126,23 +129,23 @@ def _members(expected: Plan, recorded: Plan) -> str:
     return f"recorded are {len(recorded.members)} members, but the strategy asks for {len(expected.members)}"
 
 
-def _check_signal(where: str, record: Record) -> None:
+def _check_observation(where: str, record: Record) -> None:
     """Of what the strategy was told about a generation, what the recorded rewards say as well."""
     known = [reward for reward in record.rewards if not math.isnan(reward)]
-    told = {"centre": record.centre_reward, "reward": float(np.mean(known)) if known else None}
+    told = {"unperturbed": record.reward_unperturbed, "reward": float(np.mean(known)) if known else None}
     for name, expected in told.items():
-        found = record.signal.get(name)
+        found = record.observation.get(name)
         if found is None or expected is None:
             continue
         if abs(found - expected) > _SCALED * max(abs(found), abs(expected)):
             raise LedgerError(
-                f"{where}: its signal says {name} {found!r}, but the rewards give {expected!r}. {_EDITED}"
+                f"{where}: its observation says {name} {found!r}, but the rewards give {expected!r}. {_EDITED}"
             )
 
 
 def _check_decision(where: str, step: Step, record: Record) -> None:
     """α, decay and the way back are functions of what was recorded: equal bit for bit."""
-    made = {"alpha": step.alpha, "decay": step.update.decay, "back_to": step.back_to}
+    made = {"alpha": step.alpha, "decay": step.update.decay, "rollback_to": step.rollback_to}
     for name, expected in made.items():
         found = getattr(record, name)
         if found != expected:
@@ -171,9 +174,9 @@ def _exactly(where: str, record: Record, coefficients: Sequence[float]) -> Exten
 
 
 def _up_to_a_factor(where: str, record: Record, coefficients: Sequence[float]) -> Extent:
-    """Centred per prompt and averaged is centred on average: z = k·zscore(R), with an unknown 0 ≤ k ≤ 1.
+    """Centered per prompt and averaged is centered on average: z = k·zscore(R), with an unknown 0 ≤ k ≤ 1.
 
-    k is the standard deviation of the mean rewards over that of all centred scores, which are not recorded.
+    k is the standard deviation of the mean rewards over that of all centered scores, which are not recorded.
     """
     unit, found = standardise(np.array(record.rewards)), np.array(record.coefficients)
     if not unit.any():
@@ -188,7 +191,7 @@ def _up_to_a_factor(where: str, record: Record, coefficients: Sequence[float]) -
 
 
 def _cancellation(rewards: Vector) -> float:
-    """Rounding error of a centred reward, relative to the standard deviation."""
+    """Rounding error of a centered reward, relative to the standard deviation."""
     known = rewards[~np.isnan(rewards)]
     return float(np.finfo(np.float64).eps * np.abs(known).max() / known.std())
 
@@ -206,9 +209,9 @@ def _inconsistent(where: str, record: Record, index: int, expected: float) -> Le
 
 _EDITED = "The checksums are good, so the record was edited and sealed again, rewards or coefficients."
 
-Check = Callable[[str, Record, Sequence[float]], Extent]
+CoefficientCheck = Callable[[str, Record, Sequence[float]], Extent]
 
-CHECKS: dict[str, Check] = {
+CHECKS: dict[str, CoefficientCheck] = {
     "zscore": _exactly,
     "centered_rank": _exactly,
     "none": _exactly,
@@ -217,7 +220,7 @@ CHECKS: dict[str, Check] = {
 """How the coefficients of every shaping are checked against the recorded rewards of the members."""
 
 
-def _check_of(config: Config) -> Check:
+def _check_of(config: Config) -> CoefficientCheck:
     """Rewards shaped apart are not recorded apart, and a clip hides the factor that scores per prompt leave open."""
     if config.multi_objective_aggregation != "sum_then_normalize":
         return _unchecked

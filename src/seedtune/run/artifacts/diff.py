@@ -9,7 +9,7 @@ from typing import Any
 
 from seedtune.engines import recorded_arithmetic
 from seedtune.engines.recorded_arithmetic import Entry
-from seedtune.run import directory, ledger, recorded_config
+from seedtune.run import directory, ledger
 from seedtune.run.ledger import Contents, Header, Record
 
 _SHOWN = 4
@@ -63,11 +63,11 @@ def _header(a: Header, b: Header) -> list[str]:
     """What they start from, the base model first."""
     named = (
         ("base model", a.base_fingerprint, b.base_fingerprint),
-        ("element type of the centre", a.centre, b.centre),
+        ("element type of the weights", a.weights_dtype, b.weights_dtype),
         ("noise scheme", a.noise, b.noise),
     )
     found = [f"{what}: {one} and {two}" for what, one, two in named if one != two]
-    found += _changes("", recorded_config.completed(a.config), recorded_config.completed(b.config))
+    found += _changes("", a.config, b.config)
     if a.data != b.data:
         found.append(f"training data: digests {a.data or 'none'} and {b.data or 'none'}")
     return found
@@ -125,12 +125,12 @@ def _scale(a: Record, b: Record) -> list[str]:
 
 
 def _decided(a: Record, b: Record) -> list[str]:
-    pairs = ((name, getattr(a, name), getattr(b, name)) for name in ("alpha", "decay", "back_to"))
+    pairs = ((name, getattr(a, name), getattr(b, name)) for name in ("alpha", "decay", "rollback_to"))
     return [f"{name}: {one!r} and {two!r}" for name, one, two in pairs if one != two]
 
 
-def _signal(a: Record, b: Record) -> list[str]:
-    return _changes("signal ", a.signal, b.signal)
+def _observation(a: Record, b: Record) -> list[str]:
+    return _changes("observation ", a.observation, b.observation)
 
 
 def _prompts(a: Record, b: Record) -> list[str]:
@@ -160,9 +160,9 @@ def _state(a: Record, b: Record) -> list[str]:
     return _changes("state ", a.state, b.state)
 
 
-def _centre(a: Record, b: Record) -> list[str]:
-    one, two = a.centre_reward, b.centre_reward
-    return [] if repr(one) == repr(two) else [f"reward of the centre: {one!r} and {two!r}"]
+def _unperturbed(a: Record, b: Record) -> list[str]:
+    one, two = a.reward_unperturbed, b.reward_unperturbed
+    return [] if repr(one) == repr(two) else [f"reward of the unperturbed model: {one!r} and {two!r}"]
 
 
 def _tokens(a: Record, b: Record) -> list[str]:
@@ -174,7 +174,7 @@ def _changes(what: str, a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]
 
 
 _COMPARISONS: tuple[Callable[[Record, Record], list[str]], ...] = (
-    _members, _scale, _prompts, _tokens, _rewards, _centre, _coefficients, _signal, _decided, _state,
+    _members, _scale, _prompts, _tokens, _rewards, _unperturbed, _coefficients, _observation, _decided, _state,
 )  # fmt: skip
 """Causes before effects: what was asked, what was answered, what was made of it."""
 

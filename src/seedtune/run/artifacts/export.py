@@ -1,4 +1,4 @@
-"""Exports: the centre as a Hugging Face folder with a model card that says how it was made."""
+"""Exports: the current model as a Hugging Face folder with a model card that says how it was made."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Made with [seedtune](https://pypi.org/project/seedtune/) {version} (arXiv 2509.2
 {generations} generations of {population} members, σ {sigma}, α {alpha}, {perturbation},
 task `{task}`, seed {seed}.
 
-Centre fingerprint `{fingerprint}`. {rights}
+Weights fingerprint `{fingerprint}`. {rights}
 """
 
 

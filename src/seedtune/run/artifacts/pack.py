@@ -71,8 +71,8 @@ def _replayed(
 
 def _about(contents: ledger.Contents, way: tuple[int, Lineage], fingerprint: str, rights: Rights) -> About:
     goal, lineage = way
-    header, config = contents.header, recorded_config.completed(contents.header.config)
-    config["engine"] = recorded_config.any_of(config["engine"].split("+"))
+    header, config = contents.header, dict(contents.header.config)
+    config["engine"] = recorded_config.weights_kind(config["engine"].split("+"))
     kept = ["engine", *recorded_config.WEIGHTS, *_TOLD, config["engine"]]
     stated = Rights(rights.base_licence or licence_of(header.model), rights.licence, rights.note)
     return About(
@@ -80,7 +80,7 @@ def _about(contents: ledger.Contents, way: tuple[int, Lineage], fingerprint: str
         noise=header.noise,
         model=_name(header.model),
         base_fingerprint=header.base_fingerprint,
-        centre=header.centre,
+        weights_dtype=header.weights_dtype,
         config={key: config[key] for key in kept if key in config},
         generations=goal,
         fingerprints={**_waypoints(contents, goal, lineage), str(goal): fingerprint},
@@ -155,10 +155,10 @@ def _write(target: Path, data: bytes) -> None:
         raise StorageError(f"cannot write {str(target)!r}: {cause}. {fix}, or choose another --output.") from error
 
 
-# ------------------------------------------------------------------------------ apply
+# ------------------------------------------------------------------------------ unpack
 
 
-def apply_pack(
+def unpack_run(
     base: str,
     file: str | Path,
     output: str | Path,
@@ -206,8 +206,8 @@ def _check_base(path: Path, about: About, info: EngineInfo) -> None:
             f"{path} was made from the base model {about.model!r} with fingerprint {about.base_fingerprint}, but "
             f"{info.model!r} has {info.base_fingerprint}. Give the same base model, in its original precision."
         )
-    if info.centre != about.centre:
-        raise PackError(f"{path} was made with a centre of {about.centre}; {replay.other_centre(info)}")
+    if info.weights_dtype != about.weights_dtype:
+        raise PackError(f"{path} was made with weights in {about.weights_dtype}; {replay.other_weights_dtype(info)}")
 
 
 def _rebuild(path: Path, pack: Pack, engine: Engine, progress: replay.Progress) -> None:

@@ -6,7 +6,7 @@ The columns are one after another, little endian, compressed by zlib: terms of e
 term's noise, that is the update's generation minus the noise's (int64), its pair (int64), the four bytes of each
 term's weight, byte by byte (float32); whether each update decays (uint8), and its l2 and l1 (float32).
 
-A weight is kept as the float32 that the kernels make of it: w√K for full-rank noise in K subspaces, w√K/√r for rank
+A weight is kept as the float32 that the kernels make of it: w√K for gaussian noise in K subspaces, w√K/√r for rank
 r.  What is read back is that times √r/√K in float64, of which the kernels make the same float32 again: an error of
 2⁻⁵¹ relative does not move a float32 by a rounding.  Ids that follow a pattern compress to nothing.
 """
@@ -44,13 +44,13 @@ class About:
     noise: str
     model: str
     base_fingerprint: str
-    centre: str
+    weights_dtype: str
     config: Mapping[str, Any]
     """The settings that the weights depend on, and those that a model card tells."""
 
     generations: int
     fingerprints: Mapping[str, str]
-    """Of the centre, by number of generations applied; the last one is that of the fine-tune."""
+    """Of the weights, by number of generations applied; the last one is that of the fine-tune."""
 
     base_licence: str | None = None
     licence: str | None = None

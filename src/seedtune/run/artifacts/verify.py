@@ -31,7 +31,7 @@ class Verification:
     """Numbers of generations after which the recorded fingerprint came out again."""
 
     fingerprint: str
-    """Of the centre after all generations."""
+    """Of the weights after all generations."""
 
     base_fingerprint: str
     audit: Audit

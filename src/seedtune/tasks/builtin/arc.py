@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from seedtune.rewards.base import Reward
-from seedtune.tasks.base import Kind, Sizes, Task
+from seedtune.tasks.base import Sizes, Task, TaskKind
 from seedtune.tasks.builtin.grids import grid_of, grid_said, same_grid
 from seedtune.tasks.builtin.reasoning_gym import INSTRUCTION, GymSettings, items, tagged_answer
 from seedtune.tasks.data.rows import examples
@@ -55,7 +55,7 @@ def _row(entry: dict[str, Any]) -> dict[str, Any]:
     return {"prompt": prompt, "output": grid_of(entry["answer"]), "answer": entry["answer"]}
 
 
-KIND = Kind(
+KIND = TaskKind(
     build=arc,
     settings=ArcSettings,
     what="abstract rules on grids (ARC-AGI, RE-ARC)",

@@ -13,7 +13,7 @@ from typing import Any
 
 from seedtune.rewards.base import Reward
 from seedtune.rewards.completions import text_of
-from seedtune.tasks.base import Kind, NoSettings, Task
+from seedtune.tasks.base import NoSettings, Task, TaskKind
 from seedtune.tasks.data.rows import examples, packaged_rows
 
 
@@ -43,7 +43,7 @@ def _rows(file: str) -> list[dict[str, object]]:
     ]
 
 
-KIND = Kind(
+KIND = TaskKind(
     build=conciseness,
     settings=NoSettings,
     what="answer with as few characters as the ideal answer (length only: ends in empty answers)",

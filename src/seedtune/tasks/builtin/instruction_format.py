@@ -14,8 +14,8 @@ from pydantic import Field
 from seedtune.errors import RewardError, nearest
 from seedtune.rewards.base import Reward
 from seedtune.rewards.completions import text_of
-from seedtune.tasks.base import Kind, Sizes, Task
-from seedtune.tasks.data.generators import Draws, Row, splits
+from seedtune.tasks.base import Sizes, Task, TaskKind
+from seedtune.tasks.data.generators import DataRow, Draws, splits
 from seedtune.tasks.data.rows import examples
 from seedtune.types import Example
 
@@ -138,7 +138,7 @@ class InstructionSettings(Sizes):
 def instruction_format(settings: InstructionSettings) -> Task:
     """Prompts with one or more instructions; reward the share of them that is followed."""
 
-    def make(draws: Draws) -> tuple[Hashable, Row] | None:
+    def make(draws: Draws) -> tuple[Hashable, DataRow] | None:
         return _row(draws, settings.instructions)
 
     train, test = splits(make, settings, "instruction_format")
@@ -152,7 +152,7 @@ def instruction_format(settings: InstructionSettings) -> Task:
     )
 
 
-def _row(draws: Draws, most: int) -> tuple[Hashable, Row] | None:
+def _row(draws: Draws, most: int) -> tuple[Hashable, DataRow] | None:
     names = draws.sample(tuple(SAID), draws.between(1, most))
     if set(CASES) <= set(names):
         return None
@@ -196,7 +196,7 @@ def _lines(words: list[str], bullets: int) -> str:
     return "\n".join(f"- {' '.join(point)}" for point in points)
 
 
-KIND = Kind(
+KIND = TaskKind(
     build=instruction_format,
     settings=InstructionSettings,
     what="instructions on the form of an answer",

@@ -15,8 +15,8 @@ from pydantic import Field
 from seedtune.rewards.base import Reward
 from seedtune.rewards.completions import text_of
 from seedtune.rewards.optional import optional
-from seedtune.tasks.base import Kind, Sizes, Task
-from seedtune.tasks.data.generators import Draws, Row, splits
+from seedtune.tasks.base import Sizes, Task, TaskKind
+from seedtune.tasks.data.generators import DataRow, Draws, splits
 from seedtune.tasks.data.rows import examples
 from seedtune.types import Example
 
@@ -83,7 +83,7 @@ QUESTION = (
     "Write a JSON object that describes a {thing} and fits this JSON schema:\n{schema}\n"
     "Answer with the JSON object only."
 )
-Pair = tuple[dict[str, Any], Any]
+SchemaAndValue = tuple[dict[str, Any], Any]
 """A schema and a value that fits it."""
 
 
@@ -98,7 +98,7 @@ def json_schema(settings: JsonSettings) -> Task:
     """Schemas to write JSON for; reward by steps, 1 if the object is valid."""
     optional("jsonschema", "the task json_schema")
 
-    def make(draws: Draws) -> tuple[Hashable, Row] | None:
+    def make(draws: Draws) -> tuple[Hashable, DataRow] | None:
         return _row(draws, settings.fields)
 
     train, test = splits(make, settings, "json_schema")
@@ -112,7 +112,7 @@ def json_schema(settings: JsonSettings) -> Task:
     )
 
 
-def _row(draws: Draws, fields: int) -> tuple[Hashable, Row]:
+def _row(draws: Draws, fields: int) -> tuple[Hashable, DataRow]:
     schema, value = _object(draws, fields, nested=draws.below(3) == 0)
     text = json.dumps(schema)
     question = QUESTION.format(thing=draws.choice(THINGS), schema=json.dumps(schema, indent=1))
@@ -120,7 +120,7 @@ def _row(draws: Draws, fields: int) -> tuple[Hashable, Row]:
     return text, row
 
 
-def _object(draws: Draws, fields: int, *, nested: bool) -> Pair:
+def _object(draws: Draws, fields: int, *, nested: bool) -> SchemaAndValue:
     """An object of up to ``fields`` required properties, one of them an object if ``nested``."""
     names = draws.sample(FIELDS, draws.between(1, fields))
     made = {name: _leaf(draws) for name in names}
@@ -135,11 +135,11 @@ def _object(draws: Draws, fields: int, *, nested: bool) -> Pair:
     return schema, {name: value for name, (_, value) in made.items()}
 
 
-def _leaf(draws: Draws) -> Pair:
+def _leaf(draws: Draws) -> SchemaAndValue:
     """One property: text, a whole number, a number, yes or no, one of some words, or a list."""
     least = draws.between(1, 50)
     words = draws.sample(WORDS, 3)
-    leaves: tuple[Pair, ...] = (
+    leaves: tuple[SchemaAndValue, ...] = (
         ({"type": "string", "minLength": 1, "maxLength": 10 + least}, words[0]),
         ({"type": "integer", "minimum": least, "maximum": least + 20}, least + 1),
         ({"type": "number", "exclusiveMinimum": 0, "maximum": least}, 0.5),
@@ -155,7 +155,7 @@ def _gold(example: Example) -> str:
     return str(example.columns["example"])
 
 
-KIND = Kind(
+KIND = TaskKind(
     build=json_schema,
     settings=JsonSettings,
     what="JSON that fits a schema",

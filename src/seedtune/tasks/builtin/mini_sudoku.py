@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import Field, model_validator
 
 from seedtune.rewards.base import Reward
-from seedtune.tasks.base import Kind, Sizes, Task
+from seedtune.tasks.base import Sizes, Task, TaskKind
 from seedtune.tasks.builtin.grids import grid_said, sudoku_solved
 from seedtune.tasks.builtin.reasoning_gym import INSTRUCTION, GymSettings, items, tagged_answer
 from seedtune.tasks.data.rows import examples
@@ -57,7 +57,7 @@ def _row(entry: dict[str, Any]) -> dict[str, Any]:
     return {"prompt": prompt, "puzzle": made["puzzle"], "solution": made["solution"], "answer": entry["answer"]}
 
 
-KIND = Kind(
+KIND = TaskKind(
     build=mini_sudoku,
     settings=SudokuSettings,
     what="sudoku of 4 × 4 cells",

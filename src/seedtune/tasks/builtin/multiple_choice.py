@@ -14,8 +14,8 @@ from pydantic import Field
 from seedtune.rewards.answer_tags import tagged
 from seedtune.rewards.base import Reward
 from seedtune.rewards.completions import text_of
-from seedtune.tasks.base import Kind, Sizes, Task
-from seedtune.tasks.data.generators import Draws, Row, splits
+from seedtune.tasks.base import Sizes, Task, TaskKind
+from seedtune.tasks.data.generators import DataRow, Draws, splits
 from seedtune.tasks.data.rows import examples
 from seedtune.types import Example
 
@@ -111,7 +111,7 @@ class ChoiceSettings(Sizes):
 def multiple_choice(settings: ChoiceSettings) -> Task:
     """Questions with lettered choices; reward 1 for the right letter."""
 
-    def make(draws: Draws) -> tuple[Hashable, Row] | None:
+    def make(draws: Draws) -> tuple[Hashable, DataRow] | None:
         return _row(draws, settings.choices)
 
     train, test = splits(make, settings, "multiple_choice")
@@ -130,7 +130,7 @@ def _gold(example: Example) -> str:
     return f"The answer is {example.columns['answer']}."
 
 
-def _row(draws: Draws, count: int) -> tuple[Hashable, Row] | None:
+def _row(draws: Draws, count: int) -> tuple[Hashable, DataRow] | None:
     asked, right, wrong = draws.choice(KINDS)(draws, count)
     if len({right, *wrong}) < count:
         return None
@@ -170,7 +170,7 @@ def _odd_one_out(draws: Draws, count: int) -> Question:
 KINDS: tuple[Callable[[Draws, int], Question], ...] = (_sum, _product, _largest, _odd_one_out)
 
 
-KIND = Kind(
+KIND = TaskKind(
     build=multiple_choice,
     settings=ChoiceSettings,
     what="sums, orders and odd ones out, by letter",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from seedtune.rewards.base import Reward
-from seedtune.tasks.base import Kind, NoSettings, Task
+from seedtune.tasks.base import NoSettings, Task, TaskKind
 from seedtune.tasks.data.rows import examples
 from seedtune.tasks.environments.base import environment_reward
 from seedtune.tasks.environments.guessing import NumberGuessing
@@ -37,7 +37,7 @@ def _row(low: int, place: int) -> dict[str, object]:
     return {"prompt": prompt, "low": low, "high": high, "answer": low + place, "guesses": GUESSES}
 
 
-KIND = Kind(
+KIND = TaskKind(
     build=number_guessing,
     settings=NoSettings,
     what="guess a number in a conversation that says higher or lower",

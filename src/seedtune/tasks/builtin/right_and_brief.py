@@ -12,7 +12,7 @@ from typing import Any
 
 from seedtune.rewards.base import Reward
 from seedtune.rewards.completions import text_of
-from seedtune.tasks.base import Kind, NoSettings, Task
+from seedtune.tasks.base import NoSettings, Task, TaskKind
 from seedtune.tasks.data.rows import examples, packaged_rows
 
 RIGHT = 0.4
@@ -111,7 +111,7 @@ def _rows(file: str) -> list[dict[str, object]]:
     ]
 
 
-KIND = Kind(
+KIND = TaskKind(
     build=right_and_brief_task,
     settings=NoSettings,
     what="a right answer to a simple question, in a short sentence",

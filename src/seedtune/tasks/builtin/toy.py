@@ -7,7 +7,7 @@ from typing import Any
 
 from seedtune.rewards.base import Reward
 from seedtune.rewards.completions import text_of
-from seedtune.tasks.base import Kind, NoSettings, Task
+from seedtune.tasks.base import NoSettings, Task, TaskKind
 from seedtune.tasks.data.rows import examples
 
 
@@ -37,7 +37,7 @@ def _closeness(text: str, target: float) -> float | None:
         return None
 
 
-KIND = Kind(
+KIND = TaskKind(
     build=toy,
     settings=NoSettings,
     what="tell the number a prompt stands for (with the toy engine)",

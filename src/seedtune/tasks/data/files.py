@@ -11,10 +11,10 @@ from typing import Any
 
 from seedtune.errors import DataError, MissingExtraError, nearest
 
-Row = dict[str, Any]
+DataRow = dict[str, Any]
 
 
-def read(path: Path) -> list[Row]:
+def read(path: Path) -> list[DataRow]:
     """All rows of a data file; DataError names the file and the line that is malformed."""
     if not path.is_file():
         others = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
@@ -25,7 +25,7 @@ def read(path: Path) -> list[Row]:
     return rows
 
 
-def _jsonl(path: Path) -> list[Row]:
+def _jsonl(path: Path) -> list[DataRow]:
     rows = []
     for number, line in enumerate(_text(path).split("\n"), 1):
         if line.strip():
@@ -33,7 +33,7 @@ def _jsonl(path: Path) -> list[Row]:
     return rows
 
 
-def _json(path: Path) -> list[Row]:
+def _json(path: Path) -> list[DataRow]:
     text = _text(path)
     whole = _parsed(text, str(path)) if text.strip() else []
     if not isinstance(whole, list):
@@ -41,10 +41,10 @@ def _json(path: Path) -> list[Row]:
     return [_row(row, f"{path} row {number}") for number, row in enumerate(whole)]
 
 
-def _csv(path: Path) -> list[Row]:
+def _csv(path: Path) -> list[DataRow]:
     """Every value is text; the first line names the columns."""
     reader = csv.reader(io.StringIO(_text(path), newline=""), strict=True)
-    rows: list[Row] = []
+    rows: list[DataRow] = []
     try:
         names = next(reader, [])
         if len(set(names)) != len(names):
@@ -59,20 +59,20 @@ def _csv(path: Path) -> list[Row]:
     return rows
 
 
-def _parquet(path: Path) -> list[Row]:
+def _parquet(path: Path) -> list[DataRow]:
     try:
         import pyarrow
         from pyarrow import parquet
     except ImportError as error:
         raise MissingExtraError(f"the Parquet file {path}", "pip install pyarrow") from error
     try:
-        rows: list[Row] = parquet.read_table(path).to_pylist()
+        rows: list[DataRow] = parquet.read_table(path).to_pylist()
     except (pyarrow.ArrowException, OSError) as error:
         raise DataError(f"{path} cannot be read as Parquet: {next(iter(str(error).splitlines()), '')}") from error
     return rows
 
 
-READERS: dict[str, Callable[[Path], list[Row]]] = {
+READERS: dict[str, Callable[[Path], list[DataRow]]] = {
     ".jsonl": _jsonl,
     ".json": _json,
     ".csv": _csv,
@@ -98,7 +98,7 @@ def _parsed(text: str, where: str) -> Any:
         raise DataError(f"{where} is not JSON: {error}. Mend or remove it.") from error
 
 
-def _row(value: Any, where: str) -> Row:
+def _row(value: Any, where: str) -> DataRow:
     if not isinstance(value, dict):
         raise DataError(f'{where} holds {_kind(value)}, not an object. Write {{"prompt": …}}.')
     return value

@@ -11,7 +11,7 @@ from seedtune.numerics import noise
 from seedtune.tasks.base import Sizes
 
 T = TypeVar("T")
-Row = dict[str, Any]
+DataRow = dict[str, Any]
 WIDTH, BLOCK = 128, 256
 """Numbers that an example may draw, and examples whose numbers are made at once."""
 PATIENCE = 5000
@@ -50,11 +50,11 @@ def candidates(seed: int, name: str) -> Iterator[Draws]:
         yield from (Draws(row) for row in numbers.reshape(BLOCK, WIDTH).tolist())
 
 
-Make = Callable[[Draws], tuple[Hashable, Row] | None]
+Make = Callable[[Draws], tuple[Hashable, DataRow] | None]
 """Makes (what an example is known by, its row) of random numbers, or None: try others."""
 
 
-def splits(make: Make, sizes: Sizes, name: str) -> tuple[list[Row], list[Row]]:
+def splits(make: Make, sizes: Sizes, name: str) -> tuple[list[DataRow], list[DataRow]]:
     """Training and test rows, all different; the test rows depend only on the seed and their number."""
     seen: set[Hashable] = set()
     test = _rows(make, candidates(sizes.seed, f"{name} test"), sizes.test_size, seen)
@@ -62,9 +62,9 @@ def splits(make: Make, sizes: Sizes, name: str) -> tuple[list[Row], list[Row]]:
     return train, test
 
 
-def _rows(make: Make, source: Iterator[Draws], count: int, seen: set[Hashable]) -> list[Row]:
+def _rows(make: Make, source: Iterator[Draws], count: int, seen: set[Hashable]) -> list[DataRow]:
     """``count`` rows that were not ``seen`` before."""
-    rows: list[Row] = []
+    rows: list[DataRow] = []
     idle = 0
     while len(rows) < count:
         made = make(next(source))

@@ -15,7 +15,7 @@ from seedtune.types import Example, Message
 
 log = logging.getLogger("seedtune")
 
-Rows = Sequence[Example]
+Examples = Sequence[Example]
 Measure = Callable[[Sequence[Example]], list[int]]
 """Tokens of each example's prompt, as an engine puts it before the model."""
 
@@ -42,7 +42,7 @@ def fit(task: Task, limit: Limit, measure: Measure) -> Task:
     return replace(task, train=train, test=_fit(task.test, limit, measure, "held-out"))
 
 
-def _fit(rows: Rows, limit: Limit, measure: Measure, split: str) -> Rows:
+def _fit(rows: Examples, limit: Limit, measure: Measure, split: str) -> Examples:
     suspects = _may_be_long(rows, limit.tokens, measure)
     lengths = measure([rows[place] for place in suspects])
     long = {place: count for place, count in zip(suspects, lengths, strict=True) if count > limit.tokens}
@@ -61,7 +61,7 @@ def _fit(rows: Rows, limit: Limit, measure: Measure, split: str) -> Rows:
     return tuple(_shortened(row, limit, measure) if place in long else row for place, row in enumerate(rows))
 
 
-def _may_be_long(rows: Rows, tokens: int, measure: Measure) -> list[int]:
+def _may_be_long(rows: Examples, tokens: int, measure: Measure) -> list[int]:
     """Places of prompts that may be too long: a token has at least a byte, and the template's part is measured."""
     if not rows:
         return []

@@ -10,10 +10,10 @@ MOST = 128
 
 _KEY = noise.key(0, "held-out rows")
 
-Split = tuple[tuple[Example, ...], tuple[Example, ...]]
+TrainTestSplit = tuple[tuple[Example, ...], tuple[Example, ...]]
 
 
-def hold_out(rows: tuple[Example, ...], share: float) -> Split:
+def hold_out(rows: tuple[Example, ...], share: float) -> TrainTestSplit:
     """(train, held out): ⌊share·rows⌋ of the rows, 128 at the most, are held out; both keep order and numbers.
 
     Which ones is a permutation by address that no setting enters, so that runs with other seeds stay comparable.

@@ -22,7 +22,7 @@ Tools = Mapping[str, Callable[..., Any]]
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
+class ToolCall:
     """A tool and its arguments: named, or one text that `positional` takes apart; or what is wrong with it."""
 
     name: str
@@ -59,7 +59,7 @@ def _summary(method: Callable[..., Any]) -> str:
     return text.split("\n", 1)[0]
 
 
-def calls_in(text: str, tools: Tools) -> list[Call]:
+def calls_in(text: str, tools: Tools) -> list[ToolCall]:
     """The calls of a message: tagged JSON, a message that is JSON, or lines that begin with a tool's name."""
     tagged = _TAGGED.findall(text)
     if tagged:
@@ -67,24 +67,24 @@ def calls_in(text: str, tools: Tools) -> list[Call]:
     if text.strip().startswith("{"):
         return [_of_json(text)]
     matches = [m for line in text.splitlines() if (m := _LINE.fullmatch(line)) and m["name"] in tools]
-    return [Call(m["name"], text=m["inner"] or m["rest"] or "") for m in matches]
+    return [ToolCall(m["name"], text=m["inner"] or m["rest"] or "") for m in matches]
 
 
-def _of_json(text: str) -> Call:
+def _of_json(text: str) -> ToolCall:
     """``{"name": …, "arguments": {…}}``; some models write ``parameters``."""
     try:
         found = json.loads(text)
     except (ValueError, RecursionError):  # brackets 100,000 deep
-        return Call("", wrong=f"not a tool call in JSON: {text.strip()[:QUOTED]!r}")
+        return ToolCall("", wrong=f"not a tool call in JSON: {text.strip()[:QUOTED]!r}")
     if not isinstance(found, dict) or not isinstance(found.get("name"), str):
-        return Call("", wrong="a tool call needs a name and arguments")
+        return ToolCall("", wrong="a tool call needs a name and arguments")
     arguments = found.get("arguments", found.get("parameters", {}))
     if not isinstance(arguments, dict):
-        return Call(found["name"], wrong="the arguments of a tool call must be an object")
-    return Call(found["name"], arguments)
+        return ToolCall(found["name"], wrong="the arguments of a tool call must be an object")
+    return ToolCall(found["name"], arguments)
 
 
-def run(call: Call, tools: Tools) -> str:
+def run(call: ToolCall, tools: Tools) -> str:
     """What the tool returned, as text; what it raised is text, too, for the model to read, as in TRL."""
     if call.wrong is not None:
         return f"Error: {call.wrong}"

@@ -8,7 +8,7 @@ from seedtune.types import Message
 
 Content = str | tuple[Message, ...]
 
-Reply = tuple[str, str]
+EnvironmentMessage = tuple[str, str]
 """(role, text) of what the model is told."""
 
 
@@ -32,7 +32,7 @@ def opened(content: Content, told: str | None) -> Content:
     return (*content[:-1], {**last, "content": f"{last['content']}{told}"})
 
 
-def continued(content: Content, answer: str, replies: Sequence[Reply]) -> Content:
+def continued(content: Content, answer: str, replies: Sequence[EnvironmentMessage]) -> Content:
     """With the model's message and what it was told, each ended by a line break in a text."""
     if isinstance(content, str):
         return content + "".join(f"{line}\n" for line in (answer, *(text for _, text in replies)))

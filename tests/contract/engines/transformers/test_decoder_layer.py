@@ -14,9 +14,9 @@ from models import answers, job, load_engine, recorded_logits, save_family, text
 from seedtune.engines.transformers.engine import TransformersEngine
 from seedtune.engines.transformers.fused import fuse
 from seedtune.engines.transformers.fused.decoder_layer import FusedLayer, fuse_layers
-from seedtune.types import CENTRE, Member
+from seedtune.types import UNPERTURBED, Member
 
-MEMBERS = (Member(1, 0, 1), Member(1, 0, -1), CENTRE, Member(1, 4, 1))
+MEMBERS = (Member(1, 0, 1), Member(1, 0, -1), UNPERTURBED, Member(1, 4, 1))
 PROMPTS = text_prompts("Hello there", "x", "The quick brown fox jumps", limits=[8, 3, 6])
 DTYPES = pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 
@@ -55,7 +55,7 @@ def test_fused_layers_give_the_bits_of_the_plain_path(
 
 
 @DTYPES
-def test_a_full_rank_members_layers_are_fused_too(dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gaussian_members_layers_are_fused_too(dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder, how = save_family("llama", tmp_path), {"perturbation": "gaussian"}
     engine = load_engine(folder, how=how, dtype=dtype)
     assert engine.fused["layers"] == 2

@@ -30,9 +30,9 @@ from seedtune.engines.transformers.decoding import sampling
 from seedtune.engines.transformers.engine import TransformersEngine
 from seedtune.errors import StorageError
 from seedtune.numerics import noise
-from seedtune.types import CENTRE, Member, Prompt, Sampling, Term, Update
+from seedtune.types import UNPERTURBED, Member, Prompt, Sampling, Term, Update
 
-MEMBERS = (Member(1, 0, 1), Member(1, 0, -1), Member(1, 4, 1), CENTRE)
+MEMBERS = (Member(1, 0, 1), Member(1, 0, -1), Member(1, 4, 1), UNPERTURBED)
 PROMPTS = text_prompts("Hello there", "x", "The quick brown fox jumps", "1 + 1 =")
 UPDATE = Update(1, (Term(1, 0, 0.02), Term(1, 4, -0.03), Term(0, 7, 0.01)))
 
@@ -44,12 +44,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def engine(folder: Path) -> TransformersEngine:
-    """Shared by tests that do not move the centre."""
+    """Shared by tests that do not change the current weights."""
     return load_engine(folder)
 
 
-def _centre_text(engine: TransformersEngine, prompt: Prompt, **how: Any) -> Any:
-    return answers(engine, job([prompt], **how))[CENTRE, 0, 0]
+def _unperturbed_text(engine: TransformersEngine, prompt: Prompt, **how: Any) -> Any:
+    return answers(engine, job([prompt], **how))[UNPERTURBED, 0, 0]
 
 
 # --------------------------------------------------------------------------------------------- rows and stops
@@ -77,9 +77,9 @@ def test_rollouts_do_not_depend_on_who_else_is_in_the_batch(engine: Transformers
 
 
 def test_a_stop_string_ends_the_completion_and_is_not_part_of_it(engine: TransformersEngine) -> None:
-    free = _centre_text(engine, PROMPTS[0], ignore_eos=True)
+    free = _unperturbed_text(engine, PROMPTS[0], ignore_eos=True)
     stop = free.text[3:5]
-    stopped = _centre_text(engine, PROMPTS[0], stop=("never there", stop), ignore_eos=True)
+    stopped = _unperturbed_text(engine, PROMPTS[0], stop=("never there", stop), ignore_eos=True)
     assert stopped.finish == "stop"
     assert stopped.text == free.text.split(stop)[0]
     assert stopped.token_ids == free.token_ids[: len(stopped.text) + len(stop)]
@@ -87,25 +87,25 @@ def test_a_stop_string_ends_the_completion_and_is_not_part_of_it(engine: Transfo
 
 def test_an_end_token_of_the_generation_config_ends_the_completion(tmp_path: Path) -> None:
     folder = save_family("llama", tmp_path)
-    free = _centre_text(load_engine(folder), PROMPTS[0], ignore_eos=True)
+    free = _unperturbed_text(load_engine(folder), PROMPTS[0], ignore_eos=True)
     settings = json.loads((folder / "generation_config.json").read_text())
     settings["eos_token_id"] = [free.token_ids[3], 2]
     (folder / "generation_config.json").write_text(json.dumps(settings))
     engine = load_engine(folder)
-    ended = _centre_text(engine, PROMPTS[0])
+    ended = _unperturbed_text(engine, PROMPTS[0])
     first = free.token_ids.index(free.token_ids[3]) + 1
     assert (ended.finish, ended.token_ids) == ("stop", free.token_ids[:first])
     assert list(ended.token_ids) == greedy(Reference(folder, [], engine.noise).model, _ids(engine, 0), 8)
-    ignored = _centre_text(engine, PROMPTS[0], ignore_eos=True)
+    ignored = _unperturbed_text(engine, PROMPTS[0], ignore_eos=True)
     assert (ignored.finish, ignored.token_ids) == ("length", free.token_ids)
 
 
 def test_chat_messages_go_through_the_models_own_template(engine: TransformersEngine) -> None:
     chat = Prompt(0, ({"role": "user", "content": "Hi"},))
     plain = Prompt(0, "user: Hi\nassistant:")
-    assert _centre_text(engine, chat).token_ids == _centre_text(engine, plain).token_ids
+    assert _unperturbed_text(engine, chat).token_ids == _unperturbed_text(engine, plain).token_ids
     bare = Prompt(0, chat.content, template_kwargs={"add_generation_prompt": False})
-    assert _centre_text(engine, bare).prompt_tokens < _centre_text(engine, chat).prompt_tokens
+    assert _unperturbed_text(engine, bare).prompt_tokens < _unperturbed_text(engine, chat).prompt_tokens
 
 
 @pytest.mark.parametrize("family", ["llama", "llama-head8"])
@@ -114,7 +114,7 @@ def test_a_member_whose_weights_overflow_spoils_nobody_else(family: str, tempera
     engine = load_engine(save_family(family, tmp_path), max_rows=2, prefill_tokens=1)
     how = {"temperature": temperature, "ignore_eos": True}
     with recorded_logits() as logits:
-        found = answers(engine, job(PROMPTS[1:3], members=[MEMBERS[0], CENTRE], sigma=1e37, **how))
+        found = answers(engine, job(PROMPTS[1:3], members=[MEMBERS[0], UNPERTURBED], sigma=1e37, **how))
     assert torch.stack(logits[0, 0, 0]).isnan().any()
     alone = answers(load_engine(tmp_path), job(PROMPTS[1:3], **how))
     assert all(found[key].token_ids == rollout.token_ids for key, rollout in alone.items())
@@ -131,15 +131,15 @@ def test_every_member_gets_the_same_draws(engine: TransformersEngine) -> None:
     how = {"temperature": 1.0, "samples": 3}
     same = answers(engine, job(PROMPTS, members=MEMBERS, sigma=0.0, **how))
     for (_, prompt, sample), rollout in same.items():
-        assert rollout.token_ids == same[CENTRE, prompt, sample].token_ids
+        assert rollout.token_ids == same[UNPERTURBED, prompt, sample].token_ids
     for prompt in range(len(PROMPTS)):
-        assert len({same[CENTRE, prompt, sample].token_ids for sample in range(3)}) > 1
+        assert len({same[UNPERTURBED, prompt, sample].token_ids for sample in range(3)}) > 1
 
 
 def test_draws_are_reproducible_and_change_with_seed_and_generation(engine: TransformersEngine) -> None:
     def texts(**address: int) -> list[str]:
         found = answers(engine, job(PROMPTS, temperature=1.0, **address))
-        return [found[CENTRE, prompt, 0].text for prompt in range(len(PROMPTS))]
+        return [found[UNPERTURBED, prompt, 0].text for prompt in range(len(PROMPTS))]
 
     assert texts() == texts()
     assert texts() != texts(seed=1)
@@ -149,7 +149,7 @@ def test_draws_are_reproducible_and_change_with_seed_and_generation(engine: Tran
 def test_equal_prompts_with_different_ids_get_different_draws(engine: TransformersEngine) -> None:
     twins = (Prompt(3, "Hello"), Prompt(4, "Hello"), Prompt(3, "Hello"))
     found = answers(engine, job(twins, temperature=1.0))
-    first, second, third = (found[CENTRE, position, 0].token_ids for position in range(3))
+    first, second, third = (found[UNPERTURBED, position, 0].token_ids for position in range(3))
     assert first == third != second
 
 
@@ -193,27 +193,27 @@ def test_evaluating_a_job_twice_gives_the_same_rollouts_in_the_same_order(
 
 
 @pytest.mark.no_cover
-def test_evaluating_two_hundred_members_leaves_the_centre_untouched(folder: Path) -> None:
+def test_evaluating_two_hundred_members_leaves_the_current_weights_untouched(folder: Path) -> None:
     engine = load_engine(folder, rank=2)
     before = engine.fingerprint()
-    tensors = {name: array.copy() for name, array in engine.centre.tensors.items()}
+    tensors = {name: array.copy() for name, array in engine.weights.tensors.items()}
     members = [Member(pair % 5, pair, sign) for pair in range(100) for sign in (1, -1)]
     found = answers(engine, job(PROMPTS[:1], members=members, max_tokens=2, sigma=0.3))
     assert len(found) == 200
     assert len({rollout.token_ids for rollout in found.values()}) > 20
     assert engine.fingerprint() == before
-    assert all(np.array_equal(array, tensors[name]) for name, array in engine.centre.tensors.items())
+    assert all(np.array_equal(array, tensors[name]) for name, array in engine.weights.tensors.items())
 
 
 @pytest.mark.parametrize("rank", [1, 4])
 @pytest.mark.parametrize("family", ["llama-untied", "gpt2"])
 def test_an_update_has_the_bits_of_the_numpy_reference(family: str, rank: int, tmp_path: Path) -> None:
     engine = load_engine(save_family(family, tmp_path), rank=rank)
-    expected = {name: _updated(array, name, rank) for name, array in engine.centre.tensors.items()}
+    expected = {name: _updated(array, name, rank) for name, array in engine.weights.tensors.items()}
     before = engine.fingerprint()
     engine.apply(UPDATE)
     assert engine.fingerprint() != before
-    for name, array in engine.centre.tensors.items():
+    for name, array in engine.weights.tensors.items():
         assert np.array_equal(array.view(np.uint32), expected[name].view(np.uint32)), name
 
 
@@ -230,7 +230,7 @@ def _updated(theta: np.ndarray, name: str, rank: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_the_next_evaluation_uses_the_updated_centre(folder: Path, tmp_path: Path, dtype: str) -> None:
+def test_the_next_evaluation_uses_the_updated_weights(folder: Path, tmp_path: Path, dtype: str) -> None:
     engine, work = load_engine(folder, dtype=dtype), job(PROMPTS, members=MEMBERS)
     before = answers(engine, work)
     engine.apply(UPDATE)
@@ -262,8 +262,8 @@ def test_a_snapshot_restores_the_fingerprint_and_the_answers(folder: Path, tmp_p
     assert again.fingerprint() == engine.fingerprint()
     assert info.base_fingerprint == engine.load().base_fingerprint
     work = job(PROMPTS, members=MEMBERS)
-    engine.centre.restore(tmp_path)
-    engine.perturbation.refresh()
+    engine.weights.restore(tmp_path)
+    engine.perturbation.sync()
     assert answers(again, work) == answers(engine, work)
 
 
@@ -275,7 +275,7 @@ def test_a_snapshot_of_another_model_is_refused(folder: Path, tmp_path: Path) ->
 
 @pytest.mark.parametrize("family", ["llama", "llama-untied", "gpt2", "mixtral"])
 @pytest.mark.parametrize("checkpoint", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
-def test_an_export_is_the_rounded_centre_under_hugging_face_names(
+def test_an_export_is_the_rounded_weights_under_hugging_face_names(
     family: str, checkpoint: torch.dtype, tmp_path: Path
 ) -> None:
     base = save_family(family, tmp_path / "base", dtype=checkpoint)
@@ -286,7 +286,7 @@ def test_an_export_is_the_rounded_centre_under_hugging_face_names(
     original = dict(AutoModelForCausalLM.from_pretrained(base, dtype="auto").named_parameters())
     assert _stored_names(tmp_path / "out") == _stored_names(base)
     for name, parameter in model.named_parameters():
-        tensor = engine.centre.tensors.get(name)
+        tensor = engine.weights.tensors.get(name)
         expected = original[name] if tensor is None else torch.from_numpy(tensor).to(checkpoint)
         assert parameter.dtype == checkpoint
         assert torch.equal(parameter, expected), name
@@ -309,7 +309,7 @@ def test_an_exported_model_gives_the_engines_greedy_answers(folder: Path, tmp_pa
     assert tokenizer.chat_template == CHAT_TEMPLATE
     for prompt in PROMPTS:
         ids = list(tokenizer(prompt.content)["input_ids"])
-        assert list(found[CENTRE, prompt.id, 0].token_ids) == greedy(model, ids, 8)
+        assert list(found[UNPERTURBED, prompt.id, 0].token_ids) == greedy(model, ids, 8)
     assert load_engine(tmp_path).fingerprint() == engine.fingerprint()
 
 
@@ -336,7 +336,7 @@ def test_coverage_names_what_is_left_as_it_is_and_why(engine: TransformersEngine
     }
     untied = load_engine(save_family("llama-untied", tmp_path))
     assert "lm_head.weight" not in dict(untied.perturbation.coverage.unperturbed)
-    assert "lm_head.weight" in untied.centre.tensors
+    assert "lm_head.weight" in untied.weights.tensors
 
 
 # -------------------------------------------------------------------------------------------------- precision
@@ -348,9 +348,9 @@ def test_bfloat16_logits_are_near_float32(family: str, tmp_path: Path) -> None:
     engine = load_engine(save_family(family, tmp_path), dtype="bfloat16", rank=2)
     with recorded_logits() as logits:
         found = answers(engine, job(PROMPTS, members=MEMBERS, sigma=0.02))
-    reference = Reference(tmp_path, engine.centre.tensors, engine.noise)
+    reference = Reference(tmp_path, engine.weights.tensors, engine.noise)
     for position, member in enumerate(MEMBERS):
-        alone = reference.become(member, 0.02)
+        alone = reference.set_member(member, 0.02)
         for prompt in PROMPTS:
             exact = forced_logits(alone, _ids(engine, prompt.id), found[member, prompt.id, 0].token_ids)
             ours = torch.stack(logits[position, prompt.id, 0])
@@ -367,6 +367,6 @@ def test_rotary_frequencies_stay_exact_in_bfloat16(folder: Path) -> None:
 def test_the_precision_of_the_checkpoint_does_not_leak_into_a_small_first_job(family: str, tmp_path: Path) -> None:
     engine = load_engine(save_family(family, tmp_path, dtype=torch.bfloat16), dtype="float32")
     with recorded_logits() as logits:
-        tokens = _centre_text(engine, PROMPTS[1]).token_ids
+        tokens = _unperturbed_text(engine, PROMPTS[1]).token_ids
     exact = forced_logits(Reference(tmp_path, [], engine.noise).model, _ids(engine, 1), tokens)
     torch.testing.assert_close(torch.stack(logits[0, 0, 0]), exact, atol=1e-4, rtol=0)

@@ -1,4 +1,4 @@
-"""The gaussian perturbation and centres in the model's own precision, against plain Hugging Face and numpy."""
+"""The gaussian perturbation and weights in the model's own precision, against plain Hugging Face and numpy."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ from seedtune.engines.transformers.members.perturbation import as_tensor
 from seedtune.errors import ConfigError
 from seedtune.numerics import noise
 from seedtune.numerics.rounding import nearest, stochastic, widen
-from seedtune.types import CENTRE, Member, Term, Update
+from seedtune.types import UNPERTURBED, Member, Term, Update
 
 GAUSSIAN = {"perturbation": "gaussian"}
-MEMBERS = (Member(3, 0, 1), Member(3, 0, -1), CENTRE, Member(2, 9, 1))
+MEMBERS = (Member(3, 0, 1), Member(3, 0, -1), UNPERTURBED, Member(2, 9, 1))
 PROMPTS = text_prompts("Hello there", "x", "Hello therein")
 SIGMA = 0.02
 NEW = 6
@@ -57,7 +57,7 @@ def live(engine: TransformersEngine) -> dict[str, torch.Tensor]:
 
 
 def normals(name: str, shape: tuple[int, ...], generation: int, pair: int) -> np.ndarray:
-    address = noise.Address(noise.key(7, name), noise.Stream.FULL, generation, pair)
+    address = noise.Address(noise.key(7, name), noise.Stream.GAUSSIAN, generation, pair)
     return noise.normals(address, 0, int(np.prod(shape))).reshape(shape)
 
 
@@ -82,18 +82,18 @@ def test_every_parameter_is_perturbed_and_tied_ones_once(family: str, folders: C
     coverage = engine.perturbation.coverage
     assert coverage.perturbed == coverage.total == sum(p.numel() for p in engine.model.parameters())
     assert coverage.unperturbed == ()
-    assert set(engine.centre.tensors) == {name for name, _ in engine.model.named_parameters()}
+    assert set(engine.weights.tensors) == {name for name, _ in engine.model.named_parameters()}
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-@pytest.mark.parametrize("master", ["float32", "none"])
-def test_live_weights_are_the_rounded_sum_of_centre_and_noise(
-    dtype: str, master: str, folders: Callable[[str], Path]
+@pytest.mark.parametrize("weights_dtype", ["float32", "model"])
+def test_live_weights_are_the_rounded_sum_of_weights_and_noise(
+    dtype: str, weights_dtype: str, folders: Callable[[str], Path]
 ) -> None:
-    engine = load_engine(folders("llama"), how={**GAUSSIAN, "master": master}, dtype=dtype)
-    before = {name: widen(array).copy() for name, array in engine.centre.tensors.items()}
-    for member in (Member(5, 2, 1), CENTRE, Member(5, 2, -1)):
-        engine.perturbation.become([member], [0], sigma=SIGMA)
+    engine = load_engine(folders("llama"), how={**GAUSSIAN, "weights_dtype": weights_dtype}, dtype=dtype)
+    before = {name: widen(array).copy() for name, array in engine.weights.tensors.items()}
+    for member in (Member(5, 2, 1), UNPERTURBED, Member(5, 2, -1)):
+        engine.perturbation.set_members([member], [0], sigma=SIGMA)
         for name, weight in live(engine).items():
             exact = before[name] + np.float32(member.sign * SIGMA) * normals(name, before[name].shape, 5, 2)
             expected = as_tensor(nearest((exact if member.sign else before[name]).ravel(), dtype))
@@ -102,11 +102,11 @@ def test_live_weights_are_the_rounded_sum_of_centre_and_noise(
 
 @pytest.mark.no_cover
 @pytest.mark.parametrize("perturbation", ["lowrank", "gaussian"])
-@pytest.mark.parametrize("master", ["float32", "none"])
-def test_a_thousand_evaluations_of_random_members_leave_the_centre_untouched(
-    perturbation: str, master: str, folders: Callable[[str], Path]
+@pytest.mark.parametrize("weights_dtype", ["float32", "model"])
+def test_a_thousand_evaluations_of_random_members_leave_the_current_weights_untouched(
+    perturbation: str, weights_dtype: str, folders: Callable[[str], Path]
 ) -> None:
-    how = {"perturbation": perturbation, "master": master}
+    how = {"perturbation": perturbation, "weights_dtype": weights_dtype}
     engine = load_engine(folders("llama"), how=how, dtype="bfloat16")
     fingerprint, draw = engine.fingerprint(), np.random.default_rng(0)
     for _ in range(10):
@@ -149,18 +149,19 @@ def moved(theta: np.ndarray, name: str, perturbation: str, dtype: str) -> np.nda
 
 @pytest.mark.parametrize("perturbation", ["lowrank", "gaussian"])
 @pytest.mark.parametrize(
-    ("master", "dtype"), [("float32", "bfloat16"), ("none", "bfloat16"), ("none", "float16"), ("none", "float32")]
+    ("weights_dtype", "dtype"),
+    [("float32", "bfloat16"), ("model", "bfloat16"), ("model", "float16"), ("model", "float32")],
 )
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_updates_have_the_bits_of_the_numpy_reference(
-    family: str, master: str, dtype: str, perturbation: str, folders: Callable[[str], Path]
+    family: str, weights_dtype: str, dtype: str, perturbation: str, folders: Callable[[str], Path]
 ) -> None:
-    how = {"perturbation": perturbation, "master": master}
+    how = {"perturbation": perturbation, "weights_dtype": weights_dtype}
     engine, apart = (load_engine(folders(family), how=how, dtype=dtype) for _ in range(2))
-    kept = "float32" if master == "float32" else dtype
-    before = {name: array.copy() for name, array in engine.centre.tensors.items()}
+    kept = "float32" if weights_dtype == "float32" else dtype
+    before = {name: array.copy() for name, array in engine.weights.tensors.items()}
     engine.apply(*UPDATES)
-    for name, array in engine.centre.tensors.items():
+    for name, array in engine.weights.tensors.items():
         np.testing.assert_array_equal(array, moved(before[name], name, perturbation, kept))
     for update in UPDATES:
         apart.apply(update)
@@ -168,26 +169,26 @@ def test_updates_have_the_bits_of_the_numpy_reference(
 
 
 @pytest.mark.parametrize("perturbation", ["lowrank", "gaussian"])
-@pytest.mark.parametrize("master", ["float32", "none"])
-def test_an_exported_model_holds_the_updated_centre(
-    perturbation: str, master: str, folders: Callable[[str], Path], tmp_path: Path
+@pytest.mark.parametrize("weights_dtype", ["float32", "model"])
+def test_an_exported_model_holds_the_updated_weights(
+    perturbation: str, weights_dtype: str, folders: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    how = {"perturbation": perturbation, "master": master}
+    how = {"perturbation": perturbation, "weights_dtype": weights_dtype}
     engine = load_engine(folders("llama"), how=how, dtype="bfloat16")
     engine.apply(*UPDATES)
     engine.export(tmp_path / "model", "bfloat16")
     again = load_engine(tmp_path / "model", how=how, dtype="bfloat16")
-    for name, array in again.centre.tensors.items():
-        expected = nearest(widen(engine.centre.tensors[name]).ravel(), "bfloat16")
+    for name, array in again.weights.tensors.items():
+        expected = nearest(widen(engine.weights.tensors[name]).ravel(), "bfloat16")
         np.testing.assert_array_equal(nearest(widen(array).ravel(), "bfloat16"), expected)
 
 
 @pytest.mark.parametrize("perturbation", ["lowrank", "gaussian"])
-@pytest.mark.parametrize("master", ["float32", "none"])
+@pytest.mark.parametrize("weights_dtype", ["float32", "model"])
 def test_a_snapshot_holds_every_bit(
-    perturbation: str, master: str, folders: Callable[[str], Path], tmp_path: Path
+    perturbation: str, weights_dtype: str, folders: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    how = {"perturbation": perturbation, "master": master}
+    how = {"perturbation": perturbation, "weights_dtype": weights_dtype}
     engine = load_engine(folders("gpt2"), how=how, dtype="bfloat16")
     engine.apply(*UPDATES)
     engine.snapshot(tmp_path)
@@ -198,10 +199,10 @@ def test_a_snapshot_holds_every_bit(
     assert answers(again, work) == answers(engine, work)
 
 
-def test_a_centre_in_a_mapped_file_has_the_same_bits(folders: Callable[[str], Path], tmp_path: Path) -> None:
+def test_weights_in_a_mapped_file_have_the_same_bits(folders: Callable[[str], Path], tmp_path: Path) -> None:
     for how in ({}, GAUSSIAN):
         plain = load_engine(folders("llama"), how=how)
-        mapped = load_engine(folders("llama"), how=how, centre_file=str(tmp_path))
+        mapped = load_engine(folders("llama"), how=how, weights_folder=str(tmp_path))
         for engine in (plain, mapped):
             engine.apply(*UPDATES)
         assert mapped.fingerprint() == plain.fingerprint()
@@ -214,23 +215,23 @@ def test_frozen_tensors_are_neither_perturbed_nor_moved_and_are_listed(
 ) -> None:
     how = {"perturbation": perturbation, "freeze": ("*.mlp.*", "*embed_tokens*")}
     engine = load_engine(folders("llama"), how=how)
-    assert engine.centre.tensors
-    assert not any("mlp" in name or "embed" in name for name in engine.centre.tensors)
+    assert engine.weights.tensors
+    assert not any("mlp" in name or "embed" in name for name in engine.weights.tensors)
     listed = dict(engine.perturbation.coverage.unperturbed)
     assert "frozen" in listed["model.layers.*.mlp.up_proj.weight"]
     free = load_engine(folders("llama"), how={"perturbation": perturbation})
     assert engine.perturbation.coverage.perturbed < free.perturbation.coverage.perturbed
-    reference = Reference(folders("llama"), engine.centre.tensors, engine.noise)
+    reference = Reference(folders("llama"), engine.weights.tensors, engine.noise)
     rollouts = answers(engine, job(PROMPTS, members=MEMBERS, sigma=SIGMA, max_tokens=NEW))
     for (member, prompt, _), rollout in rollouts.items():
         ids = list(engine.tokenizer(PROMPTS[prompt].content)["input_ids"])
-        assert list(rollout.token_ids) == greedy(reference.become(member, SIGMA), ids, NEW)
+        assert list(rollout.token_ids) == greedy(reference.set_member(member, SIGMA), ids, NEW)
 
 
 def test_only_named_tensors_train(folders: Callable[[str], Path]) -> None:
     engine = load_engine(folders("llama"), how={**GAUSSIAN, "trainable": ("*norm*",)})
-    assert all("norm" in name for name in engine.centre.tensors)
-    assert len(engine.centre.tensors) == 5
+    assert all("norm" in name for name in engine.weights.tensors)
+    assert len(engine.weights.tensors) == 5
 
 
 @pytest.mark.parametrize("how", [{"trainable": ("*.mpl.*",)}, {"freeze": ("model.layer.*",)}, {"freeze": ("*",)}])
@@ -239,9 +240,9 @@ def test_a_selection_that_selects_nothing_is_refused(how: dict[str, Any], folder
         load_engine(folders("llama"), how=how)
 
 
-def test_without_a_master_the_lowrank_centre_is_the_live_weight(folders: Callable[[str], Path]) -> None:
-    engine = load_engine(folders("llama-untied"), how={"master": "none"}, dtype="bfloat16")
-    arrays = list(engine.centre.tensors.values())
+def test_with_weights_dtype_model_the_lowrank_weights_are_the_live_ones(folders: Callable[[str], Path]) -> None:
+    engine = load_engine(folders("llama-untied"), how={"weights_dtype": "model"}, dtype="bfloat16")
+    arrays = list(engine.weights.tensors.values())
     assert all(array.dtype == np.uint16 for array in arrays)
     for group in engine.perturbation.groups:
         assert group.weight.address in {array.ctypes.data for array in arrays}
@@ -250,7 +251,7 @@ def test_without_a_master_the_lowrank_centre_is_the_live_weight(folders: Callabl
 @pytest.mark.parametrize("kind", ["fma32", "bf16dot"])
 @pytest.mark.parametrize("perturbation", ["lowrank", "gaussian"])
 @pytest.mark.parametrize("family", ["llama", "llama-untied", "qwen2", "phi3", "mixtral", "gpt2"])
-def test_our_products_follow_every_member_and_the_centre(
+def test_our_products_follow_every_member_and_the_unperturbed_model(
     family: str, perturbation: str, kind: Any, folders: Callable[[str], Path]
 ) -> None:
     if not products.available(kind, bfloat16=True):
@@ -262,7 +263,7 @@ def test_our_products_follow_every_member_and_the_centre(
         with recorded_logits() as logits:
             answers(engine, job(PROMPTS, members=MEMBERS, sigma=0.1, max_tokens=1))
             engine.apply(Update(3, (Term(3, 0, 0.3),)))
-            answers(engine, job(PROMPTS, members=(CENTRE,), sigma=0.1, max_tokens=1))
+            answers(engine, job(PROMPTS, members=(UNPERTURBED,), sigma=0.1, max_tokens=1))
         seen.append([torch.stack(rows) for _, rows in sorted(logits.items())])
     for own_rows, library_rows in zip(*seen, strict=True):
         torch.testing.assert_close(own_rows, library_rows, atol=0.06, rtol=0.02)
@@ -274,10 +275,10 @@ def test_our_products_follow_every_member_and_the_centre(
 def test_weights_multiplied_as_they_lie_give_the_logits_of_copied_ones(
     family: str, perturbation: str, folders: Callable[[str], Path]
 ) -> None:
-    """In float32 the centre's type is the model's with either ``master``."""
+    """In float32 the type of the current weights is the model's with either ``weights_dtype``."""
     seen: list[list[torch.Tensor]] = []
-    for master in ("none", "float32"):
-        how = {"perturbation": perturbation, "master": master}
+    for weights_dtype in ("model", "float32"):
+        how = {"perturbation": perturbation, "weights_dtype": weights_dtype}
         engine = load_engine(folders(family), how=how, dtype="float32", products="fma32")
         with recorded_logits() as logits:
             answers(engine, job(PROMPTS, members=MEMBERS, sigma=0.1, max_tokens=2))
@@ -290,10 +291,10 @@ def test_lowrank_with_nothing_that_it_perturbs_is_refused(folders: Callable[[str
         load_engine(folders("llama"), how={"trainable": ("*norm*",)})
 
 
-def test_a_centre_file_that_is_a_file_is_refused(folders: Callable[[str], Path], tmp_path: Path) -> None:
+def test_a_weights_folder_that_is_a_file_is_refused(folders: Callable[[str], Path], tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match=r"is a file\. Give a folder"):
-        load_engine(folders("llama"), centre_file=str(tmp_path / "file"))
+        load_engine(folders("llama"), weights_folder=str(tmp_path / "file"))
 
 
 def test_a_closed_engine_lets_go_of_its_model_and_loads_again(folders: Callable[[str], Path]) -> None:

@@ -20,9 +20,9 @@ from models import (
     text_prompts,
 )
 from seedtune.errors import ModelError
-from seedtune.types import CENTRE, Member
+from seedtune.types import UNPERTURBED, Member
 
-MEMBERS = (Member(3, 0, 1), Member(3, 0, -1), CENTRE, Member(3, 5, 1), Member(2, 9, -1))
+MEMBERS = (Member(3, 0, 1), Member(3, 0, -1), UNPERTURBED, Member(3, 5, 1), Member(2, 9, -1))
 PROMPTS = text_prompts("Hello there", "x", "The quick brown fox jumps", "Hello therein", "Hello", "The quick", "x")
 """Some share beginnings, which a member's prefill computes once; one is repeated."""
 SIGMA = 0.05
@@ -63,7 +63,7 @@ def test_routed_experts_and_routers_are_listed_as_unperturbed(family: str, folde
     listed = dict(engine.perturbation.coverage.unperturbed)
     for name in ("experts.gate_up_proj", "experts.down_proj", "gate.weight"):
         assert any(pattern.endswith(name) for pattern in listed), name
-    assert not any(".experts." in name for name in engine.centre.tensors)
+    assert not any(".experts." in name for name in engine.weights.tensors)
 
 
 @pytest.mark.parametrize("kind", UNSUPPORTED)

@@ -1,4 +1,4 @@
-"""Where the transformers engine is: its members at a shift of the centre, its centre pulled to the base model."""
+"""Where the transformers engine is: its members at a shift of the weights, its weights pulled to the base model."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ from seedtune.engines.transformers.product_choice import available
 from seedtune.errors import DataError, ModelError, StorageError
 from seedtune.numerics.noise import key
 from seedtune.numerics.rounding import widen
-from seedtune.types import CENTRE, Decay, Job, Member, Shift, Term, Update
+from seedtune.types import UNPERTURBED, Decay, Job, Member, Shift, Term, Update
 
-MEMBERS = (Member(3, 0, 1), CENTRE, Member(2, 9, -1))
+MEMBERS = (Member(3, 0, 1), UNPERTURBED, Member(2, 9, -1))
 PROMPTS = text_prompts("Hello there", "x")
 TERMS = (Term(2, 9, 0.02), Term(3, 0, -0.05), Term(1, 1, 0.01))
 SHIFT = Shift(TERMS)
@@ -39,12 +39,12 @@ HOW: dict[str, tuple[str, str, Mapping[str, Any]]] = {
     "lowrank-tied": ("llama", "bfloat16", {}),
     "lowrank-rank2-float32": ("llama-untied", "float32", {"rank": 2}),
     "lowrank-conv1d": ("gpt2", "bfloat16", {}),
-    "lowrank-none": ("llama-untied", "bfloat16", {"master": "none"}),
-    "lowrank-none-float16": ("gpt2", "float16", {"master": "none"}),
+    "lowrank-model": ("llama-untied", "bfloat16", {"weights_dtype": "model"}),
+    "lowrank-model-float16": ("gpt2", "float16", {"weights_dtype": "model"}),
     "lowrank-frozen": ("qwen2", "float32", {"freeze": ("*.mlp.*",)}),
     "gaussian-tied": ("llama", "bfloat16", {"perturbation": "gaussian"}),
     "gaussian-conv1d": ("gpt2", "float32", {"perturbation": "gaussian"}),
-    "gaussian-none": ("llama", "bfloat16", {"perturbation": "gaussian", "master": "none"}),
+    "gaussian-model": ("llama", "bfloat16", {"perturbation": "gaussian", "weights_dtype": "model"}),
     "gaussian-frozen": ("mixtral", "float32", {"perturbation": "gaussian", "freeze": ("*embed*",)}),
 }
 """Name → family, type of the model and of the checkpoint, noise."""
@@ -81,7 +81,7 @@ WORK = job(PROMPTS, members=MEMBERS, sigma=0.05, max_tokens=3)
 
 
 @pytest.mark.parametrize("products", ["library", "fma32", "bf16dot"])
-def test_a_shifted_job_gives_the_logits_of_a_centre_that_was_moved(make: Callable[..., Any], products: str) -> None:
+def test_a_shifted_job_gives_the_logits_of_weights_that_were_moved(make: Callable[..., Any], products: str) -> None:
     still = make()
     if products not in available(still.dtype, still.device):
         pytest.skip(f"this processor has no {products} for {still.dtype}")
@@ -94,7 +94,7 @@ def test_a_shifted_job_gives_the_logits_of_a_centre_that_was_moved(make: Callabl
     assert not any(map(torch.equal, logits_of(still, WORK), expected))
 
 
-def test_after_a_shifted_job_the_centre_and_the_live_weights_are_as_before(make: Callable[..., Any]) -> None:
+def test_after_a_shifted_job_the_current_and_the_live_weights_are_as_before(make: Callable[..., Any]) -> None:
     engine = make()
     fingerprint, before = engine.fingerprint(), logits_of(engine, WORK)
     logits_of(engine, shifted(WORK))
@@ -108,50 +108,50 @@ def test_after_a_shifted_job_the_centre_and_the_live_weights_are_as_before(make:
     assert all(map(torch.equal, logits_of(engine, WORK), logits_of(fresh, WORK)))
 
 
-def test_a_shifted_job_from_a_mapped_centre_is_the_same(make: Callable[..., Any], tmp_path: Path) -> None:
-    plain, mapped = make(), make(centre_file=str(tmp_path))
+def test_a_shifted_job_from_mapped_weights_is_the_same(make: Callable[..., Any], tmp_path: Path) -> None:
+    plain, mapped = make(), make(weights_folder=str(tmp_path))
     assert all(map(torch.equal, logits_of(mapped, shifted(WORK)), logits_of(plain, shifted(WORK))))
     assert mapped.fingerprint() == plain.fingerprint()
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_norm_of_terms_is_how_far_they_move_the_centre(make: Callable[..., Any]) -> None:
+def test_the_norm_of_terms_is_how_far_they_move_the_current_weights(make: Callable[..., Any]) -> None:
     engine = make()
-    if engine.noise.master == "none":
+    if engine.noise.weights_dtype == "model":
         pytest.skip("stochastic rounding adds to the way")
-    before = {name: array.copy() for name, array in engine.centre.tensors.items()}
+    before = {name: array.copy() for name, array in engine.weights.tensors.items()}
     norm = engine.norm(TERMS)
     engine.apply(STEP)
-    ways = [(array.astype(np.float64) - before[name]).ravel() for name, array in engine.centre.tensors.items()]
+    ways = [(array.astype(np.float64) - before[name]).ravel() for name, array in engine.weights.tensors.items()]
     assert math.isclose(norm, float(np.linalg.norm(np.concatenate(ways))), rel_tol=1e-5)
 
 
 def test_a_shift_of_a_length_goes_that_far(make: Callable[..., Any]) -> None:
     engine = make()
-    step = engine.centre.step(Shift(TERMS, 0.5))
+    step = engine.weights.step(Shift(TERMS, 0.5))
     assert math.isclose(engine.norm(step.terms), 0.5, rel_tol=1e-6)
     assert step.generation == 3
 
 
-def test_a_lowrank_shift_takes_no_second_centre(folders: Callable[..., Path]) -> None:
+def test_a_lowrank_shift_takes_no_second_copy_of_the_weights(folders: Callable[..., Path]) -> None:
     engine = load_engine(folders("llama", "bfloat16"), dtype="bfloat16")
-    held = {id(array) for array in engine.centre.tensors.values()}
+    held = {id(array) for array in engine.weights.tensors.values()}
     copies: list[int] = []
-    part = type(engine.centre).part
+    part = type(engine.weights).part
 
-    def counted(centre: Any, tensors: Mapping[str, Any]) -> Any:
+    def counted(weights: Any, tensors: Mapping[str, Any]) -> Any:
         copies.append(sum(array.nbytes for array in tensors.values()))
-        return part(centre, tensors)
+        return part(weights, tensors)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(type(engine.centre), "part", counted)
+        patch.setattr(type(engine.weights), "part", counted)
         answers(engine, shifted(WORK))
     largest = max(
-        sum(engine.centre.tensors[f"{p.name}.weight"].nbytes for p in g.parts) for g in engine.perturbation.groups
+        sum(engine.weights.tensors[f"{p.name}.weight"].nbytes for p in g.parts) for g in engine.perturbation.groups
     )
     assert max(copies) == largest
     assert len(copies) == len(engine.perturbation.groups)
-    assert {id(array) for array in engine.centre.tensors.values()} == held
+    assert {id(array) for array in engine.weights.tensors.values()} == held
 
 
 # ------------------------------------------------------------------------------------------------ the base weights
@@ -160,13 +160,13 @@ def test_a_lowrank_shift_takes_no_second_centre(folders: Callable[..., Path]) ->
 def base_of(engine: TransformersEngine) -> dict[str, np.ndarray]:
     """What transformers loads from the engine's folder, float32."""
     parameters = dict(engine.source.load().named_parameters())
-    return {name: parameters[name].detach().float().numpy() for name in engine.centre.tensors}
+    return {name: parameters[name].detach().float().numpy() for name in engine.weights.tensors}
 
 
 def decayed(engine: TransformersEngine, update: Update) -> dict[str, np.ndarray]:
-    """The centre after an update, by the plainest numpy."""
+    """The weights after an update, by the plainest numpy."""
     noise, base, after = engine.noise, base_of(engine), {}
-    for name, theta in engine.centre.tensors.items():
+    for name, theta in engine.weights.tensors.items():
         rank = noise.rank if noise.perturbation == "lowrank" else None
         where = key(noise.run_seed, name)
         after[name] = references.updated(theta.copy(), where, [update], rank=rank, anchor=base[name])
@@ -180,7 +180,7 @@ def test_a_decay_pulls_every_tensor_to_the_checkpoints_own_values(make: Callable
     update = Update(3, terms, Decay(l2=0.25, l1=1e-4))
     expected = decayed(engine, update)
     engine.apply(update)
-    for name, array in engine.centre.tensors.items():
+    for name, array in engine.weights.tensors.items():
         assert references.same_bits(array, expected[name]), name
 
 
@@ -247,7 +247,7 @@ def test_a_checkpoint_of_another_precision_than_its_configuration_is_kept_as_loa
     (tmp_path / "config.json").write_text(json.dumps({**settings, "dtype": "bfloat16"}))
     engine = load_engine(tmp_path)
     assert copies_of(engine) == set(engine.anchor._seen)
-    base = {name: widen(engine.anchor(name)) for name in engine.centre.tensors}
+    base = {name: widen(engine.anchor(name)) for name in engine.weights.tensors}
     assert all(references.same_bits(base[name], array) for name, array in base_of(engine).items())
 
 
@@ -293,7 +293,7 @@ def test_the_drift_is_measured_from_the_checkpoints_own_values(make: Callable[..
     assert engine.drift() == 0.0
     engine.apply(FIRST, STEP)
     base = base_of(engine)
-    ways = [(widen(array).astype(np.float64) - base[name]).ravel() for name, array in engine.centre.tensors.items()]
+    ways = [(widen(array).astype(np.float64) - base[name]).ravel() for name, array in engine.weights.tensors.items()]
     assert math.isclose(engine.drift(), float(np.linalg.norm(np.concatenate(ways))), rel_tol=1e-12)
     assert engine.cosine(FIRST.terms, FIRST.terms) == pytest.approx(1.0)
     assert abs(engine.cosine(FIRST.terms, TERMS)) < 0.3
@@ -333,7 +333,7 @@ def test_log_probabilities_are_those_of_hugging_face(make: Callable[..., Any], p
     assert_close(engine.logprobs(TEXTS, COMPLETIONS), plain(engine, {}), atol=1e-4)
     engine.apply(FIRST)
     answers(engine, shifted(WORK))
-    assert_close(engine.logprobs(TEXTS, COMPLETIONS), plain(engine, engine.centre.tensors), atol=1e-4)
+    assert_close(engine.logprobs(TEXTS, COMPLETIONS), plain(engine, engine.weights.tensors), atol=1e-4)
     assert_close(engine.logprobs(TEXTS, COMPLETIONS, base=True), plain(engine, {}), atol=1e-4)
 
 

@@ -1,4 +1,4 @@
-"""The vLLM engine against the transformers engine, in float32: the same members, completions and centres."""
+"""The vLLM engine against the transformers engine, in float32: the same members, completions and weights."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from seedtune.engines.base import Engine
 from seedtune.engines.transformers.engine import TransformersEngine
 from seedtune.engines.vllm.engine import VllmEngine
 from seedtune.errors import EngineError
-from seedtune.types import CENTRE, Decay, Likelihood, Member, Prompt, Shift, Term, Update
+from seedtune.types import UNPERTURBED, Decay, Likelihood, Member, Prompt, Shift, Term, Update
 from serving import SERVED, end_all, save_served, serve
 
 GAUSSIAN, LOWRANK = {"perturbation": "gaussian"}, {"perturbation": "lowrank"}
 MODES = {"gaussian": GAUSSIAN, "lowrank": LOWRANK}
-MEMBERS = (Member(1, 0, 1), Member(1, 0, -1), Member(1, 4, 1), CENTRE)
+MEMBERS = (Member(1, 0, 1), Member(1, 0, -1), Member(1, 4, 1), UNPERTURBED)
 PROMPTS = text_prompts("Hello there", "x", "The quick brown fox jumps", "1 + 1 =")
 UPDATES = [
     Update(g, (Term(g, 0, 0.01 * g), Term(g, 4, -0.02), Term(0, 7, 0.01)), Decay(l2=0.1) if g == 3 else None)
@@ -109,7 +109,7 @@ def test_a_checkpoint_in_many_files_of_another_precision_is_the_same_model(
 
 @pytest.fixture(scope="module")
 def pair(folder: Callable[[str], Path]) -> Callable[[str], tuple[VllmEngine, TransformersEngine]]:
-    """(vLLM, transformers) of one model, for tests that do not move the centre."""
+    """(vLLM, transformers) of one model, for tests that do not change the current weights."""
     return cache(lambda mode: (serve(folder("llama"), MODES[mode]), load_engine(folder("llama"), how=MODES[mode])))
 
 
@@ -136,11 +136,11 @@ def test_completions_stop_and_are_drawn_as_in_transformers(both: Any, asked: dic
 
 def test_an_end_token_ends_a_completion_and_belongs_to_it(folder: Callable[[str], Path], pair: Any) -> None:
     ours, theirs = pair("gaussian")
-    free = answers(theirs, job(PROMPTS[2:3], ignore_eos=True, max_tokens=20))[CENTRE, 0, 0].token_ids
+    free = answers(theirs, job(PROMPTS[2:3], ignore_eos=True, max_tokens=20))[UNPERTURBED, 0, 0].token_ids
     last = next(token for token in free[3:] if token not in free[:3])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ours, "_origin", replace(ours._origin, eos=frozenset({last})))
-        ended = answers(ours, job(PROMPTS[2:3], max_tokens=20))[CENTRE, 0, 0]
+        patch.setattr(ours, "_base_model", replace(ours._base_model, eos=frozenset({last})))
+        ended = answers(ours, job(PROMPTS[2:3], max_tokens=20))[UNPERTURBED, 0, 0]
     assert (ended.finish, ended.token_ids) == ("stop", free[: free.index(last) + 1])
 
 
@@ -153,7 +153,7 @@ def test_prompts_have_limits_of_their_own_and_rows_can_be_chosen(both: Any) -> N
 def test_a_turn_without_room_writes_nothing(both: Any) -> None:
     prompts = (Prompt(0, "y" * 64, turn=1), Prompt(1, "z" * 60, turn=1))
     found = answers(both[0], job(prompts, ignore_eos=True))
-    assert [len(found[CENTRE, p, 0].token_ids) for p in range(2)] == [0, 4]
+    assert [len(found[UNPERTURBED, p, 0].token_ids) for p in range(2)] == [0, 4]
     assert found == answers(both[1], job(prompts, ignore_eos=True))
 
 
@@ -187,7 +187,7 @@ def test_a_caller_that_stops_listening_leaves_nothing_behind(both: Any) -> None:
 @pytest.mark.parametrize("stop", [(), ("a",)], ids=["whole", "streamed"])
 def test_a_completion_that_vllm_gives_up_is_an_error_not_a_missing_rollout(pair: Any, stop: tuple[str, ...]) -> None:
     ours, _ = pair("gaussian")
-    outputs = ours._running.outputs
+    outputs = ours._core.outputs
 
     def given_up() -> Iterator[Any]:
         for output in outputs():
@@ -195,10 +195,10 @@ def test_a_completion_that_vllm_gives_up_is_an_error_not_a_missing_rollout(pair:
             yield output
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ours._running, "outputs", given_up)
+        patch.setattr(ours._core, "outputs", given_up)
         with pytest.raises(EngineError, match=r"gave a completion up \(abort\)\. The ledger"):
             answers(ours, job(PROMPTS[:1], stop=stop))
-    assert answers(ours, job(PROMPTS[:1], stop=stop)).keys() == {(CENTRE, 0, 0)}
+    assert answers(ours, job(PROMPTS[:1], stop=stop)).keys() == {(UNPERTURBED, 0, 0)}
 
 
 def test_another_member_can_be_asked_while_an_old_listener_is_forgotten(both: Any) -> None:
@@ -212,10 +212,10 @@ def test_another_member_can_be_asked_while_an_old_listener_is_forgotten(both: An
     assert found == answers(both[1], other)
 
 
-# ------------------------------------------------------------------------------------------- given answers
+# ------------------------------------------------------------------------------------------- reference answers
 
 
-def test_given_answers_are_as_likely_as_in_transformers(both: Any) -> None:
+def test_reference_answers_are_as_likely_as_in_transformers(both: Any) -> None:
     assert_as_likely(*both, LONGEST)
 
 
@@ -233,11 +233,11 @@ def test_log_probabilities_of_the_base_model_survive_an_update(folder: Callable[
     assert ours.fingerprint() == theirs.fingerprint()
 
 
-# ------------------------------------------------------------------------------------------- the centre
+# ------------------------------------------------------------------------------------------- the weights
 
 
 @pytest.mark.no_cover
-def test_two_hundred_evaluated_members_leave_the_centre_as_it_is(both: Any) -> None:
+def test_two_hundred_evaluated_members_leave_the_current_weights_as_they_are(both: Any) -> None:
     ours, _ = both
     before = ours.fingerprint(), answers(ours, job(PROMPTS[:1]))
     members = tuple(Member(2, pair, sign) for pair in range(100) for sign in (1, -1))
@@ -258,7 +258,7 @@ def test_lengths_and_angles_of_updates_are_those_of_transformers(both: Any) -> N
 
 
 PRECISIONS = {
-    "master-none": ({"master": "none"}, "bfloat16"),
+    "weights_dtype-model": ({"weights_dtype": "model"}, "bfloat16"),
     "bfloat16": ({}, "bfloat16"),
     "rank3-subspaces-frozen": (
         {"rank": 3, "subspaces": 2, "trainable": ("*.mlp.*", "*_proj.weight"), "freeze": ("*.v_proj.*",)},
@@ -268,7 +268,7 @@ PRECISIONS = {
 
 
 @pytest.mark.parametrize(("settings", "dtype"), PRECISIONS.values(), ids=PRECISIONS)
-def test_every_precision_and_selection_gives_the_centre_of_transformers(
+def test_every_precision_and_selection_gives_the_weights_of_transformers(
     settings: dict[str, Any], dtype: str, how: dict[str, Any], tmp_path: Path
 ) -> None:
     rank = settings.get("rank", 1) if how is LOWRANK else 1
@@ -288,10 +288,10 @@ def test_every_precision_and_selection_gives_the_centre_of_transformers(
     ours.snapshot(tmp_path)
     theirs.load(tmp_path)
     assert ours.fingerprint() == theirs.fingerprint()
-    ours._running.close()
+    ours._core.close()
 
 
-def test_an_exported_model_answers_in_transformers_and_vllm_as_the_centre_did(
+def test_an_exported_model_answers_in_transformers_and_vllm_as_the_current_model_did(
     folder: Callable[[str], Path], how: dict[str, Any], tmp_path: Path
 ) -> None:
     ours = serve(folder("qwen3"), how)
@@ -304,4 +304,4 @@ def test_an_exported_model_answers_in_transformers_and_vllm_as_the_centre_did(
     again = serve(tmp_path, how)
     for engine in (again, load_engine(tmp_path, how=how)):
         assert answers(engine, job(PROMPTS, max_tokens=12)) == said
-    again._running.close()
+    again._core.close()

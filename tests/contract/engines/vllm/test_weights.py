@@ -21,12 +21,12 @@ from seedtune.config.sections import VllmSettings
 from seedtune.engines.transformers.members.perturbation import as_tensor, as_weights
 from seedtune.engines.vllm import compat, engine_args
 from seedtune.engines.vllm.engine import VllmEngine
-from seedtune.engines.vllm.engine_core import Runtime
-from seedtune.engines.vllm.lora import Adapters
-from seedtune.engines.vllm.worker_state import Rank
+from seedtune.engines.vllm.engine_core import EngineCore
+from seedtune.engines.vllm.lora import LoraMaker
+from seedtune.engines.vllm.worker_state import WorkerState
 from seedtune.errors import ConfigError, DataError, EngineError, MissingExtraError, StorageError
 from seedtune.numerics.noise import Noise
-from seedtune.types import CENTRE, Member, Prompt, Term, Update
+from seedtune.types import UNPERTURBED, Member, Prompt, Term, Update
 from serving import SMALL, end_all, save_served, serve
 
 GAUSSIAN, LOWRANK = {"perturbation": "gaussian"}, {"perturbation": "lowrank"}
@@ -49,16 +49,16 @@ def served(folder: Callable[[str], Path]) -> Callable[[str, str], VllmEngine]:
 
 def worker_of(engine: VllmEngine) -> Any:
     """The worker, which of an engine of one rank lives in this process."""
-    return engine._running._core.model_executor.driver_worker.worker
+    return engine._core._core.model_executor.driver_worker.worker
 
 
-def rank_of(engine: VllmEngine) -> Rank:
-    found: Rank = worker_of(engine)._seedtune
+def state_of(engine: VllmEngine) -> WorkerState:
+    found: WorkerState = worker_of(engine)._seedtune
     return found
 
 
-def said(engine: Any, member: Member = CENTRE) -> list[float]:
-    """Log-probabilities of given answers."""
+def said(engine: Any, member: Member = UNPERTURBED) -> list[float]:
+    """Log-probabilities of reference answers."""
     listed = engine.likelihoods([job(GIVEN, members=[member], sigma=0.1)])
     return [p for one in sorted(listed, key=lambda one: one.prompt) for p in one.logprobs]
 
@@ -76,51 +76,52 @@ def kinds_of(names: Any) -> dict[str, list[str]]:
 
 @pytest.mark.parametrize("family", ["llama-untied", "llama-one-head", "qwen2", "qwen3", "gemma3"])
 def test_every_kind_of_tensor_is_read_where_it_is_written(family: str, served: Any, folder: Any) -> None:
-    """Each kind perturbed alone gives what transformers gives with it alone perturbed, and the centre without it."""
+    """Each kind perturbed alone gives what transformers gives with it alone perturbed, and the unperturbed model
+    without it."""
     ours = served(family, "gaussian")
-    rank, centre = rank_of(ours), said(ours)
-    for kind, names in kinds_of(rank.shapes).items():
+    state, unperturbed = state_of(ours), said(ours)
+    for kind, names in kinds_of(state.shapes).items():
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(rank, "_live", {name: rank._live[name] for name in names})
+            patch.setattr(state, "_live", {name: state._live[name] for name in names})
             found = said(ours, MEMBER)
-            ours.logprobs(GIVEN, [[5], [5]])  # the centre again
+            ours.logprobs(GIVEN, [[5], [5]])  # the unperturbed model again
         theirs = load_engine(folder(family), how={**GAUSSIAN, "trainable": (kind,)})
         assert found == pytest.approx(said(theirs, MEMBER), abs=1e-4), kind
-        assert found != pytest.approx(centre, abs=1e-3), kind
-        assert said(ours) == centre, kind
+        assert found != pytest.approx(unperturbed, abs=1e-3), kind
+        assert said(ours) == unperturbed, kind
 
 
 def test_a_stock_worker_that_packs_once_would_fail_that_test(served: Any) -> None:
     """The control: without packing again, what is written to linear layers is not read."""
     ours = served("llama-untied", "gaussian")
-    rank, centre = rank_of(ours), said(ours)
-    linear = [name for name in rank.shapes if name.endswith("_proj.weight") or name == "lm_head.weight"]
+    state, unperturbed = state_of(ours), said(ours)
+    linear = [name for name in state.shapes if name.endswith("_proj.weight") or name == "lm_head.weight"]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rank, "_live", {name: rank._live[name] for name in linear})
-        patch.setattr(rank, "_packers", [])
-        assert said(ours, MEMBER) == centre
-        assert said(ours) == centre
+        patch.setattr(state, "_live", {name: state._live[name] for name in linear})
+        patch.setattr(state, "_packers", [])
+        assert said(ours, MEMBER) == unperturbed
+        assert said(ours) == unperturbed
 
 
 @pytest.mark.parametrize("family", ["llama-untied", "qwen2", "gemma3"])
 def test_every_kind_of_linear_layer_reads_its_adapter(family: str, served: Any, folder: Any) -> None:
     ours = served(family, "lowrank")
-    rank, centre = rank_of(ours), said(ours)
-    for number, (kind, names) in enumerate(kinds_of(rank.shapes).items()):
-        outline = rank.outline.part({name: rank.outline.tensors[name] for name in names})
-        compat.make_adapters(worker_of(ours), Adapters(outline, rank.adapters._dtype, rank._device).make)
+    state, unperturbed = state_of(ours), said(ours)
+    for number, (kind, names) in enumerate(kinds_of(state.shapes).items()):
+        outline = state.outline.part({name: state.outline.tensors[name] for name in names})
+        compat.make_loras(worker_of(ours), LoraMaker(outline, state.lora._dtype, state._device).make)
         member = Member(1, 50 + number, 1)
         theirs = load_engine(folder(family), how={**LOWRANK, "trainable": (kind,)})
         assert said(ours, member) == pytest.approx(said(theirs, member), abs=1e-4), kind
-        assert said(ours, member) != pytest.approx(centre, abs=1e-3), kind
-    compat.make_adapters(worker_of(ours), rank.adapters.make)
-    assert said(ours) == centre
+        assert said(ours, member) != pytest.approx(unperturbed, abs=1e-3), kind
+    compat.make_loras(worker_of(ours), state.lora.make)
+    assert said(ours) == unperturbed
 
 
-def test_the_centre_beside_adapters_is_the_centre_whoever_holds_the_slots(served: Any, folder: Any) -> None:
+def test_the_unperturbed_model_beside_adapters_is_itself_whichever_fill_the_slots(served: Any, folder: Any) -> None:
     """On the CPU vLLM gives requests without an adapter that of the last slot."""
     few = serve(folder("llama"), LOWRANK, max_loras=1)
-    work = job(text_prompts("Hello there", "x"), members=[MEMBER, CENTRE, OTHER, Member(3, 3, 1)], sigma=0.3)
+    work = job(text_prompts("Hello there", "x"), members=[MEMBER, UNPERTURBED, OTHER, Member(3, 3, 1)], sigma=0.3)
     found = answers(few, work)
     assert found == answers(load_engine(folder("llama")), work)
 
@@ -133,20 +134,22 @@ LONG = "The quick brown fox jumps over the lazy dog twice"
 def test_cached_beginnings_of_another_members_prompts_are_not_taken(served: Any, folder: Any) -> None:
     prompts = text_prompts(*(LONG + end for end in ("a", "b", "c")))
     ours, theirs = served("llama", "gaussian"), load_engine(folder("llama"), how=GAUSSIAN)
-    work = [job(prompts, members=[member], sigma=0.2, max_tokens=8) for member in (CENTRE, MEMBER, OTHER, CENTRE)]
+    work = [
+        job(prompts, members=[member], sigma=0.2, max_tokens=8) for member in (UNPERTURBED, MEMBER, OTHER, UNPERTURBED)
+    ]
     expected = [answers(theirs, one) for one in work]
     assert [answers(ours, one) for one in work] == expected
     with pytest.MonkeyPatch.context() as patch:  # the control: with the cache kept, answers are of older weights
-        patch.setattr(ours._running, "forget_prefixes", lambda: None)
+        patch.setattr(ours._core, "forget_prefixes", lambda: None)
         assert [answers(ours, one) for one in work] != expected
-    ours._running.forget_prefixes()
+    ours._core.forget_prefixes()
     assert [answers(ours, one) for one in work] == expected
 
 
 def test_an_update_forgets_cached_beginnings_of_adapters_too(folder: Any) -> None:
     prompts = text_prompts(*(LONG + end for end in ("a", "b")))
     ours, theirs = serve(folder("llama"), LOWRANK), load_engine(folder("llama"))
-    work = job(prompts, members=[CENTRE, MEMBER], max_tokens=8)
+    work = job(prompts, members=[UNPERTURBED, MEMBER], max_tokens=8)
     for update in (UPDATE, Update(2, (Term(2, 1, -0.2),))):
         assert answers(ours, work) == answers(theirs, work)
         ours.apply(update)
@@ -159,39 +162,39 @@ def test_an_update_forgets_cached_beginnings_of_adapters_too(folder: Any) -> Non
 
 def test_becoming_what_it_is_writes_nothing_and_a_member_is_never_updated(served: Any) -> None:
     ours = served("llama", "gaussian")
-    assert rank_of(ours).become([*MEMBER], 0.1) is True
-    assert rank_of(ours).become([*MEMBER], 0.1) is False
-    assert rank_of(ours).become([*MEMBER], 0.2) is True
+    assert state_of(ours).set_member([*MEMBER], 0.1) is True
+    assert state_of(ours).set_member([*MEMBER], 0.1) is False
+    assert state_of(ours).set_member([*MEMBER], 0.2) is True
     before = ours.fingerprint()
     with pytest.raises(EngineError, match=r"live weights are member 1:0\+: leave it first"):
         ours._call("apply", [])
-    assert rank_of(ours).become([*CENTRE], 0.7) is True
-    assert rank_of(ours).become([*CENTRE], 0.0) is False
+    assert state_of(ours).set_member([*UNPERTURBED], 0.7) is True
+    assert state_of(ours).set_member([*UNPERTURBED], 0.0) is False
     ours._call("apply", [])
     assert ours.fingerprint() == before
 
 
 def test_a_write_that_was_interrupted_is_written_again(served: Any, folder: Any) -> None:
     ours, theirs = served("llama", "gaussian"), load_engine(folder("llama"), how=GAUSSIAN)
-    rank, broken = rank_of(ours), list(rank_of(ours)._live)[3]
+    state, broken = state_of(ours), list(state_of(ours)._live)[3]
 
     def write(name: str, *rest: Any) -> None:
         if name == broken:
             raise EngineError("interrupted")
         original(name, *rest)
 
-    original = rank.centre.write
+    original = state.weights.write
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rank.centre, "write", write)
+        patch.setattr(state.weights, "write", write)
         with pytest.raises(EngineError, match="interrupted"):
             said(ours, MEMBER)
-    for member in (CENTRE, MEMBER):
+    for member in (UNPERTURBED, MEMBER):
         assert said(ours, member) == pytest.approx(said(theirs, member), abs=1e-4)
 
 
 def test_adapters_of_a_lowrank_run_are_not_written_as_weights(served: Any) -> None:
     with pytest.raises(EngineError, match="is an adapter"):
-        served("llama", "lowrank")._call("become", [*MEMBER], 0.1)
+        served("llama", "lowrank")._call("set_member", [*MEMBER], 0.1)
 
 
 def test_other_tensors_need_another_vllm(folder: Any) -> None:
@@ -199,9 +202,9 @@ def test_other_tensors_need_another_vllm(folder: Any) -> None:
     fresh = said(ours)
     ours.apply(UPDATE)
     assert said(ours) != fresh
-    ours._origin = replace(ours._loaded, shapes={"model.norm.weight": ours._loaded.shapes["model.norm.weight"]})
+    ours._base_model = replace(ours._loaded, shapes={"model.norm.weight": ours._loaded.shapes["model.norm.weight"]})
     with pytest.raises(EngineError, match="has trained other tensors"):
-        ours._attach(ours._origin)
+        ours._make_states(ours._base_model)
     ours.load()
     assert said(ours) == fresh
 
@@ -238,15 +241,15 @@ def test_a_compiled_model_on_a_cpu_and_sampling_of_vllms_own_are_refused(folder:
 def test_a_parameter_that_vllm_keeps_wider_is_rounded_as_the_models_precision_is(served: Any, folder: Any) -> None:
     """As the CPU build keeps biases of small 16-bit layers on processors with AMX."""
     ours = serve(folder("llama-one-head"), GAUSSIAN, dtype="bfloat16")
-    rank = rank_of(ours)
+    state = state_of(ours)
     name = "model.layers.0.self_attn.o_proj.bias"
-    plain = as_tensor(rank._live[name])
+    plain = as_tensor(state._live[name])
     wide = torch.zeros(plain.shape, dtype=torch.float32)
-    rank.become([*MEMBER], 0.1)
+    state.set_member([*MEMBER], 0.1)
     expected = plain.clone()
-    rank._live[name] = as_weights(wide)
-    rank.leave()
-    rank.become([*MEMBER], 0.1)
+    state._live[name] = as_weights(wide)
+    state.invalidate()
+    state.set_member([*MEMBER], 0.1)
     assert torch.equal(wide.to(torch.bfloat16), expected)
     assert torch.equal(wide.to(torch.bfloat16).float(), wide)
 
@@ -260,13 +263,13 @@ def test_a_listener_whose_requests_another_call_took_back_is_told(served: Any) -
         list(left)
 
 
-def test_a_centre_that_may_have_moved_on_some_ranks_only_is_of_no_use(folder: Any) -> None:
+def test_weights_that_may_have_moved_on_some_ranks_only_are_of_no_use(folder: Any) -> None:
     ours = serve(folder("llama"), GAUSSIAN)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rank_of(ours).centre, "apply", lambda *_: (_ for _ in ()).throw(StorageError("gone.")))
+        patch.setattr(state_of(ours).weights, "apply", lambda *_: (_ for _ in ()).throw(StorageError("gone.")))
         with pytest.raises(StorageError, match="gone"):
             ours.apply(UPDATE)
-    with pytest.raises(EngineError, match=r"vLLM stopped while the centre was moved: gone\."):
+    with pytest.raises(EngineError, match=r"vLLM stopped while the weights were updated: gone\."):
         ours.fingerprint()
 
 
@@ -278,26 +281,26 @@ def test_options_of_ours_are_options_of_vllm() -> None:
     ("how", "settings", "share"),
     [
         ({}, {}, 0.5),  # 4 of 10 GiB
-        ({"master": "none"}, {}, 0.7),
+        ({"weights_dtype": "model"}, {}, 0.7),
         ({}, {"tensor_parallel_size": 2}, 0.7),
-        ({}, {"centre_memory": "host"}, 0.9),
+        ({}, {"weights_memory": "host"}, 0.9),
         ({}, {"gpu_memory_utilization": 0.3}, 0.3),
     ],
 )
-def test_vllm_leaves_the_centre_its_share_of_a_gpu(
+def test_vllm_leaves_the_current_weights_their_share_of_a_gpu(
     how: dict[str, Any], settings: dict[str, Any], share: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(compat, "on_cpu", lambda: False)
     monkeypatch.setattr(compat, "device_memory", lambda: 10 << 30)
-    origin: Any = SimpleNamespace(size=1 << 30)
+    base_model: Any = SimpleNamespace(size=1 << 30)
     place = {"location": "model", "dtype": "bfloat16"}
-    found = engine_args.arguments(VllmSettings(**settings), Noise(7, **GAUSSIAN, **how), origin, **place)
+    found = engine_args.arguments(VllmSettings(**settings), Noise(7, **GAUSSIAN, **how), base_model, **place)
     assert found["gpu_memory_utilization"] == pytest.approx(share)
-    assert "centre_memory" not in found
-    origin.size <<= 2
+    assert "weights_memory" not in found
+    base_model.size <<= 2
     if share == 0.5:
-        with pytest.raises(ConfigError, match=r"centre takes 16\.0 of a GPU's 10 GiB.*vllm\.centre_memory=host"):
-            engine_args.arguments(VllmSettings(), Noise(7, **GAUSSIAN), origin, **place)
+        with pytest.raises(ConfigError, match=r"weights take 16\.0 of a GPU's 10 GiB.*vllm\.weights_memory=host"):
+            engine_args.arguments(VllmSettings(), Noise(7, **GAUSSIAN), base_model, **place)
 
 
 def test_a_version_that_was_not_tested_is_refused_and_a_missing_one_explained(folder: Any) -> None:
@@ -342,7 +345,7 @@ def test_after_an_interruption_in_a_step_only_loading_again_helps(folder: Any) -
         raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ours._running._core, "step", interrupted)
+        patch.setattr(ours._core._core, "step", interrupted)
         with pytest.raises(KeyboardInterrupt):
             answers(ours, work)
     with pytest.raises(EngineError, match=r"vLLM stopped while it generated: it was interrupted\. The ledger"):
@@ -355,13 +358,13 @@ def test_a_cache_that_an_interruption_left_is_emptied_by_the_next_call(served: A
     ours = served("llama", "gaussian")
     work = job(text_prompts(LONG), members=[MEMBER], sigma=0.2, max_tokens=8)
     expected = answers(ours, work)
-    answers(ours, job(text_prompts(LONG), members=[CENTRE], max_tokens=8))
+    answers(ours, job(text_prompts(LONG), members=[UNPERTURBED], max_tokens=8))
 
     def interrupted() -> None:
         raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ours._running, "forget_prefixes", interrupted)
+        patch.setattr(ours._core, "forget_prefixes", interrupted)
         with pytest.raises(KeyboardInterrupt):
             answers(ours, work)
     assert answers(ours, work) == expected
@@ -389,8 +392,8 @@ def test_an_error_inside_a_worker_ends_the_run_and_loading_again_mends_it(folder
     for call in (ours.fingerprint, lambda: answers(ours, work)):
         with pytest.raises(EngineError, match="a bad day"):
             call()
-    assert ours._running.failed
+    assert ours._core.failed
     ours.load()
     ours.apply(UPDATE)
     assert answers(ours, work) == before
-    assert isinstance(ours._runtime, Runtime)
+    assert isinstance(ours._engine_core, EngineCore)

@@ -1,4 +1,4 @@
-"""Fleets on a Ray that is not theirs, a Ray that dies, workers of several kinds; drivers are processes."""
+"""Ray engines on a Ray that is not theirs, a Ray that dies, workers of several kinds; drivers are processes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ import psutil
 import pytest
 
 import runs
-from crews import alone, fleet
+from ray_workers import alone, ray_config
 from seedtune.engines.ray.status_file import STATUS, status_of
 from seedtune.errors import ConfigError, MissingExtraError, RunError
 from seedtune.run import directory, ledger
@@ -102,7 +102,7 @@ def told(root: Path, process: subprocess.Popen[str], *, done: int, workers: int)
 
 
 def straight(root: Path, **settings) -> Path:
-    Trainer(alone(fleet(root, **settings), root)).train()
+    Trainer(alone(ray_config(root, **settings), root)).train()
     return root
 
 
@@ -113,7 +113,7 @@ def straight(root: Path, **settings) -> Path:
 def test_workers_outlive_their_driver_and_are_taken_over_by_a_resumed_run(tmp_path, cluster):
     root, whole = tmp_path / "run", straight(tmp_path / "reference", generations=12)
     slow = {"size": 6, "delay": 0.3}
-    config = fleet(root, generations=12, toy=slow, fleet={"address": cluster, "keep": True})
+    config = ray_config(root, generations=12, toy=slow, ray={"address": cluster, "detached": True})
     driver = start("train", runs.write_config(config, tmp_path / "config.yaml"))
     workers = {one["pid"] for one in told(root, driver, done=3, workers=2)}
     driver.kill()
@@ -135,7 +135,7 @@ def test_workers_with_several_gpus_have_groups_of_them_and_give_them_back(tmp_pa
     """Ray takes our word for the GPUs: a third worker waits for two that are free, and the run does not wait for it."""
     whole = straight(tmp_path / "reference")
     for root in (tmp_path / "first", tmp_path / "second"):
-        config = fleet(root, toy=SLOW, fleet={"address": cluster, "gpus": 2, "workers": 3, "min_workers": 2})
+        config = ray_config(root, toy=SLOW, ray={"address": cluster, "gpus": 2, "workers": 3, "min_workers": 2})
         driver = start("train", runs.write_config(config, tmp_path / f"{root.name}.yaml"))
         states = [one["state"] for one in told(root, driver, done=3, workers=2)]
         out, errors = driver.communicate(timeout=BOUND)
@@ -145,8 +145,8 @@ def test_workers_with_several_gpus_have_groups_of_them_and_give_them_back(tmp_pa
 
 
 def test_a_cluster_that_is_not_there_is_an_error_at_once(tmp_path):
-    config = fleet(tmp_path / "run", fleet={"address": f"127.0.0.1:{free_port()}"})
-    refused = rf"fleet.address='127.0.0.1:\d+' cannot be reached .*{errno.ECONNREFUSED}.*refused"  # not by Ray, later
+    config = ray_config(tmp_path / "run", ray={"address": f"127.0.0.1:{free_port()}"})
+    refused = rf"ray.address='127.0.0.1:\d+' cannot be reached .*{errno.ECONNREFUSED}.*refused"  # not by Ray, later
     with pytest.raises(ConfigError, match=refused):
         Trainer(config).train()
     assert not (tmp_path / "run").exists()
@@ -155,7 +155,7 @@ def test_a_cluster_that_is_not_there_is_an_error_at_once(tmp_path):
 @pytest.mark.slow
 def test_a_ray_that_dies_under_a_run_is_started_again(tmp_path):
     root, whole = tmp_path / "run", straight(tmp_path / "reference", generations=30)
-    driver = start("train", runs.write_config(fleet(root, generations=30, toy=SLOW), tmp_path / "config.yaml"))
+    driver = start("train", runs.write_config(ray_config(root, generations=30, toy=SLOW), tmp_path / "config.yaml"))
     assert wait_until(lambda: generations(root) >= 3, process=driver)
     (raylet,) = [p for p in psutil.Process(driver.pid).children(recursive=True) if p.name() == "raylet"]
     os.kill(raylet.pid, signal.SIGKILL)
@@ -176,7 +176,7 @@ def test_two_workers_of_vllm_and_one_of_transformers_hold_the_same_weights(tmp_p
     from serving import SMALL, save_served
 
     root = tmp_path / "run"
-    config = fleet(
+    config = ray_config(
         root,
         model=str(save_served("qwen2", tmp_path / "model")),
         task="conciseness",
@@ -189,15 +189,15 @@ def test_two_workers_of_vllm_and_one_of_transformers_hold_the_same_weights(tmp_p
         fingerprint_steps=1,
         transformers={"device": "cpu", "dtype": "float32"},
         vllm={"dtype": "float32", **SMALL},
-        fleet={"engine": "transformers", "workers": {"vllm": 2, "transformers": 1}, "min_workers": 3, "cpus": 1},
+        ray={"engine": "transformers", "workers": {"vllm": 2, "transformers": 1}, "min_workers": 3, "cpus": 1},
     )
     file = runs.write_config(config, tmp_path / "config.yaml")
     driver = start("train", file)
     out, errors = driver.communicate(timeout=BOUND)
     assert driver.returncode == 0, errors + out
-    rows = [row for row in runs.rows(directory.RunPaths(root).metrics) if "fleet/workers" in row]
-    assert [row["fleet/workers"] for row in rows] == [3.0] * 5
-    assert sum(row["fleet/lost"] for row in rows) == 0, "no worker held other weights at any of five comparisons"
+    rows = [row for row in runs.rows(directory.RunPaths(root).metrics) if "ray/workers" in row]
+    assert [row["ray/workers"] for row in rows] == [3.0] * 5
+    assert sum(row["ray/lost"] for row in rows) == 0, "no worker held other weights at any of five comparisons"
     contents = ledger.read(directory.RunPaths(root).ledger)
     assert contents.header.config["engine"] == "transformers+vllm"
     assert sorted(contents.fingerprints) == [1, 2, 3, 4, 5]
@@ -209,6 +209,6 @@ def test_two_workers_of_vllm_and_one_of_transformers_hold_the_same_weights(tmp_p
 
 def test_without_ray_the_line_to_install_it_is_said(tmp_path, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *_: None)
-    with pytest.raises(MissingExtraError, match=r"engine=fleet .* Install it with: pip install 'ray>=2.50'"):
-        Trainer(fleet(tmp_path / "run")).train()
+    with pytest.raises(MissingExtraError, match=r"engine=ray .* Install it with: pip install 'ray>=2.50'"):
+        Trainer(ray_config(tmp_path / "run")).train()
     shutil.rmtree(tmp_path / "run", ignore_errors=True)

@@ -1,4 +1,4 @@
-"""What a fleet does when workers answer in any order, fail, lie or fall behind; workers are of this process."""
+"""What the Ray engine does when workers answer in any order, fail, lie or fall behind; workers are of this process."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from types import SimpleNamespace
 import pytest
 
 import runs
-from crews import At, alone, fleet, inline
+from ray_workers import At, alone, inline, ray_config
 from seedtune.engines import create
 from seedtune.engines.ray import controller, protocol, worker_spec
-from seedtune.engines.ray import engine as fleet_engine
+from seedtune.engines.ray import engine as ray_engine
 from seedtune.errors import ConfigError, DataError, EngineError
 from seedtune.run import directory, ledger
 from seedtune.run.artifacts.verify import verify_run
 from seedtune.trainer import Trainer
-from seedtune.types import CENTRE, Job, Member, Prompt, Sampling, Term, Update
+from seedtune.types import UNPERTURBED, Job, Member, Prompt, Sampling, Term, Update
 
 
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("alone") / "run"
-    Trainer(alone(fleet(root), root)).train()
+    Trainer(alone(ray_config(root), root)).train()
     return root
 
 
@@ -33,7 +33,7 @@ def metrics(root: Path) -> list[dict]:
 
 
 def counted(root: Path, name: str) -> float:
-    return sum(row.get(f"fleet/{name}", 0) for row in metrics(root))
+    return sum(row.get(f"ray/{name}", 0) for row in metrics(root))
 
 
 @pytest.mark.no_cover
@@ -41,29 +41,29 @@ def counted(root: Path, name: str) -> float:
 @pytest.mark.parametrize("workers", [1, 3, 7])
 def test_replies_in_any_order_give_the_ledger_of_one_process(tmp_path, reference, seed, workers):
     with inline(seed=seed):
-        Trainer(fleet(tmp_path / "run", fleet={"workers": workers})).train()
+        Trainer(ray_config(tmp_path / "run", ray={"workers": workers})).train()
     runs.assert_same_run(tmp_path / "run", reference)
 
 
 def every(number: int, what) -> object:
     """Something else instead of every so many-th answer to a job."""
 
-    def fault(hand, request, calls):
+    def fault(worker, request, calls):
         operation = protocol.unpack(request)[0]
-        return what(hand, request) if operation == "evaluate" and calls % number == 0 else None
+        return what(worker, request) if operation == "evaluate" and calls % number == 0 else None
 
     return fault
 
 
 GARBAGE = {
-    "a crash": lambda hand, request: RuntimeError("the actor died"),
-    "no bytes of ours": lambda hand, request: b"\xc1garbage",
-    "another message": lambda hand, request: protocol.pack({"hello": 1}),
-    "no rollouts": lambda hand, request: protocol.pack(
-        [["x"], None, hand.epoch, hand.position, hand.actor.call(request)[-32:]]
+    "a crash": lambda worker, request: RuntimeError("the actor died"),
+    "no bytes of ours": lambda worker, request: b"\xc1garbage",
+    "another message": lambda worker, request: protocol.pack({"hello": 1}),
+    "no rollouts": lambda worker, request: protocol.pack(
+        [["x"], None, worker.epoch, worker.position, worker.actor.call(request)[-32:]]
     ),
-    "out of memory": lambda hand, request: protocol.pack(
-        [None, ["unknown", "OutOfMemoryError: CUDA out of memory"], hand.epoch, hand.position, bytes(8)]
+    "out of memory": lambda worker, request: protocol.pack(
+        [None, ["unknown", "OutOfMemoryError: CUDA out of memory"], worker.epoch, worker.position, bytes(8)]
     ),
 }
 
@@ -71,7 +71,7 @@ GARBAGE = {
 @pytest.mark.parametrize("what", GARBAGE.values(), ids=GARBAGE)
 def test_a_worker_that_fails_is_replaced_and_its_work_done_again(tmp_path, reference, what):
     with inline(fault=every(11, what)):
-        Trainer(fleet(tmp_path / "run", fleet={"workers": 3})).train()
+        Trainer(ray_config(tmp_path / "run", ray={"workers": 3})).train()
     runs.assert_same_run(tmp_path / "run", reference)
     assert counted(tmp_path / "run", "lost") > 0
     assert counted(tmp_path / "run", "given_up") == 0
@@ -79,14 +79,14 @@ def test_a_worker_that_fails_is_replaced_and_its_work_done_again(tmp_path, refer
 
 
 def test_a_job_that_kills_every_worker_costs_its_members_their_reward_and_nothing_else(tmp_path):
-    def fault(hand, request, calls):
+    def fault(worker, request, calls):
         operation, told, _ = protocol.unpack(request)
         poisonous = operation == "evaluate" and (2, 1, 1) in protocol.members_from(told[2])
         return RuntimeError("poison") if poisonous else None
 
     root = tmp_path / "run"
     with inline(fault=fault):
-        Trainer(fleet(root, fleet={"workers": 2, "retries": 1})).train()
+        Trainer(ray_config(root, ray={"workers": 2, "retries": 1})).train()
     records = ledger.read(directory.RunPaths(root).ledger).records
     missing = [[m for m, r in zip(rec.plan.members, rec.rewards, strict=True) if r != r] for rec in records]
     assert [len(members) for members in missing] == [0, 0, 4, 0, 0, 0, 0, 0]
@@ -96,22 +96,22 @@ def test_a_job_that_kills_every_worker_costs_its_members_their_reward_and_nothin
     assert verify_run(root).generations == 8
 
 
-def test_a_fleet_on_which_every_job_fails_stops_and_says_why(tmp_path):
-    with inline(fault=every(1, lambda hand, request: RuntimeError("no such kernel"))):
-        trainer = Trainer(fleet(tmp_path / "run", fleet={"retries": 1}))
+def test_a_run_on_which_every_job_fails_stops_and_says_why(tmp_path):
+    with inline(fault=every(1, lambda worker, request: RuntimeError("no such kernel"))):
+        trainer = Trainer(ray_config(tmp_path / "run", ray={"retries": 1}))
         with pytest.raises(EngineError, match=r"every job failed 2 times; the last time: .*no such kernel"):
             trainer.train()
 
 
 def test_what_the_user_has_to_mend_is_raised_as_in_one_process(tmp_path):
-    config = fleet(tmp_path / "run")
+    config = ray_config(tmp_path / "run")
     with inline():
         engine = create(config)
         engine.load()
-    nothing = Job(0, 0.1, (CENTRE,), (Prompt(3, "x", answers=("",)),), Sampling(4))
+    nothing = Job(0, 0.1, (UNPERTURBED,), (Prompt(3, "x", answers=("",)),), Sampling(4))
     with pytest.raises(DataError, match="prompt 3 has the answers"):
         list(engine.likelihoods([nothing]))
-    assert len(list(engine.evaluate([Job(0, 0.1, (CENTRE,), (Prompt(3, "x"),), Sampling(4))]))) == 1, "it goes on"
+    assert len(list(engine.evaluate([Job(0, 0.1, (UNPERTURBED,), (Prompt(3, "x"),), Sampling(4))]))) == 1, "it goes on"
 
 
 # ------------------------------------------------------------------------------------------------ weights
@@ -121,9 +121,9 @@ def drifting():
     """A worker whose memory is not to be trusted: once, its weights move by themselves."""
     moved = []
 
-    def fault(hand, request, calls):
-        if hand.name == "toy-1" and calls >= 40 and not moved:
-            moved.append(hand.actor.engine.apply(Update(99, (Term(99, 0, 0.5),))))
+    def fault(worker, request, calls):
+        if worker.name == "toy-1" and calls >= 40 and not moved:
+            moved.append(worker.actor.engine.apply(Update(99, (Term(99, 0, 0.5),))))
 
     return fault
 
@@ -132,7 +132,7 @@ def drifting():
 def test_a_worker_whose_weights_differ_is_named_and_rebuilt(tmp_path, workers):
     root = tmp_path / "run"
     with inline(fault=drifting()):
-        Trainer(fleet(root, fleet={"workers": workers})).train()
+        Trainer(ray_config(root, ray={"workers": workers})).train()
     told = [alarm for row in metrics(root) for alarm in row.get("alarms", ()) if "fingerprint" in alarm]
     assert any("worker toy-1" in alarm for alarm in told)
     assert verify_run(root).fingerprint == ledger.read(directory.RunPaths(root).ledger).fingerprints[8]
@@ -142,15 +142,15 @@ def test_fewer_workers_are_no_reason_to_wait_for_one_that_is_gone(tmp_path, refe
     """The worker that is to write a snapshot is let go before it does."""
     asked = []
 
-    def shrink(hand, request, calls):
+    def shrink(worker, request, calls):
         if protocol.unpack(request)[0] == "fingerprint" and len(asked) < 4:
-            asked.append(hand.name)
+            asked.append(worker.name)
             trainer.engine.scale(1)
 
     with inline(fault=shrink):
-        trainer = Trainer(fleet(tmp_path / "run", fleet={"workers": 4}))
+        trainer = Trainer(ray_config(tmp_path / "run", ray={"workers": 4}))
         trainer.train()
-    assert len(trainer.engine.foreman.crew.hands) == 1
+    assert len(trainer.engine.controller.pool.workers) == 1
     runs.assert_same_run(tmp_path / "run", reference)
 
 
@@ -164,7 +164,7 @@ def test_a_pause_of_the_driver_costs_no_worker(tmp_path, reference, monkeypatch)
 
     with inline():
         callbacks = [At(generation, pause) for generation in (2, 3, 5)]
-        Trainer(fleet(tmp_path / "run", fleet={"workers": 3}), callbacks=callbacks).train()
+        Trainer(ray_config(tmp_path / "run", ray={"workers": 3}), callbacks=callbacks).train()
     runs.assert_same_run(tmp_path / "run", reference)
     assert counted(tmp_path / "run", "lost") == 0
 
@@ -174,40 +174,42 @@ def test_a_worker_at_a_job_is_not_lost_for_a_fingerprint(tmp_path, monkeypatch):
     readings = count()
     clock = SimpleNamespace(monotonic=lambda: next(readings) / 1000)
     monkeypatch.setattr(controller, "time", SimpleNamespace(**vars(time) | vars(clock)))
-    monkeypatch.setattr(fleet_engine, "time", clock)
+    monkeypatch.setattr(ray_engine, "time", clock)
     root = tmp_path / "run"
     settings = {"alpha": 0.1, "generations": 12, "population": 32, "members_per_job": 2, "fingerprint_steps": 1}
     with inline(seed=4):
-        Trainer(fleet(root, **settings, fleet={"workers": 4, "lag": 2, "patience": 0.001})).train()
+        Trainer(
+            ray_config(root, **settings, ray={"workers": 4, "max_staleness": 2, "straggler_timeout": 0.001})
+        ).train()
     assert counted(root, "lost") == 0
     assert verify_run(root).matched == tuple(range(1, 13))
 
 
 def test_a_file_that_workers_would_share_is_refused():
-    config = fleet(Path("nowhere"), fleet={"engine": "transformers"}, transformers={"centre_file": "centre"})
-    with pytest.raises(ConfigError, match=r"transformers.centre_file='centre' is the file of one process"):
+    config = ray_config(Path("nowhere"), ray={"engine": "transformers"}, transformers={"weights_folder": "weights"})
+    with pytest.raises(ConfigError, match=r"transformers.weights_folder='weights' is the file of one process"):
         worker_spec.check(config, 0.0)
 
 
-@pytest.mark.parametrize("wished", [{"vllm": 3}, {"toy": 2, "vllm": 1}])
-def test_workers_of_a_kind_that_there_is_not_cannot_be_asked_for(tmp_path, wished):
+@pytest.mark.parametrize("requested", [{"vllm": 3}, {"toy": 2, "vllm": 1}])
+def test_workers_of_a_kind_that_there_is_not_cannot_be_asked_for(tmp_path, requested):
     with inline():
-        engine = create(fleet(tmp_path))
+        engine = create(ray_config(tmp_path))
         with pytest.raises(ConfigError, match="there are workers of toy"):
-            engine.scale(wished)
-        with pytest.raises(ConfigError, match="for a fleet that runs"):
+            engine.scale(requested)
+        with pytest.raises(ConfigError, match="for workers that run"):
             engine.scale(3)
 
 
 def test_a_worker_that_comes_late_begins_from_the_newest_snapshot(tmp_path):
     loads: list[tuple] = []
 
-    def watching(hand, request, calls):
+    def watching(worker, request, calls):
         operation, _, (_, start, position, missing) = protocol.unpack(request)
         if operation == "enrol":
             loads.append((start[0], position, len(missing)))
 
-    config = fleet(tmp_path / "run")
+    config = ray_config(tmp_path / "run")
 
     with inline(fault=watching):
         trainer = Trainer(config, callbacks=[At(5, lambda: trainer.engine.scale(3))])
@@ -218,12 +220,12 @@ def test_a_worker_that_comes_late_begins_from_the_newest_snapshot(tmp_path):
 
 def test_a_snapshot_that_a_worker_cannot_use_sends_it_to_the_base_model(tmp_path, reference):
     def grow():
-        weights = tmp_path / "run" / "snapshots" / "000003" / "centre.safetensors"
+        weights = tmp_path / "run" / "snapshots" / "000003" / "weights.safetensors"
         weights.write_bytes(weights.read_bytes()[:-3])
         trainer.engine.scale(4)
 
     with inline():
-        trainer = Trainer(fleet(tmp_path / "run"), callbacks=[At(4, grow)])
+        trainer = Trainer(ray_config(tmp_path / "run"), callbacks=[At(4, grow)])
         trainer.train()
-    assert len(trainer.engine.foreman.here()) == 4
+    assert len(trainer.engine.controller.here()) == 4
     runs.assert_same_run(tmp_path / "run", reference)

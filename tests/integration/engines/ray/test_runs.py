@@ -1,4 +1,4 @@
-"""Every sort of run by a fleet whose workers are of this process: the ledger of one, few bytes, late members."""
+"""Every sort of run by Ray workers that are of this process: the ledger of one, few bytes, late members."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import runs
-from crews import alone, fleet, inline
+from ray_workers import alone, inline, ray_config
 from seedtune.errors import ConfigError
 from seedtune.run import directory, ledger, recorded_config
 from seedtune.run.artifacts.export import export_run
@@ -15,26 +15,31 @@ from seedtune.run.artifacts.verify import verify_run
 from seedtune.trainer import Trainer
 
 SORTS = {
-    "full rank, a centre of the model's own type": {
+    "gaussian, weights of the model's own type": {
         "perturbation": "gaussian",
-        "master": "none",
+        "weights_dtype": "model",
         "toy": {"size": 6, "dtype": "bfloat16"},
     },
-    "subspaces and decay": {"subspaces": 2, "decay_l2": 1.0, "decay_l1": 0.001, "alpha": 0.05},
+    "subspaces and decay": {"subspaces": 2, "anchor_l2": 1.0, "anchor_l1": 0.001, "alpha": 0.05},
     "look-ahead": {"lookahead": {"kind": "essam", "radius": 0.01}, "alpha": 0.05},
     "look-ahead of a length": {"lookahead": {"kind": "essam_f", "radius": 0.05, "probes": 4}, "alpha": 0.05},
     "noise that is used again": {"noise_reuse": 3},
     "samples": {"temperature": 0.7, "samples_per_prompt": 2, "objective": "pass_at_k"},
     "a divergence": {"kl_steps": 2, "drift_steps": 2},
-    "given answers": {"task": "conciseness", "objective": "logprob", "prompts_per_generation": 2, "eval_prompts": 5},
+    "reference answers": {
+        "task": "conciseness",
+        "objective": "logprob",
+        "prompts_per_generation": 2,
+        "eval_prompts": 5,
+    },
     "conversations": {"task": "number_guessing", "prompts_per_generation": 2, "eval_prompts": 3, "generations": 3},
-    "held-out prompts in several jobs": {"fleet": {"prompts_per_job": 3}, "eval_steps": 2},
+    "held-out prompts in several jobs": {"ray": {"prompts_per_job": 3}, "eval_steps": 2},
 }
 
 
 @pytest.mark.parametrize("settings", SORTS.values(), ids=SORTS)
 def test_every_sort_of_run_has_the_ledger_of_one_process(tmp_path, settings):
-    config = fleet(tmp_path / "fleet", **{"generations": 6, **settings})
+    config = ray_config(tmp_path / "fleet", **{"generations": 6, **settings})
     Trainer(alone(config, tmp_path / "alone")).train()
     with inline(seed=3):
         Trainer(config).train()
@@ -43,18 +48,18 @@ def test_every_sort_of_run_has_the_ledger_of_one_process(tmp_path, settings):
 
 
 def test_a_run_that_goes_back_after_a_collapse_has_the_ledger_of_one_process(tmp_path):
-    settings = {"generations": 30, "alpha": 30.0, "step_size": "fixed", "collapse_guard": "yes", "population": 8}
-    config = fleet(tmp_path / "fleet", **settings)
+    settings = {"generations": 30, "alpha": 30.0, "step_size": "fixed", "rollback_on_collapse": "yes", "population": 8}
+    config = ray_config(tmp_path / "fleet", **settings)
     Trainer(alone(config, tmp_path / "alone")).train()
     records = ledger.read(directory.RunPaths(tmp_path / "alone").ledger).records
-    assert any(record.back_to is not None for record in records), "nothing collapsed"
+    assert any(record.rollback_to is not None for record in records), "nothing collapsed"
     with inline():
         Trainer(config).train()
     runs.assert_same_run(tmp_path / "fleet", tmp_path / "alone")
 
 
-def test_a_fleets_run_is_exported_and_resumed_by_one_process(tmp_path):
-    config = fleet(tmp_path / "run")
+def test_a_run_of_ray_workers_is_exported_and_resumed_by_one_process(tmp_path):
+    config = ray_config(tmp_path / "run")
     with inline():
         Trainer(config.replace(generations=5)).train()
     Trainer(recorded_config.run_config(tmp_path / "run").replace(engine="toy", generations=8)).train(resume=True)
@@ -71,13 +76,13 @@ def test_a_member_costs_few_bytes_whatever_the_size_of_the_model(tmp_path, worke
     found = {}
     for size in (6, 96):
         settings = {"population": 32, "members_per_job": 0, "prompts_per_generation": 8, "generations": 12}
-        how = {"toy": {"size": size}, "fingerprint_steps": 10, "save_steps": 10, "fleet": {"workers": workers}}
+        how = {"toy": {"size": size}, "fingerprint_steps": 10, "save_steps": 10, "ray": {"workers": workers}}
         root = tmp_path / str(size)
         with inline():
-            Trainer(fleet(root, **settings, **how)).train()
-        rows = [row for row in runs.rows(directory.RunPaths(root).metrics) if "fleet/workers" in row]
-        found[size] = [row["fleet/bytes_per_member"] for row in rows]
-        assert all(row["fleet/bytes_sent"] + row["fleet/bytes_received"] > 33 for row in rows)
+            Trainer(ray_config(root, **settings, **how)).train()
+        rows = [row for row in runs.rows(directory.RunPaths(root).metrics) if "ray/workers" in row]
+        found[size] = [row["ray/bytes_per_member"] for row in rows]
+        assert all(row["ray/bytes_sent"] + row["ray/bytes_received"] > 33 for row in rows)
     assert max(abs(one - two) for one, two in zip(*found.values(), strict=True)) < 1.0
     assert sum(found[6]) / len(found[6]) < (48 if workers < 4 else 60)
 
@@ -85,21 +90,21 @@ def test_a_member_costs_few_bytes_whatever_the_size_of_the_model(tmp_path, worke
 # -------------------------------------------------------------------------------------------------- lateness
 
 
-def slow_first(hand, request, calls):
+def slow_first(worker, request, calls):
     """Nothing goes wrong; with `inline` replies come in a random order, so that members are late by chance."""
 
 
-@pytest.mark.parametrize("lag", [1, 3])
-def test_an_update_takes_late_members_and_the_ledger_still_verifies(tmp_path, lag):
+@pytest.mark.parametrize("max_staleness", [1, 3])
+def test_an_update_takes_late_members_and_the_ledger_still_verifies(tmp_path, max_staleness):
     root = tmp_path / "run"
     settings = {"alpha": 0.1, "generations": 20, "population": 32, "members_per_job": 2}
     with inline(seed=5, fault=slow_first):
-        Trainer(fleet(root, **settings, fleet={"workers": 5, "lag": lag})).train()
+        Trainer(ray_config(root, **settings, ray={"workers": 5, "max_staleness": max_staleness})).train()
     rows = [row for row in runs.rows(directory.RunPaths(root).metrics) if "staleness/mean" in row]
     records = ledger.read(directory.RunPaths(root).ledger).records
     ages = [record.plan.generation - member.generation for record in records for member in record.plan.members]
     assert len(rows) == 20
-    assert 0 < max(ages) <= lag
+    assert 0 < max(ages) <= max_staleness
     assert max(row["staleness/max"] for row in rows) == max(ages)
     assert verify_run(root).generations == 20
 
@@ -107,7 +112,7 @@ def test_an_update_takes_late_members_and_the_ledger_still_verifies(tmp_path, la
 def test_a_late_run_goes_on_after_a_stop_and_verifies(tmp_path):
     root = tmp_path / "run"
     settings = {"alpha": 0.1, "generations": 10, "population": 32, "members_per_job": 2}
-    config = fleet(root, **settings, fleet={"workers": 5, "lag": 2})
+    config = ray_config(root, **settings, ray={"workers": 5, "max_staleness": 2})
     with inline(seed=2):
         Trainer(config).train()
         Trainer(recorded_config.run_config(root).replace(generations=16)).train(resume=True)
@@ -115,5 +120,5 @@ def test_a_late_run_goes_on_after_a_stop_and_verifies(tmp_path):
 
 
 def test_late_members_and_adaptive_steps_do_not_go_together(tmp_path: Path):
-    with pytest.raises(ConfigError, match=r"fleet.lag=1"):
-        fleet(tmp_path, fleet={"lag": 1})
+    with pytest.raises(ConfigError, match=r"ray.max_staleness=1"):
+        ray_config(tmp_path, ray={"max_staleness": 1})

@@ -20,11 +20,11 @@ from seedtune.engines.transformers.engine import TransformersEngine
 from seedtune.engines.vllm.engine import VllmEngine
 from seedtune.errors import EngineError
 from seedtune.numerics.noise import Noise
-from seedtune.types import CENTRE, Decay, Member, Prompt, Term, Update
+from seedtune.types import UNPERTURBED, Decay, Member, Prompt, Term, Update
 from serving import SMALL, save_served
 
 GAUSSIAN, LOWRANK = {"perturbation": "gaussian"}, {"perturbation": "lowrank"}
-MEMBERS = (Member(1, 0, 1), Member(1, 0, -1), Member(1, 4, 1), CENTRE)
+MEMBERS = (Member(1, 0, 1), Member(1, 0, -1), Member(1, 4, 1), UNPERTURBED)
 PROMPTS = text_prompts("Hello there", "x", "The quick brown fox jumps")
 GIVEN = (Prompt(0, "Hello there", answers=("-0.25", "y")),)
 UPDATES = [
@@ -36,7 +36,7 @@ DIVIDED = {
     **{f"{family}-lowrank": (family, LOWRANK) for family in ("llama-untied", "gemma3")},
     "one-head": ("llama-one-head", GAUSSIAN),
     "one-head-lowrank": ("llama-one-head", LOWRANK),
-    "gaussian-none": ("gemma3", {**GAUSSIAN, "master": "none", "subspaces": 2}),
+    "gaussian-model": ("gemma3", {**GAUSSIAN, "weights_dtype": "model", "subspaces": 2}),
 }
 """Every family's tensors on two ranks; adapters, which are of linear layers only, of those whose layers differ."""
 
@@ -68,7 +68,7 @@ def test_two_ranks_are_one_model_and_a_killed_one_is_an_error_of_ours(
     family: str, how: dict[str, Any], tmp_path: Path
 ) -> None:
     """Completions, likelihoods, fingerprints, snapshots and exports of transformers; then the end of a process."""
-    dtype = torch.bfloat16 if "master" in how else torch.float32
+    dtype = torch.bfloat16 if "weights_dtype" in how else torch.float32
     folder = save_served(family, tmp_path / "model", dtype=dtype)
     theirs = load_engine(folder, how=how, dtype="auto")
     ours = VllmEngine(str(folder), noise=Noise(7, **how), settings=VllmSettings(**SMALL, tensor_parallel_size=2))
@@ -109,7 +109,7 @@ def assert_same(ours: VllmEngine, theirs: TransformersEngine) -> None:
 
 def kill_a_rank(engine: VllmEngine) -> None:
     """Evaluating then fails in seconds, with what to do next; so does all else, and closing still works."""
-    os.kill(engine._running._core.model_executor.workers[1].proc.pid, signal.SIGKILL)
+    os.kill(engine._core._core.model_executor.workers[1].proc.pid, signal.SIGKILL)
     with pytest.raises(EngineError, match=r"vLLM stopped while .* seedtune resume"):
         answers(engine, job(PROMPTS, members=MEMBERS))
     with pytest.raises(EngineError, match="vLLM stopped"):

@@ -14,7 +14,7 @@ from seedtune.config.sections import TransformersSettings, VllmSettings
 from seedtune.engines.transformers.engine import TransformersEngine
 from seedtune.engines.vllm.engine import VllmEngine
 from seedtune.numerics.noise import Noise
-from seedtune.types import CENTRE, Job, Member, Prompt, Sampling, Term, Update
+from seedtune.types import UNPERTURBED, Job, Member, Prompt, Sampling, Term, Update
 from serving import end_all
 
 pytestmark = [
@@ -26,7 +26,7 @@ pytestmark = [
 
 MODEL = "smollm2-135m"
 QUESTIONS = ("What is the capital of France?", "Name a fruit.")
-MEMBERS = (Member(1, 0, 1), Member(1, 0, -1), CENTRE)
+MEMBERS = (Member(1, 0, 1), Member(1, 0, -1), UNPERTURBED)
 UPDATES = [Update(g, (Term(g, 0, 1e-4), Term(g, 1, -2e-4))) for g in range(1, 6)]
 
 
@@ -43,7 +43,7 @@ def test_members_of_a_real_model_write_what_they_write_in_transformers(perturbat
     work = Job(0, 0.002, MEMBERS, prompts, Sampling(max_tokens=8))
     found = answers(ours, work)
     assert found == answers(theirs, work)
-    assert found[CENTRE, 0, 0].text.startswith("The capital of France is Paris")
+    assert found[UNPERTURBED, 0, 0].text.startswith("The capital of France is Paris")
     for engine in (ours, theirs):
         engine.apply(*UPDATES)
     assert ours.fingerprint() == theirs.fingerprint()

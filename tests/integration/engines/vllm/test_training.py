@@ -12,8 +12,8 @@ pytest.importorskip("vllm", reason="needs vLLM", exc_type=ImportError)
 
 import runs
 from models import answers, job, load_engine, text_prompts
-from seedtune import Config, Trainer, apply_pack, evaluate, export_run, pack_run, verify_run
-from seedtune.engines.vllm.engine_core import Runtime
+from seedtune import Config, Trainer, evaluate, export_run, pack_run, unpack_run, verify_run
+from seedtune.engines.vllm.engine_core import EngineCore
 from seedtune.errors import EngineError
 from seedtune.evaluation.evaluate import settings_of
 from seedtune.run import directory, ledger
@@ -103,7 +103,7 @@ def test_what_a_run_is_shipped_as_needs_no_vllm_and_is_the_same_with_it(
         patch.setattr("seedtune.engines.vllm.compat.require", lambda: pytest.fail("vLLM was asked for"))
         export_run(run, tmp_path / "plain")
         pack_run(run, tmp_path / "run.pack", generation=3)
-        apply_pack(str(base), tmp_path / "run.pack", tmp_path / "applied")
+        unpack_run(str(base), tmp_path / "run.pack", tmp_path / "applied")
         evaluate(run, on=["toy"], config=settings_of(run, sets=["engine=transformers"]))
     export_run(run, tmp_path / "served", sets=["engine=vllm"])
     export_run(run, tmp_path / "third", generation=3, sets=["engine=vllm"])
@@ -117,17 +117,17 @@ def test_a_failure_inside_vllm_leaves_a_ledger_that_a_resume_completes(
     run: Path, base: Path, how: dict[str, Any], tmp_path: Path
 ) -> None:
     settings, steps = config(tmp_path / "run", base, "vllm", **how), 0
-    outputs = Runtime.outputs
+    outputs = EngineCore.outputs
 
-    def failing(runtime: Runtime) -> Any:
+    def failing(core: EngineCore) -> Any:
         nonlocal steps
         steps += 1
         if steps == 9:
-            runtime._core.step = None
-        return outputs(runtime)
+            core._core.step = None
+        return outputs(core)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Runtime, "outputs", failing)
+        patch.setattr(EngineCore, "outputs", failing)
         with pytest.raises(EngineError, match=r"vLLM stopped while it generated: .*seedtune resume"):
             train(settings)
     assert len(generations(tmp_path / "run")) < 5

@@ -63,11 +63,6 @@ def test_other_settings_are_named_and_where_they_first_show(run, tmp_path):
     assert found.reasons[:2] == ("members: 4 and 6", "sigma: 0.05 and 0.06")
 
 
-def test_a_setting_younger_than_a_ledger_is_no_difference_from_its_default(run, copy):
-    runs.edit_ledger(copy, lambda data: data["config"].pop("top_p") if "config" in data else None)
-    assert diff_runs(run, copy).equal
-
-
 def test_another_base_model_and_other_data_are_named(run, tmp_path):
     other = Trainer(
         runs.toy(tmp_path / "other"),
@@ -88,12 +83,12 @@ CHANGES = {
     "prompts": (lambda d: d.update(prompts=[8, 9]), None),
     "tokens": (lambda d: d["tokens"].update(prompt=1), None),
     "rewards": (lambda d: d["rewards"].__setitem__(2, None), None),
-    "centre": (lambda d: d.update(centre_reward=None), None),
+    "unperturbed": (lambda d: d.update(reward_unperturbed=None), None),
     "coefficients": (lambda d: d["coefficients"].__setitem__(3, 0.125), None),
     "state": (lambda d: d["state"].update(members=7), "state members: 16 and 7"),
 }
 BEGINS = {"prompts": "prompts: ", "tokens": "tokens prompt: ", "rewards": "rewards (1 of 4 differ): 1+: "}
-BEGINS |= {"centre": "reward of the centre: ", "coefficients": "coefficients (1 of 4 differ): 1-: "}
+BEGINS |= {"unperturbed": "reward of the unperturbed model: ", "coefficients": "coefficients (1 of 4 differ): 1-: "}
 
 
 @pytest.mark.parametrize("what", CHANGES)

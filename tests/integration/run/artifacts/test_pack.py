@@ -1,4 +1,4 @@
-"""seedtune pack and apply: the same bits elsewhere from a few kilobytes, or a reason and nothing written."""
+"""seedtune pack and unpack: the same bits elsewhere from a few kilobytes, or a reason and nothing written."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import yaml
 from safetensors.numpy import load_file
 
 import runs
-from seedtune import Rights, apply_pack, export_run, pack_run
+from seedtune import Rights, export_run, pack_run, unpack_run
 from seedtune.errors import PackError
 from seedtune.run import directory, ledger, recorded_config, replay, sealing
 from seedtune.run.artifacts import pack_format
@@ -44,8 +44,8 @@ def test_a_packed_run_applied_elsewhere_is_the_export_bit_for_bit(command, run, 
     assert (code, errors) == (0, "")
     size = (tmp_path / "toy.pack").stat().st_size
     assert output.splitlines()[0] == f"packed 5 generations into {tmp_path / 'toy.pack'}, {size:,} bytes"
-    assert output.splitlines()[-1] == f"rebuild it with: seedtune apply BASE {tmp_path / 'toy.pack'} -o MODEL"
-    code, output, errors = command("apply", "toy", tmp_path / "toy.pack", "-o", tmp_path / "applied")
+    assert output.splitlines()[-1] == f"rebuild it with: seedtune unpack BASE {tmp_path / 'toy.pack'} -o MODEL"
+    code, output, errors = command("unpack", "toy", tmp_path / "toy.pack", "-o", tmp_path / "applied")
     assert (code, errors) == (0, "")
     assert output.splitlines()[0].startswith("replayed 5 generations in ")
     assert output.splitlines()[1] == f"wrote the model after generation 5 to {tmp_path / 'applied'}"
@@ -61,15 +61,15 @@ def test_a_packed_run_applied_elsewhere_is_the_export_bit_for_bit(command, run, 
         {"shaping": "per_prompt", "rank": 2},
         {"prompts_per_generation": 1, "sigma": 1e-9},
         {"perturbation": "gaussian", "freeze": ("layers.0.*",)},
-        {"perturbation": "gaussian", "master": "none", "toy": {"size": 4, "dtype": "bfloat16"}},
-        {"master": "none", "toy": {"size": 5, "dtype": "float16"}, "rank": 2, "generations": 30},
+        {"perturbation": "gaussian", "weights_dtype": "model", "toy": {"size": 4, "dtype": "bfloat16"}},
+        {"weights_dtype": "model", "toy": {"size": 5, "dtype": "float16"}, "rank": 2, "generations": 30},
     ],
     ids=str,
 )
 def test_runs_of_other_settings_come_back_bit_for_bit(tmp_path, settings):
     root = trained(tmp_path / "run", **settings)
     pack_run(root, tmp_path / "pack")
-    apply_pack("toy", tmp_path / "pack", tmp_path / "applied")
+    unpack_run("toy", tmp_path / "pack", tmp_path / "applied")
     export_run(root, tmp_path / "exported")
     assert bits(tmp_path / "applied") == bits(tmp_path / "exported")
 
@@ -81,7 +81,7 @@ def test_an_earlier_generation_is_packed_as_it_was(run, tmp_path, generation):
     # Only where the ledger has no fingerprint is there something to replay.
     assert bool(told) == (generation not in (2, 4))
     assert len(packed.updates) == packed.about.generations == generation
-    apply_pack("toy", tmp_path / "pack", tmp_path / "applied")
+    unpack_run("toy", tmp_path / "pack", tmp_path / "applied")
     export_run(run, tmp_path / "exported", generation=generation)
     assert bits(tmp_path / "applied") == bits(tmp_path / "exported")
 
@@ -95,10 +95,12 @@ def test_a_fingerprint_after_some_earlier_generations_travels_along(tmp_path):
 
 
 def test_two_hundred_generations_of_thirty_two_members_take_less_than_sixty_four_kilobytes(tmp_path):
-    root = trained(tmp_path / "run", generations=200, population=32, prompts_per_generation=2, evaluate_centre=False)
+    root = trained(
+        tmp_path / "run", generations=200, population=32, prompts_per_generation=2, evaluate_unperturbed=False
+    )
     pack_run(root, tmp_path / "pack")
     assert (tmp_path / "pack").stat().st_size <= 64 * 1024 / 4
-    apply_pack("toy", tmp_path / "pack", tmp_path / "applied")
+    unpack_run("toy", tmp_path / "pack", tmp_path / "applied")
     export_run(root, tmp_path / "exported")
     assert bits(tmp_path / "applied") == bits(tmp_path / "exported")
 
@@ -117,14 +119,14 @@ def test_the_first_line_says_what_it_is_and_whose(run, tmp_path):
     header = json.loads((tmp_path / "pack").read_bytes().split(b"\n")[0])
     recorded = ledger.read(directory.RunPaths(run).ledger).header
     assert header["base_fingerprint"] == recorded.base_fingerprint
-    assert (header["model"], header["noise"], header["centre"]) == ("toy", "v1", "float32")
+    assert (header["model"], header["noise"], header["weights_dtype"]) == ("toy", "v1", "float32")
     assert header["config"]["seed"] == 0
     assert (header["licence"], header["base_licence"], header["note"]) == (
         "apache-2.0",
         "llama: 3\nx",
         "by me — see [paper]",
     )
-    apply_pack("toy", tmp_path / "pack", tmp_path / "model")
+    unpack_run("toy", tmp_path / "pack", tmp_path / "model")
     card = (tmp_path / "model" / "README.md").read_text()
     front = yaml.safe_load(card.split("---\n")[1])
     assert (front["license"], front["base_model"]) == ("apache-2.0", "toy")
@@ -173,9 +175,9 @@ def test_a_model_that_is_not_on_this_machine_states_no_licence(tmp_path):
 
 
 def refused(failure, tmp_path: Path, file: Path, *, base: str = "toy") -> str:
-    """The one line of a refused ``apply``, which has written nothing."""
+    """The one line of a refused ``unpack``, which has written nothing."""
     before = set(tmp_path.rglob("*"))
-    told = failure("apply", base, file, "-o", tmp_path / "out" / "model")
+    told = failure("unpack", base, file, "-o", tmp_path / "out" / "model")
     assert set(tmp_path.rglob("*")) == before
     return told
 
@@ -250,32 +252,32 @@ def test_forged_coefficients_are_found_by_the_fingerprint(file, tmp_path):
     changed = pack_format.Pack(pack.about, (type(first)(0, terms), *pack.updates[1:]))
     file.write_bytes(pack_format.dump(changed))
     with pytest.raises(PackError, match="after 2 generations the fingerprint is"):
-        apply_pack("toy", file, tmp_path / "model")
+        unpack_run("toy", file, tmp_path / "model")
 
 
-def test_a_centre_of_another_element_type_is_refused(failure, file, tmp_path):
-    forge(file, centre="bfloat16")
+def test_weights_of_another_element_type_are_refused(failure, file, tmp_path):
+    forge(file, weights_dtype="bfloat16")
     told = refused(failure, tmp_path, file)
-    assert told.startswith(f"{file} was made with a centre of bfloat16; here it would be float32, the type of 'toy'")
+    assert told.startswith(f"{file} was made with weights in bfloat16; here it would be float32, the type of 'toy'")
 
 
 def test_an_output_that_is_used_is_refused_and_left_alone(failure, run, file, tmp_path):
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "old").write_text("x")
-    assert "is not empty" in failure("apply", "toy", file, "-o", tmp_path / "model")
+    assert "is not empty" in failure("unpack", "toy", file, "-o", tmp_path / "model")
     before = file.read_bytes()
     assert failure("pack", run, "-o", file) == f"'{file}' exists already. Choose another --output."
     assert file.read_bytes() == before
 
 
 def test_settings_that_the_pack_decides_cannot_be_changed(failure, file, command, tmp_path):
-    told = failure("apply", "toy", file, "-o", tmp_path / "model", "--set", "rank=2", "--set", "seed=4")
+    told = failure("unpack", "toy", file, "-o", tmp_path / "model", "--set", "rank=2", "--set", "seed=4")
     assert told == "rank: 1 → 2; seed: 0 → 4: the run is what it is. Leave that out, or start a new run with it."
-    assert command("apply", "toy", file, "-o", tmp_path / "model", "--set", "toy.delay=0.1")[0] == 0
+    assert command("unpack", "toy", file, "-o", tmp_path / "model", "--set", "toy.delay=0.1")[0] == 0
 
 
 def test_a_precision_that_cannot_be_written_is_refused(failure, file, tmp_path):
-    assert failure("apply", "toy", file, "-o", tmp_path / "model", "--dtype", "int4").startswith("--dtype 'int4' is")
+    assert failure("unpack", "toy", file, "-o", tmp_path / "model", "--dtype", "int4").startswith("--dtype 'int4' is")
     assert not (tmp_path / "model").exists()
 
 
@@ -291,7 +293,7 @@ def test_a_generation_the_run_does_not_have_is_named(failure, run, tmp_path):
 def test_the_card_of_an_applied_model_is_that_of_its_export_and_tells_how_it_was_made(tmp_path, how, told):
     root = trained(tmp_path / "run", **how)
     pack_run(root, tmp_path / "pack")
-    apply_pack("toy", tmp_path / "pack", tmp_path / "applied")
+    unpack_run("toy", tmp_path / "pack", tmp_path / "applied")
     export_run(root, tmp_path / "exported")
     card = (tmp_path / "applied" / "README.md").read_text()
     assert told in card
@@ -304,8 +306,8 @@ def test_a_pack_that_cannot_be_written_leaves_nothing(failure, run, tmp_path):
 
 
 def test_an_applied_model_answers_as_the_trained_one(run, file, tmp_path):
-    apply_pack("toy", file, tmp_path / "model")
+    unpack_run("toy", file, tmp_path / "model")
     config = recorded_config.run_config(run)
     engine, _ = replay.load(run, config, ledger.read(directory.RunPaths(run).ledger))
     saved = load_file(tmp_path / "model" / "model.safetensors")
-    assert all(np.array_equal(saved[name], array) for name, array in engine.centre.tensors.items())
+    assert all(np.array_equal(saved[name], array) for name, array in engine.weights.tensors.items())

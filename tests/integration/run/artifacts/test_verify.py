@@ -54,8 +54,8 @@ def test_an_honest_run_verifies_and_is_left_alone(command, run):
         {"generations": 50, "fingerprint_steps": 7},
         {"generations": 40, "fingerprint_steps": 1},
         {"perturbation": "gaussian", "trainable": ("layers.1.*",)},
-        {"master": "none", "toy": {"size": 4, "dtype": "bfloat16"}, "generations": 30},
-        {"perturbation": "gaussian", "master": "none", "toy": {"size": 4, "dtype": "float16"}},
+        {"weights_dtype": "model", "toy": {"size": 4, "dtype": "bfloat16"}, "generations": 30},
+        {"perturbation": "gaussian", "weights_dtype": "model", "toy": {"size": 4, "dtype": "float16"}},
     ],
     ids=str,
 )
@@ -75,7 +75,7 @@ def test_coefficients_per_prompt_are_checked_up_to_a_factor_and_that_is_said(com
 def test_snapshots_are_not_used_and_not_needed(run):
     reference = verify_run(run)
     for folder in directory.RunPaths(run).snapshots.iterdir():
-        (folder / "centre.safetensors").write_bytes(b"x")
+        (folder / "weights.safetensors").write_bytes(b"x")
     assert verify_run(run).fingerprint == reference.fingerprint
     shutil.rmtree(directory.RunPaths(run).snapshots)
     assert verify_run(run, snapshots=True).snapshots == ()
@@ -235,16 +235,16 @@ def test_another_noise_scheme_is_named(run):
         verify_run(run)
 
 
-def test_a_centre_of_another_element_type_is_named(failure, run):
-    runs.edit_ledger(run, lambda data: data.update(centre="float16") if "centre" in data else None)
+def test_weights_of_another_element_type_are_named(failure, run):
+    runs.edit_ledger(run, lambda data: data.update(weights_dtype="float16") if "weights_dtype" in data else None)
     told = failure("verify", run)
-    assert told.startswith(f"{run} was trained with a centre of float16; here it would be float32, the type of 'toy'")
+    assert told.startswith(f"{run} was trained with weights in float16; here it would be float32, the type of 'toy'")
 
 
 @pytest.mark.parametrize("damage", ["torn", "another run's"])
 def test_a_snapshot_that_holds_other_weights_is_named_if_asked_for(failure, command, run, damage):
     newest = snapshots.listing(directory.RunPaths(run).snapshots)[0]
-    weights = newest.folder / "centre.safetensors"
+    weights = newest.folder / "weights.safetensors"
     if damage == "torn":
         weights.write_bytes(weights.read_bytes()[:-3])
     else:

@@ -1,4 +1,4 @@
-"""The parts of a fleet by themselves: the queue, the wire and the history."""
+"""The parts of the Ray engine by themselves: the queue, the wire and the update log."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import pytest
 
 from seedtune.engines import compact_codec
 from seedtune.engines.ray import protocol
-from seedtune.engines.ray.protocol import Known, Memory, Traffic
-from seedtune.engines.ray.scheduler import HEDGE_SECONDS, Dispatcher, Limits
-from seedtune.engines.ray.update_log import History
+from seedtune.engines.ray.protocol import Known, PromptCache, Traffic
+from seedtune.engines.ray.scheduler import HEDGE_SECONDS, Limits, Scheduler
+from seedtune.engines.ray.update_log import UpdateLog
 from seedtune.engines.snapshots import Snapshot
 from seedtune.errors import EngineError
 from seedtune.types import (
-    CENTRE,
+    UNPERTURBED,
     Decay,
     Job,
     Member,
@@ -27,7 +27,7 @@ from seedtune.types import (
     Update,
 )
 
-MEMBERS = (Member(3, 0, 1), Member(3, 0, -1), CENTRE, Member(1, 7, 1))
+MEMBERS = (Member(3, 0, 1), Member(3, 0, -1), UNPERTURBED, Member(1, 7, 1))
 PROMPTS = tuple(Prompt(i, f"Question {i}", {"thinking": False}, max_tokens=4 if i else None) for i in range(3))
 TERMS = (Term(3, 0, 0.1), Term(3, 1, -0.25), Term(3, 2, 1e-300))
 
@@ -46,12 +46,12 @@ def rollout(of: Job, member: int, prompt: int, sample: int) -> Rollout:
 # ------------------------------------------------------------------------------------------------ queue
 
 
-def desk(**limits) -> Dispatcher:
-    return Dispatcher(Limits(**limits))
+def scheduler(**limits) -> Scheduler:
+    return Scheduler(Limits(**limits))
 
 
 def test_the_largest_task_goes_first_and_equal_ones_in_order():
-    queue = desk()
+    queue = scheduler()
     for number, cost in enumerate([1.0, 5.0, 3.0, 5.0]):
         queue.add(number, cost)
     assert [queue.next(worker, 0.0, 3) for worker in "abcd"] == [1, 3, 2, 0]
@@ -59,7 +59,7 @@ def test_the_largest_task_goes_first_and_equal_ones_in_order():
 
 
 def test_a_failed_task_goes_to_another_worker_and_is_given_up_after_so_many_tries():
-    queue = desk(retries=2)
+    queue = scheduler(retries=2)
     queue.add(0, 1.0)
     assert queue.next("a", 0.0, 1) == 0
     assert queue.fail("a") is None
@@ -72,7 +72,7 @@ def test_a_failed_task_goes_to_another_worker_and_is_given_up_after_so_many_trie
 
 
 def test_an_overdue_task_is_given_to_an_idle_worker_too_and_the_first_answer_counts():
-    queue = desk()
+    queue = scheduler()
     queue.add(0, 1.0)
     queue.next("a", 0.0, 1)
     assert queue.finish("a", 1.0) == 0
@@ -86,7 +86,7 @@ def test_an_overdue_task_is_given_to_an_idle_worker_too_and_the_first_answer_cou
 
 
 def test_a_worker_that_is_lost_beside_another_at_the_same_task_leaves_it_to_that_one():
-    queue = desk()
+    queue = scheduler()
     queue.add(0, 1.0)
     queue.pace = 1.0
     queue.next("a", 0.0, 1)
@@ -97,7 +97,7 @@ def test_a_worker_that_is_lost_beside_another_at_the_same_task_leaves_it_to_that
 
 
 def test_a_task_for_one_worker_waits_for_that_one():
-    queue = desk()
+    queue = scheduler()
     queue.add(0, 9.0, only="b")
     queue.add(1, 1.0)
     assert queue.next("a", 0.0, 1) == 1
@@ -105,7 +105,7 @@ def test_a_task_for_one_worker_waits_for_that_one():
 
 
 def test_patience_follows_what_jobs_took_so_far():
-    queue = desk(patience=5.0, first_timeout=100.0)
+    queue = scheduler(straggler_timeout=5.0, first_timeout=100.0)
     queue.add(0, 2.0)
     queue.next("a", 0.0, 0)
     assert queue.hopeless(99.0) == []
@@ -118,7 +118,7 @@ def test_patience_follows_what_jobs_took_so_far():
 
 
 def test_what_takes_long_by_its_nature_gets_more_time_after_failures():
-    queue = desk(patience=5.0)
+    queue = scheduler(straggler_timeout=5.0)
     queue.pace = 1.0
     queue.add(0, 1.0)
     for limit in (10.0, 20.0, 40.0):
@@ -129,7 +129,7 @@ def test_what_takes_long_by_its_nature_gets_more_time_after_failures():
 
 
 def test_one_slow_job_makes_the_queue_patient_with_the_next():
-    queue = desk(patience=1.0)
+    queue = scheduler(straggler_timeout=1.0)
     for number, seconds in enumerate([1.0, 30.0, 1.0, 1.0]):
         queue.add(number, 1.0)
         queue.next("a", 0.0, 0)
@@ -141,7 +141,7 @@ def test_one_slow_job_makes_the_queue_patient_with_the_next():
 
 
 def test_work_without_a_cost_is_never_given_to_two():
-    queue = desk()
+    queue = scheduler()
     queue.pace = 1.0
     queue.add(0, 0.0)
     queue.next("a", 0.0, 1)
@@ -149,7 +149,7 @@ def test_work_without_a_cost_is_never_given_to_two():
 
 
 def test_a_task_is_not_given_up_while_somebody_is_at_it():
-    queue = desk(retries=0)
+    queue = scheduler(retries=0)
     queue.pace = 1.0
     queue.add(0, 1.0)
     queue.next("a", 0.0, 1)
@@ -159,7 +159,7 @@ def test_a_task_is_not_given_up_while_somebody_is_at_it():
 
 
 def test_a_task_that_two_hang_at_again_and_again_is_given_up():
-    queue, tries = desk(retries=2), 0
+    queue, tries = scheduler(retries=2), 0
     queue.pace = 1.0
     queue.add(0, 1.0)
     while queue.tasks:
@@ -174,9 +174,9 @@ def test_a_task_that_two_hang_at_again_and_again_is_given_up():
 
 
 @pytest.mark.parametrize("rows", [None, ((0, 2), (3, 2), (1, 1))], ids=["all", "some"])
-@pytest.mark.parametrize("shift", [None, Shift(TERMS, 0.5)], ids=["centre", "shifted"])
+@pytest.mark.parametrize("shift", [None, Shift(TERMS, 0.5)], ids=["unperturbed", "shifted"])
 def test_a_job_arrives_as_it_was_sent(rows, shift):
-    sent, known, memory = job(rows=rows, shift=shift), Known(), Memory()
+    sent, known, memory = job(rows=rows, shift=shift), Known(), PromptCache()
     for _ in range(2):
         arrived = protocol.job_from(protocol.unpack(protocol.pack(protocol.job(sent, known, Traffic()))), memory)
         asked = [(arrived.members[m], arrived.prompts[p]) for m, p in arrived.pairs]
@@ -199,7 +199,7 @@ def test_a_question_travels_once_to_every_worker():
 @pytest.mark.parametrize("rows", [None, ((0, 2), (3, 2), (1, 1))], ids=["all", "some"])
 def test_rollouts_arrive_as_they_were_sent(tokens, rows):
     sent, traffic = job(tokens=tokens, rows=rows), Traffic()
-    there = protocol.job_from(protocol.job(sent, Known(), Traffic()), Memory())
+    there = protocol.job_from(protocol.job(sent, Known(), Traffic()), PromptCache())
     found = [rollout(there, m, p, s) for m, p in reversed(there.pairs) for s in range(2)][1:]
     arrived = protocol.rollouts_from(sent, protocol.unpack(protocol.pack(protocol.rollouts(there, found))), traffic)
     assert len(arrived) == len(found)
@@ -243,9 +243,9 @@ def test_an_update_costs_eight_bytes_for_every_noise_sample():
 
 
 def test_what_a_worker_remembers_is_bounded():
-    known, memory = Known(), Memory()
+    known, memory = Known(), PromptCache()
     for number in range(3 * protocol.QUESTIONS):
-        sent = Job(number, 0.1, (CENTRE,), (Prompt(number, f"Question {number}"),), Sampling(4))
+        sent = Job(number, 0.1, (UNPERTURBED,), (Prompt(number, f"Question {number}"),), Sampling(4))
         arrived = protocol.job_from(protocol.unpack(protocol.pack(protocol.job(sent, known, Traffic()))), memory)
         assert arrived.prompts == sent.prompts
     assert len(memory.questions) <= protocol.QUESTIONS + 1
@@ -257,7 +257,7 @@ def test_what_a_worker_remembers_is_bounded():
 
 
 def test_a_worker_is_sent_what_it_misses_and_no_more():
-    past = History(lambda: ())
+    past = UpdateLog(lambda: ())
     past.begin(None)
     past.add([Update(g, (Term(g, 0, 1.0),)) for g in range(5)])
     assert past.sync(0, 3) == [0, None, 3, past.updates[3:]]
@@ -269,7 +269,7 @@ def test_a_worker_is_sent_what_it_misses_and_no_more():
 
 def test_a_new_worker_begins_from_the_newest_snapshot_that_is_of_this_run():
     kept = [Snapshot(Path("c"), 9, "x"), Snapshot(Path("b"), 4, "four"), Snapshot(Path("a"), 2, "two")]
-    past = History(lambda: kept)
+    past = UpdateLog(lambda: kept)
     past.begin(None)
     past.add([Update(g, ()) for g in range(6)])
     past.prints |= {2: "two", 4: "four", 6: "six"}
@@ -280,7 +280,7 @@ def test_a_new_worker_begins_from_the_newest_snapshot_that_is_of_this_run():
 
 
 def test_updates_of_late_are_known_by_number():
-    past = History(lambda: ())
+    past = UpdateLog(lambda: ())
     past.begin(None)
     past.add([Update(g, (Term(g, 0, 1.0 + g),)) for g in range(4)])
     assert past.number_of((Term(2, 0, 3.0),)) == 2

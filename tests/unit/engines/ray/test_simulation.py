@@ -1,4 +1,4 @@
-"""The fleet in simulated time (benchmarks/simulation.py), and what real runs calibrate it with."""
+"""Ray workers in simulated time (benchmarks/simulation.py), and what real runs calibrate it with."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TWOFOLD = words.Uniform(1.0, 2.0)
 
 def scenario(count: int = 4, *, seconds=TWOFOLD, jobs: int = 48, generations: int = 10, workers=None, driver=None):
     """Jobs of one member each, for workers that cost nothing but their evaluations."""
-    pieces = words.population(jobs, group=1, centre=False)
+    pieces = words.population(jobs, group=1, unperturbed=False)
     return words.Scenario(
         seconds, pieces, words.Workers(count, **(workers or {})), words.Driver(**(driver or {})), generations
     )
@@ -42,7 +42,7 @@ def test_overheads_of_driver_network_and_updates_add_up() -> None:
     assert outcome.driver_busy == pytest.approx((15 * (0.1 + 0.02) + 3 * 0.5) / outcome.elapsed)
 
 
-def test_a_fleet_has_many_failures_and_hangs_and_still_every_job_is_done_given_up_or_open() -> None:
+def test_the_workers_have_many_failures_and_hangs_and_still_every_job_is_done_given_up_or_open() -> None:
     shaky = {"failures": 60.0, "hangs": 20.0, "restart": 5.0, "update": 0.1}
     outcome = simulation.simulate(scenario(8, generations=40, workers=shaky))
     counts = outcome.counts
@@ -90,20 +90,25 @@ def test_a_job_that_three_workers_died_of_is_given_up_and_the_run_goes_on() -> N
 
 
 def test_a_seed_gives_the_same_every_time_and_another_seed_something_else() -> None:
-    one = scenario(4, workers={"failures": 10.0, "restart": 3.0}, driver={"lag": 1, "dispatch": 0.01})
+    one = scenario(4, workers={"failures": 10.0, "restart": 3.0}, driver={"max_staleness": 1, "dispatch": 0.01})
     assert simulation.simulate(one) == simulation.simulate(one)
     assert simulation.simulate(one).ends != simulation.simulate(replace(one, seed=1)).ends
 
 
 def test_without_lag_nothing_is_stale_and_with_lag_nothing_is_staler_than_it() -> None:
-    strict, loose = (simulation.Simulation(scenario(16, jobs=20, driver={"lag": lag})) for lag in (0, 2))
+    strict, loose = (
+        simulation.Simulation(scenario(16, jobs=20, driver={"max_staleness": max_staleness}))
+        for max_staleness in (0, 2)
+    )
     assert strict.run().staleness == 0.0
     assert loose.run().staleness > 0.0
     assert max(loose.stale) <= 2
 
 
 def test_lag_keeps_workers_busy_that_would_wait_for_the_last_job() -> None:
-    strict, loose = (simulation.simulate(scenario(16, jobs=20, driver={"lag": lag})) for lag in (0, 1))
+    strict, loose = (
+        simulation.simulate(scenario(16, jobs=20, driver={"max_staleness": max_staleness})) for max_staleness in (0, 1)
+    )
     assert loose.utilisation > strict.utilisation + 0.1
 
 
@@ -164,10 +169,10 @@ def test_calibrated_with_one_worker_the_simulation_predicts_one_and_two(count) -
     assert predicted.utilisation == pytest.approx(measured.utilisation, rel=0.03)
 
 
-def test_rounds_leave_out_errands_the_first_generation_and_the_last() -> None:
+def test_rounds_leave_out_other_requests_the_first_generation_and_the_last() -> None:
     run = made_up_run(1, 5)
-    errand = replace(run.spans[8], kind="fingerprint", sent=0.0)
-    rounds = replace(run, spans=(*run.spans, errand)).rounds
+    request = replace(run.spans[8], kind="fingerprint", sent=0.0)
+    rounds = replace(run, spans=(*run.spans, request)).rounds
     assert [one.position for one in rounds] == [1, 2, 3]
     assert {len(one.spans) for one in rounds} == {6}
 

@@ -1,4 +1,4 @@
-"""Where ranks keep parts of tensors, and that centres of parts are the whole centre, bit for bit; without vLLM."""
+"""Where ranks keep parts of tensors, and that weights in parts are the whole weights, bit for bit; without vLLM."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import torch
 from seedtune.engines import codec
 from seedtune.engines.transformers.members.perturbation import as_tensor
 from seedtune.engines.vllm import base_model
-from seedtune.engines.vllm.sharded_parameters import Shard, ShardedCentre, window_of
+from seedtune.engines.vllm.sharded_weights import Shard, ShardedWeights, window_of
 from seedtune.engines.vllm.tensor_layout import Piece, Run, Split, check_complete, pieces_of
 from seedtune.errors import ModelError, StorageError
 from seedtune.numerics import fingerprint as fp
@@ -24,8 +24,8 @@ from seedtune.numerics import noise as addressed
 from seedtune.numerics.kernels import cpu, gpu
 from seedtune.numerics.noise import Noise
 from seedtune.numerics.tensor_file import Stored
-from seedtune.numerics.weights import Centre
-from seedtune.types import CENTRE, Decay, Member, Shift, Term, Update
+from seedtune.numerics.weights import Weights
+from seedtune.types import UNPERTURBED, Decay, Member, Shift, Term, Update
 
 SHAPES = {
     "embed.weight": (99, 8),
@@ -141,7 +141,7 @@ def test_ranks_that_together_miss_elements_are_refused() -> None:
         check_complete({"norm": 7}, {"norm": (8,)})
 
 
-# ------------------------------------------------------------------------------------------- the divided centre
+# ------------------------------------------------------------------------------------------- the divided weights
 
 TERMS = (Term(1, 0, 0.3), Term(2, 4, -0.2))
 UPDATES = (
@@ -174,26 +174,26 @@ def _window(values: dict[str, np.ndarray], piece: Piece) -> np.ndarray:
 
 def divided(
     values: dict[str, np.ndarray], noise: Noise, *, kernels: Any = cpu, upload: Any = None
-) -> list[ShardedCentre]:
+) -> list[ShardedWeights]:
     made = []
     for rank in range(2):
         own = {name: piece for name, piece in pieces(rank).items() if name in values}
         shards = {name: Shard(piece, window_of(values[name], piece).copy()) for name, piece in own.items()}
         anchor = partial(_window, {name: array.copy() for name, array in values.items()})
-        made.append(ShardedCentre(shards, noise, kernels=kernels, anchor=anchor, upload=upload))
+        made.append(ShardedWeights(shards, noise, kernels=kernels, anchor=anchor, upload=upload))
     return made
 
 
 @pytest.mark.parametrize("kind", TYPES.values(), ids=TYPES)
 @pytest.mark.parametrize("noise", NOISES.values(), ids=NOISES)
 @pytest.mark.parametrize("band", [1 << 20, 20])
-def test_the_parts_of_a_centre_move_as_the_whole_does(noise: Noise, kind: type, band: int) -> None:
+def test_the_parts_of_weights_move_as_the_whole_does(noise: Noise, kind: type, band: int) -> None:
     names = [n for n, shape in SHAPES.items() if noise.perturbation == "gaussian" or len(shape) == 2]
     values = base(names, kind)
-    whole = Centre({n: a.copy() for n, a in values.items()}, noise, anchor=lambda name: values[name])
+    whole = Weights({n: a.copy() for n, a in values.items()}, noise, anchor=lambda name: values[name])
     parts = divided(values, noise)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("seedtune.engines.vllm.sharded_parameters.BAND", band)
+        patch.setattr("seedtune.engines.vllm.sharded_weights.BAND", band)
         for update in UPDATES:
             whole.apply(update)
             for part in parts:
@@ -214,11 +214,11 @@ UPLOADS = {"in-place": None, "streamed": np.copy}
 def test_members_of_the_parts_are_the_member_of_the_whole(
     kind: type, upload: Any, band: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("seedtune.engines.vllm.sharded_parameters.BAND", band)
+    monkeypatch.setattr("seedtune.engines.vllm.sharded_weights.BAND", band)
     noise = NOISES["gaussian-subspaces"]
     values = base(SHAPES, np.float32)
-    whole = Centre(values, noise)
-    for member, sigma in ((Member(1, 2, -1), 0.1), (CENTRE, 0.0), (Member(0, 7, 1), 0.3)):
+    whole = Weights(values, noise)
+    for member, sigma in ((Member(1, 2, -1), 0.1), (UNPERTURBED, 0.0), (Member(0, 7, 1), 0.3)):
         for part in divided(values, noise, upload=upload):
             for name, shard in part.shards.items():
                 expected = np.empty(values[name].size, kind)
@@ -228,12 +228,12 @@ def test_members_of_the_parts_are_the_member_of_the_whole(
                 assert np.array_equal(out, window_of(expected.reshape(SHAPES[name]), shard.piece))
 
 
-def test_a_centre_in_host_memory_comes_to_the_device_in_bands_and_goes_back(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_in_host_memory_come_to_the_device_in_bands_and_go_back(monkeypatch: pytest.MonkeyPatch) -> None:
     """Under the GPU's kernels, whose arrays are torch tensors, every part moves and is written as one on the device.
 
     A type of weights with one of two noises each: every type under every kernel is what ``test_kernels_agree`` shows.
     """
-    monkeypatch.setattr("seedtune.engines.vllm.sharded_parameters.BAND", 40)
+    monkeypatch.setattr("seedtune.engines.vllm.sharded_weights.BAND", 40)
     sizes: list[int] = []
 
     def upload(part: np.ndarray) -> torch.Tensor:
@@ -257,7 +257,7 @@ def test_a_centre_in_host_memory_comes_to_the_device_in_bands_and_goes_back(monk
     assert max(sizes) <= 40
 
 
-def test_a_copy_takes_a_step_and_leaves_the_centre_where_it_is() -> None:
+def test_a_copy_takes_a_step_and_leaves_the_weights_where_they_are() -> None:
     (part, _) = divided(base(SHAPES, np.float32), NOISES["gaussian"])
     before = part.fingerprint()
     moved = part.moved(UPDATES[0])

@@ -19,7 +19,7 @@ from triton.compiler import ASTSource
 
 from seedtune.numerics.kernels import gpu, gpu_launch, gpu_triton
 
-POINTERS = ("out", "centre", "theta", "anchor", "table", "a", "b", "steps", "terms", "sums", "bits")
+POINTERS = ("out", "weights", "theta", "anchor", "table", "a", "b", "steps", "terms", "sums", "bits")
 INTEGERS = ("n", "pieces", "updates", "rows", "cols", "stride", "k0", "k1", "tag", "pair", "generation")
 ALIGNED = {*POINTERS, "n", "rows", "cols"} - {"b"}
 TYPES = {"float32": "*fp32", "bfloat16": "*i16", "float16": "*i16"}
@@ -31,18 +31,18 @@ def cases() -> Iterator[tuple[str, dict[str, str], dict[str, object]]]:
     """(kernel, types of the pointers that vary, compile-time constants)."""
     yield "fill", {"out": "*fp32"}, RUN
     yield "fill", {"out": "*fp32"}, RUN | {"SKIP": 3}
-    for centre in TYPES:
-        for out in TYPES if centre == "float32" else (centre,):
-            types = {"centre": TYPES[centre], "out": TYPES[out]}
-            yield "perturb", types, RUN | {"CENTRE": centre, "OUT": out, "DRAW": True, "SUBSPACES": 1}
+    for source in TYPES:
+        for out in TYPES if source == "float32" else (source,):
+            types = {"weights": TYPES[source], "out": TYPES[out]}
+            yield "perturb", types, RUN | {"WEIGHTS": source, "OUT": out, "DRAW": True, "SUBSPACES": 1}
     for kind, pointer in TYPES.items():
         types, constants = {"theta": pointer, "anchor": pointer}, {"KIND": kind, "ANCHOR": kind, "DECAY": True}
-        yield "update_full", types, RUN | constants | {"SUBSPACES": 1}
-        yield "update_full", types, RUN | constants | {"SUBSPACES": 3}
+        yield "update_gaussian", types, RUN | constants | {"SUBSPACES": 1}
+        yield "update_gaussian", types, RUN | constants | {"SUBSPACES": 3}
         yield "update_lowrank", types, TILE | constants | {"RANK": 1, "ALIGNED": True}
-    yield "update_full", types, RUN | constants | {"DECAY": False, "SUBSPACES": 1}
-    subspaces = {"CENTRE": "float32", "OUT": "bfloat16", "DRAW": True, "SUBSPACES": 4}
-    yield "perturb", {"centre": "*fp32", "out": "*i16"}, RUN | subspaces
+    yield "update_gaussian", types, RUN | constants | {"DECAY": False, "SUBSPACES": 1}
+    subspaces = {"WEIGHTS": "float32", "OUT": "bfloat16", "DRAW": True, "SUBSPACES": 4}
+    yield "perturb", {"weights": "*fp32", "out": "*i16"}, RUN | subspaces
     yield "keep_rows", {"out": "*fp32"}, RUN | {"RANK": 2, "SUBSPACES": 4}
     unaligned = {"RANK": 2, "ALIGNED": False, "COLS": gpu.UNALIGNED_COLS}
     yield "update_lowrank", types, TILE | constants | unaligned

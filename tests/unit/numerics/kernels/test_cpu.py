@@ -15,7 +15,7 @@ from seedtune.numerics.kernels import cpu
 from seedtune.numerics.noise import Address, Stream
 
 KEY = noise.key(42, "model.layers.0.mlp.up_proj.weight")
-HERE = Address(KEY, Stream.FULL, generation=2**32 - 1, pair=2**31 + 5)
+HERE = Address(KEY, Stream.GAUSSIAN, generation=2**32 - 1, pair=2**31 + 5)
 BIG = 2 * cpu.PARALLEL_FROM + 13
 
 
@@ -65,7 +65,7 @@ def test_many_filled_normals_are_the_references_for_any_threads(threads: int, st
 
 def test_filled_normals_are_golden() -> None:
     out = empty(8)
-    cpu.fill_normals(out, Address((4188904742, 2800538471), Stream.FULL, generation=7, pair=3))
+    cpu.fill_normals(out, Address((4188904742, 2800538471), Stream.GAUSSIAN, generation=7, pair=3))
     found = [f"{word:08x}" for word in out.view(np.uint32)]
     assert found == [
         "3f191be3",

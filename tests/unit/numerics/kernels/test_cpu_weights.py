@@ -17,7 +17,7 @@ from seedtune.numerics.noise import Address, Stream
 from seedtune.types import Decay, Term, Update
 
 KEY = noise.key(42, "model.layers.0.mlp.up_proj.weight")
-HERE = Address(KEY, Stream.FULL, generation=2**32 - 1, pair=2**31 + 5)
+HERE = Address(KEY, Stream.GAUSSIAN, generation=2**32 - 1, pair=2**31 + 5)
 BIG = 2 * cpu.PARALLEL_FROM + 13
 TYPES = [("float32", "float32"), ("float32", "float16"), ("float32", "bfloat16")]
 TYPES += [("float16", "float16"), ("bfloat16", "bfloat16")]
@@ -53,87 +53,87 @@ def empty(dtype: str, count: int) -> np.ndarray:
     ("count", "start"), [(0, 0), (1, 0), (7, 3), (64, 0), (200, 3), (576, 8), (1777, 2**31 - 900), (777, 2**40 + 6)]
 )
 def test_a_perturbed_weight_is_the_rounded_sum(source: str, goal: str, count: int, start: int) -> None:
-    centre, out = weights(source, count), empty(goal, count)
-    cpu.perturb(out, centre, -0.0123456789, HERE, start)
-    assert same_bits(out, references.perturbed(centre, -0.0123456789, HERE, start=start, dtype=goal))
+    theta, out = weights(source, count), empty(goal, count)
+    cpu.perturb(out, theta, -0.0123456789, HERE, start)
+    assert same_bits(out, references.perturbed(theta, -0.0123456789, HERE, start=start, dtype=goal))
 
 
 @pytest.mark.parametrize(("source", "goal"), TYPES)
 @pytest.mark.parametrize("start", [0, 2**40 + 5])
 def test_many_weights_are_perturbed_alike_by_any_threads(threads: int, source: str, goal: str, start: int) -> None:
-    centre, out = weights(source, BIG), empty(goal, BIG)
-    cpu.perturb(out, centre, 0.02, HERE, start)
-    assert same_bits(out, references.perturbed(centre, 0.02, HERE, start=start, dtype=goal))
+    theta, out = weights(source, BIG), empty(goal, BIG)
+    cpu.perturb(out, theta, 0.02, HERE, start)
+    assert same_bits(out, references.perturbed(theta, 0.02, HERE, start=start, dtype=goal))
 
 
 @pytest.mark.parametrize(("source", "goal"), TYPES)
-def test_without_sigma_the_centre_is_rounded(threads: int, source: str, goal: str) -> None:
+def test_without_sigma_the_weights_are_rounded(threads: int, source: str, goal: str) -> None:
     for count in (3, BIG):
-        centre, out = weights(source, count), empty(goal, count)
-        cpu.perturb(out, centre, 0.0, HERE)
-        assert same_bits(out, rounding.nearest(rounding.widen(centre), goal))
+        theta, out = weights(source, count), empty(goal, count)
+        cpu.perturb(out, theta, 0.0, HERE)
+        assert same_bits(out, rounding.nearest(rounding.widen(theta), goal))
 
 
 @pytest.mark.parametrize(("source", "goal"), TYPES)
 def test_every_kind_of_number_is_perturbed_as_in_the_reference(source: str, goal: str) -> None:
     every = np.arange(1 << 16, dtype=np.uint16)
     bits = every if source != "float32" else np.random.default_rng(0).integers(0, 2**32, 1 << 16, np.uint32)
-    centre, out = bits.view(rounding.ARRAYS[source]), empty(goal, 1 << 16)
-    number = np.isfinite(rounding.widen(centre))
+    theta, out = bits.view(rounding.ARRAYS[source]), empty(goal, 1 << 16)
+    number = np.isfinite(rounding.widen(theta))
     for sigma in (0.0, 1e-6, 3.0):
-        cpu.perturb(out, centre, sigma, HERE)
+        cpu.perturb(out, theta, sigma, HERE)
         with np.errstate(over="ignore", invalid="ignore"):
-            expected = references.perturbed(centre, sigma, HERE, dtype=goal)
+            expected = references.perturbed(theta, sigma, HERE, dtype=goal)
         assert same_bits(out[number], expected[number])
-        assert (np.isnan(rounding.widen(out)) == np.isnan(rounding.widen(centre))).all()
+        assert (np.isnan(rounding.widen(out)) == np.isnan(rounding.widen(theta))).all()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_perturbing_in_place_gives_the_same_bits(dtype: str) -> None:
-    centre = weights(dtype, 1000)
-    expected = references.perturbed(centre, 0.5, HERE, dtype=dtype)
-    cpu.perturb(centre, centre, 0.5, HERE)
-    assert same_bits(centre, expected)
+    theta = weights(dtype, 1000)
+    expected = references.perturbed(theta, 0.5, HERE, dtype=dtype)
+    cpu.perturb(theta, theta, 0.5, HERE)
+    assert same_bits(theta, expected)
 
 
 def test_a_slice_is_perturbed_like_the_whole() -> None:
-    centre, whole, parts = weights("float32", 5000), empty("bfloat16", 5000), empty("bfloat16", 5000)
-    cpu.perturb(whole, centre, 0.01, HERE, 7)
+    theta, whole, parts = weights("float32", 5000), empty("bfloat16", 5000), empty("bfloat16", 5000)
+    cpu.perturb(whole, theta, 0.01, HERE, 7)
     for low, high in ((0, 1), (1, 1500), (1500, 1501), (1501, 4999), (4999, 5000)):
-        cpu.perturb(parts[low:high], centre[low:high], 0.01, HERE, 7 + low)
+        cpu.perturb(parts[low:high], theta[low:high], 0.01, HERE, 7 + low)
     assert same_bits(parts, whole)
 
 
-# ------------------------------------------------------------------------------------------------ full-rank updates
+# ------------------------------------------------------------------------------------------------ gaussian updates
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
     ("count", "start"), [(0, 0), (1, 5), (100, 5), (5000, 2**31 - 3000), (9001, 2**40 + 1), (BIG // 4, 3)]
 )
-def test_a_full_rank_update_adds_in_the_written_order(threads: int, dtype: str, count: int, start: int) -> None:
+def test_a_gaussian_update_adds_in_the_written_order(threads: int, dtype: str, count: int, start: int) -> None:
     theta, anchor = weights(dtype, count), weights(dtype, count, seed=1)
     expected = references.updated(theta, KEY, SEVERAL, anchor=anchor, start=start)
-    cpu.update_full(theta, KEY, SEVERAL, anchor=anchor, start=start)
+    cpu.update_gaussian(theta, KEY, SEVERAL, anchor=anchor, start=start)
     assert same_bits(theta, expected)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_full_rank_updates_together_are_the_updates_in_turn(dtype: str) -> None:
+def test_gaussian_updates_together_are_the_updates_in_turn(dtype: str) -> None:
     together, in_turn, anchor = weights(dtype, 9000), weights(dtype, 9000), weights("float32", 9000, seed=1)
-    cpu.update_full(together, KEY, SEVERAL, anchor=anchor)
+    cpu.update_gaussian(together, KEY, SEVERAL, anchor=anchor)
     for update in SEVERAL:
-        cpu.update_full(in_turn, KEY, [update], anchor=anchor)
+        cpu.update_gaussian(in_turn, KEY, [update], anchor=anchor)
     assert same_bits(together, in_turn)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("cuts", [(1,), (64, 4096), (4097, 4099), (3, 5, 8191)])
-def test_a_full_rank_update_in_pieces_is_the_update(dtype: str, cuts: tuple[int, ...]) -> None:
+def test_a_gaussian_update_in_pieces_is_the_update(dtype: str, cuts: tuple[int, ...]) -> None:
     whole, parts, anchor = weights(dtype, 9000), weights(dtype, 9000), weights(dtype, 9000, seed=1)
-    cpu.update_full(whole, KEY, SEVERAL, anchor=anchor)
+    cpu.update_gaussian(whole, KEY, SEVERAL, anchor=anchor)
     for low, high in zip((0, *cuts), (*cuts, 9000), strict=True):
-        cpu.update_full(parts[low:high], KEY, SEVERAL, anchor=anchor[low:high], start=low)
+        cpu.update_gaussian(parts[low:high], KEY, SEVERAL, anchor=anchor[low:high], start=low)
     assert same_bits(parts, whole)
 
 
@@ -190,7 +190,7 @@ def test_few_factors_at_a_time_give_the_same_bits(dtype: str, monkeypatch: pytes
 def test_updates_without_terms_and_decay_change_nothing(dtype: str) -> None:
     theta = weights(dtype, 40, 60)
     before = theta.copy()
-    cpu.update_full(theta.reshape(-1), KEY, [Update(1, ()), Update(2, ())])
+    cpu.update_gaussian(theta.reshape(-1), KEY, [Update(1, ()), Update(2, ())])
     cpu.update_lowrank(theta, KEY, [Update(1, ()), Update(2, ())], rank=1)
     assert same_bits(theta, before)
 
@@ -203,14 +203,14 @@ def test_every_kind_of_number_is_rounded_as_in_the_reference(dtype: str) -> None
         found = theta.copy()
         with np.errstate(over="ignore", invalid="ignore"):
             expected = references.updated(theta, KEY, [an_update(3, 1, scale=scale)])
-        cpu.update_full(found, KEY, [an_update(3, 1, scale=scale)])
+        cpu.update_gaussian(found, KEY, [an_update(3, 1, scale=scale)])
         assert same_bits(found[number], expected[number])
         assert (np.isnan(rounding.widen(found)) == np.isnan(rounding.widen(theta))).all()
 
 
 def test_a_full_decay_goes_back_to_the_anchor() -> None:
     theta, anchor = weights("float32", 1000), weights("bfloat16", 1000, seed=1)
-    cpu.update_full(theta, KEY, [Update(1, (), Decay(l2=1.0))], anchor=anchor)
+    cpu.update_gaussian(theta, KEY, [Update(1, (), Decay(l2=1.0))], anchor=anchor)
     assert (theta == rounding.widen(anchor)).all()
 
 
@@ -229,11 +229,11 @@ def test_500_small_updates_in_bfloat16_go_where_float32_goes_and_nearest_roundin
     exact = rounding.widen(rounding.nearest(base, "bfloat16")).copy()
     start, halves = exact.copy(), rounding.nearest(exact, "bfloat16")
     nearest = halves.copy()
-    cpu.update_full(exact, KEY, updates)
-    cpu.update_full(halves, KEY, updates)
+    cpu.update_gaussian(exact, KEY, updates)
+    cpu.update_gaussian(halves, KEY, updates)
     for update in updates:
         moved = rounding.widen(nearest)
-        cpu.update_full(moved, KEY, [update])
+        cpu.update_gaussian(moved, KEY, [update])
         nearest = rounding.nearest(moved, "bfloat16")
     goal = (exact - start).astype(np.float64)
     along = [float((rounding.widen(one) - start) @ goal / (goal @ goal)) for one in (halves, nearest)]
@@ -255,13 +255,13 @@ WRONG: dict[str, tuple[str, Callable[[], object]]] = {
     "sizes": ("of one size", lambda: cpu.perturb(single(3), single(4), 1.0, HERE)),
     "types": ("cannot go into", lambda: cpu.perturb(single(3), np.ones(3, np.uint16), 1.0, HERE)),
     "double": ("must be a C-contiguous", lambda: cpu.perturb(np.ones(3), single(3), 1.0, HERE)),
-    "range": ("element range", lambda: cpu.update_full(single(3), KEY, ONE, start=2**59 - 2)),
-    "strided": ("strided", lambda: cpu.update_full(single(6)[::2], KEY, ONE)),
+    "range": ("element range", lambda: cpu.update_gaussian(single(3), KEY, ONE, start=2**59 - 2)),
+    "strided": ("strided", lambda: cpu.update_gaussian(single(6)[::2], KEY, ONE)),
     "slice": ("does not lie inside", lambda: cpu.update_lowrank(single(3, 3), KEY, ONE, rank=1, shape=(4, 2))),
-    "anchor": ("needs an anchor", lambda: cpu.update_full(single(3), KEY, DECAYED)),
-    "shape": ("needs an anchor", lambda: cpu.update_full(single(3), KEY, DECAYED, anchor=single(4))),
-    "pair": ("pairs from", lambda: cpu.update_full(single(3), KEY, [Update(1, (Term(1, 2**32, 0.1),))])),
-    "moment": ("generations from", lambda: cpu.update_full(single(3), KEY, [Update(-1, ONE[0].terms)])),
+    "anchor": ("needs an anchor", lambda: cpu.update_gaussian(single(3), KEY, DECAYED)),
+    "shape": ("needs an anchor", lambda: cpu.update_gaussian(single(3), KEY, DECAYED, anchor=single(4))),
+    "pair": ("pairs from", lambda: cpu.update_gaussian(single(3), KEY, [Update(1, (Term(1, 2**32, 0.1),))])),
+    "moment": ("generations from", lambda: cpu.update_gaussian(single(3), KEY, [Update(-1, ONE[0].terms)])),
 }
 
 

@@ -25,7 +25,7 @@ from seedtune.types import Decay, Term, Update
 triton = pytest.importorskip("triton", reason="triton is not installed; install it with: " + gpu_launch.INSTALL)
 
 KEY = noise.key(42, "model.layers.0.mlp.up_proj.weight")
-HERE = Address(KEY, Stream.FULL, generation=2**32 - 1, pair=2**31 + 5)
+HERE = Address(KEY, Stream.GAUSSIAN, generation=2**32 - 1, pair=2**31 + 5)
 PROGRAM = gpu_launch.BLOCKS * noise.LANES
 REFERENCE = Reference()
 
@@ -78,20 +78,20 @@ def test_filled_factors_are_the_references(triton_kernels: Triton, pairs: int, c
 # ------------------------------------------------------------------------------------------------ perturb
 
 
-@pytest.mark.parametrize(("centre", "out"), PAIRS)
+@pytest.mark.parametrize(("source", "out"), PAIRS)
 @pytest.mark.parametrize(("count", "start"), [(0, 0), (1, 0), (200, 3), (2100, 2**40 + 6), (PROGRAM, 16)])
 @pytest.mark.parametrize("sigma", [0.0123456789, -1e-3])
 def test_perturbed_weights_are_the_references(
-    triton_kernels: Triton, centre: str, out: str, count: int, start: int, sigma: float
+    triton_kernels: Triton, source: str, out: str, count: int, start: int, sigma: float
 ) -> None:
-    arguments = (weights(centre, count), out, sigma, HERE, start)
+    arguments = (weights(source, count), out, sigma, HERE, start)
     assert same_bits(triton_kernels.perturbed(*arguments), REFERENCE.perturbed(*arguments))
 
 
-@pytest.mark.parametrize(("centre", "out"), PAIRS)
-def test_the_centre_itself_is_only_rounded(triton_kernels: Triton, centre: str, out: str) -> None:
-    found = triton_kernels.perturbed(weights(centre, 777), out, 0.0, HERE, 5)
-    assert same_bits(found, rounding.nearest(rounding.widen(weights(centre, 777)), out))
+@pytest.mark.parametrize(("source", "out"), PAIRS)
+def test_the_weights_themselves_are_only_rounded(triton_kernels: Triton, source: str, out: str) -> None:
+    found = triton_kernels.perturbed(weights(source, 777), out, 0.0, HERE, 5)
+    assert same_bits(found, rounding.nearest(rounding.widen(weights(source, 777)), out))
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -114,9 +114,9 @@ def test_perturbing_in_place_gives_the_same_bits(triton_kernels: Triton) -> None
 
 
 def test_slices_are_perturbed_as_the_whole(triton_kernels: Triton) -> None:
-    centre = weights("bfloat16", 3000)
-    pieces = [triton_kernels.perturbed(centre[a:b], "bfloat16", 0.1, HERE, a) for a, b in ((0, 1001), (1001, 3000))]
-    assert same_bits(np.concatenate(pieces), triton_kernels.perturbed(centre, "bfloat16", 0.1, HERE, 0))
+    source = weights("bfloat16", 3000)
+    pieces = [triton_kernels.perturbed(source[a:b], "bfloat16", 0.1, HERE, a) for a, b in ((0, 1001), (1001, 3000))]
+    assert same_bits(np.concatenate(pieces), triton_kernels.perturbed(source, "bfloat16", 0.1, HERE, 0))
 
 
 # ------------------------------------------------------------------------------------------------ updates
@@ -129,8 +129,8 @@ def test_full_updates_are_the_references(
     triton_kernels: Triton, dtype: str, count: int, start: int, updates: tuple[Update, ...]
 ) -> None:
     theta, anchor = weights(dtype, count), weights(dtype, count, seed=1)
-    found = triton_kernels.updated_full(theta, KEY, updates, start, anchor)
-    assert same_bits(found, REFERENCE.updated_full(theta, KEY, updates, start, anchor))
+    found = triton_kernels.updated_gaussian(theta, KEY, updates, start, anchor)
+    assert same_bits(found, REFERENCE.updated_gaussian(theta, KEY, updates, start, anchor))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -159,9 +159,9 @@ def test_updates_together_are_updates_one_by_one(triton_kernels: Triton, dtype: 
     theta, anchor = weights(dtype, 9, 100), weights(dtype, 9, 100, seed=1)
     full, lowrank, place = theta.reshape(-1), theta, ((9, 100), 0, 0)
     for update in MANY:
-        full = triton_kernels.updated_full(full, KEY, (update,), anchor=anchor.reshape(-1))
+        full = triton_kernels.updated_gaussian(full, KEY, (update,), anchor=anchor.reshape(-1))
         lowrank = triton_kernels.updated_lowrank(lowrank, KEY, (update,), rank=2, place=place, anchor=anchor)
-    assert same_bits(full, triton_kernels.updated_full(theta.reshape(-1), KEY, MANY, anchor=anchor.reshape(-1)))
+    assert same_bits(full, triton_kernels.updated_gaussian(theta.reshape(-1), KEY, MANY, anchor=anchor.reshape(-1)))
     assert same_bits(lowrank, triton_kernels.updated_lowrank(theta, KEY, MANY, rank=2, place=place, anchor=anchor))
 
 
@@ -178,10 +178,10 @@ def test_an_update_without_terms_and_decay_changes_nothing_not_even_negative_zer
     triton_kernels: Triton, dtype: str
 ) -> None:
     theta = weights(dtype, 8, 16)
-    assert same_bits(triton_kernels.updated_full(theta.reshape(-1), KEY, (NOTHING,)), theta.reshape(-1))
+    assert same_bits(triton_kernels.updated_gaussian(theta.reshape(-1), KEY, (NOTHING,)), theta.reshape(-1))
     place = ((8, 16), 0, 0)
     assert same_bits(triton_kernels.updated_lowrank(theta, KEY, (NOTHING,), rank=1, place=place), theta)
-    assert same_bits(triton_kernels.updated_full(theta.reshape(-1), KEY, ()), theta.reshape(-1))
+    assert same_bits(triton_kernels.updated_gaussian(theta.reshape(-1), KEY, ()), theta.reshape(-1))
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -191,7 +191,7 @@ def test_stochastic_rounding_is_the_references_for_numbers_of_every_kind(triton_
     for size in (2.0**-24, 2.0**-15, 1.0, 3e4):
         update = Update(9, (Term(9, 0, size),))
         assert same_bits(
-            triton_kernels.updated_full(theta, KEY, (update,)), REFERENCE.updated_full(theta, KEY, (update,))
+            triton_kernels.updated_gaussian(theta, KEY, (update,)), REFERENCE.updated_gaussian(theta, KEY, (update,))
         )
 
 
@@ -199,14 +199,14 @@ def test_stochastic_rounding_is_the_references_for_numbers_of_every_kind(triton_
 def test_an_updated_nan_stays_nan(triton_kernels: Triton, dtype: str) -> None:
     theta = rounding.nearest(np.array([np.nan, -np.nan, 1.0], np.float32), dtype)
     # Which NaN is the processor's own affair.
-    found = rounding.widen(triton_kernels.updated_full(theta, KEY, MANY, anchor=theta))
+    found = rounding.widen(triton_kernels.updated_gaussian(theta, KEY, MANY, anchor=theta))
     assert np.isnan(found).tolist() == [True, True, False]
 
 
 def test_a_float32_anchor_serves_16_bit_weights(triton_kernels: Triton) -> None:
     theta, anchor = weights("bfloat16", 300), weights("float32", 300, seed=1)
-    found = triton_kernels.updated_full(theta, KEY, MANY, 0, anchor)
-    assert same_bits(found, REFERENCE.updated_full(theta, KEY, MANY, 0, anchor))
+    found = triton_kernels.updated_gaussian(theta, KEY, MANY, 0, anchor)
+    assert same_bits(found, REFERENCE.updated_gaussian(theta, KEY, MANY, 0, anchor))
 
 
 # ------------------------------------------------------------------------------------------------ fingerprint
@@ -235,10 +235,10 @@ def test_wrong_tensors_are_refused_with_what_they_are(triton_kernels: Triton) ->
     with pytest.raises(ValueError, match=r"out is a contiguous 1-d tensor of torch\.float16; .* 1-d tensor of float32"):
         gpu.fill_normals(half, HERE)
     with pytest.raises(ValueError, match=r"theta is a strided 1-d tensor"):
-        gpu.update_full(single[::2], KEY, (PLAIN,))
-    with pytest.raises(ValueError, match=r"a centre in torch\.float16 gives weights in torch\.float16, not in"):
+        gpu.update_gaussian(single[::2], KEY, (PLAIN,))
+    with pytest.raises(ValueError, match=r"weights in torch\.float16 give members in torch\.float16, not in"):
         gpu.perturb(single, half, 0.1, HERE)
-    with pytest.raises(ValueError, match=r"centre is \(4,\) on .*; it must be \(8,\)"):
+    with pytest.raises(ValueError, match=r"weights is \(4,\) on .*; it must be \(8,\)"):
         gpu.perturb(single, single[:4], 0.1, HERE)
     with pytest.raises(ValueError, match=r"element range starts at -1"):
         gpu.fill_normals(single, HERE, -1)
@@ -252,14 +252,14 @@ def test_generations_and_pairs_of_more_than_32_bits_are_refused(triton_kernels: 
     theta = triton_kernels.tensor(weights("float32", 8))
     for update in (Update(2**32, PLAIN.terms), Update(0, (Term(2**32, 0, 1.0),)), Update(0, (Term(0, -1, 1.0),))):
         with pytest.raises(ValueError, match="must be at least 0 and below 4294967296"):
-            gpu.update_full(theta, KEY, (update,))
+            gpu.update_gaussian(theta, KEY, (update,))
 
 
 @pytest.mark.parametrize("updates", [(PULLED,), (PLAIN, ONLY_PULLED)])
 def test_a_decay_without_base_weights_is_refused(triton_kernels: Triton, updates: tuple[Update, ...]) -> None:
     theta = triton_kernels.tensor(weights("float32", 2, 4))
     with pytest.raises(ValueError, match="no anchor is given; give the base weights"):
-        gpu.update_full(theta.view(-1), KEY, updates)
+        gpu.update_gaussian(theta.view(-1), KEY, updates)
     with pytest.raises(ValueError, match="no anchor is given; give the base weights"):
         gpu.update_lowrank(theta, KEY, updates, rank=1)
 

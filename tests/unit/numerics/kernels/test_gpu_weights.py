@@ -1,4 +1,4 @@
-"""A centre of torch tensors under the Triton kernels is the centre of numpy arrays, bit for bit."""
+"""Weights in torch tensors under the Triton kernels are those in numpy arrays, bit for bit."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from seedtune.numerics import noise
 from seedtune.numerics.kernels import gpu
 from seedtune.numerics.noise import Noise
 from seedtune.numerics.rounding import nearest
-from seedtune.numerics.weights import Centre, factors
+from seedtune.numerics.weights import Weights, factors
 from seedtune.types import Decay, Member, Term, Update
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -26,21 +26,23 @@ KINDS = [*product(("lowrank", "gaussian"), ("float32", "bfloat16", "float16"))]
 UPDATES = (Update(1, (Term(1, 0, 0.1), Term(0, 2, -0.2))), Update(2, (Term(2, 1, 0.3),), Decay(l2=0.1)))
 
 
-def pair(perturbation: str, dtype: str, subspaces: int = 1) -> tuple[Centre, Centre]:
-    """The same centre in numpy and on the device."""
-    how = Noise(7, perturbation, rank=2, master="float32" if dtype == "float32" else "none", subspaces=subspaces)
+def pair(perturbation: str, dtype: str, subspaces: int = 1) -> tuple[Weights, Weights]:
+    """The same weights in numpy and on the device."""
+    how = Noise(
+        7, perturbation, rank=2, weights_dtype="float32" if dtype == "float32" else "model", subspaces=subspaces
+    )
     base = {
         name: np.asarray(noise.normals(noise.Address(noise.key(1, name)), 0, int(np.prod(shape)))).reshape(shape)
         for name, shape in SHAPES[perturbation].items()
     }
     arrays = {name: nearest(a.ravel(), dtype).reshape(a.shape).copy() for name, a in base.items()}
     tensors = {name: as_tensor(a.copy()).to(DEVICE) for name, a in arrays.items()}
-    there = Centre(tensors, how, kernels=gpu, anchor=lambda name: torch.from_numpy(base[name]).to(DEVICE))
-    return Centre(arrays, how, anchor=lambda name: base[name]), there
+    there = Weights(tensors, how, kernels=gpu, anchor=lambda name: torch.from_numpy(base[name]).to(DEVICE))
+    return Weights(arrays, how, anchor=lambda name: base[name]), there
 
 
 @pytest.mark.parametrize(("perturbation", "dtype", "subspaces"), [(*one, k) for one, k in zip(KINDS, cycle((1, 3)))])
-def test_both_centres_move_alike(perturbation: str, dtype: str, subspaces: int, tmp_path: Path) -> None:
+def test_both_kinds_of_weights_move_alike(perturbation: str, dtype: str, subspaces: int, tmp_path: Path) -> None:
     here, there = pair(perturbation, dtype, subspaces)
     assert there.fingerprint() == here.fingerprint()
     here.apply(*UPDATES)
@@ -56,7 +58,7 @@ def test_both_centres_move_alike(perturbation: str, dtype: str, subspaces: int, 
 
 
 @pytest.mark.parametrize("subspaces", [1, 3])
-def test_both_centres_perturb_alike(subspaces: int) -> None:
+def test_both_kinds_of_weights_perturb_alike(subspaces: int) -> None:
     here, there = pair("gaussian", "float32", subspaces)
     for name, array in here.tensors.items():
         out, live = np.empty(array.size, np.uint16), torch.empty(array.size, dtype=torch.bfloat16, device=DEVICE)
@@ -67,10 +69,10 @@ def test_both_centres_perturb_alike(subspaces: int) -> None:
 
 @pytest.mark.parametrize("perturbation", SHAPES)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_both_centres_measure_alike(perturbation: str, dtype: str) -> None:
+def test_both_kinds_of_weights_measure_alike(perturbation: str, dtype: str) -> None:
     here, there = pair(perturbation, dtype)
-    for centre in (here, there):
-        centre.apply(*UPDATES)
+    for one in (here, there):
+        one.apply(*UPDATES)
     one, other = UPDATES[0].terms, UPDATES[1].terms + UPDATES[0].terms[:1]
     assert there.norm(one) == pytest.approx(here.norm(one), rel=1e-12)
     assert there.drift() == pytest.approx(here.drift(), rel=1e-12)
@@ -78,7 +80,7 @@ def test_both_centres_measure_alike(perturbation: str, dtype: str) -> None:
 
 
 @pytest.mark.parametrize("subspaces", [1, 3])
-def test_both_centres_draw_the_same_factors(subspaces: int) -> None:
+def test_both_kinds_of_weights_draw_the_same_factors(subspaces: int) -> None:
     here, there = pair("lowrank", "float32", subspaces)
     for one, other in zip(factors(here, "w", [(1, 2), (3, 4)]), factors(there, "w", [(1, 2), (3, 4)]), strict=True):
         np.testing.assert_array_equal(one, other.cpu().numpy())

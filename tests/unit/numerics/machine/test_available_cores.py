@@ -102,11 +102,11 @@ def test_an_engine_on_one_core_computes_on_one_thread():
 
 
 @pytest.mark.skipif(CORES < 2, reason="one core is all there is")
-def test_workers_of_a_fleet_share_the_cores_that_fit(monkeypatch):
+def test_ray_workers_share_the_cores_that_fit(monkeypatch):
     from seedtune.config.config import Config
     from seedtune.engines.ray import worker_spec
 
-    config = Config(engine="fleet", task="toy", model="toy", fleet={"engine": "toy", "workers": 2})
+    config = Config(engine="ray", task="toy", model="toy", ray={"engine": "toy", "workers": 2})
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(6)))
     monkeypatch.setattr(available_cores, "quotas", lambda _root: iter(()))
     assert worker_spec.cores_of(config) == 3.0

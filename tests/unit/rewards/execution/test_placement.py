@@ -12,38 +12,38 @@ import hostile
 import runs
 from seedtune.rewards.base import Reward
 from seedtune.rewards.execution.batching import CHUNK, batches
-from seedtune.rewards.execution.placement import Place, place_of
+from seedtune.rewards.execution.placement import Placement, place_of
 from seedtune.tasks.builtin.conciseness import length_error
 
 PROMPTS = [0, 0, 1, 1, 0, 0, 1, 1]
 """Two members, two prompts, two samples."""
 
 
-def placed(function, workers: int = 8, **more) -> Place:
+def placed(function, workers: int = 8, **more) -> Placement:
     return place_of(Reward("r", function, **more), workers)
 
 
 def test_a_function_of_a_module_goes_to_a_worker():
-    assert placed(hostile.length) == Place("worker", "hostile.length")
+    assert placed(hostile.length) == Placement("worker", "hostile.length")
 
 
 def test_a_source_is_believed():
-    assert placed(lambda completions: [], source="file.py:function") == Place("worker", "file.py:function")
+    assert placed(lambda completions: [], source="file.py:function") == Placement("worker", "file.py:function")
 
 
 def test_plain_functions_of_ours_stay_in_the_main_thread():
-    assert placed(length_error) == placed(length_error, 0) == Place("here")
+    assert placed(length_error) == placed(length_error, 0) == Placement("here")
     assert placed(length_error, source="seedtune.tasks.builtin.conciseness.length_error").where == "worker"
 
 
 def test_without_workers_everything_else_is_in_threads_and_nobody_is_told_why():
     for more in ({}, {"source": "file.py:function"}, {"inline": True}):
-        assert placed(hostile.length, 0, **more) == placed(lambda completions: [], 0, **more) == Place("thread")
+        assert placed(hostile.length, 0, **more) == placed(lambda completions: [], 0, **more) == Placement("thread")
 
 
 def test_what_asks_to_stay_in_this_process_does():
-    assert placed(hostile.length, inline=True) == Place("thread")
-    assert placed(length_error, inline=True, source="file.py:function") == Place("thread")
+    assert placed(hostile.length, inline=True) == Placement("thread")
+    assert placed(length_error, inline=True, source="file.py:function") == Placement("thread")
 
 
 class Judge:
@@ -75,7 +75,7 @@ def test_what_only_this_process_has_is_in_a_thread_with_a_note(function, note):
 
 SCRIPT = """
 from seedtune.rewards.execution.placement import place_of
-from seedtune.rewards.execution.call import Call
+from seedtune.rewards.execution.call import RewardCall
 from seedtune.rewards.execution.process import ProcessWorker
 from seedtune.rewards.base import Reward
 
@@ -87,7 +87,7 @@ def main():
     print(place.where, place.note)
     if place.where == "worker":
         worker = ProcessWorker(0)
-        print(worker.call(Call(reward, place.source, {"completions": ["a"]}, 1, 10.0)).values)
+        print(worker.call(RewardCall(reward, place.source, {"completions": ["a"]}, 1, 10.0)).values)
         worker.close()
 """
 

@@ -16,7 +16,7 @@ import pytest
 import hostile
 import runs
 from seedtune.rewards.execution import process
-from seedtune.rewards.execution.call import Answer, Call
+from seedtune.rewards.execution.call import RewardCall, RewardResult
 from seedtune.rewards.execution.process import Excerpt, ProcessWorker, plain
 from seedtune.rewards.execution.process_main import load
 from waiting import alive, wait_until
@@ -37,9 +37,9 @@ def _little_grace(monkeypatch):
     monkeypatch.setattr(process, "GRACE", 0.2)
 
 
-def called(worker: ProcessWorker, name: str, completions=("ab", "c"), *, seconds: float = 60.0) -> Answer:
+def called(worker: ProcessWorker, name: str, completions=("ab", "c"), *, seconds: float = 60.0) -> RewardResult:
     source = name if "." in name else f"hostile.{name}"
-    return worker.call(Call(len, source, {"completions": list(completions)}, len(completions), seconds))
+    return worker.call(RewardCall(len, source, {"completions": list(completions)}, len(completions), seconds))
 
 
 def pid_of(worker: ProcessWorker) -> int:
@@ -52,7 +52,7 @@ def ended(pid: int) -> bool:
 
 
 def test_values_come_back_in_order(worker):
-    assert called(worker, "length") == Answer([2.0, 1.0])
+    assert called(worker, "length") == RewardResult([2.0, 1.0])
 
 
 def test_it_stays_for_many_calls_and_is_another_process(worker):
@@ -174,9 +174,9 @@ def test_stopping_ends_a_call_that_runs():
 @pytest.mark.parametrize("name", ["sleeps", "holds_the_lock"])
 def test_no_worker_outlives_a_parent_that_is_killed(name):
     code = (
-        "import threading, time\nfrom seedtune.rewards.execution.call import Call\n"
+        "import threading, time\nfrom seedtune.rewards.execution.call import RewardCall\n"
         "from seedtune.rewards.execution.process import ProcessWorker\nworker = ProcessWorker(0)\n"
-        "call = lambda name: worker.call(Call(len, 'hostile.' + name, {'completions': ['']}, 1, 1e6))\n"
+        "call = lambda name: worker.call(RewardCall(len, 'hostile.' + name, {'completions': ['']}, 1, 1e6))\n"
         f"print(int(call('pid').values[0]), flush=True)\nthreading.Thread(target=call, args=('{name}',)).start()"
     )
     path = os.pathsep.join([str(runs.SOURCE), str(Path(FILE).parent)])
@@ -200,7 +200,7 @@ class Words(str):
 def test_data_that_json_would_change_is_not_sent(worker, value):
     with pytest.raises(TypeError, match="its data hold a"):
         plain(value)
-    answer = worker.call(Call(len, "hostile.length", {"completions": ["a"], "column": [value]}, 1, 1.0))
+    answer = worker.call(RewardCall(len, "hostile.length", {"completions": ["a"], "column": [value]}, 1, 1.0))
     assert answer.faults[0].kind == "send"
     assert "cannot be called in a worker process, because its data hold a" in answer.faults[0].message
 
@@ -208,7 +208,7 @@ def test_data_that_json_would_change_is_not_sent(worker, value):
 def test_plain_data_arrives_as_it_is(worker):
     data = ["σ\ud800\n", 0.1, 1e308, 2**70, True, None, {"a": [{}]}]
     assert plain(data) is data
-    answer = worker.call(Call(len, "hostile.size", {"completions": data}, 7, 60.0))
+    answer = worker.call(RewardCall(len, "hostile.size", {"completions": data}, 7, 60.0))
     assert answer.values == [7.0] * 7
 
 

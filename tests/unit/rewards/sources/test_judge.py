@@ -25,7 +25,7 @@ KEY = "sk-verysecret-0123456789"
 
 def judge(server, **settings) -> Judge:
     quick = {"backoff": 0.01, "timeout": 60.0, "retries": 2, "model": "gpt-x"}
-    return Judge(JudgeSettings(url=server.address, **{**quick, **settings}))
+    return Judge(JudgeSettings(base_url=server.address, **{**quick, **settings}))
 
 
 def ask(one: Judge, *completions: str, **columns) -> list[float | None]:
@@ -142,21 +142,21 @@ def test_nobody_listening_costs_the_samples_and_not_the_run(caplog):
         ("8 out of 10", {}, 8.0),
         ("**9.5**", {}, 9.5),
         ("a1 b2", {}, None),
-        ("-3", {"lowest": -5.0}, -3.0),
+        ("-3", {"min_score": -5.0}, -3.0),
         ("-3", {}, None),
-        ("11", {"highest": 20.0}, 11.0),
-        ('Sure: {"why": "x", "score": 3}', {"rule": "json"}, 3.0),
-        ('{"score": "3.5"}', {"rule": "json"}, 3.5),
-        ('{"mark": 2}', {"rule": "json", "field": "mark"}, 2.0),
-        ('{"score": true}', {"rule": "json"}, None),
-        ('{"score": NaN}', {"rule": "json"}, None),
-        ('{"score": 1e999}', {"rule": "json"}, None),
-        ('{"score": [1]}', {"rule": "json"}, None),
-        ('{"other": 3}', {"rule": "json"}, None),
-        ("3", {"rule": "json"}, None),
-        ("[[5]] then [[6]]", {"rule": "pattern", "pattern": r"\[\[(\d+)\]\]"}, 6.0),
-        ("nothing", {"rule": "pattern", "pattern": r"\[\[(\d+)\]\]"}, None),
-        ("[[x]]", {"rule": "pattern", "pattern": r"\[\[(.)\]\]"}, None),
+        ("11", {"max_score": 20.0}, 11.0),
+        ('Sure: {"why": "x", "score": 3}', {"parser": "json"}, 3.0),
+        ('{"score": "3.5"}', {"parser": "json"}, 3.5),
+        ('{"mark": 2}', {"parser": "json", "field": "mark"}, 2.0),
+        ('{"score": true}', {"parser": "json"}, None),
+        ('{"score": NaN}', {"parser": "json"}, None),
+        ('{"score": 1e999}', {"parser": "json"}, None),
+        ('{"score": [1]}', {"parser": "json"}, None),
+        ('{"other": 3}', {"parser": "json"}, None),
+        ("3", {"parser": "json"}, None),
+        ("[[5]] then [[6]]", {"parser": "pattern", "pattern": r"\[\[(\d+)\]\]"}, 6.0),
+        ("nothing", {"parser": "pattern", "pattern": r"\[\[(\d+)\]\]"}, None),
+        ("[[x]]", {"parser": "pattern", "pattern": r"\[\[(.)\]\]"}, None),
     ],
 )
 def test_rules_read_a_score_or_none(text, settings, expected):
@@ -169,7 +169,7 @@ def test_rules_read_a_score_or_none(text, settings, expected):
 
 def test_a_reward_endpoint_gets_the_row_and_answers_json():
     with serving((200, '{"reward": -12.5}')) as server:
-        one = judge(server, kind="reward", rule="json", field="reward")
+        one = judge(server, kind="reward", parser="json", field="reward")
         assert ask(one, "fine", answer=["x"]) == [-12.5]
     (request,) = server.requests
     assert (request["path"], request["body"]) == ("/v1", {"prompt": "What?", "completion": "fine", "answer": "x"})
@@ -189,7 +189,7 @@ def test_the_key_goes_into_its_header_and_nowhere_else(monkeypatch, caplog, capf
     caplog.set_level(logging.DEBUG)
     echoes = (401, f"Incorrect API key provided: {KEY}", {"X-Key": KEY, "WWW-Authenticate": KEY})
     with serving(echoes, (500, KEY), (200, KEY), chat(f"{KEY}")) as server:
-        settings = {"url": server.address, "key_env": "JUDGE_KEY", "backoff": 0.0, "retries": 1}
+        settings = {"base_url": server.address, "api_key_env": "JUDGE_KEY", "backoff": 0.0, "retries": 1}
         config = Config.create({"train_dataset": "x.jsonl", "reward_funcs": [{"judge": settings}]})
         (reward,) = build.build(config, [])
         for _ in range(3):
@@ -209,8 +209,8 @@ def test_the_key_goes_into_its_header_and_nowhere_else(monkeypatch, caplog, capf
 
 def test_a_missing_or_broken_key_is_told_without_repeating_it(monkeypatch):
     monkeypatch.delenv("JUDGE_KEY", raising=False)
-    settings = JudgeSettings(key_env="JUDGE_KEY")
-    with pytest.raises(ConfigError, match="key_env='JUDGE_KEY': there is no such environment variable"):
+    settings = JudgeSettings(api_key_env="JUDGE_KEY")
+    with pytest.raises(ConfigError, match="api_key_env='JUDGE_KEY': there is no such environment variable"):
         Judge(settings)
     for broken in (f"{KEY}\nX-Evil: 1", f"{KEY} {KEY}", f"{KEY}é"):
         monkeypatch.setenv("JUDGE_KEY", broken)
@@ -221,14 +221,14 @@ def test_a_missing_or_broken_key_is_told_without_repeating_it(monkeypatch):
 
 def test_a_password_in_the_address_is_refused_without_repeating_it():
     with pytest.raises(ConfigError, match="holds a name or password") as caught:
-        Judge(JudgeSettings(url=f"https://me:{KEY}@example.com/v1"))
+        Judge(JudgeSettings(base_url=f"https://me:{KEY}@example.com/v1"))
     assert KEY not in str(caught.value)
 
 
-@pytest.mark.parametrize("url", ["localhost:8000", "ftp://x/y", "http://", "http://x:port/"])
-def test_an_address_that_is_none_is_refused(url):
+@pytest.mark.parametrize("base_url", ["localhost:8000", "ftp://x/y", "http://", "http://x:port/"])
+def test_an_address_that_is_none_is_refused(base_url):
     with pytest.raises(ConfigError, match="is not an address"):
-        Judge(JudgeSettings(url=url))
+        Judge(JudgeSettings(base_url=base_url))
 
 
 def test_https_is_spoken_where_it_is_asked_for(monkeypatch):
@@ -239,7 +239,7 @@ def test_https_is_spoken_where_it_is_asked_for(monkeypatch):
         raise ConnectionRefusedError
 
     monkeypatch.setattr(http.client.HTTPSConnection, "connect", connect)
-    assert Judge(JudgeSettings(url="https://judge.example", retries=0))(["p"], ["c"]) == [None]
+    assert Judge(JudgeSettings(base_url="https://judge.example", retries=0))(["p"], ["c"]) == [None]
     assert tried == [("HTTPSConnection", "judge.example", 443)]
 
 

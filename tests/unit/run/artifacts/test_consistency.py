@@ -37,7 +37,7 @@ def ledger_of(shaping: str, scores: list[np.ndarray], **settings) -> Contents:
         plan = strategy.ask(state, generation)
         step = tell(strategy, state, plan, Feedback(matrix))
         rewards, state = tuple(member_rewards(matrix).tolist()), step.state
-        record = Record(plan, step.alpha, rewards, step.coefficients, (0,), None, {}, state, step.signal)
+        record = Record(plan, step.alpha, rewards, step.coefficients, (0,), None, {}, state, step.observation)
         contents.records.append(record)
     return contents
 
@@ -132,17 +132,17 @@ def test_a_plan_that_the_strategy_does_not_make_is_named(changes, told):
         checked("zscore", edited(contents, 2, plan=plan))
 
 
-@pytest.mark.parametrize("changes", [{"alpha": 0.3}, {"decay": Decay(0.1)}, {"back_to": 1}], ids=str)
+@pytest.mark.parametrize("changes", [{"alpha": 0.3}, {"decay": Decay(0.1)}, {"rollback_to": 1}], ids=str)
 def test_a_decision_that_the_strategy_does_not_make_is_named(changes):
     with pytest.raises(LedgerError, match=f"run: generation 2: recorded is {next(iter(changes))} "):
         checked("zscore", edited(ledger_of("zscore", scores()), 2, **changes))
 
 
-def test_a_signal_that_contradicts_the_rewards_is_named():
+def test_an_observation_that_contradicts_the_rewards_is_named():
     contents = ledger_of("zscore", scores())
-    signal = {**contents.records[1].signal, "reward": 9.0}
-    with pytest.raises(LedgerError, match=r"run: generation 1: its signal says reward 9\.0"):
-        checked("zscore", edited(contents, 1, signal=signal))
+    observation = {**contents.records[1].observation, "reward": 9.0}
+    with pytest.raises(LedgerError, match=r"run: generation 1: its observation says reward 9\.0"):
+        checked("zscore", edited(contents, 1, observation=observation))
 
 
 def test_a_state_that_the_strategy_does_not_reach_is_named():

@@ -1,4 +1,4 @@
-"""The pack: what is read back updates the centre bit for bit, and nothing but what was written is read."""
+"""The pack: what is read back updates the weights bit for bit, and nothing but what was written is read."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from seedtune.errors import PackError
 from seedtune.numerics.noise import Noise
 from seedtune.numerics.rounding import nearest
-from seedtune.numerics.weights import Centre
+from seedtune.numerics.weights import Weights
 from seedtune.run import ledger, sealing
 from seedtune.run.artifacts import pack_format
 from seedtune.run.artifacts.pack_format import About, Pack
@@ -96,13 +96,13 @@ RECORDS = {
 
 
 def moved(updates, noise: Noise) -> str:
-    """The fingerprint of a float32 and a bfloat16 centre after the updates, all in one batch."""
+    """The fingerprint of float32 and bfloat16 weights after the updates, all in one batch."""
     draw = np.random.default_rng(0)
     base = {name: draw.standard_normal((5, 3), np.float32) for name in ("a", "b")}
     tensors = {"a": base["a"].copy(), "b": nearest(base["b"], "bfloat16")}
-    centre = Centre(tensors, noise, anchor=base.__getitem__)
-    centre.apply(*updates)
-    return centre.fingerprint()
+    current = Weights(tensors, noise, anchor=base.__getitem__)
+    current.apply(*updates)
+    return current.fingerprint()
 
 
 NOISES = [Noise(7, rank=rank) for rank in (1, 3, 4)] + [Noise(7, "gaussian")]
@@ -111,7 +111,7 @@ NOISES += [Noise(7, rank=2, subspaces=3), Noise(7, "gaussian", subspaces=3)]
 
 @pytest.mark.parametrize("noise", NOISES, ids=str)
 @pytest.mark.parametrize("case", RECORDS)
-def test_a_packed_run_moves_the_centre_to_the_same_bits(case, noise):
+def test_a_packed_run_moves_the_current_weights_to_the_same_bits(case, noise):
     updates = updates_of(RECORDS[case])
     again = unpacked(updates, rank=noise.rank, perturbation=noise.perturbation, subspaces=noise.subspaces)
     assert moved(again, noise) == moved(updates, noise)

@@ -13,7 +13,7 @@ from seedtune.rewards.execution.deadline import Patience
 from seedtune.tasks import environments
 from seedtune.tasks.environments.base import environment_reward
 from seedtune.tasks.environments.guessing import NumberGuessing
-from seedtune.tasks.environments.tools import Call, calls_in, describe, run, schemas, tools_of
+from seedtune.tasks.environments.tools import ToolCall, calls_in, describe, run, schemas, tools_of
 from seedtune.tasks.environments.transcript import continued, introduced, opened, since
 from waiting import BOUND
 
@@ -115,8 +115,8 @@ def test_arguments_in_a_line_are_numbers_and_booleans_where_hints_say_so():
     def tool(a: float, b: bool, c) -> str:
         return repr((a, b, c))
 
-    assert run(Call("tool", text="2, true, 'x'"), {"tool": tool}) == "(2.0, True, 'x')"
-    assert run(Call("tool", text="2, maybe, x"), {"tool": tool}).startswith("Error: ")
+    assert run(ToolCall("tool", text="2, true, 'x'"), {"tool": tool}) == "(2.0, True, 'x')"
+    assert run(ToolCall("tool", text="2, maybe, x"), {"tool": tool}).startswith("Error: ")
 
 
 def test_tools_are_described_in_a_line_each_and_as_schemas(tools):

@@ -73,6 +73,6 @@ def add_rows(y: Array, x: Array, *, a: Array, b: Array, ends: Array, pairs: Arra
 
     Shapes: y (rows, out), x (rows, in), a (P, r, out), b (P, parts, r, in); ``ends`` (parts,) closes each
     part's columns of ``out``; ``pairs`` (rows,) int32 indexes P; ``scales`` (rows,) float32 is s·σ/√r, 0 for
-    the centre.  y, x, a and b are all float32 or all uint16 views of bfloat16.
+    unperturbed rows.  y, x, a and b are all float32 or all uint16 views of bfloat16.
     """
     _add_rows(y, x, a, b, ends, pairs, scales)

@@ -27,7 +27,7 @@ from seedtune.numerics.machine import processor
 from seedtune.numerics.machine.caching import inner, njit
 
 Array = NDArray[Any]
-Kind = Literal["fma32", "bf16dot"]
+ProductKind = Literal["fma32", "bf16dot"]
 GROUP = 192
 """Rows whose inputs stay in the cache while all panels pass by."""
 
@@ -44,14 +44,14 @@ FMA = _TILES.get(processor.vector_name(), Tile(4, 2, 2))
 DOT = Tile(16, 4, 6)
 
 
-def available(kind: Kind, *, bfloat16: bool) -> bool:
+def available(kind: ProductKind, *, bfloat16: bool) -> bool:
     """Whether kernels of this kind can be compiled for this processor, for weights in bfloat16 or float32."""
     if kind == "bf16dot":
         return bfloat16 and processor.vector_name() == "AVX512-BF16"
     return processor.vector_name() in _TILES
 
 
-def tile_of(kind: Kind) -> Tile:
+def tile_of(kind: ProductKind) -> Tile:
     """The tile of a kind of product on this processor."""
     return FMA if kind == "fma32" else DOT
 
@@ -201,11 +201,11 @@ def _product(out: Any, x: Any, panels: Any, start: Any, shares: Any) -> Any:
     return single
 
 
-_FROM_PANELS: dict[Kind, Callable[..., None]] = {"fma32": _fma, "bf16dot": _dot}
-_FROM_PLAIN: dict[Kind, Callable[..., None]] = {"fma32": _fma_plain, "bf16dot": _dot_plain}
+_FROM_PANELS: dict[ProductKind, Callable[..., None]] = {"fma32": _fma, "bf16dot": _dot}
+_FROM_PLAIN: dict[ProductKind, Callable[..., None]] = {"fma32": _fma_plain, "bf16dot": _dot_plain}
 
 
-def pack(weight: Array, kind: Kind) -> Array:
+def pack(weight: Array, kind: ProductKind) -> Array:
     """The panels, (count, steps, width), of a weight (outputs, inputs) in float32 or the bits of bfloat16."""
     steps = _steps(weight, kind)
     tile = tile_of(kind)
@@ -214,7 +214,7 @@ def pack(weight: Array, kind: Kind) -> Array:
     return panels
 
 
-def multiply(out: Array, x: Array, weight: Array, start: Array, *, kind: Kind) -> None:
+def multiply(out: Array, x: Array, weight: Array, start: Array, *, kind: ProductKind) -> None:
     """Write out = start + x·Wᵀ, summed in float32 over ascending inputs and rounded once.
 
     Shapes: out (rows, outputs), x (rows, inputs), both C contiguous, in float32 or the bits of bfloat16 as the weight
@@ -235,7 +235,7 @@ def multiply(out: Array, x: Array, weight: Array, start: Array, *, kind: Kind) -
         _FROM_PANELS[kind](out, _inputs(x, kind), weight, start, nb.get_num_threads())
 
 
-def starts(bias: Array | None, outputs: int, kind: Kind) -> Array:
+def starts(bias: Array | None, outputs: int, kind: ProductKind) -> Array:
     """What sums of ``outputs`` begin with, float32 and as long as all panels are wide: the bias, or 0."""
     width = tile_of(kind).width
     start = np.zeros(-(-outputs // width) * width, np.float32)
@@ -244,7 +244,7 @@ def starts(bias: Array | None, outputs: int, kind: Kind) -> Array:
     return start
 
 
-def _steps(x: Array, kind: Kind) -> Array:
+def _steps(x: Array, kind: ProductKind) -> Array:
     """Rows as what a product reads in one step: one input, or a pair of bfloat16 in 32 bits."""
     if kind != "bf16dot":
         return x
@@ -253,7 +253,7 @@ def _steps(x: Array, kind: Kind) -> Array:
     return np.ascontiguousarray(x).view(np.uint32)
 
 
-def _inputs(x: Array, kind: Kind) -> Array:
+def _inputs(x: Array, kind: ProductKind) -> Array:
     """Inputs as a product reads them: pairs of bfloat16, or float32."""
     if kind == "bf16dot" or x.dtype == np.float32:
         return _steps(x, kind)
@@ -262,7 +262,7 @@ def _inputs(x: Array, kind: Kind) -> Array:
     return wide
 
 
-def _places(kind: Kind, narrow: bool) -> Array:
+def _places(kind: ProductKind, narrow: bool) -> Array:
     """Where each output of a panel lies in a step."""
     tile = tile_of(kind)
     if kind == "bf16dot" or not narrow:

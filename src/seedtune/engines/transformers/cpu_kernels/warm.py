@@ -34,7 +34,7 @@ from seedtune.numerics.noise import Stream
 from seedtune.types import Term, Update
 
 Array = NDArray[Any]
-Step = Callable[[], None]
+CompileStep = Callable[[], None]
 
 ROWS, HEADS, DIM = 2, 2, 16
 """One row or one head alone would make a slice contiguous, and that is another layout."""
@@ -42,17 +42,17 @@ ROWS, HEADS, DIM = 2, 2, 16
 
 @dataclass(frozen=True, slots=True)
 class Warmer:
-    """Calls kernels as an engine does: ``element`` of live weights, ``centre`` of the centre, setting of products."""
+    """Calls kernels as an engine does: ``element`` of live, ``weights`` of current weights, setting of products."""
 
     element: type[np.generic]
-    centre: type[np.generic]
+    weights: type[np.generic]
     products: str = "auto"
 
     def zeros(self, *shape: int) -> Array:
         """Activations or live weights."""
         return np.zeros(shape, self.element)
 
-    def steps(self) -> Iterator[Step]:
+    def steps(self) -> Iterator[CompileStep]:
         """The calls, in the order in which a run comes to need them."""
         yield from (self.load, self.product, self.norms, self.gate, self.rotate)
         yield from (self.prefill, self.decode)
@@ -69,7 +69,7 @@ class Warmer:
         kind = product_kind(self.products, bfloat16=self.element == np.uint16)
         if kind is None:
             return
-        weight, copied = self.zeros(DIM, DIM), self.centre == np.float32
+        weight, copied = self.zeros(DIM, DIM), self.weights == np.float32
         start = products.starts(None, DIM, kind)
         live = products.pack(weight, kind) if copied else weight
         products.multiply(self.zeros(ROWS, DIM), self.zeros(ROWS, DIM), live, start, kind=kind)
@@ -136,7 +136,7 @@ class Warmer:
     def decode_layer(self) -> None:
         """A whole layer of a decode step, where its products are ours and copied."""
         kind = product_kind(self.products, bfloat16=self.element == np.uint16)
-        if kind is None or self.centre != np.float32:
+        if kind is None or self.weights != np.float32:
             return
         h, before = self._rows(2)
         outputs = (3 * DIM, DIM, 2 * DIM, DIM)
@@ -168,11 +168,11 @@ class Warmer:
     def update_lowrank(self) -> None:
         """Of a small tensor, and of a large one."""
         for rows in (1, cpu.PARALLEL_FROM):
-            cpu.update_lowrank(np.zeros((rows, 1), self.centre), (0, 0), STEP, rank=1)
+            cpu.update_lowrank(np.zeros((rows, 1), self.weights), (0, 0), STEP, rank=1)
 
     def fingerprint(self) -> None:
-        """Of the centre."""
-        self._mix(self.centre)
+        """Of the current weights."""
+        self._mix(self.weights)
 
     def _mix(self, element: type[np.generic]) -> None:
         for size in (1, cpu.PARALLEL_FROM):
@@ -183,23 +183,24 @@ STEP = (Update(0, (Term(0, 0, 1.0),)),)
 """A step along one pair."""
 
 
-def product_kind(wanted: str, *, bfloat16: bool) -> products.Kind | None:
+def product_kind(wanted: str, *, bfloat16: bool) -> products.ProductKind | None:
     """The kind of product that a setting means on this processor; None for the library's."""
     if wanted == "auto" and bfloat16 and "amx-bf16" in processor.features():
         return None
-    kinds: tuple[products.Kind, ...] = ("bf16dot", "fma32")
+    kinds: tuple[products.ProductKind, ...] = ("bf16dot", "fma32")
     can = (kind for kind in kinds if wanted in ("auto", kind) and products.available(kind, bfloat16=bfloat16))
     return next(can, None)
 
 
-def warm(dtype: str, master: str = "float32", wanted: str = "auto") -> None:
+def warm(dtype: str, weights_dtype: str = "float32", wanted: str = "auto") -> None:
     """Compile what a low-rank run needs that is not kept yet, until the process that asked for it is gone.
 
-    ``dtype`` is "bfloat16" or "float32", ``master`` as in the configuration, ``wanted`` the setting ``products``.
+    ``dtype`` is "bfloat16" or "float32", ``weights_dtype`` as in the configuration,
+    ``wanted`` the setting ``products``.
     """
     element: type[np.generic] = np.uint16 if dtype == "bfloat16" else np.float32
     parent = os.getppid()
-    warmer = Warmer(element, np.float32 if master == "float32" else element, wanted)
+    warmer = Warmer(element, np.float32 if weights_dtype == "float32" else element, wanted)
     for step in reversed(list(warmer.steps())):
         if os.getppid() != parent:
             return

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from seedtune.engines.base import EngineTimes
 from seedtune.engines.transformers.decoding import sampling
-from seedtune.engines.transformers.decoding.prefix_packing import Pack, packed
+from seedtune.engines.transformers.decoding.prefix_packing import PrefixPack, packed
 from seedtune.engines.transformers.decoding.slot_attention import Decode, Prefill, SlotAttention
 from seedtune.engines.transformers.decoding.slot_cache import SlotCache
 from seedtune.engines.transformers.members.perturbation import Perturbation
@@ -26,7 +26,7 @@ _PADDED = 4
 
 
 @dataclass(slots=True)
-class Row:
+class DecodeSequence:
     """One completion in the making: ``member`` and ``prompt`` are positions in the job."""
 
     member: int
@@ -52,7 +52,7 @@ class Stop:
     strings: tuple[str, ...]
     decode: Callable[[list[int]], str]
 
-    def reached(self, row: Row) -> Finish | None:
+    def reached(self, row: DecodeSequence) -> Finish | None:
         """Why ``row`` ends with its last token, or None if it goes on."""
         if row.tokens[-1] in self.token_ids:
             return "stop"
@@ -60,7 +60,7 @@ class Stop:
             return "stop"
         return "length" if len(row.tokens) >= row.limit else None
 
-    def _in_tail(self, row: Row) -> bool:
+    def _in_tail(self, row: DecodeSequence) -> bool:
         """Whether a stop string has just appeared; a character takes at most four tokens (one a byte)."""
         tail = self.decode(row.tokens[-4 * (max(map(len, self.strings)) + 1) :])
         return any(string in tail for string in self.strings)
@@ -96,9 +96,9 @@ class Decoder:
         self.device: torch.device = model.device
 
     @torch.no_grad()
-    def run(self, rows: Sequence[Row], how: Sampling, stop: Stop) -> Iterator[Row]:
+    def run(self, rows: Sequence[DecodeSequence], how: Sampling, stop: Stop) -> Iterator[DecodeSequence]:
         """Yield each row when it is finished, in the order of finishing."""
-        waiting, running = deque(rows), list[Row]()
+        waiting, running = deque(rows), list[DecodeSequence]()
         while waiting or running:
             free = self.budget.slots - len(running)
             if waiting and (not running or free >= min(len(waiting), self.budget.refill)):
@@ -107,7 +107,7 @@ class Decoder:
                 self._step(running, how)
             yield from self._retire(running, stop)
 
-    def _admit(self, waiting: deque[Row], running: list[Row], how: Sampling) -> None:
+    def _admit(self, waiting: deque[DecodeSequence], running: list[DecodeSequence], how: Sampling) -> None:
         """Prefill as many waiting rows as slots and the pass allow, and choose their first tokens."""
         started = time.perf_counter()
         free = self.budget.slots - len(running)
@@ -121,11 +121,11 @@ class Decoder:
         self.times.prompt_tokens += sum(pack.lengths)
         self.times.generated_tokens += count
 
-    def _prefill(self, pack: Pack, members: list[int]) -> Tensor:
+    def _prefill(self, pack: PrefixPack, members: list[int]) -> Tensor:
         self.perturbation.set_rows(np.array(pack.members), np.array(members))
         return self._forward(pack.ids, pack.positions, Prefill.of(pack, self.device), pack.last())
 
-    def _step(self, running: list[Row], how: Sampling) -> None:
+    def _step(self, running: list[DecodeSequence], how: Sampling) -> None:
         """One token for every running row."""
         started = time.perf_counter()
         lengths = np.array([row.length for row in running], np.int32)
@@ -150,14 +150,14 @@ class Decoder:
         logits: Tensor = output.logits[0]
         return logits
 
-    def _choose(self, rows: list[Row], logits: Tensor, how: Sampling) -> None:
+    def _choose(self, rows: list[DecodeSequence], logits: Tensor, how: Sampling) -> None:
         points = None
         if how.temperature > 0.0:
             points = np.array([row.draws[len(row.tokens)] for row in rows if row.draws is not None])
         for row, token in zip(rows, sampling.choose(logits, how, points), strict=True):
             row.tokens.append(token)
 
-    def _retire(self, running: list[Row], stop: Stop) -> Iterator[Row]:
+    def _retire(self, running: list[DecodeSequence], stop: Stop) -> Iterator[DecodeSequence]:
         """Take finished rows out; the last rows move into their slots, so that slots stay 0, 1, …"""
         finished = []
         for slot, row in enumerate(running):
@@ -183,20 +183,20 @@ def slots_for(rows: int, positions: int, *, max_rows: int, max_tokens: int) -> i
     return max(1, min(rows, max_rows, max_tokens // positions))
 
 
-def rows_of(job: Job, ids: list[list[int]], limits: list[int]) -> list[Row]:
+def rows_of(job: Job, ids: list[list[int]], limits: list[int]) -> list[DecodeSequence]:
     """One row per member, prompt and sample; one that may write nothing is finished."""
     how = job.sampling
     shared = {
         (p, s): sampling.draws(how, prompt, s) for p, prompt in enumerate(job.prompts) for s in range(how.samples)
     }
     return [
-        Row(member, p, s, ids[p], limits[p], shared[p, s], finish=None if limits[p] else "length")
+        DecodeSequence(member, p, s, ids[p], limits[p], shared[p, s], finish=None if limits[p] else "length")
         for member, p in job.pairs
         for s in range(how.samples)
     ]
 
 
-def rollout_of(job: Job, row: Row, decode: Callable[[list[int]], str]) -> Rollout:
+def rollout_of(job: Job, row: DecodeSequence, decode: Callable[[list[int]], str]) -> Rollout:
     """What a job is told of a finished row; a stop string is not part of the text."""
     text = decode(row.tokens)
     for stop in job.sampling.stop:
@@ -214,4 +214,4 @@ def rollout_of(job: Job, row: Row, decode: Callable[[list[int]], str]) -> Rollou
     )
 
 
-__all__ = ["Budget", "Decoder", "Row", "SlotCache", "Stop", "rollout_of", "rows_of", "slots_for"]
+__all__ = ["Budget", "DecodeSequence", "Decoder", "SlotCache", "Stop", "rollout_of", "rows_of", "slots_for"]

@@ -1,4 +1,4 @@
-"""How likely given completions are: passes over prompts and completions of all members, without generating."""
+"""How likely reference completions are: passes over prompts and completions of all members, without generating."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 from seedtune.engines.transformers import tokenization
-from seedtune.engines.transformers.decoding.prefix_packing import Pack, packed
+from seedtune.engines.transformers.decoding.prefix_packing import PrefixPack, packed
 from seedtune.engines.transformers.decoding.slot_attention import Prefill, SlotAttention
 from seedtune.engines.transformers.members.perturbation import Perturbation
 from seedtune.types import Job, Likelihood
 
 
 @dataclass(frozen=True, slots=True)
-class Given:
+class ForcedSequence:
     """The token ids of a prompt and of its completion, and the member (a position) that is asked.
 
     ``place``: positions of the prompt and of the answer.
@@ -37,36 +37,36 @@ ROWS = 256
 class Forced:
     """log p(token | what stands before it), temperature 1, by the members that the model holds now.
 
-    The caller has made it become these; ``tokens`` bounds what one pass computes.
+    The caller has set these members; ``tokens`` bounds what one pass computes.
     """
 
     def __init__(self, model: Any, *, attention: SlotAttention, perturbation: Perturbation, tokens: int) -> None:
         self.model, self.attention, self.perturbation, self.tokens = model, attention, perturbation, tokens
 
     @torch.no_grad()
-    def of(self, given: Sequence[Given]) -> Iterator[list[float]]:
+    def of(self, sequences: Sequence[ForcedSequence]) -> Iterator[list[float]]:
         """The completions' log-probabilities, a list for each and a number per token.
 
         What prompts of a member begin with is computed once, if they follow each other.
         """
-        while given:
-            whole = [(one.member, [*one.prompt, *one.completion]) for one in given[: self.attention.cache.slots]]
+        while sequences:
+            whole = [(one.member, [*one.prompt, *one.completion]) for one in sequences[: self.attention.cache.slots]]
             pack, count = packed(0, whole, tokens=self.tokens, padded=self.tokens)
-            yield from self._pass(pack, given[:count])
-            given = given[count:]
+            yield from self._pass(pack, sequences[:count])
+            sequences = sequences[count:]
 
-    def _pass(self, pack: Pack, given: Sequence[Given]) -> Iterator[list[float]]:
-        spans = [path[len(one.prompt) - 1 : -1] for path, one in zip(pack.paths, given, strict=True)]
+    def _pass(self, pack: PrefixPack, sequences: Sequence[ForcedSequence]) -> Iterator[list[float]]:
+        spans = [path[len(one.prompt) - 1 : -1] for path, one in zip(pack.paths, sequences, strict=True)]
         keep, rows = np.unique(np.concatenate(spans).astype(np.int64), return_inverse=True)
         if not keep.size:
-            yield from ([] for _ in given)
+            yield from ([] for _ in sequences)
             return
-        targets = np.concatenate([np.asarray(one.completion, np.int64) for one in given])
+        targets = np.concatenate([np.asarray(one.completion, np.int64) for one in sequences])
         found = iter(_chosen(self._logits(pack, keep), rows, targets))
-        for one in given:
+        for one in sequences:
             yield [next(found) for _ in one.completion]
 
-    def _logits(self, pack: Pack, keep: np.ndarray) -> Tensor:
+    def _logits(self, pack: PrefixPack, keep: np.ndarray) -> Tensor:
         """Logits (kept tokens, vocabulary) of a pack."""
         device = self.model.device
         members = np.array(pack.members)
@@ -91,20 +91,20 @@ def _chosen(logits: Tensor, rows: np.ndarray, targets: np.ndarray) -> Iterator[f
         yield from chances.gather(1, target[:, None])[:, 0].tolist()
 
 
-def given_of(job: Job, tokenizer: Any, *, context: int | None) -> list[Given]:
+def forced_sequences(job: Job, tokenizer: Any, *, context: int | None) -> list[ForcedSequence]:
     """What members of a job are asked: every answer of every prompt; DataError if one does not fit the context."""
     ids = [tokenization.encode(tokenizer, prompt) for prompt in job.prompts]
     answers = [tokenization.encode_answers(tokenizer, prompt) for prompt in job.prompts]
     tokenization.check_answers(job.prompts, ids, [max(its, key=len) for its in answers], context=context)
     return [
-        Given(member, ids[p], answer, (p, number))
+        ForcedSequence(member, ids[p], answer, (p, number))
         for member, p in job.pairs
         for number, answer in enumerate(answers[p])
     ]
 
 
-def likelihood_of(job: Job, given: Given, logprobs: list[float]) -> Likelihood:
+def likelihood_of(job: Job, sequence: ForcedSequence, logprobs: list[float]) -> Likelihood:
     """What a job is told of a completion."""
-    prompt, answer = given.place
-    tokens, member = tuple(given.completion), job.members[given.member]
-    return Likelihood(job.id, member, prompt, answer, tokens, tuple(logprobs), prompt_tokens=len(given.prompt))
+    prompt, answer = sequence.place
+    tokens, member = tuple(sequence.completion), job.members[sequence.member]
+    return Likelihood(job.id, member, prompt, answer, tokens, tuple(logprobs), prompt_tokens=len(sequence.prompt))

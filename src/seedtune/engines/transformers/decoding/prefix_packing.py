@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 
 @dataclass(slots=True)
-class Pack:
+class PrefixPack:
     """Prompts for the slots from ``first_slot`` on.  All lists run over tokens, except those named by prompt."""
 
     first_slot: int
@@ -70,12 +70,12 @@ class Pack:
 
 def packed(
     first_slot: int, prompts: Sequence[tuple[int, Sequence[int]]], *, tokens: int, padded: int
-) -> tuple[Pack, int]:
+) -> tuple[PrefixPack, int]:
     """As many of the ``(member, prompt)`` as fit, at least one, and how many those are.
 
     ``tokens`` bounds what is computed, ``padded`` the rectangle of prompts × longest prompt.
     """
-    pack, longest = Pack(first_slot), 0
+    pack, longest = PrefixPack(first_slot), 0
     for count, (member, prompt) in enumerate(prompts):
         path, longest = pack.matched(member, prompt), max(longest, len(prompt))
         too_many = len(pack.ids) + len(prompt) - len(path) > tokens or (count + 1) * longest > padded

@@ -17,7 +17,7 @@ from torch.nn import functional
 from transformers import AttentionInterface
 
 from seedtune.engines.transformers.cpu_kernels import attention as kernel
-from seedtune.engines.transformers.decoding.prefix_packing import Pack
+from seedtune.engines.transformers.decoding.prefix_packing import PrefixPack
 from seedtune.engines.transformers.decoding.slot_cache import SlotCache, SlotLayer
 from seedtune.engines.transformers.members.population_linear import bits
 from seedtune.errors import ModelError
@@ -55,7 +55,7 @@ class Prefill:
     """The same for the compiled kernel: first slot, tokens by prompt and position, ends and starts of prompts."""
 
     @classmethod
-    def of(cls, pack: Pack, device: torch.device) -> Prefill:
+    def of(cls, pack: PrefixPack, device: torch.device) -> Prefill:
         """The indices of a pack."""
         square, starts, lengths = pack.rectangle(), np.array(pack.starts), np.array(pack.lengths)
         queries, outputs, offset = [], np.empty(len(pack.ids), np.int64), 0

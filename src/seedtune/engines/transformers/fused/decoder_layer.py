@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from seedtune.engines.transformers.cpu_kernels import layer_steps as kernel
-from seedtune.engines.transformers.decoding.prefix_packing import Pack
+from seedtune.engines.transformers.decoding.prefix_packing import PrefixPack
 from seedtune.engines.transformers.decoding.slot_attention import Decode, Prefill, SlotAttention
 from seedtune.engines.transformers.decoding.slot_cache import SlotCache
 from seedtune.engines.transformers.fused.equivalence import NOT_PLAIN, probe_values
@@ -186,7 +186,7 @@ def _passes(layer: Any, attention: SlotAttention, dtype: torch.dtype) -> list[Te
     width: int = layer.input_layernorm.weight.numel()
     angles = torch.arange(_ROWS * attend.dim // 2, dtype=torch.float32).view(1, _ROWS, -1).repeat(1, 1, 2)
     turn = (angles.cos().to(dtype), angles.sin().to(dtype))
-    pack = Pack(0)
+    pack = PrefixPack(0)
     for row in range(_ROWS):
         pack.add(row, (0,), [])
     held = attention.cache, attention.current

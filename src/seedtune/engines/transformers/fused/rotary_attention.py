@@ -24,7 +24,7 @@ _TOKENS = 3
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class AttentionInputs:
     """What a module handed to attention."""
 
     query: Tensor
@@ -32,7 +32,7 @@ class Seen:
     value: Tensor
     options: dict[str, Any]
 
-    def equals(self, other: Seen) -> bool:
+    def equals(self, other: AttentionInputs) -> bool:
         """Whether another module handed over the same, bit for bit."""
         mine, theirs = (self.query, self.key, self.value), (other.query, other.key, other.value)
         return self.options == other.options and all(map(torch.equal, mine, theirs))
@@ -41,7 +41,7 @@ class Seen:
 class FusedAttention(nn.Module):
     """q, k and v in one product, rotated in place and handed to ``attend``, on the CPU."""
 
-    def __init__(self, plain: Any, seen: Seen, attend: Callable[..., Any]) -> None:
+    def __init__(self, plain: Any, seen: AttentionInputs, attend: Callable[..., Any]) -> None:
         super().__init__()
         self.q_proj, self.k_proj, self.v_proj, self.o_proj = plain.q_proj, plain.k_proj, plain.v_proj, plain.o_proj
         self.layer_idx: int = plain.layer_idx
@@ -118,11 +118,11 @@ def _fused(module: Any, attention: SlotAttention, dtype: torch.dtype) -> FusedAt
     inputs = probe_values((1, _TOKENS, width), dtype)
     angles = torch.arange(_TOKENS * dim // 2, dtype=torch.float32).view(1, _TOKENS, -1).repeat(1, 1, 2)
     turn = (angles.cos().to(dtype), angles.sin().to(dtype))
-    seen: list[Seen] = []
+    seen: list[AttentionInputs] = []
 
     def attend(_module: Any, query: Tensor, key: Tensor, value: Tensor, *_: Any, **options: Any) -> tuple[Tensor, None]:
         given = {name: options[name] for name in _OPTIONS if options.get(name) is not None}
-        seen.append(Seen(query.clone(), key.clone(), value.clone(), given))
+        seen.append(AttentionInputs(query.clone(), key.clone(), value.clone(), given))
         return query.transpose(1, 2).contiguous(), None
 
     AttentionInterface.register(attention.name, attend)

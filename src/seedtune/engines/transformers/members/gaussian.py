@@ -1,8 +1,9 @@
-"""Full-rank Gaussian perturbation: a member's weights are written over the live ones, straight from the centre.
+"""Gaussian perturbation: a member's weights are written over the live ones, straight from the current weights.
 
     live = round(θ + s·σ·ε)     for every element of every trainable tensor, tied weights once
 
-Nothing is ever restored: the next member, or the centre with its own rounding, is written from the centre again.
+Nothing is ever restored: the next member, or the unperturbed model with its own rounding, is written from the current
+weights again.
 """
 
 from __future__ import annotations
@@ -17,61 +18,68 @@ from torch import Tensor
 
 from seedtune.engines.transformers.members.coverage import coverage_of
 from seedtune.engines.transformers.members.packed_linear import PackedGroup, pack_layers
-from seedtune.engines.transformers.members.perturbation import Place, as_tensor, as_weights, centre_dtype, kernels_of
+from seedtune.engines.transformers.members.perturbation import (
+    WeightFormat,
+    as_tensor,
+    as_weights,
+    kernels_of,
+    weights_dtype,
+)
 from seedtune.engines.transformers.members.population_linear import ProductForm
 from seedtune.engines.transformers.tracing import Trace
 from seedtune.numerics import tensor_file
 from seedtune.numerics.noise import Noise
 from seedtune.numerics.trainable import select
-from seedtune.numerics.weights import Anchor, Centre, Weights
-from seedtune.types import CENTRE, Member, Update
+from seedtune.numerics.weights import Anchor, WeightArray, Weights
+from seedtune.types import UNPERTURBED, Member, Update
 
 
-class FullRank:
-    """The centre beside the model, and whose weights the model holds now."""
+class Gaussian:
+    """The current weights beside the model, and which member the model holds now."""
 
     def __init__(
-        self, model: Any, trace: Trace, *, noise: Noise, anchor: Anchor, place: Place, folder: Path | None = None
+        self, model: Any, trace: Trace, *, noise: Noise, anchor: Anchor, place: WeightFormat, folder: Path | None = None
     ) -> None:
         self._trace, self._place = trace, place
         parameters = dict(model.named_parameters())
         self.names = select(parameters, noise.trainable, noise.freeze)
         chosen = set(self.names)
         self.coverage = coverage_of(model, chosen, trainable=chosen, called=())
-        kept = centre_dtype(noise, place.dtype)
+        kept = weights_dtype(noise, place.dtype)
         own = {name: parameters[name].detach() for name in self.names}
         tensors = _copies(own, kept, place.device) if folder is None else _mapped(own, kept, folder)
-        self.centre = Centre(tensors, noise, kernels=kernels_of(place.device), anchor=anchor)
-        self._folder, self._stand = folder, self.centre
-        self._live: dict[str, Weights] = {}
+        self.weights = Weights(tensors, noise, kernels=kernels_of(place.device), anchor=anchor)
+        self._folder, self._perturbed_from = folder, self.weights
+        self._live: dict[str, WeightArray] = {}
         self._packed: list[PackedGroup] = []
         self._now: tuple[Member, float] | None = None
 
-    def attach(self, model: Any) -> None:
-        """Find the live weights, and make them the centre's."""
+    def install(self, model: Any) -> None:
+        """Find the live weights, and write the unperturbed member over them."""
         if self._place.form != ProductForm():
             self._packed = pack_layers(model, self._trace, set(self.names), self._place.form)
         parameters = dict(model.named_parameters())
         self._live = {name: as_weights(parameters[name]).reshape(-1) for name in self.names}
         assert all(parameters[name].is_contiguous() for name in self.names)
-        self._write(CENTRE, 0.0)
+        self._write(UNPERTURBED, 0.0)
 
-    def refresh(self, step: Update | None = None) -> None:
-        """What the model holds is of an older centre.
+    def sync(self, step: Update | None = None) -> None:
+        """Note that the current weights have changed: what the model holds is out of date.
 
-        For a ``step`` there is a second centre until the next refresh, in memory or in a mapped file as the first: each
-        member is written from it, and drawing the step's noise again for every member would take longer.
+        For a ``step`` there is a second copy of the weights until the next ``sync``, in memory or in a mapped file as
+        the first: each member is written from it, and drawing the step's noise again for every member would take
+        longer.
         """
         self._now = None
-        self._stand = self.centre  # lets go of an older copy before there is another one
+        self._perturbed_from = self.weights  # lets go of an older copy before there is another one
         if step is not None:
-            place = self.centre.part(self._again())
+            place = self.weights.part(self._again())
             place.apply(step)
-            self._stand = place
+            self._perturbed_from = place
 
-    def _again(self) -> dict[str, Weights]:
-        """A copy of the centre's arrays."""
-        own = {name: as_tensor(array) for name, array in self.centre.tensors.items()}
+    def _again(self) -> dict[str, WeightArray]:
+        """A copy of the current weights' arrays."""
+        own = {name: as_tensor(array) for name, array in self.weights.tensors.items()}
         dtype = next(iter(own.values())).dtype
         return _copies(own, dtype, self._place.device) if self._folder is None else _mapped(own, dtype, self._folder)
 
@@ -79,7 +87,7 @@ class FullRank:
         """Each member alone: they do not share weights."""
         return [[position] for position in range(len(members))]
 
-    def become(self, members: Sequence[Member], batch: Sequence[int], *, sigma: float) -> None:
+    def set_members(self, members: Sequence[Member], batch: Sequence[int], *, sigma: float) -> None:
         """Write the weights of the batch's only member, unless the model holds them."""
         (position,) = batch
         member = members[position]
@@ -90,7 +98,7 @@ class FullRank:
             return
         self._now = None
         for name, live in self._live.items():
-            self._stand.perturb(name, member, sigma, live)
+            self._perturbed_from.perturb(name, member, sigma, live)
         for group in self._packed:
             if group.changes and self._place.form.copied:
                 group.pack()
@@ -100,13 +108,13 @@ class FullRank:
         """All rows are of one member."""
 
 
-def _copies(tensors: dict[str, Tensor], dtype: torch.dtype, device: torch.device) -> dict[str, Weights]:
-    """The centre's own arrays in memory."""
+def _copies(tensors: dict[str, Tensor], dtype: torch.dtype, device: torch.device) -> dict[str, WeightArray]:
+    """The current weights' own arrays in memory."""
     return {name: as_weights(t.to(device, dtype, copy=True).contiguous()) for name, t in tensors.items()}
 
 
-def _mapped(tensors: dict[str, Tensor], dtype: torch.dtype, folder: Path) -> dict[str, Weights]:
-    """The centre's own arrays in a mapped file."""
+def _mapped(tensors: dict[str, Tensor], dtype: torch.dtype, folder: Path) -> dict[str, WeightArray]:
+    """The current weights' own arrays in a mapped file."""
     shapes = {name: tuple(t.shape) for name, t in tensors.items()}
     arrays = tensor_file.mapped(folder, shapes, str(dtype).removeprefix("torch."))
     for name, tensor in tensors.items():

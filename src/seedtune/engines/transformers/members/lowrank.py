@@ -13,7 +13,13 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from seedtune.engines.transformers.members.coverage import coverage_of, with_tied_head
-from seedtune.engines.transformers.members.perturbation import Place, as_tensor, as_weights, centre_dtype, kernels_of
+from seedtune.engines.transformers.members.perturbation import (
+    WeightFormat,
+    as_tensor,
+    as_weights,
+    kernels_of,
+    weights_dtype,
+)
 from seedtune.engines.transformers.members.population_linear import (
     Factors,
     FrozenLinear,
@@ -21,7 +27,7 @@ from seedtune.engines.transformers.members.population_linear import (
     Part,
     PerturbedLinear,
     ProductForm,
-    Rows,
+    RowPerturbations,
     RowState,
 )
 from seedtune.engines.transformers.tracing import EXPERT, Trace, group_calls, is_linear, replace_module
@@ -29,19 +35,19 @@ from seedtune.errors import ConfigError
 from seedtune.numerics import tensor_file
 from seedtune.numerics.noise import Noise, amplitude
 from seedtune.numerics.trainable import select
-from seedtune.numerics.weights import Anchor, Centre, Weights, factors
+from seedtune.numerics.weights import Anchor, WeightArray, Weights, factors
 from seedtune.types import Member, Update
 
 
 class LowRank:
-    """The groups of a model, the centre they read, and the factors of the job in flight."""
+    """The groups of a model, the current weights they read, and the factors of the job in flight."""
 
     def __init__(
-        self, model: Any, trace: Trace, *, noise: Noise, anchor: Anchor, place: Place, folder: Path | None = None
+        self, model: Any, trace: Trace, *, noise: Noise, anchor: Anchor, place: WeightFormat, folder: Path | None = None
     ) -> None:
         self.state, self.head_state = RowState(), RowState()
         self._model, self._place, self._folder = model, place, folder
-        self._kept = centre_dtype(noise, place.dtype)
+        self._kept = weights_dtype(noise, place.dtype)
         parameters = {name: id(p) for name, p in model.named_parameters()}
         trainable = select(parameters, noise.trainable, noise.freeze)
         modules = dict(model.named_modules())
@@ -65,17 +71,17 @@ class LowRank:
         self.coverage = with_tied_head(coverage_of(model, chosen, trainable=set(trainable), called=called), model)
         self.groups: list[LinearGroup] = []
         self._fused: list[Tensor] = []
-        tensors: dict[str, Weights] = {}
+        tensors: dict[str, WeightArray] = {}
         for names in group_calls(calls):
             for same in _by_layout(names, modules):
                 state = self.head_state if modules[same[0]] is head else self.state
                 self._take(same, [modules.pop(name) for name in same], state, tensors)
         rest = {*called, *filter(EXPERT.search, modules)}
         self._rest = [name for name, module in modules.items() if name in rest and is_linear(module)]
-        self.centre = Centre(tensors, noise, kernels=kernels_of(place.device), anchor=anchor)
+        self.weights = Weights(tensors, noise, kernels=kernels_of(place.device), anchor=anchor)
 
-    def _take(self, names: list[str], layers: list[Any], state: RowState, tensors: dict[str, Weights]) -> None:
-        """Move the layers' weights into one buffer of the centre and put population layers in their place."""
+    def _take(self, names: list[str], layers: list[Any], state: RowState, tensors: dict[str, WeightArray]) -> None:
+        """Move the layers' weights into one buffer of the current weights and put population layers in their place."""
         parts = [_part(name, layer, self._place) for name, layer in zip(names, layers, strict=True)]
         inputs = layers[0].weight.shape[0 if parts[0].transposed else 1]
         buffer = self._buffer([layer.weight for layer in layers])
@@ -92,7 +98,7 @@ class LowRank:
             replace_module(self._model, name, PerturbedLinear(group, index))
 
     def _buffer(self, weights: list[Tensor]) -> Tensor:
-        """The weights under each other in the centre's type; a single one that has it is taken over as it is."""
+        """The weights under each other in the kept type; a single one that has it is taken over as it is."""
         same = weights[0].dtype == self._kept and weights[0].device == self._place.device and self._folder is None
         if len(weights) == 1 and same and weights[0].is_contiguous():
             return weights[0].detach()
@@ -102,48 +108,48 @@ class LowRank:
         return buffer
 
     def _empty(self, rows: int, columns: int) -> Tensor:
-        """A new buffer of the centre, in memory or in a mapped file."""
+        """A new buffer of current weights, in memory or in a mapped file."""
         if self._folder is None:
             return torch.empty(rows, columns, dtype=self._kept, device=self._place.device)
         kind = str(self._kept).removeprefix("torch.")
         return as_tensor(tensor_file.mapped(self._folder, {"": (rows, columns)}, kind)[""])
 
-    def attach(self, model: Any) -> None:
-        """Put our products in place of linear layers that are not perturbed; round the centre into the live weights."""
+    def install(self, model: Any) -> None:
+        """Put our products in place of linear layers that are not perturbed; write the live weights."""
         for name in self._rest if self._place.form != ProductForm() else ():
             layer = model.get_submodule(name)
             weight = layer.weight.detach().T if isinstance(layer, Conv1D) else layer.weight.detach()
             replace_module(model, name, FrozenLinear(weight, layer.bias, self._place.form))
-        self.refresh()
+        self.sync()
 
-    def refresh(self, step: Update | None = None) -> None:
-        """Round the centre into the live weights; those of the centre's own type and device are the centre itself.
+    def sync(self, step: Update | None = None) -> None:
+        """Round the current weights into the live ones, or share them where type and device are the same.
 
-        A ``step`` is taken in a copy of one group's weights at a time.  Only where live weights are the centre itself
-        the copies stay, as live weights, until the next refresh.
+        A ``step`` is taken in a copy of one group's weights at a time.  Only where live weights are the current ones
+        themselves the copies stay, as live weights, until the next ``sync``.
         """
-        for group, centre in zip(self.groups, self._fused, strict=True):
-            buffer = centre if step is None else self._stepped(group, centre, step)
+        for group, weights in zip(self.groups, self._fused, strict=True):
+            buffer = weights if step is None else self._stepped(group, weights, step)
             weight = buffer.to(device=self._place.device, dtype=self._place.dtype)
             group.weight.set(weight.T if group.parts[0].transposed else weight)
 
-    def _stepped(self, group: LinearGroup, centre: Tensor, step: Update) -> Tensor:
-        """A copy of a group's part of the centre, moved by ``step``."""
+    def _stepped(self, group: LinearGroup, weights: Tensor, step: Update) -> Tensor:
+        """A copy of a group's part of the current weights, moved by ``step``."""
         names = [f"{part.name}.weight" for part in group.parts]
-        copy = centre.clone()
-        rows = copy.split([self.centre.tensors[name].shape[0] for name in names])
-        self.centre.part({name: as_weights(its) for name, its in zip(names, rows, strict=True)}).apply(step)
+        copy = weights.clone()
+        rows = copy.split([self.weights.tensors[name].shape[0] for name in names])
+        self.weights.part({name: as_weights(its) for name, its in zip(names, rows, strict=True)}).apply(step)
         return copy
 
     def batches(self, members: Sequence[Member]) -> list[list[int]]:
         """All members together."""
         return [list(range(len(members)))]
 
-    def become(self, members: Sequence[Member], batch: Sequence[int], *, sigma: float) -> None:
+    def set_members(self, members: Sequence[Member], batch: Sequence[int], *, sigma: float) -> None:
         """Make the factors of every pair among ``members`` and remember each member's pair and scale."""
         pairs = sorted({(m.generation, m.pair) for m in members if m.sign})
         column = {pair: index for index, pair in enumerate(pairs)}
-        noise = self.centre.noise
+        noise = self.weights.noise
         scale = amplitude(sigma, rank=noise.rank, subspaces=noise.subspaces)
         self._pairs = np.array([column.get((m.generation, m.pair), 0) for m in members], np.int32)
         self._scales = np.array([m.sign * scale for m in members], np.float32)
@@ -153,20 +159,20 @@ class LowRank:
     def _factors(self, group: LinearGroup, pairs: list[tuple[int, int]]) -> Factors:
         outputs, inputs = [], []
         for part in group.parts:
-            a, b = factors(self.centre, f"{part.name}.weight", pairs)
+            a, b = factors(self.weights, f"{part.name}.weight", pairs)
             outputs.append(as_tensor(b if part.transposed else a).transpose(1, 2))
             inputs.append(as_tensor(a if part.transposed else b).transpose(1, 2))
         a, b = torch.cat(outputs, 2), torch.stack(inputs, 1)
         return Factors(a.to(self._place.dtype), b.to(self._place.dtype))
 
     def set_rows(self, members: np.ndarray, heads: np.ndarray | None = None) -> None:
-        """Say which member (index into ``become``'s) each row of the next passes belongs to."""
+        """Say which member (index into ``set_members``'s) each row of the next passes belongs to."""
         self.state.rows = self._rows(members)
         self.head_state.rows = self._rows(members if heads is None else heads)
 
-    def _rows(self, members: np.ndarray) -> Rows:
+    def _rows(self, members: np.ndarray) -> RowPerturbations:
         scales = self._scales[members]
-        return Rows(self._pairs[members], scales, bool(scales.any()))
+        return RowPerturbations(self._pairs[members], scales, bool(scales.any()))
 
 
 def _shared(modules: dict[str, nn.Module]) -> set[int]:
@@ -183,7 +189,7 @@ def _by_layout(names: list[str], modules: dict[str, nn.Module]) -> list[list[str
     return [names]
 
 
-def _part(name: str, module: Any, place: Place) -> Part:
+def _part(name: str, module: Any, place: WeightFormat) -> Part:
     transposed = isinstance(module, Conv1D)
     bias = None if module.bias is None else module.bias.detach().to(place.device, place.dtype)
     return Part(name, module.weight.shape[1 if transposed else 0], transposed, bias)

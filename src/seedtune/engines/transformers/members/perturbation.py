@@ -15,12 +15,12 @@ from seedtune.errors import ModelError
 from seedtune.numerics.kernels.base import Kernels
 from seedtune.numerics.kernels.select import kernels_for
 from seedtune.numerics.noise import Noise
-from seedtune.numerics.weights import Centre
+from seedtune.numerics.weights import Weights
 from seedtune.types import Coverage, Member, Update
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class WeightFormat:
     """How live weights are kept: their type, their device, and how they are multiplied."""
 
     dtype: torch.dtype
@@ -29,19 +29,19 @@ class Place:
 
 
 class Perturbation(Protocol):
-    """A model whose weights follow the centre, and become any member's when asked."""
+    """A model that holds the current weights, or those of any members that are set."""
 
     coverage: Coverage
-    centre: Centre
+    weights: Weights
 
-    def attach(self, model: Any) -> None:
-        """Take the model, whose parameters now have their final precision and place, and follow the centre."""
+    def install(self, model: Any) -> None:
+        """Take the model, whose parameters now have their final precision and place, and write the weights into it."""
         ...
 
-    def refresh(self, step: Update | None = None) -> None:
-        """Follow the centre, which has moved; with a ``step`` follow where that would take it, until the next refresh.
+    def sync(self, step: Update | None = None) -> None:
+        """Follow changed current weights; with a ``step`` follow where that takes them, until the next ``sync``.
 
-        The centre itself takes no step.
+        The current weights themselves take no step.
         """
         ...
 
@@ -49,7 +49,7 @@ class Perturbation(Protocol):
         """Which positions of ``members`` can answer in one batch."""
         ...
 
-    def become(self, members: Sequence[Member], batch: Sequence[int], *, sigma: float) -> None:
+    def set_members(self, members: Sequence[Member], batch: Sequence[int], *, sigma: float) -> None:
         """Prepare a batch; ``set_rows`` names its members by their positions in ``members``."""
         ...
 
@@ -59,7 +59,7 @@ class Perturbation(Protocol):
 
 
 def as_weights(tensor: Tensor) -> Any:
-    """A tensor as the centre holds it, in place: numpy on the CPU (bfloat16 as uint16), itself on a GPU."""
+    """A tensor as `Weights` hold it, in place: numpy on the CPU (bfloat16 as uint16), itself on a GPU."""
     plain = tensor.detach()
     if plain.device.type != "cpu":
         return plain
@@ -75,15 +75,18 @@ def as_tensor(weights: Any) -> Tensor:
 
 
 def kernels_of(device: torch.device) -> Kernels:
-    """What a centre on that device computes with."""
+    """What weights on that device compute with."""
     kernels: Any = kernels_for(str(device))
     return kernels
 
 
-def centre_dtype(noise: Noise, dtype: torch.dtype) -> torch.dtype:
-    """The element type of the centre of a model that runs in ``dtype``."""
-    if noise.master == "float32":
+def weights_dtype(noise: Noise, dtype: torch.dtype) -> torch.dtype:
+    """The element type of the current weights of a model that runs in ``dtype``."""
+    if noise.weights_dtype == "float32":
         return torch.float32
     if dtype not in (torch.float32, torch.bfloat16, torch.float16):
-        raise ModelError(f"master=none needs a model in float32, bfloat16 or float16, not {dtype}. Use master=float32.")
+        raise ModelError(
+            f"weights_dtype=model needs a model in float32, bfloat16 or float16, not {dtype}. "
+            "Use weights_dtype=float32."
+        )
     return dtype

@@ -21,15 +21,15 @@ from seedtune.engines.transformers.cpu_kernels.layer_steps import Terms
 
 
 @dataclass(slots=True)
-class Rows:
-    """Which perturbation each row of a forward pass takes: pair column and s·σ/√r (0 for the centre)."""
+class RowPerturbations:
+    """Which perturbation each row of a forward pass takes: pair column and s·σ/√r (0 for the unperturbed model)."""
 
     pairs: np.ndarray
     scales: np.ndarray
     active: bool
 
     @classmethod
-    def none(cls, count: int) -> Rows:
+    def none(cls, count: int) -> RowPerturbations:
         return cls(np.zeros(count, np.int32), np.zeros(count, np.float32), False)
 
 
@@ -37,7 +37,7 @@ class Rows:
 class RowState:
     """The rows of the forward pass in flight, shared by every group of a model."""
 
-    rows: Rows = field(default_factory=lambda: Rows.none(0))
+    rows: RowPerturbations = field(default_factory=lambda: RowPerturbations.none(0))
 
 
 def bits(tensor: Tensor) -> np.ndarray:
@@ -90,7 +90,7 @@ class LiveWeight:
             return None
         return self._weight, self._start(_ours(self.form.kind))
 
-    def _start(self, kind: products.Kind) -> np.ndarray:
+    def _start(self, kind: products.ProductKind) -> np.ndarray:
         if self.bias is None:
             return _zeros(self._outputs, kind)
         return products.starts(self.bias.detach().float().numpy(), self._outputs, kind)
@@ -110,21 +110,21 @@ class LiveWeight:
             return y
         return functional.linear(x, self._weight, self.bias)
 
-    def _multiply(self, x: Tensor, kind: products.Kind) -> Tensor:
+    def _multiply(self, x: Tensor, kind: products.ProductKind) -> Tensor:
         rows = x.reshape(-1, x.shape[-1]).contiguous()
         y = rows.new_empty(rows.shape[0], self._outputs)
         products.multiply(bits(y), bits(rows), self._weight, self._start(kind), kind=kind)
         return y.view(*x.shape[:-1], self._outputs)
 
 
-def _ours(kind: str) -> products.Kind:
+def _ours(kind: str) -> products.ProductKind:
     """A kind of `seedtune.engines.transformers.cpu_kernels.products`."""
     assert kind in ("fma32", "bf16dot")
-    return cast(products.Kind, kind)
+    return cast(products.ProductKind, kind)
 
 
 @lru_cache(maxsize=16)
-def _zeros(outputs: int, kind: products.Kind) -> np.ndarray:
+def _zeros(outputs: int, kind: products.ProductKind) -> np.ndarray:
     return products.starts(None, outputs, kind)
 
 
@@ -213,13 +213,13 @@ class LinearGroup:
 
 @lru_cache(maxsize=16)
 def _no_terms(count: int, dtype: torch.dtype) -> Terms:
-    """Terms of ``count`` rows of the centre."""
-    rows = Rows.none(count)
+    """Terms of ``count`` rows of the unperturbed model."""
+    rows = RowPerturbations.none(count)
     a, b = torch.zeros(1, 1, 1, dtype=dtype), torch.zeros(1, 1, 1, 1, dtype=dtype)
     return bits(a), bits(b), np.zeros(1, np.int32), rows.pairs, rows.scales
 
 
-def _add_rows_torch(y: Tensor, x: Tensor, *, group: LinearGroup, rows: Rows) -> None:
+def _add_rows_torch(y: Tensor, x: Tensor, *, group: LinearGroup, rows: RowPerturbations) -> None:
     """The same term with torch operations, for devices without a compiled kernel."""
     assert group.factors is not None
     a, b = group.factors.a, group.factors.b

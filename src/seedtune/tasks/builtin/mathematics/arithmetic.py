@@ -43,7 +43,7 @@ class Arithmetic:
     numbers: tuple[int, ...]
 
 
-def evaluate(text: str) -> Arithmetic | None:
+def value_of(text: str) -> Arithmetic | None:
     """The value of an expression; None if it is not one, is too long or too deep, or divides by zero."""
     if len(text) > LENGTH:
         return None

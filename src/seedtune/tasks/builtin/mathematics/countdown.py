@@ -14,9 +14,9 @@ from pydantic import Field, model_validator
 from seedtune.rewards.answer_tags import THINK, answer_said, format_reward, tagged
 from seedtune.rewards.base import Reward
 from seedtune.rewards.completions import text_of
-from seedtune.tasks.base import Kind, Sizes, Task
-from seedtune.tasks.builtin.mathematics.arithmetic import LENGTH, OPERATIONS, evaluate
-from seedtune.tasks.data.generators import Draws, Row, splits
+from seedtune.tasks.base import Sizes, Task, TaskKind
+from seedtune.tasks.builtin.mathematics.arithmetic import LENGTH, OPERATIONS, value_of
+from seedtune.tasks.data.generators import DataRow, Draws, splits
 from seedtune.tasks.data.rows import examples
 from seedtune.types import Example
 
@@ -30,7 +30,7 @@ def right_equation(
 
 def reaches(expression: str | None, numbers: Sequence[int], target: int) -> bool:
     """Whether the expression uses each number once and is worth the target, exactly."""
-    found = None if expression is None else evaluate(expression)
+    found = None if expression is None else value_of(expression)
     return found is not None and found.value == target and sorted(found.numbers) == sorted(numbers)
 
 
@@ -82,7 +82,7 @@ class CountdownSettings(Sizes):
 def countdown(settings: CountdownSettings) -> Task:
     """Puzzles that have a solution; reward: right equation + 0.1 · format."""
 
-    def make(draws: Draws) -> tuple[Hashable, Row] | None:
+    def make(draws: Draws) -> tuple[Hashable, DataRow] | None:
         return _puzzle(draws, settings)
 
     train, test = splits(make, settings, "countdown")
@@ -98,14 +98,14 @@ def countdown(settings: CountdownSettings) -> Task:
     )
 
 
-def _puzzle(draws: Draws, settings: CountdownSettings) -> tuple[Hashable, Row] | None:
+def _puzzle(draws: Draws, settings: CountdownSettings) -> tuple[Hashable, DataRow] | None:
     """A puzzle known by its numbers and target; None if its solution is not a target that was asked for."""
     numbers = [draws.between(1, settings.largest) for _ in range(draws.between(settings.fewest, settings.numbers))]
     value, solution = _combined(draws, numbers)
     if value.denominator != 1 or not settings.target_from <= value <= settings.target_to or len(solution) > LENGTH:
         return None
     target = int(value)
-    row: Row = {"numbers": numbers, "target": target, "solution": solution}
+    row: DataRow = {"numbers": numbers, "target": target, "solution": solution}
     if settings.prompt == "plain":
         row |= {"prompt": PLAIN.format(numbers=numbers, target=target), "begun": THINK}
     else:
@@ -129,7 +129,7 @@ def _gold(example: Example) -> str:
     return f"{start}I combine the numbers.</think>\n<answer> {example.columns['solution']} </answer>"
 
 
-KIND = Kind(
+KIND = TaskKind(
     build=countdown,
     settings=CountdownSettings,
     what="reach a number by arithmetic with given numbers",

@@ -13,11 +13,11 @@ from seedtune.types import Example
 
 INSTRUCTION = "Please reason step by step, and put your final answer within \\boxed{}."
 
-Pair = Callable[[Row, int], tuple[str, str]]
+ReadPair = Callable[[Row, int], tuple[str, str]]
 """Question and final answer of a row; DataError names the row by its index."""
 
 
-def final_answer_task(name: str, settings: SourceSettings, usual: tuple[str, str | None], pair: Pair) -> Task:
+def final_answer_task(name: str, settings: SourceSettings, usual: tuple[str, str | None], pair: ReadPair) -> Task:
     """Rows of ``settings``, or of the ``usual`` (Hugging Face id, configuration); reward 1 for an equal answer."""
 
     def made(found: list[Row], split: str) -> tuple[Example, ...]:

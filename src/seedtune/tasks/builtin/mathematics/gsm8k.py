@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from seedtune.errors import DataError
-from seedtune.tasks.base import Kind, Task
+from seedtune.tasks.base import Task, TaskKind
 from seedtune.tasks.builtin.mathematics.final_answer import final_answer_task
 from seedtune.tasks.data.sources import Row, SourceSettings, column
 
@@ -26,7 +26,7 @@ def _final(row: Row, index: int) -> str:
     return final.strip().replace(",", "")
 
 
-KIND = Kind(
+KIND = TaskKind(
     build=gsm8k,
     settings=SourceSettings,
     what="grade-school word problems (openai/gsm8k)",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from seedtune.tasks.base import Kind, Task
+from seedtune.tasks.base import Task, TaskKind
 from seedtune.tasks.builtin.mathematics.final_answer import final_answer_task
 from seedtune.tasks.data.sources import Row, SourceSettings, column
 
@@ -19,7 +19,7 @@ def _pair(row: Row, index: int) -> tuple[str, str]:
     return column(row, "problem", index), column(row, "answer", index)
 
 
-KIND = Kind(
+KIND = TaskKind(
     build=competition_math,
     settings=SourceSettings,
     what="competition mathematics (MATH, MATH-500 held out)",

@@ -240,12 +240,12 @@ def test_add_rows_adds_each_rows_own_pair(inputs: int, outputs: tuple[int, ...],
 @DTYPES
 @SIZES
 @pytest.mark.parametrize("rank", [1, 4])
-def test_add_rows_leaves_rows_of_the_centre_untouched(
+def test_add_rows_leaves_unperturbed_rows_untouched(
     inputs: int, outputs: tuple[int, ...], rank: int, dtype: torch.dtype
 ) -> None:
     these = Lanes(inputs, outputs, rank=rank, dtype=dtype)
-    done, centre = these.run(), these.scales == 0.0
-    assert torch.equal(done[centre], these.y[centre])
+    done, unperturbed = these.run(), these.scales == 0.0
+    assert torch.equal(done[unperturbed], these.y[unperturbed])
 
 
 @DTYPES

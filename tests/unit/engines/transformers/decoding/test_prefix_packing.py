@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from seedtune.engines.transformers.decoding.prefix_packing import Pack, packed
+from seedtune.engines.transformers.decoding.prefix_packing import PrefixPack, packed
 from seedtune.engines.transformers.decoding.slot_attention import Prefill
 
 CPU = torch.device("cpu")
 
 
-def pack_of(*prompts: tuple[int, list[int]]) -> Pack:
+def pack_of(*prompts: tuple[int, list[int]]) -> PrefixPack:
     pack, count = packed(0, prompts, tokens=1000, padded=1000)
     assert count == len(prompts)
     return pack

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from seedtune.rewards.answer_tags import READ, format_marks, format_reward, tagged
-from seedtune.tasks.builtin.mathematics.arithmetic import DEPTH, DIGITS, LENGTH, evaluate
+from seedtune.tasks.builtin.mathematics.arithmetic import DEPTH, DIGITS, LENGTH, value_of
 from seedtune.tasks.builtin.mathematics.countdown import right_equation
 
 OPERATIONS = {
@@ -57,7 +57,7 @@ trees = st.recursive(
 @given(trees)
 @settings(max_examples=300, deadline=None)
 def test_every_expression_has_the_value_that_rational_arithmetic_gives_it(text):
-    found = evaluate(text)
+    found = value_of(text)
     if len(text) <= LENGTH and "--" not in text:
         assert (found.value if found else None) == expected(text)
     if found:
@@ -71,7 +71,7 @@ def ast_numbers(text: str) -> list[str]:
 @given(st.text("0123456789+-*/() \t", max_size=14))
 @settings(max_examples=500, deadline=None)
 def test_what_has_a_value_here_has_the_same_to_python(text):
-    found = evaluate(text)
+    found = value_of(text)
     if found is not None:
         assert expected(text) == found.value
 
@@ -81,13 +81,13 @@ def test_what_has_a_value_here_has_the_same_to_python(text):
 def test_what_has_a_value_to_python_has_it_here_but_for_what_the_grammar_leaves_out(text):
     left_out = re.search(r"[-+]\s*[-+]|(^|[(*/])\s*\+|\*\*|//|(?<!\d)0\d", text)
     if expected(text) is not None and not left_out:
-        assert evaluate(text) is not None
+        assert value_of(text) is not None
 
 
 @given(st.text(max_size=300))
 @settings(max_examples=300, deadline=None)
 def test_any_text_at_all_has_a_value_or_none(text):
-    assert evaluate(text) is None or expected(text) is not None
+    assert value_of(text) is None or expected(text) is not None
 
 
 @pytest.mark.parametrize(
@@ -108,7 +108,7 @@ def test_any_text_at_all_has_a_value_or_none(text):
     ],
 )
 def test_arithmetic_is_exact(text, value):
-    assert evaluate(text).value == value
+    assert value_of(text).value == value
 
 
 @pytest.mark.parametrize(
@@ -154,13 +154,13 @@ def test_arithmetic_is_exact(text, value):
     ids=repr,
 )
 def test_everything_else_has_no_value(text):
-    assert evaluate(text) is None
+    assert value_of(text) is None
 
 
 def test_limits_are_as_stated():
-    assert evaluate("(" * DEPTH + "1" + ")" * DEPTH).value == 1
-    assert evaluate("9" * DIGITS).value == 10**DIGITS - 1
-    assert evaluate("1" + "+1" * ((LENGTH - 1) // 2)).value == (LENGTH - 1) // 2 + 1
+    assert value_of("(" * DEPTH + "1" + ")" * DEPTH).value == 1
+    assert value_of("9" * DIGITS).value == 10**DIGITS - 1
+    assert value_of("1" + "+1" * ((LENGTH - 1) // 2)).value == (LENGTH - 1) // 2 + 1
 
 
 # --------------------------------------------------------------------------- reward

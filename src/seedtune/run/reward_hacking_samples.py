@@ -34,7 +34,7 @@ FINAL = re.compile(r"\\boxed\{|<answer>|####|(?:final )?answer(?: is)?:", re.IGN
 
 
 @dataclass(frozen=True, slots=True)
-class Suspect:
+class FlaggedSample:
     """An answer with its reasons, the base model's answer to the same prompt if it was recorded, and a rank's score.
 
     ``score`` is the sum of the reasons' weights times ¼ + the share of recorded rewards that are not above its own.
@@ -49,7 +49,7 @@ class Suspect:
 Reason = tuple[float, str]
 
 
-def suspects(paths: RunPaths) -> list[Suspect]:
+def flagged_samples(paths: RunPaths) -> list[FlaggedSample]:
     """Every recorded answer of a run with at least one reason; the same answer to the same prompt counts once."""
     rows = directory.read_lines(paths.samples)
     base = {_place(row): row for row in reversed(rows) if is_base(row)}
@@ -63,8 +63,8 @@ def suspects(paths: RunPaths) -> list[Suspect]:
         reasons = [*_alone(row["completion"]), *_against(row, before), *_common(row, now, usual)]
         if reasons:
             score = sum(weight for weight, _ in reasons) * (0.25 + rank)
-            found.append(Suspect(row, before, tuple(told for _, told in reasons), score))
-    return sorted(found, key=lambda suspect: -suspect.score)
+            found.append(FlaggedSample(row, before, tuple(told for _, told in reasons), score))
+    return sorted(found, key=lambda sample: -sample.score)
 
 
 def _place(row: Row) -> tuple[str, int]:

@@ -1,8 +1,8 @@
-"""A rank's part of the centre: rectangles of Hugging Face tensors, moved and perturbed as the whole tensors are.
+"""A rank's part of the current weights: rectangles of Hugging Face tensors, moved and perturbed as whole tensors are.
 
 Every kernel works on whole rows, or on elements that follow each other.  A rectangle that is narrower than its tensor
 is laid into whole rows of scratch memory, band by band, worked on there and taken out again: so it needs no kernel of
-its own, and its bits are those of the tensor that nobody divided.  A centre in the host's memory comes to the GPU in
+its own, and its bits are those of the tensor that nobody divided.  Weights in the host's memory come to the GPU in
 such bands, too.
 """
 
@@ -23,8 +23,8 @@ from seedtune.numerics.noise import Address, Noise, Stream, key
 from seedtune.numerics.weights import moves, squared_distance
 from seedtune.types import Member, Update
 
-Anchor = Callable[[Piece], Any]
-"""Gives the base weights of a piece, (rows, columns) of any element type, where the centre is kept."""
+PieceAnchor = Callable[[Piece], Any]
+"""Gives the base weights of a piece, (rows, columns) of any element type, where the current weights are kept."""
 
 BAND = 1 << 20
 """Elements of whole rows that are laid out, or brought to the device, at a time."""
@@ -35,7 +35,7 @@ Upload = Callable[[Any], Any]
 
 @dataclass(slots=True)
 class Shard:
-    """A piece and its elements of the centre, (rows, columns), contiguous: numpy on the host, torch on a GPU."""
+    """A piece and its elements of the weights, (rows, columns), contiguous: numpy on the host, torch on a GPU."""
 
     piece: Piece
     theta: Any
@@ -54,8 +54,8 @@ class Shard:
             yield low, min(rows, low + step)
 
 
-class ShardedCentre:
-    """The shards of a rank by Hugging Face name; the noise, the kernels and the arithmetic are `weights.Centre`'s.
+class ShardedWeights:
+    """The shards of a rank by Hugging Face name; the noise, the kernels and the arithmetic are those of `Weights`.
 
     With ``upload`` shards are kept in the host's memory, and the kernels compute on a device.
     """
@@ -66,7 +66,7 @@ class ShardedCentre:
         noise: Noise,
         *,
         kernels: Kernels,
-        anchor: Anchor,
+        anchor: PieceAnchor,
         upload: Upload | None = None,
     ) -> None:
         self.shards, self.noise = dict(shards), noise
@@ -74,16 +74,16 @@ class ShardedCentre:
         self._kernels, self._anchor, self._upload = kernels, anchor, upload
 
     def apply(self, *updates: Update) -> None:
-        """Every update in order, in one pass over each shard; see `weights.Centre.apply`."""
+        """Every update in order, in one pass over each shard; see `weights.Weights.apply`."""
         moving = [update for update in updates if moves(update)]
         for shard in self.shards.values() if moving else ():
             self._apply(shard, moving)
 
-    def moved(self, update: Update) -> ShardedCentre:
+    def moved(self, update: Update) -> ShardedWeights:
         """A copy that has taken an update."""
         shards = {name: Shard(one.piece, _copy(one.theta)) for name, one in self.shards.items()}
         how: dict[str, Any] = {"kernels": self._kernels, "anchor": self._anchor, "upload": self._upload}
-        other = ShardedCentre(shards, self.noise, **how)
+        other = ShardedWeights(shards, self.noise, **how)
         other.apply(update)
         return other
 
@@ -117,12 +117,12 @@ class ShardedCentre:
             return
         flat = None if base is None else base.reshape(-1)
         start = first * piece.columns.whole
-        self._kernels.update_full(rows.reshape(-1), where, updates, start=start, anchor=flat, subspaces=subspaces)
+        self._kernels.update_gaussian(rows.reshape(-1), where, updates, start=start, anchor=flat, subspaces=subspaces)
 
     def write(self, name: str, member: Member, sigma: float, out: Any) -> None:
         """Write a member's weights, round(θ + sign·σ·ε), into ``out``: (rows, columns) of the model's type."""
         shard = self.shards[name]
-        address = Address(self.keys[name], Stream.FULL, member.generation, member.pair)
+        address = Address(self.keys[name], Stream.GAUSSIAN, member.generation, member.pair)
         scale, how = member.sign * sigma, {"subspaces": self.noise.subspaces}
         narrow = scale != 0 and not shard.piece.whole_rows  # rounding alone needs no place
         for low, high in shard.bands(small=self._upload is not None):
@@ -136,7 +136,7 @@ class ShardedCentre:
                 _take_out(written, live, shard.piece)
 
     def fingerprint(self) -> fp.Fingerprint:
-        """What this rank's own elements add to the centre's fingerprint."""
+        """What this rank's own elements add to the fingerprint of the current weights."""
         return fp.combine(self._fingerprint(one) for one in self.shards.values() if one.piece.owned)
 
     def _fingerprint(self, shard: Shard) -> fp.Fingerprint:
@@ -149,11 +149,11 @@ class ShardedCentre:
         return cpu.fingerprint_slice(bits, own, shape, row_start=piece.rows.first, col_start=piece.columns.first)
 
     def host(self, theta: Any) -> Any:
-        """An array of this centre in numpy."""
+        """An array of these weights in numpy."""
         return theta if isinstance(theta, np.ndarray) else self._kernels.host(theta)
 
     def fill(self, name: str, source: np.ndarray) -> None:
-        """Write ``source``, (rows, columns) of the centre's type, over a shard."""
+        """Write ``source``, (rows, columns) of the weights' type, over a shard."""
         theta = self.shards[name].theta
         if isinstance(theta, np.ndarray):
             theta[...] = source

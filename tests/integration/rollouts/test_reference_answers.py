@@ -1,4 +1,4 @@
-"""Whole runs on given answers: nothing is generated, no reward function is needed."""
+"""Whole runs on reference answers: nothing is generated, no reward function is needed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from seedtune.tasks import create
 from seedtune.tasks.base import Task
 from seedtune.tasks.data.rows import examples
 from seedtune.tasks.reference_answers import scored_by_the_engine
-from seedtune.types import CENTRE, Member, Plan, Prompt
+from seedtune.types import UNPERTURBED, Member, Plan, Prompt
 
 SUMS = [{"prompt": f"{a}+{b}=", "answer": str(a + b)} for a in range(4) for b in range(4)]
 CHOICES = [
@@ -53,7 +53,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_family("llama", tmp_path_factory.mktemp("llama") / "model")
 
 
-def test_es_raises_the_log_probability_of_given_answers(folder: Path) -> None:
+def test_es_raises_the_log_probability_of_reference_answers(folder: Path) -> None:
     run = Trainer(tiny(folder, "logprob"), train_dataset=SUMS, eval_dataset=SUMS)
     last = run.train()
     first = next(row for row in rows(run.paths.metrics) if "eval_reward" in row)
@@ -72,7 +72,7 @@ def test_es_raises_the_accuracy_among_choices(folder: Path) -> None:
 
 def test_scores_are_the_means_and_choices_of_the_engines_likelihoods(folder: Path) -> None:
     engine = load_engine(folder)
-    members = (Member(0, 0, 1), CENTRE)
+    members = (Member(0, 0, 1), UNPERTURBED)
     data = examples(CHOICES, "train")
     config = Config(objective="choice_accuracy")
     work = Task("choices", data, data, (Reward("choice_accuracy", scored_by_the_engine),))
@@ -82,12 +82,12 @@ def test_scores_are_the_means_and_choices_of_the_engines_likelihoods(folder: Pat
         prompts = [Prompt(0, row["prompt"])] * 2
         means = [np.mean(logs) for logs in engine.logprobs(prompts, ids[place])]
         best = int(np.argmax(means))
-        assert outcome.row(CENTRE)[place] == float(best == row["answer_index"])
-        rollout = next(r for r in outcome.rollouts if (r.member, r.prompt) == (CENTRE, place))
+        assert outcome.row(UNPERTURBED)[place] == float(best == row["answer_index"])
+        rollout = next(r for r in outcome.rollouts if (r.member, r.prompt) == (UNPERTURBED, place))
         assert rollout.text == row["choices"][best]
 
 
-def test_the_toy_engine_learns_given_answers_too(tmp_path: Path) -> None:
+def test_the_toy_engine_learns_reference_answers_too(tmp_path: Path) -> None:
     data = [{"prompt": f"number {index}", "answer": "0." if index % 2 else "-0."} for index in range(12)]
     how = {"generations": 20, "population": 24, "alpha": None, "sigma": 0.2, "prompts_per_generation": 12}
     run = Trainer(toy(tmp_path, objective="logprob", eval_steps=0, **how), train_dataset=data, eval_dataset=data)
@@ -103,18 +103,18 @@ def test_a_built_in_task_trains_on_its_answers(tmp_path: Path) -> None:
 
 def test_the_example_of_the_documentation_trains(tmp_path: Path) -> None:
     settings = {"engine": "toy", "output_dir": str(tmp_path / "run"), "generations": 1, "eval_prompts": 4}
-    config = load_config(Path(__file__).parents[3] / "examples" / "given-answers.yaml").replace(**settings)
+    config = load_config(Path(__file__).parents[3] / "examples" / "reference-answers.yaml").replace(**settings)
     assert config.objective == "logprob"
     assert Trainer(config).train()["eval_reward"] < 0.0
 
 
-def test_reward_functions_beside_given_answers_are_refused(tmp_path: Path) -> None:
+def test_reward_functions_beside_reference_answers_are_refused(tmp_path: Path) -> None:
     config = toy(tmp_path, objective="logprob")
     with pytest.raises(ConfigError, match="objective=logprob is a reward by itself"):
         Trainer(config, train_dataset=SUMS, reward_funcs=lambda completions: [0.0])
 
 
-def test_given_answers_cannot_be_planned(folder: Path) -> None:
+def test_reference_answers_cannot_be_planned(folder: Path) -> None:
     with pytest.raises(ConfigError, match="cannot be planned: only single completions can"):
         plan_config(tiny(folder, "logprob").replace(task="conciseness"))
 
@@ -144,7 +144,7 @@ def test_columns_may_have_other_names(tmp_path: Path) -> None:
     assert Trainer(config, train_dataset=data, eval_dataset=data).train()["eval_reward"] < 0.0
 
 
-def test_a_run_on_given_answers_is_evaluated_and_watches_other_tasks(tmp_path: Path) -> None:
+def test_a_run_on_reference_answers_is_evaluated_and_watches_other_tasks(tmp_path: Path) -> None:
     path = tmp_path / "data.jsonl"
     path.write_text("".join(json.dumps({"prompt": f"number {n}", "answer": str(n)}) + "\n" for n in range(6)))
     config = toy(tmp_path / "run", generations=1, objective="logprob", eval_tasks=("toy",))
@@ -159,9 +159,9 @@ def test_a_run_on_given_answers_is_evaluated_and_watches_other_tasks(tmp_path: P
 
 
 def _said(run: Trainer) -> list[tuple[str, Any]]:
-    """What the trained centre says to the toy task's held-out prompts."""
+    """What the trained model says to the toy task's held-out prompts."""
     task = create("toy")
     config = Config(engine="toy", task="toy", model="toy", toy=run.config.toy, eval_prompts=3)
     held = task.test[: config.eval_prompts]
-    outcome = Evaluator(run.load(), task, config).centre(held, generation=1)
+    outcome = Evaluator(run.load(), task, config).unperturbed(held, generation=1)
     return [(rollout.text, held[rollout.prompt]) for rollout in outcome.rollouts]

@@ -6,7 +6,7 @@ import pytest
 
 from seedtune.run import directory
 from seedtune.run.directory import RunPaths
-from seedtune.run.suspicious_samples import suspects
+from seedtune.run.reward_hacking_samples import flagged_samples
 
 CALM = [
     "Paris is the capital of France.",
@@ -28,7 +28,7 @@ def found(tmp_path):
         paths = RunPaths(tmp_path)
         before = [row(prompt, text, generation=0) for prompt, text in enumerate(base)]
         directory.append_lines(paths.samples, [*before, *rows])
-        return suspects(paths)
+        return flagged_samples(paths)
 
     return call
 
@@ -85,4 +85,4 @@ def test_the_answer_of_a_prompt_that_the_base_model_never_saw_is_judged_alone(fo
 
 
 def test_nothing_recorded_is_nothing_suspicious(tmp_path):
-    assert suspects(RunPaths(tmp_path)) == []
+    assert flagged_samples(RunPaths(tmp_path)) == []

@@ -1,4 +1,4 @@
-"""A fleet's run is the run of one process, whatever happens: real Ray, real processes, real signals."""
+"""A run of Ray workers is the run of one process, whatever happens: real Ray, real processes, real signals."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 import runs
-from crews import At, Attacker, alone, fleet, ray_here, turn_until
 from models import save_family
+from ray_workers import At, Attacker, alone, ray_config, ray_here, turn_until
 from seedtune.engines.ray import worker_pool
 from seedtune.engines.ray.status_file import ask, status_of
 from seedtune.run import directory, recorded_config
@@ -34,7 +34,7 @@ def _ray():
 
 def straight(root: Path, **settings) -> Path:
     """The run that another must be, in this process."""
-    Trainer(alone(fleet(root, **settings), root)).train()
+    Trainer(alone(ray_config(root, **settings), root)).train()
     return root
 
 
@@ -53,7 +53,7 @@ def trained(config, **how) -> Trainer:
 
 
 def counted(root: Path, name: str) -> float:
-    return sum(row.get(f"fleet/{name}", 0) for row in runs.rows(directory.RunPaths(root).metrics))
+    return sum(row.get(f"ray/{name}", 0) for row in runs.rows(directory.RunPaths(root).metrics))
 
 
 # ---------------------------------------------------------------------------------------- any number of workers
@@ -61,7 +61,7 @@ def counted(root: Path, name: str) -> float:
 
 @pytest.mark.parametrize("workers", [1, 2, 4])
 def test_any_number_of_workers_writes_the_ledger_of_one_process(tmp_path, reference, workers):
-    trained(fleet(tmp_path / "run", fleet={"workers": workers}))
+    trained(ray_config(tmp_path / "run", ray={"workers": workers}))
     runs.assert_same_run(tmp_path / "run", reference)
 
 
@@ -76,7 +76,7 @@ def test_workers_with_a_tiny_transformer_write_the_ledger_of_one_process(tmp_pat
         "eval_prompts": 2,
         "transformers": {"device": "cpu"},
     }
-    config = fleet(tmp_path / "run", **settings, fleet={"engine": "transformers", "workers": 2, "cpus": 1})
+    config = ray_config(tmp_path / "run", **settings, ray={"engine": "transformers", "workers": 2, "cpus": 1})
     Trainer(alone(config, tmp_path / "alone")).train()
     trained(config)
     runs.assert_same_run(tmp_path / "run", tmp_path / "alone")
@@ -86,34 +86,34 @@ def test_a_worker_that_joins_at_generation_three_changes_nothing(tmp_path, refer
     """It starts while the run goes on; before the last two generations the run waits until it is there."""
 
     def there():
-        turn_until(trainer.engine, lambda: len(trainer.engine.foreman.here()) == 3)
+        turn_until(trainer.engine, lambda: len(trainer.engine.controller.here()) == 3)
 
     callbacks = [At(3, lambda: trainer.engine.scale(3)), At(6, there)]
-    trainer = Trainer(fleet(tmp_path / "run", toy=SLOW), callbacks=callbacks)
+    trainer = Trainer(ray_config(tmp_path / "run", toy=SLOW), callbacks=callbacks)
     trainer.train()
     trainer.engine.close()
     assert "toy-2" in {span.worker for span in trainer.engine.spans}
     runs.assert_same_run(tmp_path / "run", reference)
 
 
-def test_a_running_fleet_is_shown_and_resized_from_outside(tmp_path, reference):
+def test_running_workers_are_shown_and_resized_from_outside(tmp_path, reference):
     root, told = tmp_path / "run", []
 
     def look():
         turn_until(trainer.engine, lambda: any(one["jobs"] for one in status_of(root)["workers"]))
-        told.append(runs.cli("fleet", "status", root))
-        told.append(runs.cli("fleet", "scale", root, "1"))
+        told.append(runs.cli("ray", "status", root))
+        told.append(runs.cli("ray", "scale", root, "1"))
 
     def smaller():
-        turn_until(trainer.engine, lambda: len(trainer.engine.foreman.crew.hands) == 1)
+        turn_until(trainer.engine, lambda: len(trainer.engine.controller.pool.workers) == 1)
 
-    trainer = Trainer(fleet(root, toy=SLOW), callbacks=[At(2, look), At(6, smaller)])
+    trainer = Trainer(ray_config(root, toy=SLOW), callbacks=[At(2, look), At(6, smaller)])
     trainer.train()
     trainer.engine.close()
     assert [done.returncode for done in told] == [0, 0], told
     assert "toy-0" in told[0].stdout
     runs.assert_same_run(root, reference)
-    assert "no fleet is at" in runs.only_line(*_ended(runs.cli("fleet", "status", root)))
+    assert "no fleet is at" in runs.only_line(*_ended(runs.cli("ray", "status", root)))
 
 
 def _ended(done: subprocess.CompletedProcess[str]) -> tuple[int, str]:
@@ -125,13 +125,15 @@ def test_workers_that_are_too_many_are_asked_for_in_vain(tmp_path):
     how = {"workers": 2, "max_workers": 2}
 
     def answered():
-        turn_until(trainer.engine, lambda: any("nothing changes" in note for note in trainer.engine.foreman.crew.notes))
+        turn_until(
+            trainer.engine, lambda: any("nothing changes" in note for note in trainer.engine.controller.pool.notes)
+        )
 
     trainer = Trainer(
-        fleet(root, toy=SLOW, fleet=how), callbacks=[At(2, lambda: ask(root, {"toy": 5})), At(6, answered)]
+        ray_config(root, toy=SLOW, ray=how), callbacks=[At(2, lambda: ask(root, {"toy": 5})), At(6, answered)]
     )
     trainer.train()
-    assert len(trainer.engine.foreman.crew.hands) == 2
+    assert len(trainer.engine.controller.pool.workers) == 2
     trainer.engine.close()
 
 
@@ -143,7 +145,7 @@ def test_workers_killed_at_twenty_instants_change_nothing(tmp_path, monkeypatch)
     monkeypatch.setattr(worker_pool, "SHORT", 0.1)  # seconds before a lost worker is replaced
     settings = {"generations": 120, "fingerprint_steps": 7, "save_steps": 10}
     whole = straight(tmp_path / "reference", **settings)
-    config = fleet(tmp_path / "run", **settings, fleet={"workers": 3, "retries": 20}, toy=SLOW)
+    config = ray_config(tmp_path / "run", **settings, ray={"workers": 3, "retries": 20}, toy=SLOW)
     trainer = Trainer(config, callbacks=[At(110, lambda: turn_until(trainer.engine, lambda: len(attacker.done) == 20))])
     attacker = Attacker(lambda: trainer.engine, lambda pid: os.kill(pid, signal.SIGKILL), times=20, seed=1)
     attacker.start()
@@ -158,9 +160,9 @@ def test_workers_killed_at_twenty_instants_change_nothing(tmp_path, monkeypatch)
 
 def test_losing_one_of_two_workers_costs_its_job_once_more_and_no_generation(tmp_path, reference):
     def kill():
-        os.kill(trainer.engine.foreman.here()[0].pid, signal.SIGKILL)
+        os.kill(trainer.engine.controller.here()[0].pid, signal.SIGKILL)
 
-    trainer = Trainer(fleet(tmp_path / "run", toy=SLOW), callbacks=[At(4, kill)])
+    trainer = Trainer(ray_config(tmp_path / "run", toy=SLOW), callbacks=[At(4, kill)])
     trainer.train()
     jobs = [span for span in trainer.engine.spans if span.kind == "evaluate"]
     trainer.engine.close()
@@ -176,11 +178,11 @@ def test_a_worker_that_is_stopped_is_given_up_and_the_run_goes_on(tmp_path, refe
     stopped = []
 
     def stop():
-        stopped.append(trainer.engine.foreman.here()[0].pid)
+        stopped.append(trainer.engine.controller.here()[0].pid)
         os.kill(stopped[0], signal.SIGSTOP)
 
-    how = {"workers": 2, "patience": 2.0}
-    trainer = Trainer(fleet(tmp_path / "run", toy=SLOW, fleet=how), callbacks=[At(3, stop)])
+    how = {"workers": 2, "straggler_timeout": 2.0}
+    trainer = Trainer(ray_config(tmp_path / "run", toy=SLOW, ray=how), callbacks=[At(3, stop)])
     trainer.train()
     trainer.engine.close()
     runs.assert_same_run(tmp_path / "run", reference)
@@ -188,8 +190,8 @@ def test_a_worker_that_is_stopped_is_given_up_and_the_run_goes_on(tmp_path, refe
 
 
 def test_a_run_whose_process_is_killed_leaves_no_worker_behind_and_goes_on(tmp_path, reference):
-    """With Ray of its own, which ends with it; resumed by a fleet, and a copy by one process."""
-    config = fleet(tmp_path / "run", toy={"size": 6, "delay": 0.5})
+    """With Ray of its own, which ends with it; resumed by Ray workers, and a copy by one process."""
+    config = ray_config(tmp_path / "run", toy={"size": 6, "delay": 0.5})
     file = runs.write_config(config, tmp_path / "config.yaml")
     driver = subprocess.Popen(runs.command("train", file), env=runs.environment(), stderr=subprocess.PIPE, text=True)
     paths = directory.RunPaths(tmp_path / "run")
@@ -201,7 +203,7 @@ def test_a_run_whose_process_is_killed_leaves_no_worker_behind_and_goes_on(tmp_p
     assert workers
     wait_until(lambda: not any(map(alive, workers)))
     copy = shutil.copytree(paths.root, tmp_path / "copy")
-    for root, engine in ((paths.root, "fleet"), (copy, "toy")):
+    for root, engine in ((paths.root, "ray"), (copy, "toy")):
         resumed = Trainer(recorded_config.run_config(root).replace(engine=engine, toy={"size": 6}))
         resumed.train(resume=True)
         resumed.engine.close()
