@@ -37,7 +37,7 @@ from seedtune.engines.transformers.members.perturbation import as_weights
 from seedtune.numerics import noise
 from seedtune.numerics.kernels import cpu
 from seedtune.numerics.noise import Noise
-from seedtune.strategies.base import Feedback, tell
+from seedtune.strategies.base import Feedback, tell, update_of
 from seedtune.types import UNPERTURBED, Job, Prompt, Sampling
 
 MEMBERS, NEW_TOKENS = 4, 8
@@ -129,12 +129,13 @@ def measure(case: Case) -> dict[str, float]:
     answered = time.perf_counter()
     scores = np.array([[sum(r.token_ids) % 97 for r in rollouts if r.member == m] for m in plan.members], np.float64)
     step = tell(strategy, {}, plan, Feedback(scores))
-    engine.apply(step.update)
+    update = update_of(plan, step.coefficients, step.alpha)
+    engine.apply(update)
     updated = time.perf_counter()
     list(engine.evaluate([Job(1, plan.sigma, (UNPERTURBED,), prompts, sampling)]))
     weights = 2 * info.coverage.total / 1e9
     assert len(rollouts) == (MEMBERS + 1) * len(prompts)
-    assert step.update.terms
+    assert update.terms
     return {
         "parameters (billions)": info.coverage.total / 1e9,
         "share perturbed": info.coverage.fraction,

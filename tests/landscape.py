@@ -12,7 +12,7 @@ from seedtune import strategies
 from seedtune.config.config import Config
 from seedtune.run.ledger import Record
 from seedtune.run.lineage import Lineage
-from seedtune.strategies.base import Feedback, tell
+from seedtune.strategies.base import Feedback, Step, tell, update_of
 from seedtune.strategies.shaping import member_rewards
 from seedtune.types import UNPERTURBED, Plan, Term, Update
 
@@ -107,6 +107,11 @@ def climb(
     return run
 
 
+def terms_of(plan: Plan, step: Step) -> tuple[Term, ...]:
+    """Where a step goes."""
+    return update_of(plan, step.coefficients, step.alpha).terms
+
+
 def recorded(plan: Plan, feedback: Feedback, step) -> Record:
     """The generation as a ledger has it after writing and reading."""
     made = Record(
@@ -119,10 +124,22 @@ def recorded(plan: Plan, feedback: Feedback, step) -> Record:
         tokens={},
         state=step.state,
         observation=step.observation,
-        decay=step.update.decay,
+        decay=step.decay,
         rollback_to=step.rollback_to,
     )
     return Record.from_json(json.loads(json.dumps(made.to_json())))
 
 
-__all__ = ["SIZE", "UNPERTURBED", "Climb", "applied", "climb", "evaluate", "noise", "quadratic", "recorded", "total"]
+__all__ = [
+    "SIZE",
+    "UNPERTURBED",
+    "Climb",
+    "applied",
+    "climb",
+    "evaluate",
+    "noise",
+    "quadratic",
+    "recorded",
+    "terms_of",
+    "total",
+]

@@ -189,7 +189,7 @@ class Trainer:
             },
             state=step.state,
             observation=step.observation,
-            decay=step.update.decay,
+            decay=step.decay,
             rollback_to=step.rollback_to,
         )
 

@@ -55,14 +55,15 @@ class Feedback:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What ``tell`` decides: a coefficient per member, α as it was used, the update they make, and the next state.
+    """What ``tell`` decides: a coefficient per member, α as it was used, the pull to θ₀, and the next state.
 
-    With ``rollback_to`` the weights go back to what they were after that many generations instead.
+    `update_of` makes the update of them.  With ``rollback_to`` the weights go back to what they were after that many
+    generations instead.
     """
 
     coefficients: tuple[float, ...]
     alpha: float
-    update: Update
+    decay: Decay | None = None
     state: State = field(default_factory=dict)
     observation: Observation = field(default_factory=dict)
     rollback_to: int | None = None

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from seedtune.strategies import step_estimates
-from seedtune.strategies.base import Feedback, Observation, State, Step, update_of
+from seedtune.strategies.base import Feedback, Observation, State, Step, directions
 from seedtune.strategies.collapse_guard import Guard
 from seedtune.strategies.observation import observe, radius_of
 from seedtune.strategies.step_size import Situation, StepSize
-from seedtune.types import Decay, Member, Plan, Update
+from seedtune.types import Decay, Member, Plan
 
 FeedbackShaping = Callable[[Feedback], tuple[float, ...]]
 Factor = Callable[[int, int], float]
@@ -86,9 +86,7 @@ class EvolutionStrategy:
         now = Situation(plan.sigma, len(plan.members), observation, after["averages"], factor)
         alpha, alpha_state = self.alpha.step(after["alpha"], now)
         pulls = plan.sigma / 2 if self.steady_pull else alpha
-        update = update_of(plan, coefficients, alpha, self._decay(pulls, moves=alpha != 0.0))
-        if not update.terms:
-            update = Update(plan.generation, ())
+        moves = alpha != 0.0 and any(directions(plan.members, coefficients).values())
         predicted = (
             state.get("predicted_gain", {})
             if alpha == 0.0
@@ -97,7 +95,7 @@ class EvolutionStrategy:
         return Step(
             coefficients,
             alpha,
-            update,
+            self._decay(pulls) if moves else None,
             _filled({**after, "alpha": alpha_state, "predicted_gain": predicted}),
             observation,
         )
@@ -144,11 +142,11 @@ class EvolutionStrategy:
         guard = {**self.guard.back(after["guard"]), "sigma": after["guard"]["sigma"]}
         mean, alpha = step_estimates.forgotten(after["averages"]), self.alpha.shrink(after["alpha"])
         state = {**after, "guard": guard, "averages": mean, "alpha": alpha}
-        return Step(coefficients, 0.0, Update(plan.generation, ()), _filled(state), observation, rollback_to=to)
+        return Step(coefficients, 0.0, None, _filled(state), observation, rollback_to=to)
 
-    def _decay(self, alpha: float, *, moves: bool) -> Decay | None:
+    def _decay(self, alpha: float) -> Decay | None:
         decay = Decay(min(1.0, alpha * self.decay.l2), alpha * self.decay.l1)
-        return decay if moves and (decay.l2 or decay.l1) else None
+        return decay if decay.l2 or decay.l1 else None
 
 
 def _filled(state: dict[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from seedtune.strategies.base import Feedback, Observation, State, Step, update_of
 from seedtune.strategies.es import EvolutionStrategy
-from seedtune.types import Plan, Shift, Term, Update
+from seedtune.types import Plan, Shift, Term
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,4 +58,4 @@ class LookAhead:
         before = state.get("inner", {})
         inner: dict[str, Any] = {**before, "members": before.get("members", 0) + len(plan.members)}
         after = {"inner": inner, "down": [list(term) for term in down]}
-        return Step(coefficients, 0.0, Update(plan.generation, ()), after)
+        return Step(coefficients, 0.0, state=after)

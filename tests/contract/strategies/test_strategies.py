@@ -99,7 +99,7 @@ def test_a_ledger_follows_from_its_own_rewards(config):
     for record in climb(config, 10).records:
         assert strategy.ask(state, record.plan.generation) == record.plan
         step = strategy.decide(state, record.plan, record.coefficients, record.observation)
-        assert (step.alpha, step.update.decay, step.rollback_to) == (record.alpha, record.decay, record.rollback_to)
+        assert (step.alpha, step.decay, step.rollback_to) == (record.alpha, record.decay, record.rollback_to)
         assert json.loads(json.dumps(step.state)) == record.state
         state = record.state
 

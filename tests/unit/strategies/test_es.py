@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.landscape import terms_of
 
 from seedtune import strategies
 from seedtune.config.config import Config
@@ -34,39 +35,44 @@ def test_asking_twice_gives_the_same_plan():
 
 
 def test_the_weight_of_a_pair_is_alpha_over_n_times_the_difference_of_its_coefficients():
-    step = tell(PAIRS, {}, PAIRS.ask({}, 2), Feedback(SCORES))
-    z = step.coefficients
+    plan = PAIRS.ask({}, 2)
+    step = tell(PAIRS, {}, plan, Feedback(SCORES))
+    z, terms = step.coefficients, terms_of(plan, step)
     expected = [(2, pair, 0.3 / 6 * (z[2 * pair] - z[2 * pair + 1])) for pair in range(3)]
-    assert [(t.generation, t.pair) for t in step.update.terms] == [(g, p) for g, p, _ in expected]
-    np.testing.assert_allclose([t.weight for t in step.update.terms], [w for *_, w in expected], rtol=1e-15)
+    assert [(t.generation, t.pair) for t in terms] == [(g, p) for g, p, _ in expected]
+    np.testing.assert_allclose([t.weight for t in terms], [w for *_, w in expected], rtol=1e-15)
 
 
 def test_without_pairs_the_weight_is_alpha_over_n_times_the_coefficient():
-    step = tell(SINGLES, {}, SINGLES.ask({}, 2), Feedback(SCORES[:5]))
-    assert step.update.terms == tuple(Term(2, i, 0.3 / 5 * z) for i, z in enumerate(step.coefficients))
+    plan = SINGLES.ask({}, 2)
+    step = tell(SINGLES, {}, plan, Feedback(SCORES[:5]))
+    assert terms_of(plan, step) == tuple(Term(2, i, 0.3 / 5 * z) for i, z in enumerate(step.coefficients))
 
 
 @pytest.mark.parametrize("shaping", ["zscore", "per_prompt"])
 @pytest.mark.parametrize("scores", [np.full((6, 4), 0.3), np.full((6, 4), math.nan)], ids=["tied", "failed"])
 def test_all_tied_or_failed_members_give_an_empty_update(shaping, scores):
     strategy = strategies.create(Config(population=6, sigma=0.1, alpha=0.3, shaping=shaping))
-    step = tell(strategy, {}, strategy.ask({}, 0), Feedback(scores))
-    assert step.update.terms == ()
+    plan = strategy.ask({}, 0)
+    step = tell(strategy, {}, plan, Feedback(scores))
+    assert terms_of(plan, step) == ()
     assert step.coefficients == (0.0,) * 6
 
 
 def test_a_pair_whose_members_tie_has_no_term():
     scores = SCORES.copy()
     scores[3] = scores[2]
-    assert [term.pair for term in tell(PAIRS, {}, PAIRS.ask({}, 0), Feedback(scores)).update.terms] == [0, 2]
+    plan = PAIRS.ask({}, 0)
+    assert [term.pair for term in terms_of(plan, tell(PAIRS, {}, plan, Feedback(scores)))] == [0, 2]
 
 
 def test_a_failed_member_leaves_its_twin_in_the_update():
     scores = SCORES.copy()
     scores[1] = math.nan
-    step = tell(PAIRS, {}, PAIRS.ask({}, 0), Feedback(scores))
+    plan = PAIRS.ask({}, 0)
+    step = tell(PAIRS, {}, plan, Feedback(scores))
     assert step.coefficients[1] == 0.0
-    assert step.update.terms[0].weight == 0.3 / 6 * step.coefficients[0]
+    assert terms_of(plan, step)[0].weight == 0.3 / 6 * step.coefficients[0]
 
 
 @given(order=st.permutations(range(6)))
@@ -96,9 +102,10 @@ def test_the_step_of_subspaces_is_that_of_copes():
     settings = {"population": 8, "sigma": 0.1, "alpha": 0.3, "antithetic": False}
     copes, control = (strategies.create(Config(**settings, subspaces=k)) for k in (4, 1))
     scores = np.random.default_rng(0).normal(size=(8, 2))
-    steps = [tell(one, {}, one.ask({}, 0), Feedback(scores)) for one in (copes, control)]
-    plain = [term.weight for term in steps[1].update.terms]
-    np.testing.assert_allclose([term.weight for term in steps[0].update.terms], [2.0 * w for w in plain], rtol=1e-14)
+    plans = [one.ask({}, 0) for one in (copes, control)]
+    steps = [tell(one, {}, plan, Feedback(scores)) for one, plan in zip((copes, control), plans, strict=True)]
+    made, plain = ([term.weight for term in terms_of(*pair)] for pair in zip(plans, steps, strict=True))
+    np.testing.assert_allclose(made, [2.0 * w for w in plain], rtol=1e-14)
 
 
 def test_the_configuration_says_how_steps_are_made():

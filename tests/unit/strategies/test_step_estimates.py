@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from tests.landscape import SIZE, climb, evaluate, noise
+from tests.landscape import SIZE, climb, evaluate, noise, terms_of
 
 from seedtune import strategies
 from seedtune.config.config import Config
@@ -106,7 +106,7 @@ def radii(evaluate_at, generations):
     for generation in range(generations):
         plan = strategy.ask(state, generation)
         step = tell(strategy, state, plan, evaluate_at(plan, theta))
-        for term in step.update.terms:
+        for term in terms_of(plan, step):
             theta = theta + term.weight * noise(term.generation, term.pair)
         state = step.state
         found.append(state["alpha"]["radius"])

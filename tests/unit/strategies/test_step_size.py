@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from tests.landscape import SIZE, climb, evaluate, noise
+from tests.landscape import SIZE, climb, evaluate, noise, terms_of
 
 from seedtune import strategies
 from seedtune.config.config import Config
@@ -45,7 +45,7 @@ def observation_of(strategy, scores, unperturbed=None, share=0.0):
 def test_the_step_has_the_length_that_was_decided(strategy):
     plan = strategy.ask({}, 0)
     step = tell(strategy, {}, plan, evaluate(plan, np.ones(SIZE)))
-    moved = sum(term.weight * noise(term.generation, term.pair) for term in step.update.terms)
+    moved = sum(term.weight * noise(term.generation, term.pair) for term in terms_of(plan, step))
     radius = step.state["alpha"]["radius"]
     assert np.linalg.norm(moved) == pytest.approx(radius * plan.sigma * math.sqrt(SIZE), rel=0.03)
     assert radius_of(step.alpha, plan.sigma, step.observation, 32) == pytest.approx(radius, rel=1e-12)

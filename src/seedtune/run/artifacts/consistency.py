@@ -145,7 +145,7 @@ def _check_observation(where: str, record: Record) -> None:
 
 def _check_decision(where: str, step: Step, record: Record) -> None:
     """α, decay and the way back are functions of what was recorded: equal bit for bit."""
-    made = {"alpha": step.alpha, "decay": step.update.decay, "rollback_to": step.rollback_to}
+    made = {"alpha": step.alpha, "decay": step.decay, "rollback_to": step.rollback_to}
     for name, expected in made.items():
         found = getattr(record, name)
         if found != expected:
