@@ -113,7 +113,7 @@ def test_running_workers_are_shown_and_resized_from_outside(tmp_path, reference)
     assert [done.returncode for done in told] == [0, 0], told
     assert "toy-0" in told[0].stdout
     runs.assert_same_run(root, reference)
-    assert "no fleet is at" in runs.only_line(*_ended(runs.cli("ray", "status", root)))
+    assert "no Ray workers are at" in runs.only_line(*_ended(runs.cli("ray", "status", root)))
 
 
 def _ended(done: subprocess.CompletedProcess[str]) -> tuple[int, str]:
