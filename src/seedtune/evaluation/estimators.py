@@ -142,7 +142,7 @@ def _estimate(mean: float, drawn: Floats, known: int, tail: float) -> Estimate:
 def _resampled(columns: Floats, known: NDArray[np.bool_], seed: int, resamples: int) -> Floats:
     """(resamples, measures) means."""
     prompts, made = len(columns), []
-    address = noise.Address(noise.key(seed, "bootstrap"), noise.Stream.ORDER)
+    address = noise.Address(noise.key_for(seed, noise.Purpose.BOOTSTRAP), noise.Stream.ORDER)
     size = max(1, _CHUNK // max(1, prompts))
     for first in range(0, resamples if prompts else 0, size):
         rows = min(size, resamples - first)

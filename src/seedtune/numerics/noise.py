@@ -28,7 +28,7 @@ from __future__ import annotations
 import hashlib
 import math
 from dataclasses import dataclass, replace
-from enum import IntEnum
+from enum import IntEnum, StrEnum
 from functools import lru_cache
 from statistics import NormalDist
 from typing import Any
@@ -67,6 +67,17 @@ class Stream(IntEnum):
     ORDER = 6
 
 
+class Purpose(StrEnum):
+    """What numbers are drawn for besides weights. The values are hashed into keys, fixed for ever."""
+
+    PROMPT_ORDER = "prompt order"
+    SAMPLING = "sampling"
+    TASK = "task"
+    HELD_OUT = "held-out rows"
+    BOOTSTRAP = "bootstrap"
+    TOY_MODEL = "toy"
+
+
 GAUSSIAN, FACTOR_A, FACTOR_B, ROUNDING, SUBSPACE, SAMPLING, ORDER = Stream
 
 
@@ -89,6 +100,11 @@ class Address:
         _check("stream", self.stream, 256)
         _check("generation", self.generation, WORD_LIMIT)
         _check("pair", self.pair, WORD_LIMIT)
+
+
+def key_for(seed: int, purpose: Purpose, name: str = "") -> tuple[int, int]:
+    """Philox key of what is drawn for a purpose, as `key` of "purpose name"."""
+    return key(seed, f"{purpose} {name}" if name else purpose)
 
 
 def key(run_seed: int, name: str) -> tuple[int, int]:

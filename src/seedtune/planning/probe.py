@@ -134,7 +134,7 @@ def _draw(config: Config, task: Task, prompts: int | None) -> tuple[int, tuple[E
     if not task.train:
         raise DataError(f"the training data of task {task.name!r} is empty. Give at least one row with a 'prompt'.")
     count = max(2, config.prompts_per_generation) if prompts is None else prompts
-    address = noise.Address(noise.key(config.seed, "prompt order"), noise.Stream.ORDER, GENERATION)
+    address = noise.Address(noise.key_for(config.seed, noise.Purpose.PROMPT_ORDER), noise.Stream.ORDER, GENERATION)
     order = noise.permutation(address, len(task.train))
     return count, tuple(task.train[int(i)] for i in order[: max(count, USUAL)])
 

@@ -190,7 +190,7 @@ def _arithmetic() -> tuple[dict[str, Any], str]:
 
 
 def _normals(name: str, count: int) -> WeightArray:
-    return addressed.normals(addressed.Address(addressed.key(0, f"toy {name}")), 0, count)
+    return addressed.normals(addressed.Address(addressed.key_for(0, addressed.Purpose.TOY_MODEL, name)), 0, count)
 
 
 def _given(prompt: Prompt) -> tuple[str, ...]:

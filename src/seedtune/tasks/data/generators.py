@@ -44,7 +44,7 @@ class Draws:
 
 def candidates(seed: int, name: str) -> Iterator[Draws]:
     """The numbers of one candidate after the other, addressed by ``seed`` and ``name``."""
-    key = noise.key(seed, f"task {name}")
+    key = noise.key_for(seed, noise.Purpose.TASK, name)
     for block in itertools.count():
         numbers = noise.integers(noise.Address(key, noise.Stream.ORDER, block), 0, BLOCK * WIDTH)
         yield from (Draws(row) for row in numbers.reshape(BLOCK, WIDTH).tolist())

@@ -8,7 +8,7 @@ from seedtune.types import Example
 MOST = 128
 """Rows that are held out at the most: an evaluation should not take longer than the training."""
 
-_KEY = noise.key(0, "held-out rows")
+_KEY = noise.key_for(0, noise.Purpose.HELD_OUT)
 
 TrainTestSplit = tuple[tuple[Example, ...], tuple[Example, ...]]
 

@@ -23,7 +23,7 @@ def draws(sampling: Sampling, prompt: Prompt, sample: int) -> np.ndarray | None:
     if sampling.temperature == 0.0:
         return None
     turn = f" {prompt.turn}" if prompt.turn else ""
-    key = noise.key(sampling.seed, f"sampling {prompt.id}{turn}")
+    key = noise.key_for(sampling.seed, noise.Purpose.SAMPLING, f"{prompt.id}{turn}")
     address = noise.Address(key, noise.Stream.SAMPLING, sampling.generation, prompt.sample + sample)
     return noise.uniforms(address, 0, sampling.max_tokens)
 
