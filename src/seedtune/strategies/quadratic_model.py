@@ -50,7 +50,7 @@ from seedtune.strategies.shaping import fill_missing
 Floats = NDArray[np.float64]
 
 TINY = 1e-9
-"""Lower bound of errors, as a share of the rewards' size (squared for variances), so that ties get no infinite weight."""
+"""Lower bound of errors, as a share of the rewards' size (squared for variances): ties get no infinite weight."""
 
 
 MARGIN = 0.75
@@ -182,9 +182,7 @@ def fit(responses: Sequence[Response]) -> Law:
 
 
 def _slope(x: Floats, y: Floats, errors: Floats, scales: Floats) -> tuple[float, float]:
-    """Return the slope of y = slope·x, weighted by 1/scales², and its standard error if all errors are fully
-    correlated.
-    """
+    """Return the slope of y = slope·x, weighted by 1/scales², and its standard error for fully correlated errors."""
     pull = x / scales**2
     information = float((pull * x).sum())
     return float((pull * y).sum()) / information, float((pull * errors).sum()) / information

@@ -176,7 +176,7 @@ SAME = 0.01
 
 
 def predicted_gain(observation: Observation, radius: float, sigma: float, averages: Averages) -> dict[str, float]:
-    """Predict the gain and cost of a step of ``radius``, with the reward before it; empty if nothing can be compared."""
+    """Predict the gain and cost of a step of ``radius``, with the reward before it; empty if nothing is comparable."""
     gained, bent = observation["slope"] * radius, observation["spread"] * radius * radius
     if "reward_error" not in observation or not 0.0 < gained < math.inf:
         return {}
