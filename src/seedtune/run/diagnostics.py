@@ -22,10 +22,7 @@ from seedtune.types import Decay, Update
 Numbers = dict[str, Any]
 
 CLEAR_SHARE, CLEAR_AFTER = 0.1, 5
-"""An average success rate (share of members that beat the unperturbed model) below this, over so many generations,
-raises
-an alarm.
-"""
+"""Alarm limit of the average share of members that beat the unperturbed model, and generations before it applies."""
 
 
 def observation_metrics(record: Record) -> Numbers:
@@ -48,9 +45,7 @@ def observation_metrics(record: Record) -> Numbers:
 
 
 def observation_alarms(record: Record) -> list[str]:
-    """Return alarms for a σ at which hardly any member beats the unperturbed model, and for members that differ without
-    a step.
-    """
+    """Alarm if hardly any member beats the unperturbed model (σ too large), or if members differ but no step is made."""
     if any(record.coefficients) and not record.observation and record.alpha == 0.0 and not _intended(record):
         return ["only one noise sample has rewards, too few for an adaptive step. Check the reward function."]
     averages = _averages(record)
@@ -94,8 +89,9 @@ def predicted_drift(updates: Sequence[Update], parameters: int) -> float:
 
 
 def _kept(spread: float, decay: Decay) -> float:
-    """Factor by which a decay shrinks the deviation s of normal elements: E (|x| − t)₊² = (s² + t²)·2Q(t/s) −
-    2ts·φ(t/s).
+    """Factor by which a decay shrinks normal elements' deviation s.
+
+    E (|x| − t)₊² = (s² + t²)·2Q(t/s) − 2ts·φ(t/s).
     """
     factor = 1.0 - decay.l2
     scale = factor * spread
@@ -141,8 +137,9 @@ class Diagnostics:
 
 
 def divergence(engine: Engine, config: Config, outcome: Outcome) -> float | None:
-    """KL(current ‖ base) in nats per token of the completions: mean r − log r − 1, r = π_base/π_current; None without
-    tokens.
+    """KL(current ‖ base) in nats per token of the completions; None if they have no tokens.
+
+    The mean of r − log r − 1, r = π_base/π_current.
     """
     prompts = [prompt_of(config, outcome.examples[rollout.prompt]) for rollout in outcome.rollouts]
     answers = [rollout.token_ids for rollout in outcome.rollouts]

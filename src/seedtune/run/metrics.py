@@ -41,7 +41,7 @@ def member_metrics(rewards: Floats) -> dict[str, float | None]:
 
 
 def prompt_metrics(scores: Floats, asked: NDArray[np.bool_] | None = None) -> dict[str, float]:
-    """Share of prompts on which all members tie, and share of missing scores among those ``asked`` for (default: all)."""
+    """Share of prompts on which all members tie, and of missing scores among those ``asked`` for (default: all)."""
     return {
         "frac_reward_zero_std": float(np.mean([_tied(column) for column in scores.T])),
         "frac_reward_missing": float(np.isnan(scores if asked is None else scores[asked]).mean()),

@@ -24,14 +24,14 @@ SHARED = ("dtype", "trust_remote_code")
 """Settings with the same meaning in every engine that has them."""
 
 REPLAYS = {"vllm": "transformers"}
-"""Engine of a run (of its Ray workers) → engine that replays its weights without generating: it starts at once,
-anywhere.
+"""Engine of a run (of its Ray workers) → engine that replays its weights when no completions are needed.
+
+The replaying engine starts at once, on any machine.
 """
 
 
 def with_settings(recorded: Config, sets: Iterable[str]) -> Config:
-    """Override a run's settings with ``key=value`` ones; another engine keeps the run's precision unless they change
-    it.
+    """Override a run's settings with ``key=value`` ones; another engine keeps the run's precision by default.
 
     Every engine has a section of its name.
     ConfigError names an unknown setting or an invalid value.
@@ -47,8 +47,7 @@ def with_settings(recorded: Config, sets: Iterable[str]) -> Config:
 
 
 def for_weights(recorded: Config, sets: Iterable[str] = (), *, model: str | None = None) -> Config:
-    """Return the settings that replay a run's weights: its own with ``sets`` on top, by default on the engine of
-    `REPLAYS`.
+    """Return the settings that replay a run's weights: its own with ``sets`` on top, and the engine of `REPLAYS`.
 
     ConfigError names a setting in ``sets`` that results depend on.
     """
@@ -90,9 +89,7 @@ def _shared(own: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
 
 
 def _of_results(config: Config) -> dict[str, Any]:
-    """Return the settings that results depend on, besides the engine; fingerprints verify that its weights are the
-    same.
-    """
+    """Return the settings that results depend on, besides the engine; fingerprints verify the engine's weights."""
     how = ("engine", "members_per_job", "max_staleness", *ENGINES)
     return {name: value for name, value in config.identity().items() if name not in how}
 
