@@ -45,7 +45,7 @@ def observation_metrics(record: Record) -> Numbers:
 
 
 def observation_alarms(record: Record) -> list[str]:
-    """Alarm if hardly any member beats the unperturbed model (σ too large), or if members differ but no step is made."""
+    """Alarm if hardly any member beats the unperturbed model, or if members differ but no step is made."""
     if any(record.coefficients) and not record.observation and record.alpha == 0.0 and not _intended(record):
         return ["only one noise sample has rewards, too few for an adaptive step. Check the reward function."]
     averages = _averages(record)

@@ -126,7 +126,7 @@ class RunPaths:
         return self.root / "report.html"
 
     def holdings(self) -> set[str]:
-        """List the names in the run directory, without hidden (half-written) files.  Raises RunError if it is a file."""
+        """List the names in the run directory, without hidden (half-written) files; RunError if it is a file."""
         if self.root.exists() and not self.root.is_dir():
             raise RunError(f"the run directory {str(self.root)!r} is a file. Choose another output_dir.")
         entries = self.root.iterdir() if self.root.exists() else ()

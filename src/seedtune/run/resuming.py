@@ -118,9 +118,7 @@ def mend(paths: directory.RunPaths, contents: ledger.Contents) -> None:
 
 
 def _place(row: dict[str, Any]) -> tuple[int, int]:
-    """Sort key: a generation's own line, then its evaluation, then changes from there on; the initial products line
-    first.
-    """
+    """Sort by generation: its own line, its evaluation, then changes from there on; the initial products line first."""
     generation = row["generation"]
     if "products" in row:
         return generation, 2 if generation else -1

@@ -101,7 +101,7 @@ EMPTIER = 0.2
 """Alarm limit of the share of empty completions, minus the base model's."""
 
 LONGER, SHORTER = 3.0, 0.1
-"""Alarm limits of the mean length over the base model's; far apart, since completions are often meant to get shorter."""
+"""Alarm limits of the mean length over the base model's; wide, since completions are often meant to get shorter."""
 
 SHIFTED = 0.2
 """Alarm limit of the share of letters in other scripts than the base model's."""
