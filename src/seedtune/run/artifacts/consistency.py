@@ -86,9 +86,7 @@ class _Asked:
     """Member → the reason why it is not open any more."""
 
     def expected(self, asked: Plan, recorded: Plan) -> Plan:
-        """Return the strategy's plan ``asked``, with the members that a generation with the ``recorded`` ones must
-        have.
-        """
+        """Return the strategy's plan ``asked`` with the members it must have, given those of the ``recorded`` plan."""
         now = asked.generation
         for member in [member for member, since in self.open.items() if now - since > self.max_staleness]:
             self.fate[member] = (
@@ -175,10 +173,11 @@ def _exactly(where: str, record: Record, coefficients: Sequence[float]) -> Exten
 
 
 def _up_to_a_factor(where: str, record: Record, coefficients: Sequence[float]) -> Extent:
-    """Check that z = k·zscore(R) for an unknown 0 ≤ k ≤ 1: scores centered per prompt and averaged are centered on
-    average.
+    """Check that z = k·zscore(R) for an unknown 0 ≤ k ≤ 1.
 
-    k is the standard deviation of the mean rewards over that of all centered scores, which are not recorded.
+    Scores that are centered per prompt and then averaged are centered on average; k is the standard deviation of the
+    mean
+    rewards over that of all centered scores, which are not recorded.
     """
     unit, found = standardise(np.array(record.rewards)), np.array(record.coefficients)
     if not unit.any():
