@@ -97,10 +97,10 @@ def is_run(what: str | Path) -> bool:
 
 
 def settings_of(what: str | Path, *, file: Path | None = None, sets: Sequence[str] = ()) -> Config:
-    """Return the generation settings for ``what``: a run's own, or those of ``file`` (say, RUN/config.yaml), with
-    ``sets``.
+    """Return the settings for evaluating ``what``: a run's own, or those of ``file`` (say, RUN/config.yaml).
 
-    ``sets`` override single settings.  Raises ConfigError if ``what`` is a run and ``file`` is given.
+    ``sets`` override single settings.  Raises ConfigError for an unknown setting, or if ``what`` is a run and ``file``
+    is given; `evaluate` raises it for a change that the weights of a run depend on.
     """
     if not is_run(what):
         named = {"model": str(what)}
@@ -122,10 +122,8 @@ def evaluate(
     """Evaluate a model (folder, id, built-in name) or a run after ``generation`` generations (all by default).
 
     ``on``: tasks or names of built-in ones; the configured task by default.  ``config`` has the generation settings,
-    see
-    `settings_of`; completions are greedy whatever its temperature, and ``eval_config`` says what is sampled in
-    addition.
-    Weights are loaded once for all tasks.  Raises ConfigError, RunError, LedgerError or RewardError.
+    see `settings_of`; completions are greedy whatever its temperature, and ``eval_config`` says what is sampled in
+    addition. Weights are loaded once for all tasks.  Raises ConfigError, RunError, LedgerError or RewardError.
     """
     eval_config = eval_config or EvalConfig()
     if eval_config.prompt_baseline:
@@ -184,9 +182,7 @@ def _model(what: str, config: Config, eval_config: EvalConfig) -> tuple[Opened, 
 
 
 def _run(root: Path, config: Config, progress: replay.Progress | None) -> tuple[Opened, Goals]:
-    """Return a context manager that opens a run after some generations, and the wanted generations, requested one
-    first.
-    """
+    """Return a context manager that opens a run at a generation, and the generations to open, requested one first."""
     recorded, contents = recorded_config.run_config(root), ledger.read(directory.RunPaths(root).ledger)
     recorded_config.check_same_run(root, contents.header, recorded)
     names = [name for name, _, _ in ledger.differences(recorded.model_dump(), config.model_dump())]

@@ -138,8 +138,10 @@ def check_eval_config(task: Task, eval_config: EvalConfig) -> None:
 
 
 def _answer(engine: Engine, task: Task, config: Config, eval_config: EvalConfig) -> Outcome:
-    """Complete the held-out prompts with the draws of generation 0, so that equal weights give equal completions in any
-    run.
+    """Complete the held-out prompts.
+
+    The draws are always those of generation 0, so that equal weights give equal completions, whichever run they are
+    from.
     """
     examples = held_out(task, config, eval_config.limit)
     with activities.doing(f"held-out prompts of {task.name}"):

@@ -69,12 +69,11 @@ def _averages(record: Record) -> Any:
 def predicted_drift(updates: Sequence[Update], parameters: int) -> float:
     """‖θ − θ₀‖ of a random walk, √(d Σ w²): with z-scores α√(T·d/N) (arXiv 2605.30148).
 
-    The weights of reused noise are summed before they are squared.  An L2 anchor shrinks everything before it; for
-    an L1
-    anchor, elements are assumed to be normal, so that it shrinks their spread by a known factor.
+    The weights of reused noise are summed before they are squared.  An L2 anchor shrinks everything before it; for an
+    L1 anchor, elements are assumed to be normal, so that it shrinks their spread by a known factor.
     """
     weights: dict[tuple[int, int], float] = {}
-    square, left = 0.0, 1.0  # Σ w² of the weights as they are kept, which stand for ``left`` times as much
+    square, left = 0.0, 1.0  # Σ w² of the stored weights; the true ones are ``left`` times as large
     for update in updates:
         for term in update.terms:
             place = (term.generation, term.pair)

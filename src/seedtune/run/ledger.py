@@ -283,7 +283,7 @@ def _is_note(data: Mapping[str, Any], contents: Contents) -> bool:
 def _malformed(path: Path, number: int, error: Exception) -> LedgerError:
     return LedgerError(
         f"{path} line {number} has a good checksum but is no line that seedtune writes ({type(error).__name__}: "
-        f"{error}): somebody edited it and sealed it again. Restore the file from a copy."
+        f"{error}): it was edited and sealed again. Restore the file from a copy."
     )
 
 

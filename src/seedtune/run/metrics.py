@@ -78,10 +78,9 @@ def failure_alarms(failed: Mapping[str, int], rollouts: int) -> list[str]:
 def completion_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:
     """Completion lengths in tokens, and the shares of truncated, duplicate and repeating completions.
 
-    ``duplicate_ratio``: rollouts whose text equals that of another member on the same prompt (samples of one
-    member may be equal).  ``repeating_ratio``: rollouts in which over a fifth of the three-token sequences in the
-    last 64
-    tokens occurred before in these.
+    ``duplicate_ratio``: rollouts whose text equals that of another member on the same prompt (samples of one member may
+    be equal).  ``repeating_ratio``: rollouts in which over a fifth of the three-token sequences in the last 64 tokens
+    occurred before in these.
     """
     lengths = np.array([length(rollout) for rollout in rollouts])
     return {

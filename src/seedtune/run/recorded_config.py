@@ -37,7 +37,7 @@ def with_settings(recorded: Config, sets: Iterable[str]) -> Config:
     ConfigError names an unknown setting or an invalid value.
     """
     listed, data = list(sets), recorded.model_dump()
-    for name in {*ENGINES} & data.keys() - {"ray"}:  # weights depend on no arithmetic: any machine brings them back
+    for name in {*ENGINES} & data.keys() - {"ray"}:  # weights do not depend on it: any machine can replay them
         data[name]["products"] = "auto"
     engine = override({"engine": recorded.engine}, _of_engine(listed))["engine"]
     if engine not in (recorded.engine, *recorded.kinds) and engine in ENGINES:

@@ -164,8 +164,7 @@ def fit(responses: Sequence[Response]) -> Law:
     """Fit by weighted least squares over the responses; each coefficient is then taken to be positive.
 
     All σ share members and prompts, so their errors are treated as fully correlated: more σ stabilise the fit and do
-    not
-    count as independent.
+    not count as independent.
     """
     size = max((abs(r.unperturbed) + r.spread for r in responses), default=0.0) or 1.0
     squares = np.array([r.sigma**2 for r in responses])
@@ -191,7 +190,7 @@ def _slope(x: Floats, y: Floats, errors: Floats, scales: Floats) -> tuple[float,
 def positive_mean(value: float, error: float) -> float:
     """The mean of a normal variable (``value``, ``error``) given that it is positive."""
     a = value / error
-    if a < -30:  # the tail's expansion, before Φ is no longer a number above 0
+    if a < -30:  # asymptotic expansion of the tail, before Φ underflows to 0
         return -error / a
     density = math.exp(-a * a / 2) / math.sqrt(2 * math.pi)
     return value + error * density / (0.5 * math.erfc(-a / math.sqrt(2)))

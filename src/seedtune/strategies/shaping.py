@@ -90,7 +90,7 @@ def per_prompt(scores: Scores) -> Vector:
     if spread == 0.0 or _tied(centered, np.abs(filled[valid]).max()):
         return result
     means = centered.mean(axis=1)
-    if not _tied(means, np.abs(filled[valid]).max()):  # prompts may set members apart that are equal over all
+    if not _tied(means, np.abs(filled[valid]).max()):  # members may differ on prompts and yet tie on average
         result[valid] = means / spread
     return result
 

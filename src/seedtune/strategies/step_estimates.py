@@ -71,7 +71,7 @@ def averaged(before: Averages, observation: Observation, realized: tuple[float, 
     }
     weight = max(1.0 / (seen + 1), 1.0 - MEMORY)
     mean = {name: before[name] + weight * (value - before[name]) for name, value in now.items()}
-    if "curvature" in observation and "curvature_error" not in before:  # the unperturbed model was never scored so far
+    if "curvature" in observation and "curvature_error" not in before:  # first score of the unperturbed model
         mean |= {"curvature": now["curvature"], "success_rate": now["success_rate"]}
     for name, unit in (("shared_error", spread * spread), ("curvature_error", spread)):
         if name in observation:
@@ -105,10 +105,8 @@ def reliability(averages: Averages) -> float:
     """Estimate the part of the slope that holds over all training prompts, in [0, 1].
 
     Three estimates are combined in inverse proportion to their squared errors: the prior (`USUAL` ± `UNUSUAL` at the
-    start
-    of a run, decaying to a quarter of its weight); the correlation between different prompts, which says less the
-    larger a
-    generation's share of the training prompts is; and the fraction of the predicted gain that steps realized.
+    start of a run, decaying to a quarter of its weight); the correlation between different prompts, which says less the
+    larger a generation's share of the training prompts is; and the fraction of the predicted gain that steps realized.
     The reliability cannot be negative, but the mean of the three can: the result is the mean of a normal variable given
     that it is positive.  So a few unlucky generations shorten steps but do not stop them.
     """
@@ -137,10 +135,9 @@ def curvature(averages: Averages) -> float:
     """Estimate κ, the cost of a step of a member's length, in reward spreads; at least `BEND`.
 
     Before anything is measured, the curvature is (0 ± `DOUBT`).  With a measured curvature, c ± e, it is the mean of
-    both
-    in inverse proportion to their squared errors.  It is taken to be positive: the estimate is the mean of a normal
-    variable given that it is positive.  `BEND` is added, because c is the cost of random directions, and an update's
-    direction is one along which rewards differ most.
+    both in inverse proportion to their squared errors.  It is taken to be positive: the estimate is the mean of a
+    normal variable given that it is positive.  `BEND` is added, because c is the cost of random directions, and an
+    update's direction is one along which rewards differ most.
     """
     trust = _trust(averages)
     return BEND + _rounded(positive_mean(trust and trust * averages["curvature"], curvature_error(averages)))

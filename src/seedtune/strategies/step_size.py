@@ -64,13 +64,11 @@ class ConstantAlpha:
 class Adaptive:
     """The step of largest gain in the second-order model of the population (see `seedtune.strategies.observation`).
 
-    Measured in lengths of a member's perturbation, gain(ρ) = slope·reliability·ρ − κρ² is largest at
-    ρ* = slope·reliability/(2κ), κ being the estimated curvature (`step_estimates.curvature`).  The slope is this
-    generation's; reliability and κ are averages over about ten.  Members were measured at distance 1 only, so ρ is
-    at most
-    ``longest``; a run without ``start`` begins as if its last step had had that length.  α = ρ·N·σ/‖w‖ then gives
-    the step
-    exactly this length.
+    Measured in lengths of a member's perturbation, gain(ρ) = slope·reliability·ρ − κρ² is largest at ρ* =
+    slope·reliability/(2κ), κ being the estimated curvature (`step_estimates.curvature`).  The slope is this
+    generation's; reliability and κ are averages over about ten.  Members were measured at distance 1 only, so ρ is at
+    most ``longest``; a run without ``start`` begins as if its last step had had that length.  α = ρ·N·σ/‖w‖ then gives
+    the step exactly this length.
     """
 
     longest: float = 1.25

@@ -66,7 +66,7 @@ def _check(where: str, strategy: Strategy, config: Config, place: tuple[State, R
     _check_observation(where, record)
     step = strategy.decide(state, record.plan, record.coefficients, record.observation)
     _check_decision(where, step, record)
-    if record.state:  # ledgers of the first strategies, which had nothing to remember, hold none
+    if record.state:  # empty in ledgers of the first strategies, which had no state
         _check_state(where, step.state, record.state)
     return extent
 
@@ -176,8 +176,7 @@ def _up_to_a_factor(where: str, record: Record, coefficients: Sequence[float]) -
     """Check that z = k·zscore(R) for an unknown 0 ≤ k ≤ 1.
 
     Scores that are centered per prompt and then averaged are centered on average; k is the standard deviation of the
-    mean
-    rewards over that of all centered scores, which are not recorded.
+    mean rewards over that of all centered scores, which are not recorded.
     """
     unit, found = standardise(np.array(record.rewards)), np.array(record.coefficients)
     if not unit.any():

@@ -151,7 +151,7 @@ def _by_member(what: str, a: tuple[Record, Sequence[float]], b: tuple[Record, Se
         return []
     labels = [member.label(a[0].plan.generation) for member in a[0].plan.members]
     rows = zip(labels, a[1], b[1], strict=True)
-    # repr shows every bit, and NaN, which is no number that equals itself.
+    # repr shows every bit, and makes NaN equal to NaN.
     changed = [f"{label}: {one!r} and {two!r}" for label, one, two in rows if repr(one) != repr(two)]
     return _listed(what, changed, len(labels))
 

@@ -169,11 +169,9 @@ def unpack_run(
 ) -> Export:
     """Rebuild a packed fine-tune from its base model and write it as a Hugging Face folder.
 
-    The tensors equal those written by ``export_run`` bit for bit.  ``sets`` are ``key=value`` settings that weights
-    do not
-    depend on (``transformers.device=cpu``).  Raises PackError, and writes nothing, if ``file`` is not a pack,
-    truncated,
-    edited or too new, if ``base`` is another base model, or if the rebuilt weights differ.
+    The tensors equal those written by ``export_run`` bit for bit.  ``sets`` are ``key=value`` settings that weights do
+    not depend on (``transformers.device=cpu``).  Raises PackError, and writes nothing, if ``file`` is not a pack,
+    truncated, edited or too new, if ``base`` is another base model, or if the rebuilt weights differ.
     """
     path, target = Path(file), Path(output)
     check_output(target)

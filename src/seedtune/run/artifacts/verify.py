@@ -56,13 +56,10 @@ def verify_run(
 ) -> Verification:
     """Replay ``run`` from its base model alone and compare every fingerprint its ledger holds.
 
-    ``model`` is the present location of the base model; ``sets`` are ``key=value`` settings that results do not
-    depend on,
-    including ``engine`` (by default the transformers engine replays a run of vLLM's); with ``snapshots``, the
-    snapshots on
-    disk must hold the replayed weights, too.  Raises LedgerError for a corrupted line, a record that does not follow
-    from
-    its rewards, another base model, or the first recorded fingerprint that is not reproduced.
+    ``model`` is the present location of the base model; ``sets`` are ``key=value`` settings that results do not depend
+    on, including ``engine`` (by default the transformers engine replays a run of vLLM's); with ``snapshots``, the
+    snapshots on disk must hold the replayed weights, too.  Raises LedgerError for a corrupted line, a record that does
+    not follow from its rewards, another base model, or the first recorded fingerprint that is not reproduced.
     """
     root = Path(run)
     contents = ledger.read(directory.RunPaths(root).ledger)
