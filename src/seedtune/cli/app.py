@@ -369,7 +369,7 @@ def _dry_run(trainer: Trainer) -> None:
 
 
 def _run(trainer: Trainer, *, resume: bool) -> None:
-    """Train with progress; an interrupt says how to go on."""
+    """Train with progress output; an interrupt prints how to resume."""
     from seedtune.cli.commands import run_training
 
     run_training(trainer, resume=resume)

@@ -75,7 +75,7 @@ MACHINES = {
 """Datasheet figures: memory bandwidth (GB/s), dense bfloat16 or float16 TFLOP/s, memory (GB); SXM by default."""
 
 CPU = "cpu"
-"""This machine, which is measured."""
+"""Name of this machine, which is measured."""
 
 
 def parse_device(text: str) -> tuple[int, str]:

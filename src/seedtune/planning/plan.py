@@ -53,7 +53,7 @@ class MemoryEstimate:
 
     @property
     def total(self) -> float:
-        """Everything but ``packed``, which only CPUs have."""
+        """The sum of all parts except ``packed``, which only CPUs have."""
         return self.weights + self.current_weights + self.cache + self.factors + self.logits
 
 

@@ -227,7 +227,7 @@ def _verify(path: Path, number: int, line: bytes, previous: str) -> tuple[dict[s
 
 
 def _verify_tail(path: Path, number: int, tail: bytes, previous: str) -> None:
-    """Accept a torn last line; raise LedgerError for a whole line that only lacks its newline."""
+    """Accept a torn last line; raise LedgerError if it is a whole line of which only the newline was changed."""
     if matching(tail[:-1], previous) is not None:
         raise _corrupted(path, number)
 

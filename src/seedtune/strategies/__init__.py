@@ -1,4 +1,4 @@
-"""Strategies decide which members to evaluate and what to make of their rewards."""
+"""Strategies: choose the members of a generation, and turn their rewards into an update."""
 
 from __future__ import annotations
 

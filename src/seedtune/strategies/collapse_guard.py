@@ -61,7 +61,7 @@ class Guard:
         return {"seen": self.quiet + 1, **kept}
 
     def _noise(self, state: State, reward: float, seen: int) -> float:
-        """Update the noise estimate, over more generations than the level and without the jump of a collapse itself."""
+        """Update the noise estimate, over more generations than the level; the jump of a collapse is bounded."""
         if seen < 2:
             return 0.0
         apart: float = reward - state["last"]

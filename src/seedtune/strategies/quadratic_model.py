@@ -188,7 +188,7 @@ def _slope(x: Floats, y: Floats, errors: Floats, scales: Floats) -> tuple[float,
 
 
 def positive_mean(value: float, error: float) -> float:
-    """The mean of a normal variable (``value``, ``error``) given that it is positive."""
+    """Mean of a normal variable (``value``, standard error ``error``) given that it is positive."""
     a = value / error
     if a < -30:  # asymptotic expansion of the tail, before Φ underflows to 0
         return -error / a
@@ -198,7 +198,7 @@ def positive_mean(value: float, error: float) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Stride:
-    """The best step at one σ: x = α/σ, the expected gain of a generation, κ, and whether the cap bounds x."""
+    """The best step at one σ: x = α/σ, the expected gain of a generation, κ, and whether the cap limits x."""
 
     ratio: float
     gain: float

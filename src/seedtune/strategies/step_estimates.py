@@ -56,8 +56,9 @@ def informative(observation: Observation) -> bool:
 def averaged(before: Averages, observation: Observation, realized: tuple[float, float] = (0.0, 0.0)) -> Averages:
     """Add one generation's observation to the averages ``before``; an uninformative generation changes nothing.
 
-    The first few generations count equally, then older ones fade: there is no initial value.  ``realized`` is the
-    `realized_fraction` of the last step, with its precision.
+    The first few generations count equally, then older ones fade, so no initial value has an influence.
+    ``realized`` is
+    the `realized_fraction` of the last step, with its precision.
     """
     if not informative(observation):
         return before

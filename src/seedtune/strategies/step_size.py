@@ -76,7 +76,7 @@ class Adaptive:
     """Initial α; see `LEAP`."""
 
     def step(self, state: State, now: Situation) -> tuple[float, dict[str, Any]]:
-        """Return α = 0 and an unchanged state if the observation is uninformative."""
+        """Return α of the best radius; 0, and an unchanged state, if the observation is uninformative."""
         if not informative(now.observation):
             return 0.0, dict(state)
         longest = self.longest * state.get("factor", 1.0)
