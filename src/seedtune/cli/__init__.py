@@ -11,7 +11,7 @@ from seedtune.errors import SeedtuneError
 
 
 def main() -> None:
-    """Run a command; errors a user can cause are one line and exit code 1, an interrupt is 130."""
+    """Run a command; user errors are printed as one line with exit code 1, an interrupt exits with 130."""
     from seedtune.cli.app import app
     from seedtune.cli.console import error_console
     from seedtune.cli.signs import SignsOfLife
@@ -31,5 +31,5 @@ def main() -> None:
 
 
 def _interrupt(_signal: int, _frame: Any) -> None:
-    """A polite kill (a scheduler's, say) is an interrupt."""
+    """Treat SIGTERM (a scheduler's, say) as an interrupt."""
     raise KeyboardInterrupt

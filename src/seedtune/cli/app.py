@@ -1,4 +1,4 @@
-"""The commands.  Each imports what it needs when it runs, so that ``--help`` is quick."""
+"""Typer commands.  Each imports its dependencies when it runs, so that ``--help`` is fast."""
 
 from __future__ import annotations
 
@@ -235,7 +235,7 @@ def pack(
     """Write a fine-tune as one small file: kilobytes, whatever the size of the model.
 
     It holds the base model's fingerprint, the seeds and the coefficients; no rewards, prompts or answers.
-    Whoever has the base model gets the same weights, bit for bit, with: seedtune unpack BASE FILE -o DIR
+    With the base model, it gives the same weights, bit for bit: seedtune unpack BASE FILE -o DIR
 
     The first line of the file is JSON that says what it is: head -n 1 FILE
     """
@@ -369,7 +369,7 @@ def _dry_run(trainer: Trainer) -> None:
 
 
 def _run(trainer: Trainer, *, resume: bool) -> None:
-    """Train with progress; an interrupt says how to go on."""
+    """Train with progress output; an interrupt prints how to resume."""
     from seedtune.cli.commands import run_training
 
     run_training(trainer, resume=resume)

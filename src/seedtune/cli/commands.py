@@ -1,4 +1,4 @@
-"""What the commands do."""
+"""Implementation of the train, resume, export and samples commands."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from seedtune.trainer import Trainer
 
 DTYPES = ("float32", "bfloat16", "float16")
 MARKS = ("red", "bold green")
-"""What only the answer before has, and what only the answer after has."""
+"""Styles of text found only before training, and only after training."""
 
 
 def run_training(trainer: Trainer, *, resume: bool) -> None:
-    """Train, watch, and say what was made; Ctrl-C leaves a run that can be resumed (exit code 130)."""
+    """Train with progress lines, then print the results; after Ctrl-C the run can be resumed (exit code 130)."""
     lines = ProgressLines(console())
     trainer.callbacks = (lines,)
     try:
@@ -63,7 +63,7 @@ def _say_done(trainer: Trainer, lines: ProgressLines) -> None:
 
 
 def dry_run(trainer: Trainer) -> None:
-    """Load everything a run needs and show what it would do."""
+    """Load everything a run needs and print its size."""
     from seedtune import engines
 
     config = trainer.config
@@ -82,7 +82,7 @@ def dry_run(trainer: Trainer) -> None:
 
 
 def export_command(run: Path, wanted: tuple[Path, str | None], generation: int | None, sets: Sequence[str]) -> None:
-    """Export a run's model, as a folder in a precision, and say how to load it."""
+    """Export a run's model as a folder in a given dtype, and print how to load it."""
     output, dtype = wanted
     check_dtype(dtype)
     with ReplayProgress(console()) as progress:
@@ -91,13 +91,13 @@ def export_command(run: Path, wanted: tuple[Path, str | None], generation: int |
 
 
 def check_dtype(dtype: str | None) -> None:
-    """ConfigError if a model cannot be written in this precision."""
+    """Raise ConfigError if a model cannot be written in this dtype."""
     if dtype is not None and dtype not in DTYPES:
         raise ConfigError(f"--dtype {dtype!r} is not one of {', '.join(DTYPES)}.")
 
 
 def say_exported(done: Export, output: Path) -> None:
-    """What was written, what it took, and how to load it."""
+    """Print the result of an export, its duration, and how to load the model."""
     if done.replayed:
         console().print(f"replayed {done.replayed} generations in {done.seconds:.2f} s", soft_wrap=True)
     console().print(f"wrote the model after generation {done.generation} to {output}", soft_wrap=True)
@@ -105,7 +105,7 @@ def say_exported(done: Export, output: Path) -> None:
 
 
 def samples_command(run: Path, limit: int) -> None:
-    """What training changed: a table of held-out prompts with both answers, and figures over all of them."""
+    """Print a table of held-out prompts with the completions before and after training, and statistics over all."""
     recorded_config.run_config(run)
     paths = directory.RunPaths(run)
     pairs = report.before_and_after(paths)
@@ -125,7 +125,7 @@ def samples_command(run: Path, limit: int) -> None:
 
 
 def say_changes(paths: directory.RunPaths) -> None:
-    """The figures of the first and the last held-out evaluation with intervals, and the alarms at the end."""
+    """Print the first and the last held-out evaluation with intervals, and the last generation's alarms."""
     found = comparison.compare(paths)
     if found is None:
         return

@@ -1,4 +1,4 @@
-"""What ``seedtune eval`` and ``seedtune inspect`` do."""
+"""Implementation of ``seedtune eval`` and ``seedtune inspect``."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from seedtune.run.reward_hacking_samples import flagged_samples
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What the command line says beyond the subject and how it is asked."""
+    """Command-line options besides the subject and the generation settings."""
 
     tasks: tuple[str, ...]
     generation: int | None
@@ -34,7 +34,7 @@ class Options:
 
 
 def eval_config_of(samples: int | None, ks: str | None, baseline: str | None, **more: Any) -> EvalConfig:
-    """The options of sampling and comparing as one; ConfigError names the option that is no number."""
+    """Combine the options of sampling and comparison; ConfigError names an option that is not a number."""
     counts = tuple(_number("--k", part) for part in ks.split(",")) if ks else ()
     base = 0 if baseline == "base" else None if baseline is None else _number("--baseline", baseline)
     return EvalConfig(samples=max(counts, default=0) if samples is None else samples, ks=counts, baseline=base, **more)
@@ -49,7 +49,7 @@ def _number(option: str, text: str) -> int:
 
 
 def evaluate_command(what: str, eval_config: EvalConfig, options: Options, sets: Sequence[str]) -> None:
-    """Evaluate, and show or write the result."""
+    """Evaluate, and print or write the result."""
     if options.save and not is_run(what):
         raise ConfigError(f"--save adds the result to a run, and {what!r} is not one. Use --json FILE.")
     config = settings_of(what, file=options.config, sets=sets)
@@ -93,7 +93,7 @@ def _print(found: Evaluation) -> None:
 
 
 def _table(found: Evaluation, task: int) -> Table:
-    """A row a measure, a column a subject, and what sets the first apart from the base model if that is there."""
+    """Build a table: one row per measure, one column per subject; also the difference to the base model, if there."""
     results = [subject.results[task] for subject in found.subjects]
     others = [index for index, subject in enumerate(found.subjects) if index and subject.name == BASE]
     table = Table()
@@ -115,7 +115,7 @@ def _heading(name: str, result: Measures) -> str:
 
 
 def shown(estimate: Estimate | None) -> str:
-    """An estimate with its interval."""
+    """Format an estimate with its interval."""
     if estimate is None or estimate.value is None:
         return "–"
     if estimate.low is None:
@@ -124,7 +124,7 @@ def shown(estimate: Estimate | None) -> str:
 
 
 def inspect_command(run: Path, limit: int) -> None:
-    """A table of recorded answers that look as if the reward had been gamed, with the base model's beside them."""
+    """Print a table of recorded completions with signs of reward hacking, next to the base model's."""
     recorded_config.run_config(run)
     paths = directory.RunPaths(run)
     if not directory.read_lines(paths.samples):

@@ -1,4 +1,4 @@
-"""What the commands do that check, compare and ship finished runs."""
+"""Implementation of the commands that check, compare and ship finished runs."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from seedtune.run.artifacts.verify import Verification, verify_run
 
 
 def say(line: str) -> None:
-    """One line, never cut into several."""
+    """Print one line, without wrapping."""
     console().print(line, soft_wrap=True)
 
 
 def count(number: int, what: str) -> str:
-    """``1 generation``, ``2 generations``."""
+    """Format a count: ``1 generation``, ``2 generations``."""
     return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def verify_command(run: Path, model: str | None, snapshots: bool, sets: Sequence[str]) -> None:
-    """Verify a run and say what was checked; a run that does not verify is an error."""
+    """Verify a run and print what was checked; a failed verification is an error."""
     with ReplayProgress(console()) as progress:
         found = verify_run(run, model=model, sets=sets, snapshots=snapshots, progress=progress)
     for line in _verified(found):
@@ -67,7 +67,7 @@ def _audited(audit: Audit) -> list[str]:
 
 
 def _computed(arithmetics: Mapping[int, Entry]) -> list[str]:
-    """How rewards were computed, and where that changed."""
+    """Describe how rewards were computed, and where that changed."""
     return [
         f"rewards{f' from generation {start} on' if start else ''}: computed with {words(entry)} (not measured again)"
         for start, entry in sorted(arithmetics.items())
@@ -75,7 +75,7 @@ def _computed(arithmetics: Mapping[int, Entry]) -> list[str]:
 
 
 def diff_command(run_a: Path, run_b: Path) -> None:
-    """Say where two runs part; exit code 1 if they do."""
+    """Print the first difference between two runs; exit code 1 if they differ."""
     found = diff_runs(run_a, run_b)
     for line in _compared(found, (run_a, run_b)):
         say(line)
@@ -107,7 +107,7 @@ def pack_command(
     told: tuple[str | None, str | None, str | None],
     sets: Sequence[str],
 ) -> None:
-    """Pack a run and say what it became."""
+    """Pack a run and print the result."""
     run, output = paths
     licence, base_licence, note = told
     rights = Rights(base_licence, licence, note)
@@ -121,7 +121,7 @@ def pack_command(
 
 
 def unpack_command(base: str, paths: tuple[Path, Path], dtype: str | None, sets: Sequence[str]) -> None:
-    """Unpack a fine-tune and say how to load the model."""
+    """Unpack a fine-tune and print how to load the model."""
     file, output = paths
     check_dtype(dtype)
     with ReplayProgress(console()) as progress:

@@ -1,4 +1,4 @@
-"""From a command's options to a configuration."""
+"""Conversion of a command's options to a configuration."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ from seedtune.errors import ConfigError
 def train_config(
     path: Path | None, given: Mapping[str, str | None], rewards: Sequence[str], sets: Sequence[str]
 ) -> Config:
-    """The file's settings, if there is one, then the options', then ``--set``; ConfigError if nothing is given."""
+    """Merge the file's settings, if any, the options, and ``--set``, in this order.
+
+    Raises ConfigError if all are empty.
+    """
     told: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     if rewards:
         told["reward_funcs"] = [reward_of(text) for text in rewards]
@@ -27,5 +30,5 @@ def train_config(
 
 
 def reward_of(text: str) -> Any:
-    """A reward of the command line: text as it is, or a mapping like ``{path: rewards.py:score, adapter: verl}``."""
+    """Parse a reward of the command line: plain text, or a mapping like ``{path: rewards.py:score, adapter: verl}``."""
     return parse_value(text) if text.lstrip().startswith("{") else text

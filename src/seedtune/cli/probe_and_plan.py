@@ -1,4 +1,4 @@
-"""What the commands print that advise before a run: ``seedtune probe`` and ``seedtune plan``."""
+"""Implementation of ``seedtune probe`` and ``seedtune plan``."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from seedtune.planning.plan import Duration, Forecast, plan_config
 from seedtune.planning.probe import Level, Probe, probe_config
 
 SHOWN = 160
-"""Characters of a sample completion that are shown."""
+"""Maximum characters of a printed sample completion."""
 
 COLUMNS = (
     "σ",
@@ -50,7 +50,7 @@ def probe_command(config: Path, sigmas: str | None, sizes: tuple[int, int | None
 
 
 def _numbers(text: str | None) -> list[float]:
-    """``0.001,0.002`` as numbers; ConfigError names what is not one."""
+    """Parse ``0.001,0.002`` as numbers; ConfigError names an invalid one."""
     numbers = []
     for piece in (text or "").split(","):
         if not piece.strip():
@@ -63,7 +63,7 @@ def _numbers(text: str | None) -> list[float]:
 
 
 def show_probe(found: Probe) -> None:
-    """The table of σ, a sample answer at each, and the recommendation."""
+    """Print the table of σ, a sample completion at each, and the recommendation."""
     _say(f"the same {found.prompts} prompts and members at every σ; unperturbed reward {found.unperturbed:.4g}")
     table = Table()
     for heading in COLUMNS:
@@ -109,7 +109,7 @@ def plan_command(config: Path, devices: str, told: tuple[Path | None, float | No
 
 
 def show_forecast(found: Forecast) -> None:
-    """Rollouts and tokens, the memory of each mode, the time on each device, and what was assumed."""
+    """Print rollouts and tokens, the memory of each mode, the time on each device, and the assumptions."""
     config, work, anatomy = found.config, found.workload, found.anatomy
     _say(
         f"{config.model}: {anatomy.parameters:,} parameters in {anatomy.dtype}; lowrank perturbs {anatomy.linear:,}, "

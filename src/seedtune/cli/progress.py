@@ -1,4 +1,4 @@
-"""What a person watching a run sees: one line a generation, and a bar with the time left on a terminal."""
+"""Progress output of a run: one line per generation, and on a terminal a bar with the remaining time."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ class ProgressLines:
         self.first_others: dict[str, float | None] = {}
 
     def say(self, line: str) -> None:
-        """One line, never cut into several."""
+        """Print one line, without wrapping."""
         self.console.print(line, soft_wrap=True)
 
     def on_start(self, trainer: Trainer, info: EngineInfo, first: int) -> None:
-        """The plan, and the bar."""
+        """Print the plan, and start the bar."""
         config = trainer.config
         self.total, self.every, self.begin, self.first = (
             config.generations,
@@ -53,7 +53,7 @@ class ProgressLines:
             self.job = self.bar.add_task("", total=self.total, completed=first, left="")
 
     def describe(self, trainer: Trainer, info: EngineInfo) -> None:
-        """What will be trained, and how."""
+        """Print what is trained, and with which settings."""
         config, coverage = trainer.config, info.coverage
         rank = f" rank {config.rank}" if config.perturbation == "lowrank" else ""
         self.say(
@@ -74,7 +74,7 @@ class ProgressLines:
         self.say(f"run directory {config.output_dir}")
 
     def on_generation(self, metrics: Metrics) -> None:
-        """A line, and whatever looks wrong."""
+        """Print a line for the generation, and its alarms."""
         generation = metrics["generation"]
         if generation % self.every == 0 or generation == self.total:
             self.say(generation_line(metrics, self.total, self._left(generation)))
@@ -88,7 +88,7 @@ class ProgressLines:
         return clock(seconds)
 
     def on_evaluate(self, metrics: Metrics) -> None:
-        """The held-out reward, and what it was at first."""
+        """Print the held-out reward, and its first value."""
         for alarm in metrics.get("alarms", ()):
             self.say(f"  ! {alarm}")
         reward = metrics["eval_reward"]
@@ -108,7 +108,7 @@ class ProgressLines:
         )
 
     def _others(self, metrics: Metrics) -> str:
-        """Other tasks' accuracy, or reward where there is none, and what it was at first."""
+        """Format other tasks' accuracy, or reward without accuracy, and its first value."""
         told = []
         for name, value in metrics.items():
             task, slash, measure = name.removeprefix("eval_").rpartition("/")
@@ -119,18 +119,18 @@ class ProgressLines:
         return "; " + ", ".join(told) if told else ""
 
     def on_end(self, trainer: Trainer) -> None:
-        """Nothing is left to show."""
+        """Remove the bar."""
         self.stop()
 
     def stop(self) -> None:
-        """Take the bar away."""
+        """Remove the bar."""
         if self.bar is not None:
             self.bar.stop()
             self.bar = None
 
 
 class ReplayProgress:
-    """A replay's progress: a bar on a terminal, elsewhere a line now and then if it takes long."""
+    """Progress of a replay: a bar on a terminal, otherwise an occasional line if it takes long."""
 
     EVERY = 10.0
     """Seconds between two lines."""
@@ -140,15 +140,15 @@ class ReplayProgress:
         self.bar: Progress | None = None
 
     def __enter__(self) -> ReplayProgress:
-        """Nothing is drawn before the replay begins."""
+        """Draw nothing before the replay begins."""
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Take the bar away if the replay ended early."""
+        """Remove the bar if the replay ended early."""
         self._stop()
 
     def __call__(self, done: int, goal: int) -> None:
-        """``done`` of ``goal`` generations are replayed."""
+        """Show that ``done`` of ``goal`` generations are replayed."""
         now = time.monotonic()
         if done == 0:
             self.begin = self.told = now
@@ -176,7 +176,7 @@ class ReplayProgress:
 
 
 def generation_line(metrics: Metrics, total: int, left: str) -> str:
-    """One generation in one line."""
+    """Format the metrics of one generation as one line."""
     step = max(metrics["step_time"], 1e-9)
     shares = ", ".join(
         f"{name} {metrics[f'time/{name}'] / step:.0%}" for name in ("rollouts", "perturb", "score", "update")
@@ -193,5 +193,5 @@ def generation_line(metrics: Metrics, total: int, left: str) -> str:
 
 
 def number(value: float | None) -> str:
-    """Four digits, or a dash."""
+    """Format a number with four digits, None as a dash."""
     return "–" if value is None else f"{value:.4g}"

@@ -1,4 +1,4 @@
-"""``seedtune ray``: how the workers of a run are, and how many there should be."""
+"""``seedtune ray``: state and number of a run's Ray workers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from seedtune.errors import ConfigError, RunError, resume_command
 ray_app = typer.Typer(help="Watch the Ray workers of a run, and change their number.", no_args_is_help=True)
 
 OLD = 30.0
-"""Seconds without news after which the process of a run seems to be gone."""
+"""Age in seconds of the last status after which a run's process is considered gone."""
 
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
 
@@ -38,7 +38,9 @@ def scale(
 
     found = status_of(run)
     if time.time() - found["time"] > OLD:
-        raise RunError(f"the process of {run} seems to be gone: nobody would hear. Go on with: {resume_command(run)}")
+        raise RunError(
+            f"the process of {run} seems to be gone and cannot take the request. Go on with: {resume_command(run)}"
+        )
     wished = wish_of(workers, found["target"])
     check_limits({**found["target"], **wished}, *found["limits"])
     ask(run, wished)
@@ -47,7 +49,7 @@ def scale(
 
 
 def wish_of(text: str, target: dict[str, int]) -> dict[str, int]:
-    """``4`` or ``vllm=4`` as numbers by kind; ConfigError if it is neither."""
+    """Parse ``4`` or ``vllm=4`` as numbers by kind; ConfigError if it is neither."""
     kind, _, number = text.rpartition("=")
     kinds = list(target)
     if not number.isdigit():
@@ -60,7 +62,7 @@ def wish_of(text: str, target: dict[str, int]) -> dict[str, int]:
 
 
 def check_limits(target: dict[str, int], least: int, most: int | None) -> None:
-    """ConfigError if the run would not have so many workers."""
+    """Raise ConfigError if the number of workers is outside the run's limits."""
     count = sum(target.values())
     if count < least or (most is not None and count > most):
         limits = f"ray.min_workers={least}" + ("" if most is None else f", ray.max_workers={most}")
@@ -68,7 +70,7 @@ def check_limits(target: dict[str, int], least: int, most: int | None) -> None:
 
 
 def show(run: Path, found: dict[str, Any], now: float) -> None:
-    """The table, and what happened lately."""
+    """Print the table of workers, and recent events."""
     say = console().print
     age = now - found["time"]
     if age > OLD:

@@ -1,4 +1,4 @@
-"""Signs of life: a line with an estimate whenever something takes long."""
+"""Status lines during long operations, with an estimate of the remaining time."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from seedtune.cli.console import clock
 
 
 class SignsOfLife:
-    """While open, says what the process is busy with: after five seconds, then now and then.
+    """While open, print the current activity: first after five seconds, then repeatedly.
 
-    ``EVERY`` seconds pass between two lines.  Where they go to a file, ``LATER`` seconds do after the first minute of
-    something, so that the log of a long run stays short.
+    ``EVERY`` seconds pass between two lines.  If the output is a file, it is ``LATER`` seconds after the first minute
+    of an activity, so that the log of a long run stays short.
     """
 
     EVERY, LATER, MINUTE = 5.0, 30.0, 60.0
     PAUSE = 0.25
-    """Seconds between two looks."""
+    """Seconds between two checks."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
@@ -31,12 +31,12 @@ class SignsOfLife:
         self._thread = threading.Thread(target=self._watch, name="signs of life", daemon=True)
 
     def __enter__(self) -> SignsOfLife:
-        """Begin to look."""
+        """Start checking."""
         self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Say nothing more."""
+        """Stop checking."""
         self._end.set()
         self._thread.join()
 
@@ -45,7 +45,7 @@ class SignsOfLife:
             self.look(time.monotonic())
 
     def look(self, now: float) -> None:
-        """Say what the process is busy with, if it is time to."""
+        """Print the current activity, if a line is due."""
         busy = activities.current()
         if not busy:
             self._whole = None
@@ -60,7 +60,7 @@ class SignsOfLife:
 
 
 def line(busy: tuple[Activity, ...], now: float) -> str:
-    """What is being done, how far it is, and how long it may still take."""
+    """Format the current activity, its progress, and its estimated remaining time."""
     whole, part = busy[0], busy[-1]
     names = whole.what if part is whole else f"{whole.what}: {part.what}"
     steps = f" {part.done} of {part.goal}" if part.goal else f" {part.done}" if part.done else ""

@@ -1,4 +1,4 @@
-"""What ``seedtune tasks`` and ``seedtune validate`` print."""
+"""Implementation of ``seedtune tasks`` and ``seedtune validate``."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ELSEWHERE = (
 
 
 def tasks_command() -> None:
-    """A table of the built-in tasks, and what else may stand in their place."""
+    """Print a table of the built-in tasks, and the alternatives to a built-in task."""
     table = Table()
     for heading in ("task", "what", "reward", "train", "test", "needs"):
         table.add_column(heading, justify="right" if heading in ("train", "test") else "left")
@@ -64,7 +64,7 @@ def validate_command(what: str, items: int, gold: str | None, sets: Sequence[str
 
 
 def _task(what: str, sets: Sequence[str]) -> tuple[Config, Task]:
-    """The task of a name, or of a configuration file, with the settings."""
+    """Load a task and its settings from a name or a configuration file."""
     if Path(what).suffix in (".yaml", ".yml"):
         from seedtune.trainer import Trainer
 

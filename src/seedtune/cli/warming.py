@@ -1,4 +1,4 @@
-"""Starts `seedtune.engines.transformers.cpu_kernels.warm` beside a command that is about to load torch and a model."""
+"""Compiles CPU kernels in the background, by `seedtune.engines.transformers.cpu_kernels.warm`, while a model loads."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from seedtune.numerics.machine import available_cores
 log = logging.getLogger("seedtune")
 
 ACCELERATORS = (Path("/dev/nvidiactl"), Path("/dev/kfd"))
-"""Files that a driver of accelerators makes: where one is, ``device: auto`` may not be the CPU."""
+"""Device files of accelerator drivers: if one exists, ``device: auto`` may not be the CPU."""
 
 _START = """
 import json, os, sys
@@ -29,10 +29,10 @@ _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "NUMBA_NUM_THREADS"), "1")
 
 
 def compile_beside(config: Config) -> subprocess.Popen[bytes] | None:
-    """A process that compiles the kernels of a run of this configuration, where that saves time.
+    """Start a process that compiles the kernels for this configuration, if that saves time.
 
-    It is never waited for, and killed when this process ends.  A run does not depend on it: whatever goes wrong here
-    is only logged.
+    The process is never waited for, and is killed when this process ends.  A run does not depend on it: errors are only
+    logged.
     """
     try:
         return _start(config) if _worth_it(config) else None
@@ -42,7 +42,7 @@ def compile_beside(config: Config) -> subprocess.Popen[bytes] | None:
 
 
 def _worth_it(config: Config) -> bool:
-    """A run on this CPU, a core to spare, and a cache that has no kernels yet."""
+    """Return whether the run is on this CPU, a core is spare, and the cache has no kernels yet."""
     threads = min(available_cores.available().threads, available_cores.fitting().threads)
     plain = config.perturbation == "lowrank" and config.transformers.dtype != "float16"
     if not plain or not on_cpu(config) or threads < 2:
@@ -54,14 +54,14 @@ def _worth_it(config: Config) -> bool:
 
 
 def on_cpu(config: Config) -> bool:
-    """Whether the engine is known to be transformers on the CPU, before torch could say so."""
+    """Return whether the engine is known, without torch, to be transformers on the CPU."""
     device = config.transformers.device
     alone = device == "auto" and not any(file.exists() for file in ACCELERATORS)
     return config.engine == "transformers" and (device == "cpu" or alone)
 
 
 def _start(config: Config) -> subprocess.Popen[bytes]:
-    """Most checkpoints, and the built-in one, are in bfloat16."""
+    """Start the process; ``dtype: auto`` is taken as bfloat16, which most checkpoints and the built-in one use."""
     how = config.transformers
     dtype = "bfloat16" if how.dtype == "auto" else how.dtype
     words = dtype, config.weights_dtype, how.products

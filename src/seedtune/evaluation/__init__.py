@@ -1,1 +1,1 @@
-"""Evaluation on held-out examples, with intervals, and the report of a run."""
+"""Evaluation on held-out examples, with confidence intervals, and the report of a run."""

@@ -1,4 +1,4 @@
-"""What training changed: figures of a run's first and last held-out answers, compared prompt by prompt."""
+"""Comparison of a run's first and last held-out completions, paired by prompt."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from seedtune.run.directory import RunPaths
 
 Row = Mapping[str, Any]
 DiffPiece = tuple[str, bool]
-"""A piece of an answer, and whether the other answer lacks it."""
+"""A piece of a completion, and whether the other completion lacks it."""
 
 SHARES = ("right answers", "empty answers", "cut off at the limit")
-"""Measures that are shares of answers."""
+"""Measures that are shares of completions."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,14 +33,14 @@ class Change:
 
     @property
     def cells(self) -> tuple[str, str, str]:
-        """The three estimates in words."""
+        """The three estimates as text."""
         share = self.measure in SHARES
         return shown(self.before, share), shown(self.after, share), shown(self.difference, share, signed=True)
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """The two evaluations of a run that lie farthest apart: generations, number of prompts, and every measure."""
+    """The first and the last evaluation of a run: generations, number of prompts, and every measure."""
 
     generations: tuple[int, int]
     prompts: int
@@ -48,7 +48,7 @@ class Comparison:
 
 
 def compare(paths: RunPaths) -> Comparison | None:
-    """The first held-out evaluation against the last one, or None if there are not two."""
+    """Compare the first held-out evaluation with the last one; None unless there are two."""
     rows = [row for row in directory.read_lines(paths.samples) if row.get("split") == "test"]
     first, last = (limit((row["generation"] for row in rows), default=0) for limit in (min, max))
     before, after = (_by_prompt(rows, generation) for generation in (first, last))
@@ -64,13 +64,13 @@ def compare(paths: RunPaths) -> Comparison | None:
 
 
 def last_alarms(paths: RunPaths) -> list[str]:
-    """The alarms of the last generation."""
+    """Return the alarms of the last generation."""
     generations = [row for row in directory.read_lines(paths.metrics) if "reward" in row]
     return list(generations[-1].get("alarms", ())) if generations else []
 
 
 def _by_prompt(rows: Sequence[Row], generation: int) -> dict[int, dict[str, float]]:
-    """Prompt → measure → the mean over the prompt's answers at that generation; NaN where there is none."""
+    """Map prompt → measure → mean over the prompt's completions at that generation; NaN where there is none."""
     groups: dict[int, list[dict[str, float | None]]] = {}
     for row in rows:
         if row["generation"] == generation:
@@ -93,7 +93,7 @@ def _mean(values: Sequence[float | None]) -> float:
 
 
 def shown(estimate: Estimate, share: bool, *, signed: bool = False) -> str:
-    """An estimate with its interval, shares in per cent."""
+    """Format an estimate with its interval, shares in per cent."""
     plus = "+" if signed else ""
 
     def number(value: float) -> str:
@@ -109,7 +109,7 @@ def shown(estimate: Estimate, share: bool, *, signed: bool = False) -> str:
 
 
 def marked(before: str, after: str) -> tuple[list[DiffPiece], list[DiffPiece]]:
-    """Both answers in pieces of whole words; a piece that the other one lacks is marked."""
+    """Split both completions into pieces of whole words, and mark the pieces that the other one lacks."""
     left, right = (re.findall(r"\s*\S+\s*?", text) for text in (before, after))
     blocks = SequenceMatcher(None, [w.strip() for w in left], [w.strip() for w in right], autojunk=False)
     codes = blocks.get_opcodes()
@@ -120,7 +120,7 @@ def marked(before: str, after: str) -> tuple[list[DiffPiece], list[DiffPiece]]:
 
 
 def _spans(text: str, parts: Sequence[str], codes: Sequence[tuple[str, int, int]]) -> Iterator[DiffPiece]:
-    """Pieces that make up the whole text; white space at its end is not marked."""
+    """Yield pieces that make up the whole text; white space at its end is not marked."""
     for tag, start, end in codes:
         if start < end:
             yield "".join(parts[start:end]), tag != "equal"

@@ -1,6 +1,6 @@
-"""What n samples of a prompt say about k of them, and how sure a mean over prompts is.  Pure arithmetic on counts.
+"""Estimators from n samples of a prompt for k of them, and intervals of means over prompts.  Pure arithmetic on counts.
 
-Each estimator is a mean over all subsets of k of the n samples, so it is unbiased, and exact where k = n.
+Each estimator is a mean over all subsets of k of the n samples, so it is unbiased, and exact for k = n.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ RESAMPLES = 1000
 """Bootstrap resamples of the prompts."""
 
 COVERAGE = 0.95
-"""What an interval is meant to cover."""
+"""Nominal coverage of an interval."""
 
 _CHUNK = 1 << 20
-"""Draws made at once: bounds the memory of a bootstrap."""
+"""Draws per batch: bounds the memory of a bootstrap."""
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A mean over prompts with its 95 % interval; None where nothing is known (an interval needs two prompts)."""
+    """A mean over prompts with its 95 % interval; None where unknown (an interval needs two prompts)."""
 
     value: float | None
     low: float | None = None
@@ -37,10 +37,10 @@ class Estimate:
 
 
 def pass_at_k(samples: int, right: int, k: int) -> float:
-    """The chance that one of k samples is right, where ``right`` of ``samples`` were: 1 − C(n−c, k)/C(n, k).
+    """Probability that one of k samples is right, if ``right`` of ``samples`` are: 1 − C(n−c, k)/C(n, k).
 
-    As the product Π (1 − k/i) over i = n−c+1 … n, which neither overflows nor cancels (arXiv 2107.03374).
-    ValueError unless 1 ≤ k ≤ n and 0 ≤ c ≤ n.
+    Computed as the product Π (1 − k/i) over i = n−c+1 … n, which neither overflows nor cancels (arXiv 2107.03374).
+    Raises ValueError unless 1 ≤ k ≤ n and 0 ≤ c ≤ n.
     """
     _check(samples, k)
     if not 0 <= right <= samples:
@@ -51,11 +51,12 @@ def pass_at_k(samples: int, right: int, k: int) -> float:
 
 
 def majority_at_k(answers: Sequence[str], values: Sequence[float], k: int) -> float:
-    """The expected value of the most frequent answer among k of the n samples (self-consistency, arXiv 2203.11171).
+    """Expected value of the most frequent answer among k of the n samples (self-consistency, arXiv 2203.11171).
 
-    Over all C(n, k) subsets; answers that tie share the vote, as if one of them were drawn.  An answer's value is
-    the mean of its samples' ``values`` (1 for right and 0 for wrong give maj@k), NaN left out, and 0 if there are no
-    others.  An empty answer is no vote; a subset of nothing else is worth 0.  ValueError unless 1 ≤ k ≤ n.
+    The mean over all C(n, k) subsets; tied answers share the vote, as if one of them were drawn at random.  An answer's
+    value is the mean of its samples' ``values`` (1 for right and 0 for wrong give maj@k), without NaN, and 0 if all are
+    NaN.  An empty answer is no vote; a subset of only empty answers has the value 0.  Raises ValueError unless 1 ≤ k
+    ≤ n.
     """
     _check(len(answers), k)
     groups: dict[str, list[float]] = {}
@@ -73,11 +74,12 @@ def _known_mean(values: Sequence[float]) -> float:
 
 
 def _won_with(voters: Sequence[tuple[int, float]], silent: int, votes: int, k: int) -> float:
-    """Expected value over k-subsets, 0 for those whose most frequent answer has not exactly so many ``votes``.
+    """Expected value over k-subsets, 0 for those whose most frequent answer has not exactly this many ``votes``.
 
-    Tables over (samples drawn, answers that have exactly ``votes``) hold the chance that no answer among those seen
-    so far has more, and that chance times the sum of the winners' values.  Answers are dealt in one by one; that s
-    of d samples drawn are of the next has the hypergeometric chance, so that nothing overflows.
+    Tables over (samples drawn, answers that have exactly ``votes``) hold the probability that no answer so far has
+    more,
+    and that probability times the sum of the winners' values.  Answers are added one at a time; the number of d drawn
+    samples that belong to the next answer is hypergeometric, so nothing overflows.
     """
     chance = np.zeros((k + 1, k // votes + 1))
     chance[0, 0] = 1.0
@@ -95,7 +97,7 @@ def _won_with(voters: Sequence[tuple[int, float]], silent: int, votes: int, k: i
 
 
 def _winning(chance: Floats, worth: Floats, value: float) -> tuple[Floats, Floats]:
-    """The tables with one more winner, of that ``value``."""
+    """Return the tables with one more winner, of that ``value``."""
     more, sums = np.zeros_like(chance), np.zeros_like(worth)
     more[:, 1:], sums[:, 1:] = chance[:, :-1], worth[:, :-1] + value * chance[:, :-1]
     return more, sums
@@ -103,7 +105,7 @@ def _winning(chance: Floats, worth: Floats, value: float) -> tuple[Floats, Float
 
 @lru_cache(maxsize=4096)
 def _dealt(seen: int, count: int, drawn: int, k: int) -> Floats:
-    """(k + 1 − drawn,): the chance that ``drawn`` of d samples are among the last ``count``, d = drawn … k."""
+    """(k + 1 − drawn,): the probability that ``drawn`` of d samples are among the last ``count``, d = drawn … k."""
     ways, total = math.comb(count, drawn), seen + count
     chances = [
         math.comb(seen, d - drawn) * ways / math.comb(total, d) if d <= total else 0.0 for d in range(drawn, k + 1)
@@ -117,10 +119,10 @@ def _check(samples: int, k: int) -> None:
 
 
 def bootstrap(columns: Floats, *, seed: int = 0, resamples: int = RESAMPLES) -> list[Estimate]:
-    """Means over prompts of ``columns`` (prompts, measures), NaN left out, with 95 % percentile intervals.
+    """Means over prompts of ``columns`` (prompts, measures), ignoring NaN, with 95 % percentile intervals.
 
-    Prompts are drawn with replacement by addressed noise, the same draws for every measure: the same numbers give the
-    same intervals.  The percentiles undercover with few prompts, and prompts that are all alike give no width.
+    Prompts are resampled with replacement by addressed noise, with the same draws for every measure: equal inputs give
+    equal intervals.  The percentiles undercover with few prompts, and identical prompts give an interval of width 0.
     """
     known = ~np.isnan(columns)
     held = known.sum(axis=0, keepdims=True, dtype=np.float64)
@@ -140,7 +142,7 @@ def _estimate(mean: float, drawn: Floats, known: int, tail: float) -> Estimate:
 
 
 def _resampled(columns: Floats, known: NDArray[np.bool_], seed: int, resamples: int) -> Floats:
-    """(resamples, measures) means."""
+    """Return the means of each resample, (resamples, measures)."""
     prompts, made = len(columns), []
     address = noise.Address(noise.key_for(seed, noise.Purpose.BOOTSTRAP), noise.Stream.ORDER)
     size = max(1, _CHUNK // max(1, prompts))

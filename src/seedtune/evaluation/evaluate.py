@@ -1,4 +1,4 @@
-"""Evaluating a model or a run on one or several tasks: loaded once, measured, and compared."""
+"""Evaluation of a model or a run on one or several tasks: load it once, measure it on each, and compare."""
 
 from __future__ import annotations
 
@@ -22,33 +22,33 @@ from seedtune.tasks.base import Task
 from seedtune.types import __version__
 
 SCHEMA = 1
-"""Version of the JSON form: fields may be added to one; anything else is a new one."""
+"""Version of the JSON form: new fields keep the version; any other change increments it."""
 
 VOTES = 16
-"""Samples of a baseline that was asked for without any."""
+"""Samples per prompt of a baseline, if none are configured."""
 
 BASE = "base model"
 SETTINGS = ("max_completion_length", "system_prompt", "chat_template_kwargs", "top_p", "stop", "engine")
-"""Settings that belong to a result."""
+"""Settings recorded with a result."""
 
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """What was evaluated: weights under a name, and the results, one a task."""
+    """The evaluated weights under a name, and one result per task."""
 
     name: str
     generation: int | None
-    """Of a run; None for a model."""
+    """Generation of a run; None for a model."""
 
     fingerprint: str
-    """Of the weights: equal weights have equal ones."""
+    """Fingerprint of the weights: equal weights have equal ones."""
 
     results: tuple[Measures, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """Subjects on the same prompts, the one asked for first."""
+    """Subjects evaluated on the same prompts, the requested one first."""
 
     what: str
     model: str
@@ -57,13 +57,13 @@ class Evaluation:
     subjects: tuple[Subject, ...]
 
     def difference(self, other: int, task: int) -> dict[str, Estimate]:
-        """The first subject less another one on a task, prompt by prompt, by the measures that both have."""
+        """Return the first subject minus another one on a task, paired by prompt, for the measures of both."""
         ours, theirs = (self.subjects[index].results[task].columns for index in (0, other))
         shared = [name for name in ours if name in theirs]
         return {name: bootstrap((ours[name] - theirs[name])[:, None], seed=self.eval_config.seed)[0] for name in shared}
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data for JSON, without NaN: what is not known is None."""
+        """Return plain data for JSON, with None for NaN."""
         return {
             "schema": SCHEMA,
             "seedtune": __version__,
@@ -92,14 +92,15 @@ def _numbers(estimates: Mapping[str, Estimate]) -> dict[str, dict[str, float | N
 
 
 def is_run(what: str | Path) -> bool:
-    """Whether this is a run directory, not a model."""
+    """Return whether this is a run directory, as opposed to a model."""
     return directory.RunPaths(Path(what)).ledger.exists()
 
 
 def settings_of(what: str | Path, *, file: Path | None = None, sets: Sequence[str] = ()) -> Config:
-    """How ``what`` is asked: a run's own settings, or those of ``file`` (say, RUN/config.yaml), with ``sets`` on top.
+    """Return the settings for evaluating ``what``: a run's own, or those of ``file`` (say, RUN/config.yaml).
 
-    ConfigError for a change that the weights of a run depend on.
+    ``sets`` override single settings.  Raises ConfigError for an unknown setting, or if ``what`` is a run and ``file``
+    is given; `evaluate` raises it for a change that the weights of a run depend on.
     """
     if not is_run(what):
         named = {"model": str(what)}
@@ -120,10 +121,9 @@ def evaluate(
 ) -> Evaluation:
     """Evaluate a model (folder, id, built-in name) or a run after ``generation`` generations (all by default).
 
-    ``on``: tasks or names of built-in ones; the configured task by default.  ``config`` is how answers are asked
-    for, see `settings_of`; whatever its temperature, answers are greedy, and ``eval_config`` says what is sampled
-    besides. Weights are loaded once for all tasks.  ConfigError, RunError, LedgerError or RewardError say what is
-    wrong.
+    ``on``: tasks or names of built-in ones; the configured task by default.  ``config`` has the generation settings,
+    see `settings_of`; completions are greedy whatever its temperature, and ``eval_config`` says what is sampled in
+    addition. Weights are loaded once for all tasks.  Raises ConfigError, RunError, LedgerError or RewardError.
     """
     eval_config = eval_config or EvalConfig()
     if eval_config.prompt_baseline:
@@ -145,7 +145,7 @@ def evaluate(
 
 
 def _asked_task(what: str | Path, on: Sequence[str | Task], config: Config) -> Config:
-    """For a model the one task that is asked for is the configured one, so that ``task_args`` are its settings."""
+    """For a model, configure the only task in ``on``, so that ``task_args`` are its settings."""
     if is_run(what) or config.train_dataset is not None:
         return config
     if len(on) == 1 and isinstance(on[0], str):
@@ -160,7 +160,7 @@ Goals = Callable[[int | None, EvalConfig], list[int | None]]
 
 
 def _model(what: str, config: Config, eval_config: EvalConfig) -> tuple[Opened, Goals]:
-    """How to open a model, and the goals there are: the model as it is."""
+    """Return a context manager that opens the model, and its only goal: the model itself."""
     if eval_config.kl or eval_config.baseline is not None:
         raise ConfigError(f"a comparison with the base model needs a run directory, and {what!r} is not one.")
 
@@ -182,7 +182,7 @@ def _model(what: str, config: Config, eval_config: EvalConfig) -> tuple[Opened, 
 
 
 def _run(root: Path, config: Config, progress: replay.Progress | None) -> tuple[Opened, Goals]:
-    """How to open a run after so many generations, and which ones are wanted: the one asked for first."""
+    """Return a context manager that opens a run at a generation, and the generations to open, requested one first."""
     recorded, contents = recorded_config.run_config(root), ledger.read(directory.RunPaths(root).ledger)
     recorded_config.check_same_run(root, contents.header, recorded)
     names = [name for name, _, _ in ledger.differences(recorded.model_dump(), config.model_dump())]
@@ -215,7 +215,7 @@ def _task(one: str | Task, config: Config) -> Task:
 def _subjects(
     engine: Engine, wanted: Sequence[Task], config: Config, eval_config: EvalConfig, place: tuple[str, int | None]
 ) -> list[Subject]:
-    """What stands in the engine, and where that is the base model its baselines."""
+    """Evaluate the engine's current model and, if that is the base model, its prompt baselines."""
     what, generation = place
     results = tuple(measure(engine, task, config, eval_config) for task in wanted)
     name = what if generation is None else f"generation {generation}" if generation else BASE

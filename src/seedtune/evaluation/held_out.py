@@ -1,4 +1,4 @@
-"""One model on a task's held-out prompts: what its answers are worth, and what they look like."""
+"""Evaluation of one model on a task's held-out prompts: rewards, accuracy and statistics of its completions."""
 
 from __future__ import annotations
 
@@ -26,43 +26,43 @@ from seedtune.types import Example, length, tokens
 
 Floats = NDArray[np.float64]
 Columns = Mapping[str, Floats]
-"""A value for every prompt by the name of the measure; NaN where there is none."""
+"""Measure → one value per prompt; NaN where there is none."""
 
 GENERATED: dict[str, Any] = {"objective": "mean", "likelihood": LikelihoodSettings()}
-"""Settings of evaluations that generate answers."""
+"""Settings of evaluations that generate completions."""
 
 PLAIN = "as it is"
-"""How a prompt is put that nothing is added to."""
+"""Name of the wording that leaves prompts unchanged."""
 
 
 @dataclass(frozen=True, slots=True)
 class EvalConfig:
-    """How models are evaluated: greedily, and with ``samples`` completions of every prompt if there are any.
+    """Evaluation settings: greedy completions, and ``samples`` sampled completions of every prompt if above 0.
 
-    ConfigError says which of these does not go with which.
+    Raises ConfigError for incompatible settings.
     """
 
     samples: int = 0
     temperature: float = 0.7
-    """Of the samples; answers are greedy otherwise."""
+    """Temperature of the samples; other completions are greedy."""
 
     ks: tuple[int, ...] = ()
-    """The k of pass@k and maj@k; 1 and ``samples`` if left out."""
+    """The k of pass@k and maj@k; by default 1 and ``samples``."""
 
     limit: int | None = None
-    """Held-out prompts, the first ones; all of them by default."""
+    """Number of held-out prompts, from the first; all of them by default."""
 
     kl: bool = False
-    """Measure the divergence from the base model, on the greedy answers."""
+    """Measure the divergence from the base model, on the greedy completions."""
 
     seed: int = 0
-    """Addresses the samples' draws and the bootstrap, never the model's noise."""
+    """Seed of the samples and of the bootstrap, independent of the perturbation noise."""
 
     baseline: int | None = None
     """Compare with the run after this many generations; 0 is its base model."""
 
     prompt_baseline: bool = False
-    """Add the base model with its best of several prompts and with the majority of its samples."""
+    """Add the base model with the best of several prompts, and with the majority vote of its samples."""
 
     def __post_init__(self) -> None:
         if self.samples < 0 or (self.ks and not self.samples):
@@ -76,13 +76,13 @@ class EvalConfig:
 
     @property
     def counts(self) -> tuple[int, ...]:
-        """Every k that is asked for, in order."""
+        """All values of k, ascending."""
         return tuple(sorted({*self.ks} or {1, self.samples} - {0})) if self.samples else ()
 
 
 @dataclass(frozen=True, slots=True)
 class Measures:
-    """Values by prompt, and their means with intervals; ``put``: how the prompts were put (see `prompt_baseline`)."""
+    """Values by prompt, and their means with intervals; ``put`` is the prompts' wording (see `prompt_baseline`)."""
 
     task: str
     columns: Columns
@@ -90,11 +90,11 @@ class Measures:
     seconds: float
     put: str = PLAIN
     votes: int | None = None
-    """Samples among which the most frequent answer counted; None: there was one, the greedy one."""
+    """Number of samples in the majority vote; None for a single greedy completion."""
 
     @property
     def prompts(self) -> int:
-        """How many were asked."""
+        """Number of prompts."""
         return len(next(iter(self.columns.values())))
 
 
@@ -102,10 +102,10 @@ def measure(engine: Engine, task: Task, config: Config, eval_config: EvalConfig,
     """Measure the engine's current model on the held-out prompts of ``task``.
 
     Names: ``accuracy`` (full marks), ``reward``, ``reward/FUNCTION`` (if there are several), ``length`` (tokens),
-    ``truncated``, ``empty``, ``repeating`` and ``unscored`` (shares) of greedy answers, and ``kl``; of samples
-    ``sampled_reward``, ``pass@K``, ``maj@K`` and ``majority_reward@K``.  What has no reward is wrong for accuracy,
-    pass@k and maj@k, 0 where a vote chooses it, and left out of other mean rewards.  The numbers depend on the weights
-    and the settings alone.
+    ``truncated``, ``empty``, ``repeating`` and ``unscored`` (shares) of greedy completions, and ``kl``; of samples
+    ``sampled_reward``, ``pass@K``, ``maj@K`` and ``majority_reward@K``.  A completion without a reward is wrong for
+    accuracy, pass@k and maj@k, 0 if a vote chooses it, and excluded from other mean rewards.  The numbers depend on the
+    weights and the settings alone.
     """
     check_eval_config(task, eval_config)
     started = time.perf_counter()
@@ -128,7 +128,7 @@ def measure(engine: Engine, task: Task, config: Config, eval_config: EvalConfig,
 
 
 def check_eval_config(task: Task, eval_config: EvalConfig) -> None:
-    """ConfigError if something is asked for that the task has not."""
+    """Raise ConfigError if the task does not support a requested measure."""
     if scores_itself(task) and (eval_config.samples or eval_config.kl):
         raise ConfigError(
             f"task {task.name!r} generates nothing. Leave out --samples, --k, --kl and --prompt-baseline."
@@ -138,14 +138,18 @@ def check_eval_config(task: Task, eval_config: EvalConfig) -> None:
 
 
 def _answer(engine: Engine, task: Task, config: Config, eval_config: EvalConfig) -> Outcome:
-    """The first generation's draws whatever the run, so that a model answers alike wherever its weights came from."""
+    """Complete the held-out prompts.
+
+    The draws are always those of generation 0, so that equal weights give equal completions, whichever run they are
+    from.
+    """
     examples = held_out(task, config, eval_config.limit)
     with activities.doing(f"held-out prompts of {task.name}"):
         return Evaluator(engine, task, config).unperturbed(examples, generation=0, tokens=True)
 
 
 def held_out(task: Task, config: Config, limit: int | None = None) -> Sequence[Example]:
-    """The held-out prompts that are evaluated; ConfigError if the settings and the task do not go together."""
+    """Return the held-out prompts to evaluate.  Raises ConfigError if the settings do not fit the task."""
     if not task.test:
         raise ConfigError(f"task {task.name!r} has no held-out prompts to evaluate on.")
     examples = task.test[: limit or config.eval_prompts or None]
@@ -157,7 +161,7 @@ def held_out(task: Task, config: Config, limit: int | None = None) -> Sequence[E
 
 
 def answered(outcome: Outcome, task: Task) -> dict[str, Floats]:
-    """What the answers are worth and what they look like, each the mean over a prompt's answers."""
+    """Compute rewards and statistics of the completions, each as the mean over a prompt's completions."""
     rollouts = outcome.rollouts
     values: dict[str, Any] = {} if not task.has_accuracy else {"accuracy": right(task, outcome.rewards)}
     values["reward"] = outcome.rewards
@@ -172,7 +176,7 @@ def answered(outcome: Outcome, task: Task) -> dict[str, Floats]:
 
 
 def right(task: Task, rewards: Sequence[float]) -> NDArray[np.bool_]:
-    """Which rewards make an answer right, up to rounding; one that is missing does not."""
+    """Return which rewards make a completion right, up to rounding; a missing reward does not."""
     least = task.full_marks if task.right_from is None else task.right_from
     assert least is not None
     full: NDArray[np.bool_] = np.asarray(rewards, dtype=np.float64) >= least - 1e-9 * max(1.0, abs(least))
@@ -189,7 +193,7 @@ def _by_prompt(outcome: Outcome, values: Any) -> Floats:
 
 
 def sampled(outcome: Outcome, task: Task, ks: Sequence[int]) -> dict[str, Floats]:
-    """Mean reward of the samples, and pass@k and votes for every k."""
+    """Return the mean reward of the samples, and pass@k and votes for every k."""
     groups: list[list[int]] = [[] for _ in outcome.examples]
     for index, rollout in enumerate(outcome.rollouts):
         groups[rollout.prompt].append(index)
@@ -208,12 +212,12 @@ def _votes(groups: Sequence[Sequence[int]], answers: Sequence[str], values: Sequ
 
 
 def estimated(columns: Columns, seed: int = 0) -> dict[str, Estimate]:
-    """The mean and the interval of every measure."""
+    """Return the mean and the interval of every measure."""
     return dict(zip(columns, bootstrap(np.stack(list(columns.values()), axis=1), seed=seed), strict=True))
 
 
 def others(config: Config, own: Task) -> tuple[Task, ...]:
-    """The further tasks that a run evaluates; ConfigError if they cannot be evaluated together with its ``own``."""
+    """Return the further tasks evaluated by a run; ConfigError if they cannot be evaluated along with its ``own``."""
     if config.eval_tasks and not own.test:
         raise ConfigError(
             f"eval_tasks={list(config.eval_tasks)} are evaluated together with held-out prompts of the run's own task, "
@@ -228,10 +232,10 @@ def others(config: Config, own: Task) -> tuple[Task, ...]:
 def during_training(
     engine: Engine, watched: Sequence[Task], config: Config, *, generation: int, scorer: Scorer | None = None
 ) -> tuple[dict[str, Any], Outcome]:
-    """Metrics of the held-out prompts of the run's own task (the first) and of others; the own answers, too.
+    """Return metrics of the held-out prompts of the run's own task (the first) and of others, and the own completions.
 
-    Prompts are answered as in training, and those of the own task scored by the run's ``scorer``.  ``eval_…`` are of
-    the own task, ``eval_TASK/…`` of the others.
+    Prompts are completed as in training, and those of the own task are scored by the run's ``scorer``.  Names are
+    ``eval_…`` for the own task, ``eval_TASK/…`` for the others.
     """
     started = time.perf_counter()
     elsewhere = config.replace(**GENERATED) if config.uses_likelihood else config

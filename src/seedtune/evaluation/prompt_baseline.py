@@ -1,7 +1,7 @@
-"""The honest baseline: the base model with the best of several prompts, and with the majority of its samples.
+"""Prompt baseline: the base model with the best of several prompts, and with the majority vote of its samples.
 
-What training gains has to be more than what a better prompt or a vote gains (FIELD: best-of-N with a vote is matched
-by prompt choice and self-consistency).  The prompt is chosen on training prompts and reported on held-out ones.
+Training has to gain more than a better prompt or a vote does (FIELD: best-of-N with a vote is matched by prompt choice
+and self-consistency).  The prompt is chosen on training prompts and reported on held-out ones.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from seedtune.tasks.base import Task
 from seedtune.types import Example, Message
 
 CHOSEN_ON = 64
-"""Training prompts on which the prompt is chosen, at most."""
+"""Maximum number of training prompts on which the prompt is chosen."""
 
 
 @dataclass(frozen=True, slots=True)
 class Wording:
-    """A way to put prompts: with a ``system`` message, or words ``after`` the last user message."""
+    """A variation of prompts: a ``system`` message, or words ``after`` the last user message."""
 
     name: str
     system: str = ""
@@ -41,15 +41,15 @@ WORDINGS = (
     Wording("brief", system="You answer as briefly as possible."),
     Wording("follow the format", after="Follow the instructions and the format that is asked for exactly."),
 )
-"""What is tried; the first is the task's own prompt, and the first of equals is chosen."""
+"""The candidates; the first is the task's own prompt, and of equal ones the first is chosen."""
 
 
 def baselines(
     engine: Engine, tasks: Sequence[Task], config: Config, eval_config: EvalConfig
 ) -> list[tuple[Measures, ...]]:
-    """Rows of results for the engine's current model, one result a task: best prompt, best prompt with votes.
+    """Return rows of results for the engine's current model, one result per task: best prompt, best prompt with votes.
 
-    Where the task's own prompt is the best these are its own results, as they are.
+    If the task's own prompt is the best, these are the results of that prompt.
     """
     found = [_best(engine, task, config, eval_config) for task in tasks]
     return [tuple(found), tuple(voted(one) for one in found)]
@@ -64,7 +64,7 @@ def _best(engine: Engine, task: Task, config: Config, eval_config: EvalConfig) -
 
 
 def choose(engine: Engine, task: Task, config: Config, eval_config: EvalConfig) -> Wording:
-    """The wording of the highest accuracy (or mean reward, if there is none) on training prompts."""
+    """Return the wording of the highest accuracy (or mean reward, without accuracy) on training prompts."""
     if not task.train:
         raise ConfigError(f"task {task.name!r} has no training prompts to choose a prompt on. Leave out the baseline.")
     practice = replace(task, test=task.train[: min(CHOSEN_ON, eval_config.limit or CHOSEN_ON)])
@@ -79,7 +79,7 @@ def choose(engine: Engine, task: Task, config: Config, eval_config: EvalConfig) 
 
 
 def voted(one: Measures) -> Measures:
-    """The results of the most frequent of a model's samples, under the names of a single answer's."""
+    """Return the results of the majority vote among a model's samples, under the names for a single completion."""
     votes = max(int(name.partition("@")[2]) for name in one.columns if name.startswith("majority_reward@"))
     names = {"accuracy": f"maj@{votes}", "reward": f"majority_reward@{votes}"}
     columns = {name: one.columns[source] for name, source in names.items() if source in one.columns}
@@ -87,7 +87,7 @@ def voted(one: Measures) -> Measures:
 
 
 def reworded(wording: Wording, task: Task, config: Config) -> tuple[Task, Config]:
-    """The task and the settings with the held-out prompts put that way; a system prompt of the run stays in front."""
+    """Apply a wording to the held-out prompts of a task; a system prompt of the run stays in front."""
     system = wording.system
     if system and config.system_prompt is not None:
         config, system = config.replace(system_prompt=f"{config.system_prompt}\n{system}"), ""

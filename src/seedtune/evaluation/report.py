@@ -1,4 +1,4 @@
-"""The report: a run on one self-contained HTML page, with its curve and its answers before and after."""
+"""Report of a run: one self-contained HTML page, with its curve and its completions before and after training."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Row = Mapping[str, Any]
 
 
 def prompt_text(prompt: Any) -> str:
-    """A prompt as one line: its text, or the last user message."""
+    """Return a prompt as a string: its text, or the last user message."""
     if isinstance(prompt, str):
         return prompt
     users = [message["content"] for message in prompt if message.get("role") == "user"]
@@ -28,7 +28,7 @@ def prompt_text(prompt: Any) -> str:
 
 
 def before_and_after(paths: RunPaths) -> list[tuple[Row, Row]]:
-    """The held-out answers of the first and the last evaluation, prompt by prompt."""
+    """Return the held-out completions of the first and the last evaluation, paired by prompt."""
     rows = [row for row in directory.read_lines(paths.samples) if row.get("split") == "test"]
     if not rows:
         return []
@@ -39,7 +39,7 @@ def before_and_after(paths: RunPaths) -> list[tuple[Row, Row]]:
 
 
 def render(paths: RunPaths) -> str:
-    """The page for a run directory."""
+    """Render the page for a run directory."""
     metrics = directory.read_lines(paths.metrics)
     generations = list({row["generation"]: row for row in metrics if "reward" in row}.values())
     evaluations = list({row["generation"]: row for row in metrics if "eval_reward" in row}.values())
@@ -73,7 +73,7 @@ def _headline(evaluations: Sequence[Row]) -> str:
 
 
 def _chart(generations: Sequence[Row], evaluations: Sequence[Row]) -> str:
-    """Reward of the members (mean ± std), of the unperturbed model, and held out, against generations."""
+    """Plot the rewards of members (mean), unperturbed model and held-out prompts against generations."""
     lines = {
         "members": ("#8aa", [(row["generation"], row["reward"]) for row in generations]),
         "unperturbed": ("#06c", [(row["generation"] - 1, row["reward_unperturbed"]) for row in generations]),
@@ -125,7 +125,7 @@ def _table(generations: Sequence[Row]) -> str:
 
 
 def _changes(found: comparison.Comparison | None) -> str:
-    """What training changed, measure by measure, with paired differences."""
+    """Render the changes by training, one measure per row, with paired differences."""
     if found is None:
         return ""
     names = ("measure", *(f"generation {one}" for one in found.generations), "difference")
@@ -139,7 +139,7 @@ def _changes(found: comparison.Comparison | None) -> str:
 
 
 def _held_out(evaluations: Sequence[Row]) -> str:
-    """Every evaluation while training, with the other tasks that were watched."""
+    """Render every evaluation during training, with the other evaluated tasks."""
     names = list(dict.fromkeys(name for row in evaluations for name in row if _shown(name)))
     head = "".join(f"<th class=n>{html.escape(name.removeprefix('eval_'))}</th>" for name in ("generation", *names))
     rows = "".join(
@@ -164,7 +164,7 @@ def _shown(name: str) -> bool:
 
 
 def _evaluation(row: Row) -> str:
-    """What ``seedtune eval --save`` found: a table a task, a row a measure, a column a subject."""
+    """Render a ``seedtune eval --save``: one table per task, one row per measure, one column per subject."""
     return "".join(_compared(row, place) for place in range(len(row["subjects"][0]["results"])))
 
 

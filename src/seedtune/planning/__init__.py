@@ -1,1 +1,1 @@
-"""Advice before training: which sigma and alpha, how much memory, how much time."""
+"""Advice before training: sigma and alpha, memory, and time."""

@@ -1,11 +1,11 @@
-"""Accelerators by name: datasheet figures, and how long a decode step and a prefill take by them.
+"""Accelerators by name: datasheet figures, and the duration of a decode step and a prefill computed from them.
 
     step of R rows      t = max( (W + K·R) / bandwidth,  2·P·R / FLOPs ) / efficiency,  at least LAUNCH a layer
     prefill of T tokens t = 2·P·T / FLOPs / efficiency
 
-W bytes of the live weights, K bytes of key-value cache a row holds, P parameters.  Datasheets give peaks that no
-program reaches; the efficiency is an assumption (about half, which plain decode loops and large matrix products
-reach), and so are the launches: a model in transformers runs layer by layer from Python.
+W bytes of the weights in use, K bytes of key-value cache per row, P parameters.  Datasheets give peaks that no program
+reaches; the efficiency is an assumption (about half, which plain decode loops and large matrix products reach), and so
+is the launch time: a model in transformers runs layer by layer from Python.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ EFFICIENCY = 0.5
 """Assumed share of a datasheet's bandwidth and FLOP/s."""
 
 LAUNCH = 0.8e-3
-"""Assumed seconds a layer takes at the least where each of its operations is launched from Python."""
+"""Assumed minimum seconds per layer if each of its operations is launched from Python."""
 
 LARGEST = 1024
-"""Devices of one kind, at most."""
+"""Maximum number of devices of one kind."""
 
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """Peak figures of one device: bytes/s of memory, dense FLOP/s in 16 bits, and bytes of memory."""
+    """Peak figures of one device: memory bandwidth (bytes/s), dense 16-bit FLOP/s, and memory (bytes)."""
 
     name: str
     bandwidth: float
@@ -37,16 +37,16 @@ class Machine:
     launch: float = LAUNCH
 
     def step(self, *, weights: float, cache: float, parameters: float, rows: float, layers: int) -> float:
-        """Seconds of a decode step of ``rows`` rows that hold ``cache`` bytes together."""
+        """Return the seconds of a decode step of ``rows`` rows that hold ``cache`` bytes together."""
         read, product = (weights + cache) / self.bandwidth, 2 * parameters * rows / self.flops
         return max(max(read, product) / self.efficiency, layers * self.launch)
 
     def prefill(self, *, parameters: float, tokens: float) -> float:
-        """Seconds of reading ``tokens`` prompt tokens."""
+        """Return the seconds of processing ``tokens`` prompt tokens."""
         return 2 * parameters * tokens / self.flops / self.efficiency
 
     def stream(self, size: float) -> float:
-        """Seconds to move ``size`` bytes through memory."""
+        """Return the seconds to move ``size`` bytes through memory."""
         return size / self.bandwidth / self.efficiency
 
 
@@ -72,14 +72,14 @@ MACHINES = {
         _machine("mi300x", 5300, 1307, 192),
     )
 }
-"""Datasheet figures: memory bandwidth (GB/s), dense bfloat16 or float16 TFLOP/s, memory (GB); SXM where not said."""
+"""Datasheet figures: memory bandwidth (GB/s), dense bfloat16 or float16 TFLOP/s, memory (GB); SXM by default."""
 
 CPU = "cpu"
-"""This machine, which is measured."""
+"""Name of this machine, which is measured."""
 
 
 def parse_device(text: str) -> tuple[int, str]:
-    """``8xh100`` as (8, "h100"); ConfigError with the nearest known name."""
+    """Parse ``8xh100`` as (8, "h100"); ConfigError with the nearest known name."""
     match = re.fullmatch(r"(?:(\d+)\s*[x×]\s*)?([a-z0-9][a-z0-9\- ]*)", text.strip().lower())
     known = (CPU, *MACHINES)
     name = match[2].replace(" ", "") if match else text.strip().lower()

@@ -1,7 +1,7 @@
-"""What a run will take before it is begun: rollouts, tokens, memory of each mode, seconds of a generation.
+"""Forecast of a run: rollouts, tokens, memory of each mode, seconds per generation.
 
-Nothing is loaded but the model's configuration and tokenizer, unless this machine is asked for: then the model
-itself writes a few tokens.
+Only the model's configuration and tokenizer are loaded, unless this machine is requested: then the model itself
+generates a few tokens.
 """
 
 from __future__ import annotations
@@ -20,24 +20,23 @@ from seedtune.strategies import populations
 from seedtune.tasks.base import Task
 
 SHARE = 0.7
-"""Share of ``max_completion_length`` that a completion has on average, where no run tells."""
+"""Assumed mean length of a completion, as a share of ``max_completion_length``, without a measured run."""
 
 _COPIED = ("bfloat16", "float32")
-"""Types whose products have a layout of their own on a CPU."""
+"""Dtypes that a CPU copies into a layout for its matrix products."""
 
 MODES = tuple((p, m) for p in ("lowrank", "gaussian") for m in ("float32", "model"))
 
 
 @dataclass(frozen=True, slots=True)
 class MemoryEstimate:
-    """Bytes of a mode: weights + current + cache + factors + logits; libraries (0.5 GB) and activations beyond.
+    """Bytes of a mode: weights + current + cache + factors + logits, without libraries (0.5 GB) and activations.
 
-    On each of the ranks of ``vllm.tensor_parallel_size``, which share the first three; current weights in the host's
-    memory count as none.
+    Per rank of ``vllm.tensor_parallel_size``, which share the first three; current weights in host memory count as 0.
 
-    weights  P·b                    b bytes a number of the forward pass
+    weights  P·b                    b bytes per number of the forward pass
     current  4·L (lowrank) or 4·T (gaussian) with weights_dtype float32; 0 (lowrank) or b·T (gaussian) with model
-    packed   b·P on a CPU, gaussian with float32: a copy in the layout that products read
+    packed   b·P on a CPU, gaussian with float32: a copy in the layout used by matrix products
     cache    slots · (longest prompt + limit) · keys and values of a position · b
     factors  pairs · r · Σ(m + n) · b, lowrank only
     logits   slots · vocabulary · b
@@ -54,13 +53,13 @@ class MemoryEstimate:
 
     @property
     def total(self) -> float:
-        """Everything but ``packed``, which only CPUs have."""
+        """The sum of all parts except ``packed``, which only CPUs have."""
         return self.weights + self.current_weights + self.cache + self.factors + self.logits
 
 
 @dataclass(frozen=True, slots=True)
 class Duration:
-    """Seconds of a generation on ``device``, by part, and how they were found."""
+    """Seconds of a generation on ``device``, by part, and how they were obtained."""
 
     device: str
     prefill: float
@@ -73,13 +72,13 @@ class Duration:
 
     @property
     def seconds(self) -> float:
-        """The sum of the parts; scoring is not in it."""
+        """The sum of the parts, without scoring."""
         return self.prefill + self.decode + self.perturb + self.update
 
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
-    """A run before it is begun."""
+    """The forecast of a run."""
 
     config: Config
     anatomy: Anatomy
@@ -96,7 +95,7 @@ class Forecast:
 
     @property
     def full(self) -> float:
-        """How many generations as large as the largest the run is worth."""
+        """The run's length in generations of the largest size."""
         return self.rollouts / self.workload.rollouts
 
     @property
@@ -115,8 +114,8 @@ def plan_config(
 ) -> Forecast:
     """Forecast a run of ``config`` on ``devices`` (``cpu``: this machine, measured; ``h100``, ``8xa100``, …).
 
-    Completions fill ``share`` of their limit; ``measured`` names a run whose pace and lengths are taken for this
-    machine.  ConfigError names an unknown device, ModelError a model whose configuration cannot be read.
+    Completions have ``share`` of their maximum length; ``measured`` names a run whose pace and lengths are used for
+    this machine.  Raises ConfigError for an unknown device, ModelError for a model whose configuration cannot be read.
     """
     asked = [parse_device(text) for text in devices]
     fleet, config = config, config.replace(engine=config.kinds[0]) if config.engine == "ray" else config
@@ -150,7 +149,7 @@ def plan_config(
 
 
 def _of_population(config: Config) -> list[str]:
-    """Which generation the forecast is of, where they differ."""
+    """Note which generation is forecast, if their sizes differ."""
     sizes = populations(config)
     if min(sizes) == max(sizes):
         return []
@@ -158,7 +157,7 @@ def _of_population(config: Config) -> list[str]:
 
 
 def _of_ray(config: Config) -> list[str]:
-    """What the forecast leaves out of Ray workers."""
+    """Note what the forecast omits about Ray workers."""
     if config.engine != "ray":
         return []
     workers = sum(config.ray.kinds.values())
@@ -169,7 +168,7 @@ def _of_ray(config: Config) -> list[str]:
 
 
 def memory_of(anatomy: Anatomy, work: Workload, config: Config, mode: tuple[str, str]) -> MemoryEstimate:
-    """The bytes of a mode (perturbation, weights_dtype) with this configuration's population and limits."""
+    """Estimate the bytes of a mode (perturbation, weights_dtype) for this configuration's population and limits."""
     perturbation, weights_dtype = mode
     low, size = perturbation == "lowrank", anatomy.itemsize
     reached = anatomy.linear if low else anatomy.trainable
@@ -192,7 +191,7 @@ def memory_of(anatomy: Anatomy, work: Workload, config: Config, mode: tuple[str,
 
 
 def on_machine(machine: Machine, anatomy: Anatomy, work: Workload, config: Config, *, count: int = 1) -> Duration:
-    """A generation by datasheet figures (`accelerators` has the formula), ``work`` being one device's share."""
+    """Forecast a generation from datasheet figures (formula in `accelerators`); ``work`` is one device's share."""
     memory = memory_of(anatomy, work, config, (config.perturbation, config.weights_dtype))
     rows = work.row_steps / max(1.0, work.steps)
     position = anatomy.cached * anatomy.itemsize
@@ -221,19 +220,19 @@ def on_machine(machine: Machine, anatomy: Anatomy, work: Workload, config: Confi
 
 
 def _graphs(config: Config) -> bool:
-    """Whether a decode step is one graph, which nobody launches layer by layer."""
+    """Return whether a decode step is one graph, without a launch per layer."""
     return config.engine == "vllm" and not config.vllm.enforce_eager
 
 
 def at_pace(pace: Pace, work: Workload) -> Duration:
-    """A generation at the pace of a run: seconds a token, prompts and new ones alike, × tokens."""
+    """Forecast a generation from the pace of a run: seconds per token, prompt and new ones alike, × tokens."""
     seconds = pace.token * (work.read + work.written)
     told = f"{pace.token * 1e3:.3g} ms a token, prompts and scoring included: {pace.generations} generations of a run"
     return Duration(CPU, 0.0, seconds, 0.0, 0.0, told)
 
 
 def measured_here(speed: Speed, work: Workload) -> Duration:
-    """A generation at the speed of this machine: prefill + steps·(a + b·rows) + perturbing + update."""
+    """Forecast a generation from the speed of this machine: prefill + steps·(a + b·rows) + perturbing + update."""
     return Duration(
         device=CPU,
         prefill=work.read * speed.prompt_token,
@@ -248,7 +247,7 @@ def measured_here(speed: Speed, work: Workload) -> Duration:
 
 
 def _notes(work: Workload, share: float, pace: Pace | None, counts: Sequence[int]) -> list[str]:
-    """What was assumed."""
+    """List the assumptions."""
     source = "an assumption (--share)" if pace is None else "as in the measured run"
     notes = [f"a completion has {work.new_tokens:.0f} of at most {work.limit} tokens ({share:.0%}): {source}"]
     if not work.counted:

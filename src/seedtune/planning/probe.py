@@ -1,8 +1,8 @@
-"""Choosing σ and α before training: a small population at several σ, the same members and prompts at each.
+"""Probe: chooses σ and α before training, with a small population at several σ, on the same noise and prompts.
 
-A generation is one step; a probe asks what the step would be worth.  It climbs from the configured σ by factors of
-two with a few pairs until the model collapses, then lets the whole population answer at the largest usable σ and
-below it, where the expected gain lies (`strategies.quadratic_model` has the model), as long as its rollouts last.
+A generation makes one step; a probe estimates the gain of that step.  It doubles the configured σ with a few pairs
+until the model collapses, then evaluates the whole population at the largest usable σ and at smaller ones, where the
+expected gain lies (`strategies.quadratic_model` has the model), as long as the budget of rollouts lasts.
 
 The noise has generation numbers that training never uses.  Nothing is written.
 """
@@ -30,47 +30,47 @@ from seedtune.tasks.base import Task
 from seedtune.types import UNPERTURBED, Example, Member, Plan, Rollout
 
 GENERATION = 2**31
-"""Generation number of a probe's noise; a run would need two billion generations to get there."""
+"""Generation number of a probe's noise; a run would need two billion generations to reach it."""
 
 SCREEN = 2
-"""Pairs that look for collapse while σ climbs."""
+"""Pairs per σ in the search for the edge of collapse."""
 
 FACTOR, REACH = 2.0, 16.0
-"""σ is climbed in steps of this factor, to so many times the configured σ at most, and down to that part of it."""
+"""Factor between successive σ, and limit of the ratio to the configured σ, in both directions."""
 
 DEGENERATE = 0.15
-"""Share of empty or repeating completions beyond the unperturbed model's at which the model counts as collapsed."""
+"""Share of empty or repeating completions, minus the unperturbed model's, that counts as a collapse."""
 
 USUAL = 16
-"""Prompts, at least, on which the unperturbed model shows how many of its own answers are empty or repeating."""
+"""Minimum number of prompts for the unperturbed model's share of empty or repeating completions."""
 
 FALLEN = 2.0
-"""Spreads that the population's mean may lie below the unperturbed model."""
+"""The population's mean may be this many spreads below the unperturbed model."""
 
 NEAR = 0.8
 """The smallest σ with this share of the largest expected gain is recommended."""
 
 SWEEP = (5, 10)
-"""What a sweep would take, for comparison: so many σ, so many generations each."""
+"""The sweep for comparison: number of σ, and generations for each."""
 
 SHARE = 0.05
-"""Rollouts of a probe as a share of that sweep's, at most."""
+"""Maximum rollouts of a probe, as a share of the sweep's."""
 
 
 @dataclass(frozen=True, slots=True)
 class Level:
-    """What one σ showed; ``collapse`` says why it is refused, ``stride`` is its best step if it is not."""
+    """Results at one σ; ``collapse`` says why it is rejected, ``stride`` is its best step otherwise."""
 
     response: Response
     answers: CompletionStats
     sample: tuple[Example, str]
-    """A prompt, and what the member of median reward answered."""
+    """A prompt, and the completion of the member of median reward."""
     collapse: str | None
     stride: Stride | None = None
 
     @property
     def sigma(self) -> float:
-        """Its σ."""
+        """The σ of the level."""
         return self.response.sigma
 
 
@@ -101,10 +101,10 @@ def probe_config(
 ) -> Probe:
     """Evaluate ``members`` (in pairs) and the unperturbed model at several σ, and recommend σ and α for ``config``.
 
-    ``sigmas`` are evaluated all of them; without, they are chosen, and the probe takes at most 5 % of the rollouts
-    of a sweep (5 σ × 10 generations), though one usable σ always sees all members, if there is any.  ``task`` brings
-    data and rewards of your own; ``prompts`` of its training data are drawn, by default as many as in a generation.
-    ConfigError, DataError or RewardError say what is wrong.
+    All of ``sigmas`` are evaluated; by default they are chosen, and the probe takes at most 5 % of the rollouts of a
+    sweep (5 σ × 10 generations), except that all members are evaluated at one usable σ, if there is any.  ``task``
+    provides custom data and rewards; ``prompts`` of its training data are drawn, by default as many as in a generation.
+    Raises ConfigError, DataError or RewardError.
     """
     started = time.perf_counter()
     if members < 4 or members % 2:
@@ -126,10 +126,9 @@ def probe_config(
 
 
 def _draw(config: Config, task: Task, prompts: int | None) -> tuple[int, tuple[Example, ...]]:
-    """How many prompts members answer (two at least, unless told otherwise), and training prompts for the unperturbed
-    model.
+    """Return the number of prompts for members (default: at least two), and prompts for the unperturbed model.
 
-    The order is the probe's own; members get the first of them.
+    All are training prompts, in an order specific to the probe; members get the first of them.
     """
     if not task.train:
         raise DataError(f"the training data of task {task.name!r} is empty. Give at least one row with a 'prompt'.")
@@ -149,7 +148,7 @@ def _budget(config: Config, prompts: int) -> int:
 
 
 class _Survey:
-    """The scores and rollouts so far, by σ; asks only for members that have not answered yet."""
+    """Scores and rollouts so far, by σ; evaluates only members not evaluated before."""
 
     def __init__(self, evaluator: Evaluator, asked: tuple[tuple[Example, ...], int], pairs: int) -> None:
         drawn, count = asked
@@ -163,7 +162,7 @@ class _Survey:
         self.answers: dict[float, list[Rollout]] = {}
 
     def level(self, sigma: float, pairs: int) -> Level:
-        """What ``sigma`` shows with at least so many pairs."""
+        """Return the results at ``sigma`` with at least ``pairs`` pairs."""
         known = self.scores.get(sigma, self.unperturbed)
         have = len(known) // 2
         if pairs > have:
@@ -180,7 +179,7 @@ class _Survey:
         return Level(response, answers, self._sample(sigma), collapse_of(response, answers, self.usual))
 
     def _sample(self, sigma: float) -> tuple[Example, str]:
-        """The first prompt, answered by the member of median reward."""
+        """Return the first prompt, and its completion by the member of median reward."""
         rewards = np.nan_to_num(self.scores[sigma][1:].mean(axis=1), nan=-np.inf)
         position = int(np.argsort(rewards, kind="stable")[len(rewards) // 2])
         member = Member(GENERATION, position // 2, -1 if position % 2 else 1)
@@ -188,12 +187,12 @@ class _Survey:
         return self.examples[0], text
 
     def all_of(self, sigmas: Sequence[float]) -> None:
-        """Every σ asked for, with all pairs."""
+        """Evaluate all pairs at every one of ``sigmas``."""
         for sigma in sigmas:
             self.level(sigma, self.pairs)
 
     def search(self, start: float, budget: int) -> None:
-        """Climb to the edge of collapse with few pairs, then go down from there with all of them."""
+        """Increase σ to the edge of collapse with few pairs, then decrease it with all of them."""
         top, low = self._edge(start, budget), start / REACH
         sigma, done = top, 0
         while sigma >= low and (self.rollouts + self._cost(sigma) <= budget or done == 0):
@@ -201,7 +200,7 @@ class _Survey:
             sigma /= FACTOR
 
     def _edge(self, start: float, budget: int) -> float:
-        """The largest usable σ as far as a few pairs can tell; below ``start`` if that has collapsed."""
+        """Return the largest σ that is usable judging by a few pairs; below ``start`` if that has collapsed."""
         few, high = min(SCREEN, self.pairs), start * REACH
         spare = budget - 3 * self.pairs * 2 * len(self.examples)
         usable = self.level(start, few).collapse is None
@@ -220,9 +219,9 @@ class _Survey:
 
 
 def collapse_of(response: Response, answers: CompletionStats, usual: CompletionStats) -> str | None:
-    """Why a σ is unusable, or None; ``usual`` is how the unperturbed model answers.
+    """Return why a σ is unusable, or None; ``usual`` are the unperturbed model's statistics.
 
-    Rewards alone do not show it: where short answers are rewarded, loops of nonsense may well score better.
+    Rewards alone do not reveal a collapse: if short completions are rewarded, loops of nonsense may well score better.
     """
     if not response.members:
         return (
@@ -241,7 +240,7 @@ def collapse_of(response: Response, answers: CompletionStats, usual: CompletionS
 
 
 def _conclude(config: Config, survey: _Survey, seconds: float) -> Probe:
-    """Fit the law to what is usable, weigh every level, and choose."""
+    """Fit the law to the usable σ, compute every level's best step, and recommend."""
     levels = [survey.level(sigma, 0) for sigma in sorted(survey.scores)]
     usable = [level.response for level in levels if level.collapse is None]
     law = fit(usable) if usable else Law(0.0, 0.0)
@@ -269,7 +268,7 @@ def _weighed(level: Level, law: Law, config: Config) -> Level:
 
 
 def recommend(levels: Sequence[Level], config: Config) -> tuple[float | None, float | None, str]:
-    """(σ, α, reason): the smallest usable σ whose expected gain is near the largest."""
+    """Return (σ, α, reason): the smallest usable σ whose expected gain is near the largest."""
     usable = [(level, level.stride) for level in levels if level.stride is not None]
     if not usable:
         return (
@@ -292,7 +291,7 @@ def recommend(levels: Sequence[Level], config: Config) -> tuple[float | None, fl
     reason = _reason(chosen, stride, levels)
     if config.shaping != "zscore" or config.shaping_clip is not None:
         return chosen.sigma, None, f"{reason} {_OTHER_UNITS}"
-    # Fixed steps of subspaces are √K longer than α says (CoPES).
+    # With K subspaces, a fixed step is √K times as long as α implies (CoPES).
     return chosen.sigma, chosen.sigma * stride.ratio / math.sqrt(config.subspaces), reason
 
 

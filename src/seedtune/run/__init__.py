@@ -1,1 +1,1 @@
-"""A run on the disk: its ledger, its weights brought back from it, its metrics."""
+"""A run on disk: its ledger, replay of its weights from the ledger, and its metrics."""

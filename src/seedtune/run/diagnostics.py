@@ -1,4 +1,4 @@
-"""What a generation's update says about a run: how far it should have gained and drifted, and how far it did."""
+"""Diagnostics of a generation's update: predicted and measured gain, drift and divergence."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from seedtune.types import Decay, Update
 Numbers = dict[str, Any]
 
 CLEAR_SHARE, CLEAR_AFTER = 0.1, 5
-"""An average share of members better than the unperturbed model below this, over so many generations, is an alarm."""
+"""Alarm limit of the average share of members that beat the unperturbed model, and generations before it applies."""
 
 
 def observation_metrics(record: Record) -> Numbers:
-    """The unperturbed model against its members, and the gain that the second-order model predicts of the step.
+    """Compare the unperturbed model with its members, and predict the step's gain by the second-order model.
 
     ``success_rate``: share of members that beat the unperturbed model, about ½ where σ is small; ``reliability``: part
     of the measured slope that holds over all training prompts; ``step_ratio``: the step in lengths of a perturbation.
@@ -45,7 +45,7 @@ def observation_metrics(record: Record) -> Numbers:
 
 
 def observation_alarms(record: Record) -> list[str]:
-    """A σ at which next to no member is better than the unperturbed model; members that differ, and yet no step."""
+    """Alarm if hardly any member beats the unperturbed model, or if members differ but no step is made."""
     if any(record.coefficients) and not record.observation and record.alpha == 0.0 and not _intended(record):
         return ["only one noise sample has rewards, too few for an adaptive step. Check the reward function."]
     averages = _averages(record)
@@ -57,7 +57,7 @@ def observation_alarms(record: Record) -> list[str]:
 
 
 def _intended(record: Record) -> bool:
-    """Whether a generation was not to move anything: a look, or the way back."""
+    """Return whether the generation was not meant to move the weights: a look-ahead probe or a rollback."""
     return "down" in record.state or record.rollback_to is not None
 
 
@@ -69,11 +69,11 @@ def _averages(record: Record) -> Any:
 def predicted_drift(updates: Sequence[Update], parameters: int) -> float:
     """‖θ − θ₀‖ of a random walk, √(d Σ w²): with z-scores α√(T·d/N) (arXiv 2605.30148).
 
-    The weights of noise that is used more than once add up before they are squared.  An L2 decay shrinks all that came
-    before it; for an L1 decay elements are taken to be normal, so that it shrinks their spread by a known factor.
+    The weights of reused noise are summed before they are squared.  An L2 anchor shrinks everything before it; for an
+    L1 anchor, elements are assumed to be normal, so that it shrinks their spread by a known factor.
     """
     weights: dict[tuple[int, int], float] = {}
-    square, left = 0.0, 1.0  # Σ w² of the weights as they are kept, which stand for ``left`` times as much
+    square, left = 0.0, 1.0  # Σ w² of the stored weights; the true ones are ``left`` times as large
     for update in updates:
         for term in update.terms:
             place = (term.generation, term.pair)
@@ -88,7 +88,10 @@ def predicted_drift(updates: Sequence[Update], parameters: int) -> float:
 
 
 def _kept(spread: float, decay: Decay) -> float:
-    """What a decay leaves of normal elements' deviation s: E (|x| − t)₊² = (s² + t²)·2Q(t/s) − 2ts·φ(t/s)."""
+    """Factor by which a decay shrinks normal elements' deviation s.
+
+    E (|x| − t)₊² = (s² + t²)·2Q(t/s) − 2ts·φ(t/s).
+    """
     factor = 1.0 - decay.l2
     scale = factor * spread
     if decay.l1 == 0.0 or scale == 0.0:
@@ -99,13 +102,13 @@ def _kept(spread: float, decay: Decay) -> float:
 
 
 class Diagnostics:
-    """Measurements that need the engine; each as often as the configuration says."""
+    """Measurements that need the engine, each at the interval set in the configuration."""
 
     def __init__(self, engine: Engine, task: Task, config: Config, *, parameters: int) -> None:
         self.engine, self.task, self.config, self.parameters = engine, task, config, parameters
 
     def after(self, lineage: Lineage) -> Numbers:
-        """What there is to know of the newest generation, now that its update is applied."""
+        """Measure the newest generation, after its update was applied."""
         record = lineage.records[-1]
         found = observation_metrics(record)
         if record.rollback_to is None:
@@ -117,11 +120,11 @@ class Diagnostics:
         return found
 
     def _cosine(self, latest: list[Update]) -> float | None:
-        """The cosine between this update and the one before; about 0 for updates of fresh noise."""
+        """Return the cosine between the last two updates; about 0 for updates from fresh noise."""
         return self.engine.cosine(latest[0].terms, latest[1].terms) if len(latest) == 2 else None
 
     def divergence(self, evaluator: Evaluator, generation: int) -> Numbers:
-        """KL(current ‖ base) per token of the current model's answers to fixed prompts, see `divergence`."""
+        """KL(current ‖ base) per token of the current model's completions of fixed prompts, see `divergence`."""
         if not _due(generation, self.config.kl_steps):
             return {}
         examples = (self.task.test or self.task.train)[: self.config.kl_prompts]
@@ -133,7 +136,10 @@ class Diagnostics:
 
 
 def divergence(engine: Engine, config: Config, outcome: Outcome) -> float | None:
-    """KL(current ‖ base) in nats per token of its answers: r − log r − 1, r = π_base/π_current; None of none."""
+    """KL(current ‖ base) in nats per token of the completions; None if they have no tokens.
+
+    The mean of r − log r − 1, r = π_base/π_current.
+    """
     prompts = [prompt_of(config, outcome.examples[rollout.prompt]) for rollout in outcome.rollouts]
     answers = [rollout.token_ids for rollout in outcome.rollouts]
     ours, base = (engine.logprobs(prompts, answers, base=which) for which in (False, True))

@@ -1,4 +1,4 @@
-"""Files of a run directory that are written as it goes: JSON lines, and whole files put in place at once."""
+"""Files of a run directory: JSON lines appended during the run, and whole files written atomically."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from seedtune.run import ledger
 
 
 def append_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Append one JSON object a line; a torn line before it is closed first."""
+    """Append one JSON object per line, after closing a torn last line.  Raises StorageError."""
     data = _lines(rows)
     try:
         with path.open("ab+") as file:
@@ -26,7 +26,7 @@ def append_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Every complete JSON line; none if there is no file.  Torn lines are passed over."""
+    """Read every complete JSON line, skipping torn ones; empty if there is no file."""
     rows = []
     for line in path.read_bytes().split(b"\n") if path.exists() else ():
         try:
@@ -39,17 +39,17 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Make a file hold exactly these JSON lines."""
+    """Replace a file's content by these JSON lines, atomically."""
     _write_whole(path, _lines(rows))
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Make a file hold exactly this text."""
+    """Replace a file's content by this text, atomically."""
     _write_whole(path, text.encode())
 
 
 def put(path: Path, data: bytes) -> None:
-    """Write a file under another, hidden name and rename it; OSError leaves the old one."""
+    """Write a file under a hidden name and rename it; on OSError the old file is kept."""
     part = path.with_name(f".{path.name}.part")
     try:
         part.write_bytes(data)
@@ -60,7 +60,7 @@ def put(path: Path, data: bytes) -> None:
 
 
 def _write_whole(path: Path, data: bytes) -> None:
-    """``put`` unless nothing would change; StorageError says how to resume."""
+    """Call ``put`` unless the content is unchanged; StorageError says how to resume."""
     try:
         if data != (path.read_bytes() if path.exists() else b""):
             put(path, data)
@@ -69,7 +69,7 @@ def _write_whole(path: Path, data: bytes) -> None:
 
 
 def _lines(rows: Iterable[Mapping[str, Any]]) -> bytes:
-    """JSON lines in UTF-8; a lone surrogate, which UTF-8 cannot hold, stays a JSON escape."""
+    """Encode JSON lines in UTF-8; a lone surrogate, which UTF-8 cannot encode, stays a JSON escape."""
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     return text.encode("utf-8", "backslashreplace")
 
@@ -81,33 +81,33 @@ def _ends_line(file: Any) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class RunPaths:
-    """Where a run keeps what."""
+    """Paths of a run directory."""
 
     root: Path
 
     @property
     def ledger(self) -> Path:
-        """The run itself."""
+        """The ledger, which defines the run."""
         return self.root / "ledger.jsonl"
 
     @property
     def config(self) -> Path:
-        """The settings it was started or last resumed with."""
+        """The settings with which the run was started or last resumed."""
         return self.root / "config.yaml"
 
     @property
     def metrics(self) -> Path:
-        """A line per generation and per held-out evaluation."""
+        """One line per generation and per held-out evaluation."""
         return self.root / "metrics.jsonl"
 
     @property
     def samples(self) -> Path:
-        """What the unperturbed model answered."""
+        """Completions of the unperturbed model."""
         return self.root / "samples.jsonl"
 
     @property
     def evaluations(self) -> Path:
-        """A line per ``seedtune eval --save``."""
+        """One line per ``seedtune eval --save``."""
         return self.root / "evaluations.jsonl"
 
     @property
@@ -117,23 +117,23 @@ class RunPaths:
 
     @property
     def snapshots(self) -> Path:
-        """The current weights at a few generations, for a quick resume."""
+        """The current weights at a few generations, for a fast resume."""
         return self.root / "snapshots"
 
     @property
     def report(self) -> Path:
-        """The run on one page, written at the end."""
+        """A one-page report, written at the end of the run."""
         return self.root / "report.html"
 
     def holdings(self) -> set[str]:
-        """Names in the run directory, hidden ones (half-written files) left out; RunError if it is a file."""
+        """List the names in the run directory, without hidden (half-written) files; RunError if it is a file."""
         if self.root.exists() and not self.root.is_dir():
             raise RunError(f"the run directory {str(self.root)!r} is a file. Choose another output_dir.")
         entries = self.root.iterdir() if self.root.exists() else ()
         return {entry.name for entry in entries if not entry.name.startswith(".")}
 
     def check_unused(self) -> None:
-        """RunError if the run directory holds something already."""
+        """Raise RunError if the run directory is not empty."""
         if self.holdings():
             hint = f"Resume it with '{resume_command(self.root)}'" if self.config.exists() else "Empty it"
             raise RunError(
@@ -141,6 +141,6 @@ class RunPaths:
             )
 
     def stopped_at_once(self) -> bool:
-        """Whether a run got as far as its configuration and no further."""
+        """Return whether the run stopped right after writing its configuration."""
         known = {self.config.name, self.ledger.name}
         return self.config.is_file() and self.holdings() <= known and not ledger.has_begun(self.ledger)

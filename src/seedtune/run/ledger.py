@@ -1,10 +1,10 @@
-"""The ledger: an append-only file of seeds and coefficients that is the run; weights are a cache of it.
+"""The ledger: an append-only file of seeds and coefficients that defines the run; weights are a cache of it.
 
-One JSON object a line.  The header names the base model and the configuration; a record per generation holds
-members, rewards and coefficients as exact floats; every few generations a fingerprint of the current weights.  Each
-line ends with a checksum over itself and the line before, so a changed bit anywhere is found and named.
-Lines are flushed to the disk before the update they describe is applied; a torn last line is dropped.
-Nothing in it depends on time or place: the same run writes the same bytes.
+One JSON object per line.  The header names the base model and the configuration; one record per generation holds
+members, rewards and coefficients as exact floats; every few generations there is a fingerprint of the current weights.
+Each line ends with a checksum over itself and the line before, so that any changed bit is found and located.
+Lines are flushed to disk before the update they describe is applied; a torn last line is dropped.
+Nothing in it depends on time or machine: the same run writes the same bytes.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ FORMAT = 1
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What the run starts from: everything later is a function of it."""
+    """The starting point of a run: everything later is a function of it."""
 
     model: str
     base_fingerprint: str
@@ -38,7 +38,7 @@ class Header:
     """Digest of the training data."""
 
     weights_dtype: str = "float32"
-    """Element type of the current weights."""
+    """Dtype of the current weights."""
 
     arithmetic: Mapping[str, Any] = field(default_factory=dict)
     """How the first rewards were computed: see `seedtune.engines.recorded_arithmetic`."""
@@ -46,7 +46,7 @@ class Header:
     format: int = FORMAT
 
     def to_json(self) -> dict[str, Any]:
-        """The header as its line holds it."""
+        """Return the header as JSON data."""
         return {
             "seedtune": self.version,
             **{k: getattr(self, k) for k in ("format", "noise", "model", "data", "weights_dtype", "arithmetic")},
@@ -56,7 +56,7 @@ class Header:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Header:
-        """The header a line holds."""
+        """Build the header from JSON data."""
         return cls(
             data["model"],
             data["base_fingerprint"],
@@ -72,7 +72,7 @@ class Header:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One generation: enough to apply its update again, bit for bit."""
+    """One generation, with enough data to apply its update again, bit for bit."""
 
     plan: Plan
     alpha: float
@@ -85,10 +85,10 @@ class Record:
     observation: Mapping[str, float] = field(default_factory=dict)
     decay: Decay | None = None
     rollback_to: int | None = None
-    """The weights went back to what they were after so many generations, instead of moving on."""
+    """Roll back to the weights after this many generations, instead of applying an update."""
 
     def to_json(self) -> dict[str, Any]:
-        """The record as its line holds it: member labels, NaN as null."""
+        """Return the record as JSON data, with member labels, and NaN as null."""
         plan = self.plan
         return {
             "generation": plan.generation,
@@ -105,7 +105,7 @@ class Record:
         }
 
     def _rest(self) -> dict[str, Any]:
-        """What most generations do not have."""
+        """Return the fields that most generations lack."""
         rest: dict[str, Any] = {}
         if self.observation:
             rest["observation"] = dict(self.observation)
@@ -119,7 +119,7 @@ class Record:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Record:
-        """The record a line holds, float for float."""
+        """Build the record from JSON data, float for float."""
         generation = data["generation"]
         members = tuple(Member.parse(label, generation) for label in data["members"])
         if not len(data["members"]) == len(data["rewards"]) == len(data["coefficients"]) > 0:
@@ -157,37 +157,37 @@ def _null_nan(value: float | None) -> float | None:
 
 @dataclass(slots=True)
 class Contents:
-    """A ledger read back: header, records in order, and fingerprints by number of generations applied."""
+    """A ledger read from disk: header, records in order, and fingerprints by number of generations applied."""
 
     header: Header
     records: list[Record] = field(default_factory=list)
     fingerprints: dict[int, str] = field(default_factory=dict)
     changes: dict[int, Mapping[str, Any]] = field(default_factory=dict)
-    """How rewards were computed from some generation on, where that is not how they were before."""
+    """Generation → how rewards are computed from it on, where this changed."""
 
     check: str = ""
     size: int = 0
     torn: int = 0
-    """Bytes of an unfinished last line, which are not part of the run."""
+    """Bytes of an incomplete last line, which is not part of the run."""
 
     @property
     def generations(self) -> int:
-        """Generations recorded."""
+        """Number of recorded generations."""
         return len(self.records)
 
     @property
     def arithmetics(self) -> dict[int, Mapping[str, Any]]:
-        """How rewards were computed, by the generation from which on."""
+        """First generation → how rewards are computed from it on."""
         return {0: self.header.arithmetic, **self.changes}
 
     def arithmetic(self, generation: int | None = None) -> Mapping[str, Any]:
-        """How the rewards of a generation were computed; by default those of the next one."""
+        """Return how the rewards of a generation were computed; by default of the next one."""
         known = self.arithmetics
         return known[max(start for start in known if generation is None or start <= generation)]
 
 
 def read(path: Path) -> Contents:
-    """Read and verify a ledger; LedgerError names the line that is not what was written."""
+    """Read and verify a ledger; LedgerError names the first line that is not as written."""
     try:
         raw = path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
@@ -212,7 +212,7 @@ def read(path: Path) -> Contents:
 
 
 def has_begun(path: Path) -> bool:
-    """Whether there is a ledger with a complete first line."""
+    """Return whether there is a ledger with a complete first line."""
     if not path.is_file():
         return False
     with path.open("rb") as file:
@@ -227,7 +227,7 @@ def _verify(path: Path, number: int, line: bytes, previous: str) -> tuple[dict[s
 
 
 def _verify_tail(path: Path, number: int, tail: bytes, previous: str) -> None:
-    """A torn line is the beginning of one; a whole line without its newline is corrupted."""
+    """Accept a torn last line; raise LedgerError if it is a whole line of which only the newline was changed."""
     if matching(tail[:-1], previous) is not None:
         raise _corrupted(path, number)
 
@@ -268,7 +268,7 @@ def _add(path: Path, number: int, data: dict[str, Any], contents: Contents) -> N
 
 
 def _is_note(data: Mapping[str, Any], contents: Contents) -> bool:
-    """Take a line between two generations: a fingerprint, or another arithmetic."""
+    """Add a line between two generations to ``contents``: a fingerprint, or a change of arithmetic."""
     notes: dict[str, dict[int, Any]] = {"fingerprint": contents.fingerprints, "arithmetic": contents.changes}
     for name in notes.keys() & data.keys():
         if data["after"] != contents.generations:
@@ -283,12 +283,12 @@ def _is_note(data: Mapping[str, Any], contents: Contents) -> bool:
 def _malformed(path: Path, number: int, error: Exception) -> LedgerError:
     return LedgerError(
         f"{path} line {number} has a good checksum but is no line that seedtune writes ({type(error).__name__}: "
-        f"{error}): somebody edited it and sealed it again. Restore the file from a copy."
+        f"{error}): it was edited and sealed again. Restore the file from a copy."
     )
 
 
 class Ledger:
-    """A ledger open for appending; one process at a time."""
+    """A ledger open for appending, by one process at a time."""
 
     def __init__(self, path: Path) -> None:
         """Open and lock; use ``create`` or ``resume``."""
@@ -306,7 +306,7 @@ class Ledger:
 
     @classmethod
     def create(cls, path: Path, header: Header) -> Ledger:
-        """Begin a ledger; RunError if there is one already.  An unfinished header is written anew."""
+        """Begin a ledger; an incomplete header is overwritten.  Raises RunError if there is a ledger already."""
         ledger = cls(path)
         try:
             if has_begun(path):
@@ -324,7 +324,7 @@ class Ledger:
 
     @classmethod
     def resume(cls, path: Path) -> tuple[Ledger, Contents]:
-        """Read a ledger that nobody else writes, and go on after its last complete line."""
+        """Lock and read a ledger, and continue after its last complete line."""
         if not path.is_file():
             read(path)
         ledger = cls(path)
@@ -338,15 +338,15 @@ class Ledger:
         return ledger, contents
 
     def append(self, record: Record) -> None:
-        """Write a generation and flush it to the disk; StorageError leaves the file as it was."""
+        """Write a generation and flush it to disk; on StorageError the file is unchanged."""
         self._append(record.to_json())
 
     def append_fingerprint(self, after: int, fingerprint: str) -> None:
-        """Note the fingerprint of the current weights after ``after`` generations."""
+        """Record the fingerprint of the current weights after ``after`` generations."""
         self._append({"after": after, "fingerprint": fingerprint})
 
     def append_arithmetic(self, after: int, arithmetic: Mapping[str, Any]) -> None:
-        """Note that rewards are computed in another way after ``after`` generations."""
+        """Record a change in how rewards are computed after ``after`` generations."""
         self._append({"after": after, "arithmetic": dict(arithmetic)})
 
     def _append(self, data: Mapping[str, Any]) -> None:
@@ -372,7 +372,7 @@ def _write_all(file: int, data: bytes, offset: int) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Flush a new file's name to the disk, too."""
+    """Flush a new file's directory entry to disk, too."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -381,12 +381,12 @@ def _sync_folder(folder: Path) -> None:
 
 
 def changed_fields(recorded: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
-    """``name: recorded → current`` for every setting that differs."""
+    """Return ``name: recorded → current`` for every setting that differs."""
     return [f"{name}: {before!r} → {now!r}" for name, before, now in differences(recorded, current)]
 
 
 def differences(one: Mapping[str, Any], two: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """(dotted name, value in ``one``, value in ``two``) of all that differs in nested data, by name."""
+    """Yield (dotted name, value in ``one``, value in ``two``) for every difference in nested data, by name."""
     for key in sorted(set(one) | set(two)):
         a, b = one.get(key), two.get(key)
         if isinstance(a, Mapping) and isinstance(b, Mapping):

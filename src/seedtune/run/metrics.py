@@ -1,4 +1,4 @@
-"""What a generation is told as: metrics under TRL's names, and alarms that say what to change."""
+"""Metrics of a generation under TRL's names, and alarms that say what to change."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ Floats = NDArray[np.float64]
 
 
 def mean(values: Sequence[float] | Floats) -> float | None:
-    """The mean of what is a number, None if nothing is."""
+    """Mean of the values that are not NaN, None if there are none."""
     array = np.asarray(values, dtype=np.float64)
     known = array[~np.isnan(array)]
     return float(known.mean()) if known.size else None
 
 
 def spread(values: Sequence[float] | Floats) -> float | None:
-    """The standard deviation of what is a number, None if nothing is."""
+    """Standard deviation of the values that are not NaN, None if there are none."""
     array = np.asarray(values, dtype=np.float64)
     known = array[~np.isnan(array)]
     return float(known.std()) if known.size else None
 
 
 def member_metrics(rewards: Floats) -> dict[str, float | None]:
-    """Reward over members: mean, standard deviation and best."""
+    """Mean, standard deviation and maximum of the reward over members."""
     known = rewards[~np.isnan(rewards)]
     return {
         "reward": mean(rewards),
@@ -41,7 +41,7 @@ def member_metrics(rewards: Floats) -> dict[str, float | None]:
 
 
 def prompt_metrics(scores: Floats, asked: NDArray[np.bool_] | None = None) -> dict[str, float]:
-    """The share of prompts on which all members tie, and of scores that are missing of what was ``asked`` (all)."""
+    """Share of prompts on which all members tie, and of missing scores among those ``asked`` for (default: all)."""
     return {
         "frac_reward_zero_std": float(np.mean([_tied(column) for column in scores.T])),
         "frac_reward_missing": float(np.isnan(scores if asked is None else scores[asked]).mean()),
@@ -62,12 +62,12 @@ def function_metrics(values: Mapping[str, Sequence[float]]) -> dict[str, float |
 
 
 def failure_metrics(failed: Mapping[str, int]) -> dict[str, int]:
-    """``rewards/<function>/failed``: completions on which it raised, crashed, hung or returned no number."""
+    """``rewards/<function>/failed``: completions on which the function raised, crashed, hung or returned no number."""
     return {f"rewards/{name}/failed": count for name, count in failed.items()}
 
 
 def failure_alarms(failed: Mapping[str, int], rollouts: int) -> list[str]:
-    """What could not be scored of so many rollouts."""
+    """Return an alarm for each reward function that failed on some of the ``rollouts`` completions."""
     return [
         f"the reward function {name!r} failed on {count} of {rollouts} completions: see failures.jsonl."
         for name, count in failed.items()
@@ -76,11 +76,11 @@ def failure_alarms(failed: Mapping[str, int], rollouts: int) -> list[str]:
 
 
 def completion_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:
-    """Completion lengths in tokens, and the shares cut off at the limit, of duplicates and of endings that repeat.
+    """Completion lengths in tokens, and the shares of truncated, duplicate and repeating completions.
 
-    ``duplicate_ratio``: rollouts whose text equals that of another member on the same prompt (samples of one
-    member may be equal).  ``repeating_ratio``: over a fifth of the three-token sequences in the last 64 tokens
-    occurred before in them.
+    ``duplicate_ratio``: rollouts whose text equals that of another member on the same prompt (samples of one member may
+    be equal).  ``repeating_ratio``: rollouts in which over a fifth of the three-token sequences in the last 64 tokens
+    occurred before in these.
     """
     lengths = np.array([length(rollout) for rollout in rollouts])
     return {
@@ -101,7 +101,7 @@ def _duplicates(rollouts: Sequence[Rollout]) -> float:
 
 
 def time_metrics(times: EngineTimes, seconds: Mapping[str, float], step_time: float) -> dict[str, float]:
-    """Seconds of a generation by what they went into; ``time/other`` is everything not named."""
+    """Seconds of a generation by activity; ``time/other`` is the rest."""
     generating = max(0.0, seconds["rollouts"] - times.perturb)
     named = {
         "rollouts": generating,
@@ -119,9 +119,9 @@ def time_metrics(times: EngineTimes, seconds: Mapping[str, float], step_time: fl
 
 
 def alarms(metrics: Mapping[str, Any], *, moved: bool, generated: bool = True) -> list[str]:
-    """What looks wrong in a generation, and what to change.
+    """Return the problems of a generation, and what to change.
 
-    ``moved``: the update has terms; ``generated``: completions are the model's, not reference answers.
+    ``moved``: the update has terms; ``generated``: completions are generated, not reference answers.
     """
     found = []
     if metrics["reward"] is None:
@@ -148,7 +148,7 @@ def _text_alarms(metrics: Mapping[str, Any]) -> list[str]:
 
 
 def went_back(rollback_to: int | None) -> list[str]:
-    """The alarm of a generation that undid others."""
+    """Return the alarm of a rollback."""
     if rollback_to is None:
         return []
     return [
@@ -157,17 +157,17 @@ def went_back(rollback_to: int | None) -> list[str]:
 
 
 def products_row(info: EngineInfo, generation: int) -> dict[str, Any]:
-    """The first line of a run's metrics, and one wherever it changes: how rewards are computed from there on."""
+    """Return the metrics line that says how rewards are computed: the first one, and one at every change."""
     return {"generation": generation, "products": info.products, "arithmetic": dict(info.arithmetic)}
 
 
 def restored_products(arithmetic: Entry, generation: int) -> dict[str, Any]:
-    """Such a line as the ledger knows it, marked ``restored``."""
+    """Return the same line, rebuilt from the ledger and marked ``restored``."""
     return {"generation": generation, "products": kind(arithmetic), "arithmetic": dict(arithmetic), "restored": True}
 
 
 def restored(record: Record) -> dict[str, Any]:
-    """What the ledger knows of a generation whose own metrics were lost in a kill; marked ``restored``."""
+    """Rebuild from the ledger the metrics of a generation that were lost in a kill, marked ``restored``."""
     return {
         "generation": record.plan.generation + 1,
         **member_metrics(np.array(record.rewards)),

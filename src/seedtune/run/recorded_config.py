@@ -1,6 +1,6 @@
-"""The configuration that a ledger records, and a run's settings for another engine than its own.
+"""The configuration recorded in a ledger, and a run's settings for replay on another engine.
 
-Weights do not depend on the engine, so any can bring them back.
+Weights do not depend on the engine, so any engine can replay them.
 """
 
 from __future__ import annotations
@@ -21,21 +21,23 @@ from seedtune.run.directory import RunPaths
 from seedtune.types import __version__
 
 SHARED = ("dtype", "trust_remote_code")
-"""Settings that mean the same in every engine that has them."""
+"""Settings with the same meaning in every engine that has them."""
 
 REPLAYS = {"vllm": "transformers"}
-"""Engine of a run (of its Ray workers) → the one that brings its weights back where nobody is to answer: it starts at
-once, anywhere."""
+"""Engine of a run (of its Ray workers) → engine that replays its weights when no completions are needed.
+
+The replaying engine starts at once, on any machine.
+"""
 
 
 def with_settings(recorded: Config, sets: Iterable[str]) -> Config:
-    """A run's settings with ``key=value`` ones on top; another engine has the run's precision unless they say another.
+    """Override a run's settings with ``key=value`` ones; another engine keeps the run's precision by default.
 
     Every engine has a section of its name.
-    ConfigError names a setting that does not exist or a value that cannot be.
+    ConfigError names an unknown setting or an invalid value.
     """
     listed, data = list(sets), recorded.model_dump()
-    for name in {*ENGINES} & data.keys() - {"ray"}:  # weights depend on no arithmetic: any machine brings them back
+    for name in {*ENGINES} & data.keys() - {"ray"}:  # weights do not depend on it: any machine can replay them
         data[name]["products"] = "auto"
     engine = override({"engine": recorded.engine}, _of_engine(listed))["engine"]
     if engine not in (recorded.engine, *recorded.kinds) and engine in ENGINES:
@@ -45,7 +47,7 @@ def with_settings(recorded: Config, sets: Iterable[str]) -> Config:
 
 
 def for_weights(recorded: Config, sets: Iterable[str] = (), *, model: str | None = None) -> Config:
-    """The settings that bring a run's weights back: ``sets`` on top of its own, on the engine of `REPLAYS` by default.
+    """Return the settings that replay a run's weights: its own with ``sets`` on top, and the engine of `REPLAYS`.
 
     ConfigError names a setting in ``sets`` that results depend on.
     """
@@ -68,7 +70,7 @@ def for_weights(recorded: Config, sets: Iterable[str] = (), *, model: str | None
 
 @contextmanager
 def hinting(engine: str, config: Config) -> Iterator[None]:
-    """What an engine says of a model names the run's own ``engine`` as a way out, if that is another."""
+    """Extend an engine's ModelError by a hint to use the run's own ``engine``, if that is another."""
     try:
         yield
     except ModelError as error:
@@ -87,24 +89,24 @@ def _shared(own: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
 
 
 def _of_results(config: Config) -> dict[str, Any]:
-    """What results depend on besides the engine; that its weights are the recorded ones, fingerprints say."""
+    """Return the settings that results depend on, besides the engine; fingerprints verify the engine's weights."""
     how = ("engine", "members_per_job", "max_staleness", *ENGINES)
     return {name: value for name, value in config.identity().items() if name not in how}
 
 
 WEIGHTS = ("seed", "perturbation", "rank", "subspaces", "weights_dtype", "trainable", "freeze")
-"""Settings that the weights depend on, besides the base model, the precision of the weights and the updates."""
+"""Settings that determine the weights, besides the base model, the dtype of the weights and the updates."""
 
 
 def how_to_go_on(config: Config) -> str:
-    """What to do when a run was stopped and its cause is mended."""
+    """Say how to resume a stopped run after its cause is fixed."""
     if config.has_objects:
         return "Nothing is lost: go on with Trainer(...).train(resume=True)."
     return f"Nothing is lost: go on with {resume_command(Path(config.output_dir))}"
 
 
 def header_of(config: Config, info: EngineInfo, data: str) -> ledger.Header:
-    """The ledger header of a run that starts from a loaded engine, on data of that digest."""
+    """Build the ledger header of a run from a loaded engine and the digest of its training data."""
     return ledger.Header(
         model=info.model,
         base_fingerprint=info.base_fingerprint,
@@ -118,7 +120,7 @@ def header_of(config: Config, info: EngineInfo, data: str) -> ledger.Header:
 
 
 def run_config(root: Path) -> Config:
-    """The configuration a run was started with; RunError if ``root`` is not a run directory."""
+    """Read the configuration of a run.  Raises RunError if ``root`` is not a run directory."""
     paths = RunPaths(root)
     if not paths.config.is_file():
         raise RunError(f"{root} is not a run directory: it has no config.yaml. Check the path.")
@@ -126,7 +128,7 @@ def run_config(root: Path) -> Config:
 
 
 def check_same_run(root: Path, recorded: ledger.Header, config: Config) -> None:
-    """RunError with every setting that differs from the ledger's header."""
+    """Raise RunError with every setting that differs from the ledger's header."""
     changes = ledger.changed_fields(recorded.config, config.identity())
     if changes:
         raise RunError(
@@ -137,7 +139,7 @@ def check_same_run(root: Path, recorded: ledger.Header, config: Config) -> None:
 
 
 def check_noise(what: str, scheme: str) -> None:
-    """LedgerError if ``what`` draws its noise by another scheme than this version."""
+    """Raise LedgerError if ``what`` uses another noise scheme than this version."""
     if scheme != noise.SCHEME:
         raise LedgerError(
             f"{what} uses noise scheme {scheme!r}; this version makes {noise.SCHEME!r}. Use a version that makes it."
@@ -145,19 +147,19 @@ def check_noise(what: str, scheme: str) -> None:
 
 
 def weights_kind(kinds: Sequence[str]) -> str:
-    """Of the kinds of engine that evaluated, the one that brings the weights back."""
+    """Choose, among the engine kinds that evaluated, the kind that replays the weights."""
     return "transformers" if "transformers" in kinds else kinds[0]
 
 
 def evaluating(kinds: Sequence[str]) -> dict[str, Any]:
-    """Settings by which engines of these kinds evaluate: of one kind it alone, of several the Ray engine."""
+    """Return the engine settings for these kinds: the engine itself for one kind, the Ray engine for several."""
     if len(kinds) == 1:
         return {"engine": kinds[0]}
     return {"engine": "ray", "ray": {"workers": dict.fromkeys(kinds, 1)}}
 
 
 def config_of(recorded: Mapping[str, Any]) -> Config:
-    """The configuration of a ledger's header, as far as results depend on it."""
+    """Rebuild the configuration from a ledger's header, as far as results depend on it."""
     settings = dict(recorded)
     kinds, max_staleness = settings["engine"].split("+"), settings.pop("max_staleness", 0)
     how = evaluating(kinds)

@@ -1,7 +1,7 @@
-"""From a run directory back to weights: base model, newest useful snapshot, and the ledger's updates.
+"""Replay: rebuild a run's weights from the base model, the newest usable snapshot and the ledger's updates.
 
-Updates are applied in batches, so that an engine may pass over its weights once for several generations; the
-bits are those of one update after the other.
+Updates are applied in batches, so that an engine can traverse its weights once for several generations; the result is
+bit for bit that of one update after the other.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from seedtune.types import Update
 
 log = logging.getLogger("seedtune")
 Progress = Callable[[int, int], None]
-"""Called with (updates applied, updates to apply), first with (0, updates to apply)."""
+"""Callback with (updates applied, updates to apply), first called with (0, updates to apply)."""
 
 
 @dataclass(slots=True)
 class Stopwatch:
-    """A progress that passes on what it is told, and keeps how many updates were applied and in what time."""
+    """A progress callback that counts the applied updates, measures their time, and forwards its calls to ``inner``."""
 
     inner: Progress | None = None
     updates: int = 0
@@ -37,7 +37,7 @@ class Stopwatch:
     _started: float = 0.0
 
     def __call__(self, done: int, goal: int) -> None:
-        """Begins at 0 done."""
+        """Start the clock at ``done`` = 0."""
         if done == 0:
             self._started = time.perf_counter() - self.seconds
         self.updates, self.seconds = done, time.perf_counter() - self._started
@@ -54,12 +54,12 @@ def load(
     check: Callable[[EngineInfo], None] | None = None,
     progress: Progress | None = None,
 ) -> tuple[Engine, EngineInfo]:
-    """An engine whose weights have applied ``generation`` generations of the ledger (all of them by default).
+    """Create an engine with the weights after ``generation`` generations of the ledger (all of them by default).
 
-    ``check`` sees what was loaded before anything is applied.
+    ``check`` is called with the loaded engine's information before any update is applied.
 
-    Raises LedgerError when the base model is not the recorded one or a recorded fingerprint does not match; the engine
-    is closed then.
+    Raises LedgerError if the base model is not the recorded one or a recorded fingerprint does not match; the engine is
+    then closed.
     """
     goal = goal_of(root, contents, generation)
     engine, lineage = engines.create(config), Lineage(contents.records)
@@ -77,7 +77,7 @@ def load(
 
 
 def loaded(engine: Engine) -> EngineInfo:
-    """Load the base model; an engine that cannot is closed."""
+    """Load the base model; close the engine if that fails."""
     try:
         with activities.doing("loading the model"):
             return engine.load()
@@ -87,14 +87,14 @@ def loaded(engine: Engine) -> EngineInfo:
 
 
 def rebuild(engine: Engine, root: Path, lineage: Lineage) -> None:
-    """Bring an engine to where its run's lineage ends, from the newest snapshot on the way."""
+    """Bring an engine to the end of its run's lineage, from the newest snapshot on the way."""
     goal = len(lineage.records)
     start, _ = _start(engine, RunPaths(root).snapshots, (lineage, {}), goal)
     apply(engine, lineage.updates(goal)[start:])
 
 
 def goal_of(root: Path, contents: ledger.Contents, generation: int | None) -> int:
-    """``generation``, or all there are; RunError if the run does not have so many."""
+    """Return ``generation``, or the number of all.  Raises RunError if the run has fewer generations."""
     goal = contents.generations if generation is None else generation
     if not 0 <= goal <= contents.generations:
         raise RunError(f"generation {goal} is not in {root}: it has generations 0 to {contents.generations}.")
@@ -102,7 +102,7 @@ def goal_of(root: Path, contents: ledger.Contents, generation: int | None) -> in
 
 
 def check_base(root: Path, header: ledger.Header, info: EngineInfo) -> None:
-    """LedgerError if a loaded engine does not start from what the run started from."""
+    """Raise LedgerError if a loaded engine has another base model or weights dtype than the run."""
     if info.base_fingerprint != header.base_fingerprint:
         raise LedgerError(
             f"{root} was trained from a base model with fingerprint {header.base_fingerprint}, but "
@@ -113,7 +113,7 @@ def check_base(root: Path, header: ledger.Header, info: EngineInfo) -> None:
 
 
 def other_weights_dtype(info: EngineInfo) -> str:
-    """What to do about weights of the wrong element type."""
+    """Say how to fix a wrong dtype of the weights."""
     return (
         f"here it would be {info.weights_dtype}, the type of {info.model!r} as it is loaded on {info.device}. "
         "Use a device and settings (transformers.dtype, or the engine of the run) that keep that precision."
@@ -129,7 +129,7 @@ def apply(engine: Engine, updates: Sequence[Update], *, progress: Progress | Non
 def walk(
     engine: Engine, updates: Sequence[Update], *, stops: Collection[int], progress: Progress | None = None
 ) -> Iterator[int]:
-    """Apply all ``updates`` in batches, pausing wherever as many as one of ``stops`` says have been applied."""
+    """Apply all ``updates`` in batches, yielding the number applied at each of ``stops``."""
     done, goal = 0, len(updates)
     _tell(progress, done, goal)
     if done in stops:
@@ -149,7 +149,7 @@ def _tell(progress: Progress | None, done: int, goal: int) -> None:
 
 
 def _start(engine: Engine, folder: Path, known: tuple[Lineage, Mapping[int, str]], goal: int) -> tuple[int, EngineInfo]:
-    """Load the newest snapshot on the way to ``goal`` that is what it says it is, or the base model."""
+    """Load the newest snapshot on the way to ``goal`` whose fingerprint matches, or the base model."""
     lineage, fingerprints = known
     for candidate in snapshots.listing(folder):
         if candidate.generations > goal or not lineage.reaches(candidate.generations, goal):

@@ -1,4 +1,4 @@
-"""Going on with a run: by the arithmetic that it was begun with, and with files that agree with its ledger."""
+"""Resuming a run, with its recorded arithmetic, and with files that agree with its ledger."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ log = logging.getLogger("seedtune")
 def load(
     root: Path, config: Config, contents: ledger.Contents, *, progress: replay.Progress | None = None
 ) -> tuple[Engine, EngineInfo]:
-    """An engine at the end of a run's ledger that computes as the run did, or as the settings say.
+    """Create an engine at the end of a run's ledger that computes as the run did, or as the settings say.
 
-    RunError if that cannot be and nothing in the settings says that another arithmetic will do.
+    Raises RunError if the recorded arithmetic is unavailable and the settings do not name another one.
     """
     recorded = contents.arithmetic()
     chosen = as_recorded(config, recorded)
@@ -39,7 +39,7 @@ def load(
 
 
 def as_recorded(config: Config, recorded: Entry) -> Config:
-    """The settings with the recorded kind of products wherever they say ``auto``."""
+    """Replace ``auto`` by the recorded kind of products."""
     changes = {}
     for engine in config.kinds:
         section, kind = (
@@ -52,7 +52,7 @@ def as_recorded(config: Config, recorded: Entry) -> Config:
 
 
 def _checker(root: Path, config: Config, recorded: Entry) -> Callable[[EngineInfo], None]:
-    """What looks at a loaded engine before anything is replayed."""
+    """Return the check of a loaded engine's arithmetic, made before anything is replayed."""
     named = [engine for engine in config.kinds if getattr(config, engine).products != "auto"]
 
     def check(info: EngineInfo) -> None:
@@ -78,7 +78,7 @@ def _differs(recorded: Entry, here: Entry, engine: str) -> bool:
 
 
 def _threads(recorded: Entry, here: Entry) -> str:
-    """The fix where only the number of threads differs."""
+    """Return the fix if only the number of threads differs."""
     one, two = recorded.get("library", {}), here.get("library", {})
     rest = [[part for part in library.items() if part[0] != "threads"] for library in (one, two)]
     if rest[0] != rest[1] or "threads" not in one:
@@ -87,7 +87,7 @@ def _threads(recorded: Entry, here: Entry) -> str:
 
 
 def note(book: ledger.Ledger, paths: directory.RunPaths, contents: ledger.Contents, info: EngineInfo) -> None:
-    """Have ledger and metrics say it if rewards are computed in another way from here on."""
+    """Record in ledger and metrics if rewards are computed differently from here on."""
     before, now, done = contents.arithmetic(), info.arithmetic, contents.generations
     if recorded_arithmetic.same(before, now):
         return
@@ -100,7 +100,7 @@ def note(book: ledger.Ledger, paths: directory.RunPaths, contents: ledger.Conten
 
 
 def mend(paths: directory.RunPaths, contents: ledger.Contents) -> None:
-    """After a kill: drop what the ledger does not have, and note what only the ledger has."""
+    """Repair the files after a kill: drop lines beyond the ledger, and restore lines that only the ledger has."""
     done = contents.generations
     metrics = [row for row in directory.read_lines(paths.metrics) if row["generation"] <= done]
     known = {row["generation"] for row in metrics if "reward" in row}
@@ -118,7 +118,7 @@ def mend(paths: directory.RunPaths, contents: ledger.Contents) -> None:
 
 
 def _place(row: dict[str, Any]) -> tuple[int, int]:
-    """A generation's own line comes first, then its evaluation; what holds from there on last, at the start first."""
+    """Sort by generation: its own line, its evaluation, then changes from there on; the initial products line first."""
     generation = row["generation"]
     if "products" in row:
         return generation, 2 if generation else -1

@@ -1,10 +1,10 @@
-"""Signs that a reward is being gamed: every generation's answers against the base model's own.
+"""Monitor for reward hacking: compares every generation's completions with the base model's own.
 
-The base model's answers are those that the run recorded before its first update, so the comparison costs no rollout.
+The base model's completions are those recorded before the run's first update, so the comparison costs no rollout.
 
-What a set of answers looks like, in numbers that need no tokens: length, silence, scripts, letters in a row.
+The statistics of a set of completions need no tokens: length, share of empty ones, scripts, letter trigrams.
 
-They show a model that a reward has led astray: it gets longer, falls silent, changes its language, or writes noise.
+They reveal a model that a reward has led astray: it gets longer, falls silent, changes its language, or writes noise.
 """
 
 from __future__ import annotations
@@ -22,25 +22,25 @@ from seedtune.run import directory
 from seedtune.types import Rollout
 
 LONGEST, LOOKED_AT = 512, 128
-"""Characters of an answer, and answers (evenly chosen), whose letters are looked at: bounds the time."""
+"""Characters of a completion, and completions (evenly chosen), whose letters are examined: bounds the time."""
 
 _WORD = re.compile(r"[^\W\d_]{3,}")
 
 
 @dataclass(frozen=True, slots=True)
 class TextStatistics:
-    """Mean characters, share of empty answers, shares of letters by script, and counts of three letters in a row."""
+    """Mean characters, share of empty completions, shares of letters by script, and counts of letter trigrams."""
 
     characters: float
     empty: float
     scripts: Mapping[str, float]
     trigrams: Counter[str]
     lonely: float | None
-    """Share of the trigrams that only one answer has: what is new in an answer of the same kind."""
+    """Share of trigrams that only one completion has: the novelty of a completion of the same kind."""
 
 
 def text_statistics(texts: Sequence[str]) -> TextStatistics:
-    """The statistics of ``texts``, at least one."""
+    """Compute the statistics of ``texts``, at least one."""
     step = -(-len(texts) // LOOKED_AT)
     looked = [text[:LONGEST] for text in texts[::step]]
     every = [_trigrams(text) for text in looked]
@@ -76,18 +76,18 @@ def _script(letter: str) -> str:
 
 
 def distance(one: Mapping[str, float], other: Mapping[str, float]) -> float | None:
-    """Total variation ½ Σ |p − q| between two histograms, 0 … 1; None where one of them is empty."""
+    """Total variation ½ Σ |p − q| between two histograms, in [0, 1]; None if one of them is empty."""
     if not one or not other:
         return None
     return sum(abs(one.get(name, 0.0) - other.get(name, 0.0)) for name in {*one, *other}) / 2
 
 
 def novelty(now: TextStatistics, base: TextStatistics) -> float | None:
-    """Share of trigrams of letters that the base's answers never have, less what one of these has that the others lack.
+    """Share of letter trigrams absent from the base's completions, minus the usual novelty of one base completion.
 
     Σ_t n_t [t ∉ base] / Σ_t n_t − ``base.lonely``: about 0, below 0.2, for the same language; from 0.3 for another in
-    the same script, from 0.45 for noise (measured with 8 to 96 answers of 40 to 300 characters as the base, however
-    long those compared with it).  None where one of the two has no letters.
+    the same script, from 0.45 for noise (measured with 8 to 96 completions of 40 to 300 characters as the base, for any
+    length of those compared with it).  None if one of the two has no letters.
     """
     if not now.trigrams or base.lonely is None:
         return None
@@ -98,23 +98,23 @@ def novelty(now: TextStatistics, base: TextStatistics) -> float | None:
 Metrics = dict[str, Any]
 
 EMPTIER = 0.2
-"""Share of empty answers, beyond the base model's, that is an alarm."""
+"""Alarm limit of the share of empty completions, minus the base model's."""
 
 LONGER, SHORTER = 3.0, 0.1
-"""Mean length over the base model's that is an alarm; answers are often meant to get shorter, so that is far."""
+"""Alarm limits of the mean length over the base model's; wide, since completions are often meant to get shorter."""
 
 SHIFTED = 0.2
-"""Share of letters in other scripts than the base model's that is an alarm."""
+"""Alarm limit of the share of letters in other scripts than the base model's."""
 
 STRANGER = 0.25
-"""Share of trigrams of letters new to the base model's answers, beyond what is usual, that is an alarm."""
+"""Alarm limit of the novelty of letter trigrams (see `novelty`)."""
 
 DIVERGED = 2.0
-"""Divergence from the base model, in nats per token, that is an alarm."""
+"""Alarm limit of the divergence from the base model, in nats per token."""
 
 
 class RewardHackingMonitor:
-    """Compares generations with the base model; reads its answers from the run's samples when it first needs them."""
+    """Compare generations with the base model, whose completions are read from the run's samples on first use."""
 
     def __init__(self, samples: Path) -> None:
         self.samples = samples
@@ -122,7 +122,7 @@ class RewardHackingMonitor:
         self._looked = False
 
     def metrics(self, rollouts: Sequence[Rollout]) -> Metrics:
-        """``completions/…`` of a generation; those that compare are None where no answer of the base is known."""
+        """Compute ``completions/…`` of a generation; comparisons are None without completions of the base model."""
         now, base = text_statistics([rollout.text for rollout in rollouts]), self.base()
         return {
             "completions/empty_ratio": now.empty,
@@ -132,14 +132,14 @@ class RewardHackingMonitor:
         }
 
     def base(self) -> TextStatistics | None:
-        """How the base model answers, or None if the run does not know."""
+        """Return the statistics of the base model's completions, or None if the run has not recorded any."""
         if not self._looked:
             texts = [row["completion"] for row in directory.read_lines(self.samples) if is_base(row)]
             self._base, self._looked = text_statistics(texts) if texts else None, True
         return self._base
 
     def alarms(self, metrics: Mapping[str, Any]) -> list[str]:
-        """What looks like a gamed reward, and what to do."""
+        """Return signs of reward hacking, and what to do."""
         base = self.base()
         usual = base.empty if base else 0.0
         found = [_empty(metrics["completions/empty_ratio"], usual), _length(metrics["completions/length_change"])]
@@ -152,7 +152,7 @@ class RewardHackingMonitor:
 
 
 def is_base(row: Mapping[str, Any]) -> bool:
-    """Whether a recorded sample is the base model's: before the first update, which generation 1's answers are, too."""
+    """Return whether a recorded sample is the base model's, made before the first update (so are generation 1's)."""
     return bool(row["generation"] == 0 or (row["split"] == "train" and row["generation"] == 1))
 
 

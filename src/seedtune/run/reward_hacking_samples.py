@@ -1,6 +1,6 @@
-"""Recorded answers that look as if the reward had been gamed, most suspicious first.
+"""Recorded completions with signs of reward hacking, most suspicious first.
 
-Nothing here proves anything: each reason is a pattern that gamed rewards show, and the answers are for people to read.
+The reasons prove nothing: each is a pattern that occurs with gamed rewards, and a person has to read the completions.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ from seedtune.types import repeats
 Row = Mapping[str, Any]
 
 FACTOR, LEAST = 4.0, 40
-"""Times as long or short as the base model's answer, and characters of difference, that make a reason."""
+"""Limits for a reason: ratio to the length of the base model's completion, either way, and difference in characters."""
 
 FOREIGN = 0.5
-"""Total variation of scripts against the base model's answer that makes a reason."""
+"""Limit for a reason: total variation of scripts against the base model's completion."""
 
 SAME, SHARE = 3, 0.25
-"""Prompts, and share of all prompts, that get the very same answer."""
+"""Limits for a reason: number of prompts, and share of all prompts, with an identical completion."""
 
 FINAL = re.compile(r"\\boxed\{|<answer>|####|(?:final )?answer(?: is)?:", re.IGNORECASE)
-"""What marks a final answer for many rewards."""
+"""Markers of a final answer in many rewards."""
 
 
 @dataclass(frozen=True, slots=True)
 class FlaggedSample:
-    """An answer with its reasons, the base model's answer to the same prompt if it was recorded, and a rank's score.
+    """A completion with its reasons, and the base model's completion of the same prompt if it was recorded.
 
     ``score`` is the sum of the reasons' weights times ¼ + the share of recorded rewards that are not above its own.
     """
@@ -50,7 +50,7 @@ Reason = tuple[float, str]
 
 
 def flagged_samples(paths: RunPaths) -> list[FlaggedSample]:
-    """Every recorded answer of a run with at least one reason; the same answer to the same prompt counts once."""
+    """Return every recorded completion of a run with at least one reason; equal completions of a prompt count once."""
     rows = directory.read_lines(paths.samples)
     base = {_place(row): row for row in reversed(rows) if is_base(row)}
     tuned = {(*_place(row), row["completion"]): row for row in rows if not is_base(row)}
@@ -72,13 +72,13 @@ def _place(row: Row) -> tuple[str, int]:
 
 
 def _ranks(rewards: Sequence[float | None]) -> list[float]:
-    """The share of known rewards that are not above each; 0 for what has none."""
+    """Return, for each reward, the share of known rewards that are not above it; 0 for a missing reward."""
     known = np.sort([reward for reward in rewards if reward is not None])
     return [0.0 if r is None else float(np.searchsorted(known, r, side="right") / known.size) for r in rewards]
 
 
 def _alone(text: str) -> list[Reason]:
-    """What is odd about an answer whatever the base model said."""
+    """Return the reasons that need no comparison with the base model."""
     if not text.strip():
         return [(3.0, "empty")]
     words = text.split()
@@ -87,7 +87,7 @@ def _alone(text: str) -> list[Reason]:
 
 
 def _against(row: Row, base: Row | None) -> list[Reason]:
-    """What is odd about an answer next to the base model's."""
+    """Return the reasons from the comparison with the base model's completion."""
     return [] if base is None else [r for check in _CHECKS if (r := check(row["completion"], base["completion"]))]
 
 
@@ -114,7 +114,7 @@ _CHECKS: tuple[Callable[[str, str], Reason | None], ...] = (_length, _script, _h
 
 
 def _prompts_by_answer(rows: Iterable[Row]) -> Mapping[tuple[str, str], set[int]]:
-    """(split, answer) → the prompts that got it."""
+    """Map (split, completion) to the prompts that got it."""
     found: defaultdict[tuple[str, str], set[int]] = defaultdict(set)
     for row in rows:
         found[row["split"], row["completion"].strip()].add(row["prompt_id"])
@@ -124,7 +124,7 @@ def _prompts_by_answer(rows: Iterable[Row]) -> Mapping[tuple[str, str], set[int]
 def _common(
     row: Row, now: Mapping[tuple[str, str], set[int]], usual: Mapping[tuple[str, str], set[int]]
 ) -> list[Reason]:
-    """The same answer to many prompts, unless the base model gave it as often."""
+    """Flag a completion shared by many prompts, unless the base model gave it as often."""
     key = row["split"], row["completion"].strip()
     given, before = len(now[key]), len(usual.get(key, ()))
     prompts = len({prompt for (split, _), held in now.items() if split == key[0] for prompt in held})

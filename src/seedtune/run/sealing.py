@@ -1,4 +1,4 @@
-"""Lines of JSON that end with a checksum over themselves and the line before."""
+"""JSON lines sealed by a checksum over themselves and the previous line."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ _CHECK_LENGTH = len(_CHECK) + 16 + 2
 
 
 def seal(data: Mapping[str, Any], previous: str = "") -> tuple[bytes, str]:
-    """``data`` as a line of JSON that ends with a checksum over itself and the checksum before; and that checksum."""
+    """Encode ``data`` as a JSON line that ends with a checksum over itself and ``previous``; return both."""
     body = json.dumps(data, separators=(",", ":"), allow_nan=False)[:-1].encode()
     check = _checksum(previous, body)
     return body + f'{_CHECK}{check}"}}\n'.encode(), check
 
 
 def unseal(line: bytes, previous: str = "") -> tuple[dict[str, Any], str] | None:
-    """What a line without its newline holds, and its checksum; None if that is not the one it should have."""
+    """Return the content and checksum of a line without its newline; None if the checksum is wrong."""
     check = matching(line, previous)
     if check is None:
         return None
@@ -30,7 +30,7 @@ def unseal(line: bytes, previous: str = "") -> tuple[dict[str, Any], str] | None
 
 
 def matching(line: bytes, previous: str) -> str | None:
-    """The checksum of a line, if the line ends with it."""
+    """Return the checksum of a line, or None if the line does not end with it."""
     expected = _checksum(previous, line[:-_CHECK_LENGTH])
     return expected if line[-_CHECK_LENGTH:] == f'{_CHECK}{expected}"}}'.encode() else None
 

@@ -1,4 +1,4 @@
-"""Strategies decide which members to evaluate and what to make of their rewards."""
+"""Strategies: choose the members of a generation, and turn their rewards into an update."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from seedtune.types import Decay
 
 
 def create(config: Config, reward_weights: Sequence[float] = (1.0,)) -> Strategy:
-    """The strategy a configuration asks for; the weights are those of the task's reward functions."""
+    """Build the strategy of a configuration; ``reward_weights`` are the weights of the task's reward functions."""
     per_member = config.prompts_per_generation * config.samples_per_prompt
     plain = EvolutionStrategy(
         shaping=_shape(config, reward_weights),
@@ -44,7 +44,7 @@ def create(config: Config, reward_weights: Sequence[float] = (1.0,)) -> Strategy
 
 
 def _shape(config: Config, weights: Sequence[float]) -> FeedbackShaping:
-    """Shaping of the weighted sum of rewards, or of each on its own, clipped."""
+    """Build the shaping: of the weighted sum of rewards, or of each reward separately; clipped."""
     shaping, apart = SHAPINGS[config.shaping], config.multi_objective_aggregation == "normalize_then_sum"
 
     def shape(feedback: Feedback) -> tuple[float, ...]:
@@ -58,7 +58,7 @@ def _shape(config: Config, weights: Sequence[float]) -> FeedbackShaping:
 
 
 def _factor(schedule: ScheduleSettings, per_member: int) -> Factor:
-    """A schedule as what it multiplies by."""
+    """Turn a schedule into a factor by generation and members evaluated so far."""
     if schedule == ScheduleSettings():
         return unscaled
 
@@ -69,7 +69,7 @@ def _factor(schedule: ScheduleSettings, per_member: int) -> Factor:
 
 
 def populations(config: Config) -> list[int]:
-    """Members of every generation of a run, those of a look-ahead's probes, too."""
+    """Return the number of members of every generation of a run, including look-ahead probes."""
     probes = config.lookahead.probes if config.lookahead.kind == "essam_f" else None
     return [probes if probes and generation % 2 == 0 else config.population for generation in range(config.generations)]
 
@@ -82,5 +82,5 @@ def _step_size(config: Config) -> step_size.StepSize:
 
 
 def _apart(config: Config) -> float:
-    """The noise of a subspace has the factor √K in it; CoPES's step, (α/N_k) Σ z ε of plain noise, has √K more."""
+    """Return √K: noise in K subspaces includes it, and CoPES's step for plain noise, (α/N_k) Σ z ε, has √K more."""
     return math.sqrt(config.subspaces)

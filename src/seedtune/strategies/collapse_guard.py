@@ -1,4 +1,4 @@
-"""The guard against collapse: notices that rewards fell far below what they were, and names where to go back to."""
+"""Collapse guard: detects that rewards fell far below their best average, and names the generation to roll back to."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ from seedtune.strategies.base import State
 
 @dataclass(frozen=True, slots=True)
 class Guard:
-    """Watches the mean reward of members through an average over about ``window`` generations.
+    """Watch the mean reward of members through an average over about ``window`` generations.
 
     The noise of one generation (other prompts, other members) is estimated from successive differences,
-    v = ½ mean (R_t − R_{t−1})² (von Neumann 1941), which a trend hardly moves.  A collapse is an average that lies
-    ``limit`` of its own standard deviations below the best average so far: then the run goes back to that generation.
+    v = ½ mean (R_t − R_{t−1})² (von Neumann 1941), which a trend hardly affects.  A collapse is an average ``limit`` of
+    its own standard deviations below the best average so far; the run then rolls back to that best generation.
     """
 
     window: int = 4
     limit: float = 8.0
     quiet: int = 8
-    """Generations that it only watches: before, it knows too little of the noise."""
+    """Initial generations in which no collapse is reported: the noise estimate is too uncertain."""
 
     surprise: float = 4.0
-    """A single generation counts as at most so many standard deviations below the average: it may be its prompts."""
+    """A generation counts as at most this many standard deviations below the average: its prompts may be the cause."""
 
     unscored: int = 3
-    """Generations in a row of which nothing can be scored: then the weights have gone too far, too."""
+    """Consecutive generations without any score that count as a collapse, too: the weights have moved too far."""
 
     def watch(self, state: State, reward: float, generation: int, error: float = 0.0) -> dict[str, Any]:
-        """The state with one more generation; ``collapsed`` in it says that the run should go back to ``best_at``.
+        """Return the state after one more generation; ``collapsed`` in it asks for a rollback to ``best_at``.
 
-        ``error`` is the variance of the mean reward over this generation's members: noise is no smaller.
+        ``error`` is the variance of the mean reward over this generation's members, a lower bound of the noise.
         """
         seen = state.get("seen", 0) + 1
         weight = max(1.0 / seen, 2.0 / (self.window + 1))
@@ -50,18 +50,18 @@ class Guard:
         return {**now, "collapsed": known > 0.0 and level < state["best"] - allowed}
 
     def miss(self, state: State) -> dict[str, Any]:
-        """The state after a generation of which nothing could be scored."""
+        """Return the state after a generation without any score."""
         missed = state.get("missed", 0) + 1
         return {**state, "missed": missed, "collapsed": missed >= self.unscored and "best_at" in state}
 
     def back(self, state: State) -> dict[str, Any]:
-        """The state after going back: the best average is where it stands again."""
+        """Return the state after a rollback: the average restarts at the best one."""
         best = state["best"]
         kept = {"level": best, "last": best, "noise": state["noise"], "best": best, "best_at": state["best_at"]}
         return {"seen": self.quiet + 1, **kept}
 
     def _noise(self, state: State, reward: float, seen: int) -> float:
-        """Averaged over more generations than the level, and never by a jump that is itself the collapse."""
+        """Update the noise estimate, over more generations than the level; the jump of a collapse is bounded."""
         if seen < 2:
             return 0.0
         apart: float = reward - state["last"]

@@ -1,4 +1,7 @@
-"""Evolution strategies at scale (arXiv 2509.24372), with or without antithetic pairs, and rules for its constants."""
+"""Evolution strategies at scale (arXiv 2509.24372), with or without antithetic pairs.
+
+Also schedules of σ and α, the anchor to θ₀, and rollback after a collapse.
+"""
 
 from __future__ import annotations
 
@@ -15,24 +18,24 @@ from seedtune.types import Decay, Member, Plan
 
 FeedbackShaping = Callable[[Feedback], tuple[float, ...]]
 Factor = Callable[[int, int], float]
-"""What a schedule multiplies a constant by, at a generation and after a number of members."""
+"""(generation, members evaluated so far) → the factor by which a schedule multiplies a constant."""
 
 NO_DECAY = Decay()
 
 WIDER = 1.25
-"""σ that has grown by more than this makes the guard begin again."""
+"""The collapse guard restarts when σ has grown by more than this factor."""
 
 
 def unscaled(generation: int, members: int) -> float:
-    """No schedule."""
+    """Return 1: no schedule."""
     return 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class EvolutionStrategy:
-    """θ ← θ + (α/N) Σ zᵢ εᵢ, and then the pull of the decay to θ₀.
+    """θ ← θ + (α/N) Σ zᵢ εᵢ, followed by the anchor's pull towards θ₀.
 
-    ``antithetic`` evaluates +ε and −ε of N/2 samples; otherwise N samples once each (the paper's form).  Noise is
+    ``antithetic`` evaluates +ε and −ε of N/2 noise samples; otherwise N samples once each (the paper's form).  Noise is
     drawn anew every ``reuse`` generations (1: always; EGGROLL, arXiv 2511.16652, keeps it for 4 with fresh prompts).
     """
 
@@ -45,23 +48,26 @@ class EvolutionStrategy:
     sigma_factor: Factor = unscaled
     alpha_factor: Factor = unscaled
     decay: Decay = NO_DECAY
-    """λ₂ and λ₁ of the anchored decay, before α."""
+    """λ₂ and λ₁ of the anchored decay, before multiplication by α."""
 
     steady_pull: bool = False
-    """The pull takes the paper's α = σ/2 instead of the step's, which adaptive steps change by orders of magnitude."""
+    """Scale the pull by the paper's α = σ/2: adaptive steps change α by orders of magnitude."""
 
     guard: Guard | None = None
 
     compares: bool = True
-    """Steps are held against their predicted gain.  Not where more than the step moves the weights, or where a reward
-    compares members with each other, and so has the same mean whatever they are."""
+    """Compare each step's realized gain with its predicted gain.
+
+    False where more than the step moves the weights, or where a reward compares members with each other and therefore
+    has the same mean for any members.
+    """
 
     def initial(self) -> State:
-        """Nothing known."""
+        """Return the empty state."""
         return {}
 
     def ask(self, state: State, generation: int) -> Plan:
-        """N members, of fresh noise or of the noise of the last ``reuse`` generations."""
+        """Plan N members, with fresh noise or with an earlier generation's for up to ``reuse`` generations."""
         signs = (1, -1) if self.antithetic else (1,)
         count = self.population // len(signs)
         drawn = generation - generation % self.reuse
@@ -70,7 +76,7 @@ class EvolutionStrategy:
         return Plan(generation, sigma, members)
 
     def shape(self, feedback: Feedback) -> tuple[float, ...]:
-        """Shaped rewards."""
+        """Shape rewards into one utility per member."""
         return self.shaping(feedback)
 
     def observe(self, plan: Plan, feedback: Feedback, utilities: Sequence[float]) -> Observation:
@@ -78,7 +84,7 @@ class EvolutionStrategy:
         return observe(plan, feedback, utilities)
 
     def decide(self, state: State, plan: Plan, coefficients: tuple[float, ...], observation: Observation) -> Step:
-        """A step of the step-size rule, or the way back after a collapse."""
+        """Make a step by the step-size rule, or roll back after a collapse."""
         after = self._after(state, plan, observation)
         if after.get("guard", {}).get("collapsed"):
             return self._back(after, plan, coefficients, observation)
@@ -103,14 +109,14 @@ class EvolutionStrategy:
     def _predicted_gain(
         self, plan: Plan, alpha: float, observation: Observation, mean: step_estimates.Averages
     ) -> dict[str, float]:
-        """What the step should gain, for the next generation to look at."""
+        """Predict the step's gain, which the next generation compares with the realized one."""
         if not self.compares or not step_estimates.informative(observation):
             return {}
         radius = radius_of(alpha, plan.sigma, observation, len(plan.members))
         return step_estimates.predicted_gain(observation, radius, plan.sigma, mean)
 
     def _after(self, state: State, plan: Plan, observation: Observation) -> dict[str, Any]:
-        """The state without the step size's."""
+        """Return the next state, with the step-size rule's state unchanged."""
         realized = step_estimates.realized_fraction(state.get("predicted_gain", {}), observation, plan.sigma)
         mean = step_estimates.averaged(state.get("averages", step_estimates.NONE), observation, realized)
         after = {
@@ -123,7 +129,7 @@ class EvolutionStrategy:
         return after
 
     def _watched(self, before: State, plan: Plan, observation: Observation) -> dict[str, Any]:
-        """The guard's state; rewards under a larger σ are not to be compared with those of a smaller one."""
+        """Update the guard's state; it restarts when σ grows, since rewards under different σ are not comparable."""
         assert self.guard is not None
         if not observation:
             return self.guard.miss(before)
@@ -136,7 +142,7 @@ class EvolutionStrategy:
     def _back(
         self, after: dict[str, Any], plan: Plan, coefficients: tuple[float, ...], observation: Observation
     ) -> Step:
-        """To the best generation, with smaller steps from there on."""
+        """Roll back to the best generation, with smaller steps from then on."""
         assert self.guard is not None
         to = after["guard"]["best_at"]
         guard = {**self.guard.back(after["guard"]), "sigma": after["guard"]["sigma"]}
@@ -150,5 +156,5 @@ class EvolutionStrategy:
 
 
 def _filled(state: dict[str, Any]) -> dict[str, Any]:
-    """Without rules that have nothing to remember."""
+    """Drop the entries of rules with an empty state."""
     return {name: value for name, value in state.items() if value != {}}

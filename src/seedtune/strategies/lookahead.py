@@ -13,11 +13,12 @@ from seedtune.types import Plan, Shift, Term
 
 @dataclass(frozen=True, slots=True)
 class LookAhead:
-    """Every step takes two generations: one looks where rewards fall, the next learns from standing there.
+    """Make one step in two generations: find a descent direction at θ, then estimate the update at the point below.
 
-    The first population, at θ, gives θ' = θ − (ρ/N) Σ zᵢ εᵢ, a step down.  The second, of fresh noise at θ', makes an
-    ordinary update, which is applied at θ: the current weights never were at θ'.  With ``probes`` (ESSAM-F) the first
-    population has only so many members, and ‖θ' − θ‖ = ρ (their centered rewards and z-scores point the same way).
+    The first population, at θ, gives θ' = θ − (ρ/N) Σ zᵢ εᵢ, a step down.  The second, with fresh noise at θ', makes an
+    ordinary update, which is applied at θ: the current weights are never θ'.  With ``probes`` (ESSAM-F) the first
+    population has only that many members, and ‖θ' − θ‖ = ρ (their centered rewards and z-scores have the same
+    direction).
     Compare with other strategies at equal rollouts, not generations.
     """
 
@@ -26,11 +27,11 @@ class LookAhead:
     probes: int = 0
 
     def initial(self) -> State:
-        """The first generation probes."""
+        """Return the empty state; the first generation probes."""
         return {}
 
     def ask(self, state: State, generation: int) -> Plan:
-        """The probes at θ, or the population at θ'."""
+        """Plan the probes at θ, or the population at θ'."""
         plan = self.inner.ask(state.get("inner", {}), generation)
         if "down" not in state:
             return replace(plan, members=plan.members[: self.probes]) if self.probes else plan
@@ -38,22 +39,22 @@ class LookAhead:
         return replace(plan, shift=Shift(terms, self.radius if self.probes else None))
 
     def shape(self, feedback: Feedback) -> tuple[float, ...]:
-        """As the strategy inside does."""
+        """Shape rewards as the inner strategy does."""
         return self.inner.shape(feedback)
 
     def observe(self, plan: Plan, feedback: Feedback, utilities: Sequence[float]) -> Observation:
-        """As the strategy inside does; of probes nothing is kept."""
+        """Observe as the inner strategy does; probes give an empty observation."""
         return {} if plan.shift is None else self.inner.observe(plan, feedback, utilities)
 
     def decide(self, state: State, plan: Plan, coefficients: tuple[float, ...], observation: Observation) -> Step:
-        """Nothing moves after the probes; then the update of the strategy inside."""
+        """Leave the weights unchanged after probes; otherwise make the inner strategy's update."""
         if plan.shift is None:
             return self._probed(state, plan, coefficients)
         step = self.inner.decide(state.get("inner", {}), plan, coefficients, observation)
         return replace(step, state={"inner": dict(step.state)})
 
     def _probed(self, state: State, plan: Plan, coefficients: tuple[float, ...]) -> Step:
-        """Remember the way down.  Probes that all tie show none: then θ' is θ."""
+        """Store the step down.  If all probes tie there is none, and θ' is θ."""
         down = update_of(plan, coefficients, -self.radius).terms
         before = state.get("inner", {})
         inner: dict[str, Any] = {**before, "members": before.get("members", 0) + len(plan.members)}

@@ -1,17 +1,16 @@
-"""What a generation says about the landscape: how much members differ, how much of that holds on other prompts, and
-what the perturbation itself costs.
+"""Observation of a generation: spread between members, its part that transfers to other prompts, and the curvature.
 
-Members are points at distance σ√d around θ, so rewards are looked at through a second-order model along the noise
-samples ε_q.  With o_q the odd part of a sample's rewards ((R⁺ − R⁻)/2 of a pair; R − mean R of a single member) and
-the update's coefficients w_q (Σ sign·z of the sample), a step of ρ times the length of a member's perturbation gives
+Members are points at distance σ√d around θ, so rewards are described by a second-order model along the noise samples
+ε_q.  With o_q the odd part of a sample's rewards ((R⁺ − R⁻)/2 of a pair; R − mean R of a single member) and the
+update's coefficients w_q (Σ sign·z of the sample), a step of ρ times the length of a member's perturbation gives
 
     gain(ρ) = slope·reliability·ρ − curvature·ρ²,      slope = Σ w_q o_q/‖w‖,   curvature = R(θ) − mean R.
 
-The slope is what the members of this generation measured; the reliability is how much of it holds over all training
-prompts (`step_estimates.reliability`); the curvature is ½σ² tr H, −H being the Hessian of the reward: what any step of
-a member's length costs on average.
+The slope is measured by the members of this generation; the reliability is the part of it that holds over all training
+prompts (`step_estimates.reliability`); the curvature is ½σ² tr H, −H being the Hessian of the reward: the average cost
+of any step as long as a member's perturbation.
 
-Members that answered prompts of different generations are each measured against their own generation's mean.
+Members evaluated on prompts of different generations are each compared with their own generation's mean.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ Vector = NDArray[np.float64]
 
 
 def observe(plan: Plan, feedback: Feedback, utilities: Sequence[float]) -> Observation:
-    """The observation of a generation; empty if fewer than two noise samples have rewards."""
+    """Compute the observation of a generation; empty if fewer than two noise samples have rewards."""
     rewards, compared = feedback.rewards, member_rewards(feedback.comparable)
     known = ~np.isnan(rewards)
     odd = _odd_parts_of_each(plan, feedback)
@@ -58,10 +57,10 @@ def observe(plan: Plan, feedback: Feedback, utilities: Sequence[float]) -> Obser
 
 
 def _error_of_mean(feedback: Feedback) -> Observation:
-    """The standard error of the mean reward, over members and, unless it is of all, over which prompts were drawn.
+    """Compute the standard error of the mean reward, over members and, if ``share`` is below 1, over the drawn prompts.
 
     The variance over n prompts is itself an estimate: the mean's is that of Student's distribution, s²/n·(n−1)/(n−3).
-    Batches of an epoch have no prompt in common, so that a part of the training prompts is no better known than that.
+    Batches of an epoch have no prompt in common, so there is no correction for drawing from a finite set.
     """
     scored = feedback.scores[:, ~np.isnan(feedback.scores).all(axis=0)]
     count, rewards = scored.shape[1], feedback.rewards[~np.isnan(feedback.rewards)]
@@ -72,7 +71,7 @@ def _error_of_mean(feedback: Feedback) -> Observation:
 
 
 def _odd_parts_of_each(plan: Plan, feedback: Feedback) -> list[Vector]:
-    """The odd parts of every generation's members on its own prompts; without those of which nothing is known."""
+    """Compute the odd parts of each generation's members on its own prompts; those without rewards are left out."""
     if len(set(feedback.groups)) <= 1:
         parts = [odd_parts(plan, feedback.scores)]
     else:
@@ -85,7 +84,7 @@ def _only(plan: Plan, rows: NDArray[np.intp]) -> Plan:
 
 
 def odd_parts(plan: Plan, scores: Vector) -> Vector:
-    """(samples, prompts): (R⁺ − R⁻)/2 of pairs, R − mean of single members; none of samples that lack rewards."""
+    """(samples, prompts): (R⁺ − R⁻)/2 of pairs, R − mean of single members; samples that lack rewards are left out."""
     filled = fill_missing(scores)
     centered = filled - np.nanmean(filled, axis=0) if filled.size and not np.isnan(filled).all() else filled
     rows: dict[tuple[int, int], list[Vector]] = {}
@@ -99,8 +98,9 @@ def odd_parts(plan: Plan, scores: Vector) -> Vector:
 def shared_power(*odd: Vector) -> float:
     """E[o_qi·o_qj] over two different prompts i, j: the part of the power that is the same on every prompt.
 
-    Of one prompt it is all of the power, chance included: such an observation has no ``shared_error``, and it does not
-    count. Unbiased, so it can be negative where there is none.
+    With one prompt this is the whole power, chance included: such an observation has no ``shared_error`` and is
+    ignored.
+    Unbiased, so the estimate can be negative where the true value is 0.
     """
     return float(np.concatenate([crossed(part) for part in odd]).mean())
 
@@ -111,7 +111,7 @@ def _members_of_each(plan: Plan) -> Vector:
 
 
 def _around(feedback: Feedback) -> Observation:
-    """The unperturbed model against its members, on the prompts that it and some member have scores of."""
+    """Compare the unperturbed model with the members, on prompts for which it and at least one member have scores."""
     if feedback.unperturbed is None:
         return {}
     common = ~np.isnan(feedback.unperturbed) & ~np.isnan(feedback.scores).all(axis=0)
@@ -129,10 +129,9 @@ def _around(feedback: Feedback) -> Observation:
 
 
 def _error_of(unperturbed: Vector, scores: Vector) -> float:
-    """The standard error of unperturbed − mean of the members, by its spread over prompts, or over members on a single
-    one.
+    """Standard error of unperturbed − mean of the members, from the spread over prompts, or over members if one prompt.
 
-    The unperturbed model is one model, and a completion is as chaotic in its weights as in a member's.
+    The unperturbed model is a single model, and its completions are as chaotic in the weights as a member's.
     """
     if unperturbed.size == 1:
         return float(np.nanstd(scores))
@@ -141,10 +140,10 @@ def _error_of(unperturbed: Vector, scores: Vector) -> float:
 
 
 def gain(observation: Observation, radius: float, reliability: float) -> float:
-    """The reward that a step of ``radius`` perturbation lengths should gain, in the second-order model."""
+    """Predict the reward gained by a step of ``radius`` perturbation lengths, in the second-order model."""
     return observation["slope"] * reliability * radius - observation.get("curvature", 0.0) * radius**2
 
 
 def radius_of(alpha: float, sigma: float, observation: Observation, members: int) -> float:
-    """ρ = ‖α/N Σ wε‖/‖σε‖ = α‖w‖/(Nσ): a step's length in lengths of a member's perturbation."""
+    """ρ = ‖α/N Σ wε‖/‖σε‖ = α‖w‖/(Nσ): the length of a step in units of a member's perturbation."""
     return alpha * observation["length"] / (members * sigma)

@@ -1,6 +1,6 @@
-"""How the reward responds to perturbations of one size, and what step that allows.  Pure functions of scores.
+"""The response of the reward to perturbations of one size, and the best step it allows.  Pure functions of scores.
 
-Members stand on a sphere around θ: ε = ±σε has the length σ√d.  To second order in the perturbation, with the
+Members lie on a sphere around θ: ε = ±σε has the length σ√d.  To second order in the perturbation, with the
 gradient g and the Hessian −H of the reward (mean over prompts) and pairs (+ε, −ε),
 
     odd part   o = (R₊ − R₋)/2 = σ g·ε         m = E[o²] = σ²|g|²
@@ -8,30 +8,30 @@ gradient g and the Hessian −H of the reward (mean over prompts) and pairs (+ε
 
 With z-scored rewards the update of N members in pairs is Δ = (α/N) Σₚ (2oₚ/s) εₚ.  It gains  g·Δ = (α/σ) m/s  on the
 prompts that chose it, a share κ of that on others, and loses ½ΔᵀHΔ = (C/σ²)|Δ|²/d, |Δ|² = 2α² m d/(N s²), to the
-curvature if that is much the same in all directions.  So with x = α/σ the expected gain on other prompts is
+curvature if the curvature is similar in all directions.  So with x = α/σ the expected gain on other prompts is
 
     G(x) = x κ m/s − 2 C x² m/(N s²)           largest at  x* = κ s N/(4C)
     G(x) = x κ m/s − C x²/N                    without pairs (Δ = (α/N) Σᵢ zᵢ εᵢ), x* = κ m N/(2 C s)
 
-and x is at most three quarters of √N, or of s√(N/(2m)) with pairs if that is less.  There the whole would be as long
-as a member's perturbation, and what lies beyond was not measured; three quarters is a margin (α = 3σ at N = 32, the
-best of the settings tried on the demo).  All of this takes many dimensions and a curvature without a favourite one:
-of a model of a few hundred weights it may ask too much.
+and x is at most three quarters of √N, or of s√(N/(2m)) with pairs if that is less.  At the full value the step would
+be as long as a member's perturbation, beyond which nothing was measured; three quarters is a margin (α = 3σ at N = 32,
+the best of the settings tried on the demo).  All of this assumes many dimensions and a curvature without a preferred
+direction: for a model of a few hundred weights the step may be too long.
 In a true quadratic C and m grow as σ², so G(x*) is the same for every σ until the cap; a small σ is limited by the
 cap, a large one by C, by saturation, and in the end by collapse.
 
-κ is the share of m that is the same direction's merit on other prompts.  Over J prompts with odd parts oₚⱼ,
+κ is the share of m that the same direction gains on other prompts.  Over J prompts with odd parts oₚⱼ,
 
     T = mean over pairs p and prompts j ≠ k of oₚⱼ oₚₖ,    κ = T/m   (0 ≤ κ ≤ 1)
 
-which is what one half of the prompts says of the other, over all ways to halve them.  T and C of a single σ are
-noisy (a completion is chaotic in the weights), so both are fitted to all usable σ as T = τσ² and C = cσ².  Neither
-can be negative, but an estimate y ± e can: what is used is the mean of a normal (y, e) given that it is not,
+which is the prediction of one half of the prompts by the other, over all ways to halve them.  T and C of a single σ
+are noisy (a completion is chaotic in the weights), so both are fitted to all usable σ as T = τσ² and C = cσ².  Neither
+can be negative, but an estimate y ± e can: the value used is the mean of a normal (y, e) given that it is positive,
 
     y + e φ(y/e)/Φ(y/e)
 
-so that an unlucky sign asks for a short step instead of none, and an unmeasured curvature still counts.  Where one σ
-contradicts the fit by more than its error (a reward that saturates, a region that is not quadratic), the worse
+so that an unlucky sign gives a short step instead of none, and an unmeasured curvature still counts.  Where one σ
+contradicts the fit by more than its error (a reward that saturates, a region that is not quadratic), the worse value
 counts: T at most T̂ + e, C at least Ĉ − e.
 """
 
@@ -50,16 +50,16 @@ from seedtune.strategies.shaping import fill_missing
 Floats = NDArray[np.float64]
 
 TINY = 1e-9
-"""Errors are at least this share of the rewards' size (squared for variances): ties weigh much, not everything."""
+"""Lower bound of errors, as a share of the rewards' size (squared for variances): ties get no infinite weight."""
 
 
 MARGIN = 0.75
-"""A step is at most this part of a member's length."""
+"""Longest step, as a part of a member's length."""
 
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """One σ: rewards of members and unperturbed model on the same prompts (means over prompts), and their parts."""
+    """Response at one σ: rewards of members and unperturbed model on the same prompts (means over prompts)."""
 
     sigma: float
     members: int
@@ -89,15 +89,15 @@ class Response:
 
     @property
     def reliability(self) -> float:
-        """κ by this σ alone: T/m within 0 and 1."""
+        """κ from this σ alone: T/m, limited to [0, 1]."""
         return min(1.0, max(0.0, self.transfer / self.power)) if self.power > 0 else 0.0
 
 
 def response_of(sigma: float, scores: Floats) -> Response:
-    """The response from scores (1 + 2P, J): the unperturbed model, then pair by pair the members +ε and −ε.
+    """Compute the response from scores (1 + 2P, J): the unperturbed model, then the members +ε and −ε of each pair.
 
-    Missing scores count as their prompt's mean; a pair of which a member has none is left out; without any pair
-    there are no members, and numbers are NaN.  RewardError if the unperturbed model has none.
+    Missing scores count as their prompt's mean; a pair with a member without scores is left out; without any pair there
+    are no members, and numbers are NaN.  Raises RewardError if the unperturbed model has no score.
     """
     filled = fill_missing(scores)
     if filled.shape[1] == 0 or bool(np.isnan(filled[0]).any()):
@@ -128,15 +128,15 @@ def response_of(sigma: float, scores: Floats) -> Response:
 
 
 def _unscored(sigma: float, unperturbed: float) -> Response:
-    """A σ at which no pair of members has rewards."""
+    """Return the response at a σ at which no pair of members has rewards."""
     nan = math.nan
     return Response(sigma, 0, nan, nan, unperturbed, nan, nan, nan, nan, nan, nan, nan)
 
 
 def crossed(odd: Floats) -> Floats:
-    """What each noise sample adds to T, (samples,), from odd parts (samples, prompts), in squared units of reward.
+    """Each noise sample's contribution to T, (samples,), from odd parts (samples, prompts), in squared units of reward.
 
-    The mean of o_i·o_j over prompts i ≠ j.  One prompt has no other that could disagree: then all of it counts.
+    The mean of o_i·o_j over prompts i ≠ j.  With a single prompt there is no other to compare: the whole o² counts.
     """
     prompts = odd.shape[1]
     if prompts == 1:
@@ -146,7 +146,7 @@ def crossed(odd: Floats) -> Floats:
 
 
 def standard_error(values: Floats) -> float:
-    """Standard error of the mean; of a single value, its size."""
+    """Standard error of the mean; for a single value, its absolute value."""
     if len(values) == 1:
         return float(abs(values[0]))
     return float(values.std(ddof=1) / math.sqrt(len(values)))
@@ -161,10 +161,10 @@ class Law:
 
 
 def fit(responses: Sequence[Response]) -> Law:
-    """Weighted least squares over the responses, each coefficient then known to be positive.
+    """Fit by weighted least squares over the responses; each coefficient is then taken to be positive.
 
-    All σ share members and prompts, so their errors are taken as one: several σ steady the fit and do not
-    pretend to be independent.
+    All σ share members and prompts, so their errors are treated as fully correlated: more σ stabilise the fit and do
+    not count as independent.
     """
     size = max((abs(r.unperturbed) + r.spread for r in responses), default=0.0) or 1.0
     squares = np.array([r.sigma**2 for r in responses])
@@ -181,16 +181,16 @@ def fit(responses: Sequence[Response]) -> Law:
 
 
 def _slope(x: Floats, y: Floats, errors: Floats, scales: Floats) -> tuple[float, float]:
-    """The slope of y = slope·x, weighted by 1/scales², and its standard error if all errors are one."""
+    """Return the slope of y = slope·x, weighted by 1/scales², and its standard error for fully correlated errors."""
     pull = x / scales**2
     information = float((pull * x).sum())
     return float((pull * y).sum()) / information, float((pull * errors).sum()) / information
 
 
 def positive_mean(value: float, error: float) -> float:
-    """The mean of a normal variable (``value``, ``error``) given that it is positive."""
+    """Mean of a normal variable (``value``, standard error ``error``) given that it is positive."""
     a = value / error
-    if a < -30:  # the tail's expansion, before Φ is no longer a number above 0
+    if a < -30:  # asymptotic expansion of the tail, before Φ underflows to 0
         return -error / a
     density = math.exp(-a * a / 2) / math.sqrt(2 * math.pi)
     return value + error * density / (0.5 * math.erfc(-a / math.sqrt(2)))
@@ -198,7 +198,7 @@ def positive_mean(value: float, error: float) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Stride:
-    """The best step at one σ: x = α/σ, the expected gain of a generation, κ, and whether the cap bounds x."""
+    """The best step at one σ: x = α/σ, the expected gain of a generation, κ, and whether the cap limits x."""
 
     ratio: float
     gain: float
@@ -207,9 +207,9 @@ class Stride:
 
 
 def best_stride(response: Response, law: Law, *, population: int, antithetic: bool) -> Stride:
-    """The x that makes G(x) largest, and G there; all zero where all members tie.
+    """Return the x that maximises G(x), and G there; all zero if all members tie.
 
-    ``law`` is bounded by what this σ itself showed, its errors granted.
+    ``law`` is bounded by the measurement at this σ, within its errors.
     """
     m, s, square = response.power, response.spread, response.sigma**2
     if m <= 0 or s <= 0:

@@ -1,7 +1,7 @@
-"""Schedules of σ and α: pure functions of how far a run is.
+"""Schedules of σ and α: pure functions of a run's progress.
 
-They never ask how many generations a run has, because a finished run may be resumed with more, and that must
-not change what was done.
+They do not depend on the total number of generations, because a finished run may be resumed with more, which must not
+change earlier generations.
 """
 
 from __future__ import annotations
@@ -12,15 +12,16 @@ from seedtune.config.sections import ScheduleSettings
 
 
 def value(settings: ScheduleSettings, *, start: float, generation: int, rollouts: int = 0) -> float:
-    """σ or α of a generation: ``start`` · warm-up · factor.
+    """Compute σ or α of a generation: ``start`` · warm-up · factor.
 
-    ``generation`` counts the generations, ``rollouts`` the completions of the population, that came before.
+    ``generation`` counts earlier generations, ``rollouts`` the population's earlier completions.
 
-    * Warm-up over w generations (``warmup``): min(1, (g + 1)/(w + 1)), never 0; the factor goes on meanwhile.
+    * Warm-up over w generations (``warmup``): min(1, (g + 1)/(w + 1)), never 0; the factor advances during warm-up,
+    too.
     * Factor, with t = min(1, progress/``over``) and progress in ``unit``: ``linear`` 1 + (to − 1)·t; ``cosine``
       to + (1 − to)·(1 + cos πt)/2; ``constant`` 1.
 
-    The factor is rounded to 12 digits, so that mathematical libraries that differ in a last bit give equal runs.
+    The factor is rounded to 12 digits, so that math libraries that differ in the last bit give equal runs.
     """
     progress = generation if settings.unit == "generations" else rollouts
     factor = _warm(settings, generation) * _factor(settings, progress)

@@ -1,12 +1,11 @@
-"""From scores to utilities: pure functions of a (members, prompts) matrix, NaN where nothing was scored.
+"""Reward shaping: pure functions from scores (members, prompts), NaN where missing, to utilities.
 
-A missing score counts as its prompt's mean over the members that have one, so failing on a hard prompt is
-no advantage.  A member without any score gets utility 0 and does not enter mean and std.  A population
-whose rewards are all equal gives all zeros, and so does, where a shaping divides by the spread, one whose spread
-is 0 in float64.
+A missing score is replaced by its prompt's mean over the members with a score, so that failing on a hard prompt is no
+advantage.  A member without any score gets utility 0 and is excluded from mean and std.  A population whose rewards
+are all equal gets all zeros; so does a population whose spread is 0 in float64, for shapings that divide by it.
 
-Members may have answered the prompts of different generations (their ``groups``).  Each group's missing scores are then
-filled by itself, and what members are compared by is how far they are from the mean of their own group.
+Members may have been evaluated on prompts of different generations (their ``groups``).  Each group's missing scores
+are then filled separately, and members are compared by their distance from their own group's mean.
 """
 
 from __future__ import annotations
@@ -19,17 +18,17 @@ from numpy.typing import NDArray
 Scores = NDArray[np.float64]
 Vector = NDArray[np.float64]
 Groups = Sequence[int]
-"""The group of every member; none: all are of one."""
+"""The group of every member; empty: all members are in one group."""
 
 Shaping = Callable[[Scores], Vector]
 """Scores (members, prompts) to one utility per member."""
 
 TIE = 1e-12
-"""Rewards closer than this, relative to the largest, are equal: rounding noise is no direction."""
+"""Rewards whose difference, relative to the largest, is below this are equal: rounding noise is no direction."""
 
 
 def fill_missing(scores: Scores) -> Scores:
-    """Missing scores become their prompt's mean; prompts nobody scored are dropped; empty rows stay NaN."""
+    """Replace missing scores by their prompt's mean; drop prompts without any score; members without any stay NaN."""
     seen = ~np.isnan(scores)
     scored = scores[:, seen.any(axis=0)]
     seen = ~np.isnan(scored)
@@ -40,7 +39,7 @@ def fill_missing(scores: Scores) -> Scores:
 
 
 def member_rewards(scores: Scores, groups: Groups = ()) -> Vector:
-    """R (members,): the mean over the prompts of its group, NaN for a member without any score."""
+    """R (members,): the mean over the prompts of the member's group, NaN for a member without any score."""
     rewards: Vector = np.full(scores.shape[0], np.nan)
     if len(set(groups)) > 1:
         for rows in rows_of(groups):
@@ -51,15 +50,15 @@ def member_rewards(scores: Scores, groups: Groups = ()) -> Vector:
 
 
 def rows_of(groups: Groups) -> list[NDArray[np.intp]]:
-    """The rows of every group, by ascending group."""
+    """Return the row indices of every group, by ascending group."""
     names = np.asarray(groups)
     return [np.flatnonzero(names == name) for name in np.unique(names)]
 
 
 def comparable(scores: Scores, groups: Groups) -> Scores:
-    """What shapings take: the scores of a single group, of several R − the group's mean as (members, 1).
+    """Return the input of shapings: the scores if there is one group, else R − the group's mean as (members, 1).
 
-    A group whose members tie is all zeros, whatever rounding left of their differences.
+    A group whose members tie is all zeros, without rounding residue.
     """
     return _centered(member_rewards(scores, groups), groups)[:, None] if len(set(groups)) > 1 else scores
 
@@ -75,7 +74,7 @@ def _centered(rewards: Vector, groups: Groups) -> Vector:
 
 
 def zscore(scores: Scores) -> Vector:
-    """zᵢ = (Rᵢ − mean R)/std R (arXiv 2509.24372), the population's own std."""
+    """zᵢ = (Rᵢ − mean R)/std R (arXiv 2509.24372), with the population std (ddof 0)."""
     return standardise(member_rewards(scores))
 
 
@@ -91,7 +90,7 @@ def per_prompt(scores: Scores) -> Vector:
     if spread == 0.0 or _tied(centered, np.abs(filled[valid]).max()):
         return result
     means = centered.mean(axis=1)
-    if not _tied(means, np.abs(filled[valid]).max()):  # prompts may set members apart that are equal over all
+    if not _tied(means, np.abs(filled[valid]).max()):  # members may differ on prompts and yet tie on average
         result[valid] = means / spread
     return result
 
@@ -107,17 +106,17 @@ def centered_rank(scores: Scores) -> Vector:
 
 
 def unshaped(scores: Scores) -> Vector:
-    """zᵢ = Rᵢ, for rewards of mean 0 and variance 1 by themselves; all zeros if they tie."""
+    """zᵢ = Rᵢ, for rewards that already have mean 0 and variance 1; all zeros if they tie."""
     rewards = member_rewards(scores)
     return np.where(np.isnan(rewards), 0.0, rewards) if standardise(rewards).any() else np.zeros(rewards.size)
 
 
 def combine(by_reward: NDArray[np.float64], *, weights: Sequence[float], shape: Shaping) -> Vector:
-    """zᵢ = Σₖ weightₖ · shape(scores of reward k)ᵢ: every reward counts by its weight, whatever its scale.
+    """zᵢ = Σₖ weightₖ · shape(scores of reward k)ᵢ: every reward counts by its weight, independent of its scale.
 
-    ``by_reward`` is (rewards, members, prompts), NaN where a reward does not apply; a reward that applies to
-    nobody, or on which all members tie, adds 0, and so does one to the members it does not apply to.
-    After GDPO (arXiv 2601.05242), which then divides the sum by its spread, too; here weights scale the step.
+    ``by_reward`` is (rewards, members, prompts), NaN where a reward does not apply.  A reward adds 0 to members it does
+    not apply to, and to all members if it applies to none of them or if all members tie.
+    After GDPO (arXiv 2601.05242), which also divides the sum by its spread; here weights scale the step.
     """
     result = np.zeros(by_reward.shape[1])
     for weight, scores in zip(weights, by_reward, strict=True):
@@ -126,12 +125,12 @@ def combine(by_reward: NDArray[np.float64], *, weights: Sequence[float], shape: 
 
 
 def clipped(utilities: Vector, limit: float | None) -> Vector:
-    """|zᵢ| ≤ ``limit``: one outlier does not decide a step; None leaves utilities as they are."""
+    """Clip to |zᵢ| ≤ ``limit``, so that one outlier does not decide a step; None leaves utilities unchanged."""
     return utilities if limit is None else np.clip(utilities, -limit, limit)
 
 
 def standardise(rewards: Vector) -> Vector:
-    """(R − mean)/std over the members that have a reward; 0 for the others, and for all if they tie."""
+    """(R − mean)/std over members with a reward; 0 for the others, and for all if they tie."""
     valid = ~np.isnan(rewards)
     result = np.zeros(rewards.size)
     if not valid.any():
@@ -149,7 +148,7 @@ def _tied(centered: NDArray[np.float64], largest: float) -> bool:
 
 
 def _mean_ranks(rewards: Vector) -> Vector:
-    """Ranks from 0; neighbours that differ by rounding noise only are of one group, which shares its mean."""
+    """Ranks from 0; neighbours that differ by rounding noise only form a group, which shares its mean rank."""
     order = np.argsort(rewards, kind="stable")
     apart = np.diff(rewards[order]) > TIE * np.abs(rewards).max()
     group = np.concatenate([[0], np.cumsum(apart)])
@@ -165,4 +164,4 @@ SHAPINGS: dict[str, Shaping] = {
     "centered_rank": centered_rank,
     "none": unshaped,
 }
-"""Every shaping by its name in the configuration."""
+"""Shapings by their name in the configuration."""

@@ -1,17 +1,19 @@
-"""Observations averaged over generations, in units of each generation's reward spread.
+"""Averages of observations over generations, in units of each generation's reward spread, and the realized gain.
 
-What a step gained against what its members had predicted: how much of their slope holds, as the next ones see it.
+The realized fraction compares what a step gained with the members' prediction: the part of their slope that the next
+generation confirms.
 
 The members of a generation predict that a step of ρ lengths gains gain − cost = slope·ρ − κρ² on their own prompts.
-The next generation's mean reward tells, as exactly as two means over members and prompts can: with
+The next generation's mean reward measures this with the precision of two means over members and prompts; with
 e² = e_t² + e_{t+1}²,
 
     realized fraction = (R̄_{t+1} − R̄_t + cost)/gain,   1/precision = (e² + e_κ²ρ⁴)/gain² + SURE²,
 
-e_κ being how far off κ may be: a long step's gain says as much of the curvature.  On the same prompts again (share 1)
-that is known after a step or two; on a few of many it says next to nothing.  Both means are those of members, so what
-a perturbation costs is in both; where σ has changed nothing can be said.  The fraction of one step is at most 1 and at
-least −1, and is never more certain than ± `SURE`: a judge that was down for a generation is not the slope's fault.
+e_κ being the error of κ: a long step's gain depends as much on the curvature.  On the same prompts again (share 1) the
+fraction is known after a step or two; on a few prompts of many it says next to nothing.  Both means are over perturbed
+members, so both include the cost of a perturbation; if σ has changed, no fraction is computed.  The fraction of one
+step is limited to [−1, 1] and is never more certain than ± `SURE`: a judge that was down for one generation must not
+count against the slope.
 """
 
 from __future__ import annotations
@@ -27,16 +29,16 @@ from seedtune.strategies.shaping import TIE
 Averages = Mapping[str, float]
 
 MEMORY = 0.9
-"""What an average keeps of itself each generation: it looks back about ten."""
+"""Weight of the old average in each generation: about ten generations of memory."""
 
 BEND, DOUBT = 0.2, 0.25
 """See `curvature`; in spreads of the members' rewards, chosen on the tasks of benchmarks/step_model.py."""
 
 USUAL, UNUSUAL = 0.3, 0.1
-"""The reliability that is expected before anything is measured, and how far off that may be."""
+"""Prior mean and standard error of the reliability, before anything is measured."""
 
 LATER = 0.25
-"""What is left of the usual reliability's weight, for it is that of a run's beginning: it fades to this."""
+"""Final weight of the prior reliability, which describes the beginning of a run: its weight decays to this part."""
 
 TINY = 1e-9
 
@@ -44,7 +46,7 @@ NONE: Averages = {"power": 0.0, "shared": 0.0, "curvature": 0.0, "success_rate":
 
 
 def informative(observation: Observation) -> bool:
-    """Whether a generation set members apart, by more than rounding noise and by a number that can be squared."""
+    """Return whether members differ by more than rounding noise, and by a spread whose square is above 0."""
     if observation.get("length", 0.0) == 0.0:
         return False
     spread = observation["spread"]
@@ -52,10 +54,11 @@ def informative(observation: Observation) -> bool:
 
 
 def averaged(before: Averages, observation: Observation, realized: tuple[float, float] = (0.0, 0.0)) -> Averages:
-    """``before`` with one more generation's observation in it; a generation that says nothing changes nothing.
+    """Add one generation's observation to the averages ``before``; an uninformative generation changes nothing.
 
-    The first few count equally, then older ones fade: no start value has a say.  ``realized`` is the
-    `realized_fraction` of the last step, with its precision.
+    The first few generations count equally, then older ones fade, so no initial value has an influence.
+    ``realized`` is
+    the `realized_fraction` of the last step, with its precision.
     """
     if not informative(observation):
         return before
@@ -69,7 +72,7 @@ def averaged(before: Averages, observation: Observation, realized: tuple[float, 
     }
     weight = max(1.0 / (seen + 1), 1.0 - MEMORY)
     mean = {name: before[name] + weight * (value - before[name]) for name, value in now.items()}
-    if "curvature" in observation and "curvature_error" not in before:  # the unperturbed model was never scored so far
+    if "curvature" in observation and "curvature_error" not in before:  # first score of the unperturbed model
         mean |= {"curvature": now["curvature"], "success_rate": now["success_rate"]}
     for name, unit in (("shared_error", spread * spread), ("curvature_error", spread)):
         if name in observation:
@@ -82,7 +85,7 @@ def averaged(before: Averages, observation: Observation, realized: tuple[float, 
 
 
 def _realized(before: Averages, part: float, precision: float) -> dict[str, float]:
-    """Each step counts by its precision, and less as it gets older."""
+    """Weigh each step by its precision, and older steps less."""
     old = MEMORY * before.get("realized_precision", 0.0)
     known = old + precision
     if not 0.0 < known < math.inf:
@@ -95,18 +98,18 @@ def _realized(before: Averages, part: float, precision: float) -> dict[str, floa
 
 
 def hypotenuse(one: float, other: float) -> float:
-    """By products, sum and root, which are the same on every machine."""
+    """√(one² + other²) by products, sum and root, which are the same on every machine."""
     return math.sqrt(one * one + other * other)
 
 
 def reliability(averages: Averages) -> float:
-    """The part of the slope that holds over all training prompts, in [0, 1].
+    """Estimate the part of the slope that holds over all training prompts, in [0, 1].
 
-    Three say something about it, and count in inverse proportion to their squared errors: what is usual (`USUAL` ±
-    `UNUSUAL` when a run begins, fading to a quarter of the weight); what two different prompts have in common, which
-    says the less the more of the training prompts a generation has; and what steps realized of their predicted gain.
-    It cannot be negative, but the mean of the three can: what counts is the mean of a normal variable given that it is
-    positive.  So a few unlucky generations ask for short steps, not for none.
+    Three estimates are combined in inverse proportion to their squared errors: the prior (`USUAL` ± `UNUSUAL` at the
+    start of a run, decaying to a quarter of its weight); the correlation between different prompts, which says less the
+    larger a generation's share of the training prompts is; and the fraction of the predicted gain that steps realized.
+    The reliability cannot be negative, but the mean of the three can: the result is the mean of a normal variable given
+    that it is positive.  So a few unlucky generations shorten steps but do not stop them.
     """
     common, trust = _common(averages)
     realized, proof = averages.get("realized_fraction", 0.0), averages.get("realized_precision", 0.0)
@@ -117,9 +120,9 @@ def reliability(averages: Averages) -> float:
 
 
 def _common(averages: Averages) -> tuple[float, float]:
-    """What different prompts have in common, as a part of the power, and the precision of that as the reliability.
+    """Return the power shared by different prompts as a part of the whole power, and its precision as the reliability.
 
-    A negative estimate is chance, and where rewards are rare more of it than its error says: it counts as 0.
+    A negative estimate is chance, and where rewards are rare larger than its error suggests: it counts as 0.
     """
     shared, power, error = averages["shared"], averages["power"], averages.get("shared_error", 0.0)
     others = 1.0 - averages["share"]
@@ -130,19 +133,19 @@ def _common(averages: Averages) -> tuple[float, float]:
 
 
 def curvature(averages: Averages) -> float:
-    """κ: what a step of a member's length is taken to cost, in reward spreads; at least `BEND`.
+    """Estimate κ, the cost of a step of a member's length, in reward spreads; at least `BEND`.
 
-    Before anything is measured the curvature is (0 ± `DOUBT`).  With a measured one, c ± e, it is the mean of both in
-    inverse proportion to their squared errors.  It is not taken for negative either: what counts is its mean given that
-    it is positive.  `BEND` comes on top, for c is what random directions cost, and an update's direction is one along
-    which rewards differ most.
+    Before anything is measured, the curvature is (0 ± `DOUBT`).  With a measured curvature, c ± e, it is the mean of
+    both in inverse proportion to their squared errors.  It is taken to be positive: the estimate is the mean of a
+    normal variable given that it is positive.  `BEND` is added, because c is the cost of random directions, and an
+    update's direction is one along which rewards differ most.
     """
     trust = _trust(averages)
     return BEND + _rounded(positive_mean(trust and trust * averages["curvature"], curvature_error(averages)))
 
 
 def curvature_error(averages: Averages) -> float:
-    """How far off κ may be, in reward spreads."""
+    """Return the standard error of κ, in reward spreads."""
     return max(TINY, DOUBT * math.sqrt(1.0 - _trust(averages)))
 
 
@@ -152,26 +155,26 @@ def _trust(averages: Averages) -> float:
 
 
 def _rounded(value: float) -> float:
-    """The last bits of exp differ between machines, and verify must decide as the run did."""
+    """Round to 9 digits: the last bits of exp differ between machines, and verify must decide as the run did."""
     return float(f"{value:.9g}")
 
 
 def forgotten(averages: Averages) -> Averages:
-    """Without the realized fraction: the weights are others now."""
+    """Drop the realized fraction, after a rollback to other weights."""
     return {name: value for name, value in averages.items() if name not in ("realized_fraction", "realized_precision")}
 
 
 PredictedGain = Mapping[str, Any]
 
 SURE = 0.1
-"""A second-order model is not more exact than this."""
+"""Lower bound of the realized fraction's error: a second-order model is not more exact than this."""
 
 SAME = 0.01
-"""σ that has changed by a larger part than this moves the members' mean reward, too."""
+"""Relative change of σ above which the members' mean reward changes with it."""
 
 
 def predicted_gain(observation: Observation, radius: float, sigma: float, averages: Averages) -> dict[str, float]:
-    """What a step of ``radius`` should gain and cost, and where it began; empty if there is nothing to compare."""
+    """Predict the gain and cost of a step of ``radius``, with the reward before it; empty if nothing is comparable."""
     gained, bent = observation["slope"] * radius, observation["spread"] * radius * radius
     if "reward_error" not in observation or not 0.0 < gained < math.inf:
         return {}
@@ -181,7 +184,7 @@ def predicted_gain(observation: Observation, radius: float, sigma: float, averag
 
 
 def realized_fraction(before: PredictedGain, observation: Observation, sigma: float) -> tuple[float, float]:
-    """(the realized fraction of the predicted gain, its precision 1/error²); precision 0 where nothing can be said."""
+    """Return (realized fraction of the predicted gain, its precision 1/error²); precision 0 if nothing can be said."""
     if not before or "reward_error" not in observation or abs(sigma - before["sigma"]) > SAME * sigma:
         return 0.0, 0.0
     error = hypotenuse(before["error"], observation["reward_error"])

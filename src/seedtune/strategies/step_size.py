@@ -1,4 +1,4 @@
-"""How far a generation's update goes: α given by the user, or found from what generations say."""
+"""Step-size rules: α given by the user, or adapted to the observations of generations."""
 
 from __future__ import annotations
 
@@ -9,72 +9,74 @@ from seedtune.strategies.base import Observation, State
 from seedtune.strategies.step_estimates import Averages, curvature, informative, reliability
 
 LEAP = 32.0
-"""The radius grows and shrinks at most by this factor from one generation to the next: a start that is wrong by less is
-forgotten before the first step, for a generation is measured before it is followed."""
+"""Limit on the factor between the radii of two generations, up or down.
+
+A start that is wrong by less is corrected before the first step, because a generation is measured before its update.
+"""
 
 FLOOR = 0.02
-"""Smallest radius, as a part of the longest: below it a run stands still."""
+"""Smallest radius as a part of the longest: below it a run stagnates."""
 
 SHORTEST = 0.05
-"""What collapses leave of ``longest`` at least."""
+"""Lower bound of ``longest`` after collapses, as a part of its initial value."""
 
 
 @dataclass(frozen=True, slots=True)
 class Situation:
-    """What a step depends on besides its rule's state: σ, N, the observation, and averages of it over generations."""
+    """Inputs of a step besides the rule's state: σ, N, the observation, and its averages over generations."""
 
     sigma: float
     members: int
     observation: Observation
     averages: Averages
     factor: float = 1.0
-    """What a schedule multiplies the step by."""
+    """Factor of the schedule of α."""
 
 
 class StepSize(Protocol):
     """A rule for α.  Its state is plain data."""
 
     def step(self, state: State, now: Situation) -> tuple[float, dict[str, Any]]:
-        """α of this generation, and the next state."""
+        """Return α of this generation, and the next state."""
         ...
 
     def shrink(self, state: State) -> dict[str, Any]:
-        """The state after a collapse: smaller steps from now on."""
+        """Return the state after a collapse: smaller steps from now on."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class ConstantAlpha:
-    """The α that was asked for."""
+    """The configured α."""
 
     alpha: float
 
     def step(self, state: State, now: Situation) -> tuple[float, dict[str, Any]]:
-        """As it is, times its schedule and what collapses left of it."""
+        """Return α times its schedule's factor and the factor left by collapses."""
         return now.factor * self.alpha * state.get("factor", 1.0), dict(state)
 
     def shrink(self, state: State) -> dict[str, Any]:
-        """Half of it."""
+        """Halve α."""
         return {"factor": 0.5 * state.get("factor", 1.0)}
 
 
 @dataclass(frozen=True, slots=True)
 class Adaptive:
-    """The step that the second-order model of the population likes best (see `seedtune.strategies.observation`).
+    """The step of largest gain in the second-order model of the population (see `seedtune.strategies.observation`).
 
-    Measured in lengths of a member's perturbation, gain(ρ) = slope·reliability·ρ − κρ² is largest at
-    ρ* = slope·reliability/(2κ), κ being the curvature as far as it is known (`step_estimates.curvature`).  The slope is
-    this generation's; reliability and κ are averages over about ten.  Members were only seen at distance 1, so ρ is at
-    most ``longest``; a run without ``start`` begins as if its last step had been that.  α = ρ·N·σ/‖w‖ then makes the
-    step exactly that long.
+    Measured in lengths of a member's perturbation, gain(ρ) = slope·reliability·ρ − κρ² is largest at ρ* =
+    slope·reliability/(2κ), κ being the estimated curvature (`step_estimates.curvature`).  The slope is this
+    generation's; reliability and κ are averages over about ten.  Members were measured at distance 1 only, so ρ is at
+    most ``longest``; a run without ``start`` begins as if its last step had had that length.  α = ρ·N·σ/‖w‖ then gives
+    the step exactly this length.
     """
 
     longest: float = 1.25
     start: float | None = None
-    """α to begin with; see `LEAP`."""
+    """Initial α; see `LEAP`."""
 
     def step(self, state: State, now: Situation) -> tuple[float, dict[str, Any]]:
-        """Nothing known of the generation: no step, no news."""
+        """Return α of the best radius; 0, and an unchanged state, if the observation is uninformative."""
         if not informative(now.observation):
             return 0.0, dict(state)
         longest = self.longest * state.get("factor", 1.0)
@@ -85,13 +87,13 @@ class Adaptive:
         return min(now.factor * radius, longest) * unit, {**state, "radius": radius}
 
     def shrink(self, state: State) -> dict[str, Any]:
-        """From now on at most half of the last step, but never next to nothing."""
+        """Limit steps to half of the last one, but not below `SHORTEST`."""
         longest = self.longest * state.get("factor", 1.0)
         radius = max(0.5 * min(state.get("radius", longest), longest), SHORTEST * self.longest)
         return {"factor": radius / self.longest, "radius": radius}
 
 
 def best_radius(averages: Averages, longest: float, observation: Observation) -> float:
-    """ρ* of this generation's slope and of averaged reliability and curvature, at most ``longest``."""
+    """ρ* from this generation's slope and the averaged reliability and curvature, at most ``longest``."""
     slope = observation["slope"] / observation["spread"]
     return min(longest, slope * reliability(averages) / (2.0 * curvature(averages)))

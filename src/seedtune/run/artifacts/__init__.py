@@ -1,1 +1,1 @@
-"""What is made of a finished run: exports, packs, checks and comparisons."""
+"""Tools for finished runs: exports, packs, verification and comparison."""

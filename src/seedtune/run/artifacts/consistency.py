@@ -1,7 +1,7 @@
-"""Does a ledger follow from itself?  Plans from the configuration, coefficients and states from the rewards.
+"""Audit of a ledger's consistency: plans follow from the configuration, coefficients and states from the rewards.
 
-A strategy is a function of what it was told, so it can be told the recorded rewards again.  This finds what
-checksums cannot: a record that was edited and sealed anew.  No model is needed.
+A strategy is a function of its inputs, so it can be run again on the recorded rewards.  This finds what checksums
+cannot: a record that was edited and sealed again.  No model is needed.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ from seedtune.types import Member, Plan
 
 Vector = NDArray[np.float64]
 Extent = Literal["exact", "up to a factor", "not checked"]
-"""How far a generation's coefficients could be checked against its rewards."""
+"""How closely a generation's coefficients could be checked against its rewards."""
 
 _LAST_BITS = 1e-12
-"""Relative difference that another build of numpy might make."""
+"""Relative difference between two builds of numpy."""
 
 _SCALED = 1e-9
-"""Tolerance of ``up to a factor``, relative to the largest coefficient: it is float64 arithmetic in another order."""
+"""Tolerance of ``up to a factor``, relative to the largest coefficient: float64 arithmetic in another order."""
 
 
 @dataclass(frozen=True, slots=True)
 class Audit:
-    """How many generations' coefficients were recomputed from the recorded rewards, by how exactly."""
+    """Number of generations whose coefficients were recomputed from the recorded rewards, by exactness."""
 
     exact: int = 0
     scaled: int = 0
@@ -46,7 +46,7 @@ class Audit:
 
 
 def audit(root: Path, config: Config, contents: ledger.Contents) -> Audit:
-    """Tell the strategy every recorded reward again; LedgerError names the first generation that does not follow."""
+    """Run the strategy again on every recorded reward; LedgerError names the first inconsistent generation."""
     strategy, asked = strategies.create(config), _Asked(contents.header.config.get("max_staleness", 0))
     state = strategy.initial()
     counts: dict[Extent, int] = {"exact": 0, "up to a factor": 0, "not checked": 0}
@@ -66,28 +66,27 @@ def _check(where: str, strategy: Strategy, config: Config, place: tuple[State, R
     _check_observation(where, record)
     step = strategy.decide(state, record.plan, record.coefficients, record.observation)
     _check_decision(where, step, record)
-    if record.state:  # ledgers of the first strategies, which had nothing to remember, hold none
+    if record.state:  # empty in ledgers of the first strategies, which had no state
         _check_state(where, step.state, record.state)
     return extent
 
 
 @dataclass(slots=True)
 class _Asked:
-    """Which members a generation may have: its own, all of them.
+    """Track which members a generation may have: without ``max_staleness``, exactly its own.
 
-    With a ``max_staleness``: any asked for at most so many generations ago that no generation has had, the
-    oldest first.
+    With ``max_staleness``, any members requested at most that many generations ago and not yet evaluated, oldest first.
     """
 
     max_staleness: int
     open: dict[Member, int] = field(default_factory=dict)
-    """The generation each was asked for in."""
+    """Member → generation that requested it."""
 
     fate: dict[Member, str] = field(default_factory=dict)
-    """What became of those that are not open any more."""
+    """Member → the reason why it is not open any more."""
 
     def expected(self, asked: Plan, recorded: Plan) -> Plan:
-        """What the strategy ``asked`` for, with the members that a generation with the ``recorded`` ones must have."""
+        """Return the strategy's plan ``asked`` with the members it must have, given those of the ``recorded`` plan."""
         now = asked.generation
         for member in [member for member, since in self.open.items() if now - since > self.max_staleness]:
             self.fate[member] = (
@@ -102,7 +101,7 @@ class _Asked:
         return replace(asked, members=members)
 
     def stranger(self, expected: Plan, recorded: Plan) -> str | None:
-        """Which of the recorded members a generation cannot have, and why; none without ``max_staleness``."""
+        """Name the recorded member that a generation cannot have, and why; None without ``max_staleness``."""
         for place, member in enumerate(recorded.members if self.max_staleness else ()):
             if member not in expected.members or member in recorded.members[:place]:
                 why = self.fate.get(member, "the strategy did not ask for")
@@ -130,7 +129,7 @@ def _members(expected: Plan, recorded: Plan) -> str:
 
 
 def _check_observation(where: str, record: Record) -> None:
-    """Of what the strategy was told about a generation, what the recorded rewards say as well."""
+    """Check the parts of the recorded observation that follow from the recorded rewards."""
     known = [reward for reward in record.rewards if not math.isnan(reward)]
     told = {"unperturbed": record.reward_unperturbed, "reward": float(np.mean(known)) if known else None}
     for name, expected in told.items():
@@ -144,7 +143,7 @@ def _check_observation(where: str, record: Record) -> None:
 
 
 def _check_decision(where: str, step: Step, record: Record) -> None:
-    """α, decay and the way back are functions of what was recorded: equal bit for bit."""
+    """Check α, decay and rollback, which are functions of the record: equal bit for bit."""
     made = {"alpha": step.alpha, "decay": step.decay, "rollback_to": step.rollback_to}
     for name, expected in made.items():
         found = getattr(record, name)
@@ -160,12 +159,12 @@ def _check_state(where: str, expected: Mapping[str, Any], recorded: Mapping[str,
 
 
 def _unchecked(where: str, record: Record, coefficients: Sequence[float]) -> Extent:
-    """The shaping looks at more than member rewards."""
+    """Skip the check: the shaping uses more than member rewards."""
     return "not checked"
 
 
 def _exactly(where: str, record: Record, coefficients: Sequence[float]) -> Extent:
-    """The shaping is a function of the member rewards: equal bit for bit."""
+    """Check a shaping that is a function of the member rewards: equal bit for bit."""
     expected, found = np.array(coefficients), np.array(record.coefficients)
     wrong = np.flatnonzero(expected.view(np.uint64) != found.view(np.uint64))
     if wrong.size:
@@ -174,9 +173,10 @@ def _exactly(where: str, record: Record, coefficients: Sequence[float]) -> Exten
 
 
 def _up_to_a_factor(where: str, record: Record, coefficients: Sequence[float]) -> Extent:
-    """Centered per prompt and averaged is centered on average: z = k·zscore(R), with an unknown 0 ≤ k ≤ 1.
+    """Check that z = k·zscore(R) for an unknown 0 ≤ k ≤ 1.
 
-    k is the standard deviation of the mean rewards over that of all centered scores, which are not recorded.
+    Scores that are centered per prompt and then averaged are centered on average; k is the standard deviation of the
+    mean rewards over that of all centered scores, which are not recorded.
     """
     unit, found = standardise(np.array(record.rewards)), np.array(record.coefficients)
     if not unit.any():
@@ -191,7 +191,7 @@ def _up_to_a_factor(where: str, record: Record, coefficients: Sequence[float]) -
 
 
 def _cancellation(rewards: Vector) -> float:
-    """Rounding error of a centered reward, relative to the standard deviation."""
+    """Bound the rounding error of a centered reward, relative to the standard deviation."""
     known = rewards[~np.isnan(rewards)]
     return float(np.finfo(np.float64).eps * np.abs(known).max() / known.std())
 
@@ -217,11 +217,15 @@ CHECKS: dict[str, CoefficientCheck] = {
     "none": _exactly,
     "per_prompt": _up_to_a_factor,
 }
-"""How the coefficients of every shaping are checked against the recorded rewards of the members."""
+"""Shaping → check of the coefficients against the recorded member rewards."""
 
 
 def _check_of(config: Config) -> CoefficientCheck:
-    """Rewards shaped apart are not recorded apart, and a clip hides the factor that scores per prompt leave open."""
+    """Choose the check of a configuration's shaping.
+
+    Rewards that are shaped separately are not recorded separately, and a clip hides the unknown factor of
+    ``per_prompt``.
+    """
     if config.multi_objective_aggregation != "sum_then_normalize":
         return _unchecked
     return _unchecked if config.shaping == "per_prompt" and config.shaping_clip is not None else CHECKS[config.shaping]

@@ -1,4 +1,4 @@
-"""Where two runs part, and why: their ledgers compared, causes before effects.  No model is loaded."""
+"""Comparison of two runs by their ledgers: the first difference, causes before effects.  No model is loaded."""
 
 from __future__ import annotations
 
@@ -13,30 +13,30 @@ from seedtune.run import directory, ledger
 from seedtune.run.ledger import Contents, Header, Record
 
 _SHOWN = 4
-"""Members listed one by one; the others are counted."""
+"""Members listed individually; the others are counted."""
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """What differs between two runs; nothing if they are equal."""
+    """The differences between two runs; empty if they are equal."""
 
     header: tuple[str, ...]
-    """What they start from: base model, settings, data, noise."""
+    """Differences in the starting point: base model, settings, data, noise."""
 
     notes: tuple[str, ...]
-    """What they can be equal without: names, versions, how rewards are computed."""
+    """Differences that equal runs may have: names, versions, how rewards are computed."""
 
     generation: int | None
-    """The first generation whose records differ; None if all that both have are equal."""
+    """The first generation whose records differ; None if all common records are equal."""
 
     reasons: tuple[str, ...]
-    """What differs in it, causes before effects."""
+    """The differences in this generation, causes before effects."""
 
     generations: tuple[int, int]
-    """How many each run has."""
+    """Number of generations of each run."""
 
     fingerprints: int
-    """Recorded fingerprints that both have and that are equal."""
+    """Number of equal fingerprints recorded by both runs."""
 
     @property
     def equal(self) -> bool:
@@ -45,7 +45,7 @@ class Difference:
 
 
 def diff_runs(run_a: str | Path, run_b: str | Path) -> Difference:
-    """Compare two run directories by their ledgers; LedgerError if one is corrupted."""
+    """Compare two run directories by their ledgers.  Raises LedgerError if one is corrupted."""
     a, b = (ledger.read(directory.RunPaths(Path(run)).ledger) for run in (run_a, run_b))
     generation, reasons = _parting(a, b)
     common = a.fingerprints.keys() & b.fingerprints.keys()
@@ -60,7 +60,7 @@ def diff_runs(run_a: str | Path, run_b: str | Path) -> Difference:
 
 
 def _header(a: Header, b: Header) -> list[str]:
-    """What they start from, the base model first."""
+    """Compare the starting points, the base model first."""
     named = (
         ("base model", a.base_fingerprint, b.base_fingerprint),
         ("element type of the weights", a.weights_dtype, b.weights_dtype),
@@ -79,14 +79,14 @@ def _notes(a: Header, b: Header) -> list[str]:
 
 
 def _computed(what: str, one: Entry, two: Entry) -> list[str]:
-    """How rewards were computed, where that differs."""
+    """Compare how rewards were computed."""
     if one == two:
         return []
     return [f"{what} are computed with {recorded_arithmetic.words(one)} and with {recorded_arithmetic.words(two)}"]
 
 
 def _parting(a: Contents, b: Contents) -> tuple[int | None, list[str]]:
-    """The first generation that differs, and what differs in it."""
+    """Return the first generation that differs, and its differences."""
     for generation, (one, two) in enumerate(zip(a.records, b.records, strict=False)):
         reasons = _record(one, two)
         if reasons:
@@ -146,12 +146,12 @@ def _coefficients(a: Record, b: Record) -> list[str]:
 
 
 def _by_member(what: str, a: tuple[Record, Sequence[float]], b: tuple[Record, Sequence[float]]) -> list[str]:
-    """Which members have other values, and both values; nothing if the members themselves differ."""
+    """List the members with different values, with both values; empty if the members themselves differ."""
     if len(a[1]) != len(b[1]):
         return []
     labels = [member.label(a[0].plan.generation) for member in a[0].plan.members]
     rows = zip(labels, a[1], b[1], strict=True)
-    # repr shows every bit, and NaN, which is no number that equals itself.
+    # repr shows every bit, and makes NaN equal to NaN.
     changed = [f"{label}: {one!r} and {two!r}" for label, one, two in rows if repr(one) != repr(two)]
     return _listed(what, changed, len(labels))
 
@@ -176,7 +176,7 @@ def _changes(what: str, a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]
 _COMPARISONS: tuple[Callable[[Record, Record], list[str]], ...] = (
     _members, _scale, _prompts, _tokens, _rewards, _unperturbed, _coefficients, _observation, _decided, _state,
 )  # fmt: skip
-"""Causes before effects: what was asked, what was answered, what was made of it."""
+"""Causes before effects: members and prompts, then completions and rewards, then the decision."""
 
 
 def _listed(what: str, changed: list[str], total: int) -> list[str]:

@@ -1,4 +1,4 @@
-"""Exports: the current model as a Hugging Face folder with a model card that says how it was made."""
+"""Export of the current model as a Hugging Face folder, with a model card that describes how it was made."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ Weights fingerprint `{fingerprint}`. {rights}
 
 @dataclass(frozen=True, slots=True)
 class Rights:
-    """What is known about who may use a model: licences of the base model and of the fine-tune, and a note."""
+    """Licences of the base model and of the fine-tune, and a note, as far as they are known."""
 
     base_licence: str | None = None
     licence: str | None = None
     note: str | None = None
 
     def text(self) -> str:
-        """For the model card."""
+        """Return the text for the model card."""
         base = f" ({self.base_licence})" if self.base_licence else ""
         own = f" Licence of the fine-tune: {self.licence}." if self.licence else ""
         note = f"\n\n{self.note}" if self.note else ""
@@ -48,11 +48,11 @@ class Rights:
 
 @dataclass(frozen=True, slots=True)
 class Export:
-    """What was written: the model after how many generations, and how long replay took to get there."""
+    """The result of an export: number of generations in the model, and the duration of replay."""
 
     generation: int
     replayed: int
-    """Generations that were replayed; a snapshot saved the others."""
+    """Generations that were replayed; the others came from a snapshot."""
 
     seconds: float
 
@@ -68,7 +68,8 @@ def export_run(
 ) -> Export:
     """Write a run's model after ``generation`` generations (all by default) as a Hugging Face folder.
 
-    ``sets`` are ``key=value`` settings that results do not depend on, as in `seedtune.verify_run`.
+    ``sets`` are ``key=value`` settings that results do not depend on, as in `seedtune.verify_run`.  Raises RunError if
+    ``output`` is not empty.
     """
     root, target = Path(run), Path(output)
     check_output(target)
@@ -84,7 +85,7 @@ def export_run(
 
 
 def check_output(output: Path) -> None:
-    """RunError if the output folder holds something already."""
+    """Raise RunError if the output folder is not empty."""
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise RunError(f"the output folder {str(output)!r} is not empty. Choose another --output.")
 
@@ -92,7 +93,7 @@ def check_output(output: Path) -> None:
 def write_export(
     engine: Engine, config: Config, generation: int, output: Path, *, dtype: str | None, rights: Rights | None = None
 ) -> None:
-    """Model, tokenizer and card, put in place at once; StorageError leaves nothing behind."""
+    """Write model, tokenizer and card atomically; on StorageError nothing is left behind."""
     check_output(output)
     try:
         output.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Packing a run into one small file, and applying that file to its base model somewhere else."""
+"""Packs a run into one small file, and rebuilds the model from that file and its base model elsewhere."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from seedtune.run.lineage import Lineage
 from seedtune.types import __version__
 
 _TOLD = ("task", "population", "antithetic", "sigma", "alpha", "step_size")
-"""What only the model card tells."""
+"""Settings that only the model card uses."""
 
 _WAYPOINTS = 4
-"""Recorded fingerprints that travel along besides the last: a wrong replay is noticed early."""
+"""Fingerprints included besides the last one, so that a wrong replay is detected early."""
 
 
 def pack_run(
@@ -39,9 +39,9 @@ def pack_run(
 ) -> Pack:
     """Write a run's fine-tune after ``generation`` generations (all by default) into the file ``output``.
 
-    The base model is only needed where the ledger has no fingerprint of that generation: then it is replayed, with
+    The base model is only needed if the ledger has no fingerprint of that generation: then the run is replayed, with
     ``sets`` as in `seedtune.verify_run`.
-    Without a ``base_licence`` in ``rights``, the base model's own card is asked if it is on this machine.
+    Without a ``base_licence`` in ``rights``, the licence is read from the base model's card if that is on this machine.
     """
     root, target = Path(run), Path(output)
     if target.exists():
@@ -89,21 +89,21 @@ def _about(contents: ledger.Contents, way: tuple[int, Lineage], fingerprint: str
 
 
 def _waypoints(contents: ledger.Contents, goal: int, lineage: Lineage) -> dict[str, str]:
-    """A few recorded fingerprints on the way to ``goal``, evenly spread."""
+    """Choose a few recorded fingerprints on the way to ``goal``, evenly spaced."""
     before = sorted(done for done in contents.fingerprints if done < goal and lineage.reaches(done, goal))
     chosen = {before[len(before) * k // _WAYPOINTS] for k in range(_WAYPOINTS)} if before else set()
     return {str(done): contents.fingerprints[done] for done in sorted(chosen)}
 
 
 def _name(model: str) -> str:
-    """A Hugging Face id or built-in name as it is; of a folder only its own name, not where it lay."""
+    """Return a Hugging Face id or built-in name unchanged; of a folder only its own name, without its location."""
     folder = Path(model).expanduser()
     is_path = folder.is_absolute() or model.startswith((".", "~")) or model.count("/") > 1 or folder.is_dir()
     return folder.resolve().name if is_path else model
 
 
 def licence_of(model: str) -> str | None:
-    """The licence a base model's card or config.json states, if they are on this machine and do."""
+    """Read the licence from a base model's card or config.json; None if there is none on this machine."""
     folder = Path(model).expanduser()
     if not folder.is_dir():
         card = _cached_card(model)
@@ -112,7 +112,7 @@ def licence_of(model: str) -> str | None:
 
 
 def _cached_card(model: str) -> Path | None:
-    """The card of a Hugging Face id, if it was downloaded with the model."""
+    """Return the card of a Hugging Face id, if it was downloaded with the model."""
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
@@ -124,7 +124,7 @@ def _cached_card(model: str) -> Path | None:
 
 
 def _licence_in_card(card: Path) -> str | None:
-    """``license`` (or ``license_name``, where that is "other") of the YAML block a card begins with."""
+    """Read ``license`` (or ``license_name``, if that is "other") from the YAML front matter of a card."""
     text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
     if not text.startswith("---\n"):
         return None
@@ -169,9 +169,9 @@ def unpack_run(
 ) -> Export:
     """Rebuild a packed fine-tune from its base model and write it as a Hugging Face folder.
 
-    The tensors are, bit for bit, those that ``export_run`` writes.  ``sets`` are ``key=value`` settings that
-    weights do not depend on (``transformers.device=cpu``).  PackError, and nothing written, if ``file`` is not a
-    pack, truncated, edited or too new, if ``base`` is another base model, or if other weights come out.
+    The tensors equal those written by ``export_run`` bit for bit.  ``sets`` are ``key=value`` settings that weights do
+    not depend on (``transformers.device=cpu``).  Raises PackError, and writes nothing, if ``file`` is not a pack,
+    truncated, edited or too new, if ``base`` is another base model, or if the rebuilt weights differ.
     """
     path, target = Path(file), Path(output)
     check_output(target)
@@ -191,7 +191,7 @@ def unpack_run(
 
 
 def _config(path: Path, about: About, base: str, sets: Iterable[str]) -> Config:
-    """The settings of a pack, with the base model and what may be chosen here."""
+    """Return the settings of a pack, with the base model and the overrides of this machine."""
     try:
         recorded_config.check_noise(str(path), about.noise)
         packed = Config.create(dict(about.config))
@@ -211,7 +211,7 @@ def _check_base(path: Path, about: About, info: EngineInfo) -> None:
 
 
 def _rebuild(path: Path, pack: Pack, engine: Engine, progress: replay.Progress) -> None:
-    """Apply all updates; PackError at the first fingerprint that is not the packed one."""
+    """Apply all updates; PackError at the first fingerprint that differs from the packed one."""
     expected = {int(done): fingerprint for done, fingerprint in pack.about.fingerprints.items()}
     for done in replay.walk(engine, pack.updates, stops=expected, progress=progress):
         found = engine.fingerprint()

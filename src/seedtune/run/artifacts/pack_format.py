@@ -1,14 +1,14 @@
-"""The pack: a fine-tune as one small file that rebuilds it from its base model, bit for bit.
+"""The pack format: a fine-tune as one small file that rebuilds it from its base model, bit for bit.
 
     line of JSON, sealed with its own checksum · compressed columns · BLAKE2b-256 of everything before
 
-The columns are one after another, little endian, compressed by zlib: terms of each update (int64), age of each
-term's noise, that is the update's generation minus the noise's (int64), its pair (int64), the four bytes of each
-term's weight, byte by byte (float32); whether each update decays (uint8), and its l2 and l1 (float32).
+The columns follow one another, little endian, compressed by zlib: terms of each update (int64), age of each term's
+noise, which is the update's generation minus the noise's (int64), its pair (int64), the four bytes of each term's
+weight, byte by byte (float32); whether each update decays (uint8), and its l2 and l1 (float32).
 
-A weight is kept as the float32 that the kernels make of it: w√K for gaussian noise in K subspaces, w√K/√r for rank
-r.  What is read back is that times √r/√K in float64, of which the kernels make the same float32 again: an error of
-2⁻⁵¹ relative does not move a float32 by a rounding.  Ids that follow a pattern compress to nothing.
+A weight is stored as the float32 used by the kernels: w√K for gaussian noise in K subspaces, w√K/√r for rank r.  It is
+read back times √r/√K in float64, from which the kernels compute the same float32 again: a relative error of 2⁻⁵¹ does
+not change the rounding to float32.  Ids that follow a pattern compress to almost nothing.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _LIMIT = 1 << 32
 
 @dataclass(frozen=True, slots=True)
 class About:
-    """The first line of a pack: what it is made from, what comes out, and whose it is."""
+    """The first line of a pack: its base model, its result and its licences."""
 
     seedtune: str
     noise: str
@@ -46,11 +46,11 @@ class About:
     base_fingerprint: str
     weights_dtype: str
     config: Mapping[str, Any]
-    """The settings that the weights depend on, and those that a model card tells."""
+    """The settings that the weights depend on, and those for the model card."""
 
     generations: int
     fingerprints: Mapping[str, str]
-    """Of the weights, by number of generations applied; the last one is that of the fine-tune."""
+    """Number of generations applied → fingerprint of the weights; the last one is that of the fine-tune."""
 
     base_licence: str | None = None
     licence: str | None = None
@@ -58,7 +58,7 @@ class About:
 
     @property
     def shape(self) -> dict[str, int]:
-        """Rank and subspaces: what a term's weight is scaled by, see `seedtune.numerics.noise.amplitude`."""
+        """Rank and subspaces, which scale a term's weight, see `seedtune.numerics.noise.amplitude`."""
         rank = self.config["rank"] if self.config["perturbation"] == "lowrank" else 1
         shape = {"rank": rank, "subspaces": self.config.get("subspaces", 1)}
         if min(shape.values()) < 1:
@@ -68,14 +68,14 @@ class About:
 
 @dataclass(frozen=True, slots=True)
 class Pack:
-    """A fine-tune: what it starts from, and one update a generation."""
+    """A fine-tune: its starting point, and one update per generation."""
 
     about: About
     updates: tuple[Update, ...]
 
 
 def dump(pack: Pack) -> bytes:
-    """A pack as the bytes of its file."""
+    """Encode a pack as the bytes of its file."""
     body = zlib.compress(_encode(pack.updates, pack.about.shape), 9)
     terms = sum(len(update.terms) for update in pack.updates)
     line, _ = seal({"seedtune_pack": FORMAT, **asdict(pack.about), "terms": terms, "bytes": len(body)})
@@ -92,7 +92,7 @@ def read(path: Path) -> Pack:
 
 
 def parse(raw: bytes, name: str) -> Pack:
-    """The pack that bytes hold; PackError: not a pack, truncated, edited, or of a newer format."""
+    """Decode a pack; PackError if it is not a pack, truncated, edited, or of a newer format."""
     line, newline, rest = raw.partition(b"\n")
     if MAGIC.startswith(raw) or (line.startswith(MAGIC) and not newline):
         raise _truncated(name, f"it ends within its header, after {len(raw)} bytes")
@@ -161,7 +161,7 @@ def _encode(updates: Sequence[Update], shape: Mapping[str, int]) -> bytes:
 
 
 def _decode(body: bytes, about: About, terms: int) -> tuple[Update, ...]:
-    """Updates from compressed columns, of which not more is unpacked than the header's counts allow."""
+    """Decode updates from compressed columns, decompressing no more than the header's counts allow."""
     count = about.generations
     size = 17 * count + 20 * terms
     if min(count, terms) < 0 or max(count, terms) > _LIMIT:
@@ -189,7 +189,7 @@ def _decode(body: bytes, about: About, terms: int) -> tuple[Update, ...]:
 
 
 def _cut(data: bytes, *sizes: int) -> list[bytes]:
-    """``data`` in pieces of these sizes, and what is left."""
+    """Split ``data`` into pieces of these sizes, and the rest."""
     ends = np.cumsum([0, *sizes]).tolist()
     return [*(data[a:b] for a, b in pairwise(ends)), data[ends[-1] :]]
 

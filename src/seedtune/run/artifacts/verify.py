@@ -1,6 +1,6 @@
-"""Verification: base model + ledger = weights, checked at every fingerprint that the run recorded.
+"""Verification: base model + ledger = weights, checked at every fingerprint recorded by the run.
 
-Snapshots are not used, so that what is verified is the ledger itself; they may be checked against it.
+Snapshots are not used, so that the ledger itself is verified; they may be checked against it.
 """
 
 from __future__ import annotations
@@ -24,26 +24,26 @@ from seedtune.run.lineage import Lineage
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """What was verified; a run that does not verify raises instead."""
+    """The result of a successful verification; a failure raises an error instead."""
 
     generations: int
     matched: tuple[int, ...]
-    """Numbers of generations after which the recorded fingerprint came out again."""
+    """Numbers of generations after which the recorded fingerprint was reproduced."""
 
     fingerprint: str
-    """Of the weights after all generations."""
+    """Fingerprint of the weights after all generations."""
 
     base_fingerprint: str
     audit: Audit
     seconds: float
-    """What replay and fingerprints took, loading the base model left out."""
+    """Duration of replay and fingerprints, without loading the base model."""
 
     snapshots: tuple[int, ...] = ()
     torn: int = 0
-    """Bytes of an unfinished last line, which is not part of the run."""
+    """Bytes of an incomplete last line, which is not part of the run."""
 
     arithmetics: Mapping[int, Entry] = field(default_factory=dict)
-    """How rewards were computed, by the generation from which on; the weights do not depend on it."""
+    """First generation → how rewards were computed from it on; the weights do not depend on it."""
 
 
 def verify_run(
@@ -56,10 +56,10 @@ def verify_run(
 ) -> Verification:
     """Replay ``run`` from its base model alone and compare every fingerprint its ledger holds.
 
-    ``model`` says where the base model is now; ``sets`` are ``key=value`` settings that results do not depend on,
-    ``engine`` among them (a run of vLLM's is replayed by the transformers engine otherwise); with ``snapshots`` those
-    on the disk must hold the replayed weights, too.  Raises LedgerError: a corrupted line, a record that does not
-    follow from its rewards, another base model, or the first recorded fingerprint that does not come out.
+    ``model`` is the present location of the base model; ``sets`` are ``key=value`` settings that results do not depend
+    on, including ``engine`` (by default the transformers engine replays a run of vLLM's); with ``snapshots``, the
+    snapshots on disk must hold the replayed weights, too.  Raises LedgerError for a corrupted line, a record that does
+    not follow from its rewards, another base model, or the first recorded fingerprint that is not reproduced.
     """
     root = Path(run)
     contents = ledger.read(directory.RunPaths(root).ledger)
@@ -87,13 +87,13 @@ def verify_run(
 
 
 def _snapshots(root: Path, contents: ledger.Contents) -> list[Snapshot]:
-    """Those of generations that the ledger still has."""
+    """List the snapshots of generations that the ledger still has."""
     listed = snapshots.listing(directory.RunPaths(root).snapshots)
     return [one for one in listed if one.generations <= contents.generations]
 
 
 def _config(root: Path, contents: ledger.Contents, model: str | None, sets: Iterable[str]) -> Config:
-    """The run's configuration; a ledger that came without its config.yaml says enough."""
+    """Return the run's configuration, from the ledger's header if config.yaml is missing."""
     if directory.RunPaths(root).config.is_file():
         config = recorded_config.run_config(root)
     else:
@@ -110,9 +110,9 @@ def _replayed(
     *,
     progress: replay.Progress,
 ) -> dict[int, str]:
-    """Fingerprints by number of generations done; LedgerError where a recorded one is another.
+    """Return number of generations → fingerprint; LedgerError if a recorded one differs.
 
-    Generations that a collapse went back on are replayed, too, each branch from the base model.
+    Generations undone by a rollback are replayed, too, each branch from the base model.
     """
     stops = {*contents.fingerprints, *(one.generations for one in kept), contents.generations}
     lineage = Lineage(contents.records)
@@ -132,7 +132,7 @@ def _replayed(
 
 @dataclass(slots=True)
 class _Branch:
-    """The way to one end of the run's lineage: what was found on it, and where it first parted from the ledger."""
+    """The path to one end of the run's lineage: fingerprints found on it, and its first mismatch with the ledger."""
 
     root: Path
     contents: ledger.Contents
@@ -140,7 +140,7 @@ class _Branch:
     parted: int | None = None
 
     def reached(self, done: int, fingerprint: str) -> None:
-        """A stop; LedgerError at the next recorded one after the two parted."""
+        """Handle a stop; LedgerError at the next recorded fingerprint after a mismatch."""
         self.found[done] = fingerprint
         recorded = self.contents.fingerprints.get(done)
         if recorded is None:
@@ -151,7 +151,7 @@ class _Branch:
             self.parted = done
 
     def finish(self) -> None:
-        """LedgerError if they parted at the last stop."""
+        """Raise LedgerError if the last recorded fingerprint did not match."""
         if self.parted is not None:
             raise _mismatch(self.root, self.contents, self.found, (self.parted, None))
 
@@ -159,7 +159,7 @@ class _Branch:
 def _mismatch(
     root: Path, contents: ledger.Contents, found: dict[int, str], place: tuple[int, int | None]
 ) -> LedgerError:
-    """``place``: where replay and ledger part, and the next recorded fingerprint after that, if there is one."""
+    """Build the error; ``place`` is the first mismatch, and the next recorded fingerprint after it, if there is one."""
     parted, after = place
     last = max((done for done in contents.fingerprints if done < parted), default=0)
     told = f"{root} does not verify: after {parted} generations the ledger recorded fingerprint "
@@ -181,7 +181,7 @@ def _mismatch(
 
 
 def _check_snapshots(engine: Engine, kept: list[Snapshot], found: dict[int, str]) -> None:
-    """LedgerError if a snapshot's own weights are not the replayed ones."""
+    """Raise LedgerError if a snapshot's own weights differ from the replayed ones."""
     for one in kept:
         cause = ""
         try:
