@@ -66,7 +66,7 @@ class UpdateLog:
         return None
 
     def _start(self, snapshots: bool) -> tuple[int, str | None, str | None]:
-        """Return where a worker without weights of this epoch starts: position, snapshot, the snapshot's fingerprint."""
+        """Return where a worker without weights of this epoch starts: position, snapshot, its fingerprint."""
         for one in self.saved() if snapshots else ():
             if one.generations > self.first and self.prints.get(one.generations) == one.fingerprint:
                 return one.generations, str(one.folder), one.fingerprint

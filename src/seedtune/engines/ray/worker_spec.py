@@ -63,7 +63,7 @@ def needs_of(config: Config, kind: str, gpus: float) -> dict[str, Any]:
 
 
 def check(config: Config, gpus: float) -> None:
-    """Raise ConfigError for settings that workers cannot share, or that a local Ray can never satisfy (a cluster may)."""
+    """Raise ConfigError for settings workers cannot share, or resources a local Ray never has (a cluster may grow)."""
     if "transformers" in config.ray.kinds and config.transformers.weights_folder is not None:
         raise ConfigError(
             f"transformers.weights_folder={config.transformers.weights_folder!r} is the file of one process, and "

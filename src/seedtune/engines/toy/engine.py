@@ -32,7 +32,7 @@ CERTAINTY = 0.9
 
 
 class ToyEngine:
-    """An engine with the protocol, weights and ledger of the real ones; ``model`` names (and seeds) the base weights."""
+    """An engine with the protocol, weights and ledger of the real ones; ``model`` names (and seeds) the base model."""
 
     def __init__(self, model: str, *, noise: Noise, settings: ToySettings) -> None:
         self.model, self.noise, self.settings = model, noise, settings
@@ -201,7 +201,7 @@ def _given(prompt: Prompt) -> tuple[str, ...]:
 
 
 def _logprobs(text: bytes, ids: Sequence[int]) -> list[float]:
-    """Return log-probabilities of bytes ``ids`` for a model that answers ``text``; uniform after the end of ``text``."""
+    """Return log-probabilities of bytes ``ids`` for a model that answers ``text``; uniform after its end."""
     own = [None if place >= len(text) else token == text[place] for place, token in enumerate(ids)]
     chances = {True: CERTAINTY, False: (1.0 - CERTAINTY) / 255, None: 1.0 / 256}
     return [math.log(chances[known]) for known in own]

@@ -1,7 +1,7 @@
 """Everything that depends on vLLM's version: names that move between releases, collected in this one file.
 
 Tested versions are in `VERSIONS`.  The CPU build packs linear weights when a model is loaded and leaves empty
-parameters behind; `keep_weights` makes it keep them, and `repack` updates the packed copies.
+parameters behind; `keep_weights` makes it keep them, and `packers` gives what updates the packed copies.
 """
 
 from __future__ import annotations
@@ -217,7 +217,7 @@ def device_name() -> str:
 
 
 def library() -> dict[str, Any]:
-    """Return the versions of vLLM and torch, and on a CPU the instructions and threads, which decide the order of sums."""
+    """Return the versions of vLLM and torch, and on a CPU instructions and threads, which decide the order of sums."""
     import torch
     import vllm
 

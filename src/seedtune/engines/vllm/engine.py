@@ -233,7 +233,7 @@ class VllmEngine:
             started = time.perf_counter()
 
     def _take(self, output: Any, job: Job, row: DecodeSequence) -> bool:
-        """Add a request's new tokens to its row; return whether the row is finished.  EngineError if vLLM aborted it."""
+        """Add a request's new tokens to its row; return whether the row ended.  EngineError if vLLM aborted it."""
         new = sampling_params.written_of(output)
         if not job.sampling.stop:
             row.tokens, row.finish = list(new.token_ids), new.finish_reason

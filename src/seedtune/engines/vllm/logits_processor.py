@@ -22,7 +22,7 @@ compat.count_ranks_plainly()
 
 
 class Wanted(NamedTuple):
-    """How a request's tokens are chosen, or which tokens are forced, and its tokens so far (vLLM appends to the list)."""
+    """A request's sampling options or its forced tokens, and its tokens so far (vLLM appends to the list)."""
 
     forced: list[int]
     uniforms: list[float]

@@ -155,7 +155,7 @@ class WorkerState:
     # -------------------------------------------------------------------------------------------- the state
 
     def apply_shift(self, step: Plain) -> None:
-        """Perturb from where an update would take the current weights; for an empty update, from the current weights."""
+        """Perturb from where an update would take the current weights; if it is empty, from the current weights."""
         where = codec.update_from(step)
         if where == self._shift:
             return
