@@ -73,7 +73,7 @@ def stochastic(values: Float32, codes: NDArray[np.uint16], dtype: str) -> NDArra
     """Round ``values`` (float32 [n]) to ``dtype``, away from zero with the probability of the dropped fraction.
 
     ``codes`` (uint16 [n]) are uniform on 0..65535. Over all of them the mean is the exact value, for
-    bfloat16 and for float16 from 2**-14 on (whose 13 dropped bits are compared with the code's high 13); smaller
+    bfloat16 and for float16 from 2**-14 on (whose 13 dropped bits are rounded by the code's high 13); smaller
     float16 numbers drop what is below 2**-40. A representable value never moves, and a finite one never becomes
     infinite: it saturates at the largest finite number. float32 has nothing to drop and is returned unchanged.
     """
@@ -97,7 +97,7 @@ def _half_by_chance(size: NDArray[np.uint32], code: NDArray[np.uint32]) -> NDArr
     """Return bits of float16 from the bits of non-negative float32 numbers; undefined beyond float16's range."""
     normal = ((size + (code >> _U(3))) >> _U(HALF_FIELD)) - _U(HALF_REBIAS)
     small = size < _U(HALF_SMALLEST_NORMAL)
-    # 2**-24 is the step of the smallest numbers, and 16 more bits of fraction are compared with the code.
+    # 2**-24 is the step of the smallest numbers, and 16 more bits of fraction are rounded by the code.
     fixed = (np.where(small, size, _U(0)).view(np.float32) * np.float32(2.0**40)).astype(np.uint32)
     return np.where(small, (fixed + code) >> _U(16), normal)
 

@@ -26,7 +26,7 @@ class Agreement:
         return f"it computes with {its}, the others with {theirs}: {_fix(kind, known)}"
 
     def explained(self, name: str, kind: str, error: SeedtuneError) -> SeedtuneError:
-        """Return why a worker cannot use the same products as the others, and which worker set them."""
+        """Return why a worker cannot use the products of the others, including which those are."""
         if not isinstance(error, ProductsError) or kind not in self.known:
             return error
         known = self.known[kind]

@@ -142,7 +142,7 @@ class Controller:
                 self._answer(number, RequestResult(why=f"worker {name} is gone"))
 
     def starving(self) -> bool:
-        """Return whether a worker is idle."""
+        """Return whether the queue is empty and a worker is idle."""
         enrolled = self._pool.enrolled
         return self.scheduler.queued == 0 and any(worker.call is None for worker in enrolled)
 

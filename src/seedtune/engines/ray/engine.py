@@ -157,7 +157,7 @@ class RayEngine:
         return None
 
     def starving(self) -> bool:
-        """Return whether a worker is idle."""
+        """Return whether the queue is empty and a worker is idle."""
         return self.controller.starving()
 
     def _request(self, job: Job, operation: str, hear: Callable[..., list[Found]]) -> Request:

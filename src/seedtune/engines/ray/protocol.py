@@ -77,7 +77,7 @@ class Known:
     """What a worker has cached: single prompts, and whole questions (prompts in order, with their sampling)."""
 
     prompts: dict[bytes, int] = field(default_factory=dict)
-    """Number of each prompt and question: how many were sent before it."""
+    """Number of each prompt: how many were sent before it."""
 
     questions: set[bytes] = field(default_factory=set)
     bytes: int = 0

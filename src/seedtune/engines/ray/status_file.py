@@ -47,7 +47,7 @@ class StatusFile:
             return None
 
     def clear(self) -> None:
-        """Delete the status when workers have gone or just started: requests for earlier workers do not count."""
+        """Delete both files when workers have gone or just started: requests for earlier workers do not count."""
         for name in (STATUS, SCALE):
             (self.root / name).unlink(missing_ok=True)
 

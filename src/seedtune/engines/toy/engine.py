@@ -32,7 +32,7 @@ CERTAINTY = 0.9
 
 
 class ToyEngine:
-    """An engine with the protocol, weights and ledger of the real ones; ``model`` names (and seeds) the base model."""
+    """An engine with the protocol, weights and ledger of the real ones; ``model`` names (and seeds) base weights."""
 
     def __init__(self, model: str, *, noise: Noise, settings: ToySettings) -> None:
         self.model, self.noise, self.settings = model, noise, settings

@@ -65,7 +65,7 @@ def make_private(folder: Path) -> Path | None:
 
 
 def writable_folder(*parts: str) -> Path | None:
-    """Return a writable folder below the first usable candidate, or None; a folder named by the user has no fallback."""
+    """Return a writable folder below the first usable candidate, or None; a folder the user named has no fallback."""
     for root in candidates():
         folder = root.joinpath(*parts)
         if _is_temporary(root) and make_private(root) is None:

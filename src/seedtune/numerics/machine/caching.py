@@ -54,7 +54,7 @@ def njit(*, cache: bool = False, **options: Any) -> Callable[[Callable[..., Any]
 
 
 def inner(**options: Any) -> Callable[[Callable[..., Any]], Any]:
-    """Compile like `numba.njit` for calls from compiled code only: omits the wrappers for Python and C, which take time."""
+    """Compile like `numba.njit` for calls from compiled code only: without the costly wrappers for Python and C."""
     return numba.njit(nogil=True, no_cpython_wrapper=True, no_cfunc_wrapper=True, **options)
 
 
