@@ -10,7 +10,7 @@ from seedtune.engines.base import Engine
 from seedtune.errors import ConfigError
 from seedtune.numerics.noise import Noise
 
-if TYPE_CHECKING:  # processes that only compile kernels pass through here, and start sooner without
+if TYPE_CHECKING:  # processes that only compile kernels import this module, and start sooner without these imports
     from seedtune.config.config import Config
 
 
@@ -44,18 +44,18 @@ ENGINES: dict[str, Callable[[Config, Noise], Engine]] = {
     "toy": _toy,
     "ray": _ray,
 }
-"""Every engine by its name in the configuration; each is imported when it is asked for."""
+"""Engine factories by their name in the configuration; each imports its engine only when called."""
 
 
 def create(config: Config) -> Engine:
-    """The engine a configuration asks for, not yet loaded; computes on as many threads as fit."""
+    """Return the engine that a configuration names, not yet loaded; it uses as many threads as fit."""
     engine = ENGINES[config.engine](config, noise_of(config))
     threads.limit()
     return engine
 
 
 def noise_of(config: Config) -> Noise:
-    """How a configuration perturbs."""
+    """Return the noise parameters of a configuration."""
     return Noise(
         run_seed=config.seed,
         perturbation=config.perturbation,
@@ -68,7 +68,7 @@ def noise_of(config: Config) -> Noise:
 
 
 def check_tokenizer(config: Config, tokenizer: Any) -> None:
-    """ConfigError if ``tokenizer`` is not what the engine reads prompts with."""
+    """Raise ConfigError if ``tokenizer`` is not the one that the engine tokenises prompts with."""
     if "transformers" not in config.kinds:
         raise ConfigError(
             f"processing_class is for the transformers engine, not for engine={config.engine!r}. Leave it out."

@@ -1,6 +1,6 @@
-"""What every engine does: evaluate members of the population, apply updates, and give the weights away.
+"""The engine protocol: evaluate members of the population, apply updates, and export the weights.
 
-How many updates one pass over the weights takes.
+Also how many updates one pass over the weights takes.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from typing import Any, Protocol
 from seedtune.types import Coverage, Decay, Job, Likelihood, Prompt, Rollout, Term, Update
 
 BASE = Update(0, (), Decay(l2=1.0))
-"""What takes any weights to θ₀, exactly."""
+"""The decay that takes any weights to θ₀, exactly."""
 
 
 @dataclass(frozen=True, slots=True)
 class EngineInfo:
-    """What a loaded engine says about itself, much of it for the ledger's header."""
+    """Description of a loaded engine; much of it goes into the ledger's header."""
 
     model: str
     base_fingerprint: str
@@ -32,12 +32,12 @@ class EngineInfo:
     """How rewards are computed, as plain JSON data: see `seedtune.engines.recorded_arithmetic`."""
 
     products: str = ""
-    """The same for people: the kind of matrix products and what it runs on, "fma32 6×16 (AVX2)"."""
+    """The arithmetic in readable form: the kind of matrix products and the hardware, such as "fma32 6×16 (AVX2)"."""
 
 
 @dataclass(slots=True)
 class EngineTimes:
-    """Seconds spent since the last ``take``: perturbing, and generated and prompt tokens processed."""
+    """Seconds spent since the last ``take``: perturbing; also the generated and prompt tokens processed."""
 
     perturb: float = 0.0
     prefill: float = 0.0
@@ -46,15 +46,15 @@ class EngineTimes:
     generated_tokens: int = 0
     prompt_tokens: int = 0
     figures: dict[str, float] = field(default_factory=dict)
-    """What else this engine counts, by the name of the metric."""
+    """Engine-specific counters, by the name of the metric."""
 
     notes: list[str] = field(default_factory=list)
-    """What happened that whoever watches should know."""
+    """Events to show to the user."""
 
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """A submitted job that is done; without rollouts if nobody could evaluate it."""
+    """A finished job; ``rollouts`` is empty if no worker could evaluate it."""
 
     job: int
     rollouts: tuple[Rollout, ...]
@@ -64,101 +64,102 @@ class Engine(Protocol):
     """The engine protocol.  Every method may raise a ``SeedtuneError`` that says what to do."""
 
     def load(self, snapshot: Path | None = None) -> EngineInfo:
-        """Load the base model, and the current weights from ``snapshot`` if one is given."""
+        """Load the base model, and the current weights from ``snapshot`` if given."""
         ...
 
     def context_length(self) -> int | None:
-        """Tokens that a prompt and its completion may have together; None: any number.  Needs no ``load``."""
+        """Return the maximum of prompt plus completion tokens; None: no limit.  Needs no ``load``."""
         ...
 
     def prompt_lengths(self, prompts: Sequence[Prompt]) -> list[int]:
-        """Tokens of each prompt as the model reads it.  Needs no ``load``."""
+        """Return the number of tokens of each prompt.  Needs no ``load``."""
         ...
 
     def evaluate(self, jobs: Iterable[Job]) -> Iterator[Rollout]:
         """Yield every job's rollouts as they finish, in any order.
 
-        The members of a job with a shift are perturbed from where the shift's terms would move the current weights as
-        an update (of the generation of the newest term); the current weights stay as they are, bit for bit.  With
-        ``rows`` only these are evaluated, and each gives what it gives among all.
+        The members of a job with a shift are perturbed from the weights that an update with the shift's terms (of the
+        generation of the newest term) would give; the current weights stay the same, bit for bit.  With ``rows`` only
+        these rows are evaluated, and each gives the same result as in the whole job.
         """
         ...
 
     def likelihoods(self, jobs: Iterable[Job]) -> Iterator[Likelihood]:
-        """Yield how probable each prompt's ``answers`` are to every job's members, in any order; nothing is generated.
+        """Yield the log-likelihood of each prompt's ``answers`` under every job's members, in any order.
 
-        An answer is tokenised by itself and stands behind the prompt, no end token added; DataError if it is empty.
+        Nothing is generated.  An answer is tokenised by itself and appended to the prompt without an end token.
+        Raises DataError if an answer is empty.
         """
         ...
 
     def apply(self, *updates: Update) -> None:
-        """Change the current weights by every update in order, exactly; several at once pass over the weights once."""
+        """Apply every update to the current weights in order, exactly; several updates share one pass over them."""
         ...
 
     def norm(self, terms: Sequence[Term]) -> float:
-        """‖Σ weight·ε‖₂ over all trained elements, in float64: how far an update of these terms goes."""
+        """Return ‖Σ weight·ε‖₂ over all trained elements, in float64: the length of an update with these terms."""
         ...
 
     def drift(self) -> float:
-        """‖θ − θ₀‖₂ over all trained elements, in float64: how far the current weights are from the base model."""
+        """Return ‖θ − θ₀‖₂ over all trained elements, in float64: the distance of the current weights from the base."""
         ...
 
     def cosine(self, one: Sequence[Term], other: Sequence[Term]) -> float:
-        """The cosine between two updates, from a sample of the trained elements; 0 if one of them goes nowhere."""
+        """Return the cosine between two updates, from a sample of the trained elements; 0 if an update is zero."""
         ...
 
     def logprobs(
         self, prompts: Sequence[Prompt], completions: Sequence[Sequence[int]], *, base: bool = False
     ) -> list[list[float]]:
-        """Log-probabilities of every token of each prompt's completion (ids), temperature 1, by the current model.
+        """Return the log-probabilities of every token of each completion (ids), at temperature 1.
 
-        With ``base`` by the base model θ₀ instead.  The current weights stay as they are.
+        Uses the current model, or with ``base`` the base model θ₀.  The current weights stay as they are.
         """
         ...
 
     def fingerprint(self) -> str:
-        """The fingerprint of the current weights: equal on every engine that holds the same bits."""
+        """Return the fingerprint of the current weights: equal on every engine that holds the same bits."""
         ...
 
     def snapshot(self, path: Path) -> None:
-        """Write the current weights into the folder ``path``, from which ``load`` reads it again."""
+        """Write the current weights into the folder ``path``; ``load`` reads them from there."""
         ...
 
     def export(self, path: Path, dtype: str | None = None) -> None:
-        """Write the complete current model, which other tools load, in its own precision or ``dtype``."""
+        """Write the complete current model for other tools to load, in its own precision or ``dtype``."""
         ...
 
     def take_times(self) -> EngineTimes:
-        """The time accounting since the last call."""
+        """Return the times and counts since the last call, and reset them."""
         ...
 
     def close(self) -> None:
-        """Release what the engine holds."""
+        """Release the engine's resources."""
         ...
 
 
 class Streaming(Engine, Protocol):
-    """An engine that evaluates while the current weights change.  Submitted jobs and those of `evaluate` do not mix."""
+    """An engine that evaluates while the current weights change.  Do not mix submitted jobs and those of `evaluate`."""
 
     def submit(self, jobs: Sequence[Job]) -> None:
-        """Queue jobs, their ids unique in a run; each is evaluated with the weights of when it is handed out."""
+        """Queue jobs, with ids unique in a run; each uses the weights that are current when a worker receives it."""
         ...
 
     def finished(self) -> Finished | None:
-        """Wait for the next submitted job that is done; None if none is open."""
+        """Wait for the next finished job among the submitted ones; None if none is open."""
         ...
 
     def starving(self) -> bool:
-        """Whether nothing is queued and a worker has nothing to do."""
+        """Return whether the queue is empty and a worker is idle."""
         ...
 
 
 BATCH_UPDATES, BATCH_TERMS = 16, 1024
-"""One pass over the weights takes at most so many updates, and so many noise samples unless one update has more."""
+"""Maximum updates, and maximum noise samples (more only if a single update has more), per pass over the weights."""
 
 
 def passes(updates: Sequence[Update]) -> Iterator[Sequence[Update]]:
-    """All updates, cut into passes."""
+    """Split all updates into passes."""
     start = 0
     while start < len(updates):
         batch = first_pass(updates, start, len(updates))
@@ -167,7 +168,7 @@ def passes(updates: Sequence[Update]) -> Iterator[Sequence[Update]]:
 
 
 def first_pass(updates: Sequence[Update], start: int, stop: int) -> list[Update]:
-    """The updates of one pass, from ``start`` and not beyond ``stop``."""
+    """Return the updates of one pass, from ``start`` and not beyond ``stop``."""
     batch: list[Update] = []
     terms = 0
     for update in updates[start : min(stop, start + BATCH_UPDATES)]:

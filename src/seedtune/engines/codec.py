@@ -1,4 +1,4 @@
-"""What travels to the workers: numbers, strings, lists and mappings, nothing else (tensors do not survive the way)."""
+"""Encode messages to workers as numbers, strings, lists and mappings only (tensors do not survive the transport)."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ Plain = Any
 
 
 def terms(listed: Sequence[Term]) -> Plain:
-    """Each as [generation, pair, weight]."""
+    """Encode each term as [generation, pair, weight]."""
     return [[term.generation, term.pair, term.weight] for term in listed]
 
 
 def terms_from(data: Plain) -> tuple[Term, ...]:
-    """The other way round."""
+    """Decode the result of `terms`."""
     return tuple(Term(generation, pair, weight) for generation, pair, weight in data)
 
 
 def update(one: Update) -> Plain:
-    """An update with its decay."""
+    """Encode an update with its decay."""
     return {
         "generation": one.generation,
         "terms": terms(one.terms),
@@ -35,36 +35,36 @@ def update(one: Update) -> Plain:
 
 
 def update_from(data: Plain) -> Update:
-    """The other way round."""
+    """Decode the result of `update`."""
     decay = data["decay"]
     return Update(data["generation"], terms_from(data["terms"]), None if decay is None else Decay(*decay))
 
 
 def shift(one: Shift) -> Plain:
-    """[terms, length]."""
+    """Encode a shift as [terms, length]."""
     return [terms(one.terms), one.length]
 
 
 def shift_from(data: Plain) -> Shift:
-    """The other way round."""
+    """Decode the result of `shift`."""
     return Shift(terms_from(data[0]), data[1])
 
 
 def noise(one: Noise) -> Plain:
-    """Every field by name."""
+    """Encode every field by name."""
     return asdict(one) | {"trainable": list(one.trainable), "freeze": list(one.freeze)}
 
 
 def noise_from(data: Plain) -> Noise:
-    """The other way round."""
+    """Decode the result of `noise`."""
     return Noise(**{**data, "trainable": tuple(data["trainable"]), "freeze": tuple(data["freeze"])})
 
 
 def place(stored: Stored) -> Plain:
-    """[path, type, shape, offset]."""
+    """Encode the location of a stored tensor as [path, type, shape, offset]."""
     return [str(stored.path), stored.dtype, list(stored.shape), stored.offset]
 
 
 def place_from(data: Plain) -> Stored:
-    """The other way round."""
+    """Decode the result of `place`."""
     return Stored(Path(data[0]), data[1], tuple(data[2]), data[3])

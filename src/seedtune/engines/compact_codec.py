@@ -1,4 +1,4 @@
-"""Updates in few bytes: eight for a weight, none for noise samples that are in order."""
+"""Compact encoding of updates: eight bytes for a weight, none for noise samples that are in order."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from seedtune.types import Decay, Shift, Term, Update
 
 
 def terms(listed: Sequence[Term]) -> Plain:
-    """[generations, pairs, weights]: one generation if it is everyone's, a count if pairs are 0, 1, 2, …"""
+    """Encode as [generations, pairs, weights]: one generation if all terms share it, a count if pairs are 0, 1, 2, …"""
     generations, pairs = [term.generation for term in listed], [term.pair for term in listed]
     return [
         generations[0] if len(set(generations)) == 1 else generations,
@@ -20,7 +20,7 @@ def terms(listed: Sequence[Term]) -> Plain:
 
 
 def terms_from(data: Plain) -> tuple[Term, ...]:
-    """The other way round."""
+    """Decode the result of `terms`."""
     generations, pairs, raw = data
     weights = struct.unpack(f"<{len(raw) // 8}d", raw)
     if isinstance(generations, int):
@@ -31,22 +31,22 @@ def terms_from(data: Plain) -> tuple[Term, ...]:
 
 
 def update(one: Update) -> Plain:
-    """[generation, terms, decay]."""
+    """Encode an update as [generation, terms, decay]."""
     decay = one.decay
     return [one.generation, terms(one.terms), None if decay is None else [decay.l2, decay.l1]]
 
 
 def update_from(data: Plain) -> Update:
-    """The other way round."""
+    """Decode the result of `update`."""
     generation, listed, decay = data
     return Update(generation, terms_from(listed), None if decay is None else Decay(*decay))
 
 
 def shift(one: Shift | None) -> Plain:
-    """[terms, length]."""
+    """Encode a shift as [terms, length]."""
     return None if one is None else [terms(one.terms), one.length]
 
 
 def shift_from(data: Plain) -> Shift | None:
-    """The other way round."""
+    """Decode the result of `shift`."""
     return None if data is None else Shift(terms_from(data[0]), data[1])

@@ -1,4 +1,4 @@
-"""The sizes of a model by its configuration alone: built on torch's meta device, without weights."""
+"""The sizes of a model from its configuration alone: built on torch's meta device, without weights."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ from seedtune.numerics.trainable import select
 
 @dataclass(frozen=True, slots=True)
 class Anatomy:
-    """Counts of numbers: parameters (tied ones once), those that each perturbation reaches, factors, cache."""
+    """Counts of numbers: parameters (tied ones once), parameters that each perturbation reaches, factors, cache."""
 
     parameters: int
     linear: int
-    """Weights that ``lowrank`` perturbs, as far as a model that is not run can tell."""
+    """Weights that ``lowrank`` perturbs, as far as can be determined without running the model."""
     trainable: int
     """Parameters that ``gaussian`` perturbs."""
     factors: int
     """Σ (m + n) over the weights that ``lowrank`` perturbs: the factors of a pair at rank 1."""
     layers: int
     cached: int
-    """Keys and values of one position of one row, in all layers."""
+    """Key and value numbers of one position of one row, in all layers."""
     vocabulary: int
     itemsize: int
-    """Bytes of a number of the forward pass."""
+    """Bytes per number in the forward pass."""
     dtype: str
 
 
 def anatomy_of(config: Config) -> Anatomy:
-    """The sizes of the model that ``config`` names; ModelError if its configuration cannot be read."""
+    """Return the sizes of the model that ``config`` names; ModelError if its configuration cannot be read."""
     settings = config.vllm if config.engine == "vllm" else config.transformers
     source = ModelSource.resolve(config.model, trust_remote_code=settings.trust_remote_code)
     described = source.config()
@@ -72,7 +72,7 @@ def _skeleton(described: Any, source: ModelSource) -> Any:
 
 
 def linear_weights(model: Any, trainable: set[str]) -> list[str]:
-    """Weights of linear layers that train, experts and tied weights left out."""
+    """Return the trainable weights of linear layers, without experts and tied weights."""
     modules = dict(model.named_modules())
     tied = {id(p) for m in modules.values() if isinstance(m, nn.Embedding) for p in m.parameters()}
     return [
@@ -86,7 +86,7 @@ def linear_weights(model: Any, trainable: set[str]) -> list[str]:
 
 
 def _cached(text: Any) -> int:
-    """Numbers that one layer keeps of a position; latent attention is expanded in this engine's cache."""
+    """Count the numbers that one layer caches per position; this engine caches latent attention expanded."""
     heads = int(text.num_attention_heads)
     latent = getattr(text, "kv_lora_rank", None)
     if latent is not None:
@@ -96,7 +96,7 @@ def _cached(text: Any) -> int:
 
 
 def _dtype(settings: TransformersSettings | VllmSettings, described: Any) -> torch.dtype:
-    """The forward pass's precision: the setting's, or the checkpoint's own as its configuration has it."""
+    """Return the forward pass's precision: from the setting, or else from the checkpoint's configuration."""
     name = settings.dtype
     own: Any = getattr(described, "dtype", None) if name == "auto" else getattr(torch, name)
     chosen = getattr(torch, own) if isinstance(own, str) else own

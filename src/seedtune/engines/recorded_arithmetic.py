@@ -1,12 +1,12 @@
-"""How a run's rewards were computed, as its ledger says it: a mapping that engines fill (`EngineInfo.arithmetic`).
+"""How a run's rewards were computed, as recorded in its ledger: a mapping that engines fill (`EngineInfo.arithmetic`).
 
-    products   "fma32/1", "bf16dot/1" or "library": the matrix products, and the version of ours
+    products   "fma32/1", "bf16dot/1" or "library": the matrix products, with a version number for our own
     attention  "lanes32/1" or "library"
     device     "cpu", "cuda sm_90"
-    library    where a library takes part: its name, its version, and what decides the order of its sums
+    library    if a library takes part: its name, its version, and what decides the order of its sums
 
-Ray workers of several kinds of engine have one such mapping for each kind, under "workers".  Weights depend on none of
-it.
+With several kinds of engine, Ray workers have one such mapping for each kind, under "workers".  Weights do not depend
+on any of it.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ Entry = Mapping[str, Any]
 
 
 def kind(entry: Entry) -> str:
-    """The products without their version, as the setting ``products`` names them; "" where nothing is recorded."""
+    """Return the products without their version, as the setting ``products`` names them; "" if none is recorded."""
     return str(entry.get("products", "")).partition("/")[0]
 
 
 def of_engine(entry: Entry, engine: str) -> Entry:
-    """The part for one kind of engine; empty if there is none."""
+    """Return the part for one kind of engine; empty if it is missing."""
     workers: Mapping[str, Entry] | None = entry.get("workers")
     return entry if workers is None else workers.get(engine, {})
 
 
 def words(entry: Entry) -> str:
-    """All of it on one line, for people."""
+    """Format the whole entry on one line, for display."""
     if "workers" in entry:
         return "; ".join(f"{name}: {words(one)}" for name, one in sorted(entry["workers"].items()))
     if not entry:
@@ -45,7 +45,7 @@ def _library(library: Entry) -> str:
 
 
 def same(one: Entry, other: Entry) -> bool:
-    """Whether both give equal rewards; of several kinds of engine those count that both have."""
+    """Return whether both give equal rewards; only kinds of engine that both contain are compared."""
     if "workers" in one and "workers" in other:
         return all(one["workers"][name] == other["workers"][name] for name in {*one["workers"]} & {*other["workers"]})
     return one == other

@@ -25,7 +25,7 @@ class Snapshot:
 
 
 def save(folder: Path, engine: Engine, *, generations: int, keep: int) -> Snapshot:
-    """Write a snapshot and delete all but the newest ``keep``; StorageError leaves the older ones alone."""
+    """Write a snapshot and delete all but the newest ``keep``; on StorageError older snapshots remain."""
     target = folder / _name(generations)
     fingerprint = engine.fingerprint()
     try:
@@ -47,7 +47,7 @@ def save(folder: Path, engine: Engine, *, generations: int, keep: int) -> Snapsh
 
 
 def listing(folder: Path) -> list[Snapshot]:
-    """The snapshots of a run, newest first; unfinished ones are passed over."""
+    """Return the snapshots of a run, newest first; unfinished ones are skipped."""
     found = []
     for about in folder.glob("[0-9]*/snapshot.json"):
         try:
@@ -65,13 +65,13 @@ def _name(generations: int) -> str:
 
 
 def clear_unfinished(folder: Path) -> None:
-    """Remove what a killed process left half written."""
+    """Remove the unfinished snapshots of a killed process."""
     for leftover in folder.glob(".writing-*"):
         shutil.rmtree(leftover, ignore_errors=True)
 
 
 def _sync(folder: Path) -> None:
-    """Flush every file of ``folder`` to the disk before it gets its name."""
+    """Flush every file of ``folder`` to disk before the folder is renamed."""
     for file in folder.iterdir():
         handle = os.open(file, os.O_RDONLY)
         try:

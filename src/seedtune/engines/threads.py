@@ -1,4 +1,4 @@
-"""Lets torch and numba use as many threads as fit, and never more than they already would."""
+"""Limit torch and numba to as many threads as fit, and never raise their own limits."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ log = logging.getLogger("seedtune")
 
 
 def limit() -> None:
-    """At most as many threads as fit for the calling thread's work in numba, and in torch if it is loaded.
+    """Limit the threads of the calling thread's work in numba, and in torch if it is loaded, to as many as fit.
 
-    What a user has set lower stays.
+    A lower limit set by the user stays.
     """
     import numba
 

@@ -1,1 +1,1 @@
-"""Noise, rounding, fingerprints, tensors on disk, and the weights they make up."""
+"""Noise, rounding, fingerprints, tensor files, and the weights built from them."""

@@ -34,16 +34,16 @@ _CHUNK = 1 << 18
 
 
 def tensor_key(name: str, itemsize: int) -> Fingerprint:
-    """Key of a tensor: BLAKE2b-128 of scheme tag, element size and Hugging Face name, as two 64-bit lanes."""
+    """Return a tensor's key: BLAKE2b-128 of scheme tag, element size and Hugging Face name, as two 64-bit lanes."""
     text = f"seedtune-fingerprint-{SCHEME}\0{itemsize}\0{name}".encode()
     digest = hashlib.blake2b(text, digest_size=16).digest()
     return int.from_bytes(digest[:8], "little"), int.from_bytes(digest[8:], "little")
 
 
 def bits_of(array: NDArray[Any]) -> NDArray[Any]:
-    """An array of 2- or 4-byte elements as uint16 or uint32 of the same shape, without a copy.
+    """View an array of 2- or 4-byte elements as uint16 or uint32 of the same shape, without a copy.
 
-    Give bfloat16, which numpy lacks, as its uint16 view. Raises ValueError for other element sizes.
+    Pass bfloat16, which numpy lacks, as its uint16 view. Raises ValueError for other element sizes.
     """
     if array.dtype.itemsize not in (2, 4) or array.dtype.kind not in "fiu":
         raise ValueError(
@@ -68,7 +68,7 @@ def mix_sum(bits: NDArray[Any], key: Fingerprint, start: int = 0) -> Fingerprint
 
 
 def tensor_fingerprint(name: str, array: NDArray[Any], *, start: int = 0) -> Fingerprint:
-    """Fingerprint of a tensor, or of a contiguous run of its elements that begins at linear index ``start``.
+    """Return the fingerprint of a tensor, or of a contiguous run of its elements from linear index ``start`` on.
 
     ``array`` has 2- or 4-byte elements in row-major Hugging Face layout, any shape. Raises ValueError for
     other element sizes.
@@ -78,7 +78,7 @@ def tensor_fingerprint(name: str, array: NDArray[Any], *, start: int = 0) -> Fin
 
 
 def combine(parts: Iterable[Fingerprint]) -> Fingerprint:
-    """Fingerprint of disjoint parts (slices, tensors) together: lanes summed mod 2**64, in any order."""
+    """Combine fingerprints of disjoint parts (slices, tensors): lanes summed mod 2**64, in any order."""
     total0 = total1 = 0
     for lane0, lane1 in parts:
         total0 += lane0
@@ -87,7 +87,7 @@ def combine(parts: Iterable[Fingerprint]) -> Fingerprint:
 
 
 def to_hex(fingerprint: Fingerprint) -> str:
-    """A fingerprint as 32 hexadecimal digits, lane 0 first."""
+    """Format a fingerprint as 32 hexadecimal digits, lane 0 first."""
     return f"{fingerprint[0]:016x}{fingerprint[1]:016x}"
 
 

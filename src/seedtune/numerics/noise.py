@@ -15,9 +15,9 @@ The scheme, with ``e`` the linear element index in the tensor's row-major Huggin
 * element lane ``e % 8 = 2 w`` takes the low 16 bits of word ``w``, lane ``2 w + 1`` its high 16 bits;
 * the 16-bit code indexes a table of 65,536 float32 normal quantiles with unit variance, see `quantiles`.
 
-Subspaces (CoPES, arXiv 2608.02391): each generation deals the elements of a tensor out to K disjoint subspaces, see
+Subspaces (CoPES, arXiv 2608.02391): each generation divides the elements of a tensor into K disjoint subspaces, see
 `subspaces_of`, and pair p perturbs only the elements of subspace p mod K, with noise of standard deviation sqrt(K). For
-low-rank noise the rows of A are dealt out. So the noise of a pair is
+low-rank noise the rows of A are divided. So the noise of a pair is
 
 * gaussian: ``sqrt(K) * mask * noise``, element by element;
 * low rank: ``sqrt(K) * (mask * A) B^T / sqrt(rank)``, the mask over rows.
@@ -56,7 +56,7 @@ _HALF = np.uint64(32)
 
 
 class Stream(IntEnum):
-    """What a draw is for. Streams of one tensor are independent. Values 0 to 255, fixed for ever."""
+    """The purpose of a draw. Streams of one tensor are independent. Values 0 to 255, never changed."""
 
     GAUSSIAN = 0
     FACTOR_A = 1
@@ -83,7 +83,7 @@ GAUSSIAN, FACTOR_A, FACTOR_B, ROUNDING, SUBSPACE, SAMPLING, ORDER = Stream
 
 @dataclass(frozen=True)
 class Address:
-    """Where a run of noise lives: tensor ``key`` (see `key`), `Stream`, ``generation`` and ``pair``.
+    """The address of a run of noise: tensor ``key`` (see `key`), `Stream`, ``generation`` and ``pair``.
 
     Raises ValueError when a key word, the generation or the pair is outside [0, 2**32), or the stream outside
     [0, 256).
@@ -108,7 +108,7 @@ def key_for(seed: int, purpose: Purpose, name: str = "") -> tuple[int, int]:
 
 
 def key(run_seed: int, name: str) -> tuple[int, int]:
-    """Philox key of one tensor in one run: the BLAKE2b-64 of scheme tag, run seed and name.
+    """Return the Philox key of one tensor in one run: the BLAKE2b-64 of scheme tag, run seed and name.
 
     Hashed bytes: "seedtune-noise-v1", a zero byte, the run seed (8 bytes, little endian), the tensor's
     Hugging Face ``name`` (UTF-8). The digest is two little-endian words. Returns two integers in [0, 2**32).
@@ -122,11 +122,11 @@ def key(run_seed: int, name: str) -> tuple[int, int]:
 
 @lru_cache(maxsize=1)
 def quantiles() -> NDArray[np.float32]:
-    """The read-only table ``q[i] = Phi^-1((i + 1/2) / 65536)``, float32 [65536], scaled to unit variance.
+    """Return the read-only table ``q[i] = Phi^-1((i + 1/2) / 65536)``, float32 [65536], scaled to unit variance.
 
     Computed and divided by its own standard deviation in float64, then rounded once. Raises RuntimeError when
     this platform's math library gives other bits than the scheme's (SHA-256 of the little-endian bytes),
-    because every weight made from them would differ.
+    because all weights made from them would differ.
     """
     exact = np.array([NormalDist().inv_cdf((i + 0.5) / CODES) for i in range(CODES)])
     table = (exact / exact.std()).astype(np.float32)
@@ -142,7 +142,7 @@ def quantiles() -> NDArray[np.float32]:
 
 
 def philox4x32(counter: NDArray[np.uint32], key: tuple[int, int]) -> NDArray[np.uint32]:
-    """Philox4x32 with 10 rounds: counter words uint32 [..., 4] under one key -> words uint32 [..., 4]."""
+    """Run Philox4x32 with 10 rounds: counter words uint32 [..., 4] under one key -> words uint32 [..., 4]."""
     c0, c1, c2, c3 = (counter[..., w].astype(np.uint64) for w in range(4))
     for step in range(PHILOX_ROUNDS):
         k0 = np.uint64((key[0] + step * PHILOX_W0) % WORD_LIMIT)
@@ -154,7 +154,7 @@ def philox4x32(counter: NDArray[np.uint32], key: tuple[int, int]) -> NDArray[np.
 
 
 def words(address: Address, block_start: int, count: int) -> NDArray[np.uint32]:
-    """The Philox words of blocks ``block_start .. block_start + count - 1``: uint32 [count, 4].
+    """Return the Philox words of blocks ``block_start .. block_start + count - 1``: uint32 [count, 4].
 
     Raises ValueError when a block is outside [0, 2**56).
     """
@@ -163,7 +163,7 @@ def words(address: Address, block_start: int, count: int) -> NDArray[np.uint32]:
 
 
 def codes(address: Address, start: int, count: int) -> NDArray[np.uint16]:
-    """The 16-bit codes of elements ``start .. start + count - 1``: uint16 [count], uniform on 0..65535.
+    """Return the 16-bit codes of elements ``start .. start + count - 1``: uint16 [count], uniform on 0..65535.
 
     Raises ValueError when an element is outside [0, 2**59).
     """
@@ -174,7 +174,7 @@ def codes(address: Address, start: int, count: int) -> NDArray[np.uint16]:
 
 
 def normals(address: Address, start: int, count: int) -> NDArray[np.float32]:
-    """Standard normals of elements ``start .. start + count - 1`` of a tensor: float32 [count].
+    """Return standard normals of elements ``start .. start + count - 1`` of a tensor: float32 [count].
 
     Raises ValueError when an element is outside [0, 2**59).
     """
@@ -184,7 +184,7 @@ def normals(address: Address, start: int, count: int) -> NDArray[np.float32]:
 def normals_slice(
     address: Address, shape: tuple[int, int], *, row: slice = slice(None), col: slice = slice(None)
 ) -> NDArray[np.float32]:
-    """Standard normals of ``tensor[row, col]`` of a tensor of this 2-d ``shape``: float32 [rows, columns].
+    """Return standard normals of ``tensor[row, col]`` of a tensor of this 2-d ``shape``: float32 [rows, columns].
 
     Raises ValueError for a step other than 1 and for bounds outside the shape.
     """
@@ -210,7 +210,7 @@ def factors(
     col: slice = slice(None),
     subspaces: int = 1,
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Rows of the low-rank factors of an (m, n) weight ``W``: A[row] and B[col], float32 [rows, rank] each.
+    """Return rows of the low-rank factors of an (m, n) weight ``W``: A[row] and B[col], float32 [rows, rank] each.
 
     The perturbation of ``W[row, col]`` is ``sqrt(subspaces / rank) * A[row] @ B[col].T``. A is (m, rank) of stream
     ``FACTOR_A``, B is (n, rank) of stream ``FACTOR_B``, both row major; the address's own stream is not used. Rows of
@@ -225,7 +225,7 @@ def factors(
 
 
 def subspaces_of(address: Address, start: int, count: int, *, subspaces: int) -> NDArray[np.uint16]:
-    """The subspace, 0 to K - 1, of elements (or rows of A) ``start .. start + count - 1``: uint16 [count].
+    """Return the subspace, 0 to K - 1, of elements (or rows of A) ``start .. start + count - 1``: uint16 [count].
 
     ``floor(code * K / 65536)`` of the code of stream ``SUBSPACE``, the address's generation and pair 0: the same for
     all pairs of a generation. The address's own stream and pair are not used. Raises ValueError for K outside
@@ -237,20 +237,20 @@ def subspaces_of(address: Address, start: int, count: int, *, subspaces: int) ->
 
 
 def in_subspace(address: Address, start: int, count: int, *, subspaces: int) -> NDArray[np.bool_]:
-    """Which of these elements (or rows of A) the address's pair perturbs: those of subspace pair mod K."""
+    """Return which of these elements (or rows of A) the address's pair perturbs: those of subspace pair mod K."""
     return subspaces_of(address, start, count, subspaces=subspaces) == address.pair % subspaces
 
 
 def amplitude(weight: float, *, rank: int = 1, subspaces: int = 1) -> float:
-    """What tabulated normals are multiplied with, ``weight * sqrt(K) / sqrt(rank)``, before its rounding to float32.
+    """Return the factor of tabulated normals, ``weight * sqrt(K) / sqrt(rank)``, before its rounding to float32.
 
-    ``weight`` is a term's, or the sigma of a member with its sign. Rank 1 and one subspace leave it as it is.
+    ``weight`` is a term's, or the sigma of a member with its sign. Rank 1 and one subspace leave it unchanged.
     """
     return weight * math.sqrt(subspaces) / math.sqrt(rank)
 
 
 def integers(address: Address, start: int, count: int) -> NDArray[np.uint64]:
-    """Uniform 64-bit integers, uint64 [count].
+    """Return uniform 64-bit integers, uint64 [count].
 
     Number ``i`` is ``word[2 j] + 2**32 word[2 j + 1]`` of block ``i // 2``, with ``j = i % 2``.
 
@@ -263,17 +263,17 @@ def integers(address: Address, start: int, count: int) -> NDArray[np.uint64]:
 
 
 def uniforms(address: Address, start: int, count: int) -> NDArray[np.float64]:
-    """Uniform numbers in [0, 1), float64 [count]: the top 53 bits of `integers`, times 2**-53, exactly."""
+    """Return uniform numbers in [0, 1), float64 [count]: the top 53 bits of `integers`, times 2**-53, exactly."""
     return (integers(address, start, count) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 def permutation(address: Address, n: int) -> NDArray[np.int64]:
-    """A uniform permutation of 0..n-1, int64 [n]: the order that sorts n `integers`, ties by index."""
+    """Return a uniform permutation of 0..n-1, int64 [n]: the order that sorts n `integers`, ties by index."""
     return np.argsort(integers(address, 0, n), kind="stable").astype(np.int64)
 
 
 def _words_of(address: Address, blocks: NDArray[np.uint64]) -> NDArray[np.uint32]:
-    """Words uint32 [..., 4] of an array of block numbers [...]."""
+    """Return words uint32 [..., 4] of an array of block numbers [...]."""
     counter = np.empty((*blocks.shape, 4), np.uint32)
     counter[..., 0] = blocks & _LOW
     counter[..., 1] = np.uint64(address.stream << 24) | (blocks >> _HALF)
@@ -283,13 +283,13 @@ def _words_of(address: Address, blocks: NDArray[np.uint64]) -> NDArray[np.uint32
 
 
 def _codes_of(drawn: NDArray[np.uint32]) -> NDArray[np.uint16]:
-    """Words uint32 [..., 4] -> codes uint16 [..., 8]: low half of word 0, its high half, and so on."""
+    """Convert words uint32 [..., 4] to codes uint16 [..., 8]: low half of word 0, its high half, and so on."""
     halves = np.stack([drawn & np.uint32(0xFFFF), drawn >> np.uint32(16)], axis=-1)
     return halves.astype(np.uint16).reshape(*drawn.shape[:-1], LANES)
 
 
 def _span(what: str, piece: slice, size: int) -> tuple[int, int]:
-    """Start and stop of a slice of step 1 inside [0, size]; unlike Python's, it never clips in silence."""
+    """Return start and stop of a slice of step 1 inside [0, size]; unlike Python, never clip silently."""
     start: Any = 0 if piece.start is None else piece.start
     stop: Any = size if piece.stop is None else piece.stop
     if piece.step not in (None, 1) or not 0 <= start <= stop <= size:
@@ -312,12 +312,12 @@ def _check_range(what: str, start: int, count: int, limit: int) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Noise:
-    """How an engine perturbs: the run seed of every noise address, and the shape of the perturbation.
+    """The perturbation of an engine: the run seed of every noise address, and the shape of the perturbation.
 
     ``perturbation`` is "lowrank" (A·Bᵀ/√r, rank r) or "gaussian"; ``weights_dtype`` "float32" or "model"
     (the current weights in the model's own type); ``trainable`` and ``freeze`` are patterns of Hugging Face
     names, see `trainable.select`.
-    With K ``subspaces`` pair p perturbs one K-th of the elements, with √K of the noise, see above.
+    With K ``subspaces`` pair p perturbs one K-th of the elements, with √K times the noise, see above.
     """
 
     run_seed: int

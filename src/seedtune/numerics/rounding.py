@@ -5,11 +5,10 @@ becomes a 16-bit element in one of two ways, both by integer arithmetic on the b
 
 * `nearest`, to nearest even as in IEEE 754, writes perturbed weights, which are read once;
 * `stochastic`, up or down at random with the exact value as the mean, writes the current weights, where updates far
-below
-  half a step of the type must add up over many generations instead of being lost.
+  below half a step of the type must add up over many generations instead of being lost.
 
 The compiled kernels are tested against this module bit for bit. NaN is quieted and keeps its sign and the high
-bits of its payload, as processors do it.
+bits of its payload, as processors do.
 """
 
 from __future__ import annotations
@@ -27,19 +26,19 @@ ARRAYS: dict[str, type[np.generic]] = {"float32": np.float32, "float16": np.floa
 SIGN, MAGNITUDE = 0x80000000, 0x7FFFFFFF
 INFINITY, HALF_INFINITY = 0x7F800000, 0x7C00
 HALF_SMALLEST_NORMAL = 0x38800000
-"""2**-14, from where float16 has 10 bits of fraction; in float32 bits."""
+"""2**-14, from which float16 has 10 bits of fraction; in float32 bits."""
 
 HALF_FIELD = 13
-"""Bits of fraction that float32 has and float16 has not."""
+"""Fraction bits that float32 has and float16 lacks."""
 
 HALF_REBIAS = (127 - 15) << 10
-"""What the exponent field shrinks by from float32 to float16."""
+"""Difference of the exponent bias between float32 and float16."""
 
 _U = np.uint32
 
 
 def dtype_of(array: NDArray[Any]) -> str:
-    """The element type of an array of weights; ValueError if it is none of float32, float16 and uint16."""
+    """Return the element type of an array of weights; ValueError unless it is float32, float16 or uint16."""
     for name, kind in ARRAYS.items():
         if array.dtype == kind:
             return name
@@ -47,14 +46,14 @@ def dtype_of(array: NDArray[Any]) -> str:
 
 
 def widen(array: NDArray[Any]) -> Float32:
-    """Weights of any element type as float32, exactly; float32 itself without a copy."""
+    """Return weights of any element type as float32, exactly; float32 itself without a copy."""
     if dtype_of(array) == "bfloat16":
         return (array.astype(np.uint32) << _U(16)).view(np.float32)
     return array.astype(np.float32, copy=False)
 
 
 def nearest(values: Float32, dtype: str) -> NDArray[Any]:
-    """``values`` (float32 [n]) in ``dtype``, to nearest even; overflow gives infinity, as in IEEE 754."""
+    """Round ``values`` (float32 [n]) to ``dtype``, to nearest even; overflow gives infinity, as in IEEE 754."""
     if dtype == "float32":
         return values
     word = np.ascontiguousarray(values, np.float32).view(np.uint32)
@@ -63,7 +62,7 @@ def nearest(values: Float32, dtype: str) -> NDArray[Any]:
         rounded = (size + _U(0x7FFF) + ((size >> _U(16)) & _U(1))) >> _U(16)
         return _assemble(word, np.where(size > _U(INFINITY), _quiet(size, 16), rounded), dtype)
     normal = ((size + _U(0xFFF) + ((size >> _U(HALF_FIELD)) & _U(1))) >> _U(HALF_FIELD)) - _U(HALF_REBIAS)
-    # The last bit of a sum that lies in [0.5, 1) is 2**-24, the step of the smallest float16 numbers.
+    # The last bit of a sum in [0.5, 1) is 2**-24, the step of the smallest float16 numbers.
     small = (np.abs(np.where(size < _U(HALF_SMALLEST_NORMAL), values, _ZERO)) + _HALF).view(np.uint32)
     rounded = np.where(size < _U(HALF_SMALLEST_NORMAL), small - _HALF.view(np.uint32), normal)
     rounded = np.minimum(rounded, _U(HALF_INFINITY))
@@ -71,12 +70,12 @@ def nearest(values: Float32, dtype: str) -> NDArray[Any]:
 
 
 def stochastic(values: Float32, codes: NDArray[np.uint16], dtype: str) -> NDArray[Any]:
-    """``values`` (float32 [n]) in ``dtype``, away from zero with the probability of the dropped fraction.
+    """Round ``values`` (float32 [n]) to ``dtype``, away from zero with the probability of the dropped fraction.
 
     ``codes`` (uint16 [n]) are uniform on 0..65535. Over all of them the mean is the exact value, for
-    bfloat16 and for float16 from 2**-14 on (whose 13 dropped bits meet the code's high 13); smaller float16
-    numbers drop what is below 2**-40. A representable value never moves, and a finite one never becomes infinite:
-    it saturates at the largest finite number. float32 has nothing to drop and stays as it is.
+    bfloat16 and for float16 from 2**-14 on (whose 13 dropped bits are rounded by the code's high 13); smaller
+    float16 numbers drop what is below 2**-40. A representable value never moves, and a finite one never becomes
+    infinite: it saturates at the largest finite number. float32 has nothing to drop and is returned unchanged.
     """
     if dtype == "float32":
         return values
@@ -95,21 +94,21 @@ _ZERO, _HALF = np.float32(0.0), np.float32(0.5)
 
 
 def _half_by_chance(size: NDArray[np.uint32], code: NDArray[np.uint32]) -> NDArray[np.uint32]:
-    """Bits of float16 from the bits of non-negative float32 numbers; anything for those beyond its range."""
+    """Return bits of float16 from the bits of non-negative float32 numbers; undefined beyond float16's range."""
     normal = ((size + (code >> _U(3))) >> _U(HALF_FIELD)) - _U(HALF_REBIAS)
     small = size < _U(HALF_SMALLEST_NORMAL)
-    # 2**-24 is the step of the smallest numbers, and 16 more bits of fraction meet the code.
+    # 2**-24 is the step of the smallest numbers, and 16 more bits of fraction are rounded by the code.
     fixed = (np.where(small, size, _U(0)).view(np.float32) * np.float32(2.0**40)).astype(np.uint32)
     return np.where(small, (fixed + code) >> _U(16), normal)
 
 
 def _quiet(size: NDArray[np.uint32], field: int) -> NDArray[np.uint32]:
-    """A NaN's high bits in a type with ``field`` bits less, marked as quiet."""
+    """Return a NaN's high bits in a type with ``field`` fewer bits, marked as quiet."""
     if field == HALF_FIELD:
         return _U(HALF_INFINITY | 0x200) | ((size >> _U(field)) & _U(0x3FF))
     return (size >> _U(field)) | _U(0x40)
 
 
 def _assemble(word: NDArray[np.uint32], size: NDArray[np.uint32], dtype: str) -> NDArray[Any]:
-    """16-bit elements from the signs of ``word`` and the magnitude bits ``size``."""
+    """Combine the signs of ``word`` and the magnitude bits ``size`` into 16-bit elements."""
     return (((word & _U(SIGN)) >> _U(16)) | size).astype(np.uint16).view(ARRAYS[dtype])

@@ -1,7 +1,7 @@
 """Tensors in files: safetensors written and read in place, tensor by tensor, and memory-mapped arrays.
 
 The library's numpy interface has no bfloat16 and builds the whole file in memory; here a file costs no more memory
-than one tensor.  bfloat16 arrays are their uint16 bits and are stored as ``BF16``, so that any reader knows them.
+than one tensor.  bfloat16 arrays are their uint16 bits and are stored as ``BF16``, which any reader understands.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _HEADER_LIMIT = 100 << 20
 
 
 def write(path: Path, tensors: Mapping[str, Array]) -> None:
-    """Write C-contiguous arrays of weights as a safetensors file; OSError if the disk does not take it."""
+    """Write C-contiguous arrays of weights as a safetensors file; OSError if writing fails."""
     head, _ = _head({name: (dtype_of(array), array.shape) for name, array in tensors.items()})
     with path.open("wb") as file:
         file.write(head)
@@ -38,9 +38,9 @@ def write(path: Path, tensors: Mapping[str, Array]) -> None:
 
 
 def read_into(path: Path, tensors: Mapping[str, Array]) -> None:
-    """Fill ``tensors`` from a safetensors file of the same names, shapes and types.
+    """Fill ``tensors`` from a safetensors file with the same names, shapes and types.
 
-    StorageError if the file is broken or of another model; then some tensors may be filled already.
+    Raises StorageError if the file is broken or of another model; some tensors may be filled already.
     """
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
@@ -54,7 +54,7 @@ def read_into(path: Path, tensors: Mapping[str, Array]) -> None:
 
 
 class Stored(NamedTuple):
-    """Where a tensor of weights lies in a safetensors file; ``offset`` in bytes."""
+    """The location of a tensor of weights in a safetensors file; ``offset`` in bytes."""
 
     path: Path
     dtype: str
@@ -63,7 +63,7 @@ class Stored(NamedTuple):
 
 
 def contents(path: Path) -> dict[str, Stored]:
-    """The tensors of weights of a safetensors file by name; StorageError if it is broken."""
+    """Return the tensors of weights in a safetensors file by name; StorageError if it is broken."""
     kinds = {code: dtype for dtype, code in CODES.items()}
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
@@ -78,18 +78,18 @@ def contents(path: Path) -> dict[str, Stored]:
 
 
 def reserve(path: Path, shapes: Mapping[str, tuple[int, ...]], dtype: str) -> dict[str, Stored]:
-    """A new safetensors file of zeros with room for these tensors, to be filled in place (`window`)."""
+    """Create a safetensors file of zeros with room for these tensors, to be filled in place (`window`)."""
     head, size = _head({name: (dtype, shape) for name, shape in shapes.items()})
     with path.open("wb") as file:
         file.write(head)
-        # Room is taken now: a mapped page that finds none later would end the process with SIGBUS.
+        # Reserve the space now: a mapped page without space later would end the process with SIGBUS.
         os.posix_fallocate(file.fileno(), len(head), max(1, size))
         file.truncate(len(head) + size)
     return contents(path)
 
 
 def expect(path: Path, shapes: Mapping[str, tuple[int, ...]], dtype: str) -> dict[str, Stored]:
-    """Where a safetensors file holds exactly these tensors; StorageError if it is broken or of another model."""
+    """Return the locations of exactly these tensors in a file; StorageError if it is broken or of another model."""
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             entries, start = _header(data)
@@ -101,7 +101,7 @@ def expect(path: Path, shapes: Mapping[str, tuple[int, ...]], dtype: str) -> dic
 
 
 def window(stored: Stored, mode: Literal["r", "r+"] = "r") -> Array:
-    """A tensor as a map of its part of the file, to be read or ("r+") written; StorageError if that fails."""
+    """Map a tensor's part of the file, to be read or ("r+") written; StorageError if that fails."""
     try:
         return np.asarray(np.memmap(stored.path, ARRAYS[stored.dtype], mode, stored.offset, stored.shape))
     except (OSError, ValueError) as error:
@@ -109,7 +109,7 @@ def window(stored: Stored, mode: Literal["r", "r+"] = "r") -> Array:
 
 
 def read(stored: Stored) -> Array:
-    """A tensor in memory of its own; StorageError if the file does not hold all of it."""
+    """Read a tensor into its own memory; StorageError if the file does not hold all of it."""
     try:
         count = math.prod(stored.shape)
         array = np.fromfile(stored.path, ARRAYS[stored.dtype], count, offset=stored.offset)
@@ -119,7 +119,7 @@ def read(stored: Stored) -> Array:
 
 
 def _head(tensors: Mapping[str, tuple[str, tuple[int, ...]]]) -> tuple[bytes, int]:
-    """How a file of tensors, each of an element type and a shape, begins; and the bytes that follow."""
+    """Return the header of a file of tensors, given their element types and shapes, and the bytes that follow it."""
     entries, place = dict[str, Any](), 0
     for name, (dtype, shape) in tensors.items():
         stop = place + math.prod(shape) * np.dtype(ARRAYS[dtype]).itemsize
@@ -140,7 +140,7 @@ def _header(data: mmap.mmap) -> tuple[dict[str, Any], int]:
 
 
 def _check(entries: Mapping[str, Any], tensors: Mapping[str, Array], size: int) -> None:
-    """ValueError unless the file holds exactly these tensors, whole."""
+    """Raise ValueError unless the file holds exactly these tensors, whole."""
     expected = {name: (CODES[dtype_of(a)], list(a.shape), a.nbytes) for name, a in tensors.items()}
     found = {name: (e["dtype"], e["shape"], e["data_offsets"][1] - e["data_offsets"][0]) for name, e in entries.items()}
     for name in sorted(expected.keys() | found.keys()):
@@ -153,7 +153,7 @@ def _check(entries: Mapping[str, Any], tensors: Mapping[str, Array], size: int) 
 
 
 def mapped(folder: Path, shapes: Mapping[str, tuple[int, ...]], dtype: str = "float32") -> dict[str, Array]:
-    """New arrays of these shapes in a memory-mapped file of no name in ``folder``, gone when the process ends.
+    """Create arrays of these shapes in an unnamed memory-mapped file in ``folder``, deleted when the process ends.
 
     The values are 0.  The file takes its whole size at once; StorageError if the disk has no room for it.
     """
@@ -162,7 +162,7 @@ def mapped(folder: Path, shapes: Mapping[str, tuple[int, ...]], dtype: str = "fl
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder) as file:
-            # Room is taken now: a page that finds none later would end the process with SIGBUS.
+            # Reserve the space now: a page without space later would end the process with SIGBUS.
             os.posix_fallocate(file.fileno(), 0, max(1, total) * kind.itemsize)
             whole = np.memmap(file, kind, "r+", shape=(max(1, total),))
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Which tensors train: patterns over Hugging Face names, as in a shell (``*.embed_tokens.*``)."""
+"""Select the trainable tensors: patterns over Hugging Face names, as in a shell (``*.embed_tokens.*``)."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from seedtune.errors import ConfigError, nearest
 
 
 def select(names: Iterable[str], trainable: Sequence[str], freeze: Sequence[str]) -> list[str]:
-    """The ``names``, in their order, that match a pattern of ``trainable`` and none of ``freeze``.
+    """Return the ``names``, in their order, that match a pattern of ``trainable`` and none of ``freeze``.
 
-    ConfigError names a pattern that matches nothing (a misspelt one would be ignored in silence), and a
+    Raises ConfigError for a pattern that matches nothing (a misspelt one would be ignored silently), and for a
     selection that leaves nothing to train.
     """
     known = list(names)

@@ -23,27 +23,27 @@ from seedtune.numerics.rounding import widen
 from seedtune.types import Member, Shift, Term, Update
 
 WeightArray = NDArray[Any]
-"""float32, float16, or uint16 that holds the bits of bfloat16; on a GPU a torch tensor takes its place."""
+"""float32, float16, or uint16 that holds the bits of bfloat16; on a GPU a torch tensor instead."""
 
 Anchor = Callable[[str], WeightArray]
-"""Gives a tensor's base weights, for updates with decay."""
+"""Returns a tensor's base weights by name, for updates with decay."""
 
 TENSORS, SAMPLE = 48, 1 << 12
-"""A cosine looks at the beginnings of at most so many tensors, of so many elements: it has an error of 0.003."""
+"""Maximum tensors, and elements of each from its start, that a cosine samples: its error is 0.003."""
 
 PIECE, DEVICE_PIECE = 1 << 16, 1 << 24
 """Elements that are added up in float64 at a time, in numpy and on a GPU."""
 
 
 def cpu_kernels() -> Kernels:
-    """The compiled kernels for numpy arrays (imported on first use: numba takes a moment)."""
+    """Return the compiled kernels for numpy arrays (imported on first use: numba takes a moment)."""
     from seedtune.numerics.kernels import cpu
 
     return cpu
 
 
 def tensor_fingerprint(name: str, array: WeightArray) -> fp.Fingerprint:
-    """``fingerprint.tensor_fingerprint`` by the compiled kernel; bfloat16 as its uint16 view."""
+    """Return ``fingerprint.tensor_fingerprint`` by the compiled kernel; bfloat16 as its uint16 view."""
     bits = np.ascontiguousarray(fp.bits_of(array)).reshape(-1)
     return cpu_kernels().fingerprint(bits, fp.tensor_key(name, array.dtype.itemsize))
 
@@ -51,7 +51,7 @@ def tensor_fingerprint(name: str, array: WeightArray) -> fp.Fingerprint:
 class Weights:
     """Trainable tensors under their Hugging Face names, C order: any shape, or two-dimensional for ``lowrank``.
 
-    The arrays are used in place, so an engine may let its live weights be views of them.  ``anchor`` gives base
+    The arrays are used in place, so an engine's live weights may be views of them.  ``anchor`` returns base
     weights by name, which only updates with decay need.
     """
 
@@ -69,7 +69,7 @@ class Weights:
         self._anchor = anchor
 
     def apply(self, *updates: Update) -> None:
-        """Every update in order, in one pass over each tensor; one without terms and decay changes nothing."""
+        """Apply every update in order, in one pass over each tensor; without terms and decay it changes nothing."""
         moving = [update for update in updates if moves(update)]
         if not moving:
             return
@@ -91,13 +91,13 @@ class Weights:
         self._kernels.update_gaussian(part.reshape(-1), where, updates, anchor=flat, **how)
 
     def part(self, tensors: Mapping[str, Any]) -> Weights:
-        """Other arrays under these names (copies, zeros, first rows), moved by the same noise and the same kernels."""
+        """Return other arrays under these names (copies, zeros, first rows), with the same noise and kernels."""
         return Weights(tensors, self.noise, kernels=self._kernels, anchor=self._anchor)
 
     def step(self, shift: Shift | None) -> Update | None:
-        """The update that would take the current weights to where a ``shift`` puts the members; None for no shift.
+        """Return the update that takes the current weights to where a ``shift`` puts the members; None for no shift.
 
-        For weights in 16 bits it is rounded as an update of the generation of the shift's newest term.
+        Weights in 16 bits are rounded as in an update of the generation of the shift's newest term.
         """
         if shift is None or not shift.terms:
             return None
@@ -109,19 +109,19 @@ class Weights:
         return Update(max(term.generation for term in terms), terms)
 
     def norm(self, terms: Sequence[Term]) -> float:
-        """‖Σ weight·ε‖₂ over all elements, in float64 of the float32 sums that an update adds; one tensor at a time."""
+        """Return ‖Σ weight·ε‖₂ over all elements, in float64 of the float32 sums of an update; one tensor at a time."""
         sums = (self._total(name, tuple(self.tensors[name].shape), terms) for name in self.tensors)
         return math.sqrt(math.fsum(_dot(total, total) for total in sums))
 
     def drift(self) -> float:
-        """‖θ − θ₀‖₂ over all elements, in float64, one tensor at a time."""
+        """Return ‖θ − θ₀‖₂ over all elements, in float64, one tensor at a time."""
         if self._anchor is None:
             raise ValueError("the drift needs the base weights")
         squares = (squared_distance(array, self._anchor(name)) for name, array in self.tensors.items())
         return math.sqrt(math.fsum(squares))
 
     def cosine(self, one: Sequence[Term], other: Sequence[Term]) -> float:
-        """The cosine between two updates, seen in the beginnings of some tensors; 0 if one of them goes nowhere.
+        """Return the cosine between two updates, from the first elements of some tensors; 0 if an update is zero.
 
         That is enough: the noise of every tensor is drawn alike, and added with the same weights.
         """
@@ -132,21 +132,21 @@ class Weights:
         return dots[0] / math.sqrt(dots[1] * dots[2]) if dots[1] and dots[2] else 0.0
 
     def _sampled(self, name: str) -> tuple[int, ...]:
-        """The shape of a tensor's first SAMPLE elements, or for ``lowrank`` as many whole rows, at least one."""
+        """Return the shape of a tensor's first SAMPLE elements, or for ``lowrank`` as many whole rows, at least one."""
         shape = self.tensors[name].shape
         if self.noise.perturbation == "lowrank":
             return min(shape[0], max(1, SAMPLE // shape[1])), shape[1]
         return (min(math.prod(shape), SAMPLE),)
 
     def _total(self, name: str, shape: tuple[int, ...], terms: Sequence[Term]) -> Any:
-        """Σ weight·ε of the beginning of a tensor, float32."""
+        """Return Σ weight·ε of the beginning of a tensor, float32."""
         zeros = self.empty(shape, name)
         zeros[...] = 0
         self.part({name: zeros}).apply(Update(0, tuple(terms)))
         return zeros
 
     def perturb(self, name: str, member: Member, sigma: float, out: Any) -> None:
-        """Write a member's weights, round(θ + sign·σ·ε), into ``out`` (flat, the model's type); ``gaussian`` only."""
+        """Write a member's weights, round(θ + sign·σ·ε), into ``out`` (flat, the model's dtype); ``gaussian`` only."""
         address = Address(self.keys[name], Stream.GAUSSIAN, member.generation, member.pair)
         weights, subspaces = self.tensors[name].reshape(-1), self.noise.subspaces
         self._kernels.perturb(out, weights, member.sign * sigma, address, subspaces=subspaces)
@@ -158,11 +158,11 @@ class Weights:
         self._kernels.fill_factors(out, self.keys[name], stream, generations, indices, **how)
 
     def empty(self, shape: tuple[int, ...], name: str) -> Any:
-        """A new float32 array where the tensor ``name`` lies."""
+        """Return a new float32 array on the device of the tensor ``name``."""
         return self._kernels.empty(shape, self.tensors[name])
 
     def fingerprint(self) -> str:
-        """128 bits over every element's value, place and tensor name; independent of order and sharding."""
+        """Return 128 bits over every element's value, position and tensor name; independent of order and sharding."""
         return fp.to_hex(fp.combine(self._fingerprint(name) for name in self.tensors))
 
     def _fingerprint(self, name: str) -> fp.Fingerprint:
@@ -184,12 +184,12 @@ class Weights:
                 self._kernels.copy(self.tensors[name], array)
 
     def _host(self, array: Any) -> WeightArray:
-        """The array itself, or a copy of what lies on a GPU."""
+        """Return the array itself, or a copy from the GPU."""
         return array if isinstance(array, np.ndarray) else self._kernels.host(array)
 
 
 def _pieces(array: Any) -> Iterator[Any]:
-    """The elements in order, in float64."""
+    """Yield the elements in order, in float64."""
     flat = array.reshape(-1)
     size = PIECE if isinstance(flat, np.ndarray) else DEVICE_PIECE
     for first in range(0, math.prod(flat.shape), size):
@@ -202,14 +202,14 @@ def _dot(one: Any, other: Any) -> float:
 
 
 def squared_distance(one: Any, other: Any) -> float:
-    """‖one − other‖² in float64."""
+    """Return ‖one − other‖² in float64."""
     return math.fsum(float(((x - y) ** 2).sum()) for x, y in zip(_pieces(one), _pieces(other), strict=True))
 
 
 def factors(weights: Weights, name: str, pairs: Sequence[tuple[int, int]]) -> tuple[Any, Any]:
-    """A (P, m, r) and B (P, n, r), i.i.d. N(0, 1), of a tensor (m, n) and every (generation, pair).
+    """Return A (P, m, r) and B (P, n, r), i.i.d. N(0, 1), of a tensor (m, n) and every (generation, pair).
 
-    With subspaces, rows of A outside of the pair's are 0.
+    With subspaces, rows of A outside of the pair's subspace are 0.
     """
     rank, drawn = weights.noise.rank, []
     for stream, rows in zip((Stream.FACTOR_A, Stream.FACTOR_B), weights.tensors[name].shape, strict=True):
@@ -220,5 +220,5 @@ def factors(weights: Weights, name: str, pairs: Sequence[tuple[int, int]]) -> tu
 
 
 def moves(update: Update) -> bool:
-    """Whether an update does anything."""
+    """Return whether an update changes anything."""
     return update.decay is not None or bool(update.terms)

@@ -1,1 +1,1 @@
-"""Ray: many engines behind the engine protocol; ids go out, answers come back, weights never travel."""
+"""The Ray engine: many engines behind the engine protocol; ids go out, results come back, weights never travel."""

@@ -1,4 +1,4 @@
-"""Workers of one engine compute alike: by the arithmetic of the first that came."""
+"""Check that all workers of one kind of engine compute with the arithmetic of the first that enrolled."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from seedtune.errors import ProductsError, SeedtuneError
 
 
 class Agreement:
-    """How the workers of each engine compute."""
+    """The arithmetic of the workers of each engine."""
 
     def __init__(self) -> None:
         self.known: dict[str, Entry] = {}
 
     def products(self, kind: str) -> str:
-        """The products of an engine's workers, as its setting names them; "" before the first has come."""
+        """Return the matrix products of an engine's workers, by the setting's name; "" before the first enrolled."""
         return recorded_arithmetic.kind(self.known.get(kind, {}))
 
     def objection(self, kind: str, found: Entry) -> str | None:
-        """Why a worker cannot stay, naming both arithmetics and the fix; None if it computes as the first does."""
+        """Return why to refuse a worker, naming both arithmetics and the fix; None if it computes as the first does."""
         known = self.known.setdefault(kind, found)
         if known == found:
             return None
@@ -26,7 +26,7 @@ class Agreement:
         return f"it computes with {its}, the others with {theirs}: {_fix(kind, known)}"
 
     def explained(self, name: str, kind: str, error: SeedtuneError) -> SeedtuneError:
-        """Why a worker cannot have the products of the others, whose they are included."""
+        """Return why a worker cannot use the products of the others, including which those are."""
         if not isinstance(error, ProductsError) or kind not in self.known:
             return error
         known = self.known[kind]

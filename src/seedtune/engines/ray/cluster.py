@@ -1,4 +1,4 @@
-"""Ray: a cluster of one's own on this machine, as closed as Ray allows, or one that is there already."""
+"""Connect to Ray: a private cluster on this machine, as closed as Ray allows, or an existing one."""
 
 from __future__ import annotations
 
@@ -22,33 +22,33 @@ INSTALL = "pip install 'ray>=2.50'"
 NAMESPACE = "seedtune"
 
 OURS = {
-    # Without it Ray looks for an address that others can reach, and listens on all interfaces.
+    # Without it Ray looks for an address reachable from other hosts, and listens on all interfaces.
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
 }
-"""Environment of a cluster that is started here, unless the user has set it.  Ray reads it when it is imported."""
+"""Environment of a cluster started here, unless the user has set it.  Ray reads it at import."""
 
 ALWAYS = {"RAY_ENABLE_AUTO_CONNECT": "0"}
-"""The same for any cluster: a call after the end would start another Ray."""
+"""Environment for any cluster: a call after shutdown would otherwise start another Ray."""
 
 PATIENCE = 10.0
-"""Seconds that a cluster has to take a connection."""
+"""Seconds to wait for a cluster to accept a connection."""
 
 SHOWN = 300
-"""Characters of what Ray says that are passed on."""
+"""Maximum characters quoted from Ray's messages."""
 
 OBJECTS = 80 << 20
-"""Bytes of Ray's object store: requests and replies are small, and go another way."""
+"""Bytes of Ray's object store: requests and replies are small, and do not use it."""
 
 
 def check() -> None:
-    """MissingExtraError if Ray is not installed."""
+    """Raise MissingExtraError if Ray is not installed."""
     if importlib.util.find_spec("ray") is None:
         raise MissingExtraError("engine=ray", INSTALL)
 
 
 def require() -> ModuleType:
-    """The module ``ray``; MissingExtraError if it is not installed."""
+    """Return the module ``ray``; MissingExtraError if it is not installed."""
     check()
     import ray
 
@@ -57,19 +57,19 @@ def require() -> ModuleType:
 
 
 _users: dict[str, int] = {}
-"""How many Ray engines of this process use the Ray that one of them started."""
+"""Number of Ray engines in this process that share the Ray started by one of them."""
 
 
 @dataclass(slots=True)
 class Cluster:
-    """A connection to Ray, made when it is needed."""
+    """A connection to Ray, made on demand."""
 
     settings: RaySettings
     own: bool = False
     """Whether Ray was started here and ends with this process."""
 
     def connect(self) -> None:
-        """Start Ray, or join what is there; ConfigError if it cannot be reached."""
+        """Start Ray, or join an existing cluster; ConfigError if it cannot be reached."""
         self._prepare()
         ray = require()
         address = self.settings.address
@@ -86,7 +86,7 @@ class Cluster:
             how |= {
                 "address": "local",
                 "include_dashboard": False,
-                "num_cpus": 1,  # workers of our own Ray reserve none, and it starts an idle process for each
+                "num_cpus": 1,  # workers of a private Ray reserve none, and Ray starts an idle process for each
                 "object_store_memory": OBJECTS,
             }
         else:
@@ -94,7 +94,7 @@ class Cluster:
         logging.getLogger("ray").setLevel(logging.ERROR)
         try:
             ray.init(**how)
-        except Exception as error:  # the boundary: Ray raises whatever it likes
+        except Exception as error:  # the boundary: Ray may raise any exception
             raise ConfigError(f"{self._unreachable()}: {_first_line(error)}") from error
         _users["own"] = int(self.own)
         _quieten()
@@ -104,7 +104,7 @@ class Cluster:
             os.environ.setdefault(name, value)
 
     def _knock(self, address: str | None) -> None:
-        """ConfigError if nobody listens at HOST:PORT, where Ray would try for minutes."""
+        """Raise ConfigError if HOST:PORT does not accept a connection, where Ray would retry for minutes."""
         host, colon, port = (address or "").removeprefix("ray://").rpartition(":")
         if not colon or not port.isdigit():
             return
@@ -120,14 +120,14 @@ class Cluster:
         return f"ray.address={address!r} cannot be reached (leave it out to start Ray on this machine)"
 
     def reconnect(self) -> None:
-        """Once more from the beginning, when Ray itself is gone."""
+        """Connect again from the beginning, after Ray itself is gone."""
         ray = require()
         with suppress(Exception):
             ray.shutdown()
         self.connect()
 
     def alive(self) -> bool:
-        """Whether some node of Ray's is there."""
+        """Return whether a node of the cluster is alive."""
         ray = require()
         try:
             return any(node["Alive"] for node in ray.nodes())
@@ -135,12 +135,12 @@ class Cluster:
             return False
 
     def gpus(self) -> float:
-        """GPUs of the cluster."""
+        """Return the number of GPUs in the cluster."""
         found: float = require().cluster_resources().get("GPU", 0.0)
         return found
 
     def close(self) -> None:
-        """End what was started here."""
+        """Shut down the Ray that was started here."""
         if self.own:
             self.own = False
             _users["own"] -= 1
@@ -149,15 +149,15 @@ class Cluster:
 
 
 def _quieten() -> None:
-    """Ray prints a paragraph for every worker that dies; we say it in a line."""
-    with suppress(Exception):  # not a part of Ray's interface
+    """Silence the paragraph that Ray prints for every worker that dies; the controller reports it in a line."""
+    with suppress(Exception):  # not part of Ray's public interface
         from ray._private import worker
 
         worker.print_to_stdstream = lambda *_, **__: None
 
 
 def end(actor: Any, pid: int | None, host: str | None) -> None:
-    """Kill a worker, also one that is stopped and hears nothing."""
+    """Kill a worker, even a suspended one that answers no calls."""
     ray = require()
     if ray.is_initialized():
         with suppress(Exception):
@@ -168,17 +168,17 @@ def end(actor: Any, pid: int | None, host: str | None) -> None:
 
 
 def named(run: str) -> list[tuple[str, Any]]:
-    """Workers of a run that outlived the process that started them, by name."""
+    """Return the workers of a run that outlived the process that started them, with their names."""
     ray, found = require(), list[tuple[str, Any]]()
     for one in ray.util.list_named_actors(all_namespaces=True):
         if one["namespace"] == NAMESPACE and one["name"].startswith(f"{run} "):
-            with suppress(ValueError):  # it has just ended
+            with suppress(ValueError):  # the worker has just ended
                 found.append((one["name"], ray.get_actor(one["name"], namespace=NAMESPACE)))
     return found
 
 
 def grouped(how: dict[str, Any], kept: str | None) -> tuple[Any, Any]:
-    """A placement group with all GPUs of a worker on one node, and the strategy that puts the worker there."""
+    """Return a placement group with all GPUs of a worker on one node, and the strategy that puts the worker there."""
     require()
     from ray.util import placement_group
     from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
@@ -191,7 +191,7 @@ def grouped(how: dict[str, Any], kept: str | None) -> tuple[Any, Any]:
 
 
 def group_of(kept: str) -> Any:
-    """The placement group of a worker that was taken over, if it has one."""
+    """Return the placement group of an adopted worker, if it has one."""
     require()
     from ray.util import get_placement_group
 
@@ -202,7 +202,7 @@ def group_of(kept: str) -> Any:
 
 
 def ungroup(group: Any) -> None:
-    """Give a placement group's resources back."""
+    """Release a placement group's resources."""
     require()
     from ray.util import remove_placement_group
 
@@ -211,7 +211,7 @@ def ungroup(group: Any) -> None:
 
 
 def _is_rays(pid: int) -> bool:
-    """Whether a process is a worker of Ray's: another container may have the same host name."""
+    """Return whether a process is a Ray worker: another container may have the same host name."""
     try:
         return b"ray::" in Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:
@@ -219,7 +219,7 @@ def _is_rays(pid: int) -> bool:
 
 
 def said(error: BaseException) -> str:
-    """What Ray says of a worker that is gone, in one line."""
+    """Return Ray's message about a lost worker, in one line."""
     text = " ".join(str(error).split())
     for sign in ("The actor is dead because ", "The actor died because of an error"):
         if sign in text:

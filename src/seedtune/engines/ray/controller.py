@@ -1,4 +1,4 @@
-"""The controller of the Ray workers: which are there, what is to do, what came back.  `turn` is one round of it."""
+"""The controller of the Ray workers: tracks workers, requests and results.  `turn` runs one round."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from seedtune.engines.ray.worker_pool import WorkerHandle, WorkerPool
 from seedtune.errors import EngineError, SeedtuneError, StorageError
 
 TICK = 0.25
-"""Seconds that a round waits for a reply at the most."""
+"""Maximum seconds that a round waits for a reply."""
 
 TRIES = 3
-"""Workers that fail to start, one after the other, before a run that never had one stops."""
+"""Consecutive workers that fail to start before a run that never had a worker stops."""
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A request: an operation of workers, the arguments a worker gets with it, and how its answer is read."""
+    """A request: a worker operation, a function for a worker's arguments, and a function that decodes the result."""
 
     operation: str
     tell: Callable[[WorkerHandle], Plain]
@@ -42,7 +42,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class RequestResult:
-    """What became of a request: a ``value``, an ``error`` of the user's, or ``why`` no worker could do it."""
+    """Outcome of a request: a ``value``, a user ``error``, or ``why`` no worker could do it."""
 
     value: Any = None
     error: SeedtuneError | None = None
@@ -50,7 +50,7 @@ class RequestResult:
 
 
 class Controller:
-    """Sends requests to workers, brings them up to date with the current weights, and goes on when they are lost."""
+    """Sends requests to workers, keeps their weights up to date, and continues when workers are lost."""
 
     def __init__(
         self, settings: RaySettings, *, scheduler: Scheduler, update_log: UpdateLog, status_file: StatusFile
@@ -62,7 +62,7 @@ class Controller:
         self.info: EngineInfo | None = None
         self.agreement = Agreement()
         self.refused: SeedtuneError | None = None
-        """Why a worker could not load, if that is for the user to mend."""
+        """Why a worker could not load, if the user can fix it."""
 
         self._requests: dict[int, Request] = {}
         self._personal: dict[int, str] = {}
@@ -79,7 +79,7 @@ class Controller:
     # ------------------------------------------------------------------------------------- requests
 
     def submit(self, request: Request) -> int:
-        """Queue a request; its number."""
+        """Queue a request and return its number."""
         number = next(self._numbers)
         self._requests[number] = request
         if request.only is not None:
@@ -88,7 +88,7 @@ class Controller:
         return number
 
     def collect(self, numbers: Iterable[int]) -> Iterator[tuple[int, RequestResult]]:
-        """The answers to requests, as they come; requests that are not waited for any more are dropped."""
+        """Yield the results of requests as they arrive; requests that the caller stops waiting for are dropped."""
         waiting = set(numbers)
         try:
             while waiting:
@@ -102,11 +102,11 @@ class Controller:
                 self.drop(number)
 
     def take(self, number: int) -> RequestResult | None:
-        """The answer to a request, if it is there."""
+        """Return the result of a request, if it has arrived."""
         return self._done.pop(number, None)
 
     def drop(self, number: int) -> None:
-        """Drop a request: its answer is not waited for any more."""
+        """Drop a request: its result is no longer awaited."""
         self.scheduler.drop(number)
         self._requests.pop(number, None)
         self._done.pop(number, None)
@@ -118,8 +118,8 @@ class Controller:
     # --------------------------------------------------------------------------------------- a round
 
     def turn(self) -> None:
-        """Look after the workers, give the idle ones something to do, and take what comes back."""
-        self._hear(0.0)  # first, so that nobody is judged by how long this process was busy itself
+        """Check the workers, send requests to idle ones, and receive replies."""
+        self._hear(0.0)  # first, so that time this process was busy counts against no worker
         now = time.monotonic()
         self._watch(now)
         self._pool.tend(now)
@@ -133,7 +133,7 @@ class Controller:
                 self._take(worker, raw, time.monotonic())
 
     def _forget_the_gone(self) -> None:
-        """RequestResult requests that were for workers which are not there any more."""
+        """Fail requests that were for workers that are gone."""
         for number, name in list(self._personal.items()):
             if number not in self._requests:
                 del self._personal[number]
@@ -142,13 +142,13 @@ class Controller:
                 self._answer(number, RequestResult(why=f"worker {name} is gone"))
 
     def starving(self) -> bool:
-        """Whether a worker has nothing to do."""
+        """Return whether the queue is empty and a worker is idle."""
         enrolled = self._pool.enrolled
         return self.scheduler.queued == 0 and any(worker.call is None for worker in enrolled)
 
     def _hand_out(self, now: float) -> None:
         enrolled = self.here()
-        # Who was heard last is the least likely to hang.
+        # The worker heard from last is the least likely to hang.
         for worker in sorted(self._pool.idle(), key=lambda worker: -worker.heard):
             if worker not in enrolled:
                 self._send(worker, "enrol", None, now)
@@ -159,7 +159,7 @@ class Controller:
                     self._send(worker, request.operation, request.tell(worker), now)
 
     def here(self) -> list[WorkerHandle]:
-        """Workers that hold weights of this epoch."""
+        """Return the workers that hold weights of this epoch."""
         return [worker for worker in self._pool.enrolled if worker.epoch == self.update_log.epoch]
 
     def _send(self, worker: WorkerHandle, operation: str, told: Plain, now: float) -> None:
@@ -183,7 +183,7 @@ class Controller:
             return
         worker.epoch, worker.position = reply.epoch, reply.position
         if reply.kind is not None:
-            worker.known = Known()  # nobody knows how much of the request was heard
+            worker.known = Known()  # how much of the request the worker received is unknown
         if reply.behind:
             self.scheduler.release(worker.name)
         elif reply.broken:
@@ -194,7 +194,7 @@ class Controller:
             self._enrol(worker, reply, now)
 
     def _finish(self, worker: WorkerHandle, reply: Reply, now: float) -> None:
-        """A worker has answered a request."""
+        """Handle a worker's reply to a request."""
         run = self.scheduler.running[worker.name]
         request = self._requests.get(run.number)
         answer = RequestResult(error=reply.error()) if reply.kind is not None else RequestResult()
@@ -217,7 +217,7 @@ class Controller:
             self._answer(number, answer)
 
     def _enrol(self, worker: WorkerHandle, reply: Reply, now: float) -> None:
-        """A worker has loaded; or could not, and then the user may have to do something."""
+        """Enrol a worker that has loaded, or handle its failure, which the user may have to fix."""
         if reply.kind is not None:
             self._refuse(worker, reply, now)
             return
@@ -225,7 +225,7 @@ class Controller:
             worker.pid, worker.host, about = reply.done
             info = protocol.info_from(about)
         except (TypeError, ValueError, KeyError) as error:
-            self._lose(worker, f"it enrolled with an answer that is none ({error}): has it the same seedtune?", now)
+            self._lose(worker, f"it enrolled with a malformed reply ({error}): has it the same seedtune?", now)
             return
         worker.enrolled, worker.began = True, reply.position
         if self.info is None:
@@ -244,7 +244,7 @@ class Controller:
         error = reply.error()
         by_snapshot = isinstance(error, StorageError) and not worker.plain and self.update_log.folder is None
         if by_snapshot:
-            worker.plain = True  # once more, from the base model
+            worker.plain = True  # retry from the base model
             return
         self.refused = self.agreement.explained(worker.name, worker.kind, error)
         self._lose(worker, str(self.refused), now)
@@ -252,7 +252,7 @@ class Controller:
     # ------------------------------------------------------------------------------------------- losses
 
     def _lose(self, worker: WorkerHandle, why: str, now: float) -> None:
-        """A worker is gone or of no use: its work goes to others."""
+        """Remove a lost or unusable worker and give its work to others."""
         run = self.scheduler.running.get(worker.name)
         given_up = self.scheduler.fail(worker.name)
         self._pool.lose(worker, why, now)
@@ -265,14 +265,14 @@ class Controller:
             self.statistics.retried += 1
 
     def quarantine(self, worker: WorkerHandle, held: str, right: str | None, now: float) -> None:
-        """A worker's weights are not what the others hold: it is named and rebuilt."""
+        """Report and rebuild a worker whose weights differ from the others'."""
         told = f"its weights have fingerprint {held}"
         self._lose(
             worker, f"{told}, those of most workers {right}" if right else f"{told}, another worker's differ", now
         )
 
     def give_up(self, asked: dict[int, str]) -> None:
-        """Workers that take too long over a request of their own are lost; those that are at a job are left alone."""
+        """Give up workers that take too long over a request of their own; leave alone those busy with a job."""
         for number, name in asked.items():
             run, worker = self.scheduler.running.get(name), self._pool.workers.get(name)
             self.drop(number)
@@ -280,14 +280,14 @@ class Controller:
                 self._lose(worker, "it did not answer in time", time.monotonic())
 
     def near(self) -> WorkerHandle:
-        """A worker on this machine, or another if there is none here."""
+        """Return a worker on this machine, or any other if there is none here."""
         while not self.here():
             self.turn()
         mine = socket.gethostname()
         return next((worker for worker in self.here() if worker.host == mine), self.here()[0])
 
     def _watch(self, now: float) -> None:
-        """Who hangs, what somebody wishes, and whether anybody is left."""
+        """Detect hung workers, apply requested worker counts, and check that workers are left."""
         workers = self._pool.workers
         for name in self.scheduler.hopeless(now):
             if name in workers:
@@ -310,7 +310,7 @@ class Controller:
         self.status_file.show(self.status(now))
 
     def scale(self, requested: dict[str, int]) -> None:
-        """From now on so many workers of each kind that there is, within the limits of the settings."""
+        """Set the number of workers of each existing kind, within the limits of the settings."""
         pool, settings = self._pool, self.settings
         target = {**pool.target, **{kind: max(0, n) for kind, n in requested.items() if kind in pool.target}}
         most = settings.max_workers
@@ -322,7 +322,7 @@ class Controller:
         pool.target = target
 
     def _check_alone(self, now: float) -> None:
-        """EngineError when the workers that the run needs do not come."""
+        """Raise EngineError when the workers that the run needs do not come."""
         pool, enough = self._pool, len(self._pool.enrolled) >= self.settings.min_workers
         if enough:
             self._alone = None
@@ -342,7 +342,7 @@ class Controller:
                 self._reconnect()
 
     def _reconnect(self) -> None:
-        """Ray itself is gone, and all workers with it."""
+        """Recover after Ray itself is gone, and all workers with it."""
         pool = self._pool
         pool.note("Ray is gone: starting again")
         for worker in list(pool.workers.values()):
@@ -353,7 +353,7 @@ class Controller:
     # ------------------------------------------------------------------------------------------- telling
 
     def status(self, now: float) -> dict[str, Any]:
-        """The state of the workers, as plain data."""
+        """Return the state of the workers, as plain data."""
         pool = self._pool
         return {
             "time": time.time(),

@@ -1,7 +1,7 @@
 """The Ray engine: the engine protocol over workers on Ray.
 
-Members go out as ids, answers come back, weights stay where they are: every worker draws its members and applies the
-updates itself.  An update costs the driver nothing; a worker hears of it with its next job.
+Members go out as ids, results come back, and weights never travel: every worker draws its members and applies the
+updates itself.  An update costs the driver nothing; a worker receives it with its next job.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from seedtune.numerics.noise import Noise
 from seedtune.types import Job, Likelihood, Prompt, Rollout, Term, Update
 
 AGREEING = 3
-"""How often workers are asked what they hold, and rebuilt, before the run stops."""
+"""How often workers are asked for their fingerprints, and rebuilt, before the run stops."""
 
 Found = TypeVar("Found", Rollout, Likelihood)
 
@@ -52,12 +52,12 @@ class RayEngine:
         )
         self._reader: Engine | None = None
         self._streaming: dict[int, int] = {}
-        self._end = weakref.finalize(self, self.controller.close)  # also if nobody closes it
+        self._end = weakref.finalize(self, self.controller.close)  # in case the caller never closes it
 
     # ------------------------------------------------------------------------------------------ loading
 
     def load(self, snapshot: Path | None = None) -> EngineInfo:
-        """Start the workers unless they run, and have them load; those that come later do so when they come."""
+        """Start the workers unless they run, and have them load; workers that join later load when they join."""
         self._open()
         controller, settings = self.controller, self.config.ray
         self.update_log.begin(snapshot)
@@ -72,7 +72,7 @@ class RayEngine:
         return replace(controller.info, model=self.config.model, device=device, arithmetic=self._arithmetic())
 
     def _arithmetic(self) -> Entry:
-        """How the workers compute; of several kinds, those that have come by now."""
+        """Return the workers' arithmetic; with several kinds, of those that have enrolled so far."""
         known = self.controller.agreement.known
         (first, *others) = self.config.ray.kinds
         return {"workers": {kind: dict(known[kind]) for kind in sorted(known)}} if others else known[first]
@@ -80,9 +80,9 @@ class RayEngine:
     def _open(self) -> None:
         if self.controller.pool is not None:
             return
-        self.context_length()  # a model that is not there is an error here, before any process starts
+        self.context_length()  # raise for a missing model here, before any process starts
         self.controller.ray.connect()
-        atexit.register(self._end)  # before Ray's own, which was registered when it was imported
+        atexit.register(self._end)  # runs before Ray's own handler, which was registered when Ray was imported
         self.controller.status_file.clear()
         gpus = self.controller.ray.gpus()
         worker_spec.check(self.config, gpus)
@@ -91,7 +91,7 @@ class RayEngine:
             self.controller.pool.adopt(time.monotonic())
 
     def _make_pool(self, make: type[WorkerPool], gpus: float) -> WorkerPool:
-        """Workers of all kinds, where Ray has so many GPUs."""
+        """Make a pool for workers of all kinds, on a Ray cluster with ``gpus`` GPUs."""
         kinds = self.config.ray.kinds
         told = {kind: worker_spec.spec_of(self.config, self.noise, kind) for kind in kinds}
         needs = {kind: worker_spec.needs_of(self.config, kind, gpus) for kind in kinds}
@@ -99,7 +99,7 @@ class RayEngine:
 
     @property
     def reader(self) -> Engine:
-        """An engine of the first kind that is never loaded: it reads prompts."""
+        """Return an engine of the first kind that is never loaded: it tokenises prompts."""
         if self._reader is None:
             from seedtune import engines
 
@@ -119,11 +119,11 @@ class RayEngine:
     # ------------------------------------------------------------------------------------------ members
 
     def evaluate(self, jobs: Iterable[Job]) -> Iterator[Rollout]:
-        """Every job's rollouts as they finish; none of a job that failed too often."""
+        """Yield every job's rollouts as they finish; none for a job that failed too often."""
         return self._all(jobs, "evaluate", protocol.rollouts_from)
 
     def likelihoods(self, jobs: Iterable[Job]) -> Iterator[Likelihood]:
-        """Every job's likelihoods as they are found."""
+        """Yield every job's likelihoods as they finish."""
         return self._all(jobs, "likelihoods", protocol.likelihoods_from)
 
     def _all(self, jobs: Iterable[Job], operation: str, hear: Callable[..., list[Found]]) -> Iterator[Found]:
@@ -146,7 +146,7 @@ class RayEngine:
             self._streaming[self.controller.submit(self._request(job, "evaluate", protocol.rollouts_from))] = job.id
 
     def finished(self) -> Finished | None:
-        """The next job that is done, of those that were submitted."""
+        """Wait for the next finished job among the submitted ones; None if none is open."""
         while self._streaming:
             for number, job in self._streaming.items():
                 answer = self.controller.take(number)
@@ -157,7 +157,7 @@ class RayEngine:
         return None
 
     def starving(self) -> bool:
-        """Whether a worker has nothing to do."""
+        """Return whether the queue is empty and a worker is idle."""
         return self.controller.starving()
 
     def _request(self, job: Job, operation: str, hear: Callable[..., list[Found]]) -> Request:
@@ -173,11 +173,11 @@ class RayEngine:
     # ------------------------------------------------------------------------------------------ the weights
 
     def apply(self, *updates: Update) -> None:
-        """Remember updates: every worker applies those that it misses before its next piece of work."""
+        """Record updates: every worker applies those it misses before its next request."""
         self.update_log.add(updates)
 
     def _ask(self, operation: str, told: Plain | Callable[[WorkerHandle], Plain], only: str | None = None) -> Any:
-        """One worker's answer, whoever has time (or ``only`` that one's)."""
+        """Return one worker's result, of any idle worker (or of ``only``)."""
         tell = told if callable(told) else lambda _: told
         number = self.controller.submit(Request(operation, tell, lambda data: data, only=only))
         (answer,) = (answer for _, answer in self.controller.collect([number]))
@@ -193,7 +193,7 @@ class RayEngine:
 
     def cosine(self, one: Sequence[Term], other: Sequence[Term]) -> float:
         def tell(worker: WorkerHandle) -> Plain:
-            """By number what the worker has applied itself."""
+            """Replace terms by a number if the worker has applied them itself."""
             numbers = [(terms, self.update_log.number_of(terms)) for terms in (one, other)]
             return [compact_codec.terms(t) if n is None or n < worker.began else n for t, n in numbers]
 
@@ -208,7 +208,7 @@ class RayEngine:
         return found
 
     def fingerprint(self) -> str:
-        """The weights' fingerprint, by all workers that are there; those that hold another one are rebuilt."""
+        """Return the weights' fingerprint, checked on all workers; rebuild workers with another fingerprint."""
         known = self.update_log.prints.get(self.update_log.position)
         if known is None:
             known = self._agreed()
@@ -216,11 +216,11 @@ class RayEngine:
         return known
 
     def _agreed(self) -> str:
-        """What more than half of the workers hold; where there is no such majority, all are rebuilt and asked again."""
+        """Return the majority's fingerprint; without a majority, rebuild all workers and ask again."""
         tries = 0
         while tries < AGREEING:
             found = self._everyone()
-            tries += bool(found)  # where nobody was left to answer, others are on their way
+            tries += bool(found)  # if no worker was left to answer, replacements are on their way
             prints = sorted(found.values())
             most = max(prints, key=prints.count, default=None)
             majority = most is not None and 2 * prints.count(most) > len(prints)
@@ -238,7 +238,7 @@ class RayEngine:
         )
 
     def _everyone(self) -> dict[str, str]:
-        """The fingerprints of all workers that are there, by name; who is much slower than the first is lost."""
+        """Return the fingerprints of all workers by name; workers much slower than the first are given up."""
         controller = self.controller
         while not controller.here():
             controller.turn()
@@ -263,7 +263,7 @@ class RayEngine:
         return found
 
     def snapshot(self, path: Path) -> None:
-        """Have a worker on this machine write the weights, or any if there is none here (on a shared disk)."""
+        """Have a worker on this machine write the weights, or any worker if there is none here (on a shared disk)."""
         self._write("snapshot", str(path.resolve()), path)
 
     def export(self, path: Path, dtype: str | None = None) -> None:
@@ -275,7 +275,7 @@ class RayEngine:
             try:
                 self._ask(operation, told, only=self.controller.near().name)
                 break
-            except EngineError:  # it was lost meanwhile: another
+            except EngineError:  # the worker was lost meanwhile: try another
                 if not left:
                     raise
         if not path.is_dir() or not any(path.iterdir()):
@@ -288,11 +288,11 @@ class RayEngine:
 
     @property
     def spans(self) -> list[Span]:
-        """Every piece of work that was done, in order."""
+        """Return every finished piece of work, in order."""
         return list(self.controller.statistics.spans)
 
     def scale(self, workers: int | dict[str, int]) -> None:
-        """From now on so many workers; a number is for workers of one kind."""
+        """Set the number of workers; a plain number sets it for the only kind."""
         kinds = list(self.config.ray.kinds)
         requested = {kinds[0]: workers} if isinstance(workers, int) else workers
         if (isinstance(workers, int) and len(kinds) > 1) or not requested.keys() <= {*kinds}:
@@ -315,7 +315,7 @@ class RayEngine:
 
 
 def _value(answer: RequestResult) -> Any:
-    """The value of an answer; EngineError if no worker could give it, or the worker's own error."""
+    """Return the value of a result; EngineError if no worker could compute it, or the worker's own error."""
     if answer.error is not None:
         raise answer.error
     if answer.why is not None:

@@ -1,8 +1,8 @@
-"""What travels between driver and workers, as bytes of msgpack: jobs out, answers back, nothing of a model's size.
+"""Messages between driver and workers, as msgpack bytes: jobs out, results back, nothing of a model's size.
 
-Answers are columns in the order of the job's rows, so that a completion costs its text and a few bytes.
+Results are columns in the order of the job's rows, so that a completion costs its text and a few bytes.
 
-What a worker answers: read, checked, and errors made errors again.
+Replies are validated when they are decoded, and errors are restored to their types.
 """
 
 from __future__ import annotations
@@ -36,20 +36,20 @@ from seedtune.types import (
 
 FINISHES: tuple[Finish, Finish] = ("stop", "length")
 KEY = 8
-"""Bytes that name a prompt or a question."""
+"""Bytes of the hash that identifies a prompt or a question."""
 
 PROMPTS, BYTES, QUESTIONS = 1 << 16, 1 << 26, 1 << 10
-"""Prompts, their bytes, and questions that a worker remembers; when there would be more, it forgets all of them."""
+"""Maximum prompts, bytes of prompts, and questions that a worker caches; beyond a limit it clears its cache."""
 
 
 def pack(data: Plain) -> bytes:
-    """Plain data as bytes."""
+    """Encode plain data as bytes."""
     packed: bytes = msgpack.packb(data, use_bin_type=True)
     return packed
 
 
 def unpack(raw: bytes) -> Plain:
-    """The other way round; EngineError if it is not what `pack` makes."""
+    """Decode the result of `pack`; EngineError if the bytes are malformed."""
     try:
         return msgpack.unpackb(raw, raw=False, strict_map_key=False)
     except (ValueError, TypeError, msgpack.exceptions.UnpackException) as error:
@@ -58,35 +58,35 @@ def unpack(raw: bytes) -> Plain:
 
 @dataclass(slots=True)
 class Traffic:
-    """Bytes that went through the driver, and how many of them were texts."""
+    """Bytes that passed through the driver, and how many of them were texts."""
 
     sent: int = 0
     received: int = 0
     prompts: int = 0
-    """Of those sent: prompts, each once for every worker that reads it."""
+    """Bytes of prompts sent; each prompt counts once for every worker that reads it."""
 
     completions: int = 0
-    """Of those received: completions' texts and, where somebody asked for them, their tokens."""
+    """Bytes received in completions' texts and, where requested, their tokens."""
 
     members: int = 0
-    """Members whose answers came back."""
+    """Members whose results arrived."""
 
 
 @dataclass(slots=True)
 class Known:
-    """What a worker has been told: single prompts, and whole questions (prompts in order, and how they are sampled)."""
+    """What a worker has cached: single prompts, and whole questions (prompts in order, with their sampling)."""
 
     prompts: dict[bytes, int] = field(default_factory=dict)
-    """The number of each: how many it was told before."""
+    """Number of each prompt: how many were sent before it."""
 
     questions: set[bytes] = field(default_factory=set)
     bytes: int = 0
-    """Of the prompts."""
+    """Bytes of the cached prompts."""
 
 
 @dataclass(slots=True)
 class PromptCache:
-    """The worker's side of `Known`."""
+    """The worker's counterpart of `Known`."""
 
     prompts: list[Prompt] = field(default_factory=list)
     questions: dict[bytes, tuple[tuple[Prompt, ...], Sampling]] = field(default_factory=dict)
@@ -96,7 +96,7 @@ class PromptCache:
 
 
 def job(one: Job, known: Known, traffic: Traffic) -> Plain:
-    """A job for a worker; its question goes along unless the worker knows that; prompts that no row asks stay here."""
+    """Encode a job for a worker, with its question only if the worker lacks it, and only the prompts that rows use."""
     asked = sorted({prompt for _, prompt in one.pairs})
     packed = [pack(_prompt(one.prompts[place])) for place in asked]
     how = pack(_sampling(one.sampling))
@@ -111,7 +111,7 @@ def job(one: Job, known: Known, traffic: Traffic) -> Plain:
 
 
 def _question(packed: Sequence[bytes], how: bytes, known: Known, traffic: Traffic) -> Plain:
-    """[forget, new prompts, all prompts' numbers, sampling]; numbers begin anew where the worker is to forget."""
+    """Encode [forget, new prompts, all prompts' numbers, sampling]; numbers restart when the worker must forget."""
     full = len(known.prompts) + len(packed) > PROMPTS or known.bytes > BYTES or len(known.questions) > QUESTIONS
     forget = full or not known.prompts
     if forget:
@@ -127,7 +127,7 @@ def _question(packed: Sequence[bytes], how: bytes, known: Known, traffic: Traffi
 
 
 def job_from(data: Plain, memory: PromptCache) -> Job:
-    """The job, for a worker that remembers what it was told."""
+    """Decode a job, with the worker's cached prompts."""
     number, sigma, listed, key, question, moved, rows, tokens = data
     if question is not None:
         _learn(memory, key, question)
@@ -154,12 +154,12 @@ def _key(*texts: bytes) -> bytes:
 
 
 def members(listed: Sequence[Member]) -> Plain:
-    """[generation, pair, sign, …] in one list."""
+    """Encode members as [generation, pair, sign, …] in one list."""
     return [number for member in listed for number in member]
 
 
 def members_from(data: Plain) -> tuple[Member, ...]:
-    """The other way round."""
+    """Decode the result of `members`."""
     return tuple(Member(*data[at : at + 3]) for at in range(0, len(data), 3))
 
 
@@ -196,7 +196,7 @@ def _sampling_from(data: Plain) -> Sampling:
 
 
 def rollouts(one: Job, found: Iterable[Rollout]) -> Plain:
-    """A job's rollouts as columns: [missing, texts, prompt tokens, cut off, token ids or counts, repeating]."""
+    """Encode rollouts as columns: [missing, texts, prompt tokens, cut off, token ids or counts, repeating]."""
     order = {place: index for index, place in enumerate(_places(one))}
     rows: list[Rollout | None] = [None] * len(order)
     for rollout in found:
@@ -217,7 +217,7 @@ def _ids(rows: Sequence[Sequence[int]]) -> bytes:
 
 
 def _read(rows: Sequence[Rollout], prompts: int) -> list[int]:
-    """Tokens of every prompt; 0 where no row says it."""
+    """Return the token count of every prompt; 0 where no row reports it."""
     found = [0] * prompts
     for row in rows:
         found[row.prompt] = row.prompt_tokens
@@ -234,11 +234,11 @@ def _bits_from(raw: bytes, size: int) -> list[bool]:
 
 
 def rollouts_from(one: Job, data: Plain, traffic: Traffic) -> list[Rollout]:
-    """The rollouts of a job that was sent; EngineError if they are not what was asked for."""
+    """Decode the rollouts of a job; EngineError if they do not match it."""
     try:
         return _rollouts_from(one, data, traffic)
     except (LookupError, TypeError, ValueError, AttributeError, zlib.error) as error:
-        raise EngineError(f"an answer that is none ({type(error).__name__}: {error})") from error
+        raise EngineError(f"a malformed reply ({type(error).__name__}: {error})") from error
 
 
 def _rollouts_from(one: Job, data: Plain, traffic: Traffic) -> list[Rollout]:
@@ -269,17 +269,17 @@ def _text(data: Plain) -> str:
 
 
 def _places(one: Job) -> list[tuple[Member, int, int]]:
-    """Member, prompt and sample of every completion of a job, in order."""
+    """Return member, prompt and sample of every completion of a job, in order."""
     return [(one.members[m], p, s) for m, p in one.pairs for s in range(one.sampling.samples)]
 
 
 def likelihoods(found: Iterable[Likelihood]) -> Plain:
-    """Log-probabilities, each with where it belongs."""
+    """Encode log-probabilities, each with its member, prompt and answer."""
     return [[*f.member, f.prompt, f.answer, list(f.token_ids), list(f.logprobs), f.prompt_tokens] for f in found]
 
 
 def likelihoods_from(one: Job, data: Plain, traffic: Traffic) -> list[Likelihood]:
-    """The other way round; EngineError if they are not what was asked for."""
+    """Decode the result of `likelihoods`; EngineError if it does not match the job."""
     asked = sorted({prompt for _, prompt in one.pairs})
     try:
         found = [
@@ -287,7 +287,7 @@ def likelihoods_from(one: Job, data: Plain, traffic: Traffic) -> list[Likelihood
             for row in data
         ]
     except (IndexError, TypeError, ValueError) as error:
-        raise EngineError(f"an answer that is none ({type(error).__name__}: {error})") from error
+        raise EngineError(f"a malformed reply ({type(error).__name__}: {error})") from error
     traffic.completions += sum(len(pack(row[5])) + len(pack(row[6])) for row in data)
     traffic.members += len(one.members)
     return found
@@ -297,12 +297,12 @@ def likelihoods_from(one: Job, data: Plain, traffic: Traffic) -> list[Likelihood
 
 
 def info(one: EngineInfo) -> Plain:
-    """What a loaded engine says about itself."""
+    """Encode the description of a loaded engine."""
     return {**{name: getattr(one, name) for name in _INFO}, "coverage": list(_of_coverage(one.coverage))}
 
 
 def info_from(data: Plain) -> EngineInfo:
-    """The other way round."""
+    """Decode the result of `info`."""
     perturbed, total, untouched = data["coverage"]
     coverage = Coverage(perturbed, total, tuple((pattern, reason) for pattern, reason in untouched))
     return EngineInfo(**{name: data[name] for name in _INFO}, coverage=coverage)
@@ -316,7 +316,7 @@ def _of_coverage(one: Coverage) -> tuple[int, int, list[list[str]]]:
 
 
 def times(one: EngineTimes, synced: float, worked: float) -> bytes:
-    """Every figure, in order, and the seconds of updates and of the work."""
+    """Encode all times and counts, in order, and the seconds spent on updates and on the work."""
     mine = struct.pack("<2f", synced, worked)
     if one == EngineTimes():
         return mine
@@ -325,7 +325,7 @@ def times(one: EngineTimes, synced: float, worked: float) -> bytes:
 
 
 def times_from(raw: bytes) -> tuple[EngineTimes, float, float]:
-    """The other way round."""
+    """Decode the result of `times`."""
     synced, worked = struct.unpack("<2f", raw[:8])
     if len(raw) == 8:
         return EngineTimes(), synced, worked
@@ -334,25 +334,25 @@ def times_from(raw: bytes) -> tuple[EngineTimes, float, float]:
 
 
 def prompts(listed: Sequence[Prompt]) -> Plain:
-    """Prompts by themselves."""
+    """Encode prompts without a job."""
     return [_prompt(one) for one in listed]
 
 
 def prompts_from(data: Plain) -> tuple[Prompt, ...]:
-    """The other way round."""
+    """Decode the result of `prompts`."""
     return tuple(map(_prompt_from, data))
 
 
 UNKNOWN = "unknown"
-"""The kind of an error that is none of ours."""
+"""The kind of an error that seedtune does not define."""
 
 BEHIND = "behind"
-"""The kind of an error that says: send what this worker misses."""
+"""The kind of an error that requests the updates this worker misses."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """A reply: ``done``, or an error of a ``kind`` with its ``message``."""
+    """A worker's reply: ``done``, or an error of a ``kind`` with its ``message``."""
 
     done: Plain
     kind: str | None
@@ -365,25 +365,25 @@ class Reply:
 
     @property
     def behind(self) -> bool:
-        """Whether the worker was not where the request took it to be."""
+        """Whether the worker's weights are not at the position the request assumes."""
         return self.kind == BEHIND
 
     @property
     def broken(self) -> bool:
-        """Whether the engine failed, so that this worker cannot be trusted any more; another may do better."""
+        """Whether the engine failed, so that this worker is no longer reliable; another worker may succeed."""
         return self.kind in (UNKNOWN, EngineError.__name__)
 
     def error(self) -> SeedtuneError:
-        """The error, as it was raised in the worker."""
+        """Return the error, as it was raised in the worker."""
         assert self.kind is not None
         found: type[SeedtuneError] = vars(errors).get(self.kind, EngineError)
-        made = found.__new__(found)  # MissingExtraError composes its message itself, and has composed it already
+        made = found.__new__(found)  # MissingExtraError composes its message in __init__; this one is already composed
         Exception.__init__(made, self.message)
         return made
 
 
 def reply_from(raw: bytes) -> Reply:
-    """A reply from bytes; EngineError if it is none."""
+    """Decode a reply; EngineError if it is malformed."""
     data = unpack(raw)
     try:
         done, told, epoch, position, raw_times = data
@@ -391,4 +391,4 @@ def reply_from(raw: bytes) -> Reply:
         times, synced, worked = times_from(raw_times)
         return Reply(done, kind, str(message), int(epoch), int(position), synced, worked, times)
     except (TypeError, ValueError, struct.error) as error:
-        raise EngineError(f"an answer that is none ({type(error).__name__}: {error})") from error
+        raise EngineError(f"a malformed reply ({type(error).__name__}: {error})") from error

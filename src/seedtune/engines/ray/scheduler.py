@@ -1,6 +1,6 @@
-"""The scheduler of requests: one queue that idle workers pull from, and what becomes of work that fails.
+"""The scheduler of requests: one queue that idle workers pull from, with retries for work that fails.
 
-A pure state machine.  It knows no Ray, no engine and no clock: every call is told what time it is, so that the
+A pure state machine.  It knows no Ray, no engine and no clock: every call is given the time, so that the
 simulation of a thousand workers (``benchmarks/scale.py``) runs this very code.
 """
 
@@ -10,27 +10,27 @@ import heapq
 from dataclasses import dataclass, field
 
 HEDGE = 2.0
-"""A job that runs longer than so many times what was expected is given to an idle worker as well; the first wins."""
+"""A job that takes this many times the expected time also goes to an idle worker; the first result wins."""
 
 HEDGE_SECONDS = 1.0
-"""No job is doubled before it has run so long: what is quick needs no help."""
+"""Minimum seconds before a job is duplicated: short jobs need no help."""
 
 HOPELESS = 10.0
-"""A worker is given up when its job takes longer than so many times the expected, and than ``straggler_timeout``."""
+"""A worker is given up when its job exceeds this many times the expected time, and ``straggler_timeout``."""
 
 SLOWER = 3.0
-"""The same for times the slowest of late."""
+"""The same limit relative to the slowest recent job."""
 
 MEMORY = 0.2
 """Weight of the newest job in the average pace."""
 
 FADING = 0.99
-"""What is left of the slowest job's pace with each job after it."""
+"""Factor by which the slowest job's pace decays with each later job."""
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How often and how long: see the settings of the same names in the section ``ray``."""
+    """Limits on retries and time: see the settings of the same names in the section ``ray``."""
 
     retries: int = 4
     straggler_timeout: float = 60.0
@@ -39,19 +39,19 @@ class Limits:
 
 @dataclass(slots=True)
 class WorkItem:
-    """A piece of work: what it should cost (in any unit), for whom it is (None: anybody), and who failed it."""
+    """A piece of work: its expected cost (in any unit), its worker (None: any), and the workers that failed it."""
 
     number: int
     cost: float
     only: str | None = None
     failures: list[str] = field(default_factory=list)
     workers: set[str] = field(default_factory=set)
-    """Who is at it."""
+    """The workers that run it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """A worker at a task, since when, and what the task costs."""
+    """A worker's running task, its start time, and the task's cost."""
 
     number: int
     since: float
@@ -59,33 +59,33 @@ class Running:
 
 
 class Scheduler:
-    """A queue of tasks; workers that are idle pull the largest that they may do."""
+    """A queue of tasks; idle workers pull the largest task that they may run."""
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
         self.tasks: dict[int, WorkItem] = {}
         self.running: dict[str, Running] = {}
         self.pace: float | None = None
-        """Seconds per unit of cost, an average."""
+        """Average seconds per unit of cost."""
 
         self.slowest = 0.0
-        """The same of the slowest job of late."""
+        """Seconds per unit of cost of the slowest recent job."""
         self._queue: list[tuple[float, int]] = []
 
     def add(self, number: int, cost: float, *, only: str | None = None) -> None:
-        """A new task; numbers are never used twice."""
+        """Add a task; numbers are never used twice."""
         self.tasks[number] = WorkItem(number, cost, only)
         heapq.heappush(self._queue, (-cost, number))
 
     @property
     def queued(self) -> int:
-        """Tasks that nobody is at."""
+        """Return the number of tasks without a worker."""
         return sum(not task.workers for task in self.tasks.values())
 
     def next(self, worker: str, now: float, others: int) -> int | None:
-        """What an idle worker does next: the largest waiting task, or one that another is overdue with.
+        """Return an idle worker's next task: the largest waiting task, or one that is overdue on another worker.
 
-        A worker does not get what it failed before while one of the ``others`` that are alive may do it.
+        A worker does not get a task that it failed before while one of the ``others`` that are alive may run it.
         """
         passed: list[tuple[float, int]] = []
         found: int | None = None
@@ -107,7 +107,7 @@ class Scheduler:
         return number
 
     def _overdue_of_others(self, worker: str, now: float) -> int | None:
-        """What another has been at for too long, alone; the longest."""
+        """Return the longest overdue task that runs on only one other worker."""
         late = []
         for other, run in self.running.items():
             task = self.tasks.get(run.number)
@@ -117,13 +117,13 @@ class Scheduler:
         return min(late)[1] if late else None
 
     def _is_late(self, run: Running, now: float) -> bool:
-        """Work without a cost is never doubled: it may write files."""
+        """Whether a task is overdue.  Work without a cost is never duplicated: it may write files."""
         if self.pace is None or run.cost == 0.0:
             return False
         return now - run.since > max(HEDGE_SECONDS, HEDGE * self.pace * run.cost)
 
     def finish(self, worker: str, now: float) -> int | None:
-        """A worker has an answer: the number of its task, or None if another was first or nobody wants it any more."""
+        """Record a worker's result and return its task; None if another worker was first or the task was dropped."""
         run = self.running.pop(worker)
         pace = (now - run.since) / max(run.cost, 1e-9)
         if run.cost > 0.0:
@@ -132,7 +132,7 @@ class Scheduler:
         return None if self.tasks.pop(run.number, None) is None else run.number
 
     def release(self, worker: str) -> WorkItem | None:
-        """A worker is not at its task any more; the task, if somebody still wants it, which waits again."""
+        """Take a worker off its task and return the task, which waits again; None if the task was dropped."""
         run = self.running.pop(worker, None)
         task = None if run is None else self.tasks.get(run.number)
         if task is None:
@@ -143,9 +143,10 @@ class Scheduler:
         return task
 
     def fail(self, worker: str) -> int | None:
-        """A worker could not do its task, or is gone; the number of the task if that was once too often.
+        """Record that a worker failed its task or is gone; return the task's number if it failed too often.
 
-        Then the task is forgotten; otherwise it waits again.  While another is still at it, twice as many are allowed.
+        Such a task is removed; otherwise it waits again.  While another worker runs it, twice as many failures are
+        allowed.
         """
         task = self.release(worker)
         if task is None:
@@ -157,15 +158,15 @@ class Scheduler:
         return None
 
     def drop(self, number: int) -> None:
-        """Nobody wants a task any more; who is at it goes on, and is not heard."""
+        """Drop a task; a worker that runs it continues, and its result is ignored."""
         self.tasks.pop(number, None)
 
     def hopeless(self, now: float) -> list[str]:
-        """Workers that have been at a task for so long that they must hang."""
+        """Return the workers that have run a task for so long that they must hang."""
         return [worker for worker, run in self.running.items() if now - run.since > self.timeout(run)]
 
     def timeout(self, run: Running) -> float:
-        """Seconds that a task may take: twice and four times as many after failures, should it be its nature."""
+        """Return the seconds a task may take: twice and four times as many after failures, in case the task is slow."""
         if self.pace is None or run.cost == 0.0:
             return self.limits.first_timeout
         task = self.tasks.get(run.number)

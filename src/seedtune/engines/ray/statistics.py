@@ -1,4 +1,4 @@
-"""What is counted: seconds and tokens of the workers, bytes through the driver, losses, and every piece of work."""
+"""Statistics: seconds and tokens of the workers, bytes through the driver, losses, and every piece of work."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from seedtune.engines.base import EngineTimes
 from seedtune.engines.ray.protocol import Reply, Traffic
 
 SPANS = 100_000
-"""Pieces of work that are remembered."""
+"""Maximum pieces of work kept."""
 
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """One piece of work that was done; ``sent`` and ``received`` are the driver's clock, the rest the worker's seconds.
+    """A finished piece of work; ``sent`` and ``received`` are the driver's clock, the rest are the worker's seconds.
 
     ``synced`` went into updates that the worker missed, ``worked`` into the work.  ``position`` counts the updates in
     the weights.
@@ -49,7 +49,7 @@ class Statistics:
     _since: float = field(default_factory=time.monotonic)
 
     def add(self, span: Span, reply: Reply) -> None:
-        """A piece of work is done."""
+        """Record a finished piece of work."""
         self.spans.append(span)
         for name in ("perturb", "prefill", "decode", "update", "generated_tokens", "prompt_tokens"):
             setattr(self._times, name, getattr(self._times, name) + getattr(reply.times, name))
@@ -58,7 +58,7 @@ class Statistics:
         self._pieces += 1
 
     def take(self, workers: int) -> EngineTimes:
-        """Seconds as they pass with ``workers`` side by side, tokens of all of them, and the Ray workers' figures."""
+        """Return wall-clock seconds with ``workers`` in parallel, tokens of all of them, and the Ray figures."""
         taken, traffic, spent = self._times, self.traffic, time.monotonic() - self._since
         for name in ("perturb", "prefill", "decode", "update"):
             setattr(taken, name, getattr(taken, name) / max(1, workers))

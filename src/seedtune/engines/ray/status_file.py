@@ -1,4 +1,4 @@
-"""Two small files in the run directory: how the workers are (for ``seedtune ray status``), and how many to have."""
+"""Two small files in the run directory: the workers' status (for ``seedtune ray status``), and the requested count."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from seedtune.errors import RunError, StorageError, storage_cause
 
 STATUS, SCALE = ".ray-status.json", ".ray-scale.json"
 EVERY = 1.0
-"""Seconds between two looks."""
+"""Seconds between two checks."""
 
 
 class StatusFile:
-    """The driver's side.  A disk that is full costs the picture, not the run."""
+    """The driver's side.  A full disk costs the status, not the run."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self._next = 0.0
 
     def due(self, now: float) -> bool:
-        """Whether it is time to look again."""
+        """Return whether the next check is due."""
         if now < self._next or not self.root.is_dir():
             return False
         self._next = now + EVERY
@@ -37,7 +37,7 @@ class StatusFile:
             return
 
     def requested(self) -> dict[str, int] | None:
-        """How many workers of each kind somebody asked for since the last look."""
+        """Return the number of workers of each kind that a user requested since the last check."""
         file = self.root / SCALE
         try:
             requested = json.loads(file.read_text(encoding="utf-8"))
@@ -47,13 +47,13 @@ class StatusFile:
             return None
 
     def clear(self) -> None:
-        """The workers are gone, or have just come: what was asked of others does not count."""
+        """Delete both files when workers have gone or just started: requests for earlier workers do not count."""
         for name in (STATUS, SCALE):
             (self.root / name).unlink(missing_ok=True)
 
 
 def status_of(root: Path) -> dict[str, Any]:
-    """What the driver of a run wrote last; RunError if no Ray workers are at it."""
+    """Return the status that the driver of a run wrote last; RunError if the run has no Ray workers."""
     try:
         found: dict[str, Any] = json.loads((root / STATUS).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -62,7 +62,7 @@ def status_of(root: Path) -> dict[str, Any]:
 
 
 def ask(root: Path, requested: Mapping[str, int]) -> None:
-    """Ask the driver of a run for so many workers of each kind."""
+    """Request a number of workers of each kind from the driver of a run."""
     try:
         _put(root / SCALE, requested)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""What happened to the weights since the base model was loaded, and what of it a worker misses."""
+"""The log of updates since the base model was loaded, and the part of it that a worker misses."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from seedtune.engines.snapshots import Snapshot
 from seedtune.types import Term, Update
 
 RECENT = 8
-"""Updates whose terms are remembered, for questions about them."""
+"""Updates whose terms are kept, so that a request can refer to them by number."""
 
 Saved = Callable[[], Sequence[Snapshot]]
-"""The snapshots that there are now, newest first."""
+"""Lists the existing snapshots, newest first."""
 
 
 @dataclass(slots=True)
 class UpdateLog:
-    """A list of updates from a beginning: the base model, or a snapshot.
+    """A list of updates from a start: the base model, or a snapshot.
 
-    An ``epoch`` begins with every load; ``position`` counts the updates in the current weights, those in the snapshot
-    that it began with included.
+    Every load begins a new ``epoch``; ``position`` counts the updates in the current weights, including those in the
+    snapshot that the epoch started from.
     """
 
     saved: Saved
@@ -36,14 +36,14 @@ class UpdateLog:
     """Fingerprints by position."""
 
     def begin(self, folder: Path | None) -> None:
-        """The current weights are the base model's again, or what a snapshot holds."""
+        """Start a new epoch from the base model, or from the snapshot in ``folder``."""
         held = next((one.generations for one in self.saved() if one.folder == folder), 0)
         self.epoch, self.folder, self.first = self.epoch + 1, folder, held
         self.updates, self.terms, self.prints = [], [], {}
 
     @property
     def position(self) -> int:
-        """How many updates are in the current weights."""
+        """The number of updates in the current weights."""
         return self.first + len(self.updates)
 
     def add(self, updates: Sequence[Update]) -> None:
@@ -52,21 +52,21 @@ class UpdateLog:
         self.terms = [*self.terms, *(update.terms for update in updates)][-RECENT:]
 
     def sync(self, epoch: int, position: int, *, snapshots: bool = True) -> Plain:
-        """What brings a worker from where it is up to date; with ``snapshots`` by the newest that helps."""
+        """Return the data that brings a worker up to date; with ``snapshots`` from the newest useful snapshot."""
         start = None
         if epoch != self.epoch:
             position, *start = self._start(snapshots)
         return [self.epoch, start, position, self.updates[position - self.first :]]
 
     def number_of(self, terms: Sequence[Term]) -> int | None:
-        """How many updates came before the one with these terms, if it is one of the last."""
+        """Return how many updates came before the one with these terms, if it is a recent one."""
         for back, known in enumerate(reversed(self.terms), start=1):
             if known and known == tuple(terms):
                 return self.position - back
         return None
 
     def _start(self, snapshots: bool) -> tuple[int, str | None, str | None]:
-        """Where a worker begins that holds nothing of this epoch: a position, a snapshot, and its fingerprint."""
+        """Return where a worker without weights of this epoch starts: position, snapshot, its fingerprint."""
         for one in self.saved() if snapshots else ():
             if one.generations > self.first and self.prints.get(one.generations) == one.fingerprint:
                 return one.generations, str(one.folder), one.fingerprint

@@ -1,4 +1,4 @@
-"""A worker: one engine in a process of Ray's.  Bytes in, bytes out; it knows its updates, and no more."""
+"""A worker: one engine in a Ray process.  Bytes in, bytes out; its only state is its updates."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from seedtune.errors import SeedtuneError, StorageError
 from seedtune.types import Term
 
 RECENT = 16
-"""Updates that a worker can be asked about by number."""
+"""Updates that a request can refer to by number."""
 
 
 class BehindError(Exception):
-    """The weights do not have the updates that a request takes them to have."""
+    """The weights lack the updates that a request assumes."""
 
 
 class Worker:
-    """What Ray runs.  ``call`` takes a request and gives a reply; whatever goes wrong is told in it."""
+    """The class of the Ray actor.  ``call`` takes a request and returns a reply, which reports any error."""
 
     def __init__(self, spec: bytes) -> None:
         about = protocol.unpack(spec)
@@ -39,10 +39,10 @@ class Worker:
         self.about: Plain = None
         self.memory = protocol.PromptCache()
         self.recent: dict[int, tuple[Term, ...]] = {}
-        """The terms of the last updates, by how many came before."""
+        """The terms of the last updates, by the number of updates before each."""
 
     def call(self, request: bytes) -> bytes:
-        """A reply: ``done`` or an ``error``, how far the weights are now, and what it took."""
+        """Return a reply: ``done`` or an ``error``, the position of the weights, and the times."""
         done, error, moments = None, None, [time.perf_counter()] * 3
         try:
             operation, told, sync = protocol.unpack(request)
@@ -54,13 +54,13 @@ class Worker:
             error = [type(caught).__name__, str(caught)]
         except BehindError:
             error = [BEHIND, ""]
-        except Exception as caught:  # noqa: BLE001 - the named boundary: whoever waits for a reply must get one
+        except Exception as caught:  # noqa: BLE001 - the named boundary: the caller must get a reply
             error = [UNKNOWN, f"{type(caught).__name__}: {caught}"]
         times = protocol.times(self.engine.take_times(), moments[1] - moments[0], moments[2] - moments[1])
         return protocol.pack([done, error, self.epoch, self.position, times])
 
     def _sync(self, epoch: int, start: Plain, position: int, missing: Sequence[Plain]) -> None:
-        """Bring the weights to where a request needs them."""
+        """Bring the weights to the position that a request needs."""
         if start is not None:
             self._load(*start)
             self.epoch, self.position = epoch, position
@@ -69,7 +69,7 @@ class Worker:
             raise BehindError
         updates = [compact_codec.update_from(update) for update in missing]
         for batch in passes(updates):
-            self.epoch = -1  # should this fail half-way, nobody is to go on from there
+            self.epoch = -1  # if this fails half-way, no request may continue from these weights
             self.engine.apply(*batch)
             for update in batch:
                 self.recent[self.position] = update.terms
@@ -79,7 +79,7 @@ class Worker:
             del self.recent[old]
 
     def _load(self, snapshot: str | None, expected: str | None) -> None:
-        """The base model, or a snapshot, which must hold what it held when it was made."""
+        """Load the base model, or a snapshot, and check that the snapshot has the expected fingerprint."""
         folder = None if snapshot is None else Path(snapshot)
         self.epoch = -1
         self.about = protocol.info(self.engine.load(folder))
@@ -89,48 +89,48 @@ class Worker:
     # ---------------------------------------------------------------- operations
 
     def enrol(self, _: Plain) -> Plain:
-        """Who and where this is, and what it has loaded."""
+        """Return the worker's identity and host, and the description of its engine."""
         return [os.getpid(), socket.gethostname(), self.about]
 
     def evaluate(self, asked: Plain) -> Plain:
-        """A job's rollouts."""
+        """Return a job's rollouts."""
         job = protocol.job_from(asked, self.memory)
         return protocol.rollouts(job, self.engine.evaluate([job]))
 
     def likelihoods(self, asked: Plain) -> Plain:
-        """A job's likelihoods."""
+        """Return a job's likelihoods."""
         return protocol.likelihoods(self.engine.likelihoods([protocol.job_from(asked, self.memory)]))
 
     def norm(self, asked: Plain) -> Plain:
-        """‖Σ weight·ε‖."""
+        """Return ‖Σ weight·ε‖."""
         return self.engine.norm(compact_codec.terms_from(asked))
 
     def drift(self, _: Plain) -> Plain:
-        """‖θ − θ₀‖."""
+        """Return ‖θ − θ₀‖."""
         return self.engine.drift()
 
     def cosine(self, asked: Plain) -> Plain:
-        """The cosine between two updates."""
+        """Return the cosine between two updates."""
         one, other = (
             self.recent[terms] if isinstance(terms, int) else compact_codec.terms_from(terms) for terms in asked
         )
         return self.engine.cosine(one, other)
 
     def logprobs(self, asked: Plain) -> Plain:
-        """Log-probabilities of completions."""
+        """Return log-probabilities of completions."""
         prompts, completions, base = asked
         return self.engine.logprobs(protocol.prompts_from(prompts), completions, base=base)
 
     def fingerprint(self, _: Plain) -> Plain:
-        """The fingerprint of the current weights."""
+        """Return the fingerprint of the current weights."""
         return bytes.fromhex(self.engine.fingerprint())
 
     def snapshot(self, path: Plain) -> Plain:
-        """Write the current weights where this worker is."""
+        """Write the current weights on this worker's machine."""
         self.engine.snapshot(Path(path))
 
     def export(self, asked: Plain) -> Plain:
-        """Write a model where this worker is."""
+        """Write a model on this worker's machine."""
         self.engine.export(Path(asked[0]), asked[1])
 
 
@@ -146,11 +146,11 @@ OPERATIONS: dict[str, Callable[[Worker, Plain], Plain]] = {
     "snapshot": Worker.snapshot,
     "export": Worker.export,
 }
-"""Everything a worker can be asked."""
+"""The operations of a worker, by name."""
 
 
 def _limit_threads(count: int, *, torch_too: bool) -> None:
-    """Workers side by side must not fight for cores."""
+    """Limit threads so that parallel workers do not compete for cores."""
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     import numba
 

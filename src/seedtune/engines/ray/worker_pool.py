@@ -1,4 +1,4 @@
-"""The pool of Ray workers: started, lost, replaced, more of them and fewer."""
+"""The pool of Ray workers: starts, replaces and ends workers."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from seedtune.engines.ray.worker_spec import with_products
 log = logging.getLogger("seedtune")
 
 SHORT, LONG = 1.0, 60.0
-"""Seconds before a lost worker is replaced, at least and at most: twice as many with each that never did a job."""
+"""Minimum and maximum seconds before a lost worker is replaced; doubled for each that never finished a job."""
 
 NOTES = 20
-"""Events that are kept."""
+"""Maximum events kept."""
 
 
 @dataclass(slots=True, eq=False)
@@ -36,17 +36,17 @@ class WorkerHandle:
     epoch: int = -1
     position: int = 0
     began: int = 0
-    """How many updates its weights had when it had loaded."""
+    """The number of updates in its weights when it had loaded."""
 
     enrolled: bool = False
     plain: bool = False
-    """It could not read a snapshot, and starts from the base model."""
+    """Whether it failed to read a snapshot, and starts from the base model."""
 
     known: Known = field(default_factory=Known)
     pid: int | None = None
     host: str | None = None
     call: Any = None
-    """The reference of the reply that it owes."""
+    """The Ray reference of the pending reply."""
 
     sent: float = 0.0
     heard: float = 0.0
@@ -55,16 +55,16 @@ class WorkerHandle:
 
 
 class WorkerPool:
-    """The workers by name.  It starts and ends processes, and passes bytes; what they say is not its business."""
+    """The workers by name.  Starts and ends processes, and passes bytes without interpreting them."""
 
     def __init__(
         self, settings: RaySettings, specs: Mapping[str, bytes], needs: Mapping[str, Mapping[str, Any]], *, run: str
     ) -> None:
-        """``specs``: what a worker of a kind is told when it starts; ``needs``: its Ray resources.
+        """Take ``specs``, the start data of each kind of worker, and ``needs``, its Ray resources.
 
-        ``run`` names the run that workers are of, where they may outlive this process.
+        ``run`` names the run that the workers belong to, if they may outlive this process.
         """
-        # Workers that outlived a driver are looked at again when they enrol: by which products they compute included.
+        # Adopted workers are checked again when they enrol, including the products by which they compute.
         plain = {kind: with_products(spec, "auto") for kind, spec in specs.items()}
         told = "".join(f"{kind} {spec.hex()}" for kind, spec in sorted(plain.items()))
         self.run = f"{run} {hashlib.blake2b(told.encode(), digest_size=8).hexdigest()}"
@@ -82,7 +82,7 @@ class WorkerPool:
     # ------------------------------------------------------------------ as many as there should be
 
     def tend(self, now: float) -> None:
-        """Start what is missing, let go of what is too much and idle."""
+        """Start missing workers and dismiss surplus idle ones."""
         for kind, wanted in self.target.items():
             mine = [worker for worker in self.workers.values() if worker.kind == kind]
             if len(mine) < wanted and now >= self._again.get(kind, 0.0):
@@ -105,11 +105,11 @@ class WorkerPool:
         self.workers[name] = WorkerHandle(name, kind, actor, group, since=now)
 
     def adopt(self, now: float) -> None:
-        """Take over workers of this run that outlived the process that started them; they load as new ones do."""
+        """Adopt workers of this run that outlived the process that started them; they load as new ones do."""
         for full, actor in cluster.named(self.run.rpartition(" ")[0]):
             run, _, name = full.rpartition("/")
             kind, _, number = name.rpartition("-")
-            if run != self.run or kind not in self.target:  # of other settings: of no use any more
+            if run != self.run or kind not in self.target:  # of other settings: no longer usable
                 cluster.end(actor, None, None)
                 continue
             self._number = max(self._number, int(number) + 1)
@@ -118,12 +118,12 @@ class WorkerPool:
             self.note(f"took over {len(self.workers)} workers that were there: {', '.join(self.workers)}")
 
     def compute_by(self, kind: str, products: str) -> None:
-        """Tell workers of a kind that come from now on by which products those that are there compute."""
+        """Set the products of the existing workers as the ones that later workers of this kind must use."""
         if products:
             self.specs[kind] = with_products(self.specs[kind], products)
 
     def lose(self, worker: WorkerHandle, why: str, now: float) -> None:
-        """A worker is gone, or of no use; another will take its place."""
+        """Remove a worker that is gone or unusable; another will replace it."""
         losses = 1 if worker.jobs else self._losses.get(worker.kind, 0) + 1
         self._losses[worker.kind], self._lost_at[worker.kind] = losses, now
         self._again[worker.kind] = now + min(LONG, SHORT * 2.0 ** (losses - 1))
@@ -132,19 +132,19 @@ class WorkerPool:
         self.dismiss(worker)
 
     def dismiss(self, worker: WorkerHandle) -> None:
-        """End a worker; nobody takes its place unless there are too few then."""
+        """End a worker without a replacement, unless too few are left."""
         self.workers.pop(worker.name, None)
         cluster.end(worker.actor, worker.pid, worker.host)
         if worker.group is not None:
             cluster.ungroup(worker.group)
 
     def settle(self, worker: WorkerHandle) -> None:
-        """A worker that came after the last loss has shown that it works: the next loss is the first in a row."""
+        """Reset the count of losses in a row: a worker that came after the last loss has proved that it works."""
         if worker.since >= self._lost_at.get(worker.kind, 0.0):
             self._losses[worker.kind] = 0
 
     def note(self, what: str) -> None:
-        """Something that whoever watches should know."""
+        """Record an event to show to the user."""
         log.info("%s", what)
         self.notes.append(f"{time.strftime('%H:%M:%S')} {what}")
         self.fresh_notes.append(what)
@@ -157,16 +157,16 @@ class WorkerPool:
     # ------------------------------------------------------------------------------------ calls
 
     def idle(self) -> list[WorkerHandle]:
-        """Workers that owe no reply."""
+        """Return the workers without a pending reply."""
         return [worker for worker in self.workers.values() if worker.call is None]
 
     @property
     def enrolled(self) -> list[WorkerHandle]:
-        """Workers that have a model."""
+        """Return the workers that have loaded a model."""
         return [worker for worker in self.workers.values() if worker.enrolled]
 
     def send(self, worker: WorkerHandle, request: bytes, now: float) -> None:
-        """Have a worker answer a request; if Ray does not take it, that is the reply."""
+        """Send a request to a worker; if Ray refuses it, its error becomes the reply."""
         worker.sent = now
         try:
             worker.call = worker.actor.call.remote(request)
@@ -174,7 +174,7 @@ class WorkerPool:
             worker.call = error
 
     def wait(self, seconds: float) -> list[tuple[WorkerHandle, bytes | Exception]]:
-        """Replies, and what became of calls that will never have one, as soon as there is any."""
+        """Return replies, and errors of calls that failed, as soon as there is one."""
         ray = cluster.require()
         untaken = [worker for worker in self.workers.values() if isinstance(worker.call, Exception)]
         if untaken:
@@ -210,7 +210,7 @@ class WorkerPool:
 
 
 def launch(spec: bytes, needs: Mapping[str, Any], kept: str | None) -> tuple[Any, Any]:
-    """An actor, and the placement group of its GPUs if it needs several; with a name both outlive this process."""
+    """Start an actor, with a placement group if it needs several GPUs; with a name both outlive this process."""
     ray = cluster.require()
     from seedtune.engines.ray.worker import Worker
 
@@ -228,5 +228,5 @@ def _place(worker: WorkerHandle) -> str:
 
 
 def _least_use(worker: WorkerHandle) -> tuple[bool, int]:
-    """Who goes first: those that have not started, and the newest."""
+    """Return the sort key for dismissal: workers that have not started come first, then the newest."""
     return worker.enrolled, -int(worker.name.rpartition("-")[2])

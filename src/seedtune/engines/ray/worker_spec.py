@@ -1,4 +1,4 @@
-"""What a worker is told when it starts, and which resources of Ray's it needs."""
+"""The start data of a worker, and the Ray resources it needs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from seedtune.numerics.noise import Noise
 
 
 def cores_of(config: Config) -> float:
-    """Cores of a worker: as the user says, an equal share of those that fit here, or one of a cluster."""
+    """Return a worker's cores: the user's setting, an equal share of this machine's, or one on a cluster."""
     settings = config.ray
     if settings.cpus is not None:
         return settings.cpus
@@ -24,10 +24,10 @@ def cores_of(config: Config) -> float:
 
 
 def spec_of(config: Config, noise: Noise, kind: str) -> bytes:
-    """Model, engine and noise, as a worker's constructor takes them."""
+    """Return model, engine and noise, in the form that a worker's constructor takes."""
     section = getattr(config, kind).model_dump(mode="json")
     if kind == "vllm" and config.vllm.tensor_parallel_size > 1:
-        # In a placement group vLLM would start actors of its own, one a bundle.
+        # In a placement group vLLM would start actors of its own, one per bundle.
         section.setdefault("distributed_executor_backend", "mp")
     return protocol.pack(
         {
@@ -39,31 +39,31 @@ def spec_of(config: Config, noise: Noise, kind: str) -> bytes:
 
 
 def with_products(spec: bytes, products: str) -> bytes:
-    """The same for workers that come when it is known by which products all of their kind compute."""
+    """Return the same spec for later workers, once the products of this kind of worker are known."""
     told = protocol.unpack(spec)
     told["config"][told["config"]["engine"]]["products"] = products
     return protocol.pack(told)
 
 
 def model_of(config: Config, kind: str) -> str:
-    """A folder by its whole path: workers may run elsewhere."""
+    """Return a local model folder as an absolute path: workers may run elsewhere."""
     folder = Path(config.model).expanduser()
     return str(folder.resolve()) if kind != "toy" and folder.is_dir() else config.model
 
 
 def needs_of(config: Config, kind: str, gpus: float) -> dict[str, Any]:
-    """Options of an actor, where Ray has so many GPUs in all."""
+    """Return the actor options of a worker, on a cluster with ``gpus`` GPUs in total."""
     settings = config.ray
     mine = settings.gpus
     if mine is None:
         mine = _gpus_of(config, kind) if gpus else 0.0
-    # Ray that is started here is ours alone: any number of workers may share its cores.
+    # A private Ray cluster has no other users: any number of workers may share its cores.
     needs: dict[str, Any] = {"num_cpus": 0 if settings.address is None else cores_of(config), "num_gpus": mine}
     return {**needs, "resources": dict(settings.resources)} if settings.resources else needs
 
 
 def check(config: Config, gpus: float) -> None:
-    """ConfigError for what workers cannot share, or if Ray on this machine can never have all; a cluster may grow."""
+    """Raise ConfigError for settings workers cannot share, or resources a local Ray never has (a cluster may grow)."""
     if "transformers" in config.ray.kinds and config.transformers.weights_folder is not None:
         raise ConfigError(
             f"transformers.weights_folder={config.transformers.weights_folder!r} is the file of one process, and "

@@ -28,18 +28,18 @@ from seedtune.types import UNPERTURBED, Coverage, Job, Likelihood, Member, Promp
 
 NAMES = ("layers.0.weight", "layers.1.weight")
 CERTAINTY = 0.9
-"""The probability that the next byte of an answer is the one it has."""
+"""The probability of the next byte of the model's own answer."""
 
 
 class ToyEngine:
-    """Protocol, weights and ledger of the real engines; ``model`` names (and seeds) the base weights."""
+    """An engine with the protocol, weights and ledger of the real ones; ``model`` names (and seeds) base weights."""
 
     def __init__(self, model: str, *, noise: Noise, settings: ToySettings) -> None:
         self.model, self.noise, self.settings = model, noise, settings
         self._times = EngineTimes()
 
     def load(self, snapshot: Path | None = None) -> EngineInfo:
-        """Draw the base weights, and read the current weights from ``snapshot`` if one is given."""
+        """Draw the base weights, and read the current weights from ``snapshot`` if given."""
         size, dtype, noise = self.settings.size, self.settings.dtype, self.noise
         drawn = {name: _normals(f"{self.model} {name}", size * size).reshape(size, size) * 0.5 for name in NAMES}
         self._base = {name: nearest(array.astype(np.float32), dtype) for name, array in drawn.items()}
@@ -55,15 +55,15 @@ class ToyEngine:
         return EngineInfo(self.model, base, dtype, "cpu", coverage, kept, *_arithmetic())
 
     def context_length(self) -> int | None:
-        """It reads prompts of any length."""
+        """Return None: prompts may have any length."""
         return None
 
     def prompt_lengths(self, prompts: Sequence[Prompt]) -> list[int]:
-        """A character is a token."""
+        """Return the number of characters; each is a token."""
         return [len(str(prompt.content)) for prompt in prompts]
 
     def evaluate(self, jobs: Iterable[Job]) -> Iterator[Rollout]:
-        """Every job's rollouts in order."""
+        """Yield every job's rollouts in order."""
         for job in jobs:
             time.sleep(self.settings.delay)
             for member, prompt, weights in self._rows(job):
@@ -73,7 +73,7 @@ class ToyEngine:
                     self._times.generated_tokens += len(text)
 
     def likelihoods(self, jobs: Iterable[Job]) -> Iterator[Likelihood]:
-        """Every job's likelihoods in order."""
+        """Yield every job's likelihoods in order."""
         for job in jobs:
             for member, place, weights in self._rows(job):
                 prompt = job.prompts[place]
@@ -84,7 +84,7 @@ class ToyEngine:
                     yield Likelihood(job.id, job.members[member], place, number, ids, logprobs, tokens)
 
     def _rows(self, job: Job) -> Iterator[tuple[int, int, tuple[WeightArray, WeightArray]]]:
-        """The positions of every member and prompt of a job, with the member's weights, made once."""
+        """Yield the positions of every member and prompt of a job, with the member's weights, built once per member."""
         place = self._place(self.weights.step(job.shift))
         made: dict[int, tuple[WeightArray, WeightArray]] = {}
         for member, prompt in job.pairs:
@@ -96,7 +96,7 @@ class ToyEngine:
             yield member, prompt, made[member]
 
     def _place(self, step: Update | None) -> Weights:
-        """The current weights, or a copy that has taken a step."""
+        """Return the current weights, or a copy moved by an update."""
         if step is None:
             return self.weights
         place = self.weights.part({name: array.copy() for name, array in self.weights.tensors.items()})
@@ -104,7 +104,7 @@ class ToyEngine:
         return place
 
     def _perturbed(self, place: Weights, name: str, member: Member, sigma: float) -> WeightArray:
-        """The weights of one matrix of a member perturbed from ``place``, float32 that the model's type can hold."""
+        """Return one perturbed matrix of a member around ``place``, as float32 that the model's dtype can represent."""
         dtype = self.settings.dtype
         if name not in place.tensors:
             return widen(self._base[name])
@@ -136,21 +136,21 @@ class ToyEngine:
         self._times.update += time.perf_counter() - started
 
     def norm(self, terms: Sequence[Term]) -> float:
-        """The length of an update."""
+        """Return the length of an update."""
         return self.weights.norm(terms)
 
     def drift(self) -> float:
-        """The distance between current and base weights."""
+        """Return the distance between current and base weights."""
         return self.weights.drift()
 
     def cosine(self, one: Sequence[Term], other: Sequence[Term]) -> float:
-        """The cosine between two updates."""
+        """Return the cosine between two updates."""
         return self.weights.cosine(one, other)
 
     def logprobs(
         self, prompts: Sequence[Prompt], completions: Sequence[Sequence[int]], *, base: bool = False
     ) -> list[list[float]]:
-        """A stand-in: of the byte that its own answer has at that place CERTAINTY, the others share the rest."""
+        """Return stand-in values: CERTAINTY for the byte of the model's own answer; the other bytes share the rest."""
         place = self.weights
         if base:
             place = place.part({name: self._base[name] for name in place.tensors})
@@ -159,7 +159,7 @@ class ToyEngine:
         return [_logprobs(text.encode(), ids) for text, ids in zip(texts, completions, strict=True)]
 
     def fingerprint(self) -> str:
-        """The fingerprint of the current weights."""
+        """Return the fingerprint of the current weights."""
         return self.weights.fingerprint()
 
     def snapshot(self, path: Path) -> None:
@@ -167,23 +167,23 @@ class ToyEngine:
         self.weights.save(path)
 
     def export(self, path: Path, dtype: str | None = None) -> None:
-        """``model.safetensors`` with the two matrices in their own type or ``dtype``."""
+        """Write ``model.safetensors`` with the two matrices in their own dtype or ``dtype``."""
         kept = {name: widen(self.weights.tensors.get(name, self._base[name])) for name in NAMES}
         path.mkdir(parents=True, exist_ok=True)
         arrays = {name: nearest(array, dtype or self.settings.dtype) for name, array in kept.items()}
         tensor_file.write(path / "model.safetensors", arrays)
 
     def take_times(self) -> EngineTimes:
-        """The time accounting since the last call."""
+        """Return the times and counts since the last call, and reset them."""
         taken, self._times = self._times, EngineTimes()
         return taken
 
     def close(self) -> None:
-        """Nothing to release."""
+        """Do nothing: there is nothing to release."""
 
 
 def _arithmetic() -> tuple[dict[str, Any], str]:
-    """As the ledger holds it, and for people."""
+    """Return the arithmetic for the ledger, and for display."""
     library = {"name": "numpy", "version": np.__version__}
     told = {"products": "library", "attention": "library", "device": "cpu", "library": library}
     return told, f"library (numpy {np.__version__})"
@@ -194,14 +194,14 @@ def _normals(name: str, count: int) -> WeightArray:
 
 
 def _given(prompt: Prompt) -> tuple[str, ...]:
-    """A prompt's answers; DataError if there is none, or one is empty."""
+    """Return a prompt's reference answers; DataError if it has none, or one is empty."""
     if not prompt.answers or not all(prompt.answers):
         raise DataError(f"prompt {prompt.id} has the answers {list(prompt.answers)!r}. Give it some text each.")
     return prompt.answers
 
 
 def _logprobs(text: bytes, ids: Sequence[int]) -> list[float]:
-    """Log-probabilities of bytes ``ids`` by a model that answers ``text``; behind its end all bytes are alike."""
+    """Return log-probabilities of bytes ``ids`` for a model that answers ``text``; uniform after its end."""
     own = [None if place >= len(text) else token == text[place] for place, token in enumerate(ids)]
     chances = {True: CERTAINTY, False: (1.0 - CERTAINTY) / 255, None: 1.0 / 256}
     return [math.log(chances[known]) for known in own]

@@ -23,7 +23,7 @@ from seedtune.numerics.weights import WeightArray, tensor_fingerprint
 
 @dataclass(frozen=True, slots=True)
 class ParameterRecord:
-    """What a parameter was when the model was loaded."""
+    """The properties of a parameter when the model was loaded."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -31,16 +31,16 @@ class ParameterRecord:
 
     @classmethod
     def of(cls, name: str, array: WeightArray) -> ParameterRecord:
-        """Of weights as they are in the checkpoint's precision."""
+        """Record weights given in the checkpoint's precision."""
         return cls(dtype_of(array), tuple(array.shape), tensor_fingerprint(name, array))
 
 
 class BaseWeights:
     """The base model's parameters by their Hugging Face names, in the checkpoint's precision, one at a time.
 
-    Read from the safetensors files of the model's folder, which nothing keeps in memory.  What these do not hold under
-    its name, shape and values (layouts that transformers converts while loading, other formats) comes from a copy of
-    the model, loaded when the first tensor is asked for and kept.  Either way the values are those that were loaded.
+    Read from the safetensors files of the model's folder, without keeping them in memory.  A parameter that the files
+    do not hold under its name, shape and values (layouts that transformers converts while loading, other formats) comes
+    from a copy of the model, loaded on the first such request and kept.  Either way the values equal the loaded ones.
     """
 
     def __init__(self, source: ModelSource, model: Any, device: torch.device) -> None:
@@ -50,22 +50,25 @@ class BaseWeights:
 
     @property
     def fingerprint(self) -> str:
-        """The fingerprint of every parameter in the precision of the checkpoint, tied ones once."""
+        """Return the fingerprint of every parameter in the checkpoint's precision, tied ones once."""
         return fp.to_hex(fp.combine(seen.fingerprint for seen in self._seen.values()))
 
     def __call__(self, name: str) -> Any:
-        """A tensor's base weights on the engine's device; ModelError or StorageError if the checkpoint has changed."""
+        """Return a tensor's base weights on the engine's device.
+
+        Raises ModelError or StorageError if the checkpoint has changed.
+        """
         stored = self._stored.get(name)
         array = self._copies[name] if stored is None else tensor_file.read(stored)
         return array if self._device.type == "cpu" else as_tensor(array).to(self._device)
 
     def places(self, names: Iterable[str]) -> dict[str, Stored]:
-        """Where in the checkpoint's files these parameters lie, as far as they are found there."""
+        """Return the locations of these parameters in the checkpoint's files, of those that were found there."""
         return {name: self._stored[name] for name in names if name in self._stored}
 
     @cached_property
     def _stored(self) -> dict[str, Stored]:
-        """Where in the checkpoint's files the parameters lie that are found there."""
+        """Locations in the checkpoint's files of the parameters that were found there."""
         folder, tensors = _folder(self._source), dict[str, Stored]()
         for path in sorted(folder.glob("model*.safetensors")) if folder is not None else ():
             tensors |= tensor_file.contents(path)
@@ -73,7 +76,7 @@ class BaseWeights:
         return {name: stored for name, stored in found.items() if stored is not None and self._holds(name, stored)}
 
     def _holds(self, name: str, stored: Stored) -> bool:
-        """Whether that is what was loaded."""
+        """Return whether the stored tensor has the loaded values."""
         seen = self._seen[name]
         return (stored.dtype, stored.shape) == (seen.dtype, seen.shape) and seen == ParameterRecord.of(
             name, tensor_file.read(stored)
@@ -81,7 +84,7 @@ class BaseWeights:
 
     @cached_property
     def _copies(self) -> dict[str, WeightArray]:
-        """The parameters that the files do not hold."""
+        """Copies of the parameters that the files do not hold."""
         parameters = dict(self._source.load().named_parameters())
         copies = {name: _bits_of(parameters[name]) for name in self._seen.keys() - self._stored.keys()}
         for name, array in copies.items():
@@ -99,7 +102,7 @@ def _bits_of(parameter: torch.Tensor) -> WeightArray:
 
 
 def _folder(source: ModelSource) -> Path | None:
-    """The folder with a model's files; None if it is nowhere on this machine."""
+    """Return the folder with a model's files; None if it is not on this machine."""
     folder = Path(source.location)
     if folder.is_dir():
         return folder

@@ -26,14 +26,14 @@ BUILTIN = {
 """Alias → (Python package, GGUF file in it, how to install it)."""
 
 _ABOUT = 10.0
-"""Seconds that the conversion takes on a processor of today."""
+"""Seconds that the conversion takes on a current processor."""
 
 _VERSION = 1
-"""Raised when the conversion changes, so that an old cached folder is not taken."""
+"""Version of the conversion; increased when it changes, so that old cached folders are not used."""
 
 
 def builtin_folder(alias: str) -> Path:
-    """The Hugging Face folder of a built-in model, converted on first use."""
+    """Return the Hugging Face folder of a built-in model, converted on first use."""
     name = f"{alias}-v{_VERSION}"
     for root in cache_folders.trusted():
         if (root / "models" / name).is_dir():
@@ -97,7 +97,7 @@ def _convert(folder: Path, file: str, target: Path) -> None:
 
 @contextmanager
 def _parsed_once() -> Iterator[None]:
-    """While open, a GGUF file is parsed once; transformers parses it anew for each thing that it takes from it."""
+    """While open, parse a GGUF file only once; transformers would parse it for each thing that it reads from it."""
     reader: Any = importlib.import_module("gguf")
     kept = reader.GGUFReader, reader.get_tensor_name_map
     reader.GGUFReader, reader.get_tensor_name_map = cache(kept[0]), cache(kept[1])
@@ -108,7 +108,7 @@ def _parsed_once() -> Iterator[None]:
 
 
 def _dense_options() -> dict[str, Any]:
-    """Unpack the GGUF blocks; versions of transformers without ``GgufConfig`` always do."""
+    """Return options that unpack the GGUF blocks; versions of transformers without ``GgufConfig`` always do."""
     import transformers
 
     if "GgufConfig" not in dir(transformers):
@@ -117,7 +117,7 @@ def _dense_options() -> dict[str, Any]:
 
 
 def _clean(config: Any, tokenizer: Any) -> Any:
-    """The same architecture without what the GGUF reader leaves behind (its quantisation settings)."""
+    """Return the same configuration without the leftovers of the GGUF reader (its quantisation settings)."""
     settings = config.to_dict()
     for leftover in ("quantization_config", "_name_or_path"):
         settings.pop(leftover, None)

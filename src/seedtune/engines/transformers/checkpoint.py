@@ -1,4 +1,4 @@
-"""Reading base models and writing fine-tuned ones, always under Hugging Face names."""
+"""Read base models and write fine-tuned ones, always under Hugging Face names."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from seedtune.numerics.weights import WeightArray
 
 @dataclass(frozen=True, slots=True)
 class ModelSource:
-    """Where a model comes from: the name the user gave, and what transformers is given."""
+    """The source of a model: the name that the user gave, and the one passed to transformers."""
 
     name: str
     location: str
@@ -27,7 +27,7 @@ class ModelSource:
 
     @classmethod
     def resolve(cls, name: str, *, trust_remote_code: bool = False) -> ModelSource:
-        """A built-in alias, a local folder or a Hugging Face id; ModelError if it cannot be any."""
+        """Resolve a built-in alias, a local folder or a Hugging Face id; ModelError if the name cannot be any."""
         if name in BUILTIN:
             return cls(name, str(builtin_folder(name)), trust_remote_code)
         folder = Path(name).expanduser()
@@ -40,9 +40,9 @@ class ModelSource:
         return cls(name, name, trust_remote_code)
 
     def load(self) -> Any:
-        """The model in its checkpoint's own precision, on the CPU, in memory of its own.
+        """Load the model in its checkpoint's own precision, on the CPU, in its own memory.
 
-        Tensors are copied one by one: one that is left in the memory-mapped checkpoint keeps all of it resident.
+        Tensors are copied one by one: a tensor left in the memory-mapped checkpoint would keep all of it resident.
         """
         model = self._read(AutoModelForCausalLM, dtype="auto")
         for tensor in model.state_dict(keep_vars=True).values():
@@ -69,9 +69,10 @@ class ModelSource:
 def write_model(
     source: ModelSource, tensors: Mapping[str, WeightArray], path: Path, *, dtype: str | None = None
 ) -> None:
-    """The base model with ``tensors`` (the current weights, by name) in place of its own, as a Hugging Face folder.
+    """Write the base model, with ``tensors`` (the current weights, by name) in place of its own, as a model folder.
 
-    Tensors are rounded once to the checkpoint's precision, or to ``dtype`` ("float32", "bfloat16", "float16").
+    The folder has Hugging Face's layout.  Tensors are rounded once to the checkpoint's precision, or to ``dtype``
+    ("float32", "bfloat16", "float16").
     """
     model = source.load()
     if dtype is not None:
@@ -86,6 +87,6 @@ def write_model(
 
 
 def _copy_extras(base: Path, path: Path) -> None:
-    """Licence files of a local base model travel with what is made from it."""
+    """Copy the licence files of a local base model, which must accompany derived models."""
     for file in base.glob("LICENSE*") if base.is_dir() else ():
         shutil.copyfile(file, path / file.name)

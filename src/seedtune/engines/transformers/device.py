@@ -1,4 +1,4 @@
-"""The transformers engine's settings as torch understands them."""
+"""Convert the transformers engine's settings to torch's types."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from seedtune.errors import ConfigError
 
 
 def torch_device(settings: TransformersSettings) -> torch.device:
-    """The device; ConfigError if it is not there."""
+    """Return the device; ConfigError if it is not available."""
     name = settings.device
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -23,12 +23,12 @@ def torch_device(settings: TransformersSettings) -> torch.device:
 
 
 def torch_dtype(settings: TransformersSettings, checkpoint: torch.dtype, device: torch.device) -> torch.dtype:
-    """The precision of the forward pass for a checkpoint of that precision."""
+    """Return the precision of the forward pass for a checkpoint of that precision."""
     return dtype_named(settings.dtype, checkpoint, device.type)
 
 
 def dtype_named(name: str, checkpoint: torch.dtype, device: str) -> torch.dtype:
-    """The precision that a setting names; ``auto``: the checkpoint's own, where the device computes in it."""
+    """Return the precision that a setting names; ``auto``: the checkpoint's own, if the device computes in it."""
     if name == "auto":
         return torch.float32 if device == "cpu" and checkpoint == torch.float16 else checkpoint
     chosen: torch.dtype = getattr(torch, name)

@@ -40,13 +40,13 @@ from seedtune.numerics.weights import Weights
 from seedtune.types import UNPERTURBED, Job, Likelihood, Prompt, Rollout, Sampling, Shift, Term, Update
 
 Asked = TypeVar("Asked", DecodeSequence, ForcedSequence)
-"""What a member is asked for: a completion, or how likely a given one is."""
+"""A request to a member: generate a completion, or compute the likelihood of a given one."""
 
 
 class TransformersEngine:
     """Any decoder-only causal language model, on the CPU or one CUDA device.
 
-    ``model`` is a Hugging Face id, a local folder or a built-in name; ``noise`` says how it is perturbed.
+    ``model`` is a Hugging Face id, a local folder or a built-in name; ``noise`` describes the perturbation.
     """
 
     def __init__(self, model: str, *, noise: Noise, settings: TransformersSettings) -> None:
@@ -57,7 +57,7 @@ class TransformersEngine:
         self._stale = self._loaded = False
 
     def load(self, snapshot: Path | None = None) -> EngineInfo:
-        """Read the checkpoint, put population layers in place and round the current weights into the live ones."""
+        """Read the checkpoint, install population layers and round the current weights into the live weights."""
         self.close()
         model = self.source.load().eval()
         self.tokenizer = self.source.tokenizer()
@@ -88,7 +88,7 @@ class TransformersEngine:
             seen = trace(model, lambda: self._probe(model), tokens=5, heads=2)
         unsupported.check(model, self.attention, windows)
         self._shapes = seen.shapes(model)
-        # The probe's cache has the checkpoint's precision and lies on the CPU.
+        # The probe's cache is on the CPU, in the checkpoint's precision.
         self.attention.cache = SlotCache(1, 1)
         self.perturbation = self._perturbation(model, seen)
         self.model = _cast(model, self.dtype).to(self.device)
@@ -101,7 +101,7 @@ class TransformersEngine:
         return LowRank(model, seen, noise=self.noise, anchor=self.anchor, place=place, folder=folder)
 
     def _weights_folder(self) -> Path | None:
-        """Where the current weights are mapped, if they are."""
+        """Return the folder in which the current weights are memory-mapped, if they are."""
         name = self.settings.weights_folder
         if name is None:
             return None
@@ -113,11 +113,11 @@ class TransformersEngine:
         return folder
 
     def _form(self) -> ProductForm:
-        """How live weights are multiplied; copies of them in another layout are made unless memory is to be saved."""
+        """Return how live weights are multiplied; packed copies are made unless memory must be saved."""
         return ProductForm(self.arithmetic.kind, self.device.type == "cpu" and self.noise.weights_dtype == "float32")
 
     def _products(self) -> str:
-        """For people: what multiplies, and on a CPU how fast."""
+        """Describe the matrix products for display, and on a CPU their speed."""
         line, speed = self.arithmetic.line(), None
         if self.device.type == "cpu" and self._shapes:
             speed = product_speed.measured(self._form(), self._shapes, self.dtype)
@@ -130,7 +130,7 @@ class TransformersEngine:
 
     @torch.no_grad()
     def _probe(self, model: Any) -> None:
-        """One small packed pass: two prompts of three and two tokens, two head rows."""
+        """Run one small packed pass: two prompts of three and two tokens, two head rows."""
         pack = PrefixPack(0)
         pack.add(0, (0, 1, 2), [])
         pack.add(1, (3, 4), [])
@@ -151,7 +151,7 @@ class TransformersEngine:
         return [len(tokenization.encode(tokenizer, prompt)) for prompt in prompts]
 
     def evaluate(self, jobs: Iterable[Job]) -> Iterator[Rollout]:
-        """Every job's rollouts as they finish."""
+        """Yield every job's rollouts as they finish."""
         for job in jobs:
             yield from self._evaluate(job)
 
@@ -165,7 +165,7 @@ class TransformersEngine:
             yield from self._answer(job, mine)
 
     def _batches(self, job: Job, rows: Sequence[Asked]) -> Iterator[tuple[list[int], list[Asked]]]:
-        """The members that share a batch, with what they are asked; none without."""
+        """Yield the members that share a batch, with their requests; members without requests are left out."""
         for batch in self.perturbation.batches(job.members):
             chosen = set(batch)
             mine = [row for row in rows if row.member in chosen]
@@ -173,14 +173,14 @@ class TransformersEngine:
                 yield batch, mine
 
     def likelihoods(self, jobs: Iterable[Job]) -> Iterator[Likelihood]:
-        """Every job's likelihoods, all members of a batch in the same passes."""
+        """Yield every job's likelihoods, all members of a batch in the same passes."""
         for job in jobs:
             for batch, mine in self._batches(job, forced_sequences(job, self.tokenizer, context=self.context)):
                 self._set_members(job, batch)
                 yield from map(likelihood_of, repeat(job), mine, self._forced(mine))
 
     def _forced(self, given: Sequence[ForcedSequence]) -> list[list[float]]:
-        """Log-probabilities of completions by the members that the model holds."""
+        """Return log-probabilities of completions by the members that the model holds."""
         started = time.perf_counter()
         lengths = [len(one.prompt) + len(one.completion) for one in given]
         forced = Forced(
@@ -195,7 +195,7 @@ class TransformersEngine:
         return found
 
     def _answer(self, job: Job, rows: list[DecodeSequence]) -> Iterator[Rollout]:
-        """The rollouts of members that share a batch, as they finish."""
+        """Yield the rollouts of members that share a batch, as they finish."""
         longest = max(len(row.prompt_ids) + row.limit for row in rows)
         decoder = Decoder(
             self.model,
@@ -208,14 +208,14 @@ class TransformersEngine:
             yield rollout_of(job, row, self._decode)
 
     def _set_members(self, job: Job, batch: list[int]) -> None:
-        """Live weights, or factors beside them, of a batch of members."""
+        """Set the live weights, or the factors beside them, to a batch of members."""
         started = time.perf_counter()
         self._apply_shift(job.shift)
         self.perturbation.set_members(job.members, batch, sigma=job.sigma)
         self._times.perturb += time.perf_counter() - started
 
     def _apply_shift(self, where: Shift | Update | None) -> None:
-        """Set the live weights to the current ones, or to where a shift or an update takes them."""
+        """Set the live weights to the current ones, or to the current ones moved by a shift or an update."""
         if self._stale or where != self._shift:
             self._stale = True
             self.perturbation.sync(where if isinstance(where, Update) else self.weights.step(where))
@@ -254,7 +254,7 @@ class TransformersEngine:
     def logprobs(
         self, prompts: Sequence[Prompt], completions: Sequence[Sequence[int]], *, base: bool = False
     ) -> list[list[float]]:
-        """See `Engine`; for ``base`` live weights are θ₀ until the next call."""
+        """See `Engine`; for ``base`` the live weights are θ₀ until the next call."""
         ids = [tokenization.encode(self.tokenizer, prompt) for prompt in prompts]
         tokenization.check_answers(prompts, ids, completions, context=self.context)
         self._apply_shift(BASE if base else None)
@@ -270,7 +270,7 @@ class TransformersEngine:
         self.weights.save(path)
 
     def export(self, path: Path, dtype: str | None = None) -> None:
-        """A Hugging Face folder of the current model, in the checkpoint's precision or ``dtype``."""
+        """Write a Hugging Face folder of the current model, in the checkpoint's precision or ``dtype``."""
         write_model(self.source, self.weights.tensors, path, dtype=dtype)
 
     def take_times(self) -> EngineTimes:
@@ -278,7 +278,7 @@ class TransformersEngine:
         return taken
 
     def close(self) -> None:
-        """Drop the model, its cache and its place in transformers' registry."""
+        """Release the model and its cache, and unregister from transformers."""
         if self._loaded:
             self.attention.close()
             del self.model, self.perturbation
@@ -286,7 +286,7 @@ class TransformersEngine:
 
 
 def _cast(model: Any, dtype: torch.dtype) -> Any:
-    """What the checkpoint stores, in ``dtype``; computed buffers (rotary frequencies) stay exact."""
+    """Cast the checkpoint's parameters to ``dtype``; computed buffers (rotary frequencies) stay exact."""
     stored, precision = model.state_dict(keep_vars=True), model.dtype
     for tensor in stored.values():
         tensor.data = tensor.data.to(dtype if tensor.dtype == precision else tensor.dtype)

@@ -1,12 +1,12 @@
-"""How matrix products are computed here: which kinds this processor has, which one a setting means, what to record.
+"""How matrix products are computed here: the kinds this processor has, the one a setting selects, the record of it.
 
     fma32     every output is one float32 chain of fused multiply-adds over ascending inputs: equal bits on every
               processor that has them, for any number of rows and threads
-    bf16dot   AVX512-BF16 dot products, in panels of ours
+    bf16dot   AVX512-BF16 dot products, in our own panels
     library   torch's own product (oneDNN, MKL, Accelerate, cuBLAS)
 
-The choice is a table over device, type and processor.  No timing decides it, so that two runs of one configuration
-on one machine never part.
+The choice is a table over device, type and processor.  It does not depend on timing, so that two runs of one
+configuration on one machine never diverge.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from seedtune.errors import ProductsError
 from seedtune.numerics.machine import processor
 
 VERSIONS = {"fma32": "fma32/1", "bf16dot": "bf16dot/1", "library": "library"}
-"""Kind → what the ledger calls it.  A kind whose bits change gets another number."""
+"""Kind → its name in the ledger.  A kind whose bits change gets another number."""
 
 ATTENTION = "lanes32/1"
-"""Attention, norms and dot products of low-rank terms, where they are compiled: sums in 32 lanes, on every CPU."""
+"""Attention, norms and dot products of low-rank terms, if compiled: sums in 32 lanes, on every CPU."""
 
 LIMITS = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS", "MKL_CBWR")
-"""What makes a library use fewer instructions than the processor has."""
+"""Environment variables that make a library use fewer instructions than the processor has."""
 
 
 @dataclass(frozen=True, slots=True)
 class ForwardArithmetic:
-    """What decides the bits of a forward pass, besides weights and prompts."""
+    """Everything that decides the bits of a forward pass, besides weights and prompts."""
 
     products: str
     attention: str
@@ -48,12 +48,12 @@ class ForwardArithmetic:
         return self.products.partition("/")[0]
 
     def to_json(self) -> dict[str, Any]:
-        """As the ledger holds it."""
+        """Return the entry for the ledger."""
         told = {"products": self.products, "attention": self.attention, "device": self.device}
         return told if self.library is None else {**told, "library": dict(self.library)}
 
     def line(self) -> str:
-        """For people: the kind with its tile of rows × outputs, and what it runs on."""
+        """Return a line for display: the kind with its tile of rows × outputs, and the hardware."""
         if self.library is None:
             tile = kernels.tile_of("fma32" if self.kind == "fma32" else "bf16dot")
             return f"{self.kind} {tile} ({processor.vector_name()})"
@@ -62,14 +62,14 @@ class ForwardArithmetic:
 
 
 def available(dtype: torch.dtype, device: torch.device) -> tuple[str, ...]:
-    """The kinds that can be had here, the one that ``auto`` takes first."""
+    """Return the kinds available here, in the order in which ``auto`` prefers them."""
     ours = tuple(kind for kind, lacking in _LACKING.items() if lacking(dtype, device) is None)
     tiles = dtype == torch.bfloat16 and device.type == "cpu" and "amx-bf16" in processor.features()
     return ("library", *ours) if tiles else (*ours, "library")
 
 
 def resolve(wanted: str, dtype: torch.dtype, device: torch.device) -> ForwardArithmetic:
-    """What a setting means here; ProductsError says why a kind cannot be had, and what can."""
+    """Return the arithmetic that a setting selects; ProductsError names why a kind is unavailable, and the others."""
     can = available(dtype, device)
     kind = can[0] if wanted == "auto" else wanted
     if kind not in can:
@@ -83,7 +83,7 @@ def resolve(wanted: str, dtype: torch.dtype, device: torch.device) -> ForwardAri
 
 
 def _no_dot(dtype: torch.dtype, device: torch.device) -> str | None:
-    """What is lacking for bf16dot, if anything is."""
+    """Return the missing requirement of bf16dot, if any."""
     if device.type != "cpu":
         return f"is for a CPU, but the device is {device}"
     if dtype != torch.bfloat16:
@@ -94,7 +94,7 @@ def _no_dot(dtype: torch.dtype, device: torch.device) -> str | None:
 
 
 def _no_fma(dtype: torch.dtype, device: torch.device) -> str | None:
-    """What is lacking for fma32, if anything is."""
+    """Return the missing requirement of fma32, if any."""
     if device.type != "cpu":
         return f"is for a CPU, but the device is {device}"
     if dtype not in (torch.float32, torch.bfloat16):
@@ -105,7 +105,7 @@ def _no_fma(dtype: torch.dtype, device: torch.device) -> str | None:
 
 
 _LACKING: dict[str, Callable[[torch.dtype, torch.device], str | None]] = {"bf16dot": _no_dot, "fma32": _no_fma}
-"""Our kinds, the fastest first, and why each cannot be had."""
+"""Our own kinds, the fastest first, and why each is unavailable."""
 
 
 def _named(dtype: torch.dtype) -> str:
@@ -113,7 +113,7 @@ def _named(dtype: torch.dtype) -> str:
 
 
 def device_name(device: torch.device) -> str:
-    """A device by what decides its arithmetic: "cpu", "cuda sm_90", "cuda gfx942"."""
+    """Return a device's name with what decides its arithmetic: "cpu", "cuda sm_90", "cuda gfx942"."""
     if device.type != "cuda":
         return device.type
     if torch.version.hip is not None:
@@ -123,7 +123,7 @@ def device_name(device: torch.device) -> str:
 
 
 def library_of(device: torch.device) -> dict[str, Any]:
-    """Torch and the libraries in it; on a CPU also instructions and threads, which decide the order of sums."""
+    """Return torch and its libraries; on a CPU also instructions and threads, which decide the order of sums."""
     torch_itself = {"name": "torch", "version": str(torch.__version__)}
     if device.type != "cpu":
         runtime = {"cuda": torch.version.cuda, "hip": torch.version.hip} if device.type == "cuda" else {}
@@ -139,7 +139,7 @@ def library_of(device: torch.device) -> dict[str, Any]:
 
 
 def _instructions() -> str:
-    """Torch's own, and the widest of the processor, from which its libraries choose."""
+    """Return torch's own instructions, and the widest of the processor, from which torch's libraries choose."""
     return f"{torch.backends.cpu.get_cpu_capability()} on {processor.vector_name()}"
 
 
@@ -151,6 +151,6 @@ _LIBRARIES = {
 
 
 def libraries_in(told: str) -> dict[str, str]:
-    """The versions of the libraries that torch says it was built with."""
+    """Return the versions of the libraries that torch reports it was built with."""
     found = {name: re.search(pattern, told) for name, pattern in _LIBRARIES.items()}
     return {name: match[1] for name, match in found.items() if match is not None}

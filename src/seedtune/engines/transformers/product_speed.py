@@ -1,7 +1,7 @@
-"""How fast this processor multiplies, measured for a moment when a model is loaded: it informs and warns, no more.
+"""Measure briefly, when a model is loaded, how fast this processor multiplies: for information and warnings only.
 
-Which product is taken is decided by a table (`arithmetic`); a timing that decided would part two runs of one
-configuration.
+A table (`product_choice`) decides which product is used; a decision by timing could make two runs of one
+configuration diverge.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ ProductShape = tuple[int, int]
 
 ROWS = (4, 32, 128)
 SECONDS = 0.3
-"""The most that it takes, beside what is under way when they are over."""
+"""Maximum seconds of the measurement, plus the product in progress when they are over."""
 REPEATS = 3
 MOST_OUTPUTS, MOST_INPUTS = 1024, 4096
-"""Of larger weights a part is multiplied."""
+"""Of larger weights only a part is multiplied."""
 WORTH = 1.3
-"""From this ratio of speeds on another product is worth a warning."""
+"""Ratio of speeds from which another product is worth a warning."""
 LARGE = 1 << 16
-"""Elements of a weight from which that is said: of smaller ones calling takes as long as multiplying."""
+"""Minimum elements of a weight for that warning: for smaller ones the call takes as long as the product."""
 
 
 def measured(form: ProductForm, shapes: Sequence[ProductShape], dtype: torch.dtype) -> float | None:
-    """GFLOP/s of this form at 128 rows over the two largest shapes; None if the time was too short to say.
+    """Return GFLOP/s of this form at 128 rows over the two largest shapes; None if the time was too short.
 
-    Logs a warning, once in a process, where torch's own product is faster by `WORTH` over all row counts.
+    Logs a warning, once per process, if torch's own product is faster by `WORTH` over all row counts.
     """
     largest = sorted(set(shapes), key=lambda shape: shape[0] * shape[1])[-2:]
     return _measured(form, tuple((min(n, MOST_OUTPUTS), min(k, MOST_INPUTS)) for n, k in largest), dtype)
@@ -62,7 +62,7 @@ def _measured(form: ProductForm, shapes: tuple[ProductShape, ...], dtype: torch.
 def _times(
     forms: Sequence[ProductForm], shapes: Sequence[ProductShape], dtype: torch.dtype
 ) -> list[list[float]] | None:
-    """Of each form, seconds for all shapes at each number of rows, the least of some; None if time ran out."""
+    """Return each form's seconds for all shapes at each number of rows, minimum of several; None if time ran out."""
     source, found = torch.Generator().manual_seed(0), [[0.0] * len(ROWS) for _ in forms]
     _compile(forms, dtype)
     deadline = time.perf_counter() + SECONDS
@@ -81,7 +81,7 @@ def _times(
 
 
 def _compile(forms: Sequence[ProductForm], dtype: torch.dtype) -> None:
-    """Have products compiled that have not been used yet."""
+    """Compile products that have not been used yet."""
     for form in forms:
         live = LiveWeight(None, form)
         live.set(torch.zeros(2, 2, dtype=dtype))

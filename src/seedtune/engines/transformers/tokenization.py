@@ -1,4 +1,4 @@
-"""From prompts to token ids: chat messages through the model's template, plain text as it is."""
+"""Tokenise prompts: chat messages through the model's template, plain text unchanged."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from seedtune.types import Message, Prompt
 
 
 def encode(tokenizer: Any, prompt: Prompt) -> list[int]:
-    """The prompt's token ids; DataError if the model has no chat template or nothing is left."""
+    """Return the prompt's token ids; DataError if the model has no chat template or no tokens are left."""
     content = prompt.content
     ids = _plain(tokenizer, content) if isinstance(content, str) else _render(tokenizer, prompt, content)
     if not ids:
@@ -44,13 +44,13 @@ def _render(tokenizer: Any, prompt: Prompt, content: Sequence[Message]) -> list[
 
 
 def context_of(config: Any) -> int | None:
-    """Tokens that a model of this configuration can attend to; None if it does not say."""
+    """Return the maximum context of a model with this configuration; None if it does not say."""
     context: int | None = getattr(config.get_text_config(), "max_position_embeddings", None)
     return context
 
 
 def check_same(own: Any, given: Any) -> None:
-    """ConfigError if a given tokenizer does something else than the model's own (padding aside)."""
+    """Raise ConfigError if a given tokenizer does not behave like the model's own (padding aside)."""
     try:
         same = given.get_vocab() == own.get_vocab() and given.chat_template == own.chat_template
     except AttributeError:
@@ -63,9 +63,10 @@ def check_same(own: Any, given: Any) -> None:
 
 
 def limits(prompts: Sequence[Prompt], ids: Sequence[list[int]], *, most: int, context: int | None) -> list[int]:
-    """New tokens of each prompt, ``most`` at the most; DataError for one whose limit exceeds the model's context.
+    """Return the maximum new tokens of each prompt, at most ``most``.
 
-    A later turn of a conversation gets what room is left, which may be none.
+    A later turn of a conversation gets the remaining context, which may be zero.  Raises DataError for a prompt whose
+    limit exceeds the model's context.
     """
     wanted = [most if prompt.max_tokens is None else min(most, prompt.max_tokens) for prompt in prompts]
     if context is None:
@@ -84,7 +85,7 @@ def limits(prompts: Sequence[Prompt], ids: Sequence[list[int]], *, most: int, co
 def check_answers(
     prompts: Sequence[Prompt], ids: Sequence[list[int]], answers: Sequence[Sequence[int]], *, context: int | None
 ) -> None:
-    """DataError for the first answer that, behind its prompt, exceeds the model's context."""
+    """Raise DataError for the first answer that, together with its prompt, exceeds the model's context."""
     for prompt, tokens, answer in zip(prompts, ids, answers, strict=True):
         if context is not None and len(tokens) + len(answer) > context:
             raise DataError(
@@ -94,7 +95,7 @@ def check_answers(
 
 
 def encode_answers(tokenizer: Any, prompt: Prompt) -> list[list[int]]:
-    """The token ids of a prompt's answers, each by itself; DataError if there is none, or one has no tokens."""
+    """Return the token ids of a prompt's answers, each by itself; DataError if it has none, or one has no tokens."""
     found = [list(tokenizer(answer, add_special_tokens=False)["input_ids"]) for answer in prompt.answers]
     if not found or not all(found):
         raise DataError(f"prompt {prompt.id} has the answers {list(prompt.answers)!r}. Give it some text each.")
@@ -102,7 +103,7 @@ def encode_answers(tokenizer: Any, prompt: Prompt) -> list[list[int]]:
 
 
 def end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
-    """The ids that end a turn, from the generation config and the tokenizer."""
+    """Return the ids that end a turn, from the generation config and the tokenizer."""
     configured = model.generation_config.eos_token_id if model.generation_config is not None else None
     listed = configured if isinstance(configured, list) else [configured]
     return frozenset(int(token) for token in [*listed, tokenizer.eos_token_id] if token is not None)

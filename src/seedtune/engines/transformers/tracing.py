@@ -1,4 +1,4 @@
-"""Which linear layers a model runs, how often, and which of them read the same input."""
+"""Trace the linear layers that a model runs, how often, and which of them read the same input."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 EXPERT = re.compile(r"(^|\.)experts\.\d+\.")
-"""A routed expert runs on the tokens sent to it, even if the probe happened to send it all of them."""
+"""Matches routed experts: an expert runs on the tokens sent to it, even if the probe sent it all of them."""
 
 
 @dataclass(slots=True)
 class LayerCall:
-    """One call of a linear layer seen while tracing: which input object, and how many rows."""
+    """One call of a linear layer seen while tracing: the input object, and the number of rows."""
 
     name: str
     input: Tensor
@@ -23,12 +23,12 @@ class LayerCall:
 
 
 def is_linear(module: nn.Module) -> bool:
-    """A plain ``nn.Linear`` or ``Conv1D``; subclasses with a product of their own are left alone."""
+    """Return whether a module is a plain ``nn.Linear`` or ``Conv1D``; subclasses with their own product are not."""
     return type(module) in (nn.Linear, Conv1D)
 
 
 def replace_module(model: Any, name: str, module: nn.Module) -> None:
-    """Put ``module`` where ``model`` has the module of that dotted name."""
+    """Put ``module`` in place of the module of ``model`` with that dotted name."""
     owner, _, leaf = name.rpartition(".")
     setattr(model.get_submodule(owner), leaf, module)
 
@@ -42,14 +42,14 @@ class Trace:
     heads: int
 
     def shapes(self, model: Any) -> list[tuple[int, int]]:
-        """(outputs, inputs) of every layer that was called."""
+        """Return (outputs, inputs) of every layer that was called."""
         layers = [model.get_submodule(name) for name in dict.fromkeys(call.name for call in self.calls)]
         sizes = [(tuple(layer.weight.shape), isinstance(layer, Conv1D)) for layer in layers]
         return [(size[1], size[0]) if turned else size for size, turned in sizes]
 
 
 def trace(model: Any, run: Any, *, tokens: int, heads: int) -> Trace:
-    """What ``run()``, a pass of that many tokens and head rows, calls, in order."""
+    """Return the calls of ``run()``, a pass of that many tokens and head rows, in order."""
     calls: list[LayerCall] = []
 
     def hook(name: str) -> Any:
@@ -69,7 +69,7 @@ def trace(model: Any, run: Any, *, tokens: int, heads: int) -> Trace:
 
 
 def group_calls(calls: list[LayerCall]) -> list[list[str]]:
-    """Names of layers called one after the other with the same input object; a layer called twice stands alone."""
+    """Group names of layers called in sequence with the same input object; a layer called twice stays alone."""
     counts: dict[str, int] = {}
     for call in calls:
         counts[call.name] = counts.get(call.name, 0) + 1

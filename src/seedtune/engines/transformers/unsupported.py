@@ -1,4 +1,4 @@
-"""Models that a packed batch would run wrongly are refused when they are loaded, never run in silence."""
+"""Refuse models at load time that a packed batch would run wrongly, instead of running them silently."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from seedtune.errors import ModelError
 
 @dataclass(slots=True)
 class Windows:
-    """Window sizes a model asked its masks for, and those it gave to its attention layers."""
+    """Window sizes that a model requested for its masks, and those it passed to its attention layers."""
 
     asked: set[int] = field(default_factory=set)
     given: set[int] = field(default_factory=set)
@@ -23,7 +23,7 @@ class Windows:
 
 @contextmanager
 def observed(attention: SlotAttention) -> Iterator[Windows]:
-    """While open, notes the windows of every mask and of every call of ``attention``."""
+    """While open, record the windows of every mask and of every call of ``attention``."""
     seen = Windows()
 
     def mask(*_: Any, local_size: int | None = None, **__: Any) -> None:
@@ -40,13 +40,13 @@ def observed(attention: SlotAttention) -> Iterator[Windows]:
     try:
         yield seen
     finally:
-        # With a mask function registered, transformers would prepare masks in every pass that nobody reads.
+        # With a mask function registered, transformers would prepare unused masks in every pass.
         AttentionMaskInterface._global_mapping.pop(attention.name, None)
         AttentionInterface.register(attention.name, attention)
 
 
 def check(model: Any, attention: SlotAttention, seen: Windows) -> None:
-    """ModelError unless every layer's memory is an attention cache and every window reaches its attention."""
+    """Raise ModelError unless every layer's memory is an attention cache and every window reaches its attention."""
     name, layers = type(model).__name__, model.config.get_text_config().num_hidden_layers
     if seen.asked - seen.given:
         size = min(seen.asked - seen.given)

@@ -1,1 +1,1 @@
-"""The engine on vLLM: continuous batching, tensor parallelism, members as weights or as adapters."""
+"""The engine on vLLM: continuous batching, tensor parallelism, members as weights or as LoRA adapters."""

@@ -1,4 +1,4 @@
-"""The base model as the workers know it: which tensors train, where their values lie, and what it is called."""
+"""The base model as described to the workers: its trainable tensors, the location of their values, and its name."""
 
 from __future__ import annotations
 
@@ -25,36 +25,36 @@ from seedtune.types import Coverage
 HEAD = "lm_head.weight"
 
 Scratch = Callable[[], Path]
-"""Makes a folder that stays until the engine is gone."""
+"""Creates a folder that exists until the engine is closed."""
 
 
 @dataclass(frozen=True, slots=True)
 class BaseModelInfo:
-    """What is kept of the checkpoint once it has been read."""
+    """The facts kept about the checkpoint after it has been read."""
 
     fingerprint: str
     coverage: Coverage
     dtype: torch.dtype
-    """The checkpoint's."""
+    """The checkpoint's dtype."""
     shapes: dict[str, tuple[int, ...]]
-    """Of the tensors that train, by Hugging Face name."""
+    """Shapes of the trainable tensors, by Hugging Face name."""
     others: dict[str, tuple[int, ...]]
-    """Of the model's other tensors: vLLM must hold these as they are."""
+    """Shapes of the model's other tensors, which vLLM must hold unchanged."""
     places: dict[str, Stored]
-    """Where the values of all lie."""
+    """Where the values of all tensors are stored."""
     context: int | None
     eos: frozenset[int]
     lora_head: bool
-    """Whether members' adapters reach the output head, for which vLLM knows them only where it writes tokens."""
+    """Whether members' adapters reach the output head; vLLM then supports them only for generated tokens."""
 
     @property
     def size(self) -> int:
-        """Elements of the tensors that train."""
+        """Number of elements of the trainable tensors."""
         return sum(torch.Size(shape).numel() for shape in self.shapes.values())
 
     @classmethod
     def read(cls, source: ModelSource, noise: Noise, *, tokenizer: Any, scratch: Scratch) -> BaseModelInfo:
-        """Load the checkpoint and describe it; values that its files do not hold as they are go into ``scratch``."""
+        """Load the checkpoint and describe it; values that differ from the files' are written into ``scratch``."""
         model = source.load().eval()
         parameters = dict(model.named_parameters())
         trainable = select(parameters, noise.trainable, noise.freeze)
@@ -75,13 +75,13 @@ class BaseModelInfo:
             tokenization.end_tokens(model, tokenizer),
             model.dtype,
         )
-        del model, parameters  # its memory, before values are copied
+        del model, parameters  # frees the model's memory before values are copied
         places = _places(anchor, [*shapes, *every], scratch)
         return cls(anchor.fingerprint, coverage, dtype, shapes, every, places, context, eos, lora_head)
 
 
 def _lora_weights(model: Any, trainable: list[str], noise: Noise) -> list[str]:
-    """The weights of linear layers that LoRA adapters can be added to."""
+    """Return the weights of linear layers that support LoRA adapters."""
     names = linear_weights(model, set(trainable))
     if not names:
         raise ConfigError(

@@ -1,7 +1,7 @@
-"""What depends on vLLM's version: the names that move between releases, in this one file.
+"""Everything that depends on vLLM's version: names that move between releases, collected in this one file.
 
 Tested versions are in `VERSIONS`.  The CPU build packs linear weights when a model is loaded and leaves empty
-parameters behind; `keep_weights` makes it keep them, and `repack` brings the packed copies up to date.
+parameters behind; `keep_weights` makes it keep them, and `packers` gives what updates the packed copies.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ VERSIONS = {
     "0.31": "CPU build: all tests. Never run on a GPU.",
     "0.32": "CPU build: all tests. Never run on a GPU.",
 }
-"""Version of vLLM (two numbers) → what is known about it."""
+"""vLLM version (two numbers) → what is known about it."""
 
 INSTALL = f"pip install 'vllm=={list(VERSIONS)[-1]}.*'"
 
 NEEDED = {
-    # In this process requests, results and weights are a function call away.
+    # In-process requests, results and weights are plain function calls.
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-    # The other runner has another interface for logits processors.
+    # The other runner has a different interface for logits processors.
     "VLLM_USE_V2_MODEL_RUNNER": "0",
 }
-"""Set before vLLM is imported; other values are refused."""
+"""Environment set before vLLM is imported; other values are refused."""
 
 ENVIRONMENT = {
     "VLLM_LOGGING_LEVEL": "ERROR",
@@ -44,14 +44,14 @@ ENVIRONMENT = {
     # Several ranks (or other processes) may share the cores of one memory node.
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
 }
-"""Set before vLLM is imported, unless the user has set them."""
+"""Environment set before vLLM is imported, unless the user has set it."""
 
 Module = Any
-"""A torch module of vLLM's."""
+"""A torch module of vLLM."""
 
 
 def require() -> ModuleType:
-    """The module ``vllm``; MissingExtraError or ConfigError if it is not there or of a version that was not tested."""
+    """Return the module ``vllm``; MissingExtraError if it is not installed, ConfigError for an untested version."""
     if importlib.util.find_spec("vllm") is None:
         raise MissingExtraError("engine=vllm", INSTALL)
     for name, value in {**NEEDED, **ENVIRONMENT}.items():
@@ -76,13 +76,13 @@ def require() -> ModuleType:
 
 
 def context_of(core: Any) -> int:
-    """Tokens of a prompt and its completion at the most."""
+    """Return the maximum number of tokens of prompt plus completion."""
     length: int = core.model_config.max_model_len
     return length
 
 
 def option_names() -> set[str]:
-    """The names of vLLM's engine arguments."""
+    """Return the names of vLLM's engine arguments."""
     with quiet():
         from vllm.engine.arg_utils import EngineArgs
 
@@ -90,7 +90,7 @@ def option_names() -> set[str]:
 
 
 def start(arguments: Mapping[str, Any]) -> Any:
-    """A running engine core with its workers."""
+    """Return a running engine core with its workers."""
     with quiet():
         from vllm.engine.arg_utils import EngineArgs
         from vllm.v1.engine.llm_engine import LLMEngine
@@ -98,16 +98,16 @@ def start(arguments: Mapping[str, Any]) -> Any:
         close_queues()
         with threads_of_ranks(int(arguments.get("tensor_parallel_size", 1))):
             core = LLMEngine.from_engine_args(EngineArgs(**arguments))
-    # vLLM's own way to end also ends the process group, which other engines in this process may still need: see `stop`.
+    # vLLM's own shutdown also ends the process group, which other engines in this process may still need: see `stop`.
     core.engine_core._finalizer.detach()
     return core
 
 
 @contextmanager
 def threads_of_ranks(ranks: int) -> Iterator[None]:
-    """While open, processes that are started compute on an equal share of the threads that fit.
+    """While open, give each started process an equal share of the threads that fit.
 
-    Only several ranks on the CPU need it, and ``OMP_NUM_THREADS`` stands where a user has set it.
+    Only several ranks on the CPU need it; an ``OMP_NUM_THREADS`` set by the user stays.
     """
     if ranks == 1 or "OMP_NUM_THREADS" in os.environ or not on_cpu():
         yield
@@ -121,7 +121,7 @@ def threads_of_ranks(ranks: int) -> Iterator[None]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """While open, nobody hears that vLLM and its imports use deprecated names: no user can change that."""
+    """While open, silence deprecation warnings of vLLM and its imports: users cannot fix them."""
     with warnings.catch_warnings():
         for kind in (DeprecationWarning, FutureWarning):
             warnings.simplefilter("ignore", kind)
@@ -129,9 +129,9 @@ def quiet() -> Iterator[None]:
 
 
 def pass_over_llvmlite() -> None:
-    """Let vLLM look for its kernels in all modules but llvmlite's, whose functions have any attribute it asks for.
+    """Exclude llvmlite's modules from vLLM's search for kernels: their functions have any requested attribute.
 
-    Must run before a worker is made, in its process.
+    Must run before a worker is created, in its process.
     """
     with quiet():
         from vllm.triton_utils import dispatcher
@@ -153,14 +153,14 @@ def pass_over_llvmlite() -> None:
 
 
 def stop(core: Any) -> None:
-    """End its worker processes and give back what it holds."""
+    """End an engine core's worker processes and release its resources."""
     core.engine_core.engine_core.model_executor.shutdown()
     core.engine_core.engine_core.scheduler.shutdown()
     gc.unfreeze()
 
 
 def close_queues() -> None:
-    """Let the queues to worker processes close their sockets when they are collected, as they do from 0.32 on.
+    """Let the queues to worker processes close their sockets when they are collected, as from version 0.32 on.
 
     Before, sockets were left to the garbage collector, which warns of each and may wait for ever.
     """
@@ -171,7 +171,7 @@ def close_queues() -> None:
         return
 
     def closing(queue: Any) -> None:
-        shutdown(queue)  # another thread may still read from it
+        shutdown(queue)  # another thread may still read from the queue
         if "_seedtune_end" not in vars(queue):
             queue._seedtune_end = weakref.finalize(queue, _close, _sockets(queue))
 
@@ -195,19 +195,19 @@ def _close(sockets: list[Any]) -> None:
 
 
 def abort(core: Any, requests: Sequence[str]) -> None:
-    """Forget requests; their ids are the ones that ``add_request`` returned."""
+    """Abort requests, given the ids that ``add_request`` returned."""
     core.abort_request(list(requests), internal=True)
 
 
 def on_cpu() -> bool:
-    """Whether this build of vLLM computes on the CPU."""
+    """Return whether this build of vLLM computes on the CPU."""
     from vllm.platforms import current_platform
 
     return bool(current_platform.is_cpu())
 
 
 def device_name() -> str:
-    """The device by what decides its arithmetic, such as "cpu" or "cuda sm_90"."""
+    """Return the device's name with what decides its arithmetic, such as "cpu" or "cuda sm_90"."""
     from vllm.platforms import current_platform
 
     capability = None if on_cpu() else current_platform.get_device_capability()
@@ -217,7 +217,7 @@ def device_name() -> str:
 
 
 def library() -> dict[str, Any]:
-    """What computes: vLLM and torch, and on a CPU the instructions and threads, which decide the order of sums."""
+    """Return the versions of vLLM and torch, and on a CPU instructions and threads, which decide the order of sums."""
     import torch
     import vllm
 
@@ -228,7 +228,7 @@ def library() -> dict[str, Any]:
 
 
 def device_memory() -> int:
-    """Bytes of the first GPU's memory, without a context on it in this process."""
+    """Return the bytes of the first GPU's memory, without creating a context on it in this process."""
     from vllm.platforms import current_platform
 
     total: int = current_platform.get_device_total_memory()
@@ -236,9 +236,9 @@ def device_memory() -> int:
 
 
 def count_ranks_plainly() -> None:
-    """Count the ranks of tokens, which come with log-probabilities, by torch operations.
+    """Count the ranks of tokens, which vLLM returns with log-probabilities, by torch operations.
 
-    vLLM compiles that function, for half a minute in every process where there is no GPU; nobody here reads ranks.
+    vLLM compiles that function, for half a minute in every process without a GPU; this engine never reads ranks.
     """
     with quiet():
         from vllm.v1.sample import sampler
@@ -253,7 +253,7 @@ def count_ranks_plainly() -> None:
 
 
 def keep_weights() -> None:
-    """Let the CPU build keep the weights that it packs; must run before a model is loaded."""
+    """Make the CPU build keep the weights that it packs; must run before a model is loaded."""
     from vllm.model_executor.layers import utils
 
     pack = utils.dispatch_cpu_unquantized_gemm
@@ -268,12 +268,12 @@ def keep_weights() -> None:
 
 
 def packers(model: Module) -> list[Callable[[], None]]:
-    """What packs every packed layer's weights again, after they have changed."""
+    """Return functions that repack every packed layer's weights after they have changed."""
     return [vars(layer)["_seedtune_pack"] for layer in model.modules() if "_seedtune_pack" in vars(layer)]
 
 
 def check_packed(model: Module) -> list[str]:
-    """Linear layers of a CPU build that read a copy of their weights that nobody would bring up to date."""
+    """Return linear layers of a CPU build that read a copy of their weights that could not be updated."""
     return [
         name
         for name, layer in model.named_modules()
@@ -282,19 +282,19 @@ def check_packed(model: Module) -> list[str]:
 
 
 def fused_names(model: Module) -> dict[str, tuple[str, ...]]:
-    """Last name of a fused module → those of the tensors in it."""
+    """Map the last name of a fused module to the names of its tensors."""
     mapping = getattr(model, "packed_modules_mapping", {})
     return {name: tuple(parts) for name, parts in mapping.items()}
 
 
 def splits_of(model: Module) -> dict[str, Split]:
-    """How every module of a model that divides its weights does so."""
+    """Return the split of every module of a model that divides its weights."""
     found = {name.replace(".base_layer", ""): split_of(module) for name, module in model.named_modules()}
     return {name: split for name, split in found.items() if split is not None}
 
 
 def split_of(module: Module) -> Split | None:
-    """How a layer divides its weights between fused tensors and ranks; None for one that does not."""
+    """Return how a layer divides its weights between fused tensors and ranks; None if it does not."""
     from vllm.model_executor.layers import linear
     from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
 
@@ -314,7 +314,7 @@ def split_of(module: Module) -> Split | None:
 
 
 def _attention(module: Module) -> Split:
-    """Queries are divided by heads; keys and values, too, or several ranks have the same."""
+    """Split queries by heads; split keys and values, too, or replicate them on several ranks."""
     copies = module.num_kv_head_replicas
     queries = _heads(module.total_num_heads, module.head_size, module.num_heads, module.tp_rank)
     keys, values = (
@@ -335,7 +335,7 @@ def _nth(whole: int, index: int, count: int) -> Run:
 
 
 def logits_processor() -> type:
-    """The class that processors of logits inherit from."""
+    """Return the base class of logits processors."""
     with quiet():
         from vllm.v1.sample.logits_processor import LogitsProcessor
 
@@ -343,7 +343,7 @@ def logits_processor() -> type:
 
 
 def follow(rows: dict[int, Any], changes: Any, new: Callable[[Any, Any, list[int]], Any]) -> None:
-    """Keep ``rows`` of a batch up to date with requests that come, go and move."""
+    """Update ``rows`` of a batch for requests that were added, removed or moved."""
     from vllm.v1.sample.logits_processor import process_dict_updates
 
     process_dict_updates(rows, changes, new)
@@ -353,20 +353,20 @@ def follow(rows: dict[int, Any], changes: Any, new: Callable[[Any, Any, list[int
 
 
 def make_loras(worker: Any, load: Callable[[int, str], Any]) -> None:
-    """Let the worker ask ``load(id, name)`` for adapters, from none on, instead of looking for files."""
+    """Make the worker load adapters, initially none, by ``load(id, name)`` instead of from files."""
     manager = worker.model_runner.lora_manager
     manager.remove_all_adapters()
     manager._load_adapter = lambda request: load(request.lora_int_id, request.lora_name)
 
 
 def lora_modules(worker: Any) -> set[str]:
-    """The modules that LoRA adapters can be added to, by the names that tensors of checkpoints have."""
+    """Return the modules that support LoRA adapters, by their names in checkpoints."""
     manager = worker.model_runner.lora_manager._adapter_manager
     return {part for name in manager.modules for part in manager.packed_modules.get(name, [name])}
 
 
 def lora_model(number: int, rank: int, factors: Mapping[str, tuple[Any, Any]]) -> Any:
-    """An adapter W + B·A for the modules in ``factors``: name → (A (rank, inputs), B (outputs, rank))."""
+    """Return an adapter W + B·A for the modules in ``factors``: name → (A (rank, inputs), B (outputs, rank))."""
     from vllm.lora.lora_model import LoRAModel
     from vllm.lora.lora_weights import LoRALayerWeights
 
@@ -375,19 +375,19 @@ def lora_model(number: int, rank: int, factors: Mapping[str, tuple[Any, Any]]) -
 
 
 def unperturbed_needs_lora() -> bool:
-    """Whether requests without an adapter must have one that does nothing: on the CPU they get the last slot's."""
+    """Return whether requests without an adapter need a zero adapter: on the CPU they get the last slot's."""
     return on_cpu()
 
 
 def lora_request(number: int, name: str) -> Any:
-    """What a request that asks for that adapter carries."""
+    """Return the LoRA request for an adapter."""
     from vllm.lora.request import LoRARequest
 
     return LoRARequest(lora_name=name, lora_int_id=number, lora_path="seedtune")
 
 
 def lora_rank(rank: int) -> int:
-    """The smallest room for adapters of that rank that vLLM offers."""
+    """Return the smallest ``max_lora_rank`` of vLLM that holds adapters of that rank."""
     from typing import get_args
 
     from vllm.config.lora import MaxLoRARanks

@@ -33,7 +33,7 @@ from seedtune.types import UNPERTURBED, Job, Likelihood, Member, Prompt, Rollout
 
 NOWHERE = Update(0, ())
 NUMBERS = 1 << 16
-"""Adapters whose numbers are remembered; of one that is forgotten another is made."""
+"""Adapters whose numbers are kept; an adapter dropped from this cache is created again under a new number."""
 
 Asked = TypeVar("Asked", DecodeSequence, ForcedSequence)
 FILE = "weights.safetensors"
@@ -42,8 +42,8 @@ FILE = "weights.safetensors"
 class VllmEngine:
     """A decoder-only model in vLLM.  ``model`` is a Hugging Face id, a local folder or a built-in name.
 
-    ``gaussian``: one member after the other is written over the live weights, and answers all prompts of its job in one
-    batch.  ``lowrank``: members are adapters, and all members of all jobs answer in one continuous batch.
+    ``gaussian``: each member in turn is written over the live weights, and answers all prompts of its job in one
+    batch.  ``lowrank``: members are LoRA adapters, and all members of all jobs answer in one continuous batch.
     """
 
     def __init__(self, model: str, *, noise: Noise, settings: VllmSettings) -> None:
@@ -66,7 +66,7 @@ class VllmEngine:
         """Read the checkpoint, start vLLM unless it runs, and give every rank its part of the current weights."""
         try:
             return self._load(snapshot)
-        except StorageError:  # another snapshot may do, and starting vLLM takes long
+        except StorageError:  # another snapshot may load, and starting vLLM takes long
             self._forget_scratch()
             raise
         except SeedtuneError:
@@ -98,7 +98,7 @@ class VllmEngine:
         return EngineInfo(*names, base_model.coverage, self._kept, *self._arithmetic())
 
     def _arithmetic(self) -> tuple[dict[str, Any], str]:
-        """As the ledger holds it, and for people."""
+        """Return the arithmetic for the ledger, and for display."""
         library = compat.library() | {"tensor_parallel_size": self.settings.tensor_parallel_size}
         told = {"products": "library", "attention": "library", "device": compat.device_name(), "library": library}
         return told, f"library (vLLM {library['version']}, on {told['device']})"
@@ -148,8 +148,8 @@ class VllmEngine:
     # ------------------------------------------------------------------------------------------ members
 
     def evaluate(self, jobs: Iterable[Job]) -> Iterator[Rollout]:
-        """Every job's rollouts as they finish."""
-        self._current = False  # nothing is cached of an earlier call: what a job is told does not depend on that
+        """Yield every job's rollouts as they finish."""
+        self._current = False  # an earlier call leaves no cached state: a job's results do not depend on it
         for wave in self._waves(jobs, self._rows):
             yield from (rollout_of(job, row, self._decode) for job, row in wave if row.finish is not None)
             listed = [(job, row) for job, row in wave if row.finish is None]
@@ -158,7 +158,7 @@ class VllmEngine:
                 yield from self._answers(listed)
 
     def _waves(self, jobs: Iterable[Job], asked: Callable[[Job], list[Asked]]) -> Iterator[list[tuple[Job, Asked]]]:
-        """What can be in one batch, of all that is ``asked`` of jobs: a member's, or all members' at one place."""
+        """Yield groups of requests that fit in one batch: one member's, or all members' with the same shift."""
         if self.noise.perturbation == "gaussian":
             for job in jobs:
                 for _, mine in groupby(sorted(asked(job), key=_member), key=_member):
@@ -175,7 +175,7 @@ class VllmEngine:
         self._times.perturb += time.perf_counter() - started
 
     def _step(self, shift: Shift | None) -> Update:
-        """The update that takes the current weights to where a shift puts the members, whatever they are."""
+        """Return the update that takes the current weights to where a shift puts the members."""
         if shift is None or not shift.terms:
             return NOWHERE
         if self._shifted is None or self._shifted[0] != shift:
@@ -185,7 +185,7 @@ class VllmEngine:
     def _set_member(self, where: Update, member: Member, sigma: float) -> None:
         """Write a member that is perturbed from ``where``, unless the live weights hold it already.
 
-        Requests that somebody gave up waiting for go first; an interruption on the way makes the next call start anew.
+        Abandoned requests are aborted first; after an interruption on the way the next call writes the member anew.
         """
         self._core.fresh()
         current, self._current = self._current, False
@@ -200,7 +200,7 @@ class VllmEngine:
         return rows_of(job, ids, limits)
 
     def _lora(self, job: Job, position: int) -> Any:
-        """The adapter of a job's member; None where members are live weights."""
+        """Return the adapter of a job's member; None if members are live weights."""
         return self._lora_of(job.members[position], job.sigma)
 
     def _lora_of(self, member: Member, sigma: float) -> Any:
@@ -210,11 +210,11 @@ class VllmEngine:
         if name not in self._numbers:
             if len(self._numbers) >= NUMBERS:
                 self._numbers.clear()
-            self._numbers[name] = next(self._next)  # no number is ever another's: vLLM may still hold that
+            self._numbers[name] = next(self._next)  # numbers are never reused: vLLM may still hold an older adapter
         return compat.lora_request(self._numbers[name], name)
 
     def _answers(self, listed: Sequence[tuple[Job, DecodeSequence]]) -> Iterator[Rollout]:
-        """The rollouts of rows that are all in flight together, as they finish."""
+        """Yield the rollouts of rows that are all in flight together, as they finish."""
         started, core = time.perf_counter(), self._core
         waiting = dict(zip(core.fresh(), listed, strict=False))
         for name, (job, row) in waiting.items():
@@ -233,7 +233,7 @@ class VllmEngine:
             started = time.perf_counter()
 
     def _take(self, output: Any, job: Job, row: DecodeSequence) -> bool:
-        """Add a request's new tokens to its row; whether that ends the row.  EngineError if vLLM gave it up."""
+        """Add a request's new tokens to its row; return whether the row ended.  EngineError if vLLM aborted it."""
         new = sampling_params.written_of(output)
         if not job.sampling.stop:
             row.tokens, row.finish = list(new.token_ids), new.finish_reason
@@ -254,7 +254,7 @@ class VllmEngine:
     # ------------------------------------------------------------------------------------------ reference answers
 
     def likelihoods(self, jobs: Iterable[Job]) -> Iterator[Likelihood]:
-        """Every job's likelihoods as they are found."""
+        """Yield every job's likelihoods as they finish."""
         self._current = False
         for wave in self._waves(jobs, self._given):
             if wave:
@@ -267,7 +267,7 @@ class VllmEngine:
         return forced_sequences(job, self.tokenizer, context=self._context)
 
     def _forced(self, asked: Sequence[tuple[ForcedSequence, Any]]) -> Iterator[tuple[int, list[float]]]:
-        """(index, log-probabilities of the completion) of everything that is asked, as they are found."""
+        """Yield (index, log-probabilities of the completion) of every request, as they finish."""
         started, core = time.perf_counter(), self._core
         yield from ((index, []) for index, (one, _) in enumerate(asked) if not one.completion)
         waiting = dict(zip(core.fresh(), (i for i, (one, _) in enumerate(asked) if one.completion), strict=False))
@@ -287,7 +287,7 @@ class VllmEngine:
     def logprobs(
         self, prompts: Sequence[Prompt], completions: Sequence[Sequence[int]], *, base: bool = False
     ) -> list[list[float]]:
-        """See `Engine`; for ``base`` live weights are θ₀ until the next call."""
+        """See `Engine`; for ``base`` the live weights are θ₀ until the next call."""
         ids = [tokenization.encode(self.tokenizer, prompt) for prompt in prompts]
         tokenization.check_answers(prompts, ids, completions, context=self._context)
         self._set_member(BASE if base else NOWHERE, UNPERTURBED, 0.0)
@@ -318,17 +318,17 @@ class VllmEngine:
         return found
 
     def fingerprint(self) -> str:
-        """The sum over what the ranks hold, which is the fingerprint of all current weights."""
+        """Return the sum of the ranks' fingerprints, which is the fingerprint of all current weights."""
         lanes = (tuple(map(int, rank)) for rank in self._call("fingerprint"))
         return fp.to_hex(fp.combine((first, second) for first, second in lanes))
 
     def snapshot(self, path: Path) -> None:
-        """One file of whole tensors; every rank writes its own part of it."""
+        """Write one file of whole tensors; every rank writes its own part of it."""
         places = tensor_file.reserve(path / FILE, self._loaded.shapes, self._kept)
         self._call("save", {name: codec.place(stored) for name, stored in places.items()})
 
     def export(self, path: Path, dtype: str | None = None) -> None:
-        """A Hugging Face folder of the current model, in the checkpoint's precision or ``dtype``."""
+        """Write a Hugging Face folder of the current model, in the checkpoint's precision or ``dtype``."""
         with tempfile.TemporaryDirectory(prefix=".weights-", dir=path.parent) as scratch:
             self.snapshot(Path(scratch))
             places = tensor_file.contents(Path(scratch) / FILE)
@@ -359,5 +359,5 @@ class VllmEngine:
 
 
 def _member(one: DecodeSequence | ForcedSequence) -> int:
-    """The position of whose it is."""
+    """Return the position of the sequence's member."""
     return one.member

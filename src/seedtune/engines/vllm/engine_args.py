@@ -1,4 +1,4 @@
-"""vLLM's engine arguments: the user's, checked, what they leave open, and what the engine itself decides."""
+"""vLLM's engine arguments: the user's, validated; defaults for the rest; and those that the engine itself decides."""
 
 from __future__ import annotations
 
@@ -57,17 +57,17 @@ OURS = {
 """Options that a user cannot give, and why."""
 
 CPU_CACHE = 1 << 30
-"""Bytes of keys and values on a CPU, where vLLM would take most of the memory by default."""
+"""Bytes of the key-value cache on a CPU, where vLLM would take most of the memory by default."""
 
 MEMORY = frozenset({"kv_cache_memory_bytes", "gpu_memory_utilization"})
-"""Options of which one is enough to say what vLLM may take."""
+"""Options any one of which limits vLLM's memory."""
 
 SHARE = 0.9
-"""Of a GPU's memory, for vLLM and the current weights together."""
+"""Share of a GPU's memory for vLLM and the current weights together."""
 
 
 def check(settings: VllmSettings) -> None:
-    """ConfigError for an option that vLLM does not have, or that is not the user's to give."""
+    """Raise ConfigError for an option that vLLM does not have, or that a user may not set."""
     known = compat.option_names()
     for name, value in (settings.model_extra or {}).items():
         if name in OURS:
@@ -82,7 +82,7 @@ def check(settings: VllmSettings) -> None:
 
 
 def check_divides(model: Any, ranks: int) -> None:
-    """ConfigError if ranks cannot share a model's heads and layers, by its configuration; vLLM would not say which."""
+    """Raise ConfigError if ranks cannot split a model's heads and layers; vLLM would not name which."""
     for name in ("num_attention_heads", "intermediate_size"):
         size = getattr(model, name, None)
         if isinstance(size, int) and size % ranks:
@@ -102,7 +102,7 @@ def _undivided(name: str, size: int, ranks: int) -> str:
 def arguments(
     settings: VllmSettings, noise: Noise, base_model: BaseModelInfo, *, location: str, dtype: str
 ) -> dict[str, Any]:
-    """Everything that vLLM is started with."""
+    """Return all engine arguments of vLLM."""
     from seedtune.engines.vllm.logits_processor import TokenProcessor
 
     given = {name: value for name, value in settings.model_dump().items() if value is not None}
@@ -115,7 +115,7 @@ def arguments(
         "skip_tokenizer_init": True,
         "disable_log_stats": True,
         "worker_extension_cls": "seedtune.engines.vllm.worker_extension.WorkerExtension",
-        "logits_processors": [TokenProcessor],  # the class, not its name: so workers import it before they are made
+        "logits_processors": [TokenProcessor],  # the class, not its name: so workers import it before they are created
     }
     slots = chosen.pop("max_loras")
     if noise.perturbation == "lowrank":
@@ -135,7 +135,7 @@ def _lora_args(noise: Noise, base_model: BaseModelInfo, members: int) -> dict[st
 
 
 def _memory(settings: VllmSettings, base_model: BaseModelInfo, noise: Noise, *, dtype: str) -> dict[str, Any]:
-    """What vLLM may take, so that the current weights find room beside it."""
+    """Return vLLM's memory limit, which leaves room for the current weights."""
     if compat.on_cpu():
         return {"kv_cache_memory_bytes": CPU_CACHE}
     if settings.weights_memory == "host":

@@ -1,4 +1,4 @@
-"""A running vLLM: its options, requests and steps, calls into its workers, and what becomes of its failures."""
+"""A running vLLM: its options, requests and steps, calls into its workers, and the handling of its failures."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from seedtune.errors import ConfigError, EngineError, SeedtuneError
 
 
 class EngineCore:
-    """vLLM's engine core; after a failure every call says so, and only `close` is left."""
+    """vLLM's engine core; after a failure every call raises an error, and only `close` still works."""
 
     def __init__(self, arguments: Mapping[str, Any]) -> None:
         self._failure: str | None = None
@@ -30,7 +30,7 @@ class EngineCore:
             raise ConfigError(
                 f"vLLM does not start with {_shown(arguments)}: {_said(error)} Its options are in the section vllm."
             ) from error
-        self._end = weakref.finalize(self, compat.stop, self._core)  # also if nobody closes it
+        self._end = weakref.finalize(self, compat.stop, self._core)  # in case the caller never closes it
 
     @property
     def failed(self) -> bool:
@@ -39,28 +39,28 @@ class EngineCore:
 
     @property
     def context(self) -> int:
-        """Tokens of a prompt and its completion at the most."""
+        """Maximum number of tokens of prompt plus completion."""
         return compat.context_of(self._core)
 
     @contextmanager
     def _guarded(self, doing: str) -> Iterator[None]:
-        """Turns what vLLM raises into an EngineError, after which this engine core is of no use."""
+        """Turn exceptions of vLLM into an EngineError, after which this engine core is unusable."""
         if self._failure is not None:
             raise EngineError(self._failure)
         try:
             yield
         except SeedtuneError:
             raise
-        except Exception as error:  # the boundary: vLLM raises whatever it likes
+        except Exception as error:  # the boundary: vLLM may raise any exception
             self._failure = _stopped(doing, _said(error))
             raise EngineError(self._failure) from error
-        except BaseException:  # Ctrl-C in the middle of a step: nobody knows what vLLM holds now
+        except BaseException:  # Ctrl-C in the middle of a step: vLLM's state is unknown
             self._failure = _stopped(doing, "it was interrupted.")
             raise
 
     @contextmanager
     def whole(self) -> Iterator[None]:
-        """What is done in here is done on every worker and to the end, or this engine core is of no use any more."""
+        """Complete the body on every worker, or make this engine core unusable."""
         try:
             yield
         except SeedtuneError as error:
@@ -68,7 +68,7 @@ class EngineCore:
             raise
 
     def call(self, command: str, *arguments: Plain) -> list[Plain]:
-        """Run a command on every worker: what each gives, by rank; the first error of ours is raised here."""
+        """Run a command on every worker and return the results by rank; the first seedtune error is raised here."""
         with self._guarded(f"its workers were asked for {command!r}"):
             answers = self._core.collective_rpc("seedtune", args=(command, *arguments))
         for status, *told in answers:
@@ -77,7 +77,7 @@ class EngineCore:
         return [told for _, told in answers]
 
     def fresh(self) -> Iterator[str]:
-        """Names for requests that nobody has had, once those that somebody gave up waiting for are gone."""
+        """Return unused request names, after aborting all abandoned requests."""
         self._dropped |= self._open.keys()
         self.abort(*self._open)
         return self._names
@@ -92,9 +92,9 @@ class EngineCore:
             self._open[name] = own
 
     def outputs(self) -> Iterator[Any]:
-        """What every step gives, until none of the requests that are open now is left; what is left of them is aborted.
+        """Yield the outputs of every step until all requests open now are finished; abort the rest on early exit.
 
-        Another listener's requests, submitted later, are its own, whenever this one is forgotten.
+        Requests of another iterator, submitted later, are not affected when this one is dropped.
         """
         mine = set(self._open)
         try:
@@ -113,21 +113,21 @@ class EngineCore:
             self.abort(*mine)
 
     def abort(self, *names: str) -> None:
-        """Forget requests."""
+        """Abort requests."""
         own = [self._open.pop(name) for name in list(names) if name in self._open]
         if own and not self.failed:
             with self._guarded("a request was taken back"):
                 compat.abort(self._core, own)
 
     def forget_prefixes(self) -> None:
-        """Drop cached keys and values, which are of other weights, and requests that are in the middle of some."""
+        """Drop cached keys and values, which belong to other weights, and the requests that use them."""
         self.abort(*self._open)
         with self._guarded("its prefix cache was emptied"):
             if not self._core.reset_prefix_cache():
                 raise RuntimeError("requests are still running.")
 
     def close(self) -> None:
-        """End the workers; a second time, nothing happens."""
+        """End the workers; a second call does nothing."""
         self._failure = self._failure or "this vLLM was closed: load the engine again."
         self._core = None
         self._end()
@@ -149,11 +149,11 @@ def _stopped(doing: str, why: str) -> str:
 
 
 IN_A_RANK = "background process"
-"""What vLLM says of a rank that fails, whose own words it only prints."""
+"""vLLM's message for a failed rank, whose own message it only prints."""
 
 
 def _said(error: BaseException) -> str:
-    """What the innermost cause says, in one line that ends with a stop."""
+    """Return the message of the innermost cause, in one line that ends with a full stop."""
     while error.__cause__ is not None:
         error = error.__cause__
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]

@@ -1,7 +1,7 @@
-"""Draws inside vLLM: tokens by the draws that every member shares, and tokens that are given.
+"""A logits processor for vLLM: choose tokens by the draws that all members share, or force given tokens.
 
-vLLM's own generators would depend on its version and on the batch.  Here a request brings its uniform numbers (or the
-token it must write), this picks the token as the transformers engine does, and leaves no other to choose.
+vLLM's own generators would depend on its version and on the batch.  Here a request carries its uniform numbers (or
+the token it must write); the processor picks the token as the transformers engine does, and masks all others.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from seedtune.engines.vllm import compat
 from seedtune.engines.vllm.sampling_params import KEY
 from seedtune.types import Sampling
 
-compat.pass_over_llvmlite()  # of ours, this is what vLLM imports first, here and in its workers
+compat.pass_over_llvmlite()  # first import of this package by vLLM, here and in its workers
 compat.count_ranks_plainly()
 
 
 class Wanted(NamedTuple):
-    """How a request's tokens are chosen, or which they are, and those it has (vLLM appends to the list)."""
+    """A request's sampling options or its forced tokens, and its tokens so far (vLLM appends to the list)."""
 
     forced: list[int]
     uniforms: list[float]
@@ -32,21 +32,21 @@ class Wanted(NamedTuple):
 
 
 class TokenProcessor(compat.logits_processor()):  # type: ignore[misc]
-    """Leaves one token to every request that has a choice of its own."""
+    """Leaves one token to every request that has its own choice of tokens."""
 
     def __init__(self, vllm_config: Any, device: torch.device, is_pin_memory: bool) -> None:
         self._rows: dict[int, Wanted] = {}
 
     def is_argmax_invariant(self) -> bool:
-        """No: it decides."""
+        """Return False: it decides the token."""
         return False
 
     def update_state(self, batch_update: Any) -> None:
-        """Follow requests that come, go and move."""
+        """Update the rows for requests that were added, removed or moved."""
         compat.follow(self._rows, batch_update, _wanted)
 
     def apply(self, logits: Tensor) -> Tensor:
-        """Logits (requests, vocabulary) with −∞ for all but the chosen tokens."""
+        """Return logits (requests, vocabulary) with −∞ for all but the chosen tokens."""
         by_how: dict[tuple[float, float], list[int]] = {}
         for row, wanted in self._rows.items():
             if wanted.forced:

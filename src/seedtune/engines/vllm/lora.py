@@ -1,7 +1,7 @@
 """Members as LoRA adapters: A·Bᵀ/√r beside the base weights, drawn in the worker from the member's name.
 
-An adapter is known by its address, so it is made wherever it is asked for, again if it was dropped, and kept while
-noise is reused; it does not depend on the current weights.
+An adapter is identified by its address, so it is created wherever it is requested, again if it was dropped, and kept
+while noise is reused; it does not depend on the current weights.
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ from seedtune.types import Member
 
 
 def name_of(member: Member, sigma: float) -> str:
-    """A member's name: everything that its adapter depends on."""
+    """Return a member's name, which encodes everything that its adapter depends on."""
     return f"{member.generation}:{member.pair}:{member.sign}:{sigma.hex()}"
 
 
 def parse(name: str) -> tuple[Member, float]:
-    """The member and σ that a name says."""
+    """Return the member and σ that a name encodes."""
     generation, pair, sign, sigma = name.split(":")
     return Member(int(generation), int(pair), int(sign)), float.fromhex(sigma)
 
 
 class LoraMaker:
-    """Makes LoRA adapters for the linear weights of ``outline``, weights that need not have values."""
+    """Creates LoRA adapters for the linear weights of ``outline``, whose weights need no values."""
 
     def __init__(self, outline: Weights, dtype: torch.dtype, device: torch.device) -> None:
         self._outline, self._dtype, self._device = outline, dtype, device
 
     def make(self, number: int, name: str) -> Any:
-        """The adapter of that member, as vLLM has it: x → s·σ·A(Bᵀx)/√r for every weight."""
+        """Return a member's adapter in vLLM's form: x → s·σ·A(Bᵀx)/√r for every weight."""
         member, sigma = parse(name)
         noise = self._outline.noise
         scale = np.float32(member.sign * amplitude(sigma, rank=noise.rank, subspaces=noise.subspaces))

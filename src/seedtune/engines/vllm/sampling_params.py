@@ -1,4 +1,4 @@
-"""What is asked of vLLM: the parameters of a completion, and of the log-probabilities of a given one."""
+"""vLLM sampling parameters: for a completion, and for the log-probabilities of a given completion."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from seedtune.errors import EngineError
 from seedtune.types import Sampling
 
 KEY = "seedtune"
-"""Where a request's parameters hold what is for `logits_processor`."""
+"""The key of a request's parameters for `logits_processor`."""
 
 
 def completion(row: DecodeSequence, how: Sampling, eos: frozenset[int]) -> dict[str, Any]:
-    """The parameters of a completion; stop strings are looked for outside of vLLM, token by token."""
+    """Return the parameters of a completion; stop strings are searched outside of vLLM, token by token."""
     told: dict[str, Any] = {
         "temperature": 0.0,
         "max_tokens": row.limit,
-        "ignore_eos": True,  # vLLM's own end tokens; ours are all in the list
+        "ignore_eos": True,  # ignores vLLM's own end tokens; all of ours are in the list
         "stop_token_ids": [] if how.ignore_eos else sorted(eos),
         "detokenize": False,
         "output_kind": _kind(bool(how.stop)),
@@ -30,9 +30,9 @@ def completion(row: DecodeSequence, how: Sampling, eos: frozenset[int]) -> dict[
 
 
 def forced(written: Sequence[int], *, read: bool) -> dict[str, Any]:
-    """The parameters that give the log-probabilities of the tokens ``written`` after a prompt; ``read``: of that, too.
+    """Return the parameters for the log-probabilities of the tokens ``written`` after a prompt (``read``: of it, too).
 
-    A completion is read, all at once, but for its last token: so what just fits the model's context can be asked for.
+    A completion is read in one pass except for its last token, so a sequence that just fits the context is possible.
     """
     return {
         "temperature": 0.0,
@@ -47,7 +47,7 @@ def forced(written: Sequence[int], *, read: bool) -> dict[str, Any]:
 
 
 def written_of(output: Any) -> Any:
-    """What a request has written; EngineError if vLLM gave it up."""
+    """Return a request's output tokens; EngineError if vLLM aborted it."""
     (new,) = output.outputs
     if new.finish_reason not in (None, "stop", "length"):
         raise EngineError(
@@ -58,7 +58,7 @@ def written_of(output: Any) -> Any:
 
 
 def logprobs_of(output: Any, completion: Sequence[int]) -> list[float]:
-    """The log-probability of every token of a completion, from what vLLM gives for `forced`."""
+    """Return the log-probability of every token of a completion, from vLLM's output for `forced`."""
     written = written_of(output).logprobs
     read = len(completion) - len(written)
     listed = [*(output.prompt_logprobs or [])[-read:], *written] if read else written

@@ -1,9 +1,8 @@
-"""A rank's part of the current weights: rectangles of Hugging Face tensors, moved and perturbed as whole tensors are.
+"""A rank's part of the current weights: rectangles of Hugging Face tensors, updated and perturbed like whole tensors.
 
-Every kernel works on whole rows, or on elements that follow each other.  A rectangle that is narrower than its tensor
-is laid into whole rows of scratch memory, band by band, worked on there and taken out again: so it needs no kernel of
-its own, and its bits are those of the tensor that nobody divided.  Weights in the host's memory come to the GPU in
-such bands, too.
+Every kernel works on whole rows, or on contiguous elements.  A rectangle that is narrower than its tensor is copied
+into whole rows of scratch memory, band by band, processed there and copied back: so it needs no kernel of its own,
+and its bits equal those of the undivided tensor.  Weights in host memory are brought to the GPU in such bands, too.
 """
 
 from __future__ import annotations
@@ -24,13 +23,13 @@ from seedtune.numerics.weights import moves, squared_distance
 from seedtune.types import Member, Update
 
 PieceAnchor = Callable[[Piece], Any]
-"""Gives the base weights of a piece, (rows, columns) of any element type, where the current weights are kept."""
+"""Returns the base weights of a piece, (rows, columns) of any dtype, on the device of the current weights."""
 
 BAND = 1 << 20
-"""Elements of whole rows that are laid out, or brought to the device, at a time."""
+"""Elements of whole rows that are copied to scratch memory, or to the device, at a time."""
 
 Upload = Callable[[Any], Any]
-"""Gives a copy of an array of the host on the device."""
+"""Returns a copy of a host array on the device."""
 
 
 @dataclass(slots=True)
@@ -46,7 +45,7 @@ class Shard:
         return self.piece.rows.first * self.piece.columns.whole
 
     def bands(self, *, small: bool = False) -> Iterator[tuple[int, int]]:
-        """Runs of rows to work on at a time: all of them if nothing is laid out and they need not be ``small``."""
+        """Yield runs of rows to process at a time: all rows if none are copied to scratch and ``small`` is not set."""
         rows = self.piece.rows.size
         whole = self.piece.whole_rows and not small
         step = max(1, rows if whole else BAND // max(1, self.piece.columns.whole))
@@ -57,7 +56,7 @@ class Shard:
 class ShardedWeights:
     """The shards of a rank by Hugging Face name; the noise, the kernels and the arithmetic are those of `Weights`.
 
-    With ``upload`` shards are kept in the host's memory, and the kernels compute on a device.
+    With ``upload`` shards are kept in host memory, and the kernels compute on a device.
     """
 
     def __init__(
@@ -74,13 +73,13 @@ class ShardedWeights:
         self._kernels, self._anchor, self._upload = kernels, anchor, upload
 
     def apply(self, *updates: Update) -> None:
-        """Every update in order, in one pass over each shard; see `weights.Weights.apply`."""
+        """Apply every update in order, in one pass over each shard; see `weights.Weights.apply`."""
         moving = [update for update in updates if moves(update)]
         for shard in self.shards.values() if moving else ():
             self._apply(shard, moving)
 
     def moved(self, update: Update) -> ShardedWeights:
-        """A copy that has taken an update."""
+        """Return a copy moved by an update."""
         shards = {name: Shard(one.piece, _copy(one.theta)) for name, one in self.shards.items()}
         how: dict[str, Any] = {"kernels": self._kernels, "anchor": self._anchor, "upload": self._upload}
         other = ShardedWeights(shards, self.noise, **how)
@@ -97,18 +96,18 @@ class ShardedWeights:
             self._take_back(rows, shard.theta[low:high], shard.piece)
 
     def _up(self, part: Any) -> Any:
-        """A part where the kernels compute."""
+        """Return a part on the device where the kernels compute."""
         return part if self._upload is None else self._upload(part)
 
     def _take_back(self, rows: Any, part: Any, piece: Piece) -> None:
-        """Put what became of whole rows where ``part`` is kept."""
+        """Copy the updated whole rows back to ``part``."""
         if self._upload is None:
             _take_out(rows, part, piece)
         else:
             part[...] = self.host(rows)[:, piece.columns.first : piece.columns.stop]
 
     def _add(self, piece: Piece, rows: Any, updates: Sequence[Update], *, first: int, base: Any) -> None:
-        """Updates of whole rows (n, columns) that begin at row ``first``."""
+        """Apply updates to whole rows (n, columns) that begin at row ``first``."""
         where, subspaces = self.keys[piece.name], self.noise.subspaces
         if self.noise.perturbation == "lowrank":
             shape = (piece.rows.whole, piece.columns.whole)
@@ -120,11 +119,11 @@ class ShardedWeights:
         self._kernels.update_gaussian(rows.reshape(-1), where, updates, start=start, anchor=flat, subspaces=subspaces)
 
     def write(self, name: str, member: Member, sigma: float, out: Any) -> None:
-        """Write a member's weights, round(θ + sign·σ·ε), into ``out``: (rows, columns) of the model's type."""
+        """Write a member's weights, round(θ + sign·σ·ε), into ``out``: (rows, columns) of the model's dtype."""
         shard = self.shards[name]
         address = Address(self.keys[name], Stream.GAUSSIAN, member.generation, member.pair)
         scale, how = member.sign * sigma, {"subspaces": self.noise.subspaces}
-        narrow = scale != 0 and not shard.piece.whole_rows  # rounding alone needs no place
+        narrow = scale != 0 and not shard.piece.whole_rows  # rounding alone is independent of the position
         for low, high in shard.bands(small=self._upload is not None):
             rows = wide = self._up(shard.theta[low:high])
             live = written = out[low:high]
@@ -136,7 +135,7 @@ class ShardedWeights:
                 _take_out(written, live, shard.piece)
 
     def fingerprint(self) -> fp.Fingerprint:
-        """What this rank's own elements add to the fingerprint of the current weights."""
+        """Return the share of this rank's own elements in the fingerprint of the current weights."""
         return fp.combine(self._fingerprint(one) for one in self.shards.values() if one.piece.owned)
 
     def _fingerprint(self, shard: Shard) -> fp.Fingerprint:
@@ -149,11 +148,11 @@ class ShardedWeights:
         return cpu.fingerprint_slice(bits, own, shape, row_start=piece.rows.first, col_start=piece.columns.first)
 
     def host(self, theta: Any) -> Any:
-        """An array of these weights in numpy."""
+        """Return an array of these weights in numpy."""
         return theta if isinstance(theta, np.ndarray) else self._kernels.host(theta)
 
     def fill(self, name: str, source: np.ndarray) -> None:
-        """Write ``source``, (rows, columns) of the weights' type, over a shard."""
+        """Write ``source``, (rows, columns) of the weights' dtype, over a shard."""
         theta = self.shards[name].theta
         if isinstance(theta, np.ndarray):
             theta[...] = source
@@ -161,13 +160,13 @@ class ShardedWeights:
             self._kernels.copy(theta, source)
 
     def squares(self) -> list[float]:
-        """‖θ − θ₀‖² of every shard of this rank's own, in float64."""
+        """Return ‖θ − θ₀‖² of every shard that this rank owns, in float64."""
         own = (one for one in self.shards.values() if one.piece.owned)
         return [squared_distance(one.theta, self._anchor(one.piece)) for one in own]
 
 
 def _laid_out(part: Any, piece: Piece) -> Any:
-    """Rows as wide as the tensor with ``part`` in its columns; ``part`` itself if it is that wide."""
+    """Return rows as wide as the tensor with ``part`` in its columns; ``part`` itself if it is that wide."""
     if piece.whole_rows:
         return part
     shape = (part.shape[0], piece.columns.whole)
@@ -177,7 +176,7 @@ def _laid_out(part: Any, piece: Piece) -> Any:
 
 
 def _take_out(rows: Any, part: Any, piece: Piece) -> None:
-    """The other way round."""
+    """Copy the columns of ``part`` back from whole rows."""
     if not piece.whole_rows:
         part[...] = rows[:, piece.columns.first : piece.columns.stop]
 
@@ -187,6 +186,6 @@ def _copy(theta: Any) -> Any:
 
 
 def window_of(whole: Any, piece: Piece) -> Any:
-    """The piece's elements, (rows, columns), of a whole tensor in Hugging Face's shape."""
+    """Return the piece's elements, (rows, columns), of a whole tensor in Hugging Face's shape."""
     grid = whole.reshape(piece.rows.whole, piece.columns.whole)
     return grid[piece.rows.first : piece.rows.stop, piece.columns.first : piece.columns.stop]

@@ -1,8 +1,8 @@
-"""Where a rank keeps which part of every Hugging Face tensor: fused, sliced, padded and tied parameters of vLLM's.
+"""The layout of Hugging Face tensors in a rank's vLLM parameters: fused, sliced, padded and tied.
 
-A parameter of vLLM's holds rows of one tensor (``down_proj``), of several behind each other (``qkv_proj``), or a
-vocabulary that is filled up at its end; with tensor parallelism a rank has a run of every tensor's rows, or of its
-columns, or all of it, as every other rank has.  Nothing here knows vLLM: see `compat.split_of`.
+A vLLM parameter holds rows of one tensor (``down_proj``), of several tensors in order (``qkv_proj``), or a vocabulary
+padded at its end; with tensor parallelism a rank has a run of every tensor's rows, or of its columns, or a full
+replica.  This module does not import vLLM: see `compat.split_of`.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from seedtune.errors import ModelError
 
 WRAPPER = ".base_layer"
-"""What an adapter layer calls the layer that it stands before."""
+"""The name of the wrapped layer inside an adapter layer."""
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """Elements ``first .. stop - 1`` of the ``whole`` dimension; one rank is the ``owner`` of what several have."""
+    """Elements ``first .. stop - 1`` of the ``whole`` dimension; of replicated elements one rank is the ``owner``."""
 
     first: int
     stop: int
@@ -28,13 +28,13 @@ class Run:
 
     @property
     def size(self) -> int:
-        """How many."""
+        """Number of elements."""
         return self.stop - self.first
 
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """What of its outputs (a run for each fused tensor) and of its inputs a rank's layer holds; None: all."""
+    """The part of a layer on this rank: its outputs (a run for each fused tensor) and its inputs; None: all."""
 
     outputs: tuple[Run, ...]
     inputs: Run | None = None
@@ -56,17 +56,17 @@ class Piece:
 
     @property
     def owned(self) -> bool:
-        """Whether this rank counts it, where several ranks hold the same."""
+        """Whether this rank counts the piece, if several ranks hold replicas."""
         return self.rows.owner and self.columns.owner
 
     @property
     def size(self) -> int:
-        """Elements."""
+        """Number of elements."""
         return self.rows.size * self.columns.size
 
     @property
     def whole_rows(self) -> bool:
-        """Whether the rectangle is as wide as the tensor, so that its elements follow each other."""
+        """Whether the rectangle is as wide as the tensor, so that its elements are contiguous."""
         return self.columns.size == self.columns.whole
 
 
@@ -76,11 +76,11 @@ Shapes = Mapping[str, tuple[int, ...]]
 def pieces_of(
     parameters: Shapes, splits: Mapping[str, Split], fused: Mapping[str, Sequence[str]], *, shapes: Shapes, first: bool
 ) -> dict[str, Piece]:
-    """The pieces of this rank by Hugging Face name, of the tensors in ``shapes`` (Hugging Face names, whole).
+    """Return this rank's pieces by Hugging Face name, for the tensors in ``shapes`` (Hugging Face names, whole).
 
-    ``parameters`` are vLLM's, ``splits`` of the modules that divide theirs, ``fused`` maps a module's last name to
-    those it is made of; what no split is known of is whole on every rank, and the ``first`` rank owns it.  ModelError
-    names a tensor that no parameter holds, or a parameter that does not have the room.
+    ``parameters`` are vLLM's, ``splits`` those of the modules that divide their parameters, ``fused`` maps a module's
+    last name to its parts; a tensor without a known split is whole on every rank, and the ``first`` rank owns it.
+    Raises ModelError, with the tensor's name, if no parameter holds it or the parameter is too small.
     """
     found: dict[str, Piece] = {}
     for parameter, shape in parameters.items():
@@ -99,7 +99,7 @@ def pieces_of(
 def _pieces(
     parameter: str, splits: Mapping[str, Split], fused: Mapping[str, Sequence[str]], *, shapes: Shapes, first: bool
 ) -> Iterable[Piece]:
-    """The pieces that a parameter holds of the tensors in ``shapes``."""
+    """Return the pieces of the tensors in ``shapes`` that a parameter holds."""
     module, _, leaf = parameter.replace(WRAPPER, "").rpartition(".")
     parent, _, last = module.rpartition(".")
     parts = fused.get(last, (last,))
@@ -131,12 +131,12 @@ def _piece(
         return Piece(name, Run(0, 1, 1), outputs, *where, flat=True)
     if inputs is None:
         return Piece(name, outputs, Run(0, shape[1], shape[1]), *where)
-    # Where the inputs are divided, every rank has columns of its own.
+    # If the inputs are divided, every rank has its own columns.
     return Piece(name, Run(outputs.first, outputs.stop, outputs.whole), inputs, *where)
 
 
 def _check_room(piece: Piece, shape: tuple[int, ...]) -> None:
-    """ModelError unless the parameter has the shape that the piece asks for (padding after it is allowed)."""
+    """Raise ModelError unless the parameter has the shape that the piece requires (padding after it is allowed)."""
     needed = (piece.at + piece.columns.size,) if piece.flat else (piece.at + piece.rows.size, piece.columns.size)
     have = (math.prod(shape),) if piece.flat else shape
     if len(have) != len(needed) or have[0] < needed[0] or have[1:] != needed[1:]:
@@ -147,7 +147,7 @@ def _check_room(piece: Piece, shape: tuple[int, ...]) -> None:
 
 
 def check_complete(held: Mapping[str, int], shapes: Shapes) -> None:
-    """ModelError unless the ranks together own every element of every tensor once; ``held`` counts them."""
+    """Raise ModelError unless the ranks together own every element of every tensor once; ``held`` counts them."""
     for name, shape in shapes.items():
         if held.get(name, 0) != math.prod(shape):
             raise ModelError(

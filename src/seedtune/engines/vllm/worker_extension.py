@@ -1,4 +1,4 @@
-"""What vLLM's workers are extended with (``worker_extension_cls``): one call, plain data in and out."""
+"""The extension of vLLM's workers (``worker_extension_cls``): one call, plain data in and out."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ class WorkerExtension:
     """Methods that vLLM's worker class inherits."""
 
     def seedtune(self: Any, command: str, *arguments: Plain) -> Plain:
-        """Run a command: ["done", what it gives], or ["error", kind, message] for an error that a user can cause.
+        """Run a command: ["done", result], or ["error", kind, message] for an error that a user can cause.
 
-        Errors of ours would lose their kind on the way from another process; all others stop the engine.
+        seedtune errors would lose their type on the way from another process; all other errors stop the engine.
         """
         try:
             if command == "make_state":
-                self._seedtune = None  # frees older weights before there are others
+                self._seedtune = None  # frees older weights before new ones are created
                 self._seedtune = WorkerState(self, *arguments, before=vars(self).get("_seedtune_trained"))
                 self._seedtune_trained = self._seedtune.shapes
                 return ["done", self._seedtune.held()]

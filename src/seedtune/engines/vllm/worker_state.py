@@ -1,9 +1,9 @@
-"""One worker's side of the engine: its part of the current weights, and what the live weights hold now.
+"""One worker's side of the engine: its part of the current weights, and the state of the live weights.
 
     unperturbed  →  member  →  member  …  →  invalid  →  update  →  unperturbed
 
-Live weights are always written whole, from the current weights; asking for what they hold already does nothing, and an
-update while they hold a member is refused.
+Live weights are always written whole, from the current weights; requesting the state they already have does nothing,
+and an update while they hold a member is refused.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ class Held:
 
 
 class WorkerState:
-    """The state of a worker; every method takes and gives plain data, see `codec`.
+    """The state of a worker; every method takes and returns plain data, see `codec`.
 
-    ``before`` are the shapes of what this worker has had before: its live weights are then not the base model's.
+    ``before`` are the shapes of this worker's earlier tensors: its live weights are then not the base model's.
     """
 
     def __init__(self, worker: Any, about: Plain, *, before: Mapping[str, tuple[int, ...]] | None = None) -> None:
@@ -93,13 +93,13 @@ class WorkerState:
         return Weights(tensors, self.noise, kernels=self._kernels)
 
     def _nothing(self, shape: tuple[int, ...]) -> Any:
-        """Zeros of that shape in the room of one."""
+        """Return zeros of that shape in the memory of one element."""
         if self._device.type == "cpu":
             return np.broadcast_to(np.zeros(1, np.float32), shape)
         return torch.zeros(1, device=self._device).expand(shape)
 
     def _first(self, piece: Piece, kept: torch.dtype) -> Any:
-        """The piece of the base model in the current weights' type, in memory of its own."""
+        """Return the piece of the base model in the current weights' dtype, in its own memory."""
         window = as_tensor(np.array(window_of(tensor_file.window(self._places[piece.name]), piece)))
         if not self._on_host:
             return as_weights(window.to(self._device, kept))
@@ -111,11 +111,11 @@ class WorkerState:
         return window if self._on_host else self._upload(window)
 
     def _upload(self, part: Any) -> Any:
-        """A copy of a part on the device."""
+        """Return a copy of a part on the device."""
         return as_tensor(np.array(part)).to(self._device)
 
     def _live_part(self, piece: Piece) -> Any:
-        """The live weights of a piece, (rows, columns), in place."""
+        """Return the live weights of a piece, (rows, columns), in place."""
         parameter = self._parameters[piece.parameter].data
         if piece.flat:
             part = parameter.view(-1)[piece.at : piece.at + piece.size].view(1, -1)
@@ -124,7 +124,7 @@ class WorkerState:
         return as_weights(part)
 
     def _check(self, piece: Piece) -> None:
-        """ModelError unless live weights, whether they train or not, are the base model's."""
+        """Raise ModelError unless live weights, trainable or not, equal the base model's."""
         window = window_of(tensor_file.window(self._places[piece.name]), piece)
         expected = as_tensor(np.array(window)).to(self._dtype)
         live = as_tensor(self._live_part(piece)).to("cpu", self._dtype)
@@ -135,7 +135,7 @@ class WorkerState:
             )
 
     def _check_packed(self) -> None:
-        """ModelError unless live weights are what the forward pass reads."""
+        """Raise ModelError unless the forward pass reads the live weights."""
         hidden = compat.check_packed(self._model)
         if hidden:
             raise ModelError(
@@ -144,7 +144,7 @@ class WorkerState:
             )
 
     def _check_lora(self, modules: set[str]) -> None:
-        """ModelError unless LoRA adapters can be added to every weight."""
+        """Raise ModelError unless every weight supports LoRA adapters."""
         left = [name for name in self.shapes if name.removesuffix(".weight") not in modules]
         if left:
             raise ModelError(
@@ -155,18 +155,18 @@ class WorkerState:
     # -------------------------------------------------------------------------------------------- the state
 
     def apply_shift(self, step: Plain) -> None:
-        """Perturb from where an update would take the current weights; an empty one: from the current weights."""
+        """Perturb from where an update would take the current weights; if it is empty, from the current weights."""
         where = codec.update_from(step)
         if where == self._shift:
             return
-        self._held, self._perturbed_from = None, self.weights  # lets go of an older copy before there is another one
+        self._held, self._perturbed_from = None, self.weights  # frees an older copy before a new one is created
         self._shift = Update(0, ())
         if where != self._shift:
             self._perturbed_from = self.weights.moved(where)
             self._shift = where
 
     def set_member(self, member: Plain, sigma: float) -> bool:
-        """Write a member over the live weights, unless they hold it already; whether they changed."""
+        """Write a member over the live weights, unless they hold it already; return whether they changed."""
         wanted = Member(*member)
         held = Held(wanted, sigma if wanted.sign else 0.0)
         if wanted.sign and self.noise.perturbation != "gaussian":
@@ -182,7 +182,7 @@ class WorkerState:
         return True
 
     def _write(self, name: str, held: Held) -> None:
-        """One tensor of a member; rounded as the model's precision does it, whatever vLLM keeps it in."""
+        """Write one tensor of a member, rounded to the model's precision, whatever dtype vLLM stores."""
         live = as_tensor(self._live[name])
         rounded = live if live.dtype == self._dtype else torch.empty_like(live, dtype=self._dtype)
         self._perturbed_from.write(name, held.member, held.sigma, as_weights(rounded))
@@ -194,7 +194,7 @@ class WorkerState:
         self._held = None
 
     def apply(self, updates: Plain) -> None:
-        """Update the current weights; live weights are out of date until the next ``set_member``."""
+        """Update the current weights; the live weights are stale until the next ``set_member``."""
         if self._held is not None and self._held.member.sign:
             raise EngineError(
                 f"an update while the live weights are member {self._held.member.label(-1)}: invalidate it first."
@@ -205,11 +205,11 @@ class WorkerState:
     # -------------------------------------------------------------------------------------------- measures, files
 
     def held(self) -> Plain:
-        """Tensor name → how many of its elements this rank owns."""
+        """Map tensor names to the number of their elements that this rank owns."""
         return {name: one.piece.size if one.piece.owned else 0 for name, one in self.weights.shards.items()}
 
     def fingerprint(self) -> Plain:
-        """Both lanes as decimal numbers."""
+        """Return both lanes as decimal numbers."""
         return [str(lane) for lane in self.weights.fingerprint()]
 
     def squares(self) -> Plain:
@@ -222,11 +222,11 @@ class WorkerState:
         return self.outline.cosine(codec.terms_from(one), codec.terms_from(other))
 
     def step(self, shift: Plain) -> Plain:
-        """The update that a shift stands for."""
+        """Return the update that a shift stands for."""
         return codec.update(self.outline.step(codec.shift_from(shift)) or Update(0, ()))
 
     def save(self, places: Plain) -> None:
-        """Write this rank's own elements of the current weights into files that have room for all."""
+        """Write this rank's own elements of the current weights into files that have room for all elements."""
         for name, one in self.weights.shards.items():
             if one.piece.owned:
                 window = tensor_file.window(codec.place_from(places[name]), "r+")
@@ -255,4 +255,4 @@ COMMANDS: Mapping[str, Callable[..., Any]] = {
     "save": WorkerState.save,
     "restore": WorkerState.restore,
 }
-"""What a worker can be asked for once its state is made."""
+"""The commands of a worker, by name, once its state is created."""

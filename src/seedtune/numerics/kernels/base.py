@@ -1,8 +1,8 @@
-"""What weights compute with: ``kernels.cpu`` on numpy arrays, ``kernels.gpu`` on CUDA tensors.
+"""The kernel protocol of weights: ``kernels.cpu`` on numpy arrays, ``kernels.gpu`` on CUDA tensors.
 
 Every implementation gives the same bits.  Arrays are contiguous; 16-bit weights are float16, or bfloat16 (as
 uint16 in numpy).  A key is `seedtune.numerics.noise.key` of the tensor, ``start`` the flat index of the first element.
-With more than one of ``subspaces`` a pair's noise is that of its own, see `seedtune.numerics.noise`.
+With more than one of ``subspaces`` a pair's noise is restricted to its subspace, see `seedtune.numerics.noise`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Key = tuple[int, int]
 
 
 class Kernels(Protocol):
-    """The functions, as a module has them."""
+    """The functions of a kernel module."""
 
     def perturb(
         self, out: Any, weights: Any, sigma: float, address: Address, start: int = 0, *, subspaces: int = 1
@@ -38,7 +38,7 @@ class Kernels(Protocol):
         anchor: Any = None,
         subspaces: int = 1,
     ) -> None:
-        """Move flat ``theta`` by all updates of Gaussian noise, in order."""
+        """Apply all updates of Gaussian noise to flat ``theta``, in order."""
         ...
 
     def update_lowrank(
@@ -54,7 +54,7 @@ class Kernels(Protocol):
         anchor: Any = None,
         subspaces: int = 1,
     ) -> None:
-        """Move two-dimensional ``theta`` by all updates of low-rank noise, in order."""
+        """Apply all updates of low-rank noise to two-dimensional ``theta``, in order."""
         ...
 
     def fill_factors(
@@ -73,15 +73,15 @@ class Kernels(Protocol):
         ...
 
     def fingerprint(self, bits: Any, key: Key, start: int = 0) -> Fingerprint:
-        """Two lanes over the elements' bits, places and name."""
+        """Return two lanes over the elements' bits, positions and tensor name."""
         ...
 
     def empty(self, shape: tuple[int, ...], like: Any) -> Any:
-        """A new float32 array on the device of ``like``."""
+        """Return a new float32 array on the device of ``like``."""
         ...
 
     def host(self, array: Any) -> NDArray[Any]:
-        """The array as numpy: itself, or a copy of what lies on a GPU."""
+        """Return the array as numpy: itself, or a copy from the GPU."""
         ...
 
     def copy(self, target: Any, source: NDArray[Any]) -> None:

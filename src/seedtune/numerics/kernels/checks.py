@@ -1,4 +1,4 @@
-"""What the kernels of every device refuse: elements, slices and words outside of a noise address."""
+"""Argument checks of the kernels on every device: elements, slices and words outside of a noise address."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from seedtune.numerics.noise import ELEMENT_LIMIT, SUBSPACE_LIMIT, WORD_LIMIT
 
 
 def require_array(name: str, array: NDArray[Any], dtype: type[np.generic], ndim: int) -> None:
-    """ValueError unless ``array`` is C contiguous, of this type and so many dimensions."""
+    """Raise ValueError unless ``array`` is C contiguous, of this type and number of dimensions."""
     if array.dtype != dtype or array.ndim != ndim or not array.flags.c_contiguous:
         layout = "contiguous" if array.flags.c_contiguous else "strided"
         raise ValueError(
@@ -22,13 +22,13 @@ def require_array(name: str, array: NDArray[Any], dtype: type[np.generic], ndim:
 
 
 def require_elements(start: int, count: int) -> None:
-    """ValueError unless elements ``start .. start + count - 1`` can be addressed."""
+    """Raise ValueError unless elements ``start .. start + count - 1`` can be addressed."""
     if start < 0 or start + count > ELEMENT_LIMIT:
         raise ValueError(f"element range starts at {start} with {count} items, but it must lie in [0, {ELEMENT_LIMIT})")
 
 
 def require_slice(part: Sequence[int], shape: tuple[int, int], row_start: int, col_start: int) -> None:
-    """ValueError unless a slice of shape ``part`` lies at that corner inside a tensor of this ``shape``."""
+    """Raise ValueError unless a slice of shape ``part`` at that corner fits inside a tensor of this ``shape``."""
     fits = 0 <= row_start <= shape[0] - part[0] and 0 <= col_start <= shape[1] - part[1]
     if not fits:
         raise ValueError(f"a slice of shape {tuple(part)} at ({row_start}, {col_start}) does not lie inside {shape}")
@@ -36,19 +36,19 @@ def require_slice(part: Sequence[int], shape: tuple[int, int], row_start: int, c
 
 
 def require_subspaces(subspaces: int) -> None:
-    """ValueError unless 16-bit codes can be dealt out to so many subspaces."""
+    """Raise ValueError unless 16-bit codes can be assigned to that many subspaces."""
     if not 1 <= subspaces <= SUBSPACE_LIMIT:
         raise ValueError(f"subspaces is {subspaces}, but it must be at least 1 and at most {SUBSPACE_LIMIT}")
 
 
 def require_rows(start: int, count: int, rank: int) -> None:
-    """ValueError unless elements ``start ..`` of a factor are whole rows, which subspaces are dealt."""
+    """Raise ValueError unless elements ``start ..`` of a factor are whole rows, which subspaces are assigned by."""
     if start % rank or count % rank:
         raise ValueError(f"{count} elements from {start} are no whole rows of a factor of rank {rank}; give whole rows")
 
 
 def words(what: str, values: list[int]) -> NDArray[np.uint32]:
-    """Numbers as 32-bit words; ValueError for one that is none."""
+    """Return numbers as 32-bit words; ValueError for a number outside [0, 2**32)."""
     if values and not 0 <= min(values) <= max(values) < WORD_LIMIT:
         raise ValueError(f"{what}s from {min(values)} to {max(values)} must be at least 0 and below {WORD_LIMIT}")
     return np.array(values, np.uint32)

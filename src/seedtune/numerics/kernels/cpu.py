@@ -29,17 +29,17 @@ UInt32 = NDArray[np.uint32]
 # A parallel launch costs 10 to 20 microseconds, in which one core draws about 30,000 normals.
 PARALLEL_FROM = 1 << 17
 
-# Two thread pools at once would fight for the same cores, and numba's fallback threading layer forbids it.
+# Two thread pools at once would compete for the same cores, and numba's fallback threading layer forbids it.
 _launch = threading.Lock()
 
 FACTORS = 1 << 24
 """Elements of a low-rank factor drawn at a time: 64 MB."""
 
 UpdatePlan = tuple[UInt32, UInt32, Float32, NDArray[np.int64], UInt32, Float32]
-"""Generations, pairs and weights of all terms; per update the end of its terms, its generation and its decay."""
+"""Generations, pairs and weights of all terms; for each update the end of its terms, its generation and its decay."""
 
 Where = tuple[int, int, int, int, int]
-"""(k0, k1, stream tag, pair, generation) of an address, as the compiled code takes it."""
+"""(k0, k1, stream tag, pair, generation) of an address, as passed to compiled code."""
 
 
 def fill_normals(out: Float32, address: Address, start: int = 0) -> None:
@@ -67,7 +67,7 @@ def fill_factors(
 
     ``out[p]`` belongs to generation ``generations[p]`` and pair ``pairs[p]`` (uint32 [P]). ``stream`` is
     FACTOR_A or FACTOR_B (any stream works), ``start`` the first element, ``row * rank`` for a slice of rows.
-    With ``subspaces`` the rows of FACTOR_A that are not in the pair's are 0; ``rank`` is for that only.
+    With ``subspaces`` the rows of FACTOR_A outside the pair's subspace are 0; ``rank`` is used only for that.
     Same bits as `seedtune.numerics.noise.factors`. Raises ValueError for wrong arrays.
     """
     require_array("out", out, np.float32, 2)
@@ -92,12 +92,12 @@ def fill_factors(
 
 
 def perturb(out: Array, weights: Array, sigma: float, address: Address, start: int = 0, *, subspaces: int = 1) -> None:
-    """``out = nearest(weights + float32(sigma) * noise)`` for elements ``start ..`` (1-d arrays of one size).
+    """Write ``out = nearest(weights + float32(sigma) * noise)`` for elements ``start ..`` (1-d arrays of one size).
 
-    Product and sum are float32, each rounded on its own, then rounded once more to the type of ``out``. ``weights``
-    in float32 go into any type, 16-bit ones into their own; ``sigma`` carries the member's sign, and with 0 no noise
-    is drawn. ``out`` may be ``weights``. With ``subspaces`` sigma is times sqrt(subspaces), and elements outside of the
-    pair's subspace are nearest(weights). See `seedtune.numerics.rounding`. Raises ValueError for wrong arrays or
+    Product and sum are float32, each rounded on its own, then rounded once more to the type of ``out``. float32
+    ``weights`` can be written as any type, 16-bit ones as their own; ``sigma`` carries the member's sign, and with 0 no
+    noise is drawn. ``out`` may be ``weights``. With ``subspaces`` sigma is times sqrt(subspaces), and elements outside
+    the pair's subspace are nearest(weights). See `seedtune.numerics.rounding`. Raises ValueError for wrong arrays or
     elements outside [0, 2**59).
     """
     source, goal = _weights("weights", weights, 1), _weights("out", out, 1)
@@ -129,11 +129,11 @@ def update_gaussian(
 ) -> None:
     """Apply ``updates`` one after the other, in place, to elements ``start ..`` of the tensor with this ``key``.
 
-    For each update, x = theta + (sum of weight * noise over its terms in order, in float32 from 0); its decay, if it
-    has one, pulls x to ``anchor`` (base weights, same shape, any element type, see `Decay`); theta = x, by
+    For each update, x = theta + (sum of weight * noise over its terms in order, in float32 from 0); its decay, if
+    any, pulls x to ``anchor`` (base weights, same shape, any element type, see `Decay`); theta = x, by
     stochastic rounding if theta has 16 bits. Every product and sum is rounded on its own. theta is 1-d, of any
     element type. An update with neither terms nor decay changes nothing. With ``subspaces`` a term adds its weight
-    times sqrt(subspaces) times noise, to the elements of its pair's subspace only. Raises ValueError for wrong arrays.
+    times sqrt(subspaces) times noise, only to the elements of its pair's subspace. Raises ValueError for wrong arrays.
     """
     target, base = _weights("theta", theta, 1), _anchor(theta, anchor, updates)
     require_elements(start, theta.size)
@@ -158,12 +158,11 @@ def update_lowrank(
     anchor: Array | None = None,
     subspaces: int = 1,
 ) -> None:
-    """As `update_gaussian` with the noise A B^T / sqrt(rank), for a slice ``theta`` (2-d) of a tensor of this
-    ``shape``.
+    """As `update_gaussian` with the noise A B^T / sqrt(rank), for a 2-d slice ``theta`` of a tensor of this ``shape``.
 
     The sum of an update runs over its terms p and then k < rank: (w_p * A[p, i, k]) * B[p, j, k] in float32, where
-    w_p = float32(weight * sqrt(subspaces) / sqrt(rank)), and A[p, i] = 0 outside of the pair's subspace. Draws the
-    factors itself, at most FACTORS of each at a time (of B: or one update's). Raises ValueError for wrong arrays.
+    w_p = float32(weight * sqrt(subspaces) / sqrt(rank)), and A[p, i] = 0 outside the pair's subspace. Draws the factors
+    itself, at most FACTORS of each at a time (of B: or those of one update). Raises ValueError for wrong arrays.
     """
     target, base = _weights("theta", theta, 2), _anchor(theta, anchor, updates)
     whole = theta.shape if shape is None else shape
@@ -171,7 +170,7 @@ def update_lowrank(
     for batch in _batches(updates, theta.shape[1] * rank):
         plan = plan_of(batch, rank, subspaces)
         # Columns must be contiguous for each (p, k); with rank 1 they already are and nothing is copied. The kernel
-        # reads them by sixteen.
+        # reads sixteen at a time.
         padded = -(-theta.shape[1] // 16) * 16
         right = _factor(key, Stream.FACTOR_B, plan, (col_start, padded, rank))
         columns = np.ascontiguousarray(right.transpose(0, 2, 1)).reshape(-1, padded)
@@ -186,7 +185,7 @@ def update_lowrank(
 
 
 def fingerprint(bits: NDArray[Any], key: tuple[int, int], start: int = 0) -> reference.Fingerprint:
-    """Sum of mixed elements, see `seedtune.numerics.fingerprint.mix_sum` (same bits): two integers in [0, 2**64).
+    """Return the sum of mixed elements as `seedtune.numerics.fingerprint.mix_sum`: two integers in [0, 2**64).
 
     ``bits`` is the uint16 or uint32 view [n] of the elements, ``key`` comes from
     `seedtune.numerics.fingerprint.tensor_key`, ``start`` is the absolute index of the first element. Parts of a tensor
@@ -205,7 +204,7 @@ def fingerprint_slice(
     row_start: int = 0,
     col_start: int = 0,
 ) -> reference.Fingerprint:
-    """What a slice (2-d, uint16 or uint32) adds to the fingerprint of a 2-d tensor of this ``shape``."""
+    """Return the share of a slice (2-d, uint16 or uint32) in the fingerprint of a 2-d tensor of this ``shape``."""
     _require_bits(bits, 2)
     require_slice(bits.shape, shape, row_start, col_start)
     return _fingerprint(bits, key, row_start * shape[1] + col_start, shape[1])
@@ -243,7 +242,7 @@ def _fingerprint(bits: NDArray[Any], key: tuple[int, int], start: int, stride: i
 
 @lru_cache(maxsize=8)
 def plan_of(updates: tuple[Update, ...], rank: int, subspaces: int = 1) -> UpdatePlan:
-    """Updates as the compiled code takes them, without those that change nothing.
+    """Convert updates to the form of compiled code, without those that change nothing.
 
     A decay is (1, 1 - l2, l1) in float32, or zeros if there is none. Raises ValueError for a generation or pair
     outside [0, 2**32).
@@ -270,7 +269,7 @@ def _moves(update: Update) -> bool:
 
 
 def _batches(updates: Sequence[Update], columns: int) -> Iterator[tuple[Update, ...]]:
-    """Runs of updates, without those that change nothing, whose factors B together are at most FACTORS elements."""
+    """Yield runs of effective updates whose factors B together are at most FACTORS elements."""
     batch: list[Update] = []
     for update in updates:
         if not _moves(update):
@@ -287,7 +286,7 @@ def _batches(updates: Sequence[Update], columns: int) -> Iterator[tuple[Update, 
 def _factor(
     key: tuple[int, int], stream: Stream, plan: UpdatePlan, rows: tuple[int, int, int], subspaces: int = 1
 ) -> Float32:
-    """Rows (first, count) of one factor of a ``rank``, for all terms of a plan: float32 [P, count, rank]."""
+    """Return rows (first, count) of one factor of a ``rank``, for all terms of a plan: float32 [P, count, rank]."""
     first, count, rank = rows
     out = np.empty((plan[2].size, count * rank), np.float32)
     fill_factors(out, key, stream, plan[0], plan[1], start=first * rank, rank=rank, subspaces=subspaces)
@@ -295,7 +294,7 @@ def _factor(
 
 
 def _tags(key: tuple[int, int]) -> tuple[int, int, int, int]:
-    """(k0, k1, tag of gaussian noise, tag of rounding)."""
+    """Return (k0, k1, tag of gaussian noise, tag of rounding)."""
     k0, k1, tag, _, _ = _where(Address(key))
     return k0, k1, tag, int(Stream.ROUNDING) << 24
 
@@ -306,14 +305,14 @@ def _where(address: Address) -> Where:
 
 
 def _weights(name: str, array: Array, ndim: int) -> Array:
-    """Weights as the compiled code takes them: float32, bfloat16 as uint16, float16 as int16."""
+    """Return weights in the form of compiled code: float32, bfloat16 as uint16, float16 as int16."""
     known = array.dtype in (np.dtype(np.float32), np.dtype(np.float16), np.dtype(np.uint16))
     require_array(name, array, array.dtype.type if known else np.float32, ndim)
     return array.view(np.int16) if array.dtype == np.float16 else array
 
 
 def _anchor(theta: Array, anchor: Array | None, updates: Sequence[Update]) -> Array:
-    """The anchor as compiled code takes it; theta, which it then does not read, where no update needs one."""
+    """Return the anchor in the form of compiled code; theta, which is then not read, if no update needs an anchor."""
     if all(update.decay is None for update in updates):
         return _weights("theta", theta, theta.ndim)
     if anchor is None or anchor.shape != theta.shape:
@@ -334,12 +333,12 @@ def _require_pairs(count: int, generations: UInt32, pairs: UInt32) -> None:
 
 
 def empty(shape: tuple[int, ...], like: Any) -> Float32:
-    """A new float32 array."""
+    """Return a new float32 array."""
     return np.empty(shape, np.float32)
 
 
 def host(array: NDArray[Any]) -> NDArray[Any]:
-    """The array itself: it lies in memory already."""
+    """Return the array itself: it is in host memory already."""
     return array
 
 

@@ -16,10 +16,10 @@ from seedtune.numerics.machine.elements import nearest, stochastic, widen
 from seedtune.numerics.machine.vectors import perturb_16, prefetch_read, prefetch_write
 from seedtune.numerics.noise import PHILOX_M0, PHILOX_M1, PHILOX_ROUNDS, PHILOX_W0, PHILOX_W1
 
-PIECE = 1 << 16  # elements one thread takes at a time
+PIECE = 1 << 16  # elements that one thread processes at a time
 CHUNK = 1 << 14  # elements of a gaussian update, whose sums stay in the second-level cache next to the table
 TILE = 512  # columns of a low-rank update that stay in the first-level cache
-AHEAD = 256  # elements by which reading runs ahead of a perturbation
+AHEAD = 256  # elements by which a perturbation prefetches
 DRAW = 8  # Philox blocks drawn at a time, one AVX-512 register of 64-bit lanes
 ELEMENTS = 8 * DRAW
 WORDS = 2 * DRAW  # 64-bit words of a draw
@@ -36,9 +36,9 @@ _MURMUR_A, _MURMUR_B = _U(reference.MURMUR_A), _U(reference.MURMUR_B)
 
 @njit(inline="always")
 def philox(block, tag, pair, generation, k0, k1):  # type: ignore[no-untyped-def]
-    """Eight 16-bit codes of one block as two 64-bit words, lane 0 lowest.
+    """Return eight 16-bit codes of one block as two 64-bit words, lane 0 lowest.
 
-    Words stay in 64-bit lanes whose upper halves are rubbish: the 32-bit multiplier of a vector unit reads
+    Words stay in 64-bit lanes whose upper halves are arbitrary: the 32-bit multiplier of a vector unit reads
     only the lower half, so nothing has to be widened or narrowed between the rounds.
     """
     c0, c1, c2, c3 = block, tag | (block >> _U(32)), pair, generation
@@ -52,7 +52,7 @@ def philox(block, tag, pair, generation, k0, k1):  # type: ignore[no-untyped-def
 
 @njit(inline="always")
 def draw(words, at, block, where):  # type: ignore[no-untyped-def]
-    """Codes of DRAW blocks into ``words[at : at + WORDS]``."""
+    """Write the codes of DRAW blocks into ``words[at : at + WORDS]``."""
     k0, k1, tag, pair, generation = where
     for i in range(DRAW):
         low, high = philox(block + _U(i), tag, pair, generation, k0, k1)
@@ -62,7 +62,7 @@ def draw(words, at, block, where):  # type: ignore[no-untyped-def]
 @njit(cache=True, nogil=True)
 def fill(out, table, where, start):  # type: ignore[no-untyped-def]
     here = (_U(where[0]), _U(where[1]), _U(where[2]), _U(where[3]), _U(where[4]))
-    # Two draws in turn: the next one is computed while the look-ups of the current one wait for the cache.
+    # Two draws alternate: the next one is computed while the look-ups of the current one wait for the cache.
     words = np.empty(2 * WORDS, np.uint64)
     block, current, position = _U(start >> 3), _U(0), _U(0)
     draw(words, current, block, here)
@@ -128,7 +128,7 @@ def perturb_edge(out, weights, sigma, table, where, start):  # type: ignore[no-u
 
 @njit(inline="always")
 def look_up(noise, at, table, words, first):  # type: ignore[no-untyped-def]
-    """The normals of a quarter of a draw into ``noise[at : at + 16]``."""
+    """Write the normals of a quarter of a draw into ``noise[at : at + 16]``."""
     for j in range(WORDS // 4):
         word, i = words[first + _U(j)], at + _U(4 * j)
         noise[i] = table[word & _CODE]
@@ -139,10 +139,10 @@ def look_up(noise, at, table, words, first):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True)
 def perturb_whole(out, weights, sigma, table, where, start):  # type: ignore[no-untyped-def]
-    """Whole draws from an aligned start; bound by the look-ups, whose table lies in the second-level cache.
+    """Perturb whole draws from an aligned start; limited by the look-ups, whose table fits the second-level cache.
 
-    Three draws are under way at a time, so that the processor has look-ups to wait for whatever else it does: codes
-    of one, look-ups of the one before, and arithmetic on the one before that, sixteen elements of each in turn.
+    Three draws are in progress at a time, so that look-ups always overlap with other work: codes of one draw, look-ups
+    of the previous one, and arithmetic on the one before that, sixteen elements of each in turn.
     """
     here = (_U(where[0]), _U(where[1]), _U(where[2]), _U(where[3]), _U(where[4]))
     words, noise = np.empty(2 * WORDS, np.uint64), np.empty(2 * ELEMENTS, np.float32)
@@ -200,7 +200,7 @@ def convert_parallel(out, weights):  # type: ignore[no-untyped-def]
 
 @njit(inline="always")
 def pulled(x, anchor, keep, cut):  # type: ignore[no-untyped-def]
-    """What a decay makes of x: its distance to ``anchor`` times ``keep`` (if not 1), less ``cut`` (if not 0)."""
+    """Return x after a decay: its distance to ``anchor`` times ``keep`` (if not 1), less ``cut`` (if not 0)."""
     d = x - anchor
     if keep != np.float32(1):
         d = keep * d
@@ -212,7 +212,7 @@ def pulled(x, anchor, keep, cut):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True)
 def settle(theta, total, anchor, decay, words, where, start):  # type: ignore[no-untyped-def]
-    """Write theta + total, pulled to the anchor if ``decay`` (on, keep, cut) says so, rounded once, into theta."""
+    """Write theta + total, pulled to the anchor if ``decay`` (on, keep, cut) is on, rounded once, into theta."""
     on, keep, cut = decay[0] != np.float32(0), decay[1], decay[2]
     if theta.itemsize == 4 and not on:
         for i in range(theta.size):
@@ -234,13 +234,13 @@ def settle(theta, total, anchor, decay, words, where, start):  # type: ignore[no
 
 @njit(cache=True, nogil=True)
 def update_gaussian(theta, anchor, table, tags, plan, start):  # type: ignore[no-untyped-def]
-    """All updates of a plan, chunk by chunk; ``tags`` are (k0, k1, tag of the noise, tag of the rounding)."""
+    """Apply all updates of a plan, chunk by chunk; ``tags`` are (k0, k1, tag of the noise, tag of the rounding)."""
     generations, pairs, weights, ends, moments, decays = plan
     sums, words = np.empty(CHUNK, np.float32), np.empty(CHUNK // 4 + WORDS, np.uint64)
     low = 0
     while low < theta.size:
         at = start + low
-        # After the first chunk all start at a block.
+        # Every chunk after the first starts at a block.
         high, first = min(theta.size, low + CHUNK - (at & 7)), 0
         total = sums[: high - low]
         for u in range(ends.size):
@@ -281,7 +281,7 @@ def add_terms(total, scale, columns, first, last, left):  # type: ignore[no-unty
 
 @njit(cache=True, nogil=True)
 def update_lowrank_rows(theta, anchor, factors, tags, plan, place, rows):  # type: ignore[no-untyped-def]
-    """Rows ``rows[0] .. rows[1] - 1``; ``place`` is (element of theta[0, 0], row length) of the whole tensor."""
+    """Update rows ``rows[0] .. rows[1] - 1``; ``place`` is (element of theta[0, 0], row length) of the whole tensor."""
     (a, columns), (_, _, weights, ends, moments, decays) = factors, plan
     rank, n = a.shape[2], theta.shape[1]
     scale, sums = np.empty(columns.shape[0], np.float32), np.empty(TILE, np.float32)

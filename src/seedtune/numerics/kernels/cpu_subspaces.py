@@ -1,7 +1,6 @@
-"""The numba bodies of noise in subspaces, beside those of `_compiled` for noise everywhere.
+"""The numba bodies of noise in subspaces; those of noise in all elements are in `cpu_compiled`.
 
-The same rules hold as there. What a subspace leaves out is left
-as it is: nothing is added, not even zero.
+The same rules hold as there. Elements outside the subspace are unchanged: nothing is added, not even zero.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ _TAG = _U(int(SUBSPACE) << 24)
 
 @njit(cache=True, nogil=True)
 def deal(ids, words, where, generation, start, subspaces):  # type: ignore[no-untyped-def]
-    """The subspaces (uint16) of elements ``start ..`` in a generation into ``ids``; ``words`` is scratch."""
+    """Write the subspaces (uint16) of elements ``start ..`` in a generation into ``ids``; ``words`` is scratch."""
     here = (_U(where[0]), _U(where[1]), _TAG, _U(0), _U(generation))
     for i in range((ids.size + (start & 7) + ELEMENTS - 1) // ELEMENTS):
         draw(words, _U(WORDS * i), _U((start >> 3) + DRAW * i), here)
@@ -43,7 +42,7 @@ def add_edge(out, weights, sigma, table, where, start, ids, own):  # type: ignor
 
 @njit(cache=True, nogil=True)
 def add_whole(out, weights, sigma, table, where, start, ids, own):  # type: ignore[no-untyped-def]
-    """As `_compiled.perturb_whole` on a chunk, which lies in the cache: nothing has to be asked for ahead."""
+    """As `cpu_compiled.perturb_whole` on a chunk, which is in the cache: nothing has to be prefetched."""
     here = (_U(where[0]), _U(where[1]), _U(where[2]), _U(where[3]), _U(where[4]))
     words, noise = np.empty(2 * WORDS, np.uint64), np.empty(2 * ELEMENTS, np.float32)
     block, current, position = _U(start >> 3), _U(WORDS), _U(0)
@@ -96,7 +95,7 @@ def perturb_parallel(out, weights, sigma, table, where, start, subspaces):  # ty
 
 @njit(cache=True, nogil=True)
 def update_gaussian(theta, anchor, table, tags, plan, start, subspaces):  # type: ignore[no-untyped-def]
-    """As `_compiled.update_gaussian`; neighbouring terms of one generation share its deal."""
+    """As `cpu_compiled.update_gaussian`; consecutive terms of one generation share its subspaces."""
     generations, pairs, weights, ends, moments, decays = plan
     sums, words = np.empty(CHUNK, np.float32), np.empty(CHUNK // 4 + WORDS, np.uint64)
     ids = np.empty(CHUNK, np.uint16)
@@ -129,7 +128,7 @@ def update_gaussian_parallel(theta, anchor, table, tags, plan, start, subspaces)
 
 @njit(cache=True, nogil=True)
 def keep_rows(out, where, generations, pairs, first, rank, subspaces):  # type: ignore[no-untyped-def]
-    """Zero the rows ``first ..`` of factors [P, rows * rank] that lie outside of their pairs' subspaces."""
+    """Zero the rows ``first ..`` of factors [P, rows * rank] outside their pairs' subspaces."""
     rows, ids, words = out.shape[1] // rank, np.empty(CHUNK, np.uint16), np.empty(CHUNK // 4 + 2 * WORDS, np.uint64)
     for low in range(0, rows, CHUNK):
         here = ids[: min(CHUNK, rows - low)]

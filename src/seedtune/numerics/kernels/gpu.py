@@ -42,11 +42,11 @@ if TYPE_CHECKING:
 UInt32 = NDArray[np.uint32]
 
 ROWS, COLS = 8, 512  # tile of a low-rank update: 8 x 4 elements for each of 128 threads
-UNALIGNED_COLS = 128  # where rows begin in the middle of a Philox block: more registers an element
+UNALIGNED_COLS = 128  # if rows begin in the middle of a Philox block: more registers per element
 MIX_STEPS, MIX_BLOCK = 8, 1024
 
 SCRATCH_LIMIT = 1 << 28
-"""Bytes of low-rank factors drawn ahead at a time; one update needs its own, however many they are."""
+"""Bytes of low-rank factors drawn ahead at a time; one update needs all of its own, however many."""
 
 
 def require_triton() -> None:
@@ -79,7 +79,7 @@ def fill_factors(
 
     ``out[p]`` belongs to generation ``generations[p]`` and pair ``pairs[p]`` (numpy uint32 [P]). ``stream`` is
     FACTOR_A or FACTOR_B (any stream works), ``start`` the first element, ``row * rank`` for a slice of rows.
-    With ``subspaces`` the rows of FACTOR_A that are not in the pair's are 0; ``rank`` is for that only.
+    With ``subspaces`` the rows of FACTOR_A outside the pair's subspace are 0; ``rank`` is used only for that.
     Same bits as `seedtune.numerics.noise.factors`. Raises ValueError for wrong tensors.
     """
     require_tensor("out", out, 2, ("float32",))
@@ -97,11 +97,11 @@ def fill_factors(
 def perturb(
     out: Tensor, weights: Tensor, sigma: float, address: Address, start: int = 0, *, subspaces: int = 1
 ) -> None:
-    """``out = nearest(float32(weights) + float32(sigma) * noise)`` for elements ``start ..`` of a tensor, both [n].
+    """Write ``out = nearest(float32(weights) + float32(sigma) * noise)`` for elements ``start ..``, both [n].
 
     Float32 weights are written as float32, float16 or bfloat16, 16-bit weights as their own type. ``sigma`` carries
     the member's sign; with 0 the weights are only rounded. ``out`` may be ``weights``. With ``subspaces`` sigma is
-    times sqrt(subspaces), and elements outside of the pair's subspace are nearest(weights). Raises ValueError for wrong
+    times sqrt(subspaces), and elements outside the pair's subspace are nearest(weights). Raises ValueError for wrong
     tensors or elements outside [0, 2**59).
     """
     require_tensor("out", out, 1)
@@ -126,13 +126,13 @@ def update_gaussian(
     anchor: Tensor | None = None,
     subspaces: int = 1,
 ) -> None:
-    """Move ``theta`` [n], elements ``start ..`` of the tensor with this ``key``, by all ``updates`` in order.
+    """Apply all ``updates`` in order to ``theta`` [n], elements ``start ..`` of the tensor with this ``key``.
 
-    Of each update: x = theta + sum over its terms of float32(weight) * noise, in float32 from 0 in the order of the
-    terms; the decay towards ``anchor`` (the base weights, [n], any type), if it has one; `rounding.stochastic`, if
-    theta has 16 bits. Several updates in one call give the bits of one call each. With ``subspaces`` a term adds its
-    weight times sqrt(subspaces) times noise, to the elements of its pair's subspace only. Raises ValueError for wrong
-    tensors, for elements outside [0, 2**59) and for a decay without an anchor.
+    For each update: x = theta + sum over its terms of float32(weight) * noise, in float32 from 0 in the order of the
+    terms; the decay towards ``anchor`` (the base weights, [n], any type), if any; `rounding.stochastic`, if theta has
+    16 bits. Several updates in one call give the same bits as one call each. With ``subspaces`` a term adds its weight
+    times sqrt(subspaces) times noise, only to the elements of its pair's subspace. Raises ValueError for wrong tensors,
+    for elements outside [0, 2**59) and for a decay without an anchor.
     """
     require_tensor("theta", theta, 1)
     steps, terms, decays = _tables(updates, theta, rank=1, subspaces=subspaces)
@@ -157,11 +157,11 @@ def update_lowrank(
     anchor: Tensor | None = None,
     subspaces: int = 1,
 ) -> None:
-    """Move ``theta`` (2-d), a slice of the tensor of this ``shape`` and ``key``, by all ``updates`` in order.
+    """Apply all ``updates`` in order to ``theta`` (2-d), a slice of the tensor of this ``shape`` and ``key``.
 
     As `update_gaussian`, with sum over terms p, then k, of (w * A[p, i, k]) * B[p, j, k] for element (i, j), where
-    w = float32(weight * sqrt(subspaces) / sqrt(rank)) and A[p, i] = 0 outside of the pair's subspace. ``shape`` is
-    theta's own by default. The factors are drawn into scratch memory, 4 (rows + columns) rank bytes a term. Raises
+    w = float32(weight * sqrt(subspaces) / sqrt(rank)) and A[p, i] = 0 outside the pair's subspace. ``shape`` is
+    theta's own by default. The factors are drawn into scratch memory, 4 (rows + columns) rank bytes per term. Raises
     ValueError for wrong tensors and slices.
     """
     require_tensor("theta", theta, 2)
@@ -174,7 +174,7 @@ def update_lowrank(
 
 
 def fingerprint(bits: Tensor, key: tuple[int, int], start: int = 0) -> reference.Fingerprint:
-    """Sum of mixed elements, see `seedtune.numerics.fingerprint.mix_sum` (same bits): two integers in [0, 2**64).
+    """Return the sum of mixed elements as `seedtune.numerics.fingerprint.mix_sum`: two integers in [0, 2**64).
 
     ``bits`` [n] are the weights themselves in any of the three types, ``key`` comes from
     `seedtune.numerics.fingerprint.tensor_key`, ``start`` is the absolute index of the first element. Parts of a tensor
@@ -198,7 +198,7 @@ def fingerprint(bits: Tensor, key: tuple[int, int], start: int = 0) -> reference
 
 
 def _fill(out: Tensor, address: Address, terms: Tensor, start: int) -> None:
-    """Normals of ``address``'s key and stream, row t at the generation and pair of ``terms[t]``."""
+    """Write normals of ``address``'s key and stream, row t at the generation and pair of ``terms[t]``."""
     require_elements(start, out.shape[1])
     count = pieces(out.shape[1], start)
     first, k0, k1, tag, *_ = where(address, start)
@@ -207,7 +207,7 @@ def _fill(out: Tensor, address: Address, terms: Tensor, start: int) -> None:
 
 
 def _keep_rows(out: Tensor, key: tuple[int, int], terms: Tensor, first: int, *, rank: int, subspaces: int) -> None:
-    """Zero what lies outside of each term's subspace in factors A [T, rows * rank] whose first row is ``first``."""
+    """Zero all rows outside each term's subspace in factors A [T, rows * rank] whose first row is ``first``."""
     rows = out.shape[1] // rank
     count, numbers = pieces(rows, first), where(Address(key), first)[:3]
     meta = run_of_blocks(first) | {"RANK": rank, "SUBSPACES": subspaces}
@@ -224,7 +224,7 @@ def _update_lowrank(
     base: Tensor,
     subspaces: int,
 ) -> None:
-    """`update_lowrank` for as many updates as fit into scratch memory; ``place`` is (stride, first row, column)."""
+    """Run `update_lowrank` for as many updates as fit into scratch memory; ``place`` is (stride, first row, column)."""
     steps, terms, decays = _tables(updates, theta, rank=rank, subspaces=subspaces)
     (rows, cols), (stride, row_start, col_start) = theta.shape, place
     a = _columns(theta, Address(key, FACTOR_A), terms, rows=(row_start, rows), rank=rank, subspaces=subspaces)
@@ -242,7 +242,7 @@ def _update_lowrank(
 def _columns(
     theta: Tensor, address: Address, terms: Tensor, *, rows: tuple[int, int], rank: int, subspaces: int = 1
 ) -> Tensor:
-    """A factor of every term on theta's device, [T * rank, rows]: contiguous for the loads of a tile."""
+    """Return a factor of every term on theta's device, [T * rank, rows]: contiguous for the loads of a tile."""
     start, count = rows
     out = import_torch().empty((terms.shape[0], count * rank), dtype=import_torch().float32, device=theta.device)
     _fill(out, address, terms, start * rank)
@@ -252,7 +252,7 @@ def _columns(
 
 
 def _groups(updates: Sequence[Update], term_bytes: int) -> list[list[Update]]:
-    """Consecutive updates whose factors fit into `SCRATCH_LIMIT` together; those that do nothing are left out."""
+    """Group consecutive effective updates whose factors fit into `SCRATCH_LIMIT` together."""
     groups: list[list[Update]] = []
     room = 0
     for update in updates:
@@ -265,7 +265,7 @@ def _groups(updates: Sequence[Update], term_bytes: int) -> list[list[Update]]:
 
 
 def _tables(updates: Sequence[Update], like: Tensor, *, rank: int, subspaces: int = 1) -> tuple[Tensor, Tensor, bool]:
-    """The updates that do something as ``steps`` and ``terms`` on the device, and whether any decays."""
+    """Return the effective updates as ``steps`` and ``terms`` on the device, and whether any decays."""
     require_subspaces(subspaces)
     active = [update for update in updates if update.terms or update.decay is not None]
     steps, rows = np.zeros((len(active), 6), np.int32), [term for update in active for term in update.terms]
@@ -289,7 +289,7 @@ def _tables(updates: Sequence[Update], like: Tensor, *, rank: int, subspaces: in
 
 
 def _base(theta: Tensor, anchor: Tensor | None, *, decays: bool) -> Tensor:
-    """The anchor, or theta in its place where nothing decays."""
+    """Return the anchor, or theta as a placeholder if no update decays."""
     if anchor is None:
         if decays:
             raise ValueError("an update decays towards the base weights, but no anchor is given; give the base weights")
@@ -307,13 +307,13 @@ def _require_pairs(count: int, generations: UInt32, pairs: UInt32) -> None:
 
 
 def empty(shape: tuple[int, ...], like: Tensor) -> Tensor:
-    """A new float32 tensor on the device of ``like``."""
+    """Return a new float32 tensor on the device of ``like``."""
     made: Tensor = import_torch().empty(shape, dtype=import_torch().float32, device=like.device)
     return made
 
 
 def host(array: Tensor) -> NDArray[Any]:
-    """A copy as numpy, bfloat16 as uint16."""
+    """Return a copy as numpy, bfloat16 as uint16."""
     plain = array.detach().cpu()
     bits = plain.view(import_torch().uint16) if plain.dtype == import_torch().bfloat16 else plain
     copied: NDArray[Any] = bits.numpy()

@@ -1,4 +1,4 @@
-"""How Triton kernels are started: programs, words and constants in the form the bodies take them.
+"""Launch Triton kernels: convert programs, words and constants to the form that the kernels take.
 
 torch and triton are imported on first use.
 """
@@ -32,58 +32,58 @@ def launch(name: str, programs: int, out: Tensor, *arguments: Any, **meta: Any) 
 
 
 def pieces(count: int, start: int) -> int:
-    """Programs for a run of ``count`` elements that begins at element ``start``, maybe in the middle of a block."""
+    """Return the programs for ``count`` elements that begin at element ``start``, maybe in the middle of a block."""
     return -(-(count + start % LANES) // (BLOCKS * LANES)) if count else 0
 
 
 def run_of_blocks(start: int) -> dict[str, Any]:
-    """The constants of a run of blocks that begins at element ``start``."""
+    """Return the constants of a run of blocks that begins at element ``start``."""
     return {"SKIP": start % LANES, "BLOCKS": BLOCKS}
 
 
 def where(address: Address, start: int) -> tuple[int, ...]:
-    """(first block, k0, k1, stream tag, pair, generation): words as signed 32-bit integers, one type for all."""
+    """Return (first block, k0, k1, stream tag, pair, generation): signed 32-bit integers, one type for all words."""
     k0, k1 = address.key
     words = (k0, k1, address.stream << 24, address.pair, address.generation)
     return start // LANES, *(signed(word, 32) for word in words)
 
 
 def signed(number: int, bits: int) -> int:
-    """The signed integer of so many bits that is ``number`` modulo 2**bits."""
+    """Return the signed integer of that many bits that equals ``number`` modulo 2**bits."""
     return (number + (1 << bits - 1)) % (1 << bits) - (1 << bits - 1)
 
 
 def upload(array: NDArray[np.int32], like: Tensor) -> Tensor:
-    """The array on the device of ``like``."""
+    """Copy the array to the device of ``like``."""
     moved: Tensor = import_torch().from_numpy(array).to(like.device)
     return moved
 
 
 def raw(tensor: Tensor) -> Tensor:
-    """The tensor, 16-bit floats as int16: kernels do their own conversions."""
+    """Return the tensor, 16-bit floats as int16: kernels do their own conversions."""
     return tensor if tensor.element_size() == 4 else tensor.view(import_torch().int16)
 
 
 def kind(tensor: Tensor) -> str:
-    """The element type's name."""
+    """Return the element type's name."""
     return str(tensor.dtype).removeprefix("torch.")
 
 
 @lru_cache(maxsize=8)
 def table(device: Any) -> Tensor:
-    """The lower half of the quantiles on a device, float32 [32768]: the upper half is its mirror image."""
+    """Return the lower half of the quantiles on a device, float32 [32768]: the upper half is its mirror image."""
     whole = quantiles()
     half: Tensor = import_torch().from_numpy(whole[: whole.size // 2].copy()).to(device)
     return half
 
 
 def import_torch() -> Any:
-    """torch, imported on first use."""
+    """Return the module torch, imported on first use."""
     return importlib.import_module("torch")
 
 
 def bodies() -> Any:
-    """The Triton kernels, imported on first use."""
+    """Return the module of the Triton kernels, imported on first use."""
     try:
         return importlib.import_module("seedtune.numerics.kernels.gpu_triton")
     except ModuleNotFoundError as error:
@@ -95,7 +95,7 @@ def bodies() -> Any:
 def require_tensor(
     name: str, tensor: Tensor, ndim: int, kinds: tuple[str, ...] = FLOATS, *, like: Tensor | None = None
 ) -> None:
-    """ValueError unless the kernels can take ``tensor``: contiguous, of these element types, and where ``like`` is."""
+    """Raise ValueError unless ``tensor`` is contiguous, of one of these types, and shaped and placed as ``like``."""
     if kind(tensor) not in kinds or tensor.ndim != ndim or not tensor.is_contiguous():
         layout = "contiguous" if tensor.is_contiguous() else "strided"
         raise ValueError(

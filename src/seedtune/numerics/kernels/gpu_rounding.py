@@ -18,7 +18,7 @@ ONE_HALF = tl.constexpr(0x3F000000)  # the bits of 0.5
 
 @triton.jit
 def widen(element, KIND: tl.constexpr):
-    """float32 of an element as it lies in memory: float32, or int16 with the bits of a 16-bit float."""
+    """Convert a stored element, float32 or int16 with the bits of a 16-bit float, to float32."""
     value = element
     if KIND == "bfloat16":
         value = (element.to(tl.uint16, bitcast=True).to(tl.uint32) << 16).to(tl.float32, bitcast=True)
@@ -29,7 +29,7 @@ def widen(element, KIND: tl.constexpr):
 
 @triton.jit
 def assemble(word, size, KIND: tl.constexpr):
-    """int16 with the sign of ``word``, the magnitude bits ``size``, and NaN (quiet) where ``word`` is one."""
+    """Return int16 with the sign of ``word``, the magnitude bits ``size``, and NaN (quiet) where ``word`` is NaN."""
     magnitude = word & MAGNITUDE
     quiet = (magnitude >> 16) | 0x40 if KIND == "bfloat16" else ((magnitude >> 13) & 0x3FF) | 0x7E00
     bits = tl.where(magnitude > INFINITY, quiet, size)
@@ -38,17 +38,17 @@ def assemble(word, size, KIND: tl.constexpr):
 
 @triton.jit
 def nearest(value, KIND: tl.constexpr):
-    """`seedtune.numerics.rounding.nearest`: float32 as it is, or int16 with the bits of a 16-bit float."""
+    """Round as `seedtune.numerics.rounding.nearest`: float32 unchanged, or int16 with the bits of a 16-bit float."""
     element, word = value, value.to(tl.uint32, bitcast=True)
     if KIND == "bfloat16":
-        # With the sign in place: nothing carries into it but NaN, which is not rounded.
+        # With the sign in place: only NaN carries into it, and NaN is not rounded.
         rounded = tl.where(value != value, word | 0x400000, word + 0x7FFF + ((word >> 16) & 1))
         element = (rounded >> 16).to(tl.int16)
     if KIND == "float16":
         size = word & MAGNITUDE
         normal = ((size + 0xFFF + ((size >> 13) & 1)) >> 13) - HALF_REBIAS
         small = size < HALF_SMALLEST_NORMAL
-        # The last bit of a sum that lies in [0.5, 1) is 2**-24, the step of the smallest float16 numbers.
+        # The last bit of a sum in [0.5, 1) is 2**-24, the step of the smallest float16 numbers.
         fixed = (tl.abs(tl.where(small, value, 0.0)) + 0.5).to(tl.uint32, bitcast=True) - ONE_HALF
         element = assemble(word, tl.minimum(tl.where(small, fixed, normal), HALF_INFINITY), KIND)
     return element
@@ -56,7 +56,7 @@ def nearest(value, KIND: tl.constexpr):
 
 @triton.jit
 def stochastic(value, code, KIND: tl.constexpr):
-    """`seedtune.numerics.rounding.stochastic`: int16 bits from float32 and codes in high halves (uint32)."""
+    """Round as `seedtune.numerics.rounding.stochastic`: int16 bits from float32 and codes in high halves (uint32)."""
     word, code = value.to(tl.uint32, bitcast=True), code >> 16
     size = word & MAGNITUDE
     if KIND == "bfloat16":

@@ -1,6 +1,6 @@
 """The Triton bodies behind `seedtune.numerics.kernels.gpu`: no checks, one program per block of elements.
 
-Importing this module imports triton, which decides there and then (``TRITON_INTERPRET``) whether the functions are
+Importing this module imports triton, which decides at that moment (``TRITON_INTERPRET``) whether the functions are
 compiled or interpreted; `seedtune.numerics.kernels.gpu` imports it on first use.
 
 Why the bits are those of the numpy references:
@@ -16,8 +16,8 @@ Costs: bytes are counted, operations are instructions per element in the machine
 (disassembled, not run), and bounds follow from an H100 SXM's data sheet, not from a measurement. It moves 3.35e12 bytes
 and issues 132 SMs * 128 lanes * 1.7 GHz = 2.9e13 instructions a second, half as many for either integer pipe: 35
 instructions in the time of 4 bytes. A normal takes about 19 of them: 7 for Philox (per block of eight, 20 wide products
-and 20 three-input XORs), 5 to cut out the code and mirror the half table, 2 to address and 1 to load, the rest round
-keys and counters. What no data sheet tells is the rate of scattered loads that hit the first-level cache; the bounds
+and 20 three-input XORs), 5 to extract the code and mirror the half table, 2 to address and 1 to load, the rest round
+keys and counters. No data sheet states the rate of scattered loads that hit the first-level cache; the bounds
 below need four a cycle and SM.
 """
 
@@ -46,7 +46,7 @@ STEP0, STEP1 = tl.constexpr(reference.STEP0), tl.constexpr(reference.STEP1)
 SPLIT_A, SPLIT_B = tl.constexpr(reference.SPLITMIX_A), tl.constexpr(reference.SPLITMIX_B)
 MURMUR_A, MURMUR_B = tl.constexpr(reference.MURMUR_A), tl.constexpr(reference.MURMUR_B)
 
-# Integers that are passed as they are: specialising on their values would compile a kernel for every address.
+# Integers passed without specialisation: specialising on their values would compile a kernel for every address.
 WORDS = ["first", "k0", "k1", "tag", "pair", "generation"]
 
 # ---------------------------------------------------------------------------------------------- noise
@@ -54,7 +54,7 @@ WORDS = ["first", "k0", "k1", "tag", "pair", "generation"]
 
 @triton.jit
 def philox(block, tag, pair, generation, k0, k1):
-    """Four words of every block (int64, any shape); everything else scalar uint32."""
+    """Return four words of every block (int64, any shape); all other arguments are scalar uint32."""
     c0, c1 = block.to(tl.uint32), (block >> 32).to(tl.uint32) | tag
     c2, c3 = pair, generation
     for _ in tl.static_range(ROUNDS):
@@ -67,9 +67,9 @@ def philox(block, tag, pair, generation, k0, k1):
 
 @triton.jit
 def spread(w0, w1, w2, w3, SHAPE: tl.constexpr):
-    """The eight codes of every block in the order of the elements, uint32 of this shape.
+    """Return the eight codes of every block in the order of the elements, uint32 of this shape.
 
-    A code is the high half of its word; what lies below it is left there, which saves masking it off. A thread keeps
+    A code is the high half of its word; the bits below it are kept, which saves masking them off. A thread keeps
     the eight lanes of its blocks, which are neighbours in memory: 16 bytes of a 16-bit type.
     """
     words = tl.join(tl.join(w0, w2), tl.join(w1, w3))  # [..., 2, 2], word 2 i + j
@@ -78,7 +78,7 @@ def spread(w0, w1, w2, w3, SHAPE: tl.constexpr):
 
 @triton.jit
 def quantile(table, code):
-    """Normals of codes. The table's upper half is the mirror image of the lower, so 128 KB do, which stay in L1."""
+    """Return normals of codes. The upper half of the table mirrors the lower, so 128 KB suffice, which stay in L1."""
     upper = (code.to(tl.int32, bitcast=True) >> 31).to(tl.uint32, bitcast=True)  # all ones in the upper half
     place = ((code >> 16) ^ upper) & HALF_TABLE
     low = tl.load(table + place, eviction_policy="evict_last").to(tl.uint32, bitcast=True)
@@ -87,7 +87,7 @@ def quantile(table, code):
 
 @triton.jit
 def span(piece, n, SKIP: tl.constexpr, BLOCKS: tl.constexpr):
-    """Where a program's run of whole blocks lies: first position, offsets from it, which of them exist.
+    """Return the positions of a program's run of whole blocks: the first, offsets from it, and which of them exist.
 
     The first block begins SKIP elements before position 0. Positions are 64 bits, offsets 32.
     """
@@ -106,9 +106,9 @@ def blocks_of(piece, first, BLOCKS: tl.constexpr):
 
 @triton.jit(do_not_specialize=WORDS)
 def fill(out, table, terms, n, pieces, first, k0, k1, tag, SKIP: tl.constexpr, BLOCKS: tl.constexpr):
-    """Normals into ``out`` [T, n], row t at (generation, pair) = ``terms[t, :2]``; T * pieces programs.
+    """Write normals into ``out`` [T, n], row t at (generation, pair) = ``terms[t, :2]``; T * pieces programs.
 
-    Writes 4 bytes an element, 23 operations. Bound by memory: 8.4e11 elements a second on an H100.
+    Writes 4 bytes per element, 23 operations. Bound by memory: 8.4e11 elements a second on an H100.
     """
     row, piece = tl.program_id(0) // pieces, tl.program_id(0) % pieces
     generation, pair = tl.load(terms + 3 * row).to(tl.uint32), tl.load(terms + 3 * row + 1).to(tl.uint32)
@@ -121,7 +121,7 @@ def fill(out, table, terms, n, pieces, first, k0, k1, tag, SKIP: tl.constexpr, B
 
 @triton.jit
 def deal(block, generation, k0, k1, SUBSPACES: tl.constexpr, SHAPE: tl.constexpr):
-    """`seedtune.numerics.noise.subspaces_of` the elements of every block in a generation, uint32 of this shape."""
+    """Return `seedtune.numerics.noise.subspaces_of` the elements of every block in a generation, uint32 of SHAPE."""
     w0, w1, w2, w3 = philox(block, SUBSPACE_TAG, generation * 0, generation, k0, k1)
     return ((spread(w0, w1, w2, w3, SHAPE) >> 16) * SUBSPACES) >> 16
 
@@ -131,9 +131,9 @@ def keep_rows(
     out, terms, rows, pieces, first, k0, k1,
     RANK: tl.constexpr, SUBSPACES: tl.constexpr, SKIP: tl.constexpr, BLOCKS: tl.constexpr
 ):  # fmt: skip
-    """Zero the rows of factors [T, rows * RANK] that lie outside of their pairs' subspaces; T * pieces programs.
+    """Zero the rows of factors [T, rows * RANK] outside their pairs' subspaces; T * pieces programs.
 
-    Writes 4 bytes for every number outside; small beside drawing the factors.
+    Writes 4 bytes for every number outside; small compared with drawing the factors.
     """
     t, piece = tl.program_id(0) // pieces, tl.program_id(0) % pieces
     generation, pair = tl.load(terms + 3 * t).to(tl.uint32), tl.load(terms + 3 * t + 1).to(tl.uint32)
@@ -154,12 +154,12 @@ def perturb(
     WEIGHTS: tl.constexpr, OUT: tl.constexpr, DRAW: tl.constexpr, SUBSPACES: tl.constexpr, SKIP: tl.constexpr,
     BLOCKS: tl.constexpr
 ):  # fmt: skip
-    """``out = nearest(weights + sigma * noise)`` in one pass.
+    """Write ``out = nearest(weights + sigma * noise)`` in one pass.
 
-    Reads the weights once and writes ``out`` once, 16 bytes a thread at a time: 4 bytes an element for 16-bit types, 6
-    for float32 to 16 bits, 8 for float32. 24 operations for float32, 28 for bfloat16, of which 5 round. Bound by
+    Reads the weights once and writes ``out`` once, 16 bytes per thread at a time: 4 bytes per element for 16-bit types,
+    6 for float32 to 16 bits, 8 for float32. 24 operations for float32, 28 for bfloat16, of which 5 round. Bound by
     memory: 8.4e11, 5.6e11 and 4.2e11 elements a second on an H100; with 16 bits instructions take almost as long.
-    Subspaces add one more Philox, 12 operations, an element.
+    Subspaces add one more Philox, 12 operations, per element.
     """
     piece = tl.program_id(0)
     low, local, inside = span(piece, n, SKIP, BLOCKS)
@@ -189,7 +189,7 @@ def single(word):
 
 @triton.jit
 def pull(x, anchor, steps, u):
-    """The decay of update ``u``, or x itself if it has none. A factor 1 - l2 = 1 and l1 = 0 change no bit of d."""
+    """Apply the decay of update ``u`` to x, if it has one. A factor 1 - l2 = 1 and l1 = 0 change no bit of d."""
     keep, l1 = single(tl.load(steps + 6 * u + 4)), single(tl.load(steps + 6 * u + 5))
     d = (x - anchor) * keep
     size = tl.abs(d) - l1
@@ -227,7 +227,7 @@ def update_gaussian(
             w0, w1, w2, w3 = philox(block, 0, pair, generation, key0, key1)
             part = single(tl.load(terms + 3 * t + 2)) * quantile(table, spread(w0, w1, w2, w3, (BLOCKS * LANES,)))
             if SUBSPACES > 1:
-                # Neighbouring terms of one generation share its deal.
+                # Consecutive terms of one generation share its subspaces.
                 if (t == 0) | (tl.load(terms + 3 * t) != tl.load(terms + 3 * tl.maximum(t - 1, 0))):
                     ids = deal(block, generation, key0, key1, SUBSPACES, (BLOCKS * LANES,))
                 total = tl.where(ids == pair % SUBSPACES, total + part, total)
@@ -240,18 +240,18 @@ def update_gaussian(
             generation = tl.load(steps + 6 * u + 2).to(tl.uint32)
             w0, w1, w2, w3 = philox(block, ROUNDING_TAG, generation * 0, generation, key0, key1)
             x = widen(stochastic(x, spread(w0, w1, w2, w3, (BLOCKS * LANES,)), KIND), KIND)
-    tl.store(theta + low + local, nearest(x, KIND), mask=inside)  # exact: x is a number of its type by now
+    tl.store(theta + low + local, nearest(x, KIND), mask=inside)  # exact: x is a number of theta's type by now
 
 
 @triton.jit
 def tile_codes(row, left, generation, k0, k1, ALIGNED: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr):
-    """Rounding codes of a tile whose rows begin at the elements ``row`` [ROWS, 1] + ``left``."""
+    """Return rounding codes of a tile whose rows begin at the elements ``row`` [ROWS, 1] + ``left``."""
     if ALIGNED:
         block = ((row + left) >> 3) + tl.arange(0, COLS // LANES)[None, :]
         w0, w1, w2, w3 = philox(block, ROUNDING_TAG, generation * 0, generation, k0, k1)
         codes = spread(w0, w1, w2, w3, (ROWS, COLS))
     else:
-        # Every row begins at its own lane, so every element draws its own block: eight times the work, once an update.
+        # Every row begins at its own lane, so every element draws its own block: eight times the work, once per update.
         element = row + left + tl.arange(0, COLS)[None, :]
         w0, w1, w2, w3 = philox(element >> 3, ROUNDING_TAG, generation * 0, generation, k0, k1)
         lane = (element & 7).to(tl.uint32)
@@ -260,7 +260,7 @@ def tile_codes(row, left, generation, k0, k1, ALIGNED: tl.constexpr, ROWS: tl.co
     return codes
 
 
-# ``b`` is said to be unaligned, or its loads would be widened to 16 bytes a thread and shuffled back for every term.
+# ``b`` is declared unaligned: otherwise its loads would be widened to 16 bytes per thread and shuffled for every term.
 @triton.jit(do_not_specialize=[*WORDS, "updates"], do_not_specialize_on_alignment=["b"])
 def update_lowrank(
     theta, anchor, a, b, steps, terms, updates, rows, cols, stride, first, k0, k1, RANK: tl.constexpr,

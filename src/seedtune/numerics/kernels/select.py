@@ -1,4 +1,4 @@
-"""Which kernels compute where."""
+"""Select the kernels for a device."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from seedtune.errors import ConfigError
 
 
 def kernels_for(device: str) -> ModuleType:
-    """`kernels.cpu` (numpy arrays) for "cpu", `kernels.gpu` (torch tensors) for "cuda" or "cuda:1".
+    """Return `kernels.cpu` (numpy arrays) for "cpu", `kernels.gpu` (torch tensors) for "cuda" or "cuda:1".
 
     Both have fill_normals, fill_factors, perturb, update_gaussian, update_lowrank and fingerprint, and give the same
     bits. Raises ConfigError for other devices and MissingExtraError without triton.

@@ -1,1 +1,1 @@
-"""What this machine has for computing: cores, instructions, vectors, and folders for what is compiled."""
+"""The computing resources of this machine: cores, instructions, vectors, and folders for compiled code."""

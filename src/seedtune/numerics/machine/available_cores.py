@@ -1,4 +1,4 @@
-"""How many threads fit: the cores that this process may use, not those that the machine has."""
+"""The number of threads that fit: the cores that this process may use, not those of the machine."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 MOUNTS = {"": ("", "unified"), "cpu": ("cpu", "cpu,cpuacct", "cpuacct,cpu")}
-"""Folders below /sys/fs/cgroup where control groups of a controller may be mounted; "" is version 2, which has one."""
+"""Folders below /sys/fs/cgroup where a controller's control groups may be mounted; "" is version 2, with only one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """Threads that fit, the cores of the machine, and what limits the threads ("" if nothing does)."""
+    """Threads that fit, the cores of the machine, and the limit on the threads ("" if there is none)."""
 
     threads: int
     cores: int
@@ -21,14 +21,14 @@ class Fit:
 
     @property
     def words(self) -> str | None:
-        """One line if the threads are not the machine's cores."""
+        """Return one line for display if the threads differ from the machine's cores."""
         if self.threads == self.cores:
             return None
         return f"threads: {self.threads} of {self.cores} cores ({self.limit})"
 
 
 def available(root: Path = Path("/")) -> Fit:
-    """The cores that the scheduler and control groups leave to this process; a quota is rounded, and at least 1."""
+    """Return the cores that the scheduler and control groups leave to this process; quotas are rounded, at least 1."""
     cores = os.cpu_count() or 1
     found = Fit(cores, cores)
     affinity = len(os.sched_getaffinity(0)) if "sched_getaffinity" in dir(os) else cores
@@ -41,7 +41,7 @@ def available(root: Path = Path("/")) -> Fit:
 
 
 def fitting(root: Path = Path("/")) -> Fit:
-    """`available`, or as many threads as ``OMP_NUM_THREADS`` says."""
+    """Return `available`, or the number of threads in ``OMP_NUM_THREADS``."""
     found = available(root)
     chosen = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
     if not chosen.isdecimal() or int(chosen) < 1:
@@ -50,7 +50,7 @@ def fitting(root: Path = Path("/")) -> Fit:
 
 
 def quotas(root: Path = Path("/")) -> Iterator[float]:
-    """Cores by the quota of every control group that this process is in."""
+    """Yield the CPU quota, in cores, of every control group that this process is in."""
     for controller, path in _groups(root / "proc/self/cgroup"):
         for mount in MOUNTS[controller]:
             top = root / "sys/fs/cgroup" / mount
@@ -63,7 +63,7 @@ def quotas(root: Path = Path("/")) -> Iterator[float]:
 
 
 def _groups(file: Path) -> Iterator[tuple[str, str]]:
-    """("cpu" or "" for version 2, path) of the control groups that may have a quota."""
+    """Yield ("cpu" or "" for version 2, path) of the control groups that may have a quota."""
     for line in _read(file).splitlines():
         _, _, rest = line.partition(":")
         controllers, _, path = rest.partition(":")
@@ -83,7 +83,7 @@ def _version_1(group: Path) -> float | None:
 
 
 def _ratio(quota: str, period: str) -> float | None:
-    """Cores, or None for no quota: "max", -1, or files that are missing."""
+    """Return cores, or None for no quota: "max", -1, or missing files."""
     if not quota.isdecimal() or not period.isdecimal() or int(period) == 0:
         return None
     return int(quota) / int(period)

@@ -1,4 +1,4 @@
-"""Folders for what can be made again: converted models and compiled kernels."""
+"""Folders for reproducible files: converted models and compiled kernels."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from contextlib import suppress
 from pathlib import Path
 
 OTHERS_WRITE = 0o022
-"""Permission bits by which a group or everyone may write."""
+"""Permission bits that let a group or everyone write."""
 
 
 def candidates() -> Iterator[Path]:
-    """Folders that may hold caches, the preferred one first.
+    """Yield folders that may hold caches, the preferred one first.
 
-    ``$SEEDTUNE_CACHE``, ``$XDG_CACHE_HOME/seedtune``, ``~/.cache/seedtune``, and a folder of this user's among the
-    temporary files.  None of them need exist.
+    ``$SEEDTUNE_CACHE``, ``$XDG_CACHE_HOME/seedtune``, ``~/.cache/seedtune``, and this user's folder among the
+    temporary files.  They may not exist yet.
     """
     if chosen := os.environ.get("SEEDTUNE_CACHE"):
         yield Path(chosen).expanduser().absolute()
@@ -29,9 +29,9 @@ def candidates() -> Iterator[Path]:
 
 
 def trusted() -> Iterator[Path]:
-    """The candidates that models may be read from.
+    """Yield the candidates that models may be read from.
 
-    Only the first if ``$SEEDTUNE_CACHE`` names it, and the one among the temporary files only if it is this user's.
+    Only the first if ``$SEEDTUNE_CACHE`` names it; the one among the temporary files only if this user owns it.
     """
     for root in candidates():
         with suppress(OSError):
@@ -42,9 +42,9 @@ def trusted() -> Iterator[Path]:
 
 
 def private_folder(*parts: str) -> Path | None:
-    """A folder that only this user can write, below the first candidate where there can be one; None without any.
+    """Return a folder that only this user can write, below the first usable candidate; None if there is none.
 
-    For files that are trusted when they are read again, as compiled code is.
+    For files that are trusted when they are read again, such as compiled code.
     """
     for root in candidates():
         if _is_temporary(root) and make_private(root) is None:
@@ -55,7 +55,7 @@ def private_folder(*parts: str) -> Path | None:
 
 
 def make_private(folder: Path) -> Path | None:
-    """``folder``, made where it is missing, if only this user can write in it, else None."""
+    """Create ``folder`` if it is missing; return it if only this user can write in it, else None."""
     try:
         folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         folder.mkdir(mode=0o700, exist_ok=True)
@@ -65,7 +65,7 @@ def make_private(folder: Path) -> Path | None:
 
 
 def writable_folder(*parts: str) -> Path | None:
-    """A folder below the first candidate that can be written, or None; one that a user has named is the only one."""
+    """Return a writable folder below the first usable candidate, or None; a folder the user named has no fallback."""
     for root in candidates():
         folder = root.joinpath(*parts)
         if _is_temporary(root) and make_private(root) is None:
@@ -82,7 +82,7 @@ def writable_folder(*parts: str) -> Path | None:
 
 
 def _temporary() -> Path | None:
-    """This user's folder among the temporary files, where there is a place for those."""
+    """Return this user's folder among the temporary files, if the system has a folder for those."""
     try:
         return Path(tempfile.gettempdir()) / f"seedtune-{os.geteuid()}"
     except FileNotFoundError:
@@ -94,7 +94,7 @@ def _is_temporary(root: Path) -> bool:
 
 
 def _is_private(folder: Path) -> bool:
-    """Whether it is a folder, no link, of this user's, and closed to the writing of others."""
+    """Return whether a path is a folder, not a link, owned by this user and not writable by others."""
     found = folder.lstat()
     return not folder.is_symlink() and found.st_uid == os.geteuid() and not found.st_mode & OTHERS_WRITE
 

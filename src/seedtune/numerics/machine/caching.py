@@ -1,7 +1,7 @@
-"""numba's ``njit`` with a cache on the disk that is always fresh, and that is left out where nothing can be written.
+"""numba's ``njit`` with a disk cache that is never stale, and that is disabled if no folder is writable.
 
-numba's own cache notices edits of the file of a compiled function, but not of files that it imports; it raises when
-it finds no folder to write, and two processes that save different signatures at once may exchange them.  Here the
+numba's own cache notices edits of a compiled function's file, but not of files that it imports; it raises when it
+finds no writable folder, and two processes that save different signatures at once may exchange them.  Here the
 folder is named by a digest of all sources that compiled code is made from, one process saves at a time, and a file
 that cannot be read or written only costs another compilation.
 """
@@ -32,17 +32,17 @@ from seedtune.numerics.machine import cache_folders
 log = logging.getLogger("seedtune")
 
 KERNELS = ("engines/transformers/cpu_kernels", "numerics/kernels", "numerics/machine")
-"""Folders of the package that hold compiled code."""
+"""Folders of the package that contain compiled code."""
 
 OUTSIDE = ("numerics/fingerprint.py", "numerics/noise.py", "numerics/rounding.py")
-"""Other files of the package whose constants compiled code holds."""
+"""Other files of the package whose constants are built into compiled code."""
 
 UNUSED_DAYS = 30
-"""After so long without use a folder of other sources goes."""
+"""A folder of other sources is removed after this long without use."""
 
 
 def njit(*, cache: bool = False, **options: Any) -> Callable[[Callable[..., Any]], Any]:
-    """`numba.njit`, with ``cache`` on the disk where there is a folder for it."""
+    """Compile like `numba.njit`, with ``cache`` on the disk if a folder for it is available."""
 
     def compiled(function: Callable[..., Any]) -> Any:
         dispatcher = numba.njit(no_cfunc_wrapper=True, **options)(function)
@@ -54,13 +54,13 @@ def njit(*, cache: bool = False, **options: Any) -> Callable[[Callable[..., Any]
 
 
 def inner(**options: Any) -> Callable[[Callable[..., Any]], Any]:
-    """`numba.njit` of what only compiled code calls: without the wrappers for Python and C, which take their time."""
+    """Compile like `numba.njit` for calls from compiled code only: without the costly wrappers for Python and C."""
     return numba.njit(nogil=True, no_cpython_wrapper=True, no_cfunc_wrapper=True, **options)
 
 
 @cache
 def folder() -> Path | None:
-    """Where this process keeps compiled kernels; None if nothing can be written."""
+    """Return the folder for this process's compiled kernels; None if none is writable."""
     name = digest()
     if name is None:
         return None
@@ -79,7 +79,7 @@ def folder() -> Path | None:
 
 @cache
 def digest() -> str | None:
-    """A name for the sources of compiled code and the versions of the compiler; None where sources are not files."""
+    """Return a digest of compiled code's sources and of the compiler's versions; None if the sources are not files."""
     package = Path(__file__).parents[2]
     kernels = [file for folder in KERNELS for file in sorted((package / folder).glob("*.py"))]
     sources = [*kernels, *(package / name for name in OUTSIDE)]
@@ -93,7 +93,7 @@ def digest() -> str | None:
 
 
 def _tidy(mine: Path) -> None:
-    """Mark this folder as used, and remove those of other sources that have long not been."""
+    """Mark this folder as used, and remove those of other sources that have long been unused."""
     with suppress(OSError):
         os.utime(mine)
         long_ago = time.time() - UNUSED_DAYS * 86400
@@ -104,7 +104,7 @@ def _tidy(mine: Path) -> None:
 
 
 class _Locator(_CacheLocator):
-    """Everything in one folder; functions of one name differ by their line."""
+    """Puts everything in one folder; functions with the same name differ by their line."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self._line = function.__code__.co_firstlineno
@@ -128,12 +128,12 @@ class _Implementation(CompileResultCacheImpl):
 
 
 class KernelCache(FunctionCache):
-    """A compiled function's cache: one process saves at a time, and failures mean that there is none."""
+    """A compiled function's cache: one process saves at a time, and failures disable the cache."""
 
     _impl_class = _Implementation
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
-        """The compiled function of a signature, or None."""
+        """Return the compiled function of a signature, or None."""
         try:
             return super().load_overload(sig, target_context)
         except Exception as error:  # noqa: BLE001 - the named boundary: what is damaged is compiled again
@@ -143,7 +143,7 @@ class KernelCache(FunctionCache):
             return None
 
     def save_overload(self, sig: Any, data: Any) -> None:
-        """Save the compiled function of a signature, if that is possible."""
+        """Save the compiled function of a signature, if possible."""
         try:
             with _alone(Path(self.cache_path)):
                 super().save_overload(sig, data)
@@ -160,14 +160,14 @@ def _alone(place: Path) -> Iterator[None]:
 
 
 class _Compilations(event.Listener):
-    """Tells `seedtune.activities` of compilations; those within another are part of it."""
+    """Reports compilations to `seedtune.activities`; nested compilations count as part of the outer one."""
 
     def __init__(self) -> None:
         self._depth = self._count = 0
         self._now = activities.Activity("")
 
     def on_start(self, _event: Any) -> None:
-        """A function begins to be compiled."""
+        """Handle the start of a compilation."""
         self._depth += 1
         if self._depth == 1:
             self._count += 1
@@ -175,7 +175,7 @@ class _Compilations(event.Listener):
             activities.begin(self._now)
 
     def on_end(self, _event: Any) -> None:
-        """It is compiled, or cannot be."""
+        """Handle the end of a compilation, successful or not."""
         self._depth -= 1
         if self._depth == 0:
             activities.end(self._now)

@@ -1,8 +1,8 @@
 """Elements of weights in compiled code: float32, bfloat16 and float16, and the roundings between them.
 
-The bits of `seedtune.numerics.rounding`, by the same integer arithmetic. numba has neither 16-bit type, so kernels see
-the bits: bfloat16 as uint16, float16 as int16 (which tells the two apart). Written as LLVM code for one number
-or for a vector of them; there are no branches, so loops over single numbers vectorise too.
+The bits equal those of `seedtune.numerics.rounding`, by the same integer arithmetic. numba has neither 16-bit type, so
+kernels see the bits: bfloat16 as uint16, float16 as int16 (to distinguish the two). Written as LLVM code for one
+number or for a vector; there are no branches, so loops over single numbers vectorise too.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from numba.extending import intrinsic
 from seedtune.numerics import rounding
 
 SINGLE, BRAIN, HALF = types.float32, types.uint16, types.int16
-"""float32, and what stands for bfloat16 and float16."""
+"""float32, and the stand-ins for bfloat16 and float16."""
 
 
 class Lanes:
@@ -29,21 +29,21 @@ class Lanes:
         )
 
     def word(self, value: int) -> Any:
-        """A 32-bit constant in every lane."""
+        """Return a 32-bit constant in every lane."""
         return ir.Constant(self.words, [value] * self.width if self.width else value)
 
     def float(self, value: float) -> Any:
-        """A float32 constant in every lane."""
+        """Return a float32 constant in every lane."""
         return ir.Constant(self.floats, [value] * self.width if self.width else value)
 
 
 def stored(element: Any, lanes: Lanes) -> Any:
-    """The LLVM type of elements as they lie in memory."""
+    """Return the LLVM type of stored elements."""
     return lanes.floats if element == SINGLE else lanes.halves
 
 
 def widened(builder: Any, raw: Any, element: Any, lanes: Lanes) -> Any:
-    """float32 from elements as they lie in memory, exactly."""
+    """Convert stored elements to float32, exactly."""
     if element == SINGLE:
         return raw
     word = builder.zext(raw, lanes.words)
@@ -53,7 +53,7 @@ def widened(builder: Any, raw: Any, element: Any, lanes: Lanes) -> Any:
 
 
 def nearest_even(builder: Any, value: Any, element: Any, lanes: Lanes) -> Any:
-    """float32 rounded to nearest even, as it lies in memory; see `rounding.nearest`."""
+    """Round float32 to nearest even, to a stored element; see `rounding.nearest`."""
     if element == SINGLE:
         return value
     word, size = _split(builder, value, lanes)
@@ -71,7 +71,7 @@ def nearest_even(builder: Any, value: Any, element: Any, lanes: Lanes) -> Any:
 
 
 def by_chance(builder: Any, value: Any, code: Any, element: Any, lanes: Lanes) -> Any:
-    """float32 rounded up or down by 16-bit codes, as it lies in memory; see `rounding.stochastic`."""
+    """Round float32 up or down by 16-bit codes, to a stored element; see `rounding.stochastic`."""
     if element == SINGLE:
         return value
     word, size = _split(builder, value, lanes)
@@ -87,7 +87,7 @@ def by_chance(builder: Any, value: Any, code: Any, element: Any, lanes: Lanes) -
 
 
 def _split(builder: Any, value: Any, lanes: Lanes) -> tuple[Any, Any]:
-    """(bits, bits of the magnitude)."""
+    """Return (bits, bits of the magnitude)."""
     word = builder.bitcast(value, lanes.words)
     return word, builder.and_(word, lanes.word(rounding.MAGNITUDE))
 
@@ -104,14 +104,14 @@ def _half_by_chance(builder: Any, size: Any, chance: Any, lanes: Lanes) -> Any:
     moved = builder.add(size, builder.lshr(chance, lanes.word(3)))
     normal = builder.sub(builder.lshr(moved, lanes.word(rounding.HALF_FIELD)), lanes.word(rounding.HALF_REBIAS))
     small = _is_small(builder, size, lanes)
-    # Zero where the product would not fit an integer.
+    # Zero if the product would not fit an integer.
     below = builder.bitcast(builder.select(small, size, lanes.word(0)), lanes.floats)
     fixed = builder.fptoui(builder.fmul(below, lanes.float(2.0**40)), lanes.words)
     return builder.select(small, builder.lshr(builder.add(fixed, chance), lanes.word(16)), normal)
 
 
 def _assembled(builder: Any, words: tuple[Any, Any, Any], element: Any, lanes: Lanes) -> Any:
-    """Sign and rounded magnitude, or a quiet NaN, in 16 bits; ``words`` are bits, magnitude and rounded."""
+    """Combine sign and rounded magnitude, or a quiet NaN, in 16 bits; ``words`` are bits, magnitude and rounded."""
     word, size, rounded = words
     if element == BRAIN:
         quiet = builder.or_(builder.lshr(size, lanes.word(16)), lanes.word(0x40))
@@ -127,10 +127,10 @@ def _from_half(builder: Any, word: Any, lanes: Lanes) -> Any:
     size = builder.shl(builder.and_(word, lanes.word(0x7FFF)), lanes.word(rounding.HALF_FIELD))
     rebias = rounding.HALF_REBIAS << rounding.HALF_FIELD
     normal = builder.add(size, lanes.word(rebias))
-    # Infinity and NaN need the exponent field full: once more the same bias.
+    # Infinity and NaN need the exponent field full: add the same bias again.
     endless = builder.icmp_unsigned(">=", size, lanes.word(rounding.HALF_INFINITY << rounding.HALF_FIELD))
     large = builder.select(endless, builder.add(normal, lanes.word(rebias)), normal)
-    # Below 2**-14 the field is empty: a number with an implicit one, less that one, is the number.
+    # Below 2**-14 the field is empty: reading it with an implicit one and subtracting that one gives the number.
     implicit = builder.bitcast(builder.add(size, lanes.word(rounding.HALF_SMALLEST_NORMAL)), lanes.floats)
     small = builder.bitcast(builder.fsub(implicit, lanes.float(2.0**-14)), lanes.words)
     tiny = builder.icmp_unsigned("<", size, lanes.word(1 << 23))
@@ -143,7 +143,7 @@ _ONE = Lanes(0)
 
 @intrinsic
 def widen(_context: Any, element: Any) -> Any:
-    """The float32 of one element."""
+    """Return the float32 of one element."""
 
     def generate(_ctx: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return widened(builder, arguments[0], signature.args[0], _ONE)
@@ -153,7 +153,7 @@ def widen(_context: Any, element: Any) -> Any:
 
 @intrinsic
 def nearest(_context: Any, array: Any, value: Any) -> Any:
-    """``value`` (float32) as an element of ``array``, rounded to nearest even."""
+    """Return ``value`` (float32) as an element of ``array``, rounded to nearest even."""
 
     def generate(_ctx: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return nearest_even(builder, arguments[1], signature.args[0].dtype, _ONE)
@@ -163,7 +163,7 @@ def nearest(_context: Any, array: Any, value: Any) -> Any:
 
 @intrinsic
 def stochastic(_context: Any, array: Any, value: Any, code: Any) -> Any:
-    """``value`` (float32) as an element of ``array``, rounded by a 16-bit ``code``."""
+    """Return ``value`` (float32) as an element of ``array``, rounded by a 16-bit ``code``."""
 
     def generate(_ctx: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return by_chance(builder, arguments[1], arguments[2], signature.args[0].dtype, _ONE)
@@ -172,9 +172,9 @@ def stochastic(_context: Any, array: Any, value: Any, code: Any) -> Any:
 
 
 def prefetch(builder: Any, address: Any, *, write: bool = False, near: int) -> None:
-    """Ask for the cache line of an address, to be read or written; ``near`` is 3 for the first cache, 2 for the next.
+    """Prefetch the cache line of an address, to be read or written; ``near`` is 3 for the first cache, 2 for the next.
 
-    An address that is not the process's does nothing.
+    An address outside the process's memory has no effect.
     """
     byte, word = ir.IntType(8).as_pointer(), ir.IntType(32)
     kind = ir.FunctionType(ir.VoidType(), [byte, word, word, word])

@@ -1,4 +1,4 @@
-"""What this processor can, as numba compiles for it.
+"""The instructions of this processor, as numba compiles for it.
 
 ``NUMBA_CPU_NAME`` alone changes the processor that code is scheduled for, and keeps the instructions of this one;
 ``NUMBA_CPU_FEATURES`` (or the name ``generic``) changes the instructions, too.
@@ -22,30 +22,30 @@ VECTORS = {
 
 
 def features() -> frozenset[str]:
-    """LLVM's names of what code compiled here may use: "avx2", "fma", "avx512f", "avx512bf16", "amx-bf16", "neon"."""
+    """Return LLVM's names of usable features: "avx2", "fma", "avx512f", "avx512bf16", "amx-bf16", "neon"."""
     return _features(nb.config.CPU_NAME, nb.config.CPU_FEATURES)
 
 
 def vector_name() -> str:
-    """The widest vectors that the kernels use here: one of `VECTORS`, or ``none``."""
+    """Return the widest vectors that the kernels use here: one of `VECTORS`, or ``none``."""
     found = features()
     return next((name for name, needed in VECTORS.items() if needed <= found), "none")
 
 
 @cache
 def _features(name: str | None, flags: str | None) -> frozenset[str]:
-    """Of this processor, or of another that numba was told to compile for."""
+    """Return the features of this processor, or of another that numba was set to compile for."""
     if flags is not None:
         return _compiled_for(name or binding.get_host_cpu_name(), flags)
     try:
         found = {feature for feature, there in binding.get_host_cpu_features().items() if there}
-    except RuntimeError:  # LLVM cannot tell on this system
+    except RuntimeError:  # LLVM cannot detect features on this system
         found = set()
     return frozenset(found | _always())
 
 
 def _always() -> set[str]:
-    """What every processor of this kind has."""
+    """Return the features of every processor of this architecture."""
     return {"neon"} if platform.machine() in ("aarch64", "arm64") else set()
 
 
@@ -67,11 +67,11 @@ _PROBES = {
         "<16 x bfloat> @f(<16 x float> %a) #0 { %c = fptrunc <16 x float> %a to <16 x bfloat>\n ret <16 x bfloat> %c }",
     ),
 }
-"""Feature → what machine code of a small function has in it only with the feature, and the function."""
+"""Feature → text that a small function's machine code contains only with the feature, and the function."""
 
 
 def _compiled_for(name: str, flags: str) -> frozenset[str]:
-    """What LLVM uses when it compiles for a processor of that name with those flags; numba uses no more of it."""
+    """Return the features that LLVM uses for a processor of that name with those flags; numba uses no others."""
     if platform.machine().lower() not in ("x86_64", "amd64"):
         return frozenset(_always())
     binding.initialize_native_target()

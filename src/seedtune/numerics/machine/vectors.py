@@ -1,8 +1,8 @@
 """Sixteen-wide sums of weighted rows and perturbations, written as LLVM vectors.
 
 The auto-vectoriser cannot keep a block of accumulators in registers over a loop of rows, nor see the vectors in a
-loop that also looks up a table; these few lines of vector code can.  They are portable: LLVM lowers the vectors
-to whatever the processor has.
+loop that also looks up a table; this vector code can.  It is portable: LLVM lowers the vectors to the processor's
+own.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _HALVES = ir.VectorType(ir.IntType(16), WIDTH)
 
 
 def load_floats(builder: Any, address: Any, element: Any) -> Any:
-    """Sixteen floats from float32 or from the bits of bfloat16 at ``address``."""
+    """Load sixteen floats from float32 or from the bits of bfloat16 at ``address``."""
     if element != BITS16:
         return builder.load(builder.inttoptr(address, _FLOATS.as_pointer()), align=4)
     halves = builder.load(builder.inttoptr(address, _HALVES.as_pointer()), align=2)
@@ -38,7 +38,7 @@ def _splat(builder: Any, value: Any) -> Any:
 
 
 def fused(builder: Any, x: Any, y: Any, total: Any) -> Any:
-    """x·y + total, rounded once."""
+    """Return x·y + total, rounded once."""
     kind = ir.FunctionType(_FLOATS, [_FLOATS] * 3)
     return builder.call(cgutils.get_or_insert_function(builder.module, kind, f"llvm.fma.v{WIDTH}f32"), [x, y, total])
 
@@ -67,14 +67,14 @@ def _sum_in_order(blocks: int) -> Any:
 
 
 def _store_floats(builder: Any, sums: list[Any], out: Any) -> None:
-    """Sums behind each other at address ``out``."""
+    """Store sums consecutively at address ``out``."""
     for index, block in enumerate(sums):
         place = builder.add(out, ir.Constant(out.type, WIDTH * 4 * index))
         builder.store(builder.load(block), builder.inttoptr(place, _FLOATS.as_pointer()), align=4)
 
 
 def _sum_heads(blocks: int, heads: int) -> Any:
-    """Each row is read and widened once for all heads."""
+    """Build an intrinsic that reads and widens each row once for all heads."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         element = signature.args[0].dtype
@@ -122,16 +122,20 @@ WIDE = 4 if processor.vector_name() in ("AVX-512", "AVX512-BF16") else 1
 """Vectors of columns that `sum_heads_wide` sums at a time: for four heads their sums fill half of the registers."""
 
 sum_heads_1 = tuple(_sum_heads(1, heads) for heads in range(1, 5))
-"""out[h][0:16] = Σ_{j < count} weights[h][j]·rows[j][0:16] for 1, 2, 3 and 4 heads h, from 0 on one chain of fused
-multiply-adds in the order of rows; addresses, in bytes the steps from head to head and from row to row, and how far
-ahead of each row memory is asked for."""
+"""out[h][0:16] = Σ_{j < count} weights[h][j]·rows[j][0:16] for 1, 2, 3 and 4 heads h.
+
+One chain of fused multiply-adds from 0 in the order of rows.  The arguments are addresses, the strides in bytes from
+head to head and from row to row, and how far ahead of each row memory is prefetched.
+"""
 
 sum_heads_wide = sum_heads_1 if WIDE == 1 else tuple(_sum_heads(WIDE, heads) for heads in range(1, 5))
 """As ``sum_heads_1`` over 16·WIDE columns."""
 
 sum_in_order_1 = intrinsic(_sum_in_order(1))
-"""out[0:16] = Σ_{j < count} weights[j]·rows[j][0:16], from 0 in the order of rows, each product and sum rounded on its
-own; addresses, and the stride of rows in bytes."""
+"""out[0:16] = Σ_{j < count} weights[j]·rows[j][0:16], each product and sum rounded on its own.
+
+Summed from 0 in the order of rows.  The arguments are addresses, and the stride of rows in bytes.
+"""
 
 sum_in_order_4 = intrinsic(_sum_in_order(4))
 """As ``sum_in_order_1`` over 64 columns."""
@@ -141,12 +145,12 @@ sum_in_order_8 = intrinsic(_sum_in_order(8))
 
 
 def _place(context: Any, builder: Any, kind: Any, array: Any, index: Any) -> Any:
-    """The address of ``array[index]``."""
+    """Return the address of ``array[index]``."""
     return builder.gep(context.make_array(kind)(context, builder, array).data, [index])
 
 
 def _vector(builder: Any, place: Any, element: Any) -> tuple[Any, int]:
-    """A place as one of sixteen elements as they lie in memory, and the alignment it may be relied on for."""
+    """Return an address as a pointer to sixteen stored elements, and the guaranteed alignment."""
     pointer = builder.bitcast(place, elements.stored(element, _LANES).as_pointer())
     return pointer, 4 if element == elements.SINGLE else 2
 
@@ -174,7 +178,7 @@ def _perturb_16(*, where: bool) -> Any:
 
 @intrinsic
 def perturb_16(_context: Any, out: Any, weights: Any, at: Any, noise: Any, first: Any, sigma: Any) -> Any:
-    """out[at:][:16] = nearest(weights[at:][:16] + sigma·noise[first:][:16]), product and sum rounded each."""
+    """out[at:][:16] = nearest(weights[at:][:16] + sigma·noise[first:][:16]), product and sum each rounded."""
     return types.void(out, weights, types.uint64, noise, types.uint64, types.float32), _perturb_16(where=False)
 
 
@@ -201,10 +205,10 @@ def _prefetch(*, write: bool) -> Any:
 
 
 prefetch_read = intrinsic(_prefetch(write=False))
-"""Ask for the cache line of ``array[index]``, to be read; an index beyond the end does nothing."""
+"""Prefetch the cache line of ``array[index]`` for reading; an index beyond the end has no effect."""
 
 prefetch_write = intrinsic(_prefetch(write=True))
-"""As ``prefetch_read``, to be written."""
+"""As ``prefetch_read``, for writing."""
 
 
 BITS16 = types.uint16

@@ -220,7 +220,7 @@ def test_what_is_no_message_is_an_error(garbage):
 
 @pytest.mark.parametrize("garbage", [None, 3, [], [[], b"", [], b"", b"", b""], [[], 5, 5, 5, 5, 5]])
 def test_what_are_no_rollouts_is_an_error(garbage):
-    with pytest.raises(EngineError, match="an answer that is none"):
+    with pytest.raises(EngineError, match="a malformed reply"):
         protocol.rollouts_from(job(), garbage, Traffic())
 
 

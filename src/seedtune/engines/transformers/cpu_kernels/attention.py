@@ -1,6 +1,6 @@
 """Attention over the slots of a key-value cache, of a decode step or of whole prompts, on the CPU.
 
-Keys lie transposed (slots, heads, dim, time), so that scores are sums over contiguous time and values
+Keys are stored transposed (slots, heads, dim, time), so that scores are sums over contiguous time and values
 (slots, heads, time, dim) are sums over contiguous dim: both loops vectorise and read the cache once.
 """
 
@@ -54,7 +54,7 @@ def _narrow(
     count: Any,
     ahead: Any,
 ) -> None:  # pragma: no cover
-    """16 columns for one to four heads."""
+    """Sum 16 columns for one to four heads."""
     if heads == 4:
         _narrow_4(like, out, out_step, rows, stride, weights, step, count, ahead)
     elif heads == 3:
@@ -78,7 +78,7 @@ def _wide(
     count: Any,
     ahead: Any,
 ) -> None:  # pragma: no cover
-    """WIDE vectors of columns for one to four heads."""
+    """Sum WIDE vectors of columns for one to four heads."""
     if heads == 4:
         _wide_4(like, out, out_step, rows, stride, weights, step, count, ahead)
     elif heads == 3:
@@ -117,7 +117,7 @@ def _sum_rows(
 
 @inner()
 def _write(keys: Any, values: Any, k: Any, v: Any, slot: Any, h: Any, now: Any) -> None:  # pragma: no cover
-    """The key and value of head ``h`` at position ``now`` of a slot."""
+    """Write the key and value of head ``h`` at position ``now`` of a slot."""
     for d in range(k.shape[1]):
         keys[slot, h, d, now] = k[h, d]
     for d in range(v.shape[1]):
@@ -128,9 +128,9 @@ def _write(keys: Any, values: Any, k: Any, v: Any, slot: Any, h: Any, now: Any) 
 def _attend(
     out: Any, q: Any, keys: Any, values: Any, slot: Any, h: Any, now: Any, how: Any, space: Any, alone: Any
 ) -> None:  # pragma: no cover
-    """One token's query heads that share key head ``h`` attend to positions 0 … ``now`` of a slot.
+    """Attend with one token's query heads that share key head ``h`` to positions 0 … ``now`` of a slot.
 
-    Where it is ``alone``, one token of its slot, the keys and values of the next head are asked for meanwhile.
+    If ``alone`` (the only token of its slot), prefetch the keys and values of the next head meanwhile.
     """
     scaling, window, softcap = how
     query, scores, total = space
@@ -160,7 +160,7 @@ def _attend(
 
 @inner()
 def _space(keys: Any, values: Any) -> Any:  # pragma: no cover
-    """Room for four queries, their scores and their sums of values."""
+    """Allocate scratch memory for four queries, their scores and their sums of values."""
     dim, time = keys.shape[2:]
     return np.empty((4, dim), np.float32), np.empty((4, time), np.float32), np.empty((4, values.shape[3]), np.float32)
 
@@ -169,7 +169,7 @@ def _space(keys: Any, values: Any) -> Any:  # pragma: no cover
 def decode_rows(
     out: Any, q: Any, k: Any, v: Any, keys: Any, values: Any, lengths: Any, how: Any, shares: Any
 ) -> None:  # pragma: no cover
-    """`decode`, for compiled code too."""
+    """Run `decode`; also callable from compiled code."""
     kv_heads = keys.shape[1]
     tasks = q.shape[0] * kv_heads
     for share in nb.prange(shares):
@@ -239,11 +239,11 @@ def prefill(
     prompts: tuple[int, Array, Array, Array],
     how: tuple[float, int, float],
 ) -> None:
-    """Write every prompt's keys and values into its slot; its own tokens attend to what it holds so far.
+    """Write every prompt's keys and values into its slot; the prompt's own tokens attend to the slot's content so far.
 
     Shapes: out and q (tokens, heads, dim), new (tokens, kv_heads, dim) twice, cache as in `decode`; ``how`` is
-    scaling, window and softcap.  ``prompts`` are the first one's slot, the tokens of all prompts by position
-    behind each other, where each prompt ends there (prompts,), and the first position that is its own (prompts,).
+    scaling, window and softcap.  ``prompts`` are the first prompt's slot, the concatenated tokens of all prompts by
+    position, the end of each prompt therein (prompts,), and each prompt's first own position (prompts,).
     """
     scaling, window, softcap = how
     _prefill(out, q, *new, *cache, *prompts, (np.float32(scaling), window, np.float32(softcap)))

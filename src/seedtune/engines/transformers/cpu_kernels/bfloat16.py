@@ -18,7 +18,7 @@ from seedtune.numerics.machine.vectors import BITS16
 
 @intrinsic
 def float_of(_context: Any, word: Any) -> Any:
-    """The float32 whose bits are ``word`` (uint32)."""
+    """Return the float32 whose bits are ``word`` (uint32)."""
 
     def generate(_ctx: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
         return builder.bitcast(arguments[0], ir.FloatType())
@@ -28,7 +28,7 @@ def float_of(_context: Any, word: Any) -> Any:
 
 @intrinsic
 def word_of(_context: Any, value: Any) -> Any:
-    """The bits of ``value`` (float32) as uint32."""
+    """Return the bits of ``value`` (float32) as uint32."""
 
     def generate(_ctx: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
         return builder.bitcast(arguments[0], ir.IntType(32))
@@ -37,7 +37,7 @@ def word_of(_context: Any, value: Any) -> Any:
 
 
 def load(element: Any) -> Any:
-    """A float32 from a float32 or from the uint16 bits of a bfloat16."""
+    """Return a float32 from a float32 or from the uint16 bits of a bfloat16."""
     raise NotImplementedError("compiled code only")
 
 
@@ -57,7 +57,7 @@ def _load(element: Any) -> Any:
 
 
 def store(array: Any, value: Any) -> Any:
-    """``value`` (float32) as an element of ``array``: itself, or rounded to bfloat16 (to nearest even)."""
+    """Return ``value`` (float32) as an element of ``array``: itself, or rounded to bfloat16 (to nearest even)."""
     raise NotImplementedError("compiled code only")
 
 

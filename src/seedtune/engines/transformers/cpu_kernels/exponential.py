@@ -1,4 +1,4 @@
-"""e^x for x ≤ 0, in float32 and in a form that the vectoriser takes."""
+"""e^x for x ≤ 0 in float32, in a form that the vectoriser can handle."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _LOG2E = np.float32(1.4426950408889634)
 
 @nb.njit(inline="always")
 def exp(x: Any) -> Any:  # pragma: no cover
-    """e^x for x ≤ 0 in float32: relative error below 2e-6 from -20 on, and 2⁻¹²⁶ where e^x is smaller.
+    """Return e^x for x ≤ 0 in float32: relative error below 2e-6 from -20 on, and 2⁻¹²⁶ where e^x is smaller.
 
     2^(whole + f) with |f| ≤ ½; the polynomial's own error is (½·ln 2)⁷/7! = 1.2e-7.
     """

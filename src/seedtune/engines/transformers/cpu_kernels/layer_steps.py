@@ -1,8 +1,9 @@
-"""What a decoder layer does to each row between its products, on the CPU: one compiled pass after each product.
+"""The row-wise steps of a decoder layer between its matrix products, on the CPU: one compiled pass after each.
 
-A row's low-rank term is added to what the product gave, and the row goes on while it is in the cache: queries and
-keys are rotated, the gate is applied, or the residual is added and the sum normalised.  The arithmetic is that of
-the kernels it is made of, with their roundings.  ``terms`` are (a, b, ends, pairs, scales) of `lanes.add_rows`.
+A row's low-rank term is added to the product's output, and the row is processed while it is in the cache: queries
+and keys are rotated, the gate is applied, or the residual is added and the sum normalised.  The arithmetic and its
+roundings equal those of the separate kernels.  ``terms`` are (a, b, ends, pairs, scales) of
+`lowrank_rows.add_rows`.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ def _turn(
 def turn(y: Array, x: Array, terms: Terms, *, angles: tuple[Array, Array], heads: int) -> None:
     """Add the terms to y (rows, all heads·dim) in place and rotate its first ``heads`` heads.
 
-    x (rows, in) is what the product read; angles are cos and sin (rows, dim).
+    x (rows, in) is the product's input; angles are cos and sin (rows, dim).
     """
     _turn(y, x, *terms, *angles, np.intp(heads))
 
@@ -101,7 +102,7 @@ def _close_and_norm(
 def close_and_norm(
     out: Array, norm: tuple[Array, float], residual: tuple[Array, Array], y: Array, x: Array, terms: Terms
 ) -> None:
-    """`close` on ``residual`` = (h, before), and out = the RMS norm of h by its weight and eps."""
+    """Run `close` on ``residual`` = (h, before), and write out = the RMS norm of h by its weight and eps."""
     weight, eps = norm
     _close_and_norm(out, weight, np.float32(eps), *residual, y, x, *terms)
 
@@ -152,7 +153,7 @@ def _decode_layer(
 
 @dataclass(frozen=True, slots=True)
 class LayerShape:
-    """Heads of queries, heads of keys, their dimension, and the width of the feed-forward layer."""
+    """Number of query heads and key heads, their dimension, and the width of the feed-forward layer."""
 
     heads: int
     kv_heads: int
@@ -173,11 +174,11 @@ def decode_layer(
     shape: LayerShape,
     how: tuple[float, int, float],
 ) -> None:
-    """Write h (rows, hidden), what a layer makes of ``before`` in a decode step, in one call.
+    """Write h (rows, hidden), the output of a layer for ``before`` in a decode step, in one call.
 
-    ``norms`` are weight and eps of the norms before attention and before the feed-forward layer; ``weights`` the
-    panels and start values of `products.multiply` for queries, keys and values, for what attention reads, for gate and
-    up, and for the last product; ``terms`` those of the same four.  The rest as in `turn` and `attention.decode`.
+    ``norms`` are weight and eps of the norms before attention and before the feed-forward layer; ``weights`` are the
+    panels and start values of `products.multiply` for four products: queries, keys and values; the attention output;
+    gate and up; and down.  ``terms`` are those of the same four.  The rest as in `turn` and `attention.decode`.
     """
     (norm_in, eps_in), (norm_out, eps_out) = norms
     scaling, window, softcap = how

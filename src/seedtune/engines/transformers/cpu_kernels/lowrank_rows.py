@@ -33,7 +33,7 @@ def _add_total(y: Any, total: Any) -> None:  # pragma: no cover
 
 @inner()
 def _add_rank(y: Any, x: Any, a: Any, b: Any, ends: Any, scale: Any) -> None:  # pragma: no cover
-    """Terms of several ranks: their sum is rounded once."""
+    """Add terms of several ranks, whose sum is rounded once."""
     total = np.zeros(y.size, np.float32)
     first = 0
     for q in range(ends.size):
@@ -46,7 +46,7 @@ def _add_rank(y: Any, x: Any, a: Any, b: Any, ends: Any, scale: Any) -> None:  #
 
 @inner()
 def add_row(y: Any, x: Any, a: Any, b: Any, ends: Any, scale: Any) -> None:  # pragma: no cover
-    """One row's perturbation: y (out,), x (in,), a (r, out), b (parts, r, in); nothing for scale 0."""
+    """Add one row's perturbation: y (out,), x (in,), a (r, out), b (parts, r, in); nothing for scale 0."""
     if scale == 0.0:
         return
     if b.shape[1] > 1:
@@ -71,8 +71,8 @@ def _add_rows(y: Any, x: Any, a: Any, b: Any, ends: Any, pairs: Any, scales: Any
 def add_rows(y: Array, x: Array, *, a: Array, b: Array, ends: Array, pairs: Array, scales: Array) -> None:
     """Add every row's perturbation to ``y`` in place.
 
-    Shapes: y (rows, out), x (rows, in), a (P, r, out), b (P, parts, r, in); ``ends`` (parts,) closes each
-    part's columns of ``out``; ``pairs`` (rows,) int32 indexes P; ``scales`` (rows,) float32 is s·σ/√r, 0 for
+    Shapes: y (rows, out), x (rows, in), a (P, r, out), b (P, parts, r, in); ``ends`` (parts,) is the end of each
+    part's columns in ``out``; ``pairs`` (rows,) int32 indexes P; ``scales`` (rows,) float32 is s·σ/√r, 0 for
     unperturbed rows.  y, x, a and b are all float32 or all uint16 views of bfloat16.
     """
     _add_rows(y, x, a, b, ends, pairs, scales)

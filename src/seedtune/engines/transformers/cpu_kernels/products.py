@@ -1,14 +1,14 @@
-"""Matrix products x·Wᵀ with weights in panels of our own, on the CPU, in two kinds of arithmetic.
+"""Matrix products x·Wᵀ with weights packed into panels, on the CPU, in two kinds of arithmetic.
 
-``fma32``: every output is one float32 chain of fused multiply-adds, y = fma(x_k, w_k, y) over ascending k, from the
-bias on. It depends on nothing else: not on the rows beside it, the threads, or the width of the processor's vectors,
+``fma32``: every output is one float32 chain of fused multiply-adds, y = fma(x_k, w_k, y) over ascending k, starting
+from the bias. It depends on nothing else: not on other rows, the threads, or the width of the processor's vectors,
 so all processors give the same bits.  Weights in bfloat16 are widened in registers: half the memory, no extra time.
 
 ``bf16dot``: the same chain over pairs of inputs with the processor's bfloat16 dot product (AVX512-BF16).
 
-A panel holds the weights of `Tile.width` outputs, for each step over the inputs those of all its outputs behind each
-other.  A tile of rows × one panel is summed in registers over all inputs: a panel is read from memory once, and from
-the cache for every further tile.
+A panel holds the weights of `Tile.width` outputs: for each step over the inputs, those of all its outputs
+contiguously.  A tile of rows × one panel is summed in registers over all inputs: a panel is read from memory once,
+and from the cache for every further tile.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from seedtune.numerics.machine.caching import inner, njit
 Array = NDArray[Any]
 ProductKind = Literal["fma32", "bf16dot"]
 GROUP = 192
-"""Rows whose inputs stay in the cache while all panels pass by."""
+"""Rows whose inputs stay in the cache while all panels are read."""
 
 
 _TILES = {
@@ -45,20 +45,20 @@ DOT = Tile(16, 4, 6)
 
 
 def available(kind: ProductKind, *, bfloat16: bool) -> bool:
-    """Whether kernels of this kind can be compiled for this processor, for weights in bfloat16 or float32."""
+    """Return whether kernels of this kind can be compiled for this processor, for weights in bfloat16 or float32."""
     if kind == "bf16dot":
         return bfloat16 and processor.vector_name() == "AVX512-BF16"
     return processor.vector_name() in _TILES
 
 
 def tile_of(kind: ProductKind) -> Tile:
-    """The tile of a kind of product on this processor."""
+    """Return the tile of a kind of product on this processor."""
     return FMA if kind == "fma32" else DOT
 
 
 @inner()
 def _fill(panel: Any, weight: Any, places: Any, first: Any) -> None:  # pragma: no cover
-    """Lay out a panel, (steps, width), of the rows of ``weight`` (outputs, steps) from ``first`` on; 0 beyond them."""
+    """Pack a panel (steps, width) from the rows of ``weight`` (outputs, steps) starting at ``first``; 0 beyond them."""
     steps, width = weight.shape[1], places.size
     for block in range(0, steps, 64):
         last = min(block + 64, steps)
@@ -86,12 +86,12 @@ def _widen(out: Any, x: Any) -> None:  # pragma: no cover
 
 
 def _multiplier(rows: Any, tile: Tile) -> tuple[Any, Any]:
-    """Compiled: the share of one thread of a product, from weights in panels and from plain ones."""
+    """Compile one thread's share of a product, from packed panels and from plain weights."""
     most, width = tile.rows, tile.width
 
     @inner()
     def blocks(out, x, panel, start, p, first, last, steps):  # type: ignore[no-untyped-def]
-        """Outputs of panel ``p`` for rows ``first`` to ``last``, in even shares: two rows alone keep no unit busy."""
+        """Multiply panel ``p`` by rows ``first`` to ``last``, in even shares: two rows alone leave units idle."""
         size, outputs = out.itemsize, out.shape[1]
         own = min(width, outputs - p * width)
         spare = np.empty((most if own < width else 0, width), out.dtype)
@@ -174,7 +174,7 @@ def _dot_plain(out: Any, x: Any, weight: Any, places: Any, start: Any, shares: A
 
 
 def product(out: Any, x: Any, panels: Any, start: Any, shares: Any) -> None:
-    """`multiply` from panels, for compiled code: their type says which kind; x has as many inputs as they have."""
+    """Run `multiply` from panels, for compiled code: their type selects the kind; x must have as many inputs."""
     raise NotImplementedError("compiled code only")
 
 
@@ -206,7 +206,7 @@ _FROM_PLAIN: dict[ProductKind, Callable[..., None]] = {"fma32": _fma_plain, "bf1
 
 
 def pack(weight: Array, kind: ProductKind) -> Array:
-    """The panels, (count, steps, width), of a weight (outputs, inputs) in float32 or the bits of bfloat16."""
+    """Pack a weight (outputs, inputs), float32 or the bits of bfloat16, into panels (count, steps, width)."""
     steps = _steps(weight, kind)
     tile = tile_of(kind)
     panels = np.empty((-(-steps.shape[0] // tile.width), steps.shape[1], tile.width), steps.dtype)
@@ -217,9 +217,9 @@ def pack(weight: Array, kind: ProductKind) -> Array:
 def multiply(out: Array, x: Array, weight: Array, start: Array, *, kind: ProductKind) -> None:
     """Write out = start + x·Wᵀ, summed in float32 over ascending inputs and rounded once.
 
-    Shapes: out (rows, outputs), x (rows, inputs), both C contiguous, in float32 or the bits of bfloat16 as the weight
-    is; ``weight`` the panels of `pack`, or (outputs, inputs) as it is, then laid out a panel at a time on the way;
-    ``start`` float32, the bias, of `starts`.  ValueError for other shapes.
+    Shapes: out (rows, outputs), x (rows, inputs), both C contiguous, in float32 or the bits of bfloat16 like the
+    weight; ``weight`` is the panels of `pack`, or plain (outputs, inputs), which is then packed panel by panel on the
+    fly; ``start`` is float32, the bias, from `starts`.  Raises ValueError for other shapes.
     """
     tile = tile_of(kind)
     panels = -(-out.shape[1] // tile.width)
@@ -236,7 +236,7 @@ def multiply(out: Array, x: Array, weight: Array, start: Array, *, kind: Product
 
 
 def starts(bias: Array | None, outputs: int, kind: ProductKind) -> Array:
-    """What sums of ``outputs`` begin with, float32 and as long as all panels are wide: the bias, or 0."""
+    """Return the start values of the sums of ``outputs``, float32 with the width of all panels: the bias, or 0."""
     width = tile_of(kind).width
     start = np.zeros(-(-outputs // width) * width, np.float32)
     if bias is not None:
@@ -245,7 +245,7 @@ def starts(bias: Array | None, outputs: int, kind: ProductKind) -> Array:
 
 
 def _steps(x: Array, kind: ProductKind) -> Array:
-    """Rows as what a product reads in one step: one input, or a pair of bfloat16 in 32 bits."""
+    """View rows in the units of one step of a product: one input, or a pair of bfloat16 in 32 bits."""
     if kind != "bf16dot":
         return x
     if x.shape[1] % 2:
@@ -254,7 +254,7 @@ def _steps(x: Array, kind: ProductKind) -> Array:
 
 
 def _inputs(x: Array, kind: ProductKind) -> Array:
-    """Inputs as a product reads them: pairs of bfloat16, or float32."""
+    """Convert inputs to the form that a product reads: pairs of bfloat16, or float32."""
     if kind == "bf16dot" or x.dtype == np.float32:
         return _steps(x, kind)
     wide = np.empty(x.shape, np.uint32)
@@ -263,7 +263,7 @@ def _inputs(x: Array, kind: ProductKind) -> Array:
 
 
 def _places(kind: ProductKind, narrow: bool) -> Array:
-    """Where each output of a panel lies in a step."""
+    """Return the position of each output of a panel within a step."""
     tile = tile_of(kind)
     if kind == "bf16dot" or not narrow:
         return np.arange(tile.width)

@@ -1,7 +1,7 @@
 """Sums over a row in a fixed number of lanes, so that every processor gives the same bits, as LLVM vectors.
 
-Number i of a row is in sum i % 32; in the end halves are added onto halves.  A vectoriser that is free to reorder a sum
-takes as many lanes as the processor has.
+Number i of a row is added to lane i % 32; at the end halves are added onto halves.  A vectoriser that is free to
+reorder a sum takes as many lanes as the processor has.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ _ONE, _INDEX = elements.Lanes(0), ir.IntType(32)
 _FLOATS = ir.VectorType(ir.FloatType(), WIDTH)
 _BUFFER = ir.ArrayType(ir.FloatType(), LANES)
 Combine = Callable[[Any, list[Any], Any], Any]
-"""(builder, vectors of the arrays, what there is so far) → what there is now."""
+"""(builder, vectors of the arrays, accumulator) → new accumulator."""
 
 
 def _reduction(arrays: int, combine: Combine, fold: Callable[[Any, Any, Any], Any], first: float) -> Any:
-    """An intrinsic over (an array of the element type, an address for each of ``arrays``, a count); ``first`` pads."""
+    """Build an intrinsic over (an array of the dtype, an address for each of ``arrays``, a count); ``first`` pads."""
 
     def generate(_context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         element = signature.args[0].dtype
@@ -62,7 +62,7 @@ def _reduction(arrays: int, combine: Combine, fold: Callable[[Any, Any, Any], An
 
 
 def _rest(builder: Any, span: tuple[Any, Any, Any], element: Any, padding: float) -> Any:
-    """The elements of an array from ``done`` to ``count`` in a buffer of `LANES` floats, filled up with ``padding``."""
+    """Copy an array's elements from ``done`` to ``count`` into a buffer of `LANES` floats, padded with ``padding``."""
     address, done, count = span
     buffer = cgutils.alloca_once(builder, _BUFFER)
     builder.store(ir.Constant(_BUFFER, [padding] * LANES), buffer)
@@ -81,7 +81,7 @@ def _half(builder: Any, buffer: Any, half: int) -> Any:
 
 
 def _folded(builder: Any, vector: Any, fold: Any) -> Any:
-    """One number of a vector's lanes: halves onto halves."""
+    """Reduce a vector's lanes to one number: halves onto halves."""
     width = WIDTH
     while width > 1:
         width //= 2
@@ -101,7 +101,7 @@ def _larger(builder: Any, x: Any, y: Any) -> Any:
 
 
 def _maximum(builder: Any, x: Any, y: Any) -> Any:
-    """The larger, or NaN if either is."""
+    """Return the larger number, or NaN if either is NaN."""
     larger = builder.select(builder.fcmp_unordered(">", x, y), x, y)
     return builder.select(builder.fcmp_unordered("uno", y, y), y, larger)
 
@@ -115,35 +115,35 @@ _maximum_of = _reduction(1, lambda builder, vectors, top: _maximum(builder, vect
 
 @intrinsic
 def dot_in_lanes(context: Any, like: Any, x: Any, y: Any, count: Any) -> Any:
-    """Σ x_i·y_i over ``count`` elements of the type of ``like`` at two addresses, each added with one rounding."""
+    """Return Σ x_i·y_i over ``count`` elements of the type of ``like`` at two addresses; each addition rounds once."""
     return _dot(context, like, x, y, count)
 
 
 @intrinsic
 def total_in_lanes(context: Any, like: Any, x: Any, count: Any) -> Any:
-    """Σ x_i over ``count`` elements of the type of ``like`` at an address."""
+    """Return Σ x_i over ``count`` elements of the type of ``like`` at an address."""
     return _total(context, like, x, count)
 
 
 @intrinsic
 def top_in_lanes(context: Any, like: Any, x: Any, count: Any) -> Any:
-    """The largest x_i over ``count`` elements of the type of ``like`` at an address."""
+    """Return the largest x_i over ``count`` elements of the type of ``like`` at an address."""
     return _top(context, like, x, count)
 
 
 @intrinsic
 def maximum_in_lanes(context: Any, like: Any, x: Any, count: Any) -> Any:
-    """As ``top_in_lanes``, but NaN if any is."""
+    """As ``top_in_lanes``, but NaN if any element is NaN."""
     return _maximum_of(context, like, x, count)
 
 
 _BLOCK = 1024
-"""Numbers looked through at once for the one that is wanted."""
+"""Numbers scanned at once for the wanted one."""
 
 
 @inner()
 def _holds(part: Any, wanted: Any) -> Any:  # pragma: no cover
-    """How many numbers of a part are ``wanted`` or NaN."""
+    """Count the numbers of a part that equal ``wanted`` or are NaN."""
     count = np.int32(0)
     for j in range(part.size):
         value = load(part[j])
@@ -164,7 +164,7 @@ def _largest(out: Any, x: Any) -> None:  # pragma: no cover
 
 
 def largest(x: Array) -> list[int]:
-    """The first place of each row's largest number; NaN is larger than all others, as in ``torch.max``.
+    """Return the index of each row's first maximum; NaN is larger than all other numbers, as in ``torch.max``.
 
     x (rows, n) in float32 or the bits of bfloat16, C contiguous, n ≥ 1.
     """

@@ -14,12 +14,12 @@ from seedtune.numerics.machine.caching import inner, njit
 Array = NDArray[Any]
 
 PARALLEL_FROM = 1 << 15
-"""Elements from which a parallel launch pays."""
+"""Minimum elements for which a parallel launch pays."""
 
 
 @inner()
 def rotate_row(x: Any, cos: Any, sin: Any, heads: Any) -> None:  # pragma: no cover
-    """`rotate` of one token, for compiled code."""
+    """Run `rotate` on one token, for compiled code."""
     half = x.shape[1] // 2
     for h in range(heads):
         for d in range(half):

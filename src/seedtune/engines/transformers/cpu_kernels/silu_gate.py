@@ -15,12 +15,12 @@ from seedtune.numerics.machine.caching import inner, njit
 Array = NDArray[Any]
 
 PARALLEL_FROM = 1 << 14
-"""Elements from which a parallel launch pays."""
+"""Minimum elements for which a parallel launch pays."""
 
 
 @inner(error_model="numpy")
 def gate_row(out: Any, x: Any) -> None:  # pragma: no cover
-    """`silu_gate` of one row, for compiled code."""
+    """Run `silu_gate` on one row, for compiled code."""
     width = out.size
     for j in range(width):
         gate = load(x[j])

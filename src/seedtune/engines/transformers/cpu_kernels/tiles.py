@@ -1,6 +1,6 @@
-"""The code of a tile: rows × outputs of a product summed in registers, written as LLVM vectors.
+"""Code generation for a tile: rows × outputs of a product summed in registers, written as LLVM vectors.
 
-The auto-vectoriser cannot keep a block of sums in registers over a loop; these lines can, for any width of vectors.
+The auto-vectoriser cannot keep a block of sums in registers over a loop; this code can, for any width of vectors.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _DOT = "llvm.x86.avx512bf16.dpbf16ps.512"
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """What is summed in registers at a time: up to ``rows`` rows × ``vectors`` vectors of ``lanes`` outputs."""
+    """The block summed in registers at a time: up to ``rows`` rows × ``vectors`` vectors of ``lanes`` outputs."""
 
     lanes: int
     vectors: int
@@ -29,7 +29,7 @@ class Tile:
 
     @property
     def width(self) -> int:
-        """Outputs of a panel."""
+        """Number of outputs of a panel."""
         return self.lanes * self.vectors
 
     def __str__(self) -> str:
@@ -37,7 +37,7 @@ class Tile:
 
 
 class _Brain(ir.Type):
-    """LLVM's bfloat, which llvmlite has no name for."""
+    """LLVM's bfloat type, which llvmlite does not define."""
 
     def _to_string(self) -> str:
         return "bfloat"
@@ -60,14 +60,14 @@ def _moved(builder: Any, address: Any, steps: Any, stride: Any) -> Any:
 
 
 def _broadcast(builder: Any, address: Any, lanes: elements.Lanes) -> Any:
-    """The 32 bits at ``address`` in every lane."""
+    """Load the 32 bits at ``address`` into every lane."""
     word = builder.load(_at(builder, address, ir.IntType(32)), align=2)
     single = builder.insert_element(ir.Constant(lanes.words, ir.Undefined), word, ir.IntType(32)(0))
     return builder.shuffle_vector(single, single, lanes.word(0))
 
 
 def unpack_order(lanes: int) -> list[int]:
-    """Where the outputs 0, 1, … of two vectors lie in a panel, so that interleaving with zeros widens them.
+    """Return the positions of outputs 0, 1, … of two vectors in a panel, so that interleaving with zeros widens them.
 
     Vectors interleave within 128 bits: their low halves give the first vector, their high halves the second.
     """
@@ -84,7 +84,7 @@ class FusedMultiplyAdd:
         self.step = tile.width * (2 if self.narrow else 4)
 
     def weights(self, builder: Any, place: Any) -> list[Any]:
-        """The float32 vectors of one step of a panel."""
+        """Load the float32 vectors of one step of a panel."""
         vectors, size = range(self.tile.vectors), 4 * self.tile.lanes
         if not self.narrow:
             kind = self.lanes.floats
@@ -107,11 +107,11 @@ class FusedMultiplyAdd:
         return found
 
     def input(self, builder: Any, address: Any) -> Any:
-        """One input in every lane."""
+        """Load one input into every lane."""
         return builder.bitcast(_broadcast(builder, address, self.lanes), self.lanes.floats)
 
     def add(self, builder: Any, sums: Any, x: Any, weight: Any) -> Any:
-        """Sums + x·weight, rounded once."""
+        """Return sums + x·weight, rounded once."""
         kind = ir.FunctionType(self.lanes.floats, [self.lanes.floats] * 3)
         fma = cgutils.get_or_insert_function(builder.module, kind, f"llvm.fma.v{self.tile.lanes}f32")
         return builder.call(fma, [x, weight, sums])
@@ -126,27 +126,27 @@ class PairDot:
         self.step = 4 * tile.width
 
     def weights(self, builder: Any, place: Any) -> list[Any]:
-        """The vectors of pairs of one step of a panel."""
+        """Load the vectors of pairs of one step of a panel."""
         size = 4 * self.tile.lanes
         places = [_moved(builder, place, v, size) for v in range(self.tile.vectors)]
         return [builder.load(_at(builder, at, self.pairs), align=2) for at in places]
 
     def input(self, builder: Any, address: Any) -> Any:
-        """One pair of inputs in every lane."""
+        """Load one pair of inputs into every lane."""
         return builder.bitcast(_broadcast(builder, address, self.lanes), self.pairs)
 
     def add(self, builder: Any, sums: Any, x: Any, weight: Any) -> Any:
-        """Sums + x₀·weight₀ + x₁·weight₁, as the processor rounds it."""
+        """Return sums + x₀·weight₀ + x₁·weight₁, rounded as the processor does."""
         kind = ir.FunctionType(self.lanes.floats, [self.lanes.floats, self.pairs, self.pairs])
         dot = cgutils.get_or_insert_function(builder.module, kind, _DOT)
         return builder.call(dot, [sums, x, weight])
 
 
 def _tile(code: Any, tile: Tile, rows: int) -> Any:
-    """A compiled function that writes ``rows`` rows of one panel's outputs.
+    """Compile a function that writes ``rows`` rows of one panel's outputs.
 
     Its arguments: an array of the outputs' type; addresses of the outputs, inputs, panel and start values; the strides
-    of outputs and inputs in bytes; how many steps; and the address from which memory is asked for ahead.
+    of outputs and inputs in bytes; the number of steps; and the address to prefetch from.
     """
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -185,7 +185,7 @@ def _tile(code: Any, tile: Tile, rows: int) -> Any:
 
 
 def tiles_of(code: Any, tile: Tile) -> Any:
-    """Compiled: the tile of as many rows as ``count`` says, 1 to ``tile.rows``."""
+    """Compile a function that runs the tile with ``count`` rows, 1 to ``tile.rows``."""
     smaller = tiles_of(code, Tile(tile.lanes, tile.vectors, tile.rows - 1)) if tile.rows > 1 else None
     mine, most = _tile(code, tile, tile.rows), tile.rows
     if smaller is None:

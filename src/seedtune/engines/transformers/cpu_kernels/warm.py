@@ -1,11 +1,11 @@
-"""Compiles kernels into the cache on the disk while another process still loads torch and its model.
+"""Compile kernels into the disk cache while another process still loads torch and its model.
 
     python -m seedtune.engines.transformers.cpu_kernels.warm bfloat16
 
 Compiling holds a lock of the process, so a thread could not do it beside other work.  Every kernel is called once on
-a few zeros of the types and layouts that the transformers engine gives it for plain decoder layers of ``lowrank``
-runs.  The last that a run needs comes first, so that the two processes meet in the middle; what both compile is the
-same, and one of them saves it at a time.
+a few zeros of the types and layouts that the transformers engine passes to it for plain decoder layers of ``lowrank``
+runs.  The kernels that a run needs last come first, so that the two processes meet in the middle; both compile the
+same code, and one process saves it at a time.
 """
 
 from __future__ import annotations
@@ -37,23 +37,23 @@ Array = NDArray[Any]
 CompileStep = Callable[[], None]
 
 ROWS, HEADS, DIM = 2, 2, 16
-"""One row or one head alone would make a slice contiguous, and that is another layout."""
+"""Minimum rows and heads: a single one would make a slice contiguous, which is a different layout."""
 
 
 @dataclass(frozen=True, slots=True)
 class Warmer:
-    """Calls kernels as an engine does: ``element`` of live, ``weights`` of current weights, setting of products."""
+    """Calls kernels as an engine does: ``element`` is the dtype of live, ``weights`` of current weights."""
 
     element: type[np.generic]
     weights: type[np.generic]
     products: str = "auto"
 
     def zeros(self, *shape: int) -> Array:
-        """Activations or live weights."""
+        """Return activations or live weights of that shape."""
         return np.zeros(shape, self.element)
 
     def steps(self) -> Iterator[CompileStep]:
-        """The calls, in the order in which a run comes to need them."""
+        """Yield the calls, in the order in which a run needs them."""
         yield from (self.load, self.product, self.norms, self.gate, self.rotate)
         yield from (self.prefill, self.decode)
         yield from (self.layer_turn, self.layer_close_and_norm, self.layer_gate, self.layer_close)
@@ -61,11 +61,11 @@ class Warmer:
         yield from (self.factors, self.update_lowrank, self.fingerprint)
 
     def load(self) -> None:
-        """The fingerprint of a base model in the live weights' precision."""
+        """Compile the fingerprint of a base model in the live weights' precision."""
         self._mix(self.element)
 
     def product(self) -> None:
-        """The product that `seedtune.engines.transformers.product_choice` chooses, if it is one of ours."""
+        """Compile the product that `seedtune.engines.transformers.product_choice` selects, if it is our own."""
         kind = product_kind(self.products, bfloat16=self.element == np.uint16)
         if kind is None:
             return
@@ -75,26 +75,26 @@ class Warmer:
         products.multiply(self.zeros(ROWS, DIM), self.zeros(ROWS, DIM), live, start, kind=kind)
 
     def norms(self) -> None:
-        """Few rows, and many."""
+        """Compile for few rows, and for many."""
         for rows in (1, rms_norm.PARALLEL_FROM):
             rms_norm.rms_norm(self.zeros(rows, 1), self.zeros(rows, 1), self.zeros(1), 1e-6)
 
     def gate(self) -> None:
-        """Few rows, as in the probe of a layer; all of a layer's passes are one later."""
+        """Compile for few rows, as in the probe of a layer; later all passes of a layer are fused into one."""
         silu_gate.silu_gate(self.zeros(1, 1), self.zeros(1, 2))
 
     def rotate(self) -> None:
-        """Few rows, as in the probe."""
+        """Compile for few rows, as in the probe."""
         rotary.rotate(self.zeros(1, 1, 2), self.zeros(1, 2), self.zeros(1, 2), 1)
 
     def prefill(self) -> None:
-        """One prompt of one token."""
+        """Compile for one prompt of one token."""
         q, k, v = (self.zeros(1, HEADS, DIM) for _ in range(3))
         prompts = 0, np.zeros(1, np.int64), np.ones(1, np.int64), np.zeros(1, np.int64)
         attention.prefill(self.zeros(*q.shape), q, new=(k, v), cache=self._cache(), prompts=prompts, how=(1.0, 0, 0.0))
 
     def decode(self) -> None:
-        """Queries, keys and values that lie behind each other in a product's rows."""
+        """Compile for queries, keys and values that are concatenated in a product's rows."""
         self._decode(ROWS)
 
     def _decode(self, rows: int) -> None:
@@ -114,27 +114,27 @@ class Warmer:
         return [self.zeros(ROWS, DIM) for _ in range(count)]
 
     def layer_turn(self) -> None:
-        """What follows the product of queries, keys and values."""
+        """Compile the pass after the product of queries, keys and values."""
         y, x, cos, sin = self._rows(4)
         layer_steps.turn(y, x, self._terms(), angles=(cos, sin), heads=1)
 
     def layer_close_and_norm(self) -> None:
-        """What follows the product behind attention."""
+        """Compile the pass after the product of the attention output."""
         out, h, before, y, x = self._rows(5)
         layer_steps.close_and_norm(out, (self.zeros(DIM), 1e-6), (h, before), y, x, self._terms())
 
     def layer_gate(self) -> None:
-        """What follows the products of gate and up."""
+        """Compile the pass after the products of gate and up."""
         out, x = self._rows(2)
         layer_steps.gate(out, self.zeros(ROWS, 2 * DIM), x, self._terms())
 
     def layer_close(self) -> None:
-        """What follows the last product of a layer."""
+        """Compile the pass after the last product of a layer."""
         h, y, x = self._rows(3)
         layer_steps.close(h, h, y, x, self._terms())
 
     def decode_layer(self) -> None:
-        """A whole layer of a decode step, where its products are ours and copied."""
+        """Compile a whole layer of a decode step, if its products are our own and packed."""
         kind = product_kind(self.products, bfloat16=self.element == np.uint16)
         if kind is None or self.weights != np.float32:
             return
@@ -156,22 +156,22 @@ class Warmer:
         )
 
     def largest(self) -> None:
-        """The choice of tokens without chance."""
+        """Compile greedy token selection."""
         reductions.largest(self.zeros(1, 1))
 
     def factors(self) -> None:
-        """Of one pair, and of many."""
+        """Compile for one pair, and for many."""
         for columns in (1, cpu.PARALLEL_FROM):
             pairs = np.zeros(1, np.uint32)
             cpu.fill_factors(np.empty((1, columns), np.float32), (0, 0), Stream.FACTOR_B, pairs, pairs)
 
     def update_lowrank(self) -> None:
-        """Of a small tensor, and of a large one."""
+        """Compile for a small tensor, and for a large one."""
         for rows in (1, cpu.PARALLEL_FROM):
             cpu.update_lowrank(np.zeros((rows, 1), self.weights), (0, 0), STEP, rank=1)
 
     def fingerprint(self) -> None:
-        """Of the current weights."""
+        """Compile the fingerprint of the current weights."""
         self._mix(self.weights)
 
     def _mix(self, element: type[np.generic]) -> None:
@@ -180,11 +180,11 @@ class Warmer:
 
 
 STEP = (Update(0, (Term(0, 0, 1.0),)),)
-"""A step along one pair."""
+"""An update along one pair."""
 
 
 def product_kind(wanted: str, *, bfloat16: bool) -> products.ProductKind | None:
-    """The kind of product that a setting means on this processor; None for the library's."""
+    """Return the kind of product that a setting selects on this processor; None for the library's."""
     if wanted == "auto" and bfloat16 and "amx-bf16" in processor.features():
         return None
     kinds: tuple[products.ProductKind, ...] = ("bf16dot", "fma32")
@@ -193,7 +193,7 @@ def product_kind(wanted: str, *, bfloat16: bool) -> products.ProductKind | None:
 
 
 def warm(dtype: str, weights_dtype: str = "float32", wanted: str = "auto") -> None:
-    """Compile what a low-rank run needs that is not kept yet, until the process that asked for it is gone.
+    """Compile the kernels of a low-rank run that are not cached yet, until the requesting process ends.
 
     ``dtype`` is "bfloat16" or "float32", ``weights_dtype`` as in the configuration,
     ``wanted`` the setting ``products``.

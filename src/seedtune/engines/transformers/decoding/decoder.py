@@ -1,4 +1,4 @@
-"""The decode loop: rows flow through slots, finished rows leave at once, waiting rows take their place."""
+"""The decode loop: rows occupy slots, finished rows leave at once, waiting rows take their place."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from seedtune.engines.transformers.members.perturbation import Perturbation
 from seedtune.types import Finish, Job, Rollout, Sampling
 
 _PADDED = 4
-"""Attention pads prompts to rectangles; of shared beginnings they may hold this many times the tokens computed."""
+"""Padded tokens of prompts with shared prefixes may be this many times the computed ones (attention pads prompts)."""
 
 
 @dataclass(slots=True)
 class DecodeSequence:
-    """One completion in the making: ``member`` and ``prompt`` are positions in the job."""
+    """One completion in progress: ``member`` and ``prompt`` are positions in the job."""
 
     member: int
     prompt: int
@@ -40,20 +40,20 @@ class DecodeSequence:
 
     @property
     def length(self) -> int:
-        """Positions of the cache that are filled: the prompt and all new tokens but the last."""
+        """Number of filled cache positions: the prompt and all new tokens but the last."""
         return len(self.prompt_ids) + len(self.tokens) - 1
 
 
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """When a row ends: token ids, or strings found in its decoded tail."""
+    """Stop conditions of a row: token ids, or strings found in its decoded tail."""
 
     token_ids: frozenset[int]
     strings: tuple[str, ...]
     decode: Callable[[list[int]], str]
 
     def reached(self, row: DecodeSequence) -> Finish | None:
-        """Why ``row`` ends with its last token, or None if it goes on."""
+        """Return why ``row`` ends with its last token, or None if it continues."""
         if row.tokens[-1] in self.token_ids:
             return "stop"
         if self.strings and self._in_tail(row):
@@ -61,21 +61,21 @@ class Stop:
         return "length" if len(row.tokens) >= row.limit else None
 
     def _in_tail(self, row: DecodeSequence) -> bool:
-        """Whether a stop string has just appeared; a character takes at most four tokens (one a byte)."""
+        """Return whether a stop string has just appeared; a character takes at most four tokens (one per byte)."""
         tail = self.decode(row.tokens[-4 * (max(map(len, self.strings)) + 1) :])
         return any(string in tail for string in self.strings)
 
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """``slots`` rows in flight at the most, ``prefill_tokens`` prompt tokens in one forward pass."""
+    """Limits: at most ``slots`` rows in flight, and ``prefill_tokens`` prompt tokens in one forward pass."""
 
     slots: int
     prefill_tokens: int
 
     @property
     def refill(self) -> int:
-        """Free slots worth a prefill pass while rows are decoding: an eighth of all."""
+        """Number of free slots that justifies a prefill pass while rows are decoding: an eighth of all."""
         return max(1, self.slots // 8)
 
 
@@ -126,7 +126,7 @@ class Decoder:
         return self._forward(pack.ids, pack.positions, Prefill.of(pack, self.device), pack.last())
 
     def _step(self, running: list[DecodeSequence], how: Sampling) -> None:
-        """One token for every running row."""
+        """Generate one token for every running row."""
         started = time.perf_counter()
         lengths = np.array([row.length for row in running], np.int32)
         self.perturbation.set_rows(np.array([row.member for row in running]))
@@ -138,7 +138,7 @@ class Decoder:
     def _forward(
         self, ids: list[int], positions: list[int], current: Prefill | Decode, keep: list[int] | None
     ) -> Tensor:
-        """Logits (kept tokens, vocabulary) of packed tokens."""
+        """Return logits (kept tokens, vocabulary) of packed tokens."""
         self.attention.current = current
         output = self.model(
             input_ids=torch.tensor([ids], device=self.device),
@@ -158,7 +158,7 @@ class Decoder:
             row.tokens.append(token)
 
     def _retire(self, running: list[DecodeSequence], stop: Stop) -> Iterator[DecodeSequence]:
-        """Take finished rows out; the last rows move into their slots, so that slots stay 0, 1, …"""
+        """Yield and remove finished rows; the last rows move into their slots, so that slots stay 0, 1, …"""
         finished = []
         for slot, row in enumerate(running):
             row.finish = stop.reached(row)
@@ -179,12 +179,12 @@ class Decoder:
 
 
 def slots_for(rows: int, positions: int, *, max_rows: int, max_tokens: int) -> int:
-    """Rows in flight: at most ``max_rows``, and ``max_tokens`` cached positions when each needs ``positions``."""
+    """Return the rows in flight: at most ``max_rows``, and ``max_tokens`` cached positions at ``positions`` each."""
     return max(1, min(rows, max_rows, max_tokens // positions))
 
 
 def rows_of(job: Job, ids: list[list[int]], limits: list[int]) -> list[DecodeSequence]:
-    """One row per member, prompt and sample; one that may write nothing is finished."""
+    """Return one row per member, prompt and sample; a row without room for new tokens is finished."""
     how = job.sampling
     shared = {
         (p, s): sampling.draws(how, prompt, s) for p, prompt in enumerate(job.prompts) for s in range(how.samples)
@@ -197,7 +197,7 @@ def rows_of(job: Job, ids: list[list[int]], limits: list[int]) -> list[DecodeSeq
 
 
 def rollout_of(job: Job, row: DecodeSequence, decode: Callable[[list[int]], str]) -> Rollout:
-    """What a job is told of a finished row; a stop string is not part of the text."""
+    """Return the rollout of a finished row; a stop string is not part of its text."""
     text = decode(row.tokens)
     for stop in job.sampling.stop:
         text = text.split(stop, 1)[0]

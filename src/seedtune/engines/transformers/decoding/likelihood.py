@@ -1,4 +1,4 @@
-"""How likely reference completions are: passes over prompts and completions of all members, without generating."""
+"""Likelihoods of reference completions: passes over prompts and completions of all members, without generation."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from seedtune.types import Job, Likelihood
 
 @dataclass(frozen=True, slots=True)
 class ForcedSequence:
-    """The token ids of a prompt and of its completion, and the member (a position) that is asked.
+    """The token ids of a prompt and its completion, and the position of the member to evaluate.
 
     ``place``: positions of the prompt and of the answer.
     """
@@ -31,13 +31,13 @@ class ForcedSequence:
 
 
 ROWS = 256
-"""Rows of the vocabulary that are float32 at a time."""
+"""Rows of the vocabulary converted to float32 at a time."""
 
 
 class Forced:
-    """log p(token | what stands before it), temperature 1, by the members that the model holds now.
+    """Computes log p(token | preceding tokens) at temperature 1, for the members that the model holds now.
 
-    The caller has set these members; ``tokens`` bounds what one pass computes.
+    The caller has set these members; ``tokens`` bounds the tokens computed in one pass.
     """
 
     def __init__(self, model: Any, *, attention: SlotAttention, perturbation: Perturbation, tokens: int) -> None:
@@ -45,9 +45,9 @@ class Forced:
 
     @torch.no_grad()
     def of(self, sequences: Sequence[ForcedSequence]) -> Iterator[list[float]]:
-        """The completions' log-probabilities, a list for each and a number per token.
+        """Yield the completions' log-probabilities, one list per completion with one number per token.
 
-        What prompts of a member begin with is computed once, if they follow each other.
+        A shared prefix of consecutive prompts of a member is computed once.
         """
         while sequences:
             whole = [(one.member, [*one.prompt, *one.completion]) for one in sequences[: self.attention.cache.slots]]
@@ -67,7 +67,7 @@ class Forced:
             yield [next(found) for _ in one.completion]
 
     def _logits(self, pack: PrefixPack, keep: np.ndarray) -> Tensor:
-        """Logits (kept tokens, vocabulary) of a pack."""
+        """Return logits (kept tokens, vocabulary) of a pack."""
         device = self.model.device
         members = np.array(pack.members)
         self.perturbation.set_rows(members, members[keep])
@@ -84,7 +84,7 @@ class Forced:
 
 
 def _chosen(logits: Tensor, rows: np.ndarray, targets: np.ndarray) -> Iterator[float]:
-    """Of every row and target: log softmax(logits[row])[target]."""
+    """Yield log softmax(logits[row])[target] for every row and target."""
     for first in range(0, rows.size, ROWS):
         its, target = (torch.from_numpy(x[first : first + ROWS]).to(logits.device) for x in (rows, targets))
         chances = logits[its].float().log_softmax(-1)
@@ -92,7 +92,7 @@ def _chosen(logits: Tensor, rows: np.ndarray, targets: np.ndarray) -> Iterator[f
 
 
 def forced_sequences(job: Job, tokenizer: Any, *, context: int | None) -> list[ForcedSequence]:
-    """What members of a job are asked: every answer of every prompt; DataError if one does not fit the context."""
+    """Return every answer of every prompt, for every member of a job; DataError if one exceeds the context."""
     ids = [tokenization.encode(tokenizer, prompt) for prompt in job.prompts]
     answers = [tokenization.encode_answers(tokenizer, prompt) for prompt in job.prompts]
     tokenization.check_answers(job.prompts, ids, [max(its, key=len) for its in answers], context=context)
@@ -104,7 +104,7 @@ def forced_sequences(job: Job, tokenizer: Any, *, context: int | None) -> list[F
 
 
 def likelihood_of(job: Job, sequence: ForcedSequence, logprobs: list[float]) -> Likelihood:
-    """What a job is told of a completion."""
+    """Return the likelihood of a completion."""
     prompt, answer = sequence.place
     tokens, member = tuple(sequence.completion), job.members[sequence.member]
     return Likelihood(job.id, member, prompt, answer, tokens, tuple(logprobs), prompt_tokens=len(sequence.prompt))

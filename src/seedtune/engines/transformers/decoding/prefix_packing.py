@@ -1,7 +1,7 @@
-"""Prompts packed into one row of tokens; what several prompts of a member begin with is computed once.
+"""Prompts packed into one row of tokens; shared prefixes of a member's prompts are computed once.
 
 A member's prompts form a tree: chat templates and system prompts, few-shot examples and several samples of one
-prompt share their beginnings.  A token of the pack is a node of that tree, so its keys, values and hidden state
+prompt share their prefixes.  A token of the pack is a node of that tree, so its keys, values and hidden state
 serve every prompt that passes through it.
 """
 
@@ -23,13 +23,13 @@ class PrefixPack:
     positions: list[int] = field(default_factory=list)
     members: list[int] = field(default_factory=list)
     paths: list[list[int]] = field(default_factory=list)
-    """Of each prompt: the token of the pack at every position."""
+    """For each prompt: the index in the pack of the token at every position."""
     starts: list[int] = field(default_factory=list)
-    """Of each prompt: the first position whose token was added for it."""
+    """For each prompt: the first position whose token was added for it."""
     _nodes: dict[tuple[int, int], int] = field(default_factory=dict)
 
     def matched(self, member: int, prompt: Sequence[int]) -> list[int]:
-        """The tokens of the pack that ``prompt`` begins with for this member."""
+        """Return the indices in the pack of the longest known prefix of ``prompt`` for this member."""
         path: list[int] = []
         node = -1 - member
         for token in prompt:
@@ -41,7 +41,7 @@ class PrefixPack:
         return path
 
     def add(self, member: int, prompt: Sequence[int], path: list[int]) -> None:
-        """Append ``prompt``, of which ``path`` is in the pack already."""
+        """Append ``prompt``, whose prefix ``path`` is in the pack already."""
         start = len(path)
         node = path[-1] if path else -1 - member
         for token in prompt[start:]:
@@ -55,15 +55,15 @@ class PrefixPack:
 
     @property
     def lengths(self) -> list[int]:
-        """Tokens of each prompt."""
+        """Number of tokens of each prompt."""
         return [len(path) for path in self.paths]
 
     def last(self) -> list[int]:
-        """The token of the pack that ends each prompt."""
+        """Index in the pack of each prompt's last token."""
         return [path[-1] for path in self.paths]
 
     def rectangle(self) -> NDArray[np.int64]:
-        """(prompts, longest) tokens of the pack; a shorter prompt repeats its last."""
+        """Return indices in the pack, (prompts, longest); a shorter prompt repeats its last token."""
         longest = max(self.lengths)
         return np.array([path + path[-1:] * (longest - len(path)) for path in self.paths])
 
@@ -71,9 +71,9 @@ class PrefixPack:
 def packed(
     first_slot: int, prompts: Sequence[tuple[int, Sequence[int]]], *, tokens: int, padded: int
 ) -> tuple[PrefixPack, int]:
-    """As many of the ``(member, prompt)`` as fit, at least one, and how many those are.
+    """Pack as many of the ``(member, prompt)`` as fit, at least one; return the pack and their number.
 
-    ``tokens`` bounds what is computed, ``padded`` the rectangle of prompts × longest prompt.
+    ``tokens`` bounds the computed tokens, ``padded`` the rectangle of prompts × longest prompt.
     """
     pack, longest = PrefixPack(first_slot), 0
     for count, (member, prompt) in enumerate(prompts):

@@ -1,4 +1,4 @@
-"""Choosing tokens: greedy, or by draws that are a function of (seed, generation, prompt, sample, position).
+"""Choose tokens: greedy, or by draws that are a function of (seed, generation, prompt, sample, position).
 
 The draws do not depend on the member, so members differ by their weights alone (common random numbers).
 """
@@ -15,11 +15,11 @@ from seedtune.numerics import noise
 from seedtune.types import Prompt, Sampling
 
 _ROWS = 16
-"""Rows sampled at once: bounds the float64 cumulative sums to 16 vocabularies."""
+"""Rows sampled at once: limits the float64 cumulative sums to 16 vocabularies."""
 
 
 def draws(sampling: Sampling, prompt: Prompt, sample: int) -> np.ndarray | None:
-    """(max_tokens,) uniforms in [0, 1) of one completion, or None for greedy decoding; every turn has its own."""
+    """Return (max_tokens,) uniforms in [0, 1) of one completion, distinct per turn, or None for greedy decoding."""
     if sampling.temperature == 0.0:
         return None
     turn = f" {prompt.turn}" if prompt.turn else ""
@@ -29,7 +29,7 @@ def draws(sampling: Sampling, prompt: Prompt, sample: int) -> np.ndarray | None:
 
 
 def choose(logits: Tensor, sampling: Sampling, uniforms: np.ndarray | None) -> list[int]:
-    """One token per row of logits (rows, vocabulary); ``uniforms`` (rows,) are used above temperature 0."""
+    """Choose one token per row of logits (rows, vocabulary); ``uniforms`` (rows,) are used above temperature 0."""
     if sampling.temperature == 0.0:
         return _largest(logits)
     assert uniforms is not None
@@ -48,10 +48,10 @@ def _largest(logits: Tensor) -> list[int]:
 
 
 def _sample(logits: Tensor, top_p: float, points: Tensor) -> list[int]:
-    """Inverse-CDF sampling over tokens in falling probability, cut after mass ``top_p``."""
+    """Sample by the inverse CDF over tokens in order of falling probability, cut after mass ``top_p``."""
     masses, order = logits.softmax(-1).sort(dim=-1, descending=True, stable=True)
     cumulative = masses.cumsum(-1)
-    # At least one, also where a broken member's logits are NaN and nothing compares.
+    # At least one, even if a broken member's logits are NaN and all comparisons fail.
     kept = (cumulative - masses < top_p).sum(-1, keepdim=True).clamp(min=1)
     total = cumulative.gather(-1, kept - 1)
     places = torch.searchsorted(cumulative, points[:, None] * total, right=True)

@@ -1,7 +1,7 @@
 """Attention over slots, registered with transformers' attention interface.
 
 The batch is packed: one row of tokens, (1, tokens, hidden), without padding.  A *prefill* pass holds whole
-prompts behind each other (what a member's prompts begin with once) and fills their slots; a *decode* pass
+prompts in sequence (shared prefixes of a member's prompts once) and fills their slots; a *decode* pass
 holds one token of each row in flight.  Only here are prompts padded, because attention needs rectangles.
 """
 
@@ -23,19 +23,19 @@ from seedtune.engines.transformers.members.population_linear import bits
 from seedtune.errors import ModelError
 
 How = tuple[float, int, float]
-"""Scale of the scores; window of latest positions and cap of the scores, 0 for none."""
+"""Scale of the scores; window of latest positions and softcap of the scores, 0 for none."""
 
 
 @dataclass(frozen=True, slots=True)
 class Queries:
-    """What is computed for some prompts of a pack, each row's positions ``starts`` + 0, 1, …; a rectangle."""
+    """The queries of some prompts of a pack, at each row's positions ``starts`` + 0, 1, …; a rectangle."""
 
     rows: Tensor
-    """(rows,) prompts."""
+    """(rows,) indices of prompts."""
     tokens: Tensor
-    """(rows · width,) tokens of the pack that ask; a short row repeats its last."""
+    """(rows · width,) indices in the pack of the query tokens; a short row repeats its last."""
     positions: Tensor | None
-    """(rows, width) where they stand; None for whole prompts, 0, 1, …"""
+    """(rows, width) positions of the queries; None for whole prompts, 0, 1, …"""
     width: int
 
 
@@ -46,17 +46,17 @@ class Prefill:
     first_slot: int
     longest: int
     keys: Tensor
-    """(prompts · longest,) token of the pack at every position; a short prompt repeats its last."""
+    """(prompts · longest,) index in the pack of the token at every position; a short prompt repeats its last."""
     queries: tuple[Queries, ...]
-    """Whole prompts; then those that go on where another prompt of their member left off."""
+    """Whole prompts; then prompts that extend a prefix of another prompt of their member."""
     outputs: Tensor
-    """(tokens,) place of each token's result among those of all queries."""
+    """(tokens,) index of each token's result among those of all queries."""
     prompts: tuple[int, np.ndarray, np.ndarray, np.ndarray]
-    """The same for the compiled kernel: first slot, tokens by prompt and position, ends and starts of prompts."""
+    """The indices for the compiled kernel: first slot, tokens by prompt and position, ends and starts of prompts."""
 
     @classmethod
     def of(cls, pack: PrefixPack, device: torch.device) -> Prefill:
-        """The indices of a pack."""
+        """Build the indices of a pack."""
         square, starts, lengths = pack.rectangle(), np.array(pack.starts), np.array(pack.lengths)
         queries, outputs, offset = [], np.empty(len(pack.ids), np.int64), 0
         for rows in (np.flatnonzero(starts == 0), np.flatnonzero((starts > 0) & (starts < lengths))):
@@ -90,12 +90,12 @@ class SlotAttention:
     def __init__(self, cache: SlotCache) -> None:
         self.cache = cache
         self.current: Prefill | Decode = Decode(np.zeros(1, np.int32))
-        """What the forward pass in flight holds; set before each."""
+        """The content of the forward pass in flight; set before each pass."""
         self.name = f"seedtune-{id(self)}"
         AttentionInterface.register(self.name, self)
 
     def close(self) -> None:
-        """Let go of the cache, and leave transformers' registry."""
+        """Release the cache, and unregister from transformers."""
         self.cache.layers.clear()
         AttentionInterface._global_mapping.pop(self.name, None)
 
@@ -112,7 +112,7 @@ class SlotAttention:
         softcap: float | None = None,
         **others: Any,
     ) -> tuple[Tensor, None]:
-        """Query (1, heads, tokens, dim), key and value (1, kv_heads, tokens, dim) → (1, tokens, heads, dim)."""
+        """Map query (1, heads, tokens, dim), key and value (1, kv_heads, tokens, dim) to (1, tokens, heads, dim)."""
         layer, self.cache.pending = self.cache.pending, None
         for unsupported in ("s_aux", "position_bias"):
             if others.get(unsupported) is not None:
@@ -156,17 +156,16 @@ class SlotAttention:
         return _decode_torch(layer, q.contiguous(), k, v, lengths, how)[None]
 
     def decoding(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
-        """Keys, values and filled lengths of layer ``index`` in a decode step that the compiled kernel serves."""
+        """Return keys, values and filled lengths of layer ``index``, if the compiled kernel serves the decode step."""
         if not isinstance(self.current, Decode) or len(self.cache.layers) <= index:
             return None
         arrays = self.cache.layers[index].arrays if self.cache.layers[index].is_initialized else None
         return None if arrays is None else (*arrays, self.current.lengths)
 
     def decode_packed(self, index: int, y: Tensor, shape: tuple[int, int, int], how: How) -> Tensor:
-        """What the heads of layer ``index`` read in a decode step, (rows, heads·dim).
+        """Return the attention output of layer ``index`` in a decode step, (rows, heads·dim).
 
-        ``y`` (rows, all heads·dim) holds queries, keys and values behind each other; ``shape`` is (heads, heads
-        of keys, dim).
+        ``y`` (rows, all heads·dim) holds concatenated queries, keys and values; ``shape`` is (heads, kv_heads, dim).
         """
         layer, (heads, kv_heads, dim) = self.cache.layers[index], shape
         q, k, v = y.view(y.shape[0], -1, dim).split((heads, kv_heads, kv_heads), 1)
@@ -198,17 +197,17 @@ class SlotAttention:
 
 
 def how_to_attend(dim: int, scaling: float | None, window: int | None, softcap: float | None) -> How:
-    """The options of a call of transformers' attention, with their defaults."""
+    """Return the options of a transformers attention call, with their defaults."""
     return dim**-0.5 if scaling is None else scaling, window or 0, softcap or 0.0
 
 
 def _rectangle(x: Tensor, tokens: Tensor, width: int) -> Tensor:
-    """(tokens of the pack, heads, dim) → (rows, heads, width, dim)."""
+    """Gather (tokens of the pack, heads, dim) → (rows, heads, width, dim)."""
     return x.index_select(0, tokens).unflatten(0, (-1, width)).transpose(1, 2)
 
 
 def _attend_prompts(q: Tensor, keys: Tensor, values: Tensor, part: Queries, how: How) -> Tensor:
-    """Causal attention of some prompts' tokens; padded queries give values nobody reads."""
+    """Compute causal attention of some prompts' tokens; values of padded queries are unused."""
     scale, window, cap = how
     if part.rows.numel() < keys.shape[0]:
         keys, values = keys.index_select(0, part.rows), values.index_select(0, part.rows)
@@ -241,7 +240,7 @@ def _sdpa(q: Tensor, keys: Tensor, values: Tensor, seen: Tensor | None, scale: f
 
 
 def _attend(q: Tensor, keys: Tensor, values: Tensor, seen: Tensor, scale: float, cap: float) -> Tensor:
-    """Plain attention with grouped heads; ``seen`` broadcasts to (rows, kv_heads, group, queries, time)."""
+    """Compute plain attention with grouped heads; ``seen`` broadcasts to (rows, kv_heads, group, queries, time)."""
     rows, heads, queries, dim = q.shape
     grouped = q.reshape(rows, keys.shape[1], -1, queries, dim)
     scores = (grouped @ keys[:, :, None]).float() * scale
@@ -252,9 +251,9 @@ def _attend(q: Tensor, keys: Tensor, values: Tensor, seen: Tensor, scale: float,
 
 
 def _decode_torch(layer: SlotLayer, q: Tensor, k: Tensor, v: Tensor, lengths: Tensor, how: How) -> Tensor:
-    """The decode step with torch operations: write the new keys and values, attend to each slot's own past.
+    """Run the decode step with torch operations: write the new keys and values, attend to each slot's own past.
 
-    Values are kept finite: what a broken member left in a slot is weighed with 0, and 0·NaN is NaN.
+    Values are kept finite: leftovers of a broken member in a slot are weighted by 0, and 0·NaN is NaN.
     """
     scale, window, cap = how
     rows = torch.arange(q.shape[0], device=q.device)

@@ -1,8 +1,7 @@
 """A key-value cache of slots: one slot per row in flight, preallocated, never re-copied while decoding.
 
-Keys lie transposed, (slots, heads, dim, time), values (slots, heads, time, dim): the order the decode
-kernel reads.  Row i of a decode step uses slot i; rows that finish leave by moving the last rows into
-their slots.
+Keys are stored transposed, (slots, heads, dim, time), values (slots, heads, time, dim): the order the decode
+kernel reads.  Row i of a decode step uses slot i; when rows finish, the last rows are moved into their slots.
 """
 
 from __future__ import annotations
@@ -22,16 +21,16 @@ TIME_STEP = 16
 
 
 class SlotLayer(CacheLayerMixin):
-    """One attention layer's slots.  ``update`` only hands the layer over: attention reads and writes it.
+    """One attention layer's slots.  ``update`` only returns the layer: attention reads and writes it.
 
-    Attention also allocates it: latent attention hands ``update`` less than what its heads read.
+    Attention also allocates it: latent attention passes smaller tensors to ``update`` than its heads read.
     """
 
     is_sliding = False
     keys: Tensor
     values: Tensor
     arrays: tuple[np.ndarray, np.ndarray] | None
-    """Keys and values as the compiled kernel takes them, where it serves them."""
+    """Keys and values as numpy arrays for the compiled kernel, if it supports them."""
 
     def __init__(self, cache: SlotCache) -> None:
         super().__init__()
@@ -67,9 +66,9 @@ def _arrays(keys: Tensor, values: Tensor) -> tuple[np.ndarray, np.ndarray] | Non
 
 
 class SlotCache(Cache):
-    """``slots`` rows of ``time`` positions for every layer the model has.
+    """``slots`` rows of ``time`` positions for every layer of the model.
 
-    One that is not ``compiled`` is read and written by torch, so that nothing is compiled for a single pass.
+    Without ``compiled`` torch reads and writes the cache, so that nothing is compiled for a single pass.
     """
 
     layers: list[SlotLayer]  # type: ignore[assignment]
@@ -89,14 +88,14 @@ class SlotCache(Cache):
         return keys, values
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        """0: positions are given explicitly, the model must not derive them from the cache."""
+        """Return 0: positions are given explicitly, the model must not derive them from the cache."""
         return 0
 
     def has_previous_state(self, layer_idx: int | None = None, state_idx: int | None = None) -> bool:
         return False
 
     def get_conv_state(self, *_: Any, **__: Any) -> Any:
-        """ModelError: a state that runs along the tokens would mix the prompts of a packed batch."""
+        """Raise ModelError: a recurrent state along the tokens would mix the prompts of a packed batch."""
         raise ModelError(
             "the model has layers that remember earlier tokens without attention (convolution or recurrence), "
             "which this engine cannot batch yet. Use a model whose layers all attend."
@@ -105,7 +104,7 @@ class SlotCache(Cache):
     get_recurrent_state = update_conv_state = update_recurrent_state = update_indexer = get_conv_state
 
     def fits(self, slots: int, time: int) -> bool:
-        """Whether the allocation serves a job of that many rows and positions."""
+        """Return whether the allocation suffices for a job of that many rows and positions."""
         return slots <= self.slots and time <= self.time
 
     def move(self, sources: list[int], targets: list[int], used: int) -> None:
@@ -121,7 +120,7 @@ class SlotCache(Cache):
 
 
 def empty_like_cache(cache: SlotCache | None, slots: int, time: int) -> SlotCache:
-    """``cache`` if it is large enough, else a new one (the old one's memory is released first)."""
+    """Return ``cache`` if it is large enough, else a new one (the old one's memory is released first)."""
     if cache is not None and cache.fits(slots, time):
         return cache
     if cache is not None:

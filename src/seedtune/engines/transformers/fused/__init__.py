@@ -1,1 +1,1 @@
-"""Fused parts of a decoder layer, each proved equal before it takes the place of the original."""
+"""Fused parts of a decoder layer, each proved equal to the original before it replaces it."""

@@ -1,4 +1,4 @@
-"""Decoder layers run as four products with one compiled pass after each, where a model's are shown to be plain.
+"""Decoder layers run as four products with one compiled pass after each, if a probe shows that they are plain.
 
     h ← x + o(attention(rotated q, k, v of norm(x)))        y ← h + down(silu(gate)·up of norm(h))
 
@@ -32,7 +32,7 @@ _CHILDREN = {
     "post_attention_layernorm": FusedNorm,
 }
 _ROWS = 3
-"""Rows of the probe, each in a slot of its own."""
+"""Rows of the probe, each in its own slot."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,12 +45,12 @@ class Products:
     down: LinearGroup
 
     def all(self) -> tuple[LinearGroup, LinearGroup, LinearGroup, LinearGroup]:
-        """In the order in which they are computed."""
+        """Return the products in the order in which they are computed."""
         return self.qkv, self.out, self.gate_up, self.down
 
     @classmethod
     def of(cls, layer: Any) -> Products | None:
-        """Those of a layer of these children, if each is one group."""
+        """Return the products of a layer that has these children, if each is one group."""
         attention, mlp = layer.self_attn, layer.mlp
         qkv = group_of((attention.q_proj, attention.k_proj, attention.v_proj))
         out, down = group_of((attention.o_proj,)), group_of((mlp.down_proj,))
@@ -70,7 +70,7 @@ class FusedLayer(nn.Module):
         self.input_layernorm: FusedNorm = plain.input_layernorm
         self.post_attention_layernorm: FusedNorm = plain.post_attention_layernorm
         self.products, self.attention = products, attention
-        self._plain = (plain,)  # in a tuple it is no submodule, whose parameters would count twice
+        self._plain = (plain,)  # in a tuple it is not a submodule, whose parameters would count twice
 
     def forward(
         self,
@@ -79,7 +79,7 @@ class FusedLayer(nn.Module):
         past_key_values: SlotCache,
         **others: Any,
     ) -> Tensor:
-        """The next hidden states; the model's own layer is run on angles that the probe did not show."""
+        """Return the next hidden states; for angles unlike the probe's, run the model's own layer."""
         if not self.self_attn.turns(position_embeddings, hidden_states):
             plain: Tensor = self._plain[0](
                 hidden_states, position_embeddings=position_embeddings, past_key_values=past_key_values, **others
@@ -94,7 +94,7 @@ class FusedLayer(nn.Module):
         return self._feed(h, x)[None]
 
     def _panels(self) -> tuple[tuple[np.ndarray, np.ndarray], ...] | None:
-        """Panels of the four products, if all are read from panels and have an even number of inputs."""
+        """Return the panels of the four products, if all use panels and have an even number of inputs."""
         groups = self.products.all()
         found = [group.weight.panels() for group in groups if group.inputs % 2 == 0]
         panels = tuple(pair for pair in found if pair is not None)
@@ -103,7 +103,7 @@ class FusedLayer(nn.Module):
     def _decode(
         self, rows: Tensor, weights: tuple[Any, ...], cache: tuple[np.ndarray, np.ndarray, np.ndarray], turn: Any
     ) -> Tensor:
-        """A decode step in one call of compiled code."""
+        """Run a decode step in one call of compiled code."""
         h, attend, (cos, sin), (keys, values, lengths) = torch.empty_like(rows), self.self_attn, turn, cache
         before, behind = self.input_layernorm, self.post_attention_layernorm
         kernel.decode_layer(
@@ -121,7 +121,7 @@ class FusedLayer(nn.Module):
         return h
 
     def _attend(self, rows: Tensor, turn: tuple[Tensor, Tensor], cache: SlotCache) -> Tensor:
-        """(rows, heads·dim) of what every head read."""
+        """Return the attention output of every head, (rows, heads·dim)."""
         x, attend, product = self.input_layernorm(rows), self.self_attn, self.products.qkv
         y = product.weight(x)
         cos, sin = (bits(angles[0]) for angles in turn)
@@ -133,14 +133,14 @@ class FusedLayer(nn.Module):
         return attend.read(y.view(len(y), -1, attend.dim), cache)
 
     def _close(self, heads: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
-        """The hidden states behind attention, and their norm."""
+        """Return the hidden states after attention, and their norm."""
         y, terms = self.products.out.weight(heads), self.products.out.terms(len(heads))
         h, x, norm = torch.empty_like(y), torch.empty_like(y), self.post_attention_layernorm
         kernel.close_and_norm(bits(x), (norm.bits, norm.eps), (bits(h), bits(before)), bits(y), bits(heads), terms)
         return h, x
 
     def _feed(self, h: Tensor, x: Tensor) -> Tensor:
-        """``h``, to which the feed-forward layer of its norm ``x`` is added in place."""
+        """Return ``h`` after adding the feed-forward output for its norm ``x`` in place."""
         gate_up, down = self.products.gate_up, self.products.down
         y = gate_up.weight(x)
         gated = y.new_empty(y.shape[0], y.shape[1] // 2)
@@ -151,7 +151,7 @@ class FusedLayer(nn.Module):
 
 
 def fuse_layers(model: Any, attention: SlotAttention, dtype: torch.dtype) -> int:
-    """Replace every decoder layer of ``model`` that computes this formula; returns how many."""
+    """Replace every decoder layer of ``model`` that computes this formula; return their number."""
     found = 0
     for name, module in list(model.named_modules()):
         fused = _fused(module, attention, dtype)
@@ -162,7 +162,7 @@ def fuse_layers(model: Any, attention: SlotAttention, dtype: torch.dtype) -> int
 
 
 def _fused(module: Any, attention: SlotAttention, dtype: torch.dtype) -> FusedLayer | None:
-    """The layer in its fused form if both give the same bits."""
+    """Return the layer in its fused form if both give the same bits."""
     kinds = {name: type(child) for name, child in module.named_children()}
     if kinds != _CHILDREN or dict(module.named_parameters(recurse=False)):
         return None
@@ -181,7 +181,7 @@ def _fused(module: Any, attention: SlotAttention, dtype: torch.dtype) -> FusedLa
 
 @torch.no_grad()
 def _passes(layer: Any, attention: SlotAttention, dtype: torch.dtype) -> list[Tensor]:
-    """What a layer answers in a prefill pass and in a decode step."""
+    """Return the outputs of a layer for a prefill pass and for a decode step."""
     attend: FusedAttention = layer.self_attn
     width: int = layer.input_layernorm.weight.numel()
     angles = torch.arange(_ROWS * attend.dim // 2, dtype=torch.float32).view(1, _ROWS, -1).repeat(1, 1, 2)

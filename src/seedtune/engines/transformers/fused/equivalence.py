@@ -1,4 +1,4 @@
-"""Showing that a module of a model computes a known formula, by its answers and not by its name."""
+"""Show that a module of a model computes a known formula, by its outputs and not by its name."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ ROUNDING_FLIPS = 0.05
 
 
 NOT_PLAIN = (RuntimeError, ValueError, TypeError, IndexError, AttributeError)
-"""What a layer may raise that is run on a probe it was not made for: then it keeps its own code."""
+"""Exceptions that a layer may raise on a probe it was not made for: it then keeps its own code."""
 
 
 def probe_values(shape: tuple[int, int, int], dtype: torch.dtype) -> Tensor:
-    """Fixed values (1, tokens, width) without pattern, of order 1 for the first token, then 4, then 16.
+    """Return fixed values (1, tokens, width) without pattern, of order 1 for the first token, then 4, then 16.
 
-    A layer that clips does so at some size.
+    A layer that clips does so at one of these sizes.
     """
     values = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     return (values * 4.0 ** torch.arange(shape[1])[:, None]).to(dtype)
 
 
 def alike(found: Tensor, expected: Tensor) -> bool:
-    """Whether two results of one formula differ by no more than the order of a sum: few last bits."""
+    """Return whether two results of one formula differ by no more than the order of a sum: a few last bits."""
     if found.shape != expected.shape or found.dtype != expected.dtype:
         return False
     if found.dtype == torch.float32:

@@ -1,4 +1,4 @@
-"""Layers whose operations are run as one kernel, where a probe shows that this changes nothing."""
+"""Replace layers by fused kernels, if a probe shows that this changes nothing."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from seedtune.engines.transformers.fused.rotary_attention import fuse_attention
 
 
 def fuse(model: Any, attention: SlotAttention, *, dtype: torch.dtype, device: torch.device) -> dict[str, int]:
-    """Fuse what can be fused of a model whose weights are in place; how many layers of each kind that was."""
+    """Fuse all suitable layers of a model whose weights are in place; return their number by kind."""
     if device.type != "cpu" or dtype not in (torch.float32, torch.bfloat16):
         return {}
     return {
         "norms": fuse_norms(model),
         "gates": fuse_gates(model, dtype),
         "attention": fuse_attention(model, attention, dtype),
-        "layers": fuse_layers(model, attention, dtype),  # made of the others
+        "layers": fuse_layers(model, attention, dtype),  # built from the others
     }

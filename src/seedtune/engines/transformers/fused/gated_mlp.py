@@ -1,4 +1,4 @@
-"""Gated feed-forward layers with one kernel between their products, where the model's are shown to be plain."""
+"""Gated feed-forward layers with one kernel between their products, if a probe shows that they are plain."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ _CHILDREN = {"gate_proj", "up_proj", "down_proj", "act_fn"}
 
 
 class FusedGate(nn.Module):
-    """down(silu(gate(x))·up(x)), on the CPU in float32 or bfloat16."""
+    """Computes down(silu(gate(x))·up(x)), on the CPU in float32 or bfloat16."""
 
     def __init__(self, plain: Any) -> None:
         super().__init__()
         self.gate_proj, self.up_proj, self.down_proj = plain.gate_proj, plain.up_proj, plain.down_proj
 
     def forward(self, x: Tensor) -> Tensor:
-        """Hidden states (1, tokens, hidden)."""
+        """Map hidden states (1, tokens, hidden) to the layer's output."""
         y: Tensor = self.down_proj(self.hidden(x))
         return y
 
     def hidden(self, x: Tensor) -> Tensor:
-        """What the last product reads."""
+        """Return the input of the last product."""
         y = joined(x, (self.gate_proj, self.up_proj))
         out = y.new_empty(*y.shape[:-1], y.shape[-1] // 2)
         silu_gate.silu_gate(bits(out.view(-1, out.shape[-1])), bits(y.view(-1, y.shape[-1])))
@@ -36,7 +36,7 @@ class FusedGate(nn.Module):
 
 
 def fuse_gates(model: Any, dtype: torch.dtype) -> int:
-    """Replace every feed-forward layer of ``model`` that computes this formula; returns how many."""
+    """Replace every feed-forward layer of ``model`` that computes this formula; return their number."""
     found = [name for name, module in model.named_modules() if _is_plain(module, dtype)]
     for name in found:
         replace_module(model, name, FusedGate(model.get_submodule(name)))

@@ -1,4 +1,4 @@
-"""RMS norms as one kernel instead of six operations, where the model's own norm is shown to be the plain one."""
+"""RMS norms as one kernel instead of six operations, if a probe shows that the model's norm is plain."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from seedtune.engines.transformers.tracing import replace_module
 
 
 class FusedNorm(nn.Module):
-    """weight·x/√(mean x² + eps) over the last dimension, on the CPU in float32 or bfloat16."""
+    """Computes weight·x/√(mean x² + eps) over the last dimension, on the CPU in float32 or bfloat16."""
 
     def __init__(self, weight: nn.Parameter, eps: float) -> None:
         super().__init__()
@@ -31,7 +31,7 @@ class FusedNorm(nn.Module):
 
 
 def fuse_norms(model: Any) -> int:
-    """Replace every norm of ``model`` that computes this formula with these roundings; returns how many."""
+    """Replace every norm of ``model`` that computes this formula with these roundings; return their number."""
     found = [(name, eps) for name, module in model.named_modules() if (eps := _plain_eps(module)) is not None]
     for name, eps in found:
         replace_module(model, name, FusedNorm(model.get_submodule(name).weight, eps))
@@ -40,7 +40,7 @@ def fuse_norms(model: Any) -> int:
 
 @torch.no_grad()
 def _plain_eps(module: nn.Module) -> float | None:
-    """The eps of a module that behaves as a plain RMS norm on a probe, None for every other module."""
+    """Return the eps of a module that behaves as a plain RMS norm on a probe; None for every other module."""
     parameters = dict(module.named_parameters())
     eps = next((vars(module)[key] for key in ("variance_epsilon", "eps") if key in vars(module)), None)
     if not type(module).__name__.endswith("RMSNorm") or set(parameters) != {"weight"} or eps is None:
@@ -57,7 +57,7 @@ def _plain_eps(module: nn.Module) -> float | None:
 
 
 def _rounds_alike(module: Any, eps: float, probe: Tensor) -> bool:
-    """Whether the kernel rounds as the module does: the order of the sum flips few bits, another formula many."""
+    """Return whether the kernel rounds as the module does: summation order flips few bits, another formula many."""
     if probe.dtype == torch.float32:
         return True
     return alike(FusedNorm(module.weight, eps)(probe), module(probe))

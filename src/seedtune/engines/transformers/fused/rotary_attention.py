@@ -1,4 +1,4 @@
-"""Attention layers with one kernel for their rotary embedding, where the model's are shown to be plain."""
+"""Attention layers with one kernel for their rotary embedding, if a probe shows that they are plain."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _TOKENS = 3
 
 @dataclass(frozen=True, slots=True)
 class AttentionInputs:
-    """What a module handed to attention."""
+    """The arguments that a module passed to attention."""
 
     query: Tensor
     key: Tensor
@@ -33,13 +33,13 @@ class AttentionInputs:
     options: dict[str, Any]
 
     def equals(self, other: AttentionInputs) -> bool:
-        """Whether another module handed over the same, bit for bit."""
+        """Return whether another module passed the same arguments, bit for bit."""
         mine, theirs = (self.query, self.key, self.value), (other.query, other.key, other.value)
         return self.options == other.options and all(map(torch.equal, mine, theirs))
 
 
 class FusedAttention(nn.Module):
-    """q, k and v in one product, rotated in place and handed to ``attend``, on the CPU."""
+    """Computes q, k and v in one product, rotates them in place and passes them to ``attend``, on the CPU."""
 
     def __init__(self, plain: Any, seen: AttentionInputs, attend: Callable[..., Any]) -> None:
         super().__init__()
@@ -48,7 +48,7 @@ class FusedAttention(nn.Module):
         self.heads, self.kv_heads, self.dim = seen.query.shape[1], seen.key.shape[1], seen.query.shape[3]
         self.attend, self.options = attend, seen.options
         self.how = how_to_attend(self.dim, *(seen.options.get(n) for n in ("scaling", "sliding_window", "softcap")))
-        self._plain = (plain,)  # in a tuple it is no submodule, whose parameters would count twice
+        self._plain = (plain,)  # in a tuple it is not a submodule, whose parameters would count twice
 
     def forward(
         self,
@@ -58,7 +58,7 @@ class FusedAttention(nn.Module):
         past_key_values: Any = None,
         **_: Any,
     ) -> tuple[Tensor, None]:
-        """Hidden states (1, tokens, hidden); cos and sin (1, tokens, dim), else the model's own layer is run."""
+        """Map hidden states (1, tokens, hidden); unless cos and sin are (1, tokens, dim), run the model's own layer."""
         if not self.turns(position_embeddings, hidden_states):
             return self._run_plain(hidden_states, position_embeddings, past_key_values)
         cos, sin = position_embeddings
@@ -68,32 +68,32 @@ class FusedAttention(nn.Module):
         return self.o_proj(self.read(packed, past_key_values)[None]), None
 
     def turns(self, angles: tuple[Tensor, Tensor], hidden: Tensor) -> bool:
-        """Whether these angles (cos, sin) are for whole heads, in the precision of the hidden states."""
+        """Return whether these angles (cos, sin) cover whole heads, in the precision of the hidden states."""
         cos, _sin = angles
         return cos.shape[-1] == self.dim and cos.dtype == hidden.dtype
 
     def read(self, packed: Tensor, cache: Any) -> Tensor:
-        """What every head reads, (tokens, heads·dim); ``packed`` (tokens, all heads, dim) are rotated q, k and v."""
+        """Return the attention output (tokens, heads·dim); ``packed`` (tokens, all heads, dim) is rotated q, k, v."""
         q, k, v = (x.transpose(0, 1)[None] for x in packed.split((self.heads, self.kv_heads, self.kv_heads), 1))
         k, v = cache.update(k, v, self.layer_idx)
         out: Tensor = self.attend(self, q, k, v, None, **self.options)[0]
         return out.reshape(packed.shape[0], -1)
 
     def _run_plain(self, hidden: Tensor, turn: tuple[Tensor, Tensor], cache: Any) -> tuple[Tensor, None]:
-        """Rotary embedding of a part of each head, or in another precision, which the probe cannot know."""
+        """Run the model's own layer for partial rotary embedding or another precision, which the probe cannot show."""
         out, *_ = self._plain[0](hidden, position_embeddings=turn, attention_mask=None, past_key_values=cache)
         return out, None
 
 
 class _Through:
-    """A cache that keeps nothing."""
+    """A cache that stores nothing."""
 
     def update(self, keys: Tensor, values: Tensor, _layer: int, *_: Any) -> tuple[Tensor, Tensor]:
         return keys, values
 
 
 def fuse_attention(model: Any, attention: SlotAttention, dtype: torch.dtype) -> int:
-    """Replace every attention layer of ``model`` that is plain q, k, v, rotation and output; returns how many."""
+    """Replace every attention layer of ``model`` that is plain q, k, v, rotation and output; return their number."""
     found: list[FusedAttention] = []
     for name, module in list(model.named_modules()):
         fused = _fused(module, attention, dtype) if _looks_plain(module) else None
@@ -111,7 +111,7 @@ def _looks_plain(module: nn.Module) -> bool:
 
 @torch.no_grad()
 def _fused(module: Any, attention: SlotAttention, dtype: torch.dtype) -> FusedAttention | None:
-    """The layer in its fused form if both hand the same to attention and do the same with its answer."""
+    """Return the layer in its fused form if both pass the same to attention and process its output identically."""
     dim, width = vars(module).get("head_dim"), input_width(module.q_proj)
     if not isinstance(dim, int) or dim % 2 or width is None:
         return None

@@ -1,4 +1,4 @@
-"""What a perturbation reaches of a model, and why it leaves the rest as it is."""
+"""The parameters of a model that a perturbation reaches, and why it leaves the rest unchanged."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ FROZEN = "frozen by the settings trainable and freeze"
 def coverage_of(
     model: Any, perturbed: Collection[str], *, trainable: Collection[str], called: Collection[str]
 ) -> Coverage:
-    """Counts over parameters (tied ones once) and a reason for every pattern of names that is not perturbed.
+    """Count parameters (tied ones once) and give a reason for every pattern of names that is not perturbed.
 
-    ``perturbed`` and ``trainable`` are parameter names, ``called`` modules that ran in the traced pass.
+    ``perturbed`` and ``trainable`` are parameter names, ``called`` are modules that ran in the traced pass.
     """
     modules = dict(model.named_modules())
     count, total, why = 0, 0, dict[str, str]()
@@ -34,7 +34,7 @@ def coverage_of(
 
 
 def with_tied_head(coverage: Coverage, model: Any) -> Coverage:
-    """The same, naming an output head whose weight is the input embedding's (and is not among the parameters)."""
+    """Return the coverage extended by an output head tied to the input embedding (it is not among the parameters)."""
     head = model.get_output_embeddings()
     name = next((n for n, m in model.named_modules() if m is head), None)
     listed = dict(coverage.unperturbed)
@@ -44,7 +44,7 @@ def with_tied_head(coverage: Coverage, model: Any) -> Coverage:
 
 
 def _pattern(name: str) -> str:
-    """A parameter name with its layer numbers replaced by ``*``."""
+    """Return a parameter name with its layer numbers replaced by ``*``."""
     return ".".join("*" if piece.isdigit() else piece for piece in name.split("."))
 
 

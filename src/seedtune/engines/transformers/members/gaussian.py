@@ -35,7 +35,7 @@ from seedtune.types import UNPERTURBED, Member, Update
 
 
 class Gaussian:
-    """The current weights beside the model, and which member the model holds now."""
+    """The current weights beside the model, and the member that the model holds now."""
 
     def __init__(
         self, model: Any, trace: Trace, *, noise: Noise, anchor: Anchor, place: WeightFormat, folder: Path | None = None
@@ -64,27 +64,27 @@ class Gaussian:
         self._write(UNPERTURBED, 0.0)
 
     def sync(self, step: Update | None = None) -> None:
-        """Note that the current weights have changed: what the model holds is out of date.
+        """Note that the current weights have changed: the live weights are stale.
 
-        For a ``step`` there is a second copy of the weights until the next ``sync``, in memory or in a mapped file as
-        the first: each member is written from it, and drawing the step's noise again for every member would take
+        For a ``step``, a second copy of the weights exists until the next ``sync``, in memory or in a mapped file like
+        the first: each member is written from it, because drawing the step's noise again for every member would take
         longer.
         """
         self._now = None
-        self._perturbed_from = self.weights  # lets go of an older copy before there is another one
+        self._perturbed_from = self.weights  # frees an older copy before a new one is created
         if step is not None:
             place = self.weights.part(self._again())
             place.apply(step)
             self._perturbed_from = place
 
     def _again(self) -> dict[str, WeightArray]:
-        """A copy of the current weights' arrays."""
+        """Return a copy of the current weights' arrays."""
         own = {name: as_tensor(array) for name, array in self.weights.tensors.items()}
         dtype = next(iter(own.values())).dtype
         return _copies(own, dtype, self._place.device) if self._folder is None else _mapped(own, dtype, self._folder)
 
     def batches(self, members: Sequence[Member]) -> list[list[int]]:
-        """Each member alone: they do not share weights."""
+        """Return each member alone: members do not share weights."""
         return [[position] for position in range(len(members))]
 
     def set_members(self, members: Sequence[Member], batch: Sequence[int], *, sigma: float) -> None:
@@ -105,16 +105,16 @@ class Gaussian:
         self._now = (member, sigma)
 
     def set_rows(self, members: np.ndarray, heads: np.ndarray | None = None) -> None:
-        """All rows are of one member."""
+        """Do nothing: all rows belong to one member."""
 
 
 def _copies(tensors: dict[str, Tensor], dtype: torch.dtype, device: torch.device) -> dict[str, WeightArray]:
-    """The current weights' own arrays in memory."""
+    """Copy tensors to new in-memory arrays for the current weights."""
     return {name: as_weights(t.to(device, dtype, copy=True).contiguous()) for name, t in tensors.items()}
 
 
 def _mapped(tensors: dict[str, Tensor], dtype: torch.dtype, folder: Path) -> dict[str, WeightArray]:
-    """The current weights' own arrays in a mapped file."""
+    """Copy tensors to arrays in a mapped file for the current weights."""
     shapes = {name: tuple(t.shape) for name, t in tensors.items()}
     arrays = tensor_file.mapped(folder, shapes, str(dtype).removeprefix("torch."))
     for name, tensor in tensors.items():

@@ -81,7 +81,7 @@ class LowRank:
         self.weights = Weights(tensors, noise, kernels=kernels_of(place.device), anchor=anchor)
 
     def _take(self, names: list[str], layers: list[Any], state: RowState, tensors: dict[str, WeightArray]) -> None:
-        """Move the layers' weights into one buffer of the current weights and put population layers in their place."""
+        """Move the layers' weights into one buffer of the current weights and replace the layers by perturbed ones."""
         parts = [_part(name, layer, self._place) for name, layer in zip(names, layers, strict=True)]
         inputs = layers[0].weight.shape[0 if parts[0].transposed else 1]
         buffer = self._buffer([layer.weight for layer in layers])
@@ -90,7 +90,7 @@ class LowRank:
             rows = layer.weight.shape[0]
             tensors[f"{name}.weight"] = as_weights(buffer[first : first + rows])
             first += rows
-            layer.weight = None  # the buffer has it: of a large model two copies may not fit
+            layer.weight = None  # the buffer has it: two copies of a large model may not fit
         group = LinearGroup(parts, inputs, state=state, form=self._place.form)
         self.groups.append(group)
         self._fused.append(buffer)
@@ -98,7 +98,7 @@ class LowRank:
             replace_module(self._model, name, PerturbedLinear(group, index))
 
     def _buffer(self, weights: list[Tensor]) -> Tensor:
-        """The weights under each other in the kept type; a single one that has it is taken over as it is."""
+        """Concatenate the weights by rows in the storage dtype; a single weight that has it is used without a copy."""
         same = weights[0].dtype == self._kept and weights[0].device == self._place.device and self._folder is None
         if len(weights) == 1 and same and weights[0].is_contiguous():
             return weights[0].detach()
@@ -108,14 +108,14 @@ class LowRank:
         return buffer
 
     def _empty(self, rows: int, columns: int) -> Tensor:
-        """A new buffer of current weights, in memory or in a mapped file."""
+        """Return a new buffer of current weights, in memory or in a mapped file."""
         if self._folder is None:
             return torch.empty(rows, columns, dtype=self._kept, device=self._place.device)
         kind = str(self._kept).removeprefix("torch.")
         return as_tensor(tensor_file.mapped(self._folder, {"": (rows, columns)}, kind)[""])
 
     def install(self, model: Any) -> None:
-        """Put our products in place of linear layers that are not perturbed; write the live weights."""
+        """Replace the products of unperturbed linear layers by our own; write the live weights."""
         for name in self._rest if self._place.form != ProductForm() else ():
             layer = model.get_submodule(name)
             weight = layer.weight.detach().T if isinstance(layer, Conv1D) else layer.weight.detach()
@@ -123,10 +123,10 @@ class LowRank:
         self.sync()
 
     def sync(self, step: Update | None = None) -> None:
-        """Round the current weights into the live ones, or share them where type and device are the same.
+        """Round the current weights into the live ones, or share them if type and device are the same.
 
-        A ``step`` is taken in a copy of one group's weights at a time.  Only where live weights are the current ones
-        themselves the copies stay, as live weights, until the next ``sync``.
+        A ``step`` is applied to a copy of one group's weights at a time.  Only if live and current weights are shared
+        are the copies kept, as live weights, until the next ``sync``.
         """
         for group, weights in zip(self.groups, self._fused, strict=True):
             buffer = weights if step is None else self._stepped(group, weights, step)
@@ -134,7 +134,7 @@ class LowRank:
             group.weight.set(weight.T if group.parts[0].transposed else weight)
 
     def _stepped(self, group: LinearGroup, weights: Tensor, step: Update) -> Tensor:
-        """A copy of a group's part of the current weights, moved by ``step``."""
+        """Return a copy of a group's part of the current weights, moved by ``step``."""
         names = [f"{part.name}.weight" for part in group.parts]
         copy = weights.clone()
         rows = copy.split([self.weights.tensors[name].shape[0] for name in names])
@@ -142,11 +142,11 @@ class LowRank:
         return copy
 
     def batches(self, members: Sequence[Member]) -> list[list[int]]:
-        """All members together."""
+        """Return all members together."""
         return [list(range(len(members)))]
 
     def set_members(self, members: Sequence[Member], batch: Sequence[int], *, sigma: float) -> None:
-        """Make the factors of every pair among ``members`` and remember each member's pair and scale."""
+        """Create the factors of every pair among ``members`` and record each member's pair and scale."""
         pairs = sorted({(m.generation, m.pair) for m in members if m.sign})
         column = {pair: index for index, pair in enumerate(pairs)}
         noise = self.weights.noise
@@ -166,7 +166,7 @@ class LowRank:
         return Factors(a.to(self._place.dtype), b.to(self._place.dtype))
 
     def set_rows(self, members: np.ndarray, heads: np.ndarray | None = None) -> None:
-        """Say which member (index into ``set_members``'s) each row of the next passes belongs to."""
+        """Assign each row of the next passes to a member (index into ``set_members``'s)."""
         self.state.rows = self._rows(members)
         self.head_state.rows = self._rows(members if heads is None else heads)
 
@@ -176,14 +176,14 @@ class LowRank:
 
 
 def _shared(modules: dict[str, nn.Module]) -> set[int]:
-    """Weights of an embedding, and weights of two linear layers: neither is a linear layer's own."""
+    """Return weights of an embedding, and weights of two linear layers: neither belongs to one linear layer only."""
     linear = [id(m.weight) for m in modules.values() if is_linear(m)]
     twice = {weight for weight, count in Counter(linear).items() if count > 1}
     return twice | {id(p) for m in modules.values() if isinstance(m, nn.Embedding) for p in m.parameters()}
 
 
 def _by_layout(names: list[str], modules: dict[str, nn.Module]) -> list[list[str]]:
-    """Conv1D layers are stored (in, out) and cannot be stacked along their outputs: each stands alone."""
+    """Group layers by layout: Conv1D layers are stored (in, out), so they cannot be stacked and stay alone."""
     if any(isinstance(modules[name], Conv1D) for name in names):
         return [[name] for name in names]
     return [names]

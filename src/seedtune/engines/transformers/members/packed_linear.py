@@ -1,8 +1,8 @@
-"""Linear layers of a model whose live weights are rewritten for every member, in the layout products read fastest.
+"""Linear layers of a model whose live weights are rewritten for every member, packed for the fastest product.
 
-Layers of one input are stacked in one buffer, of which their parameters are views: a member is written into the
-parameters, and the buffer is laid out once.  That is a second copy of the live weights and pays from a few tokens on;
-without it each layer is multiplied as it lies.
+Layers with the same input are stacked in one buffer, of which their parameters are views: a member is written into
+the parameters, and the buffer is packed once.  That is a second copy of the live weights and pays from a few tokens
+on; without it each layer is multiplied from its plain layout.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ class PackedGroup:
     changes: bool
 
     def pack(self) -> None:
-        """Make the products follow the parameters."""
+        """Repack the products' weights from the parameters."""
         self.group.weight.set(self.buffer)
 
 
 def pack_layers(model: Any, trace: Trace, trainable: Collection[str], form: ProductForm) -> list[PackedGroup]:
-    """Put layers of that form in place of every plain linear layer.
+    """Replace every plain linear layer by layers of that product form.
 
-    Layers of one input that the traced pass ran stand together; those that are used in place, and routed experts, which
-    it ran or did not by chance, alone.
+    Layers with the same input that the traced pass ran are stacked; layers used in place, and routed experts, which the
+    pass ran or did not run by chance, stay alone.
     """
     changing = {id(p) for name, p in model.named_parameters() if name in trainable}
     modules = {name: module for name, module in model.named_modules() if is_linear(module)}
@@ -71,7 +71,7 @@ def _pack(model: Any, named: dict[str, Any], changing: Collection[int], form: Pr
 
 
 def _stack(weights: list[Any]) -> Tensor:
-    """One buffer with the weights under each other; they become views of it."""
+    """Concatenate the weights by rows in one buffer; they become views of it."""
     if len(weights) == 1:
         only: Tensor = weights[0].data
         return only
@@ -82,7 +82,7 @@ def _stack(weights: list[Any]) -> Tensor:
 
 
 def _stack_biases(layers: list[Any], outputs: list[int]) -> Tensor:
-    """One vector of all layers' biases, zero where a layer has none; they become views of it."""
+    """Concatenate all layers' biases, zero for layers without; they become views of the result."""
     some = next(layer.bias for layer in layers if layer.bias is not None)
     fused: Tensor = some.data.new_zeros(sum(outputs))
     for layer, view in zip(layers, fused.split(outputs), strict=True):

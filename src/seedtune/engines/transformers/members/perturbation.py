@@ -1,4 +1,4 @@
-"""What the engine asks of a way to perturb a model: members in, live weights (or what lies beside them) out."""
+"""The protocol for ways to perturb a model: from members to live weights (or to the terms beside them)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from seedtune.types import Coverage, Member, Update
 
 @dataclass(frozen=True, slots=True)
 class WeightFormat:
-    """How live weights are kept: their type, their device, and how they are multiplied."""
+    """The format of live weights: their type, their device, and how they are multiplied."""
 
     dtype: torch.dtype
     device: torch.device
@@ -35,31 +35,31 @@ class Perturbation(Protocol):
     weights: Weights
 
     def install(self, model: Any) -> None:
-        """Take the model, whose parameters now have their final precision and place, and write the weights into it."""
+        """Take over the model, whose parameters have their final precision and device, and write weights into it."""
         ...
 
     def sync(self, step: Update | None = None) -> None:
-        """Follow changed current weights; with a ``step`` follow where that takes them, until the next ``sync``.
+        """Follow changed current weights; with a ``step`` use the current weights moved by it, until the next ``sync``.
 
         The current weights themselves take no step.
         """
         ...
 
     def batches(self, members: Sequence[Member]) -> list[list[int]]:
-        """Which positions of ``members`` can answer in one batch."""
+        """Return batches: the positions of ``members`` that can be evaluated together."""
         ...
 
     def set_members(self, members: Sequence[Member], batch: Sequence[int], *, sigma: float) -> None:
-        """Prepare a batch; ``set_rows`` names its members by their positions in ``members``."""
+        """Prepare a batch; ``set_rows`` refers to its members by their positions in ``members``."""
         ...
 
     def set_rows(self, members: np.ndarray, heads: np.ndarray | None = None) -> None:
-        """Whose each row of the next forward pass is (and each row of the output head, if fewer)."""
+        """Assign each row of the next forward pass (and each row of the output head, if fewer) to a member."""
         ...
 
 
 def as_weights(tensor: Tensor) -> Any:
-    """A tensor as `Weights` hold it, in place: numpy on the CPU (bfloat16 as uint16), itself on a GPU."""
+    """Return a tensor as `Weights` hold it, in place: numpy on the CPU (bfloat16 as uint16), itself on a GPU."""
     plain = tensor.detach()
     if plain.device.type != "cpu":
         return plain
@@ -67,7 +67,7 @@ def as_weights(tensor: Tensor) -> Any:
 
 
 def as_tensor(weights: Any) -> Tensor:
-    """The other way round, in place."""
+    """Return the result of `as_weights` as a tensor again, in place."""
     if isinstance(weights, Tensor):
         return weights
     plain = torch.from_numpy(weights)
@@ -75,13 +75,13 @@ def as_tensor(weights: Any) -> Tensor:
 
 
 def kernels_of(device: torch.device) -> Kernels:
-    """What weights on that device compute with."""
+    """Return the kernels for weights on that device."""
     kernels: Any = kernels_for(str(device))
     return kernels
 
 
 def weights_dtype(noise: Noise, dtype: torch.dtype) -> torch.dtype:
-    """The element type of the current weights of a model that runs in ``dtype``."""
+    """Return the element type of the current weights of a model that runs in ``dtype``."""
     if noise.weights_dtype == "float32":
         return torch.float32
     if dtype not in (torch.float32, torch.bfloat16, torch.float16):

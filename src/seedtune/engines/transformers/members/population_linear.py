@@ -22,7 +22,7 @@ from seedtune.engines.transformers.cpu_kernels.layer_steps import Terms
 
 @dataclass(slots=True)
 class RowPerturbations:
-    """Which perturbation each row of a forward pass takes: pair column and s·σ/√r (0 for the unperturbed model)."""
+    """The perturbation of each row of a forward pass: pair column and s·σ/√r (0 for the unperturbed model)."""
 
     pairs: np.ndarray
     scales: np.ndarray
@@ -41,12 +41,12 @@ class RowState:
 
 
 def bits(tensor: Tensor) -> np.ndarray:
-    """The tensor's memory as numpy: float32 as it is, bfloat16 as uint16."""
+    """Return the tensor's memory as numpy: float32 unchanged, bfloat16 as uint16."""
     return (tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
 
 
 def can_copy(dtype: torch.dtype) -> bool:
-    """Whether oneDNN keeps weights of this type in a layout of its own on this processor."""
+    """Return whether oneDNN packs weights of this type in its own layout on this processor."""
     if dtype != torch.bfloat16 or not torch.backends.mkldnn.is_available():
         return False
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
@@ -64,7 +64,7 @@ class ProductForm:
 
 
 class LiveWeight:
-    """A weight in the form that its product reads: laid out once per update, or the plain tensor."""
+    """A weight in the form that its product reads: packed once per update, or the plain tensor."""
 
     def __init__(self, bias: Tensor | None, form: ProductForm) -> None:
         self.bias, self.form = bias, form
@@ -73,7 +73,7 @@ class LiveWeight:
         self._weight: Any = None
 
     def set(self, weight: Tensor) -> None:
-        """Take ``weight`` (out, in); a copied one may be overwritten afterwards, a plain one is used in place."""
+        """Set ``weight`` (out, in); a copied weight may be overwritten afterwards, a plain one is used in place."""
         self.dtype, self._outputs = weight.dtype, weight.shape[0]
         kind, self._weight = self.form.kind, None
         if kind == "library":
@@ -85,7 +85,7 @@ class LiveWeight:
             self._weight = bits(weight)
 
     def panels(self) -> tuple[np.ndarray, np.ndarray] | None:
-        """Panels and start values, where a product of ours reads them and whole rows of inputs as they are."""
+        """Return panels and start values, if our own product reads them and takes whole rows of inputs unchanged."""
         if self.form.kind == "library" or not self.form.copied or self._weight is None:
             return None
         return self._weight, self._start(_ours(self.form.kind))
@@ -97,11 +97,11 @@ class LiveWeight:
 
     @property
     def address(self) -> int:
-        """Where the weight lies in memory as it is multiplied."""
+        """Return the memory address of the weight as it is multiplied."""
         return int(self._weight.data_ptr() if isinstance(self._weight, Tensor) else self._weight.ctypes.data)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """x·Wᵀ + b for x of any leading shape."""
+        """Return x·Wᵀ + b for x of any leading shape."""
         if self.form.kind != "library":
             return self._multiply(x, _ours(self.form.kind))
         assert isinstance(self._weight, Tensor)
@@ -118,7 +118,7 @@ class LiveWeight:
 
 
 def _ours(kind: str) -> products.ProductKind:
-    """A kind of `seedtune.engines.transformers.cpu_kernels.products`."""
+    """Return a kind of `seedtune.engines.transformers.cpu_kernels.products`."""
     assert kind in ("fma32", "bf16dot")
     return cast(products.ProductKind, kind)
 
@@ -148,7 +148,7 @@ class Factors:
 
 
 class LinearGroup:
-    """Linear layers of one input as one product, plus each row's own low-rank term.
+    """Linear layers with the same input as one product, plus each row's own low-rank term.
 
     ``factors`` are those of the job in flight.
     """
@@ -163,7 +163,7 @@ class LinearGroup:
         self._left = 0
 
     def part(self, x: Tensor, index: int) -> Tensor:
-        """Layer ``index``'s output for ``x``; the group computes once per input."""
+        """Return layer ``index``'s output for ``x``; the group computes once per input."""
         if x is not self._input:
             self._input, self._output, self._left = x, self.whole(x), len(self.parts)
         assert self._output is not None
@@ -174,14 +174,14 @@ class LinearGroup:
         return y
 
     def whole(self, x: Tensor) -> Tensor:
-        """All layers' outputs for ``x`` behind each other."""
+        """Return all layers' outputs for ``x``, concatenated."""
         y = self.weight(x)
         if self.state.rows.active:
             self._add_rows(y.view(-1, y.shape[-1]), x.reshape(-1, x.shape[-1]).contiguous())
         return y
 
     def terms(self, count: int) -> Terms:
-        """What the compiled passes add to ``count`` rows: factors, column ends, pairs and scales."""
+        """Return the terms that compiled passes add to ``count`` rows: factors, column ends, pairs and scales."""
         rows = self.state.rows
         if not rows.active:
             assert self.weight.dtype is not None
@@ -192,7 +192,7 @@ class LinearGroup:
         return (*self.factors.bits, self.ends, rows.pairs, rows.scales)
 
     def holds(self, layers: Sequence[nn.Module]) -> bool:
-        """Whether ``layers`` are this group's, all of them and in order."""
+        """Return whether ``layers`` are this group's, all of them and in order."""
         mine = [layer.index for layer in layers if isinstance(layer, PerturbedLinear) and layer.group is self]
         return mine == list(range(len(self.parts))) and len(mine) == len(layers)
 
@@ -213,14 +213,14 @@ class LinearGroup:
 
 @lru_cache(maxsize=16)
 def _no_terms(count: int, dtype: torch.dtype) -> Terms:
-    """Terms of ``count`` rows of the unperturbed model."""
+    """Return the terms of ``count`` rows of the unperturbed model."""
     rows = RowPerturbations.none(count)
     a, b = torch.zeros(1, 1, 1, dtype=dtype), torch.zeros(1, 1, 1, 1, dtype=dtype)
     return bits(a), bits(b), np.zeros(1, np.int32), rows.pairs, rows.scales
 
 
 def _add_rows_torch(y: Tensor, x: Tensor, *, group: LinearGroup, rows: RowPerturbations) -> None:
-    """The same term with torch operations, for devices without a compiled kernel."""
+    """Add the low-rank term with torch operations, for devices without a compiled kernel."""
     assert group.factors is not None
     a, b = group.factors.a, group.factors.b
     pairs = torch.from_numpy(rows.pairs).to(y.device, torch.long)
@@ -240,9 +240,9 @@ def _fused_bias(parts: list[Part]) -> Tensor | None:
 
 
 class PerturbedLinear(nn.Module):
-    """Stands where the model had an ``nn.Linear`` or ``Conv1D``; the product's weight lives in its group.
+    """Replaces an ``nn.Linear`` or ``Conv1D`` of the model; the weight of the product belongs to its group.
 
-    ``parameters`` are the plain layer's own, where they are kept beside the group's.
+    ``parameters`` are the plain layer's own, if they are kept beside the group's.
     """
 
     def __init__(self, group: LinearGroup, index: int, parameters: Mapping[str, nn.Parameter] | None = None) -> None:
@@ -256,20 +256,20 @@ class PerturbedLinear(nn.Module):
 
 
 def group_of(layers: Sequence[nn.Module]) -> LinearGroup | None:
-    """The group whose layers these are, all of them and in order."""
+    """Return the group that consists of exactly these layers in order; None if there is none."""
     first = layers[0]
     return first.group if isinstance(first, PerturbedLinear) and first.group.holds(layers) else None
 
 
 def input_width(layer: nn.Module) -> int | None:
-    """The width a linear layer reads; None if ``layer`` is something else."""
+    """Return the input width of a linear layer; None for any other module."""
     if isinstance(layer, PerturbedLinear):
         return layer.group.inputs
     return layer.in_features if isinstance(layer, nn.Linear) else None
 
 
 def joined(x: Tensor, layers: Sequence[nn.Module]) -> Tensor:
-    """The outputs of linear layers of one input behind each other; no copy where they are a group."""
+    """Return the concatenated outputs of linear layers with the same input; without a copy if they form a group."""
     group = group_of(layers)
     if group is not None:
         return group.whole(x)
@@ -277,7 +277,7 @@ def joined(x: Tensor, layers: Sequence[nn.Module]) -> Tensor:
 
 
 class FrozenLinear(nn.Module):
-    """A linear layer that is not perturbed (a tied head), laid out once."""
+    """A linear layer that is not perturbed (a tied head), packed once."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None, form: ProductForm) -> None:
         super().__init__()
