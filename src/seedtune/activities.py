@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 @dataclass(slots=True)
 class Activity:
-    """One activity: its description ``what``, ``done`` of ``goal`` steps (0: unknown), and expected seconds ``about``."""
+    """A description ``what``, ``done`` of ``goal`` steps (0: unknown), and the expected seconds ``about``."""
 
     what: str
     goal: int = 0

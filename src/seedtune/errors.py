@@ -72,7 +72,7 @@ _OS_ERROR = re.compile(r"\(os error (\d+)\)")
 
 
 def storage_error(path: Path, error: Exception, *, run: Path | None = None) -> StorageError:
-    """Return a StorageError for a failed write of ``path`` in ``run`` (by default its folder), with the resume command."""
+    """Return the error for a failed write of ``path`` in ``run`` (by default its folder), with the resume command."""
     cause, fix = storage_cause(error)
     return StorageError(
         f"cannot write {path}: {cause}. Everything up to the last complete generation is safe. "

@@ -210,7 +210,7 @@ class Conversations:
         self._count(names, f"the environment of task {self.task.name!r} {fault.message}")
 
     def _fault(self, error: BaseException) -> Fault:
-        if not isinstance(error, TimeoutError) or error.__traceback__ is not None:  # with a traceback: raised by user code
+        if not isinstance(error, TimeoutError) or error.__traceback__ is not None:  # a TimeoutError of user code
             return fault_of(error)
         self._timeouts += 1
         return Fault("hang", f"took longer than conversation.timeout={self.how.timeout:g} seconds")

@@ -28,7 +28,7 @@ def take(config: Config, given: TaskInputs, *, model: Any = None, processing_cla
     """Return the resolved configuration and its task, with prompts that fit the model's context.
 
     ``model`` is a folder or Hugging Face id that replaces the configuration's; ``processing_class``, as in TRL, is a
-    tokenizer, which must be the model's own.  Raises ConfigError or DataError.
+    tokenizer, which must be the model's own.  Raises a SeedtuneError that says what is wrong.
     """
     if model is not None:
         config = config.replace(model=_name_of(model))
