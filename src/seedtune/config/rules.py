@@ -125,7 +125,7 @@ def _look_ahead(config: Fields) -> str | None:
 
 
 def _max_staleness(config: Fields) -> str | None:
-    """Reject settings that need whole generations, or that asynchronous runs do not support."""
+    """Reject settings that need complete generations with a single σ and a score for every prompt."""
     look, schedule = config.lookahead.kind, config.sigma_schedule
     checks: tuple[tuple[bool, str, str], ...] = (
         (config.adaptive, f"alpha {config.step_words()}", f"give alpha (sigma/2 is {config.sigma / 2:g})"),

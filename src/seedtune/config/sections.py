@@ -90,7 +90,7 @@ class VllmSettings(Section):
 
 
 class ToySettings(Section):
-    """The toy engine: a linear model of numpy arrays, for tests and quick experiments."""
+    """The toy engine: a linear model of numpy arrays, for tests and for experiments that take seconds."""
 
     size: int = Field(default=16, ge=1, le=4096)
     """Rows and columns of each of the two weight matrices."""

@@ -29,7 +29,7 @@ LARGEST = 1 << 28
 """Largest reply in bytes."""
 
 READS = 16
-"""Most reads of the output pipe after a call."""
+"""Most reads to empty the output pipe after a call."""
 
 _START = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
