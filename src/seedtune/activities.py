@@ -1,4 +1,4 @@
-"""What this process is busy with, so that long work can be shown while it lasts."""
+"""Track the current activities of this process, so that progress of long work can be shown."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 @dataclass(slots=True)
 class Activity:
-    """One piece of work: what it is, how many steps are done of how many (0: unknown), and seconds it may take."""
+    """A description ``what``, ``done`` of ``goal`` steps (0: unknown), and the expected seconds ``about``."""
 
     what: str
     goal: int = 0
@@ -19,7 +19,7 @@ class Activity:
     began: float = field(default_factory=time.monotonic)
 
     def left(self, now: float) -> float | None:
-        """Seconds left, from the steps that are done or from what it may take; None if neither says."""
+        """Estimate the seconds left, from the steps done or from the expected duration; None if neither is known."""
         passed = now - self.began
         if self.done and self.goal:
             return passed / self.done * (self.goal - self.done)
@@ -31,7 +31,7 @@ _open: list[Activity] = []
 
 @contextmanager
 def doing(what: str, *, goal: int = 0, about: float = 0.0) -> Iterator[Activity]:
-    """While open, this process is busy with it; who does it counts ``done`` up."""
+    """Register an activity for the duration of the block; the block increments its ``done``."""
     activity = Activity(what, goal, about)
     begin(activity)
     try:
@@ -41,15 +41,15 @@ def doing(what: str, *, goal: int = 0, about: float = 0.0) -> Iterator[Activity]
 
 
 def begin(activity: Activity) -> None:
-    """From now on the process is busy with this, too."""
+    """Add an activity to the current ones."""
     _open.append(activity)
 
 
 def end(activity: Activity) -> None:
-    """It is done, or given up."""
+    """Remove an activity that is done or abandoned."""
     _open[:] = [other for other in _open if other is not activity]
 
 
 def current() -> tuple[Activity, ...]:
-    """What the process is busy with, the whole before its parts."""
+    """Return the current activities, outer ones first."""
     return tuple(_open)

@@ -1,4 +1,4 @@
-"""Every error a user can cause.  Each message says the value, the limit and the fix."""
+"""Errors that a user can cause.  Each message states the value, the limit and the fix."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from pathlib import Path
 
 
 class SeedtuneError(Exception):
-    """Base of all our errors; the command line prints its message as one line and exits with 1."""
+    """Base class of seedtune's errors; the command line prints the message on one line and exits with 1."""
 
 
 class ConfigError(SeedtuneError):
-    """A setting is missing, misspelt, of the wrong type or out of its range."""
+    """A setting is missing, misspelt, of the wrong type or out of range."""
 
 
 class ProductsError(ConfigError):
-    """A kind of matrix products that cannot be had here."""
+    """The requested kind of matrix products is not available on this machine."""
 
 
 class ModelError(SeedtuneError):
@@ -34,7 +34,7 @@ class MissingExtraError(SeedtuneError):
 
 
 class EngineError(SeedtuneError):
-    """An engine's process died, or something in it failed; the current weights can be rebuilt from the ledger."""
+    """An engine failed or its process died; the current weights can be rebuilt from the ledger."""
 
 
 class DataError(SeedtuneError):
@@ -42,11 +42,11 @@ class DataError(SeedtuneError):
 
 
 class RewardError(SeedtuneError):
-    """A reward function raised or returned something that is not a list of rewards."""
+    """A reward function raised, or returned something other than a list of rewards."""
 
 
 class RunError(SeedtuneError):
-    """A run directory is used, missing or does not belong to this configuration."""
+    """A run directory is in use, missing, or does not belong to this configuration."""
 
 
 class LedgerError(SeedtuneError):
@@ -54,7 +54,7 @@ class LedgerError(SeedtuneError):
 
 
 class PackError(SeedtuneError):
-    """A packed fine-tune is damaged, too new, or of another base model."""
+    """A packed fine-tune is damaged, has too new a format, or belongs to another base model."""
 
 
 class StorageError(SeedtuneError):
@@ -62,17 +62,17 @@ class StorageError(SeedtuneError):
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """`` Did you mean 'x'?`` for the known word nearest to ``word``, or an empty string."""
+    """Return `` Did you mean 'x'?`` with the known word nearest to ``word``, or an empty string."""
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
     return f" Did you mean {close[0]!r}?" if close else ""
 
 
 _OS_ERROR = re.compile(r"\(os error (\d+)\)")
-"""How libraries in Rust (safetensors) spell an errno."""
+"""How Rust libraries (safetensors) write an errno."""
 
 
 def storage_error(path: Path, error: Exception, *, run: Path | None = None) -> StorageError:
-    """What went wrong while writing ``path`` of a ``run`` (its folder by default), and how to go on."""
+    """Return the error for a failed write of ``path`` in ``run`` (by default its folder), with the resume command."""
     cause, fix = storage_cause(error)
     return StorageError(
         f"cannot write {path}: {cause}. Everything up to the last complete generation is safe. "
@@ -81,7 +81,7 @@ def storage_error(path: Path, error: Exception, *, run: Path | None = None) -> S
 
 
 def storage_cause(error: Exception) -> tuple[str, str]:
-    """(what went wrong, what to do) for an error of the operating system, whoever reports it."""
+    """Return (what went wrong, what to do) for an operating system error, raised by Python or a Rust library."""
     spelt = _OS_ERROR.search(str(error))
     number = error.errno if isinstance(error, OSError) else int(spelt[1]) if spelt else None
     if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
@@ -90,5 +90,5 @@ def storage_cause(error: Exception) -> tuple[str, str]:
 
 
 def resume_command(run: Path) -> str:
-    """The command that goes on with a run, quoted for a shell."""
+    """Return the command that resumes a run, quoted for a shell."""
     return f"seedtune resume {shlex.quote(str(run))}"

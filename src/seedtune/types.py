@@ -1,4 +1,4 @@
-"""The words everybody uses: members, plans, updates, jobs and rollouts.  Plain data, no behaviour."""
+"""Shared data types: members, plans, updates, jobs and rollouts.  Plain data without behaviour."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Member(NamedTuple):
     sign: int
 
     def label(self, generation: int) -> str:
-        """The short form the ledger uses: ``3+``, ``3-``, or ``7:3+`` for noise of another generation."""
+        """Return the short form of the ledger: ``3+``, ``3-``, or ``7:3+`` for noise of another generation."""
         if self.sign == 0:
             return "unperturbed"
         prefix = "" if self.generation == generation else f"{self.generation}:"
@@ -39,7 +39,7 @@ class Member(NamedTuple):
 
     @classmethod
     def parse(cls, label: str, generation: int) -> Member:
-        """The member a ``label`` of that generation names; ValueError if it is not one."""
+        """Parse a label of that generation; raise ValueError if it is malformed."""
         if label == "unperturbed":
             return UNPERTURBED
         match = _LABEL.fullmatch(label)
@@ -50,11 +50,11 @@ class Member(NamedTuple):
 
 
 UNPERTURBED = Member(0, 0, 0)
-"""The unperturbed weights as a member."""
+"""The unperturbed model, θ, as a member."""
 
 
 class Term(NamedTuple):
-    """One summand of an update: weight · ε(generation, pair), the weight with α/N already in it."""
+    """One summand of an update: weight · ε(generation, pair), where the weight includes α/N."""
 
     generation: int
     pair: int
@@ -74,7 +74,7 @@ class Decay:
 
 @dataclass(frozen=True, slots=True)
 class Update:
-    """θ ← θ + Σ weight·ε(generation, pair), summed in the order given, then the ``decay`` if there is one.
+    """θ ← θ + Σ weight·ε(generation, pair), summed in the given order, followed by the ``decay`` if there is one.
 
     ``generation`` addresses the stochastic rounding of 16-bit weights.
     """
@@ -86,9 +86,9 @@ class Update:
 
 @dataclass(frozen=True, slots=True)
 class Shift:
-    """θ' = θ + Σ weight·ε(generation, pair): where members are perturbed from, and the current weights stay.
+    """θ' = θ + Σ weight·ε(generation, pair), the point that members perturb; the current weights do not change.
 
-    With ``length`` the sum is scaled so that ‖θ' − θ‖₂ over all trained elements is that.
+    With ``length`` the sum is scaled so that ‖θ' − θ‖₂ = length over all trained elements.
     """
 
     terms: tuple[Term, ...]
@@ -97,7 +97,7 @@ class Shift:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a strategy asks for: the members to evaluate, the σ they are perturbed with, and from where."""
+    """A strategy's request: the members to evaluate, their σ, and the ``shift`` of the point they perturb."""
 
     generation: int
     sigma: float
@@ -107,11 +107,11 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How completions are drawn.  ``temperature`` 0 is greedy; draws are equal for every member.
+    """Sampling parameters.  ``temperature`` 0 is greedy; random draws are equal for every member.
 
-    ``max_tokens`` counts new tokens; ``stop`` holds strings that end a completion (not part of it);
+    ``max_tokens`` limits new tokens; ``stop`` holds strings that end a completion (excluded from it);
     ``seed`` and ``generation`` address the draws; ``samples`` completions are drawn per prompt.
-    ``ignore_eos`` keeps going to the limit (benchmarks).
+    ``ignore_eos`` generates up to the limit (benchmarks).
     """
 
     max_tokens: int
@@ -126,12 +126,12 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """One prompt as the engine takes it: chat messages (templated) or plain text (as it is).
+    """One prompt as an engine receives it: chat messages (put through the template) or plain text (unchanged).
 
-    ``max_tokens``, if given, lowers the job's limit of new tokens for this prompt.  ``turn`` and ``sample`` (the number
-    of its first sample) are where a conversation stands: with ``id`` they address the draws.  What a later turn may
-    write is cut to the room left in the model's context; without any the completion is empty, its finish "length".
-    ``answers`` are for `Engine.likelihoods`.
+    ``max_tokens``, if given, lowers the job's limit of new tokens for this prompt.  ``turn`` and ``sample`` (the index
+    of its first sample) locate it in a conversation; together with ``id`` they address the draws.  In later turns new
+    tokens are limited to the room left in the model's context; with no room left the completion is empty and its
+    finish is "length".  ``answers`` are for `Engine.likelihoods`.
     """
 
     id: int
@@ -145,10 +145,10 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A fixed group of members on the same prompts: the unit that is batched, sent and retried.
+    """A fixed group of members with common prompts: the unit of batching, sending and retrying.
 
     The group never depends on the number of workers, so that batch composition never changes a reward.
-    With a ``shift`` members (the unperturbed one, too) are perturbed from θ' instead of θ.  ``rows`` are the (member,
+    With a ``shift`` members (including the unperturbed one) perturb θ' instead of θ.  ``rows`` are the (member,
     prompt) positions to evaluate, each once; None: every member answers every prompt.
     """
 
@@ -160,7 +160,7 @@ class Job:
     shift: Shift | None = None
     rows: tuple[tuple[int, int], ...] | None = None
     tokens: bool = True
-    """Rollouts are to hold their token ids; without, an engine that is far away sends how many there are."""
+    """Whether rollouts must hold their token ids; if not, a remote engine may send a `TokenCount` instead."""
 
     @property
     def pairs(self) -> tuple[tuple[int, int], ...]:
@@ -170,7 +170,7 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class TokenCount:
-    """How many tokens a completion has, and whether it ends in a repetition."""
+    """The number of tokens of a completion, and whether it ends in a repetition."""
 
     count: int
     repeating: bool
@@ -178,12 +178,12 @@ class TokenCount:
 
 @dataclass(frozen=True, slots=True)
 class Rollout:
-    """One completion of one prompt by one member; ``prompt`` is the position in the job's prompts.
+    """One completion of one prompt by one member; ``prompt`` is the index in the job's prompts.
 
-    ``counted`` stands for token ids that nobody asked for (`seedtune.types.tokens` reads both).
+    ``counted`` replaces token ids that the job did not request (`seedtune.types.tokens` reads both).
 
-    ``scores`` has a value for each reward of the task where the rollout was scored while it was made (a conversation, a
-    likelihood), NaN for what failed; None: rewards are still to score its text.
+    ``scores`` has a value per reward of the task if the rollout was scored during generation (a conversation, a
+    likelihood), NaN for a failed reward; None: the text has not been scored yet.
     """
 
     job: int
@@ -200,9 +200,9 @@ class Rollout:
 
 @dataclass(frozen=True, slots=True)
 class Likelihood:
-    """How probable one of a prompt's answers is to a member: log p of every token of it, temperature 1.
+    """A member's log-probability of each token of one reference answer, at temperature 1.
 
-    ``prompt`` is the position in the job's prompts, ``answer`` the position in the prompt's answers.
+    ``prompt`` is the index in the job's prompts, ``answer`` the index in the prompt's answers.
     """
 
     job: int
@@ -216,22 +216,22 @@ class Likelihood:
 
 @dataclass(frozen=True, slots=True)
 class Coverage:
-    """Which share of a model's parameters a perturbation reaches, and which tensors it does not."""
+    """The number of parameters that a perturbation reaches, and the tensors that it leaves unchanged."""
 
     perturbed: int
     total: int
     unperturbed: tuple[tuple[str, str], ...]
-    """(pattern of names, reason) of everything left as it is."""
+    """(name pattern, reason) of all tensors that are not perturbed."""
 
     @property
     def fraction(self) -> float:
-        """Perturbed parameters over all parameters, tied weights counted once."""
+        """Perturbed parameters divided by all parameters, with tied weights counted once."""
         return self.perturbed / max(1, self.total)
 
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One row of a task: the prompt, and the columns its rewards receive."""
+    """One row of a task: the prompt, and the columns passed to its rewards."""
 
     id: int
     prompt: str | tuple[Message, ...]
@@ -239,29 +239,29 @@ class Example:
 
 
 WINDOW = 64
-"""Tokens at the end of a completion that are searched for repetitions: long answers return to earlier words anyway."""
+"""Tokens at the end of a completion that are searched for repetitions: any long text repeats earlier words."""
 
 SHORTEST = 12
-"""Tokens below which a completion is not called repeating."""
+"""Fewest tokens of a completion that can count as repeating."""
 
 REPEATED = 0.2
-"""Share of three-token sequences that occurred before from which on a completion is called repeating."""
+"""A completion counts as repeating if more than this share of its three-token sequences occurred before."""
 
 
 def tokens(rollout: Rollout) -> TokenCount:
-    """How many tokens a completion has and whether it ends in a repetition, whoever counted."""
+    """Return the token count of a completion, as sent by the engine or computed from its token ids."""
     if rollout.counted is not None:
         return rollout.counted
     return TokenCount(len(rollout.token_ids), repeats(rollout.token_ids))
 
 
 def length(rollout: Rollout) -> int:
-    """How many tokens a completion has."""
+    """Return the number of tokens of a completion."""
     return len(rollout.token_ids) if rollout.counted is None else rollout.counted.count
 
 
 def repeats(tokens: Sequence[object]) -> bool:
-    """Whether over a fifth of the three-token sequences in the last 64 tokens (or words) occurred before in them."""
+    """Whether over a fifth of the three-token sequences in the last 64 tokens (or words) occurred before among them."""
     tail = tokens[-WINDOW:]
     if len(tail) < SHORTEST:
         return False

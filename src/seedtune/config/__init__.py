@@ -1,1 +1,1 @@
-"""Every setting of a run: fields, the rules that hold between them, and the YAML file they come from."""
+"""The settings of a run: fields, rules for their combinations, and reading YAML files."""

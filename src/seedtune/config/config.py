@@ -1,7 +1,7 @@
-"""One frozen, validated configuration: a YAML file, keyword arguments, or ``--set key=value``.
+"""The frozen, validated configuration, from a YAML file, keyword arguments, or ``--set key=value``.
 
-Names follow TRL where TRL has one.  ``Config.identity`` is the part that a run's results depend on: it goes
-into the ledger's header and may not change on resume; the rest (how often to save, to evaluate) may.
+Names follow TRL where TRL has one.  ``Config.identity`` is the part that a run's results depend on: it is stored in
+the ledger's header and may not change on resume; other settings (how often to save, to evaluate) may.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from seedtune.errors import ConfigError
 
 
 class Config(Fields):
-    """Everything a run needs.  Unknown keys are errors; every default is one that trains."""
+    """All settings of a run.  Unknown keys are errors; the defaults train a model."""
 
     _words_of_yaml = field_validator("rollback_on_collapse", mode="before")(yes_or_no)
     _short_data = field_validator("train_dataset", "eval_dataset", mode="before")(as_dataset)
@@ -43,9 +43,9 @@ class Config(Fields):
         return self
 
     def identity(self) -> dict[str, Any]:
-        """What the results depend on, as plain JSON data.
+        """Return the settings that the results depend on, as plain JSON data.
 
-        Ray workers of one kind of engine are that engine: how many there are makes no difference.
+        Ray workers with one kind of engine count as that engine, independent of their number.
         """
         data = self.model_dump(mode="json", exclude=_INCIDENTAL)
         for other in {"transformers", "vllm", "toy"} - {*self.kinds}:
@@ -61,7 +61,7 @@ class Config(Fields):
         return data
 
     def weighted(self) -> tuple[RewardSettings, ...]:
-        """``reward_funcs`` with the weights of ``reward_weights`` in them."""
+        """Return ``reward_funcs`` with the weights from ``reward_weights``."""
         if self.reward_weights is None or not self.reward_funcs:
             return self.reward_funcs
         pairs = zip(self.reward_funcs, self.reward_weights, strict=True)
@@ -69,23 +69,23 @@ class Config(Fields):
 
     @classmethod
     def create(cls, settings: Mapping[str, Any]) -> Config:
-        """A configuration from plain data; ConfigError names the setting, its value and the fix."""
+        """Create a configuration from plain data; raise ConfigError with the setting, its value and the fix."""
         try:
             return cls.model_validate(settings)
         except ValidationError as error:
             raise ConfigError("; ".join(explain(e, cls) for e in error.errors())) from None
 
     def replace(self, **changes: Any) -> Config:
-        """A validated copy with some settings changed."""
+        """Return a validated copy with some settings changed; raises ConfigError."""
         return Config.create({**self.model_dump(), **one_spelling(changes)})
 
 
 _INCIDENTAL: dict[str, Any] = {
-    # The base model is known by its fingerprint, not by where it lies.
+    # The base model is identified by its fingerprint, not by its path.
     **dict.fromkeys(("model", "output_dir", "generations", "eval_steps", "eval_prompts", "eval_tasks"), True),
     **dict.fromkeys(("logging_steps", "save_steps", "save_total_limit"), True),
     **dict.fromkeys(("drift_steps", "kl_steps", "kl_prompts"), True),
-    # Training data are known by their digest, rewards by what `RewardSettings.identity` says of them.
+    # Training data are identified by their digest, rewards by `RewardSettings.identity`.
     **dict.fromkeys(("train_dataset", "eval_dataset", "eval_size", "prompt_column"), True),
     **dict.fromkeys(("reward_funcs", "reward_weights"), True),
     **dict.fromkeys(("reward_workers", "reward_timeout", "reward_memory_mb", "max_reward_failure_rate"), True),
@@ -96,6 +96,6 @@ _INCIDENTAL: dict[str, Any] = {
         *("tensor_parallel_size", "weights_memory", "products"),
     },
     "toy": {"delay", "products"},
-    # Workers are known by what they run, see `Config.identity`.
+    # Workers are identified by the engine they run, see `Config.identity`.
     "ray": True,
 }

@@ -1,4 +1,4 @@
-"""Every setting with its type, its bounds and its default, and what follows from them."""
+"""All settings with types, bounds and defaults, and the properties derived from them."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from seedtune.config.sections import (
 from seedtune.errors import ConfigError
 
 GROUP = 8
-"""Members of a job of Ray workers by default: the same for any number of workers, so that rewards are."""
+"""Default members per job of Ray workers: independent of the number of workers, so that rewards are, too."""
 
 
 def one_spelling(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """``settings`` with ``learning_rate`` under its other name, ``alpha``; ConfigError if both are given and differ."""
+    """Rename ``learning_rate`` to ``alpha`` in ``settings``; raise ConfigError if both are given and differ."""
     if "learning_rate" not in settings:
         return dict(settings)
     result = dict(settings)
@@ -39,54 +39,54 @@ def one_spelling(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class Fields(Section):
-    """The fields of a `Config`, one by one."""
+    """The fields of a `Config`."""
 
     model: str = "smollm2-135m"
     """Hugging Face id, local folder, or a built-in name (``smollm2-135m``)."""
 
     task: str = "conciseness"
     """Built-in task (``seedtune tasks``), ``reasoning_gym:NAME``, or ``file.py:function`` that returns a task;
-    ``custom`` with data and rewards of your own (then it need not be given)."""
+    ``custom`` with your own data and rewards (the default if these are given)."""
 
     task_args: dict[str, Any] = Field(default_factory=dict)
     """Settings of the task, such as ``numbers: 4`` of ``countdown``; ``docs/tasks.md`` lists them."""
 
     train_dataset: DatasetSettings | None = None
-    """Data of your own: a file, a Hugging Face id, or a mapping with ``path``, ``name``, ``split``."""
+    """Your own training data: a file, a Hugging Face id, or a mapping with ``path``, ``name``, ``split``."""
 
     eval_dataset: DatasetSettings | None = None
-    """Held-out data; without, ``eval_size`` of the training rows are held out."""
+    """Held-out data; by default a share ``eval_size`` of the training rows."""
 
     eval_size: float = Field(default=0.1, ge=0.0, lt=1.0)
-    """Share of the rows of your own data that are held out where there is no ``eval_dataset``: rounded down, 128 rows
-    at the most, the same ones whatever the seed; 0: none.  A share, as ``test_size`` of ``train_test_split``."""
+    """Share of your own rows that is held out without an ``eval_dataset``, like ``test_size`` of ``train_test_split``:
+    rounded down, at most 128 rows, the same rows for every seed; 0: none."""
 
     prompt_column: str = "prompt"
-    """The column of your own data that holds the prompts: text, or lists of chat messages."""
+    """Column of your own data with the prompts: text, or lists of chat messages."""
 
     reward_funcs: tuple[RewardSettings, ...] = ()
-    """Rewards of your own: ``file.py:function``, ``module.function``, or mappings (docs: rewards and data)."""
+    """Your own rewards: ``file.py:function``, ``module.function``, or mappings (docs: rewards and data)."""
 
     reward_weights: tuple[float, ...] | None = None
-    """A factor for each of ``reward_funcs``; all 1 by default."""
+    """One factor per reward in ``reward_funcs``; by default 1 each."""
 
     environment: str | None = None
-    """What members talk to for several turns: ``number_guessing``, ``file.py:Class`` or ``module.Class``."""
+    """Environment of multi-turn conversations: ``number_guessing``, ``file.py:Class`` or ``module.Class``."""
 
     conversation: ConversationSettings = ConversationSettings()
-    """Limits of such conversations."""
+    """Limits of these conversations."""
 
     engine: Literal["transformers", "vllm", "toy", "ray"] = "transformers"
-    """What evaluates the population; ``ray``: workers on Ray, each with one of the others (section ``ray``)."""
+    """Engine that evaluates the population; ``ray``: Ray workers with one of the other engines (section ``ray``)."""
 
     output_dir: str = "runs/run"
-    """The run directory: ledger, metrics, samples, snapshots, report."""
+    """Run directory, with ledger, metrics, samples, snapshots and report."""
 
     seed: int = Field(default=0, ge=0, lt=2**64)
-    """Run seed: addresses all noise, the order of prompts and sampling draws."""
+    """Run seed: addresses all noise, the order of prompts, and sampling draws."""
 
     generations: int = Field(default=100, ge=1)
-    """Generations of the whole run; a finished run may be resumed with more."""
+    """Generations of the run; a finished run may be resumed with more."""
 
     population: int = Field(default=32, ge=2)
     """Members per generation, N."""
@@ -95,172 +95,172 @@ class Fields(Section):
     """Standard deviation of each weight's perturbation, σ."""
 
     alpha: float | None = Field(default=None, gt=0.0)
-    """Step size α of θ ← θ + (α/N) Σ zᵢ εᵢ, 1/σ absorbed.  Left out, it is found while training (see ``step_size``).
-    ``learning_rate`` is accepted as another spelling of it."""
+    """Step size α of θ ← θ + (α/N) Σ zᵢ εᵢ, with 1/σ absorbed.  By default it is adapted during training (see
+    ``step_size``).  ``learning_rate`` is accepted as an alias."""
 
     step_size: Literal["auto", "adaptive", "fixed"] = "auto"
-    """``adaptive``: α follows what every generation measures, starting from ``alpha`` if given; ``fixed``: ``alpha``
-    as it is (σ/2 if left out, the paper's ratio).  ``auto``: fixed if ``alpha`` is given, adaptive if not."""
+    """``adaptive``: adapt α to the measurements of each generation, starting from ``alpha`` if given; ``fixed``: use
+    ``alpha`` (by default σ/2, the paper's ratio).  ``auto``: fixed if ``alpha`` is given, adaptive if not."""
 
     max_step_ratio: float | None = Field(default=None, gt=0.0, le=4.0)
-    """An adaptive step moves the weights at most so far, in lengths of a member's perturbation; 1.25 if left out."""
+    """Longest adaptive step, as a multiple of the length of a member's perturbation; by default 1.25."""
 
     rollback_on_collapse: Literal["auto", "yes", "no"] = "auto"
-    """Go back to an earlier generation, and on with smaller steps, when rewards collapse.  ``auto``: with adaptive
-    steps."""
+    """Return to an earlier generation and continue with smaller steps when rewards collapse.  ``auto``: only with
+    adaptive steps."""
 
     noise_reuse: int = Field(default=1, ge=1)
-    """Generations that share their noise, with fresh prompts (EGGROLL uses 4)."""
+    """Consecutive generations that share their noise, with fresh prompts (EGGROLL uses 4)."""
 
     anchor_l2: float = Field(default=0.0, ge=0.0)
     """λ₂ of the pull to the base model after every update, θ ← θ₀ + (1 − αλ₂)(θ − θ₀) (arXiv 2605.30148: about 10);
-    with adaptive steps, whose α differs from generation to generation, σ/2 takes its place here."""
+    with adaptive steps, whose α varies, σ/2 is used here instead."""
 
     anchor_l1: float = Field(default=0.0, ge=0.0)
-    """λ₁ of θ ← θ₀ + sign(d)·max(|d| − αλ₁, 0), d = θ − θ₀ (about 0.01)."""
+    """λ₁ of θ ← θ₀ + sign(d)·max(|d| − αλ₁, 0), where d = θ − θ₀ (about 0.01)."""
 
     lookahead: LookAheadSettings = LookAheadSettings()
     """Sharpness-aware look-ahead."""
 
     sigma_schedule: ScheduleSettings = ScheduleSettings()
-    """How σ changes over the run; α does not follow it."""
+    """Schedule of σ over the run; α does not follow it."""
 
     alpha_schedule: ScheduleSettings = ScheduleSettings()
-    """How α changes over the run."""
+    """Schedule of α over the run."""
 
     antithetic: bool = True
-    """Evaluate +ε and −ε of every noise sample (the population must then be even)."""
+    """Evaluate +ε and −ε of every noise sample (requires an even population)."""
 
     perturbation: Literal["lowrank", "gaussian"] = "lowrank"
-    """``lowrank``: A·Bᵀ/√r for every linear weight, the population in one batch; ``gaussian``: i.i.d. noise for
-    every element of every tensor, members one after the other (the paper's method)."""
+    """``lowrank``: A·Bᵀ/√r for every linear weight, with the population in one batch; ``gaussian``: i.i.d. noise for
+    every element of every tensor, with members one after the other (the paper's method)."""
 
     rank: int = Field(default=1, ge=1, le=64)
     """Rank r of a low-rank perturbation."""
 
     subspaces: int = Field(default=1, ge=1)
-    """Disjoint parts K that each generation deals the weights out to; a pair perturbs one of them, with σ√K (CoPES)."""
+    """Number K of disjoint parts that each generation splits the weights into; a pair perturbs one, by σ√K (CoPES)."""
 
     weights_dtype: Literal["float32", "model"] = "float32"
-    """Precision of the current weights: ``float32``, or ``model``: the model's own, with stochastic rounding, at no
-    memory beyond the model's."""
+    """Precision of the current weights: ``float32``, or ``model``: the model's dtype with stochastic rounding, which
+    takes no extra memory."""
 
     trainable: tuple[str, ...] = ("*",)
-    """Patterns of Hugging Face tensor names that train."""
+    """Patterns of the Hugging Face tensor names to train."""
 
     freeze: tuple[str, ...] = ()
-    """Patterns of tensor names that do not, such as ``*.embed_tokens.*``."""
+    """Patterns of tensor names not to train, such as ``*.embed_tokens.*``."""
 
     shaping: Literal["zscore", "per_prompt", "centered_rank", "none"] = "zscore"
     """``zscore``: (R − mean)/std over the population; ``per_prompt``: centered per prompt, global std;
     ``centered_rank``: ranks from −½ to ½ (standard deviation 0.29, so give α about 3.5 times more); ``none``: R."""
 
     shaping_clip: float | None = Field(default=None, gt=0.0)
-    """Bound utilities (shaped rewards), |z| ≤ this; None: no bound."""
+    """Bound of the utilities (shaped rewards), |z| ≤ shaping_clip; None: no bound."""
 
     objective: Literal["mean", "pass_at_k", "majority_at_k", "logprob", "choice_accuracy"] = "mean"
-    """A member's reward for a prompt, of its samples': their mean, the best (``pass_at_k``), or that of the most
-    frequent answer (``majority_at_k``; the task says what of a completion is its answer).  Held-out rewards are
-    means.  Without generation: the mean log-probability of a reference answer's tokens (``logprob``), or whether the
-    right one of several has the highest (``choice_accuracy``)."""
+    """How a member's samples give its reward for a prompt: their mean, the best (``pass_at_k``), or the mean of the
+    most frequent answer's (``majority_at_k``; the task extracts answers).  Held-out rewards are always means.
+    Without generation: the mean log-probability of a reference answer's tokens (``logprob``), or whether the right one
+    of several answers has the highest (``choice_accuracy``)."""
 
     likelihood: LikelihoodSettings = LikelihoodSettings()
-    """Where the reference answers are."""
+    """Columns of the reference answers."""
 
     samples_per_prompt: int = Field(default=1, ge=1)
-    """Completions, k, that a member gives to every prompt; more than one needs a temperature."""
+    """Completions per member and prompt, k; more than one requires a temperature above 0."""
 
     multi_objective_aggregation: Literal["sum_then_normalize", "normalize_then_sum"] = "sum_then_normalize"
-    """Several rewards: shape their weighted sum, or shape each by itself and add the weighted utilities."""
+    """With several rewards: shape their weighted sum, or shape each separately and add the weighted utilities."""
 
     reward_batch: Literal["sample", "prompt", "all"] = "sample"
-    """What a call of a reward function holds: one completion, all of a prompt's in a generation (functions that compare
-    them), or all of a generation's."""
+    """Completions per call of a reward function: one, all of a prompt in a generation (for functions that compare
+    them), or all of a generation."""
 
     reward_workers: int = Field(default=8, ge=0, le=256)
-    """Processes that reward functions are called in, at the most, while the model goes on generating; they start as
-    they are needed.  0: they run in this process, where a crash would end the run."""
+    """Most processes for reward functions, which run while the model generates; processes start on demand.
+    0: run them in this process, where a crash ends the run."""
 
     reward_timeout: float = Field(default=60.0, gt=0.0)
-    """Seconds that a call of a reward function may take; what takes longer is not scored."""
+    """Time limit in seconds of a reward function call; the completions of a longer call are not scored."""
 
     reward_memory_mb: int = Field(default=2048, ge=0)
     """Memory of each reward process in MiB (Linux); 0: no limit."""
 
     max_reward_failure_rate: float = Field(default=0.5, ge=0.0, le=1.0)
-    """Training stops when a reward function fails on more than this share of a generation's completions."""
+    """Stop training if a reward function fails on more than this share of a generation's completions."""
 
     prompts_per_generation: int = Field(default=8, ge=1)
-    """Training prompts every member answers in a generation (all of them if there are fewer)."""
+    """Training prompts that every member answers in a generation (all if there are fewer)."""
 
     evaluate_unperturbed: bool = True
-    """Let the current model answer each generation's prompts too, as one more member outside the population.  Without
-    it adaptive steps measure no curvature, and take it for what it is on average."""
+    """Let the current model answer each generation's prompts, too, as a member outside the population.  Without it
+    adaptive steps cannot measure the curvature and assume its average value."""
 
     members_per_job: int = Field(default=0, ge=0)
-    """Members batched together; 0 is the whole population, and 8 with ``engine: ray``.  Part of a run's identity,
-    unlike the workers."""
+    """Members batched together; 0: the whole population, or 8 with ``engine: ray``.  Part of a run's identity, unlike
+    the number of workers."""
 
     system_prompt: str | None = None
-    """Put before every chat prompt of the task."""
+    """System message put before every chat prompt of the task."""
 
     chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
-    """Passed to the chat template, for example ``enable_thinking: false``."""
+    """Arguments passed to the chat template, for example ``enable_thinking: false``."""
 
     max_prompt_length: int | None = Field(default=None, ge=1)
-    """Tokens of a prompt at the most; by default what the model's context leaves beside a completion."""
+    """Most tokens of a prompt; by default the model's context minus ``max_completion_length``."""
 
     prompt_truncation: Literal["error", "left", "drop"] = "error"
-    """What becomes of longer prompts, before training: an ``error``; they lose their beginning (``left``, in whole
-    characters: rewards and samples hold what the model reads); or ``drop``: their rows are left out."""
+    """Policy for longer prompts, before training: raise an ``error``; truncate them from the ``left``, in whole
+    characters (rewards and samples hold what the model reads); or ``drop`` their rows."""
 
     max_completion_length: int = Field(default=256, ge=1)
-    """New tokens of a completion at the most."""
+    """Most new tokens of a completion."""
 
     temperature: float = Field(default=0.0, ge=0.0)
-    """0 decodes greedily; above, every member samples with the same draws."""
+    """Sampling temperature; 0 decodes greedily.  Every member samples with the same random draws."""
 
     top_p: float = Field(default=1.0, gt=0.0, le=1.0)
-    """Nucleus sampling: keep the most probable tokens of this total mass."""
+    """Nucleus sampling: keep the most probable tokens with this total probability."""
 
     stop: tuple[str, ...] = ()
     """Strings that end a completion."""
 
     fingerprint_steps: int = Field(default=10, ge=1)
-    """Every this many generations the weights' fingerprint goes into the ledger."""
+    """Record the weights' fingerprint in the ledger every this many generations."""
 
     eval_steps: int = Field(default=0, ge=0)
     """Evaluate the held-out split every this many generations; 0: only before and after training."""
 
     eval_prompts: int = Field(default=0, ge=0)
-    """Held-out prompts used; 0 is all of them."""
+    """Held-out prompts to use; 0: all."""
 
     eval_tasks: tuple[str, ...] = ()
-    """Further built-in tasks whose held-out splits are evaluated whenever the run's own is, to watch forgetting."""
+    """Further built-in tasks whose held-out splits are evaluated along with the run's own, to monitor forgetting."""
 
     drift_steps: int = Field(default=10, ge=0)
-    """Measure how far the current weights are from the base model every this many generations; 0: never."""
+    """Measure the distance of the current weights from the base model every this many generations; 0: never."""
 
     kl_steps: int = Field(default=0, ge=0)
-    """Measure the divergence from the base model every this many generations; 0: never."""
+    """Measure the KL divergence from the base model every this many generations; 0: never."""
 
     kl_prompts: int = Field(default=8, ge=1)
-    """Held-out prompts (or training prompts, if there are none) for it."""
+    """Held-out prompts (training prompts if there are none) for measuring the KL divergence."""
 
     logging_steps: int = Field(default=1, ge=1)
     """Show progress every this many generations (metrics are always written)."""
 
     save_steps: int = Field(default=25, ge=0)
-    """Snapshot the current weights every this many generations, for a quick resume; 0: only at the end."""
+    """Snapshot the current weights every this many generations, for fast resuming; 0: only at the end."""
 
     save_total_limit: int = Field(default=2, ge=1)
-    """Snapshots kept."""
+    """Number of snapshots to keep."""
 
     transformers: TransformersSettings = TransformersSettings()
     """Settings of the transformers engine."""
 
     vllm: VllmSettings = VllmSettings()
-    """Settings of the engine on vLLM."""
+    """Settings of the vLLM engine."""
 
     toy: ToySettings = ToySettings()
     """Settings of the toy engine."""
@@ -270,52 +270,52 @@ class Fields(Section):
 
     @property
     def adaptive(self) -> bool:
-        """Whether α is found while training."""
+        """Whether α is adapted during training."""
         return self.step_size == "adaptive" or (self.step_size == "auto" and self.alpha is None)
 
     @property
     def guarded(self) -> bool:
-        """Whether a collapse is gone back on."""
+        """Whether the run rolls back when rewards collapse."""
         return self.rollback_on_collapse == "yes" or (self.rollback_on_collapse == "auto" and self.adaptive)
 
     @property
     def has_objects(self) -> bool:
-        """Whether data, rewards or environment are Python objects: only the program that has them can resume a run."""
+        """Whether data, rewards or environment are Python objects, so that only their program can resume the run."""
         told = (self.train_dataset, self.eval_dataset, *self.reward_funcs)
         return self.environment == OBJECTS or any(one is not None and one.path == OBJECTS for one in told)
 
     @property
     def step(self) -> float:
-        """A fixed α: σ/2 where none was given."""
+        """The fixed α; by default σ/2."""
         return self.sigma / 2 if self.alpha is None else self.alpha
 
     def step_words(self) -> str:
-        """What α is, for people."""
+        """Return a readable description of α."""
         if self.adaptive:
             return "adaptive" if self.alpha is None else f"adaptive from {self.alpha:g}"
         return f"{self.step:g}"
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """The engines that evaluate, by name: one, or several of mixed Ray workers."""
+        """Names of the engines that evaluate: one, or several for mixed Ray workers."""
         return tuple(self.ray.kinds) if self.engine == "ray" else (self.engine,)
 
     @property
     def group(self) -> int:
-        """Members of a job; 0: all."""
+        """Members per job; 0: all."""
         return self.members_per_job or (GROUP if self.engine == "ray" else 0)
 
     @property
     def held_out_group(self) -> int:
-        """Held-out prompts of a job; 0: all."""
+        """Held-out prompts per job; 0: all."""
         return self.ray.prompts_per_job if self.engine == "ray" else 0
 
     @property
     def max_staleness(self) -> int:
-        """How many generations old a result may be that an update takes."""
+        """Largest age, in generations, of the results that an update uses; 0: a synchronous run."""
         return self.ray.max_staleness if self.engine == "ray" else 0
 
     @property
     def uses_likelihood(self) -> bool:
-        """Whether scores are log-probabilities of reference answers: nothing is generated."""
+        """Whether scores come from log-probabilities of reference answers, so that nothing is generated."""
         return self.objective in ("logprob", "choice_accuracy")

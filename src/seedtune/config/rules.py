@@ -1,4 +1,4 @@
-"""Settings that do not go together: each check says what is wrong and the fix, or nothing."""
+"""Rules for combinations of settings: each check returns an error message with the fix, or None."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def _conversation(config: Fields) -> str | None:
 
 
 def _smallest(config: Fields) -> int:
-    """The fewest members that a generation has."""
+    """Return the size of the smallest generation."""
     return min(config.population, config.lookahead.probes) if config.lookahead.kind == "essam_f" else config.population
 
 
@@ -125,7 +125,7 @@ def _look_ahead(config: Fields) -> str | None:
 
 
 def _max_staleness(config: Fields) -> str | None:
-    """What needs whole generations, of one σ, with scores prompt by prompt."""
+    """Reject settings that need complete generations with a single σ and a score for every prompt."""
     look, schedule = config.lookahead.kind, config.sigma_schedule
     checks: tuple[tuple[bool, str, str], ...] = (
         (config.adaptive, f"alpha {config.step_words()}", f"give alpha (sigma/2 is {config.sigma / 2:g})"),
@@ -156,7 +156,7 @@ def _own_data(config: Fields) -> str | None:
     own, weights = config.train_dataset is not None or bool(config.reward_funcs), config.reward_weights
     if own and config.task != "custom":
         return f"task={config.task} brings data and rewards of its own: leave it out (or write task=custom)"
-    if weights is None or not config.reward_funcs:  # a Trainer may bring the functions
+    if weights is None or not config.reward_funcs:  # functions may be passed to the Trainer
         return None
     if len(weights) != len(config.reward_funcs):
         return f"{len(config.reward_funcs)} reward functions but {len(weights)} reward_weights: give one weight each"
@@ -165,7 +165,7 @@ def _own_data(config: Fields) -> str | None:
 
 
 def _unused(name: str, found: Section, default: Section, switch: str) -> str | None:
-    """A section that is switched off, but has settings."""
+    """Reject settings in a section that is switched off."""
     changed = [key for key in type(found).model_fields if getattr(found, key) != getattr(default, key)]
     if not changed:
         return None
@@ -179,7 +179,7 @@ CHECKS: tuple[Callable[[Fields], str | None], ...] = (
 
 
 def check(config: Fields) -> None:
-    """ValueError with the first thing that does not go together."""
+    """Raise ValueError with the message of the first violated rule."""
     for one in CHECKS:
         told = one(config)
         if told is not None:

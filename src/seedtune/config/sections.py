@@ -1,4 +1,4 @@
-"""The groups of a configuration: settings of the engines, of schedules and of rules that have several."""
+"""The sections of a configuration: groups of settings for engines, schedules, conversations and look-ahead."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from seedtune.errors import nearest
 
 
 class Section(BaseModel):
-    """A frozen group of settings that knows its keys."""
+    """A frozen group of settings; unknown keys are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 def yes_or_no(value: Any) -> Any:
-    """YAML reads an unquoted yes or no as true or false."""
+    """Convert a bool back to ``yes`` or ``no``: YAML parses these words, unquoted, as true and false."""
     return {True: "yes", False: "no"}[value] if isinstance(value, bool) else value
 
 
@@ -27,30 +27,30 @@ class TransformersSettings(Section):
     """Precision of the forward pass; ``auto`` is the checkpoint's own (compare ``weights_dtype``)."""
 
     device: str = "auto"
-    """``cpu``, ``cuda``, ``cuda:1``; ``auto`` takes CUDA where there is one."""
+    """``cpu``, ``cuda``, ``cuda:1``; ``auto`` uses CUDA if available."""
 
     max_rows: int = Field(default=256, ge=1)
     """Rows (completions) in flight at once; the rest wait for a free slot."""
 
     max_batch_tokens: int = Field(default=65536, ge=1)
-    """Positions of the key-value cache over all rows in flight: bounds its memory."""
+    """Positions of the key-value cache over all rows in flight; limits its memory."""
 
     prefill_tokens: int = Field(default=1024, ge=1)
-    """Prompt tokens of one prefill pass: bounds the memory of activations."""
+    """Prompt tokens of one prefill pass; limits the memory of activations."""
 
     products: Literal["auto", "fma32", "bf16dot", "library"] = "auto"
-    """Matrix products.  ``fma32``: float32 sums in one order, equal bits on every CPU with FMA.  ``bf16dot``: the
-    dot products of AVX512-BF16.  ``library``: torch's own.  ``auto``: by processor; on resume as the run was begun."""
+    """Matrix products.  ``fma32``: float32 sums in a fixed order, equal bits on every CPU with FMA.  ``bf16dot``: the
+    dot products of AVX512-BF16.  ``library``: torch's.  ``auto``: by processor; on resume as at the start."""
 
     weights_folder: str | None = None
     """Keep the current weights in a memory-mapped file in this folder instead of in memory (CPU only)."""
 
     trust_remote_code: bool = False
-    """Run model code that comes with a checkpoint.  Off unless you trust its author."""
+    """Run model code that comes with a checkpoint.  Enable only if you trust its author."""
 
 
 class VllmSettings(Section):
-    """The engine on vLLM.  Every other option of vLLM's engine can be given here, too, under vLLM's own name."""
+    """The vLLM engine.  All other options of vLLM's engine can be given here, too, under vLLM's names."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -58,102 +58,102 @@ class VllmSettings(Section):
     """Precision of the forward pass; ``auto`` is the checkpoint's own (compare ``weights_dtype``)."""
 
     tensor_parallel_size: int = Field(default=1, ge=1)
-    """Ranks that each tensor is divided between."""
+    """Ranks that each tensor is sharded over."""
 
     max_model_len: int | None = Field(default=None, ge=1)
-    """Tokens of a prompt and its completion at the most; by default the model's context."""
+    """Most tokens of a prompt and its completion together; by default the model's context."""
 
     max_num_seqs: int = Field(default=256, ge=1)
     """Completions in flight at once; the rest wait."""
 
     max_loras: int = Field(default=32, ge=1)
-    """Members in one batch (``lowrank``), each an adapter; more take turns."""
+    """Members in one batch (``lowrank``), each a LoRA adapter; further members wait."""
 
     enforce_eager: bool | None = None
-    """Neither compile the model nor capture graphs; by default so on a CPU."""
+    """Neither compile the model nor capture CUDA graphs; on by default on a CPU."""
 
     gpu_memory_utilization: float | None = Field(default=None, gt=0.0, le=1.0)
-    """Share of a GPU's memory for vLLM; by default what the current weights leave."""
+    """Share of a GPU's memory for vLLM; by default the part left by the current weights."""
 
     kv_cache_memory_bytes: int | None = Field(default=None, ge=1)
-    """Bytes for keys and values; by default 1 GiB on a CPU."""
+    """Bytes of the key-value cache; by default 1 GiB on a CPU."""
 
     weights_memory: Literal["device", "host"] = "device"
-    """Where the current weights are kept: beside vLLM's weights, or in pinned memory of the host, from where they come
+    """Where the current weights are kept: next to vLLM's weights, or in pinned host memory, from where they are copied
     to the GPU in bands whenever members are written or the current weights change.  On a CPU both are the same."""
 
     trust_remote_code: bool = False
-    """Run model code that comes with a checkpoint.  Off unless you trust its author."""
+    """Run model code that comes with a checkpoint.  Enable only if you trust its author."""
 
     products: Literal["auto", "library"] = "auto"
-    """``library``: resume a run with the vLLM and the device that are here, whatever it was begun with."""
+    """``library``: allow resuming a run with a vLLM version or device other than at its start."""
 
 
 class ToySettings(Section):
-    """The toy engine: a linear model of numpy arrays, for tests and for trying things in seconds."""
+    """The toy engine: a linear model of numpy arrays, for tests and for experiments that take seconds."""
 
     size: int = Field(default=16, ge=1, le=4096)
-    """Rows and columns of each of its two weight matrices."""
+    """Rows and columns of each of the two weight matrices."""
 
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Type of its weights."""
+    """Dtype of the weights."""
 
     delay: float = Field(default=0.0, ge=0.0)
-    """Seconds to wait per job, to play a slow model."""
+    """Seconds to wait per job, to simulate a slow model."""
 
     products: Literal["auto", "library"] = "auto"
-    """``library``: resume a run with the numpy that is here, whatever it was begun with."""
+    """``library``: allow resuming a run with a numpy version other than at its start."""
 
 
 class RaySettings(Section):
-    """Many engines on Ray, one a worker: members are shared out between them, weights never travel."""
+    """Ray workers, each with one engine: members are distributed over them, weights are never sent."""
 
     workers: int | dict[str, int] = Field(default=2)
-    """Workers to have: a number of the kind ``engine``, or one for each kind, such as ``{vllm: 2, transformers: 1}``
-    (then rewards depend on which of them answers).  While training: ``seedtune ray scale RUN N``."""
+    """Number of workers of the kind ``engine``, or a number per kind, such as ``{vllm: 2, transformers: 1}`` (then
+    rewards depend on which kind answers).  Change it while training with ``seedtune ray scale RUN N``."""
 
     engine: Literal["transformers", "vllm", "toy"] = "transformers"
-    """What each worker runs; its settings are in the section of its name."""
+    """Engine of each worker; its settings are in the section of the same name."""
 
     min_workers: int = Field(default=1, ge=1)
-    """The run waits while it has fewer."""
+    """The run waits while there are fewer workers."""
 
     max_workers: int | None = Field(default=None, ge=1)
-    """The most that ``seedtune ray scale`` may ask for."""
+    """Largest number that ``seedtune ray scale`` accepts."""
 
     address: str | None = None
-    """A Ray cluster: ``auto``, ``HOST:PORT`` or ``ray://HOST:PORT``; left out, Ray is started on this machine."""
+    """Address of a Ray cluster: ``auto``, ``HOST:PORT`` or ``ray://HOST:PORT``; by default Ray is started locally."""
 
     cpus: float | None = Field(default=None, gt=0.0)
-    """Cores of a worker, and its threads; by default an equal share of this machine, or 1 in a cluster."""
+    """CPU cores and threads of a worker; by default an equal share of this machine, or 1 in a cluster."""
 
     gpus: float | None = Field(default=None, ge=0.0)
-    """GPUs of a worker; by default, where Ray has any, 1, or ``vllm.tensor_parallel_size``."""
+    """GPUs of a worker; by default 1, or ``vllm.tensor_parallel_size``, if Ray has any."""
 
     resources: dict[str, float] = Field(default_factory=dict)
     """Further Ray resources of a worker, by name."""
 
     detached: bool = False
-    """Workers of a cluster (``address``) outlive a process that is killed, and a resumed run takes them over."""
+    """Keep workers of a cluster (``address``) alive if the driver is killed; a resumed run takes them over."""
 
     prompts_per_job: int = Field(default=32, ge=1)
     """Held-out prompts in one job."""
 
     retries: int = Field(default=4, ge=0)
-    """How often a job that failed, or whose worker died, is tried again before its members go without a reward."""
+    """Retries of a job that failed or whose worker died, before its members get no reward."""
 
     start_timeout: float = Field(default=900.0, gt=0.0)
     """Seconds to wait for ``min_workers`` before the run stops."""
 
     first_job_timeout: float = Field(default=900.0, gt=0.0)
-    """Seconds that a job may take while no job has shown yet how long they take, and a snapshot or an export always."""
+    """Seconds that a job may take before any job has finished; also the limit of every snapshot and export."""
 
     straggler_timeout: float = Field(default=60.0, gt=0.0)
-    """A worker is given up when a job takes longer than this many seconds and ten times as long as expected."""
+    """A worker is abandoned when a job takes longer than this many seconds and ten times as long as expected."""
 
     max_staleness: int = Field(default=0, ge=0)
-    """Asynchronous mode: an update takes what is there when a worker would have nothing to do, members of up to so many
-    earlier generations included.  0: every update waits for its whole generation."""
+    """Asynchronous mode: when a worker would idle, an update uses the finished members, which may be up to this many
+    generations old.  0: every update waits for its whole generation."""
 
     @model_validator(mode="after")
     def _counts(self) -> RaySettings:
@@ -180,26 +180,26 @@ class RaySettings(Section):
 
     @property
     def kinds(self) -> dict[str, int]:
-        """How many workers of each engine, by name."""
+        """Number of workers per engine, by name."""
         return {self.engine: self.workers} if isinstance(self.workers, int) else dict(sorted(self.workers.items()))
 
 
 RAY_ENGINES = ("toy", "transformers", "vllm")
-"""What a worker may run."""
+"""Engines that a worker may run."""
 
 
 class ConversationSettings(Section):
-    """Conversations with an environment."""
+    """Settings of conversations with an environment."""
 
     max_turns: int = Field(default=8, ge=1)
-    """Messages of the model at the most; ``max_completion_length`` is the limit of each."""
+    """Most messages of the model; each is limited by ``max_completion_length``."""
 
     tools: Literal["template", "text"] = "template"
-    """How the model is told of an environment's tools: ``tools=`` of its chat template, or ``text`` in the prompt
-    (plain-text prompts always)."""
+    """How an environment's tools are described to the model: ``tools=`` of its chat template, or ``text`` in the prompt
+    (always used for plain-text prompts)."""
 
     timeout: float = Field(default=60.0, gt=0.0)
-    """Seconds that a call of an environment may take; a longer one costs its sample."""
+    """Time limit in seconds of a call of an environment; the sample of a longer call is lost."""
 
 
 class LikelihoodSettings(Section):
@@ -209,47 +209,47 @@ class LikelihoodSettings(Section):
     """``logprob``: the text whose log-probability is the reward."""
 
     choices_column: str = "choices"
-    """``choice_accuracy``: a list of texts."""
+    """``choice_accuracy``: the list of answers to choose from."""
 
     index_column: str = "answer_index"
-    """``choice_accuracy``: which of them is right, from 0."""
+    """``choice_accuracy``: the index of the right answer, from 0."""
 
 
 class LookAheadSettings(Section):
-    """Sharpness-aware look-ahead (arXiv 2602.01003): a step takes two generations, the first only to look."""
+    """Sharpness-aware look-ahead (arXiv 2602.01003): a step takes two generations, the first only to find θ'."""
 
     kind: Literal["none", "essam", "essam_f"] = "none"
-    """``essam``: the first generation is a whole population; ``essam_f``: a few probes, and a step of fixed length."""
+    """``essam``: the first generation is a whole population; ``essam_f``: a few probes and a step of fixed length."""
 
     radius: float | None = Field(default=None, gt=0.0)
-    """ρ: the factor of the way down (``essam``, like α), or its length ‖θ' − θ‖ over all weights (``essam_f``; a
-    member's perturbation is σ√d long)."""
+    """ρ: the factor of the descent to θ' (``essam``, like α), or its length ‖θ' − θ‖ over all weights (``essam_f``; a
+    member's perturbation has length σ√d)."""
 
     probes: int = Field(default=10, ge=2)
     """Members of the first generation of ``essam_f``."""
 
 
 class ScheduleSettings(Section):
-    """How σ or α changes over a run: a factor of its first value (formulas: ``seedtune.strategies.schedules``)."""
+    """Schedule of σ or α over a run, as a factor of the first value (formulas: ``seedtune.strategies.schedules``)."""
 
     kind: Literal["constant", "linear", "cosine"] = "constant"
-    """``linear`` and ``cosine`` go to ``to`` times the first value."""
+    """``linear`` and ``cosine`` change to ``to`` times the first value."""
 
     over: int | None = Field(default=None, ge=1)
-    """``linear``, ``cosine``: reach ``to`` after so many ``unit``, and stay there."""
+    """``linear``, ``cosine``: reach ``to`` after this many ``unit``, and stay there."""
 
     to: float = Field(default=0.1, gt=0.0)
     """``linear``, ``cosine``: the last factor."""
 
     unit: Literal["generations", "rollouts"] = "generations"
-    """What ``over`` counts; ``rollouts`` are the completions of the population so far."""
+    """Unit of ``over``; ``rollouts`` are the completions of the population so far."""
 
     warmup: int = Field(default=0, ge=0)
-    """Generations of rising linearly to the schedule's value, from 1/(warmup + 1) of it; with every kind."""
+    """Generations of linear warm-up to the schedule's value, from 1/(warmup + 1) of it; for every kind."""
 
     @model_validator(mode="after")
     def _says_when(self) -> ScheduleSettings:
-        """A schedule over the run's own length would change the past when a run is resumed with more generations."""
+        """Require ``over``: a schedule over the run's length would change past steps when the run is extended."""
         if self.kind != "constant" and self.over is None:
             raise ValueError(
                 f"kind={self.kind} needs over: give the number of {self.unit}, for example over=100 "
@@ -267,7 +267,7 @@ class ScheduleSettings(Section):
 
 
 def explain(error: Any, model: type[BaseModel], prefix: str = "") -> str:
-    """One pydantic error of a ``model`` as: setting=value, what is wrong, what to do."""
+    """Format a pydantic error of ``model`` as: setting=value, what is wrong, what to do."""
     path = prefix + ".".join(str(piece) for piece in error["loc"])
     if error["type"] == "extra_forbidden":
         known = _known_keys(error["loc"][:-1], model)
@@ -286,7 +286,7 @@ def _known_keys(section: tuple[Any, ...], model: type[BaseModel]) -> list[str]:
 
 
 def _section_in(annotation: Any) -> type[BaseModel] | None:
-    """The section that an annotation such as ``tuple[Section, ...]`` or ``Section | None`` speaks of."""
+    """Return the section class inside an annotation such as ``tuple[Section, ...]`` or ``Section | None``."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     return next((found for part in get_args(annotation) if (found := _section_in(part)) is not None), None)

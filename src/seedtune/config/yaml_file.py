@@ -1,4 +1,4 @@
-"""Configurations from YAML files and from ``key=value`` overrides of the command line."""
+"""Read configurations from YAML files, with ``key=value`` overrides from the command line."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from seedtune.errors import ConfigError
 
 
 def load_config(path: Path, overrides: Iterable[str] = ()) -> Config:
-    """Read a YAML file and apply ``key=value`` overrides (dotted keys reach into sections)."""
+    """Read a YAML file and apply ``key=value`` overrides (dotted keys address sections); raises ConfigError."""
     return Config.create(read_settings(path, overrides))
 
 
 def read_settings(path: Path, overrides: Iterable[str] = ()) -> dict[str, Any]:
-    """The settings of a YAML file with overrides, not yet validated."""
+    """Return the settings of a YAML file with overrides, not yet validated; raise ConfigError if it is unreadable."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -36,7 +36,7 @@ def read_settings(path: Path, overrides: Iterable[str] = ()) -> dict[str, Any]:
 
 
 def override(settings: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
-    """``settings`` with every ``a.b=value`` applied; values are read as YAML."""
+    """Return ``settings`` with every ``a.b=value`` applied, values parsed as YAML; raises ConfigError."""
     result, steps = one_spelling(settings), dict[str, Any]()
     for item in overrides:
         key, equals, text = item.partition("=")
@@ -48,7 +48,7 @@ def override(settings: dict[str, Any], overrides: Iterable[str]) -> dict[str, An
 
 
 def parse_value(text: str) -> Any:
-    """A YAML value; numbers like ``1e-3``, which YAML takes for text, are numbers."""
+    """Parse a YAML value; ``1e-3``, a string in YAML, is parsed as a number."""
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError:

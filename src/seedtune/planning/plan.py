@@ -118,7 +118,7 @@ def plan_config(
     this machine.  Raises ConfigError for an unknown device, ModelError for a model whose configuration cannot be read.
     """
     asked = [parse_device(text) for text in devices]
-    fleet, config = config, config.replace(engine=config.kinds[0]) if config.engine == "ray" else config
+    whole, config = config, config.replace(engine=config.kinds[0]) if config.engine == "ray" else config
     if config.engine == "toy":
         raise ConfigError("plan forecasts language models, not engine='toy'. Use engine=transformers or engine=vllm.")
     if share is not None and not 0 < share <= 1:
@@ -130,7 +130,7 @@ def plan_config(
     share = share or (SHARE if pace is None else min(1.0, pace.new_tokens / config.max_completion_length))
     anatomy, work = anatomy_of(config), workload_of(config, task, share=share)
     memory = tuple(memory_of(anatomy, work, config, mode) for mode in MODES)
-    notes = _notes(work, share, pace, [count for count, _ in asked]) + _of_population(config) + _of_ray(fleet)
+    notes = _notes(work, share, pace, [count for count, _ in asked]) + _of_population(config) + _of_ray(whole)
     durations = []
     for count, name in asked if pace is None else sorted({*asked, (1, CPU)}, key=lambda device: device[1] != CPU):
         if name != CPU:

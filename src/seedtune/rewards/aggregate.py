@@ -1,4 +1,4 @@
-"""What reward functions are given, and the sum of what they return."""
+"""The keyword arguments of reward functions, and the weighted sum of their values."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from seedtune.rewards.base import Reward
 from seedtune.types import Example
 
 FIX = "Fix it, or return None for completions it cannot score"
-"""What to do about a reward function that fails."""
+"""The fix that error messages suggest for a failing reward function."""
 
 
 def total(rewards: Sequence[Reward], values: Mapping[str, Sequence[float]]) -> list[float]:
-    """Σ weight·value over the rewards that apply; NaN where none does."""
+    """Return Σ weight·value over the rewards with a finite value, per completion; NaN where there is none."""
     weighted = [[reward.weight * value for value in values[reward.name]] for reward in rewards]
     return [_sum(parts) for parts in zip(*weighted, strict=True)]
 
 
 def _sum(parts: Sequence[float]) -> float:
-    """NaN, too, where finite rewards add up to more than a float holds."""
+    """Sum the finite parts; NaN if there are none or the sum overflows a float."""
     known = [part for part in parts if math.isfinite(part)]
     try:
         return math.fsum(known) if known else math.nan
@@ -29,14 +29,14 @@ def _sum(parts: Sequence[float]) -> float:
 
 
 def keywords_of(examples: Sequence[Example], texts: Sequence[str], names: Sequence[str]) -> dict[str, list[Any]]:
-    """What a reward function is called with: the columns of these ``names``, prompts and completions."""
+    """Return the keyword arguments of a reward function: the columns ``names``, ``prompts`` and ``completions``."""
     columns = {name: [example.columns.get(name) for example in examples] for name in names}
     completions = [_completion(example, text) for example, text in zip(examples, texts, strict=True)]
     return {**columns, "prompts": [_prompt(example) for example in examples], "completions": completions}
 
 
 def column_names(examples: Sequence[Example]) -> list[str]:
-    """The columns that any of the examples has."""
+    """Return the sorted names of all columns that occur in the examples."""
     return sorted({name for example in examples for name in example.columns})
 
 

@@ -1,6 +1,6 @@
-"""Where an answer is in a completion, and how well the completion keeps to ``<think>`` and ``<answer>``.
+"""Extract the ``<answer>`` of a completion, and score its ``<think>``/``<answer>`` format.
 
-Everything here takes time linear in the length of the text: models write megabytes of tags.
+All functions take time linear in the length of the text: models write megabytes of tags.
 """
 
 from __future__ import annotations
@@ -13,24 +13,25 @@ from seedtune.rewards.completions import text_of
 OPEN, CLOSE = "<answer>", "</answer>"
 THINK, THOUGHT = "<think>", "</think>"
 READ = 200_000
-"""Characters of a completion; a longer one is not read and has no answer."""
+"""Longest completion that is read, in characters; a longer one has no answer."""
 
 
 def tagged(text: str) -> str | None:
-    """What the last ``<answer>`` holds, up to its ``</answer>``, stripped; None if it is not there or not closed."""
+    """Return the stripped text between the last ``<answer>`` and its ``</answer>``; None if missing or not closed."""
     start = text.rfind(OPEN) if len(text) <= READ else -1
     end = text.find(CLOSE, start + len(OPEN)) if start >= 0 else -1
     return text[start + len(OPEN) : end].strip() if end >= 0 else None
 
 
 def answer_said(text: str) -> str:
-    """What is `tagged`; empty if nothing is.  An answer to vote on."""
+    """Return the `tagged` answer, or an empty string, for majority votes."""
     return tagged(text) or ""
 
 
 def format_marks(text: str) -> float:
-    """1 for ``<think>…</think><answer>…</answer>`` and nothing else; else 0.1 for a closed first part, 0.5 for a
-    closed second one.
+    """Return 1 for ``<think>…</think><answer>…</answer>`` and nothing else.
+
+    Otherwise the sum of 0.1 for a closed ``<think>`` and 0.5 for a closed ``<answer>``.
     """
     if len(text) > READ:
         return 0.0
@@ -52,6 +53,6 @@ def _is_whole(text: str) -> bool:
 
 
 def format_reward(completions: Sequence[Any], begun: Sequence[str] | None = None, **_: Any) -> list[float]:
-    """`format_marks` of each completion; ``begun`` is what the prompt has already said for the model."""
+    """Return `format_marks` of each completion; ``begun`` is the start of the reply that the prompt already holds."""
     starts = begun if begun is not None else [""] * len(completions)
     return [format_marks((start or "") + text_of(c)) for c, start in zip(completions, starts, strict=True)]

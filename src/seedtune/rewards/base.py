@@ -1,4 +1,4 @@
-"""What a reward is: a function that scores completions, with its name and its weight."""
+"""The reward type: a function that scores completions, with a name and a weight."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from typing import Any
 RewardFunction = Callable[..., Any]
 """TRL's signature: ``fn(prompts, completions, **columns) -> list[float | None]``, sync or async.
 
-``prompts`` and ``completions`` are text, or lists of chat messages for conversational prompts; ``columns``
-are the data set's other columns, one list each.  A function may accept fewer keywords.
+``prompts`` and ``completions`` are strings, or lists of chat messages for conversational prompts; ``columns``
+are the data set's other columns, one list per column.  A function may accept fewer keywords.
 """
 
 
 @dataclass(frozen=True, slots=True)
 class Reward:
-    """One reward function with its name in the metrics and its weight in the sum."""
+    """A reward function, its name in the metrics and its weight in the weighted sum."""
 
     name: str
     function: RewardFunction
     weight: float = 1.0
     source: str | None = None
-    """What it was loaded from: ``seedtune.rewards.sources.load.load(source)`` gives ``function`` again in any process.
+    """Import path of the function: ``seedtune.rewards.sources.load.load(source)`` returns it in any process.
 
-    ``/path/file.py:name``, ``module.name``, or one of these behind an adapter, ``verl@module.name``.  None: it was
-    given as a function.
+    ``/path/file.py:name``, ``module.name``, or either with an adapter prefix, ``verl@module.name``.  None: the
+    reward was passed as a function.
     """
 
     inline: bool = False
-    """It must run in the main process: it holds a model, or waits in threads of its own (judges)."""
+    """Whether the reward must run in the main process: it holds a model, or waits in its own threads (judges)."""

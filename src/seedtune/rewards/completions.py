@@ -1,4 +1,4 @@
-"""The text of completions."""
+"""Extracting the text of a completion."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def text_of(completion: str | Sequence[dict[str, Any]]) -> str:
-    """The text of a completion that is text or a list of messages."""
+    """Return the text of a completion, which is a string or a list of chat messages."""
     if isinstance(completion, str):
         return completion
     return "".join(str(message["content"]) for message in completion)

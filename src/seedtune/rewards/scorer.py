@@ -1,4 +1,4 @@
-"""Scoring while the engine goes on: rollouts in as they finish, every reward's values out in a fixed order."""
+"""Score rollouts while the engine still generates: input in any order, each reward's values in a fixed order."""
 
 from __future__ import annotations
 
@@ -28,21 +28,21 @@ from seedtune.types import Example
 Report = Callable[[list[dict[str, Any]]], None]
 
 STUCK = 8
-"""Threads that hang in this process, of one reward, before the run stops."""
+"""Hung threads of one reward in this process that stop the run."""
 
 
 @dataclass(frozen=True, slots=True)
 class RewardScores:
-    """Each reward's values by place, NaN where there is none, and how many completions it failed on."""
+    """Each reward's values by completion index, NaN where missing, and the number of completions it failed on."""
 
     values: dict[str, list[float]]
     failed: dict[str, int]
 
 
 class Scorer:
-    """A task's rewards with what runs them: worker processes for code that can be loaded there, threads for other.
+    """Run a task's rewards: in worker processes if they can be imported there, in threads otherwise.
 
-    Workers start when they are needed and stay until `close`; then they can start again.
+    Workers start on demand and run until `close`; the scorer can be used again after that.
     """
 
     def __init__(self, rewards: Sequence[Reward], config: Config) -> None:
@@ -56,14 +56,14 @@ class Scorer:
         self._pools: dict[str, Pool] = {}
 
     def keep(self, report: Report, advice: str) -> None:
-        """Lines about failures go to ``report``, one evaluation's at a time; ``advice`` ends the error of a stop."""
+        """Send failure records to ``report``, once per evaluation, and end stop errors with ``advice``."""
         self._report, self.advice = report, advice
 
     @contextmanager
     def round(self, examples: Sequence[Example], prompts: Sequence[int], *, after: int) -> Iterator[Round]:
-        """An evaluation whose completion at place i answers ``examples[prompts[i]]``, ``after`` so many generations.
+        """Open the scoring of one evaluation, whose completion i answers ``examples[prompts[i]]``.
 
-        An error in it ends all workers, so that nothing goes on scoring.
+        ``after`` is the number of generations before it.  An error inside the block ends all workers.
         """
         current = Round(self, examples, prompts)
         try:
@@ -77,14 +77,14 @@ class Scorer:
                 self._report([{"after_generation": after, **row} for row in failures])
 
     def submit(self, reward: Reward, call: RewardCall, done: Done) -> None:
-        """Have a call answered in the reward's place."""
+        """Run a call where the reward is placed; ``done`` receives the result."""
         place = self.places[reward.name]
         if place.note is not None:
             self.once.note(reward.name, place.note)
         self._pool(reward, place).submit(call, done)
 
     def move_here(self, reward: Reward, why: str) -> None:
-        """From now on a reward runs in this process."""
+        """Run a reward in this process from now on; ``why`` is logged once."""
         self.places[reward.name] = Placement("thread", note=why)
 
     def close(self) -> None:
@@ -94,7 +94,7 @@ class Scorer:
         self._pools = {}
 
     def batching(self, reward: Reward) -> Batching:
-        """What a reward's calls hold."""
+        """Return how completions are grouped into calls of a reward."""
         if self.places[reward.name].where == "here":
             return "all"
         how = self.config.reward_batch
@@ -110,7 +110,7 @@ class Scorer:
 
 
 class Round:
-    """One evaluation's scoring.  Everything but the calls themselves happens in the thread of the caller."""
+    """The scoring of one evaluation.  Everything except the reward calls runs in the caller's thread."""
 
     def __init__(self, scorer: Scorer, examples: Sequence[Example], prompts: Sequence[int]) -> None:
         self._scorer, self._prompts = scorer, prompts
@@ -124,9 +124,9 @@ class Round:
         self._open = 0
 
     def add(self, place: int, text: str) -> None:
-        """The completion at a place is there; calls that now have all theirs are on their way.
+        """Add the completion at index ``place`` and submit the calls whose completions are now all there.
 
-        RewardError if too many have failed already.
+        Raises RewardError if too many completions have failed already.
         """
         if self._texts[place] is None:
             self._texts[place] = text
@@ -138,7 +138,7 @@ class Round:
             self._take(*self._answers.get())
 
     def finish(self) -> RewardScores:
-        """Wait for all values; calls for which completions never came get those that did."""
+        """Wait for all values and return them; calls with missing completions are made with the ones that arrived."""
         for part in self._parts:
             here = self._scorer.places[part.reward.name].where == "here"
             for batch in part.batches if here else part.incomplete():
@@ -148,7 +148,7 @@ class Round:
         return RewardScores(self._values, {name: len(faults) for name, faults in self._faults.items()})
 
     def failures(self) -> list[dict[str, Any]]:
-        """Lines about what failed."""
+        """Return the failure records of this evaluation."""
         found = self._faults.items()
         return [row for name, faults in found for row in rows(name, faults, self._examples, self._texts)]
 
@@ -161,7 +161,7 @@ class Round:
         if place.where == "here":
             self._take(reward, batch, attempt(reward.function, keywords, len(batch)))
             return
-        # What runs in this process by itself (a judge, a classifier) has limits of its own, for each of its requests.
+        # Inline rewards (a judge, a classifier) have their own time limits, one per request.
         seconds = threading.TIMEOUT_MAX if reward.inline else self._scorer.config.reward_timeout
         call = RewardCall(reward.function, place.source, keywords, len(batch), seconds)
         self._scorer.submit(reward, call, lambda answer: self._answers.put((reward, batch, answer)))
@@ -180,11 +180,11 @@ class Round:
             self._count(reward.name, {batch[i]: fault for i, fault in answer.faults.items()})
 
     def _unfound(self, reward: Reward, fault: Fault) -> bool:
-        """Whether a worker could not load what nobody had promised that it could."""
+        """Whether loading failed in a worker for a function without a declared ``source``."""
         return fault.kind == "load" and reward.source is None
 
     def _count(self, name: str, faults: dict[int, Fault]) -> None:
-        """Show new faults, and stop where there are too many."""
+        """Record and log new faults; raise RewardError if there are too many."""
         scorer, mine = self._scorer, self._faults[name]
         mine.update(faults)
         for fault in set(faults.values()):
@@ -199,7 +199,7 @@ class Round:
 
 
 class _Parts:
-    """Which calls of a reward wait for which completions."""
+    """The calls of a reward and the completions each one still waits for."""
 
     def __init__(self, reward: Reward, found: list[tuple[int, ...]]) -> None:
         self.reward, self.batches = reward, found
@@ -207,18 +207,18 @@ class _Parts:
         self._missing = [len(batch) for batch in found]
 
     def complete(self, place: int) -> tuple[int, ...]:
-        """The call that a completion was the last for; empty while others are missing."""
+        """Mark a completion as arrived; return its call if that was the last one missing, else ()."""
         number = self._of[place]
         self._missing[number] -= 1
         return () if self._missing[number] else self.batches[number]
 
     def incomplete(self) -> list[tuple[int, ...]]:
-        """The calls that still wait."""
+        """Return the calls that still wait for completions."""
         return [batch for batch, missing in zip(self.batches, self._missing, strict=True) if missing]
 
 
 def _wanted(reward: Reward, keywords: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The keywords a function takes, so that no others travel; all where its signature cannot be known."""
+    """Keep only the keywords that the function accepts; keep all if its signature is unavailable."""
     try:
         return accepted(reward.function, keywords)
     except (TypeError, ValueError):

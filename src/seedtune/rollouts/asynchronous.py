@@ -1,10 +1,9 @@
-"""Asynchronous runs: a generation takes the members that are there, and the others come with a later one.
+"""Asynchronous runs: a generation uses the members that are finished, and the others count in a later generation.
 
-A generation's jobs are submitted; then those that are done are collected until everything is there, or until an engine
-would stand still: nothing is queued and a worker has nothing to do.  Then half a population is enough, unless a job is
-already ``ray.max_staleness`` generations old: no update takes a result that is older.
-What an update takes is recorded, so
-that replay and audit need no clock.
+A generation submits its jobs, then collects finished ones until all are there, or until the engine would idle: nothing
+is queued and a worker has nothing to do.  Then half a population is enough, unless a job is already
+``ray.max_staleness`` generations old: no update uses an older result.
+The members that an update uses are recorded, so that replay and audit need no clock.
 """
 
 from __future__ import annotations
@@ -27,22 +26,22 @@ from seedtune.types import UNPERTURBED, Example, Job, Member, Plan, Rollout
 
 
 class Evaluate(Protocol):
-    """How a generation is evaluated."""
+    """A function that evaluates a generation."""
 
     def __call__(self, members: tuple[Member, ...], examples: Sequence[Example], *, plan: Plan) -> Outcome:
-        """Scores of these members, or of those that are there."""
+        """Return the scores of the members, or of those that are finished."""
         ...
 
 
 def way_of(evaluator: Evaluator) -> Evaluate:
-    """The way the configuration asks for: every generation whole, or what is there."""
+    """Return the configured evaluation: synchronous, or asynchronous if ``max_staleness`` is above 0."""
     if not evaluator.config.max_staleness:
         return evaluator.evaluate
     return Gathering(evaluator, cast(Streaming, evaluator.engine), evaluator.config.max_staleness).evaluate
 
 
 def check(config: Config, task: Task) -> None:
-    """ConfigError if an asynchronous run cannot evaluate a task."""
+    """Raise ConfigError if an asynchronous run cannot evaluate the task."""
     if config.max_staleness and (task.environment is not None or scores_itself(task)):
         what = "is a conversation" if task.environment is not None else "generates nothing"
         raise ConfigError(
@@ -52,7 +51,7 @@ def check(config: Config, task: Task) -> None:
 
 
 class Gathering:
-    """Evaluates the generations of a run one after the other, with jobs that stay open across them."""
+    """Evaluate the generations of a run in order, with jobs that may stay open across generations."""
 
     def __init__(self, evaluator: Evaluator, engine: Streaming, max_staleness: int) -> None:
         self.evaluator, self.engine, self.max_staleness = evaluator, engine, max_staleness
@@ -61,10 +60,11 @@ class Gathering:
         self._examples: dict[int, tuple[Example, ...]] = {}
 
     def evaluate(self, members: tuple[Member, ...], examples: Sequence[Example], *, plan: Plan) -> Outcome:
-        """The members that are there, by generation and then as asked, each scored on its own generation's prompts.
+        """Return the scores of the finished members, each on the prompts of the generation that submitted it.
 
-        The prompts of every generation have columns of their own.  The unperturbed model comes last, if it was asked
-        for, and has scores if it answered in time: that of an earlier generation is another model.
+        Members are ordered by generation, then by request; the prompts of each generation have separate columns.  The
+        unperturbed model comes last, if requested, and has scores only if it answered in this generation, because
+        that of an earlier generation is a different model.  Raises EngineError if no job could be evaluated.
         """
         now, jobs = plan.generation, self._submit(members, tuple(examples), plan)
         table = _Table(jobs, self._examples, now)
@@ -81,7 +81,7 @@ class Gathering:
         return outcome
 
     def _submit(self, members: tuple[Member, ...], examples: tuple[Example, ...], plan: Plan) -> list[Job]:
-        """All jobs that are open now, those of this generation among them."""
+        """Submit this generation's jobs and return all open jobs."""
         jobs = [replace(job, id=next(self._ids)) for job in self.evaluator.jobs(members, examples, plan)]
         kept = [job for job in self._open.values() if _perturbed(job)]
         self._open = {job.id: job for job in (*kept, *jobs)}
@@ -90,18 +90,18 @@ class Gathering:
         return list(self._open.values())
 
     def _rollouts(self, table: _Table, plan: Plan) -> Iterator[Rollout]:
-        """Rollouts of jobs as they are done, for as long as this generation waits for more."""
+        """Yield the rollouts of finished jobs while this generation waits for more."""
         answered = 0
         while self._open and not (2 * answered >= len(plan.members) and self._may_go_on(plan.generation)):
             finished = self.engine.finished()
             assert finished is not None, "the engine lost a job"
             job = self._open.pop(finished.job, None)
-            if job is not None:  # it is not, if it was the unperturbed model of an earlier generation alone
+            if job is not None:  # None for a job of only the unperturbed model of an earlier generation
                 answered += _perturbed(job) if finished.rollouts else 0
                 yield from table.placed(job, finished.rollouts)
 
     def _may_go_on(self, generation: int) -> bool:
-        """Whether waiting would waste a worker's time, and what is open may come with a later generation."""
+        """Whether waiting would leave a worker idle and no open job would become too stale."""
         oldest = min(_asked_in(job) for job in self._open.values())
         return generation - oldest < self.max_staleness and self.engine.starving()
 
@@ -115,7 +115,7 @@ class Gathering:
 
 
 class _Table:
-    """Where the answers of jobs belong: the prompts of every generation have columns of their own."""
+    """The rows and columns of the jobs' rollouts, with separate prompt columns for each generation."""
 
     def __init__(self, jobs: Sequence[Job], examples: Mapping[int, tuple[Example, ...]], now: int) -> None:
         self.jobs, self.now = jobs, now
@@ -126,29 +126,29 @@ class _Table:
             self.columns[generation] = range(first, len(self.examples))
 
     def members(self) -> tuple[Member, ...]:
-        """Whose answers count, in the order of the jobs."""
+        """Return the members whose rollouts count, in job order."""
         return tuple(member for job in self.jobs for member in self._counting(job))
 
     def places(self) -> list[RolloutKey]:
-        """Every member's prompts and samples."""
+        """Return the keys of all rollouts that count: every member's prompts and samples."""
         found: list[RolloutKey] = []
         for job in self.jobs:
             found += places_of(self._counting(job), self.columns[_asked_in(job)], job.sampling.samples)
         return found
 
     def placed(self, job: Job, rollouts: Sequence[Rollout]) -> list[Rollout]:
-        """A job's rollouts that count, their prompts as columns."""
+        """Return a job's rollouts that count, with their prompt indices converted to columns."""
         columns, counting = self.columns[_asked_in(job)], self._counting(job)
         return [replace(r, prompt=columns[r.prompt]) for r in rollouts if r.member in counting]
 
     def moved(self, answers: ScoredRollouts, other: _Table) -> ScoredRollouts:
-        """The same answers in the columns of another table, which has all their generations."""
+        """Move the rollouts to the columns of another table, which must contain all their generations."""
         pairs = [zip(self.columns[name], columns, strict=True) for name, columns in other.columns.items()]
         column = dict(pair for pairs_of_one in pairs for pair in pairs_of_one)
         return replace(answers, rollouts=[replace(r, prompt=column[r.prompt]) for r in answers.rollouts])
 
     def asked(self, members: Sequence[Member]) -> NDArray[np.bool_]:
-        """(members, prompts): who was to answer what."""
+        """Return a mask (members, prompts) of the requested evaluations."""
         row, asked = {m: index for index, m in enumerate(members)}, np.zeros((len(members), len(self.examples)), bool)
         for job in self.jobs:
             columns = self.columns[_asked_in(job)]
@@ -156,13 +156,13 @@ class _Table:
         return asked
 
     def staleness(self, still: Iterable[Job]) -> dict[str, float]:
-        """Generations between asking and use, over the members, and how many of the jobs ``still`` open there are."""
+        """Return metrics: generations between submission and use over members, and members of jobs ``still`` open."""
         ages = np.repeat([self.now - _asked_in(job) for job in self.jobs], [_perturbed(job) for job in self.jobs])
         waiting = sum(_perturbed(job) for job in still)
         return {"staleness/mean": float(ages.mean()), "staleness/max": int(ages.max()), "staleness/open": waiting}
 
     def _counting(self, job: Job) -> tuple[Member, ...]:
-        """A job's members, but for the unperturbed model of an earlier generation."""
+        """Return a job's members without the unperturbed model of an earlier generation."""
         return tuple(member for member in job.members if member.sign or _asked_in(job) == self.now)
 
 
@@ -171,5 +171,5 @@ def _asked_in(job: Job) -> int:
 
 
 def _perturbed(job: Job) -> int:
-    """How many members of the population a job has."""
+    """Return the number of perturbed members in a job."""
     return sum(bool(member.sign) for member in job.members)

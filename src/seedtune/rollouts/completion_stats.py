@@ -1,4 +1,4 @@
-"""What completions look like, whatever a reward makes of them: cut off, empty, looping, or unchanged."""
+"""Completion statistics independent of the reward: truncated, empty, repeating, or unchanged."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from seedtune.types import Rollout, tokens
 
 @dataclass(frozen=True, slots=True)
 class CompletionStats:
-    """Shares of completions: cut off at the limit, empty, repeating, and equal to the unperturbed model's."""
+    """Shares of completions: truncated at the limit, empty, repeating, and equal to the unperturbed model's."""
 
     clipped: float
     empty: float
@@ -19,7 +19,7 @@ class CompletionStats:
 
 
 def describe(rollouts: Sequence[Rollout], unperturbed: Mapping[int, str]) -> CompletionStats:
-    """The shares over ``rollouts``; ``unperturbed`` has the unperturbed model's text by prompt."""
+    """Return the shares over ``rollouts``; ``unperturbed`` maps a prompt index to the unperturbed model's text."""
     count = max(1, len(rollouts))
     return CompletionStats(
         clipped=sum(r.finish == "length" for r in rollouts) / count,

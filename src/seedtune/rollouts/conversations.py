@@ -1,7 +1,7 @@
-"""Conversations with environments: all that a population has open are answered in one batch, turn by turn.
+"""Conversations with environments: all open conversations of a population advance in one batch per turn.
 
-The first turn asks every member every prompt.  Then each environment hears what its model said, in a fixed order, and
-the next turn asks those whose conversation goes on, each with a transcript of its own (`Job.rows`).
+In the first turn every member answers every prompt.  Then each environment receives its model's message, in a fixed
+order, and the next turn continues the open conversations, each with a separate transcript (`Job.rows`).
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from seedtune.tasks.environments.transcript import Content, EnvironmentMessage, 
 from seedtune.types import Example, Finish, Job, Member, Prompt, Rollout
 
 TIMEOUTS = 16
-"""Environments that may hang in one evaluation before the run stops; each costs the time-out."""
+"""Time-outs of environments and rewards in one evaluation that stop the run."""
 
 
 @dataclass(slots=True)
 class Talk:
-    """One conversation; ``job``, ``member``, ``prompt`` and ``sample`` are where its rollout belongs."""
+    """The state of one conversation; ``job``, ``member``, ``prompt`` and ``sample`` are the key of its rollout."""
 
     job: Job
     member: int
@@ -48,26 +48,26 @@ class Talk:
     read: int = 0
     finish: Finish | None = None
     broken: bool = False
-    """The environment failed: it cannot go on, and has no reward."""
+    """Whether the environment failed: the conversation ends without a reward."""
 
 
 class Conversations:
-    """Plays the jobs of one evaluation with a task's environment; what it or a reward does wrong costs the sample.
+    """Play the jobs of one evaluation with a task's environment; a failing environment or reward loses that sample.
 
-    ``scorer`` shows each kind of failure once in a run and knows how to go on after a stop.
+    ``scorer`` logs each kind of failure once per run and holds the advice for stop errors.
     """
 
     def __init__(self, engine: Engine, task: Task, config: Config, scorer: Scorer) -> None:
         self.engine, self.task, self.config, self.how = engine, task, config, config.conversation
         self.failed: Counter[str] = Counter()
-        """On how many conversations each reward failed: all, where an environment did."""
+        """Failed conversations per reward; a failed environment counts for every reward."""
         self._scorer, self._patience = scorer, Patience(self.how.timeout)
         self._timeouts, self._causes = 0, Counter[str]()
 
     def rollouts(self, jobs: Sequence[Job], examples: Sequence[Example]) -> list[Rollout]:
-        """One rollout for each member, prompt and sample: the transcript, all its tokens, and its scores.
+        """Return a rollout per member, prompt and sample: the transcript, all its tokens, and its scores.
 
-        RewardError if a larger share of them than ``max_reward_failure_rate`` fails, or many hang.
+        Raises RewardError if a larger share than ``max_reward_failure_rate`` fails, or `TIMEOUTS` calls hang.
         """
         try:
             return self._played(jobs, examples)
@@ -91,7 +91,7 @@ class Conversations:
     # ------------------------------------------------------------------ beginning
 
     def _begin(self, job: Job, place: tuple[int, int, int], examples: Sequence[Example]) -> Talk:
-        """A new environment, reset with the columns of its row."""
+        """Start a conversation with a new environment, reset with the columns of the row."""
         member, prompt, sample = place
         content = job.prompts[prompt].content
         talk = Talk(job, member, prompt, sample, content, content)
@@ -114,13 +114,13 @@ class Conversations:
         return environment, tools, None if told is None else str(told)
 
     def _templated(self, content: Content) -> bool:
-        """Whether tools go through the chat template."""
+        """Whether tools are passed to the chat template."""
         return self.how.tools == "template" and not isinstance(content, str)
 
     # ---------------------------------------------------------------------- turns
 
     def _answers(self, going: Sequence[Talk], turn: int) -> list[Rollout | None]:
-        """What the models of open conversations say, all in one batch of each job; None where nobody could ask."""
+        """Generate the next message of each open conversation, batched per job; None if a member was not evaluated."""
         jobs, asked = list[Job](), dict[tuple[int, Member, int], list[int]]()
         for job in {talk.job.id: talk.job for talk in going}.values():
             mine = [index for index, talk in enumerate(going) if talk.job.id == job.id]
@@ -133,9 +133,10 @@ class Conversations:
         return [found.get(index) for index in range(len(going))]
 
     def _transcripts(self, talks: Sequence[Talk], turn: int) -> tuple[tuple[Prompt, ...], list[tuple[int, int]]]:
-        """The transcripts as prompts, equal ones once, and (member, prompt) of every conversation.
+        """Return the distinct transcripts as prompts, and the (member, prompt) indices of every conversation.
 
-        Draws belong to a row and a sample; without any, conversations of different rows may share a prompt, too.
+        Sampling draws depend on the row and the sample; without sampling, equal transcripts of different rows share a
+        prompt, too.
         """
         prompts, places, rows = list[Prompt](), dict[Any, int](), list[tuple[int, int]]()
         for talk in talks:
@@ -154,7 +155,7 @@ class Conversations:
         return replace(prompt, template_kwargs={**prompt.template_kwargs, "tools": schemas(talk.tools)})
 
     def _hear(self, talk: Talk, rollout: Rollout) -> None:
-        """Let the environment hear what was said, and write both down."""
+        """Pass the model's message to the environment, and append the message and the replies to the transcript."""
         talk.tokens += rollout.token_ids
         talk.read += rollout.prompt_tokens
         if not rollout.token_ids and rollout.finish == "length":  # no room is left in the context
@@ -171,7 +172,7 @@ class Conversations:
     # ------------------------------------------------------------------------ end
 
     def _end(self, talk: Talk, example: Example) -> Rollout:
-        """The rollout of a conversation that is over, or has had all its turns."""
+        """Score a conversation that is over or out of turns, close its environment, and return the rollout."""
         text, scores = since(talk.content, talk.begin), tuple(math.nan for _ in self.task.rewards)
         if not talk.broken:
             row = replace(example, columns={**example.columns, "environments": talk.environment})
@@ -191,7 +192,7 @@ class Conversations:
         )
 
     def _scored(self, reward: Reward, row: Example, text: str) -> float:
-        """What a reward, which receives ``environments``, too, gives one conversation; NaN if it fails."""
+        """Score one conversation with a reward, which also receives ``environments``; NaN if it fails."""
         keywords = keywords_of([row], [text], list(row.columns))
         found, error = self._patience.call(partial(attempt, reward.function, keywords, 1))
         answer: RewardResult = found if error is None else failed(self._fault(error), 1)
@@ -201,7 +202,7 @@ class Conversations:
         return answer.values[0]
 
     def _broke(self, talk: Talk, error: BaseException) -> None:
-        """A conversation cannot go on: show why, and count it for every reward."""
+        """End a conversation whose environment failed: log the error, and count it for every reward."""
         talk.broken, talk.finish = True, talk.finish or "stop"
         fault = self._fault(error)
         self._scorer.once.show(self.task.name, fault, who="environment of task", lost="conversation")
@@ -209,13 +210,13 @@ class Conversations:
         self._count(names, f"the environment of task {self.task.name!r} {fault.message}")
 
     def _fault(self, error: BaseException) -> Fault:
-        if not isinstance(error, TimeoutError) or error.__traceback__ is not None:  # the second: its own, raised
+        if not isinstance(error, TimeoutError) or error.__traceback__ is not None:  # a TimeoutError of user code
             return fault_of(error)
         self._timeouts += 1
         return Fault("hang", f"took longer than conversation.timeout={self.how.timeout:g} seconds")
 
     def _count(self, rewards: Sequence[str], what: str) -> None:
-        """Count a failure for ``rewards``; RewardError when too many calls hang, each of which costs the time-out."""
+        """Count a failure for ``rewards``; raise RewardError once `TIMEOUTS` calls have hung."""
         self.failed.update(rewards)
         self._causes[what] += 1
         if self._timeouts >= TIMEOUTS:
@@ -235,12 +236,12 @@ class Conversations:
 
 
 def _places(job: Job) -> list[tuple[int, int, int]]:
-    """Member, prompt and sample of every conversation of a job."""
+    """Return (member, prompt, sample) of every conversation of a job."""
     return [(m, p, s) for (m, p), s in product(job.pairs, range(job.sampling.samples))]
 
 
 def _replies(talk: Talk, text: str, role: str) -> list[EnvironmentMessage] | None:
-    """What the environment says to a message; None ends the conversation."""
+    """Return the environment's replies to a message; None ends the conversation."""
     if _has(talk.environment, "step"):
         told = talk.environment.step(text)
         return None if told is None else [("user", str(told))]
@@ -249,5 +250,5 @@ def _replies(talk: Talk, text: str, role: str) -> list[EnvironmentMessage] | Non
 
 
 def _has(environment: Any, method: str) -> bool:
-    """Whether an environment defines one of the methods that it need not."""
+    """Whether an environment defines an optional method."""
     return inspect.ismethod(getattr(environment, method, None))

@@ -1,4 +1,4 @@
-"""Evaluating members on examples: jobs out to the engine, rollouts back, scored into a matrix."""
+"""Evaluate members on examples: send jobs to the engine, score the rollouts, and collect the scores in a matrix."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ from seedtune.tasks.reference_answers import scores_itself
 from seedtune.types import UNPERTURBED, Example, Job, Member, Plan, Rollout, Sampling
 
 RolloutKey = tuple[Member, int, int]
-"""A rollout's member, prompt and sample."""
+"""(member, prompt index, sample index) of a rollout."""
 
 
 @dataclass(slots=True)
 class Outcome:
-    """Scores (members, prompts) of an evaluation, and its rollouts, member by member, with their values.
+    """The scores of an evaluation, and its rollouts with their rewards, ordered by member.
 
-    ``scores`` are of the weighted sum of the rewards; ``by_reward`` (rewards, members, prompts) holds each
-    reward's own, not weighted, in the order of the task's.  NaN where nothing was scored; ``failed`` counts, for
-    each reward, the rollouts on which its function failed.
+    ``scores`` (members, prompts) aggregate the weighted sum of the rewards; ``by_reward`` (rewards, members, prompts)
+    holds the unweighted scores of each reward, in the task's order.  NaN where nothing was scored.  ``rewards`` and
+    ``by_function`` have a value per rollout; ``failed`` counts the rollouts on which each reward function failed.
     """
 
     members: tuple[Member, ...]
@@ -48,29 +48,29 @@ class Outcome:
     failed: dict[str, int]
     seconds: dict[str, float] = field(default_factory=dict)
     asked: NDArray[np.bool_] | None = None
-    """(members, prompts) that were to be answered; None: all."""
+    """(members, prompts): the requested evaluations; None: all."""
 
     staleness: dict[str, float] = field(default_factory=dict)
-    """Of an asynchronous run, see `seedtune.rollouts.asynchronous`."""
+    """Staleness metrics of an asynchronous run, see `seedtune.rollouts.asynchronous`."""
 
     @property
     def perturbed(self) -> tuple[Member, ...]:
-        """The members but for the unperturbed one."""
+        """The members without the unperturbed one."""
         return tuple(member for member in self.members if member.sign)
 
     def of(self, member: Member) -> list[tuple[Rollout, float]]:
-        """A member's rollouts with their rewards."""
+        """Return a member's rollouts with their rewards."""
         return [(r, reward) for r, reward in zip(self.rollouts, self.rewards, strict=True) if r.member == member]
 
     def row(self, member: Member) -> NDArray[np.float64]:
-        """A member's scores over the prompts."""
+        """Return a member's scores, shape (prompts,)."""
         scores: NDArray[np.float64] = self.scores[self.members.index(member)]
         return scores
 
 
 @dataclass(frozen=True, slots=True)
 class ScoredRollouts:
-    """Rollouts in the order of their places, each reward's values for them, and on how many it failed."""
+    """Rollouts in the order of their keys, each reward's values for them, and its number of failures."""
 
     rollouts: list[Rollout]
     values: dict[str, list[float]]
@@ -79,24 +79,24 @@ class ScoredRollouts:
 
 
 class Evaluator:
-    """Runs jobs on an engine and scores what comes back, as it comes, with the task's rewards."""
+    """Run jobs on an engine and score the rollouts with the task's rewards as they arrive."""
 
     def __init__(self, engine: Engine, task: Task, config: Config, scorer: Scorer | None = None) -> None:
         self.engine, self.task, self.config = engine, task, config
         self.scorer = Scorer(task.rewards, config) if scorer is None else scorer
 
     def evaluate(self, members: tuple[Member, ...], examples: Sequence[Example], *, plan: Plan) -> Outcome:
-        """Let every member answer every example, with the σ of ``plan`` and where it stands.
+        """Let every member answer every example, with the generation, σ and shift of ``plan``.
 
-        The configured objective makes one score of its samples.
+        The configured objective reduces the samples of a prompt to one score.
         """
         jobs = self.jobs(members, tuple(examples), plan)
         return self._run(jobs, tuple(examples), self.config.objective)
 
     def unperturbed(self, examples: Sequence[Example], *, generation: int, tokens: bool = False) -> Outcome:
-        """Let the current model alone answer every example; a score is the mean over samples, whatever the objective.
+        """Let the current model answer every example; scores are means over samples, independent of the objective.
 
-        With ``tokens`` the rollouts hold their token ids for sure.
+        With ``tokens`` the rollouts are guaranteed to hold their token ids.
         """
         whole = replace(self.jobs((UNPERTURBED,), tuple(examples), Plan(generation, 0.0, ()))[0], tokens=tokens)
         size = self.config.held_out_group or len(examples)
@@ -114,9 +114,9 @@ class Evaluator:
     def score(
         self, places: Sequence[RolloutKey], examples: tuple[Example, ...], rollouts: Iterable[Rollout], *, after: int
     ) -> ScoredRollouts:
-        """Score rollouts as they come; each is at one of the ``places``, and some places may stay empty.
+        """Score rollouts as they arrive; each has one of the keys in ``places``, and some keys may stay without one.
 
-        A rollout's prompt is the position in ``examples`` here.
+        A rollout's ``prompt`` is an index into ``examples`` here; ``after`` is the number of finished generations.
         """
         started = time.perf_counter()
         number, arrived = {place: index for index, place in enumerate(places)}, dict[RolloutKey, Rollout]()
@@ -141,7 +141,7 @@ class Evaluator:
     def outcome(
         self, members: tuple[Member, ...], examples: tuple[Example, ...], answers: ScoredRollouts, objective: str
     ) -> Outcome:
-        """Matrices of what was answered, one number of a member's samples by the objective."""
+        """Build the score matrices; the objective reduces a member's samples of a prompt to one number."""
         rollouts, values = answers.rollouts, answers.values
         rewards = total(self.task.rewards, values)
         counted = self._counted(rollouts, rewards, objective)
@@ -161,9 +161,9 @@ class Evaluator:
         )
 
     def _rollouts(self, jobs: list[Job], examples: tuple[Example, ...], failed: Counter[str]) -> Iterator[Rollout]:
-        """Conversations where the task has an environment, likelihoods of reference answers, or single completions.
+        """Yield rollouts: conversations if the task has an environment, likelihoods, or single completions.
 
-        ``failed`` receives on how many conversations each reward failed.
+        ``failed`` receives the number of conversations on which each reward failed.
         """
         if self.task.environment is not None:
             talks = Conversations(self.engine, self.task, self.config, self.scorer)
@@ -175,7 +175,7 @@ class Evaluator:
             yield from self.engine.evaluate(jobs)
 
     def _counted(self, rollouts: Sequence[Rollout], rewards: Sequence[float], objective: str) -> list[int]:
-        """Indices of the rollouts that the objective makes scores of."""
+        """Return the indices of the rollouts that the objective selects for the scores."""
         choose, votes = OBJECTIVES[objective], objective in VOTING
         samples: dict[tuple[Member, int], list[int]] = {}
         for index, rollout in enumerate(rollouts):
@@ -188,7 +188,7 @@ class Evaluator:
         ]
 
     def jobs(self, members: tuple[Member, ...], examples: tuple[Example, ...], plan: Plan) -> list[Job]:
-        """Members cut into fixed groups, the same whatever the engine."""
+        """Split the members into jobs of fixed groups, independent of the engine and its workers."""
         size = self.config.group or len(members)
         prompts = tuple(prompt_of(self.config, example) for example in examples)
         how = self._sampling(plan.generation)
@@ -211,12 +211,12 @@ class Evaluator:
 
 
 def places_of(members: Sequence[Member], prompts: Iterable[int], samples: int) -> list[RolloutKey]:
-    """Where every rollout of an evaluation belongs: members in order, then prompts, then samples."""
+    """Return the keys of all rollouts of an evaluation, ordered by member, then prompt, then sample."""
     return list(dict.fromkeys(product(members, prompts, range(samples))))
 
 
 def _known(rewards: Sequence[Reward], rollouts: Sequence[Rollout]) -> dict[str, list[float]] | None:
-    """Each reward's values, if the rollouts were scored while they were made."""
+    """Return each reward's values if the rollouts were scored during generation, else None."""
     scores = [rollout.scores for rollout in rollouts if rollout.scores is not None]
     if not scores:
         return None
@@ -225,13 +225,13 @@ def _known(rewards: Sequence[Reward], rollouts: Sequence[Rollout]) -> dict[str, 
 
 
 def _cells(members: tuple[Member, ...], prompts: int, rollouts: Sequence[Rollout]) -> NDArray[np.intp]:
-    """The place of every rollout in a flat (members, prompts) matrix."""
+    """Return the index of every rollout in a flattened (members, prompts) matrix."""
     order = {member: index for index, member in enumerate(members)}
     return np.array([order[rollout.member] * prompts + rollout.prompt for rollout in rollouts], dtype=np.intp)
 
 
 def _matrix(shape: tuple[int, int], cells: NDArray[np.intp], rewards: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(members, prompts): the mean over what has a reward, NaN where nothing has."""
+    """Average the rewards per cell into a matrix of ``shape`` (members, prompts); NaN for cells without a reward."""
     known, size = ~np.isnan(rewards), shape[0] * shape[1]
     sums = np.bincount(cells[known], weights=rewards[known], minlength=size)
     counts = np.bincount(cells[known], minlength=size)

@@ -1,4 +1,4 @@
-"""Rollouts without generation: how probable reference answers are to every member, one score for each."""
+"""Rollouts without generation: score each member by its log-probabilities of reference answers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from seedtune.types import Example, Job, Likelihood, Member, Rollout
 
 
 def rollouts(engine: Engine, config: Config, jobs: Sequence[Job], examples: Sequence[Example]) -> Iterator[Rollout]:
-    """One for each member and prompt: the answer that counts, with the score of the configured objective."""
+    """Yield a rollout per member and prompt: the chosen answer with the score of the configured objective."""
     asked = [reference_answers(config, example) for example in examples]
     filled = [
         replace(job, prompts=tuple(replace(p, answers=g.answers) for p, g in zip(job.prompts, asked, strict=True)))

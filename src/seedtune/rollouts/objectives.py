@@ -1,6 +1,6 @@
-"""What counts of a member's k samples of a prompt: its score is the mean reward of the samples chosen here.
+"""Objectives: select among a member's k samples of a prompt; the score is the mean reward of the selected samples.
 
-Pure functions of the samples' answers and rewards (NaN: could not be scored) that give places among them.
+Each is a pure function of the samples' answers and rewards (NaN: not scored) that returns the selected indices.
 """
 
 from __future__ import annotations
@@ -12,24 +12,24 @@ from collections.abc import Callable, Sequence
 Objective = Callable[[Sequence[str], Sequence[float]], list[int]]
 
 Likelihoods = Callable[[Sequence[Sequence[float]], int], tuple[int, float]]
-"""(log-probabilities of each answer's tokens, position of the right one) → (answer that counts, score)."""
+"""(log-probabilities of each answer's tokens, index of the right answer) → (index of the chosen answer, score)."""
 
 
 def mean(answers: Sequence[str], rewards: Sequence[float]) -> list[int]:
-    """Every sample: the expected reward."""
+    """Select every sample: the expected reward."""
     return list(range(len(rewards)))
 
 
 def pass_at_k(answers: Sequence[str], rewards: Sequence[float]) -> list[int]:
-    """The best sample, the first of several: max over k of the reward, which for 0 and 1 is pass@k."""
+    """Select the first sample with the highest reward: max over k, which for rewards of 0 and 1 is pass@k."""
     scored = [index for index, reward in enumerate(rewards) if not math.isnan(reward)]
     return [max(scored, key=lambda index: rewards[index])] if scored else []
 
 
 def majority_at_k(answers: Sequence[str], rewards: Sequence[float]) -> list[int]:
-    """The samples of the most frequent answer, of several the one that came first; an empty answer is no vote.
+    """Select the samples with the most frequent answer, on ties the one that came first; empty answers do not vote.
 
-    All samples where none has an answer.  What of a completion is its answer, the task says (`Task.answer_of`).
+    Selects all samples if none has an answer.  The task extracts the answer of a completion (`Task.answer_of`).
     """
     votes = Counter(answer for answer in answers if answer)
     if not votes:
@@ -39,14 +39,14 @@ def majority_at_k(answers: Sequence[str], rewards: Sequence[float]) -> list[int]
 
 
 def logprob(answers: Sequence[Sequence[float]], right: int) -> tuple[int, float]:
-    """(0, mean log-probability of a token of the one answer)."""
+    """Return (0, mean log-probability per token of the only answer)."""
     return 0, _mean(answers[0])
 
 
 def choice_accuracy(answers: Sequence[Sequence[float]], right: int) -> tuple[int, float]:
-    """(choice with the highest mean log-probability of a token, 1 if it is the ``right`` one, else 0).
+    """Return (choice with the highest mean log-probability per token, 1 if it is the ``right`` one, else 0).
 
-    Of equal ones the first; NaN if one of them is NaN.
+    The first choice on ties; the score is NaN if the mean of any choice is not finite.
     """
     means = [_mean(answer) for answer in answers]
     chosen = max(range(len(means)), key=lambda place: means[place])
@@ -54,21 +54,21 @@ def choice_accuracy(answers: Sequence[Sequence[float]], right: int) -> tuple[int
 
 
 def _mean(logprobs: Sequence[float]) -> float:
-    """The mean; NaN for what is no finite number."""
+    """Return the mean, or NaN if it is not finite."""
     value = sum(logprobs) / len(logprobs)
     return value if math.isfinite(value) else math.nan
 
 
 LIKELIHOODS: dict[str, Likelihoods] = {"logprob": logprob, "choice_accuracy": choice_accuracy}
-"""Objectives on reference answers, by name; nothing is generated."""
+"""Likelihood objectives on reference answers by name; they generate nothing."""
 
 OBJECTIVES: dict[str, Objective] = {
     "mean": mean,
     "pass_at_k": pass_at_k,
     "majority_at_k": majority_at_k,
-    **dict.fromkeys(LIKELIHOODS, mean),  # one value a prompt, which is its own mean
+    **dict.fromkeys(LIKELIHOODS, mean),  # one value per prompt, equal to its mean
 }
-"""Every objective by its name in the configuration."""
+"""Objectives by their name in the configuration."""
 
 VOTING = frozenset({"majority_at_k"})
-"""Objectives that look at answers."""
+"""Objectives that depend on the extracted answers."""

@@ -1,4 +1,4 @@
-"""What a run works on, ready before it begins: the configuration with what was given in it, and the task that fits."""
+"""Prepare a run: record the given inputs in the configuration, create the task and fit its prompts to the model."""
 
 from __future__ import annotations
 
@@ -20,14 +20,15 @@ __all__ = ["Data", "RewardSpec", "TaskInputs", "take", "task_of"]
 
 
 def task_of(config: Config) -> Task:
-    """The task of a configuration alone, its prompts as they are."""
+    """Create the task of a configuration, without fitting its prompts to the model."""
     return chosen(config, TaskInputs())[1]
 
 
 def take(config: Config, given: TaskInputs, *, model: Any = None, processing_class: Any = None) -> tuple[Config, Task]:
-    """The settled configuration and its task, prompts no longer than the model takes; errors say what is wrong.
+    """Return the resolved configuration and its task, with prompts that fit the model's context.
 
-    ``processing_class`` is TRL's: a tokenizer, which has to be the model's own.
+    ``model`` is a folder or Hugging Face id that replaces the configuration's; ``processing_class``, as in TRL, is a
+    tokenizer, which must be the model's own.  Raises a SeedtuneError that says what is wrong.
     """
     if model is not None:
         config = config.replace(model=_name_of(model))
@@ -48,7 +49,7 @@ def _name_of(model: Any) -> str:
 
 
 def _fitted(config: Config, task: Task) -> Task:
-    """The task with prompts shortened or left out where they are too long for the model or for the configuration."""
+    """Apply the truncation policy to prompts that are too long for the model or the configuration."""
     engine = engines.create(config)
     limit = _limit(config, engine.context_length())
     if limit is None:
@@ -61,7 +62,7 @@ def _fitted(config: Config, task: Task) -> Task:
 
 
 def _limit(config: Config, context: int | None) -> Limit | None:
-    """Tokens a prompt may have; None: any number."""
+    """Return the token limit of a prompt; None: unlimited."""
     own = config.max_prompt_length
     room, why = (None, "") if context is None else _room(config, context)
     if own is not None and (room is None or own <= room):
@@ -70,8 +71,8 @@ def _limit(config: Config, context: int | None) -> Limit | None:
 
 
 def _room(config: Config, context: int) -> tuple[int, str]:
-    """Tokens that the model's context leaves a prompt, and what they are in words."""
-    if config.uses_likelihood:  # reference answers are as long as they are, and the engine checks them
+    """Return the tokens that the model's context leaves for a prompt, and a description of that limit."""
+    if config.uses_likelihood:  # the engine checks the length of reference answers
         return context, f"the model's context of {context}"
     new = config.max_completion_length
     if new >= context:

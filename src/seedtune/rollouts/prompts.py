@@ -1,4 +1,4 @@
-"""Which prompts a generation has, and how an example becomes a prompt."""
+"""Select the prompts of a generation, and convert examples to prompts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from seedtune.types import Example, Message, Prompt
 
 
 def drawn(config: Config, task: Task, generation: int) -> list[Example]:
-    """A generation's training prompts: epochs in addressed random order, cut into equal batches."""
+    """Return a generation's training examples: each epoch is permuted by addressed noise and cut into equal batches."""
     data, size = task.train, min(config.prompts_per_generation, len(task.train))
     places = (divmod(place, len(data)) for place in range(generation * size, (generation + 1) * size))
     return [data[int(_order(config.seed, epoch, len(data))[index])] for epoch, index in places]
@@ -28,7 +28,7 @@ def _order(seed: int, epoch: int, count: int) -> NDArray[np.int64]:
 
 
 def prompt_of(config: Config, example: Example) -> Prompt:
-    """An example as an engine takes it, the system prompt in front of a chat."""
+    """Convert an example to an engine's prompt, with the system prompt in front of chat messages."""
     content = example.prompt
     if config.system_prompt is not None and not isinstance(content, str):
         system: Message = {"role": "system", "content": config.system_prompt}

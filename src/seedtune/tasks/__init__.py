@@ -1,4 +1,4 @@
-"""Tasks bring prompts and rewards."""
+"""Tasks: the prompts to train on and the rewards that score completions."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ TASKS: dict[str, TaskKind] = {
     "right_and_brief": right_and_brief.KIND,
     "toy": toy.KIND,
 }
-"""Every built-in task by name; ``reasoning_gym:NAME`` and ``file.py:function`` are made without a row here."""
+"""Built-in tasks by name; ``reasoning_gym:NAME`` and ``file.py:function`` need no entry here."""
 
 
 def create(name: str, args: Mapping[str, Any] | None = None) -> Task:
-    """A task by name with its settings ``args``; ConfigError with the nearest name if there is none."""
+    """Create a task by name with the settings ``args``; raise ConfigError, suggesting a name, if it is unknown."""
     given = args or {}
     if name.startswith(reasoning_gym.PREFIX):
         return reasoning_gym.from_gym(name.removeprefix(reasoning_gym.PREFIX), given)

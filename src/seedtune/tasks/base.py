@@ -19,27 +19,27 @@ from seedtune.types import Example
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """Data and rewards, ready to be drawn from and scored."""
+    """Training and held-out examples, with the rewards that score their completions."""
 
     name: str
     train: Sequence[Example]
     test: Sequence[Example]
     rewards: tuple[Reward, ...]
     gold: Callable[[Example], str] | None = None
-    """A completion that deserves full marks, for ``seedtune validate``."""
+    """Returns a completion that deserves full marks, for ``seedtune validate``."""
     full_marks: float | None = None
-    """The weighted sum of the rewards of a gold answer; None: not known, but nothing may get more than a gold answer
-    does, and no answer counts as right."""
+    """The weighted sum of the rewards of a gold answer; None: unknown, then no answer counts as right, but still none
+    may score more than a gold answer."""
     right_from: float | None = None
-    """The weighted sum of rewards from which an answer counts as right; None: full_marks."""
+    """The smallest weighted sum of rewards of a right answer; None: full_marks."""
     graded: bool = False
-    """Rewards say how near an answer is, and hardly any is perfect: accuracy says nothing and is not shown."""
+    """Whether rewards grade how near an answer is; hardly any is perfect then, so accuracy is not shown."""
     no_marks: float = 0.0
-    """The most that an empty answer may get."""
+    """The largest reward of an empty answer."""
     answer: Callable[[str], str] | None = None
-    """What of a completion is its answer, for votes among samples; empty: it gives none.  None: the whole text."""
+    """Extracts the answer of a completion, for majority votes; an empty answer is no vote.  None: the whole text."""
     environment: EnvironmentFactory | None = None
-    """What members talk to, a new one for each conversation; None: a prompt has one answer."""
+    """Makes the environment of a conversation, a new one for each; None: single completions."""
 
     @property
     def has_accuracy(self) -> bool:
@@ -47,7 +47,7 @@ class Task:
         return self.full_marks is not None and not self.graded
 
     def answer_of(self, text: str) -> str:
-        """The answer in a completion, without outer white space; RewardError if the task's function raises."""
+        """Return the stripped answer of a completion; raise RewardError if the task's function raises."""
         if self.answer is None:
             return text.strip()
         try:
@@ -59,40 +59,40 @@ class Task:
             ) from error
 
     def digest(self) -> str:
-        """16 hexadecimal digits over the training examples.  Reward code has no digest: mending it is allowed."""
+        """Return 16 hexadecimal digits over the training examples.  Reward code is not included and may be fixed."""
         rows = [[example.id, example.prompt, sorted(example.columns.items())] for example in self.train]
         text = json.dumps(rows, default=lambda value: type(value).__name__)
         return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
 class NoSettings(Section):
-    """Settings of a task that has none."""
+    """Settings of a task without settings."""
 
 
 class Sizes(Section):
-    """Settings of a task that makes its own examples; all are addressed by ``seed``, equal on every machine."""
+    """Settings of a task with generated examples, which depend on ``seed`` only and are equal on every machine."""
 
     train_size: int = Field(default=2000, ge=1, le=1_000_000)
     """Training examples."""
 
     test_size: int = Field(default=200, ge=0, le=100_000)
-    """Held-out examples; none of them is a training example."""
+    """Held-out examples, disjoint from the training examples."""
 
     seed: int = Field(default=0, ge=0, lt=2**32)
-    """Another seed, other examples."""
+    """Seed of the generated examples."""
 
 
 @dataclass(frozen=True, slots=True)
 class TaskKind:
-    """A built-in task as the registry has it: how it is made, and what a list of tasks says about it."""
+    """The registry entry of a built-in task: its factory, and its description for the list of tasks."""
 
     build: Callable[[Any], Task]
-    """Makes the task of its ``settings``."""
+    """Creates the task from an instance of ``settings``."""
     settings: type[Section]
     what: str
     reward: str
-    """The rewards in words."""
+    """Description of the rewards."""
     sizes: tuple[int, int]
     """Training and held-out examples with the default settings."""
     needs: tuple[str, ...] = ()
-    """Modules to install, by the extra ``tasks``, or ``data`` for data sets of a hub."""
+    """Optional modules, installed by the extra ``tasks``, or ``data`` for data sets of the Hugging Face Hub."""

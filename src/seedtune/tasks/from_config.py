@@ -1,4 +1,4 @@
-"""Which task a trainer trains: a built-in one, or the caller's own data and rewards."""
+"""Create the task of a run: a built-in one, or one from the user's own data and rewards."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from seedtune.tasks.reference_answers import reference_answers, scored_by_the_en
 from seedtune.types import Example
 
 Data = Rows | str
-"""Rows, or text that names them."""
+"""Rows, or a string that names a file or data set."""
 
 _HOW = "resume it from Python with the same Trainer."
 
 
 @dataclass(frozen=True, slots=True)
 class TaskInputs:
-    """What a program gives besides a configuration; None: the configuration's own."""
+    """Python objects passed in addition to a configuration; None: use the configuration's setting."""
 
     rewards: build.RewardSpec | Sequence[build.RewardSpec] | None = None
     weights: Sequence[float] | None = None
@@ -40,9 +40,9 @@ class TaskInputs:
 
 
 def chosen(config: Config, given: TaskInputs) -> tuple[Config, Task]:
-    """The built-in task, or own data and rewards; with the configuration that records which.
+    """Return the task of a run and the configuration that records it.
 
-    DataError if there is nothing to train on, ConfigError if data or rewards are missing or given twice.
+    Raises DataError if there are no training examples, and ConfigError if data or rewards are missing or given twice.
     """
     listed = [] if given.rewards is None else build.listed(given.rewards)
     config = _recorded(config, given, listed)
@@ -65,7 +65,7 @@ def chosen(config: Config, given: TaskInputs) -> tuple[Config, Task]:
 
 
 def _environment(config: Config, given: TaskInputs) -> EnvironmentFactory | None:
-    """What members talk to, if the program or the configuration names it."""
+    """Return the factory of the environment, if the program or the configuration names one."""
     if given.environment is not None or config.environment is None:
         return given.environment
     if config.environment == OBJECTS:
@@ -74,7 +74,7 @@ def _environment(config: Config, given: TaskInputs) -> EnvironmentFactory | None
 
 
 def _recorded(config: Config, given: TaskInputs, listed: Sequence[build.RewardSpec]) -> Config:
-    """The configuration with what was given in it, files by absolute paths."""
+    """Return the configuration with the given inputs recorded and file paths made absolute."""
     changes: dict[str, Any] = {}
     for name, data in (("train_dataset", given.train), ("eval_dataset", given.test)):
         if data is not None:
@@ -105,14 +105,14 @@ def _check_unused(config: Config) -> None:
 
 
 def _check_not_twice(config: Config, told: Config, changed: Sequence[str]) -> None:
-    """ConfigError where an argument would override a setting; to tell a resumed run the same again is no mistake."""
+    """Raise ConfigError if an argument would change a setting; passing equal values again on resume is allowed."""
     for name in changed:
         if getattr(config, name) and getattr(told, name) != getattr(config, name):
             raise ConfigError(f"{name} is given twice: as an argument and in the configuration. Leave one out.")
 
 
 def _settled(config: Config) -> Config:
-    """Files by their absolute paths: the run can be resumed from any working directory."""
+    """Make all file paths absolute, so that the run can be resumed from any working directory."""
     data = {name: getattr(config, name) for name in ("train_dataset", "eval_dataset")}
     found = {n: datasets.settled(d) for n, d in data.items() if d is not None and d.path != OBJECTS}
     rewards = tuple(build.settled(reward) for reward in config.reward_funcs)
@@ -123,7 +123,7 @@ def _settled(config: Config) -> Config:
 
 
 def _check_whole(config: Config, given: TaskInputs, listed: Sequence[build.RewardSpec], *, needed: bool) -> None:
-    """ConfigError if data or rewards are missing, or were objects that only the program had."""
+    """Raise ConfigError if data or rewards are missing, or were Python objects of an earlier program."""
     data = ((config.train_dataset, given.train), (config.eval_dataset, given.test))
     lost = [name for name, (told, had) in zip(("training", "held-out"), data, strict=True) if _is_lost(told, had)]
     if lost:
@@ -163,14 +163,14 @@ def _examples(config: Config, data: tuple[DatasetSettings | None, Data | None], 
 
 
 def _without_functions(config: Config, environment: EnvironmentFactory | None) -> tuple[Reward, ...]:
-    """The rewards of what needs no reward functions."""
+    """Return the rewards of likelihood objectives and environments, which need no reward functions."""
     if config.uses_likelihood:
         return (Reward(config.objective, scored_by_the_engine),)
     return () if environment is None else (Reward("environment_reward", environment_reward),)
 
 
 def _check_scored(config: Config, task: Task) -> None:
-    """What reference answers need, and what does not go with an environment."""
+    """Check the reference answers of likelihood objectives, and settings that conflict with an environment."""
     if config.uses_likelihood:
         if any(reward.function is not scored_by_the_engine for reward in task.rewards) or task.environment is not None:
             raise ConfigError(

@@ -1,4 +1,4 @@
-"""Reference answers: what log-probability objectives read from a row."""
+"""Reference answers, which log-probability objectives read from the columns of a row."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from seedtune.types import Example
 
 @dataclass(frozen=True, slots=True)
 class ReferenceAnswers:
-    """Answers to a prompt, and the position of the right one."""
+    """The reference answers of a prompt, and the index of the right one."""
 
     answers: tuple[str, ...]
     right: int = 0
 
 
 def reference_answers(config: Config, example: Example) -> ReferenceAnswers:
-    """The answer of a row (``logprob``), or its choices and which is right (``choice_accuracy``).
+    """Read a row's answer (``logprob``), or its choices and the index of the right one (``choice_accuracy``).
 
-    DataError names the row and the column that is missing or of another kind.
+    Raises DataError with the row and the column that is missing or of the wrong type.
     """
     names = config.likelihood
     if config.objective == "logprob":
@@ -41,7 +41,7 @@ def reference_answers(config: Config, example: Example) -> ReferenceAnswers:
 
 
 def scored_by_the_engine(**_: Any) -> list[float | None]:
-    """The reward function of such a task, which is never asked: the engine knows the value."""
+    """Placeholder reward of log-probability objectives, which the engine scores; raises RewardError if called."""
     raise RewardError("log-probability objectives are scored by the engine, not from text. Use objective=mean.")
 
 

@@ -1,4 +1,4 @@
-"""Settings of a task, ``task_args`` in a configuration, checked like a configuration's own."""
+"""Validate the settings of a task (``task_args`` of a configuration) like the configuration itself."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PREFIX = "task_args."
 
 
 def validated(section: type[S], given: Mapping[str, Any]) -> S:
-    """The settings, frozen; ConfigError names the one that is wrong, its value, and the nearest known name."""
+    """Return the validated settings; raise ConfigError with the wrong setting, its value and the nearest known name."""
     try:
         return section.model_validate(given)
     except ValidationError as error:
@@ -25,7 +25,7 @@ def validated(section: type[S], given: Mapping[str, Any]) -> S:
 
 
 def accepted(function: Callable[..., Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """``given`` as keyword arguments of a user's function; ConfigError if it takes no such, or needs others."""
+    """Return ``given`` as keyword arguments of a user's function; raise ConfigError for unknown or missing ones."""
     parameters = inspect.signature(function).parameters
     open_ended = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
     for name in given:

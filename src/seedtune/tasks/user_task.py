@@ -1,4 +1,4 @@
-"""A task of the user's own file: ``task: file.py:function``, where the function returns a Task."""
+"""Tasks from a user's file: ``task: file.py:function``, where the function returns a Task."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ from seedtune.tasks.task_args import accepted
 
 
 def is_userfile(name: str) -> bool:
-    """Whether a task's name is ``file.py:function``."""
+    """Whether a task's name has the form ``file.py:function``."""
     return name.rpartition(":")[0].endswith(".py")
 
 
 def from_file(name: str, given: Mapping[str, Any]) -> Task:
-    """Call ``function(**given)`` of ``file.py:function``; ConfigError or DataError say what is wrong with it.
+    """Return the task that ``function(**given)`` of ``file.py:function`` creates.
 
-    The file is run, as an import would.  Its path counts from the current folder.
+    The file is run, as an import would; its path is relative to the current folder.  Raises ConfigError if the file,
+    the function, its arguments or the type of its result are wrong, and DataError if the function raises.
     """
     path, _, word = name.rpartition(":")
     function = _function(_module(Path(path)), word, name)

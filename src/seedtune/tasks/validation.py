@@ -1,4 +1,4 @@
-"""Validating a task: its gold answers must get full marks, empty answers none, and no wrong answer more than gold."""
+"""Validate a task: gold answers must get full marks, empty answers none, and wrong answers no more than gold."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from seedtune.types import Example
 
 TOLERANCE = 1e-9
 LUCK = 0.9
-"""Share of full marks from which answers that are wrong on purpose show a reward that anything satisfies."""
+"""Share of deliberately wrong answers with full marks from which a reward counts as broken."""
 COLUMNS = ("gold", "answer")
-"""Columns that are taken for gold answers if a task does not say."""
+"""Columns used as gold answers if a task does not define them, in this order."""
 
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """What one kind of answer earned, over all items; ``broken`` says what is wrong, or is empty."""
+    """Scores of one kind of answer over all items; ``broken`` says what is wrong, or is empty."""
 
     what: str
     expected: str
@@ -41,14 +41,14 @@ class Check:
     seconds: float
     broken: str
     note: str = ""
-    """Which rewards, or the environment, failed: those answers have no value."""
+    """Failed rewards or environments; the affected answers have no value."""
 
 
 def validate(task: Task, *, items: int = 400, gold: str | None = None, config: Config | None = None) -> list[Check]:
     """Score gold, empty and mutated answers on up to ``items`` examples of both splits (held-out ones first).
 
-    Gold answers are the task's own, or the column ``gold``.  DataError if there are neither; ConfigError if the
-    ``config`` (for time-outs and workers) asks for log-probabilities, which are no rewards.
+    Gold answers come from the task, or from the column named by ``gold``; ``config`` sets time-outs and workers.
+    Raises DataError if there are no gold answers or examples, and ConfigError for likelihood objectives.
     """
     config = config or Config()
     if config.uses_likelihood:
@@ -85,7 +85,7 @@ def _golden(task: Task, data: Sequence[Example], column: str | None) -> list[str
 
 
 def _swapped(index: int, golden: Sequence[str], _: Sequence[Example]) -> str:
-    """The gold answer of another item, one that differs if there is any near."""
+    """Return the gold answer of a following item that differs from this item's, or "?" if none nearby does."""
     near = (golden[(index + step) % len(golden)] for step in range(1, min(50, len(golden))))
     return next((other for other in near if other != golden[index]), "?")
 
@@ -106,14 +106,14 @@ MUTATIONS: dict[str, Callable[[int, Sequence[str], Sequence[Example]], str]] = {
     "100,000 brackets": lambda *_: "(" * 100_000,
     "control characters": lambda index, golden, _: "\x00\x1b[2J\ud7ff🙂٣" + golden[index][:3],
 }
-"""Answers that are wrong, or may be right by luck (another item's), by name."""
+"""Mutated answers by name: wrong, or right only by luck (another item's gold)."""
 MAY_BE_RIGHT = ("gold 20 times", "gold backwards")
-"""Mutations that a sound reward may give full marks: the answer is there, or as long as it should be."""
+"""Mutations that a sound reward may give full marks: they contain the answer or have the right length."""
 
 
 @dataclass(frozen=True, slots=True)
 class Marks:
-    """The weighted sums that answers got, NaN for none; ``note`` says what failed, or is empty."""
+    """Weighted reward sums of answers, NaN if not scored; ``note`` describes failures, or is empty."""
 
     values: list[float]
     seconds: float
@@ -121,13 +121,13 @@ class Marks:
 
 
 class Marking:
-    """Scores a task's examples as a run does, in worker processes with time-outs, however many calls fail."""
+    """Score a task's examples as a run does, in worker processes with time-outs, but without a failure limit."""
 
     def __init__(self, task: Task, config: Config, data: Sequence[Example]) -> None:
         self.task, self.config, self.data = task, config, data
         rewards, config = task.rewards, config.replace(max_reward_failure_rate=1.0)
         if task.environment is not None:
-            # Environments cannot travel to worker processes; what has a source then runs in a thread, with a time-out.
+            # Environments cannot be sent to worker processes; rewards with a source run in a thread with a time-out.
             rewards = tuple(replace(reward, source=reward.source or reward.name) for reward in rewards)
             config = config.replace(reward_workers=0)
         self._scorer = Scorer(rewards, config)
@@ -139,7 +139,7 @@ class Marking:
         self._scorer.close()
 
     def marks(self, texts: Sequence[str]) -> Marks:
-        """What answers to all examples get; RewardError if a reward cannot be loaded, or has never given a value."""
+        """Score one answer per example; raise RewardError if a reward cannot be loaded or never returned a value."""
         begun = time.perf_counter()
         data, notes = (list(self.data), []) if self.task.environment is None else self._played(texts)
         places = [place for place, example in enumerate(data) if example is not None]
@@ -155,9 +155,10 @@ class Marking:
         return Marks(values, time.perf_counter() - begun, "; ".join(notes))
 
     def _played(self, texts: Sequence[str]) -> tuple[list[Example | None], list[str]]:
-        """The examples with environments after conversations in which the model says the same in every turn.
+        """Play each example's environment with a model that repeats its text in every turn.
 
-        None where the environment failed, and a note about it.
+        Returns the examples with their environments, None where an environment failed, and a note about failures.
+        Raises RewardError if too many environments hang, and DataError if an environment has tools.
         """
         played, faults = list[Example | None](), list[BaseException]()
         with closing(Patience(self.config.conversation.timeout)) as patience:
@@ -180,7 +181,7 @@ class Marking:
 
 
 def _firsts(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """The first failure of each reward."""
+    """Return the first failure of each reward."""
     return list({row["reward"]: row for row in reversed(rows)}.values())
 
 
@@ -201,7 +202,7 @@ def _play(task: Task, config: Config, example: Example, text: str) -> Any:
 
 
 def _gold_check(task: Task, marking: Marking, golden: Sequence[str]) -> tuple[Check, list[float]]:
-    """The check of gold answers, and what each of them got."""
+    """Return the check of the gold answers, and the weighted reward of each."""
     marks, full = marking.marks(golden), task.full_marks
     values, count = marks.values, len(golden)
     wrong = [place for place, value in enumerate(values) if not _is_full(value, full)]
@@ -232,7 +233,7 @@ def _empty_check(task: Task, marks: Marks) -> Check:
 
 
 def _wrong_check(what: str, marks: Marks, best: Sequence[float]) -> Check:
-    """``best`` is what gold answers got."""
+    """Check mutated answers against ``best``, the full marks or the gold answers' rewards per item."""
     pairs = list(zip(marks.values, best, strict=True))
     above = sum(value > most + TOLERANCE for value, most in pairs)
     full = sum(math.isfinite(value) and value >= most - TOLERANCE for value, most in pairs)

@@ -1,4 +1,4 @@
-"""What one call of a reward function holds: fixed by the evaluation, whatever the order in which rollouts finish."""
+"""Group completions into reward calls: fixed per evaluation, independent of the order in which rollouts finish."""
 
 from __future__ import annotations
 
@@ -6,15 +6,20 @@ from collections.abc import Sequence
 from typing import Literal
 
 Batching = Literal["sample", "chunk", "prompt", "all"]
-"""``sample``: one completion; ``chunk``: `CHUNK` neighbours; ``prompt``: a prompt's completions; ``all``: all."""
+"""Completions per call.
+
+``sample``: one; ``chunk``: `CHUNK` neighbours; ``prompt``: those of one prompt; ``all``: the whole evaluation.
+"""
 
 CHUNK = 32
-"""Completions of a call of a function that runs in this process by its own wish: enough for a batch of a model or for
-requests at the same time."""
+"""Completions per call of an inline reward: enough for one model batch or for concurrent requests."""
 
 
 def batches(how: Batching, prompts: Sequence[int]) -> list[tuple[int, ...]]:
-    """The places (0, 1, …: members, then prompts, then samples) of each call; ``prompts`` has a prompt per place."""
+    """Return the completion indices of each call.
+
+    Indices 0, 1, … run over members, then prompts, then samples; ``prompts[i]`` is the prompt of completion i.
+    """
     places = range(len(prompts))
     if how == "prompt":
         groups: dict[int, list[int]] = {}

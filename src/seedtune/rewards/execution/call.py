@@ -1,6 +1,6 @@
-"""One call of a reward function, the boundary of user code: TRL's conventions in, a checked float each out.
+"""One call of a reward function, the boundary to user code: TRL's conventions in, one checked float per completion out.
 
-Worker processes import this module, so it needs nothing but Python.
+Worker processes import this module, so it depends on the standard library only.
 """
 
 from __future__ import annotations
@@ -16,19 +16,22 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 FaultKind = Literal["exception", "value", "hang", "crash", "memory", "load", "send"]
-"""Why a completion has no value: the function raised, returned something else, took too long, ended its process, ran
-out of memory; its code could not be loaded in a worker, or its columns not sent to one."""
+"""Why a completion has no value.
+
+In order: the function raised, returned something invalid, took too long, ended its process or ran out of memory; its
+code could not be loaded in a worker, or its columns could not be sent to one.
+"""
 
 MESSAGE, DETAILS = 500, 4000
-"""Characters kept of a message and of a traceback."""
+"""Characters kept of a message and of its details (a traceback or output)."""
 
 
 LARGEST = 1e60
-"""Rewards, and what is made of them, must have a fourth power."""
+"""Largest absolute reward: the fourth power of rewards and derived values must not overflow a float."""
 
 
 class Fault(NamedTuple):
-    """What went wrong: ``message`` goes on after "the reward function 'x' "; ``details`` are a traceback or output."""
+    """A failure: ``message`` continues "the reward function 'x' …"; ``details`` hold a traceback or output."""
 
     kind: FaultKind
     message: str
@@ -37,7 +40,7 @@ class Fault(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class RewardResult:
-    """A float per completion, NaN where there is none, and the faults by place."""
+    """One float per completion, NaN where missing, and the faults by completion index."""
 
     values: list[float]
     faults: dict[int, Fault] = field(default_factory=dict)
@@ -45,9 +48,9 @@ class RewardResult:
 
 @dataclass(frozen=True, slots=True)
 class RewardCall:
-    """A reward function on ``count`` completions, and the ``seconds`` it may take.
+    """A call of a reward function on ``count`` completions, with a time limit in ``seconds``.
 
-    ``source`` is where a worker process loads it from; ``function`` is for this process.
+    Worker processes load the function from ``source``; this process calls ``function``.
     """
 
     function: Callable[..., Any]
@@ -58,12 +61,12 @@ class RewardCall:
 
 
 def failed(fault: Fault, count: int) -> RewardResult:
-    """The answer of a call that gave nothing."""
+    """Return the result of a call that failed on all completions."""
     return RewardResult([math.nan] * count, dict.fromkeys(range(count), fault))
 
 
 def attempt(function: Callable[..., Any], keywords: Mapping[str, Any], count: int) -> RewardResult:
-    """Call a function; whatever it raises but an interrupt costs all completions of the call."""
+    """Call a function; any exception except an interrupt becomes a fault of all completions of the call."""
     try:
         return call(function, keywords, count)
     except (Exception, SystemExit, asyncio.CancelledError) as error:  # noqa: BLE001 - the named boundary: user code
@@ -71,7 +74,7 @@ def attempt(function: Callable[..., Any], keywords: Mapping[str, Any], count: in
 
 
 def call(function: Callable[..., Any], keywords: Mapping[str, Any], count: int) -> RewardResult:
-    """Call a function with the keywords it takes, wait for it if it is async, and check what it returns."""
+    """Call a function with the keywords it accepts, await it if it is async, and check the returned values."""
     returned = function(**accepted(function, keywords))
     if inspect.isawaitable(returned):
         returned = _wait_for(returned)
@@ -79,7 +82,7 @@ def call(function: Callable[..., Any], keywords: Mapping[str, Any], count: int) 
 
 
 def fault_of(error: BaseException) -> Fault:
-    """What was raised, with the traceback from the user's code on."""
+    """Convert an exception to a fault, with the traceback starting at the user's code."""
     kind: FaultKind = "memory" if isinstance(error, MemoryError) else "exception"
     steps = error.__traceback__
     while steps is not None and steps.tb_frame.f_code.co_filename == __file__:
@@ -89,12 +92,12 @@ def fault_of(error: BaseException) -> Fault:
 
 
 def raised(error: BaseException) -> str:
-    """``raised KeyError: 'answer'``."""
+    """Describe an exception, as in ``raised KeyError: 'answer'``."""
     return f"raised {type(error).__name__}: {error}"[:MESSAGE].removesuffix(": ")
 
 
 def accepted(function: Callable[..., Any], keywords: Mapping[str, Any]) -> dict[str, Any]:
-    """The keywords a function takes; all of them if it has ``**kwargs``."""
+    """Keep the keywords that a function accepts; all of them if it has ``**kwargs``."""
     parameters = inspect.signature(function).parameters.values()
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
         return dict(keywords)
@@ -103,7 +106,7 @@ def accepted(function: Callable[..., Any], keywords: Mapping[str, Any]) -> dict[
 
 
 def _wait_for(awaitable: Awaitable[Any]) -> Any:
-    """The result of an async reward; in a thread of its own where a loop runs already (notebooks)."""
+    """Run an awaitable to its result, in a separate thread if an event loop is running already (notebooks)."""
     try:
         asyncio.get_running_loop()
     except RuntimeError:
@@ -131,7 +134,7 @@ def _checked(returned: Any, count: int) -> RewardResult:
 
 
 def _number(value: Any) -> float | Fault:
-    """A finite float, NaN for None and NaN, or what is wrong with it."""
+    """Convert a returned value to a finite float (NaN for None and NaN), or to a fault."""
     if value is None:
         return math.nan
     shown = f"returned {reprlib.repr(value)}"

@@ -1,4 +1,4 @@
-"""Calling code that may raise or hang: in a thread of its own, which is given up when it takes too long."""
+"""Call code that may raise or hang in a separate thread, which is abandoned after a time limit."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from pathlib import Path
 from typing import Any
 
 Result = tuple[Any, BaseException | None]
-"""What a call returned, or what it raised."""
+"""(returned value, None) or (None, exception)."""
 
 LOOK = 0.02
-"""Seconds in which a thread that computes uses the processor for at least a tenth of them."""
+"""Seconds of observation; a computing thread uses the processor for at least a tenth of them."""
 
 
 class Patience:
-    """Calls one after the other, all in one thread, ``seconds`` each at the most.
+    """Run calls one after the other in one thread, each for at most ``seconds``.
 
-    A call that takes longer is left behind: code that computes is interrupted as soon as it is in Python, what waits
-    (sleeps, reads) goes on unheard.  Later calls run in a new thread.
+    A call that takes longer is abandoned: computing code is interrupted as soon as it executes Python, while waiting
+    code (sleeps, reads) continues and its result is dropped.  Later calls run in a new thread.
     """
 
     def __init__(self, seconds: float) -> None:
@@ -30,7 +30,7 @@ class Patience:
         self._worker: CallThread | None = None
 
     def call(self, function: Callable[[], Any]) -> Result:
-        """(result, None), or (None, what was raised); TimeoutError if it took too long."""
+        """Return (result, None) or (None, exception); the exception is a TimeoutError if the call took too long."""
         if self._worker is None:
             self._worker = CallThread()
         try:
@@ -48,7 +48,7 @@ class Patience:
 
 
 class CallThread:
-    """A thread that answers calls; a daemon, so that one that hangs does not keep the program from ending."""
+    """A daemon thread that runs calls; a hung call does not keep the program from ending."""
 
     def __init__(self) -> None:
         self.work: queue.SimpleQueue[Callable[[], Any] | None] = queue.SimpleQueue()
@@ -58,12 +58,12 @@ class CallThread:
 
     @property
     def ident(self) -> int:
-        """The thread's number in Python."""
+        """The thread's identifier in Python."""
         assert self.thread.ident is not None
         return self.thread.ident
 
     def call(self, function: Callable[[], Any], seconds: float) -> Result:
-        """(result, None), or (None, what was raised); queue.Empty if it took too long and goes on."""
+        """Return (result, None) or (None, exception); raise queue.Empty if the call runs longer than ``seconds``."""
         self.work.put(function)
         return self.answers.get(timeout=seconds)
 
@@ -76,10 +76,11 @@ class CallThread:
             self.answers.put(answer)
 
     def abandon(self) -> None:
-        """End after the call in hand, and interrupt it if it computes.
+        """End the thread after its current call, and interrupt the call if it computes.
 
-        A thread that waits is left alone: until it wakes up, its pending interrupt would make every other thread look
-        for it at each function call, and under a tracer (coverage, a debugger) CPython 3.11 then never gets past one.
+        A waiting thread is not interrupted: until it wakes up, the pending interrupt would make every other thread
+        check for it at each function call, and under a tracer (coverage, a debugger) CPython 3.11 then never gets past
+        a call.
         """
         ident, number = self.ident, self.thread.native_id
         assert number is not None
@@ -90,7 +91,7 @@ class CallThread:
 
 
 def _computes(ident: int) -> bool:
-    """Whether a living thread uses the processor just now; never where the system does not tell (macOS, Windows)."""
+    """Whether a live thread is using the processor; False where the system does not report it (macOS, Windows)."""
     if sys.platform != "linux":
         return False
     clock = time.pthread_getcpuclockid(ident)
@@ -100,7 +101,7 @@ def _computes(ident: int) -> bool:
 
 
 def _is_ready(number: int) -> bool:
-    """Whether a thread would compute if the machine were not busy with others; never where the system does not tell."""
+    """Whether a thread is ready to run, even while others use the processor; False if the system does not say."""
     try:
         return Path(f"/proc/self/task/{number}/stat").read_text("ascii", "replace").rpartition(")")[2].split()[0] == "R"
     except OSError:

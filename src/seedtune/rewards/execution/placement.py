@@ -1,4 +1,4 @@
-"""Where a reward function runs: at once, in a thread, or in a worker process that loads it again."""
+"""Decide where a reward function runs: in the main thread, another thread, or a worker process that reloads it."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from typing import Any, Literal
 from seedtune.rewards.base import Reward, RewardFunction
 
 OURS = "seedtune."
-"""Plain functions of ours are quick and do not hang; those that are not have a source."""
+"""Module prefix of seedtune's own functions: without a ``source`` they are quick and cannot hang."""
 
 FROM_FILES = ("seedtune_task_", "seedtune_reward_")
-"""What the names of modules begin with that were loaded from a user's file: another process cannot import them."""
+"""Name prefixes of modules loaded from a user's file: another process cannot import them by name."""
 
 FIX = "put it into a file of its own and import it from there, or give it as file.py:function"
-"""What makes a function one that a worker process can load."""
+"""The fix suggested for a function that a worker process cannot load."""
 
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """``here``: in the main thread; ``thread``; or ``worker``: a process that loads the function from ``source``.
+    """``here``: the main thread; ``thread``: another thread; ``worker``: a process that loads ``source``.
 
-    ``note`` says why a function that could not be isolated is not.
+    ``note`` says why a function cannot run in a worker process.
     """
 
     where: Literal["here", "thread", "worker"]
@@ -35,7 +35,7 @@ class Placement:
 
 
 def place_of(reward: Reward, workers: int) -> Placement:
-    """Where a reward runs when there are so many worker processes."""
+    """Return where a reward runs, given the number of worker processes."""
     if reward.inline:
         return Placement("thread")
     if reward.source is not None:
@@ -49,7 +49,7 @@ def place_of(reward: Reward, workers: int) -> Placement:
 
 
 def source_of(function: RewardFunction) -> tuple[str | None, str]:
-    """Where another process finds a function, or None and what it is instead of a function of a module."""
+    """Return (import path of a function, "") or (None, why another process cannot import it)."""
     if not inspect.isfunction(function):
         return None, f"is an object of this process: {FIX}"
     module = sys.modules.get(function.__module__)
@@ -75,7 +75,7 @@ def _lookup(module: ModuleType, qualname: str) -> Any:
 
 
 def _guarded(script: Path) -> bool:
-    """Whether a script has an ``if __name__ == "__main__":``, so that importing it does not run it."""
+    """Whether a script has an ``if __name__ == "__main__":`` guard and can be imported without running."""
     try:
         body = ast.parse(script.read_bytes()).body
     except (OSError, SyntaxError, ValueError):

@@ -1,4 +1,4 @@
-"""Calls answered by a few workers while the caller does something else."""
+"""A pool of workers that run reward calls in the background."""
 
 from __future__ import annotations
 
@@ -15,36 +15,36 @@ from seedtune.rewards.execution.call import Fault, RewardCall, RewardResult, fai
 Done = Callable[[RewardResult], object]
 
 PATIENCE = 0.25
-"""Seconds of waiting calls, at the pace so far, that are worth another worker."""
+"""Start another worker if the queued calls would take longer than this many seconds at the current pace."""
 
 ENDING = 5.0
-"""Seconds that closing waits for each worker's thread."""
+"""Seconds that `Pool.close` waits for each worker's thread."""
 
 
 class RewardWorker(Protocol):
-    """Answers one call at a time."""
+    """A worker that runs one call at a time."""
 
     prepared: float
-    """Seconds that the last call's preparation took: starting a process, importing."""
+    """Seconds of preparation (starting a process, importing) in the last call."""
 
     def call(self, call: RewardCall) -> RewardResult:
-        """The function's answer; whatever goes wrong is a fault in it."""
+        """Run the call and return its result; errors are faults in the result."""
         ...
 
     def stop(self) -> None:
-        """End the call that runs, from any thread."""
+        """End the running call; callable from any thread."""
         ...
 
     def close(self) -> None:
-        """Release what the worker holds."""
+        """Release the worker's resources."""
         ...
 
 
 class Pool:
-    """At most ``limit`` workers, started one at a time while calls have to wait long, and kept until it is closed.
+    """At most ``limit`` workers, started one at a time while calls queue for long, and kept until `close`.
 
-    Quick functions so have one worker, however long their imports take, and slow ones all of them.  A pool nobody
-    holds any more closes itself, and so does every pool when the interpreter ends.
+    Quick functions therefore get one worker, however long their imports take, and slow ones get all.  A pool closes
+    itself when it is garbage-collected and when the interpreter ends.
     """
 
     def __init__(self, make: Callable[[], RewardWorker], limit: int) -> None:
@@ -52,17 +52,17 @@ class Pool:
         self._finalizer = weakref.finalize(self, self._desk.close)
 
     def submit(self, call: RewardCall, done: Done) -> None:
-        """Have a call answered; ``done`` is told in a thread of the pool's."""
+        """Queue a call; ``done`` receives the result in a thread of the pool."""
         self._desk.put(call, done)
 
     def close(self) -> None:
-        """Drop calls that wait, end those that run, and release the workers."""
+        """Drop queued calls, end running ones, and release the workers."""
         self._finalizer()
 
 
 @dataclass(slots=True)
 class _Desk:
-    """What the threads of a pool share; they know it and not the pool, so that nobody else keeps a pool alive."""
+    """The state shared by a pool's threads; they hold this, not the pool, so that the pool can be collected."""
 
     make: Callable[[], RewardWorker]
     limit: int
@@ -94,7 +94,7 @@ class _Desk:
                 thread.join(ENDING)
 
     def _grow(self) -> None:
-        """One more worker if calls will wait for long, and none is starting that may be all they need."""
+        """Start one more worker if queued calls would wait long and no worker is starting already."""
         if not self.waiting or self.idle or self.starting or self.closed or len(self.threads) >= self.limit:
             return
         if not self.threads or len(self.waiting) * self.pace / len(self.threads) > PATIENCE:
@@ -114,7 +114,10 @@ class _Desk:
             worker.close()
 
     def _serve_one(self, worker: RewardWorker) -> bool:
-        """Answer the next call; False when there is none any more.  What waits for the next remembers no call."""
+        """Run the next call; False if the pool is closed.
+
+        The thread holds no reference to a finished call while it waits for the next one.
+        """
         task = self._next()
         if task is None:
             return False
@@ -145,5 +148,5 @@ class _Desk:
 def _answer(worker: RewardWorker, call: RewardCall) -> RewardResult:
     try:
         return worker.call(call)
-    except Exception as error:  # noqa: BLE001 - the named boundary: who waits for an answer must get one
+    except Exception as error:  # noqa: BLE001 - the named boundary: every caller must get a result
         return failed(Fault("crash", f"could not be called: {raised(error)}"), call.count)

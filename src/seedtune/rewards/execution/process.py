@@ -1,4 +1,4 @@
-"""The parent's side of a worker process: starts it, sends it calls, and ends it when it crashes or hangs."""
+"""The parent's side of a worker process: start it, send it calls, and end it when it crashes or hangs."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from typing import Any
 from seedtune.rewards.execution.call import Fault, RewardCall, RewardResult, failed
 
 LOAD_SECONDS = 120.0
-"""What importing a reward function may take."""
+"""Time limit in seconds for importing a reward function."""
 
 SIGN_SECONDS = 5.0
-"""What a process that waits for calls may take to say that it does."""
+"""Time limit in seconds for an idle process to answer an empty request."""
 
 GRACE = 0.5
-"""Seconds after a time-out in which a worker says where it hangs."""
+"""Seconds after a time-out for a worker to report where it hangs."""
 
 LARGEST = 1 << 28
-"""Bytes of a reply at the most."""
+"""Largest reply in bytes."""
 
 READS = 16
-"""Reads that empty a pipe."""
+"""Most reads to empty the output pipe after a call."""
 
 _START = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
@@ -41,7 +41,7 @@ _ONE_THREAD = dict.fromkeys(
 
 
 class Excerpt:
-    """The head and the tail of what a call prints; the rest is counted and dropped."""
+    """The head and the tail of a call's output; the bytes between them are counted and dropped."""
 
     HEAD, TAIL = 1000, 3000
 
@@ -49,7 +49,7 @@ class Excerpt:
         self.head, self.tail, self.dropped = b"", b"", 0
 
     def add(self, data: bytes) -> None:
-        """Take some more output in."""
+        """Append output."""
         room = self.HEAD - len(self.head)
         self.head += data[:room]
         rest = self.tail + data[room:] if room > 0 else self.tail + data
@@ -57,13 +57,13 @@ class Excerpt:
         self.dropped += len(rest) - len(self.tail)
 
     def text(self) -> str:
-        """What was kept."""
+        """Return the kept output as text."""
         middle = f"\n… {self.dropped:,} bytes …\n".encode() if self.dropped else b""
         return (self.head + middle + self.tail).decode("utf-8", "replace").strip()
 
 
 class ProcessWorker:
-    """A process of its own for reward functions; the next call after it has ended starts another."""
+    """A separate process for reward functions; the next call after its end starts a new one."""
 
     def __init__(self, memory_mb: int) -> None:
         self.memory_mb, self._owner = memory_mb, os.getpid()
@@ -72,7 +72,7 @@ class ProcessWorker:
         self._excerpt, self._stopped = Excerpt(), False
 
     def call(self, call: RewardCall) -> RewardResult:
-        """The function's answer; a crash, a hang or memory at its limit end the process and cost the call."""
+        """Run the call and return its result; a crash, a hang or exhausted memory fails it and ends the process."""
         request = {"source": call.source, "count": call.count, "seconds": call.seconds}
         try:
             message = json.dumps({**request, "keywords": plain(call.keywords)})
@@ -86,12 +86,12 @@ class ProcessWorker:
         return failed(answer, call.count) if isinstance(answer, Fault) else answer
 
     def stop(self) -> None:
-        """End the process, from any thread; a call that waits for it fails."""
+        """End the process, from any thread; a pending call fails."""
         self._stopped = True
         self._kill()
 
     def close(self) -> None:
-        """End the process and release what belongs to it."""
+        """End the process and release its pipes."""
         self._kill()
         if self._process is not None:
             self._process.wait()
@@ -107,16 +107,16 @@ class ProcessWorker:
         return RewardResult(values, {place: Fault(*fault) for place, fault in reply["faults"]})
 
     def _spent(self, fault: Fault) -> Fault:
-        """What a function raised, with what it printed; memory that ran out once is not used again."""
+        """Add the function's output to its fault; a process that ran out of memory is not used again."""
         if fault.kind == "memory":
             self.close()
             return fault._replace(message=f"ran out of memory (reward_memory_mb={self.memory_mb})")
         return fault._replace(details=_with_output(fault.details, self._printed()))
 
     def _ready(self, source: str) -> Fault | None:
-        """A process that has the function, or why there is none."""
+        """Start the process and load the function if necessary; return the fault if that fails."""
         if self._process is not None and not self._listens():
-            self.close()  # it ended between two calls, which is no call's fault
+            self.close()  # it ended between two calls, so no call is to blame
         if self._process is None:
             self._start()
         if source in self._loaded:
@@ -127,7 +127,7 @@ class ProcessWorker:
         return None if fault is None else fault._replace(kind="load")
 
     def _listens(self) -> bool:
-        """Whether the process answers an empty request, and has said nothing that nobody asked for."""
+        """Whether the process answers an empty request and has sent no unsolicited reply."""
         assert self._process is not None
         return self._process.poll() is None and not self._connection.poll(0) and self._ask("{}", SIGN_SECONDS) == {}
 
@@ -154,7 +154,7 @@ class ProcessWorker:
             self._kill()
 
     def _ask(self, message: str, seconds: float) -> dict[str, Any] | Fault:
-        """Send a request and wait for the reply, reading what is printed meanwhile."""
+        """Send a request and wait for the reply, reading printed output meanwhile."""
         self._printed()
         self._excerpt = Excerpt()
         deadline = time.monotonic() + seconds + GRACE
@@ -170,7 +170,7 @@ class ProcessWorker:
             return self._lost("crash", "ended its process")
 
     def _waits(self, deadline: float) -> bool:
-        """Whether to go on waiting for a reply (or the end); reads output that is there."""
+        """Read available output; return whether to keep waiting for the reply or the end of the process."""
         output = self._output.fileno()
         ready = wait([self._connection, output], max(0.0, deadline - time.monotonic()))
         if output in ready and not self._read():
@@ -179,21 +179,21 @@ class ProcessWorker:
         return bool(ready) and self._connection not in ready and time.monotonic() < deadline
 
     def _read(self) -> bool:
-        """Take output that is there into the excerpt; False at its end."""
+        """Move available output into the excerpt; return False at end of file."""
         data = self._output.read(1 << 16)
         self._excerpt.add(data or b"")
         return data != b""
 
     def _printed(self) -> str:
-        """What the last call printed, all of it read."""
-        for _ in range(READS):  # what it started may go on printing for ever
+        """Read the remaining output of the last call and return the excerpt."""
+        for _ in range(READS):  # child processes of the call may print for ever
             if not (data := self._output.read(1 << 16)):
                 break
             self._excerpt.add(data)
         return self._excerpt.text()
 
     def _lost(self, kind: Any, message: str) -> Fault:
-        """The end of a process that crashed, or that has to be ended."""
+        """Clean up a process that crashed, or kill one that hangs; return the fault."""
         assert self._process is not None
         process = self._process
         if kind == "crash":
@@ -206,7 +206,7 @@ class ProcessWorker:
         return Fault(kind, f"{message} ({_ending(code)})" if kind == "crash" else message, _with_output("", printed))
 
     def _kill(self) -> None:
-        """Kill the process and all that it started; a fork of ours must not."""
+        """Kill the process and its children; does nothing in a fork of this process."""
         process = self._process
         if process is not None and os.getpid() == self._owner:
             with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -214,7 +214,7 @@ class ProcessWorker:
 
 
 def plain(value: Any) -> Any:
-    """``value`` itself if JSON gives it back as it is; TypeError names what it does not."""
+    """Return ``value`` if it survives a round trip through JSON; raise TypeError naming the part that does not."""
     if isinstance(value, dict):
         if not all(isinstance(key, str) for key in value):
             raise TypeError("its data hold a mapping with keys that are no text")

@@ -1,7 +1,7 @@
-"""The child's side of a worker process: loads reward functions and calls them, one at a time, until told to end.
+"""The child's side of a worker process: load reward functions and call them, one at a time, until the parent ends it.
 
-Started as a fresh interpreter, never forked from one that holds a model.  Its requests and replies are JSON; its
-standard input is empty, and what it prints goes to the parent, which keeps a little of it.
+It is started as a fresh interpreter, never forked from a process that holds a model.  Requests and replies are JSON;
+standard input is empty, and printed output goes to the parent, which keeps an excerpt.
 """
 
 from __future__ import annotations
@@ -28,7 +28,10 @@ Functions = dict[str, Callable[..., Any]]
 
 
 def main(channel: int, lifeline: int, memory_mb: int) -> NoReturn:
-    """Answer requests that arrive on the file descriptor ``channel``; end at once when ``lifeline`` closes."""
+    """Serve requests from the file descriptor ``channel`` with at most ``memory_mb`` MiB (0: no limit).
+
+    The process ends at once when ``lifeline`` closes.
+    """
     _end_with(lifeline)
     _limit(memory_mb)
     faulthandler.enable()
@@ -42,7 +45,7 @@ def main(channel: int, lifeline: int, memory_mb: int) -> NoReturn:
 
 
 def load(source: str) -> Callable[..., Any]:
-    """The function that ``source`` names: a dotted path, ``file.py:function``, or an adapter of one of them."""
+    """Load a function from a dotted path or ``file.py:function``, with an optional adapter prefix."""
     if ":" in source or "@" in source:
         from seedtune.rewards.sources import load as sources_load  # not needed, and slow, for functions of modules
 
@@ -56,7 +59,7 @@ def load(source: str) -> Callable[..., Any]:
 
 
 def _imported(source: str) -> tuple[ModuleType, str]:
-    """The longest part of a dotted path that is a module, and the rest."""
+    """Import the longest prefix of a dotted path that is a module; return it and the rest of the path."""
     pieces = source.split(".")
     for count in range(len(pieces) - 1, 0, -1):
         name = ".".join(pieces[:count])
@@ -80,11 +83,11 @@ def _reply(functions: Functions, request: dict[str, Any]) -> dict[str, Any]:
             return {"fault": fault_of(error)._replace(kind="load")}
     if "keywords" not in request:
         return {}
-    # Just before the parent's patience ends, the place that hangs is written where the parent reads it.
+    # Just before the parent's time-out, dump the traceback of a hung call to the output that the parent reads.
     faulthandler.dump_traceback_later(request["seconds"], exit=False)
     owner = os.getpid()
     answer = attempt(functions[source], request["keywords"], request["count"])
-    if os.getpid() != owner:  # a copy that user code forked must not answer, too
+    if os.getpid() != owner:  # a child that user code forked must not reply, too
         os._exit(0)
     faulthandler.cancel_dump_traceback_later()
     with contextlib.suppress(Exception):
@@ -101,9 +104,9 @@ def _plain(answer: RewardResult) -> dict[str, Any]:
 
 
 def _end_with(lifeline: int) -> None:
-    """Kill this process and all it has started as soon as the parent is gone.
+    """Kill this process and its children as soon as the parent is gone.
 
-    On Linux the kernel does it, even while user code holds the interpreter's lock; elsewhere a thread.
+    On Linux the kernel does it, even while user code holds the GIL; elsewhere a thread does.
     """
     if sys.platform == "linux":
         fcntl.fcntl(lifeline, fcntl.F_SETOWN, -os.getpgrp())
@@ -119,7 +122,7 @@ def _watch(lifeline: int) -> None:
 
 
 def _limit(memory_mb: int) -> None:
-    """Bound writable private memory (what is reserved but never written by a big library does not count)."""
+    """Limit writable private memory (memory that a big library reserves but never writes does not count)."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if memory_mb:
         resource.setrlimit(resource.RLIMIT_DATA, (memory_mb << 20, memory_mb << 20))

@@ -1,4 +1,4 @@
-"""Reward functions that cannot leave this process, or should not, in a thread: it can be left, but not ended."""
+"""Run reward functions that cannot or should not leave this process in a thread, which can be abandoned, not killed."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from seedtune.rewards.execution.deadline import CallThread
 
 
 class ThreadWorker:
-    """One thread for one function; a call that takes too long is left to itself, and the next gets a new thread."""
+    """One thread for one function; a call that takes too long is abandoned, and the next call gets a new thread."""
 
     def __init__(self) -> None:
         self.prepared = 0.0
         self._thread = CallThread()
 
     def call(self, call: RewardCall) -> RewardResult:
-        """The function's answer; a hang costs the call."""
+        """Run the call and return its result; a hang fails the call."""
         try:
             answer, error = self._thread.call(partial(attempt, call.function, call.keywords, call.count), call.seconds)
         except queue.Empty:
@@ -32,15 +32,15 @@ class ThreadWorker:
         return failed(Fault("crash", "was stopped"), call.count) if answer is None else answer
 
     def stop(self) -> None:
-        """Let go of a call that runs, from any thread."""
+        """Stop waiting for the running call; callable from any thread."""
         self._thread.answers.put((None, None))
 
     def close(self) -> None:
-        """Let the thread end when it comes back."""
+        """End the thread after its current call."""
         self._thread.work.put(None)
 
 
 def _stack(thread: int) -> str:
-    """Where a thread is."""
+    """Format the current stack of a thread."""
     frame = sys._current_frames().get(thread)
     return "".join(traceback.format_stack(frame))[-DETAILS:] if frame is not None else ""

@@ -1,4 +1,4 @@
-"""Functions of other libraries as rewards with TRL's signature, called once a completion."""
+"""Adapt reward functions of other libraries to TRL's signature, with one call per completion."""
 
 from __future__ import annotations
 
@@ -18,23 +18,22 @@ Function = Callable[..., Any]
 Row = Mapping[str, Any]
 
 TARGETS = ("target", "answer", "ground_truth", "label", "solution")
-"""Columns of which a pair function takes the one that the data have."""
+"""Usual names of the target column; a pair function uses the one that the data have."""
 
 _ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 
 
 def trl(function: Function, target: str | None) -> RewardFunction:
-    """TRL's own signature: the function as it is."""
+    """Return the function unchanged: it has TRL's signature."""
     return function
 
 
 def verl(function: Function, target: str | None) -> RewardFunction:
-    """Signature of verl: ``compute_score(data_source, solution_str, ground_truth, extra_info)``.
+    """Adapt verl's signature: ``compute_score(data_source, solution_str, ground_truth, extra_info)``.
 
-    It returns a number, or a mapping with a ``score``.
-
-    Columns ``data_source``, ``extra_info`` and ``ground_truth`` (or ``target``, or ``ground_truth`` in the column
-    ``reward_model``, as verl's data have it).  A function that names fewer keywords gets those.
+    The function returns a number, or a mapping with a ``score``.  It is called with the columns ``data_source``,
+    ``extra_info`` and ``ground_truth`` (or ``target``, or ``ground_truth`` inside the column ``reward_model``, as in
+    verl's data).  A function with fewer parameters gets only those.
     """
     takes = _taken(function)
 
@@ -51,9 +50,9 @@ def verl(function: Function, target: str | None) -> RewardFunction:
 
 
 def reasoning_gym(function: Function | None, target: str | None) -> RewardFunction:
-    """Signature of reasoning-gym: ``score_answer(answer, entry)``; the entry is the row, the prompt its ``question``.
+    """Adapt reasoning-gym's signature: ``score_answer(answer, entry)``; entry is the row plus prompt as ``question``.
 
-    The answer is what stands in the last ``<answer>…</answer>``, or else the whole completion.  Without a function,
+    The answer is the text in the last ``<answer>…</answer>``, or else the whole completion.  Without a function,
     the generator named in the row's ``metadata["source_dataset"]`` scores.
     """
 
@@ -66,7 +65,7 @@ def reasoning_gym(function: Function | None, target: str | None) -> RewardFuncti
 
 
 def pair(function: Function, target: str | None) -> RewardFunction:
-    """``fn(output, target)`` → number or truth value; the target is the column so named, or one of `TARGETS`."""
+    """Adapt ``fn(output, target)`` → number or bool; the target is the column so named, or one of `TARGETS`."""
     return _each(lambda prompt, text, row: function(text, _target(row, target)), function)
 
 
@@ -76,25 +75,25 @@ ADAPTERS: dict[str, Callable[[Function, str | None], RewardFunction]] = {
     "reasoning_gym": reasoning_gym,
     "pair": pair,
 }
-"""Every adapter by its name: (function, column of the target) → a function with TRL's signature."""
+"""Adapters by name: (function, name of the target column) → function with TRL's signature."""
 
 
 def answer_in(text: str) -> str:
-    """What stands in the last ``<answer>…</answer>`` of a completion, or all of it; without blanks around."""
+    """Return the stripped text in the last ``<answer>…</answer>`` of a completion, or all of it if there is none."""
     found = _ANSWER.findall(text)
     return (found[-1] if found else text).strip()
 
 
 def rows_of(columns: Mapping[str, Sequence[Any]], count: int) -> list[dict[str, Any]]:
-    """Columns as one mapping a completion."""
+    """Convert columns to one mapping per completion."""
     return [{name: column[index] for name, column in columns.items()} for index in range(count)]
 
 
 def _each(call: Callable[[Any, str, Row], Any], function: Any) -> RewardFunction:
-    """A function of one completion as a function of all; async if what it returns is awaitable."""
+    """Turn a function of one completion into one of all; it returns an awaitable if any single result is awaitable."""
 
     def reward(prompts: Sequence[Any], completions: Sequence[Any], **columns: Sequence[Any]) -> Any:
-        # Rows need not have the same columns: where a batch has a column that a row has not, it is None.
+        # Rows may have different columns; a batch holds None where a row lacks a column.
         rows = [{k: v for k, v in row.items() if v is not None} for row in rows_of(columns, len(completions))]
         scores = [call(p, text_of(c), row) for p, c, row in zip(prompts, completions, rows, strict=True)]
         if any(inspect.isawaitable(score) for score in scores):
@@ -114,7 +113,7 @@ async def _gathered(scores: Sequence[Awaitable[Any] | Any]) -> list[Any]:
 
 
 def _score(returned: Any) -> Any:
-    """Functions for verl may return a mapping with details beside the ``score``."""
+    """Return the number, or the ``score`` of a mapping with further details, as verl functions may return."""
     if not isinstance(returned, Mapping):
         return returned
     if "score" not in returned:
@@ -123,7 +122,7 @@ def _score(returned: Any) -> Any:
 
 
 def _taken(function: Function) -> set[str] | None:
-    """Keywords a function takes; None: any."""
+    """Return the names of a function's parameters; None if it has ``**kwargs``."""
     parameters = inspect.signature(function).parameters.values()
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
         return None
@@ -169,7 +168,7 @@ def _generator_of(row: Row) -> str:
 
 @lru_cache(maxsize=64)
 def _scorer(name: str) -> Function:
-    """The scorer of a generator of reasoning-gym."""
+    """Return the scorer of a reasoning-gym generator; ConfigError if it is unknown or evaluates model output."""
     try:
         import reasoning_gym as gym
     except ImportError as error:

@@ -1,4 +1,4 @@
-"""Rewards of a task from what users give: functions, text, mappings."""
+"""Build a task's rewards from the user's specification: functions, strings or mappings."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from seedtune.rewards.sources import load
 from seedtune.rewards.sources.adapters import reasoning_gym
 
 RewardSpec = RewardFunction | str | Mapping[str, Any] | RewardSettings
-"""One reward as a user gives it."""
+"""One reward as specified by a user."""
 
 
 def listed(given: RewardSpec | Sequence[RewardSpec]) -> list[RewardSpec]:
-    """What was given as a list; ConfigError if it is empty."""
+    """Return one reward or several as a list; raise ConfigError if it is empty."""
     alone = callable(given) or isinstance(given, str | Mapping | RewardSettings)
     found: list[Any] = [given] if alone else list(given)  # type: ignore[arg-type]
     if not found:
@@ -26,21 +26,21 @@ def listed(given: RewardSpec | Sequence[RewardSpec]) -> list[RewardSpec]:
 
 
 def settings_of(given: Sequence[RewardSpec]) -> list[Any]:
-    """What a configuration records of them; of a function that it is one."""
+    """Return the settings that a configuration records for each reward; a function is marked as a Python object."""
     return [{"path": OBJECTS, "name": name_of(one)} if callable(one) else one for one in given]
 
 
 def settled(settings: RewardSettings) -> RewardSettings:
-    """The same reward, its file named by an absolute path."""
+    """Return the settings with the reward's file path made absolute."""
     if settings.path in (None, OBJECTS):
         return settings
     return settings.model_copy(update={"path": load.settled(str(settings.path))})
 
 
 def build(config: Config, given: Sequence[RewardSpec]) -> tuple[Reward, ...]:
-    """The rewards of ``config.reward_funcs``; functions among ``given`` stand for themselves.
+    """Build the rewards of ``config.reward_funcs``, using functions in ``given`` directly.
 
-    Metrics and values go by name: the second of a name gets ``_2``.
+    Names are unique, because metrics and values are keyed by them: a second reward of the same name gets ``_2``.
     """
     functions = [one if callable(one) else None for one in given] or [None] * len(config.reward_funcs)
     weighted = config.weighted()
@@ -52,7 +52,7 @@ def build(config: Config, given: Sequence[RewardSpec]) -> tuple[Reward, ...]:
 
 
 def name_of(function: Any) -> str:
-    """A function's own name."""
+    """Return a function's ``__name__``, or the name of its type."""
     return str(getattr(function, "__name__", type(function).__name__))
 
 

@@ -1,4 +1,4 @@
-"""A sequence-classification reward model of transformers, run here in batches."""
+"""A sequence-classification reward model of transformers, run in this process in batches."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from seedtune.rewards.completions import text_of
 class Classifier:
     """A reward function with TRL's signature: the logit of a reward model, or the probability of one label.
 
-    Prompt and completion go through the model's chat template if it has one and the prompt is a conversation, and are
-    put together as text if not.  Texts that are too long lose their beginning.  Weights load at the first call.
+    Prompt and completion go through the model's chat template if it has one and the prompt is a conversation, and
+    are concatenated as text otherwise.  Texts that are too long are truncated from the left.  Weights load at the
+    first call.  Raises ModelError if the model cannot be loaded and ConfigError if the label does not fit it.
     """
 
     def __init__(self, settings: ClassifierSettings) -> None:
@@ -33,7 +34,7 @@ class Classifier:
         return f"Classifier({self.settings.model!r})"
 
     def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **_: Any) -> list[float]:
-        """One number for each completion."""
+        """Return one score per completion."""
         ids = [self._encode(prompt, completion) for prompt, completion in zip(prompts, completions, strict=True)]
         scores = [0.0] * len(ids)
         for batch in self._batches(ids):
@@ -50,7 +51,7 @@ class Classifier:
         return list(self.tokenizer(shown + text_of(completion), **how)["input_ids"])
 
     def _batches(self, ids: Sequence[list[int]]) -> Iterator[list[int]]:
-        """Indices in batches of like lengths; one by one where the model knows no padding token."""
+        """Yield batches of indices with similar lengths; batches of one if the tokenizer has no padding token."""
         size = 1 if self._padding() is None else self.settings.batch_size
         order = sorted(range(len(ids)), key=lambda index: (len(ids[index]), index))
         return (order[first : first + size] for first in range(0, len(order), size))
@@ -93,7 +94,7 @@ class Classifier:
 
 
 def _label(settings: ClassifierSettings, config: Any) -> int | None:
-    """The index of the label; None for a model of one logit."""
+    """Return the index of the configured label; None for a model with one logit.  Raises ConfigError."""
     known = {str(name): int(index) for index, name in config.id2label.items()}
     if len(known) == 1:
         if settings.label is not None:

@@ -1,7 +1,7 @@
-"""Scores of reasoning-gym's own scorers, generator by generator.
+"""Scores from reasoning-gym's own scorers, generator by generator.
 
-Several of its scorers call eval, or sympy's parser, which calls eval, on the answer: those are refused (`evaluates`).
-Others give a little to any answer at all, or raise: here an empty answer gets 0 and a scorer that raises gives 0.
+Several scorers call eval on the answer, directly or through sympy's parser: those are refused (`evaluates`).
+Others give partial credit to any answer, or raise: here an empty answer gets 0, and so does a scorer that raises.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from seedtune.rewards.completions import text_of
 from seedtune.rewards.optional import optional, tidied
 
 LENGTH = 10_000
-"""Characters of an answer; a longer one gets nothing."""
+"""Longest answer in characters; a longer one scores 0."""
 FORBIDDEN = frozenset({"eval", "exec", "parse_expr", "sympify", "parse_latex", "__import__"})
 OWN_DATA = frozenset({"bitwise_arithmetic", "number_sorting"})
-"""Scorers that call eval, but only on the problem or the answer that reasoning-gym made itself."""
+"""Scorers that call eval only on reasoning-gym's own problem or answer."""
 _HUGE = re.compile(r"[0-9.][eE][+-]?[0-9]{3,}", re.ASCII)
-"""``1e999999999`` is short to write and takes gigabytes as an exact number."""
+"""``1e999999999`` is short as text but takes gigabytes as an exact number."""
 _NO_NUMBER = re.compile(r"\b(?:nan|inf|infinity)", re.IGNORECASE)
-"""At no distance from any number, to scorers that compare distances."""
+"""Values that distance-based scorers would treat as equal to any number."""
 
 
 def gym_score(
@@ -35,13 +35,16 @@ def gym_score(
     floor: Sequence[float],
     **_: Any,
 ) -> list[float]:
-    """What reasoning-gym gives the ``<answer>``, rescaled so that what it gives for nothing (``floor``) is 0."""
+    """Return reasoning-gym's score of each ``<answer>``, rescaled so that ``floor`` becomes 0.
+
+    ``floor`` is the scorer's value for an answer without content, per row.
+    """
     rows = zip(completions, generator, entry, floor, strict=True)
     return [marks(scorer(name), tagged(text_of(c)), made, least) for c, name, made, least in rows]
 
 
 def marks(score: Callable[..., Any], answer: str | None, entry: dict[str, Any], floor: float) -> float:
-    """What an answer is worth above the ``floor``, from 0 to 1; 0 for one that no scorer should be asked about."""
+    """Return (score − floor) / (1 − floor), at least 0; 0 for answers that are unsafe to pass to a scorer."""
     if not answer or len(answer) > LENGTH or _HUGE.search(answer):
         return 0.0
     if _NO_NUMBER.search(answer) and answer != entry["answer"]:
@@ -50,7 +53,7 @@ def marks(score: Callable[..., Any], answer: str | None, entry: dict[str, Any], 
 
 
 def raw_score(score: Callable[..., Any], answer: str, entry: dict[str, Any]) -> float:
-    """The scorer's own value, at most 1; 0 where it raises or gives no number."""
+    """Return the scorer's own value, at most 1; 0 if it raises or returns no finite number."""
     try:
         marks = float(score(answer, entry))
     except Exception:  # noqa: BLE001 - the named boundary: scorers raise on answers they did not expect
@@ -60,7 +63,7 @@ def raw_score(score: Callable[..., Any], answer: str, entry: dict[str, Any]) -> 
 
 @lru_cache(maxsize=256)
 def scorer(name: str) -> Callable[..., Any]:
-    """The scorer of a generator; MissingExtraError without reasoning-gym."""
+    """Return the scorer of a generator; raise MissingExtraError without reasoning-gym."""
     gym = optional("reasoning_gym", f"reasoning_gym:{name}")
     with tidied():
         found: Callable[..., Any] = gym.get_score_answer_fn(name)
@@ -68,10 +71,10 @@ def scorer(name: str) -> Callable[..., Any]:
 
 
 def evaluates(name: str, dataset: type) -> str | None:
-    """The function that a generator's scorer runs on answers although it must not, such as ``eval``; None if none.
+    """Return the forbidden function that a generator's scorer runs on answers, such as ``eval``, or None.
 
-    Found in the compiled scorer and all that it calls in its own class and module, so that a new version of
-    reasoning-gym is looked at, too.
+    Searches the bytecode of the scorer and of everything it calls in its class and module, so that new versions of
+    reasoning-gym are checked, too.
     """
     if name in OWN_DATA:
         return None
@@ -88,14 +91,14 @@ def evaluates(name: str, dataset: type) -> str | None:
 
 
 def _function(dataset: type, word: str) -> FunctionType | None:
-    """A method of the class, or a function beside it."""
+    """Look up a method of the class or a function of its module by name."""
     scorer_globals = vars(dataset).get("score_answer", getattr(dataset, "score_answer", None)).__globals__
     found = getattr(dataset, word, scorer_globals.get(word))
     return found if isinstance(found, FunctionType) else None
 
 
 def _names(function: FunctionType | None) -> list[str]:
-    """Every name that a function's code uses, nested code included."""
+    """Return every name used in a function's code, including nested code."""
     codes: list[CodeType] = [function.__code__] if function is not None else []
     names: list[str] = []
     while codes:

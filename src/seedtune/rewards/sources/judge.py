@@ -1,7 +1,7 @@
-"""Scores from a language model or reward model behind HTTP.
+"""Rewards from a judge model or reward model behind an HTTP API.
 
-The API key is read from the environment for each call and goes into one header: it is in no setting, no message and
-no ``repr``.  Answers of the server are read for a score and never shown, because servers like to quote keys.
+The API key is read from the environment for each call and sent in one header only: it is in no setting, no message
+and no ``repr``.  Server responses are parsed for a score and never shown, because servers may quote keys in them.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from seedtune.rewards.sources.adapters import rows_of
 log = logging.getLogger("seedtune")
 
 AGAIN = frozenset({408, 409, 425, 429})
-"""Statuses, besides 5xx, that are worth another try."""
+"""HTTP statuses, besides 5xx, that are retried."""
 
 LONGEST_WAIT = 60.0
-"""Seconds between two tries, whatever the server asks for."""
+"""Longest wait between two tries in seconds, even if the server asks for more."""
 
 LARGEST = 1 << 20
-"""Bytes of an answer that are read."""
+"""Largest response that is read, in bytes."""
 
 _PLACE = re.compile(r"\{([A-Za-z_]\w*)\}")
 _NUMBER = re.compile(r"(?<![\w.])-?\d+(?:\.\d+)?(?!\w)")
@@ -44,7 +44,7 @@ _OUT_OF = re.compile(r"(?:/|\bout of\b)\s*\d+(?:\.\d+)?")
 
 
 class Failure(Exception):  # noqa: N818 - not an error of ours: the sample is not scored
-    """A request that brought no score; ``again`` if another try may."""
+    """A request that returned no score; ``again``: a retry may succeed, after ``wait`` seconds if given."""
 
     def __init__(self, why: str, *, again: bool = False, wait: float | None = None) -> None:
         super().__init__(why)
@@ -52,9 +52,9 @@ class Failure(Exception):  # noqa: N818 - not an error of ours: the sample is no
 
 
 class Judge:
-    """A reward function with TRL's signature; None for every completion that could not be scored.
+    """A reward function with TRL's signature; returns None for completions that could not be scored.
 
-    ConfigError for an address that is none and for a key that is not in the environment.
+    Raises ConfigError for an invalid URL and for an API key that is missing from the environment.
     """
 
     def __init__(self, settings: JudgeSettings) -> None:
@@ -68,7 +68,7 @@ class Judge:
     def __call__(
         self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Sequence[Any]
     ) -> list[float | None]:
-        """One score or None for each completion; requests go out ``concurrency`` at a time."""
+        """Return a score or None per completion; at most ``concurrency`` requests are in flight."""
         rows = rows_of(columns, len(completions))
         bodies = [self.body(p, text_of(c), row) for p, c, row in zip(prompts, completions, rows, strict=True)]
         key, stopped = _key(self.settings), Event()
@@ -84,7 +84,7 @@ class Judge:
         return [None if isinstance(answer, str) else answer for answer in answers]
 
     def body(self, prompt: Any, completion: str, row: Mapping[str, Any]) -> bytes:
-        """The JSON of one request; RewardError if the template names a column that the data do not have."""
+        """Return the JSON body of one request; raise RewardError if the template names an unknown column."""
         known, settings = {**row, "prompt": _shown(prompt), "completion": completion}, self.settings
         if settings.kind == "reward":
             return json.dumps(known, default=str).encode()
@@ -96,7 +96,7 @@ class Judge:
         return json.dumps({"model": settings.model, "messages": messages, **sizes}).encode()
 
     def _score(self, body: bytes, key: str | None, stopped: Event) -> float | str:
-        """A score, or why there is none."""
+        """Return the score, or the reason why there is none."""
         for attempt in range(self.settings.retries + 1):
             try:
                 return score_in(self._text(request(self.address, body, key, self.settings.timeout)), self.settings)
@@ -109,7 +109,7 @@ class Judge:
         raise AssertionError("the last try returns")
 
     def _text(self, answer: bytes) -> str:
-        """What the judge says; the whole answer of a reward endpoint."""
+        """Return the message of a chat completion, or the whole response of a reward endpoint."""
         if self.settings.kind == "reward":
             return answer.decode("utf-8", "replace")
         try:
@@ -122,7 +122,10 @@ class Judge:
 
 
 def request(address: SplitResult, body: bytes, key: str | None, timeout: float) -> bytes:
-    """POST JSON and read the answer within ``timeout`` seconds, following nothing; Failure says what came instead."""
+    """POST JSON and return the response body within ``timeout`` seconds, without following redirects.
+
+    Raises Failure for connection errors, time-outs, statuses other than 200 and responses over `LARGEST` bytes.
+    """
     headers = {"Content-Type": "application/json", "Accept": "application/json", "Connection": "close"}
     if key is not None:
         headers["Authorization"] = f"Bearer {key}"
@@ -139,7 +142,7 @@ def request(address: SplitResult, body: bytes, key: str | None, timeout: float) 
 
 
 def score_in(text: str, settings: JudgeSettings) -> float:
-    """The score in what a judge says, by the configured parser; Failure if there is none in its bounds."""
+    """Parse the score from the judge's text with the configured parser; raise Failure if none is within the bounds."""
     try:
         value = float({"number": _number, "json": _field, "pattern": _group}[settings.parser](text, settings))
     except (ValueError, TypeError, OverflowError):
@@ -158,7 +161,7 @@ def _number(text: str, settings: JudgeSettings) -> str:
 
 
 def _field(text: str, settings: JudgeSettings) -> Any:
-    """The field of the JSON object that the text is, or that stands between its first and last brace."""
+    """Return ``settings.field`` of the JSON object between the first and the last brace of the text."""
     try:
         value = json.loads(text[text.index("{") : text.rindex("}") + 1])
     except RecursionError:
@@ -187,7 +190,7 @@ def _filled(name: str, known: Mapping[str, Any]) -> str:
 
 
 def _shown(prompt: Any) -> str:
-    """A prompt as text; a conversation of several messages with their roles."""
+    """Format a prompt as text; several messages are prefixed with their roles."""
     if isinstance(prompt, str):
         return prompt
     if len(prompt) == 1:
@@ -196,10 +199,10 @@ def _shown(prompt: Any) -> str:
 
 
 def _address(settings: JudgeSettings) -> SplitResult:
-    """Where requests go.  An address with a password is not repeated in the message."""
+    """Return the URL of requests; raise ConfigError, without repeating a URL that holds a password."""
     try:
         parts = urlsplit(settings.base_url)
-        parts.port  # noqa: B018 - raises for a port that is none
+        parts.port  # noqa: B018 - raises for an invalid port
     except ValueError:
         parts = urlsplit("")
     if parts.username or parts.password:
@@ -216,7 +219,7 @@ def _address(settings: JudgeSettings) -> SplitResult:
 
 
 def _key(settings: JudgeSettings) -> str | None:
-    """The API key; ConfigError, which never repeats it, if it is missing or cannot be a header."""
+    """Return the API key; raise ConfigError, which never repeats it, if it is missing or not valid in a header."""
     if settings.api_key_env is None:
         return None
     key = os.environ.get(settings.api_key_env, "").strip()
@@ -239,7 +242,7 @@ def _connection(address: SplitResult, timeout: float) -> http.client.HTTPConnect
 
 
 class _cut_after:  # noqa: N801 - reads as a verb at its only use
-    """Shuts a socket down after so many seconds: a server that trickles resets the socket's own time-out for ever."""
+    """Shut a socket down after ``seconds`` in total: slow trickling keeps resetting the socket's own time-out."""
 
     def __init__(self, sock: socket.socket, seconds: float) -> None:
         self.late = False
@@ -276,6 +279,6 @@ def _read(response: http.client.HTTPResponse) -> bytes:
 
 
 def _asked_to_wait(response: http.client.HTTPResponse) -> float | None:
-    """Seconds of a ``Retry-After`` header."""
+    """Return the seconds of a ``Retry-After`` header, or None."""
     value = response.getheader("Retry-After", "")
     return float(value) if value.isdecimal() else None

@@ -1,4 +1,4 @@
-"""From text to a function: ``file.py:function`` and ``module.function``, with an adapter in front or not."""
+"""Load reward functions from ``file.py:function`` or ``module.function``, with an optional adapter prefix."""
 
 from __future__ import annotations
 
@@ -25,9 +25,10 @@ _EXAMPLE = "Write file.py:function or module.function."
 
 
 def load(source: str) -> RewardFunction:
-    """The function with TRL's signature that a ``Reward.source`` names, in any process.
+    """Load the function named by a ``Reward.source``, with TRL's signature; works in any process.
 
-    ConfigError: no such file, module or function, or not callable.  RewardError: importing it raises.
+    Raises ConfigError if the file, module or function does not exist or is not callable, and RewardError if
+    importing it raises.
     """
     found = _ADAPTED.fullmatch(source)
     if found is None:
@@ -39,7 +40,7 @@ def load(source: str) -> RewardFunction:
 
 
 def load_function(path: str) -> Function:
-    """The function as it is in ``file.py:function`` or ``module.function``; errors as of `load`."""
+    """Load the function of ``file.py:function`` or ``module.function`` without an adapter; raises as `load` does."""
     place, names = split(path)
     found: Any = _module_of_file(Path(place)) if is_file(place) else _module(place, path)
     for name in names.split("."):
@@ -54,13 +55,13 @@ def load_function(path: str) -> Function:
 
 
 def settled(path: str) -> str:
-    """``path`` with its file as an absolute path, so that it means the same in every working directory."""
+    """Make the file in ``path`` absolute, so that it does not depend on the working directory."""
     place, names = split(path)
     return f"{os.path.abspath(os.path.expanduser(place))}:{names}" if is_file(place) else path
 
 
 def split(path: str) -> tuple[str, str]:
-    """(file or module, names in it) of a path; ConfigError if it has only one of them."""
+    """Split a path into (file or module, attribute names); raise ConfigError if one of them is missing."""
     place, colon, names = path.rpartition(":" if ":" in path else ".")
     if not colon or not place or not all(name.isidentifier() for name in names.split(".")):
         raise ConfigError(f"the reward {path!r} does not name a function in a file or module. {_EXAMPLE}")
@@ -70,12 +71,12 @@ def split(path: str) -> tuple[str, str]:
 
 
 def is_file(place: str) -> bool:
-    """Whether a place is a file rather than a module."""
+    """Whether ``place`` is a file rather than a module."""
     return place.endswith(".py") or "/" in place or os.sep in place
 
 
 def _module_of_file(file: Path) -> ModuleType:
-    """The module of a file, run once for each version of it; its folder may be imported from."""
+    """Run a file once per version of it and return the module; the file may import from its folder."""
     path = Path(os.path.abspath(file.expanduser()))
     if not path.is_file():
         raise ConfigError(f"there is no file {str(file)!r} of rewards. Check the path.{_near(path)}")
@@ -88,7 +89,7 @@ def _module_of_file(file: Path) -> ModuleType:
 
 
 def _module(name: str, path: str) -> ModuleType:
-    """An importable module; those of the working directory are, as in TRL."""
+    """Import a module; the working directory is searched, too, as in TRL."""
     reach(os.getcwd())
     importlib.invalidate_caches()
     try:
@@ -104,7 +105,7 @@ def _module(name: str, path: str) -> ModuleType:
 
 
 def _run(what: Callable[[], ModuleType], name: str) -> ModuleType:
-    """Run an import; RewardError with the line of the user's code that raised."""
+    """Run an import; raise RewardError with the line of the user's code that failed."""
     try:
         return what()
     except (Exception, SystemExit) as error:  # the named boundary: user code may raise anything
@@ -135,5 +136,5 @@ def _attribute(owner: Any, name: str, path: str) -> Any:
 
 
 def _near(path: Path) -> str:
-    """The nearest Python file of the same folder."""
+    """Suggest the Python file of the same folder with the nearest name."""
     return nearest(path.name, [other.name for other in path.parent.glob("*.py")] if path.parent.is_dir() else [])

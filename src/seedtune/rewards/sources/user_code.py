@@ -1,4 +1,4 @@
-"""The files of a user's code: where they lie, and running them."""
+"""Locate and run the files of a user's code."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from seedtune.errors import ConfigError
 
 
 def place_settled(name: str) -> str:
-    """A task's or environment's name, ``file.py:NAME`` with the file's absolute path."""
+    """Make the file path in a task's or environment's ``file.py:NAME`` absolute; return other names unchanged."""
     place, colon, word = name.rpartition(":")
     return f"{os.path.abspath(os.path.expanduser(place))}:{word}" if colon and place.endswith(".py") else name
 
 
 def reach(folder: str) -> None:
-    """Let imports find what lies in a folder, after everything else."""
+    """Append a folder to ``sys.path``."""
     if folder not in sys.path:
         sys.path.append(folder)
 
 
 def run_file(path: Path, name: str) -> ModuleType:
-    """Run a file as the module ``name``, as an import would; raises what the file raises.
+    """Run a file as the module ``name``, as an import would; exceptions of the file propagate.
 
-    It may import what lies beside it.  Dataclasses look their module up by name, so it is registered first.
+    The file may import its neighbours.  Dataclasses look up their module by name, so it is registered first.
     """
     reach(str(path.parent.resolve()))
     spec = importlib.util.spec_from_file_location(name, path, loader=_Fresh(name, str(path)))
@@ -44,7 +44,7 @@ def run_file(path: Path, name: str) -> ModuleType:
 
 
 class _Fresh(SourceFileLoader):
-    """Compiles the file as it is now: nothing stale, and no ``__pycache__`` beside the user's file."""
+    """Loader that always compiles the current source and writes no ``__pycache__`` next to the user's file."""
 
     def get_code(self, fullname: str) -> CodeType:
         code: CodeType = self.source_to_code(self.get_data(self.path), self.path)

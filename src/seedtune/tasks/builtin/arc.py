@@ -1,4 +1,4 @@
-"""ARC: find the rule that maps grids to grids (arXiv 1911.01547), by reasoning-gym; the answer is the grid itself."""
+"""ARC: infer the rule that maps grids to grids (arXiv 1911.01547), from reasoning-gym; the answer is a grid."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from seedtune.tasks.data.rows import examples
 
 
 class ArcSettings(Sizes):
-    """Which tasks, and how they are varied."""
+    """The generator of ARC tasks and its settings."""
 
     train_size: int = Field(default=400, ge=1, le=100_000)
     """Training examples."""
 
     generator: Literal["arc_agi", "rearc", "arc_1d"] = "arc_agi"
-    """``arc_agi``: the 800 public tasks, turned, mirrored and recoloured; ``rearc``: new grids for the 400 training
+    """``arc_agi``: the 800 public tasks, rotated, mirrored and recoloured; ``rearc``: new grids for the 400 training
     tasks; ``arc_1d``: rows instead of grids."""
 
     settings: dict[str, Any] = Field(default_factory=dict)
@@ -28,11 +28,11 @@ class ArcSettings(Sizes):
 
 
 def arc(settings: ArcSettings) -> Task:
-    """Examples of a rule and one more input; reward 1 for the right grid, 0.1 for its shape."""
+    """Create prompts with examples of a rule and one more input; reward 1 for the right grid, 0.1 for its shape."""
     public = settings.generator == "arc_agi"
     test = items(settings.generator, _source(settings, {"use_train": False} if public else {}))
     rows = [_row(next(test)) for _ in range(settings.test_size)]
-    # ARC's own division: no rule of its training tasks is asked for in its evaluation tasks, however turned.
+    # ARC's own split: no rule of its training tasks occurs in its evaluation tasks, in any rotation.
     train = items(settings.generator, _source(settings, {"use_eval": False})) if public else test
     return Task(
         name="arc",

@@ -1,9 +1,7 @@
-"""Conciseness: as few characters as the ideal answer has (arXiv 2509.24372, our own questions).
+"""Conciseness: as few characters as the ideal answer has (arXiv 2509.24372, with our own questions).
 
-The reward is length only and pays for silence: trained on, most answers become empty.  `right_and_brief` wants the
-right answer as well.
-
-Rewards on the length of an answer.
+The reward depends on length only: with long training most answers become empty.  `right_and_brief` also rewards the
+right answer.
 """
 
 from __future__ import annotations
@@ -18,12 +16,12 @@ from seedtune.tasks.data.rows import examples, packaged_rows
 
 
 def length_error(completions: Sequence[Any], answer: Sequence[str], **_: Any) -> list[float]:
-    """−|len(completion) − len(answer)| in characters, over the completion only (arXiv 2509.24372)."""
+    """Return −|len(completion) − len(answer)| in characters, without the prompt (arXiv 2509.24372)."""
     return [-float(abs(len(text_of(c)) - len(a))) for c, a in zip(completions, answer, strict=True)]
 
 
 def conciseness(_: NoSettings) -> Task:
-    """32 training and 96 held-out questions; reward −|len(answer) − len(target)| in characters."""
+    """Create the task: 32 training and 96 held-out questions; reward −|len(answer) − len(target)| in characters."""
     return Task(
         name="conciseness",
         train=examples(_rows("conciseness_train.jsonl"), "train"),

@@ -1,4 +1,4 @@
-"""Grids of numbers as answers: read from text, compared, and solved by the rules of sudoku."""
+"""Grids of numbers as answers: parse them, compare them, and check the rules of sudoku."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from seedtune.rewards.completions import text_of
 
 Grid = list[list[int]]
 LENGTH = 20_000
-"""Characters of a grid; a longer answer is not read."""
+"""Longest answer in characters; a longer one is not read."""
 SHAPE_MARKS = 0.1
-"""For another grid of the right shape."""
+"""Reward of a wrong grid of the right shape."""
 _LINE = re.compile(r"[0-9]{1,2}(?:[ \t,|]+[0-9]{1,2})*", re.ASCII)
 
 
 def grid_of(text: str | None) -> Grid | None:
-    """Lines of numbers, blanks, commas or bars between them, brackets around a line; None if it is no such grid."""
+    """Parse lines of numbers, separated by blanks, commas or bars, with optional brackets; None if malformed."""
     if not text or len(text) > LENGTH:
         return None
     lines = [line.strip(" \t\r[],|") for line in text.strip().split("\n")]
@@ -29,12 +29,12 @@ def grid_of(text: str | None) -> Grid | None:
 
 
 def grid_said(text: str) -> str:
-    """The grid in ``<answer>``, a line for each row and a blank between numbers; empty if there is none."""
+    """Return the grid in ``<answer>`` with a line per row and blanks between numbers; empty if there is none."""
     return "\n".join(" ".join(str(cell) for cell in row) for row in grid_of(tagged(text)) or ())
 
 
 def same_grid(completions: Sequence[Any], output: Sequence[Grid], **_: Any) -> list[float]:
-    """1 for the grid ``output`` in ``<answer>``, 0.1 for another grid of its shape, else 0."""
+    """Return 1 if the ``<answer>`` is the grid ``output``, 0.1 for another grid of its shape, else 0."""
     return [_same(grid_of(tagged(text_of(c))), right) for c, right in zip(completions, output, strict=True)]
 
 
@@ -51,8 +51,10 @@ def _shape(grid: Grid) -> tuple[int, int]:
 def sudoku_solved(
     completions: Sequence[Any], puzzle: Sequence[Grid], solution: Sequence[Grid], **_: Any
 ) -> list[float]:
-    """1 for a grid in ``<answer>`` that keeps the clues and obeys the rules; else half the share of blanks that are
-    as in ``solution``, if the clues are kept; else 0.  Blanks of a ``puzzle`` are 0.
+    """Return 1 for a grid in ``<answer>`` that keeps the clues and obeys the rules.
+
+    Otherwise half the share of blanks that match ``solution`` if the clues are kept, else 0.  Blanks of a ``puzzle``
+    are written as 0.
     """
     return [
         _sudoku(grid_of(tagged(text_of(c))), clues, right)
@@ -73,7 +75,7 @@ def _sudoku(found: Grid | None, clues: Grid, right: Grid) -> float:
 
 
 def obeys_rules(grid: Grid) -> bool:
-    """Whether every row, column and box of a square grid holds each number once."""
+    """Whether every row, column and box of a square grid contains each number exactly once."""
     size = len(grid)
     box = round(size**0.5)
     boxes = [

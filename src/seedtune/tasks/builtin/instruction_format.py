@@ -1,7 +1,4 @@
-"""Instructions on the form of an answer (in the manner of IFEval, arXiv 2311.07911; combinations of our own).
-
-Instructions on the form of an answer that a few lines of code can verify.
-"""
+"""Verifiable instructions on the format of an answer, in the style of IFEval (arXiv 2311.07911), combined here."""
 
 from __future__ import annotations
 
@@ -20,54 +17,54 @@ from seedtune.tasks.data.rows import examples
 from seedtune.types import Example
 
 LENGTH = 50_000
-"""Characters of an answer; a longer one follows nothing."""
+"""Longest answer in characters; a longer one scores 0."""
 MARKS = "-*•"
 
 
 def words_of(text: str) -> list[str]:
-    """Words: what stands between blanks and has a letter or digit."""
+    """Return the words: runs between white space with at least one letter or digit."""
     return [word for word in text.split() if any(character.isalnum() for character in word)]
 
 
 def bullets(text: str, count: int) -> bool:
-    """Exactly ``count`` lines begin with ``- ``, ``* `` or ``• `` and say something."""
+    """Whether exactly ``count`` lines begin with ``- ``, ``* `` or ``• `` and contain a word."""
     lines = [line.strip() for line in text.split("\n")]
     return sum(line[:1] in MARKS and line[1:2] == " " and bool(words_of(line[1:])) for line in lines if line) == count
 
 
 def lower_case(text: str, _: object = None) -> bool:
-    """No capital letter, and some small one."""
+    """Whether there is no upper-case letter, and at least one lower-case letter."""
     return text.islower()
 
 
 def upper_case(text: str, _: object = None) -> bool:
-    """No small letter, and some capital one."""
+    """Whether there is no lower-case letter, and at least one upper-case letter."""
     return text.isupper()
 
 
 def ends_with(text: str, phrase: str) -> bool:
-    """The last words are the ``phrase``; blanks after it do not count."""
+    """Whether the text ends with ``phrase``, ignoring case and trailing white space."""
     return text.rstrip().lower().endswith(phrase.lower())
 
 
 def starts_with(text: str, phrase: str) -> bool:
-    """The first words are the ``phrase``, after a bullet's mark if there is one."""
+    """Whether the text starts with ``phrase``, ignoring case, white space and bullet marks before it."""
     return text.lstrip(f" \t\n{MARKS}").lower().startswith(phrase.lower())
 
 
 def word_count(text: str, count: int) -> bool:
-    """Exactly ``count`` words."""
+    """Whether there are exactly ``count`` words."""
     return len(words_of(text)) == count
 
 
 def keywords(text: str, wanted: Sequence[str]) -> bool:
-    """Every keyword is there as a word of its own, in any case."""
+    """Whether every keyword occurs as a whole word, ignoring case."""
     found = set(re.findall(r"\w+", text.lower()))
     return all(word.lower() in found for word in wanted)
 
 
 def no_commas(text: str, _: object = None) -> bool:
-    """No comma, and some word."""
+    """Whether there is no comma, and at least one word."""
     return "," not in text and bool(words_of(text))
 
 
@@ -81,15 +78,15 @@ CHECKS: dict[str, Callable[[str, Any], bool]] = {
     "keywords": keywords,
     "no_commas": no_commas,
 }
-"""Every instruction by name; each takes the text and its value, and an empty text follows none."""
+"""Checks by instruction name, called with the text and the instruction's value; an empty text passes none."""
 
 
 def instructions_followed(
     completions: Sequence[Any], instructions: Sequence[Mapping[str, Any]], **_: Any
 ) -> list[float]:
-    """Share of the ``instructions`` (name → value, see ``CHECKS``) that a completion follows.
+    """Return the share of ``instructions`` (name → value, see ``CHECKS``) that each completion follows.
 
-    RewardError names an instruction that there is not.
+    Raises RewardError for an unknown instruction.
     """
     return [_share(text_of(c), wanted) for c, wanted in zip(completions, instructions, strict=True)]
 
@@ -98,7 +95,7 @@ def _share(text: str, wanted: Mapping[str, Any]) -> float:
     for name in wanted:
         if name not in CHECKS:
             raise RewardError(f"unknown instruction {name!r}.{nearest(name, CHECKS)} Known: {', '.join(CHECKS)}")
-    # Data sets of one schema give every row every name, with None where it is not meant.
+    # Data sets with one schema have every name in every row, with None for unused ones.
     asked = {name: value for name, value in wanted.items() if value is not None}
     if not asked or len(text) > LENGTH or not text.strip():
         return 0.0
@@ -124,19 +121,19 @@ SAID: dict[str, Callable[[Any], str]] = {
     "keywords": lambda words: f"contains the words {' and '.join(words)}",
     "no_commas": lambda _: "contains no comma",
 }
-"""Each instruction in words."""
+"""The wording of each instruction in the prompt."""
 CASES = ("lower_case", "upper_case")
 
 
 class InstructionSettings(Sizes):
-    """How much is asked at once."""
+    """Settings of the generated instructions."""
 
     instructions: int = Field(default=3, ge=1, le=5)
-    """Instructions of a prompt, at the most."""
+    """Most instructions in a prompt."""
 
 
 def instruction_format(settings: InstructionSettings) -> Task:
-    """Prompts with one or more instructions; reward the share of them that is followed."""
+    """Create prompts with one or more instructions; the reward is the share of them that is followed."""
 
     def make(draws: Draws) -> tuple[Hashable, DataRow] | None:
         return _row(draws, settings.instructions)
@@ -175,7 +172,7 @@ def _value(draws: Draws, name: str) -> Any:
 
 
 def _gold(example: Example) -> str:
-    """Keywords and filler between the phrases asked for, in as many lines and words as asked for."""
+    """Build an answer that follows all instructions: keywords and filler between the required phrases."""
     wanted = example.columns["instructions"]
     start, end = str(wanted.get("starts_with", "")).split(), str(wanted.get("ends_with", "")).split()
     middle = list(wanted.get("keywords", []))
@@ -186,10 +183,10 @@ def _gold(example: Example) -> str:
 
 
 def _lines(words: list[str], bullets: int) -> str:
-    """The words as one line, or as bullet points of one word each but the last."""
+    """Join the words to one line, or to bullet points with one word each except the first and the last."""
     if not bullets:
         return " ".join(words)
-    # The first point holds the words that the answer begins with, the last those it ends with.
+    # The first point holds the words at the start of the answer, the last those at its end.
     cut = len(words) // 2
     middle = [[word] for word in words[cut : cut + bullets - 2]]
     points = [words[:cut], *middle, words[cut + len(middle) :]]

@@ -1,6 +1,6 @@
-"""Answers as JSON that fits a schema: schemas of our own, from a few fields to a nested object.
+"""Answers in JSON that fit a schema, with partial credit.
 
-JSON that fits a JSON schema, with marks for coming near.
+The schemas are generated here, from a few fields to a nested object.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from seedtune.tasks.data.rows import examples
 from seedtune.types import Example
 
 LENGTH = 20_000
-"""Characters of an answer; a longer one is not read."""
+"""Longest answer in characters; a longer one is not read."""
 FENCE = "```"
 
 
 def json_marks(completions: Sequence[Any], schema: Sequence[str], **_: Any) -> list[float]:
-    """Marks for JSON by a ``schema`` (itself JSON text); a code fence around it is allowed.
+    """Score each completion as JSON for a ``schema`` (a JSON string); a code fence around it is allowed.
 
-    0.1 if it is JSON, 0.2 if it is an object, then 0.6 · share of the required properties that are there and valid,
-    then 0.2 if all is valid: together 1.  MissingExtraError without jsonschema.
+    0.1 for JSON, 0.2 for an object, plus 0.6 · share of the required properties that are present and valid, plus 0.2
+    if the whole is valid: 1 in total.  Raises MissingExtraError without jsonschema.
     """
     return [_marks(_unfenced(text_of(c)), made) for c, made in zip(completions, schema, strict=True)]
 
@@ -58,7 +58,7 @@ def _marks(text: str, schema: str) -> float:
 
 
 def _refuse(word: str) -> None:
-    """``NaN`` and ``Infinity`` are Python's, not JSON's."""
+    """Reject ``NaN`` and ``Infinity``, which Python's parser accepts but JSON does not allow."""
     raise ValueError(word)
 
 
@@ -88,14 +88,14 @@ SchemaAndValue = tuple[dict[str, Any], Any]
 
 
 class JsonSettings(Sizes):
-    """How large the schemas are."""
+    """Settings of the generated schemas."""
 
     fields: int = Field(default=5, ge=1, le=8)
-    """Properties of an object, at the most."""
+    """Most properties of an object."""
 
 
 def json_schema(settings: JsonSettings) -> Task:
-    """Schemas to write JSON for; reward by steps, 1 if the object is valid."""
+    """Create prompts that ask for JSON of a schema; stepwise reward, 1 for a valid object (see `json_marks`)."""
     optional("jsonschema", "the task json_schema")
 
     def make(draws: Draws) -> tuple[Hashable, DataRow] | None:
@@ -121,7 +121,7 @@ def _row(draws: Draws, fields: int) -> tuple[Hashable, DataRow]:
 
 
 def _object(draws: Draws, fields: int, *, nested: bool) -> SchemaAndValue:
-    """An object of up to ``fields`` required properties, one of them an object if ``nested``."""
+    """Generate an object schema of up to ``fields`` required properties, and an object inside it if ``nested``."""
     names = draws.sample(FIELDS, draws.between(1, fields))
     made = {name: _leaf(draws) for name in names}
     if nested:
@@ -136,7 +136,7 @@ def _object(draws: Draws, fields: int, *, nested: bool) -> SchemaAndValue:
 
 
 def _leaf(draws: Draws) -> SchemaAndValue:
-    """One property: text, a whole number, a number, yes or no, one of some words, or a list."""
+    """Generate one property: string, integer, number, boolean, enum or array."""
     least = draws.between(1, 50)
     words = draws.sample(WORDS, 3)
     leaves: tuple[SchemaAndValue, ...] = (

@@ -1,4 +1,4 @@
-"""Mini-sudoku of 4 × 4 cells (arXiv 2509.24372): reasoning-gym's puzzles, a checker of our own."""
+"""Mini-sudoku with 4 × 4 cells (arXiv 2509.24372): reasoning-gym's puzzles with our own checker."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ class SudokuSettings(Sizes):
     """Training puzzles."""
 
     least_empty: int = Field(default=8, ge=1, le=12)
-    """Empty cells, at the least (a few puzzles have less, to be unique)."""
+    """Fewest empty cells (a few puzzles have less, so that the solution is unique)."""
 
     most_empty: int = Field(default=12, ge=1, le=12)
-    """Empty cells, at the most; with more a solution is not unique."""
+    """Most empty cells; with more the solution is not unique."""
 
     @model_validator(mode="after")
     def _in_order(self) -> SudokuSettings:
@@ -33,7 +33,7 @@ class SudokuSettings(Sizes):
 
 
 def mini_sudoku(settings: SudokuSettings) -> Task:
-    """Puzzles with one solution; reward 1 if solved, else half the share of blanks that are right."""
+    """Create puzzles with a unique solution; reward 1 if solved, else half the share of right blanks."""
     empty = {"min_empty": settings.least_empty, "max_empty": settings.most_empty}
     source = GymSettings(
         train_size=settings.train_size, test_size=settings.test_size, seed=settings.seed, settings=empty

@@ -1,6 +1,6 @@
-"""Multiple choice: sums, orders and odd ones out, made here; rows serve log-probability objectives as well.
+"""Multiple choice: generated sums, comparisons and odd-one-out questions, and parsing the chosen letter.
 
-Multiple choice: which letter a completion settles on.
+The rows also fit log-probability objectives.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from seedtune.types import Example
 
 LETTERS = "ABCDEFGHIJ"
 LENGTH = 50_000
-"""Characters of an answer; a longer one chooses nothing."""
+"""Longest answer in characters; a longer one chooses nothing."""
 WORDS = 100
-"""Characters of a line that may be the words of a choice."""
-# A letter in brackets or by itself, not the beginning of a word ("A dog" is an article) unless a mark follows.
+"""Longest line, in characters, that may be the text of a choice."""
+# A letter in brackets or alone, not before another word ("A dog" is an article) unless punctuation follows.
 _LETTER = r"[*_( \t]{0,4}([A-J])(?=[*_)]{0,3}(?:[.:),;\n]|[ \t]{0,4}$|[ \t]{1,4}(?!\w)))"
 _SAID = re.compile(
     r"(?i:answer|choice|option)[*_]{0,2}[ \t]{0,4}(?i:is|:)?[*_]{0,2}[ \t]{0,4}:?" + _LETTER, re.MULTILINE
@@ -36,16 +36,16 @@ _LINE = re.compile(r"[*_( ]{0,4}([A-J])[*_]{0,2}[.):][ \t].{0,400}", re.ASCII)
 def letter_right(
     completions: Sequence[Any], choices: Sequence[Sequence[str]], answer_index: Sequence[int], **_: Any
 ) -> list[float]:
-    """1 if a completion chooses the letter of ``choices[answer_index]``, else 0."""
+    """Return 1 if a completion chooses the letter of ``choices[answer_index]``, else 0."""
     rows = zip(completions, choices, answer_index, strict=True)
     return [float(chosen(text_of(c), offered) == right) for c, offered, right in rows]
 
 
 def chosen(text: str, choices: Sequence[str]) -> int | None:
-    """The index of the choice: the ``<answer>`` if tagged, else what it says the answer is last, else all of it.
+    """Return the index of the chosen answer, or None if the text chooses none or only lists letters.
 
-    All of it means a letter with nothing beside it, one line like ``B) Paris``, or the words of one choice.  None if
-    it chooses nothing, or only lists letters.
+    Reads the ``<answer>`` if tagged, else the last "the answer is X", else the whole text, which must be a letter
+    alone, one line like ``B) Paris``, or the words of one choice.
     """
     part = _settled(text)
     letter = _letter(part)
@@ -56,9 +56,9 @@ def chosen(text: str, choices: Sequence[str]) -> int | None:
 
 
 def choice_said(text: str) -> str:
-    """The letter that a completion chooses, whatever the choices are, else its words if they are one short line.
+    """Return the chosen letter without knowing the choices, else the text if it is one short line, for majority votes.
 
-    Empty if it says more, and so chooses nothing.
+    Empty for longer texts, which choose nothing.
     """
     part = _settled(text)
     letter = _letter(part)
@@ -68,7 +68,7 @@ def choice_said(text: str) -> str:
 
 
 def _settled(text: str) -> str:
-    """What decides: the ``<answer>`` if tagged, else the letter it says last, else all; nothing of a text too long."""
+    """Return the deciding part: the ``<answer>``, else the last stated letter, else all; empty for too long a text."""
     if len(text) > LENGTH:
         return ""
     inside = tagged(text)
@@ -79,7 +79,7 @@ def _settled(text: str) -> str:
 
 
 def _letter(text: str) -> str | None:
-    """The letter that stands alone or begins the one line there is."""
+    """Return the letter that is the whole text or begins its only line, or None."""
     found = _ALONE.fullmatch(text) or _LINE.fullmatch(text)
     return None if found is None else found[1].upper()
 
@@ -98,18 +98,18 @@ GROUPS = {
     "instruments": ("piano", "violin", "flute", "trumpet", "drum", "harp", "guitar", "cello"),
 }
 Question = tuple[str, str, list[str]]
-"""What is asked, the right choice, and the wrong ones."""
+"""(question, right choice, wrong choices)."""
 
 
 class ChoiceSettings(Sizes):
-    """How many choices there are."""
+    """Settings of the generated questions."""
 
     choices: int = Field(default=4, ge=2, le=6)
-    """Choices of a question."""
+    """Choices per question."""
 
 
 def multiple_choice(settings: ChoiceSettings) -> Task:
-    """Questions with lettered choices; reward 1 for the right letter."""
+    """Create questions with lettered choices; reward 1 for the right letter."""
 
     def make(draws: Draws) -> tuple[Hashable, DataRow] | None:
         return _row(draws, settings.choices)

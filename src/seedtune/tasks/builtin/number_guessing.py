@@ -1,4 +1,4 @@
-"""Guessing a number by asking: a conversation of a few turns for chat models."""
+"""Number guessing: a conversation of a few turns for chat models."""
 
 from __future__ import annotations
 
@@ -13,11 +13,14 @@ _ASKED = (
     "I will say whether my number is higher or lower."
 )
 SPAN, GUESSES = 15, 4
-"""Numbers to choose from, and guesses, which is what halving needs."""
+"""Numbers in a range, and the guesses allowed, as many as bisection needs."""
 
 
 def number_guessing(_: NoSettings) -> Task:
-    """144 numbers in 36 ranges of 15 to train on, 60 in four other ranges held out; reward 1 for a number found."""
+    """Create the task: 144 training numbers in 36 ranges of 15, and 60 held-out numbers in four other ranges.
+
+    The reward is 1 for a number found within the guesses, else 0.
+    """
     train = [_row(1 + 5 * (index // 4), index * 7 % SPAN) for index in range(144)]
     test = [_row(3 + 20 * part, place) for part in range(4) for place in range(SPAN)]
     return Task(

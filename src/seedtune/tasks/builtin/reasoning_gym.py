@@ -1,4 +1,4 @@
-"""``reasoning_gym:NAME``: any of reasoning-gym's generators, with its own scorer."""
+"""Tasks ``reasoning_gym:NAME``: any of reasoning-gym's generators, with its own scorer."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ INSTEAD = {
     "arc_agi": "Use task=arc.",
     "rearc": "Use task=arc and task_args.generator=rearc.",
 }
-"""What to use instead of a generator that is refused."""
+"""Alternatives suggested for refused generators."""
 TUPLES = ("arc_agi", "rearc")
-"""Generators whose scorers compare with tuples, which plain data do not keep."""
+"""Generators whose scorers compare with tuples, which JSON does not preserve."""
 NOTHING = ("", "?")
-"""Answers that say nothing."""
+"""Answers without content."""
 
 
 class GymSettings(Sizes):
-    """How many examples, and the generator's own settings."""
+    """The number of examples, and the generator's own settings."""
 
     train_size: int = Field(default=500, ge=1, le=100_000)
-    """Training examples.  They are made when a run starts, and some generators take a tenth of a second each."""
+    """Training examples.  They are generated when a run starts; some generators take 0.1 s per example."""
 
     test_size: int = Field(default=200, ge=0, le=100_000)
     """Held-out examples."""
@@ -46,7 +46,7 @@ class GymSettings(Sizes):
 
 
 def from_gym(name: str, given: Mapping[str, Any]) -> Task:
-    """The task of the generator ``name``; ConfigError if there is none, or its scorer cannot be used."""
+    """Create the task of a generator; raise ConfigError if it is unknown or its scorer cannot be used."""
     settings = validated(GymSettings, given)
     _check(name)
     found = items(name, settings)
@@ -65,7 +65,7 @@ def from_gym(name: str, given: Mapping[str, Any]) -> Task:
 
 
 def tagged_answer(example: Example) -> str:
-    """The generator's answer between tags."""
+    """Return the generator's answer in ``<answer>`` tags."""
     return f"<answer>\n{example.columns['answer']}\n</answer>"
 
 
@@ -88,7 +88,7 @@ def _check(name: str) -> None:
 
 
 def items(name: str, settings: GymSettings) -> Iterator[dict[str, Any]]:
-    """Entries with different questions, in the generator's order; ConfigError when there are no more."""
+    """Yield entries with distinct questions in the generator's order; raise ConfigError when there are no more."""
     wanted = settings.train_size + settings.test_size
     data = dataset(name, settings, size=4 * wanted)
     seen: set[str] = set()
@@ -104,7 +104,7 @@ def items(name: str, settings: GymSettings) -> Iterator[dict[str, Any]]:
 
 
 def dataset(name: str, settings: GymSettings, *, size: int) -> Any:
-    """The generator with its settings; ConfigError repeats what it says about them."""
+    """Create the generator's data set; raise ConfigError, quoting the generator, for unknown or invalid settings."""
     gym = optional("reasoning_gym", PREFIX + name)
     own = set(gym.factory.DATASETS[name][1].__dataclass_fields__) - {"seed", "size"}
     for key in settings.settings:
@@ -120,7 +120,7 @@ def dataset(name: str, settings: GymSettings, *, size: int) -> Any:
 
 
 def _row(name: str, entry: dict[str, Any]) -> dict[str, Any]:
-    """An entry as plain data, with what its scorer gives for nothing; ConfigError if the scorer cannot be trusted."""
+    """Convert an entry to a row of plain data with its score ``floor``; raise ConfigError if the scorer is unusable."""
     plain = json.loads(json.dumps({"answer": entry["answer"], "metadata": entry["metadata"]}, default=str))
     plain["question"] = entry["question"]
     score = scorer(name)

@@ -1,7 +1,4 @@
-"""Simple facts, to be answered rightly and briefly (our own questions).
-
-Rewards for an answer that is right, and more for one that is brief as well.
-"""
+"""Simple factual questions of our own: a reward for a right answer, and more if it is brief as well."""
 
 from __future__ import annotations
 
@@ -16,19 +13,19 @@ from seedtune.tasks.base import NoSettings, Task, TaskKind
 from seedtune.tasks.data.rows import examples, packaged_rows
 
 RIGHT = 0.4
-"""The reward of an answer that is right and long; a brief one gets 1."""
+"""Reward of a right, long answer; a right, brief one gets 1."""
 
 FREE, LONG = 30, 90
-"""Characters beyond the gold answer: up to FREE an answer is brief, from LONG it is long, linearly in between.
+"""Characters beyond the gold answer: up to FREE an answer is brief, from LONG on it is long, linear in between.
 
-FREE leaves room for a short sentence around the gold answer, so that nothing pays for single words or fragments.
+FREE leaves room for a short sentence around the gold answer, so that single words or fragments earn no more.
 """
 
 WRONG = 0.3
-"""The reward of an answer that is brief and wrong; an empty one gets nothing."""
+"""Largest reward of a wrong answer, given to a brief one; an empty answer gets 0."""
 
 READ = 20_000
-"""Characters of a completion; a longer one is not read and is not right."""
+"""Longest completion that is read, in characters; a longer one is not right."""
 
 _UNITS = (
     "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve",
@@ -38,11 +35,11 @@ _TENS = {"twenty": 20, "thirty": 30, "forty": 40, "fifty": 50, "sixty": 60, "sev
 _NUMBERS = {**{name: value for value, name in enumerate(_UNITS)}, **_TENS, "hundred": 100}
 
 _WORD = re.compile(r"(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?![^\W_])|[^\W_]+")
-"""A number with its decimals and thousands, or letters and digits."""
+"""A number with decimals and thousands separators, or a run of letters and digits."""
 
 
 def words(text: str) -> list[str]:
-    """The words of a text, without case and punctuation; number words up to a hundred become digits."""
+    """Split a text into case-folded words without punctuation; number words up to a hundred become digits."""
     found = [_plain(word) for word in _WORD.findall(unicodedata.normalize("NFKC", text).casefold())]
     made: list[str] = []
     for word, before in zip(found, ["", *found], strict=False):
@@ -57,7 +54,7 @@ def words(text: str) -> list[str]:
 
 
 def _plain(word: str) -> str:
-    """1,000.0 as 1000: so that the 0 of 18.0 is not a word, and 100.0 is 100."""
+    """Normalize a number, 1,000.0 to 1000, so that the 0 of 18.0 is not a word and 100.0 equals 100."""
     if not word[0].isdecimal() or not {".", ","} & {*word}:
         return word
     whole, _, decimals = word.replace(",", "").partition(".")
@@ -65,7 +62,7 @@ def _plain(word: str) -> str:
 
 
 def says(text: str, answers: Sequence[str]) -> bool:
-    """Whether one of the answers stands in the text, as whole words."""
+    """Whether the text contains one of the answers as whole words."""
     if len(text) > READ:
         return False
     held = f" {' '.join(words(text))} "
@@ -73,13 +70,13 @@ def says(text: str, answers: Sequence[str]) -> bool:
 
 
 def brevity(text: str, answers: Sequence[str]) -> float:
-    """1 for a brief text, 0 for a long one (see `FREE` and `LONG`)."""
+    """Return 1 for a brief text, 0 for a long one, linear in between (see `FREE` and `LONG`)."""
     extra = len(text.strip()) - max(map(len, answers))
     return min(1.0, max(0.0, (LONG - extra) / (LONG - FREE)))
 
 
 def marks(text: str, answers: Sequence[str]) -> float:
-    """`RIGHT` to 1 for a right answer, 0 to `WRONG` for a wrong one, more if it is brief; 0 for an empty one."""
+    """Return `RIGHT` to 1 for a right answer, 0 to `WRONG` for a wrong one, more if brief; 0 for an empty one."""
     if not words(text):
         return 0.0
     lowest, highest = (RIGHT, 1.0) if says(text, answers) else (0.0, WRONG)
@@ -87,12 +84,15 @@ def marks(text: str, answers: Sequence[str]) -> float:
 
 
 def right_and_brief(completions: Sequence[Any], answers: Sequence[Sequence[str]], **_: Any) -> list[float]:
-    """`marks` of each completion; the column ``answers`` holds the spellings of the gold answer."""
+    """Return `marks` of each completion; the column ``answers`` holds the accepted spellings of the gold answer."""
     return [marks(text_of(c), wanted) for c, wanted in zip(completions, answers, strict=True)]
 
 
 def right_and_brief_task(_: NoSettings) -> Task:
-    """178 training and 118 held-out questions; reward 0.4 to 1 for a right answer, at most 0.3 for a wrong one."""
+    """Create the task: 178 training and 118 held-out questions.
+
+    The reward is 0.4 to 1 for a right answer and at most 0.3 for a wrong one.
+    """
     return Task(
         name="right_and_brief",
         train=examples(_rows("right_and_brief_train.jsonl"), "train"),

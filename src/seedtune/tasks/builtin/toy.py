@@ -1,4 +1,4 @@
-"""The toy task: tell the number a prompt stands for.  Goes with the toy engine; a run takes a second."""
+"""The toy task, for the toy engine: output the number that belongs to a prompt.  A run takes a second."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from seedtune.tasks.data.rows import examples
 
 
 def toy(_: NoSettings) -> Task:
-    """16 prompts, evaluated on themselves (there is nothing to generalise); reward −|completion − answer|."""
+    """Create 16 prompts, which are also held out (there is nothing to generalise); reward −|completion − answer|."""
     rows = [{"prompt": f"number {index}", "answer": round(math.sin(1.7 * index), 3)} for index in range(16)]
     return Task(
         name="toy",
@@ -26,7 +26,7 @@ def toy(_: NoSettings) -> Task:
 
 
 def closeness(completions: list[Any], answer: list[float], **_: object) -> list[float | None]:
-    """−|number − answer|; None where the completion is not a number."""
+    """Return −|number − answer|, or None if the completion is not a number."""
     return [_closeness(text_of(c), target) for c, target in zip(completions, answer, strict=True)]
 
 

@@ -1,1 +1,1 @@
-"""Rows of training data: from files, hubs or generators, split and cut to length."""
+"""Rows of training data: from files, the Hugging Face Hub or generators, split and truncated."""

@@ -1,4 +1,4 @@
-"""Rows of a data set by its settings: a local file, a folder, or a Hugging Face id."""
+"""Read the rows of a data set from a local file, a folder, or a Hugging Face id."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from seedtune.tasks.data.rows import Rows
 
 
 def read(settings: DatasetSettings, default_split: str) -> Rows:
-    """Its rows; DataError says what is missing or malformed, MissingExtraError what to install."""
+    """Return the rows; raise DataError if data are missing or malformed, MissingExtraError if a package is missing."""
     path = Path(settings.path).expanduser()
     if path.suffix.lower() in files.READERS:
         _only_of_hub(settings)
@@ -28,14 +28,14 @@ def read(settings: DatasetSettings, default_split: str) -> Rows:
 
 
 def _near(path: Path) -> str:
-    """A data file beside it that a misspelt name may mean."""
+    """Suggest a data file of the same folder for a misspelt name."""
     if not path.suffix or not path.parent.is_dir():
         return ""
     return nearest(path.name, [file.name for file in path.parent.iterdir() if file.suffix.lower() in files.READERS])
 
 
 def settled(settings: DatasetSettings) -> DatasetSettings:
-    """The same data set, a local one named by its absolute path."""
+    """Return the settings with the path of local data made absolute."""
     path = os.path.abspath(os.path.expanduser(settings.path))
     return settings.model_copy(update={"path": path}) if os.path.exists(path) else settings
 
@@ -56,7 +56,7 @@ def _hugging_face(settings: DatasetSettings, split: str) -> Rows:
     library = _library(settings.path)
     try:
         found = _loaded(library, settings, split)
-    except Exception as error:  # the named boundary: the library raises what its many readers raise
+    except Exception as error:  # the named boundary: the library's readers raise many types
         known = _splits(library, settings)
         first = next(iter(str(error).strip().splitlines()), type(error).__name__)
         choice = f"{nearest(split, known)} Its splits: {', '.join(known)}." if known and split not in known else ""
@@ -79,7 +79,7 @@ def _loaded(library: Any, settings: DatasetSettings, split: str) -> Any:
 
 
 def _splits(library: Any, settings: DatasetSettings) -> list[str]:
-    """Splits of a data set, for a message; none if even that fails."""
+    """Return the names of a data set's splits for an error message; empty if that fails, too."""
     try:
         return list(library.get_dataset_split_names(settings.path, settings.name))
     except Exception:  # noqa: BLE001 - only a hint in the message of another error

@@ -1,4 +1,4 @@
-"""Rows of local files: JSON, JSON lines, CSV and Parquet."""
+"""Read rows of local files: JSON, JSON Lines, CSV and Parquet."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ DataRow = dict[str, Any]
 
 
 def read(path: Path) -> list[DataRow]:
-    """All rows of a data file; DataError names the file and the line that is malformed."""
+    """Return all rows of a data file; raise DataError with the file, and the line if one is malformed."""
     if not path.is_file():
         others = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
         raise DataError(f"there is no data file {str(path)!r}. Check the path.{nearest(path.name, others)}")
@@ -42,7 +42,7 @@ def _json(path: Path) -> list[DataRow]:
 
 
 def _csv(path: Path) -> list[DataRow]:
-    """Every value is text; the first line names the columns."""
+    """Read CSV; all values are strings, and the first line names the columns."""
     reader = csv.reader(io.StringIO(_text(path), newline=""), strict=True)
     rows: list[DataRow] = []
     try:
@@ -78,7 +78,7 @@ READERS: dict[str, Callable[[Path], list[DataRow]]] = {
     ".csv": _csv,
     ".parquet": _parquet,
 }
-"""Every file format by its ending."""
+"""Readers by file extension."""
 
 
 def _text(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""Examples made from addressed noise: the same on every machine, and none of them in both splits."""
+"""Generate examples from addressed noise: equal on every machine, with disjoint splits."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from seedtune.tasks.base import Sizes
 T = TypeVar("T")
 DataRow = dict[str, Any]
 WIDTH, BLOCK = 128, 256
-"""Numbers that an example may draw, and examples whose numbers are made at once."""
+"""Random numbers available to one example, and examples whose numbers are drawn at once."""
 PATIENCE = 5000
-"""Candidates in a row that bring nothing new before a task is found to have no more."""
+"""Consecutive candidates without a new example after which a task counts as exhausted."""
 
 
 class Draws:
@@ -25,25 +25,25 @@ class Draws:
         self._numbers = iter(numbers)
 
     def below(self, limit: int) -> int:
-        """A uniform integer in [0, ``limit``)."""
+        """Draw a uniform integer in [0, ``limit``)."""
         return next(self._numbers) % limit
 
     def between(self, low: int, high: int) -> int:
-        """A uniform integer in [``low``, ``high``]."""
+        """Draw a uniform integer in [``low``, ``high``]."""
         return low + self.below(high - low + 1)
 
     def choice(self, items: Sequence[T]) -> T:
-        """One of the items."""
+        """Draw one of the items."""
         return items[self.below(len(items))]
 
     def sample(self, items: Sequence[T], count: int) -> list[T]:
-        """``count`` different places of the items, in random order."""
+        """Draw ``count`` items without replacement, in random order."""
         rest = list(items)
         return [rest.pop(self.below(len(rest))) for _ in range(count)]
 
 
 def candidates(seed: int, name: str) -> Iterator[Draws]:
-    """The numbers of one candidate after the other, addressed by ``seed`` and ``name``."""
+    """Yield the random numbers of successive candidates, addressed by ``seed`` and ``name``."""
     key = noise.key_for(seed, noise.Purpose.TASK, name)
     for block in itertools.count():
         numbers = noise.integers(noise.Address(key, noise.Stream.ORDER, block), 0, BLOCK * WIDTH)
@@ -51,11 +51,14 @@ def candidates(seed: int, name: str) -> Iterator[Draws]:
 
 
 Make = Callable[[Draws], tuple[Hashable, DataRow] | None]
-"""Makes (what an example is known by, its row) of random numbers, or None: try others."""
+"""Makes (identity of an example, its row) from random numbers; None rejects the candidate."""
 
 
 def splits(make: Make, sizes: Sizes, name: str) -> tuple[list[DataRow], list[DataRow]]:
-    """Training and test rows, all different; the test rows depend only on the seed and their number."""
+    """Generate distinct training and test rows; the test rows depend only on the seed and their number.
+
+    Raises ConfigError if there are too few different examples.
+    """
     seen: set[Hashable] = set()
     test = _rows(make, candidates(sizes.seed, f"{name} test"), sizes.test_size, seen)
     train = _rows(make, candidates(sizes.seed, f"{name} train"), sizes.train_size, seen)
@@ -63,7 +66,7 @@ def splits(make: Make, sizes: Sizes, name: str) -> tuple[list[DataRow], list[Dat
 
 
 def _rows(make: Make, source: Iterator[Draws], count: int, seen: set[Hashable]) -> list[DataRow]:
-    """``count`` rows that were not ``seen`` before."""
+    """Generate ``count`` rows that are not in ``seen``, and add them to it."""
     rows: list[DataRow] = []
     idle = 0
     while len(rows) < count:

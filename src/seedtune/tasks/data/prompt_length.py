@@ -1,6 +1,6 @@
-"""Prompts that are too long for the model: an error, shortened, or left out, before anything is trained.
+"""Reject, truncate or drop prompts that are too long for the model, before training.
 
-It happens to the data, not inside an engine: rewards, samples and the ledger's digest hold what the model reads.
+The data are changed, not the engine's input: rewards, samples and the ledger's digest hold what the model reads.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ log = logging.getLogger("seedtune")
 
 Examples = Sequence[Example]
 Measure = Callable[[Sequence[Example]], list[int]]
-"""Tokens of each example's prompt, as an engine puts it before the model."""
+"""Counts the tokens of each example's prompt as an engine passes it to the model."""
 
 FRAME = 64
-"""Tokens that a chat template puts around a message at the most; prompts are only counted if they may be long."""
+"""Upper bound of a chat template's tokens around one message; only prompts that may be long are tokenized."""
 
 _FIX = "Shorten it, raise max_prompt_length, or set prompt_truncation to left (cut beginnings) or drop (no such rows)."
 
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """Tokens that a prompt may have, why, and what becomes of longer ones (``error``, ``left``, ``drop``)."""
+    """The token limit of prompts, its reason, and the policy for longer ones (``error``, ``left``, ``drop``)."""
 
     tokens: int
     why: str
@@ -35,7 +35,11 @@ class Limit:
 
 
 def fit(task: Task, limit: Limit, measure: Measure) -> Task:
-    """The task with prompts of at most ``limit.tokens`` tokens; DataError by the policy, or if no row is left."""
+    """Return the task with prompts of at most ``limit.tokens`` tokens.
+
+    Raises DataError for longer prompts under the policy ``error``, for prompts that cannot be shortened, and if no
+    training row is left.
+    """
     train = _fit(task.train, limit, measure, "training")
     if task.train and not train:
         raise DataError(f"every training prompt has more than {limit.tokens} tokens ({limit.why}). {_FIX}")
@@ -62,7 +66,7 @@ def _fit(rows: Examples, limit: Limit, measure: Measure, split: str) -> Examples
 
 
 def _may_be_long(rows: Examples, tokens: int, measure: Measure) -> list[int]:
-    """Places of prompts that may be too long: a token has at least a byte, and the template's part is measured."""
+    """Return the indices of prompts that may be too long: a token has at least one byte; the template is measured."""
     if not rows:
         return []
     sizes = [_size(row) for row in rows]
@@ -77,7 +81,7 @@ def _size(row: Example) -> int:
 
 
 def _shortened(row: Example, limit: Limit, measure: Measure) -> Example:
-    """Without its oldest messages (system messages stay), and then without the beginning of the oldest that is left."""
+    """Drop the oldest messages (never system messages), then cut the beginning of the oldest remaining one."""
     head, turns = _parts(row)
     while len(turns) > 1 and measure([_joined(row, head, turns)])[0] > limit.tokens:
         turns = _without_oldest(turns)
@@ -101,7 +105,7 @@ def _shortened(row: Example, limit: Limit, measure: Measure) -> Example:
 
 
 def _parts(row: Example) -> tuple[tuple[Message, ...], tuple[Message, ...]]:
-    """(system messages at the start, the others); text is one message without a role."""
+    """Split a prompt into (leading system messages, other messages); plain text is one message without a role."""
     if isinstance(row.prompt, str):
         return (), ({"content": row.prompt},)
     count = next((place for place, m in enumerate(row.prompt) if m["role"] != "system"), len(row.prompt) - 1)
@@ -109,7 +113,7 @@ def _parts(row: Example) -> tuple[tuple[Message, ...], tuple[Message, ...]]:
 
 
 def _without_oldest(turns: tuple[Message, ...]) -> tuple[Message, ...]:
-    """Without the first message, and without answers that then have lost their question."""
+    """Drop the first message, and the answers and tool results that follow it."""
     rest = turns[1:]
     while len(rest) > 1 and rest[0].get("role") in ("assistant", "tool"):
         rest = rest[1:]

@@ -1,4 +1,4 @@
-"""Tasks from rows: any iterable of mappings with a ``prompt``, such as a Hugging Face data set."""
+"""Convert rows to examples: any iterable of mappings with a ``prompt``, such as a Hugging Face data set."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from seedtune.errors import DataError, nearest
 from seedtune.types import Example
 
 Rows = Iterable[Mapping[str, Any]]
-"""Anything that gives mappings with a ``prompt``."""
+"""An iterable of mappings with a ``prompt``."""
 
 
 def examples(rows: Rows | None, split: str, *, prompt_column: str = "prompt") -> tuple[Example, ...]:
-    """Rows as examples, numbered in order; DataError names the row that is not one."""
+    """Convert rows to examples, numbered in order; raise DataError with the index of a malformed row."""
     if rows is None:
         return ()
     _check_kind(rows, split)
@@ -23,7 +23,7 @@ def examples(rows: Rows | None, split: str, *, prompt_column: str = "prompt") ->
 
 
 def _check_kind(rows: Any, split: str) -> None:
-    """DataError for things that can be iterated over, but not as rows that stay where they are."""
+    """Raise DataError for iterables that are not a fixed sequence of rows: streams, split dicts, data frames."""
     kinds = {f"{kind.__module__.split('.')[0]}.{kind.__name__}" for kind in type(rows).__mro__}
     if "datasets.IterableDataset" in kinds:
         raise DataError(
@@ -67,6 +67,6 @@ def _is_message(message: Any) -> bool:
 
 
 def packaged_rows(file: str) -> list[dict[str, Any]]:
-    """The rows of a JSONL file that ships in this package."""
+    """Return the rows of a JSONL file that is shipped in this package."""
     text = resources.files("seedtune.tasks").joinpath("data", file).read_text(encoding="utf-8")
     return [json.loads(line) for line in text.split("\n") if line]

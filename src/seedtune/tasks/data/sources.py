@@ -1,4 +1,4 @@
-"""Questions from a data set of a hub or from local files; nothing of them ships with seedtune."""
+"""Read questions from a Hugging Face data set or local files; seedtune ships none of these data."""
 
 from __future__ import annotations
 
@@ -17,26 +17,29 @@ Row = Mapping[str, Any]
 
 
 class SourceSettings(Section):
-    """Where the questions are, and how many are taken."""
+    """Source and number of the questions."""
 
     path: str | None = None
     """Training questions: a Hugging Face id, or a local JSONL, JSON, CSV or Parquet file.  None: the usual data set."""
 
     test_path: str | None = None
-    """Held-out questions, if they are a file of their own."""
+    """Held-out questions, if they are in a separate file."""
 
     config: str | None = None
-    """Configuration of a data set with several."""
+    """Configuration name of a data set that has several."""
 
     train_size: int = Field(default=0, ge=0)
-    """Training questions, the first ones; 0: all."""
+    """Use the first so many training questions; 0: all."""
 
     test_size: int = Field(default=0, ge=0)
-    """Held-out questions, the first ones; 0: all."""
+    """Use the first so many held-out questions; 0: all."""
 
 
 def rows(settings: SourceSettings, usual: tuple[str, str | None]) -> tuple[list[Row], list[Row]]:
-    """Training and held-out rows; a local training file without a ``test_path`` leaves nothing held out."""
+    """Return training and held-out rows; a local training file without a ``test_path`` has no held-out rows.
+
+    ``usual`` is (Hugging Face id, configuration) of the default data set.  Raises DataError.
+    """
     path, config = usual if settings.path is None else (settings.path, settings.config)
     train = _read(path, config, "train")
     if settings.test_path is not None:
@@ -64,7 +67,7 @@ def _read(path: str, config: str | None, split: str) -> list[Row]:
 
 
 def column(row: Any, name: str, index: int) -> str:
-    """A row's text under a name; DataError says what the row has instead."""
+    """Return the text in a column of a row; raise DataError, listing the columns, if it is missing or blank."""
     value = row.get(name) if isinstance(row, Mapping) else None
     if not isinstance(value, str) or not value.strip():
         held = sorted(row) if isinstance(row, Mapping) else type(row).__name__
@@ -73,7 +76,7 @@ def column(row: Any, name: str, index: int) -> str:
 
 
 def chat(questions: Iterable[tuple[str, str]], instruction: str) -> list[dict[str, Any]]:
-    """(question, answer) pairs as rows with a chat prompt."""
+    """Convert (question, answer) pairs to rows with a chat prompt."""
     return [
         {"prompt": [{"role": "user", "content": f"{question.strip()}\n\n{instruction}"}], "answer": answer}
         for question, answer in questions

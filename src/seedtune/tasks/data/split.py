@@ -1,4 +1,4 @@
-"""Holding out a part of the training rows where nothing else is there to evaluate on."""
+"""Hold out a part of the training rows if there is no separate evaluation data."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from seedtune.numerics import noise
 from seedtune.types import Example
 
 MOST = 128
-"""Rows that are held out at the most: an evaluation should not take longer than the training."""
+"""Most held-out rows: an evaluation should not take longer than the training."""
 
 _KEY = noise.key_for(0, noise.Purpose.HELD_OUT)
 
@@ -14,9 +14,10 @@ TrainTestSplit = tuple[tuple[Example, ...], tuple[Example, ...]]
 
 
 def hold_out(rows: tuple[Example, ...], share: float) -> TrainTestSplit:
-    """(train, held out): ⌊share·rows⌋ of the rows, 128 at the most, are held out; both keep order and numbers.
+    """Split rows into (train, held out), with min(⌊share·rows⌋, 128) held out; both keep order and row numbers.
 
-    Which ones is a permutation by address that no setting enters, so that runs with other seeds stay comparable.
+    The held-out rows follow a fixed permutation that depends on no setting, so that runs with different seeds stay
+    comparable.
     """
     count = min(int(share * len(rows)), MOST)
     if not count:

@@ -1,4 +1,4 @@
-"""Environments are what a model talks to for several turns."""
+"""Environments: the counterpart of a model in conversations of several turns."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from seedtune.tasks.environments.base import EnvironmentFactory
 from seedtune.tasks.environments.guessing import NumberGuessing
 
 ENVIRONMENTS: dict[str, EnvironmentFactory] = {"number_guessing": NumberGuessing}
-"""Every shipped environment by name."""
+"""Built-in environments by name."""
 
 
 def find(name: str) -> EnvironmentFactory:
-    """A shipped environment, or the class in ``file.py:Class`` or ``module.Class``; ConfigError if there is none."""
+    """Return a built-in environment, or the class in ``file.py:Class`` or ``module.Class``; may raise ConfigError."""
     if name in ENVIRONMENTS:
         return ENVIRONMENTS[name]
     place, _, attribute = name.rpartition(":" if ":" in name else ".")

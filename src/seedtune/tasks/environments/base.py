@@ -1,7 +1,4 @@
-"""An environment: what a model talks to for several turns, one instance for each conversation.
-
-An environment's own reward, as a reward function.
-"""
+"""The environment protocol, one instance per conversation, and the reward function that reads its reward."""
 
 from __future__ import annotations
 
@@ -14,18 +11,18 @@ from seedtune.errors import RewardError
 class Environment(Protocol):
     """TRL's convention: ``reset``, and every other public method is a tool that the model may call.
 
-    It may also have, and these are no tools:
+    These optional members are not tools:
 
-    * ``step(text: str) -> str | None``: takes a whole message of the model and returns what it is told, None to end the
-      conversation.  Then nothing is a tool;
-    * ``reward``: its own reward, a number or a method that returns one, read when the conversation is over;
+    * ``step(text: str) -> str | None``: receives a whole message of the model and returns the reply, or None to end
+      the conversation.  An environment with ``step`` has no tools;
+    * ``reward``: the environment's reward, a number or a method that returns one, read after the conversation;
     * ``close()``: called after that.
 
-    What it does must follow from the columns and the messages alone, or a resumed run is another run.
+    An environment must be deterministic given the columns and the messages, or a resumed run differs from the original.
     """
 
     def reset(self, **columns: Any) -> str | None:
-        """Begin a conversation about a row of the data; what is returned goes behind the prompt."""
+        """Begin a conversation about a row of the data; a returned text is appended to the prompt."""
         ...
 
 
@@ -34,7 +31,7 @@ EnvironmentFactory = Callable[[], Any]
 
 
 def environment_reward(environments: Sequence[Any], **_: Any) -> list[Any]:
-    """``reward`` of each: a number, or what the method returns; RewardError where there is none."""
+    """Return each environment's ``reward``, a number or the result of the method; raise RewardError if it has none."""
     return [_reward(environment) for environment in environments]
 
 

@@ -1,4 +1,4 @@
-"""Guessing a number by halves: the environment says whether it is higher or lower."""
+"""Number guessing by bisection: the environment answers higher or lower."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ _NUMBER = re.compile(r"-?\d{1,9}")
 
 
 class NumberGuessing:
-    """Finds ``answer`` between ``low`` and ``high`` (both included); the first number of a message is the guess.
+    """Let the model find ``answer`` in [``low``, ``high``]; the first number in a message is the guess.
 
-    ``guesses`` are allowed (as many as halving needs, if not given).  ``reward``: 1 if the number was found, else 0;
-    ``least`` and ``most``: between which it lies by what was said, for rewards that know more.
+    ``guesses`` are allowed (by default as many as bisection needs).  ``reward`` is 1 if the number was found, else 0;
+    ``least`` and ``most`` are the bounds known from the replies so far, for finer rewards.
     """
 
     def reset(self, *, low: int, high: int, answer: int, guesses: int | None = None, **_: Any) -> None:
-        """Think of the row's number; the prompt has said between which it lies."""
+        """Start a game with the row's number, whose range the prompt states; raise ValueError if it is out of range."""
         if not low <= answer <= high:
             raise ValueError(f"answer={answer} must lie between low={low} and high={high}")
         self.low, self.high, self.answer = low, high, answer
@@ -25,7 +25,7 @@ class NumberGuessing:
         self.reward = 0.0
 
     def step(self, text: str) -> str | None:
-        """``higher`` or ``lower``; None when the number is found or no guess is left."""
+        """Reply ``higher``, ``lower`` or the valid range; None when the number is found or no guess is left."""
         found = _NUMBER.search(text)
         guess = int(found[0]) if found else None
         self.left -= 1

@@ -1,4 +1,4 @@
-"""What a model may call: an environment's methods, as a chat template or a plain line takes them."""
+"""Tools of an environment: describe them to the model, parse its calls, and run them."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from dataclasses import dataclass
 from typing import Any
 
 RESERVED = ("reset", "step", "reward", "close")
-"""Methods that are no tools."""
+"""Public methods that are not tools."""
 
 _TAGGED = re.compile(r"<tool_call>(.*?)(?:</tool_call>|$)", re.DOTALL)
 _LINE = re.compile(r"\s*(?P<name>\w+)\s*(?:\((?P<inner>.*)\)|[: ]\s*(?P<rest>.*))?\s*")
 
 QUOTED = 500
-"""Characters of a message that is no call that its error repeats."""
+"""Characters of a malformed call that its error message quotes."""
 
 Tools = Mapping[str, Callable[..., Any]]
 
 
 @dataclass(frozen=True, slots=True)
 class ToolCall:
-    """A tool and its arguments: named, or one text that `positional` takes apart; or what is wrong with it."""
+    """A parsed call: the tool's name with named arguments or a ``text`` for `positional`, or the error in ``wrong``."""
 
     name: str
     named: Mapping[str, Any] | None = None
@@ -32,20 +32,20 @@ class ToolCall:
 
 
 def tools_of(environment: Any) -> dict[str, Callable[..., Any]]:
-    """Its public methods but the reserved ones, by name."""
+    """Return the public methods of an environment by name, without the reserved ones."""
     methods = inspect.getmembers(environment, inspect.ismethod)
     return {name: method for name, method in methods if not name.startswith("_") and name not in RESERVED}
 
 
 def schemas(tools: Tools) -> list[dict[str, Any]]:
-    """JSON schemas for ``tools=`` of chat templates, from type hints and docstrings, as TRL makes them."""
+    """Return JSON schemas for ``tools=`` of chat templates, built from type hints and docstrings as in TRL."""
     from transformers.utils.chat_template_utils import get_json_schema
 
     return [get_json_schema(method) for method in tools.values()]
 
 
 def describe(tools: Tools) -> str:
-    """The tools for a model without such a template: how a call is written, then a line for each."""
+    """Describe the tools in text for a model without a tool template: the call syntax, then a line per tool."""
     lines = [f"{name}{_parameters(method)}: {_summary(method)}" for name, method in tools.items()]
     return "\n".join(["Call a tool by a line with its name and its arguments in brackets:", *lines])
 
@@ -60,7 +60,7 @@ def _summary(method: Callable[..., Any]) -> str:
 
 
 def calls_in(text: str, tools: Tools) -> list[ToolCall]:
-    """The calls of a message: tagged JSON, a message that is JSON, or lines that begin with a tool's name."""
+    """Parse the calls in a message: tagged JSON, a message that is JSON, or lines that begin with a tool's name."""
     tagged = _TAGGED.findall(text)
     if tagged:
         return [_of_json(part) for part in tagged]
@@ -71,7 +71,7 @@ def calls_in(text: str, tools: Tools) -> list[ToolCall]:
 
 
 def _of_json(text: str) -> ToolCall:
-    """``{"name": …, "arguments": {…}}``; some models write ``parameters``."""
+    """Parse ``{"name": …, "arguments": {…}}``; some models write ``parameters``."""
     try:
         found = json.loads(text)
     except (ValueError, RecursionError):  # brackets 100,000 deep
@@ -85,7 +85,7 @@ def _of_json(text: str) -> ToolCall:
 
 
 def run(call: ToolCall, tools: Tools) -> str:
-    """What the tool returned, as text; what it raised is text, too, for the model to read, as in TRL."""
+    """Run a call and return the result as text; errors are returned as text for the model, as in TRL."""
     if call.wrong is not None:
         return f"Error: {call.wrong}"
     if call.name not in tools:
@@ -95,19 +95,19 @@ def run(call: ToolCall, tools: Tools) -> str:
         if call.named is not None:
             return str(tool(**call.named))
         return str(tool(*positional(call.text, tool)))
-    except Exception as error:  # noqa: BLE001 - the named boundary: a tool says no by raising
+    except Exception as error:  # noqa: BLE001 - the named boundary: tools report errors by raising
         return f"Error: {error}"
 
 
 def positional(text: str, tool: Callable[..., Any]) -> list[Any]:
-    """The arguments of a call written as a line, for numbers and booleans as such; the last may hold commas."""
+    """Split the arguments of a one-line call and convert numbers and booleans; the last may contain commas."""
     parameters = list(inspect.signature(tool, eval_str=True).parameters.values())
     parts = [part.strip() for part in text.split(",", max(0, len(parameters) - 1))] if text.strip() else []
     return [_read(part, parameter.annotation) for part, parameter in zip(parts, parameters, strict=False)]
 
 
 def _read(text: str, kind: Any) -> Any:
-    """Quotes around text are dropped; ValueError for what is not of its kind."""
+    """Convert an argument to the annotated type and drop quotes around text; raises ValueError for a bad number."""
     if kind in (int, float):
         return kind(text)
     if kind is bool:

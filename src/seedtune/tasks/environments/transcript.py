@@ -1,4 +1,4 @@
-"""What a conversation looks like to the model: a text that grows line by line, or a list of messages."""
+"""The transcript of a conversation: plain text that grows line by line, or a list of messages."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from seedtune.types import Message
 Content = str | tuple[Message, ...]
 
 EnvironmentMessage = tuple[str, str]
-"""(role, text) of what the model is told."""
+"""(role, text) of an environment's reply."""
 
 
 def introduced(content: Content, text: str) -> Content:
-    """With ``text`` in front: in a line of its own, or in the system message."""
+    """Put ``text`` in front of the content: as a first paragraph, or in the system message."""
     if isinstance(content, str):
         return f"{text}\n\n{content}"
     first, rest = content[0], content[1:]
@@ -23,7 +23,7 @@ def introduced(content: Content, text: str) -> Content:
 
 
 def opened(content: Content, told: str | None) -> Content:
-    """With the first observation behind the prompt: behind its text, or its last message's."""
+    """Append the first observation to the prompt's text, or to the text of its last message."""
     if told is None:
         return content
     if isinstance(content, str):
@@ -33,7 +33,7 @@ def opened(content: Content, told: str | None) -> Content:
 
 
 def continued(content: Content, answer: str, replies: Sequence[EnvironmentMessage]) -> Content:
-    """With the model's message and what it was told, each ended by a line break in a text."""
+    """Append the model's message and the replies, each followed by a line break in plain text."""
     if isinstance(content, str):
         return content + "".join(f"{line}\n" for line in (answer, *(text for _, text in replies)))
     said = ({"role": "assistant", "content": answer}, *({"role": role, "content": text} for role, text in replies))
@@ -41,7 +41,7 @@ def continued(content: Content, answer: str, replies: Sequence[EnvironmentMessag
 
 
 def since(content: Content, prompt: Content) -> str:
-    """What came after ``prompt``: the text, or a line ``role: message`` for each."""
+    """Return the content after ``prompt``: the text, or a line ``role: message`` per message."""
     if isinstance(content, str):
         return content[len(prompt) :]
     return "\n".join(f"{message['role']}: {message['content']}" for message in content[len(prompt) :])

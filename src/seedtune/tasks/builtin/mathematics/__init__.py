@@ -1,1 +1,1 @@
-"""Built-in tasks on mathematics, and what compares their answers."""
+"""Built-in mathematics tasks and the comparison of their answers."""

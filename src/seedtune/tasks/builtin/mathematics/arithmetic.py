@@ -1,15 +1,15 @@
-"""Exact arithmetic on text from a model: a small parser, never eval.
+"""Evaluate arithmetic in model output exactly, with a small parser and never eval.
 
-Grammar, after blanks (space, tab, newline) are dropped between tokens::
+Grammar, ignoring blanks (space, tab, newline) between tokens::
 
     sum     = product (("+" | "-") product)*
     product = factor (("*" | "/") factor)*
     factor  = ["-"] (number | "(" sum ")")
     number  = "0" | digit other than 0, digits        ASCII only, at most ``DIGITS``
 
-Values are rational numbers.  There is no power, no implicit product, no plus sign and no second minus sign before a
+Values are rational numbers.  There is no power, no implicit product, no unary plus and no second minus sign before a
 factor.  Text longer than ``LENGTH``, nesting deeper than ``DEPTH`` and division by zero have no value.  The parser
-keeps its own stacks, so that nesting cannot exhaust Python's.
+uses explicit stacks, so that nesting cannot exhaust Python's call stack.
 """
 
 from __future__ import annotations
@@ -32,19 +32,19 @@ _TOKEN = re.compile(r"[ \t\r\n]*([0-9]+|[-+*/()])")
 
 
 class _NoValueError(Exception):
-    """The text is not an expression, or has no value."""
+    """Raised if the text is not an expression or has no value."""
 
 
 @dataclass(frozen=True, slots=True)
 class Arithmetic:
-    """What an expression is worth, and the numbers it is made of, from left to right."""
+    """The value of an expression, and the numbers in it from left to right."""
 
     value: Fraction
     numbers: tuple[int, ...]
 
 
 def value_of(text: str) -> Arithmetic | None:
-    """The value of an expression; None if it is not one, is too long or too deep, or divides by zero."""
+    """Evaluate an expression; None if it is malformed, too long or too deep, or divides by zero."""
     if len(text) > LENGTH:
         return None
     machine = _Machine()
@@ -69,7 +69,7 @@ def _tokens(text: str) -> list[str]:
 
 @dataclass(slots=True)
 class _Machine:
-    """Shunting-yard: values and pending operators on two stacks."""
+    """A shunting-yard parser with a stack of values and a stack of pending operators."""
 
     values: list[Fraction] = field(default_factory=list)
     pending: list[str] = field(default_factory=list)
@@ -118,7 +118,7 @@ class _Machine:
             raise _NoValueError
 
     def _reduce(self, binding: int) -> None:
-        """Apply pending operators that bind at least so tightly, back to an open parenthesis."""
+        """Apply pending operators with at least this ``binding``, back to an open parenthesis."""
         while self.pending and self.pending[-1] != "(" and BINDING[self.pending[-1]] >= binding:
             self._apply(self.pending.pop())
 

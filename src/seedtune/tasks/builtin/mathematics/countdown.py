@@ -1,6 +1,6 @@
-"""Countdown: reach a number by arithmetic (arXiv 2509.24372; puzzles of our own, three or four numbers).
+"""Countdown: an expression of the given numbers, each used exactly once, that equals a target (arXiv 2509.24372).
 
-Countdown: an equation of given numbers, each used exactly once, that is worth a target.
+The puzzles are generated here, by default with three or four numbers.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from seedtune.types import Example
 def right_equation(
     completions: Sequence[Any], numbers: Sequence[Sequence[int]], target: Sequence[int], **_: Any
 ) -> list[float]:
-    """1 if the last ``<answer>`` is arithmetic with exactly the ``numbers`` and worth ``target``, else 0."""
+    """Return 1 if the last ``<answer>`` is arithmetic with exactly the ``numbers`` and equals ``target``, else 0."""
     return [float(reaches(tagged(text_of(c)), n, t)) for c, n, t in zip(completions, numbers, target, strict=True)]
 
 
 def reaches(expression: str | None, numbers: Sequence[int], target: int) -> bool:
-    """Whether the expression uses each number once and is worth the target, exactly."""
+    """Whether the expression uses each number exactly once and equals the target."""
     found = None if expression is None else value_of(expression)
     return found is not None and found.value == target and sorted(found.numbers) == sorted(numbers)
 
@@ -50,13 +50,13 @@ class CountdownSettings(Sizes):
     """Puzzles of ``fewest`` to ``numbers`` numbers."""
 
     numbers: int = Field(default=4, ge=2, le=8)
-    """Numbers of a puzzle, at the most."""
+    """Most numbers in a puzzle."""
 
     fewest: int = Field(default=3, ge=2, le=8)
-    """Numbers of a puzzle, at the least."""
+    """Fewest numbers in a puzzle."""
 
     largest: int = Field(default=99, ge=1, le=9999)
-    """Numbers are 1 to this."""
+    """Largest number; the smallest is 1."""
 
     target_from: int = Field(default=10, ge=0, le=99999)
     """Smallest target."""
@@ -65,7 +65,7 @@ class CountdownSettings(Sizes):
     """Largest target."""
 
     prompt: Literal["chat", "plain"] = "chat"
-    """``plain``: text for a model without a chat template, which begins the answer with ``<think>``."""
+    """``plain``: a text prompt for a model without a chat template, which starts the reply with ``<think>``."""
 
     @model_validator(mode="after")
     def _in_order(self) -> CountdownSettings:
@@ -80,7 +80,7 @@ class CountdownSettings(Sizes):
 
 
 def countdown(settings: CountdownSettings) -> Task:
-    """Puzzles that have a solution; reward: right equation + 0.1 · format."""
+    """Create solvable puzzles; reward: right equation + 0.1 · format."""
 
     def make(draws: Draws) -> tuple[Hashable, DataRow] | None:
         return _puzzle(draws, settings)
@@ -99,7 +99,7 @@ def countdown(settings: CountdownSettings) -> Task:
 
 
 def _puzzle(draws: Draws, settings: CountdownSettings) -> tuple[Hashable, DataRow] | None:
-    """A puzzle known by its numbers and target; None if its solution is not a target that was asked for."""
+    """Make (identity, row) of a puzzle; None if the value of its solution is not an allowed target."""
     numbers = [draws.between(1, settings.largest) for _ in range(draws.between(settings.fewest, settings.numbers))]
     value, solution = _combined(draws, numbers)
     if value.denominator != 1 or not settings.target_from <= value <= settings.target_to or len(solution) > LENGTH:
@@ -114,7 +114,7 @@ def _puzzle(draws: Draws, settings: CountdownSettings) -> tuple[Hashable, DataRo
 
 
 def _combined(draws: Draws, numbers: list[int]) -> tuple[Fraction, str]:
-    """All numbers, two of them at a time, in random order by random operators: value and expression."""
+    """Combine all numbers, two terms at a time in random order with random operators; return value and expression."""
     terms = [(Fraction(number), str(number)) for number in numbers]
     while len(terms) > 1:
         (a, left), (b, right) = (terms.pop(draws.below(len(terms))) for _ in range(2))

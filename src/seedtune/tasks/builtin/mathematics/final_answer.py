@@ -1,4 +1,4 @@
-"""Tasks on mathematics with a final answer: what GSM8K and MATH have in common."""
+"""Mathematics tasks with a final answer, the common part of GSM8K and MATH."""
 
 from __future__ import annotations
 
@@ -14,11 +14,14 @@ from seedtune.types import Example
 INSTRUCTION = "Please reason step by step, and put your final answer within \\boxed{}."
 
 ReadPair = Callable[[Row, int], tuple[str, str]]
-"""Question and final answer of a row; DataError names the row by its index."""
+"""(row, index) → (question, final answer); raises DataError with the index of a malformed row."""
 
 
 def final_answer_task(name: str, settings: SourceSettings, usual: tuple[str, str | None], pair: ReadPair) -> Task:
-    """Rows of ``settings``, or of the ``usual`` (Hugging Face id, configuration); reward 1 for an equal answer."""
+    """Create a task from ``settings``, by default from the ``usual`` (Hugging Face id, configuration).
+
+    The reward is 1 for an equal final answer, else 0.
+    """
 
     def made(found: list[Row], split: str) -> tuple[Example, ...]:
         return examples(chat([pair(row, index) for index, row in enumerate(found)], INSTRUCTION), split)
@@ -36,5 +39,5 @@ def final_answer_task(name: str, settings: SourceSettings, usual: tuple[str, str
 
 
 def boxed_answer(example: Example) -> str:
-    r"""The right answer in ``\boxed{}``."""
+    r"""Return a completion with the right answer in ``\boxed{}``."""
     return f"The answer is \\boxed{{{example.columns['answer']}}}."

@@ -1,4 +1,4 @@
-"""GSM8K: grade-school word problems (arXiv 2110.14168), read from a hub or local files."""
+"""GSM8K: grade-school word problems (arXiv 2110.14168), from the Hugging Face Hub or local files."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ SOURCE = ("openai/gsm8k", "main")
 
 
 def gsm8k(settings: SourceSettings) -> Task:
-    """Rows with ``question`` and ``answer`` (which ends in ``#### number``); reward 1 for the right final answer."""
+    """Create GSM8K from rows with ``question`` and ``answer`` (ending in ``#### number``); reward 1 if right."""
     return final_answer_task("gsm8k", settings, SOURCE, _pair)
 
 

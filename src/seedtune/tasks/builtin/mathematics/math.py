@@ -1,4 +1,4 @@
-"""MATH: competition mathematics (arXiv 2103.03874), read from a hub or local files."""
+"""MATH: competition mathematics (arXiv 2103.03874), from the Hugging Face Hub or local files."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from seedtune.tasks.builtin.mathematics.final_answer import final_answer_task
 from seedtune.tasks.data.sources import Row, SourceSettings, column
 
 SOURCE = ("nlile/hendrycks-MATH-benchmark", None)
-"""12,000 training problems, and the 500 of MATH-500 held out."""
+"""12,000 training problems; the 500 problems of MATH-500 are held out."""
 
 
 def competition_math(settings: SourceSettings) -> Task:
-    """Rows with ``problem`` and ``answer`` (LaTeX); reward 1 for an answer that math-verify finds equal."""
+    """Create MATH from rows with ``problem`` and ``answer`` (LaTeX); reward 1 if math-verify finds them equal."""
     return final_answer_task("math", settings, SOURCE, _pair)
 
 

@@ -1,14 +1,14 @@
-"""Answers to mathematical questions: found in a completion, and compared with the right one.
+"""Extract mathematical answers from completions, and compare them with the right answer.
 
-Equal are equal strings, equal plain numbers, and what math-verify finds equal.  math-verify runs a computer algebra
-system, and its own time limits are signals, which only the main thread may set and which would cancel other timers:
-they are off.  Instead only LaTeX that is quick to compare gets that far (`bounded`, `alike`), so that no answer
-can ask for 9^{9^{9}}; the pool that scores has a time limit as well.
+Two answers are equal if they are equal strings, equal plain numbers, or equal according to math-verify.  math-verify
+runs a computer algebra system.  Its time limits use signals, which only the main thread may set and which would cancel
+other timers, so they are off.  Instead only LaTeX that is quick to compare is passed to it (`bounded`, `alike`), so
+that no answer can ask for 9^{9^{9}}; the scoring pool has a time limit as well.
 
-LaTeX that computer algebra may see is short, of known commands, with small powers, of the kind of the right answer.
+LaTeX passed to computer algebra is short, has known commands and small powers, and resembles the right answer.
 
-sympy has no limits of its own.  What is refused here was found by letting it compare thousands of random answers:
-towers of powers, long products of symbols, infinity in arithmetic, and large numbers beside logarithms took it minutes.
+sympy has no limits of its own.  The exclusions here come from comparing thousands of random answers: towers of powers,
+long products of symbols, infinity in arithmetic, and large numbers beside logarithms took it minutes.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from seedtune.rewards.completions import text_of
 from seedtune.rewards.optional import optional
 
 DEPTH, POWERS, PRODUCT, DIGITS = 8, 6, 64, 15
-"""Nested brackets, powers, the product of their exponents, and digits of a number that math-verify may see."""
+"""Limits for math-verify: nested brackets, powers, the product of their exponents, and digits of a number."""
 COMMANDS = frozenset(
     re.findall(
         "[a-z]+",
@@ -37,7 +37,7 @@ COMMANDS = frozenset(
     )
 )
 LOGARITHM_DIGITS = 8
-"""Digits of all numbers beside a logarithm, times the exponents' product."""
+"""Limit of (digits of all numbers) · (product of the exponents) in an answer with a logarithm."""
 _COMMAND = re.compile(r"\\([A-Za-z]+)")
 _EXPONENT = re.compile(r"\^ *(?:\{([^{}^]*)\}|([0-9]+|[^{}^]))")
 _TEXT = re.compile(r"\\(?:text|mathrm|begin|end)\{[^{}]*\}")
@@ -47,9 +47,9 @@ _INTERVALS = re.compile(
 )
 FUNCTIONS = frozenset({"sin", "cos", "tan", "cot", "sec", "csc", "arcsin", "arccos", "arctan", "log", "ln"})
 SLACK = 40
-"""Characters that an answer may have beyond twice those of the right one."""
+"""An answer may have this many characters more than twice the length of the right one."""
 _TOWER = re.compile(r"\^ *(?:\{[^{}]*\}|[0-9]+|[^{}]) *\^|\\sqrt *\[(?! *[2-9] *\])")
-"""A power of a power without brackets, or a root that is not the second to ninth."""
+"""A power of a power without brackets, or a root other than the second to the ninth."""
 
 
 def bounded(text: str) -> bool:
@@ -70,9 +70,9 @@ def bounded(text: str) -> bool:
 
 
 def alike(found: str, answer: str) -> bool:
-    """Whether an answer is of a kind with the right one: not much longer, no other variables, no other functions.
+    """Whether an answer resembles the right one: not much longer, and with no further variables or functions.
 
-    Algebra is quick to find such answers equal or not; others are wrong, or far from simplified.
+    Computer algebra compares such answers quickly; others are wrong, or far from simplified.
     """
     if len(found) > 2 * len(answer) + SLACK or _functions(found) - _functions(answer):
         return False
@@ -98,9 +98,9 @@ def _nesting(text: str) -> int:
 
 
 def _powers_are_small(text: str) -> bool:
-    """No power or fraction in an exponent, and no tower by brackets either: the exponents' product is what counts.
+    """Whether exponents hold no power or fraction and their product is small, so that brackets build no tower either.
 
-    Beside a logarithm every number is one exponent more: algebra writes 10¹⁶ ln 2 as the logarithm of 2^(10¹⁶).
+    Beside a logarithm every number acts as an exponent: algebra writes 10¹⁶ ln 2 as the logarithm of 2^(10¹⁶).
     """
     exponents = [inner or single for inner, single in _EXPONENT.findall(text)]
     if text.count("^") != len(exponents) or len(exponents) > POWERS or _TOWER.search(text):
@@ -114,21 +114,24 @@ def _powers_are_small(text: str) -> bool:
 
 BOX = "\\boxed{"
 LENGTH = 200
-"""Characters of an answer; a longer one is not read."""
+"""Longest answer in characters; a longer one is not read."""
 LONGEST_NUMBER = 30
 _NUMBER = re.compile(r"(-?)\$?(-?)((?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)?)(\.[0-9]+)?(?:/([1-9][0-9]*))?", re.ASCII)
 _FRAC = re.compile(r"(-?)\\frac\{([0-9]+)\}\{([1-9][0-9]*)\}", re.ASCII)
 _DRESS = re.compile(r"(\\\\)|\\left|\\right|\\[!,;: ]|\\\$|[ \t\n$]")
-"""What makes no difference; a line break of a matrix, the group, stays."""
+"""Notation that is removed before comparing; the group, a line break of a matrix, is kept."""
 
 
 def math_answer(completions: Sequence[Any], answer: Sequence[str], **_: Any) -> list[float]:
-    """1 if the final answer of a completion equals ``answer``, else 0.  MissingExtraError without math-verify."""
+    """Return 1 if the final answer of a completion equals ``answer``, else 0.
+
+    Raises MissingExtraError without math-verify.
+    """
     return [float(equal(final_answer(text_of(c)), a)) for c, a in zip(completions, answer, strict=True)]
 
 
 def final_answer(text: str) -> str | None:
-    r"""What stands in the last ``\boxed{}``, else in ``<answer>``, else after ``####``; in linear time."""
+    r"""Return the content of the last ``\boxed{}``, else of ``<answer>``, else after ``####``, or None; linear time."""
     if len(text) > READ:
         return None
     boxed = _boxed(text)
@@ -140,7 +143,7 @@ def final_answer(text: str) -> str | None:
 
 
 def answer_said(text: str) -> str:
-    """The `final_answer` undressed, plain numbers as fractions: equal ones are one vote; empty if there is none."""
+    """Return the normalized `final_answer` for majority votes, plain numbers as fractions; empty if there is none."""
     plain = undressed(final_answer(text) or "")
     value = number(plain)
     return plain if value is None else str(value)
@@ -159,7 +162,7 @@ def _boxed(text: str) -> str | None:
 
 
 def equal(found: str | None, answer: str) -> bool:
-    """Whether an answer is right: as a string, as a plain number, or to math-verify."""
+    """Whether an answer equals the right one: as a string, as a plain number, or according to math-verify."""
     if not found or len(found) > LENGTH:
         return False
     plain, right = undressed(found), undressed(answer)
@@ -172,7 +175,7 @@ def equal(found: str | None, answer: str) -> bool:
 
 
 def undressed(text: str) -> str:
-    """An answer without what makes no difference: blanks, dollars, size commands, percent and degree signs."""
+    """Remove notation that makes no difference: blanks, dollars, size commands, percent and degree signs."""
     text = (
         _DRESS.sub(lambda match: match[1] or "", text)
         .rstrip(".")
@@ -183,7 +186,7 @@ def undressed(text: str) -> str:
 
 
 def number(text: str) -> Fraction | None:
-    r"""A plain number like ``-1,234.50``, ``3/4`` or ``\frac{3}{4}``, exactly; None if the text is anything else."""
+    r"""Parse a plain number like ``-1,234.50``, ``3/4`` or ``\frac{3}{4}`` exactly; None for any other text."""
     text = _FRAC.sub(r"\1\2/\3", text)
     found = _NUMBER.fullmatch(text) if len(text) <= LONGEST_NUMBER else None
     if found is None or not (found[3] or found[4]) or (found[1] and found[2]):
@@ -200,9 +203,9 @@ def _verified(found: str, answer: str) -> bool:
 
 @lru_cache(maxsize=4096)
 def _parsed(text: str) -> list[Any]:
-    r"""What math-verify reads in ``\boxed{text}`` (LaTeX only: its other reader calls eval); empty if nothing."""
+    r"""Parse ``\boxed{text}`` with math-verify's LaTeX parser (its other parser calls eval); empty if that fails."""
     verifier = optional("math_verify", "comparing mathematical answers")
-    # Both modules warn once that their time limits are off, which is meant.
+    # Both modules warn once that their time limits are off, which is intended.
     for module in ("parser", "grader"):
         logging.getLogger(f"math_verify.{module}").setLevel(logging.ERROR)
     parsed: list[Any] = verifier.parse(
