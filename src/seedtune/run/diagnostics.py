@@ -52,7 +52,8 @@ def observation_alarms(record: Record) -> list[str]:
     if averages["seen"] < CLEAR_AFTER or averages["success_rate"] >= CLEAR_SHARE:
         return []
     return [
-        f"only {averages['success_rate']:.0%} of members beat the current model: sigma is too large for it. Lower it."
+        f"only {averages['success_rate']:.0%} of members beat the current model: sigma is too large for this model. "
+        "Lower sigma."
     ]
 
 

@@ -166,7 +166,7 @@ def test_becoming_what_it_is_writes_nothing_and_a_member_is_never_updated(served
     assert state_of(ours).set_member([*MEMBER], 0.1) is False
     assert state_of(ours).set_member([*MEMBER], 0.2) is True
     before = ours.fingerprint()
-    with pytest.raises(EngineError, match=r"live weights are member 1:0\+: leave it first"):
+    with pytest.raises(EngineError, match=r"live weights are member 1:0\+: invalidate it first"):
         ours._call("apply", [])
     assert state_of(ours).set_member([*UNPERTURBED], 0.7) is True
     assert state_of(ours).set_member([*UNPERTURBED], 0.0) is False
