@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 app = typer.Typer(
     name="seedtune",
     help="Fine-tune language models with evolution strategies: no gradients, inference memory, any reward."
-    "\n\nStart with:  seedtune train examples/conciseness.yaml",
+    "\n\nStart with:  seedtune train examples/right-and-brief.yaml",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
