@@ -1,4 +1,4 @@
-"""The trainer: the loop on one screen, and the only file that knows everybody."""
+"""The trainer: one generation after the other, on one screen."""
 
 from __future__ import annotations
 
@@ -38,19 +38,19 @@ Metrics = dict[str, Any]
 
 
 class Callback(Protocol):
-    """Told what happens; may print or log, must not change anything."""
+    """Receives the events of a run; may print or log, must not change anything."""
 
     def on_start(self, trainer: Trainer, info: EngineInfo, first: int) -> None:
-        """The model is loaded; ``first`` generations are done already."""
+        """Called once the model is loaded; ``first`` generations are complete already."""
 
     def on_generation(self, metrics: Metrics) -> None:
-        """A generation is done."""
+        """Called after each generation."""
 
     def on_evaluate(self, metrics: Metrics) -> None:
-        """The held-out examples were evaluated."""
+        """Called after each held-out evaluation."""
 
     def on_end(self, trainer: Trainer) -> None:
-        """All generations are done."""
+        """Called after the last generation."""
 
 
 class Trainer:
@@ -90,10 +90,10 @@ class Trainer:
     # ------------------------------------------------------------------ public
 
     def train(self, *, resume: bool = False) -> Metrics:
-        """Run all generations that are left; returns the last held-out evaluation (empty if there is none).
+        """Run the remaining generations; return the metrics of the last held-out evaluation, or {} without one.
 
-        Raises RunError for a used run directory (unless ``resume``) or a changed configuration; after any
-        error everything up to the last complete generation is on the disk.
+        Raises RunError for a used run directory (unless ``resume``) or a changed configuration.  After any error
+        all complete generations are on disk.
         """
         opened = self.session.resumed() if resume else self.session.begun()
         with opened as (book, state, info), closing(self.scorer):
@@ -106,11 +106,11 @@ class Trainer:
         return next(iter(reversed(self._evaluations())), {})
 
     def load(self) -> Engine:
-        """The engine, loaded with the base model if nothing was trained or resumed yet."""
+        """Return the engine, loaded with the base model if nothing was trained or resumed yet."""
         return self.session.load()
 
     def release(self) -> None:
-        """Let go of the engine: of its memory, its processes."""
+        """Close the engine: free its memory and end its processes."""
         self.session.release()
 
     @property
@@ -120,11 +120,11 @@ class Trainer:
 
     @property
     def generation(self) -> int:
-        """How many generations are done."""
+        """Number of complete generations."""
         return self.session.generation
 
     def evaluate(self) -> Metrics:
-        """Mean rewards of the current model on the held-out examples."""
+        """Evaluate the current model on the held-out examples; return its metrics."""
         with closing(self.scorer):
             return self._held_out(self.load())[0]
 
@@ -194,7 +194,7 @@ class Trainer:
         )
 
     def _measure(self, diagnostics: Diagnostics, evaluator: Evaluator) -> Metrics:
-        """Diagnostics of the newest generation, and what they cost."""
+        """Measure the diagnostics of the newest generation and their time."""
         times, started = self.load().take_times(), time.perf_counter()
         measured = diagnostics.after(self.session.lineage)
         spent = time.perf_counter() - started
@@ -237,7 +237,7 @@ class Trainer:
     # --------------------------------------------------------------- evaluation
 
     def _evaluate_if_due(self) -> None:
-        """Held-out evaluation before, after, and every ``eval_steps`` generations; once for each."""
+        """Evaluate before the first, after the last and every ``eval_steps`` generations, once each."""
         steps = self.config.eval_steps
         due = self.generation in (0, self.config.generations) or (steps > 0 and self.generation % steps == 0)
         if not due or not self.task.test:
@@ -254,7 +254,7 @@ class Trainer:
         return during_training(engine, watched, self.config, generation=self.generation, scorer=self.scorer)
 
     def _evaluations(self) -> list[Metrics]:
-        """Every held-out evaluation of this run so far, in order."""
+        """Metrics of all held-out evaluations of this run so far, in order."""
         return [row for row in directory.read_lines(self.paths.metrics) if "eval_reward" in row]
 
     def _show(self, plan: Plan, outcome: Outcome, generation: int) -> None:
@@ -292,5 +292,5 @@ def _samples(outcome: Outcome, task: Task, generation: int, split: str) -> list[
 
 
 def _moves(record: Record) -> bool:
-    """Whether some noise sample counts: members of a pair that are equal cancel each other."""
+    """Whether any noise sample has a nonzero weight: equal members of a pair cancel each other."""
     return any(directions(record.plan.members, record.coefficients).values())

@@ -1,4 +1,4 @@
-"""Which generations made the current weights what they are: all of them, but for those that a collapse went back on."""
+"""The generations whose updates the current weights contain: all but those that a rollback undid."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from seedtune.types import Update
 
 
 class Lineage:
-    """A run's records as a tree: each generation grows from the one before it, or from the one it went back to.
+    """A run's records as a tree: a generation's parent is the one before it, or the one that a rollback returned to.
 
-    "After g" means: when the first g generations were done, whatever they did.
+    "After g" means after the first g generations, including any that were rolled back.
     """
 
     def __init__(self, records: Iterable[Record] = ()) -> None:
@@ -20,12 +20,12 @@ class Lineage:
         self._updates = [_update(record) for record in self.records]
 
     def add(self, record: Record) -> None:
-        """One more generation."""
+        """Append a generation's record."""
         self.records.append(record)
         self._updates.append(_update(record))
 
     def path(self, after: int) -> list[int]:
-        """The generations whose updates are in the weights after ``after``, in order."""
+        """Generations whose updates the weights after ``after`` contain, in order."""
         steps = []
         while after := self._node(after):
             after -= 1
@@ -33,38 +33,38 @@ class Lineage:
         return steps[::-1]
 
     def reaches(self, after: int, goal: int) -> bool:
-        """Whether the weights after ``after`` are ones that the weights after ``goal`` came by."""
+        """Whether the weights after ``after`` are an ancestor of the weights after ``goal``."""
         node = self._node(after)
         return node == 0 or node - 1 in set(self.path(goal))
 
     def ends(self, goal: int) -> list[int]:
-        """Where its branches end, up to ``goal``, which comes last: every generation lies on the way to one."""
+        """Leaves of the tree up to ``goal``, which comes last: every generation is an ancestor of one of them."""
         left = [record.plan.generation for record in self.records[:goal] if record.rollback_to is not None]
         return [*left, goal]
 
     def updates(self, goal: int) -> list[Update]:
-        """One update for each of the first ``goal`` generations; empty for those that are not in the weights."""
+        """One update per generation up to ``goal``; empty for generations that the weights do not contain."""
         made = [Update(generation, ()) for generation in range(goal)]
         for generation in self.path(goal):
             made[generation] = self._updates[generation]
         return made
 
     def last(self) -> Update:
-        """What the newest generation does to the current weights."""
+        """The update of the newest generation."""
         return self._updates[self.path(len(self.records))[-1]]
 
     def latest(self, count: int) -> list[Update]:
-        """The last updates that made the weights what they are, ``count`` of them if there are so many, in order."""
+        """The last ``count`` nonempty updates that the weights contain (fewer if there are fewer), in order."""
         moved = [self._updates[generation] for generation in self.path(len(self.records))]
         return [update for update in moved if update.terms][-count:]
 
     def _node(self, after: int) -> int:
-        """A generation that went back is the one it went back to."""
+        """Resolve a rollback to the generation it returned to."""
         while after and (to := self.records[after - 1].rollback_to) is not None:
             after = to
         return after
 
 
 def _update(record: Record) -> Update:
-    """What a generation's members and coefficients make."""
+    """The update that a record's members, coefficients, α and decay make."""
     return update_of(record.plan, record.coefficients, record.alpha, record.decay)

@@ -1,4 +1,4 @@
-"""A run in progress: its directory, its ledger and its engine, begun anew or as an earlier process left them."""
+"""A run in progress: its directory, ledger and engine, newly created or resumed."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from seedtune.strategies.base import State, Strategy
 from seedtune.tasks.base import Task
 
 Start = tuple[Ledger, State, EngineInfo]
-"""The open ledger, the strategy's state, and what the loaded engine says about itself."""
+"""The open ledger, the strategy's state, and the loaded engine's `EngineInfo`."""
 
 
 class Session:
-    """What the trainer has open while a run goes on: the engine at ``generation``, and the run directory."""
+    """The open resources of a run: the engine, at ``generation``, and the run directory."""
 
     def __init__(self, config: Config, task: Task, strategy: Strategy) -> None:
         self.config, self.task, self.strategy = config, task, strategy
@@ -33,10 +33,10 @@ class Session:
         self.generation = self.parameters = 0
         self.lineage = Lineage()
         self.replaying: replay.Progress | None = None
-        """Told how far the replay of a resumed run is."""
+        """Receives the progress of a resumed run's replay."""
 
     def load(self) -> Engine:
-        """The engine, loaded with the base model if nothing was trained or resumed yet."""
+        """Return the engine, loaded with the base model if nothing was trained or resumed yet."""
         if self.engine is None:
             engine = engines.create(self.config)
             replay.loaded(engine)
@@ -44,7 +44,7 @@ class Session:
         return self.engine
 
     def release(self) -> None:
-        """Let go of the engine: of its memory, its processes."""
+        """Close the engine: free its memory and end its processes."""
         if self.engine is not None:
             self.engine.close()
             self.engine = None
@@ -53,7 +53,7 @@ class Session:
 
     @contextmanager
     def begun(self) -> Iterator[Start]:
-        """A new run: directory, configuration, and a ledger with its header."""
+        """Create a run: directory, configuration, and a ledger with its header."""
         self.paths.check_unused()
         yield from self._begin()
 
@@ -79,7 +79,7 @@ class Session:
 
     @contextmanager
     def resumed(self) -> Iterator[Start]:
-        """A run as its ledger has it; one that was stopped before its first line begins."""
+        """Reopen a run at the state its ledger records; create it if it stopped before the ledger's header."""
         if self.paths.stopped_at_once():
             yield from self._begin()
             return
@@ -94,7 +94,7 @@ class Session:
             yield book, contents.records[-1].state if contents.records else self.strategy.initial(), info
 
     def _rebuild(self, contents: ledger.Contents) -> EngineInfo:
-        """The current weights, and files that agree with the ledger and with the settings the run goes on with."""
+        """Rebuild the weights from the ledger, and make the run's files agree with it and with the new settings."""
         root, done = self.paths.root, contents.generations
         recorded_config.check_same_run(root, contents.header, self.config)
         if contents.header.data != self.task.digest():
@@ -122,7 +122,7 @@ class Session:
     # ---------------------------------------------------------------- a generation
 
     def apply(self, record: Record) -> None:
-        """Move the current weights on, or back to what they were."""
+        """Apply a generation's update to the weights, or roll them back."""
         self.lineage.add(record)
         if record.rollback_to is None:
             self.load().apply(self.lineage.last())
@@ -130,12 +130,12 @@ class Session:
             replay.rebuild(self.load(), self.paths.root, self.lineage)
 
     def note(self, book: Ledger) -> None:
-        """The fingerprint of the current weights into the ledger, every few generations and after the last."""
+        """Write the weights' fingerprint to the ledger every ``fingerprint_steps`` generations and after the last."""
         if self.generation % self.config.fingerprint_steps == 0 or self.generation == self.config.generations:
             book.append_fingerprint(self.generation, self.load().fingerprint())
 
     def snapshot_if_due(self) -> None:
-        """A snapshot every ``save_steps`` generations and after the last."""
+        """Save a snapshot every ``save_steps`` generations and after the last."""
         steps = self.config.save_steps
         due = self.generation == self.config.generations or (steps > 0 and self.generation % steps == 0)
         if due:

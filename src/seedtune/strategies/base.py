@@ -1,9 +1,8 @@
 """A strategy is a pure state machine over member ids and rewards: it never sees weights.
 
-``ask`` says which members to evaluate.  ``tell`` turns what came back into an update in three steps, so that a
-ledger can be checked without scores: ``shape`` makes utilities, ``observe`` a few numbers about the generation
-(the observation), and ``decide`` an update from these two alone.  States and observations are plain JSON data, so that
-they go through the ledger.
+``ask`` returns the members to evaluate.  ``tell`` turns their scores into a step in three calls, so that a ledger can
+be checked without scores: ``shape`` makes utilities, ``observe`` a few numbers about the generation (the observation),
+and ``decide`` a step from these two alone.  States and observations are plain JSON data and are recorded in the ledger.
 """
 
 from __future__ import annotations
@@ -25,39 +24,39 @@ Scores = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Feedback:
-    """What a generation came back with, NaN where nothing was scored."""
+    """Scores of a generation, NaN where nothing was scored."""
 
     scores: Scores
     """(members, prompts), in the order of the plan's members."""
 
     unperturbed: Scores | None = None
-    """(prompts,): the unperturbed model's scores, if it answered, too."""
+    """(prompts,): the unperturbed model's scores, if it was evaluated too."""
 
     share: float = 0.0
-    """Share of the training prompts that these are."""
+    """Share of the training prompts that the generation used."""
 
     by_reward: Scores | None = None
     """(reward functions, members, prompts), unweighted, if there are several."""
 
     groups: Sequence[int] = ()
-    """Whose prompts each member answered: the generation it was asked for in.  None: all answered the same."""
+    """Generation whose prompts each member answered.  Empty: all answered the same prompts."""
 
     @property
     def rewards(self) -> Scores:
-        """(members,): each one's mean over its own prompts."""
+        """(members,): each member's mean score over its prompts."""
         return member_rewards(self.scores, self.groups)
 
     @property
     def comparable(self) -> Scores:
-        """What tells members apart and nothing else, see `seedtune.strategies.shaping.comparable`."""
+        """Scores as shapings compare them, see `seedtune.strategies.shaping.comparable`."""
         return comparable(self.scores, self.groups)
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What ``tell`` decides: a coefficient per member, α as it was used, the pull to θ₀, and the next state.
+    """Result of ``tell``: a coefficient per member, the step size α, the pull to θ₀, and the next state.
 
-    `update_of` makes the update of them.  With ``rollback_to`` the weights go back to what they were after that many
+    `update_of` makes the update from them.  With ``rollback_to`` the weights return to their values after that many
     generations instead.
     """
 
@@ -77,7 +76,7 @@ class Strategy(Protocol):
         ...
 
     def ask(self, state: State, generation: int) -> Plan:
-        """The members of a generation, the σ and α they are used with, and where they stand."""
+        """Return a generation's plan: its members, σ and the shift of the weights they perturb."""
         ...
 
     def shape(self, feedback: Feedback) -> tuple[float, ...]:
@@ -85,16 +84,16 @@ class Strategy(Protocol):
         ...
 
     def observe(self, plan: Plan, feedback: Feedback, utilities: Sequence[float]) -> Observation:
-        """What the strategy wants to know about a generation besides utilities."""
+        """Return the numbers that `decide` needs besides the utilities."""
         ...
 
     def decide(self, state: State, plan: Plan, coefficients: tuple[float, ...], observation: Observation) -> Step:
-        """The update, from what the ledger records."""
+        """Return the step, from recorded data alone."""
         ...
 
 
 def tell(strategy: Strategy, state: State, plan: Plan, feedback: Feedback) -> Step:
-    """Utilities, observation and update from what came back."""
+    """Shape, observe and decide: the step for a generation's scores."""
     utilities = strategy.shape(feedback)
     return strategy.decide(state, plan, utilities, strategy.observe(plan, feedback, utilities))
 
