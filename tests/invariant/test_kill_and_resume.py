@@ -143,10 +143,49 @@ def test_an_interrupt_says_how_to_go_on_and_loses_nothing(tmp_path, number):
     process.send_signal(number)
     _, errors = process.communicate()
     assert process.returncode == 130
+    assert len(errors.splitlines()) == 1, errors
     (line,) = errors.splitlines()
     assert line.startswith("stopped after generation ")
     assert line.endswith(f"nothing is lost. Continue with: seedtune resume {root}")
     resume(root, toy={"size": 4})
+    runs.assert_same_run(root, reference)
+
+
+DROPPED = """
+import os, sys, weakref
+from seedtune import cli
+from seedtune.trainer import Trainer
+
+class Thing:
+    pass
+
+emit, number = Trainer._emit, int(sys.argv.pop())
+
+def interrupting(self, event, *arguments):
+    if event == "on_generation" and arguments[0]["generation"] == 2:
+        thing = Thing()
+        seen = weakref.ref(thing, lambda _: os.kill(os.getpid(), number))
+        del thing
+        print("dropped", flush=True)
+    emit(self, event, *arguments)
+
+Trainer._emit = interrupting
+cli.main()
+"""
+"""A run whose interrupt arrives in a callback of a weak reference, where Python drops the exception."""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_that_python_drops_stops_the_run_after_its_generation(tmp_path, number):
+    reference, root = straight(tmp_path / "reference", generations=5), tmp_path / "interrupted"
+    file = runs.write_config(runs.toy(root, generations=5), tmp_path / "config.yaml")
+    command = [sys.executable, "-c", DROPPED, "train", str(file), str(int(number))]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 130, done.stderr
+    assert "dropped" in done.stdout
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("stopped after generation 2; nothing is lost.")
+    resume(root)
     runs.assert_same_run(root, reference)
 
 

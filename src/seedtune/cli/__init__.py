@@ -5,9 +5,14 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 from typing import Any
 
 from seedtune.errors import SeedtuneError
+
+interrupted = threading.Event()
+"""Set by the first interrupt.  Python drops an exception that a signal raises inside a ``__del__`` or the callback of a
+weak reference (llvmlite has such, and every import), so a run looks here after every generation."""
 
 
 def main() -> None:
@@ -17,6 +22,9 @@ def main() -> None:
     from seedtune.cli.signs import SignsOfLife
 
     signal.signal(signal.SIGTERM, _interrupt)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a command in the background ignores Ctrl-C
+        signal.signal(signal.SIGINT, _interrupt)
+    sys.unraisablehook = _unraisable
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
@@ -31,5 +39,12 @@ def main() -> None:
 
 
 def _interrupt(_signal: int, _frame: Any) -> None:
-    """Treat SIGTERM (a scheduler's, say) as an interrupt."""
+    """Treat Ctrl-C and SIGTERM (a scheduler's, say) alike."""
+    interrupted.set()
     raise KeyboardInterrupt
+
+
+def _unraisable(dropped: sys.UnraisableHookArgs) -> None:
+    """Report an exception that Python drops, but not an interrupt, which `interrupted` keeps."""
+    if dropped.exc_type is not KeyboardInterrupt:
+        sys.__unraisablehook__(dropped)

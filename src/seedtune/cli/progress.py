@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
+from seedtune.cli import interrupted
 from seedtune.cli.console import clock
 from seedtune.engines.base import EngineInfo
 from seedtune.numerics.machine import available_cores
@@ -74,7 +75,7 @@ class ProgressLines:
         self.say(f"run directory {config.output_dir}")
 
     def on_generation(self, metrics: Metrics) -> None:
-        """Print a line for the generation, and its alarms."""
+        """Print a line for the generation, and its alarms; KeyboardInterrupt if an interrupt was dropped."""
         generation = metrics["generation"]
         if generation % self.every == 0 or generation == self.total:
             self.say(generation_line(metrics, self.total, self._left(generation)))
@@ -82,6 +83,8 @@ class ProgressLines:
             self.say(f"  ! {alarm}")
         if self.bar is not None:
             self.bar.update(self.job, completed=generation, left=f"{self._left(generation)} left")
+        if interrupted.is_set() and generation < self.total:
+            raise KeyboardInterrupt
 
     def _left(self, generation: int) -> str:
         seconds = (time.time() - self.begin) / max(1, generation - self.first) * (self.total - generation)
