@@ -151,7 +151,9 @@ class ReplayProgress:
         self._stop()
 
     def __call__(self, done: int, goal: int) -> None:
-        """Show that ``done`` of ``goal`` generations are replayed."""
+        """Show that ``done`` of ``goal`` generations are replayed; KeyboardInterrupt if an interrupt was dropped."""
+        if interrupted.is_set():
+            raise KeyboardInterrupt
         now = time.monotonic()
         if done == 0:
             self.begin = self.told = now

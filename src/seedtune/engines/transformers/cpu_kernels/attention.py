@@ -21,9 +21,29 @@ from seedtune.numerics.machine.vectors import WIDE, WIDTH, sum_heads_1, sum_head
 
 Array = NDArray[Any]
 
-_narrow_1, _narrow_2, _narrow_3, _narrow_4 = sum_heads_1
-_wide_1, _wide_2, _wide_3, _wide_4 = sum_heads_wide
 _WIDE = WIDE * WIDTH
+
+
+def _for_heads(sums: tuple[Any, ...]) -> Any:
+    """Compile the choice among sums for one, two, three and four heads."""
+    one, two, three, four = sums
+
+    @inner()
+    def chosen(heads, like, out, out_step, rows, stride, weights, step, count, ahead):  # type: ignore[no-untyped-def]
+        if heads == 4:
+            four(like, out, out_step, rows, stride, weights, step, count, ahead)
+        elif heads == 3:
+            three(like, out, out_step, rows, stride, weights, step, count, ahead)
+        elif heads == 2:
+            two(like, out, out_step, rows, stride, weights, step, count, ahead)
+        else:
+            one(like, out, out_step, rows, stride, weights, step, count, ahead)
+
+    return chosen
+
+
+_narrow, _wide = _for_heads(sum_heads_1), _for_heads(sum_heads_wide)
+"""Sums of 16 columns, and of WIDE vectors of columns."""
 
 
 @inner(error_model="numpy")
@@ -39,54 +59,6 @@ def _softmax(scores: Any, softcap: Any) -> None:  # pragma: no cover
     share = one / total_in_lanes(scores, scores.ctypes.data, scores.size)
     for t in range(scores.size):
         scores[t] *= share
-
-
-@inner()
-def _narrow(
-    heads: Any,
-    like: Any,
-    out: Any,
-    out_step: Any,
-    rows: Any,
-    stride: Any,
-    weights: Any,
-    step: Any,
-    count: Any,
-    ahead: Any,
-) -> None:  # pragma: no cover
-    """Sum 16 columns for one to four heads."""
-    if heads == 4:
-        _narrow_4(like, out, out_step, rows, stride, weights, step, count, ahead)
-    elif heads == 3:
-        _narrow_3(like, out, out_step, rows, stride, weights, step, count, ahead)
-    elif heads == 2:
-        _narrow_2(like, out, out_step, rows, stride, weights, step, count, ahead)
-    else:
-        _narrow_1(like, out, out_step, rows, stride, weights, step, count, ahead)
-
-
-@inner()
-def _wide(
-    heads: Any,
-    like: Any,
-    out: Any,
-    out_step: Any,
-    rows: Any,
-    stride: Any,
-    weights: Any,
-    step: Any,
-    count: Any,
-    ahead: Any,
-) -> None:  # pragma: no cover
-    """Sum WIDE vectors of columns for one to four heads."""
-    if heads == 4:
-        _wide_4(like, out, out_step, rows, stride, weights, step, count, ahead)
-    elif heads == 3:
-        _wide_3(like, out, out_step, rows, stride, weights, step, count, ahead)
-    elif heads == 2:
-        _wide_2(like, out, out_step, rows, stride, weights, step, count, ahead)
-    else:
-        _wide_1(like, out, out_step, rows, stride, weights, step, count, ahead)
 
 
 @inner()
