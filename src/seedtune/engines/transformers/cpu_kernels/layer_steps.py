@@ -174,13 +174,14 @@ def decode_layer(
     shape: LayerShape,
     how: tuple[float, int, float],
 ) -> None:
-    """Write h (rows, hidden), the output of a decoder layer for ``before`` (rows, hidden) in a decode step, in one call.
+    """Write h (rows, hidden), the output of a layer for ``before`` (rows, hidden) in a decode step, in one call.
 
-    Float32 or the bits of bfloat16, all of one type and C contiguous; shapes are the caller's to guarantee.  ``norms``:
-    weight (hidden,) and eps before attention and before the feed-forward layer.  ``weights``: panels and start values of
-    `products.multiply` for queries, keys and values, for the output of attention, for gate and up, and for down;
-    ``terms``: the low-rank terms of these four.  ``angles``: cos and sin (rows, dim).  ``cache``: keys (slots, kv_heads,
-    dim, time) and values (slots, kv_heads, time, dim), ``lengths`` (rows,) int32.  ``how``: scaling, window, softcap.
+    Float32 or the bits of bfloat16, all of one type and C contiguous; shapes are the caller's to guarantee.
+    ``norms``: weight (hidden,) and eps before attention and before the feed-forward layer.  ``weights``: panels and
+    start values of `products.multiply` for queries, keys and values; the attention output; gate and up; and down.
+    ``terms``: the low-rank terms of these four.  ``angles``: cos and sin (rows, dim).  ``cache``: keys
+    (slots, kv_heads, dim, time) and values (slots, kv_heads, time, dim).  ``lengths``: (rows,) int32.  ``how``:
+    scaling, window, softcap.
     """
     (norm_in, eps_in), (norm_out, eps_out) = norms
     scaling, window, softcap = how
