@@ -272,7 +272,7 @@ def assert_members_are_materialised_models(
     for position, member in enumerate(members):
         alone = reference.set_member(member, sigma)
         for place, prompt in enumerate(prompts):
-            ids = list(engine.tokenizer(prompt.content)["input_ids"])
+            ids = list(engine.tokenizer.hf(prompt.content)["input_ids"])
             tokens = list(rollouts[member, prompt.id, 0].token_ids)
             ours, theirs = torch.stack(logits[position, prompt.id, 0]), forced_logits(alone, ids, tokens)
             torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)

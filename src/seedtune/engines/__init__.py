@@ -3,27 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from seedtune.engines import threads
-from seedtune.engines.base import Engine
+from seedtune.engines.base import Engine, Tokenizer
 from seedtune.errors import ConfigError
 from seedtune.numerics.noise import Noise
 
 if TYPE_CHECKING:  # processes that only compile kernels import this module, and start sooner without these imports
     from seedtune.config.config import Config
+    from seedtune.engines.transformers.tokenization import ModelTokenizer
 
 
-def _transformers(config: Config, noise: Noise) -> Engine:
-    from seedtune.engines.transformers.engine import TransformersEngine
-
-    return TransformersEngine(config.model, noise=noise, settings=config.transformers)
-
-
-def _vllm(config: Config, noise: Noise) -> Engine:
-    from seedtune.engines.vllm.engine import VllmEngine
-
-    return VllmEngine(config.model, noise=noise, settings=config.vllm)
+def _local(config: Config, noise: Noise, *, kind: str, name: str) -> Engine:
+    engine: Engine = getattr(import_module(f"seedtune.engines.{kind}.engine"), name)(
+        config.model, noise=noise, settings=getattr(config, kind)
+    )
+    return engine
 
 
 def _ray(config: Config, noise: Noise) -> Engine:
@@ -32,16 +30,10 @@ def _ray(config: Config, noise: Noise) -> Engine:
     return RayEngine(config, noise=noise)
 
 
-def _toy(config: Config, noise: Noise) -> Engine:
-    from seedtune.engines.toy.engine import ToyEngine
-
-    return ToyEngine(config.model, noise=noise, settings=config.toy)
-
-
 ENGINES: dict[str, Callable[[Config, Noise], Engine]] = {
-    "transformers": _transformers,
-    "vllm": _vllm,
-    "toy": _toy,
+    "transformers": partial(_local, kind="transformers", name="TransformersEngine"),
+    "vllm": partial(_local, kind="vllm", name="VllmEngine"),
+    "toy": partial(_local, kind="toy", name="ToyEngine"),
     "ray": _ray,
 }
 """Engine factories by their name in the configuration; each imports its engine only when called."""
@@ -67,14 +59,26 @@ def noise_of(config: Config) -> Noise:
     )
 
 
-def check_tokenizer(config: Config, tokenizer: Any) -> None:
-    """Raise ConfigError if ``tokenizer`` is not the one that the engine tokenises prompts with."""
+def tokenizer(config: Config) -> Tokenizer:
+    """Return the tokenizer of the engine that a configuration names; ModelError if there is no such model."""
+    if set(config.kinds) == {"toy"}:
+        from seedtune.engines.toy.engine import Characters
+
+        return Characters()
+    return _model_tokenizer(config)
+
+
+def check_tokenizer(config: Config, given: Any) -> None:
+    """Raise ConfigError if ``given`` is not the tokenizer that the engine tokenises prompts with."""
     if "transformers" not in config.kinds:
         raise ConfigError(
             f"processing_class is for the transformers engine, not for engine={config.engine!r}. Leave it out."
         )
-    from seedtune.engines.transformers import tokenization
-    from seedtune.engines.transformers.checkpoint import ModelSource
+    _model_tokenizer(config).check_same(given)
 
-    own = ModelSource.resolve(config.model, trust_remote_code=config.transformers.trust_remote_code)
-    tokenization.check_same(own.tokenizer(), tokenizer)
+
+def _model_tokenizer(config: Config) -> ModelTokenizer:
+    from seedtune.engines.transformers.checkpoint import ModelSource
+    from seedtune.engines.transformers.tokenization import ModelTokenizer
+
+    return ModelTokenizer(ModelSource.of(config), limit=config.vllm.max_model_len if "vllm" in config.kinds else None)

@@ -5,12 +5,16 @@ Also how many updates one pass over the weights takes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from seedtune.types import Coverage, Decay, Job, Likelihood, Prompt, Rollout, Term, Update
+
+if TYPE_CHECKING:
+    from seedtune.numerics.weights import Weights
 
 BASE = Update(0, (), Decay(l2=1.0))
 """The decay that takes any weights to θ₀, exactly."""
@@ -60,19 +64,27 @@ class Finished:
     rollouts: tuple[Rollout, ...]
 
 
+class Tokenizer(Protocol):
+    """What is known about prompts without loading an engine: see `seedtune.engines.tokenizer`."""
+
+    @property
+    def context_length(self) -> int | None:
+        """Maximum of prompt plus completion tokens; None: no limit."""
+        ...
+
+    def lengths(self, prompts: Sequence[Prompt]) -> list[int]:
+        """Return the number of tokens of each prompt."""
+        ...
+
+
 class Engine(Protocol):
     """The engine protocol.  Every method may raise a ``SeedtuneError`` that says what to do."""
 
+    tokenizer: Tokenizer
+    """Usable before ``load``."""
+
     def load(self, snapshot: Path | None = None) -> EngineInfo:
         """Load the base model, and the current weights from ``snapshot`` if given."""
-        ...
-
-    def context_length(self) -> int | None:
-        """Return the maximum of prompt plus completion tokens; None: no limit.  Needs no ``load``."""
-        ...
-
-    def prompt_lengths(self, prompts: Sequence[Prompt]) -> list[int]:
-        """Return the number of tokens of each prompt.  Needs no ``load``."""
         ...
 
     def evaluate(self, jobs: Iterable[Job]) -> Iterator[Rollout]:
@@ -138,6 +150,39 @@ class Engine(Protocol):
         ...
 
 
+class LocalEngine(Engine):
+    """An engine that holds all current weights in this process, as ``weights``."""
+
+    weights: Weights
+
+    def __init__(self) -> None:
+        self._times = EngineTimes()
+
+    def apply(self, *updates: Update) -> None:
+        started = time.perf_counter()
+        self.weights.apply(*updates)
+        self._times.update += time.perf_counter() - started
+
+    def norm(self, terms: Sequence[Term]) -> float:
+        return self.weights.norm(terms)
+
+    def drift(self) -> float:
+        return self.weights.drift()
+
+    def cosine(self, one: Sequence[Term], other: Sequence[Term]) -> float:
+        return self.weights.cosine(one, other)
+
+    def fingerprint(self) -> str:
+        return self.weights.fingerprint()
+
+    def snapshot(self, path: Path) -> None:
+        self.weights.save(path)
+
+    def take_times(self) -> EngineTimes:
+        taken, self._times = self._times, EngineTimes()
+        return taken
+
+
 class Streaming(Engine, Protocol):
     """An engine that evaluates while the current weights change.  Do not mix submitted jobs and those of `evaluate`."""
 
@@ -158,22 +203,15 @@ BATCH_UPDATES, BATCH_TERMS = 16, 1024
 """Maximum updates, and maximum noise samples (more only if a single update has more), per pass over the weights."""
 
 
-def passes(updates: Sequence[Update]) -> Iterator[Sequence[Update]]:
-    """Split all updates into passes."""
-    start = 0
-    while start < len(updates):
-        batch = first_pass(updates, start, len(updates))
-        yield batch
-        start += len(batch)
-
-
-def first_pass(updates: Sequence[Update], start: int, stop: int) -> list[Update]:
-    """Return the updates of one pass, from ``start`` and not beyond ``stop``."""
+def passes(updates: Sequence[Update], stops: Collection[int] = ()) -> Iterator[list[Update]]:
+    """Split all updates into passes; one ends at each of ``stops``, a number of updates."""
     batch: list[Update] = []
     terms = 0
-    for update in updates[start : min(stop, start + BATCH_UPDATES)]:
+    for done, update in enumerate(updates):
         terms += len(update.terms)
-        if batch and terms > BATCH_TERMS:
-            break
+        if batch and (len(batch) == BATCH_UPDATES or terms > BATCH_TERMS or done in stops):
+            yield batch
+            batch, terms = [], len(update.terms)
         batch.append(update)
-    return batch
+    if batch:
+        yield batch

@@ -40,8 +40,8 @@ class Anatomy:
 
 def anatomy_of(config: Config) -> Anatomy:
     """Return the sizes of the model that ``config`` names; ModelError if its configuration cannot be read."""
-    settings = config.vllm if config.engine == "vllm" else config.transformers
-    source = ModelSource.resolve(config.model, trust_remote_code=settings.trust_remote_code)
+    settings = config.vllm if "vllm" in config.kinds else config.transformers
+    source = ModelSource.of(config)
     described = source.config()
     model = _skeleton(described, source)
     parameters = dict(model.named_parameters())

@@ -13,8 +13,6 @@ from pathlib import Path
 from seedtune import engines
 from seedtune.config.config import Config
 from seedtune.engines.base import Engine, EngineTimes
-from seedtune.engines.transformers import tokenization
-from seedtune.engines.transformers.checkpoint import ModelSource
 from seedtune.engines.transformers.decoding.decoder import slots_for
 from seedtune.errors import ConfigError, ModelError, RunError
 from seedtune.rollouts.prompts import prompt_of
@@ -126,16 +124,10 @@ def _slots(config: Config, batch: tuple[int, int], positions: int) -> int:
 def _lengths(config: Config, examples: Sequence[Example]) -> tuple[list[int], bool]:
     """Return the tokens of each prompt, and whether a tokenizer counted them."""
     prompts = [prompt_of(config, example) for example in examples]
-    source = ModelSource.resolve(config.model, trust_remote_code=_trusts(config))
     try:
-        tokenizer = source.tokenizer()
+        return engines.tokenizer(config).lengths(prompts), True
     except ModelError:
         return [max(1, _characters(prompt) // CHARACTERS) for prompt in prompts], False
-    return [len(tokenization.encode(tokenizer, prompt)) for prompt in prompts], True
-
-
-def _trusts(config: Config) -> bool:
-    return (config.vllm if config.engine == "vllm" else config.transformers).trust_remote_code
 
 
 def _characters(prompt: Prompt) -> int:

@@ -50,13 +50,13 @@ def _name_of(model: Any) -> str:
 
 def _fitted(config: Config, task: Task) -> Task:
     """Apply the truncation policy to prompts that are too long for the model or the configuration."""
-    engine = engines.create(config)
-    limit = _limit(config, engine.context_length())
+    tokenizer = engines.tokenizer(config)
+    limit = _limit(config, tokenizer.context_length)
     if limit is None:
         return task
 
     def measure(rows: Sequence[Example]) -> list[int]:
-        return engine.prompt_lengths([prompt_of(config, row) for row in rows])
+        return tokenizer.lengths([prompt_of(config, row) for row in rows])
 
     return fit(task, limit, measure)
 

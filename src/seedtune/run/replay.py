@@ -15,7 +15,7 @@ from pathlib import Path
 from seedtune import activities, engines
 from seedtune.config.config import Config
 from seedtune.engines import snapshots
-from seedtune.engines.base import Engine, EngineInfo, first_pass
+from seedtune.engines.base import Engine, EngineInfo, passes
 from seedtune.errors import LedgerError, RunError, StorageError
 from seedtune.run import ledger
 from seedtune.run.directory import RunPaths
@@ -134,8 +134,7 @@ def walk(
     _tell(progress, done, goal)
     if done in stops:
         yield done
-    while done < goal:
-        batch = first_pass(updates, done, min((stop for stop in stops if stop > done), default=goal))
+    for batch in passes(updates, stops):
         engine.apply(*batch)
         done += len(batch)
         _tell(progress, done, goal)

@@ -100,8 +100,9 @@ def test_loading_says_what_was_loaded(make):
 
 def test_the_length_of_a_prompt_is_known_before_loading(make, engine):
     rollouts = answers(engine, job(members=(UNPERTURBED,)))
-    assert make().prompt_lengths(PROMPTS) == [rollouts[0, UNPERTURBED, p, 0].prompt_tokens for p in range(len(PROMPTS))]
-    assert make().context_length() == engine.context_length()
+    own = make().tokenizer
+    assert own.lengths(PROMPTS) == [rollouts[0, UNPERTURBED, p, 0].prompt_tokens for p in range(len(PROMPTS))]
+    assert own.context_length == engine.tokenizer.context_length
 
 
 def test_every_member_answers_every_prompt_once(engine):

@@ -151,9 +151,9 @@ def test_every_member_is_the_materialised_model(name: str, folder: Callable[[str
     for member in MEMBERS:
         alone = reference.set_member(member, 0.05)
         for prompt in PROMPTS:
-            ids = list(engine.tokenizer(prompt.content)["input_ids"])
+            ids = list(engine.tokenizer.hf(prompt.content)["input_ids"])
             for number, answer in enumerate(prompt.answers):
-                tokens = list(engine.tokenizer(answer, add_special_tokens=False)["input_ids"])
+                tokens = list(engine.tokenizer.hf(answer, add_special_tokens=False)["input_ids"])
                 logs = forced_logits(alone, ids, tokens).log_softmax(-1)
                 expected = logs.gather(1, torch.tensor(tokens)[:, None])[:, 0]
                 ours = torch.tensor(found[member, prompt.id, number].logprobs)
@@ -168,7 +168,7 @@ def test_members_differ(engine: Any) -> None:
 
 def test_chat_prompts_go_through_the_template(folder: Callable[[str], Path]) -> None:
     engine = load_engine(folder("llama"))
-    assert engine.tokenizer.chat_template == CHAT_TEMPLATE
+    assert engine.tokenizer.hf.chat_template == CHAT_TEMPLATE
     chat = Prompt(0, ({"role": "user", "content": "Hi"},), answers=(" yes",))
     plain = Prompt(0, "user: Hi\nassistant:", answers=(" yes",))
     assert likelihoods(engine, asked(prompts=(chat,))) == likelihoods(engine, asked(prompts=(plain,)))

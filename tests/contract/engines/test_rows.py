@@ -108,7 +108,7 @@ def test_logits_of_rows_with_shared_beginnings_are_those_of_the_materialised_mem
     reference = Reference(folder, model.weights.tensors, model.noise)
     for position, prompt in ROWS:
         alone = reference.set_member(MEMBERS[position], 0.05)
-        ids = list(model.tokenizer(PROMPTS[prompt].content)["input_ids"])
+        ids = list(model.tokenizer.hf(PROMPTS[prompt].content)["input_ids"])
         tokens = list(found[MEMBERS[position], prompt, 0].token_ids)
         ours = torch.stack(logits[position, prompt, 0])
         torch.testing.assert_close(ours, forced_logits(alone, ids, tokens), atol=1e-4, rtol=0)
@@ -137,7 +137,7 @@ def test_every_turn_has_draws_of_its_own_that_are_equal_for_every_member(model: 
 
 
 def test_a_later_turn_writes_into_the_room_that_is_left_and_a_first_one_is_refused(model: Any) -> None:
-    long = "a" * (model.context - 3)
+    long = "a" * (model.tokenizer.context_length - 3)
     prompts = (Prompt(0, long, turn=2), Prompt(1, long + "bcd", turn=1), Prompt(2, long + "bcdef", turn=1))
     found = rollouts(model, job(prompts, ignore_eos=True))
     assert [len(found[UNPERTURBED, place, 0].token_ids) for place in range(3)] == [3, 0, 0]

@@ -134,7 +134,7 @@ def test_a_conversation_stops_where_the_context_ends(tmp_path: Path) -> None:
     config = Config(max_completion_length=6, conversation={"max_turns": 50})
     (rollout,) = Evaluator(engine, work, config).unperturbed(data, generation=0).rollouts
     assert rollout.finish == "length"
-    assert len("Hello you" + rollout.text) >= engine.context
+    assert len("Hello you" + rollout.text) >= engine.tokenizer.context_length
     assert rollout.scores is not None
     assert rollout.scores[0] >= 1.0
 

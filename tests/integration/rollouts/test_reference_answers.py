@@ -77,7 +77,7 @@ def test_scores_are_the_means_and_choices_of_the_engines_likelihoods(folder: Pat
     config = Config(objective="choice_accuracy")
     work = Task("choices", data, data, (Reward("choice_accuracy", scored_by_the_engine),))
     outcome = Evaluator(engine, work, config).evaluate(members, data, plan=Plan(0, 0.05, members))
-    ids = [[engine.tokenizer(choice)["input_ids"] for choice in row["choices"]] for row in CHOICES]
+    ids = [[engine.tokenizer.hf(choice)["input_ids"] for choice in row["choices"]] for row in CHOICES]
     for place, row in enumerate(CHOICES):
         prompts = [Prompt(0, row["prompt"])] * 2
         means = [np.mean(logs) for logs in engine.logprobs(prompts, ids[place])]

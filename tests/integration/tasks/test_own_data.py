@@ -297,7 +297,7 @@ def test_a_real_models_context_is_the_limit_and_a_shortened_prompt_fills_it(tmp_
     assert example.prompt[0]["content"].endswith("xend")
     job = Job(0, 0.0, (UNPERTURBED,), (prompt_of(trainer.config, example),), Sampling(8))
     (rollout,) = trainer.load().evaluate([job])
-    assert rollout.prompt_tokens == trainer.load().prompt_lengths(job.prompts)[0] == 56
+    assert rollout.prompt_tokens == trainer.load().tokenizer.lengths(job.prompts)[0] == 56
 
 
 # --------------------------------------------------------------------------- TRL's habits

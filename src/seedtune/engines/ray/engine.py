@@ -15,9 +15,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+from seedtune import engines
 from seedtune.config.config import Config
 from seedtune.engines import compact_codec, snapshots
-from seedtune.engines.base import Engine, EngineInfo, EngineTimes, Finished
+from seedtune.engines.base import EngineInfo, EngineTimes, Finished
 from seedtune.engines.codec import Plain
 from seedtune.engines.ray import cluster, protocol, worker_spec
 from seedtune.engines.ray.controller import Controller, Request, RequestResult
@@ -43,6 +44,7 @@ class RayEngine:
     def __init__(self, config: Config, *, noise: Noise) -> None:
         cluster.check()
         self.config, self.noise = config, noise
+        self.tokenizer = engines.tokenizer(config)
         root = Path(config.output_dir)
         settings = config.ray
         self.update_log = UpdateLog(partial(snapshots.listing, root / "snapshots"))
@@ -50,7 +52,6 @@ class RayEngine:
         self.controller = Controller(
             settings, scheduler=self.scheduler, update_log=self.update_log, status_file=StatusFile(root)
         )
-        self._reader: Engine | None = None
         self._streaming: dict[int, int] = {}
         self._end = weakref.finalize(self, self.controller.close)  # in case the caller never closes it
 
@@ -80,7 +81,7 @@ class RayEngine:
     def _open(self) -> None:
         if self.controller.pool is not None:
             return
-        self.context_length()  # raise for a missing model here, before any process starts
+        _ = self.tokenizer.context_length  # raise for a missing model here, before any process starts
         self.controller.ray.connect()
         atexit.register(self._end)  # runs before Ray's own handler, which was registered when Ray was imported
         self.controller.status_file.clear()
@@ -96,25 +97,6 @@ class RayEngine:
         told = {kind: worker_spec.spec_of(self.config, self.noise, kind) for kind in kinds}
         needs = {kind: worker_spec.needs_of(self.config, kind, gpus) for kind in kinds}
         return make(self.config.ray, told, needs, run=str(Path(self.config.output_dir).resolve()).replace("/", "|"))
-
-    @property
-    def reader(self) -> Engine:
-        """Return an engine of the first kind that is never loaded: it tokenises prompts."""
-        if self._reader is None:
-            from seedtune import engines
-
-            kind = next(iter(self.config.ray.kinds))
-            section: dict[str, Any] = getattr(self.config, kind).model_dump()
-            if kind == "transformers":
-                section["device"] = "cpu"
-            self._reader = engines.create(self.config.replace(engine=kind, **{kind: section}))
-        return self._reader
-
-    def context_length(self) -> int | None:
-        return self.reader.context_length()
-
-    def prompt_lengths(self, prompts: Sequence[Prompt]) -> list[int]:
-        return self.reader.prompt_lengths(prompts)
 
     # ------------------------------------------------------------------------------------------ members
 

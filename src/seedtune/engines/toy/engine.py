@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from seedtune.config.sections import ToySettings
-from seedtune.engines.base import EngineInfo, EngineTimes
+from seedtune.engines.base import EngineInfo, LocalEngine
 from seedtune.errors import DataError
 from seedtune.numerics import fingerprint as fp
 from seedtune.numerics import noise as addressed
@@ -24,19 +24,30 @@ from seedtune.numerics.noise import Noise
 from seedtune.numerics.rounding import ARRAYS, nearest, widen
 from seedtune.numerics.trainable import select
 from seedtune.numerics.weights import WeightArray, Weights, factors, tensor_fingerprint
-from seedtune.types import UNPERTURBED, Coverage, Job, Likelihood, Member, Prompt, Rollout, Term, Update
+from seedtune.types import UNPERTURBED, Coverage, Job, Likelihood, Member, Prompt, Rollout, Update
 
 NAMES = ("layers.0.weight", "layers.1.weight")
 CERTAINTY = 0.9
 """The probability of the next byte of the model's own answer."""
 
 
-class ToyEngine:
+class Characters:
+    """The toy engine's tokenizer: every character of a prompt is a token."""
+
+    context_length = None
+
+    def lengths(self, prompts: Sequence[Prompt]) -> list[int]:
+        """Return the number of characters of each prompt."""
+        return [len(str(prompt.content)) for prompt in prompts]
+
+
+class ToyEngine(LocalEngine):
     """An engine with the protocol, weights and ledger of the real ones; ``model`` names (and seeds) base weights."""
 
     def __init__(self, model: str, *, noise: Noise, settings: ToySettings) -> None:
+        super().__init__()
         self.model, self.noise, self.settings = model, noise, settings
-        self._times = EngineTimes()
+        self.tokenizer = Characters()
 
     def load(self, snapshot: Path | None = None) -> EngineInfo:
         """Draw the base weights, and read the current weights from ``snapshot`` if given."""
@@ -53,14 +64,6 @@ class ToyEngine:
         count, unperturbed = size * size, [(name, "frozen") for name in NAMES if name not in chosen]
         coverage = Coverage(len(chosen) * count, len(NAMES) * count, tuple(unperturbed))
         return EngineInfo(self.model, base, dtype, "cpu", coverage, kept, *_arithmetic())
-
-    def context_length(self) -> int | None:
-        """Return None: prompts may have any length."""
-        return None
-
-    def prompt_lengths(self, prompts: Sequence[Prompt]) -> list[int]:
-        """Return the number of characters; each is a token."""
-        return [len(str(prompt.content)) for prompt in prompts]
 
     def evaluate(self, jobs: Iterable[Job]) -> Iterator[Rollout]:
         """Yield every job's rollouts in order."""
@@ -129,24 +132,6 @@ class ToyEngine:
         hidden = np.tanh(first @ features / math.sqrt(size))
         return float(second[0] @ hidden / math.sqrt(size))
 
-    def apply(self, *updates: Update) -> None:
-        """Update the current weights."""
-        started = time.perf_counter()
-        self.weights.apply(*updates)
-        self._times.update += time.perf_counter() - started
-
-    def norm(self, terms: Sequence[Term]) -> float:
-        """Return the length of an update."""
-        return self.weights.norm(terms)
-
-    def drift(self) -> float:
-        """Return the distance between current and base weights."""
-        return self.weights.drift()
-
-    def cosine(self, one: Sequence[Term], other: Sequence[Term]) -> float:
-        """Return the cosine between two updates."""
-        return self.weights.cosine(one, other)
-
     def logprobs(
         self, prompts: Sequence[Prompt], completions: Sequence[Sequence[int]], *, base: bool = False
     ) -> list[list[float]]:
@@ -158,25 +143,12 @@ class ToyEngine:
         texts = (self._text(first, second, prompt) for prompt in prompts)
         return [_logprobs(text.encode(), ids) for text, ids in zip(texts, completions, strict=True)]
 
-    def fingerprint(self) -> str:
-        """Return the fingerprint of the current weights."""
-        return self.weights.fingerprint()
-
-    def snapshot(self, path: Path) -> None:
-        """Write the current weights into a folder."""
-        self.weights.save(path)
-
     def export(self, path: Path, dtype: str | None = None) -> None:
         """Write ``model.safetensors`` with the two matrices in their own dtype or ``dtype``."""
         kept = {name: widen(self.weights.tensors.get(name, self._base[name])) for name in NAMES}
         path.mkdir(parents=True, exist_ok=True)
         arrays = {name: nearest(array, dtype or self.settings.dtype) for name, array in kept.items()}
         tensor_file.write(path / "model.safetensors", arrays)
-
-    def take_times(self) -> EngineTimes:
-        """Return the times and counts since the last call, and reset them."""
-        taken, self._times = self._times, EngineTimes()
-        return taken
 
     def close(self) -> None:
         """Do nothing: there is nothing to release."""

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+from seedtune.config.config import Config
 from seedtune.engines.transformers.builtin_models import BUILTIN, builtin_folder
 from seedtune.engines.transformers.members.perturbation import as_tensor
 from seedtune.errors import ModelError, nearest
@@ -38,6 +39,12 @@ class ModelSource:
         if folder.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
             raise ModelError(f"there is no model folder {name!r}. Check the path.{nearest(name, BUILTIN)}")
         return cls(name, name, trust_remote_code)
+
+    @classmethod
+    def of(cls, config: Config) -> ModelSource:
+        """Resolve the model of a configuration."""
+        settings = config.vllm if "vllm" in config.kinds else config.transformers
+        return cls.resolve(config.model, trust_remote_code=settings.trust_remote_code)
 
     def load(self) -> Any:
         """Load the model in its checkpoint's own precision, on the CPU, in its own memory.

@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 
 import torch
 
-from seedtune.engines.base import BASE, EngineInfo, EngineTimes
-from seedtune.engines.transformers import product_choice, product_speed, tokenization, unsupported
+from seedtune.engines.base import BASE, EngineInfo, LocalEngine
+from seedtune.engines.transformers import product_choice, product_speed, unsupported
 from seedtune.engines.transformers.base_weights import BaseWeights
 from seedtune.engines.transformers.checkpoint import ModelSource, write_model
 from seedtune.engines.transformers.decoding.decoder import (
@@ -23,7 +23,13 @@ from seedtune.engines.transformers.decoding.decoder import (
     rows_of,
     slots_for,
 )
-from seedtune.engines.transformers.decoding.likelihood import Forced, ForcedSequence, forced_sequences, likelihood_of
+from seedtune.engines.transformers.decoding.likelihood import (
+    Forced,
+    ForcedSequence,
+    forced_sequences,
+    likelihood_of,
+    only_member,
+)
 from seedtune.engines.transformers.decoding.prefix_packing import PrefixPack
 from seedtune.engines.transformers.decoding.slot_attention import Decode, Prefill, SlotAttention
 from seedtune.engines.transformers.decoding.slot_cache import SlotCache, empty_like_cache
@@ -33,36 +39,35 @@ from seedtune.engines.transformers.members.gaussian import Gaussian
 from seedtune.engines.transformers.members.lowrank import LowRank
 from seedtune.engines.transformers.members.perturbation import Perturbation, WeightFormat, weights_dtype
 from seedtune.engines.transformers.members.population_linear import ProductForm
+from seedtune.engines.transformers.tokenization import ModelTokenizer
 from seedtune.engines.transformers.tracing import Trace, trace
 from seedtune.errors import ConfigError, ModelError
 from seedtune.numerics.noise import Noise
-from seedtune.numerics.weights import Weights
-from seedtune.types import UNPERTURBED, Job, Likelihood, Prompt, Rollout, Sampling, Shift, Term, Update
+from seedtune.types import UNPERTURBED, Job, Likelihood, Prompt, Rollout, Sampling, Shift, Update
 
 Asked = TypeVar("Asked", DecodeSequence, ForcedSequence)
 """A request to a member: generate a completion, or compute the likelihood of a given one."""
 
 
-class TransformersEngine:
+class TransformersEngine(LocalEngine):
     """Any decoder-only causal language model, on the CPU or one CUDA device.
 
     ``model`` is a Hugging Face id, a local folder or a built-in name; ``noise`` describes the perturbation.
     """
 
     def __init__(self, model: str, *, noise: Noise, settings: TransformersSettings) -> None:
+        super().__init__()
         self.source = ModelSource.resolve(model, trust_remote_code=settings.trust_remote_code)
+        self.tokenizer = ModelTokenizer(self.source)
         self.noise, self.settings = noise, settings
         self.device = torch_device(settings)
-        self._times = EngineTimes()
         self._stale = self._loaded = False
 
     def load(self, snapshot: Path | None = None) -> EngineInfo:
         """Read the checkpoint, install population layers and round the current weights into the live weights."""
         self.close()
         model = self.source.load().eval()
-        self.tokenizer = self.source.tokenizer()
-        self.context = tokenization.context_of(model.config)
-        self.eos = tokenization.end_tokens(model, self.tokenizer)
+        self.eos = self.tokenizer.end_tokens(model)
         self.anchor = BaseWeights(self.source, model, self.device)
         self.dtype = torch_dtype(self.settings, model.dtype, self.device)
         self.arithmetic = product_choice.resolve(self.settings.products, self.dtype, self.device)
@@ -91,6 +96,7 @@ class TransformersEngine:
         # The probe's cache is on the CPU, in the checkpoint's precision.
         self.attention.cache = SlotCache(1, 1)
         self.perturbation = self._perturbation(model, seen)
+        self.weights = self.perturbation.weights
         self.model = _cast(model, self.dtype).to(self.device)
 
     def _perturbation(self, model: Any, seen: Trace) -> Perturbation:
@@ -123,11 +129,6 @@ class TransformersEngine:
             speed = product_speed.measured(self._form(), self._shapes, self.dtype)
         return line if speed is None else f"{line}, {speed:,.0f} GFLOP/s at {product_speed.ROWS[-1]} rows"
 
-    @property
-    def weights(self) -> Weights:
-        """The unperturbed trainable weights."""
-        return self.perturbation.weights
-
     @torch.no_grad()
     def _probe(self, model: Any) -> None:
         """Run one small packed pass: two prompts of three and two tokens, two head rows."""
@@ -143,23 +144,14 @@ class TransformersEngine:
             logits_to_keep=torch.tensor(pack.last()),
         )
 
-    def context_length(self) -> int | None:
-        return self.context if self._loaded else tokenization.context_of(self.source.config())
-
-    def prompt_lengths(self, prompts: Sequence[Prompt]) -> list[int]:
-        tokenizer = self.tokenizer if self._loaded else self.source.tokenizer()
-        return [len(tokenization.encode(tokenizer, prompt)) for prompt in prompts]
-
     def evaluate(self, jobs: Iterable[Job]) -> Iterator[Rollout]:
         """Yield every job's rollouts as they finish."""
         for job in jobs:
             yield from self._evaluate(job)
 
     def _evaluate(self, job: Job) -> Iterator[Rollout]:
-        ids = [tokenization.encode(self.tokenizer, prompt) for prompt in job.prompts]
-        limits = tokenization.limits(job.prompts, ids, most=job.sampling.max_tokens, context=self.context)
-        rows = rows_of(job, ids, limits)
-        yield from (rollout_of(job, row, self._decode) for row in rows if row.finish is not None)
+        rows = rows_of(job, self.tokenizer)
+        yield from (rollout_of(job, row, self.tokenizer.decode) for row in rows if row.finish is not None)
         for batch, mine in self._batches(job, [row for row in rows if row.finish is None]):
             self._set_members(job, batch)
             yield from self._answer(job, mine)
@@ -175,7 +167,7 @@ class TransformersEngine:
     def likelihoods(self, jobs: Iterable[Job]) -> Iterator[Likelihood]:
         """Yield every job's likelihoods, all members of a batch in the same passes."""
         for job in jobs:
-            for batch, mine in self._batches(job, forced_sequences(job, self.tokenizer, context=self.context)):
+            for batch, mine in self._batches(job, forced_sequences(job, self.tokenizer)):
                 self._set_members(job, batch)
                 yield from map(likelihood_of, repeat(job), mine, self._forced(mine))
 
@@ -205,7 +197,7 @@ class TransformersEngine:
             times=self._times,
         )
         for row in decoder.run(rows, job.sampling, self._stop(job.sampling)):
-            yield rollout_of(job, row, self._decode)
+            yield rollout_of(job, row, self.tokenizer.decode)
 
     def _set_members(self, job: Job, batch: list[int]) -> None:
         """Set the live weights, or the factors beside them, to a batch of members."""
@@ -229,59 +221,31 @@ class TransformersEngine:
         return self.attention
 
     def _stop(self, how: Sampling) -> Stop:
-        return Stop(frozenset() if how.ignore_eos else self.eos, how.stop, self._decode)
-
-    def _decode(self, tokens: list[int]) -> str:
-        text: str = self.tokenizer.decode(tokens, skip_special_tokens=True)
-        return text
+        return Stop(frozenset() if how.ignore_eos else self.eos, how.stop, self.tokenizer.decode)
 
     def apply(self, *updates: Update) -> None:
         """Update the current weights; the live weights follow before the next evaluation."""
-        started = time.perf_counter()
-        self.weights.apply(*updates)
+        super().apply(*updates)
         self._stale = True
-        self._times.update += time.perf_counter() - started
-
-    def norm(self, terms: Sequence[Term]) -> float:
-        return self.weights.norm(terms)
-
-    def drift(self) -> float:
-        return self.weights.drift()
-
-    def cosine(self, one: Sequence[Term], other: Sequence[Term]) -> float:
-        return self.weights.cosine(one, other)
 
     def logprobs(
         self, prompts: Sequence[Prompt], completions: Sequence[Sequence[int]], *, base: bool = False
     ) -> list[list[float]]:
         """See `Engine`; for ``base`` the live weights are θ₀ until the next call."""
-        ids = [tokenization.encode(self.tokenizer, prompt) for prompt in prompts]
-        tokenization.check_answers(prompts, ids, completions, context=self.context)
+        sequences = only_member(prompts, completions, self.tokenizer)
         self._apply_shift(BASE if base else None)
         self.perturbation.set_members((UNPERTURBED,), [0], sigma=0.0)
-        return self._forced(
-            [ForcedSequence(0, its, completion) for its, completion in zip(ids, completions, strict=True)]
-        )
-
-    def fingerprint(self) -> str:
-        return self.weights.fingerprint()
-
-    def snapshot(self, path: Path) -> None:
-        self.weights.save(path)
+        return self._forced(sequences)
 
     def export(self, path: Path, dtype: str | None = None) -> None:
         """Write a Hugging Face folder of the current model, in the checkpoint's precision or ``dtype``."""
         write_model(self.source, self.weights.tensors, path, dtype=dtype)
 
-    def take_times(self) -> EngineTimes:
-        taken, self._times = self._times, EngineTimes()
-        return taken
-
     def close(self) -> None:
         """Release the model and its cache, and unregister from transformers."""
         if self._loaded:
             self.attention.close()
-            del self.model, self.perturbation
+            del self.model, self.perturbation, self.weights
             self._loaded = False
 
 

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 
 from seedtune.engines.model_sizes import linear_weights
-from seedtune.engines.transformers import tokenization
 from seedtune.engines.transformers.base_weights import BaseWeights
 from seedtune.engines.transformers.checkpoint import ModelSource
 from seedtune.engines.transformers.members.coverage import coverage_of, with_tied_head
+from seedtune.engines.transformers.tokenization import ModelTokenizer
 from seedtune.engines.transformers.tracing import is_linear
 from seedtune.errors import ConfigError, StorageError, storage_cause
 from seedtune.numerics import tensor_file
@@ -42,7 +42,6 @@ class BaseModelInfo:
     """Shapes of the model's other tensors, which vLLM must hold unchanged."""
     places: dict[str, Stored]
     """Where the values of all tensors are stored."""
-    context: int | None
     eos: frozenset[int]
     lora_head: bool
     """Whether members' adapters reach the output head; vLLM then supports them only for generated tokens."""
@@ -53,7 +52,7 @@ class BaseModelInfo:
         return sum(torch.Size(shape).numel() for shape in self.shapes.values())
 
     @classmethod
-    def read(cls, source: ModelSource, noise: Noise, *, tokenizer: Any, scratch: Scratch) -> BaseModelInfo:
+    def read(cls, source: ModelSource, noise: Noise, *, tokenizer: ModelTokenizer, scratch: Scratch) -> BaseModelInfo:
         """Load the checkpoint and describe it; values that differ from the files' are written into ``scratch``."""
         model = source.load().eval()
         parameters = dict(model.named_parameters())
@@ -70,14 +69,10 @@ class BaseModelInfo:
         every = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
         shapes = {name: every.pop(name) for name in names}
         lora_head = noise.perturbation == "lowrank" and HEAD in names
-        context, eos, dtype = (
-            tokenization.context_of(model.config),
-            tokenization.end_tokens(model, tokenizer),
-            model.dtype,
-        )
+        eos, dtype = tokenizer.end_tokens(model), model.dtype
         del model, parameters  # frees the model's memory before values are copied
         places = _places(anchor, [*shapes, *every], scratch)
-        return cls(anchor.fingerprint, coverage, dtype, shapes, every, places, context, eos, lora_head)
+        return cls(anchor.fingerprint, coverage, dtype, shapes, every, places, eos, lora_head)
 
 
 def _lora_weights(model: Any, trainable: list[str], noise: Noise) -> list[str]:

@@ -15,12 +15,17 @@ from typing import Any, TypeVar
 from seedtune.config.sections import VllmSettings
 from seedtune.engines import codec
 from seedtune.engines.base import BASE, EngineInfo, EngineTimes
-from seedtune.engines.transformers import tokenization
 from seedtune.engines.transformers.checkpoint import ModelSource, write_model
 from seedtune.engines.transformers.decoding.decoder import DecodeSequence, Stop, rollout_of, rows_of
-from seedtune.engines.transformers.decoding.likelihood import ForcedSequence, forced_sequences, likelihood_of
+from seedtune.engines.transformers.decoding.likelihood import (
+    ForcedSequence,
+    forced_sequences,
+    likelihood_of,
+    only_member,
+)
 from seedtune.engines.transformers.device import dtype_named
 from seedtune.engines.transformers.members.perturbation import weights_dtype
+from seedtune.engines.transformers.tokenization import ModelTokenizer
 from seedtune.engines.vllm import compat, engine_args, lora, sampling_params
 from seedtune.engines.vllm.base_model import BaseModelInfo
 from seedtune.engines.vllm.engine_core import EngineCore
@@ -50,6 +55,7 @@ class VllmEngine:
         compat.require()
         engine_args.check(settings)
         self.source = ModelSource.resolve(model, trust_remote_code=settings.trust_remote_code)
+        self.tokenizer = ModelTokenizer(self.source, limit=settings.max_model_len)
         self.noise, self.settings = noise, settings
         self._times = EngineTimes()
         self._engine_core: EngineCore | None = None
@@ -76,7 +82,6 @@ class VllmEngine:
     def _load(self, snapshot: Path | None) -> EngineInfo:
         if self._engine_core is not None and self._engine_core.failed:
             self.close()
-        self.tokenizer = self.source.tokenizer()
         self._forget_scratch()
         base_model = BaseModelInfo.read(self.source, self.noise, tokenizer=self.tokenizer, scratch=self._make_scratch)
         self._base_model = base_model
@@ -88,6 +93,7 @@ class VllmEngine:
             engine_args.check_divides(self.source.config().get_text_config(), self.settings.tensor_parallel_size)
             place = {"location": self.source.location, "dtype": dtype}
             self._engine_core = EngineCore(engine_args.arguments(self.settings, self.noise, base_model, **place))
+        self.tokenizer.limit = self._core.context
         self._core.fresh()
         self._make_states(base_model)
         if snapshot is not None:
@@ -132,40 +138,29 @@ class VllmEngine:
         assert self._base_model is not None, "load comes first"
         return self._base_model
 
-    @property
-    def _context(self) -> int | None:
-        own = self._loaded.context
-        return self._core.context if own is None else min(own, self._core.context)
-
-    def context_length(self) -> int | None:
-        limits = [tokenization.context_of(self.source.config()), self.settings.max_model_len]
-        return min((limit for limit in limits if limit is not None), default=None)
-
-    def prompt_lengths(self, prompts: Sequence[Prompt]) -> list[int]:
-        tokenizer = self.source.tokenizer() if self._base_model is None else self.tokenizer
-        return [len(tokenization.encode(tokenizer, prompt)) for prompt in prompts]
-
     # ------------------------------------------------------------------------------------------ members
 
     def evaluate(self, jobs: Iterable[Job]) -> Iterator[Rollout]:
         """Yield every job's rollouts as they finish."""
         self._current = False  # an earlier call leaves no cached state: a job's results do not depend on it
-        for wave in self._waves(jobs, self._rows):
-            yield from (rollout_of(job, row, self._decode) for job, row in wave if row.finish is not None)
+        for wave in self._waves(jobs, rows_of):
+            yield from (rollout_of(job, row, self.tokenizer.decode) for job, row in wave if row.finish is not None)
             listed = [(job, row) for job, row in wave if row.finish is None]
             if listed:
                 self._set_live_weights(*listed[0])
                 yield from self._answers(listed)
 
-    def _waves(self, jobs: Iterable[Job], asked: Callable[[Job], list[Asked]]) -> Iterator[list[tuple[Job, Asked]]]:
+    def _waves(
+        self, jobs: Iterable[Job], asked: Callable[[Job, ModelTokenizer], list[Asked]]
+    ) -> Iterator[list[tuple[Job, Asked]]]:
         """Yield groups of requests that fit in one batch: one member's, or all members' with the same shift."""
         if self.noise.perturbation == "gaussian":
             for job in jobs:
-                for _, mine in groupby(sorted(asked(job), key=_member), key=_member):
+                for _, mine in groupby(sorted(asked(job, self.tokenizer), key=_member), key=_member):
                     yield [(job, one) for one in mine]
             return
         for _, same in groupby(jobs, lambda job: job.shift):
-            yield [(job, one) for job in same for one in asked(job)]
+            yield [(job, one) for job in same for one in asked(job, self.tokenizer)]
 
     def _set_live_weights(self, job: Job, one: DecodeSequence | ForcedSequence) -> None:
         """Set the live weights to a wave's only member, or to the unperturbed model, to which adapters are added."""
@@ -193,11 +188,6 @@ class VllmEngine:
         if any(self._call("set_member", list(member), sigma)) or not current:
             self._core.forget_prefixes()
         self._current = True
-
-    def _rows(self, job: Job) -> list[DecodeSequence]:
-        ids = [tokenization.encode(self.tokenizer, prompt) for prompt in job.prompts]
-        limits = tokenization.limits(job.prompts, ids, most=job.sampling.max_tokens, context=self._context)
-        return rows_of(job, ids, limits)
 
     def _lora(self, job: Job, position: int) -> Any:
         """Return the adapter of a job's member; None if members are live weights."""
@@ -229,7 +219,7 @@ class VllmEngine:
             self._times.decode += time.perf_counter() - started
             self._times.generated_tokens += len(row.tokens)
             self._times.prompt_tokens += len(row.prompt_ids)
-            yield rollout_of(job, row, self._decode)
+            yield rollout_of(job, row, self.tokenizer.decode)
             started = time.perf_counter()
 
     def _take(self, output: Any, job: Job, row: DecodeSequence) -> bool:
@@ -239,7 +229,7 @@ class VllmEngine:
             row.tokens, row.finish = list(new.token_ids), new.finish_reason
             return True
         eos = frozenset[int]() if job.sampling.ignore_eos else self._loaded.eos
-        stop = Stop(eos, job.sampling.stop, self._decode)
+        stop = Stop(eos, job.sampling.stop, self.tokenizer.decode)
         for token in new.token_ids:
             row.tokens.append(token)
             row.finish = stop.reached(row)
@@ -247,24 +237,17 @@ class VllmEngine:
                 return True
         return False
 
-    def _decode(self, tokens: list[int]) -> str:
-        text: str = self.tokenizer.decode(tokens, skip_special_tokens=True)
-        return text
-
     # ------------------------------------------------------------------------------------------ reference answers
 
     def likelihoods(self, jobs: Iterable[Job]) -> Iterator[Likelihood]:
         """Yield every job's likelihoods as they finish."""
         self._current = False
-        for wave in self._waves(jobs, self._given):
+        for wave in self._waves(jobs, forced_sequences):
             if wave:
                 self._set_live_weights(*wave[0])
                 asked = [(one, self._lora(job, one.member)) for job, one in wave]
                 for index, logprobs in self._forced(asked):
                     yield likelihood_of(*wave[index], logprobs)
-
-    def _given(self, job: Job) -> list[ForcedSequence]:
-        return forced_sequences(job, self.tokenizer, context=self._context)
 
     def _forced(self, asked: Sequence[tuple[ForcedSequence, Any]]) -> Iterator[tuple[int, list[float]]]:
         """Yield (index, log-probabilities of the completion) of every request, as they finish."""
@@ -288,12 +271,10 @@ class VllmEngine:
         self, prompts: Sequence[Prompt], completions: Sequence[Sequence[int]], *, base: bool = False
     ) -> list[list[float]]:
         """See `Engine`; for ``base`` the live weights are θ₀ until the next call."""
-        ids = [tokenization.encode(self.tokenizer, prompt) for prompt in prompts]
-        tokenization.check_answers(prompts, ids, completions, context=self._context)
+        sequences = only_member(prompts, completions, self.tokenizer)
         self._set_member(BASE if base else NOWHERE, UNPERTURBED, 0.0)
         own = self._lora_of(UNPERTURBED, 0.0)
-        asked = [(ForcedSequence(0, its, completion), own) for its, completion in zip(ids, completions, strict=True)]
-        return [found for _, found in sorted(self._forced(asked))]
+        return [found for _, found in sorted(self._forced([(one, own) for one in sequences]))]
 
     # ------------------------------------------------------------------------------------------ the weights
 

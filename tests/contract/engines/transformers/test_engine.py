@@ -121,7 +121,7 @@ def test_a_member_whose_weights_overflow_spoils_nobody_else(family: str, tempera
 
 
 def _ids(engine: TransformersEngine, prompt: int) -> list[int]:
-    return list(engine.tokenizer(PROMPTS[prompt].content)["input_ids"])
+    return list(engine.tokenizer.hf(PROMPTS[prompt].content)["input_ids"])
 
 
 # --------------------------------------------------------------------------------------------------- sampling

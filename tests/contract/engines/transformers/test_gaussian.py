@@ -224,7 +224,7 @@ def test_frozen_tensors_are_neither_perturbed_nor_moved_and_are_listed(
     reference = Reference(folders("llama"), engine.weights.tensors, engine.noise)
     rollouts = answers(engine, job(PROMPTS, members=MEMBERS, sigma=SIGMA, max_tokens=NEW))
     for (member, prompt, _), rollout in rollouts.items():
-        ids = list(engine.tokenizer(PROMPTS[prompt].content)["input_ids"])
+        ids = list(engine.tokenizer.hf(PROMPTS[prompt].content)["input_ids"])
         assert list(rollout.token_ids) == greedy(reference.set_member(member, SIGMA), ids, NEW)
 
 

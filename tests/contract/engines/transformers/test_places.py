@@ -319,7 +319,7 @@ def plain(engine: TransformersEngine, tensors: Mapping[str, np.ndarray]) -> list
         for name, array in tensors.items():
             parameters[name].copy_(as_tensor(array))
     for prompt, tokens in zip(TEXTS, COMPLETIONS, strict=True):
-        ids = list(engine.tokenizer(prompt.content)["input_ids"])
+        ids = list(engine.tokenizer.hf(prompt.content)["input_ids"])
         rows = forced_logits(model, ids, tokens).log_softmax(-1) if tokens else torch.zeros(0, 1)
         found.append([float(row[token]) for row, token in zip(rows, tokens, strict=True)])
     return found

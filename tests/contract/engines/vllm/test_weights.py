@@ -332,7 +332,7 @@ def test_a_prompt_that_does_not_fit_is_named(served: Any, folder: Any) -> None:
     with pytest.raises(DataError, match="prompt 0 has 60 tokens; with max_completion_length=8"):
         answers(served("llama", "gaussian"), job(text_prompts("a" * 60)))
     short = serve(folder("llama"), GAUSSIAN, max_model_len=32)
-    assert short.context_length() == 32
+    assert short.tokenizer.context_length == 32
     with pytest.raises(DataError, match="the model's context of 32"):
         answers(short, job(text_prompts("a" * 30)))
 

@@ -19,6 +19,7 @@ from seedtune.engines.transformers.decoding.prefix_packing import PrefixPack, pa
 from seedtune.engines.transformers.decoding.slot_attention import Decode, Prefill, SlotAttention
 from seedtune.engines.transformers.decoding.slot_cache import SlotCache
 from seedtune.engines.transformers.members.perturbation import Perturbation
+from seedtune.engines.transformers.tokenization import ModelTokenizer
 from seedtune.types import Finish, Job, Rollout, Sampling
 
 _PADDED = 4
@@ -183,9 +184,10 @@ def slots_for(rows: int, positions: int, *, max_rows: int, max_tokens: int) -> i
     return max(1, min(rows, max_rows, max_tokens // positions))
 
 
-def rows_of(job: Job, ids: list[list[int]], limits: list[int]) -> list[DecodeSequence]:
+def rows_of(job: Job, tokenizer: ModelTokenizer) -> list[DecodeSequence]:
     """Return one row per member, prompt and sample; a row without room for new tokens is finished."""
-    how = job.sampling
+    how, ids = job.sampling, tokenizer.encode(job.prompts)
+    limits = tokenizer.limits(job.prompts, ids, most=how.max_tokens)
     shared = {
         (p, s): sampling.draws(how, prompt, s) for p, prompt in enumerate(job.prompts) for s in range(how.samples)
     }

@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from seedtune.engines.transformers import tokenization
 from seedtune.engines.transformers.decoding.prefix_packing import PrefixPack, packed
 from seedtune.engines.transformers.decoding.slot_attention import Prefill, SlotAttention
 from seedtune.engines.transformers.members.perturbation import Perturbation
-from seedtune.types import Job, Likelihood
+from seedtune.engines.transformers.tokenization import ModelTokenizer
+from seedtune.types import Job, Likelihood, Prompt
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,16 +91,24 @@ def _chosen(logits: Tensor, rows: np.ndarray, targets: np.ndarray) -> Iterator[f
         yield from chances.gather(1, target[:, None])[:, 0].tolist()
 
 
-def forced_sequences(job: Job, tokenizer: Any, *, context: int | None) -> list[ForcedSequence]:
+def forced_sequences(job: Job, tokenizer: ModelTokenizer) -> list[ForcedSequence]:
     """Return every answer of every prompt, for every member of a job; DataError if one exceeds the context."""
-    ids = [tokenization.encode(tokenizer, prompt) for prompt in job.prompts]
-    answers = [tokenization.encode_answers(tokenizer, prompt) for prompt in job.prompts]
-    tokenization.check_answers(job.prompts, ids, [max(its, key=len) for its in answers], context=context)
+    ids, answers = tokenizer.encode(job.prompts), [tokenizer.encode_answers(prompt) for prompt in job.prompts]
+    tokenizer.check_answers(job.prompts, ids, [max(its, key=len) for its in answers])
     return [
         ForcedSequence(member, ids[p], answer, (p, number))
         for member, p in job.pairs
         for number, answer in enumerate(answers[p])
     ]
+
+
+def only_member(
+    prompts: Sequence[Prompt], completions: Sequence[Sequence[int]], tokenizer: ModelTokenizer
+) -> list[ForcedSequence]:
+    """Return one completion per prompt, for a single member; DataError if one exceeds the context."""
+    ids = tokenizer.encode(prompts)
+    tokenizer.check_answers(prompts, ids, completions)
+    return [ForcedSequence(0, its, completion) for its, completion in zip(ids, completions, strict=True)]
 
 
 def likelihood_of(job: Job, sequence: ForcedSequence, logprobs: list[float]) -> Likelihood:
