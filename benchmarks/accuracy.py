@@ -33,7 +33,7 @@ SETTINGS: dict[str, Any] = {
     "eval_steps": 6,
     "save_steps": 0,
     "fingerprint_steps": 1000,
-    "transformers": {"max_rows": 4096, "prefill_tokens": 16384},
+    "transformers": {"max_rows": 4096, "max_batch_tokens": 1048576},
 }
 TRAIN, TEST = 4096, 512
 

@@ -34,7 +34,7 @@ EVALUATIONS = ("evaluate", "likelihoods")
 LIMIT = 180
 """Seconds that one run may take before it is given up."""
 
-COMMON = {"save_steps": 0, "drift_steps": 0, "fingerprint_steps": 10**6, "reward_workers": 0, "eval_prompts": 1}
+COMMON = {"save_steps": 0, "fingerprint_steps": 10**6, "reward_workers": 0, "eval_prompts": 1}
 CASES: dict[str, dict[str, Any]] = {
     "toy": {
         "task": "toy",

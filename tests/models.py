@@ -179,10 +179,17 @@ def save_family(family: str, folder: Path, **options: Any) -> Path:
 
 
 def load_engine(
-    folder: Path, *, rank: int = 1, run_seed: int = 7, how: Mapping[str, Any] = {}, **settings: Any
+    folder: Path,
+    *,
+    rank: int = 1,
+    run_seed: int = 7,
+    how: Mapping[str, Any] = {},
+    prefill_tokens: int = 1024,
+    **settings: Any,
 ) -> TransformersEngine:
     chosen = TransformersSettings(**{"device": "cpu", **settings})
     engine = TransformersEngine(str(folder), noise=Noise(run_seed, rank=rank, **how), settings=chosen)
+    engine.prefill_tokens = prefill_tokens
     engine.load()
     return engine
 

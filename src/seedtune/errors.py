@@ -63,7 +63,7 @@ class StorageError(SeedtuneError):
 
 def nearest(word: str, known: Iterable[str]) -> str:
     """Return `` Did you mean 'x'?`` with the known word nearest to ``word``, or an empty string."""
-    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.65)
     return f" Did you mean {close[0]!r}?" if close else ""
 
 

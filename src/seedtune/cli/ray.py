@@ -42,7 +42,7 @@ def scale(
             f"the process of {run} seems to be gone and cannot take the request. Go on with: {resume_command(run)}"
         )
     wished = wish_of(workers, found["target"])
-    check_limits({**found["target"], **wished}, *found["limits"])
+    check_enough({**found["target"], **wished}, found["min_workers"])
     ask(run, wished)
     told = ", ".join(f"{count} of {kind}" for kind, count in wished.items())
     console().print(f"asked for {told}. See: seedtune ray status {run}", soft_wrap=True)
@@ -61,12 +61,11 @@ def wish_of(text: str, target: dict[str, int]) -> dict[str, int]:
     return {kind or kinds[0]: int(number)}
 
 
-def check_limits(target: dict[str, int], least: int, most: int | None) -> None:
-    """Raise ConfigError if the number of workers is outside the run's limits."""
+def check_enough(target: dict[str, int], least: int) -> None:
+    """Raise ConfigError if there would be fewer workers than the run needs."""
     count = sum(target.values())
-    if count < least or (most is not None and count > most):
-        limits = f"ray.min_workers={least}" + ("" if most is None else f", ray.max_workers={most}")
-        raise ConfigError(f"{count} workers are not within {limits}. Ask for another number.")
+    if count < least:
+        raise ConfigError(f"{count} workers are fewer than ray.min_workers={least}. Ask for more.")
 
 
 def show(run: Path, found: dict[str, Any], now: float) -> None:

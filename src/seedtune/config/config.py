@@ -84,12 +84,11 @@ _INCIDENTAL: dict[str, Any] = {
     # The base model is identified by its fingerprint, not by its path.
     **dict.fromkeys(("model", "output_dir", "generations", "eval_steps", "eval_prompts", "eval_tasks"), True),
     **dict.fromkeys(("logging_steps", "save_steps", "save_total_limit"), True),
-    **dict.fromkeys(("drift_steps", "kl_steps", "kl_prompts"), True),
+    "kl_steps": True,
     # Training data are identified by their digest, rewards by `RewardSettings.identity`.
     **dict.fromkeys(("train_dataset", "eval_dataset", "eval_size", "prompt_column"), True),
     **dict.fromkeys(("reward_funcs", "reward_weights"), True),
     **dict.fromkeys(("reward_workers", "reward_timeout", "reward_memory_mb", "max_reward_failure_rate"), True),
-    "conversation": {"timeout"},
     "transformers": {"device", "trust_remote_code", "weights_folder", "products"},
     "vllm": {
         *("trust_remote_code", "gpu_memory_utilization", "kv_cache_memory_bytes", "enforce_eager"),

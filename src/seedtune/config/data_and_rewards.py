@@ -85,10 +85,8 @@ class JudgeSettings(Section):
     """Seconds until a request is abandoned, even if its response is still arriving."""
 
     retries: int = Field(default=4, ge=0, le=20)
-    """Retries after status 408, 409, 425, 429, 5xx, a lost connection or a time-out."""
-
-    backoff: float = Field(default=1.0, ge=0.0, le=60.0)
-    """Seconds before the first retry; each further one waits twice as long, or as the server asks; 60 at most."""
+    """Retries after status 408, 409, 425, 429, 5xx, a lost connection or a time-out: after 1, 2, 4, … seconds, or as
+    the server asks, at most 60."""
 
     concurrency: int = Field(default=8, ge=1, le=256)
     """Concurrent requests."""
@@ -120,19 +118,16 @@ class JudgeSettings(Section):
 
 
 class ClassifierSettings(Section):
-    """A sequence-classification model of transformers that scores completions in this process, in batches."""
+    """A sequence-classification model of transformers that scores completions in this process, in batches of 16.
+
+    Texts longer than the model's limit are truncated from the left.
+    """
 
     model: str
     """Hugging Face id or local folder."""
 
     label: str | None = None
     """For a model with several labels, the one whose probability is the reward; with one label the logit is used."""
-
-    batch_size: int = Field(default=16, ge=1)
-    """Completions per forward pass."""
-
-    max_length: int | None = Field(default=None, ge=1)
-    """Most tokens of a text (by default the model's limit); longer texts are truncated from the left."""
 
     device: str = "cpu"
     """``cpu``, ``cuda``, ``cuda:1``."""
@@ -198,8 +193,8 @@ class RewardSettings(Section):
 
 _INCIDENTAL: dict[str, Any] = {
     "name": True,
-    "judge": {"base_url", "api_key_env", "timeout", "retries", "backoff", "concurrency"},
-    "classifier": {"batch_size", "device"},
+    "judge": {"base_url", "api_key_env", "timeout", "retries", "concurrency"},
+    "classifier": {"device"},
 }
 
 

@@ -155,9 +155,6 @@ class Fields(Section):
     """``zscore``: (R − mean)/std over the population; ``per_prompt``: centered per prompt, global std;
     ``centered_rank``: ranks from −½ to ½ (standard deviation 0.29, so give α about 3.5 times more); ``none``: R."""
 
-    shaping_clip: float | None = Field(default=None, gt=0.0)
-    """Bound of the utilities (shaped rewards), |z| ≤ shaping_clip; None: no bound."""
-
     objective: Literal["mean", "pass_at_k", "majority_at_k", "logprob", "choice_accuracy"] = "mean"
     """How a member's samples give its reward for a prompt: their mean, the best (``pass_at_k``), or the mean of the
     most frequent answer's (``majority_at_k``; the task extracts answers).  Held-out rewards are always means.
@@ -182,7 +179,8 @@ class Fields(Section):
     0: run them in this process, where a crash ends the run."""
 
     reward_timeout: float = Field(default=60.0, gt=0.0)
-    """Time limit in seconds of a reward function call; the completions of a longer call are not scored."""
+    """Time limit in seconds of a call of a reward function or an environment; the completions of a longer call are not
+    scored."""
 
     reward_memory_mb: int = Field(default=2048, ge=0)
     """Memory of each reward process in MiB (Linux); 0: no limit."""
@@ -227,7 +225,8 @@ class Fields(Section):
     """Strings that end a completion."""
 
     fingerprint_steps: int = Field(default=10, ge=1)
-    """Record the weights' fingerprint in the ledger every this many generations."""
+    """Record the weights' fingerprint in the ledger, and measure their distance from the base model, every this many
+    generations."""
 
     eval_steps: int = Field(default=0, ge=0)
     """Evaluate the held-out split every this many generations; 0: only before and after training."""
@@ -238,14 +237,9 @@ class Fields(Section):
     eval_tasks: tuple[str, ...] = ()
     """Further built-in tasks whose held-out splits are evaluated along with the run's own, to monitor forgetting."""
 
-    drift_steps: int = Field(default=10, ge=0)
-    """Measure the distance of the current weights from the base model every this many generations; 0: never."""
-
     kl_steps: int = Field(default=0, ge=0)
-    """Measure the KL divergence from the base model every this many generations; 0: never."""
-
-    kl_prompts: int = Field(default=8, ge=1)
-    """Held-out prompts (training prompts if there are none) for measuring the KL divergence."""
+    """Measure the KL divergence from the base model every this many generations, on 8 held-out prompts (training
+    prompts if there are none); 0: never."""
 
     logging_steps: int = Field(default=1, ge=1)
     """Show progress every this many generations (metrics are always written)."""

@@ -33,10 +33,8 @@ class TransformersSettings(Section):
     """Rows (completions) in flight at once; the rest wait for a free slot."""
 
     max_batch_tokens: int = Field(default=65536, ge=1)
-    """Positions of the key-value cache over all rows in flight; limits its memory."""
-
-    prefill_tokens: int = Field(default=1024, ge=1)
-    """Prompt tokens of one prefill pass; limits the memory of activations."""
+    """Positions of the key-value cache over all rows in flight; limits its memory.  A prefill pass reads a 64th of
+    them, at least 1024."""
 
     products: Literal["auto", "fma32", "bf16dot", "library"] = "auto"
     """Matrix products.  ``fma32``: float32 sums in a fixed order, equal bits on every CPU with FMA.  ``bf16dot``: the
@@ -118,9 +116,6 @@ class RaySettings(Section):
     min_workers: int = Field(default=1, ge=1)
     """The run waits while there are fewer workers."""
 
-    max_workers: int | None = Field(default=None, ge=1)
-    """Largest number that ``seedtune ray scale`` accepts."""
-
     address: str | None = None
     """Address of a Ray cluster: ``auto``, ``HOST:PORT`` or ``ray://HOST:PORT``; by default Ray is started locally."""
 
@@ -143,10 +138,8 @@ class RaySettings(Section):
     """Retries of a job that failed or whose worker died, before its members get no reward."""
 
     start_timeout: float = Field(default=900.0, gt=0.0)
-    """Seconds to wait for ``min_workers`` before the run stops."""
-
-    first_job_timeout: float = Field(default=900.0, gt=0.0)
-    """Seconds that a job may take before any job has finished; also the limit of every snapshot and export."""
+    """Seconds to wait for ``min_workers`` before the run stops, and for a job before any job has finished; also the
+    limit of every snapshot and export."""
 
     straggler_timeout: float = Field(default=60.0, gt=0.0)
     """A worker is abandoned when a job takes longer than this many seconds and ten times as long as expected."""
@@ -166,8 +159,6 @@ class RaySettings(Section):
             )
         if self.min_workers > sum(kinds.values()):
             raise ValueError(f"min_workers={self.min_workers} is more than workers={self.workers}: the run would wait")
-        if self.max_workers is not None and self.max_workers < sum(kinds.values()):
-            raise ValueError(f"max_workers={self.max_workers} is less than workers={self.workers}: raise it")
         if not isinstance(self.workers, int) and self.engine not in ("transformers", *kinds):
             raise ValueError(f"engine={self.engine} means nothing beside workers={self.workers!r}: leave one out")
         if self.gpus is not None and self.gpus > 1 and self.gpus != int(self.gpus):
@@ -197,9 +188,6 @@ class ConversationSettings(Section):
     tools: Literal["template", "text"] = "template"
     """How an environment's tools are described to the model: ``tools=`` of its chat template, or ``text`` in the prompt
     (always used for plain-text prompts)."""
-
-    timeout: float = Field(default=60.0, gt=0.0)
-    """Time limit in seconds of a call of an environment; the sample of a longer call is lost."""
 
 
 class LikelihoodSettings(Section):
@@ -236,13 +224,10 @@ class ScheduleSettings(Section):
     """``linear`` and ``cosine`` change to ``to`` times the first value."""
 
     over: int | None = Field(default=None, ge=1)
-    """``linear``, ``cosine``: reach ``to`` after this many ``unit``, and stay there."""
+    """``linear``, ``cosine``: reach ``to`` after this many generations, and stay there."""
 
     to: float = Field(default=0.1, gt=0.0)
     """``linear``, ``cosine``: the last factor."""
-
-    unit: Literal["generations", "rollouts"] = "generations"
-    """Unit of ``over``; ``rollouts`` are the completions of the population so far."""
 
     warmup: int = Field(default=0, ge=0)
     """Generations of linear warm-up to the schedule's value, from 1/(warmup + 1) of it; for every kind."""
@@ -252,14 +237,14 @@ class ScheduleSettings(Section):
         """Require ``over``: a schedule over the run's length would change past steps when the run is extended."""
         if self.kind != "constant" and self.over is None:
             raise ValueError(
-                f"kind={self.kind} needs over: give the number of {self.unit}, for example over=100 "
+                f"kind={self.kind} needs over: give the number of generations, for example over=100 "
                 "(not taken from the run's generations, because a run can be resumed with more)"
             )
         return self
 
     @model_validator(mode="after")
     def _nothing_is_ignored(self) -> ScheduleSettings:
-        for name in ("over", "to", "unit") if self.kind == "constant" else ():
+        for name in ("over", "to") if self.kind == "constant" else ():
             given = getattr(self, name)
             if given != type(self).model_fields[name].default:
                 raise ValueError(f"{name}={given} means nothing with kind={self.kind}: leave it out, or change kind")

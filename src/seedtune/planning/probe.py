@@ -289,14 +289,14 @@ def recommend(levels: Sequence[Level], config: Config) -> tuple[float | None, fl
         )
     chosen, stride = next((level, stride) for level, stride in usable if stride.gain >= NEAR * most)
     reason = _reason(chosen, stride, levels)
-    if config.shaping != "zscore" or config.shaping_clip is not None:
+    if config.shaping != "zscore":
         return chosen.sigma, None, f"{reason} {_OTHER_UNITS}"
     # With K subspaces, a fixed step is √K times as long as α implies (CoPES).
     return chosen.sigma, chosen.sigma * stride.ratio / math.sqrt(config.subspaces), reason
 
 
 _OTHER_UNITS = (
-    "That α is for shaping=zscore without clipping; with these settings it has another unit: leave "
+    "That α is for shaping=zscore; with another one it has another unit: leave "
     "alpha out, and it is found while training."
 )
 

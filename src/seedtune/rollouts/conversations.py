@@ -61,7 +61,7 @@ class Conversations:
         self.engine, self.task, self.config, self.how = engine, task, config, config.conversation
         self.failed: Counter[str] = Counter()
         """Failed conversations per reward; a failed environment counts for every reward."""
-        self._scorer, self._patience = scorer, Patience(self.how.timeout)
+        self._scorer, self._patience = scorer, Patience(config.reward_timeout)
         self._timeouts, self._causes = 0, Counter[str]()
 
     def rollouts(self, jobs: Sequence[Job], examples: Sequence[Example]) -> list[Rollout]:
@@ -213,7 +213,7 @@ class Conversations:
         if not isinstance(error, TimeoutError) or error.__traceback__ is not None:  # a TimeoutError of user code
             return fault_of(error)
         self._timeouts += 1
-        return Fault("hang", f"took longer than conversation.timeout={self.how.timeout:g} seconds")
+        return Fault("hang", f"took longer than reward_timeout={self.config.reward_timeout:g} seconds")
 
     def _count(self, rewards: Sequence[str], what: str) -> None:
         """Count a failure for ``rewards``; raise RewardError once `TIMEOUTS` calls have hung."""
@@ -231,7 +231,7 @@ class Conversations:
 
     def _stopped(self, what: str) -> RewardError:
         usual = max(self._causes, key=lambda cause: self._causes[cause])
-        fix = "Mend it, or raise conversation.timeout if it is slow."
+        fix = "Mend it, or raise reward_timeout if it is slow."
         return RewardError(f"{what}; most often {usual}. {fix} {self._scorer.advice}".strip())
 
 

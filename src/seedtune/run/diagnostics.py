@@ -21,6 +21,9 @@ from seedtune.types import Decay, Update
 
 Numbers = dict[str, Any]
 
+KL_PROMPTS = 8
+"""Prompts whose completions measure the divergence."""
+
 CLEAR_SHARE, CLEAR_AFTER = 0.1, 5
 """Alarm limit of the average share of members that beat the unperturbed model, and generations before it applies."""
 
@@ -115,7 +118,7 @@ class Diagnostics:
         if record.rollback_to is None:
             found["update_cosine"] = self._cosine(lineage.latest(2))
         done = len(lineage.records)
-        if _due(done, self.config.drift_steps):
+        if _due(done, self.config.fingerprint_steps):
             found["drift"] = self.engine.drift()
             found["drift_predicted"] = predicted_drift(lineage.updates(done), self.parameters)
         return found
@@ -128,7 +131,7 @@ class Diagnostics:
         """KL(current ‖ base) per token of the current model's completions of fixed prompts, see `divergence`."""
         if not _due(generation, self.config.kl_steps):
             return {}
-        examples = (self.task.test or self.task.train)[: self.config.kl_prompts]
+        examples = (self.task.test or self.task.train)[:KL_PROMPTS]
         return {
             "kl": divergence(
                 self.engine, self.config, evaluator.unperturbed(examples, generation=generation, tokens=True)

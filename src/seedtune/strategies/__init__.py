@@ -6,20 +6,17 @@ import math
 from collections.abc import Sequence
 
 from seedtune.config.config import Config
-from seedtune.config.sections import ScheduleSettings
 from seedtune.strategies import step_size
 from seedtune.strategies.base import Feedback, Strategy
 from seedtune.strategies.collapse_guard import Guard
-from seedtune.strategies.es import EvolutionStrategy, Factor, FeedbackShaping, unscaled
+from seedtune.strategies.es import EvolutionStrategy, FeedbackShaping
 from seedtune.strategies.lookahead import LookAhead
-from seedtune.strategies.schedules import value
-from seedtune.strategies.shaping import SHAPINGS, clipped, combine
+from seedtune.strategies.shaping import SHAPINGS, combine
 from seedtune.types import Decay
 
 
 def create(config: Config, reward_weights: Sequence[float] = (1.0,)) -> Strategy:
     """Build the strategy of a configuration; ``reward_weights`` are the weights of the task's reward functions."""
-    per_member = config.prompts_per_generation * config.samples_per_prompt
     plain = EvolutionStrategy(
         shaping=_shape(config, reward_weights),
         population=config.population,
@@ -27,8 +24,8 @@ def create(config: Config, reward_weights: Sequence[float] = (1.0,)) -> Strategy
         alpha=_step_size(config),
         antithetic=config.antithetic,
         reuse=config.noise_reuse,
-        sigma_factor=_factor(config.sigma_schedule, per_member),
-        alpha_factor=_factor(config.alpha_schedule, per_member),
+        sigma_schedule=config.sigma_schedule,
+        alpha_schedule=config.alpha_schedule,
         decay=Decay(config.anchor_l2, config.anchor_l1),
         steady_pull=config.adaptive,
         guard=Guard() if config.guarded else None,
@@ -44,7 +41,7 @@ def create(config: Config, reward_weights: Sequence[float] = (1.0,)) -> Strategy
 
 
 def _shape(config: Config, weights: Sequence[float]) -> FeedbackShaping:
-    """Build the shaping: of the weighted sum of rewards, or of each reward separately; clipped."""
+    """Build the shaping: of the weighted sum of rewards, or of each reward separately."""
     shaping, apart = SHAPINGS[config.shaping], config.multi_objective_aggregation == "normalize_then_sum"
 
     def shape(feedback: Feedback) -> tuple[float, ...]:
@@ -52,20 +49,9 @@ def _shape(config: Config, weights: Sequence[float]) -> FeedbackShaping:
             z = combine(feedback.by_reward, weights=weights, shape=shaping)
         else:
             z = shaping(feedback.comparable)
-        return tuple(float(c) for c in clipped(z, config.shaping_clip))
+        return tuple(float(c) for c in z)
 
     return shape
-
-
-def _factor(schedule: ScheduleSettings, per_member: int) -> Factor:
-    """Turn a schedule into a factor by generation and members evaluated so far."""
-    if schedule == ScheduleSettings():
-        return unscaled
-
-    def factor(generation: int, members: int) -> float:
-        return value(schedule, start=1.0, generation=generation, rollouts=members * per_member)
-
-    return factor
 
 
 def populations(config: Config) -> list[int]:

@@ -9,7 +9,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from seedtune.strategies import step_estimates
+from seedtune.config.sections import ScheduleSettings
+from seedtune.strategies import schedules, step_estimates
 from seedtune.strategies.base import Feedback, Observation, State, Step, directions
 from seedtune.strategies.collapse_guard import Guard
 from seedtune.strategies.observation import observe, radius_of
@@ -17,8 +18,6 @@ from seedtune.strategies.step_size import Situation, StepSize
 from seedtune.types import Decay, Member, Plan
 
 FeedbackShaping = Callable[[Feedback], tuple[float, ...]]
-Factor = Callable[[int, int], float]
-"""(generation, members evaluated so far) → the factor by which a schedule multiplies a constant."""
 
 NO_DECAY = Decay()
 
@@ -26,12 +25,7 @@ WIDER = 1.25
 """The collapse guard restarts when σ has grown by more than this factor."""
 
 
-def unscaled(generation: int, members: int) -> float:
-    """Return 1: no schedule."""
-    return 1.0
-
-
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EvolutionStrategy:
     """θ ← θ + (α/N) Σ zᵢ εᵢ, followed by the anchor's pull towards θ₀.
 
@@ -45,8 +39,8 @@ class EvolutionStrategy:
     alpha: StepSize
     antithetic: bool = True
     reuse: int = 1
-    sigma_factor: Factor = unscaled
-    alpha_factor: Factor = unscaled
+    sigma_schedule: ScheduleSettings
+    alpha_schedule: ScheduleSettings
     decay: Decay = NO_DECAY
     """λ₂ and λ₁ of the anchored decay, before multiplication by α."""
 
@@ -72,7 +66,7 @@ class EvolutionStrategy:
         count = self.population // len(signs)
         drawn = generation - generation % self.reuse
         members = tuple(Member(drawn, pair, sign) for pair in range(count) for sign in signs)
-        sigma = self.sigma * self.sigma_factor(generation, state.get("members", 0))
+        sigma = self.sigma * schedules.factor(self.sigma_schedule, generation)
         return Plan(generation, sigma, members)
 
     def shape(self, feedback: Feedback) -> tuple[float, ...]:
@@ -88,7 +82,7 @@ class EvolutionStrategy:
         after = self._after(state, plan, observation)
         if after.get("guard", {}).get("collapsed"):
             return self._back(after, plan, coefficients, observation)
-        factor = self.alpha_factor(plan.generation, state.get("members", 0))
+        factor = schedules.factor(self.alpha_schedule, plan.generation)
         now = Situation(plan.sigma, len(plan.members), observation, after["averages"], factor)
         alpha, alpha_state = self.alpha.step(after["alpha"], now)
         pulls = plan.sigma / 2 if self.steady_pull else alpha
@@ -120,7 +114,6 @@ class EvolutionStrategy:
         realized = step_estimates.realized_fraction(state.get("predicted_gain", {}), observation, plan.sigma)
         mean = step_estimates.averaged(state.get("averages", step_estimates.NONE), observation, realized)
         after = {
-            "members": state.get("members", 0) + len(plan.members),
             "averages": mean,
             "alpha": state.get("alpha", {}),
         }

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from seedtune.strategies.base import Feedback, Observation, State, Step, update_of
 from seedtune.strategies.es import EvolutionStrategy
@@ -56,7 +55,4 @@ class LookAhead:
     def _probed(self, state: State, plan: Plan, coefficients: tuple[float, ...]) -> Step:
         """Store the step down.  If all probes tie there is none, and θ' is θ."""
         down = update_of(plan, coefficients, -self.radius).terms
-        before = state.get("inner", {})
-        inner: dict[str, Any] = {**before, "members": before.get("members", 0) + len(plan.members)}
-        after = {"inner": inner, "down": [list(term) for term in down]}
-        return Step(coefficients, 0.0, state=after)
+        return Step(coefficients, 0.0, state={**state, "down": [list(term) for term in down]})

@@ -1,4 +1,4 @@
-"""Schedules of σ and α: pure functions of a run's progress.
+"""Schedules of σ and α: pure functions of the generation.
 
 They do not depend on the total number of generations, because a finished run may be resumed with more, which must not
 change earlier generations.
@@ -11,32 +11,24 @@ import math
 from seedtune.config.sections import ScheduleSettings
 
 
-def value(settings: ScheduleSettings, *, start: float, generation: int, rollouts: int = 0) -> float:
-    """Compute σ or α of a generation: ``start`` · warm-up · factor.
+def factor(schedule: ScheduleSettings, generation: int) -> float:
+    """Return what a schedule multiplies the configured σ or α by in a generation: warm-up · shape.
 
-    ``generation`` counts earlier generations, ``rollouts`` the population's earlier completions.
+    * Warm-up over w generations (``warmup``): min(1, (g + 1)/(w + 1)), never 0; the shape advances during warm-up, too.
+    * Shape, with t = min(1, g/``over``): ``linear`` 1 + (to − 1)·t; ``cosine`` to + (1 − to)·(1 + cos πt)/2;
+      ``constant`` 1.
 
-    * Warm-up over w generations (``warmup``): min(1, (g + 1)/(w + 1)), never 0; the factor advances during warm-up,
-    too.
-    * Factor, with t = min(1, progress/``over``) and progress in ``unit``: ``linear`` 1 + (to − 1)·t; ``cosine``
-      to + (1 − to)·(1 + cos πt)/2; ``constant`` 1.
-
-    The factor is rounded to 12 digits, so that math libraries that differ in the last bit give equal runs.
+    Rounded to 12 digits, so that math libraries that differ in the last bit give equal runs.
     """
-    progress = generation if settings.unit == "generations" else rollouts
-    factor = _warm(settings, generation) * _factor(settings, progress)
-    return start * float(f"{factor:.12g}")
+    warm = min(1.0, (generation + 1) / (schedule.warmup + 1))
+    return float(f"{warm * _shape(schedule, generation):.12g}")
 
 
-def _warm(settings: ScheduleSettings, generation: int) -> float:
-    return min(1.0, (generation + 1) / (settings.warmup + 1))
-
-
-def _factor(settings: ScheduleSettings, progress: int) -> float:
-    if settings.kind == "constant":
+def _shape(schedule: ScheduleSettings, generation: int) -> float:
+    if schedule.kind == "constant":
         return 1.0
-    assert settings.over is not None
-    done = min(1.0, progress / settings.over)
-    if settings.kind == "linear":
-        return 1.0 + (settings.to - 1.0) * done
-    return settings.to + (1.0 - settings.to) * (1.0 + math.cos(math.pi * done)) / 2
+    assert schedule.over is not None
+    done = min(1.0, generation / schedule.over)
+    if schedule.kind == "linear":
+        return 1.0 + (schedule.to - 1.0) * done
+    return schedule.to + (1.0 - schedule.to) * (1.0 + math.cos(math.pi * done)) / 2

@@ -124,11 +124,6 @@ def combine(by_reward: NDArray[np.float64], *, weights: Sequence[float], shape: 
     return result
 
 
-def clipped(utilities: Vector, limit: float | None) -> Vector:
-    """Clip to |zᵢ| ≤ ``limit``, so that one outlier does not decide a step; None leaves utilities unchanged."""
-    return utilities if limit is None else np.clip(utilities, -limit, limit)
-
-
 def standardise(rewards: Vector) -> Vector:
     """(R − mean)/std over members with a reward; 0 for the others, and for all if they tie."""
     valid = ~np.isnan(rewards)

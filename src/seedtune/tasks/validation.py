@@ -161,7 +161,7 @@ class Marking:
         Raises RewardError if too many environments hang, and DataError if an environment has tools.
         """
         played, faults = list[Example | None](), list[BaseException]()
-        with closing(Patience(self.config.conversation.timeout)) as patience:
+        with closing(Patience(self.config.reward_timeout)) as patience:
             for example, text in zip(self.data, texts, strict=True):
                 environment, error = patience.call(partial(_play, self.task, self.config, example, text))
                 if error is None:
@@ -175,7 +175,7 @@ class Marking:
                 if sum(isinstance(fault, TimeoutError) for fault in faults) == STUCK:
                     raise RewardError(
                         f"{STUCK} environments of task {self.task.name!r} hang: there was {error}. Mend the "
-                        "environment, or raise conversation.timeout if it is slow."
+                        "environment, or raise reward_timeout if it is slow."
                     )
         return played, [f"the environment failed on {len(faults)}: it {raised(faults[0])}"] if faults else []
 

@@ -64,11 +64,11 @@ SETTINGS = {
     "single": {"antithetic": False, "population": 7},
     "not-unperturbed": {"evaluate_unperturbed": False},
     "unperturbed-among-members": {"members_per_job": 3},
-    "ranks": {"shaping": "centered_rank", "shaping_clip": 0.4},
+    "ranks": {"shaping": "centered_rank"},
     "none": {"shaping": "none"},
     "decay": {"anchor_l2": 0.5},
     "samples": {"samples_per_prompt": 2, "temperature": 0.7, "objective": "pass_at_k"},
-    "schedule": {"alpha_schedule": {"kind": "linear", "over": 500, "unit": "rollouts"}},
+    "schedule": {"alpha_schedule": {"kind": "linear", "over": 5}},
     "weights_dtype-model": {"weights_dtype": "model", "toy": {"size": 4, "dtype": "bfloat16"}},
 }
 

@@ -41,7 +41,6 @@ def tiny(folder: Path, objective: str, **settings: Any) -> Config:
         "prompts_per_generation": 16,
         "sigma": 0.02,
         "save_steps": 0,
-        "drift_steps": 0,
         "seed": 1,
     }
     output = str(folder.parent / f"run-{objective}")

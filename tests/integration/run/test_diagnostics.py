@@ -27,7 +27,7 @@ def metrics(root: Path) -> list[dict]:
 
 
 def train(root: Path, **settings) -> list[dict]:
-    more = {"generations": 20, "eval_steps": 0, "save_steps": 0, "drift_steps": 5, "toy": {"size": 64}}
+    more = {"generations": 20, "eval_steps": 0, "save_steps": 0, "fingerprint_steps": 5, "toy": {"size": 64}}
     fast = {"population": 16, "alpha": 0.02, "rollback_on_collapse": "no", "reward_batch": "all"}
     config = runs.toy(root, **{**more, **fast, **settings})
     Trainer(config, reward_funcs=random_reward, train_dataset=ROWS).train()
@@ -91,7 +91,7 @@ def test_reused_noise_shows_in_the_cosine_of_updates(tmp_path):
 
 
 def test_the_divergence_from_the_base_model_starts_near_nothing_and_grows(tmp_path):
-    rows = train(tmp_path / "run", kl_steps=5, kl_prompts=4, alpha=0.2, generations=10)
+    rows = train(tmp_path / "run", kl_steps=5, alpha=0.2, generations=10)
     found = [row["kl"] for row in rows if "kl" in row]
     assert len(found) == 2
     assert all(value >= 0.0 for value in found)

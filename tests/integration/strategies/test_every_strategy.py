@@ -24,8 +24,7 @@ MORE: dict[str, dict[str, Any]] = {
         "sigma_schedule": {"kind": "cosine", "over": 6},
         "alpha_schedule": {"kind": "linear", "over": 4, "warmup": 2},
     },
-    "schedule-rollouts": {"alpha": 0.1, "alpha_schedule": {"kind": "linear", "over": 100, "unit": "rollouts"}},
-    "ranks-clipped": {"alpha": 0.1, "shaping": "centered_rank", "shaping_clip": 0.4},
+    "ranks": {"alpha": 0.1, "shaping": "centered_rank"},
     "subspaces-essam-decay": {
         "alpha": 0.1,
         "subspaces": 2,

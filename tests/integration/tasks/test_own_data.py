@@ -251,7 +251,7 @@ def test_a_judge_scores_a_run_and_its_failures_are_not_rewards(folder, command, 
         return (400, "sk-verysecret") if text.startswith("-") else chat(text)
 
     with serving(reply) as server:
-        judge = {"base_url": server.address, "prompt": "{completion}", "api_key_env": "JUDGE_KEY", "backoff": 0.0}
+        judge = {"base_url": server.address, "prompt": "{completion}", "api_key_env": "JUDGE_KEY"}
         settings = {"model": "toy", "train_dataset": "data.jsonl", "reward_funcs": [{"judge": judge}]}
         (folder / "config.yaml").write_text(yaml.safe_dump(settings))
         code, output, errors = command("train", "config.yaml", *sets("generations=2", "population=4"))

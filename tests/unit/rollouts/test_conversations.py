@@ -202,7 +202,7 @@ def hang() -> None:
 @pytest.mark.parametrize("how", [raise_, exit_, hang, lambda: time.sleep(30)], ids=["raise", "exit", "hang", "sleep"])
 @pytest.mark.parametrize("where", ["step", "reward"])
 def test_what_an_environment_does_wrong_costs_its_sample_only(where, how, caplog):
-    outcome = played(Scripted(steps), task(failing(where, how)), conversation={"timeout": 0.5})
+    outcome = played(Scripted(steps), task(failing(where, how)), reward_timeout=0.5)
     np.testing.assert_array_equal(outcome.scores, [[2, 1], [5, 3], [math.nan, math.nan]])
     assert sum(record.levelno == logging.WARNING for record in caplog.records) == 1
 
@@ -216,7 +216,7 @@ def test_the_traceback_of_the_first_failure_is_shown(caplog):
 
 @pytest.mark.parametrize("how", [raise_, hang], ids=["raise", "hang"])
 def test_closing_cannot_cost_anything(how):
-    outcome = played(Scripted(steps), task(failing("close", how)), conversation={"timeout": 0.5})
+    outcome = played(Scripted(steps), task(failing("close", how)), reward_timeout=0.5)
     assert not np.isnan(outcome.scores).any()
 
 
@@ -291,8 +291,8 @@ def test_many_that_hang_stop_the_run_without_waiting_for_all():
             return None
 
     rows = examples([{"prompt": str(n), "start": n} for n in range(100)], "train")
-    with pytest.raises(RewardError, match=r"16 calls .* hang; .* took longer than conversation\.timeout=0\.01 seconds"):
-        played(Scripted(steps), task(Slow, rows), conversation={"timeout": 0.01})
+    with pytest.raises(RewardError, match=r"16 calls .* hang; .* took longer than reward_timeout=0\.01 seconds"):
+        played(Scripted(steps), task(Slow, rows), reward_timeout=0.01)
     assert len(begun) < 100
 
 

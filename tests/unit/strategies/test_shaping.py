@@ -13,7 +13,6 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from seedtune.strategies.shaping import (
     SHAPINGS,
     centered_rank,
-    clipped,
     combine,
     fill_missing,
     member_rewards,
@@ -205,22 +204,6 @@ def test_ranks_see_only_the_order_of_rewards(rewards):
 
 def test_without_shaping_a_member_without_a_reward_gets_zero():
     assert unshaped(np.array([[-3.0, -1.0], [NAN, NAN], [4.0, 0.0]])).tolist() == [-2.0, 0.0, 2.0]
-
-
-def test_clipping_bounds_utilities_on_both_sides():
-    z = np.array([-3.0, -0.5, 0.0, 2.0, 7.0])
-    assert clipped(z, 2.0).tolist() == [-2.0, -0.5, 0.0, 2.0, 2.0]
-    assert clipped(z, None).tolist() == z.tolist()
-    assert z.tolist() == [-3.0, -0.5, 0.0, 2.0, 7.0]
-
-
-@EVERY
-def test_shaped_scores_of_an_outlier_are_clipped(shape):
-    scores = SCORES.copy()
-    scores[2] += 1e3
-    whole = shape(scores)
-    np.testing.assert_array_equal(clipped(whole, 0.25), np.minimum(np.maximum(whole, -0.25), 0.25))
-    assert np.abs(clipped(whole, 0.25)).max() == 0.25
 
 
 THREE = np.random.default_rng(1).normal(size=(3, 8, 5)) * np.array([1.0, 100.0, 0.01])[:, None, None]

@@ -313,10 +313,8 @@ class Controller:
         """Set the number of workers of each existing kind, within the limits of the settings."""
         pool, settings = self._pool, self.settings
         target = {**pool.target, **{kind: max(0, n) for kind, n in requested.items() if kind in pool.target}}
-        most = settings.max_workers
-        if sum(target.values()) < settings.min_workers or (most is not None and sum(target.values()) > most):
-            limits = f"min_workers={settings.min_workers}, max_workers={most}"
-            pool.note(f"asked for {target}, which is not within {limits}: nothing changes")
+        if sum(target.values()) < settings.min_workers:
+            pool.note(f"asked for {target}, which is less than min_workers={settings.min_workers}: nothing changes")
             return
         pool.note(f"workers: {pool.target} → {target}")
         pool.target = target
@@ -358,7 +356,7 @@ class Controller:
         return {
             "time": time.time(),
             "target": pool.target,
-            "limits": [self.settings.min_workers, self.settings.max_workers],
+            "min_workers": self.settings.min_workers,
             "position": self.update_log.position,
             "queued": self.scheduler.queued,
             "open": len(self.scheduler.tasks),

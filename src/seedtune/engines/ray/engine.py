@@ -48,7 +48,7 @@ class RayEngine:
         root = Path(config.output_dir)
         settings = config.ray
         self.update_log = UpdateLog(partial(snapshots.listing, root / "snapshots"))
-        self.scheduler = Scheduler(Limits(settings.retries, settings.straggler_timeout, settings.first_job_timeout))
+        self.scheduler = Scheduler(Limits(settings.retries, settings.straggler_timeout, settings.start_timeout))
         self.controller = Controller(
             settings, scheduler=self.scheduler, update_log=self.update_log, status_file=StatusFile(root)
         )

@@ -61,6 +61,7 @@ class TransformersEngine(LocalEngine):
         self.tokenizer = ModelTokenizer(self.source)
         self.noise, self.settings = noise, settings
         self.device = torch_device(settings)
+        self.prefill_tokens = max(1024, settings.max_batch_tokens // 64)
         self._stale = self._loaded = False
 
     def load(self, snapshot: Path | None = None) -> EngineInfo:
@@ -179,7 +180,7 @@ class TransformersEngine(LocalEngine):
             self.model,
             attention=self._attention_for(max(1, len(given)), max(lengths, default=1)),
             perturbation=self.perturbation,
-            tokens=self.settings.prefill_tokens,
+            tokens=self.prefill_tokens,
         )
         found = list(forced.of(given))
         self._times.prefill += time.perf_counter() - started
@@ -193,7 +194,7 @@ class TransformersEngine(LocalEngine):
             self.model,
             attention=self._attention_for(len(rows), longest),
             perturbation=self.perturbation,
-            budget=Budget(self._slots(len(rows), longest), self.settings.prefill_tokens),
+            budget=Budget(self._slots(len(rows), longest), self.prefill_tokens),
             times=self._times,
         )
         for row in decoder.run(rows, job.sampling, self._stop(job.sampling)):

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from seedtune.config.data_and_rewards import ClassifierSettings
 from seedtune.errors import ConfigError, ModelError, nearest
 from seedtune.rewards.completions import text_of
+
+BATCH = 16
+"""Completions per forward pass."""
 
 
 class Classifier:
@@ -26,8 +30,8 @@ class Classifier:
         self.label = _label(settings, config)
         self.tokenizer = self._read(AutoTokenizer)
         self.tokenizer.padding_side, self.tokenizer.truncation_side = "right", "left"
-        own = (getattr(config, "max_position_embeddings", None), self.tokenizer.model_max_length)
-        self.longest = min(length for length in (settings.max_length, *own) if length is not None)
+        limit = getattr(config, "max_position_embeddings", None)
+        self.longest = min(limit or math.inf, self.tokenizer.model_max_length)
         self.model: Any = None
 
     def __repr__(self) -> str:
@@ -52,7 +56,7 @@ class Classifier:
 
     def _batches(self, ids: Sequence[list[int]]) -> Iterator[list[int]]:
         """Yield batches of indices with similar lengths; batches of one if the tokenizer has no padding token."""
-        size = 1 if self._padding() is None else self.settings.batch_size
+        size = 1 if self._padding() is None else BATCH
         order = sorted(range(len(ids)), key=lambda index: (len(ids[index]), index))
         return (order[first : first + size] for first in range(0, len(order), size))
 

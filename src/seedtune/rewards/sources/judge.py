@@ -35,6 +35,9 @@ AGAIN = frozenset({408, 409, 425, 429})
 LONGEST_WAIT = 60.0
 """Longest wait between two tries in seconds, even if the server asks for more."""
 
+BACKOFF = 1.0
+"""Wait before the first retry in seconds; each further wait is twice as long."""
+
 LARGEST = 1 << 20
 """Largest response that is read, in bytes."""
 
@@ -103,7 +106,7 @@ class Judge:
             except Failure as failure:
                 if not failure.again or attempt == self.settings.retries:
                     return f"{failure} ({attempt + 1} of {self.settings.retries + 1} tries)"
-                wait = self.settings.backoff * 2**attempt if failure.wait is None else failure.wait
+                wait = BACKOFF * 2**attempt if failure.wait is None else failure.wait
                 if stopped.wait(min(wait, LONGEST_WAIT)):
                     return "stopped"
         raise AssertionError("the last try returns")

@@ -223,9 +223,6 @@ CHECKS: dict[str, CoefficientCheck] = {
 def _check_of(config: Config) -> CoefficientCheck:
     """Choose the check of a configuration's shaping.
 
-    Rewards that are shaped separately are not recorded separately, and a clip hides the unknown factor of
-    ``per_prompt``.
+    Rewards that are shaped separately are not recorded separately.
     """
-    if config.multi_objective_aggregation != "sum_then_normalize":
-        return _unchecked
-    return _unchecked if config.shaping == "per_prompt" and config.shaping_clip is not None else CHECKS[config.shaping]
+    return CHECKS[config.shaping] if config.multi_objective_aggregation == "sum_then_normalize" else _unchecked

@@ -120,9 +120,9 @@ def _ended(done: subprocess.CompletedProcess[str]) -> tuple[int, str]:
     return done.returncode, done.stderr
 
 
-def test_workers_that_are_too_many_are_asked_for_in_vain(tmp_path):
+def test_too_few_workers_are_asked_for_in_vain(tmp_path):
     root = tmp_path / "run"
-    how = {"workers": 2, "max_workers": 2}
+    how = {"workers": 2, "min_workers": 2}
 
     def answered():
         turn_until(
@@ -130,7 +130,7 @@ def test_workers_that_are_too_many_are_asked_for_in_vain(tmp_path):
         )
 
     trainer = Trainer(
-        ray_config(root, toy=SLOW, ray=how), callbacks=[At(2, lambda: ask(root, {"toy": 5})), At(6, answered)]
+        ray_config(root, toy=SLOW, ray=how), callbacks=[At(2, lambda: ask(root, {"toy": 1})), At(6, answered)]
     )
     trainer.train()
     assert len(trainer.engine.controller.pool.workers) == 2

@@ -25,7 +25,7 @@ SORTS = {
     "look-ahead of a length": {"lookahead": {"kind": "essam_f", "radius": 0.05, "probes": 4}, "alpha": 0.05},
     "noise that is used again": {"noise_reuse": 3},
     "samples": {"temperature": 0.7, "samples_per_prompt": 2, "objective": "pass_at_k"},
-    "a divergence": {"kl_steps": 2, "drift_steps": 2},
+    "a divergence": {"kl_steps": 2, "fingerprint_steps": 2},
     "reference answers": {
         "task": "conciseness",
         "objective": "logprob",

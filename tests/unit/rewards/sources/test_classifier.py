@@ -13,6 +13,7 @@ from reward_calls import rewards
 from seedtune.config.config import Config
 from seedtune.config.data_and_rewards import ClassifierSettings
 from seedtune.errors import ConfigError, ModelError
+from seedtune.rewards.sources import classifier
 from seedtune.rewards.sources.classifier import Classifier
 
 PROMPTS = ["2 + 2?", "Who wrote Hamlet, and when?", "Hi"]
@@ -71,15 +72,18 @@ def test_without_a_template_conversations_are_text(tmp_path):
 
 
 @pytest.mark.parametrize("size", [1, 2, 16])
-def test_the_batch_changes_nothing(folder, size):
-    one = Classifier(ClassifierSettings(model=folder, batch_size=size))
+def test_the_batch_changes_nothing(folder, size, monkeypatch):
+    monkeypatch.setattr(classifier, "BATCH", size)
+    one = Classifier(ClassifierSettings(model=folder))
     whole = one(PROMPTS * 3, COMPLETIONS * 3)
     assert whole == pytest.approx(one(PROMPTS, COMPLETIONS) * 3, abs=1e-5)
     assert one([], []) == []
 
 
 def test_long_texts_lose_their_beginning(folder):
-    (score,) = Classifier(ClassifierSettings(model=folder, max_length=8))(["y" * 50], ["abcdefgh"])
+    one = Classifier(ClassifierSettings(model=folder))
+    one.longest = 8
+    (score,) = one(["y" * 50], ["abcdefgh"])
     assert score == pytest.approx(float(alone(folder, "abcdefgh", 8)[0]), abs=1e-5)
 
 

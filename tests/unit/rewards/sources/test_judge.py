@@ -23,8 +23,13 @@ from seedtune.types import Example
 KEY = "sk-verysecret-0123456789"
 
 
+@pytest.fixture(autouse=True)
+def quick_retries(monkeypatch):
+    monkeypatch.setattr("seedtune.rewards.sources.judge.BACKOFF", 0.01)
+
+
 def judge(server, **settings) -> Judge:
-    quick = {"backoff": 0.01, "timeout": 60.0, "retries": 2, "model": "gpt-x"}
+    quick = {"timeout": 60.0, "retries": 2, "model": "gpt-x"}
     return Judge(JudgeSettings(base_url=server.address, **{**quick, **settings}))
 
 
@@ -82,9 +87,10 @@ def test_what_will_not_pass_is_not_tried_again_and_nothing_is_followed(reply):
     assert len(server.requests) == 1
 
 
-def test_a_server_says_how_long_to_wait():
+def test_a_server_says_how_long_to_wait(monkeypatch):
+    monkeypatch.setattr("seedtune.rewards.sources.judge.BACKOFF", 60.0)
     with serving((429, "", {"Retry-After": "0"}), chat("8")) as server:
-        assert ask(judge(server, backoff=60.0)) == [8.0]
+        assert ask(judge(server)) == [8.0]
 
 
 @pytest.mark.parametrize("how", ["hang", "trickle"])
@@ -189,7 +195,7 @@ def test_the_key_goes_into_its_header_and_nowhere_else(monkeypatch, caplog, capf
     caplog.set_level(logging.DEBUG)
     echoes = (401, f"Incorrect API key provided: {KEY}", {"X-Key": KEY, "WWW-Authenticate": KEY})
     with serving(echoes, (500, KEY), (200, KEY), chat(f"{KEY}")) as server:
-        settings = {"base_url": server.address, "api_key_env": "JUDGE_KEY", "backoff": 0.0, "retries": 1}
+        settings = {"base_url": server.address, "api_key_env": "JUDGE_KEY", "retries": 1}
         config = Config.create({"train_dataset": "x.jsonl", "reward_funcs": [{"judge": settings}]})
         (reward,) = build.build(config, [])
         for _ in range(3):
