@@ -1,46 +1,90 @@
-"""Implementation of ``seedtune eval`` and ``seedtune inspect``."""
+"""The commands that evaluate a model, and show a run's answers."""
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated
 
-from rich.table import Table
+import typer
+from rich.text import Text
 
-from seedtune.cli.console import clock, console
+from seedtune.cli.console import clock, console, number, say, say_table
+from seedtune.cli.options import RunFolder, Sets
 from seedtune.cli.progress import ReplayProgress
 from seedtune.errors import ConfigError, RunError, storage_cause
-from seedtune.evaluation import report
-from seedtune.evaluation.estimators import Estimate
-from seedtune.evaluation.evaluate import BASE, Evaluation, evaluate, is_run, settings_of
-from seedtune.evaluation.held_out import PLAIN, EvalConfig, Measures
-from seedtune.run import directory, recorded_config
-from seedtune.run.reward_hacking_samples import flagged_samples
+
+if TYPE_CHECKING:
+    from seedtune.evaluation.comparison import DiffPiece, Row
+    from seedtune.evaluation.evaluate import Evaluation
+    from seedtune.evaluation.held_out import Measures
+    from seedtune.run.directory import RunPaths
+
+MARKS = ("red", "bold green")
+"""Styles of text found only before training, and only after training."""
 
 
-@dataclass(frozen=True, slots=True)
-class Options:
-    """Command-line options besides the subject and the generation settings."""
+def evaluate(
+    what: Annotated[
+        str, typer.Argument(metavar="RUN|MODEL", help="A run directory, model folder, id or built-in name.")
+    ],
+    task: Annotated[list[str] | None, typer.Option(help="Task, repeatable; a run's own by default.")] = None,
+    generation: Annotated[int | None, typer.Option(help="The run's model after this many generations.")] = None,
+    samples: Annotated[int | None, typer.Option(help="Sample so many answers of every prompt, too.")] = None,
+    k: Annotated[str | None, typer.Option("--k", metavar="K,K,…", help="pass@k and maj@k for these k.")] = None,
+    temperature: Annotated[float, typer.Option(help="Of the samples; other answers are greedy.")] = 0.7,
+    limit: Annotated[int | None, typer.Option(help="Held-out prompts; all by default.")] = None,
+    kl: Annotated[bool, typer.Option("--kl", help="Measure the divergence of a run from its base model.")] = False,
+    baseline: Annotated[
+        str | None, typer.Option(metavar="base|G", help="Compare a run with its base model, or with a generation.")
+    ] = None,
+    prompt_baseline: Annotated[
+        bool, typer.Option("--prompt-baseline", help="Add the base model with its best prompt and with majority votes.")
+    ] = False,
+    seed: Annotated[int, typer.Option(help="Of the samples and the intervals.")] = 0,
+    config: Annotated[
+        Path | None, typer.Option(help="How a model is asked: a settings file, for example RUN/config.yaml.")
+    ] = None,
+    to_json: Annotated[str | None, typer.Option("--json", metavar="FILE|-", help="Write the result as JSON.")] = None,
+    save: Annotated[bool, typer.Option("--save", help="Add the result to the run and its report.")] = False,
+    sets: Sets = None,
+) -> None:
+    """Accuracy, reward and length of greedy answers on held-out prompts, with intervals; pass@k and maj@k of samples.
 
-    tasks: tuple[str, ...]
-    generation: int | None
-    config: Path | None
-    json: str | None
-    save: bool
+    A model is loaded once for all tasks.  Nothing is written unless --json or --save says so.
+    """
+    from seedtune.evaluation import evaluate as evaluation
+    from seedtune.evaluation import held_out, models
+
+    ks = tuple(_integer("--k", part) for part in k.split(",")) if k else ()
+    eval_config = held_out.EvalConfig(
+        samples=max(ks, default=0) if samples is None else samples,
+        temperature=temperature,
+        ks=ks,
+        limit=limit,
+        kl=kl,
+        seed=seed,
+        baseline=None if baseline is None else 0 if baseline == "base" else _integer("--baseline", baseline),
+        prompt_baseline=prompt_baseline,
+    )
+    if save and not models.is_run(what):
+        raise ConfigError(f"--save adds the result to a run, and {what!r} is not one. Use --json FILE.")
+    with ReplayProgress(console()) as progress:
+        found = evaluation.evaluate(
+            what,
+            on=task or (),
+            generation=generation,
+            eval_config=eval_config,
+            config=models.settings_of(what, file=config, sets=sets or ()),
+            progress=None if to_json == "-" else progress,
+        )
+    _hand_out(found, to_json)
+    if save:
+        _save(found, Path(what))
 
 
-def eval_config_of(samples: int | None, ks: str | None, baseline: str | None, **more: Any) -> EvalConfig:
-    """Combine the options of sampling and comparison; ConfigError names an option that is not a number."""
-    counts = tuple(_number("--k", part) for part in ks.split(",")) if ks else ()
-    base = 0 if baseline == "base" else None if baseline is None else _number("--baseline", baseline)
-    return EvalConfig(samples=max(counts, default=0) if samples is None else samples, ks=counts, baseline=base, **more)
-
-
-def _number(option: str, text: str) -> int:
+def _integer(option: str, text: str) -> int:
     try:
         return int(text)
     except ValueError:
@@ -48,102 +92,139 @@ def _number(option: str, text: str) -> int:
         raise ConfigError(f"{option} {text!r} is not a number. Give {example}.") from None
 
 
-def evaluate_command(what: str, eval_config: EvalConfig, options: Options, sets: Sequence[str]) -> None:
-    """Evaluate, and print or write the result."""
-    if options.save and not is_run(what):
-        raise ConfigError(f"--save adds the result to a run, and {what!r} is not one. Use --json FILE.")
-    config = settings_of(what, file=options.config, sets=sets)
-    with ReplayProgress(console()) as progress:
-        found = evaluate(
-            what,
-            on=options.tasks,
-            generation=options.generation,
-            eval_config=eval_config,
-            config=config,
-            progress=None if options.json == "-" else progress,
-        )
-    text = json.dumps(found.to_json(), ensure_ascii=False, allow_nan=False, indent=2)
-    if options.json == "-":
-        sys.stdout.write(text + "\n")
-    else:
-        _print(found)
-    if options.json not in (None, "-"):
-        _write(Path(str(options.json)), text)
-    if options.save:
-        paths = directory.RunPaths(Path(what))
-        directory.append_lines(paths.evaluations, [found.to_json()])
-        directory.write_whole(paths.report, report.render(paths))
+def _hand_out(found: Evaluation, to_json: str | None) -> None:
+    """Print the result as tables, or as JSON for ``-``; write it as JSON to any other ``to_json``."""
+    text = json.dumps(found.to_json(), ensure_ascii=False, allow_nan=False, indent=2) + "\n"
+    if to_json == "-":
+        sys.stdout.write(text)
+        return
+    first = found.subjects[0]
+    name = found.what if first.generation is None else f"{found.what}, generation {first.generation}"
+    for task, result in enumerate(first.results):
+        say(f"{name}, {result.task} held out, {result.prompts} prompts")
+        _say_results(found, task)
+    say("[low, high]: 95 % bootstrap intervals over prompts")
+    if to_json is not None:
+        try:
+            Path(to_json).write_text(text, encoding="utf-8")
+        except OSError as error:
+            cause, fix = storage_cause(error)
+            raise RunError(f"cannot write {to_json}: {cause}. {fix}, or choose another --json.") from error
 
 
-def _write(path: Path, text: str) -> None:
-    try:
-        path.write_text(text + "\n", encoding="utf-8")
-    except OSError as error:
-        cause, fix = storage_cause(error)
-        raise RunError(f"cannot write {path}: {cause}. {fix}, or choose another --json.") from error
+def _say_results(found: Evaluation, task: int) -> None:
+    """Print a table: one row per measure, one column per subject; also the difference to the base model, if there."""
+    from seedtune.evaluation.estimators import Estimate
+    from seedtune.evaluation.evaluate import BASE
 
-
-def _print(found: Evaluation) -> None:
-    for task, result in enumerate(found.subjects[0].results):
-        first = found.subjects[0]
-        name = found.what if first.generation is None else f"{found.what}, generation {first.generation}"
-        console().print(f"{name}, {result.task} held out, {result.prompts} prompts", soft_wrap=True)
-        console().print(_table(found, task))
-    console().print("[low, high]: 95 % bootstrap intervals over prompts", soft_wrap=True)
-
-
-def _table(found: Evaluation, task: int) -> Table:
-    """Build a table: one row per measure, one column per subject; also the difference to the base model, if there."""
     results = [subject.results[task] for subject in found.subjects]
-    others = [index for index, subject in enumerate(found.subjects) if index and subject.name == BASE]
-    table = Table()
-    table.add_column("measure")
-    for subject, result in zip(found.subjects, results, strict=True):
-        table.add_column(_heading(subject.name, result), justify="right")
-    differences = found.difference(others[0], task) if others else {}
-    if others:
-        table.add_column(f"first less {BASE}", justify="right")
-    for name in results[0].estimates:
-        cells = [shown(result.estimates.get(name)) for result in results]
-        table.add_row(name, *cells, *([shown(differences.get(name))] if others else []))
-    table.add_row("time", *(clock(result.seconds) for result in results))
-    return table
+    base = next((index for index, subject in enumerate(found.subjects) if index and subject.name == BASE), None)
+    headings = [_heading(subject.name, result) for subject, result in zip(found.subjects, results, strict=True)]
+    columns = [result.estimates for result in results]
+    if base is not None:
+        headings.append(f"first less {BASE}")
+        columns.append(found.difference(base, task))
+    rows = [(name, *(column.get(name, Estimate(None)).text() for column in columns)) for name in columns[0]]
+    times = [*(clock(result.seconds) for result in results), *([] if base is None else [""])]
+    say_table(("measure", *headings), [*rows, ("time", *times)], right=headings)
 
 
 def _heading(name: str, result: Measures) -> str:
+    from seedtune.evaluation.held_out import PLAIN
+
     return name if result.put == PLAIN else name.replace("best prompt", f"best prompt ({result.put})")
 
 
-def shown(estimate: Estimate | None) -> str:
-    """Format an estimate with its interval."""
-    if estimate is None or estimate.value is None:
-        return "–"
-    if estimate.low is None:
-        return f"{estimate.value:.4g}"
-    return f"{estimate.value:.4g} [{estimate.low:.4g}, {estimate.high:.4g}]"
+def _save(found: Evaluation, run: Path) -> None:
+    from seedtune.evaluation import report
+    from seedtune.run import directory
+
+    paths = directory.RunPaths(run)
+    directory.append_lines(paths.evaluations, [found.to_json()])
+    directory.write_whole(paths.report, report.render(paths))
 
 
-def inspect_command(run: Path, limit: int) -> None:
-    """Print a table of recorded completions with signs of reward hacking, next to the base model's."""
+def samples(
+    run: RunFolder,
+    limit: Annotated[int, typer.Option(help="Prompts to show; 0 shows all.")] = 12,
+) -> None:
+    """Held-out answers before and after training, side by side."""
+    from seedtune.evaluation import comparison, report
+    from seedtune.run import directory, recorded_config
+
+    recorded_config.run_config(run)
+    paths = directory.RunPaths(run)
+    pairs = comparison.pairs(paths)
+    if not pairs:
+        raise RunError(f"{run} has no held-out answers yet. Let it finish its first evaluation.")
+    say(f"{run}: {len(pairs[: limit or None])} of {len(pairs)} held-out answers")
+    generations = (f"generation {row['generation']}" for row in pairs[0])
+    rows = []
+    for before, after in pairs[: limit or None]:
+        texts = comparison.marked(str(before["completion"]), str(after["completion"]))
+        old, new = (coloured(pieces, style) for pieces, style in zip(texts, MARKS, strict=True))
+        prompt = report.prompt_text(before["prompt"])
+        rows.append((prompt, old, number(before["reward"]), new, number(after["reward"])))
+    headings = ("prompt", next(generations), "reward", next(generations), "reward")
+    say_table(headings, rows, right=("reward",), texts=True)
+    say_changes(paths)
+
+
+def coloured(pieces: list[DiffPiece], style: str) -> Text:
+    """Return the whole text, with its differing pieces in ``style``."""
+    return Text.assemble(*((piece, style if differs else "") for piece, differs in pieces))
+
+
+def say_changes(paths: RunPaths) -> None:
+    """Print the first and the last held-out evaluation with intervals, and the last generation's alarms."""
+    from seedtune.evaluation import comparison
+
+    found = comparison.compare(paths)
+    if found is None:
+        return
+    columns = (*(f"generation {one}" for one in found.generations), "difference")
+    rows = [(change.measure, *change.cells) for change in found.changes]
+    say_table((f"{found.prompts} held-out prompts", *columns), rows, right=columns)
+    say("means; [low, high]: 95 % bootstrap intervals, differences prompt by prompt")
+    alarms = comparison.last_alarms(paths)
+    say(f"alarms in the last generation: {len(alarms) or 'none'}")
+    for alarm in alarms:
+        say(f"  ! {alarm}")
+
+
+def inspect(
+    run: RunFolder,
+    limit: Annotated[int, typer.Option(help="Answers to show; 0 shows all.")] = 12,
+) -> None:
+    """Recorded answers that look as if the reward had been gamed, most suspicious first, and why."""
+    from seedtune.evaluation.evaluate import BASE
+    from seedtune.evaluation.report import prompt_text
+    from seedtune.run import directory, recorded_config
+    from seedtune.run.reward_hacking_samples import flagged_samples
+
     recorded_config.run_config(run)
     paths = directory.RunPaths(run)
     if not directory.read_lines(paths.samples):
         raise RunError(f"{run} has no recorded answers yet. Let it finish its first evaluation.")
     found = flagged_samples(paths)
     if not found:
-        console().print(f"{run}: no recorded answer looks suspicious", soft_wrap=True)
+        say(f"{run}: no recorded answer looks suspicious")
         return
-    shown_of = found[: limit or None]
-    console().print(f"{run}: {len(shown_of)} of {len(found)} suspicious answers, most suspicious first", soft_wrap=True)
-    table = Table(show_lines=True)
-    for heading in ("generation", "why", "prompt", BASE, "reward", "answer", "reward"):
-        table.add_column(heading, justify="right" if heading == "reward" else "left", overflow="fold")
-    for one in shown_of:
-        before = ("–", "–") if one.base is None else _answer(one.base)
-        where = f"{one.row['generation']} {one.row['split']}"
-        table.add_row(where, "; ".join(one.reasons), report.prompt_text(one.row["prompt"]), *before, *_answer(one.row))
-    console().print(table)
+    shown = found[: limit or None]
+    say(f"{run}: {len(shown)} of {len(found)} suspicious answers, most suspicious first")
+    rows = [
+        (
+            f"{one.row['generation']} {one.row['split']}",
+            "; ".join(one.reasons),
+            prompt_text(one.row["prompt"]),
+            *_answer(one.base),
+            *_answer(one.row),
+        )
+        for one in shown
+    ]
+    headings = ("generation", "why", "prompt", BASE, "reward", "answer", "reward")
+    say_table(headings, rows, right=("reward",), texts=True)
 
 
-def _answer(row: report.Row) -> tuple[str, str]:
-    return str(row["completion"]), "–" if row["reward"] is None else f"{row['reward']:.4g}"
+def _answer(row: Row | None) -> tuple[str, str]:
+    return ("–", "–") if row is None else (str(row["completion"]), number(row["reward"]))

@@ -1,34 +1,30 @@
-"""Conversion of a command's options to a configuration."""
+"""Arguments and options that several commands have."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
-from seedtune.config.config import Config
-from seedtune.config.yaml_file import override, parse_value, read_settings
-from seedtune.errors import ConfigError
+import typer
 
-
-def train_config(
-    path: Path | None, given: Mapping[str, str | None], rewards: Sequence[str], sets: Sequence[str]
-) -> Config:
-    """Merge the file's settings, if any, the options, and ``--set``, in this order.
-
-    Raises ConfigError if all are empty.
-    """
-    told: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-    if rewards:
-        told["reward_funcs"] = [reward_of(text) for text in rewards]
-    if path is None and not told and not sets:
-        raise ConfigError(
-            "nothing says what to train. Give a CONFIG.yaml (see examples/), or --model, --train-dataset and --reward."
-        )
-    settings = {} if path is None else read_settings(path)
-    return Config.create(override({**settings, **told}, sets))
-
-
-def reward_of(text: str) -> Any:
-    """Parse a reward of the command line: plain text, or a mapping like ``{path: rewards.py:score, adapter: verl}``."""
-    return parse_value(text) if text.lstrip().startswith("{") else text
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
+ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="Settings of the run to come.")]
+OutputFolder = Annotated[Path, typer.Option("--output", "-o", help="Folder to write, new or empty.")]
+Generation = Annotated[int | None, typer.Option(help="The model after this many generations; all by default.")]
+Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; the base model's by default.")]
+Sets = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Change a setting, e.g. --set sigma=0.006 --set transformers.dtype=float32",
+    ),
+]
+LocalSets = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Change a setting that the weights do not depend on, e.g. --set transformers.device=cpu --set engine=vllm",
+    ),
+]

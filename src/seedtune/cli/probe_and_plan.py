@@ -1,19 +1,20 @@
-"""Implementation of ``seedtune probe`` and ``seedtune plan``."""
+"""``seedtune probe`` and ``seedtune plan``."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
-from rich.table import Table
+import typer
 
-from seedtune.cli.console import clock, console
-from seedtune.cli.warming import compile_beside
-from seedtune.config.yaml_file import load_config
+from seedtune.cli.console import clock, number, say, say_table
+from seedtune.cli.options import ConfigFile, Sets
 from seedtune.errors import ConfigError
-from seedtune.evaluation import report
-from seedtune.planning.plan import Duration, Forecast, plan_config
-from seedtune.planning.probe import Level, Probe, probe_config
+
+if TYPE_CHECKING:
+    from seedtune.config.config import Config
+    from seedtune.planning.plan import Duration, Forecast, MemoryEstimate
+    from seedtune.planning.probe import Level, Probe
 
 SHOWN = 160
 """Maximum characters of a printed sample completion."""
@@ -36,17 +37,58 @@ COLUMNS = (
 )
 
 
-def probe_command(config: Path, sigmas: str | None, sizes: tuple[int, int | None], sets: Sequence[str]) -> None:
-    """Probe a configuration and print the table, samples and the recommendation; exit code 1 if all σ collapsed."""
-    members, prompts = sizes
-    settings = load_config(config, sets)
+def probe(
+    config: ConfigFile,
+    sigmas: Annotated[
+        str | None, typer.Option(metavar="S,S,…", help="Evaluate exactly these; chosen from the configured one if not.")
+    ] = None,
+    members: Annotated[int, typer.Option(help="Members at each sigma, in pairs.")] = 16,
+    prompts: Annotated[int | None, typer.Option(help="Training prompts; those of a generation by default.")] = None,
+    sets: Sets = None,
+) -> None:
+    """Choose sigma and alpha before training, at 5 % of the cost of a sweep.
+
+    A small population answers the same prompts at several sigma.  Shown are rewards, how far directions that
+    help on some prompts help on others, sample answers, and what the model says when sigma is too large.
+    Nothing is written.
+    """
+    from seedtune.cli.warming import compile_beside
+    from seedtune.config.yaml_file import load_config
+    from seedtune.planning.probe import probe_config
+
+    settings = load_config(config, sets or ())
     compile_beside(settings)
     found = probe_config(settings, sigmas=_numbers(sigmas), members=members, prompts=prompts)
     show_probe(found)
     if found.sigma is None:
         raise ConfigError(f"no usable sigma: {found.reason}")
     alpha = "" if found.alpha is None else f" --set alpha={found.alpha:.3g}"
-    _say(f"use it with: seedtune train {config} --set sigma={found.sigma:.3g}{alpha}")
+    say(f"use it with: seedtune train {config} --set sigma={found.sigma:.3g}{alpha}")
+
+
+def plan(
+    config: ConfigFile,
+    devices: Annotated[
+        str, typer.Option(metavar="D,D,…", help="cpu (this machine, measured), h100, 8xa100, rtx4090, …")
+    ] = "cpu",
+    measured: Annotated[
+        Path | None, typer.Option(metavar="RUN", help="Take this machine's pace from a run instead of measuring.")
+    ] = None,
+    share: Annotated[
+        float | None, typer.Option(help="Mean length of a completion as a share of max_completion_length.")
+    ] = None,
+    sets: Sets = None,
+) -> None:
+    """What a run will take: rollouts, tokens, memory of each mode, and seconds a generation.
+
+    For accelerators the time follows from datasheet figures and an assumed efficiency, by the formula shown.
+    A model's configuration is enough; only for 'cpu' the model is loaded and writes a few tokens.
+    """
+    from seedtune.config.yaml_file import load_config
+    from seedtune.planning.plan import plan_config
+
+    names = [name for name in devices.split(",") if name.strip()]
+    show_forecast(plan_config(load_config(config, sets or ()), devices=names, measured=measured, share=share))
 
 
 def _numbers(text: str | None) -> list[float]:
@@ -64,28 +106,25 @@ def _numbers(text: str | None) -> list[float]:
 
 def show_probe(found: Probe) -> None:
     """Print the table of σ, a sample completion at each, and the recommendation."""
-    _say(f"the same {found.prompts} prompts and members at every σ; unperturbed reward {found.unperturbed:.4g}")
-    table = Table()
-    for heading in COLUMNS:
-        table.add_column(heading, justify="right")
-    for level in found.levels:
-        table.add_row(*_cells(level))
-    console().print(table)
+    from seedtune.evaluation.report import prompt_text
+
+    say(f"the same {found.prompts} prompts and members at every σ; unperturbed reward {found.unperturbed:.4g}")
+    say_table(COLUMNS, map(_cells, found.levels), right=COLUMNS)
     for level in found.levels:
         if level.collapse is not None:
-            _say(f"σ {level.sigma:.3g} is refused: {level.collapse}")
-    _say(f"answers to: {report.prompt_text(found.unperturbed_sample[0].prompt)}")
-    _say(f"  unperturbed: {_short(found.unperturbed_sample[1])}")
+            say(f"σ {level.sigma:.3g} is refused: {level.collapse}")
+    say(f"answers to: {prompt_text(found.unperturbed_sample[0].prompt)}")
+    say(f"  unperturbed: {_short(found.unperturbed_sample[1])}")
     for level in found.levels:
-        _say(f"  σ {level.sigma:.3g}: {_short(level.sample[1])}")
+        say(f"  σ {level.sigma:.3g}: {_short(level.sample[1])}")
     share = found.rollouts / found.sweep_rollouts
-    _say(
+    say(
         f"{found.rollouts:,} rollouts in {found.seconds:.1f} s: {share:.1%} of a sweep of 5 σ × 10 generations "
         f"({found.sweep_rollouts:,})"
     )
     if found.sigma is not None:
         alpha = "" if found.alpha is None else f", α {found.alpha:.3g}"
-        _say(f"recommended: σ {found.sigma:.3g}{alpha}. Why: {found.reason}")
+        say(f"recommended: σ {found.sigma:.3g}{alpha}. Why: {found.reason}")
 
 
 def _cells(level: Level) -> list[str]:
@@ -93,7 +132,7 @@ def _cells(level: Level) -> list[str]:
     shares = (r.success_rate, r.reliability, a.unchanged, a.clipped, a.repeating, a.empty)
     rewards = (r.mean, r.spread, r.best_gain, r.gap)
     step = ("refused", "–") if stride is None else (f"{stride.ratio:.2g} σ", f"{stride.gain:.3g}")
-    return [f"{r.sigma:.3g}", str(r.members), *(f"{v:.4g}" for v in rewards), *(f"{v:.0%}" for v in shares), *step]
+    return [f"{r.sigma:.3g}", str(r.members), *map(number, rewards), *(f"{v:.0%}" for v in shares), *step]
 
 
 def _short(text: str) -> str:
@@ -101,74 +140,41 @@ def _short(text: str) -> str:
     return flat if len(flat) <= SHOWN else f"{flat[:SHOWN]} …"
 
 
-def plan_command(config: Path, devices: str, told: tuple[Path | None, float | None], sets: Sequence[str]) -> None:
-    """Print the forecast of a run."""
-    measured, share = told
-    names = [name for name in devices.split(",") if name.strip()]
-    show_forecast(plan_config(load_config(config, sets), devices=names, measured=measured, share=share))
-
-
 def show_forecast(found: Forecast) -> None:
     """Print rollouts and tokens, the memory of each mode, the time on each device, and the assumptions."""
     config, work, anatomy = found.config, found.workload, found.anatomy
-    _say(
+    say(
         f"{config.model}: {anatomy.parameters:,} parameters in {anatomy.dtype}; lowrank perturbs {anatomy.linear:,}, "
         f"gaussian {anatomy.trainable:,}"
     )
-    _say(
+    say(
         f"a generation: {work.members} members × {work.prompts} prompts = {work.rollouts:,} rollouts, "
         f"{work.read:,.0f} prompt tokens + {work.written:,.0f} new ones, {work.slots} rows in flight"
     )
-    _say(
+    say(
         f"the run: {config.generations} generations, {found.rollouts:,} rollouts, "
         f"{found.tokens * found.full:,.0f} tokens"
     )
-    _show_memory(found)
-    _show_durations(found)
-    for note in found.notes:
-        _say(f"  {note}")
+    title = "memory (GB) = weights + current weights + cache + factors + logits"
+    parts = ("weights", "current weights", "cache", "factors", "logits", "together", "packed copy on a CPU")
+    say_table(("mode", *parts), [_sized(memory, config) for memory in found.memory], right=parts, title=title)
+    if found.durations:
+        parts = ("prefill", "decode", "perturb", "update", "together", "the run", "fits")
+        rows = [_timed(duration, found.full) for duration in found.durations]
+        say_table(("device", *parts), rows, right=parts, title="seconds of a generation")
+    for line in (*(f"{duration.device}: {duration.how}" for duration in found.durations), *found.notes):
+        say(f"  {line}")
 
 
-def _show_memory(found: Forecast) -> None:
-    table = Table(title="memory (GB) = weights + current weights + cache + factors + logits", title_justify="left")
-    for heading in (
-        "mode",
-        "weights",
-        "current weights",
-        "cache",
-        "factors",
-        "logits",
-        "together",
-        "packed copy on a CPU",
-    ):
-        table.add_column(heading, justify="left" if heading == "mode" else "right")
-    now = (found.config.perturbation, found.config.weights_dtype)
-    for memory in found.memory:
-        mark = " (configured)" if (memory.perturbation, memory.weights_dtype) == now else ""
-        parts = (memory.weights, memory.current_weights, memory.cache, memory.factors, memory.logits, memory.total)
-        numbers = (f"{part / 1e9:.3f}" for part in (*parts, memory.packed))
-        table.add_row(f"{memory.perturbation}, weights_dtype {memory.weights_dtype}{mark}", *numbers)
-    console().print(table)
-
-
-def _show_durations(found: Forecast) -> None:
-    if not found.durations:
-        return
-    table = Table(title="seconds of a generation", title_justify="left")
-    for heading in ("device", "prefill", "decode", "perturb", "update", "together", "the run", "fits"):
-        table.add_column(heading, justify="left" if heading == "device" else "right")
-    for duration in found.durations:
-        table.add_row(*_timed(duration, found.full))
-    console().print(table)
-    for duration in found.durations:
-        _say(f"  {duration.device}: {duration.how}")
+def _sized(memory: MemoryEstimate, config: Config) -> list[str]:
+    """Return the cells of a mode's memory."""
+    own = (memory.perturbation, memory.weights_dtype) == (config.perturbation, config.weights_dtype)
+    parts = (memory.weights, memory.current_weights, memory.cache, memory.factors, memory.logits, memory.total)
+    mode = f"{memory.perturbation}, weights_dtype {memory.weights_dtype}{' (configured)' if own else ''}"
+    return [mode, *(f"{part / 1e9:.3f}" for part in (*parts, memory.packed))]
 
 
 def _timed(duration: Duration, generations: float) -> list[str]:
     parts = (duration.prefill, duration.decode, duration.perturb, duration.update, duration.seconds)
     fits = {None: "–", True: "yes", False: "no"}[duration.fits]
     return [duration.device, *(f"{part:.3g}" for part in parts), clock(duration.seconds * generations), fits]
-
-
-def _say(line: str) -> None:
-    console().print(line, soft_wrap=True)

@@ -3,26 +3,51 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from seedtune.cli import interrupted
-from seedtune.cli.console import clock
-from seedtune.engines.base import EngineInfo
-from seedtune.numerics.machine import available_cores
-from seedtune.trainer import Trainer
+from seedtune.cli.console import clock, number
+
+if TYPE_CHECKING:
+    from seedtune.engines.base import EngineInfo
+    from seedtune.trainer import Trainer
 
 Metrics = dict[str, Any]
 
 
+class Bar:
+    """A bar of the generations done, and the remaining time; only drawn on a terminal."""
+
+    def __init__(self, console: Console, what: str) -> None:
+        self.console, self.what = console, what
+        self.drawn: Progress | None = None
+
+    def draw(self, done: int, goal: int, left: str) -> None:
+        """Show that ``done`` of ``goal`` are complete; ``left`` describes the remaining time."""
+        if self.drawn is None and self.console.is_terminal:
+            columns = (TextColumn(self.what), MofNCompleteColumn(), BarColumn(), TextColumn("{task.fields[left]}"))
+            self.drawn = Progress(*columns, console=self.console, transient=True)
+            self.drawn.start()
+            self.drawn.add_task("", total=goal, left="")
+        if self.drawn is not None:
+            self.drawn.update(self.drawn.task_ids[0], completed=done, left=left)
+
+    def stop(self) -> None:
+        """Remove the bar."""
+        if self.drawn is not None:
+            self.drawn.stop()
+            self.drawn = None
+
+
 class ProgressLines:
-    """A trainer callback; the bar is only drawn on a terminal."""
+    """A trainer callback that prints a line for every generation and evaluation."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
-        self.bar: Progress | None = None
+        self.bar = Bar(console, "generation")
         self.first_reward: float | None = None
         self.first_others: dict[str, float | None] = {}
 
@@ -33,28 +58,16 @@ class ProgressLines:
     def on_start(self, trainer: Trainer, info: EngineInfo, first: int) -> None:
         """Print the plan, and start the bar."""
         config = trainer.config
-        self.total, self.every, self.begin, self.first = (
-            config.generations,
-            config.logging_steps,
-            time.time(),
-            first,
-        )
+        self.total, self.every, self.begin, self.first = config.generations, config.logging_steps, time.time(), first
         self.describe(trainer, info)
         if first:
             self.say(f"resuming after generation {first} of {self.total}")
-        if self.console.is_terminal:
-            columns = (
-                TextColumn("generation"),
-                MofNCompleteColumn(),
-                BarColumn(),
-                TextColumn("{task.fields[left]}"),
-            )
-            self.bar = Progress(*columns, console=self.console, transient=True)
-            self.bar.start()
-            self.job = self.bar.add_task("", total=self.total, completed=first, left="")
+        self.bar.draw(first, self.total, "")
 
     def describe(self, trainer: Trainer, info: EngineInfo) -> None:
         """Print what is trained, and with which settings."""
+        from seedtune.numerics.machine import available_cores
+
         config, coverage = trainer.config, info.coverage
         rank = f" rank {config.rank}" if config.perturbation == "lowrank" else ""
         self.say(
@@ -81,8 +94,7 @@ class ProgressLines:
             self.say(generation_line(metrics, self.total, self._left(generation)))
         for alarm in metrics["alarms"]:
             self.say(f"  ! {alarm}")
-        if self.bar is not None:
-            self.bar.update(self.job, completed=generation, left=f"{self._left(generation)} left")
+        self.bar.draw(generation, self.total, f"{self._left(generation)} left")
         if interrupted.is_set() and generation < self.total:
             raise KeyboardInterrupt
 
@@ -98,11 +110,8 @@ class ProgressLines:
         if reward is None:
             self.say("held out: no answer could be scored")
             return
-        change = ""
-        if self.first_reward is None:
-            self.first_reward = reward
-        else:
-            change = f" (was {self.first_reward:.4g})"
+        change = "" if self.first_reward is None else f" (was {self.first_reward:.4g})"
+        self.first_reward = reward if self.first_reward is None else self.first_reward
         length, accuracy = metrics["eval_completions/mean_length"], metrics.get("eval_accuracy")
         right = "" if accuracy is None else f", accuracy {accuracy:.1%}"
         self.say(
@@ -123,13 +132,7 @@ class ProgressLines:
 
     def on_end(self, trainer: Trainer) -> None:
         """Remove the bar."""
-        self.stop()
-
-    def stop(self) -> None:
-        """Remove the bar."""
-        if self.bar is not None:
-            self.bar.stop()
-            self.bar = None
+        self.bar.stop()
 
 
 class ReplayProgress:
@@ -139,8 +142,7 @@ class ReplayProgress:
     """Seconds between two lines."""
 
     def __init__(self, console: Console) -> None:
-        self.console = console
-        self.bar: Progress | None = None
+        self.console, self.bar = console, Bar(console, "replaying")
 
     def __enter__(self) -> ReplayProgress:
         """Draw nothing before the replay begins."""
@@ -148,7 +150,7 @@ class ReplayProgress:
 
     def __exit__(self, *_: object) -> None:
         """Remove the bar if the replay ended early."""
-        self._stop()
+        self.bar.stop()
 
     def __call__(self, done: int, goal: int) -> None:
         """Show that ``done`` of ``goal`` generations are replayed; KeyboardInterrupt if an interrupt was dropped."""
@@ -159,25 +161,12 @@ class ReplayProgress:
             self.begin = self.told = now
         left = clock((now - self.begin) / max(1, done) * (goal - done))
         if done == goal:
-            self._stop()
+            self.bar.stop()
         elif self.console.is_terminal:
-            self._draw(done, goal, left)
+            self.bar.draw(done, goal, f"{left} left" if done else "")
         elif now - self.told >= self.EVERY:
             self.told = now
             self.console.print(f"replayed {done} of {goal} generations, {left} left", soft_wrap=True)
-
-    def _draw(self, done: int, goal: int, left: str) -> None:
-        if self.bar is None:
-            columns = (TextColumn("replaying"), MofNCompleteColumn(), BarColumn(), TextColumn("{task.fields[left]}"))
-            self.bar = Progress(*columns, console=self.console, transient=True)
-            self.bar.start()
-            self.job = self.bar.add_task("", total=goal, left="")
-        self.bar.update(self.job, completed=done, left=f"{left} left" if done else "")
-
-    def _stop(self) -> None:
-        if self.bar is not None:
-            self.bar.stop()
-            self.bar = None
 
 
 def generation_line(metrics: Metrics, total: int, left: str) -> str:
@@ -195,8 +184,3 @@ def generation_line(metrics: Metrics, total: int, left: str) -> str:
         f"generation {metrics['generation']}/{total}: {reward}{unperturbed}{stale}, "
         f"α {metrics['alpha']:.2g}, {metrics['tokens_per_second']:,.0f} tokens/s, {step:.1f} s ({shares}), {left} left"
     )
-
-
-def number(value: float | None) -> str:
-    """Format a number with four digits, None as a dash."""
-    return "–" if value is None else f"{value:.4g}"

@@ -7,17 +7,15 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
 
-from seedtune.cli.console import console
+from seedtune.cli.console import say, say_table
+from seedtune.cli.options import RunFolder
 from seedtune.errors import ConfigError, RunError, resume_command
 
 ray_app = typer.Typer(help="Watch the Ray workers of a run, and change their number.", no_args_is_help=True)
 
 OLD = 30.0
 """Age in seconds of the last status after which a run's process is considered gone."""
-
-RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
 
 
 @ray_app.command()
@@ -45,7 +43,7 @@ def scale(
     check_enough({**found["target"], **wished}, found["min_workers"])
     ask(run, wished)
     told = ", ".join(f"{count} of {kind}" for kind, count in wished.items())
-    console().print(f"asked for {told}. See: seedtune ray status {run}", soft_wrap=True)
+    say(f"asked for {told}. See: seedtune ray status {run}")
 
 
 def wish_of(text: str, target: dict[str, int]) -> dict[str, int]:
@@ -70,24 +68,18 @@ def check_enough(target: dict[str, int], least: int) -> None:
 
 def show(run: Path, found: dict[str, Any], now: float) -> None:
     """Print the table of workers, and recent events."""
-    say = console().print
     age = now - found["time"]
     if age > OLD:
-        say(f"no news for {age:.0f} s: the process of {run} seems to be gone", soft_wrap=True)
+        say(f"no news for {age:.0f} s: the process of {run} seems to be gone")
     target = ", ".join(f"{count} × {kind}" for kind, count in found["target"].items())
     say(
         f"{run}: {len(found['workers'])} workers of {target} wanted; {found['position']} updates in the weights, "
-        f"{found['open']} jobs open, {found['queued']} of them waiting; {found['lost']} workers lost so far",
-        soft_wrap=True,
+        f"{found['open']} jobs open, {found['queued']} of them waiting; {found['lost']} workers lost so far"
     )
-    table = Table()
-    for heading in ("worker", "state", "since", "updates", "jobs", "busy", "host", "process"):
-        table.add_column(heading)
-    for one in found["workers"]:
-        table.add_row(*_row(one))
-    console().print(table)
+    headings = ("worker", "state", "since", "updates", "jobs", "busy", "host", "process")
+    say_table(headings, map(_row, found["workers"]))
     for note in found["notes"]:
-        say(f"  {note}", soft_wrap=True)
+        say(f"  {note}")
 
 
 def _row(one: dict[str, Any]) -> list[str]:

@@ -33,9 +33,17 @@ class Change:
 
     @property
     def cells(self) -> tuple[str, str, str]:
-        """The three estimates as text."""
-        share = self.measure in SHARES
-        return shown(self.before, share), shown(self.after, share), shown(self.difference, share, signed=True)
+        """The three estimates as text, shares in per cent."""
+        plain, signed = (_per_cent, _signed_per_cent) if self.measure in SHARES else ("{:.4g}".format, "{:+.4g}".format)
+        return self.before.text(plain), self.after.text(plain), self.difference.text(signed)
+
+
+def _per_cent(share: float) -> str:
+    return f"{100 * share + 0.0:.1f} %"
+
+
+def _signed_per_cent(share: float) -> str:
+    return f"{100 * share + 0.0:+.1f} %"
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,20 +55,31 @@ class Comparison:
     changes: tuple[Change, ...]
 
 
-def compare(paths: RunPaths) -> Comparison | None:
-    """Compare the first held-out evaluation with the last one; None unless there are two."""
+def evaluations(paths: RunPaths) -> tuple[list[Row], list[Row]]:
+    """Return the held-out completions of the first and of the last evaluation, which may be the same one."""
     rows = [row for row in directory.read_lines(paths.samples) if row.get("split") == "test"]
     first, last = (limit((row["generation"] for row in rows), default=0) for limit in (min, max))
-    before, after = (_by_prompt(rows, generation) for generation in (first, last))
+    return [row for row in rows if row["generation"] == first], [row for row in rows if row["generation"] == last]
+
+
+def pairs(paths: RunPaths) -> list[tuple[Row, Row]]:
+    """Return a completion of the first and of the last evaluation for every prompt of both."""
+    before, after = ({row["prompt_id"]: row for row in rows} for rows in evaluations(paths))
+    return [(before[key], after[key]) for key in sorted(before) if key in after]
+
+
+def compare(paths: RunPaths) -> Comparison | None:
+    """Compare the first held-out evaluation with the last one; None unless there are two."""
+    first, last = evaluations(paths)
+    before, after = _by_prompt(first), _by_prompt(last)
     shared = sorted(before.keys() & after.keys())
-    if first == last or not shared:
+    if not shared or first == last:
         return None
     names = [name for name in before[shared[0]] if all(name in side[key] for side in (before, after) for key in shared)]
     pair = [np.array([[side[key][name] for name in names] for key in shared], np.float64) for side in (before, after)]
     estimates = bootstrap(np.concatenate([*pair, pair[1] - pair[0]], axis=1))
-    count = len(names)
-    changes = [Change(name, *estimates[place::count]) for place, name in enumerate(names)]
-    return Comparison((first, last), len(shared), tuple(changes))
+    changes = [Change(name, *estimates[place :: len(names)]) for place, name in enumerate(names)]
+    return Comparison((first[0]["generation"], last[0]["generation"]), len(shared), tuple(changes))
 
 
 def last_alarms(paths: RunPaths) -> list[str]:
@@ -69,12 +88,11 @@ def last_alarms(paths: RunPaths) -> list[str]:
     return list(generations[-1].get("alarms", ())) if generations else []
 
 
-def _by_prompt(rows: Sequence[Row], generation: int) -> dict[int, dict[str, float]]:
-    """Map prompt → measure → mean over the prompt's completions at that generation; NaN where there is none."""
+def _by_prompt(rows: Sequence[Row]) -> dict[int, dict[str, float]]:
+    """Map prompt → measure → mean over the prompt's completions; NaN where there is none."""
     groups: dict[int, list[dict[str, float | None]]] = {}
     for row in rows:
-        if row["generation"] == generation:
-            groups.setdefault(row["prompt_id"], []).append(_measures(row))
+        groups.setdefault(row["prompt_id"], []).append(_measures(row))
     return {
         prompt: {name: _mean([one[name] for one in found]) for name in found[0]} for prompt, found in groups.items()
     }
@@ -90,22 +108,6 @@ def _measures(row: Row) -> dict[str, float | None]:
 def _mean(values: Sequence[float | None]) -> float:
     found = metrics.mean([value for value in values if value is not None])
     return float("nan") if found is None else found
-
-
-def shown(estimate: Estimate, share: bool, *, signed: bool = False) -> str:
-    """Format an estimate with its interval, shares in per cent."""
-    plus = "+" if signed else ""
-
-    def number(value: float) -> str:
-        if share:
-            return f"{100 * value + 0.0:{plus}.1f} %"
-        return f"{value:{plus}.4g}"
-
-    if estimate.value is None:
-        return "–"
-    if estimate.low is None or estimate.high is None:
-        return number(estimate.value)
-    return f"{number(estimate.value)} [{number(estimate.low)}, {number(estimate.high)}]"
 
 
 def marked(before: str, after: str) -> tuple[list[DiffPiece], list[DiffPiece]]:

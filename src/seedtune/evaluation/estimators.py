@@ -6,7 +6,7 @@ Each estimator is a mean over all subsets of k of the n samples, so it is unbias
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -34,6 +34,14 @@ class Estimate:
     value: float | None
     low: float | None = None
     high: float | None = None
+
+    def text(self, number: Callable[[float], str] = "{:.4g}".format) -> str:
+        """Format the mean and its interval as ``MEAN [LOW, HIGH]``, an unknown mean as a dash."""
+        if self.value is None:
+            return "–"
+        if self.low is None or self.high is None:
+            return number(self.value)
+        return f"{number(self.value)} [{number(self.low)}, {number(self.high)}]"
 
 
 def pass_at_k(samples: int, right: int, k: int) -> float:

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from seedtune import engines, tasks
+from seedtune import tasks
 from seedtune.config.config import Config
-from seedtune.config.yaml_file import override, read_settings
 from seedtune.engines.base import Engine
 from seedtune.errors import ConfigError
+from seedtune.evaluation import held_out, models
 from seedtune.evaluation.estimators import Estimate, bootstrap
-from seedtune.evaluation.held_out import EvalConfig, Measures, check_eval_config, held_out, measure
-from seedtune.evaluation.prompt_baseline import baselines, voted
+from seedtune.evaluation.held_out import EvalConfig, Measures
+from seedtune.evaluation.prompt_baseline import best_prompt, voted
 from seedtune.rollouts.prepare import TaskInputs, take
-from seedtune.run import directory, ledger, recorded_config, replay
+from seedtune.run import ledger, replay
 from seedtune.tasks.base import Task
 from seedtune.types import __version__
 
@@ -91,25 +90,6 @@ def _numbers(estimates: Mapping[str, Estimate]) -> dict[str, dict[str, float | N
     return {name: asdict(estimate) for name, estimate in estimates.items()}
 
 
-def is_run(what: str | Path) -> bool:
-    """Return whether this is a run directory, as opposed to a model."""
-    return directory.RunPaths(Path(what)).ledger.exists()
-
-
-def settings_of(what: str | Path, *, file: Path | None = None, sets: Sequence[str] = ()) -> Config:
-    """Return the settings for evaluating ``what``: a run's own, or those of ``file`` (say, RUN/config.yaml).
-
-    ``sets`` override single settings.  Raises ConfigError for an unknown setting, or if ``what`` is a run and ``file``
-    is given; `evaluate` raises it for a change that the weights of a run depend on.
-    """
-    if not is_run(what):
-        named = {"model": str(what)}
-        return Config.create({**override({**(read_settings(file) if file else {}), **named}, sets), **named})
-    if file is not None:
-        raise ConfigError(f"{what} is a run and has settings of its own: change them one by one, and leave out {file}.")
-    return recorded_config.with_settings(recorded_config.run_config(Path(what)), sets)
-
-
 def evaluate(
     what: str | Path,
     *,
@@ -122,31 +102,30 @@ def evaluate(
     """Evaluate a model (folder, id, built-in name) or a run after ``generation`` generations (all by default).
 
     ``on``: tasks or names of built-in ones; the configured task by default.  ``config`` has the generation settings,
-    see `settings_of`; completions are greedy whatever its temperature, and ``eval_config`` says what is sampled in
-    addition. Weights are loaded once for all tasks.  Raises ConfigError, RunError, LedgerError or RewardError.
+    see `models.settings_of`; completions are greedy whatever its temperature, and ``eval_config`` says what is sampled
+    in addition. Weights are loaded once for all tasks.  Raises ConfigError, RunError, LedgerError or RewardError.
     """
     eval_config = eval_config or EvalConfig()
     if eval_config.prompt_baseline:
         count = eval_config.samples or VOTES
         eval_config = replace(eval_config, samples=count, ks=tuple(sorted({*eval_config.ks, 1, count})))
-    config = _asked_task(what, on, config or settings_of(what))
-    opened, goals = _run(Path(what), config, progress) if is_run(what) else _model(str(what), config, eval_config)
-    reached = goals(generation, eval_config)
+    config = _asked_task(what, on, config or models.settings_of(what))
+    goals = _goals(what, models.ledger_of(what, config), generation, eval_config)
     wanted = [_task(one, config) for one in on or [config.task]]
     for task in wanted:
-        held_out(task, config)
-        check_eval_config(task, eval_config)
+        held_out.prompts_of(task, config)
+        held_out.check_eval_config(task, eval_config)
     subjects: list[Subject] = []
-    for goal in reached:
-        with opened(goal) as engine:
-            subjects += _subjects(engine, wanted, config, eval_config, (str(what), goal))
+    for goal in goals:
+        with models.opened(what, config, generation=goal, progress=progress) as engine:
+            subjects += _subjects(engine, wanted, config, eval_config, name=_name(what, goal), generation=goal)
     kept = {name: getattr(config, name) for name in SETTINGS}
     return Evaluation(str(what), config.model, eval_config, kept, tuple(subjects))
 
 
 def _asked_task(what: str | Path, on: Sequence[str | Task], config: Config) -> Config:
     """For a model, configure the only task in ``on``, so that ``task_args`` are its settings."""
-    if is_run(what) or config.train_dataset is not None:
+    if models.is_run(what) or config.train_dataset is not None:
         return config
     if len(on) == 1 and isinstance(on[0], str):
         return config.replace(task=on[0])
@@ -155,55 +134,26 @@ def _asked_task(what: str | Path, on: Sequence[str | Task], config: Config) -> C
     return config
 
 
-Opened = Callable[[int | None], Any]
-Goals = Callable[[int | None, EvalConfig], list[int | None]]
-
-
-def _model(what: str, config: Config, eval_config: EvalConfig) -> tuple[Opened, Goals]:
-    """Return a context manager that opens the model, and its only goal: the model itself."""
-    if eval_config.kl or eval_config.baseline is not None:
-        raise ConfigError(f"a comparison with the base model needs a run directory, and {what!r} is not one.")
-
-    @contextmanager
-    def opened(_: int | None) -> Iterator[Engine]:
-        engine = engines.create(config)
-        try:
-            engine.load()
-            yield engine
-        finally:
-            engine.close()
-
-    def goals(generation: int | None, _: EvalConfig) -> list[int | None]:
+def _goals(
+    what: str | Path, contents: ledger.Contents | None, generation: int | None, eval_config: EvalConfig
+) -> list[int | None]:
+    """Return the generations of a run to evaluate, the requested one first; [None] for a model."""
+    if contents is None:
+        if eval_config.kl or eval_config.baseline is not None:
+            raise ConfigError(f"a comparison with the base model needs a run directory, and {str(what)!r} is not one.")
         if generation is not None:
-            raise ConfigError(f"--generation needs a run directory, and {what!r} is not one.")
+            raise ConfigError(f"--generation needs a run directory, and {str(what)!r} is not one.")
         return [None]
+    baseline, base = eval_config.baseline, [0] if eval_config.prompt_baseline else []
+    asked = [generation, *([] if baseline is None else [baseline]), *base]
+    return list(dict.fromkeys(replay.goal_of(Path(what), contents, goal) for goal in asked))
 
-    return opened, goals
 
-
-def _run(root: Path, config: Config, progress: replay.Progress | None) -> tuple[Opened, Goals]:
-    """Return a context manager that opens a run at a generation, and the generations to open, requested one first."""
-    recorded, contents = recorded_config.run_config(root), ledger.read(directory.RunPaths(root).ledger)
-    recorded_config.check_same_run(root, contents.header, recorded)
-    names = [name for name, _, _ in ledger.differences(recorded.model_dump(), config.model_dump())]
-    fixed = [name for name in names if name in ("model", *recorded_config.WEIGHTS)]
-    if fixed:
-        raise ConfigError(f"{', '.join(fixed)}: the run's weights depend on it, so an evaluation cannot change it.")
-
-    @contextmanager
-    def opened(goal: int | None) -> Iterator[Engine]:
-        engine, _ = replay.load(root, config, contents, generation=goal, progress=progress)
-        try:
-            yield engine
-        finally:
-            engine.close()
-
-    def goals(generation: int | None, eval_config: EvalConfig) -> list[int | None]:
-        first = replay.goal_of(root, contents, generation)
-        others = [] if eval_config.baseline is None else [replay.goal_of(root, contents, eval_config.baseline)]
-        return list(dict.fromkeys([first, *others, *([0] if eval_config.prompt_baseline else [])]))
-
-    return opened, goals
+def _name(what: str | Path, generation: int | None) -> str:
+    """Return the heading of a model's results."""
+    if generation is None:
+        return str(what)
+    return f"generation {generation}" if generation else BASE
 
 
 def _task(one: str | Task, config: Config) -> Task:
@@ -213,19 +163,22 @@ def _task(one: str | Task, config: Config) -> Task:
 
 
 def _subjects(
-    engine: Engine, wanted: Sequence[Task], config: Config, eval_config: EvalConfig, place: tuple[str, int | None]
+    engine: Engine,
+    wanted: Sequence[Task],
+    config: Config,
+    eval_config: EvalConfig,
+    *,
+    name: str,
+    generation: int | None,
 ) -> list[Subject]:
     """Evaluate the engine's current model and, if that is the base model, its prompt baselines."""
-    what, generation = place
-    results = tuple(measure(engine, task, config, eval_config) for task in wanted)
-    name = what if generation is None else f"generation {generation}" if generation else BASE
-    found = [(name, results)]
+    results = [held_out.evaluate(engine, task, config, eval_config) for task in wanted]
+    found = {name: results}
     if eval_config.prompt_baseline and not generation:
-        found.append((f"{name}, majority of {eval_config.samples}", tuple(voted(result) for result in results)))
-        best, best_voted = baselines(engine, wanted, config, eval_config)
-        found += [
-            (f"{name}, best prompt", best),
-            (f"{name}, best prompt, majority of {eval_config.samples}", best_voted),
-        ]
+        best = [best_prompt(engine, task, config, eval_config) for task in wanted]
+        votes = f"majority of {eval_config.samples}"
+        found[f"{name}, {votes}"] = [voted(result) for result in results]
+        found[f"{name}, best prompt"] = best
+        found[f"{name}, best prompt, {votes}"] = [voted(result) for result in best]
     fingerprint = engine.fingerprint()
-    return [Subject(told, generation, fingerprint, held) for told, held in found]
+    return [Subject(heading, generation, fingerprint, tuple(held)) for heading, held in found.items()]

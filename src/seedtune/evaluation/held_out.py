@@ -98,8 +98,8 @@ class Measures:
         return len(next(iter(self.columns.values())))
 
 
-def measure(engine: Engine, task: Task, config: Config, eval_config: EvalConfig, *, put: str = PLAIN) -> Measures:
-    """Measure the engine's current model on the held-out prompts of ``task``.
+def evaluate(engine: Engine, task: Task, config: Config, eval_config: EvalConfig, *, put: str = PLAIN) -> Measures:
+    """Evaluate the engine's current model on the held-out prompts of ``task``.
 
     Names: ``accuracy`` (full marks), ``reward``, ``reward/FUNCTION`` (if there are several), ``length`` (tokens),
     ``truncated``, ``empty``, ``repeating`` and ``unscored`` (shares) of greedy completions, and ``kl``; of samples
@@ -143,12 +143,12 @@ def _answer(engine: Engine, task: Task, config: Config, eval_config: EvalConfig)
     The draws are always those of generation 0, so that equal weights give equal completions, whichever run they are
     from.
     """
-    examples = held_out(task, config, eval_config.limit)
+    examples = prompts_of(task, config, eval_config.limit)
     with activities.doing(f"held-out prompts of {task.name}"):
         return Evaluator(engine, task, config).unperturbed(examples, generation=0, tokens=True)
 
 
-def held_out(task: Task, config: Config, limit: int | None = None) -> Sequence[Example]:
+def prompts_of(task: Task, config: Config, limit: int | None = None) -> Sequence[Example]:
     """Return the held-out prompts to evaluate.  Raises ConfigError if the settings do not fit the task."""
     if not task.test:
         raise ConfigError(f"task {task.name!r} has no held-out prompts to evaluate on.")
@@ -225,7 +225,7 @@ def others(config: Config, own: Task) -> tuple[Task, ...]:
         )
     found = tuple(tasks.create(name) for name in config.eval_tasks)
     for task in found:
-        held_out(task, config)
+        prompts_of(task, config)
     return found
 
 
@@ -242,7 +242,7 @@ def during_training(
     with activities.doing("held-out prompts"):
         outcomes = [
             Evaluator(engine, task, config if own else elsewhere, scorer if own else None).unperturbed(
-                held_out(task, config), generation=generation
+                prompts_of(task, config), generation=generation
             )
             for task, own in ((task, task is watched[0]) for task in watched)
         ]

@@ -7,7 +7,6 @@ and self-consistency).  The prompt is chosen on training prompts and reported on
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -15,7 +14,7 @@ import numpy as np
 from seedtune.config.config import Config
 from seedtune.engines.base import Engine
 from seedtune.errors import ConfigError
-from seedtune.evaluation.held_out import PLAIN, EvalConfig, Measures, estimated, measure
+from seedtune.evaluation.held_out import PLAIN, EvalConfig, Measures, estimated, evaluate
 from seedtune.run import metrics
 from seedtune.tasks.base import Task
 from seedtune.types import Example, Message
@@ -44,22 +43,12 @@ WORDINGS = (
 """The candidates; the first is the task's own prompt, and of equal ones the first is chosen."""
 
 
-def baselines(
-    engine: Engine, tasks: Sequence[Task], config: Config, eval_config: EvalConfig
-) -> list[tuple[Measures, ...]]:
-    """Return rows of results for the engine's current model, one result per task: best prompt, best prompt with votes.
-
-    If the task's own prompt is the best, these are the results of that prompt.
-    """
-    found = [_best(engine, task, config, eval_config) for task in tasks]
-    return [tuple(found), tuple(voted(one) for one in found)]
-
-
-def _best(engine: Engine, task: Task, config: Config, eval_config: EvalConfig) -> Measures:
+def best_prompt(engine: Engine, task: Task, config: Config, eval_config: EvalConfig) -> Measures:
+    """Evaluate the engine's current model with the best prompt, which may be the task's own."""
     started = time.perf_counter()
     wording = choose(engine, task, config, eval_config)
-    changed = reworded(wording, task, config)
-    result = measure(engine, changed[0], changed[1], replace(eval_config, kl=False), put=wording.name)
+    task, config = reworded(wording, task, config)
+    result = evaluate(engine, task, config, replace(eval_config, kl=False), put=wording.name)
     return replace(result, seconds=time.perf_counter() - started)
 
 
@@ -72,7 +61,7 @@ def choose(engine: Engine, task: Task, config: Config, eval_config: EvalConfig) 
     scores = []
     for wording in WORDINGS:
         task_put, config_put = reworded(wording, practice, config.replace(eval_prompts=0))
-        columns = measure(engine, task_put, config_put, greedy).columns
+        columns = evaluate(engine, task_put, config_put, greedy).columns
         score = metrics.mean(columns["accuracy" if "accuracy" in columns else "reward"])
         scores.append(-np.inf if score is None else score)
     return WORDINGS[int(np.argmax(scores))]

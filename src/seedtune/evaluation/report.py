@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from seedtune.evaluation import comparison
+from seedtune.evaluation.estimators import Estimate
 from seedtune.run import directory
 from seedtune.run.directory import RunPaths
 
@@ -18,6 +19,30 @@ svg{width:100%;height:auto}code{background:#f3f3f3;padding:0 .2rem}"""
 
 Row = Mapping[str, Any]
 
+GENERATION_COLUMNS = {
+    "generation": "generation",
+    "reward": "reward",
+    "± std": "reward_std",
+    "best": "reward_best",
+    "unperturbed": "reward_unperturbed",
+    "length": "completions/mean_length",
+    "tokens/s": "tokens_per_second",
+    "seconds": "step_time",
+}
+"""Heading → metric of the table of generations."""
+
+EVALUATED = (
+    "_reward",
+    "accuracy",
+    "/reward",
+    "mean_length",
+    "/length",
+    "clipped_ratio",
+    "repeating_ratio",
+    "empty_ratio",
+)
+"""Ends of the names of metrics in the table of evaluations."""
+
 
 def prompt_text(prompt: Any) -> str:
     """Return a prompt as a string: its text, or the last user message."""
@@ -25,17 +50,6 @@ def prompt_text(prompt: Any) -> str:
         return prompt
     users = [message["content"] for message in prompt if message.get("role") == "user"]
     return str(users[-1] if users else prompt[-1]["content"])
-
-
-def before_and_after(paths: RunPaths) -> list[tuple[Row, Row]]:
-    """Return the held-out completions of the first and the last evaluation, paired by prompt."""
-    rows = [row for row in directory.read_lines(paths.samples) if row.get("split") == "test"]
-    if not rows:
-        return []
-    first, last = min(row["generation"] for row in rows), max(row["generation"] for row in rows)
-    before = {row["prompt_id"]: row for row in rows if row["generation"] == first}
-    after = {row["prompt_id"]: row for row in rows if row["generation"] == last}
-    return [(before[key], after[key]) for key in sorted(before) if key in after]
 
 
 def render(paths: RunPaths) -> str:
@@ -47,11 +61,12 @@ def render(paths: RunPaths) -> str:
         f"<h1>{html.escape(paths.root.name)}</h1>",
         _headline(evaluations),
         _chart(generations, evaluations),
-        _table(generations),
+        "<h2>Generations</h2>",
+        _table(list(GENERATION_COLUMNS), _rows(generations, GENERATION_COLUMNS.values())),
         _changes(comparison.compare(paths)),
         _held_out(evaluations),
         *(_evaluation(row) for row in directory.read_lines(paths.evaluations)),
-        _samples(before_and_after(paths)),
+        _samples(comparison.pairs(paths)),
         f"<h2>Configuration</h2><pre>{html.escape(paths.config.read_text(encoding='utf-8'))}</pre>",
     ]
     return (
@@ -60,6 +75,20 @@ def render(paths: RunPaths) -> str:
         f"<title>seedtune: {html.escape(paths.root.name)}</title><style>{_STYLE}</style>"
         f"{''.join(body)}</html>"
     )
+
+
+def _table(headings: Sequence[str], rows: Iterable[Sequence[str]], *, left: Collection[str] = ()) -> str:
+    """Render a table of plain texts; the columns named in ``left`` hold texts, the others numbers."""
+    opening = ["" if heading in left else " class=n" for heading in headings]
+    lines = [
+        "".join(f"<{tag}{kind}>{html.escape(cell)}</{tag}>" for kind, cell in zip(opening, cells, strict=True))
+        for tag, cells in (("th", headings), *(("td", row) for row in rows))
+    ]
+    return f"<table>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>"
+
+
+def _rows(metrics: Iterable[Row], names: Collection[str]) -> list[list[str]]:
+    return [[_number(row.get(name)) for name in names] for row in metrics]
 
 
 def _headline(evaluations: Sequence[Row]) -> str:
@@ -105,62 +134,22 @@ def _polyline(colour: str, points: Sequence[tuple[float, float]]) -> str:
     return f"<polyline points='{path}' fill=none stroke='{colour}' stroke-width=2 />{dots}"
 
 
-def _table(generations: Sequence[Row]) -> str:
-    columns = {
-        "generation": "generation",
-        "reward": "reward",
-        "± std": "reward_std",
-        "best": "reward_best",
-        "unperturbed": "reward_unperturbed",
-        "length": "completions/mean_length",
-        "tokens/s": "tokens_per_second",
-        "seconds": "step_time",
-    }
-    head = "".join(f"<th class=n>{name}</th>" for name in columns)
-    rows = "".join(
-        f"<tr>{''.join(f'<td class=n>{_number(row.get(key))}</td>' for key in columns.values())}</tr>"
-        for row in generations
-    )
-    return f"<h2>Generations</h2><table><tr>{head}</tr>{rows}</table>"
-
-
 def _changes(found: comparison.Comparison | None) -> str:
     """Render the changes by training, one measure per row, with paired differences."""
     if found is None:
         return ""
-    names = ("measure", *(f"generation {one}" for one in found.generations), "difference")
-    head = "".join(f"<th class=n>{name}</th>" for name in names)
-    rows = "".join(
-        f"<tr><td>{change.measure}</td>{''.join(f'<td class=n>{cell}</td>' for cell in change.cells)}</tr>"
-        for change in found.changes
-    )
+    headings = ("measure", *(f"generation {one}" for one in found.generations), "difference")
+    table = _table(headings, [(change.measure, *change.cells) for change in found.changes], left=("measure",))
     told = f"{found.prompts} held-out prompts; 95 % bootstrap intervals, differences prompt by prompt"
-    return f"<h2>Before and after</h2><p>{told}</p><table><tr>{head}</tr>{rows}</table>"
+    return f"<h2>Before and after</h2><p>{told}</p>{table}"
 
 
 def _held_out(evaluations: Sequence[Row]) -> str:
     """Render every evaluation during training, with the other evaluated tasks."""
-    names = list(dict.fromkeys(name for row in evaluations for name in row if _shown(name)))
-    head = "".join(f"<th class=n>{html.escape(name.removeprefix('eval_'))}</th>" for name in ("generation", *names))
-    rows = "".join(
-        f"<tr>{''.join(f'<td class=n>{_number(row.get(name))}</td>' for name in ('generation', *names))}</tr>"
-        for row in evaluations
-    )
-    return f"<h2>Evaluations while training</h2><table><tr>{head}</tr>{rows}</table>" if rows else ""
-
-
-def _shown(name: str) -> bool:
-    kinds = (
-        "_reward",
-        "accuracy",
-        "/reward",
-        "mean_length",
-        "/length",
-        "clipped_ratio",
-        "repeating_ratio",
-        "empty_ratio",
-    )
-    return name.startswith("eval_") and name.endswith(kinds)
+    found = (name for row in evaluations for name in row if name.startswith("eval_") and name.endswith(EVALUATED))
+    names = list(dict.fromkeys(("generation", *found)))
+    table = _table([name.removeprefix("eval_") for name in names], _rows(evaluations, names))
+    return f"<h2>Evaluations while training</h2>{table}" if evaluations else ""
 
 
 def _evaluation(row: Row) -> str:
@@ -174,31 +163,24 @@ def _compared(row: Row, place: int) -> str:
         f"{subject['name']} ({result['put']})" if result["put"] != "as it is" else subject["name"]
         for subject, result in zip(row["subjects"], results, strict=True)
     ]
-    head = "".join(f"<th class=n>{html.escape(name)}</th>" for name in heads)
-    rows = "".join(
-        f"<tr><td>{html.escape(name)}</td>{''.join(_estimate(r['measures'].get(name)) for r in results)}</tr>"
+    rows = [
+        (name, *(Estimate(**result["measures"].get(name, {"value": None})).text(_number) for result in results))
         for name in results[0]["measures"]
-    )
+    ]
     told = f"{html.escape(results[0]['task'])}: {results[0]['prompts']} held-out prompts"
-    return f"<h2>Evaluation</h2><p>{told}, 95 % intervals</p><table><tr><th>measure</th>{head}</tr>{rows}</table>"
-
-
-def _estimate(found: Row | None) -> str:
-    if found is None or found["value"] is None:
-        return "<td class=n>–</td>"
-    interval = "" if found["low"] is None else f" [{_number(found['low'])}, {_number(found['high'])}]"
-    return f"<td class=n>{_number(found['value'])}{interval}</td>"
+    return f"<h2>Evaluation</h2><p>{told}, 95 % intervals</p>{_table(('measure', *heads), rows, left=('measure',))}"
 
 
 def _samples(pairs: Sequence[tuple[Row, Row]]) -> str:
-    rows = "".join(
-        f"<tr><td>{html.escape(prompt_text(before['prompt']))}</td><td>{html.escape(before['completion'])}</td>"
-        f"<td class=n>{_number(before['reward'])}</td><td>{html.escape(after['completion'])}</td>"
-        f"<td class=n>{_number(after['reward'])}</td></tr>"
+    rows = [
+        (
+            prompt_text(before["prompt"]),
+            *(text for row in (before, after) for text in (row["completion"], _number(row["reward"]))),
+        )
         for before, after in pairs
-    )
-    head = "<tr><th>prompt</th><th>before</th><th class=n>reward</th><th>after</th><th class=n>reward</th></tr>"
-    return f"<h2>Held-out answers before and after</h2><table>{head}{rows}</table>" if rows else ""
+    ]
+    table = _table(("prompt", "before", "reward", "after", "reward"), rows, left=("prompt", "before", "after"))
+    return f"<h2>Held-out answers before and after</h2>{table}" if rows else ""
 
 
 def _number(value: Any) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import runs
-from seedtune.cli import commands
+from seedtune.cli import eval_and_samples
 from seedtune.evaluation import report
 from seedtune.run import directory, recorded_config
 from seedtune.trainer import Trainer
@@ -334,7 +334,7 @@ def test_samples_show_figures_before_and_after_with_intervals_and_the_alarms_of_
 
 
 def test_what_differs_between_two_answers_is_coloured():
-    text = commands._coloured([("It is ", False), ("blue", True)], "red")
+    text = eval_and_samples.coloured([("It is ", False), ("blue", True)], "red")
     assert (text.plain, [(span.start, span.end, str(span.style)) for span in text.spans]) == (
         "It is blue",
         [(6, 10, "red")],

@@ -15,7 +15,7 @@ import runs
 from scores import matches, small_letters
 from seedtune import EvalConfig, evaluate
 from seedtune.config.config import Config
-from seedtune.evaluation.evaluate import settings_of
+from seedtune.evaluation.models import settings_of
 from seedtune.rewards.base import Reward
 from seedtune.run import directory, replay
 from seedtune.run.artifacts.export import export_run

@@ -17,7 +17,8 @@ from seedtune.engines.ray import protocol
 from seedtune.engines.toy import engine
 from seedtune.engines.transformers.engine import TransformersEngine
 from seedtune.errors import ConfigError, LedgerError, RunError
-from seedtune.evaluation.evaluate import evaluate, settings_of
+from seedtune.evaluation.evaluate import evaluate
+from seedtune.evaluation.models import settings_of
 from seedtune.numerics.machine import processor
 from seedtune.run import directory, ledger, recorded_config
 from seedtune.run.ledger import Header, Ledger

@@ -42,15 +42,15 @@ def test_on_a_terminal_the_bar_is_gone_when_the_replay_is_done(goal):
     progress = ReplayProgress(screen)
     for done in sorted({0, goal // 2, goal}):
         progress(done, goal)
-    assert progress.bar is None
+    assert progress.bar.drawn is None
     assert ("replaying" in screen.file.getvalue()) == (goal > 0)
 
 
 def test_on_a_terminal_an_interrupted_replay_takes_its_bar_away():
     with ReplayProgress(console(force_terminal=True)) as progress:
         progress(0, 40)
-        assert progress.bar is not None
-    assert progress.bar is None
+        assert progress.bar.drawn is not None
+    assert progress.bar.drawn is None
 
 
 def test_a_stopwatch_counts_what_was_applied_and_passes_it_on():

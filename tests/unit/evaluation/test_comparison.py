@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from seedtune.evaluation.comparison import compare, last_alarms, marked, shown
+from seedtune.evaluation.comparison import Change, compare, last_alarms, marked
 from seedtune.evaluation.estimators import Estimate
 from seedtune.run.directory import RunPaths
 
@@ -87,11 +87,10 @@ def test_the_alarms_are_those_of_the_last_generation(tmp_path):
 
 
 def test_shares_are_shown_in_per_cent_and_differences_with_their_sign():
-    assert shown(Estimate(0.5, 0.25, 0.75), share=True) == "50.0 % [25.0 %, 75.0 %]"
-    assert shown(Estimate(0.5, -0.25, 0.75), share=True, signed=True) == "+50.0 % [-25.0 %, +75.0 %]"
-    assert shown(Estimate(-0.0), share=True, signed=True) == "+0.0 %"
-    assert shown(Estimate(12.345678), share=False) == "12.35"
-    assert shown(Estimate(None), share=False) == "–"
+    shares = Change("right answers", Estimate(0.5, 0.25, 0.75), Estimate(-0.0), Estimate(0.5, -0.25, 0.75))
+    assert shares.cells == ("50.0 % [25.0 %, 75.0 %]", "0.0 %", "+50.0 % [-25.0 %, +75.0 %]")
+    plain = Change("reward", Estimate(12.345678), Estimate(None), Estimate(-0.0))
+    assert plain.cells == ("12.35", "–", "-0")
 
 
 @pytest.mark.parametrize(

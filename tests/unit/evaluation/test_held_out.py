@@ -17,9 +17,9 @@ from seedtune.evaluation.held_out import (
     EvalConfig,
     check_eval_config,
     during_training,
-    held_out,
-    measure,
+    evaluate,
     others,
+    prompts_of,
 )
 from seedtune.evaluation.prompt_baseline import WORDINGS, Wording, choose, reworded, voted
 from seedtune.rewards.base import Reward
@@ -74,7 +74,7 @@ GREEDY = {"1+1": "2", "2+2": "", "3+3": "?"}.__getitem__
 
 def test_greedy_measures_are_what_one_counts_by_hand():
     engine = Told(GREEDY)
-    found = measure(engine, task(), CONFIG, EvalConfig())
+    found = evaluate(engine, task(), CONFIG, EvalConfig())
     assert values(found) == {
         "accuracy": pytest.approx(1 / 3),  # what could not be scored is wrong
         "reward": 0.5,
@@ -90,8 +90,8 @@ def test_greedy_measures_are_what_one_counts_by_hand():
 
 def test_accuracy_needs_full_marks_and_counts_the_sum_of_rewards():
     several = (Reward("ends_right", ends_right), Reward("brief", brief, 0.5))
-    assert "accuracy" not in values(measure(Told(GREEDY), task(full_marks=None), CONFIG, EvalConfig()))
-    found = values(measure(Told(lambda _: "long answer 2"), task(rewards=several), CONFIG, EvalConfig()))
+    assert "accuracy" not in values(evaluate(Told(GREEDY), task(full_marks=None), CONFIG, EvalConfig()))
+    found = values(evaluate(Told(lambda _: "long answer 2"), task(rewards=several), CONFIG, EvalConfig()))
     assert found["accuracy"] == 0.0
     assert found["reward/ends_right"] == pytest.approx(1 / 3)
     assert found["reward/brief"] == -1.0
@@ -102,7 +102,7 @@ SAMPLES = {"1+1": ["2", "2", "3", "2"], "2+2": ["5", "4", "5", "4"], "3+3": ["",
 
 def test_samples_give_pass_at_k_and_votes():
     engine = Told(GREEDY, SAMPLES)
-    found = values(measure(engine, task(), CONFIG, EvalConfig(samples=4, ks=(1, 2, 4), temperature=0.9, seed=3)))
+    found = values(evaluate(engine, task(), CONFIG, EvalConfig(samples=4, ks=(1, 2, 4), temperature=0.9, seed=3)))
     assert engine.asked[1] == (0.9, 4, 3, 0)
     assert found["pass@1"] == pytest.approx((3 / 4 + 1 / 2 + 1 / 4) / 3)
     assert found["pass@2"] == pytest.approx((1 + 5 / 6 + 1 / 2) / 3)
@@ -114,20 +114,22 @@ def test_samples_give_pass_at_k_and_votes():
 
 def test_votes_are_among_answers_that_the_task_takes_out_of_the_text():
     reasons = {key: [f"{index}: so {text}" for index, text in enumerate(held)] for key, held in SAMPLES.items()}
-    plain = values(measure(Told(GREEDY, reasons), task(), CONFIG, EvalConfig(samples=4)))
+    plain = values(evaluate(Told(GREEDY, reasons), task(), CONFIG, EvalConfig(samples=4)))
     taken = task(answer=lambda text: text.rpartition(" ")[2])
     assert plain["maj@4"] == pytest.approx((3 / 4 + 1 / 2 + 1 / 4) / 3)
-    assert values(measure(Told(GREEDY, reasons), taken, CONFIG, EvalConfig(samples=4)))["maj@4"] == pytest.approx(5 / 6)
+    assert values(evaluate(Told(GREEDY, reasons), taken, CONFIG, EvalConfig(samples=4)))["maj@4"] == pytest.approx(
+        5 / 6
+    )
 
 
 def test_an_answer_function_that_raises_is_named():
     with pytest.raises(RewardError, match="the answer function of task 'sums' raised ZeroDivisionError"):
-        measure(Told(GREEDY, SAMPLES), task(answer=lambda _: str(1 / 0)), CONFIG, EvalConfig(samples=2))
+        evaluate(Told(GREEDY, SAMPLES), task(answer=lambda _: str(1 / 0)), CONFIG, EvalConfig(samples=2))
 
 
 def test_a_sample_without_reward_is_wrong_and_left_out_of_mean_rewards():
     held = {**SAMPLES, "1+1": ["?", "?", "?", "2"]}
-    found = measure(Told(GREEDY, held), task(), CONFIG, EvalConfig(samples=4))
+    found = evaluate(Told(GREEDY, held), task(), CONFIG, EvalConfig(samples=4))
     assert found.columns["pass@1"][0] == 0.25
     assert found.columns["majority_reward@4"][0] == 0.0  # the vote goes to what has no reward
     assert found.estimates["majority_reward@4"].value == pytest.approx(0.5)
@@ -150,15 +152,15 @@ def test_what_cannot_be_asked_is_refused_with_the_fix(settings, words):
 
 
 def test_a_limit_takes_the_first_prompts():
-    assert measure(Told(GREEDY), task(), CONFIG, EvalConfig(limit=2)).prompts == 2
-    assert len(held_out(task(), CONFIG.replace(eval_prompts=1))) == 1
+    assert evaluate(Told(GREEDY), task(), CONFIG, EvalConfig(limit=2)).prompts == 2
+    assert len(prompts_of(task(), CONFIG.replace(eval_prompts=1))) == 1
 
 
 def test_a_task_that_cannot_be_asked_is_refused():
     with pytest.raises(ConfigError, match="task 'sums' has no held-out prompts"):
-        held_out(task(test=()), CONFIG)
+        prompts_of(task(test=()), CONFIG)
     with pytest.raises(ConfigError, match="system_prompt='x' needs chat prompts"):
-        held_out(task(), CONFIG.replace(system_prompt="x"))
+        prompts_of(task(), CONFIG.replace(system_prompt="x"))
 
 
 # ------------------------------------------------------------------------------ training
@@ -228,7 +230,7 @@ def test_words_are_put_where_they_belong(wording, prompt, system, expected):
 
 
 def test_votes_stand_under_the_names_of_single_answers():
-    found = voted(measure(Told(GREEDY, SAMPLES), task(), CONFIG, EvalConfig(samples=4)))
+    found = voted(evaluate(Told(GREEDY, SAMPLES), task(), CONFIG, EvalConfig(samples=4)))
     assert values(found) == {"accuracy": pytest.approx(5 / 6), "reward": pytest.approx(5 / 6)}
     assert found.votes == 4
     assert np.array_equal(found.columns["accuracy"], [1.0, 0.5, 1.0])

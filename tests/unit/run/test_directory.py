@@ -12,7 +12,7 @@ from seedtune.config.sections import ToySettings
 from seedtune.engines import snapshots
 from seedtune.engines.toy.engine import ToyEngine
 from seedtune.errors import StorageError, storage_cause, storage_error
-from seedtune.evaluation import report
+from seedtune.evaluation import comparison, report
 from seedtune.numerics.noise import Noise
 from seedtune.run import directory
 from seedtune.run.directory import RunPaths
@@ -179,14 +179,14 @@ def paths(tmp_path) -> RunPaths:
 def test_answers_before_and_after_are_those_of_the_first_and_last_evaluation(paths):
     rows = [sample(g, p, completion=f"{g}/{p}") for g in (0, 5, 10) for p in (0, 1)]
     directory.append_lines(paths.samples, [*rows, sample(11, 0, split="train"), sample(10, 7)])
-    shown = [(a["completion"], b["completion"]) for a, b in report.before_and_after(paths)]
+    shown = [(a["completion"], b["completion"]) for a, b in comparison.pairs(paths)]
     assert shown == [("0/0", "10/0"), ("0/1", "10/1")]
 
 
 def test_a_run_that_has_just_begun_has_a_report(paths):
     page = report.render(paths)
     assert "No held-out evaluation." in page
-    assert report.before_and_after(paths) == []
+    assert comparison.pairs(paths) == []
 
 
 def test_the_report_shows_restored_generations_and_gaps_and_no_raw_markup(paths):

@@ -15,7 +15,7 @@ from models import answers, job, load_engine, text_prompts
 from seedtune import Config, Trainer, evaluate, export_run, pack_run, unpack_run, verify_run
 from seedtune.engines.vllm.engine_core import EngineCore
 from seedtune.errors import EngineError
-from seedtune.evaluation.evaluate import settings_of
+from seedtune.evaluation.models import settings_of
 from seedtune.run import directory, ledger
 from serving import SMALL, end_all, save_served, serve
 

@@ -1,0 +1,201 @@
+"""The commands that export, check, compare and ship finished runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from seedtune.cli.console import console, say
+from seedtune.cli.options import Dtype, Generation, LocalSets, OutputFolder, RunFolder
+from seedtune.cli.progress import ReplayProgress
+from seedtune.errors import ConfigError
+
+if TYPE_CHECKING:
+    from seedtune.run.artifacts.consistency import Audit
+    from seedtune.run.artifacts.diff import Difference
+    from seedtune.run.artifacts.export import Export
+    from seedtune.run.artifacts.verify import Verification
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def export(
+    run: RunFolder,
+    output: OutputFolder,
+    generation: Generation = None,
+    dtype: Dtype = None,
+    sets: LocalSets = None,
+) -> None:
+    """Write the fine-tuned model as a Hugging Face folder, for transformers, vLLM and all that read it.
+
+    It is rebuilt from the ledger and the newest snapshot that is not past the generation asked for.
+    """
+    from seedtune.run.artifacts.export import export_run
+
+    _check_dtype(dtype)
+    with ReplayProgress(console()) as progress:
+        done = export_run(run, output, generation=generation, dtype=dtype, sets=sets or (), progress=progress)
+    _say_exported(done, output)
+
+
+def verify(
+    run: RunFolder,
+    model: Annotated[str | None, typer.Option(help="Where the base model is, if not where the run had it.")] = None,
+    snapshots: Annotated[bool, typer.Option("--snapshots", help="Check the run's snapshots, too.")] = False,
+    sets: LocalSets = None,
+) -> None:
+    """Prove that base model + ledger = weights.
+
+    Checks every line of the ledger, recomputes the coefficients from the recorded rewards, replays all
+    generations from the base model alone, and compares every fingerprint that the run recorded.  Rewards
+    themselves are not measured again.
+
+    Exit code 0: all match.  1: the first place where they part, and what may have caused it.
+    """
+    from seedtune.run.artifacts.verify import verify_run
+
+    with ReplayProgress(console()) as progress:
+        found = verify_run(run, model=model, sets=sets or (), snapshots=snapshots, progress=progress)
+    for line in _verified(found):
+        say(line)
+
+
+def diff(
+    run_a: Annotated[Path, typer.Argument(metavar="RUN_A", help="A run directory.")],
+    run_b: Annotated[Path, typer.Argument(metavar="RUN_B", help="Another one.")],
+) -> None:
+    """Say where two runs part, and why.
+
+    Compares what they start from (base model, settings, data) and then generation by generation what was
+    asked, answered and made of it, causes before effects.  No model is loaded.
+
+    Exit code 0: equal.  1: different, or one goes on where the other ends.
+    """
+    from seedtune.run.artifacts.diff import diff_runs
+
+    found = diff_runs(run_a, run_b)
+    for line in _compared(found, (run_a, run_b)):
+        say(line)
+    if not found.equal:
+        raise typer.Exit(1)
+
+
+def pack(
+    run: RunFolder,
+    output: Annotated[Path, typer.Option("--output", "-o", help="File to write, for example my-model.pack.")],
+    generation: Generation = None,
+    licence: Annotated[str | None, typer.Option("--licence", "--license", help="Licence of the fine-tune.")] = None,
+    base_licence: Annotated[
+        str | None, typer.Option(help="Licence of the base model; by default what its own card states.")
+    ] = None,
+    note: Annotated[str | None, typer.Option(help="Attribution, or anything a reader should know.")] = None,
+    sets: LocalSets = None,
+) -> None:
+    """Write a fine-tune as one small file: kilobytes, whatever the size of the model.
+
+    It holds the base model's fingerprint, the seeds and the coefficients; no rewards, prompts or answers.
+    With the base model, it gives the same weights, bit for bit: seedtune unpack BASE FILE -o DIR
+
+    The first line of the file is JSON that says what it is: head -n 1 FILE
+    """
+    from seedtune.run.artifacts.export import Rights
+    from seedtune.run.artifacts.pack import pack_run
+
+    rights = Rights(base_licence, licence, note)
+    with ReplayProgress(console()) as progress:
+        about = pack_run(run, output, generation=generation, rights=rights, sets=sets or (), progress=progress).about
+    say(f"packed {count(about.generations, 'generation')} into {output}, {output.stat().st_size:,} bytes")
+    say(f"base model {about.model}, fingerprint {about.base_fingerprint}")
+    if about.base_licence is None:
+        say("no licence of the base model was found: state it with --base-licence if you give the file away")
+    say(f"rebuild it with: seedtune unpack BASE {output} -o MODEL")
+
+
+def unpack(
+    base: Annotated[str, typer.Argument(metavar="BASE", help="The base model: folder, id or built-in name.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="What 'seedtune pack' wrote.")],
+    output: OutputFolder,
+    dtype: Dtype = None,
+    sets: LocalSets = None,
+) -> None:
+    """Rebuild a packed fine-tune from its base model, as a Hugging Face folder.
+
+    The tensors are those of 'seedtune export' where it was trained, bit for bit.  A truncated or edited file,
+    one of a newer format, another base model, or weights that come out otherwise are refused, and nothing is
+    written.
+    """
+    from seedtune.run.artifacts.pack import unpack_run
+
+    _check_dtype(dtype)
+    with ReplayProgress(console()) as progress:
+        done = unpack_run(base, file, output, dtype=dtype, sets=sets or (), progress=progress)
+    _say_exported(done, output)
+
+
+def _check_dtype(dtype: str | None) -> None:
+    if dtype is not None and dtype not in DTYPES:
+        raise ConfigError(f"--dtype {dtype!r} is not one of {', '.join(DTYPES)}.")
+
+
+def _say_exported(done: Export, output: Path) -> None:
+    """Print the result of an export, its duration, and how to load the model."""
+    if done.replayed:
+        say(f"replayed {done.replayed} generations in {done.seconds:.2f} s")
+    say(f"wrote the model after generation {done.generation} to {output}")
+    say(f'load it with: AutoModelForCausalLM.from_pretrained("{output}")')
+
+
+def count(number: int, what: str) -> str:
+    """Format a count: ``1 generation``, ``2 generations``."""
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def _verified(found: Verification) -> list[str]:
+    from seedtune.engines.recorded_arithmetic import words
+
+    last = max(found.matched, default=0)
+    torn = f"; {found.torn} bytes of an unfinished last line are not part of the run" if found.torn else ""
+    lines = [
+        f"ledger: {count(found.generations, 'generation')}, every checksum good{torn}",
+        *_audited(found.audit),
+        f"base model: fingerprint {found.base_fingerprint}, as recorded",
+        *(
+            f"rewards{f' from generation {at} on' if at else ''}: computed with {words(entry)} (not measured again)"
+            for at, entry in sorted(found.arithmetics.items())
+        ),
+        f"replayed {count(found.generations, 'generation')} from the base model in {found.seconds:.2f} s",
+    ]
+    if found.snapshots:
+        lines.append(f"snapshots: {', '.join(map(str, found.snapshots))} hold the replayed weights")
+    if last < found.generations:
+        lines.append(f"no fingerprint is recorded after generation {last}; replay ends with {found.fingerprint}")
+    matched = len(found.matched)
+    told = f"all {count(matched, 'recorded fingerprint')} match" if matched else "no fingerprint is recorded to compare"
+    if found.generations == 0:
+        told = "the base model is the recorded one, and there is no generation yet"
+    return [*lines, f"verified: {told}"]
+
+
+def _audited(audit: Audit) -> list[str]:
+    told = (
+        (audit.exact, "follow from the recorded rewards, bit for bit"),
+        (audit.scaled, "follow from the recorded rewards up to one factor each (scores per prompt are not recorded)"),
+        (audit.unchecked, "could not be checked against rewards (members tie and scores per prompt are not recorded)"),
+    )
+    return [f"coefficients: those of {count(number, 'generation')} {what}" for number, what in told if number]
+
+
+def _compared(found: Difference, runs: tuple[Path, Path]) -> list[str]:
+    lines = [f"start: {line}" for line in found.header] + [f"note: {line}" for line in found.notes]
+    if found.generation is not None:
+        where = f"generation {found.generation}, after {count(found.generation, 'equal one')}"
+        return [*lines, f"the runs part at {where}:", *(f"  {reason}" for reason in found.reasons)]
+    lines.append(
+        f"equal: {count(min(found.generations), 'generation')} and {count(found.fingerprints, 'recorded fingerprint')}"
+    )
+    if found.generations[0] != found.generations[1]:
+        short, long = sorted(zip(found.generations, runs, strict=True))
+        lines.append(f"{short[1]} ends there; {long[1]} goes on to generation {long[0]}")
+    return lines

@@ -1,0 +1,152 @@
+"""``seedtune train`` and ``seedtune resume``."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from seedtune.cli.console import console, error_console, say
+from seedtune.cli.options import RunFolder, Sets
+from seedtune.cli.progress import ProgressLines, ReplayProgress
+from seedtune.errors import ConfigError, resume_command
+
+if TYPE_CHECKING:
+    from seedtune.trainer import Trainer
+
+
+def train(
+    config: Annotated[Path | None, typer.Argument(metavar="[CONFIG.yaml]", help="Settings; see examples/.")] = None,
+    model: Annotated[str | None, typer.Option(help="Hugging Face id, folder or built-in name.")] = None,
+    train_dataset: Annotated[
+        str | None,
+        typer.Option(metavar="FILE|ID", help="Your data: .jsonl, .json, .csv, .parquet, or a Hugging Face id."),
+    ] = None,
+    eval_dataset: Annotated[
+        str | None, typer.Option(metavar="FILE|ID", help="Held-out data; a part of the training data by default.")
+    ] = None,
+    reward: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="FILE.py:FUNCTION", help="Your reward, or module.function, or {path: …, adapter: …}; repeatable."
+        ),
+    ] = None,
+    sets: Sets = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, show the plan, train nothing.")] = False,
+) -> None:
+    """Fine-tune a model.
+
+    The run directory (output_dir) then holds the ledger, metrics.jsonl, samples.jsonl, snapshots and
+    report.html.
+    A run that was stopped, killed or crashed goes on with: seedtune resume RUN
+
+    Without a file of settings:
+    seedtune train --model smollm2-135m --train-dataset data.jsonl --reward rewards.py:my_reward --set generations=20
+    """
+    from seedtune.cli.warming import compile_beside
+    from seedtune.config.config import Config
+    from seedtune.config.yaml_file import override, read_settings
+    from seedtune.trainer import Trainer
+
+    options = {"model": model, "train_dataset": train_dataset, "eval_dataset": eval_dataset}
+    given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
+    if reward:
+        given["reward_funcs"] = [_reward(text) for text in reward]
+    if config is None and not given and not sets:
+        raise ConfigError(
+            "nothing says what to train. Give a CONFIG.yaml (see examples/), or --model, --train-dataset and --reward."
+        )
+    settings = Config.create(override({**(read_settings(config) if config else {}), **given}, sets or ()))
+    compile_beside(settings)
+    trainer = Trainer(settings)
+    if dry_run:
+        _dry_run(trainer)
+    else:
+        _run(trainer, resume=False)
+
+
+def resume(
+    run: RunFolder,
+    generations: Annotated[int | None, typer.Option(help="Train to this many generations in all.")] = None,
+    sets: Sets = None,
+) -> None:
+    """Go on with a run after the last complete generation, bit for bit as if it had never stopped."""
+    from seedtune.cli.warming import compile_beside
+    from seedtune.config.config import Config
+    from seedtune.config.yaml_file import override
+    from seedtune.run import recorded_config
+    from seedtune.trainer import Trainer
+
+    config = Config.create(override(recorded_config.run_config(run).model_dump(), sets or ()))
+    if generations is not None:
+        config = config.replace(generations=generations)
+    compile_beside(config)
+    _run(Trainer(config), resume=True)
+
+
+def _reward(text: str) -> Any:
+    """Parse a reward of the command line: plain text, or a mapping like ``{path: rewards.py:score, adapter: verl}``."""
+    from seedtune.config.yaml_file import parse_value
+
+    return parse_value(text) if text.lstrip().startswith("{") else text
+
+
+def _run(trainer: Trainer, *, resume: bool) -> None:
+    """Train with progress lines, then print the results; after Ctrl-C the run can be resumed (exit code 130)."""
+    lines = ProgressLines(console())
+    trainer.callbacks = (lines,)
+    try:
+        with ReplayProgress(console()) as trainer.session.replaying:
+            trainer.train(resume=resume)
+    except KeyboardInterrupt:
+        lines.bar.stop()
+        _say_interrupted(trainer)
+        raise typer.Exit(130) from None
+    finally:
+        lines.bar.stop()
+        trainer.release()
+    _say_done(trainer)
+
+
+def _say_interrupted(trainer: Trainer) -> None:
+    paths = trainer.paths
+    if not paths.config.exists():
+        error_console().print("stopped before the run began; nothing was written.")
+        return
+    error_console().print(
+        f"stopped after generation {trainer.generation}; nothing is lost. Continue with: {resume_command(paths.root)}"
+    )
+
+
+def _say_done(trainer: Trainer) -> None:
+    from seedtune.cli.eval_and_samples import say_changes
+
+    root = trainer.paths.root
+    say(f"done: {trainer.generation} generations. Report: {trainer.paths.report}")
+    say_changes(trainer.paths)
+    size = trainer.paths.ledger.stat().st_size
+    say(
+        f"the fine-tune is {trainer.paths.ledger}, {size:,} bytes: seedtune verify {root} replays it bit for bit, "
+        f"seedtune pack {root} -o FILE ships it"
+    )
+    say(f"next: seedtune samples {root}   seedtune export {root} -o MODEL")
+
+
+def _dry_run(trainer: Trainer) -> None:
+    """Load everything a run needs and print its size."""
+    from seedtune import engines
+    from seedtune.run import replay
+    from seedtune.strategies import populations
+
+    config = trainer.config
+    trainer.paths.check_unused()
+    with closing(engines.create(config)) as engine:
+        ProgressLines(console()).describe(trainer, replay.loaded(engine))
+    completions = min(config.prompts_per_generation, len(trainer.task.train)) * config.samples_per_prompt
+    sizes = [(size + config.evaluate_unperturbed) * completions for size in populations(config)]
+    say(
+        f"{max(sizes):,} rollouts a generation{'' if min(sizes) == max(sizes) else ' at most'}, {sum(sizes):,} in all; "
+        f"at most {max(sizes) * config.max_completion_length:,} new tokens a generation. Nothing was written."
+    )

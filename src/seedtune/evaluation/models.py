@@ -1,0 +1,65 @@
+"""The model to evaluate, opened: a folder, a Hugging Face id, a built-in name, or a run after some generations."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+from seedtune import engines
+from seedtune.config.config import Config
+from seedtune.config.yaml_file import override, read_settings
+from seedtune.engines.base import Engine
+from seedtune.errors import ConfigError
+from seedtune.run import directory, ledger, recorded_config, replay
+
+
+def is_run(what: str | Path) -> bool:
+    """Return whether this is a run directory, as opposed to a model."""
+    return directory.RunPaths(Path(what)).ledger.exists()
+
+
+def settings_of(what: str | Path, *, file: Path | None = None, sets: Sequence[str] = ()) -> Config:
+    """Return the settings for evaluating ``what``: a run's own, or those of ``file`` (say, RUN/config.yaml).
+
+    ``sets`` override single settings.  Raises ConfigError for an unknown setting, or if ``what`` is a run and ``file``
+    is given; `evaluate` raises it for a change that the weights of a run depend on.
+    """
+    if not is_run(what):
+        named = {"model": str(what)}
+        return Config.create({**override({**(read_settings(file) if file else {}), **named}, sets), **named})
+    if file is not None:
+        raise ConfigError(f"{what} is a run and has settings of its own: change them one by one, and leave out {file}.")
+    return recorded_config.with_settings(recorded_config.run_config(Path(what)), sets)
+
+
+@contextmanager
+def opened(
+    what: str | Path, config: Config, *, generation: int | None = None, progress: replay.Progress | None = None
+) -> Iterator[Engine]:
+    """Open a model, or a run after ``generation`` generations (all by default); its engine is closed at the end.
+
+    Raises ConfigError, RunError, LedgerError or ModelError.
+    """
+    contents = ledger_of(what, config)
+    if contents is None:
+        engine = engines.create(config)
+        replay.loaded(engine)
+    else:
+        engine, _ = replay.load(Path(what), config, contents, generation=generation, progress=progress)
+    with closing(engine):
+        yield engine
+
+
+def ledger_of(what: str | Path, config: Config) -> ledger.Contents | None:
+    """Return the ledger of a run, None for a model.  Raises ConfigError if ``config`` would change a run's weights."""
+    if not is_run(what):
+        return None
+    root = Path(what)
+    recorded, contents = recorded_config.run_config(root), ledger.read(directory.RunPaths(root).ledger)
+    recorded_config.check_same_run(root, contents.header, recorded)
+    names = [name for name, _, _ in ledger.differences(recorded.model_dump(), config.model_dump())]
+    fixed = [name for name in names if name in ("model", *recorded_config.WEIGHTS)]
+    if fixed:
+        raise ConfigError(f"{', '.join(fixed)}: the run's weights depend on it, so an evaluation cannot change it.")
+    return contents
