@@ -4,7 +4,7 @@ seedtune validate examples/my_task.py:my_task
 seedtune train CONFIG.yaml --set task=examples/my_task.py:my_task --set task_args.size=400
 """
 
-from seedtune.rewards.completions import text_of
+from seedtune.rewards.base import text_of
 from seedtune.tasks import Reward, Task, examples
 
 

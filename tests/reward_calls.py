@@ -7,8 +7,7 @@ from typing import Any
 
 from seedtune.config.config import Config
 from seedtune.errors import RewardError
-from seedtune.rewards.aggregate import column_names, keywords_of
-from seedtune.rewards.base import Reward
+from seedtune.rewards.base import Reward, keywords_of
 from seedtune.rewards.execution.call import attempt
 from seedtune.rewards.sources import build
 from seedtune.types import Example
@@ -22,7 +21,8 @@ def rewards(given: Any, weights: Sequence[float] | None = None) -> tuple[Reward,
 
 def score(rewards: Sequence[Reward], examples: Sequence[Example], texts: Sequence[str]) -> dict[str, list[float]]:
     """Each reward's values; RewardError with the first fault."""
-    keywords, values = keywords_of(examples, texts, column_names(examples)), {}
+    names = sorted({name for example in examples for name in example.columns})
+    keywords, values = keywords_of(examples, texts, names), {}
     for reward in rewards:
         answer = attempt(reward.function, keywords, len(texts))
         for fault in answer.faults.values():

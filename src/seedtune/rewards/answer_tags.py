@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from seedtune.rewards.completions import text_of
+from seedtune.rewards.base import text_of
 
 OPEN, CLOSE = "<answer>", "</answer>"
 THINK, THOUGHT = "<think>", "</think>"

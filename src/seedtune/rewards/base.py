@@ -1,10 +1,13 @@
-"""The reward type: a function that scores completions, with a name and a weight."""
+"""The reward type, the text of completions, the keyword arguments of reward functions, and their weighted sum."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from seedtune.types import Example
 
 RewardFunction = Callable[..., Any]
 """TRL's signature: ``fn(prompts, completions, **columns) -> list[float | None]``, sync or async.
@@ -22,7 +25,7 @@ class Reward:
     function: RewardFunction
     weight: float = 1.0
     source: str | None = None
-    """Import path of the function: ``seedtune.rewards.sources.load.load(source)`` returns it in any process.
+    """Import path of the function: ``seedtune.rewards.sources.adapters.load(source)`` returns it in any process.
 
     ``/path/file.py:name``, ``module.name``, or either with an adapter prefix, ``verl@module.name``.  None: the
     reward was passed as a function.
@@ -30,3 +33,40 @@ class Reward:
 
     inline: bool = False
     """Whether the reward must run in the main process: it holds a model, or waits in its own threads (judges)."""
+
+
+def text_of(completion: str | Sequence[dict[str, Any]]) -> str:
+    """Return the text of a completion, which is a string or a list of chat messages."""
+    if isinstance(completion, str):
+        return completion
+    return "".join(str(message["content"]) for message in completion)
+
+
+def keywords_of(examples: Sequence[Example], texts: Sequence[str], names: Sequence[str]) -> dict[str, list[Any]]:
+    """Return the keyword arguments of a reward function: the columns ``names``, ``prompts`` and ``completions``."""
+    columns = {name: [example.columns.get(name) for example in examples] for name in names}
+    completions = [_completion(example, text) for example, text in zip(examples, texts, strict=True)]
+    return {**columns, "prompts": [_prompt(example) for example in examples], "completions": completions}
+
+
+def _prompt(example: Example) -> Any:
+    return example.prompt if isinstance(example.prompt, str) else [dict(message) for message in example.prompt]
+
+
+def _completion(example: Example, text: str) -> Any:
+    return text if isinstance(example.prompt, str) else [{"role": "assistant", "content": text}]
+
+
+def total(rewards: Sequence[Reward], values: Mapping[str, Sequence[float]]) -> list[float]:
+    """Return Σ weight·value over the rewards with a finite value, per completion; NaN where there is none."""
+    weighted = [[reward.weight * value for value in values[reward.name]] for reward in rewards]
+    return [_sum(parts) for parts in zip(*weighted, strict=True)]
+
+
+def _sum(parts: Sequence[float]) -> float:
+    """Sum the finite parts; NaN if there are none or the sum overflows a float."""
+    known = [part for part in parts if math.isfinite(part)]
+    try:
+        return math.fsum(known) if known else math.nan
+    except OverflowError:
+        return math.nan

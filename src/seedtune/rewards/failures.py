@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from seedtune.rewards.aggregate import FIX
 from seedtune.rewards.execution.call import Fault
 from seedtune.types import Example
+
+FIX = "Fix it, or return None for completions it cannot score"
+"""The fix that error messages suggest for a failing reward function."""
 
 AT_ONCE, OF_PROMPTS = 8, 3
 """Failures and distinct prompts after which a function that never returned a value stops the run (all, if fewer)."""
@@ -35,18 +38,12 @@ def stop_reason(
         if len(failing) >= min(OF_PROMPTS, len(set(prompts))):
             return f"the reward function {name!r} {latest.message}, like every other call so far. {FIX}."
     if len(faults) > share * len(prompts):
+        ((usual, _),) = Counter(fault.message for fault in faults.values()).most_common(1)
         return (
             f"the reward function {name!r} failed on {len(faults)} of {len(prompts)} completions, more than "
-            f"max_reward_failure_rate={share:g} allows; most often it {_usual(faults)}. {FIX}, or raise the limit."
+            f"max_reward_failure_rate={share:g} allows; most often it {usual}. {FIX}, or raise the limit."
         )
     return None
-
-
-def _usual(faults: Mapping[int, Fault]) -> str:
-    counts: dict[str, int] = {}
-    for fault in faults.values():
-        counts[fault.message] = counts.get(fault.message, 0) + 1
-    return max(counts, key=lambda message: counts[message])
 
 
 def rows(
@@ -96,6 +93,6 @@ class Once:
             )
 
     def _new(self, *key: str) -> bool:
-        new = key not in self._shown
+        known = len(self._shown)
         self._shown.add(key)
-        return new
+        return len(self._shown) > known

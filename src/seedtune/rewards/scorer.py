@@ -5,18 +5,17 @@ from __future__ import annotations
 import math
 import queue
 import threading
+import weakref
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 from seedtune.config.config import Config
 from seedtune.errors import RewardError
-from seedtune.rewards.aggregate import column_names, keywords_of
-from seedtune.rewards.base import Reward
-from seedtune.rewards.execution.batching import Batching, batches
+from seedtune.rewards.base import Reward, keywords_of
 from seedtune.rewards.execution.call import Fault, RewardCall, RewardResult, accepted, attempt
 from seedtune.rewards.execution.placement import Placement, place_of
 from seedtune.rewards.execution.pool import Done, Pool
@@ -30,13 +29,8 @@ Report = Callable[[list[dict[str, Any]]], None]
 STUCK = 8
 """Hung threads of one reward in this process that stop the run."""
 
-
-@dataclass(frozen=True, slots=True)
-class RewardScores:
-    """Each reward's values by completion index, NaN where missing, and the number of completions it failed on."""
-
-    values: dict[str, list[float]]
-    failed: dict[str, int]
+CHUNK = 32
+"""Completions per call of an inline reward: enough for one model batch or for concurrent requests."""
 
 
 class Scorer:
@@ -54,6 +48,7 @@ class Scorer:
         self.stuck: Counter[str] = Counter()
         self.once = Once()
         self._pools: dict[str, Pool] = {}
+        weakref.finalize(self, _close, self._pools)
 
     def keep(self, report: Report, advice: str) -> None:
         """Send failure records to ``report``, once per evaluation, and end stop errors with ``advice``."""
@@ -77,50 +72,55 @@ class Scorer:
                 self._report([{"after_generation": after, **row} for row in failures])
 
     def submit(self, reward: Reward, call: RewardCall, done: Done) -> None:
-        """Run a call where the reward is placed; ``done`` receives the result."""
+        """Run a call in the worker or thread where the reward is placed; ``done`` receives the result."""
         place = self.places[reward.name]
         if place.note is not None:
             self.once.note(reward.name, place.note)
-        self._pool(reward, place).submit(call, done)
-
-    def move_here(self, reward: Reward, why: str) -> None:
-        """Run a reward in this process from now on; ``why`` is logged once."""
-        self.places[reward.name] = Placement("thread", note=why)
+        key = reward.name if place.where == "thread" else ""
+        if key not in self._pools:
+            processes = partial(ProcessWorker, self.config.reward_memory_mb)
+            thread = place.where == "thread"
+            self._pools[key] = Pool(ThreadWorker, 1) if thread else Pool(processes, self.config.reward_workers)
+        self._pools[key].submit(call, done)
 
     def close(self) -> None:
         """End all workers."""
-        for pool in self._pools.values():
-            pool.close()
-        self._pools = {}
+        _close(self._pools)
 
-    def batching(self, reward: Reward) -> Batching:
-        """Return how completions are grouped into calls of a reward."""
-        if self.places[reward.name].where == "here":
-            return "all"
-        how = self.config.reward_batch
-        return "chunk" if how == "sample" and reward.inline else how
 
-    def _pool(self, reward: Reward, place: Placement) -> Pool:
-        key = reward.name if place.where == "thread" else ""
-        if key not in self._pools:
-            memory = self.config.reward_memory_mb
-            processes = partial(Pool, partial(ProcessWorker, memory), self.config.reward_workers)
-            self._pools[key] = processes() if place.where == "worker" else Pool(ThreadWorker, 1)
-        return self._pools[key]
+def _close(pools: dict[str, Pool]) -> None:
+    while pools:
+        pools.popitem()[1].close()
+
+
+@dataclass(slots=True)
+class _Batch:
+    """The completions of one call of a reward, and how many of them have not arrived."""
+
+    reward: Reward
+    places: tuple[int, ...]
+    missing: int
 
 
 class Round:
-    """The scoring of one evaluation.  Everything except the reward calls runs in the caller's thread."""
+    """The scoring of one evaluation.  Everything except the reward calls runs in the caller's thread.
+
+    ``values`` has each reward's values by completion index, NaN where missing.
+    """
 
     def __init__(self, scorer: Scorer, examples: Sequence[Example], prompts: Sequence[int]) -> None:
         self._scorer, self._prompts = scorer, prompts
         self._examples = [examples[prompt] for prompt in prompts]
-        self._names = column_names(examples)
+        self._names = sorted({name for example in examples for name in example.columns})
         self._texts: list[str | None] = [None] * len(prompts)
-        self._values = {reward.name: [math.nan] * len(prompts) for reward in scorer.rewards}
+        self.values = {reward.name: [math.nan] * len(prompts) for reward in scorer.rewards}
         self._faults: dict[str, dict[int, Fault]] = {reward.name: {} for reward in scorer.rewards}
-        self._parts = [_Parts(reward, batches(scorer.batching(reward), prompts)) for reward in scorer.rewards]
-        self._answers: queue.SimpleQueue[tuple[Reward, tuple[int, ...], RewardResult]] = queue.SimpleQueue()
+        self._batches = [batch for reward in scorer.rewards for batch in self._batches_of(reward)]
+        self._waiting: list[list[_Batch]] = [[] for _ in prompts]
+        for batch in self._batches:
+            for place in batch.places:
+                self._waiting[place].append(batch)
+        self._answers: queue.SimpleQueue[tuple[_Batch, RewardResult]] = queue.SimpleQueue()
         self._open = 0
 
     def add(self, place: int, text: str) -> None:
@@ -130,58 +130,69 @@ class Round:
         """
         if self._texts[place] is None:
             self._texts[place] = text
-            for part in self._parts:
-                batch = part.complete(place)
-                if batch and self._scorer.places[part.reward.name].where != "here":
-                    self._submit(part.reward, batch)
+            for batch in self._waiting[place]:
+                batch.missing -= 1
+                if not batch.missing:
+                    self._submit(batch)
         while not self._answers.empty():
             self._take(*self._answers.get())
 
-    def finish(self) -> RewardScores:
-        """Wait for all values and return them; calls with missing completions are made with the ones that arrived."""
-        for part in self._parts:
-            here = self._scorer.places[part.reward.name].where == "here"
-            for batch in part.batches if here else part.incomplete():
-                self._submit(part.reward, tuple(place for place in batch if self._texts[place] is not None))
+    def finish(self) -> dict[str, list[float]]:
+        """Wait for all calls and return ``values``; incomplete calls are made with the completions that arrived."""
+        for batch in self._batches:
+            if batch.missing:
+                batch.places = tuple(place for place in batch.places if self._texts[place] is not None)
+                self._submit(batch)
         while self._open:
             self._take(*self._answers.get())
-        return RewardScores(self._values, {name: len(faults) for name, faults in self._faults.items()})
+        return self.values
+
+    def failed(self) -> dict[str, int]:
+        """Return the number of completions on which each reward failed."""
+        return {name: len(faults) for name, faults in self._faults.items()}
 
     def failures(self) -> list[dict[str, Any]]:
         """Return the failure records of this evaluation."""
         found = self._faults.items()
         return [row for name, faults in found for row in rows(name, faults, self._examples, self._texts)]
 
-    def _submit(self, reward: Reward, batch: tuple[int, ...]) -> None:
-        if not batch:
+    def _batches_of(self, reward: Reward) -> list[_Batch]:
+        """Group the completions into calls; those in the main thread wait until all rollouts are there."""
+        config, here = self._scorer.config, self._scorer.places[reward.name].where == "here"
+        inline = reward.inline and config.reward_batch == "sample"
+        grouped = batches("all" if here else "chunk" if inline else config.reward_batch, self._prompts)
+        return [_Batch(reward, places, len(places) + here) for places in grouped]
+
+    def _submit(self, batch: _Batch) -> None:
+        reward, places = batch.reward, batch.places
+        if not places:
             return
-        examples, texts = [self._examples[i] for i in batch], [self._texts[i] or "" for i in batch]
-        keywords = _wanted(reward, keywords_of(examples, texts, self._names))
-        place, self._open = self._scorer.places[reward.name], self._open + 1
-        if place.where == "here":
-            self._take(reward, batch, attempt(reward.function, keywords, len(batch)))
+        self._open += 1
+        keywords = keywords_of([self._examples[i] for i in places], [self._texts[i] or "" for i in places], self._names)
+        keywords = accepted(reward.function, keywords)
+        where = self._scorer.places[reward.name]
+        if where.where == "here":
+            self._take(batch, attempt(reward.function, keywords, len(places)))
             return
         # Inline rewards (a judge, a classifier) have their own time limits, one per request.
         seconds = threading.TIMEOUT_MAX if reward.inline else self._scorer.config.reward_timeout
-        call = RewardCall(reward.function, place.source, keywords, len(batch), seconds)
-        self._scorer.submit(reward, call, lambda answer: self._answers.put((reward, batch, answer)))
+        call = RewardCall(reward.function, where.source, keywords, len(places), seconds)
+        self._scorer.submit(reward, call, lambda answer: self._answers.put((batch, answer)))
 
-    def _take(self, reward: Reward, batch: tuple[int, ...], answer: RewardResult) -> None:
+    def _take(self, batch: _Batch, answer: RewardResult) -> None:
         self._open -= 1
-        if any(fault.kind == "send" or self._unfound(reward, fault) for fault in answer.faults.values()):
-            self._scorer.move_here(reward, answer.faults[0].message)
-            self._submit(reward, batch)
-            return
-        for place, value in zip(batch, answer.values, strict=True):
-            self._values[reward.name][place] = value
-        if len(answer.faults) < len(batch):
+        reward, places = batch.reward, batch.places
+        for fault in answer.faults.values():
+            if fault.kind == "send" or (fault.kind == "load" and reward.source is None):
+                self._scorer.places[reward.name] = Placement("thread", note=fault.message)
+                self._submit(batch)
+                return
+        for place, value in zip(places, answer.values, strict=True):
+            self.values[reward.name][place] = value
+        if len(answer.faults) < len(places):
             self._scorer.proven.add(reward.name)
         if answer.faults:
-            self._count(reward.name, {batch[i]: fault for i, fault in answer.faults.items()})
-
-    def _unfound(self, reward: Reward, fault: Fault) -> bool:
-        """Whether loading failed in a worker for a function without a declared ``source``."""
-        return fault.kind == "load" and reward.source is None
+            self._count(reward.name, {places[i]: fault for i, fault in answer.faults.items()})
 
     def _count(self, name: str, faults: dict[int, Fault]) -> None:
         """Record and log new faults; raise RewardError if there are too many."""
@@ -198,28 +209,16 @@ class Round:
             raise RewardError(f"{reason} {scorer.advice}".strip())
 
 
-class _Parts:
-    """The calls of a reward and the completions each one still waits for."""
+def batches(how: Literal["sample", "chunk", "prompt", "all"], prompts: Sequence[int]) -> list[tuple[int, ...]]:
+    """Return the completion indices of each call, independent of the order in which rollouts finish.
 
-    def __init__(self, reward: Reward, found: list[tuple[int, ...]]) -> None:
-        self.reward, self.batches = reward, found
-        self._of = {place: number for number, batch in enumerate(found) for place in batch}
-        self._missing = [len(batch) for batch in found]
-
-    def complete(self, place: int) -> tuple[int, ...]:
-        """Mark a completion as arrived; return its call if that was the last one missing, else ()."""
-        number = self._of[place]
-        self._missing[number] -= 1
-        return () if self._missing[number] else self.batches[number]
-
-    def incomplete(self) -> list[tuple[int, ...]]:
-        """Return the calls that still wait for completions."""
-        return [batch for batch, missing in zip(self.batches, self._missing, strict=True) if missing]
-
-
-def _wanted(reward: Reward, keywords: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Keep only the keywords that the function accepts; keep all if its signature is unavailable."""
-    try:
-        return accepted(reward.function, keywords)
-    except (TypeError, ValueError):
-        return keywords
+    Indices 0, 1, … run over members, then prompts, then samples; ``prompts[i]`` is the prompt of completion i.
+    ``sample``: one; ``chunk``: `CHUNK` neighbours; ``prompt``: those of one prompt; ``all``: the whole evaluation.
+    """
+    if how == "prompt":
+        groups: dict[int, list[int]] = {}
+        for place, prompt in enumerate(prompts):
+            groups.setdefault(prompt, []).append(place)
+        return [tuple(group) for group in groups.values()]
+    size = {"sample": 1, "chunk": CHUNK, "all": max(1, len(prompts))}[how]
+    return [tuple(range(len(prompts))[first : first + size]) for first in range(0, len(prompts), size)]

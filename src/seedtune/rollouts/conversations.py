@@ -18,10 +18,9 @@ from typing import Any
 from seedtune.config.config import Config
 from seedtune.engines.base import Engine
 from seedtune.errors import RewardError
-from seedtune.rewards.aggregate import keywords_of
-from seedtune.rewards.base import Reward
+from seedtune.rewards.base import Reward, keywords_of
 from seedtune.rewards.execution.call import Fault, RewardResult, accepted, attempt, failed, fault_of
-from seedtune.rewards.execution.deadline import Patience
+from seedtune.rewards.execution.thread import TimedThread, is_hang
 from seedtune.rewards.scorer import Scorer
 from seedtune.tasks.base import Task
 from seedtune.tasks.environments.tools import Tools, calls_in, describe, run, schemas, tools_of
@@ -61,7 +60,7 @@ class Conversations:
         self.engine, self.task, self.config, self.how = engine, task, config, config.conversation
         self.failed: Counter[str] = Counter()
         """Failed conversations per reward; a failed environment counts for every reward."""
-        self._scorer, self._patience = scorer, Patience(config.reward_timeout)
+        self._scorer, self._thread = scorer, TimedThread(config.reward_timeout)
         self._timeouts, self._causes = 0, Counter[str]()
 
     def rollouts(self, jobs: Sequence[Job], examples: Sequence[Example]) -> list[Rollout]:
@@ -72,7 +71,7 @@ class Conversations:
         try:
             return self._played(jobs, examples)
         finally:
-            self._patience.close()
+            self._thread.close()
 
     def _played(self, jobs: Sequence[Job], examples: Sequence[Example]) -> list[Rollout]:
         talks = [self._begin(job, place, examples) for job in jobs for place in _places(job)]
@@ -95,11 +94,12 @@ class Conversations:
         member, prompt, sample = place
         content = job.prompts[prompt].content
         talk = Talk(job, member, prompt, sample, content, content)
-        answer, error = self._patience.call(partial(self._open, examples[prompt]))
+        opening = self._thread.call(partial(self._open, examples[prompt]))
+        error = opening.exception()
         if error is not None:
             self._broke(talk, error)
             return talk
-        talk.environment, talk.tools, told = answer
+        talk.environment, talk.tools, told = opening.result()
         if talk.tools and not self._templated(content):
             content = introduced(content, describe(talk.tools))
         talk.begin = talk.content = opened(content, told)
@@ -162,7 +162,9 @@ class Conversations:
             talk.finish = "length"
             return
         role = "tool" if self._templated(talk.content) and talk.tools else "user"
-        replies, error = self._patience.call(partial(_replies, talk, rollout.text, role))
+        hearing = self._thread.call(partial(_replies, talk, rollout.text, role))
+        error = hearing.exception()
+        replies = hearing.result() if error is None else ()
         talk.content = continued(talk.content, rollout.text, replies or ())
         if error is not None:
             self._broke(talk, error)
@@ -178,7 +180,7 @@ class Conversations:
             row = replace(example, columns={**example.columns, "environments": talk.environment})
             scores = tuple(self._scored(reward, row, text) for reward in self.task.rewards)
         if _has(talk.environment, "close"):
-            self._patience.call(talk.environment.close)
+            self._thread.call(talk.environment.close)
         return Rollout(
             job=talk.job.id,
             member=talk.job.members[talk.member],
@@ -194,8 +196,9 @@ class Conversations:
     def _scored(self, reward: Reward, row: Example, text: str) -> float:
         """Score one conversation with a reward, which also receives ``environments``; NaN if it fails."""
         keywords = keywords_of([row], [text], list(row.columns))
-        found, error = self._patience.call(partial(attempt, reward.function, keywords, 1))
-        answer: RewardResult = found if error is None else failed(self._fault(error), 1)
+        scoring = self._thread.call(partial(attempt, reward.function, keywords, 1))
+        error = scoring.exception()
+        answer: RewardResult = scoring.result() if error is None else failed(self._fault(error), 1)
         for fault in answer.faults.values():
             self._scorer.once.show(reward.name, fault, lost="conversation")
             self._count([reward.name], f"the reward function {reward.name!r} {fault.message}")
@@ -210,7 +213,7 @@ class Conversations:
         self._count(names, f"the environment of task {self.task.name!r} {fault.message}")
 
     def _fault(self, error: BaseException) -> Fault:
-        if not isinstance(error, TimeoutError) or error.__traceback__ is not None:  # a TimeoutError of user code
+        if not is_hang(error):
             return fault_of(error)
         self._timeouts += 1
         return Fault("hang", f"took longer than reward_timeout={self.config.reward_timeout:g} seconds")

@@ -14,8 +14,7 @@ from numpy.typing import NDArray
 from seedtune import activities
 from seedtune.config.config import Config
 from seedtune.engines.base import Engine
-from seedtune.rewards.aggregate import total
-from seedtune.rewards.base import Reward
+from seedtune.rewards.base import Reward, total
 from seedtune.rewards.scorer import Scorer
 from seedtune.rollouts import likelihoods
 from seedtune.rollouts.conversations import Conversations
@@ -133,10 +132,10 @@ class Evaluator:
             scores = scoring.finish()
         ordered = [arrived[place] for place in places if place in arrived]
         values = _known(self.task.rewards, ordered) or {
-            name: [v[number[place]] for place in places if place in arrived] for name, v in scores.values.items()
+            name: [v[number[place]] for place in places if place in arrived] for name, v in scores.items()
         }
         seconds = {"rollouts": generated - started, "score": time.perf_counter() - generated}
-        return ScoredRollouts(ordered, values, scores.failed, seconds)
+        return ScoredRollouts(ordered, values, scoring.failed(), seconds)
 
     def outcome(
         self, members: tuple[Member, ...], examples: tuple[Example, ...], answers: ScoredRollouts, objective: str

@@ -11,8 +11,7 @@ from seedtune.config.data_and_rewards import OBJECTS, DatasetSettings
 from seedtune.config.sections import ConversationSettings
 from seedtune.errors import ConfigError, DataError
 from seedtune.rewards.base import Reward
-from seedtune.rewards.sources import build
-from seedtune.rewards.sources.user_code import place_settled
+from seedtune.rewards.sources import build, user_code
 from seedtune.tasks import create, environments
 from seedtune.tasks.base import Task
 from seedtune.tasks.data import datasets
@@ -116,9 +115,9 @@ def _settled(config: Config) -> Config:
     data = {name: getattr(config, name) for name in ("train_dataset", "eval_dataset")}
     found = {n: datasets.settled(d) for n, d in data.items() if d is not None and d.path != OBJECTS}
     rewards = tuple(build.settled(reward) for reward in config.reward_funcs)
-    environment = config.environment and place_settled(config.environment)
-    named = {"task": place_settled(config.task), "environment": environment}
-    others = tuple(place_settled(name) for name in config.eval_tasks)
+    environment = config.environment and user_code.settled(config.environment)
+    named = {"task": user_code.settled(config.task), "environment": environment}
+    others = tuple(user_code.settled(name) for name in config.eval_tasks)
     return config.model_copy(update={**found, **named, "eval_tasks": others, "reward_funcs": rewards})
 
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from pathlib import Path
-from types import ModuleType
+from collections.abc import Mapping
 from typing import Any
 
-from seedtune.errors import ConfigError, DataError, SeedtuneError, nearest
-from seedtune.rewards.sources.user_code import run_file
+from seedtune.errors import ConfigError, DataError, SeedtuneError
+from seedtune.rewards.sources import user_code
 from seedtune.tasks.base import Task
 from seedtune.tasks.task_args import accepted
 
@@ -24,8 +22,7 @@ def from_file(name: str, given: Mapping[str, Any]) -> Task:
     The file is run, as an import would; its path is relative to the current folder.  Raises ConfigError if the file,
     the function, its arguments or the type of its result are wrong, and DataError if the function raises.
     """
-    path, _, word = name.rpartition(":")
-    function = _function(_module(Path(path)), word, name)
+    function = user_code.load(name, f"task={name!r}")
     keywords = accepted(function, given)
     try:
         made = function(**keywords)
@@ -36,21 +33,3 @@ def from_file(name: str, given: Mapping[str, Any]) -> Task:
     if not isinstance(made, Task):
         raise ConfigError(f"task={name!r} returned {type(made).__name__}, not a seedtune.tasks.Task.")
     return made
-
-
-def _module(path: Path) -> ModuleType:
-    path = path.expanduser()
-    if not path.is_file():
-        raise ConfigError(f"there is no file {str(path)!r} in {Path.cwd()}. Give its path from there, or a full one.")
-    try:
-        return run_file(path, f"seedtune_task_{path.stem}")
-    except (Exception, SystemExit) as error:
-        raise ConfigError(f"{path} cannot be imported: {type(error).__name__}: {error}. Fix the file.") from error
-
-
-def _function(module: ModuleType, word: str, name: str) -> Callable[..., Any]:
-    own = {key: value for key, value in vars(module).items() if callable(value) and not key.startswith("_")}
-    if word not in own:
-        raise ConfigError(f"task={name!r}: the file has no function {word!r}.{nearest(word, own)}")
-    function: Callable[..., Any] = own[word]
-    return function

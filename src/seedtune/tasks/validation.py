@@ -12,9 +12,9 @@ from typing import Any, Self
 
 from seedtune.config.config import Config
 from seedtune.errors import ConfigError, DataError, RewardError
-from seedtune.rewards.aggregate import total
+from seedtune.rewards.base import total
 from seedtune.rewards.execution.call import accepted, raised
-from seedtune.rewards.execution.deadline import Patience
+from seedtune.rewards.execution.thread import TimedThread, is_hang
 from seedtune.rewards.scorer import STUCK, Scorer
 from seedtune.tasks.base import Task
 from seedtune.types import Example
@@ -147,10 +147,10 @@ class Marking:
         with self._scorer.round(asked, range(len(asked)), after=0) as scoring:
             for index, place in enumerate(places):
                 scoring.add(index, texts[place])
-            scores = scoring.finish()
-            notes += [_note(row, scores.failed) for row in _firsts(scoring.failures())]
+            scores, failed = scoring.finish(), scoring.failed()
+            notes += [_note(row, failed) for row in _firsts(scoring.failures())]
         values = [math.nan] * len(data)
-        for place, value in zip(places, total(self.task.rewards, scores.values), strict=True):
+        for place, value in zip(places, total(self.task.rewards, scores), strict=True):
             values[place] = value
         return Marks(values, time.perf_counter() - begun, "; ".join(notes))
 
@@ -161,18 +161,19 @@ class Marking:
         Raises RewardError if too many environments hang, and DataError if an environment has tools.
         """
         played, faults = list[Example | None](), list[BaseException]()
-        with closing(Patience(self.config.reward_timeout)) as patience:
+        with closing(TimedThread(self.config.reward_timeout)) as thread:
             for example, text in zip(self.data, texts, strict=True):
-                environment, error = patience.call(partial(_play, self.task, self.config, example, text))
+                play = thread.call(partial(_play, self.task, self.config, example, text))
+                error = play.exception()
                 if error is None:
-                    columns = {**example.columns, "environments": environment}
+                    columns = {**example.columns, "environments": play.result()}
                     played.append(replace(example, columns=columns))
                     continue
                 played.append(None)
                 faults.append(error)
                 if isinstance(error, DataError):
                     raise error
-                if sum(isinstance(fault, TimeoutError) for fault in faults) == STUCK:
+                if sum(is_hang(fault) for fault in faults) == STUCK:
                     raise RewardError(
                         f"{STUCK} environments of task {self.task.name!r} hang: there was {error}. Mend the "
                         "environment, or raise reward_timeout if it is slow."

@@ -12,7 +12,7 @@ from reward_calls import score
 from seedtune import tasks
 from seedtune.config.config import Config
 from seedtune.errors import ConfigError, DataError
-from seedtune.rewards.aggregate import total
+from seedtune.rewards.base import total
 from seedtune.tasks.base import Task
 from seedtune.tasks.data.rows import examples
 from seedtune.tasks.validation import validate

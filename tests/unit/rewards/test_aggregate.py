@@ -11,9 +11,7 @@ import pytest
 
 from reward_calls import rewards, score
 from seedtune.errors import ConfigError, RewardError
-from seedtune.rewards.aggregate import total
-from seedtune.rewards.base import Reward
-from seedtune.rewards.completions import text_of
+from seedtune.rewards.base import Reward, text_of, total
 from seedtune.tasks.builtin.conciseness import length_error
 from seedtune.tasks.data.rows import examples
 

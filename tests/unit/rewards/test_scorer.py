@@ -20,7 +20,7 @@ from seedtune.rewards.base import Reward
 from seedtune.rewards.execution import process
 from seedtune.rewards.execution.call import RewardCall, RewardResult
 from seedtune.rewards.execution.pool import Pool
-from seedtune.rewards.scorer import STUCK, RewardScores, Scorer
+from seedtune.rewards.scorer import STUCK, Round, Scorer
 from seedtune.tasks.data.rows import examples
 from waiting import BOUND, wait_until
 
@@ -35,15 +35,15 @@ def _little_grace(monkeypatch):
     monkeypatch.setattr(process, "GRACE", 0.2)
 
 
-def scored(
-    functions: Sequence[Callable] | Callable | Scorer, order: Sequence[int] = range(24), **settings
-) -> RewardScores:
+def scored(functions: Sequence[Callable] | Callable | Scorer, order: Sequence[int] = range(24), **settings) -> Round:
+    """The finished scoring of all completions that ``order`` names."""
     scorer = functions if isinstance(functions, Scorer) else made(functions, **settings)
     try:
         with scorer.round(EXAMPLES, PROMPTS, after=0) as scoring:
             for place in order:
                 scoring.add(place, TEXTS[place])
-            return scoring.finish()
+            scoring.finish()
+            return scoring
     finally:
         if scorer is not functions:
             scorer.close()
@@ -56,7 +56,7 @@ def made(functions: Sequence[Callable] | Callable, **settings) -> Scorer:
 
 
 def workers(scorer: Scorer) -> int:
-    return sum(len(pool._desk.workers) for pool in scorer._pools.values())
+    return sum(len(pool.workers) for pool in scorer._pools.values())
 
 
 # --------------------------------------------------------------------------- values
@@ -72,9 +72,9 @@ def test_values_do_not_depend_on_workers_or_arrival(count, order):
         "reversed": range(23, -1, -1),
         "shuffled": np.random.default_rng(3).permutation(24),
     }
-    assert scored(functions, [int(i) for i in places[order]], reward_workers=count) == RewardScores(
-        expected, {"r0": 0, "r1": 0}
-    )
+    found = scored(functions, [int(i) for i in places[order]], reward_workers=count)
+    assert found.values == expected
+    assert found.failed() == {"r0": 0, "r1": 0}
 
 
 @pytest.mark.parametrize(("how", "sizes"), [("sample", 1), ("prompt", 6), ("all", 24)])
@@ -121,7 +121,7 @@ def test_scoring_goes_on_while_completions_are_still_missing():
         assert called.wait(BOUND)
         for place in range(24):
             scoring.add(place, TEXTS[place])
-        assert scoring.finish().values["r0"] == [1.0] * 24
+        assert scoring.finish()["r0"] == [1.0] * 24
 
 
 def test_data_that_cannot_be_sent_keeps_a_function_in_this_process_and_says_so(caplog):
@@ -130,7 +130,7 @@ def test_data_that_cannot_be_sent_keeps_a_function_in_this_process_and_says_so(c
     with scorer.round(data, PROMPTS, after=0) as scoring:
         for place in range(24):
             scoring.add(place, "")
-        assert scoring.finish().values["r"] == [1.0] * 24
+        assert scoring.finish()["r"] == [1.0] * 24
     (record,) = caplog.records
     assert "its data hold a tuple" in record.getMessage()
 
@@ -143,7 +143,7 @@ def test_a_module_that_a_worker_cannot_import_keeps_its_function_in_this_process
     monkeypatch.setattr(hostile.length, "__module__", "only_here")
     monkeypatch.setitem(__import__("sys").modules, "only_here", hostile)
     assert scored(hostile.length).values["r0"] == [len(text) for text in TEXTS]
-    assert "raised ModuleNotFoundError" in caplog.text
+    assert "there is no module 'only_here'" in caplog.text
 
 
 # ------------------------------------------------------------------------- failures
@@ -151,12 +151,12 @@ def test_a_module_that_a_worker_cannot_import_keeps_its_function_in_this_process
 
 def test_what_fails_costs_its_completions_and_is_counted(caplog):
     names = ["exits", "leaves", "raises", "text", "too_few", "infinite", "nan", "none"]
-    scores = scored([getattr(hostile, f"sometimes_{name}") for name in names])
+    scoring = scored([getattr(hostile, f"sometimes_{name}") for name in names])
     expected = hostile.digits(TEXTS)
     for place, prompt in enumerate(PROMPTS):
-        for values in scores.values.values():
+        for values in scoring.values.values():
             assert math.isnan(values[place]) if prompt == 0 else values[place] == expected[place]
-    assert list(scores.failed.values()) == [6] * 6 + [0, 0]
+    assert list(scoring.failed().values()) == [6] * 6 + [0, 0]
 
 
 def test_each_kind_is_shown_once_with_its_traceback(caplog):
@@ -185,7 +185,7 @@ def test_a_function_that_never_works_stops_long_before_the_end():
 
 def test_one_bad_prompt_does_not_stop_a_run_that_has_just_begun():
     order = sorted(range(24), key=lambda place: PROMPTS[place])
-    assert scored(hostile.sometimes_raises, order, reward_workers=0).failed == {"r0": 6}
+    assert scored(hostile.sometimes_raises, order, reward_workers=0).failed() == {"r0": 6}
 
 
 def test_more_failures_than_allowed_stop_with_what_failed_how_often():
@@ -200,7 +200,7 @@ def test_more_failures_than_allowed_stop_with_what_failed_how_often():
 
 def test_a_given_source_that_cannot_be_loaded_stops_at_once():
     scorer = Scorer([Reward("r", hostile.length, source="hostile.gone")], Config(reward_workers=1))
-    with pytest.raises(RewardError, match="'r' cannot be loaded in a worker process: raised AttributeError"):
+    with pytest.raises(RewardError, match="'r' cannot be loaded in a worker process: raised ConfigError"):
         scored(scorer)
 
 
@@ -213,7 +213,7 @@ def test_a_hang_in_this_process_costs_its_completions_and_many_stop_the_run():
         return [1.0]
 
     scorer = made(hangs, reward_timeout=0.5)
-    assert scored(scorer).failed == {"r0": 6}
+    assert scored(scorer).failed() == {"r0": 6}
     with pytest.raises(RewardError, match=f"hangs in {STUCK} threads of this process"):
         scored(scorer)
     release.set()
@@ -225,7 +225,7 @@ def test_an_exit_or_interrupt_in_a_thread_is_a_failure_of_its_call():
             raise KeyboardInterrupt
         return [1.0]
 
-    assert scored(leaves).failed == {"r0": 6}
+    assert scored(leaves).failed() == {"r0": 6}
 
 
 def test_failures_are_reported_once_an_evaluation():
@@ -342,5 +342,5 @@ def test_a_scorer_nobody_holds_ends_its_workers():
 
 def _started(scorer: Scorer) -> list:
     (pool,) = scorer._pools.values()
-    wait_until(lambda: any(worker._process for worker in pool._desk.workers))
-    return list(pool._desk.workers)
+    wait_until(lambda: any(worker._process for worker in pool.workers))
+    return list(pool.workers)

@@ -66,19 +66,17 @@ def failed(fault: Fault, count: int) -> RewardResult:
 
 
 def attempt(function: Callable[..., Any], keywords: Mapping[str, Any], count: int) -> RewardResult:
-    """Call a function; any exception except an interrupt becomes a fault of all completions of the call."""
+    """Call a function with the keywords it accepts, await it if it is async, and check the returned values.
+
+    Any exception except an interrupt becomes a fault of all completions of the call.
+    """
     try:
-        return call(function, keywords, count)
+        returned = function(**accepted(function, keywords))
+        if inspect.isawaitable(returned):
+            returned = _wait_for(returned)
+        return _checked(returned, count)
     except (Exception, SystemExit, asyncio.CancelledError) as error:  # noqa: BLE001 - the named boundary: user code
         return failed(fault_of(error), count)
-
-
-def call(function: Callable[..., Any], keywords: Mapping[str, Any], count: int) -> RewardResult:
-    """Call a function with the keywords it accepts, await it if it is async, and check the returned values."""
-    returned = function(**accepted(function, keywords))
-    if inspect.isawaitable(returned):
-        returned = _wait_for(returned)
-    return _checked(returned, count)
 
 
 def fault_of(error: BaseException) -> Fault:
@@ -97,8 +95,11 @@ def raised(error: BaseException) -> str:
 
 
 def accepted(function: Callable[..., Any], keywords: Mapping[str, Any]) -> dict[str, Any]:
-    """Keep the keywords that a function accepts; all of them if it has ``**kwargs``."""
-    parameters = inspect.signature(function).parameters.values()
+    """Keep the keywords that a function accepts; all if it has ``**kwargs`` or a signature that Python cannot read."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        return dict(keywords)
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
         return dict(keywords)
     names = {parameter.name for parameter in parameters}

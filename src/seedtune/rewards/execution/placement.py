@@ -11,12 +11,10 @@ from types import ModuleType
 from typing import Any, Literal
 
 from seedtune.rewards.base import Reward, RewardFunction
+from seedtune.rewards.sources.user_code import MODULES
 
 OURS = "seedtune."
 """Module prefix of seedtune's own functions: without a ``source`` they are quick and cannot hang."""
-
-FROM_FILES = ("seedtune_task_", "seedtune_reward_")
-"""Name prefixes of modules loaded from a user's file: another process cannot import them by name."""
 
 FIX = "put it into a file of its own and import it from there, or give it as file.py:function"
 """The fix suggested for a function that a worker process cannot load."""
@@ -56,10 +54,10 @@ def source_of(function: RewardFunction) -> tuple[str | None, str]:
     if module is None or _lookup(module, function.__qualname__) is not function:
         return None, f"is a lambda or a function inside another: {FIX}"
     file = getattr(module, "__file__", None)
-    if file is not None and function.__module__.startswith(FROM_FILES):
+    if file is not None and function.__module__.startswith(MODULES):
         return f"{Path(file).resolve()}:{function.__qualname__}", ""
     if function.__module__ != "__main__":
-        return f"{function.__module__}.{function.__qualname__}", ""
+        return f"{function.__module__}:{function.__qualname__}", ""
     if file is None:
         return None, f"is of a notebook or a prompt: {FIX}"
     if not _guarded(Path(file)):

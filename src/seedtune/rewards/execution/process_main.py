@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import faulthandler
 import fcntl
-import importlib
 import json
 import math
 import os
@@ -19,10 +18,10 @@ import sys
 import threading
 from collections.abc import Callable
 from multiprocessing.connection import Connection
-from types import ModuleType
 from typing import Any, NoReturn
 
 from seedtune.rewards.execution.call import RewardResult, attempt, fault_of
+from seedtune.rewards.sources.adapters import load
 
 Functions = dict[str, Callable[..., Any]]
 
@@ -42,34 +41,6 @@ def main(channel: int, lifeline: int, memory_mb: int) -> NoReturn:
         except (EOFError, OSError):
             os._exit(0)
         connection.send_bytes(json.dumps(_reply(functions, request)).encode())
-
-
-def load(source: str) -> Callable[..., Any]:
-    """Load a function from a dotted path or ``file.py:function``, with an optional adapter prefix."""
-    if ":" in source or "@" in source:
-        from seedtune.rewards.sources import load as sources_load  # not needed, and slow, for functions of modules
-
-        return sources_load.load(source)
-    target: Any
-    target, name = _imported(source)
-    for piece in name.split("."):
-        target = getattr(target, piece)
-    function: Callable[..., Any] = target
-    return function
-
-
-def _imported(source: str) -> tuple[ModuleType, str]:
-    """Import the longest prefix of a dotted path that is a module; return it and the rest of the path."""
-    pieces = source.split(".")
-    for count in range(len(pieces) - 1, 0, -1):
-        name = ".".join(pieces[:count])
-        try:
-            return importlib.import_module(name), ".".join(pieces[count:])
-        except ModuleNotFoundError as error:
-            missing = error.name or ""
-            if count == 1 or not f"{name}.".startswith(f"{missing}."):
-                raise
-    raise ImportError(f"{source!r} is not a dotted path to a function")
 
 
 def _reply(functions: Functions, request: dict[str, Any]) -> dict[str, Any]:

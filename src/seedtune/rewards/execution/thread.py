@@ -1,46 +1,140 @@
-"""Run reward functions that cannot or should not leave this process in a thread, which can be abandoned, not killed."""
+"""Call code that may raise or hang in a separate thread, which can be abandoned, not killed."""
 
 from __future__ import annotations
 
+import ctypes
 import queue
 import sys
+import threading
+import time
 import traceback
+from collections.abc import Callable
+from concurrent.futures import Future, InvalidStateError
+from contextlib import suppress
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 from seedtune.rewards.execution.call import DETAILS, Fault, RewardCall, RewardResult, attempt, failed, fault_of
-from seedtune.rewards.execution.deadline import CallThread
+
+LOOK = 0.02
+"""Seconds of observation; a computing thread uses the processor for at least a tenth of them."""
+
+Calls = queue.SimpleQueue[tuple[Callable[[], Any], "Future[Any]"] | None]
+
+
+class TimedThread:
+    """Run calls one after the other in one daemon thread, each for at most ``seconds``.
+
+    A call that takes longer is abandoned: computing code is interrupted as soon as it executes Python, while waiting
+    code (sleeps, reads) continues and its result is dropped.  Later calls run in a new thread.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self._calls: Calls | None = None
+        self._pending: Future[Any] = Future()
+        self._stopped = False
+
+    def call(self, function: Callable[[], Any]) -> Future[Any]:
+        """Return the finished call; its exception is a `time_out` if it took too long."""
+        if self._calls is None:
+            self._calls = queue.SimpleQueue()
+            self._thread = threading.Thread(target=_serve, args=(self._calls,), name="calls", daemon=True)
+            self._thread.start()
+        pending: Future[Any] = Future()
+        self._pending = pending
+        self._calls.put((function, pending))
+        if self._stopped:
+            self.stop()
+        try:
+            pending.exception(self.seconds)
+        except TimeoutError:
+            self._abandon(pending)
+        return pending
+
+    def stop(self) -> None:
+        """Stop waiting for calls, now and later; callable from any thread."""
+        self._stopped = True
+        with suppress(InvalidStateError):
+            self._pending.set_exception(InterruptedError("stopped"))
+
+    def close(self) -> None:
+        """Let the thread end after its current call."""
+        if self._calls is not None:
+            self._calls.put(None)
+            self._calls = None
+
+    def _abandon(self, call: Future[Any]) -> None:
+        """Fail a call with its stack, let its thread end, and interrupt it if it computes.
+
+        A waiting thread is not interrupted: until it wakes up, the pending interrupt would make every other thread
+        check for it at each function call, and under a tracer (coverage, a debugger) CPython 3.11 then never gets past
+        a call.
+        """
+        ident, number = self._thread.ident, self._thread.native_id
+        assert ident is not None
+        assert number is not None
+        error = TimeoutError(f"no answer within {self.seconds:g} seconds")
+        error.add_note("".join(traceback.format_stack(sys._current_frames().get(ident)))[-DETAILS:])
+        with suppress(InvalidStateError):  # it has just finished
+            call.set_exception(error)
+        computes = _computes(ident) or _is_ready(number)
+        self.close()
+        if computes:
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(ident), ctypes.py_object(SystemExit))
 
 
 class ThreadWorker:
-    """One thread for one function; a call that takes too long is abandoned, and the next call gets a new thread."""
+    """Run the calls of a reward function that cannot or should not leave this process; a hang fails its call."""
+
+    prepared = 0.0
 
     def __init__(self) -> None:
-        self.prepared = 0.0
-        self._thread = CallThread()
+        self._thread = TimedThread(0.0)
+        self.stop, self.close = self._thread.stop, self._thread.close
 
     def call(self, call: RewardCall) -> RewardResult:
-        """Run the call and return its result; a hang fails the call."""
-        try:
-            answer, error = self._thread.call(partial(attempt, call.function, call.keywords, call.count), call.seconds)
-        except queue.Empty:
-            where = _stack(self._thread.ident)
-            self.close()
-            self._thread = CallThread()
-            return failed(Fault("hang", f"took longer than {call.seconds:g} s", where), call.count)
-        if error is not None:
-            return failed(fault_of(error), call.count)
-        return failed(Fault("crash", "was stopped"), call.count) if answer is None else answer
-
-    def stop(self) -> None:
-        """Stop waiting for the running call; callable from any thread."""
-        self._thread.answers.put((None, None))
-
-    def close(self) -> None:
-        """End the thread after its current call."""
-        self._thread.work.put(None)
+        """Run the call and return its result."""
+        self._thread.seconds = call.seconds
+        done = self._thread.call(partial(attempt, call.function, call.keywords, call.count))
+        error = done.exception()
+        if error is None:
+            answer: RewardResult = done.result()
+            return answer
+        if is_hang(error):
+            return failed(Fault("hang", f"took longer than {call.seconds:g} s", error.__notes__[0]), call.count)
+        return failed(fault_of(error), call.count)
 
 
-def _stack(thread: int) -> str:
-    """Format the current stack of a thread."""
-    frame = sys._current_frames().get(thread)
-    return "".join(traceback.format_stack(frame))[-DETAILS:] if frame is not None else ""
+def is_hang(error: BaseException) -> bool:
+    """Whether a call was abandoned after its time limit, rather than raised a TimeoutError of its own."""
+    return isinstance(error, TimeoutError) and error.__traceback__ is None
+
+
+def _serve(calls: Calls) -> None:
+    while (task := calls.get()) is not None:
+        function, call = task
+        with suppress(InvalidStateError):  # it was abandoned
+            try:
+                call.set_result(function())
+            except BaseException as error:  # noqa: BLE001 - the named boundary: user code may raise anything, exit too
+                call.set_exception(error)
+
+
+def _computes(ident: int) -> bool:
+    """Whether a live thread is using the processor; False where the system does not report it (macOS, Windows)."""
+    if sys.platform != "linux":
+        return False
+    clock = time.pthread_getcpuclockid(ident)
+    before = time.clock_gettime(clock)
+    time.sleep(LOOK)
+    return time.clock_gettime(clock) - before > LOOK / 10
+
+
+def _is_ready(number: int) -> bool:
+    """Whether a thread is ready to run, even while others use the processor; False if the system does not say."""
+    try:
+        return Path(f"/proc/self/task/{number}/stat").read_text("ascii", "replace").rpartition(")")[2].split()[0] == "R"
+    except OSError:
+        return False

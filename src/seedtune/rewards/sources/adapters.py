@@ -1,4 +1,4 @@
-"""Adapt reward functions of other libraries to TRL's signature, with one call per completion."""
+"""Load reward functions by name, and adapt those of other libraries to TRL's signature, one call per completion."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from functools import lru_cache
 from typing import Any
 
 from seedtune.errors import ConfigError, MissingExtraError, RewardError, nearest
-from seedtune.rewards.base import RewardFunction
-from seedtune.rewards.completions import text_of
+from seedtune.rewards.base import RewardFunction, text_of
+from seedtune.rewards.sources import user_code
 from seedtune.rewards.sources.gym_score import evaluates, marks
 
 Function = Callable[..., Any]
@@ -76,6 +76,24 @@ ADAPTERS: dict[str, Callable[[Function, str | None], RewardFunction]] = {
     "pair": pair,
 }
 """Adapters by name: (function, name of the target column) → function with TRL's signature."""
+
+_ADAPTED = re.compile(rf"({'|'.join(ADAPTERS)})(?:=([^@]+))?@(.*)", re.DOTALL)
+
+
+def load(source: str) -> RewardFunction:
+    """Load the function named by a ``Reward.source``, with TRL's signature; works in any process.
+
+    Raises ConfigError if the file, module or function does not exist, cannot be imported, or is not callable.
+    """
+    found = _ADAPTED.fullmatch(source)
+    adapter, target, path = found.groups() if found else ("trl", None, source)
+    if adapter == "reasoning_gym" and not path:
+        return reasoning_gym(None, None)
+    label = f"the reward {path!r}"
+    function = user_code.load(path, label)
+    if isinstance(function, type):
+        raise ConfigError(f"{label} is a class, not a function. Name a function, or an instance with __call__.")
+    return ADAPTERS[adapter](function, target)
 
 
 def answer_in(text: str) -> str:

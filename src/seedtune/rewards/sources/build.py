@@ -9,8 +9,8 @@ from seedtune.config.config import Config
 from seedtune.config.data_and_rewards import OBJECTS, RewardSettings
 from seedtune.errors import ConfigError
 from seedtune.rewards.base import Reward, RewardFunction
-from seedtune.rewards.sources import load
-from seedtune.rewards.sources.adapters import reasoning_gym
+from seedtune.rewards.sources import user_code
+from seedtune.rewards.sources.adapters import load
 
 RewardSpec = RewardFunction | str | Mapping[str, Any] | RewardSettings
 """One reward as specified by a user."""
@@ -34,7 +34,7 @@ def settled(settings: RewardSettings) -> RewardSettings:
     """Return the settings with the reward's file path made absolute."""
     if settings.path in (None, OBJECTS):
         return settings
-    return settings.model_copy(update={"path": load.settled(str(settings.path))})
+    return settings.model_copy(update={"path": user_code.settled(str(settings.path))})
 
 
 def build(config: Config, given: Sequence[RewardSpec]) -> tuple[Reward, ...]:
@@ -65,17 +65,11 @@ def _build(name: str, settings: RewardSettings) -> Reward:
         from seedtune.rewards.sources.classifier import Classifier
 
         return Reward(name, Classifier(settings.classifier), settings.weight, inline=True)
-    if settings.path is None:
-        return Reward(name, reasoning_gym(None, None), settings.weight, source="reasoning_gym@")
-    source = _source(settings, settings.path)
-    return Reward(name, load.load(source), settings.weight, source=source)
-
-
-def _source(settings: RewardSettings, path: str) -> str:
-    if settings.adapter == "trl":
-        return path
-    target = f"={settings.target}" if settings.target is not None else ""
-    return f"{settings.adapter}{target}@{path}"
+    source = settings.path or ""
+    if settings.adapter != "trl":
+        target = f"={settings.target}" if settings.target is not None else ""
+        source = f"{settings.adapter}{target}@{source}"
+    return Reward(name, load(source), settings.weight, source=source)
 
 
 def _names(own: Sequence[str]) -> list[str]:

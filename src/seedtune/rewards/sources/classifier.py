@@ -8,7 +8,7 @@ from typing import Any
 
 from seedtune.config.data_and_rewards import ClassifierSettings
 from seedtune.errors import ConfigError, ModelError, nearest
-from seedtune.rewards.completions import text_of
+from seedtune.rewards.base import text_of
 
 BATCH = 16
 """Completions per forward pass."""

@@ -14,7 +14,7 @@ from types import CodeType, FunctionType
 from typing import Any
 
 from seedtune.rewards.answer_tags import tagged
-from seedtune.rewards.completions import text_of
+from seedtune.rewards.base import text_of
 from seedtune.rewards.optional import optional, tidied
 
 LENGTH = 10_000

@@ -24,7 +24,7 @@ from urllib.parse import SplitResult, urlsplit
 
 from seedtune.config.data_and_rewards import JudgeSettings
 from seedtune.errors import ConfigError, RewardError, nearest
-from seedtune.rewards.completions import text_of
+from seedtune.rewards.base import text_of
 from seedtune.rewards.sources.adapters import rows_of
 
 log = logging.getLogger("seedtune")

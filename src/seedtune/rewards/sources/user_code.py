@@ -1,46 +1,94 @@
-"""Locate and run the files of a user's code."""
+"""Load a user's functions and classes from ``file.py:NAME`` or ``module.NAME``."""
 
 from __future__ import annotations
 
+import hashlib
 import importlib
-import importlib.util
 import os
 import sys
+import traceback
+from collections.abc import Callable
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import CodeType, ModuleType
+from typing import Any
 
-from seedtune.errors import ConfigError
+from seedtune.errors import ConfigError, nearest
 
-
-def place_settled(name: str) -> str:
-    """Make the file path in a task's or environment's ``file.py:NAME`` absolute; return other names unchanged."""
-    place, colon, word = name.rpartition(":")
-    return f"{os.path.abspath(os.path.expanduser(place))}:{word}" if colon and place.endswith(".py") else name
+MODULES = "seedtune_user_"
+"""Name prefix of modules that were run from a file: another process cannot import them by name."""
 
 
-def reach(folder: str) -> None:
-    """Append a folder to ``sys.path``."""
-    if folder not in sys.path:
-        sys.path.append(folder)
+def settled(name: str) -> str:
+    """Make the file in ``file.py:NAME`` absolute, for any working directory; return other names unchanged."""
+    place, _, word = name.rpartition(":")
+    return f"{os.path.abspath(os.path.expanduser(place))}:{word}" if place.endswith(".py") else name
 
 
-def run_file(path: Path, name: str) -> ModuleType:
-    """Run a file as the module ``name``, as an import would; exceptions of the file propagate.
+def load(name: str, label: str) -> Callable[..., Any]:
+    """Return the function or class at ``file.py:NAME``, ``module.NAME`` or ``module:NAME``; works in any process.
 
-    The file may import its neighbours.  Dataclasses look up their module by name, so it is registered first.
+    A file is run once per version of it, and may import its neighbours; modules are searched in the working directory,
+    too, as in TRL.  Raises ConfigError, which begins with ``label``, if the file, the module or the name does not exist
+    or importing it raises.
     """
-    reach(str(path.parent.resolve()))
-    spec = importlib.util.spec_from_file_location(name, path, loader=_Fresh(name, str(path)))
-    assert spec is not None
-    assert spec.loader is not None
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    place, colon, words = name.rpartition(":" if ":" in name else ".")
+    if not colon or not place or not all(word.isidentifier() for word in words.split(".")):
+        raise ConfigError(f"{label} does not name a function in a file or module. Write file.py:NAME or module.NAME.")
+    if name.endswith(".py"):
+        raise ConfigError(f"{label} names a file, but nothing in it. Write {name}:NAME.")
+    found: Any = _imported(place, label)
+    for word in words.split("."):
+        found = _attribute(found, word, label)
+    if not callable(found):
+        raise ConfigError(f"{label} is of type {type(found).__name__}, not a function or class. Name one.")
+    function: Callable[..., Any] = found
+    return function
+
+
+def _imported(place: str, label: str) -> ModuleType:
     try:
-        spec.loader.exec_module(module)
-    except BaseException:
-        sys.modules.pop(name, None)
+        return _module_of_file(place, label) if place.endswith(".py") else _module(place)
+    except ConfigError:
         raise
-    return module
+    except (Exception, SystemExit) as error:  # the named boundary: user code may raise anything
+        missing = error.name if isinstance(error, ModuleNotFoundError) else None
+        if missing and f"{place}.".startswith(f"{missing}."):
+            raise ConfigError(
+                f"{label}: there is no module {missing!r}. Run where it can be imported (the working directory is "
+                f"{os.getcwd()!r}), or name a file: file.py:NAME."
+            ) from None
+        raised = f"{type(error).__name__}: {error}{_where(error)}"
+        raise ConfigError(f"{label}: importing {place!r} raised {raised}. Fix that first.") from error
+
+
+def _module(name: str) -> ModuleType:
+    _reach(os.getcwd())
+    importlib.invalidate_caches()
+    return importlib.import_module(name)
+
+
+def _module_of_file(file: str, label: str) -> ModuleType:
+    """Run a file as an import would; dataclasses look up their module by name, so it is registered first."""
+    path = Path(os.path.abspath(os.path.expanduser(file)))
+    if not path.is_file():
+        near = nearest(path.name, [other.name for other in path.parent.glob("*.py")])
+        raise ConfigError(
+            f"{label}: there is no file {file!r}.{near} Check the path; the working directory is {os.getcwd()!r}."
+        )
+    facts = path.stat()
+    version = hashlib.blake2b(f"{path} {facts.st_mtime_ns} {facts.st_size}".encode(), digest_size=6).hexdigest()
+    name = f"{MODULES}{path.stem}_{version}"
+    if name not in sys.modules:
+        _reach(str(path.parent.resolve()))
+        module = sys.modules[name] = ModuleType(name)
+        module.__file__ = str(path)
+        try:
+            _Fresh(name, str(path)).exec_module(module)
+        except BaseException:
+            del sys.modules[name]
+            raise
+    return sys.modules[name]
 
 
 class _Fresh(SourceFileLoader):
@@ -51,15 +99,23 @@ class _Fresh(SourceFileLoader):
         return code
 
 
-def _module(place: str, name: str) -> ModuleType:
+def _reach(folder: str) -> None:
+    if folder not in sys.path:
+        sys.path.append(folder)
+
+
+def _where(error: BaseException) -> str:
+    """Return the line of the user's code that raised, in parentheses; nothing for syntax errors, which name it."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if "importlib" not in frame.filename and frame.filename != __file__]
+    return f" (line {own[-1].lineno} of {own[-1].filename})" if own and not isinstance(error, SyntaxError) else ""
+
+
+def _attribute(owner: Any, name: str, label: str) -> Any:
     try:
-        if not place.endswith(".py"):
-            reach(os.getcwd())
-            importlib.invalidate_caches()
-            return importlib.import_module(place)
-        path = Path(place).expanduser().resolve()
-        return run_file(path, f"seedtune_environment_{path.stem}")
-    except (Exception, SystemExit) as error:  # the named boundary: importing runs the user's code
+        return getattr(owner, name)
+    except AttributeError:
+        known = [other for other in dir(owner) if not other.startswith("_") and callable(getattr(owner, other, None))]
         raise ConfigError(
-            f"environment={name!r} cannot be imported from {place}: {type(error).__name__}: {error}. Check the path."
-        ) from error
+            f"{label}: there is no {name!r} in it.{nearest(name, known)} It has: {', '.join(known) or 'no functions'}."
+        ) from None

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from seedtune.rewards.answer_tags import tagged
-from seedtune.rewards.completions import text_of
+from seedtune.rewards.base import text_of
 
 Grid = list[list[int]]
 LENGTH = 20_000

@@ -12,8 +12,7 @@ from typing import Any
 
 from pydantic import Field
 
-from seedtune.rewards.base import Reward
-from seedtune.rewards.completions import text_of
+from seedtune.rewards.base import Reward, text_of
 from seedtune.rewards.optional import optional
 from seedtune.tasks.base import Sizes, Task, TaskKind
 from seedtune.tasks.data.generators import DataRow, Draws, splits

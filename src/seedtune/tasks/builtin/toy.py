@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from seedtune.rewards.base import Reward
-from seedtune.rewards.completions import text_of
+from seedtune.rewards.base import Reward, text_of
 from seedtune.tasks.base import NoSettings, Task, TaskKind
 from seedtune.tasks.data.rows import examples
 

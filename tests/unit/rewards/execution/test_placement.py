@@ -11,8 +11,8 @@ import pytest
 import hostile
 import runs
 from seedtune.rewards.base import Reward
-from seedtune.rewards.execution.batching import CHUNK, batches
 from seedtune.rewards.execution.placement import Placement, place_of
+from seedtune.rewards.scorer import CHUNK, batches
 from seedtune.tasks.builtin.conciseness import length_error
 
 PROMPTS = [0, 0, 1, 1, 0, 0, 1, 1]
@@ -24,7 +24,7 @@ def placed(function, workers: int = 8, **more) -> Placement:
 
 
 def test_a_function_of_a_module_goes_to_a_worker():
-    assert placed(hostile.length) == Placement("worker", "hostile.length")
+    assert placed(hostile.length) == Placement("worker", "hostile:length")
 
 
 def test_a_source_is_believed():
@@ -99,7 +99,7 @@ def output_of(tmp_path, end: str) -> str:
 
 
 def test_a_function_of_a_guarded_script_goes_to_a_worker_that_runs_no_more_than_importing_it(tmp_path):
-    name = len("seedtune_reward_script_") + 12
+    name = len("seedtune_user_script_") + 12
     assert output_of(tmp_path, 'if __name__ == "__main__":\n    main()\n') == f"worker None\n[{name}.0]\n"
 
 

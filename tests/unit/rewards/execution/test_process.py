@@ -15,10 +15,11 @@ import pytest
 
 import hostile
 import runs
+from seedtune.errors import ConfigError
 from seedtune.rewards.execution import process
 from seedtune.rewards.execution.call import RewardCall, RewardResult
 from seedtune.rewards.execution.process import Excerpt, ProcessWorker, plain
-from seedtune.rewards.execution.process_main import load
+from seedtune.rewards.sources.adapters import load
 from waiting import alive, wait_until
 
 FILE = hostile.__file__
@@ -75,8 +76,6 @@ def test_it_computes_with_one_thread(worker):
         ("too_few", "value", "returned 0 values for 2 completions: return one number or None for each", ""),
         ("text", "value", "returned '0.5', which is text: return a number or None", ""),
         ("infinite", "value", "returned -inf, which is not finite: return a number or None", ""),
-        ("not_there", "load", "raised AttributeError: module 'hostile' has no attribute 'not_there'", "getattr"),
-        ("no.such.module", "load", "raised ModuleNotFoundError: No module named 'no'", ""),
     ],
 )
 def test_what_goes_wrong_costs_the_call_and_is_told(worker, name, kind, message, details):
@@ -84,6 +83,20 @@ def test_what_goes_wrong_costs_the_call_and_is_told(worker, name, kind, message,
     assert all(math.isnan(value) for value in answer.values)
     assert [(fault.kind, fault.message) for fault in answer.faults.values()] == [(kind, message)] * 2
     assert details in answer.faults[0].details
+    assert called(worker, "length").values == [2.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("hostile.not_there", "there is no 'not_there' in it. Did you mean "),
+        ("no.such.module", "there is no module 'no'. Run"),
+    ],
+)
+def test_a_function_that_cannot_be_loaded_is_told(worker, name, why):
+    answer = called(worker, name)
+    assert {fault.kind for fault in answer.faults.values()} == {"load"}
+    assert answer.faults[0].message.startswith(f"raised ConfigError: the reward {name!r}: {why}")
     assert called(worker, "length").values == [2.0, 1.0]
 
 
@@ -224,5 +237,5 @@ def test_a_function_is_loaded_from_a_file_or_by_its_dotted_name(tmp_path):
     assert called(worker, source, ["x"]).values == [3.5]
     worker.close()
     assert load("seedtune.tasks.builtin.conciseness.length_error").__name__ == "length_error"
-    with pytest.raises(ImportError, match="'word' is not a dotted path"):
+    with pytest.raises(ConfigError, match="'word' does not name a function in a file or module"):
         load("word")

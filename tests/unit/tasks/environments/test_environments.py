@@ -1,21 +1,17 @@
-"""Environments: what is a tool, how calls are read, patience, transcripts, and the shipped one."""
+"""Environments: what is a tool, how calls are read, transcripts, and the shipped one."""
 
 from __future__ import annotations
 
-import sys
-import threading
 from pathlib import Path
 
 import pytest
 
 from seedtune.errors import ConfigError, RewardError
-from seedtune.rewards.execution.deadline import Patience
 from seedtune.tasks import environments
 from seedtune.tasks.environments.base import environment_reward
 from seedtune.tasks.environments.guessing import NumberGuessing
 from seedtune.tasks.environments.tools import ToolCall, calls_in, describe, run, schemas, tools_of
 from seedtune.tasks.environments.transcript import continued, introduced, opened, since
-from waiting import BOUND
 
 
 class Shop:
@@ -156,46 +152,6 @@ def test_tools_are_introduced_in_front_of_the_prompt():
     assert introduced((SYSTEM, USER), "tools") == ({"role": "system", "content": "Be kind.\n\ntools"}, USER)
 
 
-# ----------------------------------------------------------------------------------------------------- patience
-
-
-@pytest.fixture
-def patience():
-    made = Patience(BOUND)
-    yield made
-    made.close()
-
-
-def test_a_call_gives_what_it_returns_or_raises_and_exit_is_an_error_too(patience):
-    assert patience.call(lambda: 5) == (5, None)
-    for raised in (ValueError("no"), SystemExit(3)):
-        value, error = patience.call(lambda raised=raised: (_ for _ in ()).throw(raised))
-        assert (value, error) == (None, raised)
-
-
-def test_all_calls_are_made_in_one_thread_that_is_not_ours(patience):
-    names = {patience.call(threading.get_ident)[0] for _ in range(3)}
-    assert len(names) == 1
-    assert threading.get_ident() not in names
-
-
-def test_a_call_that_hangs_is_left_behind_interrupted_and_the_next_one_is_answered(patience):
-    thread: list[threading.Thread] = []
-
-    def loop() -> None:
-        thread.append(threading.current_thread())
-        while True:
-            pass
-
-    patience.seconds = 0.2
-    _, error = patience.call(loop)
-    assert isinstance(error, TimeoutError)
-    patience.seconds = BOUND
-    assert patience.call(lambda: "next") == ("next", None)
-    thread[0].join(BOUND)
-    assert not thread[0].is_alive()
-
-
 # ---------------------------------------------------------------------------------------------- number guessing
 
 
@@ -248,16 +204,15 @@ def test_environments_are_found_by_name_by_module_and_by_file(tmp_path: Path):
     assert environments.find("number_guessing") is NumberGuessing
     assert environments.find("seedtune.tasks.environments.guessing.NumberGuessing") is NumberGuessing
     assert environments.find(f"{file}:Mine")().reset() == "hi"
-    sys.modules.pop("seedtune_environment_my")
 
 
 @pytest.mark.parametrize(
     ("name", "message"),
     [
         ("number_gessing", "Did you mean 'number_guessing'"),
-        ("nowhere.Mine", "cannot be imported from nowhere: ModuleNotFoundError"),
-        ("missing.py:Mine", "cannot be imported from missing.py: FileNotFoundError"),
-        ("seedtune.types.Nobody", "there is no class 'Nobody' in seedtune.types"),
+        ("nowhere.Mine", "environment='nowhere.Mine': there is no module 'nowhere'"),
+        ("missing.py:Mine", "there is no file 'missing.py'"),
+        ("seedtune.types.Nobody", "environment='seedtune.types.Nobody': there is no 'Nobody' in it"),
     ],
 )
 def test_an_environment_that_is_not_there_is_named(name, message):

@@ -12,8 +12,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from seedtune.rewards.answer_tags import THINK, answer_said, format_reward, tagged
-from seedtune.rewards.base import Reward
-from seedtune.rewards.completions import text_of
+from seedtune.rewards.base import Reward, text_of
 from seedtune.tasks.base import Sizes, Task, TaskKind
 from seedtune.tasks.builtin.mathematics.arithmetic import LENGTH, OPERATIONS, value_of
 from seedtune.tasks.data.generators import DataRow, Draws, splits

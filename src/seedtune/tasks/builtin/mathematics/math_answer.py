@@ -22,7 +22,7 @@ from functools import lru_cache
 from typing import Any
 
 from seedtune.rewards.answer_tags import READ, tagged
-from seedtune.rewards.completions import text_of
+from seedtune.rewards.base import text_of
 from seedtune.rewards.optional import optional
 
 DEPTH, POWERS, PRODUCT, DIGITS = 8, 6, 64, 15

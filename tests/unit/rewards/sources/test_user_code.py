@@ -1,4 +1,4 @@
-"""Rewards by name: files and modules give functions, and every mistake says what is wrong."""
+"""User code by name: files and modules give functions, and every mistake says what is wrong."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ import pytest
 
 from reward_calls import rewards
 from seedtune.config.config import Config
-from seedtune.errors import ConfigError, RewardError
-from seedtune.rewards.sources import build, load
+from seedtune.errors import ConfigError
+from seedtune.rewards.sources import build
+from seedtune.rewards.sources.adapters import load
+from seedtune.rewards.sources.user_code import settled
 from seedtune.tasks.builtin.conciseness import length_error
 
 GOOD = """
@@ -45,52 +47,52 @@ def folder(tmp_path, monkeypatch) -> Path:
 
 def error_of(path: str) -> str:
     with pytest.raises(ConfigError) as caught:
-        load.load(path)
+        load(path)
     return str(caught.value)
 
 
 def test_a_function_of_a_file_may_import_what_lies_beside_it(folder):
-    assert load.load("rewards.py:score")(completions=["abc"]) == [6]
+    assert load("rewards.py:score")(completions=["abc"]) == [6]
 
 
 def test_an_absolute_path_a_method_and_a_dotted_path_are_found(folder):
-    assert load.load(f"{folder}/rewards.py:scorer.method")(completions=["x"]) == [0.0]
-    assert load.load("seedtune.tasks.builtin.conciseness.length_error") is length_error
-    assert load.load("seedtune.tasks.builtin.conciseness:length_error") is length_error
+    assert load(f"{folder}/rewards.py:scorer.method")(completions=["x"]) == [0.0]
+    assert load("seedtune.tasks.builtin.conciseness.length_error") is length_error
+    assert load("seedtune.tasks.builtin.conciseness:length_error") is length_error
 
 
 def test_modules_of_the_working_directory_can_be_named(folder):
     (folder / "my_package").mkdir()
     (folder / "my_package" / "other.py").write_text("def one(completions): return [1.0]\n")
-    assert load.load("my_package.other.one")(completions=["x"]) == [1.0]
+    assert load("my_package.other.one")(completions=["x"]) == [1.0]
 
 
 def test_a_file_is_read_again_when_it_has_changed_and_leaves_no_cache_beside_it(folder):
-    first = load.load("rewards.py:score")
-    assert load.load("rewards.py:score") is first
+    first = load("rewards.py:score")
+    assert load("rewards.py:score") is first
     (folder / "rewards.py").write_text("def score(completions): return [7.0]\n")
-    assert load.load("rewards.py:score")(completions=["x"]) == [7.0]
+    assert load("rewards.py:score")(completions=["x"]) == [7.0]
     assert not list(folder.glob("__pycache__/rewards*"))
 
 
 def test_a_settled_path_means_the_same_in_every_working_directory(folder, monkeypatch):
-    settled = load.settled("rewards.py:score")
+    absolute = settled("rewards.py:score")
     monkeypatch.chdir("/")
-    assert load.load(settled)(completions=["ab"]) == [4]
-    assert load.settled("package.module.function") == "package.module.function"
+    assert load(absolute)(completions=["ab"]) == [4]
+    assert settled("package.module.function") == "package.module.function"
 
 
 @pytest.mark.parametrize(
     ("path", "parts"),
     [
         ("reward.py:score", ["there is no file 'reward.py'", "Did you mean 'rewards.py'?"]),
-        ("nowhere/rewards.py:score", ["there is no file 'nowhere/rewards.py'", "Check the path."]),
+        ("nowhere/rewards.py:score", ["there is no file 'nowhere/rewards.py'", "Check the path; "]),
         ("rewards.py:scor", ["there is no 'scor' in it", "Did you mean 'score'?", "It has: Scorer, score"]),
-        ("rewards.py:constant", ["is of type int, not a function"]),
+        ("rewards.py:constant", ["is of type int, not a function or class"]),
         ("rewards.py:Scorer", ["is a class, not a function"]),
-        ("rewards.py", ["names a file, but no function", "Write rewards.py:function"]),
-        ("score", ["does not name a function in a file or module", "file.py:function"]),
-        ("no.such.module.f", ["there is no module 'no' for the reward 'no.such.module.f'", "name a file"]),
+        ("rewards.py", ["names a file, but nothing in it", "Write rewards.py:NAME"]),
+        ("score", ["does not name a function in a file or module", "file.py:NAME"]),
+        ("no.such.module.f", ["the reward 'no.such.module.f': there is no module 'no'", "name a file"]),
         ("seedtune.rewards.nothing.f", ["there is no module 'seedtune.rewards.nothing'"]),
         ("seedtune.tasks.builtin.conciseness.length_eror", ["Did you mean 'length_error'?"]),
     ],
@@ -104,7 +106,10 @@ def test_a_reward_that_cannot_be_found_is_named_with_the_nearest(folder, path, p
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("1 / 0\n", r"importing the rewards of 'bad\.py' raised ZeroDivisionError: division by zero \(line 1 of "),
+        (
+            "1 / 0\n",
+            r"the reward 'bad\.py:f': importing 'bad\.py' raised ZeroDivisionError: division by zero \(line 1 of ",
+        ),
         ("def f(:\n", "raised SyntaxError: "),
         ("import sys\nsys.exit(3)\n", r"raised SystemExit: 3 \(line 2 of "),
         ("import not_installed_anywhere\n", "raised ModuleNotFoundError: No module named 'not_installed_anywhere'"),
@@ -112,10 +117,10 @@ def test_a_reward_that_cannot_be_found_is_named_with_the_nearest(folder, path, p
 )
 def test_a_file_that_cannot_be_imported_says_what_it_raised_and_where(folder, text, message):
     (folder / "bad.py").write_text(text)
-    with pytest.raises(RewardError, match=message):
-        load.load("bad.py:f")
+    with pytest.raises(ConfigError, match=message):
+        load("bad.py:f")
     (folder / "bad.py").write_text("def f(completions): return [5.0]\n")
-    assert load.load("bad.py:f")(completions=["x"]) == [5.0]
+    assert load("bad.py:f")(completions=["x"]) == [5.0]
 
 
 def test_rewards_keep_where_they_come_from_so_that_another_process_can_load_them(folder):
@@ -125,9 +130,9 @@ def test_rewards_keep_where_they_come_from_so_that_another_process_can_load_them
     assert (plain.source, plain.weight, plain.inline) == ("rewards.py:score", 1.0, False)
     assert (adapted.source, adapted.name, adapted.weight) == ("pair=x@rewards.py:score", "score_2", 0.5)
     (folder / "two.py").write_text("def same(output, target): return output == target\n")
-    again = load.load("pair=x@two.py:same")
+    again = load("pair=x@two.py:same")
     assert again(prompts=["p", "p"], completions=["a", "b"], x=["a", "c"]) == [True, False]
-    assert load.load("reasoning_gym@").__name__ == "reasoning_gym"
+    assert load("reasoning_gym@").__name__ == "reasoning_gym"
 
 
 def test_functions_given_in_python_have_no_source():
