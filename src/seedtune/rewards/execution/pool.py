@@ -12,7 +12,7 @@ from seedtune.rewards.execution.process import ProcessWorker
 from seedtune.rewards.execution.thread import ThreadWorker
 
 Done = Callable[[RewardResult], object]
-Worker = ProcessWorker | ThreadWorker
+RewardWorker = ProcessWorker | ThreadWorker
 
 PATIENCE = 0.25
 """Start another worker if the queued calls would take longer than this many seconds at the current pace."""
@@ -27,9 +27,9 @@ class Pool:
     Quick functions therefore get one worker, however long their imports take, and slow ones get all.
     """
 
-    def __init__(self, make: Callable[[], Worker], limit: int) -> None:
+    def __init__(self, make: Callable[[], RewardWorker], limit: int) -> None:
         self._make, self._limit = make, limit
-        self.workers: list[Worker] = []
+        self.workers: list[RewardWorker] = []
         self._threads: list[threading.Thread] = []
         self._waiting: deque[tuple[RewardCall, Done]] = deque()
         self._changed = threading.Condition()
@@ -75,7 +75,7 @@ class Pool:
         finally:
             worker.close()
 
-    def _serve_one(self, worker: Worker) -> bool:
+    def _serve_one(self, worker: RewardWorker) -> bool:
         """Run the next call; False if the pool is closed.
 
         The thread holds no reference to a finished call while it waits for the next one.
