@@ -89,7 +89,7 @@ def test_what_goes_wrong_costs_the_call_and_is_told(worker, name, kind, message,
 @pytest.mark.parametrize(
     ("name", "why"),
     [
-        ("hostile.not_there", "there is no 'not_there' in it. Did you mean "),
+        ("hostile.not_there", "there is no 'not_there' in it."),
         ("no.such.module", "there is no module 'no'. Run"),
     ],
 )
