@@ -18,9 +18,10 @@ from seedtune.engines.base import Engine, EngineInfo
 from seedtune.evaluation import report
 from seedtune.evaluation.held_out import during_training, others, right
 from seedtune.rewards.scorer import Scorer
+from seedtune.rewards.sources.build import RewardSpec
 from seedtune.rollouts import asynchronous
 from seedtune.rollouts.evaluator import Evaluator, Outcome
-from seedtune.rollouts.prepare import Data, RewardSpec, TaskInputs, take
+from seedtune.rollouts.prepare import prepare
 from seedtune.rollouts.prompts import drawn
 from seedtune.run import directory, recorded_config
 from seedtune.run import metrics as run_metrics
@@ -31,6 +32,7 @@ from seedtune.run.session import Session
 from seedtune.strategies.base import Feedback, State, Step, directions, tell
 from seedtune.tasks.base import Task
 from seedtune.tasks.environments.base import EnvironmentFactory
+from seedtune.tasks.from_config import Data, TaskInputs
 from seedtune.tasks.reference_answers import scores_itself
 from seedtune.types import UNPERTURBED, Member, Plan, length
 
@@ -76,9 +78,9 @@ class Trainer:
         environment_factory: EnvironmentFactory | None = None,
         callbacks: Sequence[Callback] = (),
     ) -> None:
-        given = TaskInputs(reward_funcs, reward_weights, train_dataset, eval_dataset, environment_factory)
-        config = args if args is not None else Config()
-        self.config, self.task = take(config, given, model=model, processing_class=processing_class)
+        inputs = TaskInputs(reward_funcs, reward_weights, train_dataset, eval_dataset, environment_factory)
+        prepared = prepare(args or Config(), inputs, model=model, processing_class=processing_class)
+        self.config, self.task = prepared.config, prepared.task
         self.others = others(self.config, self.task)
         self.callbacks = tuple(callbacks)
         self.strategy = strategies.create(self.config, [reward.weight for reward in self.task.rewards])
@@ -146,7 +148,7 @@ class Trainer:
             plan = self.strategy.ask(state, generation)
             prompts = drawn(self.config, self.task, generation)
             with activities.doing(f"generation {generation + 1}"):
-                outcome = evaluate(self._members(plan), prompts, plan=plan)
+                outcome = evaluate(self._members(plan), prompts, plan)
             plan = replace(plan, members=outcome.perturbed)
             feedback = self._feedback(plan, outcome)
             step = tell(self.strategy, state, plan, feedback)

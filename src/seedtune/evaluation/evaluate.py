@@ -15,7 +15,7 @@ from seedtune.evaluation import held_out, models
 from seedtune.evaluation.estimators import Estimate, bootstrap
 from seedtune.evaluation.held_out import EvalConfig, Measures
 from seedtune.evaluation.prompt_baseline import best_prompt, voted
-from seedtune.rollouts.prepare import TaskInputs, take
+from seedtune.rollouts.prepare import prepare
 from seedtune.run import ledger, replay
 from seedtune.tasks.base import Task
 from seedtune.types import __version__
@@ -159,7 +159,7 @@ def _name(what: str | Path, generation: int | None) -> str:
 def _task(one: str | Task, config: Config) -> Task:
     if isinstance(one, Task):
         return one
-    return take(config, TaskInputs())[1] if one == config.task else tasks.create(one)
+    return prepare(config).task if one == config.task else tasks.create(one)
 
 
 def _subjects(

@@ -18,6 +18,7 @@ from seedtune.errors import ConfigError
 from seedtune.evaluation.estimators import Estimate, bootstrap, majority_at_k, pass_at_k
 from seedtune.rewards.scorer import Scorer
 from seedtune.rollouts.evaluator import Evaluator, Outcome
+from seedtune.rollouts.prepare import check_prompts
 from seedtune.run import metrics as run_metrics
 from seedtune.run.diagnostics import divergence
 from seedtune.tasks.base import Task
@@ -153,10 +154,7 @@ def prompts_of(task: Task, config: Config, limit: int | None = None) -> Sequence
     if not task.test:
         raise ConfigError(f"task {task.name!r} has no held-out prompts to evaluate on.")
     examples = task.test[: limit or config.eval_prompts or None]
-    if config.system_prompt is not None and any(isinstance(example.prompt, str) for example in examples):
-        raise ConfigError(
-            f"system_prompt={config.system_prompt!r} needs chat prompts, but task {task.name!r} has plain text."
-        )
+    check_prompts(config, task, examples)
     return examples
 
 

@@ -19,7 +19,7 @@ from seedtune.rollouts.prompts import prompt_of
 from seedtune.run import directory, recorded_config
 from seedtune.strategies import populations
 from seedtune.tasks.base import Task
-from seedtune.types import Example, Job, Member, Prompt, Sampling, Term, Update
+from seedtune.types import Example, Job, Member, Sampling, Term, Update
 
 COUNTED = 64
 """Number of training prompts that are tokenized to estimate prompt lengths."""
@@ -105,16 +105,15 @@ def workload_of(config: Config, task: Task, *, share: float, devices: int = 1) -
         longest=longest,
         new_tokens=max(1.0, share * limit),
         limit=limit,
-        batch_slots=_slots(config, (members, prompts), longest + limit),
-        member_slots=_slots(config, (1, prompts), longest + limit),
+        batch_slots=_slots(config, members, prompts, positions=longest + limit),
+        member_slots=_slots(config, 1, prompts, positions=longest + limit),
         alone=config.perturbation == "gaussian",
         counted=counted,
     )
 
 
-def _slots(config: Config, batch: tuple[int, int], positions: int) -> int:
-    """Rows in flight for a batch of (members, prompts) with ``positions`` tokens per row."""
-    members, prompts = batch
+def _slots(config: Config, members: int, prompts: int, *, positions: int) -> int:
+    """Rows in flight for a batch of ``members`` × ``prompts`` rows with ``positions`` tokens each."""
     if config.engine == "vllm":
         return min(config.vllm.max_num_seqs, min(members, config.vllm.max_loras) * prompts)
     own = config.transformers
@@ -127,13 +126,8 @@ def _lengths(config: Config, examples: Sequence[Example]) -> tuple[list[int], bo
     try:
         return engines.tokenizer(config).lengths(prompts), True
     except ModelError:
-        return [max(1, _characters(prompt) // CHARACTERS) for prompt in prompts], False
-
-
-def _characters(prompt: Prompt) -> int:
-    if isinstance(prompt.content, str):
-        return len(prompt.content)
-    return sum(len(message["content"]) for message in prompt.content)
+        texts = ((p.content,) if isinstance(p.content, str) else (m["content"] for m in p.content) for p in prompts)
+        return [max(1, sum(map(len, parts)) // CHARACTERS) for parts in texts], False
 
 
 GENERATION = 2**31 + 1
@@ -172,55 +166,45 @@ def measure_engine(config: Config, task: Task, work: Workload) -> Speed:
 
     Attention over a long context is not included: the tokens are the first of a completion.
     """
+    few = _members(1 if work.alone else -(-work.members // QUARTER))
+    full = few if work.alone else _members(min(work.members, max(1, work.slots // work.prompts)))
+    prompts = tuple(prompt_of(config, example) for example in task.train[: work.prompts])
+    how = Sampling(min(NEW, config.max_completion_length), ignore_eos=True)
     with closing(engines.create(config)) as engine:
         engine.load()
-        steps = min(NEW, config.max_completion_length) - 1
-        few = _members(work, 1 if work.alone else -(-work.members // QUARTER))
-        full = few if work.alone else _members(work, min(work.members, max(1, work.slots // work.prompts)))
-        other = Member(GENERATION, work.members, 1)
-        _answer(engine, config, task, ((other,), work.prompts))  # warm-up: compiles kernels on first use
-        small = _answer(engine, config, task, (few, work.prompts))
-        large = small if work.alone else _answer(engine, config, task, (full, work.prompts))
-        update = [_moved(engine, config) for _ in range(2)][1]
-    step, row = _line(*((t.decode / max(1, steps), len(m) * work.prompts) for t, m in ((small, few), (large, full))))
+        warm_up = (Member(GENERATION, work.members, 1),)  # compiles kernels on first use
+        sizes = (warm_up, few) if work.alone else (warm_up, few, full)
+        times = [_times(engine, Job(0, config.sigma, members, prompts, how)) for members in sizes]
+        update = [_update_time(engine, config) for _ in range(2)][1]
+    small, large = times[1], times[-1]
+    rows, added = len(few) * work.prompts, (len(full) - len(few)) * work.prompts
+    first, second = (part.decode / max(1, how.max_tokens - 1) for part in (small, large))
+    row = min(max(0.0, second - first) / added, second / (rows + added)) if added > 0 else 0.0
     return Speed(
         prompt_token=large.prefill / max(1, large.prompt_tokens),
-        step=step,
+        step=second - row * (rows + added),
         row=row,
         perturb=large.perturb * (work.members / len(full)),
         update=update,
     )
 
 
-def _members(work: Workload, count: int) -> tuple[Member, ...]:
+def _members(count: int) -> tuple[Member, ...]:
     return tuple(Member(GENERATION, pair // 2, -1 if pair % 2 else 1) for pair in range(count))
 
 
-def _answer(engine: Engine, config: Config, task: Task, size: tuple[tuple[Member, ...], int]) -> EngineTimes:
-    """Return the times for ``members`` × ``prompts`` completions of a few tokens, ignoring stop tokens."""
-    members, prompts = size
-    how = Sampling(min(NEW, config.max_completion_length), ignore_eos=True)
+def _times(engine: Engine, job: Job) -> EngineTimes:
     engine.take_times()
-    job = Job(0, config.sigma, members, tuple(prompt_of(config, e) for e in task.train[:prompts]), how)
     for _ in engine.evaluate([job]):
         pass
     return engine.take_times()
 
 
-def _moved(engine: Engine, config: Config) -> float:
+def _update_time(engine: Engine, config: Config) -> float:
     """Return the seconds of an update of a generation's size; the changed weights are discarded with the engine."""
     pairs = max(populations(config)) // (2 if config.antithetic else 1)
     engine.apply(Update(GENERATION, tuple(Term(GENERATION, pair, 1e-12) for pair in range(pairs))))
     return engine.take_times().update
-
-
-def _line(small: tuple[float, int], large: tuple[float, int]) -> tuple[float, float]:
-    """Fit seconds per step without rows, and per row, to (seconds, rows) of two sizes; both are at least 0."""
-    (first, rows), (second, many) = small, large
-    if many <= rows:
-        return second, 0.0
-    row = min(max(0.0, (second - first) / (many - rows)), second / many)
-    return second - row * many, row
 
 
 def pace_of(run: Path) -> Pace:

@@ -12,10 +12,10 @@ from pathlib import Path
 
 from seedtune.config.config import Config
 from seedtune.engines.model_sizes import Anatomy, anatomy_of
-from seedtune.errors import ConfigError, DataError, ModelError
+from seedtune.errors import ConfigError, ModelError
 from seedtune.planning.accelerators import CPU, MACHINES, Machine, parse_device
 from seedtune.planning.cost_model import Pace, Speed, Workload, measure_engine, pace_of, workload_of
-from seedtune.rollouts.prepare import task_of
+from seedtune.rollouts.prepare import prepare
 from seedtune.strategies import populations
 from seedtune.tasks.base import Task
 
@@ -123,9 +123,7 @@ def plan_config(
         raise ConfigError("plan forecasts language models, not engine='toy'. Use engine=transformers or engine=vllm.")
     if share is not None and not 0 < share <= 1:
         raise ConfigError(f"--share {share:g} must be above 0 and at most 1.")
-    task = task_of(config) if task is None else task
-    if not task.train:
-        raise DataError(f"the training data of task {task.name!r} is empty. Give at least one row with a 'prompt'.")
+    task = prepare(config, task=task, fits=False).task
     pace = None if measured is None else pace_of(measured)
     share = share or (SHARE if pace is None else min(1.0, pace.new_tokens / config.max_completion_length))
     anatomy, work = anatomy_of(config), workload_of(config, task, share=share)

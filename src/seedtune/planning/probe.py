@@ -20,11 +20,11 @@ from numpy.typing import NDArray
 
 from seedtune import engines
 from seedtune.config.config import Config
-from seedtune.errors import ConfigError, DataError
+from seedtune.errors import ConfigError
 from seedtune.numerics import noise
 from seedtune.rollouts.completion_stats import CompletionStats, describe
 from seedtune.rollouts.evaluator import Evaluator
-from seedtune.rollouts.prepare import TaskInputs, take
+from seedtune.rollouts.prepare import prepare
 from seedtune.strategies.quadratic_model import Law, Response, Stride, best_stride, fit, response_of
 from seedtune.tasks.base import Task
 from seedtune.types import UNPERTURBED, Example, Member, Plan, Rollout
@@ -113,7 +113,7 @@ def probe_config(
         raise ConfigError(f"sigmas={list(sigmas)} must all be greater than 0.")
     if prompts is not None and prompts < 1:
         raise ConfigError(f"prompts={prompts}: a probe needs at least one.")
-    task = take(config, TaskInputs())[1] if task is None else task
+    task = prepare(config, task=task).task
     count, drawn = _draw(config, task, prompts)
     with closing(engines.create(config)) as engine:
         engine.load()
@@ -130,8 +130,6 @@ def _draw(config: Config, task: Task, prompts: int | None) -> tuple[int, tuple[E
 
     All are training prompts, in an order specific to the probe; members get the first of them.
     """
-    if not task.train:
-        raise DataError(f"the training data of task {task.name!r} is empty. Give at least one row with a 'prompt'.")
     count = max(2, config.prompts_per_generation) if prompts is None else prompts
     address = noise.Address(noise.key_for(config.seed, noise.Purpose.PROMPT_ORDER), noise.Stream.ORDER, GENERATION)
     order = noise.permutation(address, len(task.train))

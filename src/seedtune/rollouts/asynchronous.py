@@ -8,29 +8,21 @@ The members that an update uses are recorded, so that replay and audit need no c
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import count
-from typing import Protocol, cast
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from seedtune.config.config import Config
 from seedtune.engines.base import Streaming
-from seedtune.errors import ConfigError, EngineError
-from seedtune.rollouts.evaluator import Evaluator, Outcome, RolloutKey, ScoredRollouts, places_of
-from seedtune.tasks.base import Task
-from seedtune.tasks.reference_answers import scores_itself
+from seedtune.errors import EngineError
+from seedtune.rollouts.evaluator import Evaluator, Outcome, RolloutKey, keys_of
 from seedtune.types import UNPERTURBED, Example, Job, Member, Plan, Rollout
 
-
-class Evaluate(Protocol):
-    """A function that evaluates a generation."""
-
-    def __call__(self, members: tuple[Member, ...], examples: Sequence[Example], *, plan: Plan) -> Outcome:
-        """Return the scores of the members, or of those that are finished."""
-        ...
+Evaluate = Callable[[tuple[Member, ...], Sequence[Example], Plan], Outcome]
+"""Returns the scores of the members, or of those that are finished."""
 
 
 def way_of(evaluator: Evaluator) -> Evaluate:
@@ -38,16 +30,6 @@ def way_of(evaluator: Evaluator) -> Evaluate:
     if not evaluator.config.max_staleness:
         return evaluator.evaluate
     return Gathering(evaluator, cast(Streaming, evaluator.engine), evaluator.config.max_staleness).evaluate
-
-
-def check(config: Config, task: Task) -> None:
-    """Raise ConfigError if an asynchronous run cannot evaluate the task."""
-    if config.max_staleness and (task.environment is not None or scores_itself(task)):
-        what = "is a conversation" if task.environment is not None else "generates nothing"
-        raise ConfigError(
-            f"ray.max_staleness={config.max_staleness} is for single completions, but task {task.name!r} {what}. "
-            "Use ray.max_staleness=0."
-        )
 
 
 class Gathering:
@@ -59,7 +41,7 @@ class Gathering:
         self._open: dict[int, Job] = {}
         self._examples: dict[int, tuple[Example, ...]] = {}
 
-    def evaluate(self, members: tuple[Member, ...], examples: Sequence[Example], *, plan: Plan) -> Outcome:
+    def evaluate(self, members: tuple[Member, ...], examples: Sequence[Example], plan: Plan) -> Outcome:
         """Return the scores of the finished members, each on the prompts of the generation that submitted it.
 
         Members are ordered by generation, then by request; the prompts of each generation have separate columns.  The
@@ -67,17 +49,21 @@ class Gathering:
         that of an earlier generation is a different model.  Raises EngineError if no job could be evaluated.
         """
         now, jobs = plan.generation, self._submit(members, tuple(examples), plan)
-        table = _Table(jobs, self._examples, now)
-        answers = self.evaluator.score(table.places(), table.examples, self._rollouts(table, plan), after=now)
-        if not answers.rollouts:
+        table, objective = _Table(jobs, self._examples, now), self.evaluator.config.objective
+        rollouts = self._rollouts(table, plan)
+        outcome = self.evaluator.score(table.keys(), table.examples, rollouts, objective=objective, after=now)
+        if not outcome.rollouts:
             raise EngineError(
                 f"none of the {len(jobs)} jobs of generation {now} could be evaluated. See what the workers say, "
                 "then resume the run: nothing is lost."
             )
         kept = _Table([job for job in jobs if job.id not in self._open], self._examples, now)
         self._examples = {_asked_in(job): self._examples[_asked_in(job)] for job in self._open.values()}
-        outcome = self._outcome(kept, table.moved(answers, kept), UNPERTURBED in members)
-        outcome.staleness = kept.staleness(self._open.values())
+        finished = kept.members()
+        if UNPERTURBED in members and UNPERTURBED not in finished:
+            finished = (*finished, UNPERTURBED)
+        outcome = outcome.select(finished, [column for name in kept.columns for column in table.columns[name]])
+        outcome.asked, outcome.staleness = kept.asked(finished), kept.staleness(self._open.values())
         return outcome
 
     def _submit(self, members: tuple[Member, ...], examples: tuple[Example, ...], plan: Plan) -> list[Job]:
@@ -105,14 +91,6 @@ class Gathering:
         oldest = min(_asked_in(job) for job in self._open.values())
         return generation - oldest < self.max_staleness and self.engine.starving()
 
-    def _outcome(self, kept: _Table, answers: ScoredRollouts, unperturbed: bool) -> Outcome:
-        members = kept.members()
-        if unperturbed and UNPERTURBED not in members:
-            members = (*members, UNPERTURBED)
-        outcome = self.evaluator.outcome(members, kept.examples, answers, self.evaluator.config.objective)
-        outcome.asked = kept.asked(members)
-        return outcome
-
 
 class _Table:
     """The rows and columns of the jobs' rollouts, with separate prompt columns for each generation."""
@@ -129,23 +107,17 @@ class _Table:
         """Return the members whose rollouts count, in job order."""
         return tuple(member for job in self.jobs for member in self._counting(job))
 
-    def places(self) -> list[RolloutKey]:
+    def keys(self) -> list[RolloutKey]:
         """Return the keys of all rollouts that count: every member's prompts and samples."""
         found: list[RolloutKey] = []
         for job in self.jobs:
-            found += places_of(self._counting(job), self.columns[_asked_in(job)], job.sampling.samples)
+            found += keys_of(self._counting(job), self.columns[_asked_in(job)], job.sampling.samples)
         return found
 
     def placed(self, job: Job, rollouts: Sequence[Rollout]) -> list[Rollout]:
         """Return a job's rollouts that count, with their prompt indices converted to columns."""
         columns, counting = self.columns[_asked_in(job)], self._counting(job)
         return [replace(r, prompt=columns[r.prompt]) for r in rollouts if r.member in counting]
-
-    def moved(self, answers: ScoredRollouts, other: _Table) -> ScoredRollouts:
-        """Move the rollouts to the columns of another table, which must contain all their generations."""
-        pairs = [zip(self.columns[name], columns, strict=True) for name, columns in other.columns.items()]
-        column = dict(pair for pairs_of_one in pairs for pair in pairs_of_one)
-        return replace(answers, rollouts=[replace(r, prompt=column[r.prompt]) for r in answers.rollouts])
 
     def asked(self, members: Sequence[Member]) -> NDArray[np.bool_]:
         """Return a mask (members, prompts) of the requested evaluations."""

@@ -66,15 +66,18 @@ class Outcome:
         scores: NDArray[np.float64] = self.scores[self.members.index(member)]
         return scores
 
-
-@dataclass(frozen=True, slots=True)
-class ScoredRollouts:
-    """Rollouts in the order of their keys, each reward's values for them, and its number of failures."""
-
-    rollouts: list[Rollout]
-    values: dict[str, list[float]]
-    failed: dict[str, int]
-    seconds: dict[str, float]
+    def select(self, members: tuple[Member, ...], columns: Sequence[int]) -> Outcome:
+        """Return the outcome of these members and prompts; no other prompt may have a rollout."""
+        row = {member: index for index, member in enumerate(self.members)}
+        rows, place = [row[member] for member in members], {column: index for index, column in enumerate(columns)}
+        return replace(
+            self,
+            members=members,
+            examples=tuple(self.examples[column] for column in columns),
+            scores=self.scores[rows][:, columns],
+            by_reward=self.by_reward[:, rows][:, :, columns],
+            rollouts=[replace(rollout, prompt=place[rollout.prompt]) for rollout in self.rollouts],
+        )
 
 
 class Evaluator:
@@ -84,7 +87,7 @@ class Evaluator:
         self.engine, self.task, self.config = engine, task, config
         self.scorer = Scorer(task.rewards, config) if scorer is None else scorer
 
-    def evaluate(self, members: tuple[Member, ...], examples: Sequence[Example], *, plan: Plan) -> Outcome:
+    def evaluate(self, members: tuple[Member, ...], examples: Sequence[Example], plan: Plan) -> Outcome:
         """Let every member answer every example, with the generation, σ and shift of ``plan``.
 
         The configured objective reduces the samples of a prompt to one score.
@@ -106,57 +109,59 @@ class Evaluator:
     def _run(self, jobs: list[Job], examples: tuple[Example, ...], objective: str) -> Outcome:
         members = tuple(dict.fromkeys(member for job in jobs for member in job.members))
         how, failed = jobs[0].sampling, Counter[str]()
-        places = places_of(members, range(len(examples)), how.samples)
-        answers = self.score(places, examples, self._rollouts(jobs, examples, failed), after=how.generation)
-        return self.outcome(members, examples, replace(answers, failed={**answers.failed, **failed}), objective)
+        keys = keys_of(members, range(len(examples)), how.samples)
+        rollouts = self._rollouts(jobs, examples, failed)
+        outcome = self.score(keys, examples, rollouts, objective=objective, after=how.generation)
+        outcome.failed = {**outcome.failed, **failed}
+        return outcome
 
     def score(
-        self, places: Sequence[RolloutKey], examples: tuple[Example, ...], rollouts: Iterable[Rollout], *, after: int
-    ) -> ScoredRollouts:
-        """Score rollouts as they arrive; each has one of the keys in ``places``, and some keys may stay without one.
+        self,
+        keys: Sequence[RolloutKey],
+        examples: tuple[Example, ...],
+        rollouts: Iterable[Rollout],
+        *,
+        objective: str,
+        after: int,
+    ) -> Outcome:
+        """Score rollouts as they arrive; the objective reduces a member's samples of a prompt to one number.
 
-        A rollout's ``prompt`` is an index into ``examples`` here; ``after`` is the number of finished generations.
+        Each rollout has one of ``keys``, which list all members and may stay without one.  A rollout's ``prompt`` is
+        an index into ``examples`` here; ``after`` is the number of finished generations.
         """
         started = time.perf_counter()
-        number, arrived = {place: index for index, place in enumerate(places)}, dict[RolloutKey, Rollout]()
-        answering = activities.doing("completion", goal=len(places))
-        asked = [prompt for _, prompt, _ in places]
-        with self.scorer.round(examples, asked, after=after) as scoring, answering as busy:
+        number, arrived = {key: index for index, key in enumerate(keys)}, dict[RolloutKey, Rollout]()
+        answering = activities.doing("completion", goal=len(keys))
+        with self.scorer.round(examples, [key[1] for key in keys], after=after) as scoring, answering as busy:
             for rollout in rollouts:
                 busy.done += 1
-                place = rollout.member, rollout.prompt, rollout.sample
-                arrived[place] = rollout
+                key = rollout.member, rollout.prompt, rollout.sample
+                arrived[key] = rollout
                 if rollout.scores is None:
-                    scoring.add(number[place], rollout.text)
+                    scoring.add(number[key], rollout.text)
             generated = time.perf_counter()
             scores = scoring.finish()
-        ordered = [arrived[place] for place in places if place in arrived]
+        places = [place for place, key in enumerate(keys) if key in arrived]
+        ordered = [arrived[keys[place]] for place in places]
         values = _known(self.task.rewards, ordered) or {
-            name: [v[number[place]] for place in places if place in arrived] for name, v in scores.items()
+            name: [column[place] for place in places] for name, column in scores.items()
         }
-        seconds = {"rollouts": generated - started, "score": time.perf_counter() - generated}
-        return ScoredRollouts(ordered, values, scoring.failed(), seconds)
-
-    def outcome(
-        self, members: tuple[Member, ...], examples: tuple[Example, ...], answers: ScoredRollouts, objective: str
-    ) -> Outcome:
-        """Build the score matrices; the objective reduces a member's samples of a prompt to one number."""
-        rollouts, values = answers.rollouts, answers.values
+        members = tuple(dict.fromkeys(member for member, _, _ in keys))
         rewards = total(self.task.rewards, values)
-        counted = self._counted(rollouts, rewards, objective)
-        cells = _cells(members, len(examples), [rollouts[i] for i in counted])
+        counted = self._counted(ordered, rewards, objective)
+        cells = _cells(members, len(examples), [ordered[i] for i in counted])
         columns = np.array([rewards, *(values[reward.name] for reward in self.task.rewards)])[:, counted]
         matrices = np.array([_matrix((len(members), len(examples)), cells, column) for column in columns])
         return Outcome(
-            members,
-            examples,
-            matrices[0],
-            matrices[1:],
-            rollouts,
-            rewards,
-            values,
-            answers.failed,
-            answers.seconds,
+            members=members,
+            examples=examples,
+            scores=matrices[0],
+            by_reward=matrices[1:],
+            rollouts=ordered,
+            rewards=rewards,
+            by_function=values,
+            failed=scoring.failed(),
+            seconds={"rollouts": generated - started, "score": time.perf_counter() - generated},
         )
 
     def _rollouts(self, jobs: list[Job], examples: tuple[Example, ...], failed: Counter[str]) -> Iterator[Rollout]:
@@ -209,7 +214,7 @@ class Evaluator:
         )
 
 
-def places_of(members: Sequence[Member], prompts: Iterable[int], samples: int) -> list[RolloutKey]:
+def keys_of(members: Sequence[Member], prompts: Iterable[int], samples: int) -> list[RolloutKey]:
     """Return the keys of all rollouts of an evaluation, ordered by member, then prompt, then sample."""
     return list(dict.fromkeys(product(members, prompts, range(samples))))
 

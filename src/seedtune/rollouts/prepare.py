@@ -1,42 +1,56 @@
-"""Prepare a run: record the given inputs in the configuration, create the task and fit its prompts to the model."""
+"""Prepare a run: record the inputs in the configuration, build the task, check both, and fit prompts to the model."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from seedtune import engines
 from seedtune.config.config import Config
-from seedtune.errors import ConfigError
-from seedtune.rewards.sources.build import RewardSpec
-from seedtune.rollouts import asynchronous
+from seedtune.config.sections import ConversationSettings
+from seedtune.errors import ConfigError, DataError
 from seedtune.rollouts.prompts import prompt_of
 from seedtune.tasks.base import Task
 from seedtune.tasks.data.prompt_length import Limit, fit
-from seedtune.tasks.from_config import Data, TaskInputs, chosen
+from seedtune.tasks.from_config import TaskInputs, built, recorded
+from seedtune.tasks.reference_answers import reference_answers, scored_by_the_engine, scores_itself
 from seedtune.types import Example
 
-__all__ = ["Data", "RewardSpec", "TaskInputs", "take", "task_of"]
+NOTHING = TaskInputs()
 
 
-def task_of(config: Config) -> Task:
-    """Create the task of a configuration, without fitting its prompts to the model."""
-    return chosen(config, TaskInputs())[1]
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A configuration that records everything passed to a run, and the run's task."""
+
+    config: Config
+    task: Task
 
 
-def take(config: Config, given: TaskInputs, *, model: Any = None, processing_class: Any = None) -> tuple[Config, Task]:
-    """Return the resolved configuration and its task, with prompts that fit the model's context.
+def prepare(
+    config: Config,
+    inputs: TaskInputs = NOTHING,
+    *,
+    task: Task | None = None,
+    model: Any = None,
+    processing_class: Any = None,
+    fits: bool = True,
+) -> Prepared:
+    """Return the resolved configuration and its task, with prompts that fit the model's context if ``fits``.
 
-    ``model`` is a folder or Hugging Face id that replaces the configuration's; ``processing_class``, as in TRL, is a
-    tokenizer, which must be the model's own.  Raises a SeedtuneError that says what is wrong.
+    ``task`` is used instead of the configuration's; ``model`` is a folder or Hugging Face id that replaces its model;
+    ``processing_class``, as in TRL, is a tokenizer, which must be the model's own.  Raises a SeedtuneError that says
+    what is wrong.
     """
     if model is not None:
         config = config.replace(model=_name_of(model))
-    config, task = chosen(config, given)
-    asynchronous.check(config, task)
+    config = recorded(config, inputs)
+    task = built(config, inputs) if task is None else task
+    check(config, task)
     if processing_class is not None:
         engines.check_tokenizer(config, processing_class)
-    return config, _fitted(config, task)
+    return Prepared(config, _fitted(config, task) if fits else task)
 
 
 def _name_of(model: Any) -> str:
@@ -46,6 +60,51 @@ def _name_of(model: Any) -> str:
             "Hugging Face id as text: model.name_or_path, or where you saved it with model.save_pretrained(folder)."
         )
     return model
+
+
+def check(config: Config, task: Task) -> None:
+    """Raise ConfigError or DataError if the settings do not fit the task."""
+    for problem in _problems(config, task):
+        raise ConfigError(problem)
+    check_prompts(config, task, (*task.train, *task.test))
+    if config.uses_likelihood:
+        for example in (*task.train, *task.test):
+            reference_answers(config, example)
+    if not task.train:
+        raise DataError(f"the training data of task {task.name!r} is empty. Give at least one row with a 'prompt'.")
+
+
+def _problems(config: Config, task: Task) -> Iterator[str]:
+    """Yield what is wrong with the task under these settings, rule by rule."""
+    own, talks = config.task == "custom", task.environment is not None
+    for name in ("reward_weights", "eval_dataset"):
+        if getattr(config, name) is not None and not own:
+            yield f"{name} is for own data and rewards: give train_dataset and reward_funcs, or leave it out."
+    if config.task_args and own:
+        yield f"task_args={config.task_args} are for a built-in task, not for own data and rewards."
+    if config.uses_likelihood and (talks or any(one.function is not scored_by_the_engine for one in task.rewards)):
+        yield (
+            f"objective={config.objective} is a reward by itself. Leave reward_funcs and environments out, or use "
+            "objective=mean."
+        )
+    if config.kl_steps and talks:
+        yield f"kl_steps={config.kl_steps} measures single answers, not conversations. Use kl_steps=0."
+    if config.conversation != ConversationSettings() and not talks:
+        yield f"conversation has no effect on task {task.name!r}, which has no environment. Leave it out."
+    if config.max_staleness and (talks or scores_itself(task)):
+        yield (
+            f"ray.max_staleness={config.max_staleness} is for single completions, but task {task.name!r} "
+            f"{'is a conversation' if talks else 'generates nothing'}. Use ray.max_staleness=0."
+        )
+
+
+def check_prompts(config: Config, task: Task, examples: Sequence[Example]) -> None:
+    """Raise ConfigError if a system prompt cannot be put in front of a prompt."""
+    if config.system_prompt is not None and any(isinstance(example.prompt, str) for example in examples):
+        raise ConfigError(
+            f"system_prompt={config.system_prompt!r} needs chat prompts, but task {task.name!r} has "
+            "plain text. Make its prompts lists of messages, or leave system_prompt out."
+        )
 
 
 def _fitted(config: Config, task: Task) -> Task:

@@ -8,8 +8,7 @@ from typing import Any
 
 from seedtune.config.config import Config
 from seedtune.config.data_and_rewards import OBJECTS, DatasetSettings
-from seedtune.config.sections import ConversationSettings
-from seedtune.errors import ConfigError, DataError
+from seedtune.errors import ConfigError
 from seedtune.rewards.base import Reward
 from seedtune.rewards.sources import build, user_code
 from seedtune.tasks import create, environments
@@ -18,7 +17,7 @@ from seedtune.tasks.data import datasets
 from seedtune.tasks.data.rows import Rows, examples
 from seedtune.tasks.data.split import hold_out
 from seedtune.tasks.environments.base import EnvironmentFactory, environment_reward
-from seedtune.tasks.reference_answers import reference_answers, scored_by_the_engine
+from seedtune.tasks.reference_answers import scored_by_the_engine
 from seedtune.types import Example
 
 Data = Rows | str
@@ -37,77 +36,36 @@ class TaskInputs:
     test: Data | None = None
     environment: EnvironmentFactory | None = None
 
+    @property
+    def listed_rewards(self) -> list[build.RewardSpec]:
+        """The rewards as a list, empty if none were passed."""
+        return [] if self.rewards is None else build.listed(self.rewards)
 
-def chosen(config: Config, given: TaskInputs) -> tuple[Config, Task]:
-    """Return the task of a run and the configuration that records it.
 
-    Raises DataError if there are no training examples, and ConfigError if data or rewards are missing or given twice.
+def recorded(config: Config, inputs: TaskInputs) -> Config:
+    """Return the configuration with the inputs recorded and file paths made absolute; no file is read.
+
+    Raises ConfigError for an input that would change a setting; passing equal values again on resume is allowed.
     """
-    listed = [] if given.rewards is None else build.listed(given.rewards)
-    config = _recorded(config, given, listed)
-    environment = _environment(config, given)
-    own = _without_functions(config, environment)
-    if config.task != "custom":
-        _check_unused(config)
-        task = create(config.task, config.task_args)
-        if own:
-            full = 1.0 if config.objective == "choice_accuracy" else None
-            task = replace(task, rewards=own, full_marks=full, gold=None, answer=None)
-        task = replace(task, environment=environment or task.environment)
-    else:
-        _check_whole(config, given, listed, needed=not own)
-        train, test = _data(config, given)
-        found = build.build(config, listed) if config.reward_funcs else own
-        task = Task("custom", train, test, found, environment=environment)
-    _check_task(config, task)
-    return config, task
-
-
-def _environment(config: Config, given: TaskInputs) -> EnvironmentFactory | None:
-    """Return the factory of the environment, if the program or the configuration names one."""
-    if given.environment is not None or config.environment is None:
-        return given.environment
-    if config.environment == OBJECTS:
-        raise ConfigError(f"this run's environment was a Python object: {_HOW}")
-    return environments.find(config.environment)
-
-
-def _recorded(config: Config, given: TaskInputs, listed: Sequence[build.RewardSpec]) -> Config:
-    """Return the configuration with the given inputs recorded and file paths made absolute."""
     changes: dict[str, Any] = {}
-    for name, data in (("train_dataset", given.train), ("eval_dataset", given.test)):
+    for name, data in (("train_dataset", inputs.train), ("eval_dataset", inputs.test)):
         if data is not None:
             changes[name] = {"path": data if isinstance(data, str) else OBJECTS}
-    if listed:
-        changes["reward_funcs"] = build.settings_of(listed)
-    if given.weights is not None:
-        changes["reward_weights"] = tuple(given.weights)
-    if given.train is None and not listed and changes and config.train_dataset is None:
+    if inputs.rewards is not None:
+        changes["reward_funcs"] = build.settings_of(inputs.listed_rewards)
+    if inputs.weights is not None:
+        changes["reward_weights"] = tuple(inputs.weights)
+    if changes and not {"train_dataset", "reward_funcs"} & changes.keys() and config.train_dataset is None:
         raise ConfigError("reward_weights and eval_dataset need reward_funcs and train_dataset.")
-    if given.environment is not None:
-        if config.environment not in (None, OBJECTS):
-            raise ConfigError("the environment is given twice: as an argument and in the configuration. Leave one out.")
-        config = config.replace(environment=OBJECTS)
-    if not changes:
-        return _settled(config)
-    told = _settled(config.replace(**changes, task="custom"))
-    _check_not_twice(_settled(config), told, list(changes))
-    return told
-
-
-def _check_unused(config: Config) -> None:
-    for name in ("reward_weights", "eval_dataset"):
-        if getattr(config, name) is not None:
-            raise ConfigError(
-                f"{name} is for own data and rewards: give train_dataset and reward_funcs, or leave it out."
-            )
-
-
-def _check_not_twice(config: Config, told: Config, changed: Sequence[str]) -> None:
-    """Raise ConfigError if an argument would change a setting; passing equal values again on resume is allowed."""
-    for name in changed:
-        if getattr(config, name) and getattr(told, name) != getattr(config, name):
+    if changes:
+        changes["task"] = "custom"
+    if inputs.environment is not None:
+        changes["environment"] = OBJECTS
+    before, after = _settled(config), _settled(config.replace(**changes))
+    for name in changes.keys() - {"task"}:
+        if getattr(before, name) and getattr(after, name) != getattr(before, name):
             raise ConfigError(f"{name} is given twice: as an argument and in the configuration. Leave one out.")
+    return after
 
 
 def _settled(config: Config) -> Config:
@@ -121,75 +79,63 @@ def _settled(config: Config) -> Config:
     return config.model_copy(update={**found, **named, "eval_tasks": others, "reward_funcs": rewards})
 
 
-def _check_whole(config: Config, given: TaskInputs, listed: Sequence[build.RewardSpec], *, needed: bool) -> None:
-    """Raise ConfigError if data or rewards are missing, or were Python objects of an earlier program."""
-    data = ((config.train_dataset, given.train), (config.eval_dataset, given.test))
-    lost = [name for name, (told, had) in zip(("training", "held-out"), data, strict=True) if _is_lost(told, had)]
-    if lost:
-        raise ConfigError(f"this run's {' and '.join(lost)} data were Python objects: {_HOW}")
-    if not listed and any(reward.path == OBJECTS for reward in config.reward_funcs):
-        raise ConfigError(f"this run's reward functions were Python objects: {_HOW}")
+def built(config: Config, inputs: TaskInputs) -> Task:
+    """Build the task of a recorded configuration.
+
+    Raises DataError or ConfigError if data or rewards are missing, unreadable, or were Python objects of another
+    program.
+    """
+    _check_objects(config, inputs)
+    environment = inputs.environment
+    if environment is None and config.environment is not None:
+        environment = environments.find(config.environment)
+    implied = _implied_rewards(config, environment)
+    if config.task != "custom":
+        task = create(config.task, config.task_args)
+        if implied:
+            full = 1.0 if config.objective == "choice_accuracy" else None
+            task = replace(task, rewards=implied, full_marks=full, gold=None, answer=None)
+        return replace(task, environment=environment or task.environment)
     if config.train_dataset is None and not config.reward_funcs:
         raise ConfigError(f"this run had its own data and rewards: {_HOW}")
-    if config.train_dataset is None or (needed and not config.reward_funcs):
+    if config.train_dataset is None or not (implied or config.reward_funcs):
         raise ConfigError(
             "give both reward_funcs and train_dataset (--reward and --train-dataset), or neither and a built-in task; "
             "an environment with a reward, or objective=logprob, needs no reward_funcs."
         )
-    if config.task_args:
-        raise ConfigError(f"task_args={config.task_args} are for a built-in task, not for own data and rewards.")
+    train, test = _examples(config, config.train_dataset, inputs.train, split="train"), None
+    if config.eval_dataset is not None:
+        test = _examples(config, config.eval_dataset, inputs.test, split="test")
+    else:
+        train, test = hold_out(train, config.eval_size)
+    rewards = build.build(config, inputs.listed_rewards) if config.reward_funcs else implied
+    return Task("custom", train, test, rewards, environment=environment)
 
 
-def _is_lost(told: DatasetSettings | None, had: Data | None) -> bool:
-    return told is not None and told.path == OBJECTS and had is None
+def _check_objects(config: Config, inputs: TaskInputs) -> None:
+    """Raise ConfigError if the configuration records Python objects that were not passed again."""
+    data = {"training data": (config.train_dataset, inputs.train), "held-out data": (config.eval_dataset, inputs.test)}
+    lost = [what for what, (had, given) in data.items() if had is not None and had.path == OBJECTS and given is None]
+    if inputs.rewards is None and any(reward.path == OBJECTS for reward in config.reward_funcs):
+        lost.append("reward functions")
+    if config.environment == OBJECTS and inputs.environment is None:
+        lost.append("environment")
+    if lost:
+        kind = "was a Python object" if lost == ["environment"] else "were Python objects"
+        raise ConfigError(f"this run's {' and '.join(lost)} {kind}: {_HOW}")
 
 
-def _data(config: Config, given: TaskInputs) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
-    train = _examples(config, (config.train_dataset, given.train), "train")
-    if config.eval_dataset is None:
-        return hold_out(train, config.eval_size)
-    return train, _examples(config, (config.eval_dataset, given.test), "eval")
-
-
-def _examples(config: Config, data: tuple[DatasetSettings | None, Data | None], split: str) -> tuple[Example, ...]:
-    settings, given = data
-    column = config.prompt_column
+def _examples(config: Config, settings: DatasetSettings, given: Data | None, *, split: str) -> tuple[Example, ...]:
+    """Return the rows passed by the program, or those that the settings name."""
     if given is not None and not isinstance(given, str):
-        return examples(given, split, prompt_column=column)
-    assert settings is not None
-    rows = datasets.read(settings, {"train": "train", "eval": "test"}[split])
-    return examples(rows, split, prompt_column=settings.prompt_column or column)
+        rows, column = given, config.prompt_column
+    else:
+        rows, column = datasets.read(settings, split), settings.prompt_column or config.prompt_column
+    return examples(rows, "eval" if split == "test" else split, prompt_column=column)
 
 
-def _without_functions(config: Config, environment: EnvironmentFactory | None) -> tuple[Reward, ...]:
+def _implied_rewards(config: Config, environment: EnvironmentFactory | None) -> tuple[Reward, ...]:
     """Return the rewards of likelihood objectives and environments, which need no reward functions."""
     if config.uses_likelihood:
         return (Reward(config.objective, scored_by_the_engine),)
     return () if environment is None else (Reward("environment_reward", environment_reward),)
-
-
-def _check_scored(config: Config, task: Task) -> None:
-    """Check the reference answers of likelihood objectives, and settings that conflict with an environment."""
-    if config.uses_likelihood:
-        if any(reward.function is not scored_by_the_engine for reward in task.rewards) or task.environment is not None:
-            raise ConfigError(
-                f"objective={config.objective} is a reward by itself. Leave reward_funcs and environments out, or use "
-                "objective=mean."
-            )
-        for example in (*task.train, *task.test):
-            reference_answers(config, example)
-    if task.environment is not None and config.kl_steps:
-        raise ConfigError(f"kl_steps={config.kl_steps} measures single answers, not conversations. Use kl_steps=0.")
-    if task.environment is None and config.conversation != ConversationSettings():
-        raise ConfigError(f"conversation has no effect on task {task.name!r}, which has no environment. Leave it out.")
-
-
-def _check_task(config: Config, task: Task) -> None:
-    _check_scored(config, task)
-    if not task.train:
-        raise DataError(f"the training data of task {task.name!r} is empty. Give at least one row with a 'prompt'.")
-    if config.system_prompt is not None and any(isinstance(e.prompt, str) for e in (*task.train, *task.test)):
-        raise ConfigError(
-            f"system_prompt={config.system_prompt!r} needs chat prompts, but task {task.name!r} has "
-            "plain text. Make its prompts lists of messages, or leave system_prompt out."
-        )
