@@ -16,6 +16,7 @@ EXTRAS = {
     "reasoning_gym": "tasks",
     "jsonschema": "tasks",
     "datasets": "data",
+    "pyarrow.parquet": "data",
 }
 """Module → extra of seedtune that installs it."""
 

@@ -9,31 +9,30 @@ from seedtune.errors import ConfigError, nearest
 from seedtune.rewards.base import Reward
 from seedtune.tasks.base import Task, TaskKind
 from seedtune.tasks.builtin import (
-    arc,
     conciseness,
+    countdown,
+    grids,
     instruction_format,
     json_schema,
-    mini_sudoku,
+    math_questions,
     multiple_choice,
     number_guessing,
     reasoning_gym,
     right_and_brief,
     toy,
 )
-from seedtune.tasks.builtin.mathematics import countdown, gsm8k, math
 from seedtune.tasks.data.rows import examples
-from seedtune.tasks.task_args import validated
-from seedtune.tasks.user_task import from_file, is_userfile
+from seedtune.tasks.user_task import from_file, validated
 
 __all__ = ["TASKS", "Reward", "Task", "TaskKind", "create", "examples"]
 
 TASKS: dict[str, TaskKind] = {
     "conciseness": conciseness.KIND,
     "countdown": countdown.KIND,
-    "gsm8k": gsm8k.KIND,
-    "math": math.KIND,
-    "mini_sudoku": mini_sudoku.KIND,
-    "arc": arc.KIND,
+    "gsm8k": math_questions.GSM8K,
+    "math": math_questions.MATH,
+    "mini_sudoku": grids.MINI_SUDOKU,
+    "arc": grids.ARC,
     "json_schema": json_schema.KIND,
     "instruction_format": instruction_format.KIND,
     "multiple_choice": multiple_choice.KIND,
@@ -49,7 +48,7 @@ def create(name: str, args: Mapping[str, Any] | None = None) -> Task:
     given = args or {}
     if name.startswith(reasoning_gym.PREFIX):
         return reasoning_gym.from_gym(name.removeprefix(reasoning_gym.PREFIX), given)
-    if is_userfile(name):
+    if name.rpartition(":")[0].endswith(".py"):
         return from_file(name, given)
     if name not in TASKS:
         raise ConfigError(

@@ -88,11 +88,11 @@ class TaskKind:
 
     build: Callable[[Any], Task]
     """Creates the task from an instance of ``settings``."""
-    settings: type[Section]
     what: str
     reward: str
     """Description of the rewards."""
     sizes: tuple[int, int]
     """Training and held-out examples with the default settings."""
+    settings: type[Section] = NoSettings
     needs: tuple[str, ...] = ()
     """Optional modules, installed by the extra ``tasks``, or ``data`` for data sets of the Hugging Face Hub."""

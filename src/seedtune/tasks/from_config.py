@@ -14,11 +14,9 @@ from seedtune.rewards.sources import build, user_code
 from seedtune.tasks import create, environments
 from seedtune.tasks.base import Task
 from seedtune.tasks.data import datasets
-from seedtune.tasks.data.rows import Rows, examples
-from seedtune.tasks.data.split import hold_out
+from seedtune.tasks.data.rows import Examples, Rows, examples, hold_out
 from seedtune.tasks.environments.base import EnvironmentFactory, environment_reward
 from seedtune.tasks.reference_answers import scored_by_the_engine
-from seedtune.types import Example
 
 Data = Rows | str
 """Rows, or a string that names a file or data set."""
@@ -125,7 +123,7 @@ def _check_objects(config: Config, inputs: TaskInputs) -> None:
         raise ConfigError(f"this run's {' and '.join(lost)} {kind}: {_HOW}")
 
 
-def _examples(config: Config, settings: DatasetSettings, given: Data | None, *, split: str) -> tuple[Example, ...]:
+def _examples(config: Config, settings: DatasetSettings, given: Data | None, *, split: str) -> Examples:
     """Return the rows passed by the program, or those that the settings name."""
     if given is not None and not isinstance(given, str):
         rows, column = given, config.prompt_column

@@ -32,7 +32,8 @@ def reference_answers(config: Config, example: Example) -> ReferenceAnswers:
             raise _wrong(example, names.answer_column, answer, "a text that is not empty")
         return ReferenceAnswers((answer,))
     choices = _column(example, names.choices_column)
-    if not _are_choices(choices):
+    listed = isinstance(choices, Sequence) and not isinstance(choices, str) and len(choices) > 1
+    if not listed or not all(isinstance(choice, str) and choice for choice in choices):
         raise _wrong(example, names.choices_column, choices, "a list of two texts or more, none of them empty")
     right = _column(example, names.index_column)
     if isinstance(right, bool) or not isinstance(right, int) or not 0 <= right < len(choices):
@@ -57,11 +58,6 @@ def _column(example: Example, name: str) -> Any:
             "in the configuration, for example likelihood.answer_column=target."
         )
     return example.columns[name]
-
-
-def _are_choices(value: Any) -> bool:
-    listed = isinstance(value, Sequence) and not isinstance(value, str) and len(value) > 1
-    return listed and all(isinstance(choice, str) and choice for choice in value)
 
 
 def _wrong(example: Example, name: str, value: Any, wanted: str) -> DataError:

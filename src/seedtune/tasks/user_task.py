@@ -1,19 +1,29 @@
-"""Tasks from a user's file: ``task: file.py:function``, where the function returns a Task."""
+"""Tasks from a user's file: ``task: file.py:function``, where the function returns a Task; and ``task_args``."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
-from seedtune.errors import ConfigError, DataError, SeedtuneError
+from pydantic import ValidationError
+
+from seedtune.config.sections import Section, explain
+from seedtune.errors import ConfigError, DataError, SeedtuneError, nearest
 from seedtune.rewards.sources import user_code
 from seedtune.tasks.base import Task
-from seedtune.tasks.task_args import accepted
+
+S = TypeVar("S", bound=Section)
+PREFIX = "task_args."
 
 
-def is_userfile(name: str) -> bool:
-    """Whether a task's name has the form ``file.py:function``."""
-    return name.rpartition(":")[0].endswith(".py")
+def validated(section: type[S], given: Mapping[str, Any]) -> S:
+    """Return the validated ``task_args``; raise ConfigError with the wrong setting, its value and the nearest name."""
+    try:
+        return section.model_validate(given)
+    except ValidationError as error:
+        told = [explain(e, section, PREFIX) for e in error.errors()]
+        raise ConfigError("; ".join(line.removeprefix(PREFIX + "=") for line in told)) from None
 
 
 def from_file(name: str, given: Mapping[str, Any]) -> Task:
@@ -23,9 +33,9 @@ def from_file(name: str, given: Mapping[str, Any]) -> Task:
     the function, its arguments or the type of its result are wrong, and DataError if the function raises.
     """
     function = user_code.load(name, f"task={name!r}")
-    keywords = accepted(function, given)
+    _check_arguments(function, given)
     try:
-        made = function(**keywords)
+        made = function(**given)
     except SeedtuneError:
         raise
     except (Exception, SystemExit) as error:
@@ -33,3 +43,22 @@ def from_file(name: str, given: Mapping[str, Any]) -> Task:
     if not isinstance(made, Task):
         raise ConfigError(f"task={name!r} returned {type(made).__name__}, not a seedtune.tasks.Task.")
     return made
+
+
+def _check_arguments(function: Callable[..., Any], given: Mapping[str, Any]) -> None:
+    """Raise ConfigError if ``given`` holds unknown keywords of a function, or lacks required ones."""
+    parameters = inspect.signature(function).parameters
+    open_ended = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    unknown = [] if open_ended else [name for name in given if name not in parameters]
+    if unknown:
+        raise ConfigError(
+            f"unknown setting {PREFIX + unknown[0]!r}.{nearest(unknown[0], parameters)} {function.__name__} takes: "
+            f"{', '.join(parameters) or 'none'}"
+        )
+    required = [p.name for p in parameters.values() if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
+    missing = [name for name in required if name not in given]
+    if missing:
+        raise ConfigError(
+            f"{function.__name__} needs {', '.join(PREFIX + name for name in missing)}. "
+            f"Give it, for example --set {PREFIX}{missing[0]}=1, or give the parameter a default."
+        )

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Self
+from typing import Any
 
 from seedtune.config.config import Config
 from seedtune.errors import ConfigError, DataError, RewardError
@@ -60,13 +60,14 @@ def validate(task: Task, *, items: int = 400, gold: str | None = None, config: C
     if not data:
         raise DataError(f"task {task.name!r} has no examples to validate.")
     golden = _golden(task, data, gold)
-    with Marking(task, config, data) as marking:
-        first, values = _gold_check(task, marking, golden)
-        best = values if task.full_marks is None else [task.full_marks] * len(data)
-        checks = [first, _empty_check(task, marking.marks([""] * len(data)))]
+    kinds = list(zip(golden, _others(golden), map(_text, data), strict=True))
+    with closing(Marking(task, config, data)) as marking:
+        marks = marking.marks(golden)
+        best = marks.values if task.full_marks is None else [task.full_marks] * len(data)
+        checks = [_gold_check(task, golden, marks, lambda: marking.marks(golden))]
+        checks.append(_empty_check(task, marking.marks([""] * len(data))))
         for what, mutate in MUTATIONS.items():
-            marks = marking.marks([mutate(index, golden, data) for index in range(len(data))])
-            checks.append(_wrong_check(what, marks, best))
+            checks.append(_wrong_check(what, marking.marks([mutate(*kind) for kind in kinds]), best))
     return checks
 
 
@@ -84,27 +85,28 @@ def _golden(task: Task, data: Sequence[Example], column: str | None) -> list[str
     return [str(example.columns[found]) for example in data]
 
 
-def _swapped(index: int, golden: Sequence[str], _: Sequence[Example]) -> str:
-    """Return the gold answer of a following item that differs from this item's, or "?" if none nearby does."""
-    near = (golden[(index + step) % len(golden)] for step in range(1, min(50, len(golden))))
-    return next((other for other in near if other != golden[index]), "?")
+def _others(golden: Sequence[str]) -> list[str]:
+    """Return for each item the gold answer of a following one that differs from its own, or "?" if none nearby does."""
+    steps = range(1, min(50, len(golden)))
+    near = ([golden[(index + step) % len(golden)] for step in steps] for index in range(len(golden)))
+    return [next((other for other in found if other != own), "?") for own, found in zip(golden, near, strict=True)]
 
 
-def _echoed(index: int, _: Sequence[str], data: Sequence[Example]) -> str:
-    prompt = data[index].prompt
+def _text(example: Example) -> str:
+    prompt = example.prompt
     return prompt if isinstance(prompt, str) else "\n".join(str(message["content"]) for message in prompt)
 
 
-MUTATIONS: dict[str, Callable[[int, Sequence[str], Sequence[Example]], str]] = {
-    "blanks": lambda *_: " \n\t ",
-    "another item's gold": _swapped,
-    "the prompt again": _echoed,
-    "gold, cut in half": lambda index, golden, _: golden[index][: len(golden[index]) // 2],
-    "gold backwards": lambda index, golden, _: golden[index][::-1],
-    "gold 20 times": lambda index, golden, _: (golden[index] + "\n") * 20,
-    "I do not know.": lambda *_: "I do not know.",
-    "100,000 brackets": lambda *_: "(" * 100_000,
-    "control characters": lambda index, golden, _: "\x00\x1b[2J\ud7ff🙂٣" + golden[index][:3],
+MUTATIONS: dict[str, Callable[[str, str, str], str]] = {
+    "blanks": lambda gold, other, prompt: " \n\t ",
+    "another item's gold": lambda gold, other, prompt: other,
+    "the prompt again": lambda gold, other, prompt: prompt,
+    "gold, cut in half": lambda gold, other, prompt: gold[: len(gold) // 2],
+    "gold backwards": lambda gold, other, prompt: gold[::-1],
+    "gold 20 times": lambda gold, other, prompt: (gold + "\n") * 20,
+    "I do not know.": lambda gold, other, prompt: "I do not know.",
+    "100,000 brackets": lambda gold, other, prompt: "(" * 100_000,
+    "control characters": lambda gold, other, prompt: "\x00\x1b[2J\ud7ff🙂٣" + gold[:3],
 }
 """Mutated answers by name: wrong, or right only by luck (another item's gold)."""
 MAY_BE_RIGHT = ("gold 20 times", "gold backwards")
@@ -131,45 +133,36 @@ class Marking:
             rewards = tuple(replace(reward, source=reward.source or reward.name) for reward in rewards)
             config = config.replace(reward_workers=0)
         self._scorer = Scorer(rewards, config)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._scorer.close()
+        self.close = self._scorer.close
 
     def marks(self, texts: Sequence[str]) -> Marks:
         """Score one answer per example; raise RewardError if a reward cannot be loaded or never returned a value."""
-        begun = time.perf_counter()
-        data, notes = (list(self.data), []) if self.task.environment is None else self._played(texts)
-        places = [place for place, example in enumerate(data) if example is not None]
-        asked = [example for example in data if example is not None]
-        with self._scorer.round(asked, range(len(asked)), after=0) as scoring:
-            for index, place in enumerate(places):
+        begun, notes = time.perf_counter(), list[str]()
+        asked = dict(enumerate(self.data)) if self.task.environment is None else self._played(texts, notes)
+        with self._scorer.round(list(asked.values()), range(len(asked)), after=0) as scoring:
+            for index, place in enumerate(asked):
                 scoring.add(index, texts[place])
             scores, failed = scoring.finish(), scoring.failed()
-            notes += [_note(row, failed) for row in _firsts(scoring.failures())]
-        values = [math.nan] * len(data)
-        for place, value in zip(places, total(self.task.rewards, scores), strict=True):
-            values[place] = value
+            first = {row["reward"]: row["error"] for row in reversed(scoring.failures())}
+        notes += [f"the reward function {n!r} failed on {failed[n]}: it {error}" for n, error in first.items()]
+        found = dict(zip(asked, total(self.task.rewards, scores), strict=True))
+        values = [found.get(place, math.nan) for place in range(len(texts))]
         return Marks(values, time.perf_counter() - begun, "; ".join(notes))
 
-    def _played(self, texts: Sequence[str]) -> tuple[list[Example | None], list[str]]:
+    def _played(self, texts: Sequence[str], notes: list[str]) -> dict[int, Example]:
         """Play each example's environment with a model that repeats its text in every turn.
 
-        Returns the examples with their environments, None where an environment failed, and a note about failures.
+        Returns the examples with their environments by index, without those that failed, and adds a note about those.
         Raises RewardError if too many environments hang, and DataError if an environment has tools.
         """
-        played, faults = list[Example | None](), list[BaseException]()
+        played, faults = dict[int, Example](), list[BaseException]()
         with closing(TimedThread(self.config.reward_timeout)) as thread:
-            for example, text in zip(self.data, texts, strict=True):
+            for place, (example, text) in enumerate(zip(self.data, texts, strict=True)):
                 play = thread.call(partial(_play, self.task, self.config, example, text))
                 error = play.exception()
                 if error is None:
-                    columns = {**example.columns, "environments": play.result()}
-                    played.append(replace(example, columns=columns))
+                    played[place] = replace(example, columns={**example.columns, "environments": play.result()})
                     continue
-                played.append(None)
                 faults.append(error)
                 if isinstance(error, DataError):
                     raise error
@@ -178,17 +171,9 @@ class Marking:
                         f"{STUCK} environments of task {self.task.name!r} hang: there was {error}. Mend the "
                         "environment, or raise reward_timeout if it is slow."
                     )
-        return played, [f"the environment failed on {len(faults)}: it {raised(faults[0])}"] if faults else []
-
-
-def _firsts(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Return the first failure of each reward."""
-    return list({row["reward"]: row for row in reversed(rows)}.values())
-
-
-def _note(row: Mapping[str, Any], failed: Mapping[str, int]) -> str:
-    name = row["reward"]
-    return f"the reward function {name!r} failed on {failed[name]}: it {row['error']}"
+        if faults:
+            notes.append(f"the environment failed on {len(faults)}: it {raised(faults[0])}")
+        return played
 
 
 def _play(task: Task, config: Config, example: Example, text: str) -> Any:
@@ -197,40 +182,38 @@ def _play(task: Task, config: Config, example: Example, text: str) -> Any:
     environment.reset(**accepted(environment.reset, {"prompt": example.prompt, **example.columns}))
     if getattr(environment, "step", None) is None:
         raise DataError(f"task {task.name!r} has an environment with tools, which a single text cannot play.")
-    turns = range(config.conversation.max_turns)
-    next((turn for turn in turns if environment.step(text) is None), None)
+    for _ in range(config.conversation.max_turns):
+        if environment.step(text) is None:
+            break
     return environment
 
 
-def _gold_check(task: Task, marking: Marking, golden: Sequence[str]) -> tuple[Check, list[float]]:
-    """Return the check of the gold answers, and the weighted reward of each."""
-    marks, full = marking.marks(golden), task.full_marks
-    values, count = marks.values, len(golden)
-    wrong = [place for place, value in enumerate(values) if not _is_full(value, full)]
+def _gold_check(task: Task, golden: Sequence[str], marks: Marks, again: Callable[[], Marks]) -> Check:
+    """Check that all gold answers get full marks, and the same when they are scored ``again``."""
+    wrong = [place for place, value in enumerate(marks.values) if not _is_full(value, task.full_marks)]
     broken = ""
     if wrong:
         first = wrong[0]
-        broken = f"{len(wrong)} of {count} gold answers got less, first {golden[first][:80]!r}: {values[first]:g}"
-    elif marking.marks(golden).values != values:
+        broken = (
+            f"{len(wrong)} of {len(golden)} gold answers got less, first {golden[first][:80]!r}: "
+            f"{marks.values[first]:g}"
+        )
+    elif again().values != marks.values:
         broken = "scored twice, the same answers got different marks"
-    expected = "any number" if full is None else f"{full:g}"
-    return _check(("gold", expected), marks, _reached(values, full), broken), values
+    expected = "any number" if task.full_marks is None else f"{task.full_marks:g}"
+    return _check("gold", expected, marks, len(golden) - len(wrong), broken)
 
 
 def _is_full(value: float, full: float | None) -> bool:
     return math.isfinite(value) and (full is None or abs(value - full) <= TOLERANCE)
 
 
-def _reached(values: Sequence[float], full: float | None) -> int:
-    return sum(_is_full(value, full) for value in values)
-
-
 def _empty_check(task: Task, marks: Marks) -> Check:
-    count = len(marks.values)
+    if task.full_marks is None:
+        return _check("empty", "not more than gold", marks)
     high = [value for value in marks.values if value > task.no_marks + TOLERANCE]
-    broken = f"{len(high)} of {count} got more, up to {max(high):g}" if high and task.full_marks is not None else ""
-    expected = "not more than gold" if task.full_marks is None else f"at most {task.no_marks:g}, or none"
-    return _check(("empty", expected), marks, 0, broken)
+    broken = f"{len(high)} of {len(marks.values)} got more, up to {max(high):g}" if high else ""
+    return _check("empty", f"at most {task.no_marks:g}, or none", marks, broken=broken)
 
 
 def _wrong_check(what: str, marks: Marks, best: Sequence[float]) -> Check:
@@ -243,12 +226,21 @@ def _wrong_check(what: str, marks: Marks, best: Sequence[float]) -> Check:
         broken = f"{above} of {len(best)} got more than gold"
     elif what not in MAY_BE_RIGHT and full >= LUCK * len(best):
         broken = f"{full} of {len(best)} got full marks"
-    return _check((what, "less than gold"), marks, full, broken)
+    return _check(what, "less than gold", marks, full, broken)
 
 
-def _check(named: tuple[str, str], marks: Marks, full: int, broken: str) -> Check:
-    values = marks.values
-    known = [value for value in values if math.isfinite(value)] or [math.nan]
-    mean = sum(known) / len(known)
-    unscored = sum(not math.isfinite(value) for value in values)
-    return Check(*named, len(values), min(known), mean, max(known), unscored, full, marks.seconds, broken, marks.note)
+def _check(what: str, expected: str, marks: Marks, full: int = 0, broken: str = "") -> Check:
+    known = [value for value in marks.values if math.isfinite(value)]
+    return Check(
+        what=what,
+        expected=expected,
+        items=len(marks.values),
+        least=min(known, default=math.nan),
+        mean=sum(known) / len(known) if known else math.nan,
+        most=max(known, default=math.nan),
+        unscored=len(marks.values) - len(known),
+        full=full,
+        seconds=marks.seconds,
+        broken=broken,
+        note=marks.note,
+    )

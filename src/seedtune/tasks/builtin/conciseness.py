@@ -11,7 +11,7 @@ from typing import Any
 
 from seedtune.rewards.base import Reward, text_of
 from seedtune.tasks.base import NoSettings, Task, TaskKind
-from seedtune.tasks.data.rows import examples, packaged_rows
+from seedtune.tasks.data.rows import packaged
 
 
 def length_error(completions: Sequence[Any], answer: Sequence[str], **_: Any) -> list[float]:
@@ -22,9 +22,8 @@ def length_error(completions: Sequence[Any], answer: Sequence[str], **_: Any) ->
 def conciseness(_: NoSettings) -> Task:
     """Create the task: 32 training and 96 held-out questions; reward −|len(answer) − len(target)| in characters."""
     return Task(
-        name="conciseness",
-        train=examples(_rows("conciseness_train.jsonl"), "train"),
-        test=examples(_rows("conciseness_test.jsonl"), "test"),
+        "conciseness",
+        *packaged("conciseness"),
         rewards=(Reward("length_error", length_error),),
         gold=lambda example: str(example.columns["answer"]),
         full_marks=0.0,
@@ -33,16 +32,8 @@ def conciseness(_: NoSettings) -> Task:
     )
 
 
-def _rows(file: str) -> list[dict[str, object]]:
-    return [
-        {"prompt": [{"role": "user", "content": row["question"]}], "answer": row["answer"]}
-        for row in packaged_rows(file)
-    ]
-
-
 KIND = TaskKind(
     build=conciseness,
-    settings=NoSettings,
     what="answer with as few characters as the ideal answer (length only: ends in empty answers)",
     reward="−|length − ideal length|, 0 at best",
     sizes=(32, 96),

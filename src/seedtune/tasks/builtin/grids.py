@@ -1,13 +1,30 @@
-"""Grids of numbers as answers: parse them, compare them, and check the rules of sudoku."""
+"""Puzzles on grids of numbers, made by reasoning-gym and scored here.
+
+ARC: infer the rule that maps grids to grids (arXiv 1911.01547).  Mini-sudoku, with 4 × 4 cells (arXiv 2509.24372).  The
+answer is a line of numbers per row, for example::
+
+    <answer>
+    1 2 3 4
+    3 4 1 2
+    2 1 4 3
+    4 3 2 1
+    </answer>
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any
+from itertools import islice
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
 
 from seedtune.rewards.answer_tags import tagged
-from seedtune.rewards.base import text_of
+from seedtune.rewards.base import Reward, text_of
+from seedtune.tasks.base import Sizes, Task, TaskKind
+from seedtune.tasks.builtin.reasoning_gym import items, question, tagged_answer
+from seedtune.tasks.data.rows import examples
 
 Grid = list[list[int]]
 LENGTH = 20_000
@@ -85,3 +102,103 @@ def obeys_rules(grid: Grid) -> bool:
     ]
     columns = [[row[place] for row in grid] for place in range(size)]
     return all(sorted(unit) == list(range(1, size + 1)) for unit in (*grid, *columns, *boxes))
+
+
+class ArcSettings(Sizes):
+    """The generator of ARC tasks and its settings."""
+
+    train_size: int = Field(default=400, ge=1, le=100_000)
+    """Training examples."""
+
+    generator: Literal["arc_agi", "rearc", "arc_1d"] = "arc_agi"
+    """``arc_agi``: the 800 public tasks, rotated, mirrored and recoloured; ``rearc``: new grids for the 400 training
+    tasks; ``arc_1d``: rows instead of grids."""
+
+    settings: dict[str, Any] = Field(default_factory=dict)
+    """Settings of reasoning-gym's generator."""
+
+
+def arc(settings: ArcSettings) -> Task:
+    """Create prompts with examples of a rule and one more input; reward 1 for the right grid, 0.1 for its shape."""
+    test = train = items(settings.generator, settings, settings.settings)
+    if settings.generator == "arc_agi":
+        # ARC's own split: no rule of its training tasks occurs in its evaluation tasks, in any rotation.
+        test = items("arc_agi", settings, {**settings.settings, "use_train": False})
+        train = items("arc_agi", settings, {**settings.settings, "use_eval": False})
+    held_out = examples(map(_arc_row, islice(test, settings.test_size)), "test")
+    return Task(
+        name="arc",
+        train=examples(map(_arc_row, islice(train, settings.train_size)), "train"),
+        test=held_out,
+        rewards=(Reward("grid", same_grid),),
+        gold=tagged_answer,
+        full_marks=1.0,
+        answer=grid_said,
+    )
+
+
+def _arc_row(entry: dict[str, Any]) -> dict[str, Any]:
+    return {"prompt": question(entry), "output": grid_of(entry["answer"]), "answer": entry["answer"]}
+
+
+class SudokuSettings(Sizes):
+    """Puzzles with ``least_empty`` to ``most_empty`` empty cells of 16."""
+
+    train_size: int = Field(default=1000, ge=1, le=100_000)
+    """Training puzzles."""
+
+    least_empty: int = Field(default=8, ge=1, le=12)
+    """Fewest empty cells (a few puzzles have less, so that the solution is unique)."""
+
+    most_empty: int = Field(default=12, ge=1, le=12)
+    """Most empty cells; with more the solution is not unique."""
+
+    @model_validator(mode="after")
+    def _in_order(self) -> SudokuSettings:
+        if self.least_empty > self.most_empty:
+            raise ValueError(f"least_empty={self.least_empty} is more than most_empty={self.most_empty}: swap them")
+        return self
+
+
+def mini_sudoku(settings: SudokuSettings) -> Task:
+    """Create puzzles with a unique solution; reward 1 if solved, else half the share of right blanks."""
+    empty = {"min_empty": settings.least_empty, "max_empty": settings.most_empty}
+    found = items("mini_sudoku", settings, empty)
+    test = examples(map(_sudoku_row, islice(found, settings.test_size)), "test")
+    return Task(
+        name="mini_sudoku",
+        train=examples(map(_sudoku_row, islice(found, settings.train_size)), "train"),
+        test=test,
+        rewards=(Reward("solved", sudoku_solved),),
+        gold=tagged_answer,
+        full_marks=1.0,
+        answer=grid_said,
+    )
+
+
+def _sudoku_row(entry: dict[str, Any]) -> dict[str, Any]:
+    made = entry["metadata"]
+    return {
+        "prompt": question(entry),
+        "puzzle": made["puzzle"],
+        "solution": made["solution"],
+        "answer": entry["answer"],
+    }
+
+
+ARC = TaskKind(
+    build=arc,
+    settings=ArcSettings,
+    what="abstract rules on grids (ARC-AGI, RE-ARC)",
+    reward="1 for the right grid, 0.1 for its shape",
+    sizes=(400, 200),
+    needs=("reasoning_gym",),
+)
+MINI_SUDOKU = TaskKind(
+    build=mini_sudoku,
+    settings=SudokuSettings,
+    what="sudoku of 4 × 4 cells",
+    reward="1 solved, else half the share of right blanks",
+    sizes=(1000, 200),
+    needs=("reasoning_gym",),
+)

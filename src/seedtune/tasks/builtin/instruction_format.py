@@ -1,9 +1,19 @@
-"""Verifiable instructions on the format of an answer, in the style of IFEval (arXiv 2311.07911), combined here."""
+"""Verifiable instructions on the format of an answer, in the style of IFEval (arXiv 2311.07911), combined here.
+
+For example::
+
+    Write a short text about tea. Your answer
+    * is written in lower case only
+    * ends with the words 'the end' and nothing after them
+
+    i like tea. the end
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from pydantic import Field
@@ -12,72 +22,34 @@ from seedtune.errors import RewardError, nearest
 from seedtune.rewards.base import Reward, text_of
 from seedtune.tasks.base import Sizes, Task, TaskKind
 from seedtune.tasks.data.generators import DataRow, Draws, splits
-from seedtune.tasks.data.rows import examples
+from seedtune.tasks.data.rows import chat
 from seedtune.types import Example
 
 LENGTH = 50_000
 """Longest answer in characters; a longer one scores 0."""
-MARKS = "-*•"
+MARKS = ("- ", "* ", "• ")
+"""Beginnings of a bullet point."""
+
+CHECKS: dict[str, Callable[[str, Any], bool]] = {
+    "bullets": lambda text, count: sum(map(_is_point, text.split("\n"))) == count,
+    "lower_case": lambda text, _: text.islower(),
+    "upper_case": lambda text, _: text.isupper(),
+    "ends_with": lambda text, phrase: text.rstrip().lower().endswith(phrase.lower()),
+    "starts_with": lambda text, phrase: text.lstrip(" \t\n-*•").lower().startswith(phrase.lower()),
+    "word_count": lambda text, count: len(_words(text)) == count,
+    "keywords": lambda text, words: {word.lower() for word in words} <= set(re.findall(r"\w+", text.lower())),
+    "no_commas": lambda text, _: "," not in text and bool(_words(text)),
+}
+"""Checks by instruction name, called with the text and the instruction's value; an empty text passes none."""
 
 
-def words_of(text: str) -> list[str]:
-    """Return the words: runs between white space with at least one letter or digit."""
+def _words(text: str) -> list[str]:
+    """Return the runs between white space with at least one letter or digit."""
     return [word for word in text.split() if any(character.isalnum() for character in word)]
 
 
-def bullets(text: str, count: int) -> bool:
-    """Whether exactly ``count`` lines begin with ``- ``, ``* `` or ``• `` and contain a word."""
-    lines = [line.strip() for line in text.split("\n")]
-    return sum(line[:1] in MARKS and line[1:2] == " " and bool(words_of(line[1:])) for line in lines if line) == count
-
-
-def lower_case(text: str, _: object = None) -> bool:
-    """Whether there is no upper-case letter, and at least one lower-case letter."""
-    return text.islower()
-
-
-def upper_case(text: str, _: object = None) -> bool:
-    """Whether there is no lower-case letter, and at least one upper-case letter."""
-    return text.isupper()
-
-
-def ends_with(text: str, phrase: str) -> bool:
-    """Whether the text ends with ``phrase``, ignoring case and trailing white space."""
-    return text.rstrip().lower().endswith(phrase.lower())
-
-
-def starts_with(text: str, phrase: str) -> bool:
-    """Whether the text starts with ``phrase``, ignoring case, white space and bullet marks before it."""
-    return text.lstrip(f" \t\n{MARKS}").lower().startswith(phrase.lower())
-
-
-def word_count(text: str, count: int) -> bool:
-    """Whether there are exactly ``count`` words."""
-    return len(words_of(text)) == count
-
-
-def keywords(text: str, wanted: Sequence[str]) -> bool:
-    """Whether every keyword occurs as a whole word, ignoring case."""
-    found = set(re.findall(r"\w+", text.lower()))
-    return all(word.lower() in found for word in wanted)
-
-
-def no_commas(text: str, _: object = None) -> bool:
-    """Whether there is no comma, and at least one word."""
-    return "," not in text and bool(words_of(text))
-
-
-CHECKS: dict[str, Callable[[str, Any], bool]] = {
-    "bullets": bullets,
-    "lower_case": lower_case,
-    "upper_case": upper_case,
-    "ends_with": ends_with,
-    "starts_with": starts_with,
-    "word_count": word_count,
-    "keywords": keywords,
-    "no_commas": no_commas,
-}
-"""Checks by instruction name, called with the text and the instruction's value; an empty text passes none."""
+def _is_point(line: str) -> bool:
+    return line.strip().startswith(MARKS) and bool(_words(line))
 
 
 def instructions_followed(
@@ -110,18 +82,17 @@ KEYWORDS = ("water", "light", "stone", "paper", "quiet", "morning", "colour", "j
 PHRASES = ("that is all", "thank you for reading", "and so it goes", "the end", "see you soon")
 STARTS = ("in short", "to begin with", "once again", "first of all")
 FILLER = ("some", "plain", "words", "about", "this", "fill", "what", "remains", "of", "it")
-SAID: dict[str, Callable[[Any], str]] = {
-    "bullets": lambda count: f"consists of exactly {count} bullet points, each a line that begins with '- '",
-    "lower_case": lambda _: "is written in lower case only",
-    "upper_case": lambda _: "is written in CAPITAL LETTERS only",
-    "ends_with": lambda phrase: f"ends with the words '{phrase}' and nothing after them",
-    "starts_with": lambda phrase: f"begins with the words '{phrase}'",
-    "word_count": lambda count: f"has exactly {count} words",
-    "keywords": lambda words: f"contains the words {' and '.join(words)}",
-    "no_commas": lambda _: "contains no comma",
+WORDING = {
+    "bullets": "consists of exactly {} bullet points, each a line that begins with '- '",
+    "lower_case": "is written in lower case only",
+    "upper_case": "is written in CAPITAL LETTERS only",
+    "ends_with": "ends with the words '{}' and nothing after them",
+    "starts_with": "begins with the words '{}'",
+    "word_count": "has exactly {} words",
+    "keywords": "contains the words {}",
+    "no_commas": "contains no comma",
 }
 """The wording of each instruction in the prompt."""
-CASES = ("lower_case", "upper_case")
 
 
 class InstructionSettings(Sizes):
@@ -133,30 +104,27 @@ class InstructionSettings(Sizes):
 
 def instruction_format(settings: InstructionSettings) -> Task:
     """Create prompts with one or more instructions; the reward is the share of them that is followed."""
-
-    def make(draws: Draws) -> tuple[Hashable, DataRow] | None:
-        return _row(draws, settings.instructions)
-
-    train, test = splits(make, settings, "instruction_format")
     return Task(
-        name="instruction_format",
-        train=examples(train, "train"),
-        test=examples(test, "test"),
+        "instruction_format",
+        *splits("instruction_format", settings, partial(_row, settings.instructions), _identity),
         rewards=(Reward("followed", instructions_followed),),
         gold=_gold,
         full_marks=1.0,
     )
 
 
-def _row(draws: Draws, most: int) -> tuple[Hashable, DataRow] | None:
-    names = draws.sample(tuple(SAID), draws.between(1, most))
-    if set(CASES) <= set(names):
+def _identity(row: DataRow) -> str:
+    return str(row["prompt"])
+
+
+def _row(most: int, draws: Draws) -> DataRow | None:
+    names = draws.sample(tuple(WORDING), draws.between(1, most))
+    if {"lower_case", "upper_case"} <= set(names):
         return None
     wanted = {name: _value(draws, name) for name in names}
     topic = draws.choice(TOPICS)
-    asked = "\n".join(f"* {SAID[name](value)}" for name, value in wanted.items())
-    question = f"Write a short text about {topic}. Your answer\n{asked}"
-    return question, {"prompt": [{"role": "user", "content": question}], "instructions": wanted}
+    asked = "\n".join(f"* {_worded(name, value)}" for name, value in wanted.items())
+    return {"prompt": chat(f"Write a short text about {topic}. Your answer\n{asked}"), "instructions": wanted}
 
 
 def _value(draws: Draws, name: str) -> Any:
@@ -170,10 +138,14 @@ def _value(draws: Draws, name: str) -> Any:
     return values.get(name, True)
 
 
+def _worded(name: str, value: Any) -> str:
+    return WORDING[name].format(" and ".join(value) if isinstance(value, list) else value)
+
+
 def _gold(example: Example) -> str:
     """Build an answer that follows all instructions: keywords and filler between the required phrases."""
     wanted = example.columns["instructions"]
-    start, end = str(wanted.get("starts_with", "")).split(), str(wanted.get("ends_with", "")).split()
+    start, end = wanted.get("starts_with", "").split(), wanted.get("ends_with", "").split()
     middle = list(wanted.get("keywords", []))
     length = wanted.get("word_count", 20) - len(start) - len(end)
     middle += [FILLER[place % len(FILLER)] for place in range(length - len(middle))]

@@ -1,13 +1,20 @@
 """Answers in JSON that fit a schema, with partial credit.
 
-The schemas are generated here, from a few fields to a nested object.
+The schemas are generated here, from a few fields to a nested object.  For example::
+
+    Write a JSON object that describes a ship and fits this JSON schema:
+    {"type": "object", "properties": {"level": {"type": "number", "exclusiveMinimum": 0, "maximum": 7}}, …}
+    Answer with the JSON object only.
+
+    {"level": 0.5}
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Hashable, Sequence
-from functools import lru_cache
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache, partial
 from typing import Any
 
 from pydantic import Field
@@ -16,8 +23,7 @@ from seedtune.rewards.base import Reward, text_of
 from seedtune.rewards.optional import optional
 from seedtune.tasks.base import Sizes, Task, TaskKind
 from seedtune.tasks.data.generators import DataRow, Draws, splits
-from seedtune.tasks.data.rows import examples
-from seedtune.types import Example
+from seedtune.tasks.data.rows import chat
 
 LENGTH = 20_000
 """Longest answer in characters; a longer one is not read."""
@@ -50,21 +56,18 @@ def _marks(text: str, schema: str) -> float:
     if not isinstance(value, dict):
         return 0.1
     validator = _validator(schema)
-    required = validator.schema.get("required", [])
-    right = [name in value and _fits(schema, name, value[name]) for name in required]
-    share = sum(right) / len(right) if right else 1.0
-    return 1.0 if validator.is_valid(value) else 0.2 + 0.6 * share
+    if validator.is_valid(value):
+        return 1.0
+    properties, required = validator.schema.get("properties", {}), validator.schema.get("required", [])
+    right = [
+        name in value and validator.evolve(schema=properties.get(name, {})).is_valid(value[name]) for name in required
+    ]
+    return 0.2 + 0.6 * (sum(right) / len(right) if right else 1.0)
 
 
 def _refuse(word: str) -> None:
     """Reject ``NaN`` and ``Infinity``, which Python's parser accepts but JSON does not allow."""
     raise ValueError(word)
-
-
-def _fits(schema: str, name: str, value: Any) -> bool:
-    validator = _validator(schema)
-    fits: bool = validator.evolve(schema=validator.schema.get("properties", {}).get(name, {})).is_valid(value)
-    return fits
 
 
 @lru_cache(maxsize=4096)
@@ -82,8 +85,6 @@ QUESTION = (
     "Write a JSON object that describes a {thing} and fits this JSON schema:\n{schema}\n"
     "Answer with the JSON object only."
 )
-SchemaAndValue = tuple[dict[str, Any], Any]
-"""A schema and a value that fits it."""
 
 
 class JsonSettings(Sizes):
@@ -93,65 +94,61 @@ class JsonSettings(Sizes):
     """Most properties of an object."""
 
 
+@dataclass(frozen=True, slots=True)
+class Property:
+    """A schema and a value that fits it."""
+
+    schema: dict[str, Any]
+    value: Any
+
+
 def json_schema(settings: JsonSettings) -> Task:
     """Create prompts that ask for JSON of a schema; stepwise reward, 1 for a valid object (see `json_marks`)."""
     optional("jsonschema", "the task json_schema")
-
-    def make(draws: Draws) -> tuple[Hashable, DataRow] | None:
-        return _row(draws, settings.fields)
-
-    train, test = splits(make, settings, "json_schema")
     return Task(
-        name="json_schema",
-        train=examples(train, "train"),
-        test=examples(test, "test"),
+        "json_schema",
+        *splits("json_schema", settings, partial(_row, settings.fields), lambda row: row["schema"]),
         rewards=(Reward("schema", json_marks),),
-        gold=_gold,
+        gold=lambda example: str(example.columns["example"]),
         full_marks=1.0,
     )
 
 
-def _row(draws: Draws, fields: int) -> tuple[Hashable, DataRow]:
-    schema, value = _object(draws, fields, nested=draws.below(3) == 0)
-    text = json.dumps(schema)
-    question = QUESTION.format(thing=draws.choice(THINGS), schema=json.dumps(schema, indent=1))
-    row = {"prompt": [{"role": "user", "content": question}], "schema": text, "example": json.dumps(value)}
-    return text, row
+def _row(fields: int, draws: Draws) -> DataRow:
+    made = _object(draws, fields, nested=draws.below(3) == 0)
+    question = QUESTION.format(thing=draws.choice(THINGS), schema=json.dumps(made.schema, indent=1))
+    return {"prompt": chat(question), "schema": json.dumps(made.schema), "example": json.dumps(made.value)}
 
 
-def _object(draws: Draws, fields: int, *, nested: bool) -> SchemaAndValue:
-    """Generate an object schema of up to ``fields`` required properties, and an object inside it if ``nested``."""
-    names = draws.sample(FIELDS, draws.between(1, fields))
-    made = {name: _leaf(draws) for name in names}
+def _object(draws: Draws, fields: int, *, nested: bool) -> Property:
+    """Generate an object of up to ``fields`` required properties, and an object inside it if ``nested``."""
+    made = {name: _leaf(draws) for name in draws.sample(FIELDS, draws.between(1, fields))}
     if nested:
         made["details"] = _object(draws, min(2, fields), nested=False)
     schema = {
         "type": "object",
-        "properties": {name: part for name, (part, _) in made.items()},
+        "properties": {name: part.schema for name, part in made.items()},
         "required": list(made),
         "additionalProperties": False,
     }
-    return schema, {name: value for name, (_, value) in made.items()}
+    return Property(schema, {name: part.value for name, part in made.items()})
 
 
-def _leaf(draws: Draws) -> SchemaAndValue:
+def _leaf(draws: Draws) -> Property:
     """Generate one property: string, integer, number, boolean, enum or array."""
     least = draws.between(1, 50)
     words = draws.sample(WORDS, 3)
-    leaves: tuple[SchemaAndValue, ...] = (
-        ({"type": "string", "minLength": 1, "maxLength": 10 + least}, words[0]),
-        ({"type": "integer", "minimum": least, "maximum": least + 20}, least + 1),
-        ({"type": "number", "exclusiveMinimum": 0, "maximum": least}, 0.5),
-        ({"type": "boolean"}, True),
-        ({"enum": words}, words[1]),
-        ({"type": "array", "items": {"type": "integer"}, "minItems": 1, "maxItems": 4}, [least, 2]),
-        ({"type": "array", "items": {"type": "string"}, "minItems": 2, "maxItems": 2}, words[:2]),
+    return draws.choice(
+        (
+            Property({"type": "string", "minLength": 1, "maxLength": 10 + least}, words[0]),
+            Property({"type": "integer", "minimum": least, "maximum": least + 20}, least + 1),
+            Property({"type": "number", "exclusiveMinimum": 0, "maximum": least}, 0.5),
+            Property({"type": "boolean"}, True),
+            Property({"enum": words}, words[1]),
+            Property({"type": "array", "items": {"type": "integer"}, "minItems": 1, "maxItems": 4}, [least, 2]),
+            Property({"type": "array", "items": {"type": "string"}, "minItems": 2, "maxItems": 2}, words[:2]),
+        )
     )
-    return draws.choice(leaves)
-
-
-def _gold(example: Example) -> str:
-    return str(example.columns["example"])
 
 
 KIND = TaskKind(

@@ -1,12 +1,23 @@
 """Multiple choice: generated sums, comparisons and odd-one-out questions, and parsing the chosen letter.
 
-The rows also fit log-probability objectives.
+The rows also fit log-probability objectives.  For example::
+
+    Which of these does not belong to the tools?
+    A) saw
+    B) zinc
+    C) chisel
+    D) file
+    Answer with the letter of the right choice.
+
+    The answer is B.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from pydantic import Field
@@ -15,8 +26,7 @@ from seedtune.rewards.answer_tags import tagged
 from seedtune.rewards.base import Reward, text_of
 from seedtune.tasks.base import Sizes, Task, TaskKind
 from seedtune.tasks.data.generators import DataRow, Draws, splits
-from seedtune.tasks.data.rows import examples
-from seedtune.types import Example
+from seedtune.tasks.data.rows import chat
 
 LETTERS = "ABCDEFGHIJ"
 LENGTH = 50_000
@@ -49,7 +59,7 @@ def chosen(text: str, choices: Sequence[str]) -> int | None:
     part = _settled(text)
     letter = _letter(part)
     if letter is not None:
-        return _index(letter, choices)
+        return LETTERS.index(letter) if letter in LETTERS[: len(choices)] else None
     same = [index for index, words in enumerate(choices) if part.strip(" .*").lower() == words.strip(" .").lower()]
     return same[0] if len(same) == 1 else None
 
@@ -60,10 +70,8 @@ def choice_said(text: str) -> str:
     Empty for longer texts, which choose nothing.
     """
     part = _settled(text)
-    letter = _letter(part)
-    if letter is not None:
-        return letter
-    return "" if "\n" in part or len(part) > WORDS else part.strip(" .*").lower()
+    is_words = "\n" not in part and len(part) <= WORDS
+    return _letter(part) or (part.strip(" .*").lower() if is_words else "")
 
 
 def _settled(text: str) -> str:
@@ -83,11 +91,6 @@ def _letter(text: str) -> str | None:
     return None if found is None else found[1].upper()
 
 
-def _index(letter: str, choices: Sequence[str]) -> int | None:
-    index = LETTERS.index(letter)
-    return index if index < len(choices) else None
-
-
 GROUPS = {
     "animals": ("horse", "cat", "whale", "eagle", "frog", "ant", "goat", "shark"),
     "colours": ("red", "blue", "green", "yellow", "purple", "white", "brown", "grey"),
@@ -96,8 +99,6 @@ GROUPS = {
     "metals": ("iron", "copper", "gold", "silver", "zinc", "tin", "lead", "nickel"),
     "instruments": ("piano", "violin", "flute", "trumpet", "drum", "harp", "guitar", "cello"),
 }
-Question = tuple[str, str, list[str]]
-"""(question, right choice, wrong choices)."""
 
 
 class ChoiceSettings(Sizes):
@@ -107,63 +108,66 @@ class ChoiceSettings(Sizes):
     """Choices per question."""
 
 
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A question with the right choice and the wrong ones."""
+
+    asked: str
+    right: str
+    wrong: Sequence[str]
+
+
 def multiple_choice(settings: ChoiceSettings) -> Task:
     """Create questions with lettered choices; reward 1 for the right letter."""
-
-    def make(draws: Draws) -> tuple[Hashable, DataRow] | None:
-        return _row(draws, settings.choices)
-
-    train, test = splits(make, settings, "multiple_choice")
     return Task(
-        name="multiple_choice",
-        train=examples(train, "train"),
-        test=examples(test, "test"),
+        "multiple_choice",
+        *splits("multiple_choice", settings, partial(_row, settings.choices), _identity),
         rewards=(Reward("letter", letter_right),),
-        gold=_gold,
+        gold=lambda example: f"The answer is {example.columns['answer']}.",
         full_marks=1.0,
         answer=choice_said,
     )
 
 
-def _gold(example: Example) -> str:
-    return f"The answer is {example.columns['answer']}."
+def _identity(row: DataRow) -> tuple[str, ...]:
+    """Return the question without its choices, and the choices in a fixed order."""
+    return (row["prompt"][0]["content"].partition("\n")[0], *sorted(row["choices"]))
 
 
-def _row(draws: Draws, count: int) -> tuple[Hashable, DataRow] | None:
-    asked, right, wrong = draws.choice(KINDS)(draws, count)
-    if len({right, *wrong}) < count:
+def _row(count: int, draws: Draws) -> DataRow | None:
+    made = draws.choice(KINDS)(draws, count)
+    if len({made.right, *made.wrong}) < count:
         return None
-    choices = draws.sample([right, *wrong], count)
-    place = choices.index(right)
-    listed = "\n".join(f"{LETTERS[index]}) {text}" for index, text in enumerate(choices))
-    question = f"{asked}\n{listed}\nAnswer with the letter of the right choice."
-    row = {"choices": choices, "answer_index": place, "answer": LETTERS[place]}
-    return (asked, tuple(sorted(choices))), {"prompt": [{"role": "user", "content": question}], **row}
+    choices = draws.sample([made.right, *made.wrong], count)
+    place = choices.index(made.right)
+    listed = "\n".join(f"{letter}) {text}" for letter, text in zip(LETTERS, choices, strict=False))
+    prompt = chat(f"{made.asked}\n{listed}\nAnswer with the letter of the right choice.")
+    return {"prompt": prompt, "choices": choices, "answer_index": place, "answer": LETTERS[place]}
 
 
 def _sum(draws: Draws, count: int) -> Question:
     a, b = draws.between(11, 99), draws.between(11, 99)
     offsets = draws.sample((-20, -10, -9, -2, -1, 1, 2, 9, 10, 20), count - 1)
-    return f"What is {a} + {b}?", str(a + b), [str(a + b + offset) for offset in offsets]
+    return Question(f"What is {a} + {b}?", str(a + b), [str(a + b + offset) for offset in offsets])
 
 
 def _product(draws: Draws, count: int) -> Question:
     a, b = draws.between(3, 12), draws.between(3, 12)
     offsets = draws.sample((-a, -b, -2, -1, 1, 2, a, b, 10), count - 1)
-    return f"What is {a} × {b}?", str(a * b), [str(a * b + offset) for offset in offsets]
+    return Question(f"What is {a} × {b}?", str(a * b), [str(a * b + offset) for offset in offsets])
 
 
 def _largest(draws: Draws, count: int) -> Question:
     numbers = [draws.between(100, 9999) for _ in range(count)]
-    word, right = draws.choice((("largest", max(numbers)), ("smallest", min(numbers))))
-    rest = [str(number) for number in numbers if number != right]
-    return f"Which number is the {word}?", str(right), rest
+    word, pick = draws.choice((("largest", max), ("smallest", min)))
+    right = pick(numbers)
+    return Question(f"Which number is the {word}?", str(right), [str(n) for n in numbers if n != right])
 
 
 def _odd_one_out(draws: Draws, count: int) -> Question:
     kind, other = draws.sample(tuple(GROUPS), 2)
     right, wrong = draws.choice(GROUPS[other]), draws.sample(GROUPS[kind], count - 1)
-    return f"Which of these does not belong to the {kind}?", right, wrong
+    return Question(f"Which of these does not belong to the {kind}?", right, wrong)
 
 
 KINDS: tuple[Callable[[Draws, int], Question], ...] = (_sum, _product, _largest, _odd_one_out)

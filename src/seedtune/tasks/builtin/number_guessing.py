@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from seedtune.rewards.base import Reward
 from seedtune.tasks.base import NoSettings, Task, TaskKind
-from seedtune.tasks.data.rows import examples
+from seedtune.tasks.data.rows import chat, examples
 from seedtune.tasks.environments.base import environment_reward
 from seedtune.tasks.environments.guessing import NumberGuessing
 
@@ -36,13 +36,12 @@ def number_guessing(_: NoSettings) -> Task:
 
 def _row(low: int, place: int) -> dict[str, object]:
     high = low + SPAN - 1
-    prompt = [{"role": "user", "content": _ASKED.format(low=low, high=high)}]
+    prompt = chat(_ASKED.format(low=low, high=high))
     return {"prompt": prompt, "low": low, "high": high, "answer": low + place, "guesses": GUESSES}
 
 
 KIND = TaskKind(
     build=number_guessing,
-    settings=NoSettings,
     what="guess a number in a conversation that says higher or lower",
     reward="1 for a number found within the guesses",
     sizes=(144, 60),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from functools import partial
+from itertools import islice
 from typing import Any
 
 from pydantic import Field
@@ -14,8 +16,8 @@ from seedtune.rewards.base import Reward
 from seedtune.rewards.optional import optional, tidied
 from seedtune.rewards.sources.gym_score import evaluates, gym_score, raw_score, scorer
 from seedtune.tasks.base import Sizes, Task
-from seedtune.tasks.data.rows import examples
-from seedtune.tasks.task_args import validated
+from seedtune.tasks.data.rows import chat, examples
+from seedtune.tasks.user_task import validated
 from seedtune.types import Example
 
 PREFIX = "reasoning_gym:"
@@ -49,9 +51,9 @@ def from_gym(name: str, given: Mapping[str, Any]) -> Task:
     """Create the task of a generator; raise ConfigError if it is unknown or its scorer cannot be used."""
     settings = validated(GymSettings, given)
     _check(name)
-    found = items(name, settings)
-    test = examples([_row(name, next(found)) for _ in range(settings.test_size)], "test")
-    train = examples([_row(name, next(found)) for _ in range(settings.train_size)], "train")
+    found = map(partial(_row, name), items(name, settings, settings.settings))
+    test = examples(islice(found, settings.test_size), "test")
+    train = examples(islice(found, settings.train_size), "train")
     answered = all(isinstance(example.columns["answer"], str) for example in (*train, *test))
     return Task(
         name=PREFIX + name,
@@ -87,10 +89,13 @@ def _check(name: str) -> None:
         )
 
 
-def items(name: str, settings: GymSettings) -> Iterator[dict[str, Any]]:
-    """Yield entries with distinct questions in the generator's order; raise ConfigError when there are no more."""
-    wanted = settings.train_size + settings.test_size
-    data = dataset(name, settings, size=4 * wanted)
+def items(name: str, sizes: Sizes, settings: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield entries with distinct questions in the generator's order.
+
+    Raises ConfigError, quoting the generator, for unknown or invalid settings, and when there are no more questions.
+    """
+    wanted = sizes.train_size + sizes.test_size
+    data = _dataset(name, settings, seed=sizes.seed, size=4 * wanted)
     seen: set[str] = set()
     for index in range(4 * wanted):
         entry = data[index]
@@ -103,20 +108,24 @@ def items(name: str, settings: GymSettings) -> Iterator[dict[str, Any]]:
     )
 
 
-def dataset(name: str, settings: GymSettings, *, size: int) -> Any:
-    """Create the generator's data set; raise ConfigError, quoting the generator, for unknown or invalid settings."""
+def _dataset(name: str, settings: Mapping[str, Any], **common: int) -> Any:
     gym = optional("reasoning_gym", PREFIX + name)
     own = set(gym.factory.DATASETS[name][1].__dataclass_fields__) - {"seed", "size"}
-    for key in settings.settings:
+    for key in settings:
         if key not in own:
             raise ConfigError(
                 f"unknown setting 'task_args.settings.{key}'.{nearest(key, own)} {name} has: {', '.join(sorted(own))}"
             )
     try:
         with tidied():
-            return gym.create_dataset(name, seed=settings.seed, size=size, **settings.settings)
+            return gym.create_dataset(name, **common, **settings)
     except (AssertionError, ValueError, TypeError) as error:
-        raise ConfigError(f"task_args.settings={settings.settings!r}: {name} says: {error}") from error
+        raise ConfigError(f"task_args.settings={dict(settings)!r}: {name} says: {error}") from error
+
+
+def question(entry: Mapping[str, Any]) -> list[dict[str, str]]:
+    """Return the prompt of a generator's entry."""
+    return chat(f"{entry['question'].strip()}\n\n{INSTRUCTION}")
 
 
 def _row(name: str, entry: dict[str, Any]) -> dict[str, Any]:
@@ -133,5 +142,4 @@ def _row(name: str, entry: dict[str, Any]) -> dict[str, Any]:
             f"task={PREFIX + name!r} is refused: its scorer does not give full marks to its own answer once the entry "
             "has been plain data. Use another generator."
         )
-    prompt = [{"role": "user", "content": f"{entry['question'].strip()}\n\n{INSTRUCTION}"}]
-    return {"prompt": prompt, "generator": name, "entry": plain, "floor": floor, "answer": answer}
+    return {"prompt": question(entry), "generator": name, "entry": plain, "floor": floor, "answer": answer}

@@ -9,7 +9,7 @@ from typing import Any
 
 from seedtune.rewards.base import Reward, text_of
 from seedtune.tasks.base import NoSettings, Task, TaskKind
-from seedtune.tasks.data.rows import examples, packaged_rows
+from seedtune.tasks.data.rows import packaged
 
 RIGHT = 0.4
 """Reward of a right, long answer; a right, brief one gets 1."""
@@ -93,9 +93,8 @@ def right_and_brief_task(_: NoSettings) -> Task:
     The reward is 0.4 to 1 for a right answer and at most 0.3 for a wrong one.
     """
     return Task(
-        name="right_and_brief",
-        train=examples(_rows("right_and_brief_train.jsonl"), "train"),
-        test=examples(_rows("right_and_brief_test.jsonl"), "test"),
+        "right_and_brief",
+        *packaged("right_and_brief"),
         rewards=(Reward("right_and_brief", right_and_brief),),
         gold=lambda example: str(example.columns["answers"][0]),
         full_marks=1.0,
@@ -103,16 +102,8 @@ def right_and_brief_task(_: NoSettings) -> Task:
     )
 
 
-def _rows(file: str) -> list[dict[str, object]]:
-    return [
-        {"prompt": [{"role": "user", "content": row["question"]}], "answers": row["answers"]}
-        for row in packaged_rows(file)
-    ]
-
-
 KIND = TaskKind(
     build=right_and_brief_task,
-    settings=NoSettings,
     what="a right answer to a simple question, in a short sentence",
     reward="0.4 for a right answer, up to 1 for a brief one",
     sizes=(178, 118),

@@ -8,20 +8,18 @@ from typing import Any
 from seedtune.rewards.base import Reward, text_of
 from seedtune.tasks.base import NoSettings, Task, TaskKind
 from seedtune.tasks.data.rows import examples
+from seedtune.types import Example
 
 
 def toy(_: NoSettings) -> Task:
     """Create 16 prompts, which are also held out (there is nothing to generalise); reward −|completion − answer|."""
     rows = [{"prompt": f"number {index}", "answer": round(math.sin(1.7 * index), 3)} for index in range(16)]
-    return Task(
-        name="toy",
-        train=examples(rows, "train"),
-        test=examples(rows, "test"),
-        rewards=(Reward("closeness", closeness),),
-        gold=lambda example: str(example.columns["answer"]),
-        full_marks=0.0,
-        graded=True,
-    )
+    data = examples(rows, "train")
+    return Task("toy", data, data, (Reward("closeness", closeness),), gold=_gold, full_marks=0.0, graded=True)
+
+
+def _gold(example: Example) -> str:
+    return str(example.columns["answer"])
 
 
 def closeness(completions: list[Any], answer: list[float], **_: object) -> list[float | None]:
@@ -38,7 +36,6 @@ def _closeness(text: str, target: float) -> float | None:
 
 KIND = TaskKind(
     build=toy,
-    settings=NoSettings,
     what="tell the number a prompt stands for (with the toy engine)",
     reward="−|number − answer|, 0 at best",
     sizes=(16, 16),

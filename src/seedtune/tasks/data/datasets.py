@@ -1,37 +1,45 @@
-"""Read the rows of a data set from a local file, a folder, or a Hugging Face id."""
+"""Read the rows of a data set: from a local JSON Lines, JSON, CSV or Parquet file, a folder, or a Hugging Face id."""
 
 from __future__ import annotations
 
+import csv
+import io
+import json
 import os
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from seedtune.config.data_and_rewards import DatasetSettings
-from seedtune.errors import DataError, MissingExtraError, nearest
-from seedtune.tasks.data import files
+from seedtune.errors import DataError, nearest
+from seedtune.rewards.optional import optional
 from seedtune.tasks.data.rows import Rows
 
 
 def read(settings: DatasetSettings, default_split: str) -> Rows:
     """Return the rows; raise DataError if data are missing or malformed, MissingExtraError if a package is missing."""
     path = Path(settings.path).expanduser()
-    if path.suffix.lower() in files.READERS:
-        _only_of_hub(settings)
-        return files.read(path)
-    if path.is_file():
-        raise DataError(f"{settings.path!r} ends in none of {', '.join(files.READERS)}. Convert or rename it.")
-    if _is_place(settings.path) and not path.is_dir():
-        raise DataError(f"there is no data file or folder {settings.path!r}. Check the path.")
-    if not path.is_dir() and (near := _near(path)):
-        raise DataError(f"there is no data file {settings.path!r}.{near}")
-    return _hugging_face(settings, settings.split or default_split)
+    if path.is_file() and not is_data_file(settings.path):
+        raise DataError(f"{settings.path!r} ends in none of {', '.join(READERS)}. Convert or rename it.")
+    if not path.exists():
+        _check_is_of_hub(settings.path)
+    if not is_data_file(settings.path):
+        return _hugging_face(settings, settings.split or default_split)
+    for key in ("name", "split"):
+        if getattr(settings, key) is not None:
+            raise DataError(
+                f"{key}={getattr(settings, key)!r} is for Hugging Face data, but {settings.path!r} is a file."
+            )
+    rows = READERS[path.suffix.lower()](path)
+    if not rows:
+        raise DataError(f"{path} is empty. Give at least one row with a prompt.")
+    return rows
 
 
-def _near(path: Path) -> str:
-    """Suggest a data file of the same folder for a misspelt name."""
-    if not path.suffix or not path.parent.is_dir():
-        return ""
-    return nearest(path.name, [file.name for file in path.parent.iterdir() if file.suffix.lower() in files.READERS])
+def is_data_file(path: str) -> bool:
+    """Whether a path has the extension of a data file."""
+    return Path(path).suffix.lower() in READERS
 
 
 def settled(settings: DatasetSettings) -> DatasetSettings:
@@ -40,22 +48,19 @@ def settled(settings: DatasetSettings) -> DatasetSettings:
     return settings.model_copy(update={"path": path}) if os.path.exists(path) else settings
 
 
-def _is_place(path: str) -> bool:
-    return path.startswith((".", "~", "/")) or path.count("/") > 1
-
-
-def _only_of_hub(settings: DatasetSettings) -> None:
-    for key in ("name", "split"):
-        if getattr(settings, key) is not None:
-            raise DataError(
-                f"{key}={getattr(settings, key)!r} is for Hugging Face data, but {settings.path!r} is a file."
-            )
+def _check_is_of_hub(name: str) -> None:
+    """Raise DataError, suggesting a data file of the same folder, for a missing path that cannot be a hub's id."""
+    path = Path(name).expanduser()
+    others = path.parent.iterdir() if path.suffix and path.parent.is_dir() else ()
+    near = nearest(path.name, [other.name for other in others if is_data_file(other.name)])
+    if near or is_data_file(name) or name.startswith((".", "~", "/")) or name.count("/") > 1:
+        raise DataError(f"there is no data file or folder {name!r}. Check the path.{near}")
 
 
 def _hugging_face(settings: DatasetSettings, split: str) -> Rows:
-    library = _library(settings.path)
+    library = optional("datasets", f"the data set {settings.path!r}")
     try:
-        found = _loaded(library, settings, split)
+        rows: Rows = _loaded(library, settings, split)
     except Exception as error:  # the named boundary: the library's readers raise many types
         known = _splits(library, settings)
         first = next(iter(str(error).strip().splitlines()), type(error).__name__)
@@ -64,21 +69,19 @@ def _hugging_face(settings: DatasetSettings, split: str) -> Rows:
             f"cannot load the data set {settings.path!r} (name={settings.name}, split={split}): {first}{choice} "
             "Give a file, or a Hugging Face id with its name and split."
         ) from error
-    rows: Rows = found
     return rows
 
 
-def _loaded(library: Any, settings: DatasetSettings, split: str) -> Any:
+def _loaded(library: ModuleType, settings: DatasetSettings, split: str) -> Any:
     folder = Path(settings.path).expanduser()
-    saved = folder / "dataset_dict.json"
-    if saved.is_file():
+    if (folder / "dataset_dict.json").is_file():
         return library.load_from_disk(str(folder))[split]
     if (folder / "state.json").is_file():
         return library.load_from_disk(str(folder))
     return library.load_dataset(str(folder) if folder.is_dir() else settings.path, settings.name, split=split)
 
 
-def _splits(library: Any, settings: DatasetSettings) -> list[str]:
+def _splits(library: ModuleType, settings: DatasetSettings) -> list[str]:
     """Return the names of a data set's splits for an error message; empty if that fails, too."""
     try:
         return list(library.get_dataset_split_names(settings.path, settings.name))
@@ -86,9 +89,83 @@ def _splits(library: Any, settings: DatasetSettings) -> list[str]:
         return []
 
 
-def _library(path: str) -> Any:
+DataRows = list[dict[str, Any]]
+
+
+def _jsonl(path: Path) -> DataRows:
+    rows = []
+    for number, line in enumerate(_text(path).split("\n"), 1):
+        if line.strip():
+            where = f"{path} line {number}"
+            rows.append(_row(_parsed(line, where), where))
+    return rows
+
+
+def _json(path: Path) -> DataRows:
+    text = _text(path)
+    whole = _parsed(text, str(path)) if text.strip() else []
+    if not isinstance(whole, list):
+        raise DataError(f"{path} holds {_kind(whole)}, not a list of rows. Write [{{…}}, {{…}}], or a .jsonl file.")
+    return [_row(row, f"{path} row {number}") for number, row in enumerate(whole)]
+
+
+def _csv(path: Path) -> DataRows:
+    """Read CSV; all values are strings, and the first line names the columns."""
+    reader = csv.reader(io.StringIO(_text(path), newline=""), strict=True)
+    rows: DataRows = []
     try:
-        import datasets
-    except ImportError as error:
-        raise MissingExtraError(f"the data set {path!r}", "pip install datasets") from error
-    return datasets
+        names = next(reader, [])
+        if len(set(names)) != len(names):
+            raise DataError(f"{path} line 1 names a column twice: {', '.join(names)}. Rename one.")
+        for values in filter(None, reader):
+            if len(values) != len(names):
+                raise DataError(f"{path} line {reader.line_num} has {len(values)} values for {len(names)} columns.")
+            rows.append(dict(zip(names, values, strict=True)))
+    except csv.Error as error:
+        raise DataError(f"{path} line {reader.line_num} is not CSV: {error}. Mend or remove it.") from error
+    return rows
+
+
+def _parquet(path: Path) -> DataRows:
+    parquet = optional("pyarrow.parquet", f"the Parquet file {path}")
+    try:
+        rows: DataRows = parquet.read_table(path).to_pylist()
+    except Exception as error:  # the named boundary: the library raises many types
+        raise DataError(f"{path} cannot be read as Parquet: {next(iter(str(error).splitlines()), '')}") from error
+    return rows
+
+
+READERS: dict[str, Callable[[Path], DataRows]] = {
+    ".jsonl": _jsonl,
+    ".json": _json,
+    ".csv": _csv,
+    ".parquet": _parquet,
+}
+"""Readers by file extension."""
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise DataError(f"{path} line {line} is not UTF-8: {error.reason}. Save the file as UTF-8.") from error
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}. Check the file.") from error
+
+
+def _parsed(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{where} is not JSON: {error}. Mend or remove it.") from error
+
+
+def _row(value: Any, where: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise DataError(f'{where} holds {_kind(value)}, not an object. Write {{"prompt": …}}.')
+    return value
+
+
+def _kind(value: Any) -> str:
+    return {dict: "an object", list: "a list", str: "text", type(None): "null"}.get(type(value), type(value).__name__)

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from seedtune.errors import ConfigError
 from seedtune.numerics import noise
 from seedtune.tasks.base import Sizes
+from seedtune.tasks.data.rows import TrainTestSplit, examples
 
 T = TypeVar("T")
 DataRow = dict[str, Any]
@@ -50,35 +51,36 @@ def candidates(seed: int, name: str) -> Iterator[Draws]:
         yield from (Draws(row) for row in numbers.reshape(BLOCK, WIDTH).tolist())
 
 
-Make = Callable[[Draws], tuple[Hashable, DataRow] | None]
-"""Makes (identity of an example, its row) from random numbers; None rejects the candidate."""
+Make = Callable[[Draws], DataRow | None]
+"""Makes a row from random numbers; None rejects the candidate."""
+
+Identity = Callable[[DataRow], Hashable]
+"""Returns equal values for rows that ask the same."""
 
 
-def splits(make: Make, sizes: Sizes, name: str) -> tuple[list[DataRow], list[DataRow]]:
-    """Generate distinct training and test rows; the test rows depend only on the seed and their number.
+def splits(name: str, sizes: Sizes, make: Make, identity: Identity) -> TrainTestSplit:
+    """Generate distinct training and test examples; the test examples depend only on the seed and their number.
 
     Raises ConfigError if there are too few different examples.
     """
     seen: set[Hashable] = set()
-    test = _rows(make, candidates(sizes.seed, f"{name} test"), sizes.test_size, seen)
-    train = _rows(make, candidates(sizes.seed, f"{name} train"), sizes.train_size, seen)
-    return train, test
+
+    def rows(split: str, count: int) -> list[DataRow]:
+        source = candidates(sizes.seed, f"{name} {split}")
+        return [_new(make, identity, source, seen) for _ in range(count)]
+
+    test = examples(rows("test", sizes.test_size), "test")
+    return examples(rows("train", sizes.train_size), "train"), test
 
 
-def _rows(make: Make, source: Iterator[Draws], count: int, seen: set[Hashable]) -> list[DataRow]:
-    """Generate ``count`` rows that are not in ``seen``, and add them to it."""
-    rows: list[DataRow] = []
-    idle = 0
-    while len(rows) < count:
-        made = make(next(source))
-        idle += 1
-        if made is not None and made[0] not in seen:
-            seen.add(made[0])
-            rows.append(made[1])
-            idle = 0
-        if idle == PATIENCE:
-            raise ConfigError(
-                f"with these task_args there are only about {len(seen)} different examples, fewer than train_size + "
-                "test_size. Ask for fewer, or for larger puzzles."
-            )
-    return rows
+def _new(make: Make, identity: Identity, source: Iterator[Draws], seen: set[Hashable]) -> DataRow:
+    """Return the next row whose identity is not in ``seen``, and add it; raise ConfigError after many candidates."""
+    for draws in itertools.islice(source, PATIENCE):
+        row = make(draws)
+        if row is not None and identity(row) not in seen:
+            seen.add(identity(row))
+            return row
+    raise ConfigError(
+        f"with these task_args there are only about {len(seen)} different examples, fewer than train_size + "
+        "test_size. Ask for fewer, or for larger puzzles."
+    )

@@ -6,6 +6,7 @@ The data are changed, not the engine's input: rewards, samples and the ledger's 
 from __future__ import annotations
 
 import logging
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -15,7 +16,6 @@ from seedtune.types import Example, Message
 
 log = logging.getLogger("seedtune")
 
-Examples = Sequence[Example]
 Measure = Callable[[Sequence[Example]], list[int]]
 """Counts the tokens of each example's prompt as an engine passes it to the model."""
 
@@ -46,7 +46,7 @@ def fit(task: Task, limit: Limit, measure: Measure) -> Task:
     return replace(task, train=train, test=_fit(task.test, limit, measure, "held-out"))
 
 
-def _fit(rows: Examples, limit: Limit, measure: Measure, split: str) -> Examples:
+def _fit(rows: Sequence[Example], limit: Limit, measure: Measure, split: str) -> Sequence[Example]:
     suspects = _may_be_long(rows, limit.tokens, measure)
     lengths = measure([rows[place] for place in suspects])
     long = {place: count for place, count in zip(suspects, lengths, strict=True) if count > limit.tokens}
@@ -65,7 +65,7 @@ def _fit(rows: Examples, limit: Limit, measure: Measure, split: str) -> Examples
     return tuple(_shortened(row, limit, measure) if place in long else row for place, row in enumerate(rows))
 
 
-def _may_be_long(rows: Examples, tokens: int, measure: Measure) -> list[int]:
+def _may_be_long(rows: Sequence[Example], tokens: int, measure: Measure) -> list[int]:
     """Return the indices of prompts that may be too long: a token has at least one byte; the template is measured."""
     if not rows:
         return []
@@ -82,45 +82,45 @@ def _size(row: Example) -> int:
 
 def _shortened(row: Example, limit: Limit, measure: Measure) -> Example:
     """Drop the oldest messages (never system messages), then cut the beginning of the oldest remaining one."""
-    head, turns = _parts(row)
-    while len(turns) > 1 and measure([_joined(row, head, turns)])[0] > limit.tokens:
-        turns = _without_oldest(turns)
-    text = turns[0]["content"]
 
-    def cut(start: int) -> Example:
-        return _joined(row, head, ({**turns[0], "content": text[start:]}, *turns[1:]))
+    def fits(candidate: Example) -> bool:
+        return measure([candidate])[0] <= limit.tokens
 
-    fits, too_long = len(text), 0
-    if measure([cut(0)])[0] <= limit.tokens:
-        return cut(0)
-    while fits - too_long > max(1, len(text) // 256):
-        middle = (fits + too_long) // 2
-        fits, too_long = (middle, too_long) if measure([cut(middle)])[0] <= limit.tokens else (fits, middle)
-    if fits == len(text):
+    row = _without_oldest(row, fits)
+    size = len(row.prompt if isinstance(row.prompt, str) else row.prompt[_head(row.prompt)]["content"])
+    cuts = range(0, size, max(1, size // 256))
+    place = bisect_left(cuts, True, key=lambda count: fits(_cut(row, count)))
+    if place == len(cuts):
         raise DataError(
             f"prompt {row.id} cannot be shortened to {limit.tokens} tokens ({limit.why}): what stands around its text "
             "takes them all. Raise max_prompt_length, or shorten system messages."
         )
-    return cut(fits)
+    return _cut(row, cuts[place])
 
 
-def _parts(row: Example) -> tuple[tuple[Message, ...], tuple[Message, ...]]:
-    """Split a prompt into (leading system messages, other messages); plain text is one message without a role."""
+def _without_oldest(row: Example, fits: Callable[[Example], bool]) -> Example:
+    """Drop the oldest messages, with the answers and tool results that follow them, until the prompt fits.
+
+    At least the last message and the system messages at the beginning stay.
+    """
+    prompt = row.prompt
+    if isinstance(prompt, str):
+        return row
+    head, last = _head(prompt), len(prompt) - 1
+    starts = [i for i in range(head, last) if i == head or prompt[i]["role"] not in ("assistant", "tool")]
+    shorter = [replace(row, prompt=(*prompt[:head], *prompt[start:])) for start in (*starts, last)]
+    return next(filter(fits, shorter[:-1]), shorter[-1])
+
+
+def _head(prompt: Sequence[Message]) -> int:
+    """Return the number of system messages at the beginning; the last message is not counted."""
+    return next((place for place, m in enumerate(prompt[:-1]) if m["role"] != "system"), len(prompt) - 1)
+
+
+def _cut(row: Example, count: int) -> Example:
+    """Return the example without the first ``count`` characters of its oldest message that is not a system message."""
     if isinstance(row.prompt, str):
-        return (), ({"content": row.prompt},)
-    count = next((place for place, m in enumerate(row.prompt) if m["role"] != "system"), len(row.prompt) - 1)
-    return row.prompt[:count], row.prompt[count:]
-
-
-def _without_oldest(turns: tuple[Message, ...]) -> tuple[Message, ...]:
-    """Drop the first message, and the answers and tool results that follow it."""
-    rest = turns[1:]
-    while len(rest) > 1 and rest[0].get("role") in ("assistant", "tool"):
-        rest = rest[1:]
-    return rest
-
-
-def _joined(row: Example, head: tuple[Message, ...], turns: tuple[Message, ...]) -> Example:
-    if isinstance(row.prompt, str):
-        return replace(row, prompt=turns[0]["content"])
-    return replace(row, prompt=(*head, *turns))
+        return replace(row, prompt=row.prompt[count:])
+    head = _head(row.prompt)
+    oldest = {**row.prompt[head], "content": row.prompt[head]["content"][count:]}
+    return replace(row, prompt=(*row.prompt[:head], oldest, *row.prompt[head + 1 :]))

@@ -1,4 +1,4 @@
-"""Convert rows to examples: any iterable of mappings with a ``prompt``, such as a Hugging Face data set."""
+"""Convert rows, such as those of a Hugging Face data set, to examples, and split them."""
 
 from __future__ import annotations
 
@@ -8,18 +8,29 @@ from importlib import resources
 from typing import Any
 
 from seedtune.errors import DataError, nearest
+from seedtune.numerics import noise
 from seedtune.types import Example
 
 Rows = Iterable[Mapping[str, Any]]
 """An iterable of mappings with a ``prompt``."""
 
+Examples = tuple[Example, ...]
 
-def examples(rows: Rows | None, split: str, *, prompt_column: str = "prompt") -> tuple[Example, ...]:
+TrainTestSplit = tuple[Examples, Examples]
+"""(training, held-out) examples."""
+
+MOST = 128
+"""Most held-out rows: an evaluation should not take longer than the training."""
+
+_HELD_OUT = noise.Address(noise.key_for(0, noise.Purpose.HELD_OUT), noise.Stream.ORDER)
+
+
+def examples(rows: Rows | None, split: str, *, prompt_column: str = "prompt") -> Examples:
     """Convert rows to examples, numbered in order; raise DataError with the index of a malformed row."""
     if rows is None:
         return ()
     _check_kind(rows, split)
-    return tuple(_example(index, row, (split, prompt_column)) for index, row in enumerate(rows))
+    return tuple(_example(row, index, split, prompt_column) for index, row in enumerate(rows))
 
 
 def _check_kind(rows: Any, split: str) -> None:
@@ -41,8 +52,7 @@ def _check_kind(rows: Any, split: str) -> None:
         )
 
 
-def _example(index: int, row: Any, where: tuple[str, str]) -> Example:
-    split, name = where
+def _example(row: Any, index: int, split: str, name: str) -> Example:
     if not isinstance(row, Mapping) or name not in row:
         held = sorted(row, key=str) if isinstance(row, Mapping) else type(row).__name__
         near = nearest(name, map(str, row)) if isinstance(row, Mapping) else ""
@@ -66,7 +76,31 @@ def _is_message(message: Any) -> bool:
     return isinstance(message, Mapping) and {"role", "content"} <= set(message)
 
 
-def packaged_rows(file: str) -> list[dict[str, Any]]:
-    """Return the rows of a JSONL file that is shipped in this package."""
-    text = resources.files("seedtune.tasks").joinpath("data", file).read_text(encoding="utf-8")
-    return [json.loads(line) for line in text.split("\n") if line]
+def chat(text: str) -> list[dict[str, str]]:
+    """Return a chat prompt with one message."""
+    return [{"role": "user", "content": text}]
+
+
+def packaged(task: str) -> TrainTestSplit:
+    """Return the examples of two JSONL files in this package: chat prompts from the column ``question``."""
+
+    def read(split: str) -> Examples:
+        text = resources.files("seedtune.tasks").joinpath("data", f"{task}_{split}.jsonl").read_text(encoding="utf-8")
+        rows = [json.loads(line) for line in text.splitlines()]
+        return examples([{**row, "question": chat(row["question"])} for row in rows], split, prompt_column="question")
+
+    return read("train"), read("test")
+
+
+def hold_out(rows: Examples, share: float) -> TrainTestSplit:
+    """Split rows into (train, held out), with min(⌊share·rows⌋, 128) held out; both keep order and row numbers.
+
+    The held-out rows follow a fixed permutation that depends on no setting, so that runs with different seeds stay
+    comparable.
+    """
+    count = min(int(share * len(rows)), MOST)
+    if not count:
+        return rows, ()
+    chosen = set(noise.permutation(_HELD_OUT, len(rows))[:count].tolist())
+    train = tuple(row for place, row in enumerate(rows) if place not in chosen)
+    return train, tuple(rows[place] for place in sorted(chosen))

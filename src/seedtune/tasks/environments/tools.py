@@ -23,7 +23,7 @@ Tools = Mapping[str, Callable[..., Any]]
 
 @dataclass(frozen=True, slots=True)
 class ToolCall:
-    """A parsed call: the tool's name with named arguments or a ``text`` for `positional`, or the error in ``wrong``."""
+    """A parsed call: the tool's name with named arguments, a ``text`` of positional ones, or the error in ``wrong``."""
 
     name: str
     named: Mapping[str, Any] | None = None
@@ -46,17 +46,11 @@ def schemas(tools: Tools) -> list[dict[str, Any]]:
 
 def describe(tools: Tools) -> str:
     """Describe the tools in text for a model without a tool template: the call syntax, then a line per tool."""
-    lines = [f"{name}{_parameters(method)}: {_summary(method)}" for name, method in tools.items()]
-    return "\n".join(["Call a tool by a line with its name and its arguments in brackets:", *lines])
-
-
-def _parameters(method: Callable[..., Any]) -> str:
-    return f"({', '.join(inspect.signature(method).parameters)})"
-
-
-def _summary(method: Callable[..., Any]) -> str:
-    text = inspect.getdoc(method) or ""
-    return text.split("\n", 1)[0]
+    lines = ["Call a tool by a line with its name and its arguments in brackets:"]
+    for name, method in tools.items():
+        parameters, summary = inspect.signature(method).parameters, (inspect.getdoc(method) or "").partition("\n")[0]
+        lines.append(f"{name}({', '.join(parameters)}): {summary}")
+    return "\n".join(lines)
 
 
 def calls_in(text: str, tools: Tools) -> list[ToolCall]:
@@ -92,14 +86,12 @@ def run(call: ToolCall, tools: Tools) -> str:
         return f"Error: there is no tool {call.name!r}. Known: {', '.join(tools)}"
     tool = tools[call.name]
     try:
-        if call.named is not None:
-            return str(tool(**call.named))
-        return str(tool(*positional(call.text, tool)))
+        return str(tool(*_positional(call.text, tool)) if call.named is None else tool(**call.named))
     except Exception as error:  # noqa: BLE001 - the named boundary: tools report errors by raising
         return f"Error: {error}"
 
 
-def positional(text: str, tool: Callable[..., Any]) -> list[Any]:
+def _positional(text: str, tool: Callable[..., Any]) -> list[Any]:
     """Split the arguments of a one-line call and convert numbers and booleans; the last may contain commas."""
     parameters = list(inspect.signature(tool, eval_str=True).parameters.values())
     parts = [part.strip() for part in text.split(",", max(0, len(parameters) - 1))] if text.strip() else []

@@ -8,7 +8,7 @@ import threading
 import pytest
 
 from seedtune.rewards.answer_tags import READ
-from seedtune.tasks.builtin.mathematics.math_answer import (
+from seedtune.tasks.builtin.math_answer import (
     LENGTH,
     alike,
     bounded,

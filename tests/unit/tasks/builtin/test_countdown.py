@@ -12,8 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from seedtune.rewards.answer_tags import READ, format_marks, format_reward, tagged
-from seedtune.tasks.builtin.mathematics.arithmetic import DEPTH, DIGITS, LENGTH, value_of
-from seedtune.tasks.builtin.mathematics.countdown import right_equation
+from seedtune.tasks.builtin.countdown import DEPTH, DIGITS, LENGTH, right_equation, value_of
 
 OPERATIONS = {
     ast.Add: lambda a, b: a + b,

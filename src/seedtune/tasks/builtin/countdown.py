@@ -1,12 +1,22 @@
 """Countdown: an expression of the given numbers, each used exactly once, that equals a target (arXiv 2509.24372).
 
-The puzzles are generated here, by default with three or four numbers.
+The puzzles are generated here, by default with three or four numbers.  For example::
+
+    Using the numbers [44, 19, 35], create an equation that equals 98. …
+    <think>44 + 19 is 63, and 63 + 35 is 98.</think>
+    <answer> 44 + 19 + 35 </answer>
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+import ast
+import operator
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
+from itertools import accumulate
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
@@ -14,10 +24,61 @@ from pydantic import Field, model_validator
 from seedtune.rewards.answer_tags import THINK, answer_said, format_reward, tagged
 from seedtune.rewards.base import Reward, text_of
 from seedtune.tasks.base import Sizes, Task, TaskKind
-from seedtune.tasks.builtin.mathematics.arithmetic import LENGTH, OPERATIONS, value_of
 from seedtune.tasks.data.generators import DataRow, Draws, splits
-from seedtune.tasks.data.rows import examples
+from seedtune.tasks.data.rows import chat
 from seedtune.types import Example
+
+LENGTH, DEPTH, DIGITS = 256, 16, 9
+"""Limits of an expression: characters, nested brackets, and digits of a number."""
+OPERATIONS: dict[type[ast.operator], Callable[[Fraction, Fraction], Fraction]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+}
+SIGNS = dict(zip("+-*/", OPERATIONS.values(), strict=True))
+_ARITHMETIC = re.compile(r"[-+*/()0-9 \t\r\n]*")
+_TWO_MINUS = re.compile(r"(?:^|[-+*/(])\s*-\s*-")
+"""Two minus signs before a number."""
+
+
+@dataclass(frozen=True, slots=True)
+class Arithmetic:
+    """The value of an expression, and the numbers in it from left to right."""
+
+    value: Fraction
+    numbers: tuple[int, ...]
+
+
+def value_of(text: str) -> Arithmetic | None:
+    """Evaluate sums, differences, products and quotients of whole numbers exactly; None if there is no value.
+
+    The grammar is Python's, without powers, unary plus, and more than one minus sign before a factor.  Longer or
+    deeper expressions than the limits, and divisions by zero, have no value either.
+    """
+    if len(text) > LENGTH or not _ARITHMETIC.fullmatch(text) or _TWO_MINUS.search(text):
+        return None
+    numbers = re.findall("[0-9]+", text)
+    if any(len(number) > DIGITS or number != str(int(number)) for number in numbers):
+        return None
+    if max(accumulate(((character == "(") - (character == ")") for character in text), initial=0)) > DEPTH:
+        return None
+    try:
+        value = _value(ast.parse(" ".join(text.split()), mode="eval").body)
+    except (SyntaxError, ValueError, ZeroDivisionError):
+        return None
+    return Arithmetic(value, tuple(map(int, numbers)))
+
+
+def _value(node: ast.expr) -> Fraction:
+    match node:
+        case ast.Constant(value=int(number)):
+            return Fraction(number)
+        case ast.UnaryOp(op=ast.USub()):
+            return -_value(node.operand)
+        case ast.BinOp() if type(node.op) in OPERATIONS:
+            return OPERATIONS[type(node.op)](_value(node.left), _value(node.right))
+    raise ValueError(f"not arithmetic: {type(node).__name__}")
 
 
 def right_equation(
@@ -80,15 +141,9 @@ class CountdownSettings(Sizes):
 
 def countdown(settings: CountdownSettings) -> Task:
     """Create solvable puzzles; reward: right equation + 0.1 · format."""
-
-    def make(draws: Draws) -> tuple[Hashable, DataRow] | None:
-        return _puzzle(draws, settings)
-
-    train, test = splits(make, settings, "countdown")
     return Task(
-        name="countdown",
-        train=examples(train, "train"),
-        test=examples(test, "test"),
+        "countdown",
+        *splits("countdown", settings, partial(_puzzle, settings), _identity),
         rewards=(Reward("answer", right_equation), Reward("format", format_reward, 0.1)),
         gold=_gold,
         full_marks=1.1,
@@ -97,30 +152,28 @@ def countdown(settings: CountdownSettings) -> Task:
     )
 
 
-def _puzzle(draws: Draws, settings: CountdownSettings) -> tuple[Hashable, DataRow] | None:
-    """Make (identity, row) of a puzzle; None if the value of its solution is not an allowed target."""
+def _identity(row: DataRow) -> tuple[int, ...]:
+    return (row["target"], *sorted(row["numbers"]))
+
+
+def _puzzle(settings: CountdownSettings, draws: Draws) -> DataRow | None:
+    """Make the row of a puzzle; None if the value of its solution is not an allowed target.
+
+    Two terms at a time, in random order, are combined by a random operation until one is left.
+    """
     numbers = [draws.between(1, settings.largest) for _ in range(draws.between(settings.fewest, settings.numbers))]
-    value, solution = _combined(draws, numbers)
-    if value.denominator != 1 or not settings.target_from <= value <= settings.target_to or len(solution) > LENGTH:
-        return None
-    target = int(value)
-    row: DataRow = {"numbers": numbers, "target": target, "solution": solution}
-    if settings.prompt == "plain":
-        row |= {"prompt": PLAIN.format(numbers=numbers, target=target), "begun": THINK}
-    else:
-        row["prompt"] = [{"role": "user", "content": QUESTION.format(numbers=numbers, target=target)}]
-    return (tuple(sorted(numbers)), target), row
-
-
-def _combined(draws: Draws, numbers: list[int]) -> tuple[Fraction, str]:
-    """Combine all numbers, two terms at a time in random order with random operators; return value and expression."""
     terms = [(Fraction(number), str(number)) for number in numbers]
     while len(terms) > 1:
         (a, left), (b, right) = (terms.pop(draws.below(len(terms))) for _ in range(2))
-        operator = draws.choice("+-*/" if b else "+-*")
-        terms.append((OPERATIONS[operator](a, b), f"({left} {operator} {right})"))
-    value, text = terms[0]
-    return value, text[1:-1]
+        sign = draws.choice("+-*/" if b else "+-*")
+        terms.append((SIGNS[sign](a, b), f"({left} {sign} {right})"))
+    ((value, text),) = terms
+    if value.denominator != 1 or not settings.target_from <= value <= settings.target_to:
+        return None
+    row: DataRow = {"numbers": numbers, "target": int(value), "solution": text[1:-1]}
+    if settings.prompt == "plain":
+        return row | {"prompt": PLAIN.format(**row), "begun": THINK}
+    return row | {"prompt": chat(QUESTION.format(**row))}
 
 
 def _gold(example: Example) -> str:

@@ -7,13 +7,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from seedtune.tasks.data.files import READERS
+from seedtune.tasks.data.split import MOST, hold_out
 
 from seedtune.config.data_and_rewards import DatasetSettings
 from seedtune.errors import DataError, MissingExtraError
 from seedtune.tasks.data import datasets
-from seedtune.tasks.data.files import READERS
 from seedtune.tasks.data.rows import examples
-from seedtune.tasks.data.split import MOST, hold_out
 
 ROWS = [{"prompt": "2 + 2 =", "answer": "4"}, {"prompt": 'è, "é"\n:', "answer": "ü\u2028"}]
 

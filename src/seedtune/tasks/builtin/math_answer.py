@@ -19,6 +19,7 @@ import re
 from collections.abc import Sequence
 from fractions import Fraction
 from functools import lru_cache
+from itertools import accumulate
 from typing import Any
 
 from seedtune.rewards.answer_tags import READ, tagged
@@ -27,17 +28,20 @@ from seedtune.rewards.optional import optional
 
 DEPTH, POWERS, PRODUCT, DIGITS = 8, 6, 64, 15
 """Limits for math-verify: nested brackets, powers, the product of their exponents, and digits of a number."""
-COMMANDS = frozenset(
+LOGARITHM_DIGITS = 8
+"""Limit of (digits of all numbers) · (product of the exponents) in an answer with a logarithm."""
+SLACK = 40
+"""An answer may have this many characters more than twice the length of the right one."""
+FUNCTIONS = frozenset(re.findall("[a-z]+", "sin cos tan cot sec csc arcsin arccos arctan log ln"))
+COMMANDS = FUNCTIONS | frozenset(
     re.findall(
         "[a-z]+",
         "dfrac tfrac sqrt pi cdot times div left right text mathrm infty infinity cup cap in le ge leq geq lt gt ne "
-        "frac pm mp circ degree begin end pmatrix matrix bmatrix cases sin cos tan cot sec csc arcsin arccos arctan "
-        "log ln neq theta alpha beta gamma phi lambda omega mu sigma angle triangle emptyset varnothing mathbb mathbf "
-        "quad langle rangle lfloor rfloor lceil rceil displaystyle ldots dots sim mid",
+        "frac pm mp circ degree begin end pmatrix matrix bmatrix cases neq theta alpha beta gamma phi lambda omega mu "
+        "sigma angle triangle emptyset varnothing mathbb mathbf quad langle rangle lfloor rfloor lceil rceil "
+        "displaystyle ldots dots sim mid",
     )
 )
-LOGARITHM_DIGITS = 8
-"""Limit of (digits of all numbers) · (product of the exponents) in an answer with a logarithm."""
 _COMMAND = re.compile(r"\\([A-Za-z]+)")
 _EXPONENT = re.compile(r"\^ *(?:\{([^{}^]*)\}|([0-9]+|[^{}^]))")
 _TEXT = re.compile(r"\\(?:text|mathrm|begin|end)\{[^{}]*\}")
@@ -45,28 +49,24 @@ _ASSIGNED = re.compile(r"^ *[a-zA-Z] *(?:=|\\in\b)")
 _INTERVALS = re.compile(
     r"(?:[a-zA-Z] *\\in\b)?(?:[0-9()\[\]{},./ -]|\\(?:infty|infinity|cup|left|right|frac|sqrt|pi)\b)*"
 )
-FUNCTIONS = frozenset({"sin", "cos", "tan", "cot", "sec", "csc", "arcsin", "arccos", "arctan", "log", "ln"})
-SLACK = 40
-"""An answer may have this many characters more than twice the length of the right one."""
 _TOWER = re.compile(r"\^ *(?:\{[^{}]*\}|[0-9]+|[^{}]) *\^|\\sqrt *\[(?! *[2-9] *\])")
 """A power of a power without brackets, or a root other than the second to the ninth."""
 
 
 def bounded(text: str) -> bool:
     """Whether computer algebra on this LaTeX must be quick: known commands, small numbers and powers, few brackets."""
-    if (
-        not text.isascii()
-        or not text.isprintable()
-        or "!" in text
-        or "**" in text
-        or text.count("{") != text.count("}")
-    ):
+    if not text.isascii() or not text.isprintable() or "!" in text or "**" in text:
         return False
-    if any(command not in COMMANDS for command in _COMMAND.findall(text)):
+    if (
+        text.count("{") != text.count("}")
+        or text.count("\\sqrt") > 3
+        or not COMMANDS.issuperset(_COMMAND.findall(text))
+    ):
         return False
     if any(len(digits) > DIGITS for digits in re.findall("[0-9.,]+", text)):
         return False
-    return _nesting(text) <= DEPTH and text.count("\\sqrt") <= 3 and _powers_are_small(text)
+    depth = accumulate(((character in "([{") - (character in ")]}") for character in text), initial=0)
+    return max(depth) <= DEPTH and _powers_are_small(text)
 
 
 def alike(found: str, answer: str) -> bool:
@@ -89,14 +89,6 @@ def _variables(text: str) -> set[str]:
     return set(re.findall("[A-Za-z]", _COMMAND.sub("", _TEXT.sub("", text))))
 
 
-def _nesting(text: str) -> int:
-    depth = deepest = 0
-    for character in text:
-        depth += (character in "([{") - (character in ")]}")
-        deepest = max(deepest, depth)
-    return deepest
-
-
 def _powers_are_small(text: str) -> bool:
     """Whether exponents hold no power or fraction and their product is small, so that brackets build no tower either.
 
@@ -108,8 +100,8 @@ def _powers_are_small(text: str) -> bool:
     if any("." in exponent for exponent in exponents):
         return False
     product = math.prod(max(1, int(digits)) for exponent in exponents for digits in re.findall("[0-9]+", exponent))
-    logarithm = _functions(text) & {"log", "ln"}
-    return product <= PRODUCT and not (logarithm and product * len(re.findall("[0-9]", text)) > LOGARITHM_DIGITS)
+    has_logarithm = not _functions(text).isdisjoint(("log", "ln"))
+    return product <= PRODUCT and not (has_logarithm and product * len(re.findall("[0-9]", text)) > LOGARITHM_DIGITS)
 
 
 BOX = "\\boxed{"
@@ -134,12 +126,12 @@ def final_answer(text: str) -> str | None:
     r"""Return the content of the last ``\boxed{}``, else of ``<answer>``, else after ``####``, or None; linear time."""
     if len(text) > READ:
         return None
-    boxed = _boxed(text)
-    if boxed is None:
-        boxed = tagged(text)
-    if boxed is None and "####" in text:
-        boxed = text[text.rfind("####") + 4 :].strip().partition("\n")[0].strip()
-    return boxed
+    found = _boxed(text)
+    if found is None:
+        found = tagged(text)
+    if found is None and "####" in text:
+        found = text.rpartition("####")[2].strip().partition("\n")[0].strip()
+    return found
 
 
 def answer_said(text: str) -> str:
@@ -150,15 +142,10 @@ def answer_said(text: str) -> str:
 
 
 def _boxed(text: str) -> str | None:
-    start = text.rfind(BOX)
-    if start < 0:
-        return None
-    depth = 1
-    for place in range(start + len(BOX), min(len(text), start + len(BOX) + LENGTH + 1)):
-        depth += {"{": 1, "}": -1}.get(text[place], 0)
-        if not depth:
-            return text[start + len(BOX) : place].strip()
-    return None
+    _, box, rest = text.rpartition(BOX)
+    depths = accumulate(((c == "{") - (c == "}") for c in rest[: LENGTH + 1]), initial=1)
+    end = next((place for place, depth in enumerate(depths) if not depth), None)
+    return rest[: end - 1].strip() if box and end else None
 
 
 def equal(found: str | None, answer: str) -> bool:
@@ -176,12 +163,8 @@ def equal(found: str | None, answer: str) -> bool:
 
 def undressed(text: str) -> str:
     """Remove notation that makes no difference: blanks, dollars, size commands, percent and degree signs."""
-    text = (
-        _DRESS.sub(lambda match: match[1] or "", text)
-        .rstrip(".")
-        .replace("\\dfrac", "\\frac")
-        .replace("\\tfrac", "\\frac")
-    )
+    text = _DRESS.sub(lambda match: match[1] or "", text).rstrip(".")
+    text = text.replace("\\dfrac", "\\frac").replace("\\tfrac", "\\frac")
     return text.removesuffix("\\%").removesuffix("%").removesuffix("^\\circ").removesuffix("^{\\circ}")
 
 

@@ -1,1 +1,0 @@
-"""Built-in mathematics tasks and the comparison of their answers."""
