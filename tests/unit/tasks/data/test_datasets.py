@@ -7,13 +7,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from seedtune.tasks.data.files import READERS
-from seedtune.tasks.data.split import MOST, hold_out
 
 from seedtune.config.data_and_rewards import DatasetSettings
 from seedtune.errors import DataError, MissingExtraError
 from seedtune.tasks.data import datasets
-from seedtune.tasks.data.rows import examples
+from seedtune.tasks.data.datasets import READERS
+from seedtune.tasks.data.rows import MOST, examples, hold_out
 
 ROWS = [{"prompt": "2 + 2 =", "answer": "4"}, {"prompt": 'è, "é"\n:', "answer": "ü\u2028"}]
 
@@ -97,7 +96,7 @@ def test_a_file_that_is_not_there_is_named_with_the_nearest(tmp_path):
     assert "there is no data file" in message
     assert message.endswith("Check the path. Did you mean 'train.jsonl'?")
     assert "there is no data file or folder './nothing'" in error_of("./nothing")
-    assert "there is no data file 'nowhere/at/all.csv'. Check the path." in error_of("nowhere/at/all.csv")
+    assert "there is no data file or folder 'nowhere/at/all.csv'. Check" in error_of("nowhere/at/all.csv")
 
 
 def test_splits_and_names_are_not_ignored_where_there_are_none(tmp_path):
@@ -106,15 +105,12 @@ def test_splits_and_names_are_not_ignored_where_there_are_none(tmp_path):
     assert "name='main' is for Hugging Face data" in error_of(path, name="main")
 
 
-@pytest.mark.parametrize(
-    ("path", "package", "line"),
-    [("x.parquet", "pyarrow", "pip install pyarrow"), ("org/data", "datasets", "pip install datasets")],
-)
-def test_a_missing_package_says_the_line_that_installs_it(tmp_path, monkeypatch, path, package, line):
+@pytest.mark.parametrize(("path", "package"), [("x.parquet", "pyarrow.parquet"), ("org/data", "datasets")])
+def test_a_missing_package_says_the_line_that_installs_it(tmp_path, monkeypatch, path, package):
     monkeypatch.chdir(tmp_path)
     write(tmp_path, "x.parquet", b"PAR1")
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(MissingExtraError, match=f"Install it with: {line}$"):
+    with pytest.raises(MissingExtraError, match=r"Install it with: pip install 'seedtune\[data\]'$"):
         read(path)
 
 
