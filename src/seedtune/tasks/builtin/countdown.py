@@ -30,11 +30,12 @@ from seedtune.types import Example
 
 LENGTH, DEPTH, DIGITS = 256, 16, 9
 """Limits of an expression: characters, nested brackets, and digits of a number."""
-OPERATIONS: dict[type[ast.operator], Callable[[Fraction, Fraction], Fraction]] = {
+Number = int | Fraction
+OPERATIONS: dict[type[ast.operator], Callable[[Number, Number], Number]] = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
     ast.Mult: operator.mul,
-    ast.Div: operator.truediv,
+    ast.Div: Fraction,
 }
 SIGNS = dict(zip("+-*/", OPERATIONS.values(), strict=True))
 _ARITHMETIC = re.compile(r"[-+*/()0-9 \t\r\n]*")
@@ -46,7 +47,7 @@ _TWO_MINUS = re.compile(r"(?:^|[-+*/(])\s*-\s*-")
 class Arithmetic:
     """The value of an expression, and the numbers in it from left to right."""
 
-    value: Fraction
+    value: Number
     numbers: tuple[int, ...]
 
 
@@ -61,24 +62,25 @@ def value_of(text: str) -> Arithmetic | None:
     numbers = re.findall("[0-9]+", text)
     if any(len(number) > DIGITS or number != str(int(number)) for number in numbers):
         return None
-    if max(accumulate(((character == "(") - (character == ")") for character in text), initial=0)) > DEPTH:
+    depths = accumulate((character == "(") - (character == ")") for character in text)
+    if text.count("(") > DEPTH and max(depths) > DEPTH:
         return None
     try:
         value = _value(ast.parse(" ".join(text.split()), mode="eval").body)
-    except (SyntaxError, ValueError, ZeroDivisionError):
+    except (SyntaxError, KeyError, ZeroDivisionError):
         return None
     return Arithmetic(value, tuple(map(int, numbers)))
 
 
-def _value(node: ast.expr) -> Fraction:
-    match node:
-        case ast.Constant(value=int(number)):
-            return Fraction(number)
-        case ast.UnaryOp(op=ast.USub()):
-            return -_value(node.operand)
-        case ast.BinOp() if type(node.op) in OPERATIONS:
-            return OPERATIONS[type(node.op)](_value(node.left), _value(node.right))
-    raise ValueError(f"not arithmetic: {type(node).__name__}")
+def _value(node: ast.expr) -> Number:
+    """Evaluate a syntax tree; raise KeyError for anything but arithmetic."""
+    if isinstance(node, ast.Constant) and isinstance(node.value, int):
+        return node.value
+    if isinstance(node, ast.BinOp):
+        return OPERATIONS[type(node.op)](_value(node.left), _value(node.right))
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
+        return -_value(node.operand)
+    raise KeyError(type(node))
 
 
 def right_equation(
@@ -162,7 +164,7 @@ def _puzzle(settings: CountdownSettings, draws: Draws) -> DataRow | None:
     Two terms at a time, in random order, are combined by a random operation until one is left.
     """
     numbers = [draws.between(1, settings.largest) for _ in range(draws.between(settings.fewest, settings.numbers))]
-    terms = [(Fraction(number), str(number)) for number in numbers]
+    terms: list[tuple[Number, str]] = [(number, str(number)) for number in numbers]
     while len(terms) > 1:
         (a, left), (b, right) = (terms.pop(draws.below(len(terms))) for _ in range(2))
         sign = draws.choice("+-*/" if b else "+-*")
