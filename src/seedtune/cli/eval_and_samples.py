@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.text import Text
 
+import seedtune
 from seedtune.cli.console import clock, console, number, say, say_table
 from seedtune.cli.options import RunFolder, Sets
 from seedtune.cli.progress import ReplayProgress
@@ -17,7 +18,6 @@ from seedtune.errors import ConfigError, RunError, storage_cause
 
 if TYPE_CHECKING:
     from seedtune.evaluation.comparison import DiffPiece, Row
-    from seedtune.evaluation.evaluate import Evaluation
     from seedtune.evaluation.held_out import Measures
     from seedtune.run.directory import RunPaths
 
@@ -54,11 +54,10 @@ def evaluate(
 
     A model is loaded once for all tasks.  Nothing is written unless --json or --save says so.
     """
-    from seedtune.evaluation import evaluate as evaluation
-    from seedtune.evaluation import held_out, models
+    from seedtune.evaluation import models
 
     ks = tuple(_integer("--k", part) for part in k.split(",")) if k else ()
-    eval_config = held_out.EvalConfig(
+    eval_config = seedtune.EvalConfig(
         samples=max(ks, default=0) if samples is None else samples,
         temperature=temperature,
         ks=ks,
@@ -71,7 +70,7 @@ def evaluate(
     if save and not models.is_run(what):
         raise ConfigError(f"--save adds the result to a run, and {what!r} is not one. Use --json FILE.")
     with ReplayProgress(console()) as progress:
-        found = evaluation.evaluate(
+        found = seedtune.evaluate(
             what,
             on=task or (),
             generation=generation,
@@ -92,7 +91,7 @@ def _integer(option: str, text: str) -> int:
         raise ConfigError(f"{option} {text!r} is not a number. Give {example}.") from None
 
 
-def _hand_out(found: Evaluation, to_json: str | None) -> None:
+def _hand_out(found: seedtune.Evaluation, to_json: str | None) -> None:
     """Print the result as tables, or as JSON for ``-``; write it as JSON to any other ``to_json``."""
     text = json.dumps(found.to_json(), ensure_ascii=False, allow_nan=False, indent=2) + "\n"
     if to_json == "-":
@@ -112,7 +111,7 @@ def _hand_out(found: Evaluation, to_json: str | None) -> None:
             raise RunError(f"cannot write {to_json}: {cause}. {fix}, or choose another --json.") from error
 
 
-def _say_results(found: Evaluation, task: int) -> None:
+def _say_results(found: seedtune.Evaluation, task: int) -> None:
     """Print a table: one row per measure, one column per subject; also the difference to the base model, if there."""
     from seedtune.evaluation.estimators import Estimate
     from seedtune.evaluation.evaluate import BASE
@@ -135,7 +134,7 @@ def _heading(name: str, result: Measures) -> str:
     return name if result.put == PLAIN else name.replace("best prompt", f"best prompt ({result.put})")
 
 
-def _save(found: Evaluation, run: Path) -> None:
+def _save(found: seedtune.Evaluation, run: Path) -> None:
     from seedtune.evaluation import report
     from seedtune.run import directory
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+import seedtune
 from seedtune.cli.console import console, say
 from seedtune.cli.options import Dtype, Generation, LocalSets, OutputFolder, RunFolder
 from seedtune.cli.progress import ReplayProgress
@@ -32,11 +33,9 @@ def export(
 
     It is rebuilt from the ledger and the newest snapshot that is not past the generation asked for.
     """
-    from seedtune.run.artifacts.export import export_run
-
     _check_dtype(dtype)
     with ReplayProgress(console()) as progress:
-        done = export_run(run, output, generation=generation, dtype=dtype, sets=sets or (), progress=progress)
+        done = seedtune.export_run(run, output, generation=generation, dtype=dtype, sets=sets or (), progress=progress)
     _say_exported(done, output)
 
 
@@ -54,10 +53,8 @@ def verify(
 
     Exit code 0: all match.  1: the first place where they part, and what may have caused it.
     """
-    from seedtune.run.artifacts.verify import verify_run
-
     with ReplayProgress(console()) as progress:
-        found = verify_run(run, model=model, sets=sets or (), snapshots=snapshots, progress=progress)
+        found = seedtune.verify_run(run, model=model, sets=sets or (), snapshots=snapshots, progress=progress)
     for line in _verified(found):
         say(line)
 
@@ -73,9 +70,7 @@ def diff(
 
     Exit code 0: equal.  1: different, or one goes on where the other ends.
     """
-    from seedtune.run.artifacts.diff import diff_runs
-
-    found = diff_runs(run_a, run_b)
+    found = seedtune.diff_runs(run_a, run_b)
     for line in _compared(found, (run_a, run_b)):
         say(line)
     if not found.equal:
@@ -100,12 +95,10 @@ def pack(
 
     The first line of the file is JSON that says what it is: head -n 1 FILE
     """
-    from seedtune.run.artifacts.export import Rights
-    from seedtune.run.artifacts.pack import pack_run
-
-    rights = Rights(base_licence, licence, note)
+    rights = seedtune.Rights(base_licence, licence, note)
     with ReplayProgress(console()) as progress:
-        about = pack_run(run, output, generation=generation, rights=rights, sets=sets or (), progress=progress).about
+        done = seedtune.pack_run(run, output, generation=generation, rights=rights, sets=sets or (), progress=progress)
+    about = done.about
     say(f"packed {count(about.generations, 'generation')} into {output}, {output.stat().st_size:,} bytes")
     say(f"base model {about.model}, fingerprint {about.base_fingerprint}")
     if about.base_licence is None:
@@ -126,11 +119,9 @@ def unpack(
     one of a newer format, another base model, or weights that come out otherwise are refused, and nothing is
     written.
     """
-    from seedtune.run.artifacts.pack import unpack_run
-
     _check_dtype(dtype)
     with ReplayProgress(console()) as progress:
-        done = unpack_run(base, file, output, dtype=dtype, sets=sets or (), progress=progress)
+        done = seedtune.unpack_run(base, file, output, dtype=dtype, sets=sets or (), progress=progress)
     _say_exported(done, output)
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+import seedtune
 from seedtune.cli.console import clock, number, say, say_table
 from seedtune.cli.options import ConfigFile, Sets
 from seedtune.errors import ConfigError
@@ -54,11 +55,10 @@ def probe(
     """
     from seedtune.cli.warming import compile_beside
     from seedtune.config.yaml_file import load_config
-    from seedtune.planning.probe import probe_config
 
     settings = load_config(config, sets or ())
     compile_beside(settings)
-    found = probe_config(settings, sigmas=_numbers(sigmas), members=members, prompts=prompts)
+    found = seedtune.probe_config(settings, sigmas=_numbers(sigmas), members=members, prompts=prompts)
     show_probe(found)
     if found.sigma is None:
         raise ConfigError(f"no usable sigma: {found.reason}")
@@ -85,10 +85,9 @@ def plan(
     A model's configuration is enough; only for 'cpu' the model is loaded and writes a few tokens.
     """
     from seedtune.config.yaml_file import load_config
-    from seedtune.planning.plan import plan_config
 
     names = [name for name in devices.split(",") if name.strip()]
-    show_forecast(plan_config(load_config(config, sets or ()), devices=names, measured=measured, share=share))
+    show_forecast(seedtune.plan_config(load_config(config, sets or ()), devices=names, measured=measured, share=share))
 
 
 def _numbers(text: str | None) -> list[float]:

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
+import seedtune
 from seedtune.cli import interrupted
 from seedtune.cli.console import clock, number
 
 if TYPE_CHECKING:
     from seedtune.engines.base import EngineInfo
-    from seedtune.trainer import Trainer
 
 Metrics = dict[str, Any]
 
@@ -55,7 +55,7 @@ class ProgressLines:
         """Print one line, without wrapping."""
         self.console.print(line, soft_wrap=True)
 
-    def on_start(self, trainer: Trainer, info: EngineInfo, first: int) -> None:
+    def on_start(self, trainer: seedtune.Trainer, info: EngineInfo, first: int) -> None:
         """Print the plan, and start the bar."""
         config = trainer.config
         self.total, self.every, self.begin, self.first = config.generations, config.logging_steps, time.time(), first
@@ -64,7 +64,7 @@ class ProgressLines:
             self.say(f"resuming after generation {first} of {self.total}")
         self.bar.draw(first, self.total, "")
 
-    def describe(self, trainer: Trainer, info: EngineInfo) -> None:
+    def describe(self, trainer: seedtune.Trainer, info: EngineInfo) -> None:
         """Print what is trained, and with which settings."""
         from seedtune.numerics.machine import available_cores
 
@@ -130,7 +130,7 @@ class ProgressLines:
                 told.append(f"{task} {measure} {number(value)} (was {number(first)})")
         return "; " + ", ".join(told) if told else ""
 
-    def on_end(self, trainer: Trainer) -> None:
+    def on_end(self, trainer: seedtune.Trainer) -> None:
         """Remove the bar."""
         self.bar.stop()
 

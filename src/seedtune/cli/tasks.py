@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+import seedtune
 from seedtune.cli.console import number, say, say_table
 from seedtune.cli.options import Sets
 
 if TYPE_CHECKING:
-    from seedtune.config.config import Config
     from seedtune.tasks.base import Task, TaskKind
     from seedtune.tasks.validation import Check
 
@@ -77,17 +77,15 @@ def validate(
         raise typer.Exit(1)
 
 
-def _task(what: str, sets: Sequence[str]) -> tuple[Config, Task]:
+def _task(what: str, sets: Sequence[str]) -> tuple[seedtune.Config, Task]:
     """Load a task and its settings from a name or a configuration file."""
-    from seedtune.config.config import Config
     from seedtune.config.yaml_file import load_config, override
     from seedtune.tasks import create
-    from seedtune.trainer import Trainer
 
     if Path(what).suffix in (".yaml", ".yml"):
-        trainer = Trainer(load_config(Path(what), sets))
+        trainer = seedtune.Trainer(load_config(Path(what), sets))
         return trainer.config, trainer.task
-    config = Config.create(override({"task": what}, sets))
+    config = seedtune.Config.create(override({"task": what}, sets))
     return config, create(config.task, config.task_args)
 
 

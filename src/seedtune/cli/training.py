@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
+import seedtune
 from seedtune.cli.console import console, error_console, say
 from seedtune.cli.options import RunFolder, Sets
 from seedtune.cli.progress import ProgressLines, ReplayProgress
 from seedtune.errors import ConfigError, resume_command
-
-if TYPE_CHECKING:
-    from seedtune.trainer import Trainer
 
 
 def train(
@@ -46,9 +44,7 @@ def train(
     seedtune train --model smollm2-135m --train-dataset data.jsonl --reward rewards.py:my_reward --set generations=20
     """
     from seedtune.cli.warming import compile_beside
-    from seedtune.config.config import Config
     from seedtune.config.yaml_file import override, read_settings
-    from seedtune.trainer import Trainer
 
     options = {"model": model, "train_dataset": train_dataset, "eval_dataset": eval_dataset}
     given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
@@ -58,9 +54,9 @@ def train(
         raise ConfigError(
             "nothing says what to train. Give a CONFIG.yaml (see examples/), or --model, --train-dataset and --reward."
         )
-    settings = Config.create(override({**(read_settings(config) if config else {}), **given}, sets or ()))
+    settings = seedtune.Config.create(override({**(read_settings(config) if config else {}), **given}, sets or ()))
     compile_beside(settings)
-    trainer = Trainer(settings)
+    trainer = seedtune.Trainer(settings)
     if dry_run:
         _dry_run(trainer)
     else:
@@ -74,16 +70,14 @@ def resume(
 ) -> None:
     """Go on with a run after the last complete generation, bit for bit as if it had never stopped."""
     from seedtune.cli.warming import compile_beside
-    from seedtune.config.config import Config
     from seedtune.config.yaml_file import override
     from seedtune.run import recorded_config
-    from seedtune.trainer import Trainer
 
-    config = Config.create(override(recorded_config.run_config(run).model_dump(), sets or ()))
+    config = seedtune.Config.create(override(recorded_config.run_config(run).model_dump(), sets or ()))
     if generations is not None:
         config = config.replace(generations=generations)
     compile_beside(config)
-    _run(Trainer(config), resume=True)
+    _run(seedtune.Trainer(config), resume=True)
 
 
 def _reward(text: str) -> Any:
@@ -93,7 +87,7 @@ def _reward(text: str) -> Any:
     return parse_value(text) if text.lstrip().startswith("{") else text
 
 
-def _run(trainer: Trainer, *, resume: bool) -> None:
+def _run(trainer: seedtune.Trainer, *, resume: bool) -> None:
     """Train with progress lines, then print the results; after Ctrl-C the run can be resumed (exit code 130)."""
     lines = ProgressLines(console())
     trainer.callbacks = (lines,)
@@ -110,7 +104,7 @@ def _run(trainer: Trainer, *, resume: bool) -> None:
     _say_done(trainer)
 
 
-def _say_interrupted(trainer: Trainer) -> None:
+def _say_interrupted(trainer: seedtune.Trainer) -> None:
     paths = trainer.paths
     if not paths.config.exists():
         error_console().print("stopped before the run began; nothing was written.")
@@ -120,7 +114,7 @@ def _say_interrupted(trainer: Trainer) -> None:
     )
 
 
-def _say_done(trainer: Trainer) -> None:
+def _say_done(trainer: seedtune.Trainer) -> None:
     from seedtune.cli.eval_and_samples import say_changes
 
     root = trainer.paths.root
@@ -134,7 +128,7 @@ def _say_done(trainer: Trainer) -> None:
     say(f"next: seedtune samples {root}   seedtune export {root} -o MODEL")
 
 
-def _dry_run(trainer: Trainer) -> None:
+def _dry_run(trainer: seedtune.Trainer) -> None:
     """Load everything a run needs and print its size."""
     from seedtune import engines
     from seedtune.run import replay

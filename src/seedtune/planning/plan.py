@@ -127,9 +127,10 @@ def plan_config(
     pace = None if measured is None else pace_of(measured)
     share = share or (SHARE if pace is None else min(1.0, pace.new_tokens / config.max_completion_length))
     anatomy, work = anatomy_of(config), workload_of(config, task, share=share)
-    memory = tuple(memory_of(anatomy, work, config, mode) for mode in MODES)
-    notes = _notes(work, share, pace, [count for count, _ in asked]) + _of_population(config) + _of_ray(whole)
-    durations = []
+    memory = tuple(memory_of(anatomy, work, config, *mode) for mode in MODES)
+    notes, durations = _notes(whole, work, share, measured=pace is not None), []
+    if any(count > 1 for count, _ in asked):
+        notes.append("several devices: as if they shared the members evenly, as the workers of engine=ray do")
     for count, name in asked if pace is None else sorted({*asked, (1, CPU)}, key=lambda device: device[1] != CPU):
         if name != CPU:
             part = workload_of(config, task, share=share, devices=count)
@@ -146,30 +147,10 @@ def plan_config(
     return Forecast(config, anatomy, work, memory, tuple(durations), tuple(notes))
 
 
-def _of_population(config: Config) -> list[str]:
-    """Note which generation is forecast, if their sizes differ."""
-    sizes = populations(config)
-    if min(sizes) == max(sizes):
-        return []
-    return [f"populations of {min(sizes)} to {max(sizes)} members: a generation is the largest, the run is all of them"]
-
-
-def _of_ray(config: Config) -> list[str]:
-    """Note what the forecast omits about Ray workers."""
-    if config.engine != "ray":
-        return []
-    workers = sum(config.ray.kinds.values())
-    return [
-        f"{workers} Ray workers: memory is that of one worker, seconds are those of one {config.kinds[0]} engine with "
-        f"the whole device. {workers} devices of that sort share the rollouts; give their number, for example 8xh100"
-    ]
-
-
-def memory_of(anatomy: Anatomy, work: Workload, config: Config, mode: tuple[str, str]) -> MemoryEstimate:
-    """Estimate the bytes of a mode (perturbation, weights_dtype) for this configuration's population and limits."""
-    perturbation, weights_dtype = mode
-    low, size = perturbation == "lowrank", anatomy.itemsize
-    reached = anatomy.linear if low else anatomy.trainable
+def memory_of(body: Anatomy, work: Workload, config: Config, perturbation: str, weights_dtype: str) -> MemoryEstimate:
+    """Estimate the bytes of a mode for this configuration's population and limits."""
+    low, size = perturbation == "lowrank", body.itemsize
+    reached = body.linear if low else body.trainable
     own = 0 if low else size * reached
     rows = work.batch_slots if low else work.member_slots
     served = config.vllm if config.engine == "vllm" else None
@@ -179,18 +160,18 @@ def memory_of(anatomy: Anatomy, work: Workload, config: Config, mode: tuple[str,
     return MemoryEstimate(
         perturbation,
         weights_dtype,
-        weights=size * anatomy.parameters / ranks,
+        weights=size * body.parameters / ranks,
         current_weights=on_device * (4 * reached if weights_dtype == "float32" else own) / ranks,
-        packed=size * anatomy.linear if not low and weights_dtype == "float32" and anatomy.dtype in _COPIED else 0,
-        cache=rows * (work.longest + work.limit) * anatomy.cached * size / ranks,
-        factors=pairs * config.rank * anatomy.factors * size if low else 0,
-        logits=rows * anatomy.vocabulary * size,
+        packed=size * body.linear if not low and weights_dtype == "float32" and body.dtype in _COPIED else 0,
+        cache=rows * (work.longest + work.limit) * body.cached * size / ranks,
+        factors=pairs * config.rank * body.factors * size if low else 0,
+        logits=rows * body.vocabulary * size,
     )
 
 
 def on_machine(machine: Machine, anatomy: Anatomy, work: Workload, config: Config, *, count: int = 1) -> Duration:
     """Forecast a generation from datasheet figures (formula in `accelerators`); ``work`` is one device's share."""
-    memory = memory_of(anatomy, work, config, (config.perturbation, config.weights_dtype))
+    memory = memory_of(anatomy, work, config, config.perturbation, config.weights_dtype)
     rows = work.row_steps / max(1.0, work.steps)
     position = anatomy.cached * anatomy.itemsize
     launched = 0 if _graphs(config) else anatomy.layers
@@ -244,12 +225,20 @@ def measured_here(speed: Speed, work: Workload) -> Duration:
     )
 
 
-def _notes(work: Workload, share: float, pace: Pace | None, counts: Sequence[int]) -> list[str]:
-    """List the assumptions."""
-    source = "an assumption (--share)" if pace is None else "as in the measured run"
+def _notes(config: Config, work: Workload, share: float, *, measured: bool) -> list[str]:
+    """List the assumptions, and what the forecast of a generation of one engine omits."""
+    source = "as in the measured run" if measured else "an assumption (--share)"
     notes = [f"a completion has {work.new_tokens:.0f} of at most {work.limit} tokens ({share:.0%}): {source}"]
     if not work.counted:
         notes.append("the model's folder has no tokenizer: prompts are counted as four characters a token")
-    if any(count > 1 for count in counts):
-        notes.append("several devices: as if they shared the members evenly, as the workers of engine=ray do")
+    least, most = min(populations(config)), max(populations(config))
+    if least < most:
+        notes.append(f"populations of {least} to {most} members: a generation is the largest, the run is all of them")
+    if config.engine == "ray":
+        workers = sum(config.ray.kinds.values())
+        notes.append(
+            f"{workers} Ray workers: memory is that of one worker, seconds are those of one {config.kinds[0]} engine "
+            f"with the whole device. {workers} devices of that sort share the rollouts; give their number, for example "
+            "8xh100"
+        )
     return notes

@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,12 +23,11 @@ from seedtune import engines
 from seedtune.config.config import Config
 from seedtune.errors import ConfigError
 from seedtune.numerics import noise
-from seedtune.rollouts.completion_stats import CompletionStats, describe
 from seedtune.rollouts.evaluator import Evaluator
 from seedtune.rollouts.prepare import prepare
 from seedtune.strategies.quadratic_model import Law, Response, Stride, best_stride, fit, response_of
 from seedtune.tasks.base import Task
-from seedtune.types import UNPERTURBED, Example, Member, Plan, Rollout
+from seedtune.types import UNPERTURBED, Example, Member, Plan, Rollout, tokens
 
 GENERATION = 2**31
 """Generation number of a probe's noise; a run would need two billion generations to reach it."""
@@ -55,6 +55,27 @@ SWEEP = (5, 10)
 
 SHARE = 0.05
 """Maximum rollouts of a probe, as a share of the sweep's."""
+
+
+@dataclass(frozen=True, slots=True)
+class CompletionStats:
+    """Shares of completions: truncated at the limit, empty, repeating, and equal to the unperturbed model's."""
+
+    clipped: float
+    empty: float
+    repeating: float
+    unchanged: float
+
+
+def describe(rollouts: Sequence[Rollout], unperturbed: Mapping[int, str]) -> CompletionStats:
+    """Return the shares over ``rollouts``; ``unperturbed`` maps a prompt index to the unperturbed model's text."""
+    count = max(1, len(rollouts))
+    return CompletionStats(
+        clipped=sum(r.finish == "length" for r in rollouts) / count,
+        empty=sum(not r.text.strip() for r in rollouts) / count,
+        repeating=sum(bool(r.text.strip()) and tokens(r).repeating for r in rollouts) / count,
+        unchanged=sum(unperturbed.get(r.prompt) == r.text for r in rollouts) / count,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,26 +135,23 @@ def probe_config(
     if prompts is not None and prompts < 1:
         raise ConfigError(f"prompts={prompts}: a probe needs at least one.")
     task = prepare(config, task=task).task
-    count, drawn = _draw(config, task, prompts)
+    count = max(2, config.prompts_per_generation) if prompts is None else prompts
+    drawn = _draw(config, task, count)
     with closing(engines.create(config)) as engine:
         engine.load()
-        survey = _Survey(Evaluator(engine, task, config), (drawn, count), members // 2)
-        if sigmas:
-            survey.all_of(sorted(set(sigmas)))
-        else:
-            survey.search(config.sigma, _budget(config, min(count, len(drawn))))
+        survey = _Survey(Evaluator(engine, task, config), drawn, prompts=count, pairs=members // 2)
+        for sigma in sorted(set(sigmas)):
+            survey.level(sigma, survey.pairs)
+        if not sigmas:
+            survey.search(config.sigma, int(SHARE * _sweep(config, len(survey.examples))))
     return _conclude(config, survey, time.perf_counter() - started)
 
 
-def _draw(config: Config, task: Task, prompts: int | None) -> tuple[int, tuple[Example, ...]]:
-    """Return the number of prompts for members (default: at least two), and prompts for the unperturbed model.
-
-    All are training prompts, in an order specific to the probe; members get the first of them.
-    """
-    count = max(2, config.prompts_per_generation) if prompts is None else prompts
+def _draw(config: Config, task: Task, count: int) -> tuple[Example, ...]:
+    """Draw training prompts for the unperturbed model in an order specific to the probe; members get the first."""
     address = noise.Address(noise.key_for(config.seed, noise.Purpose.PROMPT_ORDER), noise.Stream.ORDER, GENERATION)
     order = noise.permutation(address, len(task.train))
-    return count, tuple(task.train[int(i)] for i in order[: max(count, USUAL)])
+    return tuple(task.train[int(i)] for i in order[: max(count, USUAL)])
 
 
 def _sweep(config: Config, prompts: int) -> int:
@@ -141,18 +159,13 @@ def _sweep(config: Config, prompts: int) -> int:
     return sigmas * generations * config.population * prompts * config.samples_per_prompt
 
 
-def _budget(config: Config, prompts: int) -> int:
-    return int(SHARE * _sweep(config, prompts))
-
-
 class _Survey:
     """Scores and rollouts so far, by σ; evaluates only members not evaluated before."""
 
-    def __init__(self, evaluator: Evaluator, asked: tuple[tuple[Example, ...], int], pairs: int) -> None:
-        drawn, count = asked
-        self.evaluator, self.examples, self.pairs = evaluator, drawn[:count], pairs
+    def __init__(self, evaluator: Evaluator, drawn: tuple[Example, ...], *, prompts: int, pairs: int) -> None:
+        self.evaluator, self.examples, self.pairs = evaluator, drawn[:prompts], pairs
         outcome = evaluator.evaluate((UNPERTURBED,), drawn, plan=Plan(GENERATION, 0.0, ()))
-        self.unperturbed = outcome.scores[:, :count]
+        self.unperturbed = outcome.scores[:, :prompts]
         self.texts = {rollout.prompt: rollout.text for rollout in outcome.rollouts}
         self.usual = describe(outcome.rollouts, self.texts)
         self.rollouts = len(outcome.rollouts)
@@ -170,10 +183,7 @@ class _Survey:
             self.answers.setdefault(sigma, []).extend(outcome.rollouts)
             self.rollouts += len(outcome.rollouts)
         self.scores[sigma] = known
-        return self._described(sigma, known)
-
-    def _described(self, sigma: float, scores: NDArray[np.float64]) -> Level:
-        response, answers = response_of(sigma, scores), describe(self.answers[sigma], self.texts)
+        response, answers = response_of(sigma, known), describe(self.answers[sigma], self.texts)
         return Level(response, answers, self._sample(sigma), collapse_of(response, answers, self.usual))
 
     def _sample(self, sigma: float) -> tuple[Example, str]:
@@ -183,11 +193,6 @@ class _Survey:
         member = Member(GENERATION, position // 2, -1 if position % 2 else 1)
         text = next(r.text for r in self.answers[sigma] if r.member == member and r.prompt == 0)
         return self.examples[0], text
-
-    def all_of(self, sigmas: Sequence[float]) -> None:
-        """Evaluate all pairs at every one of ``sigmas``."""
-        for sigma in sigmas:
-            self.level(sigma, self.pairs)
 
     def search(self, start: float, budget: int) -> None:
         """Increase σ to the edge of collapse with few pairs, then decrease it with all of them."""
@@ -242,10 +247,11 @@ def _conclude(config: Config, survey: _Survey, seconds: float) -> Probe:
     levels = [survey.level(sigma, 0) for sigma in sorted(survey.scores)]
     usable = [level.response for level in levels if level.collapse is None]
     law = fit(usable) if usable else Law(0.0, 0.0)
-    weighed = tuple(_weighed(level, law, config) for level in levels)
-    sigma, alpha, reason = recommend(weighed, config)
+    stride_of = partial(best_stride, law=law, population=config.population, antithetic=config.antithetic)
+    levels = [level if level.collapse else replace(level, stride=stride_of(level.response)) for level in levels]
+    sigma, alpha, reason = recommend(levels, config)
     return Probe(
-        levels=weighed,
+        levels=tuple(levels),
         sigma=sigma,
         alpha=alpha,
         reason=reason,
@@ -258,33 +264,20 @@ def _conclude(config: Config, survey: _Survey, seconds: float) -> Probe:
     )
 
 
-def _weighed(level: Level, law: Law, config: Config) -> Level:
-    if level.collapse is not None:
-        return level
-    stride = best_stride(level.response, law, population=config.population, antithetic=config.antithetic)
-    return Level(level.response, level.answers, level.sample, None, stride)
-
-
 def recommend(levels: Sequence[Level], config: Config) -> tuple[float | None, float | None, str]:
     """Return (σ, α, reason): the smallest usable σ whose expected gain is near the largest."""
     usable = [(level, level.stride) for level in levels if level.stride is not None]
     if not usable:
-        return (
-            None,
-            None,
-            ("the model collapsed at every σ that was tried: give smaller ones with --sigmas, or check the reward."),
-        )
+        reason = "the model collapsed at every σ that was tried: give smaller ones with --sigmas, or check the reward."
+        return None, None, reason
     most = max(stride.gain for _, stride in usable)
     if most <= 0:
         sigma = max(level.sigma for level, _ in usable)
-        return (
-            sigma,
-            sigma / 2,
-            (
-                "all members have the same reward at every usable σ, so this is only the largest of them with the "
-                "cautious α = σ/2. Use prompts on which the reward can differ, or more of them."
-            ),
+        reason = (
+            "all members have the same reward at every usable σ, so this is only the largest of them with the cautious "
+            "α = σ/2. Use prompts on which the reward can differ, or more of them."
         )
+        return sigma, sigma / 2, reason
     chosen, stride = next((level, stride) for level, stride in usable if stride.gain >= NEAR * most)
     reason = _reason(chosen, stride, levels)
     if config.shaping != "zscore":

@@ -10,6 +10,7 @@ import inspect
 import math
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import product
@@ -68,33 +69,31 @@ class Conversations:
 
         Raises RewardError if a larger share than ``max_reward_failure_rate`` fails, or `TIMEOUTS` calls hang.
         """
-        try:
-            return self._played(jobs, examples)
-        finally:
-            self._thread.close()
-
-    def _played(self, jobs: Sequence[Job], examples: Sequence[Example]) -> list[Rollout]:
-        talks = [self._begin(job, place, examples) for job in jobs for place in _places(job)]
-        turn, going = 0, [talk for talk in talks if talk.finish is None]
-        while going and turn < self.how.max_turns:
-            for talk, rollout in zip(going, self._answers(going, turn), strict=True):
-                if rollout is None:
-                    talk.broken, talk.finish = True, "stop"
-                else:
-                    self._hear(talk, rollout)
-            turn, going = turn + 1, [talk for talk in going if talk.finish is None]
-        ended = [self._end(talk, examples[talk.prompt]) for talk in talks]
+        with closing(self._thread):
+            talks = [
+                self._begin(job, member, prompt, sample, examples[prompt])
+                for job in jobs
+                for (member, prompt), sample in product(job.pairs, range(job.sampling.samples))
+            ]
+            turn, going = 0, [talk for talk in talks if talk.finish is None]
+            while going and turn < self.how.max_turns:
+                for talk, rollout in zip(going, self._answers(going, turn), strict=True):
+                    if rollout is None:
+                        talk.broken, talk.finish = True, "stop"
+                    else:
+                        self._hear(talk, rollout)
+                turn, going = turn + 1, [talk for talk in going if talk.finish is None]
+            ended = [self._end(talk, examples[talk.prompt]) for talk in talks]
         self._stop_if_many(len(talks))
         return ended
 
     # ------------------------------------------------------------------ beginning
 
-    def _begin(self, job: Job, place: tuple[int, int, int], examples: Sequence[Example]) -> Talk:
+    def _begin(self, job: Job, member: int, prompt: int, sample: int, example: Example) -> Talk:
         """Start a conversation with a new environment, reset with the columns of the row."""
-        member, prompt, sample = place
         content = job.prompts[prompt].content
         talk = Talk(job, member, prompt, sample, content, content)
-        opening = self._thread.call(partial(self._open, examples[prompt]))
+        opening = self._thread.call(partial(self._open, example))
         error = opening.exception()
         if error is not None:
             self._broke(talk, error)
@@ -236,11 +235,6 @@ class Conversations:
         usual = max(self._causes, key=lambda cause: self._causes[cause])
         fix = "Mend it, or raise reward_timeout if it is slow."
         return RewardError(f"{what}; most often {usual}. {fix} {self._scorer.advice}".strip())
-
-
-def _places(job: Job) -> list[tuple[int, int, int]]:
-    """Return (member, prompt, sample) of every conversation of a job."""
-    return [(m, p, s) for (m, p), s in product(job.pairs, range(job.sampling.samples))]
 
 
 def _replies(talk: Talk, text: str, role: str) -> list[EnvironmentMessage] | None:

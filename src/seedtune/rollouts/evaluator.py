@@ -193,25 +193,21 @@ class Evaluator:
 
     def jobs(self, members: tuple[Member, ...], examples: tuple[Example, ...], plan: Plan) -> list[Job]:
         """Split the members into jobs of fixed groups, independent of the engine and its workers."""
-        size = self.config.group or len(members)
-        prompts = tuple(prompt_of(self.config, example) for example in examples)
-        how = self._sampling(plan.generation)
-        return [
-            Job(index, plan.sigma, members[first : first + size], prompts, how, plan.shift, tokens=False)
-            for index, first in enumerate(range(0, len(members), size))
-        ]
-
-    def _sampling(self, generation: int) -> Sampling:
-        config = self.config
-        return Sampling(
+        config, size = self.config, self.config.group or len(members)
+        prompts = tuple(prompt_of(config, example) for example in examples)
+        how = Sampling(
             max_tokens=config.max_completion_length,
             temperature=config.temperature,
             top_p=config.top_p,
             stop=config.stop,
             seed=config.seed,
-            generation=generation,
+            generation=plan.generation,
             samples=config.samples_per_prompt,
         )
+        return [
+            Job(index, plan.sigma, members[first : first + size], prompts, how, plan.shift, tokens=False)
+            for index, first in enumerate(range(0, len(members), size))
+        ]
 
 
 def keys_of(members: Sequence[Member], prompts: Iterable[int], samples: int) -> list[RolloutKey]:

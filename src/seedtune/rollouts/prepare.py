@@ -122,21 +122,16 @@ def _fitted(config: Config, task: Task) -> Task:
 
 def _limit(config: Config, context: int | None) -> Limit | None:
     """Return the token limit of a prompt; None: unlimited."""
-    own = config.max_prompt_length
-    room, why = (None, "") if context is None else _room(config, context)
-    if own is not None and (room is None or own <= room):
-        return Limit(own, f"max_prompt_length={own}", config.prompt_truncation)
-    return None if room is None else Limit(room, why, config.prompt_truncation)
-
-
-def _room(config: Config, context: int) -> tuple[int, str]:
-    """Return the tokens that the model's context leaves for a prompt, and a description of that limit."""
-    if config.uses_likelihood:  # the engine checks the length of reference answers
-        return context, f"the model's context of {context}"
-    new = config.max_completion_length
-    if new >= context:
+    limits, new = {}, config.max_completion_length
+    if config.max_prompt_length is not None:
+        limits[config.max_prompt_length] = f"max_prompt_length={config.max_prompt_length}"
+    if context is not None and config.uses_likelihood:  # the engine checks the length of reference answers
+        limits.setdefault(context, f"the model's context of {context}")
+    elif context is not None and new < context:
+        limits.setdefault(context - new, f"the model's context of {context} without max_completion_length={new}")
+    elif context is not None:
         raise ConfigError(
             f"max_completion_length={new} leaves no room for a prompt in the model's context of {context} tokens. "
             "Lower it."
         )
-    return context - new, f"the model's context of {context} without max_completion_length={new}"
+    return Limit(min(limits), limits[min(limits)], config.prompt_truncation) if limits else None

@@ -14,9 +14,8 @@ from seedtune import tasks
 from seedtune.engines.toy.engine import ToyEngine
 from seedtune.errors import ConfigError
 from seedtune.planning import probe
-from seedtune.planning.probe import collapse_of, probe_config, recommend
+from seedtune.planning.probe import CompletionStats, collapse_of, probe_config, recommend
 from seedtune.rewards.base import Reward, text_of
-from seedtune.rollouts.completion_stats import CompletionStats
 from seedtune.strategies.quadratic_model import Response, Stride
 from seedtune.tasks.base import Task
 from seedtune.types import Example

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from seedtune.rollouts.completion_stats import CompletionStats, describe
+from seedtune.planning.probe import CompletionStats, describe
 from seedtune.types import UNPERTURBED, Rollout, repeats
 
 
