@@ -69,11 +69,11 @@ def ceiling(engine: TransformersEngine, rows: int, form: ProductForm, dtype: tor
 def _products(engine: TransformersEngine, rows: int, form: ProductForm, dtype: torch.dtype) -> float:
     weights = []
     for group in engine.perturbation.groups:
-        live = LiveWeight(None, form)
+        live = LiveWeight(form)
         live.set(torch.randn(int(group.ends[-1]), group.inputs, dtype=dtype))
         weights.append((live, torch.randn(rows, group.inputs, dtype=dtype)))
     embedding = engine.model.get_input_embeddings().weight.detach().to(dtype)
-    head = LiveWeight(None, form)
+    head = LiveWeight(form)
     head.set(embedding)
     weights.append((head, torch.randn(rows, embedding.shape[1], dtype=dtype)))
     for live, x in weights[:8]:

@@ -14,8 +14,8 @@ import transformers as hf
 from tokenizers import Tokenizer, decoders
 from tokenizers.models import BPE
 
+from seedtune.config.sections import TransformersSettings
 from seedtune.engines.transformers.decoding.decoder import Decoder, DecodeSequence
-from seedtune.engines.transformers.device import TransformersSettings
 from seedtune.engines.transformers.engine import TransformersEngine
 from seedtune.numerics import noise
 from seedtune.numerics.noise import Noise

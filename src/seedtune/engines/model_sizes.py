@@ -6,14 +6,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import AutoModelForCausalLM
 
 from seedtune.config.config import Config
-from seedtune.config.sections import VllmSettings
 from seedtune.engines.transformers.checkpoint import ModelSource
-from seedtune.engines.transformers.device import TransformersSettings
-from seedtune.engines.transformers.tracing import EXPERT, is_linear
+from seedtune.engines.transformers.device import dtype_name
+from seedtune.engines.transformers.tracing import EXPERT, is_linear, shared_weights
 from seedtune.errors import ConfigError, ModelError
 from seedtune.numerics.trainable import select
 
@@ -47,7 +45,7 @@ def anatomy_of(config: Config) -> Anatomy:
     parameters = dict(model.named_parameters())
     trainable = select(parameters, config.trainable, config.freeze)
     linear = [parameters[name] for name in linear_weights(model, set(trainable))]
-    dtype = _dtype(settings, described)
+    dtype = _dtype(settings.dtype, described)
     text = described.get_text_config()
     return Anatomy(
         parameters=sum(p.numel() for p in parameters.values()),
@@ -58,7 +56,7 @@ def anatomy_of(config: Config) -> Anatomy:
         cached=int(text.num_hidden_layers) * _cached(text),
         vocabulary=int(text.vocab_size),
         itemsize=dtype.itemsize,
-        dtype=str(dtype).removeprefix("torch."),
+        dtype=dtype_name(dtype),
     )
 
 
@@ -74,14 +72,14 @@ def _skeleton(described: Any, source: ModelSource) -> Any:
 def linear_weights(model: Any, trainable: set[str]) -> list[str]:
     """Return the trainable weights of linear layers, without experts and tied weights."""
     modules = dict(model.named_modules())
-    tied = {id(p) for m in modules.values() if isinstance(m, nn.Embedding) for p in m.parameters()}
+    shared = shared_weights(modules.values())
     return [
         f"{name}.weight"
         for name, module in modules.items()
         if is_linear(module)
         and f"{name}.weight" in trainable
         and not EXPERT.search(name)
-        and id(module.weight) not in tied
+        and id(module.weight) not in shared
     ]
 
 
@@ -95,13 +93,10 @@ def _cached(text: Any) -> int:
     return 2 * int(getattr(text, "num_key_value_heads", None) or heads) * int(width)
 
 
-def _dtype(settings: TransformersSettings | VllmSettings, described: Any) -> torch.dtype:
+def _dtype(wanted: str, described: Any) -> torch.dtype:
     """Return the forward pass's precision: from the setting, or else from the checkpoint's configuration."""
-    name = settings.dtype
-    own: Any = getattr(described, "dtype", None) if name == "auto" else getattr(torch, name)
-    chosen = getattr(torch, own) if isinstance(own, str) else own
-    if chosen is None:
-        return torch.float32
+    own: Any = (getattr(described, "dtype", None) or torch.float32) if wanted == "auto" else wanted
+    chosen = getattr(torch, own, None) if isinstance(own, str) else own
     if not isinstance(chosen, torch.dtype):
         raise ConfigError(f"the model's configuration has dtype={own!r}, which torch does not know. Set one.")
     return chosen

@@ -9,8 +9,9 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -63,40 +64,52 @@ class ToyEngine(LocalEngine):
             self.weights.restore(snapshot)
         count, unperturbed = size * size, [(name, "frozen") for name in NAMES if name not in chosen]
         coverage = Coverage(len(chosen) * count, len(NAMES) * count, tuple(unperturbed))
-        return EngineInfo(self.model, base, dtype, "cpu", coverage, kept, *_arithmetic())
+        library = {"name": "numpy", "version": np.__version__}
+        arithmetic = {"products": "library", "attention": "library", "device": "cpu", "library": library}
+        return EngineInfo(
+            self.model, base, dtype, "cpu", coverage, kept, arithmetic, f"library (numpy {np.__version__})"
+        )
 
     def evaluate(self, jobs: Iterable[Job]) -> Iterator[Rollout]:
         """Yield every job's rollouts in order."""
         for job in jobs:
             time.sleep(self.settings.delay)
-            for member, prompt, weights in self._rows(job):
+            for member, prompt, text in self._texts(job):
                 for sample in range(job.sampling.samples):
-                    text = self._text(*weights, job.prompts[prompt])
-                    yield _rollout(job, job.members[member], (prompt, sample), text)
+                    yield Rollout(
+                        job=job.id,
+                        member=job.members[member],
+                        prompt=prompt,
+                        sample=sample,
+                        text=text,
+                        token_ids=tuple(text.encode()),
+                        prompt_tokens=len(str(job.prompts[prompt].content)),
+                        finish="stop",
+                    )
                     self._times.generated_tokens += len(text)
 
     def likelihoods(self, jobs: Iterable[Job]) -> Iterator[Likelihood]:
-        """Yield every job's likelihoods in order."""
+        """Yield every job's likelihoods in order; DataError for a prompt without answers, or with an empty one."""
         for job in jobs:
-            for member, place, weights in self._rows(job):
+            for member, place, text in self._texts(job):
                 prompt = job.prompts[place]
-                own = self._text(*weights, prompt).encode()
-                for number, answer in enumerate(_given(prompt)):
+                if not prompt.answers or not all(prompt.answers):
+                    raise DataError(
+                        f"prompt {prompt.id} has the answers {list(prompt.answers)!r}. Give it some text each."
+                    )
+                for number, answer in enumerate(prompt.answers):
                     ids, tokens = tuple(answer.encode()), len(str(prompt.content))
-                    logprobs = tuple(_logprobs(own, ids))
+                    logprobs = tuple(_logprobs(text, ids))
                     yield Likelihood(job.id, job.members[member], place, number, ids, logprobs, tokens)
 
-    def _rows(self, job: Job) -> Iterator[tuple[int, int, tuple[WeightArray, WeightArray]]]:
-        """Yield the positions of every member and prompt of a job, with the member's weights, built once per member."""
+    def _texts(self, job: Job) -> Iterator[tuple[int, int, str]]:
+        """Yield the positions of every member and prompt of a job, with its answer; members are built once each."""
         place = self._place(self.weights.step(job.shift))
-        made: dict[int, tuple[WeightArray, WeightArray]] = {}
-        for member, prompt in job.pairs:
-            if member not in made:
-                started = time.perf_counter()
-                first, second = (self._perturbed(place, name, job.members[member], job.sigma) for name in NAMES)
-                made = {member: (first, second)}
-                self._times.perturb += time.perf_counter() - started
-            yield member, prompt, made[member]
+        for member, pairs in groupby(job.pairs, key=itemgetter(0)):
+            started = time.perf_counter()
+            weights = self._perturbed(place, job.members[member], job.sigma)
+            self._times.perturb += time.perf_counter() - started
+            yield from ((member, prompt, self._text(weights, job.prompts[prompt])) for _, prompt in pairs)
 
     def _place(self, step: Update | None) -> Weights:
         """Return the current weights, or a copy moved by an update."""
@@ -106,31 +119,31 @@ class ToyEngine(LocalEngine):
         place.apply(step)
         return place
 
-    def _perturbed(self, place: Weights, name: str, member: Member, sigma: float) -> WeightArray:
-        """Return one perturbed matrix of a member around ``place``, as float32 that the model's dtype can represent."""
-        dtype = self.settings.dtype
-        if name not in place.tensors:
-            return widen(self._base[name])
-        weights = place.tensors[name]
-        if member.sign == 0:
-            return widen(nearest(widen(weights), dtype))
-        if self.noise.perturbation == "gaussian":
+    def _perturbed(self, place: Weights, member: Member, sigma: float) -> list[WeightArray]:
+        """Return a member's matrices around ``place``, as float32 that the model's dtype can represent."""
+        return [
+            self._matrix(place, name, member, sigma) if name in place.tensors else widen(self._base[name])
+            for name in NAMES
+        ]
+
+    def _matrix(self, place: Weights, name: str, member: Member, sigma: float) -> WeightArray:
+        weights, dtype = place.tensors[name], self.settings.dtype
+        if member.sign and self.noise.perturbation == "gaussian":
             out = np.empty(weights.size, ARRAYS[dtype])
             place.perturb(name, member, sigma, out)
             return widen(out).reshape(weights.shape)
+        live = widen(nearest(widen(weights), dtype))
+        if not member.sign:
+            return live
         a, b = factors(place, name, [(member.generation, member.pair)])
         how = {"rank": self.noise.rank, "subspaces": self.noise.subspaces}
-        scale = np.float32(addressed.amplitude(member.sign * sigma, **how))
-        return widen(nearest(widen(weights), dtype)) + scale * (a[0] @ b[0].T)
+        return live + np.float32(addressed.amplitude(member.sign * sigma, **how)) * (a[0] @ b[0].T)
 
-    def _text(self, first: WeightArray, second: WeightArray, prompt: Prompt) -> str:
-        return f"{self._answer(first, second, prompt):.6f}"
-
-    def _answer(self, first: WeightArray, second: WeightArray, prompt: Prompt) -> float:
-        size = self.settings.size
+    def _text(self, weights: Sequence[WeightArray], prompt: Prompt) -> str:
+        (first, second), size = weights, self.settings.size
         features = _normals(f"features {prompt.content}", size)
         hidden = np.tanh(first @ features / math.sqrt(size))
-        return float(second[0] @ hidden / math.sqrt(size))
+        return f"{float(second[0] @ hidden / math.sqrt(size)):.6f}"
 
     def logprobs(
         self, prompts: Sequence[Prompt], completions: Sequence[Sequence[int]], *, base: bool = False
@@ -139,9 +152,9 @@ class ToyEngine(LocalEngine):
         place = self.weights
         if base:
             place = place.part({name: self._base[name] for name in place.tensors})
-        first, second = (self._perturbed(place, name, UNPERTURBED, 0.0) for name in NAMES)
-        texts = (self._text(first, second, prompt) for prompt in prompts)
-        return [_logprobs(text.encode(), ids) for text, ids in zip(texts, completions, strict=True)]
+        weights = self._perturbed(place, UNPERTURBED, 0.0)
+        texts = (self._text(weights, prompt) for prompt in prompts)
+        return [_logprobs(text, ids) for text, ids in zip(texts, completions, strict=True)]
 
     def export(self, path: Path, dtype: str | None = None) -> None:
         """Write ``model.safetensors`` with the two matrices in their own dtype or ``dtype``."""
@@ -154,39 +167,13 @@ class ToyEngine(LocalEngine):
         """Do nothing: there is nothing to release."""
 
 
-def _arithmetic() -> tuple[dict[str, Any], str]:
-    """Return the arithmetic for the ledger, and for display."""
-    library = {"name": "numpy", "version": np.__version__}
-    told = {"products": "library", "attention": "library", "device": "cpu", "library": library}
-    return told, f"library (numpy {np.__version__})"
-
-
 def _normals(name: str, count: int) -> WeightArray:
     return addressed.normals(addressed.Address(addressed.key_for(0, addressed.Purpose.TOY_MODEL, name)), 0, count)
 
 
-def _given(prompt: Prompt) -> tuple[str, ...]:
-    """Return a prompt's reference answers; DataError if it has none, or one is empty."""
-    if not prompt.answers or not all(prompt.answers):
-        raise DataError(f"prompt {prompt.id} has the answers {list(prompt.answers)!r}. Give it some text each.")
-    return prompt.answers
-
-
-def _logprobs(text: bytes, ids: Sequence[int]) -> list[float]:
-    """Return log-probabilities of bytes ``ids`` for a model that answers ``text``; uniform after its end."""
+def _logprobs(answer: str, ids: Sequence[int]) -> list[float]:
+    """Return log-probabilities of bytes ``ids`` for a model with this answer; uniform after its end."""
+    text = answer.encode()
     own = [None if place >= len(text) else token == text[place] for place, token in enumerate(ids)]
     chances = {True: CERTAINTY, False: (1.0 - CERTAINTY) / 255, None: 1.0 / 256}
     return [math.log(chances[known]) for known in own]
-
-
-def _rollout(job: Job, member: Member, place: tuple[int, int], text: str) -> Rollout:
-    return Rollout(
-        job=job.id,
-        member=member,
-        prompt=place[0],
-        sample=place[1],
-        text=text,
-        token_ids=tuple(text.encode()),
-        prompt_tokens=len(str(job.prompts[place[0]].content)),
-        finish="stop",
-    )

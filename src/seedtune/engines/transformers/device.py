@@ -22,11 +22,6 @@ def torch_device(settings: TransformersSettings) -> torch.device:
     return device
 
 
-def torch_dtype(settings: TransformersSettings, checkpoint: torch.dtype, device: torch.device) -> torch.dtype:
-    """Return the precision of the forward pass for a checkpoint of that precision."""
-    return dtype_named(settings.dtype, checkpoint, device.type)
-
-
 def dtype_named(name: str, checkpoint: torch.dtype, device: str) -> torch.dtype:
     """Return the precision that a setting names; ``auto``: the checkpoint's own, if the device computes in it."""
     if name == "auto":
@@ -35,4 +30,6 @@ def dtype_named(name: str, checkpoint: torch.dtype, device: str) -> torch.dtype:
     return chosen
 
 
-__all__ = ["TransformersSettings", "dtype_named", "torch_device", "torch_dtype"]
+def dtype_name(dtype: torch.dtype) -> str:
+    """Return the name of a type as settings and ledgers have it."""
+    return str(dtype).removeprefix("torch.")

@@ -10,12 +10,12 @@ from typing import Any, TypeVar
 
 import torch
 
+from seedtune.config.sections import TransformersSettings
 from seedtune.engines.base import BASE, EngineInfo, LocalEngine
 from seedtune.engines.transformers import product_choice, product_speed, unsupported
 from seedtune.engines.transformers.base_weights import BaseWeights
 from seedtune.engines.transformers.checkpoint import ModelSource, write_model
 from seedtune.engines.transformers.decoding.decoder import (
-    Budget,
     Decoder,
     DecodeSequence,
     Stop,
@@ -24,16 +24,15 @@ from seedtune.engines.transformers.decoding.decoder import (
     slots_for,
 )
 from seedtune.engines.transformers.decoding.likelihood import (
-    Forced,
     ForcedSequence,
     forced_sequences,
     likelihood_of,
     only_member,
 )
 from seedtune.engines.transformers.decoding.prefix_packing import PrefixPack
-from seedtune.engines.transformers.decoding.slot_attention import Decode, Prefill, SlotAttention
-from seedtune.engines.transformers.decoding.slot_cache import SlotCache, empty_like_cache
-from seedtune.engines.transformers.device import TransformersSettings, torch_device, torch_dtype
+from seedtune.engines.transformers.decoding.slot_attention import Prefill, SlotAttention
+from seedtune.engines.transformers.decoding.slot_cache import SlotCache, large_enough
+from seedtune.engines.transformers.device import dtype_name, dtype_named, torch_device
 from seedtune.engines.transformers.fused.fuse import fuse
 from seedtune.engines.transformers.members.gaussian import Gaussian
 from seedtune.engines.transformers.members.lowrank import LowRank
@@ -70,7 +69,7 @@ class TransformersEngine(LocalEngine):
         model = self.source.load().eval()
         self.eos = self.tokenizer.end_tokens(model)
         self.anchor = BaseWeights(self.source, model, self.device)
-        self.dtype = torch_dtype(self.settings, model.dtype, self.device)
+        self.dtype = dtype_named(self.settings.dtype, model.dtype, self.device.type)
         self.arithmetic = product_choice.resolve(self.settings.products, self.dtype, self.device)
         self._install(model)
         if snapshot is not None:
@@ -79,11 +78,16 @@ class TransformersEngine(LocalEngine):
         self.fused = fuse(self.model, self.attention, dtype=self.dtype, device=self.device)
         self._stale, self._loaded = False, True
         self._shift: Shift | Update | None = None
-        kept = weights_dtype(self.noise, self.dtype)
-        names = (str(d).removeprefix("torch.") for d in (self.dtype, self.device, kept))
-        dtype, device, own = names
-        coverage, how = self.perturbation.coverage, (self.arithmetic.to_json(), self._products())
-        return EngineInfo(self.source.name, self.anchor.fingerprint, dtype, device, coverage, own, *how)
+        return EngineInfo(
+            self.source.name,
+            self.anchor.fingerprint,
+            dtype_name(self.dtype),
+            str(self.device),
+            self.perturbation.coverage,
+            dtype_name(weights_dtype(self.noise, self.dtype)),
+            self.arithmetic.to_json(),
+            self._products(),
+        )
 
     def _install(self, model: Any) -> None:
         self.attention = SlotAttention(SlotCache(2, 8, compiled=False))
@@ -101,11 +105,10 @@ class TransformersEngine(LocalEngine):
         self.model = _cast(model, self.dtype).to(self.device)
 
     def _perturbation(self, model: Any, seen: Trace) -> Perturbation:
-        place = WeightFormat(self.dtype, self.device, self._form())
-        folder = self._weights_folder()
-        if self.noise.perturbation == "gaussian":
-            return Gaussian(model, seen, noise=self.noise, anchor=self.anchor, place=place, folder=folder)
-        return LowRank(model, seen, noise=self.noise, anchor=self.anchor, place=place, folder=folder)
+        kept = weights_dtype(self.noise, self.dtype)
+        place = WeightFormat(self.dtype, self.device, self._form(), kept, self._weights_folder())
+        kind = Gaussian if self.noise.perturbation == "gaussian" else LowRank
+        return kind(model, seen, noise=self.noise, anchor=self.anchor, place=place)
 
     def _weights_folder(self) -> Path | None:
         """Return the folder in which the current weights are memory-mapped, if they are."""
@@ -136,14 +139,7 @@ class TransformersEngine(LocalEngine):
         pack = PrefixPack(0)
         pack.add(0, (0, 1, 2), [])
         pack.add(1, (3, 4), [])
-        self.attention.current = Prefill.of(pack, model.device)
-        model(
-            input_ids=torch.tensor([pack.ids]),
-            position_ids=torch.tensor([pack.positions]),
-            past_key_values=self.attention.cache,
-            use_cache=True,
-            logits_to_keep=torch.tensor(pack.last()),
-        )
+        self.attention.run(model, pack.ids, pack.positions, Prefill.of(pack, model.device), torch.tensor(pack.last()))
 
     def evaluate(self, jobs: Iterable[Job]) -> Iterator[Rollout]:
         """Yield every job's rollouts as they finish."""
@@ -157,11 +153,11 @@ class TransformersEngine(LocalEngine):
             self._set_members(job, batch)
             yield from self._answer(job, mine)
 
-    def _batches(self, job: Job, rows: Sequence[Asked]) -> Iterator[tuple[list[int], list[Asked]]]:
+    def _batches(self, job: Job, rows: Sequence[Asked]) -> Iterator[tuple[range, list[Asked]]]:
         """Yield the members that share a batch, with their requests; members without requests are left out."""
-        for batch in self.perturbation.batches(job.members):
-            chosen = set(batch)
-            mine = [row for row in rows if row.member in chosen]
+        size = len(job.members) if self.perturbation.together else 1
+        for batch in (range(first, first + size) for first in range(0, len(job.members), size)):
+            mine = [row for row in rows if row.member in batch]
             if mine:
                 yield batch, mine
 
@@ -176,13 +172,7 @@ class TransformersEngine(LocalEngine):
         """Return log-probabilities of completions by the members that the model holds."""
         started = time.perf_counter()
         lengths = [len(one.prompt) + len(one.completion) for one in given]
-        forced = Forced(
-            self.model,
-            attention=self._attention_for(max(1, len(given)), max(lengths, default=1)),
-            perturbation=self.perturbation,
-            tokens=self.prefill_tokens,
-        )
-        found = list(forced.of(given))
+        found = list(self._decoder(len(given), max(lengths, default=1)).logprobs(given))
         self._times.prefill += time.perf_counter() - started
         self._times.prompt_tokens += sum(lengths)
         return found
@@ -190,17 +180,10 @@ class TransformersEngine(LocalEngine):
     def _answer(self, job: Job, rows: list[DecodeSequence]) -> Iterator[Rollout]:
         """Yield the rollouts of members that share a batch, as they finish."""
         longest = max(len(row.prompt_ids) + row.limit for row in rows)
-        decoder = Decoder(
-            self.model,
-            attention=self._attention_for(len(rows), longest),
-            perturbation=self.perturbation,
-            budget=Budget(self._slots(len(rows), longest), self.prefill_tokens),
-            times=self._times,
-        )
-        for row in decoder.run(rows, job.sampling, self._stop(job.sampling)):
+        for row in self._decoder(len(rows), longest).run(rows, job.sampling, self._stop(job.sampling)):
             yield rollout_of(job, row, self.tokenizer.decode)
 
-    def _set_members(self, job: Job, batch: list[int]) -> None:
+    def _set_members(self, job: Job, batch: range) -> None:
         """Set the live weights, or the factors beside them, to a batch of members."""
         started = time.perf_counter()
         self._apply_shift(job.shift)
@@ -214,12 +197,19 @@ class TransformersEngine(LocalEngine):
             self.perturbation.sync(where if isinstance(where, Update) else self.weights.step(where))
             self._shift, self._stale = where, False
 
-    def _slots(self, rows: int, longest: int) -> int:
-        return slots_for(rows, longest, max_rows=self.settings.max_rows, max_tokens=self.settings.max_batch_tokens)
-
-    def _attention_for(self, rows: int, longest: int) -> SlotAttention:
-        self.attention.cache = empty_like_cache(self.attention.cache, self._slots(rows, longest), longest)
-        return self.attention
+    def _decoder(self, rows: int, longest: int) -> Decoder:
+        """Return a decoder for that many sequences of up to ``longest`` tokens, with a cache that is large enough."""
+        settings = self.settings
+        slots = slots_for(rows, longest, max_rows=settings.max_rows, max_tokens=settings.max_batch_tokens)
+        self.attention.cache = large_enough(self.attention.cache, slots, longest)
+        return Decoder(
+            self.model,
+            attention=self.attention,
+            perturbation=self.perturbation,
+            slots=slots,
+            prefill_tokens=self.prefill_tokens,
+            times=self._times,
+        )
 
     def _stop(self, how: Sampling) -> Stop:
         return Stop(frozenset() if how.ignore_eos else self.eos, how.stop, self.tokenizer.decode)
@@ -256,6 +246,3 @@ def _cast(model: Any, dtype: torch.dtype) -> Any:
     for tensor in stored.values():
         tensor.data = tensor.data.to(dtype if tensor.dtype == precision else tensor.dtype)
     return model
-
-
-__all__ = ["Decode", "TransformersEngine"]

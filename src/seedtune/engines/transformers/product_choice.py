@@ -13,17 +13,19 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from seedtune.engines.transformers.cpu_kernels import products as kernels
+from seedtune.engines.transformers.device import dtype_name
 from seedtune.errors import ProductsError
 from seedtune.numerics.machine import processor
 
-VERSIONS = {"fma32": "fma32/1", "bf16dot": "bf16dot/1", "library": "library"}
+AnyProduct = kernels.ProductKind | Literal["library"]
+VERSIONS: dict[AnyProduct, str] = {"fma32": "fma32/1", "bf16dot": "bf16dot/1", "library": "library"}
 """Kind → its name in the ledger.  A kind whose bits change gets another number."""
 
 ATTENTION = "lanes32/1"
@@ -37,33 +39,28 @@ LIMITS = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "MKL_
 class ForwardArithmetic:
     """Everything that decides the bits of a forward pass, besides weights and prompts."""
 
-    products: str
+    kind: AnyProduct
     attention: str
     device: str
     library: Mapping[str, Any] | None = None
 
-    @property
-    def kind(self) -> str:
-        """The products as the setting names them."""
-        return self.products.partition("/")[0]
-
     def to_json(self) -> dict[str, Any]:
         """Return the entry for the ledger."""
-        told = {"products": self.products, "attention": self.attention, "device": self.device}
+        told = {"products": VERSIONS[self.kind], "attention": self.attention, "device": self.device}
         return told if self.library is None else {**told, "library": dict(self.library)}
 
     def line(self) -> str:
         """Return a line for display: the kind with its tile of rows × outputs, and the hardware."""
-        if self.library is None:
-            tile = kernels.tile_of("fma32" if self.kind == "fma32" else "bf16dot")
-            return f"{self.kind} {tile} ({processor.vector_name()})"
+        if self.kind != "library":
+            return f"{self.kind} {kernels.tile_of(self.kind)} ({processor.vector_name()})"
+        assert self.library is not None
         where = f"on {self.device}" if self.device != "cpu" else self.library["instructions"]
         return f"library ({self.library['name']} {self.library['version']}, {where})"
 
 
-def available(dtype: torch.dtype, device: torch.device) -> tuple[str, ...]:
+def available(dtype: torch.dtype, device: torch.device) -> tuple[AnyProduct, ...]:
     """Return the kinds available here, in the order in which ``auto`` prefers them."""
-    ours = tuple(kind for kind, lacking in _LACKING.items() if lacking(dtype, device) is None)
+    ours: list[AnyProduct] = [kind for kind in _NEEDS if _lacking(kind, dtype, device) is None]
     tiles = dtype == torch.bfloat16 and device.type == "cpu" and "amx-bf16" in processor.features()
     return ("library", *ours) if tiles else (*ours, "library")
 
@@ -71,45 +68,43 @@ def available(dtype: torch.dtype, device: torch.device) -> tuple[str, ...]:
 def resolve(wanted: str, dtype: torch.dtype, device: torch.device) -> ForwardArithmetic:
     """Return the arithmetic that a setting selects; ProductsError names why a kind is unavailable, and the others."""
     can = available(dtype, device)
-    kind = can[0] if wanted == "auto" else wanted
-    if kind not in can:
+    kind = next((kind for kind in can if wanted in ("auto", kind)), None)
+    if kind is None:
+        why = next(_lacking(own, dtype, device) for own in _NEEDS if own == wanted)
         raise ProductsError(
-            f"transformers.products={wanted} {_LACKING[kind](dtype, device)}. Use transformers.products=auto, or one "
-            f"of: {', '.join(can)}."
+            f"transformers.products={wanted} {why}. Use transformers.products=auto, or one of: {', '.join(can)}."
         )
     compiled = device.type == "cpu" and dtype in (torch.float32, torch.bfloat16)
     library = library_of(device) if kind == "library" else None
-    return ForwardArithmetic(VERSIONS[kind], ATTENTION if compiled else "library", device_name(device), library)
+    return ForwardArithmetic(kind, ATTENTION if compiled else "library", device_name(device), library)
 
 
-def _no_dot(dtype: torch.dtype, device: torch.device) -> str | None:
-    """Return the missing requirement of bf16dot, if any."""
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """What a kind of product needs."""
+
+    dtypes: tuple[torch.dtype, ...]
+    does: str
+    vectors: str
+
+
+_NEEDS: dict[kernels.ProductKind, Needs] = {
+    "bf16dot": Needs((torch.bfloat16,), "multiplies bfloat16", "AVX512-BF16"),
+    "fma32": Needs((torch.float32, torch.bfloat16), "computes in float32 and bfloat16", "AVX2 with FMA, or NEON"),
+}
+"""Our own kinds, the fastest first."""
+
+
+def _lacking(kind: kernels.ProductKind, dtype: torch.dtype, device: torch.device) -> str | None:
+    """Return the missing requirement of one of our own kinds, if any."""
+    needs = _NEEDS[kind]
     if device.type != "cpu":
         return f"is for a CPU, but the device is {device}"
-    if dtype != torch.bfloat16:
-        return f"multiplies bfloat16, but the model runs in {_named(dtype)} (transformers.dtype)"
-    if not kernels.available("bf16dot", bfloat16=True):
-        return f"needs AVX512-BF16, and this processor's vectors are: {processor.vector_name()}"
+    if dtype not in needs.dtypes:
+        return f"{needs.does}, but the model runs in {dtype_name(dtype)} (transformers.dtype)"
+    if not kernels.available(kind, bfloat16=dtype == torch.bfloat16):
+        return f"needs {needs.vectors}, and this processor's vectors are: {processor.vector_name()}"
     return None
-
-
-def _no_fma(dtype: torch.dtype, device: torch.device) -> str | None:
-    """Return the missing requirement of fma32, if any."""
-    if device.type != "cpu":
-        return f"is for a CPU, but the device is {device}"
-    if dtype not in (torch.float32, torch.bfloat16):
-        return f"computes in float32 and bfloat16, but the model runs in {_named(dtype)} (transformers.dtype)"
-    if not kernels.available("fma32", bfloat16=dtype == torch.bfloat16):
-        return f"needs AVX2 with FMA, or NEON, and this processor's vectors are: {processor.vector_name()}"
-    return None
-
-
-_LACKING: dict[str, Callable[[torch.dtype, torch.device], str | None]] = {"bf16dot": _no_dot, "fma32": _no_fma}
-"""Our own kinds, the fastest first, and why each is unavailable."""
-
-
-def _named(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 def device_name(device: torch.device) -> str:
@@ -132,15 +127,11 @@ def library_of(device: torch.device) -> dict[str, Any]:
     return {
         **torch_itself,
         **libraries_in(torch.__config__.show()),
-        "instructions": _instructions(),
+        # torch's own, and the widest of the processor, from which torch's libraries choose
+        "instructions": f"{torch.backends.cpu.get_cpu_capability()} on {processor.vector_name()}",
         **limits,
         "threads": torch.get_num_threads(),
     }
-
-
-def _instructions() -> str:
-    """Return torch's own instructions, and the widest of the processor, from which torch's libraries choose."""
-    return f"{torch.backends.cpu.get_cpu_capability()} on {processor.vector_name()}"
 
 
 _LIBRARIES = {

@@ -7,6 +7,7 @@ configuration diverge.
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Sequence
 from functools import cache
@@ -16,8 +17,6 @@ import torch
 from seedtune.engines.transformers.members.population_linear import LiveWeight, ProductForm
 
 log = logging.getLogger("seedtune")
-ProductShape = tuple[int, int]
-"""(outputs, inputs) of a weight."""
 
 ROWS = (4, 32, 128)
 SECONDS = 0.3
@@ -31,46 +30,44 @@ LARGE = 1 << 16
 """Minimum elements of a weight for that warning: for smaller ones the call takes as long as the product."""
 
 
-def measured(form: ProductForm, shapes: Sequence[ProductShape], dtype: torch.dtype) -> float | None:
-    """Return GFLOP/s of this form at 128 rows over the two largest shapes; None if the time was too short.
+def measured(form: ProductForm, shapes: Sequence[tuple[int, int]], dtype: torch.dtype) -> float | None:
+    """Return GFLOP/s of this form at 128 rows over the two largest (outputs, inputs); None if the time was too short.
 
     Logs a warning, once per process, if torch's own product is faster by `WORTH` over all row counts.
     """
-    largest = sorted(set(shapes), key=lambda shape: shape[0] * shape[1])[-2:]
+    largest = sorted(set(shapes), key=math.prod)[-2:]
     return _measured(form, tuple((min(n, MOST_OUTPUTS), min(k, MOST_INPUTS)) for n, k in largest), dtype)
 
 
 @cache
-def _measured(form: ProductForm, shapes: tuple[ProductShape, ...], dtype: torch.dtype) -> float | None:
+def _measured(form: ProductForm, shapes: tuple[tuple[int, int], ...], dtype: torch.dtype) -> float | None:
     forms = list(dict.fromkeys((form, ProductForm("library", form.copied))))
     seconds = _times(forms, shapes, dtype)
     if seconds is None:
         return None
     own, other = seconds[0], seconds[-1]
-    if sum(own) > WORTH * sum(other) and max(outputs * inputs for outputs, inputs in shapes) >= LARGE:
+    if sum(own) > WORTH * sum(other) and max(map(math.prod, shapes)) >= LARGE:
         log.warning(
             "products: torch's own took %.2f times less than %s on this processor; transformers.products=library uses "
             "it (another arithmetic: a run keeps the one it began with)",
             sum(own) / sum(other),
             form.kind,
         )
-    work = 2 * ROWS[-1] * sum(outputs * inputs for outputs, inputs in shapes)
-    return work / own[-1] / 1e9
+    return 2 * ROWS[-1] * sum(map(math.prod, shapes)) / own[-1] / 1e9
 
 
 @torch.no_grad()
 def _times(
-    forms: Sequence[ProductForm], shapes: Sequence[ProductShape], dtype: torch.dtype
+    forms: Sequence[ProductForm], shapes: Sequence[tuple[int, int]], dtype: torch.dtype
 ) -> list[list[float]] | None:
     """Return each form's seconds for all shapes at each number of rows, minimum of several; None if time ran out."""
     source, found = torch.Generator().manual_seed(0), [[0.0] * len(ROWS) for _ in forms]
-    _compile(forms, dtype)
+    for form in forms:  # compile products that have not been used yet
+        _live(torch.zeros(2, 2, dtype=dtype), form)(torch.zeros(1, 2, dtype=dtype))
     deadline = time.perf_counter() + SECONDS
     for outputs, inputs in shapes:
         weight = torch.randn(outputs, inputs, generator=source).to(dtype)
-        lives = [LiveWeight(None, form) for form in forms]
-        for live in lives:
-            live.set(weight)
+        lives = [_live(weight, form) for form in forms]
         for place, rows in enumerate(ROWS):
             x = torch.randn(rows, inputs, generator=source).to(dtype)
             for number, live in enumerate(lives):
@@ -80,12 +77,10 @@ def _times(
     return found
 
 
-def _compile(forms: Sequence[ProductForm], dtype: torch.dtype) -> None:
-    """Compile products that have not been used yet."""
-    for form in forms:
-        live = LiveWeight(None, form)
-        live.set(torch.zeros(2, 2, dtype=dtype))
-        live(torch.zeros(1, 2, dtype=dtype))
+def _live(weight: torch.Tensor, form: ProductForm) -> LiveWeight:
+    live = LiveWeight(form)
+    live.set(weight)
+    return live
 
 
 def _seconds(live: LiveWeight, x: torch.Tensor) -> float:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,18 +15,33 @@ EXPERT = re.compile(r"(^|\.)experts\.\d+\.")
 """Matches routed experts: an expert runs on the tokens sent to it, even if the probe sent it all of them."""
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class LayerCall:
     """One call of a linear layer seen while tracing: the input object, and the number of rows."""
 
     name: str
     input: Tensor
     rows: int
+    stacks: bool
+    """Whether the layer can be stacked with others; ``Conv1D`` is stored (in, out) and cannot."""
 
 
 def is_linear(module: nn.Module) -> bool:
     """Return whether a module is a plain ``nn.Linear`` or ``Conv1D``; subclasses with their own product are not."""
     return type(module) in (nn.Linear, Conv1D)
+
+
+def weight_of(layer: Any) -> Tensor:
+    """Return the weight of a linear layer as (out, in)."""
+    weight: Tensor = layer.weight.detach()
+    return weight.T if isinstance(layer, Conv1D) else weight
+
+
+def shared_weights(modules: Collection[nn.Module]) -> set[int]:
+    """Return ids of weights of embeddings, and of two linear layers: they do not belong to one linear layer only."""
+    counts = Counter(id(module.weight) for module in modules if is_linear(module))
+    embeddings = {id(p) for module in modules if isinstance(module, nn.Embedding) for p in module.parameters()}
+    return embeddings | {weight for weight, count in counts.items() if count > 1}
 
 
 def replace_module(model: Any, name: str, module: nn.Module) -> None:
@@ -43,9 +60,8 @@ class Trace:
 
     def shapes(self, model: Any) -> list[tuple[int, int]]:
         """Return (outputs, inputs) of every layer that was called."""
-        layers = [model.get_submodule(name) for name in dict.fromkeys(call.name for call in self.calls)]
-        sizes = [(tuple(layer.weight.shape), isinstance(layer, Conv1D)) for layer in layers]
-        return [(size[1], size[0]) if turned else size for size, turned in sizes]
+        layers = (model.get_submodule(name) for name in dict.fromkeys(call.name for call in self.calls))
+        return [(weight_of(layer).shape[0], weight_of(layer).shape[1]) for layer in layers]
 
 
 def trace(model: Any, run: Any, *, tokens: int, heads: int) -> Trace:
@@ -53,9 +69,11 @@ def trace(model: Any, run: Any, *, tokens: int, heads: int) -> Trace:
     calls: list[LayerCall] = []
 
     def hook(name: str) -> Any:
-        return lambda _module, inputs: calls.append(
-            LayerCall(name, inputs[0], inputs[0].numel() // inputs[0].shape[-1])
-        )
+        def record(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            x = inputs[0]
+            calls.append(LayerCall(name, x, x.numel() // x.shape[-1], type(module) is nn.Linear))
+
+        return record
 
     handles = [
         module.register_forward_pre_hook(hook(name)) for name, module in model.named_modules() if is_linear(module)
@@ -70,13 +88,11 @@ def trace(model: Any, run: Any, *, tokens: int, heads: int) -> Trace:
 
 def group_calls(calls: list[LayerCall]) -> list[list[str]]:
     """Group names of layers called in sequence with the same input object; a layer called twice stays alone."""
-    counts: dict[str, int] = {}
-    for call in calls:
-        counts[call.name] = counts.get(call.name, 0) + 1
+    counts = Counter(call.name for call in calls)
     groups: list[list[str]] = []
     previous: Tensor | None = None
     for call in calls:
-        once = counts[call.name] == 1
+        once = counts[call.name] == 1 and call.stacks
         if once and call.input is previous:
             groups[-1].append(call.name)
         elif [call.name] not in groups:

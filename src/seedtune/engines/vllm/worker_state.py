@@ -17,13 +17,14 @@ import torch
 
 from seedtune.engines import codec
 from seedtune.engines.codec import Plain
-from seedtune.engines.transformers.members.perturbation import as_tensor, as_weights, kernels_of
+from seedtune.engines.transformers.members.perturbation import as_tensor, as_weights
 from seedtune.engines.vllm import compat
 from seedtune.engines.vllm.lora import LoraMaker
 from seedtune.engines.vllm.sharded_weights import Shard, ShardedWeights, window_of
 from seedtune.engines.vllm.tensor_layout import Piece, pieces_of
 from seedtune.errors import EngineError, ModelError
 from seedtune.numerics import tensor_file
+from seedtune.numerics.kernels.select import kernels_for
 from seedtune.numerics.weights import Weights
 from seedtune.types import UNPERTURBED, Member, Update
 
@@ -58,7 +59,7 @@ class WorkerState:
             first=worker.rank == 0,
         )
         self._device = next(iter(self._parameters.values())).device
-        self._kernels = kernels_of(self._device)
+        self._kernels = kernels_for(str(self._device))
         # On a CPU the device's memory is the host's.
         self._on_host = self._device.type == "cpu" or about["weights_memory"] == "host"
         kept = getattr(torch, about["kept"])

@@ -13,7 +13,7 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 from models import answers, job, load_engine, recorded_logits, save_family, text_prompts
 from seedtune.engines.transformers.engine import TransformersEngine
 from seedtune.engines.transformers.fused import fuse
-from seedtune.engines.transformers.fused.decoder_layer import FusedLayer, fuse_layers
+from seedtune.engines.transformers.fused.decoder_layer import FusedLayer, fused_layer
 from seedtune.types import UNPERTURBED, Member
 
 MEMBERS = (Member(1, 0, 1), Member(1, 0, -1), UNPERTURBED, Member(1, 4, 1))
@@ -30,7 +30,7 @@ def logits_of(engine: TransformersEngine) -> Logits:
 
 
 def unfused(folder: Path, monkeypatch: pytest.MonkeyPatch, **options: Any) -> TransformersEngine:
-    monkeypatch.setattr(fuse, "fuse_layers", lambda *_: 0)
+    monkeypatch.setattr(fuse, "fused_layer", lambda *_: None)
     return load_engine(folder, **options)
 
 
@@ -94,7 +94,7 @@ def test_a_layer_that_answers_otherwise_keeps_its_own_code(
     engine = unfused(save_family("llama", tmp_path), monkeypatch)
     engine.model.model.layers[0].__class__ = kind
     before = engine.attention.cache, engine.attention.current
-    assert fuse_layers(engine.model, engine.attention, torch.float32) == 1
+    assert fuse.replace_all(engine.model, fused_layer, engine.attention, torch.float32) == 1
     assert isinstance(engine.model.model.layers[0], kind)
     assert (engine.attention.cache, engine.attention.current) == before
 
@@ -118,7 +118,7 @@ def test_rows_of_another_number_than_announced_are_caught(tmp_path: Path) -> Non
     logits_of(engine)
     group = engine.perturbation.groups[0]
     with pytest.raises(AssertionError, match="rows"):
-        group.terms(group.state.rows.pairs.size + 1)
+        group.terms(group.state.pairs.size + 1)
 
 
 @DTYPES

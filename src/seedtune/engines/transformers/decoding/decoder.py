@@ -15,15 +15,18 @@ from torch import Tensor
 
 from seedtune.engines.base import EngineTimes
 from seedtune.engines.transformers.decoding import sampling
+from seedtune.engines.transformers.decoding.likelihood import ForcedSequence
 from seedtune.engines.transformers.decoding.prefix_packing import PrefixPack, packed
 from seedtune.engines.transformers.decoding.slot_attention import Decode, Prefill, SlotAttention
-from seedtune.engines.transformers.decoding.slot_cache import SlotCache
 from seedtune.engines.transformers.members.perturbation import Perturbation
 from seedtune.engines.transformers.tokenization import ModelTokenizer
 from seedtune.types import Finish, Job, Rollout, Sampling
 
 _PADDED = 4
 """Padded tokens of prompts with shared prefixes may be this many times the computed ones (attention pads prompts)."""
+
+_ROWS = 256
+"""Rows of the vocabulary converted to float32 at a time."""
 
 
 @dataclass(slots=True)
@@ -67,21 +70,11 @@ class Stop:
         return any(string in tail for string in self.strings)
 
 
-@dataclass(frozen=True, slots=True)
-class Budget:
-    """Limits: at most ``slots`` rows in flight, and ``prefill_tokens`` prompt tokens in one forward pass."""
-
-    slots: int
-    prefill_tokens: int
-
-    @property
-    def refill(self) -> int:
-        """Number of free slots that justifies a prefill pass while rows are decoding: an eighth of all."""
-        return max(1, self.slots // 8)
-
-
 class Decoder:
-    """Runs the rows of one job through the model; the caller has set the members' factors."""
+    """Runs the sequences of one job through the model; the caller has set the members.
+
+    At most ``slots`` rows are in flight, and ``prefill_tokens`` prompt tokens in one forward pass.
+    """
 
     def __init__(
         self,
@@ -89,20 +82,22 @@ class Decoder:
         *,
         attention: SlotAttention,
         perturbation: Perturbation,
-        budget: Budget,
+        slots: int,
+        prefill_tokens: int,
         times: EngineTimes,
     ) -> None:
         self.model, self.attention, self.perturbation = model, attention, perturbation
-        self.budget, self.times = budget, times
-        self.device: torch.device = model.device
+        self.slots, self.prefill_tokens, self.times = slots, prefill_tokens, times
+        self.refill = max(1, slots // 8)
+        """Number of free slots that justifies a prefill pass while rows are decoding: an eighth of all."""
 
     @torch.no_grad()
     def run(self, rows: Sequence[DecodeSequence], how: Sampling, stop: Stop) -> Iterator[DecodeSequence]:
         """Yield each row when it is finished, in the order of finishing."""
         waiting, running = deque(rows), list[DecodeSequence]()
         while waiting or running:
-            free = self.budget.slots - len(running)
-            if waiting and (not running or free >= min(len(waiting), self.budget.refill)):
+            free = self.slots - len(running)
+            if waiting and (not running or free >= min(len(waiting), self.refill)):
                 self._admit(waiting, running, how)
             else:
                 self._step(running, how)
@@ -111,45 +106,34 @@ class Decoder:
     def _admit(self, waiting: deque[DecodeSequence], running: list[DecodeSequence], how: Sampling) -> None:
         """Prefill as many waiting rows as slots and the pass allow, and choose their first tokens."""
         started = time.perf_counter()
-        free = self.budget.slots - len(running)
-        prompts = [(row.member, row.prompt_ids) for row in islice(waiting, free)]
-        tokens = self.budget.prefill_tokens
+        prompts = [(row.member, row.prompt_ids) for row in islice(waiting, self.slots - len(running))]
+        tokens = self.prefill_tokens
         pack, count = packed(len(running), prompts, tokens=tokens, padded=_PADDED * tokens)
         batch = [waiting.popleft() for _ in range(count)]
-        self._choose(batch, self._prefill(pack, [row.member for row in batch]), how)
+        self._choose(batch, self._prefill(pack, np.array(pack.last())), how)
         running += batch
         self.times.prefill += time.perf_counter() - started
         self.times.prompt_tokens += sum(pack.lengths)
         self.times.generated_tokens += count
 
-    def _prefill(self, pack: PrefixPack, members: list[int]) -> Tensor:
-        self.perturbation.set_rows(np.array(pack.members), np.array(members))
-        return self._forward(pack.ids, pack.positions, Prefill.of(pack, self.device), pack.last())
+    def _prefill(self, pack: PrefixPack, keep: np.ndarray) -> Tensor:
+        """Return logits of the tokens ``keep`` of a pack."""
+        members = np.array(pack.members)
+        self.perturbation.set_rows(members, members[keep])
+        return self.attention.run(
+            self.model, pack.ids, pack.positions, Prefill.of(pack, self.model.device), torch.from_numpy(keep)
+        )
 
     def _step(self, running: list[DecodeSequence], how: Sampling) -> None:
         """Generate one token for every running row."""
         started = time.perf_counter()
         lengths = np.array([row.length for row in running], np.int32)
         self.perturbation.set_rows(np.array([row.member for row in running]))
-        logits = self._forward([row.tokens[-1] for row in running], lengths.tolist(), Decode(lengths), None)
+        ids = [row.tokens[-1] for row in running]
+        logits = self.attention.run(self.model, ids, lengths.tolist(), Decode(lengths))
         self._choose(running, logits, how)
         self.times.decode += time.perf_counter() - started
         self.times.generated_tokens += len(running)
-
-    def _forward(
-        self, ids: list[int], positions: list[int], current: Prefill | Decode, keep: list[int] | None
-    ) -> Tensor:
-        """Return logits (kept tokens, vocabulary) of packed tokens."""
-        self.attention.current = current
-        output = self.model(
-            input_ids=torch.tensor([ids], device=self.device),
-            position_ids=torch.tensor([positions], device=self.device),
-            past_key_values=self.attention.cache,
-            use_cache=True,
-            logits_to_keep=0 if keep is None else torch.tensor(keep, device=self.device),
-        )
-        logits: Tensor = output.logits[0]
-        return logits
 
     def _choose(self, rows: list[DecodeSequence], logits: Tensor, how: Sampling) -> None:
         points = None
@@ -177,6 +161,31 @@ class Decoder:
             running[target] = running[source]
         del running[left:]
         yield from done
+
+    @torch.no_grad()
+    def logprobs(self, sequences: Sequence[ForcedSequence]) -> Iterator[list[float]]:
+        """Yield log p(token | preceding tokens) at temperature 1 of each completion's tokens.
+
+        A shared prefix of consecutive prompts of a member is computed once.
+        """
+        while sequences:
+            whole = [(one.member, [*one.prompt, *one.completion]) for one in sequences[: self.slots]]
+            pack, count = packed(0, whole, tokens=self.prefill_tokens, padded=self.prefill_tokens)
+            batch, sequences = sequences[:count], sequences[count:]
+            spans = [path[len(one.prompt) - 1 : -1] for path, one in zip(pack.paths, batch, strict=True)]
+            keep, rows = np.unique(np.concatenate(spans).astype(np.int64), return_inverse=True)
+            targets = np.concatenate([np.asarray(one.completion, np.int64) for one in batch])
+            found = iter(_chosen(self._prefill(pack, keep), rows, targets) if keep.size else ())
+            for one in batch:
+                yield [next(found) for _ in one.completion]
+
+
+def _chosen(logits: Tensor, rows: np.ndarray, targets: np.ndarray) -> Iterator[float]:
+    """Yield log softmax(logits[row])[target] for every row and target."""
+    for first in range(0, rows.size, _ROWS):
+        its, target = (torch.from_numpy(x[first : first + _ROWS]).to(logits.device) for x in (rows, targets))
+        chances = logits[its].float().log_softmax(-1)
+        yield from chances.gather(1, target[:, None])[:, 0].tolist()
 
 
 def slots_for(rows: int, positions: int, *, max_rows: int, max_tokens: int) -> int:
@@ -214,6 +223,3 @@ def rollout_of(job: Job, row: DecodeSequence, decode: Callable[[list[int]], str]
         prompt_tokens=len(row.prompt_ids),
         finish=row.finish,
     )
-
-
-__all__ = ["Budget", "DecodeSequence", "Decoder", "SlotCache", "Stop", "rollout_of", "rows_of", "slots_for"]

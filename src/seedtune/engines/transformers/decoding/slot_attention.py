@@ -8,7 +8,7 @@ holds one token of each row in flight.  Only here are prompts padded, because at
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -22,8 +22,13 @@ from seedtune.engines.transformers.decoding.slot_cache import SlotCache, SlotLay
 from seedtune.engines.transformers.members.population_linear import bits
 from seedtune.errors import ModelError
 
-How = tuple[float, int, float]
-"""Scale of the scores; window of latest positions and softcap of the scores, 0 for none."""
+
+class How(NamedTuple):
+    """Scale of the scores; window of latest positions and softcap of the scores, 0 for none."""
+
+    scaling: float
+    window: int
+    softcap: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +104,21 @@ class SlotAttention:
         self.cache.layers.clear()
         AttentionInterface._global_mapping.pop(self.name, None)
 
+    def run(
+        self, model: Any, ids: list[int], positions: list[int], current: Prefill | Decode, keep: Tensor | None = None
+    ) -> Tensor:
+        """Return logits (kept tokens, vocabulary) of one forward pass of packed tokens; without ``keep`` of all."""
+        self.current, device = current, model.device
+        output = model(
+            input_ids=torch.tensor([ids], device=device),
+            position_ids=torch.tensor([positions], device=device),
+            past_key_values=self.cache,
+            use_cache=True,
+            logits_to_keep=0 if keep is None else keep.to(device),
+        )
+        logits: Tensor = output.logits[0]
+        return logits
+
     def __call__(  # noqa: PLR0913 - the interface is transformers'
         self,
         module: nn.Module,
@@ -120,40 +140,12 @@ class SlotAttention:
         if layer is None:
             raise ModelError(f"{type(module).__name__} attends without its own key-value cache; not supported yet.")
         how = how_to_attend(query.shape[-1], scaling, sliding_window, softcap)
+        q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
         if isinstance(self.current, Decode):
-            return self._decode(layer, query, key, value, how), None
-        return self._prefill(layer, query, key, value, how), None
-
-    def _prefill(self, layer: SlotLayer, query: Tensor, key: Tensor, value: Tensor, how: How) -> Tensor:
-        now = self.current
-        assert isinstance(now, Prefill)
+            return _decode(layer, q, k, v, self.current, how)[None], None
         if not layer.is_initialized:
             layer.lazy_initialization(key, value)
-        q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
-        if layer.arrays is not None:
-            out = q.new_empty(q.shape[0], q.shape[1], v.shape[2])
-            q, k, v = (x.contiguous() for x in (q, k, v))
-            new = bits(k), bits(v)
-            kernel.prefill(bits(out), bits(q), new=new, cache=layer.arrays, prompts=now.prompts, how=how)
-            return out[None]
-        keys, values = (_rectangle(x, now.keys, now.longest) for x in (k, torch.nan_to_num(v)))
-        first, count = now.first_slot, keys.shape[0]
-        layer.keys[first : first + count, :, :, : now.longest] = keys.transpose(-1, -2)
-        layer.values[first : first + count, :, : now.longest] = values
-        results = [
-            _attend_prompts(_rectangle(q, part.tokens, part.width), keys, values, part, how) for part in now.queries
-        ]
-        return torch.cat([x.transpose(1, 2).flatten(0, 1) for x in results]).index_select(0, now.outputs)[None]
-
-    def _decode(self, layer: SlotLayer, query: Tensor, key: Tensor, value: Tensor, how: How) -> Tensor:
-        assert isinstance(self.current, Decode)
-        q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
-        if layer.arrays is not None:
-            out = q.new_empty(q.shape[0], q.shape[1], v.shape[2])
-            self._decode_arrays(layer, bits(out), bits(q), (bits(k), bits(v)), how)
-            return out[None]
-        lengths = torch.from_numpy(self.current.lengths).to(q.device, torch.long)
-        return _decode_torch(layer, q.contiguous(), k, v, lengths, how)[None]
+        return _prefill(layer, q, k, v, self.current, how)[None], None
 
     def decoding(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
         """Return keys, values and filled lengths of layer ``index``, if the compiled kernel serves the decode step."""
@@ -162,43 +154,35 @@ class SlotAttention:
         arrays = self.cache.layers[index].arrays if self.cache.layers[index].is_initialized else None
         return None if arrays is None else (*arrays, self.current.lengths)
 
-    def decode_packed(self, index: int, y: Tensor, shape: tuple[int, int, int], how: How) -> Tensor:
+    def decode_packed(self, index: int, packed: Tensor, heads: int, how: How) -> Tensor:
         """Return the attention output of layer ``index`` in a decode step, (rows, heads·dim).
 
-        ``y`` (rows, all heads·dim) holds concatenated queries, keys and values; ``shape`` is (heads, kv_heads, dim).
+        ``packed`` (rows, all heads, dim) holds ``heads`` queries, then keys and values.
         """
-        layer, (heads, kv_heads, dim) = self.cache.layers[index], shape
-        q, k, v = y.view(y.shape[0], -1, dim).split((heads, kv_heads, kv_heads), 1)
-        if layer.arrays is None:
-            q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))
-            return self._decode(layer, q, k, v, how)[0].flatten(1)
-        out = y.new_empty(y.shape[0], heads * dim)
-        split = bits(y).reshape(y.shape[0], -1, dim)
-        new = split[:, heads : heads + kv_heads], split[:, heads + kv_heads :]
-        self._decode_arrays(layer, bits(out).reshape(-1, heads, dim), split[:, :heads], new, how)
-        return out
-
-    def _decode_arrays(
-        self, layer: SlotLayer, out: np.ndarray, q: np.ndarray, new: tuple[np.ndarray, np.ndarray], how: How
-    ) -> None:
         assert isinstance(self.current, Decode)
-        assert layer.arrays is not None
-        scale, window, cap = how
-        kernel.decode(
-            out,
-            q,
-            new=new,
-            cache=layer.arrays,
-            lengths=self.current.lengths,
-            scaling=scale,
-            window=window,
-            softcap=cap,
-        )
+        kv_heads = (packed.shape[1] - heads) // 2
+        q, k, v = packed.split((heads, kv_heads, kv_heads), 1)
+        return _decode(self.cache.layers[index], q, k, v, self.current, how).flatten(1)
 
 
 def how_to_attend(dim: int, scaling: float | None, window: int | None, softcap: float | None) -> How:
     """Return the options of a transformers attention call, with their defaults."""
-    return dim**-0.5 if scaling is None else scaling, window or 0, softcap or 0.0
+    return How(dim**-0.5 if scaling is None else scaling, window or 0, softcap or 0.0)
+
+
+def _prefill(layer: SlotLayer, q: Tensor, k: Tensor, v: Tensor, now: Prefill, how: How) -> Tensor:
+    """Write all keys and values (tokens, kv_heads, dim) of a pack, and attend to each prompt's own."""
+    if layer.arrays is not None:
+        out = q.new_empty(q.shape[0], q.shape[1], v.shape[2])
+        new = bits(k.contiguous()), bits(v.contiguous())
+        kernel.prefill(bits(out), bits(q.contiguous()), new=new, cache=layer.arrays, prompts=now.prompts, how=how)
+        return out
+    keys, values = (_rectangle(x, now.keys, now.longest) for x in (k, torch.nan_to_num(v)))
+    first, count = now.first_slot, keys.shape[0]
+    layer.keys[first : first + count, :, :, : now.longest] = keys.transpose(-1, -2)
+    layer.values[first : first + count, :, : now.longest] = values
+    found = [_attend_prompts(_rectangle(q, part.tokens, part.width), keys, values, part, how) for part in now.queries]
+    return torch.cat([x.transpose(1, 2).flatten(0, 1) for x in found]).index_select(0, now.outputs)
 
 
 def _rectangle(x: Tensor, tokens: Tensor, width: int) -> Tensor:
@@ -208,23 +192,22 @@ def _rectangle(x: Tensor, tokens: Tensor, width: int) -> Tensor:
 
 def _attend_prompts(q: Tensor, keys: Tensor, values: Tensor, part: Queries, how: How) -> Tensor:
     """Compute causal attention of some prompts' tokens; values of padded queries are unused."""
-    scale, window, cap = how
     if part.rows.numel() < keys.shape[0]:
         keys, values = keys.index_select(0, part.rows), values.index_select(0, part.rows)
     whole = part.positions is None
     if whole:
         keys, values = keys[:, :, : part.width], values[:, :, : part.width]
     longest = keys.shape[2]
-    bounded = 0 < window < longest
-    if whole and not bounded and cap == 0.0:
-        return _sdpa(q, keys, values, None, scale)
+    bounded = 0 < how.window < longest
+    if whole and not bounded and how.softcap == 0.0:
+        return _sdpa(q, keys, values, None, how.scaling)
     time = torch.arange(longest, device=q.device)
     at = time[None, : part.width] if part.positions is None else part.positions
     distance = at[:, None, :, None] - time
-    seen = (distance >= 0) & (distance < window) if bounded else distance >= 0
-    if cap == 0.0:
-        return _sdpa(q, keys, values, seen, scale)
-    return _attend(q, keys.transpose(-1, -2), values, seen[:, :, None], scale, cap)
+    seen = (distance >= 0) & (distance < how.window) if bounded else distance >= 0
+    if how.softcap == 0.0:
+        return _sdpa(q, keys, values, seen, how.scaling)
+    return _attend(q, keys.transpose(-1, -2), values, seen[:, :, None], how)
 
 
 def _sdpa(q: Tensor, keys: Tensor, values: Tensor, seen: Tensor | None, scale: float) -> Tensor:
@@ -239,30 +222,43 @@ def _sdpa(q: Tensor, keys: Tensor, values: Tensor, seen: Tensor | None, scale: f
     )
 
 
-def _attend(q: Tensor, keys: Tensor, values: Tensor, seen: Tensor, scale: float, cap: float) -> Tensor:
+def _attend(q: Tensor, keys: Tensor, values: Tensor, seen: Tensor, how: How) -> Tensor:
     """Compute plain attention with grouped heads; ``seen`` broadcasts to (rows, kv_heads, group, queries, time)."""
     rows, heads, queries, dim = q.shape
     grouped = q.reshape(rows, keys.shape[1], -1, queries, dim)
-    scores = (grouped @ keys[:, :, None]).float() * scale
-    if cap > 0.0:
-        scores = cap * torch.tanh(scores / cap)
+    scores = (grouped @ keys[:, :, None]).float() * how.scaling
+    if how.softcap > 0.0:
+        scores = how.softcap * torch.tanh(scores / how.softcap)
     weights = scores.masked_fill(~seen, float("-inf")).softmax(-1).to(q.dtype)
     return (weights @ values[:, :, None]).reshape(rows, heads, queries, values.shape[-1])
 
 
-def _decode_torch(layer: SlotLayer, q: Tensor, k: Tensor, v: Tensor, lengths: Tensor, how: How) -> Tensor:
-    """Run the decode step with torch operations: write the new keys and values, attend to each slot's own past.
+def _decode(layer: SlotLayer, q: Tensor, k: Tensor, v: Tensor, now: Decode, how: How) -> Tensor:
+    """Write the new keys and values (rows, kv_heads, dim), and attend to each slot's own past.
 
     Values are kept finite: leftovers of a broken member in a slot are weighted by 0, and 0·NaN is NaN.
     """
-    scale, window, cap = how
+    if layer.arrays is not None:
+        out = q.new_empty(q.shape[0], q.shape[1], v.shape[2])
+        kernel.decode(
+            bits(out),
+            bits(q),
+            new=(bits(k), bits(v)),
+            cache=layer.arrays,
+            lengths=now.lengths,
+            scaling=how.scaling,
+            window=how.window,
+            softcap=how.softcap,
+        )
+        return out
+    lengths = torch.from_numpy(now.lengths).to(q.device, torch.long)
     rows = torch.arange(q.shape[0], device=q.device)
     layer.keys[rows, :, :, lengths] = k
     layer.values[rows, :, lengths] = torch.nan_to_num(v)
     used = int(lengths.max()) + 1
     time = torch.arange(used, device=q.device)
     seen = time[None, :] <= lengths[:, None]
-    if window:
-        seen &= time[None, :] > lengths[:, None] - window
+    if how.window:
+        seen &= time[None, :] > lengths[:, None] - how.window
     keys, values = layer.keys[: q.shape[0], :, :, :used], layer.values[: q.shape[0], :, :used]
-    return _attend(q[:, :, None], keys, values, seen[:, None, None, None], scale, cap)[:, :, 0]
+    return _attend(q.contiguous()[:, :, None], keys, values, seen[:, None, None, None], how)[:, :, 0]

@@ -38,11 +38,12 @@ class SlotLayer(CacheLayerMixin):
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         slots, time = self.cache.slots, self.cache.time
-        heads, dim = key_states.shape[1], key_states.shape[3]
-        value_heads, value_dim = value_states.shape[1], value_states.shape[3]
+        (heads, dim), (value_heads, value_dim) = (x.shape[1::2] for x in (key_states, value_states))
         self.keys = key_states.new_zeros(slots, heads, dim, time)
         self.values = value_states.new_zeros(slots, value_heads, time, value_dim)
-        self.arrays = _arrays(self.keys, self.values) if self.cache.compiled else None
+        even = dim % TIME_STEP == 0 and value_dim % TIME_STEP == 0
+        serves = self.keys.device.type == "cpu" and self.keys.dtype in (torch.float32, torch.bfloat16)
+        self.arrays = (bits(self.keys), bits(self.values)) if self.cache.compiled and even and serves else None
         self.is_initialized = True
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
@@ -57,12 +58,6 @@ class SlotLayer(CacheLayerMixin):
 
     def get_max_length(self) -> int:
         return -1
-
-
-def _arrays(keys: Tensor, values: Tensor) -> tuple[np.ndarray, np.ndarray] | None:
-    even = keys.shape[2] % TIME_STEP == 0 and values.shape[3] % TIME_STEP == 0
-    serves = keys.device.type == "cpu" and keys.dtype in (torch.float32, torch.bfloat16)
-    return (bits(keys), bits(values)) if even and serves else None
 
 
 class SlotCache(Cache):
@@ -103,10 +98,6 @@ class SlotCache(Cache):
 
     get_recurrent_state = update_conv_state = update_recurrent_state = update_indexer = get_conv_state
 
-    def fits(self, slots: int, time: int) -> bool:
-        """Return whether the allocation suffices for a job of that many rows and positions."""
-        return slots <= self.slots and time <= self.time
-
     def move(self, sources: list[int], targets: list[int], used: int) -> None:
         """Copy the first ``used`` positions of slots ``sources`` into ``targets`` (disjoint)."""
         if not sources:
@@ -119,12 +110,11 @@ class SlotCache(Cache):
                 layer.values[target, :, :used] = layer.values[source, :, :used]
 
 
-def empty_like_cache(cache: SlotCache | None, slots: int, time: int) -> SlotCache:
+def large_enough(cache: SlotCache, slots: int, time: int) -> SlotCache:
     """Return ``cache`` if it is large enough, else a new one (the old one's memory is released first)."""
-    if cache is not None and cache.fits(slots, time):
+    if slots <= cache.slots and time <= cache.time:
         return cache
-    if cache is not None:
-        cache.layers.clear()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+    cache.layers.clear()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
     return SlotCache(slots, time)

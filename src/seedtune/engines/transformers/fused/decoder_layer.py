@@ -7,7 +7,7 @@ A decode step of few rows is short, so that calling modules and small operations
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -18,12 +18,11 @@ from seedtune.engines.transformers.cpu_kernels import layer_steps as kernel
 from seedtune.engines.transformers.decoding.prefix_packing import PrefixPack
 from seedtune.engines.transformers.decoding.slot_attention import Decode, Prefill, SlotAttention
 from seedtune.engines.transformers.decoding.slot_cache import SlotCache
-from seedtune.engines.transformers.fused.equivalence import NOT_PLAIN, probe_values
+from seedtune.engines.transformers.fused.equivalence import NOT_PLAIN, probe_angles, probe_values
 from seedtune.engines.transformers.fused.gated_mlp import FusedGate
 from seedtune.engines.transformers.fused.norms import FusedNorm
 from seedtune.engines.transformers.fused.rotary_attention import FusedAttention
 from seedtune.engines.transformers.members.population_linear import LinearGroup, bits, group_of
-from seedtune.engines.transformers.tracing import replace_module
 
 _CHILDREN = {
     "self_attn": FusedAttention,
@@ -35,41 +34,17 @@ _ROWS = 3
 """Rows of the probe, each in its own slot."""
 
 
-@dataclass(frozen=True, slots=True)
-class Products:
-    """The four products of a layer."""
-
-    qkv: LinearGroup
-    out: LinearGroup
-    gate_up: LinearGroup
-    down: LinearGroup
-
-    def all(self) -> tuple[LinearGroup, LinearGroup, LinearGroup, LinearGroup]:
-        """Return the products in the order in which they are computed."""
-        return self.qkv, self.out, self.gate_up, self.down
-
-    @classmethod
-    def of(cls, layer: Any) -> Products | None:
-        """Return the products of a layer that has these children, if each is one group."""
-        attention, mlp = layer.self_attn, layer.mlp
-        qkv = group_of((attention.q_proj, attention.k_proj, attention.v_proj))
-        out, down = group_of((attention.o_proj,)), group_of((mlp.down_proj,))
-        gate_up = group_of((mlp.gate_proj, mlp.up_proj))
-        if qkv is None or out is None or gate_up is None or down is None:
-            return None
-        return cls(qkv, out, gate_up, down)
-
-
 class FusedLayer(nn.Module):
     """Attention and feed-forward of one layer of rows (1, rows, hidden), on the CPU in float32 or bfloat16."""
 
-    def __init__(self, plain: Any, products: Products, attention: SlotAttention) -> None:
+    def __init__(self, plain: Any, products: Sequence[LinearGroup], attention: SlotAttention) -> None:
         super().__init__()
         self.self_attn: FusedAttention = plain.self_attn
         self.mlp: FusedGate = plain.mlp
         self.input_layernorm: FusedNorm = plain.input_layernorm
         self.post_attention_layernorm: FusedNorm = plain.post_attention_layernorm
         self.products, self.attention = products, attention
+        self.qkv, self.out, self.gate_up, self.down = products
         self._plain = (plain,)  # in a tuple it is not a submodule, whose parameters would count twice
 
     def forward(
@@ -95,10 +70,9 @@ class FusedLayer(nn.Module):
 
     def _panels(self) -> tuple[tuple[np.ndarray, np.ndarray], ...] | None:
         """Return the panels of the four products, if all use panels and have an even number of inputs."""
-        groups = self.products.all()
-        found = [group.weight.panels() for group in groups if group.inputs % 2 == 0]
+        found = [group.weight.panels() for group in self.products if group.inputs % 2 == 0]
         panels = tuple(pair for pair in found if pair is not None)
-        return panels if len(panels) == len(groups) else None
+        return panels if len(panels) == len(self.products) else None
 
     def _decode(
         self, rows: Tensor, weights: tuple[Any, ...], cache: tuple[np.ndarray, np.ndarray, np.ndarray], turn: Any
@@ -111,63 +85,58 @@ class FusedLayer(nn.Module):
             bits(rows),
             norms=((before.bits, before.eps), (behind.bits, behind.eps)),
             weights=weights,
-            terms=tuple(group.terms(len(rows)) for group in self.products.all()),
+            terms=tuple(group.terms(len(rows)) for group in self.products),
             angles=(bits(cos[0]), bits(sin[0])),
             cache=(keys, values),
             lengths=lengths,
-            shape=kernel.LayerShape(attend.heads, attend.kv_heads, attend.dim, self.products.down.inputs),
+            shape=kernel.LayerShape(attend.heads, attend.kv_heads, attend.dim, self.down.inputs),
             how=attend.how,
         )
         return h
 
     def _attend(self, rows: Tensor, turn: tuple[Tensor, Tensor], cache: SlotCache) -> Tensor:
         """Return the attention output of every head, (rows, heads·dim)."""
-        x, attend, product = self.input_layernorm(rows), self.self_attn, self.products.qkv
+        x, attend, product = self.input_layernorm(rows), self.self_attn, self.qkv
         y = product.weight(x)
         cos, sin = (bits(angles[0]) for angles in turn)
         heads = attend.heads + attend.kv_heads
         kernel.turn(bits(y), bits(x), product.terms(len(x)), angles=(cos, sin), heads=heads)
+        packed = y.view(len(y), -1, attend.dim)
         if isinstance(self.attention.current, Decode):
-            shape = attend.heads, attend.kv_heads, attend.dim
-            return self.attention.decode_packed(attend.layer_idx, y, shape, attend.how)
-        return attend.read(y.view(len(y), -1, attend.dim), cache)
+            return self.attention.decode_packed(attend.layer_idx, packed, attend.heads, attend.how)
+        return attend.read(packed, cache)
 
     def _close(self, heads: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
         """Return the hidden states after attention, and their norm."""
-        y, terms = self.products.out.weight(heads), self.products.out.terms(len(heads))
+        y, terms = self.out.weight(heads), self.out.terms(len(heads))
         h, x, norm = torch.empty_like(y), torch.empty_like(y), self.post_attention_layernorm
         kernel.close_and_norm(bits(x), (norm.bits, norm.eps), (bits(h), bits(before)), bits(y), bits(heads), terms)
         return h, x
 
     def _feed(self, h: Tensor, x: Tensor) -> Tensor:
         """Return ``h`` after adding the feed-forward output for its norm ``x`` in place."""
-        gate_up, down = self.products.gate_up, self.products.down
-        y = gate_up.weight(x)
+        y = self.gate_up.weight(x)
         gated = y.new_empty(y.shape[0], y.shape[1] // 2)
-        kernel.gate(bits(gated), bits(y), bits(x), gate_up.terms(len(x)))
-        z, h_bits = down.weight(gated), bits(h)
-        kernel.close(h_bits, h_bits, bits(z), bits(gated), down.terms(len(x)))
+        kernel.gate(bits(gated), bits(y), bits(x), self.gate_up.terms(len(x)))
+        z, h_bits = self.down.weight(gated), bits(h)
+        kernel.close(h_bits, h_bits, bits(z), bits(gated), self.down.terms(len(x)))
         return h
 
 
-def fuse_layers(model: Any, attention: SlotAttention, dtype: torch.dtype) -> int:
-    """Replace every decoder layer of ``model`` that computes this formula; return their number."""
-    found = 0
-    for name, module in list(model.named_modules()):
-        fused = _fused(module, attention, dtype)
-        if fused is not None:
-            replace_module(model, name, fused)
-            found += 1
-    return found
-
-
-def _fused(module: Any, attention: SlotAttention, dtype: torch.dtype) -> FusedLayer | None:
-    """Return the layer in its fused form if both give the same bits."""
+def fused_layer(module: Any, attention: SlotAttention, dtype: torch.dtype) -> FusedLayer | None:
+    """Return a decoder layer in its fused form if both give the same bits; None for every other module."""
     kinds = {name: type(child) for name, child in module.named_children()}
-    if kinds != _CHILDREN or dict(module.named_parameters(recurse=False)):
+    if kinds != _CHILDREN or module._parameters:
         return None
-    products = Products.of(module)
-    if products is None:
+    attend, mlp = module.self_attn, module.mlp
+    layers = (
+        (attend.q_proj, attend.k_proj, attend.v_proj),
+        (attend.o_proj,),
+        (mlp.gate_proj, mlp.up_proj),
+        (mlp.down_proj,),
+    )
+    products = [group for group in map(group_of, layers) if group is not None]
+    if len(products) < len(layers):
         return None
     fused = FusedLayer(module, products, attention)
     try:
@@ -184,8 +153,7 @@ def _passes(layer: Any, attention: SlotAttention, dtype: torch.dtype) -> list[Te
     """Return the outputs of a layer for a prefill pass and for a decode step."""
     attend: FusedAttention = layer.self_attn
     width: int = layer.input_layernorm.weight.numel()
-    angles = torch.arange(_ROWS * attend.dim // 2, dtype=torch.float32).view(1, _ROWS, -1).repeat(1, 1, 2)
-    turn = (angles.cos().to(dtype), angles.sin().to(dtype))
+    turn = probe_angles(_ROWS, attend.dim, dtype)
     pack = PrefixPack(0)
     for row in range(_ROWS):
         pack.add(row, (0,), [])

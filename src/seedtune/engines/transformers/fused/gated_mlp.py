@@ -8,11 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from seedtune.engines.transformers.cpu_kernels import silu_gate
-from seedtune.engines.transformers.fused.equivalence import NOT_PLAIN, alike, probe_values
+from seedtune.engines.transformers.fused.equivalence import NOT_PLAIN, alike, has_only, probe_values
 from seedtune.engines.transformers.members.population_linear import bits, input_width, joined
-from seedtune.engines.transformers.tracing import replace_module
-
-_CHILDREN = {"gate_proj", "up_proj", "down_proj", "act_fn"}
 
 
 class FusedGate(nn.Module):
@@ -35,29 +32,23 @@ class FusedGate(nn.Module):
         return out
 
 
-def fuse_gates(model: Any, dtype: torch.dtype) -> int:
-    """Replace every feed-forward layer of ``model`` that computes this formula; return their number."""
-    found = [name for name, module in model.named_modules() if _is_plain(module, dtype)]
-    for name in found:
-        replace_module(model, name, FusedGate(model.get_submodule(name)))
-    return len(found)
-
-
 @torch.no_grad()
-def _is_plain(module: Any, dtype: torch.dtype) -> bool:
-    if set(dict(module.named_children())) != _CHILDREN or dict(module.named_parameters(recurse=False)):
-        return False
+def fused_gate(module: Any, dtype: torch.dtype) -> FusedGate | None:
+    """Return a feed-forward layer that computes this formula in its fused form; None for every other module."""
+    if not has_only(module, "gate_proj", "up_proj", "down_proj", "act_fn"):
+        return None
     width = input_width(module.gate_proj)
     if width is None:
-        return False
+        return None
     probe = probe_values((1, 3, width), dtype)
     seen: list[Tensor] = []
     handle = module.get_submodule("down_proj").register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0]))
     try:
         expected = module(probe)
     except NOT_PLAIN:
-        return False
+        return None
     finally:
         handle.remove()
     fused = FusedGate(module)
-    return len(seen) == 1 and alike(fused.hidden(probe), seen[0]) and torch.equal(fused.down_proj(seen[0]), expected)
+    same = len(seen) == 1 and alike(fused.hidden(probe), seen[0]) and torch.equal(fused.down_proj(seen[0]), expected)
+    return fused if same else None

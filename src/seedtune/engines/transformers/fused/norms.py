@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from seedtune.engines.transformers.cpu_kernels import rms_norm
 from seedtune.engines.transformers.fused.equivalence import alike
 from seedtune.engines.transformers.members.population_linear import bits
-from seedtune.engines.transformers.tracing import replace_module
 
 
 class FusedNorm(nn.Module):
@@ -30,17 +29,12 @@ class FusedNorm(nn.Module):
         return y.view(x.shape)
 
 
-def fuse_norms(model: Any) -> int:
-    """Replace every norm of ``model`` that computes this formula with these roundings; return their number."""
-    found = [(name, eps) for name, module in model.named_modules() if (eps := _plain_eps(module)) is not None]
-    for name, eps in found:
-        replace_module(model, name, FusedNorm(model.get_submodule(name).weight, eps))
-    return len(found)
-
-
 @torch.no_grad()
-def _plain_eps(module: nn.Module) -> float | None:
-    """Return the eps of a module that behaves as a plain RMS norm on a probe; None for every other module."""
+def fused_norm(module: Any) -> FusedNorm | None:
+    """Return a module that behaves as a plain RMS norm on a probe in its fused form; None for every other module.
+
+    Summation order flips few bits; another formula, or one that rounds elsewhere, many.
+    """
     parameters = dict(module.named_parameters())
     eps = next((vars(module)[key] for key in ("variance_epsilon", "eps") if key in vars(module)), None)
     if not type(module).__name__.endswith("RMSNorm") or set(parameters) != {"weight"} or eps is None:
@@ -48,16 +42,10 @@ def _plain_eps(module: nn.Module) -> float | None:
     weight = parameters["weight"]
     if weight.device.type != "cpu" or weight.dtype not in (torch.float32, torch.bfloat16):
         return None
-    size = weight.numel()
+    size, fused = weight.numel(), FusedNorm(weight, float(eps))
     probe = torch.linspace(-3.0, 2.0, 2 * size).view(2, size)
     expected = copy.deepcopy(module).float()(probe)
     scale = torch.rsqrt(probe.square().mean(-1, keepdim=True) + eps)
     plain = torch.allclose(weight.float() * (probe * scale), expected, rtol=1e-5, atol=1e-6)
-    return float(eps) if plain and _rounds_alike(module, float(eps), probe.to(weight.dtype)) else None
-
-
-def _rounds_alike(module: Any, eps: float, probe: Tensor) -> bool:
-    """Return whether the kernel rounds as the module does: summation order flips few bits, another formula many."""
-    if probe.dtype == torch.float32:
-        return True
-    return alike(FusedNorm(module.weight, eps)(probe), module(probe))
+    rounded = probe.to(weight.dtype)
+    return fused if plain and (rounded.dtype == torch.float32 or alike(fused(rounded), module(rounded))) else None

@@ -13,11 +13,9 @@ from transformers import AttentionInterface
 
 from seedtune.engines.transformers.cpu_kernels import rotary
 from seedtune.engines.transformers.decoding.slot_attention import SlotAttention, how_to_attend
-from seedtune.engines.transformers.fused.equivalence import NOT_PLAIN, probe_values
+from seedtune.engines.transformers.fused.equivalence import NOT_PLAIN, has_only, probe_angles, probe_values
 from seedtune.engines.transformers.members.population_linear import bits, input_width, joined
-from seedtune.engines.transformers.tracing import replace_module
 
-_CHILDREN = {"q_proj", "k_proj", "v_proj", "o_proj"}
 _ARGUMENTS = {"hidden_states", "position_embeddings", "attention_mask", "past_key_values"}
 _OPTIONS = ("scaling", "sliding_window", "softcap", "s_aux", "position_bias")
 _TOKENS = 3
@@ -31,11 +29,6 @@ class AttentionInputs:
     key: Tensor
     value: Tensor
     options: dict[str, Any]
-
-    def equals(self, other: AttentionInputs) -> bool:
-        """Return whether another module passed the same arguments, bit for bit."""
-        mine, theirs = (self.query, self.key, self.value), (other.query, other.key, other.value)
-        return self.options == other.options and all(map(torch.equal, mine, theirs))
 
 
 class FusedAttention(nn.Module):
@@ -56,11 +49,14 @@ class FusedAttention(nn.Module):
         position_embeddings: tuple[Tensor, Tensor],
         attention_mask: Tensor | None = None,
         past_key_values: Any = None,
-        **_: Any,
+        **__: Any,
     ) -> tuple[Tensor, None]:
         """Map hidden states (1, tokens, hidden); unless cos and sin are (1, tokens, dim), run the model's own layer."""
         if not self.turns(position_embeddings, hidden_states):
-            return self._run_plain(hidden_states, position_embeddings, past_key_values)
+            # partial rotary embedding or another precision, which the probe cannot show
+            how = {"position_embeddings": position_embeddings, "past_key_values": past_key_values}
+            plain, *_ = self._plain[0](hidden_states, attention_mask=None, **how)
+            return plain, None
         cos, sin = position_embeddings
         y = joined(hidden_states, (self.q_proj, self.k_proj, self.v_proj))
         packed = y.view(y.shape[1], -1, self.dim)
@@ -79,11 +75,6 @@ class FusedAttention(nn.Module):
         out: Tensor = self.attend(self, q, k, v, None, **self.options)[0]
         return out.reshape(packed.shape[0], -1)
 
-    def _run_plain(self, hidden: Tensor, turn: tuple[Tensor, Tensor], cache: Any) -> tuple[Tensor, None]:
-        """Run the model's own layer for partial rotary embedding or another precision, which the probe cannot show."""
-        out, *_ = self._plain[0](hidden, position_embeddings=turn, attention_mask=None, past_key_values=cache)
-        return out, None
-
 
 class _Through:
     """A cache that stores nothing."""
@@ -92,32 +83,20 @@ class _Through:
         return keys, values
 
 
-def fuse_attention(model: Any, attention: SlotAttention, dtype: torch.dtype) -> int:
-    """Replace every attention layer of ``model`` that is plain q, k, v, rotation and output; return their number."""
-    found: list[FusedAttention] = []
-    for name, module in list(model.named_modules()):
-        fused = _fused(module, attention, dtype) if _looks_plain(module) else None
-        if fused is not None:
-            replace_module(model, name, fused)
-            found.append(fused)
-    return len(found)
-
-
-def _looks_plain(module: nn.Module) -> bool:
-    if set(dict(module.named_children())) != _CHILDREN or dict(module.named_parameters(recurse=False)):
-        return False
-    return set(inspect.signature(module.forward).parameters) >= _ARGUMENTS and "layer_idx" in vars(module)
-
-
 @torch.no_grad()
-def _fused(module: Any, attention: SlotAttention, dtype: torch.dtype) -> FusedAttention | None:
-    """Return the layer in its fused form if both pass the same to attention and process its output identically."""
+def fused_attention(module: Any, attention: SlotAttention, dtype: torch.dtype) -> FusedAttention | None:
+    """Return an attention layer that is plain q, k, v, rotation and output in its fused form; None for others.
+
+    Both must pass the same to attention, bit for bit, and process its output identically.
+    """
+    if not has_only(module, "q_proj", "k_proj", "v_proj", "o_proj") or "layer_idx" not in vars(module):
+        return None
     dim, width = vars(module).get("head_dim"), input_width(module.q_proj)
-    if not isinstance(dim, int) or dim % 2 or width is None:
+    known = set(inspect.signature(module.forward).parameters) >= _ARGUMENTS
+    if not known or not isinstance(dim, int) or dim % 2 or width is None:
         return None
     inputs = probe_values((1, _TOKENS, width), dtype)
-    angles = torch.arange(_TOKENS * dim // 2, dtype=torch.float32).view(1, _TOKENS, -1).repeat(1, 1, 2)
-    turn = (angles.cos().to(dtype), angles.sin().to(dtype))
+    turn = probe_angles(_TOKENS, dim, dtype)
     seen: list[AttentionInputs] = []
 
     def attend(_module: Any, query: Tensor, key: Tensor, value: Tensor, *_: Any, **options: Any) -> tuple[Tensor, None]:
@@ -135,5 +114,6 @@ def _fused(module: Any, attention: SlotAttention, dtype: torch.dtype) -> FusedAt
     if len(seen) != 1 or seen[0].query.shape[3] != dim or seen[0].value.shape != seen[0].key.shape:
         return None
     answer, _ = FusedAttention(module, seen[0], attend)(inputs, turn, past_key_values=_Through())
-    same = seen[0].equals(seen[1]) and torch.equal(answer, expected)
+    first, second = ((passed.query, passed.key, passed.value) for passed in seen)
+    same = seen[0].options == seen[1].options and all(map(torch.equal, first, second)) and torch.equal(answer, expected)
     return FusedAttention(module, seen[0], attention) if same else None

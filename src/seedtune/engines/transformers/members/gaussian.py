@@ -8,26 +8,18 @@ weights again.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from seedtune.engines.transformers.members.coverage import coverage_of
-from seedtune.engines.transformers.members.packed_linear import PackedGroup, pack_layers
-from seedtune.engines.transformers.members.perturbation import (
-    WeightFormat,
-    as_tensor,
-    as_weights,
-    kernels_of,
-    weights_dtype,
-)
-from seedtune.engines.transformers.members.population_linear import ProductForm
+from seedtune.engines.transformers.members.packed_linear import pack_layers
+from seedtune.engines.transformers.members.perturbation import WeightFormat, as_tensor, as_weights
+from seedtune.engines.transformers.members.population_linear import LinearGroup, ProductForm
 from seedtune.engines.transformers.tracing import Trace
-from seedtune.numerics import tensor_file
+from seedtune.numerics.kernels.select import kernels_for
 from seedtune.numerics.noise import Noise
 from seedtune.numerics.trainable import select
 from seedtune.numerics.weights import Anchor, WeightArray, Weights
@@ -37,22 +29,27 @@ from seedtune.types import UNPERTURBED, Member, Update
 class Gaussian:
     """The current weights beside the model, and the member that the model holds now."""
 
-    def __init__(
-        self, model: Any, trace: Trace, *, noise: Noise, anchor: Anchor, place: WeightFormat, folder: Path | None = None
-    ) -> None:
+    together = False
+
+    def __init__(self, model: Any, trace: Trace, *, noise: Noise, anchor: Anchor, place: WeightFormat) -> None:
         self._trace, self._place = trace, place
         parameters = dict(model.named_parameters())
         self.names = select(parameters, noise.trainable, noise.freeze)
         chosen = set(self.names)
         self.coverage = coverage_of(model, chosen, trainable=chosen, called=())
-        kept = weights_dtype(noise, place.dtype)
-        own = {name: parameters[name].detach() for name in self.names}
-        tensors = _copies(own, kept, place.device) if folder is None else _mapped(own, kept, folder)
-        self.weights = Weights(tensors, noise, kernels=kernels_of(place.device), anchor=anchor)
-        self._folder, self._perturbed_from = folder, self.weights
+        tensors = self._copies({name: parameters[name].detach() for name in self.names})
+        self.weights = Weights(tensors, noise, kernels=kernels_for(str(place.device)), anchor=anchor)
+        self._perturbed_from = self.weights
         self._live: dict[str, WeightArray] = {}
-        self._packed: list[PackedGroup] = []
+        self._packed: list[tuple[LinearGroup, Tensor]] = []
         self._now: tuple[Member, float] | None = None
+
+    def _copies(self, tensors: Mapping[str, Tensor]) -> dict[str, WeightArray]:
+        """Copy tensors to new arrays for current weights."""
+        arrays = self._place.empty({name: tuple(tensor.shape) for name, tensor in tensors.items()})
+        for name, tensor in tensors.items():
+            as_tensor(arrays[name]).copy_(tensor)
+        return arrays
 
     def install(self, model: Any) -> None:
         """Find the live weights, and write the unperturbed member over them."""
@@ -73,19 +70,10 @@ class Gaussian:
         self._now = None
         self._perturbed_from = self.weights  # frees an older copy before a new one is created
         if step is not None:
-            place = self.weights.part(self._again())
+            copies = self._copies({name: as_tensor(array) for name, array in self.weights.tensors.items()})
+            place = self.weights.part(copies)
             place.apply(step)
             self._perturbed_from = place
-
-    def _again(self) -> dict[str, WeightArray]:
-        """Return a copy of the current weights' arrays."""
-        own = {name: as_tensor(array) for name, array in self.weights.tensors.items()}
-        dtype = next(iter(own.values())).dtype
-        return _copies(own, dtype, self._place.device) if self._folder is None else _mapped(own, dtype, self._folder)
-
-    def batches(self, members: Sequence[Member]) -> list[list[int]]:
-        """Return each member alone: members do not share weights."""
-        return [[position] for position in range(len(members))]
 
     def set_members(self, members: Sequence[Member], batch: Sequence[int], *, sigma: float) -> None:
         """Write the weights of the batch's only member, unless the model holds them."""
@@ -99,24 +87,9 @@ class Gaussian:
         self._now = None
         for name, live in self._live.items():
             self._perturbed_from.perturb(name, member, sigma, live)
-        for group in self._packed:
-            if group.changes and self._place.form.copied:
-                group.pack()
+        for group, buffer in self._packed:
+            group.set(buffer)
         self._now = (member, sigma)
 
     def set_rows(self, members: np.ndarray, heads: np.ndarray | None = None) -> None:
         """Do nothing: all rows belong to one member."""
-
-
-def _copies(tensors: dict[str, Tensor], dtype: torch.dtype, device: torch.device) -> dict[str, WeightArray]:
-    """Copy tensors to new in-memory arrays for the current weights."""
-    return {name: as_weights(t.to(device, dtype, copy=True).contiguous()) for name, t in tensors.items()}
-
-
-def _mapped(tensors: dict[str, Tensor], dtype: torch.dtype, folder: Path) -> dict[str, WeightArray]:
-    """Copy tensors to arrays in a mapped file for the current weights."""
-    shapes = {name: tuple(t.shape) for name, t in tensors.items()}
-    arrays = tensor_file.mapped(folder, shapes, str(dtype).removeprefix("torch."))
-    for name, tensor in tensors.items():
-        arrays[name][...] = as_weights(tensor.to(dtype))
-    return arrays

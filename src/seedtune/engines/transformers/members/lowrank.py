@@ -2,37 +2,34 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
 from seedtune.engines.transformers.members.coverage import coverage_of, with_tied_head
-from seedtune.engines.transformers.members.perturbation import (
-    WeightFormat,
-    as_tensor,
-    as_weights,
-    kernels_of,
-    weights_dtype,
-)
+from seedtune.engines.transformers.members.perturbation import WeightFormat, as_tensor, as_weights
 from seedtune.engines.transformers.members.population_linear import (
     Factors,
-    FrozenLinear,
     LinearGroup,
     Part,
-    PerturbedLinear,
     ProductForm,
-    RowPerturbations,
     RowState,
+    replace_layers,
 )
-from seedtune.engines.transformers.tracing import EXPERT, Trace, group_calls, is_linear, replace_module
+from seedtune.engines.transformers.tracing import (
+    EXPERT,
+    Trace,
+    group_calls,
+    is_linear,
+    shared_weights,
+    weight_of,
+)
 from seedtune.errors import ConfigError
-from seedtune.numerics import tensor_file
+from seedtune.numerics.kernels.select import kernels_for
 from seedtune.numerics.noise import Noise, amplitude
 from seedtune.numerics.trainable import select
 from seedtune.numerics.weights import Anchor, WeightArray, Weights, factors
@@ -42,18 +39,16 @@ from seedtune.types import Member, Update
 class LowRank:
     """The groups of a model, the current weights they read, and the factors of the job in flight."""
 
-    def __init__(
-        self, model: Any, trace: Trace, *, noise: Noise, anchor: Anchor, place: WeightFormat, folder: Path | None = None
-    ) -> None:
+    together = True
+
+    def __init__(self, model: Any, trace: Trace, *, noise: Noise, anchor: Anchor, place: WeightFormat) -> None:
         self.state, self.head_state = RowState(), RowState()
-        self._model, self._place, self._folder = model, place, folder
-        self._kept = weights_dtype(noise, place.dtype)
+        self._model, self._place = model, place
         parameters = {name: id(p) for name, p in model.named_parameters()}
         trainable = select(parameters, noise.trainable, noise.freeze)
         modules = dict(model.named_modules())
         head = model.get_output_embeddings()
-        tied = _shared(modules)
-        allowed = {parameters[name] for name in trainable} - tied
+        allowed = {parameters[name] for name in trainable} - shared_weights(modules.values())
         calls = [
             call
             for call in trace.calls
@@ -73,12 +68,11 @@ class LowRank:
         self._fused: list[Tensor] = []
         tensors: dict[str, WeightArray] = {}
         for names in group_calls(calls):
-            for same in _by_layout(names, modules):
-                state = self.head_state if modules[same[0]] is head else self.state
-                self._take(same, [modules.pop(name) for name in same], state, tensors)
+            state = self.head_state if modules[names[0]] is head else self.state
+            self._take(names, [modules.pop(name) for name in names], state, tensors)
         rest = {*called, *filter(EXPERT.search, modules)}
         self._rest = [name for name, module in modules.items() if name in rest and is_linear(module)]
-        self.weights = Weights(tensors, noise, kernels=kernels_of(place.device), anchor=anchor)
+        self.weights = Weights(tensors, noise, kernels=kernels_for(str(place.device)), anchor=anchor)
 
     def _take(self, names: list[str], layers: list[Any], state: RowState, tensors: dict[str, WeightArray]) -> None:
         """Move the layers' weights into one buffer of the current weights and replace the layers by perturbed ones."""
@@ -91,35 +85,28 @@ class LowRank:
             tensors[f"{name}.weight"] = as_weights(buffer[first : first + rows])
             first += rows
             layer.weight = None  # the buffer has it: two copies of a large model may not fit
-        group = LinearGroup(parts, inputs, state=state, form=self._place.form)
-        self.groups.append(group)
+        self.groups.append(replace_layers(self._model, parts, inputs, state=state, form=self._place.form))
         self._fused.append(buffer)
-        for index, name in enumerate(names):
-            replace_module(self._model, name, PerturbedLinear(group, index))
 
     def _buffer(self, weights: list[Tensor]) -> Tensor:
         """Concatenate the weights by rows in the storage dtype; a single weight that has it is used without a copy."""
-        same = weights[0].dtype == self._kept and weights[0].device == self._place.device and self._folder is None
-        if len(weights) == 1 and same and weights[0].is_contiguous():
-            return weights[0].detach()
-        buffer = self._empty(sum(w.shape[0] for w in weights), weights[0].shape[1])
+        first, place = weights[0], self._place
+        same = first.dtype == place.kept and first.device == place.device and place.folder is None
+        if len(weights) == 1 and same and first.is_contiguous():
+            return first.detach()
+        buffer = as_tensor(place.empty({"": (sum(w.shape[0] for w in weights), first.shape[1])})[""])
         for weight, target in zip(weights, buffer.split([w.shape[0] for w in weights]), strict=True):
             target.copy_(weight.detach())
         return buffer
 
-    def _empty(self, rows: int, columns: int) -> Tensor:
-        """Return a new buffer of current weights, in memory or in a mapped file."""
-        if self._folder is None:
-            return torch.empty(rows, columns, dtype=self._kept, device=self._place.device)
-        kind = str(self._kept).removeprefix("torch.")
-        return as_tensor(tensor_file.mapped(self._folder, {"": (rows, columns)}, kind)[""])
-
     def install(self, model: Any) -> None:
         """Replace the products of unperturbed linear layers by our own; write the live weights."""
-        for name in self._rest if self._place.form != ProductForm() else ():
+        form = self._place.form
+        for name in self._rest if form != ProductForm() else ():
             layer = model.get_submodule(name)
-            weight = layer.weight.detach().T if isinstance(layer, Conv1D) else layer.weight.detach()
-            replace_module(model, name, FrozenLinear(weight, layer.bias, self._place.form))
+            weight = weight_of(layer)
+            parts = [Part(name, len(weight), False, layer.bias)]
+            replace_layers(model, parts, weight.shape[1], state=RowState(), form=form).set(weight)
         self.sync()
 
     def sync(self, step: Update | None = None) -> None:
@@ -131,7 +118,7 @@ class LowRank:
         for group, weights in zip(self.groups, self._fused, strict=True):
             buffer = weights if step is None else self._stepped(group, weights, step)
             weight = buffer.to(device=self._place.device, dtype=self._place.dtype)
-            group.weight.set(weight.T if group.parts[0].transposed else weight)
+            group.set(weight.T if group.parts[0].transposed else weight)
 
     def _stepped(self, group: LinearGroup, weights: Tensor, step: Update) -> Tensor:
         """Return a copy of a group's part of the current weights, moved by ``step``."""
@@ -140,10 +127,6 @@ class LowRank:
         rows = copy.split([self.weights.tensors[name].shape[0] for name in names])
         self.weights.part({name: as_weights(its) for name, its in zip(names, rows, strict=True)}).apply(step)
         return copy
-
-    def batches(self, members: Sequence[Member]) -> list[list[int]]:
-        """Return all members together."""
-        return [list(range(len(members)))]
 
     def set_members(self, members: Sequence[Member], batch: Sequence[int], *, sigma: float) -> None:
         """Create the factors of every pair among ``members`` and record each member's pair and scale."""
@@ -167,29 +150,11 @@ class LowRank:
 
     def set_rows(self, members: np.ndarray, heads: np.ndarray | None = None) -> None:
         """Assign each row of the next passes to a member (index into ``set_members``'s)."""
-        self.state.rows = self._rows(members)
-        self.head_state.rows = self._rows(members if heads is None else heads)
-
-    def _rows(self, members: np.ndarray) -> RowPerturbations:
-        scales = self._scales[members]
-        return RowPerturbations(self._pairs[members], scales, bool(scales.any()))
-
-
-def _shared(modules: dict[str, nn.Module]) -> set[int]:
-    """Return weights of an embedding, and weights of two linear layers: neither belongs to one linear layer only."""
-    linear = [id(m.weight) for m in modules.values() if is_linear(m)]
-    twice = {weight for weight, count in Counter(linear).items() if count > 1}
-    return twice | {id(p) for m in modules.values() if isinstance(m, nn.Embedding) for p in m.parameters()}
-
-
-def _by_layout(names: list[str], modules: dict[str, nn.Module]) -> list[list[str]]:
-    """Group layers by layout: Conv1D layers are stored (in, out), so they cannot be stacked and stay alone."""
-    if any(isinstance(modules[name], Conv1D) for name in names):
-        return [[name] for name in names]
-    return [names]
+        for state, rows in ((self.state, members), (self.head_state, members if heads is None else heads)):
+            state.set(self._pairs[rows], self._scales[rows])
 
 
 def _part(name: str, module: Any, place: WeightFormat) -> Part:
     transposed = isinstance(module, Conv1D)
     bias = None if module.bias is None else module.bias.detach().to(place.device, place.dtype)
-    return Part(name, module.weight.shape[1 if transposed else 0], transposed, bias)
+    return Part(name, len(weight_of(module)), transposed, bias)

@@ -2,35 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from seedtune.engines.transformers.device import dtype_name
 from seedtune.engines.transformers.members.population_linear import ProductForm
 from seedtune.errors import ModelError
-from seedtune.numerics.kernels.base import Kernels
-from seedtune.numerics.kernels.select import kernels_for
+from seedtune.numerics import tensor_file
 from seedtune.numerics.noise import Noise
-from seedtune.numerics.weights import Weights
+from seedtune.numerics.weights import WeightArray, Weights
 from seedtune.types import Coverage, Member, Update
 
 
 @dataclass(frozen=True, slots=True)
 class WeightFormat:
-    """The format of live weights: their type, their device, and how they are multiplied."""
+    """The live weights' type, device and products; the current weights' type, and the folder they are mapped in."""
 
     dtype: torch.dtype
     device: torch.device
     form: ProductForm
+    kept: torch.dtype
+    folder: Path | None = None
+
+    def empty(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, WeightArray]:
+        """Return new arrays for current weights, in memory or in a mapped file."""
+        if self.folder is not None:
+            return tensor_file.mapped(self.folder, shapes, dtype_name(self.kept))
+        empty = {name: torch.empty(shape, dtype=self.kept, device=self.device) for name, shape in shapes.items()}
+        return {name: as_weights(tensor) for name, tensor in empty.items()}
 
 
 class Perturbation(Protocol):
     """A model that holds the current weights, or those of any members that are set."""
 
+    together: bool
+    """Whether all members are set in one batch, or each one alone."""
     coverage: Coverage
     weights: Weights
 
@@ -43,10 +55,6 @@ class Perturbation(Protocol):
 
         The current weights themselves take no step.
         """
-        ...
-
-    def batches(self, members: Sequence[Member]) -> list[list[int]]:
-        """Return batches: the positions of ``members`` that can be evaluated together."""
         ...
 
     def set_members(self, members: Sequence[Member], batch: Sequence[int], *, sigma: float) -> None:
@@ -72,12 +80,6 @@ def as_tensor(weights: Any) -> Tensor:
         return weights
     plain = torch.from_numpy(weights)
     return plain.view(torch.bfloat16) if plain.dtype == torch.uint16 else plain
-
-
-def kernels_of(device: torch.device) -> Kernels:
-    """Return the kernels for weights on that device."""
-    kernels: Any = kernels_for(str(device))
-    return kernels
 
 
 def weights_dtype(noise: Noise, dtype: torch.dtype) -> torch.dtype:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,26 +18,22 @@ from torch.nn import functional
 
 from seedtune.engines.transformers.cpu_kernels import lowrank_rows, products
 from seedtune.engines.transformers.cpu_kernels.layer_steps import Terms
-
-
-@dataclass(slots=True)
-class RowPerturbations:
-    """The perturbation of each row of a forward pass: pair column and s·σ/√r (0 for the unperturbed model)."""
-
-    pairs: np.ndarray
-    scales: np.ndarray
-    active: bool
-
-    @classmethod
-    def none(cls, count: int) -> RowPerturbations:
-        return cls(np.zeros(count, np.int32), np.zeros(count, np.float32), False)
+from seedtune.engines.transformers.product_choice import AnyProduct
+from seedtune.engines.transformers.tracing import replace_module
 
 
 @dataclass(slots=True)
 class RowState:
-    """The rows of the forward pass in flight, shared by every group of a model."""
+    """The perturbation of each row of the forward pass in flight, shared by every group of a model."""
 
-    rows: RowPerturbations = field(default_factory=lambda: RowPerturbations.none(0))
+    pairs: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32))
+    """The column of each row's pair."""
+    scales: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
+    """s·σ/√r, 0 for the unperturbed model."""
+    active: bool = False
+
+    def set(self, pairs: np.ndarray, scales: np.ndarray) -> None:
+        self.pairs, self.scales, self.active = pairs, scales, bool(scales.any())
 
 
 def bits(tensor: Tensor) -> np.ndarray:
@@ -59,68 +55,48 @@ class ProductForm:
     ``kind`` is one of `seedtune.engines.transformers.cpu_kernels.products`, or "library": torch's own product.
     """
 
-    kind: str = "library"
+    kind: AnyProduct = "library"
     copied: bool = False
 
 
 class LiveWeight:
-    """A weight in the form that its product reads: packed once per update, or the plain tensor."""
+    """A weight and its bias in the form that their product reads: packed once per update, or the plain tensor."""
 
-    def __init__(self, bias: Tensor | None, form: ProductForm) -> None:
-        self.bias, self.form = bias, form
+    def __init__(self, form: ProductForm) -> None:
+        self.form = form
         self.dtype: torch.dtype | None = None
         self._outputs = 0
         self._weight: Any = None
+        self._bias: Any = None
 
-    def set(self, weight: Tensor) -> None:
+    def set(self, weight: Tensor, bias: Tensor | None = None) -> None:
         """Set ``weight`` (out, in); a copied weight may be overwritten afterwards, a plain one is used in place."""
         self.dtype, self._outputs = weight.dtype, weight.shape[0]
         kind, self._weight = self.form.kind, None
         if kind == "library":
             copied = self.form.copied and can_copy(weight.dtype)
+            self._bias = bias
             self._weight = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), None) if copied else weight
-        elif self.form.copied:
-            self._weight = products.pack(bits(weight.contiguous()), _ours(kind))
-        else:
-            self._weight = bits(weight)
+            return
+        self._weight = products.pack(bits(weight.contiguous()), kind) if self.form.copied else bits(weight)
+        own = None if bias is None else bias.float().numpy()
+        self._bias = _zeros(self._outputs, kind) if own is None else products.starts(own, self._outputs, kind)
 
     def panels(self) -> tuple[np.ndarray, np.ndarray] | None:
         """Return panels and start values, if our own product reads them and takes whole rows of inputs unchanged."""
-        if self.form.kind == "library" or not self.form.copied or self._weight is None:
-            return None
-        return self._weight, self._start(_ours(self.form.kind))
-
-    def _start(self, kind: products.ProductKind) -> np.ndarray:
-        if self.bias is None:
-            return _zeros(self._outputs, kind)
-        return products.starts(self.bias.detach().float().numpy(), self._outputs, kind)
-
-    @property
-    def address(self) -> int:
-        """Return the memory address of the weight as it is multiplied."""
-        return int(self._weight.data_ptr() if isinstance(self._weight, Tensor) else self._weight.ctypes.data)
+        return None if self.form.kind == "library" or not self.form.copied else (self._weight, self._bias)
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return x·Wᵀ + b for x of any leading shape."""
         if self.form.kind != "library":
-            return self._multiply(x, _ours(self.form.kind))
-        assert isinstance(self._weight, Tensor)
+            rows = x.reshape(-1, x.shape[-1]).contiguous()
+            y = rows.new_empty(rows.shape[0], self._outputs)
+            products.multiply(bits(y), bits(rows), self._weight, self._bias, kind=self.form.kind)
+            return y.view(*x.shape[:-1], self._outputs)
         if self._weight.layout == torch._mkldnn:  # type: ignore[attr-defined]
-            y: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._weight, self.bias, "none", [], "")
-            return y
-        return functional.linear(x, self._weight, self.bias)
-
-    def _multiply(self, x: Tensor, kind: products.ProductKind) -> Tensor:
-        rows = x.reshape(-1, x.shape[-1]).contiguous()
-        y = rows.new_empty(rows.shape[0], self._outputs)
-        products.multiply(bits(y), bits(rows), self._weight, self._start(kind), kind=kind)
-        return y.view(*x.shape[:-1], self._outputs)
-
-
-def _ours(kind: str) -> products.ProductKind:
-    """Return a kind of `seedtune.engines.transformers.cpu_kernels.products`."""
-    assert kind in ("fma32", "bf16dot")
-    return cast(products.ProductKind, kind)
+            z: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._weight, self._bias, "none", [], "")
+            return z
+        return functional.linear(x, self._weight, self._bias)
 
 
 @lru_cache(maxsize=16)
@@ -156,11 +132,17 @@ class LinearGroup:
     def __init__(self, parts: list[Part], inputs: int, *, state: RowState, form: ProductForm) -> None:
         self.parts, self.inputs, self.state = parts, inputs, state
         self.ends = np.cumsum([part.outputs for part in parts]).astype(np.int32)
-        self.weight = LiveWeight(_fused_bias(parts), form)
+        self.weight = LiveWeight(form)
         self.factors: Factors | None = None
         self._input: Tensor | None = None
         self._output: Tensor | None = None
         self._left = 0
+
+    def set(self, weight: Tensor) -> None:
+        """Set all layers' weights (out, in), and the current values of their biases."""
+        some = next((part.bias for part in self.parts if part.bias is not None), None)
+        biases = [] if some is None else [some.new_zeros(p.outputs) if p.bias is None else p.bias for p in self.parts]
+        self.weight.set(weight, torch.cat(biases).detach() if biases else None)
 
     def part(self, x: Tensor, index: int) -> Tensor:
         """Return layer ``index``'s output for ``x``; the group computes once per input."""
@@ -176,67 +158,45 @@ class LinearGroup:
     def whole(self, x: Tensor) -> Tensor:
         """Return all layers' outputs for ``x``, concatenated."""
         y = self.weight(x)
-        if self.state.rows.active:
+        if self.state.active:
             self._add_rows(y.view(-1, y.shape[-1]), x.reshape(-1, x.shape[-1]).contiguous())
         return y
 
     def terms(self, count: int) -> Terms:
         """Return the terms that compiled passes add to ``count`` rows: factors, column ends, pairs and scales."""
-        rows = self.state.rows
-        if not rows.active:
+        if not self.state.active:
             assert self.weight.dtype is not None
             return _no_terms(count, self.weight.dtype)
-        self._require(count)
-        assert self.factors is not None
-        assert self.factors.bits is not None
-        return (*self.factors.bits, self.ends, rows.pairs, rows.scales)
+        factors = self._factors_of(count)
+        assert factors.bits is not None
+        return (*factors.bits, self.ends, self.state.pairs, self.state.scales)
 
-    def holds(self, layers: Sequence[nn.Module]) -> bool:
-        """Return whether ``layers`` are this group's, all of them and in order."""
-        mine = [layer.index for layer in layers if isinstance(layer, PerturbedLinear) and layer.group is self]
-        return mine == list(range(len(self.parts))) and len(mine) == len(layers)
+    def _factors_of(self, count: int) -> Factors:
+        if self.state.pairs.size != count:
+            raise AssertionError(f"{self.parts[0].name}: {count} rows, {self.state.pairs.size} expected")
+        assert self.factors is not None
+        return self.factors
 
     def _add_rows(self, y: Tensor, x: Tensor) -> None:
-        rows, factors = self.state.rows, self.factors
-        assert factors is not None
-        self._require(y.shape[0])
-        if factors.bits is None:
-            _add_rows_torch(y, x, group=self, rows=rows)
+        rows, factors = self.state, self._factors_of(y.shape[0])
+        if factors.bits is not None:
+            a, b = factors.bits
+            lowrank_rows.add_rows(bits(y), bits(x), a=a, b=b, ends=self.ends, pairs=rows.pairs, scales=rows.scales)
             return
-        a, b = factors.bits
-        lowrank_rows.add_rows(bits(y), bits(x), a=a, b=b, ends=self.ends, pairs=rows.pairs, scales=rows.scales)
-
-    def _require(self, count: int) -> None:
-        if self.state.rows.pairs.size != count:
-            raise AssertionError(f"{self.parts[0].name}: {count} rows, {self.state.rows.pairs.size} expected")
+        pairs = torch.from_numpy(rows.pairs).to(y.device, torch.long)  # devices without a compiled kernel
+        scales = torch.from_numpy(rows.scales).to(y.device)[:, None, None]
+        first = 0
+        for index, end in enumerate(self.ends.tolist()):
+            dots = torch.bmm(factors.b[pairs, index].float(), x[:, :, None].float()) * scales
+            y[:, first:end] += torch.bmm(dots.transpose(1, 2), factors.a[pairs, :, first:end].float())[:, 0].to(y.dtype)
+            first = end
 
 
 @lru_cache(maxsize=16)
 def _no_terms(count: int, dtype: torch.dtype) -> Terms:
     """Return the terms of ``count`` rows of the unperturbed model."""
-    rows = RowPerturbations.none(count)
     a, b = torch.zeros(1, 1, 1, dtype=dtype), torch.zeros(1, 1, 1, 1, dtype=dtype)
-    return bits(a), bits(b), np.zeros(1, np.int32), rows.pairs, rows.scales
-
-
-def _add_rows_torch(y: Tensor, x: Tensor, *, group: LinearGroup, rows: RowPerturbations) -> None:
-    """Add the low-rank term with torch operations, for devices without a compiled kernel."""
-    assert group.factors is not None
-    a, b = group.factors.a, group.factors.b
-    pairs = torch.from_numpy(rows.pairs).to(y.device, torch.long)
-    scales = torch.from_numpy(rows.scales).to(y.device)[:, None, None]
-    first = 0
-    for index, end in enumerate(group.ends.tolist()):
-        dots = torch.bmm(b[pairs, index].float(), x[:, :, None].float()) * scales
-        y[:, first:end] += torch.bmm(dots.transpose(1, 2), a[pairs, :, first:end].float())[:, 0].to(y.dtype)
-        first = end
-
-
-def _fused_bias(parts: list[Part]) -> Tensor | None:
-    if all(part.bias is None for part in parts):
-        return None
-    some = next(part.bias for part in parts if part.bias is not None)
-    return torch.cat([some.new_zeros(p.outputs) if p.bias is None else p.bias.detach() for p in parts])
+    return bits(a), bits(b), np.zeros(1, np.int32), np.zeros(count, np.int32), np.zeros(count, np.float32)
 
 
 class PerturbedLinear(nn.Module):
@@ -255,10 +215,24 @@ class PerturbedLinear(nn.Module):
         return self.group.part(x, self.index)
 
 
+def replace_layers(
+    model: Any, parts: list[Part], inputs: int, *, state: RowState, form: ProductForm, keep: bool = False
+) -> LinearGroup:
+    """Replace layers of ``model`` by one group; with ``keep`` their parameters stay the model's."""
+    group = LinearGroup(parts, inputs, state=state, form=form)
+    for index, part in enumerate(parts):
+        own = dict(model.get_submodule(part.name).named_parameters()) if keep else None
+        replace_module(model, part.name, PerturbedLinear(group, index, own))
+    return group
+
+
 def group_of(layers: Sequence[nn.Module]) -> LinearGroup | None:
     """Return the group that consists of exactly these layers in order; None if there is none."""
     first = layers[0]
-    return first.group if isinstance(first, PerturbedLinear) and first.group.holds(layers) else None
+    if not isinstance(first, PerturbedLinear) or len(layers) != len(first.group.parts):
+        return None
+    own = [layer.index for layer in layers if isinstance(layer, PerturbedLinear) and layer.group is first.group]
+    return first.group if own == list(range(len(layers))) else None
 
 
 def input_width(layer: nn.Module) -> int | None:
@@ -274,15 +248,3 @@ def joined(x: Tensor, layers: Sequence[nn.Module]) -> Tensor:
     if group is not None:
         return group.whole(x)
     return torch.cat([layer(x) for layer in layers], -1)
-
-
-class FrozenLinear(nn.Module):
-    """A linear layer that is not perturbed (a tied head), packed once."""
-
-    def __init__(self, weight: Tensor, bias: Tensor | None, form: ProductForm) -> None:
-        super().__init__()
-        self.live = LiveWeight(bias, form)
-        self.live.set(weight)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.live(x)

@@ -181,8 +181,8 @@ def test_a_live_weight_gives_the_librarys_product(
     own = normal(192, seed=4, dtype=dtype) if bias else None
     x, weight = normal(*shape, seed=1, dtype=dtype), normal(192, 96, seed=2, dtype=dtype)
     found, expected = [], []
-    for live, seen in ((LiveWeight(own, ProductForm(kind, copied)), found), (LiveWeight(own, ProductForm()), expected)):
-        live.set(weight)
+    for live, seen in ((LiveWeight(ProductForm(kind, copied)), found), (LiveWeight(ProductForm()), expected)):
+        live.set(weight, own)
         seen.append(live(x))
     assert found[0].shape == expected[0].shape
     torch.testing.assert_close(found[0], expected[0], atol=1e-2, rtol=2**-7)
@@ -191,7 +191,7 @@ def test_a_live_weight_gives_the_librarys_product(
 @EVERY_KIND
 @torch.no_grad()
 def test_a_weight_set_anew_is_the_one_multiplied(kind: Any, dtype: torch.dtype) -> None:
-    live, x = LiveWeight(None, ProductForm(kind, True)), normal(3, 96, seed=1, dtype=dtype)
+    live, x = LiveWeight(ProductForm(kind, True)), normal(3, 96, seed=1, dtype=dtype)
     live.set(normal(192, 96, seed=2, dtype=dtype))
     first = live(x)
     live.set(-normal(192, 96, seed=2, dtype=dtype))

@@ -17,8 +17,9 @@ from seedtune.engines.transformers.cpu_kernels import rotary, silu_gate
 from seedtune.engines.transformers.cpu_kernels.exponential import exp
 from seedtune.engines.transformers.decoding.slot_attention import SlotAttention
 from seedtune.engines.transformers.decoding.slot_cache import SlotCache
-from seedtune.engines.transformers.fused.gated_mlp import FusedGate, fuse_gates
-from seedtune.engines.transformers.fused.rotary_attention import FusedAttention, fuse_attention
+from seedtune.engines.transformers.fused.fuse import replace_all
+from seedtune.engines.transformers.fused.gated_mlp import FusedGate, fused_gate
+from seedtune.engines.transformers.fused.rotary_attention import FusedAttention, fused_attention
 from seedtune.engines.transformers.members.population_linear import bits
 
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
@@ -77,11 +78,11 @@ def test_plain_feed_forward_layers_are_fused(dtype: torch.dtype) -> None:
     names = list(model.state_dict())
     x = normal(1, 4, 64, seed=1, dtype=dtype)
     expected = model.layer(x)
-    assert fuse_gates(model, dtype) == 1
+    assert replace_all(model, fused_gate, dtype) == 1
     assert isinstance(model.layer, FusedGate)
     assert sorted(model.state_dict()) == sorted(names)
     torch.testing.assert_close(model.layer(x).float(), expected.float(), rtol=0.02, atol=1e-2)
-    assert fuse_gates(model, dtype) == 0
+    assert replace_all(model, fused_gate, dtype) == 0
 
 
 class ClampedMLP(LlamaMLP):
@@ -101,20 +102,20 @@ class ScaledMLP(LlamaMLP):
 @pytest.mark.parametrize("kind", [ClampedMLP, ScaledMLP])
 def test_feed_forward_layers_of_another_formula_are_left_alone(kind: type[LlamaMLP]) -> None:
     model = holder(kind(CONFIG), torch.float32)
-    assert fuse_gates(model, torch.float32) == 0
+    assert replace_all(model, fused_gate, torch.float32) == 0
 
 
 def test_another_activation_is_left_alone() -> None:
     module = LlamaMLP(CONFIG)
     module.act_fn = nn.GELU()
-    assert fuse_gates(holder(module, torch.float32), torch.float32) == 0
+    assert replace_all(holder(module, torch.float32), fused_gate, torch.float32) == 0
 
 
 @DTYPES
 def test_plain_attention_layers_are_fused(attention: SlotAttention, dtype: torch.dtype) -> None:
     model = holder(LlamaAttention(CONFIG, 0), dtype)
     names = sorted(model.state_dict())
-    assert fuse_attention(model, attention, dtype) == 1
+    assert replace_all(model, fused_attention, attention, dtype) == 1
     assert isinstance(model.layer, FusedAttention)
     assert sorted(model.state_dict()) == names
 
@@ -154,7 +155,7 @@ def test_attention_layers_of_another_formula_are_left_alone(
     attention: SlotAttention, kind: type[LlamaAttention]
 ) -> None:
     model = holder(kind(CONFIG, 0), torch.float32)
-    assert fuse_attention(model, attention, torch.float32) == 0
+    assert replace_all(model, fused_attention, attention, torch.float32) == 0
     assert isinstance(model.layer, kind)
 
 
@@ -180,7 +181,7 @@ class LargeClipMLP(LlamaMLP):
 
 def test_a_clip_that_only_large_values_reach_is_seen() -> None:
     model = holder(LargeClipMLP(CONFIG), torch.float32)
-    assert fuse_gates(model, torch.float32) == 0
+    assert replace_all(model, fused_gate, torch.float32) == 0
 
 
 class PartialMLP(LlamaMLP):
@@ -192,14 +193,14 @@ class PartialMLP(LlamaMLP):
 
 def test_a_layer_that_fails_on_the_probe_keeps_its_own_code() -> None:
     model = holder(PartialMLP(CONFIG), torch.float32)
-    assert fuse_gates(model, torch.float32) == 0
+    assert replace_all(model, fused_gate, torch.float32) == 0
 
 
 @torch.no_grad()
 def test_a_fused_layer_leaves_partial_rotation_to_the_model(attention: SlotAttention) -> None:
     model = holder(LlamaAttention(CONFIG, 0), torch.float32)
     plain = model.layer
-    assert fuse_attention(model, attention, torch.float32) == 1
+    assert replace_all(model, fused_attention, attention, torch.float32) == 1
     seen: list[Any] = []
     plain.forward = lambda *inputs, **named: seen.append(named) or (inputs[0], None)
     half = torch.ones(1, 3, 8)

@@ -8,7 +8,8 @@ from torch import nn
 from transformers.models.gemma3.modeling_gemma3 import Gemma3RMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from seedtune.engines.transformers.fused.norms import FusedNorm, fuse_norms
+from seedtune.engines.transformers.fused.fuse import replace_all
+from seedtune.engines.transformers.fused.norms import FusedNorm, fused_norm
 
 
 def llama_norm(size: int, dtype: torch.dtype) -> LlamaRMSNorm:
@@ -32,7 +33,7 @@ def test_norms_of_another_formula_are_left_alone() -> None:
     model = nn.Module()
     model.plain, model.shifted, model.layer = llama_norm(16, torch.float32), Gemma3RMSNorm(16), nn.LayerNorm(16)
     model.shifted.weight.data.fill_(0.3)
-    assert fuse_norms(model) == 1
+    assert replace_all(model, fused_norm) == 1
     assert isinstance(model.plain, FusedNorm)
     assert isinstance(model.shifted, Gemma3RMSNorm)
     assert isinstance(model.layer, nn.LayerNorm)
@@ -50,12 +51,12 @@ def test_a_norm_that_rounds_elsewhere_is_left_alone_in_bfloat16() -> None:
     model = nn.Module()
     model.norm = RoundsOnceRMSNorm(192, eps=1e-5)
     model.norm.weight.data = torch.linspace(0.5, 1.5, 192)
-    assert fuse_norms(model.bfloat16()) == 0
+    assert replace_all(model.bfloat16(), fused_norm) == 0
 
 
 def test_fusing_keeps_the_parameter_names() -> None:
     model = nn.Module()
     model.norm = llama_norm(16, torch.bfloat16)
     before = list(model.state_dict())
-    fuse_norms(model)
+    replace_all(model, fused_norm)
     assert list(model.state_dict()) == before
