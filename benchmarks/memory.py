@@ -33,7 +33,7 @@ from seedtune.config.config import Config
 from seedtune.config.sections import TransformersSettings
 from seedtune.engines.transformers.checkpoint import ModelSource
 from seedtune.engines.transformers.engine import TransformersEngine
-from seedtune.engines.transformers.members.perturbation import as_weights
+from seedtune.engines.transformers.members.weight_format import as_weights
 from seedtune.numerics import noise
 from seedtune.numerics.kernels import cpu
 from seedtune.numerics.noise import Noise

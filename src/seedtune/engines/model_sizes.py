@@ -12,7 +12,7 @@ from seedtune.config.config import Config
 from seedtune.engines.transformers.checkpoint import ModelSource
 from seedtune.engines.transformers.device import dtype_name
 from seedtune.engines.transformers.tracing import EXPERT, is_linear, shared_weights
-from seedtune.errors import ConfigError, ModelError
+from seedtune.errors import ConfigError, ModelError, first_line
 from seedtune.numerics.trainable import select
 
 
@@ -65,8 +65,8 @@ def _skeleton(described: Any, source: ModelSource) -> Any:
         with torch.device("meta"):
             return AutoModelForCausalLM.from_config(described, trust_remote_code=source.trust_remote_code)
     except (ValueError, KeyError, TypeError) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ModelError(f"cannot build the model {source.name!r} from its configuration: {first}") from error
+        why = first_line(error)
+        raise ModelError(f"cannot build the model {source.name!r} from its configuration: {why}") from error
 
 
 def linear_weights(model: Any, trainable: set[str]) -> list[str]:

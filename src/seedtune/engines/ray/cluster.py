@@ -14,7 +14,7 @@ from types import ModuleType
 from typing import Any
 
 from seedtune.config.sections import RaySettings
-from seedtune.errors import ConfigError, MissingExtraError
+from seedtune.errors import ConfigError, MissingExtraError, first_line
 
 log = logging.getLogger("seedtune")
 
@@ -95,7 +95,7 @@ class Cluster:
         try:
             ray.init(**how)
         except Exception as error:  # the boundary: Ray may raise any exception
-            raise ConfigError(f"{self._unreachable()}: {_first_line(error)}") from error
+            raise ConfigError(f"{self._unreachable()}: {first_line(error)}") from error
         _users["own"] = int(self.own)
         _quieten()
 
@@ -233,8 +233,3 @@ def said(error: BaseException) -> str:
     ):
         text = text.split(noise)[0] or text.removeprefix(noise)
     return text[:SHOWN]
-
-
-def _first_line(error: object) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__

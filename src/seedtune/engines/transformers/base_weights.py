@@ -12,7 +12,7 @@ import torch
 from huggingface_hub import try_to_load_from_cache
 
 from seedtune.engines.transformers.checkpoint import ModelSource
-from seedtune.engines.transformers.members.perturbation import as_tensor, as_weights
+from seedtune.engines.transformers.members.weight_format import as_tensor, as_weights
 from seedtune.errors import ModelError
 from seedtune.numerics import fingerprint as fp
 from seedtune.numerics import tensor_file

@@ -13,8 +13,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from seedtune.config.config import Config
 from seedtune.engines.transformers.builtin_models import BUILTIN, builtin_folder
-from seedtune.engines.transformers.members.perturbation import as_tensor
-from seedtune.errors import ModelError, nearest
+from seedtune.engines.transformers.members.weight_format import as_tensor
+from seedtune.errors import ModelError, first_line, nearest
 from seedtune.numerics.weights import WeightArray
 
 
@@ -66,10 +66,9 @@ class ModelSource:
         try:
             return factory.from_pretrained(self.location, trust_remote_code=self.trust_remote_code, **options)
         except (OSError, ValueError, KeyError) as error:
-            first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise ModelError(
-                f"cannot load the model {self.name!r}: {first} Give a built-in name ({', '.join(BUILTIN)}), a local "
-                f"folder or a Hugging Face id.{nearest(self.name, BUILTIN)}"
+                f"cannot load the model {self.name!r}: {first_line(error)} Give a built-in name "
+                f"({', '.join(BUILTIN)}), a local folder or a Hugging Face id.{nearest(self.name, BUILTIN)}"
             ) from error
 
 

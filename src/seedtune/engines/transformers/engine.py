@@ -36,13 +36,13 @@ from seedtune.engines.transformers.device import dtype_name, dtype_named, torch_
 from seedtune.engines.transformers.fused.fuse import fuse
 from seedtune.engines.transformers.members.gaussian import Gaussian
 from seedtune.engines.transformers.members.lowrank import LowRank
-from seedtune.engines.transformers.members.perturbation import Perturbation, WeightFormat, weights_dtype
 from seedtune.engines.transformers.members.population_linear import ProductForm
+from seedtune.engines.transformers.members.weight_format import WeightFormat, weights_dtype
 from seedtune.engines.transformers.tokenization import ModelTokenizer
-from seedtune.engines.transformers.tracing import Trace, trace
+from seedtune.engines.transformers.tracing import trace
 from seedtune.errors import ConfigError, ModelError
 from seedtune.numerics.noise import Noise
-from seedtune.types import UNPERTURBED, Job, Likelihood, Prompt, Rollout, Sampling, Shift, Update
+from seedtune.types import UNPERTURBED, Job, Likelihood, Prompt, Rollout, Shift, Update
 
 Asked = TypeVar("Asked", DecodeSequence, ForcedSequence)
 """A request to a member: generate a completion, or compute the likelihood of a given one."""
@@ -100,15 +100,12 @@ class TransformersEngine(LocalEngine):
         self._shapes = seen.shapes(model)
         # The probe's cache is on the CPU, in the checkpoint's precision.
         self.attention.cache = SlotCache(1, 1)
-        self.perturbation = self._perturbation(model, seen)
-        self.weights = self.perturbation.weights
-        self.model = _cast(model, self.dtype).to(self.device)
-
-    def _perturbation(self, model: Any, seen: Trace) -> Perturbation:
         kept = weights_dtype(self.noise, self.dtype)
         place = WeightFormat(self.dtype, self.device, self._form(), kept, self._weights_folder())
         kind = Gaussian if self.noise.perturbation == "gaussian" else LowRank
-        return kind(model, seen, noise=self.noise, anchor=self.anchor, place=place)
+        self.perturbation: Gaussian | LowRank = kind(model, seen, noise=self.noise, anchor=self.anchor, place=place)
+        self.weights = self.perturbation.weights
+        self.model = _cast(model, self.dtype).to(self.device)
 
     def _weights_folder(self) -> Path | None:
         """Return the folder in which the current weights are memory-mapped, if they are."""
@@ -144,14 +141,11 @@ class TransformersEngine(LocalEngine):
     def evaluate(self, jobs: Iterable[Job]) -> Iterator[Rollout]:
         """Yield every job's rollouts as they finish."""
         for job in jobs:
-            yield from self._evaluate(job)
-
-    def _evaluate(self, job: Job) -> Iterator[Rollout]:
-        rows = rows_of(job, self.tokenizer)
-        yield from (rollout_of(job, row, self.tokenizer.decode) for row in rows if row.finish is not None)
-        for batch, mine in self._batches(job, [row for row in rows if row.finish is None]):
-            self._set_members(job, batch)
-            yield from self._answer(job, mine)
+            rows = rows_of(job, self.tokenizer)
+            yield from (rollout_of(job, row, self.tokenizer.decode) for row in rows if row.finish is not None)
+            for batch, mine in self._batches(job, [row for row in rows if row.finish is None]):
+                self._set_members(job, batch)
+                yield from self._answer(job, mine)
 
     def _batches(self, job: Job, rows: Sequence[Asked]) -> Iterator[tuple[range, list[Asked]]]:
         """Yield the members that share a batch, with their requests; members without requests are left out."""
@@ -179,8 +173,9 @@ class TransformersEngine(LocalEngine):
 
     def _answer(self, job: Job, rows: list[DecodeSequence]) -> Iterator[Rollout]:
         """Yield the rollouts of members that share a batch, as they finish."""
-        longest = max(len(row.prompt_ids) + row.limit for row in rows)
-        for row in self._decoder(len(rows), longest).run(rows, job.sampling, self._stop(job.sampling)):
+        how, longest = job.sampling, max(len(row.prompt_ids) + row.limit for row in rows)
+        stop = Stop(frozenset() if how.ignore_eos else self.eos, how.stop, self.tokenizer.decode)
+        for row in self._decoder(len(rows), longest).run(rows, how, stop):
             yield rollout_of(job, row, self.tokenizer.decode)
 
     def _set_members(self, job: Job, batch: range) -> None:
@@ -202,17 +197,7 @@ class TransformersEngine(LocalEngine):
         settings = self.settings
         slots = slots_for(rows, longest, max_rows=settings.max_rows, max_tokens=settings.max_batch_tokens)
         self.attention.cache = large_enough(self.attention.cache, slots, longest)
-        return Decoder(
-            self.model,
-            attention=self.attention,
-            perturbation=self.perturbation,
-            slots=slots,
-            prefill_tokens=self.prefill_tokens,
-            times=self._times,
-        )
-
-    def _stop(self, how: Sampling) -> Stop:
-        return Stop(frozenset() if how.ignore_eos else self.eos, how.stop, self.tokenizer.decode)
+        return Decoder(self.model, self.attention, self.perturbation, slots, self.prefill_tokens, self._times)
 
     def apply(self, *updates: Update) -> None:
         """Update the current weights; the live weights follow before the next evaluation."""

@@ -24,7 +24,7 @@ from seedtune.engines.transformers.decoding.likelihood import (
     only_member,
 )
 from seedtune.engines.transformers.device import dtype_named
-from seedtune.engines.transformers.members.perturbation import weights_dtype
+from seedtune.engines.transformers.members.weight_format import weights_dtype
 from seedtune.engines.transformers.tokenization import ModelTokenizer
 from seedtune.engines.vllm import compat, engine_args, lora, sampling_params
 from seedtune.engines.vllm.base_model import BaseModelInfo

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from seedtune.engines.transformers.members.perturbation import as_tensor
+from seedtune.engines.transformers.members.weight_format import as_tensor
 from seedtune.engines.vllm import compat
 from seedtune.numerics.noise import amplitude
 from seedtune.numerics.weights import Weights, factors

@@ -17,7 +17,7 @@ import torch
 
 from seedtune.engines import codec
 from seedtune.engines.codec import Plain
-from seedtune.engines.transformers.members.perturbation import as_tensor, as_weights
+from seedtune.engines.transformers.members.weight_format import as_tensor, as_weights
 from seedtune.engines.vllm import compat
 from seedtune.engines.vllm.lora import LoraMaker
 from seedtune.engines.vllm.sharded_weights import Shard, ShardedWeights, window_of

@@ -26,7 +26,7 @@ from models import (
 )
 from seedtune.engines.transformers.cpu_kernels import products
 from seedtune.engines.transformers.engine import TransformersEngine
-from seedtune.engines.transformers.members.perturbation import as_tensor, as_weights
+from seedtune.engines.transformers.members.weight_format import as_tensor, as_weights
 from seedtune.errors import ConfigError
 from seedtune.numerics import noise
 from seedtune.numerics.rounding import nearest, stochastic, widen

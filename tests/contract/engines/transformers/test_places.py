@@ -21,7 +21,7 @@ from models import FAMILIES, answers, forced_logits, job, load_engine, recorded_
 from seedtune.engines.transformers.base_weights import BaseWeights
 from seedtune.engines.transformers.checkpoint import ModelSource
 from seedtune.engines.transformers.engine import TransformersEngine
-from seedtune.engines.transformers.members.perturbation import as_tensor
+from seedtune.engines.transformers.members.weight_format import as_tensor
 from seedtune.engines.transformers.product_choice import available
 from seedtune.errors import DataError, ModelError, StorageError
 from seedtune.numerics.noise import key

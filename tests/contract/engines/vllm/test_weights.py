@@ -18,7 +18,7 @@ pytest.importorskip("vllm", reason="needs vLLM", exc_type=ImportError)
 
 from models import answers, job, load_engine, text_prompts
 from seedtune.config.sections import VllmSettings
-from seedtune.engines.transformers.members.perturbation import as_tensor, as_weights
+from seedtune.engines.transformers.members.weight_format import as_tensor, as_weights
 from seedtune.engines.vllm import compat, engine_args
 from seedtune.engines.vllm.engine import VllmEngine
 from seedtune.engines.vllm.engine_core import EngineCore

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from seedtune.engines import codec
-from seedtune.engines.transformers.members.perturbation import as_tensor
+from seedtune.engines.transformers.members.weight_format import as_tensor
 from seedtune.engines.vllm import base_model
 from seedtune.engines.vllm.sharded_weights import Shard, ShardedWeights, window_of
 from seedtune.engines.vllm.tensor_layout import Piece, Run, Split, check_complete, pieces_of

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from seedtune.engines.transformers.members.perturbation import as_tensor
+from seedtune.engines.transformers.members.weight_format import as_tensor
 from seedtune.numerics import noise
 from seedtune.numerics.kernels import gpu
 from seedtune.numerics.noise import Noise

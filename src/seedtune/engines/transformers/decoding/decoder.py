@@ -18,12 +18,16 @@ from seedtune.engines.transformers.decoding import sampling
 from seedtune.engines.transformers.decoding.likelihood import ForcedSequence
 from seedtune.engines.transformers.decoding.prefix_packing import PrefixPack, packed
 from seedtune.engines.transformers.decoding.slot_attention import Decode, Prefill, SlotAttention
-from seedtune.engines.transformers.members.perturbation import Perturbation
+from seedtune.engines.transformers.members.gaussian import Gaussian
+from seedtune.engines.transformers.members.lowrank import LowRank
 from seedtune.engines.transformers.tokenization import ModelTokenizer
 from seedtune.types import Finish, Job, Rollout, Sampling
 
 _PADDED = 4
 """Padded tokens of prompts with shared prefixes may be this many times the computed ones (attention pads prompts)."""
+
+_REFILL = 8
+"""While rows are decoding, a prefill pass waits until one slot in so many is free."""
 
 _ROWS = 256
 """Rows of the vocabulary converted to float32 at a time."""
@@ -70,26 +74,19 @@ class Stop:
         return any(string in tail for string in self.strings)
 
 
+@dataclass(frozen=True, slots=True)
 class Decoder:
     """Runs the sequences of one job through the model; the caller has set the members.
 
     At most ``slots`` rows are in flight, and ``prefill_tokens`` prompt tokens in one forward pass.
     """
 
-    def __init__(
-        self,
-        model: Any,
-        *,
-        attention: SlotAttention,
-        perturbation: Perturbation,
-        slots: int,
-        prefill_tokens: int,
-        times: EngineTimes,
-    ) -> None:
-        self.model, self.attention, self.perturbation = model, attention, perturbation
-        self.slots, self.prefill_tokens, self.times = slots, prefill_tokens, times
-        self.refill = max(1, slots // 8)
-        """Number of free slots that justifies a prefill pass while rows are decoding: an eighth of all."""
+    model: Any
+    attention: SlotAttention
+    perturbation: Gaussian | LowRank
+    slots: int
+    prefill_tokens: int
+    times: EngineTimes
 
     @torch.no_grad()
     def run(self, rows: Sequence[DecodeSequence], how: Sampling, stop: Stop) -> Iterator[DecodeSequence]:
@@ -97,7 +94,7 @@ class Decoder:
         waiting, running = deque(rows), list[DecodeSequence]()
         while waiting or running:
             free = self.slots - len(running)
-            if waiting and (not running or free >= min(len(waiting), self.refill)):
+            if waiting and (not running or free >= min(len(waiting), max(1, self.slots // _REFILL))):
                 self._admit(waiting, running, how)
             else:
                 self._step(running, how)

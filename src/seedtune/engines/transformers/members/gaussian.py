@@ -8,17 +8,23 @@ weights again.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from seedtune.engines.transformers.members.coverage import coverage_of
-from seedtune.engines.transformers.members.packed_linear import pack_layers
-from seedtune.engines.transformers.members.perturbation import WeightFormat, as_tensor, as_weights
-from seedtune.engines.transformers.members.population_linear import LinearGroup, ProductForm
-from seedtune.engines.transformers.tracing import Trace
+from seedtune.engines.transformers.members.population_linear import (
+    LinearGroup,
+    Part,
+    ProductForm,
+    RowState,
+    replace_layers,
+)
+from seedtune.engines.transformers.members.weight_format import WeightFormat, as_tensor, as_weights
+from seedtune.engines.transformers.tracing import EXPERT, Trace, group_calls, is_linear, weight_of
 from seedtune.numerics.kernels.select import kernels_for
 from seedtune.numerics.noise import Noise
 from seedtune.numerics.trainable import select
@@ -93,3 +99,43 @@ class Gaussian:
 
     def set_rows(self, members: np.ndarray, heads: np.ndarray | None = None) -> None:
         """Do nothing: all rows belong to one member."""
+
+
+def pack_layers(
+    model: Any, trace: Trace, trainable: Collection[str], form: ProductForm
+) -> list[tuple[LinearGroup, Tensor]]:
+    """Replace every plain linear layer by layers of that product form.
+
+    A member is written into the layers' parameters, and the products read packed copies of them, or the plain layout.
+    Copies are a second live model and pay from a few tokens on; only with them are layers stacked in one buffer, of
+    which their parameters become views.
+    Layers with the same input that the traced pass ran are stacked; routed experts, which it ran or did not run by
+    chance, stay alone.  Returns the stacks that are ever rewritten, with their buffers.
+    """
+    changing = {id(p) for name, p in model.named_parameters() if name in trainable}
+    modules = {name: module for name, module in model.named_modules() if is_linear(module)}
+    called = [call for call in trace.calls if not EXPERT.search(call.name)]
+    groups = group_calls(called) if form.copied else [[name] for name in dict.fromkeys(call.name for call in called)]
+    found = []
+    for names in (*groups, *([name] for name in modules if EXPERT.search(name))):
+        layers = [modules[name] for name in names]
+        buffer = _stack(layers)
+        parts = [
+            Part(name, len(weight_of(layer)), False, layer.bias) for name, layer in zip(names, layers, strict=True)
+        ]
+        group = replace_layers(model, parts, buffer.shape[1], state=RowState(), form=form, keep=True)
+        group.set(buffer)
+        if any(id(p) in changing for layer in layers for p in layer.parameters()):
+            found.append((group, buffer))
+    return found
+
+
+def _stack(layers: list[Any]) -> Tensor:
+    """Concatenate the layers' weights (out, in) by rows in one buffer; they become views of it."""
+    weights = [weight_of(layer) for layer in layers]
+    if len(layers) == 1:
+        return weights[0]
+    buffer = torch.cat(weights)
+    for layer, view in zip(layers, buffer.split([len(weight) for weight in weights]), strict=True):
+        layer.weight.data = view
+    return buffer

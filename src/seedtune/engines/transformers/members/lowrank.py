@@ -11,7 +11,6 @@ from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
 from seedtune.engines.transformers.members.coverage import coverage_of, with_tied_head
-from seedtune.engines.transformers.members.perturbation import WeightFormat, as_tensor, as_weights
 from seedtune.engines.transformers.members.population_linear import (
     Factors,
     LinearGroup,
@@ -20,6 +19,7 @@ from seedtune.engines.transformers.members.population_linear import (
     RowState,
     replace_layers,
 )
+from seedtune.engines.transformers.members.weight_format import WeightFormat, as_tensor, as_weights
 from seedtune.engines.transformers.tracing import (
     EXPERT,
     Trace,

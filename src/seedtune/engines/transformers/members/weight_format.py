@@ -1,13 +1,12 @@
-"""The protocol for ways to perturb a model: from members to live weights (or to the terms beside them)."""
+"""Formats of weights: the live ones that a model computes with, and the exact current ones."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,8 +15,7 @@ from seedtune.engines.transformers.members.population_linear import ProductForm
 from seedtune.errors import ModelError
 from seedtune.numerics import tensor_file
 from seedtune.numerics.noise import Noise
-from seedtune.numerics.weights import WeightArray, Weights
-from seedtune.types import Coverage, Member, Update
+from seedtune.numerics.weights import WeightArray
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,34 +34,6 @@ class WeightFormat:
             return tensor_file.mapped(self.folder, shapes, dtype_name(self.kept))
         empty = {name: torch.empty(shape, dtype=self.kept, device=self.device) for name, shape in shapes.items()}
         return {name: as_weights(tensor) for name, tensor in empty.items()}
-
-
-class Perturbation(Protocol):
-    """A model that holds the current weights, or those of any members that are set."""
-
-    together: bool
-    """Whether all members are set in one batch, or each one alone."""
-    coverage: Coverage
-    weights: Weights
-
-    def install(self, model: Any) -> None:
-        """Take over the model, whose parameters have their final precision and device, and write weights into it."""
-        ...
-
-    def sync(self, step: Update | None = None) -> None:
-        """Follow changed current weights; with a ``step`` use the current weights moved by it, until the next ``sync``.
-
-        The current weights themselves take no step.
-        """
-        ...
-
-    def set_members(self, members: Sequence[Member], batch: Sequence[int], *, sigma: float) -> None:
-        """Prepare a batch; ``set_rows`` refers to its members by their positions in ``members``."""
-        ...
-
-    def set_rows(self, members: np.ndarray, heads: np.ndarray | None = None) -> None:
-        """Assign each row of the next forward pass (and each row of the output head, if fewer) to a member."""
-        ...
 
 
 def as_weights(tensor: Tensor) -> Any:
