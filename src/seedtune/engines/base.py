@@ -183,22 +183,6 @@ class LocalEngine(Engine):
         return taken
 
 
-class Streaming(Engine, Protocol):
-    """An engine that evaluates while the current weights change.  Do not mix submitted jobs and those of `evaluate`."""
-
-    def submit(self, jobs: Sequence[Job]) -> None:
-        """Queue jobs, with ids unique in a run; each uses the weights that are current when a worker receives it."""
-        ...
-
-    def finished(self) -> Finished | None:
-        """Wait for the next finished job among the submitted ones; None if none is open."""
-        ...
-
-    def starving(self) -> bool:
-        """Return whether the queue is empty and a worker is idle."""
-        ...
-
-
 BATCH_UPDATES, BATCH_TERMS = 16, 1024
 """Maximum updates, and maximum noise samples (more only if a single update has more), per pass over the weights."""
 

@@ -11,12 +11,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import count
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from seedtune.engines.base import Streaming
 from seedtune.errors import EngineError
 from seedtune.rollouts.evaluator import Evaluator, Outcome, RolloutKey, keys_of
 from seedtune.types import UNPERTURBED, Example, Job, Member, Plan, Rollout
@@ -24,18 +23,21 @@ from seedtune.types import UNPERTURBED, Example, Job, Member, Plan, Rollout
 Evaluate = Callable[[tuple[Member, ...], Sequence[Example], Plan], Outcome]
 """Returns the scores of the members, or of those that are finished."""
 
+if TYPE_CHECKING:
+    from seedtune.engines.ray.engine import RayEngine
+
 
 def way_of(evaluator: Evaluator) -> Evaluate:
     """Return the configured evaluation: synchronous, or asynchronous if ``max_staleness`` is above 0."""
     if not evaluator.config.max_staleness:
         return evaluator.evaluate
-    return Gathering(evaluator, cast(Streaming, evaluator.engine), evaluator.config.max_staleness).evaluate
+    return Gathering(evaluator, cast("RayEngine", evaluator.engine), evaluator.config.max_staleness).evaluate
 
 
 class Gathering:
     """Evaluate the generations of a run in order, with jobs that may stay open across generations."""
 
-    def __init__(self, evaluator: Evaluator, engine: Streaming, max_staleness: int) -> None:
+    def __init__(self, evaluator: Evaluator, engine: RayEngine, max_staleness: int) -> None:
         self.evaluator, self.engine, self.max_staleness = evaluator, engine, max_staleness
         self._ids = count()
         self._open: dict[int, Job] = {}

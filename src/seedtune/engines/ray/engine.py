@@ -123,7 +123,10 @@ class RayEngine:
             )
 
     def submit(self, jobs: Sequence[Job]) -> None:
-        """Queue jobs, for `finished`; see `Streaming`."""
+        """Queue jobs with ids unique in a run, for `finished`; each uses the weights current when a worker receives it.
+
+        Do not mix submitted jobs and those of `evaluate`.
+        """
         for job in jobs:
             self._streaming[self.controller.submit(self._request(job, "evaluate", protocol.rollouts_from))] = job.id
 

@@ -100,11 +100,10 @@ def _close_and_norm(
 
 
 def close_and_norm(
-    out: Array, norm: tuple[Array, float], residual: tuple[Array, Array], y: Array, x: Array, terms: Terms
+    out: Array, h: Array, before: Array, y: Array, x: Array, terms: Terms, *, weight: Array, eps: float
 ) -> None:
-    """Run `close` on ``residual`` = (h, before), and write out = the RMS norm of h by its weight and eps."""
-    weight, eps = norm
-    _close_and_norm(out, weight, np.float32(eps), *residual, y, x, *terms)
+    """Run `close`, and write out = the RMS norm of h by its weight and eps."""
+    _close_and_norm(out, weight, np.float32(eps), h, before, y, x, *terms)
 
 
 @njit(cache=True, nogil=True)

@@ -121,7 +121,7 @@ class Warmer:
     def layer_close_and_norm(self) -> None:
         """Compile the pass after the product of the attention output."""
         out, h, before, y, x = self._rows(5)
-        layer_steps.close_and_norm(out, (self.zeros(DIM), 1e-6), (h, before), y, x, self._terms())
+        layer_steps.close_and_norm(out, h, before, y, x, self._terms(), weight=self.zeros(DIM), eps=1e-6)
 
     def layer_gate(self) -> None:
         """Compile the pass after the products of gate and up."""

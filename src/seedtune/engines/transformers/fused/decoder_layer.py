@@ -110,7 +110,9 @@ class FusedLayer(nn.Module):
         """Return the hidden states after attention, and their norm."""
         y, terms = self.out.weight(heads), self.out.terms(len(heads))
         h, x, norm = torch.empty_like(y), torch.empty_like(y), self.post_attention_layernorm
-        kernel.close_and_norm(bits(x), (norm.bits, norm.eps), (bits(h), bits(before)), bits(y), bits(heads), terms)
+        kernel.close_and_norm(
+            bits(x), bits(h), bits(before), bits(y), bits(heads), terms, weight=norm.bits, eps=norm.eps
+        )
         return h, x
 
     def _feed(self, h: Tensor, x: Tensor) -> Tensor:
