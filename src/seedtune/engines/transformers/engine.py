@@ -94,9 +94,8 @@ class TransformersEngine(LocalEngine):
         model.set_attn_implementation(self.attention.name)
         if model.config._attn_implementation != self.attention.name:
             raise ModelError(f"{type(model).__name__} does not support transformers' attention interface.")
-        with unsupported.observed(self.attention) as windows:
+        with unsupported.checked(model, self.attention):
             seen = trace(model, lambda: self._probe(model), tokens=5, heads=2)
-        unsupported.check(model, self.attention, windows)
         self._shapes = seen.shapes(model)
         # The probe's cache is on the CPU, in the checkpoint's precision.
         self.attention.cache = SlotCache(1, 1)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from seedtune.engines.transformers.device import dtype_name
-from seedtune.engines.transformers.members.population_linear import ProductForm
+from seedtune.engines.transformers.members.population_linear import ProductForm, bits
 from seedtune.errors import ModelError
 from seedtune.numerics import tensor_file
 from seedtune.numerics.noise import Noise
@@ -38,10 +38,7 @@ class WeightFormat:
 
 def as_weights(tensor: Tensor) -> Any:
     """Return a tensor as `Weights` hold it, in place: numpy on the CPU (bfloat16 as uint16), itself on a GPU."""
-    plain = tensor.detach()
-    if plain.device.type != "cpu":
-        return plain
-    return (plain.view(torch.uint16) if plain.dtype == torch.bfloat16 else plain).numpy()
+    return bits(tensor.detach()) if tensor.device.type == "cpu" else tensor.detach()
 
 
 def as_tensor(weights: Any) -> Tensor:
