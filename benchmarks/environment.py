@@ -31,7 +31,7 @@ from tokenizers.pre_tokenizers import Split
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from seedtune import Config, Trainer
-from seedtune.tasks.environments.guessing import NumberGuessing
+from seedtune.tasks.builtin.number_guessing import NumberGuessing
 
 SPECIAL = ("<pad>", "<bos>", "<eos>", "<unk>")
 NUMBERS, GUESSES = 31, 5

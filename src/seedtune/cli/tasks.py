@@ -66,7 +66,7 @@ def validate(
     config, built = _task(task, sets or ())
     checks = validation.validate(built, items=items, gold=gold, config=config)
     numbers = ("least", "mean", "most", "no value", "full marks", "seconds")
-    title = f"{built.name}: {checks[0].items} examples"
+    title = f"{built.name}: {len(checks[0].values)} examples"
     say_table(("answers", "should get", *numbers, ""), map(_cells, checks), right=numbers, title=title)
     for check in checks:
         for line in filter(None, (check.broken, check.note)):

@@ -8,11 +8,12 @@ from typing import Any
 
 from seedtune.config.config import Config
 from seedtune.config.data_and_rewards import OBJECTS, DatasetSettings
-from seedtune.errors import ConfigError
+from seedtune.errors import ConfigError, nearest
 from seedtune.rewards.base import Reward
 from seedtune.rewards.sources import build, user_code
-from seedtune.tasks import create, environments
+from seedtune.tasks import create
 from seedtune.tasks.base import Task
+from seedtune.tasks.builtin.number_guessing import NumberGuessing
 from seedtune.tasks.data import datasets
 from seedtune.tasks.data.rows import Examples, Rows, examples, hold_out
 from seedtune.tasks.environments.base import EnvironmentFactory, environment_reward
@@ -20,6 +21,9 @@ from seedtune.tasks.reference_answers import scored_by_the_engine
 
 Data = Rows | str
 """Rows, or a string that names a file or data set."""
+
+ENVIRONMENTS: dict[str, EnvironmentFactory] = {"number_guessing": NumberGuessing}
+"""Built-in environments by name."""
 
 _HOW = "resume it from Python with the same Trainer."
 
@@ -86,7 +90,7 @@ def built(config: Config, inputs: TaskInputs) -> Task:
     _check_objects(config, inputs)
     environment = inputs.environment
     if environment is None and config.environment is not None:
-        environment = environments.find(config.environment)
+        environment = environment_of(config.environment)
     implied = _implied_rewards(config, environment)
     if config.task != "custom":
         task = create(config.task, config.task_args)
@@ -108,6 +112,18 @@ def built(config: Config, inputs: TaskInputs) -> Task:
         train, test = hold_out(train, config.eval_size)
     rewards = build.build(config, inputs.listed_rewards) if config.reward_funcs else implied
     return Task("custom", train, test, rewards, environment=environment)
+
+
+def environment_of(name: str) -> EnvironmentFactory:
+    """Return a built-in environment, or the class in ``file.py:Class`` or ``module.Class``; may raise ConfigError."""
+    if name in ENVIRONMENTS:
+        return ENVIRONMENTS[name]
+    if not {":", "."} & set(name):
+        raise ConfigError(
+            f"environment={name!r} is not one of ours.{nearest(name, ENVIRONMENTS)} Known: {', '.join(ENVIRONMENTS)}. "
+            "Name your own as file.py:Class or module.Class."
+        )
+    return user_code.load(name, f"environment={name!r}")
 
 
 def _check_objects(config: Config, inputs: TaskInputs) -> None:

@@ -28,20 +28,22 @@ COLUMNS = ("gold", "answer")
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """Scores of one kind of answer over all items; ``broken`` says what is wrong, or is empty."""
+    """Weighted reward sums of one kind of answer over all items, NaN if not scored.
 
-    what: str
-    expected: str
-    items: int
+    ``note`` names failed rewards or environments; ``broken`` says what is wrong with the task.  Either may be empty.
+    """
+
+    values: list[float]
     least: float
     mean: float
     most: float
     unscored: int
-    full: int
     seconds: float
-    broken: str
-    note: str = ""
-    """Failed rewards or environments; the affected answers have no value."""
+    note: str
+    what: str = ""
+    expected: str = ""
+    full: int = 0
+    broken: str = ""
 
 
 def validate(task: Task, *, items: int = 400, gold: str | None = None, config: Config | None = None) -> list[Check]:
@@ -60,14 +62,14 @@ def validate(task: Task, *, items: int = 400, gold: str | None = None, config: C
     if not data:
         raise DataError(f"task {task.name!r} has no examples to validate.")
     golden = _golden(task, data, gold)
-    kinds = list(zip(golden, _others(golden), map(_text, data), strict=True))
+    texts = list(zip(golden, _others(golden), map(_text, data), strict=True))
     with closing(Marking(task, config, data)) as marking:
         marks = marking.marks(golden)
         best = marks.values if task.full_marks is None else [task.full_marks] * len(data)
         checks = [_gold_check(task, golden, marks, lambda: marking.marks(golden))]
         checks.append(_empty_check(task, marking.marks([""] * len(data))))
         for what, mutate in MUTATIONS.items():
-            checks.append(_wrong_check(what, marking.marks([mutate(*kind) for kind in kinds]), best))
+            checks.append(_wrong_check(what, marking.marks([mutate(*given) for given in texts]), best))
     return checks
 
 
@@ -87,8 +89,8 @@ def _golden(task: Task, data: Sequence[Example], column: str | None) -> list[str
 
 def _others(golden: Sequence[str]) -> list[str]:
     """Return for each item the gold answer of a following one that differs from its own, or "?" if none nearby does."""
-    steps = range(1, min(50, len(golden)))
-    near = ([golden[(index + step) % len(golden)] for step in steps] for index in range(len(golden)))
+    twice = [*golden, *golden]
+    near = (twice[place + 1 : place + 50] for place in range(len(golden)))
     return [next((other for other in found if other != own), "?") for own, found in zip(golden, near, strict=True)]
 
 
@@ -113,15 +115,6 @@ MAY_BE_RIGHT = ("gold 20 times", "gold backwards")
 """Mutations that a sound reward may give full marks: they contain the answer or have the right length."""
 
 
-@dataclass(frozen=True, slots=True)
-class Marks:
-    """Weighted reward sums of answers, NaN if not scored; ``note`` describes failures, or is empty."""
-
-    values: list[float]
-    seconds: float
-    note: str
-
-
 class Marking:
     """Score a task's examples as a run does, in worker processes with time-outs, but without a failure limit."""
 
@@ -135,7 +128,7 @@ class Marking:
         self._scorer = Scorer(rewards, config)
         self.close = self._scorer.close
 
-    def marks(self, texts: Sequence[str]) -> Marks:
+    def marks(self, texts: Sequence[str]) -> Check:
         """Score one answer per example; raise RewardError if a reward cannot be loaded or never returned a value."""
         begun, notes = time.perf_counter(), list[str]()
         asked = dict(enumerate(self.data)) if self.task.environment is None else self._played(texts, notes)
@@ -147,7 +140,16 @@ class Marking:
         notes += [f"the reward function {n!r} failed on {failed[n]}: it {error}" for n, error in first.items()]
         found = dict(zip(asked, total(self.task.rewards, scores), strict=True))
         values = [found.get(place, math.nan) for place in range(len(texts))]
-        return Marks(values, time.perf_counter() - begun, "; ".join(notes))
+        known = [value for value in values if math.isfinite(value)]
+        return Check(
+            values,
+            least=min(known, default=math.nan),
+            mean=sum(known) / len(known) if known else math.nan,
+            most=max(known, default=math.nan),
+            unscored=len(values) - len(known),
+            seconds=time.perf_counter() - begun,
+            note="; ".join(notes),
+        )
 
     def _played(self, texts: Sequence[str], notes: list[str]) -> dict[int, Example]:
         """Play each example's environment with a model that repeats its text in every turn.
@@ -188,35 +190,33 @@ def _play(task: Task, config: Config, example: Example, text: str) -> Any:
     return environment
 
 
-def _gold_check(task: Task, golden: Sequence[str], marks: Marks, again: Callable[[], Marks]) -> Check:
+def _gold_check(task: Task, golden: Sequence[str], marks: Check, again: Callable[[], Check]) -> Check:
     """Check that all gold answers get full marks, and the same when they are scored ``again``."""
-    wrong = [place for place, value in enumerate(marks.values) if not _is_full(value, task.full_marks)]
+    full, values = task.full_marks, marks.values
+    wrong = [place for place, value in enumerate(values) if not _is_full(value, full)]
     broken = ""
     if wrong:
-        first = wrong[0]
-        broken = (
-            f"{len(wrong)} of {len(golden)} gold answers got less, first {golden[first][:80]!r}: "
-            f"{marks.values[first]:g}"
-        )
-    elif again().values != marks.values:
+        text, value = golden[wrong[0]][:80], values[wrong[0]]
+        broken = f"{len(wrong)} of {len(golden)} gold answers got less, first {text!r}: {value:g}"
+    elif again().values != values:
         broken = "scored twice, the same answers got different marks"
-    expected = "any number" if task.full_marks is None else f"{task.full_marks:g}"
-    return _check("gold", expected, marks, len(golden) - len(wrong), broken)
+    expected = "any number" if full is None else f"{full:g}"
+    return replace(marks, what="gold", expected=expected, full=len(golden) - len(wrong), broken=broken)
 
 
 def _is_full(value: float, full: float | None) -> bool:
     return math.isfinite(value) and (full is None or abs(value - full) <= TOLERANCE)
 
 
-def _empty_check(task: Task, marks: Marks) -> Check:
+def _empty_check(task: Task, marks: Check) -> Check:
     if task.full_marks is None:
-        return _check("empty", "not more than gold", marks)
+        return replace(marks, what="empty", expected="not more than gold")
     high = [value for value in marks.values if value > task.no_marks + TOLERANCE]
     broken = f"{len(high)} of {len(marks.values)} got more, up to {max(high):g}" if high else ""
-    return _check("empty", f"at most {task.no_marks:g}, or none", marks, broken=broken)
+    return replace(marks, what="empty", expected=f"at most {task.no_marks:g}, or none", broken=broken)
 
 
-def _wrong_check(what: str, marks: Marks, best: Sequence[float]) -> Check:
+def _wrong_check(what: str, marks: Check, best: Sequence[float]) -> Check:
     """Check mutated answers against ``best``, the full marks or the gold answers' rewards per item."""
     pairs = list(zip(marks.values, best, strict=True))
     above = sum(value > most + TOLERANCE for value, most in pairs)
@@ -226,21 +226,4 @@ def _wrong_check(what: str, marks: Marks, best: Sequence[float]) -> Check:
         broken = f"{above} of {len(best)} got more than gold"
     elif what not in MAY_BE_RIGHT and full >= LUCK * len(best):
         broken = f"{full} of {len(best)} got full marks"
-    return _check(what, "less than gold", marks, full, broken)
-
-
-def _check(what: str, expected: str, marks: Marks, full: int = 0, broken: str = "") -> Check:
-    known = [value for value in marks.values if math.isfinite(value)]
-    return Check(
-        what=what,
-        expected=expected,
-        items=len(marks.values),
-        least=min(known, default=math.nan),
-        mean=sum(known) / len(known) if known else math.nan,
-        most=max(known, default=math.nan),
-        unscored=len(marks.values) - len(known),
-        full=full,
-        seconds=marks.seconds,
-        broken=broken,
-        note=marks.note,
-    )
+    return replace(marks, what=what, expected="less than gold", full=full, broken=broken)

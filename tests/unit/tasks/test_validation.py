@@ -49,7 +49,7 @@ def notes(task: Task, config: Config = HERE) -> dict[str, str]:
 def test_a_sound_task_is_valid():
     checks = validate(made(), config=HERE)
     assert not any(check.broken for check in checks)
-    assert (checks[0].items, checks[0].full, checks[0].mean) == (40, 40, 1.0)
+    assert (len(checks[0].values), checks[0].full, checks[0].mean) == (40, 40, 1.0)
 
 
 def test_wrong_gold_answers_are_shown_with_what_they_got():
@@ -164,7 +164,7 @@ def test_the_template_is_thirty_lines_at_most_and_valid():
     assert len(TEMPLATE.read_text().splitlines()) <= 30
     task = tasks.create(f"{TEMPLATE}:my_task")
     checks = validate(task)
-    assert checks[0].full == checks[0].items == 200
+    assert checks[0].full == len(checks[0].values) == 200
     assert not any(check.broken for check in checks)
     assert len(tasks.create(f"{TEMPLATE}:my_task", {"size": 8}).train) == 6
 

@@ -12,6 +12,7 @@ seedtune ships none of these data.  For example::
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from itertools import islice
 from typing import Any
 
 from pydantic import Field
@@ -79,8 +80,8 @@ def _task(
 ) -> Task:
     def made(split: str, count: int) -> Examples:
         source = settings.source(usual, split)
-        found = [] if source is None else _read(source, split)
-        return examples([row(one, index) for index, one in enumerate(found[: count or None])], split)
+        found = () if source is None else datasets.read(source, split)
+        return examples([row(one, index) for index, one in enumerate(islice(found, count or None))], split)
 
     return Task(
         name=name,
@@ -91,18 +92,6 @@ def _task(
         full_marks=1.0,
         answer=answer_said,
     )
-
-
-def _read(source: DatasetSettings, split: str) -> list[Mapping[str, Any]]:
-    try:
-        return list(datasets.read(source, split))
-    except DataError as error:
-        if datasets.is_data_file(source.path):
-            raise
-        raise DataError(
-            f"{error} If this machine has no way to a hub, download the data elsewhere and give the files: "
-            "--set task_args.path=train.jsonl --set task_args.test_path=test.jsonl"
-        ) from error
 
 
 def _gsm8k_row(row: Mapping[str, Any], index: int) -> dict[str, Any]:

@@ -67,7 +67,8 @@ def _hugging_face(settings: DatasetSettings, split: str) -> Rows:
         choice = f"{nearest(split, known)} Its splits: {', '.join(known)}." if known and split not in known else ""
         raise DataError(
             f"cannot load the data set {settings.path!r} (name={settings.name}, split={split}): {first}{choice} "
-            "Give a file, or a Hugging Face id with its name and split."
+            "Give a file, or a Hugging Face id with its name and split. If this machine has no way to the hub, "
+            "download the data elsewhere and give the files (for gsm8k and math: task_args.path and test_path)."
         ) from error
     return rows
 

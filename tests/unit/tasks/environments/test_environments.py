@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from seedtune.errors import ConfigError, RewardError
-from seedtune.tasks import environments
+from seedtune.tasks.builtin.number_guessing import NumberGuessing
 from seedtune.tasks.environments.base import environment_reward
-from seedtune.tasks.environments.guessing import NumberGuessing
 from seedtune.tasks.environments.tools import ToolCall, calls_in, describe, run, schemas, tools_of
 from seedtune.tasks.environments.transcript import continued, introduced, opened, since
+from seedtune.tasks.from_config import environment_of
 
 
 class Shop:
@@ -201,9 +201,9 @@ def test_an_own_reward_is_a_number_or_a_method():
 def test_environments_are_found_by_name_by_module_and_by_file(tmp_path: Path):
     file = tmp_path / "my.py"
     file.write_text("class Mine:\n    def reset(self):\n        return 'hi'\n")
-    assert environments.find("number_guessing") is NumberGuessing
-    assert environments.find("seedtune.tasks.environments.guessing.NumberGuessing") is NumberGuessing
-    assert environments.find(f"{file}:Mine")().reset() == "hi"
+    assert environment_of("number_guessing") is NumberGuessing
+    assert environment_of("seedtune.tasks.builtin.number_guessing.NumberGuessing") is NumberGuessing
+    assert environment_of(f"{file}:Mine")().reset() == "hi"
 
 
 @pytest.mark.parametrize(
@@ -217,4 +217,4 @@ def test_environments_are_found_by_name_by_module_and_by_file(tmp_path: Path):
 )
 def test_an_environment_that_is_not_there_is_named(name, message):
     with pytest.raises(ConfigError, match=message):
-        environments.find(name)
+        environment_of(name)
