@@ -9,7 +9,7 @@ from seedtune.rewards.base import Reward
 from seedtune.rollouts.evaluator import Evaluator, Outcome
 from seedtune.tasks.base import Task
 from seedtune.tasks.data.rows import examples
-from seedtune.tasks.environments.base import environment_reward
+from seedtune.tasks.environments import environment_reward
 from seedtune.types import UNPERTURBED, Job, Member, Plan, Rollout
 
 MEMBERS = (Member(0, 0, 1), Member(0, 0, -1), Member(0, 1, 1))

@@ -31,7 +31,7 @@ from seedtune.run.reward_hacking import RewardHackingMonitor
 from seedtune.run.session import Session
 from seedtune.strategies.base import Feedback, State, Step, directions, tell
 from seedtune.tasks.base import Task
-from seedtune.tasks.environments.base import EnvironmentFactory
+from seedtune.tasks.environments import EnvironmentFactory
 from seedtune.tasks.from_config import Data, TaskInputs
 from seedtune.tasks.reference_answers import scores_itself
 from seedtune.types import UNPERTURBED, Member, Plan, length

@@ -24,8 +24,20 @@ from seedtune.rewards.execution.call import Fault, RewardResult, accepted, attem
 from seedtune.rewards.execution.thread import TimedThread, is_hang
 from seedtune.rewards.scorer import Scorer
 from seedtune.tasks.base import Task
-from seedtune.tasks.environments.tools import Tools, calls_in, describe, run, schemas, tools_of
-from seedtune.tasks.environments.transcript import Content, EnvironmentMessage, continued, introduced, opened, since
+from seedtune.tasks.environments import (
+    Content,
+    EnvironmentMessage,
+    Tools,
+    calls_in,
+    continued,
+    describe,
+    introduced,
+    opened,
+    run,
+    schemas,
+    since,
+    tools_of,
+)
 from seedtune.types import Example, Finish, Job, Member, Prompt, Rollout
 
 TIMEOUTS = 16

@@ -13,7 +13,7 @@ from pydantic import Field
 from seedtune.config.sections import Section
 from seedtune.errors import RewardError
 from seedtune.rewards.base import Reward
-from seedtune.tasks.environments.base import EnvironmentFactory
+from seedtune.tasks.environments import EnvironmentFactory
 from seedtune.types import Example
 
 

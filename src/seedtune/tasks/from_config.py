@@ -16,7 +16,7 @@ from seedtune.tasks.base import Task
 from seedtune.tasks.builtin.number_guessing import NumberGuessing
 from seedtune.tasks.data import datasets
 from seedtune.tasks.data.rows import Examples, Rows, examples, hold_out
-from seedtune.tasks.environments.base import EnvironmentFactory, environment_reward
+from seedtune.tasks.environments import EnvironmentFactory, environment_reward
 from seedtune.tasks.reference_answers import scored_by_the_engine
 
 Data = Rows | str

@@ -20,7 +20,7 @@ from seedtune.rollouts.evaluator import Evaluator
 from seedtune.run import directory
 from seedtune.tasks.base import Task
 from seedtune.tasks.data.rows import examples
-from seedtune.tasks.environments.base import environment_reward
+from seedtune.tasks.environments import environment_reward
 from seedtune.types import UNPERTURBED, Job, Member, Plan, Rollout
 
 MEMBERS = (Member(1, 0, 1), Member(1, 0, -1), UNPERTURBED, Member(1, 7, 1))

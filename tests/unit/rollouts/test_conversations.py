@@ -18,7 +18,7 @@ from seedtune.rewards.scorer import Scorer
 from seedtune.rollouts.evaluator import Evaluator, Outcome
 from seedtune.tasks.base import Task
 from seedtune.tasks.data.rows import examples
-from seedtune.tasks.environments.base import environment_reward
+from seedtune.tasks.environments import environment_reward
 from seedtune.types import Member, Plan
 from talking import CHATS, MEMBERS, TEXTS, Calling, Counting, Mute, Scripted, calls, of, played, steps, task
 from waiting import BOUND

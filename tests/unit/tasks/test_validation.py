@@ -17,7 +17,7 @@ from seedtune.rewards.base import Reward
 from seedtune.run import recorded_config
 from seedtune.tasks.base import Task
 from seedtune.tasks.data.rows import examples
-from seedtune.tasks.environments.base import environment_reward
+from seedtune.tasks.environments import environment_reward
 from seedtune.tasks.validation import validate
 from seedtune.trainer import Trainer
 

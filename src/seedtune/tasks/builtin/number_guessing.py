@@ -14,7 +14,7 @@ from typing import Any
 from seedtune.rewards.base import Reward
 from seedtune.tasks.base import NoSettings, Task, TaskKind
 from seedtune.tasks.data.rows import chat, examples
-from seedtune.tasks.environments.base import environment_reward
+from seedtune.tasks.environments import environment_reward
 
 QUESTION = (
     "I am thinking of a whole number from {low} to {high}. Guess it: answer with one number and nothing else. "

@@ -8,9 +8,19 @@ import pytest
 
 from seedtune.errors import ConfigError, RewardError
 from seedtune.tasks.builtin.number_guessing import NumberGuessing
-from seedtune.tasks.environments.base import environment_reward
-from seedtune.tasks.environments.tools import ToolCall, calls_in, describe, run, schemas, tools_of
-from seedtune.tasks.environments.transcript import continued, introduced, opened, since
+from seedtune.tasks.environments import (
+    ToolCall,
+    calls_in,
+    continued,
+    describe,
+    environment_reward,
+    introduced,
+    opened,
+    run,
+    schemas,
+    since,
+    tools_of,
+)
 from seedtune.tasks.from_config import environment_of
 
 

@@ -1,13 +1,54 @@
-"""Tools of an environment: describe them to the model, parse its calls, and run them."""
+"""Environments, the counterpart of a model in conversations: their protocol, tools, rewards and transcripts."""
 
 from __future__ import annotations
 
 import inspect
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
+
+from seedtune.errors import RewardError
+from seedtune.types import Message
+
+
+class Environment(Protocol):
+    """TRL's convention: ``reset``, and every other public method is a tool that the model may call.
+
+    These optional members are not tools:
+
+    * ``step(text: str) -> str | None``: receives a whole message of the model and returns the reply, or None to end
+      the conversation.  An environment with ``step`` has no tools;
+    * ``reward``: the environment's reward, a number or a method that returns one, read after the conversation;
+    * ``close()``: called after that.
+
+    An environment must be deterministic given the columns and the messages, or a resumed run differs from the original.
+    """
+
+    def reset(self, **columns: Any) -> str | None:
+        """Begin a conversation about a row of the data; a returned text is appended to the prompt."""
+        ...
+
+
+EnvironmentFactory = Callable[[], Any]
+"""Makes an `Environment`: usually its class."""
+
+
+def environment_reward(environments: Sequence[Any], **_: Any) -> list[Any]:
+    """Return each environment's ``reward``, a number or the result of the method; raise RewardError if it has none."""
+    return [_reward(environment) for environment in environments]
+
+
+def _reward(environment: Any) -> Any:
+    found = getattr(environment, "reward", None)
+    if found is None:
+        raise RewardError(
+            f"the environment {type(environment).__name__!r} has no 'reward'. Give it one, a number or a method, "
+            "or give reward_funcs that take environments=[…]."
+        )
+    return found() if callable(found) else found
+
 
 RESERVED = ("reset", "step", "reward", "close")
 """Public methods that are not tools."""
@@ -105,3 +146,44 @@ def _read(text: str, kind: Any) -> Any:
     if kind is bool:
         return {"true": True, "false": False}[text.lower()]
     return text[1:-1] if len(text) > 1 and text[0] == text[-1] and text[0] in "\"'" else text
+
+
+Content = str | tuple[Message, ...]
+
+EnvironmentMessage = tuple[str, str]
+"""(role, text) of an environment's reply."""
+
+
+def introduced(content: Content, text: str) -> Content:
+    """Put ``text`` in front of the content: as a first paragraph, or in the system message."""
+    if isinstance(content, str):
+        return f"{text}\n\n{content}"
+    first, rest = content[0], content[1:]
+    if first["role"] != "system":
+        return ({"role": "system", "content": text}, *content)
+    return ({**first, "content": f"{first['content']}\n\n{text}"}, *rest)
+
+
+def opened(content: Content, told: str | None) -> Content:
+    """Append the first observation to the prompt's text, or to the text of its last message."""
+    if told is None:
+        return content
+    if isinstance(content, str):
+        return content + told
+    last = content[-1]
+    return (*content[:-1], {**last, "content": f"{last['content']}{told}"})
+
+
+def continued(content: Content, answer: str, replies: Sequence[EnvironmentMessage]) -> Content:
+    """Append the model's message and the replies, each followed by a line break in plain text."""
+    if isinstance(content, str):
+        return content + "".join(f"{line}\n" for line in (answer, *(text for _, text in replies)))
+    said = ({"role": "assistant", "content": answer}, *({"role": role, "content": text} for role, text in replies))
+    return (*content, *said)
+
+
+def since(content: Content, prompt: Content) -> str:
+    """Return the content after ``prompt``: the text, or a line ``role: message`` per message."""
+    if isinstance(content, str):
+        return content[len(prompt) :]
+    return "\n".join(f"{message['role']}: {message['content']}" for message in content[len(prompt) :])

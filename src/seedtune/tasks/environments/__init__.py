@@ -1,1 +1,0 @@
-"""Environments: the counterpart of a model in conversations of several turns."""
