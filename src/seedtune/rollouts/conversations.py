@@ -23,21 +23,8 @@ from seedtune.rewards.base import Reward, keywords_of
 from seedtune.rewards.execution.call import Fault, RewardResult, accepted, attempt, failed, fault_of
 from seedtune.rewards.execution.thread import TimedThread, is_hang
 from seedtune.rewards.scorer import Scorer
+from seedtune.tasks import environments
 from seedtune.tasks.base import Task
-from seedtune.tasks.environments import (
-    Content,
-    EnvironmentMessage,
-    Tools,
-    calls_in,
-    continued,
-    describe,
-    introduced,
-    opened,
-    run,
-    schemas,
-    since,
-    tools_of,
-)
 from seedtune.types import Example, Finish, Job, Member, Prompt, Rollout
 
 TIMEOUTS = 16
@@ -52,10 +39,10 @@ class Talk:
     member: int
     prompt: int
     sample: int
-    begin: Content
-    content: Content
+    begin: environments.Content
+    content: environments.Content
     environment: Any = None
-    tools: Tools = field(default_factory=dict)
+    tools: environments.Tools = field(default_factory=dict)
     tokens: list[int] = field(default_factory=list)
     read: int = 0
     finish: Finish | None = None
@@ -112,19 +99,19 @@ class Conversations:
             return talk
         talk.environment, talk.tools, told = opening.result()
         if talk.tools and not self._templated(content):
-            content = introduced(content, describe(talk.tools))
-        talk.begin = talk.content = opened(content, told)
+            content = environments.introduced(content, environments.describe(talk.tools))
+        talk.begin = talk.content = environments.opened(content, told)
         return talk
 
-    def _open(self, example: Example) -> tuple[Any, Tools, str | None]:
+    def _open(self, example: Example) -> tuple[Any, environments.Tools, str | None]:
         assert self.task.environment is not None
         environment = self.task.environment()
         columns = {"prompt": example.prompt, **example.columns}
         told = environment.reset(**accepted(environment.reset, columns))
-        tools = {} if _has(environment, "step") else tools_of(environment)
+        tools = {} if _has(environment, "step") else environments.tools_of(environment)
         return environment, tools, None if told is None else str(told)
 
-    def _templated(self, content: Content) -> bool:
+    def _templated(self, content: environments.Content) -> bool:
         """Whether tools are passed to the chat template."""
         return self.how.tools == "template" and not isinstance(content, str)
 
@@ -163,7 +150,7 @@ class Conversations:
         prompt = replace(talk.job.prompts[talk.prompt], content=talk.content, turn=turn, sample=talk.sample)
         if not talk.tools or not self._templated(talk.content):
             return prompt
-        return replace(prompt, template_kwargs={**prompt.template_kwargs, "tools": schemas(talk.tools)})
+        return replace(prompt, template_kwargs={**prompt.template_kwargs, "tools": environments.schemas(talk.tools)})
 
     def _hear(self, talk: Talk, rollout: Rollout) -> None:
         """Pass the model's message to the environment, and append the message and the replies to the transcript."""
@@ -176,7 +163,7 @@ class Conversations:
         hearing = self._thread.call(partial(_replies, talk, rollout.text, role))
         error = hearing.exception()
         replies = hearing.result() if error is None else ()
-        talk.content = continued(talk.content, rollout.text, replies or ())
+        talk.content = environments.continued(talk.content, rollout.text, replies or ())
         if error is not None:
             self._broke(talk, error)
         elif replies is None:
@@ -186,7 +173,7 @@ class Conversations:
 
     def _end(self, talk: Talk, example: Example) -> Rollout:
         """Score a conversation that is over or out of turns, close its environment, and return the rollout."""
-        text, scores = since(talk.content, talk.begin), tuple(math.nan for _ in self.task.rewards)
+        text, scores = environments.since(talk.content, talk.begin), tuple(math.nan for _ in self.task.rewards)
         if not talk.broken:
             row = replace(example, columns={**example.columns, "environments": talk.environment})
             scores = tuple(self._scored(reward, row, text) for reward in self.task.rewards)
@@ -249,13 +236,13 @@ class Conversations:
         return RewardError(f"{what}; most often {usual}. {fix} {self._scorer.advice}".strip())
 
 
-def _replies(talk: Talk, text: str, role: str) -> list[EnvironmentMessage] | None:
+def _replies(talk: Talk, text: str, role: str) -> list[environments.EnvironmentMessage] | None:
     """Return the environment's replies to a message; None ends the conversation."""
     if _has(talk.environment, "step"):
         told = talk.environment.step(text)
         return None if told is None else [("user", str(told))]
-    calls = calls_in(text, talk.tools)
-    return [(role, run(call, talk.tools)) for call in calls] or None
+    calls = environments.calls_in(text, talk.tools)
+    return [(role, environments.run(call, talk.tools)) for call in calls] or None
 
 
 def _has(environment: Any, method: str) -> bool:
