@@ -87,6 +87,8 @@ def _shortened(row: Example, limit: Limit, measure: Measure) -> Example:
         return measure([candidate])[0] <= limit.tokens
 
     row = _without_oldest(row, fits)
+    if fits(row):
+        return row
     size = len(row.prompt if isinstance(row.prompt, str) else row.prompt[_head(row.prompt)]["content"])
     cuts = range(0, size, max(1, size // 256))
     place = bisect_left(cuts, True, key=lambda count: fits(_cut(row, count)))
