@@ -48,8 +48,8 @@ class ProgressLines:
     def __init__(self, console: Console) -> None:
         self.console = console
         self.bar = Bar(console, "generation")
-        self.first_reward: float | None = None
-        self.first_others: dict[str, float | None] = {}
+        self.firsts: dict[str, float | None] = {}
+        """Metric → its first value."""
 
     def say(self, line: str) -> None:
         """Print one line, without wrapping."""
@@ -110,8 +110,8 @@ class ProgressLines:
         if reward is None:
             self.say("held out: no answer could be scored")
             return
-        change = "" if self.first_reward is None else f" (was {self.first_reward:.4g})"
-        self.first_reward = reward if self.first_reward is None else self.first_reward
+        change = f" (was {self.firsts['eval_reward']:.4g})" if "eval_reward" in self.firsts else ""
+        self.firsts.setdefault("eval_reward", reward)
         length, accuracy = metrics["eval_completions/mean_length"], metrics.get("eval_accuracy")
         right = "" if accuracy is None else f", accuracy {accuracy:.1%}"
         self.say(
@@ -126,7 +126,7 @@ class ProgressLines:
             task, slash, measure = name.removeprefix("eval_").rpartition("/")
             ranked = measure == "accuracy" or f"eval_{task}/accuracy" not in metrics
             if slash and f"eval_{task}/unscored" in metrics and measure in ("accuracy", "reward") and ranked:
-                first = self.first_others.setdefault(name, value)
+                first = self.firsts.setdefault(name, value)
                 told.append(f"{task} {measure} {number(value)} (was {number(first)})")
         return "; " + ", ".join(told) if told else ""
 

@@ -85,30 +85,23 @@ def _won_with(voters: Sequence[tuple[int, float]], silent: int, votes: int, k: i
     """Expected value over k-subsets, 0 for those whose most frequent answer has not exactly this many ``votes``.
 
     Tables over (samples drawn, answers that have exactly ``votes``) hold the probability that no answer so far has
-    more,
-    and that probability times the sum of the winners' values.  Answers are added one at a time; the number of d drawn
-    samples that belong to the next answer is hypergeometric, so nothing overflows.
+    more, and that probability times the sum of the winners' values.  Answers are added one at a time; the number of d
+    drawn samples that belong to the next answer is hypergeometric, so nothing overflows.
     """
-    chance = np.zeros((k + 1, k // votes + 1))
-    chance[0, 0] = 1.0
-    worth, seen = np.zeros_like(chance), 0
+    tables, seen = np.zeros((2, k + 1, k // votes + 1)), 0
+    tables[0, 0, 0] = 1.0
     for count, value in voters:
-        tables = np.zeros_like(chance), np.zeros_like(worth)
+        grown = np.zeros_like(tables)
         for drawn in range(min(count, votes) + 1):
-            share = _dealt(seen, count, drawn, k)[:, None]
-            part = share * chance[: k + 1 - drawn], share * worth[: k + 1 - drawn]
-            for table, rows in zip(tables, _winning(*part, value) if drawn == votes else part, strict=True):
-                table[drawn:] += rows
-        (chance, worth), seen = tables, seen + count
-    shared = worth[:, 1:] / np.arange(1, chance.shape[1])
+            part = _dealt(seen, count, drawn, k)[:, None] * tables[:, : k + 1 - drawn]
+            if drawn < votes:
+                grown[:, drawn:] += part
+            else:  # one more winner, of this value
+                grown[0, drawn:, 1:] += part[0, :, :-1]
+                grown[1, drawn:, 1:] += part[1, :, :-1] + value * part[0, :, :-1]
+        tables, seen = grown, seen + count
+    shared = tables[1, :, 1:] / np.arange(1, tables.shape[2])
     return math.fsum(_dealt(seen, silent, d, k)[-1] * shared[k - d].sum() for d in range(min(silent, k) + 1))
-
-
-def _winning(chance: Floats, worth: Floats, value: float) -> tuple[Floats, Floats]:
-    """Return the tables with one more winner, of that ``value``."""
-    more, sums = np.zeros_like(chance), np.zeros_like(worth)
-    more[:, 1:], sums[:, 1:] = chance[:, :-1], worth[:, :-1] + value * chance[:, :-1]
-    return more, sums
 
 
 @lru_cache(maxsize=4096)

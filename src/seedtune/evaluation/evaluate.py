@@ -74,16 +74,13 @@ class Evaluation:
         }
 
     def _subject(self, index: int) -> dict[str, Any]:
-        one = self.subjects[index]
-        results = [_result(result) for result in one.results]
-        for task, result in enumerate(results) if index else ():
-            result["first_less_this"] = _numbers(self.difference(index, task))
+        one, results = self.subjects[index], []
+        for task, result in enumerate(one.results):
+            kept = {name: getattr(result, name) for name in ("task", "prompts", "put", "votes", "seconds")}
+            results.append({**kept, "measures": _numbers(result.estimates)})
+            if index:
+                results[-1]["first_less_this"] = _numbers(self.difference(index, task))
         return {"name": one.name, "generation": one.generation, "fingerprint": one.fingerprint, "results": results}
-
-
-def _result(result: Measures) -> dict[str, Any]:
-    kept = {name: getattr(result, name) for name in ("task", "prompts", "put", "votes", "seconds")}
-    return {**kept, "measures": _numbers(result.estimates)}
 
 
 def _numbers(estimates: Mapping[str, Estimate]) -> dict[str, dict[str, float | None]]:

@@ -50,26 +50,22 @@ class Machine:
         return size / self.bandwidth / self.efficiency
 
 
-def _machine(name: str, gigabytes_a_second: float, teraflops: float, gigabytes: float) -> Machine:
-    return Machine(name, gigabytes_a_second * 1e9, teraflops * 1e12, gigabytes * 1e9)
-
-
 MACHINES = {
-    machine.name: machine
-    for machine in (
-        _machine("t4", 320, 65, 16),
-        _machine("l4", 300, 121, 24),
-        _machine("a10", 600, 125, 24),
-        _machine("l40s", 864, 362, 48),
-        _machine("rtx3090", 936, 71, 24),
-        _machine("rtx4090", 1008, 165, 24),
-        _machine("a100", 1555, 312, 40),
-        _machine("a100-80gb", 2039, 312, 80),
-        _machine("h100", 3350, 989, 80),
-        _machine("h100-pcie", 2000, 756, 80),
-        _machine("h200", 4800, 989, 141),
-        _machine("b200", 8000, 2250, 180),
-        _machine("mi300x", 5300, 1307, 192),
+    name: Machine(name, bandwidth * 1e9, flops * 1e12, memory * 1e9)
+    for name, bandwidth, flops, memory in (
+        ("t4", 320, 65, 16),
+        ("l4", 300, 121, 24),
+        ("a10", 600, 125, 24),
+        ("l40s", 864, 362, 48),
+        ("rtx3090", 936, 71, 24),
+        ("rtx4090", 1008, 165, 24),
+        ("a100", 1555, 312, 40),
+        ("a100-80gb", 2039, 312, 80),
+        ("h100", 3350, 989, 80),
+        ("h100-pcie", 2000, 756, 80),
+        ("h200", 4800, 989, 141),
+        ("b200", 8000, 2250, 180),
+        ("mi300x", 5300, 1307, 192),
     )
 }
 """Datasheet figures: memory bandwidth (GB/s), dense bfloat16 or float16 TFLOP/s, memory (GB); SXM by default."""

@@ -174,7 +174,8 @@ def on_machine(machine: Machine, anatomy: Anatomy, work: Workload, config: Confi
     memory = memory_of(anatomy, work, config, config.perturbation, config.weights_dtype)
     rows = work.row_steps / max(1.0, work.steps)
     position = anatomy.cached * anatomy.itemsize
-    launched = 0 if _graphs(config) else anatomy.layers
+    graphs = config.engine == "vllm" and not config.vllm.enforce_eager  # a step is one graph, without launches
+    launched = 0 if graphs else anatomy.layers
     step = machine.step(
         weights=memory.weights,
         cache=rows * (work.prompt_tokens + work.new_tokens / 2) * position,
@@ -196,11 +197,6 @@ def on_machine(machine: Machine, anatomy: Anatomy, work: Workload, config: Confi
         ),
         fits=None if machine.memory is None else memory.total < machine.memory,
     )
-
-
-def _graphs(config: Config) -> bool:
-    """Return whether a decode step is one graph, without a launch per layer."""
-    return config.engine == "vllm" and not config.vllm.enforce_eager
 
 
 def at_pace(pace: Pace, work: Workload) -> Duration:

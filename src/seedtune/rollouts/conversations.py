@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import product
+from itertools import groupby, product
 from typing import Any
 
 from seedtune.config.config import Config
@@ -118,33 +118,25 @@ class Conversations:
     # ---------------------------------------------------------------------- turns
 
     def _answers(self, going: Sequence[Talk], turn: int) -> list[Rollout | None]:
-        """Generate the next message of each open conversation, batched per job; None if a member was not evaluated."""
-        jobs, asked = list[Job](), dict[tuple[int, Member, int], list[int]]()
-        for job in {talk.job.id: talk.job for talk in going}.values():
-            mine = [index for index, talk in enumerate(going) if talk.job.id == job.id]
-            prompts, rows = self._transcripts([going[index] for index in mine], turn)
-            once, how = tuple(dict.fromkeys(rows)), replace(job.sampling, samples=1)
-            jobs.append(replace(job, prompts=prompts, rows=once, sampling=how, tokens=True))
-            for (member, prompt), index in zip(rows, mine, strict=True):
-                asked.setdefault((job.id, job.members[member], prompt), []).append(index)
-        found = {index: r for r in self.engine.evaluate(jobs) for index in asked[r.job, r.member, r.prompt]}
-        return [found.get(index) for index in range(len(going))]
-
-    def _transcripts(self, talks: Sequence[Talk], turn: int) -> tuple[tuple[Prompt, ...], list[tuple[int, int]]]:
-        """Return the distinct transcripts as prompts, and the (member, prompt) indices of every conversation.
+        """Generate the next message of each open conversation, batched per job; None if a member was not evaluated.
 
         Sampling draws depend on the row and the sample; without sampling, equal transcripts of different rows share a
         prompt, too.
         """
-        prompts, places, rows = list[Prompt](), dict[Any, int](), list[tuple[int, int]]()
-        for talk in talks:
-            drawn = (talk.prompt, talk.sample) if self.config.temperature > 0.0 else None
-            name = (drawn, repr(talk.content))
-            if name not in places:
-                places[name] = len(prompts)
-                prompts.append(self._prompt(talk, turn))
-            rows.append((talk.member, places[name]))
-        return tuple(prompts), rows
+        jobs, asked = list[Job](), dict[tuple[int, Member, int], list[int]]()
+        for number, group in groupby(enumerate(going), key=lambda numbered: numbered[1].job.id):
+            prompts, places, rows = list[Prompt](), dict[Any, int](), list[tuple[int, int]]()
+            for index, talk in group:
+                drawn = (talk.prompt, talk.sample) if self.config.temperature > 0.0 else None
+                place = places.setdefault((drawn, repr(talk.content)), len(prompts))
+                if place == len(prompts):
+                    prompts.append(self._prompt(talk, turn))
+                rows.append((talk.member, place))
+                asked.setdefault((number, talk.job.members[talk.member], place), []).append(index)
+            once, how = tuple(dict.fromkeys(rows)), replace(talk.job.sampling, samples=1)
+            jobs.append(replace(talk.job, prompts=tuple(prompts), rows=once, sampling=how, tokens=True))
+        found = {index: r for r in self.engine.evaluate(jobs) for index in asked[r.job, r.member, r.prompt]}
+        return [found.get(index) for index in range(len(going))]
 
     def _prompt(self, talk: Talk, turn: int) -> Prompt:
         prompt = replace(talk.job.prompts[talk.prompt], content=talk.content, turn=turn, sample=talk.sample)
