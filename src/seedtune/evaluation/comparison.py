@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -88,26 +89,23 @@ def last_alarms(paths: RunPaths) -> list[str]:
     return list(generations[-1].get("alarms", ())) if generations else []
 
 
-def _by_prompt(rows: Sequence[Row]) -> dict[int, dict[str, float]]:
-    """Map prompt → measure → mean over the prompt's completions; NaN where there is none."""
-    groups: dict[int, list[dict[str, float | None]]] = {}
+def _by_prompt(rows: Sequence[Row]) -> dict[int, dict[str, float | None]]:
+    """Map prompt → measure → mean over the prompt's completions; None where there is none."""
+    groups: dict[int, list[dict[str, float]]] = {}
     for row in rows:
         groups.setdefault(row["prompt_id"], []).append(_measures(row))
     return {
-        prompt: {name: _mean([one[name] for one in found]) for name in found[0]} for prompt, found in groups.items()
+        prompt: {name: metrics.mean([one[name] for one in found]) for name in found[0]}
+        for prompt, found in groups.items()
     }
 
 
-def _measures(row: Row) -> dict[str, float | None]:
+def _measures(row: Row) -> dict[str, float]:
     text = str(row["completion"]).strip()
     right = {} if row.get("right") is None else {"right answers": float(row["right"])}
     looks = {"empty answers": float(not text), "cut off at the limit": float(row["finish"] == "length")}
-    return {**right, "reward": row["reward"], "characters": float(len(text)), **looks}
-
-
-def _mean(values: Sequence[float | None]) -> float:
-    found = metrics.mean([value for value in values if value is not None])
-    return float("nan") if found is None else found
+    reward = math.nan if row["reward"] is None else row["reward"]
+    return {**right, "reward": reward, "characters": float(len(text)), **looks}
 
 
 def marked(before: str, after: str) -> tuple[list[DiffPiece], list[DiffPiece]]:

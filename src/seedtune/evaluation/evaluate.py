@@ -115,7 +115,7 @@ def evaluate(
     subjects: list[Subject] = []
     for goal in goals:
         with models.opened(what, config, generation=goal, progress=progress) as engine:
-            subjects += _subjects(engine, wanted, config, eval_config, name=_name(what, goal), generation=goal)
+            subjects += _subjects(engine, wanted, config, eval_config, model=str(what), generation=goal)
     kept = {name: getattr(config, name) for name in SETTINGS}
     return Evaluation(str(what), config.model, eval_config, kept, tuple(subjects))
 
@@ -146,13 +146,6 @@ def _goals(
     return list(dict.fromkeys(replay.goal_of(Path(what), contents, goal) for goal in asked))
 
 
-def _name(what: str | Path, generation: int | None) -> str:
-    """Return the heading of a model's results."""
-    if generation is None:
-        return str(what)
-    return f"generation {generation}" if generation else BASE
-
-
 def _task(one: str | Task, config: Config) -> Task:
     if isinstance(one, Task):
         return one
@@ -165,10 +158,11 @@ def _subjects(
     config: Config,
     eval_config: EvalConfig,
     *,
-    name: str,
+    model: str,
     generation: int | None,
 ) -> list[Subject]:
     """Evaluate the engine's current model and, if that is the base model, its prompt baselines."""
+    name = model if generation is None else f"generation {generation}" if generation else BASE
     results = [held_out.evaluate(engine, task, config, eval_config) for task in wanted]
     found = {name: results}
     if eval_config.prompt_baseline and not generation:

@@ -83,7 +83,11 @@ class Conversations:
                         self._hear(talk, rollout)
                 turn, going = turn + 1, [talk for talk in going if talk.finish is None]
             ended = [self._end(talk, examples[talk.prompt]) for talk in talks]
-        self._stop_if_many(len(talks))
+        share, most = self.config.max_reward_failure_rate, max(self.failed.values(), default=0)
+        if most > share * len(talks):
+            raise self._stopped(
+                f"{most} of {len(talks)} conversations failed, more than max_reward_failure_rate={share:g} allows"
+            )
         return ended
 
     # ------------------------------------------------------------------ beginning
@@ -214,13 +218,6 @@ class Conversations:
         self._causes[what] += 1
         if self._timeouts >= TIMEOUTS:
             raise self._stopped(f"{TIMEOUTS} calls of an environment or its rewards hang")
-
-    def _stop_if_many(self, talks: int) -> None:
-        share, most = self.config.max_reward_failure_rate, max(self.failed.values(), default=0)
-        if most > share * talks:
-            raise self._stopped(
-                f"{most} of {talks} conversations failed, more than max_reward_failure_rate={share:g} allows"
-            )
 
     def _stopped(self, what: str) -> RewardError:
         usual = max(self._causes, key=lambda cause: self._causes[cause])
