@@ -15,6 +15,8 @@ from seedtune.cli.console import clock
 class SignsOfLife:
     """While open, print the current activity: first after five seconds, then repeatedly.
 
+    Before the first activity it is "starting", since the libraries alone can take longer than that.
+
     ``EVERY`` seconds pass between two lines.  If the output is a file, it is ``LATER`` seconds after the first minute
     of an activity, so that the log of a long run stays short.
     """
@@ -25,8 +27,9 @@ class SignsOfLife:
 
     def __init__(self, console: Console) -> None:
         self.console = console
+        self._starting: tuple[Activity, ...] = (Activity("starting"),)
         self._whole: Activity | None = None
-        self._said = 0.0
+        self._said = self._starting[0].began
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="signs of life", daemon=True)
 
@@ -46,12 +49,16 @@ class SignsOfLife:
 
     def look(self, now: float) -> None:
         """Print the current activity, if a line is due."""
-        busy = activities.current()
+        busy = activities.current() or self._starting
         if not busy:
             self._whole = None
             return
         if self._whole is not busy[0]:
-            self._whole, self._said = busy[0], busy[0].began
+            if not self._starting:  # else nothing was printed since the start, and its five seconds go on
+                self._said = busy[0].began
+            self._whole = busy[0]
+            if busy is not self._starting:
+                self._starting = ()
         often = self.console.is_terminal or now - busy[0].began <= self.MINUTE
         every = self.EVERY if often else self.LATER
         if now - self._said >= every - self.PAUSE:

@@ -19,7 +19,23 @@ from seedtune.trainer import Trainer
 
 def signs(*, terminal: bool = False) -> tuple[SignsOfLife, io.StringIO]:
     file = io.StringIO()
-    return SignsOfLife(Console(file=file, width=200, force_terminal=terminal)), file
+    watch = SignsOfLife(Console(file=file, width=200, force_terminal=terminal))
+    watch._starting = ()
+    return watch, file
+
+
+def test_a_slow_start_is_not_silent_either():
+    file = io.StringIO()
+    watch = SignsOfLife(Console(file=file, width=200))
+    began = watch._starting[0].began
+    for second in range(9):
+        watch.look(began + second)
+    assert file.getvalue() == "  … starting, 0:05 so far\n"
+    with doing("converting") as whole:
+        whole.began = began + 9
+        for second in (9, 10, 11, 12, 13):
+            watch.look(began + second)
+    assert file.getvalue().splitlines()[1:] == ["  … converting, 0:01 so far"]
 
 
 def test_something_that_takes_long_is_never_silent_for_more_than_five_seconds():
