@@ -13,12 +13,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 import torch
 from numba.core.dispatcher import Dispatcher
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # else they are compiled
+
+
+hypothesis.settings.register_profile("any machine", deadline=None)  # an example may take long on a busy one
+hypothesis.settings.load_profile("any machine")
 
 
 def untraced(function: Callable[..., Any]) -> Callable[..., Any]:

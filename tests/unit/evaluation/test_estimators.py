@@ -86,7 +86,7 @@ def test_maj_at_k_is_what_one_counts_by_hand(answers, right, k, expected):
     assert majority_at_k(answers, values, k) == pytest.approx(expected, abs=1e-12)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.lists(st.tuples(st.sampled_from(["", "a", "b", "c", "d"]), st.sampled_from([0.0, 0.1, 1.0])), min_size=1,
              max_size=9),

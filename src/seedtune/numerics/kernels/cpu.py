@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from seedtune.numerics import fingerprint as reference
 from seedtune.numerics.kernels import checks, cpu_subspaces
 from seedtune.numerics.kernels import cpu_compiled as compiled
+from seedtune.numerics.kernels.arguments import Place, Tags, UpdatePlan, Where
 from seedtune.numerics.kernels.checks import require_array, require_elements, require_slice, require_subspaces, words
 from seedtune.numerics.noise import Address, Stream, amplitude, quantiles
 from seedtune.types import Update
@@ -34,12 +35,6 @@ _launch = threading.Lock()
 
 FACTORS = 1 << 24
 """Elements of a low-rank factor drawn at a time: 64 MB."""
-
-UpdatePlan = tuple[UInt32, UInt32, Float32, NDArray[np.int64], UInt32, Float32]
-"""Generations, pairs and weights of all terms; for each update the end of its terms, its generation and its decay."""
-
-Where = tuple[int, int, int, int, int]
-"""(k0, k1, stream tag, pair, generation) of an address, as passed to compiled code."""
 
 
 def fill_normals(out: Float32, address: Address, start: int = 0) -> None:
@@ -138,7 +133,7 @@ def update_gaussian(
     target, base = _weights("theta", theta, 1), _anchor(theta, anchor, updates)
     require_elements(start, theta.size)
     plan = plan_of(tuple(updates), 1, subspaces)
-    work = theta.size * (1 + plan[2].size) if plan[3].size else 0
+    work = theta.size * (1 + plan.weights.size) if plan.ends.size else 0
     arguments = (target, base, quantiles(), _tags(key), plan, start)
     if work and subspaces == 1:
         _run(compiled.update_gaussian, compiled.update_gaussian_parallel, work, *arguments)
@@ -172,14 +167,15 @@ def update_lowrank(
         # Columns must be contiguous for each (p, k); with rank 1 they already are and nothing is copied. The kernel
         # reads sixteen at a time.
         padded = -(-theta.shape[1] // 16) * 16
-        right = _factor(key, Stream.FACTOR_B, plan, (col_start, padded, rank))
+        right = _factor(key, Stream.FACTOR_B, plan, first=col_start, count=padded, rank=rank)
         columns = np.ascontiguousarray(right.transpose(0, 2, 1)).reshape(-1, padded)
-        band = max(1, FACTORS // max(1, plan[2].size * rank))
+        band = max(1, FACTORS // max(1, plan.weights.size * rank))
         for low in range(0, theta.shape[0], band):
             rows = target[low : low + band]
-            left = _factor(key, Stream.FACTOR_A, plan, (row_start + low, rows.shape[0], rank), subspaces)
-            place = ((row_start + low) * whole[1] + col_start, whole[1])
-            arguments = (rows, base[low : low + band], (left, columns), _tags(key), plan, place)
+            first = row_start + low
+            left = _factor(key, Stream.FACTOR_A, plan, first=first, count=rows.shape[0], rank=rank, subspaces=subspaces)
+            place = Place(first * whole[1] + col_start, whole[1])
+            arguments = (rows, base[low : low + band], left, columns, _tags(key), plan, place)
             work = rows.size * (1 + columns.shape[0])
             _run(compiled.update_lowrank, compiled.update_lowrank_parallel, work, *arguments)
 
@@ -254,7 +250,7 @@ def plan_of(updates: tuple[Update, ...], rank: int, subspaces: int = 1) -> Updat
     for row, update in zip(decays, active, strict=True):
         if update.decay is not None:
             row[:] = 1, np.float32(1) - np.float32(update.decay.l2), update.decay.l1
-    return (
+    return UpdatePlan(
         words("generation", [term.generation for term in terms]),
         words("pair", [term.pair for term in terms]),
         np.array([amplitude(term.weight, rank=rank, subspaces=subspaces) for term in terms], np.float32),
@@ -284,24 +280,22 @@ def _batches(updates: Sequence[Update], columns: int) -> Iterator[tuple[Update, 
 
 
 def _factor(
-    key: tuple[int, int], stream: Stream, plan: UpdatePlan, rows: tuple[int, int, int], subspaces: int = 1
+    key: tuple[int, int], stream: Stream, plan: UpdatePlan, *, first: int, count: int, rank: int, subspaces: int = 1
 ) -> Float32:
-    """Return rows (first, count) of one factor of a ``rank``, for all terms of a plan: float32 [P, count, rank]."""
-    first, count, rank = rows
-    out = np.empty((plan[2].size, count * rank), np.float32)
-    fill_factors(out, key, stream, plan[0], plan[1], start=first * rank, rank=rank, subspaces=subspaces)
-    return out.reshape(plan[2].size, count, rank)
+    """Return ``count`` rows of one factor, for all terms of a plan: float32 [P, count, rank]."""
+    out = np.empty((plan.pairs.size, count * rank), np.float32)
+    fill_factors(out, key, stream, plan.generations, plan.pairs, start=first * rank, rank=rank, subspaces=subspaces)
+    return out.reshape(plan.pairs.size, count, rank)
 
 
-def _tags(key: tuple[int, int]) -> tuple[int, int, int, int]:
-    """Return (k0, k1, tag of gaussian noise, tag of rounding)."""
-    k0, k1, tag, _, _ = _where(Address(key))
-    return k0, k1, tag, int(Stream.ROUNDING) << 24
+def _tags(key: tuple[int, int]) -> Tags:
+    k0, k1, noise, _, _ = _where(Address(key))
+    return Tags(k0, k1, noise, int(Stream.ROUNDING) << 24)
 
 
 def _where(address: Address) -> Where:
     k0, k1 = address.key
-    return int(k0), int(k1), int(address.stream) << 24, int(address.pair), int(address.generation)
+    return Where(int(k0), int(k1), int(address.stream) << 24, int(address.pair), int(address.generation))
 
 
 def _weights(name: str, array: Array, ndim: int) -> Array:

@@ -10,6 +10,7 @@ import numpy as np
 from numba import prange
 
 from seedtune.numerics import fingerprint as reference
+from seedtune.numerics.kernels.arguments import Where
 from seedtune.numerics.machine import vectors
 from seedtune.numerics.machine.caching import njit
 from seedtune.numerics.machine.elements import nearest, stochastic, widen
@@ -53,15 +54,20 @@ def philox(block, tag, pair, generation, k0, k1):  # type: ignore[no-untyped-def
 @njit(inline="always")
 def draw(words, at, block, where):  # type: ignore[no-untyped-def]
     """Write the codes of DRAW blocks into ``words[at : at + WORDS]``."""
-    k0, k1, tag, pair, generation = where
     for i in range(DRAW):
-        low, high = philox(block + _U(i), tag, pair, generation, k0, k1)
+        low, high = philox(block + _U(i), where.tag, where.pair, where.generation, where.k0, where.k1)
         words[at + _U(2 * i)], words[at + _U(2 * i + 1)] = low, high
+
+
+@njit(inline="always")
+def unsigned(where):  # type: ignore[no-untyped-def]
+    """Return the address with all words in unsigned 64-bit lanes."""
+    return Where(_U(where.k0), _U(where.k1), _U(where.tag), _U(where.pair), _U(where.generation))
 
 
 @njit(cache=True, nogil=True)
 def fill(out, table, where, start):  # type: ignore[no-untyped-def]
-    here = (_U(where[0]), _U(where[1]), _U(where[2]), _U(where[3]), _U(where[4]))
+    here = unsigned(where)
     # Two draws alternate: the next one is computed while the look-ups of the current one wait for the cache.
     words = np.empty(2 * WORDS, np.uint64)
     block, current, position = _U(start >> 3), _U(0), _U(0)
@@ -100,7 +106,7 @@ def fill_parallel(out, table, where, start):  # type: ignore[no-untyped-def]
 @njit(cache=True, nogil=True)
 def fill_factors(out, table, where, generations, pairs, start):  # type: ignore[no-untyped-def]
     for p in range(out.shape[0]):
-        here = (where[0], where[1], where[2], np.int64(pairs[p]), np.int64(generations[p]))
+        here = Where(where.k0, where.k1, where.tag, np.int64(pairs[p]), np.int64(generations[p]))
         fill(out[p], table, here, start)
 
 
@@ -109,7 +115,7 @@ def fill_factors_parallel(out, table, where, generations, pairs, start):  # type
     pieces = (out.shape[1] + PIECE - 1) // PIECE
     for task in prange(out.shape[0] * pieces):
         p, low = task // pieces, task % pieces * PIECE
-        here = (where[0], where[1], where[2], np.int64(pairs[p]), np.int64(generations[p]))
+        here = Where(where.k0, where.k1, where.tag, np.int64(pairs[p]), np.int64(generations[p]))
         fill(out[p, low : low + PIECE], table, here, start + low)
 
 
@@ -144,7 +150,7 @@ def perturb_whole(out, weights, sigma, table, where, start):  # type: ignore[no-
     Three draws are in progress at a time, so that look-ups always overlap with other work: codes of one draw, look-ups
     of the previous one, and arithmetic on the one before that, sixteen elements of each in turn.
     """
-    here = (_U(where[0]), _U(where[1]), _U(where[2]), _U(where[3]), _U(where[4]))
+    here = unsigned(where)
     words, noise = np.empty(2 * WORDS, np.uint64), np.empty(2 * ELEMENTS, np.float32)
     block, current, position = _U(start >> 3), _U(WORDS), _U(0)
     draw(words, _U(0), block, here)
@@ -223,7 +229,7 @@ def settle(theta, total, anchor, decay, words, where, start):  # type: ignore[no
     if on:
         for i in range(theta.size):
             total[i] = pulled(total[i], widen(anchor[i]), keep, cut)
-    here = (_U(where[0]), _U(where[1]), _U(where[2]), _U(where[3]), _U(where[4]))
+    here = unsigned(where)
     if theta.itemsize == 2:
         for i in range((theta.size + (start & 7) + ELEMENTS - 1) // ELEMENTS):
             draw(words, _U(WORDS * i), _U((start >> 3) + DRAW * i), here)
@@ -234,8 +240,7 @@ def settle(theta, total, anchor, decay, words, where, start):  # type: ignore[no
 
 @njit(cache=True, nogil=True)
 def update_gaussian(theta, anchor, table, tags, plan, start):  # type: ignore[no-untyped-def]
-    """Apply all updates of a plan, chunk by chunk; ``tags`` are (k0, k1, tag of the noise, tag of the rounding)."""
-    generations, pairs, weights, ends, moments, decays = plan
+    """Apply all updates of a plan, chunk by chunk."""
     sums, words = np.empty(CHUNK, np.float32), np.empty(CHUNK // 4 + WORDS, np.uint64)
     low = 0
     while low < theta.size:
@@ -243,14 +248,14 @@ def update_gaussian(theta, anchor, table, tags, plan, start):  # type: ignore[no
         # Every chunk after the first starts at a block.
         high, first = min(theta.size, low + CHUNK - (at & 7)), 0
         total = sums[: high - low]
-        for u in range(ends.size):
+        for u in range(plan.ends.size):
             total[:] = np.float32(0)
-            for t in range(first, ends[u]):
-                here = (tags[0], tags[1], tags[2], np.int64(pairs[t]), np.int64(generations[t]))
-                perturb(total, total, weights[t], table, here, at)
-            first = ends[u]
-            where = (tags[0], tags[1], tags[3], 0, np.int64(moments[u]))
-            settle(theta[low:high], total, anchor[low:high], decays[u], words, where, at)
+            for t in range(first, plan.ends[u]):
+                pair, generation = np.int64(plan.pairs[t]), np.int64(plan.generations[t])
+                perturb(total, total, plan.weights[t], table, Where(tags.k0, tags.k1, tags.noise, pair, generation), at)
+            first = plan.ends[u]
+            where = Where(tags.k0, tags.k1, tags.rounding, 0, np.int64(plan.updated[u]))
+            settle(theta[low:high], total, anchor[low:high], plan.decays[u], words, where, at)
         low = high
 
 
@@ -280,39 +285,38 @@ def add_terms(total, scale, columns, first, last, left):  # type: ignore[no-unty
 
 
 @njit(cache=True, nogil=True)
-def update_lowrank_rows(theta, anchor, factors, tags, plan, place, rows):  # type: ignore[no-untyped-def]
-    """Update rows ``rows[0] .. rows[1] - 1``; ``place`` is (element of theta[0, 0], row length) of the whole tensor."""
-    (a, columns), (_, _, weights, ends, moments, decays) = factors, plan
+def update_lowrank_rows(theta, anchor, a, columns, tags, plan, place, low, high):  # type: ignore[no-untyped-def]
+    """Update rows ``low .. high - 1`` with factors A (terms, rows, rank) and Bᵀ (terms · rank, columns)."""
     rank, n = a.shape[2], theta.shape[1]
     scale, sums = np.empty(columns.shape[0], np.float32), np.empty(TILE, np.float32)
     words = np.empty(TILE // 4 + WORDS, np.uint64)
     for left in range(0, n, TILE):
         right = min(n, left + TILE)
         total = sums[: right - left]
-        for i in range(rows[0], rows[1]):
-            for p in range(weights.size):
+        for i in range(low, high):
+            for p in range(plan.weights.size):
                 for k in range(rank):
-                    scale[p * rank + k] = weights[p] * a[p, i, k]
-            first, start = 0, place[0] + i * place[1] + left
-            for u in range(ends.size):
-                add_terms(total, scale, columns, first, ends[u] * rank, left)
-                first = ends[u] * rank
-                where = (tags[0], tags[1], tags[3], 0, np.int64(moments[u]))
-                settle(theta[i, left:right], total, anchor[i, left:right], decays[u], words, where, start)
+                    scale[p * rank + k] = plan.weights[p] * a[p, i, k]
+            first, start = 0, place.first + i * place.stride + left
+            for u in range(plan.ends.size):
+                add_terms(total, scale, columns, first, plan.ends[u] * rank, left)
+                first = plan.ends[u] * rank
+                where = Where(tags.k0, tags.k1, tags.rounding, 0, np.int64(plan.updated[u]))
+                settle(theta[i, left:right], total, anchor[i, left:right], plan.decays[u], words, where, start)
 
 
 @njit(cache=True, nogil=True)
-def update_lowrank(theta, anchor, factors, tags, plan, place):  # type: ignore[no-untyped-def]
-    update_lowrank_rows(theta, anchor, factors, tags, plan, place, (0, theta.shape[0]))
+def update_lowrank(theta, anchor, a, columns, tags, plan, place):  # type: ignore[no-untyped-def]
+    update_lowrank_rows(theta, anchor, a, columns, tags, plan, place, 0, theta.shape[0])
 
 
 @njit(cache=True, nogil=True, parallel=True)
-def update_lowrank_parallel(theta, anchor, factors, tags, plan, place):  # type: ignore[no-untyped-def]
+def update_lowrank_parallel(theta, anchor, a, columns, tags, plan, place):  # type: ignore[no-untyped-def]
     rows = max(1, PIECE // max(1, theta.shape[1]))
     for piece in prange((theta.shape[0] + rows - 1) // rows):
         first = piece * rows
         last = min(theta.shape[0], first + rows)
-        update_lowrank_rows(theta, anchor, factors, tags, plan, place, (first, last))
+        update_lowrank_rows(theta, anchor, a, columns, tags, plan, place, first, last)
 
 
 # ---------------------------------------------------------------------------------------------- fingerprint

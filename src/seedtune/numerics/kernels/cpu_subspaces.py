@@ -8,7 +8,19 @@ from __future__ import annotations
 import numpy as np
 from numba import prange
 
-from seedtune.numerics.kernels.cpu_compiled import CHUNK, DRAW, ELEMENTS, PIECE, WORDS, draw, fill, look_up, settle
+from seedtune.numerics.kernels.arguments import Where
+from seedtune.numerics.kernels.cpu_compiled import (
+    CHUNK,
+    DRAW,
+    ELEMENTS,
+    PIECE,
+    WORDS,
+    draw,
+    fill,
+    look_up,
+    settle,
+    unsigned,
+)
 from seedtune.numerics.machine.caching import njit
 from seedtune.numerics.machine.elements import nearest, widen
 from seedtune.numerics.machine.vectors import perturb_16_where
@@ -21,7 +33,7 @@ _TAG = _U(int(SUBSPACE) << 24)
 @njit(cache=True, nogil=True)
 def deal(ids, words, where, generation, start, subspaces):  # type: ignore[no-untyped-def]
     """Write the subspaces (uint16) of elements ``start ..`` in a generation into ``ids``; ``words`` is scratch."""
-    here = (_U(where[0]), _U(where[1]), _TAG, _U(0), _U(generation))
+    here = Where(_U(where.k0), _U(where.k1), _TAG, _U(0), _U(generation))
     for i in range((ids.size + (start & 7) + ELEMENTS - 1) // ELEMENTS):
         draw(words, _U(WORDS * i), _U((start >> 3) + DRAW * i), here)
     codes, count = words.view(np.uint16)[start & 7 :], np.uint32(subspaces)
@@ -43,7 +55,7 @@ def add_edge(out, weights, sigma, table, where, start, ids, own):  # type: ignor
 @njit(cache=True, nogil=True)
 def add_whole(out, weights, sigma, table, where, start, ids, own):  # type: ignore[no-untyped-def]
     """As `cpu_compiled.perturb_whole` on a chunk, which is in the cache: nothing has to be prefetched."""
-    here = (_U(where[0]), _U(where[1]), _U(where[2]), _U(where[3]), _U(where[4]))
+    here = unsigned(where)
     words, noise = np.empty(2 * WORDS, np.uint64), np.empty(2 * ELEMENTS, np.float32)
     block, current, position = _U(start >> 3), _U(WORDS), _U(0)
     draw(words, _U(0), block, here)
@@ -75,12 +87,12 @@ def add(out, weights, sigma, table, where, start, ids, own):  # type: ignore[no-
 @njit(cache=True, nogil=True)
 def perturb(out, weights, sigma, table, where, start, subspaces):  # type: ignore[no-untyped-def]
     ids, words = np.empty(CHUNK, np.uint16), np.empty(CHUNK // 4 + WORDS, np.uint64)
-    own, low = np.uint16(where[3] % subspaces), 0
+    own, low = np.uint16(where.pair % subspaces), 0
     while low < out.size:
         at = start + low
         high = min(out.size, low + CHUNK - (at & 7))
         here = ids[: high - low]
-        deal(here, words, where, where[4], at, subspaces)
+        deal(here, words, where, where.generation, at, subspaces)
         add(out[low:high], weights[low:high], sigma, table, where, at, here, own)
         low = high
 
@@ -96,7 +108,6 @@ def perturb_parallel(out, weights, sigma, table, where, start, subspaces):  # ty
 @njit(cache=True, nogil=True)
 def update_gaussian(theta, anchor, table, tags, plan, start, subspaces):  # type: ignore[no-untyped-def]
     """As `cpu_compiled.update_gaussian`; consecutive terms of one generation share its subspaces."""
-    generations, pairs, weights, ends, moments, decays = plan
     sums, words = np.empty(CHUNK, np.float32), np.empty(CHUNK // 4 + WORDS, np.uint64)
     ids = np.empty(CHUNK, np.uint16)
     low = 0
@@ -104,17 +115,17 @@ def update_gaussian(theta, anchor, table, tags, plan, start, subspaces):  # type
         at = start + low
         high, first = min(theta.size, low + CHUNK - (at & 7)), 0
         total, dealt = sums[: high - low], ids[: high - low]
-        for u in range(ends.size):
+        for u in range(plan.ends.size):
             total[:] = np.float32(0)
-            for t in range(first, ends[u]):
-                generation, pair = np.int64(generations[t]), np.int64(pairs[t])
-                if t == 0 or generations[t] != generations[t - 1]:
+            for t in range(first, plan.ends[u]):
+                generation, pair = np.int64(plan.generations[t]), np.int64(plan.pairs[t])
+                if t == 0 or plan.generations[t] != plan.generations[t - 1]:
                     deal(dealt, words, tags, generation, at, subspaces)
-                here = (tags[0], tags[1], tags[2], pair, generation)
-                add(total, total, weights[t], table, here, at, dealt, np.uint16(pair % subspaces))
-            first = ends[u]
-            where = (tags[0], tags[1], tags[3], 0, np.int64(moments[u]))
-            settle(theta[low:high], total, anchor[low:high], decays[u], words, where, at)
+                here = Where(tags.k0, tags.k1, tags.noise, pair, generation)
+                add(total, total, plan.weights[t], table, here, at, dealt, np.uint16(pair % subspaces))
+            first = plan.ends[u]
+            where = Where(tags.k0, tags.k1, tags.rounding, 0, np.int64(plan.updated[u]))
+            settle(theta[low:high], total, anchor[low:high], plan.decays[u], words, where, at)
         low = high
 
 

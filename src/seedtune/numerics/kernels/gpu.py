@@ -168,9 +168,9 @@ def update_lowrank(
     whole = (theta.shape[0], theta.shape[1]) if shape is None else shape
     require_slice(theta.shape, whole, row_start, col_start)
     base = _base(theta, anchor, decays=any(update.decay is not None for update in updates))
-    place = (whole[1], row_start, col_start)
+    corner = {"stride": whole[1], "row_start": row_start, "col_start": col_start}
     for group in _groups(updates, 4 * rank * (theta.shape[0] + theta.shape[1])):
-        _update_lowrank(theta, key, group, rank=rank, place=place, base=base, subspaces=subspaces)
+        _update_lowrank(theta, base, key, group, rank=rank, subspaces=subspaces, **corner)
 
 
 def fingerprint(bits: Tensor, key: tuple[int, int], start: int = 0) -> reference.Fingerprint:
@@ -216,19 +216,21 @@ def _keep_rows(out: Tensor, key: tuple[int, int], terms: Tensor, first: int, *, 
 
 def _update_lowrank(
     theta: Tensor,
+    base: Tensor,
     key: tuple[int, int],
     updates: Sequence[Update],
     *,
+    stride: int,
+    row_start: int,
+    col_start: int,
     rank: int,
-    place: tuple[int, int, int],
-    base: Tensor,
     subspaces: int,
 ) -> None:
-    """Run `update_lowrank` for as many updates as fit into scratch memory; ``place`` is (stride, first row, column)."""
+    """Run `update_lowrank` for as many updates as fit into scratch memory; the whole tensor has rows of ``stride``."""
     steps, terms, decays = _tables(updates, theta, rank=rank, subspaces=subspaces)
-    (rows, cols), (stride, row_start, col_start) = theta.shape, place
-    a = _columns(theta, Address(key, FACTOR_A), terms, rows=(row_start, rows), rank=rank, subspaces=subspaces)
-    b = _columns(theta, Address(key, FACTOR_B), terms, rows=(col_start, cols), rank=rank)
+    rows, cols = theta.shape
+    a = _columns(theta, Address(key, FACTOR_A), terms, start=row_start, count=rows, rank=rank, subspaces=subspaces)
+    b = _columns(theta, Address(key, FACTOR_B), terms, start=col_start, count=cols, rank=rank)
     first = row_start * stride + col_start
     aligned = kind(theta) == "float32" or (stride % LANES == 0 and first % LANES == 0)  # float32 draws no rounding
     width = COLS if aligned else UNALIGNED_COLS
@@ -240,10 +242,9 @@ def _update_lowrank(
 
 
 def _columns(
-    theta: Tensor, address: Address, terms: Tensor, *, rows: tuple[int, int], rank: int, subspaces: int = 1
+    theta: Tensor, address: Address, terms: Tensor, *, start: int, count: int, rank: int, subspaces: int = 1
 ) -> Tensor:
-    """Return a factor of every term on theta's device, [T * rank, rows]: contiguous for the loads of a tile."""
-    start, count = rows
+    """Return a factor of every term on theta's device, [T * rank, count]: contiguous for the loads of a tile."""
     out = import_torch().empty((terms.shape[0], count * rank), dtype=import_torch().float32, device=theta.device)
     _fill(out, address, terms, start * rank)
     if subspaces > 1:

@@ -107,7 +107,7 @@ class _Locator(_CacheLocator):
     """Puts everything in one folder; functions with the same name differ by their line."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
-        self._line = function.__code__.co_firstlineno
+        self._py_file, self._line = function.__code__.co_filename, function.__code__.co_firstlineno
 
     @classmethod
     def from_function(cls, function: Callable[..., Any], _file: str) -> _Locator:

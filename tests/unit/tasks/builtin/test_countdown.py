@@ -54,7 +54,7 @@ trees = st.recursive(
 
 
 @given(trees)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_every_expression_has_the_value_that_rational_arithmetic_gives_it(text):
     found = value_of(text)
     if len(text) <= LENGTH and "--" not in text:
@@ -68,7 +68,7 @@ def ast_numbers(text: str) -> list[str]:
 
 
 @given(st.text("0123456789+-*/() \t", max_size=14))
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 def test_what_has_a_value_here_has_the_same_to_python(text):
     found = value_of(text)
     if found is not None:
@@ -76,7 +76,7 @@ def test_what_has_a_value_here_has_the_same_to_python(text):
 
 
 @given(st.text("0123456789+-*/() ", max_size=DIGITS))
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 def test_what_has_a_value_to_python_has_it_here_but_for_what_the_grammar_leaves_out(text):
     left_out = re.search(r"[-+]\s*[-+]|(^|[(*/])\s*\+|\*\*|//|(?<!\d)0\d", text)
     if expected(text) is not None and not left_out:
@@ -84,7 +84,7 @@ def test_what_has_a_value_to_python_has_it_here_but_for_what_the_grammar_leaves_
 
 
 @given(st.text(max_size=300))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_any_text_at_all_has_a_value_or_none(text):
     assert value_of(text) is None or expected(text) is not None
 
