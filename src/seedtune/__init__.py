@@ -8,61 +8,42 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from seedtune.types import __version__
+from seedtune.types import __version__ as __version__
 
 if TYPE_CHECKING:
-    from seedtune.config.config import Config
-    from seedtune.errors import SeedtuneError
-    from seedtune.evaluation.evaluate import Evaluation, evaluate
-    from seedtune.evaluation.held_out import EvalConfig
-    from seedtune.planning.plan import Forecast, plan_config
-    from seedtune.planning.probe import Probe, probe_config
-    from seedtune.run.artifacts.diff import diff_runs
-    from seedtune.run.artifacts.export import Rights, export_run
-    from seedtune.run.artifacts.pack import pack_run, unpack_run
-    from seedtune.run.artifacts.verify import verify_run
-    from seedtune.trainer import Callback, Trainer
+    from seedtune.config.config import Config as Config
+    from seedtune.errors import SeedtuneError as SeedtuneError
+    from seedtune.evaluation.evaluate import Evaluation as Evaluation
+    from seedtune.evaluation.evaluate import evaluate as evaluate
+    from seedtune.evaluation.held_out import EvalConfig as EvalConfig
+    from seedtune.planning.plan import Forecast as Forecast
+    from seedtune.planning.plan import plan_config as plan_config
+    from seedtune.planning.probe import Probe as Probe
+    from seedtune.planning.probe import probe_config as probe_config
+    from seedtune.run.artifacts.diff import diff_runs as diff_runs
+    from seedtune.run.artifacts.export import Rights as Rights
+    from seedtune.run.artifacts.export import export_run as export_run
+    from seedtune.run.artifacts.pack import pack_run as pack_run
+    from seedtune.run.artifacts.pack import unpack_run as unpack_run
+    from seedtune.run.artifacts.verify import verify_run as verify_run
+    from seedtune.trainer import Callback as Callback
+    from seedtune.trainer import Trainer as Trainer
 
-__all__ = [
-    "Callback",
-    "Config",
-    "EvalConfig",
-    "Evaluation",
-    "Forecast",
-    "Probe",
-    "Rights",
-    "SeedtuneError",
-    "Trainer",
-    "__version__",
-    "diff_runs",
-    "evaluate",
-    "export_run",
-    "pack_run",
-    "plan_config",
-    "probe_config",
-    "unpack_run",
-    "verify_run",
-]
-
-_HOMES = {
-    "Config": "seedtune.config.config",
-    "EvalConfig": "seedtune.evaluation.held_out",
-    "Evaluation": "seedtune.evaluation.evaluate",
-    "evaluate": "seedtune.evaluation.evaluate",
-    "SeedtuneError": "seedtune.errors",
-    "Trainer": "seedtune.trainer",
-    "Callback": "seedtune.trainer",
-    "Rights": "seedtune.run.artifacts.export",
-    "export_run": "seedtune.run.artifacts.export",
-    "verify_run": "seedtune.run.artifacts.verify",
-    "diff_runs": "seedtune.run.artifacts.diff",
-    "pack_run": "seedtune.run.artifacts.pack",
-    "Forecast": "seedtune.planning.plan",
-    "plan_config": "seedtune.planning.plan",
-    "Probe": "seedtune.planning.probe",
-    "probe_config": "seedtune.planning.probe",
-    "unpack_run": "seedtune.run.artifacts.pack",
+_EXPORTS = {
+    "config.config": ("Config",),
+    "errors": ("SeedtuneError",),
+    "evaluation.evaluate": ("Evaluation", "evaluate"),
+    "evaluation.held_out": ("EvalConfig",),
+    "planning.plan": ("Forecast", "plan_config"),
+    "planning.probe": ("Probe", "probe_config"),
+    "run.artifacts.diff": ("diff_runs",),
+    "run.artifacts.export": ("Rights", "export_run"),
+    "run.artifacts.pack": ("pack_run", "unpack_run"),
+    "run.artifacts.verify": ("verify_run",),
+    "trainer": ("Callback", "Trainer"),
 }
+_HOMES = {name: f"seedtune.{module}" for module, names in _EXPORTS.items() for name in names}
+__all__ = ["__version__", *_HOMES]
 
 
 def __getattr__(name: str) -> Any:

@@ -14,7 +14,7 @@ import numpy as np
 
 from seedtune import activities, strategies
 from seedtune.config.config import Config
-from seedtune.engines.base import Engine, EngineInfo
+from seedtune.engines.base import Engine, EngineInfo, EngineTimes
 from seedtune.evaluation import report
 from seedtune.evaluation.held_out import during_training, others, right
 from seedtune.rewards.scorer import Scorer
@@ -25,11 +25,11 @@ from seedtune.rollouts.prepare import prepare
 from seedtune.rollouts.prompts import drawn
 from seedtune.run import directory, recorded_config
 from seedtune.run import metrics as run_metrics
-from seedtune.run.diagnostics import Diagnostics, observation_alarms
-from seedtune.run.ledger import Ledger, Record
+from seedtune.run.diagnostics import Diagnostics
+from seedtune.run.ledger import Record
 from seedtune.run.reward_hacking import RewardHackingMonitor
-from seedtune.run.session import Session
-from seedtune.strategies.base import Feedback, State, Step, directions, tell
+from seedtune.run.session import Session, Start
+from seedtune.strategies.base import Feedback, Step, tell
 from seedtune.tasks.base import Task
 from seedtune.tasks.environments import EnvironmentFactory
 from seedtune.tasks.from_config import Data, TaskInputs
@@ -97,13 +97,12 @@ class Trainer:
         Raises RunError for a used run directory (unless ``resume``) or a changed configuration.  After any error
         all complete generations are on disk.
         """
-        opened = self.session.resumed() if resume else self.session.begun()
-        with opened as (book, state, info), closing(self.scorer):
-            self._emit("on_start", self, info, self.generation)
+        with self.session.opened(resume=resume) as start, closing(self.scorer):
+            self._emit("on_start", self, start.info, self.generation)
             self.scorer.keep(
                 partial(directory.append_lines, self.paths.failures), recorded_config.how_to_go_on(self.config)
             )
-            self._loop(book, state)
+            self._loop(start)
         self._emit("on_end", self)
         return next(iter(reversed(self._evaluations())), {})
 
@@ -138,10 +137,10 @@ class Trainer:
 
     # ---------------------------------------------------------------- the loop
 
-    def _loop(self, book: Ledger, state: State) -> None:
-        evaluator = Evaluator(self.load(), self.task, self.config, self.scorer)
+    def _loop(self, start: Start) -> None:
+        evaluator, state = Evaluator(self.load(), self.task, self.config, self.scorer), start.state
         evaluate = asynchronous.way_of(evaluator)
-        diagnostics = Diagnostics(self.load(), self.task, self.config, parameters=self.session.parameters)
+        diagnostics = Diagnostics(self.load(), self.task, self.config, parameters=start.info.coverage.perturbed)
         self._evaluate_if_due()
         for generation in range(self.generation, self.config.generations):
             started = time.perf_counter()
@@ -153,15 +152,16 @@ class Trainer:
             feedback = self._feedback(plan, outcome)
             step = tell(self.strategy, state, plan, feedback)
             self._show(plan, outcome, generation + 1)
-            book.append(record := self._record(plan, outcome, (feedback, step)))
+            record = self._record(plan, outcome, feedback, step)
+            start.book.append(record)
             self.session.apply(record)
-            state, self.session.generation = step.state, generation + 1
-            self.session.note(book)
-            measured = self._measure(diagnostics, evaluator)
-            self._emit_generation(outcome, record, measured, time.perf_counter() - started)
+            state = step.state
+            self.session.note(start.book)
+            times, measured = self.load().take_times(), self._measure(diagnostics, evaluator)
+            self._emit_generation(outcome, record, times, measured, time.perf_counter() - started)
             self._evaluate_if_due()
             self.session.snapshot_if_due()
-        self._write_report()
+        directory.write_whole(self.paths.report, report.render(self.paths).encode())
 
     def _members(self, plan: Plan) -> tuple[Member, ...]:
         return (*plan.members, UNPERTURBED) if self.config.evaluate_unperturbed else plan.members
@@ -173,18 +173,14 @@ class Trainer:
         groups = [member.generation for member in plan.members]
         return Feedback(outcome.scores[:members], unperturbed, share, outcome.by_reward[:, :members], groups)
 
-    # ------------------------------------------------------------------ records
-
-    def _record(self, plan: Plan, outcome: Outcome, told: tuple[Feedback, Step]) -> Record:
-        feedback, step = told
-        unperturbed = run_metrics.mean(outcome.row(UNPERTURBED)) if self.config.evaluate_unperturbed else None
+    def _record(self, plan: Plan, outcome: Outcome, feedback: Feedback, step: Step) -> Record:
         return Record(
             plan=plan,
             alpha=step.alpha,
             rewards=tuple(float(r) for r in feedback.rewards),
             coefficients=step.coefficients,
             prompts=tuple(example.id for example in outcome.examples),
-            reward_unperturbed=unperturbed,
+            reward_unperturbed=None if feedback.unperturbed is None else run_metrics.mean(feedback.unperturbed),
             tokens={
                 "prompt": sum(rollout.prompt_tokens for rollout in outcome.rollouts),
                 "generated": sum(map(length, outcome.rollouts)),
@@ -195,24 +191,27 @@ class Trainer:
             rollback_to=step.rollback_to,
         )
 
+    # ------------------------------------------------------------------ metrics
+
     def _measure(self, diagnostics: Diagnostics, evaluator: Evaluator) -> Metrics:
         """Measure the diagnostics of the newest generation and their time."""
-        times, started = self.load().take_times(), time.perf_counter()
+        started = time.perf_counter()
         measured = diagnostics.after(self.session.lineage)
-        spent = time.perf_counter() - started
-        measured |= diagnostics.divergence(evaluator, self.generation)
-        return {**measured, "times": times, "time/diagnostics": spent}
+        measured["time/diagnostics"] = time.perf_counter() - started
+        return measured | diagnostics.divergence(evaluator, self.generation)
 
-    def _emit_generation(self, outcome: Outcome, record: Record, measured: Metrics, step_time: float) -> None:
-        members, times = len(record.plan.members), measured.pop("times")
-        asked = None if outcome.asked is None else outcome.asked[:members]
+    def _emit_generation(
+        self, outcome: Outcome, record: Record, times: EngineTimes, measured: Metrics, step_time: float
+    ) -> None:
+        members = len(record.plan.members)
         metrics: Metrics = {
             "generation": self.generation,
-            **run_metrics.member_metrics(np.array(record.rewards)),
-            **run_metrics.prompt_metrics(outcome.scores[:members], asked),
+            **run_metrics.member_metrics(record.rewards),
+            **run_metrics.prompt_metrics(
+                outcome.scores[:members], None if outcome.asked is None else outcome.asked[:members]
+            ),
             "reward_unperturbed": record.reward_unperturbed,
-            **run_metrics.function_metrics(outcome.by_function),
-            **run_metrics.failure_metrics(outcome.failed),
+            **run_metrics.function_metrics(outcome.by_function, outcome.failed),
             **run_metrics.completion_metrics(outcome.rollouts),
             **self.reward_hacking.metrics(outcome.rollouts),
             "sigma": record.plan.sigma,
@@ -220,17 +219,16 @@ class Trainer:
             **outcome.staleness,
             "rollouts": len(outcome.rollouts),
             "num_tokens": times.generated_tokens + times.prompt_tokens,
-            **run_metrics.time_metrics(times, {**outcome.seconds, "update": times.update}, step_time),
+            **run_metrics.time_metrics(times, outcome.seconds, step_time),
             **times.figures,
+            **run_metrics.observation_metrics(record),
             **measured,
         }
         generated = not scores_itself(self.task)
         metrics["alarms"] = [
-            *run_metrics.alarms(metrics, moved=_moves(record), generated=generated),
+            *run_metrics.record_alarms(record),
+            *(run_metrics.limit_alarms(metrics, self.reward_hacking.usual) if generated else ()),
             *run_metrics.failure_alarms(outcome.failed, len(outcome.rollouts)),
-            *observation_alarms(record),
-            *(self.reward_hacking.alarms(metrics) if generated else ()),
-            *run_metrics.went_back(record.rollback_to),
             *times.notes,
         ]
         directory.append_lines(self.paths.metrics, [metrics])
@@ -240,11 +238,9 @@ class Trainer:
 
     def _evaluate_if_due(self) -> None:
         """Evaluate before the first, after the last and every ``eval_steps`` generations, once each."""
-        steps = self.config.eval_steps
-        due = self.generation in (0, self.config.generations) or (steps > 0 and self.generation % steps == 0)
-        if not due or not self.task.test:
-            return
-        if any(done["generation"] == self.generation for done in self._evaluations()):
+        due = self.generation == 0 or self.session.due(self.config.eval_steps)
+        done = [evaluation["generation"] for evaluation in self._evaluations()]
+        if not due or not self.task.test or self.generation in done:
             return
         metrics, outcome = self._held_out(self.load())
         directory.append_lines(self.paths.samples, _samples(outcome, self.task, self.generation, "test"))
@@ -263,11 +259,6 @@ class Trainer:
         """The current model's answers to a generation's prompts, before the ledger: what it has is never missing."""
         if self.config.evaluate_unperturbed and plan.shift is None:
             directory.append_lines(self.paths.samples, _samples(outcome, self.task, generation, "train"))
-
-    # ------------------------------------------------------------------ helpers
-
-    def _write_report(self) -> None:
-        directory.write_whole(self.paths.report, report.render(self.paths))
 
     def _emit(self, event: str, *arguments: Any) -> None:
         for callback in self.callbacks:
@@ -291,8 +282,3 @@ def _samples(outcome: Outcome, task: Task, generation: int, split: str) -> list[
         }
         for rollout, reward in outcome.of(UNPERTURBED)
     ]
-
-
-def _moves(record: Record) -> bool:
-    """Whether any noise sample has a nonzero weight: equal members of a pair cancel each other."""
-    return any(directions(record.plan.members, record.coefficients).values())

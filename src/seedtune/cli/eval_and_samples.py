@@ -140,7 +140,7 @@ def _save(found: seedtune.Evaluation, run: Path) -> None:
 
     paths = directory.RunPaths(run)
     directory.append_lines(paths.evaluations, [found.to_json()])
-    directory.write_whole(paths.report, report.render(paths))
+    directory.write_whole(paths.report, report.render(paths).encode())
 
 
 def samples(

@@ -146,25 +146,25 @@ def count(number: int, what: str) -> str:
 def _verified(found: Verification) -> list[str]:
     from seedtune.engines.recorded_arithmetic import words
 
-    last = max(found.matched, default=0)
-    torn = f"; {found.torn} bytes of an unfinished last line are not part of the run" if found.torn else ""
+    contents, last, matched = found.contents, max(found.matched, default=0), len(found.matched)
+    done = contents.generations
+    torn = f"; {contents.torn} bytes of an unfinished last line are not part of the run" if contents.torn else ""
     lines = [
-        f"ledger: {count(found.generations, 'generation')}, every checksum good{torn}",
+        f"ledger: {count(done, 'generation')}, every checksum good{torn}",
         *_audited(found.audit),
-        f"base model: fingerprint {found.base_fingerprint}, as recorded",
+        f"base model: fingerprint {contents.header.base_fingerprint}, as recorded",
         *(
             f"rewards{f' from generation {at} on' if at else ''}: computed with {words(entry)} (not measured again)"
-            for at, entry in sorted(found.arithmetics.items())
+            for at, entry in sorted(contents.arithmetics.items())
         ),
-        f"replayed {count(found.generations, 'generation')} from the base model in {found.seconds:.2f} s",
+        f"replayed {count(done, 'generation')} from the base model in {found.seconds:.2f} s",
     ]
     if found.snapshots:
         lines.append(f"snapshots: {', '.join(map(str, found.snapshots))} hold the replayed weights")
-    if last < found.generations:
+    if last < done:
         lines.append(f"no fingerprint is recorded after generation {last}; replay ends with {found.fingerprint}")
-    matched = len(found.matched)
     told = f"all {count(matched, 'recorded fingerprint')} match" if matched else "no fingerprint is recorded to compare"
-    if found.generations == 0:
+    if done == 0:
         told = "the base model is the recorded one, and there is no generation yet"
     return [*lines, f"verified: {told}"]
 

@@ -130,14 +130,14 @@ def _say_done(trainer: seedtune.Trainer) -> None:
 
 def _dry_run(trainer: seedtune.Trainer) -> None:
     """Load everything a run needs and print its size."""
-    from seedtune import engines
     from seedtune.run import replay
     from seedtune.strategies import populations
 
     config = trainer.config
     trainer.paths.check_unused()
-    with closing(engines.create(config)) as engine:
-        ProgressLines(console()).describe(trainer, replay.loaded(engine))
+    engine, info = replay.load_base(config)
+    with closing(engine):
+        ProgressLines(console()).describe(trainer, info)
     completions = min(config.prompts_per_generation, len(trainer.task.train)) * config.samples_per_prompt
     sizes = [(size + config.evaluate_unperturbed) * completions for size in populations(config)]
     say(

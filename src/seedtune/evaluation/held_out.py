@@ -251,8 +251,8 @@ def during_training(
     metrics |= {"alarms": taken.notes} if taken.notes else {}
     if own.has_accuracy:
         metrics["eval_accuracy"] = float(np.mean(right(own, first.rewards)))
-    metrics |= {f"eval_{name}": value for name, value in run_metrics.function_metrics(first.by_function).items()}
-    metrics |= {f"eval_{name}": value for name, value in run_metrics.failure_metrics(first.failed).items()}
+    functions = run_metrics.function_metrics(first.by_function, first.failed)
+    metrics |= {f"eval_{name}": value for name, value in functions.items()}
     metrics |= {f"eval_{name}": value for name, value in run_metrics.completion_metrics(first.rollouts).items()}
     metrics["eval_completions/empty_ratio"] = float(np.mean([not rollout.text.strip() for rollout in first.rollouts]))
     for task, outcome in zip(watched[1:], outcomes[1:], strict=True):

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 
-from seedtune import engines
 from seedtune.config.config import Config
 from seedtune.config.yaml_file import override, read_settings
 from seedtune.engines.base import Engine
@@ -43,8 +42,7 @@ def opened(
     """
     contents = ledger_of(what, config)
     if contents is None:
-        engine = engines.create(config)
-        replay.loaded(engine)
+        engine, _ = replay.load_base(config)
     else:
         engine, _ = replay.load(Path(what), config, contents, generation=generation, progress=progress)
     with closing(engine):
@@ -55,11 +53,9 @@ def ledger_of(what: str | Path, config: Config) -> ledger.Contents | None:
     """Return the ledger of a run, None for a model.  Raises ConfigError if ``config`` would change a run's weights."""
     if not is_run(what):
         return None
-    root = Path(what)
-    recorded, contents = recorded_config.run_config(root), ledger.read(directory.RunPaths(root).ledger)
-    recorded_config.check_same_run(root, contents.header, recorded)
-    names = [name for name, _, _ in ledger.differences(recorded.model_dump(), config.model_dump())]
+    run = replay.RecordedRun.read(Path(what))
+    names = [name for name, _, _ in ledger.differences(run.config.model_dump(), config.model_dump())]
     fixed = [name for name in names if name in ("model", *recorded_config.WEIGHTS)]
     if fixed:
         raise ConfigError(f"{', '.join(fixed)}: the run's weights depend on it, so an evaluation cannot change it.")
-    return contents
+    return run.contents

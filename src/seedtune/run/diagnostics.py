@@ -1,4 +1,4 @@
-"""Diagnostics of a generation's update: predicted and measured gain, drift and divergence."""
+"""Diagnostics of a generation's update: cosine, drift and divergence."""
 
 from __future__ import annotations
 
@@ -12,10 +12,7 @@ from seedtune.config.config import Config
 from seedtune.engines.base import Engine
 from seedtune.rollouts.evaluator import Evaluator, Outcome
 from seedtune.rollouts.prompts import prompt_of
-from seedtune.run.ledger import Record
 from seedtune.run.lineage import Lineage
-from seedtune.strategies.observation import gain, radius_of
-from seedtune.strategies.step_estimates import NONE, reliability
 from seedtune.tasks.base import Task
 from seedtune.types import Decay, Update
 
@@ -23,51 +20,6 @@ Numbers = dict[str, Any]
 
 KL_PROMPTS = 8
 """Prompts whose completions measure the divergence."""
-
-CLEAR_SHARE, CLEAR_AFTER = 0.1, 5
-"""Alarm limit of the average share of members that beat the unperturbed model, and generations before it applies."""
-
-
-def observation_metrics(record: Record) -> Numbers:
-    """Compare the unperturbed model with its members, and predict the step's gain by the second-order model.
-
-    ``success_rate``: share of members that beat the unperturbed model, about ½ where σ is small; ``reliability``: part
-    of the measured slope that holds over all training prompts; ``step_ratio``: the step in lengths of a perturbation.
-    """
-    observation, averages = record.observation, _averages(record)
-    if not observation:
-        return {}
-    radius = radius_of(record.alpha, record.plan.sigma, observation, len(record.plan.members))
-    return {
-        "success_rate": observation.get("success_rate"),
-        "curvature": observation.get("curvature"),
-        "reliability": reliability(averages),
-        "step_ratio": radius,
-        "predicted_gain": gain(observation, radius, reliability(averages)),
-    }
-
-
-def observation_alarms(record: Record) -> list[str]:
-    """Alarm if hardly any member beats the unperturbed model, or if members differ but no step is made."""
-    if any(record.coefficients) and not record.observation and record.alpha == 0.0 and not _intended(record):
-        return ["only one noise sample has rewards, too few for an adaptive step. Check the reward function."]
-    averages = _averages(record)
-    if averages["seen"] < CLEAR_AFTER or averages["success_rate"] >= CLEAR_SHARE:
-        return []
-    return [
-        f"only {averages['success_rate']:.0%} of members beat the current model: sigma is too large for this model. "
-        "Lower sigma."
-    ]
-
-
-def _intended(record: Record) -> bool:
-    """Return whether the generation was not meant to move the weights: a look-ahead probe or a rollback."""
-    return "down" in record.state or record.rollback_to is not None
-
-
-def _averages(record: Record) -> Any:
-    state = record.state.get("inner", record.state)
-    return state.get("averages", NONE)
 
 
 def predicted_drift(updates: Sequence[Update], parameters: int) -> float:
@@ -113,9 +65,8 @@ class Diagnostics:
 
     def after(self, lineage: Lineage) -> Numbers:
         """Measure the newest generation, after its update was applied."""
-        record = lineage.records[-1]
-        found = observation_metrics(record)
-        if record.rollback_to is None:
+        found: Numbers = {}
+        if lineage.records[-1].rollback_to is None:
             found["update_cosine"] = self._cosine(lineage.latest(2))
         done = len(lineage.records)
         if _due(done, self.config.fingerprint_steps):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +17,9 @@ def append_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     data = _lines(rows)
     try:
         with path.open("ab+") as file:
-            if file.tell() and not _ends_line(file):
-                data = b"\n" + data
+            if file.tell():
+                file.seek(-1, os.SEEK_END)
+                data = data if file.read(1) == b"\n" else b"\n" + data
             file.write(data)
     except OSError as error:
         raise storage_error(path, error) from error
@@ -40,12 +40,16 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Replace a file's content by these JSON lines, atomically."""
-    _write_whole(path, _lines(rows))
+    write_whole(path, _lines(rows))
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Replace a file's content by this text, atomically."""
-    _write_whole(path, text.encode())
+def write_whole(path: Path, data: bytes) -> None:
+    """Replace a file's content atomically, unless it is unchanged.  Raises StorageError."""
+    try:
+        if data != (path.read_bytes() if path.exists() else b""):
+            put(path, data)
+    except OSError as error:
+        raise storage_error(path, error) from error
 
 
 def put(path: Path, data: bytes) -> None:
@@ -59,71 +63,25 @@ def put(path: Path, data: bytes) -> None:
         raise
 
 
-def _write_whole(path: Path, data: bytes) -> None:
-    """Call ``put`` unless the content is unchanged; StorageError says how to resume."""
-    try:
-        if data != (path.read_bytes() if path.exists() else b""):
-            put(path, data)
-    except OSError as error:
-        raise storage_error(path, error) from error
-
-
 def _lines(rows: Iterable[Mapping[str, Any]]) -> bytes:
     """Encode JSON lines in UTF-8; a lone surrogate, which UTF-8 cannot encode, stays a JSON escape."""
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     return text.encode("utf-8", "backslashreplace")
 
 
-def _ends_line(file: Any) -> bool:
-    file.seek(-1, os.SEEK_END)
-    return bool(file.read(1) == b"\n")
-
-
-@dataclass(frozen=True, slots=True)
 class RunPaths:
     """Paths of a run directory."""
 
-    root: Path
-
-    @property
-    def ledger(self) -> Path:
-        """The ledger, which defines the run."""
-        return self.root / "ledger.jsonl"
-
-    @property
-    def config(self) -> Path:
-        """The settings with which the run was started or last resumed."""
-        return self.root / "config.yaml"
-
-    @property
-    def metrics(self) -> Path:
-        """One line per generation and per held-out evaluation."""
-        return self.root / "metrics.jsonl"
-
-    @property
-    def samples(self) -> Path:
-        """Completions of the unperturbed model."""
-        return self.root / "samples.jsonl"
-
-    @property
-    def evaluations(self) -> Path:
-        """One line per ``seedtune eval --save``."""
-        return self.root / "evaluations.jsonl"
-
-    @property
-    def failures(self) -> Path:
-        """Completions on which a reward function failed, if there are any."""
-        return self.root / "failures.jsonl"
-
-    @property
-    def snapshots(self) -> Path:
-        """The current weights at a few generations, for a fast resume."""
-        return self.root / "snapshots"
-
-    @property
-    def report(self) -> Path:
-        """A one-page report, written at the end of the run."""
-        return self.root / "report.html"
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.ledger = root / "ledger.jsonl"  # defines the run
+        self.config = root / "config.yaml"  # the settings with which the run was started or last resumed
+        self.metrics = root / "metrics.jsonl"  # one line per generation and per held-out evaluation
+        self.samples = root / "samples.jsonl"  # completions of the unperturbed model
+        self.evaluations = root / "evaluations.jsonl"  # one line per ``seedtune eval --save``
+        self.failures = root / "failures.jsonl"  # completions on which a reward function failed, if there are any
+        self.snapshots = root / "snapshots"  # the current weights at a few generations, for a fast resume
+        self.report = root / "report.html"  # one page, written at the end of the run
 
     def holdings(self) -> set[str]:
         """List the names in the run directory, without hidden (half-written) files; RunError if it is a file."""

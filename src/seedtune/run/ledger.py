@@ -14,7 +14,7 @@ import math
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -27,47 +27,28 @@ FORMAT = 1
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """The starting point of a run: everything later is a function of it."""
+    """The starting point of a run: everything later is a function of it.  The fields are those of the first line."""
 
-    model: str
-    base_fingerprint: str
-    config: Mapping[str, Any]
+    seedtune: str
+    """Version of seedtune that began the run."""
+
+    format: int = field(default=FORMAT, kw_only=True)
     noise: str
-    version: str
-    data: str = ""
+    model: str
+    data: str
     """Digest of the training data."""
 
-    weights_dtype: str = "float32"
-    """Dtype of the current weights."""
-
-    arithmetic: Mapping[str, Any] = field(default_factory=dict)
+    weights_dtype: str
+    arithmetic: Mapping[str, Any]
     """How the first rewards were computed: see `seedtune.engines.recorded_arithmetic`."""
 
-    format: int = FORMAT
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the header as JSON data."""
-        return {
-            "seedtune": self.version,
-            **{k: getattr(self, k) for k in ("format", "noise", "model", "data", "weights_dtype", "arithmetic")},
-            "base_fingerprint": self.base_fingerprint,
-            "config": self.config,
-        }
+    base_fingerprint: str
+    config: Mapping[str, Any]
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Header:
         """Build the header from JSON data."""
-        return cls(
-            data["model"],
-            data["base_fingerprint"],
-            data["config"],
-            data["noise"],
-            data["seedtune"],
-            data["data"],
-            data["weights_dtype"],
-            data["arithmetic"],
-            data["format"],
-        )
+        return cls(**{each.name: data[each.name] for each in fields(cls)})
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,44 +69,39 @@ class Record:
     """Roll back to the weights after this many generations, instead of applying an update."""
 
     def to_json(self) -> dict[str, Any]:
-        """Return the record as JSON data, with member labels, and NaN as null."""
+        """Return the record as JSON data, with member labels, and NaN as null; last what few generations have."""
         plan = self.plan
+        some = {
+            "observation": self.observation or None,
+            "shift": plan.shift and asdict(plan.shift),
+            "decay": self.decay and asdict(self.decay),
+            "rollback_to": self.rollback_to,
+        }
         return {
             "generation": plan.generation,
             "sigma": plan.sigma,
             "alpha": self.alpha,
             "members": [member.label(plan.generation) for member in plan.members],
             "rewards": [_null_nan(reward) for reward in self.rewards],
-            "coefficients": list(self.coefficients),
-            "prompts": list(self.prompts),
+            "coefficients": self.coefficients,
+            "prompts": self.prompts,
             "reward_unperturbed": _null_nan(self.reward_unperturbed),
-            "tokens": dict(self.tokens),
-            "state": dict(self.state),
-            **self._rest(),
+            "tokens": self.tokens,
+            "state": self.state,
+            **{name: value for name, value in some.items() if value is not None},
         }
-
-    def _rest(self) -> dict[str, Any]:
-        """Return the fields that most generations lack."""
-        rest: dict[str, Any] = {}
-        if self.observation:
-            rest["observation"] = dict(self.observation)
-        if self.plan.shift is not None:
-            rest["shift"] = {"terms": [list(term) for term in self.plan.shift.terms], "length": self.plan.shift.length}
-        if self.decay is not None:
-            rest["decay"] = {"l2": self.decay.l2, "l1": self.decay.l1}
-        if self.rollback_to is not None:
-            rest["rollback_to"] = self.rollback_to
-        return rest
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Record:
         """Build the record from JSON data, float for float."""
-        generation = data["generation"]
+        generation, back, shift = data["generation"], data.get("rollback_to"), data.get("shift")
         members = tuple(Member.parse(label, generation) for label in data["members"])
         if not len(data["members"]) == len(data["rewards"]) == len(data["coefficients"]) > 0:
             raise ValueError("members, rewards and coefficients do not go together")
+        if back is not None and not 0 <= back <= generation:
+            raise ValueError(f"generation {generation} goes back to {back}, which was not before it")
         return cls(
-            plan=Plan(generation, data["sigma"], members, _shift(data.get("shift"))),
+            plan=Plan(generation, data["sigma"], members, None if shift is None else _shift(shift)),
             alpha=data["alpha"],
             rewards=tuple(math.nan if reward is None else float(reward) for reward in data["rewards"]),
             coefficients=tuple(float(z) for z in data["coefficients"]),
@@ -135,20 +111,12 @@ class Record:
             state=data["state"],
             observation=data.get("observation", {}),
             decay=Decay(**data["decay"]) if "decay" in data else None,
-            rollback_to=_earlier(data.get("rollback_to"), generation),
+            rollback_to=back,
         )
 
 
-def _shift(data: Mapping[str, Any] | None) -> Shift | None:
-    if data is None:
-        return None
+def _shift(data: Mapping[str, Any]) -> Shift:
     return Shift(tuple(Term(int(g), int(p), float(w)) for g, p, w in data["terms"]), data["length"])
-
-
-def _earlier(to: int | None, generation: int) -> int | None:
-    if to is not None and not 0 <= to <= generation:
-        raise ValueError(f"generation {generation} goes back to {to}, which was not before it")
-    return to
 
 
 def _null_nan(value: float | None) -> float | None:
@@ -185,6 +153,21 @@ class Contents:
         known = self.arithmetics
         return known[max(start for start in known if generation is None or start <= generation)]
 
+    def add(self, data: Mapping[str, Any]) -> None:
+        """Add a line: a note between two generations, or a generation.  Raises KeyError, TypeError or ValueError."""
+        done = self.generations
+        for name, notes, kind in (("fingerprint", self.fingerprints, str), ("arithmetic", self.changes, dict)):
+            if name in data:
+                if data["after"] != done:
+                    raise ValueError(f"the {name} after {data['after']} generations comes after {done}")
+                if not isinstance(data[name], kind):
+                    raise TypeError(f"{name} {data[name]!r}")
+                notes[done] = data[name]
+                return
+        if data["generation"] != done:
+            raise ValueError(f"it records generation {data['generation']}, but {done} was expected")
+        self.records.append(Record.from_json(data))
+
 
 def read(path: Path) -> Contents:
     """Read and verify a ledger; LedgerError names the first line that is not as written."""
@@ -195,19 +178,40 @@ def read(path: Path) -> Contents:
     except OSError as error:
         raise LedgerError(f"cannot read {path}: {error}. Fix that and try again.") from error
     *lines, tail = raw.split(b"\n")
-    if not lines:
-        _verify_tail(path, 1, tail, "")
+    contents, check = None, ""
+    for number, line in enumerate(lines, start=1):
+        found = unseal(line, check)
+        if found is None:
+            raise _corrupted(path, number)
+        data, check = found
+        contents = _with_line(path, number, data, contents)
+    if matching(tail[:-1], check) is not None:  # a whole line of which only the newline was changed
+        raise _corrupted(path, len(lines) + 1)
+    if contents is None:
         raise RunError(
             f"{path} has no complete header: the run stopped before it began. "
             f"Begin it with: {resume_command(path.parent)}"
         )
-    data, check = _verify(path, 1, lines[0], "")
-    contents = _header(path, data, check)
-    for number, line in enumerate(lines[1:], start=2):
-        data, contents.check = _verify(path, number, line, contents.check)
-        _add(path, number, data, contents)
-    _verify_tail(path, len(lines) + 1, tail, contents.check)
-    contents.size, contents.torn = len(raw) - len(tail), len(tail)
+    contents.check, contents.size, contents.torn = check, len(raw) - len(tail), len(tail)
+    return contents
+
+
+def _with_line(path: Path, number: int, data: dict[str, Any], contents: Contents | None) -> Contents:
+    """Begin the contents with the header, or add a line to them."""
+    if contents is None and data.get("format") != FORMAT:
+        raise LedgerError(
+            f"{path} has ledger format {data.get('format')!r}; this version reads format {FORMAT}. "
+            "Use the version of seedtune that wrote it, or a newer one."
+        )
+    try:
+        if contents is None:
+            return Contents(Header.from_json(data))
+        contents.add(data)
+    except (KeyError, TypeError, ValueError) as error:
+        raise LedgerError(
+            f"{path} line {number} has a good checksum but is no line that seedtune writes ({type(error).__name__}: "
+            f"{error}): it was edited and sealed again. Restore the file from a copy."
+        ) from error
     return contents
 
 
@@ -219,71 +223,12 @@ def has_begun(path: Path) -> bool:
         return file.readline().endswith(b"\n")
 
 
-def _verify(path: Path, number: int, line: bytes, previous: str) -> tuple[dict[str, Any], str]:
-    found = unseal(line, previous)
-    if found is None:
-        raise _corrupted(path, number)
-    return found
-
-
-def _verify_tail(path: Path, number: int, tail: bytes, previous: str) -> None:
-    """Accept a torn last line; raise LedgerError if it is a whole line of which only the newline was changed."""
-    if matching(tail[:-1], previous) is not None:
-        raise _corrupted(path, number)
-
-
 def _corrupted(path: Path, number: int) -> LedgerError:
     before = number - 1
     keep = f", or keep only the first {before} lines (head -n {before}) to go on from there" if before else ""
     return LedgerError(
         f"{path} line {number} is corrupted: its checksum does not match what it holds. "
         f"Restore the file from a copy{keep}."
-    )
-
-
-def _header(path: Path, data: dict[str, Any], check: str) -> Contents:
-    if data.get("format") != FORMAT:
-        raise LedgerError(
-            f"{path} has ledger format {data.get('format')!r}; this version reads format {FORMAT}. "
-            "Use the version of seedtune that wrote it, or a newer one."
-        )
-    try:
-        return Contents(Header.from_json(data), check=check)
-    except (KeyError, TypeError, ValueError) as error:
-        raise _malformed(path, 1, error) from error
-
-
-def _add(path: Path, number: int, data: dict[str, Any], contents: Contents) -> None:
-    try:
-        if _is_note(data, contents):
-            return
-        generation, record = data["generation"], Record.from_json(data)
-    except (KeyError, TypeError, ValueError) as error:
-        raise _malformed(path, number, error) from error
-    if generation != contents.generations:
-        raise LedgerError(
-            f"{path} line {number} records generation {generation}, but {contents.generations} was expected."
-        )
-    contents.records.append(record)
-
-
-def _is_note(data: Mapping[str, Any], contents: Contents) -> bool:
-    """Add a line between two generations to ``contents``: a fingerprint, or a change of arithmetic."""
-    notes: dict[str, dict[int, Any]] = {"fingerprint": contents.fingerprints, "arithmetic": contents.changes}
-    for name in notes.keys() & data.keys():
-        if data["after"] != contents.generations:
-            raise ValueError(f"the {name} after {data['after']} generations comes after {contents.generations}")
-        if not isinstance(data[name], str if name == "fingerprint" else dict):
-            raise TypeError(f"{name} {data[name]!r}")
-        notes[name][data["after"]] = data[name]
-        return True
-    return False
-
-
-def _malformed(path: Path, number: int, error: Exception) -> LedgerError:
-    return LedgerError(
-        f"{path} line {number} has a good checksum but is no line that seedtune writes ({type(error).__name__}: "
-        f"{error}): it was edited and sealed again. Restore the file from a copy."
     )
 
 
@@ -315,7 +260,7 @@ class Ledger:
                     "choose another output_dir."
                 )
             os.ftruncate(ledger._file, 0)
-            ledger._append(header.to_json())
+            ledger._append(asdict(header))
             _sync_folder(path.parent)
         except BaseException:
             ledger.close()
@@ -341,13 +286,9 @@ class Ledger:
         """Write a generation and flush it to disk; on StorageError the file is unchanged."""
         self._append(record.to_json())
 
-    def append_fingerprint(self, after: int, fingerprint: str) -> None:
-        """Record the fingerprint of the current weights after ``after`` generations."""
-        self._append({"after": after, "fingerprint": fingerprint})
-
-    def append_arithmetic(self, after: int, arithmetic: Mapping[str, Any]) -> None:
-        """Record a change in how rewards are computed after ``after`` generations."""
-        self._append({"after": after, "arithmetic": dict(arithmetic)})
+    def note(self, after: int, **line: Any) -> None:
+        """Record after this many generations the ``fingerprint`` of the weights, or a change of the ``arithmetic``."""
+        self._append({"after": after, **line})
 
     def _append(self, data: Mapping[str, Any]) -> None:
         line, check = seal(data, self._check)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from seedtune.engines.base import EngineInfo, EngineTimes
-from seedtune.engines.recorded_arithmetic import Entry, kind
 from seedtune.run.ledger import Record
+from seedtune.strategies.base import directions
+from seedtune.strategies.observation import gain, radius_of
+from seedtune.strategies.step_estimates import NONE, reliability
 from seedtune.types import Member, Rollout, length, tokens
 
 Floats = NDArray[np.float64]
@@ -18,21 +21,24 @@ Floats = NDArray[np.float64]
 
 def mean(values: Sequence[float] | Floats) -> float | None:
     """Mean of the values that are not NaN, None if there are none."""
-    array = np.asarray(values, dtype=np.float64)
-    known = array[~np.isnan(array)]
+    known = _known(values)
     return float(known.mean()) if known.size else None
 
 
 def spread(values: Sequence[float] | Floats) -> float | None:
     """Standard deviation of the values that are not NaN, None if there are none."""
-    array = np.asarray(values, dtype=np.float64)
-    known = array[~np.isnan(array)]
+    known = _known(values)
     return float(known.std()) if known.size else None
 
 
-def member_metrics(rewards: Floats) -> dict[str, float | None]:
+def _known(values: Sequence[float] | Floats) -> Floats:
+    array = np.asarray(values, dtype=np.float64)
+    return array[~np.isnan(array)]
+
+
+def member_metrics(rewards: Sequence[float] | Floats) -> dict[str, float | None]:
     """Mean, standard deviation and maximum of the reward over members."""
-    known = rewards[~np.isnan(rewards)]
+    known = _known(rewards)
     return {
         "reward": mean(rewards),
         "reward_std": spread(rewards),
@@ -49,30 +55,19 @@ def prompt_metrics(scores: Floats, asked: NDArray[np.bool_] | None = None) -> di
 
 
 def _tied(column: Floats) -> bool:
-    known = column[~np.isnan(column)]
+    known = _known(column)
     return known.size == 0 or bool(np.ptp(known) == 0.0)
 
 
-def function_metrics(values: Mapping[str, Sequence[float]]) -> dict[str, float | None]:
-    """``rewards/<function>/mean`` and ``/std`` over all rollouts."""
+def function_metrics(values: Mapping[str, Sequence[float]], failed: Mapping[str, int]) -> dict[str, float | None]:
+    """``rewards/<function>/mean`` and ``/std`` over all rollouts, and ``/failed``.
+
+    ``failed`` counts the completions on which the function raised, crashed, hung or returned no number.
+    """
     result: dict[str, float | None] = {}
     for name, scores in values.items():
         result[f"rewards/{name}/mean"], result[f"rewards/{name}/std"] = mean(scores), spread(scores)
-    return result
-
-
-def failure_metrics(failed: Mapping[str, int]) -> dict[str, int]:
-    """``rewards/<function>/failed``: completions on which the function raised, crashed, hung or returned no number."""
-    return {f"rewards/{name}/failed": count for name, count in failed.items()}
-
-
-def failure_alarms(failed: Mapping[str, int], rollouts: int) -> list[str]:
-    """Return an alarm for each reward function that failed on some of the ``rollouts`` completions."""
-    return [
-        f"the reward function {name!r} failed on {count} of {rollouts} completions: see failures.jsonl."
-        for name, count in failed.items()
-        if count
-    ]
+    return result | {f"rewards/{name}/failed": count for name, count in failed.items()}
 
 
 def completion_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:
@@ -102,57 +97,150 @@ def _duplicates(rollouts: Sequence[Rollout]) -> float:
 
 def time_metrics(times: EngineTimes, seconds: Mapping[str, float], step_time: float) -> dict[str, float]:
     """Seconds of a generation by activity; ``time/other`` is the rest."""
-    generating = max(0.0, seconds["rollouts"] - times.perturb)
+    rollouts = seconds["rollouts"]
     named = {
-        "rollouts": generating,
-        "perturb": times.perturb,
-        "score": seconds["score"],
-        "update": seconds["update"],
+        "time/rollouts": max(0.0, rollouts - times.perturb),
+        "time/perturb": times.perturb,
+        "time/score": seconds["score"],
+        "time/update": times.update,
     }
-    tokens = times.generated_tokens / seconds["rollouts"] if seconds["rollouts"] > 0 else 0.0
     return {
         "step_time": step_time,
-        **{f"time/{name}": value for name, value in named.items()},
+        **named,
         "time/other": max(0.0, step_time - sum(named.values())),
-        "tokens_per_second": tokens,
+        "tokens_per_second": times.generated_tokens / rollouts if rollouts > 0 else 0.0,
     }
 
 
-def alarms(metrics: Mapping[str, Any], *, moved: bool, generated: bool = True) -> list[str]:
-    """Return the problems of a generation, and what to change.
+def observation_metrics(record: Record) -> dict[str, float | None]:
+    """Compare the unperturbed model with its members, and predict the step's gain by the second-order model.
 
-    ``moved``: the update has terms; ``generated``: completions are generated, not reference answers.
+    ``success_rate``: share of members that beat the unperturbed model, about ½ where σ is small; ``reliability``: part
+    of the measured slope that holds over all training prompts; ``step_ratio``: the step in lengths of a perturbation.
     """
+    observation = record.observation
+    if not observation:
+        return {}
+    radius = radius_of(record.alpha, record.plan.sigma, observation, len(record.plan.members))
+    reliable = reliability(_averages(record))
+    return {
+        "success_rate": observation.get("success_rate"),
+        "curvature": observation.get("curvature"),
+        "reliability": reliable,
+        "step_ratio": radius,
+        "predicted_gain": gain(observation, radius, reliable),
+    }
+
+
+def _averages(record: Record) -> Any:
+    return record.state.get("inner", record.state).get("averages", NONE)
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """An alarm if a metric is above (or ``below``) a limit, after subtracting the base model's value if it is known."""
+
+    metric: str
+    limit: float
+    message: str
+    """Its fields: ``value``, and ``usual``, the base model's value."""
+
+    below: bool = False
+
+
+_LOOK = "Look at them: seedtune inspect RUN."
+_LENGTH = f"the base model's. If the reward should not pay for length, take it out of it. {_LOOK}"
+
+LIMITS = (
+    Limit(
+        "completions/clipped_ratio",
+        0.9,
+        "over 90 % of completions hit max_completion_length. Raise it if answers should be longer.",
+    ),
+    Limit(
+        "completions/duplicate_ratio",
+        0.9,
+        "over 90 % of completions equal another member's. Raise sigma, unless only few answers are possible.",
+    ),
+    Limit(
+        "completions/repeating_ratio",
+        0.5,
+        "over half of the completions end in a repetition. If the base model's did not, the weights have moved "
+        "too far: lower sigma and alpha.",
+    ),
+    Limit(
+        "completions/empty_ratio",
+        0.2,
+        "{value:.0%} of the answers are empty (the base model: {usual:.0%}). Make the reward of an empty answer the "
+        "lowest there is, or lower sigma and alpha if the reward has fallen, too.",
+    ),
+    # Wide, since completions are often meant to get shorter.
+    Limit("completions/length_change", 3.0, f"answers are {{value:.1f}} times as long as {_LENGTH}"),
+    Limit("completions/length_change", 0.1, f"answers are {{value:.0%}} of the length of {_LENGTH}", below=True),
+    Limit(
+        "completions/language_shift",
+        0.2,
+        "{value:.0%} of the letters are in other scripts than the base model's. Let the reward check the language, or "
+        f"hold on to the base model with anchor_l2. {_LOOK}",
+    ),
+    Limit(
+        "completions/novelty",
+        0.25,
+        "{value:.0%} more letter triples than usual are new to the base model's answers: another language, or noise "
+        f"because the weights have moved too far. Lower sigma and alpha, or let the reward check it. {_LOOK}",
+    ),
+    Limit(
+        "kl",  # nats per token
+        2.0,
+        "the model is {value:.1f} nats a token away from the base model. Watch other tasks (eval_tasks), and hold on "
+        "to the base model with anchor_l2, or take smaller steps.",
+    ),
+)
+
+CLEAR_SHARE, CLEAR_AFTER = 0.1, 5
+"""Alarm limit of the average share of members that beat the unperturbed model, and generations before it applies."""
+
+
+def limit_alarms(metrics: Mapping[str, Any], base: Mapping[str, float]) -> list[str]:
+    """Return the alarms of the metrics beyond their limits; ``base`` has the base model's values of some."""
     found = []
-    if metrics["reward"] is None:
+    for one in LIMITS:
+        value, usual = metrics.get(one.metric), base.get(one.metric, 0.0)
+        if value is not None and (value < one.limit if one.below else value - usual > one.limit):
+            found.append(one.message.format(value=value, usual=usual))
+    return found
+
+
+def record_alarms(record: Record) -> list[str]:
+    """Return the problems of a generation that its record shows, and what to change."""
+    found = []
+    if np.isnan(record.rewards).all():
         found.append("no member could be scored: the update is zero. Check the reward function.")
-    elif not moved:
+    elif not any(directions(record.plan.members, record.coefficients).values()):
         found.append("all members have the same reward: the update is zero. Raise sigma or use more prompts.")
-    return found + _text_alarms(metrics) if generated else found
-
-
-def _text_alarms(metrics: Mapping[str, Any]) -> list[str]:
-    found = []
-    if metrics["completions/clipped_ratio"] > 0.9:
-        found.append("over 90 % of completions hit max_completion_length. Raise it if answers should be longer.")
-    if metrics["completions/duplicate_ratio"] > 0.9:
+    meant = "down" in record.state or record.rollback_to is not None  # a look-ahead probe or a rollback makes no step
+    averages = _averages(record)
+    if any(record.coefficients) and not record.observation and record.alpha == 0.0 and not meant:
+        found.append("only one noise sample has rewards, too few for an adaptive step. Check the reward function.")
+    elif averages["seen"] >= CLEAR_AFTER and averages["success_rate"] < CLEAR_SHARE:
         found.append(
-            "over 90 % of completions equal another member's. Raise sigma, unless only few answers are possible."
+            f"only {averages['success_rate']:.0%} of members beat the current model: sigma is too large for this "
+            "model. Lower sigma."
         )
-    if metrics["completions/repeating_ratio"] > 0.5:
+    if record.rollback_to is not None:
         found.append(
-            "over half of the completions end in a repetition. If the base model's did not, the weights have moved "
-            "too far: lower sigma and alpha."
+            f"rewards collapsed: back to the model after generation {record.rollback_to}, and on with half the step. "
+            "Lower sigma."
         )
     return found
 
 
-def went_back(rollback_to: int | None) -> list[str]:
-    """Return the alarm of a rollback."""
-    if rollback_to is None:
-        return []
+def failure_alarms(failed: Mapping[str, int], rollouts: int) -> list[str]:
+    """Return an alarm for each reward function that failed on some of the ``rollouts`` completions."""
     return [
-        f"rewards collapsed: back to the model after generation {rollback_to}, and on with half the step. Lower sigma."
+        f"the reward function {name!r} failed on {count} of {rollouts} completions: see failures.jsonl."
+        for name, count in failed.items()
+        if count
     ]
 
 
@@ -161,16 +249,11 @@ def products_row(info: EngineInfo, generation: int) -> dict[str, Any]:
     return {"generation": generation, "products": info.products, "arithmetic": dict(info.arithmetic)}
 
 
-def restored_products(arithmetic: Entry, generation: int) -> dict[str, Any]:
-    """Return the same line, rebuilt from the ledger and marked ``restored``."""
-    return {"generation": generation, "products": kind(arithmetic), "arithmetic": dict(arithmetic), "restored": True}
-
-
 def restored(record: Record) -> dict[str, Any]:
     """Rebuild from the ledger the metrics of a generation that were lost in a kill, marked ``restored``."""
     return {
         "generation": record.plan.generation + 1,
-        **member_metrics(np.array(record.rewards)),
+        **member_metrics(record.rewards),
         "reward_unperturbed": record.reward_unperturbed,
         "sigma": record.plan.sigma,
         "alpha": record.alpha,

@@ -5,7 +5,7 @@ Weights do not depend on the engine, so any engine can replay them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,12 +13,10 @@ from typing import Any
 from seedtune.config.config import Config
 from seedtune.config.yaml_file import override, read_settings
 from seedtune.engines import ENGINES
-from seedtune.engines.base import EngineInfo
 from seedtune.errors import ConfigError, LedgerError, ModelError, RunError, resume_command
 from seedtune.numerics import noise
 from seedtune.run import ledger
 from seedtune.run.directory import RunPaths
-from seedtune.types import __version__
 
 SHARED = ("dtype", "trust_remote_code")
 """Settings with the same meaning in every engine that has them."""
@@ -39,10 +37,12 @@ def with_settings(recorded: Config, sets: Iterable[str]) -> Config:
     listed, data = list(sets), recorded.model_dump()
     for name in {*ENGINES} & data.keys() - {"ray"}:  # weights do not depend on it: any machine can replay them
         data[name]["products"] = "auto"
-    engine = override({"engine": recorded.engine}, _of_engine(listed))["engine"]
+    chosen = [item for item in listed if item.partition("=")[0].strip() == "engine"]
+    engine = override({"engine": recorded.engine}, chosen)["engine"]
     if engine not in (recorded.engine, *recorded.kinds) and engine in ENGINES:
         own = data.pop(recorded.kinds[0])
-        data |= {"engine": engine, engine: {**data[engine], **_shared(own, data[engine])}}
+        shared = {name: own[name] for name in SHARED if name in own and name in data[engine]}
+        data |= {"engine": engine, engine: {**data[engine], **shared}}
     return Config.create(override(data, listed))
 
 
@@ -53,15 +53,14 @@ def for_weights(recorded: Config, sets: Iterable[str] = (), *, model: str | None
     """
     listed = list(sets)
     kind = weights_kind(recorded.kinds)
-    default = REPLAYS.get(kind, kind)
-    config = with_settings(recorded, [f"engine={default}", *listed])
-    unheard = [item for item in listed if item.partition(".")[0].strip() in {*ENGINES} - {config.engine}]
-    if unheard:
-        section = unheard[0].partition(".")[0].strip()
-        raise ConfigError(
-            f"{unheard[0]!r} is for engine={section}, but engine={config.engine} brings the weights back. Give "
-            f"engine={section}, too, or leave it out."
-        )
+    config = with_settings(recorded, [f"engine={REPLAYS.get(kind, kind)}", *listed])
+    for item in listed:
+        section = item.partition(".")[0].strip()
+        if section in ENGINES and section != config.engine:
+            raise ConfigError(
+                f"{item!r} is for engine={section}, but engine={config.engine} brings the weights back. Give "
+                f"engine={section}, too, or leave it out."
+            )
     changed = ledger.changed_fields(_of_results(recorded), _of_results(config))
     if changed:
         raise ConfigError(f"{'; '.join(changed)}: the run is what it is. Leave that out, or start a new run with it.")
@@ -80,14 +79,6 @@ def hinting(engine: str, config: Config) -> Iterator[None]:
         raise ModelError(f"{error} {hint}") from error
 
 
-def _of_engine(sets: Iterable[str]) -> list[str]:
-    return [item for item in sets if item.partition("=")[0].strip() == "engine"]
-
-
-def _shared(own: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
-    return {name: own[name] for name in SHARED if name in own and name in other}
-
-
 def _of_results(config: Config) -> dict[str, Any]:
     """Return the settings that results depend on, besides the engine; fingerprints verify the engine's weights."""
     how = ("engine", "members_per_job", "max_staleness", *ENGINES)
@@ -103,20 +94,6 @@ def how_to_go_on(config: Config) -> str:
     if config.has_objects:
         return "Nothing is lost: go on with Trainer(...).train(resume=True)."
     return f"Nothing is lost: go on with {resume_command(Path(config.output_dir))}"
-
-
-def header_of(config: Config, info: EngineInfo, data: str) -> ledger.Header:
-    """Build the ledger header of a run from a loaded engine and the digest of its training data."""
-    return ledger.Header(
-        model=info.model,
-        base_fingerprint=info.base_fingerprint,
-        config=config.identity(),
-        noise=noise.SCHEME,
-        version=__version__,
-        data=data,
-        weights_dtype=info.weights_dtype,
-        arithmetic=info.arithmetic,
-    )
 
 
 def run_config(root: Path) -> Config:
@@ -151,18 +128,11 @@ def weights_kind(kinds: Sequence[str]) -> str:
     return "transformers" if "transformers" in kinds else kinds[0]
 
 
-def evaluating(kinds: Sequence[str]) -> dict[str, Any]:
-    """Return the engine settings for these kinds: the engine itself for one kind, the Ray engine for several."""
-    if len(kinds) == 1:
-        return {"engine": kinds[0]}
-    return {"engine": "ray", "ray": {"workers": dict.fromkeys(kinds, 1)}}
-
-
-def config_of(recorded: Mapping[str, Any]) -> Config:
+def config_of(header: ledger.Header) -> Config:
     """Rebuild the configuration from a ledger's header, as far as results depend on it."""
-    settings = dict(recorded)
+    settings = {**header.config, "model": header.model}
     kinds, max_staleness = settings["engine"].split("+"), settings.pop("max_staleness", 0)
-    how = evaluating(kinds)
-    if max_staleness:
-        how = {"engine": "ray", "ray": {"workers": dict.fromkeys(kinds, 1), "max_staleness": max_staleness}}
-    return Config.create({**settings, **how})
+    if len(kinds) > 1 or max_staleness:
+        workers = dict.fromkeys(kinds, 1)
+        settings |= {"engine": "ray", "ray": {"workers": workers, "max_staleness": max_staleness}}
+    return Config.create(settings)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from seedtune.config.config import Config
 from seedtune.engines import snapshots
 from seedtune.engines.base import Engine, EngineInfo, passes
 from seedtune.errors import LedgerError, RunError, StorageError
-from seedtune.run import ledger
+from seedtune.run import ledger, recorded_config
 from seedtune.run.directory import RunPaths
 from seedtune.run.lineage import Lineage
 from seedtune.types import Update
@@ -45,6 +46,40 @@ class Stopwatch:
             self.inner(done, goal)
 
 
+@dataclass(frozen=True, slots=True)
+class RecordedRun:
+    """A run directory's settings and ledger."""
+
+    root: Path
+    config: Config
+    contents: ledger.Contents
+
+    @classmethod
+    def read(cls, root: Path) -> RecordedRun:
+        """Read a run; a ledger alone is enough.  Raises RunError, or LedgerError for a corrupted line."""
+        contents = ledger.read(RunPaths(root).ledger)
+        alone = not RunPaths(root).config.is_file()
+        config = recorded_config.config_of(contents.header) if alone else recorded_config.run_config(root)
+        recorded_config.check_same_run(root, contents.header, config)
+        return cls(root, config, contents)
+
+    @contextmanager
+    def weights(self, config: Config, generation: int, progress: Progress | None = None) -> Iterator[Engine]:
+        """Open an engine of these settings with the weights after this many generations, see `load`."""
+        with recorded_config.hinting(self.config.engine, config):
+            engine, _ = load(self.root, config, self.contents, generation=generation, progress=progress)
+        with closing(engine):
+            yield engine
+
+
+def goal_of(root: Path, contents: ledger.Contents, generation: int | None) -> int:
+    """Return ``generation``, or the number of all.  Raises RunError if the run has fewer generations."""
+    goal = contents.generations if generation is None else generation
+    if not 0 <= goal <= contents.generations:
+        raise RunError(f"generation {goal} is not in {root}: it has generations 0 to {contents.generations}.")
+    return goal
+
+
 def load(
     root: Path,
     config: Config,
@@ -61,26 +96,28 @@ def load(
     Raises LedgerError if the base model is not the recorded one or a recorded fingerprint does not match; the engine is
     then closed.
     """
-    goal = goal_of(root, contents, generation)
-    engine, lineage = engines.create(config), Lineage(contents.records)
-    try:
-        start, info = _start(engine, RunPaths(root).snapshots, (lineage, contents.fingerprints), goal)
+    goal = contents.generations if generation is None else generation
+    lineage = Lineage(contents.records)
+    with _closed_on_error(engines.create(config)) as engine:
+        start, info = _start(engine, RunPaths(root).snapshots, lineage, goal, recorded=contents.fingerprints)
         check_base(root, contents.header, info)
         if check is not None:
             check(info)
         apply(engine, lineage.updates(goal)[start:], progress=progress)
         _check_fingerprint(root, engine, contents, goal)
-    except BaseException:
-        engine.close()
-        raise
     return engine, info
 
 
-def loaded(engine: Engine) -> EngineInfo:
-    """Load the base model; close the engine if that fails."""
+def load_base(config: Config) -> tuple[Engine, EngineInfo]:
+    """Create an engine with the base model."""
+    with _closed_on_error(engines.create(config)) as engine, activities.doing("loading the model"):
+        return engine, engine.load()
+
+
+@contextmanager
+def _closed_on_error(engine: Engine) -> Iterator[Engine]:
     try:
-        with activities.doing("loading the model"):
-            return engine.load()
+        yield engine
     except BaseException:
         engine.close()
         raise
@@ -89,16 +126,8 @@ def loaded(engine: Engine) -> EngineInfo:
 def rebuild(engine: Engine, root: Path, lineage: Lineage) -> None:
     """Bring an engine to the end of its run's lineage, from the newest snapshot on the way."""
     goal = len(lineage.records)
-    start, _ = _start(engine, RunPaths(root).snapshots, (lineage, {}), goal)
+    start, _ = _start(engine, RunPaths(root).snapshots, lineage, goal, recorded={})
     apply(engine, lineage.updates(goal)[start:])
-
-
-def goal_of(root: Path, contents: ledger.Contents, generation: int | None) -> int:
-    """Return ``generation``, or the number of all.  Raises RunError if the run has fewer generations."""
-    goal = contents.generations if generation is None else generation
-    if not 0 <= goal <= contents.generations:
-        raise RunError(f"generation {goal} is not in {root}: it has generations 0 to {contents.generations}.")
-    return goal
 
 
 def check_base(root: Path, header: ledger.Header, info: EngineInfo) -> None:
@@ -131,36 +160,31 @@ def walk(
 ) -> Iterator[int]:
     """Apply all ``updates`` in batches, yielding the number applied at each of ``stops``."""
     done, goal = 0, len(updates)
-    _tell(progress, done, goal)
-    if done in stops:
-        yield done
-    for batch in passes(updates, stops):
-        engine.apply(*batch)
+    for batch in ((), *passes(updates, stops)):  # the empty one reports the start
+        if batch:
+            engine.apply(*batch)
         done += len(batch)
-        _tell(progress, done, goal)
+        if progress is not None:
+            progress(done, goal)
         if done in stops:
             yield done
 
 
-def _tell(progress: Progress | None, done: int, goal: int) -> None:
-    if progress is not None:
-        progress(done, goal)
-
-
-def _start(engine: Engine, folder: Path, known: tuple[Lineage, Mapping[int, str]], goal: int) -> tuple[int, EngineInfo]:
+def _start(
+    engine: Engine, folder: Path, lineage: Lineage, goal: int, *, recorded: Mapping[int, str]
+) -> tuple[int, EngineInfo]:
     """Load the newest snapshot on the way to ``goal`` whose fingerprint matches, or the base model."""
-    lineage, fingerprints = known
     for candidate in snapshots.listing(folder):
-        if candidate.generations > goal or not lineage.reaches(candidate.generations, goal):
+        done = candidate.generations
+        if done > goal or not lineage.reaches(done, goal):
             continue
-        recorded = fingerprints.get(candidate.generations, candidate.fingerprint)
         try:
             info = engine.load(candidate.folder)
         except StorageError as error:
             log.warning("passing over the snapshot %s: %s", candidate.folder, error)
             continue
-        if engine.fingerprint() == candidate.fingerprint == recorded:
-            return candidate.generations, info
+        if engine.fingerprint() == candidate.fingerprint == recorded.get(done, candidate.fingerprint):
+            return done, info
         log.warning("passing over the snapshot %s: its weights are not the ones it was made from", candidate.folder)
     return 0, engine.load()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +26,9 @@ def load(
     Raises RunError if the recorded arithmetic is unavailable and the settings do not name another one.
     """
     recorded = contents.arithmetic()
-    chosen = as_recorded(config, recorded)
+    chosen, check = as_recorded(config, recorded), partial(_check, root, config, recorded)
     try:
-        return replay.load(root, chosen, contents, check=_checker(root, config, recorded), progress=progress)
+        return replay.load(root, chosen, contents, check=check, progress=progress)
     except ProductsError as error:
         if chosen == config:
             raise
@@ -42,48 +42,36 @@ def as_recorded(config: Config, recorded: Entry) -> Config:
     """Replace ``auto`` by the recorded kind of products."""
     changes = {}
     for engine in config.kinds:
-        section, kind = (
-            getattr(config, engine),
-            recorded_arithmetic.kind(recorded_arithmetic.of_engine(recorded, engine)),
-        )
+        section, kind = getattr(config, engine), _kind(recorded, engine)
         if section.products == "auto" and kind:
             changes[engine] = {**section.model_dump(), "products": kind}
     return config.replace(**changes) if changes else config
 
 
-def _checker(root: Path, config: Config, recorded: Entry) -> Callable[[EngineInfo], None]:
-    """Return the check of a loaded engine's arithmetic, made before anything is replayed."""
-    named = [engine for engine in config.kinds if getattr(config, engine).products != "auto"]
-
-    def check(info: EngineInfo) -> None:
-        if recorded and not named and not recorded_arithmetic.same(recorded, info.arithmetic):
-            raise _refusal(root, config, recorded, info.arithmetic)
-
-    return check
+def _kind(entry: Entry, engine: str) -> str:
+    return recorded_arithmetic.kind(recorded_arithmetic.of_engine(entry, engine))
 
 
-def _refusal(root: Path, config: Config, recorded: Entry, here: Entry) -> RunError:
-    engine = next(name for name in config.kinds if _differs(recorded, here, name))
-    kind = recorded_arithmetic.kind(recorded_arithmetic.of_engine(here, engine))
-    return RunError(
+def _check(root: Path, config: Config, recorded: Entry, info: EngineInfo) -> None:
+    """Raise RunError if a loaded engine computes otherwise than recorded and the settings do not name its products."""
+    here, named = info.arithmetic, any(getattr(config, engine).products != "auto" for engine in config.kinds)
+    if not recorded or named or recorded_arithmetic.same(recorded, here):
+        return
+    part = recorded_arithmetic.of_engine
+    engine = next(name for name in config.kinds if part(recorded, name) != part(here, name))
+    raise RunError(
         f"{root} was computed with {recorded_arithmetic.words(recorded)}; here it would be "
         f"{recorded_arithmetic.words(here)}: rewards could differ from those of a run that never stopped."
         f"{_threads(recorded, here)} To go on all the same, which the ledger will say: "
-        f"{resume_command(root)} --set {engine}.products={kind}"
+        f"{resume_command(root)} --set {engine}.products={_kind(here, engine)}"
     )
-
-
-def _differs(recorded: Entry, here: Entry, engine: str) -> bool:
-    return recorded_arithmetic.of_engine(recorded, engine) != recorded_arithmetic.of_engine(here, engine)
 
 
 def _threads(recorded: Entry, here: Entry) -> str:
     """Return the fix if only the number of threads differs."""
-    one, two = recorded.get("library", {}), here.get("library", {})
-    rest = [[part for part in library.items() if part[0] != "threads"] for library in (one, two)]
-    if rest[0] != rest[1] or "threads" not in one:
-        return ""
-    return f" Set OMP_NUM_THREADS={one['threads']} to have as many threads."
+    one, two = dict(recorded.get("library", {})), dict(here.get("library", {}))
+    threads, _ = one.pop("threads", None), two.pop("threads", None)
+    return "" if one != two or threads is None else f" Set OMP_NUM_THREADS={threads} to have as many threads."
 
 
 def note(book: ledger.Ledger, paths: directory.RunPaths, contents: ledger.Contents, info: EngineInfo) -> None:
@@ -95,7 +83,7 @@ def note(book: ledger.Ledger, paths: directory.RunPaths, contents: ledger.Conten
         "%s: from generation %d on rewards are computed with %s, before with %s",
         *(paths.root, done, recorded_arithmetic.words(now), recorded_arithmetic.words(before)),
     )
-    book.append_arithmetic(done, now)
+    book.note(done, arithmetic=now)
     directory.append_lines(paths.metrics, [run_metrics.products_row(info, done)])
 
 
@@ -103,18 +91,18 @@ def mend(paths: directory.RunPaths, contents: ledger.Contents) -> None:
     """Repair the files after a kill: drop lines beyond the ledger, and restore lines that only the ledger has."""
     done = contents.generations
     metrics = [row for row in directory.read_lines(paths.metrics) if row["generation"] <= done]
-    known = {row["generation"] for row in metrics if "reward" in row}
-    metrics += [run_metrics.restored(r) for r in contents.records if r.plan.generation + 1 not in known]
-    told = {row["generation"] for row in metrics if "products" in row}
-    metrics += [
-        run_metrics.restored_products(how, g) for g, how in contents.arithmetics.items() if how and g not in told
+    kinds = ("reward", "products", "eval_reward")
+    there = {(kind, row["generation"]) for row in metrics for kind in kinds if kind in row}
+    lost = [run_metrics.restored(r) for r in contents.records if ("reward", r.plan.generation + 1) not in there]
+    lost += [
+        {"generation": start, "products": recorded_arithmetic.kind(how), "arithmetic": dict(how), "restored": True}
+        for start, how in contents.arithmetics.items()
+        if how and ("products", start) not in there
     ]
-    metrics.sort(key=_place)
-    directory.write_lines(paths.metrics, metrics)
-    evaluated = any("eval_reward" in row and row["generation"] == done for row in metrics)
-    last = {"train": done, "test": done if evaluated else done - 1}
+    directory.write_lines(paths.metrics, sorted(metrics + lost, key=_place))
+    last = {"train": done, "test": done if ("eval_reward", done) in there else done - 1}
     samples = directory.read_lines(paths.samples)
-    directory.write_lines(paths.samples, [r for r in samples if r["generation"] <= last[r["split"]]])
+    directory.write_lines(paths.samples, [row for row in samples if row["generation"] <= last[row["split"]]])
 
 
 def _place(row: dict[str, Any]) -> tuple[int, int]:

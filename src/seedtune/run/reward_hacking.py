@@ -14,7 +14,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -95,112 +95,34 @@ def novelty(now: TextStatistics, base: TextStatistics) -> float | None:
     return new / now.trigrams.total() - base.lonely
 
 
-Metrics = dict[str, Any]
-
-EMPTIER = 0.2
-"""Alarm limit of the share of empty completions, minus the base model's."""
-
-LONGER, SHORTER = 3.0, 0.1
-"""Alarm limits of the mean length over the base model's; wide, since completions are often meant to get shorter."""
-
-SHIFTED = 0.2
-"""Alarm limit of the share of letters in other scripts than the base model's."""
-
-STRANGER = 0.25
-"""Alarm limit of the novelty of letter trigrams (see `novelty`)."""
-
-DIVERGED = 2.0
-"""Alarm limit of the divergence from the base model, in nats per token."""
-
-
 class RewardHackingMonitor:
     """Compare generations with the base model, whose completions are read from the run's samples on first use."""
 
     def __init__(self, samples: Path) -> None:
         self.samples = samples
-        self._base: TextStatistics | None = None
-        self._looked = False
 
-    def metrics(self, rollouts: Sequence[Rollout]) -> Metrics:
+    def metrics(self, rollouts: Sequence[Rollout]) -> dict[str, float | None]:
         """Compute ``completions/…`` of a generation; comparisons are None without completions of the base model."""
-        now, base = text_statistics([rollout.text for rollout in rollouts]), self.base()
+        now, base = text_statistics([rollout.text for rollout in rollouts]), self.base
         return {
             "completions/empty_ratio": now.empty,
-            "completions/length_change": _ratio(now.characters, base.characters) if base is not None else None,
-            "completions/language_shift": distance(now.scripts, base.scripts) if base is not None else None,
-            "completions/novelty": novelty(now, base) if base is not None else None,
+            "completions/length_change": now.characters / base.characters if base and base.characters else None,
+            "completions/language_shift": distance(now.scripts, base.scripts) if base else None,
+            "completions/novelty": novelty(now, base) if base else None,
         }
 
+    @cached_property
     def base(self) -> TextStatistics | None:
-        """Return the statistics of the base model's completions, or None if the run has not recorded any."""
-        if not self._looked:
-            texts = [row["completion"] for row in directory.read_lines(self.samples) if is_base(row)]
-            self._base, self._looked = text_statistics(texts) if texts else None, True
-        return self._base
+        """The statistics of the base model's completions, or None if the run has not recorded any."""
+        texts = [row["completion"] for row in directory.read_lines(self.samples) if is_base(row)]
+        return text_statistics(texts) if texts else None
 
-    def alarms(self, metrics: Mapping[str, Any]) -> list[str]:
-        """Return signs of reward hacking, and what to do."""
-        base = self.base()
-        usual = base.empty if base else 0.0
-        found = [_empty(metrics["completions/empty_ratio"], usual), _length(metrics["completions/length_change"])]
-        found += [
-            _language(metrics["completions/language_shift"]),
-            _novelty(metrics["completions/novelty"]),
-            _divergence(metrics.get("kl")),
-        ]
-        return [alarm for alarm in found if alarm is not None]
+    @property
+    def usual(self) -> dict[str, float]:
+        """The base model's value of the metric that is not itself a comparison."""
+        return {"completions/empty_ratio": self.base.empty} if self.base else {}
 
 
 def is_base(row: Mapping[str, Any]) -> bool:
     """Return whether a recorded sample is the base model's, made before the first update (so are generation 1's)."""
     return bool(row["generation"] == 0 or (row["split"] == "train" and row["generation"] == 1))
-
-
-def _ratio(now: float, base: float) -> float | None:
-    return now / base if base else None
-
-
-_LOOK = "Look at them: seedtune inspect RUN."
-
-
-def _empty(share: float, usual: float) -> str | None:
-    if share - usual <= EMPTIER:
-        return None
-    return (
-        f"{share:.0%} of the answers are empty (the base model: {usual:.0%}). Make the reward of an empty answer the "
-        "lowest there is, or lower sigma and alpha if the reward has fallen, too."
-    )
-
-
-def _length(change: float | None) -> str | None:
-    if change is None or SHORTER <= change <= LONGER:
-        return None
-    told = f"{change:.1f} times as long as" if change > 1 else f"{change:.0%} of the length of"
-    return f"answers are {told} the base model's. If the reward should not pay for length, take it out of it. {_LOOK}"
-
-
-def _language(shift: float | None) -> str | None:
-    if shift is None or shift <= SHIFTED:
-        return None
-    return (
-        f"{shift:.0%} of the letters are in other scripts than the base model's. Let the reward check the language, or "
-        f"hold on to the base model with anchor_l2. {_LOOK}"
-    )
-
-
-def _novelty(share: float | None) -> str | None:
-    if share is None or share <= STRANGER:
-        return None
-    return (
-        f"{share:.0%} more letter triples than usual are new to the base model's answers: another language, or noise "
-        f"because the weights have moved too far. Lower sigma and alpha, or let the reward check it. {_LOOK}"
-    )
-
-
-def _divergence(nats: float | None) -> str | None:
-    if nats is None or nats <= DIVERGED:
-        return None
-    return (
-        f"the model is {nats:.1f} nats a token away from the base model. Watch other tasks (eval_tasks), and hold on "
-        "to the base model with anchor_l2, or take smaller steps."
-    )

@@ -4,23 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
 
-from seedtune import engines
 from seedtune.config.config import Config
 from seedtune.engines import snapshots
 from seedtune.engines.base import Engine, EngineInfo
 from seedtune.errors import ConfigError, RunError, StorageError, storage_cause
-from seedtune.run import directory, ledger, metrics, recorded_config, replay, resuming
-from seedtune.run.ledger import Ledger, Record
+from seedtune.numerics import noise
+from seedtune.run import directory, metrics, recorded_config, replay, resuming
+from seedtune.run.ledger import Contents, Header, Ledger, Record
 from seedtune.run.lineage import Lineage
 from seedtune.strategies.base import State, Strategy
 from seedtune.tasks.base import Task
+from seedtune.types import __version__
 
-Start = tuple[Ledger, State, EngineInfo]
-"""The open ledger, the strategy's state, and the loaded engine's `EngineInfo`."""
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """A run that is ready for its next generation: the open ledger, the strategy's state, and the loaded engine's."""
+
+    book: Ledger
+    state: State
+    info: EngineInfo
 
 
 class Session:
@@ -30,7 +38,7 @@ class Session:
         self.config, self.task, self.strategy = config, task, strategy
         self.paths = directory.RunPaths(Path(config.output_dir))
         self.engine: Engine | None = None
-        self.generation = self.parameters = 0
+        self.generation = 0
         self.lineage = Lineage()
         self.replaying: replay.Progress | None = None
         """Receives the progress of a resumed run's replay."""
@@ -38,9 +46,7 @@ class Session:
     def load(self) -> Engine:
         """Return the engine, loaded with the base model if nothing was trained or resumed yet."""
         if self.engine is None:
-            engine = engines.create(self.config)
-            replay.loaded(engine)
-            self.engine = engine
+            self.engine, _ = replay.load_base(self.config)
         return self.engine
 
     def release(self) -> None:
@@ -52,49 +58,62 @@ class Session:
     # --------------------------------------------------------- begin and resume
 
     @contextmanager
-    def begun(self) -> Iterator[Start]:
-        """Create a run: directory, configuration, and a ledger with its header."""
-        self.paths.check_unused()
-        yield from self._begin()
+    def opened(self, *, resume: bool) -> Iterator[Start]:
+        """Create a run, or reopen it at the state that its ledger records, if there is one."""
+        if not resume:
+            self.paths.check_unused()
+        with self._begun() if not resume or self.paths.stopped_at_once() else self._resumed() as start:
+            yield start
 
-    def _begin(self) -> Iterator[Start]:
+    @contextmanager
+    def _begun(self) -> Iterator[Start]:
+        """Create a run: directory, configuration, and a ledger with its header."""
         self.release()
-        engine, self.generation = engines.create(self.config), 0
-        self.lineage = Lineage()
-        info = replay.loaded(engine)
-        self.parameters = info.coverage.perturbed
-        self.engine = engine
+        self.generation, self.lineage = 0, Lineage()
+        self.engine, info = replay.load_base(self.config)
         try:
             self.paths.root.mkdir(parents=True, exist_ok=True)
-            directory.put(self.paths.config, self._settings().encode())
+            directory.put(self.paths.config, self._settings())
         except OSError as error:
             cause, fix = storage_cause(error)
             raise StorageError(
                 f"cannot begin a run in {str(self.paths.root)!r}: {cause}. {fix}, or choose another output_dir."
             ) from error
-        header = recorded_config.header_of(self.config, info, self.task.digest())
-        with closing(Ledger.create(self.paths.ledger, header)) as book:
+        with closing(Ledger.create(self.paths.ledger, self._header(info))) as book:
             directory.append_lines(self.paths.metrics, [metrics.products_row(info, 0)])
-            yield book, self.strategy.initial(), info
+            yield Start(book, self.strategy.initial(), info)
+
+    def _header(self, info: EngineInfo) -> Header:
+        return Header(
+            seedtune=__version__,
+            noise=noise.SCHEME,
+            model=info.model,
+            data=self.task.digest(),
+            weights_dtype=info.weights_dtype,
+            arithmetic=info.arithmetic,
+            base_fingerprint=info.base_fingerprint,
+            config=self.config.identity(),
+        )
 
     @contextmanager
-    def resumed(self) -> Iterator[Start]:
-        """Reopen a run at the state its ledger records; create it if it stopped before the ledger's header."""
-        if self.paths.stopped_at_once():
-            yield from self._begin()
-            return
+    def _resumed(self) -> Iterator[Start]:
+        """Reopen a run, rebuild its weights, and make its files agree with its ledger and with the new settings."""
         self.release()
         book, contents = Ledger.resume(self.paths.ledger)
         with closing(book):
-            info = self._rebuild(contents)
+            self._check_resumable(contents)
+            self.generation, self.lineage = contents.generations, Lineage(contents.records)
+            snapshots.clear_unfinished(self.paths.snapshots)
+            self.engine, info = resuming.load(self.paths.root, self.config, contents, progress=self.replaying)
+            resuming.mend(self.paths, contents)
+            directory.write_whole(self.paths.config, self._settings())
             resuming.note(book, self.paths, contents, info)
-            self.parameters = info.coverage.perturbed
             if self.generation and self.generation not in contents.fingerprints:
                 self.note(book)
-            yield book, contents.records[-1].state if contents.records else self.strategy.initial(), info
+            yield Start(book, contents.records[-1].state if contents.records else self.strategy.initial(), info)
 
-    def _rebuild(self, contents: ledger.Contents) -> EngineInfo:
-        """Rebuild the weights from the ledger, and make the run's files agree with it and with the new settings."""
+    def _check_resumable(self, contents: Contents) -> None:
+        """Raise RunError or ConfigError if the run cannot go on with these settings and data."""
         root, done = self.paths.root, contents.generations
         recorded_config.check_same_run(root, contents.header, self.config)
         if contents.header.data != self.task.digest():
@@ -107,17 +126,11 @@ class Session:
                 f"generations={self.config.generations}, but {root} has {done} already. Give {done} or more; "
                 "earlier models come from 'seedtune export --generation'."
             )
-        self.generation, self.lineage = done, Lineage(contents.records)
-        snapshots.clear_unfinished(self.paths.snapshots)
-        self.engine, info = resuming.load(root, self.config, contents, progress=self.replaying)
-        resuming.mend(self.paths, contents)
-        directory.write_whole(self.paths.config, self._settings())
-        return info
 
-    def _settings(self) -> str:
+    def _settings(self) -> bytes:
         settings = {**self.config.model_dump(mode="json"), "members_per_job": self.config.group}
         text: str = yaml.safe_dump(settings, sort_keys=False)
-        return text
+        return text.encode()
 
     # ---------------------------------------------------------------- a generation
 
@@ -128,20 +141,20 @@ class Session:
             self.load().apply(self.lineage.last())
         else:
             replay.rebuild(self.load(), self.paths.root, self.lineage)
+        self.generation += 1
+
+    def due(self, steps: int) -> bool:
+        """Whether something is due that is done every ``steps`` generations (0: never) and after the last."""
+        return self.generation == self.config.generations or (steps > 0 and self.generation % steps == 0)
 
     def note(self, book: Ledger) -> None:
-        """Write the weights' fingerprint to the ledger every ``fingerprint_steps`` generations and after the last."""
-        if self.generation % self.config.fingerprint_steps == 0 or self.generation == self.config.generations:
-            book.append_fingerprint(self.generation, self.load().fingerprint())
+        """Write the weights' fingerprint to the ledger if it is due."""
+        if self.due(self.config.fingerprint_steps):
+            book.note(self.generation, fingerprint=self.load().fingerprint())
 
     def snapshot_if_due(self) -> None:
         """Save a snapshot every ``save_steps`` generations and after the last."""
-        steps = self.config.save_steps
-        due = self.generation == self.config.generations or (steps > 0 and self.generation % steps == 0)
-        if due:
+        if self.due(self.config.save_steps):
             snapshots.save(
-                self.paths.snapshots,
-                self.load(),
-                generations=self.generation,
-                keep=self.config.save_total_limit,
+                self.paths.snapshots, self.load(), generations=self.generation, keep=self.config.save_total_limit
             )

@@ -10,7 +10,8 @@ from tests.landscape import climb
 
 import runs
 from seedtune.run import directory
-from seedtune.run.diagnostics import observation_alarms, predicted_drift
+from seedtune.run.diagnostics import predicted_drift
+from seedtune.run.metrics import record_alarms
 from seedtune.trainer import Trainer
 from seedtune.types import Decay, Term, Update
 
@@ -101,5 +102,5 @@ def test_the_divergence_from_the_base_model_starts_near_nothing_and_grows(tmp_pa
 def test_a_sigma_at_which_no_member_beats_the_current_model_is_an_alarm():
     config = runs.toy(Path("unused"), population=16, sigma=5.0, alpha=1e-9, rollback_on_collapse="no")
     records = climb(config, 8).records
-    assert [bool(observation_alarms(record)) for record in records] == [False] * 4 + [True] * 4
-    assert "Lower sigma" in observation_alarms(records[-1])[0]
+    assert [bool(record_alarms(record)) for record in records] == [False] * 4 + [True] * 4
+    assert "Lower sigma" in record_alarms(records[-1])[0]

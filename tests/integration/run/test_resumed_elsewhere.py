@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -58,15 +59,15 @@ def test_the_header_says_how_rewards_are_computed_and_the_identity_does_not(shor
     header = contents(short).header
     assert header.arithmetic == HERE
     assert "products" not in str(header.config)
-    assert Header.from_json(header.to_json()) == header
+    assert Header.from_json(asdict(header)) == header
 
 
 def test_a_change_is_a_line_with_a_checksum_and_the_newest_counts(tmp_path):
     path = tmp_path / "ledger.jsonl"
     with_changes = shutil.copy(directory.RunPaths(trained(tmp_path / "run", generations=2)).ledger, path)
     book, _ = Ledger.resume(path)
-    book.append_arithmetic(2, OTHER)
-    book.append_arithmetic(2, FMA32)
+    book.note(2, arithmetic=OTHER)
+    book.note(2, arithmetic=FMA32)
     book.close()
     found = ledger.read(with_changes)
     assert (found.changes, found.arithmetic()) == ({2: FMA32}, FMA32)

@@ -69,7 +69,7 @@ def test_writing_lines_replaces_a_file_only_if_something_changes(tmp_path, monke
 
 def test_a_write_that_fails_leaves_the_old_file_and_no_leftover(tmp_path, monkeypatch):
     path = tmp_path / "whole.txt"
-    directory.write_whole(path, "old")
+    directory.write_whole(path, b"old")
 
     def fail(*_):
         raise OSError(errno.ENOSPC, "no space")
@@ -77,7 +77,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_leftover(tmp_path, monkey
     with monkeypatch.context() as patch:
         patch.setattr(Path, "replace", fail)
         with pytest.raises(StorageError, match=f"the disk is full.*seedtune resume {tmp_path}"):
-            directory.write_whole(path, "new")
+            directory.write_whole(path, b"new")
     assert {entry.name: entry.read_text() for entry in tmp_path.iterdir()} == {"whole.txt": "old"}
 
 

@@ -14,6 +14,7 @@ from seedtune.run.ledger import Record
 from seedtune.types import UNPERTURBED, Member, Plan, Rollout
 
 NAN = math.nan
+PAIR = Plan(4, 0.1, (Member(4, 0, 1), Member(4, 0, -1)))
 
 
 def rollout(tokens: int, finish="stop") -> Rollout:
@@ -50,9 +51,10 @@ def test_prompt_metrics_count_ties_and_gaps():
 
 
 def test_every_reward_function_has_its_mean_and_spread():
-    made = metrics.function_metrics({"fn": [1.0, NAN, 3.0], "none": [NAN]})
+    made = metrics.function_metrics({"fn": [1.0, NAN, 3.0], "none": [NAN]}, {"fn": 1, "none": 1})
     assert made == {
         "rewards/fn/mean": 2.0, "rewards/fn/std": 1.0, "rewards/none/mean": None, "rewards/none/std": None,
+        "rewards/fn/failed": 1, "rewards/none/failed": 1,
     }  # fmt: skip
 
 
@@ -91,40 +93,57 @@ def test_repeating_is_what_answers_calls_repeating():
 
 def test_named_times_and_other_add_up_to_the_step():
     times = EngineTimes(perturb=1.0, update=2.0, generated_tokens=30)
-    made = metrics.time_metrics(times, {"rollouts": 6.0, "score": 0.5, "update": 2.0}, 10.0)
+    made = metrics.time_metrics(times, {"rollouts": 6.0, "score": 0.5}, 10.0)
     assert made["time/rollouts"] == 5.0
     assert sum(value for name, value in made.items() if name.startswith("time/")) == made["step_time"] == 10.0
     assert made["tokens_per_second"] == 5.0
 
 
 def test_no_time_at_all_is_no_division_by_zero():
-    made = metrics.time_metrics(EngineTimes(), {"rollouts": 0.0, "score": 0.0, "update": 0.0}, 0.0)
+    made = metrics.time_metrics(EngineTimes(), {"rollouts": 0.0, "score": 0.0}, 0.0)
     assert set(made.values()) == {0.0}
 
 
 @pytest.mark.parametrize(
-    ("reward", "moved", "shares", "words"),
+    ("rewards", "coefficients", "words"),
     [
-        (1.0, True, (0.9, 0.9, 0.5), []),
-        (1.0, False, (0.0, 0.0, 0.0), ["Raise sigma or use more prompts"]),
-        (None, False, (0.0, 0.0, 0.0), ["Check the reward function"]),
-        (1.0, True, (0.95, 0.0, 0.0), ["max_completion_length"]),
-        (1.0, False, (0.95, 0.0, 0.0), ["Raise sigma", "max_completion_length"]),
-        (1.0, True, (0.0, 0.95, 0.0), ["Raise sigma, unless only few answers"]),
-        (1.0, True, (0.0, 0.0, 0.55), ["lower sigma and alpha"]),
+        ((1.0, 2.0), (-1.0, 1.0), []),
+        ((1.0, 1.0), (0.0, 0.0), ["Raise sigma or use more prompts"]),
+        ((2.0, 2.0), (1.0, 1.0), ["Raise sigma or use more prompts"]),
+        ((NAN, NAN), (0.0, 0.0), ["Check the reward function"]),
     ],
 )
-def test_alarms_say_what_to_change(reward, moved, shares, words):
-    names = ("clipped_ratio", "duplicate_ratio", "repeating_ratio")
-    ratios = {f"completions/{name}": share for name, share in zip(names, shares, strict=True)}
-    made = metrics.alarms({"reward": reward, **ratios}, moved=moved)
+def test_a_record_without_a_step_is_an_alarm_that_says_what_to_change(rewards, coefficients, words):
+    made = metrics.record_alarms(Record(PAIR, 0.2, rewards, coefficients, (0,), None, {}))
     assert len(made) == len(words)
     assert all(word in alarm for word, alarm in zip(words, made, strict=True))
 
 
+@pytest.mark.parametrize(
+    ("shares", "words"),
+    [
+        ((0.9, 0.9, 0.5), []),
+        ((0.95, 0.0, 0.0), ["max_completion_length"]),
+        ((0.0, 0.95, 0.0), ["Raise sigma, unless only few answers"]),
+        ((0.0, 0.0, 0.55), ["lower sigma and alpha"]),
+        ((0.95, 0.95, 0.0), ["max_completion_length", "Raise sigma"]),
+    ],
+)
+def test_a_metric_beyond_its_limit_is_an_alarm_that_says_what_to_change(shares, words):
+    names = ("clipped_ratio", "duplicate_ratio", "repeating_ratio")
+    ratios = {f"completions/{name}": share for name, share in zip(names, shares, strict=True)}
+    made = metrics.limit_alarms(ratios, {})
+    assert len(made) == len(words)
+    assert all(word in alarm for word, alarm in zip(words, made, strict=True))
+
+
+def test_a_function_that_failed_is_an_alarm():
+    (alarm,) = metrics.failure_alarms({"fn": 3, "fine": 0}, 8)
+    assert alarm == "the reward function 'fn' failed on 3 of 8 completions: see failures.jsonl."
+
+
 def test_restored_metrics_are_what_the_ledger_knows():
-    plan = Plan(4, 0.1, (Member(4, 0, 1), Member(4, 0, -1)))
-    made = metrics.restored(Record(plan, 0.2, (1.0, 3.0), (-1.0, 1.0), (0,), 5.0, {"prompt": 2, "generated": 3}))
+    made = metrics.restored(Record(PAIR, 0.2, (1.0, 3.0), (-1.0, 1.0), (0,), 5.0, {"prompt": 2, "generated": 3}))
     assert made == {
         "generation": 5,
         "reward": 2.0,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from seedtune.run import directory
+from seedtune.run.metrics import limit_alarms
 from seedtune.run.reward_hacking import RewardHackingMonitor, distance, novelty, scripts, text_statistics
 from seedtune.types import UNPERTURBED, Rollout
 
@@ -75,8 +76,12 @@ def monitor(tmp_path) -> RewardHackingMonitor:
     return RewardHackingMonitor(path)
 
 
+def alarms(monitor: RewardHackingMonitor, found: dict) -> list[str]:
+    return limit_alarms(found, monitor.usual)
+
+
 def test_the_base_models_answers_are_those_before_the_first_update(monitor):
-    assert monitor.base() == text_statistics(ENGLISH * 2)
+    assert monitor.base == text_statistics(ENGLISH * 2)
 
 
 def test_answers_like_the_base_models_raise_no_alarm(monitor):
@@ -87,7 +92,7 @@ def test_answers_like_the_base_models_raise_no_alarm(monitor):
         "completions/language_shift": 0.0,
         "completions/novelty": pytest.approx(0.0),
     }
-    assert monitor.alarms(found) == []
+    assert alarms(monitor, found) == []
 
 
 @pytest.mark.parametrize(
@@ -102,7 +107,7 @@ def test_answers_like_the_base_models_raise_no_alarm(monitor):
     ids=["empty", "long", "short", "script", "noise"],
 )
 def test_what_looks_gamed_is_an_alarm_that_says_what_to_do(monitor, texts, words):
-    found = monitor.alarms(monitor.metrics(said(*texts)))
+    found = alarms(monitor, monitor.metrics(said(*texts)))
     assert len(found) == len(words)
     assert all(word in alarm for word, alarm in zip(words, found, strict=True))
     assert all(any(verb in alarm for verb in ("Make", "take it out", "Let", "Lower")) for alarm in found)
@@ -110,8 +115,8 @@ def test_what_looks_gamed_is_an_alarm_that_says_what_to_do(monitor, texts, words
 
 def test_a_divergence_is_an_alarm_where_it_was_measured(monitor):
     calm = monitor.metrics(said(*ENGLISH))
-    assert monitor.alarms({**calm, "kl": 0.8}) == monitor.alarms({**calm, "kl": None}) == []
-    (alarm,) = monitor.alarms({**calm, "kl": 2.5})
+    assert alarms(monitor, {**calm, "kl": 0.8}) == alarms(monitor, {**calm, "kl": None}) == []
+    (alarm,) = alarms(monitor, {**calm, "kl": 2.5})
     assert "2.5 nats a token" in alarm
     assert "anchor_l2" in alarm
 
@@ -121,4 +126,4 @@ def test_without_answers_of_the_base_model_only_silence_is_known(tmp_path):
     found = monitor.metrics(said("", "x"))
     assert found.pop("completions/empty_ratio") == 0.5
     assert set(found.values()) == {None}
-    assert len(monitor.alarms(monitor.metrics(said("", "x")))) == 1
+    assert len(alarms(monitor, monitor.metrics(said("", "x")))) == 1

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +22,7 @@ from seedtune.config.config import Config
 from seedtune.errors import LedgerError
 from seedtune.run import ledger
 from seedtune.run.ledger import Record
-from seedtune.strategies.base import Feedback, State, Step, Strategy
+from seedtune.strategies.base import Feedback, Step
 from seedtune.strategies.shaping import standardise
 from seedtune.types import Member, Plan
 
@@ -48,27 +49,19 @@ class Audit:
 def audit(root: Path, config: Config, contents: ledger.Contents) -> Audit:
     """Run the strategy again on every recorded reward; LedgerError names the first inconsistent generation."""
     strategy, asked = strategies.create(config), _Asked(contents.header.config.get("max_staleness", 0))
-    state = strategy.initial()
-    counts: dict[Extent, int] = {"exact": 0, "up to a factor": 0, "not checked": 0}
+    state, check = strategy.initial(), _check_of(config)
+    counts: Counter[Extent] = Counter()
     for record in contents.records:
-        where, plan = f"{root}: generation {record.plan.generation}", strategy.ask(state, record.plan.generation)
-        _check_plan(where, asked.expected(plan, record.plan), record.plan, asked)
-        counts[_check(where, strategy, config, (state, record))] += 1
+        plan = record.plan
+        where = f"{root}: generation {plan.generation}"
+        _check_plan(where, asked.expected(strategy.ask(state, plan.generation), plan), plan, asked)
+        groups = [member.generation for member in plan.members]
+        utilities = strategy.shape(Feedback(np.array(record.rewards)[:, None], groups=groups))
+        counts[check(where, record, utilities)] += 1
+        _check_observation(where, record)
+        _check_step(where, strategy.decide(state, plan, record.coefficients, record.observation), record)
         state = record.state
     return Audit(counts["exact"], counts["up to a factor"], counts["not checked"])
-
-
-def _check(where: str, strategy: Strategy, config: Config, place: tuple[State, Record]) -> Extent:
-    state, record = place
-    groups = [member.generation for member in record.plan.members]
-    expected = strategy.shape(Feedback(np.array(record.rewards)[:, None], groups=groups))
-    extent = _check_of(config)(where, record, expected)
-    _check_observation(where, record)
-    step = strategy.decide(state, record.plan, record.coefficients, record.observation)
-    _check_decision(where, step, record)
-    if record.state:  # empty in ledgers of the first strategies, which had no state
-        _check_state(where, step.state, record.state)
-    return extent
 
 
 @dataclass(slots=True)
@@ -120,11 +113,10 @@ def _check_plan(where: str, expected: Plan, recorded: Plan, asked_for: _Asked) -
 
 
 def _members(expected: Plan, recorded: Plan) -> str:
-    pairs = zip(expected.members, recorded.members, strict=False)
-    for one, two in pairs:
+    for one, two in zip(expected.members, recorded.members, strict=False):
         if one != two:
-            labels = [member.label(recorded.generation) for member in (two, one)]
-            return f"recorded is member {labels[0]}, but the strategy asks for {labels[1]}"
+            found, wanted = two.label(recorded.generation), one.label(recorded.generation)
+            return f"recorded is member {found}, but the strategy asks for {wanted}"
     return f"recorded are {len(recorded.members)} members, but the strategy asks for {len(expected.members)}"
 
 
@@ -142,20 +134,13 @@ def _check_observation(where: str, record: Record) -> None:
             )
 
 
-def _check_decision(where: str, step: Step, record: Record) -> None:
-    """Check α, decay and rollback, which are functions of the record: equal bit for bit."""
-    made = {"alpha": step.alpha, "decay": step.decay, "rollback_to": step.rollback_to}
-    for name, expected in made.items():
-        found = getattr(record, name)
+def _check_step(where: str, step: Step, record: Record) -> None:
+    """Check α, decay, rollback and state, which are functions of the record: equal bit for bit."""
+    state = json.loads(json.dumps(dict(step.state)))
+    pairs = [(name, getattr(step, name), getattr(record, name)) for name in ("alpha", "decay", "rollback_to")]
+    for name, expected, found in (*pairs, ("state of the strategy", state, record.state)):
         if found != expected:
             raise LedgerError(f"{where}: recorded is {name} {found!r}, but the rewards give {expected!r}. {_EDITED}")
-
-
-def _check_state(where: str, expected: Mapping[str, Any], recorded: Mapping[str, Any]) -> None:
-    if json.loads(json.dumps(dict(expected))) != recorded:
-        raise LedgerError(
-            f"{where}: the recorded state of the strategy is {recorded!r}, but the rewards give {expected!r}. {_EDITED}"
-        )
 
 
 def _unchecked(where: str, record: Record, coefficients: Sequence[float]) -> Extent:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 from seedtune.engines import recorded_arithmetic
 from seedtune.engines.recorded_arithmetic import Entry
 from seedtune.run import directory, ledger
-from seedtune.run.ledger import Contents, Header, Record
+from seedtune.run.ledger import Contents, Header
 
 _SHOWN = 4
 """Members listed individually; the others are counted."""
@@ -61,21 +61,21 @@ def diff_runs(run_a: str | Path, run_b: str | Path) -> Difference:
 
 def _header(a: Header, b: Header) -> list[str]:
     """Compare the starting points, the base model first."""
-    named = (
-        ("base model", a.base_fingerprint, b.base_fingerprint),
-        ("element type of the weights", a.weights_dtype, b.weights_dtype),
-        ("noise scheme", a.noise, b.noise),
+    found = _named(
+        ("base model: ", a.base_fingerprint, b.base_fingerprint),
+        ("element type of the weights: ", a.weights_dtype, b.weights_dtype),
+        ("noise scheme: ", a.noise, b.noise),
     )
-    found = [f"{what}: {one} and {two}" for what, one, two in named if one != two]
-    found += _changes("", a.config, b.config)
-    if a.data != b.data:
-        found.append(f"training data: digests {a.data or 'none'} and {b.data or 'none'}")
-    return found
+    data = ("training data: digests ", a.data or "none", b.data or "none")
+    return [*found, *_changes("", a.config, b.config), *_named(data)]
 
 
 def _notes(a: Header, b: Header) -> list[str]:
-    named = (("base model is named", a.model, b.model), ("made by seedtune", a.version, b.version))
-    return [f"{what} {one} and {two}" for what, one, two in named if one != two]
+    return _named(("base model is named ", a.model, b.model), ("made by seedtune ", a.seedtune, b.seedtune))
+
+
+def _named(*pairs: tuple[str, str, str]) -> list[str]:
+    return [f"{what}{one} and {two}" for what, one, two in pairs if one != two]
 
 
 def _computed(what: str, one: Entry, two: Entry) -> list[str]:
@@ -88,102 +88,61 @@ def _computed(what: str, one: Entry, two: Entry) -> list[str]:
 def _parting(a: Contents, b: Contents) -> tuple[int | None, list[str]]:
     """Return the first generation that differs, and its differences."""
     for generation, (one, two) in enumerate(zip(a.records, b.records, strict=False)):
-        reasons = _record(one, two)
+        reasons = _record(one.to_json(), two.to_json())
         if reasons:
             computed = (contents.arithmetic(generation) for contents in (a, b))
             reasons = [*_computed("this generation's rewards", *computed), *reasons]
-        fingerprint = _fingerprint(generation + 1, a, b)
-        if fingerprint and not reasons:
-            fingerprint += ", though all records so far are equal: other base weights, or other arithmetic"
-        if reasons or fingerprint:
-            return generation, [*reasons, *([fingerprint] if fingerprint else [])]
+        done = generation + 1
+        ends = [contents.fingerprints.get(done) for contents in (a, b)]
+        if None not in ends and ends[0] != ends[1]:
+            alone = "" if reasons else ", though all records so far are equal: other base weights, or other arithmetic"
+            reasons.append(f"fingerprints after {done} generations: {ends[0]} and {ends[1]}{alone}")
+        if reasons:
+            return generation, reasons
     return None, []
 
 
-def _fingerprint(done: int, a: Contents, b: Contents) -> str:
-    one, two = a.fingerprints.get(done), b.fingerprints.get(done)
-    if one is None or two is None or one == two:
-        return ""
-    return f"fingerprints after {done} generations: {one} and {two}"
+def _record(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
+    """Compare two generations as the ledgers hold them, causes before effects."""
+    found: list[str] = []
+    for name in _ORDER:
+        one, two = a.get(name), b.get(name)
+        if name in _BY_MEMBER:
+            found += _by_member(name, a["members"], one, two)
+        elif name in _MAPPINGS:
+            found += _changes(f"{name} ", one or {}, two or {})
+        elif repr(one) != repr(two):  # repr shows every bit of a float
+            form = _short if name == "prompts" else repr
+            found.append(f"{_NAMES.get(name, name)}: {form(one)} and {form(two)}")
+    return found
 
 
-def _record(a: Record, b: Record) -> list[str]:
-    return [line for compare in _COMPARISONS for line in compare(a, b)]
+_ORDER = (
+    "members", "sigma", "shift", "prompts", "tokens", "rewards", "reward_unperturbed", "coefficients", "observation",
+    "alpha", "decay", "rollback_to", "state",
+)  # fmt: skip
+"""Causes before effects: members and prompts, then completions and rewards, then the decision."""
+
+_BY_MEMBER = ("members", "rewards", "coefficients")
+_MAPPINGS = ("tokens", "observation", "state")
+_NAMES = {"reward_unperturbed": "reward of the unperturbed model"}
 
 
-def _members(a: Record, b: Record) -> list[str]:
-    one, two = ([member.label(r.plan.generation) for member in r.plan.members] for r in (a, b))
-    if len(one) != len(two):
-        return [f"members: {len(one)} and {len(two)}"]
-    changed = [f"{x} and {y}" for x, y in zip(one, two, strict=True) if x != y]
-    return _listed("members", changed, len(one))
-
-
-def _scale(a: Record, b: Record) -> list[str]:
-    pairs = (("sigma", a.plan.sigma, b.plan.sigma), ("shift", a.plan.shift, b.plan.shift))
-    return [f"{name}: {one!r} and {two!r}" for name, one, two in pairs if one != two]
-
-
-def _decided(a: Record, b: Record) -> list[str]:
-    pairs = ((name, getattr(a, name), getattr(b, name)) for name in ("alpha", "decay", "rollback_to"))
-    return [f"{name}: {one!r} and {two!r}" for name, one, two in pairs if one != two]
-
-
-def _observation(a: Record, b: Record) -> list[str]:
-    return _changes("observation ", a.observation, b.observation)
-
-
-def _prompts(a: Record, b: Record) -> list[str]:
-    return [] if a.prompts == b.prompts else [f"prompts: {_short(a.prompts)} and {_short(b.prompts)}"]
-
-
-def _rewards(a: Record, b: Record) -> list[str]:
-    return _by_member("rewards", (a, a.rewards), (b, b.rewards))
-
-
-def _coefficients(a: Record, b: Record) -> list[str]:
-    return _by_member("coefficients", (a, a.coefficients), (b, b.coefficients))
-
-
-def _by_member(what: str, a: tuple[Record, Sequence[float]], b: tuple[Record, Sequence[float]]) -> list[str]:
-    """List the members with different values, with both values; empty if the members themselves differ."""
-    if len(a[1]) != len(b[1]):
+def _by_member(what: str, labels: Sequence[str], a: Sequence[Any], b: Sequence[Any]) -> list[str]:
+    """List the members with different labels or values; unequal numbers of members count as different labels only."""
+    if len(a) != len(b):
+        return [f"members: {len(a)} and {len(b)}"] if what == "members" else []
+    rows = zip(("" if what == "members" else f"{label}: " for label in labels), a, b, strict=True)
+    form = str if what == "members" else repr
+    changed = [f"{label}{form(one)} and {form(two)}" for label, one, two in rows if repr(one) != repr(two)]
+    if not changed:
         return []
-    labels = [member.label(a[0].plan.generation) for member in a[0].plan.members]
-    rows = zip(labels, a[1], b[1], strict=True)
-    # repr shows every bit, and makes NaN equal to NaN.
-    changed = [f"{label}: {one!r} and {two!r}" for label, one, two in rows if repr(one) != repr(two)]
-    return _listed(what, changed, len(labels))
-
-
-def _state(a: Record, b: Record) -> list[str]:
-    return _changes("state ", a.state, b.state)
-
-
-def _unperturbed(a: Record, b: Record) -> list[str]:
-    one, two = a.reward_unperturbed, b.reward_unperturbed
-    return [] if repr(one) == repr(two) else [f"reward of the unperturbed model: {one!r} and {two!r}"]
-
-
-def _tokens(a: Record, b: Record) -> list[str]:
-    return _changes("tokens ", a.tokens, b.tokens)
+    more = f"; and {len(changed) - _SHOWN} more" if len(changed) > _SHOWN else ""
+    return [f"{what} ({len(changed)} of {len(a)} differ): {'; '.join(changed[:_SHOWN])}{more}"]
 
 
 def _changes(what: str, a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
     return [f"{what}{name}: {one!r} and {two!r}" for name, one, two in ledger.differences(a, b)]
-
-
-_COMPARISONS: tuple[Callable[[Record, Record], list[str]], ...] = (
-    _members, _scale, _prompts, _tokens, _rewards, _unperturbed, _coefficients, _observation, _decided, _state,
-)  # fmt: skip
-"""Causes before effects: members and prompts, then completions and rewards, then the decision."""
-
-
-def _listed(what: str, changed: list[str], total: int) -> list[str]:
-    if not changed:
-        return []
-    more = f"; and {len(changed) - _SHOWN} more" if len(changed) > _SHOWN else ""
-    return [f"{what} ({len(changed)} of {total} differ): {'; '.join(changed[:_SHOWN])}{more}"]
 
 
 def _short(prompts: Sequence[int]) -> str:

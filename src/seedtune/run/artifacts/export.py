@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Iterable
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,19 +14,8 @@ from safetensors import SafetensorError
 from seedtune.config.config import Config
 from seedtune.engines.base import Engine
 from seedtune.errors import RunError, StorageError, storage_cause
-from seedtune.run import directory, ledger, recorded_config, replay
-
-CARD = """---
-{front}---
-
-# {model}, fine-tuned by evolution strategies
-
-Made with [seedtune](https://pypi.org/project/seedtune/) {version} (arXiv 2509.24372): no gradients,
-{generations} generations of {population} members, σ {sigma}, α {alpha}, {perturbation},
-task `{task}`, seed {seed}.
-
-Weights fingerprint `{fingerprint}`. {rights}
-"""
+from seedtune.run import recorded_config, replay
+from seedtune.types import __version__
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,14 +61,10 @@ def export_run(
     """
     root, target = Path(run), Path(output)
     check_output(target)
-    config, contents = recorded_config.run_config(root), ledger.read(directory.RunPaths(root).ledger)
-    recorded_config.check_same_run(root, contents.header, config)
-    goal, watch = replay.goal_of(root, contents, generation), replay.Stopwatch(progress)
-    chosen = recorded_config.for_weights(config, sets)
-    with recorded_config.hinting(config.engine, chosen):
-        engine, _ = replay.load(root, chosen, contents, generation=goal, progress=watch)
-    with closing(engine):
-        write_export(engine, config, goal, target, dtype=dtype)
+    recorded, watch = replay.RecordedRun.read(root), replay.Stopwatch(progress)
+    goal = replay.goal_of(root, recorded.contents, generation)
+    with recorded.weights(recorded_config.for_weights(recorded.config, sets), goal, watch) as engine:
+        write_export(engine, recorded.config, goal, target, dtype=dtype)
     return Export(goal, watch.updates, watch.seconds)
 
 
@@ -113,18 +97,20 @@ def write_export(
 
 
 def _card(engine: Engine, config: Config, generation: int, rights: Rights) -> str:
-    from seedtune.types import __version__
-
-    front = {"library_name": "transformers", "base_model": config.model, "tags": ["seedtune", "evolution-strategies"]}
+    """Return the model card: metadata of the Hub, how the model was made, and its licences."""
     licence = rights.licence or rights.base_licence
-    rank = f" of rank {config.rank}" if config.perturbation == "lowrank" else ""
-    return CARD.format(
-        front=yaml.safe_dump({**front, **({"license": licence} if licence else {})}, sort_keys=False),
-        version=__version__,
-        generations=generation,
-        alpha=config.step_words(),
-        fingerprint=engine.fingerprint(),
-        rights=rights.text(),
-        perturbation=f"{config.perturbation} perturbation{rank}",
-        **{k: getattr(config, k) for k in ("model", "population", "sigma", "task", "seed")},
-    )
+    front = {"library_name": "transformers", "base_model": config.model, "tags": ["seedtune", "evolution-strategies"]}
+    front |= {"license": licence} if licence else {}
+    perturbation = f"{config.perturbation} perturbation"
+    perturbation += f" of rank {config.rank}" if config.perturbation == "lowrank" else ""
+    return f"""---
+{yaml.safe_dump(front, sort_keys=False)}---
+
+# {config.model}, fine-tuned by evolution strategies
+
+Made with [seedtune](https://pypi.org/project/seedtune/) {__version__} (arXiv 2509.24372): no gradients,
+{generation} generations of {config.population} members, σ {config.sigma}, α {config.step_words()}, {perturbation},
+task `{config.task}`, seed {config.seed}.
+
+Weights fingerprint `{engine.fingerprint()}`. {rights.text()}
+"""

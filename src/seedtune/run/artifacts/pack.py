@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from contextlib import closing
-from dataclasses import asdict
+from contextlib import closing, suppress
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -49,32 +49,24 @@ def pack_run(
     contents = ledger.read(directory.RunPaths(root).ledger)
     goal = replay.goal_of(root, contents, generation)
     recorded_config.check_noise(str(root), contents.header.noise)
-    fingerprint = contents.fingerprints.get(goal) or _replayed(root, contents, goal, (sets, progress))
+    fingerprint = contents.fingerprints.get(goal) or _replayed(root, goal, sets, progress)
     lineage = Lineage(contents.records)
-    about = _about(contents, (goal, lineage), fingerprint, rights or Rights())
+    about = _about(contents, lineage, goal, fingerprint, rights or Rights())
     pack = Pack(about, tuple(lineage.updates(goal)))
     _write(target, pack_format.dump(pack))
     return pack
 
 
-def _replayed(
-    root: Path, contents: ledger.Contents, goal: int, how: tuple[Iterable[str], replay.Progress | None]
-) -> str:
-    config, (sets, progress) = recorded_config.run_config(root), how
-    recorded_config.check_same_run(root, contents.header, config)
-    chosen = recorded_config.for_weights(config, sets)
-    with recorded_config.hinting(config.engine, chosen):
-        engine, _ = replay.load(root, chosen, contents, generation=goal, progress=progress)
-    with closing(engine):
+def _replayed(root: Path, goal: int, sets: Iterable[str], progress: replay.Progress | None) -> str:
+    recorded = replay.RecordedRun.read(root)
+    with recorded.weights(recorded_config.for_weights(recorded.config, sets), goal, progress) as engine:
         return engine.fingerprint()
 
 
-def _about(contents: ledger.Contents, way: tuple[int, Lineage], fingerprint: str, rights: Rights) -> About:
-    goal, lineage = way
+def _about(contents: ledger.Contents, lineage: Lineage, goal: int, fingerprint: str, rights: Rights) -> About:
     header, config = contents.header, dict(contents.header.config)
     config["engine"] = recorded_config.weights_kind(config["engine"].split("+"))
     kept = ["engine", *recorded_config.WEIGHTS, *_TOLD, config["engine"]]
-    stated = Rights(rights.base_licence or licence_of(header.model), rights.licence, rights.note)
     return About(
         seedtune=__version__,
         noise=header.noise,
@@ -84,7 +76,9 @@ def _about(contents: ledger.Contents, way: tuple[int, Lineage], fingerprint: str
         config={key: config[key] for key in kept if key in config},
         generations=goal,
         fingerprints={**_waypoints(contents, goal, lineage), str(goal): fingerprint},
-        **asdict(stated),
+        base_licence=rights.base_licence or licence_of(header.model),
+        licence=rights.licence,
+        note=rights.note,
     )
 
 
@@ -105,45 +99,23 @@ def _name(model: str) -> str:
 def licence_of(model: str) -> str | None:
     """Read the licence from a base model's card or config.json; None if there is none on this machine."""
     folder = Path(model).expanduser()
-    if not folder.is_dir():
-        card = _cached_card(model)
-        return None if card is None else _licence_in_card(card)
-    return _licence_in_card(folder / "README.md") or _licence_in_config(folder / "config.json")
-
-
-def _cached_card(model: str) -> Path | None:
-    """Return the card of a Hugging Face id, if it was downloaded with the model."""
-    from huggingface_hub import try_to_load_from_cache
-    from huggingface_hub.errors import HFValidationError
-
-    try:
-        found = try_to_load_from_cache(model, "README.md")
-    except HFValidationError:
-        return None
-    return Path(found) if isinstance(found, str) else None
-
-
-def _licence_in_card(card: Path) -> str | None:
-    """Read ``license`` (or ``license_name``, if that is "other") from the YAML front matter of a card."""
-    text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
-    if not text.startswith("---\n"):
-        return None
-    try:
-        front = yaml.safe_load(text[4:].partition("\n---")[0])
-    except yaml.YAMLError:
-        return None
-    if not isinstance(front, dict):
-        return None
-    stated = front.get("license_name") if front.get("license") == "other" else front.get("license")
+    card = _metadata(folder / "README.md" if folder.is_dir() else model)
+    stated = card.get("license_name") if card.get("license") == "other" else card.get("license")
+    if not isinstance(stated, str):
+        with suppress(OSError, ValueError, AttributeError):
+            stated = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("license")
     return stated if isinstance(stated, str) else None
 
 
-def _licence_in_config(path: Path) -> str | None:
+def _metadata(card: Path | str) -> dict[str, Any]:
+    """Read the metadata of a card, or of the card of a Hugging Face id if it was downloaded with the model."""
+    from huggingface_hub import metadata_load, try_to_load_from_cache
+
     try:
-        stated = json.loads(path.read_text(encoding="utf-8")).get("license")
-    except (OSError, ValueError, AttributeError):
-        return None
-    return stated if isinstance(stated, str) else None
+        found = try_to_load_from_cache(card, "README.md") if isinstance(card, str) else card
+        return (metadata_load(found) or {}) if isinstance(found, str | Path) else {}
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
 
 
 def _write(target: Path, data: bytes) -> None:
@@ -177,13 +149,11 @@ def unpack_run(
     check_output(target)
     pack = pack_format.read(path)
     config = _config(path, pack.about, base, sets)
-    engine = engines.create(config)
-    watch = replay.Stopwatch(progress)
-    with closing(engine):
-        with recorded_config.hinting(pack.about.config["engine"], config):
-            _check_base(path, pack.about, engine.load())
+    about, watch = pack.about, replay.Stopwatch(progress)
+    with closing(engines.create(config)) as engine:
+        with recorded_config.hinting(about.config["engine"], config):
+            _check_base(path, about, engine.load())
         _rebuild(path, pack, engine, watch)
-        about = pack.about
         rights = Rights(about.base_licence, about.licence, about.note)
         named = config.replace(model=about.model)
         write_export(engine, named, about.generations, target, dtype=dtype, rights=rights)

@@ -5,16 +5,14 @@ Snapshots are not used, so that the ledger itself is verified; they may be check
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from seedtune import engines
-from seedtune.config.config import Config
 from seedtune.engines import snapshots
 from seedtune.engines.base import Engine
-from seedtune.engines.recorded_arithmetic import Entry
 from seedtune.engines.snapshots import Snapshot
 from seedtune.errors import LedgerError, StorageError
 from seedtune.run import directory, ledger, recorded_config, replay
@@ -26,24 +24,23 @@ from seedtune.run.lineage import Lineage
 class Verification:
     """The result of a successful verification; a failure raises an error instead."""
 
-    generations: int
-    matched: tuple[int, ...]
-    """Numbers of generations after which the recorded fingerprint was reproduced."""
+    contents: ledger.Contents
+    """The verified ledger."""
 
     fingerprint: str
     """Fingerprint of the weights after all generations."""
 
-    base_fingerprint: str
     audit: Audit
     seconds: float
     """Duration of replay and fingerprints, without loading the base model."""
 
-    snapshots: tuple[int, ...] = ()
-    torn: int = 0
-    """Bytes of an incomplete last line, which is not part of the run."""
+    snapshots: tuple[int, ...]
+    """Generations of the snapshots that hold the replayed weights, if they were checked."""
 
-    arithmetics: Mapping[int, Entry] = field(default_factory=dict)
-    """First generation → how rewards were computed from it on; the weights do not depend on it."""
+    @property
+    def matched(self) -> tuple[int, ...]:
+        """Numbers of generations after which the recorded fingerprint was reproduced."""
+        return tuple(sorted(self.contents.fingerprints))
 
 
 def verify_run(
@@ -61,45 +58,25 @@ def verify_run(
     snapshots on disk must hold the replayed weights, too.  Raises LedgerError for a corrupted line, a record that does
     not follow from its rewards, another base model, or the first recorded fingerprint that is not reproduced.
     """
-    root = Path(run)
-    contents = ledger.read(directory.RunPaths(root).ledger)
-    config = _config(root, contents, model, sets)
+    recorded = replay.RecordedRun.read(Path(run))
+    root, contents = recorded.root, recorded.contents
+    config = recorded_config.for_weights(recorded.config, sets, model=model)
     audited = audit(root, config, contents)
     kept = _snapshots(root, contents) if snapshots else []
-    engine = engines.create(config)
-    with closing(engine):
-        with recorded_config.hinting(contents.header.config.get("engine", config.engine), config):
+    with closing(engines.create(config)) as engine:
+        with recorded_config.hinting(contents.header.config["engine"], config):
             replay.check_base(root, contents.header, engine.load())
         watch = replay.Stopwatch(progress)
         found = _replayed(root, engine, contents, kept, progress=watch)
         _check_snapshots(engine, kept, found)
-    return Verification(
-        generations=contents.generations,
-        matched=tuple(sorted(contents.fingerprints)),
-        fingerprint=found[contents.generations],
-        base_fingerprint=contents.header.base_fingerprint,
-        audit=audited,
-        seconds=watch.seconds,
-        snapshots=tuple(sorted(one.generations for one in kept)),
-        torn=contents.torn,
-        arithmetics=contents.arithmetics,
-    )
+    done = tuple(sorted(one.generations for one in kept))
+    return Verification(contents, found[contents.generations], audited, watch.seconds, done)
 
 
 def _snapshots(root: Path, contents: ledger.Contents) -> list[Snapshot]:
     """List the snapshots of generations that the ledger still has."""
     listed = snapshots.listing(directory.RunPaths(root).snapshots)
     return [one for one in listed if one.generations <= contents.generations]
-
-
-def _config(root: Path, contents: ledger.Contents, model: str | None, sets: Iterable[str]) -> Config:
-    """Return the run's configuration, from the ledger's header if config.yaml is missing."""
-    if directory.RunPaths(root).config.is_file():
-        config = recorded_config.run_config(root)
-    else:
-        config = recorded_config.config_of(contents.header.config).replace(model=contents.header.model)
-    recorded_config.check_same_run(root, contents.header, config)
-    return recorded_config.for_weights(config, sets, model=model)
 
 
 def _replayed(
@@ -123,44 +100,22 @@ def _replayed(
             continue
         if number:
             engine.load()
-        branch = _Branch(root, contents, found)
+        parted = None
         for done in replay.walk(engine, lineage.updates(end), stops=here, progress=progress):
-            branch.reached(done, engine.fingerprint())
-        branch.finish()
+            found[done] = engine.fingerprint()
+            if parted is not None and done in contents.fingerprints:
+                raise _mismatch(root, contents, found, parted, after=done)
+            if contents.fingerprints.get(done, found[done]) != found[done]:
+                parted = done
+        if parted is not None:
+            raise _mismatch(root, contents, found, parted)
     return found
 
 
-@dataclass(slots=True)
-class _Branch:
-    """The path to one end of the run's lineage: fingerprints found on it, and its first mismatch with the ledger."""
-
-    root: Path
-    contents: ledger.Contents
-    found: dict[int, str]
-    parted: int | None = None
-
-    def reached(self, done: int, fingerprint: str) -> None:
-        """Handle a stop; LedgerError at the next recorded fingerprint after a mismatch."""
-        self.found[done] = fingerprint
-        recorded = self.contents.fingerprints.get(done)
-        if recorded is None:
-            return
-        if self.parted is not None:
-            raise _mismatch(self.root, self.contents, self.found, (self.parted, done))
-        if recorded != fingerprint:
-            self.parted = done
-
-    def finish(self) -> None:
-        """Raise LedgerError if the last recorded fingerprint did not match."""
-        if self.parted is not None:
-            raise _mismatch(self.root, self.contents, self.found, (self.parted, None))
-
-
 def _mismatch(
-    root: Path, contents: ledger.Contents, found: dict[int, str], place: tuple[int, int | None]
+    root: Path, contents: ledger.Contents, found: dict[int, str], parted: int, *, after: int | None = None
 ) -> LedgerError:
-    """Build the error; ``place`` is the first mismatch, and the next recorded fingerprint after it, if there is one."""
-    parted, after = place
+    """Build the error from the first mismatch, and the next recorded fingerprint ``after`` it, if there is one."""
     last = max((done for done in contents.fingerprints if done < parted), default=0)
     told = f"{root} does not verify: after {parted} generations the ledger recorded fingerprint "
     told += f"{contents.fingerprints[parted]}, replay gives {found[parted]}"
@@ -175,7 +130,7 @@ def _mismatch(
     return LedgerError(
         f"{told}; {agree}. Possible causes: the record of {before} was edited and sealed again, rewards and "
         f"coefficients alike{also}; the run was made by another version of seedtune "
-        f"({contents.header.version}); or the machine that trained miscomputed. "
+        f"({contents.header.seedtune}); or the machine that trained miscomputed. "
         "Compare with a copy of the run: seedtune diff RUN COPY."
     )
 
@@ -183,16 +138,14 @@ def _mismatch(
 def _check_snapshots(engine: Engine, kept: list[Snapshot], found: dict[int, str]) -> None:
     """Raise LedgerError if a snapshot's own weights differ from the replayed ones."""
     for one in kept:
-        cause = ""
         try:
             engine.load(one.folder)
             holds = engine.fingerprint()
         except StorageError as error:
-            cause = f" ({error})"
-            holds = "nothing that can be read"
+            holds = f"nothing that can be read ({error})"
         expected = found[one.generations]
         if not holds == one.fingerprint == expected:
             raise LedgerError(
-                f"the ledger verifies, but the snapshot {one.folder} holds {holds}{cause} where replay gives "
+                f"the ledger verifies, but the snapshot {one.folder} holds {holds} where replay gives "
                 f"{expected}. Delete it: snapshots only save time."
             )

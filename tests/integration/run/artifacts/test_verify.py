@@ -63,7 +63,7 @@ def test_runs_of_other_settings_verify(tmp_path, settings):
     root = trained(tmp_path / "run", **settings)
     found = verify_run(root)
     assert found.fingerprint == runs.fingerprint(root)
-    assert found.audit.exact == found.generations == found.matched[-1]
+    assert found.audit.exact == found.contents.generations == found.matched[-1]
 
 
 def test_coefficients_per_prompt_are_checked_up_to_a_factor_and_that_is_said(command, tmp_path):
@@ -207,7 +207,7 @@ def test_a_changed_last_fingerprint_may_be_either(run):
     [
         (lambda data: data.update(alpha=0.3), "recorded is alpha 0.3, but the rewards give 0.2"),
         (lambda data: data["members"].__setitem__(0, "7:0+"), r"recorded is member 7:0\+, but the strategy asks"),
-        (lambda data: data.update(state={"x": 1}), "the recorded state of the strategy is"),
+        (lambda data: data.update(state={"x": 1}), "recorded is state of the strategy"),
     ],
 )
 def test_a_changed_plan_or_state_is_named(run, change, told):

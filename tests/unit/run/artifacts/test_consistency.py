@@ -32,7 +32,11 @@ def config(shaping: str, **settings):
 def ledger_of(shaping: str, scores: list[np.ndarray], **settings) -> Contents:
     """What a run that got these scores (members, prompts) writes."""
     strategy = strategies.create(config(shaping, population=len(scores[0]), **settings))
-    contents, state = Contents(Header("toy", "0", {}, "v1", "0.1.0")), strategy.initial()
+    header = Header(
+        seedtune="0.1.0", noise="v1", model="toy", data="", weights_dtype="float32", arithmetic={},
+        base_fingerprint="0", config={},
+    )  # fmt: skip
+    contents, state = Contents(header), strategy.initial()
     for generation, matrix in enumerate(scores):
         plan = strategy.ask(state, generation)
         step = tell(strategy, state, plan, Feedback(matrix))
@@ -146,7 +150,7 @@ def test_an_observation_that_contradicts_the_rewards_is_named():
 
 
 def test_a_state_that_the_strategy_does_not_reach_is_named():
-    with pytest.raises(LedgerError, match=r"run: generation 0: the recorded state of the strategy is \{'step': 1\}"):
+    with pytest.raises(LedgerError, match=r"run: generation 0: recorded is state of the strategy \{'step': 1\}"):
         checked("zscore", edited(ledger_of("zscore", scores()), 0, state={"step": 1}))
 
 
