@@ -23,9 +23,8 @@ from seedtune.rollouts import asynchronous
 from seedtune.rollouts.evaluator import Evaluator, Outcome
 from seedtune.rollouts.prepare import prepare
 from seedtune.rollouts.prompts import drawn
-from seedtune.run import directory, recorded_config
+from seedtune.run import diagnostics, directory, recorded_config
 from seedtune.run import metrics as run_metrics
-from seedtune.run.diagnostics import Diagnostics
 from seedtune.run.ledger import Record
 from seedtune.run.reward_hacking import RewardHackingMonitor
 from seedtune.run.session import Session, Start
@@ -140,7 +139,6 @@ class Trainer:
     def _loop(self, start: Start) -> None:
         evaluator, state = Evaluator(self.load(), self.task, self.config, self.scorer), start.state
         evaluate = asynchronous.way_of(evaluator)
-        diagnostics = Diagnostics(self.load(), self.task, self.config, parameters=start.info.coverage.perturbed)
         self._evaluate_if_due()
         for generation in range(self.generation, self.config.generations):
             started = time.perf_counter()
@@ -157,7 +155,8 @@ class Trainer:
             self.session.apply(record)
             state = step.state
             self.session.note(start.book)
-            times, measured = self.load().take_times(), self._measure(diagnostics, evaluator)
+            times = self.load().take_times()
+            measured = diagnostics.measure(evaluator, self.session.lineage, parameters=start.info.coverage.perturbed)
             self._emit_generation(outcome, record, times, measured, time.perf_counter() - started)
             self._evaluate_if_due()
             self.session.snapshot_if_due()
@@ -192,13 +191,6 @@ class Trainer:
         )
 
     # ------------------------------------------------------------------ metrics
-
-    def _measure(self, diagnostics: Diagnostics, evaluator: Evaluator) -> Metrics:
-        """Measure the diagnostics of the newest generation and their time."""
-        started = time.perf_counter()
-        measured = diagnostics.after(self.session.lineage)
-        measured["time/diagnostics"] = time.perf_counter() - started
-        return measured | diagnostics.divergence(evaluator, self.generation)
 
     def _emit_generation(
         self, outcome: Outcome, record: Record, times: EngineTimes, measured: Metrics, step_time: float
@@ -239,8 +231,7 @@ class Trainer:
     def _evaluate_if_due(self) -> None:
         """Evaluate before the first, after the last and every ``eval_steps`` generations, once each."""
         due = self.generation == 0 or self.session.due(self.config.eval_steps)
-        done = [evaluation["generation"] for evaluation in self._evaluations()]
-        if not due or not self.task.test or self.generation in done:
+        if not due or not self.task.test or self.generation in (row["generation"] for row in self._evaluations()):
             return
         metrics, outcome = self._held_out(self.load())
         directory.append_lines(self.paths.samples, _samples(outcome, self.task, self.generation, "test"))

@@ -238,16 +238,6 @@ class Example:
     columns: Mapping[str, Any]
 
 
-WINDOW = 64
-"""Tokens at the end of a completion that are searched for repetitions: any long text repeats earlier words."""
-
-SHORTEST = 12
-"""Fewest tokens of a completion that can count as repeating."""
-
-REPEATED = 0.2
-"""A completion counts as repeating if more than this share of its three-token sequences occurred before."""
-
-
 def tokens(rollout: Rollout) -> TokenCount:
     """Return the token count of a completion, as sent by the engine or computed from its token ids."""
     if rollout.counted is not None:
@@ -261,9 +251,10 @@ def length(rollout: Rollout) -> int:
 
 
 def repeats(tokens: Sequence[object]) -> bool:
-    """Whether over a fifth of the three-token sequences in the last 64 tokens (or words) occurred before among them."""
-    tail = tokens[-WINDOW:]
-    if len(tail) < SHORTEST:
-        return False
+    """Whether over a fifth of the three-token sequences in the last 64 tokens (or words) occurred before among them.
+
+    Only the end is searched, since any long text repeats earlier words; fewer than 12 tokens do not count.
+    """
+    tail = tokens[-64:]
     triples = list(zip(tail, tail[1:], tail[2:], strict=False))
-    return 1 - len(set(triples)) / len(triples) > REPEATED
+    return len(tail) >= 12 and 1 - len(set(triples)) / len(triples) > 0.2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,10 +14,7 @@ from seedtune.engines.base import Engine
 from seedtune.rollouts.evaluator import Evaluator, Outcome
 from seedtune.rollouts.prompts import prompt_of
 from seedtune.run.lineage import Lineage
-from seedtune.tasks.base import Task
 from seedtune.types import Decay, Update
-
-Numbers = dict[str, Any]
 
 KL_PROMPTS = 8
 """Prompts whose completions measure the divergence."""
@@ -57,37 +55,26 @@ def _kept(spread: float, decay: Decay) -> float:
     return factor * math.sqrt(max(0.0, (1.0 + u * u) * tail - 2.0 * u * density))
 
 
-class Diagnostics:
-    """Measurements that need the engine, each at the interval set in the configuration."""
+def measure(evaluator: Evaluator, lineage: Lineage, *, parameters: int) -> dict[str, Any]:
+    """Measure the newest generation, after its update was applied to the evaluator's engine.
 
-    def __init__(self, engine: Engine, task: Task, config: Config, *, parameters: int) -> None:
-        self.engine, self.task, self.config, self.parameters = engine, task, config, parameters
-
-    def after(self, lineage: Lineage) -> Numbers:
-        """Measure the newest generation, after its update was applied."""
-        found: Numbers = {}
-        if lineage.records[-1].rollback_to is None:
-            found["update_cosine"] = self._cosine(lineage.latest(2))
-        done = len(lineage.records)
-        if _due(done, self.config.fingerprint_steps):
-            found["drift"] = self.engine.drift()
-            found["drift_predicted"] = predicted_drift(lineage.updates(done), self.parameters)
-        return found
-
-    def _cosine(self, latest: list[Update]) -> float | None:
-        """Return the cosine between the last two updates; about 0 for updates from fresh noise."""
-        return self.engine.cosine(latest[0].terms, latest[1].terms) if len(latest) == 2 else None
-
-    def divergence(self, evaluator: Evaluator, generation: int) -> Numbers:
-        """KL(current ‖ base) per token of the current model's completions of fixed prompts, see `divergence`."""
-        if not _due(generation, self.config.kl_steps):
-            return {}
-        examples = (self.task.test or self.task.train)[:KL_PROMPTS]
-        return {
-            "kl": divergence(
-                self.engine, self.config, evaluator.unperturbed(examples, generation=generation, tokens=True)
-            )
-        }
+    ``update_cosine`` is that of the last two updates, about 0 for updates from fresh noise; ``drift`` is measured with
+    the fingerprint, ``kl`` (see `divergence`) every ``kl_steps`` generations on the same prompts.
+    """
+    engine, config, task, started = evaluator.engine, evaluator.config, evaluator.task, time.perf_counter()
+    found: dict[str, Any] = {}
+    if lineage.records[-1].rollback_to is None:
+        latest = lineage.latest(2)
+        found["update_cosine"] = engine.cosine(latest[0].terms, latest[1].terms) if len(latest) == 2 else None
+    done = len(lineage.records)
+    if done % config.fingerprint_steps == 0:
+        found["drift"] = engine.drift()
+        found["drift_predicted"] = predicted_drift(lineage.updates(done), parameters)
+    found["time/diagnostics"] = time.perf_counter() - started
+    if config.kl_steps and done % config.kl_steps == 0:
+        examples = (task.test or task.train)[:KL_PROMPTS]
+        found["kl"] = divergence(engine, config, evaluator.unperturbed(examples, generation=done, tokens=True))
+    return found
 
 
 def divergence(engine: Engine, config: Config, outcome: Outcome) -> float | None:
@@ -102,7 +89,3 @@ def divergence(engine: Engine, config: Config, outcome: Outcome) -> float | None
     logs = np.concatenate([np.array(b) - np.array(o) for o, b in pairs] or [np.zeros(0)])
     engine.take_times()
     return float(np.mean(np.expm1(logs) - logs)) if logs.size else None
-
-
-def _due(generation: int, steps: int) -> bool:
-    return steps > 0 and generation % steps == 0

@@ -16,13 +16,15 @@ class Lineage:
     """
 
     def __init__(self, records: Iterable[Record] = ()) -> None:
-        self.records = list(records)
-        self._updates = [_update(record) for record in self.records]
+        self.records: list[Record] = []
+        self._updates: list[Update] = []
+        for record in records:
+            self.add(record)
 
     def add(self, record: Record) -> None:
         """Append a generation's record."""
         self.records.append(record)
-        self._updates.append(_update(record))
+        self._updates.append(update_of(record.plan, record.coefficients, record.alpha, record.decay))
 
     def path(self, after: int) -> list[int]:
         """Generations whose updates the weights after ``after`` contain, in order."""
@@ -63,8 +65,3 @@ class Lineage:
         while after and (to := self.records[after - 1].rollback_to) is not None:
             after = to
         return after
-
-
-def _update(record: Record) -> Update:
-    """The update that a record's members, coefficients, α and decay make."""
-    return update_of(record.plan, record.coefficients, record.alpha, record.decay)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -105,7 +106,7 @@ def mend(paths: directory.RunPaths, contents: ledger.Contents) -> None:
     directory.write_lines(paths.samples, [row for row in samples if row["generation"] <= last[row["split"]]])
 
 
-def _place(row: dict[str, Any]) -> tuple[int, int]:
+def _place(row: Mapping[str, Any]) -> tuple[int, int]:
     """Sort by generation: its own line, its evaluation, then changes from there on; the initial products line first."""
     generation = row["generation"]
     if "products" in row:

@@ -106,7 +106,8 @@ def _record(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
     """Compare two generations as the ledgers hold them, causes before effects."""
     found: list[str] = []
     for name in _ORDER:
-        one, two = a.get(name), b.get(name)
+        one: Any = a.get(name)
+        two: Any = b.get(name)
         if name in _BY_MEMBER:
             found += _by_member(name, a["members"], one, two)
         elif name in _MAPPINGS:
