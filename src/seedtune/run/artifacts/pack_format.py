@@ -17,12 +17,11 @@ import hashlib
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from itertools import pairwise
+from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from seedtune.errors import PackError
 from seedtune.numerics.noise import amplitude
@@ -101,30 +100,25 @@ def parse(raw: bytes, name: str) -> Pack:
     found = unseal(line)
     if found is None:
         raise _edited(name, "its header")
-    header = found[0]
+    header, _ = found
     if header["seedtune_pack"] != FORMAT:
         raise PackError(
             f"{name} has pack format {header['seedtune_pack']!r}, made by seedtune {header.get('seedtune')}; this "
             f"version reads format {FORMAT}. Use that version, or a newer one."
         )
     try:
-        return _body(name, (raw, header), rest)
+        size = len(raw) - len(rest) + int(header["bytes"]) + DIGEST
+        if len(raw) < size:
+            raise _truncated(name, f"it has {len(raw)} of {size} bytes")
+        if len(raw) > size or hashlib.blake2b(raw[:-DIGEST], digest_size=DIGEST).digest() != raw[-DIGEST:]:
+            raise _edited(name, "it")
+        about = _about(header)
+        return Pack(about, _decode(rest[:-DIGEST], about, int(header["terms"])))
     except (KeyError, TypeError, ValueError, OverflowError, zlib.error) as error:
         raise PackError(
             f"{name} has good checksums but does not hold what a pack holds ({type(error).__name__}: {error}): it was "
             "not written by 'seedtune pack'. Get another copy."
         ) from error
-
-
-def _body(name: str, whole: tuple[bytes, dict[str, Any]], rest: bytes) -> Pack:
-    raw, header = whole
-    size = len(raw) - len(rest) + int(header["bytes"]) + DIGEST
-    if len(raw) < size:
-        raise _truncated(name, f"it has {len(raw)} of {size} bytes")
-    if len(raw) > size or hashlib.blake2b(raw[:-DIGEST], digest_size=DIGEST).digest() != raw[-DIGEST:]:
-        raise _edited(name, "it")
-    about = _about(header)
-    return Pack(about, _decode(rest[:-DIGEST], about, int(header["terms"])))
 
 
 def _about(header: dict[str, Any]) -> About:
@@ -148,12 +142,11 @@ def _edited(name: str, what: str) -> PackError:
 def _encode(updates: Sequence[Update], shape: Mapping[str, int]) -> bytes:
     terms = [(update.generation - term.generation, term) for update in updates for term in update.terms]
     decays = [update.decay or Decay() for update in updates]
-    weights = np.array([amplitude(term.weight, **shape) for _, term in terms], "<f4")
     columns = (
         np.array([len(update.terms) for update in updates], "<i8"),
         np.array([age for age, _ in terms], "<i8"),
         np.array([term.pair for _, term in terms], "<i8"),
-        weights.view(np.uint8).reshape(-1, 4).T,
+        np.array([amplitude(term.weight, **shape) for _, term in terms], "<f4").view(np.uint8).reshape(-1, 4).T,
         np.array([update.decay is not None for update in updates], np.uint8),
         np.array([(decay.l2, decay.l1) for decay in decays], "<f4"),
     )
@@ -163,40 +156,28 @@ def _encode(updates: Sequence[Update], shape: Mapping[str, int]) -> bytes:
 def _decode(body: bytes, about: About, terms: int) -> tuple[Update, ...]:
     """Decode updates from compressed columns, decompressing no more than the header's counts allow."""
     count = about.generations
-    size = 17 * count + 20 * terms
     if min(count, terms) < 0 or max(count, terms) > _LIMIT:
         raise ValueError(f"{count} generations of {terms} terms in all")
-    columns = zlib.decompressobj().decompress(body, size + 1)
-    if len(columns) != size:
-        raise ValueError(f"{len(columns)} bytes of columns, not {size}")
-    counts, ages, pairs, rest = _cut(columns, 8 * count, 8 * terms, 8 * terms)
-    planes, flags, decays, _ = _cut(rest, 4 * terms, count, 8 * count)
-    weights = np.frombuffer(planes, np.uint8).reshape(4, -1).T.copy().view("<f4").reshape(-1)
-    kept = weights.astype(np.float64) / amplitude(1.0, **about.shape)
-    rows = zip(_integers(ages), _integers(pairs), kept.tolist(), strict=True)
-    lengths = _integers(counts)
+    sizes = (8 * count, 8 * terms, 8 * terms, 4 * terms, count, 8 * count)
+    columns = zlib.decompressobj().decompress(body, sum(sizes) + 1)
+    if len(columns) != sum(sizes):
+        raise ValueError(f"{len(columns)} bytes of columns, not {sum(sizes)}")
+    pieces = [columns[end - size : end] for size, end in zip(sizes, accumulate(sizes), strict=True)]
+    lengths, ages, pairs = (np.frombuffer(piece, "<i8").tolist() for piece in pieces[:3])
+    weights = np.frombuffer(pieces[3], np.uint8).reshape(4, -1).T.copy().view("<f4").reshape(-1)
+    kept = (weights.astype(np.float64) / amplitude(1.0, **about.shape)).tolist()
+    pulls = np.frombuffer(pieces[5], "<f4").reshape(-1, 2).tolist()
     if sum(lengths) != terms or any(length < 0 for length in lengths):
         raise ValueError("the numbers of terms do not add up")
-    pulls = np.frombuffer(decays, "<f4").reshape(-1, 2).tolist()
+    rows = zip(ages, pairs, kept, strict=True)
     return tuple(
         Update(
             generation,
-            tuple(_term(generation, *next(rows)) for _ in range(length)),
+            tuple(_term(generation, *row) for row in islice(rows, length)),
             Decay(*pull) if flag else None,
         )
-        for generation, (length, flag, pull) in enumerate(zip(lengths, flags, pulls, strict=True))
+        for generation, (length, flag, pull) in enumerate(zip(lengths, pieces[4], pulls, strict=True))
     )
-
-
-def _cut(data: bytes, *sizes: int) -> list[bytes]:
-    """Split ``data`` into pieces of these sizes, and the rest."""
-    ends = np.cumsum([0, *sizes]).tolist()
-    return [*(data[a:b] for a, b in pairwise(ends)), data[ends[-1] :]]
-
-
-def _integers(column: bytes) -> list[int]:
-    values: NDArray[np.int64] = np.frombuffer(column, "<i8")
-    return [int(value) for value in values]
 
 
 def _term(generation: int, age: int, pair: int, weight: float) -> Term:

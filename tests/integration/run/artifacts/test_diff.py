@@ -85,7 +85,7 @@ CHANGES = {
     "rewards": (lambda d: d["rewards"].__setitem__(2, None), None),
     "unperturbed": (lambda d: d.update(reward_unperturbed=None), None),
     "coefficients": (lambda d: d["coefficients"].__setitem__(3, 0.125), None),
-    "state": (lambda d: d["state"].update(members=7), "state members: 16 and 7"),
+    "state": (lambda d: d["state"].update(members=7), "state members: None and 7"),
 }
 BEGINS = {"prompts": "prompts: ", "tokens": "tokens prompt: ", "rewards": "rewards (1 of 4 differ): 1+: "}
 BEGINS |= {"unperturbed": "reward of the unperturbed model: ", "coefficients": "coefficients (1 of 4 differ): 1-: "}
