@@ -235,7 +235,7 @@ def test_a_run_that_was_stopped_goes_on_without_the_open_jobs_and_verifies(fleet
     trainer = Trainer(recorded_config.run_config(tmp_path / "run"))
     trainer.train(resume=True)
     found = verify_run(tmp_path / "run", snapshots=True)
-    assert (found.contents.generations, found.fingerprint) == (8, trainer.load().fingerprint())
+    assert (found.generations, found.fingerprint) == (8, trainer.load().fingerprint())
     assert set(ages(tmp_path / "run")[before]) == {0}
 
 

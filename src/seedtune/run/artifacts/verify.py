@@ -38,6 +38,11 @@ class Verification:
     """Generations of the snapshots that hold the replayed weights, if they were checked."""
 
     @property
+    def generations(self) -> int:
+        """Number of replayed generations."""
+        return self.contents.generations
+
+    @property
     def matched(self) -> tuple[int, ...]:
         """Numbers of generations after which the recorded fingerprint was reproduced."""
         return tuple(sorted(self.contents.fingerprints))

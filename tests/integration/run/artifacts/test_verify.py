@@ -63,7 +63,7 @@ def test_runs_of_other_settings_verify(tmp_path, settings):
     root = trained(tmp_path / "run", **settings)
     found = verify_run(root)
     assert found.fingerprint == runs.fingerprint(root)
-    assert found.audit.exact == found.contents.generations == found.matched[-1]
+    assert found.audit.exact == found.generations == found.matched[-1]
 
 
 def test_coefficients_per_prompt_are_checked_up_to_a_factor_and_that_is_said(command, tmp_path):
