@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,7 +60,7 @@ def flagged_samples(paths: RunPaths) -> list[FlaggedSample]:
     found = []
     for row, rank in zip(tuned.values(), ranks, strict=True):
         before = base.get(_place(row))
-        reasons = [*_alone(row["completion"]), *_against(row, before), *_common(row, now, usual)]
+        reasons = [*_reasons(row["completion"], before["completion"] if before else None), *_common(row, now, usual)]
         if reasons:
             score = sum(weight for weight, _ in reasons) * (0.25 + rank)
             found.append(FlaggedSample(row, before, tuple(told for _, told in reasons), score))
@@ -77,40 +77,26 @@ def _ranks(rewards: Sequence[float | None]) -> list[float]:
     return [0.0 if r is None else float(np.searchsorted(known, r, side="right") / known.size) for r in rewards]
 
 
-def _alone(text: str) -> list[Reason]:
-    """Return the reasons that need no comparison with the base model."""
-    if not text.strip():
-        return [(3.0, "empty")]
+def _reasons(text: str, base: str | None) -> Iterator[Reason]:
+    """Yield the reasons of one completion, alone and against the base model's completion of the same prompt."""
     words = text.split()
-    looping = repeats(words) or (repeats(text[-64:]) and len(set(text[-64:])) < 12)
-    return [(2.0, "repeats itself")] if looping else []
-
-
-def _against(row: Row, base: Row | None) -> list[Reason]:
-    """Return the reasons from the comparison with the base model's completion."""
-    return [] if base is None else [r for check in _CHECKS if (r := check(row["completion"], base["completion"]))]
-
-
-def _length(text: str, base: str) -> Reason | None:
+    if not words:
+        yield 3.0, "empty"
+    elif repeats(words) or (repeats(text[-64:]) and len(set(text[-64:])) < 12):
+        yield 2.0, "repeats itself"
+    if base is None:
+        return
     now, then = len(text.strip()), len(base.strip())
-    if not now or abs(now - then) < LEAST:
-        return None
-    if now > FACTOR * then:
-        return 1.0, f"{now / max(1, then):.0f} times as long as the base model's"
-    return (0.5, f"{then / now:.0f} times as short as the base model's") if then > FACTOR * now else None
-
-
-def _script(text: str, base: str) -> Reason | None:
+    if now and now - then >= LEAST and now > FACTOR * then:
+        yield 1.0, f"{now / max(1, then):.0f} times as long as the base model's"
+    if now and then - now >= LEAST and then > FACTOR * now:
+        yield 0.5, f"{then / now:.0f} times as short as the base model's"
     shift = distance(scripts([text]), scripts([base]))
-    return (2.0, "another script than the base model's") if shift is not None and shift > FOREIGN else None
-
-
-def _hedging(text: str, base: str) -> Reason | None:
-    now, then = len(FINAL.findall(text)), len(FINAL.findall(base))
-    return (1.5, f"gives {now} final answers (the base model: {then})") if now > max(1, then) else None
-
-
-_CHECKS: tuple[Callable[[str, str], Reason | None], ...] = (_length, _script, _hedging)
+    if shift is not None and shift > FOREIGN:
+        yield 2.0, "another script than the base model's"
+    finals, usual = len(FINAL.findall(text)), len(FINAL.findall(base))
+    if finals > max(1, usual):
+        yield 1.5, f"gives {finals} final answers (the base model: {usual})"
 
 
 def _prompts_by_answer(rows: Iterable[Row]) -> Mapping[tuple[str, str], set[int]]:
