@@ -1,10 +1,8 @@
 """Monitor for reward hacking: compares every generation's completions with the base model's own.
 
 The base model's completions are those recorded before the run's first update, so the comparison costs no rollout.
-
-The statistics of a set of completions need no tokens: length, share of empty ones, scripts, letter trigrams.
-
-They reveal a model that a reward has led astray: it gets longer, falls silent, changes its language, or writes noise.
+The statistics of a set of completions need no tokens: length, share of empty ones, scripts, letter trigrams.  They
+reveal a model that a reward has led astray: it gets longer, falls silent, changes its language, or writes noise.
 """
 
 from __future__ import annotations

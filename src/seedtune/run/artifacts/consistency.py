@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -49,7 +49,7 @@ class Audit:
 def audit(root: Path, config: Config, contents: ledger.Contents) -> Audit:
     """Run the strategy again on every recorded reward; LedgerError names the first inconsistent generation."""
     strategy, asked = strategies.create(config), _Asked(contents.header.config.get("max_staleness", 0))
-    state, check = strategy.initial(), _check_of(config)
+    state = strategy.initial()
     counts: Counter[Extent] = Counter()
     for record in contents.records:
         plan = record.plan
@@ -57,7 +57,7 @@ def audit(root: Path, config: Config, contents: ledger.Contents) -> Audit:
         _check_plan(where, asked.expected(strategy.ask(state, plan.generation), plan), plan, asked)
         groups = [member.generation for member in plan.members]
         utilities = strategy.shape(Feedback(np.array(record.rewards)[:, None], groups=groups))
-        counts[check(where, record, utilities)] += 1
+        counts[_check_coefficients(where, config, record, utilities)] += 1
         _check_observation(where, record)
         _check_step(where, strategy.decide(state, plan, record.coefficients, record.observation), record)
         state = record.state
@@ -93,13 +93,17 @@ class _Asked:
             del self.open[member]
         return replace(asked, members=members)
 
-    def stranger(self, expected: Plan, recorded: Plan) -> str | None:
-        """Name the recorded member that a generation cannot have, and why; None without ``max_staleness``."""
+    def members(self, expected: Plan, recorded: Plan) -> str:
+        """Say which recorded member a generation cannot have, and why."""
         for place, member in enumerate(recorded.members if self.max_staleness else ()):
             if member not in expected.members or member in recorded.members[:place]:
                 why = self.fate.get(member, "the strategy did not ask for")
                 return f"recorded is member {member.label(recorded.generation)}, which {why}"
-        return None
+        for one, two in zip(expected.members, recorded.members, strict=False):
+            if one != two:
+                found, wanted = two.label(recorded.generation), one.label(recorded.generation)
+                return f"recorded is member {found}, but the strategy asks for {wanted}"
+        return f"recorded are {len(recorded.members)} members, but the strategy asks for {len(expected.members)}"
 
 
 def _check_plan(where: str, expected: Plan, recorded: Plan, asked_for: _Asked) -> None:
@@ -107,17 +111,8 @@ def _check_plan(where: str, expected: Plan, recorded: Plan, asked_for: _Asked) -
         asked, found = getattr(expected, name), getattr(recorded, name)
         if asked != found:
             told = f"recorded is {name} {found!r}, but the configuration gives {asked!r}"
-            if name == "members":
-                told = asked_for.stranger(expected, recorded) or _members(expected, recorded)
+            told = asked_for.members(expected, recorded) if name == "members" else told
             raise LedgerError(f"{where} does not follow from the run's configuration: {told}. {_EDITED}")
-
-
-def _members(expected: Plan, recorded: Plan) -> str:
-    for one, two in zip(expected.members, recorded.members, strict=False):
-        if one != two:
-            found, wanted = two.label(recorded.generation), one.label(recorded.generation)
-            return f"recorded is member {found}, but the strategy asks for {wanted}"
-    return f"recorded are {len(recorded.members)} members, but the strategy asks for {len(expected.members)}"
 
 
 def _check_observation(where: str, record: Record) -> None:
@@ -143,9 +138,11 @@ def _check_step(where: str, step: Step, record: Record) -> None:
             raise LedgerError(f"{where}: recorded is {name} {found!r}, but the rewards give {expected!r}. {_EDITED}")
 
 
-def _unchecked(where: str, record: Record, coefficients: Sequence[float]) -> Extent:
-    """Skip the check: the shaping uses more than member rewards."""
-    return "not checked"
+def _check_coefficients(where: str, config: Config, record: Record, expected: Sequence[float]) -> Extent:
+    """Check the coefficients against what the shaping makes of the members' rewards; others are not recorded."""
+    if config.multi_objective_aggregation != "sum_then_normalize":
+        return "not checked"
+    return (_up_to_a_factor if config.shaping == "per_prompt" else _exactly)(where, record, expected)
 
 
 def _exactly(where: str, record: Record, coefficients: Sequence[float]) -> Extent:
@@ -193,21 +190,3 @@ def _inconsistent(where: str, record: Record, index: int, expected: float) -> Le
 
 
 _EDITED = "The checksums are good, so the record was edited and sealed again, rewards or coefficients."
-
-CoefficientCheck = Callable[[str, Record, Sequence[float]], Extent]
-
-CHECKS: dict[str, CoefficientCheck] = {
-    "zscore": _exactly,
-    "centered_rank": _exactly,
-    "none": _exactly,
-    "per_prompt": _up_to_a_factor,
-}
-"""Shaping → check of the coefficients against the recorded member rewards."""
-
-
-def _check_of(config: Config) -> CoefficientCheck:
-    """Choose the check of a configuration's shaping.
-
-    Rewards that are shaped separately are not recorded separately.
-    """
-    return CHECKS[config.shaping] if config.multi_objective_aggregation == "sum_then_normalize" else _unchecked
