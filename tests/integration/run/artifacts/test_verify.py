@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import runs
-from seedtune import verify_run
+from seedtune import export_run, verify_run
 from seedtune.engines import base, create, snapshots
 from seedtune.engines.toy.engine import ToyEngine
 from seedtune.errors import LedgerError, RunError
@@ -85,6 +85,10 @@ def test_a_ledger_alone_is_enough(run, tmp_path):
     (tmp_path / "sent").mkdir()
     shutil.copy(directory.RunPaths(run).ledger, tmp_path / "sent")
     assert verify_run(tmp_path / "sent").matched == (2, 4, 5)
+    for root in (run, tmp_path / "sent"):
+        export_run(root, tmp_path / f"model of {root.name}")
+    models = [(tmp_path / f"model of {name}" / "model.safetensors").read_bytes() for name in (run.name, "sent")]
+    assert models[0] == models[1]
 
 
 def test_a_torn_last_line_and_generations_without_a_fingerprint_are_told(command, run):
