@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
@@ -253,8 +253,7 @@ class Trainer:
 
     def _emit(self, event: str, *arguments: Any) -> None:
         for callback in self.callbacks:
-            handler: Callable[..., None] = getattr(callback, event)
-            handler(*arguments)
+            getattr(callback, event)(*arguments)
 
 
 def _samples(outcome: Outcome, task: Task, generation: int, split: str) -> list[dict[str, Any]]:

@@ -27,14 +27,14 @@ from seedtune.strategies.shaping import standardise
 from seedtune.types import Member, Plan
 
 Vector = NDArray[np.float64]
-Extent = Literal["exact", "up to a factor", "not checked"]
+Extent = Literal["exact", "scaled", "unchecked"]
 """How closely a generation's coefficients could be checked against its rewards."""
 
 _LAST_BITS = 1e-12
 """Relative difference between two builds of numpy."""
 
 _SCALED = 1e-9
-"""Tolerance of ``up to a factor``, relative to the largest coefficient: float64 arithmetic in another order."""
+"""Tolerance of ``scaled``, relative to the largest coefficient: float64 arithmetic in another order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ def audit(root: Path, config: Config, contents: ledger.Contents) -> Audit:
     """Run the strategy again on every recorded reward; LedgerError names the first inconsistent generation."""
     strategy, asked = strategies.create(config), _Asked(contents.header.config.get("max_staleness", 0))
     state = strategy.initial()
-    counts: Counter[Extent] = Counter()
+    counts = Counter[str]()
     for record in contents.records:
         plan = record.plan
         where = f"{root}: generation {plan.generation}"
@@ -61,7 +61,7 @@ def audit(root: Path, config: Config, contents: ledger.Contents) -> Audit:
         _check_observation(where, record)
         _check_step(where, strategy.decide(state, plan, record.coefficients, record.observation), record)
         state = record.state
-    return Audit(counts["exact"], counts["up to a factor"], counts["not checked"])
+    return Audit(**counts)
 
 
 @dataclass(slots=True)
@@ -141,7 +141,7 @@ def _check_step(where: str, step: Step, record: Record) -> None:
 def _check_coefficients(where: str, config: Config, record: Record, expected: Sequence[float]) -> Extent:
     """Check the coefficients against what the shaping makes of the members' rewards; others are not recorded."""
     if config.multi_objective_aggregation != "sum_then_normalize":
-        return "not checked"
+        return "unchecked"
     return (_up_to_a_factor if config.shaping == "per_prompt" else _exactly)(where, record, expected)
 
 
@@ -162,14 +162,14 @@ def _up_to_a_factor(where: str, record: Record, coefficients: Sequence[float]) -
     """
     unit, found = standardise(np.array(record.rewards)), np.array(record.coefficients)
     if not unit.any():
-        return "not checked"
+        return "unchecked"
     factor = float(unit @ found) / float(unit @ unit)
     allowed = _SCALED + 64 * _cancellation(np.array(record.rewards))
     off = np.abs(found - factor * unit)
     if not -allowed <= factor <= 1 + allowed or off.max() > allowed * np.abs(unit).max():
         index = int(off.argmax())
         raise _inconsistent(where, record, index, min(max(factor, 0.0), 1.0) * float(unit[index]))
-    return "up to a factor"
+    return "scaled"
 
 
 def _cancellation(rewards: Vector) -> float:
