@@ -147,7 +147,7 @@ def flip(folder: Path) -> str:
 def test_a_flipped_bit_of_the_base_model_is_named_by_both_fingerprints(run, base, verified, tmp_path):
     other = shutil.copytree(base, tmp_path / "other")
     flip(other)
-    recorded = verified.base_fingerprint
+    recorded = verified.contents.header.base_fingerprint
     with pytest.raises(LedgerError, match=f"base model with fingerprint {recorded}, but '{other}' has [0-9a-f]+. Give"):
         verify_run(run, model=str(other))
     pack_run(run, tmp_path / "pack")
