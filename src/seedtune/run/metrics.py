@@ -137,7 +137,7 @@ def _averages(record: Record) -> Any:
 
 
 @dataclass(frozen=True, slots=True)
-class Limit:
+class MetricLimit:
     """An alarm if a metric is above (or ``below``) a limit, after subtracting the base model's value if it is known."""
 
     metric: str
@@ -152,44 +152,44 @@ _LOOK = "Look at them: seedtune inspect RUN."
 _LENGTH = f"the base model's. If the reward should not pay for length, take it out of it. {_LOOK}"
 
 LIMITS = (
-    Limit(
+    MetricLimit(
         "completions/clipped_ratio",
         0.9,
         "over 90 % of completions hit max_completion_length. Raise it if answers should be longer.",
     ),
-    Limit(
+    MetricLimit(
         "completions/duplicate_ratio",
         0.9,
         "over 90 % of completions equal another member's. Raise sigma, unless only few answers are possible.",
     ),
-    Limit(
+    MetricLimit(
         "completions/repeating_ratio",
         0.5,
         "over half of the completions end in a repetition. If the base model's did not, the weights have moved "
         "too far: lower sigma and alpha.",
     ),
-    Limit(
+    MetricLimit(
         "completions/empty_ratio",
         0.2,
         "{value:.0%} of the answers are empty (the base model: {usual:.0%}). Make the reward of an empty answer the "
         "lowest there is, or lower sigma and alpha if the reward has fallen, too.",
     ),
     # Wide, since completions are often meant to get shorter.
-    Limit("completions/length_change", 3.0, f"answers are {{value:.1f}} times as long as {_LENGTH}"),
-    Limit("completions/length_change", 0.1, f"answers are {{value:.0%}} of the length of {_LENGTH}", below=True),
-    Limit(
+    MetricLimit("completions/length_change", 3.0, f"answers are {{value:.1f}} times as long as {_LENGTH}"),
+    MetricLimit("completions/length_change", 0.1, f"answers are {{value:.0%}} of the length of {_LENGTH}", below=True),
+    MetricLimit(
         "completions/language_shift",
         0.2,
         "{value:.0%} of the letters are in other scripts than the base model's. Let the reward check the language, or "
         f"hold on to the base model with anchor_l2. {_LOOK}",
     ),
-    Limit(
+    MetricLimit(
         "completions/novelty",
         0.25,
         "{value:.0%} more letter triples than usual are new to the base model's answers: another language, or noise "
         f"because the weights have moved too far. Lower sigma and alpha, or let the reward check it. {_LOOK}",
     ),
-    Limit(
+    MetricLimit(
         "kl",  # nats per token
         2.0,
         "the model is {value:.1f} nats a token away from the base model. Watch other tasks (eval_tasks), and hold on "
