@@ -26,7 +26,8 @@ import calibration
 from scenario import Driver, Lognormal, Measured, Outcome, Scenario, Uniform, Workers, population
 from simulation import simulate
 
-from seedtune.engines.ray.scheduler import Limits, Scheduler
+from seedtune.config.sections import RaySettings
+from seedtune.engines.ray.scheduler import Request, Scheduler
 
 RESULTS = Path(__file__).parent / "results"
 COUNTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
@@ -54,7 +55,7 @@ Everything marked *simulated, 7B on H100* rests on these assumptions; none of th
 * Deaths and hangs are Poisson processes, one rate for every worker. A replacement is there after 120 s, with the newest
   snapshot (one every {DRIVER.save_steps} generations), and replays the updates since before it asks for work. Its
   machine is as fast as the one before. Nobody hears of a hang: it is found by the dispatcher's time-out, the larger of
-  {DRIVER.limits.straggler_timeout:g} s, ten times what the job should take and three times the slowest of late (more
+  {DRIVER.settings.straggler_timeout:g} s, ten times what the job should take and three times the slowest of late (more
   after failures).
 * Idle workers are given overdue jobs (twice as long as expected) by a look every {DRIVER.look:g} s.
 * The driver does not fail, and workers share nothing that they could slow each other down with."""
@@ -226,9 +227,9 @@ def dispatcher_itself() -> str:
     """Microseconds of the real dispatcher for each job, measured here: give, answer, give."""
     rows = []
     for workers in (2, 64, 1024):
-        scheduler, jobs = Scheduler(Limits()), 4 * workers
-        for number in range(jobs):
-            scheduler.add(number, 1.0)
+        scheduler, jobs = Scheduler(RaySettings()), 4 * workers
+        for _ in range(jobs):
+            scheduler.add(Request(1.0))
         started = time.perf_counter()
         for now in range(5):
             for worker in map(str, range(workers)):

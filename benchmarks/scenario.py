@@ -7,7 +7,7 @@ from typing import Protocol
 
 import numpy as np
 
-from seedtune.engines.ray.scheduler import Limits
+from seedtune.config.sections import RaySettings
 
 HOUR = 3600.0
 
@@ -114,7 +114,7 @@ class Driver:
     """Generations between two snapshots; 0: none."""
     look: float = 1.0
     """Seconds between two looks for overdue work and hanging workers."""
-    limits: Limits = field(default_factory=lambda: Limits(retries=2))
+    settings: RaySettings = field(default_factory=lambda: RaySettings(retries=2))
 
     def missing(self, position: int) -> int:
         """Updates that one who reads the newest snapshot has to replay."""

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 import numpy as np
 from scenario import HOUR, Outcome, Piece, Scenario
 
-from seedtune.engines.ray.scheduler import Scheduler
+from seedtune.engines.ray.scheduler import Request, Scheduler
 from seedtune.engines.ray.statistics import Span
 
 # -------------------------------------------------------------------------------- its parts
@@ -34,29 +34,31 @@ class Dealt:
     """Static assignment, with the dispatcher's methods: job k belongs to worker k mod n from the beginning."""
 
     def __init__(self, workers: int) -> None:
-        self.queues: list[deque[int]] = [deque() for _ in range(workers)]
-        self.running: dict[str, int] = {}
+        self.queues: list[deque[Request]] = [deque() for _ in range(workers)]
+        self.running: dict[str, Request] = {}
         self.added = 0
 
-    def add(self, number: int, cost: float) -> None:
-        self.queues[self.added % len(self.queues)].append(number)
+    def add(self, request: Request) -> Request:
+        self.queues[self.added % len(self.queues)].append(request)
+        request.number = self.added
         self.added += 1
+        return request
 
     @property
     def queued(self) -> int:
         return sum(map(len, self.queues))
 
-    def next(self, worker: str, now: float, others: int) -> int | None:
+    def next(self, worker: str, now: float, others: int) -> Request | None:
         queue = self.queues[slot_of(worker)]
         if not queue:
             return None
         self.running[worker] = queue.popleft()
         return self.running[worker]
 
-    def finish(self, worker: str, now: float) -> int:
+    def finish(self, worker: str, now: float) -> Request:
         return self.running.pop(worker)
 
-    def fail(self, worker: str) -> None:
+    def fail(self, worker: str, why: str) -> None:
         if worker in self.running:
             self.queues[slot_of(worker)].appendleft(self.running.pop(worker))
 
@@ -100,13 +102,13 @@ class Simulation:
         self.scenario, self.workers, self.driver = scenario, scenario.workers, scenario.driver
         self.generator = np.random.default_rng(scenario.seed)
         self.members = sum(piece.members for piece in scenario.jobs)
-        self.scheduler = Dealt(self.workers.count) if self.driver.static else Scheduler(self.driver.limits)
+        self.scheduler = Dealt(self.workers.count) if self.driver.static else Scheduler(self.driver.settings)
         self.events: list[tuple[float, int, Callable[[str], None], str]] = []
         self.order = self.position = 0
         self.clock = self.driver_busy = self.busy = self.lost = self.rollouts = 0.0
         self.alive: dict[str, Worker] = {}
         self.idle: dict[str, None] = {}
-        self.jobs: dict[int, tuple[int, Piece]] = {}
+        self.jobs: dict[Request, tuple[int, Piece]] = {}
         self.open: Counter[int] = Counter()
         self.arrived: Counter[int] = Counter()
         self.stale: list[int] = []
@@ -139,11 +141,9 @@ class Simulation:
 
     def _begin_generation(self) -> None:
         for piece in self.scenario.jobs:
-            number = self.counts["made"]
             self.counts["made"] += 1
-            self.jobs[number] = self.position, piece
             self.open[self.position] += 1
-            self.scheduler.add(number, piece.cost)
+            self.jobs[self.scheduler.add(Request(piece.cost))] = self.position, piece
         self._give(list(self.idle)[::-1])  # who was heard last goes first, as in the Ray engine
 
     def _due(self) -> bool:
@@ -174,15 +174,15 @@ class Simulation:
 
     def _give(self, names: Iterable[str]) -> None:
         for name in names:
-            number = self.scheduler.next(name, self.clock, len(self.alive) - 1)
-            if number is not None:
+            request = self.scheduler.next(name, self.clock, len(self.alive) - 1)
+            if request is not None:
                 del self.idle[name]
-                self._send(name, number)
+                self._send(name, request)
             elif not self.driver.static:
                 return  # nobody has failed anything under this name: what one may not do, none may
 
-    def _send(self, name: str, number: int) -> None:
-        sent, worker, (_, piece) = self.clock, self.alive[name], self.jobs[number]
+    def _send(self, name: str, request: Request) -> None:
+        sent, worker, (_, piece) = self.clock, self.alive[name], self.jobs[request]
         self._work(self.driver.dispatch)
         synced = self.workers.catch_up(self.position - worker.position)
         worker.position = self.position
@@ -197,21 +197,21 @@ class Simulation:
             return
         doing, worker.doing = worker.doing, None
         self.busy += doing.end - doing.begun
-        number = self.scheduler.finish(name, self.clock)
+        request = self.scheduler.finish(name, self.clock)
         received = self.clock
-        if self.spans is not None and number is not None:
-            told = (doing.sent, received, doing.synced, doing.end - doing.begun, self.jobs[number][0])
-            self.spans.append(Span(name, number, doing.piece.cost, "evaluate", *told))
-        if number is None:
+        if self.spans is not None and request is not None:
+            told = (doing.sent, received, doing.synced, doing.end - doing.begun, self.jobs[request][0])
+            self.spans.append(Span(name, request.number, doing.piece.cost, "evaluate", *told))
+        if request is None:
             self.lost += doing.end - doing.begun
             self.counts["doubled"] += 1
         else:
-            self._close(number, "done")
+            self._close(request, "done")
             self._work(self.driver.collect * doing.piece.cost)
         self._rest(name)
 
-    def _close(self, number: int, how: str) -> None:
-        generation, piece = self.jobs.pop(number)
+    def _close(self, request: Request, how: str) -> None:
+        generation, piece = self.jobs.pop(request)
         self.counts[how] += 1
         self.arrived[generation] += piece.members
         self.open[generation] -= 1
@@ -264,7 +264,7 @@ class Simulation:
             spent = max(0.0, min(self.now, worker.doing.end, worker.hung) - worker.doing.begun)
             self.busy += spent
             self.lost += spent
-        given_up = self.scheduler.fail(name)
+        given_up = self.scheduler.fail(name, "it is gone")
         if given_up is not None:
             self._close(given_up, "given_up")
         slot, _, life = name.partition(".")

@@ -17,6 +17,7 @@ import pytest
 from seedtune import engines
 from seedtune.config.config import Config
 from seedtune.config.sections import RaySettings
+from seedtune.engines.codec import encode
 from seedtune.engines.ray import worker_pool
 from seedtune.engines.ray.cluster import Cluster
 from seedtune.engines.ray.engine import RayEngine
@@ -42,7 +43,7 @@ class Inline(WorkerPool):
     def _start(self, kind: str, now: float) -> None:
         name = f"{kind}-{self._number}"
         self._number += 1
-        self.workers[name] = WorkerHandle(name, kind, Worker(self.specs[kind]), since=now)
+        self.workers[name] = WorkerHandle(name, kind, Worker(encode(self.specs[kind])), since=now)
 
     def dismiss(self, worker: WorkerHandle) -> None:
         self.workers.pop(worker.name, None)
@@ -50,16 +51,16 @@ class Inline(WorkerPool):
     def send(self, worker: WorkerHandle, request: bytes, now: float) -> None:
         worker.call, worker.sent = request, now
 
-    def wait(self, seconds: float) -> list[tuple[WorkerHandle, bytes | Exception]]:
+    def wait(self, seconds: float) -> dict[WorkerHandle, bytes | Exception]:
         waiting = [worker for worker in self.workers.values() if worker.call is not None]
         if not waiting:
             time.sleep(0.001)
-            return []
+            return {}
         worker = waiting[int(self.rng.integers(len(waiting)))]
         request, worker.call = worker.call, None
         self.calls += 1
         instead = next((fault(worker, request, self.calls) for fault in self.faults), None)
-        return [(worker, worker.actor.call(request) if instead is None else instead)]
+        return {worker: worker.actor.call(request) if instead is None else instead}
 
 
 class InlineRayEngine(RayEngine):
@@ -71,7 +72,7 @@ class InlineRayEngine(RayEngine):
     def _open(self) -> None:
         if self.controller.pool is None:
             chosen = type("Chosen", (Inline,), {"seed": self.seed, "faults": self.faults})
-            self.controller.pool = self._make_pool(chosen, 0.0)
+            self.controller.pool = chosen(self.config, self.noise, 0.0)
 
 
 @contextmanager

@@ -25,6 +25,9 @@ def _local(config: Config, noise: Noise, *, kind: str, name: str) -> Engine:
 
 
 def _ray(config: Config, noise: Noise) -> Engine:
+    from seedtune.engines.ray import cluster
+
+    cluster.check()
     from seedtune.engines.ray.engine import RayEngine
 
     return RayEngine(config, noise=noise)

@@ -1,70 +1,71 @@
-"""Encode messages to workers as numbers, strings, lists and mappings only (tensors do not survive the transport)."""
+"""Encode what engines and their workers exchange as msgpack bytes; a decoded value has the requested type."""
 
 from __future__ import annotations
 
+import os
+import struct
 from collections.abc import Sequence
-from dataclasses import asdict
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
-from seedtune.numerics.noise import Noise
-from seedtune.numerics.tensor_file import Stored
-from seedtune.types import Decay, Shift, Term, Update
+import msgspec
+import numpy as np
 
-Plain = Any
-"""Numbers, strings, None, and lists and mappings of these."""
+from seedtune.types import Decay, Term, Update
+
+T = TypeVar("T")
 
 
-def terms(listed: Sequence[Term]) -> Plain:
-    """Encode each term as [generation, pair, weight]."""
-    return [[term.generation, term.pair, term.weight] for term in listed]
+def encode(value: Any) -> bytes:
+    """Encode plain data, dataclasses (by name), named tuples (as lists) and paths, at any depth."""
+    return msgspec.msgpack.encode(value, enc_hook=_plain)
 
 
-def terms_from(data: Plain) -> tuple[Term, ...]:
-    """Decode the result of `terms`."""
-    return tuple(Term(generation, pair, weight) for generation, pair, weight in data)
+def decode(raw: bytes | msgspec.Raw, kind: type[T]) -> T:
+    """Decode the result of `encode`; ValueError if it is no value of type ``kind``."""
+    return msgspec.msgpack.decode(raw, type=kind, dec_hook=lambda other, data: other(data))
 
 
-def update(one: Update) -> Plain:
-    """Encode an update with its decay."""
-    return {
-        "generation": one.generation,
-        "terms": terms(one.terms),
-        "decay": None if one.decay is None else [one.decay.l2, one.decay.l1],
-    }
+def _plain(value: Any) -> Any:
+    return value.item() if isinstance(value, np.generic) else os.fspath(value)
 
 
-def update_from(data: Plain) -> Update:
-    """Decode the result of `update`."""
-    decay = data["decay"]
-    return Update(data["generation"], terms_from(data["terms"]), None if decay is None else Decay(*decay))
+class TermColumns(NamedTuple):
+    """Terms in eight bytes each: one generation if all share it, and a count if the pairs are 0, 1, 2, …"""
+
+    generations: int | list[int]
+    pairs: int | list[int]
+    weights: bytes
+
+    @classmethod
+    def of(cls, terms: Sequence[Term]) -> TermColumns:
+        """Encode terms."""
+        generations, pairs = [term.generation for term in terms], [term.pair for term in terms]
+        return cls(
+            generations[0] if len(set(generations)) == 1 else generations,
+            len(pairs) if pairs == list(range(len(pairs))) else pairs,
+            struct.pack(f"<{len(terms)}d", *(term.weight for term in terms)),
+        )
+
+    def terms(self) -> tuple[Term, ...]:
+        """Decode the terms."""
+        weights = struct.unpack(f"<{len(self.weights) // 8}d", self.weights)
+        generations = [self.generations] * len(weights) if isinstance(self.generations, int) else self.generations
+        pairs = range(self.pairs) if isinstance(self.pairs, int) else self.pairs
+        return tuple(map(Term, generations, pairs, weights))
 
 
-def shift(one: Shift) -> Plain:
-    """Encode a shift as [terms, length]."""
-    return [terms(one.terms), one.length]
+class CompactUpdate(NamedTuple):
+    """An update with its terms as columns."""
 
+    generation: int
+    columns: TermColumns
+    decay: Decay | None
 
-def shift_from(data: Plain) -> Shift:
-    """Decode the result of `shift`."""
-    return Shift(terms_from(data[0]), data[1])
+    @classmethod
+    def of(cls, update: Update) -> CompactUpdate:
+        """Encode an update."""
+        return cls(update.generation, TermColumns.of(update.terms), update.decay)
 
-
-def noise(one: Noise) -> Plain:
-    """Encode every field by name."""
-    return asdict(one) | {"trainable": list(one.trainable), "freeze": list(one.freeze)}
-
-
-def noise_from(data: Plain) -> Noise:
-    """Decode the result of `noise`."""
-    return Noise(**{**data, "trainable": tuple(data["trainable"]), "freeze": tuple(data["freeze"])})
-
-
-def place(stored: Stored) -> Plain:
-    """Encode the location of a stored tensor as [path, type, shape, offset]."""
-    return [str(stored.path), stored.dtype, list(stored.shape), stored.offset]
-
-
-def place_from(data: Plain) -> Stored:
-    """Decode the result of `place`."""
-    return Stored(Path(data[0]), data[1], tuple(data[2]), data[3])
+    def update(self) -> Update:
+        """Decode the update."""
+        return Update(self.generation, self.columns.terms(), self.decay)

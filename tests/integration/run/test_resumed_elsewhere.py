@@ -14,7 +14,7 @@ from models import save_family
 from ray_workers import At, alone, inline, ray_config
 from seedtune import diff_runs, export_run, pack_run, unpack_run, verify_run
 from seedtune.config.config import Config
-from seedtune.engines.ray import protocol
+from seedtune.engines.ray.worker_spec import WorkerSpec
 from seedtune.engines.toy import engine
 from seedtune.engines.transformers.engine import TransformersEngine
 from seedtune.errors import ConfigError, LedgerError, RunError
@@ -384,6 +384,6 @@ def test_workers_of_a_resumed_run_are_told_the_recorded_kind(tiny, monkeypatch):
     assert contents(Path(tiny.output_dir)).changes == {}
 
 
-def _told(spec: bytes) -> str:
-    found: str = protocol.unpack(spec)["config"]["transformers"]["products"]
+def _told(spec: WorkerSpec) -> str:
+    found: str = spec.config["transformers"]["products"]
     return found

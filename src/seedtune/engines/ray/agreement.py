@@ -1,29 +1,35 @@
-"""Check that all workers of one kind of engine compute with the arithmetic of the first that enrolled."""
+"""Check that all workers hold the base model of the first that enrolled, and those of one kind compute as its first."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+
 from seedtune.engines import recorded_arithmetic
+from seedtune.engines.base import EngineInfo
 from seedtune.engines.recorded_arithmetic import Entry
 from seedtune.errors import ProductsError, SeedtuneError
 
 
+@dataclass(slots=True)
 class Agreement:
-    """The arithmetic of the workers of each engine."""
+    """The description of the first worker that enrolled, and the arithmetic of the first of each kind of engine."""
 
-    def __init__(self) -> None:
-        self.known: dict[str, Entry] = {}
+    info: EngineInfo | None = None
+    known: dict[str, Entry] = field(default_factory=dict)
 
-    def products(self, kind: str) -> str:
-        """Return the matrix products of an engine's workers, by the setting's name; "" before the first enrolled."""
-        return recorded_arithmetic.kind(self.known.get(kind, {}))
-
-    def objection(self, kind: str, found: Entry) -> str | None:
-        """Return why to refuse a worker, naming both arithmetics and the fix; None if it computes as the first does."""
-        known = self.known.setdefault(kind, found)
-        if known == found:
-            return None
-        its, theirs = recorded_arithmetic.words(found), recorded_arithmetic.words(known)
-        return f"it computes with {its}, the others with {theirs}: {_fix(kind, known)}"
+    def objection(self, kind: str, found: EngineInfo) -> str | None:
+        """Return why to refuse a worker, naming both sides and the fix; None if it agrees with the first ones."""
+        first, known = self.info or found, self.known.setdefault(kind, found.arithmetic)
+        self.info = first
+        if known != found.arithmetic:
+            its, theirs = recorded_arithmetic.words(found.arithmetic), recorded_arithmetic.words(known)
+            return f"it computes with {its}, the others with {theirs}: {_fix(kind, known)}"
+        if (first.base_fingerprint, first.weights_dtype) != (found.base_fingerprint, found.weights_dtype):
+            return (
+                f"it holds a base model {found.base_fingerprint} with weights in {found.weights_dtype}, the others "
+                f"{first.base_fingerprint} with {first.weights_dtype}: give all workers the same model and precision"
+            )
+        return None
 
     def explained(self, name: str, kind: str, error: SeedtuneError) -> SeedtuneError:
         """Return why a worker cannot use the products of the others, including which those are."""

@@ -1,16 +1,20 @@
-"""Connect to Ray: a private cluster on this machine, as closed as Ray allows, or an existing one."""
+"""Connect to Ray: a private cluster on this machine, as closed as Ray allows, or an existing one.
+
+Ray is imported where it is used, because it reads its settings from the environment when it is imported.
+"""
 
 from __future__ import annotations
 
 import importlib.util
 import logging
 import os
+import re
 import signal
 import socket
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from seedtune.config.sections import RaySettings
@@ -18,18 +22,18 @@ from seedtune.errors import ConfigError, MissingExtraError, first_line
 
 log = logging.getLogger("seedtune")
 
-INSTALL = "pip install 'ray>=2.50'"
+INSTALL = "pip install 'ray>=2.50' 'msgspec>=0.19'"
 NAMESPACE = "seedtune"
+
+ALWAYS = {"RAY_ENABLE_AUTO_CONNECT": "0"}
+"""Environment for any cluster: a call after shutdown would otherwise start another Ray."""
 
 OURS = {
     # Without it Ray looks for an address reachable from other hosts, and listens on all interfaces.
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
 }
-"""Environment of a cluster started here, unless the user has set it.  Ray reads it at import."""
-
-ALWAYS = {"RAY_ENABLE_AUTO_CONNECT": "0"}
-"""Environment for any cluster: a call after shutdown would otherwise start another Ray."""
+"""Environment of a cluster started here, unless the user has set it."""
 
 PATIENCE = 10.0
 """Seconds to wait for a cluster to accept a connection."""
@@ -37,52 +41,41 @@ PATIENCE = 10.0
 SHOWN = 300
 """Maximum characters quoted from Ray's messages."""
 
+_BEFORE = re.compile("^.*?(The actor is dead because |(?=The actor died because of an error))")
+_AFTER = re.compile(" Worker exit type:| Some common causes include:| To troubleshoot")
+
 OBJECTS = 80 << 20
 """Bytes of Ray's object store: requests and replies are small, and do not use it."""
 
 
 def check() -> None:
-    """Raise MissingExtraError if Ray is not installed."""
-    if importlib.util.find_spec("ray") is None:
+    """Raise MissingExtraError if Ray, or the package that encodes messages, is not installed."""
+    if not all(map(importlib.util.find_spec, ("ray", "msgspec"))):
         raise MissingExtraError("engine=ray", INSTALL)
 
 
-def require() -> ModuleType:
-    """Return the module ``ray``; MissingExtraError if it is not installed."""
-    check()
-    import ray
-
-    found: ModuleType = ray
-    return found
-
-
-_users: dict[str, int] = {}
-"""Number of Ray engines in this process that share the Ray started by one of them."""
-
-
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Cluster:
     """A connection to Ray, made on demand."""
 
     settings: RaySettings
-    own: bool = False
-    """Whether Ray was started here and ends with this process."""
 
     def connect(self) -> None:
         """Start Ray, or join an existing cluster; ConfigError if it cannot be reached."""
-        self._prepare()
-        ray = require()
         address = self.settings.address
+        for name, value in (ALWAYS if address else ALWAYS | OURS).items():
+            os.environ.setdefault(name, value)
+        import ray
+
         if ray.is_initialized():
-            self.own = _users.get("own", 0) > 0
-            _users["own"] = _users.get("own", 0) + self.own
-            if address is not None and not self.own:
+            if _owners:
+                _owners.append(self)
+            elif address is not None:
                 log.warning("Ray runs in this process already: ray.address=%r is not asked", address)
             return
         self._knock(address)
         how: dict[str, Any] = {"namespace": NAMESPACE, "log_to_driver": False, "configure_logging": False}
         if address is None:
-            self.own = True
             how |= {
                 "address": "local",
                 "include_dashboard": False,
@@ -96,12 +89,8 @@ class Cluster:
             ray.init(**how)
         except Exception as error:  # the boundary: Ray may raise any exception
             raise ConfigError(f"{self._unreachable()}: {first_line(error)}") from error
-        _users["own"] = int(self.own)
+        _owners[:] = [self] if address is None else []
         _quieten()
-
-    def _prepare(self) -> None:
-        for name, value in {**ALWAYS, **({} if self.settings.address else OURS)}.items():
-            os.environ.setdefault(name, value)
 
     def _knock(self, address: str | None) -> None:
         """Raise ConfigError if HOST:PORT does not accept a connection, where Ray would retry for minutes."""
@@ -121,14 +110,16 @@ class Cluster:
 
     def reconnect(self) -> None:
         """Connect again from the beginning, after Ray itself is gone."""
-        ray = require()
+        import ray
+
         with suppress(Exception):
             ray.shutdown()
         self.connect()
 
     def alive(self) -> bool:
         """Return whether a node of the cluster is alive."""
-        ray = require()
+        import ray
+
         try:
             return any(node["Alive"] for node in ray.nodes())
         except Exception:  # noqa: BLE001 - whatever Ray says, it is not there
@@ -136,16 +127,23 @@ class Cluster:
 
     def gpus(self) -> float:
         """Return the number of GPUs in the cluster."""
-        found: float = require().cluster_resources().get("GPU", 0.0)
+        import ray
+
+        found: float = ray.cluster_resources().get("GPU", 0.0)
         return found
 
     def close(self) -> None:
         """Shut down the Ray that was started here."""
-        if self.own:
-            self.own = False
-            _users["own"] -= 1
-            if not _users["own"]:
-                require().shutdown()
+        if self in _owners:
+            _owners.remove(self)
+            if not _owners:
+                import ray
+
+                ray.shutdown()
+
+
+_owners: list[Cluster] = []
+"""Connections of this process that share the Ray started by one of them: it ends with the last."""
 
 
 def _quieten() -> None:
@@ -156,58 +154,75 @@ def _quieten() -> None:
         worker.print_to_stdstream = lambda *_, **__: None
 
 
-def end(actor: Any, pid: int | None, host: str | None) -> None:
-    """Kill a worker, even a suspended one that answers no calls."""
-    ray = require()
-    if ray.is_initialized():
-        with suppress(Exception):
-            ray.kill(actor, no_restart=True)
-    if pid is not None and host == socket.gethostname() and _is_rays(pid):
-        with suppress(ProcessLookupError, PermissionError):
-            os.kill(pid, signal.SIGKILL)
+# ---------------------------------------------------------------------------------------------------------- actors
 
 
-def named(run: str) -> list[tuple[str, Any]]:
-    """Return the workers of a run that outlived the process that started them, with their names."""
-    ray, found = require(), list[tuple[str, Any]]()
+@dataclass(frozen=True, slots=True)
+class Actor:
+    """A worker's Ray actor, and the placement group of its GPUs if it has several."""
+
+    handle: Any
+    group: Any = None
+
+    @classmethod
+    def start(cls, spec: bytes, needs: Mapping[str, Any], kept: str | None) -> Actor:
+        """Start a worker; with a name it outlives this process."""
+        import ray
+        from ray.util import placement_group
+        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+        from seedtune.engines.ray.worker import Worker
+
+        how = {**needs, "max_restarts": 0, "max_task_retries": 0}
+        outlives = {} if kept is None else {"name": kept, "lifetime": "detached"}
+        group = None
+        if needs["num_gpus"] > 1:
+            bundle = {"CPU": needs["num_cpus"], "GPU": needs["num_gpus"], **needs.get("resources", {})}
+            held = {name: amount for name, amount in bundle.items() if amount}
+            group = placement_group([held], strategy="STRICT_PACK", **outlives)
+            how["scheduling_strategy"] = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=0)
+        if kept is not None:
+            how |= {**outlives, "namespace": NAMESPACE}
+        return cls(ray.remote(Worker).options(**how).remote(spec), group)
+
+    def call(self, request: bytes) -> Any:
+        """Send a request, and return the Ray reference of the reply."""
+        return self.handle.call.remote(request)
+
+    def end(self, pid: int | None = None, host: str | None = None) -> None:
+        """Kill the worker, even a suspended one that answers no calls, and release its placement group."""
+        import ray
+
+        if ray.is_initialized():
+            with suppress(Exception):
+                ray.kill(self.handle, no_restart=True)
+        if pid is not None and host == socket.gethostname() and _is_rays(pid):
+            with suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
+        if self.group is not None:
+            with suppress(Exception):
+                ray.util.remove_placement_group(self.group)
+
+
+def named(run: str) -> dict[str, Actor]:
+    """Return the workers of a run that outlived the process that started them, by name."""
+    import ray
+
+    found = {}
     for one in ray.util.list_named_actors(all_namespaces=True):
-        if one["namespace"] == NAMESPACE and one["name"].startswith(f"{run} "):
+        name = one["name"]
+        if one["namespace"] == NAMESPACE and name.startswith(f"{run} "):
             with suppress(ValueError):  # the worker has just ended
-                found.append((one["name"], ray.get_actor(one["name"], namespace=NAMESPACE)))
+                found[name] = Actor(ray.get_actor(name, namespace=NAMESPACE), _group_of(name))
     return found
 
 
-def grouped(how: dict[str, Any], kept: str | None) -> tuple[Any, Any]:
-    """Return a placement group with all GPUs of a worker on one node, and the strategy that puts the worker there."""
-    require()
-    from ray.util import placement_group
-    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+def _group_of(kept: str) -> Any:
+    import ray
 
-    bundle = {"CPU": how["num_cpus"], "GPU": how["num_gpus"], **how.get("resources", {})}
-    outlives = {} if kept is None else {"name": kept, "lifetime": "detached"}
-    held = {name: amount for name, amount in bundle.items() if amount}
-    group = placement_group([held], strategy="STRICT_PACK", **outlives)
-    return group, PlacementGroupSchedulingStrategy(placement_group=group, placement_group_bundle_index=0)
-
-
-def group_of(kept: str) -> Any:
-    """Return the placement group of an adopted worker, if it has one."""
-    require()
-    from ray.util import get_placement_group
-
-    try:
-        return get_placement_group(kept)
-    except ValueError:
-        return None
-
-
-def ungroup(group: Any) -> None:
-    """Release a placement group's resources."""
-    require()
-    from ray.util import remove_placement_group
-
-    with suppress(Exception):
-        remove_placement_group(group)
+    with suppress(ValueError):
+        return ray.util.get_placement_group(kept)
+    return None
 
 
 def _is_rays(pid: int) -> bool:
@@ -220,16 +235,5 @@ def _is_rays(pid: int) -> bool:
 
 def said(error: BaseException) -> str:
     """Return Ray's message about a lost worker, in one line."""
-    text = " ".join(str(error).split())
-    for sign in ("The actor is dead because ", "The actor died because of an error"):
-        if sign in text:
-            text = text[text.index(sign) :]
-            break
-    for noise in (
-        "The actor is dead because ",
-        " Worker exit type:",
-        " Some common causes include:",
-        " To troubleshoot",
-    ):
-        text = text.split(noise)[0] or text.removeprefix(noise)
-    return text[:SHOWN]
+    text = _BEFORE.sub("", " ".join(str(error).split()))
+    return _AFTER.split(text)[0][:SHOWN]

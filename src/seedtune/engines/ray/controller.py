@@ -4,72 +4,60 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from itertools import count
+from collections import deque
+from collections.abc import Iterable, Iterator
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from seedtune.config.sections import RaySettings
-from seedtune.engines.base import EngineInfo
-from seedtune.engines.codec import Plain
-from seedtune.engines.ray import cluster, protocol
+from seedtune.engines import recorded_arithmetic, snapshots
+from seedtune.engines.base import EngineTimes
+from seedtune.engines.codec import decode, encode
+from seedtune.engines.ray import cluster, status_file
 from seedtune.engines.ray.agreement import Agreement
-from seedtune.engines.ray.protocol import Known, Reply, reply_from
-from seedtune.engines.ray.scheduler import Scheduler
+from seedtune.engines.ray.protocol import MALFORMED, Call, Enrolment, Reply, SentTexts
+from seedtune.engines.ray.scheduler import Request, Scheduler
 from seedtune.engines.ray.statistics import Span, Statistics
-from seedtune.engines.ray.status_file import StatusFile
 from seedtune.engines.ray.update_log import UpdateLog
+from seedtune.engines.ray.worker import types_of
 from seedtune.engines.ray.worker_pool import WorkerHandle, WorkerPool
 from seedtune.errors import EngineError, SeedtuneError, StorageError
 
 TICK = 0.25
 """Maximum seconds that a round waits for a reply."""
 
+STATUS_SECONDS = 1.0
+"""Seconds between two checks of the status files."""
+
 TRIES = 3
 """Consecutive workers that fail to start before a run that never had a worker stops."""
 
+SPANS = 100_000
+"""Maximum pieces of work kept."""
 
-@dataclass(frozen=True, slots=True)
-class Request:
-    """A request: a worker operation, a function for a worker's arguments, and a function that decodes the result."""
-
-    operation: str
-    tell: Callable[[WorkerHandle], Plain]
-    hear: Callable[[Plain], Any]
-    cost: float = 0.0
-    only: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class RequestResult:
-    """Outcome of a request: a ``value``, a user ``error``, or ``why`` no worker could do it."""
-
-    value: Any = None
-    error: SeedtuneError | None = None
-    why: str | None = None
+ENROL = Request(operation="enrol")
+"""The first request to every worker, which the scheduler does not know."""
 
 
 class Controller:
     """Sends requests to workers, keeps their weights up to date, and continues when workers are lost."""
 
-    def __init__(
-        self, settings: RaySettings, *, scheduler: Scheduler, update_log: UpdateLog, status_file: StatusFile
-    ) -> None:
-        self.settings, self.scheduler, self.update_log, self.status_file = settings, scheduler, update_log, status_file
+    def __init__(self, settings: RaySettings, root: Path) -> None:
+        self.settings, self.root = settings, root
+        self.scheduler = Scheduler(settings)
+        self.update_log = UpdateLog(partial(snapshots.listing, root / "snapshots"))
         self.statistics = Statistics()
+        self.spans: deque[Span] = deque(maxlen=SPANS)
         self.pool: WorkerPool | None = None
         self.ray = cluster.Cluster(settings)
-        self.info: EngineInfo | None = None
         self.agreement = Agreement()
         self.refused: SeedtuneError | None = None
         """Why a worker could not load, if the user can fix it."""
 
-        self._requests: dict[int, Request] = {}
-        self._personal: dict[int, str] = {}
-        self._done: dict[int, RequestResult] = {}
-        self._numbers = count()
+        self._personal: list[Request] = []
         self._alone: float | None = None
-        self._looked = 0.0
+        self._looked = self._shown = 0.0
 
     @property
     def _pool(self) -> WorkerPool:
@@ -78,42 +66,25 @@ class Controller:
 
     # ------------------------------------------------------------------------------------- requests
 
-    def submit(self, request: Request) -> int:
-        """Queue a request and return its number."""
-        number = next(self._numbers)
-        self._requests[number] = request
+    def submit(self, request: Request) -> Request:
+        """Queue a request."""
         if request.only is not None:
-            self._personal[number] = request.only
-        self.scheduler.add(number, request.cost, only=request.only)
-        return number
+            self._personal.append(request)
+        return self.scheduler.add(request)
 
-    def collect(self, numbers: Iterable[int]) -> Iterator[tuple[int, RequestResult]]:
-        """Yield the results of requests as they arrive; requests that the caller stops waiting for are dropped."""
-        waiting = set(numbers)
+    def finished(self, requests: Iterable[Request]) -> Iterator[Request]:
+        """Yield requests as they finish; those that the caller stops waiting for are dropped."""
+        waiting = list(requests)
         try:
             while waiting:
-                for number in sorted(waiting & self._done.keys()):
-                    waiting.discard(number)
-                    yield number, self._done.pop(number)
-                if waiting:
+                finished = [request for request in waiting if request.done]
+                waiting = [request for request in waiting if not request.done]
+                yield from finished
+                if not finished:
                     self.turn()
         finally:
-            for number in waiting:
-                self.drop(number)
-
-    def take(self, number: int) -> RequestResult | None:
-        """Return the result of a request, if it has arrived."""
-        return self._done.pop(number, None)
-
-    def drop(self, number: int) -> None:
-        """Drop a request: its result is no longer awaited."""
-        self.scheduler.drop(number)
-        self._requests.pop(number, None)
-        self._done.pop(number, None)
-
-    def _answer(self, number: int, answer: RequestResult) -> None:
-        if self._requests.pop(number, None) is not None:
-            self._done[number] = answer
+            for request in waiting:
+                self.scheduler.drop(request)
 
     # --------------------------------------------------------------------------------------- a round
 
@@ -129,44 +100,40 @@ class Controller:
 
     def _hear(self, seconds: float) -> None:
         if seconds or any(worker.call is not None for worker in self._pool.workers.values()):
-            for worker, raw in self._pool.wait(seconds):
+            for worker, raw in self._pool.wait(seconds).items():
                 self._take(worker, raw, time.monotonic())
 
     def _forget_the_gone(self) -> None:
         """Fail requests that were for workers that are gone."""
-        for number, name in list(self._personal.items()):
-            if number not in self._requests:
-                del self._personal[number]
-            elif name not in self._pool.workers:
-                self.scheduler.drop(number)
-                self._answer(number, RequestResult(why=f"worker {name} is gone"))
+        self._personal = [request for request in self._personal if not request.done]
+        for request in self._personal:
+            if request.only not in self._pool.workers:
+                self.scheduler.drop(request, EngineError(f"worker {request.only} is gone"))
 
     def starving(self) -> bool:
         """Return whether the queue is empty and a worker is idle."""
-        enrolled = self._pool.enrolled
-        return self.scheduler.queued == 0 and any(worker.call is None for worker in enrolled)
+        return self.scheduler.queued == 0 and any(worker.call is None for worker in self._pool.enrolled)
 
     def _hand_out(self, now: float) -> None:
         enrolled = self.here()
         # The worker heard from last is the least likely to hang.
         for worker in sorted(self._pool.idle(), key=lambda worker: -worker.heard):
             if worker not in enrolled:
-                self._send(worker, "enrol", None, now)
+                self._send(worker, ENROL, now)
             elif len(enrolled) >= self.settings.min_workers:
-                number = self.scheduler.next(worker.name, now, len(enrolled) - 1)
-                if number is not None:
-                    request = self._requests[number]
-                    self._send(worker, request.operation, request.tell(worker), now)
+                request = self.scheduler.next(worker.name, now, len(enrolled) - 1)
+                if request is not None:
+                    self._send(worker, request, now)
 
     def here(self) -> list[WorkerHandle]:
         """Return the workers that hold weights of this epoch."""
         return [worker for worker in self._pool.enrolled if worker.epoch == self.update_log.epoch]
 
-    def _send(self, worker: WorkerHandle, operation: str, told: Plain, now: float) -> None:
+    def _send(self, worker: WorkerHandle, request: Request, now: float) -> None:
         sync = self.update_log.sync(worker.epoch, worker.position, snapshots=not worker.plain)
-        request = protocol.pack([operation, told, sync])
-        self.statistics.traffic.sent += len(request)
-        self._pool.send(worker, request, now)
+        call = encode(Call(request.operation, request.arguments(worker), sync))
+        self.statistics.bytes_sent += len(call)
+        self._pool.send(worker, call, now)
 
     # ----------------------------------------------------------------------------------------- replies
 
@@ -174,76 +141,67 @@ class Controller:
         if isinstance(raw, Exception):
             self._lose(worker, cluster.said(raw), now)
             return
-        self.statistics.traffic.received += len(raw)
+        self.statistics.bytes_received += len(raw)
         worker.heard = now
+        request = self.scheduler.running.get(worker.name, ENROL)
         try:
-            reply = reply_from(raw)
-        except EngineError as error:
-            self._lose(worker, f"it gave {error}", now)
+            value: Any = None
+            reply = decode(raw, Reply)
+            if reply.error is None and not request.done:
+                value = request.read(decode(reply.result, types_of(request.operation)["return"]))
+        except MALFORMED as error:
+            self._lose(worker, f"it gave a malformed reply ({error}): has it the same seedtune?", now)
             return
         worker.epoch, worker.position = reply.epoch, reply.position
-        if reply.kind is not None:
-            worker.known = Known()  # how much of the request the worker received is unknown
+        if reply.error is not None:
+            worker.sent_texts = SentTexts()  # how much of the request the worker received is unknown
         if reply.behind:
             self.scheduler.release(worker.name)
-        elif reply.broken:
-            self._lose(worker, reply.message, now)
-        elif worker.name in self.scheduler.running:
-            self._finish(worker, reply, now)
+        elif isinstance(reply.error, EngineError):
+            self._lose(worker, str(reply.error), now)
+        elif request is not ENROL:
+            self._finish(worker, reply, value, now)
+        elif reply.error is not None:
+            self._refuse(worker, reply.error, now)
         else:
-            self._enrol(worker, reply, now)
+            self._enrol(worker, value, now)
 
-    def _finish(self, worker: WorkerHandle, reply: Reply, now: float) -> None:
+    def _finish(self, worker: WorkerHandle, reply: Reply, value: Any, now: float) -> None:
         """Handle a worker's reply to a request."""
-        run = self.scheduler.running[worker.name]
-        request = self._requests.get(run.number)
-        answer = RequestResult(error=reply.error()) if reply.kind is not None else RequestResult()
-        if request is not None and reply.kind is None:
-            try:
-                answer = RequestResult(request.hear(reply.done))
-            except EngineError as error:
-                self._lose(worker, f"it gave {error}", now)
-                return
+        request = self.scheduler.running[worker.name]
         worker.jobs, worker.busy = worker.jobs + 1, worker.busy + now - worker.sent
-        kind = "late" if request is None else request.operation
-        place = (worker.name, run.number, run.cost, kind, worker.sent, now)
-        self.statistics.add(Span(*place, reply.synced, reply.worked, reply.position), reply)
-        if run.cost:
+        span = Span(
+            worker=worker.name,
+            number=request.number,
+            cost=request.cost,
+            kind="late" if request.done else request.operation,
+            sent=worker.sent,
+            received=now,
+            synced=reply.synced,
+            worked=reply.worked,
+            position=reply.position,
+        )
+        self.spans.append(span)
+        self.statistics.add(span, reply)
+        if request.cost:
             self._pool.settle(worker)
-        number = self.scheduler.finish(worker.name, now)
-        if number is None:
+        if self.scheduler.finish(worker.name, now) is None:
             self.statistics.late += 1
         else:
-            self._answer(number, answer)
+            request.value, request.error = value, reply.error
 
-    def _enrol(self, worker: WorkerHandle, reply: Reply, now: float) -> None:
-        """Enrol a worker that has loaded, or handle its failure, which the user may have to fix."""
-        if reply.kind is not None:
-            self._refuse(worker, reply, now)
-            return
-        try:
-            worker.pid, worker.host, about = reply.done
-            info = protocol.info_from(about)
-        except (TypeError, ValueError, KeyError) as error:
-            self._lose(worker, f"it enrolled with a malformed reply ({error}): has it the same seedtune?", now)
-            return
-        worker.enrolled, worker.began = True, reply.position
-        if self.info is None:
-            self.info = info
-        objection = self.agreement.objection(worker.kind, info.arithmetic)
+    def _enrol(self, worker: WorkerHandle, about: Enrolment, now: float) -> None:
+        """Enrol a worker that has loaded, if it computes and holds what the others do."""
+        worker.pid, worker.host, worker.enrolled, worker.began = about.pid, about.host, True, worker.position
+        objection = self.agreement.objection(worker.kind, about.info)
         if objection is not None:
             self._lose(worker, objection, now)
-            return
-        self._pool.compute_by(worker.kind, self.agreement.products(worker.kind))
-        mine, its = ((one.base_fingerprint, one.weights_dtype) for one in (self.info, info))
-        if mine != its:
-            told = f"it holds a base model {its[0]} with weights in {its[1]}, the others {mine[0]} with {mine[1]}"
-            self._lose(worker, f"{told}: give all workers the same model and precision", now)
+        else:
+            self._pool.compute_by(worker.kind, recorded_arithmetic.kind(about.info.arithmetic))
 
-    def _refuse(self, worker: WorkerHandle, reply: Reply, now: float) -> None:
-        error = reply.error()
-        by_snapshot = isinstance(error, StorageError) and not worker.plain and self.update_log.folder is None
-        if by_snapshot:
+    def _refuse(self, worker: WorkerHandle, error: SeedtuneError, now: float) -> None:
+        """Handle a worker that could not load, which the user may have to fix."""
+        if isinstance(error, StorageError) and not worker.plain and self.update_log.folder is None:
             worker.plain = True  # retry from the base model
             return
         self.refused = self.agreement.explained(worker.name, worker.kind, error)
@@ -253,31 +211,27 @@ class Controller:
 
     def _lose(self, worker: WorkerHandle, why: str, now: float) -> None:
         """Remove a lost or unusable worker and give its work to others."""
-        run = self.scheduler.running.get(worker.name)
-        given_up = self.scheduler.fail(worker.name)
+        request = self.scheduler.running.get(worker.name)
+        given_up = self.scheduler.fail(worker.name, why)
         self._pool.lose(worker, why, now)
         self.statistics.lost += 1
         if given_up is not None:
             self.statistics.given_up += 1
             self._pool.note(f"a job failed {self.settings.retries + 1} times and is given up; the last time: {why}")
-            self._answer(given_up, RequestResult(why=why))
-        elif run is not None and run.number in self._requests:
+        elif request is not None and not request.done:
             self.statistics.retried += 1
 
-    def quarantine(self, worker: WorkerHandle, held: str, right: str | None, now: float) -> None:
+    def quarantine(self, worker: WorkerHandle, held: str, right: str | None) -> None:
         """Report and rebuild a worker whose weights differ from the others'."""
-        told = f"its weights have fingerprint {held}"
-        self._lose(
-            worker, f"{told}, those of most workers {right}" if right else f"{told}, another worker's differ", now
-        )
+        others = f"those of most workers {right}" if right else "another worker's differ"
+        self._lose(worker, f"its weights have fingerprint {held}, {others}", time.monotonic())
 
-    def give_up(self, asked: dict[int, str]) -> None:
+    def give_up(self, requests: Iterable[Request]) -> None:
         """Give up workers that take too long over a request of their own; leave alone those busy with a job."""
-        for number, name in asked.items():
-            run, worker = self.scheduler.running.get(name), self._pool.workers.get(name)
-            self.drop(number)
-            if worker is not None and run is not None and run.number == number:
-                self._lose(worker, "it did not answer in time", time.monotonic())
+        for request in requests:
+            self.scheduler.drop(request)
+            for name in request.running.keys() & self._pool.workers.keys():
+                self._lose(self._pool.workers[name], "it did not answer in time", time.monotonic())
 
     def near(self) -> WorkerHandle:
         """Return a worker on this machine, or any other if there is none here."""
@@ -290,24 +244,19 @@ class Controller:
         """Detect hung workers, apply requested worker counts, and check that workers are left."""
         workers = self._pool.workers
         for name in self.scheduler.hopeless(now):
-            if name in workers:
-                run = self.scheduler.running[name]
-                self._lose(workers[name], f"no answer for {now - run.since:.0f} s", now)
-            else:
-                self.scheduler.fail(name)
+            since = self.scheduler.running[name].running[name]
+            self._lose(workers[name], f"no answer for {now - since:.0f} s", now)
         for worker in list(workers.values()):
             starting = worker.call is not None and worker.name not in self.scheduler.running
             if starting and now - worker.sent > self.settings.start_timeout:
                 self._lose(worker, f"it did not start in {self.settings.start_timeout:g} s", now)
-        if self.status_file.due(now):
-            self._look(now)
+        if now - self._shown > STATUS_SECONDS and self.root.is_dir():
+            self._shown = now
+            requested = status_file.take_requested(self.root)
+            if requested:
+                self.scale(requested)
+            status_file.show(self.root, self.status(now))
         self._check_alone(now)
-
-    def _look(self, now: float) -> None:
-        requested = self.status_file.requested()
-        if requested:
-            self.scale(requested)
-        self.status_file.show(self.status(now))
 
     def scale(self, requested: dict[str, int]) -> None:
         """Set the number of workers of each existing kind, within the limits of the settings."""
@@ -321,13 +270,13 @@ class Controller:
 
     def _check_alone(self, now: float) -> None:
         """Raise EngineError when the workers that the run needs do not come."""
-        pool, enough = self._pool, len(self._pool.enrolled) >= self.settings.min_workers
-        if enough:
+        pool = self._pool
+        if len(pool.enrolled) >= self.settings.min_workers:
             self._alone = None
             return
         self._alone = now if self._alone is None else self._alone
         waited, last = now - self._alone, (pool.notes[-1] if pool.notes else "none has started yet")
-        if self.info is None and pool.lost >= TRIES:
+        if self.agreement.info is None and pool.lost >= TRIES:
             raise EngineError(f"no worker can start: {last}")
         if waited > self.settings.start_timeout:
             raise EngineError(
@@ -343,9 +292,9 @@ class Controller:
         """Recover after Ray itself is gone, and all workers with it."""
         pool = self._pool
         pool.note("Ray is gone: starting again")
-        for worker in list(pool.workers.values()):
-            self.scheduler.fail(worker.name)
-            pool.workers.pop(worker.name)
+        for name in list(pool.workers):
+            self.scheduler.fail(name, "Ray is gone.")
+        pool.workers.clear()
         self.ray.reconnect()
 
     # ------------------------------------------------------------------------------------------- telling
@@ -359,14 +308,14 @@ class Controller:
             "min_workers": self.settings.min_workers,
             "position": self.update_log.position,
             "queued": self.scheduler.queued,
-            "open": len(self.scheduler.tasks),
+            "open": len(self.scheduler.open),
             "lost": pool.lost,
-            "workers": [self._shown(worker, now) for worker in pool.workers.values()],
+            "workers": [self._status_of(worker, now) for worker in pool.workers.values()],
             "notes": list(pool.notes),
         }
 
-    def _shown(self, worker: WorkerHandle, now: float) -> dict[str, Any]:
-        run = self.scheduler.running.get(worker.name)
+    def _status_of(self, worker: WorkerHandle, now: float) -> dict[str, Any]:
+        request = self.scheduler.running.get(worker.name)
         state = "starting" if not worker.enrolled else "idle" if worker.call is None else "working"
         return {
             "name": worker.name,
@@ -377,13 +326,21 @@ class Controller:
             "position": worker.position,
             "jobs": worker.jobs,
             "busy": round(worker.busy / max(1e-9, now - worker.since), 3),
-            "at_it": None if run is None else round(now - run.since, 1),
+            "at_it": None if request is None else round(now - request.running[worker.name], 1),
         }
+
+    def take_times(self) -> EngineTimes:
+        """Return the times, figures and notes since the last call, and begin anew."""
+        taken = self.statistics.times(0 if self.pool is None else len(self.pool.enrolled))
+        self.statistics = Statistics()
+        if self.pool is not None:
+            taken.notes, self.pool.fresh_notes = self.pool.fresh_notes, []
+        return taken
 
     def close(self) -> None:
         """End the workers, and Ray if it was started here."""
         if self.pool is not None:
             self.pool.close()
             self.pool = None
-            self.status_file.clear()
+            status_file.clear(self.root)
         self.ray.close()

@@ -7,25 +7,24 @@ updates itself.  An update costs the driver nothing; a worker receives it with i
 from __future__ import annotations
 
 import atexit
+import math
 import time
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from seedtune import engines
 from seedtune.config.config import Config
-from seedtune.engines import compact_codec, snapshots
 from seedtune.engines.base import EngineInfo, EngineTimes, Finished
-from seedtune.engines.codec import Plain
-from seedtune.engines.ray import cluster, protocol, worker_spec
-from seedtune.engines.ray.controller import Controller, Request, RequestResult
-from seedtune.engines.ray.scheduler import Limits, Scheduler
+from seedtune.engines.codec import TermColumns
+from seedtune.engines.ray import protocol, status_file, worker_spec
+from seedtune.engines.ray.controller import Controller
+from seedtune.engines.ray.protocol import JobMessage
+from seedtune.engines.ray.scheduler import Request
 from seedtune.engines.ray.statistics import Span
-from seedtune.engines.ray.status_file import StatusFile
-from seedtune.engines.ray.update_log import UpdateLog
 from seedtune.engines.ray.worker_pool import WorkerHandle, WorkerPool
 from seedtune.engines.recorded_arithmetic import Entry
 from seedtune.errors import ConfigError, EngineError, StorageError
@@ -35,24 +34,16 @@ from seedtune.types import Job, Likelihood, Prompt, Rollout, Term, Update
 AGREEING = 3
 """How often workers are asked for their fingerprints, and rebuilt, before the run stops."""
 
-Found = TypeVar("Found", Rollout, Likelihood)
-
 
 class RayEngine:
     """Any number of workers, each with an engine of its own; see the section ``ray`` of the configuration."""
 
     def __init__(self, config: Config, *, noise: Noise) -> None:
-        cluster.check()
         self.config, self.noise = config, noise
         self.tokenizer = engines.tokenizer(config)
-        root = Path(config.output_dir)
-        settings = config.ray
-        self.update_log = UpdateLog(partial(snapshots.listing, root / "snapshots"))
-        self.scheduler = Scheduler(Limits(settings.retries, settings.straggler_timeout, settings.start_timeout))
-        self.controller = Controller(
-            settings, scheduler=self.scheduler, update_log=self.update_log, status_file=StatusFile(root)
-        )
-        self._streaming: dict[int, int] = {}
+        self.controller = Controller(config.ray, Path(config.output_dir))
+        self.update_log = self.controller.update_log
+        self._streaming: dict[Request, int] = {}
         self._end = weakref.finalize(self, self.controller.close)  # in case the caller never closes it
 
     # ------------------------------------------------------------------------------------------ loading
@@ -67,10 +58,11 @@ class RayEngine:
             controller.turn()
             if controller.refused is not None:
                 raise controller.refused
-        assert controller.info is not None
+        first = controller.agreement.info
+        assert first is not None
         kinds = " + ".join(f"{count} × {kind}" for kind, count in settings.kinds.items())
-        device = f"{controller.info.device}, Ray workers: {kinds}"
-        return replace(controller.info, model=self.config.model, device=device, arithmetic=self._arithmetic())
+        device = f"{first.device}, Ray workers: {kinds}"
+        return replace(first, model=self.config.model, device=device, arithmetic=self._arithmetic())
 
     def _arithmetic(self) -> Entry:
         """Return the workers' arithmetic; with several kinds, of those that have enrolled so far."""
@@ -84,39 +76,46 @@ class RayEngine:
         _ = self.tokenizer.context_length  # raise for a missing model here, before any process starts
         self.controller.ray.connect()
         atexit.register(self._end)  # runs before Ray's own handler, which was registered when Ray was imported
-        self.controller.status_file.clear()
+        status_file.clear(self.controller.root)
         gpus = self.controller.ray.gpus()
         worker_spec.check(self.config, gpus)
-        self.controller.pool = self._make_pool(WorkerPool, gpus)
+        self.controller.pool = WorkerPool(self.config, self.noise, gpus)
         if self.config.ray.detached:
             self.controller.pool.adopt(time.monotonic())
-
-    def _make_pool(self, make: type[WorkerPool], gpus: float) -> WorkerPool:
-        """Make a pool for workers of all kinds, on a Ray cluster with ``gpus`` GPUs."""
-        kinds = self.config.ray.kinds
-        told = {kind: worker_spec.spec_of(self.config, self.noise, kind) for kind in kinds}
-        needs = {kind: worker_spec.needs_of(self.config, kind, gpus) for kind in kinds}
-        return make(self.config.ray, told, needs, run=str(Path(self.config.output_dir).resolve()).replace("/", "|"))
 
     # ------------------------------------------------------------------------------------------ members
 
     def evaluate(self, jobs: Iterable[Job]) -> Iterator[Rollout]:
         """Yield every job's rollouts as they finish; none for a job that failed too often."""
-        return self._all(jobs, "evaluate", protocol.rollouts_from)
+        return self._all([self._request("evaluate", Rollout, job) for job in jobs])
 
     def likelihoods(self, jobs: Iterable[Job]) -> Iterator[Likelihood]:
         """Yield every job's likelihoods as they finish."""
-        return self._all(jobs, "likelihoods", protocol.likelihoods_from)
+        return self._all([self._request("likelihoods", Likelihood, job) for job in jobs])
 
-    def _all(self, jobs: Iterable[Job], operation: str, hear: Callable[..., list[Found]]) -> Iterator[Found]:
-        numbers = [self.controller.submit(self._request(job, operation, hear)) for job in jobs]
-        failed: list[str] = []
-        for _, answer in self.controller.collect(numbers):
-            if answer.why is None:
-                yield from _value(answer)
+    def _request(self, operation: str, kind: type[Any], job: Job) -> Request:
+        cost = float(len(job.pairs) * job.sampling.samples * max(1, job.sampling.max_tokens))
+        read = partial(self._read, job, kind)
+        return Request(cost, operation=operation, arguments=partial(self._message, job), read=read)
+
+    def _message(self, job: Job, worker: WorkerHandle) -> dict[str, JobMessage]:
+        message = JobMessage.of(job, worker.sent_texts)
+        self.controller.statistics.bytes_prompts += sum(map(len, message.texts))
+        return {"job": message}
+
+    def _read(self, job: Job, kind: type[Any], packed: bytes) -> list[Any]:
+        self.controller.statistics.members += len(job.members)
+        self.controller.statistics.bytes_completions += len(packed)
+        return protocol.unpack(packed, kind, job)
+
+    def _all(self, requests: Sequence[Request]) -> Iterator[Any]:
+        failed: list[EngineError] = []
+        for request in self.controller.finished(map(self.controller.submit, requests)):
+            if isinstance(request.error, EngineError):
+                failed.append(request.error)
             else:
-                failed.append(answer.why)
-        if failed and len(failed) == len(numbers):
+                yield from request.result()
+        if failed and len(failed) == len(requests):
             raise EngineError(
                 f"every job failed {self.config.ray.retries + 1} times; the last time: {failed[-1]} Everything up to "
                 "the last complete generation is safe: seedtune resume goes on from there."
@@ -128,16 +127,15 @@ class RayEngine:
         Do not mix submitted jobs and those of `evaluate`.
         """
         for job in jobs:
-            self._streaming[self.controller.submit(self._request(job, "evaluate", protocol.rollouts_from))] = job.id
+            self._streaming[self.controller.submit(self._request("evaluate", Rollout, job))] = job.id
 
     def finished(self) -> Finished | None:
         """Wait for the next finished job among the submitted ones; None if none is open."""
         while self._streaming:
-            for number, job in self._streaming.items():
-                answer = self.controller.take(number)
-                if answer is not None:
-                    del self._streaming[number]
-                    return Finished(job, () if answer.why is not None else tuple(_value(answer)))
+            for request in self._streaming:
+                if request.done:
+                    given_up = isinstance(request.error, EngineError)
+                    return Finished(self._streaming.pop(request), () if given_up else tuple(request.result()))
             self.controller.turn()
         return None
 
@@ -145,60 +143,52 @@ class RayEngine:
         """Return whether the queue is empty and a worker is idle."""
         return self.controller.starving()
 
-    def _request(self, job: Job, operation: str, hear: Callable[..., list[Found]]) -> Request:
-        def tell(worker: WorkerHandle) -> Plain:
-            return protocol.job(job, worker.known, self.controller.statistics.traffic)
-
-        def heard(data: Plain) -> list[Found]:
-            return hear(job, data, self.controller.statistics.traffic)
-
-        cost = float(len(job.pairs) * job.sampling.samples * max(1, job.sampling.max_tokens))
-        return Request(operation, tell, heard, cost)
-
     # ------------------------------------------------------------------------------------------ the weights
 
     def apply(self, *updates: Update) -> None:
         """Record updates: every worker applies those it misses before its next request."""
         self.update_log.add(updates)
 
-    def _ask(self, operation: str, told: Plain | Callable[[WorkerHandle], Plain], only: str | None = None) -> Any:
-        """Return one worker's result, of any idle worker (or of ``only``)."""
-        tell = told if callable(told) else lambda _: told
-        number = self.controller.submit(Request(operation, tell, lambda data: data, only=only))
-        (answer,) = (answer for _, answer in self.controller.collect([number]))
-        return _value(answer)
+    def _ask(self, operation: str, *, only: str | None = None, **arguments: Any) -> Any:
+        """Return the result of one worker: of any that is idle, or of ``only``."""
+        return self._result(Request(only=only, operation=operation, arguments=lambda _: arguments))
+
+    def _result(self, request: Request) -> Any:
+        (finished,) = self.controller.finished([self.controller.submit(request)])
+        return finished.result()
 
     def norm(self, terms: Sequence[Term]) -> float:
-        found: float = self._ask("norm", compact_codec.terms(terms))
+        found: float = self._ask("norm", terms=TermColumns.of(terms))
         return found
 
     def drift(self) -> float:
-        found: float = self._ask("drift", None)
+        found: float = self._ask("drift")
         return found
 
     def cosine(self, one: Sequence[Term], other: Sequence[Term]) -> float:
-        def tell(worker: WorkerHandle) -> Plain:
+        def short(terms: Sequence[Term], worker: WorkerHandle) -> int | TermColumns:
             """Replace terms by a number if the worker has applied them itself."""
-            numbers = [(terms, self.update_log.number_of(terms)) for terms in (one, other)]
-            return [compact_codec.terms(t) if n is None or n < worker.began else n for t, n in numbers]
+            number = self.update_log.number_of(terms)
+            return TermColumns.of(terms) if number is None or number < worker.began else number
 
-        found: float = self._ask("cosine", tell)
+        def arguments(worker: WorkerHandle) -> dict[str, int | TermColumns]:
+            return {"one": short(one, worker), "other": short(other, worker)}
+
+        found: float = self._result(Request(operation="cosine", arguments=arguments))
         return found
 
     def logprobs(
         self, prompts: Sequence[Prompt], completions: Sequence[Sequence[int]], *, base: bool = False
     ) -> list[list[float]]:
-        told = [protocol.prompts(prompts), [list(tokens) for tokens in completions], base]
-        found: list[list[float]] = self._ask("logprobs", told)
+        found: list[list[float]] = self._ask("logprobs", prompts=prompts, completions=completions, base=base)
         return found
 
     def fingerprint(self) -> str:
         """Return the weights' fingerprint, checked on all workers; rebuild workers with another fingerprint."""
-        known = self.update_log.prints.get(self.update_log.position)
-        if known is None:
-            known = self._agreed()
-            self.update_log.prints[self.update_log.position] = known
-        return known
+        known, position = self.update_log.fingerprints, self.update_log.position
+        if position not in known:
+            known[position] = self._agreed()
+        return known[position]
 
     def _agreed(self) -> str:
         """Return the majority's fingerprint; without a majority, rebuild all workers and ask again."""
@@ -207,16 +197,13 @@ class RayEngine:
             found = self._everyone()
             tries += bool(found)  # if no worker was left to answer, replacements are on their way
             prints = sorted(found.values())
-            most = max(prints, key=prints.count, default=None)
-            majority = most is not None and 2 * prints.count(most) > len(prints)
-            pool, now = self.controller.pool, time.monotonic()
-            assert pool is not None
-            for name, held in found.items():
-                if name in pool.workers and not (majority and held == most):
-                    self.controller.quarantine(pool.workers[name], held, most if majority else None, now)
-            if majority:
-                assert most is not None
-                return most
+            most = max(prints, key=prints.count, default="")
+            majority = most if 2 * prints.count(most) > len(prints) else None
+            for worker in [worker for worker in self.controller.here() if worker.name in found]:
+                if found[worker.name] != majority:
+                    self.controller.quarantine(worker, found[worker.name], majority)
+            if majority is not None:
+                return majority
         raise EngineError(
             "the workers hold different weights, also after they were rebuilt: a machine among them miscomputes. "
             "'seedtune ray status' and metrics.jsonl name them: take that machine away, then seedtune resume."
@@ -227,38 +214,32 @@ class RayEngine:
         controller = self.controller
         while not controller.here():
             controller.turn()
-        asked = {}
         idle = [worker for worker in controller.here() if worker.call is None]
-        for worker in idle or controller.here():
-            request = Request("fingerprint", lambda _: None, lambda data: data, only=worker.name)
-            asked[controller.submit(request)] = worker.name
-        found: dict[str, str] = {}
-        deadline: float | None = None
-        while asked and (deadline is None or time.monotonic() < deadline):
-            for number in list(asked):
-                answer = controller.take(number)
-                if answer is not None:
-                    name = asked.pop(number)
-                    if answer.why is None:
-                        found[name] = _value(answer).hex()
-                        deadline = deadline or time.monotonic() + self.config.ray.straggler_timeout
-            if asked:
-                controller.turn()
-        controller.give_up(asked)
-        return found
+        requests = [
+            controller.submit(Request(only=worker.name, operation="fingerprint"))
+            for worker in idle or controller.here()
+        ]
+        deadline = math.inf
+        while not all(request.done for request in requests) and time.monotonic() < deadline:
+            if deadline == math.inf and any(request.done and request.error is None for request in requests):
+                deadline = time.monotonic() + self.config.ray.straggler_timeout
+            controller.turn()
+        finished = [request for request in requests if request.done and not isinstance(request.error, EngineError)]
+        controller.give_up(request for request in requests if not request.done)
+        return {str(request.only): request.result() for request in finished}
 
     def snapshot(self, path: Path) -> None:
         """Have a worker on this machine write the weights, or any worker if there is none here (on a shared disk)."""
-        self._write("snapshot", str(path.resolve()), path)
+        self._write("snapshot", path)
 
     def export(self, path: Path, dtype: str | None = None) -> None:
         """Have a worker write a model."""
-        self._write("export", [str(path.resolve()), dtype], path)
+        self._write("export", path, dtype=dtype)
 
-    def _write(self, operation: str, told: Plain, path: Path) -> None:
+    def _write(self, operation: str, path: Path, **arguments: Any) -> None:
         for left in reversed(range(1 + self.config.ray.retries)):
             try:
-                self._ask(operation, told, only=self.controller.near().name)
+                self._ask(operation, path=path.resolve(), only=self.controller.near().name, **arguments)
                 break
             except EngineError:  # the worker was lost meanwhile: try another
                 if not left:
@@ -274,7 +255,7 @@ class RayEngine:
     @property
     def spans(self) -> list[Span]:
         """Return every finished piece of work, in order."""
-        return list(self.controller.statistics.spans)
+        return list(self.controller.spans)
 
     def scale(self, workers: int | dict[str, int]) -> None:
         """Set the number of workers; a plain number sets it for the only kind."""
@@ -287,22 +268,8 @@ class RayEngine:
         self.controller.scale(requested)
 
     def take_times(self) -> EngineTimes:
-        controller = self.controller
-        workers = 0 if controller.pool is None else len(controller.pool.enrolled)
-        taken = controller.statistics.take(workers)
-        if controller.pool is not None:
-            taken.notes, controller.pool.fresh_notes = controller.pool.fresh_notes, []
-        return taken
+        return self.controller.take_times()
 
     def close(self) -> None:
         """End the workers, and Ray if it was started here."""
         self.controller.close()
-
-
-def _value(answer: RequestResult) -> Any:
-    """Return the value of a result; EngineError if no worker could compute it, or the worker's own error."""
-    if answer.error is not None:
-        raise answer.error
-    if answer.why is not None:
-        raise EngineError(answer.why)
-    return answer.value

@@ -7,7 +7,12 @@ simulation of a thousand workers (``benchmarks/scale.py``) runs this very code.
 from __future__ import annotations
 
 import heapq
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
+
+from seedtune.config.sections import RaySettings
+from seedtune.errors import EngineError, SeedtuneError
 
 HEDGE = 2.0
 """A job that takes this many times the expected time also goes to an idle worker; the first result wins."""
@@ -28,149 +33,165 @@ FADING = 0.99
 """Factor by which the slowest job's pace decays with each later job."""
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """Limits on retries and time: see the settings of the same names in the section ``ray``."""
+@dataclass(slots=True, eq=False)
+class Request:
+    """A request to a worker, from the job to its rollouts (or to another result)."""
 
-    retries: int = 4
-    straggler_timeout: float = 60.0
-    first_timeout: float = 900.0
+    cost: float = 0.0
+    """Expected cost, in any unit; a request without a cost is never given to two workers: it may write files."""
 
-
-@dataclass(slots=True)
-class WorkItem:
-    """A piece of work: its expected cost (in any unit), its worker (None: any), and the workers that failed it."""
-
-    number: int
-    cost: float
     only: str | None = None
+    """The worker that it is for; None: any."""
+
+    operation: str = ""
+    arguments: Callable[[Any], dict[str, Any]] = lambda worker: {}
+    """Returns the operation's arguments by name, for the worker that takes the request."""
+
+    read: Callable[[Any], Any] = lambda result: result
+    """Returns the value for the result of the operation."""
+
+    number: int = -1
     failures: list[str] = field(default_factory=list)
-    workers: set[str] = field(default_factory=set)
-    """The workers that run it."""
+    """The workers that failed it."""
 
+    running: dict[str, float] = field(default_factory=dict)
+    """The workers that run it, and since when."""
 
-@dataclass(frozen=True, slots=True)
-class Running:
-    """A worker's running task, its start time, and the task's cost."""
+    done: bool = False
+    value: Any = None
+    error: SeedtuneError | None = None
+    """The user's error; `EngineError` if no worker could do it."""
 
-    number: int
-    since: float
-    cost: float
+    def result(self) -> Any:
+        """Return the value of a finished request, or raise its error."""
+        if self.error is not None:
+            raise self.error
+        return self.value
 
 
 class Scheduler:
-    """A queue of tasks; idle workers pull the largest task that they may run."""
+    """A queue of requests; idle workers pull the largest request that they may run."""
 
-    def __init__(self, limits: Limits) -> None:
-        self.limits = limits
-        self.tasks: dict[int, WorkItem] = {}
-        self.running: dict[str, Running] = {}
+    def __init__(self, settings: RaySettings) -> None:
+        self.settings = settings
+        self.open: dict[int, Request] = {}
+        """Unfinished requests by number."""
+
+        self.running: dict[str, Request] = {}
+        """The request that each busy worker runs, also if its result is no longer awaited."""
+
         self.pace: float | None = None
         """Average seconds per unit of cost."""
 
         self.slowest = 0.0
         """Seconds per unit of cost of the slowest recent job."""
+
+        self._added = 0
         self._queue: list[tuple[float, int]] = []
 
-    def add(self, number: int, cost: float, *, only: str | None = None) -> None:
-        """Add a task; numbers are never used twice."""
-        self.tasks[number] = WorkItem(number, cost, only)
-        heapq.heappush(self._queue, (-cost, number))
+    def add(self, request: Request) -> Request:
+        """Number a request and queue it."""
+        request.number = self._added
+        self._added += 1
+        self.open[request.number] = request
+        self._push(request)
+        return request
+
+    def _push(self, request: Request) -> None:
+        heapq.heappush(self._queue, (-request.cost, request.number))
 
     @property
     def queued(self) -> int:
-        """Return the number of tasks without a worker."""
-        return sum(not task.workers for task in self.tasks.values())
+        """Return the number of requests without a worker."""
+        return sum(not request.running for request in self.open.values())
 
-    def next(self, worker: str, now: float, others: int) -> int | None:
-        """Return an idle worker's next task: the largest waiting task, or one that is overdue on another worker.
+    def next(self, worker: str, now: float, others: int) -> Request | None:
+        """Return an idle worker's next request: the largest that waits, or one that is overdue on another worker.
 
-        A worker does not get a task that it failed before while one of the ``others`` that are alive may run it.
+        A worker does not get a request that it failed before while one of the ``others`` that are alive may run it.
         """
-        passed: list[tuple[float, int]] = []
-        found: int | None = None
+        passed: list[Request] = []
+        found: Request | None = None
         while self._queue and found is None:
-            entry = heapq.heappop(self._queue)
-            task = self.tasks.get(entry[1])
-            if task is None or task.workers:
+            request = self.open.get(heapq.heappop(self._queue)[1])
+            if request is None or request.running:
                 continue
-            if task.only not in (None, worker) or (worker in task.failures and others > 0):
-                passed.append(entry)
+            if request.only not in (None, worker) or (worker in request.failures and others > 0):
+                passed.append(request)
             else:
-                found = task.number
-        for entry in passed:
-            heapq.heappush(self._queue, entry)
-        number = self._overdue_of_others(worker, now) if found is None else found
-        if number is not None:
-            self.tasks[number].workers.add(worker)
-            self.running[worker] = Running(number, now, self.tasks[number].cost)
-        return number
+                found = request
+        for request in passed:
+            self._push(request)
+        found = found or self._overdue_of_others(worker, now)
+        if found is not None:
+            found.running[worker] = now
+            self.running[worker] = found
+        return found
 
-    def _overdue_of_others(self, worker: str, now: float) -> int | None:
-        """Return the longest overdue task that runs on only one other worker."""
-        late = []
-        for other, run in self.running.items():
-            task = self.tasks.get(run.number)
-            alone = task is not None and task.workers == {other} and task.only is None
-            if alone and task is not None and worker not in task.failures and self._is_late(run, now):
-                late.append((run.since, run.number))
-        return min(late)[1] if late else None
+    def _overdue_of_others(self, worker: str, now: float) -> Request | None:
+        """Return the longest overdue request that runs on only one other worker."""
+        late = [
+            (request.running[other], request.number)
+            for other, request in self.running.items()
+            if not request.done and len(request.running) == 1 and request.only is None
+            if worker not in request.failures and self._is_late(request, now - request.running[other])
+        ]
+        return self.open[min(late)[1]] if late else None
 
-    def _is_late(self, run: Running, now: float) -> bool:
-        """Whether a task is overdue.  Work without a cost is never duplicated: it may write files."""
-        if self.pace is None or run.cost == 0.0:
+    def _is_late(self, request: Request, seconds: float) -> bool:
+        if self.pace is None or request.cost == 0.0:
             return False
-        return now - run.since > max(HEDGE_SECONDS, HEDGE * self.pace * run.cost)
+        return seconds > max(HEDGE_SECONDS, HEDGE * self.pace * request.cost)
 
-    def finish(self, worker: str, now: float) -> int | None:
-        """Record a worker's result and return its task; None if another worker was first or the task was dropped."""
-        run = self.running.pop(worker)
-        pace = (now - run.since) / max(run.cost, 1e-9)
-        if run.cost > 0.0:
+    def finish(self, worker: str, now: float) -> Request | None:
+        """Record a worker's result and return its request; None if the result is no longer awaited."""
+        request = self.running.pop(worker)
+        seconds = now - request.running.pop(worker)
+        if request.cost > 0.0:
+            pace = seconds / max(request.cost, 1e-9)
             self.pace = pace if self.pace is None else (1.0 - MEMORY) * self.pace + MEMORY * pace
             self.slowest = max(pace, self.slowest * FADING)
-        return None if self.tasks.pop(run.number, None) is None else run.number
+        return None if request.done else self.drop(request)
 
-    def release(self, worker: str) -> WorkItem | None:
-        """Take a worker off its task and return the task, which waits again; None if the task was dropped."""
-        run = self.running.pop(worker, None)
-        task = None if run is None else self.tasks.get(run.number)
-        if task is None:
+    def release(self, worker: str) -> Request | None:
+        """Take a worker off its request and return the request, which waits again; None if it is not awaited."""
+        request = self.running.pop(worker, None)
+        if request is None:
             return None
-        task.workers.discard(worker)
-        if not task.workers:
-            heapq.heappush(self._queue, (-task.cost, task.number))
-        return task
+        del request.running[worker]
+        if request.done:
+            return None
+        if not request.running:
+            self._push(request)
+        return request
 
-    def fail(self, worker: str) -> int | None:
-        """Record that a worker failed its task or is gone; return the task's number if it failed too often.
+    def fail(self, worker: str, why: str) -> Request | None:
+        """Record that a worker failed its request or is gone; return the request if it failed too often.
 
-        Such a task is removed; otherwise it waits again.  While another worker runs it, twice as many failures are
-        allowed.
+        Such a request ends with an EngineError; otherwise it waits again.  While another worker runs it, twice as many
+        failures are allowed.
         """
-        task = self.release(worker)
-        if task is None:
+        request = self.release(worker)
+        if request is None:
             return None
-        task.failures.append(worker)
-        if len(task.failures) > (2 * self.limits.retries + 1 if task.workers else self.limits.retries):
-            del self.tasks[task.number]
-            return task.number
-        return None
+        request.failures.append(worker)
+        allowed = 2 * self.settings.retries + 1 if request.running else self.settings.retries
+        return self.drop(request, EngineError(why)) if len(request.failures) > allowed else None
 
-    def drop(self, number: int) -> None:
-        """Drop a task; a worker that runs it continues, and its result is ignored."""
-        self.tasks.pop(number, None)
+    def drop(self, request: Request, error: SeedtuneError | None = None) -> Request:
+        """Remove a request; a worker that runs it continues, and its result is ignored."""
+        request.done, request.error = True, error
+        self.open.pop(request.number, None)
+        return request
 
     def hopeless(self, now: float) -> list[str]:
-        """Return the workers that have run a task for so long that they must hang."""
-        return [worker for worker, run in self.running.items() if now - run.since > self.timeout(run)]
+        """Return the workers that have run a request for so long that they must hang."""
+        return [name for name, one in self.running.items() if now - one.running[name] > self.timeout(one)]
 
-    def timeout(self, run: Running) -> float:
-        """Return the seconds a task may take: twice and four times as many after failures, in case the task is slow."""
-        if self.pace is None or run.cost == 0.0:
-            return self.limits.first_timeout
-        task = self.tasks.get(run.number)
-        patience = 2.0 ** min(2, len(task.failures)) if task is not None else 1.0
-        return patience * max(
-            self.limits.straggler_timeout, HOPELESS * self.pace * run.cost, SLOWER * self.slowest * run.cost
-        )
+    def timeout(self, request: Request) -> float:
+        """Return the seconds a request may take: twice and four times as many after failures, in case it is slow."""
+        if self.pace is None or request.cost == 0.0:
+            return self.settings.start_timeout
+        expected = max(HOPELESS * self.pace, SLOWER * self.slowest) * request.cost
+        patience = 1.0 if request.done else 2.0 ** min(2, len(request.failures))
+        return patience * max(self.settings.straggler_timeout, expected)

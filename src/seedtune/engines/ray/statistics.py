@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections import deque
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 
 from seedtune.engines.base import EngineTimes
-from seedtune.engines.ray.protocol import Reply, Traffic
-
-SPANS = 100_000
-"""Maximum pieces of work kept."""
+from seedtune.engines.ray.protocol import Reply
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,15 +30,24 @@ class Span:
 
 @dataclass(slots=True)
 class Statistics:
-    """Counts since the last `take`."""
+    """Counts since the last generation; most are metrics of the same name."""
 
-    traffic: Traffic = field(default_factory=Traffic)
-    spans: deque[Span] = field(default_factory=lambda: deque(maxlen=SPANS))
+    bytes_sent: int = 0
+    bytes_received: int = 0
+    bytes_prompts: int = 0
+    """Bytes of prompts sent, with how to sample; each prompt counts once for every worker that reads it."""
+
+    bytes_completions: int = 0
+    """Bytes received in rollouts (or likelihoods), compressed."""
+
+    members: int = 0
+    """Members whose results arrived."""
+
     lost: int = 0
     retried: int = 0
     late: int = 0
     given_up: int = 0
-    _times: EngineTimes = field(default_factory=EngineTimes)
+    _times: list[float] = field(default_factory=lambda: [0.0] * 6)
     _worked: float = 0.0
     _overhead: float = 0.0
     _pieces: int = 0
@@ -50,31 +55,24 @@ class Statistics:
 
     def add(self, span: Span, reply: Reply) -> None:
         """Record a finished piece of work."""
-        self.spans.append(span)
-        for name in ("perturb", "prefill", "decode", "update", "generated_tokens", "prompt_tokens"):
-            setattr(self._times, name, getattr(self._times, name) + getattr(reply.times, name))
+        if reply.times is not None:
+            self._times = [sum(pair) for pair in zip(self._times, reply.times, strict=True)]
         self._worked += span.synced + span.worked
         self._overhead += max(0.0, span.received - span.sent - span.synced - span.worked)
         self._pieces += 1
 
-    def take(self, workers: int) -> EngineTimes:
+    def times(self, workers: int) -> EngineTimes:
         """Return wall-clock seconds with ``workers`` in parallel, tokens of all of them, and the Ray figures."""
-        taken, traffic, spent = self._times, self.traffic, time.monotonic() - self._since
-        for name in ("perturb", "prefill", "decode", "update"):
-            setattr(taken, name, getattr(taken, name) / max(1, workers))
-        rest = traffic.sent + traffic.received - traffic.completions - traffic.prompts
-        taken.figures = {
+        spent = time.monotonic() - self._since
+        rest = self.bytes_sent + self.bytes_received - self.bytes_completions - self.bytes_prompts
+        counts = ("bytes_sent", "bytes_received", "bytes_prompts", "bytes_completions")
+        figures = {
             "ray/workers": workers,
             "ray/utilisation": self._worked / max(1e-9, spent * max(1, workers)),
             "ray/overhead_ms": 1e3 * self._overhead / max(1, self._pieces),
-            "ray/bytes_sent": traffic.sent,
-            "ray/bytes_received": traffic.received,
-            "ray/bytes_prompts": traffic.prompts,
-            "ray/bytes_completions": traffic.completions,
-            "ray/bytes_per_member": rest / max(1, traffic.members),
-            **{f"ray/{name}": getattr(self, name) for name in ("lost", "retried", "late", "given_up")},
+            "ray/bytes_per_member": rest / max(1, self.members),
+            **{f"ray/{name}": getattr(self, name) for name in (*counts, "lost", "retried", "late", "given_up")},
         }
-        fresh = Statistics(spans=self.spans)
-        for each in fields(self):
-            setattr(self, each.name, getattr(fresh, each.name))
-        return taken
+        perturb, prefill, decode, update = (total / max(1, workers) for total in self._times[:4])
+        generated, prompts = map(int, self._times[4:])
+        return EngineTimes(perturb, prefill, decode, update, generated, prompts, figures)

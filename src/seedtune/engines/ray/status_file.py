@@ -5,51 +5,36 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from seedtune.errors import RunError, StorageError, storage_cause
 
 STATUS, SCALE = ".ray-status.json", ".ray-scale.json"
-EVERY = 1.0
-"""Seconds between two checks."""
 
 
-class StatusFile:
-    """The driver's side.  A full disk costs the status, not the run."""
+def show(root: Path, status: Mapping[str, Any]) -> None:
+    """Write the state of the workers; a full disk costs the status, not the run."""
+    with suppress(OSError):
+        _put(root / STATUS, status)
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self._next = 0.0
 
-    def due(self, now: float) -> bool:
-        """Return whether the next check is due."""
-        if now < self._next or not self.root.is_dir():
-            return False
-        self._next = now + EVERY
-        return True
+def take_requested(root: Path) -> dict[str, int]:
+    """Return the number of workers of each kind that a user requested since the last call; empty: no request."""
+    file = root / SCALE
+    try:
+        requested = json.loads(file.read_text(encoding="utf-8"))
+        file.unlink()
+        return {str(kind): int(count) for kind, count in requested.items()}
+    except (OSError, ValueError, AttributeError, TypeError):
+        return {}
 
-    def show(self, status: Mapping[str, Any]) -> None:
-        """Write the state of the workers."""
-        try:
-            _put(self.root / STATUS, status)
-        except OSError:
-            return
 
-    def requested(self) -> dict[str, int] | None:
-        """Return the number of workers of each kind that a user requested since the last check."""
-        file = self.root / SCALE
-        try:
-            requested = json.loads(file.read_text(encoding="utf-8"))
-            file.unlink()
-            return {str(kind): int(count) for kind, count in requested.items()}
-        except (OSError, ValueError, AttributeError, TypeError):
-            return None
-
-    def clear(self) -> None:
-        """Delete both files when workers have gone or just started: requests for earlier workers do not count."""
-        for name in (STATUS, SCALE):
-            (self.root / name).unlink(missing_ok=True)
+def clear(root: Path) -> None:
+    """Delete both files when workers have gone or just started: requests for earlier workers do not count."""
+    for name in (STATUS, SCALE):
+        (root / name).unlink(missing_ok=True)
 
 
 def status_of(root: Path) -> dict[str, Any]:

@@ -5,148 +5,125 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Callable, Sequence
+from dataclasses import astuple, replace
+from functools import cache
 from pathlib import Path
+from typing import Any, get_type_hints
+
+from msgspec import Raw
 
 from seedtune import engines
 from seedtune.config.config import Config
-from seedtune.engines import codec as words
-from seedtune.engines import compact_codec
-from seedtune.engines.base import Engine, passes
-from seedtune.engines.codec import Plain
-from seedtune.engines.ray import protocol
-from seedtune.engines.ray.protocol import BEHIND, UNKNOWN
-from seedtune.errors import SeedtuneError, StorageError
-from seedtune.types import Term
+from seedtune.engines.base import Engine, EngineInfo, EngineTimes, passes
+from seedtune.engines.codec import TermColumns, decode, encode
+from seedtune.engines.ray.protocol import (
+    BehindError,
+    Call,
+    Enrolment,
+    JobMessage,
+    Reply,
+    StartWeights,
+    Sync,
+    pack,
+)
+from seedtune.engines.ray.worker_spec import WorkerSpec
+from seedtune.errors import StorageError
+from seedtune.types import Term, tokens
 
 RECENT = 16
 """Updates that a request can refer to by number."""
 
 
-class BehindError(Exception):
-    """The weights lack the updates that a request assumes."""
-
-
 class Worker:
-    """The class of the Ray actor.  ``call`` takes a request and returns a reply, which reports any error."""
+    """The class of the Ray actor: `call` takes a `Call` and returns a `Reply`, which reports any error.
+
+    Its operations are the other methods here, and those of its engine that it does not replace.
+    """
 
     def __init__(self, spec: bytes) -> None:
-        about = protocol.unpack(spec)
-        _limit_threads(about["threads"], torch_too=about["config"]["engine"] != "toy")
-        config = Config.create(about["config"])
-        self.engine: Engine = engines.ENGINES[config.engine](config, words.noise_from(about["noise"]))
+        about = decode(spec, WorkerSpec)
+        config = Config.create(dict(about.config))
+        _limit_threads(about.threads, torch_too=config.engine != "toy")
+        self.engine: Engine = engines.ENGINES[config.engine](config, about.noise)
         self.epoch, self.position = -1, 0
-        self.about: Plain = None
-        self.memory = protocol.PromptCache()
-        self.recent: dict[int, tuple[Term, ...]] = {}
+        self._info: EngineInfo | None = None
+        self._texts: list[bytes] = []
+        self._recent: dict[int, tuple[Term, ...]] = {}
         """The terms of the last updates, by the number of updates before each."""
 
     def call(self, request: bytes) -> bytes:
-        """Return a reply: ``done`` or an ``error``, the position of the weights, and the times."""
-        done, error, moments = None, None, [time.perf_counter()] * 3
+        """Return a `Reply` to a `Call`."""
+        began = synced = time.perf_counter()
+        result, error_class, message = Raw(encode(None)), "", ""
         try:
-            operation, told, sync = protocol.unpack(request)
-            self._sync(*sync)
-            moments[1:] = [time.perf_counter()] * 2
-            done = OPERATIONS[operation](self, told)
-            moments[2] = time.perf_counter()
-        except SeedtuneError as caught:
-            error = [type(caught).__name__, str(caught)]
-        except BehindError:
-            error = [BEHIND, ""]
-        except Exception as caught:  # noqa: BLE001 - the named boundary: the caller must get a reply
-            error = [UNKNOWN, f"{type(caught).__name__}: {caught}"]
-        times = protocol.times(self.engine.take_times(), moments[1] - moments[0], moments[2] - moments[1])
-        return protocol.pack([done, error, self.epoch, self.position, times])
+            call = decode(request, Call)
+            self._sync(call.sync)
+            synced = time.perf_counter()
+            types = types_of(call.operation)
+            arguments = {name: decode(raw, types[name]) for name, raw in call.arguments.items()}
+            operate = getattr(self, call.operation, None) or getattr(self.engine, call.operation)
+            result = Raw(encode(operate(**arguments)))
+        except Exception as error:  # noqa: BLE001 - the named boundary: the caller must get a reply
+            error_class, message = type(error).__name__, str(error)
+        worked, taken = time.perf_counter() - synced, self.engine.take_times()
+        times = None if taken == EngineTimes() else astuple(taken)[:6]
+        reply = Reply(result, error_class, message, self.epoch, self.position, synced - began, worked, times)
+        return encode(reply)
 
-    def _sync(self, epoch: int, start: Plain, position: int, missing: Sequence[Plain]) -> None:
+    def _sync(self, sync: Sync) -> None:
         """Bring the weights to the position that a request needs."""
-        if start is not None:
-            self._load(*start)
-            self.epoch, self.position = epoch, position
-            self.recent.clear()
-        if (self.epoch, self.position) != (epoch, position):
+        if sync.start is not None:
+            self._load(sync.start)
+            self.epoch, self.position = sync.epoch, sync.position
+            self._recent.clear()
+        if (self.epoch, self.position) != (sync.epoch, sync.position):
             raise BehindError
-        updates = [compact_codec.update_from(update) for update in missing]
-        for batch in passes(updates):
+        for batch in passes([compact.update() for compact in sync.updates]):
             self.epoch = -1  # if this fails half-way, no request may continue from these weights
             self.engine.apply(*batch)
             for update in batch:
-                self.recent[self.position] = update.terms
+                self._recent[self.position] = update.terms
                 self.position += 1
-            self.epoch = epoch
-        for old in sorted(self.recent)[:-RECENT]:
-            del self.recent[old]
+            self.epoch = sync.epoch
+        for old in sorted(self._recent)[:-RECENT]:
+            del self._recent[old]
 
-    def _load(self, snapshot: str | None, expected: str | None) -> None:
+    def _load(self, start: StartWeights) -> None:
         """Load the base model, or a snapshot, and check that the snapshot has the expected fingerprint."""
-        folder = None if snapshot is None else Path(snapshot)
         self.epoch = -1
-        self.about = protocol.info(self.engine.load(folder))
-        if expected is not None and self.engine.fingerprint() != expected:
-            raise StorageError(f"the snapshot {folder} does not hold what was written into it. Delete it.")
+        self._info = self.engine.load(None if start.snapshot is None else Path(start.snapshot))
+        if start.fingerprint is not None and self.engine.fingerprint() != start.fingerprint:
+            raise StorageError(f"the snapshot {start.snapshot} does not hold what was written into it. Delete it.")
 
     # ---------------------------------------------------------------- operations
 
-    def enrol(self, _: Plain) -> Plain:
-        """Return the worker's identity and host, and the description of its engine."""
-        return [os.getpid(), socket.gethostname(), self.about]
+    def enrol(self) -> Enrolment:
+        assert self._info is not None
+        return Enrolment(os.getpid(), socket.gethostname(), self._info)
 
-    def evaluate(self, asked: Plain) -> Plain:
-        """Return a job's rollouts."""
-        job = protocol.job_from(asked, self.memory)
-        return protocol.rollouts(job, self.engine.evaluate([job]))
+    def evaluate(self, job: JobMessage) -> bytes:
+        """Return the packed rollouts of a job, with counts for token ids that it does not request."""
+        found = self.engine.evaluate([job.job(self._texts)])
+        if job.tokens:
+            return pack(found)
+        return pack(replace(rollout, token_ids=(), counted=tokens(rollout)) for rollout in found)
 
-    def likelihoods(self, asked: Plain) -> Plain:
-        """Return a job's likelihoods."""
-        return protocol.likelihoods(self.engine.likelihoods([protocol.job_from(asked, self.memory)]))
+    def likelihoods(self, job: JobMessage) -> bytes:
+        return pack(self.engine.likelihoods([job.job(self._texts)]))
 
-    def norm(self, asked: Plain) -> Plain:
-        """Return ‖Σ weight·ε‖."""
-        return self.engine.norm(compact_codec.terms_from(asked))
+    def norm(self, terms: TermColumns) -> float:
+        return self.engine.norm(terms.terms())
 
-    def drift(self, _: Plain) -> Plain:
-        """Return ‖θ − θ₀‖."""
-        return self.engine.drift()
-
-    def cosine(self, asked: Plain) -> Plain:
-        """Return the cosine between two updates."""
-        one, other = (
-            self.recent[terms] if isinstance(terms, int) else compact_codec.terms_from(terms) for terms in asked
-        )
-        return self.engine.cosine(one, other)
-
-    def logprobs(self, asked: Plain) -> Plain:
-        """Return log-probabilities of completions."""
-        prompts, completions, base = asked
-        return self.engine.logprobs(protocol.prompts_from(prompts), completions, base=base)
-
-    def fingerprint(self, _: Plain) -> Plain:
-        """Return the fingerprint of the current weights."""
-        return bytes.fromhex(self.engine.fingerprint())
-
-    def snapshot(self, path: Plain) -> Plain:
-        """Write the current weights on this worker's machine."""
-        self.engine.snapshot(Path(path))
-
-    def export(self, asked: Plain) -> Plain:
-        """Write a model on this worker's machine."""
-        self.engine.export(Path(asked[0]), asked[1])
+    def cosine(self, one: int | TermColumns, other: int | TermColumns) -> float:
+        """Return the cosine between two updates, each as terms or by its number."""
+        both = [self._recent[terms] if isinstance(terms, int) else terms.terms() for terms in (one, other)]
+        return self.engine.cosine(*both)
 
 
-OPERATIONS: dict[str, Callable[[Worker, Plain], Plain]] = {
-    "enrol": Worker.enrol,
-    "evaluate": Worker.evaluate,
-    "likelihoods": Worker.likelihoods,
-    "norm": Worker.norm,
-    "drift": Worker.drift,
-    "cosine": Worker.cosine,
-    "logprobs": Worker.logprobs,
-    "fingerprint": Worker.fingerprint,
-    "snapshot": Worker.snapshot,
-    "export": Worker.export,
-}
-"""The operations of a worker, by name."""
+@cache
+def types_of(operation: str) -> dict[str, Any]:
+    """Return the types of an operation's arguments by name, and of its result as "return"."""
+    return get_type_hints(getattr(Worker, operation, None) or getattr(Engine, operation))
 
 
 def _limit_threads(count: int, *, torch_too: bool) -> None:

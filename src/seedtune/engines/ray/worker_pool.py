@@ -6,14 +6,17 @@ import hashlib
 import logging
 import time
 from collections import deque
-from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-from seedtune.config.sections import RaySettings
+from seedtune.config.config import Config
+from seedtune.engines.codec import encode
 from seedtune.engines.ray import cluster
-from seedtune.engines.ray.protocol import Known
-from seedtune.engines.ray.worker_spec import with_products
+from seedtune.engines.ray.cluster import Actor
+from seedtune.engines.ray.protocol import SentTexts
+from seedtune.engines.ray.worker_spec import WorkerSpec, needs_of
+from seedtune.numerics.noise import Noise
 
 log = logging.getLogger("seedtune")
 
@@ -30,8 +33,7 @@ class WorkerHandle:
 
     name: str
     kind: str
-    actor: Any
-    group: Any = None
+    actor: Actor
     since: float = 0.0
     epoch: int = -1
     position: int = 0
@@ -42,7 +44,7 @@ class WorkerHandle:
     plain: bool = False
     """Whether it failed to read a snapshot, and starts from the base model."""
 
-    known: Known = field(default_factory=Known)
+    sent_texts: SentTexts = field(default_factory=SentTexts)
     pid: int | None = None
     host: str | None = None
     call: Any = None
@@ -53,23 +55,30 @@ class WorkerHandle:
     jobs: int = 0
     busy: float = 0.0
 
+    def take(self) -> bytes | Exception:
+        """Take the reply that has come, or the error of the call."""
+        import ray
+
+        call, self.call = self.call, None
+        try:
+            reply: bytes = ray.get(call)
+        except Exception as error:  # noqa: BLE001 - whatever it is, this worker will not answer
+            return error
+        return reply
+
 
 class WorkerPool:
     """The workers by name.  Starts and ends processes, and passes bytes without interpreting them."""
 
-    def __init__(
-        self, settings: RaySettings, specs: Mapping[str, bytes], needs: Mapping[str, Mapping[str, Any]], *, run: str
-    ) -> None:
-        """Take ``specs``, the start data of each kind of worker, and ``needs``, its Ray resources.
-
-        ``run`` names the run that the workers belong to, if they may outlive this process.
-        """
+    def __init__(self, config: Config, noise: Noise, gpus: float) -> None:
+        """Take the ``gpus`` of the Ray cluster; no worker starts yet."""
+        self.settings, self.target = config.ray, dict(config.ray.kinds)
+        self.specs = {kind: WorkerSpec.of(config, noise, kind) for kind in self.target}
+        self.needs = {kind: needs_of(config, kind, gpus) for kind in self.target}
         # Adopted workers are checked again when they enrol, including the products by which they compute.
-        plain = {kind: with_products(spec, "auto") for kind, spec in specs.items()}
-        told = "".join(f"{kind} {spec.hex()}" for kind, spec in sorted(plain.items()))
-        self.run = f"{run} {hashlib.blake2b(told.encode(), digest_size=8).hexdigest()}"
-        self.settings, self.specs, self.needs = settings, dict(specs), needs
-        self.target = dict(settings.kinds)
+        plain = encode([spec.with_products("auto") for _, spec in sorted(self.specs.items())])
+        self.folder = str(Path(config.output_dir).resolve()).replace("/", "|")
+        self.run = f"{self.folder} {hashlib.blake2b(plain, digest_size=8).hexdigest()}"
         self.workers: dict[str, WorkerHandle] = {}
         self.notes: deque[str] = deque(maxlen=NOTES)
         self.fresh_notes: list[str] = []
@@ -78,6 +87,7 @@ class WorkerPool:
         self._losses: dict[str, int] = {}
         self._lost_at: dict[str, float] = {}
         self._again: dict[str, float] = {}
+        self._refused: dict[WorkerHandle, bytes | Exception] = {}
 
     # ------------------------------------------------------------------ as many as there should be
 
@@ -97,30 +107,30 @@ class WorkerPool:
         self._number += 1
         full = f"{self.run}/{name}" if self.settings.detached else None
         try:
-            actor, group = launch(self.specs[kind], self.needs[kind], full)
+            actor = Actor.start(encode(self.specs[kind]), self.needs[kind], full)
         except Exception as error:  # noqa: BLE001 - the boundary: Ray raises whatever it likes
             self._again[kind] = now + LONG / 2
             self.note(f"Ray starts no worker: {cluster.said(error)}")
             return
-        self.workers[name] = WorkerHandle(name, kind, actor, group, since=now)
+        self.workers[name] = WorkerHandle(name, kind, actor, since=now)
 
     def adopt(self, now: float) -> None:
         """Adopt workers of this run that outlived the process that started them; they load as new ones do."""
-        for full, actor in cluster.named(self.run.rpartition(" ")[0]):
+        for full, actor in cluster.named(self.folder).items():
             run, _, name = full.rpartition("/")
             kind, _, number = name.rpartition("-")
             if run != self.run or kind not in self.target:  # of other settings: no longer usable
-                cluster.end(actor, None, None)
+                actor.end()
                 continue
             self._number = max(self._number, int(number) + 1)
-            self.workers[name] = WorkerHandle(name, kind, actor, cluster.group_of(full), since=now)
+            self.workers[name] = WorkerHandle(name, kind, actor, since=now)
         if self.workers:
             self.note(f"took over {len(self.workers)} workers that were there: {', '.join(self.workers)}")
 
     def compute_by(self, kind: str, products: str) -> None:
         """Set the products of the existing workers as the ones that later workers of this kind must use."""
         if products:
-            self.specs[kind] = with_products(self.specs[kind], products)
+            self.specs[kind] = self.specs[kind].with_products(products)
 
     def lose(self, worker: WorkerHandle, why: str, now: float) -> None:
         """Remove a worker that is gone or unusable; another will replace it."""
@@ -128,15 +138,14 @@ class WorkerPool:
         self._losses[worker.kind], self._lost_at[worker.kind] = losses, now
         self._again[worker.kind] = now + min(LONG, SHORT * 2.0 ** (losses - 1))
         self.lost += 1
-        self.note(f"worker {worker.name}{_place(worker)} is lost: {why}")
+        place = "" if worker.pid is None else f" (process {worker.pid} on {worker.host})"
+        self.note(f"worker {worker.name}{place} is lost: {why}")
         self.dismiss(worker)
 
     def dismiss(self, worker: WorkerHandle) -> None:
         """End a worker without a replacement, unless too few are left."""
         self.workers.pop(worker.name, None)
-        cluster.end(worker.actor, worker.pid, worker.host)
-        if worker.group is not None:
-            cluster.ungroup(worker.group)
+        worker.actor.end(worker.pid, worker.host)
 
     def settle(self, worker: WorkerHandle) -> None:
         """Reset the count of losses in a row: a worker that came after the last loss has proved that it works."""
@@ -169,62 +178,28 @@ class WorkerPool:
         """Send a request to a worker; if Ray refuses it, its error becomes the reply."""
         worker.sent = now
         try:
-            worker.call = worker.actor.call.remote(request)
+            worker.call = worker.actor.call(request)
         except Exception as error:  # noqa: BLE001 - the boundary: Ray raises whatever it likes
-            worker.call = error
+            self._refused[worker] = error
 
-    def wait(self, seconds: float) -> list[tuple[WorkerHandle, bytes | Exception]]:
+    def wait(self, seconds: float) -> dict[WorkerHandle, bytes | Exception]:
         """Return replies, and errors of calls that failed, as soon as there is one."""
-        ray = cluster.require()
-        untaken = [worker for worker in self.workers.values() if isinstance(worker.call, Exception)]
-        if untaken:
-            found = [(worker, worker.call) for worker in untaken]
-            for worker in untaken:
-                worker.call = None
-            return found
+        import ray
+
+        if self._refused:
+            refused, self._refused = self._refused, {}
+            return refused
         calls = {worker.call: worker for worker in self.workers.values() if worker.call is not None}
         if not calls:
             time.sleep(min(seconds, 0.05))
-            return []
+            return {}
         try:
             done, _ = ray.wait(list(calls), num_returns=1, timeout=seconds)
             if done and len(calls) > 1:
                 done, _ = ray.wait(list(calls), num_returns=len(calls), timeout=0)
         except Exception as error:  # noqa: BLE001 - Ray is gone, and so are they all
-            return [(worker, error) for worker in calls.values()]
-        return self._taken(done, calls)
-
-    def _taken(
-        self, done: list[Any], calls: Mapping[Any, WorkerHandle]
-    ) -> list[tuple[WorkerHandle, bytes | Exception]]:
-        ray = cluster.require()
-        found: list[tuple[WorkerHandle, bytes | Exception]] = []
-        for call in done:
-            worker = calls[call]
-            worker.call = None
-            try:
-                found.append((worker, ray.get(call)))
-            except Exception as error:  # noqa: BLE001 - whatever it is, this worker will not answer
-                found.append((worker, error))
-        return found
-
-
-def launch(spec: bytes, needs: Mapping[str, Any], kept: str | None) -> tuple[Any, Any]:
-    """Start an actor, with a placement group if it needs several GPUs; with a name both outlive this process."""
-    ray = cluster.require()
-    from seedtune.engines.ray.worker import Worker
-
-    how = {**needs, "max_restarts": 0, "max_task_retries": 0}
-    if kept is not None:
-        how |= {"name": kept, "lifetime": "detached", "namespace": cluster.NAMESPACE}
-    group = None
-    if how.get("num_gpus", 0) > 1:
-        group, how["scheduling_strategy"] = cluster.grouped(how, kept)
-    return ray.remote(Worker).options(**how).remote(spec), group
-
-
-def _place(worker: WorkerHandle) -> str:
-    return "" if worker.pid is None else f" (process {worker.pid} on {worker.host})"
+            return dict.fromkeys(calls.values(), error)
+        return {calls[call]: calls[call].take() for call in done}
 
 
 def _least_use(worker: WorkerHandle) -> tuple[bool, int]:

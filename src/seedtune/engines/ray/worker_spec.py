@@ -2,15 +2,40 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from seedtune.config.config import Config
-from seedtune.engines import codec as words
-from seedtune.engines.ray import protocol
 from seedtune.errors import ConfigError
 from seedtune.numerics.machine import available_cores
 from seedtune.numerics.noise import Noise
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSpec:
+    """The start data of a worker: settings of the model and the engine, noise, and threads."""
+
+    config: Mapping[str, Any]
+    noise: Noise
+    threads: int
+
+    @classmethod
+    def of(cls, config: Config, noise: Noise, kind: str) -> WorkerSpec:
+        """Return the start data of workers of a kind; a local model is an absolute path, for workers elsewhere."""
+        section = getattr(config, kind).model_dump(mode="json")
+        if kind == "vllm" and config.vllm.tensor_parallel_size > 1:
+            # In a placement group vLLM would start actors of its own, one per bundle.
+            section.setdefault("distributed_executor_backend", "mp")
+        folder = Path(config.model).expanduser()
+        model = str(folder.resolve()) if kind != "toy" and folder.is_dir() else config.model
+        return cls({"model": model, "engine": kind, kind: section}, noise, max(1, int(cores_of(config))))
+
+    def with_products(self, products: str) -> WorkerSpec:
+        """Return the start data of later workers, once the products of this kind of worker are known."""
+        kind = self.config["engine"]
+        return replace(self, config={**self.config, kind: {**self.config[kind], "products": products}})
 
 
 def cores_of(config: Config) -> float:
@@ -21,34 +46,6 @@ def cores_of(config: Config) -> float:
     if settings.address is not None:
         return 1.0
     return float(max(1, available_cores.available().threads // sum(settings.kinds.values())))
-
-
-def spec_of(config: Config, noise: Noise, kind: str) -> bytes:
-    """Return model, engine and noise, in the form that a worker's constructor takes."""
-    section = getattr(config, kind).model_dump(mode="json")
-    if kind == "vllm" and config.vllm.tensor_parallel_size > 1:
-        # In a placement group vLLM would start actors of its own, one per bundle.
-        section.setdefault("distributed_executor_backend", "mp")
-    return protocol.pack(
-        {
-            "config": {"model": model_of(config, kind), "engine": kind, kind: section},
-            "noise": words.noise(noise),
-            "threads": max(1, int(cores_of(config))),
-        }
-    )
-
-
-def with_products(spec: bytes, products: str) -> bytes:
-    """Return the same spec for later workers, once the products of this kind of worker are known."""
-    told = protocol.unpack(spec)
-    told["config"][told["config"]["engine"]]["products"] = products
-    return protocol.pack(told)
-
-
-def model_of(config: Config, kind: str) -> str:
-    """Return a local model folder as an absolute path: workers may run elsewhere."""
-    folder = Path(config.model).expanduser()
-    return str(folder.resolve()) if kind != "toy" and folder.is_dir() else config.model
 
 
 def needs_of(config: Config, kind: str, gpus: float) -> dict[str, Any]:
@@ -62,6 +59,12 @@ def needs_of(config: Config, kind: str, gpus: float) -> dict[str, Any]:
     return {**needs, "resources": dict(settings.resources)} if settings.resources else needs
 
 
+def _gpus_of(config: Config, kind: str) -> float:
+    if kind == "vllm":
+        return float(config.vllm.tensor_parallel_size)
+    return 0.0 if kind == "toy" or config.transformers.device == "cpu" else 1.0
+
+
 def check(config: Config, gpus: float) -> None:
     """Raise ConfigError for settings workers cannot share, or resources a local Ray never has (a cluster may grow)."""
     if "transformers" in config.ray.kinds and config.transformers.weights_folder is not None:
@@ -71,8 +74,7 @@ def check(config: Config, gpus: float) -> None:
         )
     if config.ray.address is not None:
         return
-    wanted = {kind: needs_of(config, kind, gpus)["num_gpus"] * count for kind, count in config.ray.kinds.items()}
-    total = sum(wanted.values())
+    total = sum(needs_of(config, kind, gpus)["num_gpus"] * count for kind, count in config.ray.kinds.items())
     if total > gpus:
         raise ConfigError(
             f"ray.workers={config.ray.workers} need {total:g} GPUs, and this machine has {gpus:g}. Use fewer, "
@@ -83,9 +85,3 @@ def check(config: Config, gpus: float) -> None:
             f"ray.resources={config.ray.resources} are of a cluster, and Ray is started on this machine alone. "
             "Leave them out, or give ray.address."
         )
-
-
-def _gpus_of(config: Config, kind: str) -> float:
-    if kind == "vllm":
-        return float(config.vllm.tensor_parallel_size)
-    return 0.0 if kind == "toy" or config.transformers.device == "cpu" else 1.0

@@ -30,6 +30,7 @@ from seedtune.engines.vllm import compat, engine_args, lora, sampling_params
 from seedtune.engines.vllm.base_model import BaseModelInfo
 from seedtune.engines.vllm.engine_core import EngineCore
 from seedtune.engines.vllm.tensor_layout import check_complete
+from seedtune.engines.vllm.worker_state import WorkerSetup
 from seedtune.errors import SeedtuneError, StorageError
 from seedtune.numerics import fingerprint as fp
 from seedtune.numerics import tensor_file
@@ -98,7 +99,7 @@ class VllmEngine:
         self._make_states(base_model)
         if snapshot is not None:
             places = tensor_file.expect(snapshot / FILE, base_model.shapes, self._kept)
-            self._call("restore", {name: codec.place(stored) for name, stored in places.items()})
+            self._call("restore", codec.encode(places))
         self._core.forget_prefixes()
         names = self.source.name, base_model.fingerprint, dtype, self.device
         return EngineInfo(*names, base_model.coverage, self._kept, *self._arithmetic())
@@ -110,17 +111,17 @@ class VllmEngine:
         return told, f"library (vLLM {library['version']}, on {told['device']})"
 
     def _make_states(self, base_model: BaseModelInfo) -> None:
-        about = {
-            "noise": codec.noise(self.noise),
-            "kept": self._kept,
-            "dtype": str(self.dtype).removeprefix("torch."),
-            "others": {name: list(shape) for name, shape in base_model.others.items()},
-            "weights_memory": self.settings.weights_memory,
-            "shapes": {name: list(shape) for name, shape in base_model.shapes.items()},
-            "places": {name: codec.place(stored) for name, stored in base_model.places.items()},
-        }
+        setup = WorkerSetup(
+            noise=self.noise,
+            kept=self._kept,
+            dtype=str(self.dtype).removeprefix("torch."),
+            weights_memory=self.settings.weights_memory,
+            shapes=base_model.shapes,
+            others=base_model.others,
+            places=base_model.places,
+        )
         held: dict[str, int] = {}
-        for rank in self._call("make_state", about):
+        for rank in self._call("make_state", codec.encode(setup)):
             for name, size in rank.items():
                 held[name] = held.get(name, 0) + size
         check_complete(held, base_model.shapes)
@@ -174,7 +175,7 @@ class VllmEngine:
         if shift is None or not shift.terms:
             return NOWHERE
         if self._shifted is None or self._shifted[0] != shift:
-            self._shifted = shift, codec.update_from(self._call("step", codec.shift(shift))[0])
+            self._shifted = shift, codec.decode(self._call("step", codec.encode(shift))[0], Update)
         return self._shifted[1]
 
     def _set_member(self, where: Update, member: Member, sigma: float) -> None:
@@ -184,7 +185,7 @@ class VllmEngine:
         """
         self._core.fresh()
         current, self._current = self._current, False
-        self._call("apply_shift", codec.update(where))
+        self._call("apply_shift", codec.encode(where))
         if any(self._call("set_member", list(member), sigma)) or not current:
             self._core.forget_prefixes()
         self._current = True
@@ -284,18 +285,18 @@ class VllmEngine:
         self._core.fresh()
         self._call("invalidate")
         with self._core.whole():
-            self._call("apply", [codec.update(update) for update in updates])
+            self._call("apply", codec.encode(updates))
         self._times.update += time.perf_counter() - started
 
     def norm(self, terms: Sequence[Term]) -> float:
-        found: float = self._call("norm", codec.terms(terms))[0]
+        found: float = self._call("norm", codec.encode(terms))[0]
         return found
 
     def drift(self) -> float:
         return math.sqrt(math.fsum(square for rank in self._call("squares") for square in rank))
 
     def cosine(self, one: Sequence[Term], other: Sequence[Term]) -> float:
-        found: float = self._call("cosine", codec.terms(one), codec.terms(other))[0]
+        found: float = self._call("cosine", codec.encode((one, other)))[0]
         return found
 
     def fingerprint(self) -> str:
@@ -306,7 +307,7 @@ class VllmEngine:
     def snapshot(self, path: Path) -> None:
         """Write one file of whole tensors; every rank writes its own part of it."""
         places = tensor_file.reserve(path / FILE, self._loaded.shapes, self._kept)
-        self._call("save", {name: codec.place(stored) for name, stored in places.items()})
+        self._call("save", codec.encode(places))
 
     def export(self, path: Path, dtype: str | None = None) -> None:
         """Write a Hugging Face folder of the current model, in the checkpoint's precision or ``dtype``."""

@@ -9,7 +9,6 @@ from itertools import count
 from typing import Any
 
 from seedtune import errors
-from seedtune.engines.codec import Plain
 from seedtune.engines.vllm import compat
 from seedtune.errors import ConfigError, EngineError, SeedtuneError
 
@@ -67,7 +66,7 @@ class EngineCore:
             self._failure = self._failure or _stopped("the weights were updated", str(error))
             raise
 
-    def call(self, command: str, *arguments: Plain) -> list[Plain]:
+    def call(self, command: str, *arguments: Any) -> list[Any]:
         """Run a command on every worker and return the results by rank; the first seedtune error is raised here."""
         with self._guarded(f"its workers were asked for {command!r}"):
             answers = self._core.collective_rpc("seedtune", args=(command, *arguments))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from seedtune.engines.codec import Plain
 from seedtune.engines.vllm import compat
 from seedtune.engines.vllm.worker_state import COMMANDS, WorkerState
 from seedtune.errors import SeedtuneError
@@ -15,7 +14,7 @@ compat.keep_weights()  # vLLM imports this module before it loads the model
 class WorkerExtension:
     """Methods that vLLM's worker class inherits."""
 
-    def seedtune(self: Any, command: str, *arguments: Plain) -> Plain:
+    def seedtune(self: Any, command: str, *arguments: Any) -> list[Any]:
         """Run a command: ["done", result], or ["error", kind, message] for an error that a user can cause.
 
         seedtune errors would lose their type on the way from another process; all other errors stop the engine.

@@ -8,7 +8,7 @@ and an update while they hold a member is refused.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,6 @@ import numpy as np
 import torch
 
 from seedtune.engines import codec
-from seedtune.engines.codec import Plain
 from seedtune.engines.transformers.members.weight_format import as_tensor, as_weights
 from seedtune.engines.vllm import compat
 from seedtune.engines.vllm.lora import LoraMaker
@@ -25,8 +24,10 @@ from seedtune.engines.vllm.tensor_layout import Piece, pieces_of
 from seedtune.errors import EngineError, ModelError
 from seedtune.numerics import tensor_file
 from seedtune.numerics.kernels.select import kernels_for
+from seedtune.numerics.noise import Noise
+from seedtune.numerics.tensor_file import Stored
 from seedtune.numerics.weights import Weights
-from seedtune.types import UNPERTURBED, Member, Update
+from seedtune.types import UNPERTURBED, Member, Shift, Term, Update
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,32 +38,43 @@ class Held:
     sigma: float
 
 
+@dataclass(frozen=True, slots=True)
+class WorkerSetup:
+    """What a worker needs to know of the run and of the base model."""
+
+    noise: Noise
+    kept: str
+    dtype: str
+    weights_memory: str
+    shapes: Mapping[str, tuple[int, ...]]
+    others: Mapping[str, tuple[int, ...]]
+    places: Mapping[str, Stored]
+
+
 class WorkerState:
-    """The state of a worker; every method takes and returns plain data, see `codec`.
+    """The state of a worker; its commands take and return plain data, or bytes of `codec.encode`.
 
     ``before`` are the shapes of this worker's earlier tensors: its live weights are then not the base model's.
     """
 
-    def __init__(self, worker: Any, about: Plain, *, before: Mapping[str, tuple[int, ...]] | None = None) -> None:
+    def __init__(self, worker: Any, setup: bytes, *, before: Mapping[str, tuple[int, ...]] | None = None) -> None:
         self._model = worker.model_runner.get_model()
-        self.noise = codec.noise_from(about["noise"])
-        self.shapes: dict[str, tuple[int, ...]] = {name: tuple(shape) for name, shape in about["shapes"].items()}
-        self._dtype = getattr(torch, about["dtype"])
-        others = {name: tuple(shape) for name, shape in about["others"].items()}
-        self._places = {name: codec.place_from(data) for name, data in about["places"].items()}
+        about = codec.decode(setup, WorkerSetup)
+        self.noise, self.shapes, self._places = about.noise, about.shapes, about.places
+        self._dtype = getattr(torch, about.dtype)
         self._parameters = dict(self._model.named_parameters())
         pieces = pieces_of(
             {name: tuple(parameter.shape) for name, parameter in self._parameters.items()},
             compat.splits_of(self._model),
             compat.fused_names(self._model),
-            shapes={**self.shapes, **others},
+            shapes={**self.shapes, **about.others},
             first=worker.rank == 0,
         )
         self._device = next(iter(self._parameters.values())).device
         self._kernels = kernels_for(str(self._device))
         # On a CPU the device's memory is the host's.
-        self._on_host = self._device.type == "cpu" or about["weights_memory"] == "host"
-        kept = getattr(torch, about["kept"])
+        self._on_host = self._device.type == "cpu" or about.weights_memory == "host"
+        kept = getattr(torch, about.kept)
         shards = {name: Shard(pieces[name], self._first(pieces[name], kept)) for name in self.shapes}
         self.weights = ShardedWeights(
             shards,
@@ -155,9 +167,9 @@ class WorkerState:
 
     # -------------------------------------------------------------------------------------------- the state
 
-    def apply_shift(self, step: Plain) -> None:
+    def apply_shift(self, step: bytes) -> None:
         """Perturb from where an update would take the current weights; if it is empty, from the current weights."""
-        where = codec.update_from(step)
+        where = codec.decode(step, Update)
         if where == self._shift:
             return
         self._held, self._perturbed_from = None, self.weights  # frees an older copy before a new one is created
@@ -166,7 +178,7 @@ class WorkerState:
             self._perturbed_from = self.weights.moved(where)
             self._shift = where
 
-    def set_member(self, member: Plain, sigma: float) -> bool:
+    def set_member(self, member: Sequence[int], sigma: float) -> bool:
         """Write a member over the live weights, unless they hold it already; return whether they changed."""
         wanted = Member(*member)
         held = Held(wanted, sigma if wanted.sign else 0.0)
@@ -194,49 +206,51 @@ class WorkerState:
         """Invalidate the loaded member: the next one is written anew."""
         self._held = None
 
-    def apply(self, updates: Plain) -> None:
+    def apply(self, updates: bytes) -> None:
         """Update the current weights; the live weights are stale until the next ``set_member``."""
         if self._held is not None and self._held.member.sign:
             raise EngineError(
                 f"an update while the live weights are member {self._held.member.label(-1)}: invalidate it first."
             )
         self._held, self._perturbed_from, self._shift = None, self.weights, Update(0, ())
-        self.weights.apply(*map(codec.update_from, updates))
+        self.weights.apply(*codec.decode(updates, list[Update]))
 
     # -------------------------------------------------------------------------------------------- measures, files
 
-    def held(self) -> Plain:
+    def held(self) -> dict[str, int]:
         """Map tensor names to the number of their elements that this rank owns."""
         return {name: one.piece.size if one.piece.owned else 0 for name, one in self.weights.shards.items()}
 
-    def fingerprint(self) -> Plain:
+    def fingerprint(self) -> list[str]:
         """Return both lanes as decimal numbers."""
         return [str(lane) for lane in self.weights.fingerprint()]
 
-    def squares(self) -> Plain:
+    def squares(self) -> list[float]:
         return self.weights.squares()
 
-    def norm(self, terms: Plain) -> float:
-        return self.outline.norm(codec.terms_from(terms))
+    def norm(self, terms: bytes) -> float:
+        return self.outline.norm(codec.decode(terms, list[Term]))
 
-    def cosine(self, one: Plain, other: Plain) -> float:
-        return self.outline.cosine(codec.terms_from(one), codec.terms_from(other))
+    def cosine(self, both: bytes) -> float:
+        return self.outline.cosine(*codec.decode(both, tuple[list[Term], list[Term]]))
 
-    def step(self, shift: Plain) -> Plain:
+    def step(self, shift: bytes) -> bytes:
         """Return the update that a shift stands for."""
-        return codec.update(self.outline.step(codec.shift_from(shift)) or Update(0, ()))
+        return codec.encode(self.outline.step(codec.decode(shift, Shift)) or Update(0, ()))
 
-    def save(self, places: Plain) -> None:
+    def save(self, places: bytes) -> None:
         """Write this rank's own elements of the current weights into files that have room for all elements."""
+        stored = codec.decode(places, dict[str, Stored])
         for name, one in self.weights.shards.items():
             if one.piece.owned:
-                window = tensor_file.window(codec.place_from(places[name]), "r+")
+                window = tensor_file.window(stored[name], "r+")
                 window_of(window, one.piece)[...] = self.weights.host(one.theta)
 
-    def restore(self, places: Plain) -> None:
+    def restore(self, places: bytes) -> None:
         """Read the current weights from files; the live weights follow."""
+        stored = codec.decode(places, dict[str, Stored])
         for name, one in self.weights.shards.items():
-            window = tensor_file.window(codec.place_from(places[name]))
+            window = tensor_file.window(stored[name])
             self.weights.fill(name, np.array(window_of(window, one.piece)))
         self._held, self._perturbed_from, self._shift = None, self.weights, Update(0, ())
         self.set_member([*UNPERTURBED], 0.0)

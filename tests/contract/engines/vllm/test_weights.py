@@ -18,6 +18,7 @@ pytest.importorskip("vllm", reason="needs vLLM", exc_type=ImportError)
 
 from models import answers, job, load_engine, text_prompts
 from seedtune.config.sections import VllmSettings
+from seedtune.engines import codec
 from seedtune.engines.transformers.members.weight_format import as_tensor, as_weights
 from seedtune.engines.vllm import compat, engine_args
 from seedtune.engines.vllm.engine import VllmEngine
@@ -167,10 +168,10 @@ def test_becoming_what_it_is_writes_nothing_and_a_member_is_never_updated(served
     assert state_of(ours).set_member([*MEMBER], 0.2) is True
     before = ours.fingerprint()
     with pytest.raises(EngineError, match=r"live weights are member 1:0\+: invalidate it first"):
-        ours._call("apply", [])
+        ours._call("apply", codec.encode([]))
     assert state_of(ours).set_member([*UNPERTURBED], 0.7) is True
     assert state_of(ours).set_member([*UNPERTURBED], 0.0) is False
-    ours._call("apply", [])
+    ours._call("apply", codec.encode([]))
     assert ours.fingerprint() == before
 
 

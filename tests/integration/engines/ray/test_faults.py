@@ -12,8 +12,10 @@ import pytest
 import runs
 from ray_workers import At, alone, inline, ray_config
 from seedtune.engines import create
-from seedtune.engines.ray import controller, protocol, worker_spec
+from seedtune.engines.codec import decode, encode
+from seedtune.engines.ray import controller, worker_spec
 from seedtune.engines.ray import engine as ray_engine
+from seedtune.engines.ray.protocol import Call, JobMessage, Reply
 from seedtune.errors import ConfigError, DataError, EngineError
 from seedtune.run import directory, ledger
 from seedtune.run.artifacts.verify import verify_run
@@ -49,7 +51,7 @@ def every(number: int, what) -> object:
     """Something else instead of every so many-th answer to a job."""
 
     def fault(worker, request, calls):
-        operation = protocol.unpack(request)[0]
+        operation = decode(request, Call).operation
         return what(worker, request) if operation == "evaluate" and calls % number == 0 else None
 
     return fault
@@ -58,12 +60,12 @@ def every(number: int, what) -> object:
 GARBAGE = {
     "a crash": lambda worker, request: RuntimeError("the actor died"),
     "no bytes of ours": lambda worker, request: b"\xc1garbage",
-    "another message": lambda worker, request: protocol.pack({"hello": 1}),
-    "no rollouts": lambda worker, request: protocol.pack(
-        [["x"], None, worker.epoch, worker.position, worker.actor.call(request)[-32:]]
+    "another message": lambda worker, request: encode({"hello": 1}),
+    "no rollouts": lambda worker, request: encode(
+        Reply(["x"], "", "", worker.epoch, worker.position, synced=0.0, worked=0.0)
     ),
-    "out of memory": lambda worker, request: protocol.pack(
-        [None, ["unknown", "OutOfMemoryError: CUDA out of memory"], worker.epoch, worker.position, bytes(8)]
+    "out of memory": lambda worker, request: encode(
+        Reply(None, "OutOfMemoryError", "CUDA out of memory", worker.epoch, worker.position, synced=0.0, worked=0.0)
     ),
 }
 
@@ -80,8 +82,8 @@ def test_a_worker_that_fails_is_replaced_and_its_work_done_again(tmp_path, refer
 
 def test_a_job_that_kills_every_worker_costs_its_members_their_reward_and_nothing_else(tmp_path):
     def fault(worker, request, calls):
-        operation, told, _ = protocol.unpack(request)
-        poisonous = operation == "evaluate" and (2, 1, 1) in protocol.members_from(told[2])
+        call = decode(request, Call)
+        poisonous = call.operation == "evaluate" and (2, 1, 1) in decode(call.arguments["job"], JobMessage).members
         return RuntimeError("poison") if poisonous else None
 
     root = tmp_path / "run"
@@ -143,7 +145,7 @@ def test_fewer_workers_are_no_reason_to_wait_for_one_that_is_gone(tmp_path, refe
     asked = []
 
     def shrink(worker, request, calls):
-        if protocol.unpack(request)[0] == "fingerprint" and len(asked) < 4:
+        if decode(request, Call).operation == "fingerprint" and len(asked) < 4:
             asked.append(worker.name)
             trainer.engine.scale(1)
 
@@ -205,9 +207,9 @@ def test_a_worker_that_comes_late_begins_from_the_newest_snapshot(tmp_path):
     loads: list[tuple] = []
 
     def watching(worker, request, calls):
-        operation, _, (_, start, position, missing) = protocol.unpack(request)
-        if operation == "enrol":
-            loads.append((start[0], position, len(missing)))
+        call = decode(request, Call)
+        if call.operation == "enrol":
+            loads.append((call.sync.start.snapshot, call.sync.position, len(call.sync.updates)))
 
     config = ray_config(tmp_path / "run")
 
