@@ -6,18 +6,15 @@ import ast
 import inspect
 import sys
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
-from types import ModuleType
-from typing import Any, Literal
+from typing import Literal
 
 from seedtune.rewards.base import Reward, RewardFunction
 from seedtune.rewards.sources.user_code import MODULES
 
 OURS = "seedtune."
 """Module prefix of seedtune's own functions: without a ``source`` they are quick and cannot hang."""
-
-FIX = "put it into a file of its own and import it from there, or give it as file.py:function"
-"""The fix suggested for a function that a worker process cannot load."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,40 +33,36 @@ def place_of(reward: Reward, workers: int) -> Placement:
     """Return where a reward runs, given the number of worker processes."""
     if reward.inline:
         return Placement("thread")
-    if reward.source is not None:
-        return Placement("worker", reward.source) if workers else Placement("thread")
-    source, why = source_of(reward.function)
-    if source is not None and source.startswith(OURS):
+    place = _place_of(reward.function) if reward.source is None else Placement("worker", reward.source)
+    if reward.source is None and place.source.startswith(OURS):
         return Placement("here")
-    if not workers:
-        return Placement("thread")
-    return Placement("thread", note=why) if source is None else Placement("worker", source)
+    return place if workers else Placement("thread")
 
 
-def source_of(function: RewardFunction) -> tuple[str | None, str]:
-    """Return (import path of a function, "") or (None, why another process cannot import it)."""
+def _place_of(function: RewardFunction) -> Placement:
+    """Return a worker that imports the function, or a thread and why another process cannot import it."""
     if not inspect.isfunction(function):
-        return None, f"is an object of this process: {FIX}"
-    module = sys.modules.get(function.__module__)
-    if module is None or _lookup(module, function.__qualname__) is not function:
-        return None, f"is a lambda or a function inside another: {FIX}"
-    file = getattr(module, "__file__", None)
-    if file is not None and function.__module__.startswith(MODULES):
-        return f"{Path(file).resolve()}:{function.__qualname__}", ""
-    if function.__module__ != "__main__":
-        return f"{function.__module__}:{function.__qualname__}", ""
+        return _thread("is an object of this process")
+    module, name = function.__module__, function.__qualname__
+    try:
+        found = attrgetter(name)(sys.modules[module])
+    except (KeyError, AttributeError):
+        found = None
+    if found is not function:
+        return _thread("is a lambda or a function inside another")
+    file = getattr(sys.modules[module], "__file__", None)
+    if module != "__main__":
+        return Placement("worker", f"{file if module.startswith(MODULES) else module}:{name}")
     if file is None:
-        return None, f"is of a notebook or a prompt: {FIX}"
+        return _thread("is of a notebook or a prompt")
     if not _guarded(Path(file)):
-        return None, f'is of a script without `if __name__ == "__main__":`, which a worker would run again: {FIX}'
-    return f"{file}:{function.__qualname__}", ""
+        return _thread('is of a script without `if __name__ == "__main__":`, which a worker would run again')
+    return Placement("worker", f"{file}:{name}")
 
 
-def _lookup(module: ModuleType, qualname: str) -> Any:
-    found: Any = module
-    for piece in qualname.split("."):
-        found = getattr(found, piece, None)
-    return found
+def _thread(why: str) -> Placement:
+    fix = "put it into a file of its own and import it from there, or give it as file.py:function"
+    return Placement("thread", note=f"{why}: {fix}")
 
 
 def _guarded(script: Path) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import os
 import signal
 import socket
@@ -14,7 +13,7 @@ import time
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
-from seedtune.rewards.execution.call import Fault, RewardCall, RewardResult, failed
+from seedtune.rewards.execution.call import Fault, FaultKind, RewardCall, RewardResult, failed
 
 LOAD_SECONDS = 120.0
 """Time limit in seconds for importing a reward function."""
@@ -46,20 +45,19 @@ class Excerpt:
     HEAD, TAIL = 1000, 3000
 
     def __init__(self) -> None:
-        self.head, self.tail, self.dropped = b"", b"", 0
+        self.kept, self.dropped = bytearray(), 0
 
     def add(self, data: bytes) -> None:
         """Append output."""
-        room = self.HEAD - len(self.head)
-        self.head += data[:room]
-        rest = self.tail + data[room:] if room > 0 else self.tail + data
-        self.tail = rest[-self.TAIL :]
-        self.dropped += len(rest) - len(self.tail)
+        self.kept += data
+        surplus = max(0, len(self.kept) - self.HEAD - self.TAIL)
+        del self.kept[self.HEAD : self.HEAD + surplus]
+        self.dropped += surplus
 
     def text(self) -> str:
         """Return the kept output as text."""
         middle = f"\n… {self.dropped:,} bytes …\n".encode() if self.dropped else b""
-        return (self.head + middle + self.tail).decode("utf-8", "replace").strip()
+        return (self.kept[: self.HEAD] + middle + self.kept[self.HEAD :]).decode("utf-8", "replace").strip()
 
 
 class ProcessWorker:
@@ -68,6 +66,7 @@ class ProcessWorker:
     def __init__(self, memory_mb: int) -> None:
         self.memory_mb, self._owner = memory_mb, os.getpid()
         self.prepared = 0.0
+        """Seconds of starting the process and loading the function in the last call."""
         self._process: subprocess.Popen[bytes] | None = None
         self._excerpt, self._stopped = Excerpt(), False
 
@@ -79,10 +78,9 @@ class ProcessWorker:
         except (TypeError, ValueError, RecursionError) as error:
             return failed(Fault("send", f"cannot be called in a worker process, because {error}"), call.count)
         began = time.monotonic()
-        fault = self._ready(call.source)
+        fault = self._load(call.source)
         self.prepared = time.monotonic() - began
-        reply = self._ask(message, call.seconds) if fault is None else fault
-        answer = reply if isinstance(reply, Fault) else self._answer(reply)
+        answer = self._ask(message, call.seconds) if fault is None else fault
         return failed(answer, call.count) if isinstance(answer, Fault) else answer
 
     def stop(self) -> None:
@@ -100,36 +98,20 @@ class ProcessWorker:
             os.close(self._lifeline)
             self._process = None
 
-    def _answer(self, reply: dict[str, Any]) -> RewardResult | Fault:
-        if "fault" in reply:
-            return self._spent(Fault(*reply["fault"]))
-        values = [math.nan if value is None else float(value) for value in reply["values"]]
-        return RewardResult(values, {place: Fault(*fault) for place, fault in reply["faults"]})
-
-    def _spent(self, fault: Fault) -> Fault:
-        """Add the function's output to its fault; a process that ran out of memory is not used again."""
-        if fault.kind == "memory":
-            self.close()
-            return fault._replace(message=f"ran out of memory (reward_memory_mb={self.memory_mb})")
-        return fault._replace(details=_with_output(fault.details, self._printed()))
-
-    def _ready(self, source: str) -> Fault | None:
+    def _load(self, source: str) -> Fault | None:
         """Start the process and load the function if necessary; return the fault if that fails."""
-        if self._process is not None and not self._listens():
-            self.close()  # it ended between two calls, so no call is to blame
+        if self._process is not None:
+            self._ask(
+                "{}", SIGN_SECONDS
+            )  # forgets a process that ended or hangs between two calls: no call is to blame
         if self._process is None:
             self._start()
         if source in self._loaded:
             return None
-        reply = self._ask(json.dumps({"source": source}), LOAD_SECONDS)
-        fault = reply if isinstance(reply, Fault) else Fault(*reply["fault"]) if "fault" in reply else None
+        answer = self._ask(json.dumps({"source": source}), LOAD_SECONDS)
+        fault = answer if isinstance(answer, Fault) else answer.faults.get(0)
         self._loaded.add(source)
         return None if fault is None else fault._replace(kind="load")
-
-    def _listens(self) -> bool:
-        """Whether the process answers an empty request and has sent no unsolicited reply."""
-        assert self._process is not None
-        return self._process.poll() is None and not self._connection.poll(0) and self._ask("{}", SIGN_SECONDS) == {}
 
     def _start(self) -> None:
         ours, theirs = socket.socketpair()
@@ -153,57 +135,63 @@ class ProcessWorker:
         if self._stopped:
             self._kill()
 
-    def _ask(self, message: str, seconds: float) -> dict[str, Any] | Fault:
-        """Send a request and wait for the reply, reading printed output meanwhile."""
+    def _ask(self, message: str, seconds: float) -> RewardResult | Fault:
+        """Send a request and wait for the reply, reading printed output meanwhile; a process that fails is closed."""
         self._printed()
         self._excerpt = Excerpt()
         deadline = time.monotonic() + seconds + GRACE
+        waited: list[Any] = [self._connection, self._output]
         try:
+            if self._connection.poll(0):
+                return self._lost("crash", "sent a reply that it was not asked for")
             self._connection.send_bytes(message.encode())
-            while self._waits(deadline):
-                pass
-            if not self._connection.poll(0):
-                return self._lost("hang", f"took longer than {seconds:g} s")
-            reply: dict[str, Any] = json.loads(self._connection.recv_bytes(LARGEST))
-            return reply
+            while self._connection not in (ready := wait(waited, deadline - time.monotonic())):
+                if time.monotonic() >= deadline:
+                    return self._lost("hang", f"took longer than {seconds:g} s")
+                if ready and self._read() == b"":  # it closed its output: only the reply is left
+                    waited.remove(self._output)
+            values, faults = json.loads(self._connection.recv_bytes(LARGEST))
         except (OSError, EOFError, ValueError):
             return self._lost("crash", "ended its process")
+        printed = self._printed() if faults else ""
+        found = {place: self._told(Fault(*fault), printed) for fault, places in faults for place in places}
+        if any(fault.kind == "memory" for fault in found.values()):
+            self.close()
+        return RewardResult(values, found)
 
-    def _waits(self, deadline: float) -> bool:
-        """Read available output; return whether to keep waiting for the reply or the end of the process."""
-        output = self._output.fileno()
-        ready = wait([self._connection, output], max(0.0, deadline - time.monotonic()))
-        if output in ready and not self._read():
-            self._connection.poll(max(0.0, deadline - time.monotonic()))  # it closed its output: only the reply is left
-            return False
-        return bool(ready) and self._connection not in ready and time.monotonic() < deadline
+    def _told(self, fault: Fault, printed: str) -> Fault:
+        """Add the function's output to its fault, and the limit to one of memory."""
+        fault = fault._replace(details=f"{fault.details}\nprinted:\n{printed}".strip() if printed else fault.details)
+        told = f"ran out of memory (reward_memory_mb={self.memory_mb})"
+        return fault._replace(message=told) if fault.kind == "memory" else fault
 
-    def _read(self) -> bool:
-        """Move available output into the excerpt; return False at end of file."""
+    def _read(self) -> bytes | None:
+        """Move available output into the excerpt and return it: None if there is none yet, empty at end of file."""
         data = self._output.read(1 << 16)
         self._excerpt.add(data or b"")
-        return data != b""
+        return data
 
     def _printed(self) -> str:
         """Read the remaining output of the last call and return the excerpt."""
         for _ in range(READS):  # child processes of the call may print for ever
-            if not (data := self._output.read(1 << 16)):
+            if not self._read():
                 break
-            self._excerpt.add(data)
         return self._excerpt.text()
 
-    def _lost(self, kind: Any, message: str) -> Fault:
-        """Clean up a process that crashed, or kill one that hangs; return the fault."""
-        assert self._process is not None
+    def _lost(self, kind: FaultKind, message: str) -> Fault:
+        """Close a process that crashed or hangs, and return the fault."""
         process = self._process
+        assert process is not None
         if kind == "crash":
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(GRACE)
         self._kill()
         code = process.wait()
-        printed = self._printed()
+        if kind == "crash":
+            message += f" (killed by {signal.Signals(-code).name})" if code < 0 else f" (exit code {code})"
+        fault = self._told(Fault(kind, message), self._printed())
         self.close()
-        return Fault(kind, f"{message} ({_ending(code)})" if kind == "crash" else message, _with_output("", printed))
+        return fault
 
     def _kill(self) -> None:
         """Kill the process and its children; does nothing in a fork of this process."""
@@ -226,13 +214,3 @@ def plain(value: Any) -> Any:
     elif value is not None and type(value) not in (str, int, float, bool):
         raise TypeError(f"its data hold a {type(value).__name__}, which is not plain (text, numbers, lists)")
     return value
-
-
-def _ending(code: int) -> str:
-    if code < 0:
-        return f"killed by {signal.Signals(-code).name}"
-    return f"exit code {code}"
-
-
-def _with_output(details: str, printed: str) -> str:
-    return f"{details}\nprinted:\n{printed}".strip() if printed else details

@@ -10,7 +10,6 @@ import contextlib
 import faulthandler
 import fcntl
 import json
-import math
 import os
 import resource
 import signal
@@ -20,7 +19,7 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any, NoReturn
 
-from seedtune.rewards.execution.call import RewardResult, attempt, fault_of
+from seedtune.rewards.execution.call import Fault, RewardResult, attempt, failed, fault_of
 from seedtune.rewards.sources.adapters import load
 
 Functions = dict[str, Callable[..., Any]]
@@ -40,20 +39,21 @@ def main(channel: int, lifeline: int, memory_mb: int) -> NoReturn:
             request = json.loads(connection.recv_bytes())
         except (EOFError, OSError):
             os._exit(0)
-        connection.send_bytes(json.dumps(_reply(functions, request)).encode())
+        connection.send_bytes(_encoded(_reply(functions, request)))
 
 
-def _reply(functions: Functions, request: dict[str, Any]) -> dict[str, Any]:
-    source = request.get("source")
-    if source is None:
-        return {}
+def _reply(functions: Functions, request: dict[str, Any]) -> RewardResult:
+    """Load the function of a request; call it if there are keywords, too."""
+    if not request:
+        return RewardResult([])
+    source = request["source"]
     if source not in functions:
         try:
             functions[source] = load(source)
         except (Exception, SystemExit) as error:  # noqa: BLE001 - the named boundary: user code
-            return {"fault": fault_of(error)._replace(kind="load")}
+            return failed(fault_of(error), 1)
     if "keywords" not in request:
-        return {}
+        return RewardResult([])
     # Just before the parent's time-out, dump the traceback of a hung call to the output that the parent reads.
     faulthandler.dump_traceback_later(request["seconds"], exit=False)
     owner = os.getpid()
@@ -63,15 +63,15 @@ def _reply(functions: Functions, request: dict[str, Any]) -> dict[str, Any]:
     faulthandler.cancel_dump_traceback_later()
     with contextlib.suppress(Exception):
         sys.stdout.flush()
-    return _plain(answer)
+    return answer
 
 
-def _plain(answer: RewardResult) -> dict[str, Any]:
-    distinct = set(answer.faults.values())
-    if len(distinct) == 1 and len(answer.faults) == len(answer.values):
-        return {"fault": distinct.pop()}
-    values = [None if math.isnan(value) else value for value in answer.values]
-    return {"values": values, "faults": list(answer.faults.items())}
+def _encoded(answer: RewardResult) -> bytes:
+    """Encode a result as JSON: the values, and each fault with the completions that it concerns."""
+    places: dict[Fault, list[int]] = {}
+    for place, fault in answer.faults.items():
+        places.setdefault(fault, []).append(place)
+    return json.dumps([answer.values, list(places.items())]).encode()
 
 
 def _end_with(lifeline: int) -> None:
