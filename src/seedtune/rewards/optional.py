@@ -10,15 +10,6 @@ from types import ModuleType
 
 from seedtune.errors import MissingExtraError
 
-EXTRAS = {
-    "math_verify": "tasks",
-    "latex2sympy2_extended": "tasks",
-    "reasoning_gym": "tasks",
-    "jsonschema": "tasks",
-    "datasets": "data",
-    "pyarrow.parquet": "data",
-}
-"""Module → extra of seedtune that installs it."""
 
 
 def optional(module: str, what: str) -> ModuleType:
@@ -43,4 +34,4 @@ def tidied() -> Iterator[None]:
 
 def install(module: str) -> str:
     """Return the pip command that installs a module through seedtune's extra."""
-    return f"pip install 'seedtune[{EXTRAS[module]}]'"
+    return f"pip install 'seedtune[{'data' if module in ('datasets', 'pyarrow.parquet') else 'tasks'}]'"

@@ -203,13 +203,10 @@ class ProcessWorker:
 
 def plain(value: Any) -> Any:
     """Return ``value`` if it survives a round trip through JSON; raise TypeError naming the part that does not."""
-    if isinstance(value, dict):
-        if not all(isinstance(key, str) for key in value):
+    if isinstance(value, dict | list):
+        if isinstance(value, dict) and not all(isinstance(key, str) for key in value):
             raise TypeError("its data hold a mapping with keys that are no text")
-        for inner in value.values():
-            plain(inner)
-    elif isinstance(value, list):
-        for inner in value:
+        for inner in value.values() if isinstance(value, dict) else value:
             plain(inner)
     elif value is not None and type(value) not in (str, int, float, bool):
         raise TypeError(f"its data hold a {type(value).__name__}, which is not plain (text, numbers, lists)")

@@ -9,23 +9,19 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
-from seedtune.errors import ConfigError, MissingExtraError, RewardError, nearest
+from seedtune.errors import ConfigError, RewardError, nearest
+from seedtune.rewards.answer_tags import tagged
 from seedtune.rewards.base import RewardFunction, text_of
+from seedtune.rewards.execution.call import accepted
+from seedtune.rewards.optional import optional
 from seedtune.rewards.sources import user_code
-from seedtune.rewards.sources.gym_score import evaluates, marks
+from seedtune.rewards.sources.gym_score import evaluates, marks, scorer
 
 Function = Callable[..., Any]
 Row = Mapping[str, Any]
 
 TARGETS = ("target", "answer", "ground_truth", "label", "solution")
 """Usual names of the target column; a pair function uses the one that the data have."""
-
-_ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
-
-
-def trl(function: Function, target: str | None) -> RewardFunction:
-    """Return the function unchanged: it has TRL's signature."""
-    return function
 
 
 def verl(function: Function, target: str | None) -> RewardFunction:
@@ -35,7 +31,6 @@ def verl(function: Function, target: str | None) -> RewardFunction:
     ``extra_info`` and ``ground_truth`` (or ``target``, or ``ground_truth`` inside the column ``reward_model``, as in
     verl's data).  A function with fewer parameters gets only those.
     """
-    takes = _taken(function)
 
     def call(prompt: Any, text: str, row: Row) -> Any:
         given = {
@@ -44,7 +39,7 @@ def verl(function: Function, target: str | None) -> RewardFunction:
             "ground_truth": _ground_truth(row, target),
             "extra_info": row.get("extra_info"),
         }
-        return function(**{key: value for key, value in given.items() if takes is None or key in takes})
+        return function(**accepted(function, given))
 
     return _each(call, function)
 
@@ -70,12 +65,11 @@ def pair(function: Function, target: str | None) -> RewardFunction:
 
 
 ADAPTERS: dict[str, Callable[[Function, str | None], RewardFunction]] = {
-    "trl": trl,
     "verl": verl,
     "reasoning_gym": reasoning_gym,
     "pair": pair,
 }
-"""Adapters by name: (function, name of the target column) → function with TRL's signature."""
+"""Adapters by name (``trl`` needs none): (function, name of the target column) → function with TRL's signature."""
 
 _ADAPTED = re.compile(rf"({'|'.join(ADAPTERS)})(?:=([^@]+))?@(.*)", re.DOTALL)
 
@@ -86,20 +80,20 @@ def load(source: str) -> RewardFunction:
     Raises ConfigError if the file, module or function does not exist, cannot be imported, or is not callable.
     """
     found = _ADAPTED.fullmatch(source)
-    adapter, target, path = found.groups() if found else ("trl", None, source)
+    adapter, target, path = found.groups() if found else (None, None, source)
     if adapter == "reasoning_gym" and not path:
         return reasoning_gym(None, None)
     label = f"the reward {path!r}"
     function = user_code.load(path, label)
     if isinstance(function, type):
         raise ConfigError(f"{label} is a class, not a function. Name a function, or an instance with __call__.")
-    return ADAPTERS[adapter](function, target)
+    return ADAPTERS[adapter](function, target) if adapter else function
 
 
 def answer_in(text: str) -> str:
-    """Return the stripped text in the last ``<answer>…</answer>`` of a completion, or all of it if there is none."""
-    found = _ANSWER.findall(text)
-    return (found[-1] if found else text).strip()
+    """Return the `tagged` answer of a completion, or its whole stripped text if there is none."""
+    answer = tagged(text)
+    return text.strip() if answer is None else answer
 
 
 def rows_of(columns: Mapping[str, Sequence[Any]], count: int) -> list[dict[str, Any]]:
@@ -137,14 +131,6 @@ def _score(returned: Any) -> Any:
     if "score" not in returned:
         raise RewardError(f"a reward function returned a mapping without a 'score' (it holds {sorted(returned)}).")
     return returned["score"]
-
-
-def _taken(function: Function) -> set[str] | None:
-    """Return the names of a function's parameters; None if it has ``**kwargs``."""
-    parameters = inspect.signature(function).parameters.values()
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
-        return None
-    return {parameter.name for parameter in parameters}
 
 
 def _ground_truth(row: Row, target: str | None) -> Any:
@@ -187,18 +173,13 @@ def _generator_of(row: Row) -> str:
 @lru_cache(maxsize=64)
 def _scorer(name: str) -> Function:
     """Return the scorer of a reasoning-gym generator; ConfigError if it is unknown or evaluates model output."""
-    try:
-        import reasoning_gym as gym
-    except ImportError as error:
-        raise MissingExtraError("the adapter reasoning_gym", "pip install reasoning-gym") from error
-    try:
-        function: Function = gym.get_score_answer_fn(name)
-    except ValueError as error:
-        raise ConfigError(f"metadata.source_dataset={name!r} is not a generator of this reasoning-gym.") from error
-    culprit = evaluates(name, gym.factory.DATASETS[name][0])
+    known = optional("reasoning_gym", "the adapter reasoning_gym").factory.DATASETS
+    if name not in known:
+        raise ConfigError(f"metadata.source_dataset={name!r} is not a generator of this reasoning-gym.")
+    culprit = evaluates(name, known[name][0])
     if culprit is not None:
         raise ConfigError(
             f"metadata.source_dataset={name!r} is refused: its scorer runs {culprit} on what the model wrote. Give a "
             "path to a score_answer function of your own."
         )
-    return lambda answer, entry: marks(function, answer, entry, 0.0)
+    return lambda answer, entry: marks(scorer(name), answer, entry, 0.0)

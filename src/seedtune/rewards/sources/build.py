@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import chain, count
 from typing import Any
 
 from seedtune.config.config import Config
@@ -75,6 +76,6 @@ def _build(name: str, settings: RewardSettings) -> Reward:
 def _names(own: Sequence[str]) -> list[str]:
     names: list[str] = []
     for name in own:
-        candidates = (name, *(f"{name}_{number}" for number in range(2, len(own) + 2)))
+        candidates = chain([name], (f"{name}_{number}" for number in count(2)))
         names.append(next(candidate for candidate in candidates if candidate not in names))
     return names

@@ -56,19 +56,15 @@ class Classifier:
 
     def _batches(self, ids: Sequence[list[int]]) -> Iterator[list[int]]:
         """Yield batches of indices with similar lengths; batches of one if the tokenizer has no padding token."""
-        size = 1 if self._padding() is None else BATCH
+        size = 1 if self.tokenizer.pad_token_id is None else BATCH
         order = sorted(range(len(ids)), key=lambda index: (len(ids[index]), index))
         return (order[first : first + size] for first in range(0, len(order), size))
-
-    def _padding(self) -> int | None:
-        padding: int | None = self.tokenizer.pad_token_id
-        return padding
 
     def _scores(self, ids: Sequence[list[int]]) -> list[float]:
         import torch
 
         model = self._loaded()
-        width, padding = max(map(len, ids)), self._padding() or 0
+        width, padding = max(map(len, ids)), self.tokenizer.pad_token_id or 0
         tokens = torch.tensor([[*row, *[padding] * (width - len(row))] for row in ids], device=self.settings.device)
         mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in ids], device=self.settings.device)
         with torch.inference_mode():
@@ -81,8 +77,8 @@ class Classifier:
             from transformers import AutoModelForSequenceClassification
 
             self.model = self._read(AutoModelForSequenceClassification).eval().to(self.settings.device)
-            if self._padding() is not None:
-                self.model.config.get_text_config().pad_token_id = self._padding()
+            if self.tokenizer.pad_token_id is not None:
+                self.model.config.get_text_config().pad_token_id = self.tokenizer.pad_token_id
         return self.model
 
     def _read(self, factory: Any) -> Any:

@@ -78,15 +78,13 @@ def evaluates(name: str, dataset: type) -> str | None:
     """
     if name in OWN_DATA:
         return None
-    seen: set[str] = set()
-    waiting = ["score_answer"]
+    seen, waiting = set[str](), {"score_answer"}
     while waiting:
         word = waiting.pop()
-        if word in seen:
-            continue
         seen.add(word)
-        if word not in FORBIDDEN:
-            waiting += _names(_function(dataset, word))
+        function = _function(dataset, word)
+        if function is not None and word not in FORBIDDEN:
+            waiting |= _names(function.__code__) - seen
     return min(seen & FORBIDDEN, default=None)
 
 
@@ -97,12 +95,7 @@ def _function(dataset: type, word: str) -> FunctionType | None:
     return found if isinstance(found, FunctionType) else None
 
 
-def _names(function: FunctionType | None) -> list[str]:
-    """Return every name used in a function's code, including nested code."""
-    codes: list[CodeType] = [function.__code__] if function is not None else []
-    names: list[str] = []
-    while codes:
-        code = codes.pop()
-        names += code.co_names
-        codes += [constant for constant in code.co_consts if isinstance(constant, CodeType)]
-    return names
+def _names(code: CodeType) -> set[str]:
+    """Return every name used in code, including nested code."""
+    nested = [constant for constant in code.co_consts if isinstance(constant, CodeType)]
+    return set(code.co_names).union(*map(_names, nested))

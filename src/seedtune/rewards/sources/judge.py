@@ -13,10 +13,9 @@ import math
 import os
 import re
 import socket
-import ssl
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
 from http import HTTPStatus
 from threading import Event, Timer
 from typing import Any
@@ -115,13 +114,11 @@ class Judge:
         """Return the message of a chat completion, or the whole response of a reward endpoint."""
         if self.settings.kind == "reward":
             return answer.decode("utf-8", "replace")
-        try:
+        with suppress(ValueError, LookupError, TypeError, RecursionError):
             text = json.loads(answer)["choices"][0]["message"]["content"]
-        except (ValueError, LookupError, TypeError, RecursionError):
-            raise Failure("the answer is not a chat completion") from None
-        if not isinstance(text, str):
-            raise Failure("the answer is not a chat completion")
-        return text
+            if isinstance(text, str):
+                return text
+        raise Failure("the answer is not a chat completion")
 
 
 def request(address: SplitResult, body: bytes, key: str | None, timeout: float) -> bytes:
@@ -132,11 +129,13 @@ def request(address: SplitResult, body: bytes, key: str | None, timeout: float) 
     headers = {"Content-Type": "application/json", "Accept": "application/json", "Connection": "close"}
     if key is not None:
         headers["Authorization"] = f"Bearer {key}"
+    kind = http.client.HTTPSConnection if address.scheme == "https" else http.client.HTTPConnection
+    target = address._replace(scheme="", netloc="", path=address.path or "/").geturl()
     try:
-        with closing(_connection(address, timeout)) as connection:
+        with closing(kind(address.hostname or "", address.port, timeout=timeout)) as connection:
             connection.connect()
             with _cut_after(connection.sock, timeout):
-                connection.request("POST", _target(address), body, headers)
+                connection.request("POST", target, body, headers)
                 return _read(connection.getresponse())
     except TimeoutError:
         raise Failure(f"no answer in {timeout:g} s", again=True) from None
@@ -144,11 +143,44 @@ def request(address: SplitResult, body: bytes, key: str | None, timeout: float) 
         raise Failure(f"the connection failed ({type(error).__name__})", again=True) from None
 
 
+@contextmanager
+def _cut_after(sock: socket.socket, seconds: float) -> Iterator[None]:
+    """Shut a socket down after ``seconds`` in total: slow trickling keeps resetting the socket's own time-out."""
+    late = Event()
+
+    def cut() -> None:
+        late.set()
+        with suppress(OSError):
+            sock.shutdown(socket.SHUT_RDWR)
+
+    timer = Timer(seconds, cut)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        if late.is_set():
+            raise TimeoutError
+
+
+def _read(response: http.client.HTTPResponse) -> bytes:
+    """Return the body of a response; raise Failure, with the seconds of its ``Retry-After``, for other statuses."""
+    if response.status != HTTPStatus.OK:
+        again = response.status in AGAIN or response.status >= HTTPStatus.INTERNAL_SERVER_ERROR
+        wait = response.getheader("Retry-After", "")
+        raise Failure(f"HTTP {response.status}", again=again, wait=float(wait) if wait.isdecimal() else None)
+    answer = response.read(LARGEST + 1)
+    if len(answer) > LARGEST:
+        raise Failure(f"the answer is longer than {LARGEST:,} bytes")
+    return answer
+
+
 def score_in(text: str, settings: JudgeSettings) -> float:
     """Parse the score from the judge's text with the configured parser; raise Failure if none is within the bounds."""
     try:
-        value = float({"number": _number, "json": _field, "pattern": _group}[settings.parser](text, settings))
-    except (ValueError, TypeError, OverflowError):
+        value = float(_score_of(text, settings))
+    except (ValueError, TypeError, OverflowError, LookupError, RecursionError):
         raise Failure(f"no score in the answer by parser={settings.parser}") from None
     min_score, max_score = settings.bounds
     if not math.isfinite(value) or not min_score <= value <= max_score:
@@ -156,30 +188,16 @@ def score_in(text: str, settings: JudgeSettings) -> float:
     return value
 
 
-def _number(text: str, settings: JudgeSettings) -> str:
-    found = _NUMBER.findall(_OUT_OF.sub(" ", text))
-    if not found:
-        raise ValueError
-    return str(found[-1])
-
-
-def _field(text: str, settings: JudgeSettings) -> Any:
-    """Return ``settings.field`` of the JSON object between the first and the last brace of the text."""
-    try:
-        value = json.loads(text[text.index("{") : text.rindex("}") + 1])
-    except RecursionError:
-        raise ValueError from None
-    found = value.get(settings.field) if isinstance(value, dict) else None
+def _score_of(text: str, settings: JudgeSettings) -> Any:
+    """Return the last number, the last match of the pattern, or a field of the JSON object between the outer braces."""
+    if settings.parser == "number":
+        return _NUMBER.findall(_OUT_OF.sub(" ", text))[-1]
+    if settings.parser == "pattern":
+        return re.findall(settings.pattern or "", text)[-1]
+    found = json.loads(text[text.index("{") : text.rindex("}") + 1])[settings.field]
     if isinstance(found, bool):
-        raise ValueError
+        raise TypeError
     return found
-
-
-def _group(text: str, settings: JudgeSettings) -> Any:
-    found = re.findall(settings.pattern or "", text)
-    if not found:
-        raise ValueError
-    return found[-1]
 
 
 def _filled(name: str, known: Mapping[str, Any]) -> str:
@@ -235,53 +253,3 @@ def _key(settings: JudgeSettings) -> str | None:
             f"judge.api_key_env={settings.api_key_env!r}: the variable holds more than a key (blanks, line ends)."
         )
     return key
-
-
-def _connection(address: SplitResult, timeout: float) -> http.client.HTTPConnection:
-    host = address.hostname or ""
-    if address.scheme == "https":
-        return http.client.HTTPSConnection(host, address.port, timeout=timeout, context=ssl.create_default_context())
-    return http.client.HTTPConnection(host, address.port, timeout=timeout)
-
-
-class _cut_after:  # noqa: N801 - reads as a verb at its only use
-    """Shut a socket down after ``seconds`` in total: slow trickling keeps resetting the socket's own time-out."""
-
-    def __init__(self, sock: socket.socket, seconds: float) -> None:
-        self.late = False
-        self.sock = sock
-        self.timer = Timer(seconds, self._cut)
-        self.timer.daemon = True
-
-    def _cut(self) -> None:
-        self.late = True
-        with suppress(OSError):
-            self.sock.shutdown(socket.SHUT_RDWR)
-
-    def __enter__(self) -> None:
-        self.timer.start()
-
-    def __exit__(self, *_: object) -> None:
-        self.timer.cancel()
-        if self.late:
-            raise TimeoutError
-
-
-def _target(address: SplitResult) -> str:
-    return (address.path or "/") + (f"?{address.query}" if address.query else "")
-
-
-def _read(response: http.client.HTTPResponse) -> bytes:
-    if response.status != HTTPStatus.OK:
-        again = response.status in AGAIN or response.status >= HTTPStatus.INTERNAL_SERVER_ERROR
-        raise Failure(f"HTTP {response.status}", again=again, wait=_asked_to_wait(response))
-    answer = response.read(LARGEST + 1)
-    if len(answer) > LARGEST:
-        raise Failure(f"the answer is longer than {LARGEST:,} bytes")
-    return answer
-
-
-def _asked_to_wait(response: http.client.HTTPResponse) -> float | None:
-    """Return the seconds of a ``Retry-After`` header, or None."""
-    value = response.getheader("Retry-After", "")
-    return float(value) if value.isdecimal() else None

@@ -113,7 +113,7 @@ def test_an_unknown_generator_and_a_missing_package_are_named(monkeypatch):
     with pytest.raises(ConfigError, match="'no_such_generator' is not a generator"):
         adapters._scorer("no_such_generator")
     monkeypatch.setitem(sys.modules, "reasoning_gym", None)
-    with pytest.raises(MissingExtraError, match="pip install reasoning-gym"):
+    with pytest.raises(MissingExtraError, match=r"pip install 'seedtune\[tasks\]'"):
         adapters._scorer("countdown_of_nobody")
 
 
