@@ -91,7 +91,7 @@ def fault_of(error: BaseException) -> Fault:
 
 def raised(error: BaseException) -> str:
     """Describe an exception, as in ``raised KeyError: 'answer'``."""
-    return f"raised {type(error).__name__}: {error}"[:MESSAGE].removesuffix(": ")
+    return f"raised {type(error).__name__}: {error}"[:MESSAGE].removesuffix(": ").removesuffix(".")
 
 
 def accepted(function: Callable[..., Any], keywords: Mapping[str, Any]) -> dict[str, Any]:

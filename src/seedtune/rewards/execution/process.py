@@ -110,8 +110,10 @@ class ProcessWorker:
             return None
         answer = self._ask(json.dumps({"source": source}), LOAD_SECONDS)
         fault = answer if isinstance(answer, Fault) else answer.faults.get(0)
+        if fault is not None:
+            return fault._replace(kind="load")
         self._loaded.add(source)
-        return None if fault is None else fault._replace(kind="load")
+        return None
 
     def _start(self) -> None:
         ours, theirs = socket.socketpair()
