@@ -130,23 +130,23 @@ def _checked(returned: Any, count: int) -> RewardResult:
         message = f"returned {len(values)} values for {count} completions: return one number or None for each"
         return failed(Fault("value", message), count)
     numbers = [_number(value) for value in values]
-    faults = {place: number for place, number in enumerate(numbers) if isinstance(number, Fault)}
-    return RewardResult([math.nan if isinstance(number, Fault) else number for number in numbers], faults)
+    wrong = {place: number for place, number in enumerate(numbers) if isinstance(number, str)}
+    faults = {place: Fault("value", f"returned {reprlib.repr(values[place])}{why}") for place, why in wrong.items()}
+    return RewardResult([math.nan if isinstance(number, str) else number for number in numbers], faults)
 
 
-def _number(value: Any) -> float | Fault:
-    """Convert a returned value to a finite float (NaN for None and NaN), or to a fault."""
+def _number(value: Any) -> float | str:
+    """Convert a returned value to a finite float (NaN for None and NaN), or say what is wrong with it."""
     if value is None:
         return math.nan
-    shown = f"returned {reprlib.repr(value)}"
     if isinstance(value, str | bytes):
-        return Fault("value", f"{shown}, which is text: return a number or None")
+        return ", which is text: return a number or None"
     try:
         number = float(value)
     except Exception:  # noqa: BLE001 - the named boundary: conversion is code of the value's own type
-        return Fault("value", f"{shown} ({type(value).__name__}): return a number or None")
+        return f" ({type(value).__name__}): return a number or None"
     if math.isinf(number):
-        return Fault("value", f"{shown}, which is not finite: return a number or None")
+        return ", which is not finite: return a number or None"
     if abs(number) > LARGEST:
-        return Fault("value", f"{shown}, too large to be averaged: return a number within ±{LARGEST:g}, or None")
+        return f", too large to be averaged: return a number within ±{LARGEST:g}, or None"
     return number

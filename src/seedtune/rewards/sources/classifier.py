@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from seedtune.config.data_and_rewards import ClassifierSettings
@@ -40,11 +40,11 @@ class Classifier:
     def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **_: Any) -> list[float]:
         """Return one score per completion."""
         ids = [self._encode(prompt, completion) for prompt, completion in zip(prompts, completions, strict=True)]
-        scores = [0.0] * len(ids)
-        for batch in self._batches(ids):
-            for index, score in zip(batch, self._scores([ids[i] for i in batch]), strict=True):
-                scores[index] = score
-        return scores
+        size = 1 if self.tokenizer.pad_token_id is None else BATCH
+        order = sorted(range(len(ids)), key=lambda index: len(ids[index]))
+        batches = [order[first : first + size] for first in range(0, len(order), size)]
+        scores = [score for batch in batches for score in self._scores([ids[index] for index in batch])]
+        return [score for _, score in sorted(zip(order, scores, strict=True))]
 
     def _encode(self, prompt: Any, completion: Any) -> list[int]:
         how = {"truncation": True, "max_length": self.longest}
@@ -53,12 +53,6 @@ class Classifier:
             return list(self.tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False, **how))
         shown = prompt if isinstance(prompt, str) else "\n".join(message["content"] for message in prompt) + "\n"
         return list(self.tokenizer(shown + text_of(completion), **how)["input_ids"])
-
-    def _batches(self, ids: Sequence[list[int]]) -> Iterator[list[int]]:
-        """Yield batches of indices with similar lengths; batches of one if the tokenizer has no padding token."""
-        size = 1 if self.tokenizer.pad_token_id is None else BATCH
-        order = sorted(range(len(ids)), key=lambda index: (len(ids[index]), index))
-        return (order[first : first + size] for first in range(0, len(order), size))
 
     def _scores(self, ids: Sequence[list[int]]) -> list[float]:
         import torch
