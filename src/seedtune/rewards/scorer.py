@@ -168,15 +168,15 @@ class Round:
         if not places:
             return
         self._open += 1
-        keywords = keywords_of([self._examples[i] for i in places], [self._texts[i] or "" for i in places], self._names)
-        keywords = accepted(reward.function, keywords)
-        where = self._scorer.places[reward.name]
-        if where.where == "here":
+        examples, texts = [self._examples[i] for i in places], [self._texts[i] or "" for i in places]
+        keywords = accepted(reward.function, keywords_of(examples, texts, self._names))
+        placement = self._scorer.places[reward.name]
+        if placement.where == "here":
             self._take(batch, attempt(reward.function, keywords, len(places)))
             return
         # Inline rewards (a judge, a classifier) have their own time limits, one per request.
         seconds = threading.TIMEOUT_MAX if reward.inline else self._scorer.config.reward_timeout
-        call = RewardCall(reward.function, where.source, keywords, len(places), seconds)
+        call = RewardCall(reward.function, placement.source, keywords, len(places), seconds)
         self._scorer.submit(reward, call, lambda answer: self._answers.put((batch, answer)))
 
     def _take(self, batch: _Batch, answer: RewardResult) -> None:
