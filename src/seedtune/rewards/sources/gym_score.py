@@ -88,10 +88,9 @@ def evaluates(name: str, dataset: type) -> str | None:
     return min(seen & FORBIDDEN, default=None)
 
 
-def _function(dataset: type, word: str) -> FunctionType | None:
-    """Look up a method of the class or a function of its module by name."""
-    scorer_globals = vars(dataset).get("score_answer", getattr(dataset, "score_answer", None)).__globals__
-    found = getattr(dataset, word, scorer_globals.get(word))
+def _function(dataset: Any, word: str) -> FunctionType | None:
+    """Look up a method of the class or a function of its scorer's module by name."""
+    found = getattr(dataset, word, dataset.score_answer.__globals__.get(word))
     return found if isinstance(found, FunctionType) else None
 
 

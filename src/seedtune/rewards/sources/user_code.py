@@ -47,10 +47,14 @@ def load(name: str, label: str) -> Callable[..., Any]:
 
 
 def _imported(place: str, label: str) -> ModuleType:
+    path, is_file = Path(os.path.abspath(os.path.expanduser(place))), place.endswith(".py")
+    if is_file and not path.is_file():
+        near = nearest(path.name, [other.name for other in path.parent.glob("*.py")])
+        raise ConfigError(
+            f"{label}: there is no file {place!r}.{near} Check the path; the working directory is {os.getcwd()!r}."
+        )
     try:
-        return _module_of_file(place, label) if place.endswith(".py") else _module(place)
-    except ConfigError:
-        raise
+        return _module_of_file(path) if is_file else _module(place)
     except (Exception, SystemExit) as error:  # the named boundary: user code may raise anything
         missing = error.name if isinstance(error, ModuleNotFoundError) else None
         if missing and f"{place}.".startswith(f"{missing}."):
@@ -68,14 +72,8 @@ def _module(name: str) -> ModuleType:
     return importlib.import_module(name)
 
 
-def _module_of_file(file: str, label: str) -> ModuleType:
+def _module_of_file(path: Path) -> ModuleType:
     """Run a file as an import would; dataclasses look up their module by name, so it is registered first."""
-    path = Path(os.path.abspath(os.path.expanduser(file)))
-    if not path.is_file():
-        near = nearest(path.name, [other.name for other in path.parent.glob("*.py")])
-        raise ConfigError(
-            f"{label}: there is no file {file!r}.{near} Check the path; the working directory is {os.getcwd()!r}."
-        )
     facts = path.stat()
     version = hashlib.blake2b(f"{path} {facts.st_mtime_ns} {facts.st_size}".encode(), digest_size=6).hexdigest()
     name = f"{MODULES}{path.stem}_{version}"
