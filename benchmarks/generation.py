@@ -32,13 +32,13 @@ from pathlib import Path
 from typing import Any
 
 import seedtune.engines.transformers  # noqa: F401 - sets how OpenMP waits, before torch is imported
+from seedtune.config.config import Config
 
 # isort: split
 import numpy as np
 import torch
 import transformers
 
-from seedtune.config.sections import TransformersSettings
 from seedtune.engines.base import EngineTimes
 from seedtune.engines.transformers.checkpoint import ModelSource
 from seedtune.engines.transformers.engine import TransformersEngine
@@ -203,7 +203,7 @@ def memory() -> dict[str, float]:
 
     The same code has run a tiny model of the same architecture before, so that what is left is the model's.
     """
-    source = TransformersEngine(MODEL, noise=Noise(0), settings=TransformersSettings()).source
+    source = TransformersEngine(Config(model=MODEL), noise=Noise(0)).source
     with tempfile.TemporaryDirectory() as folder:
         _tiny(source, folder)
         run(_engine(folder), job(members(32), prompts(4), 8))
@@ -228,7 +228,7 @@ def memory() -> dict[str, float]:
 
 
 def _engine(model: str, **settings: Any) -> TransformersEngine:
-    engine = TransformersEngine(model, noise=Noise(0), settings=TransformersSettings(**settings))
+    engine = TransformersEngine(Config(model=model, **settings), noise=Noise(0))
     engine.load()
     return engine
 
@@ -306,8 +306,8 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="fewer tokens and repeats, no vLLM")
     parser.add_argument("--repeats", type=int, default=5, help="side-by-side rounds; medians are printed")
     parser.add_argument("--isa", default="own", help=f"instruction sets, of {', '.join(ISA)}, divided by commas")
-    parser.add_argument("--dtype", default="auto", help="transformers.dtype")
-    parser.add_argument("--products", default="auto", help="transformers.products")
+    parser.add_argument("--dtype", default="auto", help="the setting dtype")
+    parser.add_argument("--products", default="auto", help="the setting products")
     parser.add_argument("--part", choices=["all", "batch"], default="all", help="batch: the first table only")
     parser.add_argument("--output", type=Path, help="write the tables as Markdown")
     parser.add_argument("--memory-only", action="store_true", help=argparse.SUPPRESS)

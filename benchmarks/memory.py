@@ -30,14 +30,13 @@ from transformers.initialization import no_init_weights
 
 from seedtune import strategies
 from seedtune.config.config import Config
-from seedtune.config.sections import TransformersSettings
 from seedtune.engines.transformers.checkpoint import ModelSource
 from seedtune.engines.transformers.engine import TransformersEngine
 from seedtune.engines.transformers.members.weight_format import as_weights
 from seedtune.numerics import noise
 from seedtune.numerics.kernels import cpu
 from seedtune.numerics.noise import Noise
-from seedtune.strategies.base import Feedback, tell, update_of
+from seedtune.strategies.base import Feedback, update_of
 from seedtune.types import UNPERTURBED, Job, Prompt, Sampling
 
 MEMBERS, NEW_TOKENS = 4, 8
@@ -116,7 +115,7 @@ def resident(what: str) -> float:
 def measure(case: Case) -> dict[str, float]:
     """One generation, one update, one evaluation of the updated model."""
     how = Noise(0, case.perturbation, weights_dtype=case.weights_dtype)
-    engine = TransformersEngine("smollm2-135m", noise=how, settings=TransformersSettings())
+    engine = TransformersEngine(Config(), noise=how)
     engine.source = RandomModel(case.model)  # type: ignore[assignment]
     libraries, started = resident("VmRSS"), time.perf_counter()
     info = engine.load()
@@ -128,7 +127,7 @@ def measure(case: Case) -> dict[str, float]:
     rollouts = list(engine.evaluate([Job(0, plan.sigma, (*plan.members, UNPERTURBED), prompts, sampling)]))
     answered = time.perf_counter()
     scores = np.array([[sum(r.token_ids) % 97 for r in rollouts if r.member == m] for m in plan.members], np.float64)
-    step = tell(strategy, {}, plan, Feedback(scores))
+    step = strategy.tell({}, plan, Feedback(scores))
     update = update_of(plan, step.coefficients, step.alpha)
     engine.apply(update)
     updated = time.perf_counter()

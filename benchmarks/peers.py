@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from seedtune.config.config import Config
 from seedtune.engines.transformers.engine import TransformersEngine
 from seedtune.numerics.noise import Noise
 from seedtune.types import UNPERTURBED, Job, Member, Prompt, Sampling
@@ -107,10 +108,9 @@ def _vllm() -> Any:
     """vLLM with the plain model, after a first batch; None where it is not installed."""
     if importlib.util.find_spec("vllm") is None:
         return None
-    from seedtune.config.sections import VllmSettings
     from seedtune.engines.vllm.engine import VllmEngine
 
-    engine = VllmEngine(MODEL, noise=Noise(0, perturbation="gaussian"), settings=VllmSettings())
+    engine = VllmEngine(Config(model=MODEL), noise=Noise(0, perturbation="gaussian"))
     engine.load()
     list(engine.evaluate([job((UNPERTURBED,) * 32, prompts(4), 4)]))
     return engine

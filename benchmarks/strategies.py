@@ -68,7 +68,7 @@ def variants(sigma: float, generations: int) -> dict[str, Settings]:
         "look-ahead (ESSAM-F)": {
             **fixed,
             "generations": round(generations * 64 / 42),
-            "lookahead": {"kind": "essam_f", "radius": 0.5},
+            "lookahead": {"radius": 0.5, "probes": 10},
         },
         "α cosine 6σ to 0.6σ": {"alpha": 2 * alpha, "alpha_schedule": {"kind": "cosine", "over": generations}},
         "adaptive": {},

@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import seedtune.engines.transformers  # noqa: F401 - sets how OpenMP waits, before torch is imported
+from seedtune.config.config import Config
 
 # isort: split
 import torch
 
-from seedtune.config.sections import TransformersSettings, VllmSettings
 from seedtune.engines.base import Engine
 from seedtune.engines.transformers.engine import TransformersEngine
 from seedtune.engines.vllm import compat
@@ -59,7 +59,7 @@ def rollouts(engine: Engine, *jobs: Job) -> float:
 def cases(model: str, tokens: int) -> dict[str, Callable[[], float]]:
     """Name → what runs it and gives seconds; every case writes 64 completions."""
     served = {mode: vllm_engine(model, mode) for mode in ("lowrank", "gaussian")}
-    plain = TransformersEngine(model, noise=Noise(7), settings=TransformersSettings())
+    plain = TransformersEngine(Config(model=model), noise=Noise(7))
     plain.load()
     wave, alone = job(tokens, MEMBERS), [job(tokens, (member,)) for member in MEMBERS]
     unperturbed = job(tokens, (UNPERTURBED,))
@@ -76,7 +76,7 @@ def cases(model: str, tokens: int) -> dict[str, Callable[[], float]]:
 
 
 def vllm_engine(model: str, mode: str) -> VllmEngine:
-    engine = VllmEngine(model, noise=Noise(7, perturbation=mode), settings=VllmSettings())
+    engine = VllmEngine(Config(model=model), noise=Noise(7, perturbation=mode))
     engine.load()
     return engine
 

@@ -12,7 +12,7 @@ from seedtune import strategies
 from seedtune.config.config import Config
 from seedtune.run.ledger import Record
 from seedtune.run.lineage import Lineage
-from seedtune.strategies.base import Feedback, Step, tell, update_of
+from seedtune.strategies.base import Feedback, Step, update_of
 from seedtune.strategies.shaping import member_rewards
 from seedtune.types import UNPERTURBED, Plan, Term, Update
 
@@ -86,14 +86,14 @@ def climb(
     """Run a configuration's strategy from θ₀ = 1."""
     strategy, lineage = strategies.create(config, (1.0, 1.0)), Lineage()
     base = np.ones(SIZE)
-    run, state, thetas = Climb(base.copy()), strategy.initial(), [base.copy()]
+    run, state, thetas = Climb(base.copy()), {}, [base.copy()]
     for generation in range(generations):
         plan = strategy.ask(state, generation)
         feedback = evaluate(plan, run.theta, order)
         damage(feedback.scores, generation)
         if config.multi_objective_aggregation == "normalize_then_sum":
             feedback = replace(feedback, by_reward=two_rewards(feedback.scores))
-        step = tell(strategy, state, plan, feedback)
+        step = strategy.tell(state, plan, feedback)
         state = json.loads(json.dumps(step.state))
         record = recorded(plan, feedback, step)
         lineage.add(record)

@@ -14,7 +14,7 @@ import transformers as hf
 from tokenizers import Tokenizer, decoders
 from tokenizers.models import BPE
 
-from seedtune.config.sections import TransformersSettings
+from seedtune.config.config import Config
 from seedtune.engines.transformers.decoding.decoder import Decoder, DecodeSequence
 from seedtune.engines.transformers.engine import TransformersEngine
 from seedtune.numerics import noise
@@ -185,10 +185,13 @@ def load_engine(
     run_seed: int = 7,
     how: Mapping[str, Any] = {},
     prefill_tokens: int = 1024,
+    dtype: str = "auto",
+    products: str = "auto",
     **settings: Any,
 ) -> TransformersEngine:
-    chosen = TransformersSettings(**{"device": "cpu", **settings})
-    engine = TransformersEngine(str(folder), noise=Noise(run_seed, rank=rank, **how), settings=chosen)
+    own = {"device": "cpu", **settings}
+    config = Config.create({"model": str(folder), "dtype": dtype, "products": products, "transformers": own})
+    engine = TransformersEngine(config, noise=Noise(run_seed, rank=rank, **how))
     engine.prefill_tokens = prefill_tokens
     engine.load()
     return engine

@@ -14,7 +14,7 @@ import pytest
 import transformers as hf
 
 from models import BOS, EOS, PAD, VOCABULARY, save_model
-from seedtune.config.sections import VllmSettings
+from seedtune.config.config import Config
 from seedtune.engines.base import EngineInfo
 from seedtune.engines.vllm.engine import VllmEngine
 from seedtune.engines.vllm.engine_core import EngineCore
@@ -68,7 +68,7 @@ class Lent(VllmEngine):
 
     @property
     def _kind(self) -> str:
-        return repr((self.source, self.noise, self.settings))
+        return repr((self.source, self.noise, self.settings, self.config.dtype))
 
     def load(self, snapshot: Path | None = None) -> EngineInfo:
         if self._engine_core is None and self.spare.get(self._kind):
@@ -98,9 +98,9 @@ def end_all() -> None:
     gc.collect()
 
 
-def serve(folder: Path, how: Mapping[str, Any] = {}, **settings: Any) -> VllmEngine:
+def serve(folder: Path, how: Mapping[str, Any] = {}, *, dtype: str = "auto", **settings: Any) -> VllmEngine:
     """An engine of that model, float32, loaded."""
-    engine = Lent(str(folder), noise=Noise(7, **how), settings=VllmSettings(**{**SMALL, **settings}))
+    engine = Lent(Config(model=str(folder), dtype=dtype, vllm={**SMALL, **settings}), noise=Noise(7, **how))
     engine.load()
     return engine
 
@@ -119,4 +119,4 @@ def _protocol_model() -> Path:
 
 def maker(**how: Any) -> Callable[[], VllmEngine]:
     """Makes engines of one model, not yet loaded."""
-    return lambda: Lent(str(_protocol_model()), noise=Noise(7, **how), settings=VllmSettings(**SMALL))
+    return lambda: Lent(Config(model=str(_protocol_model()), vllm=SMALL), noise=Noise(7, **how))

@@ -33,7 +33,7 @@ class Straggling(ToyEngine):
     """A job is evaluated when a worker takes it, and given back when the schedule says."""
 
     def __init__(self, config: Config, noise: Noise, schedule: Schedule) -> None:
-        super().__init__(config.model, noise=noise, settings=config.toy)
+        super().__init__(config, noise=noise)
         self.schedule = schedule
         self.queue: list[Job] = []
         self.running: dict[int, int] = {}

@@ -28,7 +28,7 @@ from seedtune.run import metrics as run_metrics
 from seedtune.run.ledger import Record
 from seedtune.run.reward_hacking import RewardHackingMonitor
 from seedtune.run.session import Session, Start
-from seedtune.strategies.base import Feedback, Step, tell
+from seedtune.strategies.base import Feedback, Step
 from seedtune.tasks.base import Task
 from seedtune.tasks.environments import EnvironmentFactory
 from seedtune.tasks.from_config import Data, TaskInputs
@@ -148,7 +148,7 @@ class Trainer:
                 outcome = evaluate(self._members(plan), prompts, plan)
             plan = replace(plan, members=outcome.perturbed)
             feedback = self._feedback(plan, outcome)
-            step = tell(self.strategy, state, plan, feedback)
+            step = self.strategy.tell(state, plan, feedback)
             self._show(plan, outcome, generation + 1)
             record = self._record(plan, outcome, feedback, step)
             start.book.append(record)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from seedtune.config.sections import TransformersSettings
+from seedtune.config.config import Config
 from seedtune.engines.transformers.engine import TransformersEngine
 from seedtune.numerics.noise import Noise
 from seedtune.run import ledger
@@ -34,7 +34,7 @@ fingerprint_steps: 1
 
 
 def test_the_built_in_model_knows_the_capital_of_france() -> None:
-    engine = TransformersEngine("smollm2-135m", noise=Noise(0), settings=TransformersSettings())
+    engine = TransformersEngine(Config(), noise=Noise(0))
     info = engine.load()
     assert info.dtype == "bfloat16"
     assert 0.78 < info.coverage.fraction < 0.80

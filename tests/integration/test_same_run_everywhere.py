@@ -29,7 +29,7 @@ SETTINGS = {
 def ledger_of(folder: Path, root: Path, *sets: str, **env: str) -> bytes:
     """What a run in a process of its own, in that environment, leaves in its ledger."""
     listed = [f"{key}={value}" for key, value in SETTINGS.items()]
-    more = [f"model={folder}", f"output_dir={root}", "transformers.products=fma32", *listed, *sets]
+    more = [f"model={folder}", f"output_dir={root}", "products=fma32", *listed, *sets]
     done = runs.cli("train", *(word for one in more for word in ("--set", one)), **env)
     assert done.returncode == 0, done.stderr
     return (root / "ledger.jsonl").read_bytes()

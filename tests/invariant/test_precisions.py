@@ -13,13 +13,13 @@ from seedtune.run import directory
 from seedtune.trainer import Trainer
 
 MATRIX = [
-    {"perturbation": perturbation, "weights_dtype": weights_dtype, "toy": {"size": 5, "dtype": dtype}}
+    {"perturbation": perturbation, "weights_dtype": weights_dtype, "toy": {"size": 5}, "dtype": dtype}
     for perturbation, weights_dtype, dtype in product(
         ("gaussian", "lowrank"), ("float32", "model"), ("float32", "bfloat16", "float16")
     )
 ]
 MATRIX += [
-    {"perturbation": perturbation, "weights_dtype": "model", "subspaces": 2, "toy": {"size": 5, "dtype": "bfloat16"}}
+    {"perturbation": perturbation, "weights_dtype": "model", "subspaces": 2, "toy": {"size": 5}, "dtype": "bfloat16"}
     for perturbation in ("gaussian", "lowrank")
 ]
 

@@ -17,7 +17,7 @@ Sets = Annotated[
     typer.Option(
         "--set",
         metavar="KEY=VALUE",
-        help="Change a setting, e.g. --set sigma=0.006 --set transformers.dtype=float32",
+        help="Change a setting, e.g. --set sigma=0.006 --set dtype=float32",
     ),
 ]
 LocalSets = Annotated[

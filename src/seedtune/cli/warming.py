@@ -44,7 +44,7 @@ def compile_beside(config: Config) -> subprocess.Popen[bytes] | None:
 def _worth_it(config: Config) -> bool:
     """Return whether the run is on this CPU, a core is spare, and the cache has no kernels yet."""
     threads = min(available_cores.available().threads, available_cores.fitting().threads)
-    plain = config.perturbation == "lowrank" and config.transformers.dtype != "float16"
+    plain = config.perturbation == "lowrank" and config.dtype != "float16"
     if not plain or not on_cpu(config) or threads < 2:
         return False
     from seedtune.numerics.machine import caching
@@ -62,9 +62,8 @@ def on_cpu(config: Config) -> bool:
 
 def _start(config: Config) -> subprocess.Popen[bytes]:
     """Start the process; ``dtype: auto`` is taken as bfloat16, which most checkpoints and the built-in one use."""
-    how = config.transformers
-    dtype = "bfloat16" if how.dtype == "auto" else how.dtype
-    words = dtype, config.weights_dtype, how.products
+    dtype = "bfloat16" if config.dtype == "auto" else config.dtype
+    words = dtype, config.weights_dtype, config.products
     process = subprocess.Popen(
         [sys.executable, "-c", _START, json.dumps(sys.path), *words],
         stdin=subprocess.DEVNULL,

@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import ValidationError, field_validator, model_validator
 
 from seedtune.config import rules
-from seedtune.config.data_and_rewards import RewardSettings, as_dataset, as_rewards
+from seedtune.config.data_and_rewards import as_dataset, as_rewards
 from seedtune.config.fields import Fields, one_spelling
 from seedtune.config.sections import explain, yes_or_no
 from seedtune.errors import ConfigError
@@ -28,14 +28,12 @@ class Config(Fields):
 
     @model_validator(mode="before")
     @classmethod
-    def _learning_rate_is_alpha(cls, data: Any) -> Any:
-        return one_spelling(data) if isinstance(data, dict) else data
-
-    @model_validator(mode="before")
-    @classmethod
-    def _own_data_is_a_task(cls, data: Any) -> Any:
-        own = isinstance(data, dict) and "task" not in data and (data.get("train_dataset") or data.get("reward_funcs"))
-        return {**data, "task": "custom"} if own else data
+    def _short_forms(cls, data: Any) -> Any:
+        """Read ``learning_rate`` as alpha, and own data or rewards as a task."""
+        if not isinstance(data, dict):
+            return data
+        own = data.get("train_dataset") or data.get("reward_funcs")
+        return ({"task": "custom"} if own else {}) | one_spelling(data)
 
     @model_validator(mode="after")
     def _goes_together(self) -> Config:
@@ -57,15 +55,9 @@ class Config(Fields):
         for name in ("task", "environment"):  # a file may move
             place, colon, word = (data[name] or "").rpartition(":")
             data[name] = f"{Path(place).name}:{word}" if colon and place.endswith(".py") else data[name]
-        data["reward_funcs"] = [reward.identity() for reward in self.weighted()]
+        data["reward_funcs"] = [reward.identity() for reward in self.reward_funcs]
+        data["reward_weights"] = list(self.weights)
         return data
-
-    def weighted(self) -> tuple[RewardSettings, ...]:
-        """Return ``reward_funcs`` with the weights from ``reward_weights``."""
-        if self.reward_weights is None or not self.reward_funcs:
-            return self.reward_funcs
-        pairs = zip(self.reward_funcs, self.reward_weights, strict=True)
-        return tuple(reward.model_copy(update={"weight": weight}) for reward, weight in pairs)
 
     @classmethod
     def create(cls, settings: Mapping[str, Any]) -> Config:
@@ -87,14 +79,15 @@ _INCIDENTAL: dict[str, Any] = {
     "kl_steps": True,
     # Training data are identified by their digest, rewards by `RewardSettings.identity`.
     **dict.fromkeys(("train_dataset", "eval_dataset", "eval_size", "prompt_column"), True),
-    **dict.fromkeys(("reward_funcs", "reward_weights"), True),
+    "reward_funcs": True,
     **dict.fromkeys(("reward_workers", "reward_timeout", "reward_memory_mb", "max_reward_failure_rate"), True),
-    "transformers": {"device", "trust_remote_code", "weights_folder", "products"},
+    **dict.fromkeys(("products", "trust_remote_code"), True),
+    "transformers": {"device", "weights_folder"},
     "vllm": {
-        *("trust_remote_code", "gpu_memory_utilization", "kv_cache_memory_bytes", "enforce_eager"),
-        *("tensor_parallel_size", "weights_memory", "products"),
+        *("tensor_parallel_size", "weights_memory"),
+        *("gpu_memory_utilization", "kv_cache_memory_bytes", "enforce_eager"),
     },
-    "toy": {"delay", "products"},
+    "toy": {"delay"},
     # Workers are identified by the engine they run, see `Config.identity`.
     "ray": True,
 }

@@ -28,9 +28,6 @@ class DatasetSettings(Section):
     split: str | None = None
     """Hugging Face: split; by default ``train`` for training and ``test`` for evaluation."""
 
-    prompt_column: str | None = None
-    """Column of the prompts, if it differs from the configuration's ``prompt_column``."""
-
 
 class JudgeSettings(Section):
     """A judge or reward model behind an HTTP API: one request per completion, and a score parsed from the response.
@@ -56,15 +53,12 @@ class JudgeSettings(Section):
     system: str | None = None
     """A system message before the prompt."""
 
-    parser: Literal["number", "json", "pattern"] = "number"
-    """How the score is parsed: the last ``number`` (8 in 8/10), the ``field`` of a ``json`` object (required by
-    ``kind: reward``), or group 1 of a ``pattern``."""
-
-    field: str = "score"
-    """For ``parser: json``: the field that holds the score."""
+    field: str | None = None
+    """Read the score from this field of a JSON object; ``score`` for ``kind: reward``.  By default, and without a
+    ``pattern``, the score is the last number in the reply (8 in 8/10)."""
 
     pattern: str | None = None
-    """For ``parser: pattern``: a regular expression with one group; the last match is used."""
+    """Read the score from the group of this regular expression; the last match is used."""
 
     min_score: float | None = None
     """Lower scores are rejected; by default 0 for ``chat``, and no bound for ``reward``."""
@@ -92,20 +86,20 @@ class JudgeSettings(Section):
     """Concurrent requests."""
 
     @model_validator(mode="after")
-    def _parser_has_what_it_needs(self) -> JudgeSettings:
-        if (self.parser == "pattern") != (self.pattern is not None):
-            raise ValueError("parser=pattern and a pattern go together, such as pattern='Score: ([0-9.]+)'")
+    def _score_can_be_read(self) -> JudgeSettings:
         if self.pattern is not None and _groups(self.pattern) != 1:
             raise ValueError(f"pattern={self.pattern!r} must be a regular expression with exactly one (group)")
-        if self.field != "score" and self.parser != "json":
-            raise ValueError(f"field={self.field!r} is for parser=json: leave it out, or use parser=json")
-        if self.kind == "reward" and self.parser != "json":
-            raise ValueError(
-                f"kind=reward answers with JSON: use parser=json and field, instead of parser={self.parser}"
-            )
+        if self.pattern is not None and self.json_field is not None:
+            where = "kind=reward answers with JSON" if self.kind == "reward" else f"field={self.field!r} reads JSON"
+            raise ValueError(f"{where}, so pattern={self.pattern!r} means nothing: leave it out")
         if self.bounds[0] >= self.bounds[1]:
             raise ValueError("min_score={:g} must be less than max_score={:g}".format(*self.bounds))
         return self
+
+    @property
+    def json_field(self) -> str | None:
+        """The field that holds the score, if replies are JSON."""
+        return self.field or ("score" if self.kind == "reward" else None)
 
     @property
     def bounds(self) -> tuple[float, float]:
@@ -141,9 +135,6 @@ class RewardSettings(Section):
 
     name: str | None = None
     """Name in the metrics; by default the function's name."""
-
-    weight: float = 1.0
-    """Factor in the weighted sum of the rewards."""
 
     adapter: Literal["trl", "verl", "reasoning_gym", "pair"] = "trl"
     """Signature of the function: TRL's; verl's ``compute_score``; reasoning-gym's ``score_answer(answer, entry)``
@@ -188,7 +179,7 @@ class RewardSettings(Section):
             data["path"] = OBJECTS if self.path == OBJECTS else re.split(r"[:.]", self.path)[-1]
         if self.classifier is not None:
             data["classifier"]["model"] = self.classifier.model.rstrip("/").split("/")[-1]
-        return {**data, "weight": self.weight}
+        return data
 
 
 _INCIDENTAL: dict[str, Any] = {

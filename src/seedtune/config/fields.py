@@ -141,15 +141,15 @@ class Fields(Section):
     subspaces: int = Field(default=1, ge=1)
     """Number K of disjoint parts that each generation splits the weights into; a pair perturbs one, by σ√K (CoPES)."""
 
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Precision of the forward pass; ``auto``: the checkpoint's own (compare ``weights_dtype``)."""
+
     weights_dtype: Literal["float32", "model"] = "float32"
     """Precision of the current weights: ``float32``, or ``model``: the model's dtype with stochastic rounding, which
     takes no extra memory."""
 
     trainable: tuple[str, ...] = ("*",)
-    """Patterns of the Hugging Face tensor names to train."""
-
-    freeze: tuple[str, ...] = ()
-    """Patterns of tensor names not to train, such as ``*.embed_tokens.*``."""
+    """Patterns of the Hugging Face tensor names to train; those with a ``!`` are not trained: ``!*.embed_tokens.*``."""
 
     shaping: Literal["zscore", "per_prompt", "centered_rank", "none"] = "zscore"
     """``zscore``: (R − mean)/std over the population; ``per_prompt``: centered per prompt, global std;
@@ -250,6 +250,14 @@ class Fields(Section):
     save_total_limit: int = Field(default=2, ge=1)
     """Number of snapshots to keep."""
 
+    products: Literal["auto", "fma32", "bf16dot", "library"] = "auto"
+    """Matrix products of the transformers engine.  ``fma32``: float32 sums in a fixed order, equal bits on every CPU
+    with FMA.  ``bf16dot``: the dot products of AVX512-BF16.  ``library``: torch's.  ``auto``: by processor; on resume
+    as at the start.  A name (``library`` with the other engines) allows resuming a run elsewhere than it began."""
+
+    trust_remote_code: bool = False
+    """Run model code that comes with a checkpoint.  Enable only if you trust its author."""
+
     transformers: TransformersSettings = TransformersSettings()
     """Settings of the transformers engine."""
 
@@ -277,6 +285,11 @@ class Fields(Section):
         """Whether data, rewards or environment are Python objects, so that only their program can resume the run."""
         told = (self.train_dataset, self.eval_dataset, *self.reward_funcs)
         return self.environment == OBJECTS or any(one is not None and one.path == OBJECTS for one in told)
+
+    @property
+    def weights(self) -> tuple[float, ...]:
+        """One weight per reward in ``reward_funcs``."""
+        return (1.0,) * len(self.reward_funcs) if self.reward_weights is None else self.reward_weights
 
     @property
     def step(self) -> float:

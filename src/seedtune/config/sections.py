@@ -21,10 +21,7 @@ def yes_or_no(value: Any) -> Any:
 
 
 class TransformersSettings(Section):
-    """Precision, device and memory of the in-process engine."""
-
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Precision of the forward pass; ``auto`` is the checkpoint's own (compare ``weights_dtype``)."""
+    """Device and memory of the in-process engine."""
 
     device: str = "auto"
     """``cpu``, ``cuda``, ``cuda:1``; ``auto`` uses CUDA if available."""
@@ -36,30 +33,17 @@ class TransformersSettings(Section):
     """Positions of the key-value cache over all rows in flight; limits its memory.  A prefill pass reads a 64th of
     them, at least 1024."""
 
-    products: Literal["auto", "fma32", "bf16dot", "library"] = "auto"
-    """Matrix products.  ``fma32``: float32 sums in a fixed order, equal bits on every CPU with FMA.  ``bf16dot``: the
-    dot products of AVX512-BF16.  ``library``: torch's.  ``auto``: by processor; on resume as at the start."""
-
     weights_folder: str | None = None
     """Keep the current weights in a memory-mapped file in this folder instead of in memory (CPU only)."""
 
-    trust_remote_code: bool = False
-    """Run model code that comes with a checkpoint.  Enable only if you trust its author."""
-
 
 class VllmSettings(Section):
-    """The vLLM engine.  All other options of vLLM's engine can be given here, too, under vLLM's names."""
+    """The vLLM engine.  Any option of vLLM's engine can be given here, too, under vLLM's name."""
 
     model_config = ConfigDict(extra="allow")
 
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Precision of the forward pass; ``auto`` is the checkpoint's own (compare ``weights_dtype``)."""
-
     tensor_parallel_size: int = Field(default=1, ge=1)
     """Ranks that each tensor is sharded over."""
-
-    max_model_len: int | None = Field(default=None, ge=1)
-    """Most tokens of a prompt and its completion together; by default the model's context."""
 
     max_num_seqs: int = Field(default=256, ge=1)
     """Completions in flight at once; the rest wait."""
@@ -67,24 +51,13 @@ class VllmSettings(Section):
     max_loras: int = Field(default=32, ge=1)
     """Members in one batch (``lowrank``), each a LoRA adapter; further members wait."""
 
-    enforce_eager: bool | None = None
-    """Neither compile the model nor capture CUDA graphs; on by default on a CPU."""
-
-    gpu_memory_utilization: float | None = Field(default=None, gt=0.0, le=1.0)
-    """Share of a GPU's memory for vLLM; by default the part left by the current weights."""
-
-    kv_cache_memory_bytes: int | None = Field(default=None, ge=1)
-    """Bytes of the key-value cache; by default 1 GiB on a CPU."""
-
     weights_memory: Literal["device", "host"] = "device"
     """Where the current weights are kept: next to vLLM's weights, or in pinned host memory, from where they are copied
     to the GPU in bands whenever members are written or the current weights change.  On a CPU both are the same."""
 
-    trust_remote_code: bool = False
-    """Run model code that comes with a checkpoint.  Enable only if you trust its author."""
-
-    products: Literal["auto", "library"] = "auto"
-    """``library``: allow resuming a run with a vLLM version or device other than at its start."""
+    def option(self, name: str) -> Any:
+        """Return an option of vLLM's engine; None if it is not given."""
+        return (self.model_extra or {}).get(name)
 
 
 class ToySettings(Section):
@@ -93,14 +66,8 @@ class ToySettings(Section):
     size: int = Field(default=16, ge=1, le=4096)
     """Rows and columns of each of the two weight matrices."""
 
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Dtype of the weights."""
-
     delay: float = Field(default=0.0, ge=0.0)
     """Seconds to wait per job, to simulate a slow model."""
-
-    products: Literal["auto", "library"] = "auto"
-    """``library``: allow resuming a run with a numpy version other than at its start."""
 
 
 class RaySettings(Section):
@@ -194,27 +161,22 @@ class LikelihoodSettings(Section):
     """The columns that log-probability objectives read."""
 
     answer_column: str = "answer"
-    """``logprob``: the text whose log-probability is the reward."""
+    """``logprob``: the text whose log-probability is the reward.  ``choice_accuracy``: the right choice, as its text,
+    its index from 0, or its letter."""
 
     choices_column: str = "choices"
     """``choice_accuracy``: the list of answers to choose from."""
-
-    index_column: str = "answer_index"
-    """``choice_accuracy``: the index of the right answer, from 0."""
 
 
 class LookAheadSettings(Section):
     """Sharpness-aware look-ahead (arXiv 2602.01003): a step takes two generations, the first only to find θ'."""
 
-    kind: Literal["none", "essam", "essam_f"] = "none"
-    """``essam``: the first generation is a whole population; ``essam_f``: a few probes and a step of fixed length."""
-
     radius: float | None = Field(default=None, gt=0.0)
-    """ρ: the factor of the descent to θ' (``essam``, like α), or its length ‖θ' − θ‖ over all weights (``essam_f``; a
-    member's perturbation has length σ√d)."""
+    """ρ, which turns look-ahead on: the factor of the descent to θ' (ESSAM, like α: try σ/5), or with ``probes`` its
+    length ‖θ' − θ‖ over all weights (a member's perturbation has length σ√d: try a tenth of that)."""
 
-    probes: int = Field(default=10, ge=2)
-    """Members of the first generation of ``essam_f``."""
+    probes: int | None = Field(default=None, ge=2)
+    """ESSAM-F: the first generation has only this many members (10 in the paper), and its step has a fixed length."""
 
 
 class ScheduleSettings(Section):
@@ -240,10 +202,6 @@ class ScheduleSettings(Section):
                 f"kind={self.kind} needs over: give the number of generations, for example over=100 "
                 "(not taken from the run's generations, because a run can be resumed with more)"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _nothing_is_ignored(self) -> ScheduleSettings:
         for name in ("over", "to") if self.kind == "constant" else ():
             given = getattr(self, name)
             if given != type(self).model_fields[name].default:
@@ -257,7 +215,9 @@ def explain(error: Any, model: type[BaseModel], prefix: str = "") -> str:
     if error["type"] == "extra_forbidden":
         known = _known_keys(error["loc"][:-1], model)
         listed = f"Known: {', '.join(known)}" if known else "There are none."
-        return f"unknown setting {path!r}.{nearest(str(error['loc'][-1]), known)} {listed}"
+        name = str(error["loc"][-1])
+        hint = f" It is a top-level setting: {name}." if name in model.model_fields else nearest(name, known)
+        return f"unknown setting {path!r}.{hint} {listed}"
     message = error["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
     return f"{path}={error['input']!r}: {message}" if path else message
 
@@ -265,13 +225,13 @@ def explain(error: Any, model: type[BaseModel], prefix: str = "") -> str:
 def _known_keys(section: tuple[Any, ...], model: type[BaseModel]) -> list[str]:
     fields = model.model_fields
     for key in section:
-        inner = _section_in(fields[str(key)].annotation) if str(key) in fields else None
+        inner = section_in(fields[str(key)].annotation) if str(key) in fields else None
         fields = inner.model_fields if inner is not None else fields
     return sorted(fields)
 
 
-def _section_in(annotation: Any) -> type[BaseModel] | None:
+def section_in(annotation: Any) -> type[BaseModel] | None:
     """Return the section class inside an annotation such as ``tuple[Section, ...]`` or ``Section | None``."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
-    return next((found for part in get_args(annotation) if (found := _section_in(part)) is not None), None)
+    return next((found for part in get_args(annotation) if (found := section_in(part)) is not None), None)

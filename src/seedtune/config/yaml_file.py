@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -48,17 +49,18 @@ def override(settings: dict[str, Any], overrides: Iterable[str]) -> dict[str, An
 
 
 def parse_value(text: str) -> Any:
-    """Parse a YAML value; ``1e-3``, a string in YAML, is parsed as a number."""
+    """Parse a YAML value; ``1e-3`` and ``1e9``, strings in YAML, are parsed as numbers."""
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError:
         return text
-    if isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
+    try:
+        number = float(value) if isinstance(value, str) else math.nan
+    except ValueError:
+        return value
+    if math.isnan(number):
+        return value
+    return int(number) if number.is_integer() else number
 
 
 def _assign(settings: dict[str, Any], path: list[str], value: Any, item: str) -> None:

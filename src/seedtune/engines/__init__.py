@@ -17,10 +17,8 @@ if TYPE_CHECKING:  # processes that only compile kernels import this module, and
     from seedtune.engines.transformers.tokenization import ModelTokenizer
 
 
-def _local(config: Config, noise: Noise, *, kind: str, name: str) -> Engine:
-    engine: Engine = getattr(import_module(f"seedtune.engines.{kind}.engine"), name)(
-        config.model, noise=noise, settings=getattr(config, kind)
-    )
+def _engine(config: Config, noise: Noise, *, kind: str, name: str) -> Engine:
+    engine: Engine = getattr(import_module(f"seedtune.engines.{kind}.engine"), name)(config, noise=noise)
     return engine
 
 
@@ -34,9 +32,9 @@ def _ray(config: Config, noise: Noise) -> Engine:
 
 
 ENGINES: dict[str, Callable[[Config, Noise], Engine]] = {
-    "transformers": partial(_local, kind="transformers", name="TransformersEngine"),
-    "vllm": partial(_local, kind="vllm", name="VllmEngine"),
-    "toy": partial(_local, kind="toy", name="ToyEngine"),
+    "transformers": partial(_engine, kind="transformers", name="TransformersEngine"),
+    "vllm": partial(_engine, kind="vllm", name="VllmEngine"),
+    "toy": partial(_engine, kind="toy", name="ToyEngine"),
     "ray": _ray,
 }
 """Engine factories by their name in the configuration; each imports its engine only when called."""
@@ -57,7 +55,6 @@ def noise_of(config: Config) -> Noise:
         rank=config.rank,
         weights_dtype=config.weights_dtype,
         trainable=config.trainable,
-        freeze=config.freeze,
         subspaces=config.subspaces,
     )
 
@@ -84,4 +81,6 @@ def _model_tokenizer(config: Config) -> ModelTokenizer:
     from seedtune.engines.transformers.checkpoint import ModelSource
     from seedtune.engines.transformers.tokenization import ModelTokenizer
 
-    return ModelTokenizer(ModelSource.of(config), limit=config.vllm.max_model_len if "vllm" in config.kinds else None)
+    return ModelTokenizer(
+        ModelSource.of(config), limit=config.vllm.option("max_model_len") if "vllm" in config.kinds else None
+    )

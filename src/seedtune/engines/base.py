@@ -29,7 +29,7 @@ class EngineInfo:
     dtype: str
     device: str
     coverage: Coverage
-    weights_dtype: str = "float32"
+    resolved_weights_dtype: str = "float32"
     """Element type of the current weights."""
 
     arithmetic: Mapping[str, Any] = field(default_factory=dict)

@@ -38,14 +38,13 @@ class Anatomy:
 
 def anatomy_of(config: Config) -> Anatomy:
     """Return the sizes of the model that ``config`` names; ModelError if its configuration cannot be read."""
-    settings = config.vllm if "vllm" in config.kinds else config.transformers
     source = ModelSource.of(config)
     described = source.config()
     model = _skeleton(described, source)
     parameters = dict(model.named_parameters())
-    trainable = select(parameters, config.trainable, config.freeze)
+    trainable = select(parameters, config.trainable)
     linear = [parameters[name] for name in linear_weights(model, set(trainable))]
-    dtype = _dtype(settings.dtype, described)
+    dtype = _dtype(config.dtype, described)
     text = described.get_text_config()
     return Anatomy(
         parameters=sum(p.numel() for p in parameters.values()),

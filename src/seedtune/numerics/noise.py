@@ -315,8 +315,8 @@ class Noise:
     """The perturbation of an engine: the run seed of every noise address, and the shape of the perturbation.
 
     ``perturbation`` is "lowrank" (A·Bᵀ/√r, rank r) or "gaussian"; ``weights_dtype`` "float32" or "model"
-    (the current weights in the model's own type); ``trainable`` and ``freeze`` are patterns of Hugging Face
-    names, see `trainable.select`.
+    (the current weights in the model's own type); ``trainable`` are patterns of Hugging Face names, see
+    `trainable.select`.
     With K ``subspaces`` pair p perturbs one K-th of the elements, with √K times the noise, see above.
     """
 
@@ -325,5 +325,4 @@ class Noise:
     rank: int = 1
     weights_dtype: str = "float32"
     trainable: tuple[str, ...] = ("*",)
-    freeze: tuple[str, ...] = ()
     subspaces: int = 1

@@ -8,25 +8,24 @@ from fnmatch import fnmatchcase
 from seedtune.errors import ConfigError, nearest
 
 
-def select(names: Iterable[str], trainable: Sequence[str], freeze: Sequence[str]) -> list[str]:
-    """Return the ``names``, in their order, that match a pattern of ``trainable`` and none of ``freeze``.
+def select(names: Iterable[str], patterns: Sequence[str]) -> list[str]:
+    """Return the ``names``, in their order, that match a pattern and none of the patterns that begin with ``!``.
+
+    With patterns of the second kind only, all other names are chosen.
 
     Raises ConfigError for a pattern that matches nothing (a misspelt one would be ignored silently), and for a
     selection that leaves nothing to train.
     """
     known = list(names)
-    for setting, patterns in (("trainable", trainable), ("freeze", freeze)):
-        for pattern in patterns:
-            if not any(fnmatchcase(name, pattern) for name in known):
-                raise ConfigError(
-                    f"{setting}: the pattern {pattern!r} matches none of the model's {len(known)} tensors."
-                    f"{nearest(pattern, known)} Names look like {known[0]!r}; * stands for anything."
-                )
-    chosen = [n for n in known if _any(n, trainable) and not _any(n, freeze)]
+    matches = {pattern: {n for n in known if fnmatchcase(n, pattern.removeprefix("!"))} for pattern in patterns}
+    for pattern in (pattern for pattern, found in matches.items() if not found):
+        raise ConfigError(
+            f"trainable: the pattern {pattern!r} matches none of the model's {len(known)} tensors."
+            f"{nearest(pattern.removeprefix('!'), known)} Names look like {known[0]!r}; * stands for anything."
+        )
+    wanted = [found for pattern, found in matches.items() if not pattern.startswith("!")] or [set(known)]
+    frozen = set().union(*(found for pattern, found in matches.items() if pattern.startswith("!")))
+    chosen = [name for name in known if name in set().union(*wanted) - frozen]
     if not chosen:
-        raise ConfigError(f"trainable={list(trainable)} without freeze={list(freeze)} leaves no tensor to train.")
+        raise ConfigError(f"trainable={list(patterns)} leaves no tensor to train.")
     return chosen
-
-
-def _any(name: str, patterns: Sequence[str]) -> bool:
-    return any(fnmatchcase(name, pattern) for pattern in patterns)

@@ -174,7 +174,7 @@ def on_machine(machine: Machine, anatomy: Anatomy, work: Workload, config: Confi
     memory = memory_of(anatomy, work, config, config.perturbation, config.weights_dtype)
     rows = work.row_steps / max(1.0, work.steps)
     position = anatomy.cached * anatomy.itemsize
-    graphs = config.engine == "vllm" and not config.vllm.enforce_eager  # a step is one graph, without launches
+    graphs = config.engine == "vllm" and not config.vllm.option("enforce_eager")  # one graph a step, no launches
     launched = 0 if graphs else anatomy.layers
     step = machine.step(
         weights=memory.weights,

@@ -38,7 +38,7 @@ class Header:
     data: str
     """Digest of the training data."""
 
-    weights_dtype: str
+    resolved_weights_dtype: str
     arithmetic: Mapping[str, Any]
     """How the first rewards were computed: see `seedtune.engines.recorded_arithmetic`."""
 

@@ -133,7 +133,7 @@ def observation_metrics(record: Record) -> dict[str, float | None]:
 
 
 def _averages(record: Record) -> Any:
-    return record.state.get("inner", record.state).get("averages", NONE)
+    return record.state.get("averages", NONE)
 
 
 @dataclass(frozen=True, slots=True)

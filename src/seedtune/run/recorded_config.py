@@ -18,9 +18,6 @@ from seedtune.numerics import noise
 from seedtune.run import ledger
 from seedtune.run.directory import RunPaths
 
-SHARED = ("dtype", "trust_remote_code")
-"""Settings with the same meaning in every engine that has them."""
-
 REPLAYS = {"vllm": "transformers"}
 """Engine of a run (of its Ray workers) → engine that replays its weights when no completions are needed.
 
@@ -29,21 +26,11 @@ The replaying engine starts at once, on any machine.
 
 
 def with_settings(recorded: Config, sets: Iterable[str]) -> Config:
-    """Override a run's settings with ``key=value`` ones; another engine keeps the run's precision by default.
+    """Override a run's settings with ``key=value`` ones; ConfigError names an unknown setting or an invalid value.
 
-    Every engine has a section of its name.
-    ConfigError names an unknown setting or an invalid value.
+    Weights do not depend on the matrix products, so any machine can replay them.
     """
-    listed, data = list(sets), recorded.model_dump()
-    for name in {*ENGINES} & data.keys() - {"ray"}:  # weights do not depend on it: any machine can replay them
-        data[name]["products"] = "auto"
-    chosen = [item for item in listed if item.partition("=")[0].strip() == "engine"]
-    engine = override({"engine": recorded.engine}, chosen)["engine"]
-    if engine not in (recorded.engine, *recorded.kinds) and engine in ENGINES:
-        own = data.pop(recorded.kinds[0])
-        shared = {name: own[name] for name in SHARED if name in own and name in data[engine]}
-        data |= {"engine": engine, engine: {**data[engine], **shared}}
-    return Config.create(override(data, listed))
+    return Config.create(override({**recorded.model_dump(), "products": "auto"}, sets))
 
 
 def for_weights(recorded: Config, sets: Iterable[str] = (), *, model: str | None = None) -> Config:
@@ -81,11 +68,11 @@ def hinting(engine: str, config: Config) -> Iterator[None]:
 
 def _of_results(config: Config) -> dict[str, Any]:
     """Return the settings that results depend on, besides the engine; fingerprints verify the engine's weights."""
-    how = ("engine", "members_per_job", "max_staleness", *ENGINES)
+    how = ("engine", "dtype", "members_per_job", "max_staleness", *ENGINES)
     return {name: value for name, value in config.identity().items() if name not in how}
 
 
-WEIGHTS = ("seed", "perturbation", "rank", "subspaces", "weights_dtype", "trainable", "freeze")
+WEIGHTS = ("seed", "perturbation", "rank", "subspaces", "weights_dtype", "trainable")
 """Settings that determine the weights, besides the base model, the dtype of the weights and the updates."""
 
 

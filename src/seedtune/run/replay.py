@@ -137,15 +137,17 @@ def check_base(root: Path, header: ledger.Header, info: EngineInfo) -> None:
             f"{root} was trained from a base model with fingerprint {header.base_fingerprint}, but "
             f"{info.model!r} has {info.base_fingerprint}. Give the same base model."
         )
-    if info.weights_dtype != header.weights_dtype:
-        raise LedgerError(f"{root} was trained with weights in {header.weights_dtype}; {other_weights_dtype(info)}")
+    if info.resolved_weights_dtype != header.resolved_weights_dtype:
+        raise LedgerError(
+            f"{root} was trained with weights in {header.resolved_weights_dtype}; {other_weights_dtype(info)}"
+        )
 
 
 def other_weights_dtype(info: EngineInfo) -> str:
     """Say how to fix a wrong dtype of the weights."""
     return (
-        f"here it would be {info.weights_dtype}, the type of {info.model!r} as it is loaded on {info.device}. "
-        "Use a device and settings (transformers.dtype, or the engine of the run) that keep that precision."
+        f"here it would be {info.resolved_weights_dtype}, the type of {info.model!r} as it is loaded on {info.device}. "
+        "Use a device and settings (dtype, or the engine of the run) that keep that precision."
     )
 
 

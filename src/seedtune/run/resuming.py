@@ -15,6 +15,7 @@ from seedtune.engines.recorded_arithmetic import Entry
 from seedtune.errors import ProductsError, RunError, resume_command
 from seedtune.run import directory, ledger, replay
 from seedtune.run import metrics as run_metrics
+from seedtune.run.recorded_config import weights_kind
 
 log = logging.getLogger("seedtune")
 
@@ -35,36 +36,31 @@ def load(
             raise
         raise RunError(
             f"{root} was computed with {recorded_arithmetic.words(recorded)}, which cannot be had here: {error} To go "
-            f"on with another arithmetic, name it: {resume_command(root)} --set {config.kinds[0]}.products=KIND"
+            f"on with another arithmetic, name it: {resume_command(root)} --set products=KIND"
         ) from error
 
 
 def as_recorded(config: Config, recorded: Entry) -> Config:
     """Replace ``auto`` by the recorded kind of products."""
-    changes = {}
-    for engine in config.kinds:
-        section, kind = getattr(config, engine), _kind(recorded, engine)
-        if section.products == "auto" and kind:
-            changes[engine] = {**section.model_dump(), "products": kind}
-    return config.replace(**changes) if changes else config
+    kind = _kind(config, recorded)
+    return config.replace(products=kind) if config.products == "auto" and kind else config
 
 
-def _kind(entry: Entry, engine: str) -> str:
-    return recorded_arithmetic.kind(recorded_arithmetic.of_engine(entry, engine))
+def _kind(config: Config, entry: Entry) -> str:
+    """Return the kind of products in an entry, of the transformers engine if it is one of several."""
+    return recorded_arithmetic.kind(recorded_arithmetic.of_engine(entry, weights_kind(config.kinds)))
 
 
 def _check(root: Path, config: Config, recorded: Entry, info: EngineInfo) -> None:
     """Raise RunError if a loaded engine computes otherwise than recorded and the settings do not name its products."""
-    here, named = info.arithmetic, any(getattr(config, engine).products != "auto" for engine in config.kinds)
-    if not recorded or named or recorded_arithmetic.same(recorded, here):
+    here = info.arithmetic
+    if not recorded or config.products != "auto" or recorded_arithmetic.same(recorded, here):
         return
-    part = recorded_arithmetic.of_engine
-    engine = next(name for name in config.kinds if part(recorded, name) != part(here, name))
     raise RunError(
         f"{root} was computed with {recorded_arithmetic.words(recorded)}; here it would be "
         f"{recorded_arithmetic.words(here)}: rewards could differ from those of a run that never stopped."
         f"{_threads(recorded, here)} To go on all the same, which the ledger will say: "
-        f"{resume_command(root)} --set {engine}.products={_kind(here, engine)}"
+        f"{resume_command(root)} --set products={_kind(config, here)}"
     )
 
 

@@ -17,7 +17,8 @@ from seedtune.numerics import noise
 from seedtune.run import directory, metrics, recorded_config, replay, resuming
 from seedtune.run.ledger import Contents, Header, Ledger, Record
 from seedtune.run.lineage import Lineage
-from seedtune.strategies.base import State, Strategy
+from seedtune.strategies.base import State
+from seedtune.strategies.es import EvolutionStrategy
 from seedtune.tasks.base import Task
 from seedtune.types import __version__
 
@@ -34,7 +35,7 @@ class Start:
 class Session:
     """The open resources of a run: the engine, at ``generation``, and the run directory."""
 
-    def __init__(self, config: Config, task: Task, strategy: Strategy) -> None:
+    def __init__(self, config: Config, task: Task, strategy: EvolutionStrategy) -> None:
         self.config, self.task, self.strategy = config, task, strategy
         self.paths = directory.RunPaths(Path(config.output_dir))
         self.engine: Engine | None = None
@@ -81,7 +82,7 @@ class Session:
             ) from error
         with closing(Ledger.create(self.paths.ledger, self._header(info))) as book:
             directory.append_lines(self.paths.metrics, [metrics.products_row(info, 0)])
-            yield Start(book, self.strategy.initial(), info)
+            yield Start(book, {}, info)
 
     def _header(self, info: EngineInfo) -> Header:
         return Header(
@@ -89,7 +90,7 @@ class Session:
             noise=noise.SCHEME,
             model=info.model,
             data=self.task.digest(),
-            weights_dtype=info.weights_dtype,
+            resolved_weights_dtype=info.resolved_weights_dtype,
             arithmetic=info.arithmetic,
             base_fingerprint=info.base_fingerprint,
             config=self.config.identity(),
@@ -110,7 +111,7 @@ class Session:
             resuming.note(book, self.paths, contents, info)
             if self.generation and self.generation not in contents.fingerprints:
                 self.note(book)
-            yield Start(book, contents.records[-1].state if contents.records else self.strategy.initial(), info)
+            yield Start(book, contents.records[-1].state if contents.records else {}, info)
 
     def _check_resumable(self, contents: Contents) -> None:
         """Raise RunError or ConfigError if the run cannot go on with these settings and data."""

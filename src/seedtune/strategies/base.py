@@ -1,15 +1,10 @@
-"""A strategy is a pure state machine over member ids and rewards: it never sees weights.
-
-``ask`` returns the members to evaluate.  ``tell`` turns their scores into a step in three calls, so that a ledger can
-be checked without scores: ``shape`` makes utilities, ``observe`` a few numbers about the generation (the observation),
-and ``decide`` a step from these two alone.  States and observations are plain JSON data and are recorded in the ledger.
-"""
+"""What strategies read and return: the scores of a generation, and the step that follows from them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,7 +49,7 @@ class Feedback:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """Result of ``tell``: a coefficient per member, the step size α, the pull to θ₀, and the next state.
+    """Result of a generation: a coefficient per member, the step size α, the pull to θ₀, and the next state.
 
     `update_of` makes the update from them.  With ``rollback_to`` the weights return to their values after that many
     generations instead.
@@ -68,43 +63,9 @@ class Step:
     rollback_to: int | None = None
 
 
-class Strategy(Protocol):
-    """ask → evaluate → tell."""
-
-    def initial(self) -> State:
-        """The state before generation 0."""
-        ...
-
-    def ask(self, state: State, generation: int) -> Plan:
-        """Return a generation's plan: its members, σ and the shift of the weights they perturb."""
-        ...
-
-    def shape(self, feedback: Feedback) -> tuple[float, ...]:
-        """A utility per member: its shaped reward."""
-        ...
-
-    def observe(self, plan: Plan, feedback: Feedback, utilities: Sequence[float]) -> Observation:
-        """Return the numbers that `decide` needs besides the utilities."""
-        ...
-
-    def decide(self, state: State, plan: Plan, coefficients: tuple[float, ...], observation: Observation) -> Step:
-        """Return the step, from recorded data alone."""
-        ...
-
-
-def tell(strategy: Strategy, state: State, plan: Plan, feedback: Feedback) -> Step:
-    """Shape, observe and decide: the step for a generation's scores."""
-    utilities = strategy.shape(feedback)
-    return strategy.decide(state, plan, utilities, strategy.observe(plan, feedback, utilities))
-
-
-Direction = tuple[int, int]
-"""(generation, pair) of a noise sample."""
-
-
-def directions(members: Sequence[Member], values: Sequence[float]) -> dict[Direction, float]:
-    """Σ sign·value over the members of every noise sample, in ascending order of samples."""
-    sums: dict[Direction, float] = {}
+def directions(members: Sequence[Member], values: Sequence[float]) -> dict[tuple[int, int], float]:
+    """Σ sign·value over the members of every noise sample (generation, pair), in ascending order of samples."""
+    sums: dict[tuple[int, int], float] = {}
     for member, value in zip(members, values, strict=True):
         place = (member.generation, member.pair)
         sums[place] = sums.get(place, 0.0) + member.sign * value

@@ -6,7 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from seedtune.strategies.base import State
+from seedtune.strategies.base import Observation, State
+from seedtune.types import Plan
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,8 +30,22 @@ class Guard:
     unscored: int = 3
     """Consecutive generations without any score that count as a collapse, too: the weights have moved too far."""
 
+    wider: float = 1.25
+    """The average restarts when σ has grown by more than this factor: rewards under different σ are not comparable."""
+
+    def update(self, state: State, plan: Plan, observation: Observation) -> dict[str, Any]:
+        """Return the state after one more generation; ``collapsed`` in it asks for a rollback to ``best_at``."""
+        if not observation:
+            missed = state.get("missed", 0) + 1
+            return {**state, "missed": missed, "collapsed": missed >= self.unscored and "best_at" in state}
+        sigma = state.get("sigma", plan.sigma)
+        if plan.sigma > self.wider * sigma:
+            state, sigma = {}, plan.sigma
+        error = observation["spread"] * observation["spread"] / len(plan.members)
+        return {**self.watch(state, observation["reward"], plan.generation, error), "sigma": sigma}
+
     def watch(self, state: State, reward: float, generation: int, error: float = 0.0) -> dict[str, Any]:
-        """Return the state after one more generation; ``collapsed`` in it asks for a rollback to ``best_at``.
+        """Return the state after a generation with rewards.
 
         ``error`` is the variance of the mean reward over this generation's members, a lower bound of the noise.
         """
@@ -49,16 +64,10 @@ class Guard:
         allowed = self.limit * math.sqrt(weight / (2.0 - weight) * known)
         return {**now, "collapsed": known > 0.0 and level < state["best"] - allowed}
 
-    def miss(self, state: State) -> dict[str, Any]:
-        """Return the state after a generation without any score."""
-        missed = state.get("missed", 0) + 1
-        return {**state, "missed": missed, "collapsed": missed >= self.unscored and "best_at" in state}
-
     def back(self, state: State) -> dict[str, Any]:
         """Return the state after a rollback: the average restarts at the best one."""
-        best = state["best"]
-        kept = {"level": best, "last": best, "noise": state["noise"], "best": best, "best_at": state["best_at"]}
-        return {"seen": self.quiet + 1, **kept}
+        kept = {name: value for name, value in state.items() if name in ("noise", "best", "best_at", "sigma")}
+        return {**kept, "seen": self.quiet + 1, "level": state["best"], "last": state["best"]}
 
     def _noise(self, state: State, reward: float, seen: int) -> float:
         """Update the noise estimate, over more generations than the level; the jump of a collapse is bounded."""

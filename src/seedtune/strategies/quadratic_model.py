@@ -104,11 +104,11 @@ def response_of(sigma: float, scores: Floats) -> Response:
         raise RewardError(
             "the unperturbed model's answers could not be scored on any prompt. Check the reward function."
         )
-    pairs = filled[1:].reshape(-1, 2, filled.shape[1])
+    pairs, unperturbed = filled[1:].reshape(-1, 2, filled.shape[1]), float(filled[0].mean())
     pairs = pairs[~np.isnan(pairs).any(axis=(1, 2))]
     if len(pairs) == 0:
-        return _unscored(sigma, float(filled[0].mean()))
-    rewards, unperturbed = pairs.mean(axis=2), float(filled[0].mean())
+        return Response(sigma, 0, math.nan, math.nan, unperturbed, *[math.nan] * 7)
+    rewards = pairs.mean(axis=2)
     odd = (pairs[:, 0] - pairs[:, 1]) / 2
     even, products = rewards.mean(axis=1), crossed(odd)
     return Response(
@@ -125,12 +125,6 @@ def response_of(sigma: float, scores: Floats) -> Response:
         transfer_error=standard_error(products),
         variance=float((odd**2).mean()),
     )
-
-
-def _unscored(sigma: float, unperturbed: float) -> Response:
-    """Return the response at a σ at which no pair of members has rewards."""
-    nan = math.nan
-    return Response(sigma, 0, nan, nan, unperturbed, nan, nan, nan, nan, nan, nan, nan)
 
 
 def crossed(odd: Floats) -> Floats:
@@ -168,23 +162,20 @@ def fit(responses: Sequence[Response]) -> Law:
     """
     size = max((abs(r.unperturbed) + r.spread for r in responses), default=0.0) or 1.0
     squares = np.array([r.sigma**2 for r in responses])
-    pairs = (
-        ([r.transfer for r in responses], [r.transfer_error for r in responses], [r.variance for r in responses]),
-        ([r.gap for r in responses], [r.gap_error for r in responses], [r.spread for r in responses]),
-    )
-    floors = (TINY * size**2, TINY * size)
-    slopes = [
-        _slope(squares, np.array(y), np.array(errors) + floor, np.array(scales) + floor)
-        for (y, errors, scales), floor in zip(pairs, floors, strict=True)
-    ]
-    return Law(positive_mean(*slopes[0]), positive_mean(*slopes[1]))
+    transfers = np.array([(r.transfer, r.transfer_error, r.variance) for r in responses])
+    gaps = np.array([(r.gap, r.gap_error, r.spread) for r in responses])
+    return Law(_slope(squares, transfers, floor=TINY * size**2), _slope(squares, gaps, floor=TINY * size))
 
 
-def _slope(x: Floats, y: Floats, errors: Floats, scales: Floats) -> tuple[float, float]:
-    """Return the slope of y = slope·x, weighted by 1/scales², and its standard error for fully correlated errors."""
+def _slope(x: Floats, measured: Floats, *, floor: float) -> float:
+    """Return the positive slope of y = slope·x from rows (y, error, scale), weighted by 1/scale².
+
+    Its standard error is that of fully correlated errors.
+    """
+    y, errors, scales = measured[:, 0], measured[:, 1] + floor, measured[:, 2] + floor
     pull = x / scales**2
     information = float((pull * x).sum())
-    return float((pull * y).sum()) / information, float((pull * errors).sum()) / information
+    return positive_mean(float((pull * y).sum()) / information, float((pull * errors).sum()) / information)
 
 
 def positive_mean(value: float, error: float) -> float:

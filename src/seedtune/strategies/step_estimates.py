@@ -20,13 +20,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from seedtune.strategies.base import Observation
 from seedtune.strategies.quadratic_model import positive_mean
 from seedtune.strategies.shaping import TIE
 
 Averages = Mapping[str, float]
+
+
+class WeighedValue(NamedTuple):
+    """A measured value and its precision 1/error²; precision 0: nothing is known."""
+
+    value: float = 0.0
+    precision: float = 0.0
+
+
+UNKNOWN = WeighedValue()
 
 MEMORY = 0.9
 """Weight of the old average in each generation: about ten generations of memory."""
@@ -53,12 +63,11 @@ def informative(observation: Observation) -> bool:
     return spread > TIE * abs(observation["reward"]) and spread * spread > 0.0
 
 
-def averaged(before: Averages, observation: Observation, realized: tuple[float, float] = (0.0, 0.0)) -> Averages:
+def averaged(before: Averages, observation: Observation, realized: WeighedValue = UNKNOWN) -> Averages:
     """Add one generation's observation to the averages ``before``; an uninformative generation changes nothing.
 
     The first few generations count equally, then older ones fade, so no initial value has an influence.
-    ``realized`` is
-    the `realized_fraction` of the last step, with its precision.
+    ``realized`` is the `realized_fraction` of the last step.
     """
     if not informative(observation):
         return before
@@ -81,20 +90,16 @@ def averaged(before: Averages, observation: Observation, realized: tuple[float, 
         elif name in before:
             mean[name] = before[name]
     usual = max(LATER, MEMORY * before.get("usual", 1.0))
-    return {**mean, **_realized(before, *realized), "usual": usual, "seen": min(seen + 1, 1_000_000)}
+    return {**mean, **_realized(before, realized), "usual": usual, "seen": min(seen + 1, 1_000_000)}
 
 
-def _realized(before: Averages, part: float, precision: float) -> dict[str, float]:
+def _realized(before: Averages, new: WeighedValue) -> dict[str, float]:
     """Weigh each step by its precision, and older steps less."""
-    old = MEMORY * before.get("realized_precision", 0.0)
-    known = old + precision
+    old = before.get("realized_fraction", 0.0)
+    known = MEMORY * before.get("realized_precision", 0.0) + new.precision
     if not 0.0 < known < math.inf:
         return {}
-    return {
-        "realized_fraction": before.get("realized_fraction", 0.0)
-        + precision / known * (part - before.get("realized_fraction", 0.0)),
-        "realized_precision": known,
-    }
+    return {"realized_fraction": old + new.precision / known * (new.value - old), "realized_precision": known}
 
 
 def hypotenuse(one: float, other: float) -> float:
@@ -111,25 +116,25 @@ def reliability(averages: Averages) -> float:
     The reliability cannot be negative, but the mean of the three can: the result is the mean of a normal variable given
     that it is positive.  So a few unlucky generations shorten steps but do not stop them.
     """
-    common, trust = _common(averages)
-    realized, proof = averages.get("realized_fraction", 0.0), averages.get("realized_precision", 0.0)
-    usual = averages.get("usual", 1.0) / (UNUSUAL * UNUSUAL)
-    precision = usual + trust + proof
-    mean = (usual / precision) * USUAL + (trust / precision) * common + (proof / precision) * realized
+    prior = WeighedValue(USUAL, averages.get("usual", 1.0) / (UNUSUAL * UNUSUAL))
+    realized = WeighedValue(averages.get("realized_fraction", 0.0), averages.get("realized_precision", 0.0))
+    estimates = (prior, _common(averages), realized)
+    precision = sum(one.precision for one in estimates)
+    mean = sum(one.precision / precision * one.value for one in estimates)
     return _rounded(min(1.0, positive_mean(mean, 1.0 / math.sqrt(precision))))
 
 
-def _common(averages: Averages) -> tuple[float, float]:
-    """Return the power shared by different prompts as a part of the whole power, and its precision as the reliability.
+def _common(averages: Averages) -> WeighedValue:
+    """Estimate the reliability by the power shared by different prompts, as a part of the whole power.
 
     A negative estimate is chance, and where rewards are rare larger than its error suggests: it counts as 0.
     """
     shared, power, error = averages["shared"], averages["power"], averages.get("shared_error", 0.0)
     others = 1.0 - averages["share"]
     if not (power > 0.0 and 0.0 < error < math.inf and math.isfinite(shared)) or others <= 0.0:
-        return 0.0, 0.0
+        return UNKNOWN
     root = min(others * power / error, 1.0 / TINY)
-    return max(0.0, min(1.0, shared / power)), root * root
+    return WeighedValue(max(0.0, min(1.0, shared / power)), root * root)
 
 
 def curvature(averages: Averages) -> float:
@@ -183,13 +188,13 @@ def predicted_gain(observation: Observation, radius: float, sigma: float, averag
     return {**made, "sigma": sigma} if math.isfinite(made["cost"]) and math.isfinite(error) else {}
 
 
-def realized_fraction(before: PredictedGain, observation: Observation, sigma: float) -> tuple[float, float]:
-    """Return (realized fraction of the predicted gain, its precision 1/error²); precision 0 if nothing can be said."""
+def realized_fraction(before: PredictedGain, observation: Observation, sigma: float) -> WeighedValue:
+    """Estimate the fraction of the predicted gain that was realized."""
     if not before or "reward_error" not in observation or abs(sigma - before["sigma"]) > SAME * sigma:
-        return 0.0, 0.0
+        return UNKNOWN
     error = hypotenuse(before["error"], observation["reward_error"])
     part = (observation["reward"] - before["reward"] + before["cost"]) / before["gain"]
     rough = hypotenuse(error / before["gain"], SURE)
     if not (math.isfinite(part) and math.isfinite(rough)):
-        return 0.0, 0.0
-    return min(1.0, max(-1.0, part)), 1.0 / (rough * rough)
+        return UNKNOWN
+    return WeighedValue(min(1.0, max(-1.0, part)), 1.0 / (rough * rough))

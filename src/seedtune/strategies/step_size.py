@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from seedtune.strategies.base import Observation, State
 from seedtune.strategies.step_estimates import Averages, curvature, informative, reliability
@@ -31,18 +31,6 @@ class Situation:
     averages: Averages
     factor: float = 1.0
     """Factor of the schedule of α."""
-
-
-class StepSize(Protocol):
-    """A rule for α.  Its state is plain data."""
-
-    def step(self, state: State, now: Situation) -> tuple[float, dict[str, Any]]:
-        """Return α of this generation, and the next state."""
-        ...
-
-    def shrink(self, state: State) -> dict[str, Any]:
-        """Return the state after a collapse: smaller steps from now on."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)

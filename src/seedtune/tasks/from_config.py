@@ -141,11 +141,8 @@ def _check_objects(config: Config, inputs: TaskInputs) -> None:
 
 def _examples(config: Config, settings: DatasetSettings, given: Data | None, *, split: str) -> Examples:
     """Return the rows passed by the program, or those that the settings name."""
-    if given is not None and not isinstance(given, str):
-        rows, column = given, config.prompt_column
-    else:
-        rows, column = datasets.read(settings, split), settings.prompt_column or config.prompt_column
-    return examples(rows, "eval" if split == "test" else split, prompt_column=column)
+    rows = given if given is not None and not isinstance(given, str) else datasets.read(settings, split)
+    return examples(rows, "eval" if split == "test" else split, prompt_column=config.prompt_column)
 
 
 def _implied_rewards(config: Config, environment: EnvironmentFactory | None) -> tuple[Reward, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import string
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,13 +22,13 @@ class ReferenceAnswers:
 
 
 def reference_answers(config: Config, example: Example) -> ReferenceAnswers:
-    """Read a row's answer (``logprob``), or its choices and the index of the right one (``choice_accuracy``).
+    """Read a row's answer (``logprob``), or its choices and which is right (``choice_accuracy``).
 
     Raises DataError with the row and the column that is missing or of the wrong type.
     """
     names = config.likelihood
+    answer = _column(example, names.answer_column)
     if config.objective == "logprob":
-        answer = _column(example, names.answer_column)
         if not isinstance(answer, str) or not answer:
             raise _wrong(example, names.answer_column, answer, "a text that is not empty")
         return ReferenceAnswers((answer,))
@@ -35,10 +36,21 @@ def reference_answers(config: Config, example: Example) -> ReferenceAnswers:
     listed = isinstance(choices, Sequence) and not isinstance(choices, str) and len(choices) > 1
     if not listed or not all(isinstance(choice, str) and choice for choice in choices):
         raise _wrong(example, names.choices_column, choices, "a list of two texts or more, none of them empty")
-    right = _column(example, names.index_column)
-    if isinstance(right, bool) or not isinstance(right, int) or not 0 <= right < len(choices):
-        raise _wrong(example, names.index_column, right, f"a whole number from 0 to {len(choices) - 1}")
+    right = _place(answer, choices)
+    if right is None:
+        wanted = f"a choice's text, its index (from 0 to {len(choices) - 1}) or its letter (from A)"
+        raise _wrong(example, names.answer_column, answer, wanted)
     return ReferenceAnswers(tuple(choices), right)
+
+
+def _place(answer: Any, choices: Sequence[str]) -> int | None:
+    """Return the index of the choice that ``answer`` names; a text that is a choice is never read as a letter."""
+    if answer in choices:
+        return choices.index(answer)
+    if isinstance(answer, str) and len(answer) == 1:
+        answer = string.ascii_uppercase.find(answer)
+    named = isinstance(answer, int) and not isinstance(answer, bool) and 0 <= answer < len(choices)
+    return answer if named else None
 
 
 def scored_by_the_engine(**_: Any) -> list[float | None]:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from seedtune.config.sections import ToySettings
+from seedtune.config.config import Config
 from seedtune.engines.base import Engine
 from seedtune.engines.toy.engine import ToyEngine
 from seedtune.errors import SeedtuneError
@@ -17,7 +17,7 @@ from seedtune.types import UNPERTURBED, Decay, Job, Member, Prompt, Rollout, Sam
 
 
 def toy(dtype: str = "float32", **noise) -> Callable[[], Engine]:
-    return lambda: ToyEngine("base", noise=Noise(7, **noise), settings=ToySettings(size=6, dtype=dtype))
+    return lambda: ToyEngine(Config(model="base", dtype=dtype, toy={"size": 6}), noise=Noise(7, **noise))
 
 
 ENGINES: dict[str, Callable[[], Engine]] = {
@@ -30,8 +30,7 @@ ENGINES: dict[str, Callable[[], Engine]] = {
     "toy-gaussian-frozen-model": toy(
         perturbation="gaussian",
         weights_dtype="model",
-        trainable=("*.weight", "layers.1.*"),
-        freeze=("layers.0.weight",),
+        trainable=("*.weight", "layers.1.*", "!layers.0.weight"),
     ),
 }
 """One maker per engine: two calls give engines of the same base model and run seed, not yet loaded.

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from models import CHAT_TEMPLATE, Reference, forced_logits, job, load_engine, save_family
-from seedtune.config.sections import ToySettings
+from seedtune.config.config import Config
 from seedtune.engines.base import Engine
 from seedtune.engines.toy.engine import ToyEngine
 from seedtune.errors import DataError
@@ -33,7 +33,7 @@ GAUSSIAN = {"perturbation": "gaussian"}
 
 def toy(**noise: Any) -> Callable[..., Engine]:
     def make(_: Any) -> Engine:
-        engine = ToyEngine("base", noise=Noise(7, **noise), settings=ToySettings(size=6))
+        engine = ToyEngine(Config(model="base", toy={"size": 6}), noise=Noise(7, **noise))
         engine.load()
         return engine
 

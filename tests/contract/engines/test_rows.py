@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from models import Reference, forced_logits, greedy, job, load_engine, recorded_logits, save_family, text_prompts
-from seedtune.config.sections import ToySettings
+from seedtune.config.config import Config
 from seedtune.engines.base import Engine
 from seedtune.engines.toy.engine import ToyEngine
 from seedtune.errors import DataError
@@ -27,7 +27,7 @@ Found = dict[tuple[Member, int, int], Rollout]
 
 def toy(**noise: Any) -> Callable[[Path], Engine]:
     def make(_: Path) -> Engine:
-        engine = ToyEngine("base", noise=Noise(7, **noise), settings=ToySettings(size=6))
+        engine = ToyEngine(Config(model="base", toy={"size": 6}), noise=Noise(7, **noise))
         engine.load()
         return engine
 

@@ -32,7 +32,7 @@ def tree(folder: Path) -> set[str]:
     ("item", "message"),
     [
         ("sigmaa=1", "unknown setting 'sigmaa'. Did you mean 'sigma'? Known: alpha, "),
-        ("toy.sise=1", "unknown setting 'toy.sise'. Did you mean 'size'? Known: delay, dtype, products, size"),
+        ("toy.sise=1", "unknown setting 'toy.sise'. Did you mean 'size'? Known: delay, size"),
         ("sigma=large", "sigma='large': must be a valid number, unable to parse string as a number"),
         ("sigma=0", "sigma=0: must be greater than 0"),
         ("sigma=-1e-3", "sigma=-0.001: must be greater than 0"),

@@ -171,7 +171,7 @@ def test_what_cannot_be_planned_is_refused(folder, tmp_path):
 
 
 def test_a_plan_for_vllm_counts_its_rows_its_precision_and_no_launches(folder):
-    how = {"engine": "vllm", "vllm": {"max_num_seqs": 16, "max_loras": 3, "dtype": "bfloat16"}}
+    how = {"engine": "vllm", "vllm": {"max_num_seqs": 16, "max_loras": 3}, "dtype": "bfloat16"}
     found = plan_config(planned(folder, **how), devices=["cpu", "h100"], task=TASK)
     assert (found.workload.slots, found.anatomy.dtype) == (12, "bfloat16")
     assert [duration.device for duration in found.durations] == ["h100"]
@@ -188,7 +188,7 @@ def test_half_precision_halves_what_is_read(tmp_path):
     found = plan_config(planned(folder), task=TASK)
     assert (found.anatomy.dtype, found.anatomy.itemsize) == ("bfloat16", 2)
     assert found.memory[2].packed == 2 * found.anatomy.linear
-    wide = plan_config(planned(folder, transformers={"dtype": "float32"}), task=TASK)
+    wide = plan_config(planned(folder, dtype="float32"), task=TASK)
     assert wide.anatomy.itemsize == 4
     assert wide.memory[2].packed == 4 * wide.anatomy.linear
 
@@ -207,7 +207,7 @@ def test_the_command_shows_every_part(command, folder, tmp_path):
 
 
 def test_generations_of_two_sizes_are_planned_at_the_largest_and_counted_as_they_are(folder, capsys):
-    probes = {"lookahead": {"kind": "essam_f", "radius": 0.5, "probes": 2}}
+    probes = {"lookahead": {"radius": 0.5, "probes": 2}}
     found = plan_config(planned(folder, **probes), devices=["h100"], share=0.5, task=TASK)
     assert found.workload.members == 9
     assert found.rollouts == 5 * (3 + 9) * 4

@@ -69,7 +69,7 @@ SETTINGS = {
     "decay": {"anchor_l2": 0.5},
     "samples": {"samples_per_prompt": 2, "temperature": 0.7, "objective": "pass_at_k"},
     "schedule": {"alpha_schedule": {"kind": "linear", "over": 5}},
-    "weights_dtype-model": {"weights_dtype": "model", "toy": {"size": 4, "dtype": "bfloat16"}},
+    "weights_dtype-model": {"weights_dtype": "model", "dtype": "bfloat16"},
 }
 
 

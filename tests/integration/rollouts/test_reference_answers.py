@@ -21,12 +21,12 @@ from seedtune.rollouts.evaluator import Evaluator
 from seedtune.tasks import create
 from seedtune.tasks.base import Task
 from seedtune.tasks.data.rows import examples
-from seedtune.tasks.reference_answers import scored_by_the_engine
+from seedtune.tasks.reference_answers import reference_answers, scored_by_the_engine
 from seedtune.types import UNPERTURBED, Member, Plan, Prompt
 
 SUMS = [{"prompt": f"{a}+{b}=", "answer": str(a + b)} for a in range(4) for b in range(4)]
 CHOICES = [
-    {"prompt": f"{a} is", "choices": ["even", "odd"] if first else ["odd", "even"], "answer_index": int(a % 2 == first)}
+    {"prompt": f"{a} is", "choices": ["even", "odd"] if first else ["odd", "even"], "answer": int(a % 2 == first)}
     for a in range(12)
     for first in (a // 3 % 2,)
 ]
@@ -81,7 +81,7 @@ def test_scores_are_the_means_and_choices_of_the_engines_likelihoods(folder: Pat
         prompts = [Prompt(0, row["prompt"])] * 2
         means = [np.mean(logs) for logs in engine.logprobs(prompts, ids[place])]
         best = int(np.argmax(means))
-        assert outcome.row(UNPERTURBED)[place] == float(best == row["answer_index"])
+        assert outcome.row(UNPERTURBED)[place] == float(best == row["answer"])
         rollout = next(r for r in outcome.rollouts if (r.member, r.prompt) == (UNPERTURBED, place))
         assert rollout.text == row["choices"][best]
 
@@ -124,17 +124,26 @@ def test_reference_answers_cannot_be_planned(folder: Path) -> None:
         ("logprob", {"target": "4"}, r"row 1 has no column 'answer' \(it holds \['target'\]\)"),
         ("logprob", {"answer": 4}, "row 1: the column 'answer' is 4. Give a text that is not empty"),
         ("logprob", {"answer": ""}, "is ''. Give a text"),
-        ("choice_accuracy", {"choices": "ab", "answer_index": 0}, "'choices' is 'ab'. Give a list of two texts"),
-        ("choice_accuracy", {"choices": ["a"], "answer_index": 0}, "Give a list of two texts or more"),
-        ("choice_accuracy", {"choices": ["a", ""], "answer_index": 0}, "none of them empty"),
-        ("choice_accuracy", {"choices": ["a", "b"], "answer_index": 2}, "'answer_index' is 2. Give a whole number"),
-        ("choice_accuracy", {"choices": ["a", "b"], "answer_index": True}, "Give a whole number from 0 to 1"),
+        ("choice_accuracy", {"choices": "ab", "answer": 0}, "'choices' is 'ab'. Give a list of two texts"),
+        ("choice_accuracy", {"choices": ["a"], "answer": 0}, "Give a list of two texts or more"),
+        ("choice_accuracy", {"choices": ["a", ""], "answer": 0}, "none of them empty"),
+        ("choice_accuracy", {"choices": ["a", "b"], "answer": 2}, "'answer' is 2. Give a choice's text, its index"),
+        ("choice_accuracy", {"choices": ["a", "b"], "answer": True}, r"its index \(from 0 to 1\) or its letter"),
+        ("choice_accuracy", {"choices": ["a", "b"], "answer": "C"}, "Give a choice's text"),
     ],
 )
 def test_rows_without_answers_are_named_before_the_run_begins(objective, row, message, tmp_path: Path) -> None:
-    fine = {"prompt": "1+1=", "answer": "2", "choices": ["1", "2"], "answer_index": 1}
+    fine = {"prompt": "1+1=", "answer": "2", "choices": ["1", "2"]}
     with pytest.raises(DataError, match=message):
         Trainer(toy(tmp_path, objective=objective), train_dataset=[fine, {"prompt": "2+2=", **row}])
+
+
+@pytest.mark.parametrize("answer", ["A", 1, "B"])
+def test_the_right_choice_is_named_by_its_text_its_index_or_its_letter(answer: Any) -> None:
+    config = Config(objective="choice_accuracy")
+    choices = ["B", "A"] if answer == "A" else ["no", "yes"]
+    (example,) = examples([{"prompt": "?", "choices": choices, "answer": answer}], "train")
+    assert reference_answers(config, example).right == 1
 
 
 def test_columns_may_have_other_names(tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ WAYS = {
     "lowrank, float32 model": (torch.float32, {"rank": 2}),
     "lowrank, bfloat16 model": (torch.bfloat16, {}),
     "lowrank, weights_dtype=model": (torch.bfloat16, {"weights_dtype": "model"}),
-    "gaussian, bfloat16 model": (torch.bfloat16, {"perturbation": "gaussian", "freeze": ["*norm*"]}),
+    "gaussian, bfloat16 model": (torch.bfloat16, {"perturbation": "gaussian", "trainable": ["!*norm*"]}),
     "gaussian, weights_dtype=model": (torch.bfloat16, {"perturbation": "gaussian", "weights_dtype": "model"}),
 }
 

@@ -41,7 +41,7 @@ def trainer(root: Path, reward, **settings) -> Trainer:
 def root(request, tmp_path) -> Path:
     settings = {
         **request.param,
-        **({"toy": {"size": 4, "dtype": "bfloat16"}} if "weights_dtype" in request.param else {}),
+        **({"dtype": "bfloat16"} if "weights_dtype" in request.param else {}),
     }
     trainer(tmp_path / "run", Cliff(9, 11), **settings).train()
     return tmp_path / "run"

@@ -106,13 +106,13 @@ def test_another_library_is_refused_with_both_and_the_way_out(failure, short):
     told = failure("resume", short, "--generations", "4")
     assert "computed with products library, attention library, cpu, by numpy 1.0; here it would be " in told
     assert f"by numpy {np.__version__}: rewards could differ" in told
-    assert told.endswith(f"seedtune resume {short} --set toy.products=library")
+    assert told.endswith(f"seedtune resume {short} --set products=library")
     assert runs.ledger_bytes(short) == before
 
 
 def test_named_products_go_on_and_the_ledger_says_from_where(command, short):
     begun_with(OTHER, short)
-    code, _, _ = command("resume", short, "--generations", "4", "--set", "toy.products=library")
+    code, _, _ = command("resume", short, "--generations", "4", "--set", "products=library")
     assert code == 0
     found = contents(short)
     assert (found.generations, found.header.arithmetic, found.changes) == (4, OTHER, {2: HERE})
@@ -150,7 +150,7 @@ def test_only_other_threads_are_told_how_to_have_as_many(short):
 def changed(short) -> Path:
     """A run of another machine that went on here."""
     begun_with(OTHER, short)
-    Trainer(runs.toy(short, toy={"size": 4, "products": "library"})).train(resume=True)
+    Trainer(runs.toy(short, products="library")).train(resume=True)
     return short
 
 
@@ -177,9 +177,9 @@ def test_a_run_of_another_machine_is_verified_packed_unpacked_exported_and_evalu
 
 
 def test_weights_need_no_products_that_a_run_names():
-    config = Config.create({"transformers": {"products": "bf16dot"}})
-    assert recorded_config.for_weights(config).transformers.products == "auto"
-    assert recorded_config.with_settings(config, ["transformers.products=fma32"]).transformers.products == "fma32"
+    config = Config.create({"products": "bf16dot"})
+    assert recorded_config.for_weights(config).products == "auto"
+    assert recorded_config.with_settings(config, ["products=fma32"]).products == "fma32"
 
 
 def test_diff_names_the_arithmetic_where_two_runs_part(changed, tmp_path):
@@ -230,7 +230,8 @@ def tiny(tmp_path) -> Config:
             "sigma": 0.05,
             "alpha": 0.05,
             "reward_workers": 0,
-            "transformers": {"device": "cpu", "dtype": "float32"},
+            "dtype": "float32",
+            "transformers": {"device": "cpu"},
         }
     )
 
@@ -245,7 +246,7 @@ def test_a_run_goes_on_with_the_recorded_kind_where_auto_would_take_another(tiny
     begun_with({**recorded, "library": {**recorded["library"], "instructions": _instructions()}}, root)
     Trainer(tiny.replace(generations=2)).train(resume=True)  # auto would be fma32 here
     assert contents(root).changes == {}
-    assert recorded_config.run_config(root).transformers.products == "auto"
+    assert recorded_config.run_config(root).products == "auto"
 
 
 def _instructions() -> str:
@@ -271,12 +272,10 @@ def test_a_kind_that_is_not_here_is_refused_and_a_named_one_goes_on(tiny, monkey
     monkeypatch.setattr(processor, "features", lambda: AVX2)
     Trainer(tiny).train()
     monkeypatch.setattr(processor, "features", lambda: OLD)
-    told = (
-        r"computed with products fma32/1, .* cannot be had here: .*needs AVX2 with FMA.* --set transformers.products="
-    )
+    told = r"computed with products fma32/1, .* cannot be had here: .*needs AVX2 with FMA.* --set products="
     with pytest.raises(RunError, match=told):
         Trainer(config).train(resume=True)
-    named = config.replace(transformers={**config.transformers.model_dump(), "products": "library"})
+    named = config.replace(products="library")
     Trainer(named).train(resume=True)
     assert contents(root).changes[1]["products"] == "library"
     assert verify_run(root).generations == 2
@@ -284,8 +283,8 @@ def test_a_kind_that_is_not_here_is_refused_and_a_named_one_goes_on(tiny, monkey
 
 def test_a_named_kind_that_is_not_here_is_an_error_of_the_settings(tiny, monkeypatch):
     monkeypatch.setattr(processor, "features", lambda: AVX2)
-    named = tiny.replace(transformers={**tiny.transformers.model_dump(), "products": "bf16dot"})
-    with pytest.raises(ConfigError, match=r"transformers.products=bf16dot multiplies bfloat16"):
+    named = tiny.replace(products="bf16dot")
+    with pytest.raises(ConfigError, match=r"products=bf16dot multiplies bfloat16"):
         Trainer(named).train()
 
 
@@ -330,7 +329,7 @@ def test_the_ray_engines_ledger_says_how_its_workers_compute(tmp_path):
         Trainer(config).train()
     assert contents(tmp_path / "run").header.arithmetic == HERE
     begun_with(OTHER, tmp_path / "run")
-    with inline(), pytest.raises(RunError, match=r"--set toy\.products=library"):
+    with inline(), pytest.raises(RunError, match=r"--set products=library"):
         Trainer(config.replace(generations=3)).train(resume=True)
 
 
@@ -385,5 +384,5 @@ def test_workers_of_a_resumed_run_are_told_the_recorded_kind(tiny, monkeypatch):
 
 
 def _told(spec: WorkerSpec) -> str:
-    found: str = spec.config["transformers"]["products"]
+    found: str = spec.config["products"]
     return found

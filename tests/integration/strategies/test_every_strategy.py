@@ -29,7 +29,7 @@ MORE: dict[str, dict[str, Any]] = {
         "alpha": 0.1,
         "subspaces": 2,
         "anchor_l2": 0.5,
-        "lookahead": {"kind": "essam_f", "radius": 0.5, "probes": 4},
+        "lookahead": {"radius": 0.5, "probes": 4},
     },
 }
 
@@ -37,7 +37,7 @@ MORE: dict[str, dict[str, Any]] = {
 def small(settings: dict[str, Any]) -> dict[str, Any]:
     """A strategy's settings on a run of a second."""
     looked = dict(settings)
-    if looked.get("lookahead", {}).get("kind") == "essam_f":
+    if "probes" in looked.get("lookahead", {}):
         looked["lookahead"] = {**looked["lookahead"], "probes": 4}
     return {"alpha": None, **looked, **SMALL}
 
@@ -64,9 +64,9 @@ HOW = {
     "adaptive-decay-essam": {
         "anchor_l2": 0.5,
         "anchor_l1": 0.001,
-        "lookahead": {"kind": "essam_f", "radius": 0.5, "probes": 4},
+        "lookahead": {"radius": 0.5, "probes": 4},
     },
-    "gaussian-essam": {"perturbation": "gaussian", "lookahead": {"kind": "essam", "radius": 0.02}},
+    "gaussian-essam": {"perturbation": "gaussian", "lookahead": {"radius": 0.02}},
     "gaussian-decay-model": {"perturbation": "gaussian", "weights_dtype": "model", "anchor_l2": 0.5},
     "subspaces": {"alpha": 0.1, "subspaces": 4},
 }

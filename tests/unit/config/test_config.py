@@ -37,6 +37,7 @@ def test_overrides_are_read_as_yaml(tmp_path):
     config = load(tmp_path, "", "antithetic=false", "stop=[a, b]", "chat_template_kwargs.enable_thinking=false")
     assert config.antithetic is False
     assert config.stop == ("a", "b")
+    assert load(tmp_path, "", "vllm.kv_cache_memory_bytes=2e9").vllm.option("kv_cache_memory_bytes") == 2_000_000_000
     assert config.chat_template_kwargs == {"enable_thinking": False}
 
 
@@ -73,7 +74,8 @@ def test_an_override_into_a_plain_value_is_refused(tmp_path):
         ({"sigmaa": 1}, ["unknown setting 'sigmaa'", "Did you mean 'sigma'?"]),
         ({"poplation": 1}, ["'poplation'", "Did you mean 'population'?"]),
         ({"toy": {"sise": 3}}, ["unknown setting 'toy.sise'", "Did you mean 'size'?"]),
-        ({"transformers": {"dtyp": "x"}}, ["'transformers.dtyp'", "Did you mean 'dtype'?", "max_rows"]),
+        ({"transformers": {"devise": "x"}}, ["'transformers.devise'", "Did you mean 'device'?", "max_rows"]),
+        ({"transformers": {"dtype": "x"}}, ["'transformers.dtype'. It is a top-level setting: dtype. Known: device"]),
         ({"zzzzzz": 1}, ["unknown setting 'zzzzzz'. Known: ", "sigma"]),
     ],
     ids=str,
@@ -98,7 +100,7 @@ def test_an_unknown_key_is_an_error_with_the_nearest_known_one(settings, parts):
         ({"seed": 2**64}, f"seed={2**64}: must be less than {2**64}"),
         ({"perturbation": "rank1"}, "perturbation='rank1': must be 'lowrank' or 'gaussian'"),
         ({"weights_dtype": "bfloat16"}, "weights_dtype='bfloat16': must be 'float32' or 'model'"),
-        ({"freeze": "*.bias"}, "freeze='*.bias': must be a valid tuple"),
+        ({"trainable": "*.bias"}, "trainable='*.bias': must be a valid tuple"),
         ({"shaping": "rank"}, "shaping='rank': must be 'zscore', 'per_prompt', 'centered_rank' or 'none'"),
         ({"model": 5}, "model=5: must be a valid string"),
         ({"top_p": 1.5}, "top_p=1.5: must be less than or equal to 1"),
@@ -134,8 +136,8 @@ def test_a_rank_without_low_rank_is_not_ignored():
         ({"objective": "logprob", "samples_per_prompt": 2, "temperature": 0.7}, "objective=logprob generates nothing"),
         ({"objective": "choice_accuracy", "temperature": 0.7}, "so temperature=0.7 has no effect"),
         ({"objective": "logprob", "stop": ["."]}, "so stop=('.',) has no effect"),
-        ({"objective": "logprob", "kl_steps": 5}, "kl_steps=5 measures generated answers"),
-        ({"objective": "logprob", "environment": "number_guessing"}, "environment='number_guessing' is not heard"),
+        ({"objective": "logprob", "kl_steps": 5}, "so kl_steps=5 has no effect"),
+        ({"objective": "logprob", "environment": "number_guessing"}, "so environment='number_guessing' has no effect"),
         ({"likelihood": {"answer_column": "x"}}, "likelihood.answer_column='x' has no effect"),
         ({"samples_per_prompt": 0}, "samples_per_prompt=0: must be greater than or equal to 1"),
     ],
@@ -212,12 +214,12 @@ INCIDENTAL = {
     "logging_steps": 3,
     "save_steps": 3,
     "save_total_limit": 3,
-    "toy": {"delay": 3.0, "products": "library"},
+    "toy": {"delay": 3.0},
+    "products": "library",
+    "trust_remote_code": True,
     "transformers": {
         "device": "cuda",
-        "trust_remote_code": True,
         "weights_folder": "x",
-        "products": "fma32",
         "max_rows": 1,
     },
 }
@@ -238,8 +240,8 @@ def test_identity_leaves_out_what_results_do_not_depend_on(name):
         {"perturbation": "gaussian"},
         {"weights_dtype": "model"},
         {"trainable": ("*.weight",)},
-        {"freeze": ("*.bias",)},
-        {"toy": {"dtype": "bfloat16"}},
+        {"trainable": ("!*.bias",)},
+        {"dtype": "bfloat16"},
         {"shaping": "per_prompt"},
         {"multi_objective_aggregation": "normalize_then_sum"},
         {"samples_per_prompt": 4, "temperature": 0.7},

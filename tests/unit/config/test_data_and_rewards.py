@@ -32,7 +32,7 @@ def test_text_is_short_for_a_mapping_and_one_reward_for_a_list():
         "test",
     )
     assert [reward.path for reward in config.reward_funcs] == ["rewards.py:score"]
-    assert own(reward_funcs=["a.b", {"path": "c.d", "weight": 2}]).reward_funcs[1].weight == 2.0
+    assert own(reward_funcs=["a.b", {"path": "c.d"}]).weights == (1.0, 1.0)
 
 
 def test_own_data_are_the_task():
@@ -84,15 +84,13 @@ def test_names_in_the_metrics_say_which_reward_it_is():
         ({"train_dataset": {"path": "x", "splt": "y"}}, "unknown setting 'train_dataset.splt'. Did you mean 'split'"),
         ({"train_dataset": {"path": "x", "streaming": True}}, "unknown setting 'train_dataset.streaming'."),
         ({"reward_weights": [1, 2]}, "1 reward functions but 2 reward_weights: give one weight each"),
-        ({"reward_funcs": [{"path": "a.b", "weight": 2}], "reward_weights": [1]}, "the weight of 'b' is given twice"),
+        ({"reward_funcs": [{"path": "a.b", "weight": 2}]}, "unknown setting 'reward_funcs.0.weight'. Known: adapter, "),
         ({"eval_size": 1.0}, "eval_size=1.0: must be less than 1"),
         ({"prompt_truncation": "right"}, "prompt_truncation='right': must be 'error', 'left' or 'drop'"),
-        ({"reward_funcs": [{"judge": {"parser": "pattern"}}]}, "parser=pattern and a pattern go together"),
-        ({"reward_funcs": [{"judge": {"pattern": "(x)"}}]}, "parser=pattern and a pattern go together"),
-        ({"reward_funcs": [{"judge": {"parser": "pattern", "pattern": "(x"}}]}, "exactly one (group)"),
-        ({"reward_funcs": [{"judge": {"parser": "pattern", "pattern": "x"}}]}, "exactly one (group)"),
-        ({"reward_funcs": [{"judge": {"field": "mark"}}]}, "field='mark' is for parser=json"),
-        ({"reward_funcs": [{"judge": {"kind": "reward"}}]}, "kind=reward answers with JSON: use parser=json"),
+        ({"reward_funcs": [{"judge": {"pattern": "(x"}}]}, "exactly one (group)"),
+        ({"reward_funcs": [{"judge": {"pattern": "x"}}]}, "exactly one (group)"),
+        ({"reward_funcs": [{"judge": {"field": "mark", "pattern": "(x)"}}]}, "field='mark' reads JSON, so pattern="),
+        ({"reward_funcs": [{"judge": {"kind": "reward", "pattern": "(x)"}}]}, "kind=reward answers with JSON, so"),
         ({"reward_funcs": [{"judge": {"min_score": 10}}]}, "min_score=10 must be less than max_score=10"),
     ],
     ids=str,
@@ -149,7 +147,7 @@ def test_the_identity_of_a_judge_is_what_it_is_asked_not_where_or_with_which_key
         "concurrency": 1,
     }
     assert own(reward_funcs={"judge": moved}).identity() == plain
-    for change in ({"model": "n"}, {"prompt": "{completion}"}, {"parser": "json"}, {"max_score": 5}):
+    for change in ({"model": "n"}, {"prompt": "{completion}"}, {"field": "mark"}, {"max_score": 5}):
         assert own(reward_funcs={"judge": {**JUDGED["judge"], **change}}).identity() != plain
 
 

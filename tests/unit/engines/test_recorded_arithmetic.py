@@ -90,11 +90,11 @@ def test_auto_takes_the_first_and_a_name_what_it_says(on, features, dtype, wante
             "bf16dot",
             r"bf16dot needs AVX512-BF16, and this processor's vectors are: AVX2\. .*fma32",
         ),
-        (BF16, torch.float32, CPU, "bf16dot", r"multiplies bfloat16, but the model runs in float32 \(transformers.dty"),
+        (BF16, torch.float32, CPU, "bf16dot", r"multiplies bfloat16, but the model runs in float32 \(dtype\)"),
         (BF16, torch.bfloat16, CUDA, "bf16dot", r"is for a CPU, but the device is cuda\. .* one of: library\."),
         (BF16, torch.bfloat16, CUDA, "fma32", r"fma32 is for a CPU, but the device is cuda"),
         (BF16, torch.float16, CPU, "fma32", r"computes in float32 and bfloat16, but the model runs in float16"),
-        (OLD, torch.float32, CPU, "fma32", r"transformers.products=fma32 needs AVX2 with FMA, or NEON"),
+        (OLD, torch.float32, CPU, "fma32", r"products=fma32 needs AVX2 with FMA, or NEON"),
     ],
 )
 def test_a_kind_that_cannot_be_had_says_why_and_what_can(on, features, dtype, device, wanted, told):
@@ -102,7 +102,7 @@ def test_a_kind_that_cannot_be_had_says_why_and_what_can(on, features, dtype, de
     with pytest.raises(ProductsError, match=told) as caught:
         resolve(wanted, dtype, device)
     assert isinstance(caught.value, ConfigError)
-    assert "Use transformers.products=auto" in str(caught.value)
+    assert "Use products=auto" in str(caught.value)
 
 
 # ------------------------------------------------------------------------------------------ what is recorded

@@ -14,7 +14,7 @@ REFUSED = {
     "alpha adaptive from 0.2": {"step_size": "adaptive"},
     "sigma_schedule.kind=cosine": {"sigma_schedule": {"kind": "cosine", "over": 5}},
     "noise_reuse=2": {"noise_reuse": 2},
-    "lookahead.kind=essam": {"lookahead": {"kind": "essam", "radius": 0.1}},
+    "lookahead.radius=0.1": {"lookahead": {"radius": 0.1}},
     "rollback_on_collapse=yes": {"rollback_on_collapse": "yes"},
     "shaping=per_prompt": {"shaping": "per_prompt"},
     "multi_objective_aggregation=normalize_then_sum": {"multi_objective_aggregation": "normalize_then_sum"},

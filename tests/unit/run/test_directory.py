@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from seedtune.config.sections import ToySettings
+from seedtune.config.config import Config
 from seedtune.engines import snapshots
 from seedtune.engines.toy.engine import ToyEngine
 from seedtune.errors import StorageError, storage_cause, storage_error
@@ -97,7 +97,7 @@ def test_a_full_disk_is_recognised_whoever_reports_it():
 
 
 def engine() -> ToyEngine:
-    made = ToyEngine("m", noise=Noise(0), settings=ToySettings(size=4))
+    made = ToyEngine(Config(model="m", toy={"size": 4}), noise=Noise(0))
     made.load()
     return made
 

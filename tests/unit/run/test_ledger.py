@@ -25,7 +25,7 @@ HEADER = Header(
     noise="v1",
     model="toy",
     data="",
-    weights_dtype="float32",
+    resolved_weights_dtype="float32",
     arithmetic={},
     base_fingerprint="0" * 32,
     config={"sigma": 0.1, "toy": {"size": 3}},
@@ -193,8 +193,8 @@ def test_a_ledger_of_another_format_is_refused(path):
 
 
 def test_the_element_type_of_the_weights_is_kept(path):
-    Ledger.create(path, replace(HEADER, weights_dtype="bfloat16")).close()
-    assert ledger.read(path).header.weights_dtype == "bfloat16"
+    Ledger.create(path, replace(HEADER, resolved_weights_dtype="bfloat16")).close()
+    assert ledger.read(path).header.resolved_weights_dtype == "bfloat16"
 
 
 def sealed(path: Path, *lines: dict) -> None:

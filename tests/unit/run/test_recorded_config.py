@@ -12,7 +12,9 @@ from seedtune.run.recorded_config import for_weights, hinting, with_settings
 
 SERVED: dict[str, Any] = {
     "engine": "vllm",
-    "vllm": {"dtype": "float32", "trust_remote_code": True, "max_loras": 4, "block_size": 32},
+    "dtype": "float32",
+    "trust_remote_code": True,
+    "vllm": {"max_loras": 4, "block_size": 32},
     "weights_dtype": "model",
     "perturbation": "gaussian",
 }
@@ -20,17 +22,16 @@ SERVED: dict[str, Any] = {
 
 def test_the_weights_of_a_run_of_vllm_come_back_without_it_in_its_precision() -> None:
     config = for_weights(Config.create(SERVED), model="elsewhere")
-    assert (config.engine, config.transformers.dtype, config.model) == ("transformers", "float32", "elsewhere")
-    assert config.transformers.trust_remote_code
-    assert config.vllm == Config().vllm
+    assert (config.engine, config.dtype, config.model) == ("transformers", "float32", "elsewhere")
+    assert config.trust_remote_code
 
 
 def test_another_engine_is_taken_if_it_is_asked_for() -> None:
     recorded = Config.create(SERVED)
     assert for_weights(recorded, ["engine=vllm", "vllm.tensor_parallel_size=2"]).vllm.tensor_parallel_size == 2
     assert for_weights(recorded, ["engine=vllm"]).vllm == recorded.vllm
-    back = for_weights(with_settings(recorded, ["engine=transformers"]), ["engine=vllm", "vllm.dtype=bfloat16"])
-    assert (back.engine, back.vllm.dtype, back.vllm.trust_remote_code) == ("vllm", "bfloat16", True)
+    back = for_weights(with_settings(recorded, ["engine=transformers"]), ["engine=vllm", "dtype=bfloat16"])
+    assert (back.engine, back.dtype, back.trust_remote_code) == ("vllm", "bfloat16", True)
 
 
 def test_a_run_of_the_others_stays_where_it_is() -> None:

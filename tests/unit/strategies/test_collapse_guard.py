@@ -7,8 +7,9 @@ import pytest
 
 from seedtune import strategies
 from seedtune.config.config import Config
-from seedtune.strategies.base import Feedback, tell
+from seedtune.strategies.base import Feedback
 from seedtune.strategies.collapse_guard import Guard
+from seedtune.types import Plan
 
 
 def watched(rewards, guard=None):
@@ -89,13 +90,13 @@ def test_one_hard_batch_of_prompts_is_no_collapse_and_four_in_a_row_are():
 def test_weights_of_which_nothing_can_be_scored_are_gone_back_on():
     guard, state = Guard(), {}
     for _ in range(9):
-        state = guard.miss(state)
+        state = guard.update(state, Plan(9, 0.1, ()), {})
     assert not state["collapsed"]  # there is nothing to go back to: the reward function itself may be broken
     for generation, reward in enumerate((0.1, 0.2, 0.3)):
         state = guard.watch(state, reward, generation)
     found = []
     for _ in range(3):
-        state = guard.miss(state)
+        state = guard.update(state, Plan(9, 0.1, ()), {})
         found.append(state["collapsed"])
     assert found == [False, False, True]
     assert "missed" not in guard.back(state)
@@ -109,6 +110,6 @@ def test_a_guard_begins_again_when_sigma_has_grown():
     for generation in range(60):
         plan = growing.ask(state, generation)
         scores = 1.0 - 10.0 * plan.sigma**2 + rng.normal(0, 0.005, (8, 4))
-        step = tell(growing, state, plan, Feedback(scores, None, 0.0))
+        step = growing.tell(state, plan, Feedback(scores, None, 0.0))
         state = step.state
         assert step.rollback_to is None

@@ -12,12 +12,13 @@ from tests.landscape import SIZE, climb, evaluate, noise, terms_of
 from seedtune import strategies
 from seedtune.config.config import Config
 from seedtune.strategies import step_estimates
-from seedtune.strategies.base import Feedback, tell
+from seedtune.strategies.base import Feedback
 from seedtune.strategies.observation import observe
 from seedtune.strategies.step_estimates import (
     MEMORY,
     NONE,
     SURE,
+    WeighedValue,
     averaged,
     curvature,
     curvature_error,
@@ -67,12 +68,12 @@ def test_one_step_counts_as_at_most_all_or_the_opposite_of_its_predicted_gain():
 
 def test_steps_count_by_their_precision_and_fade():
     one = {**OBSERVATION, "power": 1.0, "shared": 0.0, "share": 1.0}
-    mean = averaged(averaged(NONE, one, (0.2, 10.0)), one, (0.8, 30.0))
+    mean = averaged(averaged(NONE, one, WeighedValue(0.2, 10.0)), one, WeighedValue(0.8, 30.0))
     old = MEMORY * 10.0
     assert mean["realized_fraction"] == pytest.approx((old * 0.2 + 30.0 * 0.8) / (old + 30.0))
     assert mean["realized_precision"] == pytest.approx(old + 30.0)
     assert averaged(mean, one)["realized_precision"] == pytest.approx(MEMORY * (old + 30.0))
-    assert averaged(mean, {}, (9.0, 9.0)) is mean
+    assert averaged(mean, {}, WeighedValue(9.0, 9.0)) is mean
 
 
 def test_the_error_of_the_mean_reward_is_that_of_drawing_members_and_prompts():
@@ -105,7 +106,7 @@ def radii(evaluate_at, generations):
     state, theta, found = {}, np.ones(SIZE), []
     for generation in range(generations):
         plan = strategy.ask(state, generation)
-        step = tell(strategy, state, plan, evaluate_at(plan, theta))
+        step = strategy.tell(state, plan, evaluate_at(plan, theta))
         for term in terms_of(plan, step):
             theta = theta + term.weight * noise(term.generation, term.pair)
         state = step.state
@@ -115,7 +116,7 @@ def radii(evaluate_at, generations):
 
 def test_chance_that_looks_like_a_slope_is_found_out_where_prompts_are_the_same_again(monkeypatch):
     steps = radii(deceiving, generations=10)
-    monkeypatch.setattr(step_estimates, "realized_fraction", lambda *_: (0.0, 0.0))
+    monkeypatch.setattr(step_estimates, "realized_fraction", lambda *_: step_estimates.UNKNOWN)
     blind = radii(deceiving, generations=10)
     assert steps[0] == blind[0]
     assert np.mean(steps[1:]) < 0.6 * np.mean(blind[1:])

@@ -11,7 +11,7 @@ from tests.landscape import SIZE, climb, evaluate, noise, terms_of
 
 from seedtune import strategies
 from seedtune.config.config import Config
-from seedtune.strategies.base import Feedback, tell
+from seedtune.strategies.base import Feedback
 from seedtune.strategies.observation import gain, observe, odd_parts, radius_of, shared_power
 from seedtune.strategies.step_estimates import (
     BEND,
@@ -44,7 +44,7 @@ def observation_of(strategy, scores, unperturbed=None, share=0.0):
 @pytest.mark.parametrize("strategy", [PAIRS, SINGLES], ids=["pairs", "singles"])
 def test_the_step_has_the_length_that_was_decided(strategy):
     plan = strategy.ask({}, 0)
-    step = tell(strategy, {}, plan, evaluate(plan, np.ones(SIZE)))
+    step = strategy.tell({}, plan, evaluate(plan, np.ones(SIZE)))
     moved = sum(term.weight * noise(term.generation, term.pair) for term in terms_of(plan, step))
     radius = step.state["alpha"]["radius"]
     assert np.linalg.norm(moved) == pytest.approx(radius * plan.sigma * math.sqrt(SIZE), rel=0.03)
@@ -278,7 +278,7 @@ def test_tied_members_do_not_enter_the_averages():
     scores = np.full((30, 2), 0.1)
     strategy = strategies.create(Config(population=30, sigma=0.02))
     plan = strategy.ask({}, 0)
-    step = tell(strategy, {}, plan, Feedback(scores, np.array([0.15, 0.15]), 0.5))
+    step = strategy.tell({}, plan, Feedback(scores, np.array([0.15, 0.15]), 0.5))
     assert step.state["averages"] == dict(NONE)
     assert step.alpha == 0.0
 

@@ -24,11 +24,10 @@ class Agreement:
         if known != found.arithmetic:
             its, theirs = recorded_arithmetic.words(found.arithmetic), recorded_arithmetic.words(known)
             return f"it computes with {its}, the others with {theirs}: {_fix(kind, known)}"
-        if (first.base_fingerprint, first.weights_dtype) != (found.base_fingerprint, found.weights_dtype):
-            return (
-                f"it holds a base model {found.base_fingerprint} with weights in {found.weights_dtype}, the others "
-                f"{first.base_fingerprint} with {first.weights_dtype}: give all workers the same model and precision"
-            )
+        others, own = ((one.base_fingerprint, one.resolved_weights_dtype) for one in (first, found))
+        if others != own:
+            held = f"it holds a base model {own[0]} with weights in {own[1]}, the others {others[0]} with {others[1]}"
+            return f"{held}: give all workers the same model and precision"
         return None
 
     def explained(self, name: str, kind: str, error: SeedtuneError) -> SeedtuneError:
@@ -43,5 +42,5 @@ class Agreement:
 def _fix(kind: str, known: Entry) -> str:
     alike = "give all workers the same machine and the same versions"
     if kind == "transformers" and known.get("device") == "cpu" and recorded_arithmetic.kind(known) != "fma32":
-        return f"use transformers.products=fma32, which every CPU worker with FMA can, or {alike}"
+        return f"use products=fma32, which every CPU worker with FMA can, or {alike}"
     return alike

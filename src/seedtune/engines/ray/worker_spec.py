@@ -30,12 +30,14 @@ class WorkerSpec:
             section.setdefault("distributed_executor_backend", "mp")
         folder = Path(config.model).expanduser()
         model = str(folder.resolve()) if kind != "toy" and folder.is_dir() else config.model
-        return cls({"model": model, "engine": kind, kind: section}, noise, max(1, int(cores_of(config))))
+        products = config.products if kind == "transformers" else "auto"
+        settings = {"model": model, "engine": kind, "dtype": config.dtype, "products": products, kind: section}
+        settings["trust_remote_code"] = config.trust_remote_code
+        return cls(settings, noise, max(1, int(cores_of(config))))
 
     def with_products(self, products: str) -> WorkerSpec:
         """Return the start data of later workers, once the products of this kind of worker are known."""
-        kind = self.config["engine"]
-        return replace(self, config={**self.config, kind: {**self.config[kind], "products": products}})
+        return replace(self, config={**self.config, "products": products})
 
 
 def cores_of(config: Config) -> float:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from seedtune.config.sections import ToySettings
+from seedtune.config.config import Config
 from seedtune.engines.base import EngineInfo, LocalEngine
 from seedtune.errors import DataError
 from seedtune.numerics import fingerprint as fp
@@ -45,19 +45,20 @@ class Characters:
 class ToyEngine(LocalEngine):
     """An engine with the protocol, weights and ledger of the real ones; ``model`` names (and seeds) base weights."""
 
-    def __init__(self, model: str, *, noise: Noise, settings: ToySettings) -> None:
+    def __init__(self, config: Config, *, noise: Noise) -> None:
         super().__init__()
-        self.model, self.noise, self.settings = model, noise, settings
+        self.model, self.noise, self.settings = config.model, noise, config.toy
+        self.dtype = "float32" if config.dtype == "auto" else config.dtype
         self.tokenizer = Characters()
 
     def load(self, snapshot: Path | None = None) -> EngineInfo:
         """Draw the base weights, and read the current weights from ``snapshot`` if given."""
-        size, dtype, noise = self.settings.size, self.settings.dtype, self.noise
+        size, dtype, noise = self.settings.size, self.dtype, self.noise
         drawn = {name: _normals(f"{self.model} {name}", size * size).reshape(size, size) * 0.5 for name in NAMES}
         self._base = {name: nearest(array.astype(np.float32), dtype) for name, array in drawn.items()}
         base = fp.to_hex(fp.combine(tensor_fingerprint(name, array) for name, array in self._base.items()))
         kept = "float32" if noise.weights_dtype == "float32" else dtype
-        chosen = select(NAMES, noise.trainable, noise.freeze)
+        chosen = select(NAMES, noise.trainable)
         tensors = {name: nearest(widen(self._base[name]).copy(), kept).copy() for name in chosen}
         self.weights = Weights(tensors, noise, anchor=lambda name: widen(self._base[name]))
         if snapshot is not None:
@@ -127,7 +128,7 @@ class ToyEngine(LocalEngine):
         ]
 
     def _matrix(self, place: Weights, name: str, member: Member, sigma: float) -> WeightArray:
-        weights, dtype = place.tensors[name], self.settings.dtype
+        weights, dtype = place.tensors[name], self.dtype
         if member.sign and self.noise.perturbation == "gaussian":
             out = np.empty(weights.size, ARRAYS[dtype])
             place.perturb(name, member, sigma, out)
@@ -160,7 +161,7 @@ class ToyEngine(LocalEngine):
         """Write ``model.safetensors`` with the two matrices in their own dtype or ``dtype``."""
         kept = {name: widen(self.weights.tensors.get(name, self._base[name])) for name in NAMES}
         path.mkdir(parents=True, exist_ok=True)
-        arrays = {name: nearest(array, dtype or self.settings.dtype) for name, array in kept.items()}
+        arrays = {name: nearest(array, dtype or self.dtype) for name, array in kept.items()}
         tensor_file.write(path / "model.safetensors", arrays)
 
     def close(self) -> None:

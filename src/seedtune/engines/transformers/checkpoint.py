@@ -43,8 +43,7 @@ class ModelSource:
     @classmethod
     def of(cls, config: Config) -> ModelSource:
         """Resolve the model of a configuration."""
-        settings = config.vllm if "vllm" in config.kinds else config.transformers
-        return cls.resolve(config.model, trust_remote_code=settings.trust_remote_code)
+        return cls.resolve(config.model, trust_remote_code=config.trust_remote_code)
 
     def load(self) -> Any:
         """Load the model in its checkpoint's own precision, on the CPU, in its own memory.

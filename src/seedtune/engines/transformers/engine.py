@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from seedtune.config.sections import TransformersSettings
+from seedtune.config.config import Config
 from seedtune.engines.base import BASE, EngineInfo, LocalEngine
 from seedtune.engines.transformers import product_choice, product_speed, unsupported
 from seedtune.engines.transformers.base_weights import BaseWeights
@@ -51,16 +51,16 @@ Asked = TypeVar("Asked", DecodeSequence, ForcedSequence)
 class TransformersEngine(LocalEngine):
     """Any decoder-only causal language model, on the CPU or one CUDA device.
 
-    ``model`` is a Hugging Face id, a local folder or a built-in name; ``noise`` describes the perturbation.
+    ``noise`` describes the perturbation.
     """
 
-    def __init__(self, model: str, *, noise: Noise, settings: TransformersSettings) -> None:
+    def __init__(self, config: Config, *, noise: Noise) -> None:
         super().__init__()
-        self.source = ModelSource.resolve(model, trust_remote_code=settings.trust_remote_code)
+        self.source = ModelSource.of(config)
         self.tokenizer = ModelTokenizer(self.source)
-        self.noise, self.settings = noise, settings
-        self.device = torch_device(settings)
-        self.prefill_tokens = max(1024, settings.max_batch_tokens // 64)
+        self.config, self.noise, self.settings = config, noise, config.transformers
+        self.device = torch_device(self.settings)
+        self.prefill_tokens = max(1024, self.settings.max_batch_tokens // 64)
         self._stale = self._loaded = False
 
     def load(self, snapshot: Path | None = None) -> EngineInfo:
@@ -69,8 +69,8 @@ class TransformersEngine(LocalEngine):
         model = self.source.load().eval()
         self.eos = self.tokenizer.end_tokens(model)
         self.anchor = BaseWeights(self.source, model, self.device)
-        self.dtype = dtype_named(self.settings.dtype, model.dtype, self.device.type)
-        self.arithmetic = product_choice.resolve(self.settings.products, self.dtype, self.device)
+        self.dtype = dtype_named(self.config.dtype, model.dtype, self.device.type)
+        self.arithmetic = product_choice.resolve(self.config.products, self.dtype, self.device)
         self._install(model)
         if snapshot is not None:
             self.weights.restore(snapshot)

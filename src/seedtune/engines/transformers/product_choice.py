@@ -71,9 +71,7 @@ def resolve(wanted: str, dtype: torch.dtype, device: torch.device) -> ForwardAri
     kind = next((kind for kind in can if wanted in ("auto", kind)), None)
     if kind is None:
         why = next(_lacking(own, dtype, device) for own in _NEEDS if own == wanted)
-        raise ProductsError(
-            f"transformers.products={wanted} {why}. Use transformers.products=auto, or one of: {', '.join(can)}."
-        )
+        raise ProductsError(f"products={wanted} {why}. Use products=auto, or one of: {', '.join(can)}.")
     compiled = device.type == "cpu" and dtype in (torch.float32, torch.bfloat16)
     library = library_of(device) if kind == "library" else None
     return ForwardArithmetic(kind, ATTENTION if compiled else "library", device_name(device), library)
@@ -101,7 +99,7 @@ def _lacking(kind: kernels.ProductKind, dtype: torch.dtype, device: torch.device
     if device.type != "cpu":
         return f"is for a CPU, but the device is {device}"
     if dtype not in needs.dtypes:
-        return f"{needs.does}, but the model runs in {dtype_name(dtype)} (transformers.dtype)"
+        return f"{needs.does}, but the model runs in {dtype_name(dtype)} (dtype)"
     if not kernels.available(kind, bfloat16=dtype == torch.bfloat16):
         return f"needs {needs.vectors}, and this processor's vectors are: {processor.vector_name()}"
     return None

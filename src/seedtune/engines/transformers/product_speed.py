@@ -48,7 +48,7 @@ def _measured(form: ProductForm, shapes: tuple[tuple[int, int], ...], dtype: tor
     own, other = seconds[0], seconds[-1]
     if sum(own) > WORTH * sum(other) and max(map(math.prod, shapes)) >= LARGE:
         log.warning(
-            "products: torch's own took %.2f times less than %s on this processor; transformers.products=library uses "
+            "products: torch's own took %.2f times less than %s on this processor; products=library uses "
             "it (another arithmetic: a run keeps the one it began with)",
             sum(own) / sum(other),
             form.kind,

@@ -56,7 +56,7 @@ class BaseModelInfo:
         """Load the checkpoint and describe it; values that differ from the files' are written into ``scratch``."""
         model = source.load().eval()
         parameters = dict(model.named_parameters())
-        trainable = select(parameters, noise.trainable, noise.freeze)
+        trainable = select(parameters, noise.trainable)
         anchor = BaseWeights(source, model, torch.device("cpu"))
         if noise.perturbation == "gaussian":
             names = trainable
@@ -80,7 +80,7 @@ def _lora_weights(model: Any, trainable: list[str], noise: Noise) -> list[str]:
     names = linear_weights(model, set(trainable))
     if not names:
         raise ConfigError(
-            f"trainable={list(noise.trainable)} without freeze={list(noise.freeze)} leaves no weight of a linear "
+            f"trainable={list(noise.trainable)} leaves no weight of a linear "
             "layer, which is all that lowrank perturbs. Select some, or use perturbation=gaussian."
         )
     return names

@@ -12,7 +12,7 @@ from itertools import count, groupby
 from pathlib import Path
 from typing import Any, TypeVar
 
-from seedtune.config.sections import VllmSettings
+from seedtune.config.config import Config
 from seedtune.engines import codec
 from seedtune.engines.base import BASE, EngineInfo, EngineTimes
 from seedtune.engines.transformers.checkpoint import ModelSource, write_model
@@ -52,12 +52,12 @@ class VllmEngine:
     batch.  ``lowrank``: members are LoRA adapters, and all members of all jobs answer in one continuous batch.
     """
 
-    def __init__(self, model: str, *, noise: Noise, settings: VllmSettings) -> None:
+    def __init__(self, config: Config, *, noise: Noise) -> None:
         compat.require()
-        engine_args.check(settings)
-        self.source = ModelSource.resolve(model, trust_remote_code=settings.trust_remote_code)
-        self.tokenizer = ModelTokenizer(self.source, limit=settings.max_model_len)
-        self.noise, self.settings = noise, settings
+        engine_args.check(config.vllm)
+        self.source = ModelSource.of(config)
+        self.tokenizer = ModelTokenizer(self.source, limit=config.vllm.option("max_model_len"))
+        self.config, self.noise, self.settings = config, noise, config.vllm
         self._times = EngineTimes()
         self._engine_core: EngineCore | None = None
         self._base_model: BaseModelInfo | None = None
@@ -87,13 +87,14 @@ class VllmEngine:
         base_model = BaseModelInfo.read(self.source, self.noise, tokenizer=self.tokenizer, scratch=self._make_scratch)
         self._base_model = base_model
         self.device = "cpu" if compat.on_cpu() else "cuda"
-        self.dtype = dtype_named(self.settings.dtype, base_model.dtype, self.device)
+        self.dtype = dtype_named(self.config.dtype, base_model.dtype, self.device)
         self._kept = str(weights_dtype(self.noise, self.dtype)).removeprefix("torch.")
         dtype = str(self.dtype).removeprefix("torch.")
         if self._engine_core is None:
             engine_args.check_divides(self.source.config().get_text_config(), self.settings.tensor_parallel_size)
-            place = {"location": self.source.location, "dtype": dtype}
-            self._engine_core = EngineCore(engine_args.arguments(self.settings, self.noise, base_model, **place))
+            self._engine_core = EngineCore(
+                engine_args.arguments(self.settings, self.noise, base_model, source=self.source, dtype=dtype)
+            )
         self.tokenizer.limit = self._core.context
         self._core.fresh()
         self._make_states(base_model)

@@ -7,20 +7,21 @@ from typing import Any
 import torch
 
 from seedtune.config.sections import VllmSettings
+from seedtune.engines.transformers.checkpoint import ModelSource
 from seedtune.engines.vllm import compat
 from seedtune.engines.vllm.base_model import BaseModelInfo
 from seedtune.errors import ConfigError, nearest
 from seedtune.numerics.noise import Noise
 
 OURS = {
-    "model": "model is a setting of its own",
+    **dict.fromkeys(("model", "dtype", "trust_remote_code"), "it is a top-level setting"),
     "tokenizer": "seedtune reads prompts with the model's own tokenizer",
     "skip_tokenizer_init": "seedtune reads prompts itself",
     "seed": "draws follow the run's seed",
     "enable_lora": "perturbation=lowrank needs adapters, and gaussian has none",
     "max_cpu_loras": "it is max_loras",
     "max_lora_rank": "it follows rank",
-    "lora_target_modules": "they follow trainable and freeze",
+    "lora_target_modules": "they follow trainable",
     "fully_sharded_loras": "adapters are made whole",
     "worker_cls": "seedtune extends vLLM's own workers",
     "worker_extension_cls": "it is how seedtune writes weights",
@@ -74,7 +75,7 @@ def check(settings: VllmSettings) -> None:
             raise ConfigError(f"vllm.{name}={value!r} cannot be given: {OURS[name]}. Leave it out.")
         if name not in known:
             raise ConfigError(f"unknown setting 'vllm.{name}': vLLM has no such option.{nearest(name, known)}")
-    if settings.enforce_eager is False and compat.on_cpu():
+    if settings.option("enforce_eager") is False and compat.on_cpu():
         raise ConfigError(
             "vllm.enforce_eager=False: on a CPU a compiled model may go on reading weights as they were packed when it "
             "was compiled. Leave it out."
@@ -100,18 +101,19 @@ def _undivided(name: str, size: int, ranks: int) -> str:
 
 
 def arguments(
-    settings: VllmSettings, noise: Noise, base_model: BaseModelInfo, *, location: str, dtype: str
+    settings: VllmSettings, noise: Noise, base_model: BaseModelInfo, *, source: ModelSource, dtype: str
 ) -> dict[str, Any]:
     """Return all engine arguments of vLLM."""
     from seedtune.engines.vllm.logits_processor import TokenProcessor
 
     given = {name: value for name, value in settings.model_dump().items() if value is not None}
-    del given["weights_memory"], given["products"]
+    del given["weights_memory"]
     memory = {} if MEMORY & given.keys() else _memory(settings, base_model, noise, dtype=dtype)
     chosen = memory | {"enforce_eager": compat.on_cpu(), "async_scheduling": False} | given
     chosen |= {
-        "model": location,
+        "model": source.location,
         "dtype": dtype,
+        "trust_remote_code": source.trust_remote_code,
         "skip_tokenizer_init": True,
         "disable_log_stats": True,
         "worker_extension_cls": "seedtune.engines.vllm.worker_extension.WorkerExtension",
@@ -148,6 +150,6 @@ def _memory(settings: VllmSettings, base_model: BaseModelInfo, noise: Noise, *, 
         raise ConfigError(
             f"weights take {weights / 2**30:.1f} of a GPU's {total / 2**30:.0f} GiB, which leaves vLLM no room. Use "
             "vllm.weights_memory=host, weights_dtype=model, a larger vllm.tensor_parallel_size, "
-            "or freeze a part of the model."
+            "or train a part of the model (trainable)."
         )
     return {"gpu_memory_utilization": round(share, 3)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import chain, count
 from typing import Any
 
@@ -44,12 +45,12 @@ def build(config: Config, given: Sequence[RewardSpec]) -> tuple[Reward, ...]:
     Names are unique, because metrics and values are keyed by them: a second reward of the same name gets ``_2``.
     """
     functions = [one if callable(one) else None for one in given] or [None] * len(config.reward_funcs)
-    weighted = config.weighted()
-    names = _names([settings.label for settings in weighted])
-    return tuple(
-        Reward(name, function, settings.weight) if function is not None else _build(name, settings)
-        for name, function, settings in zip(names, functions, weighted, strict=True)
+    names = _names([settings.label for settings in config.reward_funcs])
+    rewards = (
+        Reward(name, function) if function is not None else _build(name, settings)
+        for name, function, settings in zip(names, functions, config.reward_funcs, strict=True)
     )
+    return tuple(replace(reward, weight=weight) for reward, weight in zip(rewards, config.weights, strict=True))
 
 
 def name_of(function: Any) -> str:
@@ -61,16 +62,16 @@ def _build(name: str, settings: RewardSettings) -> Reward:
     if settings.judge is not None:
         from seedtune.rewards.sources.judge import Judge
 
-        return Reward(name, Judge(settings.judge), settings.weight, inline=True)
+        return Reward(name, Judge(settings.judge), inline=True)
     if settings.classifier is not None:
         from seedtune.rewards.sources.classifier import Classifier
 
-        return Reward(name, Classifier(settings.classifier), settings.weight, inline=True)
+        return Reward(name, Classifier(settings.classifier), inline=True)
     source = settings.path or ""
     if settings.adapter != "trl":
         target = f"={settings.target}" if settings.target is not None else ""
         source = f"{settings.adapter}{target}@{source}"
-    return Reward(name, load(source), settings.weight, source=source)
+    return Reward(name, load(source), source=source)
 
 
 def _names(own: Sequence[str]) -> list[str]:

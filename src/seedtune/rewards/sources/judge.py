@@ -177,11 +177,11 @@ def _read(response: http.client.HTTPResponse) -> bytes:
 
 
 def score_in(text: str, settings: JudgeSettings) -> float:
-    """Parse the score from the judge's text with the configured parser; raise Failure if none is within the bounds."""
+    """Read the score from the judge's text; raise Failure if none is within the bounds."""
     try:
         value = float(_score_of(text, settings))
     except (ValueError, TypeError, OverflowError, LookupError, RecursionError):
-        raise Failure(f"no score in the answer by parser={settings.parser}") from None
+        raise Failure("no score in the answer") from None
     min_score, max_score = settings.bounds
     if not math.isfinite(value) or not min_score <= value <= max_score:
         raise Failure(f"{value:g} is not a number from {min_score:g} to {max_score:g}")
@@ -190,11 +190,11 @@ def score_in(text: str, settings: JudgeSettings) -> float:
 
 def _score_of(text: str, settings: JudgeSettings) -> Any:
     """Return the last number, the last match of the pattern, or a field of the JSON object between the outer braces."""
-    if settings.parser == "number":
+    if settings.pattern is not None:
+        return re.findall(settings.pattern, text)[-1]
+    if settings.json_field is None:
         return _NUMBER.findall(_OUT_OF.sub(" ", text))[-1]
-    if settings.parser == "pattern":
-        return re.findall(settings.pattern or "", text)[-1]
-    found = json.loads(text[text.index("{") : text.rindex("}") + 1])[settings.field]
+    found = json.loads(text[text.index("{") : text.rindex("}") + 1])[settings.json_field]
     if isinstance(found, bool):
         raise TypeError
     return found

@@ -22,7 +22,7 @@ from seedtune.config.config import Config
 from seedtune.errors import LedgerError
 from seedtune.run import ledger
 from seedtune.run.ledger import Record
-from seedtune.strategies.base import Feedback, Step
+from seedtune.strategies.base import Feedback, State, Step
 from seedtune.strategies.shaping import standardise
 from seedtune.types import Member, Plan
 
@@ -49,7 +49,7 @@ class Audit:
 def audit(root: Path, config: Config, contents: ledger.Contents) -> Audit:
     """Run the strategy again on every recorded reward; LedgerError names the first inconsistent generation."""
     strategy, asked = strategies.create(config), _Asked(contents.header.config.get("max_staleness", 0))
-    state = strategy.initial()
+    state: State = {}
     counts = Counter[str]()
     for record in contents.records:
         plan = record.plan

@@ -66,13 +66,13 @@ def _replayed(root: Path, goal: int, sets: Iterable[str], progress: replay.Progr
 def _about(contents: ledger.Contents, lineage: Lineage, goal: int, fingerprint: str, rights: Rights) -> About:
     header, config = contents.header, dict(contents.header.config)
     config["engine"] = recorded_config.weights_kind(config["engine"].split("+"))
-    kept = ["engine", *recorded_config.WEIGHTS, *_TOLD, config["engine"]]
+    kept = ["engine", "dtype", *recorded_config.WEIGHTS, *_TOLD, config["engine"]]
     return About(
         seedtune=__version__,
         noise=header.noise,
         model=_name(header.model),
         base_fingerprint=header.base_fingerprint,
-        weights_dtype=header.weights_dtype,
+        resolved_weights_dtype=header.resolved_weights_dtype,
         config={key: config[key] for key in kept if key in config},
         generations=goal,
         fingerprints={**_waypoints(contents, goal, lineage), str(goal): fingerprint},
@@ -176,8 +176,10 @@ def _check_base(path: Path, about: About, info: EngineInfo) -> None:
             f"{path} was made from the base model {about.model!r} with fingerprint {about.base_fingerprint}, but "
             f"{info.model!r} has {info.base_fingerprint}. Give the same base model, in its original precision."
         )
-    if info.weights_dtype != about.weights_dtype:
-        raise PackError(f"{path} was made with weights in {about.weights_dtype}; {replay.other_weights_dtype(info)}")
+    if info.resolved_weights_dtype != about.resolved_weights_dtype:
+        raise PackError(
+            f"{path} was made with weights in {about.resolved_weights_dtype}; {replay.other_weights_dtype(info)}"
+        )
 
 
 def _rebuild(path: Path, pack: Pack, engine: Engine, progress: replay.Progress) -> None:

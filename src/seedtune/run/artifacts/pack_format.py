@@ -43,7 +43,7 @@ class About:
     noise: str
     model: str
     base_fingerprint: str
-    weights_dtype: str
+    resolved_weights_dtype: str
     config: Mapping[str, Any]
     """The settings that the weights depend on, and those for the model card."""
 

@@ -63,7 +63,7 @@ def test_a_gaussian_members_layers_are_fused_too(dtype: str, tmp_path: Path, mon
 
 
 def test_a_layer_with_a_product_that_is_not_a_group_keeps_its_own_code(tmp_path: Path) -> None:
-    engine = load_engine(save_family("llama", tmp_path), how={"freeze": ("*.1.mlp.up_proj*",)})
+    engine = load_engine(save_family("llama", tmp_path), how={"trainable": ("!*.1.mlp.up_proj*",)})
     assert engine.fused["layers"] == 1
     assert isinstance(engine.model.model.layers[1], LlamaDecoderLayer)
 

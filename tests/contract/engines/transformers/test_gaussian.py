@@ -213,7 +213,7 @@ def test_weights_in_a_mapped_file_have_the_same_bits(folders: Callable[[str], Pa
 def test_frozen_tensors_are_neither_perturbed_nor_moved_and_are_listed(
     perturbation: str, folders: Callable[[str], Path]
 ) -> None:
-    how = {"perturbation": perturbation, "freeze": ("*.mlp.*", "*embed_tokens*")}
+    how = {"perturbation": perturbation, "trainable": ("!*.mlp.*", "!*embed_tokens*")}
     engine = load_engine(folders("llama"), how=how)
     assert engine.weights.tensors
     assert not any("mlp" in name or "embed" in name for name in engine.weights.tensors)
@@ -234,7 +234,9 @@ def test_only_named_tensors_train(folders: Callable[[str], Path]) -> None:
     assert len(engine.weights.tensors) == 5
 
 
-@pytest.mark.parametrize("how", [{"trainable": ("*.mpl.*",)}, {"freeze": ("model.layer.*",)}, {"freeze": ("*",)}])
+@pytest.mark.parametrize(
+    "how", [{"trainable": ("*.mpl.*",)}, {"trainable": ("!model.layer.*",)}, {"trainable": ("!*",)}]
+)
 def test_a_selection_that_selects_nothing_is_refused(how: dict[str, Any], folders: Callable[[str], Path]) -> None:
     with pytest.raises(ConfigError, match=r"matches none|leaves no tensor"):
         load_engine(folders("llama"), how=how)

@@ -41,11 +41,11 @@ HOW: dict[str, tuple[str, str, Mapping[str, Any]]] = {
     "lowrank-conv1d": ("gpt2", "bfloat16", {}),
     "lowrank-model": ("llama-untied", "bfloat16", {"weights_dtype": "model"}),
     "lowrank-model-float16": ("gpt2", "float16", {"weights_dtype": "model"}),
-    "lowrank-frozen": ("qwen2", "float32", {"freeze": ("*.mlp.*",)}),
+    "lowrank-frozen": ("qwen2", "float32", {"trainable": ("!*.mlp.*",)}),
     "gaussian-tied": ("llama", "bfloat16", {"perturbation": "gaussian"}),
     "gaussian-conv1d": ("gpt2", "float32", {"perturbation": "gaussian"}),
     "gaussian-model": ("llama", "bfloat16", {"perturbation": "gaussian", "weights_dtype": "model"}),
-    "gaussian-frozen": ("mixtral", "float32", {"perturbation": "gaussian", "freeze": ("*embed*",)}),
+    "gaussian-frozen": ("mixtral", "float32", {"perturbation": "gaussian", "trainable": ("!*embed*",)}),
 }
 """Name → family, type of the model and of the checkpoint, noise."""
 

@@ -261,7 +261,7 @@ PRECISIONS = {
     "weights_dtype-model": ({"weights_dtype": "model"}, "bfloat16"),
     "bfloat16": ({}, "bfloat16"),
     "rank3-subspaces-frozen": (
-        {"rank": 3, "subspaces": 2, "trainable": ("*.mlp.*", "*_proj.weight"), "freeze": ("*.v_proj.*",)},
+        {"rank": 3, "subspaces": 2, "trainable": ("*.mlp.*", "*_proj.weight", "!*.v_proj.*")},
         "float32",
     ),
 }

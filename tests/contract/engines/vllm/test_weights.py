@@ -17,8 +17,9 @@ import torch
 pytest.importorskip("vllm", reason="needs vLLM", exc_type=ImportError)
 
 from models import answers, job, load_engine, text_prompts
-from seedtune.config.sections import VllmSettings
+from seedtune.config.config import Config
 from seedtune.engines import codec
+from seedtune.engines.transformers.checkpoint import ModelSource
 from seedtune.engines.transformers.members.weight_format import as_tensor, as_weights
 from seedtune.engines.vllm import compat, engine_args
 from seedtune.engines.vllm.engine import VllmEngine
@@ -214,7 +215,7 @@ def test_other_tensors_need_another_vllm(folder: Any) -> None:
 
 
 def broken(folder: Path, how: dict[str, Any] = GAUSSIAN, **settings: Any) -> VllmEngine:
-    return VllmEngine(str(folder), noise=Noise(7, **how), settings=VllmSettings(**{**SMALL, **settings}))
+    return VllmEngine(Config(model=str(folder), vllm={**SMALL, **settings}), noise=Noise(7, **how))
 
 
 @pytest.mark.parametrize(
@@ -236,7 +237,7 @@ def test_a_compiled_model_on_a_cpu_and_sampling_of_vllms_own_are_refused(folder:
         ("override_generation_config", {"temperature": 0.9}, "sampling follows the run's own settings"),
     ):
         with pytest.raises(ConfigError, match=told):
-            VllmEngine(str(folder("llama")), noise=Noise(7), settings=VllmSettings(**{name: value}))
+            VllmEngine(Config(model=str(folder("llama")), vllm={name: value}), noise=Noise(7))
 
 
 def test_a_parameter_that_vllm_keeps_wider_is_rounded_as_the_models_precision_is(served: Any, folder: Any) -> None:
@@ -294,14 +295,13 @@ def test_vllm_leaves_the_current_weights_their_share_of_a_gpu(
     monkeypatch.setattr(compat, "on_cpu", lambda: False)
     monkeypatch.setattr(compat, "device_memory", lambda: 10 << 30)
     base_model: Any = SimpleNamespace(size=1 << 30)
-    place = {"location": "model", "dtype": "bfloat16"}
-    found = engine_args.arguments(VllmSettings(**settings), Noise(7, **GAUSSIAN, **how), base_model, **place)
-    assert found["gpu_memory_utilization"] == pytest.approx(share)
-    assert "weights_memory" not in found
+    place = {"source": ModelSource("model", "model"), "dtype": "bfloat16"}
+    found = engine_args.arguments(Config(vllm=settings).vllm, Noise(7, **GAUSSIAN, **how), base_model, **place)
+    assert (found["gpu_memory_utilization"], "weights_memory" in found) == (pytest.approx(share), False)
     base_model.size <<= 2
     if share == 0.5:
         with pytest.raises(ConfigError, match=r"weights take 16\.0 of a GPU's 10 GiB.*vllm\.weights_memory=host"):
-            engine_args.arguments(VllmSettings(), Noise(7, **GAUSSIAN), base_model, **place)
+            engine_args.arguments(Config().vllm, Noise(7, **GAUSSIAN), base_model, **place)
 
 
 def test_a_version_that_was_not_tested_is_refused_and_a_missing_one_explained(folder: Any) -> None:

@@ -187,8 +187,9 @@ def test_two_workers_of_vllm_and_one_of_transformers_hold_the_same_weights(tmp_p
         eval_prompts=2,
         members_per_job=2,
         fingerprint_steps=1,
-        transformers={"device": "cpu", "dtype": "float32"},
-        vllm={"dtype": "float32", **SMALL},
+        dtype="float32",
+        transformers={"device": "cpu"},
+        vllm=SMALL,
         ray={"engine": "transformers", "workers": {"vllm": 2, "transformers": 1}, "min_workers": 3, "cpus": 1},
     )
     file = runs.write_config(config, tmp_path / "config.yaml")

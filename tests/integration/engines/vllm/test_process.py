@@ -12,7 +12,7 @@ import pytest
 pytest.importorskip("vllm", reason="needs vLLM", exc_type=ImportError)
 
 from models import save_family, save_model
-from seedtune.config.sections import VllmSettings
+from seedtune.config.config import Config
 from seedtune.engines.vllm.engine import VllmEngine
 from seedtune.errors import ConfigError, ModelError
 from seedtune.numerics.noise import Noise
@@ -28,7 +28,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
 
 def engine_of(folder: Path, how: dict[str, Any] = GAUSSIAN, **settings: Any) -> VllmEngine:
-    return VllmEngine(str(folder), noise=Noise(7, **how), settings=VllmSettings(**{**SMALL, **settings}))
+    return VllmEngine(Config(model=str(folder), vllm={**SMALL, **settings}), noise=Noise(7, **how))
 
 
 def test_too_little_memory_for_one_completion_is_said_at_the_start(folder: Any) -> None:
@@ -41,7 +41,7 @@ def test_a_tensor_that_vllm_leaves_out_is_no_way_to_another_model(tmp_path: Path
     config = SERVED["qwen3"]()
     config.attention_bias = True
     folder = save_model(config, tmp_path)
-    for how in (GAUSSIAN, {"perturbation": "lowrank"}, {**GAUSSIAN, "freeze": ("*.bias",)}):
+    for how in (GAUSSIAN, {"perturbation": "lowrank"}, {**GAUSSIAN, "trainable": ("!*.bias",)}):
         with pytest.raises(ModelError, match=r"o_proj\.bias.*or leaves it out. Use engine=transformers"):
             engine_of(folder, how).load()
 

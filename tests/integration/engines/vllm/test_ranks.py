@@ -15,7 +15,7 @@ import torch
 pytest.importorskip("vllm", reason="needs vLLM", exc_type=ImportError)
 
 from models import answers, job, load_engine, text_prompts
-from seedtune.config.sections import VllmSettings
+from seedtune.config.config import Config
 from seedtune.engines.transformers.engine import TransformersEngine
 from seedtune.engines.vllm.engine import VllmEngine
 from seedtune.errors import EngineError
@@ -71,7 +71,7 @@ def test_two_ranks_are_one_model_and_a_killed_one_is_an_error_of_ours(
     dtype = torch.bfloat16 if "weights_dtype" in how else torch.float32
     folder = save_served(family, tmp_path / "model", dtype=dtype)
     theirs = load_engine(folder, how=how, dtype="auto")
-    ours = VllmEngine(str(folder), noise=Noise(7, **how), settings=VllmSettings(**SMALL, tensor_parallel_size=2))
+    ours = VllmEngine(Config(model=str(folder), vllm={**SMALL, "tensor_parallel_size": 2}), noise=Noise(7, **how))
     info = ours.load()
     assert info.base_fingerprint == theirs.anchor.fingerprint
     assert ours.fingerprint() == theirs.fingerprint()

@@ -10,7 +10,7 @@ import pytest
 pytest.importorskip("vllm", reason="needs vLLM", exc_type=ImportError)
 
 from models import answers
-from seedtune.config.sections import TransformersSettings, VllmSettings
+from seedtune.config.config import Config
 from seedtune.engines.transformers.engine import TransformersEngine
 from seedtune.engines.vllm.engine import VllmEngine
 from seedtune.numerics.noise import Noise
@@ -35,8 +35,8 @@ def test_members_of_a_real_model_write_what_they_write_in_transformers(perturbat
     end_all()
     noise = Noise(7, perturbation=perturbation)
     small: dict[str, Any] = {"kv_cache_memory_bytes": 256 << 20, "max_model_len": 256, "max_num_seqs": 16}
-    ours = VllmEngine(MODEL, noise=noise, settings=VllmSettings(dtype="float32", **small))
-    theirs = TransformersEngine(MODEL, noise=noise, settings=TransformersSettings(dtype="float32", device="cpu"))
+    ours = VllmEngine(Config(model=MODEL, dtype="float32", vllm=small), noise=noise)
+    theirs = TransformersEngine(Config(model=MODEL, dtype="float32", transformers={"device": "cpu"}), noise=noise)
     info, other = ours.load(), theirs.load()
     assert (info.base_fingerprint, info.coverage) == (other.base_fingerprint, other.coverage)
     prompts = tuple(Prompt(i, ({"role": "user", "content": text},)) for i, text in enumerate(QUESTIONS))

@@ -72,7 +72,13 @@ def test_another_base_model_and_other_data_are_named(run, tmp_path):
     )
     other.train()
     found = diff_runs(run, tmp_path / "other")
-    assert [line.split(":")[0] for line in found.header] == ["base model", "reward_funcs", "task", "training data"]
+    assert [line.split(":")[0] for line in found.header] == [
+        "base model",
+        "reward_funcs",
+        "reward_weights",
+        "task",
+        "training data",
+    ]
     assert found.notes == ("base model is named toy and toy2",)
 
 
@@ -88,7 +94,11 @@ CHANGES = {
     "state": (lambda d: d["state"].update(members=7), "state members: None and 7"),
 }
 BEGINS = {"prompts": "prompts: ", "tokens": "tokens prompt: ", "rewards": "rewards (1 of 4 differ): 1+: "}
-BEGINS |= {"unperturbed": "reward of the unperturbed model: ", "coefficients": "coefficients (1 of 4 differ): 1-: "}
+BEGINS |= {
+    "state": "state averages: ",
+    "unperturbed": "reward of the unperturbed model: ",
+    "coefficients": "coefficients (1 of 4 differ): 1-: ",
+}
 
 
 @pytest.mark.parametrize("what", CHANGES)

@@ -60,9 +60,9 @@ def test_a_packed_run_applied_elsewhere_is_the_export_bit_for_bit(command, run, 
         {"rank": 3, "generations": 40, "fingerprint_steps": 1},
         {"shaping": "per_prompt", "rank": 2},
         {"prompts_per_generation": 1, "sigma": 1e-9},
-        {"perturbation": "gaussian", "freeze": ("layers.0.*",)},
-        {"perturbation": "gaussian", "weights_dtype": "model", "toy": {"size": 4, "dtype": "bfloat16"}},
-        {"weights_dtype": "model", "toy": {"size": 5, "dtype": "float16"}, "rank": 2, "generations": 30},
+        {"perturbation": "gaussian", "trainable": ("!layers.0.*",)},
+        {"perturbation": "gaussian", "weights_dtype": "model", "dtype": "bfloat16"},
+        {"weights_dtype": "model", "toy": {"size": 5}, "dtype": "float16", "rank": 2, "generations": 30},
     ],
     ids=str,
 )
@@ -119,7 +119,7 @@ def test_the_first_line_says_what_it_is_and_whose(run, tmp_path):
     header = json.loads((tmp_path / "pack").read_bytes().split(b"\n")[0])
     recorded = ledger.read(directory.RunPaths(run).ledger).header
     assert header["base_fingerprint"] == recorded.base_fingerprint
-    assert (header["model"], header["noise"], header["weights_dtype"]) == ("toy", "v1", "float32")
+    assert (header["model"], header["noise"], header["resolved_weights_dtype"]) == ("toy", "v1", "float32")
     assert header["config"]["seed"] == 0
     assert (header["licence"], header["base_licence"], header["note"]) == (
         "apache-2.0",
@@ -256,7 +256,7 @@ def test_forged_coefficients_are_found_by_the_fingerprint(file, tmp_path):
 
 
 def test_weights_of_another_element_type_are_refused(failure, file, tmp_path):
-    forge(file, weights_dtype="bfloat16")
+    forge(file, resolved_weights_dtype="bfloat16")
     told = refused(failure, tmp_path, file)
     assert told.startswith(f"{file} was made with weights in bfloat16; here it would be float32, the type of 'toy'")
 

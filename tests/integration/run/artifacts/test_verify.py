@@ -54,8 +54,8 @@ def test_an_honest_run_verifies_and_is_left_alone(command, run):
         {"generations": 50, "fingerprint_steps": 7},
         {"generations": 40, "fingerprint_steps": 1},
         {"perturbation": "gaussian", "trainable": ("layers.1.*",)},
-        {"weights_dtype": "model", "toy": {"size": 4, "dtype": "bfloat16"}, "generations": 30},
-        {"perturbation": "gaussian", "weights_dtype": "model", "toy": {"size": 4, "dtype": "float16"}},
+        {"weights_dtype": "model", "dtype": "bfloat16", "generations": 30},
+        {"perturbation": "gaussian", "weights_dtype": "model", "dtype": "float16"},
     ],
     ids=str,
 )
@@ -240,7 +240,9 @@ def test_another_noise_scheme_is_named(run):
 
 
 def test_weights_of_another_element_type_are_named(failure, run):
-    runs.edit_ledger(run, lambda data: data.update(weights_dtype="float16") if "weights_dtype" in data else None)
+    runs.edit_ledger(
+        run, lambda data: data.update(resolved_weights_dtype="float16") if "resolved_weights_dtype" in data else None
+    )
     told = failure("verify", run)
     assert told.startswith(f"{run} was trained with weights in float16; here it would be float32, the type of 'toy'")
 

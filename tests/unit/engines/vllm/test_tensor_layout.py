@@ -270,7 +270,7 @@ def test_a_copy_takes_a_step_and_leaves_the_weights_where_they_are() -> None:
 
 def test_what_travels_comes_back_as_it_was() -> None:
     shifts = Shift(TERMS), Shift(TERMS, 0.1), Shift(())
-    noises = *NOISES.values(), Noise(3, trainable=("a", "b*"), freeze=("c",))
+    noises = *NOISES.values(), Noise(3, trainable=("a", "b*", "!c"))
     for value in (*UPDATES, *shifts, *noises, Stored(Path("model.safetensors"), "bfloat16", (3, 4), 128)):
         assert codec.decode(codec.encode(value), type(value)) == value
 

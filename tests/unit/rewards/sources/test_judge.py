@@ -151,18 +151,18 @@ def test_nobody_listening_costs_the_samples_and_not_the_run(caplog):
         ("-3", {"min_score": -5.0}, -3.0),
         ("-3", {}, None),
         ("11", {"max_score": 20.0}, 11.0),
-        ('Sure: {"why": "x", "score": 3}', {"parser": "json"}, 3.0),
-        ('{"score": "3.5"}', {"parser": "json"}, 3.5),
-        ('{"mark": 2}', {"parser": "json", "field": "mark"}, 2.0),
-        ('{"score": true}', {"parser": "json"}, None),
-        ('{"score": NaN}', {"parser": "json"}, None),
-        ('{"score": 1e999}', {"parser": "json"}, None),
-        ('{"score": [1]}', {"parser": "json"}, None),
-        ('{"other": 3}', {"parser": "json"}, None),
-        ("3", {"parser": "json"}, None),
-        ("[[5]] then [[6]]", {"parser": "pattern", "pattern": r"\[\[(\d+)\]\]"}, 6.0),
-        ("nothing", {"parser": "pattern", "pattern": r"\[\[(\d+)\]\]"}, None),
-        ("[[x]]", {"parser": "pattern", "pattern": r"\[\[(.)\]\]"}, None),
+        ('Sure: {"why": "x", "score": 3}', {"field": "score"}, 3.0),
+        ('{"score": "3.5"}', {"field": "score"}, 3.5),
+        ('{"mark": 2}', {"field": "mark"}, 2.0),
+        ('{"score": true}', {"field": "score"}, None),
+        ('{"score": NaN}', {"field": "score"}, None),
+        ('{"score": 1e999}', {"field": "score"}, None),
+        ('{"score": [1]}', {"field": "score"}, None),
+        ('{"other": 3}', {"field": "score"}, None),
+        ("3", {"field": "score"}, None),
+        ("[[5]] then [[6]]", {"pattern": r"\[\[(\d+)\]\]"}, 6.0),
+        ("nothing", {"pattern": r"\[\[(\d+)\]\]"}, None),
+        ("[[x]]", {"pattern": r"\[\[(.)\]\]"}, None),
     ],
 )
 def test_rules_read_a_score_or_none(text, settings, expected):
@@ -175,7 +175,7 @@ def test_rules_read_a_score_or_none(text, settings, expected):
 
 def test_a_reward_endpoint_gets_the_row_and_answers_json():
     with serving((200, '{"reward": -12.5}')) as server:
-        one = judge(server, kind="reward", parser="json", field="reward")
+        one = judge(server, kind="reward", field="reward")
         assert ask(one, "fine", answer=["x"]) == [-12.5]
     (request,) = server.requests
     assert (request["path"], request["body"]) == ("/v1", {"prompt": "What?", "completion": "fine", "answer": "x"})

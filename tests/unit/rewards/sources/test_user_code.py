@@ -124,8 +124,8 @@ def test_a_file_that_cannot_be_imported_says_what_it_raised_and_where(folder, te
 
 
 def test_rewards_keep_where_they_come_from_so_that_another_process_can_load_them(folder):
-    settings = ["rewards.py:score", {"path": "rewards.py:score", "weight": 0.5, "adapter": "pair", "target": "x"}]
-    config = Config.create({"reward_funcs": settings})
+    settings = ["rewards.py:score", {"path": "rewards.py:score", "adapter": "pair", "target": "x"}]
+    config = Config.create({"reward_funcs": settings, "reward_weights": [1.0, 0.5]})
     plain, adapted = build.build(config, [])
     assert (plain.source, plain.weight, plain.inline) == ("rewards.py:score", 1.0, False)
     assert (adapted.source, adapted.name, adapted.weight) == ("pair=x@rewards.py:score", "score_2", 0.5)

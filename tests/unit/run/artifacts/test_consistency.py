@@ -18,7 +18,7 @@ from seedtune import strategies
 from seedtune.errors import LedgerError
 from seedtune.run.artifacts.consistency import Audit, audit
 from seedtune.run.ledger import Contents, Header, Record
-from seedtune.strategies.base import Feedback, tell
+from seedtune.strategies.base import Feedback
 from seedtune.strategies.shaping import SHAPINGS, member_rewards
 from seedtune.types import Decay, Member
 
@@ -33,13 +33,13 @@ def ledger_of(shaping: str, scores: list[np.ndarray], **settings) -> Contents:
     """What a run that got these scores (members, prompts) writes."""
     strategy = strategies.create(config(shaping, population=len(scores[0]), **settings))
     header = Header(
-        seedtune="0.1.0", noise="v1", model="toy", data="", weights_dtype="float32", arithmetic={},
+        seedtune="0.1.0", noise="v1", model="toy", data="", resolved_weights_dtype="float32", arithmetic={},
         base_fingerprint="0", config={},
     )  # fmt: skip
-    contents, state = Contents(header), strategy.initial()
+    contents, state = Contents(header), {}
     for generation, matrix in enumerate(scores):
         plan = strategy.ask(state, generation)
-        step = tell(strategy, state, plan, Feedback(matrix))
+        step = strategy.tell(state, plan, Feedback(matrix))
         rewards, state = tuple(member_rewards(matrix).tolist()), step.state
         record = Record(plan, step.alpha, rewards, step.coefficients, (0,), None, {}, state, step.observation)
         contents.records.append(record)

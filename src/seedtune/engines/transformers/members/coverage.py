@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from seedtune.engines.transformers.tracing import is_linear
 from seedtune.types import Coverage
 
-FROZEN = "frozen by the settings trainable and freeze"
+FROZEN = "frozen by the setting trainable"
 
 
 def coverage_of(

@@ -40,7 +40,7 @@ class Gaussian:
     def __init__(self, model: Any, trace: Trace, *, noise: Noise, anchor: Anchor, place: WeightFormat) -> None:
         self._trace, self._place = trace, place
         parameters = dict(model.named_parameters())
-        self.names = select(parameters, noise.trainable, noise.freeze)
+        self.names = select(parameters, noise.trainable)
         chosen = set(self.names)
         self.coverage = coverage_of(model, chosen, trainable=chosen, called=())
         tensors = self._copies({name: parameters[name].detach() for name in self.names})

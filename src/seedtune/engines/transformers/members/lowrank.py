@@ -45,7 +45,7 @@ class LowRank:
         self.state, self.head_state = RowState(), RowState()
         self._model, self._place = model, place
         parameters = {name: id(p) for name, p in model.named_parameters()}
-        trainable = select(parameters, noise.trainable, noise.freeze)
+        trainable = select(parameters, noise.trainable)
         modules = dict(model.named_modules())
         head = model.get_output_embeddings()
         allowed = {parameters[name] for name in trainable} - shared_weights(modules.values())
@@ -59,7 +59,7 @@ class LowRank:
         chosen = {f"{call.name}.weight" for call in calls}
         if not chosen:
             raise ConfigError(
-                f"trainable={list(noise.trainable)} without freeze={list(noise.freeze)} leaves no weight of a linear "
+                f"trainable={list(noise.trainable)} leaves no weight of a linear "
                 "layer, which is all that lowrank perturbs. Select some, or use perturbation=gaussian."
             )
         called = [call.name for call in trace.calls]

@@ -129,9 +129,9 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[Config]:
     return seen
 
 
-@pytest.mark.parametrize("settings", [{}, {"device": "cpu"}, {"dtype": "float32"}])
-def test_it_is_started_for_a_cold_cache(cold: Path, started: list[Config], settings: dict[str, str]) -> None:
-    warming.compile_beside(config(transformers=settings))
+@pytest.mark.parametrize("settings", [{}, {"transformers": {"device": "cpu"}}, {"dtype": "float32"}])
+def test_it_is_started_for_a_cold_cache(cold: Path, started: list[Config], settings: dict[str, Any]) -> None:
+    warming.compile_beside(config(**settings))
     assert len(started) == 1
 
 
@@ -140,7 +140,7 @@ def test_it_is_started_for_a_cold_cache(cold: Path, started: list[Config], setti
     [
         {"engine": "toy"},
         {"transformers": {"device": "cuda"}},
-        {"transformers": {"dtype": "float16"}},
+        {"dtype": "float16"},
     ],
 )
 def test_it_is_not_started_for_what_needs_other_kernels(
