@@ -105,13 +105,13 @@ class Decoder:
         started = time.perf_counter()
         prompts = [(row.member, row.prompt_ids) for row in islice(waiting, self.slots - len(running))]
         tokens = self.prefill_tokens
-        pack, count = packed(len(running), prompts, tokens=tokens, padded=_PADDED * tokens)
-        batch = [waiting.popleft() for _ in range(count)]
+        pack = packed(len(running), prompts, tokens=tokens, padded=_PADDED * tokens)
+        batch = [waiting.popleft() for _ in pack.paths]
         self._choose(batch, self._prefill(pack, np.array(pack.last())), how)
         running += batch
         self.times.prefill += time.perf_counter() - started
         self.times.prompt_tokens += sum(pack.lengths)
-        self.times.generated_tokens += count
+        self.times.generated_tokens += len(batch)
 
     def _prefill(self, pack: PrefixPack, keep: np.ndarray) -> Tensor:
         """Return logits of the tokens ``keep`` of a pack."""
@@ -167,8 +167,8 @@ class Decoder:
         """
         while sequences:
             whole = [(one.member, [*one.prompt, *one.completion]) for one in sequences[: self.slots]]
-            pack, count = packed(0, whole, tokens=self.prefill_tokens, padded=self.prefill_tokens)
-            batch, sequences = sequences[:count], sequences[count:]
+            pack = packed(0, whole, tokens=self.prefill_tokens, padded=self.prefill_tokens)
+            batch, sequences = sequences[: len(pack.paths)], sequences[len(pack.paths) :]
             spans = [path[len(one.prompt) - 1 : -1] for path, one in zip(pack.paths, batch, strict=True)]
             keep, rows = np.unique(np.concatenate(spans).astype(np.int64), return_inverse=True)
             targets = np.concatenate([np.asarray(one.completion, np.int64) for one in batch])

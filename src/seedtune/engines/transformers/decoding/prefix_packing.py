@@ -68,10 +68,8 @@ class PrefixPack:
         return np.array([path + path[-1:] * (longest - len(path)) for path in self.paths])
 
 
-def packed(
-    first_slot: int, prompts: Sequence[tuple[int, Sequence[int]]], *, tokens: int, padded: int
-) -> tuple[PrefixPack, int]:
-    """Pack as many of the ``(member, prompt)`` as fit, at least one; return the pack and their number.
+def packed(first_slot: int, prompts: Sequence[tuple[int, Sequence[int]]], *, tokens: int, padded: int) -> PrefixPack:
+    """Pack as many of the ``(member, prompt)`` as fit, from the first on, at least one.
 
     ``tokens`` bounds the computed tokens, ``padded`` the rectangle of prompts × longest prompt.
     """
@@ -80,6 +78,6 @@ def packed(
         path, longest = pack.matched(member, prompt), max(longest, len(prompt))
         too_many = len(pack.ids) + len(prompt) - len(path) > tokens or (count + 1) * longest > padded
         if count and too_many:
-            return pack, count
+            break
         pack.add(member, prompt, path)
-    return pack, len(prompts)
+    return pack

@@ -135,7 +135,7 @@ class LinearGroup:
         self.weight = LiveWeight(form)
         self.factors: Factors | None = None
         self._input: Tensor | None = None
-        self._output: Tensor | None = None
+        self._outputs: tuple[Tensor, ...] = ()
         self._left = 0
 
     def set(self, weight: Tensor) -> None:
@@ -147,12 +147,12 @@ class LinearGroup:
     def part(self, x: Tensor, index: int) -> Tensor:
         """Return layer ``index``'s output for ``x``; the group computes once per input."""
         if x is not self._input:
-            self._input, self._output, self._left = x, self.whole(x), len(self.parts)
-        assert self._output is not None
-        y = self._output[..., int(self.ends[index]) - self.parts[index].outputs : int(self.ends[index])]
+            outputs = self.whole(x).split([part.outputs for part in self.parts], -1)
+            self._input, self._outputs, self._left = x, outputs, len(self.parts)
+        y = self._outputs[index]
         self._left -= 1
         if self._left == 0:
-            self._input = self._output = None
+            self._input, self._outputs = None, ()
         return y
 
     def whole(self, x: Tensor) -> Tensor:
