@@ -7,7 +7,7 @@ Keys are stored transposed (slots, heads, dim, time), so that scores are sums ov
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import numba as nb
 import numpy as np
@@ -22,6 +22,34 @@ from seedtune.numerics.machine.vectors import WIDE, WIDTH, sum_heads_1, sum_head
 Array = NDArray[Any]
 
 _WIDE = WIDE * WIDTH
+
+
+class AttentionOptions(NamedTuple):
+    """Scale of the scores; window of latest positions and softcap of the scores, 0 for none."""
+
+    scaling: float
+    window: int
+    softcap: float
+
+
+class FilledCache(NamedTuple):
+    """Keys (slots, kv_heads, dim, time), values (slots, kv_heads, time, dim), and the filled length of each slot."""
+
+    keys: Array
+    values: Array
+    lengths: Array
+
+
+class Prompts(NamedTuple):
+    """Prompts of a prefill pass, which fill the slots from ``first_slot`` on."""
+
+    first_slot: int
+    tokens: Array
+    """The index in the pass of each prompt's tokens by position, all prompts concatenated."""
+    ends: Array
+    """(prompts,) the end of each prompt in ``tokens``."""
+    starts: Array
+    """(prompts,) each prompt's first own position; those before belong to another prompt of the same beginning."""
 
 
 def _for_heads(sums: tuple[Any, ...]) -> Any:
@@ -98,13 +126,13 @@ def _write(keys: Any, values: Any, k: Any, v: Any, slot: Any, h: Any, now: Any) 
 
 @inner()
 def _attend(
-    out: Any, q: Any, keys: Any, values: Any, slot: Any, h: Any, now: Any, how: Any, space: Any, alone: Any
+    out: Any, q: Any, keys: Any, values: Any, slot: Any, h: Any, now: Any, options: Any, space: Any, alone: Any
 ) -> None:  # pragma: no cover
     """Attend with one token's query heads that share key head ``h`` to positions 0 … ``now`` of a slot.
 
     If ``alone`` (the only token of its slot), prefetch the keys and values of the next head meanwhile.
     """
-    scaling, window, softcap = how
+    window = options.window
     query, scores, total = space
     kv_heads, dim, time = keys.shape[1:]
     value_dim, size = values.shape[3], keys.itemsize
@@ -119,10 +147,10 @@ def _attend(
         heads = min(4, (h + 1) * group - g)
         for s in range(heads):
             for d in range(dim):
-                query[s, d] = load(q[g + s, d]) * scaling
+                query[s, d] = load(q[g + s, d]) * options.scaling
         _sum_rows(heads, keys, scores, key_rows, size * time, query.ctypes.data, 4 * dim, dim, now + 1 - start, ahead)
         for s in range(heads):
-            _softmax(scores[s, first - start : now + 1 - start], softcap)
+            _softmax(scores[s, first - start : now + 1 - start], options.softcap)
         weights = scores.ctypes.data + 4 * (first - start)
         _sum_rows(heads, values, total, value_rows, row_step, weights, step, now + 1 - first, value_dim, value_ahead)
         for s in range(heads):
@@ -139,7 +167,7 @@ def _space(keys: Any, values: Any) -> Any:  # pragma: no cover
 
 @njit(parallel=True, cache=True, nogil=True)
 def decode_rows(
-    out: Any, q: Any, k: Any, v: Any, keys: Any, values: Any, lengths: Any, how: Any, shares: Any
+    out: Any, q: Any, k: Any, v: Any, keys: Any, values: Any, lengths: Any, options: Any, shares: Any
 ) -> None:  # pragma: no cover
     """Run `decode`; also callable from compiled code."""
     kv_heads = keys.shape[1]
@@ -149,33 +177,28 @@ def decode_rows(
         for task in range(tasks * np.intp(share) // shares, tasks * (np.intp(share) + 1) // shares):
             i, h = task // kv_heads, task % kv_heads
             _write(keys, values, k[i], v[i], i, h, lengths[i])
-            _attend(out[i], q[i], keys, values, i, h, lengths[i], how, space, True)
+            _attend(out[i], q[i], keys, values, i, h, lengths[i], options, space, True)
 
 
 @njit(parallel=True, cache=True, nogil=True)
 def _prefill(
-    out: Any,
-    q: Any,
-    k: Any,
-    v: Any,
-    keys: Any,
-    values: Any,
-    first_slot: Any,
-    tokens: Any,
-    ends: Any,
-    starts: Any,
-    how: Any,
+    out: Any, q: Any, k: Any, v: Any, keys: Any, values: Any, prompts: Any, options: Any
 ) -> None:  # pragma: no cover
     kv_heads = keys.shape[1]
-    for task in nb.prange(ends.size * kv_heads):
+    for task in nb.prange(prompts.ends.size * kv_heads):
         p, h = np.intp(task) // kv_heads, np.intp(task) % kv_heads
-        space = _space(keys, values)
-        begin = ends[p - 1] if p > 0 else 0
-        for now in range(ends[p] - begin):
-            token = tokens[begin + now]
-            _write(keys, values, k[token], v[token], first_slot + p, h, now)
-            if now >= starts[p]:
-                _attend(out[token], q[token], keys, values, first_slot + p, h, now, how, space, False)
+        space, slot = _space(keys, values), prompts.first_slot + p
+        begin = prompts.ends[p - 1] if p > 0 else 0
+        for now in range(prompts.ends[p] - begin):
+            token = prompts.tokens[begin + now]
+            _write(keys, values, k[token], v[token], slot, h, now)
+            if now >= prompts.starts[p]:
+                _attend(out[token], q[token], keys, values, slot, h, now, options, space, False)
+
+
+def single(options: AttentionOptions) -> AttentionOptions:
+    """Return the options in the precision in which scores are computed."""
+    return AttentionOptions(np.float32(options.scaling), options.window, np.float32(options.softcap))  # type: ignore[arg-type]
 
 
 def decode(
@@ -185,21 +208,16 @@ def decode(
     new: tuple[Array, Array],
     cache: tuple[Array, Array],
     lengths: Array,
-    scaling: float,
-    window: int = 0,
-    softcap: float = 0.0,
+    options: AttentionOptions,
 ) -> None:
     """Write each row's new key and value at ``lengths[i]`` of its slot and attend to everything up to it.
 
     Shapes: out and q (rows, heads, dim), new (rows, kv_heads, dim) twice, cache keys
-    (slots, kv_heads, dim, time) and values (slots, kv_heads, time, dim); row i uses slot i.  ``window`` > 0
-    limits attention to that many latest tokens; ``softcap`` > 0 squashes scores by c·tanh(s/c).
+    (slots, kv_heads, dim, time) and values (slots, kv_heads, time, dim); row i uses slot i.  A window > 0
+    limits attention to that many latest tokens; a softcap > 0 squashes scores by c·tanh(s/c).
     float32, or uint16 views of bfloat16; sums in float32.
     """
-    k, v = new
-    keys, values = cache
-    shares = nb.get_num_threads()
-    decode_rows(out, q, k, v, keys, values, lengths, (np.float32(scaling), window, np.float32(softcap)), shares)
+    decode_rows(out, q, *new, *cache, lengths, single(options), nb.get_num_threads())
 
 
 def prefill(
@@ -208,14 +226,11 @@ def prefill(
     *,
     new: tuple[Array, Array],
     cache: tuple[Array, Array],
-    prompts: tuple[int, Array, Array, Array],
-    how: tuple[float, int, float],
+    prompts: Prompts,
+    options: AttentionOptions,
 ) -> None:
     """Write every prompt's keys and values into its slot; the prompt's own tokens attend to the slot's content so far.
 
-    Shapes: out and q (tokens, heads, dim), new (tokens, kv_heads, dim) twice, cache as in `decode`; ``how`` is
-    scaling, window and softcap.  ``prompts`` are the first prompt's slot, the concatenated tokens of all prompts by
-    position, the end of each prompt therein (prompts,), and each prompt's first own position (prompts,).
+    Shapes: out and q (tokens, heads, dim), new (tokens, kv_heads, dim) twice; cache and options as in `decode`.
     """
-    scaling, window, softcap = how
-    _prefill(out, q, *new, *cache, *prompts, (np.float32(scaling), window, np.float32(softcap)))
+    _prefill(out, q, *new, *cache, prompts, single(options))

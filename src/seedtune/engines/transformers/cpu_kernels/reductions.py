@@ -48,7 +48,7 @@ def _reduction(arrays: int, combine: Combine, fold: Callable[[Any, Any, Any], An
                 builder.store(combine(builder, vectors, builder.load(result)), result)
         done = builder.mul(whole, ir.Constant(count.type, LANES))
         padding = first if arrays == 1 else 0.0
-        rest = [_rest(builder, (at, done, count), element, padding) for at in addresses]
+        rest = [_rest(builder, at, done, count, element, padding) for at in addresses]
         for half, result in enumerate(results):
             vectors = [_half(builder, buffer, half) for buffer in rest]
             builder.store(combine(builder, vectors, builder.load(result)), result)
@@ -61,9 +61,8 @@ def _reduction(arrays: int, combine: Combine, fold: Callable[[Any, Any, Any], An
     return typing
 
 
-def _rest(builder: Any, span: tuple[Any, Any, Any], element: Any, padding: float) -> Any:
+def _rest(builder: Any, address: Any, done: Any, count: Any, element: Any, padding: float) -> Any:
     """Copy an array's elements from ``done`` to ``count`` into a buffer of `LANES` floats, padded with ``padding``."""
-    address, done, count = span
     buffer = cgutils.alloca_once(builder, _BUFFER)
     builder.store(ir.Constant(_BUFFER, [padding] * LANES), buffer)
     size = 2 if element == BITS16 else 4

@@ -90,8 +90,8 @@ class Warmer:
     def prefill(self) -> None:
         """Compile for one prompt of one token."""
         q, k, v = (self.zeros(1, HEADS, DIM) for _ in range(3))
-        prompts = 0, np.zeros(1, np.int64), np.ones(1, np.int64), np.zeros(1, np.int64)
-        attention.prefill(self.zeros(*q.shape), q, new=(k, v), cache=self._cache(), prompts=prompts, how=(1.0, 0, 0.0))
+        prompts = attention.Prompts(0, np.zeros(1, np.int64), np.ones(1, np.int64), np.zeros(1, np.int64))
+        attention.prefill(self.zeros(*q.shape), q, new=(k, v), cache=self._cache(), prompts=prompts, options=OPTIONS)
 
     def decode(self) -> None:
         """Compile for queries, keys and values that are concatenated in a product's rows."""
@@ -101,14 +101,14 @@ class Warmer:
         split = self.zeros(rows, 3 * HEADS, DIM)
         q, k, v = (split[:, first : first + HEADS] for first in range(0, 3 * HEADS, HEADS))
         lengths, out = np.zeros(rows, np.int32), self.zeros(rows, HEADS, DIM)
-        attention.decode(out, q, new=(k, v), cache=self._cache(), lengths=lengths, scaling=1.0)
+        attention.decode(out, q, new=(k, v), cache=self._cache(), lengths=lengths, options=OPTIONS)
 
     def _cache(self) -> tuple[Array, Array]:
         return self.zeros(ROWS, HEADS, DIM, 16), self.zeros(ROWS, HEADS, 16, DIM)
 
     def _terms(self) -> layer_steps.Terms:
         ends, pairs, scales = np.full(1, DIM, np.int32), np.zeros(ROWS, np.int32), np.zeros(ROWS, np.float32)
-        return self.zeros(1, 1, DIM), self.zeros(1, 1, 1, DIM), ends, pairs, scales
+        return layer_steps.Terms(self.zeros(1, 1, DIM), self.zeros(1, 1, 1, DIM), ends, pairs, scales)
 
     def _rows(self, count: int) -> list[Array]:
         return [self.zeros(ROWS, DIM) for _ in range(count)]
@@ -116,12 +116,15 @@ class Warmer:
     def layer_turn(self) -> None:
         """Compile the pass after the product of queries, keys and values."""
         y, x, cos, sin = self._rows(4)
-        layer_steps.turn(y, x, self._terms(), angles=(cos, sin), heads=1)
+        layer_steps.turn(y, x, self._terms(), cos, sin, 1)
+
+    def _norm(self) -> layer_steps.Norm:
+        return layer_steps.Norm(self.zeros(DIM), np.float32(1e-6))
 
     def layer_close_and_norm(self) -> None:
         """Compile the pass after the product of the attention output."""
         out, h, before, y, x = self._rows(5)
-        layer_steps.close_and_norm(out, h, before, y, x, self._terms(), weight=self.zeros(DIM), eps=1e-6)
+        layer_steps.close_and_norm(out, self._norm(), h, before, y, x, self._terms())
 
     def layer_gate(self) -> None:
         """Compile the pass after the products of gate and up."""
@@ -141,18 +144,17 @@ class Warmer:
         h, before = self._rows(2)
         outputs = (3 * DIM, DIM, 2 * DIM, DIM)
         weights = tuple((products.pack(self.zeros(n, DIM), kind), products.starts(None, n, kind)) for n in outputs)
-        norm_of, cache = (self.zeros(DIM), 1e-6), (self.zeros(ROWS, 1, DIM, 16), self.zeros(ROWS, 1, 16, DIM))
+        keys, values = self.zeros(ROWS, 1, DIM, 16), self.zeros(ROWS, 1, 16, DIM)
         layer_steps.decode_layer(
             h,
             before,
-            norms=(norm_of, norm_of),
+            norms=(self._norm(), self._norm()),
             weights=weights,
             terms=(self._terms(),) * 4,
             angles=(self.zeros(ROWS, DIM), self.zeros(ROWS, DIM)),
-            cache=cache,
-            lengths=np.zeros(ROWS, np.int32),
+            cache=attention.FilledCache(keys, values, np.zeros(ROWS, np.int32)),
             shape=layer_steps.LayerShape(1, 1, DIM, DIM),
-            how=(1.0, 0, 0.0),
+            options=OPTIONS,
         )
 
     def largest(self) -> None:
@@ -178,6 +180,8 @@ class Warmer:
         for size in (1, cpu.PARALLEL_FROM):
             cpu.fingerprint(np.zeros(size, np.uint16 if element == np.uint16 else np.uint32), (0, 0))
 
+
+OPTIONS = attention.AttentionOptions(1.0, 0, 0.0)
 
 STEP = (Update(0, (Term(0, 0, 1.0),)),)
 """An update along one pair."""

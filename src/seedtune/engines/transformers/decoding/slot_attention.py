@@ -8,7 +8,7 @@ holds one token of each row in flight.  Only here are prompts padded, because at
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,18 +17,11 @@ from torch.nn import functional
 from transformers import AttentionInterface
 
 from seedtune.engines.transformers.cpu_kernels import attention as kernel
+from seedtune.engines.transformers.cpu_kernels.attention import AttentionOptions, FilledCache, Prompts
 from seedtune.engines.transformers.decoding.prefix_packing import PrefixPack
 from seedtune.engines.transformers.decoding.slot_cache import SlotCache, SlotLayer
 from seedtune.engines.transformers.members.population_linear import bits
 from seedtune.errors import ModelError
-
-
-class How(NamedTuple):
-    """Scale of the scores; window of latest positions and softcap of the scores, 0 for none."""
-
-    scaling: float
-    window: int
-    softcap: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +49,8 @@ class Prefill:
     """Whole prompts; then prompts that extend a prefix of another prompt of their member."""
     outputs: Tensor
     """(tokens,) index of each token's result among those of all queries."""
-    prompts: tuple[int, np.ndarray, np.ndarray, np.ndarray]
-    """The indices for the compiled kernel: first slot, tokens by prompt and position, ends and starts of prompts."""
+    prompts: Prompts
+    """The same for the compiled kernel."""
 
     @classmethod
     def of(cls, pack: PrefixPack, device: torch.device) -> Prefill:
@@ -78,7 +71,7 @@ class Prefill:
             chosen, flat = (torch.from_numpy(x).to(device) for x in (rows, tokens.reshape(-1)))
             queries.append(Queries(chosen, flat, at, width))
         keys, places = (torch.from_numpy(x).to(device) for x in (square.reshape(-1), outputs))
-        prompts = pack.first_slot, np.concatenate(pack.paths), np.cumsum(lengths), starts
+        prompts = Prompts(pack.first_slot, np.concatenate(pack.paths), np.cumsum(lengths), starts)
         return cls(pack.first_slot, square.shape[1], keys, tuple(queries), places, prompts)
 
 
@@ -139,22 +132,22 @@ class SlotAttention:
                 raise ModelError(f"{type(module).__name__} uses {unsupported}, which this engine cannot batch yet.")
         if layer is None:
             raise ModelError(f"{type(module).__name__} attends without its own key-value cache; not supported yet.")
-        how = how_to_attend(query.shape[-1], scaling, sliding_window, softcap)
+        options = attention_options(query.shape[-1], scaling, sliding_window, softcap)
         q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
         if isinstance(self.current, Decode):
-            return _decode(layer, q, k, v, self.current, how)[None], None
+            return _decode(layer, q, k, v, self.current, options)[None], None
         if not layer.is_initialized:
             layer.lazy_initialization(key, value)
-        return _prefill(layer, q, k, v, self.current, how)[None], None
+        return _prefill(layer, q, k, v, self.current, options)[None], None
 
-    def decoding(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+    def decoding(self, index: int) -> FilledCache | None:
         """Return keys, values and filled lengths of layer ``index``, if the compiled kernel serves the decode step."""
         if not isinstance(self.current, Decode) or len(self.cache.layers) <= index:
             return None
         arrays = self.cache.layers[index].arrays if self.cache.layers[index].is_initialized else None
-        return None if arrays is None else (*arrays, self.current.lengths)
+        return None if arrays is None else FilledCache(*arrays, self.current.lengths)
 
-    def decode_packed(self, index: int, packed: Tensor, heads: int, how: How) -> Tensor:
+    def decode_packed(self, index: int, packed: Tensor, heads: int, options: AttentionOptions) -> Tensor:
         """Return the attention output of layer ``index`` in a decode step, (rows, heads·dim).
 
         ``packed`` (rows, all heads, dim) holds ``heads`` queries, then keys and values.
@@ -162,26 +155,30 @@ class SlotAttention:
         assert isinstance(self.current, Decode)
         kv_heads = (packed.shape[1] - heads) // 2
         q, k, v = packed.split((heads, kv_heads, kv_heads), 1)
-        return _decode(self.cache.layers[index], q, k, v, self.current, how).flatten(1)
+        return _decode(self.cache.layers[index], q, k, v, self.current, options).flatten(1)
 
 
-def how_to_attend(dim: int, scaling: float | None, window: int | None, softcap: float | None) -> How:
+def attention_options(dim: int, scaling: float | None, window: int | None, softcap: float | None) -> AttentionOptions:
     """Return the options of a transformers attention call, with their defaults."""
-    return How(dim**-0.5 if scaling is None else scaling, window or 0, softcap or 0.0)
+    return AttentionOptions(dim**-0.5 if scaling is None else scaling, window or 0, softcap or 0.0)
 
 
-def _prefill(layer: SlotLayer, q: Tensor, k: Tensor, v: Tensor, now: Prefill, how: How) -> Tensor:
+def _prefill(layer: SlotLayer, q: Tensor, k: Tensor, v: Tensor, now: Prefill, options: AttentionOptions) -> Tensor:
     """Write all keys and values (tokens, kv_heads, dim) of a pack, and attend to each prompt's own."""
     if layer.arrays is not None:
         out = q.new_empty(q.shape[0], q.shape[1], v.shape[2])
         new = bits(k.contiguous()), bits(v.contiguous())
-        kernel.prefill(bits(out), bits(q.contiguous()), new=new, cache=layer.arrays, prompts=now.prompts, how=how)
+        kernel.prefill(
+            bits(out), bits(q.contiguous()), new=new, cache=layer.arrays, prompts=now.prompts, options=options
+        )
         return out
     keys, values = (_rectangle(x, now.keys, now.longest) for x in (k, torch.nan_to_num(v)))
     first, count = now.first_slot, keys.shape[0]
     layer.keys[first : first + count, :, :, : now.longest] = keys.transpose(-1, -2)
     layer.values[first : first + count, :, : now.longest] = values
-    found = [_attend_prompts(_rectangle(q, part.tokens, part.width), keys, values, part, how) for part in now.queries]
+    found = [
+        _attend_prompts(_rectangle(q, part.tokens, part.width), keys, values, part, options) for part in now.queries
+    ]
     return torch.cat([x.transpose(1, 2).flatten(0, 1) for x in found]).index_select(0, now.outputs)
 
 
@@ -190,7 +187,7 @@ def _rectangle(x: Tensor, tokens: Tensor, width: int) -> Tensor:
     return x.index_select(0, tokens).unflatten(0, (-1, width)).transpose(1, 2)
 
 
-def _attend_prompts(q: Tensor, keys: Tensor, values: Tensor, part: Queries, how: How) -> Tensor:
+def _attend_prompts(q: Tensor, keys: Tensor, values: Tensor, part: Queries, options: AttentionOptions) -> Tensor:
     """Compute causal attention of some prompts' tokens; values of padded queries are unused."""
     if part.rows.numel() < keys.shape[0]:
         keys, values = keys.index_select(0, part.rows), values.index_select(0, part.rows)
@@ -198,16 +195,16 @@ def _attend_prompts(q: Tensor, keys: Tensor, values: Tensor, part: Queries, how:
     if whole:
         keys, values = keys[:, :, : part.width], values[:, :, : part.width]
     longest = keys.shape[2]
-    bounded = 0 < how.window < longest
-    if whole and not bounded and how.softcap == 0.0:
-        return _sdpa(q, keys, values, None, how.scaling)
+    bounded = 0 < options.window < longest
+    if whole and not bounded and options.softcap == 0.0:
+        return _sdpa(q, keys, values, None, options.scaling)
     time = torch.arange(longest, device=q.device)
     at = time[None, : part.width] if part.positions is None else part.positions
     distance = at[:, None, :, None] - time
-    seen = (distance >= 0) & (distance < how.window) if bounded else distance >= 0
-    if how.softcap == 0.0:
-        return _sdpa(q, keys, values, seen, how.scaling)
-    return _attend(q, keys.transpose(-1, -2), values, seen[:, :, None], how)
+    seen = (distance >= 0) & (distance < options.window) if bounded else distance >= 0
+    if options.softcap == 0.0:
+        return _sdpa(q, keys, values, seen, options.scaling)
+    return _attend(q, keys.transpose(-1, -2), values, seen[:, :, None], options)
 
 
 def _sdpa(q: Tensor, keys: Tensor, values: Tensor, seen: Tensor | None, scale: float) -> Tensor:
@@ -222,18 +219,18 @@ def _sdpa(q: Tensor, keys: Tensor, values: Tensor, seen: Tensor | None, scale: f
     )
 
 
-def _attend(q: Tensor, keys: Tensor, values: Tensor, seen: Tensor, how: How) -> Tensor:
+def _attend(q: Tensor, keys: Tensor, values: Tensor, seen: Tensor, options: AttentionOptions) -> Tensor:
     """Compute plain attention with grouped heads; ``seen`` broadcasts to (rows, kv_heads, group, queries, time)."""
     rows, heads, queries, dim = q.shape
     grouped = q.reshape(rows, keys.shape[1], -1, queries, dim)
-    scores = (grouped @ keys[:, :, None]).float() * how.scaling
-    if how.softcap > 0.0:
-        scores = how.softcap * torch.tanh(scores / how.softcap)
+    scores = (grouped @ keys[:, :, None]).float() * options.scaling
+    if options.softcap > 0.0:
+        scores = options.softcap * torch.tanh(scores / options.softcap)
     weights = scores.masked_fill(~seen, float("-inf")).softmax(-1).to(q.dtype)
     return (weights @ values[:, :, None]).reshape(rows, heads, queries, values.shape[-1])
 
 
-def _decode(layer: SlotLayer, q: Tensor, k: Tensor, v: Tensor, now: Decode, how: How) -> Tensor:
+def _decode(layer: SlotLayer, q: Tensor, k: Tensor, v: Tensor, now: Decode, options: AttentionOptions) -> Tensor:
     """Write the new keys and values (rows, kv_heads, dim), and attend to each slot's own past.
 
     Values are kept finite: leftovers of a broken member in a slot are weighted by 0, and 0·NaN is NaN.
@@ -246,9 +243,7 @@ def _decode(layer: SlotLayer, q: Tensor, k: Tensor, v: Tensor, now: Decode, how:
             new=(bits(k), bits(v)),
             cache=layer.arrays,
             lengths=now.lengths,
-            scaling=how.scaling,
-            window=how.window,
-            softcap=how.softcap,
+            options=options,
         )
         return out
     lengths = torch.from_numpy(now.lengths).to(q.device, torch.long)
@@ -258,7 +253,7 @@ def _decode(layer: SlotLayer, q: Tensor, k: Tensor, v: Tensor, now: Decode, how:
     used = int(lengths.max()) + 1
     time = torch.arange(used, device=q.device)
     seen = time[None, :] <= lengths[:, None]
-    if how.window:
-        seen &= time[None, :] > lengths[:, None] - how.window
+    if options.window:
+        seen &= time[None, :] > lengths[:, None] - options.window
     keys, values = layer.keys[: q.shape[0], :, :, :used], layer.values[: q.shape[0], :, :used]
-    return _attend(q.contiguous()[:, :, None], keys, values, seen[:, None, None, None], how)[:, :, 0]
+    return _attend(q.contiguous()[:, :, None], keys, values, seen[:, None, None, None], options)[:, :, 0]

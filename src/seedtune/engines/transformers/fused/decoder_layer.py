@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from seedtune.engines.transformers.cpu_kernels import layer_steps as kernel
+from seedtune.engines.transformers.cpu_kernels.attention import FilledCache
 from seedtune.engines.transformers.decoding.prefix_packing import PrefixPack
 from seedtune.engines.transformers.decoding.slot_attention import Decode, Prefill, SlotAttention
 from seedtune.engines.transformers.decoding.slot_cache import SlotCache
@@ -75,22 +76,20 @@ class FusedLayer(nn.Module):
         return panels if len(panels) == len(self.products) else None
 
     def _decode(
-        self, rows: Tensor, weights: tuple[Any, ...], cache: tuple[np.ndarray, np.ndarray, np.ndarray], turn: Any
+        self, rows: Tensor, weights: tuple[Any, ...], cache: FilledCache, angles: tuple[Tensor, Tensor]
     ) -> Tensor:
         """Run a decode step in one call of compiled code."""
-        h, attend, (cos, sin), (keys, values, lengths) = torch.empty_like(rows), self.self_attn, turn, cache
-        before, behind = self.input_layernorm, self.post_attention_layernorm
+        h, attend, (cos, sin) = torch.empty_like(rows), self.self_attn, angles
         kernel.decode_layer(
             bits(h),
             bits(rows),
-            norms=((before.bits, before.eps), (behind.bits, behind.eps)),
+            norms=(self.input_layernorm.norm, self.post_attention_layernorm.norm),
             weights=weights,
             terms=tuple(group.terms(len(rows)) for group in self.products),
             angles=(bits(cos[0]), bits(sin[0])),
-            cache=(keys, values),
-            lengths=lengths,
+            cache=cache,
             shape=kernel.LayerShape(attend.heads, attend.kv_heads, attend.dim, self.down.inputs),
-            how=attend.how,
+            options=attend.attention,
         )
         return h
 
@@ -100,19 +99,17 @@ class FusedLayer(nn.Module):
         y = product.weight(x)
         cos, sin = (bits(angles[0]) for angles in turn)
         heads = attend.heads + attend.kv_heads
-        kernel.turn(bits(y), bits(x), product.terms(len(x)), angles=(cos, sin), heads=heads)
+        kernel.turn(bits(y), bits(x), product.terms(len(x)), cos, sin, heads)
         packed = y.view(len(y), -1, attend.dim)
         if isinstance(self.attention.current, Decode):
-            return self.attention.decode_packed(attend.layer_idx, packed, attend.heads, attend.how)
+            return self.attention.decode_packed(attend.layer_idx, packed, attend.heads, attend.attention)
         return attend.read(packed, cache)
 
     def _close(self, heads: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
         """Return the hidden states after attention, and their norm."""
         y, terms = self.out.weight(heads), self.out.terms(len(heads))
-        h, x, norm = torch.empty_like(y), torch.empty_like(y), self.post_attention_layernorm
-        kernel.close_and_norm(
-            bits(x), bits(h), bits(before), bits(y), bits(heads), terms, weight=norm.bits, eps=norm.eps
-        )
+        h, x, norm = torch.empty_like(y), torch.empty_like(y), self.post_attention_layernorm.norm
+        kernel.close_and_norm(bits(x), norm, bits(h), bits(before), bits(y), bits(heads), terms)
         return h, x
 
     def _feed(self, h: Tensor, x: Tensor) -> Tensor:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from seedtune.engines.transformers.cpu_kernels import rms_norm
+from seedtune.engines.transformers.cpu_kernels.layer_steps import Norm
 from seedtune.engines.transformers.fused.equivalence import alike
 from seedtune.engines.transformers.members.population_linear import bits
 
@@ -19,13 +21,13 @@ class FusedNorm(nn.Module):
     def __init__(self, weight: nn.Parameter, eps: float) -> None:
         super().__init__()
         self.weight, self.eps = weight, eps
-        self.bits = bits(weight.detach())
+        self.norm = Norm(bits(weight.detach()), np.float32(eps))
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise every row of ``x`` (..., n)."""
         rows = x.reshape(-1, x.shape[-1]).contiguous()
         y = torch.empty_like(rows)
-        rms_norm.rms_norm(bits(y), bits(rows), self.bits, self.eps)
+        rms_norm.rms_norm(bits(y), bits(rows), self.norm.weight, self.eps)
         return y.view(x.shape)
 
 

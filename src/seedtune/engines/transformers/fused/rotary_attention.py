@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from seedtune.engines.transformers.cpu_kernels import rotary
-from seedtune.engines.transformers.decoding.slot_attention import SlotAttention, how_to_attend
+from seedtune.engines.transformers.decoding.slot_attention import SlotAttention, attention_options
 from seedtune.engines.transformers.fused.equivalence import NOT_PLAIN, has_only, probe_angles, probe_values
 from seedtune.engines.transformers.members.population_linear import bits, input_width, joined
 
@@ -40,7 +40,8 @@ class FusedAttention(nn.Module):
         self.layer_idx: int = plain.layer_idx
         self.heads, self.kv_heads, self.dim = seen.query.shape[1], seen.key.shape[1], seen.query.shape[3]
         self.attend, self.options = attend, seen.options
-        self.how = how_to_attend(self.dim, *(seen.options.get(n) for n in ("scaling", "sliding_window", "softcap")))
+        wanted = (seen.options.get(name) for name in ("scaling", "sliding_window", "softcap"))
+        self.attention = attention_options(self.dim, *wanted)
         self._plain = (plain,)  # in a tuple it is not a submodule, whose parameters would count twice
 
     def forward(

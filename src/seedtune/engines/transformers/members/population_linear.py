@@ -169,7 +169,7 @@ class LinearGroup:
             return _no_terms(count, self.weight.dtype)
         factors = self._factors_of(count)
         assert factors.bits is not None
-        return (*factors.bits, self.ends, self.state.pairs, self.state.scales)
+        return Terms(*factors.bits, self.ends, self.state.pairs, self.state.scales)
 
     def _factors_of(self, count: int) -> Factors:
         if self.state.pairs.size != count:
@@ -196,7 +196,7 @@ class LinearGroup:
 def _no_terms(count: int, dtype: torch.dtype) -> Terms:
     """Return the terms of ``count`` rows of the unperturbed model."""
     a, b = torch.zeros(1, 1, 1, dtype=dtype), torch.zeros(1, 1, 1, 1, dtype=dtype)
-    return bits(a), bits(b), np.zeros(1, np.int32), np.zeros(count, np.int32), np.zeros(count, np.float32)
+    return Terms(bits(a), bits(b), np.zeros(1, np.int32), np.zeros(count, np.int32), np.zeros(count, np.float32))
 
 
 class PerturbedLinear(nn.Module):

@@ -47,9 +47,7 @@ class Step:
             new=(bits(self.k), bits(self.v)),
             cache=(bits(self.keys), bits(self.values)),
             lengths=self.lengths,
-            scaling=scaling,
-            window=window,
-            softcap=softcap,
+            options=attention.AttentionOptions(scaling, window, softcap),
         )
         return out.float()
 
@@ -145,8 +143,8 @@ class Prompts:
             bits(self.q),
             new=(bits(self.k), bits(self.v)),
             cache=(bits(self.keys), bits(self.values)),
-            prompts=(1, np.concatenate(self.PATHS), ends, np.array(self.STARTS)),
-            how=(scaling, window, softcap),
+            prompts=attention.Prompts(1, np.concatenate(self.PATHS), ends, np.array(self.STARTS)),
+            options=attention.AttentionOptions(scaling, window, softcap),
         )
         return out.float()
 

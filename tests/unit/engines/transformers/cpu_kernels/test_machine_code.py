@@ -35,7 +35,7 @@ for e in (t.uint16, f):
     rows = {
         "fma32": (products._fma_share, array(e, 2), array(read, 2), array(e, 3), array(f, 1), i, i),
         "attention": (attention._attend, array(e, 2), array(e, 2), array(e, 4), array(e, 4), i, i, i,
-                      t.Tuple((f, i, f)), t.UniTuple(array(f, 2), 3), t.boolean),
+                      t.NamedTuple((f, i, f), attention.AttentionOptions), t.UniTuple(array(f, 2), 3), t.boolean),
         "norm": (rms_norm.norm_row, array(e, 1), array(e, 1), array(e, 1), f),
         "gate": (silu_gate.gate_row, array(e, 1), array(e, 1)),
         "rotary": (rotary.rotate_row, array(e, 2), array(e, 1), array(e, 1), i),
