@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import asdict
+from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from ray_workers import At, alone, inline, ray_config
 from seedtune import diff_runs, export_run, pack_run, unpack_run, verify_run
 from seedtune.config.config import Config
 from seedtune.engines.ray.worker_spec import WorkerSpec
-from seedtune.engines.toy import engine
+from seedtune.engines.toy.engine import ToyEngine
 from seedtune.engines.transformers.engine import TransformersEngine
 from seedtune.errors import ConfigError, LedgerError, RunError
 from seedtune.evaluation.evaluate import evaluate
@@ -134,11 +135,17 @@ def test_metrics_that_were_lost_say_again_what_the_ledger_knows(changed):
     assert runs.rows(path)[0] == rows[0]
 
 
+def computing_by(patch: pytest.MonkeyPatch, arithmetic: Callable[[], dict]) -> None:
+    """Toy engines report this arithmetic when they are loaded."""
+    load = ToyEngine.load
+    patch.setattr(ToyEngine, "load", lambda self, snapshot=None: replace(load(self, snapshot), arithmetic=arithmetic()))
+
+
 def test_only_other_threads_are_told_how_to_have_as_many(short):
     library = {**NUMPY, "threads": 3}
     begun_with({**HERE, "library": library}, short)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine, "_arithmetic", lambda: ({**HERE, "library": {**library, "threads": 2}}, ""))
+        computing_by(patch, lambda: {**HERE, "library": {**library, "threads": 2}})
         with pytest.raises(RunError, match=r"Set OMP_NUM_THREADS=3 to have as many threads\."):
             Trainer(runs.toy(short, generations=4)).train(resume=True)
 
@@ -305,7 +312,7 @@ def test_a_dry_run_and_the_first_line_of_the_metrics_say_the_products(command, s
 def differing(monkeypatch, entries: list[dict]) -> None:
     """Workers that compute by these, one after the other; those that come later by the last."""
     left = list(entries)
-    monkeypatch.setattr(engine, "_arithmetic", lambda: (left.pop(0) if len(left) > 1 else left[0], LINE))
+    computing_by(monkeypatch, lambda: left.pop(0) if len(left) > 1 else left[0])
 
 
 def test_a_worker_that_computes_otherwise_is_lost_by_name_and_changes_nothing(tmp_path, monkeypatch):
