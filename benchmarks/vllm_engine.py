@@ -99,7 +99,7 @@ def parts(engine: VllmEngine) -> dict[str, Callable[[], float]]:
 
 def rewrite(engine: VllmEngine, member: Member) -> None:
     """Write live weights that are another member's."""
-    engine._call("set_member", [*member], SIGMA)
+    engine._call("set_member", member, SIGMA)
 
 
 def timed(work: Callable[[], Any]) -> float:

@@ -56,7 +56,7 @@ class Reference:
         return rows
 
     def fingerprint(self, array: Array, key: Key, start: int) -> fp.Fingerprint:
-        return fp.mix_sum(fp.bits_of(array), key, start)
+        return references.mix_sum(fp.bits_of(array), key, start)
 
     def perturbed(self, theta: Array, dtype: str, sigma: float, address: Address, start: int, k: int = 1) -> Array:
         return references.perturbed(theta, sigma, address, start=start, dtype=dtype, subspaces=k)

@@ -31,6 +31,24 @@ def same_bits(x: np.ndarray, y: np.ndarray) -> bool:
     return x.shape == y.shape and x.dtype == y.dtype and bool((x.view(kind) == y.view(kind)).all())
 
 
+LANES = (
+    (0x9E3779B97F4A7C15, (30, 27, 31), (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)),
+    (0xD1B54A32D192ED03, (33, 33, 33), (0xFF51AFD7ED558CCD, 0xC4CEB9FE1A85EC53)),
+)
+"""Step, shifts and factors of each lane of a fingerprint."""
+
+
+def mix_sum(bits: np.ndarray, key: Key, start: int) -> tuple[int, int]:
+    """The fingerprint of elements (uint16 or uint32 [n]), of which the first has the index ``start``."""
+    sums = []
+    for part, (step, shifts, factors) in zip(key, LANES, strict=True):
+        z = (np.arange(bits.size, dtype=np.uint64) + np.uint64(start)) * np.uint64(step) + np.uint64(part) + bits
+        for shift, factor in zip(shifts, factors, strict=False):
+            z = (z ^ (z >> np.uint64(shift))) * np.uint64(factor)
+        sums.append(int((z ^ (z >> np.uint64(shifts[2]))).sum(dtype=np.uint64)))
+    return sums[0], sums[1]
+
+
 def perturbed(
     theta: np.ndarray, sigma: float, address: Address, *, start: int = 0, dtype: str, subspaces: int = 1
 ) -> np.ndarray:

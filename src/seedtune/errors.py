@@ -31,6 +31,11 @@ class MissingExtraError(SeedtuneError):
 
     def __init__(self, what: str, install: str) -> None:
         super().__init__(f"{what} needs a package that is not installed. Install it with: {install}")
+        self._arguments = what, install
+
+    def __reduce__(self) -> tuple[type[MissingExtraError], tuple[str, str]]:
+        """Make it again from its own arguments, in another process."""
+        return type(self), self._arguments
 
 
 class EngineError(SeedtuneError):

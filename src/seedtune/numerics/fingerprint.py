@@ -1,12 +1,12 @@
 """Fingerprints of weights: 128 bits that change with any bit of any element, and that add up over slices.
 
 ``F(tensor) = sum over elements of mix(bits of the element, absolute index, tensor key)  (mod 2**64)``, in two
-independent lanes. A sum does not depend on order, so ranks that hold slices of a tensor add their
-fingerprints and get the whole tensor's, and tensors add up to a model's. For a fixed index ``mix`` is a
-bijection of 64 bits, so changing one element always changes both lanes. It is a check against mistakes (a
-missed update, a torn file, a wrong base model), not a cryptographic hash.
+independent lanes: lane l adds ``finaliser_l(bits[i] + key_l + i * step_l)``.  A sum does not depend on order, so ranks
+that hold slices of a tensor add their fingerprints and get the whole tensor's, and tensors add up to a model's.  For a
+fixed index ``mix`` is a bijection of 64 bits, so changing one element always changes both lanes.  It is a check against
+mistakes (a missed update, a torn file, a wrong base model), not a cryptographic hash.
 
-This is the numpy reference; `seedtune.numerics.kernels.cpu.fingerprint` computes the same bits at memory speed.
+The kernels compute the sum; see `seedtune.numerics.weights.tensor_fingerprint`.
 """
 
 from __future__ import annotations
@@ -30,8 +30,6 @@ STEP0, STEP1 = 0x9E3779B97F4A7C15, 0xD1B54A32D192ED03
 SPLITMIX_A, SPLITMIX_B = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 MURMUR_A, MURMUR_B = 0xFF51AFD7ED558CCD, 0xC4CEB9FE1A85EC53
 
-_CHUNK = 1 << 18
-
 
 def tensor_key(name: str, itemsize: int) -> Fingerprint:
     """Return a tensor's key: BLAKE2b-128 of scheme tag, element size and Hugging Face name, as two 64-bit lanes."""
@@ -52,31 +50,6 @@ def bits_of(array: NDArray[Any]) -> NDArray[Any]:
     return array.view(np.uint16 if array.dtype.itemsize == 2 else np.uint32)
 
 
-def mix_sum(bits: NDArray[Any], key: Fingerprint, start: int = 0) -> Fingerprint:
-    """Sum over ``bits`` (uint16 or uint32 [n]) whose first element has the absolute index ``start``.
-
-    Lane l adds ``finaliser_l(bits[i] + key_l + (start + i) * step_l)``, everything mod 2**64.
-    """
-    total0 = total1 = 0
-    for low in range(0, bits.size, _CHUNK):
-        part = bits[low : low + _CHUNK].astype(np.uint64)
-        index = np.arange(part.size, dtype=np.uint64)
-        first = start + low
-        total0 += int(_splitmix(part + _offsets(index, key[0], first, STEP0)).sum(dtype=np.uint64))
-        total1 += int(_murmur(part + _offsets(index, key[1], first, STEP1)).sum(dtype=np.uint64))
-    return total0 % MODULUS, total1 % MODULUS
-
-
-def tensor_fingerprint(name: str, array: NDArray[Any], *, start: int = 0) -> Fingerprint:
-    """Return the fingerprint of a tensor, or of a contiguous run of its elements from linear index ``start`` on.
-
-    ``array`` has 2- or 4-byte elements in row-major Hugging Face layout, any shape. Raises ValueError for
-    other element sizes.
-    """
-    bits = bits_of(np.ascontiguousarray(array)).reshape(-1)
-    return mix_sum(bits, tensor_key(name, bits.itemsize), start)
-
-
 def combine(parts: Iterable[Fingerprint]) -> Fingerprint:
     """Combine fingerprints of disjoint parts (slices, tensors): lanes summed mod 2**64, in any order."""
     total0 = total1 = 0
@@ -89,19 +62,3 @@ def combine(parts: Iterable[Fingerprint]) -> Fingerprint:
 def to_hex(fingerprint: Fingerprint) -> str:
     """Format a fingerprint as 32 hexadecimal digits, lane 0 first."""
     return f"{fingerprint[0]:016x}{fingerprint[1]:016x}"
-
-
-def _offsets(index: NDArray[np.uint64], key: int, first: int, step: int) -> NDArray[np.uint64]:
-    return index * np.uint64(step) + np.uint64((key + first * step) % MODULUS)
-
-
-def _splitmix(z: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(SPLITMIX_A)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(SPLITMIX_B)
-    return z ^ (z >> np.uint64(31))
-
-
-def _murmur(z: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    z = (z ^ (z >> np.uint64(33))) * np.uint64(MURMUR_A)
-    z = (z ^ (z >> np.uint64(33))) * np.uint64(MURMUR_B)
-    return z ^ (z >> np.uint64(33))

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from seedtune.errors import StorageError
 from seedtune.numerics import tensor_file
+from seedtune.numerics.rounding import dtype_of
 
 TENSORS = {
     "a": np.arange(6, dtype=np.float32).reshape(2, 3),
@@ -18,6 +19,10 @@ TENSORS = {
     "c": np.array(2.5, np.float16),
     "empty": np.empty((0, 4), np.float32),
 }
+
+
+def kinds_of(tensors: dict[str, np.ndarray]) -> tensor_file.Kinds:
+    return {name: (dtype_of(array), array.shape) for name, array in tensors.items()}
 
 
 @pytest.fixture
@@ -38,11 +43,10 @@ def test_other_readers_see_names_types_shapes_and_values(path: Path) -> None:
     np.testing.assert_array_equal(found["a"].numpy(), TENSORS["a"])
 
 
-def test_reading_fills_arrays_in_place(path: Path) -> None:
-    into = {name: np.zeros_like(array) for name, array in TENSORS.items()}
-    tensor_file.read_into(path, into)
+def test_tensors_are_read_where_they_lie(path: Path) -> None:
+    found = tensor_file.expect(path, kinds_of(TENSORS))
     for name, array in TENSORS.items():
-        assert into[name].tobytes() == array.tobytes()
+        assert tensor_file.window(found[name]).tobytes() == array.tobytes()
 
 
 @pytest.mark.parametrize(
@@ -57,7 +61,7 @@ def test_reading_fills_arrays_in_place(path: Path) -> None:
 )
 def test_a_file_of_another_model_is_refused(path: Path, other: dict[str, np.ndarray]) -> None:
     with pytest.raises(StorageError, match="does not hold this model's tensors"):
-        tensor_file.read_into(path, {name: array.copy() for name, array in other.items()})
+        tensor_file.expect(path, kinds_of(other))
 
 
 @pytest.mark.parametrize("cut", [0, 4, 20, -1])
@@ -65,7 +69,7 @@ def test_a_cut_file_is_refused(path: Path, cut: int) -> None:
     whole = path.read_bytes()
     path.write_bytes(whole[:cut])
     with pytest.raises(StorageError, match="cannot read"):
-        tensor_file.read_into(path, {name: array.copy() for name, array in TENSORS.items()})
+        tensor_file.expect(path, kinds_of(TENSORS))
 
 
 def test_mapped_arrays_are_writable_and_leave_no_file(tmp_path: Path) -> None:
@@ -84,13 +88,13 @@ def test_a_mapped_file_that_finds_no_room_says_so(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_a_reserved_file_is_filled_in_place_and_read_as_if_it_had_been_written(tmp_path, dtype):
-    shapes = {"a": (3, 4), "b": (5,)}
-    places = tensor_file.reserve(tmp_path / "x.safetensors", shapes, dtype)
-    assert all(not tensor_file.read(stored).any() for stored in places.values())
+    kinds = {"a": (dtype, (3, 4)), "b": (dtype, (5,))}
+    places = tensor_file.reserve(tmp_path / "x.safetensors", kinds)
+    assert all(not tensor_file.window(stored).any() for stored in places.values())
     for number, stored in enumerate(places.values()):
         tensor_file.window(stored, "r+")[1:] = number + 1
-    found = tensor_file.expect(tmp_path / "x.safetensors", shapes, dtype)
-    arrays = {name: tensor_file.read(stored) for name, stored in found.items()}
+    found = tensor_file.expect(tmp_path / "x.safetensors", kinds)
+    arrays = {name: np.array(tensor_file.window(stored)) for name, stored in found.items()}
     tensor_file.write(tmp_path / "y.safetensors", arrays)
     assert (tmp_path / "x.safetensors").read_bytes() == (tmp_path / "y.safetensors").read_bytes()
     assert (tensor_file.window(found["a"])[1:] == 1).all()
@@ -98,7 +102,7 @@ def test_a_reserved_file_is_filled_in_place_and_read_as_if_it_had_been_written(t
 
 
 def test_a_file_of_another_model_is_not_what_was_expected(tmp_path):
-    tensor_file.reserve(tmp_path / "x.safetensors", {"a": (3, 4)}, "float32")
-    for shapes, dtype in (({"a": (4, 3)}, "float32"), ({"b": (3, 4)}, "float32"), ({"a": (3, 4)}, "bfloat16")):
+    tensor_file.reserve(tmp_path / "x.safetensors", {"a": ("float32", (3, 4))})
+    for kinds in ({"a": ("float32", (4, 3))}, {"b": ("float32", (3, 4))}, {"a": ("bfloat16", (3, 4))}):
         with pytest.raises(StorageError, match="Delete the snapshot"):
-            tensor_file.expect(tmp_path / "x.safetensors", shapes, dtype)
+            tensor_file.expect(tmp_path / "x.safetensors", kinds)

@@ -25,7 +25,7 @@ from seedtune.numerics.noise import Noise
 from seedtune.numerics.rounding import ARRAYS, nearest, widen
 from seedtune.numerics.trainable import select
 from seedtune.numerics.weights import WeightArray, Weights, factors, tensor_fingerprint
-from seedtune.types import UNPERTURBED, Coverage, Job, Likelihood, Member, Prompt, Rollout, Update
+from seedtune.types import UNPERTURBED, Coverage, Job, Likelihood, Member, Prompt, Rollout
 
 NAMES = ("layers.0.weight", "layers.1.weight")
 CERTAINTY = 0.9
@@ -105,20 +105,13 @@ class ToyEngine(LocalEngine):
 
     def _texts(self, job: Job) -> Iterator[tuple[int, int, str]]:
         """Yield the positions of every member and prompt of a job, with its answer; members are built once each."""
-        place = self._place(self.weights.step(job.shift))
+        step = self.weights.step(job.shift)
+        place = self.weights if step is None else self.weights.moved(step)
         for member, pairs in groupby(job.pairs, key=itemgetter(0)):
             started = time.perf_counter()
             weights = self._perturbed(place, job.members[member], job.sigma)
             self._times.perturb += time.perf_counter() - started
             yield from ((member, prompt, self._text(weights, job.prompts[prompt])) for _, prompt in pairs)
-
-    def _place(self, step: Update | None) -> Weights:
-        """Return the current weights, or a copy moved by an update."""
-        if step is None:
-            return self.weights
-        place = self.weights.part({name: array.copy() for name, array in self.weights.tensors.items()})
-        place.apply(step)
-        return place
 
     def _perturbed(self, place: Weights, member: Member, sigma: float) -> list[WeightArray]:
         """Return a member's matrices around ``place``, as float32 that the model's dtype can represent."""

@@ -1,4 +1,4 @@
-"""Everything that depends on vLLM's version: names that move between releases, collected in this one file.
+"""What depends on vLLM's version: names that move between releases, and changes to how it behaves.
 
 Tested versions are in `VERSIONS`.  The CPU build packs linear weights when a model is loaded and leaves empty
 parameters behind; `keep_weights` makes it keep them, and `packers` gives what updates the packed copies.
@@ -18,17 +18,15 @@ from dataclasses import fields
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
-from seedtune.engines.vllm.tensor_layout import Run, Split
-from seedtune.errors import ConfigError, MissingExtraError
+from seedtune.engines.vllm.tensor_layout import Split
+from seedtune.errors import ConfigError, MissingExtraError, ModelError
 from seedtune.numerics.machine import available_cores
+from seedtune.numerics.slices import Run
 
-VERSIONS = {
-    "0.31": "CPU build: all tests. Never run on a GPU.",
-    "0.32": "CPU build: all tests. Never run on a GPU.",
-}
-"""vLLM version (two numbers) → what is known about it."""
+VERSIONS = ("0.31", "0.32")
+"""Versions of vLLM whose CPU build passes all tests; none was run on a GPU."""
 
-INSTALL = f"pip install 'vllm=={list(VERSIONS)[-1]}.*'"
+INSTALL = f"pip install 'vllm=={VERSIONS[-1]}.*'"
 
 NEEDED = {
     # In-process requests, results and weights are plain function calls.
@@ -45,9 +43,6 @@ ENVIRONMENT = {
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
 }
 """Environment set before vLLM is imported, unless the user has set it."""
-
-Module = Any
-"""A torch module of vLLM."""
 
 
 def require() -> ModuleType:
@@ -73,12 +68,6 @@ def require() -> ModuleType:
             f"versions {', '.join(VERSIONS)} only. Install one of them: {INSTALL}"
         )
     return vllm
-
-
-def context_of(core: Any) -> int:
-    """Return the maximum number of tokens of prompt plus completion."""
-    length: int = core.model_config.max_model_len
-    return length
 
 
 def option_names() -> set[str]:
@@ -137,8 +126,6 @@ def pass_over_llvmlite() -> None:
         from vllm.triton_utils import dispatcher
 
     rebind = dispatcher._rebind_kernels
-    if rebind.__module__ == __name__:
-        return
 
     def without(kernels: Any) -> None:
         modules = {name: module for name, module in sys.modules.items() if name.partition(".")[0] != "llvmlite"}
@@ -194,11 +181,6 @@ def _close(sockets: list[Any]) -> None:
         context.term()
 
 
-def abort(core: Any, requests: Sequence[str]) -> None:
-    """Abort requests, given the ids that ``add_request`` returned."""
-    core.abort_request(list(requests), internal=True)
-
-
 def on_cpu() -> bool:
     """Return whether this build of vLLM computes on the CPU."""
     from vllm.platforms import current_platform
@@ -231,8 +213,7 @@ def device_memory() -> int:
     """Return the bytes of the first GPU's memory, without creating a context on it in this process."""
     from vllm.platforms import current_platform
 
-    total: int = current_platform.get_device_total_memory()
-    return total
+    return int(current_platform.get_device_total_memory())
 
 
 def count_ranks_plainly() -> None:
@@ -257,43 +238,43 @@ def keep_weights() -> None:
     from vllm.model_executor.layers import utils
 
     pack = utils.dispatch_cpu_unquantized_gemm
-    if pack.__module__ == __name__:
-        return
 
-    def keep(layer: Module, remove_weight: bool) -> None:
+    def keep(layer: Any, remove_weight: bool) -> None:
         pack(layer, remove_weight=False)
         layer._seedtune_pack = lambda: pack(layer, remove_weight=False)
 
     utils.dispatch_cpu_unquantized_gemm = keep
 
 
-def packers(model: Module) -> list[Callable[[], None]]:
-    """Return functions that repack every packed layer's weights after they have changed."""
-    return [vars(layer)["_seedtune_pack"] for layer in model.modules() if "_seedtune_pack" in vars(layer)]
+def packers(model: Any) -> list[Callable[[], None]]:
+    """Return functions that repack every packed layer's weights after they have changed.
+
+    Raises ModelError for a linear layer of a CPU build that reads a copy of its weights that cannot be updated.
+    """
+    found = []
+    for name, layer in model.named_modules():
+        if "_seedtune_pack" in vars(layer):
+            found.append(vars(layer)["_seedtune_pack"])
+        elif "cpu_linear" in vars(layer):
+            raise ModelError(
+                f"vLLM's {name} multiplies with a packed copy of its weights that seedtune cannot renew. Use "
+                "engine=transformers."
+            )
+    return found
 
 
-def check_packed(model: Module) -> list[str]:
-    """Return linear layers of a CPU build that read a copy of their weights that could not be updated."""
-    return [
-        name
-        for name, layer in model.named_modules()
-        if "cpu_linear" in vars(layer) and "_seedtune_pack" not in vars(layer)
-    ]
-
-
-def fused_names(model: Module) -> dict[str, tuple[str, ...]]:
+def fused_names(model: Any) -> Mapping[str, Sequence[str]]:
     """Map the last name of a fused module to the names of its tensors."""
-    mapping = getattr(model, "packed_modules_mapping", {})
-    return {name: tuple(parts) for name, parts in mapping.items()}
+    return dict(getattr(model, "packed_modules_mapping", {}))
 
 
-def splits_of(model: Module) -> dict[str, Split]:
+def splits_of(model: Any) -> dict[str, Split]:
     """Return the split of every module of a model that divides its weights."""
     found = {name.replace(".base_layer", ""): split_of(module) for name, module in model.named_modules()}
     return {name: split for name, split in found.items() if split is not None}
 
 
-def split_of(module: Module) -> Split | None:
+def split_of(module: Any) -> Split | None:
     """Return how a layer divides its weights between fused tensors and ranks; None if it does not."""
     from vllm.model_executor.layers import linear
     from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
@@ -301,52 +282,32 @@ def split_of(module: Module) -> Split | None:
     if isinstance(module, VocabParallelEmbedding):
         own = module.shard_indices
         return Split((Run(own.org_vocab_start_index, own.org_vocab_end_index, module.org_vocab_size),))
+    if not isinstance(module, (linear.ColumnParallelLinear, linear.RowParallelLinear)):
+        return None
+    rank, ranks = module.tp_rank, module.tp_size
     if isinstance(module, linear.QKVParallelLinear):
-        return _attention(module)
+        return _attention(module, rank)
     if isinstance(module, linear.MergedColumnParallelLinear):
-        return Split(tuple(_nth(size, module.tp_rank, module.tp_size) for size in module.output_sizes))
+        return Split(tuple(_nth(rank, size // ranks, size) for size in module.output_sizes))
     if isinstance(module, linear.ColumnParallelLinear):
-        return Split((_nth(module.output_size, module.tp_rank, module.tp_size),))
-    if isinstance(module, linear.RowParallelLinear):
-        whole = Run(0, module.output_size, module.output_size, module.tp_rank == 0)
-        return Split((whole,), _nth(module.input_size, module.tp_rank, module.tp_size))
-    return None
+        return Split((_nth(rank, module.output_size // ranks, module.output_size),))
+    whole = Run(0, module.output_size, module.output_size, rank == 0)
+    return Split((whole,), _nth(rank, module.input_size // ranks, module.input_size))
 
 
-def _attention(module: Module) -> Split:
+def _attention(module: Any, rank: int) -> Split:
     """Split queries by heads; split keys and values, too, or replicate them on several ranks."""
-    copies = module.num_kv_head_replicas
-    queries = _heads(module.total_num_heads, module.head_size, module.num_heads, module.tp_rank)
+    copies, heads, kv_heads = module.num_kv_head_replicas, module.num_heads, module.num_kv_heads
+    queries = _nth(rank, heads * module.head_size, module.total_num_heads * module.head_size)
     keys, values = (
-        _heads(module.total_num_kv_heads, size, module.num_kv_heads, module.tp_rank // copies)
+        _nth(rank // copies, kv_heads * size, module.total_num_kv_heads * size, owner=rank % copies == 0)
         for size in (module.head_size, module.v_head_size)
     )
-    owner = module.tp_rank % copies == 0
-    return Split((queries, *(Run(run.first, run.stop, run.whole, owner) for run in (keys, values))))
+    return Split((queries, keys, values))
 
 
-def _heads(total: int, size: int, mine: int, index: int) -> Run:
-    return Run(index * mine * size, (index + 1) * mine * size, total * size)
-
-
-def _nth(whole: int, index: int, count: int) -> Run:
-    each = whole // count
-    return Run(index * each, (index + 1) * each, whole)
-
-
-def logits_processor() -> type:
-    """Return the base class of logits processors."""
-    with quiet():
-        from vllm.v1.sample.logits_processor import LogitsProcessor
-
-    return LogitsProcessor
-
-
-def follow(rows: dict[int, Any], changes: Any, new: Callable[[Any, Any, list[int]], Any]) -> None:
-    """Update ``rows`` of a batch for requests that were added, removed or moved."""
-    from vllm.v1.sample.logits_processor import process_dict_updates
-
-    process_dict_updates(rows, changes, new)
+def _nth(index: int, size: int, whole: int, *, owner: bool = True) -> Run:
+    return Run(index * size, (index + 1) * size, whole, owner)
 
 
 # ------------------------------------------------------------------------------------------- in the worker: adapters

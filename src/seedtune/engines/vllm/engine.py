@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import math
-import shutil
 import tempfile
 import time
-import weakref
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import count, groupby
+from contextlib import ExitStack
+from functools import lru_cache
+from itertools import chain, count, groupby
 from pathlib import Path
 from typing import Any, TypeVar
 
 from seedtune.config.config import Config
-from seedtune.engines import codec
 from seedtune.engines.base import BASE, EngineInfo, EngineTimes
 from seedtune.engines.transformers.checkpoint import ModelSource, write_model
 from seedtune.engines.transformers.decoding.decoder import DecodeSequence, Stop, rollout_of, rows_of
@@ -29,20 +29,20 @@ from seedtune.engines.transformers.tokenization import ModelTokenizer
 from seedtune.engines.vllm import compat, engine_args, lora, sampling_params
 from seedtune.engines.vllm.base_model import BaseModelInfo
 from seedtune.engines.vllm.engine_core import EngineCore
+from seedtune.engines.vllm.sampling_params import GenerationRequest
 from seedtune.engines.vllm.tensor_layout import check_complete
-from seedtune.engines.vllm.worker_state import WorkerSetup
+from seedtune.engines.vllm.worker_state import WorkerSettings
 from seedtune.errors import SeedtuneError, StorageError
 from seedtune.numerics import fingerprint as fp
 from seedtune.numerics import tensor_file
 from seedtune.numerics.noise import Noise
+from seedtune.numerics.weights import FILE
 from seedtune.types import UNPERTURBED, Job, Likelihood, Member, Prompt, Rollout, Shift, Term, Update
 
-NOWHERE = Update(0, ())
 NUMBERS = 1 << 16
 """Adapters whose numbers are kept; an adapter dropped from this cache is created again under a new number."""
 
 Asked = TypeVar("Asked", DecodeSequence, ForcedSequence)
-FILE = "weights.safetensors"
 
 
 class VllmEngine:
@@ -61,11 +61,10 @@ class VllmEngine:
         self._times = EngineTimes()
         self._engine_core: EngineCore | None = None
         self._base_model: BaseModelInfo | None = None
-        self._numbers: dict[str, int] = {}
-        self._next = count(1)
-        self._shifted: tuple[Shift, Update] | None = None
+        numbers = count(1)
+        self._number = lru_cache(NUMBERS)(lambda _name: next(numbers))  # never reused: vLLM may hold an older adapter
         self._current = False
-        self._scratch: weakref.finalize[Any, Any] | None = None
+        self._scratch = ExitStack()
 
     # ------------------------------------------------------------------------------------------ loading
 
@@ -74,7 +73,7 @@ class VllmEngine:
         try:
             return self._load(snapshot)
         except StorageError:  # another snapshot may load, and starting vLLM takes long
-            self._forget_scratch()
+            self._scratch.close()
             raise
         except SeedtuneError:
             self.close()
@@ -83,27 +82,26 @@ class VllmEngine:
     def _load(self, snapshot: Path | None) -> EngineInfo:
         if self._engine_core is not None and self._engine_core.failed:
             self.close()
-        self._forget_scratch()
+        self._scratch.close()
         base_model = BaseModelInfo.read(self.source, self.noise, tokenizer=self.tokenizer, scratch=self._make_scratch)
         self._base_model = base_model
         self.device = "cpu" if compat.on_cpu() else "cuda"
         self.dtype = dtype_named(self.config.dtype, base_model.dtype, self.device)
-        self._kept = str(weights_dtype(self.noise, self.dtype)).removeprefix("torch.")
-        dtype = str(self.dtype).removeprefix("torch.")
+        self._kept = weights_dtype(self.noise, self.dtype)
+        dtype = _name(self.dtype)
         if self._engine_core is None:
             engine_args.check_divides(self.source.config().get_text_config(), self.settings.tensor_parallel_size)
             self._engine_core = EngineCore(
                 engine_args.arguments(self.settings, self.noise, base_model, source=self.source, dtype=dtype)
             )
         self.tokenizer.limit = self._core.context
-        self._core.fresh()
+        self._core.abort_all()
         self._make_states(base_model)
         if snapshot is not None:
-            places = tensor_file.expect(snapshot / FILE, base_model.shapes, self._kept)
-            self._call("restore", codec.encode(places))
+            self._call("restore", tensor_file.expect(snapshot / FILE, self._kinds()))
         self._core.forget_prefixes()
         names = self.source.name, base_model.fingerprint, dtype, self.device
-        return EngineInfo(*names, base_model.coverage, self._kept, *self._arithmetic())
+        return EngineInfo(*names, base_model.coverage, _name(self._kept), *self._arithmetic())
 
     def _arithmetic(self) -> tuple[dict[str, Any], str]:
         """Return the arithmetic for the ledger, and for display."""
@@ -112,20 +110,15 @@ class VllmEngine:
         return told, f"library (vLLM {library['version']}, on {told['device']})"
 
     def _make_states(self, base_model: BaseModelInfo) -> None:
-        setup = WorkerSetup(
-            noise=self.noise,
-            kept=self._kept,
-            dtype=str(self.dtype).removeprefix("torch."),
-            weights_memory=self.settings.weights_memory,
-            shapes=base_model.shapes,
-            others=base_model.others,
-            places=base_model.places,
-        )
-        held: dict[str, int] = {}
-        for rank in self._call("make_state", codec.encode(setup)):
-            for name, size in rank.items():
-                held[name] = held.get(name, 0) + size
+        settings = WorkerSettings(self.noise, self.dtype, self._kept, self.settings.weights_memory == "host")
+        held = Counter[str]()
+        for rank in self._call("make_state", base_model, settings):
+            held.update(rank)
         check_complete(held, base_model.shapes)
+
+    def _kinds(self) -> tensor_file.Kinds:
+        """Return the element type and shape of every tensor of the current weights."""
+        return {name: (_name(self._kept), shape) for name, shape in self._loaded.shapes.items()}
 
     def _call(self, command: str, *arguments: Any) -> list[Any]:
         return self._core.call(command, *arguments)
@@ -168,61 +161,46 @@ class VllmEngine:
         """Set the live weights to a wave's only member, or to the unperturbed model, to which adapters are added."""
         started = time.perf_counter()
         member = job.members[one.member] if self.noise.perturbation == "gaussian" else UNPERTURBED
-        self._set_member(self._step(job.shift), member, job.sigma)
+        self._set_member(member, job.sigma, job.shift)
         self._times.perturb += time.perf_counter() - started
 
-    def _step(self, shift: Shift | None) -> Update:
-        """Return the update that takes the current weights to where a shift puts the members."""
-        if shift is None or not shift.terms:
-            return NOWHERE
-        if self._shifted is None or self._shifted[0] != shift:
-            self._shifted = shift, codec.decode(self._call("step", codec.encode(shift))[0], Update)
-        return self._shifted[1]
-
-    def _set_member(self, where: Update, member: Member, sigma: float) -> None:
-        """Write a member that is perturbed from ``where``, unless the live weights hold it already.
+    def _set_member(self, member: Member, sigma: float, shift: Shift | Update | None) -> None:
+        """Write a member that is perturbed from where ``shift`` leads, unless the live weights hold it already.
 
         Abandoned requests are aborted first; after an interruption on the way the next call writes the member anew.
         """
-        self._core.fresh()
+        self._core.abort_all()
         current, self._current = self._current, False
-        self._call("apply_shift", codec.encode(where))
-        if any(self._call("set_member", list(member), sigma)) or not current:
+        if any(self._call("set_member", member, sigma, shift)) or not current:
             self._core.forget_prefixes()
         self._current = True
 
-    def _lora(self, job: Job, position: int) -> Any:
-        """Return the adapter of a job's member; None if members are live weights."""
-        return self._lora_of(job.members[position], job.sigma)
-
-    def _lora_of(self, member: Member, sigma: float) -> Any:
+    def _lora(self, member: Member, sigma: float) -> Any:
+        """Return a member's adapter; None if members are live weights."""
         if self.noise.perturbation == "gaussian" or (member.sign == 0 and not compat.unperturbed_needs_lora()):
             return None
         name = lora.name_of(member, sigma if member.sign else 0.0)
-        if name not in self._numbers:
-            if len(self._numbers) >= NUMBERS:
-                self._numbers.clear()
-            self._numbers[name] = next(self._next)  # numbers are never reused: vLLM may still hold an older adapter
-        return compat.lora_request(self._numbers[name], name)
+        return compat.lora_request(self._number(name), name)
 
     def _answers(self, listed: Sequence[tuple[Job, DecodeSequence]]) -> Iterator[Rollout]:
         """Yield the rollouts of rows that are all in flight together, as they finish."""
-        started, core = time.perf_counter(), self._core
-        waiting = dict(zip(core.fresh(), listed, strict=False))
-        for name, (job, row) in waiting.items():
-            params = sampling_params.completion(row, job.sampling, self._loaded.eos)
-            core.submit(name, row.prompt_ids, params, self._lora(job, row.member))
-        for output in core.outputs():
-            job, row = waiting[output.request_id]
+        started = time.perf_counter()
+        requests = {index: self._completion(job, row) for index, (job, row) in enumerate(listed)}
+        for index, output in self._core.outputs(requests):
+            job, row = listed[index]
             if not self._take(output, job, row):
                 continue
             if not output.finished:
-                core.abort(output.request_id)
+                self._core.abort(output.request_id)
             self._times.decode += time.perf_counter() - started
             self._times.generated_tokens += len(row.tokens)
             self._times.prompt_tokens += len(row.prompt_ids)
             yield rollout_of(job, row, self.tokenizer.decode)
             started = time.perf_counter()
+
+    def _completion(self, job: Job, row: DecodeSequence) -> GenerationRequest:
+        adapter = self._lora(job.members[row.member], job.sigma)
+        return sampling_params.completion(row, job.sampling, eos=self._loaded.eos, lora=adapter)
 
     def _take(self, output: Any, job: Job, row: DecodeSequence) -> bool:
         """Add a request's new tokens to its row; return whether the row ended.  EngineError if vLLM aborted it."""
@@ -247,22 +225,17 @@ class VllmEngine:
         for wave in self._waves(jobs, forced_sequences):
             if wave:
                 self._set_live_weights(*wave[0])
-                asked = [(one, self._lora(job, one.member)) for job, one in wave]
+                asked = [(one, self._lora(job.members[one.member], job.sigma)) for job, one in wave]
                 for index, logprobs in self._forced(asked):
                     yield likelihood_of(*wave[index], logprobs)
 
     def _forced(self, asked: Sequence[tuple[ForcedSequence, Any]]) -> Iterator[tuple[int, list[float]]]:
-        """Yield (index, log-probabilities of the completion) of every request, as they finish."""
-        started, core = time.perf_counter(), self._core
+        """Yield (index, log-probabilities of the completion) of every pair of a request and adapter, as they finish."""
+        started, by_steps = time.perf_counter(), self._loaded.lora_head
         yield from ((index, []) for index, (one, _) in enumerate(asked) if not one.completion)
-        waiting = dict(zip(core.fresh(), (i for i, (one, _) in enumerate(asked) if one.completion), strict=False))
-        for name, index in waiting.items():
-            one, adapter = asked[index]
-            written = one.completion if self._loaded.lora_head else one.completion[-1:]
-            read = one.completion[: len(one.completion) - len(written)]
-            core.submit(name, [*one.prompt, *read], sampling_params.forced(written, read=bool(read)), adapter)
-        for output in core.outputs():
-            index = waiting[output.request_id]
+        written = ((index, one, lora) for index, (one, lora) in enumerate(asked) if one.completion)
+        requests = {index: sampling_params.forced(one, by_steps=by_steps, lora=lora) for index, one, lora in written}
+        for index, output in self._core.outputs(requests):
             one, _ = asked[index]
             self._times.prefill += time.perf_counter() - started
             self._times.prompt_tokens += len(one.prompt) + len(one.completion)
@@ -274,8 +247,8 @@ class VllmEngine:
     ) -> list[list[float]]:
         """See `Engine`; for ``base`` the live weights are θ₀ until the next call."""
         sequences = only_member(prompts, completions, self.tokenizer)
-        self._set_member(BASE if base else NOWHERE, UNPERTURBED, 0.0)
-        own = self._lora_of(UNPERTURBED, 0.0)
+        self._set_member(UNPERTURBED, 0.0, BASE if base else None)
+        own = self._lora(UNPERTURBED, 0.0)
         return [found for _, found in sorted(self._forced([(one, own) for one in sequences]))]
 
     # ------------------------------------------------------------------------------------------ the weights
@@ -283,32 +256,26 @@ class VllmEngine:
     def apply(self, *updates: Update) -> None:
         """Update the current weights on every rank; the live weights follow before the next evaluation."""
         started = time.perf_counter()
-        self._core.fresh()
-        self._call("invalidate")
-        with self._core.whole():
-            self._call("apply", codec.encode(updates))
+        self._core.abort_all()
+        self._core.call("apply", *updates, whole=True)
         self._times.update += time.perf_counter() - started
 
     def norm(self, terms: Sequence[Term]) -> float:
-        found: float = self._call("norm", codec.encode(terms))[0]
-        return found
+        return float(self._call("weights.norm", terms)[0])
 
     def drift(self) -> float:
-        return math.sqrt(math.fsum(square for rank in self._call("squares") for square in rank))
+        return math.sqrt(math.fsum(chain(*self._call("weights.squares"))))
 
     def cosine(self, one: Sequence[Term], other: Sequence[Term]) -> float:
-        found: float = self._call("cosine", codec.encode((one, other)))[0]
-        return found
+        return float(self._call("weights.cosine", one, other)[0])
 
     def fingerprint(self) -> str:
-        """Return the sum of the ranks' fingerprints, which is the fingerprint of all current weights."""
-        lanes = (tuple(map(int, rank)) for rank in self._call("fingerprint"))
-        return fp.to_hex(fp.combine((first, second) for first, second in lanes))
+        """Return the sum of the ranks' shares, which is the fingerprint of all current weights."""
+        return fp.to_hex(fp.combine(self._call("weights.share")))
 
     def snapshot(self, path: Path) -> None:
         """Write one file of whole tensors; every rank writes its own part of it."""
-        places = tensor_file.reserve(path / FILE, self._loaded.shapes, self._kept)
-        self._call("save", codec.encode(places))
+        self._call("weights.write", tensor_file.reserve(path / FILE, self._kinds()))
 
     def export(self, path: Path, dtype: str | None = None) -> None:
         """Write a Hugging Face folder of the current model, in the checkpoint's precision or ``dtype``."""
@@ -327,20 +294,17 @@ class VllmEngine:
         if self._engine_core is not None:
             self._engine_core.close()
         self._engine_core = self._base_model = None
-        self._forget_scratch()
-
-    def _forget_scratch(self) -> None:
-        """Delete base weights that were written for the workers."""
-        if self._scratch is not None:
-            self._scratch()
-            self._scratch = None
+        self._scratch.close()
 
     def _make_scratch(self) -> Path:
-        folder = tempfile.mkdtemp(prefix="seedtune-")
-        self._scratch = weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
-        return Path(folder)
+        """Create a folder for base weights that are written for the workers."""
+        return Path(self._scratch.enter_context(tempfile.TemporaryDirectory(prefix="seedtune-")))
 
 
 def _member(one: DecodeSequence | ForcedSequence) -> int:
     """Return the position of the sequence's member."""
     return one.member
+
+
+def _name(dtype: Any) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -13,48 +13,41 @@ from seedtune.engines.vllm.base_model import BaseModelInfo
 from seedtune.errors import ConfigError, nearest
 from seedtune.numerics.noise import Noise
 
-OURS = {
-    **dict.fromkeys(("model", "dtype", "trust_remote_code"), "it is a top-level setting"),
-    "tokenizer": "seedtune reads prompts with the model's own tokenizer",
-    "skip_tokenizer_init": "seedtune reads prompts itself",
-    "seed": "draws follow the run's seed",
-    "enable_lora": "perturbation=lowrank needs adapters, and gaussian has none",
-    "max_cpu_loras": "it is max_loras",
-    "max_lora_rank": "it follows rank",
-    "lora_target_modules": "they follow trainable",
-    "fully_sharded_loras": "adapters are made whole",
-    "worker_cls": "seedtune extends vLLM's own workers",
-    "worker_extension_cls": "it is how seedtune writes weights",
-    "logits_processors": "they are how members share their draws",
-    "logprobs_mode": "log-probabilities are the model's own",
-    "quantization": "members are written as plain weights",
-    "load_format": "the weights are those of the model's files",
-    "speculative_config": "a draft model would not follow the members",
-    "pipeline_parallel_size": "seedtune divides tensors, not layers: use tensor_parallel_size",
-    "prefill_context_parallel_size": "seedtune divides tensors, not contexts: use tensor_parallel_size",
-    "decode_context_parallel_size": "seedtune divides tensors, not contexts: use tensor_parallel_size",
-    "enable_expert_parallel": "seedtune perturbs no experts",
-    **dict.fromkeys(
-        ("data_parallel_size", "data_parallel_size_local", "data_parallel_rank", "data_parallel_start_rank", "nnodes"),
-        "run several engines instead: engine=ray",
+_REASONS = {
+    "it is a top-level setting": "model dtype trust_remote_code",
+    "seedtune reads prompts itself, with the model's own tokenizer": "tokenizer skip_tokenizer_init",
+    "draws follow the run's seed": "seed",
+    "perturbation=lowrank needs adapters, and gaussian has none": "enable_lora",
+    "adapters follow max_loras, rank and trainable, and are made whole": (
+        "max_cpu_loras max_lora_rank lora_target_modules fully_sharded_loras"
     ),
-    **dict.fromkeys(
-        ("hf_overrides", "hf_config_path", "model_class_overrides", "revision", "code_revision"),
-        "the model is what its folder says, and the ledger names it by that",
+    "seedtune extends vLLM's own workers": "worker_cls worker_extension_cls",
+    "seedtune's own gives all members the same draws": "logits_processors",
+    "log-probabilities are the model's own": "logprobs_mode",
+    "members are written as plain weights": "quantization",
+    "the weights are those of the model's files": "load_format",
+    "a draft model would not follow the members": "speculative_config",
+    "seedtune divides tensors, neither layers nor contexts: use tensor_parallel_size": (
+        "pipeline_parallel_size prefill_context_parallel_size decode_context_parallel_size"
     ),
-    **dict.fromkeys(
-        ("cpu_offload_gb", "cpu_offload_params", "offload_backend", "offload_group_size", "offload_params"),
-        "the weights must stay where they are",
+    "seedtune perturbs no experts": "enable_expert_parallel",
+    "run several engines instead: engine=ray": (
+        "data_parallel_size data_parallel_size_local data_parallel_rank data_parallel_start_rank nnodes"
     ),
-    **dict.fromkeys(
-        ("kv_offloading_size", "kv_offloading_backend", "kv_transfer_config", "ec_transfer_config"),
-        "keys and values of other weights would come back from there",
+    "the model is what its folder says, and the ledger names it by that": (
+        "hf_overrides hf_config_path model_class_overrides revision code_revision"
     ),
-    "async_scheduling": "steps follow each other, so that an interruption leaves nothing behind",
-    "enable_sleep_mode": "the weights must stay where they are",
-    "disable_log_stats": "seedtune keeps its own",
-    **dict.fromkeys(("generation_config", "override_generation_config"), "sampling follows the run's own settings"),
+    "the weights must stay where they are": (
+        "cpu_offload_gb cpu_offload_params offload_backend offload_group_size offload_params enable_sleep_mode"
+    ),
+    "keys and values of other weights would come back from there": (
+        "kv_offloading_size kv_offloading_backend kv_transfer_config ec_transfer_config"
+    ),
+    "steps follow each other, so that an interruption leaves nothing behind": "async_scheduling",
+    "seedtune keeps its own": "disable_log_stats",
+    "sampling follows the run's own settings": "generation_config override_generation_config",
 }
+OURS = {name: reason for reason, names in _REASONS.items() for name in names.split()}
 """Options that a user cannot give, and why."""
 
 CPU_CACHE = 1 << 30
@@ -84,20 +77,14 @@ def check(settings: VllmSettings) -> None:
 
 def check_divides(model: Any, ranks: int) -> None:
     """Raise ConfigError if ranks cannot split a model's heads and layers; vLLM would not name which."""
-    for name in ("num_attention_heads", "intermediate_size"):
+    for name in ("num_attention_heads", "intermediate_size", "num_key_value_heads"):
         size = getattr(model, name, None)
-        if isinstance(size, int) and size % ranks:
-            raise ConfigError(_undivided(name, size, ranks))
-    heads = getattr(model, "num_key_value_heads", None)
-    if isinstance(heads, int) and heads % ranks and ranks % heads:
-        raise ConfigError(_undivided("num_key_value_heads", heads, ranks))
-
-
-def _undivided(name: str, size: int, ranks: int) -> str:
-    return (
-        f"vllm.tensor_parallel_size={ranks}: the model's {name}={size} cannot be divided between so many ranks. Use "
-        "another number of ranks."
-    )
+        replicated = name == "num_key_value_heads" and isinstance(size, int) and ranks % size == 0
+        if isinstance(size, int) and size % ranks and not replicated:
+            raise ConfigError(
+                f"vllm.tensor_parallel_size={ranks}: the model's {name}={size} cannot be divided between so many "
+                "ranks. Use another number of ranks."
+            )
 
 
 def arguments(

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from itertools import count
 from typing import Any
 
-from seedtune import errors
 from seedtune.engines.vllm import compat
+from seedtune.engines.vllm.sampling_params import GenerationRequest
 from seedtune.errors import ConfigError, EngineError, SeedtuneError
 
 
@@ -39,7 +39,7 @@ class EngineCore:
     @property
     def context(self) -> int:
         """Maximum number of tokens of prompt plus completion."""
-        return compat.context_of(self._core)
+        return int(self._core.model_config.max_model_len)
 
     @contextmanager
     def _guarded(self, doing: str) -> Iterator[None]:
@@ -57,66 +57,60 @@ class EngineCore:
             self._failure = _stopped(doing, "it was interrupted.")
             raise
 
-    @contextmanager
-    def whole(self) -> Iterator[None]:
-        """Complete the body on every worker, or make this engine core unusable."""
-        try:
-            yield
-        except SeedtuneError as error:
-            self._failure = self._failure or _stopped("the weights were updated", str(error))
-            raise
+    def call(self, command: str, *arguments: Any, whole: bool = False) -> list[Any]:
+        """Run a command on every worker and return the results by rank; the first seedtune error is raised here.
 
-    def call(self, command: str, *arguments: Any) -> list[Any]:
-        """Run a command on every worker and return the results by rank; the first seedtune error is raised here."""
+        A command that must be done as a ``whole``, by all workers, makes this engine core unusable if it fails.
+        """
         with self._guarded(f"its workers were asked for {command!r}"):
-            answers = self._core.collective_rpc("seedtune", args=(command, *arguments))
-        for status, *told in answers:
-            if status == "error":
-                raise _error(*told)
-        return [told for _, told in answers]
+            answers: list[Any] = self._core.collective_rpc("seedtune", args=(command, *arguments))
+        for error in answers:
+            if isinstance(error, SeedtuneError):
+                if whole:
+                    self._failure = _stopped("the weights were updated", str(error))
+                raise error
+        return answers
 
-    def fresh(self) -> Iterator[str]:
-        """Return unused request names, after aborting all abandoned requests."""
-        self._dropped |= self._open.keys()
-        self.abort(*self._open)
-        return self._names
+    def outputs(self, requests: Mapping[int, GenerationRequest]) -> Iterator[tuple[int, Any]]:
+        """Yield (key, output) of every step until all requests are finished; abort the rest on early exit.
 
-    def submit(self, name: str, ids: Sequence[int], params: Mapping[str, Any], adapter: Any = None) -> None:
-        """Add a request of token ids."""
+        All earlier requests are aborted first.
+        """
         from vllm import SamplingParams
 
-        with self._guarded("it took a request"):
-            prompt = {"prompt_token_ids": list(ids)}
-            own = self._core.add_request(name, prompt, SamplingParams(**params), lora_request=adapter)
-            self._open[name] = own
-
-    def outputs(self) -> Iterator[Any]:
-        """Yield the outputs of every step until all requests open now are finished; abort the rest on early exit.
-
-        Requests of another iterator, submitted later, are not affected when this one is dropped.
-        """
-        mine = set(self._open)
+        self.abort_all()
+        keys = dict(zip(self._names, requests, strict=False))
         try:
-            while not mine.isdisjoint(self._open):
+            for name, key in keys.items():
+                one = requests[key]
+                with self._guarded("it took a request"):
+                    prompt, params = {"prompt_token_ids": list(one.ids)}, SamplingParams(**one.params)
+                    self._open[name] = self._core.add_request(name, prompt, params, lora_request=one.lora)
+            while not self._open.keys().isdisjoint(keys):
                 with self._guarded("it generated"):
                     stepped = self._core.step()
                 for output in stepped:
-                    if output.request_id in mine & self._open.keys():
+                    if output.request_id in self._open and output.request_id in keys:
                         if output.finished:
                             del self._open[output.request_id]
-                        yield output
-            if not mine.isdisjoint(self._dropped):
+                        yield keys[output.request_id], output
+            if not self._dropped.isdisjoint(keys):
                 raise EngineError("another call of this engine took these requests back. Finish one before the next.")
         finally:
-            self._dropped -= mine
-            self.abort(*mine)
+            self._dropped -= keys.keys()
+            self.abort(*keys)
+
+    def abort_all(self) -> None:
+        """Abort all open requests, for whose outputs a caller may still wait."""
+        self._dropped |= self._open.keys()
+        self.abort(*self._open)
 
     def abort(self, *names: str) -> None:
         """Abort requests."""
-        own = [self._open.pop(name) for name in list(names) if name in self._open]
+        own = [self._open.pop(name) for name in names if name in self._open]
         if own and not self.failed:
             with self._guarded("a request was taken back"):
-                compat.abort(self._core, own)
+                self._core.abort_request(own, internal=True)
 
     def forget_prefixes(self) -> None:
         """Drop cached keys and values, which belong to other weights, and the requests that use them."""
@@ -130,14 +124,6 @@ class EngineCore:
         self._failure = self._failure or "this vLLM was closed: load the engine again."
         self._core = None
         self._end()
-
-
-def _error(kind: str, message: str) -> SeedtuneError:
-    found: type[SeedtuneError] = vars(errors)[kind]
-    # An error that composes its message itself (MissingExtraError) has composed it already.
-    made = found.__new__(found)
-    Exception.__init__(made, message)
-    return made
 
 
 def _stopped(doing: str, why: str) -> str:

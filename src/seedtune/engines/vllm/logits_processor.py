@@ -19,6 +19,8 @@ from seedtune.types import Sampling
 
 compat.pass_over_llvmlite()  # first import of this package by vLLM, here and in its workers
 compat.count_ranks_plainly()
+with compat.quiet():
+    from vllm.v1.sample.logits_processor import LogitsProcessor, process_dict_updates
 
 
 class Wanted(NamedTuple):
@@ -31,7 +33,7 @@ class Wanted(NamedTuple):
     written: list[int]
 
 
-class TokenProcessor(compat.logits_processor()):  # type: ignore[misc]
+class TokenProcessor(LogitsProcessor):
     """Leaves one token to every request that has its own choice of tokens."""
 
     def __init__(self, vllm_config: Any, device: torch.device, is_pin_memory: bool) -> None:
@@ -43,7 +45,7 @@ class TokenProcessor(compat.logits_processor()):  # type: ignore[misc]
 
     def update_state(self, batch_update: Any) -> None:
         """Update the rows for requests that were added, removed or moved."""
-        compat.follow(self._rows, batch_update, _wanted)
+        process_dict_updates(self._rows, batch_update, _wanted)
 
     def apply(self, logits: Tensor) -> Tensor:
         """Return logits (requests, vocabulary) with −∞ for all but the chosen tokens."""

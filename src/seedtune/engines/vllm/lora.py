@@ -30,19 +30,19 @@ def parse(name: str) -> tuple[Member, float]:
 
 
 class LoraMaker:
-    """Creates LoRA adapters for the linear weights of ``outline``, whose weights need no values."""
+    """Creates LoRA adapters for linear weights, whose values do not matter."""
 
-    def __init__(self, outline: Weights, dtype: torch.dtype, device: torch.device) -> None:
-        self._outline, self._dtype, self._device = outline, dtype, device
+    def __init__(self, weights: Weights, dtype: torch.dtype) -> None:
+        self._weights, self._dtype = weights, dtype
 
     def make(self, number: int, name: str) -> Any:
         """Return a member's adapter in vLLM's form: x → s·σ·A(Bᵀx)/√r for every weight."""
         member, sigma = parse(name)
-        noise = self._outline.noise
+        noise = self._weights.noise
         scale = np.float32(member.sign * amplitude(sigma, rank=noise.rank, subspaces=noise.subspaces))
         pair, made = [(member.generation, member.pair)], {}
-        for tensor in self._outline.tensors:
-            left, right = (as_tensor(one)[0] for one in factors(self._outline, tensor, pair))
+        for tensor in self._weights.tensors:
+            left, right = (as_tensor(one)[0] for one in factors(self._weights, tensor, pair))
             inputs, outputs = right.T.contiguous(), left * float(scale)
             made[tensor.removesuffix(".weight")] = inputs.to(self._dtype), outputs.to(self._dtype)
         return compat.lora_model(number, noise.rank, made)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from seedtune.engines.transformers.decoding.decoder import DecodeSequence
+from seedtune.engines.transformers.decoding.likelihood import ForcedSequence
 from seedtune.errors import EngineError
 from seedtune.types import Sampling
 
@@ -13,9 +15,18 @@ KEY = "seedtune"
 """The key of a request's parameters for `logits_processor`."""
 
 
-def completion(row: DecodeSequence, how: Sampling, eos: frozenset[int]) -> dict[str, Any]:
-    """Return the parameters of a completion; stop strings are searched outside of vLLM, token by token."""
-    told: dict[str, Any] = {
+@dataclass(frozen=True, slots=True)
+class GenerationRequest:
+    """A request to vLLM: the prompt's token ids, sampling parameters, and the member's adapter if it has one."""
+
+    ids: Sequence[int]
+    params: Mapping[str, Any]
+    lora: Any = None
+
+
+def completion(row: DecodeSequence, how: Sampling, *, eos: frozenset[int], lora: Any) -> GenerationRequest:
+    """Return the request for a completion; stop strings are searched outside of vLLM, token by token."""
+    params: dict[str, Any] = {
         "temperature": 0.0,
         "max_tokens": row.limit,
         "ignore_eos": True,  # ignores vLLM's own end tokens; all of ours are in the list
@@ -25,16 +36,18 @@ def completion(row: DecodeSequence, how: Sampling, eos: frozenset[int]) -> dict[
     }
     if row.draws is not None:
         uniforms = [float(number) for number in row.draws]
-        told["extra_args"] = {KEY: {"uniforms": uniforms, "temperature": how.temperature, "top_p": how.top_p}}
-    return told
+        params["extra_args"] = {KEY: {"uniforms": uniforms, "temperature": how.temperature, "top_p": how.top_p}}
+    return GenerationRequest(row.prompt_ids, params, lora)
 
 
-def forced(written: Sequence[int], *, read: bool) -> dict[str, Any]:
-    """Return the parameters for the log-probabilities of the tokens ``written`` after a prompt (``read``: of it, too).
+def forced(one: ForcedSequence, *, by_steps: bool, lora: Any) -> GenerationRequest:
+    """Return the request for the log-probabilities of a completion that is not empty.
 
-    A completion is read in one pass except for its last token, so a sequence that just fits the context is possible.
+    It is read in one pass except for its last token, so a sequence that just fits the context is possible; or
+    ``by_steps``, token by token.
     """
-    return {
+    read, written = ((), one.completion) if by_steps else (one.completion[:-1], one.completion[-1:])
+    params = {
         "temperature": 0.0,
         "max_tokens": len(written),
         "ignore_eos": True,
@@ -44,6 +57,7 @@ def forced(written: Sequence[int], *, read: bool) -> dict[str, Any]:
         "output_kind": _kind(False),
         "extra_args": {KEY: {"forced": list(written)}},
     }
+    return GenerationRequest([*one.prompt, *read], params, lora)
 
 
 def written_of(output: Any) -> Any:

@@ -8,28 +8,16 @@ replica.  This module does not import vLLM: see `compat.split_of`.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from seedtune.errors import ModelError
+from seedtune.numerics.slices import Run, Slice
 
 WRAPPER = ".base_layer"
 """The name of the wrapped layer inside an adapter layer."""
 
-
-@dataclass(frozen=True, slots=True)
-class Run:
-    """Elements ``first .. stop - 1`` of the ``whole`` dimension; of replicated elements one rank is the ``owner``."""
-
-    first: int
-    stop: int
-    whole: int
-    owner: bool = True
-
-    @property
-    def size(self) -> int:
-        """Number of elements."""
-        return self.stop - self.first
+Shapes = Mapping[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,38 +27,23 @@ class Split:
     outputs: tuple[Run, ...]
     inputs: Run | None = None
 
+    def slice_of(self, index: int, shape: tuple[int, ...]) -> Slice:
+        """Return the slice of the fused tensor with that index and shape."""
+        outputs = self.outputs[index]
+        if len(shape) != 2:
+            return Slice(Run(0, 1, 1), outputs)
+        if self.inputs is None:
+            return Slice(outputs, Run(0, shape[1], shape[1]))
+        # If the inputs are divided, every rank has its own columns.
+        return Slice(Run(outputs.first, outputs.stop, outputs.whole), self.inputs)
+
 
 @dataclass(frozen=True, slots=True)
-class Piece:
-    """A rectangle of the Hugging Face tensor ``name``, and the row of ``parameter`` (vLLM's name) where it begins.
+class Piece(Slice):
+    """A slice of a Hugging Face tensor, and the element of ``parameter`` (vLLM's name) where it begins."""
 
-    Tensors of other than two dimensions are one row, and ``at`` counts elements.
-    """
-
-    name: str
-    rows: Run
-    columns: Run
     parameter: str
     at: int = 0
-    flat: bool = False
-
-    @property
-    def owned(self) -> bool:
-        """Whether this rank counts the piece, if several ranks hold replicas."""
-        return self.rows.owner and self.columns.owner
-
-    @property
-    def size(self) -> int:
-        """Number of elements."""
-        return self.rows.size * self.columns.size
-
-    @property
-    def whole_rows(self) -> bool:
-        """Whether the rectangle is as wide as the tensor, so that its elements are contiguous."""
-        return self.columns.size == self.columns.whole
-
-
-Shapes = Mapping[str, tuple[int, ...]]
 
 
 def pieces_of(
@@ -84,9 +57,20 @@ def pieces_of(
     """
     found: dict[str, Piece] = {}
     for parameter, shape in parameters.items():
-        for piece in _pieces(parameter, splits, fused, shapes=shapes, first=first):
-            _check_room(piece, shape)
-            found[piece.name] = piece
+        module, _, leaf = parameter.replace(WRAPPER, "").rpartition(".")
+        parent, _, last = module.rpartition(".")
+        names = [".".join(filter(None, (parent, part, leaf))) for part in fused.get(last, (last,))]
+        split, at = splits.get(module), 0
+        if split is not None and len(split.outputs) != len(names):
+            parts = f"{len(split.outputs)} parts, but {len(names)} tensors"
+            raise ModelError(f"vLLM's {module} has {parts}. Use engine=transformers.")
+        for index, name in enumerate(names):
+            if name in shapes:
+                whole = shapes[name]
+                own = Slice.all_of(whole, owner=first) if split is None else split.slice_of(index, whole)
+                found[name] = Piece(own.rows, own.columns, parameter, at)
+                _check_room(name, found[name], shape, two_dimensional=len(whole) == 2)
+            at += split.outputs[index].size * math.prod(shape[1:]) if split is not None else 0
     missing = [name for name in shapes if name not in found]
     if missing:
         raise ModelError(
@@ -96,52 +80,12 @@ def pieces_of(
     return {name: found[name] for name in shapes}
 
 
-def _pieces(
-    parameter: str, splits: Mapping[str, Split], fused: Mapping[str, Sequence[str]], *, shapes: Shapes, first: bool
-) -> Iterable[Piece]:
-    """Return the pieces of the tensors in ``shapes`` that a parameter holds."""
-    module, _, leaf = parameter.replace(WRAPPER, "").rpartition(".")
-    parent, _, last = module.rpartition(".")
-    parts = fused.get(last, (last,))
-    names = [".".join(filter(None, (parent, part, leaf))) for part in parts]
-    split = splits.get(module)
-    if split is not None and len(split.outputs) != len(parts):
-        split_names = f"{len(split.outputs)} parts, but {len(parts)} tensors"
-        raise ModelError(f"vLLM's {module} has {split_names}. Use engine=transformers.")
-    at = 0
-    for index, name in enumerate(names):
-        if name in shapes:
-            yield _piece(name, shapes[name], None if split is None else _of(split, index), first, (parameter, at))
-        at += split.outputs[index].size if split is not None else 0
-
-
-def _of(split: Split, index: int) -> tuple[Run, Run | None]:
-    return split.outputs[index], split.inputs
-
-
-def _piece(
-    name: str, shape: tuple[int, ...], split: tuple[Run, Run | None] | None, first: bool, where: tuple[str, int]
-) -> Piece:
-    flat, total = len(shape) != 2, math.prod(shape)
-    if split is None:
-        rows, columns = (1, total) if flat else shape
-        return Piece(name, Run(0, rows, rows, first), Run(0, columns, columns), *where, flat=flat)
-    outputs, inputs = split
-    if flat:
-        return Piece(name, Run(0, 1, 1), outputs, *where, flat=True)
-    if inputs is None:
-        return Piece(name, outputs, Run(0, shape[1], shape[1]), *where)
-    # If the inputs are divided, every rank has its own columns.
-    return Piece(name, Run(outputs.first, outputs.stop, outputs.whole), inputs, *where)
-
-
-def _check_room(piece: Piece, shape: tuple[int, ...]) -> None:
+def _check_room(name: str, piece: Piece, shape: tuple[int, ...], *, two_dimensional: bool) -> None:
     """Raise ModelError unless the parameter has the shape that the piece requires (padding after it is allowed)."""
-    needed = (piece.at + piece.columns.size,) if piece.flat else (piece.at + piece.rows.size, piece.columns.size)
-    have = (math.prod(shape),) if piece.flat else shape
-    if len(have) != len(needed) or have[0] < needed[0] or have[1:] != needed[1:]:
+    as_wide = not two_dimensional or shape[1:] == (piece.columns.size,)
+    if not as_wide or math.prod(shape) < piece.at + piece.size:
         raise ModelError(
-            f"vLLM's {piece.parameter} has the shape {tuple(shape)}, which cannot hold {piece.name} {needed}: its "
+            f"vLLM's {piece.parameter} has the shape {tuple(shape)}, which cannot hold {name} {piece.shape}: its "
             "weights were packed away or are stored in another way. Use engine=transformers."
         )
 

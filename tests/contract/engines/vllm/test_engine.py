@@ -189,10 +189,10 @@ def test_a_completion_that_vllm_gives_up_is_an_error_not_a_missing_rollout(pair:
     ours, _ = pair("gaussian")
     outputs = ours._core.outputs
 
-    def given_up() -> Iterator[Any]:
-        for output in outputs():
+    def given_up(requests: Any) -> Iterator[tuple[int, Any]]:
+        for key, output in outputs(requests):
             output.outputs[0].finish_reason = "abort"
-            yield output
+            yield key, output
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ours._core, "outputs", given_up)

@@ -18,7 +18,6 @@ pytest.importorskip("vllm", reason="needs vLLM", exc_type=ImportError)
 
 from models import answers, job, load_engine, text_prompts
 from seedtune.config.config import Config
-from seedtune.engines import codec
 from seedtune.engines.transformers.checkpoint import ModelSource
 from seedtune.engines.transformers.members.weight_format import as_tensor, as_weights
 from seedtune.engines.vllm import compat, engine_args
@@ -110,8 +109,8 @@ def test_every_kind_of_linear_layer_reads_its_adapter(family: str, served: Any, 
     ours = served(family, "lowrank")
     state, unperturbed = state_of(ours), said(ours)
     for number, (kind, names) in enumerate(kinds_of(state.shapes).items()):
-        outline = state.outline.part({name: state.outline.tensors[name] for name in names})
-        compat.make_loras(worker_of(ours), LoraMaker(outline, state.lora._dtype, state._device).make)
+        some = state.weights.part({name: state.weights.tensors[name] for name in names})
+        compat.make_loras(worker_of(ours), LoraMaker(some, state.lora._dtype).make)
         member = Member(1, 50 + number, 1)
         theirs = load_engine(folder(family), how={**LOWRANK, "trainable": (kind,)})
         assert said(ours, member) == pytest.approx(said(theirs, member), abs=1e-4), kind
@@ -162,17 +161,18 @@ def test_an_update_forgets_cached_beginnings_of_adapters_too(folder: Any) -> Non
 # ------------------------------------------------------------------------------------------- the state
 
 
-def test_becoming_what_it_is_writes_nothing_and_a_member_is_never_updated(served: Any) -> None:
+def test_becoming_what_it_is_writes_nothing_and_an_update_makes_it_stale(served: Any) -> None:
     ours = served("llama", "gaussian")
-    assert state_of(ours).set_member([*MEMBER], 0.1) is True
-    assert state_of(ours).set_member([*MEMBER], 0.1) is False
-    assert state_of(ours).set_member([*MEMBER], 0.2) is True
+    assert state_of(ours).set_member(MEMBER, 0.1) is True
+    assert state_of(ours).set_member(MEMBER, 0.1) is False
+    assert state_of(ours).set_member(MEMBER, 0.2) is True
     before = ours.fingerprint()
-    with pytest.raises(EngineError, match=r"live weights are member 1:0\+: invalidate it first"):
-        ours._call("apply", codec.encode([]))
-    assert state_of(ours).set_member([*UNPERTURBED], 0.7) is True
-    assert state_of(ours).set_member([*UNPERTURBED], 0.0) is False
-    ours._call("apply", codec.encode([]))
+    ours._call("apply")
+    assert state_of(ours).set_member(MEMBER, 0.2) is True
+    assert state_of(ours).set_member(UNPERTURBED, 0.7) is True
+    assert state_of(ours).set_member(UNPERTURBED, 0.0) is False
+    ours._call("apply")
+    assert state_of(ours).set_member(UNPERTURBED, 0.0) is True
     assert ours.fingerprint() == before
 
 
@@ -185,9 +185,9 @@ def test_a_write_that_was_interrupted_is_written_again(served: Any, folder: Any)
             raise EngineError("interrupted")
         original(name, *rest)
 
-    original = state.weights.write
+    original = state.weights.perturb
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(state.weights, "write", write)
+        patch.setattr(state.weights, "perturb", write)
         with pytest.raises(EngineError, match="interrupted"):
             said(ours, MEMBER)
     for member in (UNPERTURBED, MEMBER):
@@ -196,7 +196,7 @@ def test_a_write_that_was_interrupted_is_written_again(served: Any, folder: Any)
 
 def test_adapters_of_a_lowrank_run_are_not_written_as_weights(served: Any) -> None:
     with pytest.raises(EngineError, match="is an adapter"):
-        served("llama", "lowrank")._call("set_member", [*MEMBER], 0.1)
+        served("llama", "lowrank")._call("set_member", MEMBER, 0.1)
 
 
 def test_other_tensors_need_another_vllm(folder: Any) -> None:
@@ -247,11 +247,11 @@ def test_a_parameter_that_vllm_keeps_wider_is_rounded_as_the_models_precision_is
     name = "model.layers.0.self_attn.o_proj.bias"
     plain = as_tensor(state._live[name])
     wide = torch.zeros(plain.shape, dtype=torch.float32)
-    state.set_member([*MEMBER], 0.1)
+    state.set_member(MEMBER, 0.1)
     expected = plain.clone()
     state._live[name] = as_weights(wide)
-    state.invalidate()
-    state.set_member([*MEMBER], 0.1)
+    state.apply()
+    state.set_member(MEMBER, 0.1)
     assert torch.equal(wide.to(torch.bfloat16), expected)
     assert torch.equal(wide.to(torch.bfloat16).float(), wide)
 

@@ -119,12 +119,12 @@ def test_a_failure_inside_vllm_leaves_a_ledger_that_a_resume_completes(
     settings, steps = config(tmp_path / "run", base, "vllm", **how), 0
     outputs = EngineCore.outputs
 
-    def failing(core: EngineCore) -> Any:
+    def failing(core: EngineCore, requests: Any) -> Any:
         nonlocal steps
         steps += 1
         if steps == 9:
             core._core.step = None
-        return outputs(core)
+        return outputs(core, requests)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(EngineCore, "outputs", failing)

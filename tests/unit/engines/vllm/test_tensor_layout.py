@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from functools import partial
+import pickle
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -12,19 +12,18 @@ import numpy as np
 import pytest
 import torch
 
-from seedtune.engines import codec
 from seedtune.engines.transformers.members.weight_format import as_tensor
 from seedtune.engines.vllm import base_model
-from seedtune.engines.vllm.sharded_weights import Shard, ShardedWeights, window_of
-from seedtune.engines.vllm.tensor_layout import Piece, Run, Split, check_complete, pieces_of
-from seedtune.errors import ModelError, StorageError
+from seedtune.engines.vllm.tensor_layout import Piece, Split, check_complete, pieces_of
+from seedtune.errors import MissingExtraError, ModelError, StorageError
 from seedtune.numerics import fingerprint as fp
 from seedtune.numerics import noise as addressed
 from seedtune.numerics.kernels import cpu, gpu
 from seedtune.numerics.noise import Noise
+from seedtune.numerics.slices import Run
 from seedtune.numerics.tensor_file import Stored
 from seedtune.numerics.weights import Weights
-from seedtune.types import UNPERTURBED, Decay, Member, Shift, Term, Update
+from seedtune.types import UNPERTURBED, Decay, Member, Term, Update
 
 SHAPES = {
     "embed.weight": (99, 8),
@@ -85,18 +84,16 @@ def test_two_ranks_own_every_element_once() -> None:
     for rank in range(2):
         for name, piece in pieces(rank).items():
             owned[name] = owned.get(name, 0) + (piece.size if piece.owned else 0)
-            window_of(seen[name], piece)[...] += piece.owned
+            piece.of(seen[name])[...] += piece.owned
     assert all((count == 1).all() for count in seen.values())
     check_complete(owned, SHAPES)
 
 
 def test_fused_tensors_lie_behind_each_other_in_their_parameter() -> None:
     found = pieces(1)
-    assert [found[f"l.0.{name}_proj.weight"].at for name in ("q", "k", "v")] == [0, 8, 12]
+    assert [found[f"l.0.{name}_proj.weight"].at for name in ("q", "k", "v")] == [0, 64, 96]
     assert [found[f"l.0.{name}_proj.bias"].at for name in ("q", "k", "v")] == [0, 8, 12]
-    assert found["l.0.up_proj.weight"] == Piece(
-        "l.0.up_proj.weight", Run(6, 12, 12), Run(0, 8, 8), "l.0.gate_up_proj.weight", at=6
-    )
+    assert found["l.0.up_proj.weight"] == Piece(Run(6, 12, 12), Run(0, 8, 8), "l.0.gate_up_proj.weight", at=48)
     assert found["embed.weight"].rows == Run(64, 99, 99)
     assert found["l.0.k_proj.weight"].parameter == "l.0.qkv_proj.base_layer.weight"
 
@@ -167,19 +164,12 @@ def base(names: Any, kind: type) -> dict[str, np.ndarray]:
     return drawn
 
 
-def _window(values: dict[str, np.ndarray], piece: Piece) -> np.ndarray:
-    return window_of(values[piece.name], piece)
-
-
-def divided(
-    values: dict[str, np.ndarray], noise: Noise, *, kernels: Any = cpu, upload: Any = None
-) -> list[ShardedWeights]:
+def divided(values: dict[str, np.ndarray], noise: Noise, *, kernels: Any = cpu, upload: Any = None) -> list[Weights]:
     made = []
     for rank in range(2):
         own = {name: piece for name, piece in pieces(rank).items() if name in values}
-        shards = {name: Shard(piece, window_of(values[name], piece).copy()) for name, piece in own.items()}
-        anchor = partial(_window, {name: array.copy() for name, array in values.items()})
-        made.append(ShardedWeights(shards, noise, kernels=kernels, anchor=anchor, upload=upload))
+        parts, bases = ({name: piece.of(values[name]).copy() for name, piece in own.items()} for _ in range(2))
+        made.append(Weights(parts, noise, kernels=kernels, anchor=bases.__getitem__, slices=own, upload=upload))
     return made
 
 
@@ -192,15 +182,15 @@ def test_the_parts_of_weights_move_as_the_whole_does(noise: Noise, kind: type, b
     whole = Weights({n: a.copy() for n, a in values.items()}, noise, anchor=lambda name: values[name])
     parts = divided(values, noise)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("seedtune.engines.vllm.sharded_weights.BAND", band)
+        patch.setattr("seedtune.numerics.slices.BAND", band)
         for update in UPDATES:
             whole.apply(update)
             for part in parts:
                 part.apply(update)
-            assert fp.to_hex(fp.combine(part.fingerprint() for part in parts)) == whole.fingerprint()
+            assert fp.to_hex(fp.combine(part.share() for part in parts)) == whole.fingerprint()
         for part in parts:
-            for name, shard in part.shards.items():
-                assert np.array_equal(shard.theta, window_of(whole.tensors[name], shard.piece), equal_nan=False)
+            for name, array in part.tensors.items():
+                assert np.array_equal(array, part.slices[name].of(whole.tensors[name]), equal_nan=False)
     assert sum(sum(part.squares()) for part in parts) == pytest.approx(whole.drift() ** 2)
 
 
@@ -213,18 +203,18 @@ UPLOADS = {"in-place": None, "streamed": np.copy}
 def test_members_of_the_parts_are_the_member_of_the_whole(
     kind: type, upload: Any, band: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("seedtune.engines.vllm.sharded_weights.BAND", band)
+    monkeypatch.setattr("seedtune.numerics.slices.BAND", band)
     noise = NOISES["gaussian-subspaces"]
     values = base(SHAPES, np.float32)
     whole = Weights(values, noise)
     for member, sigma in ((Member(1, 2, -1), 0.1), (UNPERTURBED, 0.0), (Member(0, 7, 1), 0.3)):
         for part in divided(values, noise, upload=upload):
-            for name, shard in part.shards.items():
+            for name, own in part.slices.items():
                 expected = np.empty(values[name].size, kind)
                 whole.perturb(name, member, sigma, expected)
-                out = np.empty((shard.piece.rows.size, shard.piece.columns.size), kind)
-                part.write(name, member, sigma, out)
-                assert np.array_equal(out, window_of(expected.reshape(SHAPES[name]), shard.piece))
+                out = np.empty(own.shape, kind)
+                part.perturb(name, member, sigma, out)
+                assert np.array_equal(out, own.of(expected))
 
 
 def test_weights_in_host_memory_come_to_the_device_in_bands_and_go_back(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -232,7 +222,7 @@ def test_weights_in_host_memory_come_to_the_device_in_bands_and_go_back(monkeypa
 
     A type of weights with one of two noises each: every type under every kernel is what ``test_kernels_agree`` shows.
     """
-    monkeypatch.setattr("seedtune.engines.vllm.sharded_weights.BAND", 40)
+    monkeypatch.setattr("seedtune.numerics.slices.BAND", 40)
     sizes: list[int] = []
 
     def upload(part: np.ndarray) -> torch.Tensor:
@@ -247,11 +237,11 @@ def test_weights_in_host_memory_come_to_the_device_in_bands_and_go_back(monkeypa
             assert there.fingerprint() == here.fingerprint()
             assert there.squares() == here.squares()
             if noise.perturbation == "gaussian":
-                for name, shard in here.shards.items():
-                    out = np.empty_like(shard.theta)
-                    live = as_tensor(np.empty_like(shard.theta)).to(DEVICE)
-                    here.write(name, Member(1, 2, -1), 0.1, out)
-                    there.write(name, Member(1, 2, -1), 0.1, live)
+                for name, array in here.tensors.items():
+                    out = np.empty_like(array)
+                    live = as_tensor(np.empty_like(array)).to(DEVICE)
+                    here.perturb(name, Member(1, 2, -1), 0.1, out)
+                    there.perturb(name, Member(1, 2, -1), 0.1, live)
                     assert np.array_equal(gpu.host(live), out)
     assert max(sizes) <= 40
 
@@ -263,16 +253,6 @@ def test_a_copy_takes_a_step_and_leaves_the_weights_where_they_are() -> None:
     assert part.fingerprint() == before
     part.apply(UPDATES[0])
     assert part.fingerprint() == moved.fingerprint() != before
-
-
-# ------------------------------------------------------------------------------------------- what travels
-
-
-def test_what_travels_comes_back_as_it_was() -> None:
-    shifts = Shift(TERMS), Shift(TERMS, 0.1), Shift(())
-    noises = *NOISES.values(), Noise(3, trainable=("a", "b*", "!c"))
-    for value in (*UPDATES, *shifts, *noises, Stored(Path("model.safetensors"), "bfloat16", (3, 4), 128)):
-        assert codec.decode(codec.encode(value), type(value)) == value
 
 
 class Nowhere:
@@ -294,3 +274,9 @@ def test_a_full_disk_under_the_base_weights_is_said_with_the_way_out(
     monkeypatch.setattr("seedtune.numerics.tensor_file.write", full)
     with pytest.raises(StorageError, match=r"disk is full.*TMPDIR"):
         base_model._places(Nowhere(), ["w"], lambda: tmp_path)
+
+
+def test_errors_of_workers_come_back_as_they_were() -> None:
+    for error in (ModelError("no."), MissingExtraError("x", "pip install y")):
+        again = pickle.loads(pickle.dumps(error))
+        assert (type(again), str(again)) == (type(error), str(error))

@@ -13,7 +13,7 @@ import torch
 
 import backends
 from backends import PAIRS, Place, Reference, Triton
-from references import DTYPES, same_bits, weights
+from references import DTYPES, mix_sum, same_bits, weights
 from seedtune.errors import ConfigError, MissingExtraError
 from seedtune.numerics import fingerprint as fp
 from seedtune.numerics import noise, rounding
@@ -217,7 +217,7 @@ def test_a_float32_anchor_serves_16_bit_weights(triton_kernels: Triton) -> None:
 def test_fingerprints_are_the_references(triton_kernels: Triton, dtype: str, count: int, start: int) -> None:
     array = weights(dtype, count)
     key = fp.tensor_key("name", array.itemsize)
-    assert triton_kernels.fingerprint(array, key, start) == fp.mix_sum(fp.bits_of(array), key, start)
+    assert triton_kernels.fingerprint(array, key, start) == mix_sum(fp.bits_of(array), key, start)
 
 
 def test_fingerprints_of_pieces_add_up(triton_kernels: Triton) -> None:
