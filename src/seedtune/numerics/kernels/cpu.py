@@ -181,7 +181,7 @@ def update_lowrank(
 
 
 def fingerprint(bits: NDArray[Any], key: tuple[int, int], start: int = 0) -> reference.Fingerprint:
-    """Return the sum of mixed elements as `seedtune.numerics.fingerprint.mix_sum`: two integers in [0, 2**64).
+    """Return the sum of mixed elements, see `seedtune.numerics.fingerprint`: two integers in [0, 2**64).
 
     ``bits`` is the uint16 or uint32 view [n] of the elements, ``key`` comes from
     `seedtune.numerics.fingerprint.tensor_key`, ``start`` is the absolute index of the first element. Parts of a tensor
