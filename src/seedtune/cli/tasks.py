@@ -61,10 +61,12 @@ def validate(
 
     Exit code 0: so it is.  1: the table says what is broken.
     """
+    from seedtune import activities
     from seedtune.tasks import validation
 
     config, built = _task(task, sets or ())
-    checks = validation.validate(built, items=items, gold=gold, config=config)
+    with activities.doing(f"scoring answers to {built.name}"):
+        checks = validation.validate(built, items=items, gold=gold, config=config)
     numbers = ("least", "mean", "most", "no value", "full marks", "seconds")
     title = f"{built.name}: {len(checks[0].values)} examples"
     say_table(("answers", "should get", *numbers, ""), map(_cells, checks), right=numbers, title=title)

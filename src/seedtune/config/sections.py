@@ -55,6 +55,16 @@ class VllmSettings(Section):
     """Where the current weights are kept: next to vLLM's weights, or in pinned host memory, from where they are copied
     to the GPU in bands whenever members are written or the current weights change.  On a CPU both are the same."""
 
+    @model_validator(mode="after")
+    def _check_options(self) -> VllmSettings:
+        """Check the options of vLLM that seedtune reads before vLLM does."""
+        length, eager = self.option("max_model_len"), self.option("enforce_eager")
+        if length is not None and (type(length) is not int or length < 1):
+            raise ValueError(f"max_model_len={length!r} must be a whole number of tokens, at least 1")
+        if eager is not None and not isinstance(eager, bool):
+            raise ValueError(f"enforce_eager={eager!r} must be true or false")
+        return self
+
     def option(self, name: str) -> Any:
         """Return an option of vLLM's engine; None if it is not given."""
         return (self.model_extra or {}).get(name)

@@ -1,4 +1,4 @@
-"""Encode what engines and their workers exchange as msgpack bytes; a decoded value has the requested type."""
+"""Encode what a Ray engine and its workers exchange as msgpack bytes; a decoded value has the requested type."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class TermColumns(NamedTuple):
         weights = struct.unpack(f"<{len(self.weights) // 8}d", self.weights)
         generations = [self.generations] * len(weights) if isinstance(self.generations, int) else self.generations
         pairs = range(self.pairs) if isinstance(self.pairs, int) else self.pairs
-        return tuple(map(Term, generations, pairs, weights))
+        return tuple(Term(*term) for term in zip(generations, pairs, weights, strict=True))
 
 
 class CompactUpdate(NamedTuple):

@@ -113,15 +113,29 @@ def window(stored: Stored, mode: Literal["r", "r+"] = "r") -> Array:
         raise StorageError(f"cannot map {stored.path}: {error}. Get the file again.") from error
 
 
+def read(stored: Stored) -> Array:
+    """Read a tensor into its own memory; StorageError if the file does not hold all of it."""
+    try:
+        array = np.fromfile(stored.path, ARRAYS[stored.dtype], math.prod(stored.shape), offset=stored.offset)
+        return array.reshape(stored.shape)
+    except (OSError, ValueError) as error:
+        raise StorageError(f"cannot read {stored.path}: {error}. Get the file again.") from error
+
+
 def mapped(folder: Path, shapes: Mapping[str, tuple[int, ...]], dtype: str = "float32") -> dict[str, Array]:
-    """Create arrays of these shapes in a memory-mapped file in ``folder`` that has no name and ends with the process.
+    """Create arrays of these shapes in an unnamed memory-mapped file in ``folder``, deleted when the process ends.
 
     The values are 0.  The file takes its whole size at once; StorageError if the disk has no room for it.
     """
-    kinds = {name: (dtype, shape) for name, shape in shapes.items()}
+    kind, counts = np.dtype(ARRAYS[dtype]), [math.prod(shape) for shape in shapes.values()]
+    total = sum(counts)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=folder) as file:
-            return {name: window(stored, "r+") for name, stored in reserve(Path(file.name), kinds).items()}
+        with tempfile.TemporaryFile(dir=folder) as file:
+            # Reserve the space now: a mapped page without space later would end the process with SIGBUS.
+            os.posix_fallocate(file.fileno(), 0, max(1, total) * kind.itemsize)
+            whole = np.asarray(np.memmap(file, kind, "r+", shape=(max(1, total),)))
     except OSError as error:
         raise StorageError(f"cannot map a file in {folder}: {error}. Choose a folder on a disk with room.") from error
+    parts = np.split(whole, np.cumsum(counts))  # the last one is what is left over
+    return {name: part.reshape(shape) for (name, shape), part in zip(shapes.items(), parts, strict=False)}

@@ -25,7 +25,8 @@ def select(names: Iterable[str], patterns: Sequence[str]) -> list[str]:
         )
     wanted = [found for pattern, found in matches.items() if not pattern.startswith("!")] or [set(known)]
     frozen = set().union(*(found for pattern, found in matches.items() if pattern.startswith("!")))
-    chosen = [name for name in known if name in set().union(*wanted) - frozen]
+    selected = set().union(*wanted) - frozen
+    chosen = [name for name in known if name in selected]
     if not chosen:
         raise ConfigError(f"trainable={list(patterns)} leaves no tensor to train.")
     return chosen

@@ -10,7 +10,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-from seedtune import engines
+from seedtune import activities, engines
 from seedtune.config.config import Config
 from seedtune.engines.base import Engine, EngineTimes
 from seedtune.engines.transformers.decoding.decoder import slots_for
@@ -170,7 +170,7 @@ def measure_engine(config: Config, task: Task, work: Workload) -> Speed:
     full = few if work.alone else _members(min(work.members, max(1, work.slots // work.prompts)))
     prompts = tuple(prompt_of(config, example) for example in task.train[: work.prompts])
     how = Sampling(min(NEW, config.max_completion_length), ignore_eos=True)
-    with closing(engines.create(config)) as engine:
+    with closing(engines.create(config)) as engine, activities.doing("measuring this machine"):
         engine.load()
         warm_up = (Member(GENERATION, work.members, 1),)  # compiles kernels on first use
         sizes = (warm_up, few) if work.alone else (warm_up, few, full)

@@ -55,7 +55,7 @@ def choice_accuracy(answers: Sequence[Sequence[float]], right: int) -> tuple[int
 
 def _mean(logprobs: Sequence[float]) -> float:
     """Return the mean, or NaN if it is not finite."""
-    value = sum(logprobs) / len(logprobs)
+    value = math.fsum(logprobs) / len(logprobs)
     return value if math.isfinite(value) else math.nan
 
 

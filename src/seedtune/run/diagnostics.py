@@ -58,8 +58,8 @@ def _kept(spread: float, decay: Decay) -> float:
 def measure(evaluator: Evaluator, lineage: Lineage, *, parameters: int) -> dict[str, Any]:
     """Measure the newest generation, after its update was applied to the evaluator's engine.
 
-    ``update_cosine`` is that of the last two updates, about 0 for updates from fresh noise; ``drift`` is measured with
-    the fingerprint, ``kl`` (see `divergence`) every ``kl_steps`` generations on the same prompts.
+    ``update_cosine`` is that of the last two updates, about 0 for updates from fresh noise; ``drift`` is measured where
+    the fingerprint is recorded, ``kl`` (see `divergence`) every ``kl_steps`` generations on the same prompts.
     """
     engine, config, task, started = evaluator.engine, evaluator.config, evaluator.task, time.perf_counter()
     found: dict[str, Any] = {}
@@ -67,7 +67,7 @@ def measure(evaluator: Evaluator, lineage: Lineage, *, parameters: int) -> dict[
         latest = lineage.latest(2)
         found["update_cosine"] = engine.cosine(latest[0].terms, latest[1].terms) if len(latest) == 2 else None
     done = len(lineage.records)
-    if done % config.fingerprint_steps == 0:
+    if done % config.fingerprint_steps == 0 or done == config.generations:
         found["drift"] = engine.drift()
         found["drift_predicted"] = predicted_drift(lineage.updates(done), parameters)
     found["time/diagnostics"] = time.perf_counter() - started

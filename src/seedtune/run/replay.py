@@ -94,12 +94,13 @@ def load(
     ``check`` is called with the loaded engine's information before any update is applied.
 
     Raises LedgerError if the base model is not the recorded one or a recorded fingerprint does not match; the engine is
-    then closed.
+    then closed.  Raises RunError if there are fewer generations.
     """
-    goal = contents.generations if generation is None else generation
+    goal = goal_of(root, contents, generation)
     lineage = Lineage(contents.records)
     with _closed_on_error(engines.create(config)) as engine:
-        start, info = _start(engine, RunPaths(root).snapshots, lineage, goal, recorded=contents.fingerprints)
+        with activities.doing("loading the model"):
+            start, info = _start(engine, RunPaths(root).snapshots, lineage, goal, recorded=contents.fingerprints)
         check_base(root, contents.header, info)
         if check is not None:
             check(info)

@@ -25,7 +25,7 @@ from seedtune.types import __version__
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """A run that is ready for its next generation: the open ledger, the strategy's state, and the loaded engine's."""
+    """A run that is ready for its next generation: the open ledger, the strategy's state, and what was loaded."""
 
     book: Ledger
     state: State

@@ -118,9 +118,11 @@ def reliability(averages: Averages) -> float:
     """
     prior = WeighedValue(USUAL, averages.get("usual", 1.0) / (UNUSUAL * UNUSUAL))
     realized = WeighedValue(averages.get("realized_fraction", 0.0), averages.get("realized_precision", 0.0))
-    estimates = (prior, _common(averages), realized)
-    precision = sum(one.precision for one in estimates)
-    mean = sum(one.precision / precision * one.value for one in estimates)
+    shared = _common(averages)
+    # Written out: from Python 3.12 on, sum() rounds floats otherwise.
+    precision = prior.precision + shared.precision + realized.precision
+    parts = [one.precision / precision * one.value for one in (prior, shared, realized)]
+    mean = parts[0] + parts[1] + parts[2]
     return _rounded(min(1.0, positive_mean(mean, 1.0 / math.sqrt(precision))))
 
 

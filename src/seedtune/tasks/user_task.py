@@ -29,8 +29,9 @@ def validated(section: type[S], given: Mapping[str, Any]) -> S:
 def from_file(name: str, given: Mapping[str, Any]) -> Task:
     """Return the task that ``function(**given)`` of ``file.py:function`` creates.
 
-    The file is run, as an import would; its path is relative to the current folder.  Raises ConfigError if the file,
-    the function, its arguments or the type of its result are wrong, and DataError if the function raises.
+    The file is run once per version of it, as an import would: read data and seed random numbers inside the function.
+    Its path is relative to the current folder.  Raises ConfigError if the file, the function, its arguments or the type
+    of its result are wrong, and DataError if the function raises.
     """
     function = user_code.load(name, f"task={name!r}")
     _check_arguments(function, given)

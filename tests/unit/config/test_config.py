@@ -106,6 +106,15 @@ def test_an_unknown_key_is_an_error_with_the_nearest_known_one(settings, parts):
         ({"top_p": 1.5}, "top_p=1.5: must be less than or equal to 1"),
         ({"toy": 5}, "toy=5: must be a valid dictionary"),
         ({"toy": {"size": 0}}, "toy.size=0: must be greater than or equal to 1"),
+        (
+            {"vllm": {"max_model_len": "4k"}},
+            "vllm={'max_model_len': '4k'}: max_model_len='4k' must be a whole number of tokens, at least 1",
+        ),
+        (
+            {"vllm": {"max_model_len": 0}},
+            "vllm={'max_model_len': 0}: max_model_len=0 must be a whole number of tokens, at least 1",
+        ),
+        ({"vllm": {"enforce_eager": 0}}, "vllm={'enforce_eager': 0}: enforce_eager=0 must be true or false"),
     ],
     ids=str,
 )

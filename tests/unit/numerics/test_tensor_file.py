@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -79,6 +80,23 @@ def test_mapped_arrays_are_writable_and_leave_no_file(tmp_path: Path) -> None:
     assert arrays["a"].sum() == 84.0
     assert {name: array.shape for name, array in arrays.items()} == {"a": (3, 4), "b": (), "c": (0,)}
     assert list((tmp_path / "new").iterdir()) == []
+
+
+def test_mapped_arrays_share_one_open_file(tmp_path: Path) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    arrays = tensor_file.mapped(tmp_path, {f"layer.{number}": (2,) for number in range(50)})
+    assert len(os.listdir("/proc/self/fd")) <= before + 1
+    arrays["layer.0"][...] = 1.0
+    assert sum(array.sum() for array in arrays.values()) == 2.0
+
+
+def test_a_tensor_that_is_cut_off_after_it_was_found_is_an_error(tmp_path: Path) -> None:
+    tensor_file.write(tmp_path / "x.safetensors", {"a": np.ones(1000, np.float32)})
+    (stored,) = tensor_file.contents(tmp_path / "x.safetensors").values()
+    assert tensor_file.read(stored).sum() == 1000.0
+    os.truncate(tmp_path / "x.safetensors", 200)
+    with pytest.raises(StorageError, match=r"cannot read .*x\.safetensors"):
+        tensor_file.read(stored)
 
 
 def test_a_mapped_file_that_finds_no_room_says_so(tmp_path: Path) -> None:

@@ -14,6 +14,11 @@ def test_everything_trains_by_default_in_the_models_order() -> None:
     assert select(NAMES, ("*",)) == NAMES
 
 
+def test_the_tensors_of_many_experts_are_chosen_in_the_time_of_one_look_at_each() -> None:
+    names = [f"layers.{layer}.experts.{expert}.up.weight" for layer in range(48) for expert in range(400)]
+    assert select(names, ("*",)) == names
+
+
 def test_a_pattern_with_an_exclamation_mark_wins() -> None:
     assert select(NAMES, ("layers.*", "!*norm*")) == ["layers.0.q.weight", "layers.1.q.weight"]
 

@@ -340,6 +340,8 @@ class Controller:
     def close(self) -> None:
         """End the workers, and Ray if it was started here."""
         if self.pool is not None:
+            for name in list(self.scheduler.running):
+                self.scheduler.fail(name, "the engine was closed.")
             self.pool.close()
             self.pool = None
             status_file.clear(self.root)

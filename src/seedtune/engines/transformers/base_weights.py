@@ -8,7 +8,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from huggingface_hub import try_to_load_from_cache
 
@@ -60,7 +59,7 @@ class BaseWeights:
         Raises ModelError or StorageError if the checkpoint has changed.
         """
         stored = self._stored.get(name)
-        array = self._copies[name] if stored is None else np.array(tensor_file.window(stored))
+        array = self._copies[name] if stored is None else tensor_file.read(stored)
         return array if self._device.type == "cpu" else as_tensor(array).to(self._device)
 
     def places(self, names: Iterable[str]) -> dict[str, Stored]:
@@ -80,7 +79,7 @@ class BaseWeights:
         """Return whether the stored tensor has the loaded values."""
         seen = self._seen[name]
         return (stored.dtype, stored.shape) == (seen.dtype, seen.shape) and seen == ParameterRecord.of(
-            name, np.array(tensor_file.window(stored))
+            name, tensor_file.read(stored)
         )
 
     @cached_property

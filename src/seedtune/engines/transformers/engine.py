@@ -148,7 +148,7 @@ class TransformersEngine(LocalEngine):
 
     def _batches(self, job: Job, rows: Sequence[Asked]) -> Iterator[tuple[range, list[Asked]]]:
         """Yield the members that share a batch, with their requests; members without requests are left out."""
-        size = len(job.members) if self.perturbation.together else 1
+        size = max(1, len(job.members)) if self.perturbation.together else 1
         for batch in (range(first, first + size) for first in range(0, len(job.members), size)):
             mine = [row for row in rows if row.member in batch]
             if mine:

@@ -298,7 +298,9 @@ class VllmEngine:
 
     def _make_scratch(self) -> Path:
         """Create a folder for base weights that are written for the workers."""
-        return Path(self._scratch.enter_context(tempfile.TemporaryDirectory(prefix="seedtune-")))
+        return Path(
+            self._scratch.enter_context(tempfile.TemporaryDirectory(prefix="seedtune-", ignore_cleanup_errors=True))
+        )
 
 
 def _member(one: DecodeSequence | ForcedSequence) -> int:

@@ -14,7 +14,7 @@ from seedtune.errors import ConfigError, nearest
 from seedtune.numerics.noise import Noise
 
 _REASONS = {
-    "it is a top-level setting": "model dtype trust_remote_code",
+    "it is a top-level setting": "model dtype products trust_remote_code",
     "seedtune reads prompts itself, with the model's own tokenizer": "tokenizer skip_tokenizer_init",
     "draws follow the run's seed": "seed",
     "perturbation=lowrank needs adapters, and gaussian has none": "enable_lora",

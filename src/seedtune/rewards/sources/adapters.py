@@ -10,7 +10,7 @@ from functools import lru_cache
 from typing import Any
 
 from seedtune.errors import ConfigError, RewardError, nearest
-from seedtune.rewards.answer_tags import tagged
+from seedtune.rewards.answer_tags import CLOSE, OPEN
 from seedtune.rewards.base import RewardFunction, text_of
 from seedtune.rewards.execution.call import accepted
 from seedtune.rewards.optional import optional
@@ -91,9 +91,9 @@ def load(source: str) -> RewardFunction:
 
 
 def answer_in(text: str) -> str:
-    """Return the `tagged` answer of a completion, or its whole stripped text if there is none."""
-    answer = tagged(text)
-    return text.strip() if answer is None else answer
+    """Return the last closed ``<answer>…</answer>`` of a completion, or its whole text, stripped."""
+    start = text.rfind(OPEN, 0, max(text.rfind(CLOSE), 0))
+    return (text if start < 0 else text[start + len(OPEN) : text.find(CLOSE, start)]).strip()
 
 
 def rows_of(columns: Mapping[str, Sequence[Any]], count: int) -> list[dict[str, Any]]:

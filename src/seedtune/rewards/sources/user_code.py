@@ -22,7 +22,11 @@ MODULES = "seedtune_user_"
 def settled(name: str) -> str:
     """Make the file in ``file.py:NAME`` absolute, for any working directory; return other names unchanged."""
     place, _, word = name.rpartition(":")
-    return f"{os.path.abspath(os.path.expanduser(place))}:{word}" if place.endswith(".py") else name
+    return f"{os.path.abspath(os.path.expanduser(place))}:{word}" if _is_file(place) else name
+
+
+def _is_file(place: str) -> bool:
+    return place.endswith(".py") or "/" in place
 
 
 def load(name: str, label: str) -> Callable[..., Any]:
@@ -47,7 +51,7 @@ def load(name: str, label: str) -> Callable[..., Any]:
 
 
 def _imported(place: str, label: str) -> ModuleType:
-    path, is_file = Path(os.path.abspath(os.path.expanduser(place))), place.endswith(".py")
+    path, is_file = Path(os.path.abspath(os.path.expanduser(place))), _is_file(place)
     if is_file and not path.is_file():
         near = nearest(path.name, [other.name for other in path.parent.glob("*.py")])
         raise ConfigError(

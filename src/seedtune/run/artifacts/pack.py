@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from seedtune import engines
+from seedtune import activities, engines
 from seedtune.config.config import Config
 from seedtune.engines.base import Engine, EngineInfo
 from seedtune.errors import ConfigError, LedgerError, PackError, RunError, StorageError, storage_cause
@@ -109,13 +109,16 @@ def licence_of(model: str) -> str | None:
 
 def _metadata(card: Path | str) -> dict[str, Any]:
     """Read the metadata of a card, or of the card of a Hugging Face id if it was downloaded with the model."""
-    from huggingface_hub import metadata_load, try_to_load_from_cache
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.repocard import REGEX_YAML_BLOCK
 
-    try:
+    with suppress(OSError, ValueError, yaml.YAMLError):
         found = try_to_load_from_cache(card, "README.md") if isinstance(card, str) else card
-        return (metadata_load(found) or {}) if isinstance(found, str | Path) else {}
-    except (OSError, ValueError, yaml.YAMLError):
-        return {}
+        text = Path(found).read_text("utf-8-sig", "replace") if isinstance(found, str | Path) else ""
+        front = REGEX_YAML_BLOCK.search(text)
+        stated = yaml.safe_load(front.group(2)) if front else None
+        return stated if isinstance(stated, dict) else {}
+    return {}
 
 
 def _write(target: Path, data: bytes) -> None:
@@ -152,7 +155,9 @@ def unpack_run(
     about, watch = pack.about, replay.Stopwatch(progress)
     with closing(engines.create(config)) as engine:
         with recorded_config.hinting(about.config["engine"], config):
-            _check_base(path, about, engine.load())
+            with activities.doing("loading the model"):
+                info = engine.load()
+            _check_base(path, about, info)
         _rebuild(path, pack, engine, watch)
         rights = Rights(about.base_licence, about.licence, about.note)
         named = config.replace(model=about.model)

@@ -10,7 +10,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-from seedtune import engines
+from seedtune import activities, engines
 from seedtune.engines import snapshots
 from seedtune.engines.base import Engine
 from seedtune.engines.snapshots import Snapshot
@@ -70,7 +70,9 @@ def verify_run(
     kept = _snapshots(root, contents) if snapshots else []
     with closing(engines.create(config)) as engine:
         with recorded_config.hinting(contents.header.config["engine"], config):
-            replay.check_base(root, contents.header, engine.load())
+            with activities.doing("loading the model"):
+                info = engine.load()
+            replay.check_base(root, contents.header, info)
         watch = replay.Stopwatch(progress)
         found = _replayed(root, engine, contents, kept, progress=watch)
         _check_snapshots(engine, kept, found)

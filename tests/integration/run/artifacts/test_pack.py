@@ -150,6 +150,7 @@ def test_no_reward_prompt_or_place_of_this_machine_is_in_it(tmp_path):
     [
         ("---\nlicense: mit\n---\n# Model", "{}", "mit"),
         ("---\nlicense: other\nlicense_name: qwen-research\n---\n", "{}", "qwen-research"),
+        ("---\nlicense: mit\nauthor: José\n---\n", "{}", "mit"),
         ("---\nlicense: [1]\n---\n", "{}", None),
         ("---\nlicense: [1\n---\n", "{}", None),
         ("---\njust text\n---\n", "{}", None),
@@ -161,7 +162,7 @@ def test_no_reward_prompt_or_place_of_this_machine_is_in_it(tmp_path):
 )
 def test_the_licence_of_a_base_model_is_what_its_card_or_config_states(tmp_path, card, config, licence):
     if card is not None:
-        (tmp_path / "README.md").write_text(card)
+        (tmp_path / "README.md").write_bytes(card.encode("latin-1"))
     (tmp_path / "config.json").write_text(config)
     assert licence_of(str(tmp_path)) == licence
 

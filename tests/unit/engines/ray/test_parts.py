@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from seedtune.config.sections import RaySettings
-from seedtune.engines.codec import CompactUpdate, decode, encode
+from seedtune.engines.codec import CompactUpdate, TermColumns, decode, encode
 from seedtune.engines.ray import protocol
 from seedtune.engines.ray.protocol import JobMessage, Reply, SentTexts
 from seedtune.engines.ray.scheduler import HEDGE_SECONDS, Request, Scheduler
@@ -342,3 +342,11 @@ def test_updates_of_late_are_known_by_number():
     past.add([Update(g, (Term(g, 0, 1.0 + g),)) for g in range(4)])
     assert past.number_of((Term(2, 0, 3.0),)) == 2
     assert past.number_of((Term(2, 0, 3.5),)) is None
+
+
+def test_terms_of_unequal_columns_are_refused():
+    columns = TermColumns.of([Term(3, 0, 0.5), Term(3, 4, -0.5)])
+    assert columns.terms() == (Term(3, 0, 0.5), Term(3, 4, -0.5))
+    for damaged in (columns._replace(pairs=5), columns._replace(pairs=[0]), columns._replace(weights=bytes(8))):
+        with pytest.raises(ValueError, match=r"shorter|longer"):
+            damaged.terms()

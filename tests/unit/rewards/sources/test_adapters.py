@@ -129,3 +129,16 @@ def test_scorers_that_run_what_the_model_wrote_are_refused_without_a_path_too(na
     with pytest.raises(RewardError, match=f"'{name}' is refused: its scorer runs"):
         values(reasoning_gym(None, None), [row], [answer])
     assert not trap.exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("<answer> 4 </answer> or <answer>5</answer>", "5"),
+        ("<answer>5</answer>\n<answer>5", "5"),
+        ("</answer> <answer>5", "</answer> <answer>5"),
+        (" just 5 ", "just 5"),
+    ],
+)
+def test_the_answer_for_reasoning_gym_is_the_last_that_is_closed(text, answer):
+    assert adapters.answer_in(text) == answer
