@@ -222,7 +222,7 @@ def test_environments_are_found_by_name_by_module_and_by_file(tmp_path: Path):
         ("number_gessing", "Did you mean 'number_guessing'"),
         ("nowhere.Mine", "environment='nowhere.Mine': there is no module 'nowhere'"),
         ("missing.py:Mine", "there is no file 'missing.py'"),
-        ("seedtune.types.Nobody", "environment='seedtune.types.Nobody': there is no 'Nobody' in it"),
+        ("seedtune.types.Missing", "environment='seedtune.types.Missing': there is no 'Missing' in it"),
     ],
 )
 def test_an_environment_that_is_not_there_is_named(name, message):

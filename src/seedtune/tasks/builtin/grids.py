@@ -14,7 +14,7 @@ answer is a line of numbers per row, for example::
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from typing import Any, Literal
 
@@ -27,6 +27,7 @@ from seedtune.tasks.builtin.reasoning_gym import items, question, tagged_answer
 from seedtune.tasks.data.rows import examples
 
 Grid = list[list[int]]
+Entries = Iterator[dict[str, Any]]
 LENGTH = 20_000
 """Longest answer in characters; a longer one is not read."""
 SHAPE_MARKS = 0.1
@@ -104,6 +105,27 @@ def obeys_rules(grid: Grid) -> bool:
     return all(sorted(unit) == list(range(1, size + 1)) for unit in (*grid, *columns, *boxes))
 
 
+def _task(
+    name: str,
+    settings: Sizes,
+    train: Entries,
+    test: Entries,
+    row: Callable[[dict[str, Any]], dict[str, Any]],
+    reward: Reward,
+) -> Task:
+    """Return a task of grids; held-out rows are drawn first, since both may come from one generator."""
+    held_out = examples(map(row, islice(test, settings.test_size)), "test")
+    return Task(
+        name=name,
+        train=examples(map(row, islice(train, settings.train_size)), "train"),
+        test=held_out,
+        rewards=(reward,),
+        gold=tagged_answer,
+        full_marks=1.0,
+        answer=grid_said,
+    )
+
+
 class ArcSettings(Sizes):
     """The generator of ARC tasks and its settings."""
 
@@ -125,16 +147,7 @@ def arc(settings: ArcSettings) -> Task:
         # ARC's own split: no rule of its training tasks occurs in its evaluation tasks, in any rotation.
         test = items("arc_agi", settings, {**settings.settings, "use_train": False})
         train = items("arc_agi", settings, {**settings.settings, "use_eval": False})
-    held_out = examples(map(_arc_row, islice(test, settings.test_size)), "test")
-    return Task(
-        name="arc",
-        train=examples(map(_arc_row, islice(train, settings.train_size)), "train"),
-        test=held_out,
-        rewards=(Reward("grid", same_grid),),
-        gold=tagged_answer,
-        full_marks=1.0,
-        answer=grid_said,
-    )
+    return _task("arc", settings, train, test, _arc_row, Reward("grid", same_grid))
 
 
 def _arc_row(entry: dict[str, Any]) -> dict[str, Any]:
@@ -164,16 +177,7 @@ def mini_sudoku(settings: SudokuSettings) -> Task:
     """Create puzzles with a unique solution; reward 1 if solved, else half the share of right blanks."""
     empty = {"min_empty": settings.least_empty, "max_empty": settings.most_empty}
     found = items("mini_sudoku", settings, empty)
-    test = examples(map(_sudoku_row, islice(found, settings.test_size)), "test")
-    return Task(
-        name="mini_sudoku",
-        train=examples(map(_sudoku_row, islice(found, settings.train_size)), "train"),
-        test=test,
-        rewards=(Reward("solved", sudoku_solved),),
-        gold=tagged_answer,
-        full_marks=1.0,
-        answer=grid_said,
-    )
+    return _task("mini_sudoku", settings, found, found, _sudoku_row, Reward("solved", sudoku_solved))
 
 
 def _sudoku_row(entry: dict[str, Any]) -> dict[str, Any]:
