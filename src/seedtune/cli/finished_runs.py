@@ -163,19 +163,21 @@ def _verified(found: Verification) -> list[str]:
         lines.append(f"snapshots: {', '.join(map(str, found.snapshots))} hold the replayed weights")
     if last < done:
         lines.append(f"no fingerprint is recorded after generation {last}; replay ends with {found.fingerprint}")
-    told = f"all {count(matched, 'recorded fingerprint')} match" if matched else "no fingerprint is recorded to compare"
+    result = (
+        f"all {count(matched, 'recorded fingerprint')} match" if matched else "no fingerprint is recorded to compare"
+    )
     if done == 0:
-        told = "the base model is the recorded one, and there is no generation yet"
-    return [*lines, f"verified: {told}"]
+        result = "the base model is the recorded one, and there is no generation yet"
+    return [*lines, f"verified: {result}"]
 
 
 def _audited(audit: Audit) -> list[str]:
-    told = (
+    result = (
         (audit.exact, "follow from the recorded rewards, bit for bit"),
         (audit.scaled, "follow from the recorded rewards up to one factor each (scores per prompt are not recorded)"),
         (audit.unchecked, "could not be checked against rewards (members tie and scores per prompt are not recorded)"),
     )
-    return [f"coefficients: those of {count(number, 'generation')} {what}" for number, what in told if number]
+    return [f"coefficients: those of {count(number, 'generation')} {what}" for number, what in result if number]
 
 
 def _compared(found: Difference, runs: tuple[Path, Path]) -> list[str]:

@@ -161,7 +161,7 @@ def show_forecast(found: Forecast) -> None:
         parts = ("prefill", "decode", "perturb", "update", "together", "the run", "fits")
         rows = [_timed(duration, found.full) for duration in found.durations]
         say_table(("device", *parts), rows, right=parts, title="seconds of a generation")
-    for line in (*(f"{duration.device}: {duration.how}" for duration in found.durations), *found.notes):
+    for line in (*(f"{duration.device}: {duration.basis}" for duration in found.durations), *found.notes):
         say(f"  {line}")
 
 

@@ -121,14 +121,14 @@ class ProgressLines:
 
     def _others(self, metrics: Metrics) -> str:
         """Format other tasks' accuracy, or reward without accuracy, and its first value."""
-        told = []
+        changes = []
         for name, value in metrics.items():
             task, slash, measure = name.removeprefix("eval_").rpartition("/")
             ranked = measure == "accuracy" or f"eval_{task}/accuracy" not in metrics
             if slash and f"eval_{task}/unscored" in metrics and measure in ("accuracy", "reward") and ranked:
                 first = self.firsts.setdefault(name, value)
-                told.append(f"{task} {measure} {number(value)} (was {number(first)})")
-        return "; " + ", ".join(told) if told else ""
+                changes.append(f"{task} {measure} {number(value)} (was {number(first)})")
+        return "; " + ", ".join(changes) if changes else ""
 
     def on_end(self, trainer: seedtune.Trainer) -> None:
         """Remove the bar."""
@@ -158,14 +158,14 @@ class ReplayProgress:
             raise KeyboardInterrupt
         now = time.monotonic()
         if done == 0:
-            self.begin = self.told = now
+            self.begin = self.printed = now
         left = clock((now - self.begin) / max(1, done) * (goal - done))
         if done == goal:
             self.bar.stop()
         elif self.console.is_terminal:
             self.bar.draw(done, goal, f"{left} left" if done else "")
-        elif now - self.told >= self.EVERY:
-            self.told = now
+        elif now - self.printed >= self.EVERY:
+            self.printed = now
             self.console.print(f"replayed {done} of {goal} generations, {left} left", soft_wrap=True)
 
 

@@ -42,8 +42,8 @@ def scale(
     wished = wish_of(workers, found["target"])
     check_enough({**found["target"], **wished}, found["min_workers"])
     ask(run, wished)
-    told = ", ".join(f"{count} of {kind}" for kind, count in wished.items())
-    say(f"asked for {told}. See: seedtune ray status {run}")
+    wanted = ", ".join(f"{count} of {kind}" for kind, count in wished.items())
+    say(f"asked for {wanted}. See: seedtune ray status {run}")
 
 
 def wish_of(text: str, target: dict[str, int]) -> dict[str, int]:

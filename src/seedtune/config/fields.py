@@ -283,8 +283,8 @@ class Fields(Section):
     @property
     def has_objects(self) -> bool:
         """Whether data, rewards or environment are Python objects, so that only their program can resume the run."""
-        told = (self.train_dataset, self.eval_dataset, *self.reward_funcs)
-        return self.environment == OBJECTS or any(one is not None and one.path == OBJECTS for one in told)
+        passed = (self.train_dataset, self.eval_dataset, *self.reward_funcs)
+        return self.environment == OBJECTS or any(one is not None and one.path == OBJECTS for one in passed)
 
     @property
     def weights(self) -> tuple[float, ...]:

@@ -41,7 +41,9 @@ def words(entry: Entry) -> str:
 
 def _library(library: Entry) -> str:
     rest = (f"{name} {value}" for name, value in library.items() if name not in ("name", "version"))
-    return " ".join((f"{library['name']} {library['version']}", *(f"({told})" for told in (", ".join(rest),) if told)))
+    return " ".join(
+        (f"{library['name']} {library['version']}", *(f"({details})" for details in (", ".join(rest),) if details))
+    )
 
 
 def same(one: Entry, other: Entry) -> bool:

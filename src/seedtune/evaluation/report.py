@@ -140,8 +140,8 @@ def _changes(found: comparison.Comparison | None) -> str:
         return ""
     headings = ("measure", *(f"generation {one}" for one in found.generations), "difference")
     table = _table(headings, [(change.measure, *change.cells) for change in found.changes], left=("measure",))
-    told = f"{found.prompts} held-out prompts; 95 % bootstrap intervals, differences prompt by prompt"
-    return f"<h2>Before and after</h2><p>{told}</p>{table}"
+    caption = f"{found.prompts} held-out prompts; 95 % bootstrap intervals, differences prompt by prompt"
+    return f"<h2>Before and after</h2><p>{caption}</p>{table}"
 
 
 def _held_out(evaluations: Sequence[Row]) -> str:
@@ -167,8 +167,8 @@ def _compared(row: Row, place: int) -> str:
         (name, *(Estimate(**result["measures"].get(name, {"value": None})).text(_number) for result in results))
         for name in results[0]["measures"]
     ]
-    told = f"{html.escape(results[0]['task'])}: {results[0]['prompts']} held-out prompts"
-    return f"<h2>Evaluation</h2><p>{told}, 95 % intervals</p>{_table(('measure', *heads), rows, left=('measure',))}"
+    caption = f"{html.escape(results[0]['task'])}: {results[0]['prompts']} held-out prompts"
+    return f"<h2>Evaluation</h2><p>{caption}, 95 % intervals</p>{_table(('measure', *heads), rows, left=('measure',))}"
 
 
 def _samples(pairs: Sequence[tuple[Row, Row]]) -> str:

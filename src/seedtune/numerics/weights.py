@@ -108,8 +108,8 @@ class Weights:
         anchor = None if base is None else own.widen(base)
         if self.noise.perturbation == "lowrank":
             place = {"shape": (own.rows.whole, own.columns.whole), "row_start": own.rows.first + row}
-            how: dict[str, Any] = {"rank": self.noise.rank, "subspaces": subspaces, **place}
-            self._kernels.update_lowrank(rows, where, updates, anchor=anchor, **how)
+            options: dict[str, Any] = {"rank": self.noise.rank, "subspaces": subspaces, **place}
+            self._kernels.update_lowrank(rows, where, updates, anchor=anchor, **options)
             return
         flat, start = None if anchor is None else anchor.reshape(-1), own.start(row)
         self._kernels.update_gaussian(rows.reshape(-1), where, updates, start=start, anchor=flat, subspaces=subspaces)
@@ -218,8 +218,8 @@ class Weights:
     def fill_factors(self, name: str, stream: Stream, pairs: Sequence[tuple[int, int]], out: Any) -> None:
         """Write a low-rank factor of every (generation, pair) into ``out``, float32 (pairs, rows · rank)."""
         generations, indices = (np.array(column, np.uint32) for column in zip(*pairs, strict=True))
-        how = {"rank": self.noise.rank, "subspaces": self.noise.subspaces}
-        self._kernels.fill_factors(out, self.keys[name], stream, generations, indices, **how)
+        options = {"rank": self.noise.rank, "subspaces": self.noise.subspaces}
+        self._kernels.fill_factors(out, self.keys[name], stream, generations, indices, **options)
 
     def empty(self, shape: tuple[int, ...], name: str) -> Any:
         """Return a new float32 array on the device where the kernels compute."""

@@ -169,16 +169,16 @@ def measure_engine(config: Config, task: Task, work: Workload) -> Speed:
     few = _members(1 if work.alone else -(-work.members // QUARTER))
     full = few if work.alone else _members(min(work.members, max(1, work.slots // work.prompts)))
     prompts = tuple(prompt_of(config, example) for example in task.train[: work.prompts])
-    how = Sampling(min(NEW, config.max_completion_length), ignore_eos=True)
+    sampling = Sampling(min(NEW, config.max_completion_length), ignore_eos=True)
     with closing(engines.create(config)) as engine, activities.doing("measuring this machine"):
         engine.load()
         warm_up = (Member(GENERATION, work.members, 1),)  # compiles kernels on first use
         sizes = (warm_up, few) if work.alone else (warm_up, few, full)
-        times = [_times(engine, Job(0, config.sigma, members, prompts, how)) for members in sizes]
+        times = [_times(engine, Job(0, config.sigma, members, prompts, sampling)) for members in sizes]
         update = [_update_time(engine, config) for _ in range(2)][1]
     small, large = times[1], times[-1]
     rows, added = len(few) * work.prompts, (len(full) - len(few)) * work.prompts
-    first, second = (part.decode / max(1, how.max_tokens - 1) for part in (small, large))
+    first, second = (part.decode / max(1, sampling.max_tokens - 1) for part in (small, large))
     row = min(max(0.0, second - first) / added, second / (rows + added)) if added > 0 else 0.0
     return Speed(
         prompt_token=large.prefill / max(1, large.prompt_tokens),

@@ -66,7 +66,7 @@ class Duration:
     decode: float
     perturb: float
     update: float
-    how: str
+    basis: str
     fits: bool | None = None
     """Whether the configured mode fits into one such device's memory, if that is known."""
 
@@ -190,7 +190,7 @@ def on_machine(machine: Machine, anatomy: Anatomy, work: Workload, config: Confi
         decode=work.steps * step,
         perturb=work.members * machine.stream(written) if work.alone else 0.0,
         update=machine.stream(2 * written),
-        how=(
+        basis=(
             f"{work.steps:,.0f} steps of {step * 1e3:.3g} ms = max((W {memory.weights / 1e9:.3g} GB + K) / "
             f"{machine.bandwidth / 1e9:,.0f} GB/s, 2·P·{rows:.0f} rows / {machine.flops / 1e12:,.0f} TFLOP/s) / "
             f"{machine.efficiency:g}, at least {launched} launched layers × {machine.launch * 1e3:g} ms"
@@ -202,8 +202,8 @@ def on_machine(machine: Machine, anatomy: Anatomy, work: Workload, config: Confi
 def at_pace(pace: Pace, work: Workload) -> Duration:
     """Forecast a generation from the pace of a run: seconds per token, prompt and new ones alike, × tokens."""
     seconds = pace.token * (work.read + work.written)
-    told = f"{pace.token * 1e3:.3g} ms a token, prompts and scoring included: {pace.generations} generations of a run"
-    return Duration(CPU, 0.0, seconds, 0.0, 0.0, told)
+    basis = f"{pace.token * 1e3:.3g} ms a token, prompts and scoring included: {pace.generations} generations of a run"
+    return Duration(CPU, 0.0, seconds, 0.0, 0.0, basis)
 
 
 def measured_here(speed: Speed, work: Workload) -> Duration:
@@ -214,7 +214,7 @@ def measured_here(speed: Speed, work: Workload) -> Duration:
         decode=work.steps * speed.step + work.row_steps * speed.row,
         perturb=speed.perturb,
         update=speed.update,
-        how=(
+        basis=(
             f"{work.read:,.0f} prompt tokens × {speed.prompt_token * 1e3:.3g} ms + {work.steps:,.0f} steps × "
             f"{speed.step * 1e3:.3g} ms + {work.row_steps:,.0f} tokens × {speed.row * 1e3:.3g} ms, measured now"
         ),

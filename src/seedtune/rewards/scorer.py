@@ -209,16 +209,16 @@ class Round:
             raise RewardError(f"{reason} {scorer.advice}".strip())
 
 
-def batches(how: Literal["sample", "chunk", "prompt", "all"], prompts: Sequence[int]) -> list[tuple[int, ...]]:
+def batches(grouping: Literal["sample", "chunk", "prompt", "all"], prompts: Sequence[int]) -> list[tuple[int, ...]]:
     """Return the completion indices of each call, independent of the order in which rollouts finish.
 
     Indices 0, 1, … run over members, then prompts, then samples; ``prompts[i]`` is the prompt of completion i.
     ``sample``: one; ``chunk``: `CHUNK` neighbours; ``prompt``: those of one prompt; ``all``: the whole evaluation.
     """
-    if how == "prompt":
+    if grouping == "prompt":
         groups: dict[int, list[int]] = {}
         for place, prompt in enumerate(prompts):
             groups.setdefault(prompt, []).append(place)
         return [tuple(group) for group in groups.values()]
-    size = {"sample": 1, "chunk": CHUNK, "all": max(1, len(prompts))}[how]
+    size = {"sample": 1, "chunk": CHUNK, "all": max(1, len(prompts))}[grouping]
     return [tuple(range(len(prompts))[first : first + size]) for first in range(0, len(prompts), size)]

@@ -57,7 +57,7 @@ class Conversations:
     """
 
     def __init__(self, engine: Engine, task: Task, config: Config, scorer: Scorer) -> None:
-        self.engine, self.task, self.config, self.how = engine, task, config, config.conversation
+        self.engine, self.task, self.config, self.settings = engine, task, config, config.conversation
         self.failed: Counter[str] = Counter()
         """Failed conversations per reward; a failed environment counts for every reward."""
         self._scorer, self._thread = scorer, TimedThread(config.reward_timeout)
@@ -75,7 +75,7 @@ class Conversations:
                 for (member, prompt), sample in product(job.pairs, range(job.sampling.samples))
             ]
             turn, going = 0, [talk for talk in talks if talk.finish is None]
-            while going and turn < self.how.max_turns:
+            while going and turn < self.settings.max_turns:
                 for talk, rollout in zip(going, self._answers(going, turn), strict=True):
                     if rollout is None:
                         talk.broken, talk.finish = True, "stop"
@@ -101,23 +101,23 @@ class Conversations:
         if error is not None:
             self._broke(talk, error)
             return talk
-        talk.environment, talk.tools, told = opening.result()
+        talk.environment, talk.tools, observation = opening.result()
         if talk.tools and not self._templated(content):
             content = environments.introduced(content, environments.describe(talk.tools))
-        talk.begin = talk.content = environments.opened(content, told)
+        talk.begin = talk.content = environments.opened(content, observation)
         return talk
 
     def _open(self, example: Example) -> tuple[Any, environments.Tools, str | None]:
         assert self.task.environment is not None
         environment = self.task.environment()
         columns = {"prompt": example.prompt, **example.columns}
-        told = environment.reset(**accepted(environment.reset, columns))
+        observation = environment.reset(**accepted(environment.reset, columns))
         tools = {} if _has(environment, "step") else environments.tools_of(environment)
-        return environment, tools, None if told is None else str(told)
+        return environment, tools, None if observation is None else str(observation)
 
     def _templated(self, content: environments.Content) -> bool:
         """Whether tools are passed to the chat template."""
-        return self.how.tools == "template" and not isinstance(content, str)
+        return self.settings.tools == "template" and not isinstance(content, str)
 
     # ---------------------------------------------------------------------- turns
 
@@ -228,8 +228,8 @@ class Conversations:
 def _replies(talk: Talk, text: str, role: str) -> list[environments.EnvironmentMessage] | None:
     """Return the environment's replies to a message; None ends the conversation."""
     if _has(talk.environment, "step"):
-        told = talk.environment.step(text)
-        return None if told is None else [("user", str(told))]
+        observation = talk.environment.step(text)
+        return None if observation is None else [("user", str(observation))]
     calls = environments.calls_in(text, talk.tools)
     return [(role, environments.run(call, talk.tools)) for call in calls] or None
 

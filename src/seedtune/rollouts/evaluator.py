@@ -108,10 +108,10 @@ class Evaluator:
 
     def _run(self, jobs: list[Job], examples: tuple[Example, ...], objective: str) -> Outcome:
         members = tuple(dict.fromkeys(member for job in jobs for member in job.members))
-        how, failed = jobs[0].sampling, Counter[str]()
-        keys = keys_of(members, range(len(examples)), how.samples)
+        sampling, failed = jobs[0].sampling, Counter[str]()
+        keys = keys_of(members, range(len(examples)), sampling.samples)
         rollouts = self._rollouts(jobs, examples, failed)
-        outcome = self.score(keys, examples, rollouts, objective=objective, after=how.generation)
+        outcome = self.score(keys, examples, rollouts, objective=objective, after=sampling.generation)
         outcome.failed = {**outcome.failed, **failed}
         return outcome
 
@@ -195,7 +195,7 @@ class Evaluator:
         """Split the members into jobs of fixed groups, independent of the engine and its workers."""
         config, size = self.config, self.config.group or len(members)
         prompts = tuple(prompt_of(config, example) for example in examples)
-        how = Sampling(
+        sampling = Sampling(
             max_tokens=config.max_completion_length,
             temperature=config.temperature,
             top_p=config.top_p,
@@ -205,7 +205,7 @@ class Evaluator:
             samples=config.samples_per_prompt,
         )
         return [
-            Job(index, plan.sigma, members[first : first + size], prompts, how, plan.shift, tokens=False)
+            Job(index, plan.sigma, members[first : first + size], prompts, sampling, plan.shift, tokens=False)
             for index, first in enumerate(range(0, len(members), size))
         ]
 

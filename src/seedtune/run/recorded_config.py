@@ -68,8 +68,8 @@ def hinting(engine: str, config: Config) -> Iterator[None]:
 
 def _of_results(config: Config) -> dict[str, Any]:
     """Return the settings that results depend on, besides the engine; fingerprints verify the engine's weights."""
-    how = ("engine", "dtype", "members_per_job", "max_staleness", *ENGINES)
-    return {name: value for name, value in config.identity().items() if name not in how}
+    technical = ("engine", "dtype", "members_per_job", "max_staleness", *ENGINES)
+    return {name: value for name, value in config.identity().items() if name not in technical}
 
 
 WEIGHTS = ("seed", "perturbation", "rank", "subspaces", "weights_dtype", "trainable")

@@ -92,9 +92,9 @@ def mend(paths: directory.RunPaths, contents: ledger.Contents) -> None:
     there = {(kind, row["generation"]) for row in metrics for kind in kinds if kind in row}
     lost = [run_metrics.restored(r) for r in contents.records if ("reward", r.plan.generation + 1) not in there]
     lost += [
-        {"generation": start, "products": recorded_arithmetic.kind(how), "arithmetic": dict(how), "restored": True}
-        for start, how in contents.arithmetics.items()
-        if how and ("products", start) not in there
+        {"generation": start, "products": recorded_arithmetic.kind(used), "arithmetic": dict(used), "restored": True}
+        for start, used in contents.arithmetics.items()
+        if used and ("products", start) not in there
     ]
     directory.write_lines(paths.metrics, sorted(metrics + lost, key=_place))
     last = {"train": done, "test": done if ("eval_reward", done) in there else done - 1}

@@ -63,7 +63,7 @@ def flagged_samples(paths: RunPaths) -> list[FlaggedSample]:
         reasons = [*_reasons(row["completion"], before["completion"] if before else None), *_common(row, now, usual)]
         if reasons:
             score = sum(weight for weight, _ in reasons) * (0.25 + rank)
-            found.append(FlaggedSample(row, before, tuple(told for _, told in reasons), score))
+            found.append(FlaggedSample(row, before, tuple(reason for _, reason in reasons), score))
     return sorted(found, key=lambda sample: -sample.score)
 
 

@@ -164,14 +164,14 @@ def introduced(content: Content, text: str) -> Content:
     return ({**first, "content": f"{first['content']}\n\n{text}"}, *rest)
 
 
-def opened(content: Content, told: str | None) -> Content:
+def opened(content: Content, observation: str | None) -> Content:
     """Append the first observation to the prompt's text, or to the text of its last message."""
-    if told is None:
+    if observation is None:
         return content
     if isinstance(content, str):
-        return content + told
+        return content + observation
     last = content[-1]
-    return (*content[:-1], {**last, "content": f"{last['content']}{told}"})
+    return (*content[:-1], {**last, "content": f"{last['content']}{observation}"})
 
 
 def continued(content: Content, answer: str, replies: Sequence[EnvironmentMessage]) -> Content:

@@ -22,8 +22,8 @@ def validated(section: type[S], given: Mapping[str, Any]) -> S:
     try:
         return section.model_validate(given)
     except ValidationError as error:
-        told = [explain(e, section, PREFIX) for e in error.errors()]
-        raise ConfigError("; ".join(line.removeprefix(PREFIX + "=") for line in told)) from None
+        messages = [explain(e, section, PREFIX) for e in error.errors()]
+        raise ConfigError("; ".join(line.removeprefix(PREFIX + "=") for line in messages)) from None
 
 
 def from_file(name: str, given: Mapping[str, Any]) -> Task:

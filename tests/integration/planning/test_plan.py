@@ -108,7 +108,7 @@ def test_an_accelerator_is_a_formula_of_datasheet_figures(folder):
     one, four = plan_config(planned(folder), devices=["a100", "4xa100"], share=1.0, task=TASK).durations
     machine = MACHINES["a100"]
     assert one.decode == pytest.approx(19 * 2 * machine.launch)
-    assert "19 steps of 1.6 ms = max((W " in one.how
+    assert "19 steps of 1.6 ms = max((W " in one.basis
     assert one.fits
     assert four.prefill == pytest.approx(one.prefill / 3)
 
@@ -121,7 +121,7 @@ def test_this_machine_is_measured_and_the_model_is_not_trained(folder, monkeypat
     (found,) = plan_config(planned(folder), devices=["cpu"], task=TASK).durations
     assert found.seconds > 0
     assert found.prefill > 0
-    assert found.how.endswith("measured now")
+    assert found.basis.endswith("measured now")
     assert [len(job.members) for job in asked] == [1, 3, 9]
     assert asked[0].members[0] not in asked[2].members, "the first is a rehearsal: its weights must be made anew"
     assert all(member.generation > 2**31 for job in asked for member in job.members)
@@ -175,7 +175,7 @@ def test_a_plan_for_vllm_counts_its_rows_its_precision_and_no_launches(folder):
     found = plan_config(planned(folder, **how), devices=["cpu", "h100"], task=TASK)
     assert (found.workload.slots, found.anatomy.dtype) == (12, "bfloat16")
     assert [duration.device for duration in found.durations] == ["h100"]
-    assert "at least 0 launched layers" in found.durations[0].how
+    assert "at least 0 launched layers" in found.durations[0].basis
     assert any("Give a run with --measured" in note for note in found.notes)
     alone = plan_config(planned(folder, **how, perturbation="gaussian"), task=TASK)
     assert alone.workload.slots == 4

@@ -74,19 +74,19 @@ class Cluster:
                 log.warning("Ray runs in this process already: ray.address=%r is not asked", address)
             return
         self._knock(address)
-        how: dict[str, Any] = {"namespace": NAMESPACE, "log_to_driver": False, "configure_logging": False}
+        options: dict[str, Any] = {"namespace": NAMESPACE, "log_to_driver": False, "configure_logging": False}
         if address is None:
-            how |= {
+            options |= {
                 "address": "local",
                 "include_dashboard": False,
                 "num_cpus": 1,  # workers of a private Ray reserve none, and Ray starts an idle process for each
                 "object_store_memory": OBJECTS,
             }
         else:
-            how["address"] = address
+            options["address"] = address
         logging.getLogger("ray").setLevel(logging.ERROR)
         try:
-            ray.init(**how)
+            ray.init(**options)
         except Exception as error:  # the boundary: Ray may raise any exception
             raise ConfigError(f"{self._unreachable()}: {first_line(error)}") from error
         _owners[:] = [self] if address is None else []
@@ -173,17 +173,17 @@ class Actor:
 
         from seedtune.engines.ray.worker import Worker
 
-        how = {**needs, "max_restarts": 0, "max_task_retries": 0}
+        options = {**needs, "max_restarts": 0, "max_task_retries": 0}
         outlives = {} if kept is None else {"name": kept, "lifetime": "detached"}
         group = None
         if needs["num_gpus"] > 1:
             bundle = {"CPU": needs["num_cpus"], "GPU": needs["num_gpus"], **needs.get("resources", {})}
             held = {name: amount for name, amount in bundle.items() if amount}
             group = placement_group([held], strategy="STRICT_PACK", **outlives)
-            how["scheduling_strategy"] = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=0)
+            options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=0)
         if kept is not None:
-            how |= {**outlives, "namespace": NAMESPACE}
-        return cls(ray.remote(Worker).options(**how).remote(spec), group)
+            options |= {**outlives, "namespace": NAMESPACE}
+        return cls(ray.remote(Worker).options(**options).remote(spec), group)
 
     def call(self, request: bytes) -> Any:
         """Send a request, and return the Ray reference of the reply."""

@@ -130,8 +130,8 @@ class ToyEngine(LocalEngine):
         if not member.sign:
             return live
         a, b = factors(place, name, [(member.generation, member.pair)])
-        how = {"rank": self.noise.rank, "subspaces": self.noise.subspaces}
-        return live + np.float32(addressed.amplitude(member.sign * sigma, **how)) * (a[0] @ b[0].T)
+        options = {"rank": self.noise.rank, "subspaces": self.noise.subspaces}
+        return live + np.float32(addressed.amplitude(member.sign * sigma, **options)) * (a[0] @ b[0].T)
 
     def _text(self, weights: Sequence[WeightArray], prompt: Prompt) -> str:
         (first, second), size = weights, self.settings.size

@@ -172,9 +172,9 @@ class TransformersEngine(LocalEngine):
 
     def _answer(self, job: Job, rows: list[DecodeSequence]) -> Iterator[Rollout]:
         """Yield the rollouts of members that share a batch, as they finish."""
-        how, longest = job.sampling, max(len(row.prompt_ids) + row.limit for row in rows)
-        stop = Stop(frozenset() if how.ignore_eos else self.eos, how.stop, self.tokenizer.decode)
-        for row in self._decoder(len(rows), longest).run(rows, how, stop):
+        sampling, longest = job.sampling, max(len(row.prompt_ids) + row.limit for row in rows)
+        stop = Stop(frozenset() if sampling.ignore_eos else self.eos, sampling.stop, self.tokenizer.decode)
+        for row in self._decoder(len(rows), longest).run(rows, sampling, stop):
             yield rollout_of(job, row, self.tokenizer.decode)
 
     def _set_members(self, job: Job, batch: range) -> None:

@@ -46,8 +46,8 @@ class ForwardArithmetic:
 
     def to_json(self) -> dict[str, Any]:
         """Return the entry for the ledger."""
-        told = {"products": VERSIONS[self.kind], "attention": self.attention, "device": self.device}
-        return told if self.library is None else {**told, "library": dict(self.library)}
+        entry = {"products": VERSIONS[self.kind], "attention": self.attention, "device": self.device}
+        return entry if self.library is None else {**entry, "library": dict(self.library)}
 
     def line(self) -> str:
         """Return a line for display: the kind with its tile of rows × outputs, and the hardware."""
@@ -139,7 +139,7 @@ _LIBRARIES = {
 }
 
 
-def libraries_in(told: str) -> dict[str, str]:
+def libraries_in(entry: str) -> dict[str, str]:
     """Return the versions of the libraries that torch reports it was built with."""
-    found = {name: re.search(pattern, told) for name, pattern in _LIBRARIES.items()}
+    found = {name: re.search(pattern, entry) for name, pattern in _LIBRARIES.items()}
     return {name: match[1] for name, match in found.items() if match is not None}

@@ -203,10 +203,10 @@ def library() -> dict[str, Any]:
     import torch
     import vllm
 
-    told: dict[str, Any] = {"name": "vLLM", "version": str(vllm.__version__), "torch": str(torch.__version__)}
+    entry: dict[str, Any] = {"name": "vLLM", "version": str(vllm.__version__), "torch": str(torch.__version__)}
     if on_cpu():
-        told |= {"instructions": torch.backends.cpu.get_cpu_capability(), "threads": torch.get_num_threads()}
-    return told
+        entry |= {"instructions": torch.backends.cpu.get_cpu_capability(), "threads": torch.get_num_threads()}
+    return entry
 
 
 def device_memory() -> int:

@@ -106,8 +106,8 @@ class VllmEngine:
     def _arithmetic(self) -> tuple[dict[str, Any], str]:
         """Return the arithmetic for the ledger, and for display."""
         library = compat.library() | {"tensor_parallel_size": self.settings.tensor_parallel_size}
-        told = {"products": "library", "attention": "library", "device": compat.device_name(), "library": library}
-        return told, f"library (vLLM {library['version']}, on {told['device']})"
+        entry = {"products": "library", "attention": "library", "device": compat.device_name(), "library": library}
+        return entry, f"library (vLLM {library['version']}, on {entry['device']})"
 
     def _make_states(self, base_model: BaseModelInfo) -> None:
         settings = WorkerSettings(self.noise, self.dtype, self._kept, self.settings.weights_memory == "host")

@@ -143,8 +143,8 @@ def _said(error: BaseException) -> str:
         error = error.__cause__
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     text = " ".join(lines[:3]) or type(error).__name__
-    told = text if text.endswith((".", "!")) else f"{text}."
-    return f"{told} The cause stands above, in what the rank has printed." if IN_A_RANK in told else told
+    sentence = text if text.endswith((".", "!")) else f"{text}."
+    return f"{sentence} The cause stands above, in what the rank has printed." if IN_A_RANK in sentence else sentence
 
 
 def _shown(arguments: Mapping[str, Any]) -> str:

@@ -28,7 +28,7 @@ class Wanted(NamedTuple):
 
     forced: list[int]
     uniforms: list[float]
-    how: tuple[float, float]
+    rule: tuple[float, float]
     """(temperature, top_p)"""
     written: list[int]
 
@@ -49,26 +49,26 @@ class TokenProcessor(LogitsProcessor):
 
     def apply(self, logits: Tensor) -> Tensor:
         """Return logits (requests, vocabulary) with −∞ for all but the chosen tokens."""
-        by_how: dict[tuple[float, float], list[int]] = {}
+        by_rule: dict[tuple[float, float], list[int]] = {}
         for row, wanted in self._rows.items():
             if wanted.forced:
                 _leave(logits[row], wanted.forced[len(wanted.written)])
             elif len(wanted.written) < len(wanted.uniforms):
-                by_how.setdefault(wanted.how, []).append(row)
-        for (temperature, top_p), rows in by_how.items():
+                by_rule.setdefault(wanted.rule, []).append(row)
+        for (temperature, top_p), rows in by_rule.items():
             points = np.array([self._rows[row].uniforms[len(self._rows[row].written)] for row in rows])
-            how = Sampling(max_tokens=1, temperature=temperature, top_p=top_p)
-            for row, token in zip(rows, sampling.choose(logits[rows], how, points), strict=True):
+            rule = Sampling(max_tokens=1, temperature=temperature, top_p=top_p)
+            for row, token in zip(rows, sampling.choose(logits[rows], rule, points), strict=True):
                 _leave(logits[row], token)
         return logits
 
 
 def _wanted(params: Any, _prompt: list[int] | None, written: list[int]) -> Wanted | None:
-    told = (params.extra_args or {}).get(KEY)
-    if told is None:
+    extra = (params.extra_args or {}).get(KEY)
+    if extra is None:
         return None
-    how = (told.get("temperature", 0.0), told.get("top_p", 1.0))
-    return Wanted(told.get("forced", []), told.get("uniforms", []), how, written)
+    rule = (extra.get("temperature", 0.0), extra.get("top_p", 1.0))
+    return Wanted(extra.get("forced", []), extra.get("uniforms", []), rule, written)
 
 
 def _leave(row: Tensor, token: int) -> None:

@@ -24,19 +24,21 @@ class GenerationRequest:
     lora: Any = None
 
 
-def completion(row: DecodeSequence, how: Sampling, *, eos: frozenset[int], lora: Any) -> GenerationRequest:
+def completion(row: DecodeSequence, sampling: Sampling, *, eos: frozenset[int], lora: Any) -> GenerationRequest:
     """Return the request for a completion; stop strings are searched outside of vLLM, token by token."""
     params: dict[str, Any] = {
         "temperature": 0.0,
         "max_tokens": row.limit,
         "ignore_eos": True,  # ignores vLLM's own end tokens; all of ours are in the list
-        "stop_token_ids": [] if how.ignore_eos else sorted(eos),
+        "stop_token_ids": [] if sampling.ignore_eos else sorted(eos),
         "detokenize": False,
-        "output_kind": _kind(bool(how.stop)),
+        "output_kind": _kind(bool(sampling.stop)),
     }
     if row.draws is not None:
         uniforms = [float(number) for number in row.draws]
-        params["extra_args"] = {KEY: {"uniforms": uniforms, "temperature": how.temperature, "top_p": how.top_p}}
+        params["extra_args"] = {
+            KEY: {"uniforms": uniforms, "temperature": sampling.temperature, "top_p": sampling.top_p}
+        }
     return GenerationRequest(row.prompt_ids, params, lora)
 
 

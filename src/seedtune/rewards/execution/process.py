@@ -164,8 +164,8 @@ class ProcessWorker:
     def _told(self, fault: Fault, printed: str) -> Fault:
         """Add the function's output to its fault, and the limit to one of memory."""
         fault = fault._replace(details=f"{fault.details}\nprinted:\n{printed}".strip() if printed else fault.details)
-        told = f"ran out of memory (reward_memory_mb={self.memory_mb})"
-        return fault._replace(message=told) if fault.kind == "memory" else fault
+        message = f"ran out of memory (reward_memory_mb={self.memory_mb})"
+        return fault._replace(message=message) if fault.kind == "memory" else fault
 
     def _read(self) -> bytes | None:
         """Move available output into the excerpt and return it: None if there is none yet, empty at end of file."""

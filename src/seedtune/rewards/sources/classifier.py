@@ -47,12 +47,12 @@ class Classifier:
         return [score for _, score in sorted(zip(order, scores, strict=True))]
 
     def _encode(self, prompt: Any, completion: Any) -> list[int]:
-        how = {"truncation": True, "max_length": self.longest}
+        options = {"truncation": True, "max_length": self.longest}
         if self.tokenizer.chat_template is not None and not isinstance(prompt, str):
             messages = [*prompt, {"role": "assistant", "content": text_of(completion)}]
-            return list(self.tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False, **how))
+            return list(self.tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False, **options))
         shown = prompt if isinstance(prompt, str) else "\n".join(message["content"] for message in prompt) + "\n"
-        return list(self.tokenizer(shown + text_of(completion), **how)["input_ids"])
+        return list(self.tokenizer(shown + text_of(completion), **options)["input_ids"])
 
     def _scores(self, ids: Sequence[list[int]]) -> list[float]:
         import torch

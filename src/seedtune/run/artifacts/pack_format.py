@@ -131,8 +131,8 @@ def _about(header: dict[str, Any]) -> About:
     return about
 
 
-def _truncated(name: str, how: str) -> PackError:
-    return PackError(f"{name} is truncated: {how}. Copy it again.")
+def _truncated(name: str, reason: str) -> PackError:
+    return PackError(f"{name} is truncated: {reason}. Copy it again.")
 
 
 def _edited(name: str, what: str) -> PackError:

@@ -124,18 +124,18 @@ def _mismatch(
 ) -> LedgerError:
     """Build the error from the first mismatch, and the next recorded fingerprint ``after`` it, if there is one."""
     last = max((done for done in contents.fingerprints if done < parted), default=0)
-    told = f"{root} does not verify: after {parted} generations the ledger recorded fingerprint "
-    told += f"{contents.fingerprints[parted]}, replay gives {found[parted]}"
+    message = f"{root} does not verify: after {parted} generations the ledger recorded fingerprint "
+    message += f"{contents.fingerprints[parted]}, replay gives {found[parted]}"
     if after is not None and contents.fingerprints[after] == found[after]:
         return LedgerError(
-            f"{told}; after {after} generations they agree again. So the updates are right and the recorded "
+            f"{message}; after {after} generations they agree again. So the updates are right and the recorded "
             f"fingerprint was changed: its line was edited and sealed again."
         )
     before = f"generations {last} to {parted - 1}" if parted - last > 1 else f"generation {last}"
     agree = f"after {last} they agree" if last else "the base model agrees"
     also = "" if after is not None else ", or that the last fingerprint itself was"
     return LedgerError(
-        f"{told}; {agree}. Possible causes: the record of {before} was edited and sealed again, rewards and "
+        f"{message}; {agree}. Possible causes: the record of {before} was edited and sealed again, rewards and "
         f"coefficients alike{also}; the run was made by another version of seedtune "
         f"({contents.header.seedtune}); or the machine that trained miscomputed. "
         "Compare with a copy of the run: seedtune diff RUN COPY."

@@ -89,25 +89,25 @@ class Decoder:
     times: EngineTimes
 
     @torch.no_grad()
-    def run(self, rows: Sequence[DecodeSequence], how: Sampling, stop: Stop) -> Iterator[DecodeSequence]:
+    def run(self, rows: Sequence[DecodeSequence], params: Sampling, stop: Stop) -> Iterator[DecodeSequence]:
         """Yield each row when it is finished, in the order of finishing."""
         waiting, running = deque(rows), list[DecodeSequence]()
         while waiting or running:
             free = self.slots - len(running)
             if waiting and (not running or free >= min(len(waiting), max(1, self.slots // _REFILL))):
-                self._admit(waiting, running, how)
+                self._admit(waiting, running, params)
             else:
-                self._step(running, how)
+                self._step(running, params)
             yield from self._retire(running, stop)
 
-    def _admit(self, waiting: deque[DecodeSequence], running: list[DecodeSequence], how: Sampling) -> None:
+    def _admit(self, waiting: deque[DecodeSequence], running: list[DecodeSequence], params: Sampling) -> None:
         """Prefill as many waiting rows as slots and the pass allow, and choose their first tokens."""
         started = time.perf_counter()
         prompts = [(row.member, row.prompt_ids) for row in islice(waiting, self.slots - len(running))]
         tokens = self.prefill_tokens
         pack = packed(len(running), prompts, tokens=tokens, padded=_PADDED * tokens)
         batch = [waiting.popleft() for _ in pack.paths]
-        self._choose(batch, self._prefill(pack, np.array(pack.last())), how)
+        self._choose(batch, self._prefill(pack, np.array(pack.last())), params)
         running += batch
         self.times.prefill += time.perf_counter() - started
         self.times.prompt_tokens += sum(pack.lengths)
@@ -121,22 +121,22 @@ class Decoder:
             self.model, pack.ids, pack.positions, Prefill.of(pack, self.model.device), torch.from_numpy(keep)
         )
 
-    def _step(self, running: list[DecodeSequence], how: Sampling) -> None:
+    def _step(self, running: list[DecodeSequence], params: Sampling) -> None:
         """Generate one token for every running row."""
         started = time.perf_counter()
         lengths = np.array([row.length for row in running], np.int32)
         self.perturbation.set_rows(np.array([row.member for row in running]))
         ids = [row.tokens[-1] for row in running]
         logits = self.attention.run(self.model, ids, lengths.tolist(), Decode(lengths))
-        self._choose(running, logits, how)
+        self._choose(running, logits, params)
         self.times.decode += time.perf_counter() - started
         self.times.generated_tokens += len(running)
 
-    def _choose(self, rows: list[DecodeSequence], logits: Tensor, how: Sampling) -> None:
+    def _choose(self, rows: list[DecodeSequence], logits: Tensor, params: Sampling) -> None:
         points = None
-        if how.temperature > 0.0:
+        if params.temperature > 0.0:
             points = np.array([row.draws[len(row.tokens)] for row in rows if row.draws is not None])
-        for row, token in zip(rows, sampling.choose(logits, how, points), strict=True):
+        for row, token in zip(rows, sampling.choose(logits, params, points), strict=True):
             row.tokens.append(token)
 
     def _retire(self, running: list[DecodeSequence], stop: Stop) -> Iterator[DecodeSequence]:
@@ -192,15 +192,15 @@ def slots_for(rows: int, positions: int, *, max_rows: int, max_tokens: int) -> i
 
 def rows_of(job: Job, tokenizer: ModelTokenizer) -> list[DecodeSequence]:
     """Return one row per member, prompt and sample; a row without room for new tokens is finished."""
-    how, ids = job.sampling, tokenizer.encode(job.prompts)
-    limits = tokenizer.limits(job.prompts, ids, most=how.max_tokens)
+    params, ids = job.sampling, tokenizer.encode(job.prompts)
+    limits = tokenizer.limits(job.prompts, ids, most=params.max_tokens)
     shared = {
-        (p, s): sampling.draws(how, prompt, s) for p, prompt in enumerate(job.prompts) for s in range(how.samples)
+        (p, s): sampling.draws(params, prompt, s) for p, prompt in enumerate(job.prompts) for s in range(params.samples)
     }
     return [
         DecodeSequence(member, p, s, ids[p], limits[p], shared[p, s], finish=None if limits[p] else "length")
         for member, p in job.pairs
-        for s in range(how.samples)
+        for s in range(params.samples)
     ]
 
 

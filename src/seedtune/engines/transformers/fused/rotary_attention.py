@@ -55,8 +55,8 @@ class FusedAttention(nn.Module):
         """Map hidden states (1, tokens, hidden); unless cos and sin are (1, tokens, dim), run the model's own layer."""
         if not self.turns(position_embeddings, hidden_states):
             # partial rotary embedding or another precision, which the probe cannot show
-            how = {"position_embeddings": position_embeddings, "past_key_values": past_key_values}
-            plain, *_ = self._plain[0](hidden_states, attention_mask=None, **how)
+            arguments = {"position_embeddings": position_embeddings, "past_key_values": past_key_values}
+            plain, *_ = self._plain[0](hidden_states, attention_mask=None, **arguments)
             return plain, None
         cos, sin = position_embeddings
         y = joined(hidden_states, (self.q_proj, self.k_proj, self.v_proj))
