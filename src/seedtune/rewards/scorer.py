@@ -105,7 +105,8 @@ class _Batch:
 class Round:
     """The scoring of one evaluation.  Everything except the reward calls runs in the caller's thread.
 
-    ``values`` has each reward's values by completion index, NaN where missing.
+    ``values`` has each reward's values by completion index, NaN where missing.  A completion on which any reward fails
+    is not scored by any: the weighted sum of the others would reward it for the failure.
     """
 
     def __init__(self, scorer: Scorer, examples: Sequence[Example], prompts: Sequence[int]) -> None:
@@ -115,6 +116,7 @@ class Round:
         self._texts: list[str | None] = [None] * len(prompts)
         self.values = {reward.name: [math.nan] * len(prompts) for reward in scorer.rewards}
         self._faults: dict[str, dict[int, Fault]] = {reward.name: {} for reward in scorer.rewards}
+        self._unscored: set[int] = set()
         self._batches = [batch for reward in scorer.rewards for batch in self._batches_of(reward)]
         self._waiting: list[list[_Batch]] = [[] for _ in prompts]
         for batch in self._batches:
@@ -145,6 +147,9 @@ class Round:
                 self._submit(batch)
         while self._open:
             self._take(*self._answers.get())
+        for values in self.values.values():
+            for place in self._unscored:
+                values[place] = math.nan
         return self.values
 
     def failed(self) -> dict[str, int]:
@@ -189,6 +194,7 @@ class Round:
                 return
         for place, value in zip(places, answer.values, strict=True):
             self.values[reward.name][place] = value
+        self._unscored.update(places[i] for i in answer.faults)
         if len(answer.faults) < len(places):
             self._scorer.proven.add(reward.name)
         if answer.faults:

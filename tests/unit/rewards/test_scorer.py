@@ -16,7 +16,7 @@ import hostile
 from reward_calls import score
 from seedtune.config.config import Config
 from seedtune.errors import RewardError
-from seedtune.rewards.base import Reward
+from seedtune.rewards.base import Reward, total
 from seedtune.rewards.execution import process
 from seedtune.rewards.execution.call import RewardCall, RewardResult
 from seedtune.rewards.execution.pool import Pool
@@ -157,6 +157,17 @@ def test_what_fails_costs_its_completions_and_is_counted(caplog):
         for values in scoring.values.values():
             assert math.isnan(values[place]) if prompt == 0 else values[place] == expected[place]
     assert list(scoring.failed().values()) == [6] * 6 + [0, 0]
+
+
+def test_a_completion_on_which_one_reward_fails_is_not_scored_by_the_others():
+    """Otherwise a member that crashes a penalty is paid for it."""
+    scoring = scored([hostile.sometimes_raises, hostile.sometimes_none, hostile.length], reward_workers=0)
+    failed = np.array(PROMPTS) == 0
+    np.testing.assert_array_equal(np.isnan(scoring.values["r2"]), failed)
+    np.testing.assert_array_equal(np.isnan(total(scoring._scorer.rewards, scoring.values)), failed)
+    assert scoring.failed() == {"r0": 6, "r1": 0, "r2": 0}
+    none = scored([hostile.sometimes_none, hostile.length], reward_workers=0)
+    assert total(none._scorer.rewards, none.values)[0] == len(TEXTS[0])  # None: does not apply, the others count
 
 
 def test_each_kind_is_shown_once_with_its_traceback(caplog):
