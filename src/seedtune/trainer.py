@@ -230,7 +230,7 @@ class Trainer:
 
     def _evaluate_if_due(self) -> None:
         """Evaluate before the first, after the last and every ``eval_steps`` generations, once each."""
-        due = self.generation == 0 or self.session.due(self.config.eval_steps)
+        due = self.generation == 0 or self.config.due(self.generation, self.config.eval_steps)
         if not due or not self.task.test or self.generation in (row["generation"] for row in self._evaluations()):
             return
         metrics, outcome = self._held_out(self.load())

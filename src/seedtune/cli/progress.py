@@ -58,7 +58,7 @@ class ProgressLines:
     def on_start(self, trainer: seedtune.Trainer, info: EngineInfo, first: int) -> None:
         """Print the plan, and start the bar."""
         config = trainer.config
-        self.total, self.every, self.begin, self.first = config.generations, config.logging_steps, time.time(), first
+        self.total, self.config, self.begin, self.first = config.generations, config, time.time(), first
         self.describe(trainer, info)
         if first:
             self.say(f"resuming after generation {first} of {self.total}")
@@ -90,7 +90,7 @@ class ProgressLines:
     def on_generation(self, metrics: Metrics) -> None:
         """Print a line for the generation, and its alarms; KeyboardInterrupt if an interrupt was dropped."""
         generation = metrics["generation"]
-        if generation % self.every == 0 or generation == self.total:
+        if self.config.due(generation, self.config.logging_steps):
             self.say(generation_line(metrics, self.total, self._left(generation)))
         for alarm in metrics["alarms"]:
             self.say(f"  ! {alarm}")

@@ -322,6 +322,10 @@ class Fields(Section):
         """Largest age, in generations, of the results that an update uses; 0: a synchronous run."""
         return self.ray.max_staleness if self.engine == "ray" else 0
 
+    def due(self, generation: int, every: int) -> bool:
+        """Return whether to do after this generation what is done every so many (0: never) and after the last."""
+        return generation == self.generations or (every > 0 and generation % every == 0)
+
     @property
     def uses_likelihood(self) -> bool:
         """Whether scores come from log-probabilities of reference answers, so that nothing is generated."""

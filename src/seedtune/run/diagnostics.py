@@ -59,7 +59,8 @@ def measure(evaluator: Evaluator, lineage: Lineage, *, parameters: int) -> dict[
     """Measure the newest generation, after its update was applied to the evaluator's engine.
 
     ``update_cosine`` is that of the last two updates, about 0 for updates from fresh noise; ``drift`` is measured where
-    the fingerprint is recorded, ``kl`` (see `divergence`) every ``kl_steps`` generations on the same prompts.
+    the fingerprint is recorded, ``kl`` (see `divergence`) every ``kl_steps`` generations and after the last, on the
+    same prompts.
     """
     engine, config, task, started = evaluator.engine, evaluator.config, evaluator.task, time.perf_counter()
     found: dict[str, Any] = {}
@@ -67,11 +68,11 @@ def measure(evaluator: Evaluator, lineage: Lineage, *, parameters: int) -> dict[
         latest = lineage.latest(2)
         found["update_cosine"] = engine.cosine(latest[0].terms, latest[1].terms) if len(latest) == 2 else None
     done = len(lineage.records)
-    if done % config.fingerprint_steps == 0 or done == config.generations:
+    if config.due(done, config.fingerprint_steps):
         found["drift"] = engine.drift()
         found["drift_predicted"] = predicted_drift(lineage.updates(done), parameters)
     found["time/diagnostics"] = time.perf_counter() - started
-    if config.kl_steps and done % config.kl_steps == 0:
+    if config.kl_steps and config.due(done, config.kl_steps):
         examples = (task.test or task.train)[:KL_PROMPTS]
         found["kl"] = divergence(engine, config, evaluator.unperturbed(examples, generation=done, tokens=True))
     return found

@@ -144,18 +144,14 @@ class Session:
             replay.rebuild(self.load(), self.paths.root, self.lineage)
         self.generation += 1
 
-    def due(self, steps: int) -> bool:
-        """Whether something is due that is done every ``steps`` generations (0: never) and after the last."""
-        return self.generation == self.config.generations or (steps > 0 and self.generation % steps == 0)
-
     def note(self, book: Ledger) -> None:
         """Write the weights' fingerprint to the ledger if it is due."""
-        if self.due(self.config.fingerprint_steps):
+        if self.config.due(self.generation, self.config.fingerprint_steps):
             book.note(self.generation, fingerprint=self.load().fingerprint())
 
     def snapshot_if_due(self) -> None:
         """Save a snapshot every ``save_steps`` generations and after the last."""
-        if self.due(self.config.save_steps):
+        if self.config.due(self.generation, self.config.save_steps):
             snapshots.save(
                 self.paths.snapshots, self.load(), generations=self.generation, keep=self.config.save_total_limit
             )
