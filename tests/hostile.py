@@ -81,6 +81,25 @@ async def async_raises(completions, **_):
     raise RuntimeError("in a loop")
 
 
+GATE = asyncio.Semaphore(1)
+
+
+async def gated(completions, **_):
+    async def one():
+        async with GATE:
+            await asyncio.sleep(0)
+            return 1.0
+
+    return await asyncio.gather(*(one() for _ in completions))
+
+
+async def rings(completions, **_):
+    """Signals are for the main thread."""
+    signal.alarm(60)
+    signal.alarm(0)
+    return [1.0] * len(completions)
+
+
 def forks(completions, **_):
     os.fork()
     return [2.0] * len(completions)

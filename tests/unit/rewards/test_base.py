@@ -12,8 +12,11 @@ import pytest
 from reward_calls import rewards, score
 from seedtune.errors import ConfigError, RewardError
 from seedtune.rewards.base import Reward, text_of, total
+from seedtune.rewards.execution.call import RewardCall
+from seedtune.rewards.execution.thread import ThreadWorker
 from seedtune.tasks.builtin.conciseness import length_error
 from seedtune.tasks.data.rows import examples
+from waiting import BOUND
 
 ROWS = [{"prompt": "one", "answer": "a"}, {"prompt": "two", "answer": "b", "level": 2}]
 TEXT = examples(ROWS, "train")
@@ -72,6 +75,50 @@ def test_an_async_function_is_awaited_in_a_notebook_too():
         return value_of(fn)
 
     assert asyncio.run(notebook()) == [0.5, 0.5]
+
+
+@pytest.mark.parametrize("where", ["main thread", "two threads", "notebook"])
+def test_async_functions_share_an_event_loop_as_in_trl(where):
+    """What a module made once (a semaphore, a client, a queue) works in every call, and in several functions."""
+    gate, loops = asyncio.Semaphore(1), set()
+
+    async def one():
+        async with gate:
+            loops.add(asyncio.get_running_loop())
+            await asyncio.sleep(0)
+            return 1.0
+
+    async def fn(completions):
+        return await asyncio.gather(*(one() for _ in completions))
+
+    async def notebook():
+        return [value_of(fn) for _ in range(3)]
+
+    if where == "main thread":
+        found = [value_of(fn) for _ in range(3)]
+    elif where == "notebook":
+        found = asyncio.run(notebook())
+    else:
+        workers = [ThreadWorker(), ThreadWorker()]
+        calls = [worker.call(RewardCall(fn, "", {"completions": ["x", "yy"]}, 2, BOUND)) for worker in workers * 2]
+        found = [call.values for call in calls]
+    assert set(map(tuple, found)) == {(1.0, 1.0)}
+    assert len(loops) == 1
+
+
+def test_an_async_function_that_hangs_keeps_nothing_from_later_calls():
+    gate, worker = asyncio.Semaphore(1), ThreadWorker()
+
+    async def fn(completions):
+        async with gate:
+            await asyncio.sleep(BOUND if completions == ["hang"] else 0)
+            return [1.0]
+
+    first, second = (
+        worker.call(RewardCall(fn, "", {"completions": [x]}, 1, s)) for x, s in (("hang", 0.5), ("", BOUND))
+    )
+    assert first.faults[0].kind == "hang"
+    assert second.values == [1.0]
 
 
 def test_objects_and_partials_are_functions():

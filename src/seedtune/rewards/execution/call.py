@@ -9,10 +9,12 @@ import asyncio
 import inspect
 import math
 import reprlib
+import threading
 import traceback
 from collections.abc import Awaitable, Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
 FaultKind = Literal["exception", "value", "hang", "crash", "memory", "load", "send"]
@@ -25,6 +27,9 @@ code could not be loaded in a worker, or its columns could not be sent to one.
 MESSAGE, DETAILS = 500, 4000
 """Characters kept of a message and of its details (a traceback or output)."""
 
+
+LATE = 1.1
+"""Time limits after which an awaitable is cancelled: its caller has counted a hang by then."""
 
 LARGEST = 1e60
 """Largest absolute reward: the fourth power of rewards and derived values must not overflow a float."""
@@ -65,15 +70,18 @@ def failed(fault: Fault, count: int) -> RewardResult:
     return RewardResult([math.nan] * count, dict.fromkeys(range(count), fault))
 
 
-def attempt(function: Callable[..., Any], keywords: Mapping[str, Any], count: int) -> RewardResult:
+def attempt(
+    function: Callable[..., Any], keywords: Mapping[str, Any], count: int, *, seconds: float | None = None
+) -> RewardResult:
     """Call a function with the keywords it accepts, await it if it is async, and check the returned values.
 
-    Any exception except an interrupt becomes a fault of all completions of the call.
+    Any exception except an interrupt becomes a fault of all completions of the call.  ``seconds`` limits the awaiting
+    in a thread; otherwise the caller enforces the limit.
     """
     try:
         returned = function(**accepted(function, keywords))
         if inspect.isawaitable(returned):
-            returned = _wait_for(returned)
+            returned = _wait_for(returned, seconds)
         return _checked(returned, count)
     except (Exception, SystemExit, asyncio.CancelledError) as error:  # noqa: BLE001 - the named boundary: user code
         return failed(fault_of(error), count)
@@ -106,18 +114,42 @@ def accepted(function: Callable[..., Any], keywords: Mapping[str, Any]) -> dict[
     return {key: value for key, value in keywords.items() if key in names}
 
 
-def _wait_for(awaitable: Awaitable[Any]) -> Any:
-    """Run an awaitable to its result, in a separate thread if an event loop is running already (notebooks)."""
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return asyncio.run(_await(awaitable))
-    with ThreadPoolExecutor(1) as thread:
-        return thread.submit(asyncio.run, _await(awaitable)).result()
+def _wait_for(awaitable: Awaitable[Any], seconds: float | None) -> Any:
+    """Run an awaitable to its result, in the process's one event loop, as TRL does.
+
+    Semaphores, clients and queues of a module belong to the loop that used them first.  In the main thread of a
+    worker the loop runs there, where signals work.  Other threads share a background loop, which cancels an awaitable
+    that takes longer than ``seconds``: it might hold a semaphore for ever.
+    """
+    if threading.current_thread() is threading.main_thread() and not _in_event_loop():
+        return _main_loop().run(_await(awaitable, None))
+    with _background:
+        loop = _background_loop()
+    late = None if seconds is None else LATE * seconds
+    return asyncio.run_coroutine_threadsafe(_await(awaitable, late), loop).result()
 
 
-async def _await(value: Awaitable[Any]) -> Any:
-    return await value
+def _in_event_loop() -> bool:
+    """Whether the calling thread runs an event loop already (notebooks)."""
+    with suppress(RuntimeError):
+        return asyncio.get_running_loop() is not None
+    return False
+
+
+_main_loop = lru_cache(asyncio.Runner)
+_background = threading.Lock()
+
+
+@lru_cache
+def _background_loop() -> asyncio.AbstractEventLoop:
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=loop.run_forever, name="async rewards", daemon=True).start()
+    return loop
+
+
+async def _await(value: Awaitable[Any], seconds: float | None) -> Any:
+    async with asyncio.timeout(seconds):
+        return await value
 
 
 def _checked(returned: Any, count: int) -> RewardResult:

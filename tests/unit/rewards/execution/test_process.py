@@ -60,6 +60,11 @@ def test_it_stays_for_many_calls_and_is_another_process(worker):
     assert pid_of(worker) == pid_of(worker) != os.getpid()
 
 
+@pytest.mark.parametrize("name", ["gated", "rings"])
+def test_async_functions_run_in_its_one_event_loop_and_main_thread(worker, name):
+    assert [called(worker, name).values for _ in range(3)] == [[1.0, 1.0]] * 3
+
+
 def test_it_computes_with_one_thread(worker):
     assert called(worker, "threads").values == [1.0, 1.0]
 
