@@ -27,9 +27,9 @@ class Server:
         return self.script.pop(0) if len(self.script) > 1 else self.script[0]
 
 
-def chat(text: Any) -> tuple[int, str]:
-    """A chat completion that says ``text``."""
-    return 200, json.dumps({"choices": [{"message": {"role": "assistant", "content": text}}]})
+def chat(text: Any, finish: str | None = None) -> tuple[int, str]:
+    """A chat completion that says ``text``, and why it ended."""
+    return 200, json.dumps({"choices": [{"message": {"role": "assistant", "content": text}, "finish_reason": finish}]})
 
 
 class _Http(ThreadingHTTPServer):

@@ -70,10 +70,10 @@ class JudgeSettings(Section):
     """Name of the environment variable that holds the API key.  The key itself is never written anywhere."""
 
     max_tokens: int = Field(default=64, ge=1)
-    """Most new tokens of a reply of the judge."""
+    """Most new tokens of a reply of the judge, its thinking included; a reply that is cut off is not scored."""
 
     temperature: float = Field(default=0.0, ge=0.0)
-    """Sampling temperature of the judge."""
+    """Sampling temperature of the judge, unless its server refuses one."""
 
     timeout: float = Field(default=60.0, gt=0.0, le=3600.0)
     """Seconds until a request is abandoned, even if its response is still arriving."""

@@ -34,6 +34,11 @@ class Reward:
     inline: bool = False
     """Whether the reward must run in the main process: it holds a model, or waits in its own threads (judges)."""
 
+    chunk: int = 32
+    """Completions per call if it is inline: enough for model batches, or for the requests that a judge sends at once.
+
+    Calls follow one another, so the last requests of each leave others idle."""
+
 
 def text_of(completion: str | Sequence[dict[str, Any]]) -> str:
     """Return the text of a completion, which is a string or a list of chat messages."""

@@ -29,9 +29,6 @@ Report = Callable[[list[dict[str, Any]]], None]
 STUCK = 8
 """Hung threads of one reward in this process that stop the run."""
 
-CHUNK = 32
-"""Completions per call of an inline reward: enough for one model batch or for concurrent requests."""
-
 
 class Scorer:
     """Run a task's rewards: in worker processes if they can be imported there, in threads otherwise.
@@ -164,8 +161,8 @@ class Round:
     def _batches_of(self, reward: Reward) -> list[_Batch]:
         """Group the completions into calls; those in the main thread wait until all rollouts are there."""
         config, here = self._scorer.config, self._scorer.places[reward.name].where == "here"
-        inline = reward.inline and config.reward_batch == "sample"
-        grouped = batches("all" if here else "chunk" if inline else config.reward_batch, self._prompts)
+        size = reward.chunk if reward.inline else 1
+        grouped = batches("all" if here else config.reward_batch, self._prompts, size)
         return [_Batch(reward, places, len(places) + here) for places in grouped]
 
     def _submit(self, batch: _Batch) -> None:
@@ -215,16 +212,18 @@ class Round:
             raise RewardError(f"{reason} {scorer.advice}".strip())
 
 
-def batches(grouping: Literal["sample", "chunk", "prompt", "all"], prompts: Sequence[int]) -> list[tuple[int, ...]]:
+def batches(
+    grouping: Literal["sample", "prompt", "all"], prompts: Sequence[int], size: int = 1
+) -> list[tuple[int, ...]]:
     """Return the completion indices of each call, independent of the order in which rollouts finish.
 
     Indices 0, 1, … run over members, then prompts, then samples; ``prompts[i]`` is the prompt of completion i.
-    ``sample``: one; ``chunk``: `CHUNK` neighbours; ``prompt``: those of one prompt; ``all``: the whole evaluation.
+    ``sample``: ``size`` neighbours; ``prompt``: those of one prompt; ``all``: the whole evaluation.
     """
     if grouping == "prompt":
         groups: dict[int, list[int]] = {}
         for place, prompt in enumerate(prompts):
             groups.setdefault(prompt, []).append(place)
         return [tuple(group) for group in groups.values()]
-    size = {"sample": 1, "chunk": CHUNK, "all": max(1, len(prompts))}[grouping]
+    size = size if grouping == "sample" else max(1, len(prompts))
     return [tuple(range(len(prompts))[first : first + size]) for first in range(0, len(prompts), size)]

@@ -62,7 +62,7 @@ def _build(name: str, settings: RewardSettings) -> Reward:
     if settings.judge is not None:
         from seedtune.rewards.sources.judge import Judge
 
-        return Reward(name, Judge(settings.judge), inline=True)
+        return Reward(name, Judge(settings.judge), inline=True, chunk=4 * settings.judge.concurrency)
     if settings.classifier is not None:
         from seedtune.rewards.sources.classifier import Classifier
 

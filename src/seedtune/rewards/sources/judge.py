@@ -40,17 +40,34 @@ BACKOFF = 1.0
 LARGEST = 1 << 20
 """Largest response that is read, in bytes."""
 
+REFUSED = frozenset({HTTPStatus.BAD_REQUEST, HTTPStatus.UNPROCESSABLE_ENTITY})
+"""HTTP statuses of servers that do not know a parameter, or not its value."""
+
+PARAMETERS = ("max_tokens", "max_completion_tokens", "temperature")
+"""Parameters that some providers refuse; ``max_completion_tokens`` is sent where ``max_tokens`` is refused (OpenAI)."""
+
+UNFINISHED = frozenset({"length", "max_tokens", "content_filter"})
+"""Finish reasons of replies that are cut off: a number in them may be a part of another, or of the thinking."""
+
+LONGER = "raise judge.max_tokens: a judge that thinks first needs thousands"
+
+_THINKING = r"[<\[]{}(?:\w+:)?(?:think(?:ing)?|thought)\|?[>\]]"
+_OPENED = re.compile(r"\s*" + _THINKING.format(r"\|?(?:START_)?"), re.IGNORECASE)
+_CLOSED = re.compile(_THINKING.format(r"(?:/|\|END_)"), re.IGNORECASE)
 _PLACE = re.compile(r"\{([A-Za-z_]\w*)\}")
 _NUMBER = re.compile(r"(?<![\w.])-?\d+(?:\.\d+)?(?!\w)")
 _OUT_OF = re.compile(r"(?:/|\bout of\b)\s*\d+(?:\.\d+)?")
 
 
 class Failure(Exception):  # noqa: N818 - not an error of ours: the sample is not scored
-    """A request that returned no score; ``again``: a retry may succeed, after ``wait`` seconds if given."""
+    """A request that returned no score; ``again``: a retry may succeed, after ``wait`` seconds if given.
 
-    def __init__(self, why: str, *, again: bool = False, wait: float | None = None) -> None:
+    ``refusal`` is the response of a server that refused the request, which is never shown.
+    """
+
+    def __init__(self, why: str, *, again: bool = False, wait: float | None = None, refusal: str = "") -> None:
         super().__init__(why)
-        self.again, self.wait = again, wait
+        self.again, self.wait, self.refusal = again, wait, refusal
 
 
 class Judge:
@@ -62,6 +79,7 @@ class Judge:
     def __init__(self, settings: JudgeSettings) -> None:
         self.settings = settings
         self.address = _address(settings)
+        self._refused: frozenset[str] = frozenset()
         _key(settings)
 
     def __repr__(self) -> str:
@@ -85,23 +103,23 @@ class Judge:
             log.warning("%s: %d of %d not scored; the first: %s", self, len(reasons), len(answers), reasons[0])
         return [None if isinstance(answer, str) else answer for answer in answers]
 
-    def body(self, prompt: Any, completion: str, row: Mapping[str, Any]) -> bytes:
-        """Return the JSON body of one request; raise RewardError if the template names an unknown column."""
+    def body(self, prompt: Any, completion: str, row: Mapping[str, Any]) -> dict[str, Any]:
+        """Return one request's body; raise RewardError if the template names an unknown column."""
         known, settings = {**row, "prompt": _shown(prompt), "completion": completion}, self.settings
         if settings.kind == "reward":
-            return json.dumps(known, default=str).encode()
+            return known
         asked = _PLACE.sub(lambda found: _filled(found[1], known), settings.prompt)
         messages = [{"role": "user", "content": asked}]
         if settings.system is not None:
             messages.insert(0, {"role": "system", "content": settings.system})
         sizes = {"max_tokens": settings.max_tokens, "temperature": settings.temperature}
-        return json.dumps({"model": settings.model, "messages": messages, **sizes}).encode()
+        return {"model": settings.model, "messages": messages, **sizes}
 
-    def _score(self, body: bytes, key: str | None, stopped: Event) -> float | str:
+    def _score(self, body: dict[str, Any], key: str | None, stopped: Event) -> float | str:
         """Return the score, or the reason why there is none."""
         for attempt in range(self.settings.retries + 1):
             try:
-                return score_in(self._text(request(self.address, body, key, self.settings.timeout)), self.settings)
+                return score_in(self._text(self._asked(body, key)), self.settings)
             except Failure as failure:
                 if not failure.again or attempt == self.settings.retries:
                     return f"{failure} ({attempt + 1} of {self.settings.retries + 1} tries)"
@@ -110,15 +128,47 @@ class Judge:
                     return "stopped"
         raise AssertionError("the last try returns")
 
+    def _asked(self, body: dict[str, Any], key: str | None) -> bytes:
+        """Return the server's response to a body, sent again without the parameters that the server refuses by name."""
+        refused = self._refused
+        while True:
+            sent = body if self.settings.kind == "reward" else _without(body, refused)
+            try:
+                answer = request(self.address, json.dumps(sent, default=str).encode(), key, self.settings.timeout)
+            except Failure as failure:
+                named = {name for name in PARAMETERS if name in sent and name in failure.refusal}
+                if not named or self.settings.kind == "reward":
+                    raise
+                refused |= named
+            else:
+                self._remember(refused.intersection(body))
+                return answer
+
+    def _remember(self, refused: frozenset[str]) -> None:
+        """Send later requests without refused parameters, and say so."""
+        if refused - self._refused:
+            log.warning("%s refuses %s: it is asked without", self, ", ".join(sorted(refused)))
+            self._refused |= refused
+
     def _text(self, answer: bytes) -> str:
         """Return the message of a chat completion, or the whole response of a reward endpoint."""
         if self.settings.kind == "reward":
             return answer.decode("utf-8", "replace")
         with suppress(ValueError, LookupError, TypeError, RecursionError):
-            text = json.loads(answer)["choices"][0]["message"]["content"]
+            choice = json.loads(answer)["choices"][0]
+            if choice.get("finish_reason") in UNFINISHED:
+                cut = f"the reply was cut off (finish_reason={choice['finish_reason']}"
+                raise Failure(f"{cut}, max_tokens={self.settings.max_tokens}): {LONGER}")
+            text = choice["message"]["content"]
             if isinstance(text, str):
                 return text
         raise Failure("the answer is not a chat completion")
+
+
+def _without(body: dict[str, Any], refused: frozenset[str]) -> dict[str, Any]:
+    """Return a body without refused parameters, with ``max_completion_tokens`` in place of ``max_tokens``."""
+    renamed = {"max_completion_tokens": body["max_tokens"]} if "max_tokens" in refused else {}
+    return {name: value for name, value in {**body, **renamed}.items() if name not in refused}
 
 
 def request(address: SplitResult, body: bytes, key: str | None, timeout: float) -> bytes:
@@ -169,7 +219,9 @@ def _read(response: http.client.HTTPResponse) -> bytes:
     if response.status != HTTPStatus.OK:
         again = response.status in AGAIN or response.status >= HTTPStatus.INTERNAL_SERVER_ERROR
         wait = response.getheader("Retry-After", "")
-        raise Failure(f"HTTP {response.status}", again=again, wait=float(wait) if wait.isdecimal() else None)
+        refusal = response.read(LARGEST).decode("utf-8", "replace") if response.status in REFUSED else ""
+        seconds = float(wait) if wait.isdecimal() else None
+        raise Failure(f"HTTP {response.status}", again=again, wait=seconds, refusal=refusal)
     answer = response.read(LARGEST + 1)
     if len(answer) > LARGEST:
         raise Failure(f"the answer is longer than {LARGEST:,} bytes")
@@ -177,15 +229,25 @@ def _read(response: http.client.HTTPResponse) -> bytes:
 
 
 def score_in(text: str, settings: JudgeSettings) -> float:
-    """Read the score from the judge's text; raise Failure if none is within the bounds."""
+    """Read the score from the judge's text after its thinking; raise Failure if none is within the bounds."""
     try:
-        value = float(_score_of(text, settings))
+        value = float(_score_of(_after_thinking(text), settings))
     except (ValueError, TypeError, OverflowError, LookupError, RecursionError):
         raise Failure("no score in the answer") from None
     min_score, max_score = settings.bounds
     if not math.isfinite(value) or not min_score <= value <= max_score:
         raise Failure(f"{value:g} is not a number from {min_score:g} to {max_score:g}")
     return value
+
+
+def _after_thinking(text: str) -> str:
+    """Return what follows the last end of a thinking model's thoughts; raise Failure if they do not end."""
+    if text.lstrip().startswith("{"):  # JSON, which may quote such a mark
+        return text
+    ends = [found.end() for found in _CLOSED.finditer(text)]
+    if not ends and _OPENED.match(text):
+        raise Failure(f"the judge's thinking was cut off: {LONGER}")
+    return text[ends[-1] :] if ends else text
 
 
 def _score_of(text: str, settings: JudgeSettings) -> Any:

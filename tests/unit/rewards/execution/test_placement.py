@@ -12,7 +12,7 @@ import hostile
 import runs
 from seedtune.rewards.base import Reward
 from seedtune.rewards.execution.placement import Placement, place_of
-from seedtune.rewards.scorer import CHUNK, batches
+from seedtune.rewards.scorer import batches
 from seedtune.tasks.builtin.conciseness import length_error
 
 PROMPTS = [0, 0, 1, 1, 0, 0, 1, 1]
@@ -113,7 +113,6 @@ def test_a_function_of_an_unguarded_script_stays_so_that_the_script_does_not_run
         ("sample", [(place,) for place in range(8)]),
         ("prompt", [(0, 1, 4, 5), (2, 3, 6, 7)]),
         ("all", [tuple(range(8))]),
-        ("chunk", [tuple(range(8))]),
     ],
 )
 def test_calls_hold_what_was_asked_for_in_order(how, calls):
@@ -122,4 +121,4 @@ def test_calls_hold_what_was_asked_for_in_order(how, calls):
 
 
 def test_chunks_are_neighbours():
-    assert [len(batch) for batch in batches("chunk", [0] * (2 * CHUNK + 3))] == [CHUNK, CHUNK, 3]
+    assert [len(batch) for batch in batches("sample", [0] * 67, 32)] == [32, 32, 3]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import logging
+import threading
 import time
 import traceback
 
@@ -19,6 +20,7 @@ from seedtune.rewards.base import Reward
 from seedtune.rewards.sources import build
 from seedtune.rewards.sources.judge import Failure, Judge, score_in
 from seedtune.types import Example
+from waiting import BOUND
 
 KEY = "sk-verysecret-0123456789"
 
@@ -163,6 +165,17 @@ def test_nobody_listening_costs_the_samples_and_not_the_run(caplog):
         ("[[5]] then [[6]]", {"pattern": r"\[\[(\d+)\]\]"}, 6.0),
         ("nothing", {"pattern": r"\[\[(\d+)\]\]"}, None),
         ("[[x]]", {"pattern": r"\[\[(.)\]\]"}, None),
+        ("<think>\nOkay, the question has 3 parts. The student got 2 …", {}, None),
+        ("\n<|START_THINKING|>Maybe 2", {}, None),
+        ("[THINK]Mark: 2, no", {"pattern": r"Mark: (\d)"}, None),
+        ('<think>Perhaps {"score": 2}', {"field": "score"}, None),
+        ("<think>2 of 3</think>\n\n8", {}, 8.0),
+        ("2 of 3 parts\n</think>\n\n8", {}, 8.0),
+        ("2 of 3 parts\n</think>\n\n", {}, None),
+        ("[THINK]Mark: 2[/THINK]Mark: 9", {"pattern": r"Mark: (\d)"}, 9.0),
+        ('<think>{2}</think>```json\n{"score": 3}```', {"field": "score"}, 3.0),
+        ('{"why": "it forgot </think>", "score": 3}', {"field": "score"}, 3.0),
+        ("It forgot <think> and got 3", {}, 3.0),
     ],
 )
 def test_rules_read_a_score_or_none(text, settings, expected):
@@ -171,6 +184,69 @@ def test_rules_read_a_score_or_none(text, settings, expected):
             score_in(text, JudgeSettings(**settings))
     else:
         assert score_in(text, JudgeSettings(**settings)) == expected
+
+
+@pytest.mark.parametrize("finish", ["length", "max_tokens", "content_filter"])
+def test_a_reply_that_was_cut_off_is_no_mark(finish, caplog):
+    with serving(chat("The mark is 1", finish), chat(None, finish), chat("10", "stop")) as server:
+        assert ask(judge(server, concurrency=1, max_tokens=4), "a", "b", "c") == [None, None, 10.0]
+    assert f"2 of 3 not scored; the first: the reply was cut off (finish_reason={finish}, max_tokens=4)" in caplog.text
+
+
+REFUSALS = {
+    "max_tokens": "Unsupported parameter: 'max_tokens' is not supported. Use 'max_completion_tokens' instead.",
+    "max_completion_tokens": "extra fields not permitted: max_completion_tokens",
+    "temperature": f"'temperature' does not support 0.0 with the key {KEY}. Only the default (1) is supported.",
+}
+
+
+@pytest.mark.parametrize(
+    ("refused", "sent"),
+    [
+        (["temperature"], {"max_tokens": 64}),
+        (["max_tokens"], {"max_completion_tokens": 64, "temperature": 0.0}),
+        (["max_tokens", "temperature"], {"max_completion_tokens": 64}),
+        (["max_tokens", "max_completion_tokens"], {"temperature": 0.0}),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("status", [400, 422])
+def test_parameters_that_a_provider_refuses_are_left_out_of_this_request_and_later_ones(refused, sent, status, caplog):
+    def reply(body):
+        wrong = next((name for name in refused if name in body), None)
+        return chat("8") if wrong is None else (status, json.dumps({"error": {"message": REFUSALS[wrong]}}))
+
+    with serving(reply) as server:
+        one = judge(server, retries=0)
+        assert ask(one) == [8.0]
+        assert len(server.requests) == 1 + len(refused)
+        assert ask(one, "a", "b") == [8.0, 8.0]
+    assert {name: value for name, value in server.requests[-1]["body"].items() if name in REFUSALS} == sent
+    assert caplog.text.count("refuses") == 1
+    assert KEY not in caplog.text
+
+
+def test_a_refusal_that_no_parameter_causes_is_a_failure_and_changes_no_request():
+    with serving((400, "temperature, max_tokens, max_completion_tokens: no such model")) as server:
+        one = judge(server)
+        assert ask(one) == [None]
+        server.script[:] = [chat("8")]
+        assert ask(one) == [8.0]
+    assert {"max_tokens", "temperature"} < server.requests[-1]["body"].keys()
+
+
+def test_as_many_requests_are_under_way_as_were_asked_for():
+    together = threading.Barrier(48)
+
+    def reply(_):
+        together.wait(BOUND)
+        return chat("8")
+
+    with serving(reply) as server:
+        settings = {"base_url": server.address, "concurrency": 48, "retries": 0, "timeout": BOUND}
+        rewards = build.build(Config.create({"train_dataset": "x", "reward_funcs": {"judge": settings}}), [])
+        examples = [Example(place, "p", {}) for place in range(48)]
+        assert score(rewards, examples, ["a"] * 48)["judge"] == [8.0] * 48
 
 
 def test_a_reward_endpoint_gets_the_row_and_answers_json():
