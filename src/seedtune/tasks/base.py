@@ -6,6 +6,8 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import date, time, timedelta
+from decimal import Decimal
 from typing import Any
 
 from pydantic import Field
@@ -61,8 +63,13 @@ class Task:
     def digest(self) -> str:
         """Return 16 hexadecimal digits over the training examples.  Reward code is not included and may be fixed."""
         rows = [[example.id, example.prompt, sorted(example.columns.items())] for example in self.train]
-        text = json.dumps(rows, default=lambda value: type(value).__name__)
+        text = json.dumps(rows, default=_text, skipkeys=True)
         return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def _text(value: Any) -> str:
+    """Return a text that is the same in every process: of other objects only the name of their type is."""
+    return str(value) if isinstance(value, date | time | timedelta | Decimal | bytes) else type(value).__name__
 
 
 class NoSettings(Section):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
@@ -12,6 +13,8 @@ from seedtune.config.sections import Section, explain
 from seedtune.errors import ConfigError, DataError, SeedtuneError, nearest
 from seedtune.rewards.sources import user_code
 from seedtune.tasks.base import Task
+from seedtune.tasks.data.rows import plain
+from seedtune.types import Example
 
 S = TypeVar("S", bound=Section)
 PREFIX = "task_args."
@@ -43,7 +46,11 @@ def from_file(name: str, given: Mapping[str, Any]) -> Task:
         raise DataError(f"task={name!r} raised {type(error).__name__}: {error}. Fix the function.") from error
     if not isinstance(made, Task):
         raise ConfigError(f"task={name!r} returned {type(made).__name__}, not a seedtune.tasks.Task.")
-    return made
+    wrong = {type(row).__name__ for row in (*made.train, *made.test)} - {Example.__name__}
+    if wrong:
+        raise ConfigError(f"task={name!r} has rows of type {', '.join(sorted(wrong))}, not seedtune.types.Example.")
+    train, test = ([plain(row, split) for row in rows] for rows, split in ((made.train, "train"), (made.test, "eval")))
+    return replace(made, train=train, test=test)
 
 
 def _check_arguments(function: Callable[..., Any], given: Mapping[str, Any]) -> None:

@@ -189,6 +189,12 @@ def test_settings_of_a_task_are_part_of_what_a_run_is():
         ("def f(size=1): return 1", "f", {"sise": 2}, r"unknown setting 'task_args\.sise'\. Did you mean 'size'\?"),
         ("def f(size): return 1", "f", {}, r"f needs task_args\.size\. Give it, for example --set task_args\.size=1"),
         ("def f(): return 1", "f", {}, r"returned int, not a seedtune\.tasks\.Task"),
+        (
+            "from seedtune.tasks import Task\ndef f(): return Task('t', [{'prompt': 'Hi'}], [], ())",
+            "f",
+            {},
+            r"has rows of type dict, not seedtune\.types\.Example",
+        ),
         ("def f(): return 1 / 0", "f", {}, r"raised ZeroDivisionError: division by zero\. Fix the function"),
         ("def fun(): return 1", "fin", {}, r"task=.*: there is no 'fin' in it\. Did you mean 'fun'\?"),
         ("import nothing_like_it", "f", {}, r"importing .*own.py' raised ModuleNotFoundError: .*nothing_like_it"),
@@ -199,6 +205,18 @@ def test_what_is_wrong_with_a_file_is_named(tmp_path, text, function, args, mess
     (tmp_path / "own.py").write_text(text)
     with pytest.raises((ConfigError, DataError), match=message):
         tasks.create(f"{tmp_path / 'own.py'}:{function}", args)
+
+
+def test_rows_of_a_file_are_plain_data_too(tmp_path):
+    (tmp_path / "own.py").write_text(
+        "import numpy as np\nfrom datetime import date\nfrom seedtune.tasks import Task\n"
+        "from seedtune.types import Example\n"
+        "chat = ({'role': 'user', 'content': 'Hi', 'on': date(2024, 5, 1)},)\n"
+        "def f(): return Task('t', [Example(0, chat, {'n': np.int64(3)})], [], ())\n"
+    )
+    (example,) = tasks.create(f"{tmp_path / 'own.py'}:f").train
+    assert example.prompt == ({"role": "user", "content": "Hi", "on": "2024-05-01"},)
+    assert type(example.columns["n"]) is int
 
 
 def test_a_file_that_is_not_there_is_named():

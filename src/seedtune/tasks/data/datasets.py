@@ -6,7 +6,9 @@ import csv
 import io
 import json
 import os
-from collections.abc import Callable
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -92,28 +94,48 @@ def _splits(library: ModuleType, settings: DatasetSettings) -> list[str]:
 
 DataRows = list[dict[str, Any]]
 
-
-def _jsonl(path: Path) -> DataRows:
-    rows = []
-    for number, line in enumerate(_text(path).split("\n"), 1):
-        if line.strip():
-            where = f"{path} line {number}"
-            rows.append(_row(_parsed(line, where), where))
-    return rows
+_SPACE = re.compile(r"\s*")
 
 
 def _json(path: Path) -> DataRows:
-    text = _text(path)
-    whole = _parsed(text, str(path)) if text.strip() else []
-    if not isinstance(whole, list):
-        raise DataError(f"{path} holds {_kind(whole)}, not a list of rows. Write [{{…}}, {{…}}], or a .jsonl file.")
-    return [_row(row, f"{path} row {number}") for number, row in enumerate(whole)]
+    """Read rows one after the other, as in JSON Lines, or one list of rows, whatever the file's name."""
+    values = list(_values(_text(path), path))
+    alone = values[0][1] if len(values) == 1 else None
+    if isinstance(alone, list):
+        return [_row(row, f"{path} row {number}") for number, row in enumerate(alone)]
+    if alone is not None and path.suffix.lower() == ".json":
+        raise DataError(f"{path} holds {_kind(alone)}, not a list of rows. Write [{{…}}, {{…}}], or a .jsonl file.")
+    return [_row(value, f"{path} line {line}") for line, value in values]
+
+
+def _values(text: str, path: Path) -> Iterator[tuple[int, Any]]:
+    """Yield every JSON value of a text, with the line on which it begins."""
+    decoder, text, line, place = json.JSONDecoder(object_pairs_hook=_object), text.rstrip(), 1, 0
+    while place < len(text):
+        found = _SPACE.match(text, place)
+        start = found.end() if found else place
+        line += text.count("\n", place, start)
+        try:
+            value, place = decoder.raw_decode(text, start)
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{path} line {line} is not JSON: {error}. Mend or remove it.") from error
+        yield line, value
+        line += text.count("\n", start, place)
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
+        raise ValueError(f"an object names {twice!r} twice")
+    return found
 
 
 def _csv(path: Path) -> DataRows:
     """Read CSV; all values are strings, and the first line names the columns."""
-    reader = csv.reader(io.StringIO(_text(path), newline=""), strict=True)
-    rows: DataRows = []
+    text = _text(path)
+    reader, rows = csv.reader(io.StringIO(text, newline=""), strict=True), DataRows()
+    usual = csv.field_size_limit(len(text) + 1)  # the module's own limit is 128 KiB
     try:
         names = next(reader, [])
         if len(set(names)) != len(names):
@@ -124,6 +146,8 @@ def _csv(path: Path) -> DataRows:
             rows.append(dict(zip(names, values, strict=True)))
     except csv.Error as error:
         raise DataError(f"{path} line {reader.line_num} is not CSV: {error}. Mend or remove it.") from error
+    finally:
+        csv.field_size_limit(usual)
     return rows
 
 
@@ -137,7 +161,7 @@ def _parquet(path: Path) -> DataRows:
 
 
 READERS: dict[str, Callable[[Path], DataRows]] = {
-    ".jsonl": _jsonl,
+    ".jsonl": _json,
     ".json": _json,
     ".csv": _csv,
     ".parquet": _parquet,
@@ -153,13 +177,6 @@ def _text(path: Path) -> str:
         raise DataError(f"{path} line {line} is not UTF-8: {error.reason}. Save the file as UTF-8.") from error
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}. Check the file.") from error
-
-
-def _parsed(text: str, where: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{where} is not JSON: {error}. Mend or remove it.") from error
 
 
 def _row(value: Any, where: str) -> dict[str, Any]:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
 from typing import Any
 
-from seedtune.errors import DataError, nearest
+import numpy as np
+from pydantic_core import to_jsonable_python
+
+from seedtune.errors import DataError, first_line, nearest
 from seedtune.numerics import noise
-from seedtune.types import Example
+from seedtune.types import Example, Message
 
 Rows = Iterable[Mapping[str, Any]]
 """An iterable of mappings with a ``prompt``."""
@@ -21,6 +25,9 @@ TrainTestSplit = tuple[Examples, Examples]
 
 MOST = 128
 """Most held-out rows: an evaluation should not take longer than the training."""
+
+_JSON_MESSAGES = re.compile(r"\s*\[\s*\{\s*['\"](role|content)['\"]\s*:.*\]\s*", re.DOTALL)
+"""A list of messages as text: JSON, or Python's own form, which a data frame's ``to_csv`` writes."""
 
 _HELD_OUT = noise.Address(noise.key_for(0, noise.Purpose.HELD_OUT), noise.Stream.ORDER)
 
@@ -60,20 +67,66 @@ def _example(row: Any, index: int, split: str, name: str) -> Example:
             f"row {index} of the {split} data has no {name!r} (it holds {held}).{near} Name the column of the prompts: "
             "prompt_column=COLUMN."
         )
-    prompt = row[name]
     columns = {str(key): value for key, value in row.items() if key != name}
+    return plain(Example(index, row[name], columns), split)
+
+
+def plain(example: Example, split: str) -> Example:
+    """Return an example of checked plain data: NumPy's and pandas' types become Python's, JSON messages messages.
+
+    Messages hold only what JSON has (a date becomes text), without keys that are null, as a table's rows have them.
+    Raises DataError with the row for a prompt that is neither text nor messages.
+    """
+    where = f"row {example.id} of the {split} data"
+    try:
+        prompt, columns = _python(example.prompt), _python(example.columns)
+    except RecursionError:
+        raise DataError(f"{where} is nested too deeply, or contains itself. Leave that column out.") from None
+    if isinstance(prompt, str) and _JSON_MESSAGES.fullmatch(prompt):
+        prompt = _parsed(prompt, where)
     if isinstance(prompt, str):
-        return Example(index, prompt, columns)
+        return Example(example.id, prompt, columns)
     if isinstance(prompt, Sequence) and prompt and all(_is_message(message) for message in prompt):
-        return Example(index, tuple(dict(message) for message in prompt), columns)
+        return Example(example.id, tuple(_message(message, where) for message in prompt), columns)
     raise DataError(
-        f"row {index} of the {split} data: the prompt {prompt!r} is neither text nor a list of messages "
+        f"{where}: the prompt {prompt!r} is neither text nor a list of messages "
         "like {'role': 'user', 'content': '…'}."
     )
 
 
+def _python(value: Any) -> Any:
+    """Replace the types of NumPy and pandas, at any depth; other processes and JSON do not know them."""
+    if isinstance(value, Mapping):
+        return {key: _python(inner) for key, inner in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(map(_python, value))
+    if isinstance(value, np.ndarray | np.generic):
+        fine = value.astype(f"{value.dtype.kind}8[us]") if value.dtype.kind in "mM" else value
+        return _python(fine.tolist()) if isinstance(fine, np.ndarray) else fine.item()
+    return None if type(value).__name__ in ("NAType", "NaTType") else value
+
+
+def _parsed(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise DataError(
+            f"{where}: the prompt {text[:60]!r}… looks like messages, but is not JSON: {error}. Write the column with "
+            "json.dumps(messages), or save the data as .jsonl."
+        ) from error
+
+
 def _is_message(message: Any) -> bool:
     return isinstance(message, Mapping) and {"role", "content"} <= set(message)
+
+
+def _message(message: Mapping[str, Any], where: str) -> Message:
+    given = {key: value for key, value in message.items() if value is not None or key in ("role", "content")}
+    try:
+        made: Message = to_jsonable_python(given)
+    except ValueError as error:
+        raise DataError(f"{where}: a message holds what JSON cannot: {first_line(error)}. Leave it out.") from error
+    return made
 
 
 def chat(text: str) -> list[dict[str, str]]:

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import sys
+from datetime import date, datetime
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from seedtune.config.data_and_rewards import DatasetSettings
 from seedtune.errors import DataError, MissingExtraError
+from seedtune.tasks.base import Task
 from seedtune.tasks.data import datasets
 from seedtune.tasks.data.datasets import READERS
 from seedtune.tasks.data.rows import MOST, examples, hold_out
 
 ROWS = [{"prompt": "2 + 2 =", "answer": "4"}, {"prompt": 'è, "é"\n:', "answer": "ü\u2028"}]
+
+CHAT = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": 'Say "hi"'}]
 
 
 def read(path: Path | str, default: str = "train", **settings) -> list:
@@ -71,6 +77,9 @@ def test_messages_in_json_and_parquet_become_chat_prompts(tmp_path):
         ("x.jsonl", '{"prompt": "a"}\n["a"]\n', 'x.jsonl line 2 holds a list, not an object. Write {"prompt": …}.'),
         ("x.jsonl", "[" * 100_000, "x.jsonl line 1 is not JSON: "),
         ("x.jsonl", b'{"prompt": "a"}\n{"prompt": "\xff"}\n', "x.jsonl line 2 is not UTF-8: invalid start byte"),
+        ("x.jsonl", '{"prompt": "a"}\n{"a": {"b": 1, "b": 2}}', "line 2 is not JSON: an object names 'b' twice. "),
+        ("x.json", '[{"prompt": "a", "prompt": "b"}]', "x.json line 1 is not JSON: an object names 'prompt' twice. "),
+        ("x.jsonl", '{"prompt": "a"}\n"b\n{"prompt": "c"}\n', "x.jsonl line 2 is not JSON: "),
         ("x.jsonl", "\n \n", "x.jsonl is empty. Give at least one row with a prompt."),
         ("x.json", "", "x.json is empty."),
         ("x.json", "[]", "x.json is empty."),
@@ -88,6 +97,110 @@ def test_messages_in_json_and_parquet_become_chat_prompts(tmp_path):
 )  # fmt: skip
 def test_what_is_malformed_is_named_with_its_line(tmp_path, name, data, message):
     assert message in error_of(write(tmp_path, name, data))
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("lines.json", "".join(json.dumps(row) + "\n" for row in ROWS)),
+        ("list.jsonl", json.dumps(ROWS)),
+        ("indented.jsonl", json.dumps(ROWS, indent=2)),
+        ("objects.json", "\n" + "\n".join(json.dumps(row, indent=2) for row in ROWS)),
+    ],
+)
+def test_rows_of_json_are_read_whatever_the_file_is_called(tmp_path, name, data):
+    assert read(write(tmp_path, name, data)) == ROWS
+
+
+def test_a_csv_field_may_be_large_and_the_limit_of_others_stays(tmp_path):
+    text, usual = "a" * 400_000, csv.field_size_limit()
+    assert read(write(tmp_path, "x.csv", f"prompt\n{text}\n")) == [{"prompt": text}]
+    assert csv.field_size_limit() == usual
+
+
+# ---------------------------------------------------------------- rows as other programs make them
+
+
+def example_of(prompt, **columns):
+    (made,) = examples([{"prompt": prompt, **columns}], "train")
+    return made
+
+
+def test_messages_as_json_text_in_a_column_are_messages(tmp_path):
+    text = json.dumps(CHAT).replace('"', '""')
+    (made,) = examples(read(write(tmp_path, "x.csv", f'prompt,n\n"{text}",1\n')), "train")
+    assert (made.prompt, made.columns) == (tuple(CHAT), {"n": "1"})
+
+
+@pytest.mark.parametrize("text", [repr(CHAT), '[{"role": "user", "content": "Hi"]', '[{"content": "Hi", "role": }]'])
+def test_text_that_should_have_been_messages_is_refused_with_the_row(text):
+    with pytest.raises(
+        DataError, match=r"row 0 of the train data: the prompt .* is not JSON.* json\.dumps\(messages\)"
+    ):
+        example_of(text)
+
+
+@pytest.mark.parametrize("text", ['["a", "b"]', 'Explain [{"role": "user"}]', "[{}]", '[{"roles": 1}]'])
+def test_other_text_with_json_in_it_stays_text(text):
+    assert example_of(text).prompt == text
+
+
+def test_messages_hold_what_json_holds_and_no_nulls_of_a_table():
+    message = {"role": "user", "content": "Hi", "at": datetime(2024, 5, 1, 12), "name": None, "n": np.int64(3)}
+    assert example_of([message]).prompt == ({"role": "user", "content": "Hi", "at": "2024-05-01T12:00:00", "n": 3},)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (object(), ": a message holds what JSON cannot: "),
+        (b"\xff", ": a message holds what JSON cannot: "),
+        ((lambda loop: loop.append(loop) or loop)([]), " is nested too deeply, or contains itself. "),
+    ],
+    ids=repr,
+)
+def test_a_message_that_json_cannot_hold_is_refused_with_the_row(value, message):
+    with pytest.raises(DataError, match=f"^row 0 of the train data{message}"):
+        example_of([{"role": "user", "content": "Hi", "extra": value}])
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (np.int64(3), 3),
+        (np.float32(0.5), 0.5),
+        (np.bool_(True), True),
+        (np.str_("x"), "x"),
+        (np.array([[1, 2], [3, 4]]), [[1, 2], [3, 4]]),
+        (np.array([{"a": np.array([1])}, None], dtype=object), [{"a": [1]}, None]),
+        ({"k": [np.int8(1)], "t": (np.int8(1),)}, {"k": [1], "t": (1,)}),
+        (np.datetime64("2024-05-01", "ns"), datetime(2024, 5, 1)),
+        (np.array(["2024-05-01"], dtype="datetime64[ns]"), [datetime(2024, 5, 1)]),
+        (np.datetime64("NaT"), None),
+    ],
+    ids=repr,
+)
+def test_values_of_numpy_become_those_of_python(value, expected):
+    found = example_of(np.array(CHAT, dtype=object), value=value)
+    assert found.prompt == tuple(CHAT)
+    assert found.columns == {"value": expected}
+    assert repr(found.columns["value"]) == repr(expected)
+
+
+def test_rows_of_a_data_frame_are_those_it_was_made_from(tmp_path):
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.read_parquet(save_parquet(tmp_path, [{"prompt": CHAT, "n": 1, "tags": ["a"]}]))
+    frame["gone"] = pandas.array([pandas.NA], dtype="Int64")
+    (made,) = examples(frame.to_dict("records"), "train")
+    assert (made.prompt, made.columns) == (tuple(CHAT), {"n": 1, "tags": ["a"], "gone": None})
+
+
+def test_the_digest_of_a_task_sees_dates_and_is_the_same_for_numpy_values():
+    digests = [
+        Task("t", (example_of("Hi", when=when, n=n, odd={(1, 2): 3}),), (), ()).digest()
+        for when, n in [(date(2024, 5, 1), 1), (date(2024, 5, 1), np.int64(1)), (date(2024, 5, 2), 1)]
+    ]
+    assert digests[0] == digests[1] != digests[2]
 
 
 def test_a_file_that_is_not_there_is_named_with_the_nearest(tmp_path):
