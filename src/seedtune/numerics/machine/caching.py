@@ -1,9 +1,10 @@
 """numba's ``njit`` with a disk cache that is never stale, and that is disabled if no folder is writable.
 
 numba's own cache notices edits of a compiled function's file, but not of files that it imports; it raises when it
-finds no writable folder, and two processes that save different signatures at once may exchange them.  Here the
-folder is named by a digest of all sources that compiled code is made from, one process saves at a time, and a file
-that cannot be read or written only costs another compilation.
+finds no writable folder, processes that start together all compile the same functions, and two that save different
+signatures at once may exchange them.  Here the folder is named by a digest of all sources that compiled code is made
+from, one process at a time compiles a function and saves it while others wait to read it, and a file that cannot be
+read or written only costs another compilation.
 """
 
 from __future__ import annotations
@@ -14,17 +15,18 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import llvmlite
 import numba
 import numpy as np
 from numba.core import event
 from numba.core.caching import CompileResultCacheImpl, FunctionCache, _CacheLocator
+from numba.core.compiler_lock import global_compiler_lock
 
 from seedtune import activities
 from seedtune.numerics.machine import cache_folders
@@ -40,6 +42,9 @@ OUTSIDE = ("numerics/fingerprint.py", "numerics/noise.py", "numerics/rounding.py
 UNUSED_DAYS = 30
 """A folder of other sources is removed after this long without use."""
 
+PATIENCE = 120.0
+"""Seconds to wait for a process that compiles the same function: it may be stopped, not only slow."""
+
 
 def njit(*, cache: bool = False, **options: Any) -> Callable[[Callable[..., Any]], Any]:
     """Compile like `numba.njit`, with ``cache`` on the disk if a folder for it is available."""
@@ -48,6 +53,7 @@ def njit(*, cache: bool = False, **options: Any) -> Callable[[Callable[..., Any]
         dispatcher = numba.njit(no_cfunc_wrapper=True, **options)(function)
         if cache and folder() is not None:
             dispatcher._cache = KernelCache(function)
+            dispatcher.compile = dispatcher._cache.in_turn(dispatcher.compile)
         return dispatcher
 
     return compiled
@@ -128,35 +134,81 @@ class _Implementation(CompileResultCacheImpl):
 
 
 class KernelCache(FunctionCache):
-    """A compiled function's cache: one process saves at a time, and failures disable the cache."""
+    """A compiled function's cache: one process at a time compiles and saves it, and failures disable the cache.
+
+    A process that misses a signature takes the lock of the function, looks again, compiles and saves.  Locks are taken
+    in the order of calls between compiled functions, which has no cycles; after `PATIENCE`, or where files cannot be
+    locked, the function is compiled without the lock and not saved.  The lock of a killed process is free.
+    """
 
     _impl_class = _Implementation
+    _lock: IO[bytes] | None = None
+
+    def in_turn(self, compile: Callable[[Any], Any]) -> Callable[[Any], Any]:  # noqa: A002 - numba's name
+        """Return the dispatcher's ``compile``, which releases the function's lock however it ends."""
+
+        def compile_in_turn(sig: Any) -> Any:
+            with global_compiler_lock:  # one thread of this process at a time, which may compile recursively
+                outer = self._lock
+                try:
+                    return compile(sig)
+                finally:
+                    if outer is None and self._lock is not None:
+                        fcntl.flock(self._lock, fcntl.LOCK_UN)  # a child forked meanwhile has the file open, too
+                        self._lock.close()
+                        self._lock = None
+
+        return compile_in_turn
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
-        """Return the compiled function of a signature, or None."""
+        """Return the compiled function of a signature; None if this process has to compile it."""
+        found = self._load(sig, target_context)
+        if found is None and self._lock is None:
+            try:
+                self._lock = _locked(Path(self.cache_path) / f"{self._impl.filename_base}.lock")
+            except OSError as error:
+                log.info("a compiled kernel cannot be kept: %s", error)
+            else:
+                found = self._load(sig, target_context)
+        return found
+
+    def _load(self, sig: Any, target_context: Any) -> Any:
         try:
             return super().load_overload(sig, target_context)
         except Exception as error:  # noqa: BLE001 - the named boundary: what is damaged is compiled again
-            log.info("a compiled kernel cannot be read (%s: %s) and is compiled again", type(error).__name__, error)
-            with suppress(OSError):
-                self.flush()
+            if self._lock is not None:
+                log.info("a compiled kernel cannot be read (%s: %s) and is compiled again", type(error).__name__, error)
+                with suppress(OSError):
+                    self.flush()
             return None
 
     def save_overload(self, sig: Any, data: Any) -> None:
-        """Save the compiled function of a signature, if possible."""
+        """Save the compiled function of a signature, if this process has the lock."""
+        if self._lock is None:
+            return
         try:
-            with _alone(Path(self.cache_path)):
-                super().save_overload(sig, data)
+            super().save_overload(sig, data)
         except OSError as error:
             log.info("a compiled kernel cannot be kept: %s", error)
 
 
-@contextmanager
-def _alone(place: Path) -> Iterator[None]:
-    """While open, no other process saves."""
-    with open(place / "lock", "wb") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+def _locked(path: Path) -> IO[bytes]:
+    """Return the open file, locked; raise `TimeoutError` if another process holds its lock longer than `PATIENCE`."""
+    with ExitStack() as failed, activities.doing("compiling for this processor, in another process"):
+        file, end = failed.enter_context(open(path, "wb")), time.monotonic() + PATIENCE
+        while not _try_lock(file):
+            if time.monotonic() > end:
+                raise TimeoutError(f"another process has held {path} for {PATIENCE:.0f} s")
+            time.sleep(0.05)
+        failed.pop_all()
+    return file
+
+
+def _try_lock(file: IO[bytes]) -> bool:
+    with suppress(BlockingIOError):
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    return False
 
 
 class _Compilations(event.Listener):

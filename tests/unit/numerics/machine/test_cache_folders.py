@@ -192,42 +192,6 @@ def test_damaged_files_and_missing_folders_only_cost_a_compilation(tmp_path):
     assert without == ["0", "1", "None", whole[3]]
 
 
-SAVE = """
-import sys
-import numpy as np
-from seedtune.numerics.kernels import cpu_compiled
-dtype = np.dtype(sys.argv[1])
-print("ready", flush=True); input()
-out = np.zeros(16, dtype)
-cpu_compiled.convert(out, np.arange(16).astype(dtype))
-print(out.tolist())
-"""
-
-
-@pytest.mark.slow
-def test_processes_that_compile_different_signatures_at_once_keep_both(tmp_path):
-    env = {**os.environ, "SEEDTUNE_CACHE": str(tmp_path), "PYTHONPATH": str(PACKAGE.parent)}
-    env.pop("NUMBA_CACHE_DIR", None)
-    for _ in range(2):  # compiled, then read
-        started = [
-            subprocess.Popen(
-                [sys.executable, "-c", SAVE, kind], env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-            )
-            for kind in ("float32", "uint16", "int16")
-        ]
-        for process in started:
-            assert process.stdout.readline() == "ready\n"
-        answers = [process.communicate("\n")[0] for process in started]
-        assert all(process.returncode == 0 for process in started)
-        assert [eval_list(answer) for answer in answers] == [list(range(16))] * 3
-    (index,) = tmp_path.rglob("cpu_compiled.convert-*.nbi")
-    assert len(list(index.parent.glob("cpu_compiled.convert-*.nbc"))) == 3
-
-
-def eval_list(text: str) -> list[float]:
-    return [float(number) for number in text.strip("[]\n").split(",")]
-
-
 DAC_OVERRIDE, PR_CAPBSET_DROP = 1, 24
 
 

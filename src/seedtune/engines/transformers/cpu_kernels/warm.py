@@ -4,8 +4,8 @@
 
 Compiling holds a lock of the process, so a thread could not do it beside other work.  Every kernel is called once on
 a few zeros of the types and layouts that the transformers engine passes to it for plain decoder layers of ``lowrank``
-runs.  The kernels that a run needs last come first, so that the two processes meet in the middle; both compile the
-same code, and one process saves it at a time.
+runs.  The kernels that a run needs last come first, so that the two processes meet in the middle; there one waits for
+the function that the other compiles.
 """
 
 from __future__ import annotations
