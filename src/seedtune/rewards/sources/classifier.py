@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +11,9 @@ from seedtune.rewards.base import text_of
 
 BATCH = 16
 """Completions per forward pass."""
+
+UNLIMITED = (1 << 31) - 1
+"""Tokens of a text where neither model nor tokenizer has a limit."""
 
 
 class Classifier:
@@ -30,8 +32,8 @@ class Classifier:
         self.label = _label(settings, config)
         self.tokenizer = self._read(AutoTokenizer)
         self.tokenizer.padding_side, self.tokenizer.truncation_side = "right", "left"
-        limit = getattr(config, "max_position_embeddings", None)
-        self.longest = min(limit or math.inf, self.tokenizer.model_max_length)
+        limit = getattr(config.get_text_config(), "max_position_embeddings", None)
+        self.longest = min(limit or UNLIMITED, self.tokenizer.model_max_length, UNLIMITED)
         self.model: Any = None
 
     def __repr__(self) -> str:
@@ -39,6 +41,7 @@ class Classifier:
 
     def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **_: Any) -> list[float]:
         """Return one score per completion."""
+        self.longest = min(self.longest, _positions(self._loaded())) if completions else self.longest
         ids = [self._encode(prompt, completion) for prompt, completion in zip(prompts, completions, strict=True)]
         size = 1 if self.tokenizer.pad_token_id is None else BATCH
         order = sorted(range(len(ids)), key=lambda index: len(ids[index]))
@@ -85,6 +88,19 @@ class Classifier:
                 f"cannot load the reward model {name!r}: {first} Give a folder or Hugging Face id of a sequence-"
                 "classification model; a function is written file.py:function or module.function."
             ) from error
+
+
+def _positions(model: Any) -> int:
+    """Return the usable positions of models that number them from after the padding's (RoBERTa: 512 of 514)."""
+    from torch.nn import Embedding
+
+    tables = [module for name, module in model.named_modules() if name.endswith("position_embeddings")]
+    usable = (
+        table.num_embeddings - table.padding_idx - 1
+        for table in tables
+        if isinstance(table, Embedding) and table.padding_idx is not None
+    )
+    return min(usable, default=UNLIMITED)
 
 
 def _label(settings: ClassifierSettings, config: Any) -> int | None:

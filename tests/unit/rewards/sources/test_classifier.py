@@ -87,6 +87,28 @@ def test_long_texts_lose_their_beginning(folder):
     assert score == pytest.approx(float(alone(folder, "abcdefgh", 8)[0]), abs=1e-5)
 
 
+@pytest.mark.parametrize(("kind", "usable"), [("Roberta", 23), ("MPNet", 22), ("Bert", 24)])
+def test_as_many_tokens_as_the_model_has_positions_for_are_read(kind, usable, tmp_path):
+    save(tmp_path, template=None)
+    tokenizer = hf.AutoTokenizer.from_pretrained(tmp_path)
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    ids = {"pad_token_id": tokenizer.pad_token_id, "vocab_size": len(tokenizer), "num_labels": 1}
+    config = getattr(hf, f"{kind}Config")(**sizes, **ids, max_position_embeddings=24)
+    getattr(hf, f"{kind}ForSequenceClassification")(config).save_pretrained(tmp_path)
+    texts = ["y" * 50, "z" * usable, "z" * (usable - 1)]
+    scores = Classifier(ClassifierSettings(model=str(tmp_path)))(texts, [""] * 3)
+    assert scores == pytest.approx([float(alone(str(tmp_path), text, usable)[0]) for text in texts], abs=1e-5)
+
+
+def test_a_model_without_positions_reads_texts_of_any_length(tmp_path):
+    save(tmp_path, template=None)
+    tokenizer = hf.AutoTokenizer.from_pretrained(tmp_path)
+    config = hf.BloomConfig(vocab_size=len(tokenizer), hidden_size=16, n_layer=1, n_head=2, num_labels=1)
+    hf.BloomForSequenceClassification(config).save_pretrained(tmp_path)
+    (score,) = Classifier(ClassifierSettings(model=str(tmp_path)))(["y" * 50], [""])
+    assert score == pytest.approx(float(alone(str(tmp_path), "y" * 50)[0]), abs=1e-5)
+
+
 def test_a_model_without_padding_token_scores_one_by_one(tmp_path):
     folder = save(tmp_path, pad=False)
     one = Classifier(ClassifierSettings(model=folder))
