@@ -16,6 +16,12 @@ Message = Mapping[str, str]
 Finish = Literal["stop", "length"]
 """Why a completion ended: a stop token or string, or the token limit."""
 
+COUNT = 1_000_000
+"""Upper bound of settings that count members, prompts, rows or tokens of one generation."""
+
+STEPS = 10_000_000
+"""Upper bound of settings that count generations."""
+
 _LABEL = re.compile(r"(?:(\d+):)?(\d+)([+-])")
 
 

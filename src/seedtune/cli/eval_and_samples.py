@@ -12,9 +12,10 @@ from rich.text import Text
 
 import seedtune
 from seedtune.cli.console import clock, console, number, say, say_table
-from seedtune.cli.options import RunFolder, Sets
+from seedtune.cli.options import RunFolder, Sets, bounded
 from seedtune.cli.progress import ReplayProgress
 from seedtune.errors import ConfigError, RunError, storage_cause
+from seedtune.types import COUNT, STEPS
 
 if TYPE_CHECKING:
     from seedtune.evaluation.comparison import DiffPiece, Row
@@ -30,11 +31,11 @@ def evaluate(
         str, typer.Argument(metavar="RUN|MODEL", help="A run directory, model folder, id or built-in name.")
     ],
     task: Annotated[list[str] | None, typer.Option(help="Task, repeatable; a run's own by default.")] = None,
-    generation: Annotated[int | None, typer.Option(help="The run's model after this many generations.")] = None,
-    samples: Annotated[int | None, typer.Option(help="Sample so many answers of every prompt, too.")] = None,
+    generation: Annotated[int | None, bounded(0, STEPS, help="The run's model after this many generations.")] = None,
+    samples: Annotated[int | None, bounded(0, COUNT, help="Sample so many answers of every prompt, too.")] = None,
     k: Annotated[str | None, typer.Option("--k", metavar="K,K,…", help="pass@k and maj@k for these k.")] = None,
-    temperature: Annotated[float, typer.Option(help="Of the samples; other answers are greedy.")] = 0.7,
-    limit: Annotated[int | None, typer.Option(help="Held-out prompts; all by default.")] = None,
+    temperature: Annotated[float, bounded(0, 1000, help="Of the samples; other answers are greedy.")] = 0.7,
+    limit: Annotated[int | None, bounded(1, COUNT, help="Held-out prompts; all by default.")] = None,
     kl: Annotated[bool, typer.Option("--kl", help="Measure the divergence of a run from its base model.")] = False,
     baseline: Annotated[
         str | None, typer.Option(metavar="base|G", help="Compare a run with its base model, or with a generation.")
@@ -42,7 +43,7 @@ def evaluate(
     prompt_baseline: Annotated[
         bool, typer.Option("--prompt-baseline", help="Add the base model with its best prompt and with majority votes.")
     ] = False,
-    seed: Annotated[int, typer.Option(help="Of the samples and the intervals.")] = 0,
+    seed: Annotated[int, bounded(0, 2**64 - 1, help="Of the samples and the intervals.")] = 0,
     config: Annotated[
         Path | None, typer.Option(help="How a model is asked: a settings file, for example RUN/config.yaml.")
     ] = None,
@@ -88,7 +89,7 @@ def _integer(option: str, text: str) -> int:
         return int(text)
     except ValueError:
         example = "1,4,16" if option == "--k" else "base, or a generation such as 20"
-        raise ConfigError(f"{option} {text!r} is not a number. Give {example}.") from None
+        raise ConfigError(f"{option} {text[:100]!r} is not a number. Give {example}.") from None
 
 
 def _hand_out(found: seedtune.Evaluation, to_json: str | None) -> None:
@@ -145,7 +146,7 @@ def _save(found: seedtune.Evaluation, run: Path) -> None:
 
 def samples(
     run: RunFolder,
-    limit: Annotated[int, typer.Option(help="Prompts to show; 0 shows all.")] = 12,
+    limit: Annotated[int, bounded(0, COUNT, help="Prompts to show; 0 shows all.")] = 12,
 ) -> None:
     """Held-out answers before and after training, side by side."""
     from seedtune.evaluation import comparison, report
@@ -193,7 +194,7 @@ def say_changes(paths: RunPaths) -> None:
 
 def inspect(
     run: RunFolder,
-    limit: Annotated[int, typer.Option(help="Answers to show; 0 shows all.")] = 12,
+    limit: Annotated[int, bounded(0, COUNT, help="Answers to show; 0 shows all.")] = 12,
 ) -> None:
     """Recorded answers that look as if the reward had been gamed, most suspicious first, and why."""
     from seedtune.evaluation.evaluate import BASE

@@ -3,14 +3,29 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+
+from seedtune.errors import ConfigError
+from seedtune.types import STEPS
+
+
+def bounded(low: float, high: float, *, help: str, metavar: str | None = None) -> Any:  # noqa: A002 - typer's word
+    """Return an option that is a number from ``low`` to ``high``; ConfigError names another one and the limits."""
+
+    def check(_: typer.Context, option: typer.CallbackParam, value: float | None) -> float | None:
+        if value is not None and not low <= value <= high:
+            raise ConfigError(f"{option.opts[0]} {value} is out of range: give a number from {low:,} to {high:,}.")
+        return value
+
+    return typer.Option(help=help, callback=check, metavar=metavar)
+
 
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="Settings of the run to come.")]
 OutputFolder = Annotated[Path, typer.Option("--output", "-o", help="Folder to write, new or empty.")]
-Generation = Annotated[int | None, typer.Option(help="The model after this many generations; all by default.")]
+Generation = Annotated[int | None, bounded(0, STEPS, help="The model after this many generations; all by default.")]
 Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; the base model's by default.")]
 Sets = Annotated[
     list[str] | None,

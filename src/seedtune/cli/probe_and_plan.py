@@ -9,8 +9,9 @@ import typer
 
 import seedtune
 from seedtune.cli.console import clock, number, say, say_table
-from seedtune.cli.options import ConfigFile, Sets
+from seedtune.cli.options import ConfigFile, Sets, bounded
 from seedtune.errors import ConfigError
+from seedtune.types import COUNT
 
 if TYPE_CHECKING:
     from seedtune.config.config import Config
@@ -43,8 +44,10 @@ def probe(
     sigmas: Annotated[
         str | None, typer.Option(metavar="S,S,…", help="Evaluate exactly these; chosen from the configured one if not.")
     ] = None,
-    members: Annotated[int, typer.Option(help="Members at each sigma, in pairs.")] = 16,
-    prompts: Annotated[int | None, typer.Option(help="Training prompts; those of a generation by default.")] = None,
+    members: Annotated[int, bounded(4, COUNT, help="Members at each sigma, in pairs.")] = 16,
+    prompts: Annotated[
+        int | None, bounded(1, COUNT, help="Training prompts; those of a generation by default.")
+    ] = None,
     sets: Sets = None,
 ) -> None:
     """Choose sigma and alpha before training, at 5 % of the cost of a sweep.
@@ -75,7 +78,7 @@ def plan(
         Path | None, typer.Option(metavar="RUN", help="Take this machine's pace from a run instead of measuring.")
     ] = None,
     share: Annotated[
-        float | None, typer.Option(help="Mean length of a completion as a share of max_completion_length.")
+        float | None, bounded(0, 1, help="Mean length of a completion as a share of max_completion_length.")
     ] = None,
     sets: Sets = None,
 ) -> None:

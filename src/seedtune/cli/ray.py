@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -50,7 +51,7 @@ def wish_of(text: str, target: dict[str, int]) -> dict[str, int]:
     """Parse ``4`` or ``vllm=4`` as numbers by kind; ConfigError if it is neither."""
     kind, _, number = text.rpartition("=")
     kinds = list(target)
-    if not number.isdigit():
+    if not re.fullmatch("[0-9]{1,4}", number):
         raise ConfigError(f"{text!r} is not a number of workers. Write, say, 4, or {kinds[0]}=4.")
     if not kind and len(kinds) > 1:
         raise ConfigError(f"this run has several kinds of workers: say which, for example {kinds[0]}={number}.")

@@ -11,7 +11,8 @@ import typer
 
 import seedtune
 from seedtune.cli.console import number, say, say_table
-from seedtune.cli.options import Sets
+from seedtune.cli.options import Sets, bounded
+from seedtune.types import COUNT
 
 if TYPE_CHECKING:
     from seedtune.tasks.base import Task, TaskKind
@@ -49,7 +50,7 @@ def validate(
     task: Annotated[
         str, typer.Argument(metavar="TASK", help="Built-in task, reasoning_gym:NAME, file.py:function or CONFIG.yaml.")
     ],
-    items: Annotated[int, typer.Option(min=1, help="Examples to score, held-out ones first.")] = 400,
+    items: Annotated[int, bounded(1, COUNT, help="Examples to score, held-out ones first.")] = 400,
     gold: Annotated[
         str | None, typer.Option(metavar="COLUMN", help="Column of gold answers; the task's own, 'gold' or 'answer'.")
     ] = None,

@@ -10,9 +10,10 @@ import typer
 
 import seedtune
 from seedtune.cli.console import console, error_console, say
-from seedtune.cli.options import RunFolder, Sets
+from seedtune.cli.options import RunFolder, Sets, bounded
 from seedtune.cli.progress import ProgressLines, ReplayProgress
 from seedtune.errors import ConfigError, resume_command
+from seedtune.types import STEPS
 
 
 def train(
@@ -65,7 +66,7 @@ def train(
 
 def resume(
     run: RunFolder,
-    generations: Annotated[int | None, typer.Option(help="Train to this many generations in all.")] = None,
+    generations: Annotated[int | None, bounded(1, STEPS, help="Train to this many generations in all.")] = None,
     sets: Sets = None,
 ) -> None:
     """Go on with a run after the last complete generation, bit for bit as if it had never stopped."""
@@ -139,8 +140,9 @@ def _dry_run(trainer: seedtune.Trainer) -> None:
     with closing(engine):
         ProgressLines(console()).describe(trainer, info)
     completions = min(config.prompts_per_generation, len(trainer.task.train)) * config.samples_per_prompt
-    sizes = [(size + config.evaluate_unperturbed) * completions for size in populations(config)]
+    sizes = {(size + config.evaluate_unperturbed) * completions: count for size, count in populations(config).items()}
+    in_all = sum(size * count for size, count in sizes.items())
     say(
-        f"{max(sizes):,} rollouts a generation{'' if min(sizes) == max(sizes) else ' at most'}, {sum(sizes):,} in all; "
+        f"{max(sizes):,} rollouts a generation{'' if min(sizes) == max(sizes) else ' at most'}, {in_all:,} in all; "
         f"at most {max(sizes) * config.max_completion_length:,} new tokens a generation. Nothing was written."
     )

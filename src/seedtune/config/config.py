@@ -18,6 +18,9 @@ from seedtune.config.fields import Fields, one_spelling
 from seedtune.config.sections import explain, yes_or_no
 from seedtune.errors import ConfigError
 
+SHOWN = 8
+"""Most problems that one error lists."""
+
 
 class Config(Fields):
     """All settings of a run.  Unknown keys are errors; the defaults train a model."""
@@ -65,7 +68,9 @@ class Config(Fields):
         try:
             return cls.model_validate(settings)
         except ValidationError as error:
-            raise ConfigError("; ".join(explain(e, cls) for e in error.errors())) from None
+            found = error.errors()
+            more = [f"and {len(found) - SHOWN} more"] if len(found) > SHOWN else []
+            raise ConfigError("; ".join([*(explain(e, cls) for e in found[:SHOWN]), *more])) from None
 
     def replace(self, **changes: Any) -> Config:
         """Return a validated copy with some settings changed; raises ConfigError."""

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from seedtune.config.sections import Section
+from seedtune.types import COUNT
 
 OBJECTS = "(Python objects)"
 """Placeholder in a run's config.yaml for data and functions that exist only in the Python program."""
@@ -60,19 +61,19 @@ class JudgeSettings(Section):
     pattern: str | None = None
     """Read the score from the group of this regular expression; the last match is used."""
 
-    min_score: float | None = None
+    min_score: float | None = Field(default=None, ge=-1e12, le=1e12)
     """Lower scores are rejected; by default 0 for ``chat``, and no bound for ``reward``."""
 
-    max_score: float | None = None
+    max_score: float | None = Field(default=None, ge=-1e12, le=1e12)
     """Higher scores are rejected (``2024`` is no score); by default 10 for ``chat``, and no bound for ``reward``."""
 
     api_key_env: str | None = None
     """Name of the environment variable that holds the API key.  The key itself is never written anywhere."""
 
-    max_tokens: int = Field(default=64, ge=1)
+    max_tokens: int = Field(default=64, ge=1, le=COUNT)
     """Most new tokens of a reply of the judge, its thinking included; a reply that is cut off is not scored."""
 
-    temperature: float = Field(default=0.0, ge=0.0)
+    temperature: float = Field(default=0.0, ge=0.0, le=1e3)
     """Sampling temperature of the judge, unless its server refuses one."""
 
     timeout: float = Field(default=60.0, gt=0.0, le=3600.0)

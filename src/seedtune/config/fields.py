@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from seedtune.config.data_and_rewards import OBJECTS, DatasetSettings, RewardSettings
 from seedtune.config.sections import (
+    DAY,
     ConversationSettings,
     LikelihoodSettings,
     LookAheadSettings,
@@ -20,6 +21,7 @@ from seedtune.config.sections import (
     VllmSettings,
 )
 from seedtune.errors import ConfigError
+from seedtune.types import COUNT, STEPS
 
 GROUP = 8
 """Default members per job of Ray workers: independent of the number of workers, so that rewards are, too."""
@@ -67,7 +69,7 @@ class Fields(Section):
     reward_funcs: tuple[RewardSettings, ...] = ()
     """Your own rewards: ``file.py:function``, ``module.function``, or mappings (docs: rewards and data)."""
 
-    reward_weights: tuple[float, ...] | None = None
+    reward_weights: tuple[Annotated[float, Field(ge=-1e9, le=1e9)], ...] | None = None
     """One factor per reward in ``reward_funcs``; by default 1 each."""
 
     environment: str | None = None
@@ -85,16 +87,16 @@ class Fields(Section):
     seed: int = Field(default=0, ge=0, lt=2**64)
     """Run seed: addresses all noise, the order of prompts, and sampling draws."""
 
-    generations: int = Field(default=100, ge=1)
+    generations: int = Field(default=100, ge=1, le=STEPS)
     """Generations of the run; a finished run may be resumed with more."""
 
-    population: int = Field(default=32, ge=2)
+    population: int = Field(default=32, ge=2, le=COUNT)
     """Members per generation, N."""
 
-    sigma: float = Field(default=0.001, gt=0.0)
+    sigma: float = Field(default=0.001, gt=0.0, le=1e3)
     """Standard deviation of each weight's perturbation, σ."""
 
-    alpha: float | None = Field(default=None, gt=0.0)
+    alpha: float | None = Field(default=None, gt=0.0, le=1e6)
     """Step size α of θ ← θ + (α/N) Σ zᵢ εᵢ, with 1/σ absorbed.  By default it is adapted during training (see
     ``step_size``).  ``learning_rate`` is accepted as an alias."""
 
@@ -109,14 +111,14 @@ class Fields(Section):
     """Return to an earlier generation and continue with smaller steps when rewards collapse.  ``auto``: only with
     adaptive steps."""
 
-    noise_reuse: int = Field(default=1, ge=1)
+    noise_reuse: int = Field(default=1, ge=1, le=STEPS)
     """Consecutive generations that share their noise, with fresh prompts (EGGROLL uses 4)."""
 
-    anchor_l2: float = Field(default=0.0, ge=0.0)
+    anchor_l2: float = Field(default=0.0, ge=0.0, le=1e9)
     """λ₂ of the pull to the base model after every update, θ ← θ₀ + (1 − αλ₂)(θ − θ₀) (arXiv 2605.30148: about 10);
     with adaptive steps, whose α varies, σ/2 is used here instead."""
 
-    anchor_l1: float = Field(default=0.0, ge=0.0)
+    anchor_l1: float = Field(default=0.0, ge=0.0, le=1e9)
     """λ₁ of θ ← θ₀ + sign(d)·max(|d| − αλ₁, 0), where d = θ − θ₀ (about 0.01)."""
 
     lookahead: LookAheadSettings = LookAheadSettings()
@@ -138,7 +140,7 @@ class Fields(Section):
     rank: int = Field(default=1, ge=1, le=64)
     """Rank r of a low-rank perturbation."""
 
-    subspaces: int = Field(default=1, ge=1)
+    subspaces: int = Field(default=1, ge=1, le=1024)
     """Number K of disjoint parts that each generation splits the weights into; a pair perturbs one, by σ√K (CoPES)."""
 
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
@@ -164,7 +166,7 @@ class Fields(Section):
     likelihood: LikelihoodSettings = LikelihoodSettings()
     """Columns of the reference answers."""
 
-    samples_per_prompt: int = Field(default=1, ge=1)
+    samples_per_prompt: int = Field(default=1, ge=1, le=COUNT)
     """Completions per member and prompt, k; more than one requires a temperature above 0."""
 
     multi_objective_aggregation: Literal["sum_then_normalize", "normalize_then_sum"] = "sum_then_normalize"
@@ -178,24 +180,24 @@ class Fields(Section):
     """Most processes for reward functions, which run while the model generates; processes start on demand.
     0: run them in this process, where a crash ends the run."""
 
-    reward_timeout: float = Field(default=60.0, gt=0.0)
+    reward_timeout: float = Field(default=60.0, gt=0.0, le=DAY)
     """Time limit in seconds of a call of a reward function or an environment; the completions of a longer call are not
     scored."""
 
-    reward_memory_mb: int = Field(default=2048, ge=0)
+    reward_memory_mb: int = Field(default=2048, ge=0, le=2**24)
     """Memory of each reward process in MiB (Linux); 0: no limit."""
 
     max_reward_failure_rate: float = Field(default=0.5, ge=0.0, le=1.0)
     """Stop training if a reward function fails on more than this share of a generation's completions."""
 
-    prompts_per_generation: int = Field(default=8, ge=1)
+    prompts_per_generation: int = Field(default=8, ge=1, le=COUNT)
     """Training prompts that every member answers in a generation (all if there are fewer)."""
 
     evaluate_unperturbed: bool = True
     """Let the current model answer each generation's prompts, too, as a member outside the population.  Without it
     adaptive steps cannot measure the curvature and assume its average value."""
 
-    members_per_job: int = Field(default=0, ge=0)
+    members_per_job: int = Field(default=0, ge=0, le=COUNT)
     """Members batched together; 0: the whole population, or 8 with ``engine: ray``.  Part of a run's identity, unlike
     the number of workers."""
 
@@ -205,17 +207,17 @@ class Fields(Section):
     chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
     """Arguments passed to the chat template, for example ``enable_thinking: false``."""
 
-    max_prompt_length: int | None = Field(default=None, ge=1)
+    max_prompt_length: int | None = Field(default=None, ge=1, le=2**30)
     """Most tokens of a prompt; by default the model's context minus ``max_completion_length``."""
 
     prompt_truncation: Literal["error", "left", "drop"] = "error"
     """Policy for longer prompts, before training: raise an ``error``; truncate them from the ``left``, in whole
     characters (rewards and samples hold what the model reads); or ``drop`` their rows."""
 
-    max_completion_length: int = Field(default=256, ge=1)
+    max_completion_length: int = Field(default=256, ge=1, le=2**30)
     """Most new tokens of a completion."""
 
-    temperature: float = Field(default=0.0, ge=0.0)
+    temperature: float = Field(default=0.0, ge=0.0, le=1e3)
     """Sampling temperature; 0 decodes greedily.  Every member samples with the same random draws."""
 
     top_p: float = Field(default=1.0, gt=0.0, le=1.0)
@@ -224,30 +226,30 @@ class Fields(Section):
     stop: tuple[str, ...] = ()
     """Strings that end a completion."""
 
-    fingerprint_steps: int = Field(default=10, ge=1)
+    fingerprint_steps: int = Field(default=10, ge=1, le=STEPS)
     """Record the weights' fingerprint in the ledger, and measure their distance from the base model, every this many
     generations."""
 
-    eval_steps: int = Field(default=0, ge=0)
+    eval_steps: int = Field(default=0, ge=0, le=STEPS)
     """Evaluate the held-out split every this many generations; 0: only before and after training."""
 
-    eval_prompts: int = Field(default=0, ge=0)
+    eval_prompts: int = Field(default=0, ge=0, le=COUNT)
     """Held-out prompts to use; 0: all."""
 
     eval_tasks: tuple[str, ...] = ()
     """Further built-in tasks whose held-out splits are evaluated along with the run's own, to monitor forgetting."""
 
-    kl_steps: int = Field(default=0, ge=0)
+    kl_steps: int = Field(default=0, ge=0, le=STEPS)
     """Measure the KL divergence from the base model every this many generations, on 8 held-out prompts (training
     prompts if there are none); 0: never."""
 
-    logging_steps: int = Field(default=1, ge=1)
+    logging_steps: int = Field(default=1, ge=1, le=STEPS)
     """Show progress every this many generations (metrics are always written)."""
 
-    save_steps: int = Field(default=25, ge=0)
+    save_steps: int = Field(default=25, ge=0, le=STEPS)
     """Snapshot the current weights every this many generations, for fast resuming; 0: only at the end."""
 
-    save_total_limit: int = Field(default=2, ge=1)
+    save_total_limit: int = Field(default=2, ge=1, le=COUNT)
     """Number of snapshots to keep."""
 
     products: Literal["auto", "fma32", "bf16dot", "library"] = "auto"

@@ -2,17 +2,40 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
+from seedtune.config.foreign_data import check_finite, shown
 from seedtune.errors import nearest
+from seedtune.types import COUNT, STEPS
+
+DAY = 86_400.0
+"""Upper bound of time limits in seconds: operating systems count milliseconds in 32 bits."""
 
 
 class Section(BaseModel):
-    """A frozen group of settings; unknown keys are errors."""
+    """A frozen group of settings; unknown keys are errors, and every number has a lower and an upper bound."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _plain_value(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuse ``true`` for a number, which Python takes for 1, and infinity and NaN inside free-form settings."""
+        types = types_in(cls.model_fields[str(info.field_name)].annotation)
+        parts = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else (value,)
+        if types & {int, float} and any(isinstance(part, bool) for part in parts):
+            raise ValueError("must be a number, not true or false")
+        if Any in types:
+            check_finite(value)
+        return value
+
+
+def types_in(annotation: Any) -> set[Any]:
+    """Return the types inside an annotation such as ``int | dict[str, int]``."""
+    parts = get_args(annotation)
+    return set().union(*map(types_in, parts)) if parts else {annotation}
 
 
 def yes_or_no(value: Any) -> Any:
@@ -26,10 +49,10 @@ class TransformersSettings(Section):
     device: str = "auto"
     """``cpu``, ``cuda``, ``cuda:1``; ``auto`` uses CUDA if available."""
 
-    max_rows: int = Field(default=256, ge=1)
+    max_rows: int = Field(default=256, ge=1, le=COUNT)
     """Rows (completions) in flight at once; the rest wait for a free slot."""
 
-    max_batch_tokens: int = Field(default=65536, ge=1)
+    max_batch_tokens: int = Field(default=65536, ge=1, le=2**30)
     """Positions of the key-value cache over all rows in flight; limits its memory.  A prefill pass reads a 64th of
     them, at least 1024."""
 
@@ -42,13 +65,13 @@ class VllmSettings(Section):
 
     model_config = ConfigDict(extra="allow")
 
-    tensor_parallel_size: int = Field(default=1, ge=1)
+    tensor_parallel_size: int = Field(default=1, ge=1, le=1024)
     """Ranks that each tensor is sharded over."""
 
-    max_num_seqs: int = Field(default=256, ge=1)
+    max_num_seqs: int = Field(default=256, ge=1, le=COUNT)
     """Completions in flight at once; the rest wait."""
 
-    max_loras: int = Field(default=32, ge=1)
+    max_loras: int = Field(default=32, ge=1, le=COUNT)
     """Members in one batch (``lowrank``), each a LoRA adapter; further members wait."""
 
     weights_memory: Literal["device", "host"] = "device"
@@ -59,8 +82,9 @@ class VllmSettings(Section):
     def _check_options(self) -> VllmSettings:
         """Check the options of vLLM that seedtune reads before vLLM does."""
         length, eager = self.option("max_model_len"), self.option("enforce_eager")
-        if length is not None and (type(length) is not int or length < 1):
-            raise ValueError(f"max_model_len={length!r} must be a whole number of tokens, at least 1")
+        check_finite(self.model_extra)
+        if length is not None and (type(length) is not int or not 1 <= length <= 2**30):
+            raise ValueError(f"max_model_len={shown(length)} must be a whole number of tokens, at least 1")
         if eager is not None and not isinstance(eager, bool):
             raise ValueError(f"enforce_eager={eager!r} must be true or false")
         return self
@@ -76,52 +100,55 @@ class ToySettings(Section):
     size: int = Field(default=16, ge=1, le=4096)
     """Rows and columns of each of the two weight matrices."""
 
-    delay: float = Field(default=0.0, ge=0.0)
+    delay: float = Field(default=0.0, ge=0.0, le=DAY)
     """Seconds to wait per job, to simulate a slow model."""
+
+
+WorkerCount = Annotated[int, Field(ge=1, le=10_000)]
 
 
 class RaySettings(Section):
     """Ray workers, each with one engine: members are distributed over them, weights are never sent."""
 
-    workers: int | dict[str, int] = Field(default=2)
+    workers: WorkerCount | dict[str, WorkerCount] = Field(default=2)
     """Number of workers of the kind ``engine``, or a number per kind, such as ``{vllm: 2, transformers: 1}`` (then
     rewards depend on which kind answers).  Change it while training with ``seedtune ray scale RUN N``."""
 
     engine: Literal["transformers", "vllm", "toy"] = "transformers"
     """Engine of each worker; its settings are in the section of the same name."""
 
-    min_workers: int = Field(default=1, ge=1)
+    min_workers: WorkerCount = 1
     """The run waits while there are fewer workers."""
 
     address: str | None = None
     """Address of a Ray cluster: ``auto``, ``HOST:PORT`` or ``ray://HOST:PORT``; by default Ray is started locally."""
 
-    cpus: float | None = Field(default=None, gt=0.0)
+    cpus: float | None = Field(default=None, gt=0.0, le=100_000.0)
     """CPU cores and threads of a worker; by default an equal share of this machine, or 1 in a cluster."""
 
-    gpus: float | None = Field(default=None, ge=0.0)
+    gpus: float | None = Field(default=None, ge=0.0, le=10_000.0)
     """GPUs of a worker; by default 1, or ``vllm.tensor_parallel_size``, if Ray has any."""
 
-    resources: dict[str, float] = Field(default_factory=dict)
+    resources: dict[str, Annotated[float, Field(ge=0.0, le=1e9)]] = Field(default_factory=dict)
     """Further Ray resources of a worker, by name."""
 
     detached: bool = False
     """Keep workers of a cluster (``address``) alive if the driver is killed; a resumed run takes them over."""
 
-    prompts_per_job: int = Field(default=32, ge=1)
+    prompts_per_job: int = Field(default=32, ge=1, le=COUNT)
     """Held-out prompts in one job."""
 
-    retries: int = Field(default=4, ge=0)
+    retries: int = Field(default=4, ge=0, le=1000)
     """Retries of a job that failed or whose worker died, before its members get no reward."""
 
-    start_timeout: float = Field(default=900.0, gt=0.0)
+    start_timeout: float = Field(default=900.0, gt=0.0, le=DAY)
     """Seconds to wait for ``min_workers`` before the run stops, and for a job before any job has finished; also the
     limit of every snapshot and export."""
 
-    straggler_timeout: float = Field(default=60.0, gt=0.0)
+    straggler_timeout: float = Field(default=60.0, gt=0.0, le=DAY)
     """A worker is abandoned when a job takes longer than this many seconds and ten times as long as expected."""
 
-    max_staleness: int = Field(default=0, ge=0)
+    max_staleness: int = Field(default=0, ge=0, le=STEPS)
     """Asynchronous mode: when a worker would idle, an update uses the finished members, which may be up to this many
     generations old.  0: every update waits for its whole generation."""
 
@@ -159,7 +186,7 @@ RAY_ENGINES = ("toy", "transformers", "vllm")
 class ConversationSettings(Section):
     """Settings of conversations with an environment."""
 
-    max_turns: int = Field(default=8, ge=1)
+    max_turns: int = Field(default=8, ge=1, le=10_000)
     """Most messages of the model; each is limited by ``max_completion_length``."""
 
     tools: Literal["template", "text"] = "template"
@@ -181,11 +208,11 @@ class LikelihoodSettings(Section):
 class LookAheadSettings(Section):
     """Sharpness-aware look-ahead (arXiv 2602.01003): a step takes two generations, the first only to find θ'."""
 
-    radius: float | None = Field(default=None, gt=0.0)
+    radius: float | None = Field(default=None, gt=0.0, le=1e6)
     """ρ, which turns look-ahead on: the factor of the descent to θ' (ESSAM, like α: try σ/5), or with ``probes`` its
     length ‖θ' − θ‖ over all weights (a member's perturbation has length σ√d: try a tenth of that)."""
 
-    probes: int | None = Field(default=None, ge=2)
+    probes: int | None = Field(default=None, ge=2, le=COUNT)
     """ESSAM-F: the first generation has only this many members (10 in the paper), and its step has a fixed length."""
 
 
@@ -195,13 +222,13 @@ class ScheduleSettings(Section):
     kind: Literal["constant", "linear", "cosine"] = "constant"
     """``linear`` and ``cosine`` change to ``to`` times the first value."""
 
-    over: int | None = Field(default=None, ge=1)
+    over: int | None = Field(default=None, ge=1, le=STEPS)
     """``linear``, ``cosine``: reach ``to`` after this many generations, and stay there."""
 
-    to: float = Field(default=0.1, gt=0.0)
+    to: float = Field(default=0.1, gt=0.0, le=1e6)
     """``linear``, ``cosine``: the last factor."""
 
-    warmup: int = Field(default=0, ge=0)
+    warmup: int = Field(default=0, ge=0, le=STEPS)
     """Generations of linear warm-up to the schedule's value, from 1/(warmup + 1) of it; for every kind."""
 
     @model_validator(mode="after")
@@ -221,7 +248,7 @@ class ScheduleSettings(Section):
 
 def explain(error: Any, model: type[BaseModel], prefix: str = "") -> str:
     """Format a pydantic error of ``model`` as: setting=value, what is wrong, what to do."""
-    path = prefix + ".".join(str(piece) for piece in error["loc"])
+    path = prefix + ".".join(str(piece)[:100] for piece in error["loc"])
     if error["type"] == "extra_forbidden":
         known = _known_keys(error["loc"][:-1], model)
         listed = f"Known: {', '.join(known)}" if known else "There are none."
@@ -229,7 +256,7 @@ def explain(error: Any, model: type[BaseModel], prefix: str = "") -> str:
         hint = f" It is a top-level setting: {name}." if name in model.model_fields else nearest(name, known)
         return f"unknown setting {path!r}.{hint} {listed}"
     message = error["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
-    return f"{path}={error['input']!r}: {message}" if path else message
+    return f"{path}={shown(error['input'])}: {message}" if path else message
 
 
 def _known_keys(section: tuple[Any, ...], model: type[BaseModel]) -> list[str]:

@@ -7,10 +7,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from seedtune.config.config import Config
 from seedtune.config.fields import one_spelling
+from seedtune.config.foreign_data import parse_yaml
 from seedtune.errors import ConfigError
 
 
@@ -26,9 +25,9 @@ def read_settings(path: Path, overrides: Iterable[str] = ()) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read the configuration {str(path)!r}: {error}. Check the path.") from error
     try:
-        settings = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+        settings = parse_yaml(text)
+    except ValueError as error:
+        raise ConfigError(f"{path} is not valid YAML: {error}. Mend it.") from error
     if settings is None:
         settings = {}
     if not isinstance(settings, dict):
@@ -51,8 +50,8 @@ def override(settings: dict[str, Any], overrides: Iterable[str]) -> dict[str, An
 def parse_value(text: str) -> Any:
     """Parse a YAML value; ``1e-3`` and ``1e9``, strings in YAML, are parsed as numbers."""
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
+        value = parse_yaml(text)
+    except ValueError:
         return text
     try:
         number = float(value) if isinstance(value, str) else math.nan

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from seedtune import activities, tasks
 from seedtune.config.config import Config
+from seedtune.config.foreign_data import shown
 from seedtune.config.sections import LikelihoodSettings
 from seedtune.engines.base import Engine
 from seedtune.errors import ConfigError
@@ -23,7 +24,7 @@ from seedtune.run import metrics as run_metrics
 from seedtune.run.diagnostics import divergence
 from seedtune.tasks.base import Task
 from seedtune.tasks.reference_answers import scores_itself
-from seedtune.types import Example, length, tokens
+from seedtune.types import COUNT, STEPS, Example, length, tokens
 
 Floats = NDArray[np.float64]
 Columns = Mapping[str, Floats]
@@ -74,6 +75,9 @@ class EvalConfig:
             raise ConfigError(f"temperature={self.temperature:g} gives equal samples: use one above 0, such as 0.7.")
         if self.limit is not None and self.limit < 1:
             raise ConfigError(f"limit={self.limit}: evaluate at least one prompt.")
+        for name, high in {"samples": COUNT, "limit": COUNT, "seed": 2**64 - 1, "baseline": STEPS}.items():
+            if not 0 <= (getattr(self, name) or 0) <= high:
+                raise ConfigError(f"{name}={shown(getattr(self, name))}: give a number from 0 to {high:,}.")
 
     @property
     def counts(self) -> tuple[int, ...]:

@@ -91,7 +91,8 @@ class Forecast:
     def rollouts(self) -> int:
         """Completions of the whole run."""
         sizes = populations(self.config)
-        return (sum(sizes) + len(sizes) * self.config.evaluate_unperturbed) * self.workload.prompts
+        answering = ((size + self.config.evaluate_unperturbed) * count for size, count in sizes.items())
+        return sum(answering) * self.workload.prompts
 
     @property
     def full(self) -> float:

@@ -27,7 +27,7 @@ from seedtune.rollouts.evaluator import Evaluator
 from seedtune.rollouts.prepare import prepare
 from seedtune.strategies.quadratic_model import Law, Response, Stride, best_stride, fit, response_of
 from seedtune.tasks.base import Task
-from seedtune.types import UNPERTURBED, Example, Member, Plan, Rollout, tokens
+from seedtune.types import COUNT, UNPERTURBED, Example, Member, Plan, Rollout, tokens
 
 GENERATION = 2**31
 """Generation number of a probe's noise; a run would need two billion generations to reach it."""
@@ -128,12 +128,12 @@ def probe_config(
     Raises ConfigError, DataError or RewardError.
     """
     started = time.perf_counter()
-    if members < 4 or members % 2:
+    if not 4 <= members <= COUNT or members % 2:
         raise ConfigError(f"members={members}: a probe takes pairs, at least two. Give an even number from 4.")
-    if any(not 0 < sigma < float("inf") for sigma in sigmas):
-        raise ConfigError(f"sigmas={list(sigmas)} must all be greater than 0.")
-    if prompts is not None and prompts < 1:
-        raise ConfigError(f"prompts={prompts}: a probe needs at least one.")
+    for sigma in sigmas:
+        config.replace(sigma=sigma)
+    if prompts is not None and not 1 <= prompts <= COUNT:
+        raise ConfigError(f"prompts={prompts}: a probe needs from one to {COUNT:,}.")
     task = prepare(config, task=task).task
     count = max(2, config.prompts_per_generation) if prompts is None else prompts
     drawn = _draw(config, task, count)

@@ -14,7 +14,12 @@ def create(config: Config, reward_weights: Sequence[float] = (1.0,)) -> Evolutio
     return (EvolutionStrategy if config.lookahead.radius is None else LookAhead)(config, reward_weights)
 
 
-def populations(config: Config) -> list[int]:
-    """Return the number of members of every generation of a run, including look-ahead probes."""
-    probes = config.lookahead.probes
-    return [probes if probes and generation % 2 == 0 else config.population for generation in range(config.generations)]
+def populations(config: Config) -> dict[int, int]:
+    """Return the numbers of members of a run's generations, including look-ahead probes: size → how many generations.
+
+    In the order of their first generation.
+    """
+    population, probes, steps = config.population, config.lookahead.probes, config.generations
+    if probes in (None, population):
+        return {population: steps}
+    return {size: count for size, count in ((probes, steps - steps // 2), (population, steps // 2)) if count}

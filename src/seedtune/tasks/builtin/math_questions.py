@@ -25,6 +25,7 @@ from seedtune.tasks.base import Task, TaskKind
 from seedtune.tasks.builtin.math_answer import answer_said, math_answer
 from seedtune.tasks.data import datasets
 from seedtune.tasks.data.rows import Examples, chat, examples
+from seedtune.types import COUNT
 
 GSM8K_DATA = DatasetSettings(path="openai/gsm8k", name="main")
 MATH_DATA = DatasetSettings(path="nlile/hendrycks-MATH-benchmark")
@@ -45,10 +46,10 @@ class SourceSettings(Section):
     config: str | None = None
     """Configuration name of a data set that has several."""
 
-    train_size: int = Field(default=0, ge=0)
+    train_size: int = Field(default=0, ge=0, le=COUNT)
     """Use the first so many training questions; 0: all."""
 
-    test_size: int = Field(default=0, ge=0)
+    test_size: int = Field(default=0, ge=0, le=COUNT)
     """Use the first so many held-out questions; 0: all."""
 
     def source(self, usual: DatasetSettings, split: str) -> DatasetSettings | None:

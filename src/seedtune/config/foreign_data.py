@@ -1,0 +1,142 @@
+"""Data from elsewhere: JSON and YAML parsed within limits, and checked against a type.
+
+Run folders, packs, checkpoints, data sets and replies of models come from strangers.  Whatever is wrong with their text
+or its values is one ValueError, whose message is one short line.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import reprlib
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+T = TypeVar("T")
+
+DEPTH = 100
+"""Most brackets around a value.  Python follows nested data by recursion, to a depth of about a thousand calls."""
+
+ITEMS = 100_000
+"""Most values of a YAML document, where an alias counts as what it stands for: lines of aliases stand for gigabytes."""
+
+LENGTH = 300_000
+"""Most characters of a YAML document: PyYAML takes a second for a hundred thousand."""
+
+_SHOWN = reprlib.Repr()
+_SHOWN.maxlevel, _SHOWN.maxdict, _SHOWN.maxlist, _SHOWN.maxtuple = 4, 20, 20, 20
+_SHOWN.maxstring = _SHOWN.maxlong = _SHOWN.maxother = 200
+
+_BROKEN = (yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError, OverflowError)
+"""What PyYAML raises for broken text; all but the first two come from constructors, as for ``!!timestamp x``."""
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Parse JSON.
+
+    Raises:
+        ValueError: It is not JSON, nested more than `DEPTH` deep, or holds a number of thousands of digits.
+    """
+    try:
+        value = json.loads(text)
+    except RecursionError:
+        raise ValueError(f"it is nested more than {DEPTH} deep") from None
+    _check_size(value, items=len(text) + 1)
+    return value
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's safe loader, which stops where brackets are too deep, or merges of aliases (``<<: [*a, *a]``) multiply.
+
+    PyYAML's time grows with the square of the number of open brackets.
+    """
+
+    def fetch_flow_collection_start(self, token: Any) -> None:
+        super().fetch_flow_collection_start(token)
+        if self.flow_level > DEPTH:
+            raise ValueError(f"it is nested more than {DEPTH} deep")
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        super().flatten_mapping(node)
+        if len(node.value) > ITEMS:
+            raise ValueError(f"it holds more than {ITEMS:,} values")
+
+
+def parse_yaml(text: str) -> Any:
+    """Parse YAML.
+
+    Raises:
+        ValueError: It is not YAML, longer than `LENGTH`, nested more than `DEPTH` deep, or its aliases stand for more
+            than `ITEMS` values.
+    """
+    if len(text) > LENGTH:
+        raise ValueError(f"it has {len(text):,} characters, more than {LENGTH:,}")
+    try:
+        value = yaml.load(text, Loader=_Loader)  # noqa: S506 - a safe loader
+    except RecursionError:
+        raise ValueError(f"it is nested more than {DEPTH} deep") from None
+    except _BROKEN as error:
+        raise ValueError(" ".join(str(error).split())[:500] or type(error).__name__) from error
+    _check_size(value, items=ITEMS)
+    return value
+
+
+def check_finite(value: Any) -> None:
+    """Raise ValueError for infinity and NaN anywhere in plain data: no JSON line can hold them."""
+    inside = [*value.values()] if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    for one in inside:
+        check_finite(one)
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"it holds {value}, which is no finite number: leave it out")
+
+
+def _check_size(value: Any, *, items: int) -> None:
+    """Raise ValueError if data are nested too deep or have too many values, each counted wherever it stands."""
+    level, count = [value], 1
+    for _ in range(DEPTH):
+        inside: list[Any] = []
+        for one in level:
+            held = [*one, *one.values()] if isinstance(one, dict) else one if isinstance(one, list) else ()
+            count += len(held)
+            if count > items:
+                raise ValueError(f"it holds more than {items:,} values")
+            inside += (each for each in held if isinstance(each, dict | list))
+        if not inside:
+            return
+        level = inside
+    raise ValueError(f"it is nested more than {DEPTH} deep")
+
+
+def conform(value: Any, kind: type[T]) -> T:
+    """Return parsed JSON as a value of type ``kind``, such as a TypedDict; nothing but whole numbers is converted.
+
+    Raises:
+        ValueError: It is of another type; the message names the place.
+    """
+    if kind not in _ADAPTERS:
+        _ADAPTERS[kind] = TypeAdapter(kind)
+    try:
+        checked: T = _ADAPTERS[kind].validate_python(value, strict=True)
+        return checked
+    except ValidationError as error:
+        raise ValueError(first_problem(error)) from None
+
+
+_ADAPTERS: dict[Any, TypeAdapter[Any]] = {}
+
+
+def first_problem(error: ValidationError) -> str:
+    """Return the first problem of a validation as: place, value and what is wrong."""
+    first = error.errors(include_url=False, include_context=False)[0]
+    place = ".".join(map(str, first["loc"])) or "it"
+    return f"{place}={shown(first['input'])}: {first['msg'].replace('Input should be', 'must be')}"
+
+
+def shown(value: Any) -> str:
+    """Return ``repr(value)``, shortened where it would be long."""
+    try:
+        return _SHOWN.repr(value)
+    except ValueError:  # a number of thousands of digits
+        return f"a number of about {value.bit_length() * 3 // 10} digits" if isinstance(value, int) else "huge numbers"
