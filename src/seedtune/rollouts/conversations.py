@@ -6,7 +6,6 @@ order, and the next turn continues the open conversations, each with a separate 
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -112,8 +111,7 @@ class Conversations:
         environment = self.task.environment()
         columns = {"prompt": example.prompt, **example.columns}
         observation = environment.reset(**accepted(environment.reset, columns))
-        tools = {} if _has(environment, "step") else environments.tools_of(environment)
-        return environment, tools, None if observation is None else str(observation)
+        return environment, environments.tools_of(environment), None if observation is None else str(observation)
 
     def _templated(self, content: environments.Content) -> bool:
         """Whether tools are passed to the chat template."""
@@ -173,7 +171,7 @@ class Conversations:
         if not talk.broken:
             row = replace(example, columns={**example.columns, "environments": talk.environment})
             scores = tuple(self._scored(reward, row, text) for reward in self.task.rewards)
-        if _has(talk.environment, "close"):
+        if environments.has(talk.environment, "close"):
             self._thread.call(talk.environment.close)
         return Rollout(
             job=talk.job.id,
@@ -227,13 +225,8 @@ class Conversations:
 
 def _replies(talk: Talk, text: str, role: str) -> list[environments.EnvironmentMessage] | None:
     """Return the environment's replies to a message; None ends the conversation."""
-    if _has(talk.environment, "step"):
+    if environments.has(talk.environment, "step"):
         observation = talk.environment.step(text)
         return None if observation is None else [("user", str(observation))]
     calls = environments.calls_in(text, talk.tools)
     return [(role, environments.run(call, talk.tools)) for call in calls] or None
-
-
-def _has(environment: Any, method: str) -> bool:
-    """Whether an environment defines an optional method."""
-    return inspect.ismethod(getattr(environment, method, None))

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from seedtune import engines
 from seedtune.config.config import Config
 from seedtune.config.sections import ConversationSettings
 from seedtune.errors import ConfigError, DataError
+from seedtune.rewards.execution.call import raised
+from seedtune.rewards.execution.thread import TimedThread
 from seedtune.rollouts.prompts import prompt_of
+from seedtune.tasks import environments
 from seedtune.tasks.base import Task
 from seedtune.tasks.data.prompt_length import Limit, fit
 from seedtune.tasks.from_config import TaskInputs, built, recorded
@@ -70,6 +75,7 @@ def check(config: Config, task: Task) -> None:
     if config.uses_likelihood:
         for example in (*task.train, *task.test):
             reference_answers(config, example)
+    _check_environment(config, task)
     if not task.train:
         raise DataError(f"the training data of task {task.name!r} is empty. Give at least one row with a 'prompt'.")
 
@@ -96,6 +102,19 @@ def _problems(config: Config, task: Task) -> Iterator[str]:
             f"ray.max_staleness={config.max_staleness} is for single completions, but task {task.name!r} "
             f"{'is a conversation' if talks else 'generates nothing'}. Use ray.max_staleness=0."
         )
+
+
+def _check_environment(config: Config, task: Task) -> None:
+    """Raise ConfigError if the task's environment cannot be made, or has tools that cannot be described."""
+    if task.environment is None:
+        return
+    chats = any(not isinstance(example.prompt, str) for example in (*task.train, *task.test))
+    templated = config.conversation.tools == "template" and chats
+    with closing(TimedThread(config.reward_timeout)) as thread:
+        error = thread.call(partial(environments.try_out, task.environment, templated=templated)).exception()
+    if error is not None:
+        why = str(error) if isinstance(error, ConfigError) else f"its environment {raised(error)}. Mend it."
+        raise ConfigError(f"task {task.name!r}: {why}") from error
 
 
 def check_prompts(config: Config, task: Task, examples: Sequence[Example]) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from seedtune.errors import RewardError
+from seedtune.errors import ConfigError, RewardError
 from seedtune.types import Message
 
 
@@ -72,24 +72,75 @@ class ToolCall:
     wrong: str | None = None
 
 
+def has(environment: Any, method: str) -> bool:
+    """Whether an environment defines a method; properties are not evaluated."""
+    member = inspect.getattr_static(environment, method, None)
+    plain = member is None or callable(member) or isinstance(member, classmethod)
+    return plain and inspect.ismethod(getattr(environment, method, None))
+
+
 def tools_of(environment: Any) -> dict[str, Callable[..., Any]]:
-    """Return the public methods of an environment by name, without the reserved ones."""
-    methods = inspect.getmembers(environment, inspect.ismethod)
-    return {name: method for name, method in methods if not name.startswith("_") and name not in RESERVED}
+    """Return the public methods of an environment by name, without the reserved ones; none if it has ``step``."""
+    if has(environment, "step"):
+        return {}
+    names = [name for name in dir(environment) if not name.startswith("_") and name not in RESERVED]
+    return {name: getattr(environment, name) for name in names if has(environment, name)}
+
+
+def try_out(factory: EnvironmentFactory, *, templated: bool) -> None:
+    """Make an environment, describe its tools (to a chat template if ``templated``), and close it.
+
+    Raises ConfigError if it has no ``reset``, or a tool that cannot be described.
+    """
+    environment = factory()
+    if not callable(getattr(environment, "reset", None)):
+        raise ConfigError(f"the environment {type(environment).__name__!r} has no 'reset': add reset(self, **columns).")
+    (schemas if templated else describe)(tools_of(environment))
+    if has(environment, "close"):
+        environment.close()
+
+
+_UNREADABLE = (NameError, AttributeError, TypeError, ValueError, LookupError, SyntaxError)
+"""Errors of type hints that cannot be evaluated."""
+
+
+def _undescribed(tool: str, error: Exception) -> ConfigError:
+    why = str(error).strip().partition("\n")[0].rstrip(".!")
+    return ConfigError(
+        f"the environment's method {tool!r} is a tool, but cannot be described to the model: {why}. Give it type hints "
+        "and a docstring with Args:, or begin its name with an underscore if it is no tool."
+    )
 
 
 def schemas(tools: Tools) -> list[dict[str, Any]]:
-    """Return JSON schemas for ``tools=`` of chat templates, built from type hints and docstrings as in TRL."""
-    from transformers.utils.chat_template_utils import get_json_schema
+    """Return JSON schemas for ``tools=`` of chat templates, built from type hints and docstrings as in TRL.
 
-    return [get_json_schema(method) for method in tools.values()]
+    Raises ConfigError for a tool that lacks them.
+    """
+    return [_schema(name, method) for name, method in tools.items()]
+
+
+def _schema(name: str, method: Callable[..., Any]) -> dict[str, Any]:
+    from transformers.utils import chat_template_utils as hf
+
+    try:
+        return hf.get_json_schema(method)
+    except (hf.DocstringParsingException, hf.TypeHintParsingException, *_UNREADABLE) as error:
+        raise _undescribed(name, error) from error
 
 
 def describe(tools: Tools) -> str:
-    """Describe the tools in text for a model without a tool template: the call syntax, then a line per tool."""
+    """Describe the tools in text for a model without a tool template: the call syntax, then a line per tool.
+
+    Raises ConfigError for a tool whose type hints, by which its arguments are read, cannot be evaluated.
+    """
     lines = ["Call a tool by a line with its name and its arguments in brackets:"]
     for name, method in tools.items():
-        parameters, summary = inspect.signature(method).parameters, (inspect.getdoc(method) or "").partition("\n")[0]
+        try:
+            parameters = inspect.signature(method, eval_str=True).parameters
+        except _UNREADABLE as error:
+            raise _undescribed(name, error) from error
+        summary = (inspect.getdoc(method) or "").partition("\n")[0]
         lines.append(f"{name}({', '.join(parameters)}): {summary}")
     return "\n".join(lines)
 

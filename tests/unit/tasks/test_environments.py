@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from functools import cached_property
 from pathlib import Path
 
 import pytest
 
+from seedtune.config.config import Config
 from seedtune.errors import ConfigError, RewardError
+from seedtune.rewards.base import Reward
+from seedtune.rollouts.prepare import check
+from seedtune.tasks.base import Task
 from seedtune.tasks.builtin.number_guessing import NumberGuessing
 from seedtune.tasks.environments import (
     ToolCall,
@@ -20,8 +26,10 @@ from seedtune.tasks.environments import (
     schemas,
     since,
     tools_of,
+    try_out,
 )
 from seedtune.tasks.from_config import environment_of
+from talking import CHATS
 
 
 class Shop:
@@ -130,6 +138,92 @@ def test_tools_are_described_in_a_line_each_and_as_schemas(tools):
     names = [schema["function"]["name"] for schema in schemas(tools)]
     assert names == ["buy", "look"]
     assert schemas(tools)[0]["function"]["parameters"]["required"] == ["count", "what"]
+
+
+class Helping(Shop):
+    """Properties that cannot be read before the first reset, and methods that are no tools."""
+
+    made = 0
+
+    @property
+    def score(self) -> float:
+        raise RuntimeError("not reset yet")
+
+    @cached_property
+    def world(self) -> str:
+        raise KeyError("no world")
+
+    @property
+    def step(self) -> str:
+        raise RuntimeError("not reset yet")
+
+    @classmethod
+    def shops(cls) -> str:
+        """
+        Name the shops.
+
+        Returns:
+            The names.
+        """
+        return "one"
+
+
+class Undocumented(Shop):
+    def tally(self): ...
+
+
+class Unhinted(Shop):
+    def tally(self, what) -> str:
+        """
+        Count.
+
+        Args:
+            what: Of what.
+        """
+
+
+class Unknown(Shop):
+    def tally(self, what: Fruit) -> str:  # noqa: F821
+        """
+        Count.
+
+        Args:
+            what: Of what.
+        """
+
+
+class Stuck(Shop):
+    def __init__(self) -> None:
+        raise OSError("no world.json")
+
+
+class Endless:
+    def step(self, text: str) -> None: ...
+
+
+def test_properties_are_no_tools_and_not_read():
+    assert list(tools_of(Helping())) == ["buy", "look", "shops"]
+    try_out(Helping, templated=True)
+    try_out(Helping, templated=False)
+
+
+@pytest.mark.parametrize(
+    ("factory", "settings", "message"),
+    [
+        (Undocumented, {}, r"method 'tally' is a tool, but cannot be described .* no docstring. Give it type hints"),
+        (Unhinted, {}, r"method 'tally' .* what is missing a type hint"),
+        (Unknown, {}, r"method 'tally' .* name 'Fruit' is not defined"),
+        (Unknown, {"conversation": {"tools": "text"}}, r"method 'tally' .* name 'Fruit' is not defined"),
+        (Undocumented, {"conversation": {"tools": "text"}}, None),
+        (Stuck, {}, r"its environment raised OSError: no world\.json"),
+        (Endless, {}, r"the environment 'Endless' has no 'reset'"),
+    ],
+)
+def test_an_environment_is_tried_out_before_a_model_is_loaded(factory, settings, message):
+    task = Task("custom", CHATS, (), (Reward("r", environment_reward),), environment=factory)
+    config = Config.create({**settings, "environment": "number_guessing"})
+    with nullcontext() if message is None else pytest.raises(ConfigError, match=message):
+        check(config, task)
 
 
 # -------------------------------------------------------------------------------------------------- transcripts
