@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import builtins
 import hashlib
 import importlib
+import importlib.util
 import os
 import sys
 import traceback
-from collections.abc import Callable
-from importlib.machinery import SourceFileLoader
+from collections.abc import Callable, Sequence
+from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from pathlib import Path
 from types import CodeType, ModuleType
 from typing import Any
@@ -79,12 +81,12 @@ def _module(name: str) -> ModuleType:
 def _module_of_file(path: Path) -> ModuleType:
     """Run a file as an import would; dataclasses look up their module by name, so it is registered first."""
     facts = path.stat()
-    version = hashlib.blake2b(f"{path} {facts.st_mtime_ns} {facts.st_size}".encode(), digest_size=6).hexdigest()
-    name = f"{MODULES}{path.stem}_{version}"
+    name = f"{MODULES}{path.stem}_{_digest(f'{path} {facts.st_mtime_ns} {facts.st_size}')}"
     if name not in sys.modules:
         _reach(str(path.parent.resolve()))
+        importlib.invalidate_caches()
         module = sys.modules[name] = ModuleType(name)
-        module.__file__ = str(path)
+        module.__file__, module.__package__ = str(path), _package(path.parent.resolve())
         try:
             _Fresh(name, str(path)).exec_module(module)
         except BaseException:
@@ -93,12 +95,64 @@ def _module_of_file(path: Path) -> ModuleType:
     return sys.modules[name]
 
 
+def _digest(text: str) -> str:
+    return hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
+
+
+def _package(folder: Path) -> str:
+    """Return the package that holds the modules beside the files of a folder, apart from other folders' modules."""
+    name = f"{MODULES}{_digest(str(folder))}"
+    if name not in sys.modules:
+        sys.modules[name] = ModuleType(name)
+        sys.modules[name].__path__ = [str(folder)]
+        if _Neighbours not in sys.meta_path:
+            sys.meta_path.insert(0, _Neighbours)
+    return name
+
+
+class _Neighbours:
+    """Finder of the modules in a `_package`."""
+
+    @staticmethod
+    def find_spec(name: str, path: Sequence[str] | None = None, target: ModuleType | None = None) -> ModuleSpec | None:
+        spec = PathFinder.find_spec(name, path) if name.startswith(MODULES) else None
+        if spec is not None and isinstance(spec.loader, SourceFileLoader):
+            spec.loader = _Fresh(name, spec.loader.path)
+        return spec
+
+
 class _Fresh(SourceFileLoader):
-    """Loader that always compiles the current source and writes no ``__pycache__`` next to the user's file."""
+    """Loader that always compiles the current source and writes no ``__pycache__`` next to the user's file.
+
+    The imports of the file find what lies in its folder first, as those of a script do, under names of their own: two
+    files may have different neighbours of one name, or one called like an installed package.  Python's own modules, and
+    the file itself, never hide what is installed.
+    """
 
     def get_code(self, fullname: str) -> CodeType:
         code: CodeType = self.source_to_code(self.get_data(self.path), self.path)
         return code
+
+    def exec_module(self, module: ModuleType) -> None:
+        self.package = str(module.__package__).partition(".")[0]
+        vars(module)["__builtins__"] = {**vars(builtins), "__import__": self._import}
+        super().exec_module(module)
+
+    def _import(self, name: str, globals: Any = None, locals: Any = None, fromlist: Any = (), level: int = 0) -> Any:  # noqa: A002
+        top = name.partition(".")[0]
+        if level or not self._is_neighbour(top):
+            return builtins.__import__(name, globals, locals, fromlist, level)
+        found = builtins.__import__(f"{self.package}.{name}", globals, locals, fromlist, 0)
+        return found if fromlist else sys.modules[f"{self.package}.{top}"]
+
+    def _is_neighbour(self, name: str) -> bool:
+        spec = None if name in sys.stdlib_module_names else importlib.util.find_spec(f"{self.package}.{name}")
+        if spec is None:
+            return False
+        if spec.origin is not None:
+            return not os.path.samefile(spec.origin, self.path)
+        installed = PathFinder.find_spec(name)  # a folder without __init__.py gives way to it
+        return installed is None or installed.origin is None
 
 
 def _reach(folder: str) -> None:

@@ -55,6 +55,53 @@ def test_a_function_of_a_file_may_import_what_lies_beside_it(folder):
     assert load("rewards.py:score")(completions=["abc"]) == [6]
 
 
+NEIGHBOURS = {
+    "helpers": ("helpers.py", "from helpers import score"),
+    "a package": ("lib/__init__.py", "import lib.sub as sub\nfrom lib.sub import score"),
+    "a folder": ("lib/sub.py", "import lib.sub\nscore = lib.sub.score"),
+    "a relative import": ("helpers.py", "from .helpers import score"),
+    "at the first call": (
+        "helpers.py",
+        "def score(completions):\n    from helpers import score\n    return score(completions)",
+    ),
+    "through another": ("common.py", "import beside\nscore = beside.common.score"),
+    "an installed package": ("pydantic.py", "from pydantic import score"),
+    "installed, in a package": ("yaml/__init__.py", "from yaml.sub import score"),
+}
+
+
+@pytest.mark.parametrize("kind", NEIGHBOURS)
+def test_every_file_has_the_neighbours_of_its_own_folder(tmp_path, kind):
+    """Also where two folders hold neighbours of one name, or a neighbour is called like an installed package."""
+    file, text = NEIGHBOURS[kind]
+    for number, name in enumerate("AB"):
+        place = tmp_path / name / file
+        place.parent.mkdir(parents=True)
+        made = f"def score(completions): return [{number}.0]\n"
+        place.write_text("" if place.stem == "__init__" else made)
+        (place.parent / "sub.py").write_text(made)
+        (tmp_path / name / "beside.py").write_text("import common\n" if kind == "through another" else "")
+        (tmp_path / name / "rewards.py").write_text(text)
+    first, second = (load(f"{tmp_path / name}/rewards.py:score") for name in "AB")
+    assert (first(completions=["x"]), second(completions=["x"])) == ([0.0], [1.0])
+    assert hasattr(sys.modules["pydantic"], "BaseModel")
+    assert not list(tmp_path.rglob("__pycache__"))
+
+
+def test_neighbours_are_shared_by_the_files_of_a_folder_and_hide_nothing_else(folder):
+    (folder / "state.py").write_text("seen = []\n")
+    for name in ("one", "yaml"):
+        (folder / f"{name}.py").write_text(
+            "import statistics, yaml, state, json\nfrom json import decoder\nimport json.decoder as again\n"
+            "def f(completions):\n    state.seen.append(1)\n    assert again is decoder\n"
+            "    return [len(state.seen), statistics.mean([3]), hasattr(yaml, 'safe_load')]\n"
+        )
+    (folder / "statistics.py").write_text("raise SystemExit('Python has one')\n")
+    (folder / "data").mkdir()
+    assert load("yaml.py:f")(completions=["x"]) == [1, 3, True]  # the file itself is no neighbour
+    assert load("one.py:f")(completions=["x"]) == [2, 3, False]
+
+
 def test_an_absolute_path_a_method_and_a_dotted_path_are_found(folder):
     assert load(f"{folder}/rewards.py:scorer.method")(completions=["x"]) == [0.0]
     assert load("seedtune.tasks.builtin.conciseness.length_error") is length_error
