@@ -15,6 +15,7 @@ import numpy as np
 from seedtune import activities, strategies
 from seedtune.config.config import Config
 from seedtune.engines.base import Engine, EngineInfo, EngineTimes
+from seedtune.errors import ConfigError, nearest
 from seedtune.evaluation import report
 from seedtune.evaluation.held_out import during_training, others, right
 from seedtune.rewards.scorer import Scorer
@@ -39,7 +40,10 @@ Metrics = dict[str, Any]
 
 
 class Callback(Protocol):
-    """Receives the events of a run; may print or log, must not change anything."""
+    """Receives the events of a run; may print or log, must not change anything.
+
+    Without a method for an event it does not hear of it.  An exception ends `Trainer.train`, which can be resumed.
+    """
 
     def on_start(self, trainer: Trainer, info: EngineInfo, first: int) -> None:
         """Called once the model is loaded; ``first`` generations are complete already."""
@@ -75,13 +79,13 @@ class Trainer:
         eval_dataset: Data | None = None,
         processing_class: Any = None,
         environment_factory: EnvironmentFactory | None = None,
-        callbacks: Sequence[Callback] = (),
+        callbacks: Sequence[Any] | None = None,
     ) -> None:
         inputs = TaskInputs(reward_funcs, reward_weights, train_dataset, eval_dataset, environment_factory)
         prepared = prepare(args or Config(), inputs, model=model, processing_class=processing_class)
         self.config, self.task = prepared.config, prepared.task
         self.others = others(self.config, self.task)
-        self.callbacks = tuple(callbacks)
+        self.callbacks = tuple(callbacks or ())
         self.strategy = strategies.create(self.config, [reward.weight for reward in self.task.rewards])
         self.session = Session(self.config, self.task, self.strategy)
         self.paths = self.session.paths
@@ -93,9 +97,13 @@ class Trainer:
     def train(self, *, resume: bool = False) -> Metrics:
         """Run the remaining generations; return the metrics of the last held-out evaluation, or {} without one.
 
+        ``callbacks`` have methods of `Callback`; ConfigError names one that hears of nothing, or an unknown event.
+
         Raises RunError for a used run directory (unless ``resume``) or a changed configuration.  After any error
         all complete generations are on disk.
         """
+        for callback in self.callbacks:
+            _check_events(callback)
         with self.session.opened(resume=resume) as start, closing(self.scorer):
             self._emit("on_start", self, start.info, self.generation)
             self.scorer.keep(
@@ -253,7 +261,25 @@ class Trainer:
 
     def _emit(self, event: str, *arguments: Any) -> None:
         for callback in self.callbacks:
-            getattr(callback, event)(*arguments)
+            getattr(callback, event, _ignored)(*arguments)
+
+
+def _ignored(*_: Any) -> None:
+    """Stand in for a callback's method that is not there."""
+
+
+def _check_events(callback: Any) -> None:
+    """Raise ConfigError for an object that is no callback, or that waits for events which do not exist."""
+    known = [name for name in vars(Callback) if name.startswith("on_")]
+    heard = [name for name in dir(callback) if name.startswith("on_") and callable(getattr(callback, name))]
+    unknown = next((name for name in heard if name not in known), None)
+    if heard and unknown is None and not isinstance(callback, type):
+        return
+    why = "is a class: give an instance" if isinstance(callback, type) else "hears of no event"
+    raise ConfigError(
+        f"the callback {callback!r} {why if unknown is None else f'waits for {unknown}, which is no event'}."
+        f"{nearest(unknown or '', known)} The events are {', '.join(known)}."
+    )
 
 
 def _samples(outcome: Outcome, task: Task, generation: int, split: str) -> list[dict[str, Any]]:

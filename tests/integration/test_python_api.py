@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
@@ -9,6 +13,7 @@ from safetensors.numpy import load_file
 import runs
 import seedtune
 from scores import brevity, closeness
+from seedtune.config.config import Config
 from seedtune.errors import ConfigError, DataError, RewardError, RunError
 from seedtune.run import directory, ledger, recorded_config
 from seedtune.trainer import Trainer
@@ -116,6 +121,67 @@ def test_callbacks_hear_of_everything_in_order(tmp_path):
     assert heard == [
         ("start", "toy", 0), ("evaluate", 0), ("generation", 1), ("generation", 2), ("evaluate", 2), ("end", 2),
     ]  # fmt: skip
+
+
+EVENTS = ("on_start", "on_generation", "on_evaluate", "on_end")
+
+
+def listener(event: str, hear):
+    """A callback with a method for one event only."""
+    return type("Listener", (), {event: staticmethod(hear)})()
+
+
+@pytest.mark.parametrize("event", EVENTS)
+def test_a_callback_needs_only_the_events_it_wants(tmp_path, event):
+    heard = []
+    run = trainer(tmp_path, runs.toy(tmp_path, generations=2), callbacks=[listener(event, lambda *_: heard.append(1))])
+    run.train()
+    assert (run.generation, len(heard)) == (2, {"on_generation": 2, "on_evaluate": 2}.get(event, 1))
+
+
+@pytest.mark.parametrize("event", EVENTS)
+def test_a_callback_that_raises_costs_nothing(tmp_path, event):
+    straight = trainer(tmp_path / "straight")
+    straight.train()
+
+    def fail(*_):
+        raise OSError("the tracker is away")
+
+    stopped = trainer(tmp_path / "stopped", callbacks=[listener(event, fail)])
+    with pytest.raises(OSError, match="the tracker is away"):
+        stopped.train()
+    trainer(tmp_path / "stopped").train(resume=True)
+    assert runs.ledger_bytes(tmp_path / "stopped") == runs.ledger_bytes(tmp_path / "straight")
+
+
+@pytest.mark.parametrize(
+    ("callback", "message"),
+    [
+        (listener("on_generatoin", print), "waits for on_generatoin, which is no event. Did you mean 'on_generation'?"),
+        (listener("on_epoch_begin", print), "waits for on_epoch_begin, which is no event. The events are on_start, "),
+        (print, "hears of no event. The events are on_start, on_generation, on_evaluate, on_end."),
+        (Stop, "is a class: give an instance. The events are "),
+    ],
+)
+def test_what_is_no_callback_is_refused_before_anything_is_written(tmp_path, callback, message):
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        trainer(tmp_path / "run", callbacks=[callback]).train()
+    assert not (tmp_path / "run").exists()
+
+
+def test_paths_may_be_path_objects_wherever_text_names_a_file(tmp_path):
+    data, rewards = tmp_path / "data.jsonl", tmp_path / "rewards.py"
+    data.write_text("".join(json.dumps(row) + "\n" for row in DATA))
+    rewards.write_text("def score(completions, **_): return [0.5] * len(completions)\n")
+    given = {"reward_funcs": Path(f"{rewards}:score"), "train_dataset": data, "eval_dataset": data}
+    config = {**runs.toy(tmp_path / "one").model_dump(), "model": "toy"}
+    one = Trainer(Config.create(config), **given, model=Path("toy"), callbacks=None)
+    config |= {**given, "task": "custom", "train_dataset": {"path": data}, "model": Path("toy")}
+    two = Trainer(Config(**{**config, "output_dir": tmp_path / "two"}))
+    assert one.config == two.config.replace(output_dir=tmp_path / "one")
+    assert (one.config.train_dataset.path, one.config.reward_funcs[0].path) == (str(data), f"{rewards}:score")
+    one.train()
+    assert recorded_config.run_config(tmp_path / "one").train_dataset.path == str(data)
 
 
 def test_several_rewards_are_weighted_and_reported_by_name(tmp_path):

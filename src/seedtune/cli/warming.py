@@ -12,6 +12,7 @@ from pathlib import Path
 
 from seedtune.config.config import Config
 from seedtune.numerics.machine import available_cores
+from seedtune.rewards.sources.user_code import search_path
 
 log = logging.getLogger("seedtune")
 
@@ -65,7 +66,7 @@ def _start(config: Config) -> subprocess.Popen[bytes]:
     dtype = "bfloat16" if config.dtype == "auto" else config.dtype
     words = dtype, config.weights_dtype, config.products
     process = subprocess.Popen(
-        [sys.executable, "-c", _START, json.dumps(sys.path), *words],
+        [sys.executable, "-c", _START, json.dumps(search_path()), *words],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
@@ -18,6 +19,12 @@ class Section(BaseModel):
     """A frozen group of settings; unknown keys are errors, and every number has a lower and an upper bound."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _paths_are_text(cls, data: Any) -> Any:
+        """Read ``Path`` objects, which Python programs give, as text."""
+        return {name: _text_of_path(value) for name, value in data.items()} if isinstance(data, dict) else data
 
     @field_validator("*", mode="before")
     @classmethod
@@ -36,6 +43,13 @@ def types_in(annotation: Any) -> set[Any]:
     """Return the types inside an annotation such as ``int | dict[str, int]``."""
     parts = get_args(annotation)
     return set().union(*map(types_in, parts)) if parts else {annotation}
+
+
+def _text_of_path(value: Any) -> Any:
+    """Return a path object, or those in a list, as text; anything else unchanged."""
+    if type(value) in (list, tuple):
+        return [os.fspath(item) if isinstance(item, os.PathLike) else item for item in value]
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
 def yes_or_no(value: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -59,12 +60,12 @@ def prepare(
 
 
 def _name_of(model: Any) -> str:
-    if not isinstance(model, str):
+    if not isinstance(model, str | os.PathLike):
         raise ConfigError(
             f"model is a {type(model).__name__}, but its weights are read from where they lie. Give its folder or "
             "Hugging Face id as text: model.name_or_path, or where you saved it with model.save_pretrained(folder)."
         )
-    return model
+    return os.fspath(model)
 
 
 def check(config: Config, task: Task) -> None:

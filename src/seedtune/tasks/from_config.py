@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,8 +20,8 @@ from seedtune.tasks.data.rows import Examples, Rows, examples, hold_out
 from seedtune.tasks.environments import EnvironmentFactory, environment_reward
 from seedtune.tasks.reference_answers import scored_by_the_engine
 
-Data = Rows | str
-"""Rows, or a string that names a file or data set."""
+Data = Rows | str | os.PathLike[str]
+"""Rows, or a string or path that names a file or data set."""
 
 ENVIRONMENTS: dict[str, EnvironmentFactory] = {"number_guessing": NumberGuessing}
 """Built-in environments by name."""
@@ -52,7 +53,7 @@ def recorded(config: Config, inputs: TaskInputs) -> Config:
     changes: dict[str, Any] = {}
     for name, data in (("train_dataset", inputs.train), ("eval_dataset", inputs.test)):
         if data is not None:
-            changes[name] = {"path": data if isinstance(data, str) else OBJECTS}
+            changes[name] = {"path": data if _is_name(data) else OBJECTS}
     if inputs.rewards is not None:
         changes["reward_funcs"] = build.settings_of(inputs.listed_rewards)
     if inputs.weights is not None:
@@ -141,8 +142,12 @@ def _check_objects(config: Config, inputs: TaskInputs) -> None:
 
 def _examples(config: Config, settings: DatasetSettings, given: Data | None, *, split: str) -> Examples:
     """Return the rows passed by the program, or those that the settings name."""
-    rows = given if given is not None and not isinstance(given, str) else datasets.read(settings, split)
+    rows: Any = datasets.read(settings, split) if given is None or _is_name(given) else given
     return examples(rows, "eval" if split == "test" else split, prompt_column=config.prompt_column)
+
+
+def _is_name(data: Data) -> bool:
+    return isinstance(data, str | os.PathLike)
 
 
 def _implied_rewards(config: Config, environment: EnvironmentFactory | None) -> tuple[Reward, ...]:

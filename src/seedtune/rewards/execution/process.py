@@ -14,6 +14,7 @@ from multiprocessing.connection import Connection, wait
 from typing import Any
 
 from seedtune.rewards.execution.call import Fault, FaultKind, RewardCall, RewardResult, failed
+from seedtune.rewards.sources.user_code import search_path
 
 LOAD_SECONDS = 120.0
 """Time limit in seconds for importing a reward function."""
@@ -121,7 +122,7 @@ class ProcessWorker:
         with theirs, open(watched, "rb") as end:
             files = (theirs.fileno(), end.fileno())
             self._process = subprocess.Popen(
-                [sys.executable, "-c", _START, json.dumps(sys.path), *map(str, (*files, self.memory_mb))],
+                [sys.executable, "-c", _START, json.dumps(search_path()), *map(str, (*files, self.memory_mb))],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import chain, count
@@ -20,7 +21,7 @@ RewardSpec = RewardFunction | str | Mapping[str, Any] | RewardSettings
 
 def listed(given: RewardSpec | Sequence[RewardSpec]) -> list[RewardSpec]:
     """Return one reward or several as a list; raise ConfigError if it is empty."""
-    alone = callable(given) or isinstance(given, str | Mapping | RewardSettings)
+    alone = callable(given) or isinstance(given, str | os.PathLike | Mapping | RewardSettings)
     found: list[Any] = [given] if alone else list(given)  # type: ignore[arg-type]
     if not found:
         raise ConfigError("reward_funcs is empty. Give at least one function(prompts, completions, **columns).")

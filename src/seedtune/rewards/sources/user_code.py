@@ -155,6 +155,12 @@ class _Fresh(SourceFileLoader):
         return installed is None or installed.origin is None
 
 
+def search_path() -> list[str]:
+    """Return where this process looks for modules, for another one: Python ignores entries that are no text."""
+    entries: list[Any] = sys.path
+    return [entry for entry in entries if isinstance(entry, str)]
+
+
 def _reach(folder: str) -> None:
     if folder not in sys.path:
         sys.path.append(folder)

@@ -56,6 +56,13 @@ def test_values_come_back_in_order(worker):
     assert called(worker, "length") == RewardResult([2.0, 1.0])
 
 
+def test_entries_of_the_search_path_that_are_no_text_are_left_to_python(monkeypatch):
+    monkeypatch.setattr(sys, "path", [Path("elsewhere"), *sys.path, None])
+    fresh = ProcessWorker(MEMORY)
+    assert called(fresh, "length") == RewardResult([2.0, 1.0])
+    fresh.close()
+
+
 def test_it_stays_for_many_calls_and_is_another_process(worker):
     assert pid_of(worker) == pid_of(worker) != os.getpid()
 
