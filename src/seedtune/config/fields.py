@@ -212,7 +212,8 @@ class Fields(Section):
 
     prompt_truncation: Literal["error", "left", "drop"] = "error"
     """Policy for longer prompts, before training: raise an ``error``; truncate them from the ``left``, in whole
-    characters (rewards and samples hold what the model reads); or ``drop`` their rows."""
+    characters (rewards and samples hold what the model reads); or ``drop`` their rows, and those that the chat template
+    or the tokenizer refuses.  A run may be resumed with ``drop``."""
 
     max_completion_length: int = Field(default=256, ge=1, le=2**30)
     """Most new tokens of a completion."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from seedtune.errors import DataError
 from seedtune.types import Coverage, Decay, Job, Likelihood, Prompt, Rollout, Term, Update
 
 if TYPE_CHECKING:
@@ -73,8 +74,36 @@ class Tokenizer(Protocol):
         ...
 
     def lengths(self, prompts: Sequence[Prompt]) -> list[int]:
-        """Return the number of tokens of each prompt."""
+        """Return the number of tokens of each prompt; DataError for the first that the model cannot read."""
         ...
+
+
+def check_readable(prompt: Prompt) -> None:
+    """Raise DataError for a message whose role or content is not text (tool calls need none), or for broken text."""
+    if isinstance(prompt.content, str):
+        check_text(prompt, prompt.content)
+        return
+    for message in prompt.content:
+        role, content = message.get("role"), message.get("content")
+        text = "" if content is None and message.get("tool_calls") else content
+        if not isinstance(role, str) or not isinstance(text, str):
+            raise DataError(
+                f"prompt {prompt.id} has a message with the role {role!r} and the content {content!r:.200}, which is "
+                "not text. Give its text; images and other parts are not supported."
+            )
+        check_text(prompt, role + text)
+
+
+def check_text(prompt: Prompt, text: str) -> None:
+    """Raise DataError if the text of a prompt holds half a character, which no tokenizer reads."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        start = error.start
+        raise DataError(
+            f"prompt {prompt.id} holds half a character (a lone surrogate) in "
+            f"{text[max(0, start - 20) : start + 20]!r}. Remove it, or read the data as UTF-8."
+        ) from None
 
 
 class Engine(Protocol):

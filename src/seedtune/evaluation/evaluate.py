@@ -147,9 +147,9 @@ def _goals(
 
 
 def _task(one: str | Task, config: Config) -> Task:
-    if isinstance(one, Task):
-        return one
-    return prepare(config).task if one == config.task else tasks.create(one)
+    if one == config.task:
+        return prepare(config).task
+    return held_out.other(config, one if isinstance(one, Task) else tasks.create(one))
 
 
 def _subjects(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from seedtune.errors import ConfigError
 from seedtune.evaluation.estimators import Estimate, bootstrap, majority_at_k, pass_at_k
 from seedtune.rewards.scorer import Scorer
 from seedtune.rollouts.evaluator import Evaluator, Outcome
-from seedtune.rollouts.prepare import check_prompts
+from seedtune.rollouts.prepare import check_prompts, fitted
 from seedtune.run import metrics as run_metrics
 from seedtune.run.diagnostics import divergence
 from seedtune.tasks.base import Task
@@ -225,10 +225,15 @@ def others(config: Config, own: Task) -> tuple[Task, ...]:
             f"eval_tasks={list(config.eval_tasks)} are evaluated together with held-out prompts of the run's own task, "
             f"and {own.name!r} has none. Give it some, or leave eval_tasks out."
         )
-    found = tuple(tasks.create(name) for name in config.eval_tasks)
-    for task in found:
-        prompts_of(task, config)
-    return found
+    return tuple(other(config, tasks.create(name)) for name in config.eval_tasks)
+
+
+def other(config: Config, task: Task) -> Task:
+    """Return a task beside the run's own with held-out prompts that the model can read; may raise a SeedtuneError."""
+    prompts_of(task, config)
+    generating = config.replace(**GENERATED) if config.uses_likelihood else config
+    test = fitted(generating.replace(max_prompt_length=None), replace(task, train=())).test
+    return replace(task, test=test)
 
 
 def during_training(

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -56,7 +57,7 @@ def prepare(
     check(config, task)
     if processing_class is not None:
         engines.check_tokenizer(config, processing_class)
-    return Prepared(config, _fitted(config, task) if fits else task)
+    return Prepared(config, fitted(config, task) if fits else task)
 
 
 def _name_of(model: Any) -> str:
@@ -127,25 +128,31 @@ def check_prompts(config: Config, task: Task, examples: Sequence[Example]) -> No
         )
 
 
-def _fitted(config: Config, task: Task) -> Task:
-    """Apply the truncation policy to prompts that are too long for the model or the configuration."""
+def fitted(config: Config, task: Task) -> Task:
+    """Return the task with prompts (and reference answers) that the model can read and that fit its context."""
     tokenizer = engines.tokenizer(config)
-    limit = _limit(config, tokenizer.context_length)
-    if limit is None:
-        return task
 
     def measure(rows: Sequence[Example]) -> list[int]:
         return tokenizer.lengths([prompt_of(config, row) for row in rows])
 
-    return fit(task, limit, measure)
+    def measure_answers(rows: Sequence[Example]) -> list[int]:
+        answers = [reference_answers(config, row).answers for row in rows]
+        prompts = (prompt_of(config, row) for row in rows)
+        return tokenizer.lengths([replace(p, answers=a) for p, a in zip(prompts, answers, strict=True)])
+
+    task, context = fit(task, _limit(config, tokenizer.context_length), measure), tokenizer.context_length
+    if scores_itself(task):
+        why = f"the model's context of {context}, with the longest answer"
+        task = fit(task, Limit(context or math.inf, why, config.prompt_truncation), measure_answers)
+    return task
 
 
-def _limit(config: Config, context: int | None) -> Limit | None:
-    """Return the token limit of a prompt; None: unlimited."""
-    limits, new = {}, config.max_completion_length
+def _limit(config: Config, context: int | None) -> Limit:
+    """Return the token limit of a prompt."""
+    limits, new = {math.inf: ""}, config.max_completion_length
     if config.max_prompt_length is not None:
         limits[config.max_prompt_length] = f"max_prompt_length={config.max_prompt_length}"
-    if context is not None and config.uses_likelihood:  # the engine checks the length of reference answers
+    if context is not None and config.uses_likelihood:
         limits.setdefault(context, f"the model's context of {context}")
     elif context is not None and new < context:
         limits.setdefault(context - new, f"the model's context of {context} without max_completion_length={new}")
@@ -154,4 +161,4 @@ def _limit(config: Config, context: int | None) -> Limit | None:
             f"max_completion_length={new} leaves no room for a prompt in the model's context of {context} tokens. "
             "Lower it."
         )
-    return Limit(min(limits), limits[min(limits)], config.prompt_truncation) if limits else None
+    return Limit(min(limits), limits[min(limits)], config.prompt_truncation)

@@ -92,8 +92,12 @@ def run_config(root: Path) -> Config:
 
 
 def check_same_run(root: Path, recorded: ledger.Header, config: Config) -> None:
-    """Raise RunError with every setting that differs from the ledger's header."""
-    changes = ledger.changed_fields(recorded.config, config.identity())
+    """Raise RunError with every setting that differs from the ledger's header.
+
+    Rows that the model cannot read may be dropped on the way; what else truncation does is in the data's digest.
+    """
+    same = {"prompt_truncation": config.prompt_truncation}
+    changes = ledger.changed_fields({**recorded.config, **same}, config.identity())
     if changes:
         raise RunError(
             f"{root} was started with another configuration ({'; '.join(changes)}). "

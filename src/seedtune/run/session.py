@@ -117,7 +117,7 @@ class Session:
         """Raise RunError or ConfigError if the run cannot go on with these settings and data."""
         root, done = self.paths.root, contents.generations
         recorded_config.check_same_run(root, contents.header, self.config)
-        if contents.header.data != self.task.digest():
+        if contents.header.data not in (self.task.digest(), self.task.whole_digest()):
             raise RunError(
                 f"{root} was started with other training data than task {self.task.name!r} has now. "
                 "Give the same ones, or start a new run in another output_dir."

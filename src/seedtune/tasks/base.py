@@ -42,6 +42,8 @@ class Task:
     """Extracts the answer of a completion, for majority votes; an empty answer is no vote.  None: the whole text."""
     environment: EnvironmentFactory | None = None
     """Makes the environment of a conversation, a new one for each; None: single completions."""
+    dropped: tuple[Example, ...] = ()
+    """Training examples that were left out because the model cannot read them."""
 
     @property
     def has_accuracy(self) -> bool:
@@ -62,9 +64,17 @@ class Task:
 
     def digest(self) -> str:
         """Return 16 hexadecimal digits over the training examples.  Reward code is not included and may be fixed."""
-        rows = [[example.id, example.prompt, sorted(example.columns.items())] for example in self.train]
-        text = json.dumps(rows, default=_text, skipkeys=True)
-        return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+        return _digest(self.train)
+
+    def whole_digest(self) -> str:
+        """Return the digest of the training examples with the dropped ones."""
+        return _digest(sorted((*self.train, *self.dropped), key=lambda example: example.id))
+
+
+def _digest(examples: Sequence[Example]) -> str:
+    rows = [[example.id, example.prompt, sorted(example.columns.items())] for example in examples]
+    text = json.dumps(rows, default=_text, skipkeys=True)
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
 def _text(value: Any) -> str:

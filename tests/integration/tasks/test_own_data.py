@@ -17,6 +17,7 @@ from judges import chat, serving
 from models import save_family
 from seedtune.config.config import Config
 from seedtune.config.yaml_file import load_config
+from seedtune.engines.toy.engine import Characters
 from seedtune.errors import ConfigError, DataError
 from seedtune.rollouts.prompts import prompt_of
 from seedtune.run import directory, ledger, recorded_config
@@ -71,6 +72,7 @@ def metrics(root: Path) -> list[dict]:
     return [row for row in runs.rows(directory.RunPaths(root).metrics) if "reward" in row]
 
 
+OWN = {"model": "toy", "train_dataset": "data.jsonl", "reward_funcs": "rewards.py:closeness"}
 ONE = ("train", "--model", "toy", "--train-dataset", "data.jsonl", "--reward", "rewards.py:closeness")
 
 
@@ -298,6 +300,26 @@ def test_a_real_models_context_is_the_limit_and_a_shortened_prompt_fills_it(tmp_
     job = Job(0, 0.0, (UNPERTURBED,), (prompt_of(trainer.config, example),), Sampling(8))
     (rollout,) = trainer.load().evaluate([job])
     assert rollout.prompt_tokens == trainer.load().tokenizer.lengths(job.prompts)[0] == 56
+
+
+def test_a_run_that_a_row_has_ended_goes_on_without_the_row(folder, command, failure, monkeypatch):
+    data = [*rows(3), {"prompt": "half \ud83d", "target": 0.5}]
+    (folder / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in data))
+    fresh = (*ONE, *sets("eval_size=0", "prompts_per_generation=1"), "--set", "generations=4")
+    assert "row 3 of the training data: prompt 3 holds half a character" in failure(*fresh, "--dry-run")
+    assert not Path("run").exists()
+    with monkeypatch.context() as patch:  # as versions were that did not read all rows first
+        patch.setattr(Characters, "lengths", lambda self, prompts: [len(prompt.content) for prompt in prompts])
+        with pytest.raises(UnicodeEncodeError):
+            Trainer(toy("run", **OWN, eval_size=0, prompts_per_generation=1, generations=4)).train()
+    done = len(ledger.read(Path("run/ledger.jsonl")).records)
+    assert done < 4
+    assert "to leave them out, set prompt_truncation=drop" in failure("resume", "run")
+    assert command("resume", "run", "--set", "prompt_truncation=drop")[0] == 0
+    assert command("resume", "run", "--generations", "5")[0] == 0
+    records = ledger.read(Path("run/ledger.jsonl")).records
+    assert len(records) == 5
+    assert all(record.prompts != (3,) for record in records)
 
 
 # --------------------------------------------------------------------------- TRL's habits

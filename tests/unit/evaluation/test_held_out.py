@@ -11,13 +11,14 @@ import pytest
 from scores import brief, ends_right, one_character
 from seedtune.config.config import Config
 from seedtune.engines.base import EngineTimes
-from seedtune.errors import ConfigError, RewardError
+from seedtune.errors import ConfigError, DataError, RewardError
 from seedtune.evaluation.held_out import (
     PLAIN,
     EvalConfig,
     check_eval_config,
     during_training,
     evaluate,
+    other,
     others,
     prompts_of,
 )
@@ -183,6 +184,16 @@ def test_other_tasks_are_measured_under_their_names():
 def test_other_tasks_need_held_out_prompts_of_the_own():
     with pytest.raises(ConfigError, match=r"eval_tasks=\['toy'\] .* 'sums' has none"):
         others(CONFIG.replace(eval_tasks=("toy",)), task(test=()))
+
+
+def test_prompts_of_a_task_beside_the_runs_own_are_read_first_and_may_be_dropped():
+    watched = task(
+        train=examples([{"prompt": "\ud800"}], "train"), test=examples([{"prompt": "\ud800"}, {"prompt": "b"}], "test")
+    )
+    with pytest.raises(DataError, match="row 0 of the held-out data: prompt 0 holds half a character"):
+        other(CONFIG, watched)
+    found = other(CONFIG.replace(prompt_truncation="drop"), watched)
+    assert ([row.id for row in found.test], found.train) == ([1], watched.train)
 
 
 # ------------------------------------------------------------------------------ baseline

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from seedtune.config.config import Config
-from seedtune.engines.base import EngineInfo, LocalEngine
+from seedtune.engines.base import EngineInfo, LocalEngine, check_readable
 from seedtune.errors import DataError
 from seedtune.numerics import fingerprint as fp
 from seedtune.numerics import noise as addressed
@@ -38,7 +38,9 @@ class Characters:
     context_length = None
 
     def lengths(self, prompts: Sequence[Prompt]) -> list[int]:
-        """Return the number of characters of each prompt."""
+        """Return the number of characters of each prompt; DataError for one that is not text."""
+        for prompt in prompts:
+            check_readable(prompt)
         return [len(str(prompt.content)) for prompt in prompts]
 
 

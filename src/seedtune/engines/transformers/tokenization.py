@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
+from jinja2 import TemplateError
+
+from seedtune.engines.base import check_readable, check_text
 from seedtune.engines.transformers.checkpoint import ModelSource
-from seedtune.errors import ConfigError, DataError
+from seedtune.errors import ConfigError, DataError, first_line
 from seedtune.types import Message, Prompt
+
+BATCH = 1024
+"""Prompts tokenised at once."""
+
+REFUSALS = (TemplateError, ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
+"""Errors by which a chat template, a program of the model's authors, refuses messages."""
 
 
 class ModelTokenizer:
@@ -33,37 +42,85 @@ class ModelTokenizer:
         return min((size for size in (self._model_context, self.limit) if size is not None), default=None)
 
     def lengths(self, prompts: Sequence[Prompt]) -> list[int]:
-        """Return the number of tokens of each prompt."""
-        return list(map(len, self.encode(prompts)))
+        """Return the number of tokens of each prompt, with its longest answer if it has answers."""
+        found = list(map(len, self.encode(prompts)))
+        return [
+            n + max(map(len, self.encode_answers(p))) if p.answers else n for n, p in zip(found, prompts, strict=True)
+        ]
 
     def encode(self, prompts: Sequence[Prompt]) -> list[list[int]]:
-        """Return the token ids of each prompt; DataError if the model has no chat template or no tokens are left."""
-        return [self._encode(prompt) for prompt in prompts]
+        """Return the token ids of each prompt; DataError for the first that the model cannot read."""
+        found = list[list[int]]()
+        for start in range(0, len(prompts), BATCH):
+            batch = prompts[start : start + BATCH]
+            texts = list(map(self.text, batch))
+            for prompt, ids in zip(batch, self.hf(texts, add_special_tokens=False)["input_ids"], strict=True):
+                found.append(self._begun(ids, text=isinstance(prompt.content, str)))
+                if not found[-1]:
+                    raise DataError(f"prompt {prompt.id} has no tokens: {prompt.content!r}. Give it some text.")
+        return found
 
-    def _encode(self, prompt: Prompt) -> list[int]:
-        content = prompt.content
-        ids = list(self.hf(content)["input_ids"] if isinstance(content, str) else self._render(prompt, content))
-        if not ids:
-            raise DataError(f"prompt {prompt.id} has no tokens: {content!r}. Give it some text.")
+    def _begun(self, ids: list[int], *, text: bool) -> list[int]:
+        """Put the tokenizer's first tokens before those of a plain text (a template writes them itself), only once."""
+        first = self._first
+        if text and ids[: len(first)] != first:
+            return [*first, *ids]
+        while first and ids[: 2 * len(first)] == 2 * first:
+            ids = ids[len(first) :]
         return ids
 
-    def _render(self, prompt: Prompt, content: Sequence[Message]) -> Sequence[int]:
-        if self.hf.chat_template is None:
+    @cached_property
+    def _first(self) -> list[int]:
+        """The tokens that the tokenizer puts before a text, such as one for its beginning; never those after it."""
+        whole, bare = (list(self.hf("a", add_special_tokens=special)["input_ids"]) for special in (True, False))
+        return next((whole[:n] for n in range(len(whole)) if whole[n : n + len(bare)] == bare), [])
+
+    def text(self, prompt: Prompt) -> str:
+        """Return the text of a prompt that is tokenised: itself, or its messages in the model's chat template."""
+        check_readable(prompt)
+        if isinstance(prompt.content, str):
+            return prompt.content
+        template = prompt.template_kwargs.get("chat_template") or self.hf.chat_template
+        if template is None:
             raise DataError(
                 f"prompt {prompt.id} is a list of chat messages, but the model has no chat template. "
                 "Use plain-text prompts, or an instruction-tuned model."
             )
-        if "tools" in prompt.template_kwargs and "tools" not in str(self.hf.chat_template):
+        if "tools" in prompt.template_kwargs and "tools" not in str(template):
             raise DataError(
                 "the model's chat template has no place for the environment's tools. Use conversation.tools=text, or "
                 "a model that was trained to call tools."
             )
-        options = {"add_generation_prompt": True, "tokenize": True, "return_dict": False, **prompt.template_kwargs}
-        ids: Sequence[int] = self.hf.apply_chat_template([dict(message) for message in content], **options)
-        return ids
+        messages, kwargs = prompt.content, prompt.template_kwargs
+        try:
+            rendered = self._rendered(messages, **continuation(messages, kwargs), **kwargs)
+        except REFUSALS as error:
+            role, why = self._refused_role(messages, kwargs, error), first_line(error).rstrip(".")
+            raise DataError(
+                f"prompt {prompt.id} is refused by the model's chat template at a message with the role {role!r}: "
+                f"{why}. Change the messages, or give another template (chat_template_kwargs.chat_template)."
+            ) from error
+        check_text(prompt, rendered)
+        return rendered
+
+    def _rendered(self, messages: Sequence[Message], **kwargs: Any) -> str:
+        text: str = self.hf.apply_chat_template([dict(message) for message in messages], tokenize=False, **kwargs)
+        return text
+
+    def _refused_role(self, messages: Sequence[Message], kwargs: Mapping[str, Any], refusal: BaseException) -> str:
+        """Return the role of the first message with which the template refuses a prompt."""
+        for count in range(1, len(messages)):
+            try:
+                self._rendered(messages[:count], **kwargs)
+            except REFUSALS as error:
+                if str(error) == str(refusal):
+                    return messages[count - 1]["role"]
+        return messages[-1]["role"]
 
     def encode_answers(self, prompt: Prompt) -> list[list[int]]:
         """Return the token ids of a prompt's answers, each by itself; DataError without answers, or an empty one."""
+        for answer in prompt.answers:
+            check_text(prompt, answer)
         found = [list(self.hf(answer, add_special_tokens=False)["input_ids"]) for answer in prompt.answers]
         if not found or not all(found):
             raise DataError(f"prompt {prompt.id} has the answers {list(prompt.answers)!r}. Give it some text each.")
@@ -122,3 +179,18 @@ class ModelTokenizer:
                 "read from the model's folder. Save yours there (processing_class.save_pretrained(folder)) and leave "
                 "this out."
             )
+
+
+def continuation(messages: Sequence[Message], kwargs: Mapping[str, Any]) -> dict[str, bool]:
+    """Return the template's options that ``kwargs`` leaves open: whether the model answers, or continues its own words.
+
+    As in TRL, a prompt that ends with an assistant message is continued.
+    """
+    continues = kwargs.get("continue_final_message")
+    begins = kwargs.get("add_generation_prompt")
+    if begins is None:
+        begins = not (messages[-1]["role"] == "assistant" if continues is None else continues)
+    if continues is None:
+        continues = not begins and messages[-1]["role"] == "assistant"
+    options = {"add_generation_prompt": bool(begins), "continue_final_message": continues}
+    return {name: value for name, value in options.items() if name not in kwargs}

@@ -1,4 +1,4 @@
-"""Reject, truncate or drop prompts that are too long for the model, before training.
+"""Reject or drop prompts that the model cannot read, and reject, truncate or drop longer ones, before training.
 
 The data are changed, not the engine's input: rewards, samples and the ledger's digest hold what the model reads.
 """
@@ -6,6 +6,7 @@ The data are changed, not the engine's input: rewards, samples and the ledger's 
 from __future__ import annotations
 
 import logging
+import math
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -17,10 +18,7 @@ from seedtune.types import Example, Message
 log = logging.getLogger("seedtune")
 
 Measure = Callable[[Sequence[Example]], list[int]]
-"""Counts the tokens of each example's prompt as an engine passes it to the model."""
-
-FRAME = 64
-"""Upper bound of a chat template's tokens around one message; only prompts that may be long are tokenized."""
+"""Counts the tokens of each example's prompt as an engine passes it to the model; DataError if it cannot be read."""
 
 _FIX = "Shorten it, raise max_prompt_length, or set prompt_truncation to left (cut beginnings) or drop (no such rows)."
 
@@ -29,55 +27,68 @@ _FIX = "Shorten it, raise max_prompt_length, or set prompt_truncation to left (c
 class Limit:
     """The token limit of prompts, its reason, and the policy for longer ones (``error``, ``left``, ``drop``)."""
 
-    tokens: int
-    why: str
-    policy: str
+    tokens: float = math.inf
+    why: str = ""
+    policy: str = "error"
 
 
 def fit(task: Task, limit: Limit, measure: Measure) -> Task:
-    """Return the task with prompts of at most ``limit.tokens`` tokens.
+    """Return the task with prompts that the model can read, of at most ``limit.tokens`` tokens.
 
-    Raises DataError for longer prompts under the policy ``error``, for prompts that cannot be shortened, and if no
-    training row is left.
+    Raises DataError for longer prompts under the policy ``error``, for prompts that cannot be shortened or read (unless
+    they are dropped), and if no training row is left.
     """
     train = _fit(task.train, limit, measure, "training")
     if task.train and not train:
-        raise DataError(f"every training prompt has more than {limit.tokens} tokens ({limit.why}). {_FIX}")
-    return replace(task, train=train, test=_fit(task.test, limit, measure, "held-out"))
+        _fit(task.train, replace(limit, policy="error"), measure, "training")  # raises: says why the first is left out
+    kept = {row.id for row in train}
+    dropped = (*task.dropped, *(row for row in task.train if row.id not in kept))
+    return replace(task, train=train, test=_fit(task.test, limit, measure, "held-out"), dropped=dropped)
 
 
 def _fit(rows: Sequence[Example], limit: Limit, measure: Measure, split: str) -> Sequence[Example]:
-    suspects = _may_be_long(rows, limit.tokens, measure)
-    lengths = measure([rows[place] for place in suspects])
-    long = {place: count for place, count in zip(suspects, lengths, strict=True) if count > limit.tokens}
-    if not long:
-        return rows
-    if limit.policy == "error":
+    found = _measured(rows, measure)
+    refused = {place: error for place, error in enumerate(found) if isinstance(error, DataError)}
+    long = {place: n for place, n in enumerate(found) if not isinstance(n, DataError) and n > limit.tokens}
+    if refused and limit.policy != "drop":
+        place, error = next(iter(refused.items()))
+        raise DataError(
+            f"row {rows[place].id} of the {split} data: {error} So it is with {len(refused)} of {len(rows)} rows; to "
+            "leave them out, set prompt_truncation=drop."
+        )
+    if long and limit.policy == "error":
         place, count = next(iter(long.items()))
         raise DataError(
             f"prompt {rows[place].id} of the {split} data has {count} tokens, more than {limit.tokens} ({limit.why}); "
             f"{len(long)} of {len(rows)} prompts are too long. {_FIX}"
         )
-    done = "left out" if limit.policy == "drop" else "shortened from the left"
-    log.warning("%d of %d %s prompts are %s: more than %d tokens", len(long), len(rows), split, done, limit.tokens)
+    if refused:
+        log.warning(
+            "%d of %d %s prompts are left out: %s", len(refused), len(rows), split, next(iter(refused.values()))
+        )
+    if long:
+        done = "left out" if limit.policy == "drop" else "shortened from the left"
+        log.warning("%d of %d %s prompts are %s: more than %d tokens", len(long), len(rows), split, done, limit.tokens)
     if limit.policy == "drop":
-        return tuple(row for place, row in enumerate(rows) if place not in long)
-    return tuple(_shortened(row, limit, measure) if place in long else row for place, row in enumerate(rows))
+        return tuple(row for place, row in enumerate(rows) if place not in refused.keys() | long.keys())
+    if long:
+        return tuple(_shortened(row, limit, measure) if place in long else row for place, row in enumerate(rows))
+    return rows
 
 
-def _may_be_long(rows: Sequence[Example], tokens: int, measure: Measure) -> list[int]:
-    """Return the indices of prompts that may be too long: a token has at least one byte; the template is measured."""
-    if not rows:
-        return []
-    sizes = [_size(row) for row in rows]
-    frame = measure([rows[sizes.index(min(sizes))]])[0]
-    return [place for place, size in enumerate(sizes) if size + frame > tokens]
+def _measured(rows: Sequence[Example], measure: Measure) -> list[int] | list[int | DataError]:
+    """Return the tokens of each prompt, or the error of one that cannot be read."""
+    try:
+        return measure(rows)
+    except DataError:
+        return [_one(row, measure) for row in rows]
 
 
-def _size(row: Example) -> int:
-    if isinstance(row.prompt, str):
-        return len(row.prompt.encode("utf-8", "replace"))
-    return sum(FRAME + len(str(message["content"]).encode("utf-8", "replace")) for message in row.prompt)
+def _one(row: Example, measure: Measure) -> int | DataError:
+    try:
+        return measure([row])[0]
+    except DataError as error:
+        return error
 
 
 def _shortened(row: Example, limit: Limit, measure: Measure) -> Example:
@@ -89,7 +100,7 @@ def _shortened(row: Example, limit: Limit, measure: Measure) -> Example:
     row = _without_oldest(row, fits)
     if fits(row):
         return row
-    size = len(row.prompt if isinstance(row.prompt, str) else row.prompt[_head(row.prompt)]["content"])
+    size = len(row.prompt if isinstance(row.prompt, str) else row.prompt[_head(row.prompt)]["content"] or "")
     cuts = range(0, size, max(1, size // 256))
     place = bisect_left(cuts, True, key=lambda count: fits(_cut(row, count)))
     if place == len(cuts):
@@ -103,13 +114,14 @@ def _shortened(row: Example, limit: Limit, measure: Measure) -> Example:
 def _without_oldest(row: Example, fits: Callable[[Example], bool]) -> Example:
     """Drop the oldest messages, with the answers and tool results that follow them, until the prompt fits.
 
-    At least the last message and the system messages at the beginning stay.
+    At least the last message (with the answer that it begins) and the system messages at the beginning stay.
     """
     prompt = row.prompt
     if isinstance(prompt, str):
         return row
-    head, last = _head(prompt), len(prompt) - 1
-    starts = [i for i in range(head, last) if i == head or prompt[i]["role"] not in ("assistant", "tool")]
+    head, begins = _head(prompt), [i for i, m in enumerate(prompt) if m["role"] not in ("assistant", "tool")]
+    last = max(len(prompt) - 1 if not begins else begins[-1], head)
+    starts = [i for i in range(head, last) if i == head or i in begins]
     shorter = [replace(row, prompt=(*prompt[:head], *prompt[start:])) for start in (*starts, last)]
     return next(filter(fits, shorter[:-1]), shorter[-1])
 
@@ -124,5 +136,5 @@ def _cut(row: Example, count: int) -> Example:
     if isinstance(row.prompt, str):
         return replace(row, prompt=row.prompt[count:])
     head = _head(row.prompt)
-    oldest = {**row.prompt[head], "content": row.prompt[head]["content"][count:]}
+    oldest = {**row.prompt[head], "content": (row.prompt[head]["content"] or "")[count:]}
     return replace(row, prompt=(*row.prompt[:head], oldest, *row.prompt[head + 1 :]))

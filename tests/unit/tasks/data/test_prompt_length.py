@@ -64,7 +64,7 @@ def test_dropped_rows_leave_the_others_their_numbers(caplog):
 
 
 def test_dropping_everything_is_an_error():
-    with pytest.raises(DataError, match="every training prompt has more than 10 tokens"):
+    with pytest.raises(DataError, match="prompt 0 of the training data has 11 tokens, more than 10"):
         fitted("drop", "a" * 11)
 
 
@@ -99,12 +99,38 @@ def test_what_stands_around_a_prompt_cannot_be_cut():
         fitted("left", (SYSTEM, user("Hi")))
 
 
-def test_short_prompts_are_not_even_counted():
-    counted = []
+def test_an_answer_that_has_begun_stays_with_its_question():
+    begun = (user("old" * 9), assistant("reply"), user("0123456789"), assistant("Let"))
+    assert fitted("left", begun, tokens=20).train[0].prompt == begun[2:]
+    assert fitted("left", begun, tokens=15).train[0].prompt == (user("456789"), assistant("Let"))
 
-    def watched(rows):
-        counted.extend(row.id for row in rows)
-        return measure(rows)
 
-    fit(task("a" * 50, "b", "c" * 2000), Limit(1000, "why", "drop"), watched)
-    assert counted == [1, 2]
+def refusing(rows) -> list[int]:
+    """Refuses rows that begin with an x."""
+    for row in rows:
+        if row.prompt.startswith("x"):
+            raise DataError(f"prompt {row.id} is refused.")
+    return measure(rows)
+
+
+@pytest.mark.parametrize("policy", ["error", "left"])
+@pytest.mark.parametrize(("train", "test", "split"), [("abxd", "e", "training"), ("ab", "cx", "held-out")])
+def test_a_row_that_cannot_be_read_is_an_error_before_training(policy, train, test, split):
+    with pytest.raises(DataError) as caught:
+        fit(task(*train, test=test), Limit(policy=policy), refusing)
+    place, rows = (2, 4) if split == "training" else (1, 2)
+    assert str(caught.value) == (
+        f"row {place} of the {split} data: prompt {place} is refused. So it is with 1 of {rows} rows; to leave them "
+        "out, set prompt_truncation=drop."
+    )
+
+
+def test_rows_that_cannot_be_read_are_dropped_if_so_chosen_and_known_to_the_task(caplog):
+    whole = task("a", "x", "c" * 20, "d", test=("x", "e"))
+    found = fit(whole, Limit(10, "why", "drop"), refusing)
+    assert [row.id for row in found.train] == [0, 3]
+    assert [row.id for row in found.test] == [1]
+    assert "1 of 4 training prompts are left out: prompt 1 is refused." in caplog.text
+    assert found.digest() != found.whole_digest() == whole.digest() == whole.whole_digest()
+    with pytest.raises(DataError, match=r"row 0 of the training data: prompt 0 is refused\. So it is with 2 of 2 rows"):
+        fit(task("x", "xy"), Limit(policy="drop"), refusing)

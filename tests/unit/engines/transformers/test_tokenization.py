@@ -1,0 +1,100 @@
+"""Prompts as the model reads them: what a template or tokenizer refuses is an error of one line, with row and role."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+import models
+from seedtune.engines.toy.engine import Characters
+from seedtune.engines.transformers.tokenization import ModelTokenizer
+from seedtune.errors import DataError
+from seedtune.types import Prompt
+
+STRICT = (
+    "{% for m in messages %}"
+    "{% if m['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    "{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('Roles must alternate') }}{% endif %}"
+    "{{ m['role'] }}: {{ m['content'] | trim }}\n{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}"
+)
+USER, SYSTEM = {"role": "user", "content": "a"}, {"role": "system", "content": "Be kind."}
+CALLS = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "f", "arguments": {}}}]}
+
+
+def of(hf: Any) -> ModelTokenizer:
+    return ModelTokenizer(SimpleNamespace(tokenizer=lambda: hf))
+
+
+def read(template: str, *content: Any, **kwargs: Any) -> str:
+    tokenizer = of(models.tokenizer(template))
+    (ids,) = tokenizer.encode([Prompt(3, content, kwargs)])
+    return tokenizer.hf.decode(ids)
+
+
+@pytest.mark.parametrize(
+    ("content", "role", "sentence"),
+    [
+        ((USER, USER), "user", "Roles must alternate"),
+        ((SYSTEM, USER), "system", "System role not supported"),
+        ((USER, CALLS, {"role": "tool", "content": "4"}, USER), "tool", "Roles must alternate"),
+        ((USER, {"role": "assistant", "content": "b"}, SYSTEM, USER), "system", "System role not supported"),
+        (({"role": "developer", "content": "b"}, USER), "developer", "Roles must alternate"),
+    ],
+)
+def test_what_a_template_refuses_is_told_with_row_role_and_its_sentence(content, role, sentence):
+    with pytest.raises(DataError) as caught:
+        read(STRICT, *content)
+    assert str(caught.value) == (
+        f"prompt 3 is refused by the model's chat template at a message with the role {role!r}: {sentence}. Change the "
+        "messages, or give another template (chat_template_kwargs.chat_template)."
+    )
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% for m in messages %}{{ m['content'] + m['name'] }}{% endfor %}",
+        "{{ messages[1]['content'] }}{{ 1 // 0 }}",
+        "{{ messages.nothing.content }}",
+        "{% if %}",
+    ],
+)
+def test_a_template_that_fails_in_any_way_is_one_line(template):
+    with pytest.raises(DataError, match="prompt 3 is refused by the model's chat template at a message with the role"):
+        read(template, USER)
+
+
+PARTS = [{"type": "text", "text": "hi"}]
+
+
+@pytest.mark.parametrize("tokenizer", [of(models.tokenizer()), Characters()], ids=["transformers", "toy"])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("a\ud800b", r"prompt 3 holds half a character \(a lone surrogate\) in 'a\\ud800b'"),
+        (({"role": "user", "content": "\udc80"},), "prompt 3 holds half a character"),
+        (({"role": "user", "content": PARTS},), r"the role 'user' and the content \[{'type': 'text'.* not text. Give"),
+        (
+            (USER, {"role": "assistant", "content": None}),
+            "the role 'assistant' and the content None, which is not text",
+        ),
+        (({"role": "user", "content": 5},), "the content 5, which is not text"),
+        (({"role": None, "content": "a"},), "the role None and the content 'a'"),
+        (({"content": "a"},), "the role None"),
+    ],
+)
+def test_what_is_not_text_is_told_with_row_role_and_value(tokenizer, content, message):
+    with pytest.raises(DataError, match=message):
+        tokenizer.lengths([Prompt(0, "fine"), Prompt(3, content)])
+
+
+def test_calls_of_tools_need_no_content():
+    assert read("{{ messages[1]['tool_calls'][0]['function']['name'] }}", USER, CALLS, USER) == "f"
+
+
+def test_answers_with_half_a_character_are_refused():
+    with pytest.raises(DataError, match="prompt 3 holds half a character"):
+        of(models.tokenizer()).lengths([Prompt(3, "a", answers=("b", "c\ud800"))])
+    assert of(models.tokenizer()).lengths([Prompt(3, "ab", answers=("c", "defg")), Prompt(4, "a")]) == [6, 1]
