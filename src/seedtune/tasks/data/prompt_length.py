@@ -100,7 +100,7 @@ def _shortened(row: Example, limit: Limit, measure: Measure) -> Example:
     row = _without_oldest(row, fits)
     if fits(row):
         return row
-    size = len(row.prompt if isinstance(row.prompt, str) else row.prompt[_head(row.prompt)]["content"] or "")
+    size = len(row.prompt if isinstance(row.prompt, str) else row.prompt[_head(row.prompt)].get("content") or "")
     cuts = range(0, size, max(1, size // 256))
     place = bisect_left(cuts, True, key=lambda count: fits(_cut(row, count)))
     if place == len(cuts):
@@ -136,5 +136,5 @@ def _cut(row: Example, count: int) -> Example:
     if isinstance(row.prompt, str):
         return replace(row, prompt=row.prompt[count:])
     head = _head(row.prompt)
-    oldest = {**row.prompt[head], "content": (row.prompt[head]["content"] or "")[count:]}
+    oldest = {**row.prompt[head], "content": (row.prompt[head].get("content") or "")[count:]}
     return replace(row, prompt=(*row.prompt[:head], oldest, *row.prompt[head + 1 :]))
