@@ -8,6 +8,7 @@ import os
 import re
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -37,6 +38,29 @@ def exhausts_memory(completions, **_):
     held = []
     while True:
         held.append(str(len(held)) * 10**6)
+
+
+def starts_threads(completions, **_):
+    hold = threading.Event()
+    while True:
+        threading.Thread(target=hold.wait, daemon=True).start()
+
+
+def allocates_in_torch(completions, **_):
+    raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes.")
+
+
+def allocates_in_cpp(completions, **_):
+    sys.stderr.write("terminate called after throwing an instance of 'std::bad_alloc'")
+    sys.stderr.flush()
+    os.abort()
+
+
+def hides_its_error(completions, **_):
+    try:
+        exhausts_memory(completions)
+    except MemoryError as error:
+        raise ValueError("something went wrong") from error
 
 
 def prints_much_and_raises(completions, **_):

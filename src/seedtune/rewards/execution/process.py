@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
+import re
+import resource
 import signal
 import socket
 import subprocess
@@ -13,7 +16,7 @@ import time
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
-from seedtune.rewards.execution.call import Fault, FaultKind, RewardCall, RewardResult, failed
+from seedtune.rewards.execution.call import MESSAGE, Fault, FaultKind, RewardCall, RewardResult, failed
 from seedtune.rewards.sources.user_code import search_path
 
 LOAD_SECONDS = 120.0
@@ -35,6 +38,11 @@ _START = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
     "from seedtune.rewards.execution.process_main import main; main(*map(int, sys.argv[2:]))"
 )
+_OUT_OF_MEMORY = re.compile(
+    r"\bMemoryError\b|can't start new thread|(?:can't|[Cc]annot) allocate memory|bad_alloc|LLVM ERROR: out of memory"
+)
+"""What Python, torch, C++ and numba say of an allocation that failed (CUDA's memory is not limited here)."""
+
 _ONE_THREAD = dict.fromkeys(
     ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS", "NUMBA_NUM_THREADS"), "1"
 )
@@ -163,10 +171,12 @@ class ProcessWorker:
         return RewardResult(values, found)
 
     def _told(self, fault: Fault, printed: str) -> Fault:
-        """Add the function's output to its fault, and the limit to one of memory."""
+        """Add the function's output to its fault, and the limits of memory to a fault that they cause."""
+        limits, cause = memory_limits(self.memory_mb), printed if fault.kind == "crash" else fault.details
         fault = fault._replace(details=f"{fault.details}\nprinted:\n{printed}".strip() if printed else fault.details)
-        message = f"ran out of memory (reward_memory_mb={self.memory_mb})"
-        return fault._replace(message=message) if fault.kind == "memory" else fault
+        if fault.kind == "hang" or not limits or not _OUT_OF_MEMORY.search(f"{fault.message}\n{cause}"):
+            return fault
+        return fault._replace(kind="memory", message=f"ran out of memory ({limits}): it {fault.message}"[:MESSAGE])
 
     def _read(self) -> bytes | None:
         """Move available output into the excerpt and return it: None if there is none yet, empty at end of file."""
@@ -202,6 +212,14 @@ class ProcessWorker:
         if process is not None and os.getpid() == self._owner:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(process.pid, signal.SIGKILL)
+
+
+def memory_limits(memory_mb: int) -> str:
+    """Name the limits of a worker's memory: the setting, and the machine's if it is lower.  Empty if there are none."""
+    site = [resource.getrlimit(resource.RLIMIT_DATA)[1], resource.getrlimit(resource.RLIMIT_AS)[0]]
+    lowest = min((limit >> 20 for limit in site if limit != resource.RLIM_INFINITY), default=math.inf)
+    words = [f"reward_memory_mb={memory_mb}"] if memory_mb else []
+    return " and ".join([*words, f"ulimit: {lowest:g} MiB"] if lowest < (memory_mb or math.inf) else words)
 
 
 def plain(value: Any) -> Any:

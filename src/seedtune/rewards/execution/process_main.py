@@ -96,4 +96,6 @@ def _limit(memory_mb: int) -> None:
     """Limit writable private memory (memory that a big library reserves but never writes does not count)."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if memory_mb:
-        resource.setrlimit(resource.RLIMIT_DATA, (memory_mb << 20, memory_mb << 20))
+        hard = resource.getrlimit(resource.RLIMIT_DATA)[1]  # of the site: it can be lowered only
+        most = memory_mb << 20 if hard == resource.RLIM_INFINITY else min(memory_mb << 20, hard)
+        resource.setrlimit(resource.RLIMIT_DATA, (most, most))

@@ -24,6 +24,7 @@ from waiting import alive, wait_until
 
 FILE = hostile.__file__
 MEMORY = 200
+FULL = f"ran out of memory (reward_memory_mb={MEMORY}): it raised "
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +83,9 @@ def test_it_computes_with_one_thread(worker):
         ("exits", "exception", "raised SystemExit: bye", "hostile.py"),
         ("leaves", "crash", "ended its process (exit code 3)", ""),
         ("kills_its_group", "crash", "ended its process (killed by SIGKILL)", ""),
-        ("exhausts_memory", "memory", f"ran out of memory (reward_memory_mb={MEMORY})", "held.append"),
+        ("exhausts_memory", "memory", f"{FULL}MemoryError", "held.append"),
+        ("starts_threads", "memory", f"{FULL}RuntimeError: can't start new thread", "hostile.py"),
+        ("hides_its_error", "memory", f"{FULL}ValueError: something went wrong", "held.append"),
         ("raises", "exception", "raised KeyError: 'answer'", 'raise KeyError("answer")'),
         ("async_raises", "exception", "raised RuntimeError: in a loop", "async_raises"),
         ("too_few", "value", "returned 0 values for 2 completions: return one number or None for each", ""),
@@ -96,6 +99,29 @@ def test_what_goes_wrong_costs_the_call_and_is_told(worker, name, kind, message,
     assert [(fault.kind, fault.message) for fault in answer.faults.values()] == [(kind, message)] * 2
     assert details in answer.faults[0].details
     assert called(worker, "length").values == [2.0, 1.0]
+
+
+@pytest.mark.parametrize("name", ["allocates_in_torch", "allocates_in_cpp"])
+def test_memory_that_is_missed_in_other_words_is_told_with_the_limit(worker, name):
+    fault = called(worker, name).faults[0]
+    assert fault.kind == "memory"
+    assert fault.message.startswith(f"ran out of memory (reward_memory_mb={MEMORY}): it ")
+    assert called(worker, "length").values == [2.0, 1.0]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not limit it")
+def test_a_lower_limit_of_the_machine_holds_and_is_named():
+    code = (
+        "import resource; resource.setrlimit(resource.RLIMIT_DATA, (300 << 20, 300 << 20))\n"
+        "from seedtune.rewards.execution.call import RewardCall\n"
+        "from seedtune.rewards.execution.process import ProcessWorker\nworker = ProcessWorker(2048)\n"
+        "call = lambda name: worker.call(RewardCall(len, 'hostile.' + name, {'completions': ['ab']}, 1, 60))\n"
+        "print(call('length').values, call('exhausts_memory').faults[0].message); worker.close()"
+    )
+    path = {**os.environ, "PYTHONPATH": os.pathsep.join([str(runs.SOURCE), str(Path(FILE).parent)])}
+    told = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, env=path, text=True, check=True)
+    limits = "reward_memory_mb=2048 and ulimit: 300 MiB"
+    assert told.stdout == f"[2.0] ran out of memory ({limits}): it raised MemoryError\n"
 
 
 @pytest.mark.parametrize(
