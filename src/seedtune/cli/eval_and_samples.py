@@ -76,7 +76,7 @@ def evaluate(
             on=task or (),
             generation=generation,
             eval_config=eval_config,
-            config=models.settings_of(what, file=config, sets=sets or ()),
+            config=models.settings_of(what, file=config, sets=sets or (), own_task=not task),
             progress=None if to_json == "-" else progress,
         )
     _hand_out(found, to_json)

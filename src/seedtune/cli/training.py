@@ -74,7 +74,8 @@ def resume(
     from seedtune.config.yaml_file import override
     from seedtune.run import recorded_config
 
-    config = seedtune.Config.create(override(recorded_config.run_config(run).model_dump(), sets or ()))
+    recorded = recorded_config.trusted(run, sets or (), resume_command(run))
+    config = seedtune.Config.create(override(recorded.model_dump(), sets or ()))
     if generations is not None:
         config = config.replace(generations=generations)
     compile_beside(config)

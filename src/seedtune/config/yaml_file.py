@@ -20,19 +20,30 @@ def load_config(path: Path, overrides: Iterable[str] = ()) -> Config:
 
 def read_settings(path: Path, overrides: Iterable[str] = ()) -> dict[str, Any]:
     """Return the settings of a YAML file with overrides, not yet validated; raise ConfigError if it is unreadable."""
+    return override(parse_settings(read_file(path), path), overrides)
+
+
+def read_file(path: Path) -> bytes:
+    """Return the bytes of a configuration file; raise ConfigError if it is unreadable."""
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        return path.read_bytes()
+    except OSError as error:
         raise ConfigError(f"cannot read the configuration {str(path)!r}: {error}. Check the path.") from error
+
+
+def parse_settings(data: bytes, path: Path) -> dict[str, Any]:
+    """Parse the bytes of the YAML file ``path``; raise ConfigError if they are not settings."""
     try:
-        settings = parse_yaml(text)
+        settings = parse_yaml(data.decode())
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"cannot read the configuration {str(path)!r}: {error}. Check the path.") from error
     except ValueError as error:
         raise ConfigError(f"{path} is not valid YAML: {error}. Mend it.") from error
     if settings is None:
         settings = {}
     if not isinstance(settings, dict):
         raise ConfigError(f"{path} holds {type(settings).__name__}, not settings. Write lines like 'sigma: 0.006'.")
-    return override(settings, overrides)
+    return settings
 
 
 def override(settings: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:

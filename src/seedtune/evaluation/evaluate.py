@@ -106,7 +106,7 @@ def evaluate(
     if eval_config.prompt_baseline:
         count = eval_config.samples or VOTES
         eval_config = replace(eval_config, samples=count, ks=tuple(sorted({*eval_config.ks, 1, count})))
-    config = _asked_task(what, on, config or models.settings_of(what))
+    config = _asked_task(what, on, config or models.settings_of(what, own_task=not on))
     goals = _goals(what, models.ledger_of(what, config), generation, eval_config)
     wanted = [_task(one, config) for one in on or [config.task]]
     for task in wanted:

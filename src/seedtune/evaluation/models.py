@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import Any
 
 from seedtune.config.config import Config
 from seedtune.config.yaml_file import override, read_settings
@@ -18,18 +19,32 @@ def is_run(what: str | Path) -> bool:
     return directory.RunPaths(Path(what)).ledger.exists()
 
 
-def settings_of(what: str | Path, *, file: Path | None = None, sets: Sequence[str] = ()) -> Config:
+def settings_of(
+    what: str | Path, *, file: Path | None = None, sets: Sequence[str] = (), own_task: bool = True
+) -> Config:
     """Return the settings for evaluating ``what``: a run's own, or those of ``file`` (say, RUN/config.yaml).
 
-    ``sets`` override single settings.  Raises ConfigError for an unknown setting, or if ``what`` is a run and ``file``
-    is given; `evaluate` raises it for a change that the weights of a run depend on.
+    ``sets`` override single settings.  Raises ConfigError for an unknown setting, if ``what`` is a run and ``file``
+    is given, or if another's run names what only the user may, unless its ``own_task`` is not evaluated; `evaluate`
+    raises it for a change that the weights of a run depend on.
     """
     if not is_run(what):
         named = {"model": str(what)}
-        return Config.create({**override({**(read_settings(file) if file else {}), **named}, sets), **named})
+        return Config.create({**override({**(_read(file, sets) if file else {}), **named}, sets), **named})
     if file is not None:
         raise ConfigError(f"{what} is a run and has settings of its own: change them one by one, and leave out {file}.")
-    return recorded_config.with_settings(recorded_config.run_config(Path(what)), sets)
+    root = Path(what)
+    read = (
+        recorded_config.trusted(root, sets, f"seedtune eval {root}") if own_task else recorded_config.run_config(root)
+    )
+    return recorded_config.with_settings(read, sets)
+
+
+def _read(file: Path, sets: Sequence[str]) -> dict[str, Any]:
+    """Read a settings file; one that belongs to a run is trusted as little as the run."""
+    if file.name != directory.RunPaths(file.parent).config.name or not is_run(file.parent):
+        return read_settings(file)
+    return recorded_config.trusted(file.parent, sets, f"seedtune eval MODEL --config {file}").model_dump()
 
 
 @contextmanager

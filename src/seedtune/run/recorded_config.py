@@ -10,12 +10,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from seedtune.config import trusted_settings
 from seedtune.config.config import Config
-from seedtune.config.yaml_file import override, read_settings
+from seedtune.config.yaml_file import override, parse_settings, read_file
 from seedtune.engines import ENGINES
 from seedtune.errors import ConfigError, LedgerError, ModelError, RunError, resume_command
 from seedtune.numerics import noise
-from seedtune.run import ledger
+from seedtune.run import ledger, sealing
 from seedtune.run.directory import RunPaths
 
 REPLAYS = {"vllm": "transformers"}
@@ -84,11 +85,33 @@ def how_to_go_on(config: Config) -> str:
 
 
 def run_config(root: Path) -> Config:
-    """Read the configuration of a run.  Raises RunError if ``root`` is not a run directory."""
-    paths = RunPaths(root)
-    if not paths.config.is_file():
+    """Read the configuration of a run, without `trusted_settings` if this user did not write it on this machine.
+
+    Raises RunError if ``root`` is not a run directory.
+    """
+    config, is_own = as_written(root)
+    return config if is_own else trusted_settings.without(config)
+
+
+def as_written(root: Path) -> tuple[Config, bool]:
+    """Read the whole configuration of a run; also return whether this user's seedtune wrote it, unedited since."""
+    path = RunPaths(root).config
+    if not path.is_file():
         raise RunError(f"{root} is not a run directory: it has no config.yaml. Check the path.")
-    return Config.create({**read_settings(paths.config), "output_dir": str(root)})
+    data = read_file(path)
+    return Config.create({**parse_settings(data, path), "output_dir": str(root)}), sealing.is_marked(data)
+
+
+def trusted(root: Path, sets: Iterable[str], command: str) -> Config:
+    """Read the configuration of a run whose code is to run.
+
+    If another's run names what only the user may, ConfigError says how to add it to ``command``, unless ``sets`` do.
+    """
+    config, is_own = as_written(root)
+    if is_own:
+        return config
+    trusted_settings.check_given(config, sets, source=str(RunPaths(root).config), command=command)
+    return trusted_settings.without(config)
 
 
 def check_same_run(root: Path, recorded: ledger.Header, config: Config) -> None:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from seedtune import activities, engines
+from seedtune.config import trusted_settings
 from seedtune.config.config import Config
 from seedtune.engines import snapshots
 from seedtune.engines.base import Engine, EngineInfo, passes
@@ -58,10 +59,11 @@ class RecordedRun:
     def read(cls, root: Path) -> RecordedRun:
         """Read a run; a ledger alone is enough.  Raises RunError, or LedgerError for a corrupted line."""
         contents = ledger.read(RunPaths(root).ledger)
-        alone = not RunPaths(root).config.is_file()
-        config = recorded_config.config_of(contents.header) if alone else recorded_config.run_config(root)
+        config, is_own = recorded_config.config_of(contents.header), False
+        if RunPaths(root).config.is_file():
+            config, is_own = recorded_config.as_written(root)
         recorded_config.check_same_run(root, contents.header, config)
-        return cls(root, config, contents)
+        return cls(root, config if is_own else trusted_settings.without(config), contents)
 
     @contextmanager
     def weights(self, config: Config, generation: int, progress: Progress | None = None) -> Iterator[Engine]:

@@ -17,6 +17,7 @@ from seedtune.numerics import noise
 from seedtune.run import directory, metrics, recorded_config, replay, resuming
 from seedtune.run.ledger import Contents, Header, Ledger, Record
 from seedtune.run.lineage import Lineage
+from seedtune.run.sealing import marked
 from seedtune.strategies.base import State
 from seedtune.strategies.es import EvolutionStrategy
 from seedtune.tasks.base import Task
@@ -131,7 +132,7 @@ class Session:
     def _settings(self) -> bytes:
         settings = {**self.config.model_dump(mode="json"), "members_per_job": self.config.group}
         text: str = yaml.safe_dump(settings, sort_keys=False)
-        return text.encode()
+        return marked(text.encode())
 
     # ---------------------------------------------------------------- a generation
 

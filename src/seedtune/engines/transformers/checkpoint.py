@@ -50,7 +50,7 @@ class ModelSource:
 
         Tensors are copied one by one: a tensor left in the memory-mapped checkpoint would keep all of it resident.
         """
-        model = self._read(AutoModelForCausalLM, dtype="auto")
+        model = self._read(AutoModelForCausalLM, config=self.config(), dtype="auto")
         for tensor in model.state_dict(keep_vars=True).values():
             tensor.data = tensor.data.clone(memory_format=torch.contiguous_format)
         return model
@@ -59,12 +59,26 @@ class ModelSource:
         return self._read(AutoTokenizer)
 
     def config(self) -> Any:
-        return self._read(AutoConfig)
+        """Return the model's configuration; ModelError if transformers would fetch and run an attention kernel."""
+        config = self._read(AutoConfig)
+        for part in (config, *(getattr(config, name, None) for name in config.sub_configs)):
+            kernel = getattr(part, "_attn_implementation", None)
+            if "/" in str(kernel) and not self.trust_remote_code:
+                raise ModelError(
+                    f"the model {self.name!r} asks for attn_implementation={kernel!r}, a kernel that is downloaded and "
+                    "run. Take it out of its config.json."
+                )
+        return config
 
     def _read(self, factory: Any, **options: Any) -> Any:
         try:
             return factory.from_pretrained(self.location, trust_remote_code=self.trust_remote_code, **options)
         except (OSError, ValueError, KeyError) as error:
+            if "trust_remote_code" in str(error) and not self.trust_remote_code:
+                raise ModelError(
+                    f"the model {self.name!r} brings code of its own, which is not run. Read it, and if you trust it, "
+                    "give: --set trust_remote_code=true"
+                ) from error
             raise ModelError(
                 f"cannot load the model {self.name!r}: {first_line(error)} Give a built-in name "
                 f"({', '.join(BUILTIN)}), a local folder or a Hugging Face id.{nearest(self.name, BUILTIN)}"

@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from seedtune import activities, engines
+from seedtune.config import trusted_settings
 from seedtune.config.config import Config
 from seedtune.engines.base import Engine, EngineInfo
 from seedtune.errors import ConfigError, LedgerError, PackError, RunError, StorageError, storage_cause
@@ -169,7 +170,7 @@ def _config(path: Path, about: About, base: str, sets: Iterable[str]) -> Config:
     """Return the settings of a pack, with the base model and the overrides of this machine."""
     try:
         recorded_config.check_noise(str(path), about.noise)
-        packed = Config.create(dict(about.config))
+        packed = trusted_settings.without(Config.create(dict(about.config)))
     except (ConfigError, LedgerError) as error:
         raise PackError(f"{path} was made by seedtune {about.seedtune} and needs another version: {error}") from error
     return recorded_config.for_weights(packed, sets, model=base)
