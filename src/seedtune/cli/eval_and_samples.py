@@ -12,7 +12,7 @@ from rich.text import Text
 
 import seedtune
 from seedtune.cli.console import clock, console, number, say, say_table
-from seedtune.cli.options import RunFolder, Sets, bounded
+from seedtune.cli.options import RunFolder, Sets, bounded, path
 from seedtune.cli.progress import ReplayProgress
 from seedtune.errors import ConfigError, RunError, storage_cause
 from seedtune.types import COUNT, STEPS
@@ -45,7 +45,8 @@ def evaluate(
     ] = False,
     seed: Annotated[int, bounded(0, 2**64 - 1, help="Of the samples and the intervals.")] = 0,
     config: Annotated[
-        Path | None, typer.Option(help="How a model is asked: a settings file, for example RUN/config.yaml.")
+        Path | None,
+        typer.Option(parser=path, help="How a model is asked: a settings file, for example RUN/config.yaml."),
     ] = None,
     to_json: Annotated[str | None, typer.Option("--json", metavar="FILE|-", help="Write the result as JSON.")] = None,
     save: Annotated[bool, typer.Option("--save", help="Add the result to the run and its report.")] = False,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,7 +10,7 @@ import typer
 
 import seedtune
 from seedtune.cli.console import console, say
-from seedtune.cli.options import Dtype, Generation, LocalSets, OutputFolder, RunFolder
+from seedtune.cli.options import Dtype, Generation, LocalSets, OutputFolder, RunFolder, path
 from seedtune.cli.progress import ReplayProgress
 from seedtune.errors import ConfigError
 
@@ -60,8 +61,8 @@ def verify(
 
 
 def diff(
-    run_a: Annotated[Path, typer.Argument(metavar="RUN_A", help="A run directory.")],
-    run_b: Annotated[Path, typer.Argument(metavar="RUN_B", help="Another one.")],
+    run_a: Annotated[Path, typer.Argument(parser=path, metavar="RUN_A", help="A run directory.")],
+    run_b: Annotated[Path, typer.Argument(parser=path, metavar="RUN_B", help="Another one.")],
 ) -> None:
     """Say where two runs part, and why.
 
@@ -79,7 +80,7 @@ def diff(
 
 def pack(
     run: RunFolder,
-    output: Annotated[Path, typer.Option("--output", "-o", help="File to write, for example my-model.pack.")],
+    output: Annotated[Path, typer.Option("--output", "-o", parser=path, help="File to write, say my-model.pack.")],
     generation: Generation = None,
     licence: Annotated[str | None, typer.Option("--licence", "--license", help="Licence of the fine-tune.")] = None,
     base_licence: Annotated[
@@ -103,12 +104,12 @@ def pack(
     say(f"base model {about.model}, fingerprint {about.base_fingerprint}")
     if about.base_licence is None:
         say("no licence of the base model was found: state it with --base-licence if you give the file away")
-    say(f"rebuild it with: seedtune unpack BASE {output} -o MODEL")
+    say(f"rebuild it with: seedtune unpack BASE {shlex.quote(str(output))} -o MODEL")
 
 
 def unpack(
     base: Annotated[str, typer.Argument(metavar="BASE", help="The base model: folder, id or built-in name.")],
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="What 'seedtune pack' wrote.")],
+    file: Annotated[Path, typer.Argument(parser=path, metavar="FILE", help="What 'seedtune pack' wrote.")],
     output: OutputFolder,
     dtype: Dtype = None,
     sets: LocalSets = None,

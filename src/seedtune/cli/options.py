@@ -22,9 +22,19 @@ def bounded(low: float, high: float, *, help: str, metavar: str | None = None) -
     return typer.Option(help=help, callback=check, metavar=metavar)
 
 
-RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
-ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="Settings of the run to come.")]
-OutputFolder = Annotated[Path, typer.Option("--output", "-o", help="Folder to write, new or empty.")]
+def path(text: str) -> Path:
+    """Expand ``~`` and ``$VAR``, which a shell leaves alone in ``--output=~/model``; the rest stays as it is typed."""
+    from seedtune.config.paths import expanded
+
+    try:
+        return Path(expanded(text))
+    except ValueError as error:
+        raise typer.BadParameter(f"{text!r}: {error}.") from error
+
+
+RunFolder = Annotated[Path, typer.Argument(parser=path, metavar="RUN", help="A run directory.")]
+ConfigFile = Annotated[Path, typer.Argument(parser=path, metavar="CONFIG.yaml", help="Settings of the run to come.")]
+OutputFolder = Annotated[Path, typer.Option("--output", "-o", parser=path, help="Folder to write, new or empty.")]
 Generation = Annotated[int | None, bounded(0, STEPS, help="The model after this many generations; all by default.")]
 Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; the base model's by default.")]
 Sets = Annotated[

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -66,7 +67,7 @@ def probe(
     if found.sigma is None:
         raise ConfigError(f"no usable sigma: {found.reason}")
     alpha = "" if found.alpha is None else f" --set alpha={found.alpha:.3g}"
-    say(f"use it with: seedtune train {config} --set sigma={found.sigma:.3g}{alpha}")
+    say(f"use it with: seedtune train {shlex.quote(str(config))} --set sigma={found.sigma:.3g}{alpha}")
 
 
 def plan(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -44,7 +45,7 @@ def scale(
     check_enough({**found["target"], **wished}, found["min_workers"])
     ask(run, wished)
     wanted = ", ".join(f"{count} of {kind}" for kind, count in wished.items())
-    say(f"asked for {wanted}. See: seedtune ray status {run}")
+    say(f"asked for {wanted}. See: seedtune ray status {shlex.quote(str(run))}")
 
 
 def wish_of(text: str, target: dict[str, int]) -> dict[str, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from contextlib import closing
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,14 +11,16 @@ import typer
 
 import seedtune
 from seedtune.cli.console import console, error_console, say
-from seedtune.cli.options import RunFolder, Sets, bounded
+from seedtune.cli.options import RunFolder, Sets, bounded, path
 from seedtune.cli.progress import ProgressLines, ReplayProgress
 from seedtune.errors import ConfigError, resume_command
 from seedtune.types import STEPS
 
 
 def train(
-    config: Annotated[Path | None, typer.Argument(metavar="[CONFIG.yaml]", help="Settings; see examples/.")] = None,
+    config: Annotated[
+        Path | None, typer.Argument(parser=path, metavar="[CONFIG.yaml]", help="Settings; see examples/.")
+    ] = None,
     model: Annotated[str | None, typer.Option(help="Hugging Face id, folder or built-in name.")] = None,
     train_dataset: Annotated[
         str | None,
@@ -119,7 +122,7 @@ def _say_interrupted(trainer: seedtune.Trainer) -> None:
 def _say_done(trainer: seedtune.Trainer) -> None:
     from seedtune.cli.eval_and_samples import say_changes
 
-    root = trainer.paths.root
+    root = shlex.quote(str(trainer.paths.root))
     say(f"done: {trainer.generation} generations. Report: {trainer.paths.report}")
     say_changes(trainer.paths)
     size = trainer.paths.ledger.stat().st_size

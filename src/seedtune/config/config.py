@@ -55,7 +55,9 @@ class Config(Fields):
         data["members_per_job"] = self.group
         if self.max_staleness:
             data["max_staleness"] = self.max_staleness
-        for name in ("task", "environment"):  # a file may move
+        told = data["task_args"].items()  # a file may move
+        data["task_args"] = {k: Path(v).name if isinstance(v, str) and Path(v).is_absolute() else v for k, v in told}
+        for name in ("task", "environment"):
             place, colon, word = (data[name] or "").rpartition(":")
             data[name] = f"{Path(place).name}:{word}" if colon and place.endswith(".py") else data[name]
         data["reward_funcs"] = [reward.identity() for reward in self.reward_funcs]

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from seedtune.config.paths import DataPath, FileAndName, ModelPath
 from seedtune.config.sections import Section
 from seedtune.types import COUNT
 
@@ -20,7 +21,7 @@ _MODEL_ID = re.compile(r"[\w.-]+/[\w.-]+")
 class DatasetSettings(Section):
     """A data set: a local file or folder, or a Hugging Face id."""
 
-    path: str
+    path: DataPath
     """A ``.jsonl``, ``.json``, ``.csv`` or ``.parquet`` file (relative to the working directory), or a Hub id."""
 
     name: str | None = None
@@ -118,7 +119,7 @@ class ClassifierSettings(Section):
     Texts longer than the model's limit are truncated from the left.
     """
 
-    model: str
+    model: ModelPath
     """Hugging Face id or local folder."""
 
     label: str | None = None
@@ -131,7 +132,7 @@ class ClassifierSettings(Section):
 class RewardSettings(Section):
     """One reward: a function by its ``path``, an HTTP ``judge``, or a ``classifier``."""
 
-    path: str | None = None
+    path: FileAndName | None = None
     """``file.py:function`` (relative to the working directory) or ``module.function``."""
 
     name: str | None = None

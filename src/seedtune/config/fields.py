@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from seedtune.config.data_and_rewards import OBJECTS, DatasetSettings, RewardSettings
+from seedtune.config.paths import FileAndName, LocalPath, ModelPath
 from seedtune.config.sections import (
     DAY,
     ConversationSettings,
@@ -43,10 +44,10 @@ def one_spelling(settings: Mapping[str, Any]) -> dict[str, Any]:
 class Fields(Section):
     """The fields of a `Config`."""
 
-    model: str = "smollm2-135m"
+    model: ModelPath = "smollm2-135m"
     """Hugging Face id, local folder, or a built-in name (``smollm2-135m``)."""
 
-    task: str = "conciseness"
+    task: FileAndName = "conciseness"
     """Built-in task (``seedtune tasks``), ``reasoning_gym:NAME``, or ``file.py:function`` that returns a task;
     ``custom`` with your own data and rewards (the default if these are given)."""
 
@@ -72,7 +73,7 @@ class Fields(Section):
     reward_weights: tuple[Annotated[float, Field(ge=-1e9, le=1e9)], ...] | None = None
     """One factor per reward in ``reward_funcs``; by default 1 each."""
 
-    environment: str | None = None
+    environment: FileAndName | None = None
     """Environment of multi-turn conversations: ``number_guessing``, ``file.py:Class`` or ``module.Class``."""
 
     conversation: ConversationSettings = ConversationSettings()
@@ -81,7 +82,7 @@ class Fields(Section):
     engine: Literal["transformers", "vllm", "toy", "ray"] = "transformers"
     """Engine that evaluates the population; ``ray``: Ray workers with one of the other engines (section ``ray``)."""
 
-    output_dir: str = "runs/run"
+    output_dir: LocalPath = Field(default="runs/run", validate_default=True)
     """Run directory, with ledger, metrics, samples, snapshots and report."""
 
     seed: int = Field(default=0, ge=0, lt=2**64)
@@ -237,7 +238,7 @@ class Fields(Section):
     eval_prompts: int = Field(default=0, ge=0, le=COUNT)
     """Held-out prompts to use; 0: all."""
 
-    eval_tasks: tuple[str, ...] = ()
+    eval_tasks: tuple[FileAndName, ...] = ()
     """Further built-in tasks whose held-out splits are evaluated along with the run's own, to monitor forgetting."""
 
     kl_steps: int = Field(default=0, ge=0, le=STEPS)

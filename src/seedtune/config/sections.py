@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from seedtune.config.foreign_data import check_finite, shown
+from seedtune.config.paths import LocalPath, absolute
 from seedtune.errors import nearest
 from seedtune.types import COUNT, STEPS
 
@@ -70,7 +71,7 @@ class TransformersSettings(Section):
     """Positions of the key-value cache over all rows in flight; limits its memory.  A prefill pass reads a 64th of
     them, at least 1024."""
 
-    weights_folder: str | None = None
+    weights_folder: LocalPath | None = None
     """Keep the current weights in a memory-mapped file in this folder instead of in memory (CPU only)."""
 
 
@@ -91,6 +92,13 @@ class VllmSettings(Section):
     weights_memory: Literal["device", "host"] = "device"
     """Where the current weights are kept: next to vLLM's weights, or in pinned host memory, from where they are copied
     to the GPU in bands whenever members are written or the current weights change.  On a CPU both are the same."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _download_folder(cls, data: Any) -> Any:
+        """Make the one option of vLLM's that is a path absolute, like our own."""
+        place = data.get("download_dir") if isinstance(data, dict) else None
+        return {**data, "download_dir": absolute(place)} if isinstance(place, str) else data
 
     @model_validator(mode="after")
     def _check_options(self) -> VllmSettings:

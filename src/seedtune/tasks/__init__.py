@@ -57,3 +57,11 @@ def create(name: str, args: Mapping[str, Any] | None = None) -> Task:
         )
     kind = TASKS[name]
     return kind.build(validated(kind.settings, given))
+
+
+def recorded_args(name: str, args: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings ``args`` of a task as a run records them: paths of built-in tasks are absolute."""
+    if name not in TASKS:
+        return dict(args)
+    made = validated(TASKS[name].settings, args)
+    return {key: getattr(made, key) if isinstance(value, str) else value for key, value in args.items()}

@@ -12,7 +12,7 @@ from seedtune.config.data_and_rewards import OBJECTS, DatasetSettings
 from seedtune.errors import ConfigError, nearest
 from seedtune.rewards.base import Reward
 from seedtune.rewards.sources import build, user_code
-from seedtune.tasks import create
+from seedtune.tasks import create, recorded_args
 from seedtune.tasks.base import Task
 from seedtune.tasks.builtin.number_guessing import NumberGuessing
 from seedtune.tasks.data import datasets
@@ -46,7 +46,7 @@ class TaskInputs:
 
 
 def recorded(config: Config, inputs: TaskInputs) -> Config:
-    """Return the configuration with the inputs recorded and file paths made absolute; no file is read.
+    """Return the configuration with the inputs recorded; no file is read.
 
     Raises ConfigError for an input that would change a setting; passing equal values again on resume is allowed.
     """
@@ -64,22 +64,11 @@ def recorded(config: Config, inputs: TaskInputs) -> Config:
         changes["task"] = "custom"
     if inputs.environment is not None:
         changes["environment"] = OBJECTS
-    before, after = _settled(config), _settled(config.replace(**changes))
+    after = config.replace(**changes)
     for name in changes.keys() - {"task"}:
-        if getattr(before, name) and getattr(after, name) != getattr(before, name):
+        if getattr(config, name) and getattr(after, name) != getattr(config, name):
             raise ConfigError(f"{name} is given twice: as an argument and in the configuration. Leave one out.")
-    return after
-
-
-def _settled(config: Config) -> Config:
-    """Make all file paths absolute, so that the run can be resumed from any working directory."""
-    data = {name: getattr(config, name) for name in ("train_dataset", "eval_dataset")}
-    found = {n: datasets.settled(d) for n, d in data.items() if d is not None and d.path != OBJECTS}
-    rewards = tuple(build.settled(reward) for reward in config.reward_funcs)
-    environment = config.environment and user_code.settled(config.environment)
-    named = {"task": user_code.settled(config.task), "environment": environment}
-    others = tuple(user_code.settled(name) for name in config.eval_tasks)
-    return config.model_copy(update={**found, **named, "eval_tasks": others, "reward_funcs": rewards})
+    return after.replace(task_args=recorded_args(after.task, after.task_args))
 
 
 def built(config: Config, inputs: TaskInputs) -> Task:

@@ -286,8 +286,8 @@ def test_without_a_terminal_training_prints_plain_lines(tmp_path):
     assert f"run directory {root}" in lines
     assert f"done: 5 generations. Report: {root}/report.html" in lines
     size = (root / "ledger.jsonl").stat().st_size
-    assert lines[-2].startswith(f"the fine-tune is {root}/ledger.jsonl, {size:,} bytes: seedtune verify {root} ")
-    assert lines[-1].startswith(f"next: seedtune samples {root}")
+    assert lines[-2].startswith(f"the fine-tune is {root}/ledger.jsonl, {size:,} bytes: seedtune verify '{root}' ")
+    assert lines[-1].startswith(f"next: seedtune samples '{root}'")
     assert not any(ord(character) < 32 for line in lines for character in line)
 
 

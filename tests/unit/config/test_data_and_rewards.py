@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import yaml
 
@@ -31,7 +33,7 @@ def test_text_is_short_for_a_mapping_and_one_reward_for_a_list():
         "main",
         "test",
     )
-    assert [reward.path for reward in config.reward_funcs] == ["rewards.py:score"]
+    assert [reward.path for reward in config.reward_funcs] == [f"{Path.cwd()}/rewards.py:score"]
     assert own(reward_funcs=["a.b", {"path": "c.d"}]).weights == (1.0, 1.0)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from seedtune.config.config import Config
@@ -23,15 +22,13 @@ class WorkerSpec:
 
     @classmethod
     def of(cls, config: Config, noise: Noise, kind: str) -> WorkerSpec:
-        """Return the start data of workers of a kind; a local model is an absolute path, for workers elsewhere."""
+        """Return the start data of workers of a kind."""
         section = getattr(config, kind).model_dump(mode="json")
         if kind == "vllm" and config.vllm.tensor_parallel_size > 1:
             # In a placement group vLLM would start actors of its own, one per bundle.
             section.setdefault("distributed_executor_backend", "mp")
-        folder = Path(config.model).expanduser()
-        model = str(folder.resolve()) if kind != "toy" and folder.is_dir() else config.model
         products = config.products if kind == "transformers" else "auto"
-        settings = {"model": model, "engine": kind, "dtype": config.dtype, "products": products, kind: section}
+        settings = {"model": config.model, "engine": kind, "dtype": config.dtype, "products": products, kind: section}
         settings["trust_remote_code"] = config.trust_remote_code
         return cls(settings, noise, max(1, int(cores_of(config))))
 

@@ -31,12 +31,12 @@ class ModelSource:
         """Resolve a built-in alias, a local folder or a Hugging Face id; ModelError if the name cannot be any."""
         if name in BUILTIN:
             return cls(name, str(builtin_folder(name)), trust_remote_code)
-        folder = Path(name).expanduser()
+        folder = Path(name)
         if folder.is_dir():
             if not (folder / "config.json").is_file():
                 raise ModelError(f"the folder {name!r} has no config.json. Give a Hugging Face model folder.")
             return cls(name, str(folder), trust_remote_code)
-        if folder.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
+        if folder.is_absolute() or name.startswith(".") or name.count("/") > 1:
             raise ModelError(f"there is no model folder {name!r}. Check the path.{nearest(name, BUILTIN)}")
         return cls(name, name, trust_remote_code)
 

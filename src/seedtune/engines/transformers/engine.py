@@ -111,7 +111,7 @@ class TransformersEngine(LocalEngine):
         name = self.settings.weights_folder
         if name is None:
             return None
-        folder = Path(name).expanduser()
+        folder = Path(name)
         if self.device.type != "cpu":
             raise ConfigError(f"transformers.weights_folder={name!r} is for the CPU, but the device is {self.device}.")
         if folder.exists() and not folder.is_dir():

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
+from seedtune.errors import ConfigError
+
 OTHERS_WRITE = 0o022
 """Permission bits that let a group or everyone write."""
 
@@ -19,7 +21,12 @@ def candidates() -> Iterator[Path]:
     temporary files.  They may not exist yet.
     """
     if chosen := os.environ.get("SEEDTUNE_CACHE"):
-        yield Path(chosen).expanduser().absolute()
+        path = os.path.expanduser(os.path.expandvars(chosen))
+        if path.startswith(("~", "$")):
+            raise ConfigError(
+                f"SEEDTUNE_CACHE={chosen!r} names a user or a variable that is not there. Write it in full."
+            )
+        yield Path(path).absolute()
     if (shared := Path(os.environ.get("XDG_CACHE_HOME", ""))).is_absolute():
         yield shared / "seedtune"
     with suppress(RuntimeError):  # raised for a user without $HOME and without an entry in the password file

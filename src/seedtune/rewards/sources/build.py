@@ -12,7 +12,6 @@ from seedtune.config.config import Config
 from seedtune.config.data_and_rewards import OBJECTS, RewardSettings
 from seedtune.errors import ConfigError
 from seedtune.rewards.base import Reward, RewardFunction
-from seedtune.rewards.sources import user_code
 from seedtune.rewards.sources.adapters import load
 
 RewardSpec = RewardFunction | str | Mapping[str, Any] | RewardSettings
@@ -31,13 +30,6 @@ def listed(given: RewardSpec | Sequence[RewardSpec]) -> list[RewardSpec]:
 def settings_of(given: Sequence[RewardSpec]) -> list[Any]:
     """Return the settings that a configuration records for each reward; a function is marked as a Python object."""
     return [{"path": OBJECTS, "name": name_of(one)} if callable(one) else one for one in given]
-
-
-def settled(settings: RewardSettings) -> RewardSettings:
-    """Return the settings with the reward's file path made absolute."""
-    if settings.path in (None, OBJECTS):
-        return settings
-    return settings.model_copy(update={"path": user_code.settled(str(settings.path))})
 
 
 def build(config: Config, given: Sequence[RewardSpec]) -> tuple[Reward, ...]:

@@ -15,20 +15,11 @@ from pathlib import Path
 from types import CodeType, ModuleType
 from typing import Any
 
+from seedtune.config.paths import is_file
 from seedtune.errors import ConfigError, nearest
 
 MODULES = "seedtune_user_"
 """Name prefix of modules that were run from a file: another process cannot import them by name."""
-
-
-def settled(name: str) -> str:
-    """Make the file in ``file.py:NAME`` absolute, for any working directory; return other names unchanged."""
-    place, _, word = name.rpartition(":")
-    return f"{os.path.abspath(os.path.expanduser(place))}:{word}" if _is_file(place) else name
-
-
-def _is_file(place: str) -> bool:
-    return place.endswith(".py") or "/" in place
 
 
 def load(name: str, label: str) -> Callable[..., Any]:
@@ -53,14 +44,14 @@ def load(name: str, label: str) -> Callable[..., Any]:
 
 
 def _imported(place: str, label: str) -> ModuleType:
-    path, is_file = Path(os.path.abspath(os.path.expanduser(place))), _is_file(place)
-    if is_file and not path.is_file():
+    path, of_file = Path(os.path.abspath(place)), is_file(place)
+    if of_file and not path.is_file():
         near = nearest(path.name, [other.name for other in path.parent.glob("*.py")])
         raise ConfigError(
             f"{label}: there is no file {place!r}.{near} Check the path; the working directory is {os.getcwd()!r}."
         )
     try:
-        return _module_of_file(path) if is_file else _module(place)
+        return _module_of_file(path) if of_file else _module(place)
     except (Exception, SystemExit) as error:  # the named boundary: user code may raise anything
         missing = error.name if isinstance(error, ModuleNotFoundError) else None
         if missing and f"{place}.".startswith(f"{missing}."):

@@ -18,6 +18,7 @@ from typing import Any
 from pydantic import Field
 
 from seedtune.config.data_and_rewards import DatasetSettings
+from seedtune.config.paths import DataPath
 from seedtune.config.sections import Section
 from seedtune.errors import DataError
 from seedtune.rewards.base import Reward
@@ -37,10 +38,10 @@ INSTRUCTION = "Please reason step by step, and put your final answer within \\bo
 class SourceSettings(Section):
     """Source and number of the questions."""
 
-    path: str | None = None
+    path: DataPath | None = None
     """Training questions: a Hugging Face id, or a local JSONL, JSON, CSV or Parquet file.  None: the usual data set."""
 
-    test_path: str | None = None
+    test_path: DataPath | None = None
     """Held-out questions, if they are in a separate file."""
 
     config: str | None = None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -21,7 +20,7 @@ from seedtune.tasks.data.rows import Rows
 
 def read(settings: DatasetSettings, default_split: str) -> Rows:
     """Return the rows; raise DataError if data are missing or malformed, MissingExtraError if a package is missing."""
-    path = Path(settings.path).expanduser()
+    path = Path(settings.path)
     if path.is_file() and not is_data_file(settings.path):
         raise DataError(f"{settings.path!r} ends in none of {', '.join(READERS)}. Convert or rename it.")
     if not path.exists():
@@ -44,18 +43,12 @@ def is_data_file(path: str) -> bool:
     return Path(path).suffix.lower() in READERS
 
 
-def settled(settings: DatasetSettings) -> DatasetSettings:
-    """Return the settings with the path of local data made absolute."""
-    path = os.path.abspath(os.path.expanduser(settings.path))
-    return settings.model_copy(update={"path": path}) if os.path.exists(path) else settings
-
-
 def _check_is_of_hub(name: str) -> None:
     """Raise DataError, suggesting a data file of the same folder, for a missing path that cannot be a hub's id."""
-    path = Path(name).expanduser()
+    path = Path(name)
     others = path.parent.iterdir() if path.suffix and path.parent.is_dir() else ()
     near = nearest(path.name, [other.name for other in others if is_data_file(other.name)])
-    if near or is_data_file(name) or name.startswith((".", "~", "/")) or name.count("/") > 1:
+    if near or is_data_file(name) or name.startswith((".", "/")) or name.count("/") > 1:
         raise DataError(f"there is no data file or folder {name!r}. Check the path.{near}")
 
 
@@ -76,7 +69,7 @@ def _hugging_face(settings: DatasetSettings, split: str) -> Rows:
 
 
 def _loaded(library: ModuleType, settings: DatasetSettings, split: str) -> Any:
-    folder = Path(settings.path).expanduser()
+    folder = Path(settings.path)
     if (folder / "dataset_dict.json").is_file():
         return library.load_from_disk(str(folder))[split]
     if (folder / "state.json").is_file():

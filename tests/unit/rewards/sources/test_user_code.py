@@ -12,7 +12,6 @@ from seedtune.config.config import Config
 from seedtune.errors import ConfigError
 from seedtune.rewards.sources import build
 from seedtune.rewards.sources.adapters import load
-from seedtune.rewards.sources.user_code import settled
 from seedtune.tasks.builtin.conciseness import length_error
 
 GOOD = """
@@ -122,13 +121,6 @@ def test_a_file_is_read_again_when_it_has_changed_and_leaves_no_cache_beside_it(
     assert not list(folder.glob("__pycache__/rewards*"))
 
 
-def test_a_settled_path_means_the_same_in_every_working_directory(folder, monkeypatch):
-    absolute = settled("rewards.py:score")
-    monkeypatch.chdir("/")
-    assert load(absolute)(completions=["ab"]) == [4]
-    assert settled("package.module.function") == "package.module.function"
-
-
 @pytest.mark.parametrize(
     ("path", "parts"),
     [
@@ -174,8 +166,8 @@ def test_rewards_keep_where_they_come_from_so_that_another_process_can_load_them
     settings = ["rewards.py:score", {"path": "rewards.py:score", "adapter": "pair", "target": "x"}]
     config = Config.create({"reward_funcs": settings, "reward_weights": [1.0, 0.5]})
     plain, adapted = build.build(config, [])
-    assert (plain.source, plain.weight, plain.inline) == ("rewards.py:score", 1.0, False)
-    assert (adapted.source, adapted.name, adapted.weight) == ("pair=x@rewards.py:score", "score_2", 0.5)
+    assert (plain.source, plain.weight, plain.inline) == (f"{folder}/rewards.py:score", 1.0, False)
+    assert (adapted.source, adapted.name, adapted.weight) == (f"pair=x@{folder}/rewards.py:score", "score_2", 0.5)
     (folder / "two.py").write_text("def same(output, target): return output == target\n")
     again = load("pair=x@two.py:same")
     assert again(prompts=["p", "p"], completions=["a", "b"], x=["a", "c"]) == [True, False]

@@ -1,0 +1,73 @@
+"""Types of settings that are paths: ``~`` and ``$VAR`` expanded, absolute, so that any later command finds the file."""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import Annotated
+
+from pydantic import AfterValidator
+
+BUILTIN_MODELS = frozenset({"smollm2-135m"})
+"""Models that come in a Python package; a folder of such a name is written ``./NAME``."""
+
+_VARIABLE = re.compile(r"\$(?:(\w+)|\{(\w+)\})")
+
+
+def expanded(text: str) -> str:
+    """Return a path with ``~`` and ``$VAR`` expanded.
+
+    Raises ValueError for a variable or a user that does not exist, instead of naming a folder ``$VAR`` or ``~user``.
+    """
+    unset = next((a or b for a, b in _VARIABLE.findall(text) if (a or b) not in os.environ), None)
+    if unset is not None and not os.path.exists(text):
+        raise ValueError(f"the variable {unset} is not set: set it, or write the path in full")
+    path = os.path.expanduser(os.path.expandvars(text))
+    if path.startswith("~"):
+        raise ValueError("the home of this user is unknown: write the path in full")
+    return path
+
+
+def absolute(text: str) -> str:
+    """Return a path made absolute, with ``~`` and ``$VAR`` expanded.  Raises ValueError like `expanded`."""
+    return os.path.abspath(expanded(text))
+
+
+def data_path(text: str) -> str:
+    """Return the absolute path of a file or folder that exists; a name, such as a Hugging Face id, unchanged.
+
+    Text with ``~`` or a ``$VAR`` is always a path, so that no variable's value is sent to the hub as a name.
+    """
+    if text.startswith("~") or _VARIABLE.search(text):
+        return absolute(text)
+    return os.path.abspath(text) if os.path.exists(text) else text
+
+
+def model_path(text: str) -> str:
+    """Return the absolute path of a model's folder; a name unchanged, even if there is another folder of that name."""
+    is_model = text not in BUILTIN_MODELS and os.path.isfile(os.path.join(text, "config.json"))
+    return data_path(text) if is_model or not os.path.exists(text) else text
+
+
+def file_and_name(text: str) -> str:
+    """Make the file in ``file.py:NAME`` absolute; return other names (``module.NAME``) unchanged."""
+    place, _, word = text.rpartition(":")
+    return f"{absolute(place)}:{word}" if is_file(place) else text
+
+
+def is_file(place: str) -> bool:
+    """Whether the part of ``PLACE:NAME`` before the colon is a file, as opposed to a module."""
+    return place.endswith(".py") or "/" in place
+
+
+LocalPath = Annotated[str, AfterValidator(absolute)]
+"""A local file or folder."""
+
+DataPath = Annotated[str, AfterValidator(data_path)]
+"""A local file or folder of data, or a Hugging Face id."""
+
+ModelPath = Annotated[str, AfterValidator(model_path)]
+"""A model's local folder, or a Hugging Face id or a built-in name."""
+
+FileAndName = Annotated[str, AfterValidator(file_and_name)]
+"""``file.py:NAME``, or a name without a file."""
