@@ -15,9 +15,10 @@ import numpy as np
 from seedtune import activities, strategies
 from seedtune.config.config import Config
 from seedtune.engines.base import Engine, EngineInfo, EngineTimes
-from seedtune.errors import ConfigError, nearest
+from seedtune.errors import ConfigError, RewardError, nearest
 from seedtune.evaluation import report
 from seedtune.evaluation.held_out import during_training, others, right
+from seedtune.rewards.failures import UNSCORED, unscored_reason
 from seedtune.rewards.scorer import Scorer
 from seedtune.rewards.sources.build import RewardSpec
 from seedtune.rollouts import asynchronous
@@ -156,6 +157,7 @@ class Trainer:
                 outcome = evaluate(self._members(plan), prompts, plan)
             plan = replace(plan, members=outcome.perturbed)
             feedback = self._feedback(plan, outcome)
+            self._check_scored(feedback)
             step = self.strategy.tell(state, plan, feedback)
             self._show(plan, outcome, generation + 1)
             record = self._record(plan, outcome, feedback, step)
@@ -179,6 +181,15 @@ class Trainer:
         members = len(plan.members)
         groups = [member.generation for member in plan.members]
         return Feedback(outcome.scores[:members], unperturbed, share, outcome.by_reward[:, :members], groups)
+
+    def _check_scored(self, feedback: Feedback) -> None:
+        """Raise RewardError if too many generations in a row had no score: a judge is down, or the model broken."""
+        if scores_itself(self.task) and self.config.guarded:  # the guard goes back to weights with scores
+            return
+        earlier = self.session.lineage.records[1 - UNSCORED :]
+        empty = np.isnan(feedback.rewards).all() and all(np.isnan(record.rewards).all() for record in earlier)
+        if empty and len(earlier) == UNSCORED - 1:
+            raise RewardError(f"{unscored_reason([one.name for one in self.task.rewards])} {self.scorer.advice}")
 
     def _record(self, plan: Plan, outcome: Outcome, feedback: Feedback, step: Step) -> Record:
         return Record(

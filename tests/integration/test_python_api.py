@@ -261,18 +261,25 @@ def test_a_broken_reward_is_named_and_the_run_goes_on_once_it_is_fixed(tmp_path,
     runs.assert_same_run(tmp_path / "run", tmp_path / "straight")
 
 
-def test_members_that_cannot_be_scored_raise_an_alarm_and_move_nothing(tmp_path):
-    def never(completions, **_):
-        return [None] * len(completions)
+def test_members_that_cannot_be_scored_raise_an_alarm_move_nothing_and_stop_the_run(tmp_path):
+    def judge(completions, **columns):
+        return [None] * len(completions) if down else closeness(completions, **columns)
 
-    one = trainer(tmp_path, reward_funcs=never)
+    one, down = trainer(tmp_path, reward_funcs=judge), True
     before = one.evaluate()
     assert before["eval_reward"] is None
     fingerprint = one.engine.fingerprint()
-    one.train()
-    assert one.engine.fingerprint() == fingerprint
+    for resume in (False, True):
+        with pytest.raises(
+            RewardError, match=r"no completion had a score in 3 generations in a row \(rewards: judge\)"
+        ):
+            one.train(resume=resume)
+        assert (one.generation, one.engine.fingerprint()) == (2, fingerprint)
     metrics = [row for row in runs.rows(directory.RunPaths(tmp_path).metrics) if "reward" in row]
     assert all("no member could be scored" in row["alarms"][0] for row in metrics)
+    down = False
+    one.train(resume=True)
+    assert one.engine.fingerprint() != fingerprint
 
 
 def test_the_package_gives_its_public_names():

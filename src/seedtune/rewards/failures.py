@@ -16,6 +16,9 @@ FIX = "Fix it, or return None for completions it cannot score"
 AT_ONCE, OF_PROMPTS = 8, 3
 """Failures and distinct prompts after which a function that never returned a value stops the run (all, if fewer)."""
 
+UNSCORED = 3
+"""Generations in a row without any score that stop the run; the last is not recorded, so a resumed run repeats it."""
+
 ROWS, COMPLETION = 20, 2000
 """Failure records per reward and evaluation, and characters kept of a completion in each."""
 
@@ -44,6 +47,15 @@ def stop_reason(
             f"max_reward_failure_rate={share:g} allows; most often it {usual}. {FIX}, or raise the limit."
         )
     return None
+
+
+def unscored_reason(names: Sequence[str]) -> str:
+    """Return why generations without any score of the rewards ``names`` end the run."""
+    return (
+        f"no completion had a score in {UNSCORED} generations in a row (rewards: {', '.join(names)}). If a judge or "
+        "another service is down, start it; if the completions are broken, see 'seedtune samples', and lower sigma or "
+        "alpha in a new run."
+    )
 
 
 def rows(

@@ -230,7 +230,7 @@ def record_alarms(record: Record) -> list[str]:
     if record.rollback_to is not None:
         found.append(
             f"rewards collapsed: back to the model after generation {record.rollback_to}, and on with half the step. "
-            "Lower sigma."
+            "If it happens again, lower sigma."
         )
     return found
 

@@ -27,22 +27,31 @@ class Guard:
     surprise: float = 4.0
     """A generation counts as at most this many standard deviations below the average: its prompts may be the cause."""
 
-    unscored: int = 3
-    """Consecutive generations without any score that count as a collapse, too: the weights have moved too far."""
+    unscored: int | None = None
+    """Consecutive generations without any score that count as a collapse, too, if the engine scores: the weights have
+    moved too far.  None: without the scores of a judge nothing is known about the weights."""
+
+    part: float = 0.5
+    """A generation in which a smaller part of the completions has scores than usual is no evidence: a judge is down."""
 
     wider: float = 1.25
     """The average restarts when σ has grown by more than this factor: rewards under different σ are not comparable."""
 
     def update(self, state: State, plan: Plan, observation: Observation) -> dict[str, Any]:
         """Return the state after one more generation; ``collapsed`` in it asks for a rollback to ``best_at``."""
-        if not observation:
+        if not observation and self.unscored is not None:
             missed = state.get("missed", 0) + 1
             return {**state, "missed": missed, "collapsed": missed >= self.unscored and "best_at" in state}
+        scored = observation.get("scored", 1.0)
+        usual = max(scored, state.get("scored", 1.0 if state else 0.0))
+        if not observation or scored < self.part * usual:
+            return dict(state)
         sigma = state.get("sigma", plan.sigma)
         if plan.sigma > self.wider * sigma:
             state, sigma = {}, plan.sigma
         error = observation["spread"] * observation["spread"] / len(plan.members)
-        return {**self.watch(state, observation["reward"], plan.generation, error), "sigma": sigma}
+        now = {**self.watch(state, observation["reward"], plan.generation, error), "sigma": sigma}
+        return {**now, "scored": usual} if usual < 1.0 else now
 
     def watch(self, state: State, reward: float, generation: int, error: float = 0.0) -> dict[str, Any]:
         """Return the state after a generation with rewards.
@@ -66,7 +75,7 @@ class Guard:
 
     def back(self, state: State) -> dict[str, Any]:
         """Return the state after a rollback: the average restarts at the best one."""
-        kept = {name: value for name, value in state.items() if name in ("noise", "best", "best_at", "sigma")}
+        kept = {name: value for name, value in state.items() if name in ("noise", "best", "best_at", "sigma", "scored")}
         return {**kept, "seen": self.quiet + 1, "level": state["best"], "last": state["best"]}
 
     def _noise(self, state: State, reward: float, seen: int) -> float:

@@ -34,7 +34,7 @@ class EvolutionStrategy:
 
     def __init__(self, config: Config, reward_weights: Sequence[float] = (1.0,)) -> None:
         self.config, self.reward_weights = config, reward_weights
-        self.guard = Guard() if config.guarded else None
+        self.guard = Guard(unscored=3 if config.uses_likelihood else None) if config.guarded else None
         # Noise in K subspaces includes √K, and CoPES's step for plain noise, (α/N_k) Σ z ε, has √K more.
         self.apart = math.sqrt(config.subspaces)
         longest = {} if config.max_step_ratio is None else {"longest": config.max_step_ratio}

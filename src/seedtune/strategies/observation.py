@@ -50,6 +50,9 @@ def observe(plan: Plan, feedback: Feedback, utilities: Sequence[float]) -> Obser
         "shared": shared_power(*odd),
         "share": feedback.share,
     }
+    scored = float(np.mean(~np.isnan(feedback.scores)))
+    if scored < 1.0:
+        observation["scored"] = scored
     if all(part.shape[1] > 1 for part in odd):
         observation["shared_error"] = standard_error(np.concatenate([crossed(part) for part in odd]))
     observation |= {**_error_of_mean(feedback), **_around(feedback)}

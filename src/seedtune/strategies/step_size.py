@@ -20,6 +20,9 @@ FLOOR = 0.02
 SHORTEST = 0.05
 """Lower bound of ``longest`` after collapses, as a part of its initial value."""
 
+RECOVERY = 1.022
+"""Factor by which ``longest`` grows in each generation after a collapse, up to its initial value: it doubles in 32."""
+
 
 @dataclass(frozen=True, slots=True)
 class Situation:
@@ -72,10 +75,11 @@ class Adaptive:
         before = state.get("radius", longest if self.start is None else self.start / unit)
         radius = min(max(best_radius(now.averages, longest, now.observation), before / LEAP), LEAP * before)
         radius = min(max(radius, FLOOR * longest), longest)
-        return min(now.factor * radius, longest) * unit, {**state, "radius": radius}
+        grown = {"factor": min(1.0, RECOVERY * state["factor"])} if "factor" in state else {}
+        return min(now.factor * radius, longest) * unit, {**state, "radius": radius, **grown}
 
     def shrink(self, state: State) -> dict[str, Any]:
-        """Limit steps to half of the last one, but not below `SHORTEST`."""
+        """Limit steps to half of the last one, but not below `SHORTEST`; see `RECOVERY`."""
         longest = self.longest * state.get("factor", 1.0)
         radius = max(0.5 * min(state.get("radius", longest), longest), SHORTEST * self.longest)
         return {"factor": radius / self.longest, "radius": radius}

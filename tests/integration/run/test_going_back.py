@@ -67,7 +67,7 @@ def test_a_collapse_is_gone_back_on_and_told(root):
     (told,) = [row["alarms"] for row in runs.rows(directory.RunPaths(root).metrics) if row["generation"] == at + 1]
     assert told == [
         f"rewards collapsed: back to the model after generation {back.rollback_to}, "
-        "and on with half the step. Lower sigma."
+        "and on with half the step. If it happens again, lower sigma."
     ]
 
 

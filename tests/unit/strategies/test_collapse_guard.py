@@ -9,7 +9,7 @@ from seedtune import strategies
 from seedtune.config.config import Config
 from seedtune.strategies.base import Feedback
 from seedtune.strategies.collapse_guard import Guard
-from seedtune.types import Plan
+from seedtune.types import Member, Plan
 
 
 def watched(rewards, guard=None):
@@ -87,8 +87,40 @@ def test_one_hard_batch_of_prompts_is_no_collapse_and_four_in_a_row_are():
         assert (alarms(batch) is not None) is expected
 
 
-def test_weights_of_which_nothing_can_be_scored_are_gone_back_on():
+@pytest.mark.parametrize("scored", [0.0, 0.1, 0.4])
+def test_a_judge_that_is_down_for_half_of_the_completions_or_more_says_nothing_about_the_model(scored):
+    strategy = strategies.create(Config(population=8, sigma=0.1))
+    rng, state, before = np.random.default_rng(0), {}, {}
+    for generation in range(60):
+        scores = rng.normal(0.01 * generation, 0.05, (8, 10))
+        if 30 <= generation < 45:
+            before = before or state
+            scores = np.where(rng.permuted(np.arange(80).reshape(8, 10)) < 80 * scored, scores - 5.0, np.nan)
+        step = strategy.tell(state, strategy.ask(state, generation), Feedback(scores, None, 0.0))
+        assert step.rollback_to is None
+        state = step.state
+        if 30 <= generation < 45:
+            assert state["guard"] == before["guard"]
+    assert "factor" not in state["alpha"]
+
+
+def test_the_guard_watches_rewards_that_many_completions_never_have():
     guard, state = Guard(), {}
+    for generation in range(30):
+        reward = 0.5 + 0.001 * (-1) ** generation if generation < 20 else -5.0
+        state = guard.update(state, Plan(generation, 0.1, (Member(0, 0, 1),)), observed(reward, scored=0.2))
+        if state.get("collapsed"):
+            break
+    assert 20 < generation < 29
+    assert guard.back(state)["scored"] == 0.2
+
+
+def observed(reward, **more):
+    return {"reward": reward, "spread": 1e-3, **more}
+
+
+def test_weights_of_which_nothing_can_be_scored_are_gone_back_on():
+    guard, state = Guard(unscored=3), {}
     for _ in range(9):
         state = guard.update(state, Plan(9, 0.1, ()), {})
     assert not state["collapsed"]  # there is nothing to go back to: the reward function itself may be broken

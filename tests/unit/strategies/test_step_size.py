@@ -269,9 +269,23 @@ def test_after_a_collapse_the_longest_step_is_half():
     assert rule.shrink({"radius": 0.2})["radius"] == pytest.approx(0.1)
     state = rule.shrink(rule.shrink({"radius": 0.5}))
     flat = Situation(0.02, 32, OBSERVATION, {**CURVED, "curvature": 0.0})
-    for _ in range(5):
-        _, state = rule.step(state, flat)
+    _, state = rule.step(state, flat)
     assert state["radius"] == 0.125
+
+
+def test_after_collapses_the_longest_step_grows_to_what_it_was():
+    rule, state = Adaptive(), {"radius": 1.25}
+    for _ in range(15):
+        state = rule.shrink(state)
+    flat, radii = Situation(0.02, 32, OBSERVATION, {**CURVED, "curvature": 0.0}), []
+    for _ in range(200):
+        _, state = rule.step(state, flat)
+        radii.append(state["radius"])
+    assert radii[0] == 0.05 * rule.longest
+    assert radii[32] == pytest.approx(2 * radii[0], rel=0.01)
+    assert radii == sorted(radii)
+    assert (radii[-1], state["factor"]) == (rule.longest, 1.0)
+    assert rule.step(state, replace(flat, observation={**OBSERVATION, "length": 0.0}))[1] == state
 
 
 def test_tied_members_do_not_enter_the_averages():
