@@ -157,7 +157,7 @@ def samples(
     paths = directory.RunPaths(run)
     pairs = comparison.pairs(paths)
     if not pairs:
-        raise RunError(f"{run} has no held-out answers yet. Let it finish its first evaluation.")
+        raise _no_answers(paths, "held-out")
     say(f"{run}: {len(pairs[: limit or None])} of {len(pairs)} held-out answers")
     generations = (f"generation {row['generation']}" for row in pairs[0])
     rows = []
@@ -169,6 +169,18 @@ def samples(
     headings = ("prompt", next(generations), "reward", next(generations), "reward")
     say_table(headings, rows, right=("reward",), texts=True)
     say_changes(paths)
+
+
+def _no_answers(paths: RunPaths, kind: str) -> RunError:
+    """Return the error for a run without answers: they are still to come, or it holds nothing out."""
+    from seedtune.evaluation.comparison import holds_nothing_out
+
+    if holds_nothing_out(paths):
+        return RunError(
+            f"{paths.root} has no {kind} answers, because it holds no prompts out. Start a new run with eval_dataset, "
+            "or with more rows or a larger eval_size."
+        )
+    return RunError(f"{paths.root} has no {kind} answers yet. Let it finish its first evaluation.")
 
 
 def coloured(pieces: list[DiffPiece], style: str) -> Text:
@@ -206,7 +218,7 @@ def inspect(
     recorded_config.run_config(run)
     paths = directory.RunPaths(run)
     if not directory.read_lines(paths.samples):
-        raise RunError(f"{run} has no recorded answers yet. Let it finish its first evaluation.")
+        raise _no_answers(paths, "recorded")
     found = flagged_samples(paths)
     if not found:
         say(f"{run}: no recorded answer looks suspicious")

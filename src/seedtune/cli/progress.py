@@ -85,6 +85,8 @@ class ProgressLines:
             f"{min(config.prompts_per_generation, len(trainer.task.train))} prompts, "
             f"σ {config.sigma:g}, α {config.step_words()}"
         )
+        if not trainer.task.test:
+            self.say("no prompts are held out: nothing will be evaluated")
         self.say(f"run directory {config.output_dir}")
 
     def on_generation(self, metrics: Metrics) -> None:

@@ -130,7 +130,8 @@ def _say_done(trainer: seedtune.Trainer) -> None:
         f"the fine-tune is {trainer.paths.ledger}, {size:,} bytes: seedtune verify {root} replays it bit for bit, "
         f"seedtune pack {root} -o FILE ships it"
     )
-    say(f"next: seedtune samples {root}   seedtune export {root} -o MODEL")
+    samples = f"seedtune samples {root}   " if trainer.task.test else ""
+    say(f"next: {samples}seedtune export {root} -o MODEL")
 
 
 def _dry_run(trainer: seedtune.Trainer) -> None:

@@ -69,6 +69,12 @@ def pairs(paths: RunPaths) -> list[tuple[Row, Row]]:
     return [(before[key], after[key]) for key in sorted(before) if key in after]
 
 
+def holds_nothing_out(paths: RunPaths) -> bool:
+    """Whether a run has trained without a held-out evaluation: the first one comes before the first generation."""
+    rows = directory.read_lines(paths.metrics)
+    return any("reward" in row for row in rows) and not any("eval_reward" in row for row in rows)
+
+
 def compare(paths: RunPaths) -> Comparison | None:
     """Compare the first held-out evaluation with the last one; None unless there are two."""
     first, last = evaluations(paths)

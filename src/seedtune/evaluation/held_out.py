@@ -156,7 +156,10 @@ def _answer(engine: Engine, task: Task, config: Config, eval_config: EvalConfig)
 def prompts_of(task: Task, config: Config, limit: int | None = None) -> Sequence[Example]:
     """Return the held-out prompts to evaluate.  Raises ConfigError if the settings do not fit the task."""
     if not task.test:
-        raise ConfigError(f"task {task.name!r} has no held-out prompts to evaluate on.")
+        raise ConfigError(
+            f"task {task.name!r} has no held-out prompts to evaluate on. Give it some (eval_dataset for own data), "
+            "or name another task."
+        )
     examples = task.test[: limit or config.eval_prompts or None]
     check_prompts(config, task, examples)
     return examples

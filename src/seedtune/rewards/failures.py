@@ -104,6 +104,15 @@ class Once:
                 why,
             )
 
+    def decline(self, prompt: int) -> None:
+        """Log once that every reward function returned None for a completion of this prompt."""
+        if self._new("declined"):
+            _log.warning(
+                "every reward function returned None for a completion of prompt %d: it is not scored, which is not a "
+                "reward of 0 (shown once; frac_reward_missing counts). Return a number if such completions matter.",
+                prompt,
+            )
+
     def _new(self, *key: str) -> bool:
         known = len(self._shown)
         self._shown.add(key)

@@ -149,6 +149,11 @@ class Round:
                 values[place] = math.nan
         return self.values
 
+    def declined(self) -> list[int]:
+        """Return the indices of the completions for which every reward returned None, without a failure."""
+        asked = [i for i, text in enumerate(self._texts) if text is not None and i not in self._unscored]
+        return [i for i in asked if all(math.isnan(values[i]) for values in self.values.values())]
+
     def failed(self) -> dict[str, int]:
         """Return the number of completions on which each reward failed."""
         return {name: len(faults) for name, faults in self._faults.items()}

@@ -170,7 +170,10 @@ class Conversations:
         text, scores = environments.since(talk.content, talk.begin), tuple(math.nan for _ in self.task.rewards)
         if not talk.broken:
             row = replace(example, columns={**example.columns, "environments": talk.environment})
+            failures = self.failed.total()
             scores = tuple(self._scored(reward, row, text) for reward in self.task.rewards)
+            if self.failed.total() == failures and all(map(math.isnan, scores)):
+                self._scorer.once.decline(example.id)
         if environments.has(talk.environment, "close"):
             self._thread.call(talk.environment.close)
         return Rollout(

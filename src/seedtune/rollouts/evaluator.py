@@ -141,6 +141,8 @@ class Evaluator:
                     scoring.add(number[key], rollout.text)
             generated = time.perf_counter()
             scores = scoring.finish()
+            for place in scoring.declined():
+                self.scorer.once.decline(examples[keys[place][1]].id)
         places = [place for place, key in enumerate(keys) if key in arrived]
         ordered = [arrived[keys[place]] for place in places]
         values = _known(self.task.rewards, ordered) or {

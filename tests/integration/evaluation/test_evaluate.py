@@ -266,3 +266,29 @@ def lm_eval(folder: Path) -> float:
     assert done.returncode == 0, done.stderr[-2000:]
     (written,) = (folder / "out").rglob("results_*.json")
     return float(json.loads(written.read_text())["results"]["said"]["exact_match,none"])
+
+
+# ------------------------------------------------------- runs without held-out answers
+
+
+def test_a_run_that_holds_nothing_out_promises_no_evaluation(command, failure, tmp_path):
+    (tmp_path / "data.jsonl").write_text('{"prompt": "Hi"}\n' * 9)
+    (tmp_path / "rewards.py").write_text("def score(completions, **_): return [1.0] * len(completions)\n")
+    given = ["model=toy", "engine=toy", "toy.size=4", "generations=1", "population=2", "evaluate_unperturbed=false"]
+    given += [f"output_dir={tmp_path / 'run'}", "alpha=0.1", "reward_workers=0"]
+    own = ("--train-dataset", tmp_path / "data.jsonl", "--reward", f"{tmp_path / 'rewards.py'}:score")
+    code, output, _ = command("train", *own, *(part for item in given for part in ("--set", item)))
+    assert code == 0
+    assert "no prompts are held out: nothing will be evaluated" in output
+    assert "seedtune samples" not in output
+    for name, kind in (("samples", "held-out"), ("inspect", "recorded")):
+        message = failure(name, tmp_path / "run")
+        assert f"run has no {kind} answers, because it holds no prompts out. Start a new run with eval_d" in message
+    assert "no held-out prompts to evaluate on. Give it some (eval_dataset" in failure("eval", tmp_path / "run")
+
+
+def test_a_run_before_its_first_evaluation_is_told_to_finish_it(failure, run):
+    directory.RunPaths(run).samples.unlink()
+    directory.RunPaths(run).metrics.write_text("")
+    for name in ("samples", "inspect"):
+        assert failure(name, run).endswith(" answers yet. Let it finish its first evaluation.")

@@ -103,6 +103,20 @@ def test_a_column_that_only_some_examples_have_is_none_for_the_others():
     assert sorted(seen, key=str) == [[2], [None]]
 
 
+def test_completions_that_every_reward_declines_are_known_and_failures_are_not_among_them():
+    def odd(completions, prompts, **_):
+        return [None if prompt[-1] in "13" else 1.0 for prompt in prompts]
+
+    def none(completions, prompts, **_):
+        if prompts[0][-1] == "3":
+            raise KeyError("answer")
+        return [None] * len(completions)
+
+    found = scored([odd, none], range(20), reward_workers=0)
+    assert found.declined() == [place for place in range(20) if PROMPTS[place] == 1]
+    assert found.failed() == {"r0": 0, "r1": 5}
+
+
 def test_completions_that_never_come_cost_nobody_else():
     values = scored(hostile.length, range(20), reward_batch="prompt").values["r0"]
     assert values[:20] == [len(text) for text in TEXTS[:20]]

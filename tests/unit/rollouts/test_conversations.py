@@ -281,6 +281,12 @@ def test_a_reward_that_fails_leaves_the_others_their_values():
     assert outcome.failed == {"strict": 2, "own": 0}
 
 
+def test_a_conversation_that_every_reward_declines_is_told_once(caplog):
+    played(Scripted(steps), task(Counting, TEXTS, Reward("none", lambda **_: [None])))
+    (record,) = caplog.records
+    assert "every reward function returned None for a completion of prompt 0: it is not scored" in record.message
+
+
 def test_many_that_hang_stop_the_run_without_waiting_for_all():
     begun: list[int] = []
 

@@ -138,3 +138,11 @@ def test_samples_of_the_toy_engine_are_equal_so_that_every_objective_is_its_one_
     assert len(outcomes[1].rollouts) == 4 * len(outcomes[0].rollouts) == 4 * 2 * len(toy.train)
     np.testing.assert_array_equal(outcomes[1].scores, outcomes[0].scores)
     assert np.unique(outcomes[0].scores).size > len(toy.train)
+
+
+def test_completions_that_every_reward_declines_are_told_once_and_have_no_score(caplog):
+    declining = Reward("some", lambda completions, **_: [None if text == "1" else 1.0 for text in completions])
+    outcome = evaluated([[["1"], ["2"]], [["1"], ["1"]]], declining)
+    assert np.isnan(outcome.scores).tolist() == [[True, False], [True, True]]
+    (record,) = [each for each in caplog.records if "every reward function returned None" in each.message]
+    assert "for a completion of prompt 0: it is not scored, which is not a reward of 0 (shown once" in record.message
