@@ -244,6 +244,13 @@ class Example:
     columns: Mapping[str, Any]
 
 
+def begun(prompt: str | Sequence[Message]) -> tuple[str | tuple[Message, ...], str]:
+    """Split the text of an assistant message that the model continues from the end of a prompt; "" without one."""
+    if isinstance(prompt, str) or prompt[-1].get("role") != "assistant":
+        return (prompt if isinstance(prompt, str) else tuple(prompt)), ""
+    return tuple(prompt[:-1]), prompt[-1].get("content") or ""
+
+
 def tokens(rollout: Rollout) -> TokenCount:
     """Return the token count of a completion, as sent by the engine or computed from its token ids."""
     if rollout.counted is not None:

@@ -206,7 +206,8 @@ class Fields(Section):
     """System message put before every chat prompt of the task."""
 
     chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
-    """Arguments passed to the chat template, for example ``enable_thinking: false``."""
+    """Arguments passed to the chat template, for example ``enable_thinking: false``; ``continue_final_message`` is for
+    prompts that end with an assistant message."""
 
     max_prompt_length: int | None = Field(default=None, ge=1, le=2**30)
     """Most tokens of a prompt; by default the model's context minus ``max_completion_length``."""

@@ -11,7 +11,7 @@ from seedtune.config.sections import LikelihoodSettings, ScheduleSettings
 
 def check(config: Fields) -> None:
     """Raise ValueError with the message of the first violated rule."""
-    rules = (_population, _steps, _look_ahead, _own_data, _samples, _likelihood, _staleness)
+    rules = (_population, _steps, _look_ahead, _own_data, _chats, _samples, _likelihood, _staleness)
     message = next(chain.from_iterable(rule(config) for rule in rules), None)
     if message is not None:
         raise ValueError(message)
@@ -73,6 +73,21 @@ def _own_data(config: Fields) -> Iterator[str]:
     functions, weights = len(config.reward_funcs), len(config.weights)
     if functions and weights != functions:  # without any, functions may be passed to the Trainer
         yield f"{functions} reward functions but {weights} reward_weights: give one weight each"
+
+
+RENDERING = {
+    *("conversation", "messages", "tokenize", "padding", "truncation", "max_length", "return_tensors", "return_dict"),
+    *("return_assistant_tokens_mask", "tokenizer_kwargs", "sanitize_control_tokens"),
+}
+"""Arguments of transformers' ``apply_chat_template`` that are no variables of a template."""
+
+
+def _chats(config: Fields) -> Iterator[str]:
+    for name in sorted(RENDERING & config.chat_template_kwargs.keys()):
+        yield (
+            f"chat_template_kwargs.{name}={config.chat_template_kwargs[name]!r} is no variable of a chat template: "
+            "prompts are read whole, as the engine needs them. Leave it out"
+        )
 
 
 def _samples(config: Fields) -> Iterator[str]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from seedtune.types import Example
+from seedtune.types import Example, begun
 
 RewardFunction = Callable[..., Any]
 """TRL's signature: ``fn(prompts, completions, **columns) -> list[float | None]``, sync or async.
@@ -48,18 +48,18 @@ def text_of(completion: str | Sequence[dict[str, Any]]) -> str:
 
 
 def keywords_of(examples: Sequence[Example], texts: Sequence[str], names: Sequence[str]) -> dict[str, list[Any]]:
-    """Return the keyword arguments of a reward function: the columns ``names``, ``prompts`` and ``completions``."""
+    """Return the keyword arguments of a reward function: the columns ``names``, ``prompts`` and ``completions``.
+
+    An assistant message at a prompt's end, which the model continues, is the beginning of the completion, as in TRL.
+    """
     columns = {name: [example.columns.get(name) for example in examples] for name in names}
-    completions = [_completion(example, text) for example, text in zip(examples, texts, strict=True)]
-    return {**columns, "prompts": [_prompt(example) for example in examples], "completions": completions}
-
-
-def _prompt(example: Example) -> Any:
-    return example.prompt if isinstance(example.prompt, str) else [dict(message) for message in example.prompt]
-
-
-def _completion(example: Example, text: str) -> Any:
-    return text if isinstance(example.prompt, str) else [{"role": "assistant", "content": text}]
+    prompts, completions = list[Any](), list[Any]()
+    for example, text in zip(examples, texts, strict=True):
+        prompt, beginning = begun(example.prompt)
+        chat = not isinstance(prompt, str)
+        prompts.append([dict(message) for message in prompt] if chat else prompt)
+        completions.append([{"role": "assistant", "content": beginning + text}] if chat else text)
+    return {**columns, "prompts": prompts, "completions": completions}
 
 
 def total(rewards: Sequence[Reward], values: Mapping[str, Sequence[float]]) -> list[float]:

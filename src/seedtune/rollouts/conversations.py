@@ -24,7 +24,7 @@ from seedtune.rewards.execution.thread import TimedThread, is_hang
 from seedtune.rewards.scorer import Scorer
 from seedtune.tasks import environments
 from seedtune.tasks.base import Task
-from seedtune.types import Example, Finish, Job, Member, Prompt, Rollout
+from seedtune.types import Example, Finish, Job, Member, Prompt, Rollout, begun
 
 TIMEOUTS = 16
 """Time-outs of environments and rewards in one evaluation that stop the run."""
@@ -190,7 +190,7 @@ class Conversations:
 
     def _scored(self, reward: Reward, row: Example, text: str) -> float:
         """Score one conversation with a reward, which also receives ``environments``; NaN if it fails."""
-        keywords = keywords_of([row], [text], list(row.columns))
+        keywords = keywords_of([replace(row, prompt=begun(row.prompt)[0])], [text], list(row.columns))
         scoring = self._thread.call(partial(attempt, reward.function, keywords, 1))
         error = scoring.exception()
         answer: RewardResult = scoring.result() if error is None else failed(self._fault(error), 1)

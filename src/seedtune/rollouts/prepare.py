@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 from collections.abc import Iterator, Sequence
@@ -22,9 +23,14 @@ from seedtune.tasks.base import Task
 from seedtune.tasks.data.prompt_length import Limit, fit
 from seedtune.tasks.from_config import TaskInputs, built, recorded
 from seedtune.tasks.reference_answers import reference_answers, scored_by_the_engine, scores_itself
-from seedtune.types import Example
+from seedtune.types import Example, begun
+
+log = logging.getLogger("seedtune")
 
 NOTHING = TaskInputs()
+
+CONVERSATIONS = ("messages", "conversation", "conversations")
+"""Columns of data for supervised fine-tuning, whose conversations hold the answers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +80,7 @@ def check(config: Config, task: Task) -> None:
     for problem in _problems(config, task):
         raise ConfigError(problem)
     check_prompts(config, task, (*task.train, *task.test))
+    _check_begun(config, task)
     if config.uses_likelihood:
         for example in (*task.train, *task.test):
             reference_answers(config, example)
@@ -117,6 +124,24 @@ def _check_environment(config: Config, task: Task) -> None:
     if error is not None:
         why = str(error) if isinstance(error, ConfigError) else f"its environment {raised(error)}. Mend it."
         raise ConfigError(f"task {task.name!r}: {why}") from error
+
+
+def _check_begun(config: Config, task: Task) -> None:
+    """Say which prompts end with an assistant message, which the model continues; DataError if it is the answer."""
+    rows = (*task.train, *task.test)
+    found = [row for row in rows if begun(row.prompt)[0] != row.prompt]
+    if not found or {"continue_final_message", "add_generation_prompt"} & config.chat_template_kwargs.keys():
+        return
+    row, text, share = found[0], begun(found[0].prompt)[1], f"{len(found)} of {len(rows)}"
+    if config.task == "custom" and config.prompt_column in CONVERSATIONS:
+        raise DataError(
+            f"row {row.id}: its {config.prompt_column!r} end with an answer, which the model would read, {text!r:.80} "
+            f"(so in {share} rows). Put the answer into a column of its own, or, if the model is to continue it, set "
+            "chat_template_kwargs.continue_final_message=true."
+        )
+    log.warning(
+        "%s prompts end with an assistant message, which the model continues, first row %d: %.80r", share, row.id, text
+    )
 
 
 def check_prompts(config: Config, task: Task, examples: Sequence[Example]) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from seedtune.errors import ConfigError, RewardError
-from seedtune.types import Message
+from seedtune.types import Message, begun
 
 
 class Environment(Protocol):
@@ -216,25 +216,27 @@ def introduced(content: Content, text: str) -> Content:
 
 
 def opened(content: Content, observation: str | None) -> Content:
-    """Append the first observation to the prompt's text, or to the text of its last message."""
+    """Append the first observation to the prompt's text, or to the text of its last message that is not the model's."""
     if observation is None:
         return content
     if isinstance(content, str):
         return content + observation
-    last = content[-1]
-    return (*content[:-1], {**last, "content": f"{last['content']}{observation}"})
+    place = max(0, len(begun(content)[0]) - 1)
+    last = content[place]
+    return (*content[:place], {**last, "content": f"{last['content']}{observation}"}, *content[place + 1 :])
 
 
 def continued(content: Content, answer: str, replies: Sequence[EnvironmentMessage]) -> Content:
     """Append the model's message and the replies, each followed by a line break in plain text."""
     if isinstance(content, str):
         return content + "".join(f"{line}\n" for line in (answer, *(text for _, text in replies)))
-    said = ({"role": "assistant", "content": answer}, *({"role": role, "content": text} for role, text in replies))
-    return (*content, *said)
+    before, beginning = begun(content)
+    said = {"role": "assistant", "content": beginning + answer}
+    return (*before, said, *({"role": role, "content": text} for role, text in replies))
 
 
 def since(content: Content, prompt: Content) -> str:
     """Return the content after ``prompt``: the text, or a line ``role: message`` per message."""
     if isinstance(content, str):
         return content[len(prompt) :]
-    return "\n".join(f"{message['role']}: {message['content']}" for message in content[len(prompt) :])
+    return "\n".join(f"{message['role']}: {message['content']}" for message in content[len(begun(prompt)[0]) :])

@@ -129,6 +129,12 @@ def test_an_odd_population_of_pairs_says_both_ways_out():
     assert Config(population=7, antithetic=False).population == 7
 
 
+@pytest.mark.parametrize("name", ["tokenize", "max_length", "return_dict", "padding", "messages"])
+def test_template_arguments_that_a_template_does_not_have_are_refused(name):
+    message = error_of({"chat_template_kwargs": {"enable_thinking": False, name: True}})
+    assert message.startswith(f"chat_template_kwargs.{name}=True is no variable of a chat template")
+
+
 def test_a_rank_without_low_rank_is_not_ignored():
     assert error_of({"perturbation": "gaussian", "rank": 4}).startswith(
         "rank=4 means nothing with perturbation=gaussian"

@@ -11,7 +11,7 @@ import pytest
 
 from reward_calls import rewards, score
 from seedtune.errors import ConfigError, RewardError
-from seedtune.rewards.base import Reward, text_of, total
+from seedtune.rewards.base import Reward, keywords_of, text_of, total
 from seedtune.rewards.execution.call import RewardCall
 from seedtune.rewards.execution.thread import ThreadWorker
 from seedtune.tasks.builtin.conciseness import length_error
@@ -31,6 +31,20 @@ def error_of(function) -> str:
     with pytest.raises(RewardError) as caught:
         value_of(function)
     return str(caught.value)
+
+
+def test_an_answer_that_the_prompt_begins_belongs_to_the_completion_as_in_trl():
+    begun = [*CHAT[0].prompt, {"role": "assistant", "content": "Let me think: "}]
+    (example,) = examples([{"prompt": begun}], "train")
+    assert keywords_of([example, CHAT[0], TEXT[0]], ["4", "5", "6"], []) == {
+        "prompts": [[{"role": "user", "content": "hi"}], [{"role": "user", "content": "hi"}], "one"],
+        "completions": [
+            [{"role": "assistant", "content": "Let me think: 4"}],
+            [{"role": "assistant", "content": "5"}],
+            "6",
+        ],
+    }
+    assert example.prompt == tuple(begun)
 
 
 def test_prompts_completions_and_columns_go_in_by_name():

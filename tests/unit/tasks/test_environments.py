@@ -250,6 +250,14 @@ def test_the_first_observation_goes_behind_the_prompt():
     assert opened((USER,), None) == (USER,)
 
 
+def test_an_answer_that_the_prompt_begins_is_one_message_with_what_the_model_adds():
+    begun = (USER, {"role": "assistant", "content": "Let me"})
+    assert opened(begun, " More.") == ({"role": "user", "content": "Hi. More."}, begun[1])
+    grown = continued(begun, " see", [("user", "Yes?")])
+    assert [message["content"] for message in grown] == ["Hi.", "Let me see", "Yes?"]
+    assert since(grown, begun) == "assistant: Let me see\nuser: Yes?"
+
+
 def test_tools_are_introduced_in_front_of_the_prompt():
     assert introduced("prompt", "tools") == "tools\n\nprompt"
     assert introduced((USER,), "tools") == ({"role": "system", "content": "tools"}, USER)

@@ -93,7 +93,7 @@ class ModelTokenizer:
             )
         messages, kwargs = prompt.content, prompt.template_kwargs
         try:
-            rendered = self._rendered(messages, **continuation(messages, kwargs), **kwargs)
+            rendered = self._rendered(messages, **{**kwargs, **continuation(messages, kwargs)})
         except REFUSALS as error:
             role, why = self._refused_role(messages, kwargs, error), first_line(error).rstrip(".")
             raise DataError(
@@ -111,7 +111,7 @@ class ModelTokenizer:
         """Return the role of the first message with which the template refuses a prompt."""
         for count in range(1, len(messages)):
             try:
-                self._rendered(messages[:count], **kwargs)
+                self._rendered(messages[:count], **{**kwargs, **continuation(messages[:count], kwargs)})
             except REFUSALS as error:
                 if str(error) == str(refusal):
                     return messages[count - 1]["role"]
@@ -181,16 +181,14 @@ class ModelTokenizer:
             )
 
 
-def continuation(messages: Sequence[Message], kwargs: Mapping[str, Any]) -> dict[str, bool]:
-    """Return the template's options that ``kwargs`` leaves open: whether the model answers, or continues its own words.
+def continuation(messages: Sequence[Message], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the template's options for what comes after the messages: an answer, or more of one that they end with.
 
-    As in TRL, a prompt that ends with an assistant message is continued.
+    As in TRL, a prompt that ends with an assistant message is continued; ``kwargs`` may say otherwise.
     """
-    continues = kwargs.get("continue_final_message")
-    begins = kwargs.get("add_generation_prompt")
-    if begins is None:
-        begins = not (messages[-1]["role"] == "assistant" if continues is None else continues)
-    if continues is None:
-        continues = not begins and messages[-1]["role"] == "assistant"
-    options = {"add_generation_prompt": bool(begins), "continue_final_message": continues}
-    return {name: value for name, value in options.items() if name not in kwargs}
+    begun, begins = messages[-1]["role"] == "assistant", kwargs.get("add_generation_prompt")
+    continues = begun and kwargs.get("continue_final_message", not begins)
+    return {
+        "add_generation_prompt": not continues if begins is None else begins,
+        "continue_final_message": continues,
+    }

@@ -98,3 +98,56 @@ def test_answers_with_half_a_character_are_refused():
     with pytest.raises(DataError, match="prompt 3 holds half a character"):
         of(models.tokenizer()).lengths([Prompt(3, "a", answers=("b", "c\ud800"))])
     assert of(models.tokenizer()).lengths([Prompt(3, "ab", answers=("c", "defg")), Prompt(4, "a")]) == [6, 1]
+
+
+# ------------------------------------------------------------------------------ answers that have begun
+
+PROMPT = ({"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "Let me think.\n<think>"})
+TURNS = (
+    "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}<end>{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+TRIMS = TURNS.replace("m['content']", "m['content'] | trim")
+
+
+def text_of(template: str, messages: Any, **kwargs: Any) -> str:
+    return of(models.tokenizer(template)).text(Prompt(3, messages, kwargs))
+
+
+@pytest.mark.parametrize(
+    ("template", "messages", "kwargs", "text"),
+    [
+        (TURNS, PROMPT, {}, "<user>2 + 2?<end><assistant>Let me think.\n<think>"),
+        (TURNS, PROMPT, {"continue_final_message": True}, "<user>2 + 2?<end><assistant>Let me think.\n<think>"),
+        (TURNS, PROMPT, {"add_generation_prompt": False}, "<user>2 + 2?<end><assistant>Let me think.\n<think>"),
+        (TURNS, PROMPT[:1], {"continue_final_message": True}, "<user>2 + 2?<end><assistant>"),
+        (TURNS, PROMPT[:1], {"add_generation_prompt": False}, "<user>2 + 2?<end>"),
+        (TURNS, PROMPT[1:], {}, "<assistant>Let me think.\n<think>"),
+        (TRIMS, (PROMPT[0], {"role": "assistant", "content": "So, "}), {}, "<user>2 + 2?<end><assistant>So,"),
+        (TURNS, (PROMPT[0], {"role": "assistant", "content": "So, "}), {}, "<user>2 + 2?<end><assistant>So, "),
+        (TURNS, (PROMPT[0], {"role": "assistant", "content": ""}), {}, "<user>2 + 2?<end><assistant>"),
+        (
+            TURNS,
+            PROMPT,
+            {"add_generation_prompt": True},
+            "<user>2 + 2?<end><assistant>Let me think.\n<think><end><assistant>",
+        ),
+        (
+            TURNS,
+            (PROMPT[0], PROMPT[1], {"role": "tool", "content": "4"}),
+            {},
+            "<user>2 + 2?<end><assistant>Let me think.\n<think><end><tool>4<end><assistant>",
+        ),
+    ],
+)
+def test_a_prompt_that_ends_with_an_assistant_message_is_continued_as_in_trl(template, messages, kwargs, text):
+    assert text_of(template, messages, **kwargs) == text
+
+
+def test_a_template_that_leaves_the_begun_answer_out_is_refused():
+    with pytest.raises(
+        DataError, match="role 'assistant': continue_final_message is set but the final message"
+    ):
+        text_of("{% for m in messages %}{{ m['content'].split('</think>')[-1][:3] }}{% endfor %}", PROMPT)
+    with pytest.raises(DataError, match="continue_final_message and add_generation_prompt are not compatible"):
+        text_of(TURNS, PROMPT, continue_final_message=True, add_generation_prompt=True)
