@@ -145,9 +145,7 @@ def test_a_prompt_that_ends_with_an_assistant_message_is_continued_as_in_trl(tem
 
 
 def test_a_template_that_leaves_the_begun_answer_out_is_refused():
-    with pytest.raises(
-        DataError, match="role 'assistant': continue_final_message is set but the final message"
-    ):
+    with pytest.raises(DataError, match="role 'assistant': continue_final_message is set but the final message"):
         text_of("{% for m in messages %}{{ m['content'].split('</think>')[-1][:3] }}{% endfor %}", PROMPT)
     with pytest.raises(DataError, match="continue_final_message and add_generation_prompt are not compatible"):
         text_of(TURNS, PROMPT, continue_final_message=True, add_generation_prompt=True)
