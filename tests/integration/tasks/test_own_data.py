@@ -322,31 +322,6 @@ def test_a_run_that_a_row_has_ended_goes_on_without_the_row(folder, command, fai
     assert all(record.prompts != (3,) for record in records)
 
 
-ANSWERED = [{"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "It is 4."}]
-
-
-@pytest.mark.parametrize("column", ["messages", "conversation", "conversations"])
-def test_conversations_that_hold_the_answer_are_refused(folder, column):
-    given = {"reward_funcs": len, "train_dataset": [{column: ANSWERED[:1]}, {column: ANSWERED}]}
-    config = toy("run", prompt_column=column, eval_size=0)
-    with pytest.raises(DataError) as caught:
-        Trainer(config, model="toy", **given)
-    assert str(caught.value) == (
-        f"row 1: its {column!r} end with an answer, which the model would read, 'It is 4.' (so in 1 of 2 rows). Put "
-        "the answer into a column of its own, or, if the model is to continue it, set "
-        "chat_template_kwargs.continue_final_message=true."
-    )
-    Trainer(config.replace(chat_template_kwargs={"continue_final_message": True}), model="toy", **given)
-
-
-def test_prompts_that_begin_an_answer_are_told(folder, caplog):
-    Trainer(toy("run", eval_size=0), model="toy", reward_funcs=len, train_dataset=[{"prompt": ANSWERED}])
-    assert (
-        "1 of 1 prompts end with an assistant message, which the model continues, first row 0: 'It is 4.'"
-        in caplog.text
-    )
-
-
 # --------------------------------------------------------------------------- TRL's habits
 
 
