@@ -56,9 +56,12 @@ def keywords_of(examples: Sequence[Example], texts: Sequence[str], names: Sequen
     prompts, completions = list[Any](), list[Any]()
     for example, text in zip(examples, texts, strict=True):
         prompt, beginning = begun(example.prompt)
-        chat = not isinstance(prompt, str)
-        prompts.append([dict(message) for message in prompt] if chat else prompt)
-        completions.append([{"role": "assistant", "content": beginning + text}] if chat else text)
+        if isinstance(prompt, str):
+            prompts.append(prompt)
+            completions.append(text)
+        else:
+            prompts.append([dict(message) for message in prompt])
+            completions.append([{"role": "assistant", "content": beginning + text}])
     return {**columns, "prompts": prompts, "completions": completions}
 
 
