@@ -142,6 +142,18 @@ def pid(completions, **_):
     return [os.getpid()] * len(completions)
 
 
+def counts_turns(environments, **_):
+    return [environment.turns for environment in environments]
+
+
+def takes_all(**columns):
+    return [float("environments" in columns) for _ in columns["completions"]]
+
+
+def leaves_at_100(completions, **_):
+    return leaves(completions) if "100" in completions[0] else [1.0]
+
+
 def threads(completions, **_):
     return [int(os.environ["OMP_NUM_THREADS"])] * len(completions)
 

@@ -16,7 +16,7 @@ from typing import Any, Literal
 from seedtune.config.config import Config
 from seedtune.errors import RewardError
 from seedtune.rewards.base import Reward, keywords_of
-from seedtune.rewards.execution.call import Fault, RewardCall, RewardResult, accepted, attempt
+from seedtune.rewards.execution.call import Fault, RewardCall, RewardResult, accepted, attempt, names
 from seedtune.rewards.execution.placement import Placement, place_of
 from seedtune.rewards.execution.pool import Done, Pool
 from seedtune.rewards.execution.process import ProcessWorker
@@ -114,6 +114,7 @@ class Round:
         self.values = {reward.name: [math.nan] * len(prompts) for reward in scorer.rewards}
         self._faults: dict[str, dict[int, Fault]] = {reward.name: {} for reward in scorer.rewards}
         self._unscored: set[int] = set()
+        self._environments: dict[int, Any] = {}
         self._batches = [batch for reward in scorer.rewards for batch in self._batches_of(reward)]
         self._waiting: list[list[_Batch]] = [[] for _ in prompts]
         for batch in self._batches:
@@ -122,13 +123,16 @@ class Round:
         self._answers: queue.SimpleQueue[tuple[_Batch, RewardResult]] = queue.SimpleQueue()
         self._open = 0
 
-    def add(self, place: int, text: str) -> None:
+    def add(self, place: int, text: str, environment: Any = None) -> None:
         """Add the completion at index ``place`` and submit the calls whose completions are now all there.
 
+        A conversation has an ``environment``, for functions that name ``environments`` or run in this process anyway.
         Raises RewardError if too many completions have failed already.
         """
         if self._texts[place] is None:
             self._texts[place] = text
+            if environment is not None:
+                self._environments[place] = environment
             for batch in self._waiting[place]:
                 batch.missing -= 1
                 if not batch.missing:
@@ -176,8 +180,13 @@ class Round:
             return
         self._open += 1
         examples, texts = [self._examples[i] for i in places], [self._texts[i] or "" for i in places]
-        keywords = accepted(reward.function, keywords_of(examples, texts, self._names))
+        keywords = keywords_of(examples, texts, self._names)
         placement = self._scorer.places[reward.name]
+        if self._environments and placement.where != "thread" and names(reward.function, "environments"):
+            placement = self._scorer.places[reward.name] = Placement("thread")  # objects cannot be sent to a worker
+        if self._environments and placement.where == "thread":
+            keywords["environments"] = [self._environments[i] for i in places]
+        keywords = accepted(reward.function, keywords)
         if placement.where == "here":
             self._take(batch, attempt(reward.function, keywords, len(places)))
             return

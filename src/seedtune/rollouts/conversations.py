@@ -6,7 +6,6 @@ order, and the next turn continues the open conversations, each with a separate 
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import closing
@@ -18,8 +17,7 @@ from typing import Any
 from seedtune.config.config import Config
 from seedtune.engines.base import Engine
 from seedtune.errors import RewardError
-from seedtune.rewards.base import Reward, keywords_of
-from seedtune.rewards.execution.call import Fault, RewardResult, accepted, attempt, failed, fault_of
+from seedtune.rewards.execution.call import Fault, accepted, fault_of
 from seedtune.rewards.execution.thread import TimedThread, is_hang
 from seedtune.rewards.scorer import Scorer
 from seedtune.tasks import environments
@@ -27,7 +25,7 @@ from seedtune.tasks.base import Task
 from seedtune.types import Example, Finish, Job, Member, Prompt, Rollout, begun
 
 TIMEOUTS = 16
-"""Time-outs of environments and rewards in one evaluation that stop the run."""
+"""Time-outs of environments in one evaluation that stop the run."""
 
 
 @dataclass(slots=True)
@@ -81,7 +79,8 @@ class Conversations:
                     else:
                         self._hear(talk, rollout)
                 turn, going = turn + 1, [talk for talk in going if talk.finish is None]
-            ended = [self._end(talk, examples[talk.prompt]) for talk in talks]
+            scores = self._scores(talks, examples, after=jobs[0].sampling.generation)
+            ended = [self._end(talk, values) for talk, values in zip(talks, scores, strict=True)]
         share, most = self.config.max_reward_failure_rate, max(self.failed.values(), default=0)
         if most > share * len(talks):
             raise self._stopped(
@@ -165,15 +164,21 @@ class Conversations:
 
     # ------------------------------------------------------------------------ end
 
-    def _end(self, talk: Talk, example: Example) -> Rollout:
-        """Score a conversation that is over or out of turns, close its environment, and return the rollout."""
-        text, scores = environments.since(talk.content, talk.begin), tuple(math.nan for _ in self.task.rewards)
-        if not talk.broken:
-            row = replace(example, columns={**example.columns, "environments": talk.environment})
-            failures = self.failed.total()
-            scores = tuple(self._scored(reward, row, text) for reward in self.task.rewards)
-            if self.failed.total() == failures and all(map(math.isnan, scores)):
-                self._scorer.once.decline(example.id)
+    def _scores(self, talks: Sequence[Talk], examples: Sequence[Example], *, after: int) -> list[tuple[float, ...]]:
+        """Score the conversations whose environments did not fail, where rewards run: a value per reward, or NaN."""
+        rows = [replace(example, prompt=begun(example.prompt)[0]) for example in examples]
+        with self._scorer.round(rows, [talk.prompt for talk in talks], after=after) as scoring:
+            for place, talk in enumerate(talks):
+                if not talk.broken:
+                    scoring.add(place, environments.since(talk.content, talk.begin), talk.environment)
+            values = scoring.finish()
+        for place in scoring.declined():
+            self._scorer.once.decline(examples[talks[place].prompt].id)
+        self.failed.update(scoring.failed())
+        return list(zip(*(values[reward.name] for reward in self.task.rewards), strict=True))
+
+    def _end(self, talk: Talk, scores: tuple[float, ...]) -> Rollout:
+        """Close the environment of a conversation and return the rollout."""
         if environments.has(talk.environment, "close"):
             self._thread.call(talk.environment.close)
         return Rollout(
@@ -181,44 +186,28 @@ class Conversations:
             member=talk.job.members[talk.member],
             prompt=talk.prompt,
             sample=talk.sample,
-            text=text,
+            text=environments.since(talk.content, talk.begin),
             token_ids=tuple(talk.tokens),
             prompt_tokens=talk.read,
             finish=talk.finish or "length",
             scores=scores,
         )
 
-    def _scored(self, reward: Reward, row: Example, text: str) -> float:
-        """Score one conversation with a reward, which also receives ``environments``; NaN if it fails."""
-        keywords = keywords_of([replace(row, prompt=begun(row.prompt)[0])], [text], list(row.columns))
-        scoring = self._thread.call(partial(attempt, reward.function, keywords, 1))
-        error = scoring.exception()
-        answer: RewardResult = scoring.result() if error is None else failed(self._fault(error), 1)
-        for fault in answer.faults.values():
-            self._scorer.once.show(reward.name, fault, lost="conversation")
-            self._count([reward.name], f"the reward function {reward.name!r} {fault.message}")
-        return answer.values[0]
-
     def _broke(self, talk: Talk, error: BaseException) -> None:
         """End a conversation whose environment failed: log the error, and count it for every reward."""
         talk.broken, talk.finish = True, talk.finish or "stop"
         fault = self._fault(error)
         self._scorer.once.show(self.task.name, fault, who="environment of task", lost="conversation")
-        names = [reward.name for reward in self.task.rewards]
-        self._count(names, f"the environment of task {self.task.name!r} {fault.message}")
+        self.failed.update(reward.name for reward in self.task.rewards)
+        self._causes[f"the environment of task {self.task.name!r} {fault.message}"] += 1
+        if self._timeouts >= TIMEOUTS:
+            raise self._stopped(f"{TIMEOUTS} calls of an environment hang")
 
     def _fault(self, error: BaseException) -> Fault:
         if not is_hang(error):
             return fault_of(error)
         self._timeouts += 1
         return Fault("hang", f"took longer than reward_timeout={self.config.reward_timeout:g} seconds")
-
-    def _count(self, rewards: Sequence[str], what: str) -> None:
-        """Count a failure for ``rewards``; raise RewardError once `TIMEOUTS` calls have hung."""
-        self.failed.update(rewards)
-        self._causes[what] += 1
-        if self._timeouts >= TIMEOUTS:
-            raise self._stopped(f"{TIMEOUTS} calls of an environment or its rewards hang")
 
     def _stopped(self, what: str) -> RewardError:
         usual = max(self._causes, key=lambda cause: self._causes[cause])

@@ -120,26 +120,20 @@ class Marking:
 
     def __init__(self, task: Task, config: Config, data: Sequence[Example]) -> None:
         self.task, self.config, self.data = task, config, data
-        rewards, config = task.rewards, config.replace(max_reward_failure_rate=1.0)
-        if task.environment is not None:
-            # Environments cannot be sent to worker processes; rewards with a source run in a thread with a time-out.
-            rewards = tuple(replace(reward, source=reward.source or reward.name) for reward in rewards)
-            config = config.replace(reward_workers=0)
-        self._scorer = Scorer(rewards, config)
+        self._scorer = Scorer(task.rewards, config.replace(max_reward_failure_rate=1.0))
         self.close = self._scorer.close
 
     def marks(self, texts: Sequence[str]) -> Check:
         """Score one answer per example; raise RewardError if a reward cannot be loaded or never returned a value."""
         begun, notes = time.perf_counter(), list[str]()
-        asked = dict(enumerate(self.data)) if self.task.environment is None else self._played(texts, notes)
-        with self._scorer.round(list(asked.values()), range(len(asked)), after=0) as scoring:
-            for index, place in enumerate(asked):
-                scoring.add(index, texts[place])
+        environments = dict.fromkeys(range(len(texts))) if self.task.environment is None else self._played(texts, notes)
+        with self._scorer.round(self.data, range(len(texts)), after=0) as scoring:
+            for place, environment in environments.items():
+                scoring.add(place, texts[place], environment)
             scores, failed = scoring.finish(), scoring.failed()
             first = {row["reward"]: row["error"] for row in reversed(scoring.failures())}
         notes += [f"the reward function {n!r} failed on {failed[n]}: it {error}" for n, error in first.items()]
-        found = dict(zip(asked, total(self.task.rewards, scores), strict=True))
-        values = [found.get(place, math.nan) for place in range(len(texts))]
+        values = total(self.task.rewards, scores)
         known = [value for value in values if math.isfinite(value)]
         return Check(
             values,
@@ -151,19 +145,19 @@ class Marking:
             note="; ".join(notes),
         )
 
-    def _played(self, texts: Sequence[str], notes: list[str]) -> dict[int, Example]:
+    def _played(self, texts: Sequence[str], notes: list[str]) -> dict[int, Any]:
         """Play each example's environment with a model that repeats its text in every turn.
 
-        Returns the examples with their environments by index, without those that failed, and adds a note about those.
+        Returns the environments by index, without those that failed, and adds a note about those.
         Raises RewardError if too many environments hang, and DataError if an environment has tools.
         """
-        played, faults = dict[int, Example](), list[BaseException]()
+        played, faults = dict[int, Any](), list[BaseException]()
         with closing(TimedThread(self.config.reward_timeout)) as thread:
             for place, (example, text) in enumerate(zip(self.data, texts, strict=True)):
                 play = thread.call(partial(_play, self.task, self.config, example, text))
                 error = play.exception()
                 if error is None:
-                    played[place] = replace(example, columns={**example.columns, "environments": play.result()})
+                    played[place] = play.result()
                     continue
                 faults.append(error)
                 if isinstance(error, DataError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,6 +12,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+import hostile
 from seedtune.config.config import Config
 from seedtune.errors import ConfigError, RewardError
 from seedtune.rewards.base import Reward
@@ -265,10 +267,10 @@ def test_a_failure_is_shown_once_in_a_run_of_many_evaluations(caplog):
     for _ in range(3):
         assert run_with(scorer, work, config).failed == {"own": 2}
     (record,) = caplog.records
-    assert record.getMessage().startswith("the reward function 'own' raised ValueError: broken; that conversation is")
+    assert record.getMessage().startswith("the reward function 'own' raised ValueError: broken; that completion is")
 
 
-def test_a_reward_that_fails_leaves_the_others_their_values():
+def test_a_conversation_on_which_a_reward_fails_is_not_scored_by_the_others():
     def strict(environments) -> list[float]:
         assert environments[0].total < 100
         return [1.0]
@@ -277,14 +279,34 @@ def test_a_reward_that_fails_leaves_the_others_their_values():
         Scripted(steps), task(Counting, TEXTS, Reward("strict", strict), Reward("own", environment_reward))
     )
     np.testing.assert_array_equal(outcome.by_reward[0], [[1, 1], [1, 1], [math.nan, math.nan]])
-    np.testing.assert_array_equal(outcome.by_reward[1], [[2, 1], [5, 3], [1, 1]])
+    np.testing.assert_array_equal(outcome.by_reward[1], [[2, 1], [5, 3], [math.nan, math.nan]])
     assert outcome.failed == {"strict": 2, "own": 0}
 
 
 def test_a_conversation_that_every_reward_declines_is_told_once(caplog):
-    played(Scripted(steps), task(Counting, TEXTS, Reward("none", lambda **_: [None])))
+    played(Scripted(steps), task(Counting, TEXTS, Reward("none", hostile.none)))
     (record,) = caplog.records
     assert "every reward function returned None for a completion of prompt 0: it is not scored" in record.message
+
+
+def test_rewards_of_conversations_run_where_other_rewards_run():
+    """In worker processes, with their limits of time and memory, unless they need the environments themselves."""
+    rewards = [Reward(name, getattr(hostile, name)) for name in ("pid", "rings", "counts_turns", "takes_all")]
+    outcome = played(Scripted(steps), task(Counting, TEXTS, *rewards))
+    pids, rang, turns, all_ = outcome.by_reward
+    assert os.getpid() not in pids
+    assert (rang == 1.0).all()
+    np.testing.assert_array_equal(turns, [[2, 1], [5, 3], [1, 1]])
+    assert (all_ == 0.0).all()
+
+
+def test_a_reward_that_ends_its_process_costs_its_conversations_only():
+    def broken(member: Member, prompt) -> str:
+        return "100" if member == MEMBERS[2] else "10"
+
+    outcome = played(Scripted(broken), task(Counting, TEXTS, Reward("leaves", hostile.leaves_at_100)))
+    np.testing.assert_array_equal(outcome.scores, [[1, 1], [1, 1], [math.nan, math.nan]])
+    assert outcome.failed == {"leaves": 2}
 
 
 def test_many_that_hang_stop_the_run_without_waiting_for_all():

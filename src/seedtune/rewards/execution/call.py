@@ -114,6 +114,14 @@ def accepted(function: Callable[..., Any], keywords: Mapping[str, Any]) -> dict[
     return {key: value for key, value in keywords.items() if key in names}
 
 
+def names(function: Callable[..., Any], keyword: str) -> bool:
+    """Whether a function has a parameter of this name."""
+    try:
+        return keyword in inspect.signature(function).parameters
+    except (TypeError, ValueError):
+        return False
+
+
 def _wait_for(awaitable: Awaitable[Any], seconds: float | None) -> Any:
     """Run an awaitable to its result, in the process's one event loop, as TRL does.
 

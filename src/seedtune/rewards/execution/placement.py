@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from seedtune.rewards.base import Reward, RewardFunction
+from seedtune.rewards.execution.call import names
 from seedtune.rewards.sources.user_code import MODULES
 
 OURS = "seedtune."
@@ -34,7 +35,7 @@ def place_of(reward: Reward, workers: int) -> Placement:
     if reward.inline:
         return Placement("thread")
     place = _place_of(reward.function) if reward.source is None else Placement("worker", reward.source)
-    if reward.source is None and place.source.startswith(OURS):
+    if reward.source is None and place.source.startswith(OURS) and not names(reward.function, "environments"):
         return Placement("here")
     return place if workers else Placement("thread")
 
