@@ -14,6 +14,7 @@ import runs
 import seedtune
 from scores import brevity, closeness
 from seedtune.config.config import Config
+from seedtune.engines.toy.engine import Characters
 from seedtune.errors import ConfigError, DataError, RewardError, RunError
 from seedtune.run import directory, ledger, recorded_config
 from seedtune.trainer import Trainer
@@ -182,6 +183,15 @@ def test_paths_may_be_path_objects_wherever_text_names_a_file(tmp_path):
     assert (one.config.train_dataset.path, one.config.reward_funcs[0].path) == (str(data), f"{rewards}:score")
     one.train()
     assert recorded_config.run_config(tmp_path / "one").train_dataset.path == str(data)
+
+
+def test_a_run_whose_prompts_are_read_otherwise_is_not_resumed(tmp_path, monkeypatch):
+    trainer(tmp_path, runs.toy(tmp_path, generations=2)).train()
+    trainer(tmp_path, runs.toy(tmp_path, generations=3)).train(resume=True)
+    read = Characters.encode
+    monkeypatch.setattr(Characters, "encode", lambda self, prompts: [[2, *ids] for ids in read(self, prompts)])
+    with pytest.raises(RunError, match=r"reads the training prompts as other tokens .* revision: model=ORG/NAME@"):
+        trainer(tmp_path, runs.toy(tmp_path, generations=4)).train(resume=True)
 
 
 def test_several_rewards_are_weighted_and_reported_by_name(tmp_path):

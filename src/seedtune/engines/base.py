@@ -73,6 +73,10 @@ class Tokenizer(Protocol):
         """Maximum of prompt plus completion tokens; None: no limit."""
         ...
 
+    def encode(self, prompts: Sequence[Prompt]) -> list[list[int]]:
+        """Return the token ids of each prompt, as the model reads it; DataError for the first that it cannot read."""
+        ...
+
     def lengths(self, prompts: Sequence[Prompt]) -> list[int]:
         """Return the number of tokens of each prompt; DataError for the first that the model cannot read."""
         ...

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
+from seedtune import engines
 from seedtune.config.config import Config
 from seedtune.numerics import noise
 from seedtune.tasks.base import Task
 from seedtune.types import Example, Message, Prompt
+
+BATCH = 4096
+"""Prompts whose tokens are held at once for a digest."""
 
 
 def drawn(config: Config, task: Task, generation: int) -> list[Example]:
@@ -25,6 +30,16 @@ def _order(seed: int, epoch: int, count: int) -> NDArray[np.int64]:
     """The places of an epoch's examples, computed once for all generations of the epoch."""
     key = noise.key_for(seed, noise.Purpose.PROMPT_ORDER)
     return noise.permutation(noise.Address(key, noise.Stream.ORDER, epoch), count)
+
+
+def digest(config: Config, task: Task) -> str:
+    """Return 16 hexadecimal digits over the tokens of the training prompts, as the model reads them."""
+    tokenizer, found = engines.tokenizer(config), hashlib.blake2b(digest_size=8)
+    for start in range(0, len(task.train), BATCH):
+        prompts = [prompt_of(config, example) for example in task.train[start : start + BATCH]]
+        for ids in tokenizer.encode(prompts):
+            found.update(np.array([len(ids), *ids], dtype="<i8").tobytes())
+    return found.hexdigest()
 
 
 def prompt_of(config: Config, example: Example) -> Prompt:

@@ -38,6 +38,9 @@ class Header:
     data: str
     """Digest of the training data."""
 
+    prompts: str
+    """Digest of the tokens of the training prompts, as the model reads them."""
+
     resolved_weights_dtype: str
     arithmetic: Mapping[str, Any]
     """How the first rewards were computed: see `seedtune.engines.recorded_arithmetic`."""

@@ -14,6 +14,7 @@ from seedtune.engines import snapshots
 from seedtune.engines.base import Engine, EngineInfo
 from seedtune.errors import ConfigError, RunError, StorageError, storage_cause
 from seedtune.numerics import noise
+from seedtune.rollouts import prompts
 from seedtune.run import directory, metrics, recorded_config, replay, resuming
 from seedtune.run.ledger import Contents, Header, Ledger, Record
 from seedtune.run.lineage import Lineage
@@ -91,6 +92,7 @@ class Session:
             noise=noise.SCHEME,
             model=info.model,
             data=self.task.digest(),
+            prompts=prompts.digest(self.config, self.task),
             resolved_weights_dtype=info.resolved_weights_dtype,
             arithmetic=info.arithmetic,
             base_fingerprint=info.base_fingerprint,
@@ -122,6 +124,13 @@ class Session:
             raise RunError(
                 f"{root} was started with other training data than task {self.task.name!r} has now. "
                 "Give the same ones, or start a new run in another output_dir."
+            )
+        same_rows = contents.header.data == self.task.digest()
+        if same_rows and contents.header.prompts != prompts.digest(self.config, self.task):
+            raise RunError(
+                f"{root}: the model {self.config.model!r} reads the training prompts as other tokens than at the start "
+                "of the run: its tokenizer or chat template has changed. Give the model as it was (a model of the Hub "
+                "with its revision: model=ORG/NAME@REVISION), or start a new run in another output_dir."
             )
         if self.config.generations < done:
             raise ConfigError(

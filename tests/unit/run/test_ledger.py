@@ -25,6 +25,7 @@ HEADER = Header(
     noise="v1",
     model="toy",
     data="",
+    prompts="",
     resolved_weights_dtype="float32",
     arithmetic={},
     base_fingerprint="0" * 32,

@@ -37,11 +37,15 @@ class Characters:
 
     context_length = None
 
-    def lengths(self, prompts: Sequence[Prompt]) -> list[int]:
-        """Return the number of characters of each prompt; DataError for one that is not text."""
+    def encode(self, prompts: Sequence[Prompt]) -> list[list[int]]:
+        """Return the characters' code points; DataError for a prompt that is not text."""
         for prompt in prompts:
             check_readable(prompt)
-        return [len(str(prompt.content)) for prompt in prompts]
+        return [list(map(ord, str(prompt.content))) for prompt in prompts]
+
+    def lengths(self, prompts: Sequence[Prompt]) -> list[int]:
+        """Return the number of characters of each prompt; DataError for one that is not text."""
+        return list(map(len, self.encode(prompts)))
 
 
 class ToyEngine(LocalEngine):

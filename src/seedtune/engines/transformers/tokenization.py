@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import logging
+import re
 from collections.abc import Mapping, Sequence
-from functools import cached_property
+from datetime import datetime
+from functools import cached_property, lru_cache
 from typing import Any
 
 from jinja2 import TemplateError
@@ -13,11 +17,28 @@ from seedtune.engines.transformers.checkpoint import ModelSource
 from seedtune.errors import ConfigError, DataError, first_line
 from seedtune.types import Message, Prompt
 
+log = logging.getLogger("seedtune")
+
 BATCH = 1024
 """Prompts tokenised at once."""
 
 REFUSALS = (TemplateError, ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
 """Errors by which a chat template, a program of the model's authors, refuses messages."""
+
+
+DAY = datetime(2024, 7, 26)
+"""The date that chat templates print, on every day: the one that Llama's own falls back to."""
+
+_TODAY = re.compile(r"strftime_now\(\s*(['\"])(.*?)\1\s*\)")
+
+
+@lru_cache(maxsize=16)
+def dated(template: str) -> str:
+    """Return a chat template that prints `DAY` for today: a run that reads other prompts tomorrow is not the same."""
+    found = _TODAY.sub(lambda call: json.dumps(DAY.strftime(call[2])), template)
+    if found != template:
+        log.warning("the chat template prints the date; in all prompts of seedtune it is %s", f"{DAY:%d %b %Y}")
+    return found
 
 
 class ModelTokenizer:
@@ -104,7 +125,9 @@ class ModelTokenizer:
         return rendered
 
     def _rendered(self, messages: Sequence[Message], **kwargs: Any) -> str:
-        text: str = self.hf.apply_chat_template([dict(message) for message in messages], tokenize=False, **kwargs)
+        template = self.hf.get_chat_template(kwargs.get("chat_template"), kwargs.get("tools"))
+        options = {**kwargs, "chat_template": dated(template), "tokenize": False}
+        text: str = self.hf.apply_chat_template([dict(message) for message in messages], **options)
         return text
 
     def _refused_role(self, messages: Sequence[Message], kwargs: Mapping[str, Any], refusal: BaseException) -> str:

@@ -67,7 +67,8 @@ def _header(a: Header, b: Header) -> list[str]:
         ("noise scheme: ", a.noise, b.noise),
     )
     data = ("training data: digests ", a.data or "none", b.data or "none")
-    return [*found, *_changes("", a.config, b.config), *_named(data)]
+    read = ("training prompts as the model reads them: digests ", a.prompts or "none", b.prompts or "none")
+    return [*found, *_changes("", a.config, b.config), *_named(data, read)]
 
 
 def _notes(a: Header, b: Header) -> list[str]:

@@ -149,3 +149,24 @@ def test_a_template_that_leaves_the_begun_answer_out_is_refused():
         text_of("{% for m in messages %}{{ m['content'].split('</think>')[-1][:3] }}{% endfor %}", PROMPT)
     with pytest.raises(DataError, match="continue_final_message and add_generation_prompt are not compatible"):
         text_of(TURNS, PROMPT, continue_final_message=True, add_generation_prompt=True)
+
+
+LLAMA = (
+    "{%- if not date_string is defined %}{%- if strftime_now is defined %}"
+    '{%- set date_string = strftime_now("%d %b %Y") %}'
+    "{%- else %}{%- set date_string = '26 Jul 2024' %}{%- endif %}{%- endif %}"
+    "Today Date: {{ date_string }} {{ messages[0]['content'] }}"
+)
+
+
+@pytest.mark.parametrize(
+    ("template", "kwargs", "text"),
+    [
+        (LLAMA, {}, "Today Date: 26 Jul 2024 a"),
+        (LLAMA, {"date_string": "01 Jan 2025"}, "Today Date: 01 Jan 2025 a"),
+        ("Current date: {{ strftime_now( '%Y-%m-%d' ) }}", {}, "Current date: 2024-07-26"),
+        ("{{ messages[0]['content'] }}", {"chat_template": "{{ strftime_now('%Y') }}"}, "2024"),
+    ],
+)
+def test_a_template_that_prints_the_date_prints_the_same_every_day(template, kwargs, text):
+    assert of(models.tokenizer(template)).text(Prompt(0, (USER,), kwargs)) == text

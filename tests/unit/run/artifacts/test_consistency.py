@@ -33,7 +33,7 @@ def ledger_of(shaping: str, scores: list[np.ndarray], **settings) -> Contents:
     """What a run that got these scores (members, prompts) writes."""
     strategy = strategies.create(config(shaping, population=len(scores[0]), **settings))
     header = Header(
-        seedtune="0.1.0", noise="v1", model="toy", data="", resolved_weights_dtype="float32", arithmetic={},
+        seedtune="0.1.0", noise="v1", model="toy", data="", prompts="", resolved_weights_dtype="float32", arithmetic={},
         base_fingerprint="0", config={},
     )  # fmt: skip
     contents, state = Contents(header), {}
