@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import tempfile
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from safetensors import SafetensorError
 
 from seedtune.engines.base import Engine
 from seedtune.errors import storage_error
+from seedtune.numerics.machine import disk
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,8 @@ def save(folder: Path, engine: Engine, *, generations: int, keep: int) -> Snapsh
             engine.snapshot(part)
             about = {"generations": generations, "fingerprint": fingerprint}
             (part / "snapshot.json").write_text(json.dumps(about), encoding="utf-8")
-            _sync(part)
+            for file in part.iterdir():
+                disk.flush_path(file)
             shutil.rmtree(target, ignore_errors=True)
             part.rename(target)
     except (OSError, SafetensorError) as error:
@@ -68,13 +69,3 @@ def clear_unfinished(folder: Path) -> None:
     """Remove the unfinished snapshots of a killed process."""
     for leftover in folder.glob(".writing-*"):
         shutil.rmtree(leftover, ignore_errors=True)
-
-
-def _sync(folder: Path) -> None:
-    """Flush every file of ``folder`` to disk before the folder is renamed."""
-    for file in folder.iterdir():
-        handle = os.open(file, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)

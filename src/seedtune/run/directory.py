@@ -92,7 +92,8 @@ class RunPaths:
 
     def check_unused(self) -> None:
         """Raise RunError if the run directory is not empty."""
-        if self.holdings():
+        begun = self.config.exists() or ledger.has_begun(self.ledger)  # else a process was killed, or is loading
+        if self.holdings() - (set() if begun else {self.ledger.name}):
             hint = f"Resume it with '{resume_command(self.root)}'" if self.config.exists() else "Empty it"
             raise RunError(
                 f"the run directory {str(self.root)!r} is already used. {hint}, or choose another output_dir."

@@ -9,18 +9,22 @@ Nothing in it depends on time or machine: the same run writes the same bytes.
 
 from __future__ import annotations
 
-import fcntl
+import logging
 import math
 import os
+import weakref
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from seedtune.errors import LedgerError, RunError, resume_command, storage_error
+from seedtune.numerics.machine import disk
 from seedtune.run.sealing import matching, seal, unseal
 from seedtune.types import Decay, Member, Plan, Shift, Term
+
+log = logging.getLogger("seedtune")
 
 FORMAT = 1
 
@@ -239,7 +243,7 @@ class Ledger:
     """A ledger open for appending, by one process at a time."""
 
     def __init__(self, path: Path) -> None:
-        """Open and lock; use ``create`` or ``resume``."""
+        """Open and lock; use ``claimed`` or ``resume``."""
         self.path = path
         self._check, self._size = "", 0
         try:
@@ -247,28 +251,42 @@ class Ledger:
         except OSError as error:
             raise storage_error(path, error) from error
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not disk.lock(self._file):
+                log.warning("the disk of %s has no locks: let only one process at a time train there", path.parent)
+            if not path.exists() or not os.path.samestat(os.fstat(self._file), path.stat()):
+                raise BlockingIOError  # it was locked by a start that failed, and deleted
         except BlockingIOError:
             os.close(self._file)
             raise RunError(f"{path.parent} is being trained by another process. Wait for it, or stop it.") from None
+        except OSError as error:
+            os.close(self._file)
+            raise storage_error(path, error) from error
+        _OPEN.add(self)
 
     @classmethod
-    def create(cls, path: Path, header: Header) -> Ledger:
-        """Begin a ledger; an incomplete header is overwritten.  Raises RunError if there is a ledger already."""
-        ledger = cls(path)
-        try:
+    @contextmanager
+    def claimed(cls, path: Path) -> Iterator[Ledger]:
+        """Lock the ledger of a run to come, which `begin` starts; without that it is deleted in the end.
+
+        Raises RunError if there is a ledger already, or another process has locked it.
+        """
+        with closing(cls(path)) as ledger:
             if has_begun(path):
                 raise RunError(
                     f"{path.parent} already holds a run. Resume it with '{resume_command(path.parent)}', or "
                     "choose another output_dir."
                 )
-            os.ftruncate(ledger._file, 0)
-            ledger._append(asdict(header))
-            _sync_folder(path.parent)
-        except BaseException:
-            ledger.close()
-            raise
-        return ledger
+            try:
+                yield ledger
+            finally:
+                if not has_begun(path):
+                    path.unlink(missing_ok=True)
+
+    def begin(self, header: Header) -> None:
+        """Write the first line; an incomplete one of an earlier start is overwritten."""
+        os.ftruncate(self._file, 0)
+        self._append(asdict(header))
+        disk.flush_path(self.path.parent)
 
     @classmethod
     def resume(cls, path: Path) -> tuple[Ledger, Contents]:
@@ -305,23 +323,28 @@ class Ledger:
 
     def close(self) -> None:
         """Release the file and its lock."""
-        os.close(self._file)
+        if self in _OPEN:
+            _OPEN.remove(self)
+            os.close(self._file)
+
+
+_OPEN: weakref.WeakSet[Ledger] = weakref.WeakSet()
+
+
+def _close_in_child() -> None:
+    """Close the ledgers in a forked process, which would keep their locks after the run's own process was killed."""
+    for book in list(_OPEN):
+        book.close()
+
+
+os.register_at_fork(after_in_child=_close_in_child)
 
 
 def _write_all(file: int, data: bytes, offset: int) -> None:
     written = 0
     while written < len(data):
         written += os.pwrite(file, data[written:], offset + written)
-    os.fsync(file)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Flush a new file's directory entry to disk, too."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    disk.flush(file)
 
 
 def changed_fields(recorded: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -73,18 +73,37 @@ class Session:
         """Create a run: directory, configuration, and a ledger with its header."""
         self.release()
         self.generation, self.lineage = 0, Lineage()
-        self.engine, info = replay.load_base(self.config)
-        try:
+        with self._claimed() as book:
+            self.engine, info = replay.load_base(self.config)
+            with self._beginning():
+                directory.put(self.paths.config, self._settings())
+            book.begin(self._header(info))
+            directory.append_lines(self.paths.metrics, [metrics.products_row(info, 0)])
+            yield Start(book, {}, info)
+
+    @contextmanager
+    def _claimed(self) -> Iterator[Ledger]:
+        """Create and lock the run directory before the model is loaded; if that fails, nothing is left behind."""
+        new = not self.paths.root.exists()
+        with self._beginning():
             self.paths.root.mkdir(parents=True, exist_ok=True)
-            directory.put(self.paths.config, self._settings())
+        try:
+            with Ledger.claimed(self.paths.ledger) as book:
+                yield book
+        finally:
+            with suppress(OSError):  # raised if it is not empty
+                if new:
+                    self.paths.root.rmdir()
+
+    @contextmanager
+    def _beginning(self) -> Iterator[None]:
+        try:
+            yield
         except OSError as error:
             cause, fix = storage_cause(error)
             raise StorageError(
                 f"cannot begin a run in {str(self.paths.root)!r}: {cause}. {fix}, or choose another output_dir."
             ) from error
-        with closing(Ledger.create(self.paths.ledger, self._header(info))) as book:
-            directory.append_lines(self.paths.metrics, [metrics.products_row(info, 0)])
-            yield Start(book, {}, info)
 
     def _header(self, info: EngineInfo) -> Header:
         return Header(

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
-import math
 import os
-import subprocess
-import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -15,52 +12,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ledgers import HEADER, begun, record, write
 from seedtune.errors import LedgerError, RunError, StorageError
 from seedtune.run import ledger, sealing
-from seedtune.run.ledger import Header, Ledger, Record
-from seedtune.types import Member, Plan
-
-HEADER = Header(
-    seedtune="0.1.0",
-    noise="v1",
-    model="toy",
-    data="",
-    prompts="",
-    resolved_weights_dtype="float32",
-    arithmetic={},
-    base_fingerprint="0" * 32,
-    config={"sigma": 0.1, "toy": {"size": 3}},
-)
-
-
-def record(generation: int, **changes) -> Record:
-    members = (Member(generation, 0, 1), Member(generation, 0, -1), Member(3, 9, 1))
-    made = Record(
-        plan=Plan(generation, 1 / 3, members),
-        alpha=1e-300,
-        rewards=(0.1 + 0.2, math.nan, -0.0),
-        coefficients=(5e-324, -1.7976931348623157e308, 0.0),
-        prompts=(3, 1, 2),
-        reward_unperturbed=2 / 3,
-        tokens={"prompt": 7, "generated": 9},
-        state={"σ": [0.1, {"k": None}]},
-    )
-    return replace(made, **changes)
+from seedtune.run.ledger import Ledger, Record
 
 
 @pytest.fixture
 def path(tmp_path) -> Path:
     return tmp_path / "ledger.jsonl"
-
-
-def write(path: Path, generations: int = 3) -> bytes:
-    book = Ledger.create(path, HEADER)
-    for generation in range(generations):
-        book.append(record(generation))
-        if generation % 2:
-            book.note(generation + 1, fingerprint=f"{generation:032x}")
-    book.close()
-    return path.read_bytes()
 
 
 # ------------------------------------------------------------------ round trip
@@ -84,7 +44,7 @@ def test_every_float_survives_the_round_trip(value, coefficient):
 
 
 def test_a_missing_unperturbed_reward_stays_missing(path):
-    book = Ledger.create(path, HEADER)
+    book = begun(path, HEADER)
     book.append(record(0, reward_unperturbed=None))
     book.close()
     assert ledger.read(path).records[0].reward_unperturbed is None
@@ -134,7 +94,7 @@ def test_a_header_torn_at_any_byte_is_no_run_yet_and_is_written_anew(path, tmp_p
         assert not ledger.has_begun(path)
         with pytest.raises(RunError, match="the run stopped before it began"):
             ledger.read(path)
-        Ledger.create(path, HEADER).close()
+        begun(path, HEADER).close()
         assert path.read_bytes() == whole
 
 
@@ -180,7 +140,7 @@ def test_the_message_about_a_corrupted_line_says_how_many_lines_are_good(path):
 
 
 def test_a_generation_out_of_order_is_refused(path):
-    book = Ledger.create(path, HEADER)
+    book = begun(path, HEADER)
     book.append(record(1))
     book.close()
     with pytest.raises(LedgerError, match=r"line 2 .*it records generation 1, but 0 was expected"):
@@ -188,13 +148,13 @@ def test_a_generation_out_of_order_is_refused(path):
 
 
 def test_a_ledger_of_another_format_is_refused(path):
-    Ledger.create(path, replace(HEADER, format=2)).close()
+    begun(path, replace(HEADER, format=2)).close()
     with pytest.raises(LedgerError, match="ledger format 2; this version reads format 1"):
         ledger.read(path)
 
 
 def test_the_element_type_of_the_weights_is_kept(path):
-    Ledger.create(path, replace(HEADER, resolved_weights_dtype="bfloat16")).close()
+    begun(path, replace(HEADER, resolved_weights_dtype="bfloat16")).close()
     assert ledger.read(path).header.resolved_weights_dtype == "bfloat16"
 
 
@@ -252,8 +212,8 @@ def test_changed_settings_are_named_with_both_values():
 
 def test_a_second_run_does_not_overwrite_the_first(path):
     before = write(path)
-    with pytest.raises(RunError, match=r"already holds a run\. Resume it with 'seedtune resume"):
-        Ledger.create(path, HEADER)
+    with pytest.raises(RunError, match=r"already holds a run\. Resume it with 'seedtune resume"), Ledger.claimed(path):
+        pass
     assert path.read_bytes() == before
     Ledger.resume(path)[0].close()
 
@@ -275,34 +235,6 @@ def test_a_ledger_that_cannot_be_read_says_why(path):
     path.mkdir()
     with pytest.raises(LedgerError, match="cannot read"):
         ledger.read(path)
-
-
-def test_a_second_process_is_refused_while_the_first_trains_and_changes_nothing(path):
-    before = write(path)
-    book, _ = Ledger.resume(path)
-    code = f"from seedtune.run.ledger import Ledger; from pathlib import Path; Ledger.resume(Path({str(path)!r}))"
-    second = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "PYTHONPATH": str(Path(ledger.__file__).parents[2])},
-    )
-    book.close()
-    assert second.returncode == 1
-    assert "RunError" in second.stderr
-    assert "is being trained by another process" in second.stderr
-    assert path.read_bytes() == before
-    Ledger.resume(path)[0].close()
-
-
-def test_a_failed_resume_lets_go_of_the_lock(path):
-    whole = write(path)
-    path.write_bytes(b"x" + whole[1:])
-    with pytest.raises(LedgerError):
-        Ledger.resume(path)
-    path.write_bytes(whole)
-    Ledger.resume(path)[0].close()
 
 
 # -------------------------------------------------------------------- full disk
