@@ -15,7 +15,7 @@ from seedtune.types import COUNT
 OBJECTS = "(Python objects)"
 """Placeholder in a run's config.yaml for data and functions that exist only in the Python program."""
 
-_MODEL_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_MODEL_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 
 
 class DatasetSettings(Section):

@@ -45,7 +45,8 @@ class Fields(Section):
     """The fields of a `Config`."""
 
     model: ModelPath = "smollm2-135m"
-    """Hugging Face id, local folder, or a built-in name (``smollm2-135m``)."""
+    """Hugging Face id (``org/name``, or ``org/name@revision`` for a branch, tag or commit), local folder, or a built-in
+    name (``smollm2-135m``)."""
 
     task: FileAndName = "conciseness"
     """Built-in task (``seedtune tasks``), ``reasoning_gym:NAME``, or ``file.py:function`` that returns a task;

@@ -49,6 +49,15 @@ def model_path(text: str) -> str:
     return data_path(text) if is_model or not os.path.exists(text) else text
 
 
+def id_and_revision(name: str) -> tuple[str, dict[str, str]]:
+    """Split a Hugging Face id ``org/name@revision`` (a branch, tag or commit) into the id and options for loading it.
+
+    A name without a revision, and a folder that exists, have no options.
+    """
+    place, _, revision = name.partition("@")
+    return (place, {"revision": revision}) if revision and not os.path.exists(name) else (name, {})
+
+
 def file_and_name(text: str) -> str:
     """Make the file in ``file.py:NAME`` absolute; return other names (``module.NAME``) unchanged."""
     place, _, word = text.rpartition(":")

@@ -106,5 +106,5 @@ def _folder(source: ModelSource) -> Path | None:
     folder = Path(source.location)
     if folder.is_dir():
         return folder
-    config = try_to_load_from_cache(source.location, "config.json")
+    config = try_to_load_from_cache(source.location, "config.json", **source.options)
     return Path(config).parent if isinstance(config, str) else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from seedtune.config.config import Config
+from seedtune.config.paths import id_and_revision
 from seedtune.engines.transformers.builtin_models import BUILTIN, builtin_folder
 from seedtune.engines.transformers.members.weight_format import as_tensor
 from seedtune.errors import ModelError, first_line, nearest
@@ -25,6 +26,8 @@ class ModelSource:
     name: str
     location: str
     trust_remote_code: bool = False
+    options: Mapping[str, str] = field(default_factory=dict)
+    """The ``revision`` of a Hugging Face id, if the name has one."""
 
     @classmethod
     def resolve(cls, name: str, *, trust_remote_code: bool = False) -> ModelSource:
@@ -36,9 +39,10 @@ class ModelSource:
             if not (folder / "config.json").is_file():
                 raise ModelError(f"the folder {name!r} has no config.json. Give a Hugging Face model folder.")
             return cls(name, str(folder), trust_remote_code)
-        if folder.is_absolute() or name.startswith(".") or name.count("/") > 1:
+        place, options = id_and_revision(name)
+        if folder.is_absolute() or name.startswith(".") or place.count("/") > 1:
             raise ModelError(f"there is no model folder {name!r}. Check the path.{nearest(name, BUILTIN)}")
-        return cls(name, name, trust_remote_code)
+        return cls(name, place, trust_remote_code, options)
 
     @classmethod
     def of(cls, config: Config) -> ModelSource:
@@ -72,7 +76,8 @@ class ModelSource:
 
     def _read(self, factory: Any, **options: Any) -> Any:
         try:
-            return factory.from_pretrained(self.location, trust_remote_code=self.trust_remote_code, **options)
+            trusted = self.trust_remote_code
+            return factory.from_pretrained(self.location, trust_remote_code=trusted, **self.options, **options)
         except (OSError, ValueError, KeyError) as error:
             if "trust_remote_code" in str(error) and not self.trust_remote_code:
                 raise ModelError(

@@ -99,6 +99,7 @@ def arguments(
     chosen = memory | {"enforce_eager": compat.on_cpu(), "async_scheduling": False} | given
     chosen |= {
         "model": source.location,
+        **source.options,
         "dtype": dtype,
         "trust_remote_code": source.trust_remote_code,
         "skip_tokenizer_init": True,

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from seedtune.config.data_and_rewards import ClassifierSettings
+from seedtune.config.paths import id_and_revision
 from seedtune.errors import ConfigError, ModelError, nearest
 from seedtune.rewards.base import text_of
 
@@ -80,8 +81,9 @@ class Classifier:
 
     def _read(self, factory: Any) -> Any:
         name = self.settings.model
+        place, options = id_and_revision(name)
         try:
-            return factory.from_pretrained(name, trust_remote_code=False)
+            return factory.from_pretrained(place, trust_remote_code=False, **options)
         except (OSError, ValueError, KeyError) as error:
             first = next(iter(str(error).strip().splitlines()), type(error).__name__)
             raise ModelError(

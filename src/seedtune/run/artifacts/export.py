@@ -12,6 +12,7 @@ import yaml
 from safetensors import SafetensorError
 
 from seedtune.config.config import Config
+from seedtune.config.paths import id_and_revision
 from seedtune.engines.base import Engine
 from seedtune.errors import RunError, StorageError, storage_cause
 from seedtune.run import recorded_config, replay
@@ -99,7 +100,11 @@ def write_export(
 def _card(engine: Engine, config: Config, generation: int, rights: Rights) -> str:
     """Return the model card: metadata of the Hub, how the model was made, and its licences."""
     licence = rights.licence or rights.base_licence
-    front = {"library_name": "transformers", "base_model": config.model, "tags": ["seedtune", "evolution-strategies"]}
+    front = {
+        "library_name": "transformers",
+        "base_model": id_and_revision(config.model)[0],
+        "tags": ["seedtune", "evolution-strategies"],
+    }
     front |= {"license": licence} if licence else {}
     perturbation = f"{config.perturbation} perturbation"
     perturbation += f" of rank {config.rank}" if config.perturbation == "lowrank" else ""

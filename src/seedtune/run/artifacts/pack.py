@@ -13,6 +13,7 @@ import yaml
 from seedtune import activities, engines
 from seedtune.config import trusted_settings
 from seedtune.config.config import Config
+from seedtune.config.paths import id_and_revision
 from seedtune.engines.base import Engine, EngineInfo
 from seedtune.errors import ConfigError, LedgerError, PackError, RunError, StorageError, storage_cause
 from seedtune.run import directory, ledger, recorded_config, replay
@@ -93,7 +94,12 @@ def _waypoints(contents: ledger.Contents, goal: int, lineage: Lineage) -> dict[s
 def _name(model: str) -> str:
     """Return a Hugging Face id or built-in name unchanged; of a folder only its own name, without its location."""
     folder = Path(model).expanduser()
-    is_path = folder.is_absolute() or model.startswith((".", "~")) or model.count("/") > 1 or folder.is_dir()
+    is_path = (
+        folder.is_absolute()
+        or model.startswith((".", "~"))
+        or id_and_revision(model)[0].count("/") > 1
+        or folder.is_dir()
+    )
     return folder.resolve().name if is_path else model
 
 
@@ -114,7 +120,8 @@ def _metadata(card: Path | str) -> dict[str, Any]:
     from huggingface_hub.repocard import REGEX_YAML_BLOCK
 
     with suppress(OSError, ValueError, yaml.YAMLError):
-        found = try_to_load_from_cache(card, "README.md") if isinstance(card, str) else card
+        place, options = id_and_revision(str(card))
+        found = try_to_load_from_cache(place, "README.md", **options) if isinstance(card, str) else card
         text = Path(found).read_text("utf-8-sig", "replace") if isinstance(found, str | Path) else ""
         front = REGEX_YAML_BLOCK.search(text)
         stated = yaml.safe_load(front.group(2)) if front else None

@@ -13,6 +13,7 @@ from types import ModuleType
 from typing import Any
 
 from seedtune.config.data_and_rewards import DatasetSettings
+from seedtune.config.paths import id_and_revision
 from seedtune.errors import DataError, nearest
 from seedtune.rewards.optional import optional
 from seedtune.tasks.data.rows import Rows
@@ -48,7 +49,7 @@ def _check_is_of_hub(name: str) -> None:
     path = Path(name)
     others = path.parent.iterdir() if path.suffix and path.parent.is_dir() else ()
     near = nearest(path.name, [other.name for other in others if is_data_file(other.name)])
-    if near or is_data_file(name) or name.startswith((".", "/")) or name.count("/") > 1:
+    if near or is_data_file(name) or name.startswith((".", "/")) or id_and_revision(name)[0].count("/") > 1:
         raise DataError(f"there is no data file or folder {name!r}. Check the path.{near}")
 
 
@@ -74,13 +75,15 @@ def _loaded(library: ModuleType, settings: DatasetSettings, split: str) -> Any:
         return library.load_from_disk(str(folder))[split]
     if (folder / "state.json").is_file():
         return library.load_from_disk(str(folder))
-    return library.load_dataset(str(folder) if folder.is_dir() else settings.path, settings.name, split=split)
+    place, options = id_and_revision(settings.path)
+    return library.load_dataset(place, settings.name, split=split, **options)
 
 
 def _splits(library: ModuleType, settings: DatasetSettings) -> list[str]:
     """Return the names of a data set's splits for an error message; empty if that fails, too."""
     try:
-        return list(library.get_dataset_split_names(settings.path, settings.name))
+        place, options = id_and_revision(settings.path)
+        return list(library.get_dataset_split_names(place, settings.name, **options))
     except Exception:  # noqa: BLE001 - only a hint in the message of another error
         return []
 

@@ -7,6 +7,7 @@ import json
 import pytest
 
 import models
+from seedtune.engines.transformers import base_weights
 from seedtune.engines.transformers.checkpoint import ModelSource
 from seedtune.errors import ModelError
 
@@ -24,3 +25,39 @@ def test_a_kernel_that_a_models_configuration_names_is_not_fetched(kernel, tmp_p
     for read in (source.load, source.config):
         with pytest.raises(ModelError, match=r"'org/kernel.*', a kernel that is downloaded and run. Take it out of"):
             read()
+
+
+@pytest.mark.parametrize(
+    ("name", "place", "options"),
+    [
+        ("org/name", "org/name", {}),
+        ("org/name@v1.0", "org/name", {"revision": "v1.0"}),
+        ("name@refs/pr/3", "name", {"revision": "refs/pr/3"}),
+    ],
+)
+def test_a_model_of_the_hub_may_have_a_revision(name, place, options) -> None:
+    asked = []
+
+    class Library:
+        @staticmethod
+        def from_pretrained(place: str, **options: object) -> None:
+            asked.append((place, options))
+
+    ModelSource.resolve(name)._read(Library)
+    assert asked == [(place, {"trust_remote_code": False, **options})]
+
+
+def test_a_folder_with_an_at_sign_is_a_folder(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    models.FAMILIES["llama"]().save_pretrained("org@home")
+    found = ModelSource.resolve("org@home")
+    assert (found.location, found.options) == ("org@home", {})
+    with pytest.raises(ModelError, match=r"there is no model folder '\./gone@home'\. Check the path\."):
+        ModelSource.resolve("./gone@home")
+
+
+def test_weights_of_a_revision_are_streamed_from_its_files(monkeypatch) -> None:
+    asked = []
+    monkeypatch.setattr(base_weights, "try_to_load_from_cache", lambda *given, **more: asked.append((given, more)))
+    assert base_weights._folder(ModelSource.resolve("org/name@v1")) is None
+    assert asked == [(("org/name", "config.json"), {"revision": "v1"})]

@@ -242,15 +242,21 @@ def library(tmp_path, monkeypatch):
 def test_ids_names_and_splits_are_given_to_the_library(library, monkeypatch):
     asked = []
 
-    def load_dataset(path, name, split):
-        asked.append((path, name, split))
+    def load_dataset(path, name, split, **revision):
+        asked.append((path, name, split, *revision.values()))
         return library.Dataset.from_list(ROWS)
 
     monkeypatch.setattr(library, "load_dataset", load_dataset)
     assert read("openai/gsm8k", name="main") == ROWS
     assert read("gsm8k", "test") == ROWS
     assert read("org/data", split="train[:10]") == ROWS
-    assert asked == [("openai/gsm8k", "main", "train"), ("gsm8k", None, "test"), ("org/data", None, "train[:10]")]
+    assert read("org/data@v1") == ROWS
+    assert asked == [
+        ("openai/gsm8k", "main", "train"),
+        ("gsm8k", None, "test"),
+        ("org/data", None, "train[:10]"),
+        ("org/data", None, "train", "v1"),
+    ]
 
 
 def test_data_saved_to_disk_are_read_whole_or_by_split(library, tmp_path):
