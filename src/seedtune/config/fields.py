@@ -227,7 +227,7 @@ class Fields(Section):
     top_p: float = Field(default=1.0, gt=0.0, le=1.0)
     """Nucleus sampling: keep the most probable tokens with this total probability."""
 
-    stop: tuple[str, ...] = ()
+    stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     """Strings that end a completion."""
 
     fingerprint_steps: int = Field(default=10, ge=1, le=STEPS)

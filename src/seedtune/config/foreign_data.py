@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import reprlib
-from typing import Any, TypeVar
+from contextlib import suppress
+from typing import Any, ClassVar, TypeVar
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
@@ -48,10 +50,33 @@ def parse_json(text: str | bytes) -> Any:
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader, which stops where brackets are too deep, or merges of aliases (``<<: [*a, *a]``) multiply.
+    """PyYAML's safe loader with the words and numbers of YAML 1.2, within limits.
 
-    PyYAML's time grows with the square of the number of open brackets.
+    ``yes``, ``010`` (octal in YAML 1.1), ``1:30`` (90 there) and dates are text.  A doubled key is an error.
+    PyYAML's time grows with the square of the number of open brackets, and merges of aliases (``<<: [*a, *a]``)
+    multiply: both are limited.
     """
+
+    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        """Compose a mapping; raise ValueError for a doubled key."""
+        node = super().compose_mapping_node(anchor)
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if (key.tag, key.value) in seen:
+                    raise ValueError(f"line {key.start_mark.line + 1}: the key {shown(key.value)} is there twice")
+                seen.add((key.tag, key.value))
+        return node
+
+    def construct_yaml_int(self, node: Any) -> int:
+        """Read a whole number; also one that is tagged ``!!int`` is read as in YAML 1.2."""
+        return int(self.construct_scalar(node), 0)
+
+    def construct_yaml_float(self, node: Any) -> float:
+        """Read a number, as `construct_yaml_int` does."""
+        return float(self.construct_scalar(node).lower().replace(".inf", "inf").replace(".nan", "nan"))
 
     def fetch_flow_collection_start(self, token: Any) -> None:
         super().fetch_flow_collection_start(token)
@@ -62,6 +87,45 @@ class _Loader(yaml.SafeLoader):
         super().flatten_mapping(node)
         if len(node.value) > ITEMS:
             raise ValueError(f"it holds more than {ITEMS:,} values")
+
+
+class _Dumper(yaml.SafeDumper):
+    """PyYAML's safe dumper, which quotes text that means something else in YAML 1.1 or in YAML 1.2."""
+
+
+def _add_words_of_yaml_1_2() -> None:
+    tag, number = "tag:yaml.org,2002:", list("-+.0123456789")
+    sign, whole = "[-+]?", "(?:0|[1-9][0-9]*)"
+    infinite = rf"{sign}\.(?:inf|Inf|INF)|\.nan|\.NaN|\.NAN"
+    for name, pattern, first in (
+        ("bool", "true|True|TRUE|false|False|FALSE", list("tTfF")),
+        ("null", "~|null|Null|NULL|", ["~", "n", "N", ""]),
+        ("int", f"{sign}{whole}|0o[0-7]+|0x[0-9a-fA-F]+", number),
+        ("float", rf"{sign}(?:\.[0-9]+|{whole}(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|{infinite}", number),
+        ("merge", "<<", ["<"]),
+    ):
+        for kind in (_Loader, _Dumper):
+            kind.add_implicit_resolver(tag + name, re.compile(f"(?:{pattern})\\Z"), first)
+    _Loader.add_constructor(f"{tag}int", _Loader.construct_yaml_int)
+    _Loader.add_constructor(f"{tag}float", _Loader.construct_yaml_float)
+
+
+_add_words_of_yaml_1_2()
+
+
+def dump_yaml(value: Any) -> str:
+    """Format plain data as YAML that `parse_yaml`, and readers of YAML 1.1, read back as they were."""
+    text: str = yaml.dump(value, Dumper=_Dumper, sort_keys=False)
+    return text
+
+
+def parse_scalar(text: str) -> Any:
+    """Read a number or word (``true``, ``null``) of YAML 1.2; return anything else as the text it is."""
+    loader = _Loader("")
+    tag = loader.resolve(yaml.ScalarNode, text, (True, False))
+    with suppress(ValueError, yaml.YAMLError):  # thousands of digits; the sign of a merge
+        return loader.construct_object(yaml.ScalarNode(tag, text))
+    return text
 
 
 def parse_yaml(text: str) -> Any:

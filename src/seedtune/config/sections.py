@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
@@ -30,11 +30,18 @@ class Section(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _plain_value(cls, value: Any, info: ValidationInfo) -> Any:
-        """Refuse ``true`` for a number, which Python takes for 1, and infinity and NaN inside free-form settings."""
+        """Refuse ``true`` and text for a number, and infinity and NaN inside free-form settings; one text is a list.
+
+        Python takes ``true`` for 1, and pydantic the text ``010`` for 10, which is 8 to other readers of YAML.
+        """
         types = types_in(cls.model_fields[str(info.field_name)].annotation)
         parts = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else (value,)
         if types & {int, float} and any(isinstance(part, bool) for part in parts):
             raise ValueError("must be a number, not true or false")
+        if types & {int, float} and str not in types and any(isinstance(part, str) for part in parts):
+            raise ValueError("must be a number, like 10, 0.5 or 1e-3, not text")
+        if types >= {str, Ellipsis} and isinstance(value, str):
+            return (value,)
         if Any in types:
             check_finite(value)
         return value
@@ -42,7 +49,7 @@ class Section(BaseModel):
 
 def types_in(annotation: Any) -> set[Any]:
     """Return the types inside an annotation such as ``int | dict[str, int]``."""
-    parts = get_args(annotation)
+    parts = get_args(annotation)[: 1 if get_origin(annotation) is Annotated else None]
     return set().union(*map(types_in, parts)) if parts else {annotation}
 
 
@@ -277,8 +284,17 @@ def explain(error: Any, model: type[BaseModel], prefix: str = "") -> str:
         name = str(error["loc"][-1])
         hint = f" It is a top-level setting: {name}." if name in model.model_fields else nearest(name, known)
         return f"unknown setting {path!r}.{hint} {listed}"
-    message = error["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
+    message = _MESSAGES.get(
+        error["type"], error["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
+    )
     return f"{path}={shown(error['input'])}: {message}" if path else message
+
+
+_MESSAGES = {
+    "string_type": "must be text: put it into quotes",
+    "string_too_short": "must not be empty: leave it out",
+}
+"""Messages for types of pydantic's errors."""
 
 
 def _known_keys(section: tuple[Any, ...], model: type[BaseModel]) -> list[str]:

@@ -13,6 +13,7 @@ from typing import Any
 
 from seedtune.config.config import Config
 from seedtune.config.data_and_rewards import OBJECTS, DatasetSettings, RewardSettings
+from seedtune.config.foreign_data import parse_scalar
 from seedtune.errors import ConfigError
 
 _LONGEST = 1000
@@ -97,5 +98,5 @@ def check_given(config: Config, sets: Iterable[str], *, source: str, command: st
 
 
 def _shown(value: Any) -> str:
-    text = json.dumps(value) if not isinstance(value, str) else value
+    text = value if isinstance(parse_scalar(str(value)), str) and isinstance(value, str) else json.dumps(value)
     return text if len(text) <= _LONGEST and text.isprintable() else "…"

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from seedtune.config.config import Config
 from seedtune.config.fields import one_spelling
-from seedtune.config.foreign_data import parse_yaml
+from seedtune.config.foreign_data import parse_scalar, parse_yaml
+from seedtune.config.sections import section_in, types_in
 from seedtune.errors import ConfigError
 
 
@@ -47,30 +48,40 @@ def parse_settings(data: bytes, path: Path) -> dict[str, Any]:
 
 
 def override(settings: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
-    """Return ``settings`` with every ``a.b=value`` applied, values parsed as YAML; raises ConfigError."""
+    """Return ``settings`` with every ``a.b=value`` applied, each value read as its setting's type; raises ConfigError.
+
+    A setting that takes text takes it as it is; other values are YAML.
+    """
     result, steps = one_spelling(settings), dict[str, Any]()
     for item in overrides:
         key, equals, text = item.partition("=")
         if not equals or not key.strip():
             raise ConfigError(f"--set {item!r} is not of the form key=value, for example --set sigma=0.006")
-        path, value = key.strip().split("."), parse_value(text)
+        path = key.strip().split(".")
+        value = text if _takes_text(path, text) else parse_value(text)
         _assign(steps if path[0] in ("alpha", "learning_rate") else result, path, value, item)
     return {**result, **one_spelling(steps)}
 
 
+def _takes_text(path: list[str], text: str) -> bool:
+    """Return whether a setting takes nothing but text, or no value (``null``), or a list of texts that this is not."""
+    section, annotation = Config, None
+    for key in path:
+        field = None if section is None else section.model_fields.get(key)
+        annotation = None if field is None else field.annotation
+        section = section_in(annotation)
+    types = {type(one) if isinstance(one, str) else one for one in types_in(annotation)}
+    if not types <= {str, type(None), Ellipsis}:
+        return False
+    return text != "null" if type(None) in types else Ellipsis not in types or not text.startswith("[")
+
+
 def parse_value(text: str) -> Any:
-    """Parse a YAML value; ``1e-3`` and ``1e9``, strings in YAML, are parsed as numbers."""
-    try:
-        value = parse_yaml(text)
-    except ValueError:
-        return text
-    try:
-        number = float(value) if isinstance(value, str) else math.nan
-    except ValueError:
-        return value
-    if math.isnan(number):
-        return value
-    return int(number) if number.is_integer() else number
+    """Parse a value of the command line: a list or mapping in brackets, quoted text, or what is left as one scalar."""
+    if text.lstrip().startswith(("[", "{", '"', "'")):
+        with suppress(ValueError):
+            return parse_yaml(text)
+    return parse_scalar(text)
 
 
 def _assign(settings: dict[str, Any], path: list[str], value: Any, item: str) -> None:

@@ -7,9 +7,8 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-
 from seedtune.config.config import Config
+from seedtune.config.foreign_data import dump_yaml
 from seedtune.engines import snapshots
 from seedtune.engines.base import Engine, EngineInfo
 from seedtune.errors import ConfigError, RunError, StorageError, storage_cause
@@ -159,8 +158,7 @@ class Session:
 
     def _settings(self) -> bytes:
         settings = {**self.config.model_dump(mode="json"), "members_per_job": self.config.group}
-        text: str = yaml.safe_dump(settings, sort_keys=False)
-        return marked(text.encode())
+        return marked(dump_yaml(settings).encode())
 
     # ---------------------------------------------------------------- a generation
 

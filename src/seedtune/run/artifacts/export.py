@@ -8,10 +8,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
 from safetensors import SafetensorError
 
 from seedtune.config.config import Config
+from seedtune.config.foreign_data import dump_yaml
 from seedtune.config.paths import id_and_revision
 from seedtune.engines.base import Engine
 from seedtune.errors import RunError, StorageError, storage_cause
@@ -109,7 +109,7 @@ def _card(engine: Engine, config: Config, generation: int, rights: Rights) -> st
     perturbation = f"{config.perturbation} perturbation"
     perturbation += f" of rank {config.rank}" if config.perturbation == "lowrank" else ""
     return f"""---
-{yaml.safe_dump(front, sort_keys=False)}---
+{dump_yaml(front)}---
 
 # {config.model}, fine-tuned by evolution strategies
 

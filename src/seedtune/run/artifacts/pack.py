@@ -8,11 +8,10 @@ from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from seedtune import activities, engines
 from seedtune.config import trusted_settings
 from seedtune.config.config import Config
+from seedtune.config.foreign_data import parse_yaml
 from seedtune.config.paths import id_and_revision
 from seedtune.engines.base import Engine, EngineInfo
 from seedtune.errors import ConfigError, LedgerError, PackError, RunError, StorageError, storage_cause
@@ -119,12 +118,12 @@ def _metadata(card: Path | str) -> dict[str, Any]:
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.repocard import REGEX_YAML_BLOCK
 
-    with suppress(OSError, ValueError, yaml.YAMLError):
+    with suppress(OSError, ValueError):
         place, options = id_and_revision(str(card))
         found = try_to_load_from_cache(place, "README.md", **options) if isinstance(card, str) else card
         text = Path(found).read_text("utf-8-sig", "replace") if isinstance(found, str | Path) else ""
         front = REGEX_YAML_BLOCK.search(text)
-        stated = yaml.safe_load(front.group(2)) if front else None
+        stated = parse_yaml(front.group(2)) if front else None
         return stated if isinstance(stated, dict) else {}
     return {}
 
