@@ -11,7 +11,7 @@ import math
 import re
 import reprlib
 from contextlib import suppress
-from typing import Any, ClassVar, TypeVar
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
@@ -57,8 +57,6 @@ class _Loader(yaml.SafeLoader):
     multiply: both are limited.
     """
 
-    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
-
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         """Compose a mapping; raise ValueError for a doubled key."""
         node = super().compose_mapping_node(anchor)
@@ -94,6 +92,7 @@ class _Dumper(yaml.SafeDumper):
 
 
 def _add_words_of_yaml_1_2() -> None:
+    _Loader.yaml_implicit_resolvers = {}
     tag, number = "tag:yaml.org,2002:", list("-+.0123456789")
     sign, whole = "[-+]?", "(?:0|[1-9][0-9]*)"
     infinite = rf"{sign}\.(?:inf|Inf|INF)|\.nan|\.NaN|\.NAN"
@@ -122,7 +121,7 @@ def dump_yaml(value: Any) -> str:
 def parse_scalar(text: str) -> Any:
     """Read a number or word (``true``, ``null``) of YAML 1.2; return anything else as the text it is."""
     loader = _Loader("")
-    tag = loader.resolve(yaml.ScalarNode, text, (True, False))
+    tag = loader.resolve(yaml.ScalarNode, text, (True, False))  # type: ignore[no-untyped-call]
     with suppress(ValueError, yaml.YAMLError):  # thousands of digits; the sign of a merge
         return loader.construct_object(yaml.ScalarNode(tag, text))
     return text

@@ -7,6 +7,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
 from seedtune.config.config import Config
 from seedtune.config.fields import one_spelling
 from seedtune.config.foreign_data import parse_scalar, parse_yaml
@@ -65,7 +67,8 @@ def override(settings: dict[str, Any], overrides: Iterable[str]) -> dict[str, An
 
 def _takes_text(path: list[str], text: str) -> bool:
     """Return whether a setting takes nothing but text, or no value (``null``), or a list of texts that this is not."""
-    section, annotation = Config, None
+    section: type[BaseModel] | None = Config
+    annotation: Any = None
     for key in path:
         field = None if section is None else section.model_fields.get(key)
         annotation = None if field is None else field.annotation
