@@ -22,7 +22,7 @@ COUNT = 1_000_000
 STEPS = 10_000_000
 """Upper bound of settings that count generations."""
 
-_LABEL = re.compile(r"(?:(\d+):)?(\d+)([+-])")
+_LABEL = re.compile(r"(?:([0-9]{1,10}):)?([0-9]{1,10})([+-])")
 
 
 class Member(NamedTuple):
@@ -50,9 +50,12 @@ class Member(NamedTuple):
             return UNPERTURBED
         match = _LABEL.fullmatch(label)
         if match is None:
-            raise ValueError(f"not a member label: {label!r}")
+            raise ValueError(f"not a member label: {label[:40]!r}")
         noise, pair, sign = match.groups()
-        return cls(int(noise) if noise else generation, int(pair), 1 if sign == "+" else -1)
+        member = cls(int(noise) if noise else generation, int(pair), 1 if sign == "+" else -1)
+        if max(member.generation, member.pair) >= 2**32:
+            raise ValueError(f"not a member label: {label!r} is over 32 bits")
+        return member
 
 
 UNPERTURBED = Member(0, 0, 0)

@@ -11,12 +11,21 @@ import math
 import re
 import reprlib
 from contextlib import suppress
-from typing import Any, TypeVar
+from dataclasses import is_dataclass
+from typing import Annotated, Any, TypeVar, get_type_hints
 
 import yaml
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
+from typing_extensions import TypedDict
+
+from seedtune.types import STEPS
 
 T = TypeVar("T")
+
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=0, lt=2**32)]
+GenerationCount = Annotated[int, Field(ge=0, le=STEPS)]
+"""Types of values in files; a count, a generation and a pair are words of 32 bits in the address of noise."""
 
 DEPTH = 100
 """Most brackets around a value.  Python follows nested data by recursion, to a depth of about a thousand calls."""
@@ -173,18 +182,25 @@ def _check_size(value: Any, *, items: int) -> None:
 
 
 def conform(value: Any, kind: type[T]) -> T:
-    """Return parsed JSON as a value of type ``kind``, such as a TypedDict; nothing but whole numbers is converted.
+    """Return parsed JSON as a value of ``kind``, a TypedDict or a dataclass; nothing but whole numbers is converted.
 
     Raises:
         ValueError: It is of another type; the message names the place.
     """
-    if kind not in _ADAPTERS:
-        _ADAPTERS[kind] = TypeAdapter(kind)
     try:
-        checked: T = _ADAPTERS[kind].validate_python(value, strict=True)
-        return checked
+        checked = _adapter(kind).validate_python(value, strict=True)
     except ValidationError as error:
         raise ValueError(first_problem(error)) from None
+    made: T = kind(**checked) if is_dataclass(kind) else checked
+    return made
+
+
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    """Return pydantic's validator of a type, made once; a dataclass is a mapping of its fields in JSON."""
+    if kind not in _ADAPTERS:
+        hints = get_type_hints(kind, include_extras=True) if is_dataclass(kind) else {}
+        _ADAPTERS[kind] = TypeAdapter(TypedDict(kind.__name__, hints) if hints else kind)  # type: ignore[operator]
+    return _ADAPTERS[kind]
 
 
 _ADAPTERS: dict[Any, TypeAdapter[Any]] = {}
@@ -194,6 +210,8 @@ def first_problem(error: ValidationError) -> str:
     """Return the first problem of a validation as: place, value and what is wrong."""
     first = error.errors(include_url=False, include_context=False)[0]
     place = ".".join(map(str, first["loc"])) or "it"
+    if first["type"] == "missing":
+        return f"{place} is missing"
     return f"{place}={shown(first['input'])}: {first['msg'].replace('Input should be', 'must be')}"
 
 

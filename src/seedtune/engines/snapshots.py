@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors import SafetensorError
+from typing_extensions import TypedDict
 
+from seedtune.config.foreign_data import GenerationCount, conform, parse_json
 from seedtune.engines.base import Engine
 from seedtune.errors import storage_error
 from seedtune.numerics.machine import disk
@@ -21,6 +23,13 @@ class Snapshot:
 
     folder: Path
     generations: int
+    fingerprint: str
+
+
+class _About(TypedDict):
+    """The file ``snapshot.json``."""
+
+    generations: GenerationCount
     fingerprint: str
 
 
@@ -52,10 +61,10 @@ def listing(folder: Path) -> list[Snapshot]:
     found = []
     for about in folder.glob("[0-9]*/snapshot.json"):
         try:
-            data = json.loads(about.read_text(encoding="utf-8"))
-            one = Snapshot(about.parent, int(data["generations"]), str(data["fingerprint"]))
-        except (OSError, ValueError, KeyError, TypeError):
+            data = conform(parse_json(about.read_bytes()), _About)
+        except (OSError, ValueError):
             continue
+        one = Snapshot(about.parent, **data)
         if about.parent.name == _name(one.generations):
             found.append(one)
     return sorted(found, key=lambda snapshot: -snapshot.generations)

@@ -69,7 +69,7 @@ def ledger_of(what: str | Path, config: Config) -> ledger.Contents | None:
     if not is_run(what):
         return None
     run = replay.RecordedRun.read(Path(what))
-    names = [name for name, _, _ in ledger.differences(run.config.model_dump(), config.model_dump())]
+    names = [name for name, _, _ in recorded_config.differences(run.config.model_dump(), config.model_dump())]
     fixed = [name for name in names if name in ("model", *recorded_config.WEIGHTS)]
     if fixed:
         raise ConfigError(f"{', '.join(fixed)}: the run's weights depend on it, so an evaluation cannot change it.")

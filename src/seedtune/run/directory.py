@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, NotRequired
 
+from pydantic import ConfigDict, Field
+from typing_extensions import TypedDict
+
+from seedtune.config.foreign_data import GenerationCount, conform, parse_json
 from seedtune.errors import RunError, resume_command, storage_error
 from seedtune.run import ledger
 
@@ -26,16 +31,79 @@ def append_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Read every complete JSON line, skipping torn ones; empty if there is no file."""
+    """Read every line that is whole and of its file's form, and skip others; empty if there is no file."""
     rows = []
     for line in path.read_bytes().split(b"\n") if path.exists() else ():
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(row, dict):
+        with suppress(ValueError):
+            row = conform(parse_json(line), dict[str, Any])
+            _FORMS.get(path.name, dict)(row)
             rows.append(row)
     return rows
+
+
+_Message = Annotated[dict[str, Any], Field(min_length=2)]
+
+
+class _SampleLine(TypedDict):
+    """A completion of the unperturbed model."""
+
+    generation: GenerationCount
+    split: Literal["train", "test"]
+    prompt_id: int
+    prompt: str | list[_Message]
+    completion: str
+    reward: float | None
+    right: NotRequired[bool | None]
+    finish: NotRequired[str]
+
+
+class _MetricsLine(TypedDict):
+    """Metrics of a generation or an evaluation, besides numbers."""
+
+    generation: GenerationCount
+    alarms: NotRequired[list[str]]
+    products: NotRequired[str]
+    arithmetic: NotRequired[dict[str, Any]]
+    restored: NotRequired[bool]
+
+
+class _EstimateLine(TypedDict):
+    __pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[misc]
+    value: float | None
+    low: NotRequired[float | None]
+    high: NotRequired[float | None]
+
+
+class _ResultLine(TypedDict):
+    task: str
+    prompts: int
+    put: str
+    measures: dict[str, _EstimateLine]
+
+
+class _SubjectLine(TypedDict):
+    name: str
+    results: Annotated[list[_ResultLine], Field(min_length=1)]
+
+
+class _EvaluationLine(TypedDict):
+    """A ``seedtune eval --save``."""
+
+    subjects: Annotated[list[_SubjectLine], Field(min_length=1)]
+
+
+def _check_metrics(row: dict[str, Any]) -> None:
+    named = conform(row, _MetricsLine)
+    conform({name: value for name, value in row.items() if name not in named}, dict[str, float | None])
+
+
+_FORMS: Mapping[str, Callable[[dict[str, Any]], object]] = {
+    "metrics.jsonl": _check_metrics,
+    "samples.jsonl": lambda row: conform(row, _SampleLine),
+    "evaluations.jsonl": lambda row: conform(row, _EvaluationLine),
+}
+"""Name of a file of a run → raises ValueError for a line of another form.  These files are caches: the ledger is the
+run, and what a damaged line held is restored from it, or missing."""
 
 
 def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:

@@ -15,10 +15,14 @@ import os
 import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, NotRequired
 
+from pydantic import Field
+from typing_extensions import TypedDict
+
+from seedtune.config.foreign_data import Count, Finite, GenerationCount, conform
 from seedtune.errors import LedgerError, RunError, resume_command, storage_error
 from seedtune.numerics.machine import disk
 from seedtune.run.sealing import matching, seal, unseal
@@ -54,8 +58,8 @@ class Header:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Header:
-        """Build the header from JSON data."""
-        return cls(**{each.name: data[each.name] for each in fields(cls)})
+        """Build the header from JSON data.  Raises ValueError if it is of another form."""
+        return conform(data, cls)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,30 +104,69 @@ class Record:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Record:
-        """Build the record from JSON data, float for float."""
-        generation, back, shift = data["generation"], data.get("rollback_to"), data.get("shift")
-        members = tuple(Member.parse(label, generation) for label in data["members"])
-        if not len(data["members"]) == len(data["rewards"]) == len(data["coefficients"]) > 0:
+        """Build the record from JSON data, float for float.  Raises ValueError if it is of another form."""
+        line = conform(data, _RecordLine)
+        generation, back = line["generation"], line.get("rollback_to")
+        members = tuple(Member.parse(label, generation) for label in line["members"])
+        if not len(members) == len(line["rewards"]) == len(line["coefficients"]) > 0:
             raise ValueError("members, rewards and coefficients do not go together")
-        if back is not None and not 0 <= back <= generation:
+        if back is not None and back > generation:
             raise ValueError(f"generation {generation} goes back to {back}, which was not before it")
+        shift, decay = line.get("shift"), line.get("decay")
         return cls(
-            plan=Plan(generation, data["sigma"], members, None if shift is None else _shift(shift)),
-            alpha=data["alpha"],
-            rewards=tuple(math.nan if reward is None else float(reward) for reward in data["rewards"]),
-            coefficients=tuple(float(z) for z in data["coefficients"]),
-            prompts=tuple(data["prompts"]),
-            reward_unperturbed=data["reward_unperturbed"],
-            tokens=data["tokens"],
-            state=data["state"],
-            observation=data.get("observation", {}),
-            decay=Decay(**data["decay"]) if "decay" in data else None,
+            plan=Plan(generation, line["sigma"], members, shift and _shift(shift)),
+            alpha=line["alpha"],
+            rewards=tuple(math.nan if reward is None else reward for reward in line["rewards"]),
+            coefficients=tuple(line["coefficients"]),
+            prompts=tuple(line["prompts"]),
+            reward_unperturbed=line["reward_unperturbed"],
+            tokens=line["tokens"],
+            state=line["state"],
+            observation=line.get("observation", {}),
+            decay=decay and Decay(**decay),
             rollback_to=back,
         )
 
 
-def _shift(data: Mapping[str, Any]) -> Shift:
-    return Shift(tuple(Term(int(g), int(p), float(w)) for g, p, w in data["terms"]), data["length"])
+class _ShiftLine(TypedDict):
+    terms: list[Annotated[list[Finite], Field(min_length=3, max_length=3)]]
+    length: Finite | None
+
+
+class _DecayLine(TypedDict):
+    l2: Finite
+    l1: Finite
+
+
+class _RecordLine(TypedDict):
+    """A generation in the file."""
+
+    generation: GenerationCount
+    sigma: Annotated[Finite, Field(gt=0.0)]
+    alpha: Finite
+    members: list[str]
+    rewards: list[Finite | None]
+    coefficients: list[Finite]
+    prompts: list[Count]
+    reward_unperturbed: Finite | None
+    tokens: dict[str, Annotated[int, Field(ge=0, lt=2**63)]]
+    state: dict[str, Any]
+    observation: NotRequired[dict[str, Finite]]
+    shift: NotRequired[_ShiftLine]
+    decay: NotRequired[_DecayLine]
+    rollback_to: NotRequired[GenerationCount]
+
+
+class _NoteLine(TypedDict):
+    """A line between two generations, after this many of them."""
+
+    after: GenerationCount
+    fingerprint: NotRequired[str]
+    arithmetic: NotRequired[dict[str, Any]]
+
+
+def _shift(line: _ShiftLine) -> Shift:
+    return Shift(tuple(Term(int(g), int(p), w) for g, p, w in line["terms"]), line["length"])
 
 
 def _null_nan(value: float | None) -> float | None:
@@ -161,19 +204,22 @@ class Contents:
         return known[max(start for start in known if generation is None or start <= generation)]
 
     def add(self, data: Mapping[str, Any]) -> None:
-        """Add a line: a note between two generations, or a generation.  Raises KeyError, TypeError or ValueError."""
+        """Add a line: a note between two generations, or a generation.  Raises ValueError."""
         done = self.generations
-        for name, notes, kind in (("fingerprint", self.fingerprints, str), ("arithmetic", self.changes, dict)):
-            if name in data:
-                if data["after"] != done:
-                    raise ValueError(f"the {name} after {data['after']} generations comes after {done}")
-                if not isinstance(data[name], kind):
-                    raise TypeError(f"{name} {data[name]!r}")
-                notes[done] = data[name]
-                return
-        if data["generation"] != done:
-            raise ValueError(f"it records generation {data['generation']}, but {done} was expected")
-        self.records.append(Record.from_json(data))
+        if "after" not in data:
+            record = Record.from_json(data)
+            if record.plan.generation != done:
+                raise ValueError(f"it records generation {record.plan.generation}, but {done} was expected")
+            self.records.append(record)
+            return
+        note = conform(data, _NoteLine)
+        if note["after"] != done:
+            what = "fingerprint" if "fingerprint" in note else "arithmetic"
+            raise ValueError(f"the {what} after {note['after']} generations comes after {done}")
+        if "fingerprint" in note:
+            self.fingerprints[done] = note["fingerprint"]
+        if "arithmetic" in note:
+            self.changes[done] = note["arithmetic"]
 
 
 def read(path: Path) -> Contents:
@@ -214,10 +260,10 @@ def _with_line(path: Path, number: int, data: dict[str, Any], contents: Contents
         if contents is None:
             return Contents(Header.from_json(data))
         contents.add(data)
-    except (KeyError, TypeError, ValueError) as error:
+    except ValueError as error:
         raise LedgerError(
-            f"{path} line {number} has a good checksum but is no line that seedtune writes ({type(error).__name__}: "
-            f"{error}): it was edited and sealed again. Restore the file from a copy."
+            f"{path} line {number} has a good checksum but is no line that seedtune writes ({error}): it was edited "
+            "and sealed again. Restore the file from a copy."
         ) from error
     return contents
 
@@ -345,18 +391,3 @@ def _write_all(file: int, data: bytes, offset: int) -> None:
     while written < len(data):
         written += os.pwrite(file, data[written:], offset + written)
     disk.flush(file)
-
-
-def changed_fields(recorded: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
-    """Return ``name: recorded → current`` for every setting that differs."""
-    return [f"{name}: {before!r} → {now!r}" for name, before, now in differences(recorded, current)]
-
-
-def differences(one: Mapping[str, Any], two: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """Yield (dotted name, value in ``one``, value in ``two``) for every difference in nested data, by name."""
-    for key in sorted(set(one) | set(two)):
-        a, b = one.get(key), two.get(key)
-        if isinstance(a, Mapping) and isinstance(b, Mapping):
-            yield from differences(a, b, f"{prefix}{key}.")
-        elif a != b:
-            yield f"{prefix}{key}", a, b

@@ -5,7 +5,7 @@ Weights do not depend on the engine, so any engine can replay them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -49,7 +49,7 @@ def for_weights(recorded: Config, sets: Iterable[str] = (), *, model: str | None
                 f"{item!r} is for engine={section}, but engine={config.engine} brings the weights back. Give "
                 f"engine={section}, too, or leave it out."
             )
-    changed = ledger.changed_fields(_of_results(recorded), _of_results(config))
+    changed = changed_fields(_of_results(recorded), _of_results(config))
     if changed:
         raise ConfigError(f"{'; '.join(changed)}: the run is what it is. Leave that out, or start a new run with it.")
     return config if model is None else config.replace(model=model)
@@ -120,7 +120,7 @@ def check_same_run(root: Path, recorded: ledger.Header, config: Config) -> None:
     Rows that the model cannot read may be dropped on the way; what else truncation does is in the data's digest.
     """
     same = {"prompt_truncation": config.prompt_truncation}
-    changes = ledger.changed_fields({**recorded.config, **same}, config.identity())
+    changes = changed_fields({**recorded.config, **same}, config.identity())
     if changes:
         raise RunError(
             f"{root} was started with another configuration ({'; '.join(changes)}). "
@@ -150,3 +150,18 @@ def config_of(header: ledger.Header) -> Config:
         workers = dict.fromkeys(kinds, 1)
         settings |= {"engine": "ray", "ray": {"workers": workers, "max_staleness": max_staleness}}
     return Config.create(settings)
+
+
+def changed_fields(recorded: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
+    """Return ``name: recorded → current`` for every setting that differs."""
+    return [f"{name}: {before!r} → {now!r}" for name, before, now in differences(recorded, current)]
+
+
+def differences(one: Mapping[str, Any], two: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Yield (dotted name, value in ``one``, value in ``two``) for every difference in nested data, by name."""
+    for key in sorted(set(one) | set(two)):
+        a, b = one.get(key), two.get(key)
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            yield from differences(a, b, f"{prefix}{key}.")
+        elif a != b:
+            yield f"{prefix}{key}", a, b

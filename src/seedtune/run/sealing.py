@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
+from seedtune.config.foreign_data import parse_json
 from seedtune.numerics.machine import cache_folders
 
 _CHECK = ',"check":"'
@@ -31,9 +32,10 @@ def unseal(line: bytes, previous: str = "") -> tuple[dict[str, Any], str] | None
     if check is None:
         return None
     try:
-        return json.loads(line[:-_CHECK_LENGTH] + b"}"), check
+        data = parse_json(line[:-_CHECK_LENGTH] + b"}")
     except ValueError:
         return None
+    return (data, check) if isinstance(data, dict) else None
 
 
 def matching(line: bytes, previous: str) -> str | None:

@@ -68,7 +68,7 @@ class Place(TypedDict):
         ({"count": True, "at": []}, "count=True: must be a valid integer"),
         ({"count": "1", "at": []}, "count='1': must be a valid integer"),
         ({"count": 1, "at": [0.5, "x"]}, "at.1='x': must be a valid number"),
-        ({"count": 1}, "at={'count': 1}: Field required"),
+        ({"count": 1}, "at is missing"),
         (5, "it=5: must be a valid dictionary"),
     ],
     ids=str,

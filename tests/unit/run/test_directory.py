@@ -201,3 +201,84 @@ def test_the_report_shows_restored_generations_and_gaps_and_no_raw_markup(paths)
     assert "&lt;i&gt;&amp;" in page
     assert "<i>&" not in page
     assert "sigma: &lt;1&gt;" in page
+
+
+GENERATION = {"generation": 3, "reward": 0.5, "reward_unperturbed": None, "alarms": [], "products": "library"}
+SAMPLE = {
+    "generation": 3,
+    "split": "test",
+    "prompt_id": 1,
+    "prompt": "2 + 2?",
+    "sample": 0,
+    "completion": "4",
+    "reward": None,
+    "right": True,
+    "finish": "stop",
+}
+RESULT = {"task": "t", "prompts": 3, "put": "", "measures": {"r": {"value": 1}}}
+EVALUATION = {"subjects": [{"name": "x", "results": [RESULT]}]}
+NEEDED = ("generation", "split", "prompt_id", "subjects")
+
+
+@pytest.mark.parametrize(
+    ("name", "row", "changes"),
+    [
+        (
+            "metrics.jsonl",
+            GENERATION,
+            [
+                {"generation": "3"},
+                {"generation": None},
+                {"generation": True},
+                {"generation": -1},
+                {"generation": 10**30},
+                {"reward": "0.5"},
+                {"reward": [1]},
+                {"eval_reward": {}},
+                {"alarms": "none"},
+                {"alarms": [1]},
+                {"products": 5},
+                {"step_time": "x"},
+            ],
+        ),
+        (
+            "samples.jsonl",
+            SAMPLE,
+            [
+                {"split": "tesu"},
+                {"prompt": 5},
+                {"prompt": [5]},
+                {"prompt": [{}]},
+                {"completion": None},
+                {"reward": "x"},
+                {"prompt_id": "1"},
+                {"generation": []},
+            ],
+        ),
+        (
+            "evaluations.jsonl",
+            EVALUATION,
+            [
+                {"subjects": []},
+                {"subjects": [{"name": "x", "results": []}]},
+                {
+                    "subjects": [
+                        {"name": "x", "results": [{"task": "t", "prompts": 3, "put": "", "measures": {"r": {"x": 1}}}]}
+                    ]
+                },
+            ],
+        ),
+    ],
+)
+def test_lines_of_another_form_are_passed_over(tmp_path, name, row, changes):
+    """A cache with a damaged line, of which each key may be damaged, loses that line."""
+    path = tmp_path / name
+    missing = [
+        {key: value for key, value in row.items() if key != lost}
+        for lost in row
+        if lost in ("generation", "split", "prompt_id", "subjects")
+    ]
+    damaged = [*({**row, **change} for change in changes), *missing]
+    directory.append_lines(path, [row, *damaged])
+    path.write_bytes(path.read_bytes() + b'{"generation": ' + b"[" * 5000 + b"\n\xff\n[]\n")
+    assert directory.read_lines(path) == [row]

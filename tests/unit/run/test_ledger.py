@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from ledgers import HEADER, begun, record, write
 from seedtune.errors import LedgerError, RunError, StorageError
-from seedtune.run import ledger, sealing
+from seedtune.run import ledger, recorded_config, sealing
 from seedtune.run.ledger import Ledger, Record
 
 
@@ -173,7 +173,25 @@ def sealed(path: Path, *lines: dict) -> None:
         ({"members": ["0+", "zero"]}, "not a member label: 'zero'"),
         ({"rewards": [1.0]}, "members, rewards and coefficients do not go together"),
         ({"members": [], "rewards": [], "coefficients": []}, "members, rewards and coefficients do not go together"),
-        ({"coefficients": None}, "TypeError"),
+        ({"coefficients": None}, "coefficients=None: must be a valid list"),
+        ({"sigma": "x"}, "sigma='x': must be a valid number"),
+        ({"sigma": 0.0}, "sigma=0.0: must be greater than 0"),
+        ({"alpha": True}, "alpha=True: must be a valid number"),
+        ({"coefficients": [1.0, "2", 3.0]}, "coefficients.1='2': must be a valid number"),
+        ({"rewards": [1.0, [], 3.0]}, r"rewards.1=\[\]: must be a valid number"),
+        ({"generation": True}, "generation=True: must be a valid integer"),
+        ({"generation": 2**40}, "generation=1099511627776: must be less than or equal to"),
+        ({"members": ["0+", "9999999999+", "1+"]}, "'9999999999.' is over 32 bits"),
+        ({"members": ["0+", "9" * 5000 + "+", "1+"]}, "not a member label"),
+        ({"members": 5}, "members=5: must be a valid list"),
+        ({"prompts": [-1]}, "prompts.0=-1: must be greater than or equal to 0"),
+        ({"tokens": {"prompt": 10**300}}, "tokens.prompt=1000"),
+        ({"state": []}, r"state=\[\]: must be a valid dictionary"),
+        ({"observation": {"reward": None}}, "observation.reward=None: must be a valid number"),
+        ({"shift": {"terms": [[1, 2]], "length": None}}, r"shift.terms.0=\[1, 2\]: List should have at least 3 items"),
+        ({"decay": {"l2": 0.1}}, "decay.l1 is missing"),
+        ({"rollback_to": -1}, "rollback_to=-1: must be greater"),
+        ({"fingerprint": 7, "after": 0}, "fingerprint=7: must be a valid string"),
         ({"fingerprint": "ab", "after": 5}, "the fingerprint after 5 generations comes after 0"),
     ],
     ids=str,
@@ -188,7 +206,7 @@ def test_a_sealed_header_that_lacks_a_field_is_named(path):
     data = asdict(HEADER)
     del data["base_fingerprint"]
     sealed(path, data)
-    with pytest.raises(LedgerError, match=r"line 1 has a good checksum but .*KeyError: 'base_fingerprint'"):
+    with pytest.raises(LedgerError, match=r"line 1 has a good checksum but .*base_fingerprint is missing"):
         ledger.read(path)
 
 
@@ -202,7 +220,7 @@ def test_a_checksum_over_what_is_no_json_does_not_help(path):
 def test_changed_settings_are_named_with_both_values():
     recorded = {"sigma": 0.1, "toy": {"size": 3}, "stop": []}
     current = {"sigma": 0.2, "toy": {"size": 4}, "rank": 1, "stop": []}
-    assert ledger.changed_fields(recorded, current) == [
+    assert recorded_config.changed_fields(recorded, current) == [
         "rank: None → 1", "sigma: 0.1 → 0.2", "toy.size: 3 → 4",
     ]  # fmt: skip
 
@@ -295,3 +313,20 @@ def test_short_writes_are_continued(path, monkeypatch, tmp_path):
     real = os.pwrite
     monkeypatch.setattr(os, "pwrite", lambda file, data, offset: real(file, bytes(data)[:7], offset))
     assert write(path) == straight
+
+
+@pytest.mark.parametrize("text", ["NaN", "Infinity", "1e999", "9" * 5000], ids=lambda text: text[:9])
+@pytest.mark.parametrize("name", ["sigma", "alpha"])
+def test_numbers_that_are_none_in_a_sealed_line_are_refused(path, name, text):
+    first, check = sealing.seal(asdict(HEADER))
+    body = json.dumps({**record(0).to_json(), name: "HERE"}).replace('"HERE"', text)[:-1].encode()
+    path.write_bytes(first + body + f',"check":"{sealing._checksum(check, body)}"}}\n'.encode())
+    with pytest.raises(LedgerError, match=r"line 2 (is corrupted|has a good checksum but is no line)"):
+        ledger.read(path)
+
+
+def test_a_deeply_nested_sealed_line_is_refused(path):
+    body = b'{"format":1,"x":' + b"[" * 200 + b"]" * 200
+    path.write_bytes(body + f',"check":"{sealing._checksum("", body)}"}}\n'.encode())
+    with pytest.raises(LedgerError, match="line 1 is corrupted"):
+        ledger.read(path)

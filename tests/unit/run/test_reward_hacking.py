@@ -72,7 +72,7 @@ def monitor(tmp_path) -> RewardHackingMonitor:
     rows = [{"generation": 0, "split": "test", "completion": text} for text in ENGLISH]
     rows += [{"generation": 1, "split": "train", "completion": text} for text in ENGLISH]
     rows += [{"generation": g, "split": split, "completion": "я"} for g, split in ((2, "train"), (1, "test"))]
-    directory.append_lines(path, rows)
+    directory.append_lines(path, [{"prompt_id": 0, "prompt": "?", "reward": None, **row} for row in rows])
     return RewardHackingMonitor(path)
 
 

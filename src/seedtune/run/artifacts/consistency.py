@@ -23,7 +23,9 @@ from seedtune.errors import LedgerError
 from seedtune.run import ledger
 from seedtune.run.ledger import Record
 from seedtune.strategies.base import Feedback, State, Step
+from seedtune.strategies.es import EvolutionStrategy
 from seedtune.strategies.shaping import standardise
+from seedtune.strategies.state_schema import check_recorded
 from seedtune.types import Member, Plan
 
 Vector = NDArray[np.float64]
@@ -59,9 +61,18 @@ def audit(root: Path, config: Config, contents: ledger.Contents) -> Audit:
         utilities = strategy.shape(Feedback(np.array(record.rewards)[:, None], groups=groups))
         counts[_check_coefficients(where, config, record, utilities)] += 1
         _check_observation(where, record)
-        _check_step(where, strategy.decide(state, plan, record.coefficients, record.observation), record)
+        _check_step(where, _decided(where, strategy, state, record), record)
         state = record.state
     return Audit(**counts)
+
+
+def _decided(where: str, strategy: EvolutionStrategy, state: State, record: Record) -> Step:
+    """Decide the step again; LedgerError if the record's observation is none that a strategy makes."""
+    try:
+        check_recorded({}, record.observation)
+        return strategy.decide(state, record.plan, record.coefficients, record.observation)
+    except (ArithmeticError, ValueError) as error:
+        raise LedgerError(f"{where}: its observation is none that a strategy makes ({error}). {_EDITED}") from error
 
 
 @dataclass(slots=True)

@@ -9,7 +9,7 @@ from typing import Any
 
 from seedtune.engines import recorded_arithmetic
 from seedtune.engines.recorded_arithmetic import Entry
-from seedtune.run import directory, ledger
+from seedtune.run import directory, ledger, recorded_config
 from seedtune.run.ledger import Contents, Header
 
 _SHOWN = 4
@@ -144,7 +144,7 @@ def _by_member(what: str, labels: Sequence[str], a: Sequence[Any], b: Sequence[A
 
 
 def _changes(what: str, a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
-    return [f"{what}{name}: {one!r} and {two!r}" for name, one, two in ledger.differences(a, b)]
+    return [f"{what}{name}: {one!r} and {two!r}" for name, one, two in recorded_config.differences(a, b)]
 
 
 def _short(prompts: Sequence[int]) -> str:

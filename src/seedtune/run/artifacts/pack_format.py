@@ -16,13 +16,15 @@ from __future__ import annotations
 import hashlib
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from typing_extensions import TypedDict
 
+from seedtune.config.foreign_data import Count, GenerationCount, conform
 from seedtune.errors import PackError
 from seedtune.numerics.noise import amplitude
 from seedtune.run.sealing import seal, unseal
@@ -33,6 +35,12 @@ MAGIC = b'{"seedtune_pack":'
 DIGEST = 32
 _LIMIT = 1 << 32
 """Generations and pairs are 32-bit words of a noise address."""
+
+TERMS, SIZE = 3_000_000, 100_000_000
+"""Most generations and terms of a pack, which take half a gigabyte in memory, and most bytes of its file."""
+
+DENSITY = 32
+"""Most terms in a compressed byte: weights are rewards of members, of which no more fit into one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +55,7 @@ class About:
     config: Mapping[str, Any]
     """The settings that the weights depend on, and those for the model card."""
 
-    generations: int
+    generations: GenerationCount
     fingerprints: Mapping[str, str]
     """Number of generations applied → fingerprint of the weights; the last one is that of the fine-tune."""
 
@@ -84,6 +92,8 @@ def dump(pack: Pack) -> bytes:
 def read(path: Path) -> Pack:
     """Read and check a pack; PackError says what is wrong with it."""
     try:
+        if path.stat().st_size > SIZE:
+            raise PackError(f"{path} has more than {SIZE:,} bytes, which no pack has. Check the path.")
         raw = path.read_bytes()
     except OSError as error:
         raise PackError(f"cannot read {path}: {error.strerror}. Check the path.") from error
@@ -107,28 +117,32 @@ def parse(raw: bytes, name: str) -> Pack:
             f"version reads format {FORMAT}. Use that version, or a newer one."
         )
     try:
-        size = len(raw) - len(rest) + int(header["bytes"]) + DIGEST
+        sizes = conform(header, _Sizes)
+        size = len(raw) - len(rest) + sizes["bytes"] + DIGEST
         if len(raw) < size:
             raise _truncated(name, f"it has {len(raw)} of {size} bytes")
         if len(raw) > size or hashlib.blake2b(raw[:-DIGEST], digest_size=DIGEST).digest() != raw[-DIGEST:]:
             raise _edited(name, "it")
-        about = _about(header)
-        return Pack(about, _decode(rest[:-DIGEST], about, int(header["terms"])))
+        about = conform(header, About)
+        if str(about.generations) not in about.fingerprints or not all(map(_is_count, about.fingerprints)):
+            raise ValueError(f"no fingerprint after {about.generations} generations")
+        return Pack(about, _decode(rest[:-DIGEST], about, sizes["terms"]))
     except (KeyError, TypeError, ValueError, OverflowError, zlib.error) as error:
         raise PackError(
-            f"{name} has good checksums but does not hold what a pack holds ({type(error).__name__}: {error}): it was "
-            "not written by 'seedtune pack'. Get another copy."
+            f"{name} has good checksums but does not hold what a pack holds ({error}): it was not written by "
+            "'seedtune pack'. Get another copy."
         ) from error
 
 
-def _about(header: dict[str, Any]) -> About:
-    about = About(**{field.name: header[field.name] for field in fields(About)})
-    if str(about.generations) not in about.fingerprints or not all(key.isdecimal() for key in about.fingerprints):
-        raise ValueError(f"no fingerprint after {about.generations} generations")
-    for name in ("base_licence", "licence", "note"):
-        if not isinstance(header[name], str | None):
-            raise TypeError(f"{name} is no text")
-    return about
+class _Sizes(TypedDict):
+    """What the header says of the file itself."""
+
+    terms: Count
+    bytes: Count
+
+
+def _is_count(text: str) -> bool:
+    return text.isdecimal() and text.isascii() and len(text) < 10
 
 
 def _truncated(name: str, reason: str) -> PackError:
@@ -156,8 +170,8 @@ def _encode(updates: Sequence[Update], shape: Mapping[str, int]) -> bytes:
 def _decode(body: bytes, about: About, terms: int) -> tuple[Update, ...]:
     """Decode updates from compressed columns, decompressing no more than the header's counts allow."""
     count = about.generations
-    if min(count, terms) < 0 or max(count, terms) > _LIMIT:
-        raise ValueError(f"{count} generations of {terms} terms in all")
+    if count + terms > min(TERMS, DENSITY * len(body) + 1000):
+        raise ValueError(f"{count} generations of {terms} terms in all, in {len(body)} bytes")
     sizes = (8 * count, 8 * terms, 8 * terms, 4 * terms, count, 8 * count)
     columns = zlib.decompressobj().decompress(body, sum(sizes) + 1)
     if len(columns) != sum(sizes):
@@ -165,6 +179,8 @@ def _decode(body: bytes, about: About, terms: int) -> tuple[Update, ...]:
     pieces = [columns[end - size : end] for size, end in zip(sizes, accumulate(sizes), strict=True)]
     lengths, ages, pairs = (np.frombuffer(piece, "<i8").tolist() for piece in pieces[:3])
     weights = np.frombuffer(pieces[3], np.uint8).reshape(4, -1).T.copy().view("<f4").reshape(-1)
+    if not (np.isfinite(weights).all() and np.isfinite(np.frombuffer(pieces[5], "<f4")).all()):
+        raise ValueError("a weight is infinite or no number")
     kept = (weights.astype(np.float64) / amplitude(1.0, **about.shape)).tolist()
     pulls = np.frombuffer(pieces[5], "<f4").reshape(-1, 2).tolist()
     if sum(lengths) != terms or any(length < 0 for length in lengths):

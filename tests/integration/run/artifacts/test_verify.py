@@ -220,6 +220,24 @@ def test_a_changed_plan_or_state_is_named(run, change, told):
         verify_run(run)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda seen: seen.clear() or seen.update(reward=0.5),
+        lambda seen: seen.pop("spread"),
+        lambda seen: seen.update(spread=-1.0),
+        lambda seen: seen.update(length=1e308, spread=1e-308),
+        lambda seen: seen.update(power=1e308, shared=-1e308, spread=1e-150, reward=0.0),
+    ],
+    ids=["one number", "no spread", "negative", "too long", "too large"],
+)
+def test_an_observation_that_no_strategy_makes_is_named(tmp_path, change):
+    Trainer(runs.toy(tmp_path / "run", alpha=None)).train()
+    runs.edit_generation(tmp_path / "run", 2, lambda data: change(data["observation"]))
+    with pytest.raises(LedgerError, match="generation 2"):
+        verify_run(tmp_path / "run")
+
+
 def test_a_changed_header_is_named_by_the_setting(run):
     runs.edit_ledger(run, lambda data: data["config"].update(seed=9) if "config" in data else None)
     with pytest.raises(RunError, match="seed: 9 → 0"):

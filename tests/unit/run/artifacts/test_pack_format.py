@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import math
-from dataclasses import replace
+import tracemalloc
+import zlib
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -203,6 +205,13 @@ def test_a_newer_format_is_named_with_the_version_that_writes_it():
         {"config": {}},
         {"config": {"perturbation": "lowrank", "rank": -4}},
         {"config": {"perturbation": "gaussian", "subspaces": 0}},
+        {"generations": True},
+        {"terms": 10**30},
+        {"fingerprints": {"2": 5}},
+        {"fingerprints": {"2": "ab", "9" * 5000: "cd"}},
+        {"config": {"perturbation": "lowrank", "rank": "4"}},
+        {"config": []},
+        {"model": None},
         {"licence": 7},
         {"bytes": None},
     ],
@@ -229,3 +238,36 @@ def test_a_pack_from_before_subspaces_is_read_as_one_of_a_single_subspace():
 def test_what_cannot_be_read_is_named(tmp_path):
     with pytest.raises(PackError, match=r"cannot read .*nothing: No such file or directory\. Check the path\."):
         pack_format.read(tmp_path / "nothing")
+
+
+def bomb(terms: int, generations: int = 1, weights: bytes | None = None) -> bytes:
+    """A small pack that says it holds many terms."""
+    lengths = np.zeros(generations, "<i8")
+    lengths[0] = terms
+    columns = lengths.tobytes() + bytes(16 * terms) + (bytes(4 * terms) if weights is None else weights)
+    body = zlib.compress(columns + bytes(9 * generations), 9)
+    header = {"seedtune_pack": 1, **asdict(about(generations)), "terms": terms, "bytes": len(body)}
+    line, _ = sealing.seal(header)
+    return line + body + hashlib.blake2b(line + body, digest_size=pack_format.DIGEST).digest()
+
+
+@pytest.mark.parametrize(("terms", "generations"), [(4_000_000, 1), (300_000, 1), (1, 4_000_000)])
+def test_a_small_file_of_many_terms_is_refused_before_they_are_made(terms, generations):
+    raw = bomb(terms, generations)
+    tracemalloc.start()
+    assert f"{generations} generations of {terms} terms in all, in" in refusal(raw)
+    assert tracemalloc.get_traced_memory()[1] < 1_000_000 + 2 * len(raw)
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_weight_that_is_no_number_is_refused(value):
+    weights = np.full(3, value, "<f4").view(np.uint8).reshape(-1, 4).T.tobytes()
+    assert "a weight is infinite or no number" in refusal(bomb(3, weights=weights))
+
+
+def test_a_file_larger_than_any_pack_is_not_read(tmp_path, monkeypatch):
+    (tmp_path / "large").write_bytes(b"x" * 100)
+    monkeypatch.setattr(pack_format, "SIZE", 99)
+    with pytest.raises(PackError, match="has more than 99 bytes, which no pack has"):
+        pack_format.read(tmp_path / "large")
