@@ -8,7 +8,9 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,7 +20,8 @@ from seedtune import engines
 from seedtune.config.config import Config
 from seedtune.config.sections import RaySettings
 from seedtune.engines.codec import encode
-from seedtune.engines.ray import worker_pool
+from seedtune.engines.ray import controller, worker_pool
+from seedtune.engines.ray import engine as ray_engine
 from seedtune.engines.ray.cluster import Cluster
 from seedtune.engines.ray.engine import RayEngine
 from seedtune.engines.ray.worker import Worker
@@ -83,6 +86,14 @@ def inline(*, seed: int = 0, fault: Fault | None = None) -> Iterator[None]:
         patch.setitem(engines.ENGINES, "ray", lambda config, noise: chosen(config, noise=noise))
         patch.setattr(worker_pool, "SHORT", 0.0)
         yield
+
+
+def count_readings(patch: pytest.MonkeyPatch) -> None:
+    """Give Ray engines a clock that goes on by a millisecond when it is read: no other process delays a worker."""
+    readings = count()
+    clock = SimpleNamespace(monotonic=lambda: next(readings) / 1000)
+    patch.setattr(controller, "time", SimpleNamespace(**vars(time) | vars(clock)))
+    patch.setattr(ray_engine, "time", clock)
 
 
 def ray_config(folder: Path, **settings: Any) -> Config:

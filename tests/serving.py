@@ -16,9 +16,16 @@ import transformers as hf
 from models import BOS, EOS, PAD, VOCABULARY, save_model
 from seedtune.config.config import Config
 from seedtune.engines.base import EngineInfo
+from seedtune.engines.vllm import compat
 from seedtune.engines.vllm.engine import VllmEngine
 from seedtune.engines.vllm.engine_core import EngineCore
 from seedtune.numerics.noise import Noise
+
+compat.require()
+with compat.quiet():
+    from vllm.model_executor.models import registry
+
+registry._run_in_subprocess = lambda look: look()  # else a process of its own imports vLLM for every architecture
 
 SMALL = {"kv_cache_memory_bytes": 32 << 20, "max_num_seqs": 64, "max_num_batched_tokens": 512, "block_size": 32}
 """Little memory; and blocks short enough that short prompts share them."""

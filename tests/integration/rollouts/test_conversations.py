@@ -61,7 +61,6 @@ def trainer(root: Path, **settings) -> Trainer:
     return Trainer(config, environment_factory=Approach, train_dataset=DATA, eval_dataset=DATA[:3])
 
 
-@pytest.mark.no_cover
 @pytest.mark.parametrize(
     ("alpha", "generations", "seeds"), [(0.1, 30, 1), (None, 60, 4)], ids=["fixed", "adaptive, mean of four seeds"]
 )
@@ -70,6 +69,7 @@ def test_es_brings_the_toy_engine_nearer_to_the_goal_of_its_conversations(
 ) -> None:
     """Every step, fixed or not, ends between 0.65 and 0.85 of the first distance, from generation to generation."""
     how = {"population": 16, "prompts_per_generation": 8, "eval_prompts": 0}
+    how |= {"eval_steps": generations, "fingerprint_steps": generations, "save_steps": 0}
     kept = []
     for seed in range(seeds):
         config = toy(tmp_path / str(seed), generations=generations, alpha=alpha, seed=seed, **how)

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import time
-from itertools import count
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
 import runs
-from ray_workers import At, alone, inline, ray_config
+from ray_workers import At, alone, count_readings, inline, ray_config
 from seedtune.engines import create
 from seedtune.engines.codec import decode, encode
 from seedtune.engines.ray import controller, worker_spec
-from seedtune.engines.ray import engine as ray_engine
 from seedtune.engines.ray.protocol import Call, JobMessage, Reply
 from seedtune.errors import ConfigError, DataError, EngineError
 from seedtune.run import directory, ledger
@@ -38,7 +35,6 @@ def counted(root: Path, name: str) -> float:
     return sum(row.get(f"ray/{name}", 0) for row in metrics(root))
 
 
-@pytest.mark.no_cover
 @pytest.mark.parametrize("seed", range(8))
 @pytest.mark.parametrize("workers", [1, 3, 7])
 def test_replies_in_any_order_give_the_ledger_of_one_process(tmp_path, reference, seed, workers):
@@ -172,11 +168,7 @@ def test_a_pause_of_the_driver_costs_no_worker(tmp_path, reference, monkeypatch)
 
 
 def test_a_worker_at_a_job_is_not_lost_for_a_fingerprint(tmp_path, monkeypatch):
-    """By a clock that goes on by a millisecond whenever it is read: no other process on this machine counts."""
-    readings = count()
-    clock = SimpleNamespace(monotonic=lambda: next(readings) / 1000)
-    monkeypatch.setattr(controller, "time", SimpleNamespace(**vars(time) | vars(clock)))
-    monkeypatch.setattr(ray_engine, "time", clock)
+    count_readings(monkeypatch)
     root = tmp_path / "run"
     settings = {"alpha": 0.1, "generations": 12, "population": 32, "members_per_job": 2, "fingerprint_steps": 1}
     with inline(seed=4):
