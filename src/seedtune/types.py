@@ -118,7 +118,8 @@ class Plan:
 class Sampling:
     """Sampling parameters.  ``temperature`` 0 is greedy; random draws are equal for every member.
 
-    ``max_tokens`` limits new tokens; ``stop`` holds strings that end a completion (excluded from it);
+    ``max_tokens`` limits new tokens; ``stop`` holds strings that end a completion (excluded from it), and
+    ``stop_token_ids`` tokens that do, besides the model's own;
     ``seed`` and ``generation`` address the draws; ``samples`` completions are drawn per prompt.
     ``ignore_eos`` generates up to the limit (benchmarks).
     """
@@ -131,6 +132,7 @@ class Sampling:
     generation: int = 0
     samples: int = 1
     ignore_eos: bool = False
+    stop_token_ids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -55,6 +55,8 @@ class Config(Fields):
         data["members_per_job"] = self.group
         if self.max_staleness:
             data["max_staleness"] = self.max_staleness
+        if not self.stop_token_ids:
+            del data["stop_token_ids"]
         told = data["task_args"].items()  # a file may move
         data["task_args"] = {k: Path(v).name if isinstance(v, str) and Path(v).is_absolute() else v for k, v in told}
         for name in ("task", "environment"):

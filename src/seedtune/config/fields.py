@@ -228,7 +228,10 @@ class Fields(Section):
     """Nucleus sampling: keep the most probable tokens with this total probability."""
 
     stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()
-    """Strings that end a completion."""
+    """Strings that end a completion, and are no part of it; special tokens by their text (``<|im_end|>``), too."""
+
+    stop_token_ids: tuple[Annotated[int, Field(ge=0, le=COUNT)], ...] = ()
+    """Tokens that end a completion, besides the model's own end tokens."""
 
     fingerprint_steps: int = Field(default=10, ge=1, le=STEPS)
     """Record the weights' fingerprint in the ledger, and measure their distance from the base model, every this many

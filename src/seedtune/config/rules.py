@@ -111,7 +111,7 @@ def _likelihood(config: Fields) -> Iterator[str]:
             if value != LikelihoodSettings.model_fields[name].default:
                 yield f"likelihood.{name}={value!r} has no effect: leave it out, or give objective=logprob, too"
         return
-    for name in ("samples_per_prompt", "temperature", "top_p", "stop", "kl_steps", "environment"):
+    for name in ("samples_per_prompt", "temperature", "top_p", "stop", "stop_token_ids", "kl_steps", "environment"):
         value = getattr(config, name)
         if value != type(config).model_fields[name].default:
             yield (

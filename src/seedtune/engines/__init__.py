@@ -65,7 +65,9 @@ def tokenizer(config: Config) -> Tokenizer:
         from seedtune.engines.toy.engine import Characters
 
         return Characters()
-    return _model_tokenizer(config)
+    found = _model_tokenizer(config)
+    found.check_ids("stop_token_ids", config.stop_token_ids)
+    return found
 
 
 def check_tokenizer(config: Config, given: Any) -> None:

@@ -202,6 +202,7 @@ class Evaluator:
             temperature=config.temperature,
             top_p=config.top_p,
             stop=config.stop,
+            stop_token_ids=config.stop_token_ids,
             seed=config.seed,
             generation=plan.generation,
             samples=config.samples_per_prompt,

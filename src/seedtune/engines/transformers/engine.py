@@ -140,11 +140,11 @@ class TransformersEngine(LocalEngine):
     def evaluate(self, jobs: Iterable[Job]) -> Iterator[Rollout]:
         """Yield every job's rollouts as they finish."""
         for job in jobs:
-            rows = rows_of(job, self.tokenizer)
-            yield from (rollout_of(job, row, self.tokenizer.decode) for row in rows if row.finish is not None)
+            rows, stop = rows_of(job, self.tokenizer), Stop.of(job.sampling, self.eos, self.tokenizer)
+            yield from (rollout_of(job, row, stop) for row in rows if row.finish is not None)
             for batch, mine in self._batches(job, [row for row in rows if row.finish is None]):
                 self._set_members(job, batch)
-                yield from self._answer(job, mine)
+                yield from self._answer(job, mine, stop)
 
     def _batches(self, job: Job, rows: Sequence[Asked]) -> Iterator[tuple[range, list[Asked]]]:
         """Yield the members that share a batch, with their requests; members without requests are left out."""
@@ -170,12 +170,11 @@ class TransformersEngine(LocalEngine):
         self._times.prompt_tokens += sum(lengths)
         return found
 
-    def _answer(self, job: Job, rows: list[DecodeSequence]) -> Iterator[Rollout]:
+    def _answer(self, job: Job, rows: list[DecodeSequence], stop: Stop) -> Iterator[Rollout]:
         """Yield the rollouts of members that share a batch, as they finish."""
         sampling, longest = job.sampling, max(len(row.prompt_ids) + row.limit for row in rows)
-        stop = Stop(frozenset() if sampling.ignore_eos else self.eos, sampling.stop, self.tokenizer.decode)
         for row in self._decoder(len(rows), longest).run(rows, sampling, stop):
-            yield rollout_of(job, row, self.tokenizer.decode)
+            yield rollout_of(job, row, stop)
 
     def _set_members(self, job: Job, batch: range) -> None:
         """Set the live weights, or the factors beside them, to a batch of members."""

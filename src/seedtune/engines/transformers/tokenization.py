@@ -149,10 +149,31 @@ class ModelTokenizer:
             raise DataError(f"prompt {prompt.id} has the answers {list(prompt.answers)!r}. Give it some text each.")
         return found
 
-    def decode(self, tokens: list[int]) -> str:
-        """Return the text of tokens, without special ones."""
-        text: str = self.hf.decode(tokens, skip_special_tokens=True)
+    def decode(self, tokens: list[int], *, special: bool = False) -> str:
+        """Return the text of tokens, without special ones unless ``special``."""
+        text: str = self.hf.decode(tokens, skip_special_tokens=not special)
         return text
+
+    @cached_property
+    def _special_texts(self) -> re.Pattern[str]:
+        added = [str(token) for token in self.hf.added_tokens_decoder.values() if token.special]
+        texts = sorted({*added, *self.hf.all_special_tokens}, key=len, reverse=True)
+        return re.compile("|".join(map(re.escape, filter(None, texts))) or "(?!)")
+
+    def has_special(self, text: str) -> bool:
+        """Whether a text has special tokens."""
+        return self._special_texts.search(text) is not None
+
+    def without_special(self, text: str) -> str:
+        """Return a text without special tokens."""
+        return self._special_texts.sub("", text)
+
+    def check_ids(self, name: str, ids: Sequence[int]) -> None:
+        """Raise ConfigError for a token of the setting ``name`` that the model does not have."""
+        size = self.source.config().get_text_config().vocab_size if ids else 0
+        wrong = [token for token in ids if token >= size]
+        if wrong:
+            raise ConfigError(f"{name}={list(ids)}: the model has {size} tokens, and none is {wrong[0]}. Leave it out.")
 
     def end_tokens(self, model: Any) -> frozenset[int]:
         """Return the ids that end a turn, from the model's generation config and the tokenizer."""

@@ -139,7 +139,7 @@ class VllmEngine:
         """Yield every job's rollouts as they finish."""
         self._current = False  # an earlier call leaves no cached state: a job's results do not depend on it
         for wave in self._waves(jobs, rows_of):
-            yield from (rollout_of(job, row, self.tokenizer.decode) for job, row in wave if row.finish is not None)
+            yield from (rollout_of(job, row, self._stop(job)) for job, row in wave if row.finish is not None)
             listed = [(job, row) for job, row in wave if row.finish is None]
             if listed:
                 self._set_live_weights(*listed[0])
@@ -195,12 +195,15 @@ class VllmEngine:
             self._times.decode += time.perf_counter() - started
             self._times.generated_tokens += len(row.tokens)
             self._times.prompt_tokens += len(row.prompt_ids)
-            yield rollout_of(job, row, self.tokenizer.decode)
+            yield rollout_of(job, row, self._stop(job))
             started = time.perf_counter()
 
     def _completion(self, job: Job, row: DecodeSequence) -> GenerationRequest:
         adapter = self._lora(job.members[row.member], job.sigma)
-        return sampling_params.completion(row, job.sampling, eos=self._loaded.eos, lora=adapter)
+        return sampling_params.completion(row, job.sampling, ends=self._stop(job).token_ids, lora=adapter)
+
+    def _stop(self, job: Job) -> Stop:
+        return Stop.of(job.sampling, self._loaded.eos, self.tokenizer)
 
     def _take(self, output: Any, job: Job, row: DecodeSequence) -> bool:
         """Add a request's new tokens to its row; return whether the row ended.  EngineError if vLLM aborted it."""
@@ -208,8 +211,7 @@ class VllmEngine:
         if not job.sampling.stop:
             row.tokens, row.finish = list(new.token_ids), new.finish_reason
             return True
-        eos = frozenset[int]() if job.sampling.ignore_eos else self._loaded.eos
-        stop = Stop(eos, job.sampling.stop, self.tokenizer.decode)
+        stop = self._stop(job)
         for token in new.token_ids:
             row.tokens.append(token)
             row.finish = stop.reached(row)

@@ -24,13 +24,13 @@ class GenerationRequest:
     lora: Any = None
 
 
-def completion(row: DecodeSequence, sampling: Sampling, *, eos: frozenset[int], lora: Any) -> GenerationRequest:
+def completion(row: DecodeSequence, sampling: Sampling, *, ends: frozenset[int], lora: Any) -> GenerationRequest:
     """Return the request for a completion; stop strings are searched outside of vLLM, token by token."""
     params: dict[str, Any] = {
         "temperature": 0.0,
         "max_tokens": row.limit,
         "ignore_eos": True,  # ignores vLLM's own end tokens; all of ours are in the list
-        "stop_token_ids": [] if sampling.ignore_eos else sorted(eos),
+        "stop_token_ids": sorted(ends),
         "detokenize": False,
         "output_kind": _kind(bool(sampling.stop)),
     }

@@ -76,6 +76,15 @@ def test_rollouts_do_not_depend_on_who_else_is_in_the_batch(engine: Transformers
         assert all(together[key].token_ids == rollout.token_ids for key, rollout in alone.items())
 
 
+def test_a_stop_token_ends_the_completion_and_is_not_part_of_its_text(engine: TransformersEngine) -> None:
+    free = _unperturbed_text(engine, PROMPTS[0], ignore_eos=True)
+    token = free.token_ids[3]
+    first = free.token_ids.index(token)
+    stopped = _unperturbed_text(engine, PROMPTS[0], stop_token_ids=(token,), ignore_eos=True)
+    assert (stopped.finish, stopped.token_ids) == ("stop", free.token_ids[: first + 1])
+    assert stopped.text == engine.tokenizer.decode(list(free.token_ids[:first]))
+
+
 def test_a_stop_string_ends_the_completion_and_is_not_part_of_it(engine: TransformersEngine) -> None:
     free = _unperturbed_text(engine, PROMPTS[0], ignore_eos=True)
     stop = free.text[3:5]

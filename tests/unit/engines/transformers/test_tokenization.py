@@ -6,12 +6,15 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from tokenizers import AddedToken
+from tokenizers.processors import TemplateProcessing
 
 import models
 from seedtune.engines.toy.engine import Characters
+from seedtune.engines.transformers.decoding.decoder import DecodeSequence, Stop
 from seedtune.engines.transformers.tokenization import ModelTokenizer
-from seedtune.errors import DataError
-from seedtune.types import Prompt
+from seedtune.errors import ConfigError, DataError
+from seedtune.types import Prompt, Sampling
 
 STRICT = (
     "{% for m in messages %}"
@@ -170,3 +173,96 @@ LLAMA = (
 )
 def test_a_template_that_prints_the_date_prints_the_same_every_day(template, kwargs, text):
     assert of(models.tokenizer(template)).text(Prompt(0, (USER,), kwargs)) == text
+
+
+# ------------------------------------------------------------------------------ tokens of beginnings and ends
+
+A, B = 4 + ord("a") - 32, 4 + ord("b") - 32
+BOS, EOS = models.BOS, models.EOS
+
+
+def with_tokens(before: str = "", after: str = "", *, template: str = TURNS) -> Any:
+    """A tokenizer that puts special tokens around a text, as its post-processor."""
+    hf = models.tokenizer(template)
+    special = [("<bos>", BOS), ("<eos>", EOS), ("<unk>", 3)]
+    if before or after:
+        hf.backend_tokenizer.post_processor = TemplateProcessing(
+            single=f"{before} $A {after}".strip(), special_tokens=special
+        )
+    return hf
+
+
+@pytest.mark.parametrize(
+    ("hf", "prompt", "ids"),
+    [
+        (with_tokens(), "ab", [A, B]),
+        (with_tokens(), "<bos>ab", [BOS, A, B]),
+        (with_tokens("<bos>"), "ab", [BOS, A, B]),
+        (with_tokens("<bos>"), "<bos>ab", [BOS, A, B]),
+        (with_tokens("<bos>"), "<bos>", [BOS]),
+        (with_tokens("<bos>"), "", [BOS]),
+        (with_tokens("<bos>", "<eos>"), "ab", [BOS, A, B]),
+        (with_tokens("", "<eos>"), "ab", [A, B]),
+        (with_tokens("<unk> <bos>"), "ab", [3, BOS, A, B]),
+        (with_tokens("<unk> <bos>"), "<bos>ab", [3, BOS, BOS, A, B]),
+    ],
+)
+def test_a_text_begins_with_the_tokenizers_tokens_once_and_never_ends_with_them(hf, prompt, ids):
+    assert of(hf).encode([Prompt(0, "b"), Prompt(1, prompt)])[1] == ids
+
+
+@pytest.mark.parametrize(
+    ("written", "ids"), [("", [A]), ("{{ bos_token }}", [BOS, A]), ("{{ bos_token }}{{ bos_token }}", [BOS, A])]
+)
+@pytest.mark.parametrize("around", [(), ("<bos>",), ("<bos>", "<eos>")])
+def test_a_template_writes_the_tokens_of_a_chat_itself(written, ids, around):
+    hf = with_tokens(*around, template=written + "{{ messages[0]['content'] }}")
+    wanted = ids if around else {2: [BOS, BOS, A]}.get(written.count("bos_token"), ids)
+    assert of(hf).encode([Prompt(0, (USER,))])[0] == wanted
+
+
+def ended(tokens: list[int], **sampling: Any) -> tuple[str | None, str]:
+    """Why a row of these tokens ends, and its text; its tokens are cut where it ends."""
+    hf = models.tokenizer()
+    hf.add_tokens([AddedToken("<turn>", special=False)])
+    stop = Stop.of(Sampling(8, **sampling), frozenset({EOS, len(hf) - 1}), of(hf))
+    row = DecodeSequence(0, 0, 0, [A], len(tokens), None)
+    for token in tokens:
+        row.tokens.append(token)
+        row.finish = stop.reached(row)
+        if row.finish is not None:
+            break
+    return row.finish, stop.text(row.tokens)
+
+
+TURN = models.VOCABULARY
+
+
+@pytest.mark.parametrize(
+    ("tokens", "sampling", "found"),
+    [
+        ([A, B, EOS], {}, ("stop", "ab")),
+        ([A, B, TURN], {}, ("stop", "ab")),  # an end token that the tokenizer does not call special
+        ([A, EOS, B], {"ignore_eos": True}, ("length", "ab")),
+        ([A, BOS, B, A], {"stop": ("<bos>",)}, ("stop", "a")),
+        ([A, B, BOS, A], {"stop": ("b<bos>",)}, ("stop", "a")),
+        ([A, 3, BOS, B, A], {"stop": ("<bos>b",)}, ("stop", "a")),
+        ([A, 3, B, A, B], {"stop": ("ba", "<bos>")}, ("stop", "a")),
+        ([A, 3, B, BOS, B], {"stop": ("<bos>", "zz")}, ("stop", "ab")),
+        ([A, B, EOS], {"stop": ("b<eos>",)}, ("stop", "a")),
+        ([A, BOS, B], {"stop": ("ab",)}, ("stop", "")),
+        ([A, B, A], {"stop_token_ids": (B,)}, ("stop", "a")),
+        ([A, EOS, B, A], {"stop_token_ids": (B,), "ignore_eos": True}, ("stop", "a")),
+        ([A, BOS], {"stop_token_ids": (BOS,), "stop": ("z",)}, ("stop", "a")),
+    ],
+)
+def test_stops_may_be_special_tokens_and_are_no_part_of_the_text(tokens, sampling, found):
+    assert ended(tokens, **sampling) == found
+
+
+def test_a_token_that_the_model_does_not_have_is_refused():
+    size = SimpleNamespace(get_text_config=lambda: SimpleNamespace(vocab_size=99))
+    tokenizer = ModelTokenizer(SimpleNamespace(config=lambda: size))
+    tokenizer.check_ids("stop_token_ids", (98,))
+    with pytest.raises(ConfigError, match=r"stop_token_ids=\[5, 99\]: the model has 99 tokens, and none is 99"):
+        tokenizer.check_ids("stop_token_ids", (5, 99))

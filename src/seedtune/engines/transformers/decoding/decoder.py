@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
@@ -54,11 +54,20 @@ class DecodeSequence:
 
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """Stop conditions of a row: token ids, or strings found in its decoded tail."""
+    """Stop conditions of a row, which are no part of its text: token ids, or strings found in its decoded tail."""
 
     token_ids: frozenset[int]
     strings: tuple[str, ...]
-    decode: Callable[[list[int]], str]
+    tokenizer: ModelTokenizer
+    special: frozenset[str] = frozenset()
+    """The strings with special tokens, which are searched in text that has them."""
+
+    @classmethod
+    def of(cls, sampling: Sampling, eos: frozenset[int], tokenizer: ModelTokenizer) -> Stop:
+        """Return the conditions of a job for a model with the end tokens ``eos``."""
+        ends = frozenset[int]() if sampling.ignore_eos else eos
+        special = frozenset(filter(tokenizer.has_special, sampling.stop))
+        return cls(ends.union(sampling.stop_token_ids), sampling.stop, tokenizer, special)
 
     def reached(self, row: DecodeSequence) -> Finish | None:
         """Return why ``row`` ends with its last token, or None if it continues."""
@@ -70,8 +79,19 @@ class Stop:
 
     def _in_tail(self, row: DecodeSequence) -> bool:
         """Return whether a stop string has just appeared; a character takes at most four tokens (one per byte)."""
-        tail = self.decode(row.tokens[-4 * (max(map(len, self.strings)) + 1) :])
-        return any(string in tail for string in self.strings)
+        tail = row.tokens[-4 * (max(map(len, self.strings)) + 1) :]
+        text, whole = self.tokenizer.decode(tail), self.tokenizer.decode(tail, special=True) if self.special else ""
+        return any(string in (whole if string in self.special else text) for string in self.strings)
+
+    def text(self, tokens: list[int]) -> str:
+        """Return the text of a finished row, without the string or token that ended it."""
+        text = self.tokenizer.decode(tokens[:-1] if tokens and tokens[-1] in self.token_ids else tokens)
+        for string in self.strings:
+            text = text.split(string, 1)[0]
+        for string in self.special:
+            before, found, _ = self.tokenizer.decode(tokens, special=True).partition(string)
+            text = min(text, self.tokenizer.without_special(before), key=len) if found else text
+        return text
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,18 +224,15 @@ def rows_of(job: Job, tokenizer: ModelTokenizer) -> list[DecodeSequence]:
     ]
 
 
-def rollout_of(job: Job, row: DecodeSequence, decode: Callable[[list[int]], str]) -> Rollout:
-    """Return the rollout of a finished row; a stop string is not part of its text."""
-    text = decode(row.tokens)
-    for stop in job.sampling.stop:
-        text = text.split(stop, 1)[0]
+def rollout_of(job: Job, row: DecodeSequence, stop: Stop) -> Rollout:
+    """Return the rollout of a finished row."""
     assert row.finish is not None
     return Rollout(
         job=job.id,
         member=job.members[row.member],
         prompt=row.prompt,
         sample=row.sample,
-        text=text,
+        text=stop.text(row.tokens),
         token_ids=tuple(row.tokens),
         prompt_tokens=len(row.prompt_ids),
         finish=row.finish,
