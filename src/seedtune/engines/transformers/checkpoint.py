@@ -15,7 +15,8 @@ from seedtune.config.config import Config
 from seedtune.config.paths import id_and_revision
 from seedtune.engines.transformers.builtin_models import BUILTIN, builtin_folder
 from seedtune.engines.transformers.members.weight_format import as_tensor
-from seedtune.errors import ModelError, first_line, nearest
+from seedtune.errors import ModelError, nearest
+from seedtune.numerics.machine.model_files import quantisation, read
 from seedtune.numerics.weights import WeightArray
 
 
@@ -63,8 +64,16 @@ class ModelSource:
         return self._read(AutoTokenizer)
 
     def config(self) -> Any:
-        """Return the model's configuration; ModelError if transformers would fetch and run an attention kernel."""
+        """Return the model's configuration.
+
+        Raises ModelError for quantised weights, and if transformers would fetch and run an attention kernel.
+        """
         config = self._read(AutoConfig)
+        if (kind := quantisation(config)) is not None:
+            raise ModelError(
+                f"the weights of the model {self.name!r} are quantised ({kind}), in steps that are larger than a "
+                "member's perturbation. Give the checkpoint that it was quantised from."
+            )
         for part in (config, *(getattr(config, name, None) for name in config.sub_configs)):
             kernel = getattr(part, "_attn_implementation", None)
             if "/" in str(kernel) and not self.trust_remote_code:
@@ -75,19 +84,18 @@ class ModelSource:
         return config
 
     def _read(self, factory: Any, **options: Any) -> Any:
+        known = f"({', '.join(BUILTIN)}), a local folder or a Hugging Face id.{nearest(self.name, BUILTIN)}"
+        told = {"what": f"the model {self.name!r}", "fix": f"Give a built-in name {known}"}
         try:
             trusted = self.trust_remote_code
-            return factory.from_pretrained(self.location, trust_remote_code=trusted, **self.options, **options)
-        except (OSError, ValueError, KeyError) as error:
-            if "trust_remote_code" in str(error) and not self.trust_remote_code:
+            return read(factory, self.location, trust_remote_code=trusted, **told, **self.options, **options)
+        except ModelError as error:
+            if "trust_remote_code" in str(error.__cause__) and not self.trust_remote_code:
                 raise ModelError(
                     f"the model {self.name!r} brings code of its own, which is not run. Read it, and if you trust it, "
                     "give: --set trust_remote_code=true"
                 ) from error
-            raise ModelError(
-                f"cannot load the model {self.name!r}: {first_line(error)} Give a built-in name "
-                f"({', '.join(BUILTIN)}), a local folder or a Hugging Face id.{nearest(self.name, BUILTIN)}"
-            ) from error
+            raise
 
 
 def write_model(

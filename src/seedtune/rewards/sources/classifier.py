@@ -7,7 +7,8 @@ from typing import Any
 
 from seedtune.config.data_and_rewards import ClassifierSettings
 from seedtune.config.paths import id_and_revision
-from seedtune.errors import ConfigError, ModelError, nearest
+from seedtune.errors import ConfigError, nearest
+from seedtune.numerics.machine.model_files import read
 from seedtune.rewards.base import text_of
 
 BATCH = 16
@@ -82,14 +83,11 @@ class Classifier:
     def _read(self, factory: Any) -> Any:
         name = self.settings.model
         place, options = id_and_revision(name)
-        try:
-            return factory.from_pretrained(place, trust_remote_code=False, **options)
-        except (OSError, ValueError, KeyError) as error:
-            first = next(iter(str(error).strip().splitlines()), type(error).__name__)
-            raise ModelError(
-                f"cannot load the reward model {name!r}: {first} Give a folder or Hugging Face id of a sequence-"
-                "classification model; a function is written file.py:function or module.function."
-            ) from error
+        fix = (
+            "Give a folder or Hugging Face id of a sequence-classification model; a function is written "
+            "file.py:function or module.function."
+        )
+        return read(factory, place, what=f"the reward model {name!r}", fix=fix, trust_remote_code=False, **options)
 
 
 def _positions(model: Any) -> int:

@@ -1,0 +1,102 @@
+"""Folders of models as they come: every one that cannot be read is told in one line, with the fix."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from models import save_family
+from seedtune.config.data_and_rewards import ClassifierSettings
+from seedtune.engines.transformers.checkpoint import ModelSource
+from seedtune.errors import MissingExtraError, ModelError
+from seedtune.numerics.machine import model_files
+from seedtune.rewards.sources.classifier import Classifier
+
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:" + 64 * "0" + "\nsize 12345\n"
+KINDS = ("bitsandbytes", "awq", "gptq", "fp8", "mxfp4", "compressed-tensors", "modelopt")
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory) -> Path:
+    return save_family("llama", tmp_path_factory.mktemp("model") / "tiny")
+
+
+@pytest.fixture
+def folder(saved, tmp_path) -> Path:
+    return Path(shutil.copytree(saved, tmp_path / "a model"))
+
+
+def failing(error: Exception) -> type:
+    """Stands for a class of transformers."""
+
+    class Factory:
+        @staticmethod
+        def from_pretrained(*_, **__):
+            raise error
+
+    return Factory
+
+
+@pytest.mark.parametrize(
+    ("name", "reader"),
+    [("model.safetensors", "load"), ("tokenizer.json", "tokenizer"), ("config.json", "config")],
+)
+def test_a_pointer_of_git_lfs_is_named_with_the_command_that_fetches_the_file(folder, name, reader):
+    (folder / name).write_text(POINTER)
+    with pytest.raises(ModelError) as caught:
+        getattr(ModelSource.resolve(str(folder)), reader)()
+    assert str(caught.value) == (
+        f"cannot load the model '{folder}': {folder / name} is a pointer of git-lfs, not the file itself. "
+        f"Fetch it with: git -C '{folder}' lfs pull"
+    )
+
+
+def test_a_pointer_in_place_of_a_file_that_is_not_needed_does_no_harm(folder):
+    (folder / "pytorch_model.bin").write_text(POINTER)
+    ModelSource.resolve(str(folder)).load()
+
+
+def test_a_pointer_in_a_reward_model_is_named_too(folder):
+    (folder / "config.json").write_text(POINTER)
+    with pytest.raises(ModelError, match=r"cannot load the reward model .*config\.json is a pointer of git-lfs"):
+        Classifier(ClassifierSettings(model=str(folder)))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_quantised_weights_are_refused_before_they_are_read(folder, kind):
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"quantization_config": {"quant_method": kind}}))
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(ModelError, match=rf"are quantised \({kind}\).* Give the checkpoint that it was quantised from"):
+        ModelSource.resolve(str(folder)).load()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ImportError("\nXTokenizer requires the SentencePiece library but it was not found in your environment."),
+        ValueError("Error parsing line b'x' in folder/tokenizer.model"),
+    ],
+)
+def test_a_tokenizer_that_needs_sentencepiece_says_how_to_install_it(monkeypatch, error):
+    monkeypatch.setattr(model_files, "find_spec", lambda _: None)
+    with pytest.raises(MissingExtraError, match=r"the tokenizer of M needs .*: pip install sentencepiece"):
+        model_files.read(failing(error), "M", what="M", fix="")
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (ImportError("\nUsing X requires Y: `pip install Y`\nmore"), "Using X requires Y: `pip install Y`"),
+        (RuntimeError("INTERNAL: unk is not defined."), "INTERNAL: unk is not defined. Look."),
+        (OSError(), "OSError Look."),
+    ],
+)
+def test_whatever_transformers_says_is_one_line_with_the_fix(error, message):
+    with pytest.raises(ModelError) as caught:
+        model_files.read(failing(error), "M", what="M", fix="Look.")
+    assert str(caught.value).startswith(f"cannot load M: {message}")
+    assert "\n" not in str(caught.value)
