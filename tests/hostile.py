@@ -142,6 +142,51 @@ def pid(completions, **_):
     return [os.getpid()] * len(completions)
 
 
+def progress(completions, completion_ids, trainer_state, log_extra, log_metric, **_):
+    """TRL's keywords: tokens of every completion, the trainer's state, and what is logged."""
+    log_extra("shouted", [text.upper() for text in completions])
+    log_extra("kind", [int] * len(completions))
+    for ids in completion_ids:
+        log_metric("tokens", len(ids))
+    log_metric("nothing", math.nan)
+    return [trainer_state.global_step / trainer_state.max_steps + len(ids) for ids in completion_ids]
+
+
+def progress_of_all(**given):
+    return progress(**given)
+
+
+class Overlong:
+    """Called as TRL's get_soft_overlong_punishment(most, free) and get_repetition_penalty_reward are."""
+
+    def __init__(self, most: int, free: int) -> None:
+        self.most, self.free = most, free
+
+    def __call__(self, completion_ids: list[list[int]], **_: Any) -> list[float]:
+        over = (max(0, len(ids) - self.most + self.free) for ids in completion_ids)
+        return [max(-1.0, -count / self.free) for count in over]
+
+
+class CosineScaled:
+    """Called as TRL's get_cosine_scaled_reward(max_len=…) is."""
+
+    def __init__(self, max_len: int) -> None:
+        self.max_len = max_len
+
+    def __call__(self, completions: list[str], solution: list[str], completion_ids: list[list[int]], **_: Any):
+        right = [text.startswith(answer) for text, answer in zip(completions, solution, strict=True)]
+        scaled = (math.cos(math.pi * len(ids) / self.max_len) for ids in completion_ids)
+        return [0.5 + 0.5 * value if ok else -0.5 for ok, value in zip(right, scaled, strict=True)]
+
+
+overlong, cosine_scaled = Overlong(6, 4), CosineScaled(4)
+
+
+def compares(completions, **_):
+    """Needs the other completions of the prompt."""
+    return [float(len(text) > min(map(len, completions))) for text in completions]
+
+
 def counts_turns(environments, **_):
     return [environment.turns for environment in environments]
 

@@ -35,7 +35,7 @@ from seedtune.tasks.base import Task
 from seedtune.tasks.environments import EnvironmentFactory
 from seedtune.tasks.from_config import Data, TaskInputs
 from seedtune.tasks.reference_answers import scores_itself
-from seedtune.types import UNPERTURBED, Member, Plan, length
+from seedtune.types import UNPERTURBED, Member, Plan, Rollout, length
 
 Metrics = dict[str, Any]
 
@@ -223,6 +223,7 @@ class Trainer:
             ),
             "reward_unperturbed": record.reward_unperturbed,
             **run_metrics.function_metrics(outcome.by_function, outcome.failed),
+            **outcome.metrics,
             **run_metrics.completion_metrics(outcome.rollouts),
             **self.reward_hacking.metrics(outcome.rollouts),
             "sigma": record.plan.sigma,
@@ -293,6 +294,12 @@ def _check_events(callback: Any) -> None:
     )
 
 
+def _logged(outcome: Outcome, rollout: Rollout) -> dict[str, Any]:
+    """What reward functions logged about a completion, if anything."""
+    columns = outcome.logged.get((outcome.examples[rollout.prompt].id, rollout.text))
+    return {} if columns is None else {"logged": columns}
+
+
 def _samples(outcome: Outcome, task: Task, generation: int, split: str) -> list[dict[str, Any]]:
     """What the unperturbed model answered, for ``seedtune samples`` and the report."""
     return [
@@ -306,6 +313,7 @@ def _samples(outcome: Outcome, task: Task, generation: int, split: str) -> list[
             "reward": None if np.isnan(reward) else reward,
             "right": bool(right(task, [reward])[0]) if task.has_accuracy else None,
             "finish": rollout.finish,
+            **_logged(outcome, rollout),
         }
         for rollout, reward in outcome.of(UNPERTURBED)
     ]

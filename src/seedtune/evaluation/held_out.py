@@ -263,7 +263,7 @@ def during_training(
     metrics |= {"alarms": taken.notes} if taken.notes else {}
     if own.has_accuracy:
         metrics["eval_accuracy"] = float(np.mean(right(own, first.rewards)))
-    functions = run_metrics.function_metrics(first.by_function, first.failed)
+    functions = run_metrics.function_metrics(first.by_function, first.failed) | first.metrics
     metrics |= {f"eval_{name}": value for name, value in functions.items()}
     metrics |= {f"eval_{name}": value for name, value in run_metrics.completion_metrics(first.rollouts).items()}
     metrics["eval_completions/empty_ratio"] = float(np.mean([not rollout.text.strip() for rollout in first.rollouts]))

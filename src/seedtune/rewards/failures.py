@@ -104,6 +104,17 @@ class Once:
                 why,
             )
 
+    def constant(self, name: str, value: float) -> None:
+        """Log once that a reward function returned the same value for all completions of an evaluation."""
+        if self._new(name, "constant"):
+            _log.warning(
+                "the reward function %r returned %g for all completions of an evaluation, so it cannot tell members "
+                "apart (shown once). It gets one completion per call: if it compares completions, set "
+                "reward_batch=prompt.",
+                name,
+                value,
+            )
+
     def decline(self, prompt: int) -> None:
         """Log once that every reward function returned None for a completion of this prompt."""
         if self._new("declined"):

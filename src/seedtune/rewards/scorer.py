@@ -16,7 +16,7 @@ from typing import Any, Literal
 from seedtune.config.config import Config
 from seedtune.errors import RewardError
 from seedtune.rewards.base import Reward, keywords_of
-from seedtune.rewards.execution.call import Fault, RewardCall, RewardResult, accepted, attempt, names
+from seedtune.rewards.execution.call import Fault, RewardCall, RewardResult, TrainerState, accepted, attempt, names
 from seedtune.rewards.execution.placement import Placement, place_of
 from seedtune.rewards.execution.pool import Done, Pool
 from seedtune.rewards.execution.process import ProcessWorker
@@ -25,6 +25,9 @@ from seedtune.rewards.failures import Once, rows, stop_reason
 from seedtune.types import Example
 
 Report = Callable[[list[dict[str, Any]]], None]
+
+Completion = tuple[int, str]
+"""(prompt's id, text) of a completion."""
 
 STUCK = 8
 """Hung threads of one reward in this process that stop the run."""
@@ -44,6 +47,14 @@ class Scorer:
         self.proven: set[str] = set()
         self.stuck: Counter[str] = Counter()
         self.once = Once()
+        self.reads_tokens = any(
+            self.places[reward.name].where != "here" and accepted(reward.function, {"completion_ids": ()})
+            for reward in rewards
+            if not reward.inline or names(reward.function, "completion_ids")
+        )
+        """Whether a reward takes the token ids of completions."""
+        self._columns: dict[Completion, dict[str, Any]] = {}
+        self._metrics: dict[str, list[float]] = {}
         self._pools: dict[str, Pool] = {}
         weakref.finalize(self, _close, self._pools)
 
@@ -57,7 +68,7 @@ class Scorer:
 
         ``after`` is the number of generations before it.  An error inside the block ends all workers.
         """
-        current = Round(self, examples, prompts)
+        current = Round(self, examples, prompts, TrainerState(after, self.config.generations))
         try:
             yield current
         except BaseException:
@@ -79,6 +90,20 @@ class Scorer:
             thread = place.where == "thread"
             self._pools[key] = Pool(ThreadWorker, 1) if thread else Pool(processes, self.config.reward_workers)
         self._pools[key].submit(call, done)
+
+    def log(self, reward: str, answer: RewardResult, completions: Sequence[Completion]) -> None:
+        """Keep what a call logged about its completions."""
+        for name, column in answer.columns.items():
+            for completion, value in zip(completions, column, strict=True):
+                self._columns.setdefault(completion, {})[name] = value
+        for name, numbers in answer.metrics.items():
+            self._metrics.setdefault(f"rewards/{reward}/{name}", []).extend(filter(math.isfinite, numbers))
+
+    def take_logged(self) -> tuple[dict[Completion, dict[str, Any]], dict[str, float]]:
+        """Return, and forget, the logged columns by completion and the means of the logged metrics by name."""
+        columns, self._columns = self._columns, {}
+        metrics, self._metrics = self._metrics, {}
+        return columns, {name: math.fsum(numbers) / len(numbers) for name, numbers in metrics.items() if numbers}
 
     def close(self) -> None:
         """End all workers."""
@@ -106,8 +131,10 @@ class Round:
     is not scored by any: the weighted sum of the others would reward it for the failure.
     """
 
-    def __init__(self, scorer: Scorer, examples: Sequence[Example], prompts: Sequence[int]) -> None:
-        self._scorer, self._prompts = scorer, prompts
+    def __init__(
+        self, scorer: Scorer, examples: Sequence[Example], prompts: Sequence[int], state: TrainerState
+    ) -> None:
+        self._scorer, self._prompts, self._state = scorer, prompts, state
         self._examples = [examples[prompt] for prompt in prompts]
         self._names = sorted({name for example in examples for name in example.columns})
         self._texts: list[str | None] = [None] * len(prompts)
@@ -115,6 +142,7 @@ class Round:
         self._faults: dict[str, dict[int, Fault]] = {reward.name: {} for reward in scorer.rewards}
         self._unscored: set[int] = set()
         self._environments: dict[int, Any] = {}
+        self._ids: dict[int, Sequence[int]] = {}
         self._batches = [batch for reward in scorer.rewards for batch in self._batches_of(reward)]
         self._waiting: list[list[_Batch]] = [[] for _ in prompts]
         for batch in self._batches:
@@ -123,16 +151,19 @@ class Round:
         self._answers: queue.SimpleQueue[tuple[_Batch, RewardResult]] = queue.SimpleQueue()
         self._open = 0
 
-    def add(self, place: int, text: str, environment: Any = None) -> None:
+    def add(self, place: int, text: str, environment: Any = None, ids: Sequence[int] | None = None) -> None:
         """Add the completion at index ``place`` and submit the calls whose completions are now all there.
 
-        A conversation has an ``environment``, for functions that name ``environments`` or run in this process anyway.
+        A conversation has an ``environment``, for functions that name ``environments`` or run in this process anyway;
+        ``ids`` are the completion's tokens.
         Raises RewardError if too many completions have failed already.
         """
         if self._texts[place] is None:
             self._texts[place] = text
             if environment is not None:
                 self._environments[place] = environment
+            if ids is not None:
+                self._ids[place] = ids
             for batch in self._waiting[place]:
                 batch.missing -= 1
                 if not batch.missing:
@@ -148,10 +179,22 @@ class Round:
                 self._submit(batch)
         while self._open:
             self._take(*self._answers.get())
-        for values in self.values.values():
+        for name, values in self.values.items():
             for place in self._unscored:
                 values[place] = math.nan
+            if self._scorer.places[name].where != "here" and self._scorer.config.reward_batch == "sample":
+                self._check_differences(name, values)
         return self.values
+
+    def _check_differences(self, name: str, values: Sequence[float]) -> None:
+        """Log once if a reward is the same for all completions of the evaluation, as one that compares them is."""
+        texts = dict[int, set[str]]()
+        for place, value in enumerate(values):
+            if not math.isnan(value):
+                texts.setdefault(self._prompts[place], set()).add(self._texts[place] or "")
+        known = {value for value in values if not math.isnan(value)}
+        if len(known) == 1 and max(map(len, texts.values())) > 1:
+            self._scorer.once.constant(name, known.pop())
 
     def declined(self) -> list[int]:
         """Return the indices of the completions for which every reward returned None, without a failure."""
@@ -186,13 +229,15 @@ class Round:
             placement = self._scorer.places[reward.name] = Placement("thread")  # objects cannot be sent to a worker
         if self._environments and placement.where == "thread":
             keywords["environments"] = [self._environments[i] for i in places]
+        if self._ids and placement.where != "here":
+            keywords["completion_ids"] = [list(self._ids[i]) for i in places]
         keywords = accepted(reward.function, keywords)
         if placement.where == "here":
             self._take(batch, attempt(reward.function, keywords, len(places)))
             return
         # Inline rewards (a judge, a classifier) have their own time limits, one per request.
         seconds = threading.TIMEOUT_MAX if reward.inline else self._scorer.config.reward_timeout
-        call = RewardCall(reward.function, placement.source, keywords, len(places), seconds)
+        call = RewardCall(reward.function, placement.source, keywords, len(places), seconds, self._state)
         self._scorer.submit(reward, call, lambda answer: self._answers.put((batch, answer)))
 
     def _take(self, batch: _Batch, answer: RewardResult) -> None:
@@ -206,6 +251,7 @@ class Round:
         for place, value in zip(places, answer.values, strict=True):
             self.values[reward.name][place] = value
         self._unscored.update(places[i] for i in answer.faults)
+        self._scorer.log(reward.name, answer, [(self._examples[i].id, self._texts[i] or "") for i in places])
         if len(answer.faults) < len(places):
             self._scorer.proven.add(reward.name)
         if answer.faults:

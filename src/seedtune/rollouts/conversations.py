@@ -170,7 +170,7 @@ class Conversations:
         with self._scorer.round(rows, [talk.prompt for talk in talks], after=after) as scoring:
             for place, talk in enumerate(talks):
                 if not talk.broken:
-                    scoring.add(place, environments.since(talk.content, talk.begin), talk.environment)
+                    scoring.add(place, environments.since(talk.content, talk.begin), talk.environment, talk.tokens)
             values = scoring.finish()
         for place in scoring.declined():
             self._scorer.once.decline(examples[talks[place].prompt].id)

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +16,7 @@ from seedtune import activities
 from seedtune.config.config import Config
 from seedtune.engines.base import Engine
 from seedtune.rewards.base import Reward, total
-from seedtune.rewards.scorer import Scorer
+from seedtune.rewards.scorer import Completion, Scorer
 from seedtune.rollouts import likelihoods
 from seedtune.rollouts.conversations import Conversations
 from seedtune.rollouts.objectives import OBJECTIVES, VOTING
@@ -45,6 +46,12 @@ class Outcome:
     rewards: list[float]
     by_function: dict[str, list[float]]
     failed: dict[str, int]
+    logged: dict[Completion, dict[str, Any]] = field(default_factory=dict)
+    """What reward functions logged about completions, by column."""
+
+    metrics: dict[str, float] = field(default_factory=dict)
+    """Means of the metrics that reward functions logged, as ``rewards/<function>/<name>``."""
+
     seconds: dict[str, float] = field(default_factory=dict)
     asked: NDArray[np.bool_] | None = None
     """(members, prompts): the requested evaluations; None: all."""
@@ -100,7 +107,8 @@ class Evaluator:
 
         With ``tokens`` the rollouts are guaranteed to hold their token ids.
         """
-        whole = replace(self.jobs((UNPERTURBED,), tuple(examples), Plan(generation, 0.0, ()))[0], tokens=tokens)
+        (whole,) = self.jobs((UNPERTURBED,), tuple(examples), Plan(generation, 0.0, ()))
+        whole = replace(whole, tokens=tokens or whole.tokens)
         size = self.config.held_out_group or len(examples)
         rows = [tuple((0, p) for p in range(i, min(i + size, len(examples)))) for i in range(0, len(examples), size)]
         jobs = [replace(whole, id=i, rows=mine) for i, mine in enumerate(rows)] if len(rows) > 1 else [whole]
@@ -138,11 +146,13 @@ class Evaluator:
                 key = rollout.member, rollout.prompt, rollout.sample
                 arrived[key] = rollout
                 if rollout.scores is None:
-                    scoring.add(number[key], rollout.text)
+                    ids = rollout.token_ids if self.scorer.reads_tokens else None
+                    scoring.add(number[key], rollout.text, ids=ids)
             generated = time.perf_counter()
             scores = scoring.finish()
             for place in scoring.declined():
                 self.scorer.once.decline(examples[keys[place][1]].id)
+        logged, metrics = self.scorer.take_logged()
         places = [place for place, key in enumerate(keys) if key in arrived]
         ordered = [arrived[keys[place]] for place in places]
         values = _known(self.task.rewards, ordered) or {
@@ -163,6 +173,8 @@ class Evaluator:
             rewards=rewards,
             by_function=values,
             failed=scoring.failed(),
+            logged=logged,
+            metrics=metrics,
             seconds={"rollouts": generated - started, "score": time.perf_counter() - generated},
         )
 
@@ -196,6 +208,7 @@ class Evaluator:
     def jobs(self, members: tuple[Member, ...], examples: tuple[Example, ...], plan: Plan) -> list[Job]:
         """Split the members into jobs of fixed groups, independent of the engine and its workers."""
         config, size = self.config, self.config.group or len(members)
+        reads = self.scorer.reads_tokens
         prompts = tuple(prompt_of(config, example) for example in examples)
         sampling = Sampling(
             max_tokens=config.max_completion_length,
@@ -208,7 +221,7 @@ class Evaluator:
             samples=config.samples_per_prompt,
         )
         return [
-            Job(index, plan.sigma, members[first : first + size], prompts, sampling, plan.shift, tokens=False)
+            Job(index, plan.sigma, members[first : first + size], prompts, sampling, plan.shift, tokens=reads)
             for index, first in enumerate(range(0, len(members), size))
         ]
 

@@ -325,6 +325,20 @@ def test_a_run_that_a_row_has_ended_goes_on_without_the_row(folder, command, fai
 # --------------------------------------------------------------------------- TRL's habits
 
 
+def test_what_rewards_log_is_among_the_metrics_and_samples(folder):
+    def shorter(completions, completion_ids, trainer_state, log_extra, log_metric):
+        log_metric("step", trainer_state.global_step)
+        log_extra("tokens", [len(ids) for ids in completion_ids])
+        return [-float(len(ids)) for ids in completion_ids]
+
+    data = {"train_dataset": rows(), "eval_dataset": rows(3)}
+    Trainer(toy("run", generations=2, eval_steps=1), reward_funcs=shorter, **data).train()
+    metrics, samples = (directory.read_lines(Path(f"run/{name}.jsonl")) for name in ("metrics", "samples"))
+    assert [row["rewards/shorter/step"] for row in metrics if "reward" in row] == [0.0, 1.0]
+    assert [row["eval_rewards/shorter/step"] for row in metrics if "eval_reward" in row] == [0.0, 1.0, 2.0]
+    assert all(row["logged"] == {"tokens": -int(row["reward"])} for row in samples)
+
+
 def test_the_models_own_tokenizer_is_taken_and_another_is_refused(tmp_path):
     import transformers as hf
 

@@ -18,9 +18,9 @@ from seedtune.config.config import Config
 from seedtune.errors import RewardError
 from seedtune.rewards.base import Reward, total
 from seedtune.rewards.execution import process
-from seedtune.rewards.execution.call import RewardCall, RewardResult
-from seedtune.rewards.execution.pool import Pool
+from seedtune.rewards.execution.call import Log, attempt
 from seedtune.rewards.scorer import STUCK, Round, Scorer
+from seedtune.tasks.builtin.conciseness import length_error
 from seedtune.tasks.data.rows import examples
 from waiting import BOUND, wait_until
 
@@ -160,6 +160,70 @@ def test_a_module_that_a_worker_cannot_import_keeps_its_function_in_this_process
     assert "there is no module 'only_here'" in caplog.text
 
 
+@pytest.mark.parametrize("count", [0, 1])
+@pytest.mark.parametrize("function", [hostile.progress, hostile.progress_of_all])
+def test_functions_get_trls_keywords_and_what_they_log_is_kept(count, function):
+    scorer = made(function, reward_workers=count, generations=8)
+    with scorer.round(EXAMPLES, PROMPTS, after=2) as scoring:
+        for place in range(24):
+            scoring.add(place, TEXTS[place], ids=range(PROMPTS[place]))
+        assert scoring.finish()["r0"] == [2 / 8 + prompt for prompt in PROMPTS]
+    columns, metrics = scorer.take_logged()
+    assert metrics == {"rewards/r0/tokens": 1.5}
+    assert columns[EXAMPLES[1].id, TEXTS[1]] == {"shouted": TEXTS[1], "kind": "<class 'int'>"}
+    assert scorer.take_logged() == ({}, {})
+    scorer.close()
+
+
+@pytest.mark.parametrize(
+    ("reward", "tokens", "values"),
+    [
+        (Reward("r", hostile.overlong), (2, 3, 4, 9), [0.0, -0.25, -0.5, -1.0]),
+        (Reward("r", hostile.overlong, source="hostile.overlong"), (2, 3, 4, 9), [0.0, -0.25, -0.5, -1.0]),
+        (Reward("r", hostile.cosine_scaled), (0, 1, 2, 2), [1.0, -0.5, 0.5, -0.5]),
+    ],
+    ids=["overlong", "in a worker", "cosine"],
+)
+def test_rewards_in_trls_way_of_calling_work_as_they_are(reward, tokens, values):
+    data = examples([{"prompt": f"p{index}", "solution": "yes"} for index in range(4)], "train")
+    scorer = Scorer([reward], Config(reward_workers=1))
+    with scorer.round(data, range(4), after=0) as scoring:
+        for place, (text, count) in enumerate(zip(("yes", "no", "yes", "no"), tokens, strict=True)):
+            scoring.add(place, text, ids=[7] * count)
+        assert scoring.finish()["r"] == pytest.approx(values)
+    scorer.close()
+
+
+@pytest.mark.parametrize(
+    ("log", "message"),
+    [
+        (lambda log: log.extra("x", [1]), "log_extra('x') got 1 values for 2 completions: log one each"),
+        (lambda log: log.metric("std", 1.0), "log_metric('std') would hide the reward's own std: choose another name"),
+    ],
+)
+def test_what_cannot_be_logged_says_why(log, message):
+    fault = attempt(lambda completions: log(Log(2)), {"completions": ["a", "b"]}, 2).faults[0]
+    assert fault.message == f"raised ValueError: {message}"
+
+
+def test_tokens_are_asked_for_only_if_a_reward_takes_them():
+    functions = [hostile.overlong, hostile.length, length_error, lambda completions: [0.0]]
+    assert [made(function).reads_tokens for function in functions] == [True, True, False, False]
+    assert not Scorer([Reward("r", hostile.length, inline=True)], Config()).reads_tokens
+
+
+@pytest.mark.parametrize(("how", "told"), [("sample", True), ("prompt", False)])
+def test_a_reward_that_compares_completions_but_gets_one_is_told_of(how, told, caplog):
+    scorer = made([hostile.compares, hostile.length], reward_batch=how, reward_workers=0)
+    values = [scored(scorer).values["r0"] for _ in range(2)]
+    messages = [record.getMessage() for record in caplog.records]
+    assert len(messages) == told
+    for message in messages:
+        assert message.startswith("the reward function 'r0' returned 0 for all completions of an evaluation")
+        assert "if it compares completions, set reward_batch=prompt" in message
+    assert len(set(values[0])) == (1 if told else 2)
+
+
 # ------------------------------------------------------------------------- failures
 
 
@@ -265,70 +329,7 @@ def test_failures_are_reported_once_an_evaluation():
     assert first == {"after_generation": 0, "reward": "r0", "kind": "exception", "error": "raised KeyError: 'answer'"}
 
 
-# ------------------------------------------------------------------------------ pool
-
-
-class Slow:
-    """A worker that waits to be let go."""
-
-    gate = threading.Event()
-    made = closed = 0
-    prepared = 0.0
-
-    def __init__(self) -> None:
-        Slow.made += 1
-
-    def call(self, call: RewardCall) -> RewardResult:
-        self.gate.wait(BOUND)
-        return RewardResult([1.0])
-
-    def stop(self) -> None:
-        self.gate.set()
-
-    def close(self) -> None:
-        Slow.closed += 1
-
-
-def test_workers_start_one_at_a_time_while_calls_wait_and_end_with_the_pool():
-    Slow.made = Slow.closed = 0
-    Slow.gate.clear()
-    pool, done = Pool(Slow, 3), []
-    for _ in range(9):
-        pool.submit(RewardCall(len, "", {}, 1, 1.0), done.append)
-    wait_until(lambda: Slow.made)
-    time.sleep(0.1)  # in which more would be made
-    assert Slow.made == 1
-    Slow.gate.set()
-    wait_until(lambda: len(done) == 9)
-    assert 1 <= Slow.made <= 3
-    pool.close()
-    assert Slow.closed == Slow.made
-
-
-class Ready:
-    """A worker that prepares for long and answers at once."""
-
-    made = 0
-    prepared = 60.0
-
-    def __init__(self) -> None:
-        Ready.made += 1
-
-    def call(self, call: RewardCall) -> RewardResult:
-        return RewardResult([1.0])
-
-    def stop(self) -> None: ...
-
-    def close(self) -> None: ...
-
-
-def test_quick_functions_have_one_worker_whatever_their_imports_take():
-    pool, done = Pool(Ready, 8), []
-    for _ in range(50):
-        pool.submit(RewardCall(len, "", {}, 1, 1.0), done.append)
-    wait_until(lambda: len(done) == 50)
-    pool.close()
-    assert Ready.made == 1
+# --------------------------------------------------------------------------- workers
 
 
 def test_workers_are_kept_between_evaluations_and_start_again_after_closing():

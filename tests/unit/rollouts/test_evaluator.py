@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 import pytest
 
+import hostile
 from scores import length, number
 from seedtune import engines, tasks
 from seedtune.config.config import Config
@@ -63,6 +64,17 @@ def test_every_reward_has_scores_of_its_own_without_its_weight():
 def test_scores_by_reward_of_one_reward_are_the_scores():
     outcome = evaluated([[["10"], ["2"]], [["3"], [""]]])
     np.testing.assert_array_equal(outcome.by_reward, outcome.scores[None])
+
+
+@pytest.mark.parametrize(("reward", "asked"), [(hostile.progress, True), (length, False)])
+def test_rewards_get_token_ids_which_engines_are_asked_for_if_necessary(reward, asked):
+    engine = TableEngine(dict(zip(MEMBERS, [[["a"], ["b"]], [["a"], ["d"]]], strict=True)))
+    evaluator = Evaluator(engine, task(Reward("r", reward)), Config(generations=4, reward_workers=0))
+    outcome = evaluator.evaluate(MEMBERS, EXAMPLES, plan=Plan(2, 0.1, MEMBERS))
+    assert {job.tokens for job in engine.jobs} == {asked}
+    np.testing.assert_array_equal(outcome.scores, np.full((2, 2), 1.5 if asked else 1.0))
+    assert outcome.metrics == ({"rewards/r/tokens": 1.0} if asked else {})
+    assert outcome.logged.get((EXAMPLES[1].id, "d"), {}).get("shouted") == ("D" if asked else None)
 
 
 SAMPLES = [

@@ -11,9 +11,9 @@ import math
 import reprlib
 import threading
 import traceback
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
@@ -45,10 +45,57 @@ class Fault(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class RewardResult:
-    """One float per completion, NaN where missing, and the faults by completion index."""
+    """One float per completion, NaN where missing, and the faults by completion index.
+
+    ``columns`` (a value per completion) and ``metrics`` are what the function logged, by name.
+    """
 
     values: list[float]
     faults: dict[int, Fault] = field(default_factory=dict)
+    columns: dict[str, list[Any]] = field(default_factory=dict)
+    metrics: dict[str, list[float]] = field(default_factory=dict)
+
+
+class TrainerState(NamedTuple):
+    """TRL's ``trainer_state``: finished generations, and generations of the whole run."""
+
+    global_step: int
+    max_steps: int
+
+
+TRL = ("completion_ids", "trainer_state", "log_extra", "log_metric", "environments")
+"""Keyword arguments in TRL's convention that are no columns of the data."""
+
+OWN = ("mean", "std", "failed")
+"""Metrics of every reward, whose names it cannot log."""
+
+
+class Log:
+    """What a call on ``count`` completions logs: TRL's ``log_extra`` and ``log_metric``."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self.columns: dict[str, list[Any]] = {}
+        self.metrics: dict[str, list[float]] = {}
+
+    def extra(self, column: str, values: Iterable[Any]) -> None:
+        """Log a value per completion for the samples; others than text, numbers and truth values become text."""
+        logged = [value if _is_plain(value) else str(value)[:MESSAGE] for value in values]
+        if len(logged) != self.count:
+            raise ValueError(
+                f"log_extra({column!r}) got {len(logged)} values for {self.count} completions: log one each"
+            )
+        self.columns[str(column)] = logged
+
+    def metric(self, name: str, value: float) -> None:
+        """Log a number; the metric is the mean of the finite ones of a generation."""
+        if name in OWN:
+            raise ValueError(f"log_metric({name!r}) would hide the reward's own {name}: choose another name")
+        self.metrics.setdefault(str(name), []).append(float(value))
+
+
+def _is_plain(value: Any) -> bool:
+    return value is None or type(value) in (str, int, bool) or (type(value) is float and math.isfinite(value))
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +110,7 @@ class RewardCall:
     keywords: Mapping[str, Any]
     count: int
     seconds: float
+    state: TrainerState | None = None
 
 
 def failed(fault: Fault, count: int) -> RewardResult:
@@ -71,18 +119,25 @@ def failed(fault: Fault, count: int) -> RewardResult:
 
 
 def attempt(
-    function: Callable[..., Any], keywords: Mapping[str, Any], count: int, *, seconds: float | None = None
+    function: Callable[..., Any],
+    keywords: Mapping[str, Any],
+    count: int,
+    *,
+    seconds: float | None = None,
+    state: TrainerState | None = None,
 ) -> RewardResult:
     """Call a function with the keywords it accepts, await it if it is async, and check the returned values.
 
     Any exception except an interrupt becomes a fault of all completions of the call.  ``seconds`` limits the awaiting
-    in a thread; otherwise the caller enforces the limit.
+    in a thread; otherwise the caller enforces the limit.  With a ``state`` the function gets it, and may log.
     """
+    log = Log(count)
+    more = {} if state is None else {"trainer_state": state, "log_extra": log.extra, "log_metric": log.metric}
     try:
-        returned = function(**accepted(function, keywords))
+        returned = function(**accepted(function, {**keywords, **more}))
         if inspect.isawaitable(returned):
             returned = _wait_for(returned, seconds)
-        return _checked(returned, count)
+        return replace(_checked(returned, count), columns=log.columns, metrics=log.metrics)
     except (Exception, SystemExit, asyncio.CancelledError) as error:  # noqa: BLE001 - the named boundary: user code
         return failed(fault_of(error), count)
 

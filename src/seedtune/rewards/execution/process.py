@@ -81,7 +81,7 @@ class ProcessWorker:
 
     def call(self, call: RewardCall) -> RewardResult:
         """Run the call and return its result; a crash, a hang or exhausted memory fails it and ends the process."""
-        request = {"source": call.source, "count": call.count, "seconds": call.seconds}
+        request = {"source": call.source, "count": call.count, "seconds": call.seconds, "state": call.state}
         try:
             message = json.dumps({**request, "keywords": plain(call.keywords)})
         except (TypeError, ValueError, RecursionError) as error:
@@ -161,14 +161,14 @@ class ProcessWorker:
                     return self._lost("hang", f"took longer than {seconds:g} s")
                 if ready and self._read() == b"":  # it closed its output: only the reply is left
                     waited.remove(self._output)
-            values, faults = json.loads(self._connection.recv_bytes(LARGEST))
+            values, faults, columns, metrics = json.loads(self._connection.recv_bytes(LARGEST))
         except (OSError, EOFError, ValueError):
             return self._lost("crash", "ended its process")
         printed = self._printed() if faults else ""
         found = {place: self._told(Fault(*fault), printed) for fault, places in faults for place in places}
         if any(fault.kind == "memory" for fault in found.values()):
             self.close()
-        return RewardResult(values, found)
+        return RewardResult(values, found, columns, metrics)
 
     def _told(self, fault: Fault, printed: str) -> Fault:
         """Add the function's output to its fault, and the limits of memory to a fault that they cause."""

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any, NoReturn
 
-from seedtune.rewards.execution.call import Fault, RewardResult, attempt, failed, fault_of
+from seedtune.rewards.execution.call import Fault, RewardResult, TrainerState, attempt, failed, fault_of
 from seedtune.rewards.sources.adapters import load
 
 Functions = dict[str, Callable[..., Any]]
@@ -57,7 +57,8 @@ def _reply(functions: Functions, request: dict[str, Any]) -> RewardResult:
     # Just before the parent's time-out, dump the traceback of a hung call to the output that the parent reads.
     faulthandler.dump_traceback_later(request["seconds"], exit=False)
     owner = os.getpid()
-    answer = attempt(functions[source], request["keywords"], request["count"])
+    state = request["state"] and TrainerState(*request["state"])
+    answer = attempt(functions[source], request["keywords"], request["count"], state=state)
     if os.getpid() != owner:  # a child that user code forked must not reply, too
         os._exit(0)
     faulthandler.cancel_dump_traceback_later()
@@ -67,11 +68,11 @@ def _reply(functions: Functions, request: dict[str, Any]) -> RewardResult:
 
 
 def _encoded(answer: RewardResult) -> bytes:
-    """Encode a result as JSON: the values, and each fault with the completions that it concerns."""
+    """Encode a result as JSON: the values, each fault with the completions that it concerns, and what was logged."""
     places: dict[Fault, list[int]] = {}
     for place, fault in answer.faults.items():
         places.setdefault(fault, []).append(place)
-    return json.dumps([answer.values, list(places.items())]).encode()
+    return json.dumps([answer.values, list(places.items()), answer.columns, answer.metrics]).encode()
 
 
 def _end_with(lifeline: int) -> None:

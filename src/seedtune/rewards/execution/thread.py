@@ -97,7 +97,8 @@ class ThreadWorker:
     def call(self, call: RewardCall) -> RewardResult:
         """Run the call and return its result."""
         self._thread.seconds = call.seconds
-        done = self._thread.call(partial(attempt, call.function, call.keywords, call.count, seconds=call.seconds))
+        attempted = partial(attempt, call.function, call.keywords, call.count, seconds=call.seconds, state=call.state)
+        done = self._thread.call(attempted)
         error = done.exception()
         if error is None:
             answer: RewardResult = done.result()

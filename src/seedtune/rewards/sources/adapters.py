@@ -12,7 +12,7 @@ from typing import Any
 from seedtune.errors import ConfigError, RewardError, nearest
 from seedtune.rewards.answer_tags import CLOSE, OPEN
 from seedtune.rewards.base import RewardFunction, text_of
-from seedtune.rewards.execution.call import accepted
+from seedtune.rewards.execution.call import TRL, accepted
 from seedtune.rewards.optional import optional
 from seedtune.rewards.sources import user_code
 from seedtune.rewards.sources.gym_score import evaluates, marks, scorer
@@ -97,8 +97,8 @@ def answer_in(text: str) -> str:
 
 
 def rows_of(columns: Mapping[str, Sequence[Any]], count: int) -> list[dict[str, Any]]:
-    """Convert columns to one mapping per completion."""
-    return [{name: column[index] for name, column in columns.items()} for index in range(count)]
+    """Convert columns of the data to one mapping per completion."""
+    return [{name: column[index] for name, column in columns.items() if name not in TRL} for index in range(count)]
 
 
 def _each(call: Callable[[Any, str, Row], Any], function: Any) -> RewardFunction:
