@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import runs
+from seedtune.numerics.machine import disk
 from seedtune.numerics.weights import Weights
 from seedtune.run import directory, recorded_config
 from seedtune.trainer import Trainer
@@ -59,7 +60,7 @@ POINTS: dict[str, tuple[Any, str, Callable[..., None]]] = {
     "after the weights of a snapshot": (Weights, "save", after),
     "before the rename of a snapshot": (Path, "rename", before),
     "after the rename of a snapshot": (Path, "rename", after),
-    "before a whole file": (Path, "write_bytes", before),
+    "before a whole file": (disk, "put", before),
     "before the rename of a whole file": (Path, "replace", before),
     "after the rename of a whole file": (Path, "replace", after),
     "before metrics and samples": (directory, "append_lines", before),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
@@ -18,13 +19,14 @@ weak reference (llvmlite has such, and every import), so a run looks here after 
 def main() -> None:
     """Run a command; user errors are printed as one line with exit code 1, an interrupt exits with 130."""
     from seedtune.cli.app import app
-    from seedtune.cli.console import error_console
+    from seedtune.cli.console import LogLines, error_console
     from seedtune.cli.signs import SignsOfLife
 
     signal.signal(signal.SIGTERM, _interrupt)
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a command in the background ignores Ctrl-C
         signal.signal(signal.SIGINT, _interrupt)
     sys.unraisablehook = _unraisable
+    logging.getLogger("seedtune").handlers = [LogLines(logging.WARNING)]
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:

@@ -5,11 +5,14 @@ Also tables, and the formats of numbers and durations.
 
 from __future__ import annotations
 
+import logging
 import math
+import re
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
@@ -20,15 +23,45 @@ PLAIN_WIDTH = 200
 _AS_IT_IS: dict[str, Any] = {"markup": False, "emoji": False, "highlight": False}
 
 
+_COMMANDS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
+"""What terminals obey instead of showing it (ESC, C1, carriage returns), and what reverses or breaks lines."""
+
+
+def plain(text: str) -> str:
+    """Return text with every character that a terminal would obey escaped as in JSON, which can only be read."""
+    return _COMMANDS.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+class PlainConsole(Console):
+    """A console on which completions, file names and errors can only be read: see `plain`."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """Return text of `plain`, so that columns are as wide as what they show."""
+        return super().render_str(plain(text), **options)
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """Yield the segments of anything printed, with texts of `plain` and rich's own control codes."""
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else Segment(plain(segment.text), segment.style)
+
+
 def console() -> Console:
     """Return the console for results."""
-    plain = Console(**_AS_IT_IS)
-    return plain if plain.is_terminal else Console(width=PLAIN_WIDTH, **_AS_IT_IS)
+    found = PlainConsole(**_AS_IT_IS)
+    return found if found.is_terminal else PlainConsole(width=PLAIN_WIDTH, **_AS_IT_IS)
 
 
 def error_console() -> Console:
     """Return the console for errors."""
-    return Console(stderr=True, soft_wrap=True, **_AS_IT_IS)
+    return PlainConsole(stderr=True, soft_wrap=True, **_AS_IT_IS)
+
+
+class LogLines(logging.Handler):
+    """Prints warnings of seedtune as plain lines on the console for errors; they may repeat completions."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print one warning."""
+        error_console().print(self.format(record))
 
 
 def say(line: str) -> None:

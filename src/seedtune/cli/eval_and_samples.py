@@ -11,7 +11,7 @@ import typer
 from rich.text import Text
 
 import seedtune
-from seedtune.cli.console import clock, console, number, say, say_table
+from seedtune.cli.console import clock, console, number, plain, say, say_table
 from seedtune.cli.options import RunFolder, Sets, bounded, path
 from seedtune.cli.progress import ReplayProgress
 from seedtune.errors import ConfigError, RunError, storage_cause
@@ -97,7 +97,7 @@ def _hand_out(found: seedtune.Evaluation, to_json: str | None) -> None:
     """Print the result as tables, or as JSON for ``-``; write it as JSON to any other ``to_json``."""
     text = json.dumps(found.to_json(), ensure_ascii=False, allow_nan=False, indent=2) + "\n"
     if to_json == "-":
-        sys.stdout.write(text)
+        sys.stdout.write(plain(text))
         return
     first = found.subjects[0]
     name = found.what if first.generation is None else f"{found.what}, generation {first.generation}"

@@ -15,7 +15,7 @@ from pydantic import ValidationError, field_validator, model_validator
 from seedtune.config import rules
 from seedtune.config.data_and_rewards import as_dataset, as_rewards
 from seedtune.config.fields import Fields, one_spelling
-from seedtune.config.sections import explain, yes_or_no
+from seedtune.config.sections import check_no_secrets, explain, yes_or_no
 from seedtune.errors import ConfigError
 
 SHOWN = 8
@@ -35,6 +35,7 @@ class Config(Fields):
         """Read ``learning_rate`` as alpha, and own data or rewards as a task."""
         if not isinstance(data, dict):
             return data
+        check_no_secrets(data)
         own = data.get("train_dataset") or data.get("reward_funcs")
         return ({"task": "custom"} if own else {}) | one_spelling(data)
 
@@ -94,7 +95,7 @@ _INCIDENTAL: dict[str, Any] = {
     "transformers": {"device", "weights_folder"},
     "vllm": {
         *("tensor_parallel_size", "weights_memory"),
-        *("gpu_memory_utilization", "kv_cache_memory_bytes", "enforce_eager"),
+        *("gpu_memory_utilization", "kv_cache_memory_bytes", "enforce_eager", "download_dir", "hf_token"),
     },
     "toy": {"delay"},
     # Workers are identified by the engine they run, see `Config.identity`.

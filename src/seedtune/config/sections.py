@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from seedtune.config.foreign_data import check_finite, shown
 from seedtune.config.paths import LocalPath, absolute
-from seedtune.errors import nearest
+from seedtune.errors import ConfigError, nearest
 from seedtune.types import COUNT, STEPS
 
 DAY = 86_400.0
@@ -51,6 +52,27 @@ def types_in(annotation: Any) -> set[Any]:
     """Return the types inside an annotation such as ``int | dict[str, int]``."""
     parts = get_args(annotation)[: 1 if get_origin(annotation) is Annotated else None]
     return set().union(*map(types_in, parts)) if parts else {annotation}
+
+
+_SECRET = re.compile(
+    r"(?:.*[_-])?(?:(?:hf|hub|api|access|auth|bearer|private)[_-]?(?:token|key)|password|secret)|token", re.I
+)
+
+
+def is_secret(name: str) -> bool:
+    """Return whether a setting or a parameter of an address is called like a password or key."""
+    return _SECRET.fullmatch(name) is not None
+
+
+def check_no_secrets(settings: Any, place: str = "") -> None:
+    """Raise ConfigError, which does not repeat it, if a setting at any depth is a secret: settings go into files."""
+    for name, value in settings.items() if isinstance(settings, dict) else ():
+        if isinstance(value, str) and value and is_secret(str(name)):
+            raise ConfigError(
+                f"{place}{name} is a secret, and settings are written into files that travel (config.yaml, the ledger, "
+                "packs). Leave it out, and export it as an environment variable: Hugging Face reads HF_TOKEN."
+            )
+        check_no_secrets(value, f"{place}{name}.")
 
 
 def _text_of_path(value: Any) -> Any:

@@ -105,7 +105,7 @@ def _chart(generations: Sequence[Row], evaluations: Sequence[Row]) -> str:
     """Plot the rewards of members (mean), unperturbed model and held-out prompts against generations."""
     lines = {
         "members": ("#8aa", [(row["generation"], row["reward"]) for row in generations]),
-        "unperturbed": ("#06c", [(row["generation"] - 1, row["reward_unperturbed"]) for row in generations]),
+        "unperturbed": ("#06c", [(row["generation"] - 1, row.get("reward_unperturbed")) for row in generations]),
         "held out": ("#c30", [(row["generation"], row["eval_reward"]) for row in evaluations]),
     }
     known = [(x, y) for _, points in lines.values() for x, y in points if y is not None]

@@ -14,6 +14,7 @@ from typing_extensions import TypedDict
 
 from seedtune.config.foreign_data import GenerationCount, conform, parse_json
 from seedtune.errors import RunError, resume_command, storage_error
+from seedtune.numerics.machine.disk import put
 from seedtune.run import ledger
 
 
@@ -21,7 +22,8 @@ def append_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Append one JSON object per line, after closing a torn last line.  Raises StorageError."""
     data = _lines(rows)
     try:
-        with path.open("ab+") as file:
+        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW  # another's run may hold a link to a user's file
+        with os.fdopen(os.open(path, flags, 0o666), "ab+") as file:
             if file.tell():
                 file.seek(-1, os.SEEK_END)
                 data = data if file.read(1) == b"\n" else b"\n" + data
@@ -118,17 +120,6 @@ def write_whole(path: Path, data: bytes) -> None:
             put(path, data)
     except OSError as error:
         raise storage_error(path, error) from error
-
-
-def put(path: Path, data: bytes) -> None:
-    """Write a file under a hidden name and rename it; on OSError the old file is kept."""
-    part = path.with_name(f".{path.name}.part")
-    try:
-        part.write_bytes(data)
-        part.replace(path)
-    except OSError:
-        part.unlink(missing_ok=True)
-        raise
 
 
 def _lines(rows: Iterable[Mapping[str, Any]]) -> bytes:

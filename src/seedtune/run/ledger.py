@@ -293,7 +293,7 @@ class Ledger:
         self.path = path
         self._check, self._size = "", 0
         try:
-            self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+            self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
         except OSError as error:
             raise storage_error(path, error) from error
         try:

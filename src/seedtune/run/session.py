@@ -13,6 +13,7 @@ from seedtune.engines import snapshots
 from seedtune.engines.base import Engine, EngineInfo
 from seedtune.errors import ConfigError, RunError, StorageError, storage_cause
 from seedtune.numerics import noise
+from seedtune.numerics.machine import disk
 from seedtune.rollouts import prompts
 from seedtune.run import directory, metrics, recorded_config, replay, resuming
 from seedtune.run.ledger import Contents, Header, Ledger, Record
@@ -75,7 +76,7 @@ class Session:
         with self._claimed() as book:
             self.engine, info = replay.load_base(self.config)
             with self._beginning():
-                directory.put(self.paths.config, self._settings())
+                disk.put(self.paths.config, self._settings())
             book.begin(self._header(info))
             directory.append_lines(self.paths.metrics, [metrics.products_row(info, 0)])
             yield Start(book, {}, info)

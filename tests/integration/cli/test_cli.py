@@ -33,7 +33,7 @@ def tree(folder: Path) -> set[str]:
     [
         ("sigmaa=1", "unknown setting 'sigmaa'. Did you mean 'sigma'? Known: alpha, "),
         ("toy.sise=1", "unknown setting 'toy.sise'. Did you mean 'size'? Known: delay, size"),
-        ("sigma=large", "sigma='large': must be a valid number, unable to parse string as a number"),
+        ("sigma=large", "sigma='large': must be a number, like 10, 0.5 or 1e-3, not text"),
         ("sigma=0", "sigma=0: must be greater than 0"),
         ("sigma=-1e-3", "sigma=-0.001: must be greater than 0"),
         ("population=7", "population=7 is odd, but antithetic pairs need an even one: use 8, or antithetic=false"),

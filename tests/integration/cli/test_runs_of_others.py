@@ -147,3 +147,37 @@ def test_code_of_a_model_runs_only_if_the_user_says_so(model_with_code, tmp_path
     assert "--set trust_remote_code=true" in failure("resume", root)
     assert recorded_config.run_config(root).trust_remote_code is False
     assert not (tmp_path / "ran").exists()
+
+
+def test_forged_texts_of_a_folder_and_a_pack_do_not_reach_the_terminal(tmp_path, command) -> None:
+    root, clear = tmp_path / "run", "\x1b[2J\x9b2J\u202e"
+    Trainer(runs.toy(root)).train()
+    samples = root / "samples.jsonl"
+    rows = [{**row, "prompt": f"p{clear}", "completion": f"{clear} {row['generation']}"} for row in runs.rows(samples)]
+    samples.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    runs.edit_ledger(root, lambda data: data.update(seedtune=clear, model=clear) if "config" in data else None)
+    pack_run(root, tmp_path / "a.pack")
+    pack = pack_format.read(tmp_path / "a.pack")
+    about = dataclasses.replace(pack.about, base_fingerprint="0" * 32)
+    (tmp_path / "b.pack").write_bytes(pack_format.dump(dataclasses.replace(pack, about=about)))
+    other = tmp_path / "other"
+    Trainer(runs.toy(other)).train()
+    for arguments in (
+        ("samples", root),
+        ("inspect", root),
+        ("diff", root, other),
+        ("pack", root, "-o", tmp_path / "c.pack"),
+        ("unpack", "toy", tmp_path / "b.pack", "-o", tmp_path / "out", "--set", "toy.size=4"),
+    ):
+        _, output, errors = command(*arguments)
+        assert "[2J" in output + errors
+        assert not set(clear) & set(output + errors) - set("[2J")
+
+
+def test_an_evaluation_is_not_saved_through_a_link(tmp_path, failure) -> None:
+    root, other = tmp_path / "run", tmp_path / "theirs"
+    Trainer(runs.toy(root)).train()
+    other.write_text("kept")
+    (root / "evaluations.jsonl").symlink_to(other)
+    assert "evaluations.jsonl" in failure("eval", root, "--save")
+    assert other.read_text() == "kept"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import yaml
@@ -275,3 +276,35 @@ def test_identity_holds_the_settings_of_the_engine_in_use_only():
     assert "toy" not in Config().identity()
     assert "device" not in Config().identity()["transformers"]
     assert Config().replace(transformers={"max_rows": 1}).identity() != Config().identity()
+
+
+SECRET = "hf_0123456789abcdef"
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"engine": "vllm", "vllm": {"hf_token": SECRET}},
+        {"engine": "vllm", "vllm": {"model_loader_extra_config": {"auth_token": SECRET}}},
+        {"task_args": {"api_key": SECRET}},
+        {"chat_template_kwargs": {"password": SECRET}},
+        {"hf_token": SECRET},
+    ],
+)
+def test_a_secret_is_refused_without_repeating_it(given: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="is a secret, and settings are written into files") as caught:
+        Config.create(given)
+    assert SECRET not in str(caught.value)
+
+
+def test_words_that_only_look_like_secrets_are_taken() -> None:
+    Config.create({"chat_template_kwargs": {"eos_token": "</s>", "key": "a"}, "task_args": {"max_tokens": 3}})
+    Config.create({"engine": "vllm", "vllm": {"hf_token": True, "max_num_batched_tokens": 4096}})
+
+
+def test_places_and_tokens_of_vllm_are_no_part_of_a_run(tmp_path) -> None:
+    told = {"max_model_len": 64, "download_dir": str(tmp_path), "hf_token": True}
+    assert Config.create({"engine": "vllm", "vllm": told}).identity()["vllm"] == {
+        **Config.create({"engine": "vllm"}).identity()["vllm"],
+        "max_model_len": 64,
+    }

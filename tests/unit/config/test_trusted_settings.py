@@ -72,7 +72,7 @@ NAMED: list[tuple[dict[str, Any], tuple[str, ...]]] = [
     ({"transformers": {"weights_folder": "/etc"}}, ("transformers.weights_folder",)),
     ({"engine": "ray", "ray": {"address": "ray://elsewhere:1", "detached": True}}, ("ray.address", "ray.detached")),
     ({"engine": "ray", "ray": {"address": "auto", "resources": {"a": 1}}}, ("ray.address", "ray.resources")),
-    ({"engine": "vllm", "vllm": {"hf_token": "secret", "download_dir": "/x"}}, ("vllm.download_dir", "vllm.hf_token")),
+    ({"engine": "vllm", "vllm": {"hf_token": True, "download_dir": "/x"}}, ("vllm.download_dir", "vllm.hf_token")),
 ]
 
 

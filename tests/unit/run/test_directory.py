@@ -10,12 +10,14 @@ import pytest
 
 from seedtune.config.config import Config
 from seedtune.engines import snapshots
+from seedtune.engines.ray import status_file
 from seedtune.engines.toy.engine import ToyEngine
 from seedtune.errors import StorageError, storage_cause, storage_error
 from seedtune.evaluation import comparison, report
 from seedtune.numerics.noise import Noise
 from seedtune.run import directory
 from seedtune.run.directory import RunPaths
+from seedtune.run.ledger import Ledger
 from seedtune.types import Term, Update
 
 ROWS = [{"text": "a\u2028b\x85c\x0bd\r\n"}, {"text": "日本 [b] :smile:"}, {"text": "\ud800 alone"}]
@@ -282,3 +284,32 @@ def test_lines_of_another_form_are_passed_over(tmp_path, name, row, changes):
     directory.append_lines(path, [row, *damaged])
     path.write_bytes(path.read_bytes() + b'{"generation": ' + b"[" * 5000 + b"\n\xff\n[]\n")
     assert directory.read_lines(path) == [row]
+
+
+# ------------------------------------------------------------- links in another's run
+
+
+@pytest.mark.parametrize("name", ["report.html", ".report.html.part"])
+def test_a_whole_file_is_never_written_through_a_link(name, tmp_path):
+    other, run = tmp_path / "theirs", tmp_path / "run"
+    other.write_bytes(b"kept")
+    run.mkdir()
+    (run / name).symlink_to(other)
+    directory.write_whole(run / "report.html", b"new")
+    assert (run / "report.html").read_bytes() == b"new"
+    assert not (run / "report.html").is_symlink()
+    assert other.read_bytes() == b"kept"
+    status_file.show(run, {"time": 1.0})
+    assert status_file.status_of(run) == {"time": 1.0}
+
+
+def test_lines_and_ledgers_are_never_appended_through_a_link(tmp_path):
+    other = tmp_path / "theirs"
+    other.write_bytes(b"kept")
+    for name in ("metrics.jsonl", "ledger.jsonl"):
+        (tmp_path / name).symlink_to(other)
+    with pytest.raises(StorageError, match=r"metrics\.jsonl"):
+        directory.append_lines(tmp_path / "metrics.jsonl", ROWS)
+    with pytest.raises(StorageError, match=r"ledger\.jsonl"):
+        Ledger(tmp_path / "ledger.jsonl")
+    assert other.read_bytes() == b"kept"

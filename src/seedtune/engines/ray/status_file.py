@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from seedtune.errors import RunError, StorageError, storage_cause
+from seedtune.numerics.machine import disk
 
 STATUS, SCALE = ".ray-status.json", ".ray-scale.json"
 
@@ -56,6 +56,4 @@ def ask(root: Path, requested: Mapping[str, int]) -> None:
 
 
 def _put(file: Path, data: Mapping[str, Any]) -> None:
-    part = file.with_name(f"{file.name}.{os.getpid()}")
-    part.write_text(json.dumps(dict(data)), encoding="utf-8")
-    part.replace(file)
+    disk.put(file, json.dumps(dict(data)).encode())

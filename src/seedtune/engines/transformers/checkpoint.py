@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -18,6 +19,8 @@ from seedtune.engines.transformers.members.weight_format import as_tensor
 from seedtune.errors import ModelError, nearest
 from seedtune.numerics.machine.model_files import quantisation, read
 from seedtune.numerics.weights import WeightArray
+
+log = logging.getLogger("seedtune")
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +122,16 @@ def write_model(
 
 
 def _copy_extras(base: Path, path: Path) -> None:
-    """Copy the licence files of a local base model, which must accompany derived models."""
+    """Copy the licence files of a local base model, which must accompany derived models.
+
+    A link may lead to another file of the model's folder, or of its repository in the cache of Hugging Face, which
+    holds links into ``blobs``; no other one is followed.
+    """
+    inside = base.resolve()
+    repository = inside.parents[1] if inside.parent.name == "snapshots" else inside
     for file in base.glob("LICENSE*") if base.is_dir() else ():
-        shutil.copyfile(file, path / file.name)
+        real = file.resolve()
+        if real.is_relative_to(repository) and real.is_file():
+            shutil.copyfile(real, path / file.name)
+        else:
+            log.warning("%s is not copied: it is no file of the model's folder", file)

@@ -7,6 +7,7 @@ and no ``repr``.  Server responses are parsed for a score and never shown, becau
 from __future__ import annotations
 
 import http.client
+import ipaddress
 import json
 import logging
 import math
@@ -19,9 +20,10 @@ from contextlib import closing, contextmanager, suppress
 from http import HTTPStatus
 from threading import Event, Timer
 from typing import Any
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import SplitResult, parse_qsl, urlsplit
 
 from seedtune.config.data_and_rewards import JudgeSettings
+from seedtune.config.sections import is_secret
 from seedtune.errors import ConfigError, RewardError, nearest
 from seedtune.rewards.base import text_of
 from seedtune.rewards.sources.adapters import rows_of
@@ -80,7 +82,11 @@ class Judge:
         self.settings = settings
         self.address = _address(settings)
         self._refused: frozenset[str] = frozenset()
-        _key(settings)
+        if _key(settings) is not None and self.address.scheme == "http" and not _is_here(self.address.hostname or ""):
+            log.warning(
+                "%s: the key in %s goes over the network unencrypted, for anyone on the way to read; use https",
+                *(self, settings.api_key_env),
+            )
 
     def __repr__(self) -> str:
         return f"Judge({self.address._replace(query='').geturl()!r}, model={self.settings.model!r})"
@@ -288,9 +294,9 @@ def _address(settings: JudgeSettings) -> SplitResult:
         parts.port  # noqa: B018 - raises for an invalid port
     except ValueError:
         parts = urlsplit("")
-    if parts.username or parts.password:
+    if parts.username or parts.password or any(name == "key" or is_secret(name) for name, _ in parse_qsl(parts.query)):
         raise ConfigError(
-            "judge.base_url holds a name or password. Put the key into the environment and name it in api_key_env."
+            "judge.base_url holds a name, password or key. Put the key into the environment and name it in api_key_env."
         )
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ConfigError(
@@ -299,6 +305,14 @@ def _address(settings: JudgeSettings) -> SplitResult:
     path = parts.path.rstrip("/")
     whole = settings.kind == "reward" or path.endswith("/chat/completions")
     return parts._replace(path=path if whole else f"{path}/chat/completions", fragment="")
+
+
+def _is_here(host: str) -> bool:
+    """Return whether a host is this machine."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")
 
 
 def _key(settings: JudgeSettings) -> str | None:

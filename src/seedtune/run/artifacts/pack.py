@@ -15,6 +15,7 @@ from seedtune.config.foreign_data import parse_yaml
 from seedtune.config.paths import id_and_revision
 from seedtune.engines.base import Engine, EngineInfo
 from seedtune.errors import ConfigError, LedgerError, PackError, RunError, StorageError, storage_cause
+from seedtune.numerics.machine import disk
 from seedtune.run import directory, ledger, recorded_config, replay
 from seedtune.run.artifacts import pack_format
 from seedtune.run.artifacts.export import Export, Rights, check_output, write_export
@@ -67,7 +68,8 @@ def _replayed(root: Path, goal: int, sets: Iterable[str], progress: replay.Progr
 def _about(contents: ledger.Contents, lineage: Lineage, goal: int, fingerprint: str, rights: Rights) -> About:
     header, config = contents.header, dict(contents.header.config)
     config["engine"] = recorded_config.weights_kind(config["engine"].split("+"))
-    kept = ["engine", "dtype", *recorded_config.WEIGHTS, *_TOLD, config["engine"]]
+    kept = ["engine", "dtype", *recorded_config.WEIGHTS, *_TOLD]
+    kept += [config["engine"]] if config["engine"] != "vllm" else []  # its options are those of this machine
     return About(
         seedtune=__version__,
         noise=header.noise,
@@ -131,7 +133,7 @@ def _metadata(card: Path | str) -> dict[str, Any]:
 def _write(target: Path, data: bytes) -> None:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        directory.put(target, data)
+        disk.put(target, data)
     except OSError as error:
         cause, fix = storage_cause(error)
         raise StorageError(f"cannot write {str(target)!r}: {cause}. {fix}, or choose another --output.") from error

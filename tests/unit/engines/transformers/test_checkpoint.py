@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 
 import models
-from seedtune.engines.transformers import base_weights
+from seedtune.engines.transformers import base_weights, checkpoint
 from seedtune.engines.transformers.checkpoint import ModelSource
 from seedtune.errors import ModelError
 
@@ -61,3 +62,20 @@ def test_weights_of_a_revision_are_streamed_from_its_files(monkeypatch) -> None:
     monkeypatch.setattr(base_weights, "try_to_load_from_cache", lambda *given, **more: asked.append((given, more)))
     assert base_weights._folder(ModelSource.resolve("org/name@v1")) is None
     assert asked == [(("org/name", "config.json"), {"revision": "v1"})]
+
+
+def test_an_export_copies_no_file_from_outside_the_models_folder(tmp_path, caplog) -> None:
+    for place in ("snapshots/abc", "blobs", "snapshots/other", "out"):
+        (tmp_path / "repo" / place).mkdir(parents=True)
+    base, out, outside = tmp_path / "repo/snapshots/abc", tmp_path / "repo/out", tmp_path / "secret"
+    outside.write_text("secret")
+    (tmp_path / "repo/blobs/1").write_text("licence")
+    (base / "LICENSE").symlink_to("../../blobs/1")  # as in the cache of Hugging Face
+    (base / "LICENSE.txt").write_text("own")
+    (base / "LICENSE-A").symlink_to(outside)
+    (base / "LICENSE-B").symlink_to("../../../secret")
+    (base / "LICENSE-C").mkdir()
+    os.mkfifo(base / "LICENSE-D")
+    checkpoint._copy_extras(base, out)
+    assert {file.name: file.read_text() for file in out.iterdir()} == {"LICENSE": "licence", "LICENSE.txt": "own"}
+    assert caplog.text.count("is not copied: it is no file of the model's folder") == 4

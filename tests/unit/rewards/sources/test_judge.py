@@ -302,7 +302,7 @@ def test_a_missing_or_broken_key_is_told_without_repeating_it(monkeypatch):
 
 
 def test_a_password_in_the_address_is_refused_without_repeating_it():
-    with pytest.raises(ConfigError, match="holds a name or password") as caught:
+    with pytest.raises(ConfigError, match="holds a name, password or key") as caught:
         Judge(JudgeSettings(base_url=f"https://me:{KEY}@example.com/v1"))
     assert KEY not in str(caught.value)
 
@@ -336,3 +336,33 @@ def test_what_is_not_scored_is_nan_for_the_run():
         first, second = score(rewards, [Example(0, "p", {}), Example(1, "p", {})], ["a", "b"])["judge"]
     assert first != first
     assert second == 3.0
+
+
+@pytest.mark.parametrize("query", ["key=sk-1", "v=1&api_key=sk-1", "access_token=sk-1"])
+def test_a_key_in_the_address_is_refused_without_repeating_it(query):
+    with pytest.raises(ConfigError, match="holds a name, password or key") as caught:
+        Judge(JudgeSettings(base_url=f"https://judge.example/score?{query}", kind="reward"))
+    assert "sk-1" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("address", "told"),
+    [
+        ("http://judge.example/v1", True),
+        ("http://10.0.0.7:8000/v1", True),
+        ("http://localhost.evil.example/v1", True),
+        ("http://127.evil.example/v1", True),
+        ("https://judge.example/v1", False),
+        ("http://localhost:8000/v1", False),
+        ("http://127.0.0.1:8000/v1", False),
+        ("http://[::1]:8000/v1", False),
+    ],
+)
+def test_a_key_that_leaves_this_machine_unencrypted_is_told(address, told, monkeypatch, caplog):
+    monkeypatch.setenv("JUDGE_KEY", KEY)
+    Judge(JudgeSettings(base_url=address, api_key_env="JUDGE_KEY"))
+    assert ("goes over the network unencrypted" in caplog.text) == told
+    assert KEY not in caplog.text
+    caplog.clear()
+    Judge(JudgeSettings(base_url=address))
+    assert caplog.text == ""
