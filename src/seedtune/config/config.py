@@ -67,6 +67,12 @@ class Config(Fields):
         data["reward_weights"] = list(self.weights)
         return data
 
+    def sources(self) -> dict[str, Any]:
+        """Return where data, rewards and code are, as plain JSON data: paths, which `identity` leaves out."""
+        known = self.identity()
+        given = self.model_dump(mode="json", include=_SOURCES, exclude_defaults=True)
+        return {name: value for name, value in given.items() if known.get(name) != value}
+
     @classmethod
     def create(cls, settings: Mapping[str, Any]) -> Config:
         """Create a configuration from plain data; raise ConfigError with the setting, its value and the fix."""
@@ -81,6 +87,11 @@ class Config(Fields):
         """Return a validated copy with some settings changed; raises ConfigError."""
         return Config.create({**self.model_dump(), **one_spelling(changes)})
 
+
+_SOURCES = {
+    *("task", "environment", "task_args", "train_dataset", "eval_dataset", "eval_size", "prompt_column"),
+    "reward_funcs",
+}
 
 _INCIDENTAL: dict[str, Any] = {
     # The base model is identified by its fingerprint, not by its path.

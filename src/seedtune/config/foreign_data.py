@@ -11,8 +11,8 @@ import math
 import re
 import reprlib
 from contextlib import suppress
-from dataclasses import is_dataclass
-from typing import Annotated, Any, TypeVar, get_type_hints
+from dataclasses import MISSING, fields, is_dataclass
+from typing import Annotated, Any, NotRequired, TypeVar, get_type_hints
 
 import yaml
 from pydantic import Field, TypeAdapter, ValidationError
@@ -198,9 +198,15 @@ def conform(value: Any, kind: type[T]) -> T:
 def _adapter(kind: Any) -> TypeAdapter[Any]:
     """Return pydantic's validator of a type, made once; a dataclass is a mapping of its fields in JSON."""
     if kind not in _ADAPTERS:
-        hints = get_type_hints(kind, include_extras=True) if is_dataclass(kind) else {}
-        _ADAPTERS[kind] = TypeAdapter(TypedDict(kind.__name__, hints) if hints else kind)  # type: ignore[operator]
+        _ADAPTERS[kind] = TypeAdapter(_mapping(kind) if is_dataclass(kind) else kind)
     return _ADAPTERS[kind]
+
+
+def _mapping(kind: Any) -> Any:
+    """Return the TypedDict of a dataclass: what has a default may be missing."""
+    hints = get_type_hints(kind, include_extras=True)
+    given = {each.name for each in fields(kind) if each.default is MISSING and each.default_factory is MISSING}
+    return TypedDict(kind.__name__, {n: h if n in given else NotRequired[h] for n, h in hints.items()})  # type: ignore[operator]
 
 
 _ADAPTERS: dict[Any, TypeAdapter[Any]] = {}

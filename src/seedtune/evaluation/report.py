@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from seedtune.evaluation import comparison
@@ -67,7 +68,7 @@ def render(paths: RunPaths) -> str:
         _held_out(evaluations),
         *(_evaluation(row) for row in directory.read_lines(paths.evaluations)),
         _samples(comparison.pairs(paths)),
-        f"<h2>Configuration</h2><pre>{html.escape(paths.config.read_text(encoding='utf-8'))}</pre>",
+        f"<h2>Configuration</h2><pre>{html.escape(_text(paths.config))}</pre>",
     ]
     return (
         "<!doctype html><html lang=en><meta charset=utf-8>"
@@ -75,6 +76,10 @@ def render(paths: RunPaths) -> str:
         f"<title>seedtune: {html.escape(paths.root.name)}</title><style>{_STYLE}</style>"
         f"{''.join(body)}</html>"
     )
+
+
+def _text(path: Path) -> str:
+    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
 
 
 def _table(headings: Sequence[str], rows: Iterable[Sequence[str]], *, left: Collection[str] = ()) -> str:
@@ -154,7 +159,7 @@ def _held_out(evaluations: Sequence[Row]) -> str:
 
 def _evaluation(row: Row) -> str:
     """Render a ``seedtune eval --save``: one table per task, one row per measure, one column per subject."""
-    return "".join(_compared(row, place) for place in range(len(row["subjects"][0]["results"])))
+    return "".join(_compared(row, place) for place in range(min(len(one["results"]) for one in row["subjects"])))
 
 
 def _compared(row: Row, place: int) -> str:

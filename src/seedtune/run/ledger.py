@@ -4,7 +4,8 @@ One JSON object per line.  The header names the base model and the configuration
 members, rewards and coefficients as exact floats; every few generations there is a fingerprint of the current weights.
 Each line ends with a checksum over itself and the line before, so that any changed bit is found and located.
 Lines are flushed to disk before the update they describe is applied; a torn last line is dropped.
-Nothing in it depends on time or machine: the same run writes the same bytes.
+Nothing in it depends on time or machine, except where the user's own data and code are: the same run writes the same
+bytes.
 """
 
 from __future__ import annotations
@@ -55,11 +56,17 @@ class Header:
 
     base_fingerprint: str
     config: Mapping[str, Any]
+    sources: Mapping[str, Any] = field(default_factory=dict)
+    """Where the user's own data, rewards and code are, if there are any, so that the ledger alone can be resumed."""
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Header:
         """Build the header from JSON data.  Raises ValueError if it is of another form."""
         return conform(data, cls)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the header as JSON data."""
+        return {name: value for name, value in asdict(self).items() if name != "sources" or value}
 
 
 @dataclass(frozen=True, slots=True)
@@ -331,7 +338,7 @@ class Ledger:
     def begin(self, header: Header) -> None:
         """Write the first line; an incomplete one of an earlier start is overwritten."""
         os.ftruncate(self._file, 0)
-        self._append(asdict(header))
+        self._append(header.to_json())
         disk.flush_path(self.path.parent)
 
     @classmethod

@@ -5,19 +5,26 @@ Weights do not depend on the engine, so any engine can replay them.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired
+
+from typing_extensions import TypedDict
 
 from seedtune.config import trusted_settings
 from seedtune.config.config import Config
+from seedtune.config.foreign_data import Count, conform
 from seedtune.config.yaml_file import override, parse_settings, read_file
 from seedtune.engines import ENGINES
 from seedtune.errors import ConfigError, LedgerError, ModelError, RunError, resume_command
 from seedtune.numerics import noise
 from seedtune.run import ledger, sealing
 from seedtune.run.directory import RunPaths
+from seedtune.strategies.state_schema import check_recorded
+
+log = logging.getLogger("seedtune")
 
 REPLAYS = {"vllm": "transformers"}
 """Engine of a run (of its Ray workers) → engine that replays its weights when no completions are needed.
@@ -97,9 +104,26 @@ def as_written(root: Path) -> tuple[Config, bool]:
     """Read the whole configuration of a run; also return whether this user's seedtune wrote it, unedited since."""
     path = RunPaths(root).config
     if not path.is_file():
-        raise RunError(f"{root} is not a run directory: it has no config.yaml. Check the path.")
+        return _of_the_ledger_alone(root), False
     data = read_file(path)
-    return Config.create({**parse_settings(data, path), "output_dir": str(root)}), sealing.is_marked(data)
+    try:
+        return Config.create({**parse_settings(data, path), "output_dir": str(root)}), sealing.is_marked(data)
+    except ConfigError as error:
+        raise ConfigError(f"{error} Or delete {path}: the ledger holds what the run's results depend on.") from error
+
+
+def _of_the_ledger_alone(root: Path) -> Config:
+    """Return the settings that the ledger holds; the run ends where it is, unless it is told to go on."""
+    if not RunPaths(root).ledger.is_file():
+        raise RunError(f"{root} is not a run directory: it has no config.yaml. Check the path.")
+    contents = ledger.read(RunPaths(root).ledger)
+    done = contents.generations
+    log.warning(
+        "%s has no config.yaml: results follow from the ledger, other settings have their defaults. To go on after "
+        "generation %d: %s --generations N",
+        *(root, done, resume_command(root)),
+    )
+    return config_of(contents.header).replace(output_dir=str(root), generations=max(1, done))
 
 
 def trusted(root: Path, sets: Iterable[str], command: str) -> Config:
@@ -142,14 +166,42 @@ def weights_kind(kinds: Sequence[str]) -> str:
     return "transformers" if "transformers" in kinds else kinds[0]
 
 
+def check_state(root: Path, contents: ledger.Contents) -> None:
+    """Raise LedgerError if the last record holds a state that no strategy makes."""
+    try:
+        check_recorded(contents.records[-1].state if contents.records else {}, {})
+    except ValueError as error:
+        raise LedgerError(
+            f"{root}: the last generation's state is none that a strategy makes ({error}): the ledger was edited and "
+            "sealed again. Restore it from a copy."
+        ) from error
+
+
+class _Engines(TypedDict):
+    engine: str
+    max_staleness: NotRequired[Count]
+
+
 def config_of(header: ledger.Header) -> Config:
-    """Rebuild the configuration from a ledger's header, as far as results depend on it."""
-    settings = {**header.config, "model": header.model}
-    kinds, max_staleness = settings["engine"].split("+"), settings.pop("max_staleness", 0)
-    if len(kinds) > 1 or max_staleness:
-        workers = dict.fromkeys(kinds, 1)
-        settings |= {"engine": "ray", "ray": {"workers": workers, "max_staleness": max_staleness}}
-    return Config.create(settings)
+    """Rebuild the configuration from a ledger's header, as far as results depend on it.
+
+    Raises LedgerError if its settings are none of this version's.
+    """
+    try:
+        engines = conform(header.config, _Engines)
+        settings = {**header.config, **header.sources, "model": header.model}
+        settings |= {"reward_weights": settings.get("reward_weights") or None}
+        settings.pop("max_staleness", None)
+        kinds, max_staleness = engines["engine"].split("+"), engines.get("max_staleness", 0)
+        if len(kinds) > 1 or max_staleness:
+            workers = dict.fromkeys(kinds, 1)
+            settings |= {"engine": "ray", "ray": {"workers": workers, "max_staleness": max_staleness}}
+        return Config.create(settings)
+    except (ValueError, ConfigError) as error:
+        raise LedgerError(
+            f"the settings in the ledger, by seedtune {header.seedtune[:40]}, are none of this version's: {error} Use "
+            "the version that wrote it."
+        ) from error
 
 
 def changed_fields(recorded: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:

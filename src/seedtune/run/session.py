@@ -116,6 +116,7 @@ class Session:
             arithmetic=info.arithmetic,
             base_fingerprint=info.base_fingerprint,
             config=self.config.identity(),
+            sources=self.config.sources(),
         )
 
     @contextmanager
@@ -139,6 +140,7 @@ class Session:
         """Raise RunError or ConfigError if the run cannot go on with these settings and data."""
         root, done = self.paths.root, contents.generations
         recorded_config.check_same_run(root, contents.header, self.config)
+        recorded_config.check_state(root, contents)
         if contents.header.data not in (self.task.digest(), self.task.whole_digest()):
             raise RunError(
                 f"{root} was started with other training data than task {self.task.name!r} has now. "

@@ -51,6 +51,7 @@ def pack_run(
     contents = ledger.read(directory.RunPaths(root).ledger)
     goal = replay.goal_of(root, contents, generation)
     recorded_config.check_noise(str(root), contents.header.noise)
+    recorded_config.config_of(contents.header)
     fingerprint = contents.fingerprints.get(goal) or _replayed(root, goal, sets, progress)
     lineage = Lineage(contents.records)
     about = _about(contents, lineage, goal, fingerprint, rights or Rights())
