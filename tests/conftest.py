@@ -1,7 +1,8 @@
-"""Decides how Triton's kernels run, before anything imports it, and which files of tests run first.
+"""Decides how Triton's kernels run, before anything imports it, which files of tests run first, and which untraced.
 
-Kernels are left out of coverage (see pyproject.toml), so what compiles and interprets them runs untraced, in half the
-time.  Tests that do for long what others do, too, are marked ``no_cover`` for the same reason.
+Tracing for coverage doubles the time of Python code.  So whole runs that need only parts with tests of their own are
+untraced; so is what compiles and interprets kernels, which are left out of coverage (see pyproject.toml); and single
+tests that do for long what others do, too, are marked ``no_cover``.
 """
 
 from __future__ import annotations
@@ -9,7 +10,9 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -26,25 +29,47 @@ hypothesis.settings.register_profile("any machine", deadline=None)  # an example
 hypothesis.settings.load_profile("any machine")
 
 
-def untraced(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function with this thread's tracer put aside while it runs."""
+@contextmanager
+def untraced() -> Iterator[None]:
+    """While open, this thread and those that it starts have no tracer."""
+    tracer, of_threads = sys.gettrace(), threading.gettrace()
+    sys.settrace(None)
+    threading.settrace(None)
+    try:
+        yield
+    finally:
+        sys.settrace(tracer)
+        threading.settrace(of_threads)
 
-    def run(*arguments: Any, **options: Any) -> Any:
-        tracer = sys.gettrace()
-        sys.settrace(None)
-        try:
-            return function(*arguments, **options)
-        finally:
-            sys.settrace(tracer)
 
-    return run
-
-
-Dispatcher.compile = untraced(Dispatcher.compile)
+Dispatcher.compile = untraced()(Dispatcher.compile)
 if importlib.util.find_spec("triton") is not None:
     from triton.runtime.interpreter import GridExecutor
 
-    GridExecutor.__call__ = untraced(GridExecutor.__call__)
+    GridExecutor.__call__ = untraced()(GridExecutor.__call__)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Any:
+    with untraced() if place_of(item).startswith(UNTRACED) else nullcontext():
+        return (yield)
+
+
+def place_of(item: pytest.Item) -> str:
+    return item.path.relative_to(Path(__file__).parent).as_posix()
+
+
+UNTRACED = (
+    "invariant/",
+    "integration/engines/ray/test_faults.py",
+    "integration/engines/ray/test_runs.py",
+    "integration/engines/vllm/",
+    "integration/rollouts/test_conversations.py",
+    "integration/run/test_fifty_generations.py",
+    "integration/strategies/",
+    "integration/test_",
+)
+"""Whole runs of parts that are covered by tests of their own."""
 
 SLOW = (
     "integration/engines/ray/test_engine.py",
@@ -70,5 +95,5 @@ SLOW = (
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    here, order = Path(__file__).parent, {name: place for place, name in enumerate(SLOW)}
-    items.sort(key=lambda item: order.get(item.path.relative_to(here).as_posix(), len(SLOW)))
+    order = {name: place for place, name in enumerate(SLOW)}
+    items.sort(key=lambda item: order.get(place_of(item), len(SLOW)))

@@ -21,7 +21,7 @@ from seedtune.errors import LedgerError, PackError
 from seedtune.numerics.kernels import cpu
 from seedtune.run.artifacts.verify import Verification
 
-pytestmark = [pytest.mark.slow, pytest.mark.no_cover]
+pytestmark = pytest.mark.slow
 
 GENERATIONS, STOP = 50, 23
 DATA = [{"prompt": text} for text in ("Say a", "Say b", "Tell me", "Why?")]

@@ -45,7 +45,6 @@ def small(settings: dict[str, Any]) -> dict[str, Any]:
 ALL = {**STRATEGIES, **MORE}
 
 
-@pytest.mark.no_cover
 @pytest.mark.parametrize("settings", ALL.values(), ids=ALL)
 def test_a_run_verifies_and_resumes_to_the_same_bytes(tmp_path, settings):
     config = runs.toy(tmp_path / "run", **small(settings))
@@ -91,7 +90,6 @@ def base(tmp_path_factory) -> Path:
     return models.save_family("llama", tmp_path_factory.mktemp("model"))
 
 
-@pytest.mark.no_cover
 @pytest.mark.parametrize("settings", HOW.values(), ids=HOW)
 def test_a_tiny_language_model_learns_and_its_run_verifies(tmp_path, base, settings):
     trainer = transformer(tmp_path / "run", base, **settings)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
@@ -167,8 +168,11 @@ class ToyEngine(LocalEngine):
         """Do nothing: there is nothing to release."""
 
 
+@lru_cache(maxsize=1024)  # every member reads the same prompts
 def _normals(name: str, count: int) -> WeightArray:
-    return addressed.normals(addressed.Address(addressed.key_for(0, addressed.Purpose.TOY_MODEL, name)), 0, count)
+    numbers = addressed.normals(addressed.Address(addressed.key_for(0, addressed.Purpose.TOY_MODEL, name)), 0, count)
+    numbers.flags.writeable = False
+    return numbers
 
 
 def _logprobs(answer: str, ids: Sequence[int]) -> list[float]:

@@ -50,7 +50,7 @@ def cluster(tmp_path_factory) -> Iterator[str]:
         "start",
         "--head",
         f"--port={port}",
-        "--num-cpus=8",
+        "--num-cpus=4",
         "--num-gpus=4",
         "--include-dashboard=false",
         "--block",

