@@ -58,6 +58,17 @@ def id_and_revision(name: str) -> tuple[str, dict[str, str]]:
     return (place, {"revision": revision}) if revision and not os.path.exists(name) else (name, {})
 
 
+def is_folder(model: str) -> bool:
+    """Whether a model's name is the path of a folder, as opposed to a Hugging Face id or a built-in name."""
+    place = id_and_revision(model)[0]
+    return model.startswith((".", "~", "/")) or place.count("/") > 1 or os.path.isdir(model)
+
+
+def public_name(model: str) -> str:
+    """Return a model's name for files that travel: of a folder only its own name, without its location."""
+    return os.path.basename(os.path.realpath(os.path.expanduser(model))) if is_folder(model) else model
+
+
 def file_and_name(text: str) -> str:
     """Make the file in ``file.py:NAME`` absolute; return other names (``module.NAME``) unchanged."""
     place, _, word = text.rpartition(":")

@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import try_to_load_from_cache
 
 from seedtune.engines.transformers.checkpoint import ModelSource
 from seedtune.engines.transformers.members.weight_format import as_tensor, as_weights
@@ -69,7 +67,7 @@ class BaseWeights:
     @cached_property
     def _stored(self) -> dict[str, Stored]:
         """Locations in the checkpoint's files of the parameters that were found there."""
-        folder, tensors = _folder(self._source), dict[str, Stored]()
+        folder, tensors = self._source.folder, dict[str, Stored]()
         for path in sorted(folder.glob("model*.safetensors")) if folder is not None else ():
             tensors |= tensor_file.contents(path)
         found = {name: tensors.get(name) or tensors.get(name.removeprefix(self._prefix)) for name in self._seen}
@@ -99,12 +97,3 @@ class BaseWeights:
 def _bits_of(parameter: torch.Tensor) -> WeightArray:
     weights: WeightArray = as_weights(parameter.cpu().contiguous())
     return weights
-
-
-def _folder(source: ModelSource) -> Path | None:
-    """Return the folder with a model's files; None if it is not on this machine."""
-    folder = Path(source.location)
-    if folder.is_dir():
-        return folder
-    config = try_to_load_from_cache(source.location, "config.json", **source.options)
-    return Path(config).parent if isinstance(config, str) else None

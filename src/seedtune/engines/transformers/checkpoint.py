@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import try_to_load_from_cache
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from seedtune.config.config import Config
@@ -52,6 +53,14 @@ class ModelSource:
     def of(cls, config: Config) -> ModelSource:
         """Resolve the model of a configuration."""
         return cls.resolve(config.model, trust_remote_code=config.trust_remote_code)
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder with the model's files; None if it is not on this machine."""
+        if Path(self.location).is_dir():
+            return Path(self.location)
+        config = try_to_load_from_cache(self.location, "config.json", **self.options)
+        return Path(config).parent if isinstance(config, str) else None
 
     def load(self) -> Any:
         """Load the model in its checkpoint's own precision, on the CPU, in its own memory.
@@ -118,20 +127,29 @@ def write_model(
             parameters[name].copy_(as_tensor(array))
     model.save_pretrained(path)
     source.tokenizer().save_pretrained(path)
-    _copy_extras(Path(source.location), path)
+    if source.folder is not None:
+        _copy_extras(source.folder, path)
+
+
+EXTRAS = (
+    *("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*"),
+    *("*.model", "*.tiktoken", "tekken.json", "vocab.*", "merges.txt", "added_tokens.json", "special_tokens_map.json"),
+    "*processor_config.json",
+)
+"""Files of a base model that must accompany derived ones, and those that converters and other programs read."""
 
 
 def _copy_extras(base: Path, path: Path) -> None:
-    """Copy the licence files of a local base model, which must accompany derived models.
+    """Copy the files of the base model that `EXTRAS` names and transformers did not write.
 
     A link may lead to another file of the model's folder, or of its repository in the cache of Hugging Face, which
     holds links into ``blobs``; no other one is followed.
     """
     inside = base.resolve()
     repository = inside.parents[1] if inside.parent.name == "snapshots" else inside
-    for file in base.glob("LICENSE*") if base.is_dir() else ():
-        real = file.resolve()
-        if real.is_relative_to(repository) and real.is_file():
-            shutil.copyfile(real, path / file.name)
-        else:
+    for file in {file for pattern in EXTRAS for file in base.glob(pattern)}:
+        real, target = file.resolve(), path / file.name
+        if not (real.is_relative_to(repository) and real.is_file()):
             log.warning("%s is not copied: it is no file of the model's folder", file)
+        elif not target.exists():
+            shutil.copyfile(real, target)

@@ -7,12 +7,13 @@ import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 
 from seedtune.config.config import Config
 from seedtune.config.foreign_data import dump_yaml
-from seedtune.config.paths import id_and_revision
+from seedtune.config.paths import id_and_revision, is_folder, public_name
 from seedtune.engines.base import Engine
 from seedtune.errors import RunError, StorageError, storage_cause
 from seedtune.run import recorded_config, replay
@@ -100,22 +101,19 @@ def write_export(
 def _card(engine: Engine, config: Config, generation: int, rights: Rights) -> str:
     """Return the model card: metadata of the Hub, how the model was made, and its licences."""
     licence = rights.licence or rights.base_licence
-    front = {
-        "library_name": "transformers",
-        "base_model": id_and_revision(config.model)[0],
-        "tags": ["seedtune", "evolution-strategies"],
-    }
+    front: dict[str, Any] = {"library_name": "transformers", "tags": ["seedtune", "evolution-strategies"]}
+    front |= {} if is_folder(config.model) else {"base_model": id_and_revision(config.model)[0]}
     front |= {"license": licence} if licence else {}
     perturbation = f"{config.perturbation} perturbation"
     perturbation += f" of rank {config.rank}" if config.perturbation == "lowrank" else ""
     return f"""---
 {dump_yaml(front)}---
 
-# {config.model}, fine-tuned by evolution strategies
+# {public_name(config.model)}, fine-tuned by evolution strategies
 
 Made with [seedtune](https://pypi.org/project/seedtune/) {__version__} (arXiv 2509.24372): no gradients,
 {generation} generations of {config.population} members, σ {config.sigma}, α {config.step_words()}, {perturbation},
-task `{config.task}`, seed {config.seed}.
+task `{config.identity()["task"]}`, seed {config.seed}.
 
 Weights fingerprint `{engine.fingerprint()}`. {rights.text()}
 """

@@ -12,7 +12,7 @@ from seedtune import activities, engines
 from seedtune.config import trusted_settings
 from seedtune.config.config import Config
 from seedtune.config.foreign_data import parse_yaml
-from seedtune.config.paths import id_and_revision
+from seedtune.config.paths import id_and_revision, public_name
 from seedtune.engines.base import Engine, EngineInfo
 from seedtune.errors import ConfigError, LedgerError, PackError, RunError, StorageError, storage_cause
 from seedtune.numerics.machine import disk
@@ -74,7 +74,7 @@ def _about(contents: ledger.Contents, lineage: Lineage, goal: int, fingerprint: 
     return About(
         seedtune=__version__,
         noise=header.noise,
-        model=_name(header.model),
+        model=public_name(header.model),
         base_fingerprint=header.base_fingerprint,
         resolved_weights_dtype=header.resolved_weights_dtype,
         config={key: config[key] for key in kept if key in config},
@@ -91,18 +91,6 @@ def _waypoints(contents: ledger.Contents, goal: int, lineage: Lineage) -> dict[s
     before = sorted(done for done in contents.fingerprints if done < goal and lineage.reaches(done, goal))
     chosen = {before[len(before) * k // _WAYPOINTS] for k in range(_WAYPOINTS)} if before else set()
     return {str(done): contents.fingerprints[done] for done in sorted(chosen)}
-
-
-def _name(model: str) -> str:
-    """Return a Hugging Face id or built-in name unchanged; of a folder only its own name, without its location."""
-    folder = Path(model).expanduser()
-    is_path = (
-        folder.is_absolute()
-        or model.startswith((".", "~"))
-        or id_and_revision(model)[0].count("/") > 1
-        or folder.is_dir()
-    )
-    return folder.resolve().name if is_path else model
 
 
 def licence_of(model: str) -> str | None:

@@ -8,8 +8,8 @@ import os
 import pytest
 
 import models
-from seedtune.engines.transformers import base_weights, checkpoint
-from seedtune.engines.transformers.checkpoint import ModelSource
+from seedtune.engines.transformers import checkpoint
+from seedtune.engines.transformers.checkpoint import ModelSource, write_model
 from seedtune.errors import ModelError
 
 
@@ -59,8 +59,8 @@ def test_a_folder_with_an_at_sign_is_a_folder(tmp_path, monkeypatch) -> None:
 
 def test_weights_of_a_revision_are_streamed_from_its_files(monkeypatch) -> None:
     asked = []
-    monkeypatch.setattr(base_weights, "try_to_load_from_cache", lambda *given, **more: asked.append((given, more)))
-    assert base_weights._folder(ModelSource.resolve("org/name@v1")) is None
+    monkeypatch.setattr(checkpoint, "try_to_load_from_cache", lambda *given, **more: asked.append((given, more)))
+    assert ModelSource.resolve("org/name@v1").folder is None
     assert asked == [(("org/name", "config.json"), {"revision": "v1"})]
 
 
@@ -79,3 +79,20 @@ def test_an_export_copies_no_file_from_outside_the_models_folder(tmp_path, caplo
     checkpoint._copy_extras(base, out)
     assert {file.name: file.read_text() for file in out.iterdir()} == {"LICENSE": "licence", "LICENSE.txt": "own"}
     assert caplog.text.count("is not copied: it is no file of the model's folder") == 4
+
+
+KEPT = ("LICENSE", "LICENCE.md", "NOTICE", "USE_POLICY.md", "tokenizer.model", "vocab.json", "preprocessor_config.json")
+OTHERS = ("README.md", "training_args.bin", "notes.txt")
+
+
+def test_an_export_has_what_converters_need_and_no_word_of_where_the_base_model_was(tmp_path) -> None:
+    base, output = models.save_family("llama", tmp_path / "secret place" / "tiny"), tmp_path / "out"
+    for name in (*KEPT, *OTHERS):
+        (base / name).write_text(name)
+    output.mkdir()
+    write_model(ModelSource.resolve(str(base)), {}, output)
+    files = {file.name: file.read_bytes() for file in output.iterdir()}
+    assert {name: files[name] for name in KEPT} == {name: name.encode() for name in KEPT}
+    assert files.keys().isdisjoint(OTHERS)
+    assert files["tokenizer.json"] == (base / "tokenizer.json").read_bytes()
+    assert not [name for name, data in files.items() if b"secret place" in data]
