@@ -19,12 +19,13 @@ def command(capsys, monkeypatch):
 
     def call(*arguments: str | Path) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["seedtune", *map(str, arguments)])
-        old = signal.getsignal(signal.SIGTERM)
+        old = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
         try:
             with pytest.raises(SystemExit) as ended:
                 seedtune_cli.main()
         finally:
-            signal.signal(signal.SIGTERM, old)
+            for number, answer in old.items():
+                signal.signal(number, answer)
         output, errors = capsys.readouterr()
         return ended.value.code or 0, output, errors
 

@@ -134,7 +134,7 @@ def test_a_generation_whose_metrics_were_lost_is_restored_from_the_ledger(killed
 # ------------------------------------------------------------------- interrupts
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_an_interrupt_says_how_to_go_on_and_loses_nothing(tmp_path, number):
     reference, root = straight(tmp_path / "reference", generations=40), tmp_path / "interrupted"
     config = runs.toy(root, generations=40, toy={"size": 4, "delay": 0.1})

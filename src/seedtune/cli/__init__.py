@@ -7,6 +7,8 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from seedtune.errors import SeedtuneError
@@ -19,10 +21,13 @@ weak reference (llvmlite has such, and every import), so a run looks here after 
 def main() -> None:
     """Run a command; user errors are printed as one line with exit code 1, an interrupt exits with 130."""
     from seedtune.cli.app import app
-    from seedtune.cli.console import LogLines, error_console
+    from seedtune.cli.console import LogLines, accept_any_text, error_console
     from seedtune.cli.signs import SignsOfLife
 
+    accept_any_text()
     signal.signal(signal.SIGTERM, _interrupt)
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # nohup ignores it
+        signal.signal(signal.SIGHUP, partial(_hang_up, [file for file in (1, 2) if os.isatty(file)]))
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a command in the background ignores Ctrl-C
         signal.signal(signal.SIGINT, _interrupt)
     sys.unraisablehook = _unraisable
@@ -44,6 +49,14 @@ def _interrupt(_signal: int, _frame: Any) -> None:
     """Treat Ctrl-C and SIGTERM (a scheduler's, say) alike."""
     interrupted.set()
     raise KeyboardInterrupt
+
+
+def _hang_up(terminals: Sequence[int], number: int, frame: Any) -> None:
+    """Stop when the terminal closes, which then takes no more output."""
+    nothing = os.open(os.devnull, os.O_WRONLY)
+    for file in terminals:
+        os.dup2(nothing, file)
+    _interrupt(number, frame)
 
 
 def _unraisable(dropped: sys.UnraisableHookArgs) -> None:

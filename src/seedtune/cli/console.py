@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import re
+import sys
 from collections.abc import Collection, Iterable, Sequence
+from io import TextIOWrapper
 from typing import Any
 
 from rich.console import Console, ConsoleOptions, RenderableType
@@ -43,6 +46,19 @@ class PlainConsole(Console):
         """Yield the segments of anything printed, with texts of `plain` and rich's own control codes."""
         for segment in super().render(renderable, options):
             yield segment if segment.control else Segment(plain(segment.text), segment.style)
+
+
+def accept_any_text() -> None:
+    """Let no character end a command: where the output's encoding lacks one (σ in Latin-1), print its escape.
+
+    A closed output (``>&-``) takes anything and keeps nothing.
+    """
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8", errors="replace"))  # noqa: SIM115 - until the process ends
+        elif isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def console() -> Console:

@@ -95,7 +95,7 @@ def _integer(option: str, text: str) -> int:
 
 def _hand_out(found: seedtune.Evaluation, to_json: str | None) -> None:
     """Print the result as tables, or as JSON for ``-``; write it as JSON to any other ``to_json``."""
-    text = json.dumps(found.to_json(), ensure_ascii=False, allow_nan=False, indent=2) + "\n"
+    text = json.dumps(found.to_json(), ensure_ascii=to_json == "-", allow_nan=False, indent=2) + "\n"
     if to_json == "-":
         sys.stdout.write(plain(text))
         return

@@ -11,8 +11,9 @@ import os
 import re
 import signal
 import socket
-from collections.abc import Mapping
-from contextlib import suppress
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -86,7 +87,8 @@ class Cluster:
             options["address"] = address
         logging.getLogger("ray").setLevel(logging.ERROR)
         try:
-            ray.init(**options)
+            with _kept_interrupt():
+                ray.init(**options)
         except Exception as error:  # the boundary: Ray may raise any exception
             raise ConfigError(f"{self._unreachable()}: {first_line(error)}") from error
         _owners[:] = [self] if address is None else []
@@ -144,6 +146,17 @@ class Cluster:
 
 _owners: list[Cluster] = []
 """Connections of this process that share the Ray started by one of them: it ends with the last."""
+
+
+@contextmanager
+def _kept_interrupt() -> Iterator[None]:
+    """Keep this process's answer to SIGTERM, in whose place Ray puts one that exits at once."""
+    kept = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread() and kept is not None:
+            signal.signal(signal.SIGTERM, kept)
 
 
 def _quieten() -> None:

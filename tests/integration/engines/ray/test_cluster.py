@@ -153,6 +153,21 @@ def test_a_cluster_that_is_not_there_is_an_error_at_once(tmp_path):
 
 
 @pytest.mark.slow
+def test_sigterm_to_the_driver_is_an_interrupt(tmp_path):
+    root = tmp_path / "run"
+    config = ray_config(root, generations=40, toy={"size": 6, "delay": 0.3})
+    driver = start("train", runs.write_config(config, tmp_path / "config.yaml"))
+    workers = {one["pid"] for one in told(root, driver, done=1, workers=2)}
+    driver.terminate()
+    _, errors = driver.communicate()
+    assert driver.returncode == 130
+    last = [line for line in errors.splitlines() if not line.startswith("  … ")]
+    assert len(last) == 1, errors
+    assert last[0].startswith("stopped after generation "), errors
+    assert wait_until(lambda: not any(map(alive, workers)))
+
+
+@pytest.mark.slow
 def test_a_ray_that_dies_under_a_run_is_started_again(tmp_path):
     root, whole = tmp_path / "run", straight(tmp_path / "reference", generations=30)
     driver = start("train", runs.write_config(ray_config(root, generations=30, toy=SLOW), tmp_path / "config.yaml"))
