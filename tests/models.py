@@ -54,9 +54,14 @@ _GPT2 = {
 }
 
 
-def _phi3() -> Any:
+def _phi3(**more: Any) -> Any:
     sizes = {**_TINY, "num_attention_heads": 2, "num_key_value_heads": 1}
-    return hf.Phi3Config(**sizes, sliding_window=None, tie_word_embeddings=False)
+    return hf.Phi3Config(**sizes, sliding_window=None, tie_word_embeddings=False, **more)
+
+
+LONGROPE = {"type": "longrope", "short_factor": [1.0] * 8, "long_factor": [8.0 + i for i in range(8)]}
+ORIGINAL = 40
+"""Context of the first training of the family with longrope."""
 
 
 def _opt() -> Any:
@@ -108,6 +113,12 @@ FAMILIES: dict[str, Callable[[], Any]] = {
     "qwen2-moe": _qwen2_moe,
 }
 """Family → configuration: two layers, heads of 16 (the compiled decode kernel) or of 8 (torch operations)."""
+
+ROPES: dict[str, Callable[[], Any]] = {
+    "longrope": lambda: _phi3(rope_scaling=LONGROPE, original_max_position_embeddings=ORIGINAL),
+    "dynamic": lambda: hf.LlamaConfig(**_TINY, **_HEADS16, rope_scaling={"rope_type": "dynamic", "factor": 4.0}),
+}
+"""Rotary angles that in transformers depend on the longest row of a pass."""
 
 
 UNSUPPORTED: dict[str, Callable[[], Any]] = {

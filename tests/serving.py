@@ -43,6 +43,14 @@ _SMALL = {
     "eos_token_id": EOS,
 }
 
+
+def longrope(original: int) -> Any:
+    """A configuration whose rotary angles are others beyond ``original`` tokens."""
+    factors = {"short_factor": [1.0] * 16, "long_factor": [8.0 + i for i in range(16)], "factor": 64 / original}
+    rope = {"rope_type": "longrope", **factors, "original_max_position_embeddings": original}
+    return hf.LlamaConfig(**_SMALL, head_dim=32, rope_scaling=rope)
+
+
 SERVED: dict[str, Callable[[], Any]] = {
     "llama": lambda: hf.LlamaConfig(**_SMALL, head_dim=32, tie_word_embeddings=True),
     "llama-untied": lambda: hf.LlamaConfig(**_SMALL, head_dim=32, tie_word_embeddings=False),

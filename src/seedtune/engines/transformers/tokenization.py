@@ -32,6 +32,9 @@ DAY = datetime(2024, 7, 26)
 _TODAY = re.compile(r"strftime_now\(\s*(['\"])(.*?)\1\s*\)")
 
 
+warn_once = lru_cache(maxsize=16)(log.warning)
+
+
 @lru_cache(maxsize=16)
 def dated(template: str) -> str:
     """Return a chat template that prints `DAY` for today: a run that reads other prompts tomorrow is not the same."""
@@ -53,14 +56,27 @@ class ModelTokenizer:
         return self.source.tokenizer()
 
     @cached_property
-    def _model_context(self) -> int | None:
-        context: int | None = getattr(self.source.config().get_text_config(), "max_position_embeddings", None)
-        return context
+    def _config(self) -> Any:
+        return self.source.config().get_text_config()
+
+    @cached_property
+    def angles_limit(self) -> int | None:
+        """Tokens up to which a row's rotary angles are its own; beyond them those of longrope depend on other rows."""
+        ropes = getattr(self._config, "rope_parameters", None) or getattr(self._config, "rope_scaling", None) or {}
+        mappings = [rope for rope in (ropes, *ropes.values()) if isinstance(rope, Mapping)]
+        longs = [rope for rope in mappings if {rope.get("rope_type"), rope.get("type")} & {"longrope", "su"}]
+        own = getattr(self._config, "original_max_position_embeddings", None)
+        sizes = [rope.get("original_max_position_embeddings", own) for rope in longs]
+        found = min((size for size in sizes if size is not None), default=None)
+        if found is not None:
+            warn_once(f"the model's context is used up to {found} tokens: beyond, longrope turns all tokens otherwise")
+        return found
 
     @property
     def context_length(self) -> int | None:
         """Maximum of prompt plus completion tokens; None if the model does not say."""
-        return min((size for size in (self._model_context, self.limit) if size is not None), default=None)
+        sizes = (getattr(self._config, "max_position_embeddings", None), self.angles_limit, self.limit)
+        return min((size for size in sizes if size is not None), default=None)
 
     def lengths(self, prompts: Sequence[Prompt]) -> list[int]:
         """Return the number of tokens of each prompt, with its longest answer if it has answers."""
@@ -170,7 +186,7 @@ class ModelTokenizer:
 
     def check_ids(self, name: str, ids: Sequence[int]) -> None:
         """Raise ConfigError for a token of the setting ``name`` that the model does not have."""
-        size = self.source.config().get_text_config().vocab_size if ids else 0
+        size = self._config.vocab_size if ids else 0
         wrong = [token for token in ids if token >= size]
         if wrong:
             raise ConfigError(f"{name}={list(ids)}: the model has {size} tokens, and none is {wrong[0]}. Leave it out.")

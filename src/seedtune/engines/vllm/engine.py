@@ -83,6 +83,7 @@ class VllmEngine:
         if self._engine_core is not None and self._engine_core.failed:
             self.close()
         self._scratch.close()
+        engine_args.check_length(self.settings, self.tokenizer.angles_limit)
         base_model = BaseModelInfo.read(self.source, self.noise, tokenizer=self.tokenizer, scratch=self._make_scratch)
         self._base_model = base_model
         self.device = "cpu" if compat.on_cpu() else "cuda"
@@ -91,9 +92,9 @@ class VllmEngine:
         dtype = _name(self.dtype)
         if self._engine_core is None:
             engine_args.check_divides(self.source.config().get_text_config(), self.settings.tensor_parallel_size)
-            self._engine_core = EngineCore(
-                engine_args.arguments(self.settings, self.noise, base_model, source=self.source, dtype=dtype)
-            )
+            given = engine_args.arguments(self.settings, self.noise, base_model, source=self.source, dtype=dtype)
+            angles = {} if self.tokenizer.angles_limit is None else {"max_model_len": self.tokenizer.context_length}
+            self._engine_core = EngineCore(given | angles)
         self.tokenizer.limit = self._core.context
         self._core.abort_all()
         self._make_states(base_model)

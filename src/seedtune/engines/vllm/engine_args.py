@@ -75,6 +75,16 @@ def check(settings: VllmSettings) -> None:
         )
 
 
+def check_length(settings: VllmSettings, angles_limit: int | None) -> None:
+    """Raise ConfigError for a ``max_model_len`` beyond which vLLM would turn all tokens by other angles (longrope)."""
+    given = settings.option("max_model_len")
+    if angles_limit is not None and given is not None and given > angles_limit:
+        raise ConfigError(
+            f"vllm.max_model_len={given}: with more than the {angles_limit} tokens that the model was first trained "
+            f"for, all its rotary angles are others (longrope). Use {angles_limit} or less."
+        )
+
+
 def check_divides(model: Any, ranks: int) -> None:
     """Raise ConfigError if ranks cannot split a model's heads and layers; vLLM would not name which."""
     for name in ("num_attention_heads", "intermediate_size", "num_key_value_heads"):

@@ -12,14 +12,18 @@ import torch
 
 from models import (
     FAMILIES,
+    ORIGINAL,
+    ROPES,
     UNSUPPORTED,
+    answers,
     assert_members_are_materialised_models,
+    job,
     load_engine,
     save_family,
     save_model,
     text_prompts,
 )
-from seedtune.errors import ModelError
+from seedtune.errors import DataError, ModelError
 from seedtune.types import UNPERTURBED, Member
 
 MEMBERS = (Member(3, 0, 1), Member(3, 0, -1), UNPERTURBED, Member(3, 5, 1), Member(2, 9, -1))
@@ -49,6 +53,18 @@ def test_batched_members_equal_materialised_models_one_at_a_time(
     engine = load_engine(folders(family), rank=rank, **settings)
     first = assert_members_are_materialised_models(engine, folders(family), MEMBERS, PROMPTS, sigma=SIGMA, new=NEW)
     _assert_far_apart(first)
+
+
+@pytest.mark.parametrize(("rope", "context"), [("longrope", ORIGINAL), ("dynamic", 64)])
+def test_no_row_comes_to_where_it_would_turn_the_others_by_other_angles(
+    rope: str, context: int, tmp_path: Path
+) -> None:
+    engine = load_engine(save_model(ROPES[rope](), tmp_path))
+    assert engine.tokenizer.context_length == context
+    assert_members_are_materialised_models(engine, tmp_path, MEMBERS[:3], PROMPTS[:3], sigma=SIGMA, new=NEW)
+    assert len(answers(engine, job(text_prompts("short", "x" * (context - 8))))) == 2
+    with pytest.raises(DataError, match=f"exceeds the model's context of {context}"):
+        answers(engine, job(text_prompts("short", "x" * (context - 7))))
 
 
 def _assert_far_apart(logits: list[torch.Tensor]) -> None:

@@ -15,13 +15,15 @@ from transformers import AutoModelForCausalLM
 
 pytest.importorskip("vllm", reason="needs vLLM", exc_type=ImportError)
 
-from models import answers, job, load_engine, text_prompts
+from models import answers, job, load_engine, save_model, text_prompts
+from seedtune.config.config import Config
 from seedtune.engines.base import Engine
 from seedtune.engines.transformers.engine import TransformersEngine
 from seedtune.engines.vllm.engine import VllmEngine
-from seedtune.errors import EngineError
+from seedtune.errors import ConfigError, EngineError
+from seedtune.numerics.noise import Noise
 from seedtune.types import UNPERTURBED, Decay, Likelihood, Member, Prompt, Shift, Term, Update
-from serving import SERVED, end_all, save_served, serve
+from serving import SERVED, end_all, longrope, save_served, serve
 
 GAUSSIAN, LOWRANK = {"perturbation": "gaussian"}, {"perturbation": "lowrank"}
 MODES = {"gaussian": GAUSSIAN, "lowrank": LOWRANK}
@@ -102,6 +104,17 @@ def test_a_checkpoint_in_many_files_of_another_precision_is_the_same_model(
     assert ours.fingerprint() == theirs.fingerprint()
     assert answers(ours, work) == answers(theirs, work)
     assert_as_likely(ours, theirs)
+
+
+def test_rows_of_longrope_are_turned_by_the_angles_of_their_own_length(tmp_path: Path) -> None:
+    """vLLM would use those of long rows for all, if its limit allowed long rows."""
+    save_model(longrope(40), tmp_path)
+    with pytest.raises(ConfigError, match=r"vllm\.max_model_len=41: with more than the 40 tokens .* Use 40 or less"):
+        VllmEngine(Config(model=str(tmp_path), vllm={"max_model_len": 41}), noise=Noise(7)).load()
+    ours, theirs = serve(tmp_path, GAUSSIAN), load_engine(tmp_path, how=GAUSSIAN)
+    assert ours.tokenizer.context_length == theirs.tokenizer.context_length == 40
+    work = job(PROMPTS, members=MEMBERS, max_tokens=10)
+    assert answers(ours, work) == answers(theirs, work)
 
 
 # ------------------------------------------------------------------------------------------- requests
