@@ -10,6 +10,7 @@ import json
 import math
 import re
 import reprlib
+from collections import Counter
 from contextlib import suppress
 from dataclasses import MISSING, fields, is_dataclass
 from typing import Annotated, Any, NotRequired, TypeVar, get_type_hints
@@ -44,14 +45,24 @@ _BROKEN = (yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError, O
 """What PyYAML raises for broken text; all but the first two come from constructors, as for ``!!timestamp x``."""
 
 
+def single_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return the (key, value) pairs of a JSON object as a dictionary; raise ValueError for a doubled key."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
+        raise ValueError(f"an object names {shown(twice)} twice")
+    return found
+
+
 def parse_json(text: str | bytes) -> Any:
     """Parse JSON.
 
     Raises:
-        ValueError: It is not JSON, nested more than `DEPTH` deep, or holds a number of thousands of digits.
+        ValueError: It is not JSON, nested more than `DEPTH` deep, or holds a doubled key (of which readers choose
+            different ones) or a number of thousands of digits.
     """
     try:
-        value = json.loads(text)
+        value = json.loads(text, object_pairs_hook=single_keys)
     except RecursionError:
         raise ValueError(f"it is nested more than {DEPTH} deep") from None
     _check_size(value, items=len(text) + 1)

@@ -44,6 +44,11 @@ def test_broken_yaml_is_one_short_error(text, why):
     assert len(str(caught.value)) <= 500
 
 
+def test_a_doubled_key_is_refused():
+    with pytest.raises(ValueError, match="an object names 'b' twice"):
+        parse_json('{"a": [{"b": 1, "c": 2, "b": 3}]}')
+
+
 @pytest.mark.parametrize("text", ["[" * 5000, "[" * 200 + "]" * 200, '{"a":' * 5000, "9" * 5000, "{", b"\xff", ""])
 def test_broken_json_is_a_value_error(text):
     with pytest.raises(ValueError, match=r"deep|digits|JSON|Expect|decode"):

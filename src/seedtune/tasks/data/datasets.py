@@ -6,13 +6,13 @@ import csv
 import io
 import json
 import re
-from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from seedtune.config.data_and_rewards import DatasetSettings
+from seedtune.config.foreign_data import single_keys
 from seedtune.config.paths import id_and_revision
 from seedtune.errors import DataError, nearest
 from seedtune.rewards.optional import optional
@@ -106,7 +106,7 @@ def _json(path: Path) -> DataRows:
 
 def _values(text: str, path: Path) -> Iterator[tuple[int, Any]]:
     """Yield every JSON value of a text, with the line on which it begins."""
-    decoder, text, line, place = json.JSONDecoder(object_pairs_hook=_object), text.rstrip(), 1, 0
+    decoder, text, line, place = json.JSONDecoder(object_pairs_hook=single_keys), text.rstrip(), 1, 0
     while place < len(text):
         found = _SPACE.match(text, place)
         start = found.end() if found else place
@@ -117,14 +117,6 @@ def _values(text: str, path: Path) -> Iterator[tuple[int, Any]]:
             raise DataError(f"{path} line {line} is not JSON: {error}. Mend or remove it.") from error
         yield line, value
         line += text.count("\n", start, place)
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        twice = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
-        raise ValueError(f"an object names {twice!r} twice")
-    return found
 
 
 def _csv(path: Path) -> DataRows:
