@@ -10,7 +10,6 @@ import pytest
 
 from seedtune.config.config import Config
 from seedtune.engines import snapshots
-from seedtune.engines.ray import status_file
 from seedtune.engines.toy.engine import ToyEngine
 from seedtune.errors import StorageError, storage_cause, storage_error
 from seedtune.evaluation import comparison, report
@@ -299,8 +298,6 @@ def test_a_whole_file_is_never_written_through_a_link(name, tmp_path):
     assert (run / "report.html").read_bytes() == b"new"
     assert not (run / "report.html").is_symlink()
     assert other.read_bytes() == b"kept"
-    status_file.show(run, {"time": 1.0})
-    assert status_file.status_of(run) == {"time": 1.0}
 
 
 def test_lines_and_ledgers_are_never_appended_through_a_link(tmp_path):

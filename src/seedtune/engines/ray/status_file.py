@@ -6,12 +6,43 @@ import json
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import Field
+from typing_extensions import TypedDict
+
+from seedtune.config.foreign_data import conform, parse_json
 from seedtune.errors import RunError, StorageError, storage_cause
 from seedtune.numerics.machine import disk
 
 STATUS, SCALE = ".ray-status.json", ".ray-scale.json"
+
+
+class _Worker(TypedDict):
+    """What is shown of a worker."""
+
+    name: str
+    state: str
+    host: str | None
+    pid: int | None
+    position: int
+    jobs: int
+    busy: float
+    at_it: float | None
+
+
+class _Status(TypedDict):
+    """What is shown of a run's workers."""
+
+    time: float
+    target: Annotated[dict[str, int], Field(min_length=1)]
+    min_workers: int
+    position: int
+    queued: int
+    open: int
+    lost: int
+    workers: list[_Worker]
+    notes: list[str]
 
 
 def show(root: Path, status: Mapping[str, Any]) -> None:
@@ -40,10 +71,11 @@ def clear(root: Path) -> None:
 def status_of(root: Path) -> dict[str, Any]:
     """Return the status that the driver of a run wrote last; RunError if the run has no Ray workers."""
     try:
-        found: dict[str, Any] = json.loads((root / STATUS).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return dict(conform(parse_json((root / STATUS).read_bytes()), _Status))
+    except OSError:
         raise RunError(f"no Ray workers are at {root}: it has no {STATUS}. Start one with engine=ray.") from None
-    return found
+    except ValueError as error:
+        raise RunError(f"{root / STATUS} is damaged: {error}. The process of the run writes it anew.") from None
 
 
 def ask(root: Path, requested: Mapping[str, int]) -> None:
