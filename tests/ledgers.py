@@ -18,6 +18,7 @@ HEADER = Header(
     resolved_weights_dtype="float32",
     arithmetic={},
     base_fingerprint="0" * 32,
+    tokenizer_fingerprint="",
     config={"sigma": 0.1, "toy": {"size": 3}},
 )
 

@@ -39,6 +39,9 @@ class EngineInfo:
     products: str = ""
     """The arithmetic in readable form: the kind of matrix products and the hardware, such as "fma32 6×16 (AVX2)"."""
 
+    tokenizer_fingerprint: str = ""
+    """Digest of how text and chats become tokens: of the vocabulary, and of some texts and chats as they are read."""
+
 
 @dataclass(slots=True)
 class EngineTimes:

@@ -45,16 +45,15 @@ class Header:
     noise: str
     model: str
     data: str
-    """Digest of the training data."""
-
     prompts: str
-    """Digest of the tokens of the training prompts, as the model reads them."""
+    """Digest of the tokens of the training prompts, as the model reads them; ``data`` is that of the training data."""
 
     resolved_weights_dtype: str
     arithmetic: Mapping[str, Any]
     """How the first rewards were computed: see `seedtune.engines.recorded_arithmetic`."""
 
     base_fingerprint: str
+    tokenizer_fingerprint: str
     config: Mapping[str, Any]
     sources: Mapping[str, Any] = field(default_factory=dict)
     """Where the user's own data, rewards and code are, if there are any, so that the ledger alone can be resumed."""

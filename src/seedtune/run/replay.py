@@ -134,11 +134,16 @@ def rebuild(engine: Engine, root: Path, lineage: Lineage) -> None:
 
 
 def check_base(root: Path, header: ledger.Header, info: EngineInfo) -> None:
-    """Raise LedgerError if a loaded engine has another base model or weights dtype than the run."""
+    """Raise LedgerError if a loaded engine has another base model, tokenizer or weights dtype than the run."""
     if info.base_fingerprint != header.base_fingerprint:
         raise LedgerError(
             f"{root} was trained from a base model with fingerprint {header.base_fingerprint}, but "
             f"{info.model!r} has {info.base_fingerprint}. Give the same base model."
+        )
+    if info.tokenizer_fingerprint != header.tokenizer_fingerprint:
+        raise LedgerError(
+            f"{root} was trained with another tokenizer or chat template ({header.tokenizer_fingerprint}) than "
+            f"{info.model!r} has ({info.tokenizer_fingerprint}). Give the base model's own, as it was."
         )
     if info.resolved_weights_dtype != header.resolved_weights_dtype:
         raise LedgerError(

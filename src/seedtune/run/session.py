@@ -115,6 +115,7 @@ class Session:
             resolved_weights_dtype=info.resolved_weights_dtype,
             arithmetic=info.arithmetic,
             base_fingerprint=info.base_fingerprint,
+            tokenizer_fingerprint=info.tokenizer_fingerprint,
             config=self.config.identity(),
             sources=self.config.sources(),
         )

@@ -28,6 +28,11 @@ class Agreement:
         if others != own:
             held = f"it holds a base model {own[0]} with weights in {own[1]}, the others {others[0]} with {others[1]}"
             return f"{held}: give all workers the same model and precision"
+        if first.tokenizer_fingerprint != found.tokenizer_fingerprint:
+            return (
+                f"its tokenizer or chat template reads text otherwise ({found.tokenizer_fingerprint}) than the others' "
+                f"({first.tokenizer_fingerprint}): give all workers the same files of the model"
+            )
         return None
 
     def explained(self, name: str, kind: str, error: SeedtuneError) -> SeedtuneError:

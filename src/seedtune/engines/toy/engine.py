@@ -75,7 +75,15 @@ class ToyEngine(LocalEngine):
         library = {"name": "numpy", "version": np.__version__}
         arithmetic = {"products": "library", "attention": "library", "device": "cpu", "library": library}
         return EngineInfo(
-            self.model, base, dtype, "cpu", coverage, kept, arithmetic, f"library (numpy {np.__version__})"
+            self.model,
+            base,
+            dtype,
+            "cpu",
+            coverage,
+            kept,
+            arithmetic,
+            f"library (numpy {np.__version__})",
+            "characters",
         )
 
     def evaluate(self, jobs: Iterable[Job]) -> Iterator[Rollout]:

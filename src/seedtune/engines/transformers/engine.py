@@ -87,6 +87,7 @@ class TransformersEngine(LocalEngine):
             dtype_name(weights_dtype(self.noise, self.dtype)),
             self.arithmetic.to_json(),
             self._products(),
+            self.tokenizer.fingerprint,
         )
 
     def _install(self, model: Any) -> None:

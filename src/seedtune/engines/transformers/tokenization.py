@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import re
@@ -25,6 +26,10 @@ BATCH = 1024
 REFUSALS = (TemplateError, ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
 """Errors by which a chat template, a program of the model's authors, refuses messages."""
 
+
+_CHAT = tuple({"role": role, "content": f" {role}: a?\n"} for role in ("system", "user", "assistant", "user"))
+PROBES = ("Hello, world! 12345 ÀÉ\u0301ß 你好 🙂\n\n \t  def f(x):\r\n", _CHAT[1:2], _CHAT[:2], _CHAT[1:], _CHAT)
+"""A text and chats that tokenizers and chat templates read in different ways."""
 
 DAY = datetime(2024, 7, 26)
 """The date that chat templates print, on every day: the one that Llama's own falls back to."""
@@ -111,6 +116,18 @@ class ModelTokenizer:
         """The tokens that the tokenizer puts before a text, such as one for its beginning; never those after it."""
         whole, bare = (list(self.hf("a", add_special_tokens=special)["input_ids"]) for special in (True, False))
         return next((whole[:n] for n in range(len(whole)) if whole[n : n + len(bare)] == bare), [])
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Digest of the vocabulary, and of the probes' tokens or of their refusal by the chat template."""
+        found = hashlib.blake2b(json.dumps(sorted(self.hf.get_vocab().items())).encode(), digest_size=8)
+        for content in PROBES:
+            try:
+                read = str(self.encode([Prompt(0, content)]))
+            except DataError:
+                read = "refused"
+            found.update(read.encode())
+        return found.hexdigest()
 
     def text(self, prompt: Prompt) -> str:
         """Return the text of a prompt that is tokenised: itself, or its messages in the model's chat template."""

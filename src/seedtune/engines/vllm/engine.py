@@ -102,7 +102,8 @@ class VllmEngine:
             self._call("restore", tensor_file.expect(snapshot / FILE, self._kinds()))
         self._core.forget_prefixes()
         names = self.source.name, base_model.fingerprint, dtype, self.device
-        return EngineInfo(*names, base_model.coverage, _name(self._kept), *self._arithmetic())
+        how = *self._arithmetic(), self.tokenizer.fingerprint
+        return EngineInfo(*names, base_model.coverage, _name(self._kept), *how)
 
     def _arithmetic(self) -> tuple[dict[str, Any], str]:
         """Return the arithmetic for the ledger, and for display."""

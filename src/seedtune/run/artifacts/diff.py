@@ -63,6 +63,7 @@ def _header(a: Header, b: Header) -> list[str]:
     """Compare the starting points, the base model first."""
     found = _named(
         ("base model: ", a.base_fingerprint, b.base_fingerprint),
+        ("tokenizer and chat template: ", a.tokenizer_fingerprint, b.tokenizer_fingerprint),
         ("element type of the weights: ", a.resolved_weights_dtype, b.resolved_weights_dtype),
         ("noise scheme: ", a.noise, b.noise),
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -146,6 +147,14 @@ def test_another_base_model_is_named_with_both_fingerprints(failure, run):
     told = failure("verify", run, "--model", "other")
     assert told.startswith(f"{run} was trained from a base model with fingerprint ")
     assert told.endswith(f"but 'other' has {other}. Give the same base model.")
+
+
+def test_another_tokenizer_is_named_with_both_fingerprints(failure, run, monkeypatch):
+    load = ToyEngine.load
+    monkeypatch.setattr(ToyEngine, "load", lambda self, *a: replace(load(self, *a), tokenizer_fingerprint="words"))
+    for command in (["verify", run], ["resume", run, "--generations", "9"], ["export", run, "-o", run / "model"]):
+        told = failure(*command)
+        assert told.startswith(f"{run} was trained with another tokenizer or chat template (characters) than 'toy' has")
 
 
 @pytest.mark.parametrize("bit", [0, 31, 52, 63])

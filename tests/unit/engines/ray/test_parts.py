@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 
 from seedtune.config.sections import RaySettings
+from seedtune.engines.base import EngineInfo
 from seedtune.engines.codec import CompactUpdate, TermColumns, decode, encode
 from seedtune.engines.ray import protocol
+from seedtune.engines.ray.agreement import Agreement
 from seedtune.engines.ray.protocol import JobMessage, Reply, SentTexts
 from seedtune.engines.ray.scheduler import HEDGE_SECONDS, Request, Scheduler
 from seedtune.engines.ray.update_log import UpdateLog
@@ -18,6 +20,7 @@ from seedtune.engines.snapshots import Snapshot
 from seedtune.errors import DataError, EngineError, MissingExtraError
 from seedtune.types import (
     UNPERTURBED,
+    Coverage,
     Decay,
     Job,
     Member,
@@ -350,3 +353,15 @@ def test_terms_of_unequal_columns_are_refused():
     for damaged in (columns._replace(pairs=5), columns._replace(pairs=[0]), columns._replace(weights=bytes(8))):
         with pytest.raises(ValueError, match=r"shorter|longer"):
             damaged.terms()
+
+
+def test_a_worker_that_reads_text_otherwise_is_refused():
+    info = EngineInfo("m", "0", "float32", "cpu", Coverage(1, 1, ()), tokenizer_fingerprint="a")
+    agreement = Agreement()
+    assert agreement.objection("toy", info) is None
+    assert agreement.objection("toy", info) is None
+    told = agreement.objection("toy", replace(info, tokenizer_fingerprint="b"))
+    assert told == (
+        "its tokenizer or chat template reads text otherwise (b) than the others' (a): give all workers the same files "
+        "of the model"
+    )

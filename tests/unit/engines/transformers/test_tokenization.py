@@ -6,7 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from tokenizers import AddedToken
+from tokenizers import AddedToken, normalizers
 from tokenizers.processors import TemplateProcessing
 
 import models
@@ -266,3 +266,23 @@ def test_a_token_that_the_model_does_not_have_is_refused():
     tokenizer.check_ids("stop_token_ids", (98,))
     with pytest.raises(ConfigError, match=r"stop_token_ids=\[5, 99\]: the model has 99 tokens, and none is 99"):
         tokenizer.check_ids("stop_token_ids", (5, 99))
+
+
+def reading(change: str) -> str:
+    hf = models.tokenizer()
+    match change:
+        case "template":
+            hf.chat_template += " "
+        case "text":
+            hf.backend_tokenizer.normalizer = normalizers.Lowercase()
+        case "vocabulary":
+            hf.add_tokens(["entirely"])
+        case "no template":
+            hf.chat_template = None
+    return of(hf).fingerprint
+
+
+def test_the_fingerprint_of_a_tokenizer_is_of_how_it_reads():
+    assert reading("nothing") == reading("nothing")
+    found = [reading(change) for change in ("nothing", "template", "text", "vocabulary", "no template")]
+    assert len(set(found)) == len(found)

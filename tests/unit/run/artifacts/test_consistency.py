@@ -34,7 +34,7 @@ def ledger_of(shaping: str, scores: list[np.ndarray], **settings) -> Contents:
     strategy = strategies.create(config(shaping, population=len(scores[0]), **settings))
     header = Header(
         seedtune="0.1.0", noise="v1", model="toy", data="", prompts="", resolved_weights_dtype="float32", arithmetic={},
-        base_fingerprint="0", config={},
+        base_fingerprint="0", tokenizer_fingerprint="", config={},
     )  # fmt: skip
     contents, state = Contents(header), {}
     for generation, matrix in enumerate(scores):
