@@ -157,7 +157,8 @@ class Fields(Section):
 
     shaping: Literal["zscore", "per_prompt", "centered_rank", "none"] = "zscore"
     """``zscore``: (R − mean)/std over the population; ``per_prompt``: centered per prompt, global std;
-    ``centered_rank``: ranks from −½ to ½ (standard deviation 0.29, so give α about 3.5 times more); ``none``: R."""
+    ``centered_rank``: ranks from −½ to ½ (standard deviation 0.29, so give α about 3.5 times more); ``none``: R, or
+    R − mean without pairs."""
 
     objective: Literal["mean", "pass_at_k", "majority_at_k", "logprob", "choice_accuracy"] = "mean"
     """How a member's samples give its reward for a prompt: their mean, the best (``pass_at_k``), or the mean of the

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from functools import lru_cache
 
 import numpy as np
@@ -19,17 +20,31 @@ BATCH = 4096
 
 
 def drawn(config: Config, task: Task, generation: int) -> list[Example]:
-    """Return a generation's training examples: each epoch is permuted by addressed noise and cut into equal batches."""
+    """Return a generation's training examples, all different: each epoch is ordered at random and cut into batches."""
     data, size = task.train, min(config.prompts_per_generation, len(task.train))
     places = (divmod(place, len(data)) for place in range(generation * size, (generation + 1) * size))
-    return [data[int(_order(config.seed, epoch, len(data))[index])] for epoch, index in places]
+    return [data[int(_order(config.seed, epoch, len(data), size)[index])] for epoch, index in places]
 
 
 @lru_cache(maxsize=2)
-def _order(seed: int, epoch: int, count: int) -> NDArray[np.int64]:
-    """The places of an epoch's examples, computed once for all generations of the epoch."""
+def _order(seed: int, epoch: int, count: int, size: int) -> NDArray[np.int64]:
+    """The places of an epoch's examples: a permutation by addressed noise, whose start avoids the last epoch's end.
+
+    If batches of ``size`` do not divide the ``count`` examples, a batch may lie in two epochs.  Its examples of the
+    first are put behind its places in the second.  The end of an epoch depends on the epoch before it only if two
+    batches overlap in one, that is for fewer than 2·``size`` examples; and a batch begins with an epoch again after
+    ``size``/gcd epochs.
+    """
     key = noise.key_for(seed, noise.Purpose.PROMPT_ORDER)
-    return noise.permutation(noise.Address(key, noise.Stream.ORDER, epoch), count)
+    shared = epoch % (size // math.gcd(size, count))
+    order: NDArray[np.int64] = np.empty(0, np.int64)
+    for one in range(epoch - (shared if count < 2 * size else min(1, shared)), epoch + 1):
+        before, order = order, noise.permutation(noise.Address(key, noise.Stream.ORDER, one), count)
+        head = -one * count % size
+        if before.size and head:
+            new = np.flatnonzero(~np.isin(order, before[head - size :]))[:head]
+            order = np.concatenate([order[new], np.delete(order, new)])
+    return order
 
 
 def digest(config: Config, task: Task) -> str:

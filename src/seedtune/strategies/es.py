@@ -6,15 +6,18 @@ Also schedules of σ and α, the anchor to θ₀, and rollback after a collapse.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
+
+import numpy as np
 
 from seedtune.config.config import Config
 from seedtune.strategies import schedules, step_estimates
 from seedtune.strategies.base import Feedback, Observation, State, Step, directions
 from seedtune.strategies.collapse_guard import Guard
 from seedtune.strategies.observation import observe, radius_of
-from seedtune.strategies.shaping import SHAPINGS, combine
+from seedtune.strategies.shaping import SHAPINGS, centered, combine, unshaped
 from seedtune.strategies.step_size import Adaptive, ConstantAlpha, Situation
 from seedtune.types import Decay, Member, Plan
 
@@ -26,10 +29,10 @@ class EvolutionStrategy:
     drawn anew every ``noise_reuse`` generations (EGGROLL, arXiv 2511.16652, keeps it for 4 with fresh prompts).
 
     A strategy is a pure state machine over member ids and rewards and never sees weights.  ``ask`` returns the members
-    to evaluate.  ``tell`` turns their scores into a step in three calls, so that a ledger can be checked without
-    scores: ``shape`` makes utilities, ``observe`` a few numbers about the generation (the observation), and ``decide``
-    a step from these two alone.  States ({} before generation 0) and observations are plain JSON data, recorded in the
-    ledger.
+    to evaluate.  ``tell`` turns their scores into a step in calls, so that a ledger can be checked without scores:
+    ``shape`` and ``balance`` make utilities, ``observe`` a few numbers about the generation (the observation), and
+    ``decide`` a step from these two alone.  States ({} before generation 0) and observations are plain JSON data,
+    recorded in the ledger.
     """
 
     def __init__(self, config: Config, reward_weights: Sequence[float] = (1.0,)) -> None:
@@ -53,11 +56,22 @@ class EvolutionStrategy:
     def shape(self, feedback: Feedback) -> tuple[float, ...]:
         """Shape the weighted sum of the rewards, or each reward separately, into one utility per member."""
         shaping = SHAPINGS[self.config.shaping]
+        if shaping is unshaped and (not self.config.antithetic or np.isnan(feedback.rewards).any()):
+            shaping = centered
         if self.config.multi_objective_aggregation == "normalize_then_sum" and feedback.by_reward is not None:
             utilities = combine(feedback.by_reward, weights=self.reward_weights, shape=shaping)
         else:
             utilities = shaping(feedback.comparable)
         return tuple(float(z) for z in utilities)
+
+    def balance(self, plan: Plan, utilities: tuple[float, ...]) -> tuple[float, ...]:
+        """Let every subspace count alike, also if K does not divide the noise samples."""
+        parts = self.config.subspaces
+        sizes = Counter(pair % parts for _, pair in {(member.generation, member.pair) for member in plan.members})
+        if len(set(sizes.values())) == 1:
+            return utilities
+        mean = sum(sizes.values()) / parts
+        return tuple(z * mean / sizes[member.pair % parts] for z, member in zip(utilities, plan.members, strict=True))
 
     def observe(self, plan: Plan, feedback: Feedback, utilities: Sequence[float]) -> Observation:
         """Return the numbers that `decide` needs besides the utilities, see `seedtune.strategies.observation`."""
@@ -84,7 +98,7 @@ class EvolutionStrategy:
 
     def tell(self, state: State, plan: Plan, feedback: Feedback) -> Step:
         """Shape, observe and decide: the step for a generation's scores."""
-        utilities = self.shape(feedback)
+        utilities = self.balance(plan, self.shape(feedback))
         return self.decide(state, plan, utilities, self.observe(plan, feedback, utilities))
 
     def _predicted_gain(self, plan: Plan, alpha: float, now: Situation) -> dict[str, float]:

@@ -111,6 +111,16 @@ def unshaped(scores: Scores) -> Vector:
     return np.where(np.isnan(rewards), 0.0, rewards) if standardise(rewards).any() else np.zeros(rewards.size)
 
 
+def centered(scores: Scores) -> Vector:
+    """zᵢ = Rᵢ − mean R; all zeros if they tie.
+
+    ``none`` without complete pairs: with zᵢ = Rᵢ the mean reward would multiply the sum of the noise, a random walk.
+    """
+    rewards = member_rewards(scores)
+    apart = rewards - np.nanmean(rewards) if standardise(rewards).any() else np.zeros(rewards.size)
+    return np.where(np.isnan(apart), 0.0, apart)
+
+
 def combine(by_reward: NDArray[np.float64], *, weights: Sequence[float], shape: Shaping) -> Vector:
     """zᵢ = Σₖ weightₖ · shape(scores of reward k)ᵢ: every reward counts by its weight, independent of its scale.
 

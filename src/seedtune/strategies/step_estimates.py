@@ -129,11 +129,12 @@ def reliability(averages: Averages) -> float:
 def _common(averages: Averages) -> WeighedValue:
     """Estimate the reliability by the power shared by different prompts, as a part of the whole power.
 
-    A negative estimate is chance, and where rewards are rare larger than its error suggests: it counts as 0.
+    A negative estimate is chance, and where rewards are rare larger than its error suggests: it counts as 0.  An error
+    that is rounding says nothing: two members without pairs always have the same estimate.
     """
     shared, power, error = averages["shared"], averages["power"], averages.get("shared_error", 0.0)
     others = 1.0 - averages["share"]
-    if not (power > 0.0 and 0.0 < error < math.inf and math.isfinite(shared)) or others <= 0.0:
+    if not (power > 0.0 and TIE * power < error < math.inf and math.isfinite(shared)) or others <= 0.0:
         return UNKNOWN
     root = min(others * power / error, 1.0 / TINY)
     return WeighedValue(max(0.0, min(1.0, shared / power)), root * root)

@@ -1,18 +1,23 @@
-"""What the model reads is part of a run: the digest of its prompts' tokens."""
+"""What the model reads is part of a run: its prompts' digest, and the prompts of each generation."""
 
 from __future__ import annotations
 
 import json
 
+import numpy as np
+import pytest
+
 import models
 from seedtune.config.config import Config
+from seedtune.numerics import noise
+from seedtune.rollouts import prompts
 from seedtune.rollouts.prompts import digest
 from seedtune.tasks.base import Task
 from seedtune.tasks.data.rows import chat, examples
 
 
-def task(*prompts) -> Task:
-    return Task("t", examples([{"prompt": prompt} for prompt in prompts], "train"), (), ())
+def task(*texts) -> Task:
+    return Task("t", examples([{"prompt": prompt} for prompt in texts], "train"), (), ())
 
 
 def test_the_digest_of_prompts_is_of_what_the_model_reads(tmp_path):
@@ -31,3 +36,35 @@ def test_the_digest_of_prompts_is_of_what_the_model_reads(tmp_path):
     settings["normalizer"] = {"type": "Lowercase"}
     (folder / "tokenizer.json").write_text(json.dumps(settings))
     assert digest(config, work) != found
+
+
+def drawn(rows: int, size: int, generations: range) -> list[list[int]]:
+    """The row indices of generations, each drawn as a resumed run does, without what was computed before."""
+    config = Config(prompts_per_generation=size, seed=3)
+    numbered, found = task(*map(str, range(rows))), []
+    for generation in generations:
+        prompts._order.cache_clear()
+        found.append([int(example.prompt) for example in prompts.drawn(config, numbered, generation)])
+    return found
+
+
+SIZES = [(10, 3), (10, 4), (10, 6), (10, 7), (10, 9), (11, 8), (12, 8), (7, 5), (5, 4), (9, 5), (3, 2)]
+
+
+@pytest.mark.parametrize(("rows", "size"), SIZES)
+def test_no_prompt_comes_twice_in_a_generation_and_all_come_once_in_an_epoch(rows, size):
+    batches = drawn(rows, size, range(6 * rows))
+    assert all(len(set(batch)) == size for batch in batches)
+    whole = [row for batch in batches for row in batch]
+    epochs = [whole[first : first + rows] for first in range(0, len(whole), rows)]
+    assert all(sorted(epoch) == list(range(rows)) for epoch in epochs if len(epoch) == rows)
+    assert len({tuple(epoch) for epoch in epochs}) > 1
+
+
+@pytest.mark.parametrize(("rows", "size"), [(12, 4), (12, 12), (12, 1), (12, 100)])
+def test_batches_that_divide_the_rows_are_those_of_plain_permutations(rows, size):
+    whole = [row for batch in drawn(rows, size, range(60)) for row in batch]
+    key = noise.key_for(3, noise.Purpose.PROMPT_ORDER)
+    for epoch, first in enumerate(range(0, len(whole) - rows + 1, rows)):
+        plain = noise.permutation(noise.Address(key, noise.Stream.ORDER, epoch), rows)
+        np.testing.assert_array_equal(whole[first : first + rows], plain)

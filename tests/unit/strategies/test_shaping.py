@@ -10,6 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
+from seedtune import strategies
+from seedtune.config.config import Config
+from seedtune.strategies.base import Feedback, directions
 from seedtune.strategies.shaping import (
     SHAPINGS,
     centered_rank,
@@ -204,6 +207,39 @@ def test_ranks_see_only_the_order_of_rewards(rewards):
 
 def test_without_shaping_a_member_without_a_reward_gets_zero():
     assert unshaped(np.array([[-3.0, -1.0], [NAN, NAN], [4.0, 0.0]])).tolist() == [-2.0, 0.0, 2.0]
+
+
+@pytest.mark.parametrize("lost", [None, 3])
+@pytest.mark.parametrize("antithetic", [True, False])
+def test_without_shaping_the_mean_reward_moves_nothing(antithetic, lost):
+    """What all members have in common is no direction, whether or not pairs cancel it."""
+    scores = np.random.default_rng(0).normal(size=(8, 5))
+    if lost is not None:
+        scores[lost] = NAN
+    strategy, moves = strategies.create(Config(shaping="none", population=8, antithetic=antithetic)), []
+    for height in (0.0, 1000.0):
+        plan, feedback = strategy.ask({}, 0), Feedback(scores + height)
+        moves.append(list(directions(plan.members, strategy.tell({}, plan, feedback).coefficients).values()))
+    np.testing.assert_allclose(moves[0], moves[1], atol=1e-9)
+    if antithetic and lost is None:
+        np.testing.assert_array_equal(strategy.shape(Feedback(scores)), unshaped(scores))
+
+
+@pytest.mark.parametrize(
+    ("population", "antithetic", "subspaces", "sizes"),
+    [(10, True, 2, [3, 2]), (7, False, 3, [3, 2, 2]), (8, True, 2, [2, 2]), (8, True, 1, [4])],
+)
+def test_every_subspace_counts_alike(population, antithetic, subspaces, sizes):
+    settings = {"population": population, "antithetic": antithetic, "subspaces": subspaces}
+    strategy = strategies.create(Config(**settings))
+    plan, feedback = strategy.ask({}, 0), Feedback(np.random.default_rng(0).normal(size=(population, 3)))
+    plain, made = strategy.shape(feedback), strategy.tell({}, plan, feedback).coefficients
+    factors = np.array(made) / np.array(plain)
+    parts = [member.pair % subspaces for member in plan.members]
+    expected = [sum(sizes) / subspaces / sizes[part] for part in parts]
+    np.testing.assert_allclose(factors, expected)
+    if len(set(sizes)) == 1:
+        assert made == plain
 
 
 THREE = np.random.default_rng(1).normal(size=(3, 8, 5)) * np.array([1.0, 100.0, 0.01])[:, None, None]

@@ -24,6 +24,7 @@ from seedtune.strategies.step_estimates import (
     curvature_error,
     predicted_gain,
     realized_fraction,
+    reliability,
 )
 from seedtune.strategies.step_size import Adaptive
 
@@ -176,3 +177,21 @@ def test_nothing_infinite_reaches_the_state(size):
         made = predicted_gain(observation, radius, 1.0, NONE)
         assert all(math.isfinite(value) for value in made.values())
         assert all(math.isfinite(value) for value in realized_fraction(made, {**observation, "reward": -size}, 1.0))
+
+
+@pytest.mark.parametrize("shared", [-0.2, 0.0, 0.9])
+def test_an_error_that_is_rounding_is_no_certainty(shared):
+    """Two members without pairs differ from their mean by the same, so their estimates are equal."""
+    nothing = {**NONE, "power": 1.0, "usual": 0.25, "seen": 100}
+    assert reliability({**nothing, "shared": shared, "shared_error": 1e-17}) == reliability(nothing)
+    assert reliability({**nothing, "shared": shared, "shared_error": 0.01}) == pytest.approx(max(shared, 0.0), abs=0.05)
+
+
+def test_two_members_without_pairs_are_as_reliable_as_the_prior_says():
+    strategy, state = strategies.create(Config(population=2, antithetic=False)), {}
+    rng = np.random.default_rng(0)
+    for generation in range(20):
+        plan = strategy.ask(state, generation)
+        state = strategy.tell(state, plan, Feedback(rng.normal(size=(2, 8)))).state
+    averages = {name: v for name, v in state["averages"].items() if not name.startswith("realized")}
+    assert reliability(averages) > 0.2

@@ -58,7 +58,7 @@ def audit(root: Path, config: Config, contents: ledger.Contents) -> Audit:
         where = f"{root}: generation {plan.generation}"
         _check_plan(where, asked.expected(strategy.ask(state, plan.generation), plan), plan, asked)
         groups = [member.generation for member in plan.members]
-        utilities = strategy.shape(Feedback(np.array(record.rewards)[:, None], groups=groups))
+        utilities = strategy.balance(plan, strategy.shape(Feedback(np.array(record.rewards)[:, None], groups=groups)))
         counts[_check_coefficients(where, config, record, utilities)] += 1
         _check_observation(where, record)
         _check_step(where, _decided(where, strategy, state, record), record)
