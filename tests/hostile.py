@@ -124,6 +124,25 @@ async def rings(completions, **_):
     return [1.0] * len(completions)
 
 
+def starts_a_session(completions, **_):
+    """Start a process with a session of its own, whose parent ends at once, and return its number."""
+    ours, theirs = os.pipe()
+    parent = os.fork()
+    if parent == 0:
+        os.setsid()
+        if os.fork() == 0:
+            os.write(theirs, str(os.getpid()).encode())
+            time.sleep(1e9)
+        os._exit(0)
+    os.waitpid(parent, 0)
+    return [float(os.read(ours, 20))] * len(completions)
+
+
+def stops_its_parent(completions, **_):
+    os.kill(os.getppid(), signal.SIGSTOP)
+    return [0.0] * len(completions)
+
+
 def forks(completions, **_):
     os.fork()
     return [2.0] * len(completions)

@@ -101,7 +101,7 @@ class ProcessWorker:
         """End the process and release its pipes."""
         self._kill()
         if self._process is not None:
-            self._process.wait()
+            self._awaited(self._process)
             self._connection.close()
             self._output.close()
             os.close(self._lifeline)
@@ -199,7 +199,7 @@ class ProcessWorker:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(GRACE)
         self._kill()
-        code = process.wait()
+        code = self._awaited(process)
         if kind == "crash":
             message += f" (killed by {signal.Signals(-code).name})" if code < 0 else f" (exit code {code})"
         fault = self._told(Fault(kind, message), self._printed())
@@ -207,11 +207,18 @@ class ProcessWorker:
         return fault
 
     def _kill(self) -> None:
-        """Kill the process and its children; does nothing in a fork of this process."""
+        """Have the process and its descendants killed by its supervisor; does nothing in a fork of this process."""
         process = self._process
         if process is not None and os.getpid() == self._owner:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(process.pid, signal.SIGKILL)
+            process.terminate()
+
+    def _awaited(self, process: subprocess.Popen[bytes]) -> int:
+        """Return the exit code of a process that was killed, whose supervisor may have been stopped by user code."""
+        try:
+            return process.wait(SIGN_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            return process.wait()
 
 
 def memory_limits(memory_mb: int) -> str:

@@ -8,18 +8,16 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
-import fcntl
 import json
 import os
 import resource
-import signal
 import sys
-import threading
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any, NoReturn
 
 from seedtune.rewards.execution.call import Fault, RewardResult, TrainerState, attempt, failed, fault_of
+from seedtune.rewards.execution.supervisor import supervise
 from seedtune.rewards.sources.adapters import load
 
 Functions = dict[str, Callable[..., Any]]
@@ -28,9 +26,9 @@ Functions = dict[str, Callable[..., Any]]
 def main(channel: int, lifeline: int, memory_mb: int) -> NoReturn:
     """Serve requests from the file descriptor ``channel`` with at most ``memory_mb`` MiB (0: no limit).
 
-    The process ends at once when ``lifeline`` closes.
+    The process ends at once, with everything it started, when ``lifeline`` closes.
     """
-    _end_with(lifeline)
+    supervise(lifeline, channel)
     _limit(memory_mb)
     faulthandler.enable()
     connection, functions = Connection(channel), Functions()
@@ -75,27 +73,8 @@ def _encoded(answer: RewardResult) -> bytes:
     return json.dumps([answer.values, list(places.items()), answer.columns, answer.metrics]).encode()
 
 
-def _end_with(lifeline: int) -> None:
-    """Kill this process and its children as soon as the parent is gone.
-
-    On Linux the kernel does it, even while user code holds the GIL; elsewhere a thread does.
-    """
-    if sys.platform == "linux":
-        fcntl.fcntl(lifeline, fcntl.F_SETOWN, -os.getpgrp())
-        fcntl.fcntl(lifeline, fcntl.F_SETSIG, signal.SIGKILL)
-        fcntl.fcntl(lifeline, fcntl.F_SETFL, fcntl.fcntl(lifeline, fcntl.F_GETFL) | os.O_ASYNC)
-    threading.Thread(target=_watch, args=(lifeline,), daemon=True).start()
-
-
-def _watch(lifeline: int) -> None:
-    with contextlib.suppress(OSError):
-        os.read(lifeline, 1)
-    os.killpg(0, signal.SIGKILL)
-
-
 def _limit(memory_mb: int) -> None:
     """Limit writable private memory (memory that a big library reserves but never writes does not count)."""
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if memory_mb:
         hard = resource.getrlimit(resource.RLIMIT_DATA)[1]  # of the site: it can be lowered only
         most = memory_mb << 20 if hard == resource.RLIM_INFINITY else min(memory_mb << 20, hard)

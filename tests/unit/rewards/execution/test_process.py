@@ -212,6 +212,29 @@ def test_closing_ends_the_process():
     assert ended(pid)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="adopts processes as Linux allows it")
+@pytest.mark.parametrize("last", [None, "leaves", "kills_its_group", "sleeps"])
+def test_what_a_function_started_in_a_session_of_its_own_ends_with_the_process(last):
+    worker = ProcessWorker(0)
+    started = int(called(worker, "starts_a_session").values[0])
+    assert alive(started)
+    if last is None:
+        worker.close()
+    else:
+        assert called(worker, last, seconds=0.2).faults
+    assert ended(started)
+    worker.close()
+
+
+def test_a_function_that_stops_the_process_above_it_hangs_no_run(monkeypatch):
+    monkeypatch.setattr(process, "SIGN_SECONDS", 0.2)
+    worker = ProcessWorker(0)
+    pid = pid_of(worker)
+    called(worker, "stops_its_parent")
+    worker.close()
+    assert ended(pid)
+
+
 def test_stopping_ends_a_call_that_runs():
     worker = ProcessWorker(0)
     called(worker, "length")
@@ -223,12 +246,13 @@ def test_stopping_ends_a_call_that_runs():
 
 
 @pytest.mark.parametrize("name", ["sleeps", "holds_the_lock"])
-def test_no_worker_outlives_a_parent_that_is_killed(name):
+@pytest.mark.parametrize("started", ["pid", "starts_a_session"])
+def test_no_worker_outlives_a_parent_that_is_killed(name, started):
     code = (
         "import threading, time\nfrom seedtune.rewards.execution.call import RewardCall\n"
         "from seedtune.rewards.execution.process import ProcessWorker\nworker = ProcessWorker(0)\n"
         "call = lambda name: worker.call(RewardCall(len, 'hostile.' + name, {'completions': ['']}, 1, 1e6))\n"
-        f"print(int(call('pid').values[0]), flush=True)\nthreading.Thread(target=call, args=('{name}',)).start()"
+        f"print(int(call('{started}').values[0]), flush=True)\nthreading.Thread(target=call, args=('{name}',)).start()"
     )
     path = os.pathsep.join([str(runs.SOURCE), str(Path(FILE).parent)])
     environment = {**os.environ, "PYTHONPATH": path}
