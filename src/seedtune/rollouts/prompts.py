@@ -15,8 +15,8 @@ from seedtune.numerics import noise
 from seedtune.tasks.base import Task
 from seedtune.types import Example, Message, Prompt
 
-BATCH = 4096
-"""Prompts whose tokens are held at once for a digest."""
+DIGESTED = 4096
+"""Most training prompts, spread evenly, whose tokens a digest is of: reading them all again could take minutes."""
 
 
 def drawn(config: Config, task: Task, generation: int) -> list[Example]:
@@ -48,12 +48,12 @@ def _order(seed: int, epoch: int, count: int, size: int) -> NDArray[np.int64]:
 
 
 def digest(config: Config, task: Task) -> str:
-    """Return 16 hexadecimal digits over the tokens of the training prompts, as the model reads them."""
-    tokenizer, found = engines.tokenizer(config), hashlib.blake2b(digest_size=8)
-    for start in range(0, len(task.train), BATCH):
-        prompts = [prompt_of(config, example) for example in task.train[start : start + BATCH]]
-        for ids in tokenizer.encode(prompts):
-            found.update(np.array([len(ids), *ids], dtype="<i8").tobytes())
+    """Return 16 hexadecimal digits over the tokens of training prompts, `DIGESTED` at most, as the model reads them."""
+    count = len(task.train)
+    places = range(count) if count <= DIGESTED else (i * count // DIGESTED for i in range(DIGESTED))
+    found = hashlib.blake2b(digest_size=8)
+    for ids in engines.tokenizer(config).encode([prompt_of(config, task.train[place]) for place in places]):
+        found.update(np.array([len(ids), *ids], dtype="<i8").tobytes())
     return found.hexdigest()
 
 

@@ -46,7 +46,7 @@ class Header:
     model: str
     data: str
     prompts: str
-    """Digest of the tokens of the training prompts, as the model reads them; ``data`` is that of the training data."""
+    """Digest of the tokens of training prompts, as the model reads them; ``data`` is that of all the training data."""
 
     resolved_weights_dtype: str
     arithmetic: Mapping[str, Any]

@@ -9,6 +9,7 @@ import pytest
 
 import models
 from seedtune.config.config import Config
+from seedtune.engines.toy.engine import Characters
 from seedtune.numerics import noise
 from seedtune.rollouts import prompts
 from seedtune.rollouts.prompts import digest
@@ -68,3 +69,12 @@ def test_batches_that_divide_the_rows_are_those_of_plain_permutations(rows, size
     for epoch, first in enumerate(range(0, len(whole) - rows + 1, rows)):
         plain = noise.permutation(noise.Address(key, noise.Stream.ORDER, epoch), rows)
         np.testing.assert_array_equal(whole[first : first + rows], plain)
+
+
+def test_a_digest_of_many_prompts_is_of_some_spread_evenly(monkeypatch):
+    monkeypatch.setattr(prompts, "DIGESTED", 4)
+    seen = []
+    read = Characters.encode
+    monkeypatch.setattr(Characters, "encode", lambda self, some: read(self, seen.extend(some) or some))
+    digest(Config(engine="toy", task="toy"), task(*"abcdefghij"))
+    assert [prompt.content for prompt in seen] == ["a", "c", "f", "h"]
