@@ -68,6 +68,12 @@ def prints_much_and_raises(completions, **_):
     raise ValueError("after all that")
 
 
+def prints_any_text(completions, **_):
+    print("\u03c3 \udc80")
+    print("\u03c3", file=sys.stderr)
+    return [1.0] * len(completions)
+
+
 def prints_much(completions, **_):
     sys.stdout.write("first words\n")
     for _ in range(100):

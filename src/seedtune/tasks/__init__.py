@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -60,8 +61,12 @@ def create(name: str, args: Mapping[str, Any] | None = None) -> Task:
 
 
 def recorded_args(name: str, args: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings ``args`` of a task as a run records them: paths of built-in tasks are absolute."""
+    """Return the settings ``args`` of a task as a run records them: paths are absolute.
+
+    Of a user's task that is text which names a file, as seen from the working directory.
+    """
     if name not in TASKS:
-        return dict(args)
+        is_file = {key: isinstance(value, str) and os.path.isfile(value) for key, value in args.items()}
+        return {key: os.path.abspath(value) if is_file[key] else value for key, value in args.items()}
     made = validated(TASKS[name].settings, args)
     return {key: getattr(made, key) if isinstance(value, str) else value for key, value in args.items()}

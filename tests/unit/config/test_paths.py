@@ -105,6 +105,14 @@ def test_the_usual_output_dir_is_absolute(folder):
     assert Config().output_dir == str(folder / "runs" / "run")
 
 
+def test_a_file_in_the_settings_of_an_own_task_is_recorded_absolute(folder):
+    (folder / "rows.jsonl").touch()
+    args = {"data": "rows.jsonl", "kind": "mine", "other": "gone.jsonl", "size": 3}
+    config = recorded(Config(task="mine/a b/own.py:f", task_args=args), TaskInputs())
+    assert config.task_args == {**args, "data": str(folder / "rows.jsonl")}
+    assert config.identity()["task_args"] == args
+
+
 def test_data_of_a_built_in_task_may_move(folder):
     config = config_with("task_args.path", "mine/a b")
     assert config.identity()["task_args"] == {"path": "a b"}

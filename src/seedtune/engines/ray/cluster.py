@@ -150,10 +150,12 @@ _owners: list[Cluster] = []
 
 @contextmanager
 def _kept_interrupt() -> Iterator[None]:
-    """Keep this process's answer to SIGTERM, in whose place Ray puts one that exits at once."""
+    """Keep this process's answer to SIGTERM, in whose place Ray puts one that exits at once, also while it starts."""
     kept = signal.getsignal(signal.SIGTERM)
     try:
         yield
+    except SystemExit as ended:
+        raise KeyboardInterrupt if ended.code == signal.SIGTERM else ended from None
     finally:
         if threading.current_thread() is threading.main_thread() and kept is not None:
             signal.signal(signal.SIGTERM, kept)

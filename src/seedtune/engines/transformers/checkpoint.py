@@ -42,7 +42,10 @@ class ModelSource:
         folder = Path(name)
         if folder.is_dir():
             if not (folder / "config.json").is_file():
-                raise ModelError(f"the folder {name!r} has no config.json. Give a Hugging Face model folder.")
+                fix = "Give a Hugging Face model folder."
+                if (folder / "adapter_config.json").is_file():
+                    fix = "It is an adapter: give what peft makes of it and its base model (merge_and_unload)."
+                raise ModelError(f"the folder {name!r} has no config.json. {fix}")
             return cls(name, str(folder), trust_remote_code)
         place, options = id_and_revision(name)
         if folder.is_absolute() or name.startswith(".") or place.count("/") > 1:

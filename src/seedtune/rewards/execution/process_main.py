@@ -13,6 +13,7 @@ import os
 import resource
 import sys
 from collections.abc import Callable
+from io import TextIOWrapper
 from multiprocessing.connection import Connection
 from typing import Any, NoReturn
 
@@ -30,6 +31,9 @@ def main(channel: int, lifeline: int, memory_mb: int) -> NoReturn:
     """
     supervise(lifeline, channel)
     _limit(memory_mb)
+    for stream in (sys.stdout, sys.stderr):  # what user code prints costs no call, in any locale
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
     faulthandler.enable()
     connection, functions = Connection(channel), Functions()
     while True:

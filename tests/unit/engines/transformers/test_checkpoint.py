@@ -96,3 +96,9 @@ def test_an_export_has_what_converters_need_and_no_word_of_where_the_base_model_
     assert files.keys().isdisjoint(OTHERS)
     assert files["tokenizer.json"] == (base / "tokenizer.json").read_bytes()
     assert not [name for name, data in files.items() if b"secret place" in data]
+
+
+def test_an_adapter_is_told_from_a_model(tmp_path) -> None:
+    (tmp_path / "adapter_config.json").touch()
+    with pytest.raises(ModelError, match=r"has no config\.json\. It is an adapter: give what peft makes"):
+        ModelSource.resolve(str(tmp_path))

@@ -163,6 +163,13 @@ def test_output_is_dropped_but_for_its_ends(worker, capfd):
     assert capfd.readouterr() == ("", "")
 
 
+def test_a_locale_that_lacks_a_character_fails_no_function_that_prints_it(monkeypatch):
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    worker = ProcessWorker(MEMORY)
+    assert called(worker, "prints_any_text").values == [1.0, 1.0]
+    worker.close()
+
+
 def test_an_excerpt_keeps_both_ends_whatever_the_pieces():
     for pieces in ([b"ab", b"c" * 5000, b"yz"], [bytes([c]) for c in b"ab" + b"c" * 5000 + b"yz"]):
         excerpt = Excerpt()
