@@ -134,7 +134,8 @@ def trusted(root: Path, sets: Iterable[str], command: str) -> Config:
     config, is_own = as_written(root)
     if is_own:
         return config
-    trusted_settings.check_given(config, sets, source=str(RunPaths(root).config), command=command)
+    source = next(path for path in (RunPaths(root).config, RunPaths(root).ledger) if path.is_file())
+    trusted_settings.check_given(config, sets, source=str(source), command=command)
     return trusted_settings.without(config)
 
 

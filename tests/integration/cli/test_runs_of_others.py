@@ -88,6 +88,21 @@ def test_no_command_runs_the_code_that_a_folder_names(kind, evil, tmp_path, comm
     assert not evil.with_name("ran").exists()
 
 
+def test_a_ledger_alone_runs_no_code_that_it_names(evil, tmp_path, command) -> None:
+    root = tmp_path / "run"
+    Trainer(Config.create({**runs.toy(root).model_dump(), **named("reward", evil), "generations": 1})).train()
+    evil.with_name("ran").unlink()
+    (root / "config.yaml").unlink()
+    code, _, errors = command("verify", root)
+    assert code == 0, errors
+    for arguments in (("resume", root, "--generations", "2"), ("eval", root)):
+        code, _, errors = command(*arguments)
+        assert code == 1
+        assert "ledger.jsonl was not written by you on this machine" in errors
+        assert f"{evil}:reward" in errors
+    assert not evil.with_name("ran").exists()
+
+
 def test_what_the_user_gives_is_run(evil, tmp_path, command, failure) -> None:
     root = forged(tmp_path / "run", generations=6, **named("reward", evil))
     words = shlex.split(failure("resume", root).partition("give yourself: ")[2])
