@@ -14,7 +14,7 @@ from typing_extensions import TypedDict
 
 from seedtune.config.foreign_data import GenerationCount, conform, parse_json
 from seedtune.errors import RunError, resume_command, storage_error
-from seedtune.numerics.machine.disk import put
+from seedtune.numerics.machine import disk
 from seedtune.run import ledger
 
 
@@ -117,7 +117,7 @@ def write_whole(path: Path, data: bytes) -> None:
     """Replace a file's content atomically, unless it is unchanged.  Raises StorageError."""
     try:
         if data != (path.read_bytes() if path.exists() else b""):
-            put(path, data)
+            disk.put(path, data)
     except OSError as error:
         raise storage_error(path, error) from error
 

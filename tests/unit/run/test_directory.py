@@ -13,6 +13,7 @@ from seedtune.engines import snapshots
 from seedtune.engines.toy.engine import ToyEngine
 from seedtune.errors import StorageError, storage_cause, storage_error
 from seedtune.evaluation import comparison, report
+from seedtune.numerics.machine import disk
 from seedtune.numerics.noise import Noise
 from seedtune.run import directory
 from seedtune.run.directory import RunPaths
@@ -63,7 +64,7 @@ def test_writing_lines_replaces_a_file_only_if_something_changes(tmp_path, monke
     assert directory.read_lines(path) == ROWS
     directory.write_lines(path, ROWS[:1])
     assert directory.read_lines(path) == ROWS[:1]
-    monkeypatch.setattr(directory, "put", lambda *_: pytest.fail("written for nothing"))
+    monkeypatch.setattr(disk, "put", lambda *_: pytest.fail("written for nothing"))
     directory.write_lines(path, ROWS[:1])
     directory.write_lines(tmp_path / "none.jsonl", [])
 
