@@ -19,6 +19,7 @@ def command(capsys, monkeypatch):
 
     def call(*arguments: str | Path) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["seedtune", *map(str, arguments)])
+        capsys.readouterr()  # what was printed before the command
         old = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
         try:
             with pytest.raises(SystemExit) as ended:
