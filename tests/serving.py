@@ -21,11 +21,17 @@ from seedtune.engines.vllm.engine import VllmEngine
 from seedtune.engines.vllm.engine_core import EngineCore
 from seedtune.numerics.noise import Noise
 
-compat.require()
-with compat.quiet():
-    from vllm.model_executor.models import registry
 
-registry._run_in_subprocess = lambda look: look()  # else a process of its own imports vLLM for every architecture
+def start(arguments: Mapping[str, Any], start: Callable[[Mapping[str, Any]], Any] = compat.start) -> Any:
+    """Start vLLM without a process for every architecture that only imports vLLM once more, to look at its class."""
+    with compat.quiet():
+        from vllm.model_executor.models import registry
+
+    registry._run_in_subprocess = lambda look: look()
+    return start(arguments)
+
+
+compat.start = start
 
 SMALL = {"kv_cache_memory_bytes": 32 << 20, "max_num_seqs": 64, "max_num_batched_tokens": 512, "block_size": 32}
 """Little memory; and blocks short enough that short prompts share them."""
