@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import sys
 from pathlib import Path
@@ -16,6 +17,8 @@ from seedtune.trainer import Trainer
 @pytest.fixture
 def command(capsys, monkeypatch):
     """``command(*arguments)`` → (exit code, output, errors), in this process and without a terminal."""
+
+    monkeypatch.setattr(logging.getLogger("seedtune"), "handlers", [])
 
     def call(*arguments: str | Path) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["seedtune", *map(str, arguments)])

@@ -309,7 +309,7 @@ def test_a_run_that_a_row_has_ended_goes_on_without_the_row(folder, command, fai
     assert "row 3 of the training data: prompt 3 holds half a character" in failure(*fresh, "--dry-run")
     assert not Path("run").exists()
     with monkeypatch.context() as patch:  # as versions were that did not read all rows first
-        patch.setattr(Characters, "lengths", lambda self, prompts: [len(prompt.content) for prompt in prompts])
+        patch.setattr(Characters, "encode", lambda self, prompts: [list(map(ord, p.content)) for p in prompts])
         with pytest.raises(UnicodeEncodeError):
             Trainer(toy("run", **OWN, eval_size=0, prompts_per_generation=1, generations=4)).train()
     done = len(ledger.read(Path("run/ledger.jsonl")).records)
