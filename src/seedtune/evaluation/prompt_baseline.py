@@ -6,6 +6,7 @@ and self-consistency).  The prompt is chosen on training prompts and reported on
 
 from __future__ import annotations
 
+import logging
 import time
 from dataclasses import dataclass, replace
 
@@ -13,11 +14,13 @@ import numpy as np
 
 from seedtune.config.config import Config
 from seedtune.engines.base import Engine
-from seedtune.errors import ConfigError
-from seedtune.evaluation.held_out import PLAIN, EvalConfig, Measures, estimated, evaluate
+from seedtune.errors import ConfigError, DataError
+from seedtune.evaluation.held_out import PLAIN, EvalConfig, Measures, estimated, evaluate, other
 from seedtune.run import metrics
 from seedtune.tasks.base import Task
 from seedtune.types import Example, Message
+
+log = logging.getLogger("seedtune")
 
 CHOSEN_ON = 64
 """Maximum number of training prompts on which the prompt is chosen."""
@@ -58,13 +61,26 @@ def choose(engine: Engine, task: Task, config: Config, eval_config: EvalConfig) 
         raise ConfigError(f"task {task.name!r} has no training prompts to choose a prompt on. Leave out the baseline.")
     practice = replace(task, test=task.train[: min(CHOSEN_ON, eval_config.limit or CHOSEN_ON)])
     greedy = EvalConfig(seed=eval_config.seed)
-    scores = []
-    for wording in WORDINGS:
+    scores, wordings = [], [wording for wording in WORDINGS if _can_be_read(wording, practice, task, config)]
+    for wording in wordings:
         task_put, config_put = reworded(wording, practice, config.replace(eval_prompts=0))
         columns = evaluate(engine, task_put, config_put, greedy).columns
         score = metrics.mean(columns["accuracy" if "accuracy" in columns else "reward"])
         scores.append(-np.inf if score is None else score)
-    return WORDINGS[int(np.argmax(scores))]
+    return wordings[int(np.argmax(scores))]
+
+
+def _can_be_read(wording: Wording, practice: Task, task: Task, config: Config) -> bool:
+    """Whether the model can read all prompts in a wording: some chat templates have no system message."""
+    if wording.name == PLAIN:
+        return True
+    put, config = reworded(wording, replace(task, test=(*practice.test, *task.test)), config)
+    try:
+        other(config.replace(prompt_truncation="error"), put)
+    except DataError as error:
+        log.warning("the wording %r is left out: %s", wording.name, error)
+        return False
+    return True
 
 
 def voted(one: Measures) -> Measures:
@@ -89,7 +105,8 @@ def _put(example: Example, system: str, after: str) -> Example:
         return replace(example, prompt="\n\n".join(part for part in (system, prompt, after) if part))
     messages = list(prompt)
     if after:
-        last = max(index for index, message in enumerate(messages) if message["role"] == "user")
+        users = (index for index, message in enumerate(messages) if message["role"] == "user")
+        last = max(users, default=len(messages) - 1)
         messages[last] = {**messages[last], "content": f"{messages[last]['content']}\n\n{after}"}
     if system and messages[0]["role"] == "system":
         messages[0] = {**messages[0], "content": f"{messages[0]['content']}\n{system}"}

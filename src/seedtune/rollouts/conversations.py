@@ -110,7 +110,7 @@ class Conversations:
         environment = self.task.environment()
         columns = {"prompt": example.prompt, **example.columns}
         observation = environment.reset(**accepted(environment.reset, columns))
-        return environment, environments.tools_of(environment), None if observation is None else str(observation)
+        return environment, environments.tools_of(environment), None if observation is None else _text(observation)
 
     def _templated(self, content: environments.Content) -> bool:
         """Whether tools are passed to the chat template."""
@@ -219,6 +219,13 @@ def _replies(talk: Talk, text: str, role: str) -> list[environments.EnvironmentM
     """Return the environment's replies to a message; None ends the conversation."""
     if environments.has(talk.environment, "step"):
         observation = talk.environment.step(text)
-        return None if observation is None else [("user", str(observation))]
+        return None if observation is None else [("user", _text(observation))]
     calls = environments.calls_in(text, talk.tools)
-    return [(role, environments.run(call, talk.tools)) for call in calls] or None
+    return [(role, _text(environments.run(call, talk.tools))) for call in calls] or None
+
+
+def _text(observation: Any) -> str:
+    """Return an observation as text; UnicodeEncodeError, the environment's fault, for what no tokenizer reads."""
+    text = str(observation)
+    text.encode()
+    return text

@@ -17,10 +17,11 @@ from seedtune.config.sections import ConversationSettings
 from seedtune.errors import ConfigError, DataError
 from seedtune.rewards.execution.call import raised
 from seedtune.rewards.execution.thread import TimedThread
-from seedtune.rollouts.prompts import prompt_of
+from seedtune.rollouts.prompts import prompt_of, rehearsed
 from seedtune.tasks import environments
 from seedtune.tasks.base import Task
 from seedtune.tasks.data.prompt_length import Limit, fit
+from seedtune.tasks.environments import Tools
 from seedtune.tasks.from_config import TaskInputs, built, recorded
 from seedtune.tasks.reference_answers import reference_answers, scored_by_the_engine, scores_itself
 from seedtune.types import Example, begun
@@ -60,10 +61,10 @@ def prepare(
         config = config.replace(model=_name_of(model))
     config = recorded(config, inputs)
     task = built(config, inputs) if task is None else task
-    check(config, task)
+    tools = check(config, task)
     if processing_class is not None:
         engines.check_tokenizer(config, processing_class)
-    return Prepared(config, fitted(config, task) if fits else task)
+    return Prepared(config, fitted(config, task, tools) if fits else task)
 
 
 def _name_of(model: Any) -> str:
@@ -75,8 +76,8 @@ def _name_of(model: Any) -> str:
     return os.fspath(model)
 
 
-def check(config: Config, task: Task) -> None:
-    """Raise ConfigError or DataError if the settings do not fit the task."""
+def check(config: Config, task: Task) -> Tools:
+    """Raise ConfigError or DataError if the settings do not fit the task; return the tools of its environment."""
     for problem in _problems(config, task):
         raise ConfigError(problem)
     check_prompts(config, task, (*task.train, *task.test))
@@ -84,9 +85,9 @@ def check(config: Config, task: Task) -> None:
     if config.uses_likelihood:
         for example in (*task.train, *task.test):
             reference_answers(config, example)
-    _check_environment(config, task)
     if not task.train:
         raise DataError(f"the training data of task {task.name!r} is empty. Give at least one row with a 'prompt'.")
+    return _tools(config, task)
 
 
 def _problems(config: Config, task: Task) -> Iterator[str]:
@@ -113,17 +114,20 @@ def _problems(config: Config, task: Task) -> Iterator[str]:
         )
 
 
-def _check_environment(config: Config, task: Task) -> None:
-    """Raise ConfigError if the task's environment cannot be made, or has tools that cannot be described."""
+def _tools(config: Config, task: Task) -> Tools:
+    """Return the tools of the task's environment; ConfigError if it cannot be made, or if they cannot be described."""
     if task.environment is None:
-        return
+        return {}
     chats = any(not isinstance(example.prompt, str) for example in (*task.train, *task.test))
     templated = config.conversation.tools == "template" and chats
     with closing(TimedThread(config.reward_timeout)) as thread:
-        error = thread.call(partial(environments.try_out, task.environment, templated=templated)).exception()
+        trial = thread.call(partial(environments.try_out, task.environment, templated=templated))
+    error = trial.exception()
     if error is not None:
         why = str(error) if isinstance(error, ConfigError) else f"its environment {raised(error)}. Mend it."
         raise ConfigError(f"task {task.name!r}: {why}") from error
+    tools: Tools = trial.result()
+    return tools
 
 
 def _check_begun(config: Config, task: Task) -> None:
@@ -153,12 +157,15 @@ def check_prompts(config: Config, task: Task, examples: Sequence[Example]) -> No
         )
 
 
-def fitted(config: Config, task: Task) -> Task:
+def fitted(config: Config, task: Task, tools: Tools | None = None) -> Task:
     """Return the task with prompts (and reference answers) that the model can read and that fit its context."""
     tokenizer = engines.tokenizer(config)
 
     def measure(rows: Sequence[Example]) -> list[int]:
-        return tokenizer.lengths([prompt_of(config, row) for row in rows])
+        prompts = [prompt_of(config, row) for row in rows]
+        if task.environment is not None:  # a template may refuse only the turns that follow
+            tokenizer.lengths(rehearsed(config, prompts, tools or {}))
+        return tokenizer.lengths(prompts)
 
     def measure_answers(rows: Sequence[Example]) -> list[int]:
         answers = [reference_answers(config, row).answers for row in rows]

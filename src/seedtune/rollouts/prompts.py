@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
 
 import numpy as np
@@ -12,6 +14,7 @@ from numpy.typing import NDArray
 from seedtune import engines
 from seedtune.config.config import Config
 from seedtune.numerics import noise
+from seedtune.tasks import environments
 from seedtune.tasks.base import Task
 from seedtune.types import Example, Message, Prompt
 
@@ -64,3 +67,19 @@ def prompt_of(config: Config, example: Example) -> Prompt:
         system: Message = {"role": "system", "content": config.system_prompt}
         content = (system, *content)
     return Prompt(example.id, content, config.chat_template_kwargs)
+
+
+def rehearsed(config: Config, prompts: Sequence[Prompt], tools: environments.Tools) -> list[Prompt]:
+    """Return conversations' prompts after one message of the model and one reply of an environment with ``tools``."""
+    templated = bool(tools) and config.conversation.tools == "template"
+    schemas, text = environments.schemas(tools) if templated else [], environments.describe(tools)
+    found = []
+    for prompt in prompts:
+        content, kwargs, role = prompt.content, prompt.template_kwargs, "user"
+        if templated and not isinstance(content, str):
+            kwargs, role = {**kwargs, "tools": schemas}, "tool"
+        elif tools:
+            content = environments.introduced(content, text)
+        content = environments.continued(content, "Hello.", [(role, "Hello.")])
+        found.append(replace(prompt, content=content, template_kwargs=kwargs))
+    return found

@@ -87,17 +87,19 @@ def tools_of(environment: Any) -> dict[str, Callable[..., Any]]:
     return {name: getattr(environment, name) for name in names if has(environment, name)}
 
 
-def try_out(factory: EnvironmentFactory, *, templated: bool) -> None:
-    """Make an environment, describe its tools (to a chat template if ``templated``), and close it.
+def try_out(factory: EnvironmentFactory, *, templated: bool) -> Tools:
+    """Make an environment, describe its tools (to a chat template if ``templated``), close it, and return the tools.
 
     Raises ConfigError if it has no ``reset``, or a tool that cannot be described.
     """
     environment = factory()
     if not callable(getattr(environment, "reset", None)):
         raise ConfigError(f"the environment {type(environment).__name__!r} has no 'reset': add reset(self, **columns).")
-    (schemas if templated else describe)(tools_of(environment))
+    tools = tools_of(environment)
+    (schemas if templated else describe)(tools)
     if has(environment, "close"):
         environment.close()
+    return tools
 
 
 _UNREADABLE = (NameError, AttributeError, TypeError, ValueError, LookupError, SyntaxError)

@@ -11,6 +11,7 @@ import pytest
 from scores import brief, ends_right, one_character
 from seedtune.config.config import Config
 from seedtune.engines.base import EngineTimes
+from seedtune.engines.toy.engine import Characters
 from seedtune.errors import ConfigError, DataError, RewardError
 from seedtune.evaluation.held_out import (
     PLAIN,
@@ -201,6 +202,18 @@ def test_prompts_of_a_task_beside_the_runs_own_are_read_first_and_may_be_dropped
 
 def split_task(**changes) -> Task:
     return task(train=examples(ROWS[:2], "train"), test=examples(ROWS[2:], "test"), **changes)
+
+
+def test_a_wording_that_the_model_cannot_read_is_not_among_the_candidates(monkeypatch, caplog):
+    def lengths(self, prompts):
+        if any(str(prompt.content).startswith("You") for prompt in prompts):
+            raise DataError("prompt 0 is refused.")
+        return [1] * len(prompts)
+
+    monkeypatch.setattr(Characters, "lengths", lengths)
+    engine = Told(lambda key: "4" if key.startswith("You") else "?")
+    assert choose(engine, split_task(), CONFIG, EvalConfig()) == WORDINGS[0]
+    assert "the wording 'careful' is left out: row 0 of the held-out data: prompt 0 is refused." in caplog.text
 
 
 def test_the_prompt_is_chosen_on_training_prompts_alone():

@@ -1,15 +1,77 @@
-"""What is checked of a task before a run: prompts that begin an answer, or hold it."""
+"""What is checked of a task before a run: prompts that begin an answer or hold it, and the turns that follow."""
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
+import models
+from seedtune import engines
 from seedtune.config.config import Config
+from seedtune.engines.transformers.tokenization import ModelTokenizer
 from seedtune.errors import DataError
 from seedtune.rollouts.prepare import prepare
 from seedtune.tasks.from_config import TaskInputs
 
 ANSWERED = [{"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "It is 4."}]
+
+
+class Shop:
+    """An environment with a tool."""
+
+    def reset(self, **columns) -> None:
+        """Begin."""
+
+    def look(self) -> str:
+        """
+        Look around.
+
+        Returns:
+            What there is.
+        """
+        return "apples"
+
+
+class Counter:
+    """An environment without tools."""
+
+    def reset(self, **columns) -> None:
+        """Begin."""
+
+    def step(self, text: str) -> str:
+        return text
+
+
+ROLE = "{% for m in messages %}{% if m['role'] == 'ROLE' %}{{ raise_exception('No ROLE here') }}{% endif %}{% endfor %}"
+HI = {"role": "user", "content": "Hi."}
+
+
+@pytest.mark.parametrize(
+    ("environment", "template", "tools", "role"),
+    [
+        (Shop, "{{ tools }}" + ROLE.replace("ROLE", "tool"), "template", "tool"),
+        (Shop, "{{ tools }}" + ROLE.replace("ROLE", "assistant"), "template", "assistant"),
+        (Shop, "{{ tools }}" + ROLE.replace("ROLE", "tool"), "text", None),
+        (Shop, ROLE.replace("ROLE", "system"), "text", "system"),
+        (Counter, ROLE.replace("ROLE", "assistant"), "template", "assistant"),
+        (Counter, ROLE.replace("ROLE", "tool"), "template", None),
+    ],
+)
+def test_what_a_template_refuses_in_later_turns_is_refused_before_training(
+    environment, template, tools, role, monkeypatch
+):
+    tokenizer = models.tokenizer(template + "{{ messages[0]['content'] }}")
+    sizes = SimpleNamespace(get_text_config=lambda: SimpleNamespace(vocab_size=99, max_position_embeddings=4096))
+    source = SimpleNamespace(tokenizer=lambda: tokenizer, config=lambda: sizes)
+    monkeypatch.setattr(engines, "_model_tokenizer", lambda config: ModelTokenizer(source))
+    config = Config(model="m", eval_size=0, conversation={"tools": tools})
+    inputs = TaskInputs(len, train=[{"prompt": [HI]}], environment=environment)
+    if role is None:
+        prepare(config, inputs)
+        return
+    with pytest.raises(DataError, match=f"row 0 of the training data: .* with the role '{role}': No {role} here"):
+        prepare(config, inputs)
 
 
 def prepared(*prompts, column: str = "prompt", **settings) -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 from contextlib import nullcontext
 from functools import cached_property
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from seedtune.config.config import Config
 from seedtune.errors import ConfigError, RewardError
 from seedtune.rewards.base import Reward
+from seedtune.rollouts.conversations import _replies
 from seedtune.rollouts.prepare import check
 from seedtune.tasks.base import Task
 from seedtune.tasks.builtin.number_guessing import NumberGuessing
@@ -248,6 +250,21 @@ def test_the_first_observation_goes_behind_the_prompt():
     assert opened("prompt", " more") == "prompt more"
     assert opened((SYSTEM, USER), " More.") == (SYSTEM, {"role": "user", "content": "Hi. More."})
     assert opened((USER,), None) == (USER,)
+
+
+@pytest.mark.parametrize("reply", ["half \ud83d", "\udcff"])
+def test_replies_that_no_tokenizer_reads_are_the_environments_fault(reply):
+    class Half:
+        def step(self, text):
+            return reply
+
+        def look(self):
+            return reply
+
+    for environment, said in ((Half(), "Hi."), (SimpleNamespace(), "look()")):
+        talk = SimpleNamespace(environment=environment, tools={"look": Half().look})
+        with pytest.raises(UnicodeEncodeError):
+            _replies(talk, said, "user")
 
 
 def test_an_answer_that_the_prompt_begins_is_one_message_with_what_the_model_adds():

@@ -100,7 +100,24 @@ class ModelTokenizer:
                 found.append(self._begun(ids, text=isinstance(prompt.content, str)))
                 if not found[-1]:
                     raise DataError(f"prompt {prompt.id} has no tokens: {prompt.content!r}. Give it some text.")
+                self._check_known(prompt, found[-1])
         return found
+
+    def _check_known(self, prompt: Prompt, ids: Sequence[int]) -> None:
+        """Raise DataError for a token that a tokenizer has and its model has not."""
+        size, last = self._vocabulary, max(ids, default=0)
+        if size is not None and last >= size:
+            token = self.hf.convert_ids_to_tokens(last)
+            raise DataError(
+                f"prompt {prompt.id} has the token {token!r} (id {last}), but the model has only {size}: tokens were "
+                "added to its tokenizer, not to the model. Leave the token out, or add it to the model."
+            )
+
+    @cached_property
+    def _vocabulary(self) -> int | None:
+        """The number of the model's tokens; None if it does not say."""
+        size: int | None = getattr(self._config, "vocab_size", None)
+        return size
 
     def _begun(self, ids: list[int], *, text: bool) -> list[int]:
         """Put the tokenizer's first tokens before those of a plain text (a template writes them itself), only once."""
@@ -180,6 +197,7 @@ class ModelTokenizer:
         found = [list(self.hf(answer, add_special_tokens=False)["input_ids"]) for answer in prompt.answers]
         if not found or not all(found):
             raise DataError(f"prompt {prompt.id} has the answers {list(prompt.answers)!r}. Give it some text each.")
+        self._check_known(prompt, [token for ids in found for token in ids])
         return found
 
     def decode(self, tokens: list[int], *, special: bool = False) -> str:
@@ -203,8 +221,8 @@ class ModelTokenizer:
 
     def check_ids(self, name: str, ids: Sequence[int]) -> None:
         """Raise ConfigError for a token of the setting ``name`` that the model does not have."""
-        size = self._config.vocab_size if ids else 0
-        wrong = [token for token in ids if token >= size]
+        size = self._vocabulary if ids else None
+        wrong = [] if size is None else [token for token in ids if token >= size]
         if wrong:
             raise ConfigError(f"{name}={list(ids)}: the model has {size} tokens, and none is {wrong[0]}. Leave it out.")
 

@@ -117,7 +117,7 @@ def _parsed(text: str, where: str) -> Any:
 
 
 def _is_message(message: Any) -> bool:
-    return isinstance(message, Mapping) and {"role", "content"} <= set(message)
+    return isinstance(message, Mapping) and "role" in message and not {"content", "tool_calls"}.isdisjoint(message)
 
 
 def _message(message: Mapping[str, Any], where: str) -> Message:
@@ -126,7 +126,7 @@ def _message(message: Mapping[str, Any], where: str) -> Message:
         made: Message = to_jsonable_python(given)
     except ValueError as error:
         raise DataError(f"{where}: a message holds what JSON cannot: {first_line(error)}. Leave it out.") from error
-    return made
+    return {**made, "content": ""} if made.get("content") is None and made.get("tool_calls") else made
 
 
 def chat(text: str) -> list[dict[str, str]]:

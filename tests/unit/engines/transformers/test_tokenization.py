@@ -26,8 +26,11 @@ USER, SYSTEM = {"role": "user", "content": "a"}, {"role": "system", "content": "
 CALLS = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "f", "arguments": {}}}]}
 
 
+SIZES = SimpleNamespace(get_text_config=lambda: SimpleNamespace(vocab_size=models.VOCABULARY))
+
+
 def of(hf: Any) -> ModelTokenizer:
-    return ModelTokenizer(SimpleNamespace(tokenizer=lambda: hf))
+    return ModelTokenizer(SimpleNamespace(tokenizer=lambda: hf, config=lambda: SIZES))
 
 
 def read(template: str, *content: Any, **kwargs: Any) -> str:
@@ -261,11 +264,15 @@ def test_stops_may_be_special_tokens_and_are_no_part_of_the_text(tokens, samplin
 
 
 def test_a_token_that_the_model_does_not_have_is_refused():
-    size = SimpleNamespace(get_text_config=lambda: SimpleNamespace(vocab_size=99))
-    tokenizer = ModelTokenizer(SimpleNamespace(config=lambda: size))
+    hf = models.tokenizer()
+    hf.add_tokens(["<new>"])
+    tokenizer = of(hf)
     tokenizer.check_ids("stop_token_ids", (98,))
     with pytest.raises(ConfigError, match=r"stop_token_ids=\[5, 99\]: the model has 99 tokens, and none is 99"):
         tokenizer.check_ids("stop_token_ids", (5, 99))
+    for prompt in (Prompt(3, "a<new>"), Prompt(3, "a", answers=("b", "<new>"))):
+        with pytest.raises(DataError, match=r"prompt 3 has the token '<new>' \(id 99\), but the model has only 99"):
+            tokenizer.lengths([prompt])
 
 
 def reading(change: str) -> str:
