@@ -32,7 +32,10 @@ class Reward:
     """
 
     inline: bool = False
-    """Whether the reward must run in the main process: it holds a model, or waits in its own threads (judges)."""
+    """Whether the reward must run in the main process: it holds a model, or waits in its own threads (judges).
+
+    None then means a request that failed, not a reward that does not apply.
+    """
 
     chunk: int = 32
     """Completions per call if it is inline: enough for model batches, or for the requests that a judge sends at once.

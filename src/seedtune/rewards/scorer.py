@@ -127,8 +127,8 @@ class _Batch:
 class Round:
     """The scoring of one evaluation.  Everything except the reward calls runs in the caller's thread.
 
-    ``values`` has each reward's values by completion index, NaN where missing.  A completion on which any reward fails
-    is not scored by any: the weighted sum of the others would reward it for the failure.
+    ``values`` has each reward's values by completion index, NaN where missing.  A completion on which any reward fails,
+    or that a judge could not mark, is not scored by any: the sum of the others would reward it for the failure.
     """
 
     def __init__(
@@ -250,6 +250,8 @@ class Round:
                 return
         for place, value in zip(places, answer.values, strict=True):
             self.values[reward.name][place] = value
+            if reward.inline and math.isnan(value):  # a judge's request failed
+                self._unscored.add(place)
         self._unscored.update(places[i] for i in answer.faults)
         self._scorer.log(reward.name, answer, [(self._examples[i].id, self._texts[i] or "") for i in places])
         if len(answer.faults) < len(places):

@@ -244,6 +244,10 @@ def test_a_completion_on_which_one_reward_fails_is_not_scored_by_the_others():
     np.testing.assert_array_equal(np.isnan(scoring.values["r2"]), failed)
     np.testing.assert_array_equal(np.isnan(total(scoring._scorer.rewards, scoring.values)), failed)
     assert scoring.failed() == {"r0": 6, "r1": 0, "r2": 0}
+    judge = Reward("judge", lambda prompts: [None if p == "word 0" else 1.0 for p in prompts], inline=True)
+    judged = scored(Scorer([judge, Reward("r1", hostile.length)], Config(reward_workers=0)))
+    np.testing.assert_array_equal(np.isnan(judged.values["r1"]), failed)
+    assert judged.failed() == {"judge": 0, "r1": 0}
     none = scored([hostile.sometimes_none, hostile.length], reward_workers=0)
     assert total(none._scorer.rewards, none.values)[0] == len(TEXTS[0])  # None: does not apply, the others count
 
