@@ -6,6 +6,7 @@ import math
 import re
 from typing import Any, Literal
 
+import regex
 from pydantic import Field, model_validator
 
 from seedtune.config.paths import DataPath, FileAndName, ModelPath
@@ -193,8 +194,8 @@ _INCIDENTAL: dict[str, Any] = {
 
 def _groups(pattern: str) -> int | None:
     try:
-        return re.compile(pattern).groups
-    except re.error:
+        return int(regex.compile(pattern).groups)
+    except regex.error:
         return None
 
 

@@ -15,6 +15,7 @@ from contextlib import suppress
 from dataclasses import MISSING, fields, is_dataclass
 from typing import Annotated, Any, NotRequired, TypeVar, get_type_hints
 
+import regex
 import yaml
 from pydantic import Field, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
@@ -36,6 +37,9 @@ ITEMS = 100_000
 
 LENGTH = 300_000
 """Most characters of a YAML document: PyYAML takes a second for a hundred thousand."""
+
+PATIENCE = 0.5
+"""Seconds of the processor that a pattern may take."""
 
 _SHOWN = reprlib.Repr()
 _SHOWN.maxlevel, _SHOWN.maxdict, _SHOWN.maxlist, _SHOWN.maxtuple = 4, 20, 20, 20
@@ -65,7 +69,7 @@ def parse_json(text: str | bytes) -> Any:
         value = json.loads(text, object_pairs_hook=single_keys)
     except RecursionError:
         raise ValueError(f"it is nested more than {DEPTH} deep") from None
-    _check_size(value, items=len(text) + 1)
+    check_size(value, items=len(text) + 1)
     return value
 
 
@@ -162,8 +166,24 @@ def parse_yaml(text: str) -> Any:
         raise ValueError(f"it is nested more than {DEPTH} deep") from None
     except _BROKEN as error:
         raise ValueError(" ".join(str(error).split())[:500] or type(error).__name__) from error
-    _check_size(value, items=ITEMS)
+    check_size(value, items=ITEMS)
     return value
+
+
+def found(pattern: str, text: str) -> list[Any]:
+    """Return every match of a user's pattern, as ``re.findall`` does, within `PATIENCE`.
+
+    Other threads go on meanwhile: Python's own ``re`` would hold them up, for hours with a pattern like ``(a+)+b``.
+
+    Raises:
+        ValueError: The pattern is no regular expression, or takes too long.
+    """
+    try:
+        return list(regex.findall(pattern, text, timeout=PATIENCE, concurrent=True))
+    except TimeoutError:
+        raise ValueError(f"the pattern {shown(pattern)} takes over {PATIENCE:g} s") from None
+    except regex.error as error:
+        raise ValueError(f"the pattern {shown(pattern)} is no regular expression: {error}") from None
 
 
 def check_finite(value: Any) -> None:
@@ -175,7 +195,7 @@ def check_finite(value: Any) -> None:
         raise ValueError(f"it holds {value}, which is no finite number: leave it out")
 
 
-def _check_size(value: Any, *, items: int) -> None:
+def check_size(value: Any, *, items: int) -> None:
     """Raise ValueError if data are nested too deep or have too many values, each counted wherever it stands."""
     level, count = [value], 1
     for _ in range(DEPTH):

@@ -109,14 +109,20 @@ def _by_prompt(rows: Sequence[Row]) -> dict[int, dict[str, float | None]]:
 def _measures(row: Row) -> dict[str, float]:
     text = str(row["completion"]).strip()
     right = {} if row.get("right") is None else {"right answers": float(row["right"])}
-    looks = {"empty answers": float(not text), "cut off at the limit": float(row["finish"] == "length")}
+    looks = {"empty answers": float(not text), "cut off at the limit": float(row.get("finish") == "length")}
     reward = math.nan if row["reward"] is None else row["reward"]
     return {**right, "reward": reward, "characters": float(len(text)), **looks}
 
 
+COMPARED = 1_000_000
+"""Most pairs of words of two completions that are compared word by word, which takes a second."""
+
+
 def marked(before: str, after: str) -> tuple[list[DiffPiece], list[DiffPiece]]:
     """Split both completions into pieces of whole words, and mark the pieces that the other one lacks."""
-    left, right = (re.findall(r"\s*\S+\s*?", text) for text in (before, after))
+    left, right = (re.findall(r"\s*\S+", text.rstrip()) for text in (before, after))
+    if len(left) * len(right) > COMPARED:
+        return [(before, before != after)], [(after, before != after)]
     blocks = SequenceMatcher(None, [w.strip() for w in left], [w.strip() for w in right], autojunk=False)
     codes = blocks.get_opcodes()
     return (

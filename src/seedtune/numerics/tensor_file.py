@@ -13,11 +13,14 @@ import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
+from typing_extensions import TypedDict
 
+from seedtune.config.foreign_data import conform, parse_json
 from seedtune.errors import StorageError
 from seedtune.numerics.rounding import ARRAYS, dtype_of
 
@@ -31,7 +34,10 @@ _TYPES = {code: dtype for dtype, code in CODES.items()}
 _ALIGNMENT = 64
 """Bytes to which the data are aligned, for vector loads from a mapped file."""
 
-_HEADER_LIMIT = 100 << 20
+_HEADER_LIMIT = 25 << 20
+"""Most bytes of a header: a hundred for each of a quarter of a million tensors."""
+
+Size = Annotated[int, Field(ge=0, lt=2**48)]
 
 
 class Stored(NamedTuple):
@@ -73,6 +79,14 @@ def _head(kinds: Kinds) -> tuple[bytes, int]:
     return len(header).to_bytes(8, "little") + header, end
 
 
+class _Entry(TypedDict):
+    """A tensor in the header."""
+
+    dtype: str
+    shape: Annotated[list[Size], Field(max_length=32)]
+    data_offsets: Annotated[list[Size], Field(min_length=2, max_length=2)]
+
+
 def contents(path: Path, fix: str = "Get the file again.") -> dict[str, Stored]:
     """Return the tensors of weights in a safetensors file by name; StorageError with the ``fix`` if it is broken."""
     try:
@@ -80,16 +94,21 @@ def contents(path: Path, fix: str = "Get the file again.") -> dict[str, Stored]:
             size = int.from_bytes(data[:8], "little")
             if size > min(_HEADER_LIMIT, len(data) - 8):
                 raise ValueError(f"a header of {size} bytes does not fit into a file of {len(data)}")
-            entries, start = json.loads(data[8 : 8 + size]), 8 + size
-            entries.pop("__metadata__", None)
+            header, start = conform(parse_json(data[8 : 8 + size]), dict[str, Any]), 8 + size
+            header.pop("__metadata__", None)
+            entries = conform(header, dict[str, _Entry])
             if max((e["data_offsets"][1] for e in entries.values()), default=0) > len(data) - start:
                 raise ValueError(f"it is cut off after {len(data) - start} bytes of data")
-        return {
-            name: Stored(path, _TYPES[e["dtype"]], tuple(e["shape"]), start + e["data_offsets"][0])
+        found = {
+            name: (Stored(path, _TYPES[e["dtype"]], tuple(e["shape"]), start + e["data_offsets"][0]), e["data_offsets"])
             for name, e in entries.items()
             if e["dtype"] in _TYPES
         }
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        for name, (stored, (begin, end)) in found.items():
+            if end - begin != math.prod(stored.shape) * np.dtype(ARRAYS[stored.dtype]).itemsize:
+                raise ValueError(f"{name[:100]!r} has {end - begin} bytes, which are not those of its shape")
+        return {name: stored for name, (stored, _) in found.items()}
+    except (OSError, ValueError) as error:
         raise StorageError(f"cannot read {path}: {error}. {fix}") from error
 
 

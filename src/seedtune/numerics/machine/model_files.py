@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 
-from seedtune.errors import MissingExtraError, ModelError, first_line
+from seedtune.config.foreign_data import parse_json, shown
+from seedtune.errors import MissingExtraError, ModelError, StorageError, first_line
+from seedtune.numerics import tensor_file
 
 _POINTER = b"version https://git-lfs"
 """How a file begins that stands for one which git-lfs has not fetched."""
 
-_UNREADABLE = (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError)
+_UNREADABLE = (
+    *(OSError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, AssertionError, RuntimeError),
+    *(ImportError, MemoryError, SafetensorError, StrictDataclassError),
+)
 """What transformers, tokenizers and safetensors raise for files that they cannot read, and for missing packages."""
+
+_SIZES = re.compile(r"(hidden|vocab|intermediate|ffn|embed\w*|num)_\w+|n_(embd|layer|head|inner)|head_dim|d_(model|ff)")
+"""Names in a model's config.json of numbers from which transformers makes tensors and layers."""
 
 
 def read(factory: Any, location: str, *, what: str, fix: str, **options: Any) -> Any:
@@ -25,8 +35,10 @@ def read(factory: Any, location: str, *, what: str, fix: str, **options: Any) ->
     git-lfs, and MissingExtraError if a tokenizer needs a package that is not installed.
     """
     try:
+        if Path(location).is_dir():
+            _check_sizes(Path(location))
         return factory.from_pretrained(location, **options)
-    except _UNREADABLE as error:
+    except (*_UNREADABLE, StorageError) as error:
         pointer, told = next(filter(_is_pointer, sorted(Path(location).glob("*"))), None), str(error).lower()
         if pointer is not None:
             raise ModelError(
@@ -36,7 +48,24 @@ def read(factory: Any, location: str, *, what: str, fix: str, **options: Any) ->
         if find_spec("sentencepiece") is None and ("sentencepiece" in told or "tokenizer.model" in told):
             raise MissingExtraError(f"the tokenizer of {what}", "pip install sentencepiece protobuf") from error
         fix = "Install that package." if isinstance(error, ImportError) else fix
-        raise ModelError(f"cannot load {what}: {first_line(error)} {fix}") from error
+        line = first_line(error)
+        line = " ".join(str(error).split())[:300] if line.endswith(":") else line
+        raise ModelError(f"cannot load {what}: {line} {fix}") from error
+
+
+def _check_sizes(folder: Path) -> None:
+    """Raise ValueError if the configuration asks for more than the tensors on disk have, before it is allocated.
+
+    Raises StorageError for a broken file of tensors.
+    """
+    stored = [one for file in sorted(folder.glob("*.safetensors")) for one in tensor_file.contents(file).values()]
+    config = parse_json((folder / "config.json").read_bytes())
+    if not isinstance(config, dict):
+        raise ValueError(f"its config.json holds {shown(config)}, not settings.")
+    most = max((*(size for one in stored for size in one.shape), len(stored), 0 if stored else 1 << 20))
+    for name, value in config.items():
+        if _SIZES.fullmatch(name) and isinstance(value, int | float) and value > most:
+            raise ValueError(f"its config.json has {name}={shown(value)}, more than any of its tensors ({most}).")
 
 
 def _is_pointer(file: Path) -> bool:

@@ -23,6 +23,7 @@ from typing import Any
 from urllib.parse import SplitResult, parse_qsl, urlsplit
 
 from seedtune.config.data_and_rewards import JudgeSettings
+from seedtune.config.foreign_data import found, parse_json
 from seedtune.config.sections import is_secret
 from seedtune.errors import ConfigError, RewardError, nearest
 from seedtune.rewards.base import text_of
@@ -160,8 +161,8 @@ class Judge:
         """Return the message of a chat completion, or the whole response of a reward endpoint."""
         if self.settings.kind == "reward":
             return answer.decode("utf-8", "replace")
-        with suppress(ValueError, LookupError, TypeError, RecursionError):
-            choice = json.loads(answer)["choices"][0]
+        with suppress(ValueError, LookupError, TypeError, AttributeError):
+            choice = parse_json(answer)["choices"][0]
             if choice.get("finish_reason") in UNFINISHED:
                 cut = f"the reply was cut off (finish_reason={choice['finish_reason']}"
                 raise Failure(f"{cut}, max_tokens={self.settings.max_tokens}): {LONGER}")
@@ -226,7 +227,7 @@ def _read(response: http.client.HTTPResponse) -> bytes:
         again = response.status in AGAIN or response.status >= HTTPStatus.INTERNAL_SERVER_ERROR
         wait = response.getheader("Retry-After", "")
         refusal = response.read(LARGEST).decode("utf-8", "replace") if response.status in REFUSED else ""
-        seconds = float(wait) if wait.isdecimal() else None
+        seconds = float(wait) if wait.isdecimal() and len(wait) < 9 else None
         raise Failure(f"HTTP {response.status}", again=again, wait=seconds, refusal=refusal)
     answer = response.read(LARGEST + 1)
     if len(answer) > LARGEST:
@@ -238,7 +239,7 @@ def score_in(text: str, settings: JudgeSettings) -> float:
     """Read the score from the judge's text after its thinking; raise Failure if none is within the bounds."""
     try:
         value = float(_score_of(_after_thinking(text), settings))
-    except (ValueError, TypeError, OverflowError, LookupError, RecursionError):
+    except (ValueError, TypeError, OverflowError, LookupError):
         raise Failure("no score in the answer") from None
     min_score, max_score = settings.bounds
     if not math.isfinite(value) or not min_score <= value <= max_score:
@@ -259,13 +260,13 @@ def _after_thinking(text: str) -> str:
 def _score_of(text: str, settings: JudgeSettings) -> Any:
     """Return the last number, the last match of the pattern, or a field of the JSON object between the outer braces."""
     if settings.pattern is not None:
-        return re.findall(settings.pattern, text)[-1]
+        return found(settings.pattern, text)[-1]
     if settings.json_field is None:
         return _NUMBER.findall(_OUT_OF.sub(" ", text))[-1]
-    found = json.loads(text[text.index("{") : text.rindex("}") + 1])[settings.json_field]
-    if isinstance(found, bool):
+    value = parse_json(text[text.index("{") : text.rindex("}") + 1])[settings.json_field]
+    if isinstance(value, bool):
         raise TypeError
-    return found
+    return value
 
 
 def _filled(name: str, known: Mapping[str, Any]) -> str:

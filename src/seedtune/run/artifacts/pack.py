@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from contextlib import closing, suppress
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 from seedtune import activities, engines
 from seedtune.config import trusted_settings
 from seedtune.config.config import Config
-from seedtune.config.foreign_data import parse_yaml
+from seedtune.config.foreign_data import parse_json, parse_yaml
 from seedtune.config.paths import id_and_revision, public_name
 from seedtune.engines.base import Engine, EngineInfo
 from seedtune.errors import ConfigError, LedgerError, PackError, RunError, StorageError, storage_cause
@@ -100,7 +99,7 @@ def licence_of(model: str) -> str | None:
     stated = card.get("license_name") if card.get("license") == "other" else card.get("license")
     if not isinstance(stated, str):
         with suppress(OSError, ValueError, AttributeError):
-            stated = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("license")
+            stated = parse_json((folder / "config.json").read_bytes()).get("license")
     return stated if isinstance(stated, str) else None
 
 

@@ -12,13 +12,15 @@ The schemas are generated here, from a few fields to a nested object.  For examp
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any
 
 from pydantic import Field
 
+from seedtune.config.foreign_data import check_finite, found, parse_json
+from seedtune.errors import RewardError, first_line
 from seedtune.rewards.base import Reward, text_of
 from seedtune.rewards.optional import optional
 from seedtune.tasks.base import Sizes, Task, TaskKind
@@ -50,29 +52,63 @@ def _marks(text: str, schema: str) -> float:
     if not text or len(text) > LENGTH:
         return 0.0
     try:
-        value = json.loads(text, parse_constant=_refuse)
-    except (ValueError, RecursionError):
+        value = parse_json(text)
+        check_finite(value)
+    except ValueError:
         return 0.0
     if not isinstance(value, dict):
         return 0.1
     validator = _validator(schema)
-    if validator.is_valid(value):
-        return 1.0
-    properties, required = validator.schema.get("properties", {}), validator.schema.get("required", [])
-    right = [
-        name in value and validator.evolve(schema=properties.get(name, {})).is_valid(value[name]) for name in required
-    ]
+    try:
+        if validator.is_valid(value):
+            return 1.0
+        properties, required = validator.schema.get("properties", {}), validator.schema.get("required", [])
+        right = [
+            name in value and validator.evolve(schema=properties.get(name, {})).is_valid(value[name])
+            for name in required
+        ]
+    except ArithmeticError:  # a whole number of thousands of digits, divided
+        return 0.2
+    except (
+        RecursionError,
+        ValueError,
+        optional("referencing.exceptions", "the task json_schema").Unresolvable,
+    ) as error:
+        raise RewardError(f"the schema {schema[:200]!r} cannot be used: {first_line(error)}. Mend it.") from error
     return 0.2 + 0.6 * (sum(right) / len(right) if right else 1.0)
-
-
-def _refuse(word: str) -> None:
-    """Reject ``NaN`` and ``Infinity``, which Python's parser accepts but JSON does not allow."""
-    raise ValueError(word)
 
 
 @lru_cache(maxsize=4096)
 def _validator(schema: str) -> Any:
-    return optional("jsonschema", "the task json_schema").Draft202012Validator(json.loads(schema))
+    """Return the validator of a schema.  References lead to the schema itself or the standard, never to files or hosts.
+
+    Raises RewardError if it is no JSON schema.
+    """
+    library = optional("jsonschema", "the task json_schema")
+    known = optional("jsonschema_specifications", "the task json_schema").REGISTRY
+    patterns = {"pattern": _pattern, "patternProperties": _pattern_properties}
+    kind = library.validators.extend(library.Draft202012Validator, patterns)
+    try:
+        made = parse_json(schema)
+        kind.check_schema(made)
+    except (ValueError, RecursionError, library.SchemaError) as error:
+        raise RewardError(f"the schema {schema[:200]!r} is no JSON schema: {first_line(error)}. Mend it.") from error
+    if not isinstance(made, dict):
+        raise RewardError(f"the schema {schema[:200]!r} is no object. Give a JSON schema of an object.")
+    return kind(made, registry=known)
+
+
+def _pattern(validator: Any, pattern: str, value: Any, _: Any) -> Iterator[Exception]:
+    """Check ``pattern`` within a time limit, in place of jsonschema's own check."""
+    if isinstance(value, str) and not found(pattern, value):
+        yield optional("jsonschema", "the task json_schema").ValidationError(f"{pattern!r} does not match")
+
+
+def _pattern_properties(validator: Any, patterns: Mapping[str, Any], value: Any, _: Any) -> Iterator[Exception]:
+    for pattern, schema in patterns.items() if isinstance(value, dict) else ():
+        for name in value:
+            if found(pattern, name):
+                yield from validator.descend(value[name], schema, path=name, schema_path=pattern)
 
 
 THINGS = ("book", "city", "recipe", "planet", "song", "garden", "ship", "museum", "bicycle", "language")

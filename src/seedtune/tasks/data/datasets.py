@@ -12,7 +12,7 @@ from types import ModuleType
 from typing import Any
 
 from seedtune.config.data_and_rewards import DatasetSettings
-from seedtune.config.foreign_data import single_keys
+from seedtune.config.foreign_data import check_size, single_keys
 from seedtune.config.paths import id_and_revision
 from seedtune.errors import DataError, nearest
 from seedtune.rewards.optional import optional
@@ -113,6 +113,7 @@ def _values(text: str, path: Path) -> Iterator[tuple[int, Any]]:
         line += text.count("\n", place, start)
         try:
             value, place = decoder.raw_decode(text, start)
+            check_size(value, items=len(text) + 1)
         except (ValueError, RecursionError) as error:
             raise DataError(f"{path} line {line} is not JSON: {error}. Mend or remove it.") from error
         yield line, value

@@ -100,3 +100,61 @@ def test_whatever_transformers_says_is_one_line_with_the_fix(error, message):
         model_files.read(failing(error), "M", what="M", fix="Look.")
     assert str(caught.value).startswith(f"cannot load M: {message}")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers=1000000000, more than any of its tensors"),
+        ({"hidden_size": 10**7}, "hidden_size=10000000, more than any"),
+        ({"vocab_size": 10**12}, "vocab_size=1000000000000, more than any"),
+        ({"num_attention_heads": 1e18}, "num_attention_heads=1e+18, more than any"),
+        ({"num_attention_heads": 0}, ""),
+        ({"num_hidden_layers": "many"}, ""),
+        ({"hidden_size": -4}, ""),
+        ({"model_type": 5}, ""),
+        ({"hidden_act": "nothing"}, ""),
+        ({"dtype": "float3"}, ""),
+        ({"rope_scaling": 7}, ""),
+        ({"vocab_size": None}, ""),
+    ],
+    ids=str,
+)
+def test_a_configuration_of_absurd_values_is_one_line_before_anything_is_allocated(folder, change, message):
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(ModelError) as caught:
+        ModelSource.resolve(str(folder)).load()
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{", "[" * 5000, '{"a": ' + "9" * 5000 + "}", "null", "\x00"], ids=lambda t: t[:9]
+)
+def test_a_configuration_that_is_none_is_one_line(folder, text):
+    (folder / "config.json").write_text(text)
+    for reader in ("load", "config"):
+        with pytest.raises(ModelError, match="cannot load the model"):
+            getattr(ModelSource.resolve(str(folder)), reader)()
+
+
+@pytest.mark.parametrize("cut", [0, 7, 8, 100, 2000, -1])
+def test_a_truncated_checkpoint_is_named(folder, cut):
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:cut])
+    with pytest.raises(ModelError, match=r"cannot load the model .*: cannot read .*model\.safetensors"):
+        ModelSource.resolve(str(folder)).load()
+
+
+def test_a_checkpoint_whose_header_lies_is_named(folder):
+    path = folder / "model.safetensors"
+    raw = path.read_bytes()
+    size = int.from_bytes(raw[:8], "little")
+    entries = json.loads(raw[8 : 8 + size])
+    name = next(name for name in entries if name != "__metadata__")
+    for change in ({"shape": [2**40, 2**40]}, {"shape": [-1]}, {"data_offsets": [5, 1]}, {"dtype": 7}, {"shape": "x"}):
+        header = json.dumps({**entries, name: {**entries[name], **change}}).encode()
+        path.write_bytes(len(header).to_bytes(8, "little") + header + raw[8 + size :])
+        with pytest.raises(ModelError, match="cannot read"):
+            ModelSource.resolve(str(folder)).load()

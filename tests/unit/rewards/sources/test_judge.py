@@ -366,3 +366,32 @@ def test_a_key_that_leaves_this_machine_unencrypted_is_told(address, told, monke
     caplog.clear()
     Judge(JudgeSettings(base_url=address))
     assert caplog.text == ""
+
+
+@pytest.mark.parametrize("pattern", ["(a+)+b", "(a|aa)+$b", "(a+a+)+y"])
+def test_a_pattern_takes_little_time_and_does_not_hold_up_other_threads(pattern):
+    """Python's re would take hours, and no other thread would run meanwhile."""
+    ticks, done = [], threading.Event()
+
+    def tick() -> None:
+        while not done.wait(0.01):
+            ticks.append(0)
+
+    clock = threading.Thread(target=tick)
+    clock.start()
+    started = time.monotonic()
+    with pytest.raises(Failure, match="no score"):
+        score_in("a" * 100_000, JudgeSettings(pattern=pattern))
+    done.set()
+    clock.join()
+    assert time.monotonic() - started < 30
+    assert ticks
+
+
+@pytest.mark.parametrize(
+    "text", ["[" * 100_000, '{"score": ' + "[" * 5000, '{"score": 1' + "0" * 5000 + "}", "9" * 100_000]
+)
+def test_a_reply_of_any_text_is_a_score_or_none(text):
+    for settings in (JudgeSettings(), JudgeSettings(field="score"), JudgeSettings(pattern=r"(\d+)")):
+        with pytest.raises(Failure):
+            score_in(text, settings)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 
 import pytest
 
@@ -196,3 +197,59 @@ def test_a_package_that_is_missing_says_how_to_install_it(monkeypatch, module, e
     monkeypatch.setitem(__import__("sys").modules, module, None)
     with pytest.raises(MissingExtraError, match=rf"x needs a package .* pip install 'seedtune\[{extra}\]'"):
         optional(module, "x")
+
+
+def fits(schema: object, value: object) -> float:
+    return json_marks([json.dumps(value)], [json.dumps(schema)])[0]
+
+
+@pytest.mark.parametrize("place", ["http://127.0.0.1:9/x.json", "https://example.org/s", "file:///etc/hostname"])
+def test_references_of_a_schema_are_never_fetched(monkeypatch, place):
+    def opened(*_, **__):
+        raise AssertionError("something was fetched")
+
+    monkeypatch.setattr("urllib.request.urlopen", opened)
+    monkeypatch.setattr("socket.create_connection", opened)
+    with pytest.raises(RewardError, match=r"the schema .* cannot be used: .*Mend it"):
+        fits({"properties": {"a": {"$ref": place}}}, {"a": 1})
+
+
+def test_references_into_the_schema_itself_and_the_standard_are_followed():
+    schema = {"$defs": {"n": {"type": "integer"}}, "properties": {"a": {"$ref": "#/$defs/n"}}, "required": ["a"]}
+    assert fits(schema, {"a": 1}) == 1.0
+    assert fits(schema, {"a": "x"}) == pytest.approx(0.2)
+    standard = {"properties": {"a": {"$ref": "https://json-schema.org/draft/2020-12/schema"}}, "required": ["a"]}
+    assert fits(standard, {"a": {"type": "string"}}) == 1.0
+    assert fits(standard, {"a": {"type": "strings"}}) == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [{"$ref": "#"}, {"type": 5}, [], 5, {"properties": 5}, {"pattern": 7}, {"properties": {"a": {"pattern": "("}}}],
+)
+def test_a_schema_that_is_none_is_one_line(schema):
+    with pytest.raises(RewardError, match=r"the schema .*(Mend it|no object)"):
+        fits(schema, {"a": "x"})
+
+
+def test_a_schema_that_is_no_json_is_one_line():
+    for schema in ("{", "[" * 5000, '{"a": ' + "9" * 5000 + "}"):
+        with pytest.raises(RewardError, match="is no JSON schema"):
+            json_marks(["{}"], [schema])
+
+
+def test_a_pattern_of_a_schema_is_checked_within_a_time_limit():
+    started = time.monotonic()
+    schema = {"properties": {"a": {"type": "string", "pattern": "^(a|aa)+$"}}, "required": ["a"]}
+    assert fits(schema, {"a": "aaa"}) == 1.0
+    with pytest.raises(RewardError, match=r"takes over 0.5 s"):
+        fits(schema, {"a": "a" * 5000 + "b"})
+    assert fits({"patternProperties": {"^b": {"type": "integer"}}}, {"b1": 1, "a": "x"}) == 1.0
+    assert fits({"patternProperties": {"^b": {"type": "integer"}}}, {"b1": "x"}) == pytest.approx(0.8)
+    assert time.monotonic() - started < 30
+
+
+def test_numbers_of_thousands_of_digits_score_and_do_not_raise():
+    schema = json.dumps({"properties": {"a": {"type": "number", "multipleOf": 0.01}}, "required": ["a"]})
+    assert json_marks(['{"a": ' + "9" * 4000 + "}"], [schema])[0] <= 1.0
+    assert json_marks(['{"a": 1e999}', '{"a": NaN}'], [schema] * 2) == [0.0, 0.0]
