@@ -249,7 +249,7 @@ def test_an_export_into_a_folder_that_is_not_empty_is_refused(failure, run, tmp_
     assert tree(tmp_path / "model") == {"old.txt"}
 
 
-@pytest.mark.parametrize("generation", ["6", "-1"])
+@pytest.mark.parametrize("generation", ["6", "10000"])
 def test_a_generation_the_run_does_not_have_is_named_with_its_range(failure, run, tmp_path, generation):
     message = f"generation {generation} is not in {run}: it has generations 0 to 5."
     assert failure("export", run, "-o", tmp_path / "model", "--generation", generation) == message
