@@ -157,7 +157,7 @@ def test_messages_hold_what_json_holds_and_no_nulls_of_a_table():
         (b"\xff", ": a message holds what JSON cannot: "),
         ((lambda loop: loop.append(loop) or loop)([]), " is nested too deeply, or contains itself. "),
     ],
-    ids=repr,
+    ids=["object", "bytes", "loop"],
 )
 def test_a_message_that_json_cannot_hold_is_refused_with_the_row(value, message):
     with pytest.raises(DataError, match=f"^row 0 of the train data{message}"):
