@@ -61,7 +61,6 @@ def place_of(item: pytest.Item) -> str:
 
 UNTRACED = (
     "invariant/",
-    "integration/engines/ray/test_faults.py",
     "integration/engines/ray/test_runs.py",
     "integration/engines/vllm/",
     "integration/rollouts/test_conversations.py",

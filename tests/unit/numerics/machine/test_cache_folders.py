@@ -202,25 +202,27 @@ def obey_permissions() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("temporary", [True, False])
-def test_without_a_home_and_with_a_package_that_cannot_be_written_a_run_trains_and_is_verified(tmp_path, temporary):
+def test_without_a_home_and_with_a_package_that_cannot_be_written_a_run_trains_and_is_verified(tmp_path):
+    """First with no folder for compiled kernels at all, then with one among the temporary files."""
     package, out, files = copied(tmp_path / "package"), tmp_path / "runs", tmp_path / "tmp"
     for folder in (out, files):
         folder.mkdir()
-    if not temporary:
-        (files / f"seedtune-{os.geteuid()}").write_text("not a folder")
+    blocked = files / f"seedtune-{os.geteuid()}"
+    blocked.write_text("not a folder")
     closed = [package, *(folder for folder in package.rglob("*") if folder.is_dir())]
     for folder in closed:
         folder.chmod(0o555)
     env = {k: v for k, v in os.environ.items() if k not in NAMES}
     env |= {"HOME": str(package / "nonexistent"), "PYTHONPATH": str(package), "TMPDIR": str(files)}
     config = runs.write_config(runs.toy(out / "toy", generations=2), tmp_path / "toy.json")
-    for arguments in (("train", config), ("verify", out / "toy")):
+    for arguments, kept in ((("train", config), False), (("verify", out / "toy"), True)):
+        if kept:
+            blocked.unlink()
         done = subprocess.run(
             runs.command(*arguments), env=env, cwd=out, capture_output=True, text=True, preexec_fn=obey_permissions
         )
         assert done.returncode == 0, done.stderr
+        assert bool(list(files.rglob("*.nbi"))) == kept
     for folder in closed:
         folder.chmod(0o755)
-    assert bool(list(files.rglob("*.nbi"))) == temporary
     assert not list(package.rglob("*.nbi"))

@@ -108,10 +108,10 @@ def test_a_process_waits_for_one_that_compiles_the_same_function_and_compiles_on
 @pytest.mark.slow
 def test_processes_that_compile_different_signatures_at_once_keep_both(package):
     for compiled in (1, 0):
-        started = [caller(package, kind) for kind in ("float32", "float64", "int64")]
-        assert [result(process) for process in started] == [[3.0, compiled, compiled]] * 3
+        started = [caller(package, kind) for kind in ("float32", "int64")]
+        assert [result(process) for process in started] == [[3.0, compiled, compiled]] * 2
     (index,) = package.rglob("kernels.outer-*.nbi")
-    assert len(list(index.parent.glob("kernels.outer-*.nbc"))) == 3
+    assert len(list(index.parent.glob("kernels.outer-*.nbc"))) == 2
 
 
 @pytest.fixture
