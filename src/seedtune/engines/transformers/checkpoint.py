@@ -145,14 +145,14 @@ EXTRAS = (
 def _copy_extras(base: Path, path: Path) -> None:
     """Copy the files of the base model that `EXTRAS` names and transformers did not write.
 
-    A link may lead to another file of the model's folder, or of its repository in the cache of Hugging Face, which
-    holds links into ``blobs``; no other one is followed.
+    A link may lead to another file of the model's folder or, in the cache of Hugging Face, into the ``blobs`` of its
+    repository; no other one is followed.
     """
     inside = base.resolve()
-    repository = inside.parents[1] if inside.parent.name == "snapshots" else inside
+    places = [inside, inside.parents[1] / "blobs"] if inside.parent.name == "snapshots" else [inside]
     for file in {file for pattern in EXTRAS for file in base.glob(pattern)}:
         real, target = file.resolve(), path / file.name
-        if not (real.is_relative_to(repository) and real.is_file()):
+        if not (any(map(real.is_relative_to, places)) and real.is_file()):
             log.warning("%s is not copied: it is no file of the model's folder", file)
         elif not target.exists():
             shutil.copyfile(real, target)

@@ -76,9 +76,11 @@ def test_an_export_copies_no_file_from_outside_the_models_folder(tmp_path, caplo
     (base / "LICENSE-B").symlink_to("../../../secret")
     (base / "LICENSE-C").mkdir()
     os.mkfifo(base / "LICENSE-D")
+    (tmp_path / "repo/other").write_text("secret")
+    (base / "LICENSE-E").symlink_to("../../other")
     checkpoint._copy_extras(base, out)
     assert {file.name: file.read_text() for file in out.iterdir()} == {"LICENSE": "licence", "LICENSE.txt": "own"}
-    assert caplog.text.count("is not copied: it is no file of the model's folder") == 4
+    assert caplog.text.count("is not copied: it is no file of the model's folder") == 5
 
 
 KEPT = ("LICENSE", "LICENCE.md", "NOTICE", "USE_POLICY.md", "tokenizer.model", "vocab.json", "preprocessor_config.json")
