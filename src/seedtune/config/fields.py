@@ -24,7 +24,7 @@ from seedtune.config.sections import (
 from seedtune.errors import ConfigError
 from seedtune.types import COUNT, STEPS
 
-GROUP = 8
+GROUP, HELD_OUT_GROUP = 8, 32
 """Default members per job of Ray workers: independent of the number of workers, so that rewards are, too."""
 
 
@@ -325,7 +325,7 @@ class Fields(Section):
     @property
     def held_out_group(self) -> int:
         """Held-out prompts per job; 0: all."""
-        return self.ray.prompts_per_job if self.engine == "ray" else 0
+        return HELD_OUT_GROUP if self.engine == "ray" else 0
 
     @property
     def max_staleness(self) -> int:

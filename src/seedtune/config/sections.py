@@ -186,9 +186,6 @@ class RaySettings(Section):
     detached: bool = False
     """Keep workers of a cluster (``address``) alive if the driver is killed; a resumed run takes them over."""
 
-    prompts_per_job: int = Field(default=32, ge=1, le=COUNT)
-    """Held-out prompts in one job."""
-
     retries: int = Field(default=4, ge=0, le=1000)
     """Retries of a job that failed or whose worker died, before its members get no reward."""
 

@@ -8,6 +8,7 @@ import pytest
 
 import runs
 from ray_workers import alone, count_readings, inline, ray_config
+from seedtune.config import fields
 from seedtune.errors import ConfigError
 from seedtune.run import directory, ledger, recorded_config
 from seedtune.run.artifacts.export import export_run
@@ -33,12 +34,13 @@ SORTS = {
         "eval_prompts": 5,
     },
     "conversations": {"task": "number_guessing", "prompts_per_generation": 2, "eval_prompts": 3, "generations": 3},
-    "held-out prompts in several jobs": {"ray": {"prompts_per_job": 3}, "eval_steps": 2},
+    "held-out prompts in several jobs": {"eval_steps": 2},
 }
 
 
 @pytest.mark.parametrize("settings", SORTS.values(), ids=SORTS)
-def test_every_sort_of_run_has_the_ledger_of_one_process(tmp_path, settings):
+def test_every_sort_of_run_has_the_ledger_of_one_process(tmp_path, settings, monkeypatch):
+    monkeypatch.setattr(fields, "HELD_OUT_GROUP", 3)
     config = ray_config(tmp_path / "fleet", **{"generations": 6, **settings})
     Trainer(alone(config, tmp_path / "alone")).train()
     with inline(seed=3):
