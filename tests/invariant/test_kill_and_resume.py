@@ -51,6 +51,11 @@ def size(root: Path) -> int:
     return path.stat().st_size if path.exists() else 0
 
 
+def told(errors: str) -> list[str]:
+    """What a command printed, but for signs of life on a slow machine."""
+    return [line for line in errors.splitlines() if not line.startswith("  … ")]
+
+
 # ------------------------------------------------------------------ any instant
 
 
@@ -139,12 +144,11 @@ def test_an_interrupt_says_how_to_go_on_and_loses_nothing(tmp_path, number):
     reference, root = straight(tmp_path / "reference", generations=40), tmp_path / "interrupted"
     config = runs.toy(root, generations=40, toy={"size": 4, "delay": 0.1})
     process = start("train", runs.write_config(config, tmp_path / "config.yaml"))
-    assert wait_until(lambda: size(root) > 2000, process=process)
+    assert wait_until(lambda: size(root) > 4000, process=process)
     process.send_signal(number)
     _, errors = process.communicate()
     assert process.returncode == 130
-    assert len(errors.splitlines()) == 1, errors
-    (line,) = errors.splitlines()
+    (line,) = told(errors)
     assert line.startswith("stopped after generation ")
     assert line.endswith(f"nothing is lost. Continue with: seedtune resume {root}")
     resume(root, toy={"size": 4})
@@ -183,7 +187,7 @@ def test_an_interrupt_that_python_drops_stops_the_run_after_its_generation(tmp_p
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 130, done.stderr
     assert "dropped" in done.stdout
-    (line,) = done.stderr.splitlines()
+    (line,) = told(done.stderr)
     assert line.startswith("stopped after generation 2; nothing is lost.")
     resume(root)
     runs.assert_same_run(root, reference)
