@@ -73,6 +73,8 @@ def first_line(error: BaseException) -> str:
 
 def nearest(word: str, known: Iterable[str]) -> str:
     """Return `` Did you mean 'x'?`` with the known word nearest to ``word``, or an empty string."""
+    if len(word) > 200:
+        return ""
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.65)
     return f" Did you mean {close[0]!r}?" if close else ""
 

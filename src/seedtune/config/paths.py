@@ -14,11 +14,22 @@ BUILTIN_MODELS = frozenset({"smollm2-135m"})
 _VARIABLE = re.compile(r"\$(?:(\w+)|\{(\w+)\})")
 
 
+def check_possible(text: str) -> None:
+    """Raise ValueError for text that no file can be called: with zero bytes, no UTF-8, or too long for a disk."""
+    try:
+        parts = text.encode().split(b"/")
+    except UnicodeEncodeError:
+        raise ValueError("it is no text in UTF-8, so no file is called that") from None
+    if b"\0" in text.encode() or len(text) > 4096 or max(map(len, parts)) > 255:
+        raise ValueError("no file is called that: a name has at most 255 bytes, none of them zero")
+
+
 def expanded(text: str) -> str:
     """Return a path with ``~`` and ``$VAR`` expanded.
 
     Raises ValueError for a variable or a user that does not exist, instead of naming a folder ``$VAR`` or ``~user``.
     """
+    check_possible(text)
     unset = next((a or b for a, b in _VARIABLE.findall(text) if (a or b) not in os.environ), None)
     if unset is not None and not os.path.exists(text):
         raise ValueError(f"the variable {unset} is not set: set it, or write the path in full")
@@ -38,6 +49,7 @@ def data_path(text: str) -> str:
 
     Text with ``~`` or a ``$VAR`` is always a path, so that no variable's value is sent to the hub as a name.
     """
+    check_possible(text)
     if text.startswith("~") or _VARIABLE.search(text):
         return absolute(text)
     return os.path.abspath(text) if os.path.exists(text) else text

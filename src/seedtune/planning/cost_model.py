@@ -207,10 +207,13 @@ def _update_time(engine: Engine, config: Config) -> float:
     return engine.take_times().update
 
 
+_PACE = ("step_time", "num_tokens", "completions/mean_length")
+
+
 def pace_of(run: Path) -> Pace:
     """Return a run's time per token.  Raises RunError if it has no generation to measure."""
     config = recorded_config.run_config(run)
-    rows = [row for row in directory.read_lines(directory.RunPaths(run).metrics) if "step_time" in row]
+    rows = [row for row in directory.read_lines(directory.RunPaths(run).metrics) if all(map(row.get, _PACE))]
     tokens = sum(row["num_tokens"] for row in rows)
     if not rows or tokens == 0:
         raise RunError(f"{run} has no measured generation yet. Let it finish one, or leave --measured out.")

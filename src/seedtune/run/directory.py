@@ -43,7 +43,9 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-_Message = Annotated[dict[str, Any], Field(min_length=2)]
+class _Message(TypedDict):
+    role: NotRequired[str]
+    content: Any
 
 
 class _SampleLine(TypedDict):
@@ -52,7 +54,7 @@ class _SampleLine(TypedDict):
     generation: GenerationCount
     split: Literal["train", "test"]
     prompt_id: int
-    prompt: str | list[_Message]
+    prompt: str | Annotated[list[_Message], Field(min_length=1)]
     completion: str
     reward: float | None
     right: NotRequired[bool | None]

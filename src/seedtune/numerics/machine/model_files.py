@@ -20,7 +20,7 @@ _POINTER = b"version https://git-lfs"
 
 _UNREADABLE = (
     *(OSError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, AssertionError, RuntimeError),
-    *(ImportError, MemoryError, SafetensorError, StrictDataclassError),
+    *(ImportError, MemoryError, SafetensorError, StorageError, StrictDataclassError),
 )
 """What transformers, tokenizers and safetensors raise for files that they cannot read, and for missing packages."""
 
@@ -38,7 +38,9 @@ def read(factory: Any, location: str, *, what: str, fix: str, **options: Any) ->
         if Path(location).is_dir():
             _check_sizes(Path(location))
         return factory.from_pretrained(location, **options)
-    except (*_UNREADABLE, StorageError) as error:
+    except Exception as error:  # the named boundary: tokenizers raises plain ones
+        if type(error) is not Exception and not isinstance(error, _UNREADABLE):
+            raise
         pointer, told = next(filter(_is_pointer, sorted(Path(location).glob("*"))), None), str(error).lower()
         if pointer is not None:
             raise ModelError(

@@ -156,11 +156,15 @@ def _edited(name: str, what: str) -> PackError:
 def _encode(updates: Sequence[Update], shape: Mapping[str, int]) -> bytes:
     terms = [(update.generation - term.generation, term) for update in updates for term in update.terms]
     decays = [update.decay or Decay() for update in updates]
+    with np.errstate(over="ignore"):
+        weights = np.array([amplitude(term.weight, **shape) for _, term in terms], "<f4")
+    if not np.isfinite(weights).all():
+        raise PackError("an update's weight is beyond float32: no model has it. The ledger was edited; restore it.")
     columns = (
         np.array([len(update.terms) for update in updates], "<i8"),
         np.array([age for age, _ in terms], "<i8"),
         np.array([term.pair for _, term in terms], "<i8"),
-        np.array([amplitude(term.weight, **shape) for _, term in terms], "<f4").view(np.uint8).reshape(-1, 4).T,
+        weights.view(np.uint8).reshape(-1, 4).T,
         np.array([update.decay is not None for update in updates], np.uint8),
         np.array([(decay.l2, decay.l1) for decay in decays], "<f4"),
     )
