@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import ValidationError, field_validator, model_validator
 
 from seedtune.config import rules
-from seedtune.config.data_and_rewards import as_dataset, as_rewards
+from seedtune.config.data_and_rewards import OBJECTS, as_dataset, as_rewards
 from seedtune.config.fields import Fields, one_spelling
 from seedtune.config.sections import check_no_secrets, explain, yes_or_no
 from seedtune.errors import ConfigError
@@ -68,10 +68,10 @@ class Config(Fields):
         return data
 
     def sources(self) -> dict[str, Any]:
-        """Return where data, rewards and code are, as plain JSON data: paths, which `identity` leaves out."""
+        """Return where data, rewards and code are, if in files, as plain JSON data: `identity` has no paths."""
         known = self.identity()
         given = self.model_dump(mode="json", include=_SOURCES, exclude_defaults=True)
-        return {name: value for name, value in given.items() if known.get(name) != value}
+        return {name: value for name, value in given.items() if known.get(name) != value and OBJECTS not in str(value)}
 
     @classmethod
     def create(cls, settings: Mapping[str, Any]) -> Config:
