@@ -8,6 +8,7 @@ import re
 import shlex
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 
 class SeedtuneError(Exception):
@@ -64,6 +65,13 @@ class PackError(SeedtuneError):
 
 class StorageError(SeedtuneError):
     """Writing to the run directory failed (disk full, no permission)."""
+
+
+def several(name: str, value: Any) -> list[Any]:
+    """Return the members of a list or array that a Python program passed as ``name``; ConfigError if it is none."""
+    if not isinstance(value, Iterable):
+        raise ConfigError(f"{name} is a {type(value).__name__}, not a list. Put it into one: {name}=[…].")
+    return list(value)
 
 
 def first_line(error: BaseException) -> str:

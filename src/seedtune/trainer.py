@@ -15,7 +15,7 @@ import numpy as np
 from seedtune import activities, strategies
 from seedtune.config.config import Config
 from seedtune.engines.base import Engine, EngineInfo, EngineTimes
-from seedtune.errors import ConfigError, RewardError, nearest
+from seedtune.errors import ConfigError, RewardError, nearest, several
 from seedtune.evaluation import report
 from seedtune.evaluation.held_out import during_training, others, right
 from seedtune.rewards.failures import UNSCORED, unscored_reason
@@ -86,7 +86,7 @@ class Trainer:
         prepared = prepare(args or Config(), inputs, model=model, processing_class=processing_class)
         self.config, self.task = prepared.config, prepared.task
         self.others = others(self.config, self.task)
-        self.callbacks = tuple(callbacks or ())
+        self.callbacks = tuple(several("callbacks", callbacks or ()))
         self.strategy = strategies.create(self.config, [reward.weight for reward in self.task.rewards])
         self.session = Session(self.config, self.task, self.strategy)
         self.paths = self.session.paths

@@ -170,6 +170,20 @@ def test_what_is_no_callback_is_refused_before_anything_is_written(tmp_path, cal
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"callbacks": Stop()}, "callbacks is a Stop, not a list. Put it into one: callbacks=[…]."),
+        ({"reward_funcs": 3}, "reward_funcs is a int, not a list."),
+        ({"reward_weights": 1.0}, "reward_weights is a float, not a list."),
+        ({"config": {"engine": "toy"}}, "args is a dict, not a Config. Give Config(**settings)."),
+    ],
+)
+def test_an_argument_of_another_type_is_named(tmp_path, given, message):
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        trainer(tmp_path, **given)
+
+
 def test_paths_may_be_path_objects_wherever_text_names_a_file(tmp_path):
     data, rewards = tmp_path / "data.jsonl", tmp_path / "rewards.py"
     data.write_text("".join(json.dumps(row) + "\n" for row in DATA))

@@ -107,7 +107,9 @@ def _hand_out(found: seedtune.Evaluation, to_json: str | None) -> None:
     say("[low, high]: 95 % bootstrap intervals over prompts")
     if to_json is not None:
         try:
-            path(to_json).write_text(text, encoding="utf-8")
+            file = path(to_json)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(text, encoding="utf-8")
         except OSError as error:
             cause, fix = storage_cause(error)
             raise RunError(f"cannot write {to_json}: {cause}. {fix}, or choose another --json.") from error

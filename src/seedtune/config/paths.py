@@ -11,23 +11,23 @@ from pydantic import AfterValidator
 BUILTIN_MODELS = frozenset({"smollm2-135m"})
 """Models that come in a Python package; a folder of such a name is written ``./NAME``."""
 
+_IMPOSSIBLE = re.compile(rb"\A\Z|\0|\xed[\xa0-\xbf]|[^/]{256}|.{4096}", re.DOTALL)
+"""No path, or one with a NUL, half a character, or more bytes than Linux takes: libraries fail in many ways."""
+
 _VARIABLE = re.compile(r"\$(?:(\w+)|\{(\w+)\})")
 
 
 def check_possible(text: str) -> None:
-    """Raise ValueError for text that no file can be called: with zero bytes, no UTF-8, or too long for a disk."""
-    try:
-        parts = text.encode().split(b"/")
-    except UnicodeEncodeError:
-        raise ValueError("it is no text in UTF-8, so no file is called that") from None
-    if b"\0" in text.encode() or len(text) > 4096 or max(map(len, parts)) > 255:
-        raise ValueError("no file is called that: a name has at most 255 bytes, none of them zero")
+    """Raise ValueError for text that is no path of a file."""
+    if _IMPOSSIBLE.search(text.encode(errors="surrogatepass")):
+        raise ValueError("no file can have this path: give one in UTF-8, with names of 1 to 255 bytes")
 
 
 def expanded(text: str) -> str:
     """Return a path with ``~`` and ``$VAR`` expanded.
 
-    Raises ValueError for a variable or a user that does not exist, instead of naming a folder ``$VAR`` or ``~user``.
+    Raises ValueError for a variable or a user that does not exist, instead of naming a folder ``$VAR`` or ``~user``,
+    and for a path that no file can have.
     """
     check_possible(text)
     unset = next((a or b for a, b in _VARIABLE.findall(text) if (a or b) not in os.environ), None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -16,7 +17,7 @@ from seedtune.run import directory, ledger, recorded_config, replay
 
 def is_run(what: str | Path) -> bool:
     """Return whether this is a run directory, as opposed to a model."""
-    return directory.RunPaths(Path(what)).ledger.exists()
+    return os.path.exists(directory.RunPaths(Path(what)).ledger)  # False for a name that is too long for a file
 
 
 def settings_of(

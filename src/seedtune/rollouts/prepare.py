@@ -57,6 +57,9 @@ def prepare(
     ``processing_class``, as in TRL, is a tokenizer, which must be the model's own.  Raises a SeedtuneError that says
     what is wrong.
     """
+    if not isinstance(config, Config):
+        kind = type(config).__name__
+        raise ConfigError(f"args is a {kind}, not a Config. Give Config(**settings).")
     if model is not None:
         config = config.replace(model=_name_of(model))
     config = recorded(config, inputs)

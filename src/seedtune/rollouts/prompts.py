@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 
@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 
 from seedtune import engines
 from seedtune.config.config import Config
+from seedtune.config.rules import RENDERING
+from seedtune.errors import DataError
 from seedtune.numerics import noise
 from seedtune.tasks import environments
 from seedtune.tasks.base import Task
@@ -61,12 +63,23 @@ def digest(config: Config, task: Task) -> str:
 
 
 def prompt_of(config: Config, example: Example) -> Prompt:
-    """Convert an example to an engine's prompt, with the system prompt in front of chat messages."""
+    """Convert an example to an engine's prompt, with the system prompt in front of chat messages.
+
+    As in TRL, variables of the chat template in the column ``chat_template_kwargs`` go before the settings'.
+    Raises DataError for a column that is none.
+    """
     content = example.prompt
     if config.system_prompt is not None and not isinstance(content, str):
         system: Message = {"role": "system", "content": config.system_prompt}
         content = (system, *content)
-    return Prompt(example.id, content, config.chat_template_kwargs)
+    own = example.columns.get("chat_template_kwargs") or {}
+    if not isinstance(own, Mapping) or RENDERING & own.keys():
+        raise DataError(
+            f"prompt {example.id} has the chat_template_kwargs {own!r:.200}. Give a mapping of variables of the chat "
+            "template, none of them " + ", ".join(sorted(RENDERING)) + "."
+        )
+    given = {name: value for name, value in own.items() if value is not None}  # a table has all names in every row
+    return Prompt(example.id, content, {**config.chat_template_kwargs, **given})
 
 
 def rehearsed(config: Config, prompts: Sequence[Prompt], tools: environments.Tools) -> list[Prompt]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from seedtune.config.config import Config
 from seedtune.config.data_and_rewards import OBJECTS, DatasetSettings
-from seedtune.errors import ConfigError, nearest
+from seedtune.errors import ConfigError, nearest, several
 from seedtune.rewards.base import Reward
 from seedtune.rewards.sources import build, user_code
 from seedtune.tasks import create, recorded_args
@@ -57,7 +57,7 @@ def recorded(config: Config, inputs: TaskInputs) -> Config:
     if inputs.rewards is not None:
         changes["reward_funcs"] = build.settings_of(inputs.listed_rewards)
     if inputs.weights is not None:
-        changes["reward_weights"] = tuple(inputs.weights)
+        changes["reward_weights"] = several("reward_weights", inputs.weights)
     if changes and not {"train_dataset", "reward_funcs"} & changes.keys() and config.train_dataset is None:
         raise ConfigError("reward_weights and eval_dataset need reward_funcs and train_dataset.")
     if changes:

@@ -78,6 +78,23 @@ def test_a_variable_or_user_that_does_not_exist_is_told(folder, setting, typed, 
     assert repr(typed)[:-1] in str(caught.value)
 
 
+@pytest.mark.parametrize("setting", SETTINGS)
+@pytest.mark.parametrize(
+    "typed",
+    ["~/a\0b", "~/\udcff", f"~/{'x' * 256}", f"~/{'ä' * 128}", "~/" + "/x" * 2100],
+    ids=["nul", "half", "long", "bytes", "deep"],
+)
+def test_a_path_that_no_file_can_have_is_told(folder, setting, typed):
+    with pytest.raises(ConfigError, match="no file can have this path: give one in UTF-8, with names of 1 to 255"):
+        config_with(SETTINGS[setting][0], typed)
+
+
+@pytest.mark.parametrize("setting", ["output_dir", "model", "train_dataset"])
+def test_an_empty_path_is_told(setting):
+    with pytest.raises(ConfigError, match="no file can have this path"):
+        Config.create({setting: ""})
+
+
 def test_a_name_stays_a_name(folder):
     for name in ("smollm2-135m", "org"):
         (folder / name / "name").mkdir(parents=True)

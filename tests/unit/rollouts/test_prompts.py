@@ -10,6 +10,7 @@ import pytest
 import models
 from seedtune.config.config import Config
 from seedtune.engines.toy.engine import Characters
+from seedtune.errors import DataError
 from seedtune.numerics import noise
 from seedtune.rollouts import prompts
 from seedtune.rollouts.prompts import digest
@@ -37,6 +38,20 @@ def test_the_digest_of_prompts_is_of_what_the_model_reads(tmp_path):
     settings["normalizer"] = {"type": "Lowercase"}
     (folder / "tokenizer.json").write_text(json.dumps(settings))
     assert digest(config, work) != found
+
+
+def test_a_row_has_variables_of_the_template_of_its_own():
+    rows = [{"prompt": chat("Hi"), "chat_template_kwargs": own} for own in ({"a": 1, "b": None}, None)]
+    config = Config(chat_template_kwargs={"a": 0, "c": 2})
+    kwargs = [prompts.prompt_of(config, row).template_kwargs for row in examples(rows, "train")]
+    assert kwargs == [{"a": 1, "c": 2}, {"a": 0, "c": 2}]
+
+
+@pytest.mark.parametrize("own", ["thinking", [1], {"tokenize": True}], ids=repr)
+def test_what_is_no_variable_of_a_template_is_told_with_its_row(own):
+    (row,) = examples([{"prompt": chat("Hi"), "chat_template_kwargs": own}], "train")
+    with pytest.raises(DataError, match=r"prompt 0 has the chat_template_kwargs .* Give a mapping of variables"):
+        prompts.prompt_of(Config(), row)
 
 
 def drawn(rows: int, size: int, generations: range) -> list[list[int]]:

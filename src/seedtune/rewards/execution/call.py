@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import json
 import math
 import reprlib
 import threading
@@ -14,6 +15,8 @@ import traceback
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from datetime import date, datetime, time, timedelta
+from decimal import Decimal
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
@@ -92,6 +95,42 @@ class Log:
         if name in OWN:
             raise ValueError(f"log_metric({name!r}) would hide the reward's own {name}: choose another name")
         self.metrics.setdefault(str(name), []).append(float(value))
+
+
+_OTHERS: dict[type, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
+    datetime: (datetime.isoformat, datetime.fromisoformat),
+    date: (date.isoformat, date.fromisoformat),
+    time: (time.isoformat, time.fromisoformat),
+    timedelta: (lambda value: [value.days, value.seconds, value.microseconds], lambda parts: timedelta(*parts)),
+    Decimal: (str, Decimal),
+    bytes: (bytes.hex, bytes.fromhex),
+    tuple: (list, tuple),
+}
+"""Types that columns have and JSON has not: (how they are written, how they are read)."""
+
+_TYPE = "\0type"
+"""The key under which JSON has the name of such a type."""
+
+
+def sent(value: Any) -> Any:
+    """Return data as JSON has them; raise TypeError naming the type that `received` could not give back."""
+    if type(value) in _OTHERS:
+        return {_TYPE: type(value).__name__, "value": sent(_OTHERS[type(value)][0](value))}
+    if isinstance(value, list):
+        return [sent(inner) for inner in value]
+    if isinstance(value, dict):
+        if not all(isinstance(key, str) for key in value):
+            raise TypeError("its data hold a mapping with keys that are no text")
+        return {key: sent(inner) for key, inner in value.items()}
+    if value is not None and type(value) not in (str, int, float, bool):
+        raise TypeError(f"its data hold a {type(value).__name__}, which is not plain (text, numbers, dates, lists)")
+    return value
+
+
+def received(text: bytes) -> Any:
+    """Parse JSON with the values that `sent` wrote."""
+    readers = {kind.__name__: read for kind, (_, read) in _OTHERS.items()}
+    return json.loads(text, object_hook=lambda data: readers[data[_TYPE]](data["value"]) if _TYPE in data else data)
 
 
 def _is_plain(value: Any) -> bool:

@@ -16,7 +16,7 @@ import time
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
-from seedtune.rewards.execution.call import MESSAGE, Fault, FaultKind, RewardCall, RewardResult, failed
+from seedtune.rewards.execution.call import MESSAGE, Fault, FaultKind, RewardCall, RewardResult, failed, sent
 from seedtune.rewards.sources.user_code import search_path
 
 LOAD_SECONDS = 120.0
@@ -83,7 +83,7 @@ class ProcessWorker:
         """Run the call and return its result; a crash, a hang or exhausted memory fails it and ends the process."""
         request = {"source": call.source, "count": call.count, "seconds": call.seconds, "state": call.state}
         try:
-            message = json.dumps({**request, "keywords": plain(call.keywords)})
+            message = json.dumps({**request, "keywords": sent(dict(call.keywords))})
         except (TypeError, ValueError, RecursionError) as error:
             return failed(Fault("send", f"cannot be called in a worker process, because {error}"), call.count)
         began = time.monotonic()
@@ -227,15 +227,3 @@ def memory_limits(memory_mb: int) -> str:
     lowest = min((limit >> 20 for limit in site if limit != resource.RLIM_INFINITY), default=math.inf)
     words = [f"reward_memory_mb={memory_mb}"] if memory_mb else []
     return " and ".join([*words, f"ulimit: {lowest:g} MiB"] if lowest < (memory_mb or math.inf) else words)
-
-
-def plain(value: Any) -> Any:
-    """Return ``value`` if it survives a round trip through JSON; raise TypeError naming the part that does not."""
-    if isinstance(value, dict | list):
-        if isinstance(value, dict) and not all(isinstance(key, str) for key in value):
-            raise TypeError("its data hold a mapping with keys that are no text")
-        for inner in value.values() if isinstance(value, dict) else value:
-            plain(inner)
-    elif value is not None and type(value) not in (str, int, float, bool):
-        raise TypeError(f"its data hold a {type(value).__name__}, which is not plain (text, numbers, lists)")
-    return value

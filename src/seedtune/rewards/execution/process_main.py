@@ -17,7 +17,7 @@ from io import TextIOWrapper
 from multiprocessing.connection import Connection
 from typing import Any, NoReturn
 
-from seedtune.rewards.execution.call import Fault, RewardResult, TrainerState, attempt, failed, fault_of
+from seedtune.rewards.execution.call import Fault, RewardResult, TrainerState, attempt, failed, fault_of, received
 from seedtune.rewards.execution.supervisor import supervise
 from seedtune.rewards.sources.adapters import load
 
@@ -38,7 +38,7 @@ def main(channel: int, lifeline: int, memory_mb: int) -> NoReturn:
     connection, functions = Connection(channel), Functions()
     while True:
         try:
-            request = json.loads(connection.recv_bytes())
+            request = received(connection.recv_bytes())
         except (EOFError, OSError):
             os._exit(0)
         connection.send_bytes(_encoded(_reply(functions, request)))

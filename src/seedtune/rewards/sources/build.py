@@ -10,7 +10,7 @@ from typing import Any
 
 from seedtune.config.config import Config
 from seedtune.config.data_and_rewards import OBJECTS, RewardSettings
-from seedtune.errors import ConfigError
+from seedtune.errors import ConfigError, several
 from seedtune.rewards.base import Reward, RewardFunction
 from seedtune.rewards.sources.adapters import load
 
@@ -21,7 +21,7 @@ RewardSpec = RewardFunction | str | Mapping[str, Any] | RewardSettings
 def listed(given: RewardSpec | Sequence[RewardSpec]) -> list[RewardSpec]:
     """Return one reward or several as a list; raise ConfigError if it is empty."""
     alone = callable(given) or isinstance(given, str | os.PathLike | Mapping | RewardSettings)
-    found: list[Any] = [given] if alone else list(given)  # type: ignore[arg-type]
+    found: list[Any] = [given] if alone else several("reward_funcs", given)
     if not found:
         raise ConfigError("reward_funcs is empty. Give at least one function(prompts, completions, **columns).")
     return found

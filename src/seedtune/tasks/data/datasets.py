@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 from seedtune.config.data_and_rewards import DatasetSettings
 from seedtune.config.foreign_data import check_size, single_keys
 from seedtune.config.paths import id_and_revision
-from seedtune.errors import DataError, nearest
+from seedtune.errors import DataError, first_line, nearest
 from seedtune.rewards.optional import optional
 from seedtune.tasks.data.rows import Rows
 
@@ -48,7 +49,7 @@ def _check_is_of_hub(name: str) -> None:
     """Raise DataError, suggesting a data file of the same folder, for a missing path that cannot be a hub's id."""
     path = Path(name)
     others = path.parent.iterdir() if path.suffix and path.parent.is_dir() else ()
-    near = nearest(path.name, [other.name for other in others if is_data_file(other.name)])
+    near = nearest(path.name, [other.name for other in others if is_data_file(other.name) and os.path.exists(other)])
     if near or is_data_file(name) or name.startswith((".", "/")) or id_and_revision(name)[0].count("/") > 1:
         raise DataError(f"there is no data file or folder {name!r}. Check the path.{near}")
 
@@ -59,7 +60,7 @@ def _hugging_face(settings: DatasetSettings, split: str) -> Rows:
         rows: Rows = _loaded(library, settings, split)
     except Exception as error:  # the named boundary: the library's readers raise many types
         known = _splits(library, settings)
-        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        first = first_line(error).rstrip(".") + "."
         choice = f"{nearest(split, known)} Its splits: {', '.join(known)}." if known and split not in known else ""
         raise DataError(
             f"cannot load the data set {settings.path!r} (name={settings.name}, split={split}): {first}{choice} "
@@ -131,7 +132,9 @@ def _csv(path: Path) -> DataRows:
             raise DataError(f"{path} line 1 names a column twice: {', '.join(names)}. Rename one.")
         for values in filter(None, reader):
             if len(values) != len(names):
-                raise DataError(f"{path} line {reader.line_num} has {len(values)} values for {len(names)} columns.")
+                raise DataError(
+                    f"{path} line {reader.line_num} has {len(values)} values for {len(names)} columns. Mend it."
+                )
             rows.append(dict(zip(names, values, strict=True)))
     except csv.Error as error:
         raise DataError(f"{path} line {reader.line_num} is not CSV: {error}. Mend or remove it.") from error
@@ -145,7 +148,7 @@ def _parquet(path: Path) -> DataRows:
     try:
         rows: DataRows = parquet.read_table(path).to_pylist()
     except Exception as error:  # the named boundary: the library raises many types
-        raise DataError(f"{path} cannot be read as Parquet: {next(iter(str(error).splitlines()), '')}") from error
+        raise DataError(f"{path} cannot be read as Parquet: {first_line(error)}. Save it again.") from error
     return rows
 
 

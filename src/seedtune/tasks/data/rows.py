@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from importlib import resources
 from typing import Any
 
@@ -26,8 +26,11 @@ TrainTestSplit = tuple[Examples, Examples]
 MOST = 128
 """Most held-out rows: an evaluation should not take longer than the training."""
 
-_JSON_MESSAGES = re.compile(r"\s*\[\s*\{\s*['\"](role|content)['\"]\s*:.*\]\s*", re.DOTALL)
-"""A list of messages as text: JSON, or Python's own form, which a data frame's ``to_csv`` writes."""
+DIGITS = 14_000
+"""Most bits of a number: Python writes no more than 4,300 digits."""
+
+_JSON_MESSAGES = re.compile(r"\s*(?:\[\s*)?\{\s*['\"](role|content|from)['\"]\s*:.*[\]}]\s*", re.DOTALL)
+"""Messages as text: JSON, or Python's own form, which a data frame's ``to_csv`` writes."""
 
 _HELD_OUT = noise.Address(noise.key_for(0, noise.Purpose.HELD_OUT), noise.Stream.ORDER)
 
@@ -36,12 +39,15 @@ def examples(rows: Rows | None, split: str, *, prompt_column: str = "prompt") ->
     """Convert rows to examples, numbered in order; raise DataError with the index of a malformed row."""
     if rows is None:
         return ()
-    _check_kind(rows, split)
-    return tuple(_example(row, index, split, prompt_column) for index, row in enumerate(rows))
+    plain_rows = _checked(rows, split)
+    return tuple(_example(row, index, split, prompt_column) for index, row in enumerate(plain_rows))
 
 
-def _check_kind(rows: Any, split: str) -> None:
-    """Raise DataError for iterables that are not a fixed sequence of rows: streams, split dicts, data frames."""
+def _checked(rows: Any, split: str) -> Rows:
+    """Return rows as mappings of plain values: a data set of the library ``datasets`` may have another format.
+
+    Raises DataError for what is not a fixed sequence of rows: streams, split dicts, data frames.
+    """
     kinds = {f"{kind.__module__.split('.')[0]}.{kind.__name__}" for kind in type(rows).__mro__}
     if "datasets.IterableDataset" in kinds:
         raise DataError(
@@ -52,20 +58,25 @@ def _check_kind(rows: Any, split: str) -> None:
         raise DataError(
             f"the {split} data are several splits ({', '.join(rows)}). Give one: data[{next(iter(rows))!r}]."
         )
-    if isinstance(rows, str | bytes | Mapping) or "pandas.DataFrame" in kinds:
+    tables = {"pandas.DataFrame", "polars.DataFrame", "pyarrow.Table"}
+    if not isinstance(rows, Iterable | Sized) or isinstance(rows, str | bytes | Mapping) or kinds & tables:
         raise DataError(
             f"the {split} data are a {type(rows).__name__}, not rows. Give mappings with a prompt, such as a list of "
-            "dicts (of a data frame: frame.to_dict('records'))."
+            "dicts (pandas: frame.to_dict('records'); polars: frame.to_dicts(); Arrow: table.to_pylist())."
         )
+    found: Any = rows
+    made: Rows = found.with_format(None) if "datasets.Dataset" in kinds else found
+    return made
 
 
 def _example(row: Any, index: int, split: str, name: str) -> Example:
-    if not isinstance(row, Mapping) or name not in row:
-        held = sorted(row, key=str) if isinstance(row, Mapping) else type(row).__name__
-        near = nearest(name, map(str, row)) if isinstance(row, Mapping) else ""
+    if not isinstance(row, Mapping):
+        kind = type(row).__name__
+        raise DataError(f"row {index} of the {split} data is a {kind}, not a mapping. Give {{{name!r}: …}}.")
+    if name not in row:
         raise DataError(
-            f"row {index} of the {split} data has no {name!r} (it holds {held}).{near} Name the column of the prompts: "
-            "prompt_column=COLUMN."
+            f"row {index} of the {split} data has no {name!r} (it holds {sorted(row, key=str)})."
+            f"{nearest(name, map(str, row))} Name the column of the prompts: prompt_column=COLUMN."
         )
     columns = {str(key): value for key, value in row.items() if key != name}
     return plain(Example(index, row[name], columns), split)
@@ -82,6 +93,8 @@ def plain(example: Example, split: str) -> Example:
         prompt, columns = _python(example.prompt), _python(example.columns)
     except RecursionError:
         raise DataError(f"{where} is nested too deeply, or contains itself. Leave that column out.") from None
+    except ValueError as error:
+        raise DataError(f"{where} holds {error}. Leave that column out, or make it text.") from None
     if isinstance(prompt, str) and _JSON_MESSAGES.fullmatch(prompt):
         prompt = _parsed(prompt, where)
     if isinstance(prompt, str):
@@ -103,7 +116,19 @@ def _python(value: Any) -> Any:
     if isinstance(value, np.ndarray | np.generic):
         fine = value.astype(f"{value.dtype.kind}8[us]") if value.dtype.kind in "mM" else value
         return _python(fine.tolist()) if isinstance(fine, np.ndarray) else fine.item()
-    return None if type(value).__name__ in ("NAType", "NaTType") else value
+    if isinstance(value, int) and value.bit_length() > DIGITS:
+        raise ValueError("a number of thousands of digits, which JSON cannot hold")
+    read = _OF_OTHERS.get(type(value).__name__)
+    return value if read is None else read(value)
+
+
+_OF_OTHERS: dict[str, Callable[[Any], Any]] = {
+    **dict.fromkeys(("NAType", "NaTType"), lambda _: None),
+    "Timestamp": lambda value: value.to_pydatetime(warn=False),
+    "Timedelta": lambda value: value.to_pytimedelta(),
+    "Tensor": lambda value: value.tolist(),
+}
+"""Types of pandas and torch, by name, and how they become Python's."""
 
 
 def _parsed(text: str, where: str) -> Any:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import datetime
+import json
 import math
 import os
 import signal
 import subprocess
 import sys
 import threading
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
@@ -17,8 +19,8 @@ import hostile
 import runs
 from seedtune.errors import ConfigError
 from seedtune.rewards.execution import process
-from seedtune.rewards.execution.call import RewardCall, RewardResult
-from seedtune.rewards.execution.process import Excerpt, ProcessWorker, plain
+from seedtune.rewards.execution.call import RewardCall, RewardResult, received, sent
+from seedtune.rewards.execution.process import Excerpt, ProcessWorker
 from seedtune.rewards.sources.adapters import load
 from waiting import alive, wait_until
 
@@ -278,10 +280,10 @@ class Words(str):
     """Text of a type of its own."""
 
 
-@pytest.mark.parametrize("value", [(1, 2), {1: 2}, {"day": datetime.date(2026, 1, 1)}, [b"x"], [Words("x")]], ids=repr)
+@pytest.mark.parametrize("value", [{1: 2}, {"day": {datetime.date(2026, 1, 1)}}, [1j], [Words("x")]], ids=repr)
 def test_data_that_json_would_change_is_not_sent(worker, value):
     with pytest.raises(TypeError, match="its data hold a"):
-        plain(value)
+        sent(value)
     answer = worker.call(RewardCall(len, "hostile.length", {"completions": ["a"], "column": [value]}, 1, 1.0))
     assert answer.faults[0].kind == "send"
     assert "cannot be called in a worker process, because its data hold a" in answer.faults[0].message
@@ -289,9 +291,21 @@ def test_data_that_json_would_change_is_not_sent(worker, value):
 
 def test_plain_data_arrives_as_it_is(worker):
     data = ["σ\ud800\n", 0.1, 1e308, 2**70, True, None, {"a": [{}]}]
-    assert plain(data) is data
+    assert received(json.dumps(sent(data)).encode()) == data
     answer = worker.call(RewardCall(len, "hostile.size", {"completions": data}, 7, 60.0))
     assert answer.values == [7.0] * 7
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        datetime.datetime(2026, 1, 2, 3, 4, 5, 6, tzinfo=datetime.UTC), datetime.date(2026, 1, 2), datetime.time(3, 4),
+        datetime.timedelta(days=-1, microseconds=7), Decimal("1.50"), b"\xff\0", (1, (b"", [()])), {"a": (None,)},
+    ],
+    ids=repr,
+)  # fmt: skip
+def test_values_that_tables_have_and_json_has_not_arrive_as_they_are(value):
+    assert repr(received(json.dumps(sent([value])).encode())) == repr([value])
 
 
 def test_a_function_is_loaded_from_a_file_or_by_its_dotted_name(tmp_path):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import sys
-from datetime import date, datetime
+from datetime import date, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
@@ -87,7 +87,7 @@ def test_messages_in_json_and_parquet_become_chat_prompts(tmp_path):
         ("x.json", '[{"prompt": "a"}, null]', "x.json row 1 holds null, not an object."),
         ("x.csv", "", "x.csv is empty."),
         ("x.csv", "prompt,answer\n", "x.csv is empty."),
-        ("x.csv", "prompt,answer\na,1\nb\n", "x.csv line 3 has 1 values for 2 columns."),
+        ("x.csv", "prompt,answer\na,1\nb\n", "x.csv line 3 has 1 values for 2 columns. Mend it."),
         ("x.csv", "prompt,answer\na,1,2\n", "x.csv line 2 has 3 values for 2 columns."),
         ("x.csv", "prompt,prompt\na,1\n", "x.csv line 1 names a column twice: prompt, prompt."),
         ("x.csv", 'prompt\n"a"b\n', "x.csv line 2 is not CSV: "),
@@ -130,6 +130,12 @@ def test_messages_as_json_text_in_a_column_are_messages(tmp_path):
     text = json.dumps(CHAT).replace('"', '""')
     (made,) = examples(read(write(tmp_path, "x.csv", f'prompt,n\n"{text}",1\n')), "train")
     assert (made.prompt, made.columns) == (tuple(CHAT), {"n": "1"})
+
+
+@pytest.mark.parametrize("text", ['{"role": "user", "content": "Hi"}', '[{"from": "human", "value": "Hi"}]'])
+def test_other_messages_as_text_are_refused_as_the_data_they_are(text):
+    with pytest.raises(DataError, match=r"row 0 of the train data: the prompt .* is neither text nor a list of mess"):
+        example_of(text)
 
 
 @pytest.mark.parametrize("text", [repr(CHAT), '[{"role": "user", "content": "Hi"]', '[{"content": "Hi", "role": }]'])
@@ -193,6 +199,15 @@ def test_rows_of_a_data_frame_are_those_it_was_made_from(tmp_path):
     frame["gone"] = pandas.array([pandas.NA], dtype="Int64")
     (made,) = examples(frame.to_dict("records"), "train")
     assert (made.prompt, made.columns) == (tuple(CHAT), {"n": 1, "tags": ["a"], "gone": None})
+    frame["at"], frame["took"] = pandas.Timestamp("2024-05-01"), pandas.Timedelta(hours=1)
+    (made,) = examples(frame.to_dict("records"), "train")
+    assert [type(made.columns[name]) for name in ("at", "took")] == [datetime, timedelta]
+
+
+def test_numbers_that_json_cannot_hold_are_refused_with_the_row():
+    assert example_of("Hi", n=10**4000).columns["n"] == 10**4000
+    with pytest.raises(DataError, match=r"row 0 of the train data holds a number of thousands .* make it text"):
+        example_of("Hi", n=[10**5000])
 
 
 def test_the_digest_of_a_task_sees_dates_and_is_the_same_for_numpy_values():
@@ -293,7 +308,21 @@ def test_streams_and_whole_dictionaries_of_splits_are_refused(library):
     assert [row.columns for row in examples(data, "train")] == [{"answer": row["answer"]} for row in ROWS]
 
 
-@pytest.mark.parametrize("rows", ["text", {"prompt": ["a"]}], ids=str)
+@pytest.mark.parametrize("form", ["numpy", "pandas", "torch", "arrow"])
+def test_rows_of_a_data_set_are_plain_whatever_its_format(library, form):
+    data = library.Dataset.from_list([{"prompt": "a", "n": [1, 2]}])
+    assert examples(data.with_format(form), "train") == examples(data, "train")
+
+
+@pytest.mark.parametrize("row", ["text", None, ("a", 1)], ids=lambda row: type(row).__name__)
+def test_a_row_that_is_no_mapping_is_named(row):
+    with pytest.raises(DataError, match=f"row 1 of the train data is a {type(row).__name__}, not a mapping"):
+        examples([{"prompt": "a"}, row], "train")
+
+
+@pytest.mark.parametrize(
+    "rows", ["text", b"text", {"prompt": ["a"]}, 5, object()], ids=lambda rows: type(rows).__name__
+)
 def test_things_that_are_no_rows_are_named(rows):
     with pytest.raises(DataError, match=f"are a {type(rows).__name__}, not rows"):
         examples(rows, "train")
