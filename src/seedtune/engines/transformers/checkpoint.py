@@ -18,7 +18,7 @@ from seedtune.config.paths import id_and_revision
 from seedtune.engines.transformers.builtin_models import BUILTIN, builtin_folder
 from seedtune.engines.transformers.members.weight_format import as_tensor
 from seedtune.errors import ModelError, nearest
-from seedtune.numerics.machine.model_files import quantisation, read
+from seedtune.numerics.model_files import quantisation, read
 from seedtune.numerics.weights import WeightArray
 
 log = logging.getLogger("seedtune")

@@ -8,7 +8,7 @@ from typing import Any
 from seedtune.config.data_and_rewards import ClassifierSettings
 from seedtune.config.paths import id_and_revision
 from seedtune.errors import ConfigError, nearest
-from seedtune.numerics.machine.model_files import read
+from seedtune.numerics.model_files import read
 from seedtune.rewards.base import text_of
 
 BATCH = 16

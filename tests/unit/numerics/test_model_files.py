@@ -12,7 +12,7 @@ from models import save_family
 from seedtune.config.data_and_rewards import ClassifierSettings
 from seedtune.engines.transformers.checkpoint import ModelSource
 from seedtune.errors import MissingExtraError, ModelError
-from seedtune.numerics.machine import model_files
+from seedtune.numerics import model_files
 from seedtune.rewards.sources.classifier import Classifier
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:" + 64 * "0" + "\nsize 12345\n"
