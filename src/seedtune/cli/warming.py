@@ -66,7 +66,7 @@ def _start(config: Config) -> subprocess.Popen[bytes]:
     dtype = "bfloat16" if config.dtype == "auto" else config.dtype
     words = dtype, config.weights_dtype, config.products
     process = subprocess.Popen(
-        [sys.executable, "-c", _START, json.dumps(search_path()), *words],
+        [sys.executable, "-P", "-c", _START, json.dumps(search_path()), *words],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

@@ -17,6 +17,10 @@ are the data set's other columns, one list per column.  A function may accept fe
 """
 
 
+TEXTS = ("text", "input_text", "output_text")
+"""Types of a message's parts that are its text."""
+
+
 @dataclass(frozen=True, slots=True)
 class Reward:
     """A reward function, its name in the metrics and its weight in the weighted sum."""
@@ -47,7 +51,15 @@ def text_of(completion: str | Sequence[dict[str, Any]]) -> str:
     """Return the text of a completion, which is a string or a list of chat messages."""
     if isinstance(completion, str):
         return completion
-    return "".join(str(message["content"]) for message in completion)
+    return "".join(map(content_of, completion))
+
+
+def content_of(message: Mapping[str, Any]) -> str:
+    """Return the text of a message, whose content may be null (tool calls) or parts, some of which are thoughts."""
+    content = message.get("content")
+    if isinstance(content, list | tuple):
+        return "".join(part["text"] for part in content if isinstance(part, Mapping) and part.get("type") in TEXTS)
+    return "" if content is None else str(content)
 
 
 def keywords_of(examples: Sequence[Example], texts: Sequence[str], names: Sequence[str]) -> dict[str, list[Any]]:

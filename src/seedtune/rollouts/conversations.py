@@ -6,6 +6,7 @@ order, and the next turn continues the open conversations, each with a separate 
 
 from __future__ import annotations
 
+import reprlib
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import closing
@@ -17,7 +18,7 @@ from typing import Any
 from seedtune.config.config import Config
 from seedtune.engines.base import Engine
 from seedtune.errors import RewardError
-from seedtune.rewards.execution.call import Fault, accepted, fault_of
+from seedtune.rewards.execution.call import Fault, accepted, awaited, fault_of
 from seedtune.rewards.execution.thread import TimedThread, is_hang
 from seedtune.rewards.scorer import Scorer
 from seedtune.tasks import environments
@@ -109,7 +110,7 @@ class Conversations:
         assert self.task.environment is not None
         environment = self.task.environment()
         columns = {"prompt": example.prompt, **example.columns}
-        observation = environment.reset(**accepted(environment.reset, columns))
+        observation = awaited(environment.reset(**accepted(environment.reset, columns)))
         return environment, environments.tools_of(environment), None if observation is None else _text(observation)
 
     def _templated(self, content: environments.Content) -> bool:
@@ -180,7 +181,7 @@ class Conversations:
     def _end(self, talk: Talk, scores: tuple[float, ...]) -> Rollout:
         """Close the environment of a conversation and return the rollout."""
         if environments.has(talk.environment, "close"):
-            self._thread.call(talk.environment.close)
+            self._thread.call(lambda: awaited(talk.environment.close()))
         return Rollout(
             job=talk.job.id,
             member=talk.job.members[talk.member],
@@ -218,14 +219,19 @@ class Conversations:
 def _replies(talk: Talk, text: str, role: str) -> list[environments.EnvironmentMessage] | None:
     """Return the environment's replies to a message; None ends the conversation."""
     if environments.has(talk.environment, "step"):
-        observation = talk.environment.step(text)
+        observation = awaited(talk.environment.step(text))
         return None if observation is None else [("user", _text(observation))]
     calls = environments.calls_in(text, talk.tools)
     return [(role, _text(environments.run(call, talk.tools))) for call in calls] or None
 
 
 def _text(observation: Any) -> str:
-    """Return an observation as text; UnicodeEncodeError, the environment's fault, for what no tokenizer reads."""
+    """Return an observation as text; UnicodeEncodeError, the environment's fault, for what no tokenizer reads.
+
+    TypeError, its fault too, for the results of other libraries' environments and a bare truth value.
+    """
+    if isinstance(observation, tuple | bool):
+        raise TypeError(f"it answered {reprlib.repr(observation)}: return the text alone, or None to end")
     text = str(observation)
     text.encode()
     return text

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from seedtune.errors import ConfigError, RewardError
+from seedtune.rewards.execution.call import awaited
 from seedtune.types import Message, begun
 
 
@@ -47,7 +48,7 @@ def _reward(environment: Any) -> Any:
             f"the environment {type(environment).__name__!r} has no 'reward'. Give it one, a number or a method, "
             "or give reward_funcs that take environments=[…]."
         )
-    return found() if callable(found) else found
+    return awaited(found()) if callable(found) else found
 
 
 RESERVED = ("reset", "step", "reward", "close")
@@ -98,7 +99,7 @@ def try_out(factory: EnvironmentFactory, *, templated: bool) -> Tools:
     tools = tools_of(environment)
     (schemas if templated else describe)(tools)
     if has(environment, "close"):
-        environment.close()
+        awaited(environment.close())
     return tools
 
 
@@ -180,7 +181,7 @@ def run(call: ToolCall, tools: Tools) -> str:
         return f"Error: there is no tool {call.name!r}. Known: {', '.join(tools)}"
     tool = tools[call.name]
     try:
-        return str(tool(*_positional(call.text, tool)) if call.named is None else tool(**call.named))
+        return str(awaited(tool(*_positional(call.text, tool)) if call.named is None else tool(**call.named)))
     except Exception as error:  # noqa: BLE001 - the named boundary: tools report errors by raising
         return f"Error: {error}"
 

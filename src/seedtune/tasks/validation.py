@@ -12,8 +12,8 @@ from typing import Any
 
 from seedtune.config.config import Config
 from seedtune.errors import ConfigError, DataError, RewardError
-from seedtune.rewards.base import total
-from seedtune.rewards.execution.call import accepted, raised
+from seedtune.rewards.base import content_of, total
+from seedtune.rewards.execution.call import accepted, awaited, raised
 from seedtune.rewards.execution.thread import TimedThread, is_hang
 from seedtune.rewards.scorer import STUCK, Scorer
 from seedtune.tasks.base import Task
@@ -96,7 +96,7 @@ def _others(golden: Sequence[str]) -> list[str]:
 
 def _text(example: Example) -> str:
     prompt = example.prompt
-    return prompt if isinstance(prompt, str) else "\n".join(str(message["content"]) for message in prompt)
+    return prompt if isinstance(prompt, str) else "\n".join(map(content_of, prompt))
 
 
 MUTATIONS: dict[str, Callable[[str, str, str], str]] = {
@@ -175,11 +175,11 @@ class Marking:
 def _play(task: Task, config: Config, example: Example, text: str) -> Any:
     assert task.environment is not None
     environment = task.environment()
-    environment.reset(**accepted(environment.reset, {"prompt": example.prompt, **example.columns}))
+    awaited(environment.reset(**accepted(environment.reset, {"prompt": example.prompt, **example.columns})))
     if getattr(environment, "step", None) is None:
         raise DataError(f"task {task.name!r} has an environment with tools, which a single text cannot play.")
     for _ in range(config.conversation.max_turns):
-        if environment.step(text) is None:
+        if awaited(environment.step(text)) is None:
             break
     return environment
 

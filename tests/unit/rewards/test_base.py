@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import itertools
 import math
 
 import numpy as np
@@ -12,7 +13,7 @@ import pytest
 from reward_calls import rewards, score
 from seedtune.errors import ConfigError, RewardError
 from seedtune.rewards.base import Reward, keywords_of, text_of, total
-from seedtune.rewards.execution.call import RewardCall
+from seedtune.rewards.execution.call import RewardCall, raised
 from seedtune.rewards.execution.thread import ThreadWorker
 from seedtune.tasks.builtin.conciseness import length_error
 from seedtune.tasks.data.rows import examples
@@ -177,6 +178,18 @@ def test_a_function_that_raises_is_named_with_what_it_raised():
     assert error_of(judge).startswith("the reward function 'fn' raised KeyError: 'answer'.")
 
 
+def test_what_an_exception_says_is_told_also_from_a_group_and_if_it_has_no_text():
+    class MuteError(Exception):
+        def __str__(self):
+            raise KeyError("code")
+
+    for error, words in [
+        (ExceptionGroup("2 tasks", [ExceptionGroup("", [ValueError("no key")])]), "raised ValueError: no key"),
+        (MuteError(), "raised MuteError: (its text raised KeyError)"),
+    ]:
+        assert raised(error) == words
+
+
 def test_a_function_that_needs_what_the_data_lacks_is_named():
     assert "raised TypeError" in error_of(lambda completions, missing: [0, 0])
 
@@ -197,6 +210,10 @@ def test_an_interrupt_in_a_reward_is_no_reward_error():
         (None, "returned NoneType, not a list of 2 numbers"),
         (1.0, "returned float, not a list of 2 numbers"),
         (["0.5", "1"], "returned '0.5', which is text"),
+        (b"12", "returned bytes, not a list of 2 numbers"),
+        ({0: 1.0, 1: 2.0}, "returned dict, not a list of 2 numbers"),
+        ({1.0, 2.0}, "returned set, not a list of 2 numbers"),
+        (itertools.count(), "returned 3 values for 2 completions"),
         ("ab", "returned 'a', which is text"),
         ([[1], [2]], r"returned \[1\] \(list\)"),
         ([1j, 2j], r"\(complex\)"),
@@ -245,4 +262,5 @@ def test_weights_must_match_the_functions():
 
 def test_length_error_counts_characters_of_text_and_of_messages():
     assert length_error(["abcd", [{"role": "assistant", "content": "ab"}]], ["ab", "abcdé"]) == [-2.0, -3.0]
-    assert text_of([{"content": "a"}, {"content": "b"}]) == "ab"
+    assert text_of([{"content": "a"}, {"content": None}, {"content": [{"type": "text", "text": "b"}]}]) == "ab"
+    assert text_of([{"tool_calls": []}, {"content": [{"type": "reasoning", "text": "a"}, {"type": "image"}]}]) == ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import logging
 import math
 import threading
@@ -198,6 +199,9 @@ def test_rewards_in_trls_way_of_calling_work_as_they_are(reward, tokens, values)
     ("log", "message"),
     [
         (lambda log: log.extra("x", [1]), "log_extra('x') got 1 values for 2 completions: log one each"),
+        (lambda log: log.metric("m", np.ones(2)), "log_metric('m') got array([1., 1.]): log a number within ±1e+60"),
+        (lambda log: log.metric("m", 1e308), "log_metric('m') got 1e+308: log a number within ±1e+60"),
+        (lambda log: log.extra("e", itertools.count()), "log_extra('e') got 3 values for 2 completions: log one each"),
         (lambda log: log.metric("std", 1.0), "log_metric('std') would hide the reward's own std: choose another name"),
     ],
 )

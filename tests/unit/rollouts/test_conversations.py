@@ -45,6 +45,42 @@ def test_each_turn_asks_all_that_are_open_in_one_call_of_the_engine():
     )
 
 
+class Async(Counting):
+    """Counts as a client of a server does."""
+
+    async def reset(self, start: int) -> str | None:
+        return super().reset(start)
+
+    async def step(self, text: str) -> str | None:
+        return super().step(text)
+
+    async def reward(self) -> float:
+        return super().reward()
+
+
+class AsyncTool(Calling):
+    async def add(self, number: int) -> str:
+        return super().add(number)
+
+    add.__doc__ = Calling.add.__doc__
+
+
+@pytest.mark.parametrize(("one", "other", "say"), [(Counting, Async, steps), (Calling, AsyncTool, calls)])
+def test_async_environments_are_awaited(one, other, say):
+    first, second = (played(Scripted(say), task(kind, CHATS)) for kind in (one, other))
+    assert first.rollouts == second.rollouts
+
+
+@pytest.mark.parametrize("answer", [("now 5", 1.0, False, {}), False], ids=str)
+def test_an_answer_that_is_no_text_is_the_environments_fault(answer):
+    class Gym(Counting):
+        def step(self, text):
+            return answer
+
+    with pytest.raises(RewardError, match=r"TypeError: it answered .*: return the text alone, or None to end"):
+        played(Scripted(steps), task(Gym))
+
+
 def test_equal_transcripts_are_one_prompt():
     engine = Scripted(lambda member, prompt: "1")
     played(engine, task(Counting), conversation={"max_turns": 2})

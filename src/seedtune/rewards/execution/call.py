@@ -12,12 +12,13 @@ import math
 import reprlib
 import threading
 import traceback
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Set, Sized
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from functools import lru_cache
+from itertools import islice
 from typing import Any, Literal, NamedTuple
 
 FaultKind = Literal["exception", "value", "hang", "crash", "memory", "load", "send"]
@@ -83,7 +84,7 @@ class Log:
 
     def extra(self, column: str, values: Iterable[Any]) -> None:
         """Log a value per completion for the samples; others than text, numbers and truth values become text."""
-        logged = [value if _is_plain(value) else str(value)[:MESSAGE] for value in values]
+        logged = [value if _is_plain(value) else str(value)[:MESSAGE] for value in islice(values, self.count + 1)]
         if len(logged) != self.count:
             raise ValueError(
                 f"log_extra({column!r}) got {len(logged)} values for {self.count} completions: log one each"
@@ -94,7 +95,10 @@ class Log:
         """Log a number; the metric is the mean of the finite ones of a generation."""
         if name in OWN:
             raise ValueError(f"log_metric({name!r}) would hide the reward's own {name}: choose another name")
-        self.metrics.setdefault(str(name), []).append(float(value))
+        number = _number(value)
+        if isinstance(number, str):
+            raise ValueError(f"log_metric({name!r}) got {reprlib.repr(value)}: log a number within ±{LARGEST:g}")
+        self.metrics.setdefault(str(name), []).append(number)
 
 
 _OTHERS: dict[type, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
@@ -173,9 +177,7 @@ def attempt(
     log = Log(count)
     more = {} if state is None else {"trainer_state": state, "log_extra": log.extra, "log_metric": log.metric}
     try:
-        returned = function(**accepted(function, {**keywords, **more}))
-        if inspect.isawaitable(returned):
-            returned = _wait_for(returned, seconds)
+        returned = awaited(function(**accepted(function, {**keywords, **more})), seconds)
         return replace(_checked(returned, count), columns=log.columns, metrics=log.metrics)
     except (Exception, SystemExit, asyncio.CancelledError) as error:  # noqa: BLE001 - the named boundary: user code
         return failed(fault_of(error), count)
@@ -193,7 +195,13 @@ def fault_of(error: BaseException) -> Fault:
 
 def raised(error: BaseException) -> str:
     """Describe an exception, as in ``raised KeyError: 'answer'``."""
-    return f"raised {type(error).__name__}: {error}"[:MESSAGE].removesuffix(": ").removesuffix(".")
+    while isinstance(error, BaseExceptionGroup):  # of an asyncio.TaskGroup
+        error = error.exceptions[0]
+    try:
+        words = str(error)
+    except Exception as own:  # noqa: BLE001 - the named boundary: the text is made by code of the error's own type
+        words = f"(its text raised {type(own).__name__})"
+    return f"raised {type(error).__name__}: {words}"[:MESSAGE].removesuffix(": ").removesuffix(".")
 
 
 def accepted(function: Callable[..., Any], keywords: Mapping[str, Any]) -> dict[str, Any]:
@@ -216,19 +224,21 @@ def names(function: Callable[..., Any], keyword: str) -> bool:
         return False
 
 
-def _wait_for(awaitable: Awaitable[Any], seconds: float | None) -> Any:
-    """Run an awaitable to its result, in the process's one event loop, as TRL does.
+def awaited(value: Any, seconds: float | None = None) -> Any:
+    """Return a value, or run an awaitable to its result, in the process's one event loop, as TRL does.
 
     Semaphores, clients and queues of a module belong to the loop that used them first.  In the main thread of a
     worker the loop runs there, where signals work.  Other threads share a background loop, which cancels an awaitable
     that takes longer than ``seconds``: it might hold a semaphore for ever.
     """
+    if not inspect.isawaitable(value):
+        return value
     if threading.current_thread() is threading.main_thread() and not _in_event_loop():
-        return _main_loop().run(_await(awaitable, None))
+        return _main_loop().run(_await(value, None))
     with _background:
         loop = _background_loop()
     late = None if seconds is None else LATE * seconds
-    return asyncio.run_coroutine_threadsafe(_await(awaitable, late), loop).result()
+    return asyncio.run_coroutine_threadsafe(_await(value, late), loop).result()
 
 
 def _in_event_loop() -> bool:
@@ -255,11 +265,14 @@ async def _await(value: Awaitable[Any], seconds: float | None) -> Any:
 
 
 def _checked(returned: Any, count: int) -> RewardResult:
+    other = failed(Fault("value", f"returned {type(returned).__name__}, not a list of {count} numbers"), count)
+    if isinstance(returned, bytes | Mapping | Set):  # what they iterate over are no rewards, or not in order
+        return other
     try:
         given = iter(returned)
     except TypeError:
-        return failed(Fault("value", f"returned {type(returned).__name__}, not a list of {count} numbers"), count)
-    values = list(given)
+        return other
+    values = list(given if isinstance(returned, Sized) else islice(given, count + 1))  # a generator may never end
     if len(values) != count:
         message = f"returned {len(values)} values for {count} completions: return one number or None for each"
         return failed(Fault("value", message), count)

@@ -130,7 +130,7 @@ class ProcessWorker:
         with theirs, open(watched, "rb") as end:
             files = (theirs.fileno(), end.fileno())
             self._process = subprocess.Popen(
-                [sys.executable, "-c", _START, json.dumps(search_path()), *map(str, (*files, self.memory_mb))],
+                [sys.executable, "-P", "-c", _START, json.dumps(search_path()), *map(str, (*files, self.memory_mb))],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,

@@ -9,7 +9,7 @@ from seedtune.config.data_and_rewards import ClassifierSettings
 from seedtune.config.paths import id_and_revision
 from seedtune.errors import ConfigError, nearest
 from seedtune.numerics.model_files import read
-from seedtune.rewards.base import text_of
+from seedtune.rewards.base import content_of, text_of
 
 BATCH = 16
 """Completions per forward pass."""
@@ -35,7 +35,9 @@ class Classifier:
         self.tokenizer = self._read(AutoTokenizer)
         self.tokenizer.padding_side, self.tokenizer.truncation_side = "right", "left"
         limit = getattr(config.get_text_config(), "max_position_embeddings", None)
-        self.longest = min(limit or UNLIMITED, self.tokenizer.model_max_length, UNLIMITED)
+        if limit is None or limit < 1:  # XLNet's is -1
+            limit = UNLIMITED
+        self.longest = min(limit, self.tokenizer.model_max_length, UNLIMITED)
         self.model: Any = None
 
     def __repr__(self) -> str:
@@ -56,7 +58,7 @@ class Classifier:
         if self.tokenizer.chat_template is not None and not isinstance(prompt, str):
             messages = [*prompt, {"role": "assistant", "content": text_of(completion)}]
             return list(self.tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False, **options))
-        shown = prompt if isinstance(prompt, str) else "\n".join(message["content"] for message in prompt) + "\n"
+        shown = prompt if isinstance(prompt, str) else "\n".join(map(content_of, prompt)) + "\n"
         return list(self.tokenizer(shown + text_of(completion), **options)["input_ids"])
 
     def _scores(self, ids: Sequence[list[int]]) -> list[float]:

@@ -14,9 +14,11 @@ import math
 import os
 import re
 import socket
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
+from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from threading import Event, Timer
 from typing import Any
@@ -26,7 +28,7 @@ from seedtune.config.data_and_rewards import JudgeSettings
 from seedtune.config.foreign_data import found, parse_json
 from seedtune.config.sections import is_secret
 from seedtune.errors import ConfigError, RewardError, nearest
-from seedtune.rewards.base import text_of
+from seedtune.rewards.base import content_of, text_of
 from seedtune.rewards.sources.adapters import rows_of
 
 log = logging.getLogger("seedtune")
@@ -43,22 +45,25 @@ BACKOFF = 1.0
 LARGEST = 1 << 20
 """Largest response that is read, in bytes."""
 
-REFUSED = frozenset({HTTPStatus.BAD_REQUEST, HTTPStatus.UNPROCESSABLE_ENTITY})
-"""HTTP statuses of servers that do not know a parameter, or not its value."""
+REFUSED = frozenset({HTTPStatus.BAD_REQUEST, HTTPStatus.NOT_FOUND, HTTPStatus.UNPROCESSABLE_ENTITY})
+"""HTTP statuses of servers that do not know a parameter, or not its value, or no provider that does (OpenRouter)."""
 
 PARAMETERS = ("max_tokens", "max_completion_tokens", "temperature")
 """Parameters that some providers refuse; ``max_completion_tokens`` is sent where ``max_tokens`` is refused (OpenAI)."""
 
-UNFINISHED = frozenset({"length", "max_tokens", "content_filter"})
+LENGTH = frozenset({"length", "max_tokens", "model_length"})
+UNFINISHED = LENGTH | {"content_filter", "safety", "recitation", "error", "abort"}
 """Finish reasons of replies that are cut off: a number in them may be a part of another, or of the thinking."""
 
 LONGER = "raise judge.max_tokens: a judge that thinks first needs thousands"
 
-_THINKING = r"[<\[]{}(?:\w+:)?(?:think(?:ing)?|thought)\|?[>\]]"
+_THINKING = r"[<\[]{}(?:\w+:)?(?:think(?:ing)?|thought|reasoning)\|?[>\]]"
 _OPENED = re.compile(r"\s*" + _THINKING.format(r"\|?(?:START_)?"), re.IGNORECASE)
 _CLOSED = re.compile(_THINKING.format(r"(?:/|\|END_)"), re.IGNORECASE)
 _PLACE = re.compile(r"\{([A-Za-z_]\w*)\}")
-_NUMBER = re.compile(r"(?<![\w.])-?\d+(?:\.\d+)?(?!\w)")
+_NUMBER = re.compile(r"(?<![\w.])(?<!\d,)-?\d+(?:\.\d+)?(?!\w|[.,]\d)")
+"""A whole number or decimal, never a part of another (8,5; 1.2.3; 8.5pts)."""
+
 _OUT_OF = re.compile(r"(?:/|\bout of\b)\s*\d+(?:\.\d+)?")
 
 
@@ -143,7 +148,8 @@ class Judge:
             try:
                 answer = request(self.address, json.dumps(sent, default=str).encode(), key, self.settings.timeout)
             except Failure as failure:
-                named = {name for name in PARAMETERS if name in sent and name in failure.refusal}
+                refusal = failure.refusal.lower().replace("_", "")
+                named = {name for name in PARAMETERS if name in sent and name.replace("_", "") in refusal}
                 if not named or self.settings.kind == "reward":
                     raise
                 refused |= named
@@ -163,12 +169,12 @@ class Judge:
             return answer.decode("utf-8", "replace")
         with suppress(ValueError, LookupError, TypeError, AttributeError):
             choice = parse_json(answer)["choices"][0]
-            if choice.get("finish_reason") in UNFINISHED:
-                cut = f"the reply was cut off (finish_reason={choice['finish_reason']}"
-                raise Failure(f"{cut}, max_tokens={self.settings.max_tokens}): {LONGER}")
-            text = choice["message"]["content"]
-            if isinstance(text, str):
-                return text
+            reason = str(choice.get("finish_reason")).lower()
+            if reason in UNFINISHED:
+                fix = f", max_tokens={self.settings.max_tokens}): {LONGER}" if reason in LENGTH else ")"
+                raise Failure(f"the reply was cut off (finish_reason={reason}{fix}")
+            if isinstance(choice["message"]["content"], str | list):
+                return content_of(choice["message"])
         raise Failure("the answer is not a chat completion")
 
 
@@ -225,14 +231,22 @@ def _read(response: http.client.HTTPResponse) -> bytes:
     """Return the body of a response; raise Failure, with the seconds of its ``Retry-After``, for other statuses."""
     if response.status != HTTPStatus.OK:
         again = response.status in AGAIN or response.status >= HTTPStatus.INTERNAL_SERVER_ERROR
-        wait = response.getheader("Retry-After", "")
         refusal = response.read(LARGEST).decode("utf-8", "replace") if response.status in REFUSED else ""
-        seconds = float(wait) if wait.isdecimal() and len(wait) < 9 else None
-        raise Failure(f"HTTP {response.status}", again=again, wait=seconds, refusal=refusal)
+        wait = _seconds(response.getheader("Retry-After", ""))
+        raise Failure(f"HTTP {response.status}", again=again, wait=wait, refusal=refusal)
     answer = response.read(LARGEST + 1)
     if len(answer) > LARGEST:
         raise Failure(f"the answer is longer than {LARGEST:,} bytes")
     return answer
+
+
+def _seconds(wait: str) -> float | None:
+    """Return the seconds of a ``Retry-After``, a number or a date; None for anything else."""
+    with suppress(ValueError, OverflowError):
+        if re.fullmatch(r"\d{1,8}(\.\d+)?", wait):
+            return float(wait)
+        return max(0.0, parsedate_to_datetime(wait).timestamp() - time.time())
+    return None
 
 
 def score_in(text: str, settings: JudgeSettings) -> float:
@@ -285,7 +299,7 @@ def _shown(prompt: Any) -> str:
         return prompt
     if len(prompt) == 1:
         return text_of(prompt)
-    return "\n\n".join(f"{message['role']}: {message['content']}" for message in prompt)
+    return "\n\n".join(f"{message['role']}: {content_of(message)}" for message in prompt)
 
 
 def _address(settings: JudgeSettings) -> SplitResult:

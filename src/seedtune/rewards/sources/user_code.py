@@ -5,12 +5,13 @@ from __future__ import annotations
 import builtins
 import hashlib
 import importlib
-import importlib.util
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
+from importlib.util import find_spec, spec_from_file_location
 from pathlib import Path
 from types import CodeType, ModuleType
 from typing import Any
@@ -18,8 +19,15 @@ from typing import Any
 from seedtune.config.paths import is_file
 from seedtune.errors import ConfigError, nearest
 
-MODULES = "seedtune_user_"
-"""Name prefix of modules that were run from a file: another process cannot import them by name."""
+MODULES = f"{__name__}."
+"""Name prefix of modules that were run from a file.
+
+``MODULES + digest`` is the package of a folder's files.  Such a name imports this module, whose finder knows the rest:
+processes that user code spawns find the functions and classes that are sent to them.
+"""
+
+__path__: list[str] = []
+"""Makes this module the parent of those packages."""
 
 
 def load(name: str, label: str) -> Callable[..., Any]:
@@ -70,46 +78,56 @@ def _module(name: str) -> ModuleType:
 
 
 def _module_of_file(path: Path) -> ModuleType:
-    """Run a file as an import would; dataclasses look up their module by name, so it is registered first."""
-    facts = path.stat()
-    name = f"{MODULES}{path.stem}_{_digest(f'{path} {facts.st_mtime_ns} {facts.st_size}')}"
-    if name not in sys.modules:
+    """Run a file as an import would; its neighbours import this version of it, too."""
+    package, name = _package(path.parent.resolve()), _version(path)
+    if f"{package}.{name}" not in sys.modules:
         _reach(str(path.parent.resolve()))
-        importlib.invalidate_caches()
-        module = sys.modules[name] = ModuleType(name)
-        module.__file__, module.__package__ = str(path), _package(path.parent.resolve())
-        try:
-            _Fresh(name, str(path)).exec_module(module)
-        except BaseException:
-            del sys.modules[name]
-            raise
-    return sys.modules[name]
+        sys.modules.pop(f"{package}.{path.stem}", None)
+    return _module(f"{package}.{name}")
 
 
 def _digest(text: str) -> str:
     return hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
 
 
-def _package(folder: Path) -> str:
+def _package(folder: Path | str) -> str:
     """Return the package that holds the modules beside the files of a folder, apart from other folders' modules."""
-    name = f"{MODULES}{_digest(str(folder))}"
-    if name not in sys.modules:
-        sys.modules[name] = ModuleType(name)
-        sys.modules[name].__path__ = [str(folder)]
-        if _Neighbours not in sys.meta_path:
-            sys.meta_path.insert(0, _Neighbours)
-    return name
+    return f"{MODULES}{_digest(str(folder))}"
+
+
+def _version(file: Path) -> str:
+    facts = file.stat()
+    return f"{_word(file)}_{_digest(f'{file.name} {facts.st_mtime_ns} {facts.st_size}')}"
+
+
+def _word(file: Path) -> str:
+    return re.sub("[^a-zA-Z0-9]", "_", file.stem)
 
 
 class _Neighbours:
-    """Finder of the modules in a `_package`."""
+    """Finder of a `_package`, of its modules and of a `_version` of a file."""
 
     @staticmethod
     def find_spec(name: str, path: Sequence[str] | None = None, target: ModuleType | None = None) -> ModuleSpec | None:
-        spec = PathFinder.find_spec(name, path) if name.startswith(MODULES) else None
-        if spec is not None and isinstance(spec.loader, SourceFileLoader):
-            spec.loader = _Fresh(name, spec.loader.path)
-        return spec
+        if not name.startswith(MODULES):
+            return None
+        own = name.rpartition(".")[2]
+        if name == f"{MODULES}{own}":
+            spec = ModuleSpec(name, None, is_package=True)
+            spec.submodule_search_locations = [folder for folder in search_path() if _package(folder) == name]
+            return spec if spec.submodule_search_locations else None
+        found = PathFinder.find_spec(name, path)
+        version = re.fullmatch("(.*)_[0-9a-f]{12}", own)
+        if found is None and version:
+            files = [file for folder in path or () for file in Path(folder).iterdir() if _word(file) == version[1]]
+            specs = (spec_from_file_location(name, f, loader=SourceFileLoader(name, str(f))) for f in files)
+            found = next((spec for spec, f in zip(specs, files, strict=True) if _version(f) == own), None)
+        if found is not None and isinstance(found.loader, SourceFileLoader):
+            found.loader = _Fresh(name, found.loader.path)
+        return found
+
+
+sys.meta_path.insert(0, _Neighbours)
 
 
 class _Fresh(SourceFileLoader):
@@ -125,7 +143,10 @@ class _Fresh(SourceFileLoader):
         return code
 
     def exec_module(self, module: ModuleType) -> None:
-        self.package = str(module.__package__).partition(".")[0]
+        self.package = MODULES + module.__name__.removeprefix(MODULES).partition(".")[0]
+        file = Path(self.path)
+        if module.__name__ == f"{self.package}.{_version(file)}":
+            sys.modules[f"{self.package}.{file.stem}"] = module  # for neighbours that import it in turn
         vars(module)["__builtins__"] = {**vars(builtins), "__import__": self._import}
         super().exec_module(module)
 
@@ -137,7 +158,7 @@ class _Fresh(SourceFileLoader):
         return found if fromlist else sys.modules[f"{self.package}.{top}"]
 
     def _is_neighbour(self, name: str) -> bool:
-        spec = None if name in sys.stdlib_module_names else importlib.util.find_spec(f"{self.package}.{name}")
+        spec = None if name in sys.stdlib_module_names else find_spec(f"{self.package}.{name}")
         if spec is None:
             return False
         if spec.origin is not None:

@@ -13,6 +13,7 @@ import runs
 from seedtune.rewards.base import Reward
 from seedtune.rewards.execution.placement import Placement, place_of
 from seedtune.rewards.scorer import batches
+from seedtune.rewards.sources.user_code import MODULES
 from seedtune.tasks.builtin.conciseness import length_error
 
 PROMPTS = [0, 0, 1, 1, 0, 0, 1, 1]
@@ -99,7 +100,7 @@ def output_of(tmp_path, end: str) -> str:
 
 
 def test_a_function_of_a_guarded_script_goes_to_a_worker_that_runs_no_more_than_importing_it(tmp_path):
-    name = len("seedtune_user_script_") + 12
+    name = len(f"{MODULES}123456789012.script_123456789012")
     assert output_of(tmp_path, 'if __name__ == "__main__":\n    main()\n') == f"worker None\n[{name}.0]\n"
 
 

@@ -66,6 +66,14 @@ def test_entries_of_the_search_path_that_are_no_text_are_left_to_python(monkeypa
     fresh.close()
 
 
+def test_modules_of_the_working_directory_hide_none_of_pythons(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "json.py").write_text("raise SystemExit('not me')\n")
+    started = ProcessWorker(0)
+    assert called(started, "length").values == [2.0, 1.0]
+    started.close()
+
+
 def test_it_stays_for_many_calls_and_is_another_process(worker):
     assert pid_of(worker) == pid_of(worker) != os.getpid()
 

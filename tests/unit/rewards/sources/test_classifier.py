@@ -51,6 +51,15 @@ def alone(folder: str, text: str, limit: int = 64) -> torch.Tensor:
     return model(input_ids=torch.tensor([ids])).logits[0]
 
 
+def test_a_model_with_positions_of_any_number_and_messages_without_content(tmp_path):
+    save(tmp_path, template=None)
+    config = hf.XLNetConfig(vocab_size=300, d_model=16, n_layer=1, n_head=2, d_inner=16, num_labels=1)
+    hf.XLNetForSequenceClassification(config).save_pretrained(tmp_path)
+    one = Classifier(ClassifierSettings(model=str(tmp_path)))
+    chat = [*CHATS[0], {"role": "assistant", "content": None, "tool_calls": []}]
+    assert one([chat], ["x" * 200]) == one([f"{PROMPTS[0]}\n\n"], ["x" * 200])
+
+
 def test_it_gives_the_logit_of_prompt_and_completion_one_after_the_other(folder):
     scores = Classifier(ClassifierSettings(model=folder))(PROMPTS, COMPLETIONS, answer=[1, 2, 3])
     expected = [float(alone(folder, p + c)[0]) for p, c in zip(PROMPTS, COMPLETIONS, strict=True)]

@@ -18,7 +18,7 @@ from seedtune.config.data_and_rewards import JudgeSettings
 from seedtune.errors import ConfigError, RewardError
 from seedtune.rewards.base import Reward
 from seedtune.rewards.sources import build
-from seedtune.rewards.sources.judge import Failure, Judge, score_in
+from seedtune.rewards.sources.judge import Failure, Judge, _seconds, score_in
 from seedtune.types import Example
 from waiting import BOUND
 
@@ -40,8 +40,12 @@ def ask(one: Judge, *completions: str, **columns) -> list[float | None]:
     return one(["What?"] * len(given), list(given), **columns)
 
 
-def test_a_chat_judge_is_asked_as_openai_is_and_its_number_is_the_score():
-    with serving(chat("Good. Score: 7.5/10")) as server:
+@pytest.mark.parametrize("as_parts", [False, True])
+def test_a_chat_judge_is_asked_as_openai_is_and_its_number_is_the_score(as_parts):
+    parts = [
+        {"type": kind, "text": text} for kind, text in (("reasoning", "3"), ("text", "Score: 7."), ("text", "5/10"))
+    ]
+    with serving(chat(parts if as_parts else "Good. Score: 7.5/10")) as server:
         assert ask(judge(server, system="Be fair.", max_tokens=9, temperature=0.5)) == [7.5]
     (request,) = server.requests
     body = request["body"]
@@ -59,7 +63,7 @@ def test_what_a_completion_says_is_not_a_template():
 
 
 def test_conversations_are_shown_as_text():
-    prompt = [{"role": "system", "content": "S"}, {"role": "user", "content": "U"}]
+    prompt = [{"role": "system", "content": "S"}, {"role": "user", "content": [{"type": "text", "text": "U"}]}]
     with serving(chat("1")) as server:
         one = judge(server, prompt="{prompt}#{completion}")
         one([prompt, prompt[1:]], [[{"role": "assistant", "content": "A"}]] * 2)
@@ -95,6 +99,11 @@ def test_a_server_says_how_long_to_wait(monkeypatch):
         assert ask(judge(server)) == [8.0]
 
 
+def test_a_wait_is_seconds_or_a_date():
+    assert [_seconds(wait) for wait in ("1.5", "soon", "", "-1", "9" * 99)] == [1.5, *[None] * 4]
+    assert [(_seconds(f"Wed, 21 Oct {year} 07:28:00 GMT") or 0.0) > 60.0 for year in (2099, 2015)] == [True, False]
+
+
 @pytest.mark.parametrize("how", ["hang", "trickle"])
 def test_a_server_that_hangs_or_trickles_costs_its_time_out_and_that_sample(how, caplog):
     replies = {"bad": how, "good": chat("4")}
@@ -117,15 +126,8 @@ def test_scores_come_back_in_order_whatever_arrives_first():
 @pytest.mark.parametrize(
     "reply",
     [
-        (200, "not json"),
-        (200, "[]"),
-        (200, '{"choices": []}'),
-        (200, "[" * 100_000),
-        (200, "x" * (1 << 21)),
-        chat(None),
-        chat(["7"]),
-        chat("no idea"),
-        chat("In 2024, surely."),
+        *((200, body) for body in ("not json", "[]", '{"choices": []}', "[" * 100_000, "x" * (1 << 21))),
+        *map(chat, (None, ["7"], [{"type": "thinking", "text": "7"}], "no idea", "In 2024, surely.")),
     ],
     ids=lambda reply: reply[1][:30],
 )
@@ -169,6 +171,7 @@ def test_nobody_listening_costs_the_samples_and_not_the_run(caplog):
         ("\n<|START_THINKING|>Maybe 2", {}, None),
         ("[THINK]Mark: 2, no", {"pattern": r"Mark: (\d)"}, None),
         ('<think>Perhaps {"score": 2}', {"field": "score"}, None),
+        *((text, {}, None) for text in ("8,5", "8.5pts", "1.2.3", "<reasoning>7")),
         ("<think>2 of 3</think>\n\n8", {}, 8.0),
         ("2 of 3 parts\n</think>\n\n8", {}, 8.0),
         ("2 of 3 parts\n</think>\n\n", {}, None),
@@ -190,13 +193,13 @@ def test_rules_read_a_score_or_none(text, settings, expected):
 def test_a_reply_that_was_cut_off_is_no_mark(finish, caplog):
     with serving(chat("The mark is 1", finish), chat(None, finish), chat("10", "stop")) as server:
         assert ask(judge(server, concurrency=1, max_tokens=4), "a", "b", "c") == [None, None, 10.0]
-    assert f"2 of 3 not scored; the first: the reply was cut off (finish_reason={finish}, max_tokens=4)" in caplog.text
+    assert f"2 of 3 not scored; the first: the reply was cut off (finish_reason={finish}" in caplog.text
 
 
 REFUSALS = {
     "max_tokens": "Unsupported parameter: 'max_tokens' is not supported. Use 'max_completion_tokens' instead.",
     "max_completion_tokens": "extra fields not permitted: max_completion_tokens",
-    "temperature": f"'temperature' does not support 0.0 with the key {KEY}. Only the default (1) is supported.",
+    "temperature": f"'Temperature' does not support 0.0 with the key {KEY}. Only the default (1) is supported.",
 }
 
 
@@ -210,7 +213,7 @@ REFUSALS = {
     ],
     ids=str,
 )
-@pytest.mark.parametrize("status", [400, 422])
+@pytest.mark.parametrize("status", [400, 404, 422])
 def test_parameters_that_a_provider_refuses_are_left_out_of_this_request_and_later_ones(refused, sent, status, caplog):
     def reply(body):
         wrong = next((name for name in refused if name in body), None)

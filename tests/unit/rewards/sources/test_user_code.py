@@ -101,6 +101,46 @@ def test_neighbours_are_shared_by_the_files_of_a_folder_and_hide_nothing_else(fo
     assert load("one.py:f")(completions=["x"]) == [2, 3, False]
 
 
+SQUARES = """
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from beside import square
+import rewards
+
+def own(number):
+    return number * rewards.FACTOR
+
+def score(completions, **_):
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        return list(pool.map(square, [3])) + list(pool.map(own, [3]))
+
+FACTOR = 5
+"""
+
+
+def test_processes_that_a_reward_spawns_find_its_functions_and_those_of_neighbours(folder):
+    (folder / "beside.py").write_text("def square(number): return number**2\n")
+    (folder / "rewards.py").write_text(SQUARES)
+    assert load("rewards.py:score")(completions=["a", "b"]) == [9, 15]
+
+
+def test_a_file_of_any_name_is_run(folder):
+    for name in ("my-rewards v1.2.py", "script"):
+        (folder / name).write_text("from beside import FACTOR\ndef score(completions): return [FACTOR]\n")
+        assert load(f"{folder}/{name}:score")(completions=["x"]) == [2]
+
+
+def test_a_file_and_its_neighbour_may_import_each_other_and_packages_of_the_working_directory(folder):
+    (folder / "lib").mkdir()
+    (folder / "lib" / "beside.py").write_text("import two\ndef value(): return two.FACTOR\n")
+    (folder / "lib" / "two.py").write_text(
+        "FACTOR = 7\nfrom beside import value\nfrom lib.three import ONE\n"
+        "def score(completions): return [value() + ONE]\n"
+    )
+    (folder / "lib" / "three.py").write_text("ONE = 1\n")
+    assert load("lib/two.py:score")(completions=["x"]) == [8]
+
+
 def test_an_absolute_path_a_method_and_a_dotted_path_are_found(folder):
     assert load(f"{folder}/rewards.py:scorer.method")(completions=["x"]) == [0.0]
     assert load("seedtune.tasks.builtin.conciseness.length_error") is length_error
