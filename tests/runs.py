@@ -70,10 +70,15 @@ def command(*arguments: str | Path, code: str | None = None) -> Sequence[str]:
     return [sys.executable, *start, *map(str, arguments)]
 
 
+def lines_of(errors: str) -> list[str]:
+    """What a command printed to stderr, but for signs of life on a slow machine."""
+    return [line for line in errors.splitlines() if not line.startswith("  … ")]
+
+
 def only_line(code: int, errors: str) -> str:
-    """The one line that a command prints before it exits with 1, but for signs of life on a slow machine."""
+    """The one line that a command prints before it exits with 1, see `lines_of`."""
     assert code == 1, errors
-    (line,) = (line for line in errors.splitlines() if not line.startswith("  … "))
+    (line,) = lines_of(errors)
     assert line.startswith("error: ")
     return line.removeprefix("error: ")
 

@@ -51,11 +51,6 @@ def size(root: Path) -> int:
     return path.stat().st_size if path.exists() else 0
 
 
-def told(errors: str) -> list[str]:
-    """What a command printed, but for signs of life on a slow machine."""
-    return [line for line in errors.splitlines() if not line.startswith("  … ")]
-
-
 # ------------------------------------------------------------------ any instant
 
 
@@ -148,7 +143,7 @@ def test_an_interrupt_says_how_to_go_on_and_loses_nothing(tmp_path, number):
     process.send_signal(number)
     _, errors = process.communicate()
     assert process.returncode == 130
-    (line,) = told(errors)
+    (line,) = runs.lines_of(errors)
     assert line.startswith("stopped after generation ")
     assert line.endswith(f"nothing is lost. Continue with: seedtune resume {root}")
     resume(root, toy={"size": 4})
@@ -187,7 +182,7 @@ def test_an_interrupt_that_python_drops_stops_the_run_after_its_generation(tmp_p
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 130, done.stderr
     assert "dropped" in done.stdout
-    (line,) = told(done.stderr)
+    (line,) = runs.lines_of(done.stderr)
     assert line.startswith("stopped after generation 2; nothing is lost.")
     resume(root)
     runs.assert_same_run(root, reference)

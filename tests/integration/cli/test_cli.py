@@ -279,7 +279,7 @@ def test_without_a_terminal_training_prints_plain_lines(tmp_path):
     root = tmp_path / ("a-long-name-" * 15) / "run [x] :smile:"
     config = runs.write_config(runs.toy(root), tmp_path / "config.yaml")
     done = runs.cli("train", config, COLUMNS="40")
-    assert (done.returncode, done.stderr) == (0, "")
+    assert (done.returncode, runs.lines_of(done.stderr)) == (0, [])
     lines = done.stdout.splitlines()
     assert sum(line.startswith("generation ") for line in lines) == 5
     assert sum(line.startswith("held out after generation ") for line in lines) == 4

@@ -139,7 +139,7 @@ def test_a_sigma_at_which_nothing_can_be_scored_has_collapsed(config):
         return [number if abs(number) < 30 else None for number in numbers]
 
     task = replace(tasks.create("toy"), rewards=(Reward("in_range", in_range),))
-    found = probe_config(config, task=task, sigmas=[0.05, 2e4])
+    found = probe_config(config, task=task, sigmas=[0.05, 1000.0])
     fine, lost = found.levels
     assert fine.collapse is None
     assert lost.collapse is not None
@@ -159,9 +159,9 @@ def test_alpha_is_advised_in_the_unit_it_has(config):
     [
         ({"members": 5}, "members=5: a probe takes pairs, at least two"),
         ({"members": 2}, "members=2"),
-        ({"prompts": 0}, "prompts=0: a probe needs at least one"),
-        ({"sigmas": [0.1, -1.0]}, "must all be greater than 0"),
-        ({"sigmas": [math.nan]}, "must all be greater than 0"),
+        ({"prompts": 0}, "prompts=0: a probe needs from one"),
+        ({"sigmas": [0.1, -1.0]}, "sigma=-1.0: must be greater than 0"),
+        ({"sigmas": [math.nan]}, "sigma=nan: must be a finite number"),
     ],
 )
 def test_a_probe_that_cannot_be_is_refused_before_anything_is_loaded(config, how, message):

@@ -161,7 +161,7 @@ def test_sigterm_to_the_driver_is_an_interrupt(tmp_path):
     driver.terminate()
     _, errors = driver.communicate()
     assert driver.returncode == 130
-    last = [line for line in errors.splitlines() if not line.startswith("  … ")]
+    last = runs.lines_of(errors)
     assert len(last) == 1, errors
     assert last[0].startswith("stopped after generation "), errors
     assert wait_until(lambda: not any(map(alive, workers)))

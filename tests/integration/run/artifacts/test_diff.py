@@ -78,6 +78,7 @@ def test_another_base_model_and_other_data_are_named(run, tmp_path):
         "reward_weights",
         "task",
         "training data",
+        "training prompts as the model reads them",
     ]
     assert found.notes == ("base model is named toy and toy2",)
 
