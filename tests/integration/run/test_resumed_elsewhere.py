@@ -82,7 +82,7 @@ def test_a_change_is_a_line_with_a_checksum_and_the_newest_counts(tmp_path):
     ("line", "told"),
     [
         ({"after": 7, "arithmetic": OTHER}, "the arithmetic after 7 generations comes after 2"),
-        ({"after": 2, "arithmetic": "fma32"}, "arithmetic 'fma32'"),
+        ({"after": 2, "arithmetic": "fma32"}, "arithmetic='fma32': must be a valid dictionary"),
     ],
 )
 def test_a_sealed_change_that_is_none_is_named(short, line, told):

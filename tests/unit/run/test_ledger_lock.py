@@ -72,9 +72,9 @@ from pathlib import Path
 from seedtune.run.ledger import Ledger
 book, _ = Ledger.resume(Path(sys.argv[1]))
 if os.fork() == 0:
+    os.write(1, b"forked")
     sys.stdin.read()  # until the test ends
     os._exit(0)
-os.write(1, b"forked")
 os.kill(os.getpid(), 9)
 """
 
