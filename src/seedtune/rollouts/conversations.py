@@ -18,7 +18,7 @@ from typing import Any
 from seedtune.config.config import Config
 from seedtune.engines.base import Engine
 from seedtune.errors import RewardError
-from seedtune.rewards.execution.call import Fault, accepted, awaited, fault_of
+from seedtune.rewards.execution.call import Fault, awaited, fault_of
 from seedtune.rewards.execution.thread import TimedThread, is_hang
 from seedtune.rewards.scorer import Scorer
 from seedtune.tasks import environments
@@ -108,9 +108,7 @@ class Conversations:
 
     def _open(self, example: Example) -> tuple[Any, environments.Tools, str | None]:
         assert self.task.environment is not None
-        environment = self.task.environment()
-        columns = {"prompt": example.prompt, **example.columns}
-        observation = awaited(environment.reset(**accepted(environment.reset, columns)))
+        environment, observation = environments.begun_with(self.task.environment, example)
         return environment, environments.tools_of(environment), None if observation is None else _text(observation)
 
     def _templated(self, content: environments.Content) -> bool:

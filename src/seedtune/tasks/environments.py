@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from seedtune.errors import ConfigError, RewardError
-from seedtune.rewards.execution.call import awaited
-from seedtune.types import Message, begun
+from seedtune.rewards.execution.call import accepted, awaited
+from seedtune.types import Example, Message, begun
 
 
 class Environment(Protocol):
@@ -86,6 +86,13 @@ def tools_of(environment: Any) -> dict[str, Callable[..., Any]]:
         return {}
     names = [name for name in dir(environment) if not name.startswith("_") and name not in RESERVED]
     return {name: getattr(environment, name) for name in names if has(environment, name)}
+
+
+def begun_with(factory: EnvironmentFactory, example: Example) -> tuple[Any, Any]:
+    """Make an environment, reset it with the columns of a row, and return it with its first observation."""
+    environment = factory()
+    columns = {"prompt": example.prompt, **example.columns}
+    return environment, awaited(environment.reset(**accepted(environment.reset, columns)))
 
 
 def try_out(factory: EnvironmentFactory, *, templated: bool) -> Tools:

@@ -13,10 +13,11 @@ from typing import Any
 from seedtune.config.config import Config
 from seedtune.errors import ConfigError, DataError, RewardError
 from seedtune.rewards.base import content_of, total
-from seedtune.rewards.execution.call import accepted, awaited, raised
+from seedtune.rewards.execution.call import awaited, raised
 from seedtune.rewards.execution.thread import TimedThread, is_hang
 from seedtune.rewards.scorer import STUCK, Scorer
 from seedtune.tasks.base import Task
+from seedtune.tasks.environments import begun_with
 from seedtune.types import Example
 
 TOLERANCE = 1e-9
@@ -174,8 +175,7 @@ class Marking:
 
 def _play(task: Task, config: Config, example: Example, text: str) -> Any:
     assert task.environment is not None
-    environment = task.environment()
-    awaited(environment.reset(**accepted(environment.reset, {"prompt": example.prompt, **example.columns})))
+    environment, _ = begun_with(task.environment, example)
     if getattr(environment, "step", None) is None:
         raise DataError(f"task {task.name!r} has an environment with tools, which a single text cannot play.")
     for _ in range(config.conversation.max_turns):

@@ -210,6 +210,12 @@ def test_what_cannot_be_logged_says_why(log, message):
     assert fault.message == f"raised ValueError: {message}"
 
 
+def test_logged_values_are_numbers_of_python_or_text():
+    log = Log(5)
+    log.extra("e", [np.int64(2), np.float32(0.5), math.inf, True, [1]])
+    assert list(map(repr, log.columns["e"])) == ["2", "0.5", "'inf'", "True", "'[1]'"]
+
+
 def test_tokens_are_asked_for_only_if_a_reward_takes_them():
     functions = [hostile.overlong, hostile.length, length_error, lambda completions: [0.0]]
     assert [made(function).reads_tokens for function in functions] == [True, True, False, False]

@@ -19,6 +19,7 @@ from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from functools import lru_cache
 from itertools import islice
+from numbers import Integral, Real
 from typing import Any, Literal, NamedTuple
 
 FaultKind = Literal["exception", "value", "hang", "crash", "memory", "load", "send"]
@@ -84,7 +85,7 @@ class Log:
 
     def extra(self, column: str, values: Iterable[Any]) -> None:
         """Log a value per completion for the samples; others than text, numbers and truth values become text."""
-        logged = [value if _is_plain(value) else str(value)[:MESSAGE] for value in islice(values, self.count + 1)]
+        logged = [_logged(value) for value in islice(values, self.count + 1)]
         if len(logged) != self.count:
             raise ValueError(
                 f"log_extra({column!r}) got {len(logged)} values for {self.count} completions: log one each"
@@ -137,8 +138,12 @@ def received(text: bytes) -> Any:
     return json.loads(text, object_hook=lambda data: readers[data[_TYPE]](data["value"]) if _TYPE in data else data)
 
 
-def _is_plain(value: Any) -> bool:
-    return value is None or type(value) in (str, int, bool) or (type(value) is float and math.isfinite(value))
+def _logged(value: Any) -> Any:
+    if value is None or type(value) in (str, bool):
+        return value
+    if isinstance(value, Real) and math.isfinite(value):  # numpy's, too
+        return int(value) if isinstance(value, Integral) else float(value)
+    return str(value)[:MESSAGE]
 
 
 @dataclass(frozen=True, slots=True)
