@@ -34,6 +34,11 @@ def resume(root: Path, **changes) -> None:
     Trainer(recorded_config.run_config(root).replace(**changes)).train(resume=True)
 
 
+def take_interrupts() -> None:
+    """In a new process: take Ctrl-C, which a suite that runs in the background ignores."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def start(*arguments: str | Path) -> subprocess.Popen[str]:
     return subprocess.Popen(
         runs.command(*arguments),
@@ -42,7 +47,7 @@ def start(*arguments: str | Path) -> subprocess.Popen[str]:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         # Background jobs of a shell ignore interrupts, and so would their children.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        preexec_fn=take_interrupts,
     )
 
 
@@ -179,7 +184,7 @@ def test_an_interrupt_that_python_drops_stops_the_run_after_its_generation(tmp_p
     reference, root = straight(tmp_path / "reference", generations=5), tmp_path / "interrupted"
     file = runs.write_config(runs.toy(root, generations=5), tmp_path / "config.yaml")
     command = [sys.executable, "-c", DROPPED, "train", str(file), str(int(number))]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, preexec_fn=take_interrupts)
     assert done.returncode == 130, done.stderr
     assert "dropped" in done.stdout
     (line,) = runs.lines_of(done.stderr)
