@@ -311,6 +311,9 @@ def explain(error: Any, model: type[BaseModel], prefix: str = "") -> str:
 
 _MESSAGES = {
     "string_type": "must be text: put it into quotes",
+    **dict.fromkeys(("dict_type", "model_type"), "must be a mapping, like {name: value}"),
+    "tuple_type": "must be a list, like [a, b]",
+    "invalid_key": "names of settings are text: put it into quotes",
     "string_too_short": "must not be empty: leave it out",
 }
 """Messages for types of pydantic's errors."""

@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from seedtune.config.config import Config
+from seedtune.config.data_and_rewards import as_dataset
 from seedtune.config.fields import one_spelling
 from seedtune.config.foreign_data import parse_scalar, parse_yaml
 from seedtune.config.sections import section_in, types_in
@@ -38,8 +39,6 @@ def parse_settings(data: bytes, path: Path) -> dict[str, Any]:
     """Parse the bytes of the YAML file ``path``; raise ConfigError if they are not settings."""
     try:
         settings = parse_yaml(data.decode())
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"cannot read the configuration {str(path)!r}: {error}. Check the path.") from error
     except ValueError as error:
         raise ConfigError(f"{path} is not valid YAML: {error}. Mend it.") from error
     if settings is None:
@@ -90,8 +89,9 @@ def parse_value(text: str) -> Any:
 def _assign(settings: dict[str, Any], path: list[str], value: Any, item: str) -> None:
     for key in path[:-1]:
         section = settings.get(key, {})
+        section = as_dataset(section) if key in ("train_dataset", "eval_dataset") else section
         if not isinstance(section, dict):
-            raise ConfigError(f"--set {item!r}: {key} is a value, not a section.")
+            raise ConfigError(f"--set {item!r}: {key} is a value, not a section. Leave one out.")
         settings[key] = dict(section)
         settings = settings[key]
     settings[path[-1]] = value

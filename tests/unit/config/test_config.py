@@ -69,6 +69,11 @@ def test_an_override_into_a_plain_value_is_refused(tmp_path):
         load(tmp_path, "sigma: 1", "sigma.x=1")
 
 
+def test_an_override_goes_into_data_that_are_named_by_their_path_alone(tmp_path):
+    config = load(tmp_path, "train_dataset: org/data", "train_dataset.split=test", "eval_dataset.path=org/other")
+    assert (config.train_dataset.path, config.train_dataset.split) == ("org/data", "test")
+
+
 @pytest.mark.parametrize(
     ("settings", "parts"),
     [
@@ -101,11 +106,11 @@ def test_an_unknown_key_is_an_error_with_the_nearest_known_one(settings, parts):
         ({"seed": 2**64}, f"seed={2**64}: must be less than {2**64}"),
         ({"perturbation": "rank1"}, "perturbation='rank1': must be 'lowrank' or 'gaussian'"),
         ({"weights_dtype": "bfloat16"}, "weights_dtype='bfloat16': must be 'float32' or 'model'"),
-        ({"trainable": 5}, "trainable=5: must be a valid tuple"),
+        ({"trainable": 5}, "trainable=5: must be a list, like "),
         ({"shaping": "rank"}, "shaping='rank': must be 'zscore', 'per_prompt', 'centered_rank' or 'none'"),
         ({"model": 5}, "model=5: must be text: put it into quotes"),
         ({"top_p": 1.5}, "top_p=1.5: must be less than or equal to 1"),
-        ({"toy": 5}, "toy=5: must be a valid dictionary"),
+        ({"toy": 5}, "toy=5: must be a mapping, like "),
         ({"toy": {"size": 0}}, "toy.size=0: must be greater than or equal to 1"),
         (
             {"vllm": {"max_model_len": "4k"}},
@@ -192,7 +197,7 @@ def test_a_missing_or_unreadable_file_is_named(tmp_path):
     with pytest.raises(ConfigError, match=r"cannot read the configuration .*nothing\.yaml"):
         load_config(tmp_path / "nothing.yaml")
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(ConfigError, match="cannot read the configuration"):
+    with pytest.raises(ConfigError, match=r"binary\.yaml is not valid YAML: 'utf-8' codec can't decode"):
         load_config(tmp_path / "binary.yaml")
 
 

@@ -98,7 +98,7 @@ def test_every_number_has_an_upper_and_a_lower_bound(name):
         ({"seed": "9" * 5000}, "seed='9999"),
         ({"chat_template_kwargs": {"a": [math.inf]}}, "chat_template_kwargs={'a': [inf]}: it holds inf"),
         ({"vllm": {"hf_overrides": {"a": math.nan}}}, "vllm={'hf_overrides': {'a': nan}}: it holds nan"),
-        ({1: 2}, "1=1: Keys should be strings"),
+        ({1: 2}, "1=1: names of settings are text: put it into quotes"),
         ({f"x{i}": 0 for i in range(10_000)}, "unknown setting 'x0'"),
         ({"x" * 10**6: 0}, "unknown setting 'xxx"),
         ({"system_prompt": ["x" * 10**6] * 100}, "system_prompt=['xxx"),

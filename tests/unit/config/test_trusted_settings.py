@@ -120,7 +120,7 @@ def test_everything_else_is_taken(given: dict[str, Any]) -> None:
 
 
 def test_a_value_made_to_fool_a_terminal_is_not_repeated() -> None:
-    config = Config.create({"task": "custom", "train_dataset": "a\x1b[2J" + "b" * 10_000, "reward_funcs": "a.py:\x9bf"})
+    config = Config.create({"task": "custom", "train_dataset": "a\x1b[2J" + "/b" * 2_000, "reward_funcs": "a.py:\x9bf"})
     with pytest.raises(ConfigError) as refused:
         trusted_settings.check_given(config, (), source="F", command="seedtune resume RUN")
     assert str(refused.value).isprintable()

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
+from seedtune.config.paths import absolute
 from seedtune.errors import ConfigError
 
 OTHERS_WRITE = 0o022
@@ -21,12 +22,11 @@ def candidates() -> Iterator[Path]:
     temporary files.  They may not exist yet.
     """
     if chosen := os.environ.get("SEEDTUNE_CACHE"):
-        path = os.path.expanduser(os.path.expandvars(chosen))
-        if path.startswith(("~", "$")):
-            raise ConfigError(
-                f"SEEDTUNE_CACHE={chosen!r} names a user or a variable that is not there. Write it in full."
-            )
-        yield Path(path).absolute()
+        try:
+            path = absolute(chosen)
+        except ValueError as error:
+            raise ConfigError(f"SEEDTUNE_CACHE={chosen!r}: {error}.") from error
+        yield Path(path)
     if (shared := Path(os.environ.get("XDG_CACHE_HOME", ""))).is_absolute():
         yield shared / "seedtune"
     with suppress(RuntimeError):  # raised for a user without $HOME and without an entry in the password file
