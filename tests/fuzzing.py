@@ -307,7 +307,7 @@ def attempt(target: Callable[[Files, np.random.Generator], None], files: Files, 
         with limited():
             target(files, np.random.default_rng([seed, *target.__name__.encode()]))
     except SeedtuneError as error:
-        return None if len(str(error)) < 50_000 else f"an error of {len(str(error))} characters"
+        return None if len(str(error)) < 21_000 else f"an error of {len(str(error))} characters"
     except BaseException:  # noqa: BLE001 - a panic of Rust is one, too
         return traceback.format_exc()
     return None

@@ -10,9 +10,16 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+LONGEST = 20_000
+"""Most characters of an error: what it quotes may be a whole file."""
+
 
 class SeedtuneError(Exception):
     """Base class of seedtune's errors; the command line prints the message on one line and exits with 1."""
+
+    def __str__(self) -> str:
+        text = super().__str__()
+        return text if len(text) <= LONGEST else f"{text[:LONGEST]} … ({len(text):,} characters)"
 
 
 class ConfigError(SeedtuneError):

@@ -8,6 +8,7 @@ import pytest
 from typing_extensions import TypedDict
 
 from seedtune.config.foreign_data import DEPTH, check_finite, conform, parse_json, parse_yaml, shown
+from seedtune.errors import LONGEST, DataError
 
 LAUGHS = "\n".join(
     ["a0: &a0 [x,x,x,x,x,x,x,x]", *(f"a{i}: &a{i} [{','.join([f'*a{i - 1}'] * 8)}]" for i in range(1, 12))]
@@ -97,3 +98,10 @@ def test_values_are_shown_short():
     assert shown({"a": 1.5}) == "{'a': 1.5}"
     assert shown(10**5000) == "a number of about 4983 digits"
     assert len(shown(["x" * 10**6] * 100)) < 10_000
+
+
+def test_an_error_that_quotes_a_whole_file_is_cut():
+    message = str(DataError("x" * 10**6))
+    assert len(message) < LONGEST + 50
+    assert message.endswith("(1,000,000 characters)")
+    assert str(DataError("short")) == "short"

@@ -14,6 +14,7 @@ not change the rounding to float32.  Ids that follow a pattern compress to almos
 from __future__ import annotations
 
 import hashlib
+import json
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -117,6 +118,7 @@ def parse(raw: bytes, name: str) -> Pack:
             f"version reads format {FORMAT}. Use that version, or a newer one."
         )
     try:
+        json.dumps(header, ensure_ascii=False).encode()  # a lone surrogate is no text that a model card could hold
         sizes = conform(header, _Sizes)
         size = len(raw) - len(rest) + sizes["bytes"] + DIGEST
         if len(raw) < size:

@@ -213,6 +213,7 @@ def test_a_newer_format_is_named_with_the_version_that_writes_it():
         {"config": []},
         {"model": None},
         {"licence": 7},
+        {"note": "\ud800"},
         {"bytes": None},
     ],
     ids=str,
