@@ -140,18 +140,18 @@ def test_scoring_goes_on_while_completions_are_still_missing():
 
 
 def test_data_that_cannot_be_sent_keeps_a_function_in_this_process_and_says_so(caplog):
-    data = examples([{"prompt": f"p{index}", "answer": (1, 2)} for index in range(4)], "train")
-    scorer = Scorer([Reward("r", tuples)], Config(reward_workers=1))
+    data = examples([{"prompt": f"p{index}", "answer": {1, 2}} for index in range(4)], "train")
+    scorer = Scorer([Reward("r", sets)], Config(reward_workers=1))
     with scorer.round(data, PROMPTS, after=0) as scoring:
         for place in range(24):
             scoring.add(place, "")
         assert scoring.finish()["r"] == [1.0] * 24
     (record,) = caplog.records
-    assert "its data hold a tuple" in record.getMessage()
+    assert "its data hold a set" in record.getMessage()
 
 
-def tuples(completions, answer):
-    return [float(all(value == (1, 2) for value in answer))] * len(completions)
+def sets(completions, answer):
+    return [float(all(value == {1, 2} for value in answer))] * len(completions)
 
 
 def test_a_module_that_a_worker_cannot_import_keeps_its_function_in_this_process(caplog, monkeypatch):

@@ -38,6 +38,8 @@ class Classifier:
         if limit is None or limit < 1:  # XLNet's is -1
             limit = UNLIMITED
         self.longest = min(limit, self.tokenizer.model_max_length, UNLIMITED)
+        self.reads_last = getattr(config, "summary_type", None) == "last"
+        """Whether the score is of a row's last position (XLNet), which padding must not be."""
         self.model: Any = None
 
     def __repr__(self) -> str:
@@ -47,7 +49,7 @@ class Classifier:
         """Return one score per completion."""
         self.longest = min(self.longest, _positions(self._loaded())) if completions else self.longest
         ids = [self._encode(prompt, completion) for prompt, completion in zip(prompts, completions, strict=True)]
-        size = 1 if self.tokenizer.pad_token_id is None else BATCH
+        size = 1 if self.tokenizer.pad_token_id is None or self.reads_last else BATCH
         order = sorted(range(len(ids)), key=lambda index: len(ids[index]))
         batches = [order[first : first + size] for first in range(0, len(order), size)]
         scores = [score for batch in batches for score in self._scores([ids[index] for index in batch])]
