@@ -290,7 +290,7 @@ def test_rows_become_numbered_examples_with_their_other_columns():
     ("row", "message"),
     [
         ({"question": "a"}, r"row 1 of the eval data has no 'prompt' \(it holds \['question'\]\)"),
-        ("text", r"row 1 of the eval data has no 'prompt' \(it holds str\)"),
+        ("text", r"row 1 of the eval data is a str, not a mapping. Give {'prompt': …}"),
         ({"prompt": 5}, "row 1 of the eval data: the prompt 5 is neither text nor a list of messages"),
         ({"prompt": []}, "is neither text nor a list of messages"),
         ({"prompt": [{"content": "x"}]}, "is neither text nor a list of messages"),
