@@ -151,7 +151,7 @@ def unpack_run(
     config = _config(path, pack.about, base, sets)
     about, watch = pack.about, replay.Stopwatch(progress)
     with closing(engines.create(config)) as engine:
-        with recorded_config.hinting(about.config["engine"], config):
+        with recorded_config.hinting(about.config.get("engine", config.engine), config):
             with activities.doing("loading the model"):
                 info = engine.load()
             _check_base(path, about, info)
