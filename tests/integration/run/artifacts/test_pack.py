@@ -314,8 +314,9 @@ def test_an_applied_model_answers_as_the_trained_one(run, file, tmp_path):
     assert all(np.array_equal(saved[name], array) for name, array in engine.weights.tensors.items())
 
 
-def test_a_pack_that_names_no_engine_is_one_of_the_default_one(failure, file, tmp_path):
+def test_a_pack_that_names_no_engine_is_unpacked_with_one_that_is_given(file, tmp_path):
     config = dict(pack_format.read(file).about.config)
     del config["engine"]
     forge(file, config=config)
-    assert "toy" in refused(failure, tmp_path, file)
+    unpack_run("toy", file, tmp_path / "model", sets=["engine=toy"])
+    assert any((tmp_path / "model").iterdir())
