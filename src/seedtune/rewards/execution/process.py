@@ -39,7 +39,8 @@ _START = (
     "from seedtune.rewards.execution.process_main import main; main(*map(int, sys.argv[2:]))"
 )
 _OUT_OF_MEMORY = re.compile(
-    r"\bMemoryError\b|can't start new thread|(?:can't|[Cc]annot) allocate memory|bad_alloc|LLVM ERROR: out of memory"
+    r"\bMemoryError\b|can't start new thread|unable to start watchdog|(?:can't|[Cc]annot) allocate memory|bad_alloc"
+    r"|LLVM ERROR: out of memory"
 )
 """What Python, torch, C++ and numba say of an allocation that failed (CUDA's memory is not limited here)."""
 

@@ -17,7 +17,16 @@ from io import TextIOWrapper
 from multiprocessing.connection import Connection
 from typing import Any, NoReturn
 
-from seedtune.rewards.execution.call import Fault, RewardResult, TrainerState, attempt, failed, fault_of, received
+from seedtune.rewards.execution.call import (
+    Fault,
+    RewardResult,
+    TrainerState,
+    attempt,
+    failed,
+    fault_of,
+    raised,
+    received,
+)
 from seedtune.rewards.execution.supervisor import supervise
 from seedtune.rewards.sources.adapters import load
 
@@ -57,7 +66,10 @@ def _reply(functions: Functions, request: dict[str, Any]) -> RewardResult:
     if "keywords" not in request:
         return RewardResult([])
     # Just before the parent's time-out, dump the traceback of a hung call to the output that the parent reads.
-    faulthandler.dump_traceback_later(request["seconds"], exit=False)
+    try:
+        faulthandler.dump_traceback_later(request["seconds"], exit=False)
+    except RuntimeError as error:  # the memory limit leaves no room for its thread
+        return failed(Fault("memory", raised(error)), request["count"])
     owner = os.getpid()
     state = request["state"] and TrainerState(*request["state"])
     answer = attempt(functions[source], request["keywords"], request["count"], state=state)
