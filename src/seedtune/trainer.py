@@ -273,19 +273,18 @@ class Trainer:
 
     def _emit(self, event: str, *arguments: Any) -> None:
         for callback in self.callbacks:
-            getattr(callback, event, _ignored)(*arguments)
-
-
-def _ignored(*_: Any) -> None:
-    """Stand in for a callback's method that is not there."""
+            if callable(method := getattr(callback, event, None)):
+                method(*arguments)
 
 
 def _check_events(callback: Any) -> None:
-    """Raise ConfigError for an object that is no callback, or that waits for events which do not exist."""
+    """Raise ConfigError for an object that hears of no event, or has a method that is nearly the name of another."""
     known = [name for name in vars(Callback) if name.startswith("on_")]
-    heard = [name for name in dir(callback) if name.startswith("on_") and callable(getattr(callback, name))]
-    unknown = next((name for name in heard if name not in known), None)
-    if heard and unknown is None and not isinstance(callback, type):
+    missing = [name for name in known if not callable(getattr(callback, name, None))]
+    heard = [name for name in dir(callback) if name.startswith("on_") and callable(getattr(callback, name, None))]
+    deaf = len(missing) == len(known)
+    unknown = next((name for name in heard if name not in known and (deaf or nearest(name, missing))), None)
+    if not deaf and unknown is None and not isinstance(callback, type):
         return
     why = "is a class: give an instance" if isinstance(callback, type) else "hears of no event"
     raise ConfigError(

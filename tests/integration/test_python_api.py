@@ -127,9 +127,9 @@ def test_callbacks_hear_of_everything_in_order(tmp_path):
 EVENTS = ("on_start", "on_generation", "on_evaluate", "on_end")
 
 
-def listener(event: str, hear):
-    """A callback with a method for one event only."""
-    return type("Listener", (), {event: staticmethod(hear)})()
+def listener(event: str, hear, *others: str):
+    """A callback with a method for one event only, and ``others`` that are not events."""
+    return type("Listener", (), {name: staticmethod(hear) for name in (event, *others)})()
 
 
 @pytest.mark.parametrize("event", EVENTS)
@@ -138,6 +138,26 @@ def test_a_callback_needs_only_the_events_it_wants(tmp_path, event):
     run = trainer(tmp_path, runs.toy(tmp_path, generations=2), callbacks=[listener(event, lambda *_: heard.append(1))])
     run.train()
     assert (run.generation, len(heard)) == (2, {"on_generation": 2, "on_evaluate": 2}.get(event, 1))
+
+
+class Forwarding:
+    """A callback whose methods are another's."""
+
+    on_end = None
+
+    def __init__(self, other) -> None:
+        self.other = other
+
+    def __getattr__(self, name: str):
+        return getattr(self.other, name)
+
+
+@pytest.mark.parametrize("wrap", [Forwarding, lambda one: one], ids=["forwarding", "with helpers"])
+def test_a_callback_may_have_methods_of_its_own_and_forward_the_events(tmp_path, wrap):
+    heard = []
+    one = listener("on_start", lambda *_: heard.append(1), "on_done", "on_started")
+    trainer(tmp_path, runs.toy(tmp_path, generations=1), callbacks=[wrap(one)]).train()
+    assert heard == [1]
 
 
 @pytest.mark.parametrize("event", EVENTS)
@@ -160,6 +180,7 @@ def test_a_callback_that_raises_costs_nothing(tmp_path, event):
     [
         (listener("on_generatoin", print), "waits for on_generatoin, which is no event. Did you mean 'on_generation'?"),
         (listener("on_epoch_begin", print), "waits for on_epoch_begin, which is no event. The events are on_start, "),
+        (listener("on_end", print, "on_strat"), "waits for on_strat, which is no event. Did you mean 'on_start'?"),
         (print, "hears of no event. The events are on_start, on_generation, on_evaluate, on_end."),
         (Stop, "is a class: give an instance. The events are "),
     ],

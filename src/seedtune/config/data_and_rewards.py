@@ -73,7 +73,8 @@ class JudgeSettings(Section):
     """Name of the environment variable that holds the API key.  The key itself is never written anywhere."""
 
     max_tokens: int = Field(default=64, ge=1, le=COUNT)
-    """Most new tokens of a reply of the judge, its thinking included; a reply that is cut off is not scored."""
+    """Most new tokens of a reply of the judge, its thinking included; a reply that is cut off is
+    scored only if it begins with its whole score."""
 
     temperature: float = Field(default=0.0, ge=0.0, le=1e3)
     """Sampling temperature of the judge, unless its server refuses one."""

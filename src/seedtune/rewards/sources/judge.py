@@ -48,12 +48,16 @@ LARGEST = 1 << 20
 REFUSED = frozenset({HTTPStatus.BAD_REQUEST, HTTPStatus.NOT_FOUND, HTTPStatus.UNPROCESSABLE_ENTITY})
 """HTTP statuses of servers that do not know a parameter, or not its value, or no provider that does (OpenRouter)."""
 
-PARAMETERS = ("max_tokens", "max_completion_tokens", "temperature")
+SIZES = frozenset({"max_tokens", "max_completion_tokens"})
+PARAMETERS = SIZES | {"temperature"}
 """Parameters that some providers refuse; ``max_completion_tokens`` is sent where ``max_tokens`` is refused (OpenAI)."""
 
 LENGTH = frozenset({"length", "max_tokens", "model_length"})
 UNFINISHED = LENGTH | {"content_filter", "safety", "recitation", "error", "abort"}
-"""Finish reasons of replies that are cut off: a number in them may be a part of another, or of the thinking."""
+"""Finish reasons of replies that are cut off: a number in them may be a part of another, or of the thinking.
+
+Servers also say ``length`` of a whole reply that has exactly ``max_tokens`` (a digit, with 1).
+"""
 
 LONGER = "raise judge.max_tokens: a judge that thinks first needs thousands"
 
@@ -65,6 +69,11 @@ _NUMBER = re.compile(r"(?<![\w.])(?<!\d,)-?\d+(?:\.\d+)?(?!\w|[.,]\d)")
 """A whole number or decimal, never a part of another (8,5; 1.2.3; 8.5pts)."""
 
 _OUT_OF = re.compile(r"(?:/|\bout of\b)\s*\d+(?:\.\d+)?")
+_ALONE = rf"(-?\d+(?:\.\d+)?)\s*(?:{_OUT_OF.pattern})?[\s*]*\Z"
+"""A reply that is nothing but a number, or 8/10."""
+
+_TOO_LONG = re.compile(r"context ?(?:length|window)|too (?:large|long)")
+"""What servers say that refuse a size for this one prompt, not the parameter."""
 
 
 class Failure(Exception):  # noqa: N818 - not an error of ours: the sample is not scored
@@ -131,7 +140,7 @@ class Judge:
         """Return the score, or the reason why there is none."""
         for attempt in range(self.settings.retries + 1):
             try:
-                return score_in(self._text(self._asked(body, key)), self.settings)
+                return self._score_of_answer(self._asked(body, key))
             except Failure as failure:
                 if not failure.again or attempt == self.settings.retries:
                     return f"{failure} ({attempt + 1} of {self.settings.retries + 1} tries)"
@@ -142,7 +151,7 @@ class Judge:
 
     def _asked(self, body: dict[str, Any], key: str | None) -> bytes:
         """Return the server's response to a body, sent again without the parameters that the server refuses by name."""
-        refused = self._refused
+        refused = lasting = self._refused
         while True:
             sent = body if self.settings.kind == "reward" else _without(body, refused)
             try:
@@ -152,9 +161,12 @@ class Judge:
                 named = {name for name in PARAMETERS if name in sent and name.replace("_", "") in refusal}
                 if not named or self.settings.kind == "reward":
                     raise
-                refused |= named
+                if named & SIZES and _TOO_LONG.search(refusal):
+                    refused |= SIZES
+                else:
+                    refused, lasting = refused | named, lasting | named
             else:
-                self._remember(refused.intersection(body))
+                self._remember(lasting)
                 return answer
 
     def _remember(self, refused: frozenset[str]) -> None:
@@ -163,18 +175,22 @@ class Judge:
             log.warning("%s refuses %s: it is asked without", self, ", ".join(sorted(refused)))
             self._refused |= refused
 
-    def _text(self, answer: bytes) -> str:
-        """Return the message of a chat completion, or the whole response of a reward endpoint."""
+    def _score_of_answer(self, answer: bytes) -> float:
+        """Return the score in a chat completion, or in the whole response of a reward endpoint."""
         if self.settings.kind == "reward":
-            return answer.decode("utf-8", "replace")
+            return score_in(answer.decode("utf-8", "replace"), self.settings)
         with suppress(ValueError, LookupError, TypeError, AttributeError):
             choice = parse_json(answer)["choices"][0]
-            reason = str(choice.get("finish_reason")).lower()
+            reason, message = str(choice.get("finish_reason")).lower(), choice["message"]
+            text = content_of(message) if isinstance(message["content"], str | list) else None
             if reason in UNFINISHED:
+                score = _score_before_cut(text or "", self.settings) if reason in LENGTH else None
+                if score is not None:
+                    return score
                 fix = f", max_tokens={self.settings.max_tokens}): {LONGER}" if reason in LENGTH else ")"
                 raise Failure(f"the reply was cut off (finish_reason={reason}{fix}")
-            if isinstance(choice["message"]["content"], str | list):
-                return content_of(choice["message"])
+            if text is not None:
+                return score_in(text, self.settings)
         raise Failure("the answer is not a chat completion")
 
 
@@ -259,6 +275,26 @@ def score_in(text: str, settings: JudgeSettings) -> float:
     if not math.isfinite(value) or not min_score <= value <= max_score:
         raise Failure(f"{value:g} is not a number from {min_score:g} to {max_score:g}")
     return value
+
+
+def _score_before_cut(text: str, settings: JudgeSettings) -> float | None:
+    """Return the score that a cut-off reply begins with, after its thinking; None if it may be a part of another.
+
+    Thinking that began in the prompt has no mark, so a score further on may be a thought.
+    """
+    try:
+        text = _after_thinking(text)
+        if settings.json_field is None:
+            pattern = rf"\A[\s*#]*(?:{settings.pattern or _ALONE})"
+            settings = settings.model_copy(update={"pattern": pattern})
+        elif not text.lstrip().startswith(("{", "```")):
+            return None
+        score = score_in(text, settings)
+    except Failure:
+        return None
+    with suppress(Failure):  # 1 may be the beginning of 10; 7 and another digit are out of bounds
+        return score if score_in(f"{text}0", settings) == score else None
+    return score
 
 
 def _after_thinking(text: str) -> str:

@@ -1,13 +1,11 @@
-"""An HTTP judge: retries, time-outs, rules that read scores, and a key that nobody sees."""
+"""An HTTP judge: retries, time-outs, and rules that read scores."""
 
 from __future__ import annotations
 
 import http.client
 import json
-import logging
 import threading
 import time
-import traceback
 
 import pytest
 
@@ -196,6 +194,36 @@ def test_a_reply_that_was_cut_off_is_no_mark(finish, caplog):
     assert f"2 of 3 not scored; the first: the reply was cut off (finish_reason={finish}" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("text", "settings", "expected"),
+    [
+        *((text, {}, float(text)) for text in ("7", "0", "10", "8.5")),
+        *((text, {"max_score": 1.0}, float(text)) for text in ("0", "1")),
+        ("-3", {"min_score": -5.0}, -3.0),
+        ("1", {}, None),  # of 10
+        ("8", {"max_score": 100.0}, None),
+        ("0.", {"max_score": 1.0}, None),
+        ("**8/10", {}, 8.0),
+        ("2 of 3 parts\n</think>\n\n8", {}, 8.0),
+        ("<think>8", {}, None),
+        ("7. The student", {}, None),
+        ("**Score: 7.** The stud", {"pattern": r"(?i)score: (\d+)"}, 7.0),
+        ("Score: 1", {"pattern": r"Score: (\d+)"}, None),
+        ("[[1]]", {"pattern": r"\[\[(-?\d+)\]\]"}, 1.0),
+        ("Okay, so I write Score: 7. But", {"pattern": r"Score: (\d+)"}, None),
+        ("…</think>Score: 7. The", {"pattern": r"Score: (\d+)"}, 7.0),
+        ('{"score": 1}\nThe', {"field": "score"}, 1.0),
+        ('```json\n{"score": 3}', {"field": "score"}, 3.0),
+        ('{"score": 3, "why": "it', {"field": "score"}, None),
+        ('Perhaps {"score": 3}. But', {"field": "score"}, None),
+    ],
+)
+@pytest.mark.parametrize("finish", ["length", "abort"])
+def test_a_cut_reply_is_scored_only_if_it_begins_with_its_whole_score(text, settings, expected, finish):
+    with serving(chat(text, finish)) as server:
+        assert ask(judge(server, **settings)) == [expected if finish == "length" else None]
+
+
 REFUSALS = {
     "max_tokens": "Unsupported parameter: 'max_tokens' is not supported. Use 'max_completion_tokens' instead.",
     "max_completion_tokens": "extra fields not permitted: max_completion_tokens",
@@ -224,6 +252,7 @@ def test_parameters_that_a_provider_refuses_are_left_out_of_this_request_and_lat
         assert ask(one) == [8.0]
         assert len(server.requests) == 1 + len(refused)
         assert ask(one, "a", "b") == [8.0, 8.0]
+        assert len(server.requests) == 3 + len(refused)
     assert {name: value for name, value in server.requests[-1]["body"].items() if name in REFUSALS} == sent
     assert caplog.text.count("refuses") == 1
     assert KEY not in caplog.text
@@ -236,6 +265,24 @@ def test_a_refusal_that_no_parameter_causes_is_a_failure_and_changes_no_request(
         server.script[:] = [chat("8")]
         assert ask(one) == [8.0]
     assert {"max_tokens", "temperature"} < server.requests[-1]["body"].keys()
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "'max_tokens' or 'max_completion_tokens' is too large: 64. This model's maximum context length is 100 tokens",
+        "max_tokens: context_length_exceeded",
+    ],
+)
+def test_a_completion_that_is_too_long_changes_no_later_request(message, caplog):
+    def reply(body):
+        too_long = body["messages"][0]["content"] == "long" and any("tokens" in name for name in body)
+        return (400, message) if too_long else chat("8")
+
+    with serving(reply) as server:
+        assert ask(judge(server, concurrency=1, prompt="{completion}"), "long", "short") == [8.0, 8.0]
+    assert [request["body"].get("max_tokens") for request in server.requests] == [64, None, 64]
+    assert "refuses" not in caplog.text
 
 
 def test_as_many_requests_are_under_way_as_were_asked_for():
@@ -264,50 +311,6 @@ def test_no_completions_ask_nothing():
     with serving(chat("1")) as server:
         assert judge(server)([], []) == []
     assert server.requests == []
-
-
-# ------------------------------------------------------------------------------- the key
-
-
-def test_the_key_goes_into_its_header_and_nowhere_else(monkeypatch, caplog, capfd, tmp_path):
-    monkeypatch.setenv("JUDGE_KEY", KEY)
-    caplog.set_level(logging.DEBUG)
-    echoes = (401, f"Incorrect API key provided: {KEY}", {"X-Key": KEY, "WWW-Authenticate": KEY})
-    with serving(echoes, (500, KEY), (200, KEY), chat(f"{KEY}")) as server:
-        settings = {"base_url": server.address, "api_key_env": "JUDGE_KEY", "retries": 1}
-        config = Config.create({"train_dataset": "x.jsonl", "reward_funcs": [{"judge": settings}]})
-        (reward,) = build.build(config, [])
-        for _ in range(3):
-            reward.function(["p"], ["c"])
-    assert all(request["headers"]["Authorization"] == f"Bearer {KEY}" for request in server.requests)
-    told = [
-        caplog.text,
-        *capfd.readouterr(),
-        repr(reward),
-        repr(config),
-        str(config.model_dump()),
-        str(config.identity()),
-    ]
-    assert not any(KEY in text for text in told)
-    assert not any(KEY in json.dumps(request["body"]) for request in server.requests)
-
-
-def test_a_missing_or_broken_key_is_told_without_repeating_it(monkeypatch):
-    monkeypatch.delenv("JUDGE_KEY", raising=False)
-    settings = JudgeSettings(api_key_env="JUDGE_KEY")
-    with pytest.raises(ConfigError, match="api_key_env='JUDGE_KEY': there is no such environment variable"):
-        Judge(settings)
-    for broken in (f"{KEY}\nX-Evil: 1", f"{KEY} {KEY}", f"{KEY}é"):
-        monkeypatch.setenv("JUDGE_KEY", broken)
-        with pytest.raises(ConfigError, match="holds more than a key") as caught:
-            Judge(settings)
-        assert KEY not in "".join(traceback.format_exception(caught.value))
-
-
-def test_a_password_in_the_address_is_refused_without_repeating_it():
-    with pytest.raises(ConfigError, match="holds a name, password or key") as caught:
-        Judge(JudgeSettings(base_url=f"https://me:{KEY}@example.com/v1"))
-    assert KEY not in str(caught.value)
 
 
 @pytest.mark.parametrize("base_url", ["localhost:8000", "ftp://x/y", "http://", "http://x:port/"])
@@ -339,36 +342,6 @@ def test_what_is_not_scored_is_nan_for_the_run():
         first, second = score(rewards, [Example(0, "p", {}), Example(1, "p", {})], ["a", "b"])["judge"]
     assert first != first
     assert second == 3.0
-
-
-@pytest.mark.parametrize("query", ["key=sk-1", "v=1&api_key=sk-1", "access_token=sk-1"])
-def test_a_key_in_the_address_is_refused_without_repeating_it(query):
-    with pytest.raises(ConfigError, match="holds a name, password or key") as caught:
-        Judge(JudgeSettings(base_url=f"https://judge.example/score?{query}", kind="reward"))
-    assert "sk-1" not in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("address", "told"),
-    [
-        ("http://judge.example/v1", True),
-        ("http://10.0.0.7:8000/v1", True),
-        ("http://localhost.evil.example/v1", True),
-        ("http://127.evil.example/v1", True),
-        ("https://judge.example/v1", False),
-        ("http://localhost:8000/v1", False),
-        ("http://127.0.0.1:8000/v1", False),
-        ("http://[::1]:8000/v1", False),
-    ],
-)
-def test_a_key_that_leaves_this_machine_unencrypted_is_told(address, told, monkeypatch, caplog):
-    monkeypatch.setenv("JUDGE_KEY", KEY)
-    Judge(JudgeSettings(base_url=address, api_key_env="JUDGE_KEY"))
-    assert ("goes over the network unencrypted" in caplog.text) == told
-    assert KEY not in caplog.text
-    caplog.clear()
-    Judge(JudgeSettings(base_url=address))
-    assert caplog.text == ""
 
 
 @pytest.mark.parametrize("pattern", ["(a+)+b", "(a|aa)+$b", "(a+a+)+y"])
