@@ -177,8 +177,8 @@ def progress(completions, completion_ids, trainer_state, log_extra, log_metric, 
     return [trainer_state.global_step / trainer_state.max_steps + len(ids) for ids in completion_ids]
 
 
-def progress_of_all(**given):
-    return progress(**given)
+def progress_of_all(completion_ids, **given):
+    return progress(completion_ids=completion_ids, **given)
 
 
 class Overlong:
@@ -214,6 +214,10 @@ def compares(completions, **_):
 
 def counts_turns(environments, **_):
     return [environment.turns for environment in environments]
+
+
+def counts_turns_by_keyword(completions, **keywords):
+    return counts_turns(**keywords) if "1" in completions[0] else counts_turns(keywords["environments"])
 
 
 def takes_all(**columns):

@@ -157,7 +157,7 @@ class Trainer:
                 outcome = evaluate(self._members(plan), prompts, plan)
             plan = replace(plan, members=outcome.perturbed)
             feedback = self._feedback(plan, outcome)
-            self._check_scored(feedback)
+            self._check_scored(feedback, outcome)
             step = self.strategy.tell(state, plan, feedback)
             self._show(plan, outcome, generation + 1)
             record = self._record(plan, outcome, feedback, step)
@@ -182,9 +182,15 @@ class Trainer:
         groups = [member.generation for member in plan.members]
         return Feedback(outcome.scores[:members], unperturbed, share, outcome.by_reward[:, :members], groups)
 
-    def _check_scored(self, feedback: Feedback) -> None:
-        """Raise RewardError if too many generations in a row had no score: a judge is down, or the model broken."""
-        if scores_itself(self.task) and self.config.guarded:  # the guard goes back to weights with scores
+    def _check_scored(self, feedback: Feedback, outcome: Outcome) -> None:
+        """Raise RewardError if too many generations in a row had no score: a judge is down, or the model broken.
+
+        Not for one that rewards only declined, with None, which an ``inline`` reward never does.
+        """
+        own = scores_itself(self.task)
+        if own and self.config.guarded:  # the guard goes back to weights with scores
+            return
+        if not (own or any(outcome.failed.values()) or any(reward.inline for reward in self.task.rewards)):
             return
         earlier = self.session.lineage.records[1 - UNSCORED :]
         empty = np.isnan(feedback.rewards).all() and all(np.isnan(record.rewards).all() for record in earlier)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from pathlib import Path
@@ -308,9 +309,11 @@ def test_a_broken_reward_is_named_and_the_run_goes_on_once_it_is_fixed(tmp_path,
 
 def test_members_that_cannot_be_scored_raise_an_alarm_move_nothing_and_stop_the_run(tmp_path):
     def judge(completions, **columns):
+        if down and next(calls) % 3 == 2:
+            raise OSError("no answer")
         return [None] * len(completions) if down else closeness(completions, **columns)
 
-    one, down = trainer(tmp_path, reward_funcs=judge), True
+    one, down, calls = trainer(tmp_path, reward_funcs=judge), True, itertools.count()
     before = one.evaluate()
     assert before["eval_reward"] is None
     fingerprint = one.engine.fingerprint()
@@ -325,6 +328,17 @@ def test_members_that_cannot_be_scored_raise_an_alarm_move_nothing_and_stop_the_
     down = False
     one.train(resume=True)
     assert one.engine.fingerprint() != fingerprint
+
+
+def test_generations_in_which_rewards_only_decline_move_nothing_and_stop_nothing(tmp_path):
+    def declines(completions):
+        return [None] * len(completions)
+
+    one = trainer(tmp_path, reward_funcs=declines)
+    before = one.load().fingerprint()
+    one.train()
+    assert one.generation >= 3
+    assert one.engine.fingerprint() == before
 
 
 def test_the_package_gives_its_public_names():

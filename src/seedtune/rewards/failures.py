@@ -105,11 +105,11 @@ class Once:
             )
 
     def constant(self, name: str, value: float) -> None:
-        """Log once that a reward function returned the same value for all completions of an evaluation."""
+        """Log once that a reward function returned the same value for all completions of several evaluations."""
         if self._new(name, "constant"):
             _log.warning(
-                "the reward function %r returned %g for all completions of an evaluation, so it cannot tell members "
-                "apart (shown once). It gets one completion per call: if it compares completions, set "
+                "the reward function %r returned %g for all completions, evaluation after evaluation, so it does not "
+                "tell members apart (shown once). It gets one completion per call: if it compares completions, set "
                 "reward_batch=prompt.",
                 name,
                 value,

@@ -29,6 +29,9 @@ Report = Callable[[list[dict[str, Any]]], None]
 Completion = tuple[int, str]
 """(prompt's id, text) of a completion."""
 
+CONSTANT = 5
+"""Evaluations in a row in which a reward cannot tell members apart that are worth a warning; sparse ones begin so."""
+
 STUCK = 8
 """Hung threads of one reward in this process that stop the run."""
 
@@ -48,11 +51,11 @@ class Scorer:
         self.stuck: Counter[str] = Counter()
         self.once = Once()
         self.reads_tokens = any(
-            self.places[reward.name].where != "here" and accepted(reward.function, {"completion_ids": ()})
-            for reward in rewards
-            if not reward.inline or names(reward.function, "completion_ids")
+            self.places[reward.name].where != "here" and names(reward.function, "completion_ids") for reward in rewards
         )
-        """Whether a reward takes the token ids of completions."""
+        """Whether a reward names the token ids of completions."""
+        self.constant: Counter[str] = Counter()
+        """Evaluations in a row in which a reward was the same for all completions."""
         self._columns: dict[Completion, dict[str, Any]] = {}
         self._metrics: dict[str, list[float]] = {}
         self._pools: dict[str, Pool] = {}
@@ -122,6 +125,8 @@ class _Batch:
     reward: Reward
     places: tuple[int, ...]
     missing: int
+    alone: bool = False
+    """Whether it was made without the environments."""
 
 
 class Round:
@@ -179,22 +184,27 @@ class Round:
                 self._submit(batch)
         while self._open:
             self._take(*self._answers.get())
+        talks = bool(self._environments)
         for name, values in self.values.items():
             for place in self._unscored:
                 values[place] = math.nan
-            if self._scorer.places[name].where != "here" and self._scorer.config.reward_batch == "sample":
+            if self._scorer.places[name].where != "here" and self._scorer.config.reward_batch == "sample" and not talks:
                 self._check_differences(name, values)
         return self.values
 
     def _check_differences(self, name: str, values: Sequence[float]) -> None:
-        """Log once if a reward is the same for all completions of the evaluation, as one that compares them is."""
+        """Log once if a reward is the same for all completions again and again, as one that compares them is."""
         texts = dict[int, set[str]]()
         for place, value in enumerate(values):
             if not math.isnan(value):
                 texts.setdefault(self._prompts[place], set()).add(self._texts[place] or "")
-        known = {value for value in values if not math.isnan(value)}
-        if len(known) == 1 and max(map(len, texts.values())) > 1:
-            self._scorer.once.constant(name, known.pop())
+        known, constant = {value for value in values if not math.isnan(value)}, self._scorer.constant
+        if len(known) > 1:
+            constant[name] = 0
+        elif known and max(map(len, texts.values())) > 1:
+            constant[name] += 1
+            if constant[name] >= CONSTANT:
+                self._scorer.once.constant(name, known.pop())
 
     def declined(self) -> list[int]:
         """Return the indices of the completions for which every reward returned None, without a failure."""
@@ -229,9 +239,9 @@ class Round:
             placement = self._scorer.places[reward.name] = Placement("thread")  # objects cannot be sent to a worker
         if self._environments and placement.where == "thread":
             keywords["environments"] = [self._environments[i] for i in places]
-        if self._ids and placement.where != "here":
+        if self._ids and placement.where != "here" and names(reward.function, "completion_ids"):
             keywords["completion_ids"] = [list(self._ids[i]) for i in places]
-        keywords = accepted(reward.function, keywords)
+        keywords, batch.alone = accepted(reward.function, keywords), "environments" not in keywords
         if placement.where == "here":
             self._take(batch, attempt(reward.function, keywords, len(places)))
             return
@@ -244,6 +254,10 @@ class Round:
         self._open -= 1
         reward, places = batch.reward, batch.places
         for fault in answer.faults.values():
+            if self._environments and batch.alone and "'environments'" in fault.message:  # missed among its **kwargs
+                self._scorer.places[reward.name] = Placement("thread")
+                self._submit(batch)
+                return
             if fault.kind == "send" or (fault.kind == "load" and reward.source is None):
                 self._scorer.places[reward.name] = Placement("thread", note=fault.message)
                 self._submit(batch)

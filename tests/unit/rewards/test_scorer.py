@@ -216,20 +216,31 @@ def test_logged_values_are_numbers_of_python_or_text():
     assert list(map(repr, log.columns["e"])) == ["2", "0.5", "'inf'", "True", "'[1]'"]
 
 
-def test_tokens_are_asked_for_only_if_a_reward_takes_them():
-    functions = [hostile.overlong, hostile.length, length_error, lambda completions: [0.0]]
-    assert [made(function).reads_tokens for function in functions] == [True, True, False, False]
+def test_tokens_are_asked_for_and_sent_only_if_a_reward_names_them():
+    functions = [lambda completion_ids: [0.0], hostile.length, length_error, lambda completions: [0.0]]
+    assert [made(function).reads_tokens for function in functions] == [True, False, False, False]
     assert not Scorer([Reward("r", hostile.length, inline=True)], Config()).reads_tokens
+    keywords = []
+    scorer = made(
+        [lambda completions, **kw: keywords.append(kw) or [0.0], lambda completion_ids: [len(completion_ids[0])]]
+    )
+    with scorer.round(examples([{"prompt": "p"}], "train"), [0], after=0) as scoring:
+        scoring.add(0, "a", ids=[5, 6])
+        assert scoring.finish()["r1"] == [2]
+    assert "completion_ids" not in keywords[0]
+    scorer.close()
 
 
 @pytest.mark.parametrize(("how", "told"), [("sample", True), ("prompt", False)])
 def test_a_reward_that_compares_completions_but_gets_one_is_told_of(how, told, caplog):
     scorer = made([hostile.compares, hostile.length], reward_batch=how, reward_workers=0)
-    values = [scored(scorer).values["r0"] for _ in range(2)]
+    values = [scored(scorer).values["r0"] for _ in range(4)]
+    assert not caplog.records  # as a sparse reward begins
+    values += [scored(scorer).values["r0"] for _ in range(2)]
     messages = [record.getMessage() for record in caplog.records]
     assert len(messages) == told
     for message in messages:
-        assert message.startswith("the reward function 'r0' returned 0 for all completions of an evaluation")
+        assert message.startswith("the reward function 'r0' returned 0 for all completions, evaluation after")
         assert "if it compares completions, set reward_batch=prompt" in message
     assert len(set(values[0])) == (1 if told else 2)
 

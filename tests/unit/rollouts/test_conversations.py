@@ -336,6 +336,14 @@ def test_rewards_of_conversations_run_where_other_rewards_run():
     assert (all_ == 0.0).all()
 
 
+def test_environments_missed_among_keywords_are_given_and_cost_no_completion(caplog):
+    reward = Reward("turns", hostile.counts_turns_by_keyword)
+    outcome = played(Scripted(steps), task(Counting, TEXTS, reward))
+    np.testing.assert_array_equal(outcome.by_reward[0], [[2, 1], [5, 3], [1, 1]])
+    assert outcome.failed == {"turns": 0}
+    assert not caplog.records
+
+
 def test_a_reward_that_ends_its_process_costs_its_conversations_only():
     def broken(member: Member, prompt) -> str:
         return "100" if member == MEMBERS[2] else "10"

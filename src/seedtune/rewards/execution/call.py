@@ -20,6 +20,7 @@ from decimal import Decimal
 from functools import lru_cache
 from itertools import islice
 from numbers import Integral, Real
+from types import FrameType
 from typing import Any, Literal, NamedTuple
 
 FaultKind = Literal["exception", "value", "hang", "crash", "memory", "load", "send"]
@@ -35,6 +36,9 @@ MESSAGE, DETAILS = 500, 4000
 
 LATE = 1.1
 """Time limits after which an awaitable is cancelled: its caller has counted a hang by then."""
+
+BLOCKED = 0.5
+"""Seconds after which an event loop that starts nothing new is blocked."""
 
 LARGEST = 1e60
 """Largest absolute reward: the fourth power of rewards and derived values must not overflow a float."""
@@ -240,10 +244,31 @@ def awaited(value: Any, seconds: float | None = None) -> Any:
         return value
     if threading.current_thread() is threading.main_thread() and not _in_event_loop():
         return _main_loop().run(_await(value, None))
-    with _background:
-        loop = _background_loop()
     late = None if seconds is None else LATE * seconds
-    return asyncio.run_coroutine_threadsafe(_await(value, late), loop).result()
+    with _background:
+        answer = asyncio.run_coroutine_threadsafe(_await(value, late), _background_loop()[0])
+    return answer.result()
+
+
+def free_loop(awaiting: FrameType | None, interrupt: Callable[[threading.Thread], None]) -> None:
+    """Free the background loop, if the code of the frame waits for it, from what computes or blocks in it.
+
+    That is interrupted; if it cannot be, later awaitables run in a new loop.
+    """
+    if not any(frame.f_code is awaited.__code__ for frame, _ in traceback.walk_stack(awaiting)):
+        return
+    with _background:
+        loop, thread = _background_loop()
+        if not _goes_on(loop):
+            interrupt(thread)
+            if not _goes_on(loop):
+                _background_loop.cache_clear()
+
+
+def _goes_on(loop: asyncio.AbstractEventLoop) -> bool:
+    reached = threading.Event()
+    loop.call_soon_threadsafe(reached.set)
+    return reached.wait(BLOCKED)
 
 
 def _in_event_loop() -> bool:
@@ -258,10 +283,17 @@ _background = threading.Lock()
 
 
 @lru_cache
-def _background_loop() -> asyncio.AbstractEventLoop:
+def _background_loop() -> tuple[asyncio.AbstractEventLoop, threading.Thread]:
     loop = asyncio.new_event_loop()
-    threading.Thread(target=loop.run_forever, name="async rewards", daemon=True).start()
-    return loop
+    thread = threading.Thread(target=_run, args=(loop,), name="async rewards", daemon=True)
+    thread.start()
+    return loop, thread
+
+
+def _run(loop: asyncio.AbstractEventLoop) -> None:
+    while True:
+        with suppress(SystemExit, KeyboardInterrupt):  # of one awaitable, which has it as its error
+            loop.run_forever()
 
 
 async def _await(value: Awaitable[Any], seconds: float | None) -> Any:

@@ -58,16 +58,24 @@ def _awaited(child: int, signals: int, lifeline: int) -> int:
         stop = lifeline in ready or signal.SIGTERM in os.read(signals, 1 << 12)
         for pid, ended in _ended(os.WNOHANG):
             status = ended if pid == child else status
-    with suppress(ProcessLookupError):
+    with suppress(ProcessLookupError, PermissionError):
         os.killpg(child, signal.SIGKILL)
     while True:
-        for pid in _children():
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        found = next(_ended(0), None)
+        killed = [_kill(pid) for pid in _children()]
+        found = next(_ended(0), None) if any(killed) or not killed else None
         if found is None:
             return signal.SIGKILL if status is None else status
         status = found[1] if found[0] == child else status
+
+
+def _kill(pid: int) -> bool:
+    """Kill a process; return whether that was allowed: another user's (setuid, sudo) is left alone."""
+    with suppress(ProcessLookupError):
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except PermissionError:
+            return False
+    return True
 
 
 def _ended(options: int) -> Iterator[tuple[int, int]]:

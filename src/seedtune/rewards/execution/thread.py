@@ -15,7 +15,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from seedtune.rewards.execution.call import DETAILS, Fault, RewardCall, RewardResult, attempt, failed, fault_of
+from seedtune.rewards.execution.call import (
+    DETAILS,
+    Fault,
+    RewardCall,
+    RewardResult,
+    attempt,
+    failed,
+    fault_of,
+    free_loop,
+)
 
 LOOK = 0.02
 """Seconds of observation; a computing thread uses the processor for at least a tenth of them."""
@@ -66,23 +75,20 @@ class TimedThread:
             self._calls = None
 
     def _abandon(self, call: Future[Any]) -> None:
-        """Fail a call with its stack, let its thread end, and interrupt it if it computes.
+        """Fail a call with its stack, let its thread end, and interrupt it, or what it awaits, if that computes.
 
         A waiting thread is not interrupted: until it wakes up, the pending interrupt would make every other thread
         check for it at each function call, and under a tracer (coverage, a debugger) CPython 3.11 then never gets past
         a call.
         """
-        ident, number = self._thread.ident, self._thread.native_id
-        assert ident is not None
-        assert number is not None
+        frame = sys._current_frames().get(self._thread.ident or 0)
         error = TimeoutError(f"no answer within {self.seconds:g} seconds")
-        error.add_note("".join(traceback.format_stack(sys._current_frames().get(ident)))[-DETAILS:])
+        error.add_note("".join(traceback.format_stack(frame))[-DETAILS:])
         with suppress(InvalidStateError):  # it has just finished
             call.set_exception(error)
-        computes = _computes(ident) or _is_ready(number)
         self.close()
-        if computes:
-            ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(ident), ctypes.py_object(SystemExit))
+        _interrupt(self._thread)
+        free_loop(frame, _interrupt)
 
 
 class ThreadWorker:
@@ -121,6 +127,15 @@ def _serve(calls: Calls) -> None:
                 call.set_result(function())
             except BaseException as error:  # noqa: BLE001 - the named boundary: user code may raise anything, exit too
                 call.set_exception(error)
+
+
+def _interrupt(thread: threading.Thread) -> None:
+    """End what a thread computes, as soon as that executes Python; leave one that waits."""
+    ident, number = thread.ident, thread.native_id
+    assert ident is not None
+    assert number is not None
+    if _computes(ident) or _is_ready(number):
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(ident), ctypes.py_object(SystemExit))
 
 
 def _computes(ident: int) -> bool:

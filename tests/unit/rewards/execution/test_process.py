@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from decimal import Decimal
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from seedtune.rewards.execution import process
 from seedtune.rewards.execution.call import RewardCall, RewardResult, received, sent
 from seedtune.rewards.execution.process import Excerpt, ProcessWorker
 from seedtune.rewards.sources.adapters import load
-from waiting import alive, wait_until
+from waiting import BOUND, alive, wait_until
 
 FILE = hostile.__file__
 MEMORY = 200
@@ -241,6 +242,30 @@ def test_what_a_function_started_in_a_session_of_its_own_ends_with_the_process(l
         assert called(worker, last, seconds=0.2).faults
     assert ended(started)
     worker.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="adopts processes as Linux allows it")
+def test_a_descendant_that_may_not_be_killed_is_left_alone():
+    """As one of another user (setuid) is; the process still ends as the function left it."""
+    script = """if True:
+        import os, subprocess
+        from pathlib import Path
+        from seedtune.rewards.execution import supervisor
+
+        kill = os.kill
+        def refused(pid, number):
+            if b"sleep" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                raise PermissionError
+            kill(pid, number)
+
+        os.kill = refused
+        supervisor.supervise(os.pipe()[0])
+        subprocess.Popen(["sleep", "2"], start_new_session=True)
+        os._exit(7)
+    """
+    started = time.monotonic()
+    assert subprocess.run([sys.executable, "-c", script], timeout=BOUND).returncode == 7
+    assert time.monotonic() - started < 2
 
 
 def test_a_function_that_stops_the_process_above_it_hangs_no_run(monkeypatch):

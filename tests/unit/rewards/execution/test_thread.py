@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 import threading
 
 import pytest
 
 from seedtune.rewards.execution import thread
-from seedtune.rewards.execution.call import RewardCall
+from seedtune.rewards.execution.call import RewardCall, awaited
 from seedtune.rewards.execution.thread import ThreadWorker, TimedThread, is_hang
 from waiting import BOUND
 
@@ -69,6 +70,36 @@ def test_a_call_that_waits_goes_on_and_the_next_call_is_answered(calls):
     released.set()
     left.join(BOUND)
     assert not left.is_alive()
+
+
+@pytest.mark.parametrize("held", [spin, threading.Event().wait], ids=["computing", "waiting"])
+def test_an_async_call_that_never_awaits_costs_no_later_one(calls, held):
+    async def holds() -> None:
+        held()
+
+    async def answers() -> int:
+        await asyncio.sleep(0)
+        return 7
+
+    async def exits() -> None:
+        sys.exit(3)
+
+    left = left_behind(calls, lambda: awaited(holds()))
+    assert calls.call(lambda: awaited(answers())).result() == 7
+    if held is spin:
+        left.join(BOUND)
+        assert not left.is_alive()
+    assert isinstance(calls.call(lambda: awaited(exits())).exception(), SystemExit)
+    assert calls.call(lambda: awaited(answers())).result() == 7
+
+
+def test_an_async_call_that_awaits_too_long_leaves_the_event_loop_to_others(calls):
+    async def loop() -> asyncio.AbstractEventLoop:
+        return asyncio.get_running_loop()
+
+    before = calls.call(lambda: awaited(loop())).result()
+    left_behind(calls, lambda: awaited(asyncio.sleep(0.2)))
+    assert calls.call(lambda: awaited(loop())).result() is before
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems do not tell what a thread does")
