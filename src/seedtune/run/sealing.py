@@ -5,15 +5,18 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
+import logging
 import os
 import secrets
 import tempfile
 from collections.abc import Mapping
-from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from seedtune.config.foreign_data import parse_json
-from seedtune.numerics.machine import cache_folders
+from seedtune.numerics.machine import cache_folders, disk
+
+log = logging.getLogger("seedtune")
 
 _CHECK = ',"check":"'
 _CHECK_LENGTH = len(_CHECK) + 16 + 2
@@ -55,9 +58,15 @@ _KEY_LENGTH = 32
 
 
 def marked(data: bytes) -> bytes:
-    """Append a comment line by which `is_marked` knows the data again; unchanged if no key can be kept."""
+    """Append a comment line by which `is_marked` knows the data again; unchanged, said so, if no key can be kept."""
     key = _key()
-    return data if key is None else data + _MARK + _code(key, data) + b"\n"
+    if key is None:
+        log.warning(
+            "this run is not marked as yours, because no cache folder can hold a key: other commands ask again for what "
+            "runs code. Set SEEDTUNE_CACHE to a folder that only you can write"
+        )
+        return data
+    return data + _MARK + _code(key, data) + b"\n"
 
 
 def is_marked(data: bytes) -> bool:
@@ -76,13 +85,34 @@ def _key() -> bytes | None:
     folder = cache_folders.private_folder("keys")
     if folder is None:
         return None
-    with suppress(OSError):
-        file = folder / "runs"
-        if not file.exists():
-            with tempfile.NamedTemporaryFile(dir=folder) as new, suppress(FileExistsError):
-                new.write(secrets.token_bytes(_KEY_LENGTH))
-                new.flush()
-                os.link(new.name, file)
-        key = file.read_bytes()
-        return key if len(key) == _KEY_LENGTH else None
-    return None
+    file = folder / "runs"
+    try:
+        if not _is_whole(file):
+            _make_key(file)
+        return file.read_bytes() if _is_whole(file) else None
+    except OSError:
+        return None
+
+
+def _is_whole(file: Path) -> bool:
+    return file.is_file() and file.stat().st_size == _KEY_LENGTH
+
+
+def _make_key(file: Path) -> None:
+    """Write a key, on the disk before it has its name; a torn one is replaced, another process's new one stays."""
+    handle, new = tempfile.mkstemp(dir=file.parent)
+    try:
+        with os.fdopen(handle, "wb") as out:
+            out.write(secrets.token_bytes(_KEY_LENGTH))
+            out.flush()
+            disk.flush(out.fileno())
+        if not _is_whole(file):
+            file.unlink(missing_ok=True)
+        try:
+            os.link(new, file)
+        except FileExistsError:
+            pass
+        except OSError:  # exFAT, SMB and some FUSE disks have no links
+            os.rename(new, file)
+    finally:
+        Path(new).unlink(missing_ok=True)
