@@ -98,5 +98,6 @@ def check_given(config: Config, sets: Iterable[str], *, source: str, command: st
 
 
 def _shown(value: Any) -> str:
-    text = value if isinstance(parse_scalar(str(value)), str) and isinstance(value, str) else json.dumps(value)
+    plain = isinstance(value, str) and isinstance(parse_scalar(value), str) and not value.startswith(('"', "'"))
+    text = value if plain else json.dumps(value)
     return text if len(text) <= _LONGEST and text.isprintable() else "…"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -15,6 +16,10 @@ from seedtune.config.fields import one_spelling
 from seedtune.config.foreign_data import parse_scalar, parse_yaml
 from seedtune.config.sections import section_in, types_in
 from seedtune.errors import ConfigError
+
+_QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"|\'(?:[^\']|\'\')*\'', re.DOTALL)
+_EXACT = 2.0**53
+"""Whole numbers up to here are exact in float64."""
 
 
 def load_config(path: Path, overrides: Iterable[str] = ()) -> Config:
@@ -51,7 +56,7 @@ def parse_settings(data: bytes, path: Path) -> dict[str, Any]:
 def override(settings: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
     """Return ``settings`` with every ``a.b=value`` applied, each value read as its setting's type; raises ConfigError.
 
-    A setting that takes text takes it as it is; other values are YAML.
+    A setting that takes text takes it as it is, without the quotes around it; other values are YAML.
     """
     result, steps = one_spelling(settings), dict[str, Any]()
     for item in overrides:
@@ -59,7 +64,7 @@ def override(settings: dict[str, Any], overrides: Iterable[str]) -> dict[str, An
         if not equals or not key.strip():
             raise ConfigError(f"--set {item!r} is not of the form key=value, for example --set sigma=0.006")
         path = key.strip().split(".")
-        value = text if _takes_text(path, text) else parse_value(text)
+        value = _unquoted(text) if _takes_text(path, text) else parse_value(text)
         _assign(steps if path[0] in ("alpha", "learning_rate") else result, path, value, item)
     return {**result, **one_spelling(steps)}
 
@@ -78,12 +83,24 @@ def _takes_text(path: list[str], text: str) -> bool:
     return text != "null" if type(None) in types else Ellipsis not in types or not text.startswith("[")
 
 
+def _unquoted(text: str) -> str:
+    """Return what YAML reads in text that is in quotes as a whole; other text as it is."""
+    with suppress(ValueError):
+        return str(parse_yaml(text)) if _QUOTED.fullmatch(text) else text
+    return text
+
+
 def parse_value(text: str) -> Any:
-    """Parse a value of the command line: a list or mapping in brackets, quoted text, or what is left as one scalar."""
+    """Parse a value of the command line: a list or mapping in brackets, quoted text, or what is left as one scalar.
+
+    Whole numbers with an exponent, such as ``1e3``, are integers.
+    """
     if text.lstrip().startswith(("[", "{", '"', "'")):
         with suppress(ValueError):
             return parse_yaml(text)
-    return parse_scalar(text)
+    value = parse_scalar(text)
+    whole = isinstance(value, float) and value.is_integer() and abs(value) <= _EXACT
+    return int(value) if whole and "e" in text.lower() else value
 
 
 def _assign(settings: dict[str, Any], path: list[str], value: Any, item: str) -> None:

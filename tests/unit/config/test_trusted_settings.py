@@ -65,6 +65,7 @@ NAMED: list[tuple[dict[str, Any], tuple[str, ...]]] = [
     ({"eval_tasks": ["toy", "evil.py:task"]}, ("eval_tasks",)),
     ({"environment": "evil.py:Env"}, ("environment",)),
     ({"environment": "evil.Env"}, ("environment",)),
+    ({"environment": "'evil.Env'"}, ("environment",)),
     ({**OWN, "reward_funcs": "evil.py:reward"}, ("reward_funcs", "train_dataset")),
     ({**OWN, "reward_funcs": "os.system"}, ("reward_funcs", "train_dataset")),
     ({**OWN, "reward_funcs": "org/model"}, ("reward_funcs", "train_dataset")),

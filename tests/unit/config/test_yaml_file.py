@@ -24,8 +24,11 @@ def created(*sets: str) -> Config:
     [
         *("Answer with #1 only", "Be brief: one word", "- a list?", "yes", "010", "1e-3", "2024-01-01", "~", "true"),
         *(
-            '"quoted"',
-            "'quoted'",
+            "'a' or 'b'",
+            '"a": "b"',
+            '"a" # "b"',
+            '"',
+            '"\\q"',
             "[x]",
             "{x}",
             "{x: 1}",
@@ -47,6 +50,23 @@ def test_a_text_setting_takes_text_as_it_is(text: str) -> None:
     if text and not text.startswith("["):
         assert created(f"stop={text}").stop == (text,)
         assert created(f"trainable={text}").trainable == (text,)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ('"Be brief: now"', "Be brief: now"),
+        ("'it''s #1'", "it's #1"),
+        (r'"a\n\"b\" \u00e9"', 'a\n"b" é'),
+        ('"null"', "null"),
+        ('""', ""),
+        ("""'"'""", '"'),
+    ],
+)
+def test_quotes_around_a_whole_text_are_those_of_yaml(text: str, value: str) -> None:
+    assert created(f"system_prompt={text}").system_prompt == value
+    if value:
+        assert created(f"stop={text}").stop == (value,)
 
 
 def test_null_takes_a_text_away_that_may_be_missing() -> None:
@@ -73,11 +93,18 @@ def test_null_takes_a_text_away_that_may_be_missing() -> None:
         ("task_args.hint='010'", "task_args", {"hint": "010"}),
         ("task_args.n=010", "task_args", {"n": "010"}),
         ("task_args.n=10", "task_args", {"n": 10}),
+        ("task_args.n=1e3", "task_args", {"n": 1000}),
+        ("task_args.n=-1.5E1", "task_args", {"n": -15}),
+        ("task_args.n=1.0", "task_args", {"n": 1.0}),
+        ("task_args.n=1e-3", "task_args", {"n": 0.001}),
+        ("task_args.n=1e300", "task_args", {"n": 1e300}),
         ("reward_weights=[1, 2e-1]", "reward_weights", (1.0, 0.2)),
     ],
 )
 def test_other_settings_are_read_by_their_type(item: str, name: str, value: Any) -> None:
-    assert getattr(created(item), name) == value
+    found = getattr(created(item), name)
+    assert found == value
+    assert repr(found) == repr(value)  # 1000 is not 1000.0
 
 
 @pytest.mark.parametrize(
@@ -152,3 +179,7 @@ def test_every_text_of_the_command_line_has_a_value(text: str) -> None:
     parse_value(text)
     value = parse_scalar(text)
     assert value == text or value is None or isinstance(value, bool | int | float)
+
+
+def test_a_whole_number_may_have_an_exponent_where_vllm_wants_one() -> None:
+    assert created("vllm.max_model_len=1e4").vllm.max_model_len == 10_000
