@@ -9,7 +9,7 @@ from typing import Any, Literal
 import regex
 from pydantic import Field, model_validator
 
-from seedtune.config.paths import DataPath, FileAndName, ModelPath
+from seedtune.config.paths import DataPath, FileAndName, ModelPath, id_and_revision
 from seedtune.config.sections import Section
 from seedtune.types import COUNT
 
@@ -173,7 +173,7 @@ class RewardSettings(Section):
         if self.path is not None:
             return re.split(r"[:.]", self.path)[-1]
         if self.classifier is not None:
-            return self.classifier.model.rstrip("/").split("/")[-1]
+            return _own_name(self.classifier.model)[0]
         return "judge" if self.judge is not None else self.adapter
 
     def identity(self) -> dict[str, Any]:
@@ -182,8 +182,14 @@ class RewardSettings(Section):
         if self.path is not None:
             data["path"] = OBJECTS if self.path == OBJECTS else re.split(r"[:.]", self.path)[-1]
         if self.classifier is not None:
-            data["classifier"]["model"] = self.classifier.model.rstrip("/").split("/")[-1]
+            data["classifier"]["model"] = "@".join(_own_name(self.classifier.model))
         return data
+
+
+def _own_name(model: str) -> tuple[str, ...]:
+    """Return a model's name without its folder or organisation, and its revision, if there is one."""
+    place, options = id_and_revision(model)
+    return (place.rstrip("/").split("/")[-1], *options.values())
 
 
 _INCIDENTAL: dict[str, Any] = {

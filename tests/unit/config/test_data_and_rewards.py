@@ -56,10 +56,10 @@ def test_a_dumped_configuration_of_own_data_is_read_back_exactly(tmp_path):
 def test_names_in_the_metrics_say_which_reward_it_is():
     rewards = [
         "rewards.py:score", "my.module.other", {"path": "f.py:g", "name": "own"}, "org/model-v2",
-        {"judge": {}}, {"adapter": "reasoning_gym"},
+        "org/model@refs/pr/3", "org/model@main", {"judge": {}}, {"adapter": "reasoning_gym"},
     ]  # fmt: skip
     labels = [reward.label for reward in own(reward_funcs=rewards).reward_funcs]
-    assert labels == ["score", "other", "own", "model-v2", "judge", "reasoning_gym"]
+    assert labels == ["score", "other", "own", "model-v2", "model", "model", "judge", "reasoning_gym"]
 
 
 @pytest.mark.parametrize(
@@ -156,7 +156,10 @@ def test_the_identity_of_a_judge_is_what_it_is_asked_not_where_or_with_which_key
 def test_the_identity_of_a_classifier_is_its_name_and_label():
     plain = own(reward_funcs="org/model").identity()
     assert own(reward_funcs={"classifier": {"model": "/moved/model/", "device": "cuda"}}).identity() == plain
-    assert own(reward_funcs={"classifier": {"model": "org/model", "label": "good"}}).identity() != plain
+    for other in ({"label": "good"}, {"model": "org/model@main"}, {"model": "org/model@refs/pr/3"}):
+        assert own(reward_funcs={"classifier": {"model": "org/model", **other}}).identity() != plain
+    revised = own(reward_funcs="org/model@refs/pr/3").reward_funcs[0].identity()
+    assert revised["classifier"]["model"] == "model@refs/pr/3"
 
 
 def test_an_identity_is_itself_a_configuration():
