@@ -27,7 +27,7 @@ from seedtune.config.foreign_data import Count, Finite, GenerationCount, conform
 from seedtune.errors import LedgerError, RunError, resume_command, storage_error
 from seedtune.numerics.machine import disk
 from seedtune.run.sealing import matching, seal, unseal
-from seedtune.types import Decay, Member, Plan, Shift, Term
+from seedtune.types import Decay, Member, Plan, Shift, Term, __version__
 
 log = logging.getLogger("seedtune")
 
@@ -268,8 +268,9 @@ def _with_line(path: Path, number: int, data: dict[str, Any], contents: Contents
         contents.add(data)
     except ValueError as error:
         raise LedgerError(
-            f"{path} line {number} has a good checksum but is no line that seedtune writes ({error}): it was edited "
-            "and sealed again. Restore the file from a copy."
+            f"{path} line {number} has a good checksum but is no line that seedtune {__version__} writes ({error}): it "
+            "was edited and sealed again, or written by another version of seedtune. Restore the file from a copy, or "
+            "use that version."
         ) from error
     return contents
 
