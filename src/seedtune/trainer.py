@@ -92,6 +92,7 @@ class Trainer:
         self.paths = self.session.paths
         self.reward_hacking = RewardHackingMonitor(self.paths.samples)
         self.scorer = Scorer(self.task.rewards, self.config)
+        self._evaluated: set[int] = set()
 
     # ------------------------------------------------------------------ public
 
@@ -106,6 +107,7 @@ class Trainer:
         for callback in self.callbacks:
             _check_events(callback)
         with self.session.opened(resume=resume) as start, closing(self.scorer):
+            self._evaluated = {row["generation"] for row in self._evaluations()}
             self._emit("on_start", self, start.info, self.generation)
             self.scorer.keep(
                 partial(directory.append_lines, self.paths.failures), recorded_config.how_to_go_on(self.config)
@@ -257,11 +259,12 @@ class Trainer:
     def _evaluate_if_due(self) -> None:
         """Evaluate before the first, after the last and every ``eval_steps`` generations, once each."""
         due = self.generation == 0 or self.config.due(self.generation, self.config.eval_steps)
-        if not due or not self.task.test or self.generation in (row["generation"] for row in self._evaluations()):
+        if not due or not self.task.test or self.generation in self._evaluated:
             return
         metrics, outcome = self._held_out(self.load())
         directory.append_lines(self.paths.samples, _samples(outcome, self.task, self.generation, "test"))
         directory.append_lines(self.paths.metrics, [metrics])
+        self._evaluated.add(self.generation)
         self._emit("on_evaluate", metrics)
 
     def _held_out(self, engine: Engine) -> tuple[Metrics, Outcome]:

@@ -69,6 +69,7 @@ def evaluate(
         baseline=None if baseline is None else 0 if baseline == "base" else _integer("--baseline", baseline),
         prompt_baseline=prompt_baseline,
     )
+    file = None if to_json in (None, "-") else path(to_json)
     if save and not models.is_run(what):
         raise ConfigError(f"--save adds the result to a run, and {what!r} is not one. Use --json FILE.")
     with ReplayProgress(console()) as progress:
@@ -80,7 +81,7 @@ def evaluate(
             config=models.settings_of(what, file=config, sets=sets or (), own_task=not task),
             progress=None if to_json == "-" else progress,
         )
-    _hand_out(found, to_json)
+    _hand_out(found, file, to_stdout=to_json == "-")
     if save:
         _save(found, Path(what))
 
@@ -93,10 +94,10 @@ def _integer(option: str, text: str) -> int:
         raise ConfigError(f"{option} {text[:100]!r} is not a number. Give {example}.") from None
 
 
-def _hand_out(found: seedtune.Evaluation, to_json: str | None) -> None:
-    """Print the result as tables, or as JSON for ``-``; write it as JSON to any other ``to_json``."""
-    text = json.dumps(found.to_json(), ensure_ascii=to_json == "-", allow_nan=False, indent=2) + "\n"
-    if to_json == "-":
+def _hand_out(found: seedtune.Evaluation, file: Path | None, *, to_stdout: bool) -> None:
+    """Print the result as tables, or as JSON; also write it to ``file`` as JSON, if there is one."""
+    text = json.dumps(found.to_json(), ensure_ascii=to_stdout, allow_nan=False, indent=2) + "\n"
+    if to_stdout:
         sys.stdout.write(plain(text))
         return
     first = found.subjects[0]
@@ -105,14 +106,13 @@ def _hand_out(found: seedtune.Evaluation, to_json: str | None) -> None:
         say(f"{name}, {result.task} held out, {result.prompts} prompts")
         _say_results(found, task)
     say("[low, high]: 95 % bootstrap intervals over prompts")
-    if to_json is not None:
+    if file is not None:
         try:
-            file = path(to_json)
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(text, encoding="utf-8")
         except OSError as error:
             cause, fix = storage_cause(error)
-            raise RunError(f"cannot write {to_json}: {cause}. {fix}, or choose another --json.") from error
+            raise RunError(f"cannot write {file}: {cause}. {fix}, or choose another --json.") from error
 
 
 def _say_results(found: seedtune.Evaluation, task: int) -> None:

@@ -75,9 +75,10 @@ class Session:
         self.generation, self.lineage = 0, Lineage()
         with self._claimed() as book:
             self.engine, info = replay.load_base(self.config)
+            header = self._header(info)  # what can fail comes before the first file
             with self._beginning():
                 disk.put(self.paths.config, self._settings())
-            book.begin(self._header(info))
+            book.begin(header)
             directory.append_lines(self.paths.metrics, [metrics.products_row(info, 0)])
             yield Start(book, {}, info)
 

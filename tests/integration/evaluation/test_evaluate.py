@@ -95,6 +95,14 @@ def test_the_baseline_shows_the_base_models_best_prompt_and_votes(command, run):
     assert "majority_reward@2" in measures(found, 0)
 
 
+def test_a_file_that_cannot_be_is_named_before_anything_is_evaluated(command, run, monkeypatch):
+    monkeypatch.delenv("UNSET", raising=False)
+    monkeypatch.setattr("seedtune.evaluate", lambda *_, **__: pytest.fail("evaluated"))
+    code, _, errors = command("eval", run, "--json", "$UNSET/result.json")
+    assert code == 2
+    assert "the variable UNSET is not set" in errors
+
+
 def test_a_result_can_be_written_and_kept_with_the_run(command, run, tmp_path):
     target = tmp_path / "result.json"
     code, _, _ = command("eval", run, "--json", target, "--save", "--baseline", "2")

@@ -6,7 +6,8 @@ import pytest
 
 import runs
 from seedtune.errors import ModelError, RunError
-from seedtune.run import replay
+from seedtune.rollouts import prompts
+from seedtune.run import directory, replay
 from seedtune.run.ledger import Ledger
 from seedtune.trainer import Trainer
 
@@ -33,3 +34,23 @@ def test_a_run_whose_model_cannot_be_loaded_leaves_nothing_behind(tmp_path, monk
     with pytest.raises(ModelError, match="broken"):
         Trainer(runs.toy(root)).train()
     assert not root.exists()
+
+
+def test_a_run_whose_header_cannot_be_made_leaves_nothing_behind(tmp_path, monkeypatch):
+    def fail(*_):
+        raise ModelError("no such template")
+
+    monkeypatch.setattr(prompts, "digest", fail)
+    with pytest.raises(ModelError, match="no such template"):
+        Trainer(runs.toy(tmp_path / "run")).train()
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_reads_its_metrics_only_before_and_after_its_generations(tmp_path, monkeypatch):
+    reads, read_lines = [], directory.read_lines
+    monkeypatch.setattr(directory, "read_lines", lambda path: (reads.append(path.name), read_lines(path))[1])
+    root = tmp_path / "run"
+    Trainer(runs.toy(root, generations=4, eval_steps=1)).train()
+    assert reads.count("metrics.jsonl") <= 3
+    Trainer(runs.toy(root, generations=6, eval_steps=1)).train(resume=True)
+    assert [row["generation"] for row in runs.rows(root / "metrics.jsonl") if "eval_reward" in row] == [*range(7)]
