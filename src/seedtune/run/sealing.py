@@ -62,8 +62,8 @@ def marked(data: bytes) -> bytes:
     key = _key()
     if key is None:
         log.warning(
-            "this run is not marked as yours, because no cache folder can hold a key: other commands ask again for what "
-            "runs code. Set SEEDTUNE_CACHE to a folder that only you can write"
+            "this run is not marked as yours, as no cache folder can hold a key: other commands ask again for "
+            "what runs code. Set SEEDTUNE_CACHE to a folder that only you can write"
         )
         return data
     return data + _MARK + _code(key, data) + b"\n"
