@@ -10,8 +10,6 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from seedtune.config.config import Config
 from seedtune.strategies import schedules, step_estimates
 from seedtune.strategies.base import Feedback, Observation, State, Step, directions
@@ -56,7 +54,7 @@ class EvolutionStrategy:
     def shape(self, feedback: Feedback) -> tuple[float, ...]:
         """Shape the weighted sum of the rewards, or each reward separately, into one utility per member."""
         shaping = SHAPINGS[self.config.shaping]
-        if shaping is unshaped and (not self.config.antithetic or np.isnan(feedback.rewards).any()):
+        if shaping is unshaped and not self.config.antithetic:
             shaping = centered
         if self.config.multi_objective_aggregation == "normalize_then_sum" and feedback.by_reward is not None:
             utilities = combine(feedback.by_reward, weights=self.reward_weights, shape=shaping)

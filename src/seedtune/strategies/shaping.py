@@ -106,9 +106,14 @@ def centered_rank(scores: Scores) -> Vector:
 
 
 def unshaped(scores: Scores) -> Vector:
-    """zᵢ = Rᵢ, for rewards that already have mean 0 and variance 1; all zeros if they tie."""
+    """zᵢ = Rᵢ, for rewards that already have mean 0 and variance 1; all zeros if they tie.
+
+    `centered` if a member has no reward: its pair's other member would not cancel the mean.
+    """
     rewards = member_rewards(scores)
-    return np.where(np.isnan(rewards), 0.0, rewards) if standardise(rewards).any() else np.zeros(rewards.size)
+    if np.isnan(rewards).any():
+        return centered(scores)
+    return rewards if standardise(rewards).any() else np.zeros(rewards.size)
 
 
 def centered(scores: Scores) -> Vector:

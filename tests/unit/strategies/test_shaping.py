@@ -15,6 +15,7 @@ from seedtune.config.config import Config
 from seedtune.strategies.base import Feedback, directions
 from seedtune.strategies.shaping import (
     SHAPINGS,
+    centered,
     centered_rank,
     combine,
     fill_missing,
@@ -95,7 +96,8 @@ def test_a_member_without_scores_gets_zero_and_leaves_the_others_as_they_are(sha
     failed = np.insert(SCORES, 3, NAN, axis=0)
     utilities = shape(failed)
     assert utilities[3] == 0.0
-    np.testing.assert_array_equal(np.delete(utilities, 3), shape(SCORES))
+    expected = centered(SCORES) if shape is unshaped else shape(SCORES)  # no pair would cancel the mean reward
+    np.testing.assert_array_equal(np.delete(utilities, 3), expected)
 
 
 def test_a_member_without_scores_has_no_reward():
@@ -223,6 +225,19 @@ def test_without_shaping_the_mean_reward_moves_nothing(antithetic, lost):
     np.testing.assert_allclose(moves[0], moves[1], atol=1e-9)
     if antithetic and lost is None:
         np.testing.assert_array_equal(strategy.shape(Feedback(scores)), unshaped(scores))
+
+
+def test_without_shaping_the_mean_of_a_reward_that_one_member_lacks_moves_nothing():
+    """The other reward, and so the sum, is there for every member."""
+    scores = np.random.default_rng(0).normal(size=(2, 8, 5))
+    scores[1, 3] = NAN
+    settings = {"shaping": "none", "population": 8, "multi_objective_aggregation": "normalize_then_sum"}
+    strategy, moves = strategies.create(Config(**settings), (1.0, 1.0)), []
+    for height in (0.0, 1000.0):
+        plan, each = strategy.ask({}, 0), scores + np.array([0.0, height])[:, None, None]
+        feedback = Feedback(np.nansum(each, axis=0), by_reward=each)
+        moves.append(list(directions(plan.members, strategy.tell({}, plan, feedback).coefficients).values()))
+    np.testing.assert_allclose(moves[0], moves[1], atol=1e-9)
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,6 @@ from seedtune.run import ledger
 from seedtune.run.ledger import Record
 from seedtune.strategies.base import Feedback, State, Step
 from seedtune.strategies.es import EvolutionStrategy
-from seedtune.strategies.shaping import standardise
 from seedtune.strategies.state_schema import check_recorded
 from seedtune.types import Member, Plan
 
@@ -166,12 +165,13 @@ def _exactly(where: str, record: Record, coefficients: Sequence[float]) -> Exten
 
 
 def _up_to_a_factor(where: str, record: Record, coefficients: Sequence[float]) -> Extent:
-    """Check that z = k·zscore(R) for an unknown 0 ≤ k ≤ 1.
+    """Check that z = k·z′ for an unknown 0 ≤ k ≤ 1, where z′ are the coefficients that the mean rewards R give.
 
-    Scores that are centered per prompt and then averaged are centered on average; k is the standard deviation of the
-    mean rewards over that of all centered scores, which are not recorded.
+    z′ is zscore(R), times the weights of uneven subspaces.  Scores that are centered per prompt and then averaged are
+    centered on average; k is the standard deviation of the mean rewards over that of all centered scores, which are
+    not recorded.
     """
-    unit, found = standardise(np.array(record.rewards)), np.array(record.coefficients)
+    unit, found = np.array(coefficients), np.array(record.coefficients)
     if not unit.any():
         return "unchecked"
     factor = float(unit @ found) / float(unit @ unit)

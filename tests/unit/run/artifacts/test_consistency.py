@@ -62,6 +62,13 @@ def test_an_honest_ledger_passes(antithetic):
     assert checked("per_prompt", ledger_of("per_prompt", scores(), **settings), **settings) == Audit(scaled=3)
 
 
+@pytest.mark.parametrize("shaping", SHAPINGS)
+def test_an_honest_ledger_of_uneven_subspaces_passes(shaping):
+    settings = {"subspaces": 3}  # 2, 1 and 1 of four pairs
+    expected = Audit(scaled=3) if shaping == "per_prompt" else Audit(exact=3)
+    assert checked(shaping, ledger_of(shaping, scores(members=8), **settings), **settings) == expected
+
+
 numbers = st.floats(-1e6, 1e6).filter(lambda x: abs(x) > 1e-100) | st.sampled_from([0.0, 1.0, 1e15, math.nan])
 matrices = arrays.arrays(np.float64, st.tuples(st.sampled_from([2, 4, 8]), st.integers(1, 5)), elements=numbers)
 
