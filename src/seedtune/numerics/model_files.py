@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,10 @@ _UNREADABLE = (
 )
 """What transformers, tokenizers and safetensors raise for files that they cannot read, and for missing packages."""
 
-_SIZES = re.compile(r"(hidden|vocab|intermediate|ffn|embed\w*|num)_\w+|n_(embd|layer|head|inner)|head_dim|d_(model|ff)")
+_SIZES = re.compile(
+    r"(hidden|vocab|intermediate|ffn|embed\w*)_\w+|num_\w*(layers|heads|experts|labels)|n_(embd|layer|head|inner)"
+    r"|head_dim|d_(model|ff)"
+)
 """Names in a model's config.json of numbers from which transformers makes tensors and layers."""
 
 
@@ -60,14 +64,21 @@ def _check_sizes(folder: Path) -> None:
 
     Raises StorageError for a broken file of tensors.
     """
-    stored = [one for file in sorted(folder.glob("*.safetensors")) for one in tensor_file.contents(file).values()]
+    stored = [one for file in sorted(folder.glob("model*.safetensors")) for one in tensor_file.contents(file).values()]
     config = parse_json((folder / "config.json").read_bytes())
     if not isinstance(config, dict):
         raise ValueError(f"its config.json holds {shown(config)}, not settings.")
     most = max((*(size for one in stored for size in one.shape), len(stored), 0 if stored else 1 << 20))
-    for name, value in config.items():
+    for name, value in _settings(config):
         if _SIZES.fullmatch(name) and isinstance(value, int | float) and value > most:
             raise ValueError(f"its config.json has {name}={shown(value)}, more than any of its tensors ({most}).")
+
+
+def _settings(config: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Names and values of a configuration and of those within it, as of a model's text part."""
+    for name, value in config.items():
+        yield name, value
+        yield from _settings(value) if isinstance(value, dict) else ()
 
 
 def _is_pointer(file: Path) -> bool:

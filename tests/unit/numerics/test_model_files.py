@@ -7,6 +7,9 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
+from transformers import AutoModelForCausalLM
 
 from models import save_family
 from seedtune.config.data_and_rewards import ClassifierSettings
@@ -109,6 +112,7 @@ def test_whatever_transformers_says_is_one_line_with_the_fix(error, message):
         ({"hidden_size": 10**7}, "hidden_size=10000000, more than any"),
         ({"vocab_size": 10**12}, "vocab_size=1000000000000, more than any"),
         ({"num_attention_heads": 1e18}, "num_attention_heads=1e+18, more than any"),
+        ({"text_config": {"vocab_size": 10**12}}, "vocab_size=1000000000000, more than any"),
         ({"num_attention_heads": 0}, ""),
         ({"num_hidden_layers": "many"}, ""),
         ({"hidden_size": -4}, ""),
@@ -127,6 +131,17 @@ def test_a_configuration_of_absurd_values_is_one_line_before_anything_is_allocat
         ModelSource.resolve(str(folder)).load()
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_numbers_that_are_no_sizes_and_tensors_that_are_not_the_models_do_not_count(folder):
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"num_parameters": 135_000_000}))
+    ModelSource.resolve(str(folder)).load()
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    torch.save(model.state_dict(), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    save_file({"lora": torch.zeros(2, 3)}, folder / "adapter_model.safetensors")
+    ModelSource.resolve(str(folder)).load()
 
 
 @pytest.mark.parametrize(
