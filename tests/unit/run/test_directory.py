@@ -289,15 +289,18 @@ def test_lines_of_another_form_are_passed_over(tmp_path, name, row, changes):
 # ------------------------------------------------------------- links in another's run
 
 
-@pytest.mark.parametrize("name", ["report.html", ".report.html.part"])
-def test_a_whole_file_is_never_written_through_a_link(name, tmp_path):
+def test_a_whole_file_is_never_written_through_a_link(tmp_path, monkeypatch):
     other, run = tmp_path / "theirs", tmp_path / "run"
     other.write_bytes(b"kept")
     run.mkdir()
-    (run / name).symlink_to(other)
+    (run / "report.html").symlink_to(other)
     directory.write_whole(run / "report.html", b"new")
     assert (run / "report.html").read_bytes() == b"new"
     assert not (run / "report.html").is_symlink()
+    monkeypatch.setattr(disk.secrets, "token_hex", lambda size: "0" * 2 * size)
+    (run / ".report.html.00000000.part").symlink_to(other)
+    with pytest.raises(StorageError, match="File exists"):
+        directory.write_whole(run / "report.html", b"newer")
     assert other.read_bytes() == b"kept"
 
 

@@ -6,27 +6,36 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import glob
 import os
+import secrets
+from contextlib import suppress
 from pathlib import Path
 
 LACKING = frozenset({errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL})
 """Errors by which a disk says that it does not have what was asked for."""
 
+ABANDONED = 60.0
+"""Seconds after which a part of a file, to which nothing is added, is that of a killed process."""
+
 
 def put(path: Path, data: bytes) -> None:
-    """Write a file under a hidden name and rename it; on OSError the old file is kept.
+    """Write a file under a hidden name of its own and rename it; on OSError the old file is kept.
 
-    Both names may be known to others, who may have put links there: neither is followed.
+    The last of several writers wins.  Others may have put a link in the file's place: it is not followed.
     """
-    part = path.with_name(f".{path.name}.part")
+    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
-        part.unlink(missing_ok=True)
         with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666), "wb") as file:
             file.write(data)
         part.replace(path)
-    except OSError:
+    finally:
         part.unlink(missing_ok=True)
-        raise
+    with suppress(OSError):
+        now = path.lstat().st_mtime  # by the disk's clock
+        for left in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
+            if left.lstat().st_mtime < now - ABANDONED:
+                left.unlink(missing_ok=True)
 
 
 def lock(file: int) -> bool:
