@@ -150,14 +150,18 @@ _owners: list[Cluster] = []
 
 @contextmanager
 def _kept_interrupt() -> Iterator[None]:
-    """Keep this process's answer to SIGTERM, in whose place Ray puts one that exits at once, also while it starts."""
+    """Keep this process's answer to SIGTERM, in whose place Ray puts one that exits at once, also while it starts.
+
+    A process without an answer keeps Ray's: the default would end it without closing anything.
+    """
     kept = signal.getsignal(signal.SIGTERM)
     try:
         yield
     except SystemExit as ended:
         raise KeyboardInterrupt if ended.code == signal.SIGTERM else ended from None
     finally:
-        if threading.current_thread() is threading.main_thread() and kept is not None:
+        answers = callable(kept) or kept is signal.SIG_IGN
+        if answers and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, kept)
 
 
