@@ -199,11 +199,7 @@ MODEL_FILES = (
 
 
 def a_model(files: Files, draw: np.random.Generator) -> None:
-    path = files.model / str(
-        draw.choice(
-            ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "generation_config.json"]
-        )
-    )
+    path = files.model / pick(draw, MODEL_FILES)
     raw = files.whole.get(path, b"{}")
     if draw.random() < 0.5 or path.suffix != ".json":
         data = damaged(raw, draw)
@@ -286,14 +282,14 @@ TARGETS: dict[Callable[[Files, np.random.Generator], None], int] = {
 
 
 @contextmanager
-def limited() -> Iterator[None]:
-    """Raise TimeoutError after `SECONDS` of the processor."""
+def limited(seconds: float) -> Iterator[None]:
+    """Raise TimeoutError after some seconds of the processor; 0: never."""
 
     def late(*_: Any) -> None:
-        raise TimeoutError(f"over {SECONDS} s")
+        raise TimeoutError(f"over {seconds} s")
 
     before = signal.signal(signal.SIGPROF, late)
-    signal.setitimer(signal.ITIMER_PROF, SECONDS)
+    signal.setitimer(signal.ITIMER_PROF, seconds)
     try:
         yield
     finally:
@@ -301,10 +297,12 @@ def limited() -> Iterator[None]:
         signal.signal(signal.SIGPROF, before)
 
 
-def attempt(target: Callable[[Files, np.random.Generator], None], files: Files, seed: int) -> str | None:
+def attempt(
+    target: Callable[[Files, np.random.Generator], None], files: Files, seed: int, seconds: float = SECONDS
+) -> str | None:
     """Try one input; return the trace of anything but an error of ours."""
     try:
-        with limited():
+        with limited(seconds):
             target(files, np.random.default_rng([seed, *target.__name__.encode()]))
     except SeedtuneError as error:
         return None if len(str(error)) < 21_000 else f"an error of {len(str(error))} characters"
@@ -313,14 +311,20 @@ def attempt(target: Callable[[Files, np.random.Generator], None], files: Files, 
     return None
 
 
+def ready(folder: Path) -> Files:
+    """Files for the targets, each of which has imported and compiled what it needs: no input pays for that."""
+    files = Files(folder)
+    for target in TARGETS:
+        attempt(target, files, 0, seconds=0.0)
+    return files
+
+
 def main(inputs: int, first: int = 0) -> int:
     """Try so many inputs, print what failed and the figures, and return the exit code."""
     logging.disable(logging.CRITICAL)
     failed: Counter[str] = Counter()
     with tempfile.TemporaryDirectory() as folder:
-        files = Files(Path(folder))
-        for target in TARGETS:
-            attempt(target, files, 0)  # imports what it needs
+        files = ready(Path(folder))
         used = next(
             int(line.split()[1]) for line in Path("/proc/self/status").read_text().splitlines() if "VmData" in line
         )

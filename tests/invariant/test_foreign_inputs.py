@@ -26,7 +26,7 @@ FEW = 40
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> fuzzing.Files:
-    return fuzzing.Files(tmp_path_factory.mktemp("files"))
+    return fuzzing.ready(tmp_path_factory.mktemp("files"))
 
 
 @pytest.mark.parametrize("target", fuzzing.TARGETS, ids=lambda target: target.__name__)

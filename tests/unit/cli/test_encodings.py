@@ -8,6 +8,8 @@ import pty
 import signal
 import subprocess
 import sys
+import time
+from contextlib import suppress
 from types import SimpleNamespace
 
 import pytest
@@ -60,6 +62,13 @@ def test_an_evaluation_as_json_is_ascii(capsys):
     assert json.loads(output) == {"σ": "😀"}
 
 
+def drain(terminal: int) -> None:
+    """Read what a process has written for a while, so that it need not wait for a reader."""
+    time.sleep(0.02)
+    with suppress(OSError):  # nothing written yet
+        os.read(terminal, 1 << 16)
+
+
 def test_a_terminal_that_closes_stops_the_run_like_an_interrupt(tmp_path):
     root = tmp_path / "run"
     config = runs.write_config(runs.toy(root, generations=60, toy={"size": 4, "delay": 0.1}), tmp_path / "config.yaml")
@@ -75,7 +84,7 @@ def test_a_terminal_that_closes_stops_the_run_like_an_interrupt(tmp_path):
     ) as process:
         os.close(theirs)
         os.set_blocking(ours, False)
-        assert wait_until(lambda: directory.RunPaths(root).metrics.exists(), process=process)
+        assert wait_until(lambda: directory.RunPaths(root).metrics.exists(), process=process, turn=lambda: drain(ours))
         os.close(ours)  # what the process writes fails from now on
         process.send_signal(signal.SIGHUP)
         assert process.wait(BOUND) == 130

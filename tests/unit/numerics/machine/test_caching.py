@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -84,8 +85,11 @@ def result(process: subprocess.Popen[str], line: str = "") -> list[Any]:
 
 def waits(process: subprocess.Popen[str]) -> bool:
     """Whether a process has the file of a lock open."""
-    files = Path(f"/proc/{process.pid}/fd").iterdir()
-    return any(os.path.lexists(file) and os.readlink(file).endswith(".lock") for file in files)
+    for file in Path(f"/proc/{process.pid}/fd").iterdir():
+        with suppress(OSError):  # closed meanwhile
+            if os.readlink(file).endswith(".lock"):
+                return True
+    return False
 
 
 @pytest.mark.slow

@@ -353,14 +353,14 @@ def test_a_pattern_takes_little_time_and_does_not_hold_up_other_threads(pattern)
         while not done.wait(0.01):
             ticks.append(0)
 
-    clock = threading.Thread(target=tick)
+    clock = threading.Thread(target=tick, daemon=True)
     clock.start()
-    started = time.monotonic()
+    started = time.process_time()
     with pytest.raises(Failure, match="no score"):
         score_in("a" * 100_000, JudgeSettings(pattern=pattern))
     done.set()
     clock.join()
-    assert time.monotonic() - started < 30
+    assert time.process_time() - started < 30
     assert ticks
 
 

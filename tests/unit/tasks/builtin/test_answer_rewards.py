@@ -239,14 +239,14 @@ def test_a_schema_that_is_no_json_is_one_line():
 
 
 def test_a_pattern_of_a_schema_is_checked_within_a_time_limit():
-    started = time.monotonic()
+    started = time.process_time()
     schema = {"properties": {"a": {"type": "string", "pattern": "^(a|aa)+$"}}, "required": ["a"]}
     assert fits(schema, {"a": "aaa"}) == 1.0
     with pytest.raises(RewardError, match=r"takes over 0.5 s"):
         fits(schema, {"a": "a" * 5000 + "b"})
     assert fits({"patternProperties": {"^b": {"type": "integer"}}}, {"b1": 1, "a": "x"}) == 1.0
     assert fits({"patternProperties": {"^b": {"type": "integer"}}}, {"b1": "x"}) == pytest.approx(0.8)
-    assert time.monotonic() - started < 30
+    assert time.process_time() - started < 30
 
 
 def test_numbers_of_thousands_of_digits_score_and_do_not_raise():
