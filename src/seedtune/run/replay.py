@@ -93,7 +93,8 @@ def load(
 ) -> tuple[Engine, EngineInfo]:
     """Create an engine with the weights after ``generation`` generations of the ledger (all of them by default).
 
-    ``check`` is called with the loaded engine's information before any update is applied.
+    ``check``, of those who train on, is called with the loaded engine's information before any update is applied; then
+    the tokenizer must be the recorded one, too.
 
     Raises LedgerError if the base model is not the recorded one or a recorded fingerprint does not match; the engine is
     then closed.  Raises RunError if there are fewer generations.
@@ -103,7 +104,7 @@ def load(
     with _closed_on_error(engines.create(config)) as engine:
         with activities.doing("loading the model"):
             start, info = _start(engine, RunPaths(root).snapshots, lineage, goal, recorded=contents.fingerprints)
-        check_base(root, contents.header, info)
+        check_base(root, contents.header, info, trains=check is not None)
         if check is not None:
             check(info)
         apply(engine, lineage.updates(goal)[start:], progress=progress)
@@ -133,22 +134,28 @@ def rebuild(engine: Engine, root: Path, lineage: Lineage) -> None:
     apply(engine, lineage.updates(goal)[start:])
 
 
-def check_base(root: Path, header: ledger.Header, info: EngineInfo) -> None:
-    """Raise LedgerError if a loaded engine has another base model, tokenizer or weights dtype than the run."""
+def check_base(root: Path, header: ledger.Header, info: EngineInfo, *, trains: bool = False) -> None:
+    """Raise LedgerError if a loaded engine has another base model or weights dtype than the run.
+
+    Another tokenizer gives the same weights: it is an error only of one that ``trains`` on, else a warning.
+    """
     if info.base_fingerprint != header.base_fingerprint:
         raise LedgerError(
             f"{root} was trained from a base model with fingerprint {header.base_fingerprint}, but "
             f"{info.model!r} has {info.base_fingerprint}. Give the same base model."
         )
-    if info.tokenizer_fingerprint != header.tokenizer_fingerprint:
-        raise LedgerError(
-            f"{root} was trained with another tokenizer or chat template ({header.tokenizer_fingerprint}) than "
-            f"{info.model!r} has ({info.tokenizer_fingerprint}). Give the base model's own, as it was."
-        )
     if info.resolved_weights_dtype != header.resolved_weights_dtype:
         raise LedgerError(
             f"{root} was trained with weights in {header.resolved_weights_dtype}; {other_weights_dtype(info)}"
         )
+    if info.tokenizer_fingerprint != header.tokenizer_fingerprint:
+        told = (
+            f"{root} was trained with another tokenizer or chat template ({header.tokenizer_fingerprint}) than "
+            f"{info.model!r} has ({info.tokenizer_fingerprint}). Give the base model's own, as it was."
+        )
+        if trains:
+            raise LedgerError(told)
+        log.warning("%s The weights are the same; prompts are read otherwise.", told)
 
 
 def other_weights_dtype(info: EngineInfo) -> str:

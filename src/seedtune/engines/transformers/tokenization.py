@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from functools import cached_property, lru_cache
+from string import ascii_letters
 from typing import Any
 
 from jinja2 import TemplateError
@@ -34,19 +35,21 @@ PROBES = ("Hello, world! 12345 ÀÉ\u0301ß 你好 🙂\n\n \t  def f(x):\r\n", 
 DAY = datetime(2024, 7, 26)
 """The date that chat templates print, on every day: the one that Llama's own falls back to."""
 
-_TODAY = re.compile(r"strftime_now\(\s*(['\"])(.*?)\1\s*\)")
+_CODES = {f"%{flag}{letter}": DAY.strftime(f"%{flag}{letter}") for flag in ("", "-") for letter in ascii_letters}
+_TODAY = (
+    "{%- macro strftime_now(format) -%}{{ format | replace('%%', '\\0')"
+    + "".join(f" | replace({json.dumps(code)}, {json.dumps(text)})" for code, text in _CODES.items() if text != code)
+    + " | replace('\\0', '%') }}{%- endmacro %}\n"
+)
+"""Template code that defines transformers' ``strftime_now``, for `DAY`; its own is a global that no option replaces."""
 
 
 warn_once = lru_cache(maxsize=16)(log.warning)
 
 
-@lru_cache(maxsize=16)
 def dated(template: str) -> str:
     """Return a chat template that prints `DAY` for today: a run that reads other prompts tomorrow is not the same."""
-    found = _TODAY.sub(lambda call: json.dumps(DAY.strftime(call[2])), template)
-    if found != template:
-        log.warning("the chat template prints the date; in all prompts of seedtune it is %s", f"{DAY:%d %b %Y}")
-    return found
+    return _TODAY + template if "strftime_now" in template else template
 
 
 class ModelTokenizer:
@@ -151,19 +154,14 @@ class ModelTokenizer:
         check_readable(prompt)
         if isinstance(prompt.content, str):
             return prompt.content
-        template = prompt.template_kwargs.get("chat_template") or self.hf.chat_template
-        if template is None:
+        if (prompt.template_kwargs.get("chat_template") or self.hf.chat_template) is None:
             raise DataError(
                 f"prompt {prompt.id} is a list of chat messages, but the model has no chat template. "
                 "Use plain-text prompts, or an instruction-tuned model."
             )
-        if "tools" in prompt.template_kwargs and "tools" not in str(template):
-            raise DataError(
-                "the model's chat template has no place for the environment's tools. Use conversation.tools=text, or "
-                "a model that was trained to call tools."
-            )
         messages, kwargs = prompt.content, prompt.template_kwargs
         try:
+            template = self._template(kwargs)
             rendered = self._rendered(messages, **{**kwargs, **continuation(messages, kwargs)})
         except REFUSALS as error:
             role, why = self._refused_role(messages, kwargs, error), first_line(error).rstrip(".")
@@ -171,12 +169,23 @@ class ModelTokenizer:
                 f"prompt {prompt.id} is refused by the model's chat template at a message with the role {role!r}: "
                 f"{why}. Change the messages, or give another template (chat_template_kwargs.chat_template)."
             ) from error
+        if "strftime_now" in template and "date_string" not in kwargs and messages not in PROBES:
+            warn_once(f"the chat template prints the date; in all prompts of seedtune it is {DAY:%d %b %Y}")
         check_text(prompt, rendered)
         return rendered
 
+    def _template(self, options: Mapping[str, Any]) -> str:
+        """Return the template, of several the named one or that for tools; DataError without a place for the tools."""
+        template: str = self.hf.get_chat_template(options.get("chat_template"), options.get("tools"))
+        if "tools" in options and "tools" not in template:
+            raise DataError(
+                "the model's chat template has no place for the environment's tools. Use conversation.tools=text, or "
+                "a model that was trained to call tools."
+            )
+        return template
+
     def _rendered(self, messages: Sequence[Message], **kwargs: Any) -> str:
-        template = self.hf.get_chat_template(kwargs.get("chat_template"), kwargs.get("tools"))
-        options = {**kwargs, "chat_template": dated(template), "tokenize": False}
+        options = {**kwargs, "chat_template": dated(self._template(kwargs)), "tokenize": False}
         text: str = self.hf.apply_chat_template([dict(message) for message in messages], **options)
         return text
 
@@ -279,9 +288,11 @@ class ModelTokenizer:
 def continuation(messages: Sequence[Message], kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """Return the template's options for what comes after the messages: an answer, or more of one that they end with.
 
-    As in TRL, a prompt that ends with an assistant message is continued; ``kwargs`` may say otherwise.
+    As in TRL, a prompt that ends with an assistant message is continued, unless tools were called, which ends it;
+    ``kwargs`` may say otherwise.
     """
-    begun, begins = messages[-1]["role"] == "assistant", kwargs.get("add_generation_prompt")
+    begun = messages[-1]["role"] == "assistant" and not messages[-1].get("tool_calls")
+    begins = kwargs.get("add_generation_prompt")
     continues = begun and kwargs.get("continue_final_message", not begins)
     return {
         "add_generation_prompt": not continues if begins is None else begins,

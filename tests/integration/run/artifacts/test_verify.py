@@ -149,12 +149,22 @@ def test_another_base_model_is_named_with_both_fingerprints(failure, run):
     assert told.endswith(f"but 'other' has {other}. Give the same base model.")
 
 
-def test_another_tokenizer_is_named_with_both_fingerprints(failure, run, monkeypatch):
+def test_another_tokenizer_is_named_with_both_fingerprints_and_refused_only_by_resume(
+    failure, command, run, monkeypatch, caplog
+):
     load = ToyEngine.load
     monkeypatch.setattr(ToyEngine, "load", lambda self, *a: replace(load(self, *a), tokenizer_fingerprint="words"))
-    for command in (["verify", run], ["resume", run, "--generations", "9"], ["export", run, "-o", run / "model"]):
-        told = failure(*command)
-        assert told.startswith(f"{run} was trained with another tokenizer or chat template (characters) than 'toy' has")
+    wanted = f"{run} was trained with another tokenizer or chat template (characters) than 'toy' has"
+    assert failure("resume", run, "--generations", "9").startswith(wanted)
+    for arguments in (
+        ["verify", run],
+        ["eval", run],
+        ["export", run, "-o", run / "model"],
+    ):
+        caplog.clear()
+        code, _, errors = command(*arguments)
+        assert code == 0, errors
+        assert [r.getMessage() for r in caplog.records if r.getMessage().startswith(wanted)], arguments
 
 
 @pytest.mark.parametrize("bit", [0, 31, 52, 63])

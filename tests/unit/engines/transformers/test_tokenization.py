@@ -12,7 +12,7 @@ from tokenizers.processors import TemplateProcessing
 import models
 from seedtune.engines.toy.engine import Characters
 from seedtune.engines.transformers.decoding.decoder import DecodeSequence, Stop
-from seedtune.engines.transformers.tokenization import ModelTokenizer
+from seedtune.engines.transformers.tokenization import ModelTokenizer, warn_once
 from seedtune.errors import ConfigError, DataError
 from seedtune.types import Prompt, Sampling
 
@@ -172,10 +172,57 @@ LLAMA = (
         (LLAMA, {"date_string": "01 Jan 2025"}, "Today Date: 01 Jan 2025 a"),
         ("Current date: {{ strftime_now( '%Y-%m-%d' ) }}", {}, "Current date: 2024-07-26"),
         ("{{ messages[0]['content'] }}", {"chat_template": "{{ strftime_now('%Y') }}"}, "2024"),
+        ("{% set day = '%B %-d' %}{{ strftime_now(day) }}", {}, "July 26"),
+        ("{{ strftime_now(style) }}", {"style": "%%d is %d, %y"}, "%d is 26, 24"),
+        ("{{ strftime_now(format='%A') }}", {}, "Friday"),
+        ("{% macro day() %}{{ strftime_now('%Y' ~ '-%m') }}{% endmacro %}{{ day() }}", {}, "2024-07"),
+        ("  {% if true %}\n a{% endif %}{{ strftime_now('%d') | int + 1 }}", {}, " a27"),
+        ("\n  a {{ strftime_now('%d') }}", {}, "\n  a 26"),
     ],
 )
 def test_a_template_that_prints_the_date_prints_the_same_every_day(template, kwargs, text):
     assert of(models.tokenizer(template)).text(Prompt(0, (USER,), kwargs)) == text
+
+
+@pytest.mark.parametrize(("kwargs", "warnings"), [({}, 1), ({"date_string": "01 Jan 2025"}, 0)])
+def test_the_fixed_date_is_told_once_unless_the_settings_give_one(caplog, kwargs, warnings):
+    warn_once.cache_clear()
+    tokenizer = of(models.tokenizer(LLAMA))
+    assert tokenizer.fingerprint
+    tokenizer.encode([Prompt(0, (USER,), kwargs), Prompt(1, (USER,), kwargs)])
+    assert [r.getMessage() for r in caplog.records] == [
+        "the chat template prints the date; in all prompts of seedtune it is 26 Jul 2024"
+    ] * warnings
+
+
+TOOLS = [{"type": "function", "function": {"name": "f"}}]
+NAMED = {"default": TURNS, "tool_use": "{{ tools[0]['function']['name'] }}", "short": "{{ messages[0]['content'] }}"}
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "text"),
+    [
+        ({}, "<user>a<end><assistant>"),
+        ({"chat_template": "short"}, "a"),
+        ({"tools": TOOLS}, "f"),
+        ({"tools": TOOLS, "chat_template": "tool_use"}, "f"),
+    ],
+)
+def test_one_of_several_templates_is_named_or_has_the_tools(kwargs, text):
+    assert of(models.tokenizer(NAMED)).text(Prompt(0, (USER,), kwargs)) == text
+
+
+@pytest.mark.parametrize("name", ["short", "default"])
+def test_a_named_template_without_tools_is_refused_with_them(name):
+    with pytest.raises(DataError, match="chat template has no place for the environment's tools"):
+        of(models.tokenizer(NAMED)).text(Prompt(0, (USER,), {"tools": TOOLS, "chat_template": name}))
+
+
+@pytest.mark.parametrize("content", [None, "", "I ask."])
+def test_a_prompt_that_ends_with_calls_of_tools_is_not_continued(content):
+    template = TURNS.replace("<end>", "{% if m['tool_calls'] %}<calls>{% endif %}<end>")
+    text = of(models.tokenizer(template)).text(Prompt(0, (USER, {**CALLS, "content": content})))
+    assert text == f"<user>a<end><assistant>{content or ''}<calls><end><assistant>"
 
 
 # ------------------------------------------------------------------------------ tokens of beginnings and ends
