@@ -14,10 +14,11 @@ from seedtune.errors import ConfigError
 from seedtune.evaluation import held_out, models
 from seedtune.evaluation.estimators import Estimate, bootstrap
 from seedtune.evaluation.held_out import EvalConfig, Measures
-from seedtune.evaluation.prompt_baseline import best_prompt, voted
-from seedtune.rollouts.prepare import prepare
+from seedtune.evaluation.prompt_baseline import CHOSEN_ON, best_prompt, voted
+from seedtune.rollouts.prepare import NOTHING, prepare
 from seedtune.run import ledger, replay
 from seedtune.tasks.base import Task
+from seedtune.tasks.from_config import built
 from seedtune.types import __version__
 
 SCHEMA = 1
@@ -108,7 +109,8 @@ def evaluate(
         eval_config = replace(eval_config, samples=count, ks=tuple(sorted({*eval_config.ks, 1, count})))
     config = _asked_task(what, on, config or models.settings_of(what, own_task=not on))
     goals = _goals(what, models.ledger_of(what, config), generation, eval_config)
-    wanted = [_task(one, config) for one in on or [config.task]]
+    practice = CHOSEN_ON if eval_config.prompt_baseline else 1
+    wanted = [_task(one, config, practice) for one in on or [config.task]]
     for task in wanted:
         held_out.prompts_of(task, config)
         held_out.check_eval_config(task, eval_config)
@@ -146,9 +148,11 @@ def _goals(
     return list(dict.fromkeys(replay.goal_of(Path(what), contents, goal) for goal in asked))
 
 
-def _task(one: str | Task, config: Config) -> Task:
+def _task(one: str | Task, config: Config, practice: int) -> Task:
+    """Return a task with held-out prompts that the model can read; the run's own has ``practice`` training rows."""
     if one == config.task:
-        return prepare(config).task
+        task = built(config, NOTHING)
+        return prepare(config, task=replace(task, train=task.train[:practice])).task
     return held_out.other(config, one if isinstance(one, Task) else tasks.create(one))
 
 

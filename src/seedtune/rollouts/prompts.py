@@ -83,11 +83,14 @@ def prompt_of(config: Config, example: Example) -> Prompt:
 
 
 def rehearsed(config: Config, prompts: Sequence[Prompt], tools: environments.Tools) -> list[Prompt]:
-    """Return conversations' prompts after one message of the model and one reply of an environment with ``tools``."""
+    """Return conversations' prompts after one message of the model and one reply of an environment with ``tools``.
+
+    Of prompts with equal roles and variables of the chat template, only the first is returned.
+    """
     templated = bool(tools) and config.conversation.tools == "template"
     schemas, text = environments.schemas(tools) if templated else [], environments.describe(tools)
-    found = []
-    for prompt in prompts:
+    found, turns = [], {(_roles(prompt), repr(prompt.template_kwargs)): prompt for prompt in reversed(prompts)}
+    for prompt in reversed(turns.values()):
         content, kwargs, role = prompt.content, prompt.template_kwargs, "user"
         if templated and not isinstance(content, str):
             kwargs, role = {**kwargs, "tools": schemas}, "tool"
@@ -96,3 +99,7 @@ def rehearsed(config: Config, prompts: Sequence[Prompt], tools: environments.Too
         content = environments.continued(content, "Hello.", [(role, "Hello.")])
         found.append(replace(prompt, content=content, template_kwargs=kwargs))
     return found
+
+
+def _roles(prompt: Prompt) -> tuple[str, ...] | None:
+    return None if isinstance(prompt.content, str) else tuple(message["role"] for message in prompt.content)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from seedtune.errors import ConfigError, nearest
@@ -63,10 +64,14 @@ def create(name: str, args: Mapping[str, Any] | None = None) -> Task:
 def recorded_args(name: str, args: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings ``args`` of a task as a run records them: paths are absolute.
 
-    Of a user's task that is text which names a file, as seen from the working directory.
+    Of a user's task that is text with a folder or a suffix which names a file, as seen from the working directory.
     """
     if name not in TASKS:
-        is_file = {key: isinstance(value, str) and os.path.isfile(value) for key, value in args.items()}
-        return {key: os.path.abspath(value) if is_file[key] else value for key, value in args.items()}
+        return {key: os.path.abspath(value) if _is_path(value) else value for key, value in args.items()}
     made = validated(TASKS[name].settings, args)
     return {key: getattr(made, key) if isinstance(value, str) else value for key, value in args.items()}
+
+
+def _is_path(value: Any) -> bool:
+    """Return whether a setting is the path of a file; a bare word, such as ``train``, may mean anything."""
+    return isinstance(value, str) and value != Path(value).stem and os.path.isfile(value)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import date, time, timedelta
 from decimal import Decimal
 from typing import Any
@@ -42,8 +42,8 @@ class Task:
     """Extracts the answer of a completion, for majority votes; an empty answer is no vote.  None: the whole text."""
     environment: EnvironmentFactory | None = None
     """Makes the environment of a conversation, a new one for each; None: single completions."""
-    dropped: tuple[Example, ...] = ()
-    """Training examples that were left out because the model cannot read them."""
+    dropped: Mapping[int, Example] = field(default_factory=dict)
+    """Training examples that were left out because the model cannot read them, by their places in the whole data."""
 
     @property
     def has_accuracy(self) -> bool:
@@ -68,7 +68,9 @@ class Task:
 
     def whole_digest(self) -> str:
         """Return the digest of the training examples with the dropped ones."""
-        return _digest(sorted((*self.train, *self.dropped), key=lambda example: example.id))
+        kept = iter(self.train)
+        places = range(len(self.train) + len(self.dropped))
+        return _digest([self.dropped[place] if place in self.dropped else next(kept) for place in places])
 
 
 def _digest(examples: Sequence[Example]) -> str:

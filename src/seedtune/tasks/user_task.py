@@ -46,7 +46,8 @@ def from_file(name: str, given: Mapping[str, Any]) -> Task:
         raise DataError(f"task={name!r} raised {type(error).__name__}: {error}. Fix the function.") from error
     if not isinstance(made, Task):
         raise ConfigError(f"task={name!r} returned {type(made).__name__}, not a seedtune.tasks.Task.")
-    wrong = {type(row).__name__ for row in (*made.train, *made.test)} - {Example.__name__}
+    given_rows: tuple[Any, ...] = (*made.train, *made.test)
+    wrong = {type(row).__name__ for row in given_rows if not isinstance(row, Example)}
     if wrong:
         raise ConfigError(f"task={name!r} has rows of type {', '.join(sorted(wrong))}, not seedtune.types.Example.")
     train, test = ([plain(row, split) for row in rows] for rows, split in ((made.train, "train"), (made.test, "eval")))

@@ -286,6 +286,16 @@ def test_rows_become_numbered_examples_with_their_other_columns():
     assert examples(None, "train") == ()
 
 
+def test_rows_of_an_own_task_may_be_of_a_class_made_from_ours(tmp_path):
+    (tmp_path / "own.py").write_text(
+        "from dataclasses import dataclass\nfrom seedtune.tasks import Task\nfrom seedtune.types import Example\n"
+        "@dataclass(frozen=True)\nclass Row(Example):\n    hint: str = ''\n"
+        "def make():\n    rows = [Row(0, 'a', {}, 'h')]\n    return Task('own', rows, rows, ())\n"
+    )
+    (row,) = tasks.create(f"{tmp_path}/own.py:make").train
+    assert (row.prompt, row.hint) == ("a", "h")
+
+
 @pytest.mark.parametrize(
     ("row", "message"),
     [

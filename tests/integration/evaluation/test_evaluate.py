@@ -15,10 +15,12 @@ import runs
 from scores import matches, small_letters
 from seedtune import EvalConfig, evaluate
 from seedtune.config.config import Config
+from seedtune.evaluation.evaluate import _task
 from seedtune.evaluation.models import settings_of
 from seedtune.rewards.base import Reward
 from seedtune.run import directory, replay
 from seedtune.run.artifacts.export import export_run
+from seedtune.tasks import create
 from seedtune.tasks.base import Task
 from seedtune.tasks.data.rows import examples
 from seedtune.trainer import Trainer
@@ -80,6 +82,14 @@ def test_several_tasks_are_evaluated_by_one_loaded_model(command, run, monkeypat
     assert "toy held out, 2 prompts" in output
     assert "conciseness held out, 2 prompts" in output
     assert len(loads) == 1
+
+
+def test_training_prompts_are_read_only_where_they_are_used():
+    config = Config(engine="toy", model="toy", task="toy", output_dir="x")
+    whole = create("toy")
+    for practice in (1, 3):
+        task = _task("toy", config, practice)
+        assert (len(task.train), len(task.test)) == (practice, len(whole.test))
 
 
 def test_the_baseline_shows_the_base_models_best_prompt_and_votes(command, run):

@@ -125,7 +125,8 @@ def test_the_usual_output_dir_is_absolute(folder):
 
 def test_a_file_in_the_settings_of_an_own_task_is_recorded_absolute(folder):
     (folder / "rows.jsonl").touch()
-    args = {"data": "rows.jsonl", "kind": "mine", "other": "gone.jsonl", "size": 3}
+    (folder / "train").touch()
+    args = {"data": "rows.jsonl", "kind": "mine", "mode": "train", "other": "gone.jsonl", "size": 3}
     config = recorded(Config(task="mine/a b/own.py:f", task_args=args), TaskInputs())
     assert config.task_args == {**args, "data": str(folder / "rows.jsonl")}
     assert config.identity()["task_args"] == args

@@ -12,7 +12,9 @@ from seedtune.config.config import Config
 from seedtune.engines.transformers.tokenization import ModelTokenizer
 from seedtune.errors import DataError
 from seedtune.rollouts.prepare import prepare
+from seedtune.rollouts.prompts import rehearsed
 from seedtune.tasks.from_config import TaskInputs
+from seedtune.types import Prompt
 
 ANSWERED = [{"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "It is 4."}]
 
@@ -72,6 +74,18 @@ def test_what_a_template_refuses_in_later_turns_is_refused_before_training(
         return
     with pytest.raises(DataError, match=f"row 0 of the training data: .* with the role '{role}': No {role} here"):
         prepare(config, inputs)
+
+
+def test_turns_are_rehearsed_once_for_prompts_of_equal_roles_and_variables():
+    prompts = [
+        Prompt(0, ({"role": "user", "content": "a"},)),
+        Prompt(1, ({"role": "user", "content": "b"},)),
+        Prompt(2, ({"role": "system", "content": "s"}, {"role": "user", "content": "c"})),
+        Prompt(3, ({"role": "user", "content": "d"},), {"think": True}),
+        Prompt(4, "e"),
+        Prompt(5, "f"),
+    ]
+    assert [prompt.id for prompt in rehearsed(Config(), prompts, {})] == [0, 2, 3, 4]
 
 
 def prepared(*prompts, column: str = "prompt", **settings) -> None:

@@ -135,7 +135,7 @@ class _Fresh(SourceFileLoader):
 
     The imports of the file find what lies in its folder first, as those of a script do, under names of their own: two
     files may have different neighbours of one name, or one called like an installed package.  Python's own modules, and
-    the file itself, never hide what is installed.
+    the file itself unless it is a package, never hide what is installed.
     """
 
     def get_code(self, fullname: str) -> CodeType:
@@ -162,7 +162,7 @@ class _Fresh(SourceFileLoader):
         if spec is None:
             return False
         if spec.origin is not None:
-            return not os.path.samefile(spec.origin, self.path)
+            return Path(self.path).name == "__init__.py" or not os.path.samefile(spec.origin, self.path)
         installed = PathFinder.find_spec(name)  # a folder without __init__.py gives way to it
         return installed is None or installed.origin is None
 

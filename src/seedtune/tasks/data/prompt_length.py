@@ -41,12 +41,15 @@ def fit(task: Task, limit: Limit, measure: Measure) -> Task:
     train = _fit(task.train, limit, measure, "training")
     if task.train and not train:
         _fit(task.train, replace(limit, policy="error"), measure, "training")  # raises: says why the first is left out
-    kept = {row.id for row in train}
-    dropped = (*task.dropped, *(row for row in task.train if row.id not in kept))
-    return replace(task, train=train, test=_fit(task.test, limit, measure, "held-out"), dropped=dropped)
+    whole = (place for place in range(len(task.train) + len(task.dropped)) if place not in task.dropped)
+    dropped = {at: row for place, (at, row) in enumerate(zip(whole, task.train, strict=True)) if place not in train}
+    test = _fit(task.test, limit, measure, "held-out")
+    train_rows, test_rows = tuple(train.values()), tuple(test.values())
+    return replace(task, train=train_rows, test=test_rows, dropped={**task.dropped, **dropped})
 
 
-def _fit(rows: Sequence[Example], limit: Limit, measure: Measure, split: str) -> Sequence[Example]:
+def _fit(rows: Sequence[Example], limit: Limit, measure: Measure, split: str) -> dict[int, Example]:
+    """Return the fitted rows that are kept, by their places in ``rows``."""
     found = _measured(rows, measure)
     refused = {place: error for place, error in enumerate(found) if isinstance(error, DataError)}
     long = {place: n for place, n in enumerate(found) if not isinstance(n, DataError) and n > limit.tokens}
@@ -70,25 +73,17 @@ def _fit(rows: Sequence[Example], limit: Limit, measure: Measure, split: str) ->
         done = "left out" if limit.policy == "drop" else "shortened from the left"
         log.warning("%d of %d %s prompts are %s: more than %d tokens", len(long), len(rows), split, done, limit.tokens)
     if limit.policy == "drop":
-        return tuple(row for place, row in enumerate(rows) if place not in refused.keys() | long.keys())
-    if long:
-        return tuple(_shortened(row, limit, measure) if place in long else row for place, row in enumerate(rows))
-    return rows
+        return {place: row for place, row in enumerate(rows) if place not in refused.keys() | long.keys()}
+    return {place: _shortened(row, limit, measure) if place in long else row for place, row in enumerate(rows)}
 
 
-def _measured(rows: Sequence[Example], measure: Measure) -> list[int] | list[int | DataError]:
-    """Return the tokens of each prompt, or the error of one that cannot be read."""
+def _measured(rows: Sequence[Example], measure: Measure) -> list[int | DataError]:
+    """Return the tokens of each prompt, or the error of one that cannot be read, which is found by halving."""
     try:
-        return measure(rows)
-    except DataError:
-        return [_one(row, measure) for row in rows]
-
-
-def _one(row: Example, measure: Measure) -> int | DataError:
-    try:
-        return measure([row])[0]
+        return [*measure(rows)]
     except DataError as error:
-        return error
+        half = len(rows) // 2
+        return [*_measured(rows[:half], measure), *_measured(rows[half:], measure)] if half else [error]
 
 
 def _shortened(row: Example, limit: Limit, measure: Measure) -> Example:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
+from dataclasses import replace
 from importlib import resources
 from typing import Any
 
@@ -29,7 +30,12 @@ MOST = 128
 DIGITS = 14_000
 """Most bits of a number: Python writes no more than 4,300 digits."""
 
-_JSON_MESSAGES = re.compile(r"\s*(?:\[\s*)?\{\s*['\"](role|content|from)['\"]\s*:.*[\]}]\s*", re.DOTALL)
+_MESSAGES = re.compile(
+    r"\s*(?:\[\s*)?\{\s*(?=['\"](?:role|content|tool_calls|from|value)['\"]\s*:)"
+    r"(?:(?=.*['\"]role['\"]\s*:)(?=.*['\"](?:content|tool_calls)['\"]\s*:)"
+    r"|(?=.*['\"]from['\"]\s*:)(?=.*['\"]value['\"]\s*:)).*[\]}]\s*",
+    re.DOTALL,
+)
 """Messages as text: JSON, or Python's own form, which a data frame's ``to_csv`` writes."""
 
 _HELD_OUT = noise.Address(noise.key_for(0, noise.Purpose.HELD_OUT), noise.Stream.ORDER)
@@ -95,12 +101,12 @@ def plain(example: Example, split: str) -> Example:
         raise DataError(f"{where} is nested too deeply, or contains itself. Leave that column out.") from None
     except ValueError as error:
         raise DataError(f"{where} holds {error}. Leave that column out, or make it text.") from None
-    if isinstance(prompt, str) and _JSON_MESSAGES.fullmatch(prompt):
+    if isinstance(prompt, str) and _MESSAGES.fullmatch(prompt):
         prompt = _parsed(prompt, where)
     if isinstance(prompt, str):
-        return Example(example.id, prompt, columns)
+        return replace(example, prompt=prompt, columns=columns)
     if isinstance(prompt, Sequence) and prompt and all(_is_message(message) for message in prompt):
-        return Example(example.id, tuple(_message(message, where) for message in prompt), columns)
+        return replace(example, prompt=tuple(_message(message, where) for message in prompt), columns=columns)
     raise DataError(
         f"{where}: the prompt {prompt!r} is neither text nor a list of messages "
         "like {'role': 'user', 'content': '…'}."
@@ -109,18 +115,25 @@ def plain(example: Example, split: str) -> Example:
 
 def _python(value: Any) -> Any:
     """Replace the types of NumPy and pandas, at any depth; other processes and JSON do not know them."""
+    if type(value) in _PLAIN:
+        return value
     if isinstance(value, Mapping):
         return {key: _python(inner) for key, inner in value.items()}
     if type(value) in (list, tuple):
-        return type(value)(map(_python, value))
+        kinds = set(map(type, value))
+        is_plain = kinds <= _PLAIN or (kinds == {int} and max(map(int.bit_length, value)) <= DIGITS)
+        return type(value)(value if is_plain else map(_python, value))
     if isinstance(value, np.ndarray | np.generic):
         fine = value.astype(f"{value.dtype.kind}8[us]") if value.dtype.kind in "mM" else value
-        return _python(fine.tolist()) if isinstance(fine, np.ndarray) else fine.item()
+        made = fine.tolist()
+        return _python(made) if fine.dtype.kind in "OV" else made
     if isinstance(value, int) and value.bit_length() > DIGITS:
         raise ValueError("a number of thousands of digits, which JSON cannot hold")
     read = _OF_OTHERS.get(type(value).__name__)
     return value if read is None else read(value)
 
+
+_PLAIN = frozenset({str, float, bool, type(None)})
 
 _OF_OTHERS: dict[str, Callable[[Any], Any]] = {
     **dict.fromkeys(("NAType", "NaTType"), lambda _: None),
@@ -137,7 +150,8 @@ def _parsed(text: str, where: str) -> Any:
     except (ValueError, RecursionError) as error:
         raise DataError(
             f"{where}: the prompt {text[:60]!r}… looks like messages, but is not JSON: {error}. Write the column with "
-            "json.dumps(messages), or save the data as .jsonl."
+            "json.dumps(messages), or save the data as .jsonl. Text that only looks so goes into a message: [{'role': "
+            "'user', 'content': text}]."
         ) from error
 
 

@@ -101,6 +101,19 @@ def test_neighbours_are_shared_by_the_files_of_a_folder_and_hide_nothing_else(fo
     assert load("one.py:f")(completions=["x"]) == [2, 3, False]
 
 
+def test_a_package_that_imports_itself_by_name_is_loaded_once(folder):
+    (folder / "mylib").mkdir()
+    (folder / "mylib" / "__init__.py").write_text("from mylib.types import Answer\n")
+    (folder / "mylib" / "types.py").write_text("class Answer: pass\n")
+    (folder / "mylib" / "parse.py").write_text("from mylib.types import Answer\ndef parse(text): return Answer()\n")
+    (folder / "rewards.py").write_text(
+        "from mylib import Answer\nfrom mylib.parse import parse\n"
+        "def score(completions): return [isinstance(parse(text), Answer) for text in completions]\n"
+    )
+    assert load("rewards.py:score")(completions=["x"]) == [True]
+    assert "mylib" not in sys.modules
+
+
 SQUARES = """
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import sys
+from collections import Counter
 from datetime import date, datetime, timedelta
 from pathlib import Path
 
@@ -146,7 +147,14 @@ def test_text_that_should_have_been_messages_is_refused_with_the_row(text):
         example_of(text)
 
 
-@pytest.mark.parametrize("text", ['["a", "b"]', 'Explain [{"role": "user"}]', "[{}]", '[{"roles": 1}]'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *('["a", "b"]', 'Explain [{"role": "user"}]', "[{}]", '[{"roles": 1}]'),
+        *('{"content": "bonjour", "lang": "fr"}', '{"content": oops}', '[{"role": "admin", "rights": ["read"]}]'),
+        *('{"from": "Ann", "content": "Hi"}', '[{"content": 1}, {"content": 2}]'),
+    ],
+)
 def test_other_text_with_json_in_it_stays_text(text):
     assert example_of(text).prompt == text
 
@@ -177,6 +185,8 @@ def test_a_message_that_json_cannot_hold_is_refused_with_the_row(value, message)
         (np.float32(0.5), 0.5),
         (np.bool_(True), True),
         (np.str_("x"), "x"),
+        (np.array([(1, "a")], dtype=[("n", "i4"), ("t", "O")]), [(1, "a")]),
+        ([1, 2.5, True, None, "x", {"k": (1,)}], [1, 2.5, True, None, "x", {"k": (1,)}]),
         (np.array([[1, 2], [3, 4]]), [[1, 2], [3, 4]]),
         (np.array([{"a": np.array([1])}, None], dtype=object), [{"a": [1]}, None]),
         ({"k": [np.int8(1)], "t": (np.int8(1),)}, {"k": [1], "t": (1,)}),
@@ -191,6 +201,20 @@ def test_values_of_numpy_become_those_of_python(value, expected):
     assert found.prompt == tuple(CHAT)
     assert found.columns == {"value": expected}
     assert repr(found.columns["value"]) == repr(expected)
+
+
+def test_plain_values_are_looked_at_once():
+    calls = Counter()
+
+    def count(frame, event, _):
+        calls[frame.f_code.co_name] += event == "call"
+
+    sys.setprofile(count)
+    try:
+        example_of("Hi", ids=list(range(500)), array=np.arange(500))
+    finally:
+        sys.setprofile(None)
+    assert calls["_python"] < 10
 
 
 def test_rows_of_a_data_frame_are_those_it_was_made_from(tmp_path):

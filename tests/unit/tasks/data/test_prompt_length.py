@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 import pytest
 
 from seedtune.errors import DataError
@@ -123,6 +126,29 @@ def test_a_row_that_cannot_be_read_is_an_error_before_training(policy, train, te
         f"row {place} of the {split} data: prompt {place} is refused. So it is with 1 of {rows} rows; to leave them "
         "out, set prompt_truncation=drop."
     )
+
+
+@pytest.mark.parametrize("ids", [[0, 0, 0, 0], [3, 2, 1, 0]], ids=str)
+def test_dropped_rows_keep_their_places_whatever_their_numbers(ids):
+    rows = tuple(Example(number, prompt, {}) for number, prompt in zip(ids, ("a", "x", "c" * 20, "d"), strict=True))
+    whole = replace(task(), train=rows)
+    found = fit(whole, Limit(math.inf, "why", "drop"), refusing)
+    found = fit(found, Limit(10, "why", "drop"), refusing)
+    assert [row.prompt for row in found.train] == ["a", "d"]
+    assert found.dropped == {1: rows[1], 2: rows[2]}
+    assert found.whole_digest() == whole.digest()
+
+
+def test_one_row_that_cannot_be_read_costs_a_few_calls():
+    calls = []
+
+    def counted(rows):
+        calls.append(len(rows))
+        return refusing(rows)
+
+    found = fit(task(*("x" if place == 300 else "a" for place in range(1000))), Limit(policy="drop"), counted)
+    assert list(found.dropped) == [300]
+    assert len(calls) < 25
 
 
 def test_rows_that_cannot_be_read_are_dropped_if_so_chosen_and_known_to_the_task(caplog):
