@@ -78,7 +78,7 @@ def evaluate(
             on=task or (),
             generation=generation,
             eval_config=eval_config,
-            config=models.settings_of(what, file=config, sets=sets or (), own_task=not task),
+            config=models.settings_of(what, file=config, sets=sets or (), on=task or ()),
             progress=None if to_json == "-" else progress,
         )
     _hand_out(found, file, to_stdout=to_json == "-")

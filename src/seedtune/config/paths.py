@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Annotated
 
 from pydantic import AfterValidator
@@ -17,6 +20,19 @@ _IMPOSSIBLE = re.compile(rb"\A\Z|\0|\xed[\xa0-\xbf]|[^/]{256}|.{4096}", re.DOTAL
 _VARIABLE = re.compile(r"\$(?:(\w+)|\{(\w+)\})")
 
 
+_IN_FULL: ContextVar[bool] = ContextVar("paths in full", default=False)
+
+
+@contextmanager
+def in_full(only: bool = True) -> Iterator[None]:
+    """Refuse ``~`` and ``$VAR`` if ``only``: the paths are of a file that the user of this machine did not write."""
+    before = _IN_FULL.set(only)
+    try:
+        yield
+    finally:
+        _IN_FULL.reset(before)
+
+
 def check_possible(text: str) -> None:
     """Raise ValueError for text that is no path of a file."""
     if _IMPOSSIBLE.search(text.encode(errors="surrogatepass")):
@@ -27,13 +43,15 @@ def expanded(text: str) -> str:
     """Return a path with ``~`` and ``$VAR`` expanded.
 
     Raises ValueError for a variable or a user that does not exist, instead of naming a folder ``$VAR`` or ``~user``,
-    and for a path that no file can have.
+    for a path that no file can have, and within `in_full` for whatever would be expanded.
     """
     check_possible(text)
     unset = next((a or b for a, b in _VARIABLE.findall(text) if (a or b) not in os.environ), None)
     if unset is not None and not os.path.exists(text):
         raise ValueError(f"the variable {unset} is not set: set it, or write the path in full")
     path = os.path.expanduser(os.path.expandvars(text))
+    if path != text and _IN_FULL.get():
+        raise ValueError("~ and variables are expanded in your own files only: write the path in full")
     if path.startswith("~"):
         raise ValueError("the home of this user is unknown: write the path in full")
     return path

@@ -16,7 +16,7 @@ from seedtune.config.data_and_rewards import OBJECTS, DatasetSettings, RewardSet
 from seedtune.config.foreign_data import parse_scalar
 from seedtune.errors import ConfigError
 
-_LONGEST = 1000
+_LONGEST = 3000
 """Characters of a value that an error message repeats."""
 
 
@@ -62,7 +62,7 @@ ONLY_TRUSTED: dict[str, Callable[[Any], bool]] = {
 
 def of(config: Config) -> dict[str, Any]:
     """Return the values of a configuration, by dotted name, that only the user may give."""
-    data = config.model_dump(mode="json")
+    data = config.model_dump(mode="json", exclude_defaults=True)
     found = {}
     for name, is_harmless in ONLY_TRUSTED.items():
         section, dot, key = name.rpartition(".")
@@ -81,15 +81,15 @@ def without(config: Config) -> Config:
     return Config.create({**data, "task": "custom"} if "task" in names else data) if names else config
 
 
+def not_given(config: Config, sets: Iterable[str]) -> dict[str, Any]:
+    """Return the settings of `of` that ``sets`` do not give whole: a part of a section would be without the rest."""
+    keys = {item.partition("=")[0].strip() for item in sets}
+    return {name: value for name, value in of(config).items() if not keys & {name, name.partition(".")[0]}}
+
+
 def check_given(config: Config, sets: Iterable[str], *, source: str, command: str) -> None:
     """Raise ConfigError if ``config``, read from ``source``, holds such settings that are not among ``sets``."""
-    keys = {item.partition("=")[0].strip() for item in sets}
-    left = {
-        name: value
-        for name, value in of(config).items()
-        if not any(key == name or key.startswith(f"{name}.") for key in keys)
-    }
-    if left:
+    if left := not_given(config, sets):
         raise ConfigError(
             f"{source} was not written by you on this machine, or was edited since, and names what runs code, opens "
             f"files or contacts hosts: {', '.join(left)}. Read it; what you trust, give yourself: {command} "
@@ -99,5 +99,5 @@ def check_given(config: Config, sets: Iterable[str], *, source: str, command: st
 
 def _shown(value: Any) -> str:
     plain = isinstance(value, str) and isinstance(parse_scalar(value), str) and not value.startswith(('"', "'"))
-    text = value if plain else json.dumps(value)
+    text = value if plain else json.dumps(value, ensure_ascii=False)  # YAML has no pairs of surrogates
     return text if len(text) <= _LONGEST and text.isprintable() else "…"

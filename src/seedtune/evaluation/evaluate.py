@@ -103,11 +103,11 @@ def evaluate(
     see `models.settings_of`; completions are greedy whatever its temperature, and ``eval_config`` says what is sampled
     in addition. Weights are loaded once for all tasks.  Raises ConfigError, RunError, LedgerError or RewardError.
     """
-    eval_config = eval_config or EvalConfig()
+    eval_config, on = eval_config or EvalConfig(), models.named_tasks(on)
     if eval_config.prompt_baseline:
         count = eval_config.samples or VOTES
         eval_config = replace(eval_config, samples=count, ks=tuple(sorted({*eval_config.ks, 1, count})))
-    config = _asked_task(what, on, config or models.settings_of(what, own_task=not on))
+    config = _asked_task(what, on, config or models.settings_of(what, on=on))
     goals = _goals(what, models.ledger_of(what, config), generation, eval_config)
     practice = CHOSEN_ON if eval_config.prompt_baseline else 1
     wanted = [_task(one, config, practice) for one in on or [config.task]]

@@ -13,6 +13,7 @@ from seedtune.config.yaml_file import override, read_settings
 from seedtune.engines.base import Engine
 from seedtune.errors import ConfigError
 from seedtune.run import directory, ledger, recorded_config, replay
+from seedtune.tasks.base import Task
 
 
 def is_run(what: str | Path) -> bool:
@@ -21,13 +22,13 @@ def is_run(what: str | Path) -> bool:
 
 
 def settings_of(
-    what: str | Path, *, file: Path | None = None, sets: Sequence[str] = (), own_task: bool = True
+    what: str | Path, *, file: Path | None = None, sets: Sequence[str] = (), on: Sequence[str | Task] = ()
 ) -> Config:
     """Return the settings for evaluating ``what``: a run's own, or those of ``file`` (say, RUN/config.yaml).
 
     ``sets`` override single settings.  Raises ConfigError for an unknown setting, if ``what`` is a run and ``file``
-    is given, or if another's run names what only the user may, unless its ``own_task`` is not evaluated; `evaluate`
-    raises it for a change that the weights of a run depend on.
+    is given, or if another's run names what only the user may; if it is evaluated ``on`` other tasks than its own, that
+    is left out with a warning. `evaluate` raises ConfigError for a change that the weights of a run depend on.
     """
     if not is_run(what):
         named = {"model": str(what)}
@@ -35,10 +36,13 @@ def settings_of(
     if file is not None:
         raise ConfigError(f"{what} is a run and has settings of its own: change them one by one, and leave out {file}.")
     root = Path(what)
-    read = (
-        recorded_config.trusted(root, sets, f"seedtune eval {root}") if own_task else recorded_config.run_config(root)
-    )
+    read = recorded_config.trusted(root, sets, f"seedtune eval {root}", on=named_tasks(on))
     return recorded_config.with_settings(read, sets)
+
+
+def named_tasks(on: Sequence[str | Task]) -> list[str | Task]:
+    """Return tasks with the names of files made absolute, as configurations have them.  Raises ConfigError."""
+    return [Config.create({"task": one}).task if isinstance(one, str) else one for one in on]
 
 
 def _read(file: Path, sets: Sequence[str]) -> dict[str, Any]:

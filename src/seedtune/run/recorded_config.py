@@ -6,6 +6,7 @@ Weights do not depend on the engine, so any engine can replay them.
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing_extensions import TypedDict
 from seedtune.config import trusted_settings
 from seedtune.config.config import Config
 from seedtune.config.foreign_data import Count, conform
+from seedtune.config.paths import in_full
 from seedtune.config.yaml_file import override, parse_settings, read_file
 from seedtune.engines import ENGINES
 from seedtune.errors import ConfigError, LedgerError, ModelError, RunError, resume_command
@@ -106,8 +108,10 @@ def as_written(root: Path) -> tuple[Config, bool]:
     if not path.is_file():
         return _of_the_ledger_alone(root), False
     data = read_file(path)
+    is_own = sealing.is_marked(data)
     try:
-        return Config.create({**parse_settings(data, path), "output_dir": str(root)}), sealing.is_marked(data)
+        with in_full(not is_own):
+            return Config.create({**parse_settings(data, path), "output_dir": os.path.abspath(root)}), is_own
     except ConfigError as error:
         raise ConfigError(f"{error} Or delete {path}: the ledger holds what the run's results depend on.") from error
 
@@ -126,16 +130,20 @@ def _of_the_ledger_alone(root: Path) -> Config:
     return config_of(contents.header).replace(output_dir=str(root), generations=max(1, done))
 
 
-def trusted(root: Path, sets: Iterable[str], command: str) -> Config:
+def trusted(root: Path, sets: Iterable[str], command: str, *, on: Sequence[object] = ()) -> Config:
     """Read the configuration of a run whose code is to run.
 
-    If another's run names what only the user may, ConfigError says how to add it to ``command``, unless ``sets`` do.
+    If another's run names what only the user may, ConfigError says how to add it to ``command``, unless ``sets`` do;
+    if the run's own task is not among the tasks ``on``, a warning says what is left out.
     """
     config, is_own = as_written(root)
     if is_own:
         return config
     source = next(path for path in (RunPaths(root).config, RunPaths(root).ledger) if path.is_file())
-    trusted_settings.check_given(config, sets, source=str(source), command=command)
+    if not on or config.task in on:
+        trusted_settings.check_given(config, sets, source=str(source), command=command)
+    elif left := trusted_settings.not_given(config, sets):
+        log.warning("%s was not written by you on this machine, or edited since; left out: %s", source, ", ".join(left))
     return trusted_settings.without(config)
 
 
@@ -197,7 +205,8 @@ def config_of(header: ledger.Header) -> Config:
         if len(kinds) > 1 or max_staleness:
             workers = dict.fromkeys(kinds, 1)
             settings |= {"engine": "ray", "ray": {"workers": workers, "max_staleness": max_staleness}}
-        return Config.create(settings)
+        with in_full():
+            return Config.create(settings)
     except (ValueError, ConfigError) as error:
         raise LedgerError(
             f"the settings in the ledger, by seedtune {header.seedtune[:40]}, are none of this version's: {error} Use "

@@ -74,7 +74,7 @@ def test_no_command_runs_the_code_that_a_folder_names(kind, evil, tmp_path, comm
         ("inspect", root),
         ("diff", root, root),
         ("pack", root, "-o", tmp_path / "a.pack"),
-        ("eval", root, "--task", "toy", "--limit", "2"),
+        ("eval", root, "--task", "conciseness", "--limit", "2"),
     ):
         code, _, errors = command(*arguments)
         assert code == 0, errors

@@ -15,6 +15,7 @@ import runs
 from scores import matches, small_letters
 from seedtune import EvalConfig, evaluate
 from seedtune.config.config import Config
+from seedtune.errors import ConfigError
 from seedtune.evaluation.evaluate import _task
 from seedtune.evaluation.models import settings_of
 from seedtune.rewards.base import Reward
@@ -310,3 +311,45 @@ def test_a_run_before_its_first_evaluation_is_told_to_finish_it(failure, run):
     directory.RunPaths(run).metrics.write_text("")
     for name in ("samples", "inspect"):
         assert failure(name, run).endswith(" answers yet. Let it finish its first evaluation.")
+
+
+COUNTED = """
+from seedtune.rewards.base import Reward
+from seedtune.tasks.base import Task
+from seedtune.types import Example
+
+def length(completions, **columns):
+    return [float(len(text)) for text in completions]
+
+def build(n=1):
+    rows = tuple(Example(k, f"row {k}", {}) for k in range(n))
+    return Task("counted", rows, rows, (Reward("length", length),))
+"""
+
+
+@pytest.mark.parametrize("what", ["toy", "run"])
+def test_settings_of_a_task_in_a_relative_file_reach_it(tmp_path, monkeypatch, what):
+    monkeypatch.chdir(tmp_path)
+    Path("counted.py").write_text(COUNTED)
+    told = ["task_args.n=5"]
+    if what == "run":
+        own = {"task": "counted.py:build", "task_args": {"n": 5}, "eval_prompts": 0}
+        Trainer(Config.create({**runs.toy(tmp_path / "run").model_dump(), **own})).train()
+        told = []
+    else:
+        told += ["engine=toy"]
+    for on in (["counted.py:build"], ["counted.py:build", "toy"]):
+        sets = [*told, "task=counted.py:build"] if what == "toy" and len(on) > 1 else told
+        found = evaluate(what, on=on, config=settings_of(what, sets=sets, on=on))
+        assert found.subjects[0].results[0].prompts == 5
+
+
+def test_what_is_left_out_of_anothers_run_on_another_task_is_said(tmp_path, caplog):
+    root = tmp_path / "run"
+    Trainer(runs.toy(root)).train()
+    config = Config.create({**runs.toy(root).model_dump(), "eval_tasks": ["a.py:f"], "trust_remote_code": True})
+    runs.write_config(config, root / "config.yaml")
+    settings_of(root, on=["conciseness"], sets=["trust_remote_code=true"])
+    assert "or edited since; left out: eval_tasks" in caplog.text
+    with pytest.raises(ConfigError, match="contacts hosts: trust_remote_code, eval_tasks"):
+        settings_of(root, on=["conciseness", "toy"])

@@ -72,6 +72,11 @@ NAMED: list[tuple[dict[str, Any], tuple[str, ...]]] = [
     ({**OWN, "reward_funcs": JUDGE, "eval_dataset": "org/data"}, ("eval_dataset", "reward_funcs", "train_dataset")),
     ({"transformers": {"weights_folder": "/etc"}}, ("transformers.weights_folder",)),
     ({"engine": "ray", "ray": {"address": "ray://elsewhere:1", "detached": True}}, ("ray.address", "ray.detached")),
+    ({"task": "gsm8k", "task_args": {"path": "/rows/\U0001f600: #.jsonl"}}, ("task_args",)),
+    (
+        {**OWN, "reward_funcs": [{"path": f"/a/{n}/rewards.py:reward"} for n in range(30)]},
+        ("reward_funcs", "train_dataset"),
+    ),
     ({"engine": "ray", "ray": {"address": "auto", "resources": {"a": 1}}}, ("ray.address", "ray.resources")),
     ({"engine": "vllm", "vllm": {"hf_token": True, "download_dir": "/x"}}, ("vllm.download_dir", "vllm.hf_token")),
 ]
@@ -126,3 +131,11 @@ def test_a_value_made_to_fool_a_terminal_is_not_repeated() -> None:
         trusted_settings.check_given(config, (), source="F", command="seedtune resume RUN")
     assert str(refused.value).isprintable()
     assert len(str(refused.value)) < 1000
+
+
+@pytest.mark.parametrize("sets", [["train_dataset.path=/rows.jsonl"], ["train_dataset.split=test"], ["task=custom"]])
+def test_a_part_of_a_section_is_not_the_section(sets: list[str]) -> None:
+    config = Config.create({"train_dataset": {"path": "rows.jsonl", "split": "train"}})
+    with pytest.raises(ConfigError, match="names what runs code, opens files or contacts hosts: train_dataset"):
+        trusted_settings.check_given(config, sets, source="F", command="")
+    trusted_settings.check_given(config, ["train_dataset=rows.jsonl"], source="F", command="")

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from ledgers import HEADER
 from seedtune import Config
-from seedtune.errors import ConfigError, ModelError
-from seedtune.run.recorded_config import for_weights, hinting, with_settings
+from seedtune.errors import ConfigError, LedgerError, ModelError
+from seedtune.run import sealing
+from seedtune.run.recorded_config import as_written, config_of, for_weights, hinting, with_settings
 
 SERVED: dict[str, Any] = {
     "engine": "vllm",
@@ -65,3 +69,35 @@ def test_what_the_other_engine_refuses_names_the_runs_own() -> None:
         raise ModelError("Too odd.")
     with pytest.raises(ModelError, match=r"^Too odd\.$"), hinting("transformers", Config()):
         raise ModelError("Too odd.")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "model: $SECRET",
+        "model: ${SECRET}",
+        "model: ~/base",
+        "task: /$SECRET/a.py:f",
+        "environment: ~/a.py:f",
+        "eval_tasks: [$SECRET/a.py:f]",
+        "train_dataset: $SECRET/rows.jsonl",
+        "transformers: {weights_folder: $SECRET}",
+    ],
+)
+def test_a_path_of_anothers_run_is_not_expanded(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SECRET", "hf_token")
+    monkeypatch.setenv("HOME", "/hf_token")
+    (tmp_path / "config.yaml").write_text(line)
+    with pytest.raises(ConfigError, match="expanded in your own files only: write the path in full") as refused:
+        as_written(tmp_path)
+    assert "hf_token" not in str(refused.value)
+    (tmp_path / "config.yaml").write_bytes(sealing.marked(f"{line}\n".encode()))
+    assert "hf_token" in str(as_written(tmp_path)[0])
+
+
+def test_the_model_of_a_ledger_is_not_expanded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SECRET", "hf_token")
+    header = replace(HEADER, model="$SECRET", config=Config(engine="toy").identity())
+    with pytest.raises(LedgerError, match="write the path in full") as refused:
+        config_of(header)
+    assert "hf_token" not in str(refused.value)

@@ -11,7 +11,7 @@ from seedtune import activities, engines
 from seedtune.config import trusted_settings
 from seedtune.config.config import Config
 from seedtune.config.foreign_data import parse_json, parse_yaml
-from seedtune.config.paths import id_and_revision, public_name
+from seedtune.config.paths import id_and_revision, in_full, public_name
 from seedtune.engines.base import Engine, EngineInfo
 from seedtune.errors import ConfigError, LedgerError, PackError, RunError, StorageError, storage_cause
 from seedtune.numerics.machine import disk
@@ -157,7 +157,7 @@ def unpack_run(
             _check_base(path, about, info)
         _rebuild(path, pack, engine, watch)
         rights = Rights(about.base_licence, about.licence, about.note)
-        named = config.replace(model=about.model)
+        named = config.model_copy(update={"model": about.model})  # a text of the card: not a path of this machine
         write_export(engine, named, about.generations, target, dtype=dtype, rights=rights)
     return Export(about.generations, watch.updates, watch.seconds)
 
@@ -166,9 +166,15 @@ def _config(path: Path, about: About, base: str, sets: Iterable[str]) -> Config:
     """Return the settings of a pack, with the base model and the overrides of this machine."""
     try:
         recorded_config.check_noise(str(path), about.noise)
-        packed = trusted_settings.without(Config.create(dict(about.config)))
+        with in_full():
+            packed = trusted_settings.without(Config.create(dict(about.config)))
     except (ConfigError, LedgerError) as error:
         raise PackError(f"{path} was made by seedtune {about.seedtune} and needs another version: {error}") from error
+    if about.model.startswith(("/", "~", "./", "../")) or about.model in (".", ".."):
+        raise PackError(
+            f"{path} names its base model by a path, {about.model!r}: it was not written by 'seedtune pack'. Get "
+            "another copy."
+        )
     return recorded_config.for_weights(packed, sets, model=base)
 
 

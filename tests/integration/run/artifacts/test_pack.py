@@ -320,3 +320,17 @@ def test_a_pack_that_names_no_engine_is_unpacked_with_one_that_is_given(file, tm
     forge(file, config=config)
     unpack_run("toy", file, tmp_path / "model", sets=["engine=toy"])
     assert any((tmp_path / "model").iterdir())
+
+
+@pytest.mark.parametrize("model", ["$SECRET", "org/${SECRET}", "\0"])
+def test_the_card_has_the_packs_name_of_the_base_model_as_it_is(file, tmp_path, monkeypatch, model):
+    monkeypatch.setenv("SECRET", "hf_token")
+    forge(file, model=model)
+    unpack_run("toy", file, tmp_path / "model")
+    assert "hf_token" not in (tmp_path / "model" / "README.md").read_text()
+
+
+@pytest.mark.parametrize("model", ["~", "~/base", "/etc/base", "./base", ".", ".."])
+def test_a_pack_that_names_its_base_model_by_a_path_is_refused(failure, file, tmp_path, model):
+    forge(file, model=model)
+    assert f"names its base model by a path, {model!r}" in refused(failure, tmp_path, file)
