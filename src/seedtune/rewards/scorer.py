@@ -50,16 +50,20 @@ class Scorer:
         self.proven: set[str] = set()
         self.stuck: Counter[str] = Counter()
         self.once = Once()
-        self.reads_tokens = any(
-            self.places[reward.name].where != "here" and names(reward.function, "completion_ids") for reward in rewards
-        )
-        """Whether a reward names the token ids of completions."""
+        self.reads_tokens = any(map(self.takes_ids, rewards))
+        """Whether a reward gets the token ids of completions."""
         self.constant: Counter[str] = Counter()
         """Evaluations in a row in which a reward was the same for all completions."""
         self._columns: dict[Completion, dict[str, Any]] = {}
         self._metrics: dict[str, list[float]] = {}
         self._pools: dict[str, Pool] = {}
         weakref.finalize(self, _close, self._pools)
+
+    def takes_ids(self, reward: Reward) -> bool:
+        """Whether a reward gets token ids: a function of the user that names them or takes ``**kwargs``, as in TRL."""
+        ours = str(getattr(reward.function, "__module__", "")).startswith("seedtune.")
+        there = self.places[reward.name].where != "here" and not reward.inline and not ours
+        return there and bool(accepted(reward.function, {"completion_ids": None}))
 
     def keep(self, report: Report, advice: str) -> None:
         """Send failure records to ``report``, once per evaluation, and end stop errors with ``advice``."""
@@ -239,7 +243,7 @@ class Round:
             placement = self._scorer.places[reward.name] = Placement("thread")  # objects cannot be sent to a worker
         if self._environments and placement.where == "thread":
             keywords["environments"] = [self._environments[i] for i in places]
-        if self._ids and placement.where != "here" and names(reward.function, "completion_ids"):
+        if self._ids and self._scorer.takes_ids(reward):
             keywords["completion_ids"] = [list(self._ids[i]) for i in places]
         keywords, batch.alone = accepted(reward.function, keywords), "environments" not in keywords
         if placement.where == "here":

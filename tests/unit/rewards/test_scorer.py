@@ -216,9 +216,9 @@ def test_logged_values_are_numbers_of_python_or_text():
     assert list(map(repr, log.columns["e"])) == ["2", "0.5", "'inf'", "True", "'[1]'"]
 
 
-def test_tokens_are_asked_for_and_sent_only_if_a_reward_names_them():
+def test_tokens_are_asked_for_and_sent_only_if_a_reward_takes_them():
     functions = [lambda completion_ids: [0.0], hostile.length, length_error, lambda completions: [0.0]]
-    assert [made(function).reads_tokens for function in functions] == [True, False, False, False]
+    assert [made(function).reads_tokens for function in functions] == [True, True, False, False]
     assert not Scorer([Reward("r", hostile.length, inline=True)], Config()).reads_tokens
     keywords = []
     scorer = made(
@@ -227,7 +227,7 @@ def test_tokens_are_asked_for_and_sent_only_if_a_reward_names_them():
     with scorer.round(examples([{"prompt": "p"}], "train"), [0], after=0) as scoring:
         scoring.add(0, "a", ids=[5, 6])
         assert scoring.finish()["r1"] == [2]
-    assert "completion_ids" not in keywords[0]
+    assert keywords[0]["completion_ids"] == [[5, 6]]
     scorer.close()
 
 
