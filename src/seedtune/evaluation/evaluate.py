@@ -110,7 +110,7 @@ def evaluate(
     config = _asked_task(what, on, config or models.settings_of(what, on=on))
     goals = _goals(what, models.ledger_of(what, config), generation, eval_config)
     practice = CHOSEN_ON if eval_config.prompt_baseline else 1
-    wanted = [_task(one, config, practice) for one in on or [config.task]]
+    wanted = [_task(one, config, practice, eval_config.limit) for one in on or [config.task]]
     for task in wanted:
         held_out.prompts_of(task, config)
         held_out.check_eval_config(task, eval_config)
@@ -148,12 +148,13 @@ def _goals(
     return list(dict.fromkeys(replay.goal_of(Path(what), contents, goal) for goal in asked))
 
 
-def _task(one: str | Task, config: Config, practice: int) -> Task:
-    """Return a task with held-out prompts that the model can read; the run's own has ``practice`` training rows."""
+def _task(one: str | Task, config: Config, practice: int, limit: int | None) -> Task:
+    """Return a task with the held-out prompts to evaluate, fitted; the run's own has ``practice`` training rows."""
     if one == config.task:
         task = built(config, NOTHING)
-        return prepare(config, task=replace(task, train=task.train[:practice])).task
-    return held_out.other(config, one if isinstance(one, Task) else tasks.create(one))
+        shown = held_out.prompts_of(task, config, limit)
+        return prepare(config, task=replace(task, train=task.train[:practice], test=shown)).task
+    return held_out.other(config, one if isinstance(one, Task) else tasks.create(one), limit)
 
 
 def _subjects(

@@ -14,7 +14,7 @@ from seedtune import activities, tasks
 from seedtune.config.config import Config
 from seedtune.config.foreign_data import shown
 from seedtune.config.sections import LikelihoodSettings
-from seedtune.engines.base import Engine
+from seedtune.engines.base import Engine, Tokenizer
 from seedtune.errors import ConfigError
 from seedtune.evaluation.estimators import Estimate, bootstrap, majority_at_k, pass_at_k
 from seedtune.rewards.scorer import Scorer
@@ -231,11 +231,14 @@ def others(config: Config, own: Task) -> tuple[Task, ...]:
     return tuple(other(config, tasks.create(name)) for name in config.eval_tasks)
 
 
-def other(config: Config, task: Task) -> Task:
-    """Return a task beside the run's own with held-out prompts that the model can read; may raise a SeedtuneError."""
-    prompts_of(task, config)
+def other(config: Config, task: Task, limit: int | None = None, *, tokenizer: Tokenizer | None = None) -> Task:
+    """Return a task beside the run's own with held-out prompts that the model can read; may raise a SeedtuneError.
+
+    Only the prompts to evaluate are read, see `prompts_of`, with the engine's ``tokenizer`` if that is loaded already.
+    """
+    shown = replace(task, train=(), test=prompts_of(task, config, limit))
     generating = config.replace(**GENERATED) if config.uses_likelihood else config
-    test = fitted(generating.replace(max_prompt_length=None), replace(task, train=())).test
+    test = fitted(generating.replace(max_prompt_length=None), shown, tokenizer=tokenizer).test
     return replace(task, test=test)
 
 

@@ -12,10 +12,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from seedtune import engines
 from seedtune.config.config import Config
-from seedtune.engines.base import Engine
+from seedtune.engines.base import Engine, Tokenizer
 from seedtune.errors import ConfigError, DataError
-from seedtune.evaluation.held_out import PLAIN, EvalConfig, Measures, estimated, evaluate, other
+from seedtune.evaluation.held_out import PLAIN, EvalConfig, Measures, estimated, evaluate, other, prompts_of
 from seedtune.run import metrics
 from seedtune.tasks.base import Task
 from seedtune.types import Example, Message
@@ -61,7 +62,9 @@ def choose(engine: Engine, task: Task, config: Config, eval_config: EvalConfig) 
         raise ConfigError(f"task {task.name!r} has no training prompts to choose a prompt on. Leave out the baseline.")
     practice = replace(task, test=task.train[: min(CHOSEN_ON, eval_config.limit or CHOSEN_ON)])
     greedy = EvalConfig(seed=eval_config.seed)
-    scores, wordings = [], [wording for wording in WORDINGS if _can_be_read(wording, practice, task, config)]
+    shown = replace(task, test=(*practice.test, *prompts_of(task, config, eval_config.limit)))
+    tokenizer = engines.tokenizer(config)
+    scores, wordings = [], [wording for wording in WORDINGS if _can_be_read(wording, shown, config, tokenizer)]
     for wording in wordings:
         task_put, config_put = reworded(wording, practice, config.replace(eval_prompts=0))
         columns = evaluate(engine, task_put, config_put, greedy).columns
@@ -70,13 +73,13 @@ def choose(engine: Engine, task: Task, config: Config, eval_config: EvalConfig) 
     return wordings[int(np.argmax(scores))]
 
 
-def _can_be_read(wording: Wording, practice: Task, task: Task, config: Config) -> bool:
-    """Whether the model can read all prompts in a wording: some chat templates have no system message."""
+def _can_be_read(wording: Wording, shown: Task, config: Config, tokenizer: Tokenizer) -> bool:
+    """Whether the model can read all ``shown`` prompts in a wording: some chat templates have no system message."""
     if wording.name == PLAIN:
         return True
-    put, config = reworded(wording, replace(task, test=(*practice.test, *task.test)), config)
+    put, config = reworded(wording, shown, config)
     try:
-        other(config.replace(prompt_truncation="error"), put)
+        other(config.replace(prompt_truncation="error", eval_prompts=0), put, tokenizer=tokenizer)
     except DataError as error:
         log.warning("the wording %r is left out: %s", wording.name, error)
         return False

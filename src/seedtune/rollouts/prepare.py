@@ -14,6 +14,7 @@ from typing import Any
 from seedtune import engines
 from seedtune.config.config import Config
 from seedtune.config.sections import ConversationSettings
+from seedtune.engines.base import Tokenizer
 from seedtune.errors import ConfigError, DataError
 from seedtune.rewards.execution.call import raised
 from seedtune.rewards.execution.thread import TimedThread
@@ -160,9 +161,12 @@ def check_prompts(config: Config, task: Task, examples: Sequence[Example]) -> No
         )
 
 
-def fitted(config: Config, task: Task, tools: Tools | None = None) -> Task:
-    """Return the task with prompts (and reference answers) that the model can read and that fit its context."""
-    tokenizer = engines.tokenizer(config)
+def fitted(config: Config, task: Task, tools: Tools | None = None, *, tokenizer: Tokenizer | None = None) -> Task:
+    """Return the task with prompts (and reference answers) that the model can read and that fit its context.
+
+    ``tokenizer`` is the engine's, loaded if it is not given.
+    """
+    tokenizer = tokenizer or engines.tokenizer(config)
 
     def measure(rows: Sequence[Example]) -> list[int]:
         prompts = [prompt_of(config, row) for row in rows]

@@ -89,8 +89,9 @@ def test_training_prompts_are_read_only_where_they_are_used():
     config = Config(engine="toy", model="toy", task="toy", output_dir="x")
     whole = create("toy")
     for practice in (1, 3):
-        task = _task("toy", config, practice)
+        task = _task("toy", config, practice, None)
         assert (len(task.train), len(task.test)) == (practice, len(whole.test))
+    assert len(_task("toy", config, 1, 2).test) == len(_task("conciseness", config, 1, 2).test) == 2
 
 
 def test_the_baseline_shows_the_base_models_best_prompt_and_votes(command, run):

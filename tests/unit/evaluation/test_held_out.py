@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from scores import brief, ends_right, one_character
+from seedtune import engines
 from seedtune.config.config import Config
 from seedtune.engines.base import EngineTimes
 from seedtune.engines.toy.engine import Characters
@@ -197,11 +198,20 @@ def test_prompts_of_a_task_beside_the_runs_own_are_read_first_and_may_be_dropped
     assert ([row.id for row in found.test], found.train) == ([1], watched.train)
 
 
+@pytest.mark.parametrize(("limit", "eval_prompts"), [(1, 0), (None, 1), (1, 2)])
+def test_rows_of_another_task_that_are_not_evaluated_are_not_read(limit, eval_prompts):
+    watched = task(test=examples([{"prompt": "a"}, {"prompt": "\ud800"}], "test"))
+    config = CONFIG.replace(eval_prompts=eval_prompts)
+    assert [row.id for row in other(config, watched, limit).test] == [0]
+    with pytest.raises(DataError, match="row 1 of the held-out data"):
+        other(config, watched, 2)
+
+
 # ------------------------------------------------------------------------------ baseline
 
 
 def split_task(**changes) -> Task:
-    return task(train=examples(ROWS[:2], "train"), test=examples(ROWS[2:], "test"), **changes)
+    return task(**{"train": examples(ROWS[:2], "train"), "test": examples(ROWS[2:], "test"), **changes})
 
 
 def test_a_wording_that_the_model_cannot_read_is_not_among_the_candidates(monkeypatch, caplog):
@@ -214,6 +224,16 @@ def test_a_wording_that_the_model_cannot_read_is_not_among_the_candidates(monkey
     engine = Told(lambda key: "4" if key.startswith("You") else "?")
     assert choose(engine, split_task(), CONFIG, EvalConfig()) == WORDINGS[0]
     assert "the wording 'careful' is left out: row 0 of the held-out data: prompt 0 is refused." in caplog.text
+
+
+def test_wordings_are_tried_on_prompts_that_are_evaluated_with_one_tokenizer(monkeypatch, caplog):
+    made = []
+    monkeypatch.setattr(engines, "tokenizer", lambda config: made.append(config) or Characters())
+    rows = split_task(test=examples([{"prompt": "a"}, {"prompt": "\ud800"}], "test"))
+    choose(Told(lambda _: "no"), rows, CONFIG, EvalConfig(limit=1))
+    assert (len(made), caplog.text) == (1, "")
+    choose(Told(lambda _: "no"), rows, CONFIG.replace(eval_prompts=1), EvalConfig())
+    assert (len(made), caplog.text) == (2, "")
 
 
 def test_the_prompt_is_chosen_on_training_prompts_alone():
