@@ -18,11 +18,12 @@ import json
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from itertools import accumulate, islice
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from typing_extensions import TypedDict
 
 from seedtune.config.foreign_data import Count, GenerationCount, conform
@@ -37,8 +38,8 @@ DIGEST = 32
 _LIMIT = 1 << 32
 """Generations and pairs are 32-bit words of a noise address."""
 
-TERMS, SIZE = 3_000_000, 100_000_000
-"""Most generations and terms of a pack, which take half a gigabyte in memory, and most bytes of its file."""
+TERMS, SIZE = 20_000_000, 120_000_000
+"""Most generations and terms of a pack, and most bytes of its file: reading both takes a gigabyte of memory."""
 
 DENSITY = 32
 """Most terms in a compressed byte: weights are rewards of members, of which no more fit into one."""
@@ -79,13 +80,21 @@ class Pack:
     """A fine-tune: its starting point, and one update per generation."""
 
     about: About
-    updates: tuple[Update, ...]
+    updates: Sequence[Update]
 
 
 def dump(pack: Pack) -> bytes:
-    """Encode a pack as the bytes of its file."""
-    body = zlib.compress(_encode(pack.updates, pack.about.shape), 9)
-    terms = sum(len(update.terms) for update in pack.updates)
+    """Encode a pack as the bytes of its file; PackError if it has more than can be read."""
+    terms, columns = sum(len(update.terms) for update in pack.updates), _encode(pack.updates, pack.about.shape)
+    count = len(pack.updates) + terms
+    body = zlib.compress(columns, 9)
+    if count > _most(body):
+        body = zlib.compress(columns, 0)
+    if count > _most(body) or len(body) > SIZE - 1_000_000:
+        raise PackError(
+            f"{len(pack.updates):,} generations with {terms:,} terms of noise in all are more than a pack holds, "
+            f"{TERMS:,} and {SIZE:,} bytes. Pack fewer generations, or export the model."
+        )
     line, _ = seal({"seedtune_pack": FORMAT, **asdict(pack.about), "terms": terms, "bytes": len(body)})
     return line + body + hashlib.blake2b(line + body, digest_size=DIGEST).digest()
 
@@ -123,12 +132,12 @@ def parse(raw: bytes, name: str) -> Pack:
         size = len(raw) - len(rest) + sizes["bytes"] + DIGEST
         if len(raw) < size:
             raise _truncated(name, f"it has {len(raw)} of {size} bytes")
-        if len(raw) > size or hashlib.blake2b(raw[:-DIGEST], digest_size=DIGEST).digest() != raw[-DIGEST:]:
+        if len(raw) > size or hashlib.blake2b(memoryview(raw)[:-DIGEST], digest_size=DIGEST).digest() != raw[-DIGEST:]:
             raise _edited(name, "it")
         about = conform(header, About)
         if str(about.generations) not in about.fingerprints or not all(map(_is_count, about.fingerprints)):
             raise ValueError(f"no fingerprint after {about.generations} generations")
-        return Pack(about, _decode(rest[:-DIGEST], about, sizes["terms"]))
+        return Pack(about, _decode(memoryview(rest)[:-DIGEST], about, sizes["terms"]))
     except (KeyError, TypeError, ValueError, OverflowError, zlib.error) as error:
         raise PackError(
             f"{name} has good checksums but does not hold what a pack holds ({error}): it was not written by "
@@ -173,36 +182,61 @@ def _encode(updates: Sequence[Update], shape: Mapping[str, int]) -> bytes:
     return b"".join(column.tobytes() for column in columns)
 
 
-def _decode(body: bytes, about: About, terms: int) -> tuple[Update, ...]:
+def _most(body: bytes | memoryview) -> int:
+    """Return the most generations and terms that a pack with these compressed columns may have."""
+    return min(TERMS, DENSITY * len(body) + 1000)
+
+
+def _decode(body: memoryview, about: About, terms: int) -> Sequence[Update]:
     """Decode updates from compressed columns, decompressing no more than the header's counts allow."""
     count = about.generations
-    if count + terms > min(TERMS, DENSITY * len(body) + 1000):
+    if count + terms > _most(body):
         raise ValueError(f"{count} generations of {terms} terms in all, in {len(body)} bytes")
     sizes = (8 * count, 8 * terms, 8 * terms, 4 * terms, count, 8 * count)
     columns = zlib.decompressobj().decompress(body, sum(sizes) + 1)
     if len(columns) != sum(sizes):
         raise ValueError(f"{len(columns)} bytes of columns, not {sum(sizes)}")
-    pieces = [columns[end - size : end] for size, end in zip(sizes, accumulate(sizes), strict=True)]
-    lengths, ages, pairs = (np.frombuffer(piece, "<i8").tolist() for piece in pieces[:3])
+    view = memoryview(columns)
+    pieces = [view[end - size : end] for size, end in zip(sizes, accumulate(sizes), strict=True)]
+    lengths, ages, pairs = (np.frombuffer(piece, "<i8") for piece in pieces[:3])
     weights = np.frombuffer(pieces[3], np.uint8).reshape(4, -1).T.copy().view("<f4").reshape(-1)
-    if not (np.isfinite(weights).all() and np.isfinite(np.frombuffer(pieces[5], "<f4")).all()):
+    pulls = np.frombuffer(pieces[5], "<f4").reshape(-1, 2)
+    if not (np.isfinite(weights).all() and np.isfinite(pulls).all()):
         raise ValueError("a weight is infinite or no number")
-    kept = (weights.astype(np.float64) / amplitude(1.0, **about.shape)).tolist()
-    pulls = np.frombuffer(pieces[5], "<f4").reshape(-1, 2).tolist()
-    if sum(lengths) != terms or any(length < 0 for length in lengths):
+    if ((lengths < 0) | (lengths > terms)).any() or lengths.sum() != terms:
         raise ValueError("the numbers of terms do not add up")
-    rows = zip(ages, pairs, kept, strict=True)
-    return tuple(
-        Update(
-            generation,
-            tuple(_term(generation, *row) for row in islice(rows, length)),
-            Decay(*pull) if flag else None,
-        )
-        for generation, (length, flag, pull) in enumerate(zip(lengths, pieces[4], pulls, strict=True))
-    )
+    sources = np.repeat(np.arange(count), lengths)
+    np.subtract(sources, ages, out=sources)
+    wrong = (sources < 0) | (sources >= _LIMIT) | (pairs < 0) | (pairs >= _LIMIT)
+    if wrong.any():
+        raise ValueError(f"noise of generation {sources[wrong.argmax()]}, pair {pairs[wrong.argmax()]}")
+    scale = amplitude(1.0, **about.shape)
+    return _Updates(np.cumsum(lengths), sources, pairs, weights, pieces[4], pulls, scale)
 
 
-def _term(generation: int, age: int, pair: int, weight: float) -> Term:
-    if not (0 <= generation - age < _LIMIT and 0 <= pair < _LIMIT):
-        raise ValueError(f"noise of generation {generation - age}, pair {pair}")
-    return Term(generation - age, pair, weight)
+@dataclass(frozen=True, slots=True)
+class _Updates(Sequence[Update]):
+    """Updates made from their columns when they are asked for: a term takes 40 bytes, not 200."""
+
+    ends: NDArray[np.int64]
+    sources: NDArray[np.int64]
+    """Generation of each term's noise."""
+
+    pairs: NDArray[np.int64]
+    weights: NDArray[np.float32]
+    decays: memoryview
+    pulls: NDArray[np.float32]
+    scale: float
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return tuple(self[place] for place in range(*index.indices(len(self))))
+        generation = range(len(self))[index]
+        own = slice(self.ends[generation - 1] if generation else 0, self.ends[generation])
+        weights = self.weights[own].astype(np.float64) / self.scale
+        terms = map(Term, self.sources[own].tolist(), self.pairs[own].tolist(), weights.tolist())
+        decay = Decay(*self.pulls[generation].tolist()) if self.decays[generation] else None
+        return Update(generation, tuple(terms), decay)

@@ -36,7 +36,7 @@ def packed(updates, **settings) -> bytes:
 
 
 def unpacked(updates, **settings) -> tuple[Update, ...]:
-    return pack_format.parse(packed(updates, **settings), "file").updates
+    return tuple(pack_format.parse(packed(updates, **settings), "file").updates)
 
 
 def of_kernel(weight: float, scale: float) -> bytes:
@@ -233,7 +233,7 @@ def test_a_pack_from_before_subspaces_is_read_as_one_of_a_single_subspace():
     old = about(1)
     del old.config["subspaces"]
     updates = (Update(0, (Term(0, 3, 0.25),)),)
-    assert pack_format.parse(pack_format.dump(Pack(old, updates)), "file").updates == updates
+    assert tuple(pack_format.parse(pack_format.dump(Pack(old, updates)), "file").updates) == updates
 
 
 def test_what_cannot_be_read_is_named(tmp_path):
@@ -272,3 +272,30 @@ def test_a_file_larger_than_any_pack_is_not_read(tmp_path, monkeypatch):
     monkeypatch.setattr(pack_format, "SIZE", 99)
     with pytest.raises(PackError, match="has more than 99 bytes, which no pack has"):
         pack_format.read(tmp_path / "large")
+
+
+def test_what_cannot_be_read_is_not_written(monkeypatch):
+    updates = [Update(0, (Term(0, 1, 0.5), Term(0, 2, 0.5))), Update(1, (Term(1, 1, 0.5),))]
+    assert unpacked(updates) == tuple(updates)
+    monkeypatch.setattr(pack_format, "TERMS", 4)
+    with pytest.raises(PackError, match=r"2 generations with 3 terms .* more than a pack holds.*Pack fewer gen"):
+        packed(updates)
+
+
+def test_terms_that_compress_to_almost_nothing_are_read_back():
+    updates = (Update(0, (Term(0, 0, 0.5),) * 50_000),)
+    assert unpacked(updates) == updates
+
+
+def test_many_terms_take_little_memory():
+    count = 100_000
+    weights = np.random.default_rng(0).standard_normal(count).tolist()
+    raw = packed([Update(0, tuple(Term(0, pair, weight) for pair, weight in enumerate(weights)))])
+    tracemalloc.start()
+    updates = pack_format.parse(raw, "file").updates
+    assert tracemalloc.get_traced_memory()[1] < 45 * count + 2 * len(raw)
+    tracemalloc.stop()
+    assert [term.pair for term in updates[0].terms] == list(range(count))
+    assert updates[-1:] == (updates[0],)
+    with pytest.raises(IndexError):
+        updates[1]
