@@ -56,7 +56,7 @@ def test_a_closed_output_takes_anything(closed):
 
 def test_an_evaluation_as_json_is_ascii(capsys):
     """So it is JSON in any encoding."""
-    _hand_out(SimpleNamespace(to_json=lambda: {"σ": "😀"}), "-")  # type: ignore[arg-type]
+    _hand_out(SimpleNamespace(to_json=lambda: {"σ": "😀"}), None, to_stdout=True)  # type: ignore[arg-type]
     output = capsys.readouterr().out
     assert output.isascii()
     assert json.loads(output) == {"σ": "😀"}
