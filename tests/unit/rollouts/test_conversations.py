@@ -240,7 +240,7 @@ def hang() -> None:
 @pytest.mark.parametrize("how", [raise_, exit_, hang, lambda: time.sleep(30)], ids=["raise", "exit", "hang", "sleep"])
 @pytest.mark.parametrize("where", ["step", "reward"])
 def test_what_an_environment_does_wrong_costs_its_sample_only(where, how, caplog):
-    outcome = played(Scripted(steps), task(failing(where, how)), reward_timeout=0.5)
+    outcome = played(Scripted(steps), task(failing(where, how)), reward_timeout=2.0)
     np.testing.assert_array_equal(outcome.scores, [[2, 1], [5, 3], [math.nan, math.nan]])
     assert sum(record.levelno == logging.WARNING for record in caplog.records) == 1
 
@@ -254,7 +254,7 @@ def test_the_traceback_of_the_first_failure_is_shown(caplog):
 
 @pytest.mark.parametrize("how", [raise_, hang], ids=["raise", "hang"])
 def test_closing_cannot_cost_anything(how):
-    outcome = played(Scripted(steps), task(failing("close", how)), reward_timeout=0.5)
+    outcome = played(Scripted(steps), task(failing("close", how)), reward_timeout=2.0)
     assert not np.isnan(outcome.scores).any()
 
 

@@ -7,7 +7,9 @@ import hashlib
 import importlib
 import os
 import re
+import site
 import sys
+import sysconfig
 import traceback
 from collections.abc import Callable, Sequence
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
@@ -161,10 +163,16 @@ class _Fresh(SourceFileLoader):
         spec = None if name in sys.stdlib_module_names else find_spec(f"{self.package}.{name}")
         if spec is None:
             return False
-        if spec.origin is not None:
-            return Path(self.path).name == "__init__.py" or not os.path.samefile(spec.origin, self.path)
-        installed = PathFinder.find_spec(name)  # a folder without __init__.py gives way to it
-        return installed is None or installed.origin is None
+        installed = PathFinder.find_spec(name)
+        if spec.origin is None:  # a folder without __init__.py gives way to what is installed
+            return installed is None or installed.origin is None
+        if Path(self.path).name == "__init__.py" or not os.path.samefile(spec.origin, self.path):
+            return True
+        return installed is None or not str(installed.origin).startswith(_SITES)
+
+
+_SITES = tuple({sysconfig.get_path("purelib"), sysconfig.get_path("platlib"), site.getusersitepackages()})
+"""Where packages are installed: what a file of the same name means when it imports its own name."""
 
 
 def search_path() -> list[str]:

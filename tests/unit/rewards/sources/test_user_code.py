@@ -137,6 +137,15 @@ def test_processes_that_a_reward_spawns_find_its_functions_and_those_of_neighbou
     assert load("rewards.py:score")(completions=["a", "b"]) == [9, 15]
 
 
+def test_a_file_that_imports_its_own_name_means_itself_whatever_was_loaded_before(folder, tmp_path, monkeypatch):
+    (tmp_path / "other").mkdir()
+    for place, factor in ((tmp_path / "other", 2), (folder, 5)):
+        (place / "rewards.py").write_text(f"import rewards\nFACTOR = {factor}\ndef score(): return rewards.FACTOR\n")
+    monkeypatch.setattr(sys, "path", sys.path.copy())
+    assert load(f"{tmp_path / 'other' / 'rewards.py'}:score")() == 2
+    assert load("rewards.py:score")() == 5
+
+
 def test_a_file_of_any_name_is_run(folder):
     for name in ("my-rewards v1.2.py", "script"):
         (folder / name).write_text("from beside import FACTOR\ndef score(completions): return [FACTOR]\n")
