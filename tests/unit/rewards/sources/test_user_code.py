@@ -141,7 +141,7 @@ def test_a_file_that_imports_its_own_name_means_itself_whatever_was_loaded_befor
     (tmp_path / "other").mkdir()
     for place, factor in ((tmp_path / "other", 2), (folder, 5)):
         (place / "rewards.py").write_text(f"import rewards\nFACTOR = {factor}\ndef score(): return rewards.FACTOR\n")
-    monkeypatch.setattr(sys, "path", sys.path.copy())
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry not in ("", str(folder))])
     assert load(f"{tmp_path / 'other' / 'rewards.py'}:score")() == 2
     assert load("rewards.py:score")() == 5
 
