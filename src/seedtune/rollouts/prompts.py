@@ -66,7 +66,7 @@ def prompt_of(config: Config, example: Example) -> Prompt:
     """Convert an example to an engine's prompt, with the system prompt in front of chat messages.
 
     As in TRL, variables of the chat template in the column ``chat_template_kwargs`` go before the settings'.
-    Raises DataError for a column that is none.
+    Raises DataError if that column holds something other than a mapping.
     """
     content = example.prompt
     if config.system_prompt is not None and not isinstance(content, str):

@@ -70,7 +70,7 @@ def marked(data: bytes) -> bytes:
 
 
 def is_marked(data: bytes) -> bool:
-    """Return whether `marked` of this user wrote these data, and nobody changed them."""
+    """Return whether these data are as `marked` returned them to this user, unchanged."""
     body, mark, code = data.rpartition(_MARK)
     key = _key() if mark else None
     return key is not None and hmac.compare_digest(code, _code(key, body) + b"\n")

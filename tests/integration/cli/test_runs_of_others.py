@@ -1,4 +1,4 @@
-"""A run folder or a pack from somebody else: no command runs its code, and the user's own runs go on as ever."""
+"""A run folder or a pack from elsewhere: no command runs its code, and the user's own runs go on as ever."""
 
 from __future__ import annotations
 

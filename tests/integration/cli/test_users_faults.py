@@ -126,7 +126,10 @@ CASES: dict[str, tuple[tuple[str, ...], str]] = {
     "content in parts": ((*TINY, "--train-dataset", "parts.jsonl"), "row 0"),
     "content null": ((*TINY, "--train-dataset", "null.jsonl"), "row 1"),
     "a surrogate": ((*TINY, "--train-dataset", "surrogate.jsonl"), "row 1"),
-    "a token that is none": ((*TINY, "--train-dataset", "fine.jsonl", "--set", "stop_token_ids=[99999]"), "99999"),
+    "a token beyond the vocabulary": (
+        (*TINY, "--train-dataset", "fine.jsonl", "--set", "stop_token_ids=[99999]"),
+        "99999",
+    ),
     # data
     "a torn line": (own("torn.jsonl"), "line 2"),
     "a doubled key": (own("doubled.jsonl"), "prompt"),
@@ -153,7 +156,10 @@ CASES: dict[str, tuple[tuple[str, ...], str]] = {
     "an environment that fails": (own("fine.jsonl", "--set", "environment=room.py:Torn"), "no board"),
     # models
     "no such model": (("train", "--model", "models/none", *TINY[3:], "--train-dataset", "fine.jsonl"), "models/none"),
-    "~nobody": (("train", "--model", "~nobody-at-all/m", *TINY[3:], "--train-dataset", "fine.jsonl"), "nobody-at-all"),
+    "an unknown home": (
+        ("train", "--model", "~no-such-user/m", *TINY[3:], "--train-dataset", "fine.jsonl"),
+        "no-such-user",
+    ),
     "$UNSET": (toy("output_dir=$UNSET_HERE/run"), "UNSET_HERE"),
     **{
         f"a model that is {name}": (("train", "--model", name, *TINY[3:], "--train-dataset", "fine.jsonl"), name)

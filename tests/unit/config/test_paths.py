@@ -71,7 +71,7 @@ def test_a_path_is_recorded_absolute(folder, setting, typed):
 @pytest.mark.parametrize("setting", SETTINGS)
 @pytest.mark.parametrize(
     ("typed", "message"),
-    [("$NOWHERE/x", "the variable NOWHERE is not set"), ("~nobody-here/x", "the home of this user is unknown")],
+    [("$NOWHERE/x", "the variable NOWHERE is not set"), ("~no-such-user/x", "the home of this user is unknown")],
 )
 def test_a_variable_or_user_that_does_not_exist_is_told(folder, setting, typed, message):
     with pytest.raises(ConfigError, match=message) as caught:

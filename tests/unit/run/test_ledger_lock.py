@@ -58,7 +58,7 @@ def test_a_run_to_come_is_locked_before_it_has_a_first_line(path):
 
 
 def test_a_start_whose_file_another_failed_start_deleted_is_refused(path, monkeypatch):
-    """It has opened the file that the other deletes, and would write where nobody looks."""
+    """It has opened the file that the other deletes, and would write to a file without a name."""
     with monkeypatch.context() as patch:
         patch.setattr(disk, "lock", lambda _: path.unlink() is None)
         with pytest.raises(RunError, match="is being trained by another process"):

@@ -19,6 +19,7 @@ from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from functools import cache
 from pathlib import Path
+from types import FunctionType
 from typing import IO, Any
 
 import llvmlite
@@ -60,8 +61,31 @@ def njit(*, cache: bool = False, **options: Any) -> Callable[[Callable[..., Any]
 
 
 def inner(**options: Any) -> Callable[[Callable[..., Any]], Any]:
-    """Compile like `numba.njit` for calls from compiled code only: without the costly wrappers for Python and C."""
-    return numba.njit(nogil=True, no_cpython_wrapper=True, no_cfunc_wrapper=True, **options)
+    """Compile like `numba.njit`, for calls from compiled code only: without the costly wrappers for Python and C.
+
+    Functions that a factory makes from different constants get different names.  numba calls compiled code by a
+    function's name and by how many functions its process had compiled before, so code of two processes, read from the
+    cache by a third, may have one name; the linker then takes the first for both.
+    """
+
+    def compiled(function: Callable[..., Any]) -> Any:
+        if function.__closure__:
+            constants = hashlib.blake2b(_described(function).encode(), digest_size=8).hexdigest()
+            function.__qualname__ += f"_{constants}"
+        return numba.njit(nogil=True, no_cpython_wrapper=True, no_cfunc_wrapper=True, **options)(function)
+
+    return compiled
+
+
+def _described(value: Any) -> str:
+    """Return a text that is equal for values with which functions compile to the same code, in every process."""
+    if isinstance(value, tuple):
+        return f"({','.join(map(_described, value))})"
+    function = getattr(value, "py_func", getattr(value, "_defn", value))  # of compiled functions and intrinsics
+    if not isinstance(function, FunctionType):
+        return repr(value)
+    cells = [_described(cell.cell_contents) for cell in function.__closure__ or ()]
+    return f"{function.__module__}.{function.__qualname__}:{function.__code__.co_firstlineno}({','.join(cells)})"
 
 
 @cache

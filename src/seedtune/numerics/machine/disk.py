@@ -1,5 +1,5 @@
 """Locks and flushes, as far as a disk has them (some network and user-space file systems lack one or the other), and
-whole files, written where nobody has put a link.
+whole files, written through no link.
 """
 
 from __future__ import annotations

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import runs
 import seedtune
 from seedtune import activities
 from seedtune.numerics.machine import caching
@@ -154,3 +155,69 @@ def test_threads_that_compile_at_once_leave_no_lock(tmp_path, twice):
     assert len(list(tmp_path.glob("*.nbc"))) == 6
     with open(tmp_path / f"{twice._cache._impl.filename_base}.lock", "wb") as free:
         fcntl.flock(free, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+# ------------------------------------------------------------------------- names
+
+MADE = """
+import math
+import seedtune.numerics.machine.caching as caching
+
+def made(constant):
+    @caching.inner()
+    def value(x):
+        total = 0.0
+        for i in range(x.size):
+            for j in range(x.size):
+                total += math.exp(math.sin(x[i]) * math.cos(x[j])) - math.atan2(x[i], 1.0 + x[j] * x[j])
+            total += math.log1p(x[i]) * math.sinh(x[i]) + math.erf(x[i]) + math.gamma(1.0 + x[i])
+        return constant + 0.0 * total
+    return value
+
+one, two = made(1.0), made(2.0)
+
+@caching.njit(cache=True)
+def first(x):
+    return one(x) + one(x[1:])
+
+@caching.njit(cache=True)
+def second(x):
+    return two(x) + two(x[1:])
+"""
+
+
+def test_code_of_two_processes_is_called_by_names_of_its_own(package):
+    """Each compiles a function of one factory, as its first; a third process reads both."""
+    (package / "kernels.py").write_text(MADE)
+    call = "import sys, numpy, kernels; print([getattr(kernels, name)(numpy.ones(3)) for name in sys.argv[1:]])"
+    path = os.pathsep.join([str(package), str(Path(seedtune.__file__).parents[1])])
+    env = {**os.environ, "PYTHONPATH": path, "SEEDTUNE_CACHE": str(package / "cache")}
+    env.pop("NUMBA_CACHE_DIR", None)
+    for names in (["first"], ["second"], ["first", "second"]):
+        done = subprocess.run([sys.executable, "-c", call, *names], env=env, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout) == [2.0, 4.0]
+
+
+NAMES = """
+import gc, importlib, json, pkgutil, sys
+from numba.core.dispatcher import Dispatcher
+from seedtune.engines.transformers import cpu_kernels
+from seedtune.numerics import kernels
+
+for package in (cpu_kernels, kernels):
+    for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
+        if "gpu" not in module.name:
+            importlib.import_module(module.name)
+found = [each.py_func for each in gc.get_objects() if issubclass(type(each), Dispatcher)]
+print(json.dumps(sorted(f"{f.__module__}.{f.__qualname__}" for f in found if f.__module__.startswith("seedtune."))))
+"""
+
+
+def test_no_two_compiled_functions_of_the_package_have_one_name_and_every_process_has_the_same():
+    command = [sys.executable, "-c", NAMES]
+    names, again = (
+        json.loads(subprocess.run(command, env=runs.environment(), capture_output=True, check=True).stdout)
+        for _ in range(2)
+    )
+    assert len(set(names)) == len(names) > 50
+    assert again == names

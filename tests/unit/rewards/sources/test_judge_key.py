@@ -1,4 +1,4 @@
-"""The key of an HTTP judge, which nobody sees."""
+"""The key of an HTTP judge, which no file, message or log holds."""
 
 from __future__ import annotations
 
