@@ -58,8 +58,10 @@ class Config(Fields):
             data["max_staleness"] = self.max_staleness
         if not self.stop_token_ids:
             del data["stop_token_ids"]
-        told = data["task_args"].items()  # a file may move
-        data["task_args"] = {k: Path(v).name if isinstance(v, str) and Path(v).is_absolute() else v for k, v in told}
+        arguments = data["task_args"].items()  # a file may move
+        data["task_args"] = {
+            k: Path(v).name if isinstance(v, str) and Path(v).is_absolute() else v for k, v in arguments
+        }
         for name in ("task", "environment"):
             place, colon, word = (data[name] or "").rpartition(":")
             data[name] = f"{Path(place).name}:{word}" if colon and place.endswith(".py") else data[name]

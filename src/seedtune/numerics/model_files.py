@@ -45,13 +45,13 @@ def read(factory: Any, location: str, *, what: str, fix: str, **options: Any) ->
     except Exception as error:  # the named boundary: tokenizers raises plain ones
         if type(error) is not Exception and not isinstance(error, _UNREADABLE):
             raise
-        pointer, told = next(filter(_is_pointer, sorted(Path(location).glob("*"))), None), str(error).lower()
+        pointer, message = next(filter(_is_pointer, sorted(Path(location).glob("*"))), None), str(error).lower()
         if pointer is not None:
             raise ModelError(
                 f"cannot load {what}: {pointer} is a pointer of git-lfs, not the file itself. Fetch it with: "
                 f"git -C {shlex.quote(location)} lfs pull"
             ) from error
-        if find_spec("sentencepiece") is None and ("sentencepiece" in told or "tokenizer.model" in told):
+        if find_spec("sentencepiece") is None and ("sentencepiece" in message or "tokenizer.model" in message):
             raise MissingExtraError(f"the tokenizer of {what}", "pip install sentencepiece protobuf") from error
         fix = "Install that package." if isinstance(error, ImportError) else fix
         line = first_line(error)
@@ -93,6 +93,6 @@ def quantisation(config: Any) -> str | None:
     for part in (config, *(getattr(config, name, None) for name in config.sub_configs)):
         stated = getattr(part, "quantization_config", None) or getattr(part, "compression_config", None)
         if stated is not None:
-            told = stated if isinstance(stated, dict) else stated.to_dict()
-            return str(getattr(told.get("quant_method"), "value", told.get("quant_method", "of an unknown kind")))
+            method = stated if isinstance(stated, dict) else stated.to_dict()
+            return str(getattr(method.get("quant_method"), "value", method.get("quant_method", "of an unknown kind")))
     return None

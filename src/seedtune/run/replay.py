@@ -149,13 +149,13 @@ def check_base(root: Path, header: ledger.Header, info: EngineInfo, *, trains: b
             f"{root} was trained with weights in {header.resolved_weights_dtype}; {other_weights_dtype(info)}"
         )
     if info.tokenizer_fingerprint != header.tokenizer_fingerprint:
-        told = (
+        message = (
             f"{root} was trained with another tokenizer or chat template ({header.tokenizer_fingerprint}) than "
             f"{info.model!r} has ({info.tokenizer_fingerprint}). Give the base model's own, as it was."
         )
         if trains:
-            raise LedgerError(told)
-        log.warning("%s The weights are the same; prompts are read otherwise.", told)
+            raise LedgerError(message)
+        log.warning("%s The weights are the same; prompts are read otherwise.", message)
 
 
 def other_weights_dtype(info: EngineInfo) -> str:

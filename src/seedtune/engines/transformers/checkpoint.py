@@ -100,10 +100,10 @@ class ModelSource:
 
     def _read(self, factory: Any, **options: Any) -> Any:
         known = f"({', '.join(BUILTIN)}), a local folder or a Hugging Face id.{nearest(self.name, BUILTIN)}"
-        told = {"what": f"the model {self.name!r}", "fix": f"Give a built-in name {known}"}
+        words = {"what": f"the model {self.name!r}", "fix": f"Give a built-in name {known}"}
         try:
             trusted = self.trust_remote_code
-            return read(factory, self.location, trust_remote_code=trusted, **told, **self.options, **options)
+            return read(factory, self.location, trust_remote_code=trusted, **words, **self.options, **options)
         except ModelError as error:
             if "trust_remote_code" in str(error.__cause__) and not self.trust_remote_code:
                 raise ModelError(

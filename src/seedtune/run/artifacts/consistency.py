@@ -120,16 +120,16 @@ def _check_plan(where: str, expected: Plan, recorded: Plan, asked_for: _Asked) -
     for name in ("sigma", "members", "shift"):
         asked, found = getattr(expected, name), getattr(recorded, name)
         if asked != found:
-            told = f"recorded is {name} {found!r}, but the configuration gives {asked!r}"
-            told = asked_for.members(expected, recorded) if name == "members" else told
-            raise LedgerError(f"{where} does not follow from the run's configuration: {told}. {_EDITED}")
+            message = f"recorded is {name} {found!r}, but the configuration gives {asked!r}"
+            message = asked_for.members(expected, recorded) if name == "members" else message
+            raise LedgerError(f"{where} does not follow from the run's configuration: {message}. {_EDITED}")
 
 
 def _check_observation(where: str, record: Record) -> None:
     """Check the parts of the recorded observation that follow from the recorded rewards."""
     known = [reward for reward in record.rewards if not math.isnan(reward)]
-    told = {"unperturbed": record.reward_unperturbed, "reward": float(np.mean(known)) if known else None}
-    for name, expected in told.items():
+    means = {"unperturbed": record.reward_unperturbed, "reward": float(np.mean(known)) if known else None}
+    for name, expected in means.items():
         found = record.observation.get(name)
         if found is None or expected is None:
             continue
