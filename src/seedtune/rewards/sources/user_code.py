@@ -60,6 +60,7 @@ def _imported(place: str, label: str) -> ModuleType:
         raise ConfigError(
             f"{label}: there is no file {place!r}.{near} Check the path; the working directory is {os.getcwd()!r}."
         )
+    _reach(os.getcwd())
     try:
         return _module_of_file(path) if of_file else _module(place)
     except (Exception, SystemExit) as error:  # the named boundary: user code may raise anything
@@ -74,9 +75,24 @@ def _imported(place: str, label: str) -> ModuleType:
 
 
 def _module(name: str) -> ModuleType:
-    _reach(os.getcwd())
+    """Import a module; one of the working directory comes before those of folders that were searched earlier."""
+    folder, top = os.getcwd(), name.partition(".")[0]
     importlib.invalidate_caches()
-    return importlib.import_module(name)
+    here = PathFinder.find_spec(top, [folder])
+    if here is None or here.origin is None or _imports(top, here.origin):
+        return importlib.import_module(name)
+    if name == top and here.submodule_search_locations is None:
+        return _module_of_file(Path(here.origin))
+    return importlib.import_module(f"{_package(folder)}.{name}")
+
+
+def _imports(name: str, file: str) -> bool:
+    """Return whether ``import name`` means this file, an installed package, or a module of Python's own."""
+    loaded = sys.modules.get(name)
+    spec = loaded.__spec__ if loaded else PathFinder.find_spec(name)
+    if name in sys.stdlib_module_names or spec is None or spec.origin is None:
+        return True
+    return spec.origin.startswith(_SITES) or os.path.realpath(spec.origin) == os.path.realpath(file)
 
 
 def _module_of_file(path: Path) -> ModuleType:
@@ -85,7 +101,8 @@ def _module_of_file(path: Path) -> ModuleType:
     if f"{package}.{name}" not in sys.modules:
         _reach(str(path.parent.resolve()))
         sys.modules.pop(f"{package}.{path.stem}", None)
-    return _module(f"{package}.{name}")
+    importlib.invalidate_caches()
+    return importlib.import_module(f"{package}.{name}")
 
 
 def _digest(text: str) -> str:

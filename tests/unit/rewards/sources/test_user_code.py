@@ -10,7 +10,7 @@ import pytest
 from reward_calls import rewards
 from seedtune.config.config import Config
 from seedtune.errors import ConfigError
-from seedtune.rewards.sources import build
+from seedtune.rewards.sources import build, user_code
 from seedtune.rewards.sources.adapters import load
 from seedtune.tasks.builtin.conciseness import length_error
 
@@ -85,6 +85,24 @@ def test_every_file_has_the_neighbours_of_its_own_folder(tmp_path, kind):
     assert (first(completions=["x"]), second(completions=["x"])) == ([0.0], [1.0])
     assert hasattr(sys.modules["pydantic"], "BaseModel")
     assert not list(tmp_path.rglob("__pycache__"))
+
+
+@pytest.mark.parametrize("place", ["common.py", "common/__init__.py", "common/scores.py"])
+def test_a_module_is_that_of_the_working_directory(tmp_path, monkeypatch, place):
+    """Also where an earlier working directory held one of its name; installed packages and Python's own come first."""
+    name = ".".join(part for part in Path(place).with_suffix("").parts if part != "__init__")
+    found = []
+    for number, folder in enumerate("ABA"):
+        file = tmp_path / folder / place
+        file.parent.mkdir(parents=True, exist_ok=True)
+        (file.parent / "__init__.py").touch()
+        file.write_text(f"def score(completions): return [{number}.0]\n" if number < 2 else file.read_text())
+        (tmp_path / folder / "yaml.py").write_text("safe_load = None\n")
+        monkeypatch.chdir(tmp_path / folder)
+        found += user_code.load(f"{name}.score", "reward")(completions=["x"])
+        assert user_code.load("yaml.safe_load", "reward") is sys.modules["yaml"].safe_load
+    assert found == [0.0, 1.0, 0.0]
+    sys.modules.pop("common", None)
 
 
 def test_neighbours_are_shared_by_the_files_of_a_folder_and_hide_nothing_else(folder):
