@@ -14,6 +14,7 @@ import hashlib
 import logging
 import os
 import shutil
+import threading
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
@@ -43,8 +44,11 @@ OUTSIDE = ("numerics/fingerprint.py", "numerics/noise.py", "numerics/rounding.py
 UNUSED_DAYS = 30
 """A folder of other sources is removed after this long without use."""
 
-PATIENCE = 120.0
+PATIENCE = 60.0
 """Seconds to wait for a process that compiles the same function: it may be stopped, not only slow."""
+
+_waited_in_vain = threading.Event()
+"""Set once `PATIENCE` ran out: the process does not wait for other functions, too."""
 
 
 def njit(*, cache: bool = False, **options: Any) -> Callable[[Callable[..., Any]], Any]:
@@ -161,8 +165,8 @@ class KernelCache(FunctionCache):
     """A compiled function's cache: one process at a time compiles and saves it, and failures disable the cache.
 
     A process that misses a signature takes the lock of the function, looks again, compiles and saves.  Locks are taken
-    in the order of calls between compiled functions, which has no cycles; after `PATIENCE`, or where files cannot be
-    locked, the function is compiled without the lock and not saved.  The lock of a killed process is free.
+    in the order of calls between compiled functions, which has no cycles; after `PATIENCE` (once), or where files
+    cannot be locked, the function is compiled without the lock and not saved.  The lock of a killed process is free.
     """
 
     _impl_class = _Implementation
@@ -221,8 +225,9 @@ def _locked(path: Path) -> IO[bytes]:
     with ExitStack() as failed, activities.doing("compiling for this processor, in another process"):
         file, end = failed.enter_context(open(path, "wb")), time.monotonic() + PATIENCE
         while not _try_lock(file):
-            if time.monotonic() > end:
-                raise TimeoutError(f"another process has held {path} for {PATIENCE:.0f} s")
+            if _waited_in_vain.is_set() or time.monotonic() > end:
+                _waited_in_vain.set()
+                raise TimeoutError(f"another process holds {path}, and this one has waited for {PATIENCE:.0f} s")
             time.sleep(0.05)
         failed.pop_all()
     return file

@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -122,6 +123,7 @@ def test_processes_that_compile_different_signatures_at_once_keep_both(package):
 @pytest.fixture
 def twice(tmp_path, monkeypatch):
     monkeypatch.setattr(caching, "folder", lambda: tmp_path)
+    monkeypatch.setattr(caching, "_waited_in_vain", threading.Event())
 
     @caching.njit(cache=True, nogil=True)
     def twice(x):
@@ -146,6 +148,16 @@ def test_a_function_that_cannot_be_locked_is_compiled_all_the_same_and_not_saved
     assert twice(1) == 2
     assert len(list(tmp_path.glob("*.nbc"))) == 1
     assert activities.current() == ()
+
+
+def test_a_process_waits_in_vain_only_once(tmp_path, monkeypatch, twice):
+    """A stopped process may hold the locks of many functions."""
+    with open(tmp_path / f"{twice._cache._impl.filename_base}.lock", "wb") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        monkeypatch.setattr(caching, "PATIENCE", 0.1)
+        assert twice(1.0) == 2.0
+        monkeypatch.setattr(caching, "PATIENCE", 1e6)
+        assert twice(np.float32(1)) == 2
 
 
 def test_threads_that_compile_at_once_leave_no_lock(tmp_path, twice):

@@ -72,7 +72,7 @@ def config(**how: Any) -> Config:
 def test_after_it_an_engine_compiles_nothing(tmp_path: Path, dtype: str) -> None:
     folder = models.save_family("llama", tmp_path / "model", dtype=getattr(torch, dtype))
     ahead, used = kernels_of(AHEAD, dtype), kernels_of(ENGINE, dtype, str(folder))
-    assert len(used) >= 15, used
+    assert len(used) >= 12, used
     assert used <= ahead, f"not compiled ahead: {sorted(used - ahead)}"
 
 
