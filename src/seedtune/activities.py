@@ -1,11 +1,16 @@
-"""Track the current activities of this process, so that progress of long work can be shown."""
+"""Track the current activities of this process, whose progress can be shown, and whether it was interrupted."""
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+
+interrupted = threading.Event()
+"""Set by the first interrupt.  Python drops an exception that a signal raises inside a ``__del__`` or the callback of a
+weak reference (llvmlite has such, and every import), so a run looks here after every generation."""
 
 
 @dataclass(slots=True)

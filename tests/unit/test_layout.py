@@ -43,10 +43,11 @@ def modules() -> dict[str, Path]:
 def imported(file: Path) -> set[str]:
     """Modules of ours that a file imports anywhere: inside functions and for type checking, too.
 
-    What the functions of a registry import is left out: it makes engines, and the one on Ray asks it for others.
+    What the functions of `seedtune.engines` import is left out: they make engines, and the one on Ray calls them to
+    make others.
     """
     found, tree = set(), ast.parse(file.read_text(encoding="utf-8"))
-    for node in tree.body if file.name == "__init__.py" else ast.walk(tree):
+    for node in tree.body if name_of(file) == "seedtune.engines" else ast.walk(tree):
         if isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{file}: imports are absolute"
             names = {f"{node.module}.{alias.name}" for alias in node.names}

@@ -6,16 +6,12 @@ import logging
 import os
 import signal
 import sys
-import threading
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
+from seedtune.activities import interrupted
 from seedtune.errors import SeedtuneError
-
-interrupted = threading.Event()
-"""Set by the first interrupt.  Python drops an exception that a signal raises inside a ``__del__`` or the callback of a
-weak reference (llvmlite has such, and every import), so a run looks here after every generation."""
 
 
 def main() -> None:

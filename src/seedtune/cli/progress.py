@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 import seedtune
-from seedtune.cli import interrupted
+from seedtune.activities import interrupted
 from seedtune.cli.console import clock, number
 
 if TYPE_CHECKING:
