@@ -19,7 +19,7 @@ from seedtune.errors import ConfigError, RewardError, nearest, several
 from seedtune.evaluation import report
 from seedtune.evaluation.held_out import during_training, others, right
 from seedtune.rewards.failures import UNSCORED, unscored_reason
-from seedtune.rewards.scorer import Scorer
+from seedtune.rewards.scorer import Completion, Scorer
 from seedtune.rewards.sources.build import RewardSpec
 from seedtune.rollouts import asynchronous
 from seedtune.rollouts.evaluator import Evaluator, Outcome
@@ -304,7 +304,7 @@ def _check_events(callback: Any) -> None:
 
 def _logged(outcome: Outcome, rollout: Rollout) -> dict[str, Any]:
     """What reward functions logged about a completion, if anything."""
-    columns = outcome.logged.get((outcome.examples[rollout.prompt].id, rollout.text))
+    columns = outcome.logged.get(Completion(outcome.examples[rollout.prompt].id, rollout.text))
     return {} if columns is None else {"logged": columns}
 
 

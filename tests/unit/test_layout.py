@@ -1,9 +1,11 @@
-"""The house: how many files lie where, what they are called, and that no imports run in a circle."""
+"""The house: how many files lie where, what they are called, what they import, and how short functions are."""
 
 from __future__ import annotations
 
 import ast
+import statistics
 from collections import Counter
+from collections.abc import Iterator, Mapping
 from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -102,6 +104,64 @@ def test_no_imports_run_in_a_circle() -> None:
         TopologicalSorter(graph).prepare()
     except CycleError as error:
         pytest.fail(" → ".join(error.args[1]))
+
+
+def aliases(tree: ast.Module) -> dict[str, ast.expr]:
+    """Return the values of the names that a file sets at its top, among them its aliases of types."""
+    return {
+        node.targets[0].id: node.value
+        for node in tree.body
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
+    }
+
+
+def unlike(annotation: ast.AST, known: Mapping[str, ast.expr]) -> Iterator[str]:
+    """Yield the tuples of unlike things in an annotation, with ``known`` aliases resolved.
+
+    What a function passes or returns that is itself an argument is left out, and so are the words of `Literal`.
+    """
+    name = ast.unparse(annotation).rpartition(".")[2] if isinstance(annotation, ast.Name | ast.Attribute) else ""
+    if name in known:
+        yield from unlike(known[name], {other: value for other, value in known.items() if other != name})
+    elif isinstance(annotation, ast.Subscript) and ast.unparse(annotation.value) in ("Callable", "Literal"):
+        return
+    elif isinstance(annotation, ast.Subscript) and ast.unparse(annotation.value) == "tuple":
+        parts = annotation.slice.elts if isinstance(annotation.slice, ast.Tuple) else [annotation.slice]
+        if len({ast.unparse(part) for part in parts} - {"..."}) > 1:
+            yield ast.unparse(annotation)
+        yield from (found for part in parts for found in unlike(part, known))
+    else:
+        yield from (found for child in ast.iter_child_nodes(annotation) for found in unlike(child, known))
+
+
+IMPOSED_TUPLES = {"config/foreign_data.py single_keys": "json passes an object's pairs to its object_pairs_hook"}
+"""Functions that take a tuple of unlike things because a library passes one, and which."""
+
+
+def test_no_function_takes_a_tuple_of_unlike_things() -> None:
+    trees = {file: ast.parse(file.read_text(encoding="utf-8")) for file in modules().values()}
+    everywhere = {name: value for tree in trees.values() for name, value in aliases(tree).items() if name[0].isupper()}
+    found = {}
+    for file, tree in trees.items():
+        known = everywhere | aliases(tree)
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                taken = [arg.annotation for arg in ast.walk(node.args) if isinstance(arg, ast.arg) and arg.annotation]
+                tuples = [text for annotation in taken for text in unlike(annotation, known)]
+                if tuples:
+                    found[f"{file.relative_to(PACKAGE)} {node.name}"] = f"line {node.lineno}: {', '.join(tuples)}"
+    assert {place: what for place, what in found.items() if place not in IMPOSED_TUPLES} == {}
+    assert found.keys() >= IMPOSED_TUPLES.keys(), "an exemption is no longer needed"
+
+
+def test_functions_have_a_median_of_at_most_eight_lines() -> None:
+    lines = [
+        (node.end_lineno or node.lineno) - node.lineno + 1
+        for file in modules().values()
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    ]
+    assert statistics.median(lines) <= 8
 
 
 def test_unit_tests_lie_in_the_folders_of_what_they_test() -> None:

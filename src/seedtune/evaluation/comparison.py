@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -16,8 +16,6 @@ from seedtune.run import directory, metrics
 from seedtune.run.directory import RunPaths
 
 Row = Mapping[str, Any]
-DiffPiece = tuple[str, bool]
-"""A piece of a completion, and whether the other completion lacks it."""
 
 SHARES = ("right answers", "empty answers", "cut off at the limit")
 """Measures that are shares of completions."""
@@ -114,6 +112,13 @@ def _measures(row: Row) -> dict[str, float]:
     return {**right, "reward": reward, "characters": float(len(text)), **looks}
 
 
+class DiffPiece(NamedTuple):
+    """A piece of a completion, and whether the other completion lacks it."""
+
+    text: str
+    differs: bool
+
+
 COMPARED = 1_000_000
 """Most pairs of words of two completions that are compared word by word, which takes a second."""
 
@@ -122,20 +127,20 @@ def marked(before: str, after: str) -> tuple[list[DiffPiece], list[DiffPiece]]:
     """Split both completions into pieces of whole words, and mark the pieces that the other one lacks."""
     left, right = (re.findall(r"\s*\S+", text.rstrip()) for text in (before, after))
     if len(left) * len(right) > COMPARED:
-        return [(before, before != after)], [(after, before != after)]
+        return [DiffPiece(before, before != after)], [DiffPiece(after, before != after)]
     blocks = SequenceMatcher(None, [w.strip() for w in left], [w.strip() for w in right], autojunk=False)
     codes = blocks.get_opcodes()
     return (
-        list(_spans(before, left, [(tag, start, end) for tag, start, end, _, _ in codes])),
-        list(_spans(after, right, [(tag, start, end) for tag, _, _, start, end in codes])),
+        list(_pieces(before, left, {range(start, end): tag != "equal" for tag, start, end, _, _ in codes})),
+        list(_pieces(after, right, {range(start, end): tag != "equal" for tag, _, _, start, end in codes})),
     )
 
 
-def _spans(text: str, parts: Sequence[str], codes: Sequence[tuple[str, int, int]]) -> Iterator[DiffPiece]:
-    """Yield pieces that make up the whole text; white space at its end is not marked."""
-    for tag, start, end in codes:
-        if start < end:
-            yield "".join(parts[start:end]), tag != "equal"
-    rest = text[sum(map(len, parts)) :]
+def _pieces(text: str, words: Sequence[str], spans: Mapping[range, bool]) -> Iterator[DiffPiece]:
+    """Yield pieces that make up the whole text: spans of words that differ or not, and the white space at its end."""
+    for span, differs in spans.items():
+        if span:
+            yield DiffPiece("".join(words[span.start : span.stop]), differs)
+    rest = text[sum(map(len, words)) :]
     if rest:
-        yield rest, False
+        yield DiffPiece(rest, False)

@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +26,13 @@ COVERAGE = 0.95
 
 _CHUNK = 1 << 20
 """Draws per batch: bounds the memory of a bootstrap."""
+
+
+class _Voter(NamedTuple):
+    """A distinct answer: the number of samples that gave it, and their mean value."""
+
+    samples: int
+    value: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +79,8 @@ def majority_at_k(answers: Sequence[str], values: Sequence[float], k: int) -> fl
     for answer, value in zip(answers, values, strict=True):
         groups.setdefault(answer, []).append(value)
     silent = len(groups.pop("", []))
-    voters = [(len(members), _known_mean(members)) for members in groups.values()]
-    most = min(k, max((count for count, _ in voters), default=0))
+    voters = [_Voter(len(members), _known_mean(members)) for members in groups.values()]
+    most = min(k, max((voter.samples for voter in voters), default=0))
     return math.fsum(_won_with(voters, silent, votes, k) for votes in range(1, most + 1))
 
 
@@ -81,7 +89,7 @@ def _known_mean(values: Sequence[float]) -> float:
     return math.fsum(known) / len(known) if known else 0.0
 
 
-def _won_with(voters: Sequence[tuple[int, float]], silent: int, votes: int, k: int) -> float:
+def _won_with(voters: Sequence[_Voter], silent: int, votes: int, k: int) -> float:
     """Expected value over k-subsets, 0 for those whose most frequent answer has not exactly this many ``votes``.
 
     Tables over (samples drawn, answers that have exactly ``votes``) hold the probability that no answer so far has

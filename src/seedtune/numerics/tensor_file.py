@@ -26,8 +26,19 @@ from seedtune.numerics.rounding import ARRAYS, dtype_of
 
 Array = NDArray[Any]
 
-Kinds = Mapping[str, tuple[str, tuple[int, ...]]]
-"""Element type and shape of tensors by name."""
+
+class Kind(NamedTuple):
+    """Element type and shape of a tensor."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+    def __str__(self) -> str:
+        return f"{self.dtype} {self.shape}"
+
+
+Kinds = Mapping[str, Kind]
+"""Kinds of tensors by name."""
 
 CODES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 _TYPES = {code: dtype for dtype, code in CODES.items()}
@@ -51,7 +62,7 @@ class Stored(NamedTuple):
 
 def write(path: Path, tensors: Mapping[str, Array]) -> None:
     """Write arrays of weights as a safetensors file; OSError if writing fails."""
-    head, _ = _head({name: (dtype_of(array), array.shape) for name, array in tensors.items()})
+    head, _ = _head({name: Kind(dtype_of(array), array.shape) for name, array in tensors.items()})
     with path.open("wb") as file:
         file.write(head)
         for array in tensors.values():
@@ -116,7 +127,7 @@ def expect(path: Path, kinds: Kinds) -> dict[str, Stored]:
     """Return the locations of exactly these tensors in a snapshot; StorageError if it is broken or of another model."""
     fix = "Delete the snapshot and resume again."
     stored = contents(path, fix)
-    found = {name: (one.dtype, one.shape) for name, one in stored.items()}
+    found = {name: Kind(one.dtype, one.shape) for name, one in stored.items()}
     for name in sorted(kinds.keys() | found.keys()):
         if kinds.get(name) != found.get(name):
             other = f"({name!r}: {found.get(name)} there, not {kinds.get(name)})"

@@ -253,7 +253,9 @@ class Weights:
     def restore(self, folder: Path) -> None:
         """Read the tensors back in place; StorageError if the file is broken or of another model."""
         heads = {name: self._host(array.reshape(-1)[:0]) for name, array in self.tensors.items()}
-        kinds = {name: (dtype_of(head), tuple(self.tensors[name].shape)) for name, head in heads.items()}
+        kinds = {
+            name: tensor_file.Kind(dtype_of(head), tuple(self.tensors[name].shape)) for name, head in heads.items()
+        }
         self.read(tensor_file.expect(folder / FILE, kinds))
 
     def read(self, places: Mapping[str, Stored]) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from seedtune.config.config import Config
 from seedtune.errors import RewardError
@@ -26,14 +26,18 @@ from seedtune.types import Example
 
 Report = Callable[[list[dict[str, Any]]], None]
 
-Completion = tuple[int, str]
-"""(prompt's id, text) of a completion."""
-
 CONSTANT = 5
 """Evaluations in a row in which a reward cannot tell members apart that are worth a warning; sparse ones begin so."""
 
 STUCK = 8
 """Hung threads of one reward in this process that stop the run."""
+
+
+class Completion(NamedTuple):
+    """A completion by its prompt's id and its text."""
+
+    prompt_id: int
+    text: str
 
 
 class Scorer:
@@ -271,7 +275,8 @@ class Round:
             if reward.inline and math.isnan(value):  # a judge's request failed
                 self._unscored.add(place)
         self._unscored.update(places[i] for i in answer.faults)
-        self._scorer.log(reward.name, answer, [(self._examples[i].id, self._texts[i] or "") for i in places])
+        completions = [Completion(self._examples[i].id, self._texts[i] or "") for i in places]
+        self._scorer.log(reward.name, answer, completions)
         if len(answer.faults) < len(places):
             self._scorer.proven.add(reward.name)
         if answer.faults:

@@ -23,7 +23,7 @@ from seedtune.rewards.execution.thread import TimedThread, is_hang
 from seedtune.rewards.scorer import Scorer
 from seedtune.tasks import environments
 from seedtune.tasks.base import Task
-from seedtune.types import Example, Finish, Job, Member, Prompt, Rollout, begun
+from seedtune.types import Example, Finish, Job, Member, Message, Prompt, Rollout, begun
 
 TIMEOUTS = 16
 """Time-outs of environments in one evaluation that stop the run."""
@@ -214,13 +214,13 @@ class Conversations:
         return RewardError(f"{what}; most often {usual}. {fix} {self._scorer.advice}".strip())
 
 
-def _replies(talk: Talk, text: str, role: str) -> list[environments.EnvironmentMessage] | None:
+def _replies(talk: Talk, text: str, role: str) -> list[Message] | None:
     """Return the environment's replies to a message; None ends the conversation."""
     if environments.has(talk.environment, "step"):
         observation = awaited(talk.environment.step(text))
-        return None if observation is None else [("user", _text(observation))]
+        return None if observation is None else [{"role": "user", "content": _text(observation)}]
     calls = environments.calls_in(text, talk.tools)
-    return [(role, _text(environments.run(call, talk.tools))) for call in calls] or None
+    return [{"role": role, "content": _text(environments.run(call, talk.tools))} for call in calls] or None
 
 
 def _text(observation: Any) -> str:

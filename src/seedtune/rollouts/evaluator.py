@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,8 +25,13 @@ from seedtune.tasks.base import Task
 from seedtune.tasks.reference_answers import scores_itself
 from seedtune.types import UNPERTURBED, Example, Job, Member, Plan, Rollout, Sampling
 
-RolloutKey = tuple[Member, int, int]
-"""(member, prompt index, sample index) of a rollout."""
+
+class RolloutKey(NamedTuple):
+    """A rollout by its member, prompt index and sample index."""
+
+    member: Member
+    prompt: int
+    sample: int
 
 
 @dataclass(slots=True)
@@ -140,10 +145,10 @@ class Evaluator:
         started = time.perf_counter()
         number, arrived = {key: index for index, key in enumerate(keys)}, dict[RolloutKey, Rollout]()
         answering = activities.doing("completion", goal=len(keys))
-        with self.scorer.round(examples, [key[1] for key in keys], after=after) as scoring, answering as busy:
+        with self.scorer.round(examples, [key.prompt for key in keys], after=after) as scoring, answering as busy:
             for rollout in rollouts:
                 busy.done += 1
-                key = rollout.member, rollout.prompt, rollout.sample
+                key = RolloutKey(rollout.member, rollout.prompt, rollout.sample)
                 arrived[key] = rollout
                 if rollout.scores is None:
                     ids = rollout.token_ids if self.scorer.reads_tokens else None
@@ -151,14 +156,14 @@ class Evaluator:
             generated = time.perf_counter()
             scores = scoring.finish()
             for place in scoring.declined():
-                self.scorer.once.decline(examples[keys[place][1]].id)
+                self.scorer.once.decline(examples[keys[place].prompt].id)
         logged, metrics = self.scorer.take_logged()
         places = [place for place, key in enumerate(keys) if key in arrived]
         ordered = [arrived[keys[place]] for place in places]
         values = _known(self.task.rewards, ordered) or {
             name: [column[place] for place in places] for name, column in scores.items()
         }
-        members = tuple(dict.fromkeys(member for member, _, _ in keys))
+        members = tuple(dict.fromkeys(key.member for key in keys))
         rewards = total(self.task.rewards, values)
         counted = self._counted(ordered, rewards, objective)
         cells = _cells(members, len(examples), [ordered[i] for i in counted])
@@ -228,7 +233,7 @@ class Evaluator:
 
 def keys_of(members: Sequence[Member], prompts: Iterable[int], samples: int) -> list[RolloutKey]:
     """Return the keys of all rollouts of an evaluation, ordered by member, then prompt, then sample."""
-    return list(dict.fromkeys(product(members, prompts, range(samples))))
+    return [RolloutKey(*key) for key in dict.fromkeys(product(members, prompts, range(samples)))]
 
 
 def _known(rewards: Sequence[Reward], rollouts: Sequence[Rollout]) -> dict[str, list[float]] | None:

@@ -96,7 +96,7 @@ def rehearsed(config: Config, prompts: Sequence[Prompt], tools: environments.Too
             kwargs, role = {**kwargs, "tools": schemas}, "tool"
         elif tools:
             content = environments.introduced(content, text)
-        content = environments.continued(content, "Hello.", [(role, "Hello.")])
+        content = environments.continued(content, "Hello.", [{"role": role, "content": "Hello."}])
         found.append(replace(prompt, content=content, template_kwargs=kwargs))
     return found
 

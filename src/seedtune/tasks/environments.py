@@ -211,9 +211,6 @@ def _read(text: str, kind: Any) -> Any:
 
 Content = str | tuple[Message, ...]
 
-EnvironmentMessage = tuple[str, str]
-"""(role, text) of an environment's reply."""
-
 
 def introduced(content: Content, text: str) -> Content:
     """Put ``text`` in front of the content: as a first paragraph, or in the system message."""
@@ -236,13 +233,13 @@ def opened(content: Content, observation: str | None) -> Content:
     return (*content[:place], {**last, "content": f"{last['content']}{observation}"}, *content[place + 1 :])
 
 
-def continued(content: Content, answer: str, replies: Sequence[EnvironmentMessage]) -> Content:
+def continued(content: Content, answer: str, replies: Sequence[Message]) -> Content:
     """Append the model's message and the replies, each followed by a line break in plain text."""
     if isinstance(content, str):
-        return content + "".join(f"{line}\n" for line in (answer, *(text for _, text in replies)))
+        return content + "".join(f"{line}\n" for line in (answer, *(reply["content"] for reply in replies)))
     before, beginning = begun(content)
     said = {"role": "assistant", "content": beginning + answer}
-    return (*before, said, *({"role": role, "content": text} for role, text in replies))
+    return (*before, said, *replies)
 
 
 def since(content: Content, prompt: Content) -> str:

@@ -235,13 +235,13 @@ SYSTEM = {"role": "system", "content": "Be kind."}
 
 
 def test_a_text_grows_by_lines():
-    grown = continued("prompt:", "one", [("user", "higher")])
+    grown = continued("prompt:", "one", [{"role": "user", "content": "higher"}])
     assert grown == "prompt:one\nhigher\n"
     assert since(continued(grown, "two", ()), "prompt:") == "one\nhigher\ntwo\n"
 
 
 def test_a_chat_grows_by_messages():
-    grown = continued((USER,), "one", [("tool", "a"), ("tool", "b")])
+    grown = continued((USER,), "one", [{"role": "tool", "content": text} for text in "ab"])
     assert [m["role"] for m in grown] == ["user", "assistant", "tool", "tool"]
     assert since(grown, (USER,)) == "assistant: one\ntool: a\ntool: b"
 
@@ -270,7 +270,7 @@ def test_replies_that_no_tokenizer_reads_are_the_environments_fault(reply):
 def test_an_answer_that_the_prompt_begins_is_one_message_with_what_the_model_adds():
     begun = (USER, {"role": "assistant", "content": "Let me"})
     assert opened(begun, " More.") == ({"role": "user", "content": "Hi. More."}, begun[1])
-    grown = continued(begun, " see", [("user", "Yes?")])
+    grown = continued(begun, " see", [{"role": "user", "content": "Yes?"}])
     assert [message["content"] for message in grown] == ["Hi.", "Let me see", "Yes?"]
     assert since(grown, begun) == "assistant: Let me see\nuser: Yes?"
 

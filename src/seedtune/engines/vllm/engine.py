@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from functools import lru_cache
 from itertools import chain, count, groupby
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from seedtune.config.config import Config
 from seedtune.engines.base import BASE, EngineInfo, EngineTimes
@@ -43,6 +43,13 @@ NUMBERS = 1 << 16
 """Adapters whose numbers are kept; an adapter dropped from this cache is created again under a new number."""
 
 Asked = TypeVar("Asked", DecodeSequence, ForcedSequence)
+
+
+class JobSequence(NamedTuple, Generic[Asked]):
+    """A sequence, and the job that asks for it."""
+
+    job: Job
+    sequence: Asked
 
 
 class VllmEngine:
@@ -120,7 +127,7 @@ class VllmEngine:
 
     def _kinds(self) -> tensor_file.Kinds:
         """Return the element type and shape of every tensor of the current weights."""
-        return {name: (_name(self._kept), shape) for name, shape in self._loaded.shapes.items()}
+        return {name: tensor_file.Kind(_name(self._kept), shape) for name, shape in self._loaded.shapes.items()}
 
     def _call(self, command: str, *arguments: Any) -> list[Any]:
         return self._core.call(command, *arguments)
@@ -142,22 +149,22 @@ class VllmEngine:
         self._current = False  # an earlier call leaves no cached state: a job's results do not depend on it
         for wave in self._waves(jobs, rows_of):
             yield from (rollout_of(job, row, self._stop(job)) for job, row in wave if row.finish is not None)
-            listed = [(job, row) for job, row in wave if row.finish is None]
+            listed = [one for one in wave if one.sequence.finish is None]
             if listed:
                 self._set_live_weights(*listed[0])
                 yield from self._answers(listed)
 
     def _waves(
         self, jobs: Iterable[Job], asked: Callable[[Job, ModelTokenizer], list[Asked]]
-    ) -> Iterator[list[tuple[Job, Asked]]]:
+    ) -> Iterator[list[JobSequence[Asked]]]:
         """Yield groups of requests that fit in one batch: one member's, or all members' with the same shift."""
         if self.noise.perturbation == "gaussian":
             for job in jobs:
                 for _, mine in groupby(sorted(asked(job, self.tokenizer), key=_member), key=_member):
-                    yield [(job, one) for one in mine]
+                    yield [JobSequence(job, one) for one in mine]
             return
         for _, same in groupby(jobs, lambda job: job.shift):
-            yield [(job, one) for job in same for one in asked(job, self.tokenizer)]
+            yield [JobSequence(job, one) for job in same for one in asked(job, self.tokenizer)]
 
     def _set_live_weights(self, job: Job, one: DecodeSequence | ForcedSequence) -> None:
         """Set the live weights to a wave's only member, or to the unperturbed model, to which adapters are added."""
@@ -184,7 +191,7 @@ class VllmEngine:
         name = lora.name_of(member, sigma if member.sign else 0.0)
         return compat.lora_request(self._number(name), name)
 
-    def _answers(self, listed: Sequence[tuple[Job, DecodeSequence]]) -> Iterator[Rollout]:
+    def _answers(self, listed: Sequence[JobSequence[DecodeSequence]]) -> Iterator[Rollout]:
         """Yield the rollouts of rows that are all in flight together, as they finish."""
         started = time.perf_counter()
         requests = {index: self._completion(job, row) for index, (job, row) in enumerate(listed)}
@@ -229,18 +236,23 @@ class VllmEngine:
         for wave in self._waves(jobs, forced_sequences):
             if wave:
                 self._set_live_weights(*wave[0])
-                asked = [(one, self._lora(job.members[one.member], job.sigma)) for job, one in wave]
-                for index, logprobs in self._forced(asked):
+                adapters = [self._lora(job.members[one.member], job.sigma) for job, one in wave]
+                for index, logprobs in self._forced([one for _, one in wave], adapters):
                     yield likelihood_of(*wave[index], logprobs)
 
-    def _forced(self, asked: Sequence[tuple[ForcedSequence, Any]]) -> Iterator[tuple[int, list[float]]]:
-        """Yield (index, log-probabilities of the completion) of every pair of a request and adapter, as they finish."""
+    def _forced(
+        self, sequences: Sequence[ForcedSequence], adapters: Sequence[Any]
+    ) -> Iterator[tuple[int, list[float]]]:
+        """Yield (index, log-probabilities of the completion) of every sequence under its adapter, as they finish."""
         started, by_steps = time.perf_counter(), self._loaded.lora_head
-        yield from ((index, []) for index, (one, _) in enumerate(asked) if not one.completion)
-        written = ((index, one, lora) for index, (one, lora) in enumerate(asked) if one.completion)
-        requests = {index: sampling_params.forced(one, by_steps=by_steps, lora=lora) for index, one, lora in written}
+        yield from ((index, []) for index, one in enumerate(sequences) if not one.completion)
+        requests = {
+            index: sampling_params.forced(one, by_steps=by_steps, lora=lora)
+            for index, (one, lora) in enumerate(zip(sequences, adapters, strict=True))
+            if one.completion
+        }
         for index, output in self._core.outputs(requests):
-            one, _ = asked[index]
+            one = sequences[index]
             self._times.prefill += time.perf_counter() - started
             self._times.prompt_tokens += len(one.prompt) + len(one.completion)
             yield index, sampling_params.logprobs_of(output, one.completion)
@@ -252,8 +264,8 @@ class VllmEngine:
         """See `Engine`; for ``base`` the live weights are θ₀ until the next call."""
         sequences = only_member(prompts, completions, self.tokenizer)
         self._set_member(UNPERTURBED, 0.0, BASE if base else None)
-        own = self._lora(UNPERTURBED, 0.0)
-        return [found for _, found in sorted(self._forced([(one, own) for one in sequences]))]
+        adapters = [self._lora(UNPERTURBED, 0.0)] * len(sequences)
+        return [found for _, found in sorted(self._forced(sequences, adapters))]
 
     # ------------------------------------------------------------------------------------------ the weights
 

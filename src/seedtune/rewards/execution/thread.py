@@ -13,7 +13,7 @@ from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from seedtune.rewards.execution.call import (
     DETAILS,
@@ -29,7 +29,15 @@ from seedtune.rewards.execution.call import (
 LOOK = 0.02
 """Seconds of observation; a computing thread uses the processor for at least a tenth of them."""
 
-Calls = queue.SimpleQueue[tuple[Callable[[], Any], "Future[Any]"] | None]
+
+class _Call(NamedTuple):
+    """A function to call, and where its result goes."""
+
+    function: Callable[[], Any]
+    result: Future[Any]
+
+
+Calls = queue.SimpleQueue[_Call | None]
 
 
 class TimedThread:
@@ -53,7 +61,7 @@ class TimedThread:
             self._thread.start()
         pending: Future[Any] = Future()
         self._pending = pending
-        self._calls.put((function, pending))
+        self._calls.put(_Call(function, pending))
         if self._stopped:
             self.stop()
         try:
@@ -120,13 +128,12 @@ def is_hang(error: BaseException) -> bool:
 
 
 def _serve(calls: Calls) -> None:
-    while (task := calls.get()) is not None:
-        function, call = task
+    while (call := calls.get()) is not None:
         with suppress(InvalidStateError):  # it was abandoned
             try:
-                call.set_result(function())
+                call.result.set_result(call.function())
             except BaseException as error:  # noqa: BLE001 - the named boundary: user code may raise anything, exit too
-                call.set_exception(error)
+                call.result.set_exception(error)
 
 
 def _interrupt(thread: threading.Thread) -> None:

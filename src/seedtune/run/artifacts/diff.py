@@ -61,23 +61,23 @@ def diff_runs(run_a: str | Path, run_b: str | Path) -> Difference:
 
 def _header(a: Header, b: Header) -> list[str]:
     """Compare the starting points, the base model first."""
-    found = _named(
-        ("base model: ", a.base_fingerprint, b.base_fingerprint),
-        ("tokenizer and chat template: ", a.tokenizer_fingerprint, b.tokenizer_fingerprint),
-        ("element type of the weights: ", a.resolved_weights_dtype, b.resolved_weights_dtype),
-        ("noise scheme: ", a.noise, b.noise),
-    )
-    data = ("training data: digests ", a.data or "none", b.data or "none")
-    read = ("training prompts as the model reads them: digests ", a.prompts or "none", b.prompts or "none")
-    return [*found, *_changes("", a.config, b.config), *_named(data, read)]
+    return [
+        *_named("base model: ", a.base_fingerprint, b.base_fingerprint),
+        *_named("tokenizer and chat template: ", a.tokenizer_fingerprint, b.tokenizer_fingerprint),
+        *_named("element type of the weights: ", a.resolved_weights_dtype, b.resolved_weights_dtype),
+        *_named("noise scheme: ", a.noise, b.noise),
+        *_changes("", a.config, b.config),
+        *_named("training data: digests ", a.data or "none", b.data or "none"),
+        *_named("training prompts as the model reads them: digests ", a.prompts or "none", b.prompts or "none"),
+    ]
 
 
 def _notes(a: Header, b: Header) -> list[str]:
-    return _named(("base model is named ", a.model, b.model), ("made by seedtune ", a.seedtune, b.seedtune))
+    return [*_named("base model is named ", a.model, b.model), *_named("made by seedtune ", a.seedtune, b.seedtune)]
 
 
-def _named(*pairs: tuple[str, str, str]) -> list[str]:
-    return [f"{what}{one} and {two}" for what, one, two in pairs if one != two]
+def _named(what: str, one: str, two: str) -> list[str]:
+    return [f"{what}{one} and {two}"] if one != two else []
 
 
 def _computed(what: str, one: Entry, two: Entry) -> list[str]:

@@ -123,9 +123,9 @@ class Decoder:
     def _admit(self, waiting: deque[DecodeSequence], running: list[DecodeSequence], params: Sampling) -> None:
         """Prefill as many waiting rows as slots and the pass allow, and choose their first tokens."""
         started = time.perf_counter()
-        prompts = [(row.member, row.prompt_ids) for row in islice(waiting, self.slots - len(running))]
-        tokens = self.prefill_tokens
-        pack = packed(len(running), prompts, tokens=tokens, padded=_PADDED * tokens)
+        first, tokens = list(islice(waiting, self.slots - len(running))), self.prefill_tokens
+        members, prompts = [row.member for row in first], [row.prompt_ids for row in first]
+        pack = packed(len(running), members, prompts, tokens=tokens, padded=_PADDED * tokens)
         batch = [waiting.popleft() for _ in pack.paths]
         self._choose(batch, self._prefill(pack, np.array(pack.last())), params)
         running += batch
@@ -186,8 +186,9 @@ class Decoder:
         A shared prefix of consecutive prompts of a member is computed once.
         """
         while sequences:
-            whole = [(one.member, [*one.prompt, *one.completion]) for one in sequences[: self.slots]]
-            pack = packed(0, whole, tokens=self.prefill_tokens, padded=self.prefill_tokens)
+            first, tokens = sequences[: self.slots], self.prefill_tokens
+            members, whole = [one.member for one in first], [[*one.prompt, *one.completion] for one in first]
+            pack = packed(0, members, whole, tokens=tokens, padded=tokens)
             batch, sequences = sequences[: len(pack.paths)], sequences[len(pack.paths) :]
             spans = [path[len(one.prompt) - 1 : -1] for path, one in zip(pack.paths, batch, strict=True)]
             keep, rows = np.unique(np.concatenate(spans).astype(np.int64), return_inverse=True)

@@ -68,13 +68,15 @@ class PrefixPack:
         return np.array([path + path[-1:] * (longest - len(path)) for path in self.paths])
 
 
-def packed(first_slot: int, prompts: Sequence[tuple[int, Sequence[int]]], *, tokens: int, padded: int) -> PrefixPack:
-    """Pack as many of the ``(member, prompt)`` as fit, from the first on, at least one.
+def packed(
+    first_slot: int, members: Sequence[int], prompts: Sequence[Sequence[int]], *, tokens: int, padded: int
+) -> PrefixPack:
+    """Pack as many of the members' prompts (one of each member listed) as fit, from the first on, at least one.
 
     ``tokens`` bounds the computed tokens, ``padded`` the rectangle of prompts × longest prompt.
     """
     pack, longest = PrefixPack(first_slot), 0
-    for count, (member, prompt) in enumerate(prompts):
+    for count, (member, prompt) in enumerate(zip(members, prompts, strict=True)):
         path, longest = pack.matched(member, prompt), max(longest, len(prompt))
         too_many = len(pack.ids) + len(prompt) - len(path) > tokens or (count + 1) * longest > padded
         if count and too_many:

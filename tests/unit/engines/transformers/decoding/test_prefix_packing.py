@@ -12,7 +12,7 @@ CPU = torch.device("cpu")
 
 
 def pack_of(*prompts: tuple[int, list[int]]) -> PrefixPack:
-    pack = packed(0, prompts, tokens=1000, padded=1000)
+    pack = packed(0, *zip(*prompts, strict=True), tokens=1000, padded=1000)
     assert len(pack.paths) == len(prompts)
     return pack
 
@@ -40,14 +40,14 @@ def test_a_repeated_prompt_costs_nothing_and_keeps_its_own_end() -> None:
 
 
 def test_the_budget_counts_computed_tokens_and_takes_one_prompt_at_least() -> None:
-    prompts = [(0, [1, 2, 3, 4]), (0, [1, 2, 3, 5]), (0, [1, 2, 3, 6]), (1, [1, 2, 3, 4])]
-    assert len(packed(0, prompts, tokens=6, padded=1000).paths) == 3
-    assert len(packed(0, prompts, tokens=1, padded=1000).paths) == 1
-    assert len(packed(0, prompts, tokens=1000, padded=8).paths) == 2
+    members, prompts = [0, 0, 0, 1], [[1, 2, 3, 4], [1, 2, 3, 5], [1, 2, 3, 6], [1, 2, 3, 4]]
+    assert len(packed(0, members, prompts, tokens=6, padded=1000).paths) == 3
+    assert len(packed(0, members, prompts, tokens=1, padded=1000).paths) == 1
+    assert len(packed(0, members, prompts, tokens=1000, padded=8).paths) == 2
 
 
 def test_a_prompt_that_did_not_fit_leaves_no_trace() -> None:
-    pack = packed(0, [(0, [1, 2]), (1, [3, 4])], tokens=3, padded=1000)
+    pack = packed(0, [0, 1], [[1, 2], [3, 4]], tokens=3, padded=1000)
     assert len(pack.paths) == 1
     assert pack.ids == [1, 2]
     assert pack.matched(1, [3, 4]) == []
