@@ -67,6 +67,9 @@ class Trainer:
     ``environment_factory`` is a class whose instances members talk to for several turns; without ``reward_funcs`` it
     has its own reward.  ``model`` overrides ``args.model``; ``processing_class``, if given, must be the model's own
     tokenizer.
+
+    Raises ConfigError for settings or rewards that do not fit, DataError for unusable data, ModelError for an unknown
+    model, and MissingExtraError, all before anything is written to ``output_dir``.
     """
 
     def __init__(  # noqa: PLR0913 - TRL's parameters
@@ -117,7 +120,10 @@ class Trainer:
         return next(iter(reversed(self._evaluations())), {})
 
     def load(self) -> Engine:
-        """Return the engine, loaded with the base model if nothing was trained or resumed yet."""
+        """Return the engine, loaded with the base model if nothing was trained or resumed yet.
+
+        Raises ModelError or ConfigError if the model cannot be loaded or perturbed.
+        """
         return self.session.load()
 
     def release(self) -> None:
@@ -135,12 +141,18 @@ class Trainer:
         return self.session.generation
 
     def evaluate(self) -> Metrics:
-        """Evaluate the current model on the held-out examples; return its metrics."""
+        """Evaluate the current model on the held-out examples; return its metrics.
+
+        Raises RewardError if too many rewards fail, EngineError, and the errors of `load`.
+        """
         with closing(self.scorer):
             return self._held_out(self.load())[0]
 
     def save_model(self, output_dir: str | Path, *, dtype: str | None = None) -> None:
-        """Write the current model as a Hugging Face folder."""
+        """Write the current model as a Hugging Face folder, in the checkpoint's precision or ``dtype``.
+
+        Raises RunError if ``output_dir`` is not empty, StorageError if it cannot be written, and the errors of `load`.
+        """
         from seedtune.run.artifacts.export import write_export
 
         write_export(self.load(), self.config, self.generation, Path(output_dir), dtype=dtype)

@@ -57,7 +57,10 @@ def best_prompt(engine: Engine, task: Task, config: Config, eval_config: EvalCon
 
 
 def choose(engine: Engine, task: Task, config: Config, eval_config: EvalConfig) -> Wording:
-    """Return the wording of the highest accuracy (or mean reward, without accuracy) on training prompts."""
+    """Return the wording of the highest accuracy (or mean reward, without accuracy) on training prompts.
+
+    Raises ConfigError if the task has no training prompts.
+    """
     if not task.train:
         raise ConfigError(f"task {task.name!r} has no training prompts to choose a prompt on. Leave out the baseline.")
     practice = replace(task, test=task.train[: min(CHOSEN_ON, eval_config.limit or CHOSEN_ON)])

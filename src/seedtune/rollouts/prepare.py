@@ -55,8 +55,8 @@ def prepare(
     """Return the resolved configuration and its task, with prompts that fit the model's context if ``fits``.
 
     ``task`` is used instead of the configuration's; ``model`` is a folder or Hugging Face id that replaces its model;
-    ``processing_class``, as in TRL, is a tokenizer, which must be the model's own.  Raises a SeedtuneError that says
-    what is wrong.
+    ``processing_class``, as in TRL, is a tokenizer, which must be the model's own.  Raises ConfigError for
+    settings that do not fit together or the task, DataError for unusable data, ModelError for an unknown model.
     """
     if not isinstance(config, Config):
         kind = type(config).__name__

@@ -229,7 +229,7 @@ class Contents:
 
 
 def read(path: Path) -> Contents:
-    """Read and verify a ledger; LedgerError names the first line that is not as written."""
+    """Read and verify a ledger; LedgerError names the first line that is not as written, RunError if there is none."""
     try:
         raw = path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
@@ -296,7 +296,7 @@ class Ledger:
     """A ledger open for appending, by one process at a time."""
 
     def __init__(self, path: Path) -> None:
-        """Open and lock; use ``claimed`` or ``resume``."""
+        """Open and lock (use ``claimed`` or ``resume``); StorageError, or RunError if another process has locked it."""
         self.path = path
         self._check, self._size = "", 0
         try:

@@ -103,7 +103,10 @@ def run_config(root: Path) -> Config:
 
 
 def as_written(root: Path) -> tuple[Config, bool]:
-    """Read the whole configuration of a run; also return whether this user's seedtune wrote it, unedited since."""
+    """Read the whole configuration of a run; also return whether this user's seedtune wrote it, unedited since.
+
+    Raises RunError if ``root`` is not a run directory, ConfigError for settings that cannot be read.
+    """
     path = RunPaths(root).config
     if not path.is_file():
         return _of_the_ledger_alone(root), False

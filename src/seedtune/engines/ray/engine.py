@@ -18,7 +18,7 @@ from typing import Any
 
 from seedtune import engines
 from seedtune.config.config import Config
-from seedtune.engines.base import EngineInfo, EngineTimes, Finished
+from seedtune.engines.base import Engine, EngineInfo, EngineTimes, Finished
 from seedtune.engines.codec import TermColumns
 from seedtune.engines.ray import protocol, status_file, worker_spec
 from seedtune.engines.ray.controller import Controller
@@ -35,7 +35,7 @@ AGREEING = 3
 """How often workers are asked for their fingerprints, and rebuilt, before the run stops."""
 
 
-class RayEngine:
+class RayEngine(Engine):
     """Any number of workers, each with an engine of its own; see the section ``ray`` of the configuration."""
 
     def __init__(self, config: Config, *, noise: Noise) -> None:
@@ -258,7 +258,10 @@ class RayEngine:
         return list(self.controller.spans)
 
     def scale(self, workers: int | dict[str, int]) -> None:
-        """Set the number of workers; a plain number sets it for the only kind."""
+        """Set the number of workers; a plain number sets it for the only kind.
+
+        Raises ConfigError for an unknown kind, for a plain number if there are several, and before `load`.
+        """
         kinds = list(self.config.ray.kinds)
         requested = {kinds[0]: workers} if isinstance(workers, int) else workers
         if (isinstance(workers, int) and len(kinds) > 1) or not requested.keys() <= {*kinds}:

@@ -79,7 +79,7 @@ def status_of(root: Path) -> dict[str, Any]:
 
 
 def ask(root: Path, requested: Mapping[str, int]) -> None:
-    """Request a number of workers of each kind from the driver of a run."""
+    """Request a number of workers of each kind from the driver of a run; StorageError if that cannot be written."""
     try:
         _put(root / SCALE, requested)
     except OSError as error:

@@ -98,6 +98,7 @@ class Worker:
     # ---------------------------------------------------------------- operations
 
     def enrol(self) -> Enrolment:
+        """Return what the controller needs to know of this worker."""
         assert self._info is not None
         return Enrolment(os.getpid(), socket.gethostname(), self._info)
 
@@ -109,9 +110,11 @@ class Worker:
         return pack(replace(rollout, token_ids=(), counted=tokens(rollout)) for rollout in found)
 
     def likelihoods(self, job: JobMessage) -> bytes:
+        """Return the packed likelihoods of a job."""
         return pack(self.engine.likelihoods([job.job(self._texts)]))
 
     def norm(self, terms: TermColumns) -> float:
+        """See `Engine.norm`."""
         return self.engine.norm(terms.terms())
 
     def cosine(self, one: int | TermColumns, other: int | TermColumns) -> float:

@@ -33,7 +33,10 @@ _VERSION = 1
 
 
 def builtin_folder(alias: str) -> Path:
-    """Return the Hugging Face folder of a built-in model, converted on first use."""
+    """Return the Hugging Face folder of a built-in model, converted on first use.
+
+    Raises MissingExtraError if its package is not installed, StorageError if no folder for it can be written.
+    """
     name = f"{alias}-v{_VERSION}"
     for root in cache_folders.trusted():
         if (root / "models" / name).is_dir():

@@ -76,6 +76,7 @@ class ModelSource:
         return model
 
     def tokenizer(self) -> Any:
+        """Load the tokenizer; ModelError if that fails."""
         return self._read(AutoTokenizer)
 
     def config(self) -> Any:

@@ -150,7 +150,11 @@ class ModelTokenizer:
         return found.hexdigest()
 
     def text(self, prompt: Prompt) -> str:
-        """Return the text of a prompt that is tokenised: itself, or its messages in the model's chat template."""
+        """Return the text of a prompt that is tokenised: itself, or its messages in the model's chat template.
+
+        Raises DataError if the model has no chat template, if the template refuses the messages, or for half a
+        character.
+        """
         check_readable(prompt)
         if isinstance(prompt.content, str):
             return prompt.content

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from seedtune.config.config import Config
-from seedtune.engines.base import BASE, EngineInfo, EngineTimes
+from seedtune.engines.base import BASE, Engine, EngineInfo, EngineTimes
 from seedtune.engines.transformers.checkpoint import ModelSource, write_model
 from seedtune.engines.transformers.decoding.decoder import DecodeSequence, Stop, rollout_of, rows_of
 from seedtune.engines.transformers.decoding.likelihood import (
@@ -52,7 +52,7 @@ class JobSequence(NamedTuple, Generic[Asked]):
     sequence: Asked
 
 
-class VllmEngine:
+class VllmEngine(Engine):
     """A decoder-only model in vLLM.  ``model`` is a Hugging Face id, a local folder or a built-in name.
 
     ``gaussian``: each member in turn is written over the live weights, and answers all prompts of its job in one

@@ -14,7 +14,10 @@ from seedtune.errors import ConfigError, EngineError, SeedtuneError
 
 
 class EngineCore:
-    """vLLM's engine core; after a failure every call raises an error, and only `close` still works."""
+    """vLLM's engine core; after a failure every call raises EngineError, and only `close` still works.
+
+    Raises ConfigError if vLLM does not start with these arguments.
+    """
 
     def __init__(self, arguments: Mapping[str, Any]) -> None:
         self._failure: str | None = None
@@ -74,7 +77,7 @@ class EngineCore:
     def outputs(self, requests: Mapping[int, GenerationRequest]) -> Iterator[tuple[int, Any]]:
         """Yield (key, output) of every step until all requests are finished; abort the rest on early exit.
 
-        All earlier requests are aborted first.
+        All earlier requests are aborted first.  Raises EngineError if vLLM fails, or if another call has aborted these.
         """
         from vllm import SamplingParams
 

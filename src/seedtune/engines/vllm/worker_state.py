@@ -51,7 +51,8 @@ class WorkerSettings:
 class WorkerState:
     """The state of a worker.
 
-    ``before`` are the shapes of this worker's earlier tensors: its live weights are then not the base model's.
+    ``before`` are the shapes of this worker's earlier tensors: its live weights are then not the base model's.  Raises
+    EngineError if these are of other tensors.
     """
 
     def __init__(
@@ -147,7 +148,8 @@ class WorkerState:
     def set_member(self, member: Member, sigma: float, shift: Shift | Update | None = None) -> bool:
         """Write a member over the live weights, unless they hold it already; return whether they changed.
 
-        It is perturbed from where a shift or an update would take the current weights.
+        It is perturbed from where a shift or an update would take the current weights.  Raises EngineError for a
+        perturbed member of a lowrank run, which is an adapter.
         """
         wanted = Held(member, sigma if member.sign else 0.0, shift)
         if member.sign and self.weights.noise.perturbation != "gaussian":

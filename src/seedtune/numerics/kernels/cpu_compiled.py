@@ -67,6 +67,7 @@ def unsigned(where):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True)
 def fill(out, table, where, start):  # type: ignore[no-untyped-def]
+    """Write the normals of elements ``start ..`` at ``where`` into ``out`` (float32 [n])."""
     here = unsigned(where)
     # Two draws alternate: the next one is computed while the look-ups of the current one wait for the cache.
     words = np.empty(2 * WORDS, np.uint64)
@@ -98,6 +99,7 @@ def fill(out, table, where, start):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True, parallel=True)
 def fill_parallel(out, table, where, start):  # type: ignore[no-untyped-def]
+    """Run `fill` on all threads, a piece at a time."""
     for piece in prange((out.size + PIECE - 1) // PIECE):
         low = piece * PIECE
         fill(out[low : low + PIECE], table, where, start + low)
@@ -105,6 +107,7 @@ def fill_parallel(out, table, where, start):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True)
 def fill_factors(out, table, where, generations, pairs, start):  # type: ignore[no-untyped-def]
+    """Write one factor for P pairs into ``out`` (float32 [P, n]); ``generations`` and ``pairs`` are [P]."""
     for p in range(out.shape[0]):
         here = Where(where.k0, where.k1, where.tag, np.int64(pairs[p]), np.int64(generations[p]))
         fill(out[p], table, here, start)
@@ -112,6 +115,7 @@ def fill_factors(out, table, where, generations, pairs, start):  # type: ignore[
 
 @njit(cache=True, nogil=True, parallel=True)
 def fill_factors_parallel(out, table, where, generations, pairs, start):  # type: ignore[no-untyped-def]
+    """Run `fill_factors` on all threads, a piece of one pair at a time."""
     pieces = (out.shape[1] + PIECE - 1) // PIECE
     for task in prange(out.shape[0] * pieces):
         p, low = task // pieces, task % pieces * PIECE
@@ -124,6 +128,7 @@ def fill_factors_parallel(out, table, where, generations, pairs, start):  # type
 
 @njit(cache=True, nogil=True)
 def perturb_edge(out, weights, sigma, table, where, start):  # type: ignore[no-untyped-def]
+    """Write what `perturb` does from any start, without vectors; ``out`` and ``weights`` are [n]."""
     noise = np.empty(ELEMENTS, np.float32)
     for low in range(0, out.size, ELEMENTS):
         count = min(ELEMENTS, out.size - low)
@@ -173,6 +178,7 @@ def perturb_whole(out, weights, sigma, table, where, start):  # type: ignore[no-
 
 @njit(cache=True, nogil=True)
 def perturb(out, weights, sigma, table, where, start):  # type: ignore[no-untyped-def]
+    """Write ``out = nearest(weights + sigma * noise)`` for elements ``start ..``; both are [n]."""
     head = min(-start & 7, out.size)
     tail = head + (out.size - head) // ELEMENTS * ELEMENTS
     perturb_edge(out[:head], weights[:head], sigma, table, where, start)
@@ -182,6 +188,7 @@ def perturb(out, weights, sigma, table, where, start):  # type: ignore[no-untype
 
 @njit(cache=True, nogil=True, parallel=True)
 def perturb_parallel(out, weights, sigma, table, where, start):  # type: ignore[no-untyped-def]
+    """Run `perturb` on all threads, a piece at a time."""
     for piece in prange((out.size + PIECE - 1) // PIECE):
         low = piece * PIECE
         high = min(out.size, low + PIECE)
@@ -190,12 +197,14 @@ def perturb_parallel(out, weights, sigma, table, where, start):  # type: ignore[
 
 @njit(cache=True, nogil=True)
 def convert(out, weights):  # type: ignore[no-untyped-def]
+    """Write ``out = nearest(weights)``; both are [n]."""
     for i in range(out.size):
         out[i] = nearest(out, widen(weights[i]))
 
 
 @njit(cache=True, nogil=True, parallel=True)
 def convert_parallel(out, weights):  # type: ignore[no-untyped-def]
+    """Run `convert` on all threads, a piece at a time."""
     for piece in prange((out.size + PIECE - 1) // PIECE):
         low = piece * PIECE
         convert(out[low : low + PIECE], weights[low : low + PIECE])
@@ -261,6 +270,7 @@ def update_gaussian(theta, anchor, table, tags, plan, start):  # type: ignore[no
 
 @njit(cache=True, nogil=True, parallel=True)
 def update_gaussian_parallel(theta, anchor, table, tags, plan, start):  # type: ignore[no-untyped-def]
+    """Run `update_gaussian` on all threads, a piece of theta [n] at a time."""
     for piece in prange((theta.size + PIECE - 1) // PIECE):
         low = piece * PIECE
         update_gaussian(theta[low : low + PIECE], anchor[low : low + PIECE], table, tags, plan, start + low)
@@ -307,11 +317,13 @@ def update_lowrank_rows(theta, anchor, a, columns, tags, plan, place, low, high)
 
 @njit(cache=True, nogil=True)
 def update_lowrank(theta, anchor, a, columns, tags, plan, place):  # type: ignore[no-untyped-def]
+    """Apply all updates of a plan to theta [rows, columns], see `update_lowrank_rows`."""
     update_lowrank_rows(theta, anchor, a, columns, tags, plan, place, 0, theta.shape[0])
 
 
 @njit(cache=True, nogil=True, parallel=True)
 def update_lowrank_parallel(theta, anchor, a, columns, tags, plan, place):  # type: ignore[no-untyped-def]
+    """Run `update_lowrank` on all threads, some rows at a time."""
     rows = max(1, PIECE // max(1, theta.shape[1]))
     for piece in prange((theta.shape[0] + rows - 1) // rows):
         first = piece * rows
@@ -324,6 +336,7 @@ def update_lowrank_parallel(theta, anchor, a, columns, tags, plan, place):  # ty
 
 @njit(cache=True, nogil=True)
 def mix_piece(bits, at0, at1):  # type: ignore[no-untyped-def]
+    """Return the two sums (uint64) of the mixed elements of ``bits`` [n], whose first is at ``at0`` and ``at1``."""
     sum0, sum1 = _U(0), _U(0)
     for i in range(bits.size):
         value = _U(bits[i])
@@ -341,6 +354,7 @@ def mix_piece(bits, at0, at1):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True)
 def mix_task(sums, bits, key0, key1, start, stride, task):  # type: ignore[no-untyped-def]
+    """Write the sums of piece ``task`` of ``bits`` [rows, n] into ``sums[task]``; the pieces run along rows."""
     pieces = (bits.shape[1] + PIECE - 1) // PIECE
     row, low = task // pieces, task % pieces * PIECE
     index = _U(start + row * stride + low)
@@ -350,11 +364,13 @@ def mix_task(sums, bits, key0, key1, start, stride, task):  # type: ignore[no-un
 
 @njit(cache=True, nogil=True)
 def mix(sums, bits, key0, key1, start, stride):  # type: ignore[no-untyped-def]
+    """Write the sums of every piece of ``bits`` [rows, n] into ``sums`` (uint64 [pieces, 2])."""
     for task in range(sums.shape[0]):
         mix_task(sums, bits, key0, key1, start, stride, task)
 
 
 @njit(cache=True, nogil=True, parallel=True)
 def mix_parallel(sums, bits, key0, key1, start, stride):  # type: ignore[no-untyped-def]
+    """Run `mix` on all threads, a piece at a time."""
     for task in prange(sums.shape[0]):
         mix_task(sums, bits, key0, key1, start, stride, task)

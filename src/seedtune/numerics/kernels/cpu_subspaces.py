@@ -43,6 +43,7 @@ def deal(ids, words, where, generation, start, subspaces):  # type: ignore[no-un
 
 @njit(cache=True, nogil=True)
 def add_edge(out, weights, sigma, table, where, start, ids, own):  # type: ignore[no-untyped-def]
+    """Write what `add` does from any start, without vectors; ``out``, ``weights`` and ``ids`` are [n]."""
     noise = np.empty(ELEMENTS, np.float32)
     for low in range(0, out.size, ELEMENTS):
         count = min(ELEMENTS, out.size - low)
@@ -86,6 +87,7 @@ def add(out, weights, sigma, table, where, start, ids, own):  # type: ignore[no-
 
 @njit(cache=True, nogil=True)
 def perturb(out, weights, sigma, table, where, start, subspaces):  # type: ignore[no-untyped-def]
+    """Write ``out = nearest(weights + sigma * noise)`` in the pair's subspace, ``nearest(weights)`` elsewhere; [n]."""
     ids, words = np.empty(CHUNK, np.uint16), np.empty(CHUNK // 4 + WORDS, np.uint64)
     own, low = np.uint16(where.pair % subspaces), 0
     while low < out.size:
@@ -99,6 +101,7 @@ def perturb(out, weights, sigma, table, where, start, subspaces):  # type: ignor
 
 @njit(cache=True, nogil=True, parallel=True)
 def perturb_parallel(out, weights, sigma, table, where, start, subspaces):  # type: ignore[no-untyped-def]
+    """Run `perturb` on all threads, a piece at a time."""
     for piece in prange((out.size + PIECE - 1) // PIECE):
         low = piece * PIECE
         high = min(out.size, low + PIECE)
@@ -131,6 +134,7 @@ def update_gaussian(theta, anchor, table, tags, plan, start, subspaces):  # type
 
 @njit(cache=True, nogil=True, parallel=True)
 def update_gaussian_parallel(theta, anchor, table, tags, plan, start, subspaces):  # type: ignore[no-untyped-def]
+    """Run `update_gaussian` on all threads, a piece of theta [n] at a time."""
     for piece in prange((theta.size + PIECE - 1) // PIECE):
         low = piece * PIECE
         high = min(theta.size, low + PIECE)

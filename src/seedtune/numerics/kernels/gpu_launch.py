@@ -83,7 +83,7 @@ def import_torch() -> Any:
 
 
 def bodies() -> Any:
-    """Return the module of the Triton kernels, imported on first use."""
+    """Return the module of the Triton kernels, imported on first use; MissingExtraError without Triton."""
     try:
         return importlib.import_module("seedtune.numerics.kernels.gpu_triton")
     except ModuleNotFoundError as error:

@@ -101,6 +101,7 @@ def span(piece, n, SKIP: tl.constexpr, BLOCKS: tl.constexpr):
 
 @triton.jit
 def blocks_of(piece, first, BLOCKS: tl.constexpr):
+    """Return the indices of a program's blocks of noise, int64 [BLOCKS]."""
     return first + piece.to(tl.int64) * BLOCKS + tl.arange(0, BLOCKS)
 
 
@@ -184,6 +185,7 @@ def perturb(
 
 @triton.jit
 def single(word):
+    """Return 32-bit words, of any shape, as the float32 numbers that they hold."""
     return word.to(tl.float32, bitcast=True)
 
 

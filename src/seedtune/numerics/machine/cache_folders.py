@@ -19,7 +19,7 @@ def candidates() -> Iterator[Path]:
     """Yield folders that may hold caches, the preferred one first.
 
     ``$SEEDTUNE_CACHE``, ``$XDG_CACHE_HOME/seedtune``, ``~/.cache/seedtune``, and this user's folder among the
-    temporary files.  They may not exist yet.
+    temporary files.  They may not exist yet.  Raises ConfigError if ``$SEEDTUNE_CACHE`` is no path.
     """
     if chosen := os.environ.get("SEEDTUNE_CACHE"):
         try:

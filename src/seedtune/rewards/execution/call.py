@@ -88,7 +88,10 @@ class Log:
         self.metrics: dict[str, list[float]] = {}
 
     def extra(self, column: str, values: Iterable[Any]) -> None:
-        """Log a value per completion for the samples; others than text, numbers and truth values become text."""
+        """Log a value per completion for the samples; others than text, numbers and truth values become text.
+
+        Raises ValueError for another number of values.
+        """
         logged = [_logged(value) for value in islice(values, self.count + 1)]
         if len(logged) != self.count:
             raise ValueError(
@@ -97,7 +100,10 @@ class Log:
         self.columns[str(column)] = logged
 
     def metric(self, name: str, value: float) -> None:
-        """Log a number; the metric is the mean of the finite ones of a generation."""
+        """Log a number; the metric is the mean of the finite ones of a generation.
+
+        Raises ValueError for one of the names in `OWN`, and for what is no number.
+        """
         if name in OWN:
             raise ValueError(f"log_metric({name!r}) would hide the reward's own {name}: choose another name")
         number = _number(value)

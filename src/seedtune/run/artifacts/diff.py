@@ -45,7 +45,7 @@ class Difference:
 
 
 def diff_runs(run_a: str | Path, run_b: str | Path) -> Difference:
-    """Compare two run directories by their ledgers.  Raises LedgerError if one is corrupted."""
+    """Compare two run directories by their ledgers.  Raises RunError without one, LedgerError if corrupted."""
     a, b = (ledger.read(directory.RunPaths(Path(run)).ledger) for run in (run_a, run_b))
     generation, reasons = _parting(a, b)
     common = a.fingerprints.keys() & b.fingerprints.keys()

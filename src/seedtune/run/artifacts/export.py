@@ -59,7 +59,8 @@ def export_run(
     """Write a run's model after ``generation`` generations (all by default) as a Hugging Face folder.
 
     ``sets`` are ``key=value`` settings that results do not depend on, as in `seedtune.verify_run`.  Raises RunError if
-    ``output`` is not empty.
+    ``output`` is not empty or the run has fewer generations, LedgerError if the ledger is corrupted or the rebuilt
+    weights are not those that it records, and StorageError if the folder cannot be written.
     """
     root, target = Path(run), Path(output)
     check_output(target)

@@ -43,6 +43,8 @@ def pack_run(
     The base model is only needed if the ledger has no fingerprint of that generation: then the run is replayed, with
     ``sets`` as in `seedtune.verify_run`.
     Without a ``base_licence`` in ``rights``, the licence is read from the base model's card if that is on this machine.
+    Raises RunError if ``output`` exists or the run has fewer generations, LedgerError for a corrupted ledger, PackError
+    for more than a pack holds, and StorageError if the file cannot be written.
     """
     root, target = Path(run), Path(output)
     if target.exists():

@@ -67,7 +67,10 @@ class About:
 
     @property
     def shape(self) -> dict[str, int]:
-        """Rank and subspaces, which scale a term's weight, see `seedtune.numerics.noise.amplitude`."""
+        """Rank and subspaces, which scale a term's weight, see `seedtune.numerics.noise.amplitude`.
+
+        Raises ValueError if one is below 1.
+        """
         rank = self.config["rank"] if self.config["perturbation"] == "lowrank" else 1
         shape = {"rank": rank, "subspaces": self.config.get("subspaces", 1)}
         if min(shape.values()) < 1:

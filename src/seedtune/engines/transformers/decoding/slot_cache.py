@@ -37,6 +37,7 @@ class SlotLayer(CacheLayerMixin):
         self.cache = cache
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Allocate keys (slots, heads, dim, time) and values (slots, heads, time, dim) for states like these."""
         slots, time = self.cache.slots, self.cache.time
         (heads, dim), (value_heads, value_dim) = (x.shape[1::2] for x in (key_states, value_states))
         self.keys = key_states.new_zeros(slots, heads, dim, time)
@@ -47,16 +48,20 @@ class SlotLayer(CacheLayerMixin):
         self.is_initialized = True
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        """Return the states of this pass unchanged; attention then writes them into this layer."""
         self.cache.pending = self
         return key_states, value_states
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Return (length, offset) of the keys that a mask would cover: those of this pass."""
         return query_length, 0
 
     def get_seq_length(self) -> int:
+        """Return 0, as `SlotCache.get_seq_length`."""
         return 0
 
     def get_max_length(self) -> int:
+        """Return -1: the cache has no limit of its own."""
         return -1
 
 
@@ -77,6 +82,7 @@ class SlotCache(Cache):
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
+        """Return the states of this pass unchanged, and note the layer that attention writes them into."""
         while len(self.layers) <= layer_idx:
             self.layers.append(SlotLayer(self))
         keys, values = self.layers[layer_idx].update(key_states, value_states)
@@ -87,6 +93,7 @@ class SlotCache(Cache):
         return 0
 
     def has_previous_state(self, layer_idx: int | None = None, state_idx: int | None = None) -> bool:
+        """Return False: positions are given explicitly."""
         return False
 
     def get_conv_state(self, *_: Any, **__: Any) -> Any:

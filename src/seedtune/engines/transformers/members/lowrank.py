@@ -37,7 +37,10 @@ from seedtune.types import Member, Update
 
 
 class LowRank:
-    """The groups of a model, the current weights they read, and the factors of the job in flight."""
+    """The groups of a model, the current weights they read, and the factors of the job in flight.
+
+    Raises ConfigError if ``trainable`` selects no weight of a linear layer.
+    """
 
     together = True
 

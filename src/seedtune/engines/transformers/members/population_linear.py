@@ -33,6 +33,7 @@ class RowState:
     active: bool = False
 
     def set(self, pairs: np.ndarray, scales: np.ndarray) -> None:
+        """Set the column of each row's pair, and each row's scale; both (rows,)."""
         self.pairs, self.scales, self.active = pairs, scales, bool(scales.any())
 
 
@@ -212,6 +213,7 @@ class PerturbedLinear(nn.Module):
             self.register_parameter(name, parameter)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return this layer's outputs (…, outputs) for ``x`` (…, inputs), each row with its member's perturbation."""
         return self.group.part(x, self.index)
 
 

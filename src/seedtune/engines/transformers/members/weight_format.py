@@ -50,7 +50,10 @@ def as_tensor(weights: Any) -> Tensor:
 
 
 def weights_dtype(noise: Noise, dtype: torch.dtype) -> torch.dtype:
-    """Return the element type of the current weights of a model that runs in ``dtype``."""
+    """Return the element type of the current weights of a model that runs in ``dtype``.
+
+    Raises ModelError for ``weights_dtype=model`` with another type than float32, bfloat16 and float16.
+    """
     if noise.weights_dtype == "float32":
         return torch.float32
     if dtype not in (torch.float32, torch.bfloat16, torch.float16):
