@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -110,6 +111,14 @@ def raised(node: ast.AST, known: Mapping[str, str]) -> Iterator[str]:
 
 def module_of(file: Path) -> str:
     return ".".join(("seedtune", *file.relative_to(PACKAGE).with_suffix("").parts))
+
+
+def test_every_builtin_task_shows_a_prompt_and_an_answer() -> None:
+    folder = PACKAGE / "tasks" / "builtin"
+    texts = {file.stem: file.read_text(encoding="utf-8") for file in folder.glob("*.py") if file.stem != "__init__"}
+    tasks = {name: ast.get_docstring(ast.parse(text)) or "" for name, text in texts.items() if "-> Task:" in text}
+    assert len(tasks) > 10
+    assert [name for name, text in tasks.items() if not re.search(r"::\n\n    \S", text)] == []
 
 
 def test_every_public_function_has_a_docstring() -> None:

@@ -1,7 +1,13 @@
 """Conciseness: as few characters as the ideal answer has (arXiv 2509.24372, with our own questions).
 
 The reward depends on length only: with long training most answers become empty.  `right_and_brief` also rewards the
-right answer.
+right answer.  For example::
+
+    What is the capital of Japan?
+
+    It is Tokyo.
+
+The ideal answer is "Tokyo", so this one gets −7, and "Osaka" gets 0.
 """
 
 from __future__ import annotations

@@ -3,11 +3,25 @@
 ARC: infer the rule that maps grids to grids (arXiv 1911.01547).  Mini-sudoku, with 4 × 4 cells (arXiv 2509.24372).  The
 answer is a line of numbers per row, for example::
 
+    In 4x4 Mini Sudoku:
+    - Each row must contain each number from 1-4 exactly once
+    - Each column must contain each number 1-4 exactly once
+    - Each 2x2 subgrid must contain each number 1-4 exactly once
+    Solve this 4x4 Mini Sudoku puzzle:
+    2 _ _ 3
+    _ _ 1 _
+    1 _ 3 _
+    3 _ 2 1
+    Format your response as the puzzle above, with spaces separating each number within a row, and newlines
+    separating rows.
+
+    Give only your final answer between <answer> and </answer>.
+
     <answer>
-    1 2 3 4
-    3 4 1 2
     2 1 4 3
-    4 3 2 1
+    4 3 1 2
+    1 2 3 4
+    3 4 2 1
     </answer>
 """
 

@@ -1,9 +1,11 @@
 """Number guessing: a conversation of a few turns for chat models.  For example::
 
-I am thinking of a whole number from 1 to 15. Guess it: answer with one number and nothing else. …
-8
-higher
-12
+    I am thinking of a whole number from 1 to 15. Guess it: answer with one number and nothing else. …
+    8
+    higher
+    12
+
+The number is 12, found within four guesses: the reward is 1.
 """
 
 from __future__ import annotations

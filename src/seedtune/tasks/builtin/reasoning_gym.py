@@ -1,4 +1,13 @@
-"""Tasks ``reasoning_gym:NAME``: any of reasoning-gym's generators, with its own scorer."""
+"""Tasks ``reasoning_gym:NAME``: any of reasoning-gym's generators, with its own scorer.
+
+For example, ``reasoning_gym:spell_backward``::
+
+    Spell this word backward (example: sun -> nus): ammonia
+
+    Give only your final answer between <answer> and </answer>.
+
+    <answer>ainomma</answer>
+"""
 
 from __future__ import annotations
 

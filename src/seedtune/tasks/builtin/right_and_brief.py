@@ -1,4 +1,13 @@
-"""Simple factual questions of our own: a reward for a right answer, and more if it is brief as well."""
+"""Simple factual questions of our own: a reward for a right answer, and more if it is brief as well.
+
+For example::
+
+    What is the past tense of "fly"?
+
+    The past tense is flew.
+
+This answer gets 1: it has the word "flew", and fewer than 30 other characters.
+"""
 
 from __future__ import annotations
 

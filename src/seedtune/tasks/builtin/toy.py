@@ -1,4 +1,13 @@
-"""The toy task, for the toy engine: output the number that belongs to a prompt.  A run takes a second."""
+"""The toy task, for the toy engine: output the number that belongs to a prompt.  A run takes a second.
+
+For example::
+
+    number 1
+
+    0.9
+
+The number is 0.992, so this answer gets −0.092.
+"""
 
 from __future__ import annotations
 
