@@ -91,7 +91,7 @@ class Trainer:
         self.others = others(self.config, self.task)
         self.callbacks = tuple(several("callbacks", callbacks or ()))
         self.strategy = strategies.create(self.config, [reward.weight for reward in self.task.rewards])
-        self.session = Session(self.config, self.task, self.strategy)
+        self.session = Session(prepared)
         self.paths = self.session.paths
         self.reward_hacking = RewardHackingMonitor(self.paths.samples)
         self.scorer = Scorer(self.task.rewards, self.config)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from seedtune import activities, engines
@@ -16,7 +16,7 @@ from seedtune.engines.base import Engine, EngineTimes
 from seedtune.engines.transformers.decoding.decoder import slots_for
 from seedtune.errors import ConfigError, ModelError, RunError
 from seedtune.rollouts.prompts import prompt_of
-from seedtune.run import directory, recorded_config
+from seedtune.run import directory, recorded_config, replay
 from seedtune.strategies import populations
 from seedtune.tasks.base import Task
 from seedtune.types import Example, Job, Member, Sampling, Term, Update
@@ -84,8 +84,8 @@ class Workload:
         return self.rollouts * max(0.0, self.new_tokens - 1)
 
 
-def workload_of(config: Config, task: Task, *, share: float, devices: int = 1) -> Workload:
-    """Return the workload of one of ``devices`` that share the members, in the largest generation of the run.
+def workload_of(config: Config, task: Task, *, share: float) -> Workload:
+    """Return the workload of the largest generation of the run.
 
     Completions have ``share`` of their maximum length.  Raises ConfigError for conversations and reference answers.
     """
@@ -95,7 +95,7 @@ def workload_of(config: Config, task: Task, *, share: float, devices: int = 1) -
             "conversations or reference answers. Train a generation and look at step_time in its metrics."
         )
     lengths, counted = _lengths(config, task.train[:COUNTED])
-    members = -(-(max(populations(config)) + config.evaluate_unperturbed) // devices)
+    members = max(populations(config)) + config.evaluate_unperturbed
     prompts = min(config.prompts_per_generation, len(task.train)) * config.samples_per_prompt
     limit, longest = config.max_completion_length, max(lengths)
     return Workload(
@@ -110,6 +110,12 @@ def workload_of(config: Config, task: Task, *, share: float, devices: int = 1) -
         alone=config.perturbation == "gaussian",
         counted=counted,
     )
+
+
+def share_of(work: Workload, config: Config, *, devices: int) -> Workload:
+    """Return the part of one of ``devices`` that share the members."""
+    members, positions = -(-work.members // devices), work.longest + work.limit
+    return replace(work, members=members, batch_slots=_slots(config, members, work.prompts, positions=positions))
 
 
 def _slots(config: Config, members: int, prompts: int, *, positions: int) -> int:
@@ -170,8 +176,8 @@ def measure_engine(config: Config, task: Task, work: Workload) -> Speed:
     full = few if work.alone else _members(min(work.members, max(1, work.slots // work.prompts)))
     prompts = tuple(prompt_of(config, example) for example in task.train[: work.prompts])
     sampling = Sampling(min(NEW, config.max_completion_length), ignore_eos=True)
-    with closing(engines.create(config)) as engine, activities.doing("measuring this machine"):
-        engine.load()
+    engine, _ = replay.load_base(config)
+    with closing(engine), activities.doing("measuring this machine"):
         warm_up = (Member(GENERATION, work.members, 1),)  # compiles kernels on first use
         sizes = (warm_up, few) if work.alone else (warm_up, few, full)
         times = [_times(engine, Job(0, config.sigma, members, prompts, sampling)) for members in sizes]

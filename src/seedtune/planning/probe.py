@@ -19,12 +19,12 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from seedtune import engines
 from seedtune.config.config import Config
 from seedtune.errors import ConfigError
 from seedtune.numerics import noise
 from seedtune.rollouts.evaluator import Evaluator
-from seedtune.rollouts.prepare import prepare
+from seedtune.rollouts.prepare import Prepared, prepare
+from seedtune.run import replay
 from seedtune.strategies.quadratic_model import Law, Response, Stride, best_stride, fit, response_of
 from seedtune.tasks.base import Task
 from seedtune.types import COUNT, UNPERTURBED, Example, Member, Plan, Rollout, tokens
@@ -127,19 +127,22 @@ def probe_config(
     provides custom data and rewards; ``prompts`` of its training data are drawn, by default as many as in a generation.
     Raises ConfigError, DataError or RewardError.
     """
-    started = time.perf_counter()
     if not 4 <= members <= COUNT or members % 2:
         raise ConfigError(f"members={members}: a probe takes pairs, at least two. Give an even number from 4.")
     for sigma in sigmas:
         config.replace(sigma=sigma)
     if prompts is not None and not 1 <= prompts <= COUNT:
         raise ConfigError(f"prompts={prompts}: a probe needs from one to {COUNT:,}.")
-    task = prepare(config, task=task).task
+    return probe(prepare(config, task=task), sigmas=sigmas, members=members, prompts=prompts)
+
+
+def probe(run: Prepared, *, sigmas: Sequence[float], members: int, prompts: int | None) -> Probe:
+    """Probe a prepared run, see `probe_config`."""
+    started, config, task = time.perf_counter(), run.config, run.task
     count = max(2, config.prompts_per_generation) if prompts is None else prompts
-    drawn = _draw(config, task, count)
-    with closing(engines.create(config)) as engine:
-        engine.load()
-        survey = _Survey(Evaluator(engine, task, config), drawn, prompts=count, pairs=members // 2)
+    engine, _ = replay.load_base(config)
+    with closing(engine):
+        survey = _Survey(Evaluator(engine, task, config), _draw(config, task, count), prompts=count, pairs=members // 2)
         for sigma in sorted(set(sigmas)):
             survey.level(sigma, survey.pairs)
         if not sigmas:
@@ -155,8 +158,7 @@ def _draw(config: Config, task: Task, count: int) -> tuple[Example, ...]:
 
 
 def _sweep(config: Config, prompts: int) -> int:
-    sigmas, generations = SWEEP
-    return sigmas * generations * config.population * prompts * config.samples_per_prompt
+    return math.prod(SWEEP) * config.population * prompts * config.samples_per_prompt
 
 
 class _Survey:
@@ -281,15 +283,10 @@ def recommend(levels: Sequence[Level], config: Config) -> tuple[float | None, fl
     chosen, stride = next((level, stride) for level, stride in usable if stride.gain >= NEAR * most)
     reason = _reason(chosen, stride, levels)
     if config.shaping != "zscore":
-        return chosen.sigma, None, f"{reason} {_OTHER_UNITS}"
+        units = "That α is for shaping=zscore; with another one it has another unit"
+        return chosen.sigma, None, f"{reason} {units}: leave alpha out, and it is found while training."
     # With K subspaces, a fixed step is √K times as long as α implies (CoPES).
     return chosen.sigma, chosen.sigma * stride.ratio / math.sqrt(config.subspaces), reason
-
-
-_OTHER_UNITS = (
-    "That α is for shaping=zscore; with another one it has another unit: leave "
-    "alpha out, and it is found while training."
-)
 
 
 def _reason(chosen: Level, stride: Stride, levels: Sequence[Level]) -> str:

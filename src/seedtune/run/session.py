@@ -7,7 +7,6 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from seedtune.config.config import Config
 from seedtune.config.foreign_data import dump_yaml
 from seedtune.engines import snapshots
 from seedtune.engines.base import Engine, EngineInfo
@@ -15,13 +14,12 @@ from seedtune.errors import ConfigError, RunError, StorageError, storage_cause
 from seedtune.numerics import noise
 from seedtune.numerics.machine import disk
 from seedtune.rollouts import prompts
+from seedtune.rollouts.prepare import Prepared
 from seedtune.run import directory, metrics, recorded_config, replay, resuming
 from seedtune.run.ledger import Contents, Header, Ledger, Record
 from seedtune.run.lineage import Lineage
 from seedtune.run.sealing import marked
 from seedtune.strategies.base import State
-from seedtune.strategies.es import EvolutionStrategy
-from seedtune.tasks.base import Task
 from seedtune.types import __version__
 
 
@@ -37,9 +35,9 @@ class Start:
 class Session:
     """The open resources of a run: the engine, at ``generation``, and the run directory."""
 
-    def __init__(self, config: Config, task: Task, strategy: EvolutionStrategy) -> None:
-        self.config, self.task, self.strategy = config, task, strategy
-        self.paths = directory.RunPaths(Path(config.output_dir))
+    def __init__(self, prepared: Prepared) -> None:
+        self.config, self.task = prepared.config, prepared.task
+        self.paths = directory.RunPaths(Path(self.config.output_dir))
         self.engine: Engine | None = None
         self.generation = 0
         self.lineage = Lineage()

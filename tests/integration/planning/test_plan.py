@@ -11,14 +11,16 @@ import torch
 import models
 import runs
 import seedtune
+from seedtune import engines
 from seedtune.cli.probe_and_plan import show_forecast
 from seedtune.engines.model_sizes import anatomy_of
 from seedtune.engines.transformers.engine import TransformersEngine
 from seedtune.errors import ConfigError, ModelError, RunError
 from seedtune.planning.accelerators import MACHINES
 from seedtune.planning.cost_model import Speed, Workload
-from seedtune.planning.plan import measured_here, plan_config
+from seedtune.planning.plan import measured_here, plan, plan_config
 from seedtune.rewards.base import Reward
+from seedtune.rollouts.prepare import prepare
 from seedtune.tasks.base import Task
 from seedtune.types import Example
 
@@ -111,6 +113,16 @@ def test_an_accelerator_is_a_formula_of_datasheet_figures(folder):
     assert "19 steps of 1.6 ms = max((W " in one.basis
     assert one.fits
     assert four.prefill == pytest.approx(one.prefill / 3)
+
+
+def test_a_prepared_run_is_planned_as_it_is_and_its_prompts_are_tokenised_once(folder, monkeypatch):
+    made, tokenizer = [], engines.tokenizer
+    monkeypatch.setattr(engines, "tokenizer", lambda config: made.append(config) or tokenizer(config))
+    run = prepare(planned(folder), task=TASK, fits=False)
+    found = plan(run, [(1, "h100"), (4, "a100")], measured=None, share=0.5)
+    assert len(made) == 1
+    again = plan_config(planned(folder), devices=["h100", "4xa100"], share=0.5, task=TASK)
+    assert found == again
 
 
 def test_this_machine_is_measured_and_the_model_is_not_trained(folder, monkeypatch):

@@ -16,8 +16,10 @@ from seedtune.errors import ConfigError
 from seedtune.planning import probe
 from seedtune.planning.probe import CompletionStats, collapse_of, probe_config, recommend
 from seedtune.rewards.base import Reward, text_of
+from seedtune.rollouts.prepare import prepare
 from seedtune.strategies.quadratic_model import Response, Stride
 from seedtune.tasks.base import Task
+from seedtune.tasks.from_config import TaskInputs
 from seedtune.types import Example
 
 USUAL = CompletionStats(clipped=0.5, empty=0.1, repeating=0.1, unchanged=1.0)
@@ -72,6 +74,18 @@ def test_no_member_answers_twice_at_a_sigma(config, jobs):
 def test_two_probes_agree(config):
     first, second = (replace(probe_config(config), seconds=0.0) for _ in range(2))
     assert first == second
+
+
+def test_a_prepared_run_is_probed_with_its_own_rewards_and_data(config, monkeypatch):
+    def nearness(completions, target, **_):
+        return [-abs(float(text) - goal) for text, goal in zip(completions, target, strict=True)]
+
+    rows = [{"prompt": f"number {index}", "target": 0.1 * index} for index in range(8)]
+    run = prepare(config, TaskInputs(nearness, train=rows))
+    monkeypatch.delattr(probe, "prepare")
+    found = probe.probe(run, sigmas=[0.05], members=4, prompts=8)
+    assert found.rollouts == 8 + 4 * 8
+    assert -2.0 < found.unperturbed < 0.0
 
 
 @pytest.mark.parametrize("start", [0.02, 0.1, 0.3, 1.7])
