@@ -21,8 +21,9 @@ import numpy as np
 from numpy.typing import NDArray
 from strategies import reached
 
-from seedtune.strategies import step_estimates
-from seedtune.strategies.step_size import Adaptive, Situation
+from seedtune.strategies.base import Situation
+from seedtune.strategies.step_estimates import PredictedGain, RunningAverages, realized_fraction
+from seedtune.strategies.step_size import Adaptive
 
 N = 32
 SLOPE, LENGTH = 3.2, 5.44
@@ -77,19 +78,16 @@ def adaptive(start: float | None = None) -> Callable[[], Step]:
     """The library's rule, as `EvolutionStrategy` calls it."""
 
     def run() -> Step:
-        rule, mean = Adaptive(start=start), step_estimates.NONE
-        state: dict[str, float] = {}
-        predicted: dict[str, float] = {}
+        rule, averages, prediction = Adaptive(start=start), RunningAverages(), PredictedGain()
+        state, mean, predicted = rule.init(), averages.init(), prediction.init()
 
         def step(observation: dict[str, float]) -> float:
             nonlocal mean, state, predicted
-            mean = step_estimates.averaged(
-                mean, observation, step_estimates.realized_fraction(predicted, observation, 1.0)
-            )
-            alpha, state = rule.step(state, Situation(1.0, N, observation, mean))
-            radius = alpha * observation["length"] / N
-            predicted = step_estimates.predicted_gain(observation, radius, 1.0, mean)
-            return radius
+            mean = averages.update(mean, observation, realized_fraction(predicted, observation, 1.0))
+            now = Situation(1.0, N, observation, mean)
+            alpha, state = rule.update(state, now)
+            predicted = prediction.update(predicted, now, alpha)
+            return alpha * observation["length"] / N
 
         return step
 
@@ -102,9 +100,9 @@ def climb(task: Landscape, make: Callable[[], Step], rng: np.random.Generator) -
     for _ in range(task.generations):
         left = task.reliability * max(-0.3, 1.0 - task.falls * reward / task.top)
         slope = SLOPE * (1.0 + 0.12 * rng.normal())
-        radius = step(observation_of(task, reward, slope, left, rng))
-        reward += slope * left * (1.0 + 0.4 * rng.normal()) * radius - task.bend * radius**2
-        reward -= 0.5 * max(0.0, radius - 1.5) ** 2
+        step_ratio = step(observation_of(task, reward, slope, left, rng))
+        reward += slope * left * (1.0 + 0.4 * rng.normal()) * step_ratio - task.bend * step_ratio**2
+        reward -= 0.5 * max(0.0, step_ratio - 1.5) ** 2
         curve.append(reward)
     return np.array(curve)
 

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from seedtune.engines.base import EngineInfo, EngineTimes
 from seedtune.run.ledger import Record
 from seedtune.strategies.base import directions
-from seedtune.strategies.observation import gain, radius_of
-from seedtune.strategies.step_estimates import NONE, reliability
+from seedtune.strategies.observation import gain, step_ratio_of
+from seedtune.strategies.step_estimates import reliability
 from seedtune.types import Member, Rollout, length, tokens
 
 Floats = NDArray[np.float64]
@@ -121,19 +121,15 @@ def observation_metrics(record: Record) -> dict[str, float | None]:
     observation = record.observation
     if not observation:
         return {}
-    radius = radius_of(record.alpha, record.plan.sigma, observation, len(record.plan.members))
-    reliable = reliability(_averages(record))
+    step_ratio = step_ratio_of(record.alpha, record.plan.sigma, observation, len(record.plan.members))
+    reliable = reliability(record.state["averages"])
     return {
         "success_rate": observation.get("success_rate"),
         "curvature": observation.get("curvature"),
         "reliability": reliable,
-        "step_ratio": radius,
-        "predicted_gain": gain(observation, radius, reliable),
+        "step_ratio": step_ratio,
+        "predicted_gain": gain(observation, step_ratio, reliable),
     }
-
-
-def _averages(record: Record) -> Any:
-    return record.state.get("averages", NONE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,10 +215,10 @@ def record_alarms(record: Record) -> list[str]:
     elif not any(directions(record.plan.members, record.coefficients).values()):
         found.append("all members have the same reward: the update is zero. Raise sigma or use more prompts.")
     meant = "down" in record.state or record.rollback_to is not None  # a look-ahead probe or a rollback makes no step
-    averages = _averages(record)
+    averages = record.state.get("averages", {})
     if any(record.coefficients) and not record.observation and record.alpha == 0.0 and not meant:
         found.append("only one noise sample has rewards, too few for an adaptive step. Check the reward function.")
-    elif averages["seen"] >= CLEAR_AFTER and averages["success_rate"] < CLEAR_SHARE:
+    elif averages.get("seen", 0) >= CLEAR_AFTER and averages["success_rate"] < CLEAR_SHARE:
         found.append(
             f"only {averages['success_rate']:.0%} of members beat the current model: sigma is too large for this "
             "model. Lower sigma."

@@ -1,7 +1,8 @@
-"""What strategies read and return: the scores of a generation, and the step that follows from them."""
+"""What strategies read and return: scores, the step that follows from them, and the shape of rules with state."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +15,7 @@ from seedtune.types import Decay, Member, Plan, Term, Update
 
 State = Mapping[str, Any]
 Observation = Mapping[str, float]
+Averages = Mapping[str, float]
 Scores = NDArray[np.float64]
 
 
@@ -61,6 +63,34 @@ class Step:
     state: State = field(default_factory=dict)
     observation: Observation = field(default_factory=dict)
     rollback_to: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Situation:
+    """Inputs of a step besides the rule's state: σ, N, the observation, and its averages over generations."""
+
+    sigma: float
+    members: int
+    observation: Observation
+    averages: Averages
+    factor: float = 1.0
+    """Factor of the schedule of α."""
+
+
+class StatefulRule(ABC):
+    """A rule whose state is plain JSON data, recorded in the ledger; its shape is that of optax's transformations."""
+
+    def init(self) -> State:
+        """Return the state before the first generation."""
+        return {}
+
+    @abstractmethod
+    def update(self, state: State, *args: Any, **kwargs: Any) -> Any:
+        """Return the state after a generation; a rule that decides something returns (decision, state)."""
+
+    @abstractmethod
+    def rolled_back(self, state: State) -> State:
+        """Return the state after the weights have returned to those of an earlier generation."""
 
 
 def directions(members: Sequence[Member], values: Sequence[float]) -> dict[tuple[int, int], float]:

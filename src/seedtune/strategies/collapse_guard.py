@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
-from seedtune.strategies.base import Observation, State
+from seedtune.strategies.base import Observation, State, StatefulRule
 from seedtune.types import Plan
 
 
 @dataclass(frozen=True, slots=True)
-class Guard:
+class Guard(StatefulRule):
     """Watch the mean reward of members through an average over about ``window`` generations.
 
     The noise of one generation (other prompts, other members) is estimated from successive differences,
@@ -37,27 +36,24 @@ class Guard:
     wider: float = 1.25
     """The average restarts when σ has grown by more than this factor: rewards under different σ are not comparable."""
 
-    def update(self, state: State, plan: Plan, observation: Observation) -> dict[str, Any]:
-        """Return the state after one more generation; ``collapsed`` in it asks for a rollback to ``best_at``."""
+    def update(self, state: State, plan: Plan, observation: Observation) -> tuple[int | None, State]:
+        """Return the generation to roll back to, None without a collapse, and the state after one more generation."""
         if not observation and self.unscored is not None:
             missed = state.get("missed", 0) + 1
-            return {**state, "missed": missed, "collapsed": missed >= self.unscored and "best_at" in state}
+            return state.get("best_at") if missed >= self.unscored else None, {**state, "missed": missed}
         scored = observation.get("scored", 1.0)
         usual = max(scored, state.get("scored", 1.0 if state else 0.0))
         if not observation or scored < self.part * usual:
-            return dict(state)
+            return None, state
         sigma = state.get("sigma", plan.sigma)
         if plan.sigma > self.wider * sigma:
             state, sigma = {}, plan.sigma
         error = observation["spread"] * observation["spread"] / len(plan.members)
-        now = {**self.watch(state, observation["reward"], plan.generation, error), "sigma": sigma}
-        return {**now, "scored": usual} if usual < 1.0 else now
+        rollback_to, now = self._watched(state, observation["reward"], plan.generation, error)
+        return rollback_to, {**now, "sigma": sigma, **({"scored": usual} if usual < 1.0 else {})}
 
-    def watch(self, state: State, reward: float, generation: int, error: float = 0.0) -> dict[str, Any]:
-        """Return the state after a generation with rewards.
-
-        ``error`` is the variance of the mean reward over this generation's members, a lower bound of the noise.
-        """
+    def _watched(self, state: State, reward: float, generation: int, error: float) -> tuple[int | None, State]:
+        """Update with a mean reward; ``error``, its variance over the members, is a lower bound of the noise."""
         seen = state.get("seen", 0) + 1
         weight = max(1.0 / seen, 2.0 / (self.window + 1))
         before, known = state.get("level", reward), max(error, state.get("noise", 0.0))
@@ -66,15 +62,14 @@ class Guard:
         noise = max(error, self._noise(state, reward, seen))
         now = {"seen": seen, "level": level, "last": reward, "noise": noise}
         if seen <= self.window or level >= state.get("best", -math.inf):
-            return {**now, "best": level, "best_at": generation}
+            return None, {**now, "best": level, "best_at": generation}
         now |= {"best": state["best"], "best_at": state["best_at"]}
-        if seen <= self.quiet:
-            return now
         allowed = self.limit * math.sqrt(weight / (2.0 - weight) * known)
-        return {**now, "collapsed": known > 0.0 and level < state["best"] - allowed}
+        collapsed = seen > self.quiet and known > 0.0 and level < state["best"] - allowed
+        return now["best_at"] if collapsed else None, now
 
-    def back(self, state: State) -> dict[str, Any]:
-        """Return the state after a rollback: the average restarts at the best one."""
+    def rolled_back(self, state: State) -> State:
+        """Restart the average at the best one."""
         kept = {name: value for name, value in state.items() if name in ("noise", "best", "best_at", "sigma", "scored")}
         return {**kept, "seen": self.quiet + 1, "level": state["best"], "last": state["best"]}
 

@@ -8,15 +8,14 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
 
 from seedtune.config.config import Config
 from seedtune.strategies import schedules, step_estimates
-from seedtune.strategies.base import Feedback, Observation, State, Step, directions
+from seedtune.strategies.base import Feedback, Observation, Situation, State, StatefulRule, Step, directions
 from seedtune.strategies.collapse_guard import Guard
-from seedtune.strategies.observation import observe, radius_of
+from seedtune.strategies.observation import observe
 from seedtune.strategies.shaping import SHAPINGS, centered, combine, unshaped
-from seedtune.strategies.step_size import Adaptive, ConstantAlpha, Situation
+from seedtune.strategies.step_size import Adaptive, ConstantAlpha
 from seedtune.types import Decay, Member, Plan
 
 
@@ -35,13 +34,18 @@ class EvolutionStrategy:
 
     def __init__(self, config: Config, reward_weights: Sequence[float] = (1.0,)) -> None:
         self.config, self.reward_weights = config, reward_weights
-        self.guard = Guard(unscored=3 if config.uses_likelihood else None) if config.guarded else None
         # Noise in K subspaces includes √K, and CoPES's step for plain noise, (α/N_k) Σ z ε, has √K more.
         self.apart = math.sqrt(config.subspaces)
-        longest = {} if config.max_step_ratio is None else {"longest": config.max_step_ratio}
-        self.rule = (
-            Adaptive(start=config.alpha, **longest) if config.adaptive else ConstantAlpha(config.step * self.apart)
-        )
+        limit = {} if config.max_step_ratio is None else {"max_step_ratio": config.max_step_ratio}
+        adaptive, fixed = Adaptive(start=config.alpha, **limit), ConstantAlpha(config.step * self.apart)
+        comparable = not (config.anchor_l2 or config.anchor_l1) and config.reward_batch == "sample"
+        self.rules: dict[str, StatefulRule] = {
+            "averages": step_estimates.RunningAverages(),
+            "alpha": adaptive if config.adaptive else fixed,
+            "predicted_gain": step_estimates.PredictedGain(comparable),
+        }
+        if config.guarded:
+            self.rules["guard"] = Guard(unscored=3 if config.uses_likelihood else None)
 
     def ask(self, state: State, generation: int) -> Plan:
         """Return a generation's plan: its members, with fresh or reused noise, σ, and the shift that they perturb."""
@@ -77,49 +81,30 @@ class EvolutionStrategy:
 
     def decide(self, state: State, plan: Plan, utilities: tuple[float, ...], observation: Observation) -> Step:
         """Make a step by the step-size rule, or roll back after a collapse, from recorded data alone."""
-        predicted, rule = state.get("predicted_gain", {}), state.get("alpha", {})
-        realized = step_estimates.realized_fraction(predicted, observation, plan.sigma)
-        averages = step_estimates.averaged(state.get("averages", step_estimates.NONE), observation, realized)
-        guard = {} if self.guard is None else self.guard.update(state.get("guard", {}), plan, observation)
-        if self.guard is not None and guard.get("collapsed"):
-            back = {"averages": step_estimates.forgotten(averages), "guard": self.guard.back(guard)}
-            after = _filled(alpha=self.rule.shrink(rule), **back)
-            return Step(utilities, 0.0, None, after, observation, rollback_to=guard["best_at"])
-        factor = schedules.factor(self.config.alpha_schedule, plan.generation)
-        situation = Situation(plan.sigma, len(plan.members), observation, averages, factor)
-        alpha, rule = self.rule.step(rule, situation)
-        if alpha != 0.0:
-            predicted = self._predicted_gain(plan, alpha, situation)
-        after = _filled(averages=averages, alpha=rule, guard=guard, predicted_gain=predicted)
-        moves = alpha != 0.0 and any(directions(plan.members, utilities).values())
-        return Step(utilities, alpha, self._decay(plan.sigma, alpha) if moves else None, after, observation)
+        rules, states = self.rules, {name: state.get(name, rule.init()) for name, rule in self.rules.items()}
+        rollback_to, alpha, decay = None, 0.0, None
+        realized = step_estimates.realized_fraction(states["predicted_gain"], observation, plan.sigma)
+        states["averages"] = rules["averages"].update(states["averages"], observation, realized)
+        if "guard" in rules:
+            rollback_to, states["guard"] = rules["guard"].update(states["guard"], plan, observation)
+        if rollback_to is None:
+            factor = schedules.factor(self.config.alpha_schedule, plan.generation)
+            now = Situation(plan.sigma, len(plan.members), observation, states["averages"], factor)
+            alpha, states["alpha"] = rules["alpha"].update(states["alpha"], now)
+            states["predicted_gain"] = rules["predicted_gain"].update(states["predicted_gain"], now, alpha)
+            if alpha != 0.0 and any(directions(plan.members, utilities).values()):
+                decay = self._decay(plan.sigma, alpha)
+        else:
+            states = {name: rule.rolled_back(states[name]) for name, rule in rules.items()}
+        return Step(utilities, alpha, decay, {n: s for n, s in states.items() if s}, observation, rollback_to)
 
     def tell(self, state: State, plan: Plan, feedback: Feedback) -> Step:
         """Shape, observe and decide: the step for a generation's scores."""
         utilities = self.balance(plan, self.shape(feedback))
         return self.decide(state, plan, utilities, self.observe(plan, feedback, utilities))
 
-    def _predicted_gain(self, plan: Plan, alpha: float, now: Situation) -> dict[str, float]:
-        """Predict the step's gain, which the next generation compares with the realized one.
-
-        Empty where more than the step moves the weights, or where a reward compares members with each other and
-        therefore has the same mean for any members.
-        """
-        config = self.config
-        if config.anchor_l2 or config.anchor_l1 or config.reward_batch != "sample":
-            return {}
-        if not step_estimates.informative(now.observation):
-            return {}
-        radius = radius_of(alpha, plan.sigma, now.observation, now.members)
-        return step_estimates.predicted_gain(now.observation, radius, plan.sigma, now.averages)
-
     def _decay(self, sigma: float, alpha: float) -> Decay | None:
         """Return the pull; adaptive steps change α by orders of magnitude, so it follows the paper's α = σ/2 there."""
         pull = sigma / 2 if self.config.adaptive else alpha
         decay = Decay(min(1.0, pull * self.config.anchor_l2), pull * self.config.anchor_l1)
         return decay if decay.l2 or decay.l1 else None
-
-
-def _filled(**state: Any) -> dict[str, Any]:
-    """Drop the entries of rules with an empty state."""
-    return {name: value for name, value in state.items() if value != {}}

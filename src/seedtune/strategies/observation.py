@@ -78,12 +78,9 @@ def _odd_parts_of_each(plan: Plan, feedback: Feedback) -> list[Vector]:
     if len(set(feedback.groups)) <= 1:
         parts = [odd_parts(plan, feedback.scores)]
     else:
-        parts = [odd_parts(_only(plan, rows), feedback.scores[rows]) for rows in rows_of(feedback.groups)]
+        mine = [(rows, tuple(plan.members[row] for row in rows)) for rows in rows_of(feedback.groups)]
+        parts = [odd_parts(replace(plan, members=members), feedback.scores[rows]) for rows, members in mine]
     return [part for part in parts if part.size]
-
-
-def _only(plan: Plan, rows: NDArray[np.intp]) -> Plan:
-    return replace(plan, members=tuple(plan.members[row] for row in rows))
 
 
 def odd_parts(plan: Plan, scores: Vector) -> Vector:
@@ -142,11 +139,11 @@ def _error_of(unperturbed: Vector, scores: Vector) -> float:
     return float(apart.std(ddof=1) / np.sqrt(apart.size))
 
 
-def gain(observation: Observation, radius: float, reliability: float) -> float:
-    """Predict the reward gained by a step of ``radius`` perturbation lengths, in the second-order model."""
-    return observation["slope"] * reliability * radius - observation.get("curvature", 0.0) * radius**2
+def gain(observation: Observation, step_ratio: float, reliability: float) -> float:
+    """Predict the reward gained by a step of ``step_ratio`` perturbation lengths, in the second-order model."""
+    return observation["slope"] * reliability * step_ratio - observation.get("curvature", 0.0) * step_ratio**2
 
 
-def radius_of(alpha: float, sigma: float, observation: Observation, members: int) -> float:
+def step_ratio_of(alpha: float, sigma: float, observation: Observation, members: int) -> float:
     """ρ = ‖α/N Σ wε‖/‖σε‖ = α‖w‖/(Nσ): the length of a step in units of a member's perturbation."""
     return alpha * observation["length"] / (members * sigma)

@@ -52,7 +52,6 @@ Floats = NDArray[np.float64]
 TINY = 1e-9
 """Lower bound of errors, as a share of the rewards' size (squared for variances): ties get no infinite weight."""
 
-
 MARGIN = 0.75
 """Longest step, as a part of a member's length."""
 

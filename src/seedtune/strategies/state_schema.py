@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, NotRequired
 
-from pydantic import ConfigDict, Field
+from pydantic import Field
 from typing_extensions import TypedDict
 
 from seedtune.config.foreign_data import Count, Finite, GenerationCount, conform
@@ -33,7 +33,7 @@ class _Observation(TypedDict):
 
 
 class _Averages(TypedDict):
-    """See `seedtune.strategies.step_estimates.averaged`."""
+    """See `seedtune.strategies.step_estimates.RunningAverages`."""
 
     power: Finite
     shared: Finite
@@ -56,14 +56,6 @@ class _PredictedGain(TypedDict):
     sigma: Positive
 
 
-class _Unseen(TypedDict, total=False):
-    """A `Guard` before the first generation with rewards."""
-
-    __pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[misc]
-    missed: Count
-    collapsed: bool
-
-
 class _Watching(TypedDict):
     seen: Annotated[int, Field(ge=1, lt=2**32)]
     level: Finite
@@ -74,7 +66,6 @@ class _Watching(TypedDict):
     sigma: NotRequired[Positive]
     scored: NotRequired[NotNegative]
     missed: NotRequired[Count]
-    collapsed: NotRequired[bool]
 
 
 _Term = Annotated[list[Finite], Field(min_length=3, max_length=3)]
@@ -82,8 +73,8 @@ _Term = Annotated[list[Finite], Field(min_length=3, max_length=3)]
 
 class _State(TypedDict, total=False):
     averages: _Averages
-    alpha: dict[Literal["factor", "radius"], Positive]
-    guard: _Unseen | _Watching
+    alpha: dict[Literal["factor", "step_ratio"], Positive]
+    guard: dict[Literal["missed"], Count] | _Watching
     predicted_gain: _PredictedGain
     down: list[_Term]
 

@@ -19,14 +19,13 @@ count against the slope.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import NamedTuple
 
-from seedtune.strategies.base import Observation
+from seedtune.strategies.base import Averages, Observation, Situation, State, StatefulRule
+from seedtune.strategies.observation import step_ratio_of
 from seedtune.strategies.quadratic_model import positive_mean
 from seedtune.strategies.shaping import TIE
-
-Averages = Mapping[str, float]
 
 
 class WeighedValue(NamedTuple):
@@ -52,45 +51,52 @@ LATER = 0.25
 
 TINY = 1e-9
 
-NONE: Averages = {"power": 0.0, "shared": 0.0, "curvature": 0.0, "success_rate": 0.5, "share": 0.0, "seen": 0}
-
 
 def informative(observation: Observation) -> bool:
     """Return whether members differ by more than rounding noise, and by a spread whose square is above 0."""
-    if observation.get("length", 0.0) == 0.0:
-        return False
-    spread = observation["spread"]
-    return spread > TIE * abs(observation["reward"]) and spread * spread > 0.0
+    spread = observation.get("spread", 0.0)
+    return observation.get("length", 0.0) != 0.0 and spread > TIE * abs(observation["reward"]) and spread * spread > 0.0
 
 
-def averaged(before: Averages, observation: Observation, realized: WeighedValue = UNKNOWN) -> Averages:
-    """Add one generation's observation to the averages ``before``; an uninformative generation changes nothing.
+class RunningAverages(StatefulRule):
+    """Averages of observations over about ten generations."""
 
-    The first few generations count equally, then older ones fade, so no initial value has an influence.
-    ``realized`` is the `realized_fraction` of the last step.
-    """
-    if not informative(observation):
-        return before
-    spread, seen = observation["spread"], before["seen"]
-    now = {
-        "power": observation["power"] / (spread * spread),
-        "shared": observation["shared"] / (spread * spread),
-        "curvature": observation["curvature"] / spread if "curvature" in observation else before["curvature"],
-        "success_rate": observation.get("success_rate", before["success_rate"]),
-        "share": observation["share"],
-    }
-    weight = max(1.0 / (seen + 1), 1.0 - MEMORY)
-    mean = {name: before[name] + weight * (value - before[name]) for name, value in now.items()}
-    if "curvature" in observation and "curvature_error" not in before:  # first score of the unperturbed model
-        mean |= {"curvature": now["curvature"], "success_rate": now["success_rate"]}
-    for name, unit in (("shared_error", spread * spread), ("curvature_error", spread)):
-        if name in observation:
-            new = observation[name] / unit
-            mean[name] = hypotenuse((1.0 - weight) * before[name], weight * new) if name in before else new
-        elif name in before:
-            mean[name] = before[name]
-    usual = max(LATER, MEMORY * before.get("usual", 1.0))
-    return {**mean, **_realized(before, realized), "usual": usual, "seen": min(seen + 1, 1_000_000)}
+    def init(self) -> Averages:
+        """Return averages of nothing."""
+        return {"power": 0.0, "shared": 0.0, "curvature": 0.0, "success_rate": 0.5, "share": 0.0, "seen": 0}
+
+    def update(self, state: Averages, observation: Observation, realized: WeighedValue = UNKNOWN) -> Averages:
+        """Add one generation's observation; an uninformative generation changes nothing.
+
+        The first few generations count equally, then older ones fade, so no initial value has an influence.
+        ``realized`` is the `realized_fraction` of the last step.
+        """
+        if not informative(observation):
+            return state
+        spread, seen = observation["spread"], state["seen"]
+        now = {
+            "power": observation["power"] / (spread * spread),
+            "shared": observation["shared"] / (spread * spread),
+            "curvature": observation["curvature"] / spread if "curvature" in observation else state["curvature"],
+            "success_rate": observation.get("success_rate", state["success_rate"]),
+            "share": observation["share"],
+        }
+        weight = max(1.0 / (seen + 1), 1.0 - MEMORY)
+        mean = {name: state[name] + weight * (value - state[name]) for name, value in now.items()}
+        if "curvature" in observation and "curvature_error" not in state:  # first score of the unperturbed model
+            mean |= {"curvature": now["curvature"], "success_rate": now["success_rate"]}
+        for name, unit in (("shared_error", spread * spread), ("curvature_error", spread)):
+            if name in observation:
+                new = observation[name] / unit
+                mean[name] = hypotenuse((1.0 - weight) * state[name], weight * new) if name in state else new
+            elif name in state:
+                mean[name] = state[name]
+        usual = max(LATER, MEMORY * state.get("usual", 1.0))
+        return {**mean, **_realized(state, realized), "usual": usual, "seen": min(seen + 1, 1_000_000)}
+
+    def rolled_back(self, state: Averages) -> Averages:
+        """Drop the realized fraction, which belongs to other weights."""
+        return {name: value for name, value in state.items() if not name.startswith("realized")}
 
 
 def _realized(before: Averages, new: WeighedValue) -> dict[str, float]:
@@ -167,13 +173,6 @@ def _rounded(value: float) -> float:
     return float(f"{value:.9g}")
 
 
-def forgotten(averages: Averages) -> Averages:
-    """Drop the realized fraction, after a rollback to other weights."""
-    return {name: value for name, value in averages.items() if name not in ("realized_fraction", "realized_precision")}
-
-
-PredictedGain = Mapping[str, Any]
-
 SURE = 0.1
 """Lower bound of the realized fraction's error: a second-order model is not more exact than this."""
 
@@ -181,23 +180,38 @@ SAME = 0.01
 """Relative change of σ above which the members' mean reward changes with it."""
 
 
-def predicted_gain(observation: Observation, radius: float, sigma: float, averages: Averages) -> dict[str, float]:
-    """Predict the gain and cost of a step of ``radius``, with the reward before it; empty if nothing is comparable."""
-    gained, bent = observation["slope"] * radius, observation["spread"] * radius * radius
-    if "reward_error" not in observation or not 0.0 < gained < math.inf:
+@dataclass(frozen=True, slots=True)
+class PredictedGain(StatefulRule):
+    """Gain and cost that the members predict of a step, with the reward before it."""
+
+    comparable: bool = True
+    """Whether the step alone changes the mean reward: no anchor pulls, and no reward compares members."""
+
+    def update(self, state: State, now: Situation, alpha: float) -> State:
+        """Predict for a step with α, {} if nothing is comparable; without a step the last prediction stays."""
+        if alpha == 0.0:
+            return state
+        observation, averages = now.observation, now.averages
+        if not self.comparable or not informative(observation) or "reward_error" not in observation:
+            return {}
+        step_ratio = step_ratio_of(alpha, now.sigma, observation, now.members)
+        gained, bent = observation["slope"] * step_ratio, observation["spread"] * step_ratio * step_ratio
+        error = hypotenuse(observation["reward_error"], bent * curvature_error(averages))
+        made = {"gain": gained, "cost": bent * curvature(averages), "reward": observation["reward"], "error": error}
+        return {**made, "sigma": now.sigma} if gained > 0.0 and all(map(math.isfinite, made.values())) else {}
+
+    def rolled_back(self, state: State) -> State:
+        """Drop the prediction, which belongs to other weights."""
         return {}
-    error = hypotenuse(observation["reward_error"], bent * curvature_error(averages))
-    made = {"gain": gained, "cost": bent * curvature(averages), "reward": observation["reward"], "error": error}
-    return {**made, "sigma": sigma} if math.isfinite(made["cost"]) and math.isfinite(error) else {}
 
 
-def realized_fraction(before: PredictedGain, observation: Observation, sigma: float) -> WeighedValue:
+def realized_fraction(predicted: State, observation: Observation, sigma: float) -> WeighedValue:
     """Estimate the fraction of the predicted gain that was realized."""
-    if not before or "reward_error" not in observation or abs(sigma - before["sigma"]) > SAME * sigma:
+    if not predicted or "reward_error" not in observation or abs(sigma - predicted["sigma"]) > SAME * sigma:
         return UNKNOWN
-    error = hypotenuse(before["error"], observation["reward_error"])
-    part = (observation["reward"] - before["reward"] + before["cost"]) / before["gain"]
-    rough = hypotenuse(error / before["gain"], SURE)
+    error = hypotenuse(predicted["error"], observation["reward_error"])
+    part = (observation["reward"] - predicted["reward"] + predicted["cost"]) / predicted["gain"]
+    rough = hypotenuse(error / predicted["gain"], SURE)
     if not (math.isfinite(part) and math.isfinite(rough)):
         return UNKNOWN
     return WeighedValue(min(1.0, max(-1.0, part)), 1.0 / (rough * rough))

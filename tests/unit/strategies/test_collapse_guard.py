@@ -12,10 +12,16 @@ from seedtune.strategies.collapse_guard import Guard
 from seedtune.types import Member, Plan
 
 
-def watched(rewards, guard=None):
-    guard, state = guard or Guard(), {}
+def update(state, reward, generation, *, guard=None, error=0.0):
+    """(generation to roll back to, state) after one member with a mean reward of this variance."""
+    observation = {"reward": reward, "spread": error**0.5}
+    return (guard or Guard()).update(state, Plan(generation, 0.1, (Member(0, 0, 1),)), observation)
+
+
+def watched(rewards):
+    state = Guard().init()
     for generation, reward in enumerate(rewards):
-        state = guard.watch(state, reward, generation)
+        _, state = update(state, reward, generation)
     return state
 
 
@@ -43,12 +49,10 @@ def test_the_guard_sees_a_collapse_within_a_few_generations_and_names_the_best()
     state = watched(rewards)
     best = state["best_at"]
     for generation in range(30, 33):
-        state = Guard().watch(state, -8.0, generation)
-        if state["collapsed"]:
+        rollback_to, state = update(state, -8.0, generation)
+        if rollback_to is not None:
             break
-    assert state["collapsed"]
-    assert state["best_at"] == best >= 25
-    assert "collapsed" not in Guard().back(state)
+    assert rollback_to == state["best_at"] == best >= 25
 
 
 def test_rewards_that_begin_all_equal_are_no_reason_to_go_back():
@@ -57,17 +61,17 @@ def test_rewards_that_begin_all_equal_are_no_reason_to_go_back():
         draws = np.random.default_rng(seed).binomial(1, [0.0005] * 10 + [0.004] * 60, size=(256, 70)).T
         state = {}
         for generation, row in enumerate(draws):
-            state = Guard().watch(state, float(row.mean()), generation, float(row.var()) / 256)
-            assert not state.get("collapsed"), (seed, generation)
+            rollback_to, state = update(state, float(row.mean()), generation, error=float(row.var()) / 256)
+            assert rollback_to is None, (seed, generation)
 
 
 def alarms(rewards):
     """(generation, best_at) of the first alarm, if there is one."""
-    guard, state = Guard(), {}
+    state = {}
     for generation, reward in enumerate(rewards):
-        state = guard.watch(state, reward, generation)
-        if state.get("collapsed"):
-            return generation, state["best_at"]
+        rollback_to, state = update(state, reward, generation)
+        if rollback_to is not None:
+            return generation, rollback_to
     return None
 
 
@@ -108,30 +112,27 @@ def test_the_guard_watches_rewards_that_many_completions_never_have():
     guard, state = Guard(), {}
     for generation in range(30):
         reward = 0.5 + 0.001 * (-1) ** generation if generation < 20 else -5.0
-        state = guard.update(state, Plan(generation, 0.1, (Member(0, 0, 1),)), observed(reward, scored=0.2))
-        if state.get("collapsed"):
+        observation = {"reward": reward, "spread": 1e-3, "scored": 0.2}
+        rollback_to, state = guard.update(state, Plan(generation, 0.1, (Member(0, 0, 1),)), observation)
+        if rollback_to is not None:
             break
     assert 20 < generation < 29
-    assert guard.back(state)["scored"] == 0.2
-
-
-def observed(reward, **more):
-    return {"reward": reward, "spread": 1e-3, **more}
+    assert guard.rolled_back(state)["scored"] == 0.2
 
 
 def test_weights_of_which_nothing_can_be_scored_are_gone_back_on():
     guard, state = Guard(unscored=3), {}
     for _ in range(9):
-        state = guard.update(state, Plan(9, 0.1, ()), {})
-    assert not state["collapsed"]  # there is nothing to go back to: the reward function itself may be broken
+        rollback_to, state = guard.update(state, Plan(9, 0.1, ()), {})
+    assert rollback_to is None  # there is nothing to go back to: the reward function itself may be broken
     for generation, reward in enumerate((0.1, 0.2, 0.3)):
-        state = guard.watch(state, reward, generation)
+        _, state = update(state, reward, generation, guard=guard)
     found = []
     for _ in range(3):
-        state = guard.update(state, Plan(9, 0.1, ()), {})
-        found.append(state["collapsed"])
-    assert found == [False, False, True]
-    assert "missed" not in guard.back(state)
+        rollback_to, state = guard.update(state, Plan(9, 0.1, ()), {})
+        found.append(rollback_to)
+    assert found == [None, None, 2]
+    assert "missed" not in guard.rolled_back(state)
 
 
 def test_a_guard_begins_again_when_sigma_has_grown():

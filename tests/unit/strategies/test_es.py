@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.landscape import terms_of
+from tests.landscape import climb, terms_of
 
 from seedtune import strategies
 from seedtune.config.config import Config
-from seedtune.strategies.base import Feedback, update_of
+from seedtune.strategies.base import Feedback, StatefulRule, update_of
 from seedtune.types import Member, Plan, Term
 
 PAIRS = strategies.create(Config(population=6, sigma=0.1, alpha=0.3))
@@ -114,3 +114,23 @@ def test_the_configuration_says_how_steps_are_made():
     assert step.alpha == 0.01
     assert Config(alpha=0.3).adaptive is False
     assert Config().adaptive is True
+
+
+@pytest.mark.parametrize("settings", [{}, {"alpha": 0.3}, {"alpha": 0.3, "rollback_on_collapse": "yes"}], ids=str)
+def test_every_recorded_state_is_that_of_a_rule_and_a_rollback_is_one_of_all_rules(settings):
+    def fall(scores, generation):
+        if generation >= 12:
+            scores -= 5.0
+
+    config = Config(population=32, sigma=0.02, **settings)
+    rules, records = strategies.create(config).rules, climb(config, 16, fall).records
+    assert all(isinstance(rule, StatefulRule) for rule in rules.values())
+    assert all(record.state.keys() <= rules.keys() for record in records)
+    backs = [index for index, record in enumerate(records) if record.rollback_to is not None]
+    assert bool(backs) is config.guarded
+    for index in backs:
+        before, after = records[index - 1].state, records[index].state
+        alpha = rules["alpha"]
+        assert after["alpha"] == alpha.rolled_back(before.get("alpha", alpha.init()))
+        assert after["averages"] == rules["averages"].rolled_back(after["averages"])
+        assert after["guard"] == rules["guard"].rolled_back(after["guard"])

@@ -12,25 +12,31 @@ from tests.landscape import SIZE, climb, evaluate, noise, terms_of
 from seedtune import strategies
 from seedtune.config.config import Config
 from seedtune.strategies import step_estimates
-from seedtune.strategies.base import Feedback
+from seedtune.strategies.base import Feedback, Situation
 from seedtune.strategies.observation import observe
 from seedtune.strategies.step_estimates import (
     MEMORY,
-    NONE,
     SURE,
+    PredictedGain,
+    RunningAverages,
     WeighedValue,
-    averaged,
     curvature,
     curvature_error,
-    predicted_gain,
     realized_fraction,
     reliability,
 )
 from seedtune.strategies.step_size import Adaptive
 
+averaged, NONE = RunningAverages().update, RunningAverages().init()
 OBSERVATION = {"reward": 1.0, "reward_error": 0.3, "slope": 4.0, "spread": 2.0, "length": 8.0}
 LATER = {**OBSERVATION, "reward": 1.9, "reward_error": 0.4}
 KNOWN = {**NONE, "curvature": 0.5, "curvature_error": 0.0}
+
+
+def predicted_gain(observation, step_ratio, sigma, averages):
+    """What is predicted of a step of eight members as long as ``step_ratio``."""
+    now = Situation(sigma, 8, observation, averages)
+    return PredictedGain().update({}, now, step_ratio * 8 * sigma / observation["length"])
 
 
 def test_the_realized_fraction_is_the_gain_and_what_it_cost_over_the_predicted_gain():
@@ -47,7 +53,8 @@ def test_a_long_step_says_less_where_the_curvature_is_not_known():
 
 
 def test_nothing_predicted_or_nothing_to_compare_says_nothing():
-    assert predicted_gain(OBSERVATION, 0.0, 1.0, NONE) == {}
+    assert PredictedGain().update({"gain": 1.0}, Situation(1.0, 8, OBSERVATION, NONE), 0.0) == {"gain": 1.0}
+    assert predicted_gain({**OBSERVATION, "spread": 0.0}, 1.0, 1.0, NONE) == {}
     assert predicted_gain({**OBSERVATION, "slope": 0.0}, 1.0, 1.0, NONE) == {}
     blind = {name: value for name, value in OBSERVATION.items() if name != "reward_error"}
     assert predicted_gain(blind, 1.0, 1.0, NONE) == {}
@@ -101,8 +108,8 @@ def deceiving(plan, theta):
     return Feedback(scores - 0.2 * away, np.full(8, -0.2 * away), share=1.0)
 
 
-def radii(evaluate_at, generations):
-    """The radius of every step of a run that answers all of its prompts in every generation."""
+def ratios(evaluate_at, generations):
+    """The step ratio of every step of a run that answers all of its prompts in every generation."""
     strategy = strategies.create(Config(population=32, sigma=0.02))
     state, theta, found = {}, np.ones(SIZE), []
     for generation in range(generations):
@@ -111,14 +118,14 @@ def radii(evaluate_at, generations):
         for term in terms_of(plan, step):
             theta = theta + term.weight * noise(term.generation, term.pair)
         state = step.state
-        found.append(state["alpha"]["radius"])
+        found.append(state["alpha"]["step_ratio"])
     return found
 
 
 def test_chance_that_looks_like_a_slope_is_found_out_where_prompts_are_the_same_again(monkeypatch):
-    steps = radii(deceiving, generations=10)
+    steps = ratios(deceiving, generations=10)
     monkeypatch.setattr(step_estimates, "realized_fraction", lambda *_: step_estimates.UNKNOWN)
-    blind = radii(deceiving, generations=10)
+    blind = ratios(deceiving, generations=10)
     assert steps[0] == blind[0]
     assert np.mean(steps[1:]) < 0.6 * np.mean(blind[1:])
 
@@ -127,7 +134,7 @@ def test_predictions_that_are_realized_keep_steps_long():
     def honest(plan, theta):
         return replace(evaluate(plan, theta), share=1.0)
 
-    assert min(radii(honest, generations=10)[2:]) == Adaptive().longest
+    assert min(ratios(honest, generations=10)[2:]) == Adaptive().max_step_ratio
 
 
 def test_going_back_drops_the_predicted_gain():
@@ -146,7 +153,7 @@ def test_a_judge_that_was_down_for_a_generation_does_not_stop_the_run():
         lost = 1.0 if plan.generation == 5 else 0.0
         return replace(feedback, scores=feedback.scores - lost, unperturbed=feedback.unperturbed - lost)
 
-    assert min(radii(down, generations=14)[6:]) > 0.2 * Adaptive().longest
+    assert min(ratios(down, generations=14)[6:]) > 0.2 * Adaptive().max_step_ratio
 
 
 def test_a_generation_that_moves_nothing_leaves_the_predicted_gain_of_the_last_step():
@@ -173,8 +180,8 @@ def test_nothing_is_predicted_where_more_than_the_step_moves_the_mean(settings):
 @pytest.mark.parametrize("size", [1e-300, 1e-150, 1e140, 1e300])
 def test_nothing_infinite_reaches_the_state(size):
     observation = {name: value * size for name, value in OBSERVATION.items()} | {"length": 8.0}
-    for radius in (1e-12, 1.0, 1e12):
-        made = predicted_gain(observation, radius, 1.0, NONE)
+    for ratio in (1e-12, 1.0, 1e12):
+        made = predicted_gain(observation, ratio, 1.0, NONE)
         assert all(math.isfinite(value) for value in made.values())
         assert all(math.isfinite(value) for value in realized_fraction(made, {**observation, "reward": -size}, 1.0))
 

@@ -11,22 +11,22 @@ from tests.landscape import SIZE, climb, evaluate, noise, terms_of
 
 from seedtune import strategies
 from seedtune.config.config import Config
-from seedtune.strategies.base import Feedback
-from seedtune.strategies.observation import gain, observe, odd_parts, radius_of, shared_power
+from seedtune.strategies.base import Feedback, Situation
+from seedtune.strategies.observation import gain, observe, odd_parts, shared_power, step_ratio_of
 from seedtune.strategies.step_estimates import (
     BEND,
     DOUBT,
     LATER,
     MEMORY,
-    NONE,
     UNUSUAL,
     USUAL,
-    averaged,
+    RunningAverages,
     curvature,
     reliability,
 )
-from seedtune.strategies.step_size import FLOOR, Adaptive, Situation, best_radius
+from seedtune.strategies.step_size import FLOOR, Adaptive, best_step_ratio
 
+averaged, NONE = RunningAverages().update, RunningAverages().init()
 PAIRS = strategies.create(Config(population=32, sigma=0.02))
 SINGLES = strategies.create(Config(population=32, sigma=0.02, antithetic=False))
 
@@ -46,9 +46,9 @@ def test_the_step_has_the_length_that_was_decided(strategy):
     plan = strategy.ask({}, 0)
     step = strategy.tell({}, plan, evaluate(plan, np.ones(SIZE)))
     moved = sum(term.weight * noise(term.generation, term.pair) for term in terms_of(plan, step))
-    radius = step.state["alpha"]["radius"]
-    assert np.linalg.norm(moved) == pytest.approx(radius * plan.sigma * math.sqrt(SIZE), rel=0.03)
-    assert radius_of(step.alpha, plan.sigma, step.observation, 32) == pytest.approx(radius, rel=1e-12)
+    ratio = step.state["alpha"]["step_ratio"]
+    assert np.linalg.norm(moved) == pytest.approx(ratio * plan.sigma * math.sqrt(SIZE), rel=0.03)
+    assert step_ratio_of(step.alpha, plan.sigma, step.observation, 32) == pytest.approx(ratio, rel=1e-12)
 
 
 @pytest.mark.parametrize("strategy", [PAIRS, SINGLES], ids=["pairs", "singles"])
@@ -66,7 +66,7 @@ def test_the_predicted_gain_is_the_gain_of_a_quadratic(strategy):
     for alpha in (0.1, 0.4):
         z = zip(plan.members, utilities, strict=True)
         moved = theta + alpha / 32 * sum(c * m.sign * drawn[m.generation, m.pair] for m, c in z)
-        predicted = gain(found, radius_of(alpha, sigma, found, 32), 1.0)
+        predicted = gain(found, step_ratio_of(alpha, sigma, found, 32), 1.0)
         assert predicted == pytest.approx(at(moved) - at(theta), rel=0.05)
 
 
@@ -227,65 +227,65 @@ OBSERVATION = {"length": 8.0, "spread": 2.0, "reward": 0.5, "slope": 8.0}
 CURVED = {**AVERAGES, "curvature": 10.0 - BEND, "curvature_error": 0.0}
 
 
-def test_the_best_radius_is_where_the_model_has_its_maximum():
-    best = best_radius(CURVED, 0.5, OBSERVATION)
-    values = {radius: 4.0 * 0.5 * radius - 10.0 * radius**2 for radius in (best, 0.9 * best, 1.1 * best)}
+def test_the_best_step_ratio_is_where_the_model_has_its_maximum():
+    best = best_step_ratio(CURVED, 0.5, OBSERVATION)
+    values = {ratio: 4.0 * 0.5 * ratio - 10.0 * ratio**2 for ratio in (best, 0.9 * best, 1.1 * best)}
     assert max(values, key=values.__getitem__) == best == pytest.approx(0.1)
-    assert best_radius({**CURVED, "curvature": 0.0}, 0.5, OBSERVATION) == 0.5
-    assert best_radius({**CURVED, "curvature": -1.0}, 0.5, OBSERVATION) == 0.5
-    assert best_radius(CURVED, 0.5, {**OBSERVATION, "slope": 4.0}) == pytest.approx(best / 2)
+    assert best_step_ratio({**CURVED, "curvature": 0.0}, 0.5, OBSERVATION) == 0.5
+    assert best_step_ratio({**CURVED, "curvature": -1.0}, 0.5, OBSERVATION) == 0.5
+    assert best_step_ratio(CURVED, 0.5, {**OBSERVATION, "slope": 4.0}) == pytest.approx(best / 2)
 
 
 @pytest.mark.parametrize("start", [1e-6, 0.01, 10.0, 1e6])
-def test_wherever_it_starts_it_gets_to_the_same_radius(start):
+def test_wherever_it_starts_it_gets_to_the_same_step_ratio(start):
     rule, state = Adaptive(start=start), {}
     for _ in range(30):
-        alpha, state = rule.step(state, Situation(0.02, 32, OBSERVATION, CURVED))
-        assert alpha * 8.0 / (32 * 0.02) <= rule.longest + 1e-12
-    assert state["radius"] == pytest.approx(0.1)
+        alpha, state = rule.update(state, Situation(0.02, 32, OBSERVATION, CURVED))
+        assert alpha * 8.0 / (32 * 0.02) <= rule.max_step_ratio + 1e-12
+    assert state["step_ratio"] == pytest.approx(0.1)
 
 
 def test_it_changes_by_at_most_a_factor_of_32():
     rule = Adaptive()
     flat = Situation(0.02, 32, OBSERVATION, {**CURVED, "curvature": 0.0})
-    assert rule.step({"radius": 0.03125}, flat)[1]["radius"] == 1.0
+    assert rule.update({"step_ratio": 0.03125}, flat)[1]["step_ratio"] == 1.0
     steep = Situation(0.02, 32, OBSERVATION, {**CURVED, "curvature": 1e6})
-    assert rule.step({"radius": 1.0}, steep)[1]["radius"] == 0.03125
-    assert rule.step({"radius": 0.05}, steep)[1]["radius"] == FLOOR * rule.longest
+    assert rule.update({"step_ratio": 1.0}, steep)[1]["step_ratio"] == 0.03125
+    assert rule.update({"step_ratio": 0.05}, steep)[1]["step_ratio"] == FLOOR * rule.max_step_ratio
 
 
 def test_a_schedule_multiplies_the_step_but_never_beyond_the_longest():
     rule, curved = Adaptive(), Situation(0.02, 32, OBSERVATION, CURVED)
-    plain, state = rule.step({}, curved)
-    halved, same = rule.step({}, replace(curved, factor=0.5))
+    plain, state = rule.update({}, curved)
+    halved, same = rule.update({}, replace(curved, factor=0.5))
     assert halved == pytest.approx(plain / 2)
     assert same == state
-    grown, _ = rule.step({}, replace(curved, factor=1e6))
-    assert grown * 8.0 / (32 * 0.02) == pytest.approx(rule.longest)
+    grown, _ = rule.update({}, replace(curved, factor=1e6))
+    assert grown * 8.0 / (32 * 0.02) == pytest.approx(rule.max_step_ratio)
 
 
 def test_after_a_collapse_the_longest_step_is_half():
     rule = Adaptive()
-    assert rule.shrink({"radius": 0.2})["radius"] == pytest.approx(0.1)
-    state = rule.shrink(rule.shrink({"radius": 0.5}))
+    assert rule.rolled_back({"step_ratio": 0.2})["step_ratio"] == pytest.approx(0.1)
+    state = rule.rolled_back(rule.rolled_back({"step_ratio": 0.5}))
     flat = Situation(0.02, 32, OBSERVATION, {**CURVED, "curvature": 0.0})
-    _, state = rule.step(state, flat)
-    assert state["radius"] == 0.125
+    _, state = rule.update(state, flat)
+    assert state["step_ratio"] == 0.125
 
 
 def test_after_collapses_the_longest_step_grows_to_what_it_was():
-    rule, state = Adaptive(), {"radius": 1.25}
+    rule, state = Adaptive(), {"step_ratio": 1.25}
     for _ in range(15):
-        state = rule.shrink(state)
-    flat, radii = Situation(0.02, 32, OBSERVATION, {**CURVED, "curvature": 0.0}), []
+        state = rule.rolled_back(state)
+    flat, ratios = Situation(0.02, 32, OBSERVATION, {**CURVED, "curvature": 0.0}), []
     for _ in range(200):
-        _, state = rule.step(state, flat)
-        radii.append(state["radius"])
-    assert radii[0] == 0.05 * rule.longest
-    assert radii[32] == pytest.approx(2 * radii[0], rel=0.01)
-    assert radii == sorted(radii)
-    assert (radii[-1], state["factor"]) == (rule.longest, 1.0)
-    assert rule.step(state, replace(flat, observation={**OBSERVATION, "length": 0.0}))[1] == state
+        _, state = rule.update(state, flat)
+        ratios.append(state["step_ratio"])
+    assert ratios[0] == 0.05 * rule.max_step_ratio
+    assert ratios[32] == pytest.approx(2 * ratios[0], rel=0.01)
+    assert ratios == sorted(ratios)
+    assert (ratios[-1], state["factor"]) == (rule.max_step_ratio, 1.0)
+    assert rule.update(state, replace(flat, observation={**OBSERVATION, "length": 0.0}))[1] == state
 
 
 def test_tied_members_do_not_enter_the_averages():
@@ -336,7 +336,7 @@ def test_rounding_noise_and_what_cannot_be_squared_are_no_news_and_no_step():
     for spread, reward in ((0.0, 1.0), (3e-17, 0.2), (1e-200, 1e-200), (0.0, 0.0)):
         observation = {"length": 1.0, "spread": spread, "reward": reward, "slope": 1.0, "power": 1.0, "shared": 1.0}
         assert averaged(NONE, {**observation, "share": 0.5}) is NONE
-        assert rule.step({"radius": 0.3}, Situation(0.02, 32, observation, NONE)) == (0.0, {"radius": 0.3})
+        assert rule.update({"step_ratio": 0.3}, Situation(0.02, 32, observation, NONE)) == (0.0, {"step_ratio": 0.3})
 
 
 def test_an_unperturbed_model_that_is_first_scored_late_counts_as_it_is():
@@ -351,8 +351,8 @@ def test_an_unperturbed_model_that_is_first_scored_late_counts_as_it_is():
 
 
 def test_collapses_leave_a_step_that_still_moves():
-    rule, state = Adaptive(), {"radius": 0.02}
+    rule, state = Adaptive(), {"step_ratio": 0.02}
     for _ in range(10):
-        state = rule.shrink(state)
+        state = rule.rolled_back(state)
     assert state["factor"] == 0.05
-    assert state["radius"] == 0.05 * rule.longest
+    assert state["step_ratio"] == 0.05 * rule.max_step_ratio
