@@ -118,26 +118,27 @@ def plan_config(
     Completions have ``share`` of their maximum length; ``measured`` names a run whose pace and lengths are used for
     this machine.  Raises ConfigError for an unknown device, ModelError for a model whose configuration cannot be read.
     """
-    asked = [parse_device(text) for text in devices]
+    for text in devices:
+        parse_device(text)
     if config.kinds[0] == "toy":
         raise ConfigError("plan forecasts language models, not engine='toy'. Use engine=transformers or engine=vllm.")
     if share is not None and not 0 < share <= 1:
         raise ConfigError(f"--share {share:g} must be above 0 and at most 1.")
-    return plan(prepare(config, task=task, fits=False), asked, measured=measured, share=share)
+    return plan(prepare(config, task=task, fits=False), devices, measured=measured, share=share)
 
 
-def plan(run: Prepared, devices: Sequence[tuple[int, str]], *, measured: Path | None, share: float | None) -> Forecast:
-    """Forecast a prepared run on ``devices``, as (count, name), see `plan_config`."""
-    whole, task = run.config, run.task
+def plan(run: Prepared, devices: Sequence[str], *, measured: Path | None, share: float | None) -> Forecast:
+    """Forecast a prepared run, see `plan_config`."""
+    whole, task, asked = run.config, run.task, [parse_device(text) for text in devices]
     config = whole.replace(engine=whole.kinds[0]) if whole.engine == "ray" else whole
     pace = None if measured is None else pace_of(measured)
     share = share or (SHARE if pace is None else min(1.0, pace.new_tokens / config.max_completion_length))
     anatomy, work = anatomy_of(config), workload_of(config, task, share=share)
     memory = tuple(memory_of(anatomy, work, config, *mode) for mode in MODES)
     notes, durations = _notes(whole, work, share, measured=pace is not None), []
-    if any(count > 1 for count, _ in devices):
+    if any(count > 1 for count, _ in asked):
         notes.append("several devices: as if they shared the members evenly, as the workers of engine=ray do")
-    for count, name in devices if pace is None else sorted({*devices, (1, CPU)}, key=lambda device: device[1] != CPU):
+    for count, name in asked if pace is None else sorted({*asked, (1, CPU)}, key=lambda device: device[1] != CPU):
         if name != CPU:
             part = share_of(work, config, devices=count)
             durations.append(on_machine(MACHINES[name], anatomy, part, config, count=count))

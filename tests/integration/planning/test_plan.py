@@ -119,7 +119,7 @@ def test_a_prepared_run_is_planned_as_it_is_and_its_prompts_are_tokenised_once(f
     made, tokenizer = [], engines.tokenizer
     monkeypatch.setattr(engines, "tokenizer", lambda config: made.append(config) or tokenizer(config))
     run = prepare(planned(folder), task=TASK, fits=False)
-    found = plan(run, [(1, "h100"), (4, "a100")], measured=None, share=0.5)
+    found = plan(run, ["h100", "4xa100"], measured=None, share=0.5)
     assert len(made) == 1
     again = plan_config(planned(folder), devices=["h100", "4xa100"], share=0.5, task=TASK)
     assert found == again
