@@ -75,7 +75,7 @@ class StorageError(SeedtuneError):
 
 
 def several(name: str, value: Any) -> list[Any]:
-    """Return the members of a list or array that a Python program passed as ``name``; ConfigError if it is none."""
+    """Return the members of a list or array that a Python program passed as ``name``; ConfigError for another value."""
     if not isinstance(value, Iterable):
         raise ConfigError(f"{name} is a {type(value).__name__}, not a list. Put it into one: {name}=[…].")
     return list(value)

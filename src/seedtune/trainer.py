@@ -43,7 +43,7 @@ Metrics = dict[str, Any]
 class Callback(Protocol):
     """Receives the events of a run; may print or log, must not change anything.
 
-    Without a method for an event it does not hear of it.  An exception ends `Trainer.train`, which can be resumed.
+    Events without a method are not reported.  An exception ends `Trainer.train`, which can be resumed.
     """
 
     def on_start(self, trainer: Trainer, info: EngineInfo, first: int) -> None:
@@ -209,7 +209,7 @@ class Trainer:
         earlier = self.session.lineage.records[1 - UNSCORED :]
         empty = np.isnan(feedback.rewards).all() and all(np.isnan(record.rewards).all() for record in earlier)
         if empty and len(earlier) == UNSCORED - 1:
-            raise RewardError(f"{unscored_reason([one.name for one in self.task.rewards])} {self.scorer.advice}")
+            raise RewardError(f"{unscored_reason([reward.name for reward in self.task.rewards])} {self.scorer.advice}")
 
     def _record(self, plan: Plan, outcome: Outcome, feedback: Feedback, step: Step) -> Record:
         return Record(
@@ -288,7 +288,7 @@ class Trainer:
         return [row for row in directory.read_lines(self.paths.metrics) if "eval_reward" in row]
 
     def _show(self, plan: Plan, outcome: Outcome, generation: int) -> None:
-        """The current model's answers to a generation's prompts, before the ledger: what it has is never missing."""
+        """Write the current model's answers to a generation's prompts, before the ledger has the generation."""
         if self.config.evaluate_unperturbed and plan.shift is None:
             directory.append_lines(self.paths.samples, _samples(outcome, self.task, generation, "train"))
 
@@ -299,13 +299,13 @@ class Trainer:
 
 
 def _check_events(callback: Any) -> None:
-    """Raise ConfigError for an object that hears of no event, or has a method that is nearly the name of another."""
+    """Raise ConfigError for an object without a method for any event, or with a misspelt one."""
     known = [name for name in vars(Callback) if name.startswith("on_")]
     missing = [name for name in known if not callable(getattr(callback, name, None))]
-    heard = [name for name in dir(callback) if name.startswith("on_") and callable(getattr(callback, name, None))]
-    deaf = len(missing) == len(known)
-    unknown = next((name for name in heard if name not in known and (deaf or nearest(name, missing))), None)
-    if not deaf and unknown is None and not isinstance(callback, type):
+    handled = [name for name in dir(callback) if name.startswith("on_") and callable(getattr(callback, name, None))]
+    handles_none = len(missing) == len(known)
+    unknown = next((name for name in handled if name not in known and (handles_none or nearest(name, missing))), None)
+    if not handles_none and unknown is None and not isinstance(callback, type):
         return
     why = "is a class: give an instance" if isinstance(callback, type) else "hears of no event"
     raise ConfigError(
@@ -315,13 +315,13 @@ def _check_events(callback: Any) -> None:
 
 
 def _logged(outcome: Outcome, rollout: Rollout) -> dict[str, Any]:
-    """What reward functions logged about a completion, if anything."""
+    """Return the columns that reward functions logged for a completion, as a field of a sample."""
     columns = outcome.logged.get(Completion(outcome.examples[rollout.prompt].id, rollout.text))
     return {} if columns is None else {"logged": columns}
 
 
 def _samples(outcome: Outcome, task: Task, generation: int, split: str) -> list[dict[str, Any]]:
-    """What the unperturbed model answered, for ``seedtune samples`` and the report."""
+    """Return the answers of the unperturbed model as rows, for ``seedtune samples`` and the report."""
     return [
         {
             "generation": generation,

@@ -135,7 +135,7 @@ def _say_results(found: seedtune.Evaluation, task: int) -> None:
 def _heading(name: str, result: Measures) -> str:
     from seedtune.evaluation.held_out import PLAIN
 
-    return name if result.put == PLAIN else name.replace("best prompt", f"best prompt ({result.put})")
+    return name if result.wording == PLAIN else name.replace("best prompt", f"best prompt ({result.wording})")
 
 
 def _save(found: seedtune.Evaluation, run: Path) -> None:
@@ -197,7 +197,7 @@ def say_changes(paths: RunPaths) -> None:
     found = comparison.compare(paths)
     if found is None:
         return
-    columns = (*(f"generation {one}" for one in found.generations), "difference")
+    columns = (*(f"generation {generation}" for generation in found.generations), "difference")
     rows = [(change.measure, *change.cells) for change in found.changes]
     say_table((f"{found.prompts} held-out prompts", *columns), rows, right=columns)
     say("means; [low, high]: 95 % bootstrap intervals, differences prompt by prompt")
@@ -229,13 +229,13 @@ def inspect(
     say(f"{run}: {len(shown)} of {len(found)} suspicious answers, most suspicious first")
     rows = [
         (
-            f"{one.row['generation']} {one.row['split']}",
-            "; ".join(one.reasons),
-            prompt_text(one.row["prompt"]),
-            *_answer(one.base),
-            *_answer(one.row),
+            f"{sample.row['generation']} {sample.row['split']}",
+            "; ".join(sample.reasons),
+            prompt_text(sample.row["prompt"]),
+            *_answer(sample.base),
+            *_answer(sample.row),
         )
-        for one in shown
+        for sample in shown
     ]
     headings = ("generation", "why", "prompt", BASE, "reward", "answer", "reward")
     say_table(headings, rows, right=("reward",), texts=True)

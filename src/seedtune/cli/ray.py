@@ -79,12 +79,12 @@ def show(run: Path, found: dict[str, Any], now: float) -> None:
         f"{found['open']} jobs open, {found['queued']} of them waiting; {found['lost']} workers lost so far"
     )
     headings = ("worker", "state", "since", "updates", "jobs", "busy", "host", "process")
-    say_table(headings, map(_row, found["workers"]))
+    say_table(headings, map(_cells, found["workers"]))
     for note in found["notes"]:
         say(f"  {note}")
 
 
-def _row(one: dict[str, Any]) -> list[str]:
-    since = "" if one["at_it"] is None else f"{one['at_it']:.1f} s"
-    place = [one["host"] or "–", str(one["pid"] or "–")]
-    return [one["name"], one["state"], since, str(one["position"]), str(one["jobs"]), f"{one['busy']:.0%}", *place]
+def _cells(row: dict[str, Any]) -> list[str]:
+    since = "" if row["at_it"] is None else f"{row['at_it']:.1f} s"
+    place = [row["host"] or "–", str(row["pid"] or "–")]
+    return [row["name"], row["state"], since, str(row["position"]), str(row["jobs"]), f"{row['busy']:.0%}", *place]

@@ -294,7 +294,7 @@ class Fields(Section):
     def has_objects(self) -> bool:
         """Whether data, rewards or environment are Python objects, so that only their program can resume the run."""
         passed = (self.train_dataset, self.eval_dataset, *self.reward_funcs)
-        return self.environment == OBJECTS or any(one is not None and one.path == OBJECTS for one in passed)
+        return self.environment == OBJECTS or any(setting is not None and setting.path == OBJECTS for setting in passed)
 
     @property
     def weights(self) -> tuple[float, ...]:
@@ -333,7 +333,7 @@ class Fields(Section):
         return self.ray.max_staleness if self.engine == "ray" else 0
 
     def due(self, generation: int, every: int) -> bool:
-        """Return whether to do after this generation what is done every so many (0: never) and after the last."""
+        """Return whether an action is due after a generation: at multiples of ``every`` (0: never), and the last."""
         return generation == self.generations or (every > 0 and generation % every == 0)
 
     @property

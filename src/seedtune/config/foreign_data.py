@@ -38,7 +38,7 @@ ITEMS = 100_000
 LENGTH = 300_000
 """Most characters of a YAML document: PyYAML takes a second for a hundred thousand."""
 
-PATIENCE = 0.5
+MATCH_SECONDS = 0.5
 """Seconds of the processor that a pattern may take."""
 
 _SHOWN = reprlib.Repr()
@@ -171,7 +171,7 @@ def parse_yaml(text: str) -> Any:
 
 
 def found(pattern: str, text: str) -> list[Any]:
-    """Return every match of a user's pattern, as ``re.findall`` does, within `PATIENCE`.
+    """Return every match of a user's pattern, as ``re.findall`` does, within `MATCH_SECONDS`.
 
     Other threads go on meanwhile: Python's own ``re`` would hold them up, for hours with a pattern like ``(a+)+b``.
 
@@ -179,9 +179,9 @@ def found(pattern: str, text: str) -> list[Any]:
         ValueError: The pattern is no regular expression, or takes too long.
     """
     try:
-        return list(regex.findall(pattern, text, timeout=PATIENCE, concurrent=True))
+        return list(regex.findall(pattern, text, timeout=MATCH_SECONDS, concurrent=True))
     except TimeoutError:
-        raise ValueError(f"the pattern {shown(pattern)} takes over {PATIENCE:g} s") from None
+        raise ValueError(f"the pattern {shown(pattern)} takes over {MATCH_SECONDS:g} s") from None
     except regex.error as error:
         raise ValueError(f"the pattern {shown(pattern)} is no regular expression: {error}") from None
 
@@ -189,8 +189,8 @@ def found(pattern: str, text: str) -> list[Any]:
 def check_finite(value: Any) -> None:
     """Raise ValueError for infinity and NaN anywhere in plain data: no JSON line can hold them."""
     inside = [*value.values()] if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
-    for one in inside:
-        check_finite(one)
+    for item in inside:
+        check_finite(item)
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"it holds {value}, which is no finite number: leave it out")
 
@@ -200,8 +200,8 @@ def check_size(value: Any, *, items: int) -> None:
     level, count = [value], 1
     for _ in range(DEPTH):
         inside: list[Any] = []
-        for one in level:
-            held = [*one, *one.values()] if isinstance(one, dict) else one if isinstance(one, list) else ()
+        for part in level:
+            held = [*part, *part.values()] if isinstance(part, dict) else part if isinstance(part, list) else ()
             count += len(held)
             if count > items:
                 raise ValueError(f"it holds more than {items:,} values")
@@ -234,7 +234,7 @@ def _adapter(kind: Any) -> TypeAdapter[Any]:
 
 
 def _mapping(kind: Any) -> Any:
-    """Return the TypedDict of a dataclass: what has a default may be missing."""
+    """Return the TypedDict of a dataclass: fields with a default may be missing."""
     hints = get_type_hints(kind, include_extras=True)
     given = {each.name for each in fields(kind) if each.default is MISSING and each.default_factory is MISSING}
     return TypedDict(kind.__name__, {n: h if n in given else NotRequired[h] for n, h in hints.items()})  # type: ignore[operator]

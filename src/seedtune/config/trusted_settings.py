@@ -73,7 +73,10 @@ def of(config: Config) -> dict[str, Any]:
 
 
 def without(config: Config) -> Config:
-    """Return the configuration with these settings at their defaults; data and rewards of a file's task are none."""
+    """Return the configuration with these settings at their defaults.
+
+    A task from a file becomes ``custom``, without data or rewards.
+    """
     data, names = config.model_dump(), of(config)
     for name in names:
         section, dot, key = name.rpartition(".")

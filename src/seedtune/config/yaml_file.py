@@ -77,7 +77,7 @@ def _takes_text(path: list[str], text: str) -> bool:
         field = None if section is None else section.model_fields.get(key)
         annotation = None if field is None else field.annotation
         section = section_in(annotation)
-    types = {type(one) if isinstance(one, str) else one for one in types_in(annotation)}
+    types = {type(kind) if isinstance(kind, str) else kind for kind in types_in(annotation)}
     if not types <= {str, type(None), Ellipsis}:
         return False
     return text != "null" if type(None) in types else Ellipsis not in types or not text.startswith("[")

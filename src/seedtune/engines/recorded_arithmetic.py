@@ -31,7 +31,7 @@ def of_engine(entry: Entry, engine: str) -> Entry:
 def words(entry: Entry) -> str:
     """Format the whole entry on one line, for display."""
     if "workers" in entry:
-        return "; ".join(f"{name}: {words(one)}" for name, one in sorted(entry["workers"].items()))
+        return "; ".join(f"{name}: {words(part)}" for name, part in sorted(entry["workers"].items()))
     if not entry:
         return "not recorded"
     library = entry.get("library")

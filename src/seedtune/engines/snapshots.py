@@ -64,9 +64,9 @@ def listing(folder: Path) -> list[Snapshot]:
             data = conform(parse_json(about.read_bytes()), _About)
         except (OSError, ValueError):
             continue
-        one = Snapshot(about.parent, **data)
-        if about.parent.name == _name(one.generations):
-            found.append(one)
+        snapshot = Snapshot(about.parent, **data)
+        if about.parent.name == _name(snapshot.generations):
+            found.append(snapshot)
     return sorted(found, key=lambda snapshot: -snapshot.generations)
 
 

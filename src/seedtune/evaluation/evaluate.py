@@ -75,13 +75,18 @@ class Evaluation:
         }
 
     def _subject(self, index: int) -> dict[str, Any]:
-        one, results = self.subjects[index], []
-        for task, result in enumerate(one.results):
-            kept = {name: getattr(result, name) for name in ("task", "prompts", "put", "votes", "seconds")}
+        subject, results = self.subjects[index], []
+        for task, result in enumerate(subject.results):
+            kept = {name: getattr(result, name) for name in ("task", "prompts", "wording", "votes", "seconds")}
             results.append({**kept, "measures": _numbers(result.estimates)})
             if index:
                 results[-1]["first_less_this"] = _numbers(self.difference(index, task))
-        return {"name": one.name, "generation": one.generation, "fingerprint": one.fingerprint, "results": results}
+        return {
+            "name": subject.name,
+            "generation": subject.generation,
+            "fingerprint": subject.fingerprint,
+            "results": results,
+        }
 
 
 def _numbers(estimates: Mapping[str, Estimate]) -> dict[str, dict[str, float | None]]:
@@ -110,7 +115,7 @@ def evaluate(
     config = _asked_task(what, on, config or models.settings_of(what, on=on))
     goals = _goals(what, models.ledger_of(what, config), generation, eval_config)
     practice = CHOSEN_ON if eval_config.prompt_baseline else 1
-    wanted = [_task(one, config, practice, eval_config.limit) for one in on or [config.task]]
+    wanted = [_task(name_or_task, config, practice, eval_config.limit) for name_or_task in on or [config.task]]
     for task in wanted:
         held_out.prompts_of(task, config)
         held_out.check_eval_config(task, eval_config)
@@ -148,13 +153,13 @@ def _goals(
     return list(dict.fromkeys(replay.goal_of(Path(what), contents, goal) for goal in asked))
 
 
-def _task(one: str | Task, config: Config, practice: int, limit: int | None) -> Task:
+def _task(wanted: str | Task, config: Config, practice: int, limit: int | None) -> Task:
     """Return a task with the held-out prompts to evaluate, fitted; the run's own has ``practice`` training rows."""
-    if one == config.task:
+    if wanted == config.task:
         task = built(config, NOTHING)
         shown = held_out.prompts_of(task, config, limit)
         return prepare(config, task=replace(task, train=task.train[:practice], test=shown)).task
-    return held_out.other(config, one if isinstance(one, Task) else tasks.create(one), limit)
+    return held_out.other(config, wanted if isinstance(wanted, Task) else tasks.create(wanted), limit)
 
 
 def _subjects(

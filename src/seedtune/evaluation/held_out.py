@@ -87,13 +87,13 @@ class EvalConfig:
 
 @dataclass(frozen=True, slots=True)
 class Measures:
-    """Values by prompt, and their means with intervals; ``put`` is the prompts' wording (see `prompt_baseline`)."""
+    """Values by prompt, and their means with intervals; ``wording`` names the prompts' `Wording`."""
 
     task: str
     columns: Columns
     estimates: Mapping[str, Estimate]
     seconds: float
-    put: str = PLAIN
+    wording: str = PLAIN
     votes: int | None = None
     """Number of samples in the majority vote; None for a single greedy completion."""
 
@@ -103,7 +103,7 @@ class Measures:
         return len(next(iter(self.columns.values())))
 
 
-def evaluate(engine: Engine, task: Task, config: Config, eval_config: EvalConfig, *, put: str = PLAIN) -> Measures:
+def evaluate(engine: Engine, task: Task, config: Config, eval_config: EvalConfig, *, wording: str = PLAIN) -> Measures:
     """Evaluate the engine's current model on the held-out prompts of ``task``.
 
     Names: ``accuracy`` (full marks), ``reward``, ``reward/FUNCTION`` (if there are several), ``length`` (tokens),
@@ -129,7 +129,7 @@ def evaluate(engine: Engine, task: Task, config: Config, eval_config: EvalConfig
     if eval_config.kl:
         estimates["kl"] = Estimate(divergence(engine, config, greedy))
     engine.take_times()
-    return Measures(task.name, columns, estimates, time.perf_counter() - started, put)
+    return Measures(task.name, columns, estimates, time.perf_counter() - started, wording)
 
 
 def check_eval_config(task: Task, eval_config: EvalConfig) -> None:
@@ -251,10 +251,10 @@ def during_training(
     ``eval_…`` for the own task, ``eval_TASK/…`` for the others.
     """
     started = time.perf_counter()
-    elsewhere = config.replace(**GENERATED) if config.uses_likelihood else config
+    generating = config.replace(**GENERATED) if config.uses_likelihood else config
     with activities.doing("held-out prompts"):
         outcomes = [
-            Evaluator(engine, task, config if own else elsewhere, scorer if own else None).unperturbed(
+            Evaluator(engine, task, config if own else generating, scorer if own else None).unperturbed(
                 prompts_of(task, config), generation=generation
             )
             for task, own in ((task, task is watched[0]) for task in watched)

@@ -42,7 +42,7 @@ def settings_of(
 
 def named_tasks(on: Sequence[str | Task]) -> list[str | Task]:
     """Return tasks with the names of files made absolute, as configurations have them.  Raises ConfigError."""
-    return [Config.create({"task": one}).task if isinstance(one, str) else one for one in on]
+    return [Config.create({"task": task}).task if isinstance(task, str) else task for task in on]
 
 
 def _read(file: Path, sets: Sequence[str]) -> dict[str, Any]:

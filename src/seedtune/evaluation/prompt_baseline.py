@@ -52,7 +52,7 @@ def best_prompt(engine: Engine, task: Task, config: Config, eval_config: EvalCon
     started = time.perf_counter()
     wording = choose(engine, task, config, eval_config)
     task, config = reworded(wording, task, config)
-    result = evaluate(engine, task, config, replace(eval_config, kl=False), put=wording.name)
+    result = evaluate(engine, task, config, replace(eval_config, kl=False), wording=wording.name)
     return replace(result, seconds=time.perf_counter() - started)
 
 
@@ -69,8 +69,8 @@ def choose(engine: Engine, task: Task, config: Config, eval_config: EvalConfig) 
     tokenizer = engines.tokenizer(config)
     scores, wordings = [], [wording for wording in WORDINGS if _can_be_read(wording, shown, config, tokenizer)]
     for wording in wordings:
-        task_put, config_put = reworded(wording, practice, config.replace(eval_prompts=0))
-        columns = evaluate(engine, task_put, config_put, greedy).columns
+        practised, settings = reworded(wording, practice, config.replace(eval_prompts=0))
+        columns = evaluate(engine, practised, settings, greedy).columns
         score = metrics.mean(columns["accuracy" if "accuracy" in columns else "reward"])
         scores.append(-np.inf if score is None else score)
     return wordings[int(np.argmax(scores))]
@@ -80,21 +80,21 @@ def _can_be_read(wording: Wording, shown: Task, config: Config, tokenizer: Token
     """Whether the model can read all ``shown`` prompts in a wording: some chat templates have no system message."""
     if wording.name == PLAIN:
         return True
-    put, config = reworded(wording, shown, config)
+    shown, config = reworded(wording, shown, config)
     try:
-        other(config.replace(prompt_truncation="error", eval_prompts=0), put, tokenizer=tokenizer)
+        other(config.replace(prompt_truncation="error", eval_prompts=0), shown, tokenizer=tokenizer)
     except DataError as error:
         log.warning("the wording %r is left out: %s", wording.name, error)
         return False
     return True
 
 
-def voted(one: Measures) -> Measures:
+def voted(measures: Measures) -> Measures:
     """Return the results of the majority vote among a model's samples, under the names for a single completion."""
-    votes = max(int(name.partition("@")[2]) for name in one.columns if name.startswith("majority_reward@"))
+    votes = max(int(name.partition("@")[2]) for name in measures.columns if name.startswith("majority_reward@"))
     names = {"accuracy": f"maj@{votes}", "reward": f"majority_reward@{votes}"}
-    columns = {name: one.columns[source] for name, source in names.items() if source in one.columns}
-    return replace(one, columns=columns, estimates=estimated(columns), votes=votes)
+    columns = {name: measures.columns[source] for name, source in names.items() if source in measures.columns}
+    return replace(measures, columns=columns, estimates=estimated(columns), votes=votes)
 
 
 def reworded(wording: Wording, task: Task, config: Config) -> tuple[Task, Config]:

@@ -143,7 +143,7 @@ def _changes(found: comparison.Comparison | None) -> str:
     """Render the changes by training, one measure per row, with paired differences."""
     if found is None:
         return ""
-    headings = ("measure", *(f"generation {one}" for one in found.generations), "difference")
+    headings = ("measure", *(f"generation {generation}" for generation in found.generations), "difference")
     table = _table(headings, [(change.measure, *change.cells) for change in found.changes], left=("measure",))
     caption = f"{found.prompts} held-out prompts; 95 % bootstrap intervals, differences prompt by prompt"
     return f"<h2>Before and after</h2><p>{caption}</p>{table}"
@@ -159,13 +159,15 @@ def _held_out(evaluations: Sequence[Row]) -> str:
 
 def _evaluation(row: Row) -> str:
     """Render a ``seedtune eval --save``: one table per task, one row per measure, one column per subject."""
-    return "".join(_compared(row, place) for place in range(min(len(one["results"]) for one in row["subjects"])))
+    return "".join(
+        _compared(row, place) for place in range(min(len(subject["results"]) for subject in row["subjects"]))
+    )
 
 
 def _compared(row: Row, place: int) -> str:
     results = [subject["results"][place] for subject in row["subjects"]]
     heads = [
-        f"{subject['name']} ({result['put']})" if result["put"] != "as it is" else subject["name"]
+        f"{subject['name']} ({result['wording']})" if result["wording"] != "as it is" else subject["name"]
         for subject, result in zip(row["subjects"], results, strict=True)
     ]
     rows = [

@@ -64,11 +64,12 @@ def _check_sizes(folder: Path) -> None:
 
     Raises StorageError for a broken file of tensors.
     """
-    stored = [one for file in sorted(folder.glob("model*.safetensors")) for one in tensor_file.contents(file).values()]
+    files = sorted(folder.glob("model*.safetensors"))
+    stored = [tensor for file in files for tensor in tensor_file.contents(file).values()]
     config = parse_json((folder / "config.json").read_bytes())
     if not isinstance(config, dict):
         raise ValueError(f"its config.json holds {shown(config)}, not settings.")
-    most = max((*(size for one in stored for size in one.shape), len(stored), 0 if stored else 1 << 20))
+    most = max((*(size for tensor in stored for size in tensor.shape), len(stored), 0 if stored else 1 << 20))
     for name, value in _settings(config):
         if _SIZES.fullmatch(name) and isinstance(value, int | float) and value > most:
             raise ValueError(f"its config.json has {name}={shown(value)}, more than any of its tensors ({most}).")

@@ -127,7 +127,7 @@ def expect(path: Path, kinds: Kinds) -> dict[str, Stored]:
     """Return the locations of exactly these tensors in a snapshot; StorageError if it is broken or of another model."""
     fix = "Delete the snapshot and resume again."
     stored = contents(path, fix)
-    found = {name: Kind(one.dtype, one.shape) for name, one in stored.items()}
+    found = {name: Kind(entry.dtype, entry.shape) for name, entry in stored.items()}
     for name in sorted(kinds.keys() | found.keys()):
         if kinds.get(name) != found.get(name):
             other = f"({name!r}: {found.get(name)} there, not {kinds.get(name)})"

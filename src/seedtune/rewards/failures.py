@@ -81,13 +81,13 @@ class Once:
     def __init__(self) -> None:
         self._shown: set[tuple[str, ...]] = set()
 
-    def show(self, name: str, fault: Fault, *, who: str = "reward function", lost: str = "completion") -> None:
-        """Log a fault of ``who`` unless a similar one was logged before."""
+    def show(self, name: str, fault: Fault, *, source: str = "reward function", lost: str = "completion") -> None:
+        """Log a fault of the ``source`` called ``name`` unless a similar fault was logged before."""
         what = fault.message.partition(":")[0] if fault.kind == "exception" else fault.kind
-        if self._new(who, name, what):
+        if self._new(source, name, what):
             _log.warning(
                 "the %s %r %s; that %s is not scored (shown once)%s",
-                who,
+                source,
                 name,
                 fault.message,
                 lost,

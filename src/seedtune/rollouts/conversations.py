@@ -133,8 +133,8 @@ class Conversations:
                     prompts.append(self._prompt(talk, turn))
                 rows.append((talk.member, place))
                 asked.setdefault((number, talk.job.members[talk.member], place), []).append(index)
-            once, how = tuple(dict.fromkeys(rows)), replace(talk.job.sampling, samples=1)
-            jobs.append(replace(talk.job, prompts=tuple(prompts), rows=once, sampling=how, tokens=True))
+            once, sampling = tuple(dict.fromkeys(rows)), replace(talk.job.sampling, samples=1)
+            jobs.append(replace(talk.job, prompts=tuple(prompts), rows=once, sampling=sampling, tokens=True))
         found = {index: r for r in self.engine.evaluate(jobs) for index in asked[r.job, r.member, r.prompt]}
         return [found.get(index) for index in range(len(going))]
 
@@ -196,7 +196,7 @@ class Conversations:
         """End a conversation whose environment failed: log the error, and count it for every reward."""
         talk.broken, talk.finish = True, talk.finish or "stop"
         fault = self._fault(error)
-        self._scorer.once.show(self.task.name, fault, who="environment of task", lost="conversation")
+        self._scorer.once.show(self.task.name, fault, source="environment of task", lost="conversation")
         self.failed.update(reward.name for reward in self.task.rewards)
         self._causes[f"the environment of task {self.task.name!r} {fault.message}"] += 1
         if self._timeouts >= TIMEOUTS:
@@ -224,9 +224,10 @@ def _replies(talk: Talk, text: str, role: str) -> list[Message] | None:
 
 
 def _text(observation: Any) -> str:
-    """Return an observation as text; UnicodeEncodeError, the environment's fault, for what no tokenizer reads.
+    """Return an observation as text.  Errors are the environment's fault.
 
-    TypeError, its fault too, for the results of other libraries' environments and a bare truth value.
+    Raises UnicodeEncodeError for text that no tokenizer reads, and TypeError for a truth value or a tuple,
+    which environments of other libraries return.
     """
     if isinstance(observation, tuple | bool):
         raise TypeError(f"it answered {reprlib.repr(observation)}: return the text alone, or None to end")

@@ -242,7 +242,7 @@ def _known(rewards: Sequence[Reward], rollouts: Sequence[Rollout]) -> dict[str, 
     if not scores:
         return None
     assert len(scores) == len(rollouts)
-    return {reward.name: [its[place] for its in scores] for place, reward in enumerate(rewards)}
+    return {reward.name: [values[place] for values in scores] for place, reward in enumerate(rewards)}
 
 
 def _cells(members: tuple[Member, ...], prompts: int, rollouts: Sequence[Rollout]) -> NDArray[np.intp]:

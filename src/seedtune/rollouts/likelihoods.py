@@ -20,27 +20,27 @@ def rollouts(engine: Engine, config: Config, jobs: Sequence[Job], examples: Sequ
         for job in jobs
     ]
     open_: dict[tuple[int, Member, int], list[Likelihood]] = {}
-    for one in engine.likelihoods(filled):
-        place = (one.job, one.member, one.prompt)
+    for likelihood in engine.likelihoods(filled):
+        place = (likelihood.job, likelihood.member, likelihood.prompt)
         answers = open_.setdefault(place, [])
-        answers.append(one)
-        if len(answers) == len(asked[one.prompt].answers):
+        answers.append(likelihood)
+        if len(answers) == len(asked[likelihood.prompt].answers):
             del open_[place]
-            yield _rollout(config, answers, asked[one.prompt].answers, asked[one.prompt].right)
+            yield _rollout(config, answers, asked[likelihood.prompt].answers, asked[likelihood.prompt].right)
 
 
 def _rollout(config: Config, found: list[Likelihood], answers: Sequence[str], right: int) -> Rollout:
-    found.sort(key=lambda one: one.answer)
-    chosen, value = LIKELIHOODS[config.objective]([one.logprobs for one in found], right)
-    one = found[chosen]
+    found.sort(key=lambda likelihood: likelihood.answer)
+    chosen, value = LIKELIHOODS[config.objective]([likelihood.logprobs for likelihood in found], right)
+    best = found[chosen]
     return Rollout(
-        job=one.job,
-        member=one.member,
-        prompt=one.prompt,
+        job=best.job,
+        member=best.member,
+        prompt=best.prompt,
         sample=0,
         text=answers[chosen],
-        token_ids=one.token_ids,
-        prompt_tokens=one.prompt_tokens,
+        token_ids=best.token_ids,
+        prompt_tokens=best.prompt_tokens,
         finish="stop",
         scores=(value,),
     )

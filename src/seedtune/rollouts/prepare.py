@@ -102,7 +102,8 @@ def _problems(config: Config, task: Task) -> Iterator[str]:
             yield f"{name} is for own data and rewards: give train_dataset and reward_funcs, or leave it out."
     if config.task_args and own:
         yield f"task_args={config.task_args} are for a built-in task, not for own data and rewards."
-    if config.uses_likelihood and (talks or any(one.function is not scored_by_the_engine for one in task.rewards)):
+    scored_elsewhere = any(reward.function is not scored_by_the_engine for reward in task.rewards)
+    if config.uses_likelihood and (talks or scored_elsewhere):
         yield (
             f"objective={config.objective} is a reward by itself. Leave reward_funcs and environments out, or use "
             "objective=mean."

@@ -43,9 +43,9 @@ def _order(seed: int, epoch: int, count: int, size: int) -> NDArray[np.int64]:
     key = noise.key_for(seed, noise.Purpose.PROMPT_ORDER)
     shared = epoch % (size // math.gcd(size, count))
     order: NDArray[np.int64] = np.empty(0, np.int64)
-    for one in range(epoch - (shared if count < 2 * size else min(1, shared)), epoch + 1):
-        before, order = order, noise.permutation(noise.Address(key, noise.Stream.ORDER, one), count)
-        head = -one * count % size
+    for number in range(epoch - (shared if count < 2 * size else min(1, shared)), epoch + 1):
+        before, order = order, noise.permutation(noise.Address(key, noise.Stream.ORDER, number), count)
+        head = -number * count % size
         if before.size and head:
             new = np.flatnonzero(~np.isin(order, before[head - size :]))[:head]
             order = np.concatenate([order[new], np.delete(order, new)])

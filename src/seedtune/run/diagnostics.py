@@ -85,8 +85,8 @@ def divergence(engine: Engine, config: Config, outcome: Outcome) -> float | None
     """
     prompts = [prompt_of(config, outcome.examples[rollout.prompt]) for rollout in outcome.rollouts]
     answers = [rollout.token_ids for rollout in outcome.rollouts]
-    ours, base = (engine.logprobs(prompts, answers, base=which) for which in (False, True))
-    pairs = zip(ours, base, strict=True)
+    current, base = (engine.logprobs(prompts, answers, base=is_base) for is_base in (False, True))
+    pairs = zip(current, base, strict=True)
     logs = np.concatenate([np.array(b) - np.array(o) for o, b in pairs] or [np.zeros(0)])
     engine.take_times()
     return float(np.mean(np.expm1(logs) - logs)) if logs.size else None

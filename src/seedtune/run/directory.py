@@ -81,7 +81,7 @@ class _EstimateLine(TypedDict):
 class _ResultLine(TypedDict):
     task: str
     prompts: int
-    put: str
+    wording: str
     measures: dict[str, _EstimateLine]
 
 

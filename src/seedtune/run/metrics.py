@@ -200,10 +200,10 @@ CLEAR_SHARE, CLEAR_AFTER = 0.1, 5
 def limit_alarms(metrics: Mapping[str, Any], base: Mapping[str, float]) -> list[str]:
     """Return the alarms of the metrics beyond their limits; ``base`` has the base model's values of some."""
     found = []
-    for one in LIMITS:
-        value, usual = metrics.get(one.metric), base.get(one.metric, 0.0)
-        if value is not None and (value < one.limit if one.below else value - usual > one.limit):
-            found.append(one.message.format(value=value, usual=usual))
+    for limit in LIMITS:
+        value, usual = metrics.get(limit.metric), base.get(limit.metric, 0.0)
+        if value is not None and (value < limit.limit if limit.below else value - usual > limit.limit):
+            found.append(limit.message.format(value=value, usual=usual))
     return found
 
 
@@ -214,9 +214,9 @@ def record_alarms(record: Record) -> list[str]:
         found.append("no member could be scored: the update is zero. Check the reward function.")
     elif not any(directions(record.plan.members, record.coefficients).values()):
         found.append("all members have the same reward: the update is zero. Raise sigma or use more prompts.")
-    meant = "down" in record.state or record.rollback_to is not None  # a look-ahead probe or a rollback makes no step
+    makes_no_step = "down" in record.state or record.rollback_to is not None  # a look-ahead probe, a rollback
     averages = record.state.get("averages", {})
-    if any(record.coefficients) and not record.observation and record.alpha == 0.0 and not meant:
+    if any(record.coefficients) and not record.observation and record.alpha == 0.0 and not makes_no_step:
         found.append("only one noise sample has rewards, too few for an adaptive step. Check the reward function.")
     elif averages.get("seen", 0) >= CLEAR_AFTER and averages["success_rate"] < CLEAR_SHARE:
         found.append(

@@ -120,7 +120,7 @@ def as_written(root: Path) -> tuple[Config, bool]:
 
 
 def _of_the_ledger_alone(root: Path) -> Config:
-    """Return the settings that the ledger holds; the run ends where it is, unless it is told to go on."""
+    """Return the settings that the ledger holds; ``generations`` is the number of recorded generations."""
     if not RunPaths(root).ledger.is_file():
         raise RunError(f"{root} is not a run directory: it has no config.yaml. Check the path.")
     contents = ledger.read(RunPaths(root).ledger)
@@ -136,8 +136,8 @@ def _of_the_ledger_alone(root: Path) -> Config:
 def trusted(root: Path, sets: Iterable[str], command: str, *, on: Sequence[object] = ()) -> Config:
     """Read the configuration of a run whose code is to run.
 
-    If another's run names what only the user may, ConfigError says how to add it to ``command``, unless ``sets`` do;
-    if the run's own task is not among the tasks ``on``, a warning says what is left out.
+    ConfigError names the trusted settings of another person's run that ``sets`` do not repeat, and how to add them to
+    ``command``; if the run's own task is not among the tasks ``on``, a warning names them instead.
     """
     config, is_own = as_written(root)
     if is_own:

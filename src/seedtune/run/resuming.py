@@ -66,9 +66,9 @@ def _check(root: Path, config: Config, recorded: Entry, info: EngineInfo) -> Non
 
 def _threads(recorded: Entry, here: Entry) -> str:
     """Return the fix if only the number of threads differs."""
-    one, two = dict(recorded.get("library", {})), dict(here.get("library", {}))
-    threads, _ = one.pop("threads", None), two.pop("threads", None)
-    return "" if one != two or threads is None else f" Set OMP_NUM_THREADS={threads} to have as many threads."
+    before, now = dict(recorded.get("library", {})), dict(here.get("library", {}))
+    threads, _ = before.pop("threads", None), now.pop("threads", None)
+    return "" if before != now or threads is None else f" Set OMP_NUM_THREADS={threads} to have as many threads."
 
 
 def note(book: ledger.Ledger, paths: directory.RunPaths, contents: ledger.Contents, info: EngineInfo) -> None:

@@ -238,8 +238,8 @@ def continued(content: Content, answer: str, replies: Sequence[Message]) -> Cont
     if isinstance(content, str):
         return content + "".join(f"{line}\n" for line in (answer, *(reply["content"] for reply in replies)))
     before, beginning = begun(content)
-    said = {"role": "assistant", "content": beginning + answer}
-    return (*before, said, *replies)
+    message = {"role": "assistant", "content": beginning + answer}
+    return (*before, message, *replies)
 
 
 def since(content: Content, prompt: Content) -> str:

@@ -51,7 +51,7 @@ def test_eval_writes_a_stable_schema_without_nan(command, run):
     assert (subject["name"], subject["generation"]) == ("generation 5", 5)
     assert subject["fingerprint"] == runs.fingerprint(run)
     (result,) = subject["results"]
-    assert set(result) == {"task", "prompts", "put", "votes", "seconds", "measures"}
+    assert set(result) == {"task", "prompts", "wording", "votes", "seconds", "measures"}
     assert (result["task"], result["prompts"]) == ("toy", 3)
     assert set(result["measures"]) == {
         "reward", "length", "truncated", "empty", "repeating", "unscored", "sampled_reward", "majority_reward@1",
@@ -103,7 +103,7 @@ def test_the_baseline_shows_the_base_models_best_prompt_and_votes(command, run):
         "base model, best prompt, majority of 2",
     ]  # fmt: skip
     assert [one["results"][0]["votes"] for one in found["subjects"]] == [None, None, 2, None, 2]
-    assert len({one["results"][0]["put"] for one in found["subjects"][3:]}) == 1
+    assert len({one["results"][0]["wording"] for one in found["subjects"][3:]}) == 1
     assert "majority_reward@2" in measures(found, 0)
 
 

@@ -87,7 +87,7 @@ def test_greedy_measures_are_what_one_counts_by_hand():
         "repeating": 0.0,
         "unscored": pytest.approx(1 / 3),
     }
-    assert (found.prompts, found.put, found.votes) == (3, PLAIN, None)
+    assert (found.prompts, found.wording, found.votes) == (3, PLAIN, None)
     assert engine.asked == [(0.0, 1, 0, 0)]  # greedy whatever the training's temperature and samples
 
 
@@ -267,8 +267,8 @@ def test_the_tasks_own_prompt_wins_a_tie():
 def test_words_are_put_where_they_belong(wording, prompt, system, expected):
     chat = not isinstance(prompt, str)
     rows = [{"prompt": [{"role": r, "content": c} for r, c in prompt] if chat else prompt}]
-    put, config = reworded(wording, task(test=examples(rows, "test")), CONFIG.replace(system_prompt=system))
-    found = put.test[0].prompt
+    changed, config = reworded(wording, task(test=examples(rows, "test")), CONFIG.replace(system_prompt=system))
+    found = changed.test[0].prompt
     assert ([(m["role"], m["content"]) for m in found] if chat else found) == expected
     assert config.system_prompt == ("S\nBe." if system else None)
 

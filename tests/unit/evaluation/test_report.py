@@ -35,7 +35,7 @@ def evaluation(number: int, **forged: Any) -> dict[str, Any]:
 
 
 def saved(**forged: Any) -> dict[str, Any]:
-    result = {"task": "toy", "prompts": 3, "put": "as it is", "measures": {"reward": {"value": 0.5}}}
+    result = {"task": "toy", "prompts": 3, "wording": "as it is", "measures": {"reward": {"value": 0.5}}}
     return {"subjects": [{"name": "generation 3", "results": [{**result, **forged}]}]}
 
 
@@ -54,7 +54,7 @@ def page(folder: Path, **rows: list[dict[str, Any]]) -> str:
         {"metrics": [generation(1), generation(2, reward_std=MARK, step_time=[MARK])]},
         {"metrics": [generation(1), evaluation(0, eval_reward=MARK), evaluation(1, eval_reward=MARK)]},
         {"metrics": [evaluation(MARK), evaluation(1), evaluation(2, **{f"eval_{MARK}/reward": MARK})]},
-        {"evaluations": [saved(task=MARK, prompts=MARK, put=MARK)]},
+        {"evaluations": [saved(task=MARK, prompts=MARK, wording=MARK)]},
         {"evaluations": [saved(measures={MARK: {"value": MARK}})]},
         {"samples": [{"generation": g, "split": "test", "prompt_id": 0, "prompt": MARK, "sample": 0, "completion": MARK,
                       "reward": 0.5, "right": None, "finish": "stop"} for g in (0, 1)]},

@@ -217,7 +217,7 @@ SAMPLE = {
     "right": True,
     "finish": "stop",
 }
-RESULT = {"task": "t", "prompts": 3, "put": "", "measures": {"r": {"value": 1}}}
+RESULT = {"task": "t", "prompts": 3, "wording": "", "measures": {"r": {"value": 1}}}
 EVALUATION = {"subjects": [{"name": "x", "results": [RESULT]}]}
 NEEDED = ("generation", "split", "prompt_id", "subjects")
 
@@ -263,11 +263,7 @@ NEEDED = ("generation", "split", "prompt_id", "subjects")
             [
                 {"subjects": []},
                 {"subjects": [{"name": "x", "results": []}]},
-                {
-                    "subjects": [
-                        {"name": "x", "results": [{"task": "t", "prompts": 3, "put": "", "measures": {"r": {"x": 1}}}]}
-                    ]
-                },
+                {"subjects": [{"name": "x", "results": [{**RESULT, "measures": {"r": {"x": 1}}}]}]},
             ],
         ),
     ],

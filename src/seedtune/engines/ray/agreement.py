@@ -22,9 +22,9 @@ class Agreement:
         first, known = self.info or found, self.known.setdefault(kind, found.arithmetic)
         self.info = first
         if known != found.arithmetic:
-            its, theirs = recorded_arithmetic.words(found.arithmetic), recorded_arithmetic.words(known)
-            return f"it computes with {its}, the others with {theirs}: {_fix(kind, known)}"
-        others, own = ((one.base_fingerprint, one.resolved_weights_dtype) for one in (first, found))
+            new, earlier = recorded_arithmetic.words(found.arithmetic), recorded_arithmetic.words(known)
+            return f"it computes with {new}, the others with {earlier}: {_fix(kind, known)}"
+        others, own = ((info.base_fingerprint, info.resolved_weights_dtype) for info in (first, found))
         if others != own:
             held = f"it holds a base model {own[0]} with weights in {own[1]}, the others {others[0]} with {others[1]}"
             return f"{held}: give all workers the same model and precision"

@@ -36,7 +36,7 @@ OURS = {
 }
 """Environment of a cluster started here, unless the user has set it."""
 
-PATIENCE = 10.0
+CONNECT_SECONDS = 10.0
 """Seconds to wait for a cluster to accept a connection."""
 
 SHOWN = 300
@@ -100,7 +100,7 @@ class Cluster:
         if not colon or not port.isdigit():
             return
         try:
-            socket.create_connection((host, int(port)), PATIENCE).close()
+            socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
         except OSError as error:
             raise ConfigError(f"{self._unreachable()}: {error}") from error
 
@@ -228,9 +228,9 @@ def named(run: str) -> dict[str, Actor]:
     import ray
 
     found = {}
-    for one in ray.util.list_named_actors(all_namespaces=True):
-        name = one["name"]
-        if one["namespace"] == NAMESPACE and name.startswith(f"{run} "):
+    for actor in ray.util.list_named_actors(all_namespaces=True):
+        name = actor["name"]
+        if actor["namespace"] == NAMESPACE and name.startswith(f"{run} "):
             with suppress(ValueError):  # the worker has just ended
                 found[name] = Actor(ray.get_actor(name, namespace=NAMESPACE), _group_of(name))
     return found

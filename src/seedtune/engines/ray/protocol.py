@@ -205,6 +205,6 @@ def unpack(packed: bytes, kind: type[Result], job: Job) -> list[Result]:
     """Decode the results of a job; `MALFORMED` if they do not match it."""
     asked = _asked(job)
     found: list[Result] = decode(zlib.decompress(packed), list[kind])  # type: ignore[valid-type]
-    if any(one.job != job.id or one.member not in job.members or one.prompt < 0 for one in found):
+    if any(result.job != job.id or result.member not in job.members or result.prompt < 0 for result in found):
         raise ValueError("it has results of another job")
-    return [replace(one, prompt=asked[one.prompt]) for one in found]
+    return [replace(result, prompt=asked[result.prompt]) for result in found]

@@ -186,12 +186,12 @@ class Scheduler:
 
     def hopeless(self, now: float) -> list[str]:
         """Return the workers that have run a request for so long that they must hang."""
-        return [name for name, one in self.running.items() if now - one.running[name] > self.timeout(one)]
+        return [name for name, request in self.running.items() if now - request.running[name] > self.timeout(request)]
 
     def timeout(self, request: Request) -> float:
         """Return the seconds a request may take: twice and four times as many after failures, in case it is slow."""
         if self.pace is None or request.cost == 0.0:
             return self.settings.start_timeout
         expected = max(HOPELESS * self.pace, SLOWER * self.slowest) * request.cost
-        patience = 1.0 if request.done else 2.0 ** min(2, len(request.failures))
-        return patience * max(self.settings.straggler_timeout, expected)
+        factor = 1.0 if request.done else 2.0 ** min(2, len(request.failures))
+        return factor * max(self.settings.straggler_timeout, expected)

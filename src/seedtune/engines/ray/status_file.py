@@ -19,7 +19,7 @@ STATUS, SCALE = ".ray-status.json", ".ray-scale.json"
 
 
 class _Worker(TypedDict):
-    """What is shown of a worker."""
+    """State of a worker, for display."""
 
     name: str
     state: str
@@ -32,7 +32,7 @@ class _Worker(TypedDict):
 
 
 class _Status(TypedDict):
-    """What is shown of a run's workers."""
+    """State of a run's workers, for display."""
 
     time: float
     target: Annotated[dict[str, int], Field(min_length=1)]

@@ -35,7 +35,7 @@ class UpdateLog:
 
     def begin(self, folder: Path | None) -> None:
         """Start a new epoch from the base model, or from the snapshot in ``folder``."""
-        self.first = next((one.generations for one in self.saved() if one.folder == folder), 0)
+        self.first = next((snapshot.generations for snapshot in self.saved() if snapshot.folder == folder), 0)
         self.epoch, self.folder = self.epoch + 1, folder
         for record in (self.updates, self.recent, self.fingerprints):
             record.clear()
@@ -55,9 +55,9 @@ class UpdateLog:
         start = None
         if epoch != self.epoch:
             start, position = StartWeights(None if self.folder is None else str(self.folder), None), self.first
-            for one in self.saved() if snapshots else ():
-                if one.generations > self.first and self.fingerprints.get(one.generations) == one.fingerprint:
-                    start, position = StartWeights(str(one.folder), one.fingerprint), one.generations
+            for saved in self.saved() if snapshots else ():
+                if saved.generations > self.first and self.fingerprints.get(saved.generations) == saved.fingerprint:
+                    start, position = StartWeights(str(saved.folder), saved.fingerprint), saved.generations
                     break
         return Sync(self.epoch, start, position, self.updates[position - self.first :])
 

@@ -100,8 +100,8 @@ class TransformersEngine(LocalEngine):
         self._shapes = seen.shapes(model)
         # The probe's cache is on the CPU, in the checkpoint's precision.
         self.attention.cache = SlotCache(1, 1)
-        kept = weights_dtype(self.noise, self.dtype)
-        place = WeightFormat(self.dtype, self.device, self._form(), kept, self._weights_folder())
+        current = weights_dtype(self.noise, self.dtype)
+        place = WeightFormat(self.dtype, self.device, self._form(), current, self._weights_folder())
         kind = Gaussian if self.noise.perturbation == "gaussian" else LowRank
         self.perturbation: Gaussian | LowRank = kind(model, seen, noise=self.noise, anchor=self.anchor, place=place)
         self.weights = self.perturbation.weights
@@ -165,7 +165,7 @@ class TransformersEngine(LocalEngine):
     def _forced(self, given: Sequence[ForcedSequence]) -> list[list[float]]:
         """Return log-probabilities of completions by the members that the model holds."""
         started = time.perf_counter()
-        lengths = [len(one.prompt) + len(one.completion) for one in given]
+        lengths = [len(sequence.prompt) + len(sequence.completion) for sequence in given]
         found = list(self._decoder(len(given), max(lengths, default=1)).logprobs(given))
         self._times.prefill += time.perf_counter() - started
         self._times.prompt_tokens += sum(lengths)

@@ -95,7 +95,7 @@ class VllmEngine(Engine):
         self._base_model = base_model
         self.device = "cpu" if compat.on_cpu() else "cuda"
         self.dtype = dtype_named(self.config.dtype, base_model.dtype, self.device)
-        self._kept = weights_dtype(self.noise, self.dtype)
+        self._weights_dtype = weights_dtype(self.noise, self.dtype)
         dtype = _name(self.dtype)
         if self._engine_core is None:
             engine_args.check_divides(self.source.config().get_text_config(), self.settings.tensor_parallel_size)
@@ -109,8 +109,9 @@ class VllmEngine(Engine):
             self._call("restore", tensor_file.expect(snapshot / FILE, self._kinds()))
         self._core.forget_prefixes()
         names = self.source.name, base_model.fingerprint, dtype, self.device
-        how = *self._arithmetic(), self.tokenizer.fingerprint
-        return EngineInfo(*names, base_model.coverage, _name(self._kept), *how)
+        arithmetic, products = self._arithmetic()
+        last = arithmetic, products, self.tokenizer.fingerprint
+        return EngineInfo(*names, base_model.coverage, _name(self._weights_dtype), *last)
 
     def _arithmetic(self) -> tuple[dict[str, Any], str]:
         """Return the arithmetic for the ledger, and for display."""
@@ -119,7 +120,7 @@ class VllmEngine(Engine):
         return entry, f"library (vLLM {library['version']}, on {entry['device']})"
 
     def _make_states(self, base_model: BaseModelInfo) -> None:
-        settings = WorkerSettings(self.noise, self.dtype, self._kept, self.settings.weights_memory == "host")
+        settings = WorkerSettings(self.noise, self.dtype, self._weights_dtype, self.settings.weights_memory == "host")
         held = Counter[str]()
         for rank in self._call("make_state", base_model, settings):
             held.update(rank)
@@ -127,7 +128,8 @@ class VllmEngine(Engine):
 
     def _kinds(self) -> tensor_file.Kinds:
         """Return the element type and shape of every tensor of the current weights."""
-        return {name: tensor_file.Kind(_name(self._kept), shape) for name, shape in self._loaded.shapes.items()}
+        dtype = _name(self._weights_dtype)
+        return {name: tensor_file.Kind(dtype, shape) for name, shape in self._loaded.shapes.items()}
 
     def _call(self, command: str, *arguments: Any) -> list[Any]:
         return self._core.call(command, *arguments)
@@ -149,7 +151,7 @@ class VllmEngine(Engine):
         self._current = False  # an earlier call leaves no cached state: a job's results do not depend on it
         for wave in self._waves(jobs, rows_of):
             yield from (rollout_of(job, row, self._stop(job)) for job, row in wave if row.finish is not None)
-            listed = [one for one in wave if one.sequence.finish is None]
+            listed = [request for request in wave if request.sequence.finish is None]
             if listed:
                 self._set_live_weights(*listed[0])
                 yield from self._answers(listed)
@@ -161,15 +163,15 @@ class VllmEngine(Engine):
         if self.noise.perturbation == "gaussian":
             for job in jobs:
                 for _, mine in groupby(sorted(asked(job, self.tokenizer), key=_member), key=_member):
-                    yield [JobSequence(job, one) for one in mine]
+                    yield [JobSequence(job, sequence) for sequence in mine]
             return
         for _, same in groupby(jobs, lambda job: job.shift):
-            yield [JobSequence(job, one) for job in same for one in asked(job, self.tokenizer)]
+            yield [JobSequence(job, sequence) for job in same for sequence in asked(job, self.tokenizer)]
 
-    def _set_live_weights(self, job: Job, one: DecodeSequence | ForcedSequence) -> None:
+    def _set_live_weights(self, job: Job, sequence: DecodeSequence | ForcedSequence) -> None:
         """Set the live weights to a wave's only member, or to the unperturbed model, to which adapters are added."""
         started = time.perf_counter()
-        member = job.members[one.member] if self.noise.perturbation == "gaussian" else UNPERTURBED
+        member = job.members[sequence.member] if self.noise.perturbation == "gaussian" else UNPERTURBED
         self._set_member(member, job.sigma, job.shift)
         self._times.perturb += time.perf_counter() - started
 
@@ -236,8 +238,8 @@ class VllmEngine(Engine):
         for wave in self._waves(jobs, forced_sequences):
             if wave:
                 self._set_live_weights(*wave[0])
-                adapters = [self._lora(job.members[one.member], job.sigma) for job, one in wave]
-                for index, logprobs in self._forced([one for _, one in wave], adapters):
+                adapters = [self._lora(job.members[sequence.member], job.sigma) for job, sequence in wave]
+                for index, logprobs in self._forced([sequence for _, sequence in wave], adapters):
                     yield likelihood_of(*wave[index], logprobs)
 
     def _forced(
@@ -245,17 +247,17 @@ class VllmEngine(Engine):
     ) -> Iterator[tuple[int, list[float]]]:
         """Yield (index, log-probabilities of the completion) of every sequence under its adapter, as they finish."""
         started, by_steps = time.perf_counter(), self._loaded.lora_head
-        yield from ((index, []) for index, one in enumerate(sequences) if not one.completion)
+        yield from ((index, []) for index, sequence in enumerate(sequences) if not sequence.completion)
         requests = {
-            index: sampling_params.forced(one, by_steps=by_steps, lora=lora)
-            for index, (one, lora) in enumerate(zip(sequences, adapters, strict=True))
-            if one.completion
+            index: sampling_params.forced(sequence, by_steps=by_steps, lora=lora)
+            for index, (sequence, lora) in enumerate(zip(sequences, adapters, strict=True))
+            if sequence.completion
         }
         for index, output in self._core.outputs(requests):
-            one = sequences[index]
+            sequence = sequences[index]
             self._times.prefill += time.perf_counter() - started
-            self._times.prompt_tokens += len(one.prompt) + len(one.completion)
-            yield index, sampling_params.logprobs_of(output, one.completion)
+            self._times.prompt_tokens += len(sequence.prompt) + len(sequence.completion)
+            yield index, sampling_params.logprobs_of(output, sequence.completion)
             started = time.perf_counter()
 
     def logprobs(
@@ -319,9 +321,9 @@ class VllmEngine(Engine):
         )
 
 
-def _member(one: DecodeSequence | ForcedSequence) -> int:
+def _member(sequence: DecodeSequence | ForcedSequence) -> int:
     """Return the position of the sequence's member."""
-    return one.member
+    return sequence.member
 
 
 def _name(dtype: Any) -> str:

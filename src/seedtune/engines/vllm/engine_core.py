@@ -85,10 +85,10 @@ class EngineCore:
         keys = dict(zip(self._names, requests, strict=False))
         try:
             for name, key in keys.items():
-                one = requests[key]
+                request = requests[key]
                 with self._guarded("it took a request"):
-                    prompt, params = {"prompt_token_ids": list(one.ids)}, SamplingParams(**one.params)
-                    self._open[name] = self._core.add_request(name, prompt, params, lora_request=one.lora)
+                    prompt, params = {"prompt_token_ids": list(request.ids)}, SamplingParams(**request.params)
+                    self._open[name] = self._core.add_request(name, prompt, params, lora_request=request.lora)
             while not self._open.keys().isdisjoint(keys):
                 with self._guarded("it generated"):
                     stepped = self._core.step()

@@ -42,7 +42,7 @@ class LoraMaker:
         scale = np.float32(member.sign * amplitude(sigma, rank=noise.rank, subspaces=noise.subspaces))
         pair, made = [(member.generation, member.pair)], {}
         for tensor in self._weights.tensors:
-            left, right = (as_tensor(one)[0] for one in factors(self._weights, tensor, pair))
+            left, right = (as_tensor(factor)[0] for factor in factors(self._weights, tensor, pair))
             inputs, outputs = right.T.contiguous(), left * float(scale)
             made[tensor.removesuffix(".weight")] = inputs.to(self._dtype), outputs.to(self._dtype)
         return compat.lora_model(number, noise.rank, made)

@@ -42,13 +42,13 @@ def completion(row: DecodeSequence, sampling: Sampling, *, ends: frozenset[int],
     return GenerationRequest(row.prompt_ids, params, lora)
 
 
-def forced(one: ForcedSequence, *, by_steps: bool, lora: Any) -> GenerationRequest:
+def forced(sequence: ForcedSequence, *, by_steps: bool, lora: Any) -> GenerationRequest:
     """Return the request for the log-probabilities of a completion that is not empty.
 
     It is read in one pass except for its last token, so a sequence that just fits the context is possible; or
     ``by_steps``, token by token.
     """
-    read, written = ((), one.completion) if by_steps else (one.completion[:-1], one.completion[-1:])
+    read, written = ((), sequence.completion) if by_steps else (sequence.completion[:-1], sequence.completion[-1:])
     params = {
         "temperature": 0.0,
         "max_tokens": len(written),
@@ -59,7 +59,7 @@ def forced(one: ForcedSequence, *, by_steps: bool, lora: Any) -> GenerationReque
         "output_kind": _kind(False),
         "extra_args": {KEY: {"forced": list(written)}},
     }
-    return GenerationRequest([*one.prompt, *read], params, lora)
+    return GenerationRequest([*sequence.prompt, *read], params, lora)
 
 
 def written_of(output: Any) -> Any:

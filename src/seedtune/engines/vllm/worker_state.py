@@ -40,11 +40,11 @@ class Held:
 
 @dataclass(frozen=True, slots=True)
 class WorkerSettings:
-    """The noise, the types of the live and of the current weights (``kept``), and whether the host keeps the latter."""
+    """The noise, the types of the live and of the current weights, and whether the host keeps the current weights."""
 
     noise: Noise
     dtype: torch.dtype
-    kept: torch.dtype
+    weights_dtype: torch.dtype
     on_host: bool
 
 
@@ -79,7 +79,7 @@ class WorkerState:
         on_cpu = self._device.type == "cpu"
         self._on_host = settings.on_host or on_cpu  # on a CPU the device's memory is the host's
         self.weights = Weights(
-            {name: self._first(name, settings.kept) for name in self.shapes},
+            {name: self._first(name, settings.weights_dtype) for name in self.shapes},
             settings.noise,
             kernels=kernels_for(str(self._device)),
             anchor=self._base,

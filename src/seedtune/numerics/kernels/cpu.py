@@ -270,7 +270,7 @@ def _batches(updates: Sequence[Update], columns: int) -> Iterator[tuple[Update, 
     for update in updates:
         if not _moves(update):
             continue
-        terms = sum(len(one.terms) for one in batch) + len(update.terms)
+        terms = sum(len(earlier.terms) for earlier in batch) + len(update.terms)
         if batch and terms * columns > FACTORS:
             yield tuple(batch)
             batch = []

@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 LACKING = frozenset({errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL})
-"""Errors by which a disk says that it does not have what was asked for."""
+"""Error numbers of a file system that lacks locks or flushes."""
 
 ABANDONED = 60.0
 """Seconds after which a part of a file, to which nothing is added, is that of a killed process."""

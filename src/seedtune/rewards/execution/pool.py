@@ -14,7 +14,7 @@ from seedtune.rewards.execution.thread import ThreadWorker
 Done = Callable[[RewardResult], object]
 RewardWorker = ProcessWorker | ThreadWorker
 
-PATIENCE = 0.25
+MAX_WAIT = 0.25
 """Start another worker if the queued calls would take longer than this many seconds at the current pace."""
 
 ENDING = 5.0
@@ -60,7 +60,7 @@ class Pool:
         """Start one more worker if queued calls would wait long and no worker is starting already."""
         if not self._waiting or self._idle or self._starting or self._closed or len(self._threads) >= self._limit:
             return
-        if not self._threads or len(self._waiting) * self._pace / len(self._threads) > PATIENCE:
+        if not self._threads or len(self._waiting) * self._pace / len(self._threads) > MAX_WAIT:
             self._starting = True
             self._threads.append(threading.Thread(target=self._serve, name="seedtune-reward", daemon=True))
             self._threads[-1].start()

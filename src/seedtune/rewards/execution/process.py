@@ -166,12 +166,12 @@ class ProcessWorker:
         except (OSError, EOFError, ValueError):
             return self._lost("crash", "ended its process")
         printed = self._printed() if faults else ""
-        found = {place: self._told(Fault(*fault), printed) for fault, places in faults for place in places}
+        found = {place: self._with_output(Fault(*fault), printed) for fault, places in faults for place in places}
         if any(fault.kind == "memory" for fault in found.values()):
             self.close()
         return RewardResult(values, found, columns, metrics)
 
-    def _told(self, fault: Fault, printed: str) -> Fault:
+    def _with_output(self, fault: Fault, printed: str) -> Fault:
         """Add the function's output to its fault, and the limits of memory to a fault that they cause."""
         limits, cause = memory_limits(self.memory_mb), printed if fault.kind == "crash" else fault.details
         fault = fault._replace(details=f"{fault.details}\nprinted:\n{printed}".strip() if printed else fault.details)
@@ -203,7 +203,7 @@ class ProcessWorker:
         code = self._awaited(process)
         if kind == "crash":
             message += f" (killed by {signal.Signals(-code).name})" if code < 0 else f" (exit code {code})"
-        fault = self._told(Fault(kind, message), self._printed())
+        fault = self._with_output(Fault(kind, message), self._printed())
         self.close()
         return fault
 

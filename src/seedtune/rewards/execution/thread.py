@@ -54,7 +54,7 @@ class TimedThread:
         self._stopped = False
 
     def call(self, function: Callable[[], Any]) -> Future[Any]:
-        """Return the finished call; its exception is a `time_out` if it took too long."""
+        """Return the finished call; it raises TimeoutError if it took too long (see `is_hang`)."""
         if self._calls is None:
             self._calls = queue.SimpleQueue()
             self._thread = threading.Thread(target=_serve, args=(self._calls,), name="calls", daemon=True)
@@ -137,7 +137,7 @@ def _serve(calls: Calls) -> None:
 
 
 def _interrupt(thread: threading.Thread) -> None:
-    """End what a thread computes, as soon as that executes Python; leave one that waits."""
+    """Interrupt a computing thread as soon as it executes Python; leave a waiting thread alone."""
     ident, number = thread.ident, thread.native_id
     assert ident is not None
     assert number is not None

@@ -118,10 +118,10 @@ def _each(call: Callable[[Any, str, Row], Any], function: Any) -> RewardFunction
 
 
 async def _gathered(scores: Sequence[Awaitable[Any] | Any]) -> list[Any]:
-    async def one(score: Any) -> Any:
+    async def value_of(score: Any) -> Any:
         return _score(await score if inspect.isawaitable(score) else score)
 
-    return list(await asyncio.gather(*(one(score) for score in scores)))
+    return list(await asyncio.gather(*(value_of(score) for score in scores)))
 
 
 def _score(returned: Any) -> Any:

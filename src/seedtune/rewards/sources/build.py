@@ -29,7 +29,7 @@ def listed(given: RewardSpec | Sequence[RewardSpec]) -> list[RewardSpec]:
 
 def settings_of(given: Sequence[RewardSpec]) -> list[Any]:
     """Return the settings that a configuration records for each reward; a function is marked as a Python object."""
-    return [{"path": OBJECTS, "name": name_of(one)} if callable(one) else one for one in given]
+    return [{"path": OBJECTS, "name": name_of(spec)} if callable(spec) else spec for spec in given]
 
 
 def build(config: Config, given: Sequence[RewardSpec]) -> tuple[Reward, ...]:
@@ -37,7 +37,7 @@ def build(config: Config, given: Sequence[RewardSpec]) -> tuple[Reward, ...]:
 
     Names are unique, because metrics and values are keyed by them: a second reward of the same name gets ``_2``.
     """
-    functions = [one if callable(one) else None for one in given] or [None] * len(config.reward_funcs)
+    functions = [spec if callable(spec) else None for spec in given] or [None] * len(config.reward_funcs)
     names = _names([settings.label for settings in config.reward_funcs])
     rewards = (
         Reward(name, function) if function is not None else _build(name, settings)

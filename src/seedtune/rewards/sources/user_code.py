@@ -152,9 +152,9 @@ sys.meta_path.insert(0, _Neighbours)
 class _Fresh(SourceFileLoader):
     """Loader that always compiles the current source and writes no ``__pycache__`` next to the user's file.
 
-    The imports of the file find what lies in its folder first, as those of a script do, under names of their own: two
-    files may have different neighbours of one name, or one called like an installed package.  Python's own modules, and
-    the file itself unless it is a package, never hide what is installed.
+    As in a script, the file's imports find modules of its folder first.  These are loaded under private names, so two
+    files may have different neighbours of the same name, or a neighbour named like an installed package.  A neighbour
+    never hides a module of Python's library, and a file that is no package never hides an installed package.
     """
 
     def get_code(self, fullname: str) -> CodeType:
@@ -189,7 +189,7 @@ class _Fresh(SourceFileLoader):
 
 
 _SITES = tuple({sysconfig.get_path("purelib"), sysconfig.get_path("platlib"), site.getusersitepackages()})
-"""Where packages are installed: what a file of the same name means when it imports its own name."""
+"""Folders of installed packages: a file named like one of them imports the package by that name, not itself."""
 
 
 def search_path() -> list[str]:

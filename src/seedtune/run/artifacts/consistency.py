@@ -109,10 +109,10 @@ class _Asked:
             if member not in expected.members or member in recorded.members[:place]:
                 why = self.fate.get(member, "the strategy did not ask for")
                 return f"recorded is member {member.label(recorded.generation)}, which {why}"
-        for one, two in zip(expected.members, recorded.members, strict=False):
-            if one != two:
-                found, wanted = two.label(recorded.generation), one.label(recorded.generation)
-                return f"recorded is member {found}, but the strategy asks for {wanted}"
+        for wanted, found in zip(expected.members, recorded.members, strict=False):
+            if wanted != found:
+                labels = [member.label(recorded.generation) for member in (found, wanted)]
+                return f"recorded is member {labels[0]}, but the strategy asks for {labels[1]}"
         return f"recorded are {len(recorded.members)} members, but the strategy asks for {len(expected.members)}"
 
 

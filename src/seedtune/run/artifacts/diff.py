@@ -76,21 +76,21 @@ def _notes(a: Header, b: Header) -> list[str]:
     return [*_named("base model is named ", a.model, b.model), *_named("made by seedtune ", a.seedtune, b.seedtune)]
 
 
-def _named(what: str, one: str, two: str) -> list[str]:
-    return [f"{what}{one} and {two}"] if one != two else []
+def _named(what: str, first: str, second: str) -> list[str]:
+    return [f"{what}{first} and {second}"] if first != second else []
 
 
-def _computed(what: str, one: Entry, two: Entry) -> list[str]:
+def _computed(what: str, first: Entry, second: Entry) -> list[str]:
     """Compare how rewards were computed."""
-    if one == two:
+    if first == second:
         return []
-    return [f"{what} are computed with {recorded_arithmetic.words(one)} and with {recorded_arithmetic.words(two)}"]
+    return [f"{what} are computed with {recorded_arithmetic.words(first)} and with {recorded_arithmetic.words(second)}"]
 
 
 def _parting(a: Contents, b: Contents) -> tuple[int | None, list[str]]:
     """Return the first generation that differs, and its differences."""
-    for generation, (one, two) in enumerate(zip(a.records, b.records, strict=False)):
-        reasons = _record(one.to_json(), two.to_json())
+    for generation, (first, second) in enumerate(zip(a.records, b.records, strict=False)):
+        reasons = _record(first.to_json(), second.to_json())
         if reasons:
             computed = (contents.arithmetic(generation) for contents in (a, b))
             reasons = [*_computed("this generation's rewards", *computed), *reasons]
@@ -108,15 +108,15 @@ def _record(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
     """Compare two generations as the ledgers hold them, causes before effects."""
     found: list[str] = []
     for name in _ORDER:
-        one: Any = a.get(name)
-        two: Any = b.get(name)
+        first: Any = a.get(name)
+        second: Any = b.get(name)
         if name in _BY_MEMBER:
-            found += _by_member(name, a["members"], one, two)
+            found += _by_member(name, a["members"], first, second)
         elif name in _MAPPINGS:
-            found += _changes(f"{name} ", one or {}, two or {})
-        elif repr(one) != repr(two):  # repr shows every bit of a float
+            found += _changes(f"{name} ", first or {}, second or {})
+        elif repr(first) != repr(second):  # repr shows every bit of a float
             form = _short if name == "prompts" else repr
-            found.append(f"{_NAMES.get(name, name)}: {form(one)} and {form(two)}")
+            found.append(f"{_NAMES.get(name, name)}: {form(first)} and {form(second)}")
     return found
 
 
@@ -137,7 +137,9 @@ def _by_member(what: str, labels: Sequence[str], a: Sequence[Any], b: Sequence[A
         return [f"members: {len(a)} and {len(b)}"] if what == "members" else []
     rows = zip(("" if what == "members" else f"{label}: " for label in labels), a, b, strict=True)
     form = str if what == "members" else repr
-    changed = [f"{label}{form(one)} and {form(two)}" for label, one, two in rows if repr(one) != repr(two)]
+    changed = [
+        f"{label}{form(first)} and {form(second)}" for label, first, second in rows if repr(first) != repr(second)
+    ]
     if not changed:
         return []
     more = f"; and {len(changed) - _SHOWN} more" if len(changed) > _SHOWN else ""
@@ -145,7 +147,7 @@ def _by_member(what: str, labels: Sequence[str], a: Sequence[Any], b: Sequence[A
 
 
 def _changes(what: str, a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
-    return [f"{what}{name}: {one!r} and {two!r}" for name, one, two in recorded_config.differences(a, b)]
+    return [f"{what}{name}: {first!r} and {second!r}" for name, first, second in recorded_config.differences(a, b)]
 
 
 def _short(prompts: Sequence[int]) -> str:

@@ -22,7 +22,7 @@ from seedtune.run.artifacts.pack_format import About, Pack
 from seedtune.run.lineage import Lineage
 from seedtune.types import __version__
 
-_TOLD = ("task", "population", "antithetic", "sigma", "alpha", "step_size")
+_SHOWN_ON_CARD = ("task", "population", "antithetic", "sigma", "alpha", "step_size")
 """Settings that only the model card uses."""
 
 _WAYPOINTS = 4
@@ -70,7 +70,7 @@ def _replayed(root: Path, goal: int, sets: Iterable[str], progress: replay.Progr
 def _about(contents: ledger.Contents, lineage: Lineage, goal: int, fingerprint: str, rights: Rights) -> About:
     header, config = contents.header, dict(contents.header.config)
     config["engine"] = recorded_config.weights_kind(config["engine"].split("+"))
-    kept = ["engine", "dtype", *recorded_config.WEIGHTS, *_TOLD]
+    kept = ["engine", "dtype", *recorded_config.WEIGHTS, *_SHOWN_ON_CARD]
     kept += [config["engine"]] if config["engine"] != "vllm" else []  # its options are those of this machine
     return About(
         seedtune=__version__,

@@ -149,7 +149,7 @@ def parse(raw: bytes, name: str) -> Pack:
 
 
 class _Sizes(TypedDict):
-    """What the header says of the file itself."""
+    """Sizes of the file, as its header states them."""
 
     terms: Count
     bytes: Count

@@ -76,14 +76,14 @@ def verify_run(
         watch = replay.Stopwatch(progress)
         found = _replayed(root, engine, contents, kept, progress=watch)
         _check_snapshots(engine, kept, found)
-    done = tuple(sorted(one.generations for one in kept))
+    done = tuple(sorted(snapshot.generations for snapshot in kept))
     return Verification(contents, found[contents.generations], audited, watch.seconds, done)
 
 
 def _snapshots(root: Path, contents: ledger.Contents) -> list[Snapshot]:
     """List the snapshots of generations that the ledger still has."""
     listed = snapshots.listing(directory.RunPaths(root).snapshots)
-    return [one for one in listed if one.generations <= contents.generations]
+    return [snapshot for snapshot in listed if snapshot.generations <= contents.generations]
 
 
 def _replayed(
@@ -98,7 +98,7 @@ def _replayed(
 
     Generations undone by a rollback are replayed, too, each branch from the base model.
     """
-    stops = {*contents.fingerprints, *(one.generations for one in kept), contents.generations}
+    stops = {*contents.fingerprints, *(snapshot.generations for snapshot in kept), contents.generations}
     lineage = Lineage(contents.records)
     found: dict[int, str] = {}
     for number, end in enumerate(lineage.ends(contents.generations)):
@@ -144,15 +144,15 @@ def _mismatch(
 
 def _check_snapshots(engine: Engine, kept: list[Snapshot], found: dict[int, str]) -> None:
     """Raise LedgerError if a snapshot's own weights differ from the replayed ones."""
-    for one in kept:
+    for snapshot in kept:
         try:
-            engine.load(one.folder)
+            engine.load(snapshot.folder)
             holds = engine.fingerprint()
         except StorageError as error:
             holds = f"nothing that can be read ({error})"
-        expected = found[one.generations]
-        if not holds == one.fingerprint == expected:
+        expected = found[snapshot.generations]
+        if not holds == snapshot.fingerprint == expected:
             raise LedgerError(
-                f"the ledger verifies, but the snapshot {one.folder} holds {holds} where replay gives "
+                f"the ledger verifies, but the snapshot {snapshot.folder} holds {holds} where replay gives "
                 f"{expected}. Delete it: snapshots only save time."
             )

@@ -155,9 +155,9 @@ def equal(found: str | None, answer: str) -> bool:
     plain, right = undressed(found), undressed(answer)
     if plain == right:
         return bool(plain)
-    one, two = number(plain), number(right)
-    if one is not None and two is not None:
-        return one == two
+    given, wanted = number(plain), number(right)
+    if given is not None and wanted is not None:
+        return given == wanted
     return bounded(found) and alike(found, answer) and _verified(found, answer)
 
 

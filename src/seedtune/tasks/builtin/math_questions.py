@@ -83,7 +83,7 @@ def _task(
     def made(split: str, count: int) -> Examples:
         source = settings.source(usual, split)
         found = () if source is None else datasets.read(source, split)
-        return examples([row(one, index) for index, one in enumerate(islice(found, count or None))], split)
+        return examples([row(data, index) for index, data in enumerate(islice(found, count or None))], split)
 
     return Task(
         name=name,

@@ -81,8 +81,8 @@ def _settled(text: str) -> str:
     inside = tagged(text)
     if inside is not None:
         return inside
-    said = _SAID.findall(text)
-    return said[-1] if said else text.strip()
+    letters = _SAID.findall(text)
+    return letters[-1] if letters else text.strip()
 
 
 def _letter(text: str) -> str | None:

@@ -15,7 +15,7 @@ T = TypeVar("T")
 DataRow = dict[str, Any]
 WIDTH, BLOCK = 128, 256
 """Random numbers available to one example, and examples whose numbers are drawn at once."""
-PATIENCE = 5000
+MAX_CANDIDATES = 5000
 """Consecutive candidates without a new example after which a task counts as exhausted."""
 
 
@@ -75,7 +75,7 @@ def splits(name: str, sizes: Sizes, make: Make, identity: Identity) -> TrainTest
 
 def _new(make: Make, identity: Identity, source: Iterator[Draws], seen: set[Hashable]) -> DataRow:
     """Return the next row whose identity is not in ``seen``, and add it; raise ConfigError after many candidates."""
-    for draws in itertools.islice(source, PATIENCE):
+    for draws in itertools.islice(source, MAX_CANDIDATES):
         row = make(draws)
         if row is not None and identity(row) not in seen:
             seen.add(identity(row))

@@ -52,7 +52,7 @@ def examples(rows: Rows | None, split: str, *, prompt_column: str = "prompt") ->
 def _checked(rows: Any, split: str) -> Rows:
     """Return rows as mappings of plain values: a data set of the library ``datasets`` may have another format.
 
-    Raises DataError for what is not a fixed sequence of rows: streams, split dicts, data frames.
+    Raises DataError for streams, split dicts and data frames, which are not fixed sequences of rows.
     """
     kinds = {f"{kind.__module__.split('.')[0]}.{kind.__name__}" for kind in type(rows).__mro__}
     if "datasets.IterableDataset" in kinds:

@@ -187,22 +187,23 @@ class Decoder:
         """
         while sequences:
             first, tokens = sequences[: self.slots], self.prefill_tokens
-            members, whole = [one.member for one in first], [[*one.prompt, *one.completion] for one in first]
+            members = [sequence.member for sequence in first]
+            whole = [[*sequence.prompt, *sequence.completion] for sequence in first]
             pack = packed(0, members, whole, tokens=tokens, padded=tokens)
             batch, sequences = sequences[: len(pack.paths)], sequences[len(pack.paths) :]
-            spans = [path[len(one.prompt) - 1 : -1] for path, one in zip(pack.paths, batch, strict=True)]
+            spans = [path[len(sequence.prompt) - 1 : -1] for path, sequence in zip(pack.paths, batch, strict=True)]
             keep, rows = np.unique(np.concatenate(spans).astype(np.int64), return_inverse=True)
-            targets = np.concatenate([np.asarray(one.completion, np.int64) for one in batch])
+            targets = np.concatenate([np.asarray(sequence.completion, np.int64) for sequence in batch])
             found = iter(_chosen(self._prefill(pack, keep), rows, targets) if keep.size else ())
-            for one in batch:
-                yield [next(found) for _ in one.completion]
+            for sequence in batch:
+                yield [next(found) for _ in sequence.completion]
 
 
 def _chosen(logits: Tensor, rows: np.ndarray, targets: np.ndarray) -> Iterator[float]:
     """Yield log softmax(logits[row])[target] for every row and target."""
     for first in range(0, rows.size, _ROWS):
-        its, target = (torch.from_numpy(x[first : first + _ROWS]).to(logits.device) for x in (rows, targets))
-        chances = logits[its].float().log_softmax(-1)
+        row, target = (torch.from_numpy(x[first : first + _ROWS]).to(logits.device) for x in (rows, targets))
+        chances = logits[row].float().log_softmax(-1)
         yield from chances.gather(1, target[:, None])[:, 0].tolist()
 
 

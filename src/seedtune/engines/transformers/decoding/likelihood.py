@@ -25,7 +25,7 @@ class ForcedSequence:
 def forced_sequences(job: Job, tokenizer: ModelTokenizer) -> list[ForcedSequence]:
     """Return every answer of every prompt, for every member of a job; DataError if one exceeds the context."""
     ids, answers = tokenizer.encode(job.prompts), [tokenizer.encode_answers(prompt) for prompt in job.prompts]
-    tokenizer.check_answers(job.prompts, ids, [max(its, key=len) for its in answers])
+    tokenizer.check_answers(job.prompts, ids, [max(encoded, key=len) for encoded in answers])
     return [
         ForcedSequence(member, ids[p], answer, (p, number))
         for member, p in job.pairs
@@ -39,7 +39,7 @@ def only_member(
     """Return one completion per prompt, for a single member; DataError if one exceeds the context."""
     ids = tokenizer.encode(prompts)
     tokenizer.check_answers(prompts, ids, completions)
-    return [ForcedSequence(0, its, completion) for its, completion in zip(ids, completions, strict=True)]
+    return [ForcedSequence(0, prompt, completion) for prompt, completion in zip(ids, completions, strict=True)]
 
 
 def likelihood_of(job: Job, sequence: ForcedSequence, logprobs: list[float]) -> Likelihood:

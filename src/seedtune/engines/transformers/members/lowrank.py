@@ -94,7 +94,7 @@ class LowRank:
     def _buffer(self, weights: list[Tensor]) -> Tensor:
         """Concatenate the weights by rows in the storage dtype; a single weight that has it is used without a copy."""
         first, place = weights[0], self._place
-        same = first.dtype == place.kept and first.device == place.device and place.folder is None
+        same = first.dtype == place.weights_dtype and first.device == place.device and place.folder is None
         if len(weights) == 1 and same and first.is_contiguous():
             return first.detach()
         buffer = as_tensor(place.empty({"": (sum(w.shape[0] for w in weights), first.shape[1])})[""])
@@ -128,7 +128,7 @@ class LowRank:
         names = [f"{part.name}.weight" for part in group.parts]
         copy = weights.clone()
         rows = copy.split([self.weights.tensors[name].shape[0] for name in names])
-        self.weights.part({name: as_weights(its) for name, its in zip(names, rows, strict=True)}).apply(step)
+        self.weights.part({name: as_weights(tensor) for name, tensor in zip(names, rows, strict=True)}).apply(step)
         return copy
 
     def set_members(self, members: Sequence[Member], batch: Sequence[int], *, sigma: float) -> None:

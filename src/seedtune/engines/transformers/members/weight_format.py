@@ -25,15 +25,15 @@ class WeightFormat:
     dtype: torch.dtype
     device: torch.device
     form: ProductForm
-    kept: torch.dtype
+    weights_dtype: torch.dtype
     folder: Path | None = None
 
     def empty(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, WeightArray]:
         """Return new arrays for current weights, in memory or in a mapped file."""
         if self.folder is not None:
-            return tensor_file.mapped(self.folder, shapes, dtype_name(self.kept))
-        empty = {name: torch.empty(shape, dtype=self.kept, device=self.device) for name, shape in shapes.items()}
-        return {name: as_weights(tensor) for name, tensor in empty.items()}
+            return tensor_file.mapped(self.folder, shapes, dtype_name(self.weights_dtype))
+        dtype, device = self.weights_dtype, self.device
+        return {name: as_weights(torch.empty(shape, dtype=dtype, device=device)) for name, shape in shapes.items()}
 
 
 def as_weights(tensor: Tensor) -> Any:
