@@ -111,9 +111,9 @@ def main() -> None:
     if options.output:
         command = f"`python benchmarks/builtin_task.py --task {options.task} --seeds {options.seeds}`"
         made = f"{command}, {time.strftime('%Y-%m-%d')}. Python {platform.python_version()}, {os.cpu_count()} cores."
-        how = f"SmolLM2-135M, {SETTINGS['eval_prompts']} held-out prompts. `{json.dumps(SETTINGS)}`"
+        setup = f"SmolLM2-135M, {SETTINGS['eval_prompts']} held-out prompts. `{json.dumps(SETTINGS)}`"
         name = f"builtin-{options.task}"
-        lines = [f"# SmolLM2 on {options.task}", "", made, "", how, "", text, "", f"![reward]({name}.svg)", ""]
+        lines = [f"# SmolLM2 on {options.task}", "", made, "", setup, "", text, "", f"![reward]({name}.svg)", ""]
         (options.output / f"{name}.md").write_text("\n".join(lines))
         plot(options.task, runs, options.output / f"{name}.svg")
 

@@ -60,7 +60,7 @@ def value(expression: str, numbers: list[int]) -> int | None:
 
 
 def held_out(numbers: list[int], target: int) -> bool:
-    """Whether a puzzle, in whatever order its numbers stand, is one of the quarter that nobody trains on."""
+    """Whether a puzzle, in any order of its numbers, is in the quarter without training."""
     return zlib.crc32(repr((sorted(numbers), target)).encode()) % 4 == 0
 
 

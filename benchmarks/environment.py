@@ -62,10 +62,10 @@ def game(draw: np.random.Generator) -> tuple[str, list[bool]]:
     while True:
         middle = (environment.least + environment.most) // 2
         guess = middle if draw.random() < HALVES else environment.least
-        told = environment.step(str(guess))
-        said, heard = f"{guess}\n", "" if told is None else f"{told}\n"
-        text, own = text + said + heard, own + [True] * len(said) + [False] * len(heard)
-        if told is None:
+        reply = environment.step(str(guess))
+        move, answer = f"{guess}\n", "" if reply is None else f"{reply}\n"
+        text, own = text + move + answer, own + [True] * len(move) + [False] * len(answer)
+        if reply is None:
             return text, own
 
 

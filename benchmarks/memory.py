@@ -114,8 +114,8 @@ def resident(what: str) -> float:
 
 def measure(case: Case) -> dict[str, float]:
     """One generation, one update, one evaluation of the updated model."""
-    how = Noise(0, case.perturbation, weights_dtype=case.weights_dtype)
-    engine = TransformersEngine(Config(), noise=how)
+    noise = Noise(0, case.perturbation, weights_dtype=case.weights_dtype)
+    engine = TransformersEngine(Config(), noise=noise)
     engine.source = RandomModel(case.model)  # type: ignore[assignment]
     libraries, started = resident("VmRSS"), time.perf_counter()
     info = engine.load()

@@ -99,12 +99,12 @@ def run(study: Study, mode: str, seed: int) -> list[Point]:
     """One training run."""
     curve = Curve()
     with tempfile.TemporaryDirectory() as folder:
-        how = {"perturbation": mode, "seed": seed, "output_dir": f"{folder}/run"}
-        trainer = study.trainer(Config.create({**study.settings, **how}), curve)
+        own = {"perturbation": mode, "seed": seed, "output_dir": f"{folder}/run"}
+        trainer = study.trainer(Config.create({**study.settings, **own}), curve)
         trainer.train()
         trainer.load().close()
-    told = [(r, round(s, 1), round(v, 3), f"{empty:.0%} empty") for r, s, v, empty in curve.points]
-    print(f"{study.title} {mode} seed {seed}: {told}", flush=True)
+    points = [(r, round(s, 1), round(v, 3), f"{empty:.0%} empty") for r, s, v, empty in curve.points]
+    print(f"{study.title} {mode} seed {seed}: {points}", flush=True)
     return curve.points
 
 

@@ -35,7 +35,7 @@ PROMPTS = 32
 FIXED, SPREAD = 30.0, 0.3
 ROLLOUT = 30.0 / (8 * PROMPTS)
 DRIVER = Driver(dispatch=0.005, collect=20e-6, latency=0.001, between=2.0)
-LAGGING = replace(DRIVER, max_staleness=1)
+ASYNCHRONOUS = replace(DRIVER, max_staleness=1)
 
 ASSUMPTIONS = f"""\
 Everything marked *simulated, 7B on H100* rests on these assumptions; none of them was measured on an accelerator:
@@ -49,12 +49,12 @@ Everything marked *simulated, 7B on H100* rests on these assumptions; none of th
   further update in the same pass takes as long again.
 * Driver, one thread: {1e3 * DRIVER.dispatch:g} ms for each job (the limit that is set for it),
   {1e6 * DRIVER.collect:g} µs for each rollout that arrives ([scoring](scoring.md) has 8 to 466 µs, by how the reward
-  is called), {DRIVER.between:g} s between two generations. While it is busy nobody is served; asynchronous updates
+  is called), {DRIVER.between:g} s between two generations. While it is busy all workers wait; asynchronous updates
   stop it as long as others.
 * Network: {1e3 * DRIVER.latency:g} ms each way. Weights never travel.
 * Deaths and hangs are Poisson processes, one rate for every worker. A replacement is there after 120 s, with the newest
   snapshot (one every {DRIVER.save_steps} generations), and replays the updates since before it asks for work. Its
-  machine is as fast as the one before. Nobody hears of a hang: it is found by the dispatcher's time-out, the larger of
+  machine is as fast as the one before. A hang is not reported: it is found by the dispatcher's time-out, the larger of
   {DRIVER.settings.straggler_timeout:g} s, ten times what the job should take and three times the slowest of late (more
   after failures).
 * Idle workers are given overdue jobs (twice as long as expected) by a look every {DRIVER.look:g} s.
@@ -132,7 +132,7 @@ def four_workers() -> str:
             dealt = replace(one, driver=replace(driver, static=True))
             cells += [percent(simulate(one).utilisation), percent(simulate(dealt).utilisation)]
         rows.append(cells)
-    return table(["jobs per worker", *(f"{kind}: {how}" for kind in kinds for how in ("pulled", "static"))], rows)
+    return table(["jobs per worker", *(f"{kind}: {way}" for kind in kinds for way in ("pulled", "static"))], rows)
 
 
 Curves = dict[str, dict[int, Outcome]]
@@ -140,7 +140,7 @@ Curves = dict[str, dict[int, Outcome]]
 
 def curves() -> Curves:
     """1 to 1,024 workers, for the table and the plot."""
-    ways = {"pulled": DRIVER, "static": replace(DRIVER, static=True), "lag 1": LAGGING}
+    ways = {"pulled": DRIVER, "static": replace(DRIVER, static=True), "staleness 1": ASYNCHRONOUS}
     return {
         f"{members:,} members, {name}": {count: large(members, Workers(count), driver) for count in COUNTS}
         for members in (1024, 8192)
@@ -149,30 +149,34 @@ def curves() -> Curves:
 
 
 def counts_table(found: Curves, members: int) -> str:
-    pulled, static, lagging = (found[f"{members:,} members, {way}"] for way in ("pulled", "static", "lag 1"))
+    pulled, static, asynchronous = (found[f"{members:,} members, {way}"] for way in ("pulled", "static", "staleness 1"))
     rows = [
         [
             f"{count:,}",
             percent(static[count].utilisation),
             *usual(pulled[count])[:4],
-            percent(lagging[count].utilisation),
-            f"{lagging[count].generations_per_hour:,.1f}",
-            f"{lagging[count].staleness:.2f}",
+            percent(asynchronous[count].utilisation),
+            f"{asynchronous[count].generations_per_hour:,.1f}",
+            f"{asynchronous[count].staleness:.2f}",
         ]
         for count in COUNTS
     ]
     names = ["workers", "static: utilisation", *(f"pulled: {name}" for name in USUAL[:4])]
-    return table([*names, "lag 1: utilisation", "generations/h", "staleness"], rows)
+    return table([*names, "staleness 1: utilisation", "generations/h", "staleness"], rows)
 
 
 def thousand() -> str:
-    """1,024 workers: smaller groups, and lag."""
+    """1,024 workers: smaller groups, and staleness."""
     rows = [
-        [f"{group}", f"{lag}", *usual(large(8192, Workers(1024), replace(DRIVER, max_staleness=lag), group=group))]
+        [
+            f"{group}",
+            f"{staleness}",
+            *usual(large(8192, Workers(1024), replace(DRIVER, max_staleness=staleness), group=group)),
+        ]
         for group in (8, 4, 2)
-        for lag in (0, 1, 2)
+        for staleness in (0, 1, 2)
     ]
-    return table(["members per job", "lag", *USUAL], rows)
+    return table(["members per job", "max_staleness", *USUAL], rows)
 
 
 def stragglers() -> str:
@@ -184,8 +188,12 @@ def stragglers() -> str:
     }
     rows = []
     for name, slowness in kinds.items():
-        for how, driver in {"static": replace(DRIVER, static=True), "pulled": DRIVER, "pulled, lag 1": LAGGING}.items():
-            rows.append([name, how, *usual(large(2048, Workers(64, slowness), driver, generations=20))])
+        for way, driver in {
+            "static": replace(DRIVER, static=True),
+            "pulled": DRIVER,
+            "pulled, staleness 1": ASYNCHRONOUS,
+        }.items():
+            rows.append([name, way, *usual(large(2048, Workers(64, slowness), driver, generations=20))])
     return table(["slow workers", "jobs are", *USUAL], rows)
 
 
@@ -276,13 +284,13 @@ def real_part(path: Path) -> list[str]:
 
 def summary(found: Curves) -> list[str]:
     """The figures for 1,024 workers, and what one can do about them."""
-    strict, loose = (found[f"8,192 members, {way}"][1024] for way in ("pulled", "lag 1"))
+    strict, loose = (found[f"8,192 members, {way}"][1024] for way in ("pulled", "staleness 1"))
     few = found["1,024 members, pulled"]
     return [
         f"* 1,024 workers and 8,192 members, a job for each worker: {percent(strict.utilisation)} of their time is "
         f"evaluation, {strict.generations_per_hour:.0f} generations/h, {strict.rollouts_per_second:,.0f} rollouts/s, "
         f"the driver busy {percent(strict.driver_busy)}. What is lost is waiting for the slowest job.",
-        f"* With a lag of 1 it is {percent(loose.utilisation)}, {loose.generations_per_hour:.0f} generations/h.",
+        f"* With max_staleness=1 it is {percent(loose.utilisation)}, {loose.generations_per_hour:.0f} generations/h.",
         f"* 1,024 members keep 16 workers busy ({percent(few[16].utilisation)}), not 128 "
         f"({percent(few[128].utilisation)}): it takes about 8 jobs per worker.",
     ]
@@ -292,12 +300,12 @@ def sections(found: Curves) -> list[tuple[str, str, str]]:
     """Title, what is said, and table."""
     on = "simulated, 7B on H100"
     doubled = "What the slower one of two workers at the same job does is lost work."
-    lag = "Smaller groups spend more on reading weights, and leave less waiting at a generation's end."
+    groups = "Smaller groups spend more on reading weights, and leave less waiting at a generation's end."
     return [
         ("Four workers, times spread twofold (simulated, no accelerator assumed)", FOUR, four_workers()),
         (f"1,024 members ({on})", "128 jobs and the unperturbed model.", counts_table(found, 1024)),
         (f"8,192 members ({on})", "1,024 jobs and the unperturbed model.", counts_table(found, 8192)),
-        (f"1,024 workers, 8,192 members: smaller groups and lag ({on})", lag, thousand()),
+        (f"1,024 workers, 8,192 members: smaller groups and staleness ({on})", groups, thousand()),
         (f"Stragglers: 64 workers, 2,048 members ({on})", doubled, stragglers()),
         (f"Failures: 64 workers, 2,048 members, 50 generations ({on})", "", failures()),
         (f"Joining late: 32 workers join 32, 2,048 members ({on})", "", joining()),
@@ -310,8 +318,8 @@ def page(measured: Path) -> tuple[str, Curves]:
     """Everything but the file."""
     found = curves()
     made = f"`python benchmarks/scale.py page`, {time.strftime('%Y-%m-%d')}. Python {platform.python_version()}."
-    how = "How the simulation works is at the top of `benchmarks/simulation.py`; its dispatcher is the real one."
-    lines = ["# 1 to 1,024 Ray workers", "", f"{made} {how}", "", "## In short (simulated, 7B on H100)", ""]
+    note = "How the simulation works is at the top of `benchmarks/simulation.py`; its dispatcher is the real one."
+    lines = ["# 1 to 1,024 Ray workers", "", f"{made} {note}", "", "## In short (simulated, 7B on H100)", ""]
     lines += [*summary(found), "", "![utilisation and generations per hour](scale.svg)", ""]
     lines += ["## Assumptions", "", ASSUMPTIONS, "", *real_part(measured), ""]
     for title, said, shown in sections(found):
@@ -329,7 +337,7 @@ def plot(found: Curves, path: Path) -> None:
 
     figure, axes = plt.subplots(1, 2, figsize=(10, 4))
     for name, outcomes in found.items():
-        colour = {"pulled": "tab:blue", "static": "tab:orange", "lag 1": "tab:green"}[name.rpartition(", ")[2]]
+        colour = {"pulled": "tab:blue", "static": "tab:orange", "staleness 1": "tab:green"}[name.rpartition(", ")[2]]
         style: dict[str, Any] = {"color": colour, "linestyle": "-" if name.startswith("8") else "--", "marker": "."}
         axes[0].plot(COUNTS, [100 * outcomes[count].utilisation for count in COUNTS], **style)
         axes[1].plot(COUNTS, [outcomes[count].generations_per_hour for count in COUNTS], label=name, **style)

@@ -144,11 +144,11 @@ class Outcome:
     rollouts_per_second: float
     driver_busy: float
     lost: float
-    """Share of the evaluation time whose result nobody took: deaths, and jobs that another finished first."""
+    """Share of the evaluation time whose result was dropped: deaths, and jobs that another finished first."""
     staleness: float
     """Updates between a job's generation and the one that takes its result, the mean over results."""
     counts: dict[str, int]
-    """Jobs made, done, given_up and open at the end; results nobody wanted (doubled); deaths; hangs found."""
+    """Jobs made, done, given_up and open at the end; results that came twice (doubled); deaths; hangs found."""
     joined: tuple[float, ...]
     """Seconds that each late worker replayed before its first job."""
     ends: tuple[float, ...]

@@ -9,7 +9,7 @@ static assignment).  What is a model, in the order in which it happens:
   one pass (``update`` seconds, ``further`` for every one after the first), then evaluates.
 * Evaluation takes what the distribution draws for the job's cost, times the worker's slowness.
 * Workers die and hang as Poisson processes.  A replacement is there after ``restart`` seconds, with the newest
-  snapshot, and replays the updates since before it asks for work.  Nobody hears of a hang: the dispatcher's
+  snapshot, and replays the updates since before it asks for work.  A hang is not reported: the dispatcher's
   time-out finds it.
 """
 
@@ -179,7 +179,7 @@ class Simulation:
                 del self.idle[name]
                 self._send(name, request)
             elif not self.driver.static:
-                return  # nobody has failed anything under this name: what one may not do, none may
+                return  # no idle worker has failed a request: if one gets none, all get none
 
     def _send(self, name: str, request: Request) -> None:
         sent, worker, (_, piece) = self.clock, self.alive[name], self.jobs[request]
@@ -200,8 +200,8 @@ class Simulation:
         request = self.scheduler.finish(name, self.clock)
         received = self.clock
         if self.spans is not None and request is not None:
-            told = (doing.sent, received, doing.synced, doing.end - doing.begun, self.jobs[request][0])
-            self.spans.append(Span(name, request.number, doing.piece.cost, "evaluate", *told))
+            times = (doing.sent, received, doing.synced, doing.end - doing.begun, self.jobs[request][0])
+            self.spans.append(Span(name, request.number, doing.piece.cost, "evaluate", *times))
         if request is None:
             self.lost += doing.end - doing.begun
             self.counts["doubled"] += 1
@@ -210,14 +210,14 @@ class Simulation:
             self._work(self.driver.collect * doing.piece.cost)
         self._rest(name)
 
-    def _close(self, request: Request, how: str) -> None:
+    def _close(self, request: Request, outcome: str) -> None:
         generation, piece = self.jobs.pop(request)
-        self.counts[how] += 1
+        self.counts[outcome] += 1
         self.arrived[generation] += piece.members
         self.open[generation] -= 1
         if not self.open[generation]:
             del self.open[generation]
-        if how == "done":
+        if outcome == "done":
             self.stale.append(self.position - generation)
             self.rollouts += piece.cost
 

@@ -83,7 +83,7 @@ def steps(sigma: float, generations: int) -> dict[str, Settings]:
         f"adaptive from {name}": {"alpha": r * sigma, "step_size": "adaptive"} for name, r in starts.items()
     }
     length = {"eval_steps": 1, "generations": max(8, generations)}
-    return {label: {**how, **length} for label, how in {**sweep, "adaptive": {}, **adaptive}.items()}
+    return {label: {**settings, **length} for label, settings in {**sweep, "adaptive": {}, **adaptive}.items()}
 
 
 def sigmas(sigma: float, _: int) -> dict[str, Settings]:
@@ -186,8 +186,8 @@ def collect(study: str, tasks: Iterable[str], seeds: Iterable[int], *, jobs: int
     wanted: list[Run] = []
     for seed in seeds:
         for task in tasks:
-            how = TASKS[task]
-            for label, settings in STUDIES[study](how["sigma"], how["generations"]).items():
+            task_settings = TASKS[task]
+            for label, settings in STUDIES[study](task_settings["sigma"], task_settings["generations"]).items():
                 wanted.append({"task": task, "label": label, "settings": settings, "seed": seed})
     missing = [run for run in wanted if _name(run) not in done] if jobs else []
     model = kept.with_name("countdown-llama")
@@ -284,14 +284,14 @@ def steps_table(runs: list[Run], task: str) -> str:
     ]
     for label, points in means.items():
         there, last = reached(points, target), [seed[-1][1] for seed in curves[label]]
-        told = f"{there:,.0f} | {there / first:.2f} | {there / reached(ends_best, target):.2f}"
-        told = told if there < math.inf else "not | – | –"
+        cells = f"{there:,.0f} | {there / first:.2f} | {there / reached(ends_best, target):.2f}"
+        cells = cells if there < math.inf else "not | – | –"
         spread = f"{mean_std(last)} | {min(last):.3g} | {spoilt(curves[label])}"
-        lines.append(f"| {label} | {len(last)} | {told} | {spread} |")
-    told = (
+        lines.append(f"| {label} | {len(last)} | {cells} | {spread} |")
+    caption = (
         f"Base model {base:.3g}; target {target:.3g}, 80 % of the way to the best end of a fixed step, means of seeds."
     )
-    return "\n".join([f"## {task}", "", told, "", *lines, ""])
+    return "\n".join([f"## {task}", "", caption, "", *lines, ""])
 
 
 def reached(points: Sequence[tuple[float, float]], target: float) -> float:

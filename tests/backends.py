@@ -43,9 +43,9 @@ class Reference:
         return noise.normals(address, start, count)
 
     def factors(
-        self, key: Key, stream: int, who: Sequence[tuple[int, int]], *, start: int, count: int, **how: int
+        self, key: Key, stream: int, who: Sequence[tuple[int, int]], *, start: int, count: int, **options: int
     ) -> Array:
-        rank, subspaces = how.get("rank", 1), how.get("subspaces", 1)
+        rank, subspaces = options.get("rank", 1), options.get("subspaces", 1)
         rows = np.empty((len(who), count), np.float32)
         for row, (generation, pair) in zip(rows, who, strict=True):
             address = Address(key, stream, generation, pair)
@@ -77,8 +77,8 @@ class Reference:
         anchor: Array | None = None,
         k: int = 1,
     ) -> Array:
-        how = {"rank": rank, "subspaces": k, "anchor": anchor}
-        return references.updated(theta, key, updates, shape=place[0], corner=place[1:], **how)
+        options = {"rank": rank, "subspaces": k, "anchor": anchor}
+        return references.updated(theta, key, updates, shape=place[0], corner=place[1:], **options)
 
 
 class Triton:
@@ -93,10 +93,10 @@ class Triton:
         return to_numpy(out)
 
     def factors(
-        self, key: Key, stream: int, who: Sequence[tuple[int, int]], *, start: int, count: int, **how: int
+        self, key: Key, stream: int, who: Sequence[tuple[int, int]], *, start: int, count: int, **options: int
     ) -> Array:
         out = torch.full((len(who), count), math.nan, device=self.device)
-        gpu.fill_factors(out, key, stream, *_columns(who), start=start, **how)
+        gpu.fill_factors(out, key, stream, *_columns(who), start=start, **options)
         return to_numpy(out)
 
     def fingerprint(self, array: Array, key: Key, start: int) -> fp.Fingerprint:
@@ -145,10 +145,10 @@ class Numba:
         return out
 
     def factors(
-        self, key: Key, stream: int, who: Sequence[tuple[int, int]], *, start: int, count: int, **how: int
+        self, key: Key, stream: int, who: Sequence[tuple[int, int]], *, start: int, count: int, **options: int
     ) -> Array:
         out = np.full((len(who), count), np.nan, np.float32)
-        cpu.fill_factors(out, key, stream, *_columns(who), start=start, **how)
+        cpu.fill_factors(out, key, stream, *_columns(who), start=start, **options)
         return out
 
     def fingerprint(self, array: Array, key: Key, start: int) -> fp.Fingerprint:

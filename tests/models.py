@@ -194,7 +194,7 @@ def load_engine(
     *,
     rank: int = 1,
     run_seed: int = 7,
-    how: Mapping[str, Any] = {},
+    noise: Mapping[str, Any] = {},
     prefill_tokens: int = 1024,
     dtype: str = "auto",
     products: str = "auto",
@@ -202,7 +202,7 @@ def load_engine(
 ) -> TransformersEngine:
     own = {"device": "cpu", **settings}
     config = Config.create({"model": str(folder), "dtype": dtype, "products": products, "transformers": own})
-    engine = TransformersEngine(config, noise=Noise(run_seed, rank=rank, **how))
+    engine = TransformersEngine(config, noise=Noise(run_seed, rank=rank, **noise))
     engine.prefill_tokens = prefill_tokens
     engine.load()
     return engine
@@ -214,9 +214,9 @@ def text_prompts(*texts: str, limits: Sequence[int | None] | None = None) -> tup
 
 
 def job(
-    prompts: Sequence[Prompt], *, members: Sequence[Member] = (UNPERTURBED,), sigma: float = 0.05, **how: Any
+    prompts: Sequence[Prompt], *, members: Sequence[Member] = (UNPERTURBED,), sigma: float = 0.05, **sampling: Any
 ) -> Job:
-    return Job(0, sigma, tuple(members), tuple(prompts), Sampling(**{"max_tokens": 8, **how}))
+    return Job(0, sigma, tuple(members), tuple(prompts), Sampling(**{"max_tokens": 8, **sampling}))
 
 
 def answers(engine: TransformersEngine, work: Job) -> dict[tuple[Member, int, int], Rollout]:
@@ -311,10 +311,10 @@ def recorded_logits() -> Iterator[dict[tuple[int, int, int], list[torch.Tensor]]
     seen: dict[tuple[int, int, int], list[torch.Tensor]] = {}
     choose = Decoder._choose
 
-    def record(decoder: Decoder, rows: list[DecodeSequence], logits: torch.Tensor, how: Sampling) -> None:
+    def record(decoder: Decoder, rows: list[DecodeSequence], logits: torch.Tensor, sampling: Sampling) -> None:
         for row, its in zip(rows, logits, strict=True):
             seen.setdefault((row.member, row.prompt, row.sample), []).append(its.float().clone())
-        choose(decoder, rows, logits, how)
+        choose(decoder, rows, logits, sampling)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Decoder, "_choose", record)

@@ -98,14 +98,14 @@ def count_readings(patch: pytest.MonkeyPatch) -> None:
 
 def ray_config(folder: Path, **settings: Any) -> Config:
     """Settings of a toy run by two Ray workers."""
-    told = {"engine": "toy", "workers": 2, **settings.pop("ray", {})}
+    ray = {"engine": "toy", "workers": 2, **settings.pop("ray", {})}
     return Config.create(
         {
             "task": "toy",
             "model": "base",
             "output_dir": str(folder),
             "engine": "ray",
-            "ray": told,
+            "ray": ray,
             "generations": 8,
             "population": 16,
             "members_per_job": 4,
@@ -124,9 +124,9 @@ def alone(config: Config, folder: Path) -> Config:
     return config.replace(engine=config.ray.engine, output_dir=str(folder), members_per_job=config.group)
 
 
-def maker(**how: Any) -> Callable[[], RayEngine]:
+def maker(**settings: Any) -> Callable[[], RayEngine]:
     """Makes inline Ray engines of toy engines, all of the same base model and run seed, not yet loaded."""
-    config = ray_config(Path("nowhere"), seed=7, **how)
+    config = ray_config(Path("nowhere"), seed=7, **settings)
     return lambda: InlineRayEngine(config, noise=engines.noise_of(config))
 
 
@@ -152,8 +152,8 @@ class At:
 
     on_evaluate = on_end = on_start
 
-    def on_generation(self, told):
-        if told["generation"] == self.generation:
+    def on_generation(self, metrics):
+        if metrics["generation"] == self.generation:
             self.act()
 
 

@@ -94,9 +94,9 @@ def updated(
     return theta
 
 
-def _parts(update: Update, key: Key, shape: tuple[int, ...], how: Any) -> Iterator[tuple[np.ndarray, Any]]:
+def _parts(update: Update, key: Key, shape: tuple[int, ...], placement: Any) -> Iterator[tuple[np.ndarray, Any]]:
     """What each term adds, in order, and where."""
-    whole, rank, (row, col), start, subspaces = how
+    whole, rank, (row, col), start, subspaces = placement
     for term in update.terms:
         if rank is None:
             address = Address(key, Stream.GAUSSIAN, term.generation, term.pair)

@@ -89,7 +89,7 @@ def ledger_bytes(root: Path) -> bytes:
 
 
 def edit_ledger(root: Path, change: Callable[[dict[str, Any]], None]) -> None:
-    """Change what the lines of a ledger hold and seal them again, as somebody would who knows how."""
+    """Change the lines of a ledger and seal them again, as a skilled forger would."""
     path, check, sealed = directory.RunPaths(root).ledger, "", b""
     for data in rows(path):
         del data["check"]

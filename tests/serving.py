@@ -119,9 +119,9 @@ def end_all() -> None:
     gc.collect()
 
 
-def serve(folder: Path, how: Mapping[str, Any] = {}, *, dtype: str = "auto", **settings: Any) -> VllmEngine:
+def serve(folder: Path, noise: Mapping[str, Any] = {}, *, dtype: str = "auto", **settings: Any) -> VllmEngine:
     """An engine of that model, float32, loaded."""
-    engine = Lent(Config(model=str(folder), dtype=dtype, vllm={**SMALL, **settings}), noise=Noise(7, **how))
+    engine = Lent(Config(model=str(folder), dtype=dtype, vllm={**SMALL, **settings}), noise=Noise(7, **noise))
     engine.load()
     return engine
 
@@ -138,6 +138,6 @@ def _protocol_model() -> Path:
     return save_served("qwen2", Path(kept.name))
 
 
-def maker(**how: Any) -> Callable[[], VllmEngine]:
+def maker(**noise: Any) -> Callable[[], VllmEngine]:
     """Makes engines of one model, not yet loaded."""
-    return lambda: Lent(Config(model=str(_protocol_model()), vllm=SMALL), noise=Noise(7, **how))
+    return lambda: Lent(Config(model=str(_protocol_model()), vllm=SMALL), noise=Noise(7, **noise))

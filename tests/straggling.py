@@ -16,7 +16,7 @@ from seedtune.types import Job, Rollout
 
 @dataclass
 class Schedule:
-    """``late`` says how many other jobs are done before a job is, ``lost`` which jobs nobody can evaluate."""
+    """``late`` says how many other jobs are done before a job is, ``lost`` which jobs no worker can evaluate."""
 
     workers: int = 3
     late: Callable[[int], int] = lambda job: 0

@@ -39,5 +39,5 @@ class Ranks(ForkServerContext):
     def __init__(self) -> None:
         multiprocessing.get_context("forkserver").set_forkserver_preload(list(IMPORTED))
 
-    def Process(self, *, target: Callable[..., None], kwargs: Mapping[str, Any], **how: Any) -> ForkServerProcess:  # noqa: N802
-        return ForkServerProcess(target=main, args=(target, kwargs), **how)
+    def Process(self, *, target: Callable[..., None], kwargs: Mapping[str, Any], **options: Any) -> ForkServerProcess:  # noqa: N802
+        return ForkServerProcess(target=main, args=(target, kwargs), **options)

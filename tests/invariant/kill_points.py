@@ -72,12 +72,12 @@ POINTS: dict[str, tuple[Any, str, Callable[..., None]]] = {
 
 def arm(point: str, number: int) -> None:
     """Kill this process at the given call of the point's operation."""
-    owner, name, how = POINTS[point]
+    owner, name, kill = POINTS[point]
     real, calls = getattr(owner, name), iter(range(MOST))
 
     def patched(*arguments: Any, **keywords: Any) -> Any:
         if next(calls) == number:
-            how(real, *arguments, **keywords)
+            kill(real, *arguments, **keywords)
         return real(*arguments, **keywords)
 
     setattr(owner, name, patched)

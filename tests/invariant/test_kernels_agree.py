@@ -51,8 +51,8 @@ def noises() -> Iterator[tuple[str, Case]]:
             address = Address(KEY, stream, generation=2**32 - 2, pair=3)
             yield f"normals of {stream.name} {start} {count}", lambda b, a=address, s=start, c=count: b.normals(a, s, c)
         for stream in (Stream.FACTOR_A, Stream.FACTOR_B):
-            how = {"start": start, "count": count}
-            yield f"{stream.name} {start} {count}", lambda b, t=stream, h=how: b.factors(KEY, t, WHO, **h)
+            options = {"start": start, "count": count}
+            yield f"{stream.name} {start} {count}", lambda b, t=stream, h=options: b.factors(KEY, t, WHO, **h)
 
 
 def fingerprints() -> Iterator[tuple[str, Case]]:
@@ -86,9 +86,9 @@ def lowrank_updates(*turns: tuple[int, int]) -> Iterator[tuple[str, Case]]:
         for column, (name, (shape, *place)) in enumerate(SLICES.items()):
             rank, k = turns[(row + column) % len(turns)]
             theta, anchor = weights(dtype, *shape), weights("float32", *shape, seed=1)
-            how = {"rank": rank, "place": tuple(place), "anchor": anchor, "k": k}
+            options = {"rank": rank, "place": tuple(place), "anchor": anchor, "k": k}
             case = f"rank {rank} {dtype} {name} in {k} subspaces"
-            yield case, lambda b, t=theta, h=how: b.updated_lowrank(t, KEY, UPDATES, **h)
+            yield case, lambda b, t=theta, h=options: b.updated_lowrank(t, KEY, UPDATES, **h)
 
 
 def subspaces() -> Iterator[tuple[str, Case]]:

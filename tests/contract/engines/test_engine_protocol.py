@@ -145,7 +145,7 @@ def test_a_thousand_evaluations_of_random_members_leave_the_current_weights_as_t
     assert engine.fingerprint() == before
 
 
-def test_a_member_answers_alike_whoever_was_evaluated_before(engine):
+def test_a_member_answers_alike_whichever_members_were_evaluated_before(engine):
     alone = answers(engine, job(members=MEMBERS[:1]))
     answers(engine, job(members=[Member(3, pair, -1) for pair in range(20)], sigma=5.0))
     assert answers(engine, job(members=MEMBERS[:1])) == alone

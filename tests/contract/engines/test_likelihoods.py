@@ -48,8 +48,8 @@ ENGINES: dict[str, Callable[..., Any]] = {
     "gpt2": lambda folder: load_engine(folder("gpt2"), rank=2),
     "gemma3": lambda folder: load_engine(folder("gemma3")),
     "mixtral": lambda folder: load_engine(folder("mixtral")),
-    "gaussian-llama": lambda folder: load_engine(folder("llama"), how=GAUSSIAN),
-    "gaussian-gpt2": lambda folder: load_engine(folder("gpt2"), how=GAUSSIAN),
+    "gaussian-llama": lambda folder: load_engine(folder("llama"), noise=GAUSSIAN),
+    "gaussian-gpt2": lambda folder: load_engine(folder("gpt2"), noise=GAUSSIAN),
 }
 MODELS = {"llama": "llama", "llama-small-passes": "llama", "gpt2": "gpt2", "gemma3": "gemma3", "mixtral": "mixtral"}
 MODELS |= {"gaussian-llama": "llama", "gaussian-gpt2": "gpt2"}

@@ -39,7 +39,7 @@ ENGINES: dict[str, Callable[[Path], Any]] = {
     "toy-gaussian": toy(perturbation="gaussian"),
     "lowrank": load_engine,
     "lowrank-few-slots": lambda folder: load_engine(folder, rank=2, max_rows=2, prefill_tokens=4),
-    "gaussian": lambda folder: load_engine(folder, how={"perturbation": "gaussian"}),
+    "gaussian": lambda folder: load_engine(folder, noise={"perturbation": "gaussian"}),
 }
 
 
@@ -66,8 +66,8 @@ def rollouts(engine: Engine, work: Job) -> Found:
     return found
 
 
-def some(rows: Any = ROWS, *, shift: Shift | None = None, **how: Any) -> Job:
-    return replace(job(PROMPTS, members=MEMBERS, **how), rows=rows, shift=shift)
+def some(rows: Any = ROWS, *, shift: Shift | None = None, **sampling: Any) -> Job:
+    return replace(job(PROMPTS, members=MEMBERS, **sampling), rows=rows, shift=shift)
 
 
 @pytest.mark.parametrize("shift", [None, SHIFT], ids=["unperturbed", "shifted"])
@@ -90,8 +90,8 @@ def test_rows_in_any_order_give_the_same(engine: Engine) -> None:
 
 
 def test_every_row_gets_all_samples(engine: Engine) -> None:
-    how = {"samples": 3, "temperature": 1.0}
-    full, found = rollouts(engine, some(None, **how)), rollouts(engine, some(**how))
+    sampling = {"samples": 3, "temperature": 1.0}
+    full, found = rollouts(engine, some(None, **sampling)), rollouts(engine, some(**sampling))
     assert set(found) == {(MEMBERS[m], p, s) for m, p in ROWS for s in range(3)}
     assert found == {place: full[place] for place in found}
 

@@ -139,7 +139,7 @@ def test_a_generation_without_a_difference_moves_nothing(config, value):
 
 
 @pytest.mark.parametrize(
-    ("settings", "told"),
+    ("settings", "message"),
     [
         ({"lookahead": {"radius": 0.1}, "noise_reuse": 4}, "noise_reuse=4"),
         ({"lookahead": {"radius": 0.1, "probes": 64}}, "probes=64"),
@@ -156,6 +156,6 @@ def test_a_generation_without_a_difference_moves_nothing(config, value):
         ({"alpha": 0.3, "anchor_l2": 10.0}, "overshoot"),
     ],
 )
-def test_combinations_that_make_no_sense_are_refused_with_the_fix(settings, told):
-    with pytest.raises(ConfigError, match=told):
+def test_combinations_that_make_no_sense_are_refused_with_the_fix(settings, message):
+    with pytest.raises(ConfigError, match=message):
         Config.create({**SETTINGS, **settings})

@@ -145,8 +145,8 @@ def model_with_code(tmp_path) -> Path:
 
 
 def test_code_of_a_model_runs_only_if_the_user_says_so(model_with_code, tmp_path, failure) -> None:
-    told = {"engine": "transformers", "model": str(model_with_code), "trust_remote_code": True}
-    root = forged(tmp_path / "run", **told)
+    settings = {"engine": "transformers", "model": str(model_with_code), "trust_remote_code": True}
+    root = forged(tmp_path / "run", **settings)
     for arguments in (
         ("verify", root),
         ("export", root, "-o", tmp_path / "out"),
@@ -157,8 +157,8 @@ def test_code_of_a_model_runs_only_if_the_user_says_so(model_with_code, tmp_path
     pack = pack_format.read(tmp_path / "a.pack")
     about = dataclasses.replace(pack.about, config={**pack.about.config, "trust_remote_code": True})
     (tmp_path / "forged.pack").write_bytes(pack_format.dump(dataclasses.replace(pack, about=about)))
-    told = failure("unpack", model_with_code, tmp_path / "forged.pack", "-o", tmp_path / "out")
-    assert "trust_remote_code" in told
+    message = failure("unpack", model_with_code, tmp_path / "forged.pack", "-o", tmp_path / "out")
+    assert "trust_remote_code" in message
     assert "--set trust_remote_code=true" in failure("resume", root)
     assert recorded_config.run_config(root).trust_remote_code is False
     assert not (tmp_path / "ran").exists()

@@ -255,8 +255,8 @@ def test_lm_eval_runs_on_an_exported_model_and_agrees(tmp_path):
     run = trained(tmp_path, "float32")
     export_run(run, tmp_path / "model")
     engine = models.load_engine(tmp_path / "model")
-    told = models.answers(engine, models.job(models.text_prompts(*PROMPTS), max_tokens=8))
-    said = [rollout.text.strip() for rollout in told.values()]
+    rollouts = models.answers(engine, models.job(models.text_prompts(*PROMPTS), max_tokens=8))
+    said = [rollout.text.strip() for rollout in rollouts.values()]
     rows = [
         {"prompt": text, "answer": said[index] if index < 5 else "something else"} for index, text in enumerate(PROMPTS)
     ]
@@ -332,15 +332,15 @@ def build(n=1):
 def test_settings_of_a_task_in_a_relative_file_reach_it(tmp_path, monkeypatch, what):
     monkeypatch.chdir(tmp_path)
     Path("counted.py").write_text(COUNTED)
-    told = ["task_args.n=5"]
+    settings = ["task_args.n=5"]
     if what == "run":
         own = {"task": "counted.py:build", "task_args": {"n": 5}, "eval_prompts": 0}
         Trainer(Config.create({**runs.toy(tmp_path / "run").model_dump(), **own})).train()
-        told = []
+        settings = []
     else:
-        told += ["engine=toy"]
+        settings += ["engine=toy"]
     for on in (["counted.py:build"], ["counted.py:build", "toy"]):
-        sets = [*told, "task=counted.py:build"] if what == "toy" and len(on) > 1 else told
+        sets = [*settings, "task=counted.py:build"] if what == "toy" and len(on) > 1 else settings
         found = evaluate(what, on=on, config=settings_of(what, sets=sets, on=on))
         assert found.subjects[0].results[0].prompts == 5
 

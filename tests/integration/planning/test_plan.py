@@ -55,7 +55,7 @@ def test_a_model_without_weights_has_the_sizes_of_the_loaded_one(tmp_path, famil
     folder = models.save_family(family, tmp_path / "model")
     config = planned(folder, perturbation=perturbation)
     found = anatomy_of(config)
-    engine = models.load_engine(folder, how={"perturbation": perturbation})
+    engine = models.load_engine(folder, noise={"perturbation": perturbation})
     coverage = engine.perturbation.coverage
     assert found.parameters == coverage.total
     assert (found.linear if perturbation == "lowrank" else found.trainable) == coverage.perturbed
@@ -183,13 +183,13 @@ def test_what_cannot_be_planned_is_refused(folder, tmp_path):
 
 
 def test_a_plan_for_vllm_counts_its_rows_its_precision_and_no_launches(folder):
-    how = {"engine": "vllm", "vllm": {"max_num_seqs": 16, "max_loras": 3}, "dtype": "bfloat16"}
-    found = plan_config(planned(folder, **how), devices=["cpu", "h100"], task=TASK)
+    vllm = {"engine": "vllm", "vllm": {"max_num_seqs": 16, "max_loras": 3}, "dtype": "bfloat16"}
+    found = plan_config(planned(folder, **vllm), devices=["cpu", "h100"], task=TASK)
     assert (found.workload.slots, found.anatomy.dtype) == (12, "bfloat16")
     assert [duration.device for duration in found.durations] == ["h100"]
     assert "at least 0 launched layers" in found.durations[0].basis
     assert any("Give a run with --measured" in note for note in found.notes)
-    alone = plan_config(planned(folder, **how, perturbation="gaussian"), task=TASK)
+    alone = plan_config(planned(folder, **vllm, perturbation="gaussian"), task=TASK)
     assert alone.workload.slots == 4
     theirs = plan_config(planned(folder), devices=["h100"], task=TASK)
     assert found.durations[0].decode < theirs.durations[0].decode

@@ -139,8 +139,8 @@ def test_where_all_members_tie_the_step_is_the_cautious_one(config):
 
 
 def test_a_search_that_begins_in_collapse_goes_down(config, monkeypatch):
-    told = collapse_of
-    monkeypatch.setattr(probe, "collapse_of", lambda r, a, u: "loops" if r.sigma > 0.03 else told(r, a, u))
+    real = collapse_of
+    monkeypatch.setattr(probe, "collapse_of", lambda r, a, u: "loops" if r.sigma > 0.03 else real(r, a, u))
     found = probe_config(config.replace(sigma=0.2))
     assert found.sigma is not None
     assert found.sigma <= 0.03
@@ -169,7 +169,7 @@ def test_alpha_is_advised_in_the_unit_it_has(config):
 
 
 @pytest.mark.parametrize(
-    ("how", "message"),
+    ("options", "message"),
     [
         ({"members": 5}, "members=5: a probe takes pairs, at least two"),
         ({"members": 2}, "members=2"),
@@ -178,9 +178,9 @@ def test_alpha_is_advised_in_the_unit_it_has(config):
         ({"sigmas": [math.nan]}, "sigma=nan: must be a finite number"),
     ],
 )
-def test_a_probe_that_cannot_be_is_refused_before_anything_is_loaded(config, how, message):
+def test_a_probe_that_cannot_be_is_refused_before_anything_is_loaded(config, options, message):
     with pytest.raises(ConfigError, match=message):
-        probe_config(config.replace(engine="transformers", model="/nowhere"), **how)
+        probe_config(config.replace(engine="transformers", model="/nowhere"), **options)
 
 
 def test_a_language_model_is_probed_with_rewards_of_ones_own(tmp_path):

@@ -20,8 +20,8 @@ from straggling import Schedule, Straggling, config, some_are_late
 
 
 @pytest.fixture
-def fleet(monkeypatch):
-    """``fleet(schedule)`` makes engine=ray the toy engine with these workers."""
+def schedule_workers(monkeypatch):
+    """``schedule_workers(schedule)`` makes engine=ray the toy engine with these workers."""
 
     def with_schedule(schedule: Schedule) -> Schedule:
         monkeypatch.setitem(engines.ENGINES, "ray", lambda config, noise: Straggling(config, noise, schedule))
@@ -32,7 +32,7 @@ def fleet(monkeypatch):
 
 
 @pytest.fixture
-def late(fleet, tmp_path) -> Path:
+def late(schedule_workers, tmp_path) -> Path:
     """A finished run whose results are up to two generations old."""
     return trained(tmp_path / "late", 2)
 
@@ -74,7 +74,7 @@ SETTINGS = {
 
 
 @pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
-def test_replay_gives_the_fingerprint_that_training_had_and_verify_passes(fleet, tmp_path, settings):
+def test_replay_gives_the_fingerprint_that_training_had_and_verify_passes(schedule_workers, tmp_path, settings):
     trainer = Trainer(config(tmp_path / "run", 2, **settings))
     trainer.train()
     found = verify_run(tmp_path / "run", snapshots=True)
@@ -103,10 +103,10 @@ def test_export_and_pack_give_the_weights_that_training_had(late, tmp_path):
     assert applied.read_bytes() == exported.read_bytes()
 
 
-def test_the_same_arrivals_are_the_same_run_and_others_are_found_by_diff(late, fleet, tmp_path):
-    fleet(Schedule(late=some_are_late))
+def test_the_same_arrivals_are_the_same_run_and_others_are_found_by_diff(late, schedule_workers, tmp_path):
+    schedule_workers(Schedule(late=some_are_late))
     assert diff_runs(late, trained(tmp_path / "again", 2)).equal
-    fleet(Schedule(workers=4, late=some_are_late))
+    schedule_workers(Schedule(workers=4, late=some_are_late))
     found = diff_runs(late, trained(tmp_path / "other", 2))
     assert found.generation is not None
     assert found.reasons[0].startswith("members")
@@ -115,17 +115,17 @@ def test_the_same_arrivals_are_the_same_run_and_others_are_found_by_diff(late, f
 # ---------------------------------------------------------------------------- lateness
 
 
-def test_with_max_staleness_0_a_run_is_the_synchronous_one_bit_for_bit(fleet, tmp_path):
+def test_with_max_staleness_0_a_run_is_the_synchronous_one_bit_for_bit(schedule_workers, tmp_path):
     plain = runs.toy(tmp_path / "plain", generations=8, population=8, members_per_job=2)
     Trainer(plain).train()
-    trained(tmp_path / "fleet", 0)
-    runs.assert_same_run(tmp_path / "fleet", tmp_path / "plain")
+    trained(tmp_path / "ray", 0)
+    runs.assert_same_run(tmp_path / "ray", tmp_path / "plain")
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_generation_ends_when_a_worker_would_have_nothing_to_do(fleet, tmp_path, workers):
+def test_a_generation_ends_when_a_worker_would_have_nothing_to_do(schedule_workers, tmp_path, workers):
     """One worker has something to do until all is done; of two, one has not while the other is at the last job."""
-    fleet(Schedule(workers=workers))
+    schedule_workers(Schedule(workers=workers))
     plain = runs.toy(tmp_path / "plain", generations=8, population=8, members_per_job=2, evaluate_unperturbed=False)
     Trainer(plain).train()
     trained(tmp_path / "late", 1, evaluate_unperturbed=False)
@@ -139,13 +139,13 @@ def test_a_generation_ends_when_a_worker_would_have_nothing_to_do(fleet, tmp_pat
 
 
 @pytest.mark.parametrize("max_staleness", [1, 2, 3])
-def test_no_update_takes_a_result_that_is_older_than_max_staleness(fleet, tmp_path, max_staleness):
-    fleet(Schedule(workers=4, late=lambda job: 30 if job % 10 == 3 else some_are_late(job)))
+def test_no_update_takes_a_result_that_is_older_than_max_staleness(schedule_workers, tmp_path, max_staleness):
+    schedule_workers(Schedule(workers=4, late=lambda job: 30 if job % 10 == 3 else some_are_late(job)))
     root = trained(tmp_path / "run", max_staleness, generations=16)
     assert max(map(max, ages(root))) == max_staleness
 
 
-def test_every_member_is_used_once_and_all_but_the_last_ones_are_used(fleet, tmp_path):
+def test_every_member_is_used_once_and_all_but_the_last_ones_are_used(schedule_workers, tmp_path):
     root = trained(tmp_path / "run", 2, generations=12)
     used = [member for record in records(root) for member in record.plan.members]
     assert len(set(used)) == len(used)
@@ -153,14 +153,14 @@ def test_every_member_is_used_once_and_all_but_the_last_ones_are_used(fleet, tmp
     assert {(g, pair, sign) for g in range(10) for pair in range(4) for sign in (1, -1)} <= set(used)
 
 
-def test_at_least_half_a_population_is_waited_for(fleet, tmp_path):
-    fleet(Schedule(workers=40, late=some_are_late))
+def test_at_least_half_a_population_is_waited_for(schedule_workers, tmp_path):
+    schedule_workers(Schedule(workers=40, late=some_are_late))
     root = trained(tmp_path / "run", 3)
     assert min(len(record.rewards) for record in records(root)) >= 4
 
 
-def test_a_late_member_is_scored_on_the_prompts_of_its_own_generation(fleet, tmp_path):
-    schedule = fleet(Schedule(late=some_are_late))
+def test_a_late_member_is_scored_on_the_prompts_of_its_own_generation(schedule_workers, tmp_path):
+    schedule = schedule_workers(Schedule(late=some_are_late))
     root = trained(tmp_path / "run", 2)
     asked = {member: [p.id for p in job.prompts] for job in schedule.submitted for member in job.members if member.sign}
     for record in records(root):
@@ -171,7 +171,7 @@ def test_a_late_member_is_scored_on_the_prompts_of_its_own_generation(fleet, tmp
     assert all(len(record.prompts) > 3 for record in late)
 
 
-def test_a_member_is_perturbed_from_the_weights_of_when_its_job_was_handed_out(fleet, tmp_path, monkeypatch):
+def test_a_member_is_perturbed_from_the_weights_of_when_its_job_was_handed_out(schedule_workers, tmp_path, monkeypatch):
     fingerprints: dict[int, str] = {}
     evaluate = ToyEngine.evaluate
 
@@ -181,15 +181,15 @@ def test_a_member_is_perturbed_from_the_weights_of_when_its_job_was_handed_out(f
         return evaluate(engine, jobs)
 
     monkeypatch.setattr(ToyEngine, "evaluate", noted)
-    schedule = fleet(Schedule(workers=40, late=some_are_late))
+    schedule = schedule_workers(Schedule(workers=40, late=some_are_late))
     trained(tmp_path / "run", 2, eval_steps=0, fingerprint_steps=1)
     contents = ledger.read(directory.RunPaths(tmp_path / "run").ledger)
     for job in schedule.submitted[5:]:
         assert fingerprints[job.id] == contents.fingerprints[job.sampling.generation]
 
 
-def test_jobs_that_nobody_can_evaluate_leave_members_without_a_reward(fleet, tmp_path):
-    fleet(Schedule(late=some_are_late, lost=lambda job: job % 5 == 1))
+def test_jobs_that_no_worker_can_evaluate_leave_members_without_a_reward(schedule_workers, tmp_path):
+    schedule_workers(Schedule(late=some_are_late, lost=lambda job: job % 5 == 1))
     root = trained(tmp_path / "run", 2)
     missing = [np.isnan(record.rewards) for record in records(root)]
     assert sum(map(sum, missing)) > 8
@@ -198,16 +198,16 @@ def test_jobs_that_nobody_can_evaluate_leave_members_without_a_reward(fleet, tmp
     assert verify_run(root).audit.exact == 8
 
 
-def test_a_generation_that_nobody_can_evaluate_stops_the_run_and_says_so(fleet, tmp_path):
-    fleet(Schedule(workers=1, lost=lambda job: job >= 10))
+def test_a_generation_that_no_worker_can_evaluate_stops_the_run_and_says_so(schedule_workers, tmp_path):
+    schedule_workers(Schedule(workers=1, lost=lambda job: job >= 10))
     with pytest.raises(EngineError, match="none of the 5 jobs of generation 2 could be evaluated"):
         trained(tmp_path / "run", 2)
-    fleet(Schedule())
+    schedule_workers(Schedule())
     Trainer(recorded_config.run_config(tmp_path / "run")).train(resume=True)
     assert verify_run(tmp_path / "run").generations == 8
 
 
-def test_it_climbs_about_as_a_synchronous_run(fleet, tmp_path):
+def test_it_climbs_about_as_a_synchronous_run(schedule_workers, tmp_path):
     """Measured over three seeds: 0.16, 0.17 and 0.21 (max_staleness 0), 0.17, 0.17 and 0.21 (max_staleness 2)."""
     many = {"generations": 30, "population": 16, "members_per_job": 4, "prompts_per_generation": 8, "eval_steps": 0}
     gains = {}
@@ -226,12 +226,12 @@ def test_it_climbs_about_as_a_synchronous_run(fleet, tmp_path):
 
 
 @pytest.mark.parametrize("stop_at", [0, 7, 13, 22, 29])
-def test_a_run_that_was_stopped_goes_on_without_the_open_jobs_and_verifies(fleet, tmp_path, stop_at):
-    fleet(Schedule(late=some_are_late, stop_at=stop_at))
+def test_a_run_that_was_stopped_goes_on_without_the_open_jobs_and_verifies(schedule_workers, tmp_path, stop_at):
+    schedule_workers(Schedule(late=some_are_late, stop_at=stop_at))
     with pytest.raises(KeyboardInterrupt):
         trained(tmp_path / "run", 2)
     before = len(records(tmp_path / "run"))
-    fleet(Schedule(late=some_are_late))
+    schedule_workers(Schedule(late=some_are_late))
     trainer = Trainer(recorded_config.run_config(tmp_path / "run"))
     trainer.train(resume=True)
     found = verify_run(tmp_path / "run", snapshots=True)
@@ -245,11 +245,11 @@ def test_another_lag_refuses_to_resume(late):
         Trainer(other.replace(generations=9)).train(resume=True)
 
 
-def test_other_workers_may_go_on(late, fleet):
+def test_other_workers_may_go_on(late, schedule_workers):
     other = recorded_config.run_config(late).replace(
         ray={"engine": "toy", "workers": 9, "max_staleness": 2}, generations=12
     )
-    fleet(Schedule(workers=9, late=some_are_late))
+    schedule_workers(Schedule(workers=9, late=some_are_late))
     Trainer(other).train(resume=True)
     assert verify_run(late).generations == 12
 
@@ -263,7 +263,7 @@ def replaced(root: Path, generation: int, label: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("generation", "label", "told"),
+    ("generation", "label", "reason"),
     [
         (4, "3:0+", r"recorded is member 3:0\+, which generation 3 has already"),
         (4, "4:9+", r"recorded is member 9\+, which the strategy did not ask for"),
@@ -274,15 +274,15 @@ def replaced(root: Path, generation: int, label: str) -> None:
     ],
     ids=str,
 )
-def test_a_member_that_a_generation_cannot_have_is_named(late, generation, label, told):
+def test_a_member_that_a_generation_cannot_have_is_named(late, generation, label, reason):
     replaced(late, generation, label)
-    with pytest.raises(LedgerError, match=f"generation {generation} does not follow .*{told}"):
+    with pytest.raises(LedgerError, match=f"generation {generation} does not follow .*{reason}"):
         verify_run(late)
 
 
-def test_a_member_that_is_too_old_is_named(fleet, tmp_path):
+def test_a_member_that_is_too_old_is_named(schedule_workers, tmp_path):
     """The header is sealed again, too, to say that only results of the last generation were taken."""
-    fleet(Schedule(workers=4, late=lambda job: 30 if job % 10 == 3 else 0))
+    schedule_workers(Schedule(workers=4, late=lambda job: 30 if job % 10 == 3 else 0))
     root = trained(tmp_path / "run", 3)
     first = next(g for g, old in enumerate(ages(root)) if max(old) > 1)
     runs.edit_ledger(root, lambda data: data["config"].__setitem__("max_staleness", 1) if "config" in data else None)
@@ -317,7 +317,7 @@ def test_another_sigma_is_named(late):
         verify_run(late)
 
 
-def test_a_synchronous_run_may_not_leave_members_out(fleet, tmp_path):
+def test_a_synchronous_run_may_not_leave_members_out(schedule_workers, tmp_path):
     root = trained(tmp_path / "run", 0)
 
     def cut(data):
@@ -332,7 +332,7 @@ def test_a_synchronous_run_may_not_leave_members_out(fleet, tmp_path):
 # ------------------------------------------------------------------------ what is shown
 
 
-def test_staleness_is_in_the_metrics_of_asynchronous_runs_only(late, fleet, tmp_path):
+def test_staleness_is_in_the_metrics_of_asynchronous_runs_only(late, schedule_workers, tmp_path):
     rows = [row for row in runs.rows(directory.RunPaths(late).metrics) if "reward" in row]
     for row, old in zip(rows, ages(late), strict=True):
         assert row["staleness/mean"] == pytest.approx(np.mean(old))
@@ -346,7 +346,7 @@ def test_staleness_is_in_the_metrics_of_asynchronous_runs_only(late, fleet, tmp_
     assert not any(key.startswith("staleness") for row in plain for key in row)
 
 
-def test_the_line_of_a_generation_shows_the_mean_staleness(command, fleet, tmp_path):
+def test_the_line_of_a_generation_shows_the_mean_staleness(command, schedule_workers, tmp_path):
     for max_staleness in (2, 0):
         file = runs.write_config(
             config(tmp_path / str(max_staleness), max_staleness), tmp_path / f"{max_staleness}.json"
@@ -359,9 +359,9 @@ def test_the_line_of_a_generation_shows_the_mean_staleness(command, fleet, tmp_p
 
 
 def test_the_unperturbed_reward_is_there_when_it_came_in_time(late):
-    told = [record.reward_unperturbed for record in records(late)]
-    assert None in told
-    assert any(reward is not None for reward in told)
+    rewards = [record.reward_unperturbed for record in records(late)]
+    assert None in rewards
+    assert any(reward is not None for reward in rewards)
     for record in records(late):
         assert ("unperturbed" in record.observation) <= (record.reward_unperturbed is not None)
 
@@ -372,8 +372,10 @@ def unperturbed_sometimes_late(job: int) -> int:
     return {2: 4, 3: 2}.get(job % 6, 0)
 
 
-def test_an_unperturbed_model_that_comes_late_with_its_members_is_not_taken_for_the_current_one(fleet, tmp_path):
-    fleet(Schedule(late=unperturbed_sometimes_late))
+def test_an_unperturbed_model_that_comes_late_with_its_members_is_not_taken_for_the_current_one(
+    schedule_workers, tmp_path
+):
+    schedule_workers(Schedule(late=unperturbed_sometimes_late))
     root = trained(tmp_path / "run", 2, members_per_job=3)
     for record in records(root):
         in_time = any(m.generation == record.plan.generation and m.pair == 3 for m in record.plan.members)
@@ -382,8 +384,8 @@ def test_an_unperturbed_model_that_comes_late_with_its_members_is_not_taken_for_
 
 
 @pytest.mark.parametrize("size", [2, 3, 9])
-def test_every_recorded_reward_is_the_mean_of_what_its_member_answered(fleet, tmp_path, size):
-    schedule = fleet(Schedule(late=unperturbed_sometimes_late if size == 3 else some_are_late))
+def test_every_recorded_reward_is_the_mean_of_what_its_member_answered(schedule_workers, tmp_path, size):
+    schedule = schedule_workers(Schedule(late=unperturbed_sometimes_late if size == 3 else some_are_late))
     root, right = trained(tmp_path / "run", 2, members_per_job=size), tasks.create("toy").train
     for job in schedule.submitted:
         scores: dict[Member, list[float]] = {}
@@ -392,7 +394,9 @@ def test_every_recorded_reward_is_the_mean_of_what_its_member_answered(fleet, tm
             scores.setdefault(rollout.member, []).append(-abs(float(rollout.text) - answer))
         for record in records(root):
             own = record.plan.generation == job.sampling.generation
-            told = dict(zip(record.plan.members, record.rewards, strict=True))
-            told |= {UNPERTURBED: record.reward_unperturbed} if own and record.reward_unperturbed is not None else {}
-            for member in scores.keys() & told.keys():
-                assert told[member] == pytest.approx(np.mean(scores[member]), rel=1e-12)
+            recorded = dict(zip(record.plan.members, record.rewards, strict=True))
+            recorded |= (
+                {UNPERTURBED: record.reward_unperturbed} if own and record.reward_unperturbed is not None else {}
+            )
+            for member in scores.keys() & recorded.keys():
+                assert recorded[member] == pytest.approx(np.mean(scores[member]), rel=1e-12)

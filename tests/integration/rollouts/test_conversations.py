@@ -68,11 +68,11 @@ def test_es_brings_the_toy_engine_nearer_to_the_goal_of_its_conversations(
     alpha: float | None, generations: int, seeds: int, tmp_path: Path
 ) -> None:
     """Every step, fixed or not, ends between 0.65 and 0.85 of the first distance, from generation to generation."""
-    how = {"population": 16, "prompts_per_generation": 8, "eval_prompts": 0}
-    how |= {"eval_steps": generations, "fingerprint_steps": generations, "save_steps": 0}
+    settings = {"population": 16, "prompts_per_generation": 8, "eval_prompts": 0}
+    settings |= {"eval_steps": generations, "fingerprint_steps": generations, "save_steps": 0}
     kept = []
     for seed in range(seeds):
-        config = toy(tmp_path / str(seed), generations=generations, alpha=alpha, seed=seed, **how)
+        config = toy(tmp_path / str(seed), generations=generations, alpha=alpha, seed=seed, **settings)
         run = Trainer(config, environment_factory=Approach, train_dataset=DATA, eval_dataset=DATA)
         last = run.train()
         first = next(row for row in rows(run.paths.metrics) if "eval_reward" in row)
@@ -102,10 +102,10 @@ def test_a_run_that_is_resumed_ends_as_one_that_never_stopped(tmp_path: Path) ->
     assert whole.splitlines()[-1].split(b'"check"')[0] == parts.splitlines()[-1].split(b'"check"')[0]
 
 
-@pytest.mark.parametrize("how", [{}, {"perturbation": "gaussian"}], ids=["lowrank", "gaussian"])
+@pytest.mark.parametrize("noise", [{}, {"perturbation": "gaussian"}], ids=["lowrank", "gaussian"])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_members_that_talk_in_one_batch_say_what_they_say_alone(how, temperature, tmp_path: Path) -> None:
-    engine = load_engine(save_family("llama", tmp_path), how=how)
+def test_members_that_talk_in_one_batch_say_what_they_say_alone(noise, temperature, tmp_path: Path) -> None:
+    engine = load_engine(save_family("llama", tmp_path), noise=noise)
     data = examples([{"prompt": text} for text in ("Hello", "Hello there", "x")], "train")
     work = Task("echo", data, data, (Reward("own", environment_reward),), environment=Echo)
     settings = {"temperature": temperature, "max_completion_length": 4, "samples_per_prompt": 2 if temperature else 1}

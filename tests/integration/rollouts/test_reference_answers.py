@@ -88,8 +88,8 @@ def test_scores_are_the_means_and_choices_of_the_engines_likelihoods(folder: Pat
 
 def test_the_toy_engine_learns_reference_answers_too(tmp_path: Path) -> None:
     data = [{"prompt": f"number {index}", "answer": "0." if index % 2 else "-0."} for index in range(12)]
-    how = {"generations": 20, "population": 24, "alpha": None, "sigma": 0.2, "prompts_per_generation": 12}
-    run = Trainer(toy(tmp_path, objective="logprob", eval_steps=0, **how), train_dataset=data, eval_dataset=data)
+    settings = {"generations": 20, "population": 24, "alpha": None, "sigma": 0.2, "prompts_per_generation": 12}
+    run = Trainer(toy(tmp_path, objective="logprob", eval_steps=0, **settings), train_dataset=data, eval_dataset=data)
     last = run.train()
     first = next(row for row in rows(run.paths.metrics) if "eval_reward" in row)
     assert last["eval_reward"] > first["eval_reward"] + 0.5

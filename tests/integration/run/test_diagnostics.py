@@ -39,9 +39,9 @@ DECAYS = [{}, {"anchor_l2": 10.0}, {"anchor_l1": 0.05}, {"anchor_l2": 5.0, "anch
 
 
 @pytest.mark.parametrize("settings", DECAYS, ids=str)
-@pytest.mark.parametrize("how", [{"perturbation": "gaussian"}, {"rank": 8}], ids=["gaussian", "lowrank"])
-def test_with_random_rewards_the_drift_is_the_predicted_one_within_5_percent(tmp_path, settings, how):
-    rows = [row for row in train(tmp_path / "run", **settings, **how) if "drift" in row]
+@pytest.mark.parametrize("noise", [{"perturbation": "gaussian"}, {"rank": 8}], ids=["gaussian", "lowrank"])
+def test_with_random_rewards_the_drift_is_the_predicted_one_within_5_percent(tmp_path, settings, noise):
+    rows = [row for row in train(tmp_path / "run", **settings, **noise) if "drift" in row]
     assert [row["generation"] for row in rows] == [5, 10, 15, 20]
     for row in rows:
         assert row["drift"] == pytest.approx(row["drift_predicted"], rel=0.05)

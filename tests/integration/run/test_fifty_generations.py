@@ -39,8 +39,8 @@ def config(root: Path, base: Path, **settings: Any) -> Config:
         "save_steps": 20,
         "transformers": {"device": "cpu"},
     }
-    how = json.loads((base / "seedtune-test.json").read_text())
-    return Config(model=str(base), output_dir=str(root), reward_workers=0, **{**small, **how, **settings})
+    recorded = json.loads((base / "seedtune-test.json").read_text())
+    return Config(model=str(base), output_dir=str(root), reward_workers=0, **{**small, **recorded, **settings})
 
 
 def train(settings: Config, *, resume: bool = False) -> None:
@@ -59,9 +59,9 @@ WAYS = {
 @pytest.fixture(scope="module", params=WAYS)
 def base(request, tmp_path_factory) -> Path:
     """A base model, with a note of how it is trained."""
-    dtype, how = WAYS[request.param]
+    dtype, settings = WAYS[request.param]
     folder = models.save_family("llama", tmp_path_factory.mktemp("base"), dtype=dtype)
-    (folder / "seedtune-test.json").write_text(json.dumps(how))
+    (folder / "seedtune-test.json").write_text(json.dumps(settings))
     return folder
 
 

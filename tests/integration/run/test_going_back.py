@@ -64,8 +64,8 @@ def test_a_collapse_is_gone_back_on_and_told(root):
     assert 0 < back.rollback_to < 8
     prints = contents(root).fingerprints
     assert prints[at + 1] == prints[back.rollback_to] != prints[at]
-    (told,) = [row["alarms"] for row in runs.rows(directory.RunPaths(root).metrics) if row["generation"] == at + 1]
-    assert told == [
+    (alarms,) = [row["alarms"] for row in runs.rows(directory.RunPaths(root).metrics) if row["generation"] == at + 1]
+    assert alarms == [
         f"rewards collapsed: back to the model after generation {back.rollback_to}, "
         "and on with half the step. If it happens again, lower sigma."
     ]

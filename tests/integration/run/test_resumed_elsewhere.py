@@ -79,17 +79,17 @@ def test_a_change_is_a_line_with_a_checksum_and_the_newest_counts(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("line", "told"),
+    ("line", "message"),
     [
         ({"after": 7, "arithmetic": OTHER}, "the arithmetic after 7 generations comes after 2"),
         ({"after": 2, "arithmetic": "fma32"}, "arithmetic='fma32': must be a valid dictionary"),
     ],
 )
-def test_a_sealed_change_that_is_none_is_named(short, line, told):
+def test_a_sealed_change_that_is_none_is_named(short, line, message):
     book, _ = Ledger.resume(directory.RunPaths(short).ledger)
     book._append(line)
     book.close()
-    with pytest.raises(LedgerError, match=told):
+    with pytest.raises(LedgerError, match=message):
         contents(short)
 
 
@@ -104,10 +104,10 @@ def test_the_same_machine_goes_on_and_the_ledger_is_that_of_one_process(short, t
 def test_another_library_is_refused_with_both_and_the_way_out(failure, short):
     begun_with(OTHER, short)
     before = runs.ledger_bytes(short)
-    told = failure("resume", short, "--generations", "4")
-    assert "computed with products library, attention library, cpu, by numpy 1.0; here it would be " in told
-    assert f"by numpy {np.__version__}: rewards could differ" in told
-    assert told.endswith(f"seedtune resume {short} --set products=library")
+    message = failure("resume", short, "--generations", "4")
+    assert "computed with products library, attention library, cpu, by numpy 1.0; here it would be " in message
+    assert f"by numpy {np.__version__}: rewards could differ" in message
+    assert message.endswith(f"seedtune resume {short} --set products=library")
     assert runs.ledger_bytes(short) == before
 
 
@@ -164,9 +164,9 @@ def changed(short) -> Path:
 def test_verify_says_how_rewards_were_computed_and_asks_for_nothing(command, changed):
     code, output, errors = command("verify", changed, "--snapshots")
     assert (code, errors) == (0, "")
-    told = [line for line in output.splitlines() if line.startswith("rewards")]
+    lines = [line for line in output.splitlines() if line.startswith("rewards")]
     words = "computed with products library, attention library, cpu, by numpy"
-    assert told == [
+    assert lines == [
         f"rewards: {words} 1.0 (not measured again)",
         f"rewards from generation 2 on: {words} {np.__version__} (not measured again)",
     ]
@@ -279,8 +279,8 @@ def test_a_kind_that_is_not_here_is_refused_and_a_named_one_goes_on(tiny, monkey
     monkeypatch.setattr(processor, "features", lambda: AVX2)
     Trainer(tiny).train()
     monkeypatch.setattr(processor, "features", lambda: OLD)
-    told = r"computed with products fma32/1, .* cannot be had here: .*needs AVX2 with FMA.* --set products="
-    with pytest.raises(RunError, match=told):
+    message = r"computed with products fma32/1, .* cannot be had here: .*needs AVX2 with FMA.* --set products="
+    with pytest.raises(RunError, match=message):
         Trainer(config).train(resume=True)
     named = config.replace(products="library")
     Trainer(named).train(resume=True)
@@ -321,10 +321,10 @@ def test_a_worker_that_computes_otherwise_is_lost_by_name_and_changes_nothing(tm
     differing(monkeypatch, [HERE, OTHER, HERE])
     with inline():
         trainer = Trainer(config)
-        told: list[str] = []
-        trainer.callbacks = (At(3, lambda: told.extend(trainer.engine.controller.pool.notes)),)
+        notes: list[str] = []
+        trainer.callbacks = (At(3, lambda: notes.extend(trainer.engine.controller.pool.notes)),)
         trainer.train()
-    (lost,) = (note for note in told if "is lost" in note)
+    (lost,) = (note for note in notes if "is lost" in note)
     assert "it computes with products library, attention library, cpu, by numpy 1.0, the others with " in lost
     assert "give all workers the same machine and the same versions" in lost
     runs.assert_same_run(tmp_path / "fleet", tmp_path / "alone")
@@ -353,18 +353,18 @@ def loading_on(monkeypatch, *machines: frozenset[str]) -> None:
 
 
 def of_two(config: Config, **settings) -> Config:
-    told = {"workers": 2, "min_workers": 2, "cpus": 1, **settings}
-    return config.replace(engine="ray", ray=told, members_per_job=2)
+    ray = {"workers": 2, "min_workers": 2, "cpus": 1, **settings}
+    return config.replace(engine="ray", ray=ray, members_per_job=2)
 
 
 def test_workers_that_would_choose_another_kind_take_that_of_the_first(tiny, monkeypatch):
     loading_on(monkeypatch, AVX2, OLD, BF16)
     with inline():
         trainer = Trainer(of_two(tiny))
-        told: list[str] = []
-        trainer.callbacks = (At(1, lambda: told.extend(trainer.engine.controller.pool.notes)),)
+        notes: list[str] = []
+        trainer.callbacks = (At(1, lambda: notes.extend(trainer.engine.controller.pool.notes)),)
         trainer.train()
-    (lost,) = (note for note in told if "is lost" in note)
+    (lost,) = (note for note in notes if "is lost" in note)
     assert "it computes with products library" in lost
     assert "the others with products fma32/1" in lost
     assert contents(Path(tiny.output_dir)).header.arithmetic == FMA32
@@ -372,8 +372,10 @@ def test_workers_that_would_choose_another_kind_take_that_of_the_first(tiny, mon
 
 def test_a_worker_that_cannot_compute_as_the_first_is_refused_with_the_fix(tiny, monkeypatch):
     loading_on(monkeypatch, AVX2, OLD)
-    told = r"worker transformers-2: .*needs AVX2 with FMA.* The others compute with products fma32/1.*give all workers"
-    with inline(), pytest.raises(ConfigError, match=told):
+    message = (
+        r"worker transformers-2: .*needs AVX2 with FMA.* The others compute with products fma32/1.*give all workers"
+    )
+    with inline(), pytest.raises(ConfigError, match=message):
         Trainer(of_two(tiny)).train()
 
 

@@ -54,11 +54,11 @@ def test_on_a_terminal_an_interrupted_replay_takes_its_bar_away():
 
 
 def test_a_stopwatch_counts_what_was_applied_and_passes_it_on():
-    told = []
-    watch = replay.Stopwatch(lambda *done: told.append(done))
+    progress = []
+    watch = replay.Stopwatch(lambda *done: progress.append(done))
     watch(0, 9)
     watch(9, 9)
-    assert (watch.updates, told) == (9, [(0, 9), (9, 9)])
+    assert (watch.updates, progress) == (9, [(0, 9), (9, 9)])
     assert watch.seconds >= 0
 
 

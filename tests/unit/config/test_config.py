@@ -308,8 +308,8 @@ def test_words_that_only_look_like_secrets_are_taken() -> None:
 
 
 def test_places_and_tokens_of_vllm_are_no_part_of_a_run(tmp_path) -> None:
-    told = {"max_model_len": 64, "download_dir": str(tmp_path), "hf_token": True}
-    assert Config.create({"engine": "vllm", "vllm": told}).identity()["vllm"] == {
+    options = {"max_model_len": 64, "download_dir": str(tmp_path), "hf_token": True}
+    assert Config.create({"engine": "vllm", "vllm": options}).identity()["vllm"] == {
         **Config.create({"engine": "vllm"}).identity()["vllm"],
         "max_model_len": 64,
     }

@@ -50,9 +50,9 @@ def takes_text(annotation: Any) -> bool:
 
 
 def test_every_setting_that_takes_text_is_decided() -> None:
-    told = {name for name, annotation in settings() if takes_text(annotation)} | {"trust_remote_code", "ray.detached"}
+    texts = {name for name, annotation in settings() if takes_text(annotation)} | {"trust_remote_code", "ray.detached"}
     sections = {"train_dataset", "eval_dataset", "reward_funcs"}
-    assert told | sections == TEXTS.keys() | trusted_settings.ONLY_TRUSTED.keys()
+    assert texts | sections == TEXTS.keys() | trusted_settings.ONLY_TRUSTED.keys()
 
 
 JUDGE = {"judge": {"base_url": "http://elsewhere/v1", "api_key_env": "AWS_SECRET_ACCESS_KEY"}}

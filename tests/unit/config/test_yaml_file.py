@@ -108,7 +108,7 @@ def test_other_settings_are_read_by_their_type(item: str, name: str, value: Any)
 
 
 @pytest.mark.parametrize(
-    ("item", "told"),
+    ("item", "message"),
     [
         ("seed=010", "seed='010': must be a number, like 10, 0.5 or 1e-3, not text"),
         ("reward_timeout=1:30", "reward_timeout='1:30': must be a number"),
@@ -121,13 +121,13 @@ def test_other_settings_are_read_by_their_type(item: str, name: str, value: Any)
         ("rollback_on_collapse=true", "rollback_on_collapse='true': must be 'auto', 'yes' or 'no'"),
     ],
 )
-def test_what_is_of_another_type_is_refused_with_its_value(item: str, told: str) -> None:
-    with pytest.raises(ConfigError, match=told):
+def test_what_is_of_another_type_is_refused_with_its_value(item: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
         created(item)
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("sigma: 0.1\nseed: 3\nsigma: 0.2\n", r"line 3: the key 'sigma' is there twice"),
         ("toy: {size: 4, 'size': 5}\n", r"line 1: the key 'size' is there twice"),
@@ -139,9 +139,9 @@ def test_what_is_of_another_type_is_refused_with_its_value(item: str, told: str)
         ("stop: ['']\n", "stop.0='': must not be empty"),
     ],
 )
-def test_a_file_with_a_doubled_key_or_another_type_is_refused(text: str, told: str, tmp_path) -> None:
+def test_a_file_with_a_doubled_key_or_another_type_is_refused(text: str, message: str, tmp_path) -> None:
     (tmp_path / "c.yaml").write_text(text)
-    with pytest.raises(ConfigError, match=told):
+    with pytest.raises(ConfigError, match=message):
         load_config(tmp_path / "c.yaml")
 
 

@@ -81,7 +81,7 @@ def test_auto_takes_the_first_and_a_name_what_it_says(on, features, dtype, wante
 
 
 @pytest.mark.parametrize(
-    ("features", "dtype", "device", "wanted", "told"),
+    ("features", "dtype", "device", "wanted", "message"),
     [
         (
             AVX2,
@@ -97,9 +97,9 @@ def test_auto_takes_the_first_and_a_name_what_it_says(on, features, dtype, wante
         (OLD, torch.float32, CPU, "fma32", r"products=fma32 needs AVX2 with FMA, or NEON"),
     ],
 )
-def test_a_kind_that_cannot_be_had_says_why_and_what_can(on, features, dtype, device, wanted, told):
+def test_a_kind_that_cannot_be_had_says_why_and_what_can(on, features, dtype, device, wanted, message):
     on(features)
-    with pytest.raises(ProductsError, match=told) as caught:
+    with pytest.raises(ProductsError, match=message) as caught:
         resolve(wanted, dtype, device)
     assert isinstance(caught.value, ConfigError)
     assert "Use products=auto" in str(caught.value)
@@ -132,12 +132,12 @@ def test_a_library_records_its_version_its_instructions_and_its_threads(on, monk
 
 
 def test_the_versions_of_libraries_are_read_from_what_torch_says():
-    told = """PyTorch built with:
+    text = """PyTorch built with:
   - Intel(R) oneAPI Math Kernel Library Version 2024.2-Product Build 20240605 for Intel(R) 64 architecture applications
   - Intel(R) MKL-DNN v3.12.0 (Git Hash 80afa71049cd)
   - Build settings: BLAS_INFO=mkl, BUILD_TYPE=Release
 """
-    assert products.libraries_in(told) == {"MKL": "2024.2", "oneDNN": "3.12.0"}
+    assert products.libraries_in(text) == {"MKL": "2024.2", "oneDNN": "3.12.0"}
     assert products.libraries_in("  - Build settings: BLAS_INFO=accelerate, ") == {"BLAS": "accelerate"}
 
 

@@ -123,8 +123,8 @@ def test_more_votes_than_samples_are_refused():
 # ----------------------------------------------------------------------- intervals
 
 
-def one(values, **how) -> Estimate:
-    return bootstrap(np.array(values, dtype=float)[:, None], **how)[0]
+def one(values, **options) -> Estimate:
+    return bootstrap(np.array(values, dtype=float)[:, None], **options)[0]
 
 
 def test_the_same_numbers_give_the_same_interval_and_another_seed_another():

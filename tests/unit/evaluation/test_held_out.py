@@ -43,12 +43,12 @@ class Told:
 
     def evaluate(self, jobs):
         for job in jobs:
-            how = job.sampling
-            self.asked.append((how.temperature, how.samples, how.seed, how.generation))
+            sampling = job.sampling
+            self.asked.append((sampling.temperature, sampling.samples, sampling.seed, sampling.generation))
             for index, prompt in enumerate(job.prompts):
                 key = self._key(prompt.content)
-                for sample in range(how.samples):
-                    text = self.samples[key][sample] if how.temperature else self.greedy(key)
+                for sample in range(sampling.samples):
+                    text = self.samples[key][sample] if sampling.temperature else self.greedy(key)
                     yield Rollout(job.id, UNPERTURBED, index, sample, text, tuple(map(ord, text)), 1, self.finish)
 
     def _key(self, content) -> str:

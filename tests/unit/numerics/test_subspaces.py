@@ -81,17 +81,17 @@ def test_half_a_row_of_a_factor_is_refused_where_rows_are_dealt() -> None:
 # ------------------------------------------------------------------------------------------------ perturbations
 
 
-def perturbations(how: Noise, shape: tuple[int, int], pairs: int) -> np.ndarray:
+def perturbations(scheme: Noise, shape: tuple[int, int], pairs: int) -> np.ndarray:
     """E of each pair of generation 7, as weights of zeros show it: (pairs, *shape)."""
-    current, drawn = Weights({"w": np.zeros(shape, np.float32)}, how), []
+    current, drawn = Weights({"w": np.zeros(shape, np.float32)}, scheme), []
     for pair in range(pairs):
-        if how.perturbation == "gaussian":
+        if scheme.perturbation == "gaussian":
             out = np.empty(math.prod(shape), np.float32)
             current.perturb("w", Member(7, pair, 1), 1.0, out)
             drawn.append(out.reshape(shape))
         else:
             a, b = factors(current, "w", [(7, pair)])
-            drawn.append(a[0] @ b[0].T * np.float32(noise.amplitude(1.0, rank=how.rank, subspaces=how.subspaces)))
+            drawn.append(a[0] @ b[0].T * np.float32(noise.amplitude(1.0, rank=scheme.rank, subspaces=scheme.subspaces)))
     return np.array(drawn)
 
 
@@ -119,8 +119,8 @@ def test_noise_in_a_subspace_has_k_times_the_variance_and_one_over_all(
 
 
 def test_a_single_subspace_is_no_subspace() -> None:
-    for how in (Noise(1, "gaussian"), Noise(1, rank=3)):
-        one = perturbations(how, (9, 8), 2)
+    for scheme in (Noise(1, "gaussian"), Noise(1, rank=3)):
+        one = perturbations(scheme, (9, 8), 2)
         assert (one != 0).all()
     assert noise.amplitude(0.1234567, subspaces=1) == 0.1234567
     assert noise.amplitude(0.1234567, rank=3) == 0.1234567 / math.sqrt(3)
@@ -188,8 +188,8 @@ def test_a_factor_of_pairs_of_many_generations_has_the_rows_of_each() -> None:
     out = np.ones((4, 40_000 * 2), np.float32)
     cpu.fill_factors(out, KEY, Stream.FACTOR_A, generations, pairs, start=6, rank=2, subspaces=2)
     for row, (generation, pair) in zip(out, who, strict=True):
-        how = {"rank": 2, "row": slice(3, 40_003), "subspaces": 2}
-        a, _ = noise.factors(Address(KEY, 0, generation, pair), (40_003, 1), **how)
+        options = {"rank": 2, "row": slice(3, 40_003), "subspaces": 2}
+        a, _ = noise.factors(Address(KEY, 0, generation, pair), (40_003, 1), **options)
         assert same_bits(row.reshape(-1, 2), a)
 
 
@@ -198,11 +198,11 @@ def test_a_factor_of_pairs_of_many_generations_has_the_rows_of_each() -> None:
 
 @pytest.mark.parametrize(("population", "antithetic", "most"), [(8, True, 4), (8, False, 4), (9, False, 4)])
 def test_every_subspace_needs_two_members(population: int, antithetic: bool, most: int) -> None:
-    how = {"population": population, "antithetic": antithetic}
-    assert Config.create({**how, "subspaces": most}).subspaces == most
-    told = f"subspaces={most + 1} is too many for population={population}.* Use 4 or fewer, or population=10 or more"
-    with pytest.raises(ConfigError, match=told):
-        Config.create({**how, "subspaces": most + 1})
+    settings = {"population": population, "antithetic": antithetic}
+    assert Config.create({**settings, "subspaces": most}).subspaces == most
+    message = f"subspaces={most + 1} is too many for population={population}.* Use 4 or fewer, or population=10 or more"
+    with pytest.raises(ConfigError, match=message):
+        Config.create({**settings, "subspaces": most + 1})
     with pytest.raises(ConfigError, match="subspaces=0"):
         Config.create({"subspaces": 0})
 

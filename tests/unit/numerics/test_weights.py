@@ -23,8 +23,8 @@ def weights_of(perturbation: str, dtype: str = "float32", rank: int = 2) -> Weig
     for name, shape in SHAPES[perturbation].items():
         drawn = noise.normals(noise.Address(noise.key(1, name)), 0, int(np.prod(shape)))
         base[name] = nearest(drawn, dtype).reshape(shape)
-    how = Noise(7, perturbation, rank, weights_dtype="float32" if dtype == "float32" else "model")
-    return Weights({name: array.copy() for name, array in base.items()}, how, anchor=base.__getitem__)
+    scheme = Noise(7, perturbation, rank, weights_dtype="float32" if dtype == "float32" else "model")
+    return Weights({name: array.copy() for name, array in base.items()}, scheme, anchor=base.__getitem__)
 
 
 def dense(current: Weights, terms: tuple[Term, ...]) -> dict[str, np.ndarray]:

@@ -78,13 +78,15 @@ def test_values_do_not_depend_on_workers_or_arrival(count, order):
     assert found.failed() == {"r0": 0, "r1": 0}
 
 
-@pytest.mark.parametrize(("how", "sizes"), [("sample", 1), ("prompt", 6), ("all", 24)])
-def test_a_call_holds_what_the_configuration_says(how, sizes):
+@pytest.mark.parametrize(("batch", "sizes"), [("sample", 1), ("prompt", 6), ("all", 24)])
+def test_a_call_holds_what_the_configuration_says(batch, sizes):
     order = [int(i) for i in np.random.default_rng(0).permutation(24)]
-    assert scored(hostile.size, order, reward_batch=how).values["r0"] == [sizes] * 24
+    assert scored(hostile.size, order, reward_batch=batch).values["r0"] == [sizes] * 24
     calls = []
-    scored(lambda completions: calls.append(tuple(completions)) or [0] * len(completions), order, reward_batch=how)
-    parts = {"sample": [[i] for i in range(24)], "prompt": [range(p, 24, 4) for p in range(4)], "all": [range(24)]}[how]
+    scored(lambda completions: calls.append(tuple(completions)) or [0] * len(completions), order, reward_batch=batch)
+    parts = {"sample": [[i] for i in range(24)], "prompt": [range(p, 24, 4) for p in range(4)], "all": [range(24)]}[
+        batch
+    ]
     assert set(calls) == {tuple(TEXTS[i] for i in part) for part in parts}
 
 
@@ -118,7 +120,7 @@ def test_completions_that_every_reward_declines_are_known_and_failures_are_not_a
     assert found.failed() == {"r0": 0, "r1": 5}
 
 
-def test_completions_that_never_come_cost_nobody_else():
+def test_completions_that_never_come_cost_no_others():
     values = scored(hostile.length, range(20), reward_batch="prompt").values["r0"]
     assert values[:20] == [len(text) for text in TEXTS[:20]]
     assert all(math.isnan(value) for value in values[20:])
@@ -231,18 +233,18 @@ def test_tokens_are_asked_for_and_sent_only_if_a_reward_takes_them():
     scorer.close()
 
 
-@pytest.mark.parametrize(("how", "told"), [("sample", True), ("prompt", False)])
-def test_a_reward_that_compares_completions_but_gets_one_is_told_of(how, told, caplog):
-    scorer = made([hostile.compares, hostile.length], reward_batch=how, reward_workers=0)
+@pytest.mark.parametrize(("batch", "warned"), [("sample", True), ("prompt", False)])
+def test_a_reward_that_compares_completions_but_gets_one_is_told_of(batch, warned, caplog):
+    scorer = made([hostile.compares, hostile.length], reward_batch=batch, reward_workers=0)
     values = [scored(scorer).values["r0"] for _ in range(4)]
     assert not caplog.records  # as a sparse reward begins
     values += [scored(scorer).values["r0"] for _ in range(2)]
     messages = [record.getMessage() for record in caplog.records]
-    assert len(messages) == told
+    assert len(messages) == warned
     for message in messages:
         assert message.startswith("the reward function 'r0' returned 0 for all completions, evaluation after")
         assert "if it compares completions, set reward_batch=prompt" in message
-    assert len(set(values[0])) == (1 if told else 2)
+    assert len(set(values[0])) == (1 if warned else 2)
 
 
 # ------------------------------------------------------------------------- failures
@@ -382,7 +384,7 @@ def test_an_interrupt_ends_all_workers():
     assert workers(scorer) == 0
 
 
-def test_a_scorer_nobody_holds_ends_its_workers():
+def test_a_scorer_without_references_ends_its_workers():
     scorer = made(hostile.length)
     scored(scorer)
     (worker, *_) = _started(scorer)

@@ -1,4 +1,4 @@
-"""What does not go with asynchronous runs, and that nobody else hears of them."""
+"""Settings that asynchronous runs refuse; the other parts of the package do not depend on such runs."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize(("told", "settings"), REFUSED.items(), ids=REFUSED)
-def test_what_needs_whole_generations_is_refused_with_the_value_and_the_fix(tmp_path, told, settings):
+@pytest.mark.parametrize(("setting", "settings"), REFUSED.items(), ids=REFUSED)
+def test_what_needs_whole_generations_is_refused_with_the_value_and_the_fix(tmp_path, setting, settings):
     with pytest.raises(
-        ConfigError, match=rf"ray\.max_staleness=2 .*does not go with {told}: .*or ray\.max_staleness=0"
+        ConfigError, match=rf"ray\.max_staleness=2 .*does not go with {setting}: .*or ray\.max_staleness=0"
     ):
         config(tmp_path, 2).replace(**settings)
     assert config(tmp_path, 0).replace(**settings).max_staleness == 0

@@ -201,25 +201,25 @@ def test_reward_functions_receive_environments_transcripts_and_columns():
 # -------------------------------------------------------------------------------------------- what may go wrong
 
 
-def failing(where: str, how: Callable[[], object]) -> type:
+def failing(where: str, fail: Callable[[], object]) -> type:
     """`Counting`, but one of its methods goes wrong for the member that says 100."""
 
     class Failing(Counting):
         def step(self, text: str) -> str | None:
-            told = super().step(text)
+            observation = super().step(text)
             if where == "step" and text == "100":
-                how()
+                fail()
             self.bad = text == "100"
-            return told
+            return observation
 
         def reward(self) -> float:
             if where == "reward" and self.bad:
-                how()
+                fail()
             return super().reward()
 
         def close(self) -> None:
             if where == "close" and self.bad:
-                how()
+                fail()
 
     return Failing
 
@@ -237,10 +237,10 @@ def hang() -> None:
         pass
 
 
-@pytest.mark.parametrize("how", [raise_, exit_, hang, lambda: time.sleep(30)], ids=["raise", "exit", "hang", "sleep"])
+@pytest.mark.parametrize("fail", [raise_, exit_, hang, lambda: time.sleep(30)], ids=["raise", "exit", "hang", "sleep"])
 @pytest.mark.parametrize("where", ["step", "reward"])
-def test_what_an_environment_does_wrong_costs_its_sample_only(where, how, caplog):
-    outcome = played(Scripted(steps), task(failing(where, how)), reward_timeout=2.0)
+def test_what_an_environment_does_wrong_costs_its_sample_only(where, fail, caplog):
+    outcome = played(Scripted(steps), task(failing(where, fail)), reward_timeout=2.0)
     np.testing.assert_array_equal(outcome.scores, [[2, 1], [5, 3], [math.nan, math.nan]])
     assert sum(record.levelno == logging.WARNING for record in caplog.records) == 1
 
@@ -252,9 +252,9 @@ def test_the_traceback_of_the_first_failure_is_shown(caplog):
     assert "in raise_" in record.getMessage()
 
 
-@pytest.mark.parametrize("how", [raise_, hang], ids=["raise", "hang"])
-def test_closing_cannot_cost_anything(how):
-    outcome = played(Scripted(steps), task(failing("close", how)), reward_timeout=2.0)
+@pytest.mark.parametrize("fail", [raise_, hang], ids=["raise", "hang"])
+def test_closing_cannot_cost_anything(fail):
+    outcome = played(Scripted(steps), task(failing("close", fail)), reward_timeout=2.0)
     assert not np.isnan(outcome.scores).any()
 
 

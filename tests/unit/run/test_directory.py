@@ -88,7 +88,7 @@ def test_an_append_that_fails_says_how_to_go_on(tmp_path):
         directory.append_lines(tmp_path / "missing" / "rows.jsonl", ROWS)
 
 
-def test_a_full_disk_is_recognised_whoever_reports_it():
+def test_a_full_disk_is_recognised_whichever_library_reports_it():
     assert storage_cause(OSError(errno.ENOSPC, "x"))[0] == "the disk is full"
     assert storage_cause(ValueError("I/O error: No space left (os error 28)"))[0] == "the disk is full"
     assert storage_cause(PermissionError(errno.EACCES, "denied"))[1] == "Fix that"

@@ -206,8 +206,10 @@ def test_a_sealed_header_that_lacks_a_field_is_named(path):
     data = asdict(HEADER)
     del data["base_fingerprint"]
     sealed(path, data)
-    told = r"line 1 has a good checksum but .*base_fingerprint is missing\).* or written by another version of seedtune"
-    with pytest.raises(LedgerError, match=told):
+    message = (
+        r"line 1 has a good checksum but .*base_fingerprint is missing\).* or written by another version of seedtune"
+    )
+    with pytest.raises(LedgerError, match=message):
         ledger.read(path)
 
 

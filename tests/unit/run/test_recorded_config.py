@@ -46,7 +46,7 @@ def test_a_run_of_the_others_stays_where_it_is() -> None:
 
 
 @pytest.mark.parametrize(
-    ("wrong", "told"),
+    ("wrong", "message"),
     [
         ("sigma=0.5", r"sigma: 0.001 → 0.5.*Leave that out"),
         ("weights_dtype=float32", r"weights_dtype: 'model' → 'float32'"),
@@ -56,8 +56,8 @@ def test_a_run_of_the_others_stays_where_it_is() -> None:
         ("transformers.dtyp=float32", r"unknown setting 'transformers.dtyp'"),
     ],
 )
-def test_settings_that_weights_depend_on_or_that_do_not_exist_are_refused(wrong: str, told: str) -> None:
-    with pytest.raises(ConfigError, match=told):
+def test_settings_that_weights_depend_on_or_that_do_not_exist_are_refused(wrong: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
         for_weights(Config.create(SERVED), [wrong])
 
 

@@ -50,7 +50,7 @@ def test_answers_like_the_base_models_are_not_suspicious(found):
 )
 def test_each_reason_is_named(found, text, reason):
     (one,) = found(row(0, text))
-    assert any(told.startswith(reason) for told in one.reasons)
+    assert any(given.startswith(reason) for given in one.reasons)
     assert one.base["completion"] == CALM[0]
 
 

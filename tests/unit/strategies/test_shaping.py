@@ -85,7 +85,7 @@ def test_failing_on_a_hard_prompt_is_no_advantage():
     assert not zscore(scores).any()
 
 
-def test_a_prompt_that_nobody_scored_does_not_count():
+def test_a_prompt_without_scores_does_not_count():
     with_gap = np.insert(SCORES, 2, NAN, axis=1)
     for shape in SHAPINGS.values():
         np.testing.assert_array_equal(shape(with_gap), shape(SCORES))

@@ -95,9 +95,9 @@ def test_the_error_of_the_mean_reward_is_that_of_drawing_members_and_prompts():
 
     members = 0.25 / 32
     for share, count in ((0.0, 16), (0.5, 8), (1.0, 8), (1.0, 2)):
-        told = np.mean([found(share, count)["reward_error"] ** 2 for _ in range(2000)])
+        variance = np.mean([found(share, count)["reward_error"] ** 2 for _ in range(2000)])
         prompts = (count - 1) / (count - 3) / count if share < 1.0 else 0.0
-        assert told == pytest.approx(members + prompts, rel=0.1)
+        assert variance == pytest.approx(members + prompts, rel=0.1)
     assert "reward_error" not in found(0.5, 3)
 
 

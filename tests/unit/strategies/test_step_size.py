@@ -116,10 +116,10 @@ def test_members_against_the_unperturbed_model_are_counted_with_ties_as_halves()
     assert "curvature" not in observation_of(PAIRS, scores)[1]
 
 
-def posterior(*told):
+def posterior(*estimates):
     """The mean of a positive number of which several normal variables tell, by summing over its likelihood."""
     values = np.linspace(0.0, 20.0, 2_000_001)
-    weights = np.exp(sum(-0.5 * ((values - value) / error) ** 2 for value, error in told))
+    weights = np.exp(sum(-0.5 * ((values - value) / error) ** 2 for value, error in estimates))
     return (values * weights).sum() / weights.sum()
 
 
@@ -131,8 +131,8 @@ def test_before_anything_is_measured_the_reliability_is_the_usual_one():
 @pytest.mark.parametrize("share", [0.0, 0.2, 0.9])
 def test_what_prompts_have_in_common_counts_as_far_as_it_is_known(shared, error, share):
     averages = {**NONE, "power": 4.0, "shared": shared, "shared_error": error, "share": share}
-    told = ((USUAL, UNUSUAL), (max(0.0, shared / 4.0), error / 4.0 / (1.0 - share)))
-    assert reliability(averages) == pytest.approx(min(1.0, posterior(*told)), rel=1e-3)
+    estimates = ((USUAL, UNUSUAL), (max(0.0, shared / 4.0), error / 4.0 / (1.0 - share)))
+    assert reliability(averages) == pytest.approx(min(1.0, posterior(*estimates)), rel=1e-3)
 
 
 def test_what_is_usual_is_so_when_a_run_begins():
@@ -160,8 +160,8 @@ def test_what_steps_kept_counts_as_far_as_it_is_known():
         "realized_fraction": 0.8,
         "realized_precision": 25.0,
     }
-    told = ((USUAL, UNUSUAL), (0.25, 0.25), (0.8, 0.2))
-    assert reliability(averages) == pytest.approx(posterior(*told), rel=1e-4)
+    estimates = ((USUAL, UNUSUAL), (0.25, 0.25), (0.8, 0.2))
+    assert reliability(averages) == pytest.approx(posterior(*estimates), rel=1e-4)
     assert reliability({**averages, "realized_precision": 1e12}) == pytest.approx(0.8, abs=1e-3)
     assert reliability({**averages, "realized_fraction": 3.0, "realized_precision": 1e12}) == 1.0
     assert reliability({**averages, "realized_fraction": -3.0, "realized_precision": 1e6}) < 1e-3

@@ -295,8 +295,8 @@ def test_halving_finds_every_number():
         environment = NumberGuessing()
         environment.reset(low=1, high=15, answer=answer)
         low, high = 1, 15
-        while (told := environment.step(f"{(low + high) // 2}!")) is not None:
-            low, high = ((low + high) // 2 + 1, high) if told == "higher" else (low, (low + high) // 2 - 1)
+        while (reply := environment.step(f"{(low + high) // 2}!")) is not None:
+            low, high = ((low + high) // 2 + 1, high) if reply == "higher" else (low, (low + high) // 2 - 1)
         assert environment.reward == 1.0
 
 

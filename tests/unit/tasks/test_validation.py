@@ -30,16 +30,16 @@ def exact(completions, answer, **_):
 
 def made(reward=exact, **more) -> Task:
     rows = [{"prompt": f"say {n}", "answer": f"it is {n}"} for n in range(40)]
-    told = {"gold": lambda example: example.columns["answer"], "full_marks": 1.0, **more}
-    return Task("mine", examples(rows[10:], "train"), examples(rows[:10], "test"), (Reward("own", reward),), **told)
+    options = {"gold": lambda example: example.columns["answer"], "full_marks": 1.0, **more}
+    return Task("mine", examples(rows[10:], "train"), examples(rows[:10], "test"), (Reward("own", reward),), **options)
 
 
 HERE = Config(reward_workers=0)
 """Workers take longer to start than all else here."""
 
 
-def broken(task: Task, **how) -> dict[str, str]:
-    return {check.what: check.broken for check in validate(task, config=HERE, **how) if check.broken}
+def broken(task: Task, **options) -> dict[str, str]:
+    return {check.what: check.broken for check in validate(task, config=HERE, **options) if check.broken}
 
 
 def notes(task: Task, config: Config = HERE) -> dict[str, str]:

@@ -252,7 +252,7 @@ def _is_rays(pid: int) -> bool:
         return False
 
 
-def said(error: BaseException) -> str:
+def message_of(error: BaseException) -> str:
     """Return Ray's message about a lost worker, in one line."""
     text = _BEFORE.sub("", " ".join(str(error).split()))
     return _AFTER.split(text)[0][:SHOWN]

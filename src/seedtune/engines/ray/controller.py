@@ -117,7 +117,7 @@ class Controller:
     def _hand_out(self, now: float) -> None:
         enrolled = self.here()
         # The worker heard from last is the least likely to hang.
-        for worker in sorted(self._pool.idle(), key=lambda worker: -worker.heard):
+        for worker in sorted(self._pool.idle(), key=lambda worker: -worker.replied):
             if worker not in enrolled:
                 self._send(worker, ENROL, now)
             elif len(enrolled) >= self.settings.min_workers:
@@ -139,10 +139,10 @@ class Controller:
 
     def _take(self, worker: WorkerHandle, raw: bytes | Exception, now: float) -> None:
         if isinstance(raw, Exception):
-            self._lose(worker, cluster.said(raw), now)
+            self._lose(worker, cluster.message_of(raw), now)
             return
         self.statistics.bytes_received += len(raw)
-        worker.heard = now
+        worker.replied = now
         request = self.scheduler.running.get(worker.name, ENROL)
         try:
             value: Any = None

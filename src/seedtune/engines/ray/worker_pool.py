@@ -51,7 +51,7 @@ class WorkerHandle:
     """The Ray reference of the pending reply."""
 
     sent: float = 0.0
-    heard: float = 0.0
+    replied: float = 0.0
     jobs: int = 0
     busy: float = 0.0
 
@@ -110,7 +110,7 @@ class WorkerPool:
             actor = Actor.start(encode(self.specs[kind]), self.needs[kind], full)
         except Exception as error:  # noqa: BLE001 - the boundary: Ray raises whatever it likes
             self._again[kind] = now + LONG / 2
-            self.note(f"Ray starts no worker: {cluster.said(error)}")
+            self.note(f"Ray starts no worker: {cluster.message_of(error)}")
             return
         self.workers[name] = WorkerHandle(name, kind, actor, since=now)
 

@@ -57,14 +57,14 @@ def test_fused_layers_give_the_bits_of_the_plain_path(
 
 @DTYPES
 def test_a_gaussian_members_layers_are_fused_too(dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder, how = save_family("llama", tmp_path), {"perturbation": "gaussian"}
-    engine = load_engine(folder, how=how, dtype=dtype)
+    folder, noise = save_family("llama", tmp_path), {"perturbation": "gaussian"}
+    engine = load_engine(folder, noise=noise, dtype=dtype)
     assert engine.fused["layers"] == 2
-    assert equal(logits_of(engine), logits_of(unfused(folder, monkeypatch, how=how, dtype=dtype)))
+    assert equal(logits_of(engine), logits_of(unfused(folder, monkeypatch, noise=noise, dtype=dtype)))
 
 
 def test_a_layer_with_a_product_that_is_not_a_group_keeps_its_own_code(tmp_path: Path) -> None:
-    engine = load_engine(save_family("llama", tmp_path), how={"trainable": ("!*.1.mlp.up_proj*",)})
+    engine = load_engine(save_family("llama", tmp_path), noise={"trainable": ("!*.1.mlp.up_proj*",)})
     assert engine.fused["layers"] == 1
     assert isinstance(engine.model.model.layers[1], LlamaDecoderLayer)
 

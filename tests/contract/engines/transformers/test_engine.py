@@ -48,8 +48,8 @@ def engine(folder: Path) -> TransformersEngine:
     return load_engine(folder)
 
 
-def _unperturbed_text(engine: TransformersEngine, prompt: Prompt, **how: Any) -> Any:
-    return answers(engine, job([prompt], **how))[UNPERTURBED, 0, 0]
+def _unperturbed_text(engine: TransformersEngine, prompt: Prompt, **sampling: Any) -> Any:
+    return answers(engine, job([prompt], **sampling))[UNPERTURBED, 0, 0]
 
 
 # --------------------------------------------------------------------------------------------- rows and stops
@@ -119,13 +119,13 @@ def test_chat_messages_go_through_the_models_own_template(engine: TransformersEn
 
 @pytest.mark.parametrize("family", ["llama", "llama-head8"])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_a_member_whose_weights_overflow_spoils_nobody_else(family: str, temperature: float, tmp_path: Path) -> None:
+def test_a_member_whose_weights_overflow_spoils_no_other(family: str, temperature: float, tmp_path: Path) -> None:
     engine = load_engine(save_family(family, tmp_path), max_rows=2, prefill_tokens=1)
-    how = {"temperature": temperature, "ignore_eos": True}
+    sampling = {"temperature": temperature, "ignore_eos": True}
     with recorded_logits() as logits:
-        found = answers(engine, job(PROMPTS[1:3], members=[MEMBERS[0], UNPERTURBED], sigma=1e37, **how))
+        found = answers(engine, job(PROMPTS[1:3], members=[MEMBERS[0], UNPERTURBED], sigma=1e37, **sampling))
     assert torch.stack(logits[0, 0, 0]).isnan().any()
-    alone = answers(load_engine(tmp_path), job(PROMPTS[1:3], **how))
+    alone = answers(load_engine(tmp_path), job(PROMPTS[1:3], **sampling))
     assert all(found[key].token_ids == rollout.token_ids for key, rollout in alone.items())
 
 
@@ -137,8 +137,8 @@ def _ids(engine: TransformersEngine, prompt: int) -> list[int]:
 
 
 def test_every_member_gets_the_same_draws(engine: TransformersEngine) -> None:
-    how = {"temperature": 1.0, "samples": 3}
-    same = answers(engine, job(PROMPTS, members=MEMBERS, sigma=0.0, **how))
+    sampling = {"temperature": 1.0, "samples": 3}
+    same = answers(engine, job(PROMPTS, members=MEMBERS, sigma=0.0, **sampling))
     for (_, prompt, sample), rollout in same.items():
         assert rollout.token_ids == same[UNPERTURBED, prompt, sample].token_ids
     for prompt in range(len(PROMPTS)):

@@ -63,7 +63,7 @@ def normals(name: str, shape: tuple[int, ...], generation: int, pair: int) -> np
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_member_is_the_materialised_model(family: str, folders: Callable[[str], Path]) -> None:
-    engine = load_engine(folders(family), how=GAUSSIAN)
+    engine = load_engine(folders(family), noise=GAUSSIAN)
     assert_members_are_materialised_models(engine, folders(family), MEMBERS, PROMPTS, sigma=SIGMA, new=NEW)
 
 
@@ -72,13 +72,13 @@ def test_every_member_is_the_materialised_model(family: str, folders: Callable[[
 def test_a_member_of_a_subspace_is_the_materialised_model(
     family: str, perturbation: str, folders: Callable[[str], Path]
 ) -> None:
-    engine = load_engine(folders(family), how={"perturbation": perturbation, "subspaces": 3})
+    engine = load_engine(folders(family), noise={"perturbation": perturbation, "subspaces": 3})
     assert_members_are_materialised_models(engine, folders(family), MEMBERS, PROMPTS, sigma=SIGMA, new=NEW)
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "mixtral", "qwen2"])
 def test_every_parameter_is_perturbed_and_tied_ones_once(family: str, folders: Callable[[str], Path]) -> None:
-    engine = load_engine(folders(family), how=GAUSSIAN)
+    engine = load_engine(folders(family), noise=GAUSSIAN)
     coverage = engine.perturbation.coverage
     assert coverage.perturbed == coverage.total == sum(p.numel() for p in engine.model.parameters())
     assert coverage.unperturbed == ()
@@ -90,7 +90,7 @@ def test_every_parameter_is_perturbed_and_tied_ones_once(family: str, folders: C
 def test_live_weights_are_the_rounded_sum_of_weights_and_noise(
     dtype: str, weights_dtype: str, folders: Callable[[str], Path]
 ) -> None:
-    engine = load_engine(folders("llama"), how={**GAUSSIAN, "weights_dtype": weights_dtype}, dtype=dtype)
+    engine = load_engine(folders("llama"), noise={**GAUSSIAN, "weights_dtype": weights_dtype}, dtype=dtype)
     before = {name: widen(array).copy() for name, array in engine.weights.tensors.items()}
     for member in (Member(5, 2, 1), UNPERTURBED, Member(5, 2, -1)):
         engine.perturbation.set_members([member], [0], sigma=SIGMA)
@@ -106,8 +106,8 @@ def test_live_weights_are_the_rounded_sum_of_weights_and_noise(
 def test_a_thousand_evaluations_of_random_members_leave_the_current_weights_untouched(
     perturbation: str, weights_dtype: str, folders: Callable[[str], Path]
 ) -> None:
-    how = {"perturbation": perturbation, "weights_dtype": weights_dtype}
-    engine = load_engine(folders("llama"), how=how, dtype="bfloat16")
+    options = {"perturbation": perturbation, "weights_dtype": weights_dtype}
+    engine = load_engine(folders("llama"), noise=options, dtype="bfloat16")
     fingerprint, draw = engine.fingerprint(), np.random.default_rng(0)
     for _ in range(10):
         members = [Member(*map(int, draw.integers(0, 2**31, 2)), int(draw.choice([-1, 1]))) for _ in range(100)]
@@ -116,7 +116,7 @@ def test_a_thousand_evaluations_of_random_members_leave_the_current_weights_unto
 
 
 def test_the_same_member_twice_gives_identical_live_weights(folders: Callable[[str], Path]) -> None:
-    engine = load_engine(folders("llama"), how=GAUSSIAN, dtype="bfloat16")
+    engine = load_engine(folders("llama"), noise=GAUSSIAN, dtype="bfloat16")
     seen = []
     for member in (Member(1, 2, 1), Member(1, 3, -1), Member(1, 2, 1)):
         answers(engine, job(PROMPTS[:1], members=[member], max_tokens=1))
@@ -156,8 +156,8 @@ def moved(theta: np.ndarray, name: str, perturbation: str, dtype: str) -> np.nda
 def test_updates_have_the_bits_of_the_numpy_reference(
     family: str, weights_dtype: str, dtype: str, perturbation: str, folders: Callable[[str], Path]
 ) -> None:
-    how = {"perturbation": perturbation, "weights_dtype": weights_dtype}
-    engine, apart = (load_engine(folders(family), how=how, dtype=dtype) for _ in range(2))
+    options = {"perturbation": perturbation, "weights_dtype": weights_dtype}
+    engine, apart = (load_engine(folders(family), noise=options, dtype=dtype) for _ in range(2))
     kept = "float32" if weights_dtype == "float32" else dtype
     before = {name: array.copy() for name, array in engine.weights.tensors.items()}
     engine.apply(*UPDATES)
@@ -173,11 +173,11 @@ def test_updates_have_the_bits_of_the_numpy_reference(
 def test_an_exported_model_holds_the_updated_weights(
     perturbation: str, weights_dtype: str, folders: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    how = {"perturbation": perturbation, "weights_dtype": weights_dtype}
-    engine = load_engine(folders("llama"), how=how, dtype="bfloat16")
+    options = {"perturbation": perturbation, "weights_dtype": weights_dtype}
+    engine = load_engine(folders("llama"), noise=options, dtype="bfloat16")
     engine.apply(*UPDATES)
     engine.export(tmp_path / "model", "bfloat16")
-    again = load_engine(tmp_path / "model", how=how, dtype="bfloat16")
+    again = load_engine(tmp_path / "model", noise=options, dtype="bfloat16")
     for name, array in again.weights.tensors.items():
         expected = nearest(widen(engine.weights.tensors[name]).ravel(), "bfloat16")
         np.testing.assert_array_equal(nearest(widen(array).ravel(), "bfloat16"), expected)
@@ -188,11 +188,11 @@ def test_an_exported_model_holds_the_updated_weights(
 def test_a_snapshot_holds_every_bit(
     perturbation: str, weights_dtype: str, folders: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    how = {"perturbation": perturbation, "weights_dtype": weights_dtype}
-    engine = load_engine(folders("gpt2"), how=how, dtype="bfloat16")
+    options = {"perturbation": perturbation, "weights_dtype": weights_dtype}
+    engine = load_engine(folders("gpt2"), noise=options, dtype="bfloat16")
     engine.apply(*UPDATES)
     engine.snapshot(tmp_path)
-    again = load_engine(folders("gpt2"), how=how, dtype="bfloat16")
+    again = load_engine(folders("gpt2"), noise=options, dtype="bfloat16")
     again.load(tmp_path)
     assert again.fingerprint() == engine.fingerprint()
     work = job(PROMPTS, members=MEMBERS, max_tokens=4)
@@ -200,9 +200,9 @@ def test_a_snapshot_holds_every_bit(
 
 
 def test_weights_in_a_mapped_file_have_the_same_bits(folders: Callable[[str], Path], tmp_path: Path) -> None:
-    for how in ({}, GAUSSIAN):
-        plain = load_engine(folders("llama"), how=how)
-        mapped = load_engine(folders("llama"), how=how, weights_folder=str(tmp_path))
+    for options in ({}, GAUSSIAN):
+        plain = load_engine(folders("llama"), noise=options)
+        mapped = load_engine(folders("llama"), noise=options, weights_folder=str(tmp_path))
         for engine in (plain, mapped):
             engine.apply(*UPDATES)
         assert mapped.fingerprint() == plain.fingerprint()
@@ -213,13 +213,13 @@ def test_weights_in_a_mapped_file_have_the_same_bits(folders: Callable[[str], Pa
 def test_frozen_tensors_are_neither_perturbed_nor_moved_and_are_listed(
     perturbation: str, folders: Callable[[str], Path]
 ) -> None:
-    how = {"perturbation": perturbation, "trainable": ("!*.mlp.*", "!*embed_tokens*")}
-    engine = load_engine(folders("llama"), how=how)
+    options = {"perturbation": perturbation, "trainable": ("!*.mlp.*", "!*embed_tokens*")}
+    engine = load_engine(folders("llama"), noise=options)
     assert engine.weights.tensors
     assert not any("mlp" in name or "embed" in name for name in engine.weights.tensors)
     listed = dict(engine.perturbation.coverage.unperturbed)
     assert "frozen" in listed["model.layers.*.mlp.up_proj.weight"]
-    free = load_engine(folders("llama"), how={"perturbation": perturbation})
+    free = load_engine(folders("llama"), noise={"perturbation": perturbation})
     assert engine.perturbation.coverage.perturbed < free.perturbation.coverage.perturbed
     reference = Reference(folders("llama"), engine.weights.tensors, engine.noise)
     rollouts = answers(engine, job(PROMPTS, members=MEMBERS, sigma=SIGMA, max_tokens=NEW))
@@ -229,21 +229,21 @@ def test_frozen_tensors_are_neither_perturbed_nor_moved_and_are_listed(
 
 
 def test_only_named_tensors_train(folders: Callable[[str], Path]) -> None:
-    engine = load_engine(folders("llama"), how={**GAUSSIAN, "trainable": ("*norm*",)})
+    engine = load_engine(folders("llama"), noise={**GAUSSIAN, "trainable": ("*norm*",)})
     assert all("norm" in name for name in engine.weights.tensors)
     assert len(engine.weights.tensors) == 5
 
 
 @pytest.mark.parametrize(
-    "how", [{"trainable": ("*.mpl.*",)}, {"trainable": ("!model.layer.*",)}, {"trainable": ("!*",)}]
+    "options", [{"trainable": ("*.mpl.*",)}, {"trainable": ("!model.layer.*",)}, {"trainable": ("!*",)}]
 )
-def test_a_selection_that_selects_nothing_is_refused(how: dict[str, Any], folders: Callable[[str], Path]) -> None:
+def test_a_selection_that_selects_nothing_is_refused(options: dict[str, Any], folders: Callable[[str], Path]) -> None:
     with pytest.raises(ConfigError, match=r"matches none|leaves no tensor"):
-        load_engine(folders("llama"), how=how)
+        load_engine(folders("llama"), noise=options)
 
 
 def test_with_weights_dtype_model_the_lowrank_weights_are_the_live_ones(folders: Callable[[str], Path]) -> None:
-    engine = load_engine(folders("llama-untied"), how={"weights_dtype": "model"}, dtype="bfloat16")
+    engine = load_engine(folders("llama-untied"), noise={"weights_dtype": "model"}, dtype="bfloat16")
     arrays = list(engine.weights.tensors.values())
     assert all(array.dtype == np.uint16 for array in arrays)
     for group in engine.perturbation.groups:
@@ -263,8 +263,8 @@ def test_our_products_follow_every_member_and_the_unperturbed_model(
         pytest.skip(f"no {kind} on this processor")
     seen: list[list[torch.Tensor]] = []
     for chosen in (kind, "library"):
-        how = {"perturbation": perturbation}
-        engine = load_engine(folders(family), how=how, dtype="bfloat16", products=chosen)
+        options = {"perturbation": perturbation}
+        engine = load_engine(folders(family), noise=options, dtype="bfloat16", products=chosen)
         with recorded_logits() as logits:
             answers(engine, job(PROMPTS, members=MEMBERS, sigma=0.1, max_tokens=1))
             engine.apply(Update(3, (Term(3, 0, 0.3),)))
@@ -283,8 +283,8 @@ def test_weights_multiplied_as_they_lie_give_the_logits_of_copied_ones(
     """In float32 the type of the current weights is the model's with either ``weights_dtype``."""
     seen: list[list[torch.Tensor]] = []
     for weights_dtype in ("model", "float32"):
-        how = {"perturbation": perturbation, "weights_dtype": weights_dtype}
-        engine = load_engine(folders(family), how=how, dtype="float32", products="fma32")
+        options = {"perturbation": perturbation, "weights_dtype": weights_dtype}
+        engine = load_engine(folders(family), noise=options, dtype="float32", products="fma32")
         with recorded_logits() as logits:
             answers(engine, job(PROMPTS, members=MEMBERS, sigma=0.1, max_tokens=2))
         seen.append([torch.stack(rows) for _, rows in sorted(logits.items())])
@@ -293,7 +293,7 @@ def test_weights_multiplied_as_they_lie_give_the_logits_of_copied_ones(
 
 def test_lowrank_with_nothing_that_it_perturbs_is_refused(folders: Callable[[str], Path]) -> None:
     with pytest.raises(ConfigError, match="leaves no weight of a linear layer"):
-        load_engine(folders("llama"), how={"trainable": ("*norm*",)})
+        load_engine(folders("llama"), noise={"trainable": ("*norm*",)})
 
 
 def test_a_weights_folder_that_is_a_file_is_refused(folders: Callable[[str], Path], tmp_path: Path) -> None:

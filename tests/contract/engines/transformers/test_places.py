@@ -62,9 +62,11 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 @pytest.fixture(params=HOW.values(), ids=HOW)
 def make(request: pytest.FixtureRequest, folders: Callable[..., Path]) -> Callable[..., TransformersEngine]:
     """Loaded engines of one model and noise; settings may differ."""
-    family, dtype, how = request.param
-    others = {key: value for key, value in how.items() if key != "rank"}
-    return lambda **more: load_engine(folders(family, dtype), rank=how.get("rank", 1), how=others, dtype=dtype, **more)
+    family, dtype, noise = request.param
+    others = {key: value for key, value in noise.items() if key != "rank"}
+    return lambda **more: load_engine(
+        folders(family, dtype), rank=noise.get("rank", 1), noise=others, dtype=dtype, **more
+    )
 
 
 def shifted(work: Job, shift: Shift = SHIFT) -> Job:
@@ -202,18 +204,18 @@ def copies_of(engine: TransformersEngine) -> set[str]:
 def test_base_weights_are_those_of_the_checkpoint_in_every_family(
     family: str, perturbation: str, folders: Callable[..., Path]
 ) -> None:
-    engine = load_engine(folders(family), how={"perturbation": perturbation})
+    engine = load_engine(folders(family), noise={"perturbation": perturbation})
     for name, base in base_of(engine).items():
         assert references.same_bits(engine.anchor(name), base), name
 
 
 def test_nothing_is_kept_of_a_checkpoint_that_can_be_streamed(folders: Callable[..., Path]) -> None:
     for family in ("llama", "llama-untied", "gpt2", "qwen2"):
-        assert copies_of(load_engine(folders(family), how={"perturbation": "gaussian"})) == set()
+        assert copies_of(load_engine(folders(family), noise={"perturbation": "gaussian"})) == set()
 
 
 def test_layouts_that_are_converted_while_loading_are_kept_as_copies(folders: Callable[..., Path]) -> None:
-    copies = copies_of(load_engine(folders("mixtral"), how={"perturbation": "gaussian"}))
+    copies = copies_of(load_engine(folders("mixtral"), noise={"perturbation": "gaussian"}))
     assert copies
     assert all(".mlp." in name for name in copies)
 

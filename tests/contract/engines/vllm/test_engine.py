@@ -42,7 +42,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str],
 
 
 @pytest.fixture(params=MODES.values(), ids=MODES)
-def how(request: pytest.FixtureRequest) -> dict[str, Any]:
+def noise(request: pytest.FixtureRequest) -> dict[str, Any]:
     return request.param
 
 
@@ -67,9 +67,9 @@ def assert_as_likely(ours: Engine, theirs: Engine, *more: Prompt) -> dict[tuple[
 
 @pytest.mark.parametrize("family", [family for family in SERVED if family != "qwen2-untied"])
 def test_members_write_what_they_write_in_transformers_before_and_after_five_generations(
-    family: str, how: dict[str, Any], folder: Callable[[str], Path]
+    family: str, noise: dict[str, Any], folder: Callable[[str], Path]
 ) -> None:
-    ours, theirs = serve(folder(family), how), load_engine(folder(family), how=how)
+    ours, theirs = serve(folder(family), noise), load_engine(folder(family), noise=noise)
     work = job(PROMPTS, members=MEMBERS, max_tokens=10)
     assert answers(ours, work) == answers(theirs, work)
     before = assert_as_likely(ours, theirs)
@@ -94,8 +94,8 @@ def test_a_checkpoint_in_many_files_of_another_precision_is_the_same_model(
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(folder("qwen2-untied") / name, tmp_path)
     assert len(list(tmp_path.glob("model-*.safetensors"))) > 3
-    how, plain = MODES[perturbation], {"dtype": "float32"}
-    ours, theirs = serve(tmp_path, how, **plain), load_engine(tmp_path, how=how, **plain)
+    noise, plain = MODES[perturbation], {"dtype": "float32"}
+    ours, theirs = serve(tmp_path, noise, **plain), load_engine(tmp_path, noise=noise, **plain)
     work = job(PROMPTS, members=MEMBERS, max_tokens=10)
     assert answers(ours, work) == answers(theirs, work)
     assert_as_likely(ours, theirs)
@@ -111,7 +111,7 @@ def test_rows_of_longrope_are_turned_by_the_angles_of_their_own_length(tmp_path:
     save_model(longrope(40), tmp_path)
     with pytest.raises(ConfigError, match=r"vllm\.max_model_len=41: with more than the 40 tokens .* Use 40 or less"):
         VllmEngine(Config(model=str(tmp_path), vllm={"max_model_len": 41}), noise=Noise(7)).load()
-    ours, theirs = serve(tmp_path, GAUSSIAN), load_engine(tmp_path, how=GAUSSIAN)
+    ours, theirs = serve(tmp_path, GAUSSIAN), load_engine(tmp_path, noise=GAUSSIAN)
     assert ours.tokenizer.context_length == theirs.tokenizer.context_length == 40
     work = job(PROMPTS, members=MEMBERS, max_tokens=10)
     assert answers(ours, work) == answers(theirs, work)
@@ -123,7 +123,7 @@ def test_rows_of_longrope_are_turned_by_the_angles_of_their_own_length(tmp_path:
 @pytest.fixture(scope="module")
 def pair(folder: Callable[[str], Path]) -> Callable[[str], tuple[VllmEngine, TransformersEngine]]:
     """(vLLM, transformers) of one model, for tests that do not change the current weights."""
-    return cache(lambda mode: (serve(folder("llama"), MODES[mode]), load_engine(folder("llama"), how=MODES[mode])))
+    return cache(lambda mode: (serve(folder("llama"), MODES[mode]), load_engine(folder("llama"), noise=MODES[mode])))
 
 
 @pytest.fixture(params=MODES)
@@ -234,8 +234,8 @@ def test_reference_answers_are_as_likely_as_in_transformers(both: Any) -> None:
     assert_as_likely(*both, LONGEST)
 
 
-def test_log_probabilities_of_the_base_model_survive_an_update(folder: Callable[[str], Path], how: Any) -> None:
-    ours, theirs = serve(folder("llama"), how), load_engine(folder("llama"), how=how)
+def test_log_probabilities_of_the_base_model_survive_an_update(folder: Callable[[str], Path], noise: Any) -> None:
+    ours, theirs = serve(folder("llama"), noise), load_engine(folder("llama"), noise=noise)
     ids = [[40, 41, 42], [], [50]]
     first = ours.logprobs(PROMPTS[:3], ids)
     for engine in (ours, theirs):
@@ -284,13 +284,13 @@ PRECISIONS = {
 
 @pytest.mark.parametrize(("settings", "dtype"), PRECISIONS.values(), ids=PRECISIONS)
 def test_every_precision_and_selection_gives_the_weights_of_transformers(
-    settings: dict[str, Any], dtype: str, how: dict[str, Any], tmp_path: Path
+    settings: dict[str, Any], dtype: str, noise: dict[str, Any], tmp_path: Path
 ) -> None:
-    rank = settings.get("rank", 1) if how is LOWRANK else 1
-    how = {**how, **settings, "rank": rank}
+    rank = settings.get("rank", 1) if noise is LOWRANK else 1
+    noise = {**noise, **settings, "rank": rank}
     folder = save_served("qwen2", tmp_path / "model", dtype=getattr(torch, dtype))
-    rest = {name: value for name, value in how.items() if name != "rank"}
-    ours, theirs = serve(folder, how, dtype=dtype), load_engine(folder, rank=rank, how=rest)
+    rest = {name: value for name, value in noise.items() if name != "rank"}
+    ours, theirs = serve(folder, noise, dtype=dtype), load_engine(folder, rank=rank, noise=rest)
     for update in UPDATES:
         ours.apply(update)
         theirs.apply(update)
@@ -307,16 +307,16 @@ def test_every_precision_and_selection_gives_the_weights_of_transformers(
 
 
 def test_an_exported_model_answers_in_transformers_and_vllm_as_the_current_model_did(
-    folder: Callable[[str], Path], how: dict[str, Any], tmp_path: Path
+    folder: Callable[[str], Path], noise: dict[str, Any], tmp_path: Path
 ) -> None:
-    ours = serve(folder("qwen3"), how)
+    ours = serve(folder("qwen3"), noise)
     ours.apply(*UPDATES)
     said = answers(ours, job(PROMPTS, max_tokens=12))
     ours.export(tmp_path)
     assert {*AutoModelForCausalLM.from_pretrained(tmp_path).state_dict()} == {
         *AutoModelForCausalLM.from_pretrained(folder("qwen3")).state_dict()
     }
-    again = serve(tmp_path, how)
-    for engine in (again, load_engine(tmp_path, how=how)):
+    again = serve(tmp_path, noise)
+    for engine in (again, load_engine(tmp_path, noise=noise)):
         assert answers(engine, job(PROMPTS, max_tokens=12)) == said
     again._core.close()

@@ -86,7 +86,7 @@ def test_every_kind_of_tensor_is_read_where_it_is_written(family: str, served: A
             patch.setattr(state, "_live", {name: state._live[name] for name in names})
             found = said(ours, MEMBER)
             ours.logprobs(GIVEN, [[5], [5]])  # the unperturbed model again
-        theirs = load_engine(folder(family), how={**GAUSSIAN, "trainable": (kind,)})
+        theirs = load_engine(folder(family), noise={**GAUSSIAN, "trainable": (kind,)})
         assert found == pytest.approx(said(theirs, MEMBER), abs=1e-4), kind
         assert found != pytest.approx(unperturbed, abs=1e-3), kind
         assert said(ours) == unperturbed, kind
@@ -112,7 +112,7 @@ def test_every_kind_of_linear_layer_reads_its_adapter(family: str, served: Any, 
         some = state.weights.part({name: state.weights.tensors[name] for name in names})
         compat.make_loras(worker_of(ours), LoraMaker(some, state.lora._dtype).make)
         member = Member(1, 50 + number, 1)
-        theirs = load_engine(folder(family), how={**LOWRANK, "trainable": (kind,)})
+        theirs = load_engine(folder(family), noise={**LOWRANK, "trainable": (kind,)})
         assert said(ours, member) == pytest.approx(said(theirs, member), abs=1e-4), kind
         assert said(ours, member) != pytest.approx(unperturbed, abs=1e-3), kind
     compat.make_loras(worker_of(ours), state.lora.make)
@@ -134,7 +134,7 @@ LONG = "The quick brown fox jumps over the lazy dog twice"
 
 def test_cached_beginnings_of_another_members_prompts_are_not_taken(served: Any, folder: Any) -> None:
     prompts = text_prompts(*(LONG + end for end in ("a", "b", "c")))
-    ours, theirs = served("llama", "gaussian"), load_engine(folder("llama"), how=GAUSSIAN)
+    ours, theirs = served("llama", "gaussian"), load_engine(folder("llama"), noise=GAUSSIAN)
     work = [
         job(prompts, members=[member], sigma=0.2, max_tokens=8) for member in (UNPERTURBED, MEMBER, OTHER, UNPERTURBED)
     ]
@@ -177,7 +177,7 @@ def test_becoming_what_it_is_writes_nothing_and_an_update_makes_it_stale(served:
 
 
 def test_a_write_that_was_interrupted_is_written_again(served: Any, folder: Any) -> None:
-    ours, theirs = served("llama", "gaussian"), load_engine(folder("llama"), how=GAUSSIAN)
+    ours, theirs = served("llama", "gaussian"), load_engine(folder("llama"), noise=GAUSSIAN)
     state, broken = state_of(ours), list(state_of(ours)._live)[3]
 
     def write(name: str, *rest: Any) -> None:
@@ -214,8 +214,8 @@ def test_other_tensors_need_another_vllm(folder: Any) -> None:
 # ------------------------------------------------------------------------------------------- what a user can do wrong
 
 
-def broken(folder: Path, how: dict[str, Any] = GAUSSIAN, **settings: Any) -> VllmEngine:
-    return VllmEngine(Config(model=str(folder), vllm={**SMALL, **settings}), noise=Noise(7, **how))
+def broken(folder: Path, noise: dict[str, Any] = GAUSSIAN, **settings: Any) -> VllmEngine:
+    return VllmEngine(Config(model=str(folder), vllm={**SMALL, **settings}), noise=Noise(7, **noise))
 
 
 @pytest.mark.parametrize(
@@ -232,11 +232,11 @@ def test_options_that_vllm_or_seedtune_does_not_take_are_named(folder: Any, opti
 
 
 def test_a_compiled_model_on_a_cpu_and_sampling_of_vllms_own_are_refused(folder: Any) -> None:
-    for name, value, told in (
+    for name, value, message in (
         ("enforce_eager", False, r"vllm\.enforce_eager=False: on a CPU"),
         ("override_generation_config", {"temperature": 0.9}, "sampling follows the run's own settings"),
     ):
-        with pytest.raises(ConfigError, match=told):
+        with pytest.raises(ConfigError, match=message):
             VllmEngine(Config(model=str(folder("llama")), vllm={name: value}), noise=Noise(7))
 
 
@@ -280,7 +280,7 @@ def test_options_of_ours_are_options_of_vllm() -> None:
 
 
 @pytest.mark.parametrize(
-    ("how", "settings", "share"),
+    ("noise", "settings", "share"),
     [
         ({}, {}, 0.5),  # 4 of 10 GiB
         ({"weights_dtype": "model"}, {}, 0.7),
@@ -290,13 +290,13 @@ def test_options_of_ours_are_options_of_vllm() -> None:
     ],
 )
 def test_vllm_leaves_the_current_weights_their_share_of_a_gpu(
-    how: dict[str, Any], settings: dict[str, Any], share: float, monkeypatch: pytest.MonkeyPatch
+    noise: dict[str, Any], settings: dict[str, Any], share: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(compat, "on_cpu", lambda: False)
     monkeypatch.setattr(compat, "device_memory", lambda: 10 << 30)
     base_model: Any = SimpleNamespace(size=1 << 30)
     place = {"source": ModelSource("model", "model"), "dtype": "bfloat16"}
-    found = engine_args.arguments(Config(vllm=settings).vllm, Noise(7, **GAUSSIAN, **how), base_model, **place)
+    found = engine_args.arguments(Config(vllm=settings).vllm, Noise(7, **GAUSSIAN, **noise), base_model, **place)
     assert (found["gpu_memory_utilization"], "weights_memory" in found) == (pytest.approx(share), False)
     base_model.size <<= 2
     if share == 0.5:
@@ -326,7 +326,7 @@ def test_little_memory_makes_completions_wait_not_fail(folder: Any) -> None:
     """Eight blocks of 32 hold four completions of the twenty."""
     narrow = serve(folder("llama"), GAUSSIAN, num_gpu_blocks_override=9)
     work = job(text_prompts(*"abcde"), samples=4, temperature=1.0, ignore_eos=True, max_tokens=60)
-    assert answers(narrow, work) == answers(load_engine(folder("llama"), how=GAUSSIAN), work)
+    assert answers(narrow, work) == answers(load_engine(folder("llama"), noise=GAUSSIAN), work)
 
 
 def test_a_prompt_that_does_not_fit_is_named(served: Any, folder: Any) -> None:

@@ -41,7 +41,7 @@ def free_port() -> int:
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory) -> Iterator[str]:
-    """The address of a Ray that somebody else started."""
+    """The address of a Ray cluster started outside of seedtune."""
     folder = tmp_path_factory.mktemp("ray")
     port, ray = free_port(), Path(sys.executable).with_name("ray")
     env = {**os.environ, "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
@@ -88,7 +88,7 @@ def generations(root: Path) -> int:
     return sum("reward" in row for row in runs.rows(path)) if path.exists() else 0
 
 
-def told(root: Path, process: subprocess.Popen[str], *, done: int, workers: int) -> list[dict]:
+def shown_workers(root: Path, process: subprocess.Popen[str], *, done: int, workers: int) -> list[dict]:
     """The workers of a status that shows so many with a process, once so many generations are done."""
     seen: list[dict] = []
 
@@ -115,14 +115,14 @@ def test_workers_outlive_their_driver_and_are_taken_over_by_a_resumed_run(tmp_pa
     slow = {"size": 6, "delay": 0.3}
     config = ray_config(root, generations=12, toy=slow, ray={"address": cluster, "detached": True})
     driver = start("train", runs.write_config(config, tmp_path / "config.yaml"))
-    workers = {one["pid"] for one in told(root, driver, done=3, workers=2)}
+    workers = {one["pid"] for one in shown_workers(root, driver, done=3, workers=2)}
     driver.kill()
     driver.communicate()
     (root / STATUS).unlink()
     time.sleep(3.0)  # in which Ray ends what is not to outlive its driver
     assert all(map(alive, workers)), "they are still there"
     resumed = start("resume", root)
-    taken = {one["pid"] for one in told(root, resumed, done=6, workers=2)}
+    taken = {one["pid"] for one in shown_workers(root, resumed, done=6, workers=2)}
     out, errors = resumed.communicate(timeout=BOUND)
     assert resumed.returncode == 0, errors + out
     assert taken == workers
@@ -137,7 +137,7 @@ def test_workers_with_several_gpus_have_groups_of_them_and_give_them_back(tmp_pa
     for root in (tmp_path / "first", tmp_path / "second"):
         config = ray_config(root, toy=SLOW, ray={"address": cluster, "gpus": 2, "workers": 3, "min_workers": 2})
         driver = start("train", runs.write_config(config, tmp_path / f"{root.name}.yaml"))
-        states = [one["state"] for one in told(root, driver, done=3, workers=2)]
+        states = [one["state"] for one in shown_workers(root, driver, done=3, workers=2)]
         out, errors = driver.communicate(timeout=BOUND)
         assert driver.returncode == 0, errors + out
         assert states.count("starting") == 1
@@ -157,7 +157,7 @@ def test_sigterm_to_the_driver_is_an_interrupt(tmp_path):
     root = tmp_path / "run"
     config = ray_config(root, generations=40, toy={"size": 6, "delay": 0.3})
     driver = start("train", runs.write_config(config, tmp_path / "config.yaml"))
-    workers = {one["pid"] for one in told(root, driver, done=1, workers=2)}
+    workers = {one["pid"] for one in shown_workers(root, driver, done=1, workers=2)}
     driver.terminate()
     _, errors = driver.communicate()
     assert driver.returncode == 130

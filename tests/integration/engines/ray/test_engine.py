@@ -43,8 +43,8 @@ def reference(tmp_path_factory) -> Path:
     return straight(tmp_path_factory.mktemp("alone") / "run")
 
 
-def trained(config, **how) -> Trainer:
-    trainer = Trainer(config, **how)
+def trained(config, **inputs) -> Trainer:
+    trainer = Trainer(config, **inputs)
     try:
         trainer.train()
     finally:
@@ -97,12 +97,12 @@ def test_a_worker_that_joins_at_generation_three_changes_nothing(tmp_path, refer
 
 
 def test_running_workers_are_shown_and_resized_from_outside(tmp_path, reference):
-    root, told = tmp_path / "run", []
+    root, commands = tmp_path / "run", []
 
     def look():
         turn_until(trainer.engine, lambda: any(one["jobs"] for one in status_of(root)["workers"]))
-        told.append(runs.cli("ray", "status", root))
-        told.append(runs.cli("ray", "scale", root, "1"))
+        commands.append(runs.cli("ray", "status", root))
+        commands.append(runs.cli("ray", "scale", root, "1"))
 
     def smaller():
         turn_until(trainer.engine, lambda: len(trainer.engine.controller.pool.workers) == 1)
@@ -110,8 +110,8 @@ def test_running_workers_are_shown_and_resized_from_outside(tmp_path, reference)
     trainer = Trainer(ray_config(root, toy=SLOW), callbacks=[At(2, look), At(6, smaller)])
     trainer.train()
     trainer.engine.close()
-    assert [done.returncode for done in told] == [0, 0], told
-    assert "toy-0" in told[0].stdout
+    assert [done.returncode for done in commands] == [0, 0], commands
+    assert "toy-0" in commands[0].stdout
     runs.assert_same_run(root, reference)
     assert "no Ray workers are at" in runs.only_line(*_ended(runs.cli("ray", "status", root)))
 
@@ -122,7 +122,7 @@ def _ended(done: subprocess.CompletedProcess[str]) -> tuple[int, str]:
 
 def test_too_few_workers_are_asked_for_in_vain(tmp_path):
     root = tmp_path / "run"
-    how = {"workers": 2, "min_workers": 2}
+    settings = {"workers": 2, "min_workers": 2}
 
     def answered():
         turn_until(
@@ -130,7 +130,7 @@ def test_too_few_workers_are_asked_for_in_vain(tmp_path):
         )
 
     trainer = Trainer(
-        ray_config(root, toy=SLOW, ray=how), callbacks=[At(2, lambda: ask(root, {"toy": 1})), At(6, answered)]
+        ray_config(root, toy=SLOW, ray=settings), callbacks=[At(2, lambda: ask(root, {"toy": 1})), At(6, answered)]
     )
     trainer.train()
     assert len(trainer.engine.controller.pool.workers) == 2
@@ -181,8 +181,8 @@ def test_a_worker_that_is_stopped_is_given_up_and_the_run_goes_on(tmp_path, refe
         stopped.append(trainer.engine.controller.here()[0].pid)
         os.kill(stopped[0], signal.SIGSTOP)
 
-    how = {"workers": 2, "straggler_timeout": 2.0}
-    trainer = Trainer(ray_config(tmp_path / "run", toy=SLOW, ray=how), callbacks=[At(3, stop)])
+    settings = {"workers": 2, "straggler_timeout": 2.0}
+    trainer = Trainer(ray_config(tmp_path / "run", toy=SLOW, ray=settings), callbacks=[At(3, stop)])
     trainer.train()
     trainer.engine.close()
     runs.assert_same_run(tmp_path / "run", reference)

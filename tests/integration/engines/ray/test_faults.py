@@ -132,8 +132,8 @@ def test_a_worker_whose_weights_differ_is_named_and_rebuilt(tmp_path, workers):
     root = tmp_path / "run"
     with inline(fault=drifting()):
         Trainer(ray_config(root, ray={"workers": workers})).train()
-    told = [alarm for row in metrics(root) for alarm in row.get("alarms", ()) if "fingerprint" in alarm]
-    assert any("worker toy-1" in alarm for alarm in told)
+    alarms = [alarm for row in metrics(root) for alarm in row.get("alarms", ()) if "fingerprint" in alarm]
+    assert any("worker toy-1" in alarm for alarm in alarms)
     assert verify_run(root).fingerprint == ledger.read(directory.RunPaths(root).ledger).fingerprints[8]
 
 

@@ -41,23 +41,23 @@ SORTS = {
 @pytest.mark.parametrize("settings", SORTS.values(), ids=SORTS)
 def test_every_sort_of_run_has_the_ledger_of_one_process(tmp_path, settings, monkeypatch):
     monkeypatch.setattr(fields, "HELD_OUT_GROUP", 3)
-    config = ray_config(tmp_path / "fleet", **{"generations": 6, **settings})
+    config = ray_config(tmp_path / "ray", **{"generations": 6, **settings})
     Trainer(alone(config, tmp_path / "alone")).train()
     with inline(seed=3):
         Trainer(config).train()
-    runs.assert_same_run(tmp_path / "fleet", tmp_path / "alone")
-    assert verify_run(tmp_path / "fleet").generations == config.generations
+    runs.assert_same_run(tmp_path / "ray", tmp_path / "alone")
+    assert verify_run(tmp_path / "ray").generations == config.generations
 
 
 def test_a_run_that_goes_back_after_a_collapse_has_the_ledger_of_one_process(tmp_path):
     settings = {"generations": 30, "alpha": 30.0, "step_size": "fixed", "rollback_on_collapse": "yes", "population": 8}
-    config = ray_config(tmp_path / "fleet", **settings)
+    config = ray_config(tmp_path / "ray", **settings)
     Trainer(alone(config, tmp_path / "alone")).train()
     records = ledger.read(directory.RunPaths(tmp_path / "alone").ledger).records
     assert any(record.rollback_to is not None for record in records), "nothing collapsed"
     with inline():
         Trainer(config).train()
-    runs.assert_same_run(tmp_path / "fleet", tmp_path / "alone")
+    runs.assert_same_run(tmp_path / "ray", tmp_path / "alone")
 
 
 def test_a_run_of_ray_workers_is_exported_and_resumed_by_one_process(tmp_path):
@@ -79,10 +79,10 @@ def test_a_member_costs_few_bytes_whatever_the_size_of_the_model(tmp_path, monke
     found = {}
     for size in (6, 96):
         settings = {"population": 32, "members_per_job": 0, "prompts_per_generation": 8, "generations": 12}
-        how = {"toy": {"size": size}, "fingerprint_steps": 10, "save_steps": 10, "ray": {"workers": workers}}
+        more = {"toy": {"size": size}, "fingerprint_steps": 10, "save_steps": 10, "ray": {"workers": workers}}
         root = tmp_path / str(size)
         with inline():
-            Trainer(ray_config(root, **settings, **how)).train()
+            Trainer(ray_config(root, **settings, **more)).train()
         rows = [row for row in runs.rows(directory.RunPaths(root).metrics) if "ray/workers" in row]
         found[size] = [row["ray/bytes_per_member"] for row in rows]
         assert all(row["ray/bytes_sent"] + row["ray/bytes_received"] > 33 for row in rows)

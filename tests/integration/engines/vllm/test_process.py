@@ -27,8 +27,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     return cache(lambda family: save_served(family, tmp_path_factory.mktemp(family)))
 
 
-def engine_of(folder: Path, how: dict[str, Any] = GAUSSIAN, **settings: Any) -> VllmEngine:
-    return VllmEngine(Config(model=str(folder), vllm={**SMALL, **settings}), noise=Noise(7, **how))
+def engine_of(folder: Path, noise: dict[str, Any] = GAUSSIAN, **settings: Any) -> VllmEngine:
+    return VllmEngine(Config(model=str(folder), vllm={**SMALL, **settings}), noise=Noise(7, **noise))
 
 
 def test_too_little_memory_for_one_completion_is_said_at_the_start(folder: Any) -> None:
@@ -41,24 +41,24 @@ def test_a_tensor_that_vllm_leaves_out_is_no_way_to_another_model(tmp_path: Path
     config = SERVED["qwen3"]()
     config.attention_bias = True
     folder = save_model(config, tmp_path)
-    for how in (GAUSSIAN, {"perturbation": "lowrank"}, {**GAUSSIAN, "trainable": ("!*.bias",)}):
+    for noise in (GAUSSIAN, {"perturbation": "lowrank"}, {**GAUSSIAN, "trainable": ("!*.bias",)}):
         with pytest.raises(ModelError, match=r"o_proj\.bias.*or leaves it out. Use engine=transformers"):
-            engine_of(folder, how).load()
+            engine_of(folder, noise).load()
 
 
 @pytest.mark.parametrize(
-    ("changed", "told"),
+    ("changed", "message"),
     [
         ({"intermediate_size": 97}, r"tensor_parallel_size=2: the model's intermediate_size=97 cannot be divided"),
         ({"hidden_size": 96, "num_attention_heads": 3, "num_key_value_heads": 3}, r"num_attention_heads=3"),
         ({"hidden_size": 96, "num_attention_heads": 6, "num_key_value_heads": 3}, r"num_key_value_heads=3"),
     ],
 )
-def test_what_ranks_cannot_share_is_named(changed: dict[str, int], told: str, tmp_path: Path) -> None:
+def test_what_ranks_cannot_share_is_named(changed: dict[str, int], message: str, tmp_path: Path) -> None:
     config = SERVED["llama"]()
     for name, value in changed.items():
         setattr(config, name, value)
-    with pytest.raises(ConfigError, match=told):
+    with pytest.raises(ConfigError, match=message):
         engine_of(save_model(config, tmp_path), tensor_parallel_size=2).load()
 
 

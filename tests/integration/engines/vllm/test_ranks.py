@@ -59,15 +59,15 @@ def _quick_starts(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("family", "how"), DIVIDED.values(), ids=DIVIDED)
+@pytest.mark.parametrize(("family", "noise"), DIVIDED.values(), ids=DIVIDED)
 def test_two_ranks_are_one_model_and_a_killed_one_is_an_error_of_ours(
-    family: str, how: dict[str, Any], tmp_path: Path
+    family: str, noise: dict[str, Any], tmp_path: Path
 ) -> None:
     """Completions, likelihoods, fingerprints, snapshots and exports of transformers; then the end of a process."""
-    dtype = torch.bfloat16 if "weights_dtype" in how else torch.float32
+    dtype = torch.bfloat16 if "weights_dtype" in noise else torch.float32
     folder = save_served(family, tmp_path / "model", dtype=dtype)
-    theirs = load_engine(folder, how=how, dtype="auto")
-    ours = VllmEngine(Config(model=str(folder), vllm={**SMALL, "tensor_parallel_size": 2}), noise=Noise(7, **how))
+    theirs = load_engine(folder, noise=noise, dtype="auto")
+    ours = VllmEngine(Config(model=str(folder), vllm={**SMALL, "tensor_parallel_size": 2}), noise=Noise(7, **noise))
     info = ours.load()
     assert info.base_fingerprint == theirs.anchor.fingerprint
     assert ours.fingerprint() == theirs.fingerprint()

@@ -30,7 +30,7 @@ def variety(completions: list[str], **_: Any) -> list[float]:
     return [float(len(set(text))) for text in completions]
 
 
-def config(root: Path, base: Path, engine: str, **how: Any) -> Config:
+def config(root: Path, base: Path, engine: str, **mode: Any) -> Config:
     return Config(
         model=str(base),
         output_dir=str(root),
@@ -45,7 +45,7 @@ def config(root: Path, base: Path, engine: str, **how: Any) -> Config:
         kl_steps=2,
         reward_workers=0,
         **ENGINES[engine],
-        **how,
+        **mode,
     )
 
 
@@ -54,7 +54,7 @@ def train(settings: Config, *, resume: bool = False) -> None:
 
 
 @pytest.fixture(scope="module", params=MODES.values(), ids=MODES)
-def how(request: pytest.FixtureRequest) -> dict[str, Any]:
+def mode(request: pytest.FixtureRequest) -> dict[str, Any]:
     return request.param
 
 
@@ -66,9 +66,9 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="module")
-def run(base: Path, how: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run(base: Path, mode: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("runs") / "run"
-    train(config(root, base, "vllm", **how))
+    train(config(root, base, "vllm", **mode))
     return root
 
 
@@ -79,9 +79,9 @@ def generations(root: Path) -> list[dict[str, Any]]:
 
 
 def test_a_run_writes_the_ledger_that_it_writes_with_transformers(
-    run: Path, base: Path, how: dict[str, Any], tmp_path: Path
+    run: Path, base: Path, mode: dict[str, Any], tmp_path: Path
 ) -> None:
-    train(config(tmp_path / "run", base, "transformers", **how))
+    train(config(tmp_path / "run", base, "transformers", **mode))
     found, expected = generations(run), generations(tmp_path / "run")
     assert len(found) == 5
     assert [row["rewards"] for row in found] == [row["rewards"] for row in expected]
@@ -114,9 +114,9 @@ def test_what_a_run_is_shipped_as_needs_no_vllm_and_is_the_same_with_it(
 
 
 def test_a_failure_inside_vllm_leaves_a_ledger_that_a_resume_completes(
-    run: Path, base: Path, how: dict[str, Any], tmp_path: Path
+    run: Path, base: Path, mode: dict[str, Any], tmp_path: Path
 ) -> None:
-    settings, steps = config(tmp_path / "run", base, "vllm", **how), 0
+    settings, steps = config(tmp_path / "run", base, "vllm", **mode), 0
     outputs = EngineCore.outputs
 
     def failing(core: EngineCore, requests: Any) -> Any:
@@ -136,10 +136,10 @@ def test_a_failure_inside_vllm_leaves_a_ledger_that_a_resume_completes(
 
 
 def test_an_exported_run_answers_equally_in_transformers_and_in_vllm(
-    run: Path, how: dict[str, Any], tmp_path: Path
+    run: Path, mode: dict[str, Any], tmp_path: Path
 ) -> None:
     export_run(run, tmp_path / "model")
     work = job(text_prompts("Say a", "Why?"), max_tokens=10, ignore_eos=True)
-    plain = {"perturbation": how["perturbation"]}
-    theirs = answers(load_engine(tmp_path / "model", how=plain), work)
+    plain = {"perturbation": mode["perturbation"]}
+    theirs = answers(load_engine(tmp_path / "model", noise=plain), work)
     assert answers(serve(tmp_path / "model", plain), work) == theirs

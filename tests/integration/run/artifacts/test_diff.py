@@ -104,11 +104,11 @@ BEGINS |= {
 
 @pytest.mark.parametrize("what", CHANGES)
 def test_each_difference_is_named_at_its_generation_with_both_values(run, copy, what):
-    change, told = CHANGES[what]
+    change, reason = CHANGES[what]
     runs.edit_generation(copy, 3, change)
     found = diff_runs(run, copy)
     assert (found.generation, len(found.reasons)) == (3, 1)
-    assert found.reasons[0] == told or found.reasons[0].startswith(BEGINS[what])
+    assert found.reasons[0] == reason or found.reasons[0].startswith(BEGINS[what])
 
 
 def test_causes_come_before_effects(run, copy):

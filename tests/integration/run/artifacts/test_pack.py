@@ -76,10 +76,10 @@ def test_runs_of_other_settings_come_back_bit_for_bit(tmp_path, settings):
 
 @pytest.mark.parametrize("generation", [0, 3, 4])
 def test_an_earlier_generation_is_packed_as_it_was(run, tmp_path, generation):
-    told = []
-    packed = pack_run(run, tmp_path / "pack", generation=generation, progress=lambda *done: told.append(done))
+    progress = []
+    packed = pack_run(run, tmp_path / "pack", generation=generation, progress=lambda *done: progress.append(done))
     # Only where the ledger has no fingerprint is there something to replay.
-    assert bool(told) == (generation not in (2, 4))
+    assert bool(progress) == (generation not in (2, 4))
     assert len(packed.updates) == packed.about.generations == generation
     unpack_run("toy", tmp_path / "pack", tmp_path / "applied")
     export_run(run, tmp_path / "exported", generation=generation)
@@ -178,16 +178,16 @@ def test_a_model_that_is_not_on_this_machine_states_no_licence(tmp_path):
 def refused(failure, tmp_path: Path, file: Path, *, base: str = "toy") -> str:
     """The one line of a refused ``unpack``, which has written nothing."""
     before = set(tmp_path.rglob("*"))
-    told = failure("unpack", base, file, "-o", tmp_path / "out" / "model")
+    message = failure("unpack", base, file, "-o", tmp_path / "out" / "model")
     assert set(tmp_path.rglob("*")) == before
-    return told
+    return message
 
 
 def test_a_truncated_file_is_refused(failure, file, tmp_path):
     whole = file.read_bytes()
     file.write_bytes(whole[:-20])
-    told = refused(failure, tmp_path, file)
-    assert told == f"{file} is truncated: it has {len(whole) - 20} of {len(whole)} bytes. Copy it again."
+    message = refused(failure, tmp_path, file)
+    assert message == f"{file} is truncated: it has {len(whole) - 20} of {len(whole)} bytes. Copy it again."
 
 
 def test_an_edited_file_is_refused(failure, file, tmp_path):
@@ -195,13 +195,13 @@ def test_an_edited_file_is_refused(failure, file, tmp_path):
     file.write_bytes(whole[:-50] + bytes([whole[-50] ^ 4]) + whole[-49:])
     assert refused(failure, tmp_path, file).startswith(f"{file} was changed after it was written: the checksum of it")
     file.write_bytes(whole.replace(b'"seed":0', b'"seed":1'))
-    told = refused(failure, tmp_path, file)
-    assert told.startswith(f"{file} was changed after it was written: the checksum of its header")
+    message = refused(failure, tmp_path, file)
+    assert message.startswith(f"{file} was changed after it was written: the checksum of its header")
 
 
 def test_another_file_is_refused(failure, run, tmp_path):
-    told = refused(failure, tmp_path, directory.RunPaths(run).ledger)
-    assert told.endswith("ledger.jsonl is not a pack. Give a file that 'seedtune pack' wrote.")
+    message = refused(failure, tmp_path, directory.RunPaths(run).ledger)
+    assert message.endswith("ledger.jsonl is not a pack. Give a file that 'seedtune pack' wrote.")
     assert refused(failure, tmp_path, tmp_path / "nothing").endswith("No such file or directory. Check the path.")
 
 
@@ -223,27 +223,29 @@ def test_a_newer_format_is_refused(failure, file, tmp_path):
 def test_noise_and_settings_of_another_version_are_refused(failure, file, tmp_path):
     config = pack_format.read(file).about.config
     forge(file, noise="v2", seedtune="3.0")
-    told = refused(failure, tmp_path, file)
-    assert told.startswith(f"{file} was made by seedtune 3.0 and needs another version: ")
-    assert "noise scheme 'v2'" in told
+    message = refused(failure, tmp_path, file)
+    assert message.startswith(f"{file} was made by seedtune 3.0 and needs another version: ")
+    assert "noise scheme 'v2'" in message
     forge(file, noise="v1", config={**config, "hyper": 1})
     assert "unknown setting 'hyper'" in refused(failure, tmp_path, file)
 
 
 def test_a_wrong_base_is_refused_with_both_fingerprints(failure, file, tmp_path):
     about = pack_format.read(file).about
-    told = refused(failure, tmp_path, file, base="other")
-    assert f"made from the base model 'toy' with fingerprint {about.base_fingerprint}, but 'other' has " in told
-    assert told.endswith("Give the same base model, in its original precision.")
+    message = refused(failure, tmp_path, file, base="other")
+    assert f"made from the base model 'toy' with fingerprint {about.base_fingerprint}, but 'other' has " in message
+    assert message.endswith("Give the same base model, in its original precision.")
 
 
 @pytest.mark.parametrize("done", ["2", "5"])
 def test_weights_that_come_out_otherwise_are_refused(failure, file, tmp_path, done):
     fingerprints = pack_format.read(file).about.fingerprints
     forge(file, fingerprints={**fingerprints, done: "ab" * 16})
-    told = refused(failure, tmp_path, file)
-    assert told.startswith(f"{file} does not give what it was made from: after {done} generations the fingerprint is ")
-    assert told.endswith("Nothing was written.")
+    message = refused(failure, tmp_path, file)
+    assert message.startswith(
+        f"{file} does not give what it was made from: after {done} generations the fingerprint is "
+    )
+    assert message.endswith("Nothing was written.")
 
 
 def test_forged_coefficients_are_found_by_the_fingerprint(file, tmp_path):
@@ -258,8 +260,8 @@ def test_forged_coefficients_are_found_by_the_fingerprint(file, tmp_path):
 
 def test_weights_of_another_element_type_are_refused(failure, file, tmp_path):
     forge(file, resolved_weights_dtype="bfloat16")
-    told = refused(failure, tmp_path, file)
-    assert told.startswith(f"{file} was made with weights in bfloat16; here it would be float32, the type of 'toy'")
+    message = refused(failure, tmp_path, file)
+    assert message.startswith(f"{file} was made with weights in bfloat16; here it would be float32, the type of 'toy'")
 
 
 def test_an_output_that_is_used_is_refused_and_left_alone(failure, run, file, tmp_path):
@@ -272,8 +274,8 @@ def test_an_output_that_is_used_is_refused_and_left_alone(failure, run, file, tm
 
 
 def test_settings_that_the_pack_decides_cannot_be_changed(failure, file, command, tmp_path):
-    told = failure("unpack", "toy", file, "-o", tmp_path / "model", "--set", "rank=2", "--set", "seed=4")
-    assert told == "rank: 1 → 2; seed: 0 → 4: the run is what it is. Leave that out, or start a new run with it."
+    message = failure("unpack", "toy", file, "-o", tmp_path / "model", "--set", "rank=2", "--set", "seed=4")
+    assert message == "rank: 1 → 2; seed: 0 → 4: the run is what it is. Leave that out, or start a new run with it."
     assert command("unpack", "toy", file, "-o", tmp_path / "model", "--set", "toy.delay=0.1")[0] == 0
 
 
@@ -283,21 +285,22 @@ def test_a_precision_that_cannot_be_written_is_refused(failure, file, tmp_path):
 
 
 def test_a_generation_the_run_does_not_have_is_named(failure, run, tmp_path):
-    told = failure("pack", run, "-o", tmp_path / "pack", "--generation", "6")
-    assert told == f"generation 6 is not in {run}: it has generations 0 to 5."
+    message = failure("pack", run, "-o", tmp_path / "pack", "--generation", "6")
+    assert message == f"generation 6 is not in {run}: it has generations 0 to 5."
     assert not (tmp_path / "pack").exists()
 
 
 @pytest.mark.parametrize(
-    ("how", "told"), [({}, "lowrank perturbation of rank 1,"), ({"perturbation": "gaussian"}, "gaussian perturbation,")]
+    ("settings", "line"),
+    [({}, "lowrank perturbation of rank 1,"), ({"perturbation": "gaussian"}, "gaussian perturbation,")],
 )
-def test_the_card_of_an_applied_model_is_that_of_its_export_and_tells_how_it_was_made(tmp_path, how, told):
-    root = trained(tmp_path / "run", **how)
+def test_the_card_of_an_applied_model_is_that_of_its_export_and_tells_how_it_was_made(tmp_path, settings, line):
+    root = trained(tmp_path / "run", **settings)
     pack_run(root, tmp_path / "pack")
     unpack_run("toy", tmp_path / "pack", tmp_path / "applied")
     export_run(root, tmp_path / "exported")
     card = (tmp_path / "applied" / "README.md").read_text()
-    assert told in card
+    assert line in card
     assert card == (tmp_path / "exported" / "README.md").read_text()
 
 

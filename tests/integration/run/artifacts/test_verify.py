@@ -114,7 +114,7 @@ def test_a_run_without_fingerprints_says_that_there_is_nothing_to_compare_with(c
 
 def test_generations_are_applied_in_batches_cut_at_recorded_fingerprints(tmp_path, monkeypatch):
     root = trained(tmp_path / "run", generations=50, fingerprint_steps=20)
-    sizes, told = [], []
+    sizes, progress = [], []
     apply = ToyEngine.apply
 
     def counted(engine, *batch):
@@ -122,9 +122,9 @@ def test_generations_are_applied_in_batches_cut_at_recorded_fingerprints(tmp_pat
         apply(engine, *batch)
 
     monkeypatch.setattr(ToyEngine, "apply", counted)
-    assert verify_run(root, progress=lambda done, goal: told.append((done, goal))).matched == (20, 40, 50)
+    assert verify_run(root, progress=lambda done, goal: progress.append((done, goal))).matched == (20, 40, 50)
     assert sizes == [16, 4, 16, 4, 10]
-    assert told == [(done, 50) for done in (0, 16, 20, 36, 40, 50)]
+    assert progress == [(done, 50) for done in (0, 16, 20, 36, 40, 50)]
     monkeypatch.setattr(base, "BATCH_TERMS", 5)
     sizes.clear()
     assert verify_run(root).matched == (20, 40, 50)
@@ -144,9 +144,9 @@ def test_a_flipped_bit_in_the_ledger_is_named_by_its_line(failure, run):
 
 def test_another_base_model_is_named_with_both_fingerprints(failure, run):
     other = create(runs.toy(run).replace(model="other")).load().base_fingerprint
-    told = failure("verify", run, "--model", "other")
-    assert told.startswith(f"{run} was trained from a base model with fingerprint ")
-    assert told.endswith(f"but 'other' has {other}. Give the same base model.")
+    message = failure("verify", run, "--model", "other")
+    assert message.startswith(f"{run} was trained from a base model with fingerprint ")
+    assert message.endswith(f"but 'other' has {other}. Give the same base model.")
 
 
 def test_another_tokenizer_is_named_with_both_fingerprints_and_refused_only_by_resume(
@@ -190,9 +190,9 @@ def swap(data):
 
 def test_rewards_and_coefficients_changed_together_are_found_by_the_next_fingerprint(failure, run):
     runs.edit_generation(run, 2, swap)
-    told = failure("verify", run)
-    assert told.startswith(f"{run} does not verify: after 4 generations the ledger recorded fingerprint ")
-    assert "; after 2 they agree. Possible causes: the record of generations 2 to 3 was edited" in told
+    message = failure("verify", run)
+    assert message.startswith(f"{run} does not verify: after 4 generations the ledger recorded fingerprint ")
+    assert "; after 2 they agree. Possible causes: the record of generations 2 to 3 was edited" in message
 
 
 def test_a_changed_generation_is_named_exactly_where_every_fingerprint_is_recorded(tmp_path):
@@ -212,10 +212,10 @@ def edit_fingerprint(root: Path, after: int) -> None:
 
 def test_a_changed_fingerprint_is_told_from_changed_updates(run):
     edit_fingerprint(run, 2)
-    told = (
+    message = (
         rf"after 2 generations the ledger recorded fingerprint {'ab' * 16}, replay gives .*; after 4 generations they"
     )
-    with pytest.raises(LedgerError, match=told + " agree again. So the updates are right"):
+    with pytest.raises(LedgerError, match=message + " agree again. So the updates are right"):
         verify_run(run)
 
 
@@ -226,16 +226,16 @@ def test_a_changed_last_fingerprint_may_be_either(run):
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "reason"),
     [
         (lambda data: data.update(alpha=0.3), "recorded is alpha 0.3, but the rewards give 0.2"),
         (lambda data: data["members"].__setitem__(0, "7:0+"), r"recorded is member 7:0\+, but the strategy asks"),
         (lambda data: data.update(state={"x": 1}), "recorded is state of the strategy"),
     ],
 )
-def test_a_changed_plan_or_state_is_named(run, change, told):
+def test_a_changed_plan_or_state_is_named(run, change, reason):
     runs.edit_generation(run, 4, change)
-    with pytest.raises(LedgerError, match=f"generation 4.*{told}"):
+    with pytest.raises(LedgerError, match=f"generation 4.*{reason}"):
         verify_run(run)
 
 
@@ -280,8 +280,8 @@ def test_weights_of_another_element_type_are_named(failure, run):
     runs.edit_ledger(
         run, lambda data: data.update(resolved_weights_dtype="float16") if "resolved_weights_dtype" in data else None
     )
-    told = failure("verify", run)
-    assert told.startswith(f"{run} was trained with weights in float16; here it would be float32, the type of 'toy'")
+    message = failure("verify", run)
+    assert message.startswith(f"{run} was trained with weights in float16; here it would be float32, the type of 'toy'")
 
 
 @pytest.mark.parametrize("damage", ["torn", "another run's"])
@@ -295,9 +295,9 @@ def test_a_snapshot_that_holds_other_weights_is_named_if_asked_for(failure, comm
         engine.load()
         engine.snapshot(newest.folder)
     assert command("verify", run)[0] == 0
-    told = failure("verify", run, "--snapshots")
-    assert told.startswith(f"the ledger verifies, but the snapshot {newest.folder} holds ")
-    assert told.endswith("Delete it: snapshots only save time.")
+    message = failure("verify", run, "--snapshots")
+    assert message.startswith(f"the ledger verifies, but the snapshot {newest.folder} holds ")
+    assert message.endswith("Delete it: snapshots only save time.")
 
 
 def test_settings_that_results_depend_on_cannot_be_changed(failure, command, run):

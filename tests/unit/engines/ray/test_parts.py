@@ -39,8 +39,8 @@ TERMS = (Term(3, 0, 0.1), Term(3, 1, -0.25), Term(3, 2, 1e-300))
 
 
 def job(**changes) -> Job:
-    told = {"tokens": False, **changes}
-    return Job(5, 0.05, MEMBERS, PROMPTS, Sampling(8, samples=2, stop=("END",)), **told)
+    options = {"tokens": False, **changes}
+    return Job(5, 0.05, MEMBERS, PROMPTS, Sampling(8, samples=2, stop=("END",)), **options)
 
 
 def rollout(of: Job, member: int, prompt: int, sample: int, *, tokens: bool = True) -> Rollout:
@@ -60,8 +60,8 @@ class Numbers(Scheduler):
     def __init__(self, **limits: float) -> None:
         super().__init__(RaySettings(**limits))
 
-    def add(self, cost: float, **how) -> int:
-        return super().add(Request(cost, **how)).number
+    def add(self, cost: float, **options) -> int:
+        return super().add(Request(cost, **options)).number
 
     def next(self, worker: str, now: float, others: int) -> int | None:
         return number(super().next(worker, now, others))
@@ -178,7 +178,7 @@ def test_work_without_a_cost_is_never_given_to_two():
     assert queue.next("b", 1000.0, 1) is None
 
 
-def test_a_task_is_not_given_up_while_somebody_is_at_it():
+def test_a_request_is_not_given_up_while_a_worker_runs_it():
     queue = scheduler(retries=0)
     queue.pace = 1.0
     queue.add(1.0)
@@ -360,8 +360,8 @@ def test_a_worker_that_reads_text_otherwise_is_refused():
     agreement = Agreement()
     assert agreement.objection("toy", info) is None
     assert agreement.objection("toy", info) is None
-    told = agreement.objection("toy", replace(info, tokenizer_fingerprint="b"))
-    assert told == (
+    objection = agreement.objection("toy", replace(info, tokenizer_fingerprint="b"))
+    assert objection == (
         "its tokenizer or chat template reads text otherwise (b) than the others' (a): give all workers the same files "
         "of the model"
     )

@@ -28,7 +28,7 @@ UPDATES = (Update(1, (Term(1, 0, 0.1), Term(0, 2, -0.2))), Update(2, (Term(2, 1,
 
 def pair(perturbation: str, dtype: str, subspaces: int = 1) -> tuple[Weights, Weights]:
     """The same weights in numpy and on the device."""
-    how = Noise(
+    scheme = Noise(
         7, perturbation, rank=2, weights_dtype="float32" if dtype == "float32" else "model", subspaces=subspaces
     )
     base = {
@@ -37,8 +37,8 @@ def pair(perturbation: str, dtype: str, subspaces: int = 1) -> tuple[Weights, We
     }
     arrays = {name: nearest(a.ravel(), dtype).reshape(a.shape).copy() for name, a in base.items()}
     tensors = {name: as_tensor(a.copy()).to(DEVICE) for name, a in arrays.items()}
-    there = Weights(tensors, how, kernels=gpu, anchor=lambda name: torch.from_numpy(base[name]).to(DEVICE))
-    return Weights(arrays, how, anchor=lambda name: base[name]), there
+    there = Weights(tensors, scheme, kernels=gpu, anchor=lambda name: torch.from_numpy(base[name]).to(DEVICE))
+    return Weights(arrays, scheme, anchor=lambda name: base[name]), there
 
 
 @pytest.mark.parametrize(("perturbation", "dtype", "subspaces"), [(*one, k) for one, k in zip(KINDS, cycle((1, 3)))])

@@ -37,7 +37,7 @@ def test_plain_functions_of_ours_stay_in_the_main_thread():
     assert placed(length_error, source="seedtune.tasks.builtin.conciseness.length_error").where == "worker"
 
 
-def test_without_workers_everything_else_is_in_threads_and_nobody_is_told_why():
+def test_without_workers_everything_else_is_in_threads_without_a_note():
     for more in ({}, {"source": "file.py:function"}, {"inline": True}):
         assert placed(hostile.length, 0, **more) == placed(lambda completions: [], 0, **more) == Placement("thread")
 
@@ -109,16 +109,16 @@ def test_a_function_of_an_unguarded_script_stays_so_that_the_script_does_not_run
 
 
 @pytest.mark.parametrize(
-    ("how", "calls"),
+    ("batch", "calls"),
     [
         ("sample", [(place,) for place in range(8)]),
         ("prompt", [(0, 1, 4, 5), (2, 3, 6, 7)]),
         ("all", [tuple(range(8))]),
     ],
 )
-def test_calls_hold_what_was_asked_for_in_order(how, calls):
-    assert batches(how, PROMPTS) == calls
-    assert batches(how, []) == []
+def test_calls_hold_what_was_asked_for_in_order(batch, calls):
+    assert batches(batch, PROMPTS) == calls
+    assert batches(batch, []) == []
 
 
 def test_chunks_are_neighbours():

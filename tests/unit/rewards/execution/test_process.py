@@ -130,9 +130,9 @@ def test_a_lower_limit_of_the_machine_holds_and_is_named():
         "print(call('length').values, call('exhausts_memory').faults[0].message); worker.close()"
     )
     path = {**os.environ, "PYTHONPATH": os.pathsep.join([str(runs.SOURCE), str(Path(FILE).parent)])}
-    told = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, env=path, text=True, check=True)
+    process = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, env=path, text=True, check=True)
     limits = "reward_memory_mb=2048 and ulimit: 300 MiB"
-    assert told.stdout == f"[2.0] ran out of memory ({limits}): it raised MemoryError\n"
+    assert process.stdout == f"[2.0] ran out of memory ({limits}): it raised MemoryError\n"
 
 
 @pytest.mark.parametrize(

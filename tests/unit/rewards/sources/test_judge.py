@@ -102,9 +102,9 @@ def test_a_wait_is_seconds_or_a_date():
     assert [(_seconds(f"Wed, 21 Oct {year} 07:28:00 GMT") or 0.0) > 60.0 for year in (2099, 2015)] == [True, False]
 
 
-@pytest.mark.parametrize("how", ["hang", "trickle"])
-def test_a_server_that_hangs_or_trickles_costs_its_time_out_and_that_sample(how, caplog):
-    replies = {"bad": how, "good": chat("4")}
+@pytest.mark.parametrize("failure", ["hang", "trickle"])
+def test_a_server_that_hangs_or_trickles_costs_its_time_out_and_that_sample(failure, caplog):
+    replies = {"bad": failure, "good": chat("4")}
     with serving(lambda body: replies[body["messages"][0]["content"]]) as server:
         one = judge(server, timeout=1.0, retries=1, prompt="{completion}")
         assert ask(one, "good", "bad", "good") == [4.0, None, 4.0]
@@ -135,7 +135,7 @@ def test_an_answer_without_a_score_costs_that_sample(reply):
     assert len(server.requests) == 1
 
 
-def test_nobody_listening_costs_the_samples_and_not_the_run(caplog):
+def test_a_server_that_is_down_costs_the_samples_and_not_the_run(caplog):
     with serving(chat("1")) as server:
         pass
     assert ask(judge(server, retries=0), "a", "b") == [None, None]

@@ -34,7 +34,7 @@ def test_the_key_goes_into_its_header_and_nowhere_else(monkeypatch, caplog, capf
         for _ in range(3):
             reward.function(["p"], ["c"])
     assert all(request["headers"]["Authorization"] == f"Bearer {KEY}" for request in server.requests)
-    told = [
+    texts = [
         caplog.text,
         *capfd.readouterr(),
         repr(reward),
@@ -42,7 +42,7 @@ def test_the_key_goes_into_its_header_and_nowhere_else(monkeypatch, caplog, capf
         str(config.model_dump()),
         str(config.identity()),
     ]
-    assert not any(KEY in text for text in told)
+    assert not any(KEY in text for text in texts)
     assert not any(KEY in json.dumps(request["body"]) for request in server.requests)
 
 
@@ -72,7 +72,7 @@ def test_a_key_in_the_address_is_refused_without_repeating_it(query):
 
 
 @pytest.mark.parametrize(
-    ("address", "told"),
+    ("address", "is_logged"),
     [
         ("http://judge.example/v1", True),
         ("http://10.0.0.7:8000/v1", True),
@@ -84,10 +84,10 @@ def test_a_key_in_the_address_is_refused_without_repeating_it(query):
         ("http://[::1]:8000/v1", False),
     ],
 )
-def test_a_key_that_leaves_this_machine_unencrypted_is_told(address, told, monkeypatch, caplog):
+def test_a_key_that_leaves_this_machine_unencrypted_is_told(address, is_logged, monkeypatch, caplog):
     monkeypatch.setenv("JUDGE_KEY", KEY)
     Judge(JudgeSettings(base_url=address, api_key_env="JUDGE_KEY"))
-    assert ("goes over the network unencrypted" in caplog.text) == told
+    assert ("goes over the network unencrypted" in caplog.text) == is_logged
     assert KEY not in caplog.text
     caplog.clear()
     Judge(JudgeSettings(base_url=address))

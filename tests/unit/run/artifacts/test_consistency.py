@@ -124,7 +124,7 @@ def test_an_edited_reward_is_named_by_its_generation():
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "reason"),
     [
         ({"sigma": 0.3}, "recorded is sigma 0.3, but the configuration gives 0.05"),
         ({"members": (Member(2, 9, 1),) * 6}, r"recorded is member 9\+, but the strategy asks for 0\+"),
@@ -132,10 +132,10 @@ def test_an_edited_reward_is_named_by_its_generation():
     ],
     ids=str,
 )
-def test_a_plan_that_the_strategy_does_not_make_is_named(changes, told):
+def test_a_plan_that_the_strategy_does_not_make_is_named(changes, reason):
     contents = ledger_of("zscore", scores())
     plan = replace(contents.records[2].plan, **changes)
-    with pytest.raises(LedgerError, match=f"run: generation 2 does not follow from the run's configuration: {told}"):
+    with pytest.raises(LedgerError, match=f"run: generation 2 does not follow from the run's configuration: {reason}"):
         checked("zscore", edited(contents, 2, plan=plan))
 
 

@@ -89,7 +89,7 @@ RECORDS = {
     "pairs": [record(0, "0+ 0- 1+ 1-", [1.0, 0.1, 0.7, -3.0]), record(1, "0+ 0- 1+ 1-", [0.3, 0.1, 0.7, 2.0])],
     "one sign": [record(0, "0+ 1+ 2+", [1.0, 0.1, 0.7]), record(1, "0+ 1+ 2+", [0.3, 0.1, 0.7])],
     "NaN rewards": [record(0, "0+ 0- 1+ 1-", [1.0, math.nan, 0.7, math.nan])],
-    "nobody scored": [record(0, "0+ 0-", [math.nan, math.nan]), record(1, "0+ 0-", [0.0, 1.0])],
+    "no scores": [record(0, "0+ 0-", [math.nan, math.nan]), record(1, "0+ 0-", [0.0, 1.0])],
     "all tied": [record(0, "0+ 0-", [2.0, 2.0]), record(1, "0+ 0-", [0.0, 1.0]), record(2, "0+ 0-", [5.0, 5.0])],
     "noise of another generation": [record(0, "0+ 7:3+ 7:3- 9:0-", [1.0, 0.1, 0.7, -3.0])],
     "several generations": [record(g, f"0+ {g + 1}:0+ 0:5- 2:5+", [1.0, g, 0.7, -3.0]) for g in range(5)],
@@ -160,13 +160,13 @@ def test_a_pack_cut_at_any_byte_is_truncated():
 def test_a_pack_with_a_flipped_bit_anywhere_is_refused():
     header = WHOLE.index(b"\n")
     for place, byte in enumerate(WHOLE):
-        told = refusal(WHOLE[:place] + bytes([byte ^ 1 << place % 8]) + WHOLE[place + 1 :])
+        message = refusal(WHOLE[:place] + bytes([byte ^ 1 << place % 8]) + WHOLE[place + 1 :])
         if place < len(pack_format.MAGIC):
-            assert told == "file is not a pack. Give a file that 'seedtune pack' wrote."
+            assert message == "file is not a pack. Give a file that 'seedtune pack' wrote."
         elif place < header:
-            assert told.startswith("file was changed after it was written: the checksum of its header is another.")
+            assert message.startswith("file was changed after it was written: the checksum of its header is another.")
         elif place > header:
-            assert told.startswith("file was changed after it was written: the checksum of it is another.")
+            assert message.startswith("file was changed after it was written: the checksum of it is another.")
 
 
 def test_a_pack_with_something_behind_it_is_refused():
@@ -188,8 +188,8 @@ def resealed(raw: bytes = WHOLE, **changes) -> bytes:
 
 
 def test_a_newer_format_is_named_with_the_version_that_writes_it():
-    told = refusal(resealed(seedtune_pack=2, seedtune="9.1"))
-    assert told.startswith("file has pack format 2, made by seedtune 9.1; this version reads format 1.")
+    message = refusal(resealed(seedtune_pack=2, seedtune="9.1"))
+    assert message.startswith("file has pack format 2, made by seedtune 9.1; this version reads format 1.")
 
 
 @pytest.mark.parametrize(

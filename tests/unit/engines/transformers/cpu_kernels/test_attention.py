@@ -96,10 +96,10 @@ def test_decode_sees_the_latest_tokens_of_a_window_only(window: int, dtype: torc
 @pytest.mark.parametrize("window", [0, 7])
 def test_decode_caps_scores_softly(window: int, dtype: torch.dtype) -> None:
     step = Step(LENGTHS, heads=4, kv_heads=2, dims=(16, 16), dtype=dtype)
-    how = {"softcap": 1.5, "window": window, "scaling": 1.0}
-    expected = step.expected(**how)
-    assert (expected - step.expected(**{**how, "softcap": 0.0})).abs().max() > 0.1
-    torch.testing.assert_close(step.run(**how), expected, atol=TOLERANCE[dtype], rtol=0)
+    options = {"softcap": 1.5, "window": window, "scaling": 1.0}
+    expected = step.expected(**options)
+    assert (expected - step.expected(**{**options, "softcap": 0.0})).abs().max() > 0.1
+    torch.testing.assert_close(step.run(**options), expected, atol=TOLERANCE[dtype], rtol=0)
 
 
 @DTYPES
@@ -165,13 +165,13 @@ class Prompts:
 
 
 @DTYPES
-@pytest.mark.parametrize("how", [{}, {"window": 5}, {"softcap": 1.5, "scaling": 1.0}], ids=["all", "window", "cap"])
+@pytest.mark.parametrize("options", [{}, {"window": 5}, {"softcap": 1.5, "scaling": 1.0}], ids=["all", "window", "cap"])
 @pytest.mark.parametrize(("heads", "kv_heads", "dims"), [(4, 4, (16, 16)), (6, 2, (32, 48))])
 def test_prompts_attend_to_their_own_beginnings(
-    heads: int, kv_heads: int, dims: tuple[int, int], how: dict[str, float], dtype: torch.dtype
+    heads: int, kv_heads: int, dims: tuple[int, int], options: dict[str, float], dtype: torch.dtype
 ) -> None:
     prompts = Prompts(heads=heads, kv_heads=kv_heads, dims=dims, dtype=dtype)
-    torch.testing.assert_close(prompts.run(**how), prompts.expected(**how), atol=TOLERANCE[dtype], rtol=0)
+    torch.testing.assert_close(prompts.run(**options), prompts.expected(**options), atol=TOLERANCE[dtype], rtol=0)
 
 
 @DTYPES

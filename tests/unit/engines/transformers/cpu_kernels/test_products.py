@@ -41,8 +41,8 @@ def normal(*shape: int, seed: int, dtype: torch.dtype = torch.bfloat16) -> Tenso
 def product(x: Tensor, weight: Tensor, kind: Any, *, bias: Tensor | None = None, plain: bool = False) -> Tensor:
     out = torch.full((x.shape[0], weight.shape[0]), torch.nan, dtype=x.dtype)
     start = products.starts(None if bias is None else bias.numpy(), weight.shape[0], kind)
-    how = bits(weight) if plain else products.pack(bits(weight), kind)
-    products.multiply(bits(out), bits(x), how, start, kind=kind)
+    layout = bits(weight) if plain else products.pack(bits(weight), kind)
+    products.multiply(bits(out), bits(x), layout, start, kind=kind)
     return out
 
 

@@ -63,8 +63,8 @@ def kernels_of(program: str, *arguments: str) -> set[str]:
     return set(json.loads(done.stdout.splitlines()[-1]))
 
 
-def config(**how: Any) -> Config:
-    return Config(model="smollm2-135m", task="conciseness", **how)
+def config(**settings: Any) -> Config:
+    return Config(model="smollm2-135m", task="conciseness", **settings)
 
 
 @pytest.mark.slow

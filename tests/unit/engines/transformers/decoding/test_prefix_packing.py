@@ -1,4 +1,4 @@
-"""Packed prompts: beginnings are shared by the prompts of one member, and by nobody else."""
+"""Packed prompts: prompts of one member share their beginning, prompts of different members do not."""
 
 from __future__ import annotations
 
