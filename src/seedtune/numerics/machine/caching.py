@@ -44,11 +44,11 @@ OUTSIDE = ("numerics/fingerprint.py", "numerics/noise.py", "numerics/rounding.py
 UNUSED_DAYS = 30
 """A folder of other sources is removed after this long without use."""
 
-PATIENCE = 60.0
+LOCK_SECONDS = 60.0
 """Seconds to wait for a process that compiles the same function: it may be stopped, not only slow."""
 
 _waited_in_vain = threading.Event()
-"""Set once `PATIENCE` ran out: the process does not wait for other functions, too."""
+"""Set once `LOCK_SECONDS` ran out: the process does not wait for other functions, too."""
 
 
 def njit(*, cache: bool = False, **options: Any) -> Callable[[Callable[..., Any]], Any]:
@@ -165,7 +165,7 @@ class KernelCache(FunctionCache):
     """A compiled function's cache: one process at a time compiles and saves it, and failures disable the cache.
 
     A process that misses a signature takes the lock of the function, looks again, compiles and saves.  Locks are taken
-    in the order of calls between compiled functions, which has no cycles; after `PATIENCE` (once), or where files
+    in the order of calls between compiled functions, which has no cycles; after `LOCK_SECONDS` (once), or where files
     cannot be locked, the function is compiled without the lock and not saved.  The lock of a killed process is free.
     """
 
@@ -221,13 +221,13 @@ class KernelCache(FunctionCache):
 
 
 def _locked(path: Path) -> IO[bytes]:
-    """Return the open file, locked; raise `TimeoutError` if another process holds its lock longer than `PATIENCE`."""
+    """Return the open file, locked; raise `TimeoutError` if another process holds the lock for `LOCK_SECONDS`."""
     with ExitStack() as failed, activities.doing("compiling for this processor, in another process"):
-        file, end = failed.enter_context(open(path, "wb")), time.monotonic() + PATIENCE
+        file, end = failed.enter_context(open(path, "wb")), time.monotonic() + LOCK_SECONDS
         while not _try_lock(file):
             if _waited_in_vain.is_set() or time.monotonic() > end:
                 _waited_in_vain.set()
-                raise TimeoutError(f"another process holds {path}, and this one has waited for {PATIENCE:.0f} s")
+                raise TimeoutError(f"another process holds {path}, and this one has waited for {LOCK_SECONDS:.0f} s")
             time.sleep(0.05)
         failed.pop_all()
     return file

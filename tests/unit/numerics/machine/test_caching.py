@@ -140,7 +140,7 @@ def refuse(*_: Any) -> None:
 def test_a_function_that_cannot_be_locked_is_compiled_all_the_same_and_not_saved(tmp_path, monkeypatch, twice, why):
     with open(tmp_path / f"{twice._cache._impl.filename_base}.lock", "wb") as held, monkeypatch.context() as patch:
         fcntl.flock(held, fcntl.LOCK_EX)
-        patch.setattr(caching, "PATIENCE", 0.1)
+        patch.setattr(caching, "LOCK_SECONDS", 0.1)
         if why == "no locks":
             patch.setattr(fcntl, "flock", refuse)
         assert twice(1.0) == 2.0
@@ -154,9 +154,9 @@ def test_a_process_waits_in_vain_only_once(tmp_path, monkeypatch, twice):
     """A stopped process may hold the locks of many functions."""
     with open(tmp_path / f"{twice._cache._impl.filename_base}.lock", "wb") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
-        monkeypatch.setattr(caching, "PATIENCE", 0.1)
+        monkeypatch.setattr(caching, "LOCK_SECONDS", 0.1)
         assert twice(1.0) == 2.0
-        monkeypatch.setattr(caching, "PATIENCE", 1e6)
+        monkeypatch.setattr(caching, "LOCK_SECONDS", 1e6)
         assert twice(np.float32(1)) == 2
 
 
