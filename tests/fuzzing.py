@@ -233,7 +233,7 @@ def an_answer(files: Files, draw: np.random.Generator) -> None:
     said = text(draw)
     countdown.value_of(said), countdown.reaches(said, [1, 2, 3], 6)
     answer_tags.tagged(said), answer_tags.format_marks(said)
-    math_answer.final_answer(said), math_answer.answer_said(said), math_answer.equal(said[:300], "\\frac{1}{2}")
+    math_answer.final_answer(said), math_answer.normalized_answer(said), math_answer.equal(said[:300], "\\frac{1}{2}")
     multiple_choice.chosen(said, ["a", "b"]), multiple_choice.choice_said(said)
     instruction_format.instructions_followed([said], [ASKED])
     grids.grid_of(said), json_schema.json_marks([said], [FITTING])

@@ -86,7 +86,7 @@ def first_line(error: BaseException) -> str:
     return next(filter(None, map(str.strip, str(error).splitlines())), type(error).__name__)
 
 
-def nearest(word: str, known: Iterable[str]) -> str:
+def suggest(word: str, known: Iterable[str]) -> str:
     """Return `` Did you mean 'x'?`` with the known word nearest to ``word``, or an empty string."""
     if len(word) > 200:
         return ""

@@ -15,7 +15,7 @@ import numpy as np
 from seedtune import activities, strategies
 from seedtune.config.config import Config
 from seedtune.engines.base import Engine, EngineInfo, EngineTimes
-from seedtune.errors import ConfigError, RewardError, nearest, several
+from seedtune.errors import ConfigError, RewardError, several, suggest
 from seedtune.evaluation import report
 from seedtune.evaluation.held_out import during_training, others, right
 from seedtune.rewards.failures import UNSCORED, unscored_reason
@@ -304,13 +304,13 @@ def _check_events(callback: Any) -> None:
     missing = [name for name in known if not callable(getattr(callback, name, None))]
     handled = [name for name in dir(callback) if name.startswith("on_") and callable(getattr(callback, name, None))]
     handles_none = len(missing) == len(known)
-    unknown = next((name for name in handled if name not in known and (handles_none or nearest(name, missing))), None)
+    unknown = next((name for name in handled if name not in known and (handles_none or suggest(name, missing))), None)
     if not handles_none and unknown is None and not isinstance(callback, type):
         return
     why = "is a class: give an instance" if isinstance(callback, type) else "hears of no event"
     raise ConfigError(
         f"the callback {callback!r} {why if unknown is None else f'waits for {unknown}, which is no event'}."
-        f"{nearest(unknown or '', known)} The events are {', '.join(known)}."
+        f"{suggest(unknown or '', known)} The events are {', '.join(known)}."
     )
 
 

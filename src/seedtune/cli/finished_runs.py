@@ -145,7 +145,7 @@ def count(number: int, what: str) -> str:
 
 
 def _verified(found: Verification) -> list[str]:
-    from seedtune.engines.recorded_arithmetic import words
+    from seedtune.engines.recorded_arithmetic import summary
 
     contents, last, matched = found.contents, max(found.matched, default=0), len(found.matched)
     done = contents.generations
@@ -155,7 +155,7 @@ def _verified(found: Verification) -> list[str]:
         *_audited(found.audit),
         f"base model: fingerprint {contents.header.base_fingerprint}, as recorded",
         *(
-            f"rewards{f' from generation {at} on' if at else ''}: computed with {words(entry)} (not measured again)"
+            f"rewards{f' from generation {at} on' if at else ''}: computed with {summary(entry)} (not measured again)"
             for at, entry in sorted(contents.arithmetics.items())
         ),
         f"replayed {count(done, 'generation')} from the base model in {found.seconds:.2f} s",

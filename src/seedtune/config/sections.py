@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 
 from seedtune.config.foreign_data import check_finite, shown
 from seedtune.config.paths import LocalPath, absolute
-from seedtune.errors import ConfigError, nearest
+from seedtune.errors import ConfigError, suggest
 from seedtune.types import COUNT, STEPS
 
 DAY = 86_400.0
@@ -301,7 +301,7 @@ def explain(error: Any, model: type[BaseModel], prefix: str = "") -> str:
         known = _known_keys(error["loc"][:-1], model)
         listed = f"Known: {', '.join(known)}" if known else "There are none."
         name = str(error["loc"][-1])
-        hint = f" It is a top-level setting: {name}." if name in model.model_fields else nearest(name, known)
+        hint = f" It is a top-level setting: {name}." if name in model.model_fields else suggest(name, known)
         return f"unknown setting {path!r}.{hint} {listed}"
     message = _MESSAGES.get(
         error["type"], error["msg"].removeprefix("Value error, ").replace("Input should be", "must be")

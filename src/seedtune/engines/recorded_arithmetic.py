@@ -28,10 +28,10 @@ def of_engine(entry: Entry, engine: str) -> Entry:
     return entry if workers is None else workers.get(engine, {})
 
 
-def words(entry: Entry) -> str:
+def summary(entry: Entry) -> str:
     """Format the whole entry on one line, for display."""
     if "workers" in entry:
-        return "; ".join(f"{name}: {words(part)}" for name, part in sorted(entry["workers"].items()))
+        return "; ".join(f"{name}: {summary(part)}" for name, part in sorted(entry["workers"].items()))
     if not entry:
         return "not recorded"
     library = entry.get("library")

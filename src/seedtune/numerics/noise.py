@@ -153,7 +153,7 @@ def philox4x32(counter: NDArray[np.uint32], key: tuple[int, int]) -> NDArray[np.
     return np.stack([c0, c1, c2, c3], axis=-1).astype(np.uint32)
 
 
-def words(address: Address, block_start: int, count: int) -> NDArray[np.uint32]:
+def philox_words(address: Address, block_start: int, count: int) -> NDArray[np.uint32]:
     """Return the Philox words of blocks ``block_start .. block_start + count - 1``: uint32 [count, 4].
 
     Raises ValueError when a block is outside [0, 2**56).
@@ -170,7 +170,7 @@ def codes(address: Address, start: int, count: int) -> NDArray[np.uint16]:
     _check_range("element", start, count, ELEMENT_LIMIT)
     first, offset = divmod(start, LANES)
     blocks = -(-(offset + count) // LANES)
-    return _codes_of(words(address, first, blocks)).reshape(-1)[offset : offset + count]
+    return _codes_of(philox_words(address, first, blocks)).reshape(-1)[offset : offset + count]
 
 
 def normals(address: Address, start: int, count: int) -> NDArray[np.float32]:
@@ -258,7 +258,7 @@ def integers(address: Address, start: int, count: int) -> NDArray[np.uint64]:
     """
     _check_range("index", start, count, BLOCK_LIMIT * 2)
     first, offset = divmod(start, 2)
-    drawn = words(address, first, -(-(offset + count) // 2)).reshape(-1, 2).astype(np.uint64)
+    drawn = philox_words(address, first, -(-(offset + count) // 2)).reshape(-1, 2).astype(np.uint64)
     return (drawn[:, 0] | (drawn[:, 1] << _HALF))[offset : offset + count]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 
-from seedtune.errors import ConfigError, nearest
+from seedtune.errors import ConfigError, suggest
 
 
 def select(names: Iterable[str], patterns: Sequence[str]) -> list[str]:
@@ -21,7 +21,7 @@ def select(names: Iterable[str], patterns: Sequence[str]) -> list[str]:
     for pattern in (pattern for pattern, found in matches.items() if not found):
         raise ConfigError(
             f"trainable: the pattern {pattern!r} matches none of the model's {len(known)} tensors."
-            f"{nearest(pattern.removeprefix('!'), known)} Names look like {known[0]!r}; * stands for anything."
+            f"{suggest(pattern.removeprefix('!'), known)} Names look like {known[0]!r}; * stands for anything."
         )
     wanted = [found for pattern, found in matches.items() if not pattern.startswith("!")] or [set(known)]
     frozen = set().union(*(found for pattern, found in matches.items() if pattern.startswith("!")))

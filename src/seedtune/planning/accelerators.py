@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from seedtune.errors import ConfigError, nearest
+from seedtune.errors import ConfigError, suggest
 
 EFFICIENCY = 0.5
 """Assumed share of a datasheet's bandwidth and FLOP/s."""
@@ -80,7 +80,7 @@ def parse_device(text: str) -> tuple[int, str]:
     known = (CPU, *MACHINES)
     name = match[2].replace(" ", "") if match else text.strip().lower()
     if match is None or name not in known:
-        raise ConfigError(f"--devices: {text!r} is not a known device.{nearest(name, known)} Known: {', '.join(known)}")
+        raise ConfigError(f"--devices: {text!r} is not a known device.{suggest(name, known)} Known: {', '.join(known)}")
     count = int(match[1] or 1)
     if not 1 <= count <= LARGEST:
         raise ConfigError(f"--devices: {text!r} asks for {count} devices. Give 1 to {LARGEST}.")

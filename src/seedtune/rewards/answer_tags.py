@@ -23,7 +23,7 @@ def tagged(text: str) -> str | None:
     return text[start + len(OPEN) : end].strip() if end >= 0 else None
 
 
-def answer_said(text: str) -> str:
+def voted_answer(text: str) -> str:
     """Return the `tagged` answer, or an empty string, for majority votes."""
     return tagged(text) or ""
 

@@ -15,18 +15,18 @@ Likelihoods = Callable[[Sequence[Sequence[float]], int], tuple[int, float]]
 """(log-probabilities of each answer's tokens, index of the right answer) → (index of the chosen answer, score)."""
 
 
-def mean(answers: Sequence[str], rewards: Sequence[float]) -> list[int]:
+def select_all(answers: Sequence[str], rewards: Sequence[float]) -> list[int]:
     """Select every sample: the expected reward."""
     return list(range(len(rewards)))
 
 
-def pass_at_k(answers: Sequence[str], rewards: Sequence[float]) -> list[int]:
+def select_best(answers: Sequence[str], rewards: Sequence[float]) -> list[int]:
     """Select the first sample with the highest reward: max over k, which for rewards of 0 and 1 is pass@k."""
     scored = [index for index, reward in enumerate(rewards) if not math.isnan(reward)]
     return [max(scored, key=lambda index: rewards[index])] if scored else []
 
 
-def majority_at_k(answers: Sequence[str], rewards: Sequence[float]) -> list[int]:
+def select_majority(answers: Sequence[str], rewards: Sequence[float]) -> list[int]:
     """Select the samples with the most frequent answer, on ties the one that came first; empty answers do not vote.
 
     Selects all samples if none has an answer.  The task extracts the answer of a completion (`Task.answer_of`).
@@ -63,10 +63,10 @@ LIKELIHOODS: dict[str, Likelihoods] = {"logprob": logprob, "choice_accuracy": ch
 """Likelihood objectives on reference answers by name; they generate nothing."""
 
 OBJECTIVES: dict[str, Objective] = {
-    "mean": mean,
-    "pass_at_k": pass_at_k,
-    "majority_at_k": majority_at_k,
-    **dict.fromkeys(LIKELIHOODS, mean),  # one value per prompt, equal to its mean
+    "mean": select_all,
+    "pass_at_k": select_best,
+    "majority_at_k": select_majority,
+    **dict.fromkeys(LIKELIHOODS, select_all),  # one value per prompt, equal to its mean
 }
 """Objectives by their name in the configuration."""
 

@@ -35,8 +35,8 @@ def load(
         if chosen == config:
             raise
         raise RunError(
-            f"{root} was computed with {recorded_arithmetic.words(recorded)}, which cannot be had here: {error} To go "
-            f"on with another arithmetic, name it: {resume_command(root)} --set products=KIND"
+            f"{root} was computed with {recorded_arithmetic.summary(recorded)}, which cannot be had here: {error} To "
+            f"go on with another arithmetic, name it: {resume_command(root)} --set products=KIND"
         ) from error
 
 
@@ -57,8 +57,8 @@ def _check(root: Path, config: Config, recorded: Entry, info: EngineInfo) -> Non
     if not recorded or config.products != "auto" or recorded_arithmetic.same(recorded, here):
         return
     raise RunError(
-        f"{root} was computed with {recorded_arithmetic.words(recorded)}; here it would be "
-        f"{recorded_arithmetic.words(here)}: rewards could differ from those of a run that never stopped."
+        f"{root} was computed with {recorded_arithmetic.summary(recorded)}; here it would be "
+        f"{recorded_arithmetic.summary(here)}: rewards could differ from those of a run that never stopped."
         f"{_threads(recorded, here)} To go on all the same, which the ledger will say: "
         f"{resume_command(root)} --set products={_kind(config, here)}"
     )
@@ -78,7 +78,7 @@ def note(book: ledger.Ledger, paths: directory.RunPaths, contents: ledger.Conten
         return
     log.warning(
         "%s: from generation %d on rewards are computed with %s, before with %s",
-        *(paths.root, done, recorded_arithmetic.words(now), recorded_arithmetic.words(before)),
+        *(paths.root, done, recorded_arithmetic.summary(now), recorded_arithmetic.summary(before)),
     )
     book.note(done, arithmetic=now)
     directory.append_lines(paths.metrics, [run_metrics.products_row(info, done)])

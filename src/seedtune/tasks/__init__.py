@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from seedtune.errors import ConfigError, nearest
+from seedtune.errors import ConfigError, suggest
 from seedtune.rewards.base import Reward
 from seedtune.tasks.base import Task, TaskKind
 from seedtune.tasks.builtin import (
@@ -54,7 +54,7 @@ def create(name: str, args: Mapping[str, Any] | None = None) -> Task:
         return from_file(name, given)
     if name not in TASKS:
         raise ConfigError(
-            f"task={name!r} is not a built-in task.{nearest(name, TASKS)} Known: {', '.join(TASKS)}; or "
+            f"task={name!r} is not a built-in task.{suggest(name, TASKS)} Known: {', '.join(TASKS)}; or "
             f"{reasoning_gym.PREFIX}NAME, or file.py:function"
         )
     kind = TASKS[name]

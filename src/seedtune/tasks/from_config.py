@@ -9,7 +9,7 @@ from typing import Any
 
 from seedtune.config.config import Config
 from seedtune.config.data_and_rewards import OBJECTS, DatasetSettings
-from seedtune.errors import ConfigError, nearest, several
+from seedtune.errors import ConfigError, several, suggest
 from seedtune.rewards.base import Reward
 from seedtune.rewards.sources import build, user_code
 from seedtune.tasks import create, recorded_args
@@ -110,7 +110,7 @@ def environment_of(name: str) -> EnvironmentFactory:
         return ENVIRONMENTS[name]
     if not {":", "."} & set(name):
         raise ConfigError(
-            f"environment={name!r} is not one of ours.{nearest(name, ENVIRONMENTS)} Known: {', '.join(ENVIRONMENTS)}. "
+            f"environment={name!r} is not one of ours.{suggest(name, ENVIRONMENTS)} Known: {', '.join(ENVIRONMENTS)}. "
             "Name your own as file.py:Class or module.Class."
         )
     return user_code.load(name, f"environment={name!r}")

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from seedtune.config.sections import Section, explain
-from seedtune.errors import ConfigError, DataError, SeedtuneError, nearest
+from seedtune.errors import ConfigError, DataError, SeedtuneError, suggest
 from seedtune.rewards.sources import user_code
 from seedtune.tasks.base import Task
 from seedtune.tasks.data.rows import plain
@@ -61,7 +61,7 @@ def _check_arguments(function: Callable[..., Any], given: Mapping[str, Any]) -> 
     unknown = [] if open_ended else [name for name in given if name not in parameters]
     if unknown:
         raise ConfigError(
-            f"unknown setting {PREFIX + unknown[0]!r}.{nearest(unknown[0], parameters)} {function.__name__} takes: "
+            f"unknown setting {PREFIX + unknown[0]!r}.{suggest(unknown[0], parameters)} {function.__name__} takes: "
             f"{', '.join(parameters) or 'none'}"
         )
     required = [p.name for p in parameters.values() if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]

@@ -155,13 +155,13 @@ def test_words_name_everything_that_is_recorded():
     library = {"name": "torch", "version": "2.13.0", "oneDNN": "3.12.0", "threads": 2}
     one = {"products": "library", "attention": "library", "device": "cpu", "library": library}
     two = {"products": "fma32/1", "attention": "lanes32/1", "device": "cpu"}
-    assert recorded_arithmetic.words(one) == (
+    assert recorded_arithmetic.summary(one) == (
         "products library, attention library, cpu, by torch 2.13.0 (oneDNN 3.12.0, threads 2)"
     )
-    assert recorded_arithmetic.words({"workers": {"vllm": one, "transformers": two}}) == (
-        f"transformers: products fma32/1, attention lanes32/1, cpu; vllm: {recorded_arithmetic.words(one)}"
+    assert recorded_arithmetic.summary({"workers": {"vllm": one, "transformers": two}}) == (
+        f"transformers: products fma32/1, attention lanes32/1, cpu; vllm: {recorded_arithmetic.summary(one)}"
     )
-    assert recorded_arithmetic.words({}) == "not recorded"
+    assert recorded_arithmetic.summary({}) == "not recorded"
     assert (recorded_arithmetic.kind(two), recorded_arithmetic.kind({})) == ("fma32", "")
 
 

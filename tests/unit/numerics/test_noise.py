@@ -210,7 +210,7 @@ def test_other_impossible_addresses_are_refused() -> None:
         with pytest.raises(ValueError, match="element range"):
             noise.normals(HERE, start, count)
     with pytest.raises(ValueError, match="block range"):
-        noise.words(HERE, 2**56, 1)
+        noise.philox_words(HERE, 2**56, 1)
     with pytest.raises(ValueError, match="index range"):
         noise.integers(HERE, 2**57, 1)
 

@@ -14,9 +14,9 @@ from seedtune.rollouts.objectives import (
     OBJECTIVES,
     choice_accuracy,
     logprob,
-    majority_at_k,
-    mean,
-    pass_at_k,
+    select_all,
+    select_best,
+    select_majority,
 )
 
 NAN = math.nan
@@ -37,7 +37,7 @@ samples = st.lists(
     ids=str,
 )
 def test_pass_at_k_is_the_best_sample_that_has_a_reward(rewards, chosen):
-    assert pass_at_k(["x"] * len(rewards), rewards) == chosen
+    assert select_best(["x"] * len(rewards), rewards) == chosen
 
 
 @pytest.mark.parametrize(
@@ -54,18 +54,18 @@ def test_pass_at_k_is_the_best_sample_that_has_a_reward(rewards, chosen):
     ids=str,
 )
 def test_the_majority_is_the_most_frequent_answer_and_of_several_the_first(answers, chosen):
-    assert majority_at_k(answers, [0.0] * len(answers)) == chosen
+    assert select_majority(answers, [0.0] * len(answers)) == chosen
 
 
 @given(samples)
 def test_objectives_agree_with_a_plain_count(drawn):
     texts, rewards = [text for text, _ in drawn], [reward for _, reward in drawn]
-    assert mean(texts, rewards) == list(range(len(drawn)))
+    assert select_all(texts, rewards) == list(range(len(drawn)))
     known = [reward for reward in rewards if not math.isnan(reward)]
-    assert [rewards[i] for i in pass_at_k(texts, rewards)] == ([max(known)] if known else [])
+    assert [rewards[i] for i in select_best(texts, rewards)] == ([max(known)] if known else [])
     votes = [text for text in texts if text] or texts
     winner = max(votes, key=lambda text: (votes.count(text), -votes.index(text)))
-    chosen = majority_at_k(texts, rewards)
+    chosen = select_majority(texts, rewards)
     assert [texts[i] for i in chosen] == ([winner] * votes.count(winner) if any(texts) else texts)
 
 

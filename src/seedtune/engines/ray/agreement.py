@@ -22,7 +22,7 @@ class Agreement:
         first, known = self.info or found, self.known.setdefault(kind, found.arithmetic)
         self.info = first
         if known != found.arithmetic:
-            new, earlier = recorded_arithmetic.words(found.arithmetic), recorded_arithmetic.words(known)
+            new, earlier = recorded_arithmetic.summary(found.arithmetic), recorded_arithmetic.summary(known)
             return f"it computes with {new}, the others with {earlier}: {_fix(kind, known)}"
         others, own = ((info.base_fingerprint, info.resolved_weights_dtype) for info in (first, found))
         if others != own:
@@ -40,7 +40,7 @@ class Agreement:
         if not isinstance(error, ProductsError) or kind not in self.known:
             return error
         known = self.known[kind]
-        others = f"The others compute with {recorded_arithmetic.words(known)}"
+        others = f"The others compute with {recorded_arithmetic.summary(known)}"
         return ProductsError(f"worker {name}: {error} {others}: {_fix(kind, known)}.")
 
 

@@ -17,7 +17,7 @@ from seedtune.config.config import Config
 from seedtune.config.paths import id_and_revision
 from seedtune.engines.transformers.builtin_models import BUILTIN, builtin_folder
 from seedtune.engines.transformers.members.weight_format import as_tensor
-from seedtune.errors import ModelError, nearest
+from seedtune.errors import ModelError, suggest
 from seedtune.numerics.model_files import quantisation, read
 from seedtune.numerics.weights import WeightArray
 
@@ -49,7 +49,7 @@ class ModelSource:
             return cls(name, str(folder), trust_remote_code)
         place, options = id_and_revision(name)
         if folder.is_absolute() or name.startswith(".") or place.count("/") > 1:
-            raise ModelError(f"there is no model folder {name!r}. Check the path.{nearest(name, BUILTIN)}")
+            raise ModelError(f"there is no model folder {name!r}. Check the path.{suggest(name, BUILTIN)}")
         return cls(name, place, trust_remote_code, options)
 
     @classmethod
@@ -100,7 +100,7 @@ class ModelSource:
         return config
 
     def _read(self, factory: Any, **options: Any) -> Any:
-        known = f"({', '.join(BUILTIN)}), a local folder or a Hugging Face id.{nearest(self.name, BUILTIN)}"
+        known = f"({', '.join(BUILTIN)}), a local folder or a Hugging Face id.{suggest(self.name, BUILTIN)}"
         words = {"what": f"the model {self.name!r}", "fix": f"Give a built-in name {known}"}
         try:
             trusted = self.trust_remote_code

@@ -10,7 +10,7 @@ from seedtune.config.sections import VllmSettings
 from seedtune.engines.transformers.checkpoint import ModelSource
 from seedtune.engines.vllm import compat
 from seedtune.engines.vllm.base_model import BaseModelInfo
-from seedtune.errors import ConfigError, nearest
+from seedtune.errors import ConfigError, suggest
 from seedtune.numerics.noise import Noise
 
 _REASONS = {
@@ -67,7 +67,7 @@ def check(settings: VllmSettings) -> None:
         if name in OURS:
             raise ConfigError(f"vllm.{name}={value!r} cannot be given: {OURS[name]}. Leave it out.")
         if name not in known:
-            raise ConfigError(f"unknown setting 'vllm.{name}': vLLM has no such option.{nearest(name, known)}")
+            raise ConfigError(f"unknown setting 'vllm.{name}': vLLM has no such option.{suggest(name, known)}")
     if settings.option("enforce_eager") is False and compat.on_cpu():
         raise ConfigError(
             "vllm.enforce_eager=False: on a CPU a compiled model may go on reading weights as they were packed when it "

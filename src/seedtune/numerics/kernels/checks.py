@@ -47,7 +47,7 @@ def require_rows(start: int, count: int, rank: int) -> None:
         raise ValueError(f"{count} elements from {start} are no whole rows of a factor of rank {rank}; give whole rows")
 
 
-def words(what: str, values: list[int]) -> NDArray[np.uint32]:
+def require_words(what: str, values: list[int]) -> NDArray[np.uint32]:
     """Return numbers as 32-bit words; ValueError for a number outside [0, 2**32)."""
     if values and not 0 <= min(values) <= max(values) < WORD_LIMIT:
         raise ValueError(f"{what}s from {min(values)} to {max(values)} must be at least 0 and below {WORD_LIMIT}")

@@ -19,7 +19,13 @@ from seedtune.numerics import fingerprint as reference
 from seedtune.numerics.kernels import checks, cpu_subspaces
 from seedtune.numerics.kernels import cpu_compiled as compiled
 from seedtune.numerics.kernels.arguments import Place, Tags, UpdatePlan, Where
-from seedtune.numerics.kernels.checks import require_array, require_elements, require_slice, require_subspaces, words
+from seedtune.numerics.kernels.checks import (
+    require_array,
+    require_elements,
+    require_slice,
+    require_subspaces,
+    require_words,
+)
 from seedtune.numerics.noise import Address, Stream, amplitude, quantiles
 from seedtune.types import Update
 
@@ -251,11 +257,11 @@ def plan_of(updates: tuple[Update, ...], rank: int, subspaces: int = 1) -> Updat
         if update.decay is not None:
             row[:] = 1, np.float32(1) - np.float32(update.decay.l2), update.decay.l1
     return UpdatePlan(
-        words("generation", [term.generation for term in terms]),
-        words("pair", [term.pair for term in terms]),
+        require_words("generation", [term.generation for term in terms]),
+        require_words("pair", [term.pair for term in terms]),
         np.array([amplitude(term.weight, rank=rank, subspaces=subspaces) for term in terms], np.float32),
         np.cumsum([len(update.terms) for update in active], dtype=np.int64),
-        words("generation", [update.generation for update in active]),
+        require_words("generation", [update.generation for update in active]),
         decays,
     )
 

@@ -18,7 +18,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from seedtune.numerics import fingerprint as reference
-from seedtune.numerics.kernels.checks import require_elements, require_rows, require_slice, require_subspaces, words
+from seedtune.numerics.kernels.checks import (
+    require_elements,
+    require_rows,
+    require_slice,
+    require_subspaces,
+    require_words,
+)
 from seedtune.numerics.kernels.gpu_launch import (
     bodies,
     import_torch,
@@ -270,7 +276,7 @@ def _tables(updates: Sequence[Update], like: Tensor, *, rank: int, subspaces: in
     require_subspaces(subspaces)
     active = [update for update in updates if update.terms or update.decay is not None]
     steps, rows = np.zeros((len(active), 6), np.int32), [term for update in active for term in update.terms]
-    generations = words("generation", [update.generation for update in active]).view(np.int32)
+    generations = require_words("generation", [update.generation for update in active]).view(np.int32)
     last = 0
     for step, update, generation in zip(steps, active, generations, strict=True):
         first, last = last, last + len(update.terms)
@@ -279,8 +285,8 @@ def _tables(updates: Sequence[Update], like: Tensor, *, rank: int, subspaces: in
             step[3] = 1
             step[4:] = np.array([np.float32(1) - np.float32(update.decay.l2), update.decay.l1], np.float32).view("i4")
     terms = np.zeros((len(rows), 3), np.int32)
-    terms[:, 0] = words("generation", [t.generation for t in rows]).view(np.int32)
-    terms[:, 1] = words("pair", [t.pair for t in rows]).view(np.int32)
+    terms[:, 0] = require_words("generation", [t.generation for t in rows]).view(np.int32)
+    terms[:, 1] = require_words("pair", [t.pair for t in rows]).view(np.int32)
     weights = [amplitude(t.weight, rank=rank, subspaces=subspaces) for t in rows]
     terms[:, 2] = np.array(weights, np.float32).view(np.int32)
     return (upload(steps, like), upload(terms, like), any(update.decay is not None for update in active))

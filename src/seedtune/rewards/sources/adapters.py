@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
-from seedtune.errors import ConfigError, RewardError, nearest
+from seedtune.errors import ConfigError, RewardError, suggest
 from seedtune.rewards.answer_tags import CLOSE, OPEN
 from seedtune.rewards.base import RewardFunction, text_of
 from seedtune.rewards.execution.call import TRL, accepted
@@ -149,7 +149,7 @@ def _ground_truth(row: Row, target: str | None) -> Any:
 
 def _target(row: Row, target: str | None) -> Any:
     if target is not None and target not in row:
-        raise RewardError(f"target={target!r} is not a column of the data.{nearest(target, row)} Known: {sorted(row)}.")
+        raise RewardError(f"target={target!r} is not a column of the data.{suggest(target, row)} Known: {sorted(row)}.")
     known = [target] if target is not None else [name for name in TARGETS if name in row]
     if len(known) != 1:
         raise RewardError(

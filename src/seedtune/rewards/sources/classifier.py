@@ -7,7 +7,7 @@ from typing import Any
 
 from seedtune.config.data_and_rewards import ClassifierSettings
 from seedtune.config.paths import id_and_revision
-from seedtune.errors import ConfigError, nearest
+from seedtune.errors import ConfigError, suggest
 from seedtune.numerics.model_files import read
 from seedtune.rewards.base import content_of, text_of
 
@@ -123,6 +123,6 @@ def _label(settings: ClassifierSettings, config: Any) -> int | None:
     if settings.label not in known:
         raise ConfigError(
             f"classifier.label={settings.label!r} is not a label of {settings.model!r}."
-            f"{nearest(settings.label, known)} Known: {', '.join(known)}."
+            f"{suggest(settings.label, known)} Known: {', '.join(known)}."
         )
     return known[settings.label]

@@ -27,7 +27,7 @@ from urllib.parse import SplitResult, parse_qsl, urlsplit
 from seedtune.config.data_and_rewards import JudgeSettings
 from seedtune.config.foreign_data import found, parse_json
 from seedtune.config.sections import is_secret
-from seedtune.errors import ConfigError, RewardError, nearest
+from seedtune.errors import ConfigError, RewardError, suggest
 from seedtune.rewards.base import content_of, text_of
 from seedtune.rewards.sources.adapters import rows_of
 
@@ -322,7 +322,7 @@ def _score_of(text: str, settings: JudgeSettings) -> Any:
 def _filled(name: str, known: Mapping[str, Any]) -> str:
     if name not in known:
         raise RewardError(
-            f"the judge's prompt has {{{name}}}, which is not a column of the data.{nearest(name, known)} "
+            f"the judge's prompt has {{{name}}}, which is not a column of the data.{suggest(name, known)} "
             f"Known: {', '.join(sorted(known))}."
         )
     value = known[name]

@@ -19,7 +19,7 @@ from types import CodeType, ModuleType
 from typing import Any
 
 from seedtune.config.paths import is_file
-from seedtune.errors import ConfigError, nearest
+from seedtune.errors import ConfigError, suggest
 
 MODULES = f"{__name__}."
 """Name prefix of modules that were run from a file.
@@ -56,7 +56,7 @@ def load(name: str, label: str) -> Callable[..., Any]:
 def _imported(place: str, label: str) -> ModuleType:
     path, of_file = Path(os.path.abspath(place)), is_file(place)
     if of_file and not path.is_file():
-        near = nearest(path.name, [other.name for other in path.parent.glob("*.py")])
+        near = suggest(path.name, [other.name for other in path.parent.glob("*.py")])
         raise ConfigError(
             f"{label}: there is no file {place!r}.{near} Check the path; the working directory is {os.getcwd()!r}."
         )
@@ -216,5 +216,5 @@ def _attribute(owner: Any, name: str, label: str) -> Any:
     except AttributeError:
         known = [other for other in dir(owner) if not other.startswith("_") and callable(getattr(owner, other, None))]
         raise ConfigError(
-            f"{label}: there is no {name!r} in it.{nearest(name, known)} It has: {', '.join(known) or 'no functions'}."
+            f"{label}: there is no {name!r} in it.{suggest(name, known)} It has: {', '.join(known) or 'no functions'}."
         ) from None

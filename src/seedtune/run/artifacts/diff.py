@@ -84,7 +84,8 @@ def _computed(what: str, first: Entry, second: Entry) -> list[str]:
     """Compare how rewards were computed."""
     if first == second:
         return []
-    return [f"{what} are computed with {recorded_arithmetic.words(first)} and with {recorded_arithmetic.words(second)}"]
+    both = " and with ".join(map(recorded_arithmetic.summary, (first, second)))
+    return [f"{what} are computed with {both}"]
 
 
 def _parting(a: Contents, b: Contents) -> tuple[int | None, list[str]]:

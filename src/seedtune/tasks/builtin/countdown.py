@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from seedtune.rewards.answer_tags import THINK, answer_said, format_reward, tagged
+from seedtune.rewards.answer_tags import THINK, format_reward, tagged, voted_answer
 from seedtune.rewards.base import Reward, text_of
 from seedtune.tasks.base import Sizes, Task, TaskKind
 from seedtune.tasks.data.generators import DataRow, Draws, splits
@@ -150,7 +150,7 @@ def countdown(settings: CountdownSettings) -> Task:
         gold=_gold,
         full_marks=1.1,
         right_from=1.0,
-        answer=answer_said,
+        answer=voted_answer,
     )
 
 

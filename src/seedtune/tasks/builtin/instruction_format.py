@@ -18,7 +18,7 @@ from typing import Any
 
 from pydantic import Field
 
-from seedtune.errors import RewardError, nearest
+from seedtune.errors import RewardError, suggest
 from seedtune.rewards.base import Reward, text_of
 from seedtune.tasks.base import Sizes, Task, TaskKind
 from seedtune.tasks.data.generators import DataRow, Draws, splits
@@ -65,7 +65,7 @@ def instructions_followed(
 def _share(text: str, wanted: Mapping[str, Any]) -> float:
     for name in wanted:
         if name not in CHECKS:
-            raise RewardError(f"unknown instruction {name!r}.{nearest(name, CHECKS)} Known: {', '.join(CHECKS)}")
+            raise RewardError(f"unknown instruction {name!r}.{suggest(name, CHECKS)} Known: {', '.join(CHECKS)}")
     # Data sets with one schema have every name in every row, with None for unused ones.
     asked = {name: value for name, value in wanted.items() if value is not None}
     if not asked or len(text) > LENGTH or not text.strip():

@@ -134,7 +134,7 @@ def final_answer(text: str) -> str | None:
     return found
 
 
-def answer_said(text: str) -> str:
+def normalized_answer(text: str) -> str:
     """Return the normalized `final_answer` for majority votes, plain numbers as fractions; empty if there is none."""
     plain = undressed(final_answer(text) or "")
     value = number(plain)

@@ -23,7 +23,7 @@ from seedtune.config.sections import Section
 from seedtune.errors import DataError
 from seedtune.rewards.base import Reward
 from seedtune.tasks.base import Task, TaskKind
-from seedtune.tasks.builtin.math_answer import answer_said, math_answer
+from seedtune.tasks.builtin.math_answer import math_answer, normalized_answer
 from seedtune.tasks.data import datasets
 from seedtune.tasks.data.rows import Examples, chat, examples
 from seedtune.types import COUNT
@@ -92,7 +92,7 @@ def _task(
         rewards=(Reward("correct", math_answer, source="seedtune.tasks.builtin.math_answer.math_answer"),),
         gold=lambda example: f"The answer is \\boxed{{{example.columns['answer']}}}.",
         full_marks=1.0,
-        answer=answer_said,
+        answer=normalized_answer,
     )
 
 

@@ -19,8 +19,8 @@ from typing import Any
 
 from pydantic import Field
 
-from seedtune.errors import ConfigError, nearest
-from seedtune.rewards.answer_tags import answer_said
+from seedtune.errors import ConfigError, suggest
+from seedtune.rewards.answer_tags import voted_answer
 from seedtune.rewards.base import Reward
 from seedtune.rewards.optional import optional, tidied
 from seedtune.rewards.sources.gym_score import evaluates, gym_score, raw_score, scorer
@@ -71,7 +71,7 @@ def from_gym(name: str, given: Mapping[str, Any]) -> Task:
         rewards=(Reward("score", gym_score, source="seedtune.rewards.sources.gym_score.gym_score"),),
         gold=tagged_answer if answered else None,
         full_marks=1.0,
-        answer=answer_said,
+        answer=voted_answer,
     )
 
 
@@ -85,7 +85,7 @@ def _check(name: str) -> None:
     known = gym.factory.DATASETS
     if name not in known:
         raise ConfigError(
-            f"task={PREFIX + name!r}: reasoning-gym has no generator {name!r}.{nearest(name, known)} It has "
+            f"task={PREFIX + name!r}: reasoning-gym has no generator {name!r}.{suggest(name, known)} It has "
             f"{len(known)}: {', '.join(sorted(known))}"
         )
     if name in TUPLES:
@@ -123,7 +123,7 @@ def _dataset(name: str, settings: Mapping[str, Any], **common: int) -> Any:
     for key in settings:
         if key not in own:
             raise ConfigError(
-                f"unknown setting 'task_args.settings.{key}'.{nearest(key, own)} {name} has: {', '.join(sorted(own))}"
+                f"unknown setting 'task_args.settings.{key}'.{suggest(key, own)} {name} has: {', '.join(sorted(own))}"
             )
     try:
         with tidied():

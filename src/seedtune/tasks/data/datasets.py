@@ -15,7 +15,7 @@ from typing import Any
 from seedtune.config.data_and_rewards import DatasetSettings
 from seedtune.config.foreign_data import check_size, single_keys
 from seedtune.config.paths import id_and_revision
-from seedtune.errors import DataError, first_line, nearest
+from seedtune.errors import DataError, first_line, suggest
 from seedtune.rewards.optional import optional
 from seedtune.tasks.data.rows import Rows
 
@@ -49,7 +49,7 @@ def _check_is_of_hub(name: str) -> None:
     """Raise DataError, suggesting a data file of the same folder, for a missing path that cannot be a hub's id."""
     path = Path(name)
     others = path.parent.iterdir() if path.suffix and path.parent.is_dir() else ()
-    near = nearest(path.name, [other.name for other in others if is_data_file(other.name) and os.path.exists(other)])
+    near = suggest(path.name, [other.name for other in others if is_data_file(other.name) and os.path.exists(other)])
     if near or is_data_file(name) or name.startswith((".", "/")) or id_and_revision(name)[0].count("/") > 1:
         raise DataError(f"there is no data file or folder {name!r}. Check the path.{near}")
 
@@ -61,7 +61,7 @@ def _hugging_face(settings: DatasetSettings, split: str) -> Rows:
     except Exception as error:  # the named boundary: the library's readers raise many types
         known = _splits(library, settings)
         first = first_line(error).rstrip(".") + "."
-        choice = f"{nearest(split, known)} Its splits: {', '.join(known)}." if known and split not in known else ""
+        choice = f"{suggest(split, known)} Its splits: {', '.join(known)}." if known and split not in known else ""
         raise DataError(
             f"cannot load the data set {settings.path!r} (name={settings.name}, split={split}): {first}{choice} "
             "Give a file, or a Hugging Face id with its name and split. If this machine has no way to the hub, "

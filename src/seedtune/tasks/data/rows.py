@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from pydantic_core import to_jsonable_python
 
-from seedtune.errors import DataError, first_line, nearest
+from seedtune.errors import DataError, first_line, suggest
 from seedtune.numerics import noise
 from seedtune.types import Example, Message
 
@@ -82,7 +82,7 @@ def _example(row: Any, index: int, split: str, name: str) -> Example:
     if name not in row:
         raise DataError(
             f"row {index} of the {split} data has no {name!r} (it holds {sorted(row, key=str)})."
-            f"{nearest(name, map(str, row))} Name the column of the prompts: prompt_column=COLUMN."
+            f"{suggest(name, map(str, row))} Name the column of the prompts: prompt_column=COLUMN."
         )
     columns = {str(key): value for key, value in row.items() if key != name}
     return plain(Example(index, row[name], columns), split)
