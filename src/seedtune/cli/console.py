@@ -27,7 +27,7 @@ _AS_IT_IS: dict[str, Any] = {"markup": False, "emoji": False, "highlight": False
 
 
 _COMMANDS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
-"""What terminals obey instead of showing it (ESC, C1, carriage returns), and what reverses or breaks lines."""
+"""Characters that terminals obey (ESC, C1, carriage returns), or that reverse or break lines."""
 
 
 def plain(text: str) -> str:

@@ -46,7 +46,7 @@ _SHOWN.maxlevel, _SHOWN.maxdict, _SHOWN.maxlist, _SHOWN.maxtuple = 4, 20, 20, 20
 _SHOWN.maxstring = _SHOWN.maxlong = _SHOWN.maxother = 200
 
 _BROKEN = (yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError, OverflowError)
-"""What PyYAML raises for broken text; all but the first two come from constructors, as for ``!!timestamp x``."""
+"""Errors of PyYAML for broken text; all but the first two come from constructors, as for ``!!timestamp x``."""
 
 
 def single_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

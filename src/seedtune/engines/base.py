@@ -69,7 +69,7 @@ class Finished:
 
 
 class Tokenizer(Protocol):
-    """What is known about prompts without loading an engine: see `seedtune.engines.tokenizer`."""
+    """Token ids and limits of prompts, known without loading an engine: see `seedtune.engines.tokenizer`."""
 
     @property
     def context_length(self) -> int | None:

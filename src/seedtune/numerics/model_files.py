@@ -23,7 +23,7 @@ _UNREADABLE = (
     *(OSError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, AssertionError, RuntimeError),
     *(ImportError, MemoryError, SafetensorError, StorageError, StrictDataclassError),
 )
-"""What transformers, tokenizers and safetensors raise for files that they cannot read, and for missing packages."""
+"""Errors of transformers, tokenizers and safetensors for unreadable files and for missing packages."""
 
 _SIZES = re.compile(
     r"(hidden|vocab|intermediate|ffn|embed\w*)_\w+|num_\w*(layers|heads|experts|labels)|n_(embd|layer|head|inner)"

@@ -68,7 +68,7 @@ class Stream(IntEnum):
 
 
 class Purpose(StrEnum):
-    """What numbers are drawn for besides weights. The values are hashed into keys, fixed for ever."""
+    """Purposes of random numbers besides weights.  The values are hashed into keys, fixed for ever."""
 
     PROMPT_ORDER = "prompt order"
     SAMPLING = "sampling"

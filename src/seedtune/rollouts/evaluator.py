@@ -52,7 +52,7 @@ class Outcome:
     by_function: dict[str, list[float]]
     failed: dict[str, int]
     logged: dict[Completion, dict[str, Any]] = field(default_factory=dict)
-    """What reward functions logged about completions, by column."""
+    """Values that reward functions logged for completions, by column."""
 
     metrics: dict[str, float] = field(default_factory=dict)
     """Means of the metrics that reward functions logged, as ``rewards/<function>/<name>``."""

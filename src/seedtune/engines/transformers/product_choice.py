@@ -79,7 +79,7 @@ def resolve(wanted: str, dtype: torch.dtype, device: torch.device) -> ForwardAri
 
 @dataclass(frozen=True, slots=True)
 class Needs:
-    """What a kind of product needs."""
+    """Requirements of a kind of product."""
 
     dtypes: tuple[torch.dtype, ...]
     does: str

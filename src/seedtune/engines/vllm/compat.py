@@ -1,4 +1,4 @@
-"""What depends on vLLM's version: names that move between releases, and changes to how it behaves.
+"""Differences between vLLM's versions: names that move between releases, and changes to how it behaves.
 
 Tested versions are in `VERSIONS`.  The CPU build packs linear weights when a model is loaded and leaves empty
 parameters behind; `keep_weights` makes it keep them, and `packers` gives what updates the packed copies.

@@ -80,7 +80,7 @@ OWN = ("mean", "std", "failed")
 
 
 class Log:
-    """What a call on ``count`` completions logs: TRL's ``log_extra`` and ``log_metric``."""
+    """Columns and metrics that a call on ``count`` completions logs: TRL's ``log_extra`` and ``log_metric``."""
 
     def __init__(self, count: int) -> None:
         self.count = count

@@ -42,7 +42,7 @@ _OUT_OF_MEMORY = re.compile(
     r"\bMemoryError\b|can't start new thread|unable to start watchdog|(?:can't|[Cc]annot) allocate memory|bad_alloc"
     r"|LLVM ERROR: out of memory"
 )
-"""What Python, torch, C++ and numba say of an allocation that failed (CUDA's memory is not limited here)."""
+"""Messages of Python, torch, C++ and numba for a failed allocation (CUDA's memory is not limited here)."""
 
 _ONE_THREAD = dict.fromkeys(
     ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS", "NUMBA_NUM_THREADS"), "1"

@@ -73,7 +73,7 @@ _ALONE = rf"(-?\d+(?:\.\d+)?)\s*(?:{_OUT_OF.pattern})?[\s*]*\Z"
 """A reply that is nothing but a number, or 8/10."""
 
 _TOO_LONG = re.compile(r"context ?(?:length|window)|too (?:large|long)")
-"""What servers say that refuse a size for this one prompt, not the parameter."""
+"""Texts of servers that refuse a size for this one prompt, not the parameter."""
 
 
 class Failure(Exception):  # noqa: N818 - not an error of ours: the sample is not scored
