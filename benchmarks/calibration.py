@@ -78,7 +78,7 @@ def train(case: str, workers: int, folder: Path) -> dict[str, Any]:
     from seedtune import Config, Trainer
 
     inside = "toy" if case == "toy" else "transformers"
-    fleet = {"engine": inside, "workers": workers, "min_workers": workers, "cpus": 1}
+    fleet = {"engine": inside, "workers": workers, "min_workers": workers, "resources": {"CPU": 1}}
     settings = {**COMMON, **CASES[case], "engine": "ray", "ray": fleet}
     places = {"output_dir": str(folder / "run"), **_model(case, folder)}
     trainer = Trainer(Config.create({**settings, **places}), **_data(case))

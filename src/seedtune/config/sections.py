@@ -174,14 +174,9 @@ class RaySettings(Section):
     address: str | None = None
     """Address of a Ray cluster: ``auto``, ``HOST:PORT`` or ``ray://HOST:PORT``; by default Ray is started locally."""
 
-    cpus: float | None = Field(default=None, gt=0.0, le=100_000.0)
-    """CPU cores and threads of a worker; by default an equal share of this machine, or 1 in a cluster."""
-
-    gpus: float | None = Field(default=None, ge=0.0, le=10_000.0)
-    """GPUs of a worker; by default 1, or ``vllm.tensor_parallel_size``, if Ray has any."""
-
     resources: dict[str, Annotated[float, Field(ge=0.0, le=1e9)]] = Field(default_factory=dict)
-    """Further Ray resources of a worker, by name."""
+    """Ray resources of a worker, by Ray's names.  ``CPU``: cores and threads, by default an equal share of this
+    machine, or 1 in a cluster.  ``GPU``: by default 1, or ``vllm.tensor_parallel_size``, if Ray has any."""
 
     detached: bool = False
     """Keep workers of a cluster (``address``) alive if the driver is killed; a resumed run takes them over."""
@@ -213,13 +208,19 @@ class RaySettings(Section):
             raise ValueError(f"min_workers={self.min_workers} is more than workers={self.workers}: the run would wait")
         if not isinstance(self.workers, int) and self.engine not in ("transformers", *kinds):
             raise ValueError(f"engine={self.engine} means nothing beside workers={self.workers!r}: leave one out")
-        if self.gpus is not None and self.gpus > 1 and self.gpus != int(self.gpus):
-            raise ValueError(f"gpus={self.gpus:g}: give a whole number, or a share of one GPU")
-        if any(amount <= 0 or name in ("CPU", "GPU") for name, amount in self.resources.items()):
-            raise ValueError(f"resources={self.resources}: amounts above 0 of resources other than CPU and GPU")
+        gpus = self.resources.get("GPU", 0.0)
+        if gpus > 1 and gpus != int(gpus):
+            raise ValueError(f"resources={self.resources}: give a whole number of GPUs, or a share of one GPU")
+        if any(amount <= 0 for name, amount in self.resources.items() if name != "GPU"):
+            raise ValueError(f"resources={self.resources}: amounts must be above 0")
         if self.detached and self.address is None:
             raise ValueError("detached=true needs address: Ray that is started here ends with this process")
         return self
+
+    @property
+    def of_a_cluster(self) -> dict[str, float]:
+        """Resources that only a cluster has: all but CPUs and GPUs."""
+        return {name: amount for name, amount in self.resources.items() if name not in ("CPU", "GPU")}
 
     @property
     def kinds(self) -> dict[str, int]:

@@ -55,7 +55,7 @@ ONLY_TRUSTED: dict[str, Callable[[Any], bool]] = {
     "transformers.weights_folder": lambda folder: folder is None,
     "ray.address": lambda address: address is None,
     "ray.detached": lambda detached: not detached,
-    "ray.resources": lambda resources: not resources,
+    "ray.resources": lambda resources: resources.keys() <= {"CPU", "GPU"},
 }
 """Setting → whether a value is harmless.  Options of vLLM that seedtune does not declare belong here, too."""
 

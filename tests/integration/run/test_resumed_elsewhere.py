@@ -353,7 +353,7 @@ def loading_on(monkeypatch, *machines: frozenset[str]) -> None:
 
 
 def of_two(config: Config, **settings) -> Config:
-    ray = {"workers": 2, "min_workers": 2, "cpus": 1, **settings}
+    ray = {"workers": 2, "min_workers": 2, "resources": {"CPU": 1}, **settings}
     return config.replace(engine="ray", ray=ray, members_per_job=2)
 
 

@@ -82,6 +82,10 @@ NAMED: list[tuple[dict[str, Any], tuple[str, ...]]] = [
 ]
 
 
+def test_cores_and_gpus_of_a_worker_contact_no_cluster() -> None:
+    assert trusted_settings.of(Config.create({"engine": "ray", "ray": {"resources": {"CPU": 2, "GPU": 1}}})) == {}
+
+
 @pytest.mark.parametrize(("given", "names"), NAMED)
 def test_what_runs_code_opens_files_or_contacts_hosts_is_left_out(
     given: dict[str, Any], names: tuple[str, ...]

@@ -40,8 +40,8 @@ class WorkerSpec:
 def cores_of(config: Config) -> float:
     """Return a worker's cores: the user's setting, an equal share of this machine's, or one on a cluster."""
     settings = config.ray
-    if settings.cpus is not None:
-        return settings.cpus
+    if "CPU" in settings.resources:
+        return settings.resources["CPU"]
     if settings.address is not None:
         return 1.0
     return float(max(1, available_cores.available().threads // sum(settings.kinds.values())))
@@ -50,12 +50,10 @@ def cores_of(config: Config) -> float:
 def needs_of(config: Config, kind: str, gpus: float) -> dict[str, Any]:
     """Return the actor options of a worker, on a cluster with ``gpus`` GPUs in total."""
     settings = config.ray
-    mine = settings.gpus
-    if mine is None:
-        mine = _gpus_of(config, kind) if gpus else 0.0
+    mine = settings.resources.get("GPU", _gpus_of(config, kind) if gpus else 0.0)
     # A private Ray cluster has no other users: any number of workers may share its cores.
     needs: dict[str, Any] = {"num_cpus": 0 if settings.address is None else cores_of(config), "num_gpus": mine}
-    return {**needs, "resources": dict(settings.resources)} if settings.resources else needs
+    return {**needs, "resources": settings.of_a_cluster} if settings.of_a_cluster else needs
 
 
 def _gpus_of(config: Config, kind: str) -> float:
@@ -77,10 +75,10 @@ def check(config: Config, gpus: float) -> None:
     if total > gpus:
         raise ConfigError(
             f"ray.workers={config.ray.workers} need {total:g} GPUs, and this machine has {gpus:g}. Use fewer, "
-            "a share of a GPU for each (ray.gpus=0.5), or a cluster (ray.address)."
+            "a share of a GPU for each (ray.resources.GPU=0.5), or a cluster (ray.address)."
         )
-    if config.ray.resources:
+    if config.ray.of_a_cluster:
         raise ConfigError(
-            f"ray.resources={config.ray.resources} are of a cluster, and Ray is started on this machine alone. "
+            f"ray.resources={config.ray.of_a_cluster} are of a cluster, and Ray is started on this machine alone. "
             "Leave them out, or give ray.address."
         )

@@ -135,7 +135,9 @@ def test_workers_with_several_gpus_have_groups_of_them_and_give_them_back(tmp_pa
     """Ray takes our word for the GPUs: a third worker waits for two that are free, and the run does not wait for it."""
     whole = straight(tmp_path / "reference")
     for root in (tmp_path / "first", tmp_path / "second"):
-        config = ray_config(root, toy=SLOW, ray={"address": cluster, "gpus": 2, "workers": 3, "min_workers": 2})
+        config = ray_config(
+            root, toy=SLOW, ray={"address": cluster, "resources": {"GPU": 2}, "workers": 3, "min_workers": 2}
+        )
         driver = start("train", runs.write_config(config, tmp_path / f"{root.name}.yaml"))
         states = [one["state"] for one in shown_workers(root, driver, done=3, workers=2)]
         out, errors = driver.communicate(timeout=BOUND)
@@ -205,7 +207,12 @@ def test_a_worker_of_vllm_and_one_of_transformers_hold_the_same_weights(tmp_path
         dtype="float32",
         transformers={"device": "cpu"},
         vllm=SMALL,
-        ray={"engine": "transformers", "workers": {"vllm": 1, "transformers": 1}, "min_workers": 2, "cpus": 1},
+        ray={
+            "engine": "transformers",
+            "workers": {"vllm": 1, "transformers": 1},
+            "min_workers": 2,
+            "resources": {"CPU": 1},
+        },
     )
     file = runs.write_config(config, tmp_path / "config.yaml")
     driver = start("train", file)

@@ -76,7 +76,9 @@ def test_workers_with_a_tiny_transformer_write_the_ledger_of_one_process(tmp_pat
         "eval_prompts": 2,
         "transformers": {"device": "cpu"},
     }
-    config = ray_config(tmp_path / "run", **settings, ray={"engine": "transformers", "workers": 2, "cpus": 1})
+    config = ray_config(
+        tmp_path / "run", **settings, ray={"engine": "transformers", "workers": 2, "resources": {"CPU": 1}}
+    )
     Trainer(alone(config, tmp_path / "alone")).train()
     trained(config)
     runs.assert_same_run(tmp_path / "run", tmp_path / "alone")
