@@ -16,6 +16,24 @@ from seedtune.errors import SeedtuneError
 
 def main() -> None:
     """Run a command; user errors are printed as one line with exit code 1, an interrupt exits with 130."""
+    try:
+        _run()
+    except ImportError as error:  # the named boundary: an installation without what seedtune needs
+        if (error.name or "seedtune").partition(".")[0] == "seedtune":
+            raise
+        sys.stderr.write(f"error: {' '.join(str(error).splitlines())}. {_install(str(error.name))}\n")
+        sys.exit(1)
+
+
+def _install(module: str) -> str:
+    """Return what to do about a module that is missing or does not import."""
+    package = module.partition(".")[0]
+    return (
+        f"Install it with: pip install {'PyYAML' if package == 'yaml' else package}   (seedtune doctor checks the rest)"
+    )
+
+
+def _run() -> None:
     from seedtune.cli.app import app
     from seedtune.cli.console import LogLines, accept_any_text, error_console
     from seedtune.cli.signs import SignsOfLife

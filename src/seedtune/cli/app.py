@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from seedtune.cli import eval_and_samples, finished_runs, probe_and_plan, tasks, training
+from seedtune.cli.doctor import diagnosis
 from seedtune.cli.ray import ray_app
 
 app = typer.Typer(
@@ -36,6 +37,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "inspect": eval_and_samples.inspect,
     "tasks": tasks.list_tasks,
     "validate": tasks.validate,
+    "doctor": diagnosis.doctor,
 }
 """Commands in the order of the help."""
 

