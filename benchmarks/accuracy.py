@@ -46,7 +46,7 @@ def one_run(model: str, seed: int, changed: dict[str, Any]) -> dict[str, Any]:
     import countdown
     from quality import Curve
 
-    from seedtune import Config, Trainer
+    from seedtune import ESConfig, ESTrainer
 
     curve = Curve()
     with tempfile.TemporaryDirectory() as folder:
@@ -55,8 +55,11 @@ def one_run(model: str, seed: int, changed: dict[str, Any]) -> dict[str, Any]:
             "train_dataset": countdown.puzzles(TRAIN, 100),
             "eval_dataset": countdown.puzzles(TEST, 101, test=True),
         }
-        trainer = Trainer(
-            Config.create({**SETTINGS, **own, **changed}), reward_funcs=countdown.solved, **data, callbacks=[curve]
+        trainer = ESTrainer(
+            args=ESConfig.create({**SETTINGS, **own, **changed}),
+            reward_funcs=countdown.solved,
+            **data,
+            callbacks=[curve],
         )
         trainer.train()
         trainer.load().close()

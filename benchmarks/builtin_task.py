@@ -44,12 +44,12 @@ def one_run(task: str, seed: int) -> Points:
     from quality import Curve
 
     import seedtune.engines.transformers  # noqa: F401 - sets how OpenMP waits, before torch is imported
-    from seedtune import Config, Trainer
+    from seedtune import ESConfig, ESTrainer
 
     curve = Curve()
     with tempfile.TemporaryDirectory() as folder:
-        config = Config.create({**SETTINGS, "task": task, "seed": seed, "output_dir": f"{folder}/run"})
-        trainer = Trainer(config, callbacks=[curve])
+        config = ESConfig.create({**SETTINGS, "task": task, "seed": seed, "output_dir": f"{folder}/run"})
+        trainer = ESTrainer(args=config, callbacks=[curve])
         trainer.train()
         trainer.load().close()
     return curve.points

@@ -75,13 +75,13 @@ CLEAN = ("toy",)
 
 def train(case: str, workers: int, folder: Path) -> dict[str, Any]:
     """One real run, in this process: its spans, and the seconds of its generations."""
-    from seedtune import Config, Trainer
+    from seedtune import ESConfig, ESTrainer
 
     inside = "toy" if case == "toy" else "transformers"
     fleet = {"engine": inside, "workers": workers, "min_workers": workers, "resources": {"CPU": 1}}
     settings = {**COMMON, **CASES[case], "engine": "ray", "ray": fleet}
     places = {"output_dir": str(folder / "run"), **_model(case, folder)}
-    trainer = Trainer(Config.create({**settings, **places}), **_data(case))
+    trainer = ESTrainer(args=ESConfig.create({**settings, **places}), **_data(case))
     try:
         trainer.train()
         spans = [asdict(span) for span in trainer.engine.spans]  # type: ignore[union-attr]

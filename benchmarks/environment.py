@@ -30,7 +30,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Split
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from seedtune import Config, Trainer
+from seedtune import ESConfig, ESTrainer
 from seedtune.tasks.builtin.number_guessing import NumberGuessing
 
 SPECIAL = ("<pad>", "<bos>", "<eos>", "<unk>")
@@ -148,9 +148,9 @@ def run(folder: Path, seed: int) -> Curve:
     """One training run with the environment's own reward."""
     curve = Curve()
     with tempfile.TemporaryDirectory() as output:
-        config = Config.create({**SETTINGS, "model": str(folder), "seed": seed, "output_dir": f"{output}/run"})
-        trainer = Trainer(
-            config,
+        config = ESConfig.create({**SETTINGS, "model": str(folder), "seed": seed, "output_dir": f"{output}/run"})
+        trainer = ESTrainer(
+            args=config,
             environment_factory=NumberGuessing,
             train_dataset=rows(),
             eval_dataset=rows(),

@@ -29,7 +29,7 @@ import seedtune.engines.transformers  # noqa: F401 - sets how OpenMP waits, befo
 import countdown
 import torch
 
-from seedtune import Config, Trainer
+from seedtune import ESConfig, ESTrainer
 
 MODES = ("lowrank", "gaussian")
 Point = tuple[int, float, float, float]
@@ -65,7 +65,7 @@ class Study:
     """A task: settings, and how a trainer for them is made."""
 
     settings: dict[str, Any]
-    trainer: Callable[[Config, Curve], Trainer]
+    trainer: Callable[[ESConfig, Curve], ESTrainer]
     title: str
 
 
@@ -73,7 +73,7 @@ def conciseness() -> Study:
     """SmolLM2-135M learns to be brief."""
     settings = {"task": "conciseness", "sigma": 0.006, "alpha": 0.018, "population": 32, "prompts_per_generation": 4}
     more = {"generations": 6, "max_completion_length": 32, "eval_steps": 2, "eval_prompts": 16, "save_steps": 0}
-    return Study({**settings, **more}, lambda config, curve: Trainer(config, callbacks=[curve]), "conciseness")
+    return Study({**settings, **more}, lambda config, curve: ESTrainer(args=config, callbacks=[curve]), "conciseness")
 
 
 def puzzles(folder: Path) -> Study:
@@ -88,9 +88,11 @@ def puzzles(folder: Path) -> Study:
         "evaluate_unperturbed": False,
     }
 
-    def trainer(config: Config, curve: Curve) -> Trainer:
+    def trainer(config: ESConfig, curve: Curve) -> ESTrainer:
         rows = countdown.puzzles(64, 1)
-        return Trainer(config, reward_funcs=countdown.solved, train_dataset=rows, eval_dataset=rows, callbacks=[curve])
+        return ESTrainer(
+            args=config, reward_funcs=countdown.solved, train_dataset=rows, eval_dataset=rows, callbacks=[curve]
+        )
 
     return Study({**settings, **more}, trainer, "countdown (accuracy)")
 
@@ -100,7 +102,7 @@ def run(study: Study, mode: str, seed: int) -> list[Point]:
     curve = Curve()
     with tempfile.TemporaryDirectory() as folder:
         own = {"perturbation": mode, "seed": seed, "output_dir": f"{folder}/run"}
-        trainer = study.trainer(Config.create({**study.settings, **own}), curve)
+        trainer = study.trainer(ESConfig.create({**study.settings, **own}), curve)
         trainer.train()
         trainer.load().close()
     points = [(r, round(s, 1), round(v, 3), f"{empty:.0%} empty") for r, s, v, empty in curve.points]

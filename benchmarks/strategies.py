@@ -104,7 +104,7 @@ def one_run(task: str, settings: Settings, seed: int) -> list[tuple[int, float, 
     Spoilt: empty, or repeating.
     """
     import seedtune.engines.transformers  # noqa: F401 - sets how OpenMP waits, before torch is imported
-    from seedtune import Config, Trainer
+    from seedtune import ESConfig, ESTrainer
 
     points: list[tuple[int, float, float]] = []
     spent, spoilt = [0], [0.0]
@@ -125,9 +125,11 @@ def one_run(task: str, settings: Settings, seed: int) -> list[tuple[int, float, 
         own = {"seed": seed, "output_dir": f"{folder}/run", "eval_steps": EVALUATE[task]}
         made = {**COMMON, **TASKS[task], **own, **settings}
         if task in ("conciseness", "demo"):
-            trainer = Trainer(Config.create({**made, "task": "conciseness", "eval_prompts": 32}), callbacks=[Curve()])
+            trainer = ESTrainer(
+                args=ESConfig.create({**made, "task": "conciseness", "eval_prompts": 32}), callbacks=[Curve()]
+            )
         elif task == "sentence":
-            trainer = _sentences(Config.create({**made, "eval_prompts": 32}), Curve())
+            trainer = _sentences(ESConfig.create({**made, "eval_prompts": 32}), Curve())
         elif task == "puzzles":
             trainer = _puzzles(made, Curve())
         else:
@@ -144,33 +146,35 @@ def one_sentence(completions: list[Any], **_: Any) -> list[float]:
 
 
 def _sentences(config: Any, curve: Any) -> Any:
-    from seedtune import Trainer
+    from seedtune import ESTrainer
     from seedtune.tasks import create
 
     rows = {name: [{"prompt": e.prompt} for e in getattr(create("conciseness"), name)] for name in ("train", "test")}
     data = {"train_dataset": rows["train"], "eval_dataset": rows["test"]}
-    return Trainer(config, reward_funcs=one_sentence, **data, callbacks=[curve])
+    return ESTrainer(args=config, reward_funcs=one_sentence, **data, callbacks=[curve])
 
 
 def _countdown(settings: Settings, folder: Path, curve: Any) -> Any:
     import countdown
 
-    from seedtune import Config, Trainer
+    from seedtune import ESConfig, ESTrainer
 
     countdown.train_model(folder / "model", steps=100)
     rows = countdown.puzzles(32, 1)
-    config = Config.create({**settings, "model": str(folder / "model")})
-    return Trainer(config, reward_funcs=countdown.solved, train_dataset=rows, eval_dataset=rows, callbacks=[curve])
+    config = ESConfig.create({**settings, "model": str(folder / "model")})
+    return ESTrainer(
+        args=config, reward_funcs=countdown.solved, train_dataset=rows, eval_dataset=rows, callbacks=[curve]
+    )
 
 
 def _puzzles(settings: Settings, curve: Any) -> Any:
     import countdown
 
-    from seedtune import Config, Trainer
+    from seedtune import ESConfig, ESTrainer
 
     data = {"train_dataset": countdown.puzzles(4096, 100), "eval_dataset": countdown.puzzles(256, 101, test=True)}
-    config = Config.create({**settings, "model": os.environ[MODEL]})
-    return Trainer(config, reward_funcs=countdown.solved, **data, callbacks=[curve])
+    config = ESConfig.create({**settings, "model": os.environ[MODEL]})
+    return ESTrainer(args=config, reward_funcs=countdown.solved, **data, callbacks=[curve])
 
 
 MODEL = "COUNTDOWN_MODEL"

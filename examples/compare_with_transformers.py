@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from seedtune import Trainer
+from seedtune import ESTrainer
 from seedtune.rollouts.evaluator import Evaluator
 from seedtune.run import recorded_config
 
@@ -23,7 +23,7 @@ from seedtune.run import recorded_config
 def engine_answers(export: Path, run: Path, count: int) -> list[tuple[str, str]]:
     """(question, answer) for held-out prompts, by the engine."""
     config = recorded_config.run_config(run).replace(model=str(export), dtype="float32")
-    trainer = Trainer(config)
+    trainer = ESTrainer(args=config)
     outcome = Evaluator(trainer.load(), trainer.task, config).unperturbed(trainer.task.test[:count], generation=0)
     return [(outcome.examples[r.prompt].prompt, r.text) for r in outcome.rollouts]  # type: ignore[misc]
 

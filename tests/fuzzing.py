@@ -28,7 +28,7 @@ import numpy as np
 import runs
 from damage import absurd, damaged, pick, resealed, text
 from models import save_family
-from seedtune import Trainer, diff_runs, pack_run, unpack_run, verify_run
+from seedtune import ESTrainer, diff_runs, pack_run, unpack_run, verify_run
 from seedtune.cli.ray import wish_of
 from seedtune.config.config import Config
 from seedtune.config.data_and_rewards import DatasetSettings, JudgeSettings
@@ -64,7 +64,7 @@ class Files:
 
     def __post_init__(self) -> None:
         self.run, self.pack = self.root / "run", self.root / "run.pack"
-        Trainer(runs.toy(self.run, alpha=None, generations=4)).train()
+        ESTrainer(args=runs.toy(self.run, alpha=None, generations=4)).train()
         pack_run(self.run, self.pack)
         self.model = save_family("llama", self.root / "model")
         self.whole = {

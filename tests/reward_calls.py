@@ -14,7 +14,7 @@ from seedtune.types import Example
 
 
 def rewards(given: Any, weights: Sequence[float] | None = None) -> tuple[Reward, ...]:
-    """As a `Trainer` makes them of functions."""
+    """As a `ESTrainer` makes them of functions."""
     found = build.listed(given)
     return build.build(Config.create({"reward_funcs": build.settings_of(found), "reward_weights": weights}), found)
 

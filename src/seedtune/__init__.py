@@ -1,6 +1,6 @@
 """seedtune: fine-tune language models with evolution strategies.
 
-No gradients, inference memory, any scalar reward.  Start with ``seedtune.Trainer`` and ``seedtune.Config``,
+No gradients, inference memory, any scalar reward.  Start with ``seedtune.ESTrainer`` and ``seedtune.ESConfig``,
 or with ``seedtune train`` on the command line.  Importing this module loads no torch.
 """
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from seedtune.types import __version__ as __version__
 
 if TYPE_CHECKING:
-    from seedtune.config.config import Config as Config
+    from seedtune.config.config import ESConfig as ESConfig
     from seedtune.errors import SeedtuneError as SeedtuneError
     from seedtune.evaluation.evaluate import Evaluation as Evaluation
     from seedtune.evaluation.evaluate import evaluate as evaluate
@@ -27,10 +27,10 @@ if TYPE_CHECKING:
     from seedtune.run.artifacts.pack import unpack_run as unpack_run
     from seedtune.run.artifacts.verify import verify_run as verify_run
     from seedtune.trainer import Callback as Callback
-    from seedtune.trainer import Trainer as Trainer
+    from seedtune.trainer import ESTrainer as ESTrainer
 
 _EXPORTS = {
-    "config.config": ("Config",),
+    "config.config": ("ESConfig",),
     "errors": ("SeedtuneError",),
     "evaluation.evaluate": ("Evaluation", "evaluate"),
     "evaluation.held_out": ("EvalConfig",),
@@ -40,7 +40,7 @@ _EXPORTS = {
     "run.artifacts.export": ("Rights", "export_run"),
     "run.artifacts.pack": ("pack_run", "unpack_run"),
     "run.artifacts.verify": ("verify_run",),
-    "trainer": ("Callback", "Trainer"),
+    "trainer": ("Callback", "ESTrainer"),
 }
 _HOMES = {name: f"seedtune.{module}" for module, names in _EXPORTS.items() for name in names}
 __all__ = ["__version__", *_HOMES]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
 from contextlib import closing
@@ -43,10 +44,10 @@ Metrics = dict[str, Any]
 class Callback(Protocol):
     """Receives the events of a run; may print or log, must not change anything.
 
-    Events without a method are not reported.  An exception ends `Trainer.train`, which can be resumed.
+    Events without a method are not reported.  An exception ends `ESTrainer.train`, which can be resumed.
     """
 
-    def on_start(self, trainer: Trainer, info: EngineInfo, first: int) -> None:
+    def on_start(self, trainer: ESTrainer, info: EngineInfo, first: int) -> None:
         """Called once the model is loaded; ``first`` generations are complete already."""
 
     def on_generation(self, metrics: Metrics) -> None:
@@ -55,18 +56,19 @@ class Callback(Protocol):
     def on_evaluate(self, metrics: Metrics) -> None:
         """Called after each held-out evaluation."""
 
-    def on_end(self, trainer: Trainer) -> None:
+    def on_end(self, trainer: ESTrainer) -> None:
         """Called after the last generation."""
 
 
-class Trainer:
-    """Fine-tunes a model by evolution strategies, with TRL's conventions.
+class ESTrainer:
+    """Fine-tunes a model by evolution strategies, with the arguments of TRL's GRPOTrainer, in its order.
 
-    ``Trainer(config)`` runs what the configuration names.  ``reward_funcs`` (functions, ``file.py:function``,
-    mappings) and ``train_dataset`` (rows with a ``prompt`` and any other columns, a file, an id) are your own.
-    ``environment_factory`` is a class whose instances members talk to for several turns; without ``reward_funcs`` it
-    has its own reward.  ``model`` overrides ``args.model``; ``processing_class``, if given, must be the model's own
-    tokenizer.
+    ``ESTrainer(args=config)`` runs what the configuration names.  ``reward_funcs`` (functions, ``file.py:function``,
+    mappings, ids of reward models) and ``train_dataset`` (rows with a ``prompt`` and any other columns, a file, an id)
+    are your own.  ``environment_factory`` is a class whose instances members talk to for several turns; without
+    ``reward_funcs`` it has its own reward.  ``model`` overrides ``args.model``.  ``processing_class`` must be the
+    model's own tokenizer, and each of ``reward_processing_classes`` (one per reward, None to leave it out) that of a
+    reward model; those of functions are not read.
 
     Raises ConfigError for settings or rewards that do not fit, DataError for unusable data, ModelError for an unknown
     model, and MissingExtraError, all before anything is written to ``output_dir``.
@@ -74,18 +76,22 @@ class Trainer:
 
     def __init__(  # noqa: PLR0913 - TRL's parameters
         self,
-        args: Config | None = None,
-        *,
         model: str | None = None,
         reward_funcs: RewardSpec | Sequence[RewardSpec] | None = None,
-        reward_weights: Sequence[float] | None = None,
+        args: Config | None = None,
         train_dataset: Data | None = None,
         eval_dataset: Data | None = None,
         processing_class: Any = None,
-        environment_factory: EnvironmentFactory | None = None,
+        reward_processing_classes: Any = None,
         callbacks: Sequence[Any] | None = None,
+        *,
+        reward_weights: Sequence[float] | None = None,
+        environment_factory: EnvironmentFactory | None = None,
     ) -> None:
-        inputs = TaskInputs(reward_funcs, reward_weights, train_dataset, eval_dataset, environment_factory)
+        inputs = TaskInputs(
+            *(reward_funcs, reward_weights, train_dataset, eval_dataset, environment_factory),
+            reward_tokenizers=reward_processing_classes,
+        )
         prepared = prepare(args or Config(), inputs, model=model, processing_class=processing_class)
         self.config, self.task = prepared.config, prepared.task
         self.others = others(self.config, self.task)
@@ -99,14 +105,15 @@ class Trainer:
 
     # ------------------------------------------------------------------ public
 
-    def train(self, *, resume: bool = False) -> Metrics:
+    def train(self, resume_from_checkpoint: bool | str | os.PathLike[str] | None = None) -> Metrics:
         """Run the remaining generations; return the metrics of the last held-out evaluation, or {} without one.
 
-        ``callbacks`` have methods of `Callback`; ConfigError names one that hears of nothing, or an unknown event.
-
-        Raises RunError for a used run directory (unless ``resume``) or a changed configuration.  After any error
-        all complete generations are on disk.
+        ``resume_from_checkpoint``: True, or the run directory, continues the run in ``output_dir``.  ``callbacks`` have
+        methods of `Callback`.  Raises ConfigError for a callback that hears of nothing or for another run's directory,
+        RunError for a used run directory (unless resuming) or a changed configuration.  After any error all complete
+        generations are on disk.
         """
+        resume = self.session.resumes(resume_from_checkpoint)
         for callback in self.callbacks:
             _check_events(callback)
         with self.session.opened(resume=resume) as start, closing(self.scorer):

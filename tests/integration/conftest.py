@@ -11,7 +11,7 @@ import pytest
 
 import runs
 from seedtune import cli as seedtune_cli
-from seedtune.trainer import Trainer
+from seedtune.trainer import ESTrainer
 
 
 @pytest.fixture
@@ -51,5 +51,5 @@ def failure(command):
 def run(tmp_path) -> Path:
     """A finished run."""
     root = tmp_path / "run"
-    Trainer(runs.toy(root)).train()
+    ESTrainer(args=runs.toy(root)).train()
     return root

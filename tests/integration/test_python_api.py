@@ -1,4 +1,4 @@
-"""The Python Trainer on a user's own data and rewards, as the README shows it."""
+"""The Python ESTrainer on a user's own data and rewards, as the README shows it."""
 
 from __future__ import annotations
 
@@ -18,24 +18,26 @@ from seedtune.config.config import Config
 from seedtune.engines.toy.engine import Characters
 from seedtune.errors import ConfigError, DataError, RewardError, RunError
 from seedtune.run import directory, ledger, recorded_config
-from seedtune.trainer import Trainer
+from seedtune.trainer import ESTrainer
 
 DATA = [{"prompt": f"word {index}", "target": index / 10} for index in range(6)]
 
 
-def trainer(root, config=None, **changes) -> Trainer:
+def trainer(root, config=None, **changes) -> ESTrainer:
     given = {"reward_funcs": closeness, "train_dataset": DATA, "eval_dataset": DATA[:2], **changes}
-    return Trainer(config or runs.toy(root), **given)
+    return ESTrainer(args=config or runs.toy(root), **given)
 
 
 def test_twenty_lines_train_on_own_data_resume_and_save_a_model(tmp_path):
-    from seedtune import Config, Trainer
+    from seedtune import ESConfig, ESTrainer
 
     def reward(prompts, completions, target, **kwargs):
         return [-abs(float(text) - goal) for text, goal in zip(completions, target, strict=True)]
 
-    trainer = Trainer(
-        Config(engine="toy", output_dir=str(tmp_path / "run"), generations=30, population=16, sigma=0.05, alpha=0.2),
+    trainer = ESTrainer(
+        args=ESConfig(
+            engine="toy", output_dir=str(tmp_path / "run"), generations=30, population=16, sigma=0.05, alpha=0.2
+        ),
         model="my-model",
         reward_funcs=reward,
         train_dataset=[{"prompt": f"word {index}", "target": 0.5} for index in range(8)],
@@ -73,24 +75,34 @@ def test_a_run_on_own_data_resumes_from_python_to_the_same_bits(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         stopped.train()
     stopped.callbacks = ()
-    resumed = stopped.train(resume=True)
+    resumed = stopped.train(resume_from_checkpoint=True)
     assert resumed["eval_reward"] == straight["eval_reward"]
     assert stopped.generation == 5
     assert runs.ledger_bytes(tmp_path / "stopped") == runs.ledger_bytes(tmp_path / "straight")
     again = trainer(tmp_path / "stopped")
-    assert again.train(resume=True) == resumed
+    assert again.train(resume_from_checkpoint=True) == resumed
     assert again.engine.fingerprint() == stopped.engine.fingerprint()
+
+
+def test_a_run_resumes_from_its_directory_as_from_true_and_from_no_other(tmp_path):
+    trainer(tmp_path / "whole").train()
+    trainer(tmp_path / "run", runs.toy(tmp_path / "run", generations=2)).train(False)
+    trainer(tmp_path / "run", runs.toy(tmp_path / "run", generations=4)).train(tmp_path / "run")
+    trainer(tmp_path / "run").train(resume_from_checkpoint=f"{tmp_path}/run/")
+    assert runs.ledger_bytes(tmp_path / "run") == runs.ledger_bytes(tmp_path / "whole")
+    with pytest.raises(ConfigError, match=r"whole' is not output_dir='.*run': a run continues in its own directory"):
+        trainer(tmp_path / "run").train(str(tmp_path / "whole"))
 
 
 def test_a_run_on_own_data_cannot_be_resumed_without_it(tmp_path):
     trainer(tmp_path).train()
-    with pytest.raises(ConfigError, match="resume it from Python with the same Trainer"):
-        Trainer(recorded_config.run_config(tmp_path))
+    with pytest.raises(ConfigError, match="resume it from Python with the same ESTrainer"):
+        ESTrainer(args=recorded_config.run_config(tmp_path))
 
 
 def test_resuming_what_is_not_there_is_an_error(tmp_path):
     with pytest.raises(RunError, match="is not a run directory"):
-        trainer(tmp_path / "nothing").train(resume=True)
+        trainer(tmp_path / "nothing").train(resume_from_checkpoint=True)
     assert not (tmp_path / "nothing").exists()
 
 
@@ -172,7 +184,7 @@ def test_a_callback_that_raises_costs_nothing(tmp_path, event):
     stopped = trainer(tmp_path / "stopped", callbacks=[listener(event, fail)])
     with pytest.raises(OSError, match="the tracker is away"):
         stopped.train()
-    trainer(tmp_path / "stopped").train(resume=True)
+    trainer(tmp_path / "stopped").train(resume_from_checkpoint=True)
     assert runs.ledger_bytes(tmp_path / "stopped") == runs.ledger_bytes(tmp_path / "straight")
 
 
@@ -197,8 +209,13 @@ def test_what_is_no_callback_is_refused_before_anything_is_written(tmp_path, cal
     [
         ({"callbacks": Stop()}, "callbacks is a Stop, not a list. Put it into one: callbacks=[…]."),
         ({"reward_funcs": 3}, "reward_funcs is a int, not a list."),
+        (
+            {"model": seedtune.ESConfig()},
+            "model is an ESConfig: the arguments are in TRL's order. Give ESTrainer(",
+        ),
+        ({"reward_processing_classes": [None, None]}, "2 reward_processing_classes for 1 reward_funcs. Give one each"),
         ({"reward_weights": 1.0}, "reward_weights is a float, not a list."),
-        ({"config": {"engine": "toy"}}, "args is a dict, not a Config. Give Config(**settings)."),
+        ({"config": {"engine": "toy"}}, "args is a dict, not an ESConfig. Give ESConfig(**settings)."),
     ],
 )
 def test_an_argument_of_another_type_is_named(tmp_path, given, message):
@@ -212,9 +229,9 @@ def test_paths_may_be_path_objects_wherever_text_names_a_file(tmp_path):
     rewards.write_text("def score(completions, **_): return [0.5] * len(completions)\n")
     given = {"reward_funcs": Path(f"{rewards}:score"), "train_dataset": data, "eval_dataset": data}
     config = {**runs.toy(tmp_path / "one").model_dump(), "model": "toy"}
-    one = Trainer(Config.create(config), **given, model=Path("toy"), callbacks=None)
+    one = ESTrainer(args=Config.create(config), **given, model=Path("toy"), callbacks=None)
     config |= {**given, "task": "custom", "train_dataset": {"path": data}, "model": Path("toy")}
-    two = Trainer(Config(**{**config, "output_dir": tmp_path / "two"}))
+    two = ESTrainer(args=Config(**{**config, "output_dir": tmp_path / "two"}))
     assert one.config == two.config.replace(output_dir=tmp_path / "one")
     assert (one.config.train_dataset.path, one.config.reward_funcs[0].path) == (str(data), f"{rewards}:score")
     one.train()
@@ -223,11 +240,11 @@ def test_paths_may_be_path_objects_wherever_text_names_a_file(tmp_path):
 
 def test_a_run_whose_prompts_are_read_otherwise_is_not_resumed(tmp_path, monkeypatch):
     trainer(tmp_path, runs.toy(tmp_path, generations=2)).train()
-    trainer(tmp_path, runs.toy(tmp_path, generations=3)).train(resume=True)
+    trainer(tmp_path, runs.toy(tmp_path, generations=3)).train(resume_from_checkpoint=True)
     read = Characters.encode
     monkeypatch.setattr(Characters, "encode", lambda self, prompts: [[2, *ids] for ids in read(self, prompts)])
     with pytest.raises(RunError, match=r"reads the training prompts as other tokens .* revision: model=ORG/NAME@"):
-        trainer(tmp_path, runs.toy(tmp_path, generations=4)).train(resume=True)
+        trainer(tmp_path, runs.toy(tmp_path, generations=4)).train(resume_from_checkpoint=True)
 
 
 def test_several_rewards_are_weighted_and_reported_by_name(tmp_path):
@@ -302,7 +319,7 @@ def text(completions, **_):
 def test_a_broken_reward_is_named_and_the_run_goes_on_once_it_is_fixed(tmp_path, function, message):
     with pytest.raises(RewardError, match=message):
         trainer(tmp_path / "run", reward_funcs=function).train()
-    trainer(tmp_path / "run").train(resume=True)
+    trainer(tmp_path / "run").train(resume_from_checkpoint=True)
     trainer(tmp_path / "straight").train()
     runs.assert_same_run(tmp_path / "run", tmp_path / "straight")
 
@@ -321,12 +338,12 @@ def test_members_that_cannot_be_scored_raise_an_alarm_move_nothing_and_stop_the_
         with pytest.raises(
             RewardError, match=r"no completion had a score in 3 generations in a row \(rewards: judge\)"
         ):
-            one.train(resume=resume)
+            one.train(resume_from_checkpoint=resume)
         assert (one.generation, one.engine.fingerprint()) == (2, fingerprint)
     metrics = [row for row in runs.rows(directory.RunPaths(tmp_path).metrics) if "reward" in row]
     assert all("no member could be scored" in row["alarms"][0] for row in metrics)
     down = False
-    one.train(resume=True)
+    one.train(resume_from_checkpoint=True)
     assert one.engine.fingerprint() != fingerprint
 
 
@@ -350,10 +367,12 @@ def test_the_package_gives_its_public_names():
 def test_a_resume_with_other_training_data_is_refused(tmp_path):
     trainer(tmp_path / "run").train()
     with pytest.raises(RunError, match="other training data"):
-        trainer(tmp_path / "run", train_dataset=[*DATA[:-1], {"prompt": "word 5", "target": 9.0}]).train(resume=True)
+        trainer(tmp_path / "run", train_dataset=[*DATA[:-1], {"prompt": "word 5", "target": 9.0}]).train(
+            resume_from_checkpoint=True
+        )
 
 
 def test_a_base_model_may_move_but_not_change(tmp_path):
     trainer(tmp_path / "run").train()
     with pytest.raises(seedtune.SeedtuneError, match="Give the same base model"):
-        trainer(tmp_path / "run", model="another").train(resume=True)
+        trainer(tmp_path / "run", model="another").train(resume_from_checkpoint=True)

@@ -19,7 +19,7 @@ import runs
 from seedtune.numerics.machine import disk
 from seedtune.numerics.weights import Weights
 from seedtune.run import directory, recorded_config
-from seedtune.trainer import Trainer
+from seedtune.trainer import ESTrainer
 
 SETTINGS: dict[str, Any] = {"generations": 3, "eval_prompts": 2, "prompts_per_generation": 2}
 MOST = 200
@@ -97,13 +97,13 @@ def forked(work: Callable[[], Any]) -> int:
 
 
 def train(root: Path) -> None:
-    Trainer(runs.toy(root, **SETTINGS)).train()
+    ESTrainer(args=runs.toy(root, **SETTINGS)).train()
 
 
 def go_on(root: Path) -> None:
     """What a user does: resume, or start again where there is nothing to resume."""
     if directory.RunPaths(root).config.exists():
-        Trainer(recorded_config.run_config(root)).train(resume=True)
+        ESTrainer(args=recorded_config.run_config(root)).train(resume_from_checkpoint=True)
     else:
         train(root)
 

@@ -7,7 +7,7 @@ import pytest
 
 import runs
 from seedtune.engines.toy.engine import ToyEngine
-from seedtune.trainer import Trainer
+from seedtune.trainer import ESTrainer
 
 ORDERS = {
     "reversed": lambda rollouts: rollouts[::-1],
@@ -18,8 +18,8 @@ ORDERS = {
 @pytest.mark.parametrize("order", ORDERS.values(), ids=ORDERS)
 def test_rollouts_in_any_order_give_the_same_run(tmp_path, monkeypatch, order):
     config = runs.toy(tmp_path / "straight", members_per_job=2)
-    Trainer(config).train()
+    ESTrainer(args=config).train()
     real = ToyEngine.evaluate
     monkeypatch.setattr(ToyEngine, "evaluate", lambda self, jobs: iter(order(list(real(self, jobs)))))
-    Trainer(config.replace(output_dir=str(tmp_path / "other"))).train()
+    ESTrainer(args=config.replace(output_dir=str(tmp_path / "other"))).train()
     runs.assert_same_run(tmp_path / "other", tmp_path / "straight")

@@ -19,19 +19,19 @@ from invariant.kill_points import POINTS
 from seedtune.engines import create, snapshots
 from seedtune.errors import ConfigError
 from seedtune.run import directory, ledger, recorded_config, replay
-from seedtune.trainer import Trainer
+from seedtune.trainer import ESTrainer
 from waiting import wait_until
 
 KILLS = 20
 
 
 def straight(root: Path, **settings) -> Path:
-    Trainer(runs.toy(root, **settings)).train()
+    ESTrainer(args=runs.toy(root, **settings)).train()
     return root
 
 
 def resume(root: Path, **changes) -> None:
-    Trainer(recorded_config.run_config(root).replace(**changes)).train(resume=True)
+    ESTrainer(args=recorded_config.run_config(root).replace(**changes)).train(resume_from_checkpoint=True)
 
 
 def take_interrupts() -> None:
@@ -158,12 +158,12 @@ def test_an_interrupt_says_how_to_go_on_and_loses_nothing(tmp_path, number):
 DROPPED = """
 import os, sys, weakref
 from seedtune import cli
-from seedtune.trainer import Trainer
+from seedtune.trainer import ESTrainer
 
 class Thing:
     pass
 
-emit, number = Trainer._emit, int(sys.argv.pop())
+emit, number = ESTrainer._emit, int(sys.argv.pop())
 
 def interrupting(self, event, *arguments):
     if event == "on_generation" and arguments[0]["generation"] == 2:
@@ -173,7 +173,7 @@ def interrupting(self, event, *arguments):
         print("dropped", flush=True)
     emit(self, event, *arguments)
 
-Trainer._emit = interrupting
+ESTrainer._emit = interrupting
 cli.main()
 """
 """A run whose interrupt arrives in a callback of a weak reference, where Python drops the exception."""
@@ -214,7 +214,7 @@ class Stop:
 
 def stopped(root: Path, after: int, **settings) -> Path:
     with pytest.raises(KeyboardInterrupt):
-        Trainer(runs.toy(root, **settings), callbacks=[Stop(after)]).train()
+        ESTrainer(args=runs.toy(root, **settings), callbacks=[Stop(after)]).train()
     return root
 
 
@@ -307,7 +307,7 @@ def test_a_longer_run_that_is_interrupted_resumes_to_its_new_length(tmp_path):
     root = straight(tmp_path / "run")
     longer = recorded_config.run_config(root).replace(generations=9)
     with pytest.raises(KeyboardInterrupt):
-        Trainer(longer, callbacks=[Stop(7)]).train(resume=True)
+        ESTrainer(args=longer, callbacks=[Stop(7)]).train(resume_from_checkpoint=True)
     resume(root)
     assert ledger.read(directory.RunPaths(root).ledger).generations == 9
 

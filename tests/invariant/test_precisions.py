@@ -10,7 +10,7 @@ import pytest
 
 import runs
 from seedtune.run import directory
-from seedtune.trainer import Trainer
+from seedtune.trainer import ESTrainer
 
 MATRIX = [
     {"perturbation": perturbation, "weights_dtype": weights_dtype, "toy": {"size": 5}, "dtype": dtype}
@@ -26,11 +26,11 @@ MATRIX += [
 
 @pytest.mark.parametrize("settings", MATRIX, ids=lambda s: "-".join(map(str, s.values())))
 def test_a_run_is_rebuilt_from_its_ledger_alone(settings, tmp_path: Path):
-    whole = Trainer(runs.toy(tmp_path / "whole", **settings))
+    whole = ESTrainer(args=runs.toy(tmp_path / "whole", **settings))
     whole.train()
     first = runs.toy(tmp_path / "resumed", **settings)
-    Trainer(first.replace(generations=2)).train()
-    Trainer(first).train(resume=True)
+    ESTrainer(args=first.replace(generations=2)).train()
+    ESTrainer(args=first).train(resume_from_checkpoint=True)
     end = whole.load().fingerprint()
     assert runs.fingerprint(tmp_path / "resumed") == end
     shutil.rmtree(directory.RunPaths(tmp_path / "whole").snapshots)

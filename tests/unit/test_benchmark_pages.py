@@ -6,7 +6,7 @@ import json
 
 import runs
 from benches import load
-from seedtune.trainer import Trainer
+from seedtune.trainer import ESTrainer
 
 demo = load("demo")
 strategies = load("strategies")
@@ -39,7 +39,7 @@ def test_the_demo_page_has_every_figure_of_every_run_and_its_answers(tmp_path):
         "reward_funcs": [f"{reward}:short"],
     }
     config = runs.toy(tmp_path / "run", generations=2, seed=7).replace(**data)
-    Trainer(config).train()
+    ESTrainer(args=config).train()
     run = {"label": "a processor", "sets": ["x=1"], **demo.figures(tmp_path / "run")}
     text = demo.page([run], "Said by hand.")
     assert "## a processor" in text

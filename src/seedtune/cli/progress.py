@@ -55,7 +55,7 @@ class ProgressLines:
         """Print one line, without wrapping."""
         self.console.print(line, soft_wrap=True)
 
-    def on_start(self, trainer: seedtune.Trainer, info: EngineInfo, first: int) -> None:
+    def on_start(self, trainer: seedtune.ESTrainer, info: EngineInfo, first: int) -> None:
         """Print the plan, and start the bar."""
         config = trainer.config
         self.total, self.config, self.begin, self.first = config.generations, config, time.time(), first
@@ -64,7 +64,7 @@ class ProgressLines:
             self.say(f"resuming after generation {first} of {self.total}")
         self.bar.draw(first, self.total, "")
 
-    def describe(self, trainer: seedtune.Trainer, info: EngineInfo) -> None:
+    def describe(self, trainer: seedtune.ESTrainer, info: EngineInfo) -> None:
         """Print what is trained, and with which settings."""
         from seedtune.numerics.machine import available_cores
 
@@ -132,7 +132,7 @@ class ProgressLines:
                 changes.append(f"{task} {measure} {number(value)} (was {number(first)})")
         return "; " + ", ".join(changes) if changes else ""
 
-    def on_end(self, trainer: seedtune.Trainer) -> None:
+    def on_end(self, trainer: seedtune.ESTrainer) -> None:
         """Remove the bar."""
         self.bar.stop()
 

@@ -80,15 +80,15 @@ def validate(
         raise typer.Exit(1)
 
 
-def _task(what: str, sets: Sequence[str]) -> tuple[seedtune.Config, Task]:
+def _task(what: str, sets: Sequence[str]) -> tuple[seedtune.ESConfig, Task]:
     """Load a task and its settings from a name or a configuration file."""
     from seedtune.config.yaml_file import load_config, override
     from seedtune.tasks import create
 
     if Path(what).suffix in (".yaml", ".yml"):
-        trainer = seedtune.Trainer(load_config(Path(what), sets))
+        trainer = seedtune.ESTrainer(args=load_config(Path(what), sets))
         return trainer.config, trainer.task
-    config = seedtune.Config.create(override({"task": what}, sets))
+    config = seedtune.ESConfig.create(override({"task": what}, sets))
     return config, create(config.task, config.task_args)
 
 

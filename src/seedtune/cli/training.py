@@ -58,9 +58,9 @@ def train(
         raise ConfigError(
             "nothing says what to train. Give a CONFIG.yaml (see examples/), or --model, --train-dataset and --reward."
         )
-    settings = seedtune.Config.create(override({**(read_settings(config) if config else {}), **given}, sets or ()))
+    settings = seedtune.ESConfig.create(override({**(read_settings(config) if config else {}), **given}, sets or ()))
     compile_beside(settings)
-    trainer = seedtune.Trainer(settings)
+    trainer = seedtune.ESTrainer(args=settings)
     if dry_run:
         _dry_run(trainer)
     else:
@@ -78,11 +78,11 @@ def resume(
     from seedtune.run import recorded_config
 
     recorded = recorded_config.trusted(run, sets or (), resume_command(run))
-    config = seedtune.Config.create(override(recorded.model_dump(), sets or ()))
+    config = seedtune.ESConfig.create(override(recorded.model_dump(), sets or ()))
     if generations is not None:
         config = config.replace(generations=generations)
     compile_beside(config)
-    _run(seedtune.Trainer(config), resume=True)
+    _run(seedtune.ESTrainer(args=config), resume=True)
 
 
 def _reward(text: str) -> Any:
@@ -92,13 +92,13 @@ def _reward(text: str) -> Any:
     return parse_value(text) if text.lstrip().startswith("{") else text
 
 
-def _run(trainer: seedtune.Trainer, *, resume: bool) -> None:
+def _run(trainer: seedtune.ESTrainer, *, resume: bool) -> None:
     """Train with progress lines, then print the results; after Ctrl-C the run can be resumed (exit code 130)."""
     lines = ProgressLines(console())
     trainer.callbacks = (lines,)
     try:
         with ReplayProgress(console()) as trainer.session.replaying:
-            trainer.train(resume=resume)
+            trainer.train(resume_from_checkpoint=resume)
     except KeyboardInterrupt:
         lines.bar.stop()
         _say_interrupted(trainer)
@@ -109,7 +109,7 @@ def _run(trainer: seedtune.Trainer, *, resume: bool) -> None:
     _say_done(trainer)
 
 
-def _say_interrupted(trainer: seedtune.Trainer) -> None:
+def _say_interrupted(trainer: seedtune.ESTrainer) -> None:
     paths = trainer.paths
     if not paths.config.exists():
         error_console().print("stopped before the run began; nothing was written.")
@@ -119,7 +119,7 @@ def _say_interrupted(trainer: seedtune.Trainer) -> None:
     )
 
 
-def _say_done(trainer: seedtune.Trainer) -> None:
+def _say_done(trainer: seedtune.ESTrainer) -> None:
     from seedtune.cli.eval_and_samples import say_changes
 
     root = shlex.quote(str(trainer.paths.root))
@@ -134,7 +134,7 @@ def _say_done(trainer: seedtune.Trainer) -> None:
     say(f"next: {samples}seedtune export {root} -o MODEL")
 
 
-def _dry_run(trainer: seedtune.Trainer) -> None:
+def _dry_run(trainer: seedtune.ESTrainer) -> None:
     """Load everything a run needs and print its size."""
     from seedtune.run import replay
     from seedtune.strategies import populations

@@ -16,6 +16,7 @@ from seedtune.config import rules
 from seedtune.config.data_and_rewards import OBJECTS, as_dataset, as_rewards
 from seedtune.config.fields import Fields, one_spelling
 from seedtune.config.sections import check_no_secrets, explain, yes_or_no
+from seedtune.config.trl_names import check_not_of_grpo
 from seedtune.errors import ConfigError
 
 SHOWN = 8
@@ -36,6 +37,7 @@ class Config(Fields):
         if not isinstance(data, dict):
             return data
         check_no_secrets(data)
+        check_not_of_grpo(data)
         own = data.get("train_dataset") or data.get("reward_funcs")
         return ({"task": "custom"} if own else {}) | one_spelling(data)
 
@@ -89,6 +91,9 @@ class Config(Fields):
         """Return a validated copy with some settings changed; raises ConfigError."""
         return Config.create({**self.model_dump(), **one_spelling(changes)})
 
+
+ESConfig = Config
+"""The public name, beside `ESTrainer` (docs/decisions/2026-11-30-names-of-trl.md)."""
 
 _SOURCES = {
     *("task", "environment", "task_args", "train_dataset", "eval_dataset", "eval_size", "prompt_column"),

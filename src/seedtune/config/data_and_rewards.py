@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from typing import Any, Literal
 
@@ -212,7 +213,7 @@ def as_dataset(value: Any) -> Any:
 
 
 def as_rewards(value: Any) -> Any:
-    """Expand one reward or a list: a string is short for ``{path: …}``, a model id (``org/model``) for a classifier."""
+    """Expand one reward or a list: a string is short for ``{path: …}``, a model's id or folder for a classifier."""
     if value is None:
         return ()
     if isinstance(value, str | dict | RewardSettings):
@@ -223,4 +224,5 @@ def as_rewards(value: Any) -> Any:
 def _as_reward(item: Any) -> Any:
     if not isinstance(item, str):
         return item
-    return {"classifier": {"model": item}} if _MODEL_ID.fullmatch(item) and ".py" not in item else {"path": item}
+    is_model = (_MODEL_ID.fullmatch(item) and ".py" not in item) or os.path.isfile(os.path.join(item, "config.json"))
+    return {"classifier": {"model": item}} if is_model else {"path": item}

@@ -71,7 +71,7 @@ def _own_data(config: Fields) -> Iterator[str]:
     if (config.train_dataset is not None or config.reward_funcs) and config.task != "custom":
         yield f"task={config.task} brings data and rewards of its own: leave it out (or write task=custom)"
     functions, weights = len(config.reward_funcs), len(config.weights)
-    if functions and weights != functions:  # without any, functions may be passed to the Trainer
+    if functions and weights != functions:  # without any, functions may be passed to the ESTrainer
         yield f"{functions} reward functions but {weights} reward_weights: give one weight each"
 
 

@@ -60,7 +60,7 @@ def prepare(
     """
     if not isinstance(config, Config):
         kind = type(config).__name__
-        raise ConfigError(f"args is a {kind}, not a Config. Give Config(**settings).")
+        raise ConfigError(f"args is a {kind}, not an ESConfig. Give ESConfig(**settings).")
     if model is not None:
         config = config.replace(model=_name_of(model))
     config = recorded(config, inputs)
@@ -72,6 +72,8 @@ def prepare(
 
 
 def _name_of(model: Any) -> str:
+    if isinstance(model, Config):
+        raise ConfigError("model is an ESConfig: the arguments are in TRL's order. Give ESTrainer(args=ESConfig(…)).")
     if not isinstance(model, str | os.PathLike):
         raise ConfigError(
             f"model is a {type(model).__name__}, but its weights are read from where they lie. Give its folder or "

@@ -89,7 +89,7 @@ WEIGHTS = ("seed", "perturbation", "rank", "subspaces", "weights_dtype", "traina
 def how_to_go_on(config: Config) -> str:
     """Say how to resume a stopped run after its cause is fixed."""
     if config.has_objects:
-        return "Nothing is lost: go on with Trainer(...).train(resume=True)."
+        return "Nothing is lost: go on with ESTrainer(...).train(resume_from_checkpoint=True)."
     return f"Nothing is lost: go on with {resume_command(Path(config.output_dir))}"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
@@ -57,6 +58,18 @@ class Session:
             self.engine = None
 
     # --------------------------------------------------------- begin and resume
+
+    def resumes(self, checkpoint: bool | str | os.PathLike[str] | None) -> bool:
+        """Return whether a run is resumed: ``checkpoint`` is true, or its directory; ConfigError for another one."""
+        if checkpoint is None or isinstance(checkpoint, bool):
+            return bool(checkpoint)
+        if os.path.realpath(checkpoint) != os.path.realpath(self.paths.root):
+            raise ConfigError(
+                f"resume_from_checkpoint={os.fspath(checkpoint)!r} is not output_dir={str(self.paths.root)!r}: a run "
+                "continues in its own directory, after its last generation. Give True and output_dir=RUN; an earlier "
+                "model comes from 'seedtune export --generation'."
+            )
+        return True
 
     @contextmanager
     def opened(self, *, resume: bool) -> Iterator[Start]:

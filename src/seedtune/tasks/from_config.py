@@ -26,7 +26,7 @@ Data = Rows | str | os.PathLike[str]
 ENVIRONMENTS: dict[str, EnvironmentFactory] = {"number_guessing": NumberGuessing}
 """Built-in environments by name."""
 
-_HOW = "resume it from Python with the same Trainer."
+_HOW = "resume it from Python with the same ESTrainer."
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +38,8 @@ class TaskInputs:
     train: Data | None = None
     test: Data | None = None
     environment: EnvironmentFactory | None = None
+    reward_tokenizers: Any = None
+    """As TRL's ``reward_processing_classes``: a tokenizer, or one or None per reward."""
 
     @property
     def listed_rewards(self) -> list[build.RewardSpec]:
@@ -78,6 +80,7 @@ def built(config: Config, inputs: TaskInputs) -> Task:
     program.
     """
     _check_objects(config, inputs)
+    tokenizers = build.tokenizers_of(config, inputs.reward_tokenizers)
     environment = inputs.environment
     if environment is None and config.environment is not None:
         environment = environment_of(config.environment)
@@ -100,7 +103,7 @@ def built(config: Config, inputs: TaskInputs) -> Task:
         test = _examples(config, config.eval_dataset, inputs.test, split="test")
     else:
         train, test = hold_out(train, config.eval_size)
-    rewards = build.build(config, inputs.listed_rewards) if config.reward_funcs else implied
+    rewards = build.build(config, inputs.listed_rewards, tokenizers) if config.reward_funcs else implied
     return Task("custom", train, test, rewards, environment=environment)
 
 

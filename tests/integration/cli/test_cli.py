@@ -13,7 +13,7 @@ import runs
 from seedtune.cli import eval_and_samples
 from seedtune.evaluation import report
 from seedtune.run import directory, recorded_config
-from seedtune.trainer import Trainer
+from seedtune.trainer import ESTrainer
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def tree(folder: Path) -> set[str]:
         ("population=7", "population=7 is odd, but antithetic pairs need an even one: use 8, or antithetic=false"),
         ("engine=tpu", "engine='tpu': must be 'transformers', 'vllm', 'toy' or 'ray'"),
         ("task=toi", "task='toi' is not a built-in task. Did you mean 'toy'? Known: conciseness, countdown, "),
-        ("task=custom", "this run had its own data and rewards: resume it from Python with the same Trainer."),
+        ("task=custom", "this run had its own data and rewards: resume it from Python with the same ESTrainer."),
         ("sigma", "--set 'sigma' is not of the form key=value, for example --set sigma=0.006"),
         ("system_prompt=Hi", "system_prompt='Hi' needs chat prompts, but task 'toy' has plain text. "),
     ],
@@ -199,14 +199,14 @@ def limited(size: int):
 )
 def test_on_a_full_disk_nothing_is_lost_and_the_line_says_how_to_go_on(tmp_path, size, file, settings):
     reference, root = tmp_path / "reference", tmp_path / "run"
-    Trainer(runs.toy(reference, **settings)).train()
+    ESTrainer(args=runs.toy(reference, **settings)).train()
     config = runs.write_config(runs.toy(root, **settings), tmp_path / "config.yaml")
     done = runs.cli("train", config, before=limited(size))
     assert runs.only_line(done.returncode, done.stderr) == (
         f"cannot write {root / file}: the disk is full. Everything up to the last complete generation is safe. "
         f"Free some space and continue with: seedtune resume {root}"
     )
-    Trainer(recorded_config.run_config(root)).train(resume=True)
+    ESTrainer(args=recorded_config.run_config(root)).train(resume_from_checkpoint=True)
     runs.assert_same_run(root, reference)
 
 
@@ -358,7 +358,7 @@ def numbers() -> Task:
 
 def test_recorded_answers_say_whether_they_are_right(tmp_path):
     (tmp_path / "positive.py").write_text(POSITIVE)
-    trainer = Trainer(runs.toy(tmp_path / "run", generations=1).replace(task=f"{tmp_path}/positive.py:numbers"))
+    trainer = ESTrainer(args=runs.toy(tmp_path / "run", generations=1).replace(task=f"{tmp_path}/positive.py:numbers"))
     trainer.train()
     rows = runs.rows(trainer.paths.samples)
     assert {(row["prompt_id"] % 2, row["right"]) for row in rows} == {(0, True), (1, False)}
@@ -394,7 +394,7 @@ def test_help_loads_no_heavy_package(arguments):
 
 def test_importing_the_package_and_training_a_toy_load_no_torch(config):
     check = "import seedtune, atexit, sys; assert 'numpy' not in sys.modules\n"
-    check += "atexit.register(lambda: print('torch' in sys.modules, seedtune.Trainer.__name__))"
+    check += "atexit.register(lambda: print('torch' in sys.modules, seedtune.ESTrainer.__name__))"
     done = runs.cli("train", config, code=check)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1] == "False Trainer"
+    assert done.stdout.splitlines()[-1] == "False ESTrainer"

@@ -16,7 +16,7 @@ from seedtune.config.config import Config
 from seedtune.run import recorded_config
 from seedtune.run.artifacts import pack_format
 from seedtune.run.artifacts.pack import pack_run
-from seedtune.trainer import Trainer
+from seedtune.trainer import ESTrainer
 
 EVIL = """
 from pathlib import Path
@@ -39,7 +39,7 @@ def key_of_this_test(tmp_path, monkeypatch) -> None:
 def forged(root: Path, **settings: Any) -> Path:
     """A finished run whose folder names these settings, as its sender would have written them."""
     config = runs.toy(root, rank=1)
-    Trainer(config).train()
+    ESTrainer(args=config).train()
     config = Config.create({**config.model_dump(), **settings})
     runs.write_config(config, root / "config.yaml")
     runs.edit_ledger(root, lambda data: data.update(config=config.identity()) if "config" in data else None)
@@ -90,7 +90,7 @@ def test_no_command_runs_the_code_that_a_folder_names(kind, evil, tmp_path, comm
 
 def test_a_ledger_alone_runs_no_code_that_it_names(evil, tmp_path, command) -> None:
     root = tmp_path / "run"
-    Trainer(Config.create({**runs.toy(root).model_dump(), **named("reward", evil), "generations": 1})).train()
+    ESTrainer(args=Config.create({**runs.toy(root).model_dump(), **named("reward", evil), "generations": 1})).train()
     evil.with_name("ran").unlink()
     (root / "config.yaml").unlink()
     code, _, errors = command("verify", root)
@@ -113,7 +113,7 @@ def test_what_the_user_gives_is_run(evil, tmp_path, command, failure) -> None:
 
 def test_ones_own_run_goes_on_with_its_code(evil, tmp_path, command) -> None:
     root = tmp_path / "run"
-    Trainer(Config.create({**runs.toy(root).model_dump(), **named("reward", evil), "generations": 1})).train()
+    ESTrainer(args=Config.create({**runs.toy(root).model_dump(), **named("reward", evil), "generations": 1})).train()
     for arguments in (("resume", root, "--generations", "2"), ("eval", root)):
         code, _, errors = command(*arguments)
         assert code == 0, errors
@@ -124,7 +124,7 @@ def test_an_edited_configuration_or_another_users_is_not_ones_own(change, evil, 
     root = tmp_path / "run"
     if change == "no key can be kept":
         monkeypatch.setattr("seedtune.numerics.machine.cache_folders.private_folder", lambda *_: None)
-    Trainer(Config.create({**runs.toy(root).model_dump(), **named("reward", evil), "generations": 1})).train()
+    ESTrainer(args=Config.create({**runs.toy(root).model_dump(), **named("reward", evil), "generations": 1})).train()
     if change == "edited":
         file = root / "config.yaml"
         file.write_text(file.read_text().replace("reward_timeout: 60.0", "reward_timeout: 61.0"))
@@ -166,7 +166,7 @@ def test_code_of_a_model_runs_only_if_the_user_says_so(model_with_code, tmp_path
 
 def test_forged_texts_of_a_folder_and_a_pack_do_not_reach_the_terminal(tmp_path, command) -> None:
     root, clear = tmp_path / "run", "\x1b[2J\x9b2J\u202e"
-    Trainer(runs.toy(root)).train()
+    ESTrainer(args=runs.toy(root)).train()
     samples = root / "samples.jsonl"
     rows = [{**row, "prompt": f"p{clear}", "completion": f"{clear} {row['generation']}"} for row in runs.rows(samples)]
     samples.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -176,7 +176,7 @@ def test_forged_texts_of_a_folder_and_a_pack_do_not_reach_the_terminal(tmp_path,
     about = dataclasses.replace(pack.about, base_fingerprint="0" * 32)
     (tmp_path / "b.pack").write_bytes(pack_format.dump(dataclasses.replace(pack, about=about)))
     other = tmp_path / "other"
-    Trainer(runs.toy(other)).train()
+    ESTrainer(args=runs.toy(other)).train()
     for arguments in (
         ("samples", root),
         ("inspect", root),
@@ -191,7 +191,7 @@ def test_forged_texts_of_a_folder_and_a_pack_do_not_reach_the_terminal(tmp_path,
 
 def test_an_evaluation_is_not_saved_through_a_link(tmp_path, failure) -> None:
     root, other = tmp_path / "run", tmp_path / "theirs"
-    Trainer(runs.toy(root)).train()
+    ESTrainer(args=runs.toy(root)).train()
     other.write_text("kept")
     (root / "evaluations.jsonl").symlink_to(other)
     assert "evaluations.jsonl" in failure("eval", root, "--save")

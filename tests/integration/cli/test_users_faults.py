@@ -12,7 +12,7 @@ import yaml
 
 import models
 import runs
-from seedtune.trainer import Trainer
+from seedtune.trainer import ESTrainer
 
 STRICT = """{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('No system role') }}{% endif %}
 {% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('Roles must alternate') }}{% endif %}
@@ -70,7 +70,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     for name, change in MODELS.items():
         models.save_family("llama", root / name, template=STRICT)
         change(root / name)
-    Trainer(runs.toy(root / "run")).train()
+    ESTrainer(args=runs.toy(root / "run")).train()
     runs.write_config(runs.toy(root / "fresh", toy={"size": 4}), root / "toy.yaml")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)

@@ -24,7 +24,7 @@ from seedtune.run.artifacts.export import export_run
 from seedtune.tasks import create
 from seedtune.tasks.base import Task
 from seedtune.tasks.data.rows import examples
-from seedtune.trainer import Trainer
+from seedtune.trainer import ESTrainer
 from waiting import BOUND
 
 
@@ -165,9 +165,9 @@ def test_other_tasks_are_watched_while_training(command, tmp_path):
 
 def test_generations_are_guarded_and_a_resumed_run_knows_the_same_base(tmp_path):
     config = runs.toy(tmp_path / "run")
-    Trainer(config).train()
-    Trainer(config.replace(output_dir=str(tmp_path / "cut"), generations=3)).train()
-    Trainer(config.replace(output_dir=str(tmp_path / "cut"))).train(resume=True)
+    ESTrainer(args=config).train()
+    ESTrainer(args=config.replace(output_dir=str(tmp_path / "cut"), generations=3)).train()
+    ESTrainer(args=config.replace(output_dir=str(tmp_path / "cut"))).train(resume_from_checkpoint=True)
     guarded = [
         [row["completions/length_change"] for row in runs.rows(directory.RunPaths(root).metrics) if "reward" in row]
         for root in (tmp_path / "run", tmp_path / "cut")
@@ -211,7 +211,7 @@ def trained(folder: Path, dtype: str) -> Path:
     more = {"max_completion_length": 8, "save_steps": 0, "seed": 3, "transformers": {"device": "cpu"}}
     config = Config(model=str(base), output_dir=str(folder / "run"), **small, **more)
     rows = [{"prompt": text} for text in PROMPTS]
-    Trainer(config, reward_funcs=small_letters, train_dataset=rows, eval_dataset=rows[:2]).train()
+    ESTrainer(args=config, reward_funcs=small_letters, train_dataset=rows, eval_dataset=rows[:2]).train()
     return folder / "run"
 
 
@@ -335,7 +335,7 @@ def test_settings_of_a_task_in_a_relative_file_reach_it(tmp_path, monkeypatch, w
     settings = ["task_args.n=5"]
     if what == "run":
         own = {"task": "counted.py:build", "task_args": {"n": 5}, "eval_prompts": 0}
-        Trainer(Config.create({**runs.toy(tmp_path / "run").model_dump(), **own})).train()
+        ESTrainer(args=Config.create({**runs.toy(tmp_path / "run").model_dump(), **own})).train()
         settings = []
     else:
         settings += ["engine=toy"]
@@ -347,7 +347,7 @@ def test_settings_of_a_task_in_a_relative_file_reach_it(tmp_path, monkeypatch, w
 
 def test_what_is_left_out_of_anothers_run_on_another_task_is_said(tmp_path, caplog):
     root = tmp_path / "run"
-    Trainer(runs.toy(root)).train()
+    ESTrainer(args=runs.toy(root)).train()
     config = Config.create({**runs.toy(root).model_dump(), "eval_tasks": ["a.py:f"], "trust_remote_code": True})
     runs.write_config(config, root / "config.yaml")
     settings_of(root, on=["conciseness"], sets=["trust_remote_code=true"])

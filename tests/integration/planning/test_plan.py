@@ -28,9 +28,9 @@ TEXTS = ("one", "two and", "three", "four", "fives")
 TASK = Task("own", tuple(Example(i, t, {}) for i, t in enumerate(TEXTS)), (), (Reward("r", len),))
 
 
-def planned(folder, **settings) -> seedtune.Config:
+def planned(folder, **settings) -> seedtune.ESConfig:
     small = {"population": 8, "prompts_per_generation": 4, "max_completion_length": 20, "generations": 10}
-    return seedtune.Config(model=str(folder), **{**small, "transformers": {"device": "cpu"}, **settings})
+    return seedtune.ESConfig(model=str(folder), **{**small, "transformers": {"device": "cpu"}, **settings})
 
 
 @pytest.fixture
@@ -155,7 +155,7 @@ def test_steps_and_rows_are_charged_apart():
 
 def test_a_run_gives_its_pace_and_lengths(folder, tmp_path):
     run = tmp_path / "run"
-    seedtune.Trainer(runs.toy(run, max_completion_length=20)).train()
+    seedtune.ESTrainer(args=runs.toy(run, max_completion_length=20)).train()
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     rows = [row for row in rows if "step_time" in row]
     found = plan_config(planned(folder), devices=["h100"], measured=run, task=TASK)

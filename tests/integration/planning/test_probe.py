@@ -185,7 +185,7 @@ def test_a_probe_that_cannot_be_is_refused_before_anything_is_loaded(config, opt
 
 def test_a_language_model_is_probed_with_rewards_of_ones_own(tmp_path):
     folder = models.save_family("llama", tmp_path / "model")
-    config = seedtune.Config(
+    config = seedtune.ESConfig(
         model=str(folder), output_dir=str(tmp_path / "run"), sigma=0.02, population=8, max_completion_length=16,
         prompts_per_generation=4, transformers={"device": "cpu"},
     )  # fmt: skip

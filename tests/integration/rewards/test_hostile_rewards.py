@@ -12,7 +12,7 @@ from seedtune import verify_run
 from seedtune.errors import RewardError
 from seedtune.rewards.execution import process
 from seedtune.run import directory
-from seedtune.trainer import Trainer
+from seedtune.trainer import ESTrainer
 
 DATA = [{"prompt": f"word {index}"} for index in range(6)]
 NAMES = [f"sometimes_{name}" for name in (*hostile.SOMETIMES, "prints_much", "nan", "none")]
@@ -37,10 +37,10 @@ def _little_grace(monkeypatch):
     monkeypatch.setattr(process, "GRACE", 0.1)
 
 
-def trainer(root, functions, **settings) -> Trainer:
+def trainer(root, functions, **settings) -> ESTrainer:
     small = {"generations": 2, "prompts_per_generation": 6, "eval_steps": 0, "reward_workers": 3}
     config = runs.toy(root, **{**small, **settings})
-    return Trainer(config, reward_funcs=functions, train_dataset=DATA)
+    return ESTrainer(args=config, reward_funcs=functions, train_dataset=DATA)
 
 
 def metrics(root) -> list[dict]:
@@ -82,17 +82,17 @@ def test_a_reward_that_starts_to_fail_stops_the_run_which_then_goes_on_as_if_it_
     with pytest.raises(RewardError) as caught:
         trainer(tmp_path / "run", digits).train()
     assert "'digits' failed on 16 of 30 completions, more than max_reward_failure_rate=0.5 allows" in str(caught.value)
-    assert str(caught.value).endswith("Nothing is lost: go on with Trainer(...).train(resume=True).")
+    assert str(caught.value).endswith("Nothing is lost: go on with ESTrainer(...).train(resume_from_checkpoint=True).")
     failures = runs.rows(directory.RunPaths(tmp_path / "run").failures)
     assert {row["error"] for row in failures} == {"raised OSError: the judge is gone"}
     for root in ("run", "straight"):
-        trainer(tmp_path / root, hostile.digits).train(resume=root == "run")
+        trainer(tmp_path / root, hostile.digits).train(resume_from_checkpoint=root == "run")
     runs.assert_same_run(tmp_path / "run", tmp_path / "straight")
     assert verify_run(tmp_path / "run").generations == 2
 
 
 def test_a_stopped_built_in_task_names_the_command_that_goes_on(tmp_path, monkeypatch):
-    one = Trainer(runs.toy(tmp_path / "a run"))
+    one = ESTrainer(args=runs.toy(tmp_path / "a run"))
     monkeypatch.setattr(
         sys.modules["seedtune.tasks.builtin.toy"], "_closeness", lambda text, target: hostile.raises([])
     )

@@ -14,7 +14,7 @@ from seedtune.engines.toy.engine import ToyEngine
 from seedtune.errors import EngineError, LedgerError, RunError
 from seedtune.run import directory, ledger, recorded_config
 from seedtune.run.ledger import Record
-from seedtune.trainer import Trainer
+from seedtune.trainer import ESTrainer
 from seedtune.types import UNPERTURBED, Member
 from straggling import Schedule, Straggling, config, some_are_late
 
@@ -38,7 +38,7 @@ def late(schedule_workers, tmp_path) -> Path:
 
 
 def trained(root: Path, max_staleness: int, **settings) -> Path:
-    Trainer(config(root, max_staleness, **settings)).train()
+    ESTrainer(args=config(root, max_staleness, **settings)).train()
     return root
 
 
@@ -75,7 +75,7 @@ SETTINGS = {
 
 @pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
 def test_replay_gives_the_fingerprint_that_training_had_and_verify_passes(schedule_workers, tmp_path, settings):
-    trainer = Trainer(config(tmp_path / "run", 2, **settings))
+    trainer = ESTrainer(args=config(tmp_path / "run", 2, **settings))
     trainer.train()
     found = verify_run(tmp_path / "run", snapshots=True)
     assert found.fingerprint == trainer.load().fingerprint()
@@ -117,7 +117,7 @@ def test_the_same_arrivals_are_the_same_run_and_others_are_found_by_diff(late, s
 
 def test_with_max_staleness_0_a_run_is_the_synchronous_one_bit_for_bit(schedule_workers, tmp_path):
     plain = runs.toy(tmp_path / "plain", generations=8, population=8, members_per_job=2)
-    Trainer(plain).train()
+    ESTrainer(args=plain).train()
     trained(tmp_path / "ray", 0)
     runs.assert_same_run(tmp_path / "ray", tmp_path / "plain")
 
@@ -127,7 +127,7 @@ def test_a_generation_ends_when_a_worker_would_have_nothing_to_do(schedule_worke
     """One worker has something to do until all is done; of two, one has not while the other is at the last job."""
     schedule_workers(Schedule(workers=workers))
     plain = runs.toy(tmp_path / "plain", generations=8, population=8, members_per_job=2, evaluate_unperturbed=False)
-    Trainer(plain).train()
+    ESTrainer(args=plain).train()
     trained(tmp_path / "late", 1, evaluate_unperturbed=False)
     made, expected = records(tmp_path / "late"), records(tmp_path / "plain")
     if workers == 1:
@@ -203,7 +203,7 @@ def test_a_generation_that_no_worker_can_evaluate_stops_the_run_and_says_so(sche
     with pytest.raises(EngineError, match="none of the 5 jobs of generation 2 could be evaluated"):
         trained(tmp_path / "run", 2)
     schedule_workers(Schedule())
-    Trainer(recorded_config.run_config(tmp_path / "run")).train(resume=True)
+    ESTrainer(args=recorded_config.run_config(tmp_path / "run")).train(resume_from_checkpoint=True)
     assert verify_run(tmp_path / "run").generations == 8
 
 
@@ -232,8 +232,8 @@ def test_a_run_that_was_stopped_goes_on_without_the_open_jobs_and_verifies(sched
         trained(tmp_path / "run", 2)
     before = len(records(tmp_path / "run"))
     schedule_workers(Schedule(late=some_are_late))
-    trainer = Trainer(recorded_config.run_config(tmp_path / "run"))
-    trainer.train(resume=True)
+    trainer = ESTrainer(args=recorded_config.run_config(tmp_path / "run"))
+    trainer.train(resume_from_checkpoint=True)
     found = verify_run(tmp_path / "run", snapshots=True)
     assert (found.generations, found.fingerprint) == (8, trainer.load().fingerprint())
     assert set(ages(tmp_path / "run")[before]) == {0}
@@ -242,7 +242,7 @@ def test_a_run_that_was_stopped_goes_on_without_the_open_jobs_and_verifies(sched
 def test_another_lag_refuses_to_resume(late):
     other = recorded_config.run_config(late).replace(ray={"engine": "toy", "workers": 3, "max_staleness": 1})
     with pytest.raises(RunError, match="max_staleness: 2 → 1"):
-        Trainer(other.replace(generations=9)).train(resume=True)
+        ESTrainer(args=other.replace(generations=9)).train(resume_from_checkpoint=True)
 
 
 def test_other_workers_may_go_on(late, schedule_workers):
@@ -250,7 +250,7 @@ def test_other_workers_may_go_on(late, schedule_workers):
         ray={"engine": "toy", "workers": 9, "max_staleness": 2}, generations=12
     )
     schedule_workers(Schedule(workers=9, late=some_are_late))
-    Trainer(other).train(resume=True)
+    ESTrainer(args=other).train(resume_from_checkpoint=True)
     assert verify_run(late).generations == 12
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from models import load_engine, save_family
 from runs import assert_same_run, cli, rows, toy, write_config
-from seedtune import Trainer
+from seedtune import ESTrainer
 from seedtune.config.config import Config
 from seedtune.engines.toy.engine import ToyEngine
 from seedtune.errors import ConfigError
@@ -56,9 +56,9 @@ class Echo:
         return float(len(set(self.heard)))
 
 
-def trainer(root: Path, **settings) -> Trainer:
+def trainer(root: Path, **settings) -> ESTrainer:
     config = toy(root, **{"alpha": 0.1, **settings})
-    return Trainer(config, environment_factory=Approach, train_dataset=DATA, eval_dataset=DATA[:3])
+    return ESTrainer(args=config, environment_factory=Approach, train_dataset=DATA, eval_dataset=DATA[:3])
 
 
 @pytest.mark.parametrize(
@@ -73,7 +73,7 @@ def test_es_brings_the_toy_engine_nearer_to_the_goal_of_its_conversations(
     kept = []
     for seed in range(seeds):
         config = toy(tmp_path / str(seed), generations=generations, alpha=alpha, seed=seed, **settings)
-        run = Trainer(config, environment_factory=Approach, train_dataset=DATA, eval_dataset=DATA)
+        run = ESTrainer(args=config, environment_factory=Approach, train_dataset=DATA, eval_dataset=DATA)
         last = run.train()
         first = next(row for row in rows(run.paths.metrics) if "eval_reward" in row)
         kept.append(last["eval_reward"] / first["eval_reward"])
@@ -97,7 +97,7 @@ def test_groups_arriving_in_any_order_give_the_same_run(tmp_path: Path, monkeypa
 def test_a_run_that_is_resumed_ends_as_one_that_never_stopped(tmp_path: Path) -> None:
     trainer(tmp_path / "whole").train()
     trainer(tmp_path / "parts", generations=2).train()
-    trainer(tmp_path / "parts").train(resume=True)
+    trainer(tmp_path / "parts").train(resume_from_checkpoint=True)
     whole, parts = (directory.RunPaths(tmp_path / name).ledger.read_bytes() for name in ("whole", "parts"))
     assert whole.splitlines()[-1].split(b'"check"')[0] == parts.splitlines()[-1].split(b'"check"')[0]
 
@@ -154,12 +154,12 @@ def test_an_environment_of_the_configuration_replaces_that_of_the_task(tmp_path:
         "class Once:\n    reward = 0.25\n    def reset(self): pass\n    def step(self, text): return None\n", "utf-8"
     )
     config = toy(tmp_path / "run").replace(task="number_guessing", environment=f"{file}:Once")
-    assert Trainer(config).evaluate()["eval_reward"] == 0.25
+    assert ESTrainer(args=config).evaluate()["eval_reward"] == 0.25
 
 
 def test_limits_of_conversations_without_an_environment_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="conversation has no effect on task 'toy', which has no environment"):
-        Trainer(toy(tmp_path, conversation={"max_turns": 2}))
+        ESTrainer(args=toy(tmp_path, conversation={"max_turns": 2}))
 
 
 def test_divergence_of_conversations_is_refused(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from models import load_engine, save_family
 from runs import rows, toy
-from seedtune import Trainer, evaluate
+from seedtune import ESTrainer, evaluate
 from seedtune.config.config import Config
 from seedtune.config.yaml_file import load_config
 from seedtune.errors import ConfigError, DataError
@@ -53,7 +53,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_es_raises_the_log_probability_of_reference_answers(folder: Path) -> None:
-    run = Trainer(tiny(folder, "logprob"), train_dataset=SUMS, eval_dataset=SUMS)
+    run = ESTrainer(args=tiny(folder, "logprob"), train_dataset=SUMS, eval_dataset=SUMS)
     last = run.train()
     first = next(row for row in rows(run.paths.metrics) if "eval_reward" in row)
     assert last["eval_reward"] > first["eval_reward"] + 1.0
@@ -63,7 +63,7 @@ def test_es_raises_the_log_probability_of_reference_answers(folder: Path) -> Non
 
 
 def test_es_raises_the_accuracy_among_choices(folder: Path) -> None:
-    run = Trainer(tiny(folder, "choice_accuracy"), train_dataset=CHOICES, eval_dataset=CHOICES)
+    run = ESTrainer(args=tiny(folder, "choice_accuracy"), train_dataset=CHOICES, eval_dataset=CHOICES)
     last = run.train()
     first = next(row for row in rows(run.paths.metrics) if "eval_reward" in row)
     assert last["eval_reward"] > first["eval_reward"]
@@ -89,14 +89,16 @@ def test_scores_are_the_means_and_choices_of_the_engines_likelihoods(folder: Pat
 def test_the_toy_engine_learns_reference_answers_too(tmp_path: Path) -> None:
     data = [{"prompt": f"number {index}", "answer": "0." if index % 2 else "-0."} for index in range(12)]
     settings = {"generations": 20, "population": 24, "alpha": None, "sigma": 0.2, "prompts_per_generation": 12}
-    run = Trainer(toy(tmp_path, objective="logprob", eval_steps=0, **settings), train_dataset=data, eval_dataset=data)
+    run = ESTrainer(
+        args=toy(tmp_path, objective="logprob", eval_steps=0, **settings), train_dataset=data, eval_dataset=data
+    )
     last = run.train()
     first = next(row for row in rows(run.paths.metrics) if "eval_reward" in row)
     assert last["eval_reward"] > first["eval_reward"] + 0.5
 
 
 def test_a_built_in_task_trains_on_its_answers(tmp_path: Path) -> None:
-    run = Trainer(toy(tmp_path, objective="logprob", generations=2).replace(task="conciseness"))
+    run = ESTrainer(args=toy(tmp_path, objective="logprob", generations=2).replace(task="conciseness"))
     assert run.train()["eval_reward"] < 0.0
 
 
@@ -104,13 +106,13 @@ def test_the_example_of_the_documentation_trains(tmp_path: Path) -> None:
     settings = {"engine": "toy", "output_dir": str(tmp_path / "run"), "generations": 1, "eval_prompts": 4}
     config = load_config(Path(__file__).parents[3] / "examples" / "reference-answers.yaml").replace(**settings)
     assert config.objective == "logprob"
-    assert Trainer(config).train()["eval_reward"] < 0.0
+    assert ESTrainer(args=config).train()["eval_reward"] < 0.0
 
 
 def test_reward_functions_beside_reference_answers_are_refused(tmp_path: Path) -> None:
     config = toy(tmp_path, objective="logprob")
     with pytest.raises(ConfigError, match="objective=logprob is a reward by itself"):
-        Trainer(config, train_dataset=SUMS, reward_funcs=lambda completions: [0.0])
+        ESTrainer(args=config, train_dataset=SUMS, reward_funcs=lambda completions: [0.0])
 
 
 def test_reference_answers_cannot_be_planned(folder: Path) -> None:
@@ -135,7 +137,7 @@ def test_reference_answers_cannot_be_planned(folder: Path) -> None:
 def test_rows_without_answers_are_named_before_the_run_begins(objective, row, message, tmp_path: Path) -> None:
     fine = {"prompt": "1+1=", "answer": "2", "choices": ["1", "2"]}
     with pytest.raises(DataError, match=message):
-        Trainer(toy(tmp_path, objective=objective), train_dataset=[fine, {"prompt": "2+2=", **row}])
+        ESTrainer(args=toy(tmp_path, objective=objective), train_dataset=[fine, {"prompt": "2+2=", **row}])
 
 
 @pytest.mark.parametrize("answer", ["A", 1, "B"])
@@ -149,14 +151,14 @@ def test_the_right_choice_is_named_by_its_text_its_index_or_its_letter(answer: A
 def test_columns_may_have_other_names(tmp_path: Path) -> None:
     data = [{"prompt": "1+1=", "target": "2"}] * 2
     config = toy(tmp_path, objective="logprob", likelihood={"answer_column": "target"}, generations=1)
-    assert Trainer(config, train_dataset=data, eval_dataset=data).train()["eval_reward"] < 0.0
+    assert ESTrainer(args=config, train_dataset=data, eval_dataset=data).train()["eval_reward"] < 0.0
 
 
 def test_a_run_on_reference_answers_is_evaluated_and_watches_other_tasks(tmp_path: Path) -> None:
     path = tmp_path / "data.jsonl"
     path.write_text("".join(json.dumps({"prompt": f"number {n}", "answer": str(n)}) + "\n" for n in range(6)))
     config = toy(tmp_path / "run", generations=1, objective="logprob", eval_tasks=("toy",))
-    run = Trainer(config.replace(task="custom"), train_dataset=str(path), eval_dataset=str(path))
+    run = ESTrainer(args=config.replace(task="custom"), train_dataset=str(path), eval_dataset=str(path))
     last = run.train()
     closeness = [-abs(float(text) - example.columns["answer"]) for text, example in _said(run)]
     assert last["eval_toy/reward"] == pytest.approx(np.mean(closeness))
@@ -166,7 +168,7 @@ def test_a_run_on_reference_answers_is_evaluated_and_watches_other_tasks(tmp_pat
     assert subject.results[0].estimates["reward"].value == pytest.approx(last["eval_reward"])
 
 
-def _said(run: Trainer) -> list[tuple[str, Any]]:
+def _said(run: ESTrainer) -> list[tuple[str, Any]]:
     """What the trained model says to the toy task's held-out prompts."""
     task = create("toy")
     config = Config(engine="toy", task="toy", model="toy", toy=run.config.toy, eval_prompts=3)

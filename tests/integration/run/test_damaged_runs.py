@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import runs
-from seedtune import Config, Trainer, evaluate, export_run, pack_run, verify_run
+from seedtune import ESConfig, ESTrainer, evaluate, export_run, pack_run, verify_run
 from seedtune.errors import ConfigError, LedgerError, RunError
 from seedtune.run import directory, ledger, recorded_config
 from seedtune.run.directory import RunPaths
@@ -19,14 +19,14 @@ STEPS = {"fingerprint_steps": 2, "save_steps": 2}
 @pytest.fixture
 def short(tmp_path: Path) -> Path:
     """A toy run of four generations."""
-    Trainer(runs.toy(tmp_path / "run", generations=4, **STEPS)).train()
+    ESTrainer(args=runs.toy(tmp_path / "run", generations=4, **STEPS)).train()
     return tmp_path / "run"
 
 
 def goes_on(root: Path, generations: int = 6) -> None:
     """Resume a run to more generations, by the settings of its own directory alone."""
     config = recorded_config.run_config(root).replace(generations=generations)
-    Trainer(config).train(resume=True)
+    ESTrainer(args=config).train(resume_from_checkpoint=True)
 
 
 CACHES = ["metrics.jsonl", "samples.jsonl", "snapshots"]
@@ -38,7 +38,7 @@ def test_a_ledger_alone_is_resumed_as_if_nothing_was_lost(short, tmp_path, lost)
         path = short / name
         path.rename(tmp_path / name)
     goes_on(short)
-    Trainer(runs.toy(tmp_path / "whole", generations=6, **STEPS)).train()
+    ESTrainer(args=runs.toy(tmp_path / "whole", generations=6, **STEPS)).train()
     assert runs.ledger_bytes(short) == runs.ledger_bytes(tmp_path / "whole")
     assert runs.fingerprint(short) == runs.fingerprint(tmp_path / "whole")
     assert RunPaths(short).config.is_file()
@@ -69,8 +69,8 @@ def test_the_ledger_holds_where_own_data_and_rewards_are(tmp_path):
         "eval_steps": 0,
         "eval_prompts": 0,
     }
-    config = Config.create({**runs.toy(tmp_path / "run", generations=2).model_dump(), **own})
-    Trainer(config).train()
+    config = ESConfig.create({**runs.toy(tmp_path / "run", generations=2).model_dump(), **own})
+    ESTrainer(args=config).train()
     contents = ledger.read(RunPaths(tmp_path / "run").ledger)
     again = recorded_config.config_of(contents.header)
     for name in ("train_dataset", "reward_funcs", "eval_size", "task"):

@@ -12,7 +12,7 @@ import runs
 from seedtune.run import directory
 from seedtune.run.diagnostics import predicted_drift
 from seedtune.run.metrics import record_alarms
-from seedtune.trainer import Trainer
+from seedtune.trainer import ESTrainer
 from seedtune.types import Decay, Term, Update
 
 ROWS = [{"prompt": f"number {index}"} for index in range(8)]
@@ -31,7 +31,7 @@ def train(root: Path, **settings) -> list[dict]:
     more = {"generations": 20, "eval_steps": 0, "save_steps": 0, "fingerprint_steps": 5, "toy": {"size": 64}}
     fast = {"population": 16, "alpha": 0.02, "rollback_on_collapse": "no", "reward_batch": "all"}
     config = runs.toy(root, **{**more, **fast, **settings})
-    Trainer(config, reward_funcs=random_reward, train_dataset=ROWS).train()
+    ESTrainer(args=config, reward_funcs=random_reward, train_dataset=ROWS).train()
     return metrics(root)
 
 
@@ -87,7 +87,7 @@ def test_reused_noise_shows_in_the_cosine_of_updates(tmp_path):
         return [float(text) for text in completions]
 
     config = runs.toy(tmp_path / "run", population=8, noise_reuse=4, generations=4, eval_steps=0, alpha=0.01)
-    Trainer(config, reward_funcs=number, train_dataset=ROWS[:3]).train()
+    ESTrainer(args=config, reward_funcs=number, train_dataset=ROWS[:3]).train()
     assert all(row["update_cosine"] > 0.9 for row in metrics(tmp_path / "run")[1:])
 
 

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 import models
 import runs
 from scores import variety
-from seedtune import Config, Trainer, diff_runs, export_run, pack_run, unpack_run, verify_run
+from seedtune import ESConfig, ESTrainer, diff_runs, export_run, pack_run, unpack_run, verify_run
 from seedtune.engines import base as engines_base
 from seedtune.errors import LedgerError, PackError
 from seedtune.numerics.kernels import cpu
@@ -27,7 +27,7 @@ GENERATIONS, STOP = 50, 23
 DATA = [{"prompt": text} for text in ("Say a", "Say b", "Tell me", "Why?")]
 
 
-def config(root: Path, base: Path, **settings: Any) -> Config:
+def config(root: Path, base: Path, **settings: Any) -> ESConfig:
     small = {
         "generations": GENERATIONS,
         "population": 4,
@@ -40,11 +40,11 @@ def config(root: Path, base: Path, **settings: Any) -> Config:
         "transformers": {"device": "cpu"},
     }
     recorded = json.loads((base / "seedtune-test.json").read_text())
-    return Config(model=str(base), output_dir=str(root), reward_workers=0, **{**small, **recorded, **settings})
+    return ESConfig(model=str(base), output_dir=str(root), reward_workers=0, **{**small, **recorded, **settings})
 
 
-def train(settings: Config, *, resume: bool = False) -> None:
-    Trainer(settings, reward_funcs=variety, train_dataset=DATA).train(resume=resume)
+def train(settings: ESConfig, *, resume: bool = False) -> None:
+    ESTrainer(args=settings, reward_funcs=variety, train_dataset=DATA).train(resume_from_checkpoint=resume)
 
 
 WAYS = {

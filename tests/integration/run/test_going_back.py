@@ -12,7 +12,7 @@ from seedtune.errors import LedgerError
 from seedtune.run import directory, ledger, recorded_config
 from seedtune.run.lineage import Lineage
 from seedtune.tasks.builtin.toy import closeness
-from seedtune.trainer import Trainer
+from seedtune.trainer import ESTrainer
 
 ROWS = [{"prompt": f"number {index}", "answer": 0.1 * index} for index in range(8)]
 
@@ -30,11 +30,11 @@ class Cliff:
         return [-9.0 if value is None else value - fallen for value in close]
 
 
-def trainer(root: Path, reward, **settings) -> Trainer:
+def trainer(root: Path, reward, **settings) -> ESTrainer:
     more = {"rollback_on_collapse": "yes", "generations": 14, "eval_steps": 0, "save_steps": 3, "fingerprint_steps": 1,
             "reward_batch": "all"}  # fmt: skip
     config = runs.toy(root, **{**more, **settings})
-    return Trainer(config, reward_funcs=reward, train_dataset=ROWS)
+    return ESTrainer(args=config, reward_funcs=reward, train_dataset=ROWS)
 
 
 @pytest.fixture(params=[{}, {"alpha": None}, {"weights_dtype": "model"}], ids=str)
@@ -110,14 +110,16 @@ def test_a_pack_and_every_export_have_the_bits_of_the_run(root, tmp_path):
 
 def test_resuming_after_the_way_back_gives_the_same_run(root, tmp_path):
     config = recorded_config.run_config(root)
-    again = Trainer(
-        config.replace(output_dir=str(tmp_path / "cut"), generations=11),
+    again = ESTrainer(
+        args=config.replace(output_dir=str(tmp_path / "cut"), generations=11),
         reward_funcs=Cliff(9, 11),
         train_dataset=ROWS,
     )
     again.train()
-    rest = Trainer(config.replace(output_dir=str(tmp_path / "cut")), reward_funcs=Cliff(0, 0), train_dataset=ROWS)
-    rest.train(resume=True)
+    rest = ESTrainer(
+        args=config.replace(output_dir=str(tmp_path / "cut")), reward_funcs=Cliff(0, 0), train_dataset=ROWS
+    )
+    rest.train(resume_from_checkpoint=True)
     assert runs.ledger_bytes(tmp_path / "cut") == runs.ledger_bytes(root)
 
 

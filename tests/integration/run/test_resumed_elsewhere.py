@@ -24,7 +24,7 @@ from seedtune.evaluation.models import settings_of
 from seedtune.numerics.machine import processor
 from seedtune.run import directory, ledger, recorded_config
 from seedtune.run.ledger import Header, Ledger
-from seedtune.trainer import Trainer
+from seedtune.trainer import ESTrainer
 
 NUMPY = {"name": "numpy", "version": np.__version__}
 HERE = {"products": "library", "attention": "library", "device": "cpu", "library": NUMPY}
@@ -34,7 +34,7 @@ FMA32 = {"products": "fma32/1", "attention": "lanes32/1", "device": "cpu"}
 
 
 def trained(root: Path, **settings) -> Path:
-    Trainer(runs.toy(root, **settings)).train()
+    ESTrainer(args=runs.toy(root, **settings)).train()
     return root
 
 
@@ -97,7 +97,7 @@ def test_a_sealed_change_that_is_none_is_named(short, line, message):
 
 
 def test_the_same_machine_goes_on_and_the_ledger_is_that_of_one_process(short, tmp_path):
-    Trainer(runs.toy(short)).train(resume=True)
+    ESTrainer(args=runs.toy(short)).train(resume_from_checkpoint=True)
     runs.assert_same_run(short, trained(tmp_path / "whole"))
 
 
@@ -119,14 +119,16 @@ def test_named_products_go_on_and_the_ledger_says_from_where(command, short):
     assert (found.generations, found.header.arithmetic, found.changes) == (4, OTHER, {2: HERE})
     rows = [row for row in runs.rows(directory.RunPaths(short).metrics) if "products" in row]
     assert [row["generation"] for row in rows] == [0, 2]
-    Trainer(runs.toy(short, generations=5)).train(resume=True)  # auto again: what the newest line says is here
+    ESTrainer(args=runs.toy(short, generations=5)).train(
+        resume_from_checkpoint=True
+    )  # auto again: what the newest line says is here
     assert contents(short).changes == {2: HERE}
 
 
 def test_metrics_that_were_lost_say_again_what_the_ledger_knows(changed):
     path = directory.RunPaths(changed).metrics
     path.unlink()
-    Trainer(runs.toy(changed, generations=6)).train(resume=True)
+    ESTrainer(args=runs.toy(changed, generations=6)).train(resume_from_checkpoint=True)
     rows = [row for row in runs.rows(path) if "products" in row]
     assert [(row["generation"], row["arithmetic"], row["restored"]) for row in rows] == [
         (0, OTHER, True),
@@ -147,7 +149,7 @@ def test_only_other_threads_are_told_how_to_have_as_many(short):
     with pytest.MonkeyPatch.context() as patch:
         computing_by(patch, lambda: {**HERE, "library": {**library, "threads": 2}})
         with pytest.raises(RunError, match=r"Set OMP_NUM_THREADS=3 to have as many threads\."):
-            Trainer(runs.toy(short, generations=4)).train(resume=True)
+            ESTrainer(args=runs.toy(short, generations=4)).train(resume_from_checkpoint=True)
 
 
 # ------------------------------------------------------------- weights do not depend on how rewards were computed
@@ -157,7 +159,7 @@ def test_only_other_threads_are_told_how_to_have_as_many(short):
 def changed(short) -> Path:
     """A run of another machine that went on here."""
     begun_with(OTHER, short)
-    Trainer(runs.toy(short, products="library")).train(resume=True)
+    ESTrainer(args=runs.toy(short, products="library")).train(resume_from_checkpoint=True)
     return short
 
 
@@ -246,12 +248,12 @@ def tiny(tmp_path) -> Config:
 def test_a_run_goes_on_with_the_recorded_kind_where_auto_would_take_another(tiny, monkeypatch):
     root = Path(tiny.output_dir)
     monkeypatch.setattr(processor, "features", lambda: OLD)
-    Trainer(tiny).train()
+    ESTrainer(args=tiny).train()
     assert contents(root).header.arithmetic["products"] == "library"
     recorded = contents(root).header.arithmetic
     monkeypatch.setattr(processor, "features", lambda: AVX2)
     begun_with({**recorded, "library": {**recorded["library"], "instructions": _instructions()}}, root)
-    Trainer(tiny.replace(generations=2)).train(resume=True)  # auto would be fma32 here
+    ESTrainer(args=tiny.replace(generations=2)).train(resume_from_checkpoint=True)  # auto would be fma32 here
     assert contents(root).changes == {}
     assert recorded_config.run_config(root).products == "auto"
 
@@ -265,25 +267,25 @@ def _instructions() -> str:
 def test_a_run_of_fused_sums_goes_on_by_them_on_any_processor_that_has_them(tiny, monkeypatch):
     root = Path(tiny.output_dir)
     monkeypatch.setattr(processor, "features", lambda: AVX2)
-    Trainer(tiny).train()
+    ESTrainer(args=tiny).train()
     assert contents(root).header.arithmetic == FMA32
     monkeypatch.setattr(processor, "features", lambda: BF16)
-    Trainer(tiny.replace(generations=2)).train(resume=True)
+    ESTrainer(args=tiny.replace(generations=2)).train(resume_from_checkpoint=True)
     monkeypatch.setattr(processor, "features", lambda: frozenset({"neon"}))
-    Trainer(tiny.replace(generations=3)).train(resume=True)
+    ESTrainer(args=tiny.replace(generations=3)).train(resume_from_checkpoint=True)
     assert contents(root).changes == {}
 
 
 def test_a_kind_that_is_not_here_is_refused_and_a_named_one_goes_on(tiny, monkeypatch):
     root, config = Path(tiny.output_dir), tiny.replace(generations=2)
     monkeypatch.setattr(processor, "features", lambda: AVX2)
-    Trainer(tiny).train()
+    ESTrainer(args=tiny).train()
     monkeypatch.setattr(processor, "features", lambda: OLD)
     message = r"computed with products fma32/1, .* cannot be had here: .*needs AVX2 with FMA.* --set products="
     with pytest.raises(RunError, match=message):
-        Trainer(config).train(resume=True)
+        ESTrainer(args=config).train(resume_from_checkpoint=True)
     named = config.replace(products="library")
-    Trainer(named).train(resume=True)
+    ESTrainer(args=named).train(resume_from_checkpoint=True)
     assert contents(root).changes[1]["products"] == "library"
     assert verify_run(root).generations == 2
 
@@ -292,7 +294,7 @@ def test_a_named_kind_that_is_not_here_is_an_error_of_the_settings(tiny, monkeyp
     monkeypatch.setattr(processor, "features", lambda: AVX2)
     named = tiny.replace(products="bf16dot")
     with pytest.raises(ConfigError, match=r"products=bf16dot multiplies bfloat16"):
-        Trainer(named).train()
+        ESTrainer(args=named).train()
 
 
 def test_a_dry_run_and_the_first_line_of_the_metrics_say_the_products(command, short, tmp_path):
@@ -317,10 +319,10 @@ def differing(monkeypatch, entries: list[dict]) -> None:
 
 def test_a_worker_that_computes_otherwise_is_lost_by_name_and_changes_nothing(tmp_path, monkeypatch):
     config = ray_config(tmp_path / "fleet", generations=3)
-    Trainer(alone(config, tmp_path / "alone")).train()
+    ESTrainer(args=alone(config, tmp_path / "alone")).train()
     differing(monkeypatch, [HERE, OTHER, HERE])
     with inline():
-        trainer = Trainer(config)
+        trainer = ESTrainer(args=config)
         notes: list[str] = []
         trainer.callbacks = (At(3, lambda: notes.extend(trainer.engine.controller.pool.notes)),)
         trainer.train()
@@ -333,11 +335,11 @@ def test_a_worker_that_computes_otherwise_is_lost_by_name_and_changes_nothing(tm
 def test_the_ray_engines_ledger_says_how_its_workers_compute(tmp_path):
     config = ray_config(tmp_path / "run", generations=2)
     with inline():
-        Trainer(config).train()
+        ESTrainer(args=config).train()
     assert contents(tmp_path / "run").header.arithmetic == HERE
     begun_with(OTHER, tmp_path / "run")
     with inline(), pytest.raises(RunError, match=r"--set products=library"):
-        Trainer(config.replace(generations=3)).train(resume=True)
+        ESTrainer(args=config.replace(generations=3)).train(resume_from_checkpoint=True)
 
 
 def loading_on(monkeypatch, *machines: frozenset[str]) -> None:
@@ -360,7 +362,7 @@ def of_two(config: Config, **settings) -> Config:
 def test_workers_that_would_choose_another_kind_take_that_of_the_first(tiny, monkeypatch):
     loading_on(monkeypatch, AVX2, OLD, BF16)
     with inline():
-        trainer = Trainer(of_two(tiny))
+        trainer = ESTrainer(args=of_two(tiny))
         notes: list[str] = []
         trainer.callbacks = (At(1, lambda: notes.extend(trainer.engine.controller.pool.notes)),)
         trainer.train()
@@ -376,18 +378,18 @@ def test_a_worker_that_cannot_compute_as_the_first_is_refused_with_the_fix(tiny,
         r"worker transformers-2: .*needs AVX2 with FMA.* The others compute with products fma32/1.*give all workers"
     )
     with inline(), pytest.raises(ConfigError, match=message):
-        Trainer(of_two(tiny)).train()
+        ESTrainer(args=of_two(tiny)).train()
 
 
 def test_workers_of_a_resumed_run_are_told_the_recorded_kind(tiny, monkeypatch):
     loading_on(monkeypatch, OLD)
     with inline():
-        Trainer(of_two(tiny)).train()
+        ESTrainer(args=of_two(tiny)).train()
     seen: list[str] = []
     with inline():
-        trainer = Trainer(of_two(tiny).replace(generations=2))
+        trainer = ESTrainer(args=of_two(tiny).replace(generations=2))
         trainer.callbacks = (At(2, lambda: seen.append(_told(trainer.engine.controller.pool.specs["transformers"]))),)
-        trainer.train(resume=True)
+        trainer.train(resume_from_checkpoint=True)
     assert seen == ["library"]
     assert contents(Path(tiny.output_dir)).changes == {}
 

@@ -9,7 +9,7 @@ from seedtune.errors import ModelError, RunError
 from seedtune.rollouts import prompts
 from seedtune.run import directory, replay
 from seedtune.run.ledger import Ledger
-from seedtune.trainer import Trainer
+from seedtune.trainer import ESTrainer
 
 
 def test_a_second_start_is_refused_while_the_first_loads_the_model(tmp_path):
@@ -17,10 +17,10 @@ def test_a_second_start_is_refused_while_the_first_loads_the_model(tmp_path):
     root.mkdir()
     with Ledger.claimed(root / "ledger.jsonl"):
         with pytest.raises(RunError, match="is being trained by another process"):
-            Trainer(runs.toy(root)).train()
+            ESTrainer(args=runs.toy(root)).train()
         assert [path.name for path in root.iterdir()] == ["ledger.jsonl"]
     (root / "ledger.jsonl").touch()  # as a process that is killed while it loads leaves it
-    Trainer(runs.toy(root, generations=1)).train()
+    ESTrainer(args=runs.toy(root, generations=1)).train()
 
 
 def test_a_run_whose_model_cannot_be_loaded_leaves_nothing_behind(tmp_path, monkeypatch):
@@ -32,7 +32,7 @@ def test_a_run_whose_model_cannot_be_loaded_leaves_nothing_behind(tmp_path, monk
 
     monkeypatch.setattr(replay, "load_base", fail)
     with pytest.raises(ModelError, match="broken"):
-        Trainer(runs.toy(root)).train()
+        ESTrainer(args=runs.toy(root)).train()
     assert not root.exists()
 
 
@@ -42,7 +42,7 @@ def test_a_run_whose_header_cannot_be_made_leaves_nothing_behind(tmp_path, monke
 
     monkeypatch.setattr(prompts, "digest", fail)
     with pytest.raises(ModelError, match="no such template"):
-        Trainer(runs.toy(tmp_path / "run")).train()
+        ESTrainer(args=runs.toy(tmp_path / "run")).train()
     assert not (tmp_path / "run").exists()
 
 
@@ -50,7 +50,7 @@ def test_a_run_reads_its_metrics_only_before_and_after_its_generations(tmp_path,
     reads, read_lines = [], directory.read_lines
     monkeypatch.setattr(directory, "read_lines", lambda path: (reads.append(path.name), read_lines(path))[1])
     root = tmp_path / "run"
-    Trainer(runs.toy(root, generations=4, eval_steps=1)).train()
+    ESTrainer(args=runs.toy(root, generations=4, eval_steps=1)).train()
     assert reads.count("metrics.jsonl") <= 3
-    Trainer(runs.toy(root, generations=6, eval_steps=1)).train(resume=True)
+    ESTrainer(args=runs.toy(root, generations=6, eval_steps=1)).train(resume_from_checkpoint=True)
     assert [row["generation"] for row in runs.rows(root / "metrics.jsonl") if "eval_reward" in row] == [*range(7)]

@@ -12,7 +12,7 @@ from tests.contract.strategies.test_strategies import STRATEGIES
 import models
 import runs
 from scores import small_letters
-from seedtune import Trainer, verify_run
+from seedtune import ESTrainer, verify_run
 from seedtune.config.config import Config
 from seedtune.run import directory
 
@@ -48,11 +48,11 @@ ALL = {**STRATEGIES, **MORE}
 @pytest.mark.parametrize("settings", ALL.values(), ids=ALL)
 def test_a_run_verifies_and_resumes_to_the_same_bytes(tmp_path, settings):
     config = runs.toy(tmp_path / "run", **small(settings))
-    Trainer(config).train()
+    ESTrainer(args=config).train()
     assert verify_run(tmp_path / "run", snapshots=True).matched == tuple(range(1, 8))
     cut = config.replace(output_dir=str(tmp_path / "cut"), generations=4)
-    Trainer(cut).train()
-    Trainer(cut.replace(generations=7)).train(resume=True)
+    ESTrainer(args=cut).train()
+    ESTrainer(args=cut.replace(generations=7)).train(resume_from_checkpoint=True)
     assert runs.ledger_bytes(tmp_path / "cut") == runs.ledger_bytes(tmp_path / "run")
     assert runs.fingerprint(tmp_path / "cut") == runs.fingerprint(tmp_path / "run")
 
@@ -71,7 +71,7 @@ HOW = {
 }
 
 
-def transformer(root: Path, base: Path, **settings: Any) -> Trainer:
+def transformer(root: Path, base: Path, **settings: Any) -> ESTrainer:
     small = {"population": 16, "sigma": 0.05, "generations": 16, "prompts_per_generation": 4, "fingerprint_steps": 4}
     more = {
         "max_completion_length": 8,
@@ -81,7 +81,7 @@ def transformer(root: Path, base: Path, **settings: Any) -> Trainer:
         "reward_workers": 0,
     }
     config = Config(model=str(base), output_dir=str(root), **{**small, **more, **settings})
-    return Trainer(config, reward_funcs=small_letters, train_dataset=PROMPTS, eval_dataset=PROMPTS)
+    return ESTrainer(args=config, reward_funcs=small_letters, train_dataset=PROMPTS, eval_dataset=PROMPTS)
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 import shutil
@@ -21,7 +22,7 @@ from seedtune.engines.toy.engine import Characters
 from seedtune.errors import ConfigError, DataError
 from seedtune.rollouts.prompts import prompt_of
 from seedtune.run import directory, ledger, recorded_config
-from seedtune.trainer import Trainer
+from seedtune.trainer import ESTrainer
 from seedtune.types import UNPERTURBED, Job, Sampling
 
 REWARDS = '''
@@ -142,26 +143,51 @@ def test_python_takes_functions_paths_and_mappings_alike(folder):
     data = ["data.jsonl", rows(), (row for row in rows())]
     records = []
     for number, (reward, train) in enumerate(zip(given, data, strict=True)):
-        Trainer(toy(f"run{number}"), model="toy", reward_funcs=reward, train_dataset=train).train()
+        ESTrainer(args=toy(f"run{number}"), model="toy", reward_funcs=reward, train_dataset=train).train()
         records.append(ledger.read(directory.RunPaths(Path(f"run{number}")).ledger).records)
     assert records[0] == records[1] == records[2]
+
+
+def test_a_run_of_yaml_of_flags_and_of_arguments_by_name_and_by_position_is_one_run(folder, command):
+    given = {"reward_funcs": "rewards.py:closeness", "train_dataset": "data.jsonl", "eval_dataset": "data.jsonl"}
+    flags = (*ONE, "--eval-dataset", "data.jsonl")
+    settings = {key: value for key, value in toy("yaml").model_dump(mode="json").items() if key not in ("task", *given)}
+    (folder / "config.yaml").write_text(yaml.safe_dump({**settings, **given, "model": "toy"}))
+    for arguments in (("train", "config.yaml"), (*flags, *sets("generations=3", "toy.size=4", "output_dir=flags"))):
+        code, _, errors = command(*arguments)
+        assert code == 0, errors
+    ESTrainer(model="toy", args=toy("names"), **given).train()
+    reward, train, held_out = given.values()
+    ESTrainer("toy", reward, toy("places"), train, held_out, None, None, []).train()
+    for name in ("flags", "names", "places"):
+        assert runs.ledger_bytes(folder / "yaml") == runs.ledger_bytes(folder / name)
+        here = recorded_config.run_config(folder / name)
+        assert here.replace(output_dir="yaml") == recorded_config.run_config(folder / "yaml")
+
+
+def test_the_arguments_stand_in_trls_order():
+    theirs = (
+        *("self", "model", "reward_funcs", "args", "train_dataset", "eval_dataset", "processing_class"),
+        *("reward_processing_classes", "callbacks"),
+    )
+    assert tuple(inspect.signature(ESTrainer.__init__).parameters)[: len(theirs)] == theirs
 
 
 def test_weights_may_stand_in_args_as_in_trl(folder):
     rewards = ["rewards.py:closeness", "rewards.py:brevity"]
     given = {"model": "toy", "reward_funcs": rewards, "train_dataset": "data.jsonl"}
-    in_args = Trainer(args=toy("run", reward_weights=[1.0, 0.5]), **given)
-    beside = Trainer(args=toy("run"), reward_weights=[1.0, 0.5], **given)
+    in_args = ESTrainer(args=toy("run", reward_weights=[1.0, 0.5]), **given)
+    beside = ESTrainer(args=toy("run"), reward_weights=[1.0, 0.5], **given)
     assert [reward.weight for reward in in_args.task.rewards] == [1.0, 0.5]
     assert in_args.config == beside.config
     with pytest.raises(ConfigError, match="2 reward functions but 1 reward_weights"):
-        Trainer(args=toy("run", reward_weights=[1.0]), **given)
+        ESTrainer(args=toy("run", reward_weights=[1.0]), **given)
     with pytest.raises(ConfigError, match="reward_weights is for own data and rewards"):
-        Trainer(args=toy("run", reward_weights=[1.0]))
+        ESTrainer(args=toy("run", reward_weights=[1.0]))
 
 
 def test_a_run_of_paths_given_in_python_resumes_from_the_command_line(folder, command):
-    Trainer(toy("run"), model="toy", reward_funcs="rewards.py:closeness", train_dataset="data.jsonl").train()
+    ESTrainer(args=toy("run"), model="toy", reward_funcs="rewards.py:closeness", train_dataset="data.jsonl").train()
     code, output, errors = command("resume", "run", "--generations", "4")
     assert code == 0, errors
     assert "done: 4 generations" in output
@@ -181,11 +207,11 @@ def test_a_run_of_paths_given_in_python_resumes_from_the_command_line(folder, co
 )
 def test_a_run_of_python_objects_says_that_only_its_program_can_resume_it(folder, failure, changes, message):
     given = {"reward_funcs": "rewards.py:closeness", "train_dataset": "data.jsonl", **changes}
-    Trainer(toy("run"), model="toy", **given).train()
+    ESTrainer(args=toy("run"), model="toy", **given).train()
     line = failure("resume", "run", "--generations", "4")
-    assert line == f"{message} Python objects: resume it from Python with the same Trainer."
-    again = Trainer(recorded_config.run_config(Path("run")).replace(generations=4), **given)
-    again.train(resume=True)
+    assert line == f"{message} Python objects: resume it from Python with the same ESTrainer."
+    again = ESTrainer(args=recorded_config.run_config(Path("run")).replace(generations=4), **given)
+    again.train(resume_from_checkpoint=True)
     assert again.generation == 4
 
 
@@ -240,8 +266,9 @@ def test_a_dry_run_checks_data_and_rewards(folder, command):
 
 def test_data_given_twice_are_an_error(folder):
     with pytest.raises(ConfigError, match="train_dataset is given twice"):
-        Trainer(
-            toy("run", train_dataset="other.jsonl", reward_funcs="rewards.py:closeness"), train_dataset="data.jsonl"
+        ESTrainer(
+            args=toy("run", train_dataset="other.jsonl", reward_funcs="rewards.py:closeness"),
+            train_dataset="data.jsonl",
         )
 
 
@@ -275,14 +302,14 @@ def test_samples_and_rewards_hold_the_prompt_that_the_model_read(folder):
 
     data = [{"prompt": "0123456789"}, {"prompt": "short"}]
     config = toy("run", max_prompt_length=6, prompt_truncation="left")
-    Trainer(config, model="toy", reward_funcs=watch, train_dataset=data, eval_dataset=data).train()
+    ESTrainer(args=config, model="toy", reward_funcs=watch, train_dataset=data, eval_dataset=data).train()
     assert seen == {"456789", "short"}
     shown = {row["prompt"] for row in runs.rows(Path("run/samples.jsonl"))}
     assert shown == seen
     with pytest.raises(DataError, match=r"prompt 0 of the training data has 10 tokens, more than 6 \(max_prompt_le"):
-        Trainer(toy("other", max_prompt_length=6), model="toy", reward_funcs=watch, train_dataset=data)
+        ESTrainer(args=toy("other", max_prompt_length=6), model="toy", reward_funcs=watch, train_dataset=data)
     dropping = toy("other", max_prompt_length=6, prompt_truncation="drop")
-    assert len(Trainer(dropping, model="toy", reward_funcs=watch, train_dataset=data).task.train) == 1
+    assert len(ESTrainer(args=dropping, model="toy", reward_funcs=watch, train_dataset=data).task.train) == 1
 
 
 def test_a_real_models_context_is_the_limit_and_a_shortened_prompt_fills_it(tmp_path):
@@ -291,10 +318,10 @@ def test_a_real_models_context_is_the_limit_and_a_shortened_prompt_fills_it(tmp_
     given = {"reward_funcs": lambda completions: [0.0] * len(completions), "train_dataset": [{"prompt": chat_prompt}]}
     config = Config(model=base, output_dir=str(tmp_path / "run"), max_completion_length=8, generations=1)
     with pytest.raises(DataError, match=r"more than 56 \(the model's context of 64 without max_completion_length=8\)"):
-        Trainer(config, **given)
+        ESTrainer(args=config, **given)
     with pytest.raises(ConfigError, match="leaves no room for a prompt in the model's context of 64"):
-        Trainer(config.replace(max_completion_length=64), **given)
-    trainer = Trainer(config.replace(prompt_truncation="left"), **given)
+        ESTrainer(args=config.replace(max_completion_length=64), **given)
+    trainer = ESTrainer(args=config.replace(prompt_truncation="left"), **given)
     (example,) = trainer.task.train
     assert example.prompt[0]["content"].endswith("xend")
     job = Job(0, 0.0, (UNPERTURBED,), (prompt_of(trainer.config, example),), Sampling(8))
@@ -311,7 +338,7 @@ def test_a_run_that_a_row_has_ended_goes_on_without_the_row(folder, command, fai
     with monkeypatch.context() as patch:  # as versions were that did not read all rows first
         patch.setattr(Characters, "encode", lambda self, prompts: [list(map(ord, p.content)) for p in prompts])
         with pytest.raises(UnicodeEncodeError):
-            Trainer(toy("run", **OWN, eval_size=0, prompts_per_generation=1, generations=4)).train()
+            ESTrainer(args=toy("run", **OWN, eval_size=0, prompts_per_generation=1, generations=4)).train()
     done = len(ledger.read(Path("run/ledger.jsonl")).records)
     assert done < 4
     assert "to leave them out, set prompt_truncation=drop" in failure("resume", "run")
@@ -332,7 +359,7 @@ def test_what_rewards_log_is_among_the_metrics_and_samples(folder):
         return [-float(len(ids)) for ids in completion_ids]
 
     data = {"train_dataset": rows(), "eval_dataset": rows(3)}
-    Trainer(toy("run", generations=2, eval_steps=1), reward_funcs=shorter, **data).train()
+    ESTrainer(args=toy("run", generations=2, eval_steps=1), reward_funcs=shorter, **data).train()
     metrics, samples = (directory.read_lines(Path(f"run/{name}.jsonl")) for name in ("metrics", "samples"))
     assert [row["rewards/shorter/step"] for row in metrics if "reward" in row] == [0.0, 1.0]
     assert [row["eval_rewards/shorter/step"] for row in metrics if "eval_reward" in row] == [0.0, 1.0, 2.0]
@@ -346,19 +373,19 @@ def test_the_models_own_tokenizer_is_taken_and_another_is_refused(tmp_path):
     given = {"model": base, "reward_funcs": len, "train_dataset": [{"prompt": "Hi"}]}
     config = Config(output_dir=str(tmp_path / "run"), max_completion_length=8)
     own = hf.AutoTokenizer.from_pretrained(base, padding_side="left")
-    assert Trainer(config, processing_class=own, **given).task.train[0].prompt == "Hi"
+    assert ESTrainer(args=config, processing_class=own, **given).task.train[0].prompt == "Hi"
     own.chat_template = "{{ messages }}"
     with pytest.raises(ConfigError, match="another vocabulary or chat template"):
-        Trainer(config, processing_class=own, **given)
+        ESTrainer(args=config, processing_class=own, **given)
     with pytest.raises(ConfigError, match="processing_class is a str, not a tokenizer"):
-        Trainer(config, processing_class="tokenizer", **given)
+        ESTrainer(args=config, processing_class="tokenizer", **given)
     with pytest.raises(ConfigError, match="processing_class is for the transformers engine"):
-        Trainer(config.replace(engine="toy"), processing_class=own, **given)
+        ESTrainer(args=config.replace(engine="toy"), processing_class=own, **given)
 
 
 def test_a_model_object_is_refused_with_what_to_give(tmp_path):
     with pytest.raises(ConfigError, match=r"model is a dict, but .*model\.name_or_path"):
-        Trainer(toy(tmp_path), model={}, reward_funcs=len, train_dataset=[{"prompt": "Hi"}])
+        ESTrainer(args=toy(tmp_path), model={}, reward_funcs=len, train_dataset=[{"prompt": "Hi"}])
 
 
 # ------------------------------------------------------------------- documents and examples
@@ -387,7 +414,7 @@ def test_every_setting_and_program_of_the_page_is_one(folder, page):
 def test_the_example_of_own_data_is_ready_to_run(monkeypatch):
     monkeypatch.chdir(EXAMPLES.parent)
     config = load_config(EXAMPLES / "sums.yaml")
-    trainer = Trainer(config.replace(engine="toy", model="toy", max_prompt_length=None))
+    trainer = ESTrainer(args=config.replace(engine="toy", model="toy", max_prompt_length=None))
     assert (len(trainer.task.train), len(trainer.task.test)) == (39, 9)
     number, brevity = trainer.task.rewards
     assert (number.name, number.weight, brevity.name, brevity.weight) == ("last_number", 1.0, "brevity", 0.001)

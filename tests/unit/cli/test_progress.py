@@ -11,7 +11,7 @@ from rich.console import Console
 import runs
 from seedtune.cli.progress import ReplayProgress
 from seedtune.run import directory, replay
-from seedtune.trainer import Trainer
+from seedtune.trainer import ESTrainer
 
 
 def console(**settings) -> Console:
@@ -64,7 +64,7 @@ def test_a_stopwatch_counts_what_was_applied_and_passes_it_on():
 
 def test_the_bars_of_replay_and_training_do_not_meet(tmp_path):
     root = tmp_path / "run"
-    Trainer(runs.toy(root)).train()
+    ESTrainer(args=runs.toy(root)).train()
     shutil.rmtree(directory.RunPaths(root).snapshots)
     done = runs.cli("resume", root, "--generations", "6", FORCE_COLOR="1")
     assert done.returncode == 0, done.stderr

@@ -14,7 +14,7 @@ from seedtune import activities
 from seedtune.activities import Activity, doing
 from seedtune.cli.signs import SignsOfLife, line
 from seedtune.numerics.machine.caching import njit
-from seedtune.trainer import Trainer
+from seedtune.trainer import ESTrainer
 
 
 def signs(*, terminal: bool = False) -> tuple[SignsOfLife, io.StringIO]:
@@ -119,7 +119,7 @@ def test_a_run_is_busy_with_its_evaluations_and_generations(tmp_path):
     begin = activities.begin
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(activities, "begin", lambda activity: (seen.append(activity), begin(activity)))
-        Trainer(runs.toy(tmp_path / "run", generations=2)).train()
+        ESTrainer(args=runs.toy(tmp_path / "run", generations=2)).train()
     names = [activity.what for activity in seen if not activity.what.startswith("compiling")]
     assert names[0] == "loading the model"
     assert names[1:3] == ["held-out prompts", "completion"]

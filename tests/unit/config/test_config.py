@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 import pytest
 import yaml
 
 from seedtune.config.config import Config
+from seedtune.config.trl_names import COUNTERPARTS
 from seedtune.config.yaml_file import load_config, override
 from seedtune.errors import ConfigError
 
@@ -32,6 +34,22 @@ def test_a_file_and_overrides_make_a_configuration(tmp_path):
 
 def test_an_empty_file_is_all_defaults(tmp_path):
     assert load(tmp_path, "") == Config()
+
+
+@pytest.mark.parametrize("make", [Config.create, lambda settings: Config(**settings)], ids=["create", "keywords"])
+def test_a_setting_of_grpo_is_answered_with_its_counterpart(make):
+    said = "num_generations is a setting of GRPO, not of evolution strategies: population is the number of completions"
+    with pytest.raises(ConfigError, match=said):
+        make({"output_dir": "run", "learning_rate": 0.003, "num_generations": 8})
+    assert make({"output_dir": "run", "learning_rate": 0.003}).alpha == 0.003
+
+
+def test_settings_of_grpo_are_none_of_ours_and_their_counterparts_are():
+    assert not COUNTERPARTS.keys() & Config.model_fields.keys()
+    assert "learning_rate" not in COUNTERPARTS
+    words = {word for text in COUNTERPARTS.values() for word in re.findall(r"\b[a-z]+(?:_[a-z0-9]+)+\b", text)}
+    allowed = {"gpu_memory_utilization", "tensor_parallel_size", "max_model_len", "max_turns"}
+    assert words - allowed <= Config.model_fields.keys()
 
 
 def test_overrides_are_read_as_yaml(tmp_path):

@@ -6,7 +6,7 @@ import pytest
 
 from seedtune.config.config import Config
 from seedtune.errors import ConfigError
-from seedtune.trainer import Trainer
+from seedtune.trainer import ESTrainer
 from straggling import config
 
 REFUSED = {
@@ -35,7 +35,7 @@ def test_what_needs_whole_generations_is_refused_with_the_value_and_the_fix(tmp_
 
 def test_a_task_that_is_a_conversation_is_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"ray\.max_staleness=2 .*task 'number_guessing' is a conversation"):
-        Trainer(config(tmp_path / "run", 2).replace(task="number_guessing"))
+        ESTrainer(args=config(tmp_path / "run", 2).replace(task="number_guessing"))
 
 
 def test_a_section_of_another_engine_stays_silent():

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from ledgers import HEADER
-from seedtune import Config
+from seedtune import ESConfig
 from seedtune.errors import ConfigError, LedgerError, ModelError
 from seedtune.run import sealing
 from seedtune.run.recorded_config import as_written, config_of, for_weights, hinting, with_settings
@@ -25,13 +25,13 @@ SERVED: dict[str, Any] = {
 
 
 def test_the_weights_of_a_run_of_vllm_come_back_without_it_in_its_precision() -> None:
-    config = for_weights(Config.create(SERVED), model="elsewhere")
+    config = for_weights(ESConfig.create(SERVED), model="elsewhere")
     assert (config.engine, config.dtype, config.model) == ("transformers", "float32", "elsewhere")
     assert config.trust_remote_code
 
 
 def test_another_engine_is_taken_if_it_is_asked_for() -> None:
-    recorded = Config.create(SERVED)
+    recorded = ESConfig.create(SERVED)
     assert for_weights(recorded, ["engine=vllm", "vllm.tensor_parallel_size=2"]).vllm.tensor_parallel_size == 2
     assert for_weights(recorded, ["engine=vllm"]).vllm == recorded.vllm
     back = for_weights(with_settings(recorded, ["engine=transformers"]), ["engine=vllm", "dtype=bfloat16"])
@@ -40,9 +40,9 @@ def test_another_engine_is_taken_if_it_is_asked_for() -> None:
 
 def test_a_run_of_the_others_stays_where_it_is() -> None:
     for engine in ("transformers", "toy"):
-        recorded = Config.create({"engine": engine})
+        recorded = ESConfig.create({"engine": engine})
         assert for_weights(recorded) == recorded
-    assert for_weights(Config(), ["transformers.device=cpu"]).transformers.device == "cpu"
+    assert for_weights(ESConfig(), ["transformers.device=cpu"]).transformers.device == "cpu"
 
 
 @pytest.mark.parametrize(
@@ -58,16 +58,16 @@ def test_a_run_of_the_others_stays_where_it_is() -> None:
 )
 def test_settings_that_weights_depend_on_or_that_do_not_exist_are_refused(wrong: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        for_weights(Config.create(SERVED), [wrong])
+        for_weights(ESConfig.create(SERVED), [wrong])
 
 
 def test_what_the_other_engine_refuses_names_the_runs_own() -> None:
     with (
         pytest.raises(ModelError, match=r"Too odd\. Or use the engine .*: --set engine=vllm\."),
-        hinting("vllm", Config()),
+        hinting("vllm", ESConfig()),
     ):
         raise ModelError("Too odd.")
-    with pytest.raises(ModelError, match=r"^Too odd\.$"), hinting("transformers", Config()):
+    with pytest.raises(ModelError, match=r"^Too odd\.$"), hinting("transformers", ESConfig()):
         raise ModelError("Too odd.")
 
 
@@ -97,7 +97,7 @@ def test_a_path_of_anothers_run_is_not_expanded(line: str, tmp_path: Path, monke
 
 def test_the_model_of_a_ledger_is_not_expanded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SECRET", "hf_token")
-    header = replace(HEADER, model="$SECRET", config=Config(engine="toy").identity())
+    header = replace(HEADER, model="$SECRET", config=ESConfig(engine="toy").identity())
     with pytest.raises(LedgerError, match="write the path in full") as refused:
         config_of(header)
     assert "hf_token" not in str(refused.value)

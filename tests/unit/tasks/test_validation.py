@@ -19,7 +19,7 @@ from seedtune.tasks.base import Task
 from seedtune.tasks.data.rows import examples
 from seedtune.tasks.environments import environment_reward
 from seedtune.tasks.validation import validate
-from seedtune.trainer import Trainer
+from seedtune.trainer import ESTrainer
 
 TEMPLATE = Path(__file__).parents[3] / "examples" / "my_task.py"
 
@@ -171,11 +171,11 @@ def test_the_template_is_thirty_lines_at_most_and_valid():
 
 def test_a_run_on_a_task_of_a_file_resumes_from_its_configuration(tmp_path):
     config = runs.toy(tmp_path / "run", task_args={"size": 20}, generations=2).replace(task=f"{TEMPLATE}:my_task")
-    Trainer(config).train()
+    ESTrainer(args=config).train()
     recorded = recorded_config.run_config(tmp_path / "run")
     assert (recorded.task, recorded.task_args) == (f"{TEMPLATE}:my_task", {"size": 20})
-    trainer = Trainer(recorded.replace(generations=3))
-    trainer.train(resume=True)
+    trainer = ESTrainer(args=recorded.replace(generations=3))
+    trainer.train(resume_from_checkpoint=True)
     assert trainer.generation == 3
 
 

@@ -32,18 +32,36 @@ def settings_of(given: Sequence[RewardSpec]) -> list[Any]:
     return [{"path": OBJECTS, "name": name_of(spec)} if callable(spec) else spec for spec in given]
 
 
-def build(config: Config, given: Sequence[RewardSpec]) -> tuple[Reward, ...]:
+def build(config: Config, given: Sequence[RewardSpec], tokenizers: Sequence[Any] = ()) -> tuple[Reward, ...]:
     """Build the rewards of ``config.reward_funcs``, using functions in ``given`` directly.
+
+    A reward model's tokenizer, if one of ``tokenizers`` is given for it, must be its own, or ConfigError is raised.
 
     Names are unique, because metrics and values are keyed by them: a second reward of the same name gets ``_2``.
     """
     functions = [spec if callable(spec) else None for spec in given] or [None] * len(config.reward_funcs)
     names = _names([settings.label for settings in config.reward_funcs])
+    columns = (names, functions, config.reward_funcs, tokenizers or [None] * len(names))
     rewards = (
-        Reward(name, function) if function is not None else _build(name, settings)
-        for name, function, settings in zip(names, functions, config.reward_funcs, strict=True)
+        Reward(name, function) if function is not None else _build(name, settings, tokenizer)
+        for name, function, settings, tokenizer in zip(*columns, strict=True)
     )
     return tuple(replace(reward, weight=weight) for reward, weight in zip(rewards, config.weights, strict=True))
+
+
+def tokenizers_of(config: Config, given: Any) -> list[Any]:
+    """Return TRL's ``reward_processing_classes`` (None, one tokenizer, or a list) as one tokenizer or None per reward.
+
+    Raises ConfigError if they are not as many as the rewards.
+    """
+    found = list(given) if isinstance(given, list | tuple) else [given]
+    rewards = len(config.reward_funcs)
+    if given is not None and len(found) != rewards:
+        raise ConfigError(
+            f"{len(found)} reward_processing_classes for {rewards} reward_funcs. Give one each: None for a function, "
+            "and None for a reward model to use its own tokenizer."
+        )
+    return [None] * rewards if given is None else found
 
 
 def name_of(function: Any) -> str:
@@ -51,7 +69,7 @@ def name_of(function: Any) -> str:
     return str(getattr(function, "__name__", type(function).__name__))
 
 
-def _build(name: str, settings: RewardSettings) -> Reward:
+def _build(name: str, settings: RewardSettings, tokenizer: Any) -> Reward:
     if settings.judge is not None:
         from seedtune.rewards.sources.judge import Judge
 
@@ -59,7 +77,10 @@ def _build(name: str, settings: RewardSettings) -> Reward:
     if settings.classifier is not None:
         from seedtune.rewards.sources.classifier import Classifier
 
-        return Reward(name, Classifier(settings.classifier), inline=True)
+        classifier = Classifier(settings.classifier)
+        if tokenizer is not None:
+            classifier.check_tokenizer(tokenizer)
+        return Reward(name, classifier, inline=True)
     source = settings.path or ""
     if settings.adapter != "trl":
         target = f"={settings.target}" if settings.target is not None else ""

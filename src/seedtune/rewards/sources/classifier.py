@@ -55,6 +55,20 @@ class Classifier:
         scores = [score for batch in batches for score in self._scores([ids[index] for index in batch])]
         return [score for _, score in sorted(zip(order, scores, strict=True))]
 
+    def check_tokenizer(self, given: Any) -> None:
+        """Raise ConfigError if a tokenizer of ``reward_processing_classes`` is not the reward model's own."""
+        try:
+            same = given.get_vocab() == self.tokenizer.get_vocab()
+            same = same and given.chat_template == self.tokenizer.chat_template
+        except AttributeError:
+            kind = type(given).__name__
+            raise ConfigError(f"reward_processing_classes holds a {kind}, not a tokenizer. Leave it out.") from None
+        if not same:
+            raise ConfigError(
+                f"reward_processing_classes has another vocabulary or chat template than {self.settings.model!r}, "
+                "whose own tokenizer is used. Save yours with the reward model, or leave it out."
+            )
+
     def _encode(self, prompt: Any, completion: Any) -> list[int]:
         options = {"truncation": True, "max_length": self.longest}
         if self.tokenizer.chat_template is not None and not isinstance(prompt, str):

@@ -24,7 +24,7 @@ from seedtune.engines.ray.status_file import STATUS, status_of
 from seedtune.errors import ConfigError, MissingExtraError, RunError
 from seedtune.run import directory, ledger
 from seedtune.run.artifacts.verify import verify_run
-from seedtune.trainer import Trainer
+from seedtune.trainer import ESTrainer
 from waiting import BOUND, alive, wait_until
 
 if importlib.util.find_spec("ray") is None:
@@ -102,7 +102,7 @@ def shown_workers(root: Path, process: subprocess.Popen[str], *, done: int, work
 
 
 def straight(root: Path, **settings) -> Path:
-    Trainer(alone(ray_config(root, **settings), root)).train()
+    ESTrainer(args=alone(ray_config(root, **settings), root)).train()
     return root
 
 
@@ -150,7 +150,7 @@ def test_a_cluster_that_is_not_there_is_an_error_at_once(tmp_path):
     config = ray_config(tmp_path / "run", ray={"address": f"127.0.0.1:{free_port()}"})
     refused = rf"ray.address='127.0.0.1:\d+' cannot be reached .*{errno.ECONNREFUSED}.*refused"  # not by Ray, later
     with pytest.raises(ConfigError, match=refused):
-        Trainer(config).train()
+        ESTrainer(args=config).train()
     assert not (tmp_path / "run").exists()
 
 
@@ -233,5 +233,5 @@ def test_a_worker_of_vllm_and_one_of_transformers_hold_the_same_weights(tmp_path
 def test_without_ray_the_line_to_install_it_is_said(tmp_path, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *_: None)
     with pytest.raises(MissingExtraError, match=r"engine=ray .* Install it with: pip install 'ray>=2.50'"):
-        Trainer(ray_config(tmp_path / "run")).train()
+        ESTrainer(args=ray_config(tmp_path / "run")).train()
     shutil.rmtree(tmp_path / "run", ignore_errors=True)

@@ -17,7 +17,7 @@ from ray_workers import At, Attacker, alone, ray_config, ray_here, turn_until
 from seedtune.engines.ray import worker_pool
 from seedtune.engines.ray.status_file import ask, status_of
 from seedtune.run import directory, recorded_config
-from seedtune.trainer import Trainer
+from seedtune.trainer import ESTrainer
 from waiting import alive, wait_until
 
 if importlib.util.find_spec("ray") is None:
@@ -34,7 +34,7 @@ def _ray():
 
 def straight(root: Path, **settings) -> Path:
     """The run that another must be, in this process."""
-    Trainer(alone(ray_config(root, **settings), root)).train()
+    ESTrainer(args=alone(ray_config(root, **settings), root)).train()
     return root
 
 
@@ -43,8 +43,8 @@ def reference(tmp_path_factory) -> Path:
     return straight(tmp_path_factory.mktemp("alone") / "run")
 
 
-def trained(config, **inputs) -> Trainer:
-    trainer = Trainer(config, **inputs)
+def trained(config, **inputs) -> ESTrainer:
+    trainer = ESTrainer(args=config, **inputs)
     try:
         trainer.train()
     finally:
@@ -79,7 +79,7 @@ def test_workers_with_a_tiny_transformer_write_the_ledger_of_one_process(tmp_pat
     config = ray_config(
         tmp_path / "run", **settings, ray={"engine": "transformers", "workers": 2, "resources": {"CPU": 1}}
     )
-    Trainer(alone(config, tmp_path / "alone")).train()
+    ESTrainer(args=alone(config, tmp_path / "alone")).train()
     trained(config)
     runs.assert_same_run(tmp_path / "run", tmp_path / "alone")
 
@@ -91,7 +91,7 @@ def test_a_worker_that_joins_at_generation_three_changes_nothing(tmp_path, refer
         turn_until(trainer.engine, lambda: len(trainer.engine.controller.here()) == 3)
 
     callbacks = [At(3, lambda: trainer.engine.scale(3)), At(6, there)]
-    trainer = Trainer(ray_config(tmp_path / "run", toy=SLOW), callbacks=callbacks)
+    trainer = ESTrainer(args=ray_config(tmp_path / "run", toy=SLOW), callbacks=callbacks)
     trainer.train()
     trainer.engine.close()
     assert "toy-2" in {span.worker for span in trainer.engine.spans}
@@ -109,7 +109,7 @@ def test_running_workers_are_shown_and_resized_from_outside(tmp_path, reference)
     def smaller():
         turn_until(trainer.engine, lambda: len(trainer.engine.controller.pool.workers) == 1)
 
-    trainer = Trainer(ray_config(root, toy=SLOW), callbacks=[At(2, look), At(6, smaller)])
+    trainer = ESTrainer(args=ray_config(root, toy=SLOW), callbacks=[At(2, look), At(6, smaller)])
     trainer.train()
     trainer.engine.close()
     assert [done.returncode for done in commands] == [0, 0], commands
@@ -131,8 +131,8 @@ def test_too_few_workers_are_asked_for_in_vain(tmp_path):
             trainer.engine, lambda: any("nothing changes" in note for note in trainer.engine.controller.pool.notes)
         )
 
-    trainer = Trainer(
-        ray_config(root, toy=SLOW, ray=settings), callbacks=[At(2, lambda: ask(root, {"toy": 1})), At(6, answered)]
+    trainer = ESTrainer(
+        args=ray_config(root, toy=SLOW, ray=settings), callbacks=[At(2, lambda: ask(root, {"toy": 1})), At(6, answered)]
     )
     trainer.train()
     assert len(trainer.engine.controller.pool.workers) == 2
@@ -148,7 +148,9 @@ def test_workers_killed_at_twenty_instants_change_nothing(tmp_path, monkeypatch)
     settings = {"generations": 120, "fingerprint_steps": 7, "save_steps": 10}
     whole = straight(tmp_path / "reference", **settings)
     config = ray_config(tmp_path / "run", **settings, ray={"workers": 3, "retries": 20}, toy=SLOW)
-    trainer = Trainer(config, callbacks=[At(110, lambda: turn_until(trainer.engine, lambda: len(attacker.done) == 20))])
+    trainer = ESTrainer(
+        args=config, callbacks=[At(110, lambda: turn_until(trainer.engine, lambda: len(attacker.done) == 20))]
+    )
     attacker = Attacker(lambda: trainer.engine, lambda pid: os.kill(pid, signal.SIGKILL), times=20, seed=1)
     attacker.start()
     trainer.train()
@@ -164,7 +166,7 @@ def test_losing_one_of_two_workers_costs_its_job_once_more_and_no_generation(tmp
     def kill():
         os.kill(trainer.engine.controller.here()[0].pid, signal.SIGKILL)
 
-    trainer = Trainer(ray_config(tmp_path / "run", toy=SLOW), callbacks=[At(4, kill)])
+    trainer = ESTrainer(args=ray_config(tmp_path / "run", toy=SLOW), callbacks=[At(4, kill)])
     trainer.train()
     jobs = [span for span in trainer.engine.spans if span.kind == "evaluate"]
     trainer.engine.close()
@@ -184,7 +186,7 @@ def test_a_worker_that_is_stopped_is_given_up_and_the_run_goes_on(tmp_path, refe
         os.kill(stopped[0], signal.SIGSTOP)
 
     settings = {"workers": 2, "straggler_timeout": 2.0}
-    trainer = Trainer(ray_config(tmp_path / "run", toy=SLOW, ray=settings), callbacks=[At(3, stop)])
+    trainer = ESTrainer(args=ray_config(tmp_path / "run", toy=SLOW, ray=settings), callbacks=[At(3, stop)])
     trainer.train()
     trainer.engine.close()
     runs.assert_same_run(tmp_path / "run", reference)
@@ -206,7 +208,7 @@ def test_a_run_whose_process_is_killed_leaves_no_worker_behind_and_goes_on(tmp_p
     wait_until(lambda: not any(map(alive, workers)))
     copy = shutil.copytree(paths.root, tmp_path / "copy")
     for root, engine in ((paths.root, "ray"), (copy, "toy")):
-        resumed = Trainer(recorded_config.run_config(root).replace(engine=engine, toy={"size": 6}))
-        resumed.train(resume=True)
+        resumed = ESTrainer(args=recorded_config.run_config(root).replace(engine=engine, toy={"size": 6}))
+        resumed.train(resume_from_checkpoint=True)
         resumed.engine.close()
         runs.assert_same_run(root, reference)

@@ -16,14 +16,14 @@ from seedtune.engines.ray.protocol import Call, JobMessage, Reply
 from seedtune.errors import ConfigError, DataError, EngineError
 from seedtune.run import directory, ledger
 from seedtune.run.artifacts.verify import verify_run
-from seedtune.trainer import Trainer
+from seedtune.trainer import ESTrainer
 from seedtune.types import UNPERTURBED, Job, Member, Prompt, Sampling, Term, Update
 
 
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("alone") / "run"
-    Trainer(alone(ray_config(root), root)).train()
+    ESTrainer(args=alone(ray_config(root), root)).train()
     return root
 
 
@@ -40,7 +40,7 @@ def counted(root: Path, name: str) -> float:
 @pytest.mark.parametrize("workers", [1, 3, 7])
 def test_replies_in_any_order_give_the_ledger_of_one_process(tmp_path, reference, seed, workers):
     with inline(seed=seed):
-        Trainer(ray_config(tmp_path / "run", ray={"workers": workers})).train()
+        ESTrainer(args=ray_config(tmp_path / "run", ray={"workers": workers})).train()
     runs.assert_same_run(tmp_path / "run", reference)
 
 
@@ -70,7 +70,7 @@ GARBAGE = {
 @pytest.mark.parametrize("what", GARBAGE.values(), ids=GARBAGE)
 def test_a_worker_that_fails_is_replaced_and_its_work_done_again(tmp_path, reference, what):
     with inline(fault=every(11, what)):
-        Trainer(ray_config(tmp_path / "run", ray={"workers": 3})).train()
+        ESTrainer(args=ray_config(tmp_path / "run", ray={"workers": 3})).train()
     runs.assert_same_run(tmp_path / "run", reference)
     assert counted(tmp_path / "run", "lost") > 0
     assert counted(tmp_path / "run", "given_up") == 0
@@ -85,7 +85,7 @@ def test_a_job_that_kills_every_worker_costs_its_members_their_reward_and_nothin
 
     root = tmp_path / "run"
     with inline(fault=fault):
-        Trainer(ray_config(root, ray={"workers": 2, "retries": 1})).train()
+        ESTrainer(args=ray_config(root, ray={"workers": 2, "retries": 1})).train()
     records = ledger.read(directory.RunPaths(root).ledger).records
     missing = [[m for m, r in zip(rec.plan.members, rec.rewards, strict=True) if r != r] for rec in records]
     assert [len(members) for members in missing] == [0, 0, 4, 0, 0, 0, 0, 0]
@@ -97,7 +97,7 @@ def test_a_job_that_kills_every_worker_costs_its_members_their_reward_and_nothin
 
 def test_a_run_on_which_every_job_fails_stops_and_says_why(tmp_path):
     with inline(fault=every(1, lambda worker, request: RuntimeError("no such kernel"))):
-        trainer = Trainer(ray_config(tmp_path / "run", ray={"retries": 1}))
+        trainer = ESTrainer(args=ray_config(tmp_path / "run", ray={"retries": 1}))
         with pytest.raises(EngineError, match=r"every job failed 2 times; the last time: .*no such kernel"):
             trainer.train()
 
@@ -131,7 +131,7 @@ def drifting():
 def test_a_worker_whose_weights_differ_is_named_and_rebuilt(tmp_path, workers):
     root = tmp_path / "run"
     with inline(fault=drifting()):
-        Trainer(ray_config(root, ray={"workers": workers})).train()
+        ESTrainer(args=ray_config(root, ray={"workers": workers})).train()
     alarms = [alarm for row in metrics(root) for alarm in row.get("alarms", ()) if "fingerprint" in alarm]
     assert any("worker toy-1" in alarm for alarm in alarms)
     assert verify_run(root).fingerprint == ledger.read(directory.RunPaths(root).ledger).fingerprints[8]
@@ -147,7 +147,7 @@ def test_fewer_workers_are_no_reason_to_wait_for_one_that_is_gone(tmp_path, refe
             trainer.engine.scale(1)
 
     with inline(fault=shrink):
-        trainer = Trainer(ray_config(tmp_path / "run", ray={"workers": 4}))
+        trainer = ESTrainer(args=ray_config(tmp_path / "run", ray={"workers": 4}))
         trainer.train()
     assert len(trainer.engine.controller.pool.workers) == 1
     runs.assert_same_run(tmp_path / "run", reference)
@@ -163,7 +163,7 @@ def test_a_pause_of_the_driver_costs_no_worker(tmp_path, reference, monkeypatch)
 
     with inline():
         callbacks = [At(generation, pause) for generation in (2, 3, 5)]
-        Trainer(ray_config(tmp_path / "run", ray={"workers": 3}), callbacks=callbacks).train()
+        ESTrainer(args=ray_config(tmp_path / "run", ray={"workers": 3}), callbacks=callbacks).train()
     runs.assert_same_run(tmp_path / "run", reference)
     assert counted(tmp_path / "run", "lost") == 0
 
@@ -173,8 +173,8 @@ def test_a_worker_at_a_job_is_not_lost_for_a_fingerprint(tmp_path, monkeypatch):
     root = tmp_path / "run"
     settings = {"alpha": 0.1, "generations": 12, "population": 32, "members_per_job": 2, "fingerprint_steps": 1}
     with inline(seed=4):
-        Trainer(
-            ray_config(root, **settings, ray={"workers": 4, "max_staleness": 2, "straggler_timeout": 0.001})
+        ESTrainer(
+            args=ray_config(root, **settings, ray={"workers": 4, "max_staleness": 2, "straggler_timeout": 0.001})
         ).train()
     assert counted(root, "lost") == 0
     assert verify_run(root).matched == tuple(range(1, 13))
@@ -207,7 +207,7 @@ def test_a_worker_that_comes_late_begins_from_the_newest_snapshot(tmp_path):
     config = ray_config(tmp_path / "run")
 
     with inline(fault=watching):
-        trainer = Trainer(config, callbacks=[At(5, lambda: trainer.engine.scale(3))])
+        trainer = ESTrainer(args=config, callbacks=[At(5, lambda: trainer.engine.scale(3))])
         trainer.train()
     assert loads[:2] == [(None, 0, 0)] * 2
     assert loads[2] == (str(tmp_path / "run" / "snapshots" / "000003"), 3, 2)
@@ -220,7 +220,7 @@ def test_a_snapshot_that_a_worker_cannot_use_sends_it_to_the_base_model(tmp_path
         trainer.engine.scale(4)
 
     with inline():
-        trainer = Trainer(ray_config(tmp_path / "run"), callbacks=[At(4, grow)])
+        trainer = ESTrainer(args=ray_config(tmp_path / "run"), callbacks=[At(4, grow)])
         trainer.train()
     assert len(trainer.engine.controller.here()) == 4
     runs.assert_same_run(tmp_path / "run", reference)

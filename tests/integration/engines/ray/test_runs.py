@@ -13,7 +13,7 @@ from seedtune.errors import ConfigError
 from seedtune.run import directory, ledger, recorded_config
 from seedtune.run.artifacts.export import export_run
 from seedtune.run.artifacts.verify import verify_run
-from seedtune.trainer import Trainer
+from seedtune.trainer import ESTrainer
 
 SORTS = {
     "gaussian, weights of the model's own type": {
@@ -42,9 +42,9 @@ SORTS = {
 def test_every_sort_of_run_has_the_ledger_of_one_process(tmp_path, settings, monkeypatch):
     monkeypatch.setattr(fields, "HELD_OUT_GROUP", 3)
     config = ray_config(tmp_path / "ray", **{"generations": 6, **settings})
-    Trainer(alone(config, tmp_path / "alone")).train()
+    ESTrainer(args=alone(config, tmp_path / "alone")).train()
     with inline(seed=3):
-        Trainer(config).train()
+        ESTrainer(args=config).train()
     runs.assert_same_run(tmp_path / "ray", tmp_path / "alone")
     assert verify_run(tmp_path / "ray").generations == config.generations
 
@@ -52,19 +52,21 @@ def test_every_sort_of_run_has_the_ledger_of_one_process(tmp_path, settings, mon
 def test_a_run_that_goes_back_after_a_collapse_has_the_ledger_of_one_process(tmp_path):
     settings = {"generations": 30, "alpha": 30.0, "step_size": "fixed", "rollback_on_collapse": "yes", "population": 8}
     config = ray_config(tmp_path / "ray", **settings)
-    Trainer(alone(config, tmp_path / "alone")).train()
+    ESTrainer(args=alone(config, tmp_path / "alone")).train()
     records = ledger.read(directory.RunPaths(tmp_path / "alone").ledger).records
     assert any(record.rollback_to is not None for record in records), "nothing collapsed"
     with inline():
-        Trainer(config).train()
+        ESTrainer(args=config).train()
     runs.assert_same_run(tmp_path / "ray", tmp_path / "alone")
 
 
 def test_a_run_of_ray_workers_is_exported_and_resumed_by_one_process(tmp_path):
     config = ray_config(tmp_path / "run")
     with inline():
-        Trainer(config.replace(generations=5)).train()
-    Trainer(recorded_config.run_config(tmp_path / "run").replace(engine="toy", generations=8)).train(resume=True)
+        ESTrainer(args=config.replace(generations=5)).train()
+    ESTrainer(args=recorded_config.run_config(tmp_path / "run").replace(engine="toy", generations=8)).train(
+        resume_from_checkpoint=True
+    )
     export_run(tmp_path / "run", tmp_path / "model")
     assert (tmp_path / "model" / "model.safetensors").is_file()
     assert verify_run(tmp_path / "run").generations == 8
@@ -82,7 +84,7 @@ def test_a_member_costs_few_bytes_whatever_the_size_of_the_model(tmp_path, monke
         more = {"toy": {"size": size}, "fingerprint_steps": 10, "save_steps": 10, "ray": {"workers": workers}}
         root = tmp_path / str(size)
         with inline():
-            Trainer(ray_config(root, **settings, **more)).train()
+            ESTrainer(args=ray_config(root, **settings, **more)).train()
         rows = [row for row in runs.rows(directory.RunPaths(root).metrics) if "ray/workers" in row]
         found[size] = [row["ray/bytes_per_member"] for row in rows]
         assert all(row["ray/bytes_sent"] + row["ray/bytes_received"] > 33 for row in rows)
@@ -102,7 +104,7 @@ def test_an_update_takes_late_members_and_the_ledger_still_verifies(tmp_path, ma
     root = tmp_path / "run"
     settings = {"alpha": 0.1, "generations": 20, "population": 32, "members_per_job": 2}
     with inline(seed=5, fault=slow_first):
-        Trainer(ray_config(root, **settings, ray={"workers": 5, "max_staleness": max_staleness})).train()
+        ESTrainer(args=ray_config(root, **settings, ray={"workers": 5, "max_staleness": max_staleness})).train()
     rows = [row for row in runs.rows(directory.RunPaths(root).metrics) if "staleness/mean" in row]
     records = ledger.read(directory.RunPaths(root).ledger).records
     ages = [record.plan.generation - member.generation for record in records for member in record.plan.members]
@@ -117,8 +119,8 @@ def test_a_late_run_goes_on_after_a_stop_and_verifies(tmp_path):
     settings = {"alpha": 0.1, "generations": 10, "population": 32, "members_per_job": 2}
     config = ray_config(root, **settings, ray={"workers": 5, "max_staleness": 2})
     with inline(seed=2):
-        Trainer(config).train()
-        Trainer(recorded_config.run_config(root).replace(generations=16)).train(resume=True)
+        ESTrainer(args=config).train()
+        ESTrainer(args=recorded_config.run_config(root).replace(generations=16)).train(resume_from_checkpoint=True)
     assert verify_run(root).generations == 16
 
 

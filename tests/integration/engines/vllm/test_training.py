@@ -12,7 +12,7 @@ pytest.importorskip("vllm", reason="needs vLLM", exc_type=ImportError)
 
 import runs
 from models import answers, job, load_engine, text_prompts
-from seedtune import Config, Trainer, evaluate, export_run, pack_run, unpack_run, verify_run
+from seedtune import ESConfig, ESTrainer, evaluate, export_run, pack_run, unpack_run, verify_run
 from seedtune.engines.vllm.engine_core import EngineCore
 from seedtune.errors import EngineError
 from seedtune.evaluation.models import settings_of
@@ -30,8 +30,8 @@ def variety(completions: list[str], **_: Any) -> list[float]:
     return [float(len(set(text))) for text in completions]
 
 
-def config(root: Path, base: Path, engine: str, **mode: Any) -> Config:
-    return Config(
+def config(root: Path, base: Path, engine: str, **mode: Any) -> ESConfig:
+    return ESConfig(
         model=str(base),
         output_dir=str(root),
         engine=engine,
@@ -49,8 +49,8 @@ def config(root: Path, base: Path, engine: str, **mode: Any) -> Config:
     )
 
 
-def train(settings: Config, *, resume: bool = False) -> None:
-    Trainer(settings, reward_funcs=variety, train_dataset=DATA).train(resume=resume)
+def train(settings: ESConfig, *, resume: bool = False) -> None:
+    ESTrainer(args=settings, reward_funcs=variety, train_dataset=DATA).train(resume_from_checkpoint=resume)
 
 
 @pytest.fixture(scope="module", params=MODES.values(), ids=MODES)

@@ -10,7 +10,7 @@ import pytest
 import runs
 from seedtune import diff_runs
 from seedtune.run import directory
-from seedtune.trainer import Trainer
+from seedtune.trainer import ESTrainer
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def copy(run, tmp_path) -> Path:
 
 
 def trained(root: Path, **settings) -> Path:
-    Trainer(runs.toy(root, **settings)).train()
+    ESTrainer(args=runs.toy(root, **settings)).train()
     return root
 
 
@@ -64,8 +64,8 @@ def test_other_settings_are_named_and_where_they_first_show(run, tmp_path):
 
 
 def test_another_base_model_and_other_data_are_named(run, tmp_path):
-    other = Trainer(
-        runs.toy(tmp_path / "other"),
+    other = ESTrainer(
+        args=runs.toy(tmp_path / "other"),
         model="toy2",
         reward_funcs=lambda completions, **_: [float(text) for text in completions],
         train_dataset=[{"prompt": "one"}, {"prompt": "two"}],

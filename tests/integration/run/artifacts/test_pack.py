@@ -17,11 +17,11 @@ from seedtune.errors import PackError
 from seedtune.run import directory, ledger, recorded_config, replay, sealing
 from seedtune.run.artifacts import pack_format
 from seedtune.run.artifacts.pack import licence_of
-from seedtune.trainer import Trainer
+from seedtune.trainer import ESTrainer
 
 
 def trained(root: Path, **settings) -> Path:
-    Trainer(runs.toy(root, **settings)).train()
+    ESTrainer(args=runs.toy(root, **settings)).train()
     return root
 
 

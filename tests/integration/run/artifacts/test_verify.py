@@ -15,11 +15,11 @@ from seedtune.engines import base, create, snapshots
 from seedtune.engines.toy.engine import ToyEngine
 from seedtune.errors import LedgerError, RunError
 from seedtune.run import directory
-from seedtune.trainer import Trainer
+from seedtune.trainer import ESTrainer
 
 
 def trained(root: Path, **settings) -> Path:
-    Trainer(runs.toy(root, **settings)).train()
+    ESTrainer(args=runs.toy(root, **settings)).train()
     return root
 
 
@@ -251,7 +251,7 @@ def test_a_changed_plan_or_state_is_named(run, change, reason):
     ids=["one number", "no spread", "negative", "too long", "too large"],
 )
 def test_an_observation_that_no_strategy_makes_is_named(tmp_path, change):
-    Trainer(runs.toy(tmp_path / "run", alpha=None)).train()
+    ESTrainer(args=runs.toy(tmp_path / "run", alpha=None)).train()
     runs.edit_generation(tmp_path / "run", 2, lambda data: change(data["observation"]))
     with pytest.raises(LedgerError, match="generation 2"):
         verify_run(tmp_path / "run")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from reward_calls import rewards
 from seedtune.config.config import Config
 from seedtune.config.data_and_rewards import ClassifierSettings
 from seedtune.errors import ConfigError, ModelError
-from seedtune.rewards.sources import classifier
+from seedtune.rewards.sources import build, classifier
 from seedtune.rewards.sources.classifier import Classifier
 
 PROMPTS = ["2 + 2?", "Who wrote Hamlet, and when?", "Hi"]
@@ -59,6 +60,26 @@ def test_a_model_with_positions_of_any_number_and_messages_without_content(tmp_p
     chat = [*CHATS[0], {"role": "assistant", "content": None, "tool_calls": []}]
     (alone,) = one([f"{PROMPTS[0]}\n\n"], ["x"])
     assert one([chat, chat], ["x", "x" * 200])[0] == pytest.approx(alone, abs=1e-6)
+
+
+def test_reward_processing_classes_are_the_reward_models_own_tokenizers(folder):
+    given = [len, folder, folder]
+    config = Config.create({"train_dataset": "x", "reward_funcs": build.settings_of(given)})
+    own, other = hf.AutoTokenizer.from_pretrained(folder), hf.AutoTokenizer.from_pretrained(folder)
+    other.chat_template = "another"
+
+    def built(*tokenizers: Any) -> list[str]:
+        rewards = build.build(config, given, build.tokenizers_of(config, list(tokenizers)))
+        return [reward.name for reward in rewards]
+
+    assert built("not read", own, None) == built(None, None, None)
+    assert build.tokenizers_of(config, None) == [None] * 3
+    with pytest.raises(ConfigError, match="another vocabulary or chat template than"):
+        built(None, None, other)
+    with pytest.raises(ConfigError, match="holds a str, not a tokenizer"):
+        built(None, "name", own)
+    with pytest.raises(ConfigError, match="1 reward_processing_classes for 3 reward_funcs"):
+        build.tokenizers_of(config, own)
 
 
 def test_it_gives_the_logit_of_prompt_and_completion_one_after_the_other(folder):
