@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from seedtune import engines
@@ -54,32 +55,28 @@ def prepare(
 ) -> Prepared:
     """Return the resolved configuration and its task, with prompts that fit the model's context if ``fits``.
 
-    ``task`` is used instead of the configuration's; ``model`` is a folder or Hugging Face id that replaces its model;
-    ``processing_class``, as in TRL, is a tokenizer, which must be the model's own.  Raises ConfigError for
-    settings that do not fit together or the task, DataError for unusable data, ModelError for an unknown model.
+    ``task`` is used instead of the configuration's; ``model`` replaces its model: a folder, a Hugging Face id, or a
+    loaded model, which is saved in the folder ``output_dir`` + "-base"; ``processing_class``, as in TRL, is a
+    tokenizer, which must be the model's own.  Raises ConfigError for settings that do not fit together or the task,
+    DataError for unusable data, ModelError for an unknown model, StorageError if a loaded one cannot be saved.
     """
     if not isinstance(config, Config):
         kind = type(config).__name__
         raise ConfigError(f"args is a {kind}, not an ESConfig. Give ESConfig(**settings).")
-    if model is not None:
-        config = config.replace(model=_name_of(model))
-    config = recorded(config, inputs)
+    if isinstance(model, Config):
+        raise ConfigError("model is an ESConfig: the arguments are in TRL's order. Give ESTrainer(args=ESConfig(…)).")
+    is_name = isinstance(model, str | os.PathLike)
+    config = recorded(config.replace(model=os.fspath(model)) if is_name else config, inputs)
     task = built(config, inputs) if task is None else task
     tools = check(config, task)
+    if model is not None and not is_name:
+        from seedtune.engines.transformers import given_model
+
+        folder = given_model.save(model, processing_class, Path(f"{config.output_dir}-base"))
+        config = config.replace(model=folder)
     if processing_class is not None:
         engines.check_tokenizer(config, processing_class)
     return Prepared(config, fitted(config, task, tools) if fits else task)
-
-
-def _name_of(model: Any) -> str:
-    if isinstance(model, Config):
-        raise ConfigError("model is an ESConfig: the arguments are in TRL's order. Give ESTrainer(args=ESConfig(…)).")
-    if not isinstance(model, str | os.PathLike):
-        raise ConfigError(
-            f"model is a {type(model).__name__}, but its weights are read from where they lie. Give its folder or "
-            "Hugging Face id as text: model.name_or_path, or where you saved it with model.save_pretrained(folder)."
-        )
-    return os.fspath(model)
 
 
 def check(config: Config, task: Task) -> Tools:

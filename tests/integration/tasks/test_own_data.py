@@ -383,11 +383,6 @@ def test_the_models_own_tokenizer_is_taken_and_another_is_refused(tmp_path):
         ESTrainer(args=config.replace(engine="toy"), processing_class=own, **given)
 
 
-def test_a_model_object_is_refused_with_what_to_give(tmp_path):
-    with pytest.raises(ConfigError, match=r"model is a dict, but .*model\.name_or_path"):
-        ESTrainer(args=toy(tmp_path), model={}, reward_funcs=len, train_dataset=[{"prompt": "Hi"}])
-
-
 # ------------------------------------------------------------------- documents and examples
 
 
