@@ -251,6 +251,9 @@ class ESTrainer:
             ),
             "reward_unperturbed": record.reward_unperturbed,
             **run_metrics.function_metrics(outcome.by_function, outcome.failed),
+            **run_metrics.step_share_metrics(
+                self.config, self.task.rewards, outcome.by_reward[:, :members], record.coefficients
+            ),
             **outcome.metrics,
             **run_metrics.completion_metrics(outcome.rollouts),
             **self.reward_hacking.metrics(outcome.rollouts),

@@ -10,6 +10,7 @@ import typer
 from seedtune.cli import eval_and_samples, finished_runs, probe_and_plan, tasks, training
 from seedtune.cli.doctor import diagnosis
 from seedtune.cli.ray import ray_app
+from seedtune.cli.reports import report_and_watch
 
 app = typer.Typer(
     name="seedtune",
@@ -35,6 +36,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "plan": probe_and_plan.plan,
     "samples": eval_and_samples.samples,
     "inspect": eval_and_samples.inspect,
+    "report": report_and_watch.report,
     "tasks": tasks.list_tasks,
     "validate": tasks.validate,
     "doctor": diagnosis.doctor,

@@ -152,7 +152,8 @@ def samples(
     limit: Annotated[int, bounded(0, COUNT, help="Prompts to show; 0 shows all.")] = 12,
 ) -> None:
     """Held-out answers before and after training, side by side."""
-    from seedtune.evaluation import comparison, report
+    from seedtune.evaluation import comparison
+    from seedtune.evaluation.html_report.answers import prompt_text
     from seedtune.run import directory, recorded_config
 
     recorded_config.run_config(run)
@@ -166,7 +167,7 @@ def samples(
     for before, after in pairs[: limit or None]:
         texts = comparison.marked(str(before["completion"]), str(after["completion"]))
         old, new = (coloured(pieces, style) for pieces, style in zip(texts, MARKS, strict=True))
-        prompt = report.prompt_text(before["prompt"])
+        prompt = prompt_text(before["prompt"])
         rows.append((prompt, old, number(before["reward"]), new, number(after["reward"])))
     headings = ("prompt", next(generations), "reward", next(generations), "reward")
     say_table(headings, rows, right=("reward",), texts=True)
@@ -213,7 +214,7 @@ def inspect(
 ) -> None:
     """Recorded answers that look as if the reward had been gamed, most suspicious first, and why."""
     from seedtune.evaluation.evaluate import BASE
-    from seedtune.evaluation.report import prompt_text
+    from seedtune.evaluation.html_report.answers import prompt_text
     from seedtune.run import directory, recorded_config
     from seedtune.run.reward_hacking_samples import flagged_samples
 

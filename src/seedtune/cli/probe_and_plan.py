@@ -109,7 +109,7 @@ def _numbers(text: str | None) -> list[float]:
 
 def show_probe(found: Probe) -> None:
     """Print the table of σ, a sample completion at each, and the recommendation."""
-    from seedtune.evaluation.report import prompt_text
+    from seedtune.evaluation.html_report.answers import prompt_text
 
     say(f"the same {found.prompts} prompts and members at every σ; unperturbed reward {found.unperturbed:.4g}")
     say_table(COLUMNS, map(_cells, found.levels), right=COLUMNS)

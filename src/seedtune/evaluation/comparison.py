@@ -108,7 +108,7 @@ def _measures(row: Row) -> dict[str, float]:
     text = str(row["completion"]).strip()
     right = {} if row.get("right") is None else {"right answers": float(row["right"])}
     looks = {"empty answers": float(not text), "cut off at the limit": float(row.get("finish") == "length")}
-    reward = math.nan if row["reward"] is None else row["reward"]
+    reward = math.nan if row["reward"] is None or not math.isfinite(row["reward"]) else row["reward"]
     return {**right, "reward": reward, "characters": float(len(text)), **looks}
 
 

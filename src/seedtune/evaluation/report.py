@@ -1,24 +1,40 @@
-"""Report of a run: one self-contained HTML page, with its curve and its completions before and after training."""
+"""Report of runs: one self-contained HTML page without scripts, for one run or several compared."""
 
 from __future__ import annotations
 
-import html
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from pathlib import Path
+from dataclasses import replace
+from importlib import resources
 from typing import Any
 
 from seedtune.evaluation import comparison
 from seedtune.evaluation.estimators import Estimate
+from seedtune.evaluation.html_report import alarm_explanations, charts
+from seedtune.evaluation.html_report.answers import answers
+from seedtune.evaluation.html_report.markup import (
+    details,
+    duration,
+    escaped,
+    known,
+    number,
+    section,
+    table,
+    thinned,
+)
+from seedtune.evaluation.html_report.run_data import RunData, difference, load
+from seedtune.evaluation.html_report.run_settings import settings, shown
 from seedtune.run import directory
 from seedtune.run.directory import RunPaths
-
-_STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;
-color:#1a1a1a}
-table{border-collapse:collapse;width:100%}td,th{border-bottom:1px solid #ddd;padding:.35rem .5rem;
-text-align:left;vertical-align:top}th{font-weight:600}.n{text-align:right;white-space:nowrap}.big{font-size:2rem;font-weight:600}
-svg{width:100%;height:auto}code{background:#f3f3f3;padding:0 .2rem}"""
+from seedtune.types import __version__
 
 Row = Mapping[str, Any]
+
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
+"""What a browser lets the page do: show itself, and contact nobody."""
+
+ROWS = 1000
+"""Most rows of the tables of generations and evaluations."""
 
 GENERATION_COLUMNS = {
     "generation": "generation",
@@ -44,99 +60,151 @@ EVALUATED = (
 )
 """Ends of the names of metrics in the table of evaluations."""
 
+LINKS = {
+    "rewards": "Rewards",
+    "changes": "Before and after",
+    "answers": "Answers",
+    "alarms": "Alarms",
+    "step": "Step and distance",
+    "speed": "Speed",
+    "settings": "Configuration",
+}
+"""Key → name of the sections in the list of links."""
 
-def prompt_text(prompt: Any) -> str:
-    """Return a prompt as a string: its text, or the last user message."""
-    if isinstance(prompt, str):
-        return prompt
-    users = [message["content"] for message in prompt if message.get("role") == "user"]
-    return str(users[-1] if users else prompt[-1]["content"])
+
+def render(*runs: RunPaths) -> str:
+    """Render the page of one run, or of several compared, in the order given."""
+    held = [load(paths) for paths in runs]
+    names = Counter(run.name for run in held)
+    held = [replace(run, name=f"{run.name} ({i})") if names[run.name] > 1 else run for i, run in enumerate(held, 1)]
+    return page(held, _one(held[0], runs[0]) if len(held) == 1 else _several(held))
 
 
-def render(paths: RunPaths) -> str:
-    """Render the page for a run directory."""
-    metrics = directory.read_lines(paths.metrics)
-    generations = list({row["generation"]: row for row in metrics if "reward" in row}.values())
-    evaluations = list({row["generation"]: row for row in metrics if "eval_reward" in row}.values())
-    body = [
-        f"<h1>{html.escape(paths.root.name)}</h1>",
-        _headline(evaluations),
-        _chart(generations, evaluations),
-        "<h2>Generations</h2>",
-        _table(list(GENERATION_COLUMNS), _rows(generations, GENERATION_COLUMNS.values())),
-        _changes(comparison.compare(paths)),
-        _held_out(evaluations),
-        *(_evaluation(row) for row in directory.read_lines(paths.evaluations)),
-        _samples(comparison.pairs(paths)),
-        f"<h2>Configuration</h2><pre>{html.escape(_text(paths.config))}</pre>",
-    ]
-    return (
-        "<!doctype html><html lang=en><meta charset=utf-8>"
-        "<meta name=viewport content='width=device-width'>"
-        f"<title>seedtune: {html.escape(paths.root.name)}</title><style>{_STYLE}</style>"
-        f"{''.join(body)}</html>"
+def page(runs: Sequence[RunData], sections: Sequence[str], *, head: str = "", status: str = "") -> str:
+    """Wrap sections as a whole page; ``head`` replaces the policy that forbids scripts and requests."""
+    title = ", ".join(run.name for run in runs)
+    policy = head or f'<meta http-equiv=Content-Security-Policy content="{POLICY}">'
+    style = resources.files("seedtune.evaluation.html_report").joinpath("stylesheet.css").read_text(encoding="utf-8")
+    body = "".join(sections)
+    links = "".join(
+        f"<li><a href=#{key}>{name}</a></li>" for key, name in LINKS.items() if f"<section id={key} " in body
     )
+    return (
+        f"<!doctype html><html lang=en><head><meta charset=utf-8>{policy}"
+        '<meta name=viewport content="width=device-width,initial-scale=1"><link rel=icon href="data:,">'
+        f"<title>seedtune: {escaped(title)}</title><style>{style}</style></head><body>"
+        f"<a class=skip href=#main>Skip to the content</a><header>{status}<h1>{escaped(title)}</h1>"
+        f"<nav aria-label=Sections><ul>{links}</ul></nav></header><main id=main>{body}</main>"
+        f"<footer><p>Written by seedtune {__version__}. The page holds all it shows, and loads nothing.</p></footer>"
+        "</body></html>"
+    )  # fmt: skip
 
 
-def _text(path: Path) -> str:
-    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
-
-
-def _table(headings: Sequence[str], rows: Iterable[Sequence[str]], *, left: Collection[str] = ()) -> str:
-    """Render a table of plain texts; the columns named in ``left`` hold texts, the others numbers."""
-    opening = ["" if heading in left else " class=n" for heading in headings]
-    lines = [
-        "".join(f"<{tag}{kind}>{html.escape(cell)}</{tag}>" for kind, cell in zip(opening, cells, strict=True))
-        for tag, cells in (("th", headings), *(("td", row) for row in rows))
+def _one(run: RunData, paths: RunPaths) -> list[str]:
+    return [
+        _headline(run),
+        _facts(run),
+        section("rewards", "Rewards", charts.rewards(run), charts.each_reward(run), _generations(run)),
+        _changes(comparison.compare(paths)),
+        _held_out(run.evaluations),
+        *(_evaluation(row) for row in directory.read_lines(paths.evaluations)),
+        answers(comparison.pairs(paths)),
+        section("alarms", "Alarms", alarm_explanations.explained({run.name: _alarmed(run)})),
+        *_measured([run]),
+        settings([run]),
     ]
-    return f"<table>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>"
+
+
+def _several(runs: Sequence[RunData]) -> list[str]:
+    alarmed = {run.name: _alarmed(run) for run in runs}
+    return [
+        section("changes", "Runs compared", _summary(runs)),
+        section("rewards", "Rewards", charts.compared(runs)),
+        section("alarms", "Alarms", alarm_explanations.explained(alarmed)),
+        *_measured(runs),
+        settings(runs),
+    ]
+
+
+def _measured(runs: Sequence[RunData]) -> list[str]:
+    times = charts.times(runs[0]) if len(runs) == 1 else ""
+    return [
+        section("step", "Step and distance", charts.distance(runs), charts.diagnostics(runs)),
+        section("speed", "Speed", charts.speed(runs), times),
+    ]
+
+
+def _alarmed(run: RunData) -> list[Row]:
+    return sorted((*run.generations, *run.evaluations), key=lambda row: row["generation"])
+
+
+def _headline(run: RunData) -> str:
+    if not run.evaluations:
+        return "<p>No held-out evaluation.</p>"
+    first, last = run.evaluations[0], run.evaluations[-1]
+    text = " → ".join(_with_interval(run, row) for row in ([first] if first is last else [first, last]))
+    what = f"held-out reward with its 95 % interval, generation {first['generation']} → {last['generation']}"
+    return f"<p class=big>{escaped(text)}</p><p class=soft>{what}</p>"
+
+
+def _with_interval(run: RunData, row: Row) -> str:
+    found = run.intervals.get(row["generation"], Estimate(None))
+    return Estimate(known(row["eval_reward"]), found.low, found.high).text(number)
+
+
+def _facts(run: RunData) -> str:
+    tokens, seconds = run.total("num_tokens"), run.total("step_time")
+    facts = {
+        **{name: shown(run.settings[name]) for name in ("model", "task", "population") if name in run.settings},
+        "generations": f"{max((row['generation'] for row in run.generations), default=0):,}",
+        "tokens": number(tokens),
+        "time": duration(seconds),
+        "generations with alarms": f"{alarm_explanations.count(run.generations):,}",
+    }
+    items = "".join(f"<div><dt>{escaped(name)}</dt><dd>{escaped(value)}</dd></div>" for name, value in facts.items())
+    return f"<dl class=facts>{items}</dl>"
+
+
+def _summary(runs: Sequence[RunData]) -> str:
+    """Render a row per run; differences to the first run's last evaluation where prompts are the same."""
+    caption = "Held-out rewards with 95 % bootstrap intervals; the difference is taken prompt by prompt"
+    return table(SUMMED, (_summed(runs[0], run) for run in runs), caption=caption, left=("run",))
+
+
+SUMMED = (
+    "run",
+    "generations",
+    "first held out",
+    "last held out",
+    "less the first run",
+    "tokens",
+    "time",
+    "with alarms",
+)
+"""Columns of `_summed`; the last counts generations."""
+
+
+def _summed(first: RunData, run: RunData) -> tuple[str, ...]:
+    ends = [_with_interval(run, row) for row in (*run.evaluations[:1], *run.evaluations[-1:])] or ["–", "–"]
+    apart = None if run is first else difference(first, run)
+    return (
+        run.name,
+        f"{max((row['generation'] for row in run.generations), default=0):,}",
+        *ends,
+        "–" if apart is None else apart.text(lambda value: f"{value:+.4g}"),
+        number(run.total("num_tokens")),
+        duration(run.total("step_time")),
+        f"{alarm_explanations.count(run.generations):,}",
+    )
 
 
 def _rows(metrics: Iterable[Row], names: Collection[str]) -> list[list[str]]:
-    return [[_number(row.get(name)) for name in names] for row in metrics]
+    return [[number(row.get(name)) for name in names] for row in metrics]
 
 
-def _headline(evaluations: Sequence[Row]) -> str:
-    if not evaluations:
-        return "<p>No held-out evaluation.</p>"
-    first, last = evaluations[0], evaluations[-1]
-    return (
-        f"<p class=big>{_number(first['eval_reward'])} → {_number(last['eval_reward'])}</p>"
-        f"<p>held-out reward, generation {first['generation']} → {last['generation']}</p>"
-    )
-
-
-def _chart(generations: Sequence[Row], evaluations: Sequence[Row]) -> str:
-    """Plot the rewards of members (mean), unperturbed model and held-out prompts against generations."""
-    lines = {
-        "members": ("#8aa", [(row["generation"], row["reward"]) for row in generations]),
-        "unperturbed": ("#06c", [(row["generation"] - 1, row.get("reward_unperturbed")) for row in generations]),
-        "held out": ("#c30", [(row["generation"], row["eval_reward"]) for row in evaluations]),
-    }
-    known = [(x, y) for _, points in lines.values() for x, y in points if y is not None]
-    if len(known) < 2:
-        return ""
-    xs, ys = [x for x, _ in known], [y for _, y in known]
-    place = _scale(min(xs), max(xs), min(ys), max(ys))
-    drawn = [_polyline(colour, [place(x, y) for x, y in points if y is not None]) for colour, points in lines.values()]
-    legend = "".join(
-        f"<text x={60 + 110 * i} y=16 fill='{colour}'>{name}</text>"
-        for i, (name, (colour, _)) in enumerate(lines.items())
-    )
-    axes = f"<text x=0 y=36>{_number(max(ys))}</text><text x=0 y=290>{_number(min(ys))}</text>"
-    foot = f"<text x=60 y=316>generation {min(xs)}</text><text x=760 y=316 text-anchor=end>{max(xs)}</text>"
-    return f"<svg viewBox='0 0 780 324' font-size=13>{legend}{axes}{foot}{''.join(drawn)}</svg>"
-
-
-def _scale(left: float, right: float, low: float, high: float) -> Any:
-    width, height = max(right - left, 1e-9), max(high - low, 1e-9)
-    return lambda x, y: (60 + 700 * (x - left) / width, 295 - 270 * (y - low) / height)
-
-
-def _polyline(colour: str, points: Sequence[tuple[float, float]]) -> str:
-    path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
-    dots = "".join(f"<circle cx={x:.1f} cy={y:.1f} r=3 fill='{colour}'/>" for x, y in points)
-    return f"<polyline points='{path}' fill=none stroke='{colour}' stroke-width=2 />{dots}"
+def _generations(run: RunData) -> str:
+    rows = _rows(thinned(run.generations, ROWS), GENERATION_COLUMNS.values())
+    return details("All generations", table(list(GENERATION_COLUMNS), rows, caption="Generations") if rows else "")
 
 
 def _changes(found: comparison.Comparison | None) -> str:
@@ -144,17 +212,18 @@ def _changes(found: comparison.Comparison | None) -> str:
     if found is None:
         return ""
     headings = ("measure", *(f"generation {generation}" for generation in found.generations), "difference")
-    table = _table(headings, [(change.measure, *change.cells) for change in found.changes], left=("measure",))
     caption = f"{found.prompts} held-out prompts; 95 % bootstrap intervals, differences prompt by prompt"
-    return f"<h2>Before and after</h2><p>{caption}</p>{table}"
+    rows = [(change.measure, *change.cells) for change in found.changes]
+    return section("changes", "Before and after", table(headings, rows, caption=caption, left=("measure",)))
 
 
 def _held_out(evaluations: Sequence[Row]) -> str:
     """Render every evaluation during training, with the other evaluated tasks."""
     found = (name for row in evaluations for name in row if name.startswith("eval_") and name.endswith(EVALUATED))
     names = list(dict.fromkeys(("generation", *found)))
-    table = _table([name.removeprefix("eval_") for name in names], _rows(evaluations, names))
-    return f"<h2>Evaluations while training</h2>{table}" if evaluations else ""
+    headings = [name.removeprefix("eval_") for name in names]
+    rows = _rows(thinned(evaluations, ROWS), names)
+    return details("All evaluations while training", table(headings, rows, caption="Evaluations") if rows else "")
 
 
 def _evaluation(row: Row) -> str:
@@ -171,26 +240,8 @@ def _compared(row: Row, place: int) -> str:
         for subject, result in zip(row["subjects"], results, strict=True)
     ]
     rows = [
-        (name, *(Estimate(**result["measures"].get(name, {"value": None})).text(_number) for result in results))
+        (name, *(Estimate(**result["measures"].get(name, {"value": None})).text(number) for result in results))
         for name in results[0]["measures"]
     ]
-    caption = f"{html.escape(results[0]['task'])}: {results[0]['prompts']} held-out prompts"
-    return f"<h2>Evaluation</h2><p>{caption}, 95 % intervals</p>{_table(('measure', *heads), rows, left=('measure',))}"
-
-
-def _samples(pairs: Sequence[tuple[Row, Row]]) -> str:
-    rows = [
-        (
-            prompt_text(before["prompt"]),
-            *(text for row in (before, after) for text in (row["completion"], _number(row["reward"]))),
-        )
-        for before, after in pairs
-    ]
-    table = _table(("prompt", "before", "reward", "after", "reward"), rows, left=("prompt", "before", "after"))
-    return f"<h2>Held-out answers before and after</h2>{table}" if rows else ""
-
-
-def _number(value: Any) -> str:
-    if value is None:
-        return "–"
-    return f"{value:,.0f}" if isinstance(value, int) or abs(value) >= 1000 else f"{value:.4g}"
+    caption = f"{results[0]['task']}: {results[0]['prompts']} held-out prompts, 95 % intervals"
+    return f"<h2>Evaluation</h2>{table(('measure', *heads), rows, caption=caption, left=('measure',))}"

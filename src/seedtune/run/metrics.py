@@ -9,10 +9,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from seedtune.config.config import Config
 from seedtune.engines.base import EngineInfo, EngineTimes
+from seedtune.rewards.base import Reward
 from seedtune.run.ledger import Record
 from seedtune.strategies.base import directions
 from seedtune.strategies.observation import gain, step_ratio_of
+from seedtune.strategies.shaping import SHAPINGS, member_rewards
 from seedtune.strategies.step_estimates import reliability
 from seedtune.types import Member, Rollout, length, tokens
 
@@ -68,6 +71,30 @@ def function_metrics(values: Mapping[str, Sequence[float]], failed: Mapping[str,
     for name, scores in values.items():
         result[f"rewards/{name}/mean"], result[f"rewards/{name}/std"] = mean(scores), spread(scores)
     return result | {f"rewards/{name}/failed": count for name, count in failed.items()}
+
+
+def step_share_metrics(
+    config: Config, rewards: Sequence[Reward], by_reward: Floats, coefficients: Sequence[float]
+) -> dict[str, float]:
+    """``rewards/<function>/step_share``: the part of the step's direction that each of several rewards gave.
+
+    cₖ/Σ|cⱼ| with cₖ = weightₖ·⟨Rₖ − mean Rₖ, z⟩ over members, z the ``coefficients``: shares add up to 1, unless some
+    are negative, of rewards that the step went against.  With ``normalize_then_sum`` the rewards Rₖ are shaped first.
+    ``by_reward`` is (rewards, members, prompts).  {} for one reward, and if no reward gave a direction.
+    """
+    separate = config.multi_objective_aggregation == "normalize_then_sum"
+    shape = SHAPINGS[config.shaping] if separate else member_rewards
+    parts = [_centered(shape(scores)) for scores in by_reward]
+    given = [one.weight * float(part @ np.asarray(coefficients)) for one, part in zip(rewards, parts, strict=True)]
+    whole = sum(map(abs, given))
+    if len(rewards) < 2 or not 0.0 < whole < np.inf:
+        return {}
+    return {f"rewards/{one.name}/step_share": part / whole for one, part in zip(rewards, given, strict=True)}
+
+
+def _centered(values: Floats) -> Floats:
+    known = _known(values)
+    return np.nan_to_num(values - known.mean()) if known.size else np.zeros(values.shape)
 
 
 def completion_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:

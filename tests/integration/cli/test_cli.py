@@ -329,7 +329,7 @@ def test_samples_show_figures_before_and_after_with_intervals_and_the_alarms_of_
     assert cells["characters"][2] == "-3 [-3, -3]"
     assert cells["empty answers"][1] == "100.0 % [100.0 %, 100.0 %]"
     assert output.splitlines()[-2:] == ["alarms in the last generation: 1", "  ! all answers are empty"]
-    assert "<h2>Before and after</h2>" in report.render(paths)
+    assert ">Before and after</h2>" in report.render(paths)
     assert "+100.0 % [+100.0 %, +100.0 %]" in report.render(paths)
 
 

@@ -72,6 +72,7 @@ def test_no_command_runs_the_code_that_a_folder_names(kind, evil, tmp_path, comm
     for arguments in (
         ("samples", root),
         ("inspect", root),
+        ("report", root, "-o", tmp_path / "page.html"),
         ("diff", root, root),
         ("pack", root, "-o", tmp_path / "a.pack"),
         ("eval", root, "--task", "conciseness", "--limit", "2"),

@@ -127,9 +127,9 @@ def test_a_result_can_be_written_and_kept_with_the_run(command, run, tmp_path):
                 result.pop("seconds")
     assert kept == written
     page = directory.RunPaths(run).report.read_text()
-    assert "<h2>Evaluation</h2><p>toy: 3 held-out prompts" in page
-    assert "<th class=n>generation 2</th>" in page
-    assert "<h2>Evaluations while training</h2>" in page
+    assert ">toy: 3 held-out prompts, 95 % intervals</caption>" in page
+    assert "<th scope=col class=n>generation 2</th>" in page
+    assert ">All evaluations while training</summary>" in page
 
 
 @pytest.mark.parametrize(

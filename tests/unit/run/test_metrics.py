@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from seedtune import types
+from seedtune.config.config import Config
 from seedtune.engines.base import EngineTimes
+from seedtune.rewards.base import Reward
 from seedtune.run import metrics
 from seedtune.run.ledger import Record
 from seedtune.types import UNPERTURBED, Member, Plan, Rollout
@@ -56,6 +58,26 @@ def test_every_reward_function_has_its_mean_and_spread():
         "rewards/fn/mean": 2.0, "rewards/fn/std": 1.0, "rewards/none/mean": None, "rewards/none/std": None,
         "rewards/fn/failed": 1, "rewards/none/failed": 1,
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("aggregation", ["sum_then_normalize", "normalize_then_sum"])
+def test_a_rewards_share_of_the_step_is_what_it_adds_to_its_direction(aggregation):
+    config = Config(multi_objective_aggregation=aggregation)
+    rewards = [Reward("right", len, weight=1.0), Reward("brief", len, weight=0.5), Reward("flat", len)]
+    scores = np.array([[[1.0], [0.0]], [[0.0], [1.0]], [[7.0], [7.0]]])  # (rewards, members, prompts)
+    shares = metrics.step_share_metrics(config, rewards, scores, (1.0, -1.0))
+    assert shares == {
+        "rewards/right/step_share": pytest.approx(2 / 3),
+        "rewards/brief/step_share": pytest.approx(-1 / 3),
+        "rewards/flat/step_share": 0.0,
+    }
+
+
+def test_there_are_no_shares_of_the_step_without_a_direction_or_with_one_reward():
+    two, scores = [Reward("a", len), Reward("b", len)], np.array([[[1.0], [0.0]], [[NAN], [NAN]]])
+    assert metrics.step_share_metrics(Config(), two, scores, (0.0, 0.0)) == {}
+    assert metrics.step_share_metrics(Config(), two[:1], scores[:1], (1.0, -1.0)) == {}
+    assert metrics.step_share_metrics(Config(), two, scores, (1.0, -1.0))["rewards/b/step_share"] == 0.0
 
 
 def test_completion_metrics_count_tokens_and_cut_off_answers():

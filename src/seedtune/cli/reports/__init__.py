@@ -1,0 +1,1 @@
+"""``seedtune report`` writes the report of runs, ``seedtune watch`` serves that of a run in progress."""
