@@ -31,6 +31,8 @@ from seedtune.run import metrics as run_metrics
 from seedtune.run.ledger import Record
 from seedtune.run.reward_hacking import RewardHackingMonitor
 from seedtune.run.session import Session, Start
+from seedtune.run.trackers import completion_table
+from seedtune.run.trackers.reporting import Reporting
 from seedtune.strategies.base import Feedback, Step
 from seedtune.tasks.base import Task
 from seedtune.tasks.environments import EnvironmentFactory
@@ -55,6 +57,9 @@ class Callback(Protocol):
 
     def on_evaluate(self, metrics: Metrics) -> None:
         """Called after each held-out evaluation."""
+
+    def on_completions(self, generation: int, rows: list[dict[str, Any]]) -> None:
+        """Called before `on_generation` with all completions of the generation, with ``log_completions`` only."""
 
     def on_end(self, trainer: ESTrainer) -> None:
         """Called after the last generation."""
@@ -102,6 +107,7 @@ class ESTrainer:
         self.paths = self.session.paths
         self.reward_hacking = RewardHackingMonitor(self.paths.samples)
         self.scorer = Scorer(self.task.rewards, self.config)
+        self.reporting = Reporting(self.config)
         self._evaluated: set[int] = set()
 
     # ------------------------------------------------------------------ public
@@ -117,7 +123,7 @@ class ESTrainer:
         resume = self.session.resumes(resume_from_checkpoint)
         for callback in self.callbacks:
             _check_events(callback)
-        with self.session.opened(resume=resume) as start, closing(self.scorer):
+        with self.session.opened(resume=resume) as start, closing(self.scorer), self.reporting:
             self._evaluated = {row["generation"] for row in self._evaluations()}
             self._emit("on_start", self, start.info, self.generation)
             self.scorer.keep(
@@ -275,7 +281,14 @@ class ESTrainer:
             *times.notes,
         ]
         directory.append_lines(self.paths.metrics, [metrics])
+        self._emit_completions(outcome, record)
         self._emit("on_generation", metrics)
+
+    def _emit_completions(self, outcome: Outcome, record: Record) -> None:
+        if self.config.log_completions:
+            rows = completion_table.rows_of(outcome, record.plan.generation)
+            completion_table.write(self.paths.completions, rows, self.generation)
+            self._emit("on_completions", self.generation, rows)
 
     # --------------------------------------------------------------- evaluation
 
@@ -304,7 +317,7 @@ class ESTrainer:
             directory.append_lines(self.paths.samples, _samples(outcome, self.task, generation, "train"))
 
     def _emit(self, event: str, *arguments: Any) -> None:
-        for callback in self.callbacks:
+        for callback in (self.reporting, *self.callbacks):
             if callable(method := getattr(callback, event, None)):
                 method(*arguments)
 

@@ -10,14 +10,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError, field_validator, model_validator
+from pydantic import ValidationError, field_serializer, field_validator, model_validator
 
 from seedtune.config import rules
 from seedtune.config.data_and_rewards import OBJECTS, as_dataset, as_rewards
-from seedtune.config.fields import Fields, one_spelling
+from seedtune.config.fields import TRACKERS, Fields, one_spelling
 from seedtune.config.sections import check_no_secrets, explain, yes_or_no
 from seedtune.config.trl_names import check_not_of_grpo
-from seedtune.errors import ConfigError
+from seedtune.errors import ConfigError, suggest
 
 SHOWN = 8
 """Most problems that one error lists."""
@@ -29,6 +29,24 @@ class Config(Fields):
     _words_of_yaml = field_validator("rollback_on_collapse", mode="before")(yes_or_no)
     _short_data = field_validator("train_dataset", "eval_dataset", mode="before")(as_dataset)
     _short_rewards = field_validator("reward_funcs", mode="before")(as_rewards)
+
+    @field_validator("report_to", mode="before")
+    @classmethod
+    def _known_trackers(cls, value: Any) -> tuple[Any, ...]:
+        """Read one tracker as a list of it, and ``none`` as none."""
+        given = tuple(value) if isinstance(value, list | tuple) else () if value in (None, "none") else (value,)
+        for each in given:
+            if not callable(each) and each not in TRACKERS:
+                known = suggest(each, TRACKERS) if isinstance(each, str) else ""
+                raise ValueError(
+                    f"{each!r} is no tracker.{known} Known: {', '.join(TRACKERS)}, and functions in Python"
+                )
+        return tuple(dict.fromkeys(given))
+
+    @field_serializer("report_to", when_used="json")
+    def _without_functions(self, value: tuple[Any, ...]) -> list[str]:
+        """Leave out functions, which exist only in a Python program."""
+        return [each for each in value if isinstance(each, str)]
 
     @model_validator(mode="before")
     @classmethod
@@ -103,7 +121,7 @@ _SOURCES = {
 _INCIDENTAL: dict[str, Any] = {
     # The base model is identified by its fingerprint, not by its path.
     **dict.fromkeys(("model", "output_dir", "generations", "eval_steps", "eval_prompts", "eval_tasks"), True),
-    **dict.fromkeys(("logging_steps", "save_steps", "save_total_limit"), True),
+    **dict.fromkeys(("logging_steps", "report_to", "log_completions", "save_steps", "save_total_limit"), True),
     "kl_steps": True,
     # Training data are identified by their digest, rewards by `RewardSettings.identity`.
     **dict.fromkeys(("train_dataset", "eval_dataset", "eval_size", "prompt_column"), True),

@@ -24,6 +24,9 @@ from seedtune.config.sections import (
 from seedtune.errors import ConfigError
 from seedtune.types import COUNT, STEPS
 
+TRACKERS = ("trackio", "tensorboard", "wandb", "mlflow")
+"""Names in ``report_to``."""
+
 GROUP, HELD_OUT_GROUP = 8, 32
 """Default members per job of Ray workers: independent of the number of workers, so that rewards are, too."""
 
@@ -253,6 +256,13 @@ class Fields(Section):
 
     logging_steps: int = Field(default=1, ge=1, le=STEPS)
     """Show progress every this many generations (metrics are always written)."""
+
+    report_to: tuple[Any, ...] = ()
+    """Experiment trackers: ``trackio``, ``tensorboard``, ``wandb``, ``mlflow``; in Python also functions, called with
+    every line of metrics.  ``none``: none."""
+
+    log_completions: bool = False
+    """Write all completions of every generation to ``completions/`` as Parquet, and to trackers that have tables."""
 
     save_steps: int = Field(default=25, ge=0, le=STEPS)
     """Snapshot the current weights every this many generations, for fast resuming; 0: only at the end."""

@@ -43,7 +43,6 @@ COUNTERPARTS = {
     **dict.fromkeys(("eval_strategy", "do_eval"), "eval_steps=N evaluates every N generations, 0 at both ends"),
     "save_strategy": "save_steps=N saves every N generations",
     "logging_strategy": "logging_steps=N shows every N generations",
-    "log_completions": "samples.jsonl always has completions of the unperturbed model. Leave it out",
     "shuffle_dataset": "every epoch has an order of its own, by seed. Leave it out",
     "remove_unused_columns": "rewards get every column. Leave it out",
     "data_seed": "seed draws everything",

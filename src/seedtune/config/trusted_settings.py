@@ -52,6 +52,7 @@ ONLY_TRUSTED: dict[str, Callable[[Any], bool]] = {
     "reward_funcs": _no_code_of_rewards,
     "train_dataset": _no_data,
     "eval_dataset": _no_data,
+    "report_to": lambda names: {*names} <= {"tensorboard"},
     "transformers.weights_folder": lambda folder: folder is None,
     "ray.address": lambda address: address is None,
     "ray.detached": lambda detached: not detached,

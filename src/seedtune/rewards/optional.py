@@ -1,4 +1,4 @@
-"""Optional packages of some rewards and tasks, imported on first use."""
+"""Optional packages of some rewards, tasks and trackers, imported on first use."""
 
 from __future__ import annotations
 
@@ -27,4 +27,12 @@ tidied = partial(warnings.catch_warnings, action="ignore", category=ResourceWarn
 
 def install(module: str) -> str:
     """Return the pip command that installs a module through seedtune's extra."""
-    return f"pip install 'seedtune[{'data' if module in ('datasets', 'pyarrow.parquet') else 'tasks'}]'"
+    return f"pip install 'seedtune[{_EXTRAS.get(module, 'tasks')}]'"
+
+
+_EXTRAS = {
+    **dict.fromkeys(("datasets", "pyarrow", "pyarrow.parquet"), "data"),
+    **{name: name for name in ("trackio", "tensorboard", "wandb", "mlflow")},
+    "torch.utils.tensorboard": "tensorboard",
+}
+"""Module → the extra that has it; the others are in ``tasks``."""

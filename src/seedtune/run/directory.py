@@ -142,6 +142,8 @@ class RunPaths:
         self.evaluations = root / "evaluations.jsonl"  # one line per ``seedtune eval --save``
         self.failures = root / "failures.jsonl"  # completions on which a reward function failed, if there are any
         self.snapshots = root / "snapshots"  # the current weights at a few generations, for a fast resume
+        self.completions = root / "completions"  # with log_completions, a Parquet file per generation
+        self.tracked_as = root / "tracked_as.txt"  # name of the run in trackers, if it reports to any
         self.report = root / "report.html"  # one page, written at the end of the run
 
     def holdings(self) -> set[str]:

@@ -70,6 +70,7 @@ NAMED: list[tuple[dict[str, Any], tuple[str, ...]]] = [
     ({**OWN, "reward_funcs": "os.system"}, ("reward_funcs", "train_dataset")),
     ({**OWN, "reward_funcs": "org/model"}, ("reward_funcs", "train_dataset")),
     ({**OWN, "reward_funcs": JUDGE, "eval_dataset": "org/data"}, ("eval_dataset", "reward_funcs", "train_dataset")),
+    ({"report_to": ["tensorboard", "wandb"]}, ("report_to",)),
     ({"transformers": {"weights_folder": "/etc"}}, ("transformers.weights_folder",)),
     ({"engine": "ray", "ray": {"address": "ray://elsewhere:1", "detached": True}}, ("ray.address", "ray.detached")),
     ({"task": "gsm8k", "task_args": {"path": "/rows/\U0001f600: #.jsonl"}}, ("task_args",)),
