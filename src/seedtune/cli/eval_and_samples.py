@@ -30,7 +30,7 @@ def evaluate(
     what: Annotated[
         str, typer.Argument(metavar="RUN|MODEL", help="A run directory, model folder, id or built-in name.")
     ],
-    task: Annotated[list[str] | None, typer.Option(help="Task, repeatable; a run's own by default.")] = None,
+    task: Annotated[list[str] | None, typer.Option(help="Task, repeatable; a run's or --config's by default.")] = None,
     generation: Annotated[int | None, bounded(0, STEPS, help="The run's model after this many generations.")] = None,
     samples: Annotated[int | None, bounded(0, COUNT, help="Sample so many answers of every prompt, too.")] = None,
     k: Annotated[str | None, typer.Option("--k", metavar="K,K,…", help="pass@k and maj@k for these k.")] = None,

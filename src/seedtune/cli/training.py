@@ -13,7 +13,7 @@ import seedtune
 from seedtune.cli.console import console, error_console, say
 from seedtune.cli.options import RunFolder, Sets, bounded, path
 from seedtune.cli.progress import ProgressLines, ReplayProgress
-from seedtune.errors import ConfigError, resume_command
+from seedtune.errors import resume_command
 from seedtune.types import STEPS
 
 
@@ -54,10 +54,6 @@ def train(
     given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
     if reward:
         given["reward_funcs"] = [_reward(text) for text in reward]
-    if config is None and not given and not sets:
-        raise ConfigError(
-            "nothing says what to train. Give a CONFIG.yaml (see examples/), or --model, --train-dataset and --reward."
-        )
     settings = seedtune.ESConfig.create(override({**(read_settings(config) if config else {}), **given}, sets or ()))
     compile_beside(settings)
     trainer = seedtune.ESTrainer(args=settings)

@@ -24,7 +24,7 @@ SHOWN = 8
 
 
 class Config(Fields):
-    """All settings of a run.  Unknown keys are errors; the defaults train a model."""
+    """All settings of a run.  Unknown keys are errors; all have defaults, but a run needs own data or a ``task``."""
 
     _words_of_yaml = field_validator("rollback_on_collapse", mode="before")(yes_or_no)
     _short_data = field_validator("train_dataset", "eval_dataset", mode="before")(as_dataset)
@@ -51,13 +51,12 @@ class Config(Fields):
     @model_validator(mode="before")
     @classmethod
     def _short_forms(cls, data: Any) -> Any:
-        """Read ``learning_rate`` as alpha, and own data or rewards as a task."""
+        """Read ``learning_rate`` as alpha."""
         if not isinstance(data, dict):
             return data
         check_no_secrets(data)
         check_not_of_grpo(data)
-        own = data.get("train_dataset") or data.get("reward_funcs")
-        return ({"task": "custom"} if own else {}) | one_spelling(data)
+        return one_spelling(data)
 
     @model_validator(mode="after")
     def _goes_together(self) -> Config:

@@ -17,6 +17,9 @@ from seedtune.types import COUNT
 OBJECTS = "(Python objects)"
 """Placeholder in a run's config.yaml for data and functions that exist only in the Python program."""
 
+OWN_TASK = "custom"
+"""Name of the task that consists of a user's own data and rewards."""
+
 _MODEL_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 
 

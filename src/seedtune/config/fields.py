@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from seedtune.config.data_and_rewards import OBJECTS, DatasetSettings, RewardSettings
+from seedtune.config.data_and_rewards import OBJECTS, OWN_TASK, DatasetSettings, RewardSettings
 from seedtune.config.paths import FileAndName, LocalPath, ModelPath
 from seedtune.config.sections import (
     DAY,
@@ -51,9 +51,9 @@ class Fields(Section):
     """Hugging Face id (``org/name``, or ``org/name@revision`` for a branch, tag or commit), local folder, or a built-in
     name (``smollm2-135m``)."""
 
-    task: FileAndName = "conciseness"
+    task: FileAndName = OWN_TASK
     """Built-in task (``seedtune tasks``), ``reasoning_gym:NAME``, or ``file.py:function`` that returns a task;
-    ``custom`` with your own data and rewards (the default if these are given)."""
+    ``custom``: your own data and rewards."""
 
     task_args: dict[str, Any] = Field(default_factory=dict)
     """Settings of the task, such as ``numbers: 4`` of ``countdown``; ``docs/tasks.md`` lists them."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import chain
 
+from seedtune.config.data_and_rewards import OWN_TASK
 from seedtune.config.fields import Fields
 from seedtune.config.sections import LikelihoodSettings, ScheduleSettings
 
@@ -68,8 +69,8 @@ def _look_ahead(config: Fields) -> Iterator[str]:
 
 
 def _own_data(config: Fields) -> Iterator[str]:
-    if (config.train_dataset is not None or config.reward_funcs) and config.task != "custom":
-        yield f"task={config.task} brings data and rewards of its own: leave it out (or write task=custom)"
+    if (config.train_dataset is not None or config.reward_funcs) and config.task != OWN_TASK:
+        yield f"task={config.task} brings data and rewards of its own: leave it out (or write task={OWN_TASK})"
     functions, weights = len(config.reward_funcs), len(config.weights)
     if functions and weights != functions:  # without any, functions may be passed to the ESTrainer
         yield f"{functions} reward functions but {weights} reward_weights: give one weight each"

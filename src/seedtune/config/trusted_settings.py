@@ -82,7 +82,7 @@ def without(config: Config) -> Config:
     for name in names:
         section, dot, key = name.rpartition(".")
         del (data[section] if dot else data)[key]
-    return Config.create({**data, "task": "custom"} if "task" in names else data) if names else config
+    return Config.create(data) if names else config
 
 
 def not_given(config: Config, sets: Iterable[str]) -> dict[str, Any]:

@@ -7,8 +7,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from seedtune import tasks
+from seedtune import engines, tasks
 from seedtune.config.config import Config
+from seedtune.config.data_and_rewards import OWN_TASK
 from seedtune.engines.base import Engine
 from seedtune.errors import ConfigError
 from seedtune.evaluation import held_out, models
@@ -104,9 +105,10 @@ def evaluate(
 ) -> Evaluation:
     """Evaluate a model (folder, id, built-in name) or a run after ``generation`` generations (all by default).
 
-    ``on``: tasks or names of built-in ones; the configured task by default.  ``config`` has the generation settings,
-    see `models.settings_of`; completions are greedy whatever its temperature, and ``eval_config`` says what is sampled
-    in addition. Weights are loaded once for all tasks.  Raises ConfigError, RunError, LedgerError or RewardError.
+    ``on``: tasks or names of built-in ones; by default the run's own, or that of ``config``.  ``config`` has the
+    generation settings, see `models.settings_of`; completions are greedy whatever its temperature, and ``eval_config``
+    says what is sampled in addition. Weights are loaded once for all tasks.  Raises ConfigError, RunError, LedgerError
+    or RewardError.
     """
     eval_config, on = eval_config or EvalConfig(), models.named_tasks(on)
     if eval_config.prompt_baseline:
@@ -114,6 +116,8 @@ def evaluate(
         eval_config = replace(eval_config, samples=count, ks=tuple(sorted({*eval_config.ks, 1, count})))
     config = _asked_task(what, on, config or models.settings_of(what, on=on))
     goals = _goals(what, models.ledger_of(what, config), generation, eval_config)
+    if not on:
+        _check_has_task(what, config)
     practice = CHOSEN_ON if eval_config.prompt_baseline else 1
     wanted = [_task(name_or_task, config, practice, eval_config.limit) for name_or_task in on or [config.task]]
     for task in wanted:
@@ -133,9 +137,19 @@ def _asked_task(what: str | Path, on: Sequence[str | Task], config: Config) -> C
         return config
     if len(on) == 1 and isinstance(on[0], str):
         return config.replace(task=on[0])
-    if config.task_args and config.task not in on:
+    if on and config.task_args and config.task not in on:
         raise ConfigError(f"task_args={config.task_args} belong to one task. Evaluate it alone, or leave them out.")
     return config
+
+
+def _check_has_task(what: str | Path, config: Config) -> None:
+    """Raise ConfigError if the settings name nothing to evaluate on, or ModelError for the misspelt path of a run."""
+    if config.task == OWN_TASK and config.train_dataset is None:
+        _ = engines.tokenizer(config).context_length  # reads the model's configuration
+        raise ConfigError(
+            f"nothing says what to evaluate {str(what)!r} on. Give --task NAME (in Python on=[NAME]; 'seedtune tasks' "
+            "lists the names), or a settings file with your own data and reward (--config)."
+        )
 
 
 def _goals(

@@ -14,6 +14,7 @@ from typing import Any
 
 from seedtune import engines
 from seedtune.config.config import Config
+from seedtune.config.data_and_rewards import OWN_TASK
 from seedtune.config.sections import ConversationSettings
 from seedtune.engines.base import Tokenizer
 from seedtune.errors import ConfigError, DataError
@@ -95,7 +96,7 @@ def check(config: Config, task: Task) -> Tools:
 
 def _problems(config: Config, task: Task) -> Iterator[str]:
     """Yield what is wrong with the task under these settings, rule by rule."""
-    own, talks = config.task == "custom", task.environment is not None
+    own, talks = config.task == OWN_TASK, task.environment is not None
     for name in ("reward_weights", "eval_dataset"):
         if getattr(config, name) is not None and not own:
             yield f"{name} is for own data and rewards: give train_dataset and reward_funcs, or leave it out."
@@ -141,7 +142,7 @@ def _check_begun(config: Config, task: Task) -> None:
     if not found or {"continue_final_message", "add_generation_prompt"} & config.chat_template_kwargs.keys():
         return
     row, text, share = found[0], begun(found[0].prompt)[1], f"{len(found)} of {len(rows)}"
-    if config.task == "custom" and config.prompt_column in CONVERSATIONS:
+    if config.task == OWN_TASK and config.prompt_column in CONVERSATIONS:
         raise DataError(
             f"row {row.id}: its {config.prompt_column!r} end with an answer, which the model would read, {text!r:.80} "
             f"(so in {share} rows). Put the answer into a column of its own, or, if the model is to continue it, set "

@@ -16,6 +16,7 @@ from typing_extensions import TypedDict
 
 from seedtune.config import trusted_settings
 from seedtune.config.config import Config
+from seedtune.config.data_and_rewards import OBJECTS, OWN_TASK
 from seedtune.config.foreign_data import Count, conform
 from seedtune.config.paths import in_full
 from seedtune.config.yaml_file import override, parse_settings, read_file
@@ -202,6 +203,8 @@ def config_of(header: ledger.Header) -> Config:
     try:
         engines = conform(header.config, _Engines)
         settings = {**header.config, **header.sources, "model": header.model}
+        if settings.get("task") == OWN_TASK:  # `Config.sources` leaves Python objects out
+            settings.setdefault("train_dataset", OBJECTS)
         settings |= {"reward_weights": settings.get("reward_weights") or None}
         settings.pop("max_staleness", None)
         kinds, max_staleness = engines["engine"].split("+"), engines.get("max_staleness", 0)

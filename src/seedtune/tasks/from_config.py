@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from seedtune.config.config import Config
-from seedtune.config.data_and_rewards import OBJECTS, DatasetSettings
+from seedtune.config.data_and_rewards import OBJECTS, OWN_TASK, DatasetSettings
 from seedtune.errors import ConfigError, several, suggest
 from seedtune.rewards.base import Reward
 from seedtune.rewards.sources import build, user_code
@@ -25,8 +25,6 @@ Data = Rows | str | os.PathLike[str]
 
 ENVIRONMENTS: dict[str, EnvironmentFactory] = {"number_guessing": NumberGuessing}
 """Built-in environments by name."""
-
-_HOW = "resume it from Python with the same ESTrainer."
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +61,7 @@ def recorded(config: Config, inputs: TaskInputs) -> Config:
     if changes and not {"train_dataset", "reward_funcs"} & changes.keys() and config.train_dataset is None:
         raise ConfigError("reward_weights and eval_dataset need reward_funcs and train_dataset.")
     if changes:
-        changes["task"] = "custom"
+        changes["task"] = OWN_TASK
     if inputs.environment is not None:
         changes["environment"] = OBJECTS
     after = config.replace(**changes)
@@ -85,14 +83,18 @@ def built(config: Config, inputs: TaskInputs) -> Task:
     if environment is None and config.environment is not None:
         environment = environment_of(config.environment)
     implied = _implied_rewards(config, environment)
-    if config.task != "custom":
+    if config.task != OWN_TASK:
         task = create(config.task, config.task_args)
         if implied:
             full = 1.0 if config.objective == "choice_accuracy" else None
             task = replace(task, rewards=implied, full_marks=full, gold=None, answer=None)
         return replace(task, environment=environment or task.environment)
-    if config.train_dataset is None and not config.reward_funcs:
-        raise ConfigError(f"this run had its own data and rewards: {_HOW}")
+    if config.train_dataset is None and not (implied or config.reward_funcs):
+        raise ConfigError(
+            "nothing says what to train on. Give your own data and reward (--train-dataset FILE and --reward "
+            "FILE.py:FUNCTION; in Python and in settings files train_dataset and reward_funcs), or a built-in task "
+            "(--set task=NAME; 'seedtune tasks' lists the names)."
+        )
     if config.train_dataset is None or not (implied or config.reward_funcs):
         raise ConfigError(
             "give both reward_funcs and train_dataset (--reward and --train-dataset), or neither and a built-in task; "
@@ -104,7 +106,7 @@ def built(config: Config, inputs: TaskInputs) -> Task:
     else:
         train, test = hold_out(train, config.eval_size)
     rewards = build.build(config, inputs.listed_rewards, tokenizers) if config.reward_funcs else implied
-    return Task("custom", train, test, rewards, environment=environment)
+    return Task(OWN_TASK, train, test, rewards, environment=environment)
 
 
 def environment_of(name: str) -> EnvironmentFactory:
@@ -129,7 +131,7 @@ def _check_objects(config: Config, inputs: TaskInputs) -> None:
         lost.append("environment")
     if lost:
         kind = "was a Python object" if lost == ["environment"] else "were Python objects"
-        raise ConfigError(f"this run's {' and '.join(lost)} {kind}: {_HOW}")
+        raise ConfigError(f"this run's {' and '.join(lost)} {kind}: resume it from Python with the same ESTrainer.")
 
 
 def _examples(config: Config, settings: DatasetSettings, given: Data | None, *, split: str) -> Examples:

@@ -10,7 +10,6 @@ import pytest
 
 from reward_calls import score
 from seedtune import tasks
-from seedtune.config.config import Config
 from seedtune.errors import ConfigError, DataError
 from seedtune.rewards.base import total
 from seedtune.tasks.base import Task
@@ -236,10 +235,6 @@ def test_countdown_as_plain_text_begins_the_thought():
 def test_a_bad_setting_is_named_with_its_value_and_the_fix(name, args, message):
     with pytest.raises(ConfigError, match=message):
         tasks.create(name, args)
-
-
-def test_the_default_task_exists():
-    assert Config().task in tasks.TASKS
 
 
 # -------------------------------------------------------------------- rows and files

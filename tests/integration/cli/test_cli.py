@@ -39,7 +39,7 @@ def tree(folder: Path) -> set[str]:
         ("population=7", "population=7 is odd, but antithetic pairs need an even one: use 8, or antithetic=false"),
         ("engine=tpu", "engine='tpu': must be 'transformers', 'vllm', 'toy' or 'ray'"),
         ("task=toi", "task='toi' is not a built-in task. Did you mean 'toy'? Known: conciseness, countdown, "),
-        ("task=custom", "this run had its own data and rewards: resume it from Python with the same ESTrainer."),
+        ("task=custom", "nothing says what to train on. Give your own data and reward (--train-dataset FILE and "),
         ("sigma", "--set 'sigma' is not of the form key=value, for example --set sigma=0.006"),
         ("system_prompt=Hi", "system_prompt='Hi' needs chat prompts, but task 'toy' has plain text. "),
     ],

@@ -183,7 +183,7 @@ def test_weights_may_stand_in_args_as_in_trl(folder):
     with pytest.raises(ConfigError, match="2 reward functions but 1 reward_weights"):
         ESTrainer(args=toy("run", reward_weights=[1.0]), **given)
     with pytest.raises(ConfigError, match="reward_weights is for own data and rewards"):
-        ESTrainer(args=toy("run", reward_weights=[1.0]))
+        ESTrainer(args=toy("run", reward_weights=[1.0], task="toy"))
 
 
 def test_a_run_of_paths_given_in_python_resumes_from_the_command_line(folder, command):
@@ -240,7 +240,6 @@ def test_a_built_in_task_can_be_evaluated_on_a_run_of_own_data(folder, command):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "nothing says what to train. Give a CONFIG.yaml"),
         (["--model", "toy", "--train-dataset", "data.jsonl"], "give both reward_funcs and train_dataset"),
         (["--model", "toy", "--reward", "rewards.py:closeness"], "give both reward_funcs and train_dataset"),
         (["--train-dataset", "dta.jsonl", "--reward", "rewards.py:closeness"], "there is no data file"),
@@ -252,8 +251,7 @@ def test_a_built_in_task_can_be_evaluated_on_a_run_of_own_data(folder, command):
     ],
 )  # fmt: skip
 def test_a_mistake_is_one_line_and_nothing_is_written(folder, failure, arguments, message):
-    engine = ["--set", "engine=toy", "--set", "output_dir=run"] if arguments else []
-    assert message in failure("train", *arguments, *engine)
+    assert message in failure("train", *arguments, "--set", "engine=toy", "--set", "output_dir=run")
     assert not (folder / "run").exists()
 
 
