@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
@@ -70,11 +70,12 @@ class ESTrainer:
 
     ``ESTrainer(args=config)`` runs what the configuration names.  ``reward_funcs`` (functions, ``file.py:function``,
     mappings, ids of reward models) and ``train_dataset`` (rows with a ``prompt`` and any other columns, a file, an id)
-    are your own.  ``environment_factory`` is a class whose instances members talk to for several turns; without
-    ``reward_funcs`` it has its own reward.  ``model`` overrides ``args.model``: an id, a folder, or a loaded
-    PreTrainedModel, which is saved in the folder ``output_dir`` + "-base" and not changed.  ``processing_class`` must
-    be the model's own tokenizer, and each of ``reward_processing_classes`` (one per reward, None to leave it out) that
-    of a reward model; those of functions are not read.
+    are your own; ``eval_dataset`` may be a mapping of names to such sets.  ``environment_factory`` is a class whose
+    instances members talk to for several turns; without ``reward_funcs`` it has its own reward.  ``model`` overrides
+    ``args.model``: an id, a folder, or a loaded PreTrainedModel, which is saved in the folder ``output_dir`` + "-base"
+    and not changed.  ``processing_class`` must be the model's own tokenizer, and each of
+    ``reward_processing_classes`` (one per reward, None to leave it out) that of a reward model; those of functions are
+    not read.
 
     Raises ConfigError for settings or rewards that do not fit, DataError for unusable data, ModelError for an unknown
     model, and MissingExtraError, all before anything is written to ``output_dir``.
@@ -86,7 +87,7 @@ class ESTrainer:
         reward_funcs: RewardSpec | Sequence[RewardSpec] | None = None,
         args: Config | None = None,
         train_dataset: Data | None = None,
-        eval_dataset: Data | None = None,
+        eval_dataset: Data | Mapping[str, Data] | None = None,
         processing_class: Any = None,
         reward_processing_classes: Any = None,
         callbacks: Sequence[Any] | None = None,

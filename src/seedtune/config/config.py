@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import ValidationError, field_serializer, field_validator, model_validator
 
 from seedtune.config import rules
-from seedtune.config.data_and_rewards import OBJECTS, as_dataset, as_rewards
+from seedtune.config.data_and_rewards import OBJECTS, as_dataset, as_eval_datasets, as_rewards
 from seedtune.config.fields import TRACKERS, Fields, one_spelling
 from seedtune.config.sections import check_no_secrets, explain, yes_or_no
 from seedtune.config.trl_names import check_not_of_grpo
@@ -27,7 +27,8 @@ class Config(Fields):
     """All settings of a run.  Unknown keys are errors; all have defaults, but a run needs own data or a ``task``."""
 
     _words_of_yaml = field_validator("rollback_on_collapse", mode="before")(yes_or_no)
-    _short_data = field_validator("train_dataset", "eval_dataset", mode="before")(as_dataset)
+    _short_data = field_validator("train_dataset", mode="before")(as_dataset)
+    _short_eval_data = field_validator("eval_dataset", mode="before")(as_eval_datasets)
     _short_rewards = field_validator("reward_funcs", mode="before")(as_rewards)
 
     @field_validator("report_to", mode="before")

@@ -8,10 +8,11 @@ import re
 from typing import Any, Literal
 
 import regex
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from seedtune.config.paths import DataPath, FileAndName, ModelPath, id_and_revision
-from seedtune.config.sections import Section
+from seedtune.config.sections import Section, explain
+from seedtune.errors import ConfigError
 from seedtune.types import COUNT
 
 OBJECTS = "(Python objects)"
@@ -213,6 +214,32 @@ def _groups(pattern: str) -> int | None:
 def as_dataset(value: Any) -> Any:
     """Expand the short form ``train_dataset: data.jsonl`` to ``{path: data.jsonl}``."""
     return {"path": value} if isinstance(value, str) else value
+
+
+def as_eval_datasets(value: Any) -> Any:
+    """Read one data set, or a mapping of names to data sets, which has no ``path``; raise ConfigError."""
+    if value is None or isinstance(value, DatasetSettings):
+        return value
+    if not isinstance(value, dict) or "path" in value or not value:
+        return _dataset(value, "eval_dataset")
+    for name in value:
+        if not isinstance(name, str) or not _SET_NAME.fullmatch(name) or name in ("rewards", "completions"):
+            raise ConfigError(
+                f"eval_dataset.{name!s:.100} is no name of a set: metrics are called eval_NAME/reward. Use letters, "
+                "digits, - and _, and neither rewards nor completions; a single data set has a path."
+            )
+    return {name: _dataset(given, f"eval_dataset.{name}") for name, given in value.items()}
+
+
+_SET_NAME = re.compile(r"[\w-]{1,100}")
+
+
+def _dataset(value: Any, name: str) -> DatasetSettings:
+    try:
+        return DatasetSettings.model_validate(as_dataset(value))
+    except ValidationError as error:
+        messages = [explain(each, DatasetSettings, f"{name}.") for each in error.errors()]
+        raise ConfigError("; ".join(messages)) from None
 
 
 def as_rewards(value: Any) -> Any:

@@ -61,8 +61,9 @@ class Fields(Section):
     train_dataset: DatasetSettings | None = None
     """Your own training data: a file, a Hugging Face id, or a mapping with ``path``, ``name``, ``split``."""
 
-    eval_dataset: DatasetSettings | None = None
-    """Held-out data; by default a share ``eval_size`` of the training rows."""
+    eval_dataset: DatasetSettings | dict[str, DatasetSettings] | None = None
+    """Held-out data, or several sets by name, each also measured by itself as ``eval_NAME/…``; by default a share
+    ``eval_size`` of the training rows."""
 
     eval_size: float = Field(default=0.1, ge=0.0, lt=1.0)
     """Share of your own rows that is held out without an ``eval_dataset``, like ``test_size`` of ``train_test_split``:
@@ -303,8 +304,14 @@ class Fields(Section):
     @property
     def has_objects(self) -> bool:
         """Whether data, rewards or environment are Python objects, so that only their program can resume the run."""
-        passed = (self.train_dataset, self.eval_dataset, *self.reward_funcs)
+        passed = (self.train_dataset, *self.eval_datasets.values(), *self.reward_funcs)
         return self.environment == OBJECTS or any(setting is not None and setting.path == OBJECTS for setting in passed)
+
+    @property
+    def eval_datasets(self) -> dict[str, DatasetSettings]:
+        """The held-out sets by name; a single one has the name ``""``."""
+        sets = self.eval_dataset
+        return sets if isinstance(sets, dict) else {} if sets is None else {"": sets}
 
     @property
     def weights(self) -> tuple[float, ...]:

@@ -71,6 +71,8 @@ def _look_ahead(config: Fields) -> Iterator[str]:
 def _own_data(config: Fields) -> Iterator[str]:
     if (config.train_dataset is not None or config.reward_funcs) and config.task != OWN_TASK:
         yield f"task={config.task} brings data and rewards of its own: leave it out (or write task={OWN_TASK})"
+    if both := set(config.eval_tasks) & config.eval_datasets.keys():
+        yield f"eval_dataset and eval_tasks both have {min(both)!r}, and one metric's name: name the set otherwise"
     functions, weights = len(config.reward_funcs), len(config.weights)
     if functions and weights != functions:  # without any, functions may be passed to the ESTrainer
         yield f"{functions} reward functions but {weights} reward_weights: give one weight each"

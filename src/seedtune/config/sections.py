@@ -297,7 +297,7 @@ class ScheduleSettings(Section):
 
 def explain(error: Any, model: type[BaseModel], prefix: str = "") -> str:
     """Format a pydantic error of ``model`` as: setting=value, what is wrong, what to do."""
-    path = prefix + ".".join(str(piece)[:100] for piece in error["loc"])
+    path = (prefix + ".".join(str(piece)[:100] for piece in error["loc"])).removesuffix(".")
     if error["type"] == "extra_forbidden":
         known = _known_keys(error["loc"][:-1], model)
         listed = f"Known: {', '.join(known)}" if known else "There are none."

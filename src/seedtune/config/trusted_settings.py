@@ -31,7 +31,9 @@ def _no_text(value: Any) -> bool:
     return all(map(_no_text, value)) if isinstance(value, list | tuple) else not isinstance(value, str)
 
 
-def _no_data(settings: DatasetSettings | None) -> bool:
+def _no_data(settings: DatasetSettings | dict[str, DatasetSettings] | None) -> bool:
+    if isinstance(settings, dict):
+        return all(map(_no_data, settings.values()))
     return settings is None or settings.path == OBJECTS
 
 

@@ -154,13 +154,17 @@ def _answer(engine: Engine, task: Task, config: Config, eval_config: EvalConfig)
 
 
 def prompts_of(task: Task, config: Config, limit: int | None = None) -> Sequence[Example]:
-    """Return the held-out prompts to evaluate.  Raises ConfigError if the settings do not fit the task."""
+    """Return the held-out prompts to evaluate, the first ``limit`` of each set; may raise ConfigError."""
     if not task.test:
         raise ConfigError(
             f"task {task.name!r} has no held-out prompts to evaluate on. Give it some (eval_dataset for own data), "
             "or name another task."
         )
-    examples = task.test[: limit or config.eval_prompts or None]
+    most = limit or config.eval_prompts or None
+    sets: list[Sequence[Example]] = [
+        tuple(example for example in task.test if example.id in ids) for ids in task.test_sets.values()
+    ]
+    examples = [example for examples in sets or [task.test] for example in examples[:most]]
     check_prompts(config, task, examples)
     return examples
 
@@ -248,7 +252,7 @@ def during_training(
     """Return metrics of the held-out prompts of the run's own task (the first) and of others, and the own completions.
 
     Prompts are completed as in training, and those of the own task are scored by the run's ``scorer``.  Names are
-    ``eval_…`` for the own task, ``eval_TASK/…`` for the others.
+    ``eval_…`` for the own task, ``eval_SET/…`` for each of its named sets, and ``eval_TASK/…`` for the others.
     """
     started = time.perf_counter()
     generating = config.replace(**GENERATED) if config.uses_likelihood else config
@@ -270,7 +274,21 @@ def during_training(
     metrics |= {f"eval_{name}": value for name, value in functions.items()}
     metrics |= {f"eval_{name}": value for name, value in run_metrics.completion_metrics(first.rollouts).items()}
     metrics["eval_completions/empty_ratio"] = float(np.mean([not rollout.text.strip() for rollout in first.rollouts]))
+    metrics |= _set_metrics(first, own)
     for task, outcome in zip(watched[1:], outcomes[1:], strict=True):
         found = {name: run_metrics.mean(column) for name, column in answered(outcome, task).items()}
         metrics |= {f"eval_{task.name}/{name}": value for name, value in found.items()}
     return {**metrics, "eval_time": time.perf_counter() - started}, first
+
+
+def _set_metrics(outcome: Outcome, task: Task) -> dict[str, float | None]:
+    """Return the means of `answered` over each named set of the held-out prompts."""
+    columns = answered(outcome, task) if task.test_sets else {}
+    inside = {
+        name: np.array([example.id in ids for example in outcome.examples]) for name, ids in task.test_sets.items()
+    }
+    return {
+        f"eval_{name}/{measure}": run_metrics.mean(column[rows])
+        for name, rows in inside.items()
+        for measure, column in columns.items()
+    }

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from seedtune.config.config import Config
 from seedtune.config.data_and_rewards import OBJECTS, OWN_TASK, DatasetSettings
@@ -19,6 +19,7 @@ from seedtune.tasks.data import datasets
 from seedtune.tasks.data.rows import Examples, Rows, examples, hold_out
 from seedtune.tasks.environments import EnvironmentFactory, environment_reward
 from seedtune.tasks.reference_answers import scored_by_the_engine
+from seedtune.types import Example
 
 Data = Rows | str | os.PathLike[str]
 """Rows, or a string or path that names a file or data set."""
@@ -34,7 +35,7 @@ class TaskInputs:
     rewards: build.RewardSpec | Sequence[build.RewardSpec] | None = None
     weights: Sequence[float] | None = None
     train: Data | None = None
-    test: Data | None = None
+    test: Data | Mapping[str, Data] | None = None
     environment: EnvironmentFactory | None = None
     reward_tokenizers: Any = None
     """As TRL's ``reward_processing_classes``: a tokenizer, or one or None per reward."""
@@ -44,6 +45,11 @@ class TaskInputs:
         """The rewards as a list, empty if none were passed."""
         return [] if self.rewards is None else build.listed(self.rewards)
 
+    @property
+    def test_sets(self) -> Mapping[str, Data]:
+        """The held-out sets by name; a single one has the name ``""``."""
+        return self.test if isinstance(self.test, Mapping) else {} if self.test is None else {"": self.test}
+
 
 def recorded(config: Config, inputs: TaskInputs) -> Config:
     """Return the configuration with the inputs recorded; no file is read.
@@ -51,9 +57,11 @@ def recorded(config: Config, inputs: TaskInputs) -> Config:
     Raises ConfigError for an input that would change a setting; passing equal values again on resume is allowed.
     """
     changes: dict[str, Any] = {}
-    for name, data in (("train_dataset", inputs.train), ("eval_dataset", inputs.test)):
-        if data is not None:
-            changes[name] = {"path": data if _is_name(data) else OBJECTS}
+    if inputs.train is not None:
+        changes["train_dataset"] = _place(inputs.train)
+    if inputs.test is not None:
+        sets = {name: _place(data) for name, data in inputs.test_sets.items()}
+        changes["eval_dataset"] = sets.get("", sets)
     if inputs.rewards is not None:
         changes["reward_funcs"] = build.settings_of(inputs.listed_rewards)
     if inputs.weights is not None:
@@ -100,13 +108,13 @@ def built(config: Config, inputs: TaskInputs) -> Task:
             "give both reward_funcs and train_dataset (--reward and --train-dataset), or neither and a built-in task; "
             "an environment with a reward, or objective=logprob, needs no reward_funcs."
         )
-    train, test = _examples(config, config.train_dataset, inputs.train, split="train"), None
-    if config.eval_dataset is not None:
-        test = _examples(config, config.eval_dataset, inputs.test, split="test")
-    else:
+    train, sets = _examples(config, config.train_dataset, inputs.train, split="train"), dict[str, range]()
+    if config.eval_dataset is None:
         train, test = hold_out(train, config.eval_size)
+    else:
+        test, sets = _held_out(config, inputs)
     rewards = build.build(config, inputs.listed_rewards, tokenizers) if config.reward_funcs else implied
-    return Task(OWN_TASK, train, test, rewards, environment=environment)
+    return Task(OWN_TASK, train, test, rewards, environment=environment, test_sets=sets)
 
 
 def environment_of(name: str) -> EnvironmentFactory:
@@ -123,8 +131,11 @@ def environment_of(name: str) -> EnvironmentFactory:
 
 def _check_objects(config: Config, inputs: TaskInputs) -> None:
     """Raise ConfigError if the configuration records Python objects that were not passed again."""
-    data = {"training data": (config.train_dataset, inputs.train), "held-out data": (config.eval_dataset, inputs.test)}
-    lost = [what for what, (had, given) in data.items() if had is not None and had.path == OBJECTS and given is None]
+    lost = []
+    if config.train_dataset is not None and config.train_dataset.path == OBJECTS and inputs.train is None:
+        lost.append("training data")
+    if any(had.path == OBJECTS and name not in inputs.test_sets for name, had in config.eval_datasets.items()):
+        lost.append("held-out data")
     if inputs.rewards is None and any(reward.path == OBJECTS for reward in config.reward_funcs):
         lost.append("reward functions")
     if config.environment == OBJECTS and inputs.environment is None:
@@ -138,6 +149,28 @@ def _examples(config: Config, settings: DatasetSettings, given: Data | None, *, 
     """Return the rows passed by the program, or those that the settings name."""
     rows: Any = datasets.read(settings, split) if given is None or _is_name(given) else given
     return examples(rows, "eval" if split == "test" else split, prompt_column=config.prompt_column)
+
+
+def _held_out(config: Config, inputs: TaskInputs) -> HeldOut:
+    """Return the rows of all held-out sets, numbered one set after the other, and the numbers of each named set."""
+    rows, numbers = list[Example](), dict[str, range]()
+    for name, settings in config.eval_datasets.items():
+        found = _examples(config, settings, inputs.test_sets.get(name), split="test")
+        numbers[name] = range(len(rows), len(rows) + len(found))
+        rows += [replace(row, id=number) for number, row in zip(numbers[name], found, strict=True)]
+    return HeldOut(tuple(rows), {name: ids for name, ids in numbers.items() if name})
+
+
+class HeldOut(NamedTuple):
+    """Held-out examples, and the numbers of those in each named set."""
+
+    rows: Examples
+    sets: dict[str, range]
+
+
+def _place(data: Data) -> dict[str, Any]:
+    """Return what a configuration records of data that a program passes: their name, or that they are objects."""
+    return {"path": data if _is_name(data) else OBJECTS}
 
 
 def _is_name(data: Data) -> bool:

@@ -20,6 +20,7 @@ from seedtune.config.config import Config
 from seedtune.config.yaml_file import load_config
 from seedtune.engines.toy.engine import Characters
 from seedtune.errors import ConfigError, DataError
+from seedtune.evaluation import held_out
 from seedtune.rollouts.prompts import prompt_of
 from seedtune.run import directory, ledger, recorded_config
 from seedtune.trainer import ESTrainer
@@ -171,6 +172,49 @@ def test_the_arguments_stand_in_trls_order():
         *("reward_processing_classes", "callbacks"),
     )
     assert tuple(inspect.signature(ESTrainer.__init__).parameters)[: len(theirs)] == theirs
+
+
+def test_several_held_out_sets_are_measured_each_by_its_name_and_together(folder, command):
+    low, high = (
+        [{"prompt": "x", "target": -9.0}] * 3,
+        [{"prompt": f"word {index}", "target": 9.0} for index in range(2)],
+    )
+    Path("high.jsonl").write_text("".join(json.dumps(row) + "\n" for row in high))
+    given = {"reward_funcs": "rewards.py:closeness", "train_dataset": "data.jsonl"}
+    ESTrainer("toy", args=toy("objects"), eval_dataset={"low": low, "high": "high.jsonl"}, **given).train()
+    Path("low.jsonl").write_text("".join(json.dumps(row) + "\n" for row in low))
+    config = toy("files", **given, model="toy", eval_dataset={"low": "low.jsonl", "high": "high.jsonl"})
+    ESTrainer(args=config).train()
+    held_out = [
+        [row for row in map(runs.untimed, runs.rows(directory.RunPaths(Path(name)).metrics)) if "eval_reward" in row]
+        for name in ("objects", "files")
+    ]
+    assert held_out[0] == held_out[1]
+    first = held_out[0][0]
+    assert first["eval_low/reward"] != first["eval_high/reward"]
+    assert first["eval_reward"] == pytest.approx((3 * first["eval_low/reward"] + 2 * first["eval_high/reward"]) / 5)
+    assert {"eval_low/length", "eval_high/truncated"} <= first.keys()
+    one, two = (ledger.read(directory.RunPaths(Path(name)).ledger) for name in ("objects", "files"))
+    assert (one.records, one.header.config) == (two.records, two.header.config)
+
+    code, _, errors = command("resume", "files", "--generations", "4")
+    assert code == 0, errors
+    last = runs.rows(directory.RunPaths(Path("files")).metrics)[-1]
+    assert last["eval_high/reward"] is not None
+    with pytest.raises(ConfigError, match="held-out data were Python objects: resume it from Python"):
+        ESTrainer(args=recorded_config.run_config(Path("objects")))
+    again = ESTrainer(
+        "toy", args=toy("objects", generations=4), eval_dataset={"low": low, "high": "high.jsonl"}, **given
+    )
+    assert again.train(resume_from_checkpoint=True)["eval_low/reward"] == last["eval_low/reward"]
+
+
+def test_as_many_prompts_of_every_held_out_set_are_evaluated(folder):
+    sets = {"one": rows(), "two": rows(5)}
+    given = {"model": "toy", "reward_funcs": "rewards.py:closeness", "train_dataset": "data.jsonl"}
+    trainer = ESTrainer(args=toy("run", eval_prompts=2), eval_dataset=sets, **given)
+    shown = held_out.prompts_of(trainer.task, trainer.config)
+    assert [example.id for example in shown] == [0, 1, len(sets["one"]), len(sets["one"]) + 1]
 
 
 def test_weights_may_stand_in_args_as_in_trl(folder):

@@ -27,6 +27,8 @@ def error_of(**changes) -> str:
 
 def test_text_is_short_for_a_mapping_and_one_reward_for_a_list():
     config = own(eval_dataset={"path": "org/data", "name": "main", "split": "test"})
+    assert own(eval_dataset={"a": "org/data", "b": {"path": "org/data", "split": "x"}}).eval_datasets["b"].split == "x"
+    assert own(**own(eval_dataset={"a": "org/data"}).model_dump(include={"eval_dataset"})).eval_datasets.keys() == {"a"}
     assert config.train_dataset == DatasetSettings(path="data.jsonl")
     assert (config.eval_dataset.path, config.eval_dataset.name, config.eval_dataset.split) == (
         "org/data",
@@ -35,6 +37,21 @@ def test_text_is_short_for_a_mapping_and_one_reward_for_a_list():
     )
     assert [reward.path for reward in config.reward_funcs] == [f"{Path.cwd()}/rewards.py:score"]
     assert own(reward_funcs=["a.b", {"path": "c.d"}]).weights == (1.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"a/b": "x"}, "eval_dataset.a/b is no name of a set: metrics are called eval_NAME/reward."),
+        ({"rewards": "x"}, "eval_dataset.rewards is no name of a set"),
+        ({"a": {"paht": "x"}}, "eval_dataset.a.path={'paht': 'x'}: "),
+        ({"path": "x", "splti": "y"}, "unknown setting 'eval_dataset.splti'. Did you mean 'split'? Known: name, path"),
+        (3, "eval_dataset=3: must be a mapping"),
+    ],
+)
+def test_what_is_no_held_out_set_is_told_with_its_place(given, message):
+    assert message in error_of(eval_dataset=given)
+    assert "both have 'toy'" in error_of(eval_dataset={"toy": "x"}, eval_tasks=["toy"])
 
 
 def test_own_data_are_the_task():
