@@ -45,6 +45,13 @@ def doing(what: str, *, goal: int = 0, about: float = 0.0) -> Iterator[Activity]
         end(activity)
 
 
+@contextmanager
+def asking() -> Iterator[None]:
+    """Register that this process waits for a person, which needs no sign of life: an activity without a name."""
+    with doing(""):
+        yield
+
+
 def begin(activity: Activity) -> None:
     """Add an activity to the current ones."""
     _open.append(activity)

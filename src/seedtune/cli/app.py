@@ -9,6 +9,7 @@ import typer
 
 from seedtune.cli import eval_and_samples, finished_runs, probe_and_plan, tasks, training
 from seedtune.cli.doctor import diagnosis
+from seedtune.cli.init import new_settings
 from seedtune.cli.ray import ray_app
 from seedtune.cli.reports import report_and_watch
 
@@ -24,6 +25,7 @@ app = typer.Typer(
 app.add_typer(ray_app, name="ray")
 
 COMMANDS: dict[str, Callable[..., None]] = {
+    "init": new_settings.init,
     "train": training.train,
     "resume": training.resume,
     "eval": eval_and_samples.evaluate,

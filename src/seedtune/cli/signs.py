@@ -48,8 +48,10 @@ class SignsOfLife:
             self.look(time.monotonic())
 
     def look(self, now: float) -> None:
-        """Print the current activity, if a line is due."""
+        """Print the current activity, if a line is due; none while a person is asked."""
         busy = activities.current() or self._starting
+        if any(not activity.what for activity in busy):
+            self._starting, busy = (), ()
         if not busy:
             self._whole = None
             return

@@ -53,7 +53,7 @@ def train(
     options = {"model": model, "train_dataset": train_dataset, "eval_dataset": eval_dataset}
     given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
     if reward:
-        given["reward_funcs"] = [_reward(text) for text in reward]
+        given["reward_funcs"] = [parse_reward(text) for text in reward]
     settings = seedtune.ESConfig.create(override({**(read_settings(config) if config else {}), **given}, sets or ()))
     compile_beside(settings)
     trainer = seedtune.ESTrainer(args=settings)
@@ -81,7 +81,7 @@ def resume(
     _run(seedtune.ESTrainer(args=config), resume=True)
 
 
-def _reward(text: str) -> Any:
+def parse_reward(text: str) -> Any:
     """Parse a reward of the command line: plain text, or a mapping like ``{path: rewards.py:score, adapter: verl}``."""
     from seedtune.config.yaml_file import parse_value
 

@@ -91,7 +91,7 @@ def _show(findings: Sequence[Finding], faults: Sequence[Finding], engine: str) -
             advice = f"  →  {finding.fix}" if finding.fix else ""
             say(f"  {MARKS[finding.ok]} {finding.subject:<20} {finding.found}{advice}")
     if not faults:
-        say(f"engine={engine} works here")
+        say(f"engine={engine} works here. Begin with: seedtune init")
         return
     say(f"engine={engine} does not work here yet:")
     for fault in faults:

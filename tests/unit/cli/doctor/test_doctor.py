@@ -69,7 +69,7 @@ def test_the_toy_engine_needs_no_torch(tmp_path):
     stub(tmp_path, **{name: missing(name) for name in ("torch", "transformers", "vllm", "ray")})
     done = doctor(tmp_path, "--engine", "toy")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.endswith("engine=toy works here\n")
+    assert done.stdout.endswith("engine=toy works here. Begin with: seedtune init\n")
 
 
 def test_a_command_line_without_its_own_packages_says_what_to_install(tmp_path):
