@@ -26,7 +26,9 @@ if TYPE_CHECKING:
     from seedtune.run.artifacts.pack import pack_run as pack_run
     from seedtune.run.artifacts.pack import unpack_run as unpack_run
     from seedtune.run.artifacts.verify import verify_run as verify_run
-    from seedtune.trainer import Callback as Callback
+    from seedtune.run.callbacks.base import Callback as Callback
+    from seedtune.run.callbacks.base import TrainerControl as TrainerControl
+    from seedtune.run.callbacks.early_stopping import EarlyStopping as EarlyStopping
     from seedtune.trainer import ESTrainer as ESTrainer
 
 _EXPORTS = {
@@ -40,7 +42,9 @@ _EXPORTS = {
     "run.artifacts.export": ("Rights", "export_run"),
     "run.artifacts.pack": ("pack_run", "unpack_run"),
     "run.artifacts.verify": ("verify_run",),
-    "trainer": ("Callback", "ESTrainer"),
+    "run.callbacks.base": ("Callback", "TrainerControl"),
+    "run.callbacks.early_stopping": ("EarlyStopping",),
+    "trainer": ("ESTrainer",),
 }
 _HOMES = {name: f"seedtune.{module}" for module, names in _EXPORTS.items() for name in names}
 __all__ = ["__version__", *_HOMES]

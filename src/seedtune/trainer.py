@@ -9,14 +9,14 @@ from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from seedtune import activities, strategies
 from seedtune.config.config import Config
-from seedtune.engines.base import Engine, EngineInfo, EngineTimes
-from seedtune.errors import ConfigError, RewardError, several, suggest
+from seedtune.engines.base import Engine, EngineTimes
+from seedtune.errors import RewardError, several
 from seedtune.evaluation import report
 from seedtune.evaluation.held_out import during_training, others, right
 from seedtune.rewards.failures import UNSCORED, unscored_reason
@@ -28,6 +28,7 @@ from seedtune.rollouts.prepare import prepare
 from seedtune.rollouts.prompts import drawn
 from seedtune.run import diagnostics, directory, recorded_config
 from seedtune.run import metrics as run_metrics
+from seedtune.run.callbacks.base import TrainerControl, check_events
 from seedtune.run.ledger import Record
 from seedtune.run.reward_hacking import RewardHackingMonitor
 from seedtune.run.session import Session, Start
@@ -41,28 +42,6 @@ from seedtune.tasks.reference_answers import scores_itself
 from seedtune.types import UNPERTURBED, Member, Plan, Rollout, length
 
 Metrics = dict[str, Any]
-
-
-class Callback(Protocol):
-    """Receives the events of a run; may print or log, must not change anything.
-
-    Events without a method are not reported.  An exception ends `ESTrainer.train`, which can be resumed.
-    """
-
-    def on_start(self, trainer: ESTrainer, info: EngineInfo, first: int) -> None:
-        """Called once the model is loaded; ``first`` generations are complete already."""
-
-    def on_generation(self, metrics: Metrics) -> None:
-        """Called after each generation."""
-
-    def on_evaluate(self, metrics: Metrics) -> None:
-        """Called after each held-out evaluation."""
-
-    def on_completions(self, generation: int, rows: list[dict[str, Any]]) -> None:
-        """Called before `on_generation` with all completions of the generation, with ``log_completions`` only."""
-
-    def on_end(self, trainer: ESTrainer) -> None:
-        """Called after the last generation."""
 
 
 class ESTrainer:
@@ -109,6 +88,7 @@ class ESTrainer:
         self.reward_hacking = RewardHackingMonitor(self.paths.samples)
         self.scorer = Scorer(self.task.rewards, self.config)
         self.reporting = Reporting(self.config)
+        self.control = TrainerControl()
         self._evaluated: set[int] = set()
 
     # ------------------------------------------------------------------ public
@@ -123,7 +103,8 @@ class ESTrainer:
         """
         resume = self.session.resumes(resume_from_checkpoint)
         for callback in self.callbacks:
-            _check_events(callback)
+            check_events(callback)
+        self.control = TrainerControl()
         with self.session.opened(resume=resume) as start, closing(self.scorer), self.reporting:
             self._evaluated = {row["generation"] for row in self._evaluations()}
             self._emit("on_start", self, start.info, self.generation)
@@ -163,14 +144,20 @@ class ESTrainer:
         with closing(self.scorer):
             return self._held_out(self.load())[0]
 
-    def save_model(self, output_dir: str | Path, *, dtype: str | None = None) -> None:
+    def save_model(
+        self, output_dir: str | Path, *, dtype: str | None = None, generation: int | str | None = None
+    ) -> None:
         """Write the current model as a Hugging Face folder, in the checkpoint's precision or ``dtype``.
 
-        Raises RunError if ``output_dir`` is not empty, StorageError if it cannot be written, and the errors of `load`.
+        ``generation``: that of an earlier one instead, by the ledger, as in `seedtune.export_run`: a number, ``best``
+        or ``best:METRIC``.  Raises RunError if ``output_dir`` is not empty or there is no such generation, StorageError
+        if it cannot be written, and the errors of `load`.
         """
-        from seedtune.run.artifacts.export import write_export
+        from seedtune.run.artifacts.export import check_output, write_export
 
-        write_export(self.load(), self.config, self.generation, Path(output_dir), dtype=dtype)
+        check_output(Path(output_dir))
+        with self.session.at(generation) as (engine, goal):
+            write_export(engine, self.config, goal, Path(output_dir), dtype=dtype)
 
     # ---------------------------------------------------------------- the loop
 
@@ -179,6 +166,8 @@ class ESTrainer:
         evaluate = asynchronous.way_of(evaluator)
         self._evaluate_if_due()
         for generation in range(self.generation, self.config.generations):
+            if self.control.should_training_stop:
+                break
             started = time.perf_counter()
             plan = self.strategy.ask(state, generation)
             prompts = drawn(self.config, self.task, generation)
@@ -198,7 +187,8 @@ class ESTrainer:
             measured = diagnostics.measure(evaluator, self.session.lineage, parameters=start.info.coverage.perturbed)
             self._emit_generation(outcome, record, times, measured, time.perf_counter() - started)
             self._evaluate_if_due()
-            self.session.snapshot_if_due()
+            self.session.snapshot_if_due(asked=self.control.should_save or self.control.should_training_stop)
+            self.control.should_save = False
         directory.write_whole(self.paths.report, report.render(self.paths).encode())
 
     def _members(self, plan: Plan) -> tuple[Member, ...]:
@@ -294,8 +284,10 @@ class ESTrainer:
     # --------------------------------------------------------------- evaluation
 
     def _evaluate_if_due(self) -> None:
-        """Evaluate before the first, after the last and every ``eval_steps`` generations, once each."""
-        due = self.generation == 0 or self.config.due(self.generation, self.config.eval_steps)
+        """Evaluate before the first, after the last and every ``eval_steps`` generations, or if asked, once each."""
+        asked = self.control.should_evaluate or self.control.should_training_stop
+        due = asked or self.generation == 0 or self.config.due(self.generation, self.config.eval_steps)
+        self.control.should_evaluate = False
         if not due or not self.task.test or self.generation in self._evaluated:
             return
         metrics, outcome = self._held_out(self.load())
@@ -320,23 +312,7 @@ class ESTrainer:
     def _emit(self, event: str, *arguments: Any) -> None:
         for callback in (self.reporting, *self.callbacks):
             if callable(method := getattr(callback, event, None)):
-                method(*arguments)
-
-
-def _check_events(callback: Any) -> None:
-    """Raise ConfigError for an object without a method for any event, or with a misspelt one."""
-    known = [name for name in vars(Callback) if name.startswith("on_")]
-    missing = [name for name in known if not callable(getattr(callback, name, None))]
-    handled = [name for name in dir(callback) if name.startswith("on_") and callable(getattr(callback, name, None))]
-    handles_none = len(missing) == len(known)
-    unknown = next((name for name in handled if name not in known and (handles_none or suggest(name, missing))), None)
-    if not handles_none and unknown is None and not isinstance(callback, type):
-        return
-    why = "is a class: give an instance" if isinstance(callback, type) else "hears of no event"
-    raise ConfigError(
-        f"the callback {callback!r} {why if unknown is None else f'waits for {unknown}, which is no event'}."
-        f"{suggest(unknown or '', known)} The events are {', '.join(known)}."
-    )
+                self.control.add(method(*arguments))
 
 
 def _logged(outcome: Outcome, rollout: Rollout) -> dict[str, Any]:

@@ -35,7 +35,27 @@ def path(text: str) -> Path:
 RunFolder = Annotated[Path, typer.Argument(parser=path, metavar="RUN", help="A run directory.")]
 ConfigFile = Annotated[Path, typer.Argument(parser=path, metavar="CONFIG.yaml", help="Settings of the run to come.")]
 OutputFolder = Annotated[Path, typer.Option("--output", "-o", parser=path, help="Folder to write, new or empty.")]
-Generation = Annotated[int | None, bounded(0, STEPS, help="The model after this many generations; all by default.")]
+
+
+def generation(text: str) -> int | str:
+    """Return the number of a generation, or text that the run's metrics make one; ConfigError for another number."""
+    try:
+        number = int(text)
+    except ValueError:
+        return text
+    if not 0 <= number <= STEPS:
+        raise ConfigError(f"--generation {number} is out of range: give a number from 0 to {STEPS:,}.")
+    return number
+
+
+Generation = Annotated[
+    Any,
+    typer.Option(
+        parser=generation,
+        metavar="N|best[:METRIC]",
+        help="The model after N generations, or after those with the best evaluation; all by default.",
+    ),
+]
 Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; the base model's by default.")]
 Sets = Annotated[
     list[str] | None,

@@ -43,6 +43,10 @@ COUNTERPARTS = {
     **dict.fromkeys(("eval_strategy", "do_eval"), "eval_steps=N evaluates every N generations, 0 at both ends"),
     "save_strategy": "save_steps=N saves every N generations",
     "logging_strategy": "logging_steps=N shows every N generations",
+    **dict.fromkeys(
+        ("load_best_model_at_end", "metric_for_best_model", "greater_is_better"),
+        "every generation can be had from the ledger: save_model(generation='best:METRIC')",
+    ),
     "shuffle_dataset": "every epoch has an order of its own, by seed. Leave it out",
     "remove_unused_columns": "rewards get every column. Leave it out",
     "data_seed": "seed draws everything",

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from seedtune.config.config import Config
 from seedtune.engines.base import EngineInfo, EngineTimes
+from seedtune.errors import ConfigError, RunError, suggest
 from seedtune.rewards.base import Reward
 from seedtune.run.ledger import Record
 from seedtune.strategies.base import directions
@@ -265,6 +266,31 @@ def failure_alarms(failed: Mapping[str, int], rollouts: int) -> list[str]:
         for name, count in failed.items()
         if count
     ]
+
+
+def evaluation_name(name: str) -> str:
+    """Return the name of a metric of evaluations, with ``eval_`` before it where that is missing."""
+    return name if name.startswith("eval_") else f"eval_{name}"
+
+
+def best_generation(rows: Sequence[Mapping[str, Any]], choice: str) -> int:
+    """Return the generation whose evaluation has the highest (``best[:METRIC]``) or lowest (``lowest:METRIC``) value.
+
+    The metric is ``eval_reward`` by default; of equal values the earliest counts.  ``rows`` are lines of
+    ``metrics.jsonl``.  Raises ConfigError for another form of ``choice``, RunError if no evaluation has the metric.
+    """
+    kind, colon, asked = choice.partition(":")
+    if kind not in ("best", "lowest") or bool(colon) != bool(asked) or (kind == "lowest" and not asked):
+        raise ConfigError(f"generation {choice!r}: give a number, best, best:METRIC or lowest:METRIC.")
+    name, evaluations = evaluation_name(asked or "reward"), [row for row in rows if "eval_reward" in row]
+    values = [(row[name], row["generation"]) for row in evaluations if row.get(name) is not None]
+    if not values:
+        known = sorted({name for row in evaluations for name in row if name.startswith("eval_")})
+        listed = f"Known: {', '.join(known)}." if known else "Nothing was evaluated: give a number."
+        raise RunError(f"no evaluation of the run has {name}.{suggest(name, known)} {listed}")
+    sign = -1 if kind == "best" else 1
+    generation: int = min((sign * value, generation) for value, generation in values)[1]
+    return generation
 
 
 def products_row(info: EngineInfo, generation: int) -> dict[str, Any]:

@@ -19,8 +19,8 @@ from seedtune.config.config import Config
 from seedtune.engines import snapshots
 from seedtune.engines.base import Engine, EngineInfo, passes
 from seedtune.errors import LedgerError, RunError, StorageError
-from seedtune.run import ledger, recorded_config
-from seedtune.run.directory import RunPaths
+from seedtune.run import ledger, metrics, recorded_config
+from seedtune.run.directory import RunPaths, read_lines
 from seedtune.run.lineage import Lineage
 from seedtune.types import Update
 
@@ -74,11 +74,18 @@ class RecordedRun:
             yield engine
 
 
-def goal_of(root: Path, contents: ledger.Contents, generation: int | None) -> int:
-    """Return ``generation``, or the number of all.  Raises RunError if the run has fewer generations."""
-    goal = contents.generations if generation is None else generation
-    if not 0 <= goal <= contents.generations:
-        raise RunError(f"generation {goal} is not in {root}: it has generations 0 to {contents.generations}.")
+def goal_of(root: Path, done: int, generation: int | str | None) -> int:
+    """Return the number of generations that a run's user asks for: by default all that are ``done``.
+
+    Text is ``best``, ``best:METRIC`` or ``lowest:METRIC``, see `metrics.best_generation`.  Raises RunError if the run
+    has fewer generations or no such metric, ConfigError for other text.
+    """
+    if isinstance(generation, str):
+        rows = [row for row in read_lines(RunPaths(root).metrics) if row["generation"] <= done]
+        return metrics.best_generation(rows, generation)
+    goal = done if generation is None else generation
+    if not 0 <= goal <= done:
+        raise RunError(f"generation {goal} is not in {root}: it has generations 0 to {done}.")
     return goal
 
 
@@ -99,7 +106,7 @@ def load(
     Raises LedgerError if the base model is not the recorded one or a recorded fingerprint does not match; the engine is
     then closed.  Raises RunError if there are fewer generations.
     """
-    goal = goal_of(root, contents, generation)
+    goal = goal_of(root, contents.generations, generation)
     lineage = Lineage(contents.records)
     with _closed_on_error(engines.create(config)) as engine:
         with activities.doing("loading the model"):

@@ -192,9 +192,23 @@ class Session:
         if self.config.due(self.generation, self.config.fingerprint_steps):
             book.note(self.generation, fingerprint=self.load().fingerprint())
 
-    def snapshot_if_due(self) -> None:
-        """Save a snapshot every ``save_steps`` generations and after the last."""
-        if self.config.due(self.generation, self.config.save_steps):
+    @contextmanager
+    def at(self, generation: int | str | None) -> Iterator[tuple[Engine, int]]:
+        """Yield the engine with the weights after a generation (see `replay.goal_of`), and the generation's number."""
+        goal = replay.goal_of(self.paths.root, self.generation, generation)
+        engine = self.load()
+        if goal == self.generation:
+            yield engine, goal
+            return
+        try:
+            replay.rebuild(engine, self.paths.root, Lineage(self.lineage.records[:goal]))
+            yield engine, goal
+        finally:
+            replay.rebuild(engine, self.paths.root, self.lineage)
+
+    def snapshot_if_due(self, *, asked: bool = False) -> None:
+        """Save a snapshot every ``save_steps`` generations, after the last, and if ``asked``."""
+        if asked or self.config.due(self.generation, self.config.save_steps):
             snapshots.save(
                 self.paths.snapshots, self.load(), generations=self.generation, keep=self.config.save_total_limit
             )

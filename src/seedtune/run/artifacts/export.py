@@ -51,13 +51,15 @@ def export_run(
     run: str | Path,
     output: str | Path,
     *,
-    generation: int | None = None,
+    generation: int | str | None = None,
     dtype: str | None = None,
     sets: Iterable[str] = (),
     progress: replay.Progress | None = None,
 ) -> Export:
     """Write a run's model after ``generation`` generations (all by default) as a Hugging Face folder.
 
+    ``generation`` may also be ``best``, the one with the highest held-out reward, or ``best:METRIC`` or
+    ``lowest:METRIC`` for another metric of the evaluations in ``metrics.jsonl``: it is rebuilt from the ledger.
     ``sets`` are ``key=value`` settings that results do not depend on, as in `seedtune.verify_run`.  Raises RunError if
     ``output`` is not empty or the run has fewer generations, LedgerError if the ledger is corrupted or the rebuilt
     weights are not those that it records, and StorageError if the folder cannot be written.
@@ -65,7 +67,7 @@ def export_run(
     root, target = Path(run), Path(output)
     check_output(target)
     recorded, watch = replay.RecordedRun.read(root), replay.Stopwatch(progress)
-    goal = replay.goal_of(root, recorded.contents, generation)
+    goal = replay.goal_of(root, recorded.contents.generations, generation)
     with recorded.weights(recorded_config.for_weights(recorded.config, sets), goal, watch) as engine:
         write_export(engine, recorded.config, goal, target, dtype=dtype)
     return Export(goal, watch.updates, watch.seconds)

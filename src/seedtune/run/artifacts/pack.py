@@ -33,7 +33,7 @@ def pack_run(
     run: str | Path,
     output: str | Path,
     *,
-    generation: int | None = None,
+    generation: int | str | None = None,
     rights: Rights | None = None,
     sets: Iterable[str] = (),
     progress: replay.Progress | None = None,
@@ -50,7 +50,7 @@ def pack_run(
     if target.exists():
         raise RunError(f"{str(target)!r} exists already. Choose another --output.")
     contents = ledger.read(directory.RunPaths(root).ledger)
-    goal = replay.goal_of(root, contents, generation)
+    goal = replay.goal_of(root, contents.generations, generation)
     recorded_config.check_noise(str(root), contents.header.noise)
     recorded_config.config_of(contents.header)
     fingerprint = contents.fingerprints.get(goal) or _replayed(root, goal, sets, progress)
