@@ -12,6 +12,7 @@ from seedtune.types import __version__ as __version__
 
 if TYPE_CHECKING:
     from seedtune.config.config import ESConfig as ESConfig
+    from seedtune.engines.base import Engine as Engine
     from seedtune.errors import SeedtuneError as SeedtuneError
     from seedtune.evaluation.evaluate import Evaluation as Evaluation
     from seedtune.evaluation.evaluate import evaluate as evaluate
@@ -29,10 +30,17 @@ if TYPE_CHECKING:
     from seedtune.run.callbacks.base import Callback as Callback
     from seedtune.run.callbacks.base import TrainerControl as TrainerControl
     from seedtune.run.callbacks.early_stopping import EarlyStopping as EarlyStopping
+    from seedtune.strategies.base import Feedback as Feedback
+    from seedtune.strategies.base import update_of as update_of
     from seedtune.trainer import ESTrainer as ESTrainer
+    from seedtune.types import Job as Job
+    from seedtune.types import Prompt as Prompt
+    from seedtune.types import Rollout as Rollout
+    from seedtune.types import Sampling as Sampling
 
 _EXPORTS = {
     "config.config": ("ESConfig",),
+    "engines.base": ("Engine",),
     "errors": ("SeedtuneError",),
     "evaluation.evaluate": ("Evaluation", "evaluate"),
     "evaluation.held_out": ("EvalConfig",),
@@ -44,7 +52,9 @@ _EXPORTS = {
     "run.artifacts.verify": ("verify_run",),
     "run.callbacks.base": ("Callback", "TrainerControl"),
     "run.callbacks.early_stopping": ("EarlyStopping",),
+    "strategies.base": ("Feedback", "update_of"),
     "trainer": ("ESTrainer",),
+    "types": ("Job", "Prompt", "Rollout", "Sampling"),
 }
 _HOMES = {name: f"seedtune.{module}" for module, names in _EXPORTS.items() for name in names}
 __all__ = ["__version__", *_HOMES]
