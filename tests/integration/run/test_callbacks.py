@@ -10,6 +10,7 @@ from safetensors.numpy import load_file
 
 import runs
 import seedtune
+from ray_workers import inline, ray_config
 from seedtune.config.config import Config
 from seedtune.engines import snapshots
 from seedtune.errors import ConfigError, RunError
@@ -108,6 +109,21 @@ def test_what_a_callback_returns_besides_a_control_means_nothing(tmp_path, strai
 
     trained(runs.toy(tmp_path / "run"), Returning())
     assert runs.ledger_bytes(tmp_path / "run") == runs.ledger_bytes(straight)
+
+
+@pytest.mark.parametrize("ray", [{"workers": 2}, {"workers": 4, "max_staleness": 2}], ids=["waiting", "asynchronous"])
+def test_a_run_of_workers_stops_saves_an_earlier_generation_and_goes_on(tmp_path, ray):
+    root, settings = tmp_path / "run", {"alpha": 0.1, "generations": 8, "population": 16, "members_per_job": 2}
+    config = ray_config(root, **settings, fingerprint_steps=1, ray=ray)
+    with inline(seed=4):
+        trainer = trained(config, Asking(4, should_training_stop=True))
+        assert trainer.generation == 4
+        trainer.save_model(tmp_path / "saved", generation=2)
+    seedtune.export_run(root, tmp_path / "exported", generation=2)
+    assert same(tmp_path / "saved", tmp_path / "exported")
+    with inline(seed=5):
+        ESTrainer(args=config).train(resume_from_checkpoint=True)
+    assert verify_run(root).matched == tuple(range(1, 9))
 
 
 # ------------------------------------------------------------------------------ early stopping
