@@ -52,7 +52,9 @@ COUNTERPARTS = {
     "data_seed": "seed draws everything",
     "max_tool_calling_iterations": "it is conversation.max_turns, {'conversation': {'max_turns': 5}}",
 }
-"""Setting of GRPOConfig → what evolution strategies have in its place.  ``learning_rate`` is a setting here, too."""
+"""Setting of GRPOConfig → what evolution strategies have in its place.  ``learning_rate`` is a setting here, too.
+
+`docs/coming-from-grpo.md` lists them."""
 
 
 def check_not_of_grpo(names: Iterable[object]) -> None:
