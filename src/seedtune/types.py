@@ -159,8 +159,9 @@ class Job:
     """A fixed group of members with common prompts: the unit of batching, sending and retrying.
 
     The group never depends on the number of workers, so that batch composition never changes a reward.
-    With a ``shift`` members (including the unperturbed one) perturb θ' instead of θ.  ``rows`` are the (member,
-    prompt) positions to evaluate, each once; None: every member answers every prompt.
+    With a ``shift`` members (including the unperturbed one) perturb θ' instead of θ; for an engine of this process it
+    may be an update, such as the one back to θ₀.  ``rows`` are the (member, prompt) positions to evaluate, each once;
+    None: every member answers every prompt.
     """
 
     id: int
@@ -168,7 +169,7 @@ class Job:
     members: tuple[Member, ...]
     prompts: tuple[Prompt, ...]
     sampling: Sampling
-    shift: Shift | None = None
+    shift: Shift | Update | None = None
     rows: tuple[tuple[int, int], ...] | None = None
     tokens: bool = True
     """Whether rollouts must hold their token ids; if not, a remote engine may send a `TokenCount` instead."""

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from seedtune.cli import eval_and_samples, finished_runs, probe_and_plan, tasks, training
+from seedtune.cli.chat import side_by_side
 from seedtune.cli.doctor import diagnosis
 from seedtune.cli.init import new_settings
 from seedtune.cli.ray import ray_app
@@ -37,6 +38,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "probe": probe_and_plan.probe,
     "plan": probe_and_plan.plan,
     "samples": eval_and_samples.samples,
+    "chat": side_by_side.chat,
     "inspect": eval_and_samples.inspect,
     "report": report_and_watch.report,
     "tasks": tasks.list_tasks,

@@ -144,11 +144,15 @@ class Weights:
         other.apply(update)
         return other
 
-    def step(self, shift: Shift | None) -> Update | None:
+    def step(self, shift: Shift | Update | None) -> Update | None:
         """Return the update that takes the current weights to where a ``shift`` puts the members; None for no shift.
+
+        A shift that is an update already is returned as it is.
 
         Weights in 16 bits are rounded as in an update of the generation of the shift's newest term.
         """
+        if isinstance(shift, Update):
+            return shift
         if shift is None or not shift.terms:
             return None
         terms = shift.terms

@@ -17,7 +17,7 @@ from seedtune import errors
 from seedtune.engines.base import EngineInfo
 from seedtune.engines.codec import CompactUpdate, TermColumns, decode, encode
 from seedtune.errors import EngineError, SeedtuneError
-from seedtune.types import Job, Likelihood, Member, Prompt, Rollout, Sampling, Shift
+from seedtune.types import Job, Likelihood, Member, Prompt, Rollout, Sampling, Shift, Update
 
 MALFORMED = (ValueError, LookupError, zlib.error)
 """The errors of decoding a message that is damaged, or that does not match its request."""
@@ -152,6 +152,7 @@ class JobMessage(NamedTuple):
         if len(sent.numbers) > TEXTS or sent.size > BYTES:
             sent.numbers.clear()
             sent.size = 0
+        assert not isinstance(job.shift, Update), "only engines of this process take an update"
         forget, new, asked = not sent.numbers, list[bytes](), _asked(job)
         question = PromptNumbers([sent.number(encode(job.prompts[prompt]), new) for prompt in asked], job.sampling)
         place = {prompt: index for index, prompt in enumerate(asked)}

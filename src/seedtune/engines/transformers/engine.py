@@ -188,7 +188,7 @@ class TransformersEngine(LocalEngine):
         """Set the live weights to the current ones, or to the current ones moved by a shift or an update."""
         if self._stale or where != self._shift:
             self._stale = True
-            self.perturbation.sync(where if isinstance(where, Update) else self.weights.step(where))
+            self.perturbation.sync(self.weights.step(where))
             self._shift, self._stale = where, False
 
     def _decoder(self, rows: int, longest: int) -> Decoder:

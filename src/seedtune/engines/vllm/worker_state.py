@@ -159,7 +159,7 @@ class WorkerState:
         self._held = None
         if shift != self._shift:
             self._forget_shift()  # frees an older copy before a new one is created
-            step = shift if isinstance(shift, Update) else self.weights.step(shift)
+            step = self.weights.step(shift)
             self._perturbed_from = self.weights if step is None else self.weights.moved(step)
             self._shift = shift
         for name in self._live:
