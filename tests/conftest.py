@@ -60,13 +60,20 @@ def place_of(item: pytest.Item) -> str:
 
 
 UNTRACED = (
-    "invariant/",
+    "contract/engines/test_engine_protocol.py",
+    "contract/strategies/",
+    "integration/cli/",
     "integration/engines/ray/test_runs.py",
     "integration/engines/vllm/",
-    "integration/rollouts/test_conversations.py",
+    "integration/evaluation/",
+    "integration/planning/",
+    "integration/rewards/",
+    "integration/rollouts/",
     "integration/run/test_fifty_generations.py",
     "integration/strategies/",
+    "integration/tasks/",
     "integration/test_",
+    "invariant/",
 )
 """Whole runs of parts that are covered by tests of their own."""
 
