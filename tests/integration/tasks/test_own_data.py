@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import re
 import shutil
@@ -16,66 +15,15 @@ import yaml
 import runs
 from judges import chat, serving
 from models import save_family
+from own_data import EXAMPLES, ONE, OWN, REWARDS, metrics, rows, sets, toy
 from seedtune.config.config import Config
 from seedtune.config.yaml_file import load_config
 from seedtune.engines.toy.engine import Characters
 from seedtune.errors import ConfigError, DataError
-from seedtune.evaluation import held_out
 from seedtune.rollouts.prompts import prompt_of
-from seedtune.run import directory, ledger, recorded_config
+from seedtune.run import directory, ledger
 from seedtune.trainer import ESTrainer
 from seedtune.types import UNPERTURBED, Job, Sampling
-
-REWARDS = '''
-"""Rewards of a user."""
-
-def closeness(completions, target, **_):
-    return [-abs(float(text) - float(goal)) for text, goal in zip(completions, target)]
-
-def brevity(completions):
-    return [-float(len(text)) for text in completions]
-
-def compute_score(data_source, solution_str, ground_truth, extra_info=None):
-    return -abs(float(solution_str) - float(ground_truth))
-
-def near(output, target):
-    return -abs(float(output) - float(target))
-'''
-SETS = (
-    "engine=toy", "population=16", "sigma=0.05", "alpha=0.2", "prompts_per_generation=6", "toy.size=4",
-    "save_steps=2", "output_dir=run",
-)  # fmt: skip
-EXAMPLES = Path(__file__).parents[3] / "examples"
-
-
-def rows(count: int = 20) -> list[dict]:
-    return [{"prompt": f"word {index}", "target": 0.5 + index / 100} for index in range(count)]
-
-
-@pytest.fixture
-def folder(tmp_path, monkeypatch) -> Path:
-    """A working directory with a reward file and data, as a user has them."""
-    (tmp_path / "rewards.py").write_text(REWARDS)
-    (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows()))
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-def sets(*more: str) -> list[str]:
-    return [part for item in (*SETS, *more) for part in ("--set", item)]
-
-
-def toy(root: Path | str, **settings) -> Config:
-    given = {key: yaml.safe_load(value) for key, _, value in (item.partition("=") for item in SETS) if "." not in key}
-    return Config.create({**given, "toy": {"size": 4}, "generations": 3, **settings, "output_dir": str(root)})
-
-
-def metrics(root: Path) -> list[dict]:
-    return [row for row in runs.rows(directory.RunPaths(root).metrics) if "reward" in row]
-
-
-OWN = {"model": "toy", "train_dataset": "data.jsonl", "reward_funcs": "rewards.py:closeness"}
-ONE = ("train", "--model", "toy", "--train-dataset", "data.jsonl", "--reward", "rewards.py:closeness")
 
 
 def test_one_command_trains_without_yaml_resumes_from_elsewhere_to_the_same_bits_and_evaluates(
@@ -136,129 +84,6 @@ def test_every_adapter_trains_to_the_same_bits(folder, command):
     assert records[0] == records[1] == records[2]
 
 
-def test_python_takes_functions_paths_and_mappings_alike(folder):
-    def closeness(completions, target, **_):
-        return [-abs(float(text) - goal) for text, goal in zip(completions, target, strict=True)]
-
-    given = [closeness, "rewards.py:closeness", {"path": "rewards.py:near", "adapter": "pair"}]
-    data = ["data.jsonl", rows(), (row for row in rows())]
-    records = []
-    for number, (reward, train) in enumerate(zip(given, data, strict=True)):
-        ESTrainer(args=toy(f"run{number}"), model="toy", reward_funcs=reward, train_dataset=train).train()
-        records.append(ledger.read(directory.RunPaths(Path(f"run{number}")).ledger).records)
-    assert records[0] == records[1] == records[2]
-
-
-def test_a_run_of_yaml_of_flags_and_of_arguments_by_name_and_by_position_is_one_run(folder, command):
-    given = {"reward_funcs": "rewards.py:closeness", "train_dataset": "data.jsonl", "eval_dataset": "data.jsonl"}
-    flags = (*ONE, "--eval-dataset", "data.jsonl")
-    settings = {key: value for key, value in toy("yaml").model_dump(mode="json").items() if key not in ("task", *given)}
-    (folder / "config.yaml").write_text(yaml.safe_dump({**settings, **given, "model": "toy"}))
-    for arguments in (("train", "config.yaml"), (*flags, *sets("generations=3", "toy.size=4", "output_dir=flags"))):
-        code, _, errors = command(*arguments)
-        assert code == 0, errors
-    ESTrainer(model="toy", args=toy("names"), **given).train()
-    reward, train, held_out = given.values()
-    ESTrainer("toy", reward, toy("places"), train, held_out, None, None, []).train()
-    for name in ("flags", "names", "places"):
-        assert runs.ledger_bytes(folder / "yaml") == runs.ledger_bytes(folder / name)
-        here = recorded_config.run_config(folder / name)
-        assert here.replace(output_dir="yaml") == recorded_config.run_config(folder / "yaml")
-
-
-def test_the_arguments_stand_in_trls_order():
-    theirs = (
-        *("self", "model", "reward_funcs", "args", "train_dataset", "eval_dataset", "processing_class"),
-        *("reward_processing_classes", "callbacks"),
-    )
-    assert tuple(inspect.signature(ESTrainer.__init__).parameters)[: len(theirs)] == theirs
-
-
-def test_several_held_out_sets_are_measured_each_by_its_name_and_together(folder, command):
-    low, high = (
-        [{"prompt": "x", "target": -9.0}] * 3,
-        [{"prompt": f"word {index}", "target": 9.0} for index in range(2)],
-    )
-    Path("high.jsonl").write_text("".join(json.dumps(row) + "\n" for row in high))
-    given = {"reward_funcs": "rewards.py:closeness", "train_dataset": "data.jsonl"}
-    ESTrainer("toy", args=toy("objects"), eval_dataset={"low": low, "high": "high.jsonl"}, **given).train()
-    Path("low.jsonl").write_text("".join(json.dumps(row) + "\n" for row in low))
-    config = toy("files", **given, model="toy", eval_dataset={"low": "low.jsonl", "high": "high.jsonl"})
-    ESTrainer(args=config).train()
-    held_out = [
-        [row for row in map(runs.untimed, runs.rows(directory.RunPaths(Path(name)).metrics)) if "eval_reward" in row]
-        for name in ("objects", "files")
-    ]
-    assert held_out[0] == held_out[1]
-    first = held_out[0][0]
-    assert first["eval_low/reward"] != first["eval_high/reward"]
-    assert first["eval_reward"] == pytest.approx((3 * first["eval_low/reward"] + 2 * first["eval_high/reward"]) / 5)
-    assert {"eval_low/length", "eval_high/truncated"} <= first.keys()
-    one, two = (ledger.read(directory.RunPaths(Path(name)).ledger) for name in ("objects", "files"))
-    assert (one.records, one.header.config) == (two.records, two.header.config)
-
-    code, _, errors = command("resume", "files", "--generations", "4")
-    assert code == 0, errors
-    last = runs.rows(directory.RunPaths(Path("files")).metrics)[-1]
-    assert last["eval_high/reward"] is not None
-    with pytest.raises(ConfigError, match="held-out data were Python objects: resume it from Python"):
-        ESTrainer(args=recorded_config.run_config(Path("objects")))
-    again = ESTrainer(
-        "toy", args=toy("objects", generations=4), eval_dataset={"low": low, "high": "high.jsonl"}, **given
-    )
-    assert again.train(resume_from_checkpoint=True)["eval_low/reward"] == last["eval_low/reward"]
-
-
-def test_as_many_prompts_of_every_held_out_set_are_evaluated(folder):
-    sets = {"one": rows(), "two": rows(5)}
-    given = {"model": "toy", "reward_funcs": "rewards.py:closeness", "train_dataset": "data.jsonl"}
-    trainer = ESTrainer(args=toy("run", eval_prompts=2), eval_dataset=sets, **given)
-    shown = held_out.prompts_of(trainer.task, trainer.config)
-    assert [example.id for example in shown] == [0, 1, len(sets["one"]), len(sets["one"]) + 1]
-
-
-def test_weights_may_stand_in_args_as_in_trl(folder):
-    rewards = ["rewards.py:closeness", "rewards.py:brevity"]
-    given = {"model": "toy", "reward_funcs": rewards, "train_dataset": "data.jsonl"}
-    in_args = ESTrainer(args=toy("run", reward_weights=[1.0, 0.5]), **given)
-    beside = ESTrainer(args=toy("run"), reward_weights=[1.0, 0.5], **given)
-    assert [reward.weight for reward in in_args.task.rewards] == [1.0, 0.5]
-    assert in_args.config == beside.config
-    with pytest.raises(ConfigError, match="2 reward functions but 1 reward_weights"):
-        ESTrainer(args=toy("run", reward_weights=[1.0]), **given)
-    with pytest.raises(ConfigError, match="reward_weights is for own data and rewards"):
-        ESTrainer(args=toy("run", reward_weights=[1.0], task="toy"))
-
-
-def test_a_run_of_paths_given_in_python_resumes_from_the_command_line(folder, command):
-    ESTrainer(args=toy("run"), model="toy", reward_funcs="rewards.py:closeness", train_dataset="data.jsonl").train()
-    code, output, errors = command("resume", "run", "--generations", "4")
-    assert code == 0, errors
-    assert "done: 4 generations" in output
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"train_dataset": rows()}, "this run's training data were"),
-        ({"eval_dataset": rows(2)}, "this run's held-out data were"),
-        (
-            {"reward_funcs": lambda completions: [0.0] * len(completions)},
-            "this run's reward functions were",
-        ),
-    ],
-    ids=["train", "eval", "reward"],
-)
-def test_a_run_of_python_objects_says_that_only_its_program_can_resume_it(folder, failure, changes, message):
-    given = {"reward_funcs": "rewards.py:closeness", "train_dataset": "data.jsonl", **changes}
-    ESTrainer(args=toy("run"), model="toy", **given).train()
-    line = failure("resume", "run", "--generations", "4")
-    assert line == f"{message} Python objects: resume it from Python with the same ESTrainer."
-    again = ESTrainer(args=recorded_config.run_config(Path("run")).replace(generations=4), **given)
-    again.train(resume_from_checkpoint=True)
-    assert again.generation == 4
-
-
 def test_data_and_rewards_may_move_but_not_change(folder, command, failure):
     assert command(*ONE, *sets("generations=2"))[0] == 0
     (folder / "moved").mkdir()
@@ -304,14 +129,6 @@ def test_a_dry_run_checks_data_and_rewards(folder, command):
     assert code == 0, errors
     assert "Nothing was written." in output
     assert not (folder / "run").exists()
-
-
-def test_data_given_twice_are_an_error(folder):
-    with pytest.raises(ConfigError, match="train_dataset is given twice"):
-        ESTrainer(
-            args=toy("run", train_dataset="other.jsonl", reward_funcs="rewards.py:closeness"),
-            train_dataset="data.jsonl",
-        )
 
 
 def test_a_judge_scores_a_run_and_its_failures_are_not_rewards(folder, command, monkeypatch):
