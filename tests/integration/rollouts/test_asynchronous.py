@@ -393,9 +393,8 @@ def test_every_recorded_reward_is_the_mean_of_what_its_member_answered(schedule_
             answer = right[job.prompts[rollout.prompt].id].columns["answer"]
             scores.setdefault(rollout.member, []).append(-abs(float(rollout.text) - answer))
         for record in records(root):
-            own = record.plan.generation == job.sampling.generation
             recorded = dict(zip(record.plan.members, record.rewards, strict=True))
-            if own and record.reward_unperturbed is not None:
+            if record.plan.generation == job.sampling.generation and record.reward_unperturbed is not None:
                 recorded[UNPERTURBED] = record.reward_unperturbed
             for member in scores.keys() & recorded.keys():
                 assert recorded[member] == pytest.approx(np.mean(scores[member]), rel=1e-12)
