@@ -41,6 +41,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "chat": side_by_side.chat,
     "inspect": eval_and_samples.inspect,
     "report": report_and_watch.report,
+    "watch": report_and_watch.watch,
     "tasks": tasks.list_tasks,
     "validate": tasks.validate,
     "doctor": diagnosis.doctor,

@@ -77,7 +77,7 @@ def render(*runs: RunPaths) -> str:
     held = [load(paths) for paths in runs]
     names = Counter(run.name for run in held)
     held = [replace(run, name=f"{run.name} ({i})") if names[run.name] > 1 else run for i, run in enumerate(held, 1)]
-    return page(held, _one(held[0], runs[0]) if len(held) == 1 else _several(held))
+    return page(held, sections_of(held[0], runs[0]) if len(held) == 1 else _several(held))
 
 
 def page(runs: Sequence[RunData], sections: Sequence[str], *, head: str = "", status: str = "") -> str:
@@ -100,7 +100,8 @@ def page(runs: Sequence[RunData], sections: Sequence[str], *, head: str = "", st
     )  # fmt: skip
 
 
-def _one(run: RunData, paths: RunPaths) -> list[str]:
+def sections_of(run: RunData, paths: RunPaths) -> list[str]:
+    """Render the sections of one run's page."""
     return [
         _headline(run),
         _facts(run),

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import re
+import signal
+import subprocess
+
 import pytest
 
 import runs
-from seedtune import Trainer
+from seedtune import ESTrainer
+from waiting import BOUND
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     root = tmp_path_factory.mktemp("report") / "run"
-    Trainer(runs.toy(root)).train()
+    ESTrainer(args=runs.toy(root)).train()
     return root
 
 
@@ -35,3 +40,18 @@ def test_report_says_in_one_line_what_is_missing(run, failure, tmp_path):
     assert "-o compared.html" in failure("report", run, run)
     assert "nowhere" in failure("report", tmp_path / "nowhere")
     assert "choose another --output" in failure("report", run, "-o", run)
+
+
+def test_watch_says_where_the_page_is_and_that_the_run_has_ended(run):
+    process = subprocess.Popen(
+        runs.command("watch", run), stdout=subprocess.PIPE, text=True, env=runs.environment(PYTHONUNBUFFERED="1")
+    )
+    assert process.stdout is not None
+    try:
+        lines = [process.stdout.readline() for _ in range(2)]
+    finally:
+        process.send_signal(signal.SIGINT)
+        code = process.wait(BOUND)
+    assert re.search(r"open http://127\.0\.0\.1:\d+/[\w-]+/ ", lines[0])
+    assert lines[1] == "Ended after generation 5 of 5.\n"
+    assert code == 0

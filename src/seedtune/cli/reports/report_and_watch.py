@@ -1,14 +1,15 @@
-"""The commands that write the report of runs."""
+"""The commands that write the report of runs, and serve it while a run is in progress."""
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from seedtune.cli.console import say
-from seedtune.cli.options import path
+from seedtune.cli.options import RunFolder, bounded, path
 from seedtune.errors import ConfigError, RunError, storage_cause
 
 
@@ -42,3 +43,22 @@ def report(
         cause, fix = storage_cause(error)
         raise RunError(f"cannot write {file}: {cause}. {fix}, or choose another --output.") from error
     say(f"wrote {file}, {file.stat().st_size:,} bytes: open it in a browser, or send it")
+
+
+def watch(
+    run: RunFolder,
+    port: Annotated[int, bounded(0, 65535, help="Port of this machine; 0 takes a free one.")] = 0,
+) -> None:
+    """Show the report of a run in progress in your browser: it refreshes, and says when the run stalls or has ended.
+
+    Only this machine can open it, only with the address that is printed, and nothing is written.  For a run on
+    another machine:  ssh -L 8000:127.0.0.1:8000 HOST seedtune watch RUN --port 8000
+    """
+    from seedtune.evaluation.live_report import LiveServer
+    from seedtune.run import directory, recorded_config
+
+    recorded_config.run_config(run)
+    with LiveServer(directory.RunPaths(run), port=port, announce=say) as server:
+        say(f"watching {run}: open {server.url} (Ctrl-C stops watching, not the run)")
+        with suppress(KeyboardInterrupt):
+            server.serve_forever()

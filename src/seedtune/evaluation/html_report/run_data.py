@@ -61,7 +61,7 @@ def load(paths: RunPaths) -> RunData:
         _by_generation(row for row in rows if "eval_reward" in row),
         _intervals(held_out),
         _last([row for row in held_out if row["generation"] == end]),
-        _flat(_settings(paths.config)),
+        _flat(settings_in(paths.config)),
         _flat(_header(paths.ledger)),
     )
 
@@ -94,7 +94,8 @@ def _intervals(rows: Sequence[Row]) -> dict[int, Estimate]:
     return dict(zip(times, bootstrap(np.array(means, dtype=np.float64)), strict=True))
 
 
-def _settings(path: Path) -> Mapping[str, Any]:
+def settings_in(path: Path) -> Mapping[str, Any]:
+    """Read the settings of a run; {} if they are damaged."""
     with suppress(ValueError, OSError):
         return conform(parse_yaml(path.read_text(encoding="utf-8")), dict[str, Any])
     return {}
