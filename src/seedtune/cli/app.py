@@ -20,7 +20,6 @@ app = typer.Typer(
     "\n\nStart with:  seedtune train examples/right-and-brief.yaml",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    add_completion=False,
     rich_markup_mode=None,
 )
 app.add_typer(ray_app, name="ray")
@@ -48,8 +47,32 @@ COMMANDS: dict[str, Callable[..., None]] = {
 }
 """Commands in the order of the help."""
 
+EXAMPLES: dict[str, tuple[str, ...]] = {
+    "init": ("seedtune init", "seedtune init --train-dataset data.jsonl --reward rewards.py:my_reward -o my.yaml"),
+    "train": ("seedtune train examples/toy.yaml --set sigma=0.04 --dry-run", "seedtune train examples/toy.yaml"),
+    "resume": ("seedtune resume runs/toy --generations 44",),
+    "eval": ("seedtune eval runs/toy --baseline base", "seedtune eval runs/toy --json - --limit 4"),
+    "export": ("seedtune export runs/toy -o toy-model",),
+    "verify": ("seedtune verify runs/toy", "seedtune verify runs/toy --json"),
+    "diff": ("seedtune diff runs/toy runs/toy",),
+    "pack": ("seedtune pack runs/toy -o toy.pack",),
+    "unpack": ("seedtune unpack toy toy.pack -o toy-again",),
+    "probe": ("seedtune probe examples/toy.yaml --members 8", "seedtune probe examples/toy.yaml --members 8 --json"),
+    "samples": ("seedtune samples runs/toy --limit 3", "seedtune samples runs/toy --json"),
+    "chat": ("seedtune chat runs/toy", "seedtune chat runs/toy --json < prompts.txt"),
+    "tasks": ("seedtune tasks", "seedtune tasks --json"),
+    "doctor": ("seedtune doctor", "seedtune doctor --engine toy --json"),
+}
+"""Examples at the end of a command's help, which a test runs in this order."""
+
+
+def _epilog(name: str) -> str | None:
+    """Return the examples of a command for its help; the first character keeps their lines."""
+    return "\n".join(["\b", "Examples:", *(f"  {line}" for line in EXAMPLES[name])]) if name in EXAMPLES else None
+
+
 for name, command in COMMANDS.items():
-    app.command(name)(command)
+    app.command(name, epilog=_epilog(name))(command)
 
 
 def _version(show: bool) -> None:

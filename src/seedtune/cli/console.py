@@ -5,13 +5,16 @@ Also tables, and the formats of numbers and durations.
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import os
 import re
 import sys
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import fields, is_dataclass
 from io import TextIOWrapper
+from numbers import Real
 from typing import Any
 
 from rich.console import Console, ConsoleOptions, RenderableType
@@ -83,6 +86,24 @@ class LogLines(logging.Handler):
 def say(line: str) -> None:
     """Print one line of results, without wrapping."""
     console().print(line, soft_wrap=True)
+
+
+def say_json(value: Any) -> None:
+    """Write data, also dataclasses, as JSON in ASCII; numbers that JSON lacks become null, other objects text."""
+    sys.stdout.write(plain(json.dumps(as_json(value), indent=2, allow_nan=False)) + "\n")
+
+
+def as_json(value: Any) -> Any:
+    """Return plain JSON data: see `say_json`."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return {one.name: as_json(getattr(value, one.name)) for one in fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): as_json(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [as_json(inner) for inner in value]
+    if isinstance(value, Real) and not isinstance(value, int):
+        return float(value) if math.isfinite(value) else None
+    return value if isinstance(value, str | int | bool | None) else str(value)
 
 
 def say_table(

@@ -11,8 +11,8 @@ import typer
 from rich.text import Text
 
 import seedtune
-from seedtune.cli.console import clock, console, number, plain, say, say_table
-from seedtune.cli.options import RunFolder, Sets, bounded, path
+from seedtune.cli.console import clock, console, number, plain, say, say_json, say_table
+from seedtune.cli.options import AsJson, RunFolder, Sets, bounded, path
 from seedtune.cli.progress import ReplayProgress
 from seedtune.errors import ConfigError, RunError, storage_cause
 from seedtune.types import COUNT, STEPS
@@ -150,6 +150,7 @@ def _save(found: seedtune.Evaluation, run: Path) -> None:
 def samples(
     run: RunFolder,
     limit: Annotated[int, bounded(0, COUNT, help="Prompts to show; 0 shows all.")] = 12,
+    to_json: AsJson = False,
 ) -> None:
     """Held-out answers before and after training, side by side."""
     from seedtune.evaluation import comparison
@@ -161,6 +162,11 @@ def samples(
     pairs = comparison.pairs(paths)
     if not pairs:
         raise _no_answers(paths, "held-out")
+    if to_json:
+        changes = comparison.compare(paths)
+        shown = [{"before": before, "after": after} for before, after in pairs[: limit or None]]
+        say_json({"run": str(run), "answers": shown, "changes": changes, "alarms": comparison.last_alarms(paths)})
+        return
     say(f"{run}: {len(pairs[: limit or None])} of {len(pairs)} held-out answers")
     generations = (f"generation {row['generation']}" for row in pairs[0])
     rows = []

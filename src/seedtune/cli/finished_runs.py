@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 import seedtune
-from seedtune.cli.console import console, say
-from seedtune.cli.options import Dtype, Generation, LocalSets, OutputFolder, RunFolder, path
+from seedtune.cli.console import as_json, console, say, say_json
+from seedtune.cli.options import AsJson, Dtype, Generation, LocalSets, OutputFolder, RunFolder, path
 from seedtune.cli.progress import ReplayProgress
 from seedtune.errors import ConfigError
 
@@ -44,6 +44,7 @@ def verify(
     run: RunFolder,
     model: Annotated[str | None, typer.Option(help="Where the base model is, if not where the run had it.")] = None,
     snapshots: Annotated[bool, typer.Option("--snapshots", help="Check the run's snapshots, too.")] = False,
+    to_json: AsJson = False,
     sets: LocalSets = None,
 ) -> None:
     """Prove that base model + ledger = weights.
@@ -55,7 +56,23 @@ def verify(
     Exit code 0: all match.  1: the first place where they part, and what may have caused it.
     """
     with ReplayProgress(console()) as progress:
-        found = seedtune.verify_run(run, model=model, sets=sets or (), snapshots=snapshots, progress=progress)
+        found = seedtune.verify_run(
+            run, model=model, sets=sets or (), snapshots=snapshots, progress=None if to_json else progress
+        )
+    if to_json:
+        say_json(
+            {
+                "run": str(run),
+                "verified": True,
+                "generations": found.generations,
+                "fingerprint": found.fingerprint,
+                "matched": found.matched,
+                "coefficients": found.audit,
+                "snapshots": found.snapshots,
+                "seconds": found.seconds,
+            }
+        )
+        return
     for line in _verified(found):
         say(line)
 
@@ -63,6 +80,7 @@ def verify(
 def diff(
     run_a: Annotated[Path, typer.Argument(parser=path, metavar="RUN_A", help="A run directory.")],
     run_b: Annotated[Path, typer.Argument(parser=path, metavar="RUN_B", help="Another one.")],
+    to_json: AsJson = False,
 ) -> None:
     """Say where two runs part, and why.
 
@@ -72,8 +90,11 @@ def diff(
     Exit code 0: equal.  1: different, or one goes on where the other ends.
     """
     found = seedtune.diff_runs(run_a, run_b)
-    for line in _compared(found, (run_a, run_b)):
-        say(line)
+    if to_json:
+        say_json({"runs": (str(run_a), str(run_b)), "equal": found.equal, **as_json(found)})
+    else:
+        for line in _compared(found, (run_a, run_b)):
+            say(line)
     if not found.equal:
         raise typer.Exit(1)
 

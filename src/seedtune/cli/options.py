@@ -57,6 +57,7 @@ Generation = Annotated[
     ),
 ]
 Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; the base model's by default.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Write the result as JSON.")]
 Sets = Annotated[
     list[str] | None,
     typer.Option(

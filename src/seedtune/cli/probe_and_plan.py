@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 import seedtune
-from seedtune.cli.console import clock, number, say, say_table
-from seedtune.cli.options import ConfigFile, Sets, bounded
+from seedtune.cli.console import as_json, clock, number, say, say_json, say_table
+from seedtune.cli.options import AsJson, ConfigFile, Sets, bounded
 from seedtune.errors import ConfigError
 from seedtune.types import COUNT
 
@@ -49,6 +49,7 @@ def probe(
     prompts: Annotated[
         int | None, bounded(1, COUNT, help="Training prompts; those of a generation by default.")
     ] = None,
+    to_json: AsJson = False,
     sets: Sets = None,
 ) -> None:
     """Choose sigma and alpha before training, at 5 % of the cost of a sweep.
@@ -63,9 +64,14 @@ def probe(
     settings = load_config(config, sets or ())
     compile_beside(settings)
     found = seedtune.probe_config(settings, sigmas=_numbers(sigmas), members=members, prompts=prompts)
-    show_probe(found)
+    if to_json:
+        say_json(found)
+    else:
+        show_probe(found)
     if found.sigma is None:
         raise ConfigError(f"no usable sigma: {found.reason}")
+    if to_json:
+        return
     alpha = "" if found.alpha is None else f" --set alpha={found.alpha:.3g}"
     say(f"use it with: seedtune train {shlex.quote(str(config))} --set sigma={found.sigma:.3g}{alpha}")
 
@@ -81,6 +87,7 @@ def plan(
     share: Annotated[
         float | None, bounded(0, 1, help="Mean length of a completion as a share of max_completion_length.")
     ] = None,
+    to_json: AsJson = False,
     sets: Sets = None,
 ) -> None:
     """What a run will take: rollouts, tokens, memory of each mode, and seconds a generation.
@@ -91,7 +98,22 @@ def plan(
     from seedtune.config.yaml_file import load_config
 
     names = [name for name in devices.split(",") if name.strip()]
-    show_forecast(seedtune.plan_config(load_config(config, sets or ()), devices=names, measured=measured, share=share))
+    found = seedtune.plan_config(load_config(config, sets or ()), devices=names, measured=measured, share=share)
+    if not to_json:
+        show_forecast(found)
+        return
+    say_json(
+        {
+            "model": found.config.model,
+            "generations": found.config.generations,
+            "rollouts": found.rollouts,
+            "tokens": found.tokens * found.full,
+            "workload": found.workload,
+            "memory": [{**as_json(one), "total": one.total} for one in found.memory],
+            "seconds": [{**as_json(one), "generation": one.seconds} for one in found.durations],
+            "notes": found.notes,
+        }
+    )
 
 
 def _numbers(text: str | None) -> list[float]:

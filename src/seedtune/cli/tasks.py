@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 import seedtune
-from seedtune.cli.console import number, say, say_table
-from seedtune.cli.options import Sets, bounded
+from seedtune.cli.console import number, say, say_json, say_table
+from seedtune.cli.options import AsJson, Sets, bounded
 from seedtune.types import COUNT
 
 if TYPE_CHECKING:
@@ -24,10 +24,19 @@ ELSEWHERE = (
 )
 
 
-def list_tasks() -> None:
+def list_tasks(to_json: AsJson = False) -> None:
     """List the built-in tasks: what they ask, their rewards, how many examples, and what to install."""
     from seedtune.tasks import TASKS
 
+    if to_json:
+        say_json(
+            [
+                {"task": name, "what": kind.what, "reward": kind.reward, "train": kind.sizes[0], "test": kind.sizes[1]}
+                | {"needs": _needs(kind)}
+                for name, kind in TASKS.items()
+            ]
+        )
+        return
     rows = [
         (name, kind.what, kind.reward, *(f"{size:,}" for size in kind.sizes), _needs(kind))
         for name, kind in TASKS.items()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from itertools import groupby
 from typing import Annotated
@@ -11,8 +9,9 @@ from typing import Annotated
 import typer
 
 from seedtune import activities
-from seedtune.cli.console import plain, say
+from seedtune.cli.console import say, say_json
 from seedtune.cli.doctor.findings import Finding, guarded
+from seedtune.cli.options import AsJson
 from seedtune.errors import ConfigError
 
 MARKS = {True: "ok", False: "!!", None: "  "}
@@ -46,7 +45,7 @@ def doctor(
     engine: Annotated[
         str, typer.Option(metavar="NAME", help="The engine that has to work: transformers, vllm, ray or toy.")
     ] = "transformers",
-    to_json: Annotated[bool, typer.Option("--json", help="Write the findings as JSON.")] = False,
+    to_json: AsJson = False,
 ) -> None:
     """Say what this machine has, which engines work, and the command that installs what is missing.
 
@@ -64,8 +63,7 @@ def doctor(
         findings = [finding for name, checks in sections().items() for finding in guarded(name, checks)]
     faults = [finding for finding in findings if is_fault(finding, engine)]
     if to_json:
-        answer = {"ok": not faults, "engine": engine, "findings": [finding.to_json() for finding in findings]}
-        sys.stdout.write(plain(json.dumps(answer, indent=2)) + "\n")
+        say_json({"ok": not faults, "engine": engine, "findings": findings})
     else:
         _show(findings, faults, engine)
     if faults:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 from seedtune.errors import first_line
 
@@ -18,10 +17,6 @@ class Finding:
     found: str
     ok: bool | None = None
     fix: str = ""
-
-    def to_json(self) -> dict[str, Any]:
-        """Return plain JSON data."""
-        return asdict(self)
 
 
 def guarded(section: str, checks: Callable[[], Iterable[Finding]]) -> list[Finding]:
