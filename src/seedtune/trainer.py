@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
@@ -50,7 +50,8 @@ class ESTrainer:
     ``ESTrainer(args=config)`` runs what the configuration names.  ``reward_funcs`` (functions, ``file.py:function``,
     mappings, ids of reward models) and ``train_dataset`` (rows with a ``prompt`` and any other columns, a file, an id)
     are your own; ``eval_dataset`` may be a mapping of names to such sets.  ``environment_factory`` is a class whose
-    instances members talk to for several turns; without ``reward_funcs`` it has its own reward.  ``model`` overrides
+    instances members talk to for several turns; without ``reward_funcs`` it has its own reward.  ``tools`` are
+    functions with type hints that the model may call, besides the environment's methods.  ``model`` overrides
     ``args.model``: an id, a folder, or a loaded PreTrainedModel, which is saved in the folder ``output_dir`` + "-base"
     and not changed.  ``processing_class`` must be the model's own tokenizer, and each of
     ``reward_processing_classes`` (one per reward, None to leave it out) that of a reward model; those of functions are
@@ -72,10 +73,11 @@ class ESTrainer:
         callbacks: Sequence[Any] | None = None,
         *,
         reward_weights: Sequence[float] | None = None,
+        tools: Sequence[Callable[..., Any]] | None = None,
         environment_factory: EnvironmentFactory | None = None,
     ) -> None:
         inputs = TaskInputs(
-            *(reward_funcs, reward_weights, train_dataset, eval_dataset, environment_factory),
+            *(reward_funcs, reward_weights, train_dataset, eval_dataset, environment_factory, tools),
             reward_tokenizers=reward_processing_classes,
         )
         prepared = prepare(args or Config(), inputs, model=model, processing_class=processing_class)

@@ -109,7 +109,8 @@ class Conversations:
     def _open(self, example: Example) -> tuple[Any, environments.Tools, str | None]:
         assert self.task.environment is not None
         environment, observation = environments.begun_with(self.task.environment, example)
-        return environment, environments.tools_of(environment), None if observation is None else _text(observation)
+        tools = environments.tools_of(environment, self.task.tools)
+        return environment, tools, None if observation is None else _text(observation)
 
     def _templated(self, content: environments.Content) -> bool:
         """Whether tools are passed to the chat template."""

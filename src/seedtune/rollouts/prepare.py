@@ -126,7 +126,7 @@ def _tools(config: Config, task: Task) -> Tools:
     chats = any(not isinstance(example.prompt, str) for example in (*task.train, *task.test))
     templated = config.conversation.tools == "template" and chats
     with closing(TimedThread(config.reward_timeout)) as thread:
-        trial = thread.call(partial(environments.try_out, task.environment, templated=templated))
+        trial = thread.call(partial(environments.try_out, task.environment, task.tools, templated=templated))
     error = trial.exception()
     if error is not None:
         why = str(error) if isinstance(error, ConfigError) else f"its environment {raised(error)}. Mend it."

@@ -42,6 +42,8 @@ class Task:
     """Extracts the answer of a completion, for majority votes; an empty answer is no vote.  None: the whole text."""
     environment: EnvironmentFactory | None = None
     """Makes the environment of a conversation, a new one for each; None: single completions."""
+    tools: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
+    """Functions by name that the model may call in conversations, besides the methods of the environment."""
     test_sets: Mapping[str, range] = field(default_factory=dict)
     """Numbers (`Example.id`) of the held-out examples of each set, by its name, if there are several sets."""
     dropped: Mapping[int, Example] = field(default_factory=dict)

@@ -32,6 +32,13 @@ class Environment(Protocol):
         ...
 
 
+class ToolsAlone:
+    """The environment of conversations that have tools only: functions, without a state."""
+
+    def reset(self) -> None:
+        """Do nothing."""
+
+
 EnvironmentFactory = Callable[[], Any]
 """Makes an `Environment`: usually its class."""
 
@@ -80,12 +87,27 @@ def has(environment: Any, method: str) -> bool:
     return plain and inspect.ismethod(getattr(environment, method, None))
 
 
-def tools_of(environment: Any) -> dict[str, Callable[..., Any]]:
-    """Return the public methods of an environment by name, without the reserved ones; none if it has ``step``."""
+def tools_of(environment: Any, functions: Tools) -> dict[str, Callable[..., Any]]:
+    """Return the public methods of an environment by name, without the reserved ones, and the ``functions``.
+
+    There are none if it has ``step``.
+    """
     if has(environment, "step"):
         return {}
     names = [name for name in dir(environment) if not name.startswith("_") and name not in RESERVED]
-    return {name: getattr(environment, name) for name in names if has(environment, name)}
+    return {**{name: getattr(environment, name) for name in names if has(environment, name)}, **functions}
+
+
+def named(functions: Sequence[Any]) -> dict[str, Callable[..., Any]]:
+    """Return TRL's ``tools`` by name; ConfigError for one that is no function with a name, or if two have one name."""
+    found: dict[str, Callable[..., Any]] = {}
+    for function in functions:
+        name = getattr(function, "__name__", "")
+        if not callable(function) or not name.isidentifier() or name in found:
+            why = "has the name of another" if name in found else "is no function with a name"
+            raise ConfigError(f"the tool {function!r} {why}. Give tools=[function, …], each defined with def.")
+        found[name] = function
+    return found
 
 
 def begun_with(factory: EnvironmentFactory, example: Example) -> tuple[Any, Any]:
@@ -95,15 +117,21 @@ def begun_with(factory: EnvironmentFactory, example: Example) -> tuple[Any, Any]
     return environment, awaited(environment.reset(**accepted(environment.reset, columns)))
 
 
-def try_out(factory: EnvironmentFactory, *, templated: bool) -> Tools:
+def try_out(factory: EnvironmentFactory, functions: Tools, *, templated: bool) -> Tools:
     """Make an environment, describe its tools (to a chat template if ``templated``), close it, and return the tools.
 
-    Raises ConfigError if it has no ``reset``, or a tool that cannot be described.
+    ``functions`` are further tools.  Raises ConfigError if it has no ``reset``, a tool that cannot be described, or
+    ``step`` beside functions.
     """
     environment = factory()
     if not callable(getattr(environment, "reset", None)):
         raise ConfigError(f"the environment {type(environment).__name__!r} has no 'reset': add reset(self, **columns).")
-    tools = tools_of(environment)
+    tools = tools_of(environment, functions)
+    if functions and not functions.keys() <= tools.keys():
+        raise ConfigError(
+            f"the environment {type(environment).__name__!r} has 'step', which reads whole messages, so "
+            f"tools={list(functions)} would not be called. Leave tools out, or make its methods tools, without 'step'."
+        )
     (schemas if templated else describe)(tools)
     if has(environment, "close"):
         awaited(environment.close())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -17,7 +17,7 @@ from seedtune.tasks.base import Task
 from seedtune.tasks.builtin.number_guessing import NumberGuessing
 from seedtune.tasks.data import datasets
 from seedtune.tasks.data.rows import Examples, Rows, examples, hold_out
-from seedtune.tasks.environments import EnvironmentFactory, environment_reward
+from seedtune.tasks.environments import EnvironmentFactory, ToolsAlone, environment_reward, named
 from seedtune.tasks.reference_answers import scored_by_the_engine
 from seedtune.types import Example
 
@@ -37,6 +37,8 @@ class TaskInputs:
     train: Data | None = None
     test: Data | Mapping[str, Data] | None = None
     environment: EnvironmentFactory | None = None
+    tools: Sequence[Callable[..., Any]] | None = None
+    """As TRL's ``tools``: functions that the model may call in a conversation."""
     reward_tokenizers: Any = None
     """As TRL's ``reward_processing_classes``: a tokenizer, or one or None per reward."""
 
@@ -70,7 +72,7 @@ def recorded(config: Config, inputs: TaskInputs) -> Config:
         raise ConfigError("reward_weights and eval_dataset need reward_funcs and train_dataset.")
     if changes:
         changes["task"] = OWN_TASK
-    if inputs.environment is not None:
+    if inputs.environment is not None or inputs.tools:
         changes["environment"] = OBJECTS
     after = config.replace(**changes)
     for name in changes.keys() - {"task"}:
@@ -87,8 +89,9 @@ def built(config: Config, inputs: TaskInputs) -> Task:
     """
     _check_objects(config, inputs)
     tokenizers = build.tokenizers_of(config, inputs.reward_tokenizers)
-    environment = inputs.environment
-    if environment is None and config.environment is not None:
+    tools = named(several("tools", inputs.tools or ()))
+    environment, alone = inputs.environment, ToolsAlone if tools else None
+    if environment is None and config.environment not in (None, OBJECTS):
         environment = environment_of(config.environment)
     implied = _implied_rewards(config, environment)
     if config.task != OWN_TASK:
@@ -96,7 +99,7 @@ def built(config: Config, inputs: TaskInputs) -> Task:
         if implied:
             full = 1.0 if config.objective == "choice_accuracy" else None
             task = replace(task, rewards=implied, full_marks=full, gold=None, answer=None)
-        return replace(task, environment=environment or task.environment)
+        return replace(task, environment=environment or task.environment or alone, tools=tools)
     if config.train_dataset is None and not (implied or config.reward_funcs):
         raise ConfigError(
             "nothing says what to train on. Give your own data and reward (--train-dataset FILE and --reward "
@@ -114,7 +117,7 @@ def built(config: Config, inputs: TaskInputs) -> Task:
     else:
         test, sets = _held_out(config, inputs)
     rewards = build.build(config, inputs.listed_rewards, tokenizers) if config.reward_funcs else implied
-    return Task(OWN_TASK, train, test, rewards, environment=environment, test_sets=sets)
+    return Task(OWN_TASK, train, test, rewards, environment=environment or alone, tools=tools, test_sets=sets)
 
 
 def environment_of(name: str) -> EnvironmentFactory:
@@ -138,7 +141,7 @@ def _check_objects(config: Config, inputs: TaskInputs) -> None:
         lost.append("held-out data")
     if inputs.rewards is None and any(reward.path == OBJECTS for reward in config.reward_funcs):
         lost.append("reward functions")
-    if config.environment == OBJECTS and inputs.environment is None:
+    if config.environment == OBJECTS and inputs.environment is None and not inputs.tools:
         lost.append("environment")
     if lost:
         kind = "was a Python object" if lost == ["environment"] else "were Python objects"

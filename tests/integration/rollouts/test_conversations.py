@@ -61,6 +61,84 @@ def trainer(root: Path, **settings) -> ESTrainer:
     return ESTrainer(args=config, environment_factory=Approach, train_dataset=DATA, eval_dataset=DATA[:3])
 
 
+def near(of: float) -> str:
+    """Say how near a number is to one.
+
+    Args:
+        of: The number.
+    """
+    return f"{of - 1.0:.2f}"
+
+
+class Counting:
+    """An environment with a tool of its own."""
+
+    def reset(self) -> None:
+        self.count = 0
+
+    def more(self) -> str:
+        """Count."""
+        self.count += 1
+        return str(self.count)
+
+    def reward(self) -> float:
+        return float(self.count)
+
+
+def called(completions, **_) -> list[float]:
+    return [float(len(text)) for text in completions]
+
+
+def test_tools_are_called_alone_and_beside_the_methods_of_an_environment(tmp_path, monkeypatch):
+    said = {0: "near(3)\nmore()", 1: "done"}
+    speak = ToyEngine.evaluate
+
+    def evaluate(self, jobs):
+        turns = {job.id: job.prompts[0].turn for job in jobs}
+        return (replace(rollout, text=said.get(turns[rollout.job], "done")) for rollout in speak(self, jobs))
+
+    monkeypatch.setattr(ToyEngine, "evaluate", lambda self, jobs: evaluate(self, [*jobs]))
+    config, heard = toy(tmp_path / "run", generations=1), []
+
+    def reward(completions, **_) -> list[float]:
+        heard.extend(completions)
+        return [0.0] * len(completions)
+
+    alone = ESTrainer(None, reward, config, DATA, DATA[:3], tools=[near])
+    alone.train()
+    assert "2.00" in heard[0]
+    assert "1\n" not in heard[0]
+    with pytest.raises(ConfigError, match="this run's environment was a Python object"):
+        ESTrainer(None, reward, alone.config, DATA, DATA[:3])
+    heard.clear()
+    both = ESTrainer(
+        None,
+        reward,
+        config.replace(output_dir=str(tmp_path / "both")),
+        DATA,
+        DATA[:3],
+        tools=[near],
+        environment_factory=Counting,
+    )
+    both.train()
+    assert "2.00\n1\n" in heard[0]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"tools": [near, near]}, "the tool <function near at .*> has the name of another"),
+        ({"tools": [lambda of: of]}, "is no function with a name. Give tools="),
+        ({"tools": near}, "tools is a function, not a list"),
+        ({"tools": [near], "environment_factory": Approach}, "'Approach' has 'step', which reads whole messages, so"),
+        ({"tools": [near], "reward_funcs": None}, "give both reward_funcs and train_dataset"),
+    ],
+)
+def test_tools_that_could_not_be_called_are_refused(tmp_path, given, message):
+    with pytest.raises(ConfigError, match=message):
+        ESTrainer(args=toy(tmp_path), **{"reward_funcs": called, "train_dataset": DATA, **given})
+
+
 @pytest.mark.parametrize(
     ("alpha", "generations", "seeds"), [(0.1, 30, 1), (None, 60, 4)], ids=["fixed", "adaptive, mean of four seeds"]
 )

@@ -73,7 +73,7 @@ class Shop:
 
 @pytest.fixture
 def tools():
-    return tools_of(Shop())
+    return tools_of(Shop(), {})
 
 
 def test_public_methods_but_the_reserved_ones_are_tools(tools):
@@ -204,9 +204,9 @@ class Endless:
 
 
 def test_properties_are_no_tools_and_not_read():
-    assert list(tools_of(Helping())) == ["buy", "look", "shops"]
-    try_out(Helping, templated=True)
-    try_out(Helping, templated=False)
+    assert list(tools_of(Helping(), {})) == ["buy", "look", "shops"]
+    try_out(Helping, {}, templated=True)
+    try_out(Helping, {}, templated=False)
 
 
 @pytest.mark.parametrize(
