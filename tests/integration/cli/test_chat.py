@@ -11,6 +11,7 @@ import select
 import struct
 import subprocess
 import termios
+import time
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -156,7 +157,12 @@ def on_terminal(run: Path, typed: list[str], *, columns: int) -> tuple[int, str]
     process = subprocess.Popen(runs.command("chat", run), env=environment, preexec_fn=partial(os.login_tty, theirs))
     os.close(theirs)
     shown, waiting = "", list(typed)
-    while select.select([terminal], [], [], BOUND)[0]:
+    deadline = time.monotonic() + BOUND
+    while time.monotonic() < deadline:
+        if not select.select([terminal], [], [], 1.0)[0]:
+            if not waiting:  # a Ctrl-C right after the prompt waits inside readline for another key
+                os.write(terminal, typed[-1].encode())
+            continue
         try:
             part = os.read(terminal, 1 << 16)
         except OSError:  # the process has ended
