@@ -42,6 +42,8 @@ class Inline(WorkerPool):
         super().__init__(*arguments, **options)
         self.rng = np.random.default_rng(self.seed)
         self.calls = 0
+        self.silent: set[str] = set()
+        """Workers that do not reply."""
 
     def _start(self, kind: str, now: float) -> None:
         name = f"{kind}-{self._number}"
@@ -55,7 +57,8 @@ class Inline(WorkerPool):
         worker.call, worker.sent = request, now
 
     def wait(self, seconds: float) -> dict[WorkerHandle, bytes | Exception]:
-        waiting = [worker for worker in self.workers.values() if worker.call is not None]
+        asked = [worker for worker in self.workers.values() if worker.call is not None]
+        waiting = [worker for worker in asked if worker.name not in self.silent]
         if not waiting:
             time.sleep(0.001)
             return {}

@@ -210,23 +210,26 @@ class RayEngine(Engine):
         )
 
     def _everyone(self) -> dict[str, str]:
-        """Return the fingerprints of all workers by name; workers much slower than the first are given up."""
-        controller = self.controller
-        while not controller.here():
+        """Return the fingerprints of all workers by name; workers much slower than the first are given up.
+
+        Idle workers are asked, or busy ones if none is idle; if no answer comes in time, those that are idle by then.
+        """
+        controller, timeout = self.controller, self.config.ray.straggler_timeout
+        requests: dict[str, Request] = {}
+        asked, deadline = math.inf, math.inf
+        while not requests or (not all(r.done for r in requests.values()) and time.monotonic() < deadline):
+            if not requests or (deadline == math.inf and time.monotonic() > asked + max(1.0, timeout)):
+                idle = [worker for worker in controller.here() if worker.call is None]
+                for worker in idle or ([] if requests else controller.here()):
+                    if worker.name not in requests:
+                        requests[worker.name] = controller.submit(Request(only=worker.name, operation="fingerprint"))
+                        asked = time.monotonic()
+            if deadline == math.inf and any(r.done and r.error is None for r in requests.values()):
+                deadline = time.monotonic() + timeout
             controller.turn()
-        idle = [worker for worker in controller.here() if worker.call is None]
-        requests = [
-            controller.submit(Request(only=worker.name, operation="fingerprint"))
-            for worker in idle or controller.here()
-        ]
-        deadline = math.inf
-        while not all(request.done for request in requests) and time.monotonic() < deadline:
-            if deadline == math.inf and any(request.done and request.error is None for request in requests):
-                deadline = time.monotonic() + self.config.ray.straggler_timeout
-            controller.turn()
-        finished = [request for request in requests if request.done and not isinstance(request.error, EngineError)]
-        controller.give_up(request for request in requests if not request.done)
-        return {str(request.only): request.result() for request in finished}
+        finished = {name: r for name, r in requests.items() if r.done and not isinstance(r.error, EngineError)}
+        controller.give_up(request for request in requests.values() if not request.done)
+        return {name: request.result() for name, request in finished.items()}
 
     def snapshot(self, path: Path) -> None:
         """Have a worker on this machine write the weights, or any worker if there is none here (on a shared disk)."""

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
 import runs
-from ray_workers import At, alone, count_readings, inline, ray_config
+from ray_workers import At, alone, count_readings, inline, maker, ray_config
 from seedtune.engines import create
 from seedtune.engines.codec import decode, encode
 from seedtune.engines.ray import controller, worker_spec
 from seedtune.engines.ray.protocol import Call, JobMessage, Reply
+from seedtune.engines.ray.scheduler import Request
 from seedtune.errors import ConfigError, DataError, EngineError
 from seedtune.run import directory, ledger
 from seedtune.run.artifacts.verify import verify_run
@@ -178,6 +180,24 @@ def test_a_worker_at_a_job_is_not_lost_for_a_fingerprint(tmp_path, monkeypatch):
         ).train()
     assert counted(root, "lost") == 0
     assert verify_run(root).matched == tuple(range(1, 13))
+
+
+def test_a_worker_that_hangs_idle_is_given_up_though_the_others_were_busy(monkeypatch):
+    """Asked for its fingerprint alone, it would be waited for as long as a worker may take to start."""
+    engine = maker(ray={"workers": 2, "straggler_timeout": 0.05, "start_timeout": 80_000.0})()
+    engine.load()
+    controller = engine.controller
+    while len(controller.here()) < 2:
+        controller.turn()
+    hanging, busy = controller.here()
+    controller.pool.silent = {hanging.name, busy.name}
+    controller.submit(Request(only=busy.name, operation="fingerprint"))
+    while busy.call is None:
+        controller.turn()
+    threading.Timer(0.2, controller.pool.silent.remove, [busy.name]).start()
+    assert len(engine.fingerprint()) > 0
+    assert hanging not in controller.here()
+    assert busy in controller.here()
 
 
 def test_a_file_that_workers_would_share_is_refused():
