@@ -60,20 +60,13 @@ def place_of(item: pytest.Item) -> str:
 
 
 UNTRACED = (
-    "contract/engines/test_engine_protocol.py",
-    "contract/strategies/",
-    "integration/cli/",
+    "invariant/",
     "integration/engines/ray/test_runs.py",
     "integration/engines/vllm/",
-    "integration/evaluation/",
-    "integration/planning/",
-    "integration/rewards/",
-    "integration/rollouts/",
+    "integration/rollouts/test_conversations.py",
     "integration/run/test_fifty_generations.py",
     "integration/strategies/",
-    "integration/tasks/",
     "integration/test_",
-    "invariant/",
 )
 """Whole runs of parts that are covered by tests of their own."""
 
