@@ -1,0 +1,388 @@
+"""Nothing given but model, data and reward, against a sweep of fixed (σ, α): held-out gains at equal rollouts.
+
+    python benchmarks/untuned.py response|sweep|auto [--tasks brief sums] [--seeds 3] [--first 0] [--output DIR]
+
+Tasks differ in reward (sparse, dense), number of training prompts, prompts a generation, temperature and model; each
+has a budget of rollouts.  ``response`` measures, without training, how rewards answer to σ: 32 members on 32 training
+prompts at every σ.  ``sweep`` runs every pair of σ and step ratio ρ (the step's length over that of a member's
+perturbation); ``auto`` gives neither.  A run is a process with one thread; finished runs are kept in
+untuned-runs.jsonl of the output folder and not run again.  The models of 1M weights are those of countdown.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+Row = dict[str, Any]
+
+POPULATION = 32
+"""N of the sweep."""
+
+
+# ------------------------------------------------------------------------------ rewards
+
+
+def _text(completion: Any) -> str:
+    return completion if isinstance(completion, str) else completion[0]["content"]
+
+
+def brief(completions: Sequence[Any], answer: Sequence[str], **_: Any) -> list[float]:
+    """½ + ½·max(0, 1 − characters/100) if the gold answer is in the completion, else 0."""
+    texts = [_text(c) for c in completions]
+    return [
+        0.5 + 0.5 * max(0.0, 1.0 - len(t) / 100.0) if a.lower() in t.lower() else 0.0
+        for t, a in zip(texts, answer, strict=True)
+    ]
+
+
+def one_sentence(completions: Sequence[Any], **_: Any) -> list[float]:
+    """1 for an answer that ends with its only full stop, question or exclamation mark."""
+    texts = [_text(c).strip() for c in completions]
+    return [float(t[-1:] in set(".!?") and sum(t.count(mark) for mark in ".!?") == 1) for t in texts]
+
+
+def last_number(completions: Sequence[Any], answer: Sequence[str], **_: Any) -> list[float]:
+    """1 if the last number of the completion is the answer."""
+    found = [re.findall(r"-?\d+", _text(c)) for c in completions]
+    return [float(bool(numbers) and numbers[-1] == a) for numbers, a in zip(found, answer, strict=True)]
+
+
+def yes_or_no(completions: Sequence[Any], answer: Sequence[str], **_: Any) -> list[float]:
+    """1 for the right one of yes and no as the only word, ½ if it is only the first."""
+    made = []
+    for completion, right in zip(completions, answer, strict=True):
+        words = re.findall(r"[a-z]+", _text(completion).lower())
+        made.append((1.0 if len(words) == 1 else 0.5) if words[:1] == [right] else 0.0)
+    return made
+
+
+# ------------------------------------------------------------------------------ data
+
+
+def questions() -> tuple[list[Row], list[Row]]:
+    """The 32 and 96 questions of the task ``conciseness``."""
+    from seedtune.tasks import create
+
+    task = create("conciseness")
+    return tuple([{"prompt": e.prompt, "answer": str(e.columns["answer"])} for e in s] for s in (task.train, task.test))
+
+
+def sums(train: int, test: int = 128) -> tuple[list[Row], list[Row]]:
+    """Additions of two numbers below 100."""
+    draw = np.random.default_rng(5)
+    pairs = draw.permutation(81 * 81)[: train + test]
+    rows = [
+        {"prompt": [{"role": "user", "content": f"What is {a} + {b}?"}], "answer": str(a + b)}
+        for a, b in (divmod(int(pair), 81) for pair in pairs)
+        for a, b in [(a + 10, b + 10)]
+    ]
+    return rows[:train], rows[train:]
+
+
+def comparisons(train: int, test: int = 128) -> tuple[list[Row], list[Row]]:
+    """Is one number larger than another?"""
+    draw = np.random.default_rng(6)
+    rows = []
+    while len(rows) < train + test:
+        a, b = (int(n) for n in draw.integers(1, 1000, 2))
+        if a != b:
+            text = f"Is {a} larger than {b}? Answer with yes or no."
+            rows.append({"prompt": [{"role": "user", "content": text}], "answer": "yes" if a > b else "no"})
+    return rows[:train], rows[train:]
+
+
+def countdown(train: int, test: int = 256) -> tuple[list[Row], list[Row]]:
+    """Puzzles of countdown.py."""
+    import countdown as puzzles
+
+    return puzzles.puzzles(train, 100), puzzles.puzzles(test, 101, test=True)
+
+
+def solved(completions: Sequence[Any], **columns: Any) -> list[float]:
+    """The reward of countdown.py."""
+    import countdown as puzzles
+
+    return puzzles.solved([_text(c) for c in completions], **columns)
+
+
+@dataclass(frozen=True)
+class Job:
+    """A model, data and a reward, with the budget of a run."""
+
+    data: Callable[[], tuple[list[Row], list[Row]]] | str
+    reward: Callable[..., list[float]] | None
+    settings: Row
+    generations: int
+    sigmas: tuple[float, ...] = (0.0025, 0.005, 0.01)
+    ratios: tuple[float, ...] = (0.15, 0.3, 0.6, 1.0)
+    model: str = "smollm2-135m"
+    seen: bool = field(default=True)
+
+
+def _of(prompts: int, length: int, **more: Any) -> Row:
+    return {"prompts_per_generation": prompts, "max_completion_length": length, **more}
+
+
+TASKS: dict[str, Job] = {
+    "brief": Job(questions, brief, _of(6, 40), 10),
+    "sentence": Job(questions, one_sentence, _of(4, 24), 16),
+    "right": Job("right_and_brief", None, _of(8, 24), 8),
+    "format": Job("instruction_format", None, _of(8, 32), 8),
+    "sums": Job(lambda: sums(200), last_number, _of(16, 24, temperature=1.0), 4),
+    "compare": Job(lambda: comparisons(64), yes_or_no, _of(8, 12), 8),
+    "puzzles": Job(lambda: countdown(2000), solved, _of(64, 10), 24, model="countdown-llama"),
+    "few": Job(lambda: countdown(32), solved, _of(32, 10), 24, model="countdown-llama"),
+    "hot": Job(lambda: countdown(500), solved, _of(16, 10, temperature=1.0), 40, model="countdown-gpt2"),
+    "lines": Job(questions, brief, _of(4, 24, temperature=1.0), 16, seen=False),
+    "sixteen": Job(lambda: sums(16), last_number, _of(16, 24), 4, seen=False),
+}
+MODELS = {f"countdown-{family}": family for family in ("llama", "gpt2", "qwen2")}
+
+
+# ------------------------------------------------------------------------------ one run, in a process of its own
+
+
+def one_run(name: str, settings: Row, seed: int, models: Path) -> Row:
+    """Every evaluation of a run: generation, rollouts so far, mean reward, paired gain and its error, empty share."""
+    import seedtune.engines.transformers  # noqa: F401 - sets how OpenMP waits, before torch is imported
+    from seedtune import ESConfig, ESTrainer
+    from seedtune.run import directory
+
+    job = TASKS[name]
+    model = str(models / job.model) if job.model in MODELS else job.model
+    common = {"save_steps": 0, "generations": job.generations, "fingerprint_steps": 1000, "seed": seed}
+    every = max(1, job.generations // 4)
+    with tempfile.TemporaryDirectory() as folder:
+        made = {
+            **common,
+            **job.settings,
+            "model": model,
+            "output_dir": f"{folder}/run",
+            "eval_steps": every,
+            **settings,
+        }
+        if isinstance(job.data, str):
+            trainer = ESTrainer(args=ESConfig.create({**made, "task": job.data, "eval_prompts": 96}))
+        else:
+            train, test = job.data()
+            inputs = {"reward_funcs": job.reward, "train_dataset": train, "eval_dataset": test}
+            trainer = ESTrainer(args=ESConfig.create({**made, "reward_workers": 0}), **inputs)
+        trainer.train()
+        trainer.load().close()
+        rows = directory.read_lines(trainer.paths.metrics)
+        return {"points": points(rows, directory.read_lines(trainer.paths.samples)), "generations": figures(rows)}
+
+
+def points(rows: list[Row], samples: list[Row]) -> list[Row]:
+    """Means over held-out prompts at every evaluation, paired with the first."""
+    by: dict[int, list[float]] = {}
+    for row in samples:
+        if row["split"] == "test":
+            by.setdefault(row["generation"], []).append(row["reward"] or 0.0)
+    made, spent = [], 0
+    for row in rows:
+        spent += row.get("rollouts", 0)
+        if "eval_reward" in row:
+            now, start = np.array(by[row["generation"]]), np.array(by[0])
+            gain = now - start
+            error = float(gain.std(ddof=1) / math.sqrt(len(gain)))
+            one = {"generation": row["generation"], "rollouts": spent, "reward": float(now.mean())}
+            one |= {"gain": float(gain.mean()), "error": error, "empty": row["eval_completions/empty_ratio"]}
+            made.append(one | {"spread": float(now.std(ddof=1) / math.sqrt(len(now)))})
+    return made
+
+
+def figures(rows: list[Row]) -> list[Row]:
+    """What each generation says of itself."""
+    kept = ("reward", "reward_std", "reward_unperturbed", "sigma", "alpha")
+    return [
+        {k: v for k, v in row.items() if k in kept or k.startswith(("observation/", "step"))}
+        for row in rows
+        if "rollouts" in row
+    ]
+
+
+# ------------------------------------------------------------------------------ how rewards answer to σ
+
+SIGMAS = {False: [1e-3 * 2 ** (k / 2) for k in range(10)], True: [1e-3 * 2**k for k in range(7)]}
+"""σ of `response`, of SmolLM2 and of the models of 1M weights."""
+
+
+def response(name: str, settings: Row, models: Path) -> list[Row]:
+    """What 32 members (16 pairs) and the unperturbed model answer to 32 training prompts, at every σ."""
+    import seedtune.engines.transformers  # noqa: F401 - as above
+    from seedtune import ESConfig, engines
+    from seedtune.planning.probe import GENERATION, describe
+    from seedtune.rollouts.evaluator import Evaluator
+    from seedtune.rollouts.prepare import prepare
+    from seedtune.tasks.from_config import TaskInputs
+    from seedtune.types import UNPERTURBED, Member, Plan
+
+    job, small = TASKS[name], TASKS[name].model in MODELS
+    model = str(models / job.model) if small else job.model
+    made = {**job.settings, "model": model, "reward_workers": 0, "prompts_per_generation": 32, **settings}
+    if isinstance(job.data, str):
+        run = prepare(ESConfig.create({**made, "task": job.data}))
+    else:
+        train, test = job.data()
+        run = prepare(ESConfig.create(made), TaskInputs(job.reward, None, train, test, None))
+    members = tuple(Member(GENERATION, pair, sign) for pair in range(16) for sign in (1, -1))
+    engine = engines.create(run.config)
+    engine.load()
+    evaluator, examples = Evaluator(engine, run.task, run.config), run.task.train[:32]
+    base = evaluator.evaluate((UNPERTURBED,), examples, plan=Plan(GENERATION, 0.0, ()))
+    texts, rows = {rollout.prompt: rollout.text for rollout in base.rollouts}, []
+    for sigma in SIGMAS[small]:
+        outcome = evaluator.evaluate(members, examples, plan=Plan(GENERATION, sigma, members))
+        means, apart = outcome.scores.mean(axis=1), base.scores[0] - outcome.scores.mean(axis=0)
+        answers = describe(outcome.rollouts, texts)
+        rows.append({
+            "sigma": sigma,
+            "unperturbed": float(base.scores.mean()),
+            "members": float(means.mean()),
+            "gap_error": float(apart.std(ddof=1) / math.sqrt(len(apart))),
+            "spread": float(means.std()),
+            "best": float(means.max()),
+            "changed": 1.0 - answers.unchanged,
+            "damaged": answers.empty + answers.repeating,
+        })  # fmt: skip
+    engine.close()
+    return rows
+
+
+COLUMNS = ("σ", "gap: unperturbed − members", "spread", "gap / spread", "best − unperturbed", "changed", "damaged")
+
+
+def response_page(runs: list[Row]) -> str:
+    """A table a task."""
+    lines = []
+    for run in runs:
+        base = run["response"][0]["unperturbed"]
+        lines += [f"## {run['task']}", "", f"Unperturbed {base:.3f} on 32 training prompts.", ""]
+        lines += [f"| {' | '.join(COLUMNS)} |", "| ---: | ---: | ---: | ---: | ---: | ---: | ---: |"]
+        for row in run["response"]:
+            gap, best = base - row["members"], row["best"] - base
+            cells = [f"{row['sigma']:.4f}", f"{gap:+.3f} ± {row['gap_error']:.3f}", f"{row['spread']:.3f}"]
+            cells += [f"{gap / max(row['spread'], 1e-9):.2f}", f"{best:+.3f}"]
+            lines.append(f"| {' | '.join(cells)} | {row['changed']:.0%} | {row['damaged']:.0%} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+# ------------------------------------------------------------------------------ all runs
+
+
+def sweep(job: Job) -> dict[str, Row]:
+    """Every fixed pair, with α = ρσ√(N/2): exact if the two members of a pair are opposites (‖w‖ = √(2N))."""
+    return {
+        f"σ {sigma:g} ρ {ratio:g}": {
+            "sigma": sigma,
+            "alpha": ratio * sigma * math.sqrt(POPULATION / 2),
+            "step_size": "fixed",
+        }
+        for sigma in job.sigmas
+        for ratio in job.ratios
+    }
+
+
+STUDIES: dict[str, Callable[[Job], dict[str, Row]]] = {
+    "response": lambda job: {"response": {}},
+    "sweep": sweep,
+    "auto": lambda job: {"auto": {}},
+}
+
+
+def collect(options: argparse.Namespace) -> None:
+    """Make the runs that are missing."""
+    kept = options.output / "untuned-runs.jsonl"
+    done = {_name(run) for run in map(json.loads, kept.read_text().splitlines())} if kept.exists() else set()
+    wanted = [
+        {
+            "task": task,
+            "study": options.study,
+            "label": label,
+            "settings": {**settings, **json.loads(options.settings)},
+            "seed": seed,
+        }
+        for seed in range(options.first, options.first + options.seeds)
+        for task in options.tasks
+        for label, settings in STUDIES[options.study](TASKS[task]).items()
+    ]
+    missing = [run for run in wanted if _name(run) not in done]
+    for model in {TASKS[run["task"]].model for run in missing} & set(MODELS):
+        if not (options.output / model).exists():
+            _process(
+                str(Path(__file__).with_name("countdown.py")),
+                "--family",
+                MODELS[model],
+                "--output",
+                str(options.output / model),
+            )
+
+    def make(run: Row) -> None:
+        run |= json.loads(_process(__file__, "run", json.dumps(run), str(options.output)))
+        with kept.open("a") as file:
+            file.write(json.dumps(run) + "\n")
+        if "response" in run:
+            print(f"{run['task']}: {len(run['response'])} σ", flush=True)
+            return
+        last, what = run["points"][-1], f"{run['task']} | {run['label']} | seed {run['seed']}"
+        print(f"{what}: {last['reward']:.3f} ({last['gain']:+.3f} ± {last['error']:.3f})", flush=True)
+
+    with ThreadPoolExecutor(max(1, options.jobs)) as pool:
+        list(pool.map(make, missing))
+
+
+def _process(*arguments: str) -> str:
+    """The last line that a Python process with one thread prints."""
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
+    made = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, env=env, check=False)
+    if made.returncode:
+        raise SystemExit(f"{arguments}: {made.stderr[-2000:]}")
+    return made.stdout.splitlines()[-1]
+
+
+def _name(run: Row) -> str:
+    return json.dumps([run["task"], run["study"], run["settings"], run["seed"]], sort_keys=True)
+
+
+def main() -> None:
+    """One study, or one run of it."""
+    if sys.argv[1:2] == ["run"]:
+        run = json.loads(sys.argv[2])
+        models = Path(sys.argv[3])
+        made = {"response": response(run["task"], run["settings"], models)} if run["study"] == "response" else None
+        print(json.dumps(made or one_run(run["task"], run["settings"], run["seed"], models)))
+        return
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("study", choices=STUDIES)
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=[name for name, job in TASKS.items() if job.seen])
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--first", type=int, default=0, help="the first seed")
+    parser.add_argument("--jobs", type=int, default=2, help="processes at once, one thread each")
+    parser.add_argument("--settings", default="{}", help="further settings of every run, as JSON")
+    parser.add_argument("--output", type=Path, default=Path("benchmarks/results"))
+    options = parser.parse_args()
+    options.output.mkdir(parents=True, exist_ok=True)
+    collect(options)
+    runs = [json.loads(line) for line in (options.output / "untuned-runs.jsonl").read_text().splitlines()]
+    if options.study == "response":
+        print(response_page([run for run in runs if "response" in run and run["task"] in options.tasks]))
+
+
+if __name__ == "__main__":
+    main()
