@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import statistics
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -168,3 +169,11 @@ def test_unit_tests_lie_in_the_folders_of_what_they_test() -> None:
     tests = Path(__file__).parent
     for file in tests.rglob("test_*.py"):
         assert (PACKAGE / file.parent.relative_to(tests)).is_dir(), file
+
+
+def test_prose_names_its_subjects() -> None:
+    """CONTRIBUTING's vocabulary: no headless sentences in what users and readers see."""
+    root = Path(__file__).parents[2]
+    files = [root / "README.md", *(root / "src").rglob("*.py"), *(root / "docs").rglob("*.md")]
+    found = [file.name for file in files if re.search("that is none|whoever|nobody|somebody", file.read_text(), re.I)]
+    assert not found

@@ -31,7 +31,7 @@ from seedtune.types import __version__
 Row = Mapping[str, Any]
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
-"""What a browser lets the page do: show itself, and contact nobody."""
+"""What a browser lets the page do: show itself, and send no request."""
 
 ROWS = 1000
 """Most rows of the tables of generations and evaluations."""
