@@ -99,7 +99,7 @@ class ESTrainer:
         """Run the remaining generations; return the metrics of the last held-out evaluation, or {} without one.
 
         ``resume_from_checkpoint``: True, or the run directory, continues the run in ``output_dir``.  ``callbacks`` have
-        methods of `Callback`.  Raises ConfigError for a callback that hears of nothing or for another run's directory,
+        methods of `Callback`.  Raises ConfigError for a callback without any of them or for another run's directory,
         RunError for a used run directory (unless resuming) or a changed configuration.  After any error all complete
         generations are on disk.
         """

@@ -194,7 +194,10 @@ def test_a_callback_that_raises_costs_nothing(tmp_path, event):
         (listener("on_generatoin", print), "waits for on_generatoin, which is no event. Did you mean 'on_generation'?"),
         (listener("on_epoch_begin", print), "waits for on_epoch_begin, which is no event. The events are on_start, "),
         (listener("on_end", print, "on_strat"), "waits for on_strat, which is no event. Did you mean 'on_start'?"),
-        (print, "hears of no event. The events are on_start, on_generation, on_evaluate, on_completions, on_end."),
+        (
+            print,
+            "has no method for an event. The events are on_start, on_generation, on_evaluate, on_completions, on_end.",
+        ),
         (Stop, "is a class: give an instance. The events are "),
     ],
 )

@@ -20,10 +20,10 @@ from seedtune.rewards.scorer import Completion, Scorer
 from seedtune.rollouts import likelihoods
 from seedtune.rollouts.conversations import Conversations
 from seedtune.rollouts.objectives import OBJECTIVES, VOTING
-from seedtune.rollouts.prompts import prompt_of
+from seedtune.rollouts.prompts import prompt_of, sampling_of
 from seedtune.tasks.base import Task
 from seedtune.tasks.reference_answers import scores_itself
-from seedtune.types import UNPERTURBED, Example, Job, Member, Plan, Rollout, Sampling
+from seedtune.types import UNPERTURBED, Example, Job, Member, Plan, Rollout
 
 
 class RolloutKey(NamedTuple):
@@ -215,16 +215,7 @@ class Evaluator:
         config, size = self.config, self.config.group or len(members)
         reads = self.scorer.reads_tokens
         prompts = tuple(prompt_of(config, example) for example in examples)
-        sampling = Sampling(
-            max_tokens=config.max_completion_length,
-            temperature=config.temperature,
-            top_p=config.top_p,
-            stop=config.stop,
-            stop_token_ids=config.stop_token_ids,
-            seed=config.seed,
-            generation=plan.generation,
-            samples=config.samples_per_prompt,
-        )
+        sampling = sampling_of(config, plan.generation)
         return [
             Job(index, plan.sigma, members[first : first + size], prompts, sampling, plan.shift, tokens=reads)
             for index, first in enumerate(range(0, len(members), size))

@@ -18,7 +18,7 @@ from seedtune.errors import DataError
 from seedtune.numerics import noise
 from seedtune.tasks import environments
 from seedtune.tasks.base import Task
-from seedtune.types import Example, Message, Prompt
+from seedtune.types import Example, Message, Prompt, Sampling
 
 DIGESTED = 4096
 """Most training prompts, spread evenly, whose tokens a digest is of: reading them all again could take minutes."""
@@ -50,6 +50,20 @@ def _order(seed: int, epoch: int, count: int, size: int) -> NDArray[np.int64]:
             new = np.flatnonzero(~np.isin(order, before[head - size :]))[:head]
             order = np.concatenate([order[new], np.delete(order, new)])
     return order
+
+
+def sampling_of(config: Config, generation: int = 0) -> Sampling:
+    """Return how a run's completions are sampled; ``generation`` addresses the draws."""
+    return Sampling(
+        max_tokens=config.max_completion_length,
+        temperature=config.temperature,
+        top_p=config.top_p,
+        stop=config.stop,
+        stop_token_ids=config.stop_token_ids,
+        seed=config.seed,
+        generation=generation,
+        samples=config.samples_per_prompt,
+    )
 
 
 def digest(config: Config, task: Task) -> str:

@@ -96,18 +96,18 @@ def test_a_conversation_that_fills_the_context_says_so(tiny):
         assert talk.say("a" * 60).base == FULL
 
 
-def test_every_line_of_a_pipe_is_a_conversation_of_its_own(run):
+def piped(run: Path, text: str, *options: str) -> list[str]:
+    """The lines that a chat prints for a text that comes from a pipe."""
+    command, environment = runs.command("chat", run, *options), runs.environment()
     done = subprocess.run(
-        runs.command("chat", run, "--json"),
-        input="Hello\n\nBye\nHello\n",
-        capture_output=True,
-        text=True,
-        env=runs.environment(),
-        timeout=BOUND,
-        check=False,
+        command, input=text, capture_output=True, text=True, env=environment, timeout=BOUND, check=False
     )
     assert done.returncode == 0, done.stderr
-    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    return done.stdout.splitlines()
+
+
+def test_every_line_of_a_pipe_is_a_conversation_of_its_own(run):
+    rows = [json.loads(line) for line in piped(run, "Hello\n\nBye\nHello\n", "--json")]
     assert [row["prompt"] for row in rows] == ["Hello", "Bye", "Hello"]
     assert rows[0] == rows[2]
     assert {row["model"] for row in rows} == {"generation 5"}
@@ -115,17 +115,7 @@ def test_every_line_of_a_pipe_is_a_conversation_of_its_own(run):
 
 
 def test_from_a_pipe_answers_are_plain_lines(run):
-    done = subprocess.run(
-        runs.command("chat", run, "--generation", "0"),
-        input="/quit\n",
-        capture_output=True,
-        text=True,
-        env=runs.environment(),
-        timeout=BOUND,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    first, prompt, base, tuned = done.stdout.splitlines()
+    first, prompt, base, tuned = piped(run, "/quit\n", "--generation", "0")
     assert first == "toy: base model and generation 0"
     assert (prompt, base.split(": ")[0], tuned.split(": ")[0]) == ("prompt: /quit", "base model", "generation 0")
     assert base.split(": ")[1] == tuned.split(": ")[1]

@@ -115,8 +115,8 @@ def test_tensorboard_holds_the_metrics_and_the_configuration(tmp_path, plain):
 
 @pytest.mark.slow
 def test_wandb_without_a_key_writes_the_metrics_the_completions_and_the_configuration(tmp_path, plain):
-    nobody = {"WANDB_API_KEY": "", "NETRC": str(tmp_path / "none"), "HOME": str(tmp_path)}
-    root = reported(tmp_path, "wandb", WANDB_DIR=str(tmp_path), **nobody)
+    anonymous = {"WANDB_API_KEY": "", "NETRC": str(tmp_path / "none"), "HOME": str(tmp_path)}
+    root = reported(tmp_path, "wandb", WANDB_DIR=str(tmp_path), **anonymous)
     (file,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
     held: Values = {}
     config, tables = {}, 0

@@ -6,12 +6,13 @@ model to θ.  A second engine would take the memory of another model; the change
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from seedtune.config.config import Config
 from seedtune.engines.base import BASE, Engine
 from seedtune.errors import DataError, EngineError
-from seedtune.types import UNPERTURBED, Job, Message, Prompt, Sampling, Update
+from seedtune.rollouts.prompts import sampling_of
+from seedtune.types import UNPERTURBED, Job, Message, Prompt, Update
 
 FULL = "(the conversation fills the model's context; /reset begins a new one)"
 
@@ -26,45 +27,38 @@ class Answers:
 
 @dataclass(slots=True)
 class Conversation:
-    """What was said to both models and what each answered; each model reads its own answers only."""
+    """The messages to both models and the answers of each; each model reads its own answers only."""
 
     engine: Engine
     config: Config
     temperature: float = 0.0
     max_tokens: int = 256
-    _said: tuple[list[Message], list[Message]] = field(default_factory=lambda: ([], []))
+    _histories: tuple[list[Message], list[Message]] = field(default_factory=lambda: ([], []))
 
     @property
     def turn(self) -> int:
         """The number of messages answered since the beginning."""
-        return sum(message["role"] == "user" for message in self._said[0])
+        return sum(message["role"] == "user" for message in self._histories[0])
 
     def reset(self) -> None:
         """Begin a new conversation."""
-        for said in self._said:
-            said.clear()
+        for history in self._histories:
+            history.clear()
 
     def say(self, text: str) -> Answers:
         """Return both models' answers to a message; DataError if the model cannot read it, and then it was not said."""
         before = self.turn
         answers = []
-        for said, shift in zip(self._said, (BASE, None), strict=True):
-            answers.append(self._answer([*said, {"role": "user", "content": text}], shift, before))
-        for said, answer in zip(self._said, answers, strict=True):
-            said += [{"role": "user", "content": text}, {"role": "assistant", "content": answer}]
+        for history, shift in zip(self._histories, (BASE, None), strict=True):
+            answers.append(self._answer([*history, {"role": "user", "content": text}], shift, before))
+        for history, answer in zip(self._histories, answers, strict=True):
+            history += [{"role": "user", "content": text}, {"role": "assistant", "content": answer}]
         return Answers(*(answer or FULL if before else answer for answer in answers))
 
     def _answer(self, messages: list[Message], shift: Update | None, turn: int) -> str:
-        config = self.config
-        sampling = Sampling(
-            max_tokens=self.max_tokens,
-            temperature=self.temperature,
-            top_p=config.top_p,
-            stop=config.stop,
-            seed=config.seed,
-            stop_token_ids=config.stop_token_ids,
-        )
-        prompt = Prompt(0, self._content(messages), config.chat_template_kwargs, turn=turn)
+        sampling = sampling_of(self.config)
+        sampling = replace(sampling, max_tokens=self.max_tokens, temperature=self.temperature, samples=1)
+        prompt = Prompt(0, self._content(messages), self.config.chat_template_kwargs, turn=turn)
         job = Job(0, 0.0, (UNPERTURBED,), (prompt,), sampling, shift)
         for rollout in self.engine.evaluate([job]):
             return rollout.text

@@ -63,7 +63,7 @@ def check_events(callback: Any) -> None:
     unknown = next((name for name in handled if name not in known and (handles_none or suggest(name, missing))), None)
     if not handles_none and unknown is None and not isinstance(callback, type):
         return
-    why = "is a class: give an instance" if isinstance(callback, type) else "hears of no event"
+    why = "is a class: give an instance" if isinstance(callback, type) else "has no method for an event"
     raise ConfigError(
         f"the callback {callback!r} {why if unknown is None else f'waits for {unknown}, which is no event'}."
         f"{suggest(unknown or '', known)} The events are {', '.join(known)}."
