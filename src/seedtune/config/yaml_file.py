@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -112,3 +112,12 @@ def _assign(settings: dict[str, Any], path: list[str], value: Any, item: str) ->
         settings[key] = dict(section)
         settings = settings[key]
     settings[path[-1]] = value
+
+
+def dotted(settings: Mapping[str, Any], before: str = "") -> dict[str, Any]:
+    """Return nested settings by the names that `override` takes, such as ``transformers.device``."""
+    found: dict[str, Any] = {}
+    for name, value in settings.items():
+        inner = isinstance(value, Mapping) and value
+        found |= dotted(value, f"{before}{name}.") if inner else {f"{before}{name}": value}
+    return found

