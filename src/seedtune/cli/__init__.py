@@ -54,9 +54,7 @@ def _run() -> None:
     except SeedtuneError as error:
         error_console().print("error: " + " ".join(str(error).splitlines()))
         sys.exit(1)
-    except (KeyboardInterrupt, SystemError) as error:
-        if isinstance(error, SystemError) and not interrupted.is_set():  # else of a second Ctrl-C inside readline
-            raise
+    except KeyboardInterrupt:
         error_console().print("stopped.")
         sys.exit(130)
 

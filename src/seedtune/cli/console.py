@@ -10,6 +10,7 @@ import logging
 import math
 import os
 import re
+import select
 import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
@@ -21,6 +22,8 @@ from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
+
+from seedtune import activities
 
 PLAIN_WIDTH = 200
 """Columns if the output is a file or a pipe, so that tables are not cut to the width of an absent terminal."""
@@ -86,6 +89,20 @@ class LogLines(logging.Handler):
 def say(line: str) -> None:
     """Print one line of results, without wrapping."""
     console().print(line, soft_wrap=True)
+
+
+def read_line(question: str) -> str:
+    """Ask on the terminal and return the line that is typed.  Raises EOFError at the end of input (Ctrl-D).
+
+    ``input`` alone would notice a Ctrl-C typed right after the question with the next key only: its signal may come
+    before the read begins, which nothing then interrupts.
+    """
+    sys.stdout.write(question)
+    sys.stdout.flush()
+    with activities.asking():
+        while not select.select([sys.stdin], [], [], 0.1)[0]:
+            pass
+        return input()
 
 
 def say_json(value: Any) -> None:

@@ -150,8 +150,6 @@ def on_terminal(run: Path, typed: list[str], *, columns: int) -> tuple[int, str]
     deadline = time.monotonic() + BOUND
     while time.monotonic() < deadline:
         if not select.select([terminal], [], [], 1.0)[0]:
-            if not waiting:  # a Ctrl-C right after the prompt waits inside readline for another key
-                os.write(terminal, typed[-1].encode())
             continue
         try:
             part = os.read(terminal, 1 << 16)

@@ -135,10 +135,7 @@ def talk(place: Path, *turns: tuple[str, str]) -> tuple[int, str]:
     for question, typed in (*turns, (None, "")):
         while question is None or question not in shown[answered:]:
             try:
-                seconds = BOUND if question is not None else 1.0
-                while not select.select([terminal], [], [], seconds)[0] and process.poll() is None and turns:
-                    os.write(terminal, turns[-1][1].encode())  # a Ctrl-C right after the question waits for another key
-                part = os.read(terminal, 1 << 16)
+                part = os.read(terminal, 1 << 16) if select.select([terminal], [], [], BOUND)[0] else b""
             except OSError:  # the process has ended
                 part = b""
             if not part:

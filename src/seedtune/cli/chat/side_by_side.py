@@ -11,7 +11,7 @@ import typer
 from rich.table import Table
 
 from seedtune import activities
-from seedtune.cli.console import console, error_console, plain, say
+from seedtune.cli.console import console, error_console, plain, read_line, say
 from seedtune.cli.options import Generation, LocalSets, RunFolder, bounded
 from seedtune.cli.progress import ReplayProgress
 from seedtune.errors import ConfigError, DataError
@@ -99,8 +99,7 @@ def _lines(*, asks: bool) -> Iterator[str]:
         return
     while True:
         try:
-            with activities.asking():
-                line = input("> ")
+            line = read_line("> ")
         except EOFError:
             say("")
             return

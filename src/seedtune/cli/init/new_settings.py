@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from seedtune import activities
-from seedtune.cli.console import error_console, say
+from seedtune.cli.console import error_console, read_line, say
 from seedtune.cli.options import path
 from seedtune.errors import ConfigError, RunError, SeedtuneError, storage_cause
 
@@ -74,8 +73,7 @@ def ask(question: str, default: str | None, check: Callable[[str], object]) -> s
     """Ask until an answer passes ``check``, which raises a SeedtuneError that is shown; Ctrl-D ends the command."""
     while True:
         try:
-            with activities.asking():
-                given = input(f"{question}{f' [{default}]' if default else ''}: ").strip()
+            given = read_line(f"{question}{f' [{default}]' if default else ''}: ").strip()
         except EOFError:
             say("")
             raise typer.Exit(130) from None
