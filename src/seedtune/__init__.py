@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from seedtune.planning.probe import Probe as Probe
     from seedtune.planning.probe import probe_config as probe_config
     from seedtune.run.artifacts.diff import diff_runs as diff_runs
-    from seedtune.run.artifacts.export import Rights as Rights
     from seedtune.run.artifacts.export import export_run as export_run
+    from seedtune.run.artifacts.model_card import Rights as Rights
     from seedtune.run.artifacts.pack import pack_run as pack_run
     from seedtune.run.artifacts.pack import unpack_run as unpack_run
     from seedtune.run.artifacts.verify import verify_run as verify_run
@@ -47,7 +47,8 @@ _EXPORTS = {
     "planning.plan": ("Forecast", "plan_config"),
     "planning.probe": ("Probe", "probe_config"),
     "run.artifacts.diff": ("diff_runs",),
-    "run.artifacts.export": ("Rights", "export_run"),
+    "run.artifacts.export": ("export_run",),
+    "run.artifacts.model_card": ("Rights",),
     "run.artifacts.pack": ("pack_run", "unpack_run"),
     "run.artifacts.verify": ("verify_run",),
     "run.callbacks.base": ("Callback", "TrainerControl"),

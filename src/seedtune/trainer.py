@@ -155,11 +155,11 @@ class ESTrainer:
         or ``best:METRIC``.  Raises RunError if ``output_dir`` is not empty or there is no such generation, StorageError
         if it cannot be written, and the errors of `load`.
         """
-        from seedtune.run.artifacts.export import check_output, write_export
+        from seedtune.run.artifacts.export import check_output, provenance, write_export
 
         check_output(Path(output_dir))
         with self.session.at(generation) as (engine, goal):
-            write_export(engine, self.config, goal, Path(output_dir), dtype=dtype)
+            write_export(engine, provenance(self.config, goal, self.paths.root), Path(output_dir), dtype=dtype)
 
     # ---------------------------------------------------------------- the loop
 

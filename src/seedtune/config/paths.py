@@ -11,8 +11,8 @@ from typing import Annotated
 
 from pydantic import AfterValidator
 
-BUILTIN_MODELS = frozenset({"smollm2-135m"})
-"""Models that come in a Python package; a folder of such a name is written ``./NAME``."""
+BUILTIN_MODELS = {"smollm2-135m": "apache-2.0"}
+"""Models that come in a Python package, and their licences; a folder of such a name is written ``./NAME``."""
 
 _IMPOSSIBLE = re.compile(rb"\A\Z|\0|\xed[\xa0-\xbf]|[^/]{256}|.{4096}", re.DOTALL)
 """No path, or one with a NUL, half a character, or more bytes than Linux takes: libraries fail in many ways."""

@@ -100,7 +100,7 @@ def test_a_name_stays_a_name(folder):
     for name in ("smollm2-135m", "org"):
         (folder / name / "name").mkdir(parents=True)
     (folder / "smollm2-135m" / "config.json").touch()
-    assert {Config(model=name).model for name in BUILTIN} == paths.BUILTIN_MODELS == set(BUILTIN)
+    assert {Config(model=name).model for name in BUILTIN} == set(paths.BUILTIN_MODELS) == set(BUILTIN)
     assert Config(model="org/name").model == "org/name"
     assert Config(train_dataset={"path": "openai/gsm8k"}).train_dataset.path == "openai/gsm8k"
     assert Config(environment="module.Class").environment == "module.Class"

@@ -7,33 +7,15 @@ import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from safetensors import SafetensorError
 
 from seedtune.config.config import Config
-from seedtune.config.foreign_data import dump_yaml
-from seedtune.config.paths import id_and_revision, is_folder, public_name
 from seedtune.engines.base import Engine
 from seedtune.errors import RunError, StorageError, storage_cause
-from seedtune.run import recorded_config, replay
-from seedtune.types import __version__
-
-
-@dataclass(frozen=True, slots=True)
-class Rights:
-    """Licences of the base model and of the fine-tune, and a note, as far as they are known."""
-
-    base_licence: str | None = None
-    licence: str | None = None
-    note: str | None = None
-
-    def text(self) -> str:
-        """Return the text for the model card."""
-        base = f" ({self.base_licence})" if self.base_licence else ""
-        own = f" Licence of the fine-tune: {self.licence}." if self.licence else ""
-        note = f"\n\n{self.note}" if self.note else ""
-        return f"The licence of the base model{base} applies.{own}{note}"
+from seedtune.run import directory, recorded_config, replay
+from seedtune.run.artifacts.hub_cache import licence_of, pinned
+from seedtune.run.artifacts.model_card import Provenance, Repository, Rights, card
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +51,7 @@ def export_run(
     recorded, watch = replay.RecordedRun.read(root), replay.Stopwatch(progress)
     goal = replay.goal_of(root, recorded.contents.generations, generation)
     with recorded.weights(recorded_config.for_weights(recorded.config, sets), goal, watch) as engine:
-        write_export(engine, recorded.config, goal, target, dtype=dtype)
+        write_export(engine, provenance(recorded.config, goal, root), target, dtype=dtype)
     return Export(goal, watch.updates, watch.seconds)
 
 
@@ -79,8 +61,16 @@ def check_output(output: Path) -> None:
         raise RunError(f"the output folder {str(output)!r} is not empty. Choose another --output.")
 
 
+def provenance(config: Config, generation: int, root: Path, rights: Rights | None = None) -> Provenance:
+    """Return what the card of a run's model says, with the held-out evaluations in its directory ``root``."""
+    rights = rights or Rights()
+    known = Rights(rights.base_licence or licence_of(config.model), rights.licence, rights.note)
+    evaluations = directory.read_lines(directory.RunPaths(root).metrics)
+    return Provenance(config, generation, known, evaluations, pinned(config.model))
+
+
 def write_export(
-    engine: Engine, config: Config, generation: int, output: Path, *, dtype: str | None, rights: Rights | None = None
+    engine: Engine, made: Provenance, output: Path, *, dtype: str | None, to: Repository | None = None
 ) -> None:
     """Write model, tokenizer and card atomically; on StorageError nothing is left behind."""
     check_output(output)
@@ -90,7 +80,7 @@ def write_export(
             part = Path(scratch) / "model"
             part.mkdir()
             engine.export(part, dtype)
-            (part / "README.md").write_text(_card(engine, config, generation, rights or Rights()), encoding="utf-8")
+            (part / "README.md").write_text(card(made, engine.fingerprint(), to=to), encoding="utf-8")
             if output.exists():
                 output.rmdir()
             shutil.move(part, output)
@@ -99,24 +89,3 @@ def write_export(
         raise StorageError(
             f"cannot write the model to {str(output)!r}: {cause}. {fix}, or choose another folder."
         ) from error
-
-
-def _card(engine: Engine, config: Config, generation: int, rights: Rights) -> str:
-    """Return the model card: metadata of the Hub, how the model was made, and its licences."""
-    licence = rights.licence or rights.base_licence
-    front: dict[str, Any] = {"library_name": "transformers", "tags": ["seedtune", "evolution-strategies"]}
-    front |= {} if is_folder(config.model) else {"base_model": id_and_revision(config.model)[0]}
-    front |= {"license": licence} if licence else {}
-    perturbation = f"{config.perturbation} perturbation"
-    perturbation += f" of rank {config.rank}" if config.perturbation == "lowrank" else ""
-    return f"""---
-{dump_yaml(front)}---
-
-# {public_name(config.model)}, fine-tuned by evolution strategies
-
-Made with [seedtune](https://pypi.org/project/seedtune/) {__version__} (arXiv 2509.24372): no gradients,
-{generation} generations of {config.population} members, σ {config.sigma}, α {config.step_words()}, {perturbation},
-task `{config.identity()["task"]}`, seed {config.seed}.
-
-Weights fingerprint `{engine.fingerprint()}`. {rights.text()}
-"""

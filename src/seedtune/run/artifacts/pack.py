@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from contextlib import closing, suppress
+from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 from seedtune import activities, engines
 from seedtune.config import trusted_settings
 from seedtune.config.config import Config
-from seedtune.config.foreign_data import parse_json, parse_yaml
-from seedtune.config.paths import id_and_revision, in_full, public_name
+from seedtune.config.paths import in_full
 from seedtune.engines.base import Engine, EngineInfo
 from seedtune.errors import ConfigError, LedgerError, PackError, RunError, StorageError, storage_cause
 from seedtune.numerics.machine import disk
 from seedtune.run import directory, ledger, recorded_config, replay
 from seedtune.run.artifacts import pack_format
-from seedtune.run.artifacts.export import Export, Rights, check_output, write_export
+from seedtune.run.artifacts.export import Export, check_output, write_export
+from seedtune.run.artifacts.hub_cache import licence_of, pinned
+from seedtune.run.artifacts.model_card import Provenance, Rights
 from seedtune.run.artifacts.pack_format import About, Pack
 from seedtune.run.lineage import Lineage
 from seedtune.types import __version__
@@ -75,7 +75,7 @@ def _about(contents: ledger.Contents, lineage: Lineage, goal: int, fingerprint: 
     return About(
         seedtune=__version__,
         noise=header.noise,
-        model=public_name(header.model),
+        model=pinned(header.model),
         base_fingerprint=header.base_fingerprint,
         resolved_weights_dtype=header.resolved_weights_dtype,
         config={key: config[key] for key in kept if key in config},
@@ -92,32 +92,6 @@ def _waypoints(contents: ledger.Contents, goal: int, lineage: Lineage) -> dict[s
     before = sorted(done for done in contents.fingerprints if done < goal and lineage.reaches(done, goal))
     chosen = {before[len(before) * k // _WAYPOINTS] for k in range(_WAYPOINTS)} if before else set()
     return {str(done): contents.fingerprints[done] for done in sorted(chosen)}
-
-
-def licence_of(model: str) -> str | None:
-    """Read the licence from a base model's card or config.json; None if there is none on this machine."""
-    folder = Path(model).expanduser()
-    card = _metadata(folder / "README.md" if folder.is_dir() else model)
-    stated = card.get("license_name") if card.get("license") == "other" else card.get("license")
-    if not isinstance(stated, str):
-        with suppress(OSError, ValueError, AttributeError):
-            stated = parse_json((folder / "config.json").read_bytes()).get("license")
-    return stated if isinstance(stated, str) else None
-
-
-def _metadata(card: Path | str) -> dict[str, Any]:
-    """Read the metadata of a card, or of the card of a Hugging Face id if it was downloaded with the model."""
-    from huggingface_hub import try_to_load_from_cache
-    from huggingface_hub.repocard import REGEX_YAML_BLOCK
-
-    with suppress(OSError, ValueError):
-        place, options = id_and_revision(str(card))
-        found = try_to_load_from_cache(place, "README.md", **options) if isinstance(card, str) else card
-        text = Path(found).read_text("utf-8-sig", "replace") if isinstance(found, str | Path) else ""
-        front = REGEX_YAML_BLOCK.search(text)
-        stated = parse_yaml(front.group(2)) if front else None
-        return stated if isinstance(stated, dict) else {}
-    return {}
 
 
 def _write(target: Path, data: bytes) -> None:
@@ -160,7 +134,7 @@ def unpack_run(
         _rebuild(path, pack, engine, watch)
         rights = Rights(about.base_licence, about.licence, about.note)
         named = config.model_copy(update={"model": about.model})  # a text of the card: not a path of this machine
-        write_export(engine, named, about.generations, target, dtype=dtype, rights=rights)
+        write_export(engine, Provenance(named, about.generations, rights), target, dtype=dtype)
     return Export(about.generations, watch.updates, watch.seconds)
 
 
