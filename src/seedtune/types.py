@@ -5,10 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib import metadata
 from itertools import product
 from typing import Any, Literal, NamedTuple
 
-__version__ = "0.1.0"
+try:
+    __version__ = metadata.version("seedtune")  # from git tags, when the package was built
+except metadata.PackageNotFoundError:  # a checkout on PYTHONPATH
+    __version__ = "0+unknown"
 
 Message = Mapping[str, str]
 """One chat message: ``{"role": "user", "content": "..."}``."""

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import runs
-from seedtune import diff_runs
+from seedtune import __version__, diff_runs
 from seedtune.run import directory
 from seedtune.trainer import ESTrainer
 
@@ -40,7 +40,7 @@ def test_what_results_do_not_depend_on_is_no_difference(command, run, copy):
     assert code == 0
     assert output.splitlines() == [
         "note: base model is named toy and elsewhere/toy",
-        "note: made by seedtune 0.1.0 and 0.0.9",
+        f"note: made by seedtune {__version__} and 0.0.9",
         "equal: 5 generations and 3 recorded fingerprints",
     ]
 
