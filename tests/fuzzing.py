@@ -28,7 +28,7 @@ import numpy as np
 import runs
 from damage import absurd, damaged, pick, resealed, text
 from models import save_family
-from seedtune import ESTrainer, diff_runs, pack_run, unpack_run, verify_run
+from seedtune import ESTrainer, apply_pack, diff_runs, pack_run, verify_run
 from seedtune.cli.ray import wish_of
 from seedtune.config.config import Config
 from seedtune.config.data_and_rewards import DatasetSettings, JudgeSettings
@@ -132,7 +132,7 @@ def a_pack(files: Files, draw: np.random.Generator) -> None:
         data = sealed + body + hashlib.blake2b(sealed + body, digest_size=pack_format.DIGEST).digest()
     with files.holding(files.pack, data):
         try:
-            unpack_run("toy", files.pack, files.root / "unpacked")
+            apply_pack(files.pack, files.root / "unpacked")
         finally:
             shutil.rmtree(files.root / "unpacked", ignore_errors=True)
 

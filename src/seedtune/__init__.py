@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from seedtune.run.artifacts.diff import diff_runs as diff_runs
     from seedtune.run.artifacts.export import export_run as export_run
     from seedtune.run.artifacts.model_card import Rights as Rights
+    from seedtune.run.artifacts.pack import apply_pack as apply_pack
     from seedtune.run.artifacts.pack import pack_run as pack_run
-    from seedtune.run.artifacts.pack import unpack_run as unpack_run
     from seedtune.run.artifacts.verify import verify_run as verify_run
     from seedtune.run.callbacks.base import Callback as Callback
     from seedtune.run.callbacks.base import TrainerControl as TrainerControl
@@ -49,7 +49,7 @@ _EXPORTS = {
     "run.artifacts.diff": ("diff_runs",),
     "run.artifacts.export": ("export_run",),
     "run.artifacts.model_card": ("Rights",),
-    "run.artifacts.pack": ("pack_run", "unpack_run"),
+    "run.artifacts.pack": ("apply_pack", "pack_run"),
     "run.artifacts.verify": ("verify_run",),
     "run.callbacks.base": ("Callback", "TrainerControl"),
     "run.callbacks.early_stopping": ("EarlyStopping",),

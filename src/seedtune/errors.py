@@ -70,6 +70,10 @@ class PackError(SeedtuneError):
     """A packed fine-tune is damaged, has too new a format, or belongs to another base model."""
 
 
+class HubError(SeedtuneError):
+    """The Hugging Face hub cannot be reached, or refuses a repository."""
+
+
 class StorageError(SeedtuneError):
     """Writing to the run directory failed (disk full, no permission)."""
 

@@ -161,6 +161,34 @@ class ESTrainer:
         with self.session.at(generation) as (engine, goal):
             write_export(engine, provenance(self.config, goal, self.paths.root), Path(output_dir), dtype=dtype)
 
+    def push_to_hub(  # noqa: PLR0913 - transformers' parameters, and ours
+        self,
+        repo_id: str | None = None,
+        commit_message: str = "End of training",
+        *,
+        private: bool | None = None,
+        token: str | None = None,
+        pack: bool = False,
+        dtype: str | None = None,
+        generation: int | str | None = None,
+    ) -> str:
+        """Push the current model, or the one after ``generation``, to the Hugging Face hub; return the commit's URL.
+
+        ``repo_id`` is ``user/name``, or ``name`` of the token's owner; by default the name of ``output_dir``.  With
+        ``pack`` the few kilobytes that rebuild the model from its base are pushed in place of weights.  The run's
+        ledger and a card go with both.  Raises HubError if there is no token or the hub refuses, RunError or
+        LedgerError without a run in ``output_dir``, and the errors of `save_model`.
+        """
+        from seedtune.run.artifacts.hub import Destination
+        from seedtune.run.artifacts.push import What, push_engine, push_run
+
+        root = self.paths.root
+        to, what = Destination(repo_id or root.name, private, commit_message, token), What(generation, pack, dtype)
+        if pack:
+            return push_run(root, to, what).url
+        with self.session.at(generation) as (engine, goal):
+            return push_engine(root, engine, to, what, goal).url
+
     # ---------------------------------------------------------------- the loop
 
     def _loop(self, start: Start) -> None:

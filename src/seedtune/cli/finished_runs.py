@@ -22,6 +22,12 @@ if TYPE_CHECKING:
 
 DTYPES = ("float32", "bfloat16", "float16")
 
+Licence = Annotated[str | None, typer.Option("--licence", "--license", help="Licence of the fine-tune.")]
+BaseLicence = Annotated[
+    str | None, typer.Option(help="Licence of the base model; by default what its own card states.")
+]
+Note = Annotated[str | None, typer.Option(help="Attribution, or anything a reader should know.")]
+
 
 def export(
     run: RunFolder,
@@ -103,17 +109,15 @@ def pack(
     run: RunFolder,
     output: Annotated[Path, typer.Option("--output", "-o", parser=path, help="File to write, say my-model.pack.")],
     generation: Generation = None,
-    licence: Annotated[str | None, typer.Option("--licence", "--license", help="Licence of the fine-tune.")] = None,
-    base_licence: Annotated[
-        str | None, typer.Option(help="Licence of the base model; by default what its own card states.")
-    ] = None,
-    note: Annotated[str | None, typer.Option(help="Attribution, or anything a reader should know.")] = None,
+    licence: Licence = None,
+    base_licence: BaseLicence = None,
+    note: Note = None,
     sets: LocalSets = None,
 ) -> None:
     """Write a fine-tune as one small file: kilobytes, whatever the size of the model.
 
     It holds the base model's fingerprint, the seeds and the coefficients; no rewards, prompts or answers.
-    With the base model, it gives the same weights, bit for bit: seedtune unpack BASE FILE -o DIR
+    With the base model, it gives the same weights, bit for bit: seedtune apply FILE -o DIR
 
     The first line of the file is JSON that says what it is: head -n 1 FILE
     """
@@ -125,13 +129,15 @@ def pack(
     say(f"base model {about.model}, fingerprint {about.base_fingerprint}")
     if about.base_licence is None:
         say("no licence of the base model was found: state it with --base-licence if you give the file away")
-    say(f"rebuild it with: seedtune unpack BASE {shlex.quote(str(output))} -o MODEL")
+    say(f"rebuild it with: seedtune apply {shlex.quote(str(output))} -o MODEL")
 
 
-def unpack(
-    base: Annotated[str, typer.Argument(metavar="BASE", help="The base model: folder, id or built-in name.")],
-    file: Annotated[Path, typer.Argument(parser=path, metavar="FILE", help="What 'seedtune pack' wrote.")],
+def apply_pack(
+    pack: Annotated[str, typer.Argument(metavar="PACK", help="USER/NAME on the hub, or a file of 'seedtune pack'.")],
     output: OutputFolder,
+    model: Annotated[
+        str | None, typer.Option(help="The base model: folder, id or built-in name; by default what the pack names.")
+    ] = None,
     dtype: Dtype = None,
     sets: LocalSets = None,
 ) -> None:
@@ -139,12 +145,51 @@ def unpack(
 
     The tensors are those of 'seedtune export' where it was trained, bit for bit.  A truncated or edited file,
     one of a newer format, another base model, or weights that come out otherwise are refused, and nothing is
-    written.
+    written.  USER/NAME@REVISION is an earlier state of a repository.
     """
     _check_dtype(dtype)
     with ReplayProgress(console()) as progress:
-        done = seedtune.unpack_run(base, file, output, dtype=dtype, sets=sets or (), progress=progress)
+        done = seedtune.apply_pack(str(path(pack)), output, base=model, dtype=dtype, sets=sets or (), progress=progress)
     _say_exported(done, output)
+
+
+def push(
+    run: RunFolder,
+    repository: Annotated[str, typer.Argument(metavar="USER/NAME", help="The repository, new or pushed before.")],
+    is_pack: Annotated[bool, typer.Option("--pack", help="Push a pack of kilobytes instead of the weights.")] = False,
+    generation: Generation = None,
+    dtype: Dtype = None,
+    private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
+    message: Annotated[str, typer.Option("--message", "-m", help="Message of the commit.")] = "End of training",
+    licence: Licence = None,
+    base_licence: BaseLicence = None,
+    note: Note = None,
+    sets: LocalSets = None,
+) -> None:
+    """Push a fine-tune to the Hugging Face hub: the model, or with --pack the few kilobytes that rebuild it.
+
+    With it go a model card and the run's ledger: rewards, seeds, coefficients and settings, no prompts or
+    answers and no paths of this machine.  Log in with 'hf auth login', or set HF_TOKEN.
+
+    A push is one commit: whatever stops it, the repository is unchanged, and the next try sends only what the
+    hub does not have.
+    """
+    from seedtune.run.artifacts.hub import Destination
+    from seedtune.run.artifacts.push import What, push_run
+
+    _check_dtype(dtype)
+    if is_pack and dtype is not None:
+        raise ConfigError(f"--dtype {dtype} is for weights, and --pack pushes none. Give it to 'seedtune apply'.")
+    to = Destination(repository, private=private or None, commit_message=message)
+    what = What(generation, is_pack, dtype, seedtune.Rights(base_licence, licence, note))
+    with ReplayProgress(console()) as progress:
+        done = push_run(run, to, what, sets=sets or (), progress=progress)
+    say(f"pushed {'the pack' if is_pack else 'the model'} after generation {done.generation}, {done.bytes:,} bytes")
+    say(done.url)
+    if is_pack:
+        say(f"rebuild it with: seedtune apply {done.repo_id} -o MODEL")
+    else:
+        say(f'load it with: AutoModelForCausalLM.from_pretrained("{done.repo_id}")')
 
 
 def _check_dtype(dtype: str | None) -> None:

@@ -158,7 +158,7 @@ def test_code_of_a_model_runs_only_if_the_user_says_so(model_with_code, tmp_path
     pack = pack_format.read(tmp_path / "a.pack")
     about = dataclasses.replace(pack.about, config={**pack.about.config, "trust_remote_code": True})
     (tmp_path / "forged.pack").write_bytes(pack_format.dump(dataclasses.replace(pack, about=about)))
-    message = failure("unpack", model_with_code, tmp_path / "forged.pack", "-o", tmp_path / "out")
+    message = failure("apply", tmp_path / "forged.pack", "--model", model_with_code, "-o", tmp_path / "out")
     assert "trust_remote_code" in message
     assert "--set trust_remote_code=true" in failure("resume", root)
     assert recorded_config.run_config(root).trust_remote_code is False
@@ -183,7 +183,7 @@ def test_forged_texts_of_a_folder_and_a_pack_do_not_reach_the_terminal(tmp_path,
         ("inspect", root),
         ("diff", root, other),
         ("pack", root, "-o", tmp_path / "c.pack"),
-        ("unpack", "toy", tmp_path / "b.pack", "-o", tmp_path / "out", "--set", "toy.size=4"),
+        ("apply", tmp_path / "b.pack", "-o", tmp_path / "out", "--set", "toy.size=4"),
     ):
         _, output, errors = command(*arguments)
         assert "[2J" in output + errors

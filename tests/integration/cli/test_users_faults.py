@@ -191,7 +191,7 @@ CASES: dict[str, tuple[tuple[str, ...], str]] = {
     "a folder that is full": (("export", "run", "-o", "tiny"), "tiny"),
     "no run": (("verify", "tiny"), "tiny"),
     "a second start": (("train", "taken.yaml"), "run"),
-    "no pack": (("unpack", "toy", "fine.jsonl", "-o", "out"), "fine.jsonl"),
+    "no pack": (("apply", "fine.jsonl", "-o", "out"), "fine.jsonl"),
     "no such run": (("resume", "nowhere"), "nowhere"),
 }
 

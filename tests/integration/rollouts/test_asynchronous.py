@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import runs
-from seedtune import diff_runs, engines, export_run, pack_run, tasks, unpack_run, verify_run
+from seedtune import apply_pack, diff_runs, engines, export_run, pack_run, tasks, verify_run
 from seedtune.engines.toy.engine import ToyEngine
 from seedtune.errors import EngineError, LedgerError, RunError
 from seedtune.run import directory, ledger, recorded_config
@@ -97,7 +97,7 @@ def test_the_ledger_says_that_it_is_of_such_a_run_and_other_engines_verify_it(la
 
 def test_export_and_pack_give_the_weights_that_training_had(late, tmp_path):
     pack_run(late, tmp_path / "late.pack")
-    unpack_run("toy", tmp_path / "late.pack", tmp_path / "applied")
+    apply_pack(tmp_path / "late.pack", tmp_path / "applied")
     export_run(late, tmp_path / "exported")
     applied, exported = (tmp_path / name / "model.safetensors" for name in ("applied", "exported"))
     assert applied.read_bytes() == exported.read_bytes()

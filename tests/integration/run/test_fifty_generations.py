@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 import models
 import runs
 from scores import variety
-from seedtune import ESConfig, ESTrainer, diff_runs, export_run, pack_run, unpack_run, verify_run
+from seedtune import ESConfig, ESTrainer, apply_pack, diff_runs, export_run, pack_run, verify_run
 from seedtune.engines import base as engines_base
 from seedtune.errors import LedgerError, PackError
 from seedtune.numerics.kernels import cpu
@@ -129,7 +129,7 @@ def test_the_export_of_a_generation_is_the_run_stopped_there(run, stopped, tmp_p
 def test_a_pack_applied_to_the_base_is_the_export(run, base, tmp_path, generation):
     pack_run(run, tmp_path / "pack", generation=generation)
     moved = shutil.copytree(base, tmp_path / "moved")
-    unpack_run(str(moved), tmp_path / "pack", tmp_path / "applied", sets=["transformers.device=cpu"])
+    apply_pack(tmp_path / "pack", tmp_path / "applied", base=str(moved), sets=["transformers.device=cpu"])
     export_run(run, tmp_path / "exported", generation=generation)
     assert_same_model(tmp_path / "applied", tmp_path / "exported")
     assert (tmp_path / "applied" / "tokenizer.json").is_file()
@@ -152,7 +152,7 @@ def test_a_flipped_bit_of_the_base_model_is_named_by_both_fingerprints(run, base
         verify_run(run, model=str(other))
     pack_run(run, tmp_path / "pack")
     with pytest.raises(PackError, match=f"with fingerprint {recorded}, but '{other}' has [0-9a-f]+. Give the same"):
-        unpack_run(str(other), tmp_path / "pack", tmp_path / "model")
+        apply_pack(tmp_path / "pack", tmp_path / "model", base=str(other))
     assert not (tmp_path / "model").exists()
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import runs
-from seedtune import export_run, pack_run, unpack_run, verify_run
+from seedtune import apply_pack, export_run, pack_run, verify_run
 from seedtune.errors import LedgerError
 from seedtune.run import directory, ledger, recorded_config
 from seedtune.run.lineage import Lineage
@@ -100,7 +100,7 @@ def test_a_wrong_fingerprint_on_the_branch_that_was_left_is_found(root):
 
 def test_a_pack_and_every_export_have_the_bits_of_the_run(root, tmp_path):
     pack_run(root, tmp_path / "file.pack")
-    unpack_run("toy", tmp_path / "file.pack", tmp_path / "applied")
+    apply_pack(tmp_path / "file.pack", tmp_path / "applied")
     export_run(root, tmp_path / "exported")
     one, two = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("applied", "exported"))
     assert one == two

@@ -13,7 +13,7 @@ import pytest
 import runs
 from models import save_family
 from ray_workers import At, alone, inline, ray_config
-from seedtune import diff_runs, export_run, pack_run, unpack_run, verify_run
+from seedtune import apply_pack, diff_runs, export_run, pack_run, verify_run
 from seedtune.config.config import Config
 from seedtune.engines.ray.worker_spec import WorkerSpec
 from seedtune.engines.toy.engine import ToyEngine
@@ -178,7 +178,7 @@ def test_a_run_of_another_machine_is_verified_packed_unpacked_exported_and_evalu
     begun_with({**FMA32, "products": "unheard/7"}, changed)
     assert verify_run(changed).generations == 5
     pack_run(changed, tmp_path / "run.pack")
-    unpack_run("toy", tmp_path / "run.pack", tmp_path / "applied")
+    apply_pack(tmp_path / "run.pack", tmp_path / "applied")
     export_run(changed, tmp_path / "exported")
     files = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("applied", "exported")]
     assert files[0] == files[1]

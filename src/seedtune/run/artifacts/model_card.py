@@ -78,7 +78,7 @@ class Repository:
 
 def card(made: Provenance, fingerprint: str, *, to: Repository | None = None) -> str:
     """Return the card of a model with this fingerprint of its weights, or of a pack that rebuilds it."""
-    config, name = made.config, public_name(made.config.model)
+    config, name = made.config, id_and_revision(public_name(made.config.model))[0]
     perturbation = f"{config.perturbation} perturbation"
     perturbation += f" of rank {config.rank}" if config.perturbation == "lowrank" else ""
     rows = [row for row in made.evaluations if "eval_reward" in row]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from contextlib import closing
 from pathlib import Path
@@ -9,21 +10,24 @@ from pathlib import Path
 from seedtune import activities, engines
 from seedtune.config import trusted_settings
 from seedtune.config.config import Config
-from seedtune.config.paths import in_full
+from seedtune.config.paths import BUILTIN_MODELS, in_full
 from seedtune.engines.base import Engine, EngineInfo
 from seedtune.errors import ConfigError, LedgerError, PackError, RunError, StorageError, storage_cause
 from seedtune.numerics.machine import disk
 from seedtune.run import directory, ledger, recorded_config, replay
-from seedtune.run.artifacts import pack_format
+from seedtune.run.artifacts import hub, pack_format
 from seedtune.run.artifacts.export import Export, check_output, write_export
 from seedtune.run.artifacts.hub_cache import licence_of, pinned
-from seedtune.run.artifacts.model_card import Provenance, Rights
+from seedtune.run.artifacts.model_card import Provenance, Rights, hub_id
 from seedtune.run.artifacts.pack_format import About, Pack
 from seedtune.run.lineage import Lineage
 from seedtune.types import __version__
 
 _SHOWN_ON_CARD = ("task", "population", "antithetic", "sigma", "alpha", "step_size")
 """Settings that only the model card uses."""
+
+_REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+(?<!\.pack)(@[^@]+)?")
+"""A repository of the hub, perhaps with a revision."""
 
 _WAYPOINTS = 4
 """Fingerprints included besides the last one, so that a wrong replay is detected early."""
@@ -103,42 +107,61 @@ def _write(target: Path, data: bytes) -> None:
         raise StorageError(f"cannot write {str(target)!r}: {cause}. {fix}, or choose another --output.") from error
 
 
-# ------------------------------------------------------------------------------ unpack
+# ------------------------------------------------------------------------------- apply
 
 
-def unpack_run(
-    base: str,
-    file: str | Path,
+def apply_pack(
+    pack: str | Path,
     output: str | Path,
     *,
+    base: str | None = None,
     dtype: str | None = None,
     sets: Iterable[str] = (),
     progress: replay.Progress | None = None,
 ) -> Export:
     """Rebuild a packed fine-tune from its base model and write it as a Hugging Face folder.
 
-    The tensors equal those written by ``export_run`` bit for bit.  ``sets`` are ``key=value`` settings that weights do
-    not depend on (``transformers.device=cpu``).  Raises PackError, and writes nothing, if ``file`` is not a pack,
-    truncated, edited or too new, if ``base`` is another base model, or if the rebuilt weights differ.
+    ``pack`` is a file, or ``user/name`` (also ``user/name@revision``) of the hub; ``base`` is the base model's folder
+    or id, by default the id or built-in name in the pack.  The tensors equal those written by ``export_run`` bit for
+    bit.  ``sets`` are ``key=value`` settings that weights do not depend on (``transformers.device=cpu``).  Raises
+    PackError, and writes nothing, if ``pack`` is not a pack, truncated, edited or too new, if ``base`` is another base
+    model, or if the rebuilt weights differ; HubError if it cannot be downloaded.
     """
-    path, target = Path(file), Path(output)
+    target = Path(output)
     check_output(target)
-    pack = pack_format.read(path)
-    config = _config(path, pack.about, base, sets)
-    about, watch = pack.about, replay.Stopwatch(progress)
+    path = _file_of(str(pack))
+    found = pack_format.read(path)
+    about, watch = found.about, replay.Stopwatch(progress)
+    config = _config(path, about, base, sets)
     with closing(engines.create(config)) as engine:
         with recorded_config.hinting(about.config.get("engine", config.engine), config):
             with activities.doing("loading the model"):
                 info = engine.load()
             _check_base(path, about, info)
-        _rebuild(path, pack, engine, watch)
+        _rebuild(path, found, engine, watch)
         rights = Rights(about.base_licence, about.licence, about.note)
         named = config.model_copy(update={"model": about.model})  # a text of the card: not a path of this machine
         write_export(engine, Provenance(named, about.generations, rights), target, dtype=dtype)
     return Export(about.generations, watch.updates, watch.seconds)
 
 
-def _config(path: Path, about: About, base: str, sets: Iterable[str]) -> Config:
+def _file_of(name: str) -> Path:
+    """Return the file of a pack, downloaded if it is that of a repository on the hub."""
+    if Path(name).exists() or not _REPOSITORY.fullmatch(name):
+        return Path(name)
+    return hub.fetch_pack(name)
+
+
+def _base_of(path: Path, about: About) -> str:
+    """Return the base model that a pack names, if its name is an id of the hub or a built-in one."""
+    name = about.model
+    is_id = hub_id(name) is not None and ("/" in name or "@" in name or about.config.get("engine") == "toy")
+    if not (is_id or name in BUILTIN_MODELS):
+        raise PackError(f"{path} was made from a model that is not on the hub, {name!r}. Give its folder: --model BASE")
+    return name
+
+
+def _config(path: Path, about: About, base: str | None, sets: Iterable[str]) -> Config:
     """Return the settings of a pack, with the base model and the overrides of this machine."""
     try:
         recorded_config.check_noise(str(path), about.noise)
@@ -151,7 +174,7 @@ def _config(path: Path, about: About, base: str, sets: Iterable[str]) -> Config:
             f"{path} names its base model by a path, {about.model!r}: it was not written by 'seedtune pack'. Get "
             "another copy."
         )
-    return recorded_config.for_weights(packed, sets, model=base)
+    return recorded_config.for_weights(packed, sets, model=base or _base_of(path, about))
 
 
 def _check_base(path: Path, about: About, info: EngineInfo) -> None:

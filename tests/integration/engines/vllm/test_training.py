@@ -12,7 +12,7 @@ pytest.importorskip("vllm", reason="needs vLLM", exc_type=ImportError)
 
 import runs
 from models import answers, job, load_engine, text_prompts
-from seedtune import ESConfig, ESTrainer, evaluate, export_run, pack_run, unpack_run, verify_run
+from seedtune import ESConfig, ESTrainer, apply_pack, evaluate, export_run, pack_run, verify_run
 from seedtune.engines.vllm.engine_core import EngineCore
 from seedtune.errors import EngineError
 from seedtune.evaluation.models import settings_of
@@ -103,7 +103,7 @@ def test_what_a_run_is_shipped_as_needs_no_vllm_and_is_the_same_with_it(
         patch.setattr("seedtune.engines.vllm.compat.require", lambda: pytest.fail("vLLM was asked for"))
         export_run(run, tmp_path / "plain")
         pack_run(run, tmp_path / "run.pack", generation=3)
-        unpack_run(str(base), tmp_path / "run.pack", tmp_path / "applied")
+        apply_pack(tmp_path / "run.pack", tmp_path / "applied", base=str(base))
         evaluate(run, on=["toy"], config=settings_of(run, sets=["engine=transformers"]))
     export_run(run, tmp_path / "served", sets=["engine=vllm"])
     export_run(run, tmp_path / "third", generation=3, sets=["engine=vllm"])

@@ -1,4 +1,4 @@
-"""seedtune pack and unpack: the same bits elsewhere from a few kilobytes, or a reason and nothing written."""
+"""seedtune pack and apply: the same bits elsewhere from a few kilobytes, or a reason and nothing written."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import yaml
 from safetensors.numpy import load_file
 
 import runs
-from seedtune import Rights, export_run, pack_run, unpack_run
+from seedtune import Rights, apply_pack, export_run, pack_run
 from seedtune.errors import PackError
 from seedtune.run import directory, ledger, recorded_config, replay, sealing
 from seedtune.run.artifacts import pack_format
@@ -44,8 +44,8 @@ def test_a_packed_run_applied_elsewhere_is_the_export_bit_for_bit(command, run, 
     assert (code, errors) == (0, "")
     size = (tmp_path / "toy.pack").stat().st_size
     assert output.splitlines()[0] == f"packed 5 generations into {tmp_path / 'toy.pack'}, {size:,} bytes"
-    assert output.splitlines()[-1] == f"rebuild it with: seedtune unpack BASE {tmp_path / 'toy.pack'} -o MODEL"
-    code, output, errors = command("unpack", "toy", tmp_path / "toy.pack", "-o", tmp_path / "applied")
+    assert output.splitlines()[-1] == f"rebuild it with: seedtune apply {tmp_path / 'toy.pack'} -o MODEL"
+    code, output, errors = command("apply", tmp_path / "toy.pack", "-o", tmp_path / "applied")
     assert (code, errors) == (0, "")
     assert output.splitlines()[0].startswith("replayed 5 generations in ")
     assert output.splitlines()[1] == f"wrote the model after generation 5 to {tmp_path / 'applied'}"
@@ -69,7 +69,7 @@ def test_a_packed_run_applied_elsewhere_is_the_export_bit_for_bit(command, run, 
 def test_runs_of_other_settings_come_back_bit_for_bit(tmp_path, settings):
     root = trained(tmp_path / "run", **settings)
     pack_run(root, tmp_path / "pack")
-    unpack_run("toy", tmp_path / "pack", tmp_path / "applied")
+    apply_pack(tmp_path / "pack", tmp_path / "applied")
     export_run(root, tmp_path / "exported")
     assert bits(tmp_path / "applied") == bits(tmp_path / "exported")
 
@@ -81,7 +81,7 @@ def test_an_earlier_generation_is_packed_as_it_was(run, tmp_path, generation):
     # Only where the ledger has no fingerprint is there something to replay.
     assert bool(progress) == (generation not in (2, 4))
     assert len(packed.updates) == packed.about.generations == generation
-    unpack_run("toy", tmp_path / "pack", tmp_path / "applied")
+    apply_pack(tmp_path / "pack", tmp_path / "applied")
     export_run(run, tmp_path / "exported", generation=generation)
     assert bits(tmp_path / "applied") == bits(tmp_path / "exported")
 
@@ -100,7 +100,7 @@ def test_two_hundred_generations_of_thirty_two_members_take_less_than_sixty_four
     )
     pack_run(root, tmp_path / "pack")
     assert (tmp_path / "pack").stat().st_size <= 64 * 1024 / 4
-    unpack_run("toy", tmp_path / "pack", tmp_path / "applied")
+    apply_pack(tmp_path / "pack", tmp_path / "applied")
     export_run(root, tmp_path / "exported")
     assert bits(tmp_path / "applied") == bits(tmp_path / "exported")
 
@@ -126,7 +126,7 @@ def test_the_first_line_says_what_it_is_and_whose(run, tmp_path):
         "llama: 3\nx",
         "by me — see [paper]",
     )
-    unpack_run("toy", tmp_path / "pack", tmp_path / "model")
+    apply_pack(tmp_path / "pack", tmp_path / "model")
     card = (tmp_path / "model" / "README.md").read_text()
     front = yaml.safe_load(card.split("---\n")[1])
     assert (front["license"], "base_model" in front) == ("apache-2.0", False)  # a toy is no model of the hub
@@ -176,9 +176,9 @@ def test_a_model_that_is_not_on_this_machine_states_no_licence(tmp_path):
 
 
 def refused(failure, tmp_path: Path, file: Path, *, base: str = "toy") -> str:
-    """The one line of a refused ``unpack``, which has written nothing."""
+    """The one line of a refused ``apply``, which has written nothing."""
     before = set(tmp_path.rglob("*"))
-    message = failure("unpack", base, file, "-o", tmp_path / "out" / "model")
+    message = failure("apply", file, "--model", base, "-o", tmp_path / "out" / "model")
     assert set(tmp_path.rglob("*")) == before
     return message
 
@@ -255,7 +255,7 @@ def test_forged_coefficients_are_found_by_the_fingerprint(file, tmp_path):
     changed = pack_format.Pack(pack.about, (type(first)(0, terms), *pack.updates[1:]))
     file.write_bytes(pack_format.dump(changed))
     with pytest.raises(PackError, match="after 2 generations the fingerprint is"):
-        unpack_run("toy", file, tmp_path / "model")
+        apply_pack(file, tmp_path / "model")
 
 
 def test_weights_of_another_element_type_are_refused(failure, file, tmp_path):
@@ -267,20 +267,20 @@ def test_weights_of_another_element_type_are_refused(failure, file, tmp_path):
 def test_an_output_that_is_used_is_refused_and_left_alone(failure, run, file, tmp_path):
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "old").write_text("x")
-    assert "is not empty" in failure("unpack", "toy", file, "-o", tmp_path / "model")
+    assert "is not empty" in failure("apply", file, "-o", tmp_path / "model")
     before = file.read_bytes()
     assert failure("pack", run, "-o", file) == f"'{file}' exists already. Choose another --output."
     assert file.read_bytes() == before
 
 
 def test_settings_that_the_pack_decides_cannot_be_changed(failure, file, command, tmp_path):
-    message = failure("unpack", "toy", file, "-o", tmp_path / "model", "--set", "rank=2", "--set", "seed=4")
+    message = failure("apply", file, "-o", tmp_path / "model", "--set", "rank=2", "--set", "seed=4")
     assert message == "rank: 1 → 2; seed: 0 → 4: the run is what it is. Leave that out, or start a new run with it."
-    assert command("unpack", "toy", file, "-o", tmp_path / "model", "--set", "toy.delay=0.1")[0] == 0
+    assert command("apply", file, "-o", tmp_path / "model", "--set", "toy.delay=0.1")[0] == 0
 
 
 def test_a_precision_that_cannot_be_written_is_refused(failure, file, tmp_path):
-    assert failure("unpack", "toy", file, "-o", tmp_path / "model", "--dtype", "int4").startswith("--dtype 'int4' is")
+    assert failure("apply", file, "-o", tmp_path / "model", "--dtype", "int4").startswith("--dtype 'int4' is")
     assert not (tmp_path / "model").exists()
 
 
@@ -297,7 +297,7 @@ def test_a_generation_the_run_does_not_have_is_named(failure, run, tmp_path):
 def test_the_card_of_an_applied_model_is_that_of_its_export_and_tells_how_it_was_made(tmp_path, settings, line):
     root = trained(tmp_path / "run", **settings)
     pack_run(root, tmp_path / "pack")
-    unpack_run("toy", tmp_path / "pack", tmp_path / "applied")
+    apply_pack(tmp_path / "pack", tmp_path / "applied")
     export_run(root, tmp_path / "exported")
     card, exported = ((tmp_path / name / "README.md").read_text() for name in ("applied", "exported"))
     assert line in card
@@ -312,18 +312,18 @@ def test_a_pack_that_cannot_be_written_leaves_nothing(failure, run, tmp_path):
 
 
 def test_an_applied_model_answers_as_the_trained_one(run, file, tmp_path):
-    unpack_run("toy", file, tmp_path / "model")
+    apply_pack(file, tmp_path / "model")
     config = recorded_config.run_config(run)
     engine, _ = replay.load(run, config, ledger.read(directory.RunPaths(run).ledger))
     saved = load_file(tmp_path / "model" / "model.safetensors")
     assert all(np.array_equal(saved[name], array) for name, array in engine.weights.tensors.items())
 
 
-def test_a_pack_that_names_no_engine_is_unpacked_with_one_that_is_given(file, tmp_path):
+def test_a_pack_that_names_no_engine_is_applied_with_one_that_is_given(file, tmp_path):
     config = dict(pack_format.read(file).about.config)
     del config["engine"]
     forge(file, config=config)
-    unpack_run("toy", file, tmp_path / "model", sets=["engine=toy"])
+    apply_pack(file, tmp_path / "model", base="toy", sets=["engine=toy"])
     assert any((tmp_path / "model").iterdir())
 
 
@@ -331,7 +331,7 @@ def test_a_pack_that_names_no_engine_is_unpacked_with_one_that_is_given(file, tm
 def test_the_card_has_the_packs_name_of_the_base_model_as_it_is(file, tmp_path, monkeypatch, model):
     monkeypatch.setenv("SECRET", "hf_token")
     forge(file, model=model)
-    unpack_run("toy", file, tmp_path / "model")
+    apply_pack(file, tmp_path / "model", base="toy")
     assert "hf_token" not in (tmp_path / "model" / "README.md").read_text()
 
 
