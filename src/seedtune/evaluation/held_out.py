@@ -146,11 +146,12 @@ def _answer(engine: Engine, task: Task, config: Config, eval_config: EvalConfig)
     """Complete the held-out prompts.
 
     The draws are always those of generation 0, so that equal weights give equal completions, whichever run they are
-    from.
+    from.  Rewards that change with the generations score as at the end of the run.
     """
     examples = prompts_of(task, config, eval_config.limit)
     with activities.doing(f"held-out prompts of {task.name}"):
-        return Evaluator(engine, task, config).unperturbed(examples, generation=0, tokens=True)
+        scorer = Scorer(task.rewards, config, step=config.generations)
+        return Evaluator(engine, task, config, scorer).unperturbed(examples, generation=0, tokens=True)
 
 
 def prompts_of(task: Task, config: Config, limit: int | None = None) -> Sequence[Example]:

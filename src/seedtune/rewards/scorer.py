@@ -43,11 +43,12 @@ class Completion(NamedTuple):
 class Scorer:
     """Run a task's rewards: in worker processes if they can be imported there, in threads otherwise.
 
-    Workers start on demand and run until `close`; the scorer can be used again after that.
+    Workers start on demand and run until `close`; the scorer can be used again after that.  With a ``step`` rewards
+    get it as their ``trainer_state.global_step`` in every round.
     """
 
-    def __init__(self, rewards: Sequence[Reward], config: Config) -> None:
-        self.rewards, self.config = tuple(rewards), config
+    def __init__(self, rewards: Sequence[Reward], config: Config, *, step: int | None = None) -> None:
+        self.rewards, self.config, self.step = tuple(rewards), config, step
         self._report: Report | None = None
         self.advice = ""
         self.places = {reward.name: place_of(reward, config.reward_workers) for reward in rewards}
@@ -79,7 +80,8 @@ class Scorer:
 
         ``after`` is the number of generations before it.  An error inside the block ends all workers.
         """
-        current = Round(self, examples, prompts, TrainerState(after, self.config.generations))
+        state = TrainerState(after if self.step is None else self.step, self.config.generations)
+        current = Round(self, examples, prompts, state)
         try:
             yield current
         except BaseException:
