@@ -180,9 +180,11 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
             repository = self._readable(repo_id)
             number, files = self._at(repository, rest[1] if rest else "main")
             if rest[:1] == ["tree"]:
-                rows = [
-                    {"type": "file", "path": name, "size": len(data), "oid": _oid(data)} for name, data in files.items()
-                ]
+                below = "".join(f"{part}/" for part in rest[2:])
+                files = {path: data for path, data in files.items() if path.startswith(below)}
+                if not files:
+                    raise RefusedError(404, f"{below} does not exist", "EntryNotFound")
+                rows = [{"type": "file", "path": path, "size": len(d), "oid": _oid(d)} for path, d in files.items()]
                 return self._send_json(rows)
             siblings = [{"rfilename": name} for name in files]
             return self._send_json(
