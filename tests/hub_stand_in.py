@@ -22,7 +22,7 @@ from urllib.parse import unquote, urlsplit
 from huggingface_hub import ModelCard, constants
 from huggingface_hub.utils import disable_progress_bars
 
-OWNERS = {"hf_ada": "ada", "hf_bob": "bob", "hf_reads": "ada"}
+OWNERS = {"hf_ada": "ada", "hf_bob": "bob", "hf_reads": "ada", "hf_user": "user"}
 """Token → user; ``hf_reads`` may not write."""
 
 LFS = (".safetensors", ".pack", "tokenizer.json")

@@ -15,7 +15,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from packaging.requirements import Requirement
 from typer.core import TyperGroup
 
 import documents
+import hub_stand_in
 import models
 import seedtune
 from documents import ROOT, Block
@@ -33,6 +34,9 @@ from seedtune.config import config as config_module
 from seedtune.config.config import Config
 from seedtune.config.foreign_data import parse_yaml
 from seedtune.engines.transformers import checkpoint
+
+pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>' to upload raw bytes:DeprecationWarning")
+"""Of huggingface_hub's own uploads."""
 
 RUNS = {
     **{name: {"task": name} for name in ("countdown", "conciseness")},
@@ -132,7 +136,7 @@ class Session:
             case "pip":
                 check_installable(arguments)
             case script if script.startswith("scripts/"):
-                subprocess.run(["bash", "-n", ROOT / script], check=True)
+                check_script(ROOT / script)
             case _:
                 pytest.fail(f"{program} is neither a command of ours nor marked with what it needs")
 
@@ -173,9 +177,17 @@ def check_installable(arguments: list[str]) -> None:
     """Check that a line of ``pip install`` has requirements, and extras that this package has."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     for text in arguments:
-        if text != "install" and not text.startswith("-"):
+        if text != "install" and not text.startswith(("-", ".", "constraints")):
             wanted = Requirement(text)
             assert wanted.name != "seedtune" or wanted.extras <= project["optional-dependencies"].keys()
+
+
+def check_script(path: Path) -> None:
+    """Check the syntax of a script, which continuous integration or another test runs."""
+    if "python" in path.read_text().splitlines()[0]:
+        compile(path.read_text(), path, "exec")
+    else:
+        subprocess.run(["bash", "-n", path], check=True)
 
 
 def check_options(arguments: list[str]) -> None:
@@ -191,12 +203,15 @@ def check_options(arguments: list[str]) -> None:
 
 
 @pytest.fixture
-def session(tmp_path, model, command, monkeypatch) -> Session:
+def session(tmp_path, model, command, monkeypatch) -> Iterator[Session]:
     spelled = config_module.one_spelling
     monkeypatch.setattr(config_module, "one_spelling", lambda settings: small(spelled(settings)))
     monkeypatch.setattr(checkpoint, "builtin_folder", lambda alias: model)
-    monkeypatch.chdir(tmp_path)
-    return Session(tmp_path, command, lambda text: monkeypatch.setattr(sys, "stdin", io.StringIO(text)))
+    (tmp_path / "page").mkdir()
+    monkeypatch.chdir(tmp_path / "page")
+    with hub_stand_in.served() as hub:
+        hub_stand_in.use(hub, tmp_path / "hub", monkeypatch, token="hf_user")
+        yield Session(tmp_path / "page", command, lambda text: monkeypatch.setattr(sys, "stdin", io.StringIO(text)))
 
 
 @pytest.mark.parametrize("page", documents.pages())
