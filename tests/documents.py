@@ -13,6 +13,9 @@ ROOT = Path(__file__).parents[1]
 NEEDS = ("a GPU", "vLLM", "a cluster", "a network", "TRL")
 """What a block may need that a test has not: `<!-- needs a GPU -->` before it."""
 
+GENERATED = ("settings.md", "api.md")
+"""Pages under docs/ that scripts/reference.py writes when the site is built."""
+
 _FENCE = re.compile(r"(?:<!-- (?P<mark>[^\n]*?) -->\n+)?^```(?P<info>[^\n`]*)\n(?P<text>.*?)^```$", re.M | re.S)
 _TITLE = re.compile(r'title="([^"\s]+\.\w+)"')
 _INLINE = re.compile(r"(?<!`)`(seedtune [^`]+)`")
@@ -79,7 +82,7 @@ def links(page: str) -> list[str]:
     """The links and pictures of a page that lead into the repository."""
     text = _FENCE.sub("", (ROOT / page).read_text(encoding="utf-8"))
     found = re.findall(r"\]\(([^()\s]+)\)|(?:src|href)=\"([^\"]+)\"", text)
-    return [target for pair in found for target in pair if target and "://" not in target]
+    return [target for pair in found for target in pair if target and "://" not in target and target not in GENERATED]
 
 
 def anchors(page: Path) -> set[str]:
