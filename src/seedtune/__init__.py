@@ -13,6 +13,7 @@ from seedtune.types import __version__ as __version__
 if TYPE_CHECKING:
     from seedtune.config.config import ESConfig as ESConfig
     from seedtune.engines.base import Engine as Engine
+    from seedtune.engines.transformers.gguf_file import to_gguf as to_gguf
     from seedtune.errors import SeedtuneError as SeedtuneError
     from seedtune.evaluation.evaluate import Evaluation as Evaluation
     from seedtune.evaluation.evaluate import evaluate as evaluate
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 _EXPORTS = {
     "config.config": ("ESConfig",),
     "engines.base": ("Engine",),
+    "engines.transformers.gguf_file": ("to_gguf",),
     "errors": ("SeedtuneError",),
     "evaluation.evaluate": ("Evaluation", "evaluate"),
     "evaluation.held_out": ("EvalConfig",),

@@ -31,18 +31,37 @@ Note = Annotated[str | None, typer.Option(help="Attribution, or anything a reade
 
 def export(
     run: RunFolder,
-    output: OutputFolder,
+    output: Annotated[
+        Path,
+        typer.Option("--output", "-o", parser=path, help="Folder to write, new or empty; or a new file NAME.gguf."),
+    ],
     generation: Generation = None,
     dtype: Dtype = None,
+    like: Annotated[
+        str | None, typer.Option(help="For NAME.gguf: a GGUF file of the base model; a built-in model has its own.")
+    ] = None,
     sets: LocalSets = None,
 ) -> None:
     """Write the fine-tuned model as a Hugging Face folder, for transformers, vLLM and all that read it.
 
     It is rebuilt from the ledger and the newest snapshot that is not past the generation asked for.
+
+    With -o NAME.gguf it is written for llama.cpp: tokenizer and settings are those of the GGUF file of the base
+    model, the weights those of the fine-tune.  The file is read back with transformers and compared before it is there.
     """
+    from seedtune.run.artifacts.export import export_gguf
+
     _check_dtype(dtype)
-    with ReplayProgress(console()) as progress:
-        done = seedtune.export_run(run, output, generation=generation, dtype=dtype, sets=sets or (), progress=progress)
+    is_gguf = output.suffix == ".gguf"
+    if like is not None and not is_gguf:
+        raise ConfigError(f"--like {like} is for a GGUF file, and {str(output)!r} is none. Give -o NAME.gguf.")
+
+    def write(target: Path) -> Export:
+        with ReplayProgress(console()) as progress:
+            options = {"generation": generation, "dtype": dtype, "sets": sets or (), "progress": progress}
+            return seedtune.export_run(run, target, **options)
+
+    done = export_gguf(run, output, like, write) if is_gguf else write(output)
     _say_exported(done, output)
 
 
@@ -202,7 +221,10 @@ def _say_exported(done: Export, output: Path) -> None:
     if done.replayed:
         say(f"replayed {done.replayed} generations in {done.seconds:.2f} s")
     say(f"wrote the model after generation {done.generation} to {output}")
-    say(f'load it with: AutoModelForCausalLM.from_pretrained("{output}")')
+    if output.suffix == ".gguf":
+        say(f"chat with it: llama-cli -m {shlex.quote(str(output))}")
+    else:
+        say(f'load it with: AutoModelForCausalLM.from_pretrained("{output}")')
 
 
 def count(number: int, what: str) -> str:

@@ -41,8 +41,7 @@ def builtin_folder(alias: str) -> Path:
     for root in cache_folders.trusted():
         if (root / "models" / name).is_dir():
             return root / "models" / name
-    package, file, install = BUILTIN[alias]
-    source = _package_folder(package, alias, install)
+    source = builtin_gguf(alias)
     folder = cache_folders.writable_folder("models")
     if folder is None:
         places = ", ".join(str(root) for root in cache_folders.candidates())
@@ -52,7 +51,7 @@ def builtin_folder(alias: str) -> Path:
         what = f"converting {alias} into a Hugging Face folder, once"
         with activities.doing(what, about=_ABOUT), tempfile.TemporaryDirectory(dir=folder) as scratch:
             converted = Path(scratch) / "model"
-            _convert(source, file, converted)
+            _convert(source.parent, source.name, converted)
             _publish(converted, target)
     except OSError as error:
         raise StorageError(
@@ -60,6 +59,12 @@ def builtin_folder(alias: str) -> Path:
             "Free some space (it takes 300 MB) or set SEEDTUNE_CACHE."
         ) from error
     return target
+
+
+def builtin_gguf(alias: str) -> Path:
+    """Return the GGUF file of a built-in model; MissingExtraError if its package is not installed."""
+    package, file, install = BUILTIN[alias]
+    return _package_folder(package, alias, install) / file
 
 
 def _package_folder(package: str, alias: str, install: str) -> Path:
@@ -84,9 +89,9 @@ def _convert(folder: Path, file: str, target: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-    with _parsed_once():
+    with parsed_once():
         tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=file)
-        packed = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, **_dense_options())
+        packed = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, **dense_options())
     model = AutoModelForCausalLM.from_config(_clean(packed.config, tokenizer), dtype=torch.bfloat16)
     model.load_state_dict(packed.state_dict())
     model.generation_config = GenerationConfig(
@@ -99,7 +104,7 @@ def _convert(folder: Path, file: str, target: Path) -> None:
 
 
 @contextmanager
-def _parsed_once() -> Iterator[None]:
+def parsed_once() -> Iterator[None]:
     """While open, parse a GGUF file only once; transformers would parse it for each thing that it reads from it."""
     reader: Any = importlib.import_module("gguf")
     kept = reader.GGUFReader, reader.get_tensor_name_map
@@ -110,7 +115,7 @@ def _parsed_once() -> Iterator[None]:
         reader.GGUFReader, reader.get_tensor_name_map = kept
 
 
-def _dense_options() -> dict[str, Any]:
+def dense_options() -> dict[str, Any]:
     """Return options that unpack the GGUF blocks; versions of transformers without ``GgufConfig`` always do."""
     import transformers
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors import SafetensorError
 
+from seedtune import activities
 from seedtune.config.config import Config
+from seedtune.config.paths import BUILTIN_MODELS, public_name
 from seedtune.engines.base import Engine
-from seedtune.errors import RunError, StorageError, storage_cause
+from seedtune.errors import ConfigError, RunError, StorageError, storage_cause
 from seedtune.run import directory, recorded_config, replay
 from seedtune.run.artifacts.hub_cache import licence_of, pinned
 from seedtune.run.artifacts.model_card import Provenance, Repository, Rights, card
@@ -53,6 +55,31 @@ def export_run(
     with recorded.weights(recorded_config.for_weights(recorded.config, sets), goal, watch) as engine:
         write_export(engine, provenance(recorded.config, goal, root), target, dtype=dtype)
     return Export(goal, watch.updates, watch.seconds)
+
+
+def export_gguf(run: str | Path, output: Path, like: str | None, export: Callable[[Path], Export]) -> Export:
+    """Write a run's model as the GGUF file ``output``, made of the folder that ``export`` writes.
+
+    ``like`` is a GGUF file of the base model, by default that of a built-in model.  Raises ConfigError if there is
+    none and RunError if ``output`` exists, before anything is rebuilt, and the errors of `seedtune.to_gguf`.
+    """
+    from seedtune.engines.transformers.gguf_file import read_gguf, to_gguf
+
+    base = replay.RecordedRun.read(Path(run)).config.model
+    if like is None and base not in BUILTIN_MODELS:
+        raise ConfigError(
+            f"a GGUF file takes its tokenizer and settings from one of the base model, {public_name(base)!r}. Give it "
+            "with --like, in any precision; or convert an exported folder with llama.cpp's convert_hf_to_gguf.py."
+        )
+    if output.exists():
+        raise RunError(f"{str(output)!r} exists already. Choose another --output.")
+    read_gguf(like or base)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".exporting-", dir=output.parent) as scratch:
+        done = export(Path(scratch) / "model")
+        with activities.doing("writing GGUF and reading it back"):
+            to_gguf(Path(scratch) / "model", output, like or base)
+    return done
 
 
 def check_output(output: Path) -> None:
