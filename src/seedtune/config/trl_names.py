@@ -50,6 +50,10 @@ COUNTERPARTS = {
     "shuffle_dataset": "every epoch has an order of its own, by seed. Leave it out",
     "remove_unused_columns": "rewards get every column. Leave it out",
     "data_seed": "seed draws everything",
+    **dict.fromkeys(
+        ("push_to_hub", "hub_model_id", "hub_private_repo", "hub_strategy"),
+        "a run is pushed when you ask: trainer.push_to_hub('user/name', private=True), or seedtune push",
+    ),
     "max_tool_calling_iterations": "it is conversation.max_turns, {'conversation': {'max_turns': 5}}",
 }
 """Setting of GRPOConfig → what evolution strategies have in its place.  ``learning_rate`` is a setting here, too.
