@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import json
 import re
 import shlex
 from collections.abc import Iterator
@@ -57,7 +59,9 @@ def blocks(page: str) -> list[Block]:
         info, title = match["info"].strip(), _TITLE.search(match["info"])
         line = text.count("\n", 0, match.start("info")) + 1
         mark = match["mark"] or ""
-        found.append(Block(page, line, info.split(" ")[0], match["text"], title and title[1], mark))
+        shown = re.fullmatch(r'--8<-- "(.+)"\n', match["text"])
+        body = (ROOT / shown[1]).read_text(encoding="utf-8") if shown else match["text"]
+        found.append(Block(page, line, info.split(" ")[0], body, title and title[1], mark))
     return found
 
 
@@ -91,3 +95,26 @@ def anchors(page: Path) -> set[str]:
     text += "".join((ROOT / name).read_text(encoding="utf-8") for name in re.findall(r'--8<-- "([^"]+)"', text))
     headings = re.findall(r"^#+ (.*)$", _FENCE.sub("", text), re.M)
     return {re.sub(r"[^\w\- ]", "", heading).strip().lower().replace(" ", "-") for heading in headings}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A cell of a notebook with code, and whether it was saved with an output."""
+
+    text: str
+    shown: bool
+
+    @property
+    def shows(self) -> bool:
+        """Whether running this cell shows something: it prints, or ends with a value."""
+        return "print(" in self.text or isinstance(ast.parse(self.text).body[-1], ast.Expr)
+
+
+def notebooks() -> list[str]:
+    return sorted(file.name for file in (ROOT / "notebooks").glob("*.ipynb"))
+
+
+def cells(notebook: str) -> list[Cell]:
+    """The cells of a notebook that have code."""
+    found = json.loads((ROOT / "notebooks" / notebook).read_text(encoding="utf-8"))["cells"]
+    return [Cell("".join(one["source"]), bool(one["outputs"])) for one in found if one["cell_type"] == "code"]

@@ -64,7 +64,9 @@ DIFFER = {"diff": 1}
 
 
 def small(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of a page, at a size that trains in a second."""
+    """The settings of a page, at a size that trains in a second; the toy engine does so anyway."""
+    if settings.get("engine") == "toy":
+        return dict(settings)
     most = {"population": 4, "prompts_per_generation": 2, "max_completion_length": 4}
     result = dict(settings)
     generations = result.get("generations", 100)
@@ -117,6 +119,8 @@ class Session:
                 if "output_dir" in block.text:
                     forget_runs()
                 exec(compile(block.text, f"{block.page}:{block.line}", "exec"), {"__name__": "__main__"})
+            case "diff":
+                check_changes(block.text)
             case "yaml":
                 Config.create(parse_yaml(block.text))
             case "json":
@@ -182,6 +186,13 @@ def check_installable(arguments: list[str]) -> None:
             assert wanted.name != "seedtune" or wanted.extras <= project["optional-dependencies"].keys()
 
 
+def check_changes(text: str) -> None:
+    """Check that the removed and added lines are those in which the twin scripts differ."""
+    scripts = [block.text.splitlines() for block in documents.blocks("docs/coming-from-grpo.md")[:2]]
+    changed = [(one, other) for one, other in zip(*scripts, strict=True) if one != other]
+    assert text.splitlines() == [sign + line for pair in changed for sign, line in zip("-+", pair, strict=True)]
+
+
 def check_script(path: Path) -> None:
     """Check the syntax of a script, which continuous integration or another test runs."""
     if "python" in path.read_text().splitlines()[0]:
@@ -204,8 +215,8 @@ def check_options(arguments: list[str]) -> None:
 
 @pytest.fixture
 def session(tmp_path, model, command, monkeypatch) -> Iterator[Session]:
-    spelled = config_module.one_spelling
-    monkeypatch.setattr(config_module, "one_spelling", lambda settings: small(spelled(settings)))
+    # Every configuration passes here once, before its settings are read.
+    monkeypatch.setattr(config_module, "check_not_of_grpo", lambda settings: settings.update(small(settings)))
     monkeypatch.setattr(checkpoint, "builtin_folder", lambda alias: model)
     (tmp_path / "page").mkdir()
     monkeypatch.chdir(tmp_path / "page")
@@ -253,3 +264,12 @@ def test_links_between_pages_lead_somewhere(page):
         found = (ROOT / page).parent / file if file else ROOT / page
         assert found.exists(), f"{page}: {target}"
         assert not anchor or anchor in documents.anchors(found), f"{page}: {target}"
+
+
+@pytest.mark.parametrize("notebook", documents.notebooks())
+def test_a_notebook_runs_from_top_to_bottom_and_shows_its_outputs(notebook, session):
+    space: dict[str, Any] = {"__name__": "__main__"}
+    cells = documents.cells(notebook)
+    for number, cell in enumerate(cells, start=1):
+        exec(compile(cell.text, f"{notebook}, cell {number}", "exec"), space)
+        assert cell.shown or not cell.shows, f"cell {number} of {notebook} was saved without its output"
