@@ -48,7 +48,14 @@ def test_settings_of_grpo_are_none_of_ours_and_their_counterparts_are():
     assert not COUNTERPARTS.keys() & Config.model_fields.keys()
     assert "learning_rate" not in COUNTERPARTS
     words = {word for text in COUNTERPARTS.values() for word in re.findall(r"\b[a-z]+(?:_[a-z0-9]+)+\b", text)}
-    allowed = {"save_model", "gpu_memory_utilization", "tensor_parallel_size", "max_model_len", "max_turns"}
+    allowed = {
+        "save_model",
+        "push_to_hub",
+        "gpu_memory_utilization",
+        "tensor_parallel_size",
+        "max_model_len",
+        "max_turns",
+    }
     assert words - allowed <= Config.model_fields.keys()
 
 
