@@ -12,10 +12,10 @@ from rich.text import Text
 
 import seedtune
 from seedtune.cli.console import clock, console, number, plain, say, say_json, say_table
-from seedtune.cli.options import AsJson, RunFolder, Sets, bounded, path
+from seedtune.cli.options import AsJson, Generation, RunFolder, Sets, bounded, path
 from seedtune.cli.progress import ReplayProgress
 from seedtune.errors import ConfigError, RunError, storage_cause
-from seedtune.types import COUNT, STEPS
+from seedtune.types import COUNT
 
 if TYPE_CHECKING:
     from seedtune.evaluation.comparison import DiffPiece, Row
@@ -31,7 +31,7 @@ def evaluate(
         str, typer.Argument(metavar="RUN|MODEL", help="A run directory, model folder, id or built-in name.")
     ],
     task: Annotated[list[str] | None, typer.Option(help="Task, repeatable; a run's or --config's by default.")] = None,
-    generation: Annotated[int | None, bounded(0, STEPS, help="The run's model after this many generations.")] = None,
+    generation: Generation = None,
     samples: Annotated[int | None, bounded(0, COUNT, help="Sample so many answers of every prompt, too.")] = None,
     k: Annotated[str | None, typer.Option("--k", metavar="K,K,…", help="pass@k and maj@k for these k.")] = None,
     temperature: Annotated[float, bounded(0, 1000, help="Of the samples; other answers are greedy.")] = 0.7,

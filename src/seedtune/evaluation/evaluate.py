@@ -98,12 +98,14 @@ def evaluate(
     what: str | Path,
     *,
     on: Sequence[str | Task] = (),
-    generation: int | None = None,
+    generation: int | str | None = None,
     eval_config: EvalConfig | None = None,
     config: Config | None = None,
     progress: replay.Progress | None = None,
 ) -> Evaluation:
     """Evaluate a model (folder, id, built-in name) or a run after ``generation`` generations (all by default).
+
+    ``generation`` may also be ``best``, ``best:METRIC`` or ``lowest:METRIC``, as in `seedtune.export_run`.
 
     ``on``: tasks or names of built-in ones; by default the run's own, or that of ``config``.  ``config`` has the
     generation settings, see `models.settings_of`; completions are greedy whatever its temperature, and ``eval_config``
@@ -153,7 +155,7 @@ def _check_has_task(what: str | Path, config: Config) -> None:
 
 
 def _goals(
-    what: str | Path, contents: ledger.Contents | None, generation: int | None, eval_config: EvalConfig
+    what: str | Path, contents: ledger.Contents | None, generation: int | str | None, eval_config: EvalConfig
 ) -> list[int | None]:
     """Return the generations of a run to evaluate, the requested one first; [None] for a model."""
     if contents is None:

@@ -108,9 +108,9 @@ def evaluate(engine: Engine, task: Task, config: Config, eval_config: EvalConfig
 
     Names: ``accuracy`` (full marks), ``reward``, ``reward/FUNCTION`` (if there are several), ``length`` (tokens),
     ``truncated``, ``empty``, ``repeating`` and ``unscored`` (shares) of greedy completions, and ``kl``; of samples
-    ``sampled_reward``, ``pass@K``, ``maj@K`` and ``majority_reward@K``.  A completion without a reward is wrong for
-    accuracy, pass@k and maj@k, 0 if a vote chooses it, and excluded from other mean rewards.  The numbers depend on the
-    weights and the settings alone.
+    ``sampled_reward``, ``pass@K``, ``maj@K`` and ``majority_reward@K``; all of them again as ``SET/…`` for the prompts
+    of each named set of the task.  A completion without a reward is wrong for accuracy, pass@k and maj@k, 0 if a vote
+    chooses it, and excluded from other mean rewards.  The numbers depend on the weights and the settings alone.
     """
     check_eval_config(task, eval_config)
     started = time.perf_counter()
@@ -125,6 +125,7 @@ def evaluate(engine: Engine, task: Task, config: Config, eval_config: EvalConfig
         }
         drawn = _answer(engine, task, config.replace(**{**alone, **several}), eval_config)
         columns |= sampled(drawn, task, eval_config.counts)
+    columns |= _by_set(columns, greedy.examples, task)
     estimates = estimated(columns, eval_config.seed)
     if eval_config.kl:
         estimates["kl"] = Estimate(divergence(engine, config, greedy))
@@ -152,6 +153,16 @@ def _answer(engine: Engine, task: Task, config: Config, eval_config: EvalConfig)
     with activities.doing(f"held-out prompts of {task.name}"):
         scorer = Scorer(task.rewards, config, step=config.generations)
         return Evaluator(engine, task, config, scorer).unperturbed(examples, generation=0, tokens=True)
+
+
+def _by_set(columns: Columns, examples: Sequence[Example], task: Task) -> dict[str, Floats]:
+    """Return each measure of each named set of the task, NaN for the prompts of other sets."""
+    inside = {name: np.array([example.id in ids for example in examples]) for name, ids in task.test_sets.items()}
+    return {
+        f"{name}/{measure}": np.where(rows, column, np.nan)
+        for name, rows in inside.items()
+        for measure, column in columns.items()
+    }
 
 
 def prompts_of(task: Task, config: Config, limit: int | None = None) -> Sequence[Example]:
@@ -275,21 +286,9 @@ def during_training(
     metrics |= {f"eval_{name}": value for name, value in functions.items()}
     metrics |= {f"eval_{name}": value for name, value in run_metrics.completion_metrics(first.rollouts).items()}
     metrics["eval_completions/empty_ratio"] = float(np.mean([not rollout.text.strip() for rollout in first.rollouts]))
-    metrics |= _set_metrics(first, own)
+    of_sets = _by_set(answered(first, own), first.examples, own) if own.test_sets else {}
+    metrics |= {f"eval_{name}": run_metrics.mean(column) for name, column in of_sets.items()}
     for task, outcome in zip(watched[1:], outcomes[1:], strict=True):
         found = {name: run_metrics.mean(column) for name, column in answered(outcome, task).items()}
         metrics |= {f"eval_{task.name}/{name}": value for name, value in found.items()}
     return {**metrics, "eval_time": time.perf_counter() - started}, first
-
-
-def _set_metrics(outcome: Outcome, task: Task) -> dict[str, float | None]:
-    """Return the means of `answered` over each named set of the held-out prompts."""
-    columns = answered(outcome, task) if task.test_sets else {}
-    inside = {
-        name: np.array([example.id in ids for example in outcome.examples]) for name, ids in task.test_sets.items()
-    }
-    return {
-        f"eval_{name}/{measure}": run_metrics.mean(column[rows])
-        for name, rows in inside.items()
-        for measure, column in columns.items()
-    }

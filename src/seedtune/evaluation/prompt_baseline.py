@@ -63,7 +63,7 @@ def choose(engine: Engine, task: Task, config: Config, eval_config: EvalConfig) 
     """
     if not task.train:
         raise ConfigError(f"task {task.name!r} has no training prompts to choose a prompt on. Leave out the baseline.")
-    practice = replace(task, test=task.train[: min(CHOSEN_ON, eval_config.limit or CHOSEN_ON)])
+    practice = replace(task, test=task.train[: min(CHOSEN_ON, eval_config.limit or CHOSEN_ON)], test_sets={})
     greedy = EvalConfig(seed=eval_config.seed)
     shown = replace(task, test=(*practice.test, *prompts_of(task, config, eval_config.limit)))
     tokenizer = engines.tokenizer(config)
@@ -92,7 +92,10 @@ def _can_be_read(wording: Wording, shown: Task, config: Config, tokenizer: Token
 def voted(measures: Measures) -> Measures:
     """Return the results of the majority vote among a model's samples, under the names for a single completion."""
     votes = max(int(name.partition("@")[2]) for name in measures.columns if name.startswith("majority_reward@"))
-    names = {"accuracy": f"maj@{votes}", "reward": f"majority_reward@{votes}"}
+    votes_of = f"majority_reward@{votes}"
+    parts = [name.removesuffix(votes_of) for name in measures.columns if name.endswith(votes_of)]  # "", "SET/"
+    names = {f"{part}accuracy": f"{part}maj@{votes}" for part in parts}
+    names |= {f"{part}reward": f"{part}{votes_of}" for part in parts}
     columns = {name: measures.columns[source] for name, source in names.items() if source in measures.columns}
     return replace(measures, columns=columns, estimates=estimated(columns), votes=votes)
 

@@ -132,6 +132,19 @@ def test_a_result_can_be_written_and_kept_with_the_run(command, run, tmp_path):
     assert ">All evaluations while training</summary>" in page
 
 
+def test_the_best_generation_is_evaluated_by_the_words_of_export(command, failure, run):
+    rows = [row for row in runs.rows(directory.RunPaths(run).metrics) if "eval_reward" in row]
+    best = max(rows, key=lambda row: (row["eval_reward"], -row["generation"]))
+    found = strict(command("eval", run, "--generation", "best", "--json", "-")[1])
+    assert found["subjects"][0]["generation"] == best["generation"]
+    assert measures(found)["reward"]["value"] == pytest.approx(best["eval_reward"])
+    assert evaluate(run, generation="lowest:reward").subjects[0].generation == 0
+    assert "no evaluation of the run has eval_acuracy." in failure("eval", run, "--generation", "best:acuracy")
+    assert "--generation needs a run directory" in failure(
+        "eval", "toy", "--set", "engine=toy", "--task", "toy", "--generation", "best"
+    )
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

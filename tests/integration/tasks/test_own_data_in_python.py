@@ -90,6 +90,25 @@ def test_several_held_out_sets_are_measured_each_by_its_name_and_together(folder
     assert again.train(resume_from_checkpoint=True)["eval_low/reward"] == last["eval_low/reward"]
 
 
+def test_eval_has_a_row_for_every_named_set_with_the_figures_of_training(folder, command):
+    for name, target in {"low": -9.0, "high": 9.0}.items():
+        Path(f"{name}.jsonl").write_text(json.dumps({"prompt": "x", "target": target}) + "\n")
+    given = {"model": "toy", "reward_funcs": "rewards.py:closeness", "train_dataset": "data.jsonl"}
+    ESTrainer(args=toy("run", **given, eval_dataset={"low": "low.jsonl", "high": "high.jsonl"})).train()
+    last = runs.rows(directory.RunPaths(Path("run")).metrics)[-1]
+    code, output, _ = command("eval", "run", "--baseline", "base", "--samples", "2", "--json", "-")
+    assert code == 0
+    results = [subject["results"][0] for subject in json.loads(output)["subjects"]]
+    found = results[0]["measures"]
+    for name in ("reward", "low/reward", "high/reward", "low/length", "high/unscored"):
+        assert found[name]["value"] == pytest.approx(last[f"eval_{name}"] if "/" in name else last["eval_reward"])
+    assert {"low/sampled_reward", "high/majority_reward@2"} <= found.keys()
+    assert results[1]["first_less_this"]["low/reward"]["value"] == pytest.approx(
+        found["low/reward"]["value"] - results[1]["measures"]["low/reward"]["value"]
+    )
+    assert "high/reward" in command("eval", "run")[1]
+
+
 def test_as_many_prompts_of_every_held_out_set_are_evaluated(folder):
     sets = {"one": rows(), "two": rows(5)}
     given = {"model": "toy", "reward_funcs": "rewards.py:closeness", "train_dataset": "data.jsonl"}

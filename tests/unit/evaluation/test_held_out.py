@@ -249,6 +249,21 @@ def test_the_prompt_is_chosen_on_training_prompts_alone():
     assert not any("3+3" in key for key in seen)
 
 
+def test_the_prompt_is_chosen_on_all_training_prompts_if_held_out_sets_have_names():
+    seen: list[str] = []
+    choose(Told(lambda key: seen.append(key) or "no"), split_task(test_sets={"one": range(1)}), CONFIG, EvalConfig())
+    assert len(seen) == 2 * len(WORDINGS)
+
+
+def test_votes_of_every_named_set_stand_beside_those_of_all():
+    sets = task(test_sets={"one": range(1), "rest": range(1, 3)})
+    found = values(voted(evaluate(Told(GREEDY, SAMPLES), sets, CONFIG, EvalConfig(samples=4))))
+    assert found == {
+        "accuracy": pytest.approx(5 / 6), "one/accuracy": 1.0, "rest/accuracy": 0.75,
+        "reward": pytest.approx(5 / 6), "one/reward": 1.0, "rest/reward": 0.75,
+    }  # fmt: skip
+
+
 def test_the_tasks_own_prompt_wins_a_tie():
     assert choose(Told(lambda _: "no"), split_task(), CONFIG, EvalConfig()) is WORDINGS[0]
 
