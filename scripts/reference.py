@@ -146,7 +146,7 @@ def api_page() -> str:
 
 def entry(name: str, item: Any) -> Iterator[str]:
     """Yield the parts of a public name's entry."""
-    yield f"## {name}"
+    yield f"## `{name}`"
     if isinstance(item, str):
         yield "The version of the package."
         return
@@ -169,7 +169,7 @@ def members(owner: type) -> Iterator[str]:
     for name, item in vars(owner).items():
         item = getattr(item, "__func__", item)
         if not name.startswith("_") and inspect.isfunction(item) and item.__doc__:
-            yield f"### {owner.__name__}.{name}"
+            yield f"### `{owner.__name__}.{name}`"
             yield signature(name, item)
             yield markdown(inspect.getdoc(item) or "")
 

@@ -28,10 +28,10 @@ def reference() -> ModuleType:
 
 
 def test_every_public_name_has_an_entry_with_its_docstring(reference):
-    entries = dict(re.findall(r"^## (\w+)\n\n(.*?)(?=^## |\Z)", reference.api_page(), re.M | re.S))
+    entries = dict(re.findall(r"^## `(\w+)`\n\n(.*?)(?=^## |\Z)", reference.api_page(), re.M | re.S))
     assert list(entries) == seedtune.__all__
     assert [name for name, text in entries.items() if not re.sub(r"```.*?```", "", text, flags=re.S).strip()] == []
-    assert "### ESTrainer.train\n" in entries["ESTrainer"]
+    assert "### `ESTrainer.train`\n" in entries["ESTrainer"]
     assert "``" not in re.sub(r"```", "", reference.api_page())
 
 
