@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import ValidationError, field_serializer, field_validator, model_validator
 
 from seedtune.config import rules
-from seedtune.config.data_and_rewards import OBJECTS, as_dataset, as_eval_datasets, as_rewards
+from seedtune.config.data_and_rewards import OBJECTS, as_dataset, as_environment, as_eval_datasets, as_rewards
 from seedtune.config.fields import TRACKERS, Fields, one_spelling
 from seedtune.config.sections import check_no_secrets, explain, yes_or_no
 from seedtune.config.trl_names import check_not_of_grpo
@@ -29,6 +29,7 @@ class Config(Fields):
     _words_of_yaml = field_validator("rollback_on_collapse", mode="before")(yes_or_no)
     _short_data = field_validator("train_dataset", mode="before")(as_dataset)
     _short_eval_data = field_validator("eval_dataset", mode="before")(as_eval_datasets)
+    _short_environment = field_validator("environment", mode="before")(as_environment)
     _short_rewards = field_validator("reward_funcs", mode="before")(as_rewards)
 
     @field_validator("report_to", mode="before")
@@ -82,9 +83,12 @@ class Config(Fields):
         data["task_args"] = {
             k: Path(v).name if isinstance(v, str) and Path(v).is_absolute() else v for k, v in arguments
         }
-        for name in ("task", "environment"):
-            place, colon, word = (data[name] or "").rpartition(":")
-            data[name] = f"{Path(place).name}:{word}" if colon and place.endswith(".py") else data[name]
+        data["task"], places = _without_folder(self.task), self.environment
+        data["environment"] = (
+            {name: _without_folder(place) for name, place in places.items()}
+            if isinstance(places, dict)
+            else places and _without_folder(places)
+        )
         data["reward_funcs"] = [reward.identity() for reward in self.reward_funcs]
         data["reward_weights"] = list(self.weights)
         return data
@@ -108,6 +112,12 @@ class Config(Fields):
     def replace(self, **changes: Any) -> Config:
         """Return a validated copy with some settings changed; raises ConfigError."""
         return Config.create({**self.model_dump(), **one_spelling(changes)})
+
+
+def _without_folder(name: str) -> str:
+    """Return ``file.py:NAME`` without the folder of the file, which may move; other names unchanged."""
+    place, colon, word = name.rpartition(":")
+    return f"{Path(place).name}:{word}" if colon and place.endswith(".py") else name
 
 
 ESConfig = Config

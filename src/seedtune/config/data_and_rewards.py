@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import os
 import re
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import regex
 from pydantic import Field, ValidationError, model_validator
 
-from seedtune.config.paths import DataPath, FileAndName, ModelPath, id_and_revision
+from seedtune.config.paths import DataPath, FileAndName, ModelPath, file_and_name, id_and_revision
 from seedtune.config.sections import Section, explain
 from seedtune.errors import ConfigError
 from seedtune.types import COUNT
@@ -240,6 +241,20 @@ def _dataset(value: Any, name: str) -> DatasetSettings:
     except ValidationError as error:
         messages = [explain(each, DatasetSettings, f"{name}.") for each in error.errors()]
         raise ConfigError("; ".join(messages)) from None
+
+
+def as_environment(value: Any) -> Any:
+    """Make the files of an environment, or of a mapping of names to several, absolute; ValueError for another value."""
+    if value is None or isinstance(value, str):
+        return value if value is None else file_and_name(value)
+    if not isinstance(value, Mapping) or not value:
+        raise ValueError("must name an environment, or be a mapping like {name: file.py:Class} of one or more")
+    for name, place in value.items():
+        if not isinstance(name, str) or not isinstance(place, str):
+            raise ValueError(
+                f"has {name!r:.100}: {place!r:.200}, but names and environments are text, like {{name: file.py:Class}}"
+            )
+    return {name: file_and_name(place) for name, place in value.items()}
 
 
 def as_rewards(value: Any) -> Any:

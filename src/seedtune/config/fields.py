@@ -78,8 +78,9 @@ class Fields(Section):
     reward_weights: tuple[Annotated[float, Field(ge=-1e9, le=1e9)], ...] | None = None
     """One factor per reward in ``reward_funcs``; by default 1 each."""
 
-    environment: FileAndName | None = None
-    """Environment of multi-turn conversations: ``number_guessing``, ``file.py:Class`` or ``module.Class``."""
+    environment: str | dict[str, str] | None = None
+    """Environment of multi-turn conversations: ``number_guessing``, ``file.py:Class`` or ``module.Class``; or a mapping
+    of names to several, of which the column ``environment`` of a row names its own."""
 
     conversation: ConversationSettings = ConversationSettings()
     """Limits of these conversations."""

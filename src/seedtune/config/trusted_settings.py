@@ -45,12 +45,17 @@ def _no_code_of_rewards(rewards: tuple[RewardSettings, ...]) -> bool:
     )
 
 
+def _no_code_of_environments(given: str | dict[str, str] | None) -> bool:
+    names = given.values() if isinstance(given, dict) else [given or OBJECTS]
+    return all(name == OBJECTS or not {":", ".", "/"} & set(name) for name in names)
+
+
 ONLY_TRUSTED: dict[str, Callable[[Any], bool]] = {
     "trust_remote_code": lambda value: not value,
     "task": _no_task_of_a_file,
     "task_args": _no_text,
     "eval_tasks": lambda names: all(map(_no_task_of_a_file, names)),
-    "environment": lambda name: name is None or name == OBJECTS or not {":", ".", "/"} & set(name),
+    "environment": _no_code_of_environments,
     "reward_funcs": _no_code_of_rewards,
     "train_dataset": _no_data,
     "eval_dataset": _no_data,

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel
 
@@ -70,7 +70,7 @@ def override(settings: dict[str, Any], overrides: Iterable[str]) -> dict[str, An
 
 
 def _takes_text(path: list[str], text: str) -> bool:
-    """Return whether a setting takes nothing but text, or no value (``null``), or a list of texts that this is not."""
+    """Return whether a setting takes nothing but text, or no value (``null``), or several texts that this is not."""
     section: type[BaseModel] | None = Config
     annotation: Any = None
     for key in path:
@@ -79,6 +79,8 @@ def _takes_text(path: list[str], text: str) -> bool:
         section = section_in(annotation)
     types = {type(kind) if isinstance(kind, str) else kind for kind in types_in(annotation)}
     if not types <= {str, type(None), Ellipsis}:
+        return False
+    if text.startswith("{") and any(get_origin(part) is dict for part in get_args(annotation)):
         return False
     return text != "null" if type(None) in types else Ellipsis not in types or not text.startswith("[")
 

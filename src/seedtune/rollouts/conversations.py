@@ -122,14 +122,14 @@ class Conversations:
         """Generate the next message of each open conversation, batched per job; None if a member was not evaluated.
 
         Sampling draws depend on the row and the sample; without sampling, equal transcripts of different rows share a
-        prompt, too.
+        prompt, too, if their tools and template variables are equal.
         """
         jobs, asked = list[Job](), dict[tuple[int, Member, int], list[int]]()
         for number, group in groupby(enumerate(going), key=lambda numbered: numbered[1].job.id):
             prompts, places, rows = list[Prompt](), dict[Any, int](), list[tuple[int, int]]()
             for index, talk in group:
                 drawn = (talk.prompt, talk.sample) if self.config.temperature > 0.0 else None
-                place = places.setdefault((drawn, repr(talk.content)), len(prompts))
+                place = places.setdefault((drawn, _read(talk)), len(prompts))
                 if place == len(prompts):
                     prompts.append(self._prompt(talk, turn))
                 rows.append((talk.member, place))
@@ -213,6 +213,12 @@ class Conversations:
         usual = max(self._causes, key=lambda cause: self._causes[cause])
         fix = "Mend it, or raise reward_timeout if it is slow."
         return RewardError(f"{what}; most often {usual}. {fix} {self._scorer.advice}".strip())
+
+
+def _read(talk: Talk) -> str:
+    """Return what the model reads: the transcript, the template's variables, and the functions behind the tools."""
+    tools = {name: id(getattr(tool, "__func__", tool)) for name, tool in talk.tools.items()}
+    return repr((talk.content, talk.job.prompts[talk.prompt].template_kwargs, tools))
 
 
 def _replies(talk: Talk, text: str, role: str) -> list[Message] | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
@@ -32,6 +32,9 @@ from seedtune.types import Example, begun
 log = logging.getLogger("seedtune")
 
 NOTHING = TaskInputs()
+
+ToolsByName = Mapping[str | None, Tools]
+"""The tools of each environment by its name, which is None for one of all rows."""
 
 CONVERSATIONS = ("messages", "conversation", "conversations")
 """Columns of data for supervised fine-tuning, whose conversations hold the answers."""
@@ -80,10 +83,12 @@ def prepare(
     return Prepared(config, fitted(config, task, tools) if fits else task)
 
 
-def check(config: Config, task: Task) -> Tools:
-    """Raise ConfigError or DataError if the settings do not fit the task; return the tools of its environment."""
+def check(config: Config, task: Task) -> ToolsByName:
+    """Raise ConfigError or DataError if the settings do not fit the task; return the tools of its environments."""
     for problem in _problems(config, task):
         raise ConfigError(problem)
+    environments.check_named(task.environment, task.train, "training")
+    environments.check_named(task.environment, task.test, "held-out")
     check_prompts(config, task, (*task.train, *task.test))
     _check_begun(config, task)
     if config.uses_likelihood:
@@ -119,17 +124,26 @@ def _problems(config: Config, task: Task) -> Iterator[str]:
         )
 
 
-def _tools(config: Config, task: Task) -> Tools:
-    """Return the tools of the task's environment; ConfigError if it cannot be made, or if they cannot be described."""
-    if task.environment is None:
-        return {}
-    chats = any(not isinstance(example.prompt, str) for example in (*task.train, *task.test))
-    templated = config.conversation.tools == "template" and chats
+def _tools(config: Config, task: Task) -> ToolsByName:
+    """Return the tools of each environment of the task, described to a chat template if one of its rows is a chat."""
+    rows = (*task.train, *task.test)
+    chats = {environments.name_of(task.environment, row) for row in rows if not isinstance(row.prompt, str)}
+    template = config.conversation.tools == "template"
+    return {
+        name: _tried(config, task, name, templated=template and name in chats)
+        for name in environments.factories(task.environment)
+    }
+
+
+def _tried(config: Config, task: Task, name: str | None, *, templated: bool) -> Tools:
+    """Return the tools of the environment of this name; ConfigError if it cannot be made or they be described."""
+    factory = environments.factories(task.environment)[name]
     with closing(TimedThread(config.reward_timeout)) as thread:
-        trial = thread.call(partial(environments.try_out, task.environment, task.tools, templated=templated))
+        trial = thread.call(partial(environments.try_out, factory, task.tools, templated=templated))
     error = trial.exception()
     if error is not None:
-        why = str(error) if isinstance(error, ConfigError) else f"its environment {raised(error)}. Mend it."
+        which = "its environment" if name is None else f"its environment {name!r}"
+        why = str(error) if isinstance(error, ConfigError) else f"{which} {raised(error)}. Mend it."
         raise ConfigError(f"task {task.name!r}: {why}") from error
     tools: Tools = trial.result()
     return tools
@@ -162,7 +176,7 @@ def check_prompts(config: Config, task: Task, examples: Sequence[Example]) -> No
         )
 
 
-def fitted(config: Config, task: Task, tools: Tools | None = None, *, tokenizer: Tokenizer | None = None) -> Task:
+def fitted(config: Config, task: Task, tools: ToolsByName | None = None, *, tokenizer: Tokenizer | None = None) -> Task:
     """Return the task with prompts (and reference answers) that the model can read and that fit its context.
 
     ``tokenizer`` is the engine's, loaded if it is not given.
@@ -171,8 +185,10 @@ def fitted(config: Config, task: Task, tools: Tools | None = None, *, tokenizer:
 
     def measure(rows: Sequence[Example]) -> list[int]:
         prompts = [prompt_of(config, row) for row in rows]
-        if task.environment is not None:  # a template may refuse only the turns that follow
-            tokenizer.lengths(rehearsed(config, prompts, tools or {}))
+        for name in environments.factories(task.environment):  # a template may refuse only the turns that follow
+            pairs = zip(rows, prompts, strict=True)
+            talks = [prompt for row, prompt in pairs if environments.name_of(task.environment, row) == name]
+            tokenizer.lengths(rehearsed(config, talks, (tools or {}).get(name, {})))
         return tokenizer.lengths(prompts)
 
     def measure_answers(rows: Sequence[Example]) -> list[int]:

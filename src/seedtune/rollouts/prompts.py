@@ -101,7 +101,8 @@ def rehearsed(config: Config, prompts: Sequence[Prompt], tools: environments.Too
 
     Of prompts with equal roles and variables of the chat template, only the first is returned.
     """
-    templated = bool(tools) and config.conversation.tools == "template"
+    chats = any(not isinstance(prompt.content, str) for prompt in prompts)
+    templated = bool(tools) and config.conversation.tools == "template" and chats
     schemas, text = environments.schemas(tools) if templated else [], environments.describe(tools)
     found, turns = [], {(_roles(prompt), repr(prompt.template_kwargs)): prompt for prompt in reversed(prompts)}
     for prompt in reversed(turns.values()):

@@ -41,7 +41,8 @@ class Task:
     answer: Callable[[str], str] | None = None
     """Extracts the answer of a completion, for majority votes; an empty answer is no vote.  None: the whole text."""
     environment: EnvironmentFactory | None = None
-    """Makes the environment of a conversation, a new one for each; None: single completions."""
+    """Makes the environment of a conversation, a new one for each; None: single completions.  Of several by name, a
+    row's column ``environment`` names its own."""
     tools: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
     """Functions by name that the model may call in conversations, besides the methods of the environment."""
     test_sets: Mapping[str, range] = field(default_factory=dict)

@@ -7,9 +7,9 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeGuard
 
-from seedtune.errors import ConfigError, RewardError
+from seedtune.errors import ConfigError, DataError, RewardError, suggest
 from seedtune.rewards.execution.call import accepted, awaited
 from seedtune.types import Example, Message, begun
 
@@ -21,7 +21,8 @@ class Environment(Protocol):
 
     * ``step(text: str) -> str | None``: receives a whole message of the model and returns the reply, or None to end
       the conversation.  An environment with ``step`` has no tools;
-    * ``reward``: the environment's reward, a number or a method that returns one, read after the conversation;
+    * ``reward``: the environment's reward, a number or a method that returns one, read after the conversation; TRL's
+      ``get_reward()`` is read instead if there is one;
     * ``close()``: called after that.
 
     An environment must be deterministic given the columns and the messages, or a resumed run differs from the original.
@@ -39,8 +40,60 @@ class ToolsAlone:
         """Do nothing."""
 
 
-EnvironmentFactory = Callable[[], Any]
+Factory = Callable[[], Any]
 """Makes an `Environment`: usually its class."""
+
+EnvironmentFactory = Factory | Mapping[str, Factory]
+"""A factory for all rows, or several by name: each row names its own in the column ``environment``."""
+
+COLUMN = "environment"
+"""The column that names a row's environment if there are several.  ``reset`` does not get it."""
+
+
+def factories(given: EnvironmentFactory | None) -> dict[str | None, Factory]:
+    """Return the factories by name; the name of one for all rows is None."""
+    if isinstance(given, Mapping):
+        return dict[str | None, Factory](given.items())
+    return {} if given is None else {None: given}
+
+
+def name_of(given: EnvironmentFactory | None, example: Example) -> str | None:
+    """Return the name of a row's environment, None if all rows have the same; DataError if it names none."""
+    if not isinstance(given, Mapping):
+        return None
+    name, known = example.columns.get(COLUMN), f"Known: {', '.join(given)}"
+    if name is None:
+        raise DataError(
+            f"there are several environments, but no column {COLUMN!r} names that of the row. Add it. {known}."
+        )
+    if not isinstance(name, str) or name not in given:
+        near = suggest(name, given) if isinstance(name, str) else ""
+        raise DataError(f"{COLUMN}={name!r:.200} is none of the environments.{near} {known}.")
+    return name
+
+
+def check_named(given: EnvironmentFactory | None, examples: Sequence[Example], split: str) -> None:
+    """Raise DataError for the first row whose environment is not known."""
+    for example in examples if isinstance(given, Mapping) else ():
+        try:
+            name_of(given, example)
+        except DataError as error:
+            raise DataError(f"row {example.id} of the {split} data: {error}") from None
+
+
+def check_factories(given: EnvironmentFactory | None) -> None:
+    """Raise ConfigError for a mapping that is empty or holds something other than factories by name."""
+    if not isinstance(given, Mapping):
+        return
+    if not given:
+        raise ConfigError("environment_factory={} has no environment. Give {NAME: class}, or leave it out.")
+    passed: Mapping[Any, Any] = given
+    for name, factory in passed.items():
+        if not isinstance(name, str) or not callable(factory):
+            raise ConfigError(
+                f"environment_factory has {name!r:.100}: {factory!r:.200}, which is not a class or function with a name. "
+                "Give {NAME: class}, with the names that the column 'environment' holds."
+            )
 
 
 def environment_reward(environments: Sequence[Any], **_: Any) -> list[Any]:
@@ -48,8 +101,39 @@ def environment_reward(environments: Sequence[Any], **_: Any) -> list[Any]:
     return [_reward(environment) for environment in environments]
 
 
+@dataclass(frozen=True, slots=True)
+class RewardOfSome:
+    """The own reward of the environments of these ``names``; None for rows with another."""
+
+    names: frozenset[str]
+
+    def __call__(self, environments: Sequence[Any], environment: Sequence[str], **_: Any) -> list[Any]:
+        """Return the reward of each environment, of whose names the column ``environment`` is the list."""
+        pairs = zip(environments, environment, strict=True)
+        return [_reward(made) if name in self.names else None for made, name in pairs]
+
+
+def own_rewards(given: EnvironmentFactory, *, beside: bool) -> dict[str, Callable[..., Any]]:
+    """Return the functions for the environments' own rewards by name; of several environments one for each class.
+
+    ``beside`` reward functions only classes with ``get_reward`` have one, as in TRL.
+    """
+    if not isinstance(given, Mapping):
+        name = given.__name__ if _has_trl_reward(given) else environment_reward.__name__
+        return {} if beside and not _has_trl_reward(given) else {name: environment_reward}
+    classes = dict[str, set[str]]()
+    for name, factory in given.items():
+        if not beside or _has_trl_reward(factory):
+            classes.setdefault(factory.__name__ if isinstance(factory, type) else name, set()).add(name)
+    return {label: RewardOfSome(frozenset(names)) for label, names in classes.items()}
+
+
+def _has_trl_reward(factory: Factory) -> TypeGuard[type]:
+    return isinstance(factory, type) and callable(getattr(factory, "get_reward", None))
+
+
 def _reward(environment: Any) -> Any:
-    found = getattr(environment, "reward", None)
+    found = getattr(environment, "get_reward" if has(environment, "get_reward") else "reward", None)
     if found is None:
         raise RewardError(
             f"the environment {type(environment).__name__!r} has no 'reward'. Give it one, a number or a method, "
@@ -58,7 +142,7 @@ def _reward(environment: Any) -> Any:
     return awaited(found()) if callable(found) else found
 
 
-RESERVED = ("reset", "step", "reward", "close")
+RESERVED = ("reset", "step", "reward", "get_reward", "close")
 """Public methods that are not tools."""
 
 _TAGGED = re.compile(r"<tool_call>(.*?)(?:</tool_call>|$)", re.DOTALL)
@@ -110,14 +194,17 @@ def named(functions: Sequence[Any]) -> dict[str, Callable[..., Any]]:
     return found
 
 
-def begun_with(factory: EnvironmentFactory, example: Example) -> tuple[Any, Any]:
-    """Make an environment, reset it with the columns of a row, and return it with its first observation."""
-    environment = factory()
+def begun_with(given: EnvironmentFactory, example: Example) -> tuple[Any, Any]:
+    """Make a row's environment, reset it with the row's columns, and return it with its first observation."""
+    name = name_of(given, example)
+    environment = factories(given)[name]()
     columns = {"prompt": example.prompt, **example.columns}
+    if name is not None:
+        del columns[COLUMN]
     return environment, awaited(environment.reset(**accepted(environment.reset, columns)))
 
 
-def try_out(factory: EnvironmentFactory, functions: Tools, *, templated: bool) -> Tools:
+def try_out(factory: Factory, functions: Tools, *, templated: bool) -> Tools:
     """Make an environment, describe its tools (to a chat template if ``templated``), close it, and return the tools.
 
     ``functions`` are further tools.  Raises ConfigError if it has no ``reset``, a tool that cannot be described, or

@@ -17,14 +17,14 @@ from seedtune.tasks.base import Task
 from seedtune.tasks.builtin.number_guessing import NumberGuessing
 from seedtune.tasks.data import datasets
 from seedtune.tasks.data.rows import Examples, Rows, examples, hold_out
-from seedtune.tasks.environments import EnvironmentFactory, ToolsAlone, environment_reward, named
+from seedtune.tasks.environments import EnvironmentFactory, Factory, ToolsAlone, check_factories, named, own_rewards
 from seedtune.tasks.reference_answers import scored_by_the_engine
 from seedtune.types import Example
 
 Data = Rows | str | os.PathLike[str]
 """Rows, or a string or path that names a file or data set."""
 
-ENVIRONMENTS: dict[str, EnvironmentFactory] = {"number_guessing": NumberGuessing}
+ENVIRONMENTS: dict[str, Factory] = {"number_guessing": NumberGuessing}
 """Built-in environments by name."""
 
 
@@ -90,9 +90,7 @@ def built(config: Config, inputs: TaskInputs) -> Task:
     _check_objects(config, inputs)
     tokenizers = build.tokenizers_of(config, inputs.reward_tokenizers)
     tools = named(several("tools", inputs.tools or ()))
-    environment, alone = inputs.environment, ToolsAlone if tools else None
-    if environment is None and config.environment not in (None, OBJECTS):
-        environment = environment_of(config.environment)
+    environment, alone = _environment(config, inputs), ToolsAlone if tools else None
     implied = _implied_rewards(config, environment)
     if config.task != OWN_TASK:
         task = create(config.task, config.task_args)
@@ -116,20 +114,37 @@ def built(config: Config, inputs: TaskInputs) -> Task:
         train, test = hold_out(train, config.eval_size)
     else:
         test, sets = _held_out(config, inputs)
-    rewards = build.build(config, inputs.listed_rewards, tokenizers) if config.reward_funcs else implied
+    passed = build.build(config, inputs.listed_rewards, tokenizers) if config.reward_funcs else ()
+    rewards = build.distinct((*passed, *implied))
     return Task(OWN_TASK, train, test, rewards, environment=environment or alone, tools=tools, test_sets=sets)
 
 
-def environment_of(name: str) -> EnvironmentFactory:
+def _environment(config: Config, inputs: TaskInputs) -> EnvironmentFactory | None:
+    """Return the environments that the program passes or the settings name; ConfigError for what is none."""
+    found, setting = inputs.environment, config.environment
+    if isinstance(setting, dict):
+        found = {name: environment_of(place, f"environment.{name}") for name, place in setting.items()}
+    elif found is None and setting is not None and setting != OBJECTS:
+        found = environment_of(setting)
+    check_factories(found)
+    if isinstance(found, Mapping) and config.train_dataset is None:
+        raise ConfigError(
+            f"there are several environments ({', '.join(found)}), but no train_dataset, whose column 'environment' "
+            "names that of each row. Give one, or a single environment."
+        )
+    return found
+
+
+def environment_of(name: str, setting: str = "environment") -> Factory:
     """Return a built-in environment, or the class in ``file.py:Class`` or ``module.Class``; may raise ConfigError."""
     if name in ENVIRONMENTS:
         return ENVIRONMENTS[name]
     if not {":", "."} & set(name):
         raise ConfigError(
-            f"environment={name!r} is not one of ours.{suggest(name, ENVIRONMENTS)} Known: {', '.join(ENVIRONMENTS)}. "
+            f"{setting}={name!r} is not one of ours.{suggest(name, ENVIRONMENTS)} Known: {', '.join(ENVIRONMENTS)}. "
             "Name your own as file.py:Class or module.Class."
         )
-    return user_code.load(name, f"environment={name!r}")
+    return user_code.load(name, f"{setting}={name!r}")
 
 
 def _check_objects(config: Config, inputs: TaskInputs) -> None:
@@ -181,7 +196,8 @@ def _is_name(data: Data) -> bool:
 
 
 def _implied_rewards(config: Config, environment: EnvironmentFactory | None) -> tuple[Reward, ...]:
-    """Return the rewards of likelihood objectives and environments, which need no reward functions."""
+    """Return the rewards that likelihood objectives and environments bring along."""
     if config.uses_likelihood:
-        return (Reward(config.objective, scored_by_the_engine),)
-    return () if environment is None else (Reward("environment_reward", environment_reward),)
+        return () if config.reward_funcs else (Reward(config.objective, scored_by_the_engine),)
+    own = {} if environment is None else own_rewards(environment, beside=bool(config.reward_funcs))
+    return tuple(Reward(name, function) for name, function in own.items())

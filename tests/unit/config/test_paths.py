@@ -25,6 +25,7 @@ SETTINGS = {
     "reward": ("reward_funcs.path:f", lambda c: c.reward_funcs[0].path),
     "task": ("task:f", lambda c: c.task),
     "environment": ("environment:f", lambda c: c.environment),
+    "environment by name": ("environment.shop:f", lambda c: c.environment["shop"]),
     "eval_tasks": ("eval_tasks:f", lambda c: c.eval_tasks[0]),
     "path of a built-in task": ("task_args.path", lambda c: c.task_args["path"]),
     "held-out data of a built-in task": ("task_args.test_path", lambda c: c.task_args["test_path"]),

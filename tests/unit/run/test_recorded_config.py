@@ -79,6 +79,7 @@ def test_what_the_other_engine_refuses_names_the_runs_own() -> None:
         "model: ~/base",
         "task: /$SECRET/a.py:f",
         "environment: ~/a.py:f",
+        "environment: {shop: ~/a.py:f}",
         "eval_tasks: [$SECRET/a.py:f]",
         "train_dataset: $SECRET/rows.jsonl",
         "transformers: {weights_folder: $SECRET}",

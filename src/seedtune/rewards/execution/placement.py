@@ -32,10 +32,11 @@ class Placement:
 
 def place_of(reward: Reward, workers: int) -> Placement:
     """Return where a reward runs, given the number of worker processes."""
-    if reward.inline:
+    ours = str(getattr(reward.function, "__module__", "")).startswith(OURS)
+    if reward.inline or (ours and names(reward.function, "environments")):
         return Placement("thread")
     place = _place_of(reward.function) if reward.source is None else Placement("worker", reward.source)
-    if reward.source is None and place.source.startswith(OURS) and not names(reward.function, "environments"):
+    if reward.source is None and place.source.startswith(OURS):
         return Placement("here")
     return place if workers else Placement("thread")
 

@@ -88,6 +88,12 @@ def _build(name: str, settings: RewardSettings, tokenizer: Any) -> Reward:
     return Reward(name, load(source), source=source)
 
 
+def distinct(rewards: Sequence[Reward]) -> tuple[Reward, ...]:
+    """Return the rewards with unique names."""
+    names = _names([reward.name for reward in rewards])
+    return tuple(replace(reward, name=name) for reward, name in zip(rewards, names, strict=True))
+
+
 def _names(own: Sequence[str]) -> list[str]:
     names: list[str] = []
     for name in own:
