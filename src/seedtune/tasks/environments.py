@@ -91,8 +91,8 @@ def check_factories(given: EnvironmentFactory | None) -> None:
     for name, factory in passed.items():
         if not isinstance(name, str) or not callable(factory):
             raise ConfigError(
-                f"environment_factory has {name!r:.100}: {factory!r:.200}, which is not a class or function with a name. "
-                "Give {NAME: class}, with the names that the column 'environment' holds."
+                f"environment_factory has {name!r:.100}: {factory!r:.200}, but it takes classes or functions by "
+                "name. Give {NAME: class}, with the names that the column 'environment' holds."
             )
 
 

@@ -145,8 +145,11 @@ def test_every_row_names_one_of_the_environments(rows, message):
     ("environment", "message"),
     [
         ({}, r"environment_factory=\{\} has no environment. Give \{NAME: class\}"),
-        ({"shop": Shop()}, "environment_factory has 'shop': <.*Shop object at .*, which is not a class or function"),
-        ({"shop": "shop.py:Shop"}, "environment_factory has 'shop': 'shop.py:Shop', which is not a class"),
+        (
+            {"shop": Shop()},
+            "environment_factory has 'shop': <.*Shop object at .*, but it takes classes or functions by name",
+        ),
+        ({"shop": "shop.py:Shop"}, "environment_factory has 'shop': 'shop.py:Shop', but it takes classes"),
         ({1: Shop}, "environment_factory has 1: <class"),
     ],
 )
