@@ -45,7 +45,7 @@ from seedtune.rewards.sources.judge import Failure, score_in
 from seedtune.run import ledger, recorded_config, replay, resuming, sealing
 from seedtune.run.artifacts import pack_format
 from seedtune.run.directory import RunPaths
-from seedtune.run.reward_hacking_samples import flagged_samples
+from seedtune.run.reward_hacking.samples import flagged_samples
 from seedtune.tasks.builtin import countdown, grids, instruction_format, json_schema, math_answer, multiple_choice
 from seedtune.tasks.data import datasets, rows
 from seedtune.tasks.environments import calls_in

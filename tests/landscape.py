@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
@@ -10,8 +11,8 @@ import numpy as np
 
 from seedtune import strategies
 from seedtune.config.config import Config
-from seedtune.run.ledger import Record
 from seedtune.run.lineage import Lineage
+from seedtune.run.records import Record
 from seedtune.strategies.base import Feedback, Step, update_of
 from seedtune.strategies.shaping import member_rewards
 from seedtune.types import UNPERTURBED, Plan, Term, Update
@@ -32,6 +33,12 @@ def total(terms: tuple[Term, ...]) -> Vector:
 def quadratic(theta: Vector, generation: int, label: int) -> Vector:
     """Four noisy looks at −|θ|²/size."""
     jitter = np.random.default_rng((generation, label, 1)).normal(size=4)
+    return -np.mean(theta**2) + 1e-4 * jitter
+
+
+def watched(theta: Vector, generation: int) -> Vector:
+    """Noisy looks at −|θ|²/size as the scores of one model on the prompts that are watched."""
+    jitter = np.random.default_rng((generation, 2)).normal(size=(1, 8))
     return -np.mean(theta**2) + 1e-4 * jitter
 
 
@@ -91,6 +98,9 @@ def climb(
         plan = strategy.ask(state, generation)
         feedback = evaluate(plan, run.theta, order)
         damage(feedback.scores, generation)
+        if strategy.watches(plan):
+            damage(looks := watched(run.theta, generation), generation)
+            feedback = replace(feedback, watched=[None if math.isnan(r) else float(r) for r in looks[0]])
         if config.multi_objective_aggregation == "normalize_then_sum":
             feedback = replace(feedback, by_reward=two_rewards(feedback.scores))
         step = strategy.tell(state, plan, feedback)
@@ -123,7 +133,8 @@ def recorded(plan: Plan, feedback: Feedback, step) -> Record:
         reward_unperturbed=float(np.mean(feedback.unperturbed)),
         tokens={},
         state=step.state,
-        observation=step.observation,
+        agreement=step.evidence.agreement,
+        watched=tuple(feedback.watched),
         decay=step.decay,
         rollback_to=step.rollback_to,
     )

@@ -6,7 +6,8 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
-from seedtune.run.ledger import Header, Ledger, Record
+from seedtune.run.ledger import Ledger
+from seedtune.run.records import Header, Record
 from seedtune.types import Member, Plan
 
 HEADER = Header(

@@ -88,6 +88,13 @@ def ledger_bytes(root: Path) -> bytes:
     return directory.RunPaths(root).ledger.read_bytes()
 
 
+def without_ends(root: Path) -> list[dict[str, Any]]:
+    """The lines of a ledger but for what ends of the run chose: a run that stopped and went on has more of these."""
+    lines = rows(directory.RunPaths(root).ledger)
+    kept = [line for line in lines if "chosen" not in line]
+    return [{name: value for name, value in line.items() if name != "check"} for line in kept]
+
+
 def edit_ledger(root: Path, change: Callable[[dict[str, Any]], None]) -> None:
     """Change the lines of a ledger and seal them again, as a skilled forger would."""
     path, check, sealed = directory.RunPaths(root).ledger, "", b""

@@ -17,7 +17,7 @@ from seedtune import activities, strategies
 from seedtune.config.config import Config
 from seedtune.engines.base import Engine, EngineTimes
 from seedtune.errors import RewardError, several
-from seedtune.evaluation import report
+from seedtune.evaluation import report, watched
 from seedtune.evaluation.held_out import during_training, others, right
 from seedtune.rewards.failures import UNSCORED, unscored_reason
 from seedtune.rewards.scorer import Completion, Scorer
@@ -29,12 +29,13 @@ from seedtune.rollouts.prompts import drawn
 from seedtune.run import diagnostics, directory, recorded_config
 from seedtune.run import metrics as run_metrics
 from seedtune.run.callbacks.base import TrainerControl, check_events
-from seedtune.run.ledger import Record
-from seedtune.run.reward_hacking import RewardHackingMonitor
+from seedtune.run.records import Record
+from seedtune.run.reward_hacking.monitor import RewardHackingMonitor
 from seedtune.run.session import Session, Start
 from seedtune.run.trackers import completion_table
 from seedtune.run.trackers.reporting import Reporting
-from seedtune.strategies.base import Feedback, Step
+from seedtune.strategies import watch
+from seedtune.strategies.base import Feedback, Scores, State, Step
 from seedtune.tasks.base import Task
 from seedtune.tasks.environments import EnvironmentFactory
 from seedtune.tasks.from_config import Data, TaskInputs
@@ -84,7 +85,6 @@ class ESTrainer:
         self.config, self.task = prepared.config, prepared.task
         self.others = others(self.config, self.task)
         self.callbacks = tuple(several("callbacks", callbacks or ()))
-        self.strategy = strategies.create(self.config, [reward.weight for reward in self.task.rewards])
         self.session = Session(prepared)
         self.paths = self.session.paths
         self.reward_hacking = RewardHackingMonitor(self.paths.samples)
@@ -96,7 +96,7 @@ class ESTrainer:
     # ------------------------------------------------------------------ public
 
     def train(self, resume_from_checkpoint: bool | str | os.PathLike[str] | None = None) -> Metrics:
-        """Run the remaining generations; return the metrics of the last held-out evaluation, or {} without one.
+        """Run the remaining generations; return the held-out metrics of the model that `save_model` writes, or {}.
 
         ``resume_from_checkpoint``: True, or the run directory, continues the run in ``output_dir``.  ``callbacks`` have
         methods of `Callback`.  Raises ConfigError for a callback without any of them or for another run's directory,
@@ -108,6 +108,7 @@ class ESTrainer:
             check_events(callback)
         self.control = TrainerControl()
         with self.session.opened(resume=resume) as start, closing(self.scorer), self.reporting:
+            self.config = self.session.config
             self._evaluated = {row["generation"] for row in self._evaluations()}
             self._emit("on_start", self, start.info, self.generation)
             self.scorer.keep(
@@ -115,7 +116,8 @@ class ESTrainer:
             )
             self._loop(start)
         self._emit("on_end", self)
-        return next(iter(reversed(self._evaluations())), {})
+        rows = {row["generation"]: row for row in self._evaluations()}
+        return rows.get(self.session.chosen) or next(reversed(rows.values()), {})
 
     def load(self) -> Engine:
         """Return the engine, loaded with the base model if nothing was trained or resumed yet.
@@ -144,15 +146,16 @@ class ESTrainer:
         Raises RewardError if too many rewards fail, EngineError, and the errors of `load`.
         """
         with closing(self.scorer):
-            return self._held_out(self.load())[0]
+            return self._held_out(self.load(), self.generation)[0]
 
     def save_model(
         self, output_dir: str | Path, *, dtype: str | None = None, generation: int | str | None = None
     ) -> None:
-        """Write the current model as a Hugging Face folder, in the checkpoint's precision or ``dtype``.
+        """Write the model as a Hugging Face folder, in the checkpoint's precision or ``dtype``.
 
-        ``generation``: that of an earlier one instead, by the ledger, as in `seedtune.export_run`: a number, ``best``
-        or ``best:METRIC``.  Raises RunError if ``output_dir`` is not empty or there is no such generation, StorageError
+        The model is the current one, unless the watched prompts' rewards fell after an earlier one (see
+        ``rollback_on_fall``), or that of ``generation``, as in `seedtune.export_run`: a number, ``last``, ``best`` or
+        ``best:METRIC``.  Raises RunError if ``output_dir`` is not empty or there is no such generation, StorageError
         if it cannot be written, and the errors of `load`.
         """
         from seedtune.run.artifacts.export import check_output, provenance, write_export
@@ -192,6 +195,7 @@ class ESTrainer:
     # ---------------------------------------------------------------- the loop
 
     def _loop(self, start: Start) -> None:
+        strategy = strategies.create(self.config, [reward.weight for reward in self.task.rewards])
         evaluator, state = Evaluator(self.load(), self.task, self.config, self.scorer), start.state
         evaluate = asynchronous.way_of(evaluator)
         self._evaluate_if_due()
@@ -199,14 +203,15 @@ class ESTrainer:
             if self.control.should_training_stop:
                 break
             started = time.perf_counter()
-            plan = self.strategy.ask(state, generation)
+            plan = strategy.ask(state, generation)
             prompts = drawn(self.config, self.task, generation)
             with activities.doing(f"generation {generation + 1}"):
+                looked = self._watched(evaluator, generation) if strategy.watches(plan) else ()
                 outcome = evaluate(self._members(plan), prompts, plan)
             plan = replace(plan, members=outcome.perturbed)
-            feedback = self._feedback(plan, outcome)
+            feedback = self._feedback(plan, outcome, looked)
             self._check_scored(feedback, outcome)
-            step = self.strategy.tell(state, plan, feedback)
+            step = strategy.tell(state, plan, feedback)
             self._show(plan, outcome, generation + 1)
             record = self._record(plan, outcome, feedback, step)
             start.book.append(record)
@@ -219,17 +224,26 @@ class ESTrainer:
             self._evaluate_if_due()
             self.session.snapshot_if_due(asked=self.control.should_save or self.control.should_training_stop)
             self.control.should_save = False
+        if self.config.rolls_back and self.generation and self.generation not in self.session.ends:
+            self.session.end(start.book, self._chosen(evaluator, state))
         directory.write_whole(self.paths.report, report.render(self.paths).encode())
 
     def _members(self, plan: Plan) -> tuple[Member, ...]:
         return (*plan.members, UNPERTURBED) if self.config.evaluate_unperturbed else plan.members
 
-    def _feedback(self, plan: Plan, outcome: Outcome) -> Feedback:
-        unperturbed = outcome.row(UNPERTURBED) if self.config.evaluate_unperturbed else None
-        share = min(1.0, len(outcome.examples) / len(self.task.train))
+    def _watched(self, evaluator: Evaluator, generation: int) -> list[float | None]:
+        return watched.rewards(evaluator, self.paths, generation)
+
+    def _feedback(self, plan: Plan, outcome: Outcome, looked: Sequence[float | None]) -> Feedback:
         members = len(plan.members)
         groups = [member.generation for member in plan.members]
-        return Feedback(outcome.scores[:members], unperturbed, share, outcome.by_reward[:, :members], groups)
+        return Feedback(
+            outcome.scores[:members], self._unperturbed(outcome), outcome.by_reward[:, :members], looked, groups
+        )
+
+    def _unperturbed(self, outcome: Outcome) -> Scores | None:
+        """Return the unperturbed model's scores of a generation, if it was evaluated."""
+        return outcome.row(UNPERTURBED) if self.config.evaluate_unperturbed else None
 
     def _check_scored(self, feedback: Feedback, outcome: Outcome) -> None:
         """Raise RewardError if too many generations in a row had no score: a judge is down, or the model broken.
@@ -237,7 +251,7 @@ class ESTrainer:
         Not for one that rewards only declined, with None, which an ``inline`` reward never does.
         """
         own = scores_itself(self.task)
-        if own and self.config.guarded:  # the guard goes back to weights with scores
+        if own and self.config.rolls_back:  # the watch goes back to weights with scores
             return
         if not (own or any(outcome.failed.values()) or any(reward.inline for reward in self.task.rewards)):
             return
@@ -259,7 +273,8 @@ class ESTrainer:
                 "generated": sum(map(length, outcome.rollouts)),
             },
             state=step.state,
-            observation=step.observation,
+            agreement=step.evidence.agreement,
+            watched=tuple(feedback.watched),
             decay=step.decay,
             rollback_to=step.rollback_to,
         )
@@ -291,7 +306,7 @@ class ESTrainer:
             "num_tokens": times.generated_tokens + times.prompt_tokens,
             **run_metrics.time_metrics(times, outcome.seconds, step_time),
             **times.figures,
-            **run_metrics.observation_metrics(record),
+            **run_metrics.population_metrics(record, outcome.scores[:members], self._unperturbed(outcome)),
             **measured,
         }
         generated = not scores_itself(self.task)
@@ -320,15 +335,30 @@ class ESTrainer:
         self.control.should_evaluate = False
         if not due or not self.task.test or self.generation in self._evaluated:
             return
-        metrics, outcome = self._held_out(self.load())
-        directory.append_lines(self.paths.samples, _samples(outcome, self.task, self.generation, "test"))
+        self._record_evaluation(self.load(), self.generation)
+
+    def _chosen(self, evaluator: Evaluator, state: State) -> int:
+        """Choose the model to hand out: by the watched prompts, then by all held-out prompts, if there are any."""
+        kept, done = state.get("watch", {}), self.generation
+        before = {kept["best_at"]: kept["best"]} if kept else {}
+        best = watch.chosen({**before, done: self._watched(evaluator, done)})
+        if not self.task.test:
+            return best
+        if best not in self._evaluated:
+            with self.session.at(best) as (engine, _):
+                self._record_evaluation(engine, best)
+        return watched.best_evaluated(self.paths, self.task)
+
+    def _record_evaluation(self, engine: Engine, generation: int) -> None:
+        metrics, outcome = self._held_out(engine, generation)
+        directory.append_lines(self.paths.samples, _samples(outcome, self.task, generation, "test"))
         directory.append_lines(self.paths.metrics, [metrics])
-        self._evaluated.add(self.generation)
+        self._evaluated.add(generation)
         self._emit("on_evaluate", metrics)
 
-    def _held_out(self, engine: Engine) -> tuple[Metrics, Outcome]:
-        watched = (self.task, *self.others)
-        return during_training(engine, watched, self.config, generation=self.generation, scorer=self.scorer)
+    def _held_out(self, engine: Engine, generation: int) -> tuple[Metrics, Outcome]:
+        tasks = (self.task, *self.others)
+        return during_training(engine, tasks, self.config, generation=generation, scorer=self.scorer)
 
     def _evaluations(self) -> list[Metrics]:
         """Metrics of all held-out evaluations of this run so far, in order."""

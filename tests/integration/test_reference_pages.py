@@ -44,10 +44,10 @@ def test_every_setting_stands_on_the_page_with_its_meaning(reference):
 
 def test_a_setting_has_its_type_bounds_and_default(reference):
     lines = reference.settings_page().splitlines()
+    (top_p,) = (line for line in lines if line.startswith("| `top_p` |"))
+    assert top_p.startswith("| `top_p` | number > 0 and ≤ 1 | `1.0` | Nucleus sampling")
     (sigma,) = (line for line in lines if line.startswith("| `sigma` |"))
-    assert sigma.startswith("| `sigma` | number > 0 and ≤ 1000 | `0.001` | Standard deviation")
-    (longest,) = (line for line in lines if line.startswith("| `max_step_ratio` |"))
-    assert "number > 0 and ≤ 4 or none | none" in longest
+    assert "number > 0 and ≤ 1000 or none | none" in sigma
 
 
 @pytest.fixture(scope="module")

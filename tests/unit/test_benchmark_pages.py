@@ -18,7 +18,7 @@ def test_spoilt_answers_stand_by_seed_and_unrecorded_ones_are_said_to_be_unknown
 
 def test_tables_of_studies_have_the_spoilt_share_at_the_end():
     curve = [[0, -88.0, 0.0], [400, -40.0, 0.1], [800, -9.0, 0.5]]
-    made = [{"task": "conciseness", "label": label, "points": curve} for label in ("fixed, α = 6σ", "adaptive")]
+    made = [{"task": "conciseness", "label": label, "points": curve} for label in ("fixed, α = 6σ", "auto")]
     for table in (strategies.variants_table, strategies.steps_table, strategies.sigmas_table):
         lines = table(made, "conciseness").splitlines()
         (head,) = [line for line in lines if strategies.SPOILT in line]

@@ -222,7 +222,7 @@ def inspect(
     from seedtune.evaluation.evaluate import BASE
     from seedtune.evaluation.html_report.answers import prompt_text
     from seedtune.run import directory, recorded_config
-    from seedtune.run.reward_hacking_samples import flagged_samples
+    from seedtune.run.reward_hacking.samples import flagged_samples
 
     recorded_config.run_config(run)
     paths = directory.RunPaths(run)

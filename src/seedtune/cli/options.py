@@ -52,8 +52,8 @@ Generation = Annotated[
     Any,
     typer.Option(
         parser=generation,
-        metavar="N|best[:METRIC]",
-        help="The model after N generations, or after those with the best evaluation; all by default.",
+        metavar="N|last|best[:METRIC]",
+        help="The model after N generations, after all, or with the best evaluation; by default the one the run chose.",
     ),
 ]
 Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; the base model's by default.")]

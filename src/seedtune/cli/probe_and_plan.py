@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -24,26 +23,24 @@ SHOWN = 160
 
 COLUMNS = (
     "σ",
-    "members",
+    "loss",
     "mean",
     "std",
     "best − unperturbed",
     "unperturbed − mean",
     "success rate",
-    "reliability",
     "unchanged",
     "clipped",
     "repeating",
     "empty",
-    "α",
-    "gain",
 )
 
 
 def probe(
     config: ConfigFile,
     sigmas: Annotated[
-        str | None, typer.Option(metavar="S,S,…", help="Evaluate exactly these; chosen from the configured one if not.")
+        str | None,
+        typer.Option(metavar="S,S,…", help="Evaluate these; by default some around the one found."),
     ] = None,
     members: Annotated[int, bounded(4, COUNT, help="Members at each sigma, in pairs.")] = 16,
     prompts: Annotated[
@@ -52,11 +49,10 @@ def probe(
     to_json: AsJson = False,
     sets: Sets = None,
 ) -> None:
-    """Choose sigma and alpha before training, at 5 % of the cost of a sweep.
+    """Show what perturbations of several sizes do to rewards and answers, and the sigma that a run would take.
 
-    A small population answers the same prompts at several sigma.  Shown are rewards, how far directions that
-    help on some prompts help on others, sample answers, and what the model says when sigma is too large.
-    Nothing is written.
+    A small population answers the same prompts at every sigma.  A run without sigma finds it by itself; this is
+    for those who want to look.  Nothing is written.
     """
     from seedtune.cli.warming import compile_beside
     from seedtune.config.yaml_file import load_config
@@ -68,12 +64,6 @@ def probe(
         say_json(found)
     else:
         show_probe(found)
-    if found.sigma is None:
-        raise ConfigError(f"no usable sigma: {found.reason}")
-    if to_json:
-        return
-    alpha = "" if found.alpha is None else f" --set alpha={found.alpha:.3g}"
-    say(f"use it with: seedtune train {shlex.quote(str(config))} --set sigma={found.sigma:.3g}{alpha}")
 
 
 def plan(
@@ -132,32 +122,26 @@ def _numbers(text: str | None) -> list[float]:
 def show_probe(found: Probe) -> None:
     """Print the table of σ, a sample completion at each, and the recommendation."""
     from seedtune.evaluation.html_report.answers import prompt_text
+    from seedtune.strategies import sigma_rule
 
     say(f"the same {found.prompts} prompts and members at every σ; unperturbed reward {found.unperturbed:.4g}")
     say_table(COLUMNS, map(_cells, found.levels), right=COLUMNS)
+    say(f"answers to: {prompt_text(found.unperturbed_sample.prompt.prompt)}")
+    say(f"  unperturbed: {_short(found.unperturbed_sample.completion)}")
     for level in found.levels:
-        if level.collapse is not None:
-            say(f"σ {level.sigma:.3g} is refused: {level.collapse}")
-    say(f"answers to: {prompt_text(found.unperturbed_sample[0].prompt)}")
-    say(f"  unperturbed: {_short(found.unperturbed_sample[1])}")
-    for level in found.levels:
-        say(f"  σ {level.sigma:.3g}: {_short(level.sample[1])}")
-    share = found.rollouts / found.sweep_rollouts
+        say(f"  σ {level.sigma:.3g}: {_short(level.sample.completion)}")
+    say(f"{found.rollouts:,} rollouts in {found.seconds:.1f} s")
     say(
-        f"{found.rollouts:,} rollouts in {found.seconds:.1f} s: {share:.1%} of a sweep of 5 σ × 10 generations "
-        f"({found.sweep_rollouts:,})"
+        f"a run without sigma takes σ {found.sigma:g}: there members find the model's own answers "
+        f"{sigma_rule.TARGET:g} nats a token less probable"
     )
-    if found.sigma is not None:
-        alpha = "" if found.alpha is None else f", α {found.alpha:.3g}"
-        say(f"recommended: σ {found.sigma:.3g}{alpha}. Why: {found.reason}")
 
 
 def _cells(level: Level) -> list[str]:
-    r, a, stride = level.response, level.answers, level.stride
-    shares = (r.success_rate, r.reliability, a.unchanged, a.clipped, a.repeating, a.empty)
-    rewards = (r.mean, r.spread, r.best_gain, r.gap)
-    step = ("refused", "–") if stride is None else (f"{stride.ratio:.2g} σ", f"{stride.gain:.3g}")
-    return [f"{r.sigma:.3g}", str(r.members), *map(number, rewards), *(f"{v:.0%}" for v in shares), *step]
+    answers = level.answers
+    shares = (level.success_rate, answers.unchanged, answers.clipped, answers.repeating, answers.empty)
+    rewards = (level.mean, level.spread, level.best_gain, level.gap)
+    return [f"{level.sigma:.3g}", f"{level.loss:.3f}", *map(number, rewards), *(f"{share:.0%}" for share in shares)]
 
 
 def _short(text: str) -> str:

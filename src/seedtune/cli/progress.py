@@ -83,8 +83,11 @@ class ProgressLines:
         self.say(
             f"task {trainer.task.name}: {config.generations} generations of N = {config.population} × "
             f"{min(config.prompts_per_generation, len(trainer.task.train))} prompts, "
-            f"σ {config.sigma:g}, α {config.step_words()}"
+            f"{config.sigma_words()}, {config.step_words()}"
         )
+        if measured := trainer.session.measured:
+            losses = ", ".join(f"{loss:.3g} at {sigma:.3g}" for sigma, loss in measured)
+            self.say(f"  σ by the loss of members in nats a token: {losses}")
         if not trainer.task.test:
             self.say("no prompts are held out: nothing will be evaluated")
         self.say(f"run directory {config.output_dir}")

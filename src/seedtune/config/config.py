@@ -15,7 +15,7 @@ from pydantic import ValidationError, field_serializer, field_validator, model_v
 from seedtune.config import rules
 from seedtune.config.data_and_rewards import OBJECTS, as_dataset, as_environment, as_eval_datasets, as_rewards
 from seedtune.config.fields import TRACKERS, Fields, one_spelling
-from seedtune.config.sections import check_no_secrets, explain, yes_or_no
+from seedtune.config.sections import check_no_secrets, explain, none_for_auto, yes_or_no
 from seedtune.config.trl_names import check_not_of_grpo
 from seedtune.errors import ConfigError, suggest
 
@@ -26,7 +26,8 @@ SHOWN = 8
 class Config(Fields):
     """All settings of a run.  Unknown keys are errors; all have defaults, but a run needs own data or a ``task``."""
 
-    _words_of_yaml = field_validator("rollback_on_collapse", mode="before")(yes_or_no)
+    _words_of_yaml = field_validator("rollback_on_fall", mode="before")(yes_or_no)
+    _auto = field_validator("sigma", "alpha", mode="before")(none_for_auto)
     _short_data = field_validator("train_dataset", mode="before")(as_dataset)
     _short_eval_data = field_validator("eval_dataset", mode="before")(as_eval_datasets)
     _short_environment = field_validator("environment", mode="before")(as_environment)

@@ -100,30 +100,24 @@ class Fields(Section):
     population: int = Field(default=32, ge=2, le=COUNT)
     """Members per generation, N."""
 
-    sigma: float = Field(default=0.001, gt=0.0, le=1e3)
-    """Standard deviation of each weight's perturbation, σ."""
+    sigma: float | None = Field(default=None, gt=0.0, le=1e3)
+    """Standard deviation of each weight's perturbation, σ.  By default (``auto``) it is measured at the start of the
+    run, with the model and training prompts (see ``docs/concepts/strategies.md``)."""
 
     alpha: float | None = Field(default=None, gt=0.0, le=1e6)
-    """Step size α of θ ← θ + (α/N) Σ zᵢ εᵢ, with 1/σ absorbed.  By default it is adapted during training (see
-    ``step_size``).  ``learning_rate`` is accepted as an alias."""
+    """Step size α of θ ← θ + (α/N) Σ zᵢ εᵢ, with 1/σ absorbed.  By default (``auto``) steps are as long as the
+    agreement between prompts allows.  ``learning_rate`` is accepted as an alias."""
 
-    step_size: Literal["auto", "adaptive", "fixed"] = "auto"
-    """``adaptive``: adapt α to the measurements of each generation, starting from ``alpha`` if given; ``fixed``: use
-    ``alpha`` (by default σ/2, the paper's ratio).  ``auto``: fixed if ``alpha`` is given, adaptive if not."""
-
-    max_step_ratio: float | None = Field(default=None, gt=0.0, le=4.0)
-    """Longest adaptive step, as a multiple of the length of a member's perturbation; by default 1.25."""
-
-    rollback_on_collapse: Literal["auto", "yes", "no"] = "auto"
-    """Return to an earlier generation and continue with smaller steps when rewards collapse.  ``auto``: only with
-    adaptive steps."""
+    rollback_on_fall: Literal["auto", "yes", "no"] = "auto"
+    """Watch the rewards of a few held-out prompts (training prompts if there are none) during training; when they have
+    fallen, return to the best generation, with half the step.  ``auto``: unless ``alpha`` is given."""
 
     noise_reuse: int = Field(default=1, ge=1, le=STEPS)
     """Consecutive generations that share their noise, with fresh prompts (EGGROLL uses 4)."""
 
     anchor_l2: float = Field(default=0.0, ge=0.0, le=1e9)
     """λ₂ of the pull to the base model after every update, θ ← θ₀ + (1 − αλ₂)(θ − θ₀) (arXiv 2605.30148: about 10);
-    with adaptive steps, whose α varies, σ/2 is used here instead."""
+    without a given α, σ/2 is used here instead."""
 
     anchor_l1: float = Field(default=0.0, ge=0.0, le=1e9)
     """λ₁ of θ ← θ₀ + sign(d)·max(|d| − αλ₁, 0), where d = θ − θ₀ (about 0.01)."""
@@ -198,12 +192,12 @@ class Fields(Section):
     max_reward_failure_rate: float = Field(default=0.5, ge=0.0, le=1.0)
     """Stop training if a reward function fails on more than this share of a generation's completions."""
 
-    prompts_per_generation: int = Field(default=8, ge=1, le=COUNT)
+    prompts_per_generation: int = Field(default=16, ge=1, le=COUNT)
     """Training prompts that every member answers in a generation (all if there are fewer)."""
 
     evaluate_unperturbed: bool = True
-    """Let the current model answer each generation's prompts, too, as a member outside the population.  Without it
-    adaptive steps cannot measure the curvature and assume its average value."""
+    """Let the current model answer each generation's prompts, too, as a member outside the population: metrics compare
+    it with the members."""
 
     members_per_job: int = Field(default=0, ge=0, le=COUNT)
     """Members batched together; 0: the whole population, or 8 with ``engine: ray``.  Part of a run's identity, unlike
@@ -293,14 +287,10 @@ class Fields(Section):
     """Settings of the Ray workers."""
 
     @property
-    def adaptive(self) -> bool:
-        """Whether α is adapted during training."""
-        return self.step_size == "adaptive" or (self.step_size == "auto" and self.alpha is None)
-
-    @property
-    def guarded(self) -> bool:
-        """Whether the run rolls back when rewards collapse."""
-        return self.rollback_on_collapse == "yes" or (self.rollback_on_collapse == "auto" and self.adaptive)
+    def rolls_back(self) -> bool:
+        """Whether the run goes back when watched rewards have fallen."""
+        automatic = self.alpha is None and not self.max_staleness
+        return self.rollback_on_fall == "yes" or (self.rollback_on_fall == "auto" and automatic)
 
     @property
     def has_objects(self) -> bool:
@@ -319,16 +309,13 @@ class Fields(Section):
         """One weight per reward in ``reward_funcs``."""
         return (1.0,) * len(self.reward_funcs) if self.reward_weights is None else self.reward_weights
 
-    @property
-    def step(self) -> float:
-        """The fixed α; by default σ/2."""
-        return self.sigma / 2 if self.alpha is None else self.alpha
-
     def step_words(self) -> str:
-        """Return a readable description of α."""
-        if self.adaptive:
-            return "adaptive" if self.alpha is None else f"adaptive from {self.alpha:g}"
-        return f"{self.step:g}"
+        """Return a readable description of the step size."""
+        return "α auto" if self.alpha is None else f"α {self.alpha:g}"
+
+    def sigma_words(self) -> str:
+        """Return a readable description of σ."""
+        return "σ auto (measured at the start)" if self.sigma is None else f"σ {self.sigma:g}"
 
     @property
     def kinds(self) -> tuple[str, ...]:

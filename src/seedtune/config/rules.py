@@ -40,16 +40,12 @@ def _population(config: Fields) -> Iterator[str]:
 
 
 def _steps(config: Fields) -> Iterator[str]:
-    each = 2 if config.antithetic else 1
-    comparing = "adaptive steps" if config.adaptive else f"rollback_on_collapse={config.rollback_on_collapse}"
-    if (config.adaptive or config.rollback_on_collapse == "yes") and config.population // each < 2:
+    if config.rollback_on_fall == "yes" and config.max_staleness:
         yield (
-            f"population={config.population} has one noise sample only, but {comparing} need to compare at least two: "
-            f"use population={2 * each} or more" + (", or give alpha" if config.adaptive else "")
+            f"rollback_on_fall=yes does not go with ray.max_staleness={config.max_staleness} (updates do not wait): "
+            "leave one out"
         )
-    if not config.adaptive and config.max_step_ratio is not None:
-        yield f"max_step_ratio={config.max_step_ratio:g} is for adaptive steps: leave it out, or use step_size=adaptive"
-    name, pull = ("sigma/2", config.sigma / 2) if config.adaptive else ("alpha", config.step)
+    name, pull = ("sigma/2", (config.sigma or 0.0) / 2) if config.alpha is None else ("alpha", config.alpha)
     if pull * config.anchor_l2 > 1.0:
         yield (
             f"{name}={pull:g} times anchor_l2={config.anchor_l2:g} is more than 1: the pull to the base model "
@@ -127,11 +123,9 @@ def _staleness(config: Fields) -> Iterator[str]:
     """Reject settings that need complete generations with a single σ and a score for every prompt."""
     look, schedule = config.lookahead, config.sigma_schedule
     refused = {
-        f"alpha {config.step_words()}: give alpha (sigma/2 is {config.sigma / 2:g})": config.adaptive,
         f"sigma_schedule.kind={schedule.kind}: leave sigma_schedule out": schedule != ScheduleSettings(),
         f"noise_reuse={config.noise_reuse}: use noise_reuse=1": config.noise_reuse > 1,
         f"lookahead.radius={look.radius}: leave lookahead out": look.radius is not None,
-        f"rollback_on_collapse={config.rollback_on_collapse}: use rollback_on_collapse=no": config.guarded,
         "shaping=per_prompt: use shaping=zscore": config.shaping == "per_prompt",
         "multi_objective_aggregation=normalize_then_sum: use sum_then_normalize": config.multi_objective_aggregation
         == "normalize_then_sum",

@@ -87,6 +87,11 @@ def yes_or_no(value: Any) -> Any:
     return {True: "yes", False: "no"}[value] if isinstance(value, bool) else value
 
 
+def none_for_auto(value: Any) -> Any:
+    """Read ``auto`` as None, for numbers that a run finds by itself."""
+    return None if value == "auto" else value
+
+
 class TransformersSettings(Section):
     """Device and memory of the in-process engine."""
 

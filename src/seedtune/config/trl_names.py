@@ -24,7 +24,10 @@ COUNTERPARTS = {
     **dict.fromkeys(
         ("sync_ref_model", "ref_model_mixup_alpha", "ref_model_sync_steps"), "the anchor is always the base model"
     ),
-    **dict.fromkeys(("epsilon", "epsilon_high", "delta", "max_grad_norm"), "max_step_ratio bounds a step"),
+    **dict.fromkeys(
+        ("epsilon", "epsilon_high", "delta", "max_grad_norm"),
+        "steps are at most as long as a perturbation; alpha sets them",
+    ),
     **dict.fromkeys(("loss_type", "importance_sampling_level", "entropy_coef", "top_entropy_quantile"), _NO_GRADIENT),
     **dict.fromkeys(("optim", "gradient_checkpointing", "disable_dropout", "deepspeed", "fsdp"), _NO_GRADIENT),
     "mask_truncated_completions": "return None from a reward to leave a completion out",

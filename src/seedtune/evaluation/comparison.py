@@ -55,10 +55,30 @@ class Comparison:
 
 
 def evaluations(paths: RunPaths) -> tuple[list[Row], list[Row]]:
-    """Return the held-out completions of the first and of the last evaluation, which may be the same one."""
-    rows = [row for row in directory.read_lines(paths.samples) if row.get("split") == "test"]
+    """Return the held-out completions of the first and of the last evaluation, which may be the same one.
+
+    If the run chose an earlier model than its last one, that one's evaluation is the last.
+    """
+    rows = _held_out(paths)
     first, last = (limit((row["generation"] for row in rows), default=0) for limit in (min, max))
+    ends = {row["generation"]: row["chosen"] for row in directory.read_lines(paths.metrics) if "chosen" in row}
+    last = ends.get(last, last)
     return [row for row in rows if row["generation"] == first], [row for row in rows if row["generation"] == last]
+
+
+def rewards_of(paths: RunPaths) -> dict[int, dict[int, float | None]]:
+    """Return every evaluation's mean reward of each held-out prompt by its id; None where there is none."""
+    found: dict[int, dict[int, list[float]]] = {}
+    for row in _held_out(paths):
+        found.setdefault(row["generation"], {}).setdefault(row["prompt_id"], []).append(_measures(row)["reward"])
+    return {
+        generation: {prompt: metrics.mean(rewards) for prompt, rewards in prompts.items()}
+        for generation, prompts in found.items()
+    }
+
+
+def _held_out(paths: RunPaths) -> list[Row]:
+    return [row for row in directory.read_lines(paths.samples) if row.get("split") == "test"]
 
 
 def pairs(paths: RunPaths) -> list[tuple[Row, Row]]:

@@ -166,7 +166,9 @@ def _goals(
         return [None]
     baseline, base = eval_config.baseline, [0] if eval_config.prompt_baseline else []
     asked = [generation, *([] if baseline is None else [baseline]), *base]
-    return list(dict.fromkeys(replay.goal_of(Path(what), contents.generations, goal) for goal in asked))
+    return list(
+        dict.fromkeys(replay.goal_of(Path(what), contents.generations, goal, chosen=contents.chosen) for goal in asked)
+    )
 
 
 def _task(wanted: str | Task, config: Config, practice: int, limit: int | None) -> Task:

@@ -17,7 +17,7 @@ from seedtune.engines.transformers.decoding.decoder import slots_for
 from seedtune.errors import ConfigError, ModelError, RunError
 from seedtune.rollouts.prompts import prompt_of
 from seedtune.run import directory, recorded_config, replay
-from seedtune.strategies import populations
+from seedtune.strategies import populations, sigma_rule
 from seedtune.tasks.base import Task
 from seedtune.types import Example, Job, Member, Sampling, Term, Update
 
@@ -180,7 +180,9 @@ def measure_engine(config: Config, task: Task, work: Workload) -> Speed:
     with closing(engine), activities.doing("measuring this machine"):
         warm_up = (Member(GENERATION, work.members, 1),)  # compiles kernels on first use
         sizes = (warm_up, few) if work.alone else (warm_up, few, full)
-        times = [_times(engine, Job(0, config.sigma, members, prompts, sampling)) for members in sizes]
+        times = [
+            _times(engine, Job(0, config.sigma or sigma_rule.START, members, prompts, sampling)) for members in sizes
+        ]
         update = [_update_time(engine, config) for _ in range(2)][1]
     small, large = times[1], times[-1]
     rows, added = len(few) * work.prompts, (len(full) - len(few)) * work.prompts

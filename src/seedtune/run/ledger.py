@@ -11,156 +11,24 @@ bytes.
 from __future__ import annotations
 
 import logging
-import math
 import os
 import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, NotRequired
+from typing import Any, NotRequired
 
-from pydantic import Field
 from typing_extensions import TypedDict
 
-from seedtune.config.foreign_data import Count, Finite, GenerationCount, conform
+from seedtune.config.foreign_data import GenerationCount, conform
 from seedtune.errors import LedgerError, RunError, resume_command, storage_error
 from seedtune.numerics.machine import disk
+from seedtune.run.records import FORMAT, Header, Record
 from seedtune.run.sealing import matching, seal, unseal
-from seedtune.types import Decay, Member, Plan, Shift, Term, __version__
+from seedtune.types import __version__
 
 log = logging.getLogger("seedtune")
-
-FORMAT = 1
-
-
-@dataclass(frozen=True, slots=True)
-class Header:
-    """The starting point of a run: everything later is a function of it.  The fields are those of the first line."""
-
-    seedtune: str
-    """Version of seedtune that began the run."""
-
-    format: int = field(default=FORMAT, kw_only=True)
-    noise: str
-    model: str
-    data: str
-    prompts: str
-    """Digest of the tokens of training prompts, as the model reads them; ``data`` is that of all the training data."""
-
-    resolved_weights_dtype: str
-    arithmetic: Mapping[str, Any]
-    """How the first rewards were computed: see `seedtune.engines.recorded_arithmetic`."""
-
-    base_fingerprint: str
-    tokenizer_fingerprint: str
-    config: Mapping[str, Any]
-    sources: Mapping[str, Any] = field(default_factory=dict)
-    """Where the user's own data, rewards and code are, if there are any, so that the ledger alone can be resumed."""
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Header:
-        """Build the header from JSON data.  Raises ValueError if it is of another form."""
-        return conform(data, cls)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the header as JSON data."""
-        return {name: value for name, value in asdict(self).items() if name != "sources" or value}
-
-
-@dataclass(frozen=True, slots=True)
-class Record:
-    """One generation, with enough data to apply its update again, bit for bit."""
-
-    plan: Plan
-    alpha: float
-    rewards: tuple[float, ...]
-    coefficients: tuple[float, ...]
-    prompts: tuple[int, ...]
-    reward_unperturbed: float | None
-    tokens: Mapping[str, int]
-    state: Mapping[str, Any] = field(default_factory=dict)
-    observation: Mapping[str, float] = field(default_factory=dict)
-    decay: Decay | None = None
-    rollback_to: int | None = None
-    """Roll back to the weights after this many generations, instead of applying an update."""
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the record as JSON data, with member labels, and NaN as null; last what few generations have."""
-        plan = self.plan
-        some = {
-            "observation": self.observation or None,
-            "shift": plan.shift and asdict(plan.shift),
-            "decay": self.decay and asdict(self.decay),
-            "rollback_to": self.rollback_to,
-        }
-        return {
-            "generation": plan.generation,
-            "sigma": plan.sigma,
-            "alpha": self.alpha,
-            "members": [member.label(plan.generation) for member in plan.members],
-            "rewards": [_null_nan(reward) for reward in self.rewards],
-            "coefficients": self.coefficients,
-            "prompts": self.prompts,
-            "reward_unperturbed": _null_nan(self.reward_unperturbed),
-            "tokens": self.tokens,
-            "state": self.state,
-            **{name: value for name, value in some.items() if value is not None},
-        }
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Record:
-        """Build the record from JSON data, float for float.  Raises ValueError if it is of another form."""
-        line = conform(data, _RecordLine)
-        generation, back = line["generation"], line.get("rollback_to")
-        members = tuple(Member.parse(label, generation) for label in line["members"])
-        if not len(members) == len(line["rewards"]) == len(line["coefficients"]) > 0:
-            raise ValueError("members, rewards and coefficients do not go together")
-        if back is not None and back > generation:
-            raise ValueError(f"generation {generation} goes back to {back}, which was not before it")
-        shift, decay = line.get("shift"), line.get("decay")
-        return cls(
-            plan=Plan(generation, line["sigma"], members, shift and _shift(shift)),
-            alpha=line["alpha"],
-            rewards=tuple(math.nan if reward is None else reward for reward in line["rewards"]),
-            coefficients=tuple(line["coefficients"]),
-            prompts=tuple(line["prompts"]),
-            reward_unperturbed=line["reward_unperturbed"],
-            tokens=line["tokens"],
-            state=line["state"],
-            observation=line.get("observation", {}),
-            decay=decay and Decay(**decay),
-            rollback_to=back,
-        )
-
-
-class _ShiftLine(TypedDict):
-    terms: list[Annotated[list[Finite], Field(min_length=3, max_length=3)]]
-    length: Finite | None
-
-
-class _DecayLine(TypedDict):
-    l2: Finite
-    l1: Finite
-
-
-class _RecordLine(TypedDict):
-    """A generation in the file."""
-
-    generation: GenerationCount
-    sigma: Annotated[Finite, Field(gt=0.0)]
-    alpha: Finite
-    members: list[str]
-    rewards: list[Finite | None]
-    coefficients: list[Finite]
-    prompts: list[Count]
-    reward_unperturbed: Finite | None
-    tokens: dict[str, Annotated[int, Field(ge=0, lt=2**63)]]
-    state: dict[str, Any]
-    observation: NotRequired[dict[str, Finite]]
-    shift: NotRequired[_ShiftLine]
-    decay: NotRequired[_DecayLine]
-    rollback_to: NotRequired[GenerationCount]
 
 
 class _NoteLine(TypedDict):
@@ -169,14 +37,7 @@ class _NoteLine(TypedDict):
     after: GenerationCount
     fingerprint: NotRequired[str]
     arithmetic: NotRequired[dict[str, Any]]
-
-
-def _shift(line: _ShiftLine) -> Shift:
-    return Shift(tuple(Term(int(g), int(p), w) for g, p, w in line["terms"]), line["length"])
-
-
-def _null_nan(value: float | None) -> float | None:
-    return None if value is None or math.isnan(value) else value
+    chosen: NotRequired[GenerationCount]
 
 
 @dataclass(slots=True)
@@ -189,6 +50,9 @@ class Contents:
     changes: dict[int, Mapping[str, Any]] = field(default_factory=dict)
     """Generation → how rewards are computed from it on, where this changed."""
 
+    ends: dict[int, int] = field(default_factory=dict)
+    """Number of generations at an end of the run → number of generations of the model chosen there."""
+
     check: str = ""
     size: int = 0
     torn: int = 0
@@ -198,6 +62,11 @@ class Contents:
     def generations(self) -> int:
         """Number of recorded generations."""
         return len(self.records)
+
+    @property
+    def chosen(self) -> int:
+        """Number of generations of the model to hand out: all, unless an end of the run chose an earlier one."""
+        return self.ends.get(self.generations, self.generations)
 
     @property
     def arithmetics(self) -> dict[int, Mapping[str, Any]]:
@@ -220,12 +89,16 @@ class Contents:
             return
         note = conform(data, _NoteLine)
         if note["after"] != done:
-            what = "fingerprint" if "fingerprint" in note else "arithmetic"
+            what = ", ".join(name for name in note if name != "after")
             raise ValueError(f"the {what} after {note['after']} generations comes after {done}")
         if "fingerprint" in note:
             self.fingerprints[done] = note["fingerprint"]
         if "arithmetic" in note:
             self.changes[done] = note["arithmetic"]
+        if note.get("chosen", 0) > done:
+            raise ValueError(f"generation {note['chosen']} is chosen after {done}")
+        if "chosen" in note:
+            self.ends[done] = note["chosen"]
 
 
 def read(path: Path) -> Contents:
@@ -361,7 +234,7 @@ class Ledger:
         self._append(record.to_json())
 
     def note(self, after: int, **line: Any) -> None:
-        """Record after this many generations the ``fingerprint`` of the weights, or a change of the ``arithmetic``."""
+        """Record the ``fingerprint``, a change of the ``arithmetic``, or at an end the ``chosen`` generation."""
         self._append({"after": after, **line})
 
     def _append(self, data: Mapping[str, Any]) -> None:

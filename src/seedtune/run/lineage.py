@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from seedtune.run.ledger import Record
+from seedtune.run.records import Record
 from seedtune.strategies.base import update_of
 from seedtune.types import Update
 

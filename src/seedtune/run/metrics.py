@@ -13,11 +13,10 @@ from seedtune.config.config import Config
 from seedtune.engines.base import EngineInfo, EngineTimes
 from seedtune.errors import ConfigError, RunError, suggest
 from seedtune.rewards.base import Reward
-from seedtune.run.ledger import Record
-from seedtune.strategies.base import directions
-from seedtune.strategies.observation import gain, step_ratio_of
+from seedtune.run.records import Record
+from seedtune.strategies.base import Scores, directions
 from seedtune.strategies.shaping import SHAPINGS, member_rewards
-from seedtune.strategies.step_estimates import reliability
+from seedtune.strategies.step_size import length_of
 from seedtune.types import Member, Rollout, length, tokens
 
 Floats = NDArray[np.float64]
@@ -140,23 +139,28 @@ def time_metrics(times: EngineTimes, seconds: Mapping[str, float], step_time: fl
     }
 
 
-def observation_metrics(record: Record) -> dict[str, float | None]:
-    """Compare the unperturbed model with its members, and predict the step's gain by the second-order model.
+def population_metrics(record: Record, scores: Scores, unperturbed: Scores | None) -> dict[str, float | None]:
+    """Compare the unperturbed model with its members, on prompts that it and at least one member have scores for.
 
-    ``success_rate``: share of members that beat the unperturbed model, about ½ where σ is small; ``reliability``: part
-    of the measured slope that holds over all training prompts; ``step_ratio``: the step in lengths of a perturbation.
+    ``success_rate``: share of members that beat it, about ½ where σ is small; ``curvature``: its reward minus the
+    members' mean, the cost of a random step of a member's length; ``step_ratio``: the step in such lengths;
+    ``agreement``: the part of the differences between members that holds on other prompts.
     """
-    observation = record.observation
-    if not observation:
-        return {}
-    step_ratio = step_ratio_of(record.alpha, record.plan.sigma, observation, len(record.plan.members))
-    reliable = reliability(record.state["averages"])
+    plan = record.plan
+    step_ratio = record.alpha * length_of(plan, record.coefficients) / (len(plan.members) * plan.sigma)
+    found = {"step_ratio": step_ratio, "agreement": record.agreement}
+    if unperturbed is None or plan.shift is not None:
+        return found
+    common = ~np.isnan(unperturbed) & ~np.isnan(scores).all(axis=0)
+    rewards = member_rewards(scores[:, common])
+    rewards = rewards[~np.isnan(rewards)]
+    if not rewards.size:
+        return found
+    reward = float(unperturbed[common].mean())
     return {
-        "success_rate": observation.get("success_rate"),
-        "curvature": observation.get("curvature"),
-        "reliability": reliable,
-        "step_ratio": step_ratio,
-        "predicted_gain": gain(observation, step_ratio, reliable),
+        "success_rate": float(np.mean(rewards > reward) + 0.5 * np.mean(rewards == reward)),
+        "curvature": reward - float(rewards.mean()),
+        **found,
     }
 
 
@@ -221,9 +225,6 @@ LIMITS = (
     ),
 )
 
-CLEAR_SHARE, CLEAR_AFTER = 0.1, 5
-"""Alarm limit of the average share of members that beat the unperturbed model, and generations before it applies."""
-
 
 def limit_alarms(metrics: Mapping[str, Any], base: Mapping[str, float]) -> list[str]:
     """Return the alarms of the metrics beyond their limits; ``base`` has the base model's values of some."""
@@ -242,19 +243,10 @@ def record_alarms(record: Record) -> list[str]:
         found.append("no member could be scored: the update is zero. Check the reward function.")
     elif not any(directions(record.plan.members, record.coefficients).values()):
         found.append("all members have the same reward: the update is zero. Raise sigma or use more prompts.")
-    makes_no_step = "down" in record.state or record.rollback_to is not None  # a look-ahead probe, a rollback
-    averages = record.state.get("averages", {})
-    if any(record.coefficients) and not record.observation and record.alpha == 0.0 and not makes_no_step:
-        found.append("only one noise sample has rewards, too few for an adaptive step. Check the reward function.")
-    elif averages.get("seen", 0) >= CLEAR_AFTER and averages["success_rate"] < CLEAR_SHARE:
-        found.append(
-            f"only {averages['success_rate']:.0%} of members beat the current model: sigma is too large for this "
-            "model. Lower sigma."
-        )
     if record.rollback_to is not None:
         found.append(
-            f"rewards collapsed: back to the model after generation {record.rollback_to}, and on with half the step. "
-            "If it happens again, lower sigma."
+            f"the rewards of watched prompts fell: back to the model after generation {record.rollback_to}, and on "
+            "with half the step. If it happens again, lower sigma."
         )
     return found
 

@@ -25,7 +25,8 @@ from seedtune.errors import ConfigError, LedgerError, ModelError, RunError, resu
 from seedtune.numerics import noise
 from seedtune.run import ledger, sealing
 from seedtune.run.directory import RunPaths
-from seedtune.strategies.state_schema import check_recorded
+from seedtune.run.records import Header
+from seedtune.strategies.state_schema import check_state as check_form
 
 log = logging.getLogger("seedtune")
 
@@ -151,7 +152,7 @@ def trusted(root: Path, sets: Iterable[str], command: str, *, on: Sequence[objec
     return trusted_settings.without(config)
 
 
-def check_same_run(root: Path, recorded: ledger.Header, config: Config) -> None:
+def check_same_run(root: Path, recorded: Header, config: Config) -> None:
     """Raise RunError with every setting that differs from the ledger's header.
 
     Rows that the model cannot read may be dropped on the way; what else truncation does is in the data's digest.
@@ -182,7 +183,7 @@ def weights_kind(kinds: Sequence[str]) -> str:
 def check_state(root: Path, contents: ledger.Contents) -> None:
     """Raise LedgerError if the last record holds a state that no strategy makes."""
     try:
-        check_recorded(contents.records[-1].state if contents.records else {}, {})
+        check_form(contents.records[-1].state if contents.records else {})
     except ValueError as error:
         raise LedgerError(
             f"{root}: the last generation's state is none that a strategy makes ({error}): the ledger was edited and "
@@ -195,7 +196,7 @@ class _Engines(TypedDict):
     max_staleness: NotRequired[Count]
 
 
-def config_of(header: ledger.Header) -> Config:
+def config_of(header: Header) -> Config:
     """Rebuild the configuration from a ledger's header, as far as results depend on it.
 
     Raises LedgerError if its settings are none of this version's.

@@ -22,6 +22,7 @@ from seedtune.errors import LedgerError, RunError, StorageError
 from seedtune.run import ledger, metrics, recorded_config
 from seedtune.run.directory import RunPaths, read_lines
 from seedtune.run.lineage import Lineage
+from seedtune.run.records import Header
 from seedtune.types import Update
 
 log = logging.getLogger("seedtune")
@@ -74,16 +75,22 @@ class RecordedRun:
             yield engine
 
 
-def goal_of(root: Path, done: int, generation: int | str | None) -> int:
-    """Return the number of generations that a run's user asks for: by default all that are ``done``.
+def goal_of(root: Path, done: int, generation: int | str | None, *, chosen: int) -> int:
+    """Return the number of generations that a run's user asks for: by default the ``chosen`` ones of all ``done``.
 
-    Text is ``best``, ``best:METRIC`` or ``lowest:METRIC``, see `metrics.best_generation`.  Raises RunError if the run
-    has fewer generations or no such metric, ConfigError for other text.
+    Text is ``last``, ``best``, ``best:METRIC`` or ``lowest:METRIC``, see `metrics.best_generation`.  Raises RunError if
+    the run has fewer generations or no such metric, ConfigError for other text.
     """
-    if isinstance(generation, str):
+    if generation is None and chosen != done:
+        log.warning(
+            "%s: the model after generation %d of %d is taken, because the watched prompts' rewards fell after it; "
+            "generation 'last' gives the last one",
+            *(root, chosen, done),
+        )
+    if isinstance(generation, str) and generation != "last":
         rows = [row for row in read_lines(RunPaths(root).metrics) if row["generation"] <= done]
         return metrics.best_generation(rows, generation)
-    goal = done if generation is None else generation
+    goal = chosen if generation is None else done if generation == "last" else int(generation)
     if not 0 <= goal <= done:
         raise RunError(f"generation {goal} is not in {root}: it has generations 0 to {done}.")
     return goal
@@ -106,7 +113,8 @@ def load(
     Raises LedgerError if the base model is not the recorded one or a recorded fingerprint does not match; the engine is
     then closed.  Raises RunError if there are fewer generations.
     """
-    goal = goal_of(root, contents.generations, generation)
+    done = contents.generations
+    goal = goal_of(root, done, generation, chosen=done)
     lineage = Lineage(contents.records)
     with _closed_on_error(engines.create(config)) as engine:
         with activities.doing("loading the model"):
@@ -141,7 +149,7 @@ def rebuild(engine: Engine, root: Path, lineage: Lineage) -> None:
     apply(engine, lineage.updates(goal)[start:])
 
 
-def check_base(root: Path, header: ledger.Header, info: EngineInfo, *, trains: bool = False) -> None:
+def check_base(root: Path, header: Header, info: EngineInfo, *, trains: bool = False) -> None:
     """Raise LedgerError if a loaded engine has another base model or weights dtype than the run.
 
     Another tokenizer gives the same weights: it is an error only of one that ``trains`` on, else a warning.

@@ -14,13 +14,16 @@ from seedtune.engines.base import Engine, EngineInfo
 from seedtune.errors import ConfigError, RunError, StorageError, storage_cause
 from seedtune.numerics import noise
 from seedtune.numerics.machine import disk
-from seedtune.rollouts import prompts
+from seedtune.rollouts import prompts, sigma_search
 from seedtune.rollouts.prepare import Prepared
 from seedtune.run import directory, metrics, recorded_config, replay, resuming
-from seedtune.run.ledger import Contents, Header, Ledger, Record
+from seedtune.run.ledger import Contents, Ledger
 from seedtune.run.lineage import Lineage
+from seedtune.run.records import Header, Record
 from seedtune.run.sealing import marked
+from seedtune.strategies import sigma_rule
 from seedtune.strategies.base import State
+from seedtune.strategies.sigma_rule import Measurement
 from seedtune.types import __version__
 
 
@@ -42,6 +45,10 @@ class Session:
         self.engine: Engine | None = None
         self.generation = 0
         self.lineage = Lineage()
+        self.ends: dict[int, int] = {}
+        """Number of generations at an end of the run → number of generations of the model chosen there."""
+        self.measured: tuple[Measurement, ...] = ()
+        """How σ was found; empty: it was given."""
         self.replaying: replay.Progress | None = None
         """Receives the progress of a resumed run's replay."""
 
@@ -56,6 +63,11 @@ class Session:
         if self.engine is not None:
             self.engine.close()
             self.engine = None
+
+    @property
+    def chosen(self) -> int:
+        """Number of generations of the model to hand out: all, unless an end of the run chose an earlier one."""
+        return self.ends.get(self.generation, self.generation)
 
     # --------------------------------------------------------- begin and resume
 
@@ -86,11 +98,13 @@ class Session:
         self.generation, self.lineage = 0, Lineage()
         with self._claimed() as book:
             self.engine, info = replay.load_base(self.config)
-            header = self._header(info)  # what can fail comes before the first file
+            measured = self._measure_sigma(self.engine)
+            header = self._header(info, measured)  # what can fail comes before the first file
             with self._beginning():
                 disk.put(self.paths.config, self._settings())
             book.begin(header)
             directory.append_lines(self.paths.metrics, [metrics.products_row(info, 0)])
+            self.measured, self.ends = measured, {}
             yield Start(book, {}, info)
 
     @contextmanager
@@ -117,7 +131,15 @@ class Session:
                 f"cannot begin a run in {str(self.paths.root)!r}: {cause}. {fix}, or choose another output_dir."
             ) from error
 
-    def _header(self, info: EngineInfo) -> Header:
+    def _measure_sigma(self, engine: Engine) -> tuple[Measurement, ...]:
+        """Find σ if none was given, and put it into the configuration; return the measurements."""
+        if self.config.sigma is not None:
+            return ()
+        measured = sigma_search.search(engine, self.config, self.task)
+        self.config = self.config.replace(sigma=sigma_rule.found(measured))
+        return measured
+
+    def _header(self, info: EngineInfo, measured: tuple[Measurement, ...]) -> Header:
         return Header(
             seedtune=__version__,
             noise=noise.SCHEME,
@@ -129,6 +151,7 @@ class Session:
             base_fingerprint=info.base_fingerprint,
             tokenizer_fingerprint=info.tokenizer_fingerprint,
             config=self.config.identity(),
+            measured=measured,
             sources=self.config.sources(),
         )
 
@@ -138,6 +161,9 @@ class Session:
         self.release()
         book, contents = Ledger.resume(self.paths.ledger)
         with closing(book):
+            self.measured, self.ends = contents.header.measured, dict(contents.ends)
+            if self.config.sigma is None and self.measured:
+                self.config = self.config.replace(sigma=contents.header.config["sigma"])
             self._check_resumable(contents)
             self.generation, self.lineage = contents.generations, Lineage(contents.records)
             snapshots.clear_unfinished(self.paths.snapshots)
@@ -195,7 +221,7 @@ class Session:
     @contextmanager
     def at(self, generation: int | str | None) -> Iterator[tuple[Engine, int]]:
         """Yield the engine with the weights after a generation (see `replay.goal_of`), and the generation's number."""
-        goal = replay.goal_of(self.paths.root, self.generation, generation)
+        goal = replay.goal_of(self.paths.root, self.generation, generation, chosen=self.chosen)
         engine = self.load()
         if goal == self.generation:
             yield engine, goal
@@ -205,6 +231,13 @@ class Session:
             yield engine, goal
         finally:
             replay.rebuild(engine, self.paths.root, self.lineage)
+
+    def end(self, book: Ledger, chosen: int) -> None:
+        """Record which generation's model an end of the run hands out."""
+        book.note(self.generation, chosen=chosen)
+        self.ends[self.generation] = chosen
+        if chosen != self.generation:
+            directory.append_lines(self.paths.metrics, [{"generation": self.generation, "chosen": chosen}])
 
     def snapshot_if_due(self, *, asked: bool = False) -> None:
         """Save a snapshot every ``save_steps`` generations, after the last, and if ``asked``."""

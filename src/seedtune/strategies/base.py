@@ -10,12 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from seedtune.strategies.evidence import NOTHING, Evidence, Rewards, agreement, cost
 from seedtune.strategies.shaping import comparable, member_rewards
 from seedtune.types import Decay, Member, Plan, Term, Update
 
 State = Mapping[str, Any]
-Observation = Mapping[str, float]
-Averages = Mapping[str, float]
 Scores = NDArray[np.float64]
 
 
@@ -29,11 +28,11 @@ class Feedback:
     unperturbed: Scores | None = None
     """(prompts,): the unperturbed model's scores, if it was evaluated too."""
 
-    share: float = 0.0
-    """Share of the training prompts that the generation used."""
-
     by_reward: Scores | None = None
     """(reward functions, members, prompts), unweighted, if there are several."""
+
+    watched: Rewards = ()
+    """Scores of the unperturbed model on the watched prompts (see `seedtune.strategies.watch`), if it is time."""
 
     groups: Sequence[int] = ()
     """Generation whose prompts each member answered.  Empty: all answered the same prompts."""
@@ -48,6 +47,12 @@ class Feedback:
         """Scores as shapings compare them, see `seedtune.strategies.shaping.comparable`."""
         return comparable(self.scores, self.groups)
 
+    def evidence(self, plan: Plan) -> Evidence:
+        """What these scores say about how far to step."""
+        scored = np.empty(0) if self.unperturbed is None else self.unperturbed[~np.isnan(self.unperturbed)]
+        costs = cost(self.rewards.tolist(), float(scored.mean()) if scored.size else None)
+        return Evidence(agreement(plan, self.scores, self.groups), costs, self.watched)
+
 
 @dataclass(frozen=True, slots=True)
 class Step:
@@ -61,20 +66,8 @@ class Step:
     alpha: float
     decay: Decay | None = None
     state: State = field(default_factory=dict)
-    observation: Observation = field(default_factory=dict)
     rollback_to: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Situation:
-    """Inputs of a step besides the rule's state: σ, N, the observation, and its averages over generations."""
-
-    sigma: float
-    members: int
-    observation: Observation
-    averages: Averages
-    factor: float = 1.0
-    """Factor of the schedule of α."""
+    evidence: Evidence = NOTHING
 
 
 class StatefulRule(ABC):

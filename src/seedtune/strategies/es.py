@@ -1,6 +1,6 @@
 """Evolution strategies at scale (arXiv 2509.24372), with or without antithetic pairs.
 
-Also schedules of σ and α, the anchor to θ₀, and rollback after a collapse.
+Also schedules of σ and α, the anchor to θ₀, and the way back after a fall.
 """
 
 from __future__ import annotations
@@ -10,12 +10,13 @@ from collections import Counter
 from collections.abc import Sequence
 
 from seedtune.config.config import Config
-from seedtune.strategies import schedules, step_estimates
-from seedtune.strategies.base import Feedback, Observation, Situation, State, StatefulRule, Step, directions
-from seedtune.strategies.collapse_guard import Guard
-from seedtune.strategies.observation import observe
+from seedtune.errors import ConfigError
+from seedtune.strategies import schedules
+from seedtune.strategies.base import Feedback, State, StatefulRule, Step
+from seedtune.strategies.evidence import NOTHING, Evidence
 from seedtune.strategies.shaping import SHAPINGS, centered, combine, unshaped
-from seedtune.strategies.step_size import Adaptive, ConstantAlpha
+from seedtune.strategies.step_size import StepSize
+from seedtune.strategies.watch import Watch, interval
 from seedtune.types import Decay, Member, Plan
 
 
@@ -27,25 +28,25 @@ class EvolutionStrategy:
 
     A strategy is a pure state machine over member ids and rewards and never sees weights.  ``ask`` returns the members
     to evaluate.  ``tell`` turns their scores into a step in calls, so that a ledger can be checked without scores:
-    ``shape`` and ``balance`` make utilities, ``observe`` a few numbers about the generation (the observation), and
-    ``decide`` a step from these two alone.  States ({} before generation 0) and observations are plain JSON data,
-    recorded in the ledger.
+    ``shape`` and ``balance`` make utilities, and ``decide`` a step from these and the watched rewards.  States ({}
+    before generation 0) are plain JSON data, recorded in the ledger.
+
+    Raises ConfigError without σ, which `seedtune.ESTrainer` measures at the start of a run.
     """
 
     def __init__(self, config: Config, reward_weights: Sequence[float] = (1.0,)) -> None:
-        self.config, self.reward_weights = config, reward_weights
+        if config.sigma is None:
+            raise ConfigError("sigma is not known: a run measures it with its model. Give sigma, say 0.001.")
+        self.config, self.reward_weights, self.sigma = config, reward_weights, config.sigma
         # Noise in K subspaces includes √K, and CoPES's step for plain noise, (α/N_k) Σ z ε, has √K more.
         self.apart = math.sqrt(config.subspaces)
-        limit = {} if config.max_step_ratio is None else {"max_step_ratio": config.max_step_ratio}
-        adaptive, fixed = Adaptive(start=config.alpha, **limit), ConstantAlpha(config.step * self.apart)
-        comparable = not (config.anchor_l2 or config.anchor_l1) and config.reward_batch == "sample"
-        self.rules: dict[str, StatefulRule] = {
-            "averages": step_estimates.RunningAverages(),
-            "alpha": adaptive if config.adaptive else fixed,
-            "predicted_gain": step_estimates.PredictedGain(comparable),
-        }
-        if config.guarded:
-            self.rules["guard"] = Guard(unscored=3 if config.uses_likelihood else None)
+        self.step_size = StepSize(config.alpha and config.alpha * self.apart)
+        self.watch = Watch(scored_by_engine=config.uses_likelihood) if config.rolls_back else None
+        each = config.population * config.prompts_per_generation
+        self.rules: dict[str, StatefulRule] = {"step_size": self.step_size}
+        if self.watch is not None:
+            self.rules["watch"] = self.watch
+        self.interval = interval(each)
 
     def ask(self, state: State, generation: int) -> Plan:
         """Return a generation's plan: its members, with fresh or reused noise, σ, and the shift that they perturb."""
@@ -53,7 +54,7 @@ class EvolutionStrategy:
         drawn = generation - generation % config.noise_reuse
         pairs = range(config.population // len(signs))
         members = tuple(Member(drawn, pair, sign) for pair in pairs for sign in signs)
-        return Plan(generation, config.sigma * schedules.factor(config.sigma_schedule, generation), members)
+        return Plan(generation, self.sigma * schedules.factor(config.sigma_schedule, generation), members)
 
     def shape(self, feedback: Feedback) -> tuple[float, ...]:
         """Shape the weighted sum of the rewards, or each reward separately, into one utility per member."""
@@ -75,36 +76,38 @@ class EvolutionStrategy:
         mean = sum(sizes.values()) / parts
         return tuple(z * mean / sizes[member.pair % parts] for z, member in zip(utilities, plan.members, strict=True))
 
-    def observe(self, plan: Plan, feedback: Feedback, utilities: Sequence[float]) -> Observation:
-        """Return the numbers that `decide` needs besides the utilities, see `seedtune.strategies.observation`."""
-        return observe(plan, feedback, utilities)
+    def watches(self, plan: Plan) -> bool:
+        """Return whether the watched prompts are to be answered along with this generation."""
+        return self.watch is not None and plan.generation % self.interval == 0
 
-    def decide(self, state: State, plan: Plan, utilities: tuple[float, ...], observation: Observation) -> Step:
-        """Make a step by the step-size rule, or roll back after a collapse, from recorded data alone."""
-        rules, states = self.rules, {name: state.get(name, rule.init()) for name, rule in self.rules.items()}
+    def decide(
+        self,
+        state: State,
+        plan: Plan,
+        utilities: tuple[float, ...],
+        evidence: Evidence = NOTHING,
+    ) -> Step:
+        """Make a step by the step-size rule, or go back after a fall, from recorded data alone."""
+        states = {name: state.get(name, rule.init()) for name, rule in self.rules.items()}
         rollback_to, alpha, decay = None, 0.0, None
-        realized = step_estimates.realized_fraction(states["predicted_gain"], observation, plan.sigma)
-        states["averages"] = rules["averages"].update(states["averages"], observation, realized)
-        if "guard" in rules:
-            rollback_to, states["guard"] = rules["guard"].update(states["guard"], plan, observation)
+        if self.watch is not None:
+            rollback_to, states["watch"] = self.watch.update(states["watch"], plan.generation, evidence.watched)
         if rollback_to is None:
             factor = schedules.factor(self.config.alpha_schedule, plan.generation)
-            now = Situation(plan.sigma, len(plan.members), observation, states["averages"], factor)
-            alpha, states["alpha"] = rules["alpha"].update(states["alpha"], now)
-            states["predicted_gain"] = rules["predicted_gain"].update(states["predicted_gain"], now, alpha)
-            if alpha != 0.0 and any(directions(plan.members, utilities).values()):
-                decay = self._decay(plan.sigma, alpha)
+            alpha, states["step_size"] = self.step_size.update(states["step_size"], plan, utilities, evidence, factor)
+            decay = self._decay(plan.sigma, alpha) if alpha else None
         else:
-            states = {name: rule.rolled_back(states[name]) for name, rule in rules.items()}
-        return Step(utilities, alpha, decay, {n: s for n, s in states.items() if s}, observation, rollback_to)
+            states = {name: rule.rolled_back(states[name]) for name, rule in self.rules.items()}
+        kept = {name: state for name, state in states.items() if state}
+        return Step(utilities, alpha, decay, kept, rollback_to, evidence)
 
     def tell(self, state: State, plan: Plan, feedback: Feedback) -> Step:
-        """Shape, observe and decide: the step for a generation's scores."""
+        """Shape and decide: the step for a generation's scores."""
         utilities = self.balance(plan, self.shape(feedback))
-        return self.decide(state, plan, utilities, self.observe(plan, feedback, utilities))
+        return self.decide(state, plan, utilities, feedback.evidence(plan))
 
     def _decay(self, sigma: float, alpha: float) -> Decay | None:
-        """Return the pull; adaptive steps change α by orders of magnitude, so it follows the paper's α = σ/2 there."""
-        pull = sigma / 2 if self.config.adaptive else alpha
+        """Return the pull; without a given α, which then varies with the rewards, it is that of the paper's α = σ/2."""
+        pull = sigma / 2 if self.config.alpha is None else alpha
         decay = Decay(min(1.0, pull * self.config.anchor_l2), pull * self.config.anchor_l1)
         return decay if decay.l2 or decay.l1 else None

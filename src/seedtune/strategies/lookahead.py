@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 
-from seedtune.strategies.base import Feedback, Observation, State, Step, update_of
+from seedtune.strategies.base import State, Step, update_of
 from seedtune.strategies.es import EvolutionStrategy
+from seedtune.strategies.evidence import NOTHING, Evidence
 from seedtune.types import Plan, Shift, Term
 
 
@@ -28,14 +28,20 @@ class LookAhead(EvolutionStrategy):
         terms = tuple(Term(int(g), int(p), float(w)) for g, p, w in state["down"])
         return replace(plan, shift=Shift(terms, look.radius if look.probes else None))
 
-    def observe(self, plan: Plan, feedback: Feedback, utilities: Sequence[float]) -> Observation:
-        """Observe the population at θ'; probes give an empty observation."""
-        return {} if plan.shift is None else super().observe(plan, feedback, utilities)
+    def watches(self, plan: Plan) -> bool:
+        """Watch in the generations that make a step."""
+        return self.watch is not None and plan.shift is not None and (plan.generation // 2) % self.interval == 0
 
-    def decide(self, state: State, plan: Plan, utilities: tuple[float, ...], observation: Observation) -> Step:
+    def decide(
+        self,
+        state: State,
+        plan: Plan,
+        utilities: tuple[float, ...],
+        evidence: Evidence = NOTHING,
+    ) -> Step:
         """Store the step down after probes, empty if they tie; otherwise make the ordinary update."""
         if plan.shift is not None:
-            return super().decide(state, plan, utilities, observation)
+            return super().decide(state, plan, utilities, evidence)
         look = self.config.lookahead
         assert look.radius is not None
         down = update_of(plan, utilities, -look.radius if look.probes else -look.radius * self.apart)

@@ -1,78 +1,89 @@
-"""Step-size rules: α given by the user, or adapted to the observations of generations."""
+"""The step-size rule: α given by the user, or steps that are as long as the agreement between prompts allows."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from seedtune.strategies.base import Averages, Observation, Situation, State, StatefulRule
-from seedtune.strategies.step_estimates import curvature, informative, reliability
+from seedtune.strategies.base import State, StatefulRule, directions
+from seedtune.strategies.evidence import Evidence
+from seedtune.types import Plan
 
-LEAP = 32.0
-"""Limit on the factor between the step ratios of two generations, up or down.
+SHORTEST, LONGEST = 0.1, 1.0
+"""Limits of the step ratio: the paper's steps (α = σ/2, N = 30) have 0.1, and members were evaluated at 1."""
 
-A start that is wrong by less is corrected before the first step, because a generation is measured before its update.
-"""
+GAIN = 0.35
+"""Half of √m/s, where m is the mean square of noise samples' odd parts: 1/√2 if only slopes set members apart."""
 
-FLOOR = 0.02
-"""Smallest step ratio as a part of the largest: below it a run stagnates."""
+AGREEMENT, COST = 0.2, 1.0
+"""Agreement and cost of a run about which nothing is known."""
 
-SHORTEST = 0.05
-"""Lower bound of ``max_step_ratio`` after collapses, as a part of its initial value."""
+DOUBT, MEMORY = 8, 10
+"""Generations that these count for, and generations of which the evidence is an average."""
+
+LOWEST = 0.5
+"""Lower bound of the cost: an update's direction costs more than a random one."""
 
 RECOVERY = 1.022
-"""Growth of ``max_step_ratio`` per generation after a collapse, up to its initial value: it doubles in 32."""
+"""Growth per generation of a step that a rollback has halved, up to its full length: it doubles in 32 generations."""
 
 
 @dataclass(frozen=True, slots=True)
-class ConstantAlpha(StatefulRule):
-    """The configured α."""
+class StepSize(StatefulRule):
+    """α itself, or the α of a step that is ρ times as long as a member's perturbation.
 
-    alpha: float
+    A step (α/N) Σ w_q ε_q over Q noise samples with coefficients w_q is ρ = α‖w‖/(Nσ) such lengths: in many dimensions
+    noise samples are orthogonal and equally long.  So α = ρNσ/‖w‖, whatever N, the shaping and the rewards' spread.
 
-    def update(self, state: State, now: Situation) -> tuple[float, State]:
-        """Return α times its schedule's factor and the factor left by collapses."""
-        return now.factor * self.alpha * state.get("factor", 1.0), state
-
-    def rolled_back(self, state: State) -> State:
-        """Halve α."""
-        return {"factor": 0.5 * state.get("factor", 1.0)}
-
-
-@dataclass(frozen=True, slots=True)
-class Adaptive(StatefulRule):
-    """The step of largest gain in the second-order model of the population (see `seedtune.strategies.observation`).
-
-    Measured in lengths of a member's perturbation, gain(ρ) = slope·reliability·ρ − κρ² is largest at ρ* =
-    slope·reliability/(2κ), κ being the estimated curvature (`step_estimates.curvature`).  The slope is this
-    generation's; reliability and κ are averages over about ten.  Members were measured at distance 1 only, so ρ is at
-    most ``max_step_ratio``; a run without ``start`` begins as if its last step had had that length.  α = ρ·N·σ/‖w‖ then
-    gives the step exactly this length.
+    To second order a step of ρ gains √(Qm)·κ·ρ − c·s·ρ² on other prompts, where s is the members' spread, m the mean
+    square of what sets noise samples apart, κ the part of it that prompts agree on, and c·s the cost of a random step
+    as long as a member's perturbation (`seedtune.strategies.evidence`).  The gain is largest at ρ = √(Qm)·κ/(2cs), with
+    averages of κ and c over generations, between `SHORTEST` and `LONGEST`.
     """
 
-    max_step_ratio: float = 1.25
-    start: float | None = None
-    """Initial α; see `LEAP`."""
+    alpha: float | None = None
 
-    def update(self, state: State, now: Situation) -> tuple[float, State]:
-        """Return α of the best step ratio; 0, and an unchanged state, if the observation is uninformative."""
-        if not informative(now.observation):
+    def update(
+        self, state: State, plan: Plan, utilities: Sequence[float], evidence: Evidence, factor: float
+    ) -> tuple[float, State]:
+        """Return α, with the ``factor`` of its schedule and that of rollbacks; 0 if all utilities are 0."""
+        length = length_of(plan, utilities)
+        if length == 0.0:
             return 0.0, state
-        largest = self.max_step_ratio * state.get("factor", 1.0)
-        unit = now.members * now.sigma / now.observation["length"]
-        before = state.get("step_ratio", largest if self.start is None else self.start / unit)
-        ratio = min(max(best_step_ratio(now.averages, largest, now.observation), before / LEAP), LEAP * before)
-        ratio = min(max(ratio, FLOOR * largest), largest)
-        grown = {"factor": min(1.0, RECOVERY * state["factor"])} if "factor" in state else {}
-        return min(now.factor * ratio, largest) * unit, {**state, "step_ratio": ratio, **grown}
+        shorter: float = state.get("factor", 1.0)
+        grown = min(1.0, RECOVERY * shorter)
+        kept: dict[str, float] = {} if grown == 1.0 else {"factor": grown}
+        if self.alpha is not None:
+            return factor * shorter * self.alpha, kept
+        kept |= _averaged(state, evidence)
+        samples = len({(member.generation, member.pair) for member in plan.members})
+        alpha = step_ratio(kept, samples) * len(plan.members) * plan.sigma / length
+        return factor * shorter * alpha, kept
 
     def rolled_back(self, state: State) -> State:
-        """Limit steps to half of the last one, but not below `SHORTEST`; see `RECOVERY`."""
-        largest = self.max_step_ratio * state.get("factor", 1.0)
-        ratio = max(0.5 * min(state.get("step_ratio", largest), largest), SHORTEST * self.max_step_ratio)
-        return {"factor": ratio / self.max_step_ratio, "step_ratio": ratio}
+        """Halve the next steps; see `RECOVERY`."""
+        return {**state, "factor": 0.5 * state.get("factor", 1.0)}
 
 
-def best_step_ratio(averages: Averages, max_step_ratio: float, observation: Observation) -> float:
-    """ρ* from this generation's slope and the averaged reliability and curvature, at most ``max_step_ratio``."""
-    slope = observation["slope"] / observation["spread"]
-    return min(max_step_ratio, slope * reliability(averages) / (2.0 * curvature(averages)))
+def step_ratio(state: Mapping[str, float], samples: int) -> float:
+    """Return ρ for ``samples`` noise samples, by the averaged evidence."""
+    seen = state["seen"]
+    weight = seen / (seen + DOUBT)
+    agreement = AGREEMENT + weight * (state["agreement"] - AGREEMENT)
+    cost = max(LOWEST, COST + weight * (state["cost"] - COST))
+    return min(LONGEST, max(SHORTEST, GAIN * math.sqrt(samples) * agreement / cost))
+
+
+def _averaged(state: Mapping[str, float], evidence: Evidence) -> dict[str, float]:
+    """Average the evidence of about `MEMORY` generations; what a generation does not know is as usual."""
+    seen = min(state.get("seen", 0) + 1, MEMORY)
+    agreed = AGREEMENT if evidence.agreement is None else min(1.0, max(-1.0, evidence.agreement))
+    cost = COST if evidence.cost is None else min(10.0, max(-10.0, evidence.cost))
+    before, costed = state.get("agreement", agreed), state.get("cost", cost)
+    return {"seen": seen, "agreement": before + (agreed - before) / seen, "cost": costed + (cost - costed) / seen}
+
+
+def length_of(plan: Plan, utilities: Sequence[float]) -> float:
+    """‖w‖ of the noise samples' coefficients w, correctly rounded, so that every machine computes the same step."""
+    return math.sqrt(math.fsum(weight * weight for weight in directions(plan.members, utilities).values()))

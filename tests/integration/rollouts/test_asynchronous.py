@@ -13,7 +13,7 @@ from seedtune import apply_pack, diff_runs, engines, export_run, pack_run, tasks
 from seedtune.engines.toy.engine import ToyEngine
 from seedtune.errors import EngineError, LedgerError, RunError
 from seedtune.run import directory, ledger, recorded_config
-from seedtune.run.ledger import Record
+from seedtune.run.records import Record
 from seedtune.trainer import ESTrainer
 from seedtune.types import UNPERTURBED, Member
 from straggling import Schedule, Straggling, config, some_are_late
@@ -363,7 +363,7 @@ def test_the_unperturbed_reward_is_there_when_it_came_in_time(late):
     assert None in rewards
     assert any(reward is not None for reward in rewards)
     for record in records(late):
-        assert ("unperturbed" in record.observation) <= (record.reward_unperturbed is not None)
+        assert (record.evidence.cost is not None) <= (record.reward_unperturbed is not None)
 
 
 def unperturbed_sometimes_late(job: int) -> int:

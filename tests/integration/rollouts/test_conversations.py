@@ -140,7 +140,7 @@ def test_tools_that_could_not_be_called_are_refused(tmp_path, given, message):
 
 
 @pytest.mark.parametrize(
-    ("alpha", "generations", "seeds"), [(0.1, 30, 1), (None, 60, 4)], ids=["fixed", "adaptive, mean of four seeds"]
+    ("alpha", "generations", "seeds"), [(0.1, 30, 1), (None, 60, 4)], ids=["alpha", "auto, mean of four seeds"]
 )
 def test_es_brings_the_toy_engine_nearer_to_the_goal_of_its_conversations(
     alpha: float | None, generations: int, seeds: int, tmp_path: Path

@@ -125,9 +125,9 @@ def test_a_damaged_line_of_a_cache_does_not_stop_a_resume(short, tmp_path, name,
 
 
 def test_a_state_that_no_strategy_makes_is_named_when_a_run_goes_on(short):
-    runs.edit_generation(short, 3, lambda data: data.update(state={"alpha": {"step_ratio": "x"}}))
+    runs.edit_generation(short, 3, lambda data: data.update(state={"step_size": {"agreement": "x"}}))
     with pytest.raises(
-        LedgerError, match=r"last generation's state is none that a strategy makes \(alpha.step_ratio='x'"
+        LedgerError, match=r"last generation's state is none that a strategy makes \(step_size.agreement='x'"
     ):
         goes_on(short)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +23,8 @@ from seedtune.evaluation.evaluate import evaluate
 from seedtune.evaluation.models import settings_of
 from seedtune.numerics.machine import processor
 from seedtune.run import directory, ledger, recorded_config
-from seedtune.run.ledger import Header, Ledger
+from seedtune.run.ledger import Ledger
+from seedtune.run.records import Header
 from seedtune.trainer import ESTrainer
 
 NUMPY = {"name": "numpy", "version": np.__version__}
@@ -60,7 +61,7 @@ def test_the_header_says_how_rewards_are_computed_and_the_identity_does_not(shor
     header = contents(short).header
     assert header.arithmetic == HERE
     assert "products" not in str(header.config)
-    assert Header.from_json(asdict(header)) == header
+    assert Header.from_json(header.to_json()) == header
 
 
 def test_a_change_is_a_line_with_a_checksum_and_the_newest_counts(tmp_path):

@@ -226,9 +226,35 @@ def test_a_missing_or_unreadable_file_is_named(tmp_path):
         load_config(tmp_path / "binary.yaml")
 
 
-def test_alpha_is_half_of_sigma_unless_given():
-    assert Config(sigma=0.02).step == 0.01
-    assert Config(sigma=0.02, alpha=0.5).step == 0.5
+@pytest.mark.parametrize("name", ["sigma", "alpha"])
+def test_auto_is_the_word_for_what_a_run_finds_by_itself(tmp_path, name):
+    assert getattr(Config(), name) is None
+    assert load(tmp_path, f"{name}: auto\n") == Config.create({name: "auto"}) == Config()
+    assert load(tmp_path, f"{name}: 0.5\n", f"{name}=auto") == Config()
+    assert error_of({name: "automatic"}).startswith(f"{name}='automatic': must be a number")
+
+
+def test_a_run_says_how_it_finds_sigma_and_alpha_or_their_values():
+    assert (Config().sigma_words(), Config().step_words()) == ("σ auto (measured at the start)", "α auto")
+    given = Config(sigma=0.006, alpha=0.5)
+    assert (given.sigma_words(), given.step_words()) == ("σ 0.006", "α 0.5")
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, True),
+        ({"alpha": 0.1}, False),
+        ({"alpha": 0.1, "rollback_on_fall": "yes"}, True),
+        ({"rollback_on_fall": "no"}, False),
+        ({"rollback_on_fall": False}, False),
+        ({"engine": "ray", "ray": {"max_staleness": 1}}, False),
+        ({"engine": "ray"}, True),
+    ],
+    ids=str,
+)
+def test_a_run_goes_back_unless_alpha_is_given_or_updates_do_not_wait(settings, expected):
+    assert Config.create(settings).rolls_back is expected
 
 
 def test_learning_rate_is_another_spelling_of_alpha(tmp_path):

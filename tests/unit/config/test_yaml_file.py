@@ -87,7 +87,7 @@ def test_null_takes_a_text_away_that_may_be_missing() -> None:
         ("alpha=null", "alpha", None),
         ("max_prompt_length=", "max_prompt_length", None),
         ("antithetic=false", "antithetic", False),
-        ("rollback_on_collapse=yes", "rollback_on_collapse", "yes"),
+        ("rollback_on_fall=yes", "rollback_on_fall", "yes"),
         ("task_args={hint: 'Use #1', n: [1, 2.5, null]}", "task_args", {"hint": "Use #1", "n": [1, 2.5, None]}),
         ("task_args.hint=Use #1: it", "task_args", {"hint": "Use #1: it"}),
         ("task_args.hint='010'", "task_args", {"hint": "010"}),
@@ -118,7 +118,7 @@ def test_other_settings_are_read_by_their_type(item: str, name: str, value: Any)
         ('stop=[""]', "stop.0='': must not be empty: leave it out"),
         ("stop=", "stop.0='': must not be empty: leave it out"),
         ("stop=[1]", "stop.0=1: must be text: put it into quotes"),
-        ("rollback_on_collapse=true", "rollback_on_collapse='true': must be 'auto', 'yes' or 'no'"),
+        ("rollback_on_fall=true", "rollback_on_fall='true': must be 'auto', 'yes' or 'no'"),
     ],
 )
 def test_what_is_of_another_type_is_refused_with_its_value(item: str, message: str) -> None:

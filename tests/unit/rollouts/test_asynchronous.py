@@ -10,12 +10,9 @@ from seedtune.trainer import ESTrainer
 from straggling import config
 
 REFUSED = {
-    "alpha adaptive": {"alpha": None},
-    "alpha adaptive from 0.2": {"step_size": "adaptive"},
     "sigma_schedule.kind=cosine": {"sigma_schedule": {"kind": "cosine", "over": 5}},
     "noise_reuse=2": {"noise_reuse": 2},
     "lookahead.radius=0.1": {"lookahead": {"radius": 0.1}},
-    "rollback_on_collapse=yes": {"rollback_on_collapse": "yes"},
     "shaping=per_prompt": {"shaping": "per_prompt"},
     "multi_objective_aggregation=normalize_then_sum": {"multi_objective_aggregation": "normalize_then_sum"},
     "environment='number_guessing'": {"environment": "number_guessing"},
@@ -33,6 +30,12 @@ def test_what_needs_whole_generations_is_refused_with_the_value_and_the_fix(tmp_
     assert config(tmp_path, 0).replace(**settings).max_staleness == 0
 
 
+def test_a_way_back_does_not_go_with_updates_that_do_not_wait(tmp_path):
+    with pytest.raises(ConfigError, match=r"rollback_on_fall=yes does not go with ray.max_staleness=2 .*leave one out"):
+        config(tmp_path, 2).replace(rollback_on_fall="yes")
+    assert config(tmp_path, 2).replace(alpha=None).alpha is None
+
+
 def test_a_task_that_is_a_conversation_is_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"ray\.max_staleness=2 .*task 'number_guessing' is a conversation"):
         ESTrainer(args=config(tmp_path / "run", 2).replace(task="number_guessing"))
@@ -40,6 +43,6 @@ def test_a_task_that_is_a_conversation_is_refused(tmp_path):
 
 def test_a_section_of_another_engine_stays_silent():
     plain = Config(engine="toy", task="toy", model="toy", ray={"max_staleness": 2})
-    assert plain.adaptive
+    assert plain.rolls_back
     assert plain.max_staleness == 0
     assert "max_staleness" not in plain.identity()

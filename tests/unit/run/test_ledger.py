@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from ledgers import HEADER, begun, record, write
 from seedtune.errors import LedgerError, RunError, StorageError
 from seedtune.run import ledger, recorded_config, sealing
-from seedtune.run.ledger import Ledger, Record
+from seedtune.run.ledger import Ledger
+from seedtune.run.records import Record
 
 
 @pytest.fixture
@@ -187,7 +188,8 @@ def sealed(path: Path, *lines: dict) -> None:
         ({"prompts": [-1]}, "prompts.0=-1: must be greater than or equal to 0"),
         ({"tokens": {"prompt": 10**300}}, "tokens.prompt=1000"),
         ({"state": []}, r"state=\[\]: must be a valid dictionary"),
-        ({"observation": {"reward": None}}, "observation.reward=None: must be a valid number"),
+        ({"agreement": "x"}, "agreement='x': must be a valid number"),
+        ({"watched": [1.0, "x"]}, "watched.1='x': must be a valid number"),
         ({"shift": {"terms": [[1, 2]], "length": None}}, r"shift.terms.0=\[1, 2\]: List should have at least 3 items"),
         ({"decay": {"l2": 0.1}}, "decay.l1 is missing"),
         ({"rollback_to": -1}, "rollback_to=-1: must be greater"),
@@ -197,13 +199,13 @@ def sealed(path: Path, *lines: dict) -> None:
     ids=str,
 )
 def test_a_sealed_line_that_is_no_record_is_named_and_is_no_traceback(path, changes, message):
-    sealed(path, asdict(HEADER), {**record(0).to_json(), **changes})
+    sealed(path, HEADER.to_json(), {**record(0).to_json(), **changes})
     with pytest.raises(LedgerError, match=rf"line 2 has a good checksum but is no line .*{message}"):
         ledger.read(path)
 
 
 def test_a_sealed_header_that_lacks_a_field_is_named(path):
-    data = asdict(HEADER)
+    data = HEADER.to_json()
     del data["base_fingerprint"]
     sealed(path, data)
     message = (
@@ -321,7 +323,7 @@ def test_short_writes_are_continued(path, monkeypatch, tmp_path):
 @pytest.mark.parametrize("text", ["NaN", "Infinity", "1e999", "9" * 5000], ids=lambda text: text[:9])
 @pytest.mark.parametrize("name", ["sigma", "alpha"])
 def test_numbers_that_are_none_in_a_sealed_line_are_refused(path, name, text):
-    first, check = sealing.seal(asdict(HEADER))
+    first, check = sealing.seal(HEADER.to_json())
     body = json.dumps({**record(0).to_json(), name: "HERE"}).replace('"HERE"', text)[:-1].encode()
     path.write_bytes(first + body + f',"check":"{sealing._checksum(check, body)}"}}\n'.encode())
     with pytest.raises(LedgerError, match=r"line 2 (is corrupted|has a good checksum but is no line)"):

@@ -12,7 +12,7 @@ from seedtune.config.config import Config
 from seedtune.engines.base import EngineTimes
 from seedtune.rewards.base import Reward
 from seedtune.run import metrics
-from seedtune.run.ledger import Record
+from seedtune.run.records import Record
 from seedtune.types import UNPERTURBED, Member, Plan, Rollout
 
 NAN = math.nan

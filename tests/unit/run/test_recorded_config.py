@@ -16,6 +16,7 @@ from seedtune.run.recorded_config import as_written, config_of, for_weights, hin
 
 SERVED: dict[str, Any] = {
     "engine": "vllm",
+    "sigma": 0.001,
     "dtype": "float32",
     "trust_remote_code": True,
     "vllm": {"max_loras": 4, "block_size": 32},

@@ -6,7 +6,7 @@ import pytest
 
 from seedtune.run import directory
 from seedtune.run.metrics import limit_alarms
-from seedtune.run.reward_hacking import RewardHackingMonitor, distance, novelty, scripts, text_statistics
+from seedtune.run.reward_hacking.monitor import RewardHackingMonitor, distance, novelty, scripts, text_statistics
 from seedtune.types import UNPERTURBED, Rollout
 
 ENGLISH = [

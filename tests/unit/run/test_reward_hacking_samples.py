@@ -6,7 +6,7 @@ import pytest
 
 from seedtune.run import directory
 from seedtune.run.directory import RunPaths
-from seedtune.run.reward_hacking_samples import flagged_samples
+from seedtune.run.reward_hacking.samples import flagged_samples
 
 CALM = [
     "Paris is the capital of France.",

@@ -12,6 +12,7 @@ from tests.landscape import climb, terms_of
 
 from seedtune import strategies
 from seedtune.config.config import Config
+from seedtune.errors import ConfigError
 from seedtune.strategies.base import Feedback, StatefulRule, update_of
 from seedtune.types import Member, Plan, Term
 
@@ -108,29 +109,38 @@ def test_the_step_of_subspaces_is_that_of_copes():
     np.testing.assert_allclose(made, [2.0 * w for w in plain], rtol=1e-14)
 
 
-def test_the_configuration_says_how_steps_are_made():
-    paper = strategies.create(Config(population=8, sigma=0.02, antithetic=False, step_size="fixed"))
-    step = paper.tell({}, paper.ask({}, 0), Feedback(np.random.default_rng(0).normal(size=(8, 2))))
-    assert step.alpha == 0.01
-    assert Config(alpha=0.3).adaptive is False
-    assert Config().adaptive is True
+def test_without_sigma_there_is_no_strategy():
+    with pytest.raises(ConfigError, match=r"sigma is not known: a run measures it with its model\. Give sigma"):
+        strategies.create(Config())
 
 
-@pytest.mark.parametrize("settings", [{}, {"alpha": 0.3}, {"alpha": 0.3, "rollback_on_collapse": "yes"}], ids=str)
+@pytest.mark.parametrize("settings", [{}, {"alpha": 0.3}, {"alpha": 0.3, "rollback_on_fall": "yes"}], ids=str)
 def test_every_recorded_state_is_that_of_a_rule_and_a_rollback_is_one_of_all_rules(settings):
     def fall(scores, generation):
-        if generation >= 12:
+        if 12 <= generation < 20:
             scores -= 5.0
 
     config = Config(population=32, sigma=0.02, **settings)
-    rules, records = strategies.create(config).rules, climb(config, 16, fall).records
+    rules, records = strategies.create(config).rules, climb(config, 24, fall).records
     assert all(isinstance(rule, StatefulRule) for rule in rules.values())
     assert all(record.state.keys() <= rules.keys() for record in records)
     backs = [index for index, record in enumerate(records) if record.rollback_to is not None]
-    assert bool(backs) is config.guarded
+    assert bool(backs) is config.rolls_back
     for index in backs:
         before, after = records[index - 1].state, records[index].state
-        alpha = rules["alpha"]
-        assert after["alpha"] == alpha.rolled_back(before.get("alpha", alpha.init()))
-        assert after["averages"] == rules["averages"].rolled_back(after["averages"])
-        assert after["guard"] == rules["guard"].rolled_back(after["guard"])
+        for name, rule in rules.items():
+            assert after[name] == rule.rolled_back(before.get(name, rule.init()))
+        assert records[index].rollback_to == after["watch"]["best_at"] <= index
+
+
+@pytest.mark.parametrize(("population", "prompts", "every"), [(32, 8, 5), (4, 2, 160), (160, 8, 1)])
+def test_the_watched_prompts_are_answered_for_a_twentieth_of_the_rollouts(population, prompts, every):
+    strategy = strategies.create(Config(population=population, prompts_per_generation=prompts, sigma=0.1))
+    times = [generation for generation in range(4 * every) if strategy.watches(strategy.ask({}, generation))]
+    assert times == [0, every, 2 * every, 3 * every]
+
+
+@pytest.mark.parametrize("settings", [{"alpha": 0.1}, {"rollback_on_fall": "no"}], ids=str)
+def test_nothing_is_watched_where_a_run_does_not_go_back(settings):
+    strategy = strategies.create(Config(sigma=0.1, **settings))
+    assert not any(strategy.watches(strategy.ask({}, generation)) for generation in range(9))

@@ -14,7 +14,6 @@ from seedtune import strategies
 from seedtune.config.config import Config
 from seedtune.run import metrics
 from seedtune.strategies.base import Feedback
-from seedtune.strategies.observation import observe
 from seedtune.strategies.shaping import comparable, member_rewards
 from seedtune.types import Member, Plan
 
@@ -39,7 +38,7 @@ groups = st.lists(st.integers(0, 2), min_size=6, max_size=6)
 
 
 def shaped(shaping: str, scores: np.ndarray, groups: list[int]) -> np.ndarray:
-    return np.array(strategies.create(Config(shaping=shaping)).shape(Feedback(scores, groups=groups)))
+    return np.array(strategies.create(Config(sigma=0.1, shaping=shaping)).shape(Feedback(scores, groups=groups)))
 
 
 def test_a_members_reward_is_the_mean_over_its_own_prompts():
@@ -88,22 +87,17 @@ def test_utilities_are_a_function_of_member_rewards_and_groups_alone_bit_for_bit
     assert np.isfinite(whole).all()
 
 
-def test_the_observation_is_of_rewards_within_their_groups():
-    plan, feedback = Plan(7, 0.1, MEMBERS[:4]), Feedback(SCORES[:4], groups=GROUPS[:4])
-    z = strategies.create(Config()).shape(feedback)
-    found = observe(plan, feedback, z)
-    assert found["reward"] == pytest.approx(np.mean([1.5, 2.5, 101.0, 308 / 3]))
-    assert found["spread"] == pytest.approx(np.std([-0.5, 0.5, -5 / 6, 5 / 6]))
-    assert found["length"] == pytest.approx(np.hypot(z[0] - z[1], z[2] - z[3]))
-    assert found["power"] == pytest.approx(np.mean([0.5**2, (5 / 6) ** 2]))
-
-
-def test_the_observation_compares_the_unperturbed_model_with_members_that_answered_its_prompts():
+def test_the_cost_compares_the_unperturbed_model_with_members_in_units_of_their_spread():
     unperturbed = np.array([NAN, NAN, 110.0, 111.0, 112.0])
     plan, feedback = Plan(7, 0.1, MEMBERS), Feedback(SCORES, unperturbed, groups=GROUPS)
-    found = observe(plan, feedback, [0.0] * 5)
-    assert found["unperturbed"] == 111.0
-    assert found["curvature"] == pytest.approx(111.0 - np.mean([101.0, 308 / 3]))
+    rewards = [1.5, 2.5, 101.0, 308 / 3]
+    assert feedback.evidence(plan).cost == pytest.approx((111.0 - np.mean(rewards)) / np.std(rewards))
+
+
+def test_members_that_answered_different_prompts_show_no_agreement_between_prompts():
+    plan = Plan(7, 0.1, MEMBERS[:4])
+    assert Feedback(SCORES[:4], groups=GROUPS[:4]).evidence(plan).agreement is None
+    assert Feedback(np.nan_to_num(SCORES[:4]), groups=[7] * 4).evidence(plan).agreement is not None
 
 
 def test_scores_of_other_generations_prompts_are_not_missing():

@@ -218,7 +218,7 @@ def test_without_shaping_the_mean_reward_moves_nothing(antithetic, lost):
     scores = np.random.default_rng(0).normal(size=(8, 5))
     if lost is not None:
         scores[lost] = NAN
-    strategy, moves = strategies.create(Config(shaping="none", population=8, antithetic=antithetic)), []
+    strategy, moves = strategies.create(Config(sigma=0.1, shaping="none", population=8, antithetic=antithetic)), []
     for height in (0.0, 1000.0):
         plan, feedback = strategy.ask({}, 0), Feedback(scores + height)
         moves.append(list(directions(plan.members, strategy.tell({}, plan, feedback).coefficients).values()))
@@ -231,7 +231,7 @@ def test_without_shaping_the_mean_of_a_reward_that_one_member_lacks_moves_nothin
     """The other reward, and so the sum, is there for every member."""
     scores = np.random.default_rng(0).normal(size=(2, 8, 5))
     scores[1, 3] = NAN
-    settings = {"shaping": "none", "population": 8, "multi_objective_aggregation": "normalize_then_sum"}
+    settings = {"sigma": 0.1, "shaping": "none", "population": 8, "multi_objective_aggregation": "normalize_then_sum"}
     strategy, moves = strategies.create(Config(**settings), (1.0, 1.0)), []
     for height in (0.0, 1000.0):
         plan, each = strategy.ask({}, 0), scores + np.array([0.0, height])[:, None, None]
@@ -245,7 +245,7 @@ def test_without_shaping_the_mean_of_a_reward_that_one_member_lacks_moves_nothin
     [(10, True, 2, [3, 2]), (7, False, 3, [3, 2, 2]), (8, True, 2, [2, 2]), (8, True, 1, [4])],
 )
 def test_every_subspace_counts_alike(population, antithetic, subspaces, sizes):
-    settings = {"population": population, "antithetic": antithetic, "subspaces": subspaces}
+    settings = {"sigma": 0.1, "population": population, "antithetic": antithetic, "subspaces": subspaces}
     strategy = strategies.create(Config(**settings))
     plan, feedback = strategy.ask({}, 0), Feedback(np.random.default_rng(0).normal(size=(population, 3)))
     plain, made = strategy.shape(feedback), strategy.tell({}, plan, feedback).coefficients

@@ -49,7 +49,7 @@ def chat(
     config = recorded_config.for_weights(recorded.config, sets or (), model=model)
     if config.engine == "ray":
         raise ConfigError("chat takes one engine, not engine=ray. Leave it out, or give --set engine=transformers.")
-    goal = replay.goal_of(run, recorded.contents.generations, generation)
+    goal = replay.goal_of(run, recorded.contents.generations, generation, chosen=recorded.contents.chosen)
     limit = config.max_completion_length if max_tokens is None else max_tokens
     with ReplayProgress(console()) as progress:
         opened = recorded.weights(config, goal, None if to_json else progress)

@@ -35,7 +35,7 @@ prompts_per_generation: 8  # training prompts that each of them answers
 max_completion_length: 64  # most new tokens of an answer
 
 # Left to seedtune; 'seedtune probe {file}' measures what fits.
-# sigma: 0.006   # size of the perturbations: about 0.006 for a model of 135M parameters, 0.001 for billions
+# sigma: 0.001   # size of the perturbations; measured at the start of the run if it is not given
 # alpha: 0.036   # step size; adapted to the measurements of each generation if it is not given
 """
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from itertools import groupby
 from operator import itemgetter
@@ -31,6 +32,9 @@ from seedtune.types import UNPERTURBED, Coverage, Job, Likelihood, Member, Promp
 NAMES = ("layers.0.weight", "layers.1.weight")
 CERTAINTY = 0.9
 """The probability of the next byte of the model's own answer."""
+
+DEVIATION = 0.1
+"""Standard deviation of the numbers that the model finds probable."""
 
 
 class Characters:
@@ -184,8 +188,15 @@ def _normals(name: str, count: int) -> WeightArray:
 
 
 def _logprobs(answer: str, ids: Sequence[int]) -> list[float]:
-    """Return log-probabilities of bytes ``ids`` for a model with this answer; uniform after its end."""
-    text = answer.encode()
+    """Return log-probabilities of bytes ``ids`` for a model with this answer, a number.
+
+    Those of another number are normal around the own one, with deviation `DEVIATION`; the bytes of other text are
+    compared one by one, and are uniform after the answer's end.
+    """
+    text, given = answer.encode(), bytes(ids)
+    with suppress(ValueError):
+        apart = (float(given) - float(text)) / DEVIATION
+        return [math.log(CERTAINTY) - apart * apart / (2 * len(given))] * len(given)
     own = [None if place >= len(text) else token == text[place] for place, token in enumerate(ids)]
     chances = {True: CERTAINTY, False: (1.0 - CERTAINTY) / 255, None: 1.0 / 256}
     return [math.log(chances[known]) for known in own]

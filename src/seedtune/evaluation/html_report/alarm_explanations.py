@@ -85,22 +85,10 @@ EXPLANATIONS = (
         "Raise sigma, use more prompts a generation, or a reward with finer steps.",
     ),
     Explanation(
-        "only one noise sample",
-        "Too few rewards",
-        "An adaptive step compares noise samples, and only one has rewards.",
-        "Check the reward function.",
-    ),
-    Explanation(
-        "beat the current model",
-        "σ too large",
-        "Almost every perturbed model is worse than the unperturbed one: members are so far away that they say little "
-        "about the direction of a small step.",
-        "Lower sigma; seedtune probe finds one.",
-    ),
-    Explanation(
-        "rewards collapsed",
-        "Collapse and rollback",
-        "Rewards fell for several generations. The run went back to earlier weights, and goes on with half the step.",
+        "watched prompts fell",
+        "Fall and rollback",
+        "The unperturbed model's rewards on the watched prompts fell. The run went back to its best generation, and "
+        "goes on with half the step.",
         "Nothing, if it happens once. If it happens again, lower sigma.",
     ),
     Explanation(

@@ -40,9 +40,8 @@ DIAGNOSTICS = (
     Diagnostic(
         "success_rate", "Success rate", "share of members that beat the unperturbed model; near ½ if σ is small"
     ),
-    Diagnostic("reliability", "Reliability", "part of the measured slope that holds on all training prompts", 0.0),
+    Diagnostic("agreement", "Agreement", "part of the differences between members that holds on other prompts", 0.0),
     Diagnostic("curvature", "Curvature", "reward lost at the distance of a member", 0.0),
-    Diagnostic("predicted_gain", "Predicted gain", "reward that the step should bring", 0.0),
     Diagnostic("update_cosine", "Cosine of updates", "of the last two; near 0 for fresh noise", 0.0),
     Diagnostic("frac_reward_zero_std", "Prompts without signal", "share on which all members tie", 0.0),
     Diagnostic("completions/mean_length", "Length", "mean tokens of a completion", 0.0),

@@ -7,7 +7,6 @@ cannot: a record that was edited and sealed again.  No model is needed.
 from __future__ import annotations
 
 import json
-import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -21,10 +20,12 @@ from seedtune import strategies
 from seedtune.config.config import Config
 from seedtune.errors import LedgerError
 from seedtune.run import ledger
-from seedtune.run.ledger import Record
+from seedtune.run.records import Record
+from seedtune.strategies import sigma_rule
 from seedtune.strategies.base import Feedback, State, Step
 from seedtune.strategies.es import EvolutionStrategy
-from seedtune.strategies.state_schema import check_recorded
+from seedtune.strategies.sigma_rule import Measurement
+from seedtune.strategies.state_schema import check_state
 from seedtune.types import Member, Plan
 
 Vector = NDArray[np.float64]
@@ -49,6 +50,7 @@ class Audit:
 
 def audit(root: Path, config: Config, contents: ledger.Contents) -> Audit:
     """Run the strategy again on every recorded reward; LedgerError names the first inconsistent generation."""
+    _check_sigma(root, config, contents.header.measured)
     strategy, asked = strategies.create(config), _Asked(contents.header.config.get("max_staleness", 0))
     state: State = {}
     counts = Counter[str]()
@@ -59,19 +61,18 @@ def audit(root: Path, config: Config, contents: ledger.Contents) -> Audit:
         groups = [member.generation for member in plan.members]
         utilities = strategy.balance(plan, strategy.shape(Feedback(np.array(record.rewards)[:, None], groups=groups)))
         counts[_check_coefficients(where, config, record, utilities)] += 1
-        _check_observation(where, record)
         _check_step(where, _decided(where, strategy, state, record), record)
         state = record.state
     return Audit(**counts)
 
 
 def _decided(where: str, strategy: EvolutionStrategy, state: State, record: Record) -> Step:
-    """Decide the step again; LedgerError if the record's observation is none that a strategy makes."""
+    """Decide the step again; LedgerError if what the record watched is nothing that a strategy can compare."""
     try:
-        check_recorded({}, record.observation)
-        return strategy.decide(state, record.plan, record.coefficients, record.observation)
+        check_state(state)
+        return strategy.decide(state, record.plan, record.coefficients, record.evidence)
     except (ArithmeticError, ValueError) as error:
-        raise LedgerError(f"{where}: its observation is none that a strategy makes ({error}). {_EDITED}") from error
+        raise LedgerError(f"{where}: its watched rewards cannot be compared ({error}). {_EDITED}") from error
 
 
 @dataclass(slots=True)
@@ -116,6 +117,16 @@ class _Asked:
         return f"recorded are {len(recorded.members)} members, but the strategy asks for {len(expected.members)}"
 
 
+def _check_sigma(root: Path, config: Config, measured: Sequence[Measurement]) -> None:
+    """Check that the σ of a run that measured it follows from its measurements."""
+    for done in range(len(measured) + 1 if measured else 0):
+        asked = sigma_rule.following(measured[:done])
+        if asked != (measured[done].sigma if done < len(measured) else None):
+            raise LedgerError(f"{root}: measurement {done + 1} of σ is none that the rule asks for. {_EDITED}")
+    if measured and (expected := sigma_rule.found(measured)) != config.sigma:
+        raise LedgerError(f"{root}: σ is {config.sigma}, but its measurements give {expected}. {_EDITED}")
+
+
 def _check_plan(where: str, expected: Plan, recorded: Plan, asked_for: _Asked) -> None:
     for name in ("sigma", "members", "shift"):
         asked, found = getattr(expected, name), getattr(recorded, name)
@@ -123,20 +134,6 @@ def _check_plan(where: str, expected: Plan, recorded: Plan, asked_for: _Asked) -
             message = f"recorded is {name} {found!r}, but the configuration gives {asked!r}"
             message = asked_for.members(expected, recorded) if name == "members" else message
             raise LedgerError(f"{where} does not follow from the run's configuration: {message}. {_EDITED}")
-
-
-def _check_observation(where: str, record: Record) -> None:
-    """Check the parts of the recorded observation that follow from the recorded rewards."""
-    known = [reward for reward in record.rewards if not math.isnan(reward)]
-    means = {"unperturbed": record.reward_unperturbed, "reward": float(np.mean(known)) if known else None}
-    for name, expected in means.items():
-        found = record.observation.get(name)
-        if found is None or expected is None:
-            continue
-        if abs(found - expected) > _SCALED * max(abs(found), abs(expected)):
-            raise LedgerError(
-                f"{where}: its observation says {name} {found!r}, but the rewards give {expected!r}. {_EDITED}"
-            )
 
 
 def _check_step(where: str, step: Step, record: Record) -> None:

@@ -10,7 +10,8 @@ from typing import Any
 from seedtune.engines import recorded_arithmetic
 from seedtune.engines.recorded_arithmetic import Entry
 from seedtune.run import directory, ledger, recorded_config
-from seedtune.run.ledger import Contents, Header
+from seedtune.run.ledger import Contents
+from seedtune.run.records import Header
 
 _SHOWN = 4
 """Members listed individually; the others are counted."""
@@ -122,13 +123,13 @@ def _record(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
 
 
 _ORDER = (
-    "members", "sigma", "shift", "prompts", "tokens", "rewards", "reward_unperturbed", "coefficients", "observation",
-    "alpha", "decay", "rollback_to", "state",
+    "members", "sigma", "shift", "prompts", "tokens", "rewards", "reward_unperturbed", "coefficients", "agreement",
+    "watched", "alpha", "decay", "rollback_to", "state",
 )  # fmt: skip
 """Causes before effects: members and prompts, then completions and rewards, then the decision."""
 
 _BY_MEMBER = ("members", "rewards", "coefficients")
-_MAPPINGS = ("tokens", "observation", "state")
+_MAPPINGS = ("tokens", "state")
 _NAMES = {"reward_unperturbed": "reward of the unperturbed model"}
 
 

@@ -51,7 +51,7 @@ def export_run(
     root, target = Path(run), Path(output)
     check_output(target)
     recorded, watch = replay.RecordedRun.read(root), replay.Stopwatch(progress)
-    goal = replay.goal_of(root, recorded.contents.generations, generation)
+    goal = replay.goal_of(root, recorded.contents.generations, generation, chosen=recorded.contents.chosen)
     with recorded.weights(recorded_config.for_weights(recorded.config, sets), goal, watch) as engine:
         write_export(engine, provenance(recorded.config, goal, root), target, dtype=dtype)
     return Export(goal, watch.updates, watch.seconds)

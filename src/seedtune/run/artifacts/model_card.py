@@ -86,7 +86,7 @@ def card(made: Provenance, fingerprint: str, *, to: Repository | None = None) ->
     parts = [
         f"# {name}, fine-tuned by evolution strategies",
         f"Made with [seedtune](https://pypi.org/project/seedtune/) {__version__} (arXiv 2509.24372): no gradients,\n"
-        f"{made.generation} generations of {config.population} members, σ {config.sigma}, α {config.step_words()}, "
+        f"{made.generation} generations of {config.population} members, {config.sigma_words()}, {config.step_words()}, "
         f"{perturbation},\ntask `{config.identity()['task']}`, seed {config.seed}.",
         f"Base model: {_base_words(made)}.",
         *_held_out(results["before"], results["after"]),

@@ -23,7 +23,7 @@ from seedtune.run.artifacts.pack_format import About, Pack
 from seedtune.run.lineage import Lineage
 from seedtune.types import __version__
 
-_SHOWN_ON_CARD = ("task", "population", "antithetic", "sigma", "alpha", "step_size")
+_SHOWN_ON_CARD = ("task", "population", "antithetic", "sigma", "alpha")
 """Settings that only the model card uses."""
 
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+(?<!\.pack)(@[^@]+)?")
@@ -54,7 +54,7 @@ def pack_run(
     if target.exists():
         raise RunError(f"{str(target)!r} exists already. Choose another --output.")
     contents = ledger.read(directory.RunPaths(root).ledger)
-    goal = replay.goal_of(root, contents.generations, generation)
+    goal = replay.goal_of(root, contents.generations, generation, chosen=contents.chosen)
     recorded_config.check_noise(str(root), contents.header.noise)
     recorded_config.config_of(contents.header)
     fingerprint = contents.fingerprints.get(goal) or _replayed(root, goal, sets, progress)

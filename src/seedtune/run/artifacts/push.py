@@ -59,7 +59,7 @@ def push_run(
     """
     root, what = Path(run), what or What()
     recorded = replay.RecordedRun.read(root)
-    goal = replay.goal_of(root, recorded.contents.generations, what.generation)
+    goal = replay.goal_of(root, recorded.contents.generations, what.generation, chosen=recorded.contents.chosen)
     config = recorded_config.for_weights(recorded.config, sets)
 
     def write_model(folder: Path, repository: Repository) -> None:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 import runs
 from ray_workers import alone, count_readings, inline, ray_config
 from seedtune.config import fields
-from seedtune.errors import ConfigError
 from seedtune.run import directory, ledger, recorded_config
 from seedtune.run.artifacts.export import export_run
 from seedtune.run.artifacts.verify import verify_run
@@ -49,12 +46,18 @@ def test_every_sort_of_run_has_the_ledger_of_one_process(tmp_path, settings, mon
     assert verify_run(tmp_path / "ray").generations == config.generations
 
 
-def test_a_run_that_goes_back_after_a_collapse_has_the_ledger_of_one_process(tmp_path):
-    settings = {"generations": 30, "alpha": 30.0, "step_size": "fixed", "rollback_on_collapse": "yes", "population": 8}
+def test_a_run_that_goes_back_after_a_fall_has_the_ledger_of_one_process(tmp_path):
+    settings = {
+        "generations": 30,
+        "alpha": 3.0,
+        "rollback_on_fall": "yes",
+        "population": 80,
+        "prompts_per_generation": 8,
+    }
     config = ray_config(tmp_path / "ray", **settings)
     ESTrainer(args=alone(config, tmp_path / "alone")).train()
     records = ledger.read(directory.RunPaths(tmp_path / "alone").ledger).records
-    assert any(record.rollback_to is not None for record in records), "nothing collapsed"
+    assert any(record.rollback_to is not None for record in records), "nothing fell"
     with inline():
         ESTrainer(args=config).train()
     runs.assert_same_run(tmp_path / "ray", tmp_path / "alone")
@@ -124,6 +127,12 @@ def test_a_late_run_goes_on_after_a_stop_and_verifies(tmp_path):
     assert verify_run(root).generations == 16
 
 
-def test_late_members_and_adaptive_steps_do_not_go_together(tmp_path: Path):
-    with pytest.raises(ConfigError, match=r"ray.max_staleness=1"):
-        ray_config(tmp_path, ray={"max_staleness": 1})
+def test_late_members_and_steps_that_the_run_finds_go_together(tmp_path):
+    root = tmp_path / "run"
+    settings = {"sigma": None, "alpha": None, "generations": 8, "population": 32, "members_per_job": 2}
+    with inline(seed=5, fault=slow_first):
+        ESTrainer(args=ray_config(root, **settings, ray={"workers": 5, "max_staleness": 2})).train()
+    contents = ledger.read(directory.RunPaths(root).ledger)
+    assert contents.header.measured
+    assert all(record.rollback_to is None and not record.watched for record in contents.records)
+    assert verify_run(root).generations == 8

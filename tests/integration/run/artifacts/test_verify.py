@@ -242,18 +242,19 @@ def test_a_changed_plan_or_state_is_named(run, change, reason):
 @pytest.mark.parametrize(
     "change",
     [
-        lambda seen: seen.clear() or seen.update(reward=0.5),
-        lambda seen: seen.pop("spread"),
-        lambda seen: seen.update(spread=-1.0),
-        lambda seen: seen.update(length=1e308, spread=1e-308),
-        lambda seen: seen.update(power=1e308, shared=-1e308, spread=1e-150, reward=0.0),
+        lambda data: data.update(agreement=0.9),
+        lambda data: data.pop("agreement"),
+        lambda data: data.update(watched=data["watched"][:-1]),
+        lambda data: data["watched"].__setitem__(0, 1e308),
+        lambda data: data["state"]["watch"].update(best=[]),
+        lambda data: data["state"]["step_size"].update(seen=0),
     ],
-    ids=["one number", "no spread", "negative", "too long", "too large"],
+    ids=["agreement", "no agreement", "a prompt less", "too large", "no best", "no generations"],
 )
-def test_an_observation_that_no_strategy_makes_is_named(tmp_path, change):
-    ESTrainer(args=runs.toy(tmp_path / "run", alpha=None)).train()
-    runs.edit_generation(tmp_path / "run", 2, lambda data: change(data["observation"]))
-    with pytest.raises(LedgerError, match="generation 2"):
+def test_evidence_from_which_no_step_follows_is_named(tmp_path, change):
+    ESTrainer(args=runs.toy(tmp_path / "run", alpha=None, population=80, prompts_per_generation=8)).train()
+    runs.edit_generation(tmp_path / "run", 2, change)
+    with pytest.raises(LedgerError, match=r"generation [23]"):
         verify_run(tmp_path / "run")
 
 

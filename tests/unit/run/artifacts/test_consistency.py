@@ -17,9 +17,12 @@ import runs
 from seedtune import strategies
 from seedtune.errors import LedgerError
 from seedtune.run.artifacts.consistency import Audit, audit
-from seedtune.run.ledger import Contents, Header, Record
+from seedtune.run.ledger import Contents
+from seedtune.run.records import Header, Record
+from seedtune.strategies import sigma_rule
 from seedtune.strategies.base import Feedback
 from seedtune.strategies.shaping import SHAPINGS, member_rewards
+from seedtune.strategies.sigma_rule import Measurement
 from seedtune.types import Decay, Member
 
 ROOT = Path("run")
@@ -41,7 +44,7 @@ def ledger_of(shaping: str, scores: list[np.ndarray], **settings) -> Contents:
         plan = strategy.ask(state, generation)
         step = strategy.tell(state, plan, Feedback(matrix))
         rewards, state = tuple(member_rewards(matrix).tolist()), step.state
-        record = Record(plan, step.alpha, rewards, step.coefficients, (0,), None, {}, state, step.observation)
+        record = Record(plan, step.alpha, rewards, step.coefficients, (0,), None, {}, state, step.evidence.agreement)
         contents.records.append(record)
     return contents
 
@@ -145,11 +148,43 @@ def test_a_decision_that_the_strategy_does_not_make_is_named(changes):
         checked("zscore", edited(ledger_of("zscore", scores()), 2, **changes))
 
 
-def test_an_observation_that_contradicts_the_rewards_is_named():
+@pytest.mark.parametrize("changes", [{"agreement": 0.9}, {"reward_unperturbed": 5.0}], ids=str)
+def test_evidence_from_which_the_recorded_step_does_not_follow_is_named(changes):
+    contents = ledger_of("zscore", scores(), alpha=None)
+    assert checked("zscore", contents, alpha=None) == Audit(exact=3)
+    with pytest.raises(LedgerError, match=r"run: generation 1: recorded is (alpha|state of the strategy) "):
+        checked("zscore", edited(contents, 1, **changes), alpha=None)
+
+
+MEASURED = (Measurement(0.001, 0.001), Measurement(0.008, 0.07))
+
+
+def with_measurements(*measured: Measurement) -> Contents:
     contents = ledger_of("zscore", scores())
-    observation = {**contents.records[1].observation, "reward": 9.0}
-    with pytest.raises(LedgerError, match=r"run: generation 1: its observation says reward 9\.0"):
-        checked("zscore", edited(contents, 1, observation=observation))
+    return replace(contents, header=replace(contents.header, measured=measured))
+
+
+def test_a_sigma_that_follows_from_its_measurements_passes():
+    expected = sigma_rule.found(MEASURED)
+    contents = ledger_of("zscore", scores(), sigma=expected)
+    contents = replace(contents, header=replace(contents.header, measured=MEASURED))
+    assert checked("zscore", contents, sigma=expected) == Audit(exact=3)
+
+
+@pytest.mark.parametrize(
+    ("measured", "message"),
+    [
+        (MEASURED, r"σ is 0\.05, but its measurements give 0\.0096"),
+        (MEASURED[:1], "measurement 2 of σ is none that the rule asks for"),
+        ((*MEASURED, MEASURED[1]), "measurement 3 of σ is none"),
+        ((Measurement(0.002, 0.1),), "measurement 1 of σ is none"),
+        ((MEASURED[0], Measurement(0.05, 0.1)), "measurement 2 of σ is none"),
+    ],
+    ids=str,
+)
+def test_a_sigma_that_its_measurements_do_not_give_is_named(measured, message):
+    with pytest.raises(LedgerError, match=f"run: {message}"):
+        checked("zscore", with_measurements(*measured))
 
 
 def test_a_state_that_the_strategy_does_not_reach_is_named():

@@ -17,10 +17,11 @@ from seedtune.errors import PackError
 from seedtune.numerics.noise import Noise
 from seedtune.numerics.rounding import nearest
 from seedtune.numerics.weights import Weights
-from seedtune.run import ledger, sealing
+from seedtune.run import sealing
 from seedtune.run.artifacts import pack_format
 from seedtune.run.artifacts.pack_format import About, Pack
 from seedtune.run.lineage import Lineage
+from seedtune.run.records import Record
 from seedtune.strategies.shaping import zscore
 from seedtune.types import Decay, Member, Plan, Term, Update
 
@@ -74,14 +75,14 @@ def test_a_pack_of_a_pack_has_the_same_bytes():
     assert packed(updates, rank=3) == packed(unpacked(updates, rank=3), rank=3)
 
 
-def record(generation: int, labels: str, rewards: list[float]) -> ledger.Record:
+def record(generation: int, labels: str, rewards: list[float]) -> Record:
     members = tuple(Member.parse(label, generation) for label in labels.split())
     coefficients = tuple(zscore(np.array(rewards)[:, None]).tolist())
     plan = Plan(generation, 0.1, members)
-    return ledger.Record(plan, 0.3, tuple(rewards), coefficients, (0,), None, {})
+    return Record(plan, 0.3, tuple(rewards), coefficients, (0,), None, {})
 
 
-def updates_of(records: list[ledger.Record]) -> list[Update]:
+def updates_of(records: list[Record]) -> list[Update]:
     return Lineage(records).updates(len(records))
 
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from seedtune.run import directory
 from seedtune.run.directory import RunPaths
-from seedtune.run.reward_hacking import distance, is_base, scripts
+from seedtune.run.reward_hacking.monitor import distance, is_base, scripts
 from seedtune.types import repeats
 
 Row = Mapping[str, Any]
