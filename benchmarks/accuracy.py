@@ -150,7 +150,7 @@ def main() -> None:
         command = f"`python benchmarks/accuracy.py --seeds {options.seeds}`, {time.strftime('%Y-%m-%d')}."
         made = f"{command} Python {platform.python_version()}, {os.cpu_count()} cores, a process with one thread a run."
         models = [f"* {line}" for line in said.values()]
-        setup = f"`{json.dumps(SETTINGS)}`, {TRAIN:,} puzzles to train on, {TEST} held out; α adaptive."
+        setup = f"`{json.dumps(SETTINGS)}`, {TRAIN:,} puzzles to train on, {TEST} held out; α auto."
         image = "![accuracy against rollouts](accuracy.svg)"
         lines = ["# Accuracy on countdown, small models", "", made, "", *models, "", setup, "", text, "", image, ""]
         (options.output / "accuracy.md").write_text("\n".join(lines))

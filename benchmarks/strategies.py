@@ -1,10 +1,9 @@
-"""Strategies side by side at equal rollouts, the adaptive step against a sweep of fixed ones, and σ against `probe`'s.
+"""Strategies side by side at equal rollouts (untuned.py compares σ and steps).
 
-    python benchmarks/strategies.py variants|steps|sigmas [--seeds 3] [--jobs 2] [--output benchmarks/results]
+    python benchmarks/strategies.py [--seeds 3] [--jobs 2] [--output benchmarks/results]
 
-Tasks on two models: ``conciseness`` and ``sentence`` (1 for an answer of exactly one sentence) on SmolLM2-135M,
-held-out questions; ``puzzles``, held-out countdown puzzles on a 1M Llama that solves a third of them (see
-countdown.py); ``countdown``, 32 puzzles that a weaker one trains on and is measured on.  A run is a process with one
+Tasks on two models: ``conciseness`` on SmolLM2-135M, held-out questions; ``countdown``, 32 puzzles that a small Llama
+(see countdown.py) trains on and is measured on.  A run is a process with one
 thread; finished runs are kept in strategies-runs.jsonl of the output folder and not run again.  Plots need
 ``pip install matplotlib``.
 """
@@ -12,9 +11,7 @@ thread; finished runs are kept in strategies-runs.jsonl of the output folder and
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
-import math
 import os
 import platform
 import statistics
@@ -22,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -32,21 +29,12 @@ Run = dict[str, Any]
 
 TASKS: dict[str, Settings] = {
     "conciseness": {"sigma": 0.008, "generations": 6, "prompts_per_generation": 4, "max_completion_length": 24},
-    "sentence": {"sigma": 0.008, "generations": 8, "prompts_per_generation": 4, "max_completion_length": 24},
     "countdown": {"sigma": 0.01, "generations": 24, "prompts_per_generation": 32, "max_completion_length": 10},
-    "puzzles": {"sigma": 0.006, "generations": 24, "prompts_per_generation": 64, "max_completion_length": 10},
-    "demo": {"sigma": 0.01, "generations": 10, "prompts_per_generation": 4, "max_completion_length": 48},
 }
 """What every run of a task has; N = 32, so about 800 rollouts with SmolLM2."""
 
-EVALUATE = {"conciseness": 2, "sentence": 2, "countdown": 3, "puzzles": 2, "demo": 5}
+EVALUATE = {"conciseness": 2, "countdown": 3}
 """Generations between evaluations."""
-
-IN_STUDY = {
-    "variants": ["conciseness", "countdown"],
-    "steps": ["conciseness", "sentence", "puzzles"],
-    "sigmas": ["demo"],
-}
 
 COMMON: Settings = {"population": 32, "save_steps": 0, "evaluate_unperturbed": True, "fingerprint_steps": 1000}
 RATIO = 3.0
@@ -71,27 +59,8 @@ def variants(sigma: float, generations: int) -> dict[str, Settings]:
             "lookahead": {"radius": 0.5, "probes": 10},
         },
         "α cosine 6σ to 0.6σ": {"alpha": 2 * alpha, "alpha_schedule": {"kind": "cosine", "over": generations}},
-        "adaptive": {},
+        "α auto": {},
     }
-
-
-def steps(sigma: float, generations: int) -> dict[str, Settings]:
-    """Fixed steps of a sweep, and the adaptive one from three starts."""
-    sweep = {f"fixed, α = {ratio:g}σ": {"alpha": ratio * sigma} for ratio in (0.5, 1.5, 3.0, 6.0)}
-    starts = {"σ/2": 0.5, "30σ": 30.0}
-    adaptive: dict[str, Settings] = {
-        f"adaptive from {name}": {"alpha": r * sigma, "step_size": "adaptive"} for name, r in starts.items()
-    }
-    length = {"eval_steps": 1, "generations": max(8, generations)}
-    return {label: {**settings, **length} for label, settings in {**sweep, "adaptive": {}, **adaptive}.items()}
-
-
-def sigmas(sigma: float, _: int) -> dict[str, Settings]:
-    """Every σ with the same α/σ, that of the demo."""
-    return {f"σ = {r * sigma:g}": {"sigma": r * sigma, "alpha": 3.3 * r * sigma} for r in (0.125, 0.25, 0.5, 1.0, 2.0)}
-
-
-STUDIES = {"variants": variants, "steps": steps, "sigmas": sigmas}
 
 
 # ------------------------------------------------------------------------------ one run, in a process of its own
@@ -124,34 +93,15 @@ def one_run(task: str, settings: Settings, seed: int) -> list[tuple[int, float, 
     with tempfile.TemporaryDirectory() as folder:
         own = {"seed": seed, "output_dir": f"{folder}/run", "eval_steps": EVALUATE[task]}
         made = {**COMMON, **TASKS[task], **own, **settings}
-        if task in ("conciseness", "demo"):
+        if task == "conciseness":
             trainer = ESTrainer(
                 args=ESConfig.create({**made, "task": "conciseness", "eval_prompts": 32}), callbacks=[Curve()]
             )
-        elif task == "sentence":
-            trainer = _sentences(ESConfig.create({**made, "eval_prompts": 32}), Curve())
-        elif task == "puzzles":
-            trainer = _puzzles(made, Curve())
         else:
             trainer = _countdown(made, Path(folder), Curve())
         trainer.train()
         trainer.load().close()
     return points
-
-
-def one_sentence(completions: list[Any], **_: Any) -> list[float]:
-    """1 for an answer that ends with its only full stop, question or exclamation mark."""
-    texts = [completion[0]["content"].strip() for completion in completions]
-    return [float(text[-1:] in set(".!?") and sum(text.count(mark) for mark in ".!?") == 1) for text in texts]
-
-
-def _sentences(config: Any, curve: Any) -> Any:
-    from seedtune import ESTrainer
-    from seedtune.tasks import create
-
-    rows = {name: [{"prompt": e.prompt} for e in getattr(create("conciseness"), name)] for name in ("train", "test")}
-    data = {"train_dataset": rows["train"], "eval_dataset": rows["test"]}
-    return ESTrainer(args=config, reward_funcs=one_sentence, **data, callbacks=[curve])
 
 
 def _countdown(settings: Settings, folder: Path, curve: Any) -> Any:
@@ -167,39 +117,22 @@ def _countdown(settings: Settings, folder: Path, curve: Any) -> Any:
     )
 
 
-def _puzzles(settings: Settings, curve: Any) -> Any:
-    import countdown
-
-    from seedtune import ESConfig, ESTrainer
-
-    data = {"train_dataset": countdown.puzzles(4096, 100), "eval_dataset": countdown.puzzles(256, 101, test=True)}
-    config = ESConfig.create({**settings, "model": os.environ[MODEL]})
-    return ESTrainer(args=config, reward_funcs=countdown.solved, **data, callbacks=[curve])
-
-
-MODEL = "COUNTDOWN_MODEL"
-"""Environment variable of a run's process: the folder of the small model."""
-
-
 # ------------------------------------------------------------------------------ all runs
 
 
-def collect(study: str, tasks: Iterable[str], seeds: Iterable[int], *, jobs: int, kept: Path) -> list[Run]:
-    """Every run of a study, from the file of finished ones or made now."""
+def collect(tasks: Iterable[str], seeds: Iterable[int], *, jobs: int, kept: Path) -> list[Run]:
+    """Every run, from the file of finished ones or made now."""
     done = {_name(run): run for run in map(json.loads, kept.read_text().splitlines())} if kept.exists() else {}
     wanted: list[Run] = []
     for seed in seeds:
         for task in tasks:
             task_settings = TASKS[task]
-            for label, settings in STUDIES[study](task_settings["sigma"], task_settings["generations"]).items():
+            for label, settings in variants(task_settings["sigma"], task_settings["generations"]).items():
                 wanted.append({"task": task, "label": label, "settings": settings, "seed": seed})
     missing = [run for run in wanted if _name(run) not in done] if jobs else []
-    model = kept.with_name("countdown-llama")
-    if any(run["task"] == "puzzles" for run in missing) and not model.exists():
-        _process(model, str(Path(__file__).with_name("countdown.py")), "--output", str(model))
 
     def make(run: Run) -> None:
-        run["points"] = json.loads(_process(model, __file__, "run", json.dumps(run)))
+        run["points"] = json.loads(_process(__file__, "run", json.dumps(run)))
         done[_name(run)] = run
         with kept.open("a") as file:
             file.write(json.dumps(run) + "\n")
@@ -210,11 +143,11 @@ def collect(study: str, tasks: Iterable[str], seeds: Iterable[int], *, jobs: int
     return [{**done[_name(run)], "label": run["label"]} for run in wanted if _name(run) in done]
 
 
-def _process(model: Path, *arguments: str) -> str:
+def _process(*arguments: str) -> str:
     """The last line that a Python process with one thread prints."""
     env = {**os.environ, "OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
     command = [sys.executable, *arguments]
-    made = subprocess.run(command, capture_output=True, text=True, env={**env, MODEL: str(model)}, check=False)
+    made = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
     if made.returncode:
         raise SystemExit(f"{arguments}: {made.stderr[-2000:]}")
     return made.stdout.splitlines()[-1]
@@ -266,58 +199,6 @@ def variants_table(runs: list[Run], task: str) -> str:
     return "\n".join([f"## {task}", "", f"Base model {base:.3g}. `{json.dumps(TASKS[task])}`", "", *lines])
 
 
-def steps_table(runs: list[Run], task: str) -> str:
-    """Rollouts until the mean curve first reaches the target, 80 % of the way to the best fixed end, interpolated.
-
-    Over those of the fixed step that is there first, and over those of the one that ends best.
-    """
-    curves = grouped(runs, task)
-    base = next(iter(curves.values()))[0][0][1]
-    means = {
-        label: [(p[0][0], statistics.mean(q[1] for q in p)) for p in zip(*seeds, strict=True)]
-        for label, seeds in curves.items()
-    }
-    fixed = {label: points for label, points in means.items() if label.startswith("fixed")}
-    ends_best = max(fixed.values(), key=lambda points: points[-1][1])
-    target = base + 0.8 * (ends_best[-1][1] - base)
-    first = min(reached(points, target) for points in fixed.values())
-    lines = [
-        "| step | seeds | rollouts to the target | over first fixed | over best end | at the end | worst seed "
-        f"| {SPOILT} |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | --- |",
-    ]
-    for label, points in means.items():
-        there, last = reached(points, target), [seed[-1][1] for seed in curves[label]]
-        cells = f"{there:,.0f} | {there / first:.2f} | {there / reached(ends_best, target):.2f}"
-        cells = cells if there < math.inf else "not | – | –"
-        spread = f"{mean_std(last)} | {min(last):.3g} | {spoilt(curves[label])}"
-        lines.append(f"| {label} | {len(last)} | {cells} | {spread} |")
-    caption = (
-        f"Base model {base:.3g}; target {target:.3g}, 80 % of the way to the best end of a fixed step, means of seeds."
-    )
-    return "\n".join([f"## {task}", "", caption, "", *lines, ""])
-
-
-def reached(points: Sequence[tuple[float, float]], target: float) -> float:
-    """Rollouts at which a mean curve first reaches the target, between evaluations on a straight line."""
-    for (before, low), (after, high) in itertools.pairwise(points):
-        if high >= target:
-            return before + (after - before) * (target - low) / (high - low)
-    return math.inf
-
-
-def sigmas_table(runs: list[Run], task: str) -> str:
-    """Reward of the current model and spoilt answers at the end of every σ."""
-    lines = [f"| σ | reward at the end | {SPOILT} |", "| --- | ---: | ---: |"]
-    curves = grouped(runs, task)
-    for label, seeds in curves.items():
-        last = [points[-1] for points in seeds]
-        rewards = mean_std([reward for _, reward, *_ in last])
-        lines.append(f"| {label.removeprefix('σ = ')} | {rewards} | {spoilt(seeds)} |")
-    base = next(iter(curves.values()))[0][0][1]
-    return "\n".join([f"## {task}", "", f"Base model {base:.3g}. `{json.dumps(TASKS[task])}`", "", *lines])
-
-
 def plot(runs: list[Run], tasks: list[str], path: Path) -> None:
     """Mean reward against rollouts, a line a variant, as SVG."""
     import matplotlib as mpl
@@ -339,24 +220,14 @@ def plot(runs: list[Run], tasks: list[str], path: Path) -> None:
     figure.savefig(path, metadata={"Date": None})
 
 
-TITLES = {
-    "variants": "Strategies at equal rollouts",
-    "steps": "The adaptive step against fixed ones",
-    "sigmas": "A sweep over σ, against what probe recommends",
-}
-TABLES = {"variants": variants_table, "steps": steps_table, "sigmas": sigmas_table}
-NAMES = {"variants": "strategies", "steps": "step-size", "sigmas": "probe-sweep"}
-
-
 def main() -> None:
-    """One study, or one run of it."""
+    """All runs, or one of them."""
     if sys.argv[1:2] == ["run"]:
         run = json.loads(sys.argv[2])
         print(json.dumps(one_run(run["task"], run["settings"], run["seed"])))
         return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("study", choices=STUDIES)
-    parser.add_argument("--tasks", nargs="+", choices=TASKS, help="those of the study's page by default")
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--first", type=int, default=0, help="the first seed")
     parser.add_argument(
@@ -364,25 +235,34 @@ def main() -> None:
     )
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results"))
     options = parser.parse_args()
-    options.tasks = options.tasks or IN_STUDY[options.study]
     options.output.mkdir(parents=True, exist_ok=True)
     kept = options.output / "strategies-runs.jsonl"
     seeds = range(options.first, options.first + options.seeds)
-    runs = collect(options.study, options.tasks, seeds, jobs=options.jobs, kept=kept)
-    tables = [TABLES[options.study](runs, task) for task in options.tasks]
-    write(options.output, options.study, tables, f"--first {options.first} --seeds {options.seeds}")
-    plot(runs, options.tasks, options.output / f"{NAMES[options.study]}.svg")
+    runs = collect(options.tasks, seeds, jobs=options.jobs, kept=kept)
+    tables = [variants_table(runs, task) for task in options.tasks]
+    write(options.output, tables, f"--first {options.first} --seeds {options.seeds}")
+    plot(runs, options.tasks, options.output / "strategies.svg")
     print("\n\n".join(tables))
 
 
-def write(folder: Path, study: str, tables: list[str], seeds: str) -> None:
+def write(folder: Path, tables: list[str], seeds: str) -> None:
     """The page with its command and versions."""
-    command = f"`python benchmarks/strategies.py {study} {seeds}`, {time.strftime('%Y-%m-%d')}."
+    command = f"`python benchmarks/strategies.py {seeds}`, {time.strftime('%Y-%m-%d')}."
     made = f"{command} Python {platform.python_version()}, {os.cpu_count()} cores, a process with one thread a run."
-    name = NAMES[study]
+    name = "strategies"
     notes = folder / f"{name}-notes.md"
     said = [notes.read_text().strip(), ""] if notes.exists() else []
-    lines = [f"# {TITLES[study]}", "", made, "", *said, f"![reward against rollouts]({name}.svg)", "", *tables, ""]
+    lines = [
+        "# Strategies at equal rollouts",
+        "",
+        made,
+        "",
+        *said,
+        f"![reward against rollouts]({name}.svg)",
+        "",
+        *tables,
+        "",
+    ]
     (folder / f"{name}.md").write_text("\n".join(lines))
 
 

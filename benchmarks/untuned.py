@@ -1,6 +1,6 @@
 """Nothing given but model, data and reward, against a sweep of fixed (σ, α): held-out gains at equal rollouts.
 
-    python benchmarks/untuned.py response|sweep|auto [--tasks brief sums] [--seeds 3] [--first 0] [--output DIR]
+    python benchmarks/untuned.py response|sweep|auto|split|page [--tasks brief sums] [--seeds 3] [--output DIR]
 
 Tasks differ in reward (sparse, dense), number of training prompts, prompts a generation, temperature and model; each
 has a budget of rollouts.  ``response`` measures, without training, how rewards answer to σ: 32 members on 32 training
@@ -127,8 +127,8 @@ class Job:
     reward: Callable[..., list[float]] | None
     settings: Row
     generations: int
-    sigmas: tuple[float, ...] = (0.0025, 0.005, 0.01)
-    ratios: tuple[float, ...] = (0.15, 0.3, 0.6, 1.0)
+    sigmas: tuple[float, ...] = (0.0035, 0.007)
+    ratios: tuple[float, ...] = (0.15, 0.4, 1.0)
     model: str = "smollm2-135m"
     seen: bool = field(default=True)
 
@@ -137,6 +137,9 @@ def _of(prompts: int, length: int, **more: Any) -> Row:
     return {"prompts_per_generation": prompts, "max_completion_length": length, **more}
 
 
+TINY = (0.01, 0.02, 0.03)
+"""σ of the models of 1M weights."""
+
 TASKS: dict[str, Job] = {
     "brief": Job(questions, brief, _of(6, 40), 10),
     "sentence": Job(questions, one_sentence, _of(4, 24), 16),
@@ -144,10 +147,11 @@ TASKS: dict[str, Job] = {
     "format": Job("instruction_format", None, _of(8, 32), 8),
     "sums": Job(lambda: sums(200), last_number, _of(16, 24, temperature=1.0), 4),
     "compare": Job(lambda: comparisons(64), yes_or_no, _of(8, 12), 8),
-    "puzzles": Job(lambda: countdown(2000), solved, _of(64, 10), 24, model="countdown-llama"),
-    "few": Job(lambda: countdown(32), solved, _of(32, 10), 24, model="countdown-llama"),
-    "hot": Job(lambda: countdown(500), solved, _of(16, 10, temperature=1.0), 40, model="countdown-gpt2"),
+    "puzzles": Job(lambda: countdown(2000), solved, _of(64, 10), 24, TINY, model="countdown-llama"),
+    "few": Job(lambda: countdown(32), solved, _of(32, 10), 24, TINY, model="countdown-llama"),
+    "hot": Job(lambda: countdown(500), solved, _of(16, 10, temperature=1.0), 40, TINY, model="countdown-gpt2"),
     "lines": Job(questions, brief, _of(4, 24, temperature=1.0), 16, seen=False),
+    "another": Job(lambda: countdown(1000), solved, _of(32, 10), 24, TINY, model="countdown-qwen2", seen=False),
     "sixteen": Job(lambda: sums(16), last_number, _of(16, 24), 4, seen=False),
 }
 MODELS = {f"countdown-{family}": family for family in ("llama", "gpt2", "qwen2")}
@@ -172,7 +176,7 @@ def one_run(name: str, settings: Row, seed: int, models: Path) -> Row:
             **job.settings,
             "model": model,
             "output_dir": f"{folder}/run",
-            "eval_steps": every,
+            "eval_steps": every if settings else 0,
             **settings,
         }
         if isinstance(job.data, str):
@@ -184,7 +188,10 @@ def one_run(name: str, settings: Row, seed: int, models: Path) -> Row:
         trainer.train()
         trainer.load().close()
         rows = directory.read_lines(trainer.paths.metrics)
-        return {"points": points(rows, directory.read_lines(trainer.paths.samples)), "generations": figures(rows)}
+        made = points(rows, directory.read_lines(trainer.paths.samples))
+        end = next(point for point in made if point["generation"] == trainer.session.chosen)
+        found = {"sigma": trainer.config.sigma, "measured": trainer.session.measured, "chosen": trainer.session.chosen}
+        return {**found, "end": end, "points": made, "generations": figures(rows)}
 
 
 def points(rows: list[Row], samples: list[Row]) -> list[Row]:
@@ -208,12 +215,8 @@ def points(rows: list[Row], samples: list[Row]) -> list[Row]:
 
 def figures(rows: list[Row]) -> list[Row]:
     """What each generation says of itself."""
-    kept = ("reward", "reward_std", "reward_unperturbed", "sigma", "alpha")
-    return [
-        {k: v for k, v in row.items() if k in kept or k.startswith(("observation/", "step"))}
-        for row in rows
-        if "rollouts" in row
-    ]
+    kept = ("reward", "reward_std", "reward_unperturbed", "success_rate", "step_ratio", "agreement", "curvature")
+    return [{k: v for k, v in row.items() if k in kept or k == "alarms"} for row in rows if "rollouts" in row]
 
 
 # ------------------------------------------------------------------------------ how rewards answer to σ
@@ -226,9 +229,11 @@ def response(name: str, settings: Row, models: Path) -> list[Row]:
     """What 32 members (16 pairs) and the unperturbed model answer to 32 training prompts, at every σ."""
     import seedtune.engines.transformers  # noqa: F401 - as above
     from seedtune import ESConfig, engines
-    from seedtune.planning.probe import GENERATION, describe
+    from seedtune.planning.probe import describe
+    from seedtune.rollouts import sigma_search
     from seedtune.rollouts.evaluator import Evaluator
     from seedtune.rollouts.prepare import prepare
+    from seedtune.rollouts.sigma_search import GENERATION
     from seedtune.tasks.from_config import TaskInputs
     from seedtune.types import UNPERTURBED, Member, Plan
 
@@ -245,6 +250,7 @@ def response(name: str, settings: Row, models: Path) -> list[Row]:
     engine.load()
     evaluator, examples = Evaluator(engine, run.task, run.config), run.task.train[:32]
     base = evaluator.evaluate((UNPERTURBED,), examples, plan=Plan(GENERATION, 0.0, ()))
+    own = sigma_search.answered(engine, run.config, run.task)
     texts, rows = {rollout.prompt: rollout.text for rollout in base.rollouts}, []
     for sigma in SIGMAS[small]:
         outcome = evaluator.evaluate(members, examples, plan=Plan(GENERATION, sigma, members))
@@ -259,12 +265,13 @@ def response(name: str, settings: Row, models: Path) -> list[Row]:
             "best": float(means.max()),
             "changed": 1.0 - answers.unchanged,
             "damaged": answers.empty + answers.repeating,
+            "loss": sigma_search.loss(engine, run.config, own, sigma),
         })  # fmt: skip
     engine.close()
     return rows
 
 
-COLUMNS = ("σ", "gap: unperturbed − members", "spread", "gap / spread", "best − unperturbed", "changed", "damaged")
+HEADS = "σ|gap: unperturbed − members|spread|gap / spread|best − unperturbed|changed|damaged|loss"
 
 
 def response_page(runs: list[Row]) -> str:
@@ -273,12 +280,12 @@ def response_page(runs: list[Row]) -> str:
     for run in runs:
         base = run["response"][0]["unperturbed"]
         lines += [f"## {run['task']}", "", f"Unperturbed {base:.3f} on 32 training prompts.", ""]
-        lines += [f"| {' | '.join(COLUMNS)} |", "| ---: | ---: | ---: | ---: | ---: | ---: | ---: |"]
+        lines += [f"|{HEADS}|", "| ---: " * 8 + "|"]
         for row in run["response"]:
             gap, best = base - row["members"], row["best"] - base
             cells = [f"{row['sigma']:.4f}", f"{gap:+.3f} ± {row['gap_error']:.3f}", f"{row['spread']:.3f}"]
             cells += [f"{gap / max(row['spread'], 1e-9):.2f}", f"{best:+.3f}"]
-            lines.append(f"| {' | '.join(cells)} | {row['changed']:.0%} | {row['damaged']:.0%} |")
+            lines.append(f"| {' | '.join(cells)} | {row['changed']:.0%} | {row['damaged']:.0%} | {row['loss']:.3f} |")
         lines.append("")
     return "\n".join(lines)
 
@@ -292,10 +299,26 @@ def sweep(job: Job) -> dict[str, Row]:
         f"σ {sigma:g} ρ {ratio:g}": {
             "sigma": sigma,
             "alpha": ratio * sigma * math.sqrt(POPULATION / 2),
-            "step_size": "fixed",
         }
         for sigma in job.sigmas
         for ratio in job.ratios
+    }
+
+
+def split(job: Job) -> dict[str, Row]:
+    """The task's budget of rollouts, spent in generations of one size or of a quarter, as N members × P prompts."""
+    prompts = int(job.settings["prompts_per_generation"])
+    sizes = {POPULATION * prompts: job.generations, POPULATION * prompts // 4: 4 * job.generations}
+    return {
+        f"{size} rollouts, N {members}": {
+            "population": members,
+            "prompts_per_generation": size // members,
+            "generations": generations,
+            "eval_steps": generations,
+        }
+        for size, generations in sizes.items()
+        for members in (8, 16, 32, 64, 128)
+        if size // members >= 2
     }
 
 
@@ -303,6 +326,7 @@ STUDIES: dict[str, Callable[[Job], dict[str, Row]]] = {
     "response": lambda job: {"response": {}},
     "sweep": sweep,
     "auto": lambda job: {"auto": {}},
+    "split": split,
 }
 
 
@@ -340,8 +364,9 @@ def collect(options: argparse.Namespace) -> None:
         if "response" in run:
             print(f"{run['task']}: {len(run['response'])} σ", flush=True)
             return
-        last, what = run["points"][-1], f"{run['task']} | {run['label']} | seed {run['seed']}"
-        print(f"{what}: {last['reward']:.3f} ({last['gain']:+.3f} ± {last['error']:.3f})", flush=True)
+        last, what = run["end"], f"{run['task']} | {run['label']} | seed {run['seed']}"
+        chosen = f"σ {run['sigma']:g}, generation {run['chosen']}"
+        print(f"{what}: {last['reward']:.3f} ({last['gain']:+.3f} ± {last['error']:.3f}), {chosen}", flush=True)
 
     with ThreadPoolExecutor(max(1, options.jobs)) as pool:
         list(pool.map(make, missing))
@@ -360,6 +385,34 @@ def _name(run: Row) -> str:
     return json.dumps([run["task"], run["study"], run["settings"], run["seed"]], sort_keys=True)
 
 
+def page(runs: list[Row]) -> str:
+    """A row a task: what nothing given reaches, by seed, beside the best and the worst fixed pair of the sweep."""
+    heads = ("task", "start", "nothing given: gain by seed (± its error)", "σ", "best fixed pair", "its gain", "worst")
+    lines = [f"| {' | '.join(heads)} |", "| --- | ---: | --- | --- | --- | ---: | ---: |"]
+    sums = [0.0, 0.0]
+    for task in TASKS:
+        made = {study: [run for run in runs if (run["task"], run["study"]) == (task, study)] for study in STUDIES}
+        if not made["auto"]:
+            continue
+        gains = [f"{run['end']['gain']:+.3f} ± {run['end']['error']:.3f}" for run in made["auto"]]
+        pairs: dict[str, list[float]] = {}
+        for run in made["sweep"]:
+            pairs.setdefault(run["label"], []).append(run["end"]["gain"])
+        means = sorted((sum(found) / len(found), label) for label, found in pairs.items())
+        found = ", ".join(f"{run['sigma']:g}" for run in made["auto"])
+        best = [means[-1][1], f"{means[-1][0]:+.3f}", f"{means[0][0]:+.3f}"] if means else ["–"] * 3
+        name = task if TASKS[task].seen else f"{task} (not looked at before)"
+        start = f"{made['auto'][0]['points'][0]['reward']:.3f}"
+        lines.append(f"| {' | '.join([name, start, '; '.join(gains), found, *best])} |")
+        if means:
+            sums[0] += sum(run["end"]["gain"] for run in made["auto"]) / len(made["auto"])
+            sums[1] += means[-1][0]
+    below = [run for run in runs if run["study"] == "auto" and run["end"]["gain"] < -run["end"]["spread"]]
+    ratio = f"Sum of the mean gains over that of the best pairs: {sums[0] / sums[1]:.2f}." if sums[1] else ""
+    harm = f"Runs that end below their start by more than the evaluation's standard error: {len(below)}."
+    return "\n".join([*lines, "", f"{ratio} {harm}"])
+
+
 def main() -> None:
     """One study, or one run of it."""
     if sys.argv[1:2] == ["run"]:
@@ -369,7 +422,7 @@ def main() -> None:
         print(json.dumps(made or one_run(run["task"], run["settings"], run["seed"], models)))
         return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("study", choices=STUDIES)
+    parser.add_argument("study", choices=[*STUDIES, "page"])
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=[name for name, job in TASKS.items() if job.seen])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--first", type=int, default=0, help="the first seed")
@@ -378,9 +431,12 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results"))
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
-    collect(options)
+    if options.study != "page":
+        collect(options)
     runs = [json.loads(line) for line in (options.output / "untuned-runs.jsonl").read_text().splitlines()]
-    if options.study == "response":
+    if options.study == "page":
+        print(page(runs))
+    elif options.study == "response":
         print(response_page([run for run in runs if "response" in run and run["task"] in options.tasks]))
 
 
