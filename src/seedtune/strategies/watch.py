@@ -20,6 +20,10 @@ FALLEN = 3.0
 """A fall is this many standard errors below the best: that one is the best of several, so it was lucky, too."""
 
 
+FEWEST = 8
+"""Fewest prompts whose spread says how sure their mean is."""
+
+
 class MeanChange(NamedTuple):
     """A mean difference of paired rewards and its standard error."""
 
@@ -28,11 +32,11 @@ class MeanChange(NamedTuple):
 
 
 def change(before: Rewards, now: Rewards) -> MeanChange:
-    """Compare rewards prompt by prompt, on prompts that are scored in both; no change if there are fewer than two."""
+    """Compare rewards prompt by prompt, where both are scored; fewer than `FEWEST` prompts say nothing for sure."""
     apart = [b - a for a, b in zip(before, now, strict=True) if a is not None and b is not None]
-    if len(apart) < 2:
-        return MeanChange(0.0, 0.0)
-    mean = math.fsum(apart) / len(apart)
+    mean = math.fsum(apart) / max(1, len(apart))
+    if len(apart) < FEWEST:
+        return MeanChange(mean, math.inf)
     variance = math.fsum((each - mean) ** 2 for each in apart) / (len(apart) - 1)
     return MeanChange(mean, math.sqrt(variance / len(apart)))
 

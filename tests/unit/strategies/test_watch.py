@@ -7,10 +7,10 @@ import math
 import numpy as np
 import pytest
 
-from seedtune.strategies.watch import COST, FALLEN, WATCHED, MeanChange, Watch, change, chosen, interval
+from seedtune.strategies.watch import COST, FALLEN, FEWEST, WATCHED, MeanChange, Watch, change, chosen, interval
 
 LOOK = Watch()
-START = [0.5, 0.25, 1.0, 0.0, 0.75, 0.5, 0.25, 1.0]
+START = [0.5, 0.25, 1.0, 0.0, 0.75, 0.5, 0.25, 1.0] * 2
 
 
 def moved(by: float, scatter: float = 0.0, seed: int = 0) -> list[float]:
@@ -28,14 +28,16 @@ def begun(rewards=START, generation: int = 3) -> dict:
 
 
 def test_rewards_are_compared_prompt_by_prompt():
-    before, now = [1.0, 5.0, None, 2.0, 9.0], [2.0, 5.0, 3.0, None, 12.0]
-    found = change(before, now)
-    assert found == MeanChange(pytest.approx(4 / 3), pytest.approx(np.std([1.0, 0.0, 3.0], ddof=1) / math.sqrt(3)))
+    before, now = [1.0, 5.0, None, 2.0, 9.0] * 3, [2.0, 5.0, 3.0, None, 12.0] * 3
+    apart = [1.0, 0.0, 3.0] * 3
+    assert change(before, now) == MeanChange(pytest.approx(4 / 3), pytest.approx(np.std(apart, ddof=1) / 3))
 
 
-@pytest.mark.parametrize(("before", "now"), [([], []), ([1.0], [0.0]), ([1.0, None], [0.0, 0.0])], ids=str)
-def test_of_fewer_than_two_prompts_no_change_is_known(before, now):
-    assert change(before, now) == MeanChange(0.0, 0.0)
+@pytest.mark.parametrize("count", range(FEWEST))
+def test_few_prompts_say_nothing_for_sure_and_are_no_fall(count):
+    assert change([1.0] * count, [0.0] * count) == MeanChange(-1.0 if count else 0.0, math.inf)
+    assert LOOK.update(begun([1.0] * FEWEST), 6, [0.0] * count + [None] * (FEWEST - count))[0] is None
+    assert LOOK.update(begun([1.0] * FEWEST), 6, [0.0] * FEWEST)[0] == 3
 
 
 @pytest.mark.parametrize("rollouts", [4, 12, 256, 640, 641, 10_000])
@@ -71,7 +73,7 @@ def test_a_fall_by_the_same_on_every_prompt_is_one_however_small():
 
 def test_rewards_that_stay_as_they_are_are_no_fall():
     assert LOOK.update(begun(), 6, START) == (None, begun())
-    assert LOOK.update(begun([0.0] * 8), 6, [0.0] * 8) == (None, begun([0.0] * 8))
+    assert LOOK.update(begun([0.0] * 16), 6, [0.0] * 16) == (None, begun([0.0] * 16))
 
 
 def test_a_generation_without_a_look_changes_nothing():
@@ -87,7 +89,7 @@ def test_prompts_that_could_not_be_scored_are_left_out():
 
 @pytest.mark.parametrize("engine", [False, True])
 def test_no_reward_at_all_is_a_fall_only_of_log_probabilities(engine):
-    look, nothing = Watch(scored_by_engine=engine), [None] * 8
+    look, nothing = Watch(scored_by_engine=engine), [None] * 16
     assert look.update(begun(), 6, nothing) == (3 if engine else None, begun())
     assert look.update({}, 0, nothing) == (None, {})
 
@@ -121,4 +123,4 @@ def test_of_equal_generations_the_latest_is_handed_out():
 def test_generations_are_compared_on_prompts_that_are_scored_in_both():
     some = [None if place < 4 else reward for place, reward in enumerate(moved(-0.1))]
     assert chosen({3: some, 9: START}) == 9
-    assert chosen({3: [None] * 8, 9: START}) == 9
+    assert chosen({3: [None] * 16, 9: START}) == 9
