@@ -10,21 +10,34 @@ from seedtune.trainer import ESTrainer
 
 demo = load("demo")
 strategies = load("strategies")
+untuned = load("untuned")
 
 
 def test_spoilt_answers_stand_by_seed_and_unrecorded_ones_are_said_to_be_unknown():
     assert strategies.spoilt([[[0, -9.0], [9, -1.0]], [[0, -9.0, 0.0], [9, -1.0, 0.974]]]) == "? 97%"
 
 
-def test_tables_of_studies_have_the_spoilt_share_at_the_end():
+def test_the_table_of_variants_has_the_spoilt_share_at_the_end():
     curve = [[0, -88.0, 0.0], [400, -40.0, 0.1], [800, -9.0, 0.5]]
     made = [{"task": "conciseness", "label": label, "points": curve} for label in ("fixed, α = 6σ", "auto")]
-    for table in (strategies.variants_table, strategies.steps_table, strategies.sigmas_table):
-        lines = table(made, "conciseness").splitlines()
-        (head,) = [line for line in lines if strategies.SPOILT in line]
-        rows = [line for line in lines if line.endswith(" 50% |")]
-        assert len(rows) == 2
-        assert all(row.count("|") == head.count("|") for row in rows)
+    lines = strategies.variants_table(made, "conciseness").splitlines()
+    (head,) = [line for line in lines if strategies.SPOILT in line]
+    rows = [line for line in lines if line.endswith(" 50% |")]
+    assert len(rows) == 2
+    assert all(row.count("|") == head.count("|") for row in rows)
+
+
+def test_the_page_of_untuned_runs_counts_those_that_did_harm():
+    point, task = {"reward": 0.5, "error": 0.01, "spread": 0.02}, {"task": "brief", "sigma": 0.01}
+    gains = [("auto", "auto", 0.04), ("auto", "auto", -0.03), ("sweep", "a", 0.01), ("sweep", "b", -0.2)]
+    made = [
+        {**task, "study": study, "label": label, "end": {**point, "gain": gain}, "points": [point]}
+        for study, label, gain in gains
+    ]
+    text = untuned.page(made)
+    assert "| brief | 0.500 | +0.040 ± 0.010; -0.030 ± 0.010 | 0.01, 0.01 | a | +0.010 | -0.200 |" in text
+    assert "best pairs: 0.50. Runs that end below their start" in text
+    assert text.endswith("standard error: 1.")
 
 
 def test_the_demo_page_has_every_figure_of_every_run_and_its_answers(tmp_path):

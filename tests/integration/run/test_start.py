@@ -50,7 +50,7 @@ def test_a_run_reads_its_metrics_only_before_and_after_its_generations(tmp_path,
     reads, read_lines = [], directory.read_lines
     monkeypatch.setattr(directory, "read_lines", lambda path: (reads.append(path.name), read_lines(path))[1])
     root = tmp_path / "run"
-    ESTrainer(args=runs.toy(root, generations=4, eval_steps=1)).train()
-    assert reads.count("metrics.jsonl") <= 3
-    ESTrainer(args=runs.toy(root, generations=6, eval_steps=1)).train(resume_from_checkpoint=True)
-    assert [row["generation"] for row in runs.rows(root / "metrics.jsonl") if "eval_reward" in row] == [*range(7)]
+    ESTrainer(args=runs.toy(root, generations=8, eval_steps=1)).train()
+    assert reads.count("metrics.jsonl") <= 5
+    ESTrainer(args=runs.toy(root, generations=10, eval_steps=1)).train(resume_from_checkpoint=True)
+    assert [row["generation"] for row in runs.rows(root / "metrics.jsonl") if "eval_reward" in row] == [*range(11)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -115,11 +116,13 @@ def test_settings_of_a_model_may_name_the_task_and_its_arguments():
 
 def test_the_first_page_has_a_whole_run(folder, command):
     page = (Path(__file__).parents[3] / "docs" / "getting-started.md").read_text()
-    data, reward, call = (page.partition(f"```{kind}\n")[2].partition("```")[0] for kind in ("json", "python", "bash"))
+    blocks = re.findall(r"^```(\w+)[^\n]*\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    data, reward = (next(text for kind, text in blocks if kind == wanted) for wanted in ("json", "python"))
+    call = next(text for kind, text in blocks if kind == "bash" and "opposites.jsonl" in text)
     (folder / "opposites.jsonl").write_text(data)
     (folder / "rewards.py").write_text(reward)
     program, *arguments = call.split()
     assert program == "seedtune"
     code, output, errors = command(*arguments, "--dry-run", "--set", "engine=toy")
     assert code == 0, errors
-    assert "task custom: 100 generations of N = 32 × 8 prompts" in output
+    assert "task custom: 100 generations of N = 32 × 15 prompts" in output
