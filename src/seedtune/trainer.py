@@ -51,10 +51,10 @@ class ESTrainer:
     ``ESTrainer(args=config)`` runs what the configuration names.  ``reward_funcs`` (functions, ``file.py:function``,
     mappings, ids of reward models) and ``train_dataset`` (rows with a ``prompt`` and any other columns, a file, an id)
     are your own; ``eval_dataset`` may be a mapping of names to such sets.  ``environment_factory`` is a class whose
-    instances members talk to for several turns (or a mapping of them by name); without ``reward_funcs`` it has its own reward.  ``tools`` are
-    functions with type hints that the model may call, besides the environment's methods.  ``model`` overrides
-    ``args.model``: an id, a folder, or a loaded PreTrainedModel, which is saved in the folder ``output_dir`` + "-base"
-    and not changed.  ``processing_class`` must be the model's own tokenizer, and each of
+    instances members talk to for several turns, or a mapping of such classes by name; without ``reward_funcs`` it has
+    its own reward.  ``tools`` are functions with type hints that the model may call, besides the environment's methods.
+    ``model`` overrides ``args.model``: an id, a folder, or a loaded PreTrainedModel, which is saved in the folder
+    ``output_dir`` + "-base" and not changed.  ``processing_class`` must be the model's own tokenizer, and each of
     ``reward_processing_classes`` (one per reward, None to leave it out) that of a reward model; those of functions are
     not read.
 

@@ -10,6 +10,7 @@ from seedtune.trainer import ESTrainer
 
 demo = load("demo")
 strategies = load("strategies")
+load("untuned_tasks")  # which it imports
 untuned = load("untuned")
 
 
