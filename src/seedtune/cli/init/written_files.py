@@ -31,12 +31,12 @@ output_dir: {output_dir}
 
 generations: 20            # updates; 'seedtune resume RUN --generations 40' goes on
 population: 32             # perturbed models a generation
-prompts_per_generation: 8  # training prompts that each of them answers
+prompts_per_generation: 16 # training prompts that each of them answers
 max_completion_length: 64  # most new tokens of an answer
 
-# Left to seedtune; 'seedtune probe {file}' measures what fits.
-# sigma: 0.001   # size of the perturbations; measured at the start of the run if it is not given
-# alpha: 0.036   # step size; adapted to the measurements of each generation if it is not given
+# Left to the run, which finds both; 'seedtune probe {file}' shows what perturbations do.
+# sigma: 0.001   # size of the perturbations
+# alpha: 0.0005  # step size
 """
 
 REWARDS = '''\
