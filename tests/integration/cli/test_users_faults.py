@@ -152,7 +152,7 @@ CASES: dict[str, tuple[tuple[str, ...], str]] = {
         ),
         "api_key",
     ),
-    "a tool without hints": (own("fine.jsonl", "--set", "environment=room.py:Room"), "look"),
+    "a tool without hints": (own("chats.jsonl", "--set", "environment=room.py:Room"), "look"),
     "an environment that fails": (own("fine.jsonl", "--set", "environment=room.py:Torn"), "no board"),
     # models
     "no such model": (("train", "--model", "models/none", *TINY[3:], "--train-dataset", "fine.jsonl"), "models/none"),
