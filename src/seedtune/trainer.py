@@ -153,7 +153,7 @@ class ESTrainer:
     ) -> None:
         """Write the model as a Hugging Face folder, in the checkpoint's precision or ``dtype``.
 
-        The model is the current one, unless the watched prompts' rewards fell after an earlier one (see
+        The model is the current one, unless the run chose an earlier one as the best that it evaluated (see
         ``rollback_on_fall``), or that of ``generation``, as in `seedtune.export_run`: a number, ``last``, ``best`` or
         ``best:METRIC``.  Raises RunError if ``output_dir`` is not empty or there is no such generation, StorageError
         if it cannot be written, and the errors of `load`.
@@ -175,7 +175,7 @@ class ESTrainer:
         dtype: str | None = None,
         generation: int | str | None = None,
     ) -> str:
-        """Push the current model, or the one after ``generation``, to the Hugging Face hub; return the commit's URL.
+        """Push the model that `save_model` writes to the Hugging Face hub; return the commit's URL.
 
         ``repo_id`` is ``user/name``, or ``name`` of the token's owner; by default the name of ``output_dir``.  With
         ``pack`` the few kilobytes that rebuild the model from its base are pushed in place of weights.  The run's
@@ -232,7 +232,7 @@ class ESTrainer:
         return (*plan.members, UNPERTURBED) if self.config.evaluate_unperturbed else plan.members
 
     def _watched(self, evaluator: Evaluator, generation: int) -> list[float | None]:
-        return watched.rewards(evaluator, self.paths, generation)
+        return watched.rewards(evaluator, self.paths, generation, evaluated=generation in self._evaluated)
 
     def _feedback(self, plan: Plan, outcome: Outcome, looked: Sequence[float | None]) -> Feedback:
         members = len(plan.members)

@@ -12,14 +12,14 @@ from seedtune.tasks.base import Task
 from seedtune.types import UNPERTURBED
 
 
-def rewards(evaluator: Evaluator, paths: RunPaths, generation: int) -> list[float | None]:
+def rewards(evaluator: Evaluator, paths: RunPaths, generation: int, *, evaluated: bool) -> list[float | None]:
     """Return the current model's rewards on the watched prompts, to six digits, None where there is none.
 
-    They are the first held-out prompts, or training prompts if nothing is held out.  If this generation was evaluated
-    on held-out prompts, its samples are read instead of answering again.
+    They are the first held-out prompts, or training prompts if nothing is held out.  If this generation was
+    ``evaluated``, its samples are read instead of answering again, unless they are lost.
     """
     examples = (evaluator.task.test or evaluator.task.train)[: watch.WATCHED]
-    known = comparison.rewards_of(paths).get(generation)
+    known = comparison.rewards_of(paths).get(generation) if evaluated else None
     if known is None:
         scores = evaluator.unperturbed(examples, generation=generation).row(UNPERTURBED).tolist()
         known = {one.id: None if math.isnan(score) else score for one, score in zip(examples, scores, strict=True)}

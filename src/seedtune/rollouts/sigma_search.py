@@ -40,7 +40,7 @@ def search(engine: Engine, config: Config, task: Task) -> tuple[Measurement, ...
 
 
 def loss(engine: Engine, config: Config, prompts: Sequence[Prompt], sigma: float) -> float:
-    """Return the mean loss of members at ``sigma`` on the prompts' answers, to six digits."""
+    """Return the mean loss of members at ``sigma`` on the prompts' answers, in nats per token, to six digits."""
     signs = (1, -1) if config.antithetic else (1,)
     members = tuple(Member(GENERATION, pair, sign) for pair in range(PAIRS * 2 // len(signs)) for sign in signs)
     job = Job(0, sigma, (UNPERTURBED, *members), tuple(prompts), sampling_of(config))
@@ -60,10 +60,10 @@ def answered(engine: Engine, config: Config, task: Task) -> tuple[Prompt, ...]:
     sampling = replace(sampling_of(config), temperature=0.0, top_p=1.0, samples=1, max_tokens=limit)
     rollouts = engine.evaluate([Job(0, 0.0, (UNPERTURBED,), prompts, sampling)])
     texts = {rollout.prompt: rollout.text for rollout in rollouts}
-    answered = [replace(prompts[place], answers=(texts[place],)) for place in sorted(texts) if texts[place].strip()]
-    if not answered:
+    found = tuple(replace(prompts[place], answers=(texts[place],)) for place in sorted(texts) if texts[place].strip())
+    if not found:
         raise ConfigError(
             f"sigma cannot be measured: the model answers {len(prompts)} training prompts with nothing. Give sigma, "
-            "say 0.001, or check the prompts and the chat template with seedtune samples."
+            "say 0.001, or check the prompts and the chat template."
         )
-    return tuple(answered)
+    return found

@@ -83,7 +83,7 @@ def goal_of(root: Path, done: int, generation: int | str | None, *, chosen: int)
     """
     if generation is None and chosen != done:
         log.warning(
-            "%s: the model after generation %d of %d is taken, because the watched prompts' rewards fell after it; "
+            "%s: the model after generation %d of %d is taken, because it was the best one evaluated; "
             "generation 'last' gives the last one",
             *(root, chosen, done),
         )

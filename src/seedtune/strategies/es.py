@@ -80,13 +80,7 @@ class EvolutionStrategy:
         """Return whether the watched prompts are to be answered along with this generation."""
         return self.watch is not None and plan.generation % self.interval == 0
 
-    def decide(
-        self,
-        state: State,
-        plan: Plan,
-        utilities: tuple[float, ...],
-        evidence: Evidence = NOTHING,
-    ) -> Step:
+    def decide(self, state: State, plan: Plan, utilities: tuple[float, ...], evidence: Evidence = NOTHING) -> Step:
         """Make a step by the step-size rule, or go back after a fall, from recorded data alone."""
         states = {name: state.get(name, rule.init()) for name, rule in self.rules.items()}
         rollback_to, alpha, decay = None, 0.0, None

@@ -32,13 +32,7 @@ class LookAhead(EvolutionStrategy):
         """Watch in the generations that make a step."""
         return self.watch is not None and plan.shift is not None and (plan.generation // 2) % self.interval == 0
 
-    def decide(
-        self,
-        state: State,
-        plan: Plan,
-        utilities: tuple[float, ...],
-        evidence: Evidence = NOTHING,
-    ) -> Step:
+    def decide(self, state: State, plan: Plan, utilities: tuple[float, ...], evidence: Evidence = NOTHING) -> Step:
         """Store the step down after probes, empty if they tie; otherwise make the ordinary update."""
         if plan.shift is not None:
             return super().decide(state, plan, utilities, evidence)

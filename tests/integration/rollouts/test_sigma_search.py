@@ -20,6 +20,10 @@ from seedtune.trainer import ESTrainer
 ROWS = [{"prompt": f"say {word}", "answer": word} for word in ("one", "two", "six", "ten")]
 
 
+def length(completions, **_):
+    return [float(len(text)) for text in completions]
+
+
 def header(root) -> ledger.Header:
     return ledger.read(directory.RunPaths(root).ledger).header
 
@@ -36,8 +40,7 @@ def run(request, tmp_path):
         return prepare(runs.toy(tmp_path / "run", sigma=None))
     folder = models.save_family("llama", tmp_path / "model")
     config = Config(model=str(folder), max_completion_length=8, reward_workers=0)
-    reward = lambda completions, **_: [float(len(text)) for text in completions]  # noqa: E731
-    return prepare(config, TaskInputs(reward, None, ROWS, ROWS, None))
+    return prepare(config, TaskInputs(length, None, ROWS, ROWS, None))
 
 
 def test_at_the_found_sigma_members_lose_what_the_rule_asks_for(run):
