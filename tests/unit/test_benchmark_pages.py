@@ -29,16 +29,28 @@ def test_the_table_of_variants_has_the_spoilt_share_at_the_end():
 
 
 def test_the_page_of_untuned_runs_counts_those_that_did_harm():
-    point, task = {"reward": 0.5, "error": 0.01, "spread": 0.02}, {"task": "brief", "sigma": 0.01}
-    gains = [("auto", "auto", 0.04), ("auto", "auto", -0.03), ("sweep", "a", 0.01), ("sweep", "b", -0.2)]
+    point, task = {"reward": 0.5, "error": 0.01, "spread": 0.02, "generation": 0}, {"task": "brief", "sigma": 0.01}
+    gains = [
+        ("auto", "auto", 0.04, -0.05),
+        ("auto", "auto", 0.0, 0.01),
+        ("sweep", "a", 0.01, 0.01),
+        ("sweep", "b", -0.2, 0),
+    ]
     made = [
-        {**task, "study": study, "label": label, "end": {**point, "gain": gain}, "points": [point]}
-        for study, label, gain in gains
+        {
+            **task,
+            "study": study,
+            "label": label,
+            "end": {**point, "gain": gain},
+            "points": [{**point, "gain": 0.0}, {**point, "gain": last, "generation": 9}],
+        }
+        for study, label, gain, last in gains
     ]
     text = untuned.page(made)
-    assert "| brief | 0.500 | +0.040 ± 0.010; -0.030 ± 0.010 | 0.01, 0.01 | a | +0.010 | -0.200 |" in text
-    assert "best pairs: 0.50. Runs that end below their start" in text
-    assert text.endswith("standard error: 1.")
+    row = "| brief | 0.500 | +0.040 ± 0.010; +0.000 ± 0.010 | -0.050; +0.010 | 0.01, 0.01 | a | +0.010 | -0.200 |"
+    assert row in text
+    assert "best pairs: 2.00 handed out, -2.00 last models." in text
+    assert text.endswith("standard error: 0 handed out, 1 last models.")
 
 
 def test_the_demo_page_has_every_figure_of_every_run_and_its_answers(tmp_path):
