@@ -1,6 +1,6 @@
 """A small accuracy task with small models: countdown puzzles of three numbers, and 1M transformers that know some.
 
-    python benchmarks/countdown.py --family llama|gpt2|qwen2 --output MODEL [--threads 1]
+    python benchmarks/countdown.py --family llama|gpt2|qwen2|qwen3 --output MODEL [--threads 1]
 
 A puzzle ``3 5 7=22:`` is answered by an expression of all three numbers with + - and * that has the value.  A model is
 trained by ordinary next-token prediction on random puzzles, in two to three minutes on one core, until it solves 20 to
@@ -20,6 +20,7 @@ import re
 import time
 import zlib
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ import torch
 from tokenizers import Tokenizer, decoders
 from tokenizers.models import BPE
 from transformers import AutoModelForCausalLM as Causal
-from transformers import GPT2Config, LlamaConfig, PretrainedConfig, PreTrainedTokenizerFast, Qwen2Config
+from transformers import GPT2Config, LlamaConfig, PretrainedConfig, PreTrainedTokenizerFast, Qwen2Config, Qwen3Config
 
 SPECIAL = ("<pad>", "<bos>", "<eos>", "<unk>")
 CHARACTERS = "0123456789 =+-*:"
@@ -131,6 +132,7 @@ def _gpt2(words: int) -> PretrainedConfig:
 FAMILIES: dict[str, Callable[[int], PretrainedConfig]] = {
     "llama": lambda words: _llama_like(LlamaConfig, words),
     "qwen2": lambda words: _llama_like(Qwen2Config, words),
+    "qwen3": lambda words: _llama_like(partial(Qwen3Config, head_dim=WIDTH // HEADS), words),
     "gpt2": _gpt2,
 }
 """Configurations of about a million weights."""

@@ -3,9 +3,10 @@
     python benchmarks/untuned.py response|sweep|auto|split|page [--tasks brief sums] [--seeds 3] [--output DIR]
 
 Tasks differ in reward (sparse, dense), number of training prompts, prompts a generation, temperature and model; each
-has a budget of rollouts.  ``response`` measures, without training, how rewards answer to σ: 32 members on 32 training
-prompts at every σ.  ``sweep`` runs every pair of σ and step ratio ρ (the step's length over that of a member's
-perturbation); ``auto`` gives neither.  A run is a process with one thread; finished runs are kept in
+has a budget of rollouts.  The base model, the last one and the one that the run hands out, chosen on held-out prompts,
+are measured on fresh ones that the run never sees.  ``response`` measures, without training, how rewards answer to σ:
+32 members on 32 training prompts at every σ.  ``sweep`` runs every pair of σ and step ratio ρ (the step's length over
+that of a member's perturbation); ``auto`` gives neither.  A run is a process with one thread; finished runs are kept in
 untuned-runs.jsonl of the output folder and not run again.  The models of 1M weights are those of countdown.py.
 """
 
@@ -15,15 +16,20 @@ import argparse
 import json
 import math
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from untuned_tasks import MODELS, TASKS, Job, Row
+
+Floats = NDArray[np.float64]
 
 POPULATION = 32
 """N of the sweep."""
@@ -33,56 +39,54 @@ POPULATION = 32
 
 
 def one_run(name: str, settings: Row, seed: int, models: Path) -> Row:
-    """Every evaluation of a run: generation, rollouts so far, mean reward, paired gain and its error, empty share."""
+    """The base model, the last model and the one handed out, on fresh prompts that the run has never seen."""
     import seedtune.engines.transformers  # noqa: F401 - sets how OpenMP waits, before torch is imported
     from seedtune import ESConfig, ESTrainer
     from seedtune.run import directory
 
     job = TASKS[name]
     model = str(models / job.model) if job.model in MODELS else job.model
-    common = {"save_steps": 0, "generations": job.generations, "fingerprint_steps": 1000, "seed": seed}
-    every = max(1, job.generations // 4)
+    common = {"save_steps": 0, "eval_steps": 0, "fingerprint_steps": 1000, "reward_workers": 0, "seed": seed}
     with tempfile.TemporaryDirectory() as folder:
-        made = {
-            **common,
-            **job.settings,
-            "model": model,
-            "output_dir": f"{folder}/run",
-            "eval_steps": every if settings else 0,
-            **settings,
-        }
-        if isinstance(job.data, str):
-            trainer = ESTrainer(args=ESConfig.create({**made, "task": job.data, "eval_prompts": 96}))
-        else:
-            train, test = job.data()
-            inputs = {"reward_funcs": job.reward, "train_dataset": train, "eval_dataset": test}
-            trainer = ESTrainer(args=ESConfig.create({**made, "reward_workers": 0}), **inputs)
+        made = {**common, "generations": job.generations, **job.settings, "model": model, "output_dir": f"{folder}/run"}
+        rows = job.data()
+        trainer = ESTrainer(
+            args=ESConfig.create({**made, **settings}),
+            reward_funcs=job.reward,
+            train_dataset=rows.train,
+            eval_dataset=rows.test,
+        )
         trainer.train()
-        trainer.load().close()
-        rows = directory.read_lines(trainer.paths.metrics)
-        made = points(rows, directory.read_lines(trainer.paths.samples))
-        end = next(point for point in made if point["generation"] == trainer.session.chosen)
-        found = {"sigma": trainer.config.sigma, "measured": trainer.session.measured, "chosen": trainer.session.chosen}
-        return {**found, "end": end, "points": made, "generations": figures(rows)}
+        lines = directory.read_lines(trainer.paths.metrics)
+        chosen, last = trainer.session.chosen, trainer.generation
+        scores = fresh(trainer, rows.fresh, job.reward, (0, last, chosen))
+        found = {"sigma": trainer.config.sigma, "measured": trainer.session.measured, "chosen": chosen}
+        found |= {"rollouts": sum(line.get("rollouts", 0) for line in lines), "start": float(scores[0].mean())}
+        found |= {"last": compared(scores[0], scores[last]), "handed": compared(scores[0], scores[chosen])}
+        return {**found, "generations": figures(lines)}
 
 
-def points(rows: list[Row], samples: list[Row]) -> list[Row]:
-    """Means over held-out prompts at every evaluation, paired with the first."""
-    by: dict[int, list[float]] = {}
-    for row in samples:
-        if row["split"] == "test":
-            by.setdefault(row["generation"], []).append(row["reward"] or 0.0)
-    made, spent = [], 0
-    for row in rows:
-        spent += row.get("rollouts", 0)
-        if "eval_reward" in row:
-            now, start = np.array(by[row["generation"]]), np.array(by[0])
-            gain = now - start
-            error = float(gain.std(ddof=1) / math.sqrt(len(gain)))
-            one = {"generation": row["generation"], "rollouts": spent, "reward": float(now.mean())}
-            one |= {"gain": float(gain.mean()), "error": error, "empty": row["eval_completions/empty_ratio"]}
-            made.append(one | {"spread": float(now.std(ddof=1) / math.sqrt(len(now)))})
-    return made
+def fresh(trainer: Any, rows: list[Row], reward: Any, generations: tuple[int, ...]) -> dict[int, Floats]:
+    """Each fresh prompt's reward after these generations."""
+    from seedtune.rollouts.evaluator import Evaluator
+    from seedtune.rollouts.prepare import prepare
+    from seedtune.tasks.from_config import TaskInputs
+    from seedtune.types import UNPERTURBED
+
+    task = prepare(trainer.config, TaskInputs(reward, None, rows, rows, None)).task
+    found = {}
+    for generation in dict.fromkeys(generations):
+        with trainer.session.at(generation) as (engine, _):
+            outcome = Evaluator(engine, task, trainer.config).unperturbed(task.test, generation=0)
+            found[generation] = np.nan_to_num(outcome.row(UNPERTURBED))
+    return found
+
+
+def compared(before: Floats, now: Floats) -> Row:
+    """A model's mean reward, its standard error, the gain over the base model, paired, and the error of that."""
+    apart = now - before
+    errors = [float(each.std(ddof=1) / math.sqrt(len(each))) for each in (now, apart)]
+    return {"reward": float(now.mean()), "spread": errors[0], "gain": float(apart.mean()), "error": errors[1]}
 
 
 def figures(rows: list[Row]) -> list[Row]:
@@ -112,11 +116,8 @@ def response(name: str, settings: Row, models: Path) -> list[Row]:
     job, small = TASKS[name], TASKS[name].model in MODELS
     model = str(models / job.model) if small else job.model
     made = {**job.settings, "model": model, "reward_workers": 0, "prompts_per_generation": 32, **settings}
-    if isinstance(job.data, str):
-        run = prepare(ESConfig.create({**made, "task": job.data}))
-    else:
-        train, test = job.data()
-        run = prepare(ESConfig.create(made), TaskInputs(job.reward, None, train, test, None))
+    data = job.data()
+    run = prepare(ESConfig.create(made), TaskInputs(job.reward, None, data.train, data.test, None))
     members = tuple(Member(GENERATION, pair, sign) for pair in range(16) for sign in (1, -1))
     engine = engines.create(run.config)
     engine.load()
@@ -217,6 +218,7 @@ def collect(options: argparse.Namespace) -> None:
         for seed in range(options.first, options.first + options.seeds)
         for task in options.tasks
         for label, settings in STUDIES[options.study](TASKS[task]).items()
+        if options.labels is None or label in options.labels
     ]
     missing = [run for run in wanted if _name(run) not in done]
     for model in {TASKS[run["task"]].model for run in missing} & set(MODELS):
@@ -236,9 +238,9 @@ def collect(options: argparse.Namespace) -> None:
         if "response" in run:
             print(f"{run['task']}: {len(run['response'])} σ", flush=True)
             return
-        last, what = run["end"], f"{run['task']} | {run['label']} | seed {run['seed']}"
-        chosen = f"σ {run['sigma']:g}, generation {run['chosen']}"
-        print(f"{what}: {last['reward']:.3f} ({last['gain']:+.3f} ± {last['error']:.3f}), {chosen}", flush=True)
+        what, last, handed = f"{run['task']} | {run['label']} | seed {run['seed']}", run["last"], run["handed"]
+        ends = f"last {last['gain']:+.3f} ± {last['error']:.3f}, handed out {handed['gain']:+.3f} ({run['chosen']})"
+        print(f"{what}: {run['start']:.3f}, {ends}, σ {run['sigma']:g}", flush=True)
 
     with ThreadPoolExecutor(max(1, options.jobs)) as pool:
         list(pool.map(make, missing))
@@ -260,7 +262,7 @@ def _name(run: Row) -> str:
 def page(runs: list[Row]) -> str:
     """A row a task: what nothing given reaches, by seed, beside the best and the worst fixed pair of the sweep.
 
-    The model handed out was chosen on the prompts that measure it; fixed pairs had no choice: the last model compares.
+    Everything is measured on fresh prompts, which no run has seen.  Of the pairs those with the most seeds compare.
     """
     heads = (
         "task",
@@ -272,46 +274,54 @@ def page(runs: list[Row]) -> str:
         "its gain",
         "worst",
     )
-    lines = [f"| {' | '.join(heads)} |", "| --- | ---: | --- | --- | --- | --- | ---: | ---: |"]
-    totals = {"end": 0.0, "last": 0.0, "pair": 0.0}
+    lines = [f"| {' | '.join(heads)} |", "| --- | ---: | --- | --- | --- | --- | --- | ---: |"]
+    totals = {"handed": 0.0, "last": 0.0, "pair": 0.0}
     for task in TASKS:
         made = {study: [run for run in runs if (run["task"], run["study"]) == (task, study)] for study in STUDIES}
         if not made["auto"]:
             continue
-        ends, lasts = [run["end"] for run in made["auto"]], list(map(_last, made["auto"]))
+        gains = {kind: [run[kind]["gain"] for run in made["auto"]] for kind in ("handed", "last")}
         pairs: dict[str, list[float]] = {}
         for run in made["sweep"]:
-            pairs.setdefault(run["label"], []).append(run["end"]["gain"])
-        means = sorted((sum(found) / len(found), label) for label, found in pairs.items())
-        best = [means[-1][1], f"{means[-1][0]:+.3f}", f"{means[0][0]:+.3f}"] if means else ["–"] * 3
+            pairs.setdefault(run["label"], []).append(run["last"]["gain"])
+        most = max(map(len, pairs.values()), default=0)
+        means = sorted((statistics.mean(found), label) for label, found in pairs.items() if len(found) == most)
+        best = [means[-1][1], "; ".join(f"{gain:+.3f}" for gain in pairs[means[-1][1]])] if means else ["–"] * 2
         cells = [
             task if TASKS[task].seen else f"{task} (not looked at before)",
-            f"{made['auto'][0]['points'][0]['reward']:.3f}",
-            "; ".join(f"{point['gain']:+.3f} ± {point['error']:.3f}" for point in ends),
-            "; ".join(f"{point['gain']:+.3f}" for point in lasts),
+            f"{statistics.mean(run['start'] for run in made['auto']):.3f}",
+            "; ".join(f"{run['handed']['gain']:+.3f} ± {run['handed']['error']:.3f}" for run in made["auto"]),
+            "; ".join(f"{gain:+.3f}" for gain in gains["last"]),
             ", ".join(f"{run['sigma']:g}" for run in made["auto"]),
+            *best,
+            f"{min(map(statistics.mean, pairs.values())):+.3f}" if pairs else "–",
         ]
-        lines.append(f"| {' | '.join([*cells, *best])} |")
+        lines.append(f"| {' | '.join(cells)} |")
         if means:
-            totals["end"] += sum(point["gain"] for point in ends) / len(ends)
-            totals["last"] += sum(point["gain"] for point in lasts) / len(lasts)
             totals["pair"] += means[-1][0]
-    automatic = [run for run in runs if run["study"] == "auto"]
-    handed, final = [run["end"] for run in automatic], list(map(_last, automatic))
-    below = [sum(point["gain"] < -point["spread"] for point in points) for points in (handed, final)]
-    ratios = [totals[name] / totals["pair"] for name in ("end", "last")] if totals["pair"] else [math.nan] * 2
-    return "\n".join([
-        *lines,
-        "",
-        f"Sum of the mean gains over that of the best pairs: {ratios[0]:.2f} handed out, {ratios[1]:.2f} last models.",
-        f"Below the start by more than the evaluation's standard error: {below[0]} handed out, {below[1]} last models.",
-    ])  # fmt: skip
+            for kind in gains:
+                totals[kind] += statistics.mean(gains[kind])
+    return "\n".join([*lines, "", *_sums(totals), *_below([run for run in runs if run["study"] == "auto"])])
 
 
-def _last(run: Row) -> Row:
-    """The evaluation of a run's last model."""
-    found: Row = max(run["points"], key=lambda point: point["generation"])
-    return found
+def _sums(totals: Row) -> list[str]:
+    ratios = [totals[kind] / totals["pair"] if totals["pair"] else math.nan for kind in ("handed", "last")]
+    return [
+        f"Sum of the mean gains over that of the best pairs: {ratios[0]:.2f} handed out, {ratios[1]:.2f} last models."
+    ]
+
+
+def _below(runs: list[Row]) -> list[str]:
+    found = {
+        (kind, error): sum(run[kind]["gain"] < -run[kind][error] for run in runs)
+        for kind in ("handed", "last")
+        for error in ("spread", "error")
+    }
+    return [
+        f"Of {len(runs)} runs, below the start by more than the standard error of the model's own evaluation: "
+        f"{found['handed', 'spread']} handed out, {found['last', 'spread']} last models; "
+        f"by more than that of the paired difference: {found['handed', 'error']} and {found['last', 'error']}."
+    ]
 
 
 def main() -> None:
@@ -328,6 +338,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--first", type=int, default=0, help="the first seed")
     parser.add_argument("--jobs", type=int, default=2, help="processes at once, one thread each")
+    parser.add_argument("--labels", nargs="+", help="only these runs of the study, such as 'σ 0.007 ρ 0.4'")
     parser.add_argument("--settings", default="{}", help="further settings of every run, as JSON")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results"))
     options = parser.parse_args()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -52,43 +52,90 @@ def yes_or_no(completions: Sequence[Any], answer: Sequence[str], **_: Any) -> li
 # ------------------------------------------------------------------------------ data
 
 
-def questions() -> tuple[list[Row], list[Row]]:
-    """The 32 and 96 questions of the task ``conciseness``."""
+class Rows(NamedTuple):
+    """Rows to train on, rows that the run may hold out and look at, and fresh ones that only measure its models."""
+
+    train: list[Row]
+    test: list[Row]
+    fresh: list[Row]
+
+
+def questions() -> Rows:
+    """The 32 and 96 questions of the task ``conciseness``; fresh ones are those of ``right_and_brief``."""
     from seedtune.tasks import create
 
-    task = create("conciseness")
-    return tuple([{"prompt": e.prompt, "answer": str(e.columns["answer"])} for e in s] for s in (task.train, task.test))
+    task, other = create("conciseness"), create("right_and_brief")
+    train, test = (
+        [{"prompt": e.prompt, "answer": str(e.columns["answer"])} for e in s] for s in (task.train, task.test)
+    )
+    known = {str(row["prompt"]) for row in (*train, *test)}
+    fresh = [e for e in (*other.test, *other.train) if str(e.prompt) not in known]
+    return Rows(train, test, [{"prompt": e.prompt, "answer": e.columns["answers"][0]} for e in fresh])
 
 
-def sums(train: int, test: int = 128) -> tuple[list[Row], list[Row]]:
+def right_and_brief() -> Rows:
+    """The questions of the task ``right_and_brief``, 96 held out; fresh ones are those of ``conciseness``."""
+    from seedtune.tasks import create
+
+    task, other = create("right_and_brief"), create("conciseness")
+    train, test = ([{"prompt": e.prompt, "answers": e.columns["answers"]} for e in s] for s in (task.train, task.test))
+    known = {str(row["prompt"]) for row in (*train, *test)}
+    fresh = [e for e in (*other.test, *other.train) if str(e.prompt) not in known]
+    return Rows(train, test[:96], [{"prompt": e.prompt, "answers": [str(e.columns["answer"])]} for e in fresh])
+
+
+def builtin(name: str) -> Rows:
+    """The rows of a built-in task; fresh ones are those after the first 96 that it holds out."""
+    from seedtune.tasks import create
+
+    task = create(name)
+    train, test = ([{"prompt": e.prompt, **e.columns} for e in rows] for rows in (task.train, task.test))
+    return Rows(train, test[:96], test[96:])
+
+
+def reward_of(name: str) -> Callable[..., list[float]]:
+    """The reward of a built-in task."""
+
+    def reward(completions: Sequence[Any], **columns: Any) -> list[float]:
+        from seedtune.tasks import create
+
+        made: list[float] = create(name).rewards[0].function(completions=completions, **columns)
+        return made
+
+    return reward
+
+
+def sums(train: int, test: int = 128, fresh: int = 256) -> Rows:
     """Additions of two numbers below 100."""
     draw = np.random.default_rng(5)
-    pairs = draw.permutation(81 * 81)[: train + test]
+    pairs = draw.permutation(81 * 81)[: train + test + fresh]
     rows = [
         {"prompt": [{"role": "user", "content": f"What is {a} + {b}?"}], "answer": str(a + b)}
         for a, b in (divmod(int(pair), 81) for pair in pairs)
         for a, b in [(a + 10, b + 10)]
     ]
-    return rows[:train], rows[train:]
+    return Rows(rows[:train], rows[train : train + test], rows[train + test :])
 
 
-def comparisons(train: int, test: int = 128) -> tuple[list[Row], list[Row]]:
+def comparisons(train: int, test: int = 128, fresh: int = 256) -> Rows:
     """Is one number larger than another?"""
     draw = np.random.default_rng(6)
     rows = []
-    while len(rows) < train + test:
+    while len(rows) < train + test + fresh:
         a, b = (int(n) for n in draw.integers(1, 1000, 2))
         if a != b:
             text = f"Is {a} larger than {b}? Answer with yes or no."
             rows.append({"prompt": [{"role": "user", "content": text}], "answer": "yes" if a > b else "no"})
-    return rows[:train], rows[train:]
+    return Rows(rows[:train], rows[train : train + test], rows[train + test :])
 
 
-def countdown(train: int, test: int = 256) -> tuple[list[Row], list[Row]]:
+def countdown(train: int, test: int = 256, fresh: int = 1024) -> Rows:
     """Puzzles of countdown.py."""
     import countdown as puzzles
 
-    return puzzles.puzzles(train, 100), puzzles.puzzles(test, 101, test=True)
+    held = puzzles.puzzles(test + fresh, 101, test=True)
+    known = {row["prompt"] for row in held[:test]}
+    return Rows(puzzles.puzzles(train, 100), held[:test], [row for row in held[test:] if row["prompt"] not in known])
 
 
 def solved(completions: Sequence[Any], **columns: Any) -> list[float]:
@@ -102,8 +149,8 @@ def solved(completions: Sequence[Any], **columns: Any) -> list[float]:
 class Job:
     """A model, data and a reward, with the budget of a run."""
 
-    data: Callable[[], tuple[list[Row], list[Row]]] | str
-    reward: Callable[..., list[float]] | None
+    data: Callable[[], Rows]
+    reward: Callable[..., list[float]]
     settings: Row
     generations: int
     sigmas: tuple[float, ...] = (0.0035, 0.007)
@@ -122,15 +169,17 @@ TINY = (0.01, 0.02, 0.03)
 TASKS: dict[str, Job] = {
     "brief": Job(questions, brief, _of(6, 40), 10),
     "sentence": Job(questions, one_sentence, _of(4, 24), 16),
-    "right": Job("right_and_brief", None, _of(8, 24), 8),
-    "format": Job("instruction_format", None, _of(8, 32), 8),
+    "right": Job(right_and_brief, reward_of("right_and_brief"), _of(8, 24), 8),
     "sums": Job(lambda: sums(200), last_number, _of(16, 24, temperature=1.0), 4),
     "compare": Job(lambda: comparisons(64), yes_or_no, _of(8, 12), 8),
     "puzzles": Job(lambda: countdown(2000), solved, _of(64, 10), 24, TINY, model="countdown-llama"),
     "few": Job(lambda: countdown(32), solved, _of(32, 10), 24, TINY, model="countdown-llama"),
     "hot": Job(lambda: countdown(500), solved, _of(16, 10, temperature=1.0), 40, TINY, model="countdown-gpt2"),
-    "lines": Job(questions, brief, _of(4, 24, temperature=1.0), 16, seen=False),
-    "another": Job(lambda: countdown(1000), solved, _of(32, 10), 24, TINY, model="countdown-qwen2", seen=False),
-    "sixteen": Job(lambda: sums(16), last_number, _of(16, 24), 4, seen=False),
+    "lines": Job(questions, brief, _of(4, 24, temperature=1.0), 16),
+    "another": Job(lambda: countdown(1000), solved, _of(32, 10), 24, TINY, model="countdown-qwen2"),
+    "sixteen": Job(lambda: sums(16), last_number, _of(16, 24), 4),
+    "format": Job(lambda: builtin("instruction_format"), reward_of("instruction_format"), _of(8, 32), 8, seen=False),
+    "third": Job(lambda: countdown(800), solved, _of(16, 10), 48, TINY, model="countdown-qwen3", seen=False),
+    "choice": Job(lambda: builtin("multiple_choice"), reward_of("multiple_choice"), _of(16, 24), 4, seen=False),
 }
-MODELS = {f"countdown-{family}": family for family in ("llama", "gpt2", "qwen2")}
+MODELS = {f"countdown-{family}": family for family in ("llama", "gpt2", "qwen2", "qwen3")}

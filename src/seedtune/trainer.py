@@ -338,13 +338,12 @@ class ESTrainer:
         self._record_evaluation(self.load(), self.generation)
 
     def _chosen(self, evaluator: Evaluator, state: State) -> int:
-        """Choose the model to hand out: by the watched prompts, then by all held-out prompts, if there are any."""
-        kept, done = state.get("watch", {}), self.generation
-        before = {kept["best_at"]: kept["best"]} if kept else {}
-        best = watch.chosen({**before, done: self._watched(evaluator, done)})
+        """Choose the model to hand out: by all held-out prompts, or by the watched ones if nothing is held out."""
+        looks = watched.looks(self.session.lineage, state)
+        looks |= {self.generation: self._watched(evaluator, self.generation)}
         if not self.task.test:
-            return best
-        if best not in self._evaluated:
+            return watch.chosen(looks)
+        if (best := watch.best(looks)) not in self._evaluated:
             with self.session.at(best) as (engine, _):
                 self._record_evaluation(engine, best)
         return watched.best_evaluated(self.paths, self.task)

@@ -29,28 +29,31 @@ def test_the_table_of_variants_has_the_spoilt_share_at_the_end():
 
 
 def test_the_page_of_untuned_runs_counts_those_that_did_harm():
-    point, task = {"reward": 0.5, "error": 0.01, "spread": 0.02, "generation": 0}, {"task": "brief", "sigma": 0.01}
+    task = {"task": "brief", "sigma": 0.01, "start": 0.5}
     gains = [
         ("auto", "auto", 0.04, -0.05),
-        ("auto", "auto", 0.0, 0.01),
-        ("sweep", "a", 0.01, 0.01),
-        ("sweep", "b", -0.2, 0),
+        ("auto", "auto", -0.015, 0.01),
+        ("sweep", "a", 0.02, 0.02),
+        ("sweep", "a", 0.0, 0.0),
+        ("sweep", "b", 0.3, 0.3),
+        ("sweep", "c", -0.2, -0.2),
     ]
     made = [
         {
             **task,
             "study": study,
             "label": label,
-            "end": {**point, "gain": gain},
-            "points": [{**point, "gain": 0.0}, {**point, "gain": last, "generation": 9}],
+            "handed": {"gain": gain, "error": 0.01, "spread": 0.02},
+            "last": {"gain": last, "error": 0.01, "spread": 0.02},
         }
         for study, label, gain, last in gains
     ]
     text = untuned.page(made)
-    row = "| brief | 0.500 | +0.040 ± 0.010; +0.000 ± 0.010 | -0.050; +0.010 | 0.01, 0.01 | a | +0.010 | -0.200 |"
-    assert row in text
-    assert "best pairs: 2.00 handed out, -2.00 last models." in text
-    assert text.endswith("standard error: 0 handed out, 1 last models.")
+    row = "| brief | 0.500 | +0.040 ± 0.010; -0.015 ± 0.010 | -0.050; +0.010 | 0.01, 0.01 "
+    assert row + "| a | +0.020; +0.000 | -0.200 |" in text, "a pair of one seed does not count as the best"
+    assert "best pairs: 1.25 handed out, -2.00 last models." in text
+    assert "own evaluation: 0 handed out, 1 last models; " in text
+    assert text.endswith("paired difference: 1 and 1.")
 
 
 def test_the_demo_page_has_every_figure_of_every_run_and_its_answers(tmp_path):

@@ -7,7 +7,10 @@ import math
 from seedtune.evaluation import comparison
 from seedtune.rollouts.evaluator import Evaluator
 from seedtune.run.directory import RunPaths
+from seedtune.run.lineage import Lineage
 from seedtune.strategies import watch
+from seedtune.strategies.base import State
+from seedtune.strategies.evidence import Rewards
 from seedtune.tasks.base import Task
 from seedtune.types import UNPERTURBED
 
@@ -25,6 +28,12 @@ def rewards(evaluator: Evaluator, paths: RunPaths, generation: int, *, evaluated
         known = {one.id: None if math.isnan(score) else score for one, score in zip(examples, scores, strict=True)}
     found = (known.get(example.id) for example in examples)
     return [None if reward is None else float(f"{reward:.6g}") for reward in found]
+
+
+def looks(lineage: Lineage, state: State) -> dict[int, Rewards]:
+    """Return the watched prompts' rewards of the base model and of the best generation, by their generations."""
+    first, kept = lineage.records[0].watched, state.get("watch", {})
+    return ({0: first} if first else {}) | ({kept["best_at"]: kept["best"]} if kept else {})
 
 
 def best_evaluated(paths: RunPaths, task: Task) -> int:

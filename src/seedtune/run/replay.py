@@ -82,10 +82,10 @@ def goal_of(root: Path, done: int, generation: int | str | None, *, chosen: int)
     the run has fewer generations or no such metric, ConfigError for other text.
     """
     if generation is None and chosen != done:
+        reason = "it was the best one evaluated" if chosen else "none was clearly better than the base model"
         log.warning(
-            "%s: the model after generation %d of %d is taken, because it was the best one evaluated; "
-            "generation 'last' gives the last one",
-            *(root, chosen, done),
+            "%s: the model after generation %d of %d is taken, because %s; generation 'last' gives the last one",
+            *(root, chosen, done, reason),
         )
     if isinstance(generation, str) and generation != "last":
         rows = [row for row in read_lines(RunPaths(root).metrics) if row["generation"] <= done]

@@ -44,21 +44,23 @@ def cost(rewards: Sequence[float], unperturbed: float | None) -> float | None:
 
 
 def agreement(plan: Plan, scores: NDArray[np.float64], groups: Groups = ()) -> float | None:
-    """κ = T/m over noise samples q and prompts i, j; None if fewer than two of each have scores, or all tie.
+    """κ = 1 − (1 − T/m)·(Q − 2)/Q over Q noise samples q and prompts i, j: the part of m that holds on other prompts.
 
     With the odd part o_qi of a sample's scores ((R⁺ − R⁻)/2 of a pair, R − mean R of a single member),
     m = mean_q (mean_i o_qi)² is what the samples show on these prompts, and T = mean_q mean_{i≠j} o_qi·o_qj the part of
-    it that one prompt predicts of another.  T is unbiased, so κ is below 0 about half of the time where prompts have
-    nothing in common, and, as a ratio, somewhat below 0 on average.  Members that answered prompts of different
-    generations are not compared: None.
+    it that one prompt predicts of another.  T and m are unbiased, and (Q − 2)/Q makes κ so, for normal o: it is the
+    James-Stein factor, by which the samples' mean rewards shrink to the best guess of what they are on all prompts.
+
+    None if fewer than three samples or two prompts have scores, if all tie, or if members answered prompts of different
+    generations, which are not compared.
     """
     odd = _odd_parts(plan, scores) if len(set(groups)) <= 1 else np.empty((0, 0))
     samples, prompts = odd.shape
-    if samples < 2 or prompts < 2:
+    if samples < 3 or prompts < 2:
         return None
     square, sums = (odd**2).sum(axis=1), odd.sum(axis=1) ** 2
     power, shared = float(sums.mean()) / prompts**2, float((sums - square).mean()) / (prompts * (prompts - 1))
-    found = shared / power if power > 0.0 else np.inf
+    found = 1.0 - (1.0 - shared / power) * (samples - 2) / samples if power > 0.0 else np.inf
     return float(f"{found:.6g}") if np.isfinite(found) else None
 
 

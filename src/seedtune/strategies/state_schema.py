@@ -9,13 +9,13 @@ from pydantic import Field
 from typing_extensions import TypedDict
 
 from seedtune.config.foreign_data import Finite, GenerationCount, conform
-from seedtune.strategies.step_size import MEMORY
+from seedtune.strategies.step_size import MEMORY, WORST
 
 
 class _StepSize(TypedDict, total=False):
     factor: Annotated[Finite, Field(gt=0.0, le=1.0)]
     seen: Annotated[int, Field(ge=1, le=MEMORY)]
-    agreement: Annotated[Finite, Field(ge=-1.0, le=1.0)]
+    agreement: Annotated[Finite, Field(ge=WORST, le=1.0)]
     cost: Annotated[Finite, Field(ge=-10.0, le=10.0)]
 
 

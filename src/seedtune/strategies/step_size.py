@@ -10,20 +10,30 @@ from seedtune.strategies.base import State, StatefulRule, directions
 from seedtune.strategies.evidence import Evidence
 from seedtune.types import Plan
 
-SHORTEST, LONGEST = 0.1, 1.0
-"""Limits of the step ratio: the paper's steps (α = σ/2, N = 30) have 0.1, and members were evaluated at 1."""
+LONGEST = 1.0
+"""Largest step ratio: members were evaluated at 1."""
 
-GAIN = 0.35
-"""Half of √m/s, where m is the mean square of noise samples' odd parts: 1/√2 if only slopes set members apart."""
+GAIN = 0.25
+"""√m/(2s), where m is the mean square of noise samples' odd parts, is 0.35 if only slopes set members apart.
+
+It is less here because part of what sets them apart is no slope (a member may be broken, and its opposite not), and
+because rewards fall faster near the model than the second-order model says: measured on tasks of exact answers.
+"""
 
 AGREEMENT, COST = 0.2, 1.0
 """Agreement and cost of a run about which nothing is known."""
 
-DOUBT, MEMORY = 8, 10
+LEAST = 0.05
+"""Lower bound of the agreement: ρ = 0.05 with 32 members at a cost of 1, half of the paper's (α = σ/2, N = 30)."""
+
+DOUBT, MEMORY = 4, 32
 """Generations that these count for, and generations of which the evidence is an average."""
 
-LOWEST = 0.5
+LOWEST = 0.3
 """Lower bound of the cost: an update's direction costs more than a random one."""
+
+WORST = -3.0
+"""Lowest agreement of a generation that counts: it is unbounded below, and seldom lower from eight samples on."""
 
 RECOVERY = 1.022
 """Growth per generation of a step that a rollback has halved, up to its full length: it doubles in 32 generations."""
@@ -39,7 +49,8 @@ class StepSize(StatefulRule):
     To second order a step of ρ gains √(Qm)·κ·ρ − c·s·ρ² on other prompts, where s is the members' spread, m the mean
     square of what sets noise samples apart, κ the part of it that prompts agree on, and c·s the cost of a random step
     as long as a member's perturbation (`seedtune.strategies.evidence`).  The gain is largest at ρ = √(Qm)·κ/(2cs), with
-    averages of κ and c over generations, between `SHORTEST` and `LONGEST`.
+    averages of κ and c over generations.  Half of the best step still has three quarters of its gain, and twice the
+    best step has none, so κ is taken a standard error below its average, but not below `LEAST`.
     """
 
     alpha: float | None = None
@@ -67,20 +78,27 @@ class StepSize(StatefulRule):
 
 
 def step_ratio(state: Mapping[str, float], samples: int) -> float:
-    """Return ρ for ``samples`` noise samples, by the averaged evidence."""
-    seen = state["seen"]
+    """Return ρ for ``samples`` noise samples, by the averaged evidence.
+
+    Of Q samples a generation's agreement has a standard error of about √(2/Q), that of the mean square of Q numbers.
+    """
+    seen = state.get("seen", 0.0)
     weight = seen / (seen + DOUBT)
-    agreement = AGREEMENT + weight * (state["agreement"] - AGREEMENT)
-    cost = max(LOWEST, COST + weight * (state["cost"] - COST))
-    return min(LONGEST, max(SHORTEST, GAIN * math.sqrt(samples) * agreement / cost))
+    error = math.sqrt(2.0 / samples * seen) / (seen + DOUBT)
+    agreement = max(LEAST, AGREEMENT + weight * (state.get("agreement", AGREEMENT) - AGREEMENT) - error)
+    cost = max(LOWEST, COST + weight * (state.get("cost", COST) - COST))
+    return min(LONGEST, GAIN * math.sqrt(samples) * agreement / cost)
 
 
 def _averaged(state: Mapping[str, float], evidence: Evidence) -> dict[str, float]:
-    """Average the evidence of about `MEMORY` generations; what a generation does not know is as usual."""
-    seen = min(state.get("seen", 0) + 1, MEMORY)
-    agreed = AGREEMENT if evidence.agreement is None else min(1.0, max(-1.0, evidence.agreement))
+    """Average the evidence of about `MEMORY` generations; one without agreement says nothing."""
+    known = {name: state[name] for name in ("seen", "agreement", "cost") if name in state}
+    if evidence.agreement is None:
+        return known
+    seen = min(known.get("seen", 0) + 1, MEMORY)
+    agreed = min(1.0, max(WORST, evidence.agreement))
     cost = COST if evidence.cost is None else min(10.0, max(-10.0, evidence.cost))
-    before, costed = state.get("agreement", agreed), state.get("cost", cost)
+    before, costed = known.get("agreement", agreed), known.get("cost", cost)
     return {"seen": seen, "agreement": before + (agreed - before) / seen, "cost": costed + (cost - costed) / seen}
 
 

@@ -21,24 +21,31 @@ FALLEN = 3.0
 
 
 FEWEST = 8
-"""Fewest prompts whose spread says how sure their mean is."""
+"""Fewest prompts whose spread says for sure how sure their mean is."""
+
+BETTER = 1.0
+"""A model better than the base model is this many standard errors above it."""
 
 
 class MeanChange(NamedTuple):
-    """A mean difference of paired rewards and its standard error."""
+    """A mean difference of paired rewards, its standard error (0 for a single prompt), and the number of prompts."""
 
     mean: float
     error: float
+    prompts: int
+
+    @property
+    def fallen(self) -> bool:
+        """Whether it is a fall for sure."""
+        return self.prompts >= FEWEST and self.mean < -FALLEN * self.error
 
 
 def change(before: Rewards, now: Rewards) -> MeanChange:
-    """Compare rewards prompt by prompt, where both are scored; fewer than `FEWEST` prompts say nothing for sure."""
+    """Compare rewards prompt by prompt, where both are scored."""
     apart = [b - a for a, b in zip(before, now, strict=True) if a is not None and b is not None]
     mean = math.fsum(apart) / max(1, len(apart))
-    if len(apart) < FEWEST:
-        return MeanChange(mean, math.inf)
-    variance = math.fsum((each - mean) ** 2 for each in apart) / (len(apart) - 1)
-    return MeanChange(mean, math.sqrt(variance / len(apart)))
+    variance = math.fsum((each - mean) ** 2 for each in apart) / max(1, len(apart) - 1)
+    return MeanChange(mean, math.sqrt(variance / max(1, len(apart))), len(apart))
 
 
 def interval(rollouts: int) -> int:
@@ -65,18 +72,29 @@ class Watch(StatefulRule):
         now = {"best": list(rewards), "best_at": generation}
         if not state:
             return None, now
-        mean, error = change(state["best"], rewards)
-        if mean > 0.0:
+        found = change(state["best"], rewards)
+        if found.mean > 0.0:
             return None, now
-        return (state["best_at"] if mean < -FALLEN * error else None), state
+        return (state["best_at"] if found.fallen else None), state
 
     def rolled_back(self, state: State) -> State:
         """Keep the best generation, which is the present one."""
         return state
 
 
-def chosen(rewards: Mapping[int, Rewards]) -> int:
-    """Return the generation to hand out: the best by its mean reward on the same prompts, of equal ones the latest."""
+def best(rewards: Mapping[int, Rewards]) -> int:
+    """Return the generation with the highest mean reward on the same prompts, of equal ones the latest."""
     last = max(rewards)
     gains = {generation: change(rewards[last], found).mean for generation, found in rewards.items()}
     return max(gains, key=lambda generation: (gains[generation], generation))
+
+
+def chosen(rewards: Mapping[int, Rewards]) -> int:
+    """Return the generation to hand out: the best, or the base model, 0, if that one is not clearly better.
+
+    Clearly better is by more than `BETTER` standard errors of the paired difference: the best of several was lucky, and
+    on other prompts a model that is only as good may well be worse.
+    """
+    found = best(rewards)
+    gain = change(rewards[0], rewards[found]) if 0 in rewards else None
+    return 0 if gain is not None and gain.prompts and gain.mean <= BETTER * gain.error else found

@@ -69,7 +69,7 @@ def test_the_trainer_saves_and_reports_the_chosen_model(tmp_path):
 
 def test_the_choice_is_said(root, tmp_path, caplog):
     export_run(root, tmp_path / "default")
-    assert "the model after generation 0 of 5 is taken" in caplog.text
+    assert "the model after generation 0 of 5 is taken, because none was clearly better" in caplog.text
     assert "'last' gives the last one" in caplog.text
 
 

@@ -61,6 +61,7 @@ PROMPTS = [{"prompt": text} for text in ("Say a", "Say b", "Tell me", "Why?")]
 HOW = {
     "auto": {},
     "auto-decay-essam": {
+        "population": 32,
         "anchor_l2": 0.5,
         "anchor_l1": 0.001,
         "lookahead": {"radius": 0.5, "probes": 4},

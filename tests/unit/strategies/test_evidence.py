@@ -51,19 +51,35 @@ def test_a_common_part_is_told_from_what_each_prompt_adds(share):
     assert agreement(plan_of(4000), scores) == pytest.approx(expected, abs=0.05)
 
 
+def shrunk(odd: np.ndarray) -> float:
+    """The mean product of two prompts over the square of their mean, without the bias of such a ratio."""
+    samples, prompts = odd.shape
+    products = [np.mean(odd[:, i] * odd[:, j]) for i in range(prompts) for j in range(prompts) if i != j]
+    return 1 - (1 - np.mean(products) / np.mean(odd.mean(axis=1) ** 2)) * (samples - 2) / samples
+
+
 def test_agreement_is_the_mean_product_of_two_prompts_over_the_square_of_their_mean():
     scores = draw(12, 4)
     odd = (scores[::2] - scores[1::2]) / 2
-    products = [np.mean(odd[:, i] * odd[:, j]) for i in range(4) for j in range(4) if i != j]
-    expected = np.mean(products) / np.mean(odd.mean(axis=1) ** 2)
-    assert agreement(plan_of(12), scores) == pytest.approx(expected, rel=1e-5)
+    assert agreement(plan_of(12), scores) == pytest.approx(shrunk(odd), rel=1e-5)
+    assert shrunk(np.repeat(odd[:, :1], 4, axis=1)) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("samples", [6, 16])
+@pytest.mark.parametrize("share", [0.0, 0.2])
+def test_a_few_samples_say_on_average_what_many_say(samples, share):
+    plan, found = plan_of(2 * samples), []
+    for seed in range(2000):
+        common, own = np.split(draw(2 * samples, 6, seed=seed), [1], axis=1)
+        scores = math.sqrt(share) * common + math.sqrt(1 - share) * own
+        found.append(agreement(plan, scores))
+    expected = share / (share + (1 - share) / 5)
+    assert np.mean(found) == pytest.approx(expected, abs=4 * np.std(found) / math.sqrt(len(found)))
 
 
 def test_of_single_members_the_distance_from_the_mean_counts():
     scores, singles = draw(7, 3), plan_of(7, antithetic=False)
-    odd = scores - scores.mean(axis=0)
-    products = [np.mean(odd[:, i] * odd[:, j]) for i in range(3) for j in range(3) if i != j]
-    assert agreement(singles, scores) == pytest.approx(np.mean(products) / np.mean(odd.mean(axis=1) ** 2), rel=1e-5)
+    assert agreement(singles, scores) == pytest.approx(shrunk(scores - scores.mean(axis=0)), rel=1e-5)
 
 
 def test_neither_the_scale_of_rewards_nor_how_hard_prompts_are_changes_agreement():
@@ -86,23 +102,33 @@ def test_a_sample_that_lacks_a_member_says_nothing():
     [
         (8, draw(8, 1)),
         (2, draw(2, 5)),
+        (4, draw(4, 5)),
         (8, np.full((8, 5), 0.3)),
         (8, np.full((8, 5), NAN)),
         (4, np.array([[1.0, 2.0], [NAN, NAN], [0.0, 1.0], [2.0, 5.0]])),
         (8, np.where(np.arange(5) == 2, draw(8, 5), NAN)),
         (4, np.zeros((4, 0))),
     ],
-    ids=["one prompt", "one sample", "ties", "failures", "one whole sample", "one scored prompt", "no prompts"],
+    ids=[
+        "one prompt",
+        "one sample",
+        "two samples",
+        "ties",
+        "failures",
+        "one whole sample",
+        "one scored prompt",
+        "no prompts",
+    ],
 )
 def test_where_nothing_can_be_compared_nothing_is_known(members, scores):
     assert agreement(plan_of(members), scores) is None
 
 
 def test_members_of_different_generations_are_not_compared():
-    members = tuple(Member(generation, 0, sign) for generation in (3, 4) for sign in (1, -1))
+    members = tuple(Member(generation, 0, sign) for generation in (3, 4, 5) for sign in (1, -1))
     plan = Plan(4, 0.1, members)
-    assert agreement(plan, draw(4, 3), groups=[3, 3, 4, 4]) is None
-    assert agreement(plan, draw(4, 3), groups=[4, 4, 4, 4]) is not None
+    assert agreement(plan, draw(6, 3), groups=[3, 3, 4, 4, 4, 4]) is None
+    assert agreement(plan, draw(6, 3), groups=[4] * 6) is not None
 
 
 # ---------------------------------------------------------------------------------------------------------- cost

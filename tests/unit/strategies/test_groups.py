@@ -95,8 +95,8 @@ def test_the_cost_compares_the_unperturbed_model_with_members_in_units_of_their_
 
 
 def test_members_that_answered_different_prompts_show_no_agreement_between_prompts():
-    plan = Plan(7, 0.1, MEMBERS[:4])
-    assert Feedback(SCORES[:4], groups=GROUPS[:4]).evidence(plan).agreement is None
+    plan = Plan(7, 0.1, tuple(Member(7, pair, 1) for pair in range(4)))
+    assert Feedback(np.nan_to_num(SCORES[:4]), groups=GROUPS[:4]).evidence(plan).agreement is None
     assert Feedback(np.nan_to_num(SCORES[:4]), groups=[7] * 4).evidence(plan).agreement is not None
 
 

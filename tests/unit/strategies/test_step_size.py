@@ -19,11 +19,11 @@ from seedtune.strategies.step_size import (
     COST,
     DOUBT,
     GAIN,
+    LEAST,
     LONGEST,
     LOWEST,
     MEMORY,
     RECOVERY,
-    SHORTEST,
     StepSize,
     length_of,
     step_ratio,
@@ -45,10 +45,11 @@ def ratio_of(alpha: float, plan: Plan, utilities=UTILITIES) -> float:
 
 def after(evidence: Evidence, generations: int, plan: Plan | None = None) -> tuple[float, dict]:
     """The step ratio, and the state, after generations that all show the same."""
-    state, alpha = {}, 0.0
+    plan, state, alpha = plan or plan_of(), {}, 0.0
+    utilities = UTILITIES * (len(plan.members) // len(UTILITIES))
     for _ in range(generations):
-        alpha, state = AUTO.update(state, plan or plan_of(), UTILITIES, evidence, 1.0)
-    return ratio_of(alpha, plan or plan_of()), dict(state)
+        alpha, state = AUTO.update(state, plan, utilities, evidence, 1.0)
+    return ratio_of(alpha, plan, utilities), dict(state)
 
 
 # --------------------------------------------------------------------------------------------------- α is given
@@ -79,7 +80,7 @@ def test_the_step_is_as_long_as_its_ratio_says_in_perturbations_of_a_member(shap
     step = strategy.tell({}, plan, evaluate(plan, np.ones(SIZE)))
     moved = sum(term.weight * noise(term.generation, term.pair) for term in terms_of(plan, step))
     ratio = step_ratio(step.state["step_size"], 16 if antithetic else 32)
-    assert SHORTEST <= ratio <= LONGEST
+    assert 0.0 < ratio <= LONGEST
     assert np.linalg.norm(moved) == pytest.approx(ratio * plan.sigma * math.sqrt(SIZE), rel=0.03)
 
 
@@ -105,7 +106,7 @@ def test_a_pair_counts_by_its_difference():
 
 def test_one_pair_makes_a_step_too():
     alpha, _ = AUTO.update({}, plan_of(2), (1.0, -1.0), NOTHING, 1.0)
-    assert SHORTEST <= ratio_of(alpha, plan_of(2), (1.0, -1.0)) <= LONGEST
+    assert ratio_of(alpha, plan_of(2), (1.0, -1.0)) == pytest.approx(GAIN * AGREEMENT / COST)
 
 
 # ------------------------------------------------------------------------------------------ agreement and cost
@@ -118,36 +119,56 @@ def known(agreement: float, cost: float, seen: int = MEMORY) -> dict[str, float]
 @pytest.mark.parametrize("samples", [1, 8, 16, 64])
 @pytest.mark.parametrize(("agreement", "cost"), [(0.2, 0.8), (0.6, 1.5), (0.9, 3.0), (0.05, 0.4)])
 def test_the_ratio_is_the_best_of_the_model_of_the_gain(samples, agreement, cost):
-    """Gain(ρ)/s = 2·GAIN·√Q·κ·ρ − c·ρ², with κ and c between what is usual and what was seen."""
+    """Gain(ρ)/s = 2·GAIN·√Q·κ·ρ − c·ρ², with κ and c between what is usual and what was seen, κ less its error."""
     weight = MEMORY / (MEMORY + DOUBT)
     kappa, dear = AGREEMENT + weight * (agreement - AGREEMENT), COST + weight * (cost - COST)
-    ratios = np.linspace(SHORTEST, LONGEST, 100_001)
-    gains = 2 * GAIN * math.sqrt(samples) * kappa * ratios - max(LOWEST, dear) * ratios**2
+    kappa -= weight * math.sqrt(2 / samples) / math.sqrt(MEMORY)
+    ratios = np.linspace(0.0, LONGEST, 100_001)
+    gains = 2 * GAIN * math.sqrt(samples) * max(LEAST, kappa) * ratios - max(LOWEST, dear) * ratios**2
     assert step_ratio(known(agreement, cost), samples) == pytest.approx(ratios[gains.argmax()], abs=2e-5)
 
 
 def test_more_agreement_makes_longer_steps_and_more_cost_shorter_ones():
     ratios = [step_ratio(known(kappa, 1.0), 16) for kappa in (0.1, 0.2, 0.3)]
-    assert SHORTEST < ratios[0] < ratios[1] < ratios[2] < LONGEST
+    assert 0.0 < ratios[0] < ratios[1] < ratios[2] < LONGEST
     costly = [step_ratio(known(0.3, cost), 16) for cost in (1.0, 2.0, 3.0)]
-    assert LONGEST > costly[0] > costly[1] > costly[2] > SHORTEST
+    assert LONGEST > costly[0] > costly[1] > costly[2] > 0.0
 
 
 def test_steps_have_a_shortest_and_a_longest():
     assert step_ratio(known(1.0, -10.0), 1000) == LONGEST
-    assert step_ratio(known(-1.0, 10.0), 1000) == SHORTEST
+    assert step_ratio(known(-1.0, 1.0), 16) == step_ratio(known(0.0, 1.0), 16) > 0.0
     assert step_ratio(known(0.3, -10.0), 2) == step_ratio(known(0.3, -0.5), 2)  # the cost has a lower bound
 
 
+def test_agreement_that_may_be_chance_is_not_stepped_on():
+    """By chance one run of sixteen samples in a hundred shows an agreement of 0.2 for 32 generations."""
+    chance = math.sqrt(2 / 16 / MEMORY)
+    sure, doubtful = (step_ratio(known(kappa, 1.0), 16) for kappa in (0.2, chance / 2))
+    assert doubtful == step_ratio(known(-1.0, 1.0), 16) < sure
+    assert step_ratio(known(0.2, 1.0), 16) < step_ratio(known(0.2, 1.0), 64) / 2  # surer, and of more samples
+    assert step_ratio(known(0.3, 1.0, 1), 16) < step_ratio(known(0.3, 1.0, 8), 16)
+
+
 @pytest.mark.parametrize("generations", [1, 5, 50])
-def test_a_run_about_which_nothing_is_known_takes_the_usual_step(generations):
-    usual = min(LONGEST, max(SHORTEST, GAIN * math.sqrt(4) * AGREEMENT / COST))
-    assert after(NOTHING, generations)[0] == pytest.approx(usual)
+@pytest.mark.parametrize("cost", [None, 5.0])
+def test_a_run_of_whose_agreement_nothing_is_known_takes_the_usual_step(generations, cost):
+    usual = GAIN * math.sqrt(4) * AGREEMENT / COST
+    assert after(Evidence(None, cost), generations) == (pytest.approx(usual), {})
+
+
+def test_a_generation_that_shows_nothing_leaves_what_is_known():
+    _, state = after(Evidence(0.6, 1.0), 3)
+    assert AUTO.update(state, plan_of(), UTILITIES, NOTHING, 1.0)[1] == state
+
+
+def test_a_cost_that_is_not_known_is_the_usual_one():
+    assert after(Evidence(0.6, None), 3)[1]["cost"] == COST
 
 
 def test_what_was_seen_counts_more_the_longer_it_was_seen():
-    once, often = after(Evidence(0.6, 1.0), 1)[0], after(Evidence(0.6, 1.0), 3 * MEMORY)[0]
-    assert after(NOTHING, 1)[0] < once < often
+    once, often = (after(Evidence(0.9, 1.0), seen, plan_of(32))[0] for seen in (1, 3 * MEMORY))
+    assert after(NOTHING, 1, plan_of(32))[0] < once < often
     assert after(Evidence(0.6, 1.0), 3 * MEMORY)[1] == {"seen": MEMORY, "agreement": 0.6, "cost": 1.0}
 
 
@@ -168,7 +189,7 @@ def test_no_evidence_leads_out_of_the_limits_or_to_a_state_that_a_ledger_refuses
     state = {}
     for agreement, cost in shown:
         alpha, state = AUTO.update(state, plan_of(), UTILITIES, Evidence(agreement, cost), 1.0)
-        assert SHORTEST * 0.999 <= ratio_of(alpha, plan_of()) <= LONGEST * 1.001
+        assert 0.0 < ratio_of(alpha, plan_of()) <= LONGEST * 1.001
         check_state({"step_size": state})
 
 

@@ -7,7 +7,19 @@ import math
 import numpy as np
 import pytest
 
-from seedtune.strategies.watch import COST, FALLEN, FEWEST, WATCHED, MeanChange, Watch, change, chosen, interval
+from seedtune.strategies.watch import (
+    BETTER,
+    COST,
+    FALLEN,
+    FEWEST,
+    WATCHED,
+    MeanChange,
+    Watch,
+    best,
+    change,
+    chosen,
+    interval,
+)
 
 LOOK = Watch()
 START = [0.5, 0.25, 1.0, 0.0, 0.75, 0.5, 0.25, 1.0] * 2
@@ -30,12 +42,12 @@ def begun(rewards=START, generation: int = 3) -> dict:
 def test_rewards_are_compared_prompt_by_prompt():
     before, now = [1.0, 5.0, None, 2.0, 9.0] * 3, [2.0, 5.0, 3.0, None, 12.0] * 3
     apart = [1.0, 0.0, 3.0] * 3
-    assert change(before, now) == MeanChange(pytest.approx(4 / 3), pytest.approx(np.std(apart, ddof=1) / 3))
+    assert change(before, now) == MeanChange(pytest.approx(4 / 3), pytest.approx(np.std(apart, ddof=1) / 3), 9)
 
 
 @pytest.mark.parametrize("count", range(FEWEST))
 def test_few_prompts_say_nothing_for_sure_and_are_no_fall(count):
-    assert change([1.0] * count, [0.0] * count) == MeanChange(-1.0 if count else 0.0, math.inf)
+    assert change([1.0] * count, [0.0] * count) == MeanChange(-1.0 if count else 0.0, 0.0, count)
     assert LOOK.update(begun([1.0] * FEWEST), 6, [0.0] * count + [None] * (FEWEST - count))[0] is None
     assert LOOK.update(begun([1.0] * FEWEST), 6, [0.0] * FEWEST)[0] == 3
 
@@ -111,16 +123,44 @@ def test_a_model_that_stays_as_good_is_seldom_taken_back(spread):
 
 
 def test_the_best_generation_on_the_same_prompts_is_handed_out():
-    assert chosen({0: moved(-0.1), 3: moved(0.2), 9: START}) == 3
-    assert chosen({3: START, 9: moved(0.01)}) == 9
+    rewards = {0: moved(-0.1), 3: moved(0.2), 9: START}
+    assert best(rewards) == chosen(rewards) == 3
+    assert best({3: START, 9: moved(0.01)}) == chosen({3: START, 9: moved(0.01)}) == 9
 
 
-def test_of_equal_generations_the_latest_is_handed_out():
-    assert chosen({0: START, 3: moved(-0.1), 9: START}) == 9
-    assert chosen({12: START}) == 12
+def test_of_equal_generations_the_latest_is_the_best():
+    assert best({0: START, 3: moved(-0.1), 9: START}) == 9
+    assert best({12: START}) == chosen({12: START}) == 12
 
 
 def test_generations_are_compared_on_prompts_that_are_scored_in_both():
     some = [None if place < 4 else reward for place, reward in enumerate(moved(-0.1))]
-    assert chosen({3: some, 9: START}) == 9
-    assert chosen({3: [None] * 16, 9: START}) == 9
+    assert best({3: some, 9: START}) == 9
+    assert best({3: [None] * 16, 9: START}) == 9
+
+
+@pytest.mark.parametrize(("errors", "model"), [(-1.0, 0), (0.0, 0), (0.95, 0), (1.05, 9), (5.0, 9)])
+def test_the_base_model_is_handed_out_unless_another_is_clearly_better(errors, model):
+    assert chosen({0: START, 9: moved(errors * BETTER * 0.1, 0.1)}) == model
+    assert chosen({0: START, 5: moved(-0.3), 9: moved(errors * BETTER * 0.1, 0.1)}) == model
+
+
+def test_one_prompt_that_is_better_is_enough_and_rewards_that_stay_are_not():
+    assert chosen({0: [0.5], 4: [0.6]}) == 4
+    assert chosen({0: [0.5], 4: [0.5]}) == 0
+
+
+def test_a_base_model_without_a_score_is_no_reason_against_the_best():
+    assert chosen({0: [None] * 16, 4: START, 9: moved(0.1)}) == 9
+    assert chosen({4: START, 9: moved(0.1)}) == 9
+
+
+@pytest.mark.parametrize("fall", [0.0, 0.05])
+def test_a_model_no_better_is_seldom_handed_out_and_one_that_is_worse_hardly_ever(fall):
+    """64 rewards of 0 and 1 each; a fall of 0.05 is less than one standard error of their mean difference."""
+    taken = 0
+    for seed in range(400):
+        draw = np.random.default_rng(seed)
+        before, now = ((draw.random(WATCHED) < share).astype(float).tolist() for share in (0.3, 0.3 - fall))
+        taken += chosen({0: before, 9: now}) == 9
+    assert taken <= (0.2 if fall == 0.0 else 0.08) * 400
