@@ -78,16 +78,26 @@ class StepSize(StatefulRule):
 
 
 def step_ratio(state: Mapping[str, float], samples: int) -> float:
-    """Return ρ for ``samples`` noise samples, by the averaged evidence.
+    """Return ρ for ``samples`` noise samples, by the averaged evidence."""
+    weight = _weight(state)
+    cost = max(LOWEST, COST + weight * (state.get("cost", COST) - COST))
+    return min(LONGEST, GAIN * math.sqrt(samples) * sure_agreement(state, samples) / cost)
+
+
+def sure_agreement(state: Mapping[str, float], samples: int) -> float:
+    """Return the agreement less its standard error, `LEAST` at least.
 
     Of Q samples a generation's agreement has a standard error of about √(2/Q), that of the mean square of Q numbers.
     """
+    weight = _weight(state)
+    agreement = AGREEMENT + weight * (state.get("agreement", AGREEMENT) - AGREEMENT)
+    return max(LEAST, agreement - weight * math.sqrt(2.0 / samples / max(1.0, state.get("seen", 0.0))))
+
+
+def _weight(state: Mapping[str, float]) -> float:
+    """Return what the run's own evidence counts, beside that of other runs."""
     seen = state.get("seen", 0.0)
-    weight = seen / (seen + DOUBT)
-    error = math.sqrt(2.0 / samples * seen) / (seen + DOUBT)
-    agreement = max(LEAST, AGREEMENT + weight * (state.get("agreement", AGREEMENT) - AGREEMENT) - error)
-    cost = max(LOWEST, COST + weight * (state.get("cost", COST) - COST))
-    return min(LONGEST, GAIN * math.sqrt(samples) * agreement / cost)
+    return seen / (seen + DOUBT)
 
 
 def _averaged(state: Mapping[str, float], evidence: Evidence) -> dict[str, float]:

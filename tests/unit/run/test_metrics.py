@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from seedtune import types
+from seedtune import strategies, types
 from seedtune.config.config import Config
 from seedtune.engines.base import EngineTimes
 from seedtune.rewards.base import Reward
@@ -139,6 +139,15 @@ def test_a_record_without_a_step_is_an_alarm_that_says_what_to_change(rewards, c
     made = metrics.record_alarms(Record(PAIR, 0.2, rewards, coefficients, (0,), None, {}))
     assert len(made) == len(words)
     assert all(word in alarm for word, alarm in zip(words, made, strict=True))
+
+
+@pytest.mark.parametrize(("agreement", "seen", "said"), [(0.0, 16, 1), (0.0, 15, 0), (0.0, 17, 0), (0.6, 16, 0)])
+def test_a_run_whose_prompts_do_not_agree_says_once_that_its_steps_are_the_shortest(agreement, seen, said):
+    state = {"step_size": {"seen": seen, "agreement": agreement, "cost": 1.0}}
+    plan = strategies.create(Config(population=32, sigma=0.1)).ask({}, seen)
+    made = metrics.record_alarms(Record(plan, 0.2, (1.0, 2.0) * 16, (-1.0, 1.0) * 16, (0,), None, {}, state))
+    assert [alarm for alarm in made if "more prompts a generation" in alarm] == made
+    assert len(made) == said
 
 
 @pytest.mark.parametrize(
