@@ -260,21 +260,12 @@ def _name(run: Row) -> str:
 
 
 def page(runs: list[Row]) -> str:
-    """A row a task: what nothing given reaches, by seed, beside the best and the worst fixed pair of the sweep.
+    """A row a task: what nothing given reaches, by seed, beside the best fixed pair of the sweep.
 
     Everything is measured on fresh prompts, which no run has seen.  Of the pairs those with the most seeds compare.
     """
-    heads = (
-        "task",
-        "start",
-        "handed out: gain by seed (± its error)",
-        "last model",
-        "σ",
-        "best pair",
-        "its gain",
-        "worst",
-    )
-    lines = [f"| {' | '.join(heads)} |", "| --- | ---: | --- | --- | --- | --- | --- | ---: |"]
+    heads = ("task", "start", "handed out: gain by seed (± its error)", "last model", "σ", "best pair", "its gain")
+    lines = [f"| {' | '.join(heads)} |", "| --- | ---: | --- | --- | --- | --- | --- |"]
     totals = {"handed": 0.0, "last": 0.0, "pair": 0.0}
     for task in TASKS:
         made = {study: [run for run in runs if (run["task"], run["study"]) == (task, study)] for study in STUDIES}
@@ -294,7 +285,6 @@ def page(runs: list[Row]) -> str:
             "; ".join(f"{gain:+.3f}" for gain in gains["last"]),
             ", ".join(f"{run['sigma']:g}" for run in made["auto"]),
             *best,
-            f"{min(map(statistics.mean, pairs.values())):+.3f}" if pairs else "–",
         ]
         lines.append(f"| {' | '.join(cells)} |")
         if means:
