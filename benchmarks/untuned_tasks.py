@@ -62,34 +62,39 @@ class Rows(NamedTuple):
 
 def questions() -> Rows:
     """The 32 and 96 questions of the task ``conciseness``; fresh ones are those of ``right_and_brief``."""
-    from seedtune.tasks import create
-
-    task, other = create("conciseness"), create("right_and_brief")
-    train, test = (
-        [{"prompt": e.prompt, "answer": str(e.columns["answer"])} for e in s] for s in (task.train, task.test)
-    )
-    known = {str(row["prompt"]) for row in (*train, *test)}
-    fresh = [e for e in (*other.test, *other.train) if str(e.prompt) not in known]
-    return Rows(train, test, [{"prompt": e.prompt, "answer": e.columns["answers"][0]} for e in fresh])
+    rows, other = _rows("conciseness"), _rows("right_and_brief")
+    return _without_known(Rows(*rows, [{"prompt": row["prompt"], "answer": row["answers"][0]} for row in _all(other)]))
 
 
 def right_and_brief() -> Rows:
     """The questions of the task ``right_and_brief``, 96 held out; fresh ones are those of ``conciseness``."""
-    from seedtune.tasks import create
-
-    task, other = create("right_and_brief"), create("conciseness")
-    train, test = ([{"prompt": e.prompt, "answers": e.columns["answers"]} for e in s] for s in (task.train, task.test))
-    known = {str(row["prompt"]) for row in (*train, *test)}
-    fresh = [e for e in (*other.test, *other.train) if str(e.prompt) not in known]
-    return Rows(train, test[:96], [{"prompt": e.prompt, "answers": [str(e.columns["answer"])]} for e in fresh])
+    (train, test), other = _rows("right_and_brief"), _rows("conciseness")
+    fresh = [{"prompt": row["prompt"], "answers": [row["answer"]]} for row in _all(other)]
+    return _without_known(Rows(train, test, fresh))._replace(test=test[:96])
 
 
-def builtin(name: str) -> Rows:
-    """The rows of a built-in task; fresh ones are those after the first 96 that it holds out."""
+def _rows(name: str) -> tuple[list[Row], list[Row]]:
+    """The training and the held-out rows of a built-in task."""
     from seedtune.tasks import create
 
     task = create(name)
     train, test = ([{"prompt": e.prompt, **e.columns} for e in rows] for rows in (task.train, task.test))
+    return train, test
+
+
+def _all(rows: tuple[list[Row], list[Row]]) -> list[Row]:
+    """Both, the held-out ones first."""
+    return [*rows[1], *rows[0]]
+
+
+def _without_known(rows: Rows) -> Rows:
+    known = {str(row["prompt"]) for row in (*rows.train, *rows.test)}
+    return rows._replace(fresh=[row for row in rows.fresh if str(row["prompt"]) not in known])
+
+
+def builtin(name: str) -> Rows:
+    """The rows of a built-in task; fresh ones are those after the first 96 that it holds out."""
+    train, test = _rows(name)
     return Rows(train, test[:96], test[96:])
 
 
@@ -134,8 +139,7 @@ def countdown(train: int, test: int = 256, fresh: int = 1024) -> Rows:
     import countdown as puzzles
 
     held = puzzles.puzzles(test + fresh, 101, test=True)
-    known = {row["prompt"] for row in held[:test]}
-    return Rows(puzzles.puzzles(train, 100), held[:test], [row for row in held[test:] if row["prompt"] not in known])
+    return _without_known(Rows(puzzles.puzzles(train, 100), held[:test], held[test:]))
 
 
 def solved(completions: Sequence[Any], **columns: Any) -> list[float]:

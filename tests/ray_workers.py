@@ -26,7 +26,7 @@ from seedtune.engines.ray.cluster import Cluster
 from seedtune.engines.ray.engine import RayEngine
 from seedtune.engines.ray.worker import Worker
 from seedtune.engines.ray.worker_pool import WorkerHandle, WorkerPool
-from waiting import wait_until
+from waiting import BOUND, wait_until
 
 Fault = Callable[[WorkerHandle, bytes, int], bytes | Exception | None]
 """Given a worker, a request and how many came before: what comes instead of an answer, or None."""
@@ -160,9 +160,9 @@ class At:
             self.act()
 
 
-def turn_until(engine: RayEngine, happened: Callable[[], object]) -> None:
+def turn_until(engine: RayEngine, happened: Callable[[], object], *, seconds: float = BOUND) -> None:
     """From a callback of its run: have the driver go on looking after workers until something happened."""
-    wait_until(happened, turn=engine.controller.turn)
+    wait_until(happened, turn=engine.controller.turn, seconds=seconds)
 
 
 class Attacker(threading.Thread):

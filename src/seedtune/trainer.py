@@ -339,8 +339,7 @@ class ESTrainer:
 
     def _chosen(self, evaluator: Evaluator, state: State) -> int:
         """Choose the model to hand out: by all held-out prompts, or by the watched ones if nothing is held out."""
-        looks = watched.looks(self.session.lineage, state)
-        looks |= {self.generation: self._watched(evaluator, self.generation)}
+        looks = watched.looks(self.session.lineage, state, self._watched(evaluator, self.generation))
         if not self.task.test:
             return watch.chosen(looks)
         if (best := watch.best(looks)) not in self._evaluated:

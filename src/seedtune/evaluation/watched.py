@@ -30,10 +30,15 @@ def rewards(evaluator: Evaluator, paths: RunPaths, generation: int, *, evaluated
     return [None if reward is None else float(f"{reward:.6g}") for reward in found]
 
 
-def looks(lineage: Lineage, state: State) -> dict[int, Rewards]:
-    """Return the watched prompts' rewards of the base model and of the best generation, by their generations."""
-    first, kept = lineage.records[0].watched, state.get("watch", {})
-    return ({0: first} if first else {}) | ({kept["best_at"]: kept["best"]} if kept else {})
+def looks(lineage: Lineage, state: State, now: Rewards) -> dict[int, Rewards]:
+    """Return the watched prompts' rewards by generation: of the base model, of the best one, and ``now``.
+
+    Without those of a run that held other prompts out before it was resumed, as far as their number tells.
+    """
+    found: dict[int, Rewards] = {0: lineage.records[0].watched}
+    if kept := state.get("watch"):
+        found[kept["best_at"]] = kept["best"]
+    return {at: one for at, one in found.items() if len(one) == len(now)} | {len(lineage.records): now}
 
 
 def best_evaluated(paths: RunPaths, task: Task) -> int:

@@ -16,7 +16,7 @@ from seedtune.rewards.base import Reward
 from seedtune.run.records import Record
 from seedtune.strategies.base import Scores, directions
 from seedtune.strategies.shaping import SHAPINGS, member_rewards
-from seedtune.strategies.step_size import LEAST, length_of, sure_agreement
+from seedtune.strategies.step_size import LEAST_AGREEMENT, length_of, sure_agreement
 from seedtune.types import Member, Rollout, length, tokens
 
 Floats = NDArray[np.float64]
@@ -226,10 +226,6 @@ LIMITS = (
 )
 
 
-SETTLED = 16
-"""Generations whose evidence tells a run that may not get on; it is said once."""
-
-
 def limit_alarms(metrics: Mapping[str, Any], base: Mapping[str, float]) -> list[str]:
     """Return the alarms of the metrics beyond their limits; ``base`` has the base model's values of some."""
     found = []
@@ -240,15 +236,19 @@ def limit_alarms(metrics: Mapping[str, Any], base: Mapping[str, float]) -> list[
     return found
 
 
+SETTLED = 16
+"""Generations after which a run whose prompts agree on nothing says so, once."""
+
+
 def record_alarms(record: Record) -> list[str]:
     """Return the problems of a generation that its record shows, and what to change."""
-    found = []
+    found, sums = [], directions(record.plan.members, record.coefficients)
     if np.isnan(record.rewards).all():
         found.append("no member could be scored: the update is zero. Check the reward function.")
-    elif not any(directions(record.plan.members, record.coefficients).values()):
+    elif not any(sums.values()):
         found.append("all members have the same reward: the update is zero. Raise sigma or use more prompts.")
-    state, samples = record.state.get("step_size", {}), len(directions(record.plan.members, record.coefficients))
-    if state.get("seen") == SETTLED and sure_agreement(state, samples) == LEAST:
+    state = record.state.get("step_size", {})
+    if state.get("seen") == SETTLED and sure_agreement(state, len(sums)) == LEAST_AGREEMENT:
         found.append(
             f"in {SETTLED} generations prompts have not agreed for sure on which members are better, so steps are the "
             "shortest. Use more prompts a generation, more members, or a reward that tells more answers apart."

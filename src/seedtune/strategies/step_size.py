@@ -17,19 +17,20 @@ GAIN = 0.25
 """√m/(2s), where m is the mean square of noise samples' odd parts, is 0.35 if only slopes set members apart.
 
 It is less here because part of what sets them apart is no slope (a member may be broken, and its opposite not), and
-because rewards fall faster near the model than the second-order model says: measured on tasks of exact answers.
+because rewards fall faster near the model than the second-order model says: seen on puzzles with exact answers
+(docs/decisions/2026-11-30-no-number-to-choose.md).
 """
 
 AGREEMENT, COST = 0.2, 1.0
 """Agreement and cost of a run about which nothing is known."""
 
-LEAST = 0.05
+LEAST_AGREEMENT = 0.05
 """Lower bound of the agreement: ρ = 0.05 with 32 members at a cost of 1, half of the paper's (α = σ/2, N = 30)."""
 
 DOUBT, MEMORY = 4, 32
 """Generations that these count for, and generations of which the evidence is an average."""
 
-LOWEST = 0.3
+LEAST_COST = 0.3
 """Lower bound of the cost: an update's direction costs more than a random one."""
 
 WORST = -3.0
@@ -50,7 +51,7 @@ class StepSize(StatefulRule):
     square of what sets noise samples apart, κ the part of it that prompts agree on, and c·s the cost of a random step
     as long as a member's perturbation (`seedtune.strategies.evidence`).  The gain is largest at ρ = √(Qm)·κ/(2cs), with
     averages of κ and c over generations.  Half of the best step still has three quarters of its gain, and twice the
-    best step has none, so κ is taken a standard error below its average, but not below `LEAST`.
+    best step has none, so κ is taken a standard error below its average, but not below `LEAST_AGREEMENT`.
     """
 
     alpha: float | None = None
@@ -80,18 +81,18 @@ class StepSize(StatefulRule):
 def step_ratio(state: Mapping[str, float], samples: int) -> float:
     """Return ρ for ``samples`` noise samples, by the averaged evidence."""
     weight = _weight(state)
-    cost = max(LOWEST, COST + weight * (state.get("cost", COST) - COST))
+    cost = max(LEAST_COST, COST + weight * (state.get("cost", COST) - COST))
     return min(LONGEST, GAIN * math.sqrt(samples) * sure_agreement(state, samples) / cost)
 
 
 def sure_agreement(state: Mapping[str, float], samples: int) -> float:
-    """Return the agreement less its standard error, `LEAST` at least.
+    """Return the agreement less its standard error, `LEAST_AGREEMENT` at least.
 
     Of Q samples a generation's agreement has a standard error of about √(2/Q), that of the mean square of Q numbers.
     """
     weight = _weight(state)
     agreement = AGREEMENT + weight * (state.get("agreement", AGREEMENT) - AGREEMENT)
-    return max(LEAST, agreement - weight * math.sqrt(2.0 / samples / max(1.0, state.get("seen", 0.0))))
+    return max(LEAST_AGREEMENT, agreement - weight * math.sqrt(2.0 / samples / max(1.0, state.get("seen", 0.0))))
 
 
 def _weight(state: Mapping[str, float]) -> float:

@@ -70,7 +70,7 @@ class Watch(StatefulRule):
             broken = bool(rewards) and bool(state) and self.scored_by_engine
             return (state["best_at"] if broken else None), state
         now = {"best": list(rewards), "best_at": generation}
-        if not state:
+        if not state or len(state["best"]) != len(rewards):  # a resumed run may hold other prompts out
             return None, now
         found = change(state["best"], rewards)
         if found.mean > 0.0:

@@ -95,6 +95,16 @@ def test_a_resumed_run_chooses_again(tmp_path):
     assert contents(tmp_path / "run").ends == {5: 0, 7: 0}
 
 
+@pytest.mark.parametrize("count", [3, 8])
+def test_a_run_that_is_resumed_with_other_held_out_prompts_goes_on(tmp_path, count):
+    trainer(tmp_path / "run").train()
+    run = trainer(tmp_path / "run", generations=7)
+    other = ESTrainer(args=run.config, reward_funcs=falling, train_dataset=ROWS, eval_dataset=ROWS[:count])
+    other.train(resume_from_checkpoint=True)
+    assert contents(tmp_path / "run").ends.keys() == {5, 7}
+    verify_run(tmp_path / "run")
+
+
 def test_a_choice_of_a_generation_that_is_not_there_is_refused(root):
     def change(data):
         if "chosen" in data:

@@ -10,7 +10,7 @@ import pytest
 import runs
 from seedtune import verify_run
 from seedtune.run import directory, ledger
-from seedtune.strategies.step_size import GAIN, LEAST, LONGEST, LOWEST
+from seedtune.strategies.step_size import GAIN, LEAST_AGREEMENT, LEAST_COST, LONGEST
 from seedtune.trainer import ESTrainer
 
 ROWS = [{"prompt": f"number {index}", "answer": 0.1 * index} for index in range(12)]
@@ -42,7 +42,7 @@ def test_random_rewards_make_a_random_walk_of_short_steps(tmp_path):
     rows = generations(tmp_path / "run")
     ratios = [row["step_ratio"] for row in rows]
     assert all(0.0 < ratio <= LONGEST for ratio in ratios)
-    shortest = GAIN * math.sqrt(8) * LEAST / LOWEST
+    shortest = GAIN * math.sqrt(8) * LEAST_AGREEMENT / LEAST_COST
     assert np.mean(ratios[8:]) < 1.5 * shortest  # evidence has taken the place of what is expected of a run
     assert rows[-1]["drift"] == pytest.approx(rows[-1]["drift_predicted"], rel=0.1)
     walked = math.sqrt(math.fsum(ratio * ratio for ratio in ratios))

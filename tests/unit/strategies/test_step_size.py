@@ -19,9 +19,9 @@ from seedtune.strategies.step_size import (
     COST,
     DOUBT,
     GAIN,
-    LEAST,
+    LEAST_AGREEMENT,
+    LEAST_COST,
     LONGEST,
-    LOWEST,
     MEMORY,
     RECOVERY,
     StepSize,
@@ -124,7 +124,7 @@ def test_the_ratio_is_the_best_of_the_model_of_the_gain(samples, agreement, cost
     kappa, dear = AGREEMENT + weight * (agreement - AGREEMENT), COST + weight * (cost - COST)
     kappa -= weight * math.sqrt(2 / samples) / math.sqrt(MEMORY)
     ratios = np.linspace(0.0, LONGEST, 100_001)
-    gains = 2 * GAIN * math.sqrt(samples) * max(LEAST, kappa) * ratios - max(LOWEST, dear) * ratios**2
+    gains = 2 * GAIN * math.sqrt(samples) * max(LEAST_AGREEMENT, kappa) * ratios - max(LEAST_COST, dear) * ratios**2
     assert step_ratio(known(agreement, cost), samples) == pytest.approx(ratios[gains.argmax()], abs=2e-5)
 
 
@@ -142,7 +142,7 @@ def test_steps_have_a_shortest_and_a_longest():
 
 
 def test_agreement_that_may_be_chance_is_not_stepped_on():
-    """By chance one run of sixteen samples in a hundred shows an agreement of 0.2 for 32 generations."""
+    """Sixteen samples tell an average of 32 generations to ± 0.06."""
     chance = math.sqrt(2 / 16 / MEMORY)
     sure, doubtful = (step_ratio(known(kappa, 1.0), 16) for kappa in (0.2, chance / 2))
     assert doubtful == step_ratio(known(-1.0, 1.0), 16) < sure

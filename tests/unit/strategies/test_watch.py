@@ -93,6 +93,10 @@ def test_a_generation_without_a_look_changes_nothing():
     assert LOOK.update(begun(), 4, ()) == (None, begun())
 
 
+def test_other_prompts_than_before_are_watched_from_then_on():
+    assert LOOK.update(begun(), 6, START[:9]) == (None, {"best": START[:9], "best_at": 6})
+
+
 def test_prompts_that_could_not_be_scored_are_left_out():
     half = [reward if place % 2 else None for place, reward in enumerate(moved(-0.5))]
     assert LOOK.update(begun(), 6, half)[0] == 3
