@@ -76,16 +76,19 @@ def commands(text: str) -> Iterator[str]:
             yield shlex.join(parts).replace("'|'", "|").replace("'<'", "<")
 
 
+def prose(page: str) -> str:
+    """The text of a page outside of blocks."""
+    return _FENCE.sub("", (ROOT / page).read_text(encoding="utf-8"))
+
+
 def inline_commands(page: str) -> list[str]:
     """The commands of ``seedtune`` that stand in the text, outside of blocks."""
-    text = _FENCE.sub("", (ROOT / page).read_text(encoding="utf-8"))
-    return [match[1].replace("\n", " ") for match in _INLINE.finditer(text)]
+    return [match[1].replace("\n", " ") for match in _INLINE.finditer(prose(page))]
 
 
 def links(page: str) -> list[str]:
     """The links and pictures of a page that lead into the repository."""
-    text = _FENCE.sub("", (ROOT / page).read_text(encoding="utf-8"))
-    found = re.findall(r"\]\(([^()\s]+)\)|(?:src|href)=\"([^\"]+)\"", text)
+    found = re.findall(r"\]\(([^()\s]+)\)|(?:src|href)=\"([^\"]+)\"", prose(page))
     return [target for pair in found for target in pair if target and "://" not in target and target not in GENERATED]
 
 
