@@ -21,6 +21,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -146,7 +147,7 @@ def train_model(folder: Path, family: str = "llama", *, seed: int = 0, steps: in
     optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, steps)
     for _ in range(steps):
-        model(**_batch(words, rows)).loss.backward()
+        model(**batch(words, list(islice(rows, BATCH)))).loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
@@ -157,9 +158,8 @@ def train_model(folder: Path, family: str = "llama", *, seed: int = 0, steps: in
     return accuracy(model, words, puzzles(1024, 7, test=True))
 
 
-def _batch(words: PreTrainedTokenizerFast, rows: Iterator[tuple[Row, str]]) -> dict[str, torch.Tensor]:
+def batch(words: PreTrainedTokenizerFast, drawn: list[tuple[Row, str]]) -> dict[str, torch.Tensor]:
     """Puzzles with solutions; only the solutions are learned."""
-    drawn = [next(rows) for _ in range(BATCH)]
     pairs = [(words.encode(row["prompt"]), [*words.encode(solution), 2]) for row, solution in drawn]
     longest = max(len(p) + len(s) for p, s in pairs)
     fill = [longest - len(p) - len(s) for p, s in pairs]
@@ -168,14 +168,19 @@ def _batch(words: PreTrainedTokenizerFast, rows: Iterator[tuple[Row, str]]) -> d
     return {"input_ids": ids, "attention_mask": (ids != 0).long(), "labels": labels}
 
 
-@torch.no_grad()
 def accuracy(model: Any, words: PreTrainedTokenizerFast, rows: list[Row]) -> float:
-    """The share solved greedily, by Hugging Face's own ``generate``."""
+    """The share solved greedily."""
+    texts = answers(model, words, rows, 10)
+    return float(np.mean(solved(texts, [row["numbers"] for row in rows], [row["target"] for row in rows])))
+
+
+@torch.no_grad()
+def answers(model: Any, words: PreTrainedTokenizerFast, rows: list[Row], length: int) -> list[str]:
+    """Greedy answers by Hugging Face's own ``generate``."""
     words.padding_side = "left"
     inputs = words([row["prompt"] for row in rows], return_tensors="pt", padding=True, return_token_type_ids=False)
-    made = model.generate(**inputs, max_new_tokens=10, do_sample=False, pad_token_id=0)
-    texts = words.batch_decode(made[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-    return float(np.mean(solved(texts, [row["numbers"] for row in rows], [row["target"] for row in rows])))
+    made = model.generate(**inputs, max_new_tokens=length, do_sample=False, pad_token_id=0)
+    return words.batch_decode(made[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
 
 
 def main() -> None:
