@@ -1,10 +1,13 @@
 """The study's command.
 
     python -m benchmarks.evidence [--quick] [--blocks "sample efficiency" horizon] [--seeds 5] [--jobs 2]
+    python -m benchmarks.evidence timing
     python -m benchmarks.evidence verify [CELL]
+    python -m benchmarks.evidence page
 
 Runs what is missing of the plan (study.py); finished cells are in benchmarks/results/evidence/cells.jsonl and are not
-run again.  ``--quick`` is a small version of the first question in minutes.  ``verify`` replays a cell's ledger from
+run again.  ``--quick`` is a small version of the first question in minutes.  ``timing`` repeats some runs, one at a
+time on a machine that must be idle.  ``verify`` replays a cell's ledger from
 the base model, compares the fingerprint, and measures the model again; without CELL a random one.  GRPO needs
 ``pip install "seedtune[bench]"``.
 """
@@ -16,7 +19,7 @@ import secrets
 import sys
 from pathlib import Path
 
-from benchmarks.evidence import study
+from benchmarks.evidence import page, study
 from benchmarks.evidence.verify import verify
 
 RESULTS = Path(__file__).parents[1] / "results" / "evidence"
@@ -28,7 +31,7 @@ def main() -> None:
         study.run_cell(*sys.argv[2:4])
         return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="?", choices=["run", "verify"], default="run")
+    parser.add_argument("what", nargs="?", choices=["run", "timing", "verify", "page"], default="run")
     parser.add_argument("cell", nargs="?", help="the id of a finished run to verify")
     parser.add_argument("--quick", action="store_true", help="a small version of the first question, in minutes")
     parser.add_argument("--blocks", nargs="+", choices=[block.name for block in study.PLAN])
@@ -40,6 +43,12 @@ def main() -> None:
     if options.what == "verify":
         shipped = sorted(file.name.removesuffix(".jsonl.gz") for file in store.runs.glob("*.jsonl.gz"))
         print(verify(store.cells[options.cell or secrets.choice(shipped)], store.runs))
+        return
+    if options.what == "page":
+        page.write(store)
+        return
+    if options.what == "timing":
+        study.make(study.alone(store), store, 1)
         return
     if options.quick:
         study.make(study.quick(range(options.seeds or 2)), store, options.jobs)

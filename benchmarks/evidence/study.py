@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +141,15 @@ def quick(seeds: Iterable[int]) -> list[Cell]:
             label = list(grid)[len(grid) // 2]
             found.append(Cell("quick", "countdown", "llama", method, label, grid[label], seed, 0.25))
     return found
+
+
+def alone(store: Store) -> list[Cell]:
+    """Results of seed 0 once more, one at a time with all cores: what they cost, and whether they repeat exactly."""
+    found = [
+        Cell(**{name: row[name] for name in Cell.__dataclass_fields__}) for row in store.of(purpose="result", seed=0)
+    ]
+    wanted = [cell for cell in found if cell.task in ("countdown", "conciseness") and cell.model in ("llama", SMOLLM2)]
+    return [replace(cell, purpose="timing") for cell in wanted if not baselines.is_baseline(cell.method)]
 
 
 # ------------------------------------------------------------------------------ making them

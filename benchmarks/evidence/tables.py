@@ -115,6 +115,20 @@ def variants(store: Store, task: str, model: str) -> str:
     return table(["variant", "gain after half", "gain at the end", "difference"], rows)
 
 
+def sigmas(store: Store, tasks: Sequence[tuple[str, str]], found: str, swept: str) -> str:
+    """σ that a run found by itself, and what a sweep of short runs chose: does one σ suit several models?"""
+    rows = []
+    for task, model in tasks:
+        own = [run["sigma"] for run in runs_of(store, task, model, found).values()]
+        short = store.of(purpose="tune", task=task, model=model, method=swept)
+        if own and short:
+            ends = {run["label"]: run["points"][-1]["measured"]["reward"] for run in short}
+            best, worst = max(ends, key=ends.__getitem__), min(ends, key=ends.__getitem__)
+            chosen = f"{best} ({ends[best]:.3f}); worst {worst} ({ends[worst]:.3f})"
+            rows.append([f"{task}, {model}", f"{min(own):.3g} to {max(own):.3g}", chosen])
+    return table(["task, model", "σ found", "best and worst of the sweep, reward on training prompts"], rows)
+
+
 def horizon(store: Store, methods: Sequence[str], reference: str) -> str:
     """Shares of right ends by the number of chained answers."""
     rows, apart = [], []
@@ -165,3 +179,15 @@ def costs(store: Store) -> str:
         cells = [f"{end['seconds'] / thousand:.1f}", f"{end['flops'] / thousand / 1e9:.0f}", f"{run['peak_mb']:.0f}"]
         rows.append([f"{run['task']}, {run['model']}", run["method"], *cells])
     return table(["task, model", "method", "seconds", "GFLOP", "peak memory, MB"], rows)
+
+
+def repeats(store: Store) -> str:
+    """A run of seed 0 once more, with another number of threads: the last model's reward, and whether weights agree."""
+    rows = []
+    for again in store.of(purpose="timing"):
+        first = runs_of(store, again["task"], again["model"], again["method"])[0]
+        ends = [f"{at(run, 1.0):.4f}" for run in (first, again)]
+        marks = [run.get("fingerprint") for run in (first, again)]
+        same = "not recorded" if None in marks else "equal" if marks[0] == marks[1] else "different"
+        rows.append([f"{again['task']}, {again['model']}", again["method"], *ends, same])
+    return table(["task, model", "method", "reward", "again", "bits of the weights"], rows)

@@ -73,11 +73,11 @@ def _drawn(make: Callable[..., puzzles.Drawn], train: int, held_out: int, **opti
 
 
 def _chain(length: int) -> Task:
-    count = (140, 40) if length == 1 else (2000, 512)  # there are 200 chains of one operation
-    return Task(
-        *(_drawn(puzzles.chains, *count, length=length), plain(puzzles.right_end)),
-        *(length + 1, 24_576, 32, (CHAINS,)),
-    )
+    def data() -> Rows:
+        rows = puzzles.rows(puzzles.chains(100, length), 100)
+        return Rows(rows, rows)
+
+    return Task(data, plain(puzzles.right_end), 3 * length, 24_576, 32, (CHAINS,))
 
 
 def _builtin(name: str) -> Callable[[], Rows]:
@@ -112,9 +112,9 @@ TASKS: dict[str, Task] = {
     "products": Task(_drawn(puzzles.products, 2000, 512), plain(puzzles.right_product), 5, 24_576, 32),
     **{f"chain of {length}": _chain(length) for length in (1, 2, 4, 8)},
     "conciseness": Task(
-        *(_builtin("conciseness"), _reward_of("conciseness"), 24, 2048, 4), right=plain(_answered), **_TALK
+        *(_builtin("conciseness"), _reward_of("conciseness"), 24, 1536, 4), right=plain(_answered), **_TALK
     ),
-    "format": Task(_builtin("instruction_format"), _reward_of("instruction_format"), 32, 2048, 8, **_TALK),
+    "format": Task(_builtin("instruction_format"), _reward_of("instruction_format"), 32, 1536, 8, **_TALK),
 }
 
 

@@ -45,17 +45,16 @@ def test_holm_multiplies_the_smallest_by_all_and_never_falls(evidence: Any) -> N
     assert evidence("statistics").holm([0.9, 0.8]) == [1.0, 1.0]
 
 
-@pytest.mark.parametrize("name", ["countdown", "products", "chain of 1", "chain of 8"])
+@pytest.mark.parametrize("name", ["countdown", "products"])
 def test_no_held_out_prompt_is_trained_on(evidence: Any, name: str) -> None:
     rows = evidence("tasks").TASKS[name].data()
-    assert len(rows.held_out) >= (40 if name == "chain of 1" else 512)
+    assert len(rows.held_out) == 512
     assert not {row["prompt"] for row in rows.train} & {row["prompt"] for row in rows.held_out}
 
 
 def test_nothing_that_the_small_models_learn_from_is_held_out(evidence: Any) -> None:
     puzzles = evidence("puzzles")
-    for texts in (puzzles.corpora(0)[name] for name in ("products", "chains")):
-        assert not any(puzzles.held_out(row["prompt"]) for row, _ in islice(texts, 500))
+    assert not any(puzzles.held_out(row["prompt"]) for row, _ in islice(puzzles.corpora(0)["products"], 500))
 
 
 def test_right_texts_get_full_rewards_and_careless_ones_do_not(evidence: Any) -> None:
@@ -64,13 +63,15 @@ def test_right_texts_get_full_rewards_and_careless_ones_do_not(evidence: Any) ->
         for careless in (0.0, 1.0):
             drawn = list(islice(make(3, careless=careless), 200))
             columns = {name: [row[name] for row, _ in drawn] for name in drawn[0][0] if name != "prompt"}
-            mean = sum(reward([text for _, text in drawn], **columns)) / len(drawn)
+            prompts = [row["prompt"] for row, _ in drawn]
+            mean = sum(reward([text for _, text in drawn], prompts=prompts, **columns)) / len(drawn)
             assert mean == 1.0 if careless == 0.0 else mean < 0.4
 
 
 def test_a_chain_is_rewarded_for_its_end_only(evidence: Any) -> None:
-    right_end = evidence("puzzles").right_end
-    assert right_end(["127", "925", "7", "", "127 "], last=[7] * 5, length=[3] * 5) == [1.0, 0.0, 0.0, 0.0, 1.0]
+    texts = ["42 79 16", "99 99 16", "42 79 17", "16", "", "42 79 16 53"]
+    found = evidence("puzzles").right_end(texts, prompts=["3:05="] * 6, last=[16] * 6)
+    assert found == [1.0, 1.0, 0.0, 0.0, 0.0, 0.0]
 
 
 def test_every_method_that_is_tuned_has_equally_many_short_runs(evidence: Any) -> None:
