@@ -1,7 +1,8 @@
-"""Benchmarks as modules: they are no package."""
+"""Benchmarks as modules, most of them by path; the study of benchmarks/evidence is a package."""
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import sys
 from pathlib import Path
@@ -19,3 +20,13 @@ def load(name: str) -> ModuleType:
         sys.modules[name] = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(sys.modules[name])
     return sys.modules[name]
+
+
+def evidence(name: str) -> ModuleType:
+    """A module of the study of benchmarks/evidence."""
+    root = str(BENCHMARKS.parent)
+    sys.path.insert(0, root)
+    try:
+        return importlib.import_module(f"benchmarks.evidence.{name}")
+    finally:
+        sys.path.remove(root)

@@ -25,11 +25,8 @@ from benchmarks.evidence.verify import verify
 RESULTS = Path(__file__).parents[1] / "results" / "evidence"
 
 
-def main() -> None:
-    """Run the study, a cell of it, or verify one."""
-    if sys.argv[1:2] == ["cell"]:
-        study.run_cell(*sys.argv[2:4])
-        return
+def parser() -> argparse.ArgumentParser:
+    """The command's arguments."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", nargs="?", choices=["run", "timing", "verify", "page"], default="run")
     parser.add_argument("cell", nargs="?", help="the id of a finished run to verify")
@@ -38,7 +35,15 @@ def main() -> None:
     parser.add_argument("--seeds", type=int)
     parser.add_argument("--jobs", type=int, default=2, help="processes at once, which share the cores")
     parser.add_argument("--output", type=Path, default=RESULTS)
-    options = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    """Run the study, a cell of it, or verify one."""
+    if sys.argv[1:2] == ["cell"]:
+        study.run_cell(*sys.argv[2:4])
+        return
+    options = parser().parse_args()
     store = study.Store(options.output)
     if options.what == "verify":
         shipped = sorted(file.name.removesuffix(".jsonl.gz") for file in store.runs.glob("*.jsonl.gz"))

@@ -176,7 +176,7 @@ def make(cells: list[Cell], store: Store, jobs: int) -> None:
 
 
 def _process(cell: Cell, run: Path, jobs: int) -> Row:
-    threads = str(max(1, (os.process_cpu_count() if hasattr(os, "process_cpu_count") else os.cpu_count() or 1) // jobs))
+    threads = str(max(1, len(os.sched_getaffinity(0)) // jobs))
     env = {**os.environ, "OMP_NUM_THREADS": threads, "NUMBA_NUM_THREADS": threads, "OMP_WAIT_POLICY": "passive"}
     command = [sys.executable, "-m", "benchmarks.evidence", "cell", json.dumps(asdict(cell)), str(run)]
     made = subprocess.run(command, capture_output=True, text=True, env=env, check=False)

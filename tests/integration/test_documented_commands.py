@@ -28,6 +28,7 @@ import documents
 import hub_stand_in
 import models
 import seedtune
+from benches import evidence
 from documents import ROOT, Block
 from seedtune.cli.app import app
 from seedtune.config import config as config_module
@@ -139,6 +140,8 @@ class Session:
                 self.seedtune(arguments)
             case "pip":
                 check_installable(arguments)
+            case "python" if arguments[:2] == ["-m", "benchmarks.evidence"]:
+                evidence("__main__").parser().parse_args(arguments[2:])  # test_evidence_cells.py runs them
             case script if script.startswith("scripts/"):
                 check_script(ROOT / script)
             case _:

@@ -30,6 +30,9 @@ TICK = 0.25
 STATUS_SECONDS = 1.0
 """Seconds between two checks of the status files."""
 
+SILENCE_SECONDS = 5.0
+"""Seconds without a reply after which an idle worker is asked whether it is still there."""
+
 TRIES = 3
 """Consecutive workers that fail to start before a run that never had a worker stops."""
 
@@ -37,7 +40,7 @@ SPANS = 100_000
 """Maximum pieces of work kept."""
 
 ENROL = Request(operation="enrol")
-"""The first request to every worker, which the scheduler does not know."""
+"""The first request to every worker, and that to one which was idle for long; the scheduler does not know it."""
 
 
 class Controller:
@@ -124,6 +127,8 @@ class Controller:
                 request = self.scheduler.next(worker.name, now, len(enrolled) - 1)
                 if request is not None:
                     self._send(worker, request, now)
+                elif now - max(worker.replied, worker.sent) > SILENCE_SECONDS:
+                    self._send(worker, ENROL, now)  # if it has died, the call fails
 
     def here(self) -> list[WorkerHandle]:
         """Return the workers that hold weights of this epoch."""
@@ -192,7 +197,8 @@ class Controller:
 
     def _enrol(self, worker: WorkerHandle, about: Enrolment, now: float) -> None:
         """Enrol a worker that has loaded, if it computes and holds what the others do."""
-        worker.pid, worker.host, worker.enrolled, worker.began = about.pid, about.host, True, worker.position
+        if not worker.enrolled:
+            worker.pid, worker.host, worker.enrolled, worker.began = about.pid, about.host, True, worker.position
         objection = self.agreement.objection(worker.kind, about.info)
         if objection is not None:
             self._lose(worker, objection, now)
@@ -247,9 +253,11 @@ class Controller:
             since = self.scheduler.running[name].running[name]
             self._lose(workers[name], f"no answer for {now - since:.0f} s", now)
         for worker in list(workers.values()):
-            starting = worker.call is not None and worker.name not in self.scheduler.running
-            if starting and now - worker.sent > self.settings.start_timeout:
-                self._lose(worker, f"it did not start in {self.settings.start_timeout:g} s", now)
+            asked = worker.call is not None and worker.name not in self.scheduler.running
+            limit = self.settings.straggler_timeout if worker.enrolled else self.settings.start_timeout
+            if asked and now - worker.sent > limit:
+                did = "answer" if worker.enrolled else "start"
+                self._lose(worker, f"it did not {did} in {limit:g} s", now)
         if now - self._shown > STATUS_SECONDS and self.root.is_dir():
             self._shown = now
             requested = status_file.take_requested(self.root)

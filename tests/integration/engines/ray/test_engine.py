@@ -14,7 +14,7 @@ import pytest
 import runs
 from models import save_family
 from ray_workers import At, Attacker, alone, ray_config, ray_here, turn_until
-from seedtune.engines.ray import worker_pool
+from seedtune.engines.ray import controller, worker_pool
 from seedtune.engines.ray.status_file import ask, status_of
 from seedtune.run import directory, recorded_config
 from seedtune.trainer import ESTrainer
@@ -160,6 +160,24 @@ def test_workers_killed_at_twenty_instants_change_nothing(tmp_path, monkeypatch)
     runs.assert_same_run(tmp_path / "run", whole)
     assert counted(tmp_path / "run", "lost") >= 15
     assert counted(tmp_path / "run", "given_up") == 0
+
+
+def test_a_worker_that_dies_while_it_is_idle_is_replaced_before_anything_is_asked_of_it(
+    tmp_path, reference, monkeypatch
+):
+    monkeypatch.setattr(worker_pool, "SHORT", 0.1)
+    monkeypatch.setattr(controller, "SILENCE_SECONDS", 0.2)
+
+    def kill():
+        idle = trainer.engine.controller.here()[0]
+        os.kill(idle.pid, signal.SIGKILL)
+        here = trainer.engine.controller.here
+        turn_until(trainer.engine, lambda: idle not in here() and len(here()) == 2)
+
+    trainer = ESTrainer(args=ray_config(tmp_path / "run", toy=SLOW), callbacks=[At(4, kill)])
+    trainer.train()
+    trainer.engine.close()
+    runs.assert_same_run(tmp_path / "run", reference)
 
 
 def test_losing_one_of_two_workers_costs_its_job_once_more_and_no_generation(tmp_path, reference):

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
 import json
-import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -14,20 +11,10 @@ from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).parents[3]
+from benches import evidence
 
 
-@pytest.fixture(scope="module")
-def evidence() -> Iterator[Any]:
-    """Import a module of the study by its name."""
-    sys.path.insert(0, str(ROOT))
-    try:
-        yield lambda name: importlib.import_module(f"benchmarks.evidence.{name}")
-    finally:
-        sys.path.remove(str(ROOT))
-
-
-def test_the_interval_of_paired_differences_is_students(evidence: Any) -> None:
+def test_the_interval_of_paired_differences_is_students() -> None:
     found = evidence("statistics").paired([1.0, 2.0, 4.0], [0.0, 0.0, 0.0])
     assert found.mean == pytest.approx(7 / 3)
     assert (found.high - found.mean) == pytest.approx(4.302653 * (7 / 3) ** 0.5 / 3**0.5, rel=1e-5)
@@ -35,29 +22,29 @@ def test_the_interval_of_paired_differences_is_students(evidence: Any) -> None:
     assert found.p == pytest.approx(0.1181, abs=2e-3)
 
 
-def test_a_difference_is_of_pairs_not_of_means(evidence: Any) -> None:
+def test_a_difference_is_of_pairs_not_of_means() -> None:
     apart = evidence("statistics").paired([0.1, 0.5, 0.9], [0.0, 0.39, 0.8])
     assert 0.0 < apart.p < 0.02
 
 
-def test_holm_multiplies_the_smallest_by_all_and_never_falls(evidence: Any) -> None:
+def test_holm_multiplies_the_smallest_by_all_and_never_falls() -> None:
     assert evidence("statistics").holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert evidence("statistics").holm([0.9, 0.8]) == [1.0, 1.0]
 
 
 @pytest.mark.parametrize("name", ["countdown", "products"])
-def test_no_held_out_prompt_is_trained_on(evidence: Any, name: str) -> None:
+def test_no_held_out_prompt_is_trained_on(name: str) -> None:
     rows = evidence("tasks").TASKS[name].data()
     assert len(rows.held_out) == 512
     assert not {row["prompt"] for row in rows.train} & {row["prompt"] for row in rows.held_out}
 
 
-def test_nothing_that_the_small_models_learn_from_is_held_out(evidence: Any) -> None:
+def test_nothing_that_the_small_models_learn_from_is_held_out() -> None:
     puzzles = evidence("puzzles")
     assert not any(puzzles.held_out(row["prompt"]) for row, _ in islice(puzzles.corpora(0)["products"], 500))
 
 
-def test_right_texts_get_full_rewards_and_careless_ones_do_not(evidence: Any) -> None:
+def test_right_texts_get_full_rewards_and_careless_ones_do_not() -> None:
     puzzles = evidence("puzzles")
     for make, reward in ((puzzles.products, puzzles.right_product), (puzzles.chains, puzzles.right_end)):
         for careless in (0.0, 1.0):
@@ -68,13 +55,13 @@ def test_right_texts_get_full_rewards_and_careless_ones_do_not(evidence: Any) ->
             assert mean == 1.0 if careless == 0.0 else mean < 0.4
 
 
-def test_a_chain_is_rewarded_for_its_end_only(evidence: Any) -> None:
+def test_a_chain_is_rewarded_for_its_end_only() -> None:
     texts = ["42 79 16", "99 99 16", "42 79 17", "16", "", "42 79 16 53"]
     found = evidence("puzzles").right_end(texts, prompts=["3:05="] * 6, last=[16] * 6)
     assert found == [1.0, 1.0, 0.0, 0.0, 0.0, 0.0]
 
 
-def test_every_method_that_is_tuned_has_equally_many_short_runs(evidence: Any) -> None:
+def test_every_method_that_is_tuned_has_equally_many_short_runs() -> None:
     tasks, methods = evidence("tasks"), evidence("methods")
     for task in tasks.TASKS.values():
         sizes = {name: len(grid(task)) for name, grid in methods.GRIDS.items()}
@@ -91,7 +78,7 @@ def _result(reward: float) -> dict[str, Any]:
     return {"points": [{"rollouts": 1, "measured": {"reward": reward}}]}
 
 
-def test_settings_are_chosen_by_the_short_runs(evidence: Any, tmp_path: Path) -> None:
+def test_settings_are_chosen_by_the_short_runs(tmp_path: Path) -> None:
     study, cells = evidence("study"), evidence("cells")
     store = study.Store(tmp_path)
     for label, reward in (("a", 0.2), ("b", 0.4), ("c", 0.3)):
@@ -102,7 +89,7 @@ def test_settings_are_chosen_by_the_short_runs(evidence: Any, tmp_path: Path) ->
     )
 
 
-def test_a_finished_cell_is_not_run_again(evidence: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_finished_cell_is_not_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     study, cells = evidence("study"), evidence("cells")
     made: list[str] = []
 
@@ -123,7 +110,7 @@ def test_a_finished_cell_is_not_run_again(evidence: Any, tmp_path: Path, monkeyp
     assert kept == ["a", "b", "c"]
 
 
-def test_a_cell_with_other_settings_is_another_cell(evidence: Any) -> None:
+def test_a_cell_with_other_settings_is_another_cell() -> None:
     cells = evidence("cells")
     one = _cell(cells)
     assert one.id == _cell(cells).id
