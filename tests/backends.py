@@ -55,6 +55,23 @@ class Reference:
                 row[np.repeat(~own, rank)] = 0
         return rows
 
+    def signs(self, key: Key, stream: int, who: Sequence[tuple[int, int]], *, start: int, count: int) -> Array:
+        rows = [noise.signs(Address(key, stream, *one), start, count) for one in who]
+        return np.array(rows, np.float32).reshape(len(who), count)
+
+    def updated_flipout(
+        self,
+        theta: Array,
+        key: Key,
+        updates: Sequence[Update],
+        *,
+        place: Place,
+        anchor: Array | None = None,
+        k: int = 1,
+    ) -> Array:
+        options = {"shared_noise": k, "anchor": anchor}
+        return references.updated(theta, key, updates, shape=place[0], corner=place[1:], **options)
+
     def fingerprint(self, array: Array, key: Key, start: int) -> fp.Fingerprint:
         return references.mix_sum(fp.bits_of(array), key, start)
 
@@ -98,6 +115,25 @@ class Triton:
         out = torch.full((len(who), count), math.nan, device=self.device)
         gpu.fill_factors(out, key, stream, *_columns(who), start=start, **options)
         return to_numpy(out)
+
+    def signs(self, key: Key, stream: int, who: Sequence[tuple[int, int]], *, start: int, count: int) -> Array:
+        out = torch.full((len(who), count), math.nan, device=self.device)
+        gpu.fill_signs(out, key, stream, *_columns(who), start=start)
+        return to_numpy(out)
+
+    def updated_flipout(
+        self,
+        theta: Array,
+        key: Key,
+        updates: Sequence[Update],
+        *,
+        place: Place,
+        anchor: Array | None = None,
+        k: int = 1,
+    ) -> Array:
+        live, base = self.tensor(theta), None if anchor is None else self.tensor(anchor)
+        gpu.update_flipout(live, key, updates, anchor=base, shared_noise=k, **_where(place))
+        return to_numpy(live)
 
     def fingerprint(self, array: Array, key: Key, start: int) -> fp.Fingerprint:
         return gpu.fingerprint(self.tensor(array), key, start)
@@ -150,6 +186,25 @@ class Numba:
         out = np.full((len(who), count), np.nan, np.float32)
         cpu.fill_factors(out, key, stream, *_columns(who), start=start, **options)
         return out
+
+    def signs(self, key: Key, stream: int, who: Sequence[tuple[int, int]], *, start: int, count: int) -> Array:
+        out = np.full((len(who), count), np.nan, np.float32)
+        cpu.fill_signs(out, key, stream, *_columns(who), start=start)
+        return out
+
+    def updated_flipout(
+        self,
+        theta: Array,
+        key: Key,
+        updates: Sequence[Update],
+        *,
+        place: Place,
+        anchor: Array | None = None,
+        k: int = 1,
+    ) -> Array:
+        live = theta.copy()
+        cpu.update_flipout(live, key, updates, anchor=anchor, shared_noise=k, **_where(place))
+        return live
 
     def fingerprint(self, array: Array, key: Key, start: int) -> fp.Fingerprint:
         return cpu.fingerprint(fp.bits_of(array), key, start)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -72,23 +73,27 @@ def updated(
     corner: tuple[int, int] = (0, 0),
     start: int = 0,
     subspaces: int = 1,
+    shared_noise: int | None = None,
 ) -> np.ndarray:
-    """``theta`` after ``updates``: gaussian noise (``start`` is its first element), or low-rank of a ``rank``.
+    """``theta`` after ``updates``: gaussian noise (``start`` is its first element), low-rank of a ``rank``, or flipout.
 
-    With a rank, ``theta`` may be the slice at ``corner`` of a tensor of ``shape``.
+    With a rank or ``shared_noise``, ``theta`` may be the slice at ``corner`` of a tensor of ``shape``.
     """
     dtype, whole = rounding.dtype_of(theta), theta.shape if shape is None else shape
     for update in updates:
         if not update.terms and update.decay is None:
             continue
         total = np.zeros(theta.shape, np.float32)
-        for part, own in _parts(update, key, theta.shape, (whole, rank, corner, start, subspaces)):
+        parts = _parts(update, key, theta.shape, (whole, rank, corner, start, subspaces))
+        if shared_noise:
+            parts = _runs(update, key, theta.shape, (whole, corner, shared_noise))
+        for part, own in parts:
             total = np.where(own, total + part, total)
         x = rounding.widen(theta) + total
         if update.decay is not None:
             assert anchor is not None
             x = _pulled(x, rounding.widen(anchor), update.decay)
-        places = _places(theta.shape, whole, corner) if rank else np.arange(start, start + theta.size)
+        places = _places(theta.shape, whole, corner) if rank or shared_noise else np.arange(start, start + theta.size)
         codes = _codes(Address(key, Stream.ROUNDING, update.generation), places.reshape(-1))
         theta = rounding.stochastic(x.reshape(-1), codes, dtype).reshape(theta.shape)
     return theta
@@ -115,6 +120,20 @@ def _parts(update: Update, key: Key, shape: tuple[int, ...], placement: Any) -> 
         scale = np.float32(term.weight * math.sqrt(subspaces) / math.sqrt(rank))
         for k in range(rank):
             yield (scale * a[:, k])[:, None] * b[:, k][None, :], True
+
+
+def _runs(update: Update, key: Key, shape: tuple[int, ...], placement: Any) -> Iterator[tuple[np.ndarray, Any]]:
+    """What the terms of each shared noise add together, in the order in which these come first."""
+    whole, (row, col), shared_noise = placement
+    cut = {"row": slice(row, row + shape[0]), "col": slice(col, col + shape[1])}
+    for run in dict.fromkeys((term.generation, term.pair % shared_noise) for term in update.terms):
+        q = np.zeros(shape, np.float32)
+        for term in (t for t in update.terms if (t.generation, t.pair % shared_noise) == run):
+            address = Address(key, 0, term.generation, term.pair)
+            r = noise.signs(replace(address, stream=Stream.FACTOR_A), row, shape[0])
+            s = noise.signs(replace(address, stream=Stream.FACTOR_B), col, shape[1])
+            q = q + (np.float32(term.weight) * r)[:, None] * s[None, :]
+        yield q * noise.normals_slice(Address(key, Stream.SHARED, *run), whole, **cut), True
 
 
 def _pulled(x: np.ndarray, anchor: np.ndarray, decay: Decay) -> np.ndarray:

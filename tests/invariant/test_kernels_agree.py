@@ -53,6 +53,7 @@ def noises() -> Iterator[tuple[str, Case]]:
         for stream in (Stream.FACTOR_A, Stream.FACTOR_B):
             options = {"start": start, "count": count}
             yield f"{stream.name} {start} {count}", lambda b, t=stream, h=options: b.factors(KEY, t, WHO, **h)
+            yield f"signs of {stream.name} {start} {count}", lambda b, t=stream, h=options: b.signs(KEY, t, WHO, **h)
 
 
 def fingerprints() -> Iterator[tuple[str, Case]]:
@@ -78,6 +79,7 @@ def updates() -> Iterator[tuple[str, Case]]:
             pieces = (weights(dtype, count), KEY, UPDATES, start, weights(dtype, count, seed=1))
             yield f"gaussian update {dtype} {start} {count}", lambda b, a=pieces: b.updated_gaussian(*a)
     yield from lowrank_updates((1, 1), (3, 1))
+    yield from flipout_updates()
 
 
 def lowrank_updates(*turns: tuple[int, int]) -> Iterator[tuple[str, Case]]:
@@ -89,6 +91,17 @@ def lowrank_updates(*turns: tuple[int, int]) -> Iterator[tuple[str, Case]]:
             options = {"rank": rank, "place": tuple(place), "anchor": anchor, "k": k}
             case = f"rank {rank} {dtype} {name} in {k} subspaces"
             yield case, lambda b, t=theta, h=options: b.updated_lowrank(t, KEY, UPDATES, **h)
+
+
+def flipout_updates() -> Iterator[tuple[str, Case]]:
+    """Every type in every slice, with a number of shared normals that takes turns."""
+    for row, dtype in enumerate(DTYPES):
+        for column, (name, (shape, *place)) in enumerate(SLICES.items()):
+            k = (1, 3, 2)[(row + column) % 3]
+            theta, anchor = weights(dtype, *shape), weights("float32", *shape, seed=1)
+            options = {"place": tuple(place), "anchor": anchor, "k": k}
+            case = f"flipout {dtype} {name} with {k} shared"
+            yield case, lambda b, t=theta, h=options: b.updated_flipout(t, KEY, UPDATES, **h)
 
 
 def subspaces() -> Iterator[tuple[str, Case]]:

@@ -21,6 +21,8 @@ low-rank noise the rows of A are divided. So the noise of a pair is
 
 * gaussian: ``sqrt(K) * mask * noise``, element by element;
 * low rank: ``sqrt(K) * (mask * A) B^T / sqrt(rank)``, the mask over rows.
+
+Flipout (arXiv 2606.02857): pairs share normals U and differ in the signs of U's rows and columns, see `flipout`.
 """
 
 from __future__ import annotations
@@ -65,6 +67,7 @@ class Stream(IntEnum):
     SUBSPACE = 4
     SAMPLING = 5
     ORDER = 6
+    SHARED = 7
 
 
 class Purpose(StrEnum):
@@ -78,7 +81,7 @@ class Purpose(StrEnum):
     TOY_MODEL = "toy"
 
 
-GAUSSIAN, FACTOR_A, FACTOR_B, ROUNDING, SUBSPACE, SAMPLING, ORDER = Stream
+GAUSSIAN, FACTOR_A, FACTOR_B, ROUNDING, SUBSPACE, SAMPLING, ORDER, SHARED = Stream
 
 
 @dataclass(frozen=True)
@@ -137,6 +140,14 @@ def quantiles() -> NDArray[np.float32]:
             f"{TABLE_SHA256}: this platform's math library rounds differently, so runs made here could not "
             "be replayed elsewhere; use another Python build"
         )
+    table.flags.writeable = False
+    return table
+
+
+@lru_cache(maxsize=1)
+def sign_table() -> NDArray[np.float32]:
+    """Return the read-only table of the quantiles' signs, float32 [65536]: -1 in its lower half, 1 in its upper."""
+    table = np.copysign(np.float32(1), quantiles())
     table.flags.writeable = False
     return table
 
@@ -222,6 +233,40 @@ def factors(
     first, last = _span("row", row, shape[0])
     a[~in_subspace(address, first, last - first, subspaces=subspaces)] = 0
     return a, normals_slice(right, (shape[1], rank), row=col)
+
+
+def signs(address: Address, start: int, count: int) -> NDArray[np.float32]:
+    """Return the signs, -1 or 1, of the normals of elements ``start .. start + count - 1``: float32 [count].
+
+    Raises ValueError when an element is outside [0, 2**59).
+    """
+    return sign_table()[codes(address, start, count)]
+
+
+def flipout(
+    address: Address,
+    shape: tuple[int, int],
+    *,
+    shared_noise: int = 1,
+    row: slice = slice(None),
+    col: slice = slice(None),
+) -> NDArray[np.float32]:
+    """Return the flipout perturbation E[row, col] = U * (r s^T) of an (m, n) weight: float32 [rows, columns].
+
+    U (m, n) are normals of stream ``SHARED`` and pair mod ``shared_noise``, the same for all such pairs of a
+    generation. r (m) are signs of stream ``FACTOR_A``, s (n) of ``FACTOR_B``, of the pair itself. Every element is
+    N(0, 1). The address's own stream is not used. Raises ValueError for bounds outside the shape.
+    """
+    _check("shared noise - 1", shared_noise - 1, WORD_LIMIT)
+    (top, bottom), (left, right) = _span("row", row, shape[0]), _span("column", col, shape[1])
+    shared = normals_slice(shared_address(address, shared_noise), shape, row=row, col=col)
+    r = signs(replace(address, stream=FACTOR_A), top, bottom - top)
+    return shared * (r[:, None] * signs(replace(address, stream=FACTOR_B), left, right - left))
+
+
+def shared_address(address: Address, shared_noise: int) -> Address:
+    """Return the address of the normals U that the address's pair shares, one of ``shared_noise`` in a generation."""
+    return replace(address, stream=SHARED, pair=address.pair % shared_noise)
 
 
 def subspaces_of(address: Address, start: int, count: int, *, subspaces: int) -> NDArray[np.uint16]:
@@ -314,10 +359,11 @@ def _check_range(what: str, start: int, count: int, limit: int) -> None:
 class Noise:
     """The perturbation of an engine: the run seed of every noise address, and the shape of the perturbation.
 
-    ``perturbation`` is "lowrank" (A·Bᵀ/√r, rank r) or "gaussian"; ``weights_dtype`` "float32" or "model"
+    ``perturbation`` is "lowrank" (A·Bᵀ/√r, rank r), "flipout" or "gaussian"; ``weights_dtype`` "float32" or "model"
     (the current weights in the model's own type); ``trainable`` are patterns of Hugging Face names, see
     `trainable.select`.
     With K ``subspaces`` pair p perturbs one K-th of the elements, with √K times the noise, see above.
+    ``shared_noise`` is the number of different U in a generation, for flipout.
     """
 
     run_seed: int
@@ -326,3 +372,4 @@ class Noise:
     weights_dtype: str = "float32"
     trainable: tuple[str, ...] = ("*",)
     subspaces: int = 1
+    shared_noise: int = 1

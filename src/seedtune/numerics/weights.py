@@ -1,7 +1,8 @@
 """The current weights: the unperturbed trainable weights, exact, changed only by updates of seeds.
 
-``gaussian``:  θ ← θ + Σₚ wₚ εₚ for every element;  ``lowrank``:  W ← W + Σₚ wₚ/√r · Aₚ Bₚᵀ.  The sum is float32 in the
-order of the update's terms, element by element.  Float32 weights are rounded once per update, weights in the model's
+``gaussian``:  θ ← θ + Σₚ wₚ εₚ for every element;  ``lowrank``:  W ← W + Σₚ wₚ/√r · Aₚ Bₚᵀ;  ``flipout``:
+W ← W + Σₖ Uₖ ⊙ Σₚ wₚ rₚ sₚᵀ.  The sum is float32 in the order of the update's terms, element by element (of flipout
+those with one U together, see `kernels.base`).  Float32 weights are rounded once per update, weights in the model's
 own 16 bits by stochastic rounding from noise stream 3.  Same base and same updates give the same bits.
 
 Every kernel works on whole rows, or on contiguous elements.  A slice that is narrower than its tensor is copied into
@@ -23,7 +24,7 @@ from numpy.typing import NDArray
 from seedtune.numerics import fingerprint as fp
 from seedtune.numerics import tensor_file
 from seedtune.numerics.kernels.base import Kernels
-from seedtune.numerics.noise import Address, Noise, Stream, key
+from seedtune.numerics.noise import Address, Noise, Stream, key, shared_address
 from seedtune.numerics.rounding import dtype_of, widen
 from seedtune.numerics.slices import Slice
 from seedtune.numerics.tensor_file import Stored
@@ -64,7 +65,7 @@ def tensor_fingerprint(name: str, array: WeightArray, own: Slice | None = None) 
 
 
 class Weights:
-    """Trainable tensors under their Hugging Face names, C order: any shape, or two-dimensional for ``lowrank``.
+    """Trainable tensors under their Hugging Face names, C order: two-dimensional, or any shape for ``gaussian``.
 
     The arrays are used in place, so an engine's live weights may be views of them.  ``anchor`` returns base
     weights by name, which only updates with decay need.  With ``slices`` every array is a rank's slice of its tensor.
@@ -106,10 +107,14 @@ class Weights:
         """Apply updates to whole rows, from a row of the slice on."""
         own, where, subspaces = self.slices[name], self.keys[name], self.noise.subspaces
         anchor = None if base is None else own.widen(base)
+        place: dict[str, Any] = {"shape": (own.rows.whole, own.columns.whole), "row_start": own.rows.first + row}
         if self.noise.perturbation == "lowrank":
-            place = {"shape": (own.rows.whole, own.columns.whole), "row_start": own.rows.first + row}
-            options: dict[str, Any] = {"rank": self.noise.rank, "subspaces": subspaces, **place}
+            options = {"rank": self.noise.rank, "subspaces": subspaces, **place}
             self._kernels.update_lowrank(rows, where, updates, anchor=anchor, **options)
+            return
+        if self.noise.perturbation == "flipout":
+            options = {"shared_noise": self.noise.shared_noise, **place}
+            self._kernels.update_flipout(rows, where, updates, anchor=anchor, **options)
             return
         flat, start = None if anchor is None else anchor.reshape(-1), own.start(row)
         self._kernels.update_gaussian(rows.reshape(-1), where, updates, start=start, anchor=flat, subspaces=subspaces)
@@ -191,9 +196,9 @@ class Weights:
         return dots[0] / math.sqrt(dots[1] * dots[2]) if dots[1] and dots[2] else 0.0
 
     def _sampled(self, name: str) -> tuple[int, int]:
-        """Return the shape of a tensor's first SAMPLE elements, or for ``lowrank`` as many whole rows, at least one."""
+        """Return the shape of a tensor's first SAMPLE elements; unless ``gaussian``, of whole rows, at least one."""
         rows, columns = self.slices[name].rows.whole, self.slices[name].columns.whole
-        if self.noise.perturbation == "lowrank":
+        if self.noise.perturbation != "gaussian":
             return min(rows, max(1, SAMPLE // columns)), columns
         return 1, min(rows * columns, SAMPLE)
 
@@ -205,25 +210,47 @@ class Weights:
         return zeros
 
     def perturb(self, name: str, member: Member, sigma: float, out: Any) -> None:
-        """Write a member's weights, round(θ + sign·σ·ε), into ``out``, in the model's dtype; ``gaussian`` only."""
-        scale, own, subspaces = member.sign * sigma, self.slices[name], self.noise.subspaces
+        """Write a member's weights, round(θ + sign·σ·ε), into ``out``, in the model's dtype."""
+        scale, own = member.sign * sigma, self.slices[name]
         weights, out = self._grid(name, self.tensors[name]), self._grid(name, out)
         if not scale:
             own = Slice.all_of(own.shape)  # rounding alone is independent of the position
-        address = Address(self.keys[name], Stream.GAUSSIAN, member.generation, member.pair)
         for band in own.bands(small=self._upload is not None):
             rows, part = own.widen(self._uploaded(weights[band])), out[band]
             live = own.widen(part)
-            start = own.start(band.start)
-            self._kernels.perturb(live.reshape(-1), rows.reshape(-1), scale, address, start, subspaces=subspaces)
+            if scale and self.noise.perturbation != "gaussian":
+                self._perturb_rows(name, rows, live, Term(member.generation, member.pair, scale), row=band.start)
+            else:
+                address = Address(self.keys[name], Stream.GAUSSIAN, member.generation, member.pair)
+                options: dict[str, Any] = {"start": own.start(band.start), "subspaces": self.noise.subspaces}
+                self._kernels.perturb(live.reshape(-1), rows.reshape(-1), scale, address, **options)
             if live is not part:
                 part[...] = own.narrow(live)
+
+    def _perturb_rows(self, name: str, rows: Any, live: Any, term: Term, *, row: int) -> None:
+        """Write whole rows moved by one term, as an update in float32 moves them, rounded to nearest, into ``live``."""
+        moved = widen(rows).copy() if isinstance(rows, np.ndarray) else rows.float().clone()
+        self._move(name, moved, (Update(0, (term,)),), row=row, base=None)
+        self._kernels.perturb(live.reshape(-1), moved.reshape(-1), 0.0, Address(self.keys[name]))
 
     def fill_factors(self, name: str, stream: Stream, pairs: Sequence[tuple[int, int]], out: Any) -> None:
         """Write a low-rank factor of every (generation, pair) into ``out``, float32 (pairs, rows · rank)."""
         generations, indices = (np.array(column, np.uint32) for column in zip(*pairs, strict=True))
         options = {"rank": self.noise.rank, "subspaces": self.noise.subspaces}
         self._kernels.fill_factors(out, self.keys[name], stream, generations, indices, **options)
+
+    def fill_signs(self, name: str, stream: Stream, pairs: Sequence[tuple[int, int]], out: Any) -> None:
+        """Write a sign factor of every (generation, pair) into ``out``, float32 (pairs, rows)."""
+        generations, indices = (np.array(column, np.uint32) for column in zip(*pairs, strict=True))
+        self._kernels.fill_signs(out, self.keys[name], stream, generations, indices)
+
+    def shared(self, name: str, generation: int, pair: int) -> Any:
+        """Return the normals U (rows, columns) that a pair shares of a whole tensor, float32; ``flipout`` only."""
+        own = self.slices[name]
+        out = self.empty((own.rows.whole, own.columns.whole), name)
+        address = shared_address(Address(self.keys[name], Stream.SHARED, generation, pair), self.noise.shared_noise)
+        self._kernels.fill_normals(out.reshape(-1), address)
+        return out
 
     def empty(self, shape: tuple[int, ...], name: str) -> Any:
         """Return a new float32 array on the device where the kernels compute."""
@@ -299,9 +326,24 @@ def factors(weights: Weights, name: str, pairs: Sequence[tuple[int, int]]) -> tu
 
     With subspaces, rows of A outside of the pair's subspace are 0.
     """
-    rank, own, drawn = weights.noise.rank, weights.slices[name], []
-    for stream, rows in ((Stream.FACTOR_A, own.rows.whole), (Stream.FACTOR_B, own.columns.whole)):
+    rank, drawn = weights.noise.rank, []
+    for stream, rows in _sides(weights.slices[name]):
         out = weights.empty((len(pairs), rows * rank), name)
         weights.fill_factors(name, stream, pairs, out)
         drawn.append(out.reshape(len(pairs), rows, rank))
     return drawn[0], drawn[1]
+
+
+def signs(weights: Weights, name: str, pairs: Sequence[tuple[int, int]]) -> tuple[Any, Any]:
+    """Return r (P, m) and s (P, n), -1 or 1, of a whole tensor (m, n) and every (generation, pair)."""
+    drawn = []
+    for stream, count in _sides(weights.slices[name]):
+        out = weights.empty((len(pairs), count), name)
+        weights.fill_signs(name, stream, pairs, out)
+        drawn.append(out)
+    return drawn[0], drawn[1]
+
+
+def _sides(own: Slice) -> tuple[tuple[Stream, int], tuple[Stream, int]]:
+    """Return the streams and lengths of the factors of a whole tensor's rows and columns."""
+    return (Stream.FACTOR_A, own.rows.whole), (Stream.FACTOR_B, own.columns.whole)

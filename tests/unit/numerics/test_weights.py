@@ -13,7 +13,8 @@ from seedtune.types import Decay, Shift, Term, Update
 
 ONE = (Term(1, 0, 0.1), Term(0, 2, -0.2), Term(1, 7, 0.05))
 OTHER = (Term(1, 0, 0.3), Term(4, 1, 0.1))
-SHAPES = {"lowrank": {"w": (60, 300), "v": (5, 5000)}, "gaussian": {"w": (90, 100), "b": (9,), "e": (2, 3, 4), "s": ()}}
+MATRICES = {"w": (60, 300), "v": (5, 5000)}
+SHAPES = {"lowrank": MATRICES, "flipout": MATRICES, "gaussian": {"w": (90, 100), "b": (9,), "e": (2, 3, 4), "s": ()}}
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -23,7 +24,8 @@ def weights_of(perturbation: str, dtype: str = "float32", rank: int = 2) -> Weig
     for name, shape in SHAPES[perturbation].items():
         drawn = noise.normals(noise.Address(noise.key(1, name)), 0, int(np.prod(shape)))
         base[name] = nearest(drawn, dtype).reshape(shape)
-    scheme = Noise(7, perturbation, rank, weights_dtype="float32" if dtype == "float32" else "model")
+    kept = "float32" if dtype == "float32" else "model"
+    scheme = Noise(7, perturbation, rank, weights_dtype=kept, shared_noise=2)
     return Weights({name: array.copy() for name, array in base.items()}, scheme, anchor=base.__getitem__)
 
 
@@ -35,6 +37,8 @@ def dense(current: Weights, terms: tuple[Term, ...]) -> dict[str, np.ndarray]:
             address = noise.Address(current.keys[name], generation=term.generation, pair=term.pair)
             if current.noise.perturbation == "gaussian":
                 array += term.weight * noise.normals(address, 0, array.size).reshape(array.shape)
+            elif current.noise.perturbation == "flipout":
+                array += term.weight * noise.flipout(address, array.shape, shared_noise=current.noise.shared_noise)
             else:
                 a, b = (f.astype(np.float64) for f in noise.factors(address, array.shape, rank=current.noise.rank))
                 array += term.weight * (a @ b.T) / current.noise.rank**0.5
@@ -72,7 +76,7 @@ def test_the_cosine_is_that_of_the_beginnings_of_the_dense_sums(perturbation: st
     starts = []
     for terms in (ONE, OTHER):
         whole = dense(current, terms)
-        cut = {n: a[: rows[n]] if perturbation == "lowrank" else a.ravel()[:4096] for n, a in whole.items()}
+        cut = {n: a[: rows[n]] if perturbation != "gaussian" else a.ravel()[:4096] for n, a in whole.items()}
         starts.append(flat(cut))
     expected = starts[0] @ starts[1] / np.linalg.norm(starts[0]) / np.linalg.norm(starts[1])
     assert abs(expected) > 0.1

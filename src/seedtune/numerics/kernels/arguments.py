@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+from seedtune.types import Term, Update
 
 
 class Where(NamedTuple):
@@ -43,3 +47,11 @@ class Place(NamedTuple):
 
     first: int
     stride: int
+
+
+def in_runs(update: Update, shared_noise: int) -> Update:
+    """Return the update with the terms of each shared noise in one run, runs in the order of their first terms."""
+    runs: dict[tuple[int, int], list[Term]] = {}
+    for term in update.terms:
+        runs.setdefault((term.generation, term.pair % shared_noise), []).append(term)
+    return replace(update, terms=tuple(chain.from_iterable(runs.values())))

@@ -57,6 +57,27 @@ class Kernels(Protocol):
         """Apply all updates of low-rank noise to two-dimensional ``theta``, in order."""
         ...
 
+    def update_flipout(
+        self,
+        theta: Any,
+        key: Key,
+        updates: Sequence[Update],
+        *,
+        shape: tuple[int, int] | None = None,
+        row_start: int = 0,
+        col_start: int = 0,
+        anchor: Any = None,
+        shared_noise: int = 1,
+    ) -> None:
+        """Apply all updates of flipout noise to two-dimensional ``theta``, in order.
+
+        The terms of an update that share their normals U (one generation, and one pair mod ``shared_noise``) are one
+        run; runs come in the order of their first terms.  Of every run, q = Σ (w·r[i])·s[j] over its terms in order,
+        and the update's sum is Σ q·U[i, j] over its runs in order; both from 0, each product and sum rounded to float32
+        on its own.
+        """
+        ...
+
     def fill_factors(
         self,
         out: Any,
@@ -70,6 +91,14 @@ class Kernels(Protocol):
         subspaces: int = 1,
     ) -> None:
         """Write one low-rank factor of many pairs, float32 (pairs, rows · rank)."""
+        ...
+
+    def fill_signs(self, out: Any, key: Key, stream: int, generations: Any, pairs: Any, *, start: int = 0) -> None:
+        """Write one sign factor of many pairs, float32 (pairs, elements) of -1 and 1."""
+        ...
+
+    def fill_normals(self, out: Any, address: Address, start: int = 0) -> None:
+        """Write the normals of elements ``start ..``, flat float32."""
         ...
 
     def fingerprint(self, bits: Any, key: Key, start: int = 0) -> Fingerprint:

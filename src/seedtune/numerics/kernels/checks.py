@@ -41,6 +41,12 @@ def require_subspaces(subspaces: int) -> None:
         raise ValueError(f"subspaces is {subspaces}, but it must be at least 1 and at most {SUBSPACE_LIMIT}")
 
 
+def require_shared_noise(shared_noise: int) -> None:
+    """Raise ValueError unless pairs can be assigned to that many shared normals."""
+    if not 1 <= shared_noise < WORD_LIMIT:
+        raise ValueError(f"shared_noise is {shared_noise}, but it must be at least 1 and below {WORD_LIMIT}")
+
+
 def require_rows(start: int, count: int, rank: int) -> None:
     """Raise ValueError unless elements ``start ..`` of a factor are whole rows, which subspaces are assigned by."""
     if start % rank or count % rank:

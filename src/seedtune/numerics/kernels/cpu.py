@@ -16,17 +16,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from seedtune.numerics import fingerprint as reference
-from seedtune.numerics.kernels import checks, cpu_subspaces
+from seedtune.numerics.kernels import checks, cpu_flipout, cpu_subspaces
 from seedtune.numerics.kernels import cpu_compiled as compiled
-from seedtune.numerics.kernels.arguments import Place, Tags, UpdatePlan, Where
+from seedtune.numerics.kernels.arguments import Place, Tags, UpdatePlan, Where, in_runs
 from seedtune.numerics.kernels.checks import (
     require_array,
     require_elements,
+    require_shared_noise,
     require_slice,
     require_subspaces,
     require_words,
 )
-from seedtune.numerics.noise import Address, Stream, amplitude, quantiles
+from seedtune.numerics.noise import Address, Stream, amplitude, quantiles, sign_table
 from seedtune.types import Update
 
 Array = NDArray[Any]
@@ -71,25 +72,22 @@ def fill_factors(
     With ``subspaces`` the rows of FACTOR_A outside the pair's subspace are 0; ``rank`` is used only for that.
     Same bits as `seedtune.numerics.noise.factors`. Raises ValueError for wrong arrays.
     """
-    require_array("out", out, np.float32, 2)
-    _require_pairs(out.shape[0], generations, pairs)
-    require_elements(start, out.shape[1])
-    where = _where(Address(key, stream))
-    _run(
-        compiled.fill_factors,
-        compiled.fill_factors_parallel,
-        out.size,
-        out,
-        quantiles(),
-        where,
-        generations,
-        pairs,
-        start,
-    )
+    _fill(out, quantiles(), Address(key, stream), generations, pairs, start=start)
     require_subspaces(subspaces)
     if subspaces > 1 and stream == Stream.FACTOR_A:
         checks.require_rows(start, out.shape[1], rank)
+        where = _where(Address(key, stream))
         cpu_subspaces.keep_rows(out, where, generations, pairs, start // rank, rank, subspaces)
+
+
+def fill_signs(
+    out: Float32, key: tuple[int, int], stream: int, generations: UInt32, pairs: UInt32, *, start: int = 0
+) -> None:
+    """Write one sign factor of one tensor for many pairs into ``out`` (float32 [P, n]), elements ``start ..``.
+
+    Same bits as `seedtune.numerics.noise.signs`. Raises ValueError for wrong arrays.
+    """
+    _fill(out, sign_table(), Address(key, stream), generations, pairs, start=start)
 
 
 def perturb(out: Array, weights: Array, sigma: float, address: Address, start: int = 0, *, subspaces: int = 1) -> None:
@@ -186,6 +184,39 @@ def update_lowrank(
             _run(compiled.update_lowrank, compiled.update_lowrank_parallel, work, *arguments)
 
 
+def update_flipout(
+    theta: Array,
+    key: tuple[int, int],
+    updates: Sequence[Update],
+    *,
+    shape: tuple[int, int] | None = None,
+    row_start: int = 0,
+    col_start: int = 0,
+    anchor: Array | None = None,
+    shared_noise: int = 1,
+) -> None:
+    """As `update_lowrank` with the noise of `seedtune.numerics.noise.flipout`; sums as in `kernels.base`.
+
+    Draws the signs itself, at most FACTORS of rows or columns at a time. Raises ValueError for wrong arrays.
+    """
+    target, base = _weights("theta", theta, 2), _anchor(theta, anchor, updates)
+    whole, (rows, columns) = theta.shape if shape is None else shape, theta.shape
+    require_slice(theta.shape, whole, row_start, col_start)
+    require_shared_noise(shared_noise)
+    tags = _tags(key, Stream.SHARED)
+    for batch in _batches([in_runs(update, shared_noise) for update in updates], columns):
+        plan = plan_of(batch, 1)
+        right = _signs(key, Stream.FACTOR_B, plan, first=col_start, count=-(-columns // 16) * 16)
+        band = max(1, FACTORS // max(1, plan.weights.size))
+        for low in range(0, rows, band):
+            part, first = target[low : low + band], row_start + low
+            left = _signs(key, Stream.FACTOR_A, plan, first=first, count=part.shape[0])
+            place = Place(first * whole[1] + col_start, whole[1])
+            arguments = (part, base[low : low + band], quantiles(), left, right, tags, plan, place, shared_noise)
+            work = part.size * (1 + plan.weights.size)
+            _run(cpu_flipout.update_flipout, cpu_flipout.update_flipout_parallel, work, *arguments)
+
+
 def fingerprint(bits: NDArray[Any], key: tuple[int, int], start: int = 0) -> reference.Fingerprint:
     """Return the sum of mixed elements, see `seedtune.numerics.fingerprint`: two integers in [0, 2**64).
 
@@ -222,6 +253,15 @@ def _run(serial: Callable[..., Any], parallel: Callable[..., Any], work: int, *a
         return
     with _launch:
         parallel(*arguments)
+
+
+def _fill(out: Float32, table: Float32, address: Address, generations: UInt32, pairs: UInt32, *, start: int) -> None:
+    """Write the table's numbers for the key and stream of ``address`` into ``out`` [P, n], a row for every pair."""
+    require_array("out", out, np.float32, 2)
+    _require_pairs(out.shape[0], generations, pairs)
+    require_elements(start, out.shape[1])
+    arguments = (out, table, _where(address), generations, pairs, start)
+    _run(compiled.fill_factors, compiled.fill_factors_parallel, out.size, *arguments)
 
 
 def _fingerprint(bits: NDArray[Any], key: tuple[int, int], start: int, stride: int) -> reference.Fingerprint:
@@ -294,8 +334,15 @@ def _factor(
     return out.reshape(plan.pairs.size, count, rank)
 
 
-def _tags(key: tuple[int, int]) -> Tags:
-    k0, k1, noise, _, _ = _where(Address(key))
+def _signs(key: tuple[int, int], stream: Stream, plan: UpdatePlan, *, first: int, count: int) -> Float32:
+    """Return ``count`` elements of one sign factor, for all terms of a plan: float32 [P, count]."""
+    out = np.empty((plan.pairs.size, count), np.float32)
+    fill_signs(out, key, stream, plan.generations, plan.pairs, start=first)
+    return out
+
+
+def _tags(key: tuple[int, int], stream: Stream = Stream.GAUSSIAN) -> Tags:
+    k0, k1, noise, _, _ = _where(Address(key, stream))
     return Tags(k0, k1, noise, int(Stream.ROUNDING) << 24)
 
 

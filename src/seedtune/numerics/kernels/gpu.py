@@ -18,9 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from seedtune.numerics import fingerprint as reference
+from seedtune.numerics.kernels.arguments import in_runs
 from seedtune.numerics.kernels.checks import (
     require_elements,
     require_rows,
+    require_shared_noise,
     require_slice,
     require_subspaces,
     require_words,
@@ -34,6 +36,7 @@ from seedtune.numerics.kernels.gpu_launch import (
     raw,
     require_tensor,
     run_of_blocks,
+    sign_table,
     signed,
     table,
     upload,
@@ -48,6 +51,7 @@ if TYPE_CHECKING:
 UInt32 = NDArray[np.uint32]
 
 ROWS, COLS = 8, 512  # tile of a low-rank update: 8 x 4 elements for each of 128 threads
+FLIPOUT_COLS = 256  # of a flipout update, which holds two sums
 UNALIGNED_COLS = 128  # if rows begin in the middle of a Philox block: more registers per element
 MIX_STEPS, MIX_BLOCK = 8, 1024
 
@@ -89,15 +93,23 @@ def fill_factors(
     Same bits as `seedtune.numerics.noise.factors`. Raises ValueError for wrong tensors.
     """
     require_tensor("out", out, 2, ("float32",))
-    _require_pairs(out.shape[0], generations, pairs)
-    terms = np.zeros((generations.size, 3), np.int32)
-    terms[:, 0], terms[:, 1] = generations.view(np.int32), pairs.view(np.int32)
-    uploaded = upload(terms, out)
+    uploaded = _addresses(out, generations, pairs)
     _fill(out, Address(key, stream), uploaded, start)
     require_subspaces(subspaces)
     if subspaces > 1 and stream == FACTOR_A:
         require_rows(start, out.shape[1], rank)
         _keep_rows(out, key, uploaded, start // rank, rank=rank, subspaces=subspaces)
+
+
+def fill_signs(
+    out: Tensor, key: tuple[int, int], stream: int, generations: UInt32, pairs: UInt32, *, start: int = 0
+) -> None:
+    """Write one sign factor of one tensor for many pairs into ``out`` (float32 [P, n]), elements ``start ..``.
+
+    Same bits as `seedtune.numerics.noise.signs`. Raises ValueError for wrong tensors.
+    """
+    require_tensor("out", out, 2, ("float32",))
+    _fill(out, Address(key, stream), _addresses(out, generations, pairs), start, sign_table(out.device))
 
 
 def perturb(
@@ -179,6 +191,42 @@ def update_lowrank(
         _update_lowrank(theta, base, key, group, rank=rank, subspaces=subspaces, **corner)
 
 
+def update_flipout(
+    theta: Tensor,
+    key: tuple[int, int],
+    updates: Sequence[Update],
+    *,
+    shape: tuple[int, int] | None = None,
+    row_start: int = 0,
+    col_start: int = 0,
+    anchor: Tensor | None = None,
+    shared_noise: int = 1,
+) -> None:
+    """As `update_lowrank` with the noise of `seedtune.numerics.noise.flipout`; sums as in `kernels.base`.
+
+    The signs are drawn into scratch memory, 4 (rows + columns) bytes per term. Raises ValueError for wrong tensors and
+    slices.
+    """
+    require_tensor("theta", theta, 2)
+    whole, (rows, cols) = (theta.shape[0], theta.shape[1]) if shape is None else shape, theta.shape
+    require_slice(theta.shape, whole, row_start, col_start)
+    require_shared_noise(shared_noise)
+    base = _base(theta, anchor, decays=any(update.decay is not None for update in updates))
+    first = row_start * whole[1] + col_start
+    aligned = whole[1] % LANES == 0 and first % LANES == 0
+    width = FLIPOUT_COLS if aligned else UNALIGNED_COLS
+    for group in _groups([in_runs(update, shared_noise) for update in updates], 4 * (rows + cols)):
+        steps, terms, decays = _tables(group, theta, rank=1)
+        signs = sign_table(theta.device)
+        a = _columns(theta, Address(key, FACTOR_A), terms, start=row_start, count=rows, numbers=signs)
+        b = _columns(theta, Address(key, FACTOR_B), terms, start=col_start, count=cols, numbers=signs)
+        programs = -(-rows // ROWS) * -(-cols // width) if steps.shape[0] else 0
+        places = (steps.shape[0], rows, cols, whole[1], first, *where(Address(key), 0)[1:3], signed(shared_noise, 32))
+        meta: dict[str, Any] = {"KIND": kind(theta), "ANCHOR": kind(base), "DECAY": decays, "ALIGNED": aligned}
+        tensors = (raw(theta), raw(base), table(theta.device), a, b, steps, terms)
+        launch("update_flipout", programs, *tensors, *places, **meta, ROWS=ROWS, COLS=width)
+
+
 def fingerprint(bits: Tensor, key: tuple[int, int], start: int = 0) -> reference.Fingerprint:
     """Return the sum of mixed elements, see `seedtune.numerics.fingerprint`: two integers in [0, 2**64).
 
@@ -203,13 +251,30 @@ def fingerprint(bits: Tensor, key: tuple[int, int], start: int = 0) -> reference
 # ---------------------------------------------------------------------------------------------- launching
 
 
-def _fill(out: Tensor, address: Address, terms: Tensor, start: int) -> None:
-    """Write normals of ``address``'s key and stream, row t at the generation and pair of ``terms[t]``."""
+def _addresses(out: Tensor, generations: UInt32, pairs: UInt32) -> Tensor:
+    """Return generations and pairs as ``terms`` on the device of ``out``, whose rows they are for."""
+    count = out.shape[0]
+    if any(array.dtype != np.uint32 or array.shape != (count,) for array in (generations, pairs)):
+        raise ValueError(
+            f"{count} pairs need generations and pairs as numpy uint32 [{count}], "
+            f"got {generations.dtype} {generations.shape} and {pairs.dtype} {pairs.shape}"
+        )
+    terms = np.zeros((count, 3), np.int32)
+    terms[:, 0], terms[:, 1] = generations.view(np.int32), pairs.view(np.int32)
+    return upload(terms, out)
+
+
+def _fill(out: Tensor, address: Address, terms: Tensor, start: int, numbers: Tensor | None = None) -> None:
+    """Write normals of ``address``'s key and stream, row t at the generation and pair of ``terms[t]``.
+
+    Or other ``numbers`` than the normals of the lower half of codes, mirrored for the upper half.
+    """
     require_elements(start, out.shape[1])
     count = pieces(out.shape[1], start)
     first, k0, k1, tag, *_ = where(address, start)
-    numbers = (out.shape[1], count, first, k0, k1, tag)
-    launch("fill", out.shape[0] * count, out, table(out.device), terms, *numbers, **run_of_blocks(start))
+    words = (out.shape[1], count, first, k0, k1, tag)
+    drawn = table(out.device) if numbers is None else numbers
+    launch("fill", out.shape[0] * count, out, drawn, terms, *words, **run_of_blocks(start))
 
 
 def _keep_rows(out: Tensor, key: tuple[int, int], terms: Tensor, first: int, *, rank: int, subspaces: int) -> None:
@@ -248,11 +313,19 @@ def _update_lowrank(
 
 
 def _columns(
-    theta: Tensor, address: Address, terms: Tensor, *, start: int, count: int, rank: int, subspaces: int = 1
+    theta: Tensor,
+    address: Address,
+    terms: Tensor,
+    *,
+    start: int,
+    count: int,
+    rank: int = 1,
+    subspaces: int = 1,
+    numbers: Tensor | None = None,
 ) -> Tensor:
     """Return a factor of every term on theta's device, [T * rank, count]: contiguous for the loads of a tile."""
     out = import_torch().empty((terms.shape[0], count * rank), dtype=import_torch().float32, device=theta.device)
-    _fill(out, address, terms, start * rank)
+    _fill(out, address, terms, start * rank, numbers)
     if subspaces > 1:
         _keep_rows(out, address.key, terms, start, rank=rank, subspaces=subspaces)
     return out if rank == 1 else out.view(terms.shape[0], count, rank).transpose(1, 2).contiguous()
@@ -303,14 +376,6 @@ def _base(theta: Tensor, anchor: Tensor | None, *, decays: bool) -> Tensor:
         return theta
     require_tensor("anchor", anchor, theta.ndim, like=theta)
     return anchor
-
-
-def _require_pairs(count: int, generations: UInt32, pairs: UInt32) -> None:
-    if any(array.dtype != np.uint32 or array.shape != (count,) for array in (generations, pairs)):
-        raise ValueError(
-            f"{count} pairs need generations and pairs as numpy uint32 [{count}], "
-            f"got {generations.dtype} {generations.shape} and {pairs.dtype} {pairs.shape}"
-        )
 
 
 def empty(shape: tuple[int, ...], like: Tensor) -> Tensor:

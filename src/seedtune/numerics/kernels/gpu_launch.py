@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from seedtune.errors import MissingExtraError
-from seedtune.numerics.noise import LANES, Address, quantiles
+from seedtune.numerics import noise
+from seedtune.numerics.noise import LANES, Address
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -72,7 +73,15 @@ def kind(tensor: Tensor) -> str:
 @lru_cache(maxsize=8)
 def table(device: Any) -> Tensor:
     """Return the lower half of the quantiles on a device, float32 [32768]: the upper half is its mirror image."""
-    whole = quantiles()
+    whole = noise.quantiles()
+    half: Tensor = import_torch().from_numpy(whole[: whole.size // 2].copy()).to(device)
+    return half
+
+
+@lru_cache(maxsize=8)
+def sign_table(device: Any) -> Tensor:
+    """Return the lower half of the signs of the quantiles on a device, float32 [32768], mirrored as `table` is."""
+    whole = noise.sign_table()
     half: Tensor = import_torch().from_numpy(whole[: whole.size // 2].copy()).to(device)
     return half
 

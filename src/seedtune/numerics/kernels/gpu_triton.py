@@ -38,6 +38,7 @@ W0, W1 = tl.constexpr(noise.PHILOX_W0), tl.constexpr(noise.PHILOX_W1)
 ROUNDS = tl.constexpr(noise.PHILOX_ROUNDS)
 ROUNDING_TAG = tl.constexpr(int(noise.ROUNDING) << 24)
 SUBSPACE_TAG = tl.constexpr(int(noise.SUBSPACE) << 24)
+SHARED_TAG = tl.constexpr(int(noise.SHARED) << 24)
 HALF_TABLE = tl.constexpr(noise.CODES // 2 - 1)
 
 SIGN = tl.constexpr(rounding.SIGN)
@@ -246,20 +247,30 @@ def update_gaussian(
 
 
 @triton.jit
-def tile_codes(row, left, generation, k0, k1, ALIGNED: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr):
-    """Return rounding codes of a tile whose rows begin at the elements ``row`` [ROWS, 1] + ``left``."""
+def tile_codes(row, left, tag, pair, generation, k0, k1, ALIGNED: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr):
+    """Return codes of a stream for a tile whose rows begin at the elements ``row`` [ROWS, 1] + ``left``."""
     if ALIGNED:
         block = ((row + left) >> 3) + tl.arange(0, COLS // LANES)[None, :]
-        w0, w1, w2, w3 = philox(block, ROUNDING_TAG, generation * 0, generation, k0, k1)
+        w0, w1, w2, w3 = philox(block, tag, pair, generation, k0, k1)
         codes = spread(w0, w1, w2, w3, (ROWS, COLS))
     else:
         # Every row begins at its own lane, so every element draws its own block: eight times the work, once per update.
         element = row + left + tl.arange(0, COLS)[None, :]
-        w0, w1, w2, w3 = philox(element >> 3, ROUNDING_TAG, generation * 0, generation, k0, k1)
+        w0, w1, w2, w3 = philox(element >> 3, tag, pair, generation, k0, k1)
         lane = (element & 7).to(tl.uint32)
         word = tl.where(lane < 4, tl.where(lane < 2, w0, w1), tl.where(lane < 6, w2, w3))
         codes = word << (((lane & 1) ^ 1) << 4)
     return codes
+
+
+@triton.jit
+def rounded(
+    x, row, left, steps, u, k0, k1, KIND: tl.constexpr, ALIGNED: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr
+):  # fmt: skip
+    """Round a tile of the sums of update ``u`` to theta's 16-bit type, and return it as float32."""
+    generation = tl.load(steps + 6 * u + 2).to(tl.uint32)
+    code = tile_codes(row, left, ROUNDING_TAG, generation * 0, generation, k0, k1, ALIGNED, ROWS, COLS)
+    return widen(stochastic(x, code, KIND), KIND)
 
 
 # ``b`` is declared unaligned: otherwise its loads would be widened to 16 bytes per thread and shuffled for every term.
@@ -299,9 +310,51 @@ def update_lowrank(
             x = pull(x, base, steps, u)
         if KIND != "float32":
             row = first + i.to(tl.int64)[:, None] * stride
-            generation = tl.load(steps + 6 * u + 2).to(tl.uint32)
-            code = tile_codes(row, left, generation, k0.to(tl.uint32), k1.to(tl.uint32), ALIGNED, ROWS, COLS)
-            x = widen(stochastic(x, code, KIND), KIND)
+            x = rounded(x, row, left, steps, u, k0.to(tl.uint32), k1.to(tl.uint32), KIND, ALIGNED, ROWS, COLS)
+    tl.store(theta + at, nearest(x, KIND), mask=inside)
+
+
+@triton.jit(do_not_specialize=[*WORDS, "updates", "shared_noise"], do_not_specialize_on_alignment=["b"])
+def update_flipout(
+    theta, anchor, table, a, b, steps, terms, updates, rows, cols, stride, first, k0, k1, shared_noise,
+    KIND: tl.constexpr, ANCHOR: tl.constexpr, DECAY: tl.constexpr, ALIGNED: tl.constexpr,
+    ROWS: tl.constexpr, COLS: tl.constexpr
+):  # fmt: skip
+    """As `update_lowrank`, with signs ``a`` [T, rows] and ``b`` [T, cols] of terms that are in runs.
+
+    A term costs what it costs there at rank 1; every run draws one more normal, of 23 operations, an element.
+    """
+    across = tl.cdiv(cols, COLS)
+    left = (tl.program_id(0) % across) * COLS
+    i = (tl.program_id(0) // across) * ROWS + tl.arange(0, ROWS)
+    j = left + tl.arange(0, COLS)
+    inside = (i < rows)[:, None] & (j < cols)[None, :]
+    at, row = i.to(tl.int64)[:, None] * cols + j[None, :], first + i.to(tl.int64)[:, None] * stride
+    key0, key1 = k0.to(tl.uint32), k1.to(tl.uint32)
+    x = widen(tl.load(theta + at, mask=inside, other=0), KIND)
+    base = x
+    if DECAY:
+        base = widen(tl.load(anchor + at, mask=inside, other=0), ANCHOR)
+    for u in range(updates):
+        total, q = tl.zeros((ROWS, COLS), tl.float32), tl.zeros((ROWS, COLS), tl.float32)
+        start, end = tl.load(steps + 6 * u), tl.load(steps + 6 * u + 1)
+        for t in range(start, end):
+            generation = tl.load(terms + 3 * t).to(tl.uint32)
+            group = tl.load(terms + 3 * t + 1).to(tl.uint32) % shared_noise.to(tl.uint32)
+            weight, wide = single(tl.load(terms + 3 * t + 2)), tl.cast(t, tl.int64)
+            scale = weight * tl.load(a + wide * rows + i, mask=i < rows, other=0.0)
+            q += scale[:, None] * tl.load(b + wide * cols + j, mask=j < cols, other=0.0)[None, :]
+            after = tl.minimum(t + 1, end - 1)
+            other = tl.load(terms + 3 * after + 1).to(tl.uint32) % shared_noise.to(tl.uint32)
+            if (t == end - 1) | (tl.load(terms + 3 * after).to(tl.uint32) != generation) | (other != group):
+                code = tile_codes(row, left, SHARED_TAG, group, generation, key0, key1, ALIGNED, ROWS, COLS)
+                total += q * quantile(table, code)
+                q = tl.zeros((ROWS, COLS), tl.float32)
+        x = x + total
+        if DECAY:
+            x = pull(x, base, steps, u)
+        if KIND != "float32":
+            x = rounded(x, row, left, steps, u, key0, key1, KIND, ALIGNED, ROWS, COLS)
     tl.store(theta + at, nearest(x, KIND), mask=inside)
 
 

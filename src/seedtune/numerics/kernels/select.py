@@ -10,8 +10,8 @@ from seedtune.errors import ConfigError
 def kernels_for(device: str) -> ModuleType:
     """Return `kernels.cpu` (numpy arrays) for "cpu", `kernels.gpu` (torch tensors) for "cuda" or "cuda:1".
 
-    Both have fill_normals, fill_factors, perturb, update_gaussian, update_lowrank and fingerprint, and give the same
-    bits. Raises ConfigError for other devices and MissingExtraError without triton.
+    Both have the functions of `kernels.base`, and give the same bits. Raises ConfigError for other devices and
+    MissingExtraError without triton.
     """
     kind = device.partition(":")[0]
     if kind == "cpu":

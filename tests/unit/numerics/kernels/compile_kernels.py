@@ -20,7 +20,7 @@ from triton.compiler import ASTSource
 from seedtune.numerics.kernels import gpu, gpu_launch, gpu_triton
 
 POINTERS = ("out", "weights", "theta", "anchor", "table", "a", "b", "steps", "terms", "sums", "bits")
-INTEGERS = ("n", "pieces", "updates", "rows", "cols", "stride", "k0", "k1", "tag", "pair", "generation")
+INTEGERS = ("n", "pieces", "updates", "rows", "cols", "stride", "k0", "k1", "tag", "pair", "generation", "shared_noise")
 ALIGNED = {*POINTERS, "n", "rows", "cols"} - {"b"}
 TYPES = {"float32": "*fp32", "bfloat16": "*i16", "float16": "*i16"}
 RUN = {"SKIP": 0, "BLOCKS": gpu_launch.BLOCKS}
@@ -40,12 +40,14 @@ def cases() -> Iterator[tuple[str, dict[str, str], dict[str, object]]]:
         yield "update_gaussian", types, RUN | constants | {"SUBSPACES": 1}
         yield "update_gaussian", types, RUN | constants | {"SUBSPACES": 3}
         yield "update_lowrank", types, TILE | constants | {"RANK": 1, "ALIGNED": True}
+        yield "update_flipout", types, TILE | constants | {"ALIGNED": True, "COLS": gpu.FLIPOUT_COLS}
     yield "update_gaussian", types, RUN | constants | {"DECAY": False, "SUBSPACES": 1}
     subspaces = {"WEIGHTS": "float32", "OUT": "bfloat16", "DRAW": True, "SUBSPACES": 4}
     yield "perturb", {"weights": "*fp32", "out": "*i16"}, RUN | subspaces
     yield "keep_rows", {"out": "*fp32"}, RUN | {"RANK": 2, "SUBSPACES": 4}
     unaligned = {"RANK": 2, "ALIGNED": False, "COLS": gpu.UNALIGNED_COLS}
     yield "update_lowrank", types, TILE | constants | unaligned
+    yield "update_flipout", types, TILE | constants | {"ALIGNED": False, "COLS": gpu.UNALIGNED_COLS}
     for bits in (2, 4):
         meta = {"MASK": (1 << 8 * bits) - 1, "STEPS": gpu.MIX_STEPS, "BLOCK": gpu.MIX_BLOCK}
         yield "mix", {"bits": f"*i{8 * bits}"}, meta

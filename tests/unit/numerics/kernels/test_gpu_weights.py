@@ -14,14 +14,15 @@ from seedtune.numerics import noise
 from seedtune.numerics.kernels import gpu
 from seedtune.numerics.noise import Noise
 from seedtune.numerics.rounding import nearest
-from seedtune.numerics.weights import Weights, factors
+from seedtune.numerics.weights import Weights, factors, signs
 from seedtune.types import Decay, Member, Term, Update
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
-SHAPES = {"lowrank": {"w": (5, 12), "v": (3, 7)}, "gaussian": {"w": (5, 12), "b": (9,), "e": (2, 3, 4), "s": ()}}
-KINDS = [*product(("lowrank", "gaussian"), ("float32", "bfloat16", "float16"))]
-"""Both perturbations in every type; what else there is takes turns, and so meets each of both."""
+MATRICES = {"w": (5, 12), "v": (3, 7)}
+SHAPES = {"lowrank": MATRICES, "flipout": MATRICES, "gaussian": {"w": (5, 12), "b": (9,), "e": (2, 3, 4), "s": ()}}
+KINDS = [*product(("lowrank", "gaussian", "flipout"), ("float32", "bfloat16", "float16"))]
+"""Every perturbation in every type; what else there is takes turns, and so meets each of both."""
 
 UPDATES = (Update(1, (Term(1, 0, 0.1), Term(0, 2, -0.2))), Update(2, (Term(2, 1, 0.3),), Decay(l2=0.1)))
 
@@ -29,7 +30,12 @@ UPDATES = (Update(1, (Term(1, 0, 0.1), Term(0, 2, -0.2))), Update(2, (Term(2, 1,
 def pair(perturbation: str, dtype: str, subspaces: int = 1) -> tuple[Weights, Weights]:
     """The same weights in numpy and on the device."""
     scheme = Noise(
-        7, perturbation, rank=2, weights_dtype="float32" if dtype == "float32" else "model", subspaces=subspaces
+        7,
+        perturbation,
+        rank=2,
+        weights_dtype="float32" if dtype == "float32" else "model",
+        subspaces=subspaces,
+        shared_noise=2,
     )
     base = {
         name: np.asarray(noise.normals(noise.Address(noise.key(1, name)), 0, int(np.prod(shape)))).reshape(shape)
@@ -57,9 +63,11 @@ def test_both_kinds_of_weights_move_alike(perturbation: str, dtype: str, subspac
     assert again.fingerprint() == here.fingerprint()
 
 
-@pytest.mark.parametrize("subspaces", [1, 3])
-def test_both_kinds_of_weights_perturb_alike(subspaces: int) -> None:
-    here, there = pair("gaussian", "float32", subspaces)
+@pytest.mark.parametrize(
+    ("perturbation", "subspaces"), [("gaussian", 1), ("gaussian", 3), ("lowrank", 1), ("flipout", 1)]
+)
+def test_both_kinds_of_weights_perturb_alike(perturbation: str, subspaces: int) -> None:
+    here, there = pair(perturbation, "float32", subspaces)
     for name, array in here.tensors.items():
         out, live = np.empty(array.size, np.uint16), torch.empty(array.size, dtype=torch.bfloat16, device=DEVICE)
         here.perturb(name, Member(4, 3, -1), 0.05, out)
@@ -84,3 +92,10 @@ def test_both_kinds_of_weights_draw_the_same_factors(subspaces: int) -> None:
     here, there = pair("lowrank", "float32", subspaces)
     for one, other in zip(factors(here, "w", [(1, 2), (3, 4)]), factors(there, "w", [(1, 2), (3, 4)]), strict=True):
         np.testing.assert_array_equal(one, other.cpu().numpy())
+
+
+def test_both_kinds_of_weights_draw_the_same_signs_and_shared_normals() -> None:
+    here, there = pair("flipout", "float32")
+    for one, other in zip(signs(here, "w", [(1, 2), (3, 4)]), signs(there, "w", [(1, 2), (3, 4)]), strict=True):
+        np.testing.assert_array_equal(one, other.cpu().numpy())
+    np.testing.assert_array_equal(here.shared("w", 3, 5), there.shared("w", 3, 1).cpu().numpy())
