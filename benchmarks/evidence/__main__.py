@@ -17,9 +17,11 @@ from __future__ import annotations
 import argparse
 import secrets
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.evidence import page, study
+from benchmarks.evidence.tasks import TASKS
 from benchmarks.evidence.verify import verify
 
 RESULTS = Path(__file__).parents[1] / "results" / "evidence"
@@ -32,7 +34,8 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("cell", nargs="?", help="the id of a finished run to verify")
     parser.add_argument("--quick", action="store_true", help="a small version of the first question, in minutes")
     parser.add_argument("--blocks", nargs="+", choices=[block.name for block in study.PLAN])
-    parser.add_argument("--seeds", type=int)
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, help="of these blocks, only these tasks")
+    parser.add_argument("--seeds", type=int, help="of a result: 5, or 2 with --quick")
     parser.add_argument("--jobs", type=int, default=2, help="processes at once, which share the cores")
     parser.add_argument("--output", type=Path, default=RESULTS)
     return parser
@@ -60,6 +63,8 @@ def main() -> None:
         return
     for block in study.PLAN:
         if options.blocks is None or block.name in options.blocks:
+            if options.tasks:
+                block = replace(block, tasks=tuple(task for task in block.tasks if task in options.tasks))
             study.make(study.short_runs(block), store, options.jobs)
             study.make(study.results(block, store, range(options.seeds or 5)), store, options.jobs)
 
