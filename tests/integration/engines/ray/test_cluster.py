@@ -44,7 +44,7 @@ def cluster(tmp_path_factory) -> Iterator[str]:
     """The address of a Ray cluster started outside of seedtune."""
     folder = tmp_path_factory.mktemp("ray")
     port, ray = free_port(), Path(sys.executable).with_name("ray")
-    env = {**os.environ, "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
+    env = {**os.environ, "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}
     command = [
         ray,
         "start",

@@ -162,6 +162,20 @@ def test_workers_killed_at_twenty_instants_change_nothing(tmp_path, monkeypatch)
     assert counted(tmp_path / "run", "given_up") == 0
 
 
+def test_workers_have_the_priority_of_their_driver(tmp_path):
+    found = []
+
+    def look():
+        pids = [0, *(worker.pid for worker in trainer.engine.controller.here())]
+        found.extend(os.getpriority(os.PRIO_PROCESS, pid) for pid in pids)
+
+    trainer = ESTrainer(args=ray_config(tmp_path / "run", generations=2), callbacks=[At(1, look)])
+    trainer.train()
+    trainer.engine.close()
+    assert len(found) == 3
+    assert len(set(found)) == 1, "Ray's own default would be 15 less"
+
+
 def test_a_worker_that_dies_while_it_is_idle_is_replaced_before_anything_is_asked_of_it(
     tmp_path, reference, monkeypatch
 ):
