@@ -194,10 +194,14 @@ class LocalEngine(Engine):
     def __init__(self) -> None:
         self._times = EngineTimes()
 
+    def _now(self) -> float:
+        """Return the time in seconds, after all work that the engine has started: a GPU works on after a call."""
+        return time.perf_counter()
+
     def apply(self, *updates: Update) -> None:
-        started = time.perf_counter()
+        started = self._now()
         self.weights.apply(*updates)
-        self._times.update += time.perf_counter() - started
+        self._times.update += self._now() - started
 
     def norm(self, terms: Sequence[Term]) -> float:
         return self.weights.norm(terms)

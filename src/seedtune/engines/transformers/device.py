@@ -1,11 +1,14 @@
-"""Convert the transformers engine's settings to torch's types."""
+"""The device of the transformers engine: settings as torch's types, waiting for its work, its lack of memory."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
 from seedtune.config.sections import TransformersSettings
-from seedtune.errors import ConfigError
+from seedtune.errors import ConfigError, EngineError, first_line
 
 
 def torch_device(settings: TransformersSettings) -> torch.device:
@@ -20,6 +23,25 @@ def torch_device(settings: TransformersSettings) -> torch.device:
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ConfigError(f"transformers.device={name!r}, but torch sees no CUDA device. Use device=cpu.")
     return device
+
+
+def wait_for(device: torch.device) -> None:
+    """Wait until a device has done all work it was given; a CPU has done it when a call returns."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+
+
+@contextmanager
+def memory_limits_named(device: torch.device, settings: TransformersSettings) -> Iterator[None]:
+    """Raise EngineError, which names the settings to lower, where the device runs out of memory."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise EngineError(
+            f"{device} ran out of memory ({first_line(error)}). Lower transformers.max_batch_tokens="
+            f"{settings.max_batch_tokens} (positions of the key-value cache; a prefill pass reads a 64th of them) or "
+            f"transformers.max_rows={settings.max_rows} (completions in flight)."
+        ) from error
 
 
 def dtype_named(name: str, checkpoint: torch.dtype, device: str) -> torch.dtype:

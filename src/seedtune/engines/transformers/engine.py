@@ -32,7 +32,13 @@ from seedtune.engines.transformers.decoding.likelihood import (
 from seedtune.engines.transformers.decoding.prefix_packing import PrefixPack
 from seedtune.engines.transformers.decoding.slot_attention import Prefill, SlotAttention
 from seedtune.engines.transformers.decoding.slot_cache import SlotCache, large_enough
-from seedtune.engines.transformers.device import dtype_name, dtype_named, torch_device
+from seedtune.engines.transformers.device import (
+    dtype_name,
+    dtype_named,
+    memory_limits_named,
+    torch_device,
+    wait_for,
+)
 from seedtune.engines.transformers.fused.fuse import fuse
 from seedtune.engines.transformers.members.gaussian import Gaussian
 from seedtune.engines.transformers.members.lowrank import LowRank
@@ -139,13 +145,14 @@ class TransformersEngine(LocalEngine):
         self.attention.run(model, pack.ids, pack.positions, Prefill.of(pack, model.device), torch.tensor(pack.last()))
 
     def evaluate(self, jobs: Iterable[Job]) -> Iterator[Rollout]:
-        """Yield every job's rollouts as they finish."""
+        """Yield every job's rollouts as they finish; EngineError if the device's memory is too small."""
         for job in jobs:
             rows, stop = rows_of(job, self.tokenizer), Stop.of(job.sampling, self.eos, self.tokenizer)
             yield from (rollout_of(job, row, stop) for row in rows if row.finish is not None)
             for batch, mine in self._batches(job, [row for row in rows if row.finish is None]):
-                self._set_members(job, batch)
-                yield from self._answer(job, mine, stop)
+                with memory_limits_named(self.device, self.settings):
+                    self._set_members(job, batch)
+                    yield from self._answer(job, mine, stop)
 
     def _batches(self, job: Job, rows: Sequence[Asked]) -> Iterator[tuple[range, list[Asked]]]:
         """Yield the members that share a batch, with their requests; members without requests are left out."""
@@ -156,18 +163,20 @@ class TransformersEngine(LocalEngine):
                 yield batch, mine
 
     def likelihoods(self, jobs: Iterable[Job]) -> Iterator[Likelihood]:
-        """Yield every job's likelihoods, all members of a batch in the same passes."""
+        """Yield every job's likelihoods, all members of a batch in the same passes; EngineError as in `evaluate`."""
         for job in jobs:
             for batch, mine in self._batches(job, forced_sequences(job, self.tokenizer)):
-                self._set_members(job, batch)
-                yield from map(likelihood_of, repeat(job), mine, self._forced(mine))
+                with memory_limits_named(self.device, self.settings):
+                    self._set_members(job, batch)
+                    found = self._forced(mine)
+                yield from map(likelihood_of, repeat(job), mine, found)
 
     def _forced(self, given: Sequence[ForcedSequence]) -> list[list[float]]:
         """Return log-probabilities of completions by the members that the model holds."""
-        started = time.perf_counter()
+        started = self._now()
         lengths = [len(sequence.prompt) + len(sequence.completion) for sequence in given]
         found = list(self._decoder(len(given), max(lengths, default=1)).logprobs(given))
-        self._times.prefill += time.perf_counter() - started
+        self._times.prefill += self._now() - started
         self._times.prompt_tokens += sum(lengths)
         return found
 
@@ -179,10 +188,10 @@ class TransformersEngine(LocalEngine):
 
     def _set_members(self, job: Job, batch: range) -> None:
         """Set the live weights, or the factors beside them, to a batch of members."""
-        started = time.perf_counter()
+        started = self._now()
         self._apply_shift(job.shift)
         self.perturbation.set_members(job.members, batch, sigma=job.sigma)
-        self._times.perturb += time.perf_counter() - started
+        self._times.perturb += self._now() - started
 
     def _apply_shift(self, where: Shift | Update | None) -> None:
         """Set the live weights to the current ones, or to the current ones moved by a shift or an update."""
@@ -198,6 +207,10 @@ class TransformersEngine(LocalEngine):
         self.attention.cache = large_enough(self.attention.cache, slots, longest)
         return Decoder(self.model, self.attention, self.perturbation, slots, self.prefill_tokens, self._times)
 
+    def _now(self) -> float:
+        wait_for(self.device)
+        return time.perf_counter()
+
     def apply(self, *updates: Update) -> None:
         """Update the current weights; the live weights follow before the next evaluation."""
         super().apply(*updates)
@@ -206,11 +219,12 @@ class TransformersEngine(LocalEngine):
     def logprobs(
         self, prompts: Sequence[Prompt], completions: Sequence[Sequence[int]], *, base: bool = False
     ) -> list[list[float]]:
-        """See `Engine`; for ``base`` the live weights are θ₀ until the next call."""
+        """See `Engine`; for ``base`` the live weights are θ₀ until the next call.  EngineError as in `evaluate`."""
         sequences = only_member(prompts, completions, self.tokenizer)
-        self._apply_shift(BASE if base else None)
-        self.perturbation.set_members((UNPERTURBED,), [0], sigma=0.0)
-        return self._forced(sequences)
+        with memory_limits_named(self.device, self.settings):
+            self._apply_shift(BASE if base else None)
+            self.perturbation.set_members((UNPERTURBED,), [0], sigma=0.0)
+            return self._forced(sequences)
 
     def export(self, path: Path, dtype: str | None = None) -> None:
         """Write a Hugging Face folder of the current model, in the checkpoint's precision or ``dtype``."""

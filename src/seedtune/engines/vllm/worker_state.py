@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from seedtune.engines.transformers.device import wait_for
 from seedtune.engines.transformers.members.weight_format import as_tensor, as_weights
 from seedtune.engines.vllm import compat
 from seedtune.engines.vllm.base_model import BaseModelInfo
@@ -167,6 +168,7 @@ class WorkerState:
         for pack in self._packers:
             pack()
         self._held = wanted
+        wait_for(self._device)  # the caller takes the time
         return True
 
     def _forget_shift(self) -> None:
@@ -185,6 +187,7 @@ class WorkerState:
         """Update the current weights; the live weights are stale until the next ``set_member``."""
         self._forget_shift()
         self.weights.apply(*updates)
+        wait_for(self._device)  # the caller takes the time
 
     def held(self) -> dict[str, int]:
         """Map tensor names to the number of their elements that this rank owns."""

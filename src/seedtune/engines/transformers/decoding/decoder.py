@@ -98,7 +98,8 @@ class Stop:
 class Decoder:
     """Runs the sequences of one job through the model; the caller has set the members.
 
-    At most ``slots`` rows are in flight, and ``prefill_tokens`` prompt tokens in one forward pass.
+    At most ``slots`` rows are in flight, and ``prefill_tokens`` prompt tokens in one forward pass.  Passes are timed by
+    the clock alone: each ends with its tokens on the host, so the device has done its work by then.
     """
 
     model: Any
