@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,9 +18,16 @@ from tokenizers.models import BPE
 from seedtune.config.config import Config
 from seedtune.engines.transformers.decoding.decoder import Decoder, DecodeSequence
 from seedtune.engines.transformers.engine import TransformersEngine
+from seedtune.engines.transformers.members.weight_format import as_tensor, as_weights
 from seedtune.numerics import noise
 from seedtune.numerics.noise import Noise
 from seedtune.types import UNPERTURBED, Job, Member, Prompt, Rollout, Sampling
+
+DEVICE = os.environ.get("SEEDTUNE_TEST_DEVICE", "cpu")
+"""Where tests run the transformers engine, unless they are about one device."""
+on_cpu = pytest.mark.skipif(DEVICE != "cpu", reason="about code that only runs on the CPU")
+ATOL = 1e-4 if DEVICE == "cpu" else 1e-3
+"""How far float32 logits may be from plain Hugging Face on the CPU."""
 
 SPECIAL = ("<pad>", "<bos>", "<eos>", "<unk>")
 CHARACTERS = tuple(chr(code) for code in range(32, 127))
@@ -200,12 +208,22 @@ def load_engine(
     products: str = "auto",
     **settings: Any,
 ) -> TransformersEngine:
-    own = {"device": "cpu", **settings}
+    own = {"device": DEVICE, **settings}
     config = Config.create({"model": str(folder), "dtype": dtype, "products": products, "transformers": own})
     engine = TransformersEngine(config, noise=Noise(run_seed, rank=rank, **noise))
     engine.prefill_tokens = prefill_tokens
     engine.load()
     return engine
+
+
+def numpy_copy(weights: Any) -> Any:
+    """A copy of current or base weights as the references take them, from any device; bfloat16 as uint16."""
+    return as_weights(as_tensor(weights).to("cpu", copy=True))
+
+
+def numpy_weights(engine: TransformersEngine) -> dict[str, Any]:
+    """Copies of all current weights of an engine."""
+    return {name: numpy_copy(weights) for name, weights in engine.weights.tensors.items()}
 
 
 def text_prompts(*texts: str, limits: Sequence[int | None] | None = None) -> tuple[Prompt, ...]:
@@ -281,7 +299,7 @@ def assert_members_are_materialised_models(
     sigma: float,
     new: int,
 ) -> list[torch.Tensor]:
-    """Logits within 1e-4 and greedy tokens of plain Hugging Face; returns each member's first logits of prompt 2.
+    """Logits within ATOL and greedy tokens of plain Hugging Face; returns each member's first logits of prompt 2.
 
     What ``generate`` writes is asked for one prompt of each member, a different one; for all, whether each token is
     the most likely one after those before it, which is the same.
@@ -296,7 +314,7 @@ def assert_members_are_materialised_models(
             ids = list(engine.tokenizer.hf(prompt.content)["input_ids"])
             tokens = list(rollouts[member, prompt.id, 0].token_ids)
             ours, theirs = torch.stack(logits[position, prompt.id, 0]), forced_logits(alone, ids, tokens)
-            torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
+            torch.testing.assert_close(ours, theirs, atol=ATOL, rtol=0)
             assert tokens == theirs.argmax(-1).tolist()
             assert EOS not in tokens[:-1]
             assert len(tokens) == new or tokens[-1] == EOS
@@ -313,7 +331,7 @@ def recorded_logits() -> Iterator[dict[tuple[int, int, int], list[torch.Tensor]]
 
     def record(decoder: Decoder, rows: list[DecodeSequence], logits: torch.Tensor, sampling: Sampling) -> None:
         for row, its in zip(rows, logits, strict=True):
-            seen.setdefault((row.member, row.prompt, row.sample), []).append(its.float().clone())
+            seen.setdefault((row.member, row.prompt, row.sample), []).append(its.to("cpu", torch.float32, copy=True))
         choose(decoder, rows, logits, sampling)
 
     with pytest.MonkeyPatch.context() as patch:

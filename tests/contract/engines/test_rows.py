@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from models import Reference, forced_logits, greedy, job, load_engine, recorded_logits, save_family, text_prompts
+from models import ATOL, Reference, forced_logits, greedy, job, load_engine, recorded_logits, save_family, text_prompts
 from seedtune.config.config import Config
 from seedtune.engines.base import Engine
 from seedtune.engines.toy.engine import ToyEngine
@@ -111,7 +111,7 @@ def test_logits_of_rows_with_shared_beginnings_are_those_of_the_materialised_mem
         ids = list(model.tokenizer.hf(PROMPTS[prompt].content)["input_ids"])
         tokens = list(found[MEMBERS[position], prompt, 0].token_ids)
         ours = torch.stack(logits[position, prompt, 0])
-        torch.testing.assert_close(ours, forced_logits(alone, ids, tokens), atol=1e-4, rtol=0)
+        torch.testing.assert_close(ours, forced_logits(alone, ids, tokens), atol=ATOL, rtol=0)
         assert tokens == greedy(alone, ids, 8)
 
 

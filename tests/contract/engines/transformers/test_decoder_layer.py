@@ -10,12 +10,14 @@ import pytest
 import torch
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
-from models import answers, job, load_engine, recorded_logits, save_family, text_prompts
+from models import answers, job, load_engine, on_cpu, recorded_logits, save_family, text_prompts
 from seedtune.engines.transformers.engine import TransformersEngine
 from seedtune.engines.transformers.fused import fuse
 from seedtune.engines.transformers.fused.decoder_layer import FusedLayer, fused_layer
 from seedtune.engines.transformers.product_choice import available
 from seedtune.types import UNPERTURBED, Member
+
+pytestmark = on_cpu
 
 MEMBERS = (Member(1, 0, 1), Member(1, 0, -1), UNPERTURBED, Member(1, 4, 1))
 PROMPTS = text_prompts("Hello there", "x", "The quick brown fox jumps", limits=[8, 3, 6])

@@ -20,6 +20,8 @@ from models import (
     greedy,
     job,
     load_engine,
+    numpy_weights,
+    on_cpu,
     recorded_logits,
     save_family,
     text_prompts,
@@ -53,7 +55,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
 
 def live(engine: TransformersEngine) -> dict[str, torch.Tensor]:
-    return {name: p.detach().clone() for name, p in engine.model.named_parameters()}
+    return {name: p.detach().to("cpu", copy=True) for name, p in engine.model.named_parameters()}
 
 
 def normals(name: str, shape: tuple[int, ...], generation: int, pair: int) -> np.ndarray:
@@ -91,7 +93,7 @@ def test_live_weights_are_the_rounded_sum_of_weights_and_noise(
     dtype: str, weights_dtype: str, folders: Callable[[str], Path]
 ) -> None:
     engine = load_engine(folders("llama"), noise={**GAUSSIAN, "weights_dtype": weights_dtype}, dtype=dtype)
-    before = {name: widen(array).copy() for name, array in engine.weights.tensors.items()}
+    before = {name: widen(array) for name, array in numpy_weights(engine).items()}
     for member in (Member(5, 2, 1), UNPERTURBED, Member(5, 2, -1)):
         engine.perturbation.set_members([member], [0], sigma=SIGMA)
         for name, weight in live(engine).items():
@@ -159,9 +161,9 @@ def test_updates_have_the_bits_of_the_numpy_reference(
     options = {"perturbation": perturbation, "weights_dtype": weights_dtype}
     engine, apart = (load_engine(folders(family), noise=options, dtype=dtype) for _ in range(2))
     kept = "float32" if weights_dtype == "float32" else dtype
-    before = {name: array.copy() for name, array in engine.weights.tensors.items()}
+    before = numpy_weights(engine)
     engine.apply(*UPDATES)
-    for name, array in engine.weights.tensors.items():
+    for name, array in numpy_weights(engine).items():
         np.testing.assert_array_equal(array, moved(before[name], name, perturbation, kept))
     for update in UPDATES:
         apart.apply(update)
@@ -178,8 +180,9 @@ def test_an_exported_model_holds_the_updated_weights(
     engine.apply(*UPDATES)
     engine.export(tmp_path / "model", "bfloat16")
     again = load_engine(tmp_path / "model", noise=options, dtype="bfloat16")
-    for name, array in again.weights.tensors.items():
-        expected = nearest(widen(engine.weights.tensors[name]).ravel(), "bfloat16")
+    exported = numpy_weights(engine)
+    for name, array in numpy_weights(again).items():
+        expected = nearest(widen(exported[name]).ravel(), "bfloat16")
         np.testing.assert_array_equal(nearest(widen(array).ravel(), "bfloat16"), expected)
 
 
@@ -199,6 +202,7 @@ def test_a_snapshot_holds_every_bit(
     assert answers(again, work) == answers(engine, work)
 
 
+@on_cpu
 def test_weights_in_a_mapped_file_have_the_same_bits(folders: Callable[[str], Path], tmp_path: Path) -> None:
     for options in ({}, GAUSSIAN):
         plain = load_engine(folders("llama"), noise=options)
@@ -242,6 +246,7 @@ def test_a_selection_that_selects_nothing_is_refused(options: dict[str, Any], fo
         load_engine(folders("llama"), noise=options)
 
 
+@on_cpu
 def test_with_weights_dtype_model_the_lowrank_weights_are_the_live_ones(folders: Callable[[str], Path]) -> None:
     engine = load_engine(folders("llama-untied"), noise={"weights_dtype": "model"}, dtype="bfloat16")
     arrays = list(engine.weights.tensors.values())
@@ -253,6 +258,7 @@ def test_with_weights_dtype_model_the_lowrank_weights_are_the_live_ones(folders:
         assert live.ctypes.data in {array.ctypes.data for array in arrays}
 
 
+@on_cpu
 @pytest.mark.parametrize("kind", ["fma32", "bf16dot"])
 @pytest.mark.parametrize("perturbation", ["lowrank", "gaussian"])
 @pytest.mark.parametrize("family", ["llama", "llama-untied", "qwen2", "phi3", "mixtral", "gpt2"])
@@ -275,6 +281,7 @@ def test_our_products_follow_every_member_and_the_unperturbed_model(
     assert (seen[1][0][0] - seen[1][3][0]).abs().max() > 0.3
 
 
+@on_cpu
 @pytest.mark.parametrize("perturbation", ["lowrank", "gaussian"])
 @pytest.mark.parametrize("family", ["llama", "qwen2", "gpt2"])
 def test_weights_multiplied_as_they_lie_give_the_logits_of_copied_ones(
@@ -296,6 +303,7 @@ def test_lowrank_with_nothing_that_it_perturbs_is_refused(folders: Callable[[str
         load_engine(folders("llama"), noise={"trainable": ("*norm*",)})
 
 
+@on_cpu
 def test_a_weights_folder_that_is_a_file_is_refused(folders: Callable[[str], Path], tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match=r"is a file\. Give a folder"):
