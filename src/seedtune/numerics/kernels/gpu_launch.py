@@ -19,7 +19,7 @@ from seedtune.numerics.noise import LANES, Address
 if TYPE_CHECKING:
     from torch import Tensor
 
-INSTALL = "pip install 'triton>=3.7'"
+INSTALL = "pip install 'triton>=3.6'"
 
 FLOATS = ("float32", "float16", "bfloat16")
 BLOCKS = 256  # Philox blocks of a program: 2048 elements, 16 for each of 128 threads
