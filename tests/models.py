@@ -271,6 +271,8 @@ class Reference:
             own = noise.in_subspace(address, 0, math.prod(shape), subspaces=self.noise.subspaces)
             drawn = noise.normals(address, 0, math.prod(shape)) * own
             return torch.from_numpy(drawn).view(shape) * self.noise.subspaces**0.5
+        if self.noise.perturbation == "flipout":
+            return torch.from_numpy(noise.flipout(address, tuple(shape), shared_noise=self.noise.shared_noise))
         a, b = noise.factors(address, tuple(shape), rank=self.noise.rank, subspaces=self.noise.subspaces)
         return torch.from_numpy(a @ b.T) * (self.noise.subspaces / self.noise.rank) ** 0.5
 

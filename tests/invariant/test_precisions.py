@@ -22,6 +22,10 @@ MATRIX += [
     {"perturbation": perturbation, "weights_dtype": "model", "subspaces": 2, "toy": {"size": 5}, "dtype": "bfloat16"}
     for perturbation in ("gaussian", "lowrank")
 ]
+MATRIX += [
+    {"perturbation": "flipout", "weights_dtype": kept, "shared_noise": k, "toy": {"size": 5}, "dtype": dtype}
+    for kept, k, dtype in (("float32", 1, "bfloat16"), ("model", 2, "float16"), ("model", 1, "bfloat16"))
+]
 
 
 @pytest.mark.parametrize("settings", MATRIX, ids=lambda s: "-".join(map(str, s.values())))

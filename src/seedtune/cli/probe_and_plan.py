@@ -153,8 +153,8 @@ def show_forecast(found: Forecast) -> None:
     """Print rollouts and tokens, the memory of each mode, the time on each device, and the assumptions."""
     config, work, anatomy = found.config, found.workload, found.anatomy
     say(
-        f"{config.model}: {anatomy.parameters:,} parameters in {anatomy.dtype}; lowrank perturbs {anatomy.linear:,}, "
-        f"gaussian {anatomy.trainable:,}"
+        f"{config.model}: {anatomy.parameters:,} parameters in {anatomy.dtype}; lowrank and flipout perturb "
+        f"{anatomy.linear:,}, gaussian {anatomy.trainable:,}"
     )
     say(
         f"a generation: {work.members} members × {work.prompts} prompts = {work.rollouts:,} rollouts, "

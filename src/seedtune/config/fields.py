@@ -134,12 +134,16 @@ class Fields(Section):
     antithetic: bool = True
     """Evaluate +ε and −ε of every noise sample (requires an even population)."""
 
-    perturbation: Literal["lowrank", "gaussian"] = "lowrank"
-    """``lowrank``: A·Bᵀ/√r for every linear weight, with the population in one batch; ``gaussian``: i.i.d. noise for
-    every element of every tensor, with members one after the other (the paper's method)."""
+    perturbation: Literal["lowrank", "flipout", "gaussian"] = "lowrank"
+    """``lowrank``: A·Bᵀ/√r for every linear weight, with the population in one batch; ``flipout``: U ⊙ r·sᵀ, of full
+    rank, with the population in one batch at about twice the products; ``gaussian``: i.i.d. noise for every element of
+    every tensor, with members one after the other (the paper's method)."""
 
     rank: int = Field(default=1, ge=1, le=64)
     """Rank r of a low-rank perturbation."""
+
+    shared_noise: int = Field(default=1, ge=1, le=1024)
+    """Number of different U in a generation, of ``flipout``: pair p has U number p mod this."""
 
     subspaces: int = Field(default=1, ge=1, le=1024)
     """Number K of disjoint parts that each generation splits the weights into; a pair perturbs one, by σ√K (CoPES)."""

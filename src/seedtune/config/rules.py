@@ -12,7 +12,7 @@ from seedtune.config.sections import LikelihoodSettings, ScheduleSettings
 
 def check(config: Fields) -> None:
     """Raise ValueError with the message of the first violated rule."""
-    rules = (_population, _steps, _look_ahead, _own_data, _chats, _samples, _likelihood, _staleness)
+    rules = (_population, _perturbation, _steps, _look_ahead, _own_data, _chats, _samples, _likelihood, _staleness)
     message = next(chain.from_iterable(rule(config) for rule in rules), None)
     if message is not None:
         raise ValueError(message)
@@ -24,11 +24,6 @@ def _population(config: Fields) -> Iterator[str]:
             f"population={config.population} is odd, but antithetic pairs need an even one: "
             f"use {config.population + 1}, or antithetic=false"
         )
-    if config.perturbation != "lowrank" and config.rank != 1:
-        yield (
-            f"rank={config.rank} means nothing with perturbation={config.perturbation}: leave it out, "
-            "or use perturbation=lowrank"
-        )
     if config.products in ("fma32", "bf16dot") and "transformers" not in config.kinds:
         yield f"products={config.products} is for the transformers engine: leave it out, or use products=library"
     least = min(config.population, config.lookahead.probes or config.population)
@@ -36,6 +31,29 @@ def _population(config: Fields) -> Iterator[str]:
         yield (
             f"subspaces={config.subspaces} is too many for population={least}: every subspace needs two "
             f"members at least. Use {least // 2} or fewer, or population={2 * config.subspaces} or more"
+        )
+
+
+def _perturbation(config: Fields) -> Iterator[str]:
+    if config.perturbation != "lowrank" and config.rank != 1:
+        yield (
+            f"rank={config.rank} means nothing with perturbation={config.perturbation}: leave it out, "
+            "or use perturbation=lowrank"
+        )
+    if config.perturbation != "flipout" and config.shared_noise != 1:
+        yield (
+            f"shared_noise={config.shared_noise} means nothing with perturbation={config.perturbation}: leave it out, "
+            "or use perturbation=flipout"
+        )
+    if config.shared_noise > config.population:
+        yield (
+            f"shared_noise={config.shared_noise} is more than population={config.population}, and members share noise: "
+            f"use {config.population} or less"
+        )
+    if config.perturbation == "flipout" and config.subspaces != 1:
+        yield (
+            f"subspaces={config.subspaces} does not go with perturbation=flipout: leave it out, or use "
+            "perturbation=lowrank or gaussian"
         )
 
 

@@ -56,6 +56,7 @@ def noise_of(config: Config) -> Noise:
         weights_dtype=config.weights_dtype,
         trainable=config.trainable,
         subspaces=config.subspaces,
+        shared_noise=config.shared_noise,
     )
 
 

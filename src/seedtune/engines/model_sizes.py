@@ -22,11 +22,11 @@ class Anatomy:
 
     parameters: int
     linear: int
-    """Weights that ``lowrank`` perturbs, as far as can be determined without running the model."""
+    """Weights that ``lowrank`` and ``flipout`` perturb, as far as can be determined without running the model."""
     trainable: int
     """Parameters that ``gaussian`` perturbs."""
     factors: int
-    """Σ (m + n) over the weights that ``lowrank`` perturbs: the factors of a pair at rank 1."""
+    """Σ (m + n) over these weights: the factors of a pair at rank 1, or its signs."""
     layers: int
     cached: int
     """Key and value numbers of one position of one row, in all layers."""

@@ -107,7 +107,7 @@ def workload_of(config: Config, task: Task, *, share: float) -> Workload:
         limit=limit,
         batch_slots=_slots(config, members, prompts, positions=longest + limit),
         member_slots=_slots(config, 1, prompts, positions=longest + limit),
-        alone=config.perturbation == "gaussian",
+        alone=config.perturbation == "gaussian" or (config.perturbation == "flipout" and config.engine == "vllm"),
         counted=counted,
     )
 

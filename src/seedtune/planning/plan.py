@@ -25,7 +25,7 @@ SHARE = 0.7
 _COPIED = ("bfloat16", "float32")
 """Dtypes that a CPU copies into a layout for its matrix products."""
 
-MODES = tuple((p, m) for p in ("lowrank", "gaussian") for m in ("float32", "model"))
+MODES = tuple((p, m) for p in ("lowrank", "gaussian", "flipout") for m in ("float32", "model"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,10 +35,10 @@ class MemoryEstimate:
     Per rank of ``vllm.tensor_parallel_size``, which share the first three; current weights in host memory count as 0.
 
     weights  P·b                    b bytes per number of the forward pass
-    current  4·L (lowrank) or 4·T (gaussian) with weights_dtype float32; 0 (lowrank) or b·T (gaussian) with model
+    current  4·L (lowrank, flipout) or 4·T (gaussian) with weights_dtype float32; 0 or b·T (gaussian) with model
     packed   b·P on a CPU, gaussian with float32: a copy in the layout used by matrix products
     cache    slots · (longest prompt + limit) · keys and values of a position · b
-    factors  pairs · r · Σ(m + n) · b, lowrank only
+    factors  pairs · r · Σ(m + n) · b (lowrank), (pairs · Σ(m + n) + shared_noise · L) · b (flipout)
     logits   slots · vocabulary · b
     """
 
@@ -156,24 +156,32 @@ def plan(run: Prepared, devices: Sequence[str], *, measured: Path | None, share:
 
 def memory_of(body: Anatomy, work: Workload, config: Config, perturbation: str, weights_dtype: str) -> MemoryEstimate:
     """Estimate the bytes of a mode for this configuration's population and limits."""
-    low, size = perturbation == "lowrank", body.itemsize
-    reached = body.linear if low else body.trainable
-    own = 0 if low else size * reached
-    rows = work.batch_slots if low else work.member_slots
-    served = config.vllm if config.engine == "vllm" else None
+    size, served = body.itemsize, config.vllm if config.engine == "vllm" else None
+    beside = perturbation == "lowrank" or (perturbation == "flipout" and served is None)
+    reached = body.trainable if perturbation == "gaussian" else body.linear
+    own = 0 if beside else size * reached
+    rows = work.batch_slots if beside else work.member_slots
     ranks = served.tensor_parallel_size if served else 1
     on_device = 0 if served and served.weights_memory == "host" else 1
-    pairs = max(populations(config)) // (2 if config.antithetic else 1)
+    packed = not beside and weights_dtype == "float32" and body.dtype in _COPIED
     return MemoryEstimate(
         perturbation,
         weights_dtype,
         weights=size * body.parameters / ranks,
         current_weights=on_device * (4 * reached if weights_dtype == "float32" else own) / ranks,
-        packed=size * body.linear if not low and weights_dtype == "float32" and body.dtype in _COPIED else 0,
+        packed=size * body.linear if packed else 0,
         cache=rows * (work.longest + work.limit) * body.cached * size / ranks,
-        factors=pairs * config.rank * body.factors * size if low else 0,
+        factors=_factors(body, config, perturbation) * size if beside else 0,
         logits=rows * body.vocabulary * size,
     )
+
+
+def _factors(body: Anatomy, config: Config, perturbation: str) -> int:
+    """Count the numbers that are kept beside the weights for a generation's members."""
+    pairs = max(populations(config)) // (2 if config.antithetic else 1)
+    if perturbation == "flipout":
+        return pairs * body.factors + config.shared_noise * body.linear
+    return pairs * config.rank * body.factors
 
 
 def on_machine(machine: Machine, anatomy: Anatomy, work: Workload, config: Config, *, count: int = 1) -> Duration:
@@ -183,19 +191,21 @@ def on_machine(machine: Machine, anatomy: Anatomy, work: Workload, config: Confi
     position = anatomy.cached * anatomy.itemsize
     graphs = config.engine == "vllm" and not config.vllm.option("enforce_eager")  # one graph a step, no launches
     launched = 0 if graphs else anatomy.layers
+    shared = config.perturbation == "flipout" and not work.alone
+    parameters = anatomy.parameters + (anatomy.linear if shared else 0)
     step = machine.step(
-        weights=memory.weights,
+        weights=memory.weights + (memory.factors if shared else 0),
         cache=rows * (work.prompt_tokens + work.new_tokens / 2) * position,
-        parameters=anatomy.parameters,
+        parameters=parameters,
         rows=rows,
         layers=launched,
     )
     written = memory.weights + memory.current_weights
     return Duration(
         device=machine.name if count == 1 else f"{count}x{machine.name}",
-        prefill=machine.prefill(parameters=anatomy.parameters, tokens=work.read),
+        prefill=machine.prefill(parameters=parameters, tokens=work.read),
         decode=work.steps * step,
-        perturb=work.members * machine.stream(written) if work.alone else 0.0,
+        perturb=machine.stream(work.members * written if work.alone else shared * memory.factors),
         update=machine.stream(2 * written),
         basis=(
             f"{work.steps:,.0f} steps of {step * 1e3:.3g} ms = max((W {memory.weights / 1e9:.3g} GB + K) / "

@@ -84,7 +84,7 @@ def _of_results(config: Config) -> dict[str, Any]:
     return {name: value for name, value in config.identity().items() if name not in technical}
 
 
-WEIGHTS = ("seed", "perturbation", "rank", "subspaces", "weights_dtype", "trainable")
+WEIGHTS = ("seed", "perturbation", "rank", "shared_noise", "subspaces", "weights_dtype", "trainable")
 """Settings that determine the weights, besides the base model, the dtype of the weights and the updates."""
 
 

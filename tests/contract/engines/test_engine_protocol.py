@@ -27,6 +27,7 @@ ENGINES: dict[str, Callable[[], Engine]] = {
     "toy-gaussian-float16": toy("float16", perturbation="gaussian"),
     "toy-gaussian-model-bfloat16": toy("bfloat16", perturbation="gaussian", weights_dtype="model"),
     "toy-gaussian-subspaces": toy(perturbation="gaussian", subspaces=4),
+    "toy-flipout-model-bfloat16": toy("bfloat16", perturbation="flipout", shared_noise=2, weights_dtype="model"),
     "toy-gaussian-frozen-model": toy(
         perturbation="gaussian",
         weights_dtype="model",

@@ -48,11 +48,12 @@ ENGINES: dict[str, Callable[..., Any]] = {
     "gpt2": lambda folder: load_engine(folder("gpt2"), rank=2),
     "gemma3": lambda folder: load_engine(folder("gemma3")),
     "mixtral": lambda folder: load_engine(folder("mixtral")),
+    "flipout-llama": lambda folder: load_engine(folder("llama"), noise={"perturbation": "flipout"}, prefill_tokens=20),
     "gaussian-llama": lambda folder: load_engine(folder("llama"), noise=GAUSSIAN),
     "gaussian-gpt2": lambda folder: load_engine(folder("gpt2"), noise=GAUSSIAN),
 }
 MODELS = {"llama": "llama", "llama-small-passes": "llama", "gpt2": "gpt2", "gemma3": "gemma3", "mixtral": "mixtral"}
-MODELS |= {"gaussian-llama": "llama", "gaussian-gpt2": "gpt2"}
+MODELS |= {"flipout-llama": "llama", "gaussian-llama": "llama", "gaussian-gpt2": "gpt2"}
 """Engines that run a language model, and its family."""
 
 

@@ -34,11 +34,13 @@ def toy(**noise: Any) -> Callable[[Path], Engine]:
     return make
 
 
+FLIPOUT = {"perturbation": "flipout", "shared_noise": 2}
 ENGINES: dict[str, Callable[[Path], Any]] = {
     "toy": toy(),
     "toy-gaussian": toy(perturbation="gaussian"),
     "lowrank": load_engine,
     "lowrank-few-slots": lambda folder: load_engine(folder, rank=2, max_rows=2, prefill_tokens=4),
+    "flipout": lambda folder: load_engine(folder, noise=FLIPOUT, max_rows=2, prefill_tokens=4),
     "gaussian": lambda folder: load_engine(folder, noise={"perturbation": "gaussian"}),
 }
 
@@ -53,7 +55,7 @@ def engine(request: pytest.FixtureRequest, folder: Path) -> Any:
     return request.param(folder)
 
 
-@pytest.fixture(scope="module", params=["lowrank", "lowrank-few-slots", "gaussian"])
+@pytest.fixture(scope="module", params=["lowrank", "lowrank-few-slots", "flipout", "gaussian"])
 def model(request: pytest.FixtureRequest, folder: Path) -> Any:
     """The engines that run a language model."""
     return ENGINES[request.param](folder)

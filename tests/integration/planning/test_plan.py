@@ -82,11 +82,13 @@ def test_weights_and_tokenizer_are_not_needed(folder, monkeypatch):
 def test_memory_follows_its_formula(folder):
     config = planned(folder, rank=2)
     found = plan_config(config, task=TASK)
-    body, (low, bare, full, own) = found.anatomy, found.memory
-    assert [m.weights for m in found.memory] == [4 * body.parameters] * 4
+    body, (low, bare, full, own, shared, _) = found.anatomy, found.memory
+    assert [m.weights for m in found.memory] == [4 * body.parameters] * 6
     assert (low.current_weights, bare.current_weights) == (4 * body.linear, 0)
     assert (full.current_weights, own.current_weights) == (4 * body.trainable, 4 * body.trainable)
     assert (low.factors, full.factors) == (4 * 2 * body.factors * 4, 0)
+    assert shared.factors == 4 * (4 * body.factors + body.linear)
+    assert shared.current_weights == low.current_weights
     assert low.cache == 36 * (7 + 20) * body.cached * 4
     assert full.cache == 4 * (7 + 20) * body.cached * 4
     assert low.total == low.weights + low.current_weights + low.cache + low.factors + 36 * models.VOCABULARY * 4
@@ -101,7 +103,7 @@ def test_the_factors_of_a_pair_are_those_the_engine_makes(folder):
     engine = models.load_engine(folder)
     members = (seedtune.types.Member(0, 0, 1),)
     list(engine.evaluate([models.job(models.text_prompts("ab"), members=members)]))
-    made = sum(group.factors.a.numel() + group.factors.b.numel() for group in engine.perturbation.groups)
+    made = sum(group.noise.a.numel() + group.noise.b.numel() for group in engine.perturbation.groups)
     assert anatomy_of(planned(folder)).factors == made
     engine.close()
 

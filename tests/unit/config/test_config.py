@@ -129,7 +129,7 @@ def test_an_unknown_key_is_an_error_with_the_nearest_known_one(settings, parts):
         ({"population": 1}, "population=1: must be greater than or equal to 2"),
         ({"seed": -1}, "seed=-1: must be greater than or equal to 0"),
         ({"seed": 2**64}, f"seed={2**64}: must be less than {2**64}"),
-        ({"perturbation": "rank1"}, "perturbation='rank1': must be 'lowrank' or 'gaussian'"),
+        ({"perturbation": "rank1"}, "perturbation='rank1': must be 'lowrank', 'flipout' or 'gaussian'"),
         ({"weights_dtype": "bfloat16"}, "weights_dtype='bfloat16': must be 'float32' or 'model'"),
         ({"trainable": 5}, "trainable=5: must be a list, like "),
         ({"shaping": "rank"}, "shaping='rank': must be 'zscore', 'per_prompt', 'centered_rank' or 'none'"),
@@ -170,6 +170,19 @@ def test_a_rank_without_low_rank_is_not_ignored():
     assert error_of({"perturbation": "gaussian", "rank": 4}).startswith(
         "rank=4 means nothing with perturbation=gaussian"
     )
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"rank": 2, "perturbation": "flipout"}, "rank=2 means nothing with perturbation=flipout"),
+        ({"shared_noise": 2}, "shared_noise=2 means nothing with perturbation=lowrank"),
+        ({"perturbation": "flipout", "shared_noise": 9, "population": 8}, "shared_noise=9 is more than population=8"),
+        ({"perturbation": "flipout", "subspaces": 2}, "subspaces=2 does not go with perturbation=flipout"),
+    ],
+)
+def test_settings_that_a_perturbation_does_not_have_are_not_ignored(settings, message):
+    assert error_of(settings).startswith(message)
 
 
 @pytest.mark.parametrize(

@@ -141,7 +141,7 @@ class ToyEngine(LocalEngine):
 
     def _matrix(self, place: Weights, name: str, member: Member, sigma: float) -> WeightArray:
         weights, dtype = place.tensors[name], self.dtype
-        if member.sign and self.noise.perturbation == "gaussian":
+        if member.sign and self.noise.perturbation != "lowrank":
             out = np.empty(weights.size, ARRAYS[dtype])
             place.perturb(name, member, sigma, out)
             return widen(out).reshape(weights.shape)

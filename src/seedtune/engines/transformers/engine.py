@@ -40,7 +40,9 @@ from seedtune.engines.transformers.device import (
     wait_for,
 )
 from seedtune.engines.transformers.fused.fuse import fuse
+from seedtune.engines.transformers.members.flipout import Flipout
 from seedtune.engines.transformers.members.gaussian import Gaussian
+from seedtune.engines.transformers.members.linear_members import LinearMembers
 from seedtune.engines.transformers.members.lowrank import LowRank
 from seedtune.engines.transformers.members.population_linear import ProductForm
 from seedtune.engines.transformers.members.weight_format import WeightFormat, weights_dtype
@@ -52,6 +54,10 @@ from seedtune.types import UNPERTURBED, Job, Likelihood, Prompt, Rollout, Shift,
 
 Asked = TypeVar("Asked", DecodeSequence, ForcedSequence)
 """A request to a member: generate a completion, or compute the likelihood of a given one."""
+
+
+KINDS: dict[str, type[Gaussian | LinearMembers]] = {"gaussian": Gaussian, "lowrank": LowRank, "flipout": Flipout}
+"""Members by the name of their perturbation."""
 
 
 class TransformersEngine(LocalEngine):
@@ -108,8 +114,8 @@ class TransformersEngine(LocalEngine):
         self.attention.cache = SlotCache(1, 1)
         current = weights_dtype(self.noise, self.dtype)
         place = WeightFormat(self.dtype, self.device, self._form(), current, self._weights_folder())
-        kind = Gaussian if self.noise.perturbation == "gaussian" else LowRank
-        self.perturbation: Gaussian | LowRank = kind(model, seen, noise=self.noise, anchor=self.anchor, place=place)
+        kind = KINDS[self.noise.perturbation]
+        self.perturbation = kind(model, seen, noise=self.noise, anchor=self.anchor, place=place)
         self.weights = self.perturbation.weights
         self.model = _cast(model, self.dtype).to(self.device)
 

@@ -62,7 +62,7 @@ class BaseModelInfo:
             names = trainable
             coverage = coverage_of(model, set(names), trainable=set(names), called=())
         else:
-            names = _lora_weights(model, trainable, noise)
+            names = _linear_weights(model, trainable, noise)
             called = [name for name, module in model.named_modules() if is_linear(module)]
             coverage = coverage_of(model, set(names), trainable=set(trainable), called=called)
             coverage = with_tied_head(coverage, model)
@@ -75,13 +75,13 @@ class BaseModelInfo:
         return cls(anchor.fingerprint, coverage, dtype, shapes, every, places, eos, lora_head)
 
 
-def _lora_weights(model: Any, trainable: list[str], noise: Noise) -> list[str]:
-    """Return the weights of linear layers that support LoRA adapters."""
+def _linear_weights(model: Any, trainable: list[str], noise: Noise) -> list[str]:
+    """Return the weights of linear layers that the perturbation reaches."""
     names = linear_weights(model, set(trainable))
     if not names:
         raise ConfigError(
             f"trainable={list(noise.trainable)} leaves no weight of a linear "
-            "layer, which is all that lowrank perturbs. Select some, or use perturbation=gaussian."
+            f"layer, which is all that {noise.perturbation} perturbs. Select some, or use perturbation=gaussian."
         )
     return names
 

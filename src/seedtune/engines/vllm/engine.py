@@ -55,8 +55,9 @@ class JobSequence(NamedTuple, Generic[Asked]):
 class VllmEngine(Engine):
     """A decoder-only model in vLLM.  ``model`` is a Hugging Face id, a local folder or a built-in name.
 
-    ``gaussian``: each member in turn is written over the live weights, and answers all prompts of its job in one
-    batch.  ``lowrank``: members are LoRA adapters, and all members of all jobs answer in one continuous batch.
+    ``gaussian`` and ``flipout``: each member in turn is written over the live weights, and answers all prompts of its
+    job in one batch.  ``lowrank``: members are LoRA adapters, and all members of all jobs answer in one continuous
+    batch.
     """
 
     def __init__(self, config: Config, *, noise: Noise) -> None:
@@ -160,7 +161,7 @@ class VllmEngine(Engine):
         self, jobs: Iterable[Job], asked: Callable[[Job, ModelTokenizer], list[Asked]]
     ) -> Iterator[list[JobSequence[Asked]]]:
         """Yield groups of requests that fit in one batch: one member's, or all members' with the same shift."""
-        if self.noise.perturbation == "gaussian":
+        if self.noise.perturbation != "lowrank":
             for job in jobs:
                 for _, mine in groupby(sorted(asked(job, self.tokenizer), key=_member), key=_member):
                     yield [JobSequence(job, sequence) for sequence in mine]
@@ -171,7 +172,7 @@ class VllmEngine(Engine):
     def _set_live_weights(self, job: Job, sequence: DecodeSequence | ForcedSequence) -> None:
         """Set the live weights to a wave's only member, or to the unperturbed model, to which adapters are added."""
         started = time.perf_counter()
-        member = job.members[sequence.member] if self.noise.perturbation == "gaussian" else UNPERTURBED
+        member = job.members[sequence.member] if self.noise.perturbation != "lowrank" else UNPERTURBED
         self._set_member(member, job.sigma, job.shift)
         self._times.perturb += time.perf_counter() - started
 
@@ -188,7 +189,7 @@ class VllmEngine(Engine):
 
     def _lora(self, member: Member, sigma: float) -> Any:
         """Return a member's adapter; None if members are live weights."""
-        if self.noise.perturbation == "gaussian" or (member.sign == 0 and not compat.unperturbed_needs_lora()):
+        if self.noise.perturbation != "lowrank" or (member.sign == 0 and not compat.unperturbed_needs_lora()):
             return None
         name = lora.name_of(member, sigma if member.sign else 0.0)
         return compat.lora_request(self._number(name), name)

@@ -153,7 +153,7 @@ class WorkerState:
         perturbed member of a lowrank run, which is an adapter.
         """
         wanted = Held(member, sigma if member.sign else 0.0, shift)
-        if member.sign and self.weights.noise.perturbation != "gaussian":
+        if member.sign and self.weights.noise.perturbation == "lowrank":
             raise EngineError(f"member {member.label(-1)} of a lowrank run is an adapter, not live weights.")
         if wanted == self._held:
             return False

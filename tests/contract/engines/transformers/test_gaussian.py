@@ -186,7 +186,7 @@ def test_an_exported_model_holds_the_updated_weights(
         np.testing.assert_array_equal(nearest(widen(array).ravel(), "bfloat16"), expected)
 
 
-@pytest.mark.parametrize("perturbation", ["lowrank", "gaussian"])
+@pytest.mark.parametrize("perturbation", ["lowrank", "gaussian", "flipout"])
 @pytest.mark.parametrize("weights_dtype", ["float32", "model"])
 def test_a_snapshot_holds_every_bit(
     perturbation: str, weights_dtype: str, folders: Callable[[str], Path], tmp_path: Path
@@ -213,7 +213,7 @@ def test_weights_in_a_mapped_file_have_the_same_bits(folders: Callable[[str], Pa
         assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("perturbation", ["lowrank", "gaussian"])
+@pytest.mark.parametrize("perturbation", ["lowrank", "gaussian", "flipout"])
 def test_frozen_tensors_are_neither_perturbed_nor_moved_and_are_listed(
     perturbation: str, folders: Callable[[str], Path]
 ) -> None:
@@ -260,7 +260,7 @@ def test_with_weights_dtype_model_the_lowrank_weights_are_the_live_ones(folders:
 
 @on_cpu
 @pytest.mark.parametrize("kind", ["fma32", "bf16dot"])
-@pytest.mark.parametrize("perturbation", ["lowrank", "gaussian"])
+@pytest.mark.parametrize("perturbation", ["lowrank", "gaussian", "flipout"])
 @pytest.mark.parametrize("family", ["llama", "llama-untied", "qwen2", "phi3", "mixtral", "gpt2"])
 def test_our_products_follow_every_member_and_the_unperturbed_model(
     family: str, perturbation: str, kind: Any, folders: Callable[[str], Path]
@@ -282,7 +282,7 @@ def test_our_products_follow_every_member_and_the_unperturbed_model(
 
 
 @on_cpu
-@pytest.mark.parametrize("perturbation", ["lowrank", "gaussian"])
+@pytest.mark.parametrize("perturbation", ["lowrank", "gaussian", "flipout"])
 @pytest.mark.parametrize("family", ["llama", "qwen2", "gpt2"])
 def test_weights_multiplied_as_they_lie_give_the_logits_of_copied_ones(
     family: str, perturbation: str, folders: Callable[[str], Path]

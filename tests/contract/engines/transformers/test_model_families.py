@@ -31,9 +31,13 @@ PROMPTS = text_prompts("Hello there", "x", "The quick brown fox jumps", "Hello t
 """Some share beginnings, which a member's prefill computes once; one is repeated."""
 SIGMA = 0.05
 NEW = 8
-ALL_AT_ONCE: dict[str, Any] = {}
 IN_WAVES = {"max_rows": 4, "prefill_tokens": 16}
-MODES = pytest.mark.parametrize(("rank", "settings"), [(1, ALL_AT_ONCE), (4, IN_WAVES)], ids=["rank1", "rank4-waves"])
+MODES: dict[str, dict[str, Any]] = {
+    "rank1": {},
+    "rank4-waves": {"rank": 4, **IN_WAVES},
+    "flipout": {"noise": {"perturbation": "flipout"}},
+    "flipout-waves": {"noise": {"perturbation": "flipout", "shared_noise": 3}, **IN_WAVES},
+}
 
 
 @pytest.fixture(scope="module")
@@ -45,12 +49,12 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     return folder
 
 
-@MODES
+@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_batched_members_equal_materialised_models_one_at_a_time(
-    family: str, rank: int, settings: dict[str, Any], folders: Callable[[str], Path]
+    family: str, mode: str, folders: Callable[[str], Path]
 ) -> None:
-    engine = load_engine(folders(family), rank=rank, **settings)
+    engine = load_engine(folders(family), **MODES[mode])
     first = assert_members_are_materialised_models(engine, folders(family), MEMBERS, PROMPTS, sigma=SIGMA, new=NEW)
     _assert_far_apart(first)
 

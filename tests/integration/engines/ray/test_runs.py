@@ -18,6 +18,7 @@ SORTS = {
         "weights_dtype": "model",
         "dtype": "bfloat16",
     },
+    "flipout": {"perturbation": "flipout", "shared_noise": 2},
     "subspaces and decay": {"subspaces": 2, "anchor_l2": 1.0, "anchor_l1": 0.001, "alpha": 0.05},
     "look-ahead": {"lookahead": {"radius": 0.01}, "alpha": 0.05},
     "look-ahead of a length": {"lookahead": {"radius": 0.05, "probes": 4}, "alpha": 0.05},

@@ -55,6 +55,7 @@ def test_an_honest_run_verifies_and_is_left_alone(command, run):
         {"generations": 50, "fingerprint_steps": 7},
         {"generations": 40, "fingerprint_steps": 1},
         {"perturbation": "gaussian", "trainable": ("layers.1.*",)},
+        {"perturbation": "flipout", "shared_noise": 2, "weights_dtype": "model", "dtype": "bfloat16"},
         {"weights_dtype": "model", "dtype": "bfloat16", "generations": 30},
         {"perturbation": "gaussian", "weights_dtype": "model", "dtype": "float16"},
     ],

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from seedtune.engines.transformers.cpu_kernels.attention import AttentionOptions, FilledCache, decode_rows, single
 from seedtune.engines.transformers.cpu_kernels.bfloat16 import load, store
-from seedtune.engines.transformers.cpu_kernels.lowrank_rows import add_row
+from seedtune.engines.transformers.cpu_kernels.member_rows import add_row
 from seedtune.engines.transformers.cpu_kernels.products import product
 from seedtune.engines.transformers.cpu_kernels.rms_norm import norm_row, norm_rows
 from seedtune.engines.transformers.cpu_kernels.rotary import rotate_row
@@ -26,7 +26,7 @@ Array = NDArray[Any]
 
 
 class Terms(NamedTuple):
-    """What `lowrank_rows.add_rows` adds to a product: factors, ends of its parts, and each row's pair and scale."""
+    """What `member_rows.add_lowrank` adds to a product: factors, ends of its parts, and each row's pair and scale."""
 
     a: Array
     b: Array

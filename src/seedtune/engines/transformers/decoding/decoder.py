@@ -19,7 +19,7 @@ from seedtune.engines.transformers.decoding.likelihood import ForcedSequence
 from seedtune.engines.transformers.decoding.prefix_packing import PrefixPack, packed
 from seedtune.engines.transformers.decoding.slot_attention import Decode, Prefill, SlotAttention
 from seedtune.engines.transformers.members.gaussian import Gaussian
-from seedtune.engines.transformers.members.lowrank import LowRank
+from seedtune.engines.transformers.members.linear_members import LinearMembers
 from seedtune.engines.transformers.tokenization import ModelTokenizer
 from seedtune.types import Finish, Job, Rollout, Sampling
 
@@ -104,7 +104,7 @@ class Decoder:
 
     model: Any
     attention: SlotAttention
-    perturbation: Gaussian | LowRank
+    perturbation: Gaussian | LinearMembers
     slots: int
     prefill_tokens: int
     times: EngineTimes

@@ -62,7 +62,8 @@ class FusedLayer(nn.Module):
             )
             return plain
         rows = hidden_states[0].contiguous()
-        weights, cache = self._panels(), self.attention.decoding(self.self_attn.layer_idx)
+        compiled = all(group.compiled for group in self.products)
+        weights, cache = self._panels() if compiled else None, self.attention.decoding(self.self_attn.layer_idx)
         if weights is not None and cache is not None:
             return self._decode(rows, weights, cache, position_embeddings)[None]
         heads = self._attend(rows, position_embeddings, past_key_values)
@@ -95,11 +96,11 @@ class FusedLayer(nn.Module):
 
     def _attend(self, rows: Tensor, turn: tuple[Tensor, Tensor], cache: SlotCache) -> Tensor:
         """Return the attention output of every head, (rows, heads·dim)."""
-        x, attend, product = self.input_layernorm(rows), self.self_attn, self.qkv
-        y = product.weight(x)
+        x, attend = self.input_layernorm(rows), self.self_attn
+        y, terms = self.qkv.opened(x)
         cos, sin = (bits(angles[0]) for angles in turn)
         heads = attend.heads + attend.kv_heads
-        kernel.turn(bits(y), bits(x), product.terms(len(x)), cos, sin, heads)
+        kernel.turn(bits(y), bits(x), terms, cos, sin, heads)
         packed = y.view(len(y), -1, attend.dim)
         if isinstance(self.attention.current, Decode):
             return self.attention.decode_packed(attend.layer_idx, packed, attend.heads, attend.attention)
@@ -107,18 +108,18 @@ class FusedLayer(nn.Module):
 
     def _close(self, heads: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
         """Return the hidden states after attention, and their norm."""
-        y, terms = self.out.weight(heads), self.out.terms(len(heads))
+        y, terms = self.out.opened(heads)
         h, x, norm = torch.empty_like(y), torch.empty_like(y), self.post_attention_layernorm.norm
         kernel.close_and_norm(bits(x), norm, bits(h), bits(before), bits(y), bits(heads), terms)
         return h, x
 
     def _feed(self, h: Tensor, x: Tensor) -> Tensor:
         """Return ``h`` after adding the feed-forward output for its norm ``x`` in place."""
-        y = self.gate_up.weight(x)
+        y, terms = self.gate_up.opened(x)
         gated = y.new_empty(y.shape[0], y.shape[1] // 2)
-        kernel.gate(bits(gated), bits(y), bits(x), self.gate_up.terms(len(x)))
-        z, h_bits = self.down.weight(gated), bits(h)
-        kernel.close(h_bits, h_bits, bits(z), bits(gated), self.down.terms(len(x)))
+        kernel.gate(bits(gated), bits(y), bits(x), terms)
+        (z, terms), h_bits = self.down.opened(gated), bits(h)
+        kernel.close(h_bits, h_bits, bits(z), bits(gated), terms)
         return h
 
 

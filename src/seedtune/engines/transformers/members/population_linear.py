@@ -9,14 +9,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from seedtune.engines.transformers.cpu_kernels import lowrank_rows, products
+from seedtune.engines.transformers.cpu_kernels import member_rows, products
 from seedtune.engines.transformers.cpu_kernels.layer_steps import Terms
 from seedtune.engines.transformers.product_choice import AnyProduct
 from seedtune.engines.transformers.tracing import replace_module
@@ -29,12 +29,23 @@ class RowState:
     pairs: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32))
     """The column of each row's pair."""
     scales: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
-    """s·σ/√r, 0 for the unperturbed model."""
+    """s·σ/√r (flipout: s·σ), 0 for the unperturbed model."""
     active: bool = False
+    _sharing: list[np.ndarray] | None = None
 
     def set(self, pairs: np.ndarray, scales: np.ndarray) -> None:
         """Set the column of each row's pair, and each row's scale; both (rows,)."""
-        self.pairs, self.scales, self.active = pairs, scales, bool(scales.any())
+        self.pairs, self.scales, self.active, self._sharing = pairs, scales, bool(scales.any()), None
+
+    def sharing(self, shared: np.ndarray, count: int) -> list[np.ndarray]:
+        """Return the perturbed rows of each of ``count`` shared noises; ``shared`` names that of every column.
+
+        It is the same array for all groups of a model, so that the answer holds until the next ``set``.
+        """
+        if self._sharing is None:
+            of_rows = np.where(self.scales != 0, shared[self.pairs], -1)
+            self._sharing = [np.flatnonzero(of_rows == one).astype(np.int32) for one in range(count)]
+        return self._sharing
 
 
 def bits(tensor: Tensor) -> np.ndarray:
@@ -115,26 +126,55 @@ class Part:
     bias: Tensor | None
 
 
-class Factors:
-    """One group's factors for a job's members: ``a`` (P, r, out) and ``b`` (P, parts, r, in), in the model's dtype."""
+def compiles(tensor: Tensor) -> bool:
+    """Return whether compiled kernels compute on the tensor's device and in its type."""
+    return tensor.device.type == "cpu" and tensor.dtype in (torch.float32, torch.bfloat16)
 
-    def __init__(self, a: Tensor, b: Tensor) -> None:
-        self.a, self.b = a.contiguous(), b.contiguous()
-        compiled = a.device.type == "cpu" and a.dtype in (torch.float32, torch.bfloat16)
-        self.bits = (bits(self.a), bits(self.b)) if compiled else None
+
+class GroupNoise(Protocol):
+    """The perturbation of one group by a job's members."""
+
+    def add(self, y: Tensor, x: Tensor, rows: RowState) -> None:
+        """Add every row's perturbation for inputs ``x`` (rows, in) to the group's outputs ``y`` (rows, out)."""
+        ...
+
+
+class Factors:
+    """One group's factors for a job's members: ``a`` (P, r, out) and ``b`` (P, parts, r, in), in the model's dtype.
+
+    ``ends`` (parts,) is the end of each part's outputs.
+    """
+
+    def __init__(self, a: Tensor, b: Tensor, ends: np.ndarray) -> None:
+        self.a, self.b, self.ends = a.contiguous(), b.contiguous(), ends
+        self.bits = (bits(self.a), bits(self.b)) if compiles(a) else None
+
+    def add(self, y: Tensor, x: Tensor, rows: RowState) -> None:
+        """Add s·σ/√r·A(Bᵀx) to every row."""
+        if self.bits is not None:
+            a, b = self.bits
+            member_rows.add_lowrank(bits(y), bits(x), a=a, b=b, ends=self.ends, pairs=rows.pairs, scales=rows.scales)
+            return
+        pairs = torch.from_numpy(rows.pairs).to(y.device, torch.long)  # devices without a compiled kernel
+        scales = torch.from_numpy(rows.scales).to(y.device)[:, None, None]
+        first = 0
+        for index, end in enumerate(self.ends.tolist()):
+            dots = torch.bmm(self.b[pairs, index].float(), x[:, :, None].float()) * scales
+            y[:, first:end] += torch.bmm(dots.transpose(1, 2), self.a[pairs, :, first:end].float())[:, 0].to(y.dtype)
+            first = end
 
 
 class LinearGroup:
-    """Linear layers with the same input as one product, plus each row's own low-rank term.
+    """Linear layers with the same input as one product, plus each row's own perturbation.
 
-    ``factors`` are those of the job in flight.
+    ``noise`` is that of the job in flight.
     """
 
     def __init__(self, parts: list[Part], inputs: int, *, state: RowState, form: ProductForm) -> None:
         self.parts, self.inputs, self.state = parts, inputs, state
         self.ends = np.cumsum([part.outputs for part in parts]).astype(np.int32)
         self.weight = LiveWeight(form)
-        self.factors: Factors | None = None
+        self.noise: GroupNoise | None = None
         self._input: Tensor | None = None
         self._outputs: tuple[Tensor, ...] = ()
         self._left = 0
@@ -160,37 +200,37 @@ class LinearGroup:
         """Return all layers' outputs for ``x``, concatenated."""
         y = self.weight(x)
         if self.state.active:
-            self._add_rows(y.view(-1, y.shape[-1]), x.reshape(-1, x.shape[-1]).contiguous())
+            self._noise_of(y.numel() // y.shape[-1]).add(
+                y.view(-1, y.shape[-1]), x.reshape(-1, x.shape[-1]).contiguous(), self.state
+            )
         return y
+
+    def opened(self, x: Tensor) -> tuple[Tensor, Terms]:
+        """Return the product for ``x`` (rows, in), and the terms that the compiled pass after it has to add."""
+        if self.compiled:
+            return self.weight(x), self.terms(len(x))
+        return self.whole(x), _no_terms(len(x), x.dtype)
+
+    @property
+    def compiled(self) -> bool:
+        """Whether compiled passes can add what perturbs the rows of the pass in flight."""
+        return not self.state.active or isinstance(self.noise, Factors)
 
     def terms(self, count: int) -> Terms:
         """Return the terms that compiled passes add to ``count`` rows: factors, column ends, pairs and scales."""
         if not self.state.active:
             assert self.weight.dtype is not None
             return _no_terms(count, self.weight.dtype)
-        factors = self._factors_of(count)
+        factors = self._noise_of(count)
+        assert isinstance(factors, Factors)
         assert factors.bits is not None
         return Terms(*factors.bits, self.ends, self.state.pairs, self.state.scales)
 
-    def _factors_of(self, count: int) -> Factors:
+    def _noise_of(self, count: int) -> GroupNoise:
         if self.state.pairs.size != count:
             raise AssertionError(f"{self.parts[0].name}: {count} rows, {self.state.pairs.size} expected")
-        assert self.factors is not None
-        return self.factors
-
-    def _add_rows(self, y: Tensor, x: Tensor) -> None:
-        rows, factors = self.state, self._factors_of(y.shape[0])
-        if factors.bits is not None:
-            a, b = factors.bits
-            lowrank_rows.add_rows(bits(y), bits(x), a=a, b=b, ends=self.ends, pairs=rows.pairs, scales=rows.scales)
-            return
-        pairs = torch.from_numpy(rows.pairs).to(y.device, torch.long)  # devices without a compiled kernel
-        scales = torch.from_numpy(rows.scales).to(y.device)[:, None, None]
-        first = 0
-        for index, end in enumerate(self.ends.tolist()):
-            dots = torch.bmm(factors.b[pairs, index].float(), x[:, :, None].float()) * scales
-            y[:, first:end] += torch.bmm(dots.transpose(1, 2), factors.a[pairs, :, first:end].float())[:, 0].to(y.dtype)
-            first = end
+        assert self.noise is not None
+        return self.noise
 
 
 @lru_cache(maxsize=16)

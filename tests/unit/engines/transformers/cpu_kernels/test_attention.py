@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from seedtune.engines.transformers.cpu_kernels import attention, lowrank_rows
+from seedtune.engines.transformers.cpu_kernels import attention, member_rows
 
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 1e-2}
 """Largest difference for results of order one; bfloat16 has eight bits of mantissa."""
@@ -200,7 +200,7 @@ class Lanes:
 
     def run(self) -> Tensor:
         y = self.y.clone()
-        lowrank_rows.add_rows(
+        member_rows.add_lowrank(
             bits(y),
             bits(self.x),
             a=bits(self.a),

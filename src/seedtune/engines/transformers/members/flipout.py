@@ -1,0 +1,133 @@
+"""Flipout perturbation: U ⊙ (r sᵀ) beside every linear weight, of full rank (arXiv 2606.02857).
+
+    y = x·Wᵀ + s·σ·(rₚ ⊙ U(sₚ ⊙ x))     for a row of the member (pair p, sign s)
+
+One U serves all members of a generation that share it, so that the whole batch costs one more product.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from seedtune.engines.transformers.cpu_kernels import member_rows
+from seedtune.engines.transformers.members.linear_members import LinearMembers
+from seedtune.engines.transformers.members.population_linear import (
+    LiveWeight,
+    Part,
+    RowState,
+    bits,
+    compiles,
+)
+from seedtune.engines.transformers.members.weight_format import WeightFormat, as_tensor
+from seedtune.engines.transformers.tracing import Trace
+from seedtune.numerics.noise import Noise
+from seedtune.numerics.weights import Anchor, signs
+
+Shared = tuple[int, int]
+"""A generation, and which of its shared noises."""
+
+
+class SignRows:
+    """Signs of many pairs (P, n), -1 and 1 in the model's dtype, for compiled kernels and for torch."""
+
+    def __init__(self, drawn: Any, dtype: torch.dtype) -> None:
+        self.tensor = as_tensor(drawn).to(dtype)
+        self.bits = bits(self.tensor) if compiles(self.tensor) else None
+
+
+@dataclass(frozen=True, slots=True)
+class PartSigns:
+    """One layer's signs: ``outputs`` (P, out) and ``inputs`` (P, in)."""
+
+    outputs: SignRows
+    inputs: SignRows
+
+    def flipped(self, x: Tensor, rows: np.ndarray, state: RowState) -> Tensor:
+        """Return the inputs (rows, in) of some rows with their members' signs."""
+        if self.inputs.bits is not None:
+            out = x.new_empty(rows.size, x.shape[1])
+            member_rows.flip(bits(out), bits(x), signs=self.inputs.bits, rows=rows, pairs=state.pairs)
+            return out
+        return x[_index(rows, x)] * self.inputs.tensor[_index(state.pairs[rows], x)]
+
+    def add(self, y: Tensor, z: Tensor, rows: np.ndarray, state: RowState, *, first: int) -> None:
+        """Add scale·r ⊙ z to some rows of the group's outputs ``y`` (all rows, all outputs), from ``first`` on."""
+        if self.outputs.bits is not None:
+            options: dict[str, Any] = {"rows": rows, "pairs": state.pairs, "scales": state.scales, "first": first}
+            member_rows.add_flipped(bits(y), bits(z), signs=self.outputs.bits, **options)
+            return
+        scales = torch.from_numpy(state.scales[rows]).to(y.device)[:, None]
+        own, drawn = _index(rows, y), self.outputs.tensor[_index(state.pairs[rows], y)]
+        part = y[:, first : first + z.shape[1]]
+        part[own] = (part[own].float() + scales * (drawn.float() * z.float())).to(y.dtype)
+
+
+def _index(rows: np.ndarray, like: Tensor) -> Tensor:
+    return torch.from_numpy(rows).to(like.device, torch.long)
+
+
+class Flips:
+    """One group's noise: each layer's signs of a job's pairs, and the products by each U that these share.
+
+    ``shared`` (P,) names the U of every pair.
+    """
+
+    def __init__(
+        self, parts: Sequence[PartSigns], products: Sequence[Sequence[LiveWeight]], shared: np.ndarray
+    ) -> None:
+        self._parts, self._products, self._shared = parts, products, shared
+
+    def add(self, y: Tensor, x: Tensor, rows: RowState) -> None:
+        """Add s·σ·r ⊙ U(s ⊙ x) to every perturbed row."""
+        sharing = rows.sharing(self._shared, len(self._products))
+        for own, products in zip(sharing, self._products, strict=True):
+            first = 0
+            for part, product in zip(self._parts, products, strict=True):
+                if own.size:
+                    part.add(y, product(part.flipped(x, own, rows)), own, rows, first=first)
+                first += part.outputs.tensor.shape[1]
+
+
+class Flipout(LinearMembers):
+    """Members that share each generation's normals, which are kept as a second copy of the live weights."""
+
+    def __init__(self, model: Any, trace: Trace, *, noise: Noise, anchor: Anchor, place: WeightFormat) -> None:
+        super().__init__(model, trace, noise=noise, anchor=anchor, place=place)
+        self._held: dict[Shared, list[list[LiveWeight]]] = {}
+
+    def _draw(self, pairs: Sequence[tuple[int, int]]) -> list[Flips]:
+        shared = [(generation, pair % self.weights.noise.shared_noise) for generation, pair in pairs]
+        needed = sorted(set(shared))
+        self._hold(needed)
+        of_pair = np.array([needed.index(one) for one in shared], np.int32)
+        products = zip(*(self._held[one] for one in needed), strict=True)
+        return [
+            Flips([self._signs(part, pairs) for part in group.parts], own, of_pair)
+            for group, own in zip(self.groups, products, strict=True)
+        ]
+
+    def _hold(self, needed: Sequence[Shared]) -> None:
+        """Draw the normals that are needed and not held; forget those of other generations first."""
+        generations = {generation for generation, _ in needed}
+        self._held = {one: products for one, products in self._held.items() if one[0] in generations}
+        for one in needed:
+            if one not in self._held:
+                self._held[one] = [[self._product(part, one) for part in group.parts] for group in self.groups]
+
+    def _product(self, part: Part, shared: Shared) -> LiveWeight:
+        """Return U of a layer as (out, in), in the form of the live weights."""
+        drawn = as_tensor(self.weights.shared(f"{part.name}.weight", *shared)).to(self._place.dtype)
+        product = LiveWeight(self._place.form)
+        product.set((drawn.T if part.transposed else drawn).contiguous())
+        return product
+
+    def _signs(self, part: Part, pairs: Sequence[tuple[int, int]]) -> PartSigns:
+        r, s = signs(self.weights, f"{part.name}.weight", pairs)
+        outputs, inputs = (s, r) if part.transposed else (r, s)
+        return PartSigns(SignRows(outputs, self._place.dtype), SignRows(inputs, self._place.dtype))
