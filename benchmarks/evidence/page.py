@@ -39,6 +39,7 @@ def write(store: Store) -> None:
     add("Cost of a thousand rollouts, idle", tables.costs(store))
     add("Exact repeats", tables.repeats(store))
     (store.folder / "tables.md").write_text("\n".join(parts), encoding="utf-8")
-    figures.efficiency(store, FIRST, TRAINED, store.folder / "efficiency.svg")
+    shown = [(task, model) for task, model in FIRST if tables.runs_of(store, task, model, "GRPO")]
+    figures.efficiency(store, shown, TRAINED, store.folder / "efficiency.svg")
     if tables.runs_of(store, "conciseness", SMOLLM2, "GRPO"):
         figures.front(store, "conciseness", SMOLLM2, THREE, store.folder / "front.svg")

@@ -6,6 +6,7 @@ import statistics as numbers
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from benchmarks.evidence import baselines
 from benchmarks.evidence.cells import POINTS
 from benchmarks.evidence.statistics import Paired, holm, paired
 from benchmarks.evidence.study import Store
@@ -68,6 +69,8 @@ def efficiency(store: Store, task: str, model: str, methods: Sequence[str], refe
         if not ours:
             continue
         cells = [shown([at(run, part) for run in ours.values()]) for part in (0.0, *POINTS)]
+        if baselines.is_baseline(method):
+            cells[1:-1] = ["–"] * (len(POINTS) - 1)
         chosen = next(iter(ours.values()))["label"]
         rows.append([f"{method} ({chosen})", *cells])
         apart.append(None if method == reference else compare(ours, theirs, gain))
@@ -166,7 +169,8 @@ def stability(store: Store, tasks: Sequence[tuple[str, str]], methods: Sequence[
             ends = [gain(run) for run in runs_of(store, task, model, method).values()]
             below = sum(end < 0 for end in ends)
             cells.append(f"{numbers.stdev(ends):.3f} ({below} of {len(ends)})" if len(ends) > 1 else "–")
-        rows.append([f"{task}, {model}", *cells])
+        if any(cell != "–" for cell in cells):
+            rows.append([f"{task}, {model}", *cells])
     return table(["standard deviation (runs below their start)", *methods], rows)
 
 

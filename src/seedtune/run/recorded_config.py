@@ -157,14 +157,21 @@ def check_same_run(root: Path, recorded: Header, config: Config) -> None:
 
     Rows that the model cannot read may be dropped on the way; what else truncation does is in the data's digest.
     """
+    now = config.identity()
     same = {"prompt_truncation": config.prompt_truncation}
-    changes = changed_fields({**recorded.config, **same}, config.identity())
+    changes = changed_fields({**_newer_settings(recorded, now), **recorded.config, **same}, now)
     if changes:
         raise RunError(
             f"{root} was started with another configuration ({'; '.join(changes)}). "
             "Put the recorded values back, or start a new run in another output_dir."
         )
     check_noise(str(root), recorded.noise)
+
+
+def _newer_settings(recorded: Header, now: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings that a ledger does not have because they came later, at their defaults: as it was made."""
+    defaults = Config().identity()
+    return {name: defaults[name] for name in now if name in defaults and name not in recorded.config}
 
 
 def check_noise(what: str, scheme: str) -> None:

@@ -10,9 +10,16 @@ import pytest
 
 from ledgers import HEADER
 from seedtune import ESConfig
-from seedtune.errors import ConfigError, LedgerError, ModelError
+from seedtune.errors import ConfigError, LedgerError, ModelError, RunError
 from seedtune.run import sealing
-from seedtune.run.recorded_config import as_written, config_of, for_weights, hinting, with_settings
+from seedtune.run.recorded_config import (
+    as_written,
+    check_same_run,
+    config_of,
+    for_weights,
+    hinting,
+    with_settings,
+)
 
 SERVED: dict[str, Any] = {
     "engine": "vllm",
@@ -37,6 +44,15 @@ def test_another_engine_is_taken_if_it_is_asked_for() -> None:
     assert for_weights(recorded, ["engine=vllm"]).vllm == recorded.vllm
     back = for_weights(with_settings(recorded, ["engine=transformers"]), ["engine=vllm", "dtype=bfloat16"])
     assert (back.engine, back.dtype, back.trust_remote_code) == ("vllm", "bfloat16", True)
+
+
+def test_a_setting_that_came_after_a_ledger_is_at_its_default_there(tmp_path: Path) -> None:
+    config = ESConfig.create({"engine": "toy"})
+    older = {name: value for name, value in config.identity().items() if name != "shared_noise"}
+    check_same_run(tmp_path, replace(HEADER, config=older), config)
+    changed = ESConfig.create({"engine": "toy", "perturbation": "flipout", "shared_noise": 4})
+    with pytest.raises(RunError, match="shared_noise: 1 → 4"):
+        check_same_run(tmp_path, replace(HEADER, config=older), changed)
 
 
 def test_a_run_of_the_others_stays_where_it_is() -> None:
