@@ -69,7 +69,7 @@ HOW = {
     "gaussian-essam": {"perturbation": "gaussian", "lookahead": {"radius": 0.02}},
     "gaussian-decay-model": {"perturbation": "gaussian", "weights_dtype": "model", "anchor_l2": 0.5},
     "subspaces": {"alpha": 0.1, "subspaces": 4},
-    "flipout-essam": {"perturbation": "flipout", "shared_noise": 2, "lookahead": {"radius": 0.5, "probes": 4}},
+    "flipout": {"perturbation": "flipout", "shared_noise": 8},
 }
 
 
