@@ -54,6 +54,11 @@ def _compare(check: Check, dtype: str, subspaces: int) -> None:
         expected = references.perturbed(theta, 0.0123, ADDRESS, start=START, dtype=dtype, **more)
         _same(check, f"perturb {name}", live, expected)
     if subspaces == 1:
+        with check.attempt(f"update_flipout {name}"):
+            live = _up(check, rows)
+            gpu.update_flipout(live, KEY, UPDATES[:1], shared_noise=2)
+            expected = references.updated(rows, KEY, UPDATES[:1], shared_noise=2)
+            _same(check, f"update_flipout {name}", live, expected)
         with check.attempt(f"fingerprint {name}"):
             own = fp.tensor_key("name", theta.itemsize)
             found = gpu.fingerprint(_up(check, theta), own, START)

@@ -60,10 +60,10 @@ class Loaded:
 
 
 def run(check: Check) -> None:
-    """Measure both perturbations, and Hugging Face's own loop beside them."""
+    """Measure every perturbation, and Hugging Face's own loop beside them."""
     with tempfile.TemporaryDirectory(prefix="qwen-") as folder:
         _save(check, Path(folder))
-        for perturbation in ("lowrank", "gaussian"):
+        for perturbation in ("lowrank", "gaussian", "flipout"):
             with check.attempt(perturbation):
                 _measure(_load(check, Path(folder), perturbation))
             check.release()
@@ -130,12 +130,18 @@ def _reproducibility(loaded: Loaded) -> None:
     check = loaded.check
     first, second = (loaded.completions(loaded.members) for _ in range(2))
     same = sum(map(tuple.__eq__, first, second)) / len(first)
-    check.say("same job twice: equal completions", same, "anything but 1 breaks resume", wrong=same < 1.0)
+    check.say(
+        f"{loaded.name}, same job twice: equal completions", same, "anything but 1 breaks resume", wrong=same < 1.0
+    )
     some = loaded.members[:2]
     alone = sorted(row for member in some for row in loaded.completions([member]))
     among = [row for row in first if row[0] in some]
     same = sum(map(tuple.__eq__, alone, among)) / len(among)
-    check.say("alone or among others: equal completions", same, "below 1: products depend on the rows beside them")
+    check.say(
+        f"{loaded.name}, alone or among others: equal completions",
+        same,
+        "below 1: products depend on the rows beside them",
+    )
 
 
 def _profile(loaded: Loaded) -> None:

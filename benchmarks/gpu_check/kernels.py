@@ -36,6 +36,7 @@ def _alone(check: Check, update: Update) -> None:
         ("perturb bfloat16", lambda: gpu.perturb(half, half, 1e-9, address), 4, 1),
         ("update_gaussian float32", lambda: gpu.update_gaussian(single, key, [update]), 8, len(update.terms)),
         ("update_lowrank float32", lambda: gpu.update_lowrank(single.view(-1, 64), key, [update], rank=1), 8, 0),
+        ("update_flipout float32", lambda: gpu.update_flipout(single.view(-1, 64), key, [update]), 8, 0),
         ("fingerprint bfloat16", lambda: gpu.fingerprint(half, (1, 2)), 2, 0),
     ):
         seconds = check.device_seconds(work, 5)
@@ -51,7 +52,8 @@ def _by_tensor(check: Check, update: Update) -> None:
     tensors = {name: torch.zeros(shape, device=check.device) for name, shape in names.items()}
     live = {name: torch.empty(t.numel(), dtype=torch.bfloat16, device=check.device) for name, t in tensors.items()}
     count = sum(out.numel() for out in live.values())
-    gaussian, lowrank = (Weights(tensors, Noise(1, kind), kernels=gpu) for kind in ("gaussian", "lowrank"))
+    kinds = ("gaussian", "lowrank", "flipout")
+    gaussian, lowrank, flipout = (Weights(tensors, Noise(1, kind), kernels=gpu) for kind in kinds)
 
     def write_member() -> None:
         for name, out in live.items():
@@ -61,6 +63,7 @@ def _by_tensor(check: Check, update: Update) -> None:
         ("a gaussian member written, tensor by tensor", write_member, 6),
         ("a gaussian update, tensor by tensor", lambda: gaussian.apply(update), 8),
         ("a lowrank update, tensor by tensor", lambda: lowrank.apply(update), 8),
+        ("a flipout update, tensor by tensor", lambda: flipout.apply(update), 8),
         ("the fingerprint, tensor by tensor", lowrank.fingerprint, 4),
     ):
         seconds = check.host_seconds(work)

@@ -16,6 +16,7 @@ from seedtune.numerics import noise
 from seedtune.types import UNPERTURBED, Member, Term, Update
 
 FAMILIES = ("qwen2", "llama", "gemma2", "qwen3", "gpt2", "phi3", "deepseek-v3", "mixtral")
+PERTURBATIONS = ("lowrank", "gaussian", "flipout")
 MEMBERS = (Member(1, 0, 1), Member(1, 0, -1), Member(1, 4, 1), UNPERTURBED)
 PROMPTS = models.text_prompts("Hello there", "x", "The quick brown fox jumps", "The quick brown cat")
 UPDATE = Update(1, (Term(1, 0, 0.02), Term(1, 4, -0.03)))
@@ -24,11 +25,11 @@ CLOSE = 1e-3
 
 
 def run(check: Check) -> None:
-    """Compare both perturbations in every family."""
+    """Compare every perturbation in every family."""
     for family in FAMILIES[: check.pick(len(FAMILIES), 1)]:
         with tempfile.TemporaryDirectory() as folder:
             models.save_family(family, Path(folder))
-            for perturbation in ("lowrank", "gaussian"):
+            for perturbation in PERTURBATIONS:
                 with check.attempt(f"parity {family} {perturbation}"):
                     _compare(check, family, Path(folder), perturbation)
 
@@ -63,8 +64,9 @@ def _answers(own: TransformersEngine, folder: Path) -> tuple[float, int, int]:
 def _different_tensors(own: TransformersEngine, perturbation: str) -> list[str]:
     """Apply an update; return the tensors whose bits are not those of numpy."""
     before, run_seed = models.numpy_weights(own), own.noise.run_seed
-    rank = own.noise.rank if perturbation == "lowrank" else None
+    kinds = {"lowrank": {"rank": own.noise.rank}, "flipout": {"shared_noise": own.noise.shared_noise}}
+    how = kinds.get(perturbation, {})
     own.apply(UPDATE)
     after = models.numpy_weights(own)
-    expected = {n: references.updated(x, noise.key(run_seed, n), [UPDATE], rank=rank) for n, x in before.items()}
+    expected = {n: references.updated(x, noise.key(run_seed, n), [UPDATE], **how) for n, x in before.items()}
     return [name for name in before if not np.array_equal(after[name].view(np.uint8), expected[name].view(np.uint8))]
