@@ -166,7 +166,9 @@ def test_workers_have_the_priority_of_their_driver(tmp_path):
     found = []
 
     def look():
-        pids = [0, *(worker.pid for worker in trainer.engine.controller.here())]
+        here = trainer.engine.controller.here
+        turn_until(trainer.engine, lambda: len(here()) == 2)
+        pids = [0, *(worker.pid for worker in here())]
         found.extend(os.getpriority(os.PRIO_PROCESS, pid) for pid in pids)
 
     trainer = ESTrainer(args=ray_config(tmp_path / "run", generations=2), callbacks=[At(1, look)])
