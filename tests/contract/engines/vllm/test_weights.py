@@ -119,6 +119,16 @@ def test_every_kind_of_linear_layer_reads_its_adapter(family: str, served: Any, 
     assert said(ours) == unperturbed
 
 
+def test_a_member_of_flipout_is_written_like_one_that_transformers_perturbs_beside_the_weights(
+    served: Any, folder: Any
+) -> None:
+    ours, theirs = served("qwen2", "flipout"), load_engine(folder("qwen2"), noise={"perturbation": "flipout"})
+    assert set(state_of(ours).shapes) == set(theirs.weights.tensors)
+    for member in (MEMBER, UNPERTURBED, OTHER):
+        assert said(ours, member) == pytest.approx(said(theirs, member), abs=1e-4)
+    assert said(ours, MEMBER) != pytest.approx(said(ours), abs=1e-3)
+
+
 def test_the_unperturbed_model_beside_adapters_is_itself_whichever_fill_the_slots(served: Any, folder: Any) -> None:
     """On the CPU vLLM gives requests without an adapter that of the last slot."""
     few = serve(folder("llama"), LOWRANK, max_loras=1)

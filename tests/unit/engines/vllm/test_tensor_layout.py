@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import pickle
-from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +149,7 @@ NOISES = {
     "gaussian-subspaces": Noise(7, perturbation="gaussian", subspaces=3),
     "lowrank": Noise(7, rank=1),
     "lowrank-rank3": Noise(7, rank=3, subspaces=2),
+    "flipout": Noise(7, perturbation="flipout", shared_noise=2),
 }
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 TYPES = {"float32": np.float32, "bfloat16": np.uint16, "float16": np.float16}
@@ -200,12 +200,13 @@ UPLOADS = {"in-place": None, "streamed": np.copy}
 @pytest.mark.parametrize("kind", TYPES.values(), ids=TYPES)
 @pytest.mark.parametrize("upload", UPLOADS.values(), ids=UPLOADS)
 @pytest.mark.parametrize("band", [1 << 20, 20])
+@pytest.mark.parametrize("noise", [NOISES["gaussian-subspaces"], NOISES["flipout"]], ids=["gaussian", "flipout"])
 def test_members_of_the_parts_are_the_member_of_the_whole(
-    kind: type, upload: Any, band: int, monkeypatch: pytest.MonkeyPatch
+    noise: Noise, kind: type, upload: Any, band: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("seedtune.numerics.slices.BAND", band)
-    noise = NOISES["gaussian-subspaces"]
-    values = base(SHAPES, np.float32)
+    names = [n for n, shape in SHAPES.items() if noise.perturbation == "gaussian" or len(shape) == 2]
+    values = base(names, np.float32)
     whole = Weights(values, noise)
     for member, sigma in ((Member(1, 2, -1), 0.1), (UNPERTURBED, 0.0), (Member(0, 7, 1), 0.3)):
         for part in divided(values, noise, upload=upload):
@@ -220,7 +221,7 @@ def test_members_of_the_parts_are_the_member_of_the_whole(
 def test_weights_in_host_memory_come_to_the_device_in_bands_and_go_back(monkeypatch: pytest.MonkeyPatch) -> None:
     """Under the GPU's kernels, whose arrays are torch tensors, every part moves and is written as one on the device.
 
-    A type of weights with one of two noises each: every type under every kernel is what ``test_kernels_agree`` shows.
+    A type of weights with one noise each: every type under every kernel is what ``test_kernels_agree`` shows.
     """
     monkeypatch.setattr("seedtune.numerics.slices.BAND", 40)
     sizes: list[int] = []
@@ -229,14 +230,15 @@ def test_weights_in_host_memory_come_to_the_device_in_bands_and_go_back(monkeypa
         sizes.append(part.size)
         return as_tensor(np.array(part)).to(DEVICE)
 
-    for kind, noise in zip(TYPES.values(), cycle((NOISES["gaussian-subspaces"], NOISES["lowrank-rank3"]))):
+    noises = (NOISES[name] for name in ("gaussian-subspaces", "lowrank-rank3", "flipout"))
+    for kind, noise in zip(TYPES.values(), noises, strict=True):
         values = base(["l.0.k_proj.weight", "l.0.o_proj.weight"], kind)
         for here, there in zip(divided(values, noise), divided(values, noise, kernels=gpu, upload=upload), strict=True):
             here.apply(*UPDATES)
             there.apply(*UPDATES)
             assert there.fingerprint() == here.fingerprint()
             assert there.squares() == here.squares()
-            if noise.perturbation == "gaussian":
+            if noise.perturbation != "lowrank":
                 for name, array in here.tensors.items():
                     out = np.empty_like(array)
                     live = as_tensor(np.empty_like(array)).to(DEVICE)
