@@ -17,7 +17,11 @@ ENDLESS = 100_000
 
 
 class Meter:
-    """A callback that counts what a run costs, everything included, and ends it when its budget is spent."""
+    """A callback that counts what a run costs, and ends it when its budget is spent.
+
+    Rollouts are all that the engine answers, and the passes by which σ is found.  The FLOPs of those passes are not
+    counted: half a per cent of a run's.
+    """
 
     def __init__(self, budget: int) -> None:
         self.budget, self.rollouts, self.tokens = budget, 0, 0

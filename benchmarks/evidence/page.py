@@ -6,7 +6,7 @@ from benchmarks.evidence import figures, tables
 from benchmarks.evidence.baselines import BEST_PROMPT, VOTE
 from benchmarks.evidence.methods import GIVEN_NOTHING, GRIDS
 from benchmarks.evidence.study import TUNED, Store
-from benchmarks.evidence.tasks import SMALL, SMOLLM2
+from benchmarks.evidence.tasks import SMALL, SMOLLM2, TASKS
 
 TRAINED = [name for name in GRIDS if name not in (BEST_PROMPT, VOTE)]
 THREE = (GIVEN_NOTHING, TUNED, "GRPO")
@@ -23,10 +23,10 @@ def write(store: Store) -> None:
         if text.count("\n") > 1:
             parts.extend([f"## {title}", "", text, ""])
 
-    for task, model in FIRST:
-        add(f"Sample efficiency: {task}, {model}", tables.efficiency(store, task, model, list(GRIDS), "GRPO"))
-    for task, model in TALK:
-        add(f"Sample efficiency: {task}, {model}", tables.efficiency(store, task, model, list(GRIDS), "GRPO"))
+    for task, model in [*FIRST, *TALK]:
+        found = tables.efficiency(store, task, model, list(GRIDS), "GRPO")
+        size = f"{TASKS[task].rollouts:,} rollouts; {len(TASKS[task].data().held_out)} held-out prompts"
+        add(f"Sample efficiency: {task}, {model} ({size})", found)
     add("Equal rollouts and equal FLOPs", tables.equal_compute(store, [*OTHERS, *TALK], GIVEN_NOTHING, "GRPO"))
     add("The same with σ and α tuned", tables.equal_compute(store, [*OTHERS, *TALK], TUNED, "GRPO"))
     add("Robustness: σ by model", tables.sigmas(store, [*OTHERS, *TALK], GIVEN_NOTHING, TUNED))

@@ -71,13 +71,23 @@ def efficiency(store: Store, task: str, model: str, methods: Sequence[str], refe
         cells = [shown([at(run, part) for run in ours.values()]) for part in (0.0, *POINTS)]
         if baselines.is_baseline(method):
             cells[1:-1] = ["–"] * (len(POINTS) - 1)
+        if not baselines.is_baseline(method):
+            cells.append(f"{numbers.mean(at(run, 1.0, 'empty') for run in ours.values()):.1%}")
+        else:
+            cells.append("–")
         chosen = next(iter(ours.values()))["label"]
         rows.append([f"{method} ({chosen})", *cells])
         apart.append(None if method == reference else compare(ours, theirs, gain))
     corrected = iter(holm([found.p for found in apart if found is not None]))
     for row, found in zip(rows, apart, strict=True):
         row.append("–" if found is None else interval(found, next(corrected)))
-    heads = ["method (tuned to)", "start", *(f"{part:.1%}".replace(".0", "") for part in POINTS), f"minus {reference}"]
+    heads = [
+        "method (tuned to)",
+        "start",
+        *(f"{part:.1%}".replace(".0", "") for part in POINTS),
+        "empty answers at the end",
+        f"minus {reference}",
+    ]
     return table(heads, rows)
 
 

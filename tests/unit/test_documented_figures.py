@@ -29,7 +29,7 @@ UNIT = r"\s?%|×(?!\s?\d)|\s(?:[mµ]?s|min|h|kB|[MG]i?B|GFLOP/s|tokens/s|seconds
 FIGURE = re.compile(rf"({NUMBER})(?=(?:\s?[–±]\s?[\d.]+)?({UNIT})|)")
 IN_WORDS = re.compile(r"\b(?:two|three|four|five|six|seven|eight|nine|ten|twenty|thirty)\s(?:second|minute|hour)s")
 BEGINS = re.compile(r"^(?=\||\s*(?:[*-]|\d+\.)\s)", re.M)
-RESULTS = re.compile(r"benchmarks/results/[\w-]+\.md")
+RESULTS = re.compile(r"benchmarks/results/[\w/-]+\.md")
 TEST = re.compile(r"tests/[\w/]+\.py")
 PAPER = re.compile(r"arXiv|\b[Tt]he paper(?:'s)? (?!loop)")
 UNREAD = re.compile(r"`[^`]*`|\]\([^)]*\)|<!--.*?-->|(?<=arXiv )[\d.]+", re.S)
@@ -45,7 +45,7 @@ NOT_MEASURED = {
     "60 s at most": "a limit of the judge",
     "it has 30 seconds": "a limit of trackers",
 }
-"""Numbers with a unit that nobody measured, and what they are."""
+"""Numbers with a unit that are no measurements, and what they are instead."""
 
 
 class Passage(NamedTuple):

@@ -123,12 +123,13 @@ class Controller:
         for worker in sorted(self._pool.idle(), key=lambda worker: -worker.replied):
             if worker not in enrolled:
                 self._send(worker, ENROL, now)
-            elif len(enrolled) >= self.settings.min_workers:
-                request = self.scheduler.next(worker.name, now, len(enrolled) - 1)
-                if request is not None:
-                    self._send(worker, request, now)
-                elif now - max(worker.replied, worker.sent) > SILENCE_SECONDS:
-                    self._send(worker, ENROL, now)  # if it has died, the call fails
+                continue
+            enough = len(enrolled) >= self.settings.min_workers
+            request = self.scheduler.next(worker.name, now, len(enrolled) - 1) if enough else None
+            if request is not None:
+                self._send(worker, request, now)
+            elif now - max(worker.replied, worker.sent) > SILENCE_SECONDS:
+                self._send(worker, ENROL, now)  # if it has died, the call fails
 
     def here(self) -> list[WorkerHandle]:
         """Return the workers that hold weights of this epoch."""
@@ -197,8 +198,7 @@ class Controller:
 
     def _enrol(self, worker: WorkerHandle, about: Enrolment, now: float) -> None:
         """Enrol a worker that has loaded, if it computes and holds what the others do."""
-        if not worker.enrolled:
-            worker.pid, worker.host, worker.enrolled, worker.began = about.pid, about.host, True, worker.position
+        worker.pid, worker.host, worker.enrolled, worker.began = about.pid, about.host, True, worker.position
         objection = self.agreement.objection(worker.kind, about.info)
         if objection is not None:
             self._lose(worker, objection, now)

@@ -73,15 +73,16 @@ def kind(tensor: Tensor) -> str:
 @lru_cache(maxsize=8)
 def table(device: Any) -> Tensor:
     """Return the lower half of the quantiles on a device, float32 [32768]: the upper half is its mirror image."""
-    whole = noise.quantiles()
-    half: Tensor = import_torch().from_numpy(whole[: whole.size // 2].copy()).to(device)
-    return half
+    return _lower_half(noise.quantiles(), device)
 
 
 @lru_cache(maxsize=8)
 def sign_table(device: Any) -> Tensor:
     """Return the lower half of the signs of the quantiles on a device, float32 [32768], mirrored as `table` is."""
-    whole = noise.sign_table()
+    return _lower_half(noise.sign_table(), device)
+
+
+def _lower_half(whole: NDArray[np.float32], device: Any) -> Tensor:
     half: Tensor = import_torch().from_numpy(whole[: whole.size // 2].copy()).to(device)
     return half
 
