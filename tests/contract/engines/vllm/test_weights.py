@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -341,17 +342,19 @@ def test_a_prompt_that_does_not_fit_is_named(served: Any, folder: Any) -> None:
         answers(short, job(text_prompts("a" * 30)))
 
 
+def interrupt(ours: Any, work: Any, owner: object, name: str) -> None:
+    """Ask for answers, with Ctrl-C pressed when `owner.name` is called."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(owner, name, Mock(side_effect=KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            answers(ours, work)
+
+
 def test_after_an_interruption_in_a_step_only_loading_again_helps(folder: Any) -> None:
     ours, work = serve(folder("llama"), GAUSSIAN), job(text_prompts("Hello there"))
     before = answers(ours, work)
 
-    def interrupted() -> None:
-        raise KeyboardInterrupt
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ours._core._core, "step", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            answers(ours, work)
+    interrupt(ours, work, ours._core._core, "step")
     with pytest.raises(EngineError, match=r"vLLM stopped while it generated: it was interrupted\. The ledger"):
         answers(ours, work)
     ours.load()
@@ -364,13 +367,7 @@ def test_a_cache_that_an_interruption_left_is_emptied_by_the_next_call(served: A
     expected = answers(ours, work)
     answers(ours, job(text_prompts(LONG), members=[UNPERTURBED], max_tokens=8))
 
-    def interrupted() -> None:
-        raise KeyboardInterrupt
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ours._core, "forget_prefixes", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            answers(ours, work)
+    interrupt(ours, work, ours._core, "forget_prefixes")
     assert answers(ours, work) == expected
 
 
