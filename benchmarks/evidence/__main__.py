@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import secrets
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -42,10 +41,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main() -> None:
-    """Run the study, a cell of it, or verify one."""
-    if sys.argv[1:2] == ["cell"]:
-        study.run_cell(*sys.argv[2:4])
-        return
+    """Run the study or verify a cell of it."""
     options = parser().parse_args()
     store = study.Store(options.output)
     if options.what == "verify":

@@ -107,6 +107,10 @@ def variants(base: Row) -> dict[str, Row]:
         "α · √4": {**base, "alpha": 2 * alpha},
         "full rank": {**base, "perturbation": "gaussian"},
         "rank 4": {**base, "rank": 4},
+        **{
+            f"flipout, {shared} shared": {**base, "perturbation": "flipout", "shared_noise": shared}
+            for shared in (1, 8)
+        },
         "anchor λ₂ 10": {**base, "anchor_l2": 10.0},
         "ESSAM": {**base, "lookahead": {"radius": sigma / 5}},
         "ESSAM-F": {**base, "lookahead": {"radius": 100 * sigma, "probes": 10}},
@@ -116,6 +120,7 @@ def variants(base: Row) -> dict[str, Row]:
         "nothing given, without pairs": {"antithetic": False},
         **{f"nothing given, N {members}": {"population": members} for members in (8, 16, 64)},
         "nothing given, full rank": {"perturbation": "gaussian"},
+        "nothing given, flipout, 8 shared": {"perturbation": "flipout", "shared_noise": 8},
         "nothing given, 4 subspaces": {"subspaces": 4},
     }
     return {**fixed, **adaptive}

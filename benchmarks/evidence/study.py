@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import gzip
 import json
+import multiprocessing
 import os
-import subprocess
 import sys
 import tempfile
 import threading
@@ -32,6 +32,9 @@ SHORT = 0.5
 
 TUNED = "seedtune, σ and α tuned"
 
+PRELOADED = ["seedtune.engines.transformers.engine", "seedtune.trainer", "transformers.models.llama.modeling_llama"]
+"""What every cell imports.  TRL is not there: it would count in the memory of runs that do without."""
+
 
 @dataclass(frozen=True)
 class Block:
@@ -49,8 +52,8 @@ ALL = tuple(name for name in GRIDS if name != BEST_PROMPT)
 
 PLAN = (
     Block("sample efficiency", ("countdown", "products"), ("llama",), ALL),
-    Block("horizon", tuple(f"chain of {n}" for n in (1, 2, 4, 8)), (CHAINS,), (GIVEN_NOTHING, TUNED, "GRPO")),
-    Block("robustness", ("countdown", "products"), SMALL[1:], (GIVEN_NOTHING, TUNED, "GRPO")),
+    Block("horizon", tuple(f"chain of {n}" for n in (1, 2, 4)), (CHAINS,), (GIVEN_NOTHING, TUNED, "GRPO")),
+    Block("robustness", ("countdown",), SMALL[1:], (GIVEN_NOTHING, TUNED, "GRPO")),
     Block("questions", ("countdown", "products"), ("llama",), (), variants=True),
     Block("reward hacking", ("conciseness",), (SMOLLM2,), (GIVEN_NOTHING, TUNED, "GRPO", BEST_PROMPT)),
     Block("instructions", ("format",), (SMOLLM2,), (GIVEN_NOTHING, TUNED, "GRPO", BEST_PROMPT)),
@@ -176,23 +179,30 @@ def make(cells: list[Cell], store: Store, jobs: int) -> None:
 
 
 def _process(cell: Cell, run: Path, jobs: int) -> Row:
+    """A cell in a process of its own, forked from one that has imported what every cell imports: seconds of each."""
     threads = str(max(1, len(os.sched_getaffinity(0)) // jobs))
-    env = {**os.environ, "OMP_NUM_THREADS": threads, "NUMBA_NUM_THREADS": threads, "OMP_WAIT_POLICY": "passive"}
-    command = [sys.executable, "-m", "benchmarks.evidence", "cell", json.dumps(asdict(cell)), str(run)]
-    made = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
-    if made.returncode:
-        raise SystemExit(f"{cell}: {made.stderr[-3000:]}")
-    result: Row = json.loads(made.stdout.splitlines()[-1])
+    os.environ |= {"OMP_NUM_THREADS": threads, "NUMBA_NUM_THREADS": threads, "OMP_WAIT_POLICY": "passive"}
+    forks = multiprocessing.get_context("forkserver")
+    forks.set_forkserver_preload(PRELOADED)
+    said, found = run.with_suffix(".log"), run.with_suffix(".json")
+    process = forks.Process(target=run_cell, args=(cell, run, said, found))
+    process.start()
+    process.join()
+    if process.exitcode:
+        raise SystemExit(f"{cell}: {said.read_text(encoding='utf-8', errors='replace')[-3000:]}")
+    result: Row = json.loads(found.read_text(encoding="utf-8"))
     return result
 
 
-def run_cell(text: str, run: str) -> None:
-    """A cell in this process; its result is the last line of the output."""
+def run_cell(cell: Cell, run: Path, said: Path, found: Path) -> None:
+    """A cell in this process: what it prints goes to the file ``said``, its result to ``found``."""
     from benchmarks.evidence import es, grpo
 
-    cell = Cell(**json.loads(text))
+    with said.open("wb") as file:
+        os.dup2(file.fileno(), sys.stdout.fileno())
+        os.dup2(file.fileno(), sys.stderr.fileno())
     if baselines.is_baseline(cell.method):
         result = baselines.run(cell)
     else:
-        result = grpo.run(cell) if methods.is_grpo(cell.method) else es.run(cell, Path(run))
-    print(json.dumps(result))
+        result = grpo.run(cell) if methods.is_grpo(cell.method) else es.run(cell, run)
+    found.write_text(json.dumps(result), encoding="utf-8")
