@@ -1,4 +1,7 @@
-"""The Triton kernels give the references' bits: on the GPU where there is one, else in Triton's interpreter."""
+"""The Triton kernels give the references' bits: on the GPU where there is one, else in Triton's interpreter.
+
+Here is what `invariant/test_kernels_agree.py` does not compare in every type, place and slice.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ import pytest
 import torch
 
 import backends
-from backends import PAIRS, Place, Reference, Triton
+from backends import Place, Reference, Triton
 from references import DTYPES, mix_sum, same_bits, weights
 from seedtune.errors import ConfigError, MissingExtraError
 from seedtune.numerics import fingerprint as fp
@@ -45,8 +48,19 @@ def triton_kernels() -> Triton:
 # ------------------------------------------------------------------------------------------------ noise
 
 
-@pytest.mark.parametrize("start", [0, 3, 8, 2**31 - 5, 2**35 - 100, 2**40 + 1, 2**59 - 3000])
-@pytest.mark.parametrize("count", [0, 1, 8, 399, PROGRAM, PROGRAM + 1])
+@pytest.mark.parametrize(
+    ("start", "count"),
+    [
+        (0, 0),
+        (0, PROGRAM),
+        (3, PROGRAM),
+        (8, PROGRAM + 1),
+        (2**31 - 5, 399),
+        (2**35 - 100, 1),
+        (2**40 + 1, 8),
+        (2**59 - 3000, PROGRAM + 1),
+    ],
+)
 def test_filled_normals_are_the_references(triton_kernels: Triton, start: int, count: int) -> None:
     assert same_bits(triton_kernels.normals(HERE, start, count), noise.normals(HERE, start, count))
 
@@ -67,7 +81,7 @@ def test_the_upper_half_of_the_quantiles_mirrors_the_lower() -> None:
     assert same_bits(noise.quantiles()[::-1].copy(), -noise.quantiles())
 
 
-@pytest.mark.parametrize(("pairs", "count", "start"), [(1, 5, 0), (6, 100, 6), (3, PROGRAM + 1, 2**33 + 7), (0, 4, 0)])
+@pytest.mark.parametrize(("pairs", "count", "start"), [(6, 100, 6), (2, PROGRAM + 1, 2**33 + 7), (0, 4, 0)])
 def test_filled_factors_are_the_references(triton_kernels: Triton, pairs: int, count: int, start: int) -> None:
     who = [(p * 1000 + 2**31, pairs - p) for p in range(pairs)]
     arguments = (KEY, Stream.FACTOR_B, who)
@@ -76,22 +90,6 @@ def test_filled_factors_are_the_references(triton_kernels: Triton, pairs: int, c
 
 
 # ------------------------------------------------------------------------------------------------ perturb
-
-
-@pytest.mark.parametrize(("source", "out"), PAIRS)
-@pytest.mark.parametrize(("count", "start"), [(0, 0), (1, 0), (200, 3), (2100, 2**40 + 6), (PROGRAM, 16)])
-@pytest.mark.parametrize("sigma", [0.0123456789, -1e-3])
-def test_perturbed_weights_are_the_references(
-    triton_kernels: Triton, source: str, out: str, count: int, start: int, sigma: float
-) -> None:
-    arguments = (weights(source, count), out, sigma, HERE, start)
-    assert same_bits(triton_kernels.perturbed(*arguments), REFERENCE.perturbed(*arguments))
-
-
-@pytest.mark.parametrize(("source", "out"), PAIRS)
-def test_the_weights_themselves_are_only_rounded(triton_kernels: Triton, source: str, out: str) -> None:
-    found = triton_kernels.perturbed(weights(source, 777), out, 0.0, HERE, 5)
-    assert same_bits(found, rounding.nearest(rounding.widen(weights(source, 777)), out))
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -123,53 +121,36 @@ def test_slices_are_perturbed_as_the_whole(triton_kernels: Triton) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("count", "start"), [(1, 0), (2500, 2**40 + 3), (0, 0)])
-@pytest.mark.parametrize("updates", [(PLAIN,), MANY], ids=["one", "many"])
-def test_full_updates_are_the_references(
-    triton_kernels: Triton, dtype: str, count: int, start: int, updates: tuple[Update, ...]
-) -> None:
-    theta, anchor = weights(dtype, count), weights(dtype, count, seed=1)
-    found = triton_kernels.updated_gaussian(theta, KEY, updates, start, anchor)
-    assert same_bits(found, REFERENCE.updated_gaussian(theta, KEY, updates, start, anchor))
+def test_full_updates_without_decay_are_the_references(triton_kernels: Triton, dtype: str) -> None:
+    theta, updates = weights(dtype, PROGRAM + 1), (PLAIN, NOTHING, LATER)
+    found = triton_kernels.updated_gaussian(theta, KEY, updates, 2**40 + 3)
+    assert same_bits(found, REFERENCE.updated_gaussian(theta, KEY, updates, 2**40 + 3))
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("rank", [1, 3])
 @pytest.mark.parametrize(
-    ("rows", "cols", "place"),
+    ("dtype", "rank", "updates", "shape", "place"),
     [
-        (13, 530, ((13, 530), 0, 0)),
-        (9, 40, ((2**30, 2**20), 2**29, 16)),
-        (9, 40, ((2**30, 2**20 + 3), 2**29, 11)),
-        (1, 1, ((1, 1), 0, 0)),
-        (0, 8, ((4, 8), 4, 0)),
+        ("float32", 3, (PLAIN, LATER), (9, 530), ((9, 530), 0, 0)),
+        ("bfloat16", 1, (PLAIN, LATER), (9, 40), ((2**30, 2**20), 2**29, 16)),
+        ("float16", 3, (PLAIN, LATER), (9, 40), ((2**30, 2**20 + 3), 2**29, 11)),
+        ("bfloat16", 3, MANY, (1, 1), ((1, 1), 0, 0)),
+        ("float16", 1, MANY, (0, 8), ((4, 8), 4, 0)),
     ],
-    ids=["odd", "aligned slice", "unaligned slice", "single", "empty"],
+    ids=["whole", "aligned slice", "unaligned slice", "single", "empty"],
 )
-def test_lowrank_updates_are_the_references(
-    triton_kernels: Triton, dtype: str, rank: int, rows: int, cols: int, place: Place
+def test_lowrank_updates_without_decay_or_of_little_are_the_references(
+    triton_kernels: Triton, dtype: str, rank: int, updates: tuple[Update, ...], shape: tuple[int, int], place: Place
 ) -> None:
-    theta, anchor = weights(dtype, rows, cols), weights(dtype, rows, cols, seed=1)
-    found = triton_kernels.updated_lowrank(theta, KEY, MANY, rank=rank, place=place, anchor=anchor)
-    assert same_bits(found, REFERENCE.updated_lowrank(theta, KEY, MANY, rank=rank, place=place, anchor=anchor))
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_updates_together_are_updates_one_by_one(triton_kernels: Triton, dtype: str) -> None:
-    theta, anchor = weights(dtype, 9, 100), weights(dtype, 9, 100, seed=1)
-    full, lowrank, place = theta.reshape(-1), theta, ((9, 100), 0, 0)
-    for update in MANY:
-        full = triton_kernels.updated_gaussian(full, KEY, (update,), anchor=anchor.reshape(-1))
-        lowrank = triton_kernels.updated_lowrank(lowrank, KEY, (update,), rank=2, place=place, anchor=anchor)
-    assert same_bits(full, triton_kernels.updated_gaussian(theta.reshape(-1), KEY, MANY, anchor=anchor.reshape(-1)))
-    assert same_bits(lowrank, triton_kernels.updated_lowrank(theta, KEY, MANY, rank=2, place=place, anchor=anchor))
+    theta, anchor = weights(dtype, *shape), weights(dtype, *shape, seed=1)
+    found = triton_kernels.updated_lowrank(theta, KEY, updates, rank=rank, place=place, anchor=anchor)
+    assert same_bits(found, REFERENCE.updated_lowrank(theta, KEY, updates, rank=rank, place=place, anchor=anchor))
 
 
 def test_the_size_of_scratch_memory_changes_no_bit(triton_kernels: Triton, monkeypatch: pytest.MonkeyPatch) -> None:
-    theta, updates, place = weights("bfloat16", 9, 100), (PLAIN, LATER, PLAIN), ((9, 100), 0, 0)
+    theta, updates, place = weights("bfloat16", 2, 24), (PLAIN, LATER, PLAIN), ((2, 24), 0, 0)
     expected = triton_kernels.updated_lowrank(theta, KEY, updates, rank=1, place=place)
-    monkeypatch.setattr(gpu, "SCRATCH_LIMIT", 5 * 4 * (9 + 100))
-    assert [len(group) for group in gpu._groups(updates, 4 * (9 + 100))] == [2, 1]
+    monkeypatch.setattr(gpu, "SCRATCH_LIMIT", 5 * 4 * (2 + 24))
+    assert [len(group) for group in gpu._groups(updates, 4 * (2 + 24))] == [2, 1]
     assert same_bits(triton_kernels.updated_lowrank(theta, KEY, updates, rank=1, place=place), expected)
 
 
@@ -186,36 +167,35 @@ def test_an_update_without_terms_and_decay_changes_nothing_not_even_negative_zer
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_stochastic_rounding_is_the_references_for_numbers_of_every_kind(triton_kernels: Triton, dtype: str) -> None:
-    theta = np.arange(1 << 16, dtype=np.uint16).view(rounding.ARRAYS[dtype])
+    """Every number of the type meets noise of one of four sizes."""
+    theta = np.random.default_rng(0).permutation(1 << 16).astype(np.uint16).view(rounding.ARRAYS[dtype])
     theta = theta[~np.isnan(rounding.widen(theta))]
-    for size in (2.0**-24, 2.0**-15, 1.0, 3e4):
-        update = Update(9, (Term(9, 0, size),))
-        assert same_bits(
-            triton_kernels.updated_gaussian(theta, KEY, (update,)), REFERENCE.updated_gaussian(theta, KEY, (update,))
-        )
+    for part, size in enumerate((2.0**-24, 2.0**-15, 1.0, 3e4)):
+        some, updates = theta[part::4].copy(), (Update(9, (Term(9, 0, size),)),)
+        expected = REFERENCE.updated_gaussian(some, KEY, updates)
+        assert same_bits(triton_kernels.updated_gaussian(some, KEY, updates), expected)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_an_updated_nan_stays_nan(triton_kernels: Triton, dtype: str) -> None:
     theta = rounding.nearest(np.array([np.nan, -np.nan, 1.0], np.float32), dtype)
     # Which NaN is the processor's own affair.
-    found = rounding.widen(triton_kernels.updated_gaussian(theta, KEY, MANY, anchor=theta))
+    found = rounding.widen(triton_kernels.updated_gaussian(theta, KEY, (PULLED, LATER), anchor=theta))
     assert np.isnan(found).tolist() == [True, True, False]
 
 
 def test_a_float32_anchor_serves_16_bit_weights(triton_kernels: Triton) -> None:
     theta, anchor = weights("bfloat16", 300), weights("float32", 300, seed=1)
-    found = triton_kernels.updated_gaussian(theta, KEY, MANY, 0, anchor)
-    assert same_bits(found, REFERENCE.updated_gaussian(theta, KEY, MANY, 0, anchor))
+    found = triton_kernels.updated_gaussian(theta, KEY, (PULLED,), 0, anchor)
+    assert same_bits(found, REFERENCE.updated_gaussian(theta, KEY, (PULLED,), 0, anchor))
 
 
 # ------------------------------------------------------------------------------------------------ fingerprint
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("count", "start"), [(0, 0), (1, 5), (9000, 2**40 + 3)])
-def test_fingerprints_are_the_references(triton_kernels: Triton, dtype: str, count: int, start: int) -> None:
-    array = weights(dtype, count)
+def test_fingerprints_of_more_than_one_program_are_the_references(triton_kernels: Triton, dtype: str) -> None:
+    start, array = 2**40 + 3, weights(dtype, gpu.MIX_STEPS * gpu.MIX_BLOCK + 1)
     key = fp.tensor_key("name", array.itemsize)
     assert triton_kernels.fingerprint(array, key, start) == mix_sum(fp.bits_of(array), key, start)
 
@@ -308,5 +288,7 @@ def test_compiled_kernels_fuse_no_products_flush_no_subnormals_and_spill_no_regi
     done = subprocess.run([sys.executable, str(script)], check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     lines = done.stdout.splitlines()
-    assert len(lines) > 20
+    kernels = "fill", "keep_rows", "mix", "perturb", "update_flipout", "update_gaussian", "update_lowrank"
+    assert sorted({line.split()[1] for line in lines if line.startswith("sm_90")}) == [*kernels]
+    assert sum(line.startswith("sm_80") for line in lines) == 4
     assert [line for line in lines if not line.endswith(": fused 0, flushed 0, local bytes 0")] == []

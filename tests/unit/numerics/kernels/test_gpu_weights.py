@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import cycle, product
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +20,15 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 MATRICES = {"w": (5, 12), "v": (3, 7)}
 SHAPES = {"lowrank": MATRICES, "flipout": MATRICES, "gaussian": {"w": (5, 12), "b": (9,), "e": (2, 3, 4), "s": ()}}
-KINDS = [*product(("lowrank", "gaussian", "flipout"), ("float32", "bfloat16", "float16"))]
-"""Every perturbation in every type; what else there is takes turns, and so meets each of both."""
+KINDS = [
+    ("lowrank", "float32", 1),
+    ("lowrank", "bfloat16", 3),
+    ("gaussian", "bfloat16", 1),
+    ("gaussian", "float16", 3),
+    ("flipout", "float16", 1),
+    ("flipout", "float32", 1),
+]
+"""Perturbation, type and subspaces; every kernel meets every type in `invariant/test_kernels_agree.py`."""
 
 UPDATES = (Update(1, (Term(1, 0, 0.1), Term(0, 2, -0.2))), Update(2, (Term(2, 1, 0.3),), Decay(l2=0.1)))
 
@@ -47,7 +53,7 @@ def pair(perturbation: str, dtype: str, subspaces: int = 1) -> tuple[Weights, We
     return Weights(arrays, scheme, anchor=lambda name: base[name]), there
 
 
-@pytest.mark.parametrize(("perturbation", "dtype", "subspaces"), [(*one, k) for one, k in zip(KINDS, cycle((1, 3)))])
+@pytest.mark.parametrize(("perturbation", "dtype", "subspaces"), KINDS)
 def test_both_kinds_of_weights_move_alike(perturbation: str, dtype: str, subspaces: int, tmp_path: Path) -> None:
     here, there = pair(perturbation, dtype, subspaces)
     assert there.fingerprint() == here.fingerprint()
@@ -63,9 +69,7 @@ def test_both_kinds_of_weights_move_alike(perturbation: str, dtype: str, subspac
     assert again.fingerprint() == here.fingerprint()
 
 
-@pytest.mark.parametrize(
-    ("perturbation", "subspaces"), [("gaussian", 1), ("gaussian", 3), ("lowrank", 1), ("flipout", 1)]
-)
+@pytest.mark.parametrize(("perturbation", "subspaces"), [("gaussian", 3), ("lowrank", 1), ("flipout", 1)])
 def test_both_kinds_of_weights_perturb_alike(perturbation: str, subspaces: int) -> None:
     here, there = pair(perturbation, "float32", subspaces)
     for name, array in here.tensors.items():
@@ -75,8 +79,9 @@ def test_both_kinds_of_weights_perturb_alike(perturbation: str, subspaces: int) 
         assert torch.equal(as_tensor(out), live.cpu())
 
 
-@pytest.mark.parametrize("perturbation", SHAPES)
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("perturbation", "dtype"), [("lowrank", "bfloat16"), ("gaussian", "float32"), ("flipout", "float32")]
+)
 def test_both_kinds_of_weights_measure_alike(perturbation: str, dtype: str) -> None:
     here, there = pair(perturbation, dtype)
     for one in (here, there):
