@@ -26,8 +26,8 @@ from models import (
 from seedtune.errors import DataError, ModelError
 from seedtune.types import UNPERTURBED, Member
 
-MEMBERS = (Member(3, 0, 1), Member(3, 0, -1), UNPERTURBED, Member(3, 5, 1), Member(2, 9, -1))
-PROMPTS = text_prompts("Hello there", "x", "The quick brown fox jumps", "Hello therein", "Hello", "The quick", "x")
+MEMBERS = (Member(3, 0, 1), Member(3, 0, -1), UNPERTURBED, Member(2, 9, -1))
+PROMPTS = text_prompts("Hello there", "x", "The quick brown fox jumps", "Hello therein", "Hello", "x")
 """Some share beginnings, which a member's prefill computes once; one is repeated."""
 SIGMA = 0.05
 NEW = 8
@@ -38,6 +38,8 @@ MODES: dict[str, dict[str, Any]] = {
     "flipout": {"noise": {"perturbation": "flipout"}},
     "flipout-waves": {"noise": {"perturbation": "flipout", "shared_noise": 3}, **IN_WAVES},
 }
+TURNS = (("rank1", "flipout-waves"), ("rank4-waves", "flipout"))
+"""Every family meets both perturbations, at once and in waves."""
 
 
 @pytest.fixture(scope="module")
@@ -49,8 +51,9 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     return folder
 
 
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("family", "mode"), [(family, mode) for turn, family in enumerate(FAMILIES) for mode in TURNS[turn % 2]]
+)
 def test_batched_members_equal_materialised_models_one_at_a_time(
     family: str, mode: str, folders: Callable[[str], Path]
 ) -> None:
