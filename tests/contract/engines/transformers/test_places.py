@@ -61,6 +61,21 @@ HOW: dict[str, tuple[str, str, Mapping[str, Any]]] = {
     "gaussian-frozen": ("mixtral", "float32", {"perturbation": "gaussian", "trainable": ("!*embed*",)}),
 }
 """Name → family, type of the model and of the checkpoint, noise."""
+FLOAT32 = {name: how for name, how in HOW.items() if how[1] == "float32"}
+
+PRODUCTS = {
+    "lowrank-tied": "bf16dot",
+    "lowrank-rank2-float32": "fma32",
+    "lowrank-conv1d": "fma32",
+    "lowrank-model": "library",
+    "lowrank-model-float16": "library",
+    "lowrank-frozen": "library",
+    "gaussian-tied": "fma32",
+    "gaussian-conv1d": "library",
+    "gaussian-model": "bf16dot",
+    "gaussian-frozen": "fma32",
+}
+"""Each two of perturbation, type and products meet."""
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +110,9 @@ def logits_of(engine: TransformersEngine, work: Job) -> list[torch.Tensor]:
 WORK = job(PROMPTS, members=MEMBERS, sigma=0.05, max_tokens=3)
 
 
-@pytest.mark.parametrize("products", ["library", "fma32", "bf16dot"])
+@pytest.mark.parametrize(
+    ("make", "products"), [(HOW[name], one) for name, one in PRODUCTS.items()], ids=PRODUCTS, indirect=["make"]
+)
 def test_a_shifted_job_gives_the_logits_of_weights_that_were_moved(make: Callable[..., Any], products: str) -> None:
     still = make()
     if products not in available(still.dtype, still.device):
@@ -214,11 +231,8 @@ def copies_of(engine: TransformersEngine) -> set[str]:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("perturbation", ["lowrank", "gaussian"])
-def test_base_weights_are_those_of_the_checkpoint_in_every_family(
-    family: str, perturbation: str, folders: Callable[..., Path]
-) -> None:
-    engine = load_engine(folders(family), noise={"perturbation": perturbation})
+def test_base_weights_are_those_of_the_checkpoint_in_every_family(family: str, folders: Callable[..., Path]) -> None:
+    engine = load_engine(folders(family), noise={"perturbation": "gaussian"})  # perturbs every tensor
     for name, base in base_of(engine).items():
         assert references.same_bits(numpy_copy(engine.anchor(name)), base), name
 
@@ -341,16 +355,17 @@ def plain(engine: TransformersEngine, tensors: Mapping[str, np.ndarray]) -> list
     return found
 
 
-@pytest.mark.parametrize("prefill_tokens", [4096, 20, 1])
-def test_log_probabilities_are_those_of_hugging_face(make: Callable[..., Any], prefill_tokens: int) -> None:
-    engine = make(prefill_tokens=prefill_tokens)
-    if engine.dtype != torch.float32:
-        pytest.skip("compared in float32")
-    assert_close(engine.logprobs(TEXTS, COMPLETIONS), plain(engine, {}), atol=ATOL)
+@pytest.mark.parametrize("make", FLOAT32.values(), ids=FLOAT32, indirect=True)
+def test_log_probabilities_are_those_of_hugging_face(make: Callable[..., Any]) -> None:
+    engine = make()
+    at_base = plain(engine, {})
+    assert_close(engine.logprobs(TEXTS, COMPLETIONS), at_base, atol=ATOL)
     engine.apply(FIRST)
     answers(engine, shifted(WORK))
-    assert_close(engine.logprobs(TEXTS, COMPLETIONS), plain(engine, numpy_weights(engine)), atol=ATOL)
-    assert_close(engine.logprobs(TEXTS, COMPLETIONS, base=True), plain(engine, {}), atol=ATOL)
+    moved = plain(engine, numpy_weights(engine))
+    for engine.prefill_tokens in (4096, 20, 1):
+        assert_close(engine.logprobs(TEXTS, COMPLETIONS), moved, atol=ATOL)
+        assert_close(engine.logprobs(TEXTS, COMPLETIONS, base=True), at_base, atol=ATOL)
 
 
 def test_log_probabilities_by_the_base_model_leave_everything_as_it_was(make: Callable[..., Any]) -> None:
