@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 
 import numpy as np
 
@@ -22,8 +23,12 @@ Vector = np.ndarray
 Damage = Callable[[Vector, int], None]
 
 
+@lru_cache(maxsize=512)
 def noise(generation: int, pair: int) -> Vector:
-    return np.random.default_rng((generation, pair)).standard_normal(SIZE)
+    """ε, which all runs share and none can change."""
+    drawn = np.random.default_rng((generation, pair)).standard_normal(SIZE)
+    drawn.flags.writeable = False
+    return drawn
 
 
 def total(terms: tuple[Term, ...]) -> Vector:

@@ -85,9 +85,14 @@ def arm(point: str, number: int) -> None:
 
 def forked(work: Callable[[], Any]) -> int:
     """The exit code of ``work`` in a process of its own, negative for a signal."""
+    return os.waitstatus_to_exitcode(os.waitpid(forked_child(work), 0)[1])
+
+
+def forked_child(work: Callable[[], Any]) -> int:
+    """The process that does ``work``."""
     child = os.fork()
     if child:
-        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        return child
     try:
         work()
         os._exit(0)

@@ -8,13 +8,12 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 import runs
+from invariant.kill_instants import size
 from invariant.kill_points import POINTS
 from seedtune.engines import create, snapshots
 from seedtune.errors import ConfigError
@@ -51,48 +50,37 @@ def start(*arguments: str | Path) -> subprocess.Popen[str]:
     )
 
 
-def size(root: Path) -> int:
-    path = directory.RunPaths(root).ledger
-    return path.stat().st_size if path.exists() else 0
-
-
 # ------------------------------------------------------------------ any instant
 
 
-def killed_somewhere(config: Path, root: Path, rng: np.random.Generator) -> int:
-    """Train or resume in a process of its own until a random instant; its exit code."""
-    begun = directory.RunPaths(root).config.exists()
-    before, early = size(root), rng.random() < 0.2
-    process = start("resume", root) if begun else start("train", config)
-    if not early:
-        wait_until(lambda: size(root) > before, process=process)
-    time.sleep(rng.uniform(0.0, 1.5 if early else 0.2))
-    process.kill()
-    _, errors = process.communicate()
-    assert process.returncode in (0, -signal.SIGKILL), errors
-    return process.returncode
+def results_of(script: str, *arguments: str | Path) -> list[dict]:
+    """What a script of this folder printed."""
+    file = Path(__file__).with_name(script)
+    paths = os.pathsep.join([str(runs.SOURCE), str(file.parents[1])])
+    done = subprocess.run(
+        [sys.executable, file, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=runs.environment(PYTHONPATH=paths),
+    )
+    assert done.returncode == 0, done.stderr
+    return [{**json.loads(line), "errors": done.stderr} for line in done.stdout.splitlines()]
 
 
 @pytest.mark.slow
 def test_killed_at_twenty_instants_a_run_has_the_bytes_of_one_that_never_stopped(tmp_path):
-    settings = {"generations": 60, "eval_steps": 3}
-    reference = straight(tmp_path / "reference", **settings)
-    whole = runs.ledger_bytes(reference)
-    rng, kills, attempt = np.random.default_rng(20240917), 0, 0
-    while kills < KILLS:
-        attempt += 1
-        root, code = tmp_path / f"killed{attempt}", None
-        config = runs.toy(root, **settings, toy={"size": 4, "delay": 0.05})
-        file = runs.write_config(config, tmp_path / f"{attempt}.yaml")
-        while code != 0 and kills < KILLS:
-            code = killed_somewhere(file, root, rng)
-            kills += code != 0
-            written = runs.ledger_bytes(root) if size(root) else b""
-            assert whole.startswith(written[: written.rfind(b"\n") + 1])
+    results = results_of("kill_instants.py", tmp_path, KILLS)
+    for result in results:
+        assert result["code"] in (0, -signal.SIGKILL), result["errors"]
+        assert result["same"]
+    assert sum(result["code"] != 0 for result in results) == KILLS
+    last = {Path(result["root"]): result["code"] for result in results}
+    for root, code in last.items():
         if code != 0:
             finished = runs.cli("resume", root, "--set", "toy.delay=0")
             assert finished.returncode == 0, finished.stderr
-        runs.assert_same_run(root, reference)
+        runs.assert_same_run(root, tmp_path / "reference")
 
 
 # ----------------------------------------------------------------- exact points
@@ -102,17 +90,7 @@ def test_killed_at_twenty_instants_a_run_has_the_bytes_of_one_that_never_stopped
 def killed(tmp_path_factory) -> tuple[Path, list[dict]]:
     """The folder of the reference run, and what became of every run that was killed at a point."""
     folder = tmp_path_factory.mktemp("points")
-    script = Path(__file__).with_name("kill_points.py")
-    paths = os.pathsep.join([str(runs.SOURCE), str(script.parents[1])])
-    done = subprocess.run(
-        [sys.executable, script, folder],
-        capture_output=True,
-        text=True,
-        check=False,
-        env=runs.environment(PYTHONPATH=paths),
-    )
-    assert done.returncode == 0, done.stderr
-    return folder / "reference", [{**json.loads(line), "errors": done.stderr} for line in done.stdout.splitlines()]
+    return folder / "reference", results_of("kill_points.py", folder)
 
 
 @pytest.mark.parametrize("point", POINTS)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.landscape import SIZE, applied, climb, evaluate
+from tests.landscape import SIZE, Climb, applied, climb, evaluate
 
 from seedtune import strategies
 from seedtune.config.config import Config
@@ -39,9 +39,15 @@ STRATEGIES: dict[str, dict[str, Any]] = {
 """Settings per strategy, and combinations, that climb the quadratic."""
 
 
-@pytest.fixture(params=STRATEGIES.values(), ids=STRATEGIES)
+@pytest.fixture(scope="module", params=STRATEGIES.values(), ids=STRATEGIES)
 def config(request) -> Config:
     return Config.create(request.param)
+
+
+@pytest.fixture(scope="module")
+def run(config) -> Climb:
+    """Ten generations, which no test changes."""
+    return climb(config, 10)
 
 
 @pytest.mark.no_cover
@@ -52,19 +58,19 @@ def test_it_climbs_a_noisy_quadratic(config):
     assert np.mean(rewards[-10:]) > np.mean(rewards[:10])
 
 
-def test_the_same_scores_give_the_same_run(config):
-    one, two = climb(config, 5), climb(config, 5)
-    assert one.theta.tobytes() == two.theta.tobytes()
-    assert one.records == two.records
+def test_the_same_scores_give_the_same_run(config, run):
+    again = climb(config, 10)
+    assert run.theta.tobytes() == again.theta.tobytes()
+    assert run.records == again.records
 
 
-def test_the_order_in_which_results_arrive_does_not_matter(config):
+def test_the_order_in_which_results_arrive_does_not_matter(config, run):
     backwards = climb(config, 5, order=lambda count: list(range(count))[::-1])
-    assert climb(config, 5).records == backwards.records
+    assert run.records[:5] == backwards.records
 
 
-def test_members_are_distinct_and_perturbed(config):
-    for record in climb(config, 9).records:
+def test_members_are_distinct_and_perturbed(run):
+    for record in run.records:
         assert len(set(record.plan.members)) == len(record.plan.members) >= 2
         assert all(member.sign for member in record.plan.members)
 
@@ -79,24 +85,23 @@ def test_it_does_not_change_the_scores(config):
     np.testing.assert_array_equal(before, feedback.scores)
 
 
-def test_its_state_goes_through_the_ledger(config):
-    for record in climb(config, 6).records:
+def test_its_state_goes_through_the_ledger(run):
+    for record in run.records:
         assert json.loads(json.dumps(record.state)) == record.state
 
 
-def test_replaying_the_ledger_gives_the_weights_bit_for_bit(config):
-    run = climb(config, 10)
+def test_replaying_the_ledger_gives_the_weights_bit_for_bit(run):
     theta, base = np.ones(SIZE), np.ones(SIZE)
     for update in Lineage(run.records).updates(10):
         theta = applied(theta, base, update)
     assert theta.tobytes() == run.theta.tobytes()
 
 
-def test_a_ledger_follows_from_its_own_rewards(config):
+def test_a_ledger_follows_from_its_own_rewards(config, run):
     """What an audit does: plans, steps and states again from recorded coefficients and evidence."""
     strategy = strategies.create(config)
     state = {}
-    for record in climb(config, 10).records:
+    for record in run.records:
         assert strategy.ask(state, record.plan.generation) == record.plan
         step = strategy.decide(state, record.plan, record.coefficients, record.evidence)
         assert (step.alpha, step.decay, step.rollback_to) == (record.alpha, record.decay, record.rollback_to)

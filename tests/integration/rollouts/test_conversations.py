@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -140,17 +141,18 @@ def test_tools_that_could_not_be_called_are_refused(tmp_path, given, message):
 
 
 @pytest.mark.parametrize(
-    ("alpha", "generations", "seeds"), [(0.1, 30, 1), (None, 60, 4)], ids=["alpha", "auto, mean of four seeds"]
+    ("settings", "seeds"),
+    [({"alpha": 0.1, "generations": 30}, 1), ({"alpha": None, "generations": 40, "sigma": 0.1}, 2)],
+    ids=["alpha", "auto, mean of two seeds"],
 )
 def test_es_brings_the_toy_engine_nearer_to_the_goal_of_its_conversations(
-    alpha: float | None, generations: int, seeds: int, tmp_path: Path
+    settings: dict[str, Any], seeds: int, tmp_path: Path
 ) -> None:
-    """Every step, fixed or not, ends between 0.65 and 0.85 of the first distance, from generation to generation."""
-    settings = {"population": 16, "prompts_per_generation": 8, "eval_prompts": 0}
-    settings |= {"eval_steps": generations, "fingerprint_steps": generations, "save_steps": 0}
+    """Fixed or not, the step leaves between 0.55 and 0.7 of the first distance; auto with sigma=0.05 needs longer."""
+    only_ends = {"eval_prompts": 0, "eval_steps": 0, "fingerprint_steps": 40, "save_steps": 0}
     kept = []
     for seed in range(seeds):
-        config = toy(tmp_path / str(seed), generations=generations, alpha=alpha, seed=seed, **settings)
+        config = toy(tmp_path / str(seed), population=16, prompts_per_generation=8, seed=seed, **only_ends, **settings)
         run = ESTrainer(args=config, environment_factory=Approach, train_dataset=DATA, eval_dataset=DATA)
         last = run.train()
         first = next(row for row in rows(run.paths.metrics) if "eval_reward" in row)

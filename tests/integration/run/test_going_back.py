@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -39,14 +40,15 @@ def trainer(root: Path, reward, **settings) -> ESTrainer:
     return ESTrainer(args=config, reward_funcs=reward, train_dataset=ROWS)
 
 
-@pytest.fixture(params=[{}, {"alpha": None, "rollback_on_fall": "auto"}, {"weights_dtype": "model"}], ids=str)
-def root(request, tmp_path) -> Path:
-    settings = {
-        **request.param,
-        **({"dtype": "bfloat16"} if "weights_dtype" in request.param else {}),
-    }
-    trainer(tmp_path / "run", Cliff(8, 10), **settings).train()
-    return tmp_path / "run"
+WAYS = [{}, {"alpha": None, "rollback_on_fall": "auto"}, {"weights_dtype": "model", "dtype": "bfloat16"}]
+
+
+@pytest.fixture(scope="module", params=WAYS, ids=str)
+def root(request, tmp_path_factory) -> Path:
+    """The run of each kind, which no test changes."""
+    root = tmp_path_factory.mktemp("whole") / "run"
+    trainer(root, Cliff(8, 10), **request.param).train()
+    return root
 
 
 def contents(root: Path) -> ledger.Contents:
@@ -81,12 +83,9 @@ def test_the_ledger_has_the_rewards_of_watched_prompts_where_it_was_time(root):
     assert list(contents(root).ends) == [14]
 
 
-def test_steps_are_shorter_afterwards(tmp_path):
-    trainer(tmp_path / "run", Cliff(8, 10)).train()
-    alphas, at = (
-        [record.alpha for record in contents(tmp_path / "run").records],
-        back_of(tmp_path / "run").plan.generation,
-    )
+@pytest.mark.parametrize("root", WAYS[:1], ids=str, indirect=True)
+def test_steps_are_shorter_afterwards(root):
+    alphas, at = [record.alpha for record in contents(root).records], back_of(root).plan.generation
     assert alphas[:at] == [0.2] * at
     assert alphas[at + 1 :] == pytest.approx([0.1 * RECOVERY**later for later in range(13 - at)])
 
@@ -103,7 +102,8 @@ def test_it_verifies_on_every_branch(root):
     assert verified.matched == tuple(range(1, 15))
 
 
-def test_a_wrong_fingerprint_on_the_branch_that_was_left_is_found(root):
+def test_a_wrong_fingerprint_on_the_branch_that_was_left_is_found(root, tmp_path):
+    root = shutil.copytree(root, tmp_path / "edited")
     at = back_of(root).plan.generation
 
     def change(data):
