@@ -1,14 +1,34 @@
-"""The device of the transformers engine: settings as torch's types, waiting for its work, its lack of memory."""
+"""The device of the transformers engine: settings as torch's types, uploads, waiting for its work, lack of memory."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from seedtune.config.sections import TransformersSettings
 from seedtune.errors import ConfigError, EngineError, first_line
+
+KERNELS = True
+"""Whether compiled kernels compute where they can; without them a CPU takes the path of every other device."""
+
+
+def has_kernels(device: torch.device, dtype: torch.dtype) -> bool:
+    """Return whether compiled kernels compute on a device and in a type."""
+    return KERNELS and device.type == "cpu" and dtype in (torch.float32, torch.bfloat16)
+
+
+def uploaded(device: torch.device, *arrays: np.ndarray) -> list[Tensor]:
+    """Return int32 and float32 arrays of one length on the device, by one copy that the host does not wait for."""
+    block = torch.from_numpy(np.stack([array.view(np.int32) for array in arrays]))
+    if device.type == "cuda":
+        block = block.pin_memory()
+    moved = block.to(device, non_blocking=True)
+    floats = [array.dtype == np.float32 for array in arrays]
+    return [row.view(torch.float32) if is_float else row for row, is_float in zip(moved, floats, strict=True)]
 
 
 def torch_device(settings: TransformersSettings) -> torch.device:

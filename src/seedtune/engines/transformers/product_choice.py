@@ -20,7 +20,7 @@ from typing import Any, Literal
 import torch
 
 from seedtune.engines.transformers.cpu_kernels import products as kernels
-from seedtune.engines.transformers.device import dtype_name
+from seedtune.engines.transformers.device import dtype_name, has_kernels
 from seedtune.errors import ProductsError
 from seedtune.numerics.machine import processor
 
@@ -72,7 +72,7 @@ def resolve(wanted: str, dtype: torch.dtype, device: torch.device) -> ForwardAri
     if kind is None:
         why = next(_lacking(own, dtype, device) for own in _NEEDS if own == wanted)
         raise ProductsError(f"products={wanted} {why}. Use products=auto, or one of: {', '.join(can)}.")
-    compiled = device.type == "cpu" and dtype in (torch.float32, torch.bfloat16)
+    compiled = has_kernels(device, dtype)
     library = library_of(device) if kind == "library" else None
     return ForwardArithmetic(kind, ATTENTION if compiled else "library", device_name(device), library)
 

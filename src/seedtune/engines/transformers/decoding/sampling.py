@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from seedtune.engines.transformers.cpu_kernels import reductions
+from seedtune.engines.transformers.device import has_kernels
 from seedtune.engines.transformers.members.population_linear import bits
 from seedtune.numerics import noise
 from seedtune.types import Prompt, Sampling
@@ -34,26 +35,25 @@ def choose(logits: Tensor, sampling: Sampling, uniforms: np.ndarray | None) -> l
         return _largest(logits)
     assert uniforms is not None
     points = torch.from_numpy(uniforms).to(logits.device)
-    tokens: list[int] = []
-    for rows, u in zip(logits.split(_ROWS), points.split(_ROWS), strict=True):
-        tokens += _sample(rows.double() / sampling.temperature, sampling.top_p, u)
+    parts = zip(logits.split(_ROWS), points.split(_ROWS), strict=True)
+    found = [_sample(rows.double() / sampling.temperature, sampling.top_p, u) for rows, u in parts]
+    tokens: list[int] = torch.cat(found).tolist()
     return tokens
 
 
 def _largest(logits: Tensor) -> list[int]:
-    if logits.device.type == "cpu" and logits.dtype in (torch.float32, torch.bfloat16):
+    if has_kernels(logits.device, logits.dtype):
         return reductions.largest(bits(logits.contiguous()))
     found: list[int] = logits.max(-1).indices.tolist()
     return found
 
 
-def _sample(logits: Tensor, top_p: float, points: Tensor) -> list[int]:
-    """Sample by the inverse CDF over tokens in order of falling probability, cut after mass ``top_p``."""
+def _sample(logits: Tensor, top_p: float, points: Tensor) -> Tensor:
+    """Sample a token a row by the inverse CDF over tokens in order of falling probability, cut after mass ``top_p``."""
     masses, order = logits.softmax(-1).sort(dim=-1, descending=True, stable=True)
     cumulative = masses.cumsum(-1)
     # At least one, even if a broken member's logits are NaN and all comparisons fail.
     kept = (cumulative - masses < top_p).sum(-1, keepdim=True).clamp(min=1)
     total = cumulative.gather(-1, kept - 1)
     places = torch.searchsorted(cumulative, points[:, None] * total, right=True)
-    tokens: list[int] = order.gather(-1, places.minimum(kept - 1))[:, 0].tolist()
-    return tokens
+    return order.gather(-1, places.minimum(kept - 1))[:, 0]

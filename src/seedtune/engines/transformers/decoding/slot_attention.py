@@ -7,7 +7,8 @@ holds one token of each row in flight.  Only here are prompts padded, because at
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from seedtune.engines.transformers.cpu_kernels import attention as kernel
 from seedtune.engines.transformers.cpu_kernels.attention import AttentionOptions, FilledCache, Prompts
 from seedtune.engines.transformers.decoding.prefix_packing import PrefixPack
 from seedtune.engines.transformers.decoding.slot_cache import SlotCache, SlotLayer
+from seedtune.engines.transformers.device import uploaded
 from seedtune.engines.transformers.members.population_linear import bits
 from seedtune.errors import ModelError
 
@@ -75,11 +77,37 @@ class Prefill:
         return cls(pack.first_slot, square.shape[1], keys, tuple(queries), places, prompts)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass
 class Decode:
     """One token for each of the slots 0, 1, …; ``lengths`` (int32) positions are already filled."""
 
     lengths: np.ndarray
+    on_device: Tensor | None = None
+    """The lengths where torch attends; a pass sets them, which copies them with its tokens."""
+    _hidden: dict[int, Tensor] = field(default_factory=dict)
+
+    @property
+    def used(self) -> int:
+        """Positions filled in the longest row after this pass."""
+        return int(self.lengths.max()) + 1
+
+    def hidden(self, window: int) -> Tensor:
+        """Return (rows, used), the positions that rows do not attend to; one mask for all layers with this window."""
+        if window not in self._hidden:
+            last = self.places[:, None]
+            time = torch.arange(self.used, device=last.device)
+            self._hidden[window] = (time > last) | (time <= last - window) if window else time > last
+        return self._hidden[window]
+
+    @cached_property
+    def places(self) -> Tensor:
+        """The position of every row's new token, on the device."""
+        return torch.from_numpy(self.lengths).long() if self.on_device is None else self.on_device
+
+    @cached_property
+    def slots(self) -> Tensor:
+        """The slot of every row, on the device."""
+        return torch.arange(self.lengths.size, device=self.places.device)
 
 
 class SlotAttention:
@@ -102,9 +130,12 @@ class SlotAttention:
     ) -> Tensor:
         """Return logits (kept tokens, vocabulary) of one forward pass of packed tokens; without ``keep`` of all."""
         self.current, device = current, model.device
+        tokens, places = (x.long() for x in uploaded(device, np.array(ids, np.int32), np.array(positions, np.int32)))
+        if isinstance(current, Decode):
+            current.on_device = places
         output = model(
-            input_ids=torch.tensor([ids], device=device),
-            position_ids=torch.tensor([positions], device=device),
+            input_ids=tokens[None],
+            position_ids=places[None],
             past_key_values=self.cache,
             use_cache=True,
             logits_to_keep=0 if keep is None else keep.to(device),
@@ -204,7 +235,7 @@ def _attend_prompts(q: Tensor, keys: Tensor, values: Tensor, part: Queries, opti
     seen = (distance >= 0) & (distance < options.window) if bounded else distance >= 0
     if options.softcap == 0.0:
         return _sdpa(q, keys, values, seen, options.scaling)
-    return _attend(q, keys.transpose(-1, -2), values, seen[:, :, None], options)
+    return _attend(q, keys.transpose(-1, -2), values, ~seen[:, :, None], options)
 
 
 def _sdpa(q: Tensor, keys: Tensor, values: Tensor, seen: Tensor | None, scale: float) -> Tensor:
@@ -219,15 +250,17 @@ def _sdpa(q: Tensor, keys: Tensor, values: Tensor, seen: Tensor | None, scale: f
     )
 
 
-def _attend(q: Tensor, keys: Tensor, values: Tensor, seen: Tensor, options: AttentionOptions) -> Tensor:
-    """Compute plain attention with grouped heads; ``seen`` broadcasts to (rows, kv_heads, group, queries, time)."""
+def _attend(q: Tensor, keys: Tensor, values: Tensor, hidden: Tensor, options: AttentionOptions) -> Tensor:
+    """Compute plain attention with grouped heads; ``hidden`` broadcasts to (rows, kv_heads, group, queries, time)."""
     rows, heads, queries, dim = q.shape
-    grouped = q.reshape(rows, keys.shape[1], -1, queries, dim)
-    scores = (grouped @ keys[:, :, None]).float() * options.scaling
+    kv_heads, time = keys.shape[1], keys.shape[3]
+    # the queries of a group are rows of one product, so that keys and values are read in place
+    scores = (q.reshape(rows, kv_heads, -1, dim) @ keys).float() * options.scaling
     if options.softcap > 0.0:
         scores = options.softcap * torch.tanh(scores / options.softcap)
-    weights = scores.masked_fill(~seen, float("-inf")).softmax(-1).to(q.dtype)
-    return (weights @ values[:, :, None]).reshape(rows, heads, queries, values.shape[-1])
+    scores = scores.view(rows, kv_heads, -1, queries, time).masked_fill(hidden, float("-inf"))
+    weights = scores.softmax(-1).to(q.dtype).view(rows, kv_heads, -1, time)
+    return (weights @ values).reshape(rows, heads, queries, values.shape[-1])
 
 
 def _decode(layer: SlotLayer, q: Tensor, k: Tensor, v: Tensor, now: Decode, options: AttentionOptions) -> Tensor:
@@ -246,14 +279,9 @@ def _decode(layer: SlotLayer, q: Tensor, k: Tensor, v: Tensor, now: Decode, opti
             options=options,
         )
         return out
-    lengths = torch.from_numpy(now.lengths).to(q.device, torch.long)
-    rows = torch.arange(q.shape[0], device=q.device)
-    layer.keys[rows, :, :, lengths] = k
-    layer.values[rows, :, lengths] = torch.nan_to_num(v)
-    used = int(lengths.max()) + 1
-    time = torch.arange(used, device=q.device)
-    seen = time[None, :] <= lengths[:, None]
-    if options.window:
-        seen &= time[None, :] > lengths[:, None] - options.window
-    keys, values = layer.keys[: q.shape[0], :, :, :used], layer.values[: q.shape[0], :, :used]
-    return _attend(q.contiguous()[:, :, None], keys, values, seen[:, None, None, None], options)[:, :, 0]
+    rows, used = q.shape[0], now.used
+    layer.keys[now.slots, :, :, now.places] = k
+    layer.values[now.slots, :, now.places] = torch.nan_to_num(v)
+    hidden = now.hidden(options.window)[:, None, None, None]
+    keys, values = layer.keys[:rows, :, :, :used], layer.values[:rows, :, :used]
+    return _attend(q.contiguous()[:, :, None], keys, values, hidden, options)[:, :, 0]

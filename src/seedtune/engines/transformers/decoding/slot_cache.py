@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
+from seedtune.engines.transformers.device import has_kernels
 from seedtune.engines.transformers.members.population_linear import bits
 from seedtune.errors import ModelError
 
@@ -43,7 +44,7 @@ class SlotLayer(CacheLayerMixin):
         self.keys = key_states.new_zeros(slots, heads, dim, time)
         self.values = value_states.new_zeros(slots, value_heads, time, value_dim)
         even = dim % TIME_STEP == 0 and value_dim % TIME_STEP == 0
-        serves = self.keys.device.type == "cpu" and self.keys.dtype in (torch.float32, torch.bfloat16)
+        serves = has_kernels(self.keys.device, self.keys.dtype)
         self.arrays = (bits(self.keys), bits(self.values)) if self.cache.compiled and even and serves else None
         self.is_initialized = True
 

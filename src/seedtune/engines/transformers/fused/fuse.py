@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from seedtune.engines.transformers.decoding.slot_attention import SlotAttention
+from seedtune.engines.transformers.device import has_kernels
 from seedtune.engines.transformers.fused.decoder_layer import fused_layer
 from seedtune.engines.transformers.fused.gated_mlp import fused_gate
 from seedtune.engines.transformers.fused.norms import fused_norm
@@ -18,7 +19,7 @@ from seedtune.engines.transformers.tracing import replace_module
 
 def fuse(model: Any, attention: SlotAttention, *, dtype: torch.dtype, device: torch.device) -> dict[str, int]:
     """Fuse all suitable layers of a model whose weights are in place; return their number by kind."""
-    if device.type != "cpu" or dtype not in (torch.float32, torch.bfloat16):
+    if not has_kernels(device, dtype):
         return {}
     return {
         "norms": replace_all(model, fused_norm),

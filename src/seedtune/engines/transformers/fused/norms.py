@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from seedtune.engines.transformers.cpu_kernels import rms_norm
 from seedtune.engines.transformers.cpu_kernels.layer_steps import Norm
+from seedtune.engines.transformers.device import has_kernels
 from seedtune.engines.transformers.fused.equivalence import alike
 from seedtune.engines.transformers.members.population_linear import bits
 
@@ -42,7 +43,7 @@ def fused_norm(module: Any) -> FusedNorm | None:
     if not type(module).__name__.endswith("RMSNorm") or set(parameters) != {"weight"} or eps is None:
         return None
     weight = parameters["weight"]
-    if weight.device.type != "cpu" or weight.dtype not in (torch.float32, torch.bfloat16):
+    if not has_kernels(weight.device, weight.dtype):
         return None
     size, fused = weight.numel(), FusedNorm(weight, float(eps))
     probe = torch.linspace(-3.0, 2.0, 2 * size).view(2, size)

@@ -16,13 +16,13 @@ import torch
 from torch import Tensor
 
 from seedtune.engines.transformers.cpu_kernels import member_rows
+from seedtune.engines.transformers.device import has_kernels
 from seedtune.engines.transformers.members.linear_members import LinearMembers
 from seedtune.engines.transformers.members.population_linear import (
     LiveWeight,
     Part,
     RowState,
     bits,
-    compiles,
 )
 from seedtune.engines.transformers.members.weight_format import WeightFormat, as_tensor
 from seedtune.engines.transformers.tracing import Trace
@@ -33,43 +33,23 @@ Shared = tuple[int, int]
 """A generation, and which of its shared noises."""
 
 
-class SignRows:
-    """Signs of many pairs (P, n), -1 and 1 in the model's dtype, for compiled kernels and for torch."""
-
-    def __init__(self, drawn: Any, dtype: torch.dtype) -> None:
-        self.tensor = as_tensor(drawn).to(dtype)
-        self.bits = bits(self.tensor) if compiles(self.tensor) else None
-
-
 @dataclass(frozen=True, slots=True)
 class PartSigns:
-    """One layer's signs: ``outputs`` (P, out) and ``inputs`` (P, in)."""
+    """One layer's signs, -1 and 1 in the model's dtype: ``outputs`` (P, out) and ``inputs`` (P, in)."""
 
-    outputs: SignRows
-    inputs: SignRows
+    outputs: Tensor
+    inputs: Tensor
 
     def flipped(self, x: Tensor, rows: np.ndarray, state: RowState) -> Tensor:
         """Return the inputs (rows, in) of some rows with their members' signs."""
-        if self.inputs.bits is not None:
-            out = x.new_empty(rows.size, x.shape[1])
-            member_rows.flip(bits(out), bits(x), signs=self.inputs.bits, rows=rows, pairs=state.pairs)
-            return out
-        return x[_index(rows, x)] * self.inputs.tensor[_index(state.pairs[rows], x)]
+        out = x.new_empty(rows.size, x.shape[1])
+        member_rows.flip(bits(out), bits(x), signs=bits(self.inputs), rows=rows, pairs=state.pairs)
+        return out
 
     def add(self, y: Tensor, z: Tensor, rows: np.ndarray, state: RowState, *, first: int) -> None:
         """Add scale·r ⊙ z to some rows of the group's outputs ``y`` (all rows, all outputs), from ``first`` on."""
-        if self.outputs.bits is not None:
-            options: dict[str, Any] = {"rows": rows, "pairs": state.pairs, "scales": state.scales, "first": first}
-            member_rows.add_flipped(bits(y), bits(z), signs=self.outputs.bits, **options)
-            return
-        scales = torch.from_numpy(state.scales[rows]).to(y.device)[:, None]
-        own, drawn = _index(rows, y), self.outputs.tensor[_index(state.pairs[rows], y)]
-        part = y[:, first : first + z.shape[1]]
-        part[own] = (part[own].float() + scales * (drawn.float() * z.float())).to(y.dtype)
-
-
-def _index(rows: np.ndarray, like: Tensor) -> Tensor:
-    return torch.from_numpy(rows).to(like.device, torch.long)
+        options: dict[str, Any] = {"rows": rows, "pairs": state.pairs, "scales": state.scales, "first": first}
+        member_rows.add_flipped(bits(y), bits(z), signs=bits(self.outputs), **options)
 
 
 class Flips:
@@ -82,16 +62,31 @@ class Flips:
         self, parts: Sequence[PartSigns], products: Sequence[Sequence[LiveWeight]], shared: np.ndarray
     ) -> None:
         self._parts, self._products, self._shared = parts, products, shared
+        signs = parts[0].outputs
+        if not has_kernels(signs.device, signs.dtype):  # then all layers' signs are read at once
+            self._outputs = torch.cat([part.outputs for part in parts], 1)
+            self._inputs = torch.stack([part.inputs for part in parts], 1)
 
     def add(self, y: Tensor, x: Tensor, rows: RowState) -> None:
         """Add s·σ·r ⊙ U(s ⊙ x) to every perturbed row."""
+        if not has_kernels(y.device, y.dtype):
+            self._add_by_torch(y, x, rows)
+            return
         sharing = rows.sharing(self._shared, len(self._products))
         for own, products in zip(sharing, self._products, strict=True):
             first = 0
             for part, product in zip(self._parts, products, strict=True):
                 if own.size:
                     part.add(y, product(part.flipped(x, own, rows)), own, rows, first=first)
-                first += part.outputs.tensor.shape[1]
+                first += part.outputs.shape[1]
+
+    def _add_by_torch(self, y: Tensor, x: Tensor, rows: RowState) -> None:
+        sharing = rows.sharing_on(y.device, self._shared, len(self._products))
+        for (own, pairs, scales), products in zip(sharing, self._products, strict=True):
+            if own.numel():
+                flipped = x[own, None] * self._inputs[pairs]
+                z = torch.cat([product(flipped[:, index]) for index, product in enumerate(products)], -1)
+                y.index_add_(0, own, (z * self._outputs[pairs] * scales).to(y.dtype))
 
 
 class Flipout(LinearMembers):
@@ -130,4 +125,4 @@ class Flipout(LinearMembers):
     def _signs(self, part: Part, pairs: Sequence[tuple[int, int]]) -> PartSigns:
         r, s = signs(self.weights, f"{part.name}.weight", pairs)
         outputs, inputs = (s, r) if part.transposed else (r, s)
-        return PartSigns(SignRows(outputs, self._place.dtype), SignRows(inputs, self._place.dtype))
+        return PartSigns(as_tensor(outputs).to(self._place.dtype), as_tensor(inputs).to(self._place.dtype))

@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from seedtune.engines.transformers.cpu_kernels import member_rows, products
 from seedtune.engines.transformers.cpu_kernels.layer_steps import Terms
+from seedtune.engines.transformers.device import has_kernels, uploaded
 from seedtune.engines.transformers.product_choice import AnyProduct
 from seedtune.engines.transformers.tracing import replace_module
 
@@ -32,10 +33,41 @@ class RowState:
     """s·σ/√r (flipout: s·σ), 0 for the unperturbed model."""
     active: bool = False
     _sharing: list[np.ndarray] | None = None
+    _sharing_there: list[tuple[Tensor, ...]] | None = None
+    _there: tuple[Tensor, Tensor] | None = None
+    _owned: dict[tuple[int, int, torch.dtype], Tensor] = field(default_factory=dict)
 
     def set(self, pairs: np.ndarray, scales: np.ndarray) -> None:
         """Set the column of each row's pair, and each row's scale; both (rows,)."""
-        self.pairs, self.scales, self.active, self._sharing = pairs, scales, bool(scales.any()), None
+        self.pairs, self.scales, self.active = pairs, scales, bool(scales.any())
+        self._sharing = self._sharing_there = self._there = None
+        self._owned.clear()
+
+    def sharing_on(self, device: torch.device, shared: np.ndarray, count: int) -> list[tuple[Tensor, ...]]:
+        """Return the rows of each shared noise, their pairs and their scales, on a device without compiled kernels."""
+        if self._sharing_there is None:
+            own = self.sharing(shared, count)
+            order = np.concatenate(own)
+            rows, pairs, scales = uploaded(device, order, self.pairs[order], self.scales[order])
+            parts = (x.split([one.size for one in own]) for x in (rows.long(), pairs.long(), scales[:, None]))
+            self._sharing_there = list(zip(*parts, strict=True))
+        return self._sharing_there
+
+    def on(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Return pairs and scales on a device without compiled kernels; they are copied there once a pass."""
+        if self._there is None:
+            pairs, scales = uploaded(device, self.pairs, self.scales)
+            self._there = pairs.long(), scales
+        return self._there
+
+    def owned(self, pairs: int, rank: int, like: Tensor) -> Tensor:
+        """Return (rows, pairs·rank): each row's scale in the columns of its own pair, 0 elsewhere."""
+        key = pairs, rank, like.dtype
+        if key not in self._owned:
+            own, scales = self.on(like.device)
+            columns = torch.arange(pairs, device=like.device).repeat_interleave(rank)
+            self._owned[key] = ((columns == own[:, None]) * scales[:, None]).to(like.dtype)
+        return self._owned[key]
 
     def sharing(self, shared: np.ndarray, count: int) -> list[np.ndarray]:
         """Return the perturbed rows of each of ``count`` shared noises; ``shared`` names that of every column.
@@ -126,11 +158,6 @@ class Part:
     bias: Tensor | None
 
 
-def compiles(tensor: Tensor) -> bool:
-    """Return whether compiled kernels compute on the tensor's device and in its type."""
-    return tensor.device.type == "cpu" and tensor.dtype in (torch.float32, torch.bfloat16)
-
-
 class GroupNoise(Protocol):
     """The perturbation of one group by a job's members."""
 
@@ -139,15 +166,32 @@ class GroupNoise(Protocol):
         ...
 
 
+FURTHER_INPUTS = 64
+"""Most pairs times rank that devices without compiled kernels take as further inputs of a layer's product."""
+
+
 class Factors:
     """One group's factors for a job's members: ``a`` (P, r, out) and ``b`` (P, parts, r, in), in the model's dtype.
 
-    ``ends`` (parts,) is the end of each part's outputs.
+    ``ends`` (parts,) is the end of each part's outputs.  Compiled kernels add each row's own term.  Other devices take
+    the members as further inputs of the product, y = x·Wᵀ + S·Aᵀ: S has s·σ/√r·Bᵀx in the columns of the row's own pair
+    and 0 elsewhere, so that a group costs four launches and no row gathers its factors.
     """
 
     def __init__(self, a: Tensor, b: Tensor, ends: np.ndarray) -> None:
         self.a, self.b, self.ends = a.contiguous(), b.contiguous(), ends
-        self.bits = (bits(self.a), bits(self.b)) if compiles(a) else None
+        self.bits = (bits(self.a), bits(self.b)) if has_kernels(a.device, a.dtype) else None
+        self._further = None if self.bits is not None or a.shape[0] * a.shape[1] > FURTHER_INPUTS else self._columns()
+
+    def _columns(self) -> tuple[Tensor, Tensor]:
+        """Return B (in, parts·P·r), and A (parts·P·r, out) with zeros outside each part's own outputs."""
+        pairs, parts, rank, inputs = self.b.shape
+        blocks = self.a.new_zeros(parts, pairs * rank, self.a.shape[2])
+        first = 0
+        for index, end in enumerate(self.ends.tolist()):
+            blocks[index, :, first:end] = self.a[:, :, first:end].flatten(0, 1)
+            first = end
+        return self.b.transpose(0, 1).reshape(parts * pairs * rank, inputs).T, blocks.flatten(0, 1)
 
     def add(self, y: Tensor, x: Tensor, rows: RowState) -> None:
         """Add s·σ/√r·A(Bᵀx) to every row."""
@@ -155,12 +199,18 @@ class Factors:
             a, b = self.bits
             member_rows.add_lowrank(bits(y), bits(x), a=a, b=b, ends=self.ends, pairs=rows.pairs, scales=rows.scales)
             return
-        pairs = torch.from_numpy(rows.pairs).to(y.device, torch.long)  # devices without a compiled kernel
-        scales = torch.from_numpy(rows.scales).to(y.device)[:, None, None]
+        if self._further is not None:
+            pairs, parts, rank, _ = self.b.shape
+            inner, outer = self._further
+            own = rows.owned(pairs, rank, x)
+            y.addmm_(((x @ inner).view(-1, parts, pairs * rank) * own[:, None]).flatten(1), outer)
+            return
+        own_pair, scales = rows.on(y.device)
         first = 0
         for index, end in enumerate(self.ends.tolist()):
-            dots = torch.bmm(self.b[pairs, index].float(), x[:, :, None].float()) * scales
-            y[:, first:end] += torch.bmm(dots.transpose(1, 2), self.a[pairs, :, first:end].float())[:, 0].to(y.dtype)
+            dots = torch.bmm(self.b[own_pair, index].float(), x[:, :, None].float()) * scales[:, None, None]
+            outputs = self.a[own_pair, :, first:end].float()
+            y[:, first:end] += torch.bmm(dots.transpose(1, 2), outputs)[:, 0].to(y.dtype)
             first = end
 
 
