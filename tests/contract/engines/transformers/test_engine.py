@@ -202,19 +202,6 @@ def test_evaluating_a_job_twice_gives_the_same_rollouts_in_the_same_order(
     assert list(engine.evaluate([work])) == first
 
 
-@pytest.mark.no_cover
-def test_evaluating_two_hundred_members_leaves_the_current_weights_untouched(folder: Path) -> None:
-    engine = load_engine(folder, rank=2)
-    before = engine.fingerprint()
-    tensors = numpy_weights(engine)
-    members = [Member(pair % 5, pair, sign) for pair in range(100) for sign in (1, -1)]
-    found = answers(engine, job(PROMPTS[:1], members=members, max_tokens=2, sigma=0.3))
-    assert len(found) == 200
-    assert len({rollout.token_ids for rollout in found.values()}) > 20
-    assert engine.fingerprint() == before
-    assert all(np.array_equal(array, tensors[name]) for name, array in numpy_weights(engine).items())
-
-
 @pytest.mark.parametrize("rank", [1, 4])
 @pytest.mark.parametrize("family", ["llama-untied", "gpt2"])
 def test_an_update_has_the_bits_of_the_numpy_reference(family: str, rank: int, tmp_path: Path) -> None:
