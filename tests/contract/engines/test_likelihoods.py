@@ -62,9 +62,31 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     return cache(lambda family: save_family(family, tmp_path_factory.mktemp(family)))
 
 
-@pytest.fixture(params=ENGINES.values(), ids=ENGINES)
-def engine(request: pytest.FixtureRequest, folder: Callable[[str], Path]) -> Any:
-    return request.param(folder)
+@pytest.fixture(scope="module")
+def loaded(folder: Callable[[str], Path]) -> Callable[[str], Any]:
+    """Engines by name, whose current weights no test changes."""
+    return cache(lambda name: ENGINES[name](folder))
+
+
+@pytest.fixture(scope="module")
+def usual(loaded: Callable[[str], Any]) -> Callable[[str], Found]:
+    """What each engine finds for the usual job, asked once."""
+    return cache(lambda name: likelihoods(loaded(name), asked()))
+
+
+@pytest.fixture(params=ENGINES)
+def name(request: pytest.FixtureRequest) -> Any:
+    return request.param
+
+
+@pytest.fixture
+def engine(name: str, loaded: Callable[[str], Any]) -> Any:
+    return loaded(name)
+
+
+@pytest.fixture
+def found(name: str, usual: Callable[[str], Found]) -> Found:
+    return usual(name)
 
 
 def asked(members: Any = MEMBERS, **more: Any) -> Job:
@@ -86,47 +108,43 @@ def assert_close(found: Found, expected: Found) -> None:
         assert one.logprobs == pytest.approx(expected[place].logprobs, abs=ATOL / 10)
 
 
-def test_every_member_is_asked_for_every_answer_once(engine: Any) -> None:
-    found = likelihoods(engine, asked())
+def test_every_member_is_asked_for_every_answer_once(found: Found) -> None:
     assert set(found) == {(m, p, a) for m in MEMBERS for p in range(3) for a in range(len(PROMPTS[p].answers))}
     assert all(len(one.logprobs) == len(one.token_ids) > 0 for one in found.values())
     assert all(number < 0.0 for one in found.values() for number in one.logprobs)
     assert all(one.prompt_tokens == len(PROMPTS[one.prompt].content) for one in found.values())
 
 
-def test_equal_answers_are_equally_likely(engine: Any) -> None:
-    found = likelihoods(engine, asked())
+def test_equal_answers_are_equally_likely(found: Found) -> None:
     assert all(found[member, 2, 0].logprobs == found[member, 2, 1].logprobs for member in MEMBERS)
 
 
-def test_a_member_alone_finds_what_it_finds_among_others(engine: Any) -> None:
-    together = likelihoods(engine, asked())
+def test_a_member_alone_finds_what_it_finds_among_others(engine: Any, found: Found) -> None:
     for member in MEMBERS:
         alone = likelihoods(engine, asked((member,)))
-        assert_close(alone, {place: together[place] for place in alone})
+        assert_close(alone, {place: found[place] for place in alone})
 
 
-def test_rows_find_what_they_find_among_all(engine: Any) -> None:
-    found = likelihoods(engine, asked(rows=((0, 2), (3, 0))))
-    assert {(member, prompt) for member, prompt, _ in found} == {(MEMBERS[0], 2), (MEMBERS[3], 0)}
-    full = likelihoods(engine, asked())
-    assert_close(found, {place: full[place] for place in found})
+def test_rows_find_what_they_find_among_all(engine: Any, found: Found) -> None:
+    some = likelihoods(engine, asked(rows=((0, 2), (3, 0))))
+    assert {(member, prompt) for member, prompt, _ in some} == {(MEMBERS[0], 2), (MEMBERS[3], 0)}
+    assert_close(some, {place: found[place] for place in some})
 
 
-def test_twice_is_once_and_the_current_weights_stay_as_they_are(engine: Any) -> None:
+def test_twice_is_once_and_the_current_weights_stay_as_they_are(engine: Any, found: Found) -> None:
     before = engine.fingerprint()
-    assert likelihoods(engine, asked()) == likelihoods(engine, asked())
+    assert likelihoods(engine, asked()) == found
     assert engine.fingerprint() == before
 
 
 def test_members_of_a_shifted_job_stand_where_an_update_would_take_them(
-    request: pytest.FixtureRequest, engine: Any, folder: Callable[[str], Path]
+    name: str, engine: Any, found: Found, folder: Callable[[str], Path]
 ) -> None:
-    moved = ENGINES[request.node.callspec.id](folder)
+    moved = ENGINES[name](folder)
     moved.apply(Update(2, TERMS))
     shifted = likelihoods(engine, asked(shift=Shift(TERMS)))
     assert shifted == likelihoods(moved, asked())
-    assert likelihoods(engine, asked()) != shifted
+    assert found != shifted
 
 
 def test_the_current_model_finds_what_log_probabilities_of_token_ids_say(engine: Any) -> None:
@@ -144,16 +162,16 @@ def test_a_prompt_without_answers_or_with_an_empty_one_is_named(engine: Any, ans
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_every_member_is_the_materialised_model(name: str, folder: Callable[[str], Path]) -> None:
+def test_every_member_is_the_materialised_model(
+    name: str, engine: Any, found: Found, folder: Callable[[str], Path]
+) -> None:
     """log softmax of plain Hugging Face with W + s·σ·E in its weights, float32, within ATOL."""
-    engine = ENGINES[name](folder)
-    found = likelihoods(engine, asked())
     reference = Reference(folder(MODELS[name]), engine.weights.tensors, engine.noise)
     for member in MEMBERS:
         alone = reference.set_member(member, 0.05)
         for prompt in PROMPTS:
             ids = list(engine.tokenizer.hf(prompt.content)["input_ids"])
-            for number, answer in enumerate(prompt.answers):
+            for number, answer in list(enumerate(prompt.answers))[:: 4 if prompt.id == 1 else 1]:
                 tokens = list(engine.tokenizer.hf(answer, add_special_tokens=False)["input_ids"])
                 logs = forced_logits(alone, ids, tokens).log_softmax(-1)
                 expected = logs.gather(1, torch.tensor(tokens)[:, None])[:, 0]
@@ -167,16 +185,16 @@ def test_members_differ(engine: Any) -> None:
     assert len(set(mine)) > 1
 
 
-def test_chat_prompts_go_through_the_template(folder: Callable[[str], Path]) -> None:
-    engine = load_engine(folder("llama"))
+def test_chat_prompts_go_through_the_template(loaded: Callable[[str], Any]) -> None:
+    engine = loaded("llama")
     assert engine.tokenizer.hf.chat_template == CHAT_TEMPLATE
     chat = Prompt(0, ({"role": "user", "content": "Hi"},), answers=(" yes",))
     plain = Prompt(0, "user: Hi\nassistant:", answers=(" yes",))
     assert likelihoods(engine, asked(prompts=(chat,))) == likelihoods(engine, asked(prompts=(plain,)))
 
 
-def test_an_answer_that_does_not_fit_the_context_is_named(folder: Callable[[str], Path]) -> None:
-    engine = load_engine(folder("llama"))
+def test_an_answer_that_does_not_fit_the_context_is_named(loaded: Callable[[str], Any]) -> None:
+    engine = loaded("llama")
     prompt = Prompt(4, "a" * 60, answers=("b", "c" * 10))
     with pytest.raises(DataError, match="prompt 4 has 60 tokens; with an answer of 10"):
         likelihoods(engine, asked(prompts=(prompt,)))
