@@ -19,14 +19,14 @@ TERMS = 30
 
 def run(check: Check) -> None:
     """Measure kernels alone, and over a model's tensors."""
-    update = Update(1, tuple(Term(1, pair, 1e-9) for pair in range(check.pick(TERMS, 3))))
+    update = Update(1, tuple(Term(1, pair, 1e-9) for pair in range(check.pick(TERMS, 2))))
     _alone(check, update)
     check.release()
     _by_tensor(check, update)
 
 
 def _alone(check: Check, update: Update) -> None:
-    n, key = check.pick(1 << 28, 1 << 12), noise.key(1, "w")
+    n, key = check.pick(1 << 28, 1 << 9), noise.key(1, "w")
     address = Address(key, Stream.GAUSSIAN, 1, 2)
     single, half = (torch.zeros(n, device=check.device, dtype=kind) for kind in (torch.float32, torch.bfloat16))
     for name, work, moved, normals in (
