@@ -135,14 +135,15 @@ def test_evaluating_leaves_the_current_weights_as_they_are(engine):
 
 
 @pytest.mark.no_cover
-def test_a_thousand_evaluations_of_random_members_leave_the_current_weights_as_they_are(engine):
-    before = engine.fingerprint()
+def test_a_thousand_evaluations_of_random_members_leave_the_current_weights_as_they_are(request, engine):
+    """A hundred on vLLM, which writes a member's weights for each."""
+    before, count = engine.fingerprint(), 100 if "vllm" in request.node.callspec.id else 1000
     rng = np.random.default_rng(0)
-    numbers = zip(*(rng.integers(0, limit, 1000).tolist() for limit in (2**32, 2**32, 2)), strict=True)
+    numbers = zip(*(rng.integers(0, limit, count).tolist() for limit in (2**32, 2**32, 2)), strict=True)
     members = [Member(generation, pair, 1 if sign else -1) for generation, pair, sign in numbers]
     prompt = PROMPTS[:1]
-    jobs = [Job(i, 0.5, tuple(members[i : i + 50]), prompt, Sampling(max_tokens=1)) for i in range(0, 1000, 50)]
-    assert len(list(engine.evaluate(jobs))) == 1000
+    jobs = [Job(i, 0.5, tuple(members[i : i + 50]), prompt, Sampling(max_tokens=1)) for i in range(0, count, 50)]
+    assert len(list(engine.evaluate(jobs))) == count
     assert engine.fingerprint() == before
 
 
@@ -255,8 +256,9 @@ def test_a_shift_leaves_the_current_weights_and_later_jobs_as_they_are(engine):
 
 
 def test_shifted_and_plain_jobs_in_any_order_give_the_same_rollouts(engine):
-    other = Shift((Term(7, 1, -0.2),))
-    jobs = [job(0), job(1, shift=SHIFT), job(2, shift=other), job(3), job(4, shift=SHIFT)]
+    other, some = Shift((Term(7, 1, -0.2),)), MEMBERS[:3]
+    shifts = (None, SHIFT, other, None, SHIFT)
+    jobs = [job(number, some, shift=shift) for number, shift in enumerate(shifts)]
     together = answers(engine, *jobs)
     one_by_one = [answers(engine, one) for one in reversed(jobs)]
     assert {key: r for part in one_by_one for key, r in part.items()} == together
