@@ -92,7 +92,6 @@ SLOW = (
     "invariant/test_kernels_agree.py",
     "integration/evaluation/test_evaluate.py",
     "invariant/test_kill_and_resume.py",
-    "integration/rollouts/test_conversations.py",
     "unit/numerics/machine/test_cache_folders.py",
     "contract/engines/vllm/test_weights.py",
     "unit/engines/vllm/test_tensor_layout.py",

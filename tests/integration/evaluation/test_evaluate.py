@@ -216,9 +216,12 @@ TASK = Task(
 )
 
 
-def trained(folder: Path, dtype: str) -> Path:
+@pytest.fixture(scope="module", params=["float32", "bfloat16"])
+def trained(request, tmp_path_factory) -> Path:
+    """A finished run of a tiny model, which no test changes."""
     import torch
 
+    folder, dtype = tmp_path_factory.mktemp("trained"), request.param
     base = models.save_family("llama", folder / "base", dtype=getattr(torch, dtype))
     small = {"population": 4, "sigma": 0.05, "alpha": 0.1, "generations": 4, "prompts_per_generation": 2}
     more = {"max_completion_length": 8, "save_steps": 0, "seed": 3, "transformers": {"device": "cpu"}}
@@ -228,9 +231,8 @@ def trained(folder: Path, dtype: str) -> Path:
     return folder / "run"
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_an_exported_model_is_evaluated_to_the_numbers_of_the_run_at_that_generation(tmp_path, dtype):
-    run = trained(tmp_path, dtype)
+def test_an_exported_model_is_evaluated_to_the_numbers_of_the_run_at_that_generation(trained, tmp_path):
+    run = trained
     export_run(run, tmp_path / "model", generation=3)
     eval_config = EvalConfig(samples=4, ks=(1, 2, 4), temperature=1.0)
     ours = evaluate(run, on=[TASK], generation=3, eval_config=eval_config)
@@ -263,10 +265,10 @@ metric_list:
 
 
 @pytest.mark.slow
-def test_lm_eval_runs_on_an_exported_model_and_agrees(tmp_path):
+@pytest.mark.parametrize("trained", ["float32"], indirect=True)
+def test_lm_eval_runs_on_an_exported_model_and_agrees(trained, tmp_path):
     """The command of docs/evaluation.md, offline, with the same task on both sides."""
-    run = trained(tmp_path, "float32")
-    export_run(run, tmp_path / "model")
+    export_run(trained, tmp_path / "model")
     engine = models.load_engine(tmp_path / "model")
     rollouts = models.answers(engine, models.job(models.text_prompts(*PROMPTS), max_tokens=8))
     said = [rollout.text.strip() for rollout in rollouts.values()]
