@@ -23,11 +23,17 @@ from seedtune.numerics.noise import Noise
 
 
 def start(arguments: Mapping[str, Any], start: Callable[[Mapping[str, Any]], Any] = compat.start) -> Any:
-    """Start vLLM without a process for every architecture that only imports vLLM once more, to look at its class."""
+    """Start vLLM without a process for every architecture that only imports vLLM once more, to look at its class.
+
+    Nor does a start look through all that vLLM imports: for garbage, and for kernels that the first start replaced.
+    """
     with compat.quiet():
         from vllm.model_executor.models import registry
+        from vllm.platforms import current_platform
 
     registry._run_in_subprocess = lambda look: look()
+    current_platform.register_triton_kernel_overrides = cache(current_platform.register_triton_kernel_overrides)
+    gc.freeze()
     return start(arguments)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 from collections.abc import Callable, Mapping
 from multiprocessing.context import ForkServerContext, ForkServerProcess
@@ -29,6 +30,7 @@ def spin_less(change: Callable[..., None] = setattr) -> None:
 
 def main(target: Callable[..., None], arguments: Mapping[str, Any]) -> None:
     """What a rank's process does."""
+    gc.freeze()  # what vLLM imports is not looked through whenever a start collects
     spin_less()
     target(**arguments)
 
