@@ -78,7 +78,7 @@ def kinds_of(names: Any) -> dict[str, list[str]]:
 
 @pytest.mark.parametrize(
     ("family", "mode"),
-    [*((f, "gaussian") for f in ("llama-untied", "llama-one-head", "qwen2", "qwen3", "gemma3")), ("qwen2", "flipout")],
+    [*((f, "gaussian") for f in ("llama-untied", "llama-one-head", "qwen3", "gemma3")), ("qwen2", "flipout")],
 )
 def test_every_kind_of_tensor_is_read_where_it_is_written(family: str, mode: str, served: Any, folder: Any) -> None:
     """Each kind perturbed alone gives what transformers gives with it alone perturbed, and the unperturbed model
@@ -327,9 +327,9 @@ def test_a_version_that_was_not_tested_is_refused_and_a_missing_one_explained(fo
 
 
 def test_little_memory_makes_completions_wait_not_fail(folder: Any) -> None:
-    """Eight blocks of 32 hold four completions of the twenty."""
+    """Eight blocks of 32 hold four completions of the twelve."""
     narrow = serve(folder("llama"), GAUSSIAN, num_gpu_blocks_override=9)
-    work = job(text_prompts(*"abcde"), samples=4, temperature=1.0, ignore_eos=True, max_tokens=60)
+    work = job(text_prompts(*"abc"), samples=4, temperature=1.0, ignore_eos=True, max_tokens=40)
     assert answers(narrow, work) == answers(load_engine(folder("llama"), noise=GAUSSIAN), work)
 
 

@@ -58,6 +58,11 @@ def mode(request: pytest.FixtureRequest) -> dict[str, Any]:
     return request.param
 
 
+def only(mode: str) -> pytest.MarkDecorator:
+    """For what is the same in every mode."""
+    return pytest.mark.parametrize("mode", [MODES[mode]], ids=[mode], indirect=True)
+
+
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     end_all()
@@ -96,6 +101,7 @@ def test_a_run_is_verified_by_replay(run: Path, sets: tuple[str, ...]) -> None:
     assert verify_run(run, sets=sets, snapshots=True).matched == (1, 2, 3, 4, 5)
 
 
+@only("lowrank")
 def test_what_a_run_is_shipped_as_needs_no_vllm_and_is_the_same_with_it(
     run: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -113,6 +119,7 @@ def test_what_a_run_is_shipped_as_needs_no_vllm_and_is_the_same_with_it(
     assert weights["plain"] == weights["served"] != weights["third"] == weights["applied"]
 
 
+@only("gaussian")
 def test_a_failure_inside_vllm_leaves_a_ledger_that_a_resume_completes(
     run: Path, base: Path, mode: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -135,6 +142,7 @@ def test_a_failure_inside_vllm_leaves_a_ledger_that_a_resume_completes(
     assert runs.ledger_bytes(tmp_path / "run") == runs.ledger_bytes(run)
 
 
+@only("lowrank")
 def test_an_exported_run_answers_equally_in_transformers_and_in_vllm(
     run: Path, mode: dict[str, Any], tmp_path: Path
 ) -> None:
