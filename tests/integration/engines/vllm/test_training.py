@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,7 @@ def train(settings: ESConfig, *, resume: bool = False) -> None:
     ESTrainer(args=settings, reward_funcs=variety, train_dataset=DATA).train(resume_from_checkpoint=resume)
 
 
-@pytest.fixture(scope="module", params=MODES.values(), ids=MODES)
+@pytest.fixture(params=MODES.values(), ids=MODES)
 def mode(request: pytest.FixtureRequest) -> dict[str, Any]:
     return request.param
 
@@ -71,10 +72,20 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="module")
-def run(base: Path, mode: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("runs") / "run"
-    train(config(root, base, "vllm", **mode))
-    return root
+def trained(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Mode → its run, made once."""
+
+    def make(mode: str) -> Path:
+        root = tmp_path_factory.mktemp("runs") / "run"
+        train(config(root, base, "vllm", **MODES[mode]))
+        return root
+
+    return cache(make)
+
+
+@pytest.fixture
+def run(trained: Callable[[str], Path], mode: dict[str, Any]) -> Path:
+    return trained(mode["perturbation"])
 
 
 def generations(root: Path) -> list[dict[str, Any]]:
