@@ -51,7 +51,7 @@ if importlib.util.find_spec("triton") is not None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Any:
-    with untraced() if place_of(item).startswith(UNTRACED) else nullcontext():
+    with nullcontext() if is_traced(place_of(item)) else untraced():
         return (yield)
 
 
@@ -59,16 +59,10 @@ def place_of(item: pytest.Item) -> str:
     return item.path.relative_to(Path(__file__).parent).as_posix()
 
 
-UNTRACED = (
-    "invariant/",
-    "integration/engines/ray/test_runs.py",
-    "integration/engines/vllm/",
-    "integration/rollouts/test_conversations.py",
-    "integration/run/test_fifty_generations.py",
-    "integration/strategies/",
-    "integration/test_",
-)
-"""Whole runs of parts that are covered by tests of their own."""
+def is_traced(place: str) -> bool:
+    """Whether coverage is measured: whole runs are of parts that have tests of their own, but for those of Ray."""
+    return not place.startswith(("invariant/", "integration/")) or place.startswith("integration/engines/ray/")
+
 
 SLOW = (
     "integration/engines/ray/test_engine.py",

@@ -23,7 +23,7 @@ from seedtune.run.artifacts.verify import Verification
 
 pytestmark = pytest.mark.slow
 
-GENERATIONS, STOP, RESUMED = 50, 13, 20
+GENERATIONS, STOP = 50, 23
 DATA = [{"prompt": text} for text in ("Say a", "Say b", "Tell me", "Why?")]
 
 
@@ -111,12 +111,11 @@ def test_verify_passes_and_replay_from_the_base_is_the_whole_run(run, verified):
     assert verified.fingerprint == runs.fingerprint(run)
 
 
-def test_a_run_stopped_and_resumed_goes_on_as_the_whole_run(run, stopped, base, verified, tmp_path):
+def test_a_run_stopped_and_resumed_is_the_whole_run(run, stopped, base, tmp_path):
     root = shutil.copytree(stopped, tmp_path / "resumed")
-    train(config(root, base, generations=RESUMED), resume=True)
-    found = diff_runs(run, root)
-    assert (found.generation, found.generations) == (None, (GENERATIONS, RESUMED))
-    assert runs.fingerprint(root) == verified.contents.fingerprints[RESUMED]
+    train(config(root, base), resume=True)
+    assert diff_runs(run, root).equal
+    assert runs.fingerprint(root) == runs.fingerprint(run)
 
 
 def test_the_export_of_a_generation_is_the_run_stopped_there(run, stopped, tmp_path):
