@@ -7,7 +7,7 @@ generates a few tokens.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from seedtune.config.config import Config
@@ -21,6 +21,9 @@ from seedtune.tasks.base import Task
 
 SHARE = 0.7
 """Assumed mean length of a completion, as a share of ``max_completion_length``, without a measured run."""
+
+_LITTLE = 1.25
+"""Times the seconds of one batch that still count as the same side."""
 
 _COPIED = ("bfloat16", "float32")
 """Dtypes that a CPU copies into a layout for its matrix products."""
@@ -142,6 +145,7 @@ def plan(run: Prepared, devices: Sequence[str], *, measured: Path | None, share:
         if name != CPU:
             part = share_of(work, config, devices=count)
             durations.append(on_machine(MACHINES[name], anatomy, part, config, count=count))
+            notes.append(sides(MACHINES[name], anatomy, part, config))
         elif pace is not None:
             durations.append(at_pace(pace, work))
         elif config.engine == "vllm":
@@ -184,14 +188,42 @@ def _factors(body: Anatomy, config: Config, perturbation: str) -> int:
     return pairs * config.rank * body.factors
 
 
-def on_machine(machine: Machine, anatomy: Anatomy, work: Workload, config: Config, *, count: int = 1) -> Duration:
-    """Forecast a generation from datasheet figures (formula in `accelerators`); ``work`` is one device's share."""
-    memory = memory_of(anatomy, work, config, config.perturbation, config.weights_dtype)
+def sides(machine: Machine, anatomy: Anatomy, work: Workload, config: Config) -> str:
+    """Say whether one batch of all members is worth it on a machine, or a member's own rows fill it already.
+
+    Decoding takes L·max(W/bandwidth, 2PNq/FLOPs) in one batch of N members with q rows each, and
+    N·L·max(W/bandwidth, 2Pq/FLOPs) one member after the other, for L tokens.
+    """
+    together = "lowrank" if work.alone else config.perturbation
+    batch = on_machine(machine, anatomy, replace(work, alone=False), config, perturbation=together).seconds
+    alone = on_machine(machine, anatomy, replace(work, alone=True), config, perturbation="gaussian").seconds
+    filled = alone < _LITTLE * batch
+    found = "the rows of one member fill the device" if filled else f"one batch is {alone / batch:.1f} times as fast"
+    return (
+        f"{machine.name}: {batch:.3g} s in one batch ({together}), {alone:.3g} s member by member (gaussian): {found}"
+    )
+
+
+def on_machine(
+    machine: Machine,
+    anatomy: Anatomy,
+    work: Workload,
+    config: Config,
+    *,
+    count: int = 1,
+    perturbation: str | None = None,
+) -> Duration:
+    """Forecast a generation from datasheet figures (formula in `accelerators`); ``work`` is one device's share.
+
+    ``perturbation`` is the configuration's by default.
+    """
+    perturbation = perturbation or config.perturbation
+    memory = memory_of(anatomy, work, config, perturbation, config.weights_dtype)
     rows = work.row_steps / max(1.0, work.steps)
     position = anatomy.cached * anatomy.itemsize
     graphs = config.engine == "vllm" and not config.vllm.option("enforce_eager")  # one graph a step, no launches
     launched = 0 if graphs else anatomy.layers
-    shared = config.perturbation == "flipout" and not work.alone
+    shared = perturbation == "flipout" and not work.alone
     parameters = anatomy.parameters + (anatomy.linear if shared else 0)
     step = machine.step(
         weights=memory.weights + (memory.factors if shared else 0),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from seedtune.engines.transformers.engine import TransformersEngine
 from seedtune.errors import ConfigError, ModelError, RunError
 from seedtune.planning.accelerators import MACHINES
 from seedtune.planning.cost_model import Speed, Workload
-from seedtune.planning.plan import measured_here, plan, plan_config
+from seedtune.planning.plan import measured_here, plan, plan_config, sides
 from seedtune.rewards.base import Reward
 from seedtune.rollouts.prepare import prepare
 from seedtune.tasks.base import Task
@@ -115,6 +116,18 @@ def test_an_accelerator_is_a_formula_of_datasheet_figures(folder):
     assert "19 steps of 1.6 ms = max((W " in one.basis
     assert one.fits
     assert four.prefill == pytest.approx(one.prefill / 3)
+
+
+@pytest.mark.parametrize("perturbation", ["lowrank", "gaussian"])
+def test_it_says_whether_a_members_own_rows_fill_the_device(folder, perturbation):
+    """They do where products, not weights or launches, take the time: here on a device of few FLOP/s."""
+    config = planned(folder, perturbation=perturbation)
+    found = plan_config(config, devices=["h100"], share=1.0, task=TASK)
+    (note,) = (note for note in found.notes if note.startswith("h100"))
+    assert "0.0304 s in one batch (lowrank), 0.274 s member by member (gaussian): " in note
+    assert note.endswith("one batch is 9.0 times as fast")  # nine members, and launches take all the time
+    slow = replace(MACHINES["h100"], flops=1e6)
+    assert sides(slow, found.anatomy, found.workload, config).endswith("the rows of one member fill the device")
 
 
 def test_a_prepared_run_is_planned_as_it_is_and_its_prompts_are_tokenised_once(folder, monkeypatch):
