@@ -119,8 +119,18 @@ def arguments(
     }
     slots = chosen.pop("max_loras")
     if noise.perturbation == "lowrank":
+        _check_adapters(dtype)
         chosen |= _lora_args(noise, base_model, slots)
     return chosen
+
+
+def _check_adapters(dtype: str) -> None:
+    """Raise ConfigError for adapters in a precision that vLLM's kernels for GPUs do not multiply."""
+    if dtype == "float32" and not compat.on_cpu():
+        raise ConfigError(
+            "engine=vllm, perturbation=lowrank, dtype=float32: on a GPU vLLM multiplies adapters in 16 bits "
+            "only. Use dtype=bfloat16, perturbation=gaussian, or engine=transformers."
+        )
 
 
 def _lora_args(noise: Noise, base_model: BaseModelInfo, members: int) -> dict[str, Any]:

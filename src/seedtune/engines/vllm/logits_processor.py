@@ -50,16 +50,19 @@ class TokenProcessor(LogitsProcessor):
     def apply(self, logits: Tensor) -> Tensor:
         """Return logits (requests, vocabulary) with −∞ for all but the chosen tokens."""
         by_rule: dict[tuple[float, float], list[int]] = {}
+        left: dict[int, int] = {}
         for row, wanted in self._rows.items():
             if wanted.forced:
-                _leave(logits[row], wanted.forced[len(wanted.written)])
+                left[row] = wanted.forced[len(wanted.written)]
             elif len(wanted.written) < len(wanted.uniforms):
                 by_rule.setdefault(wanted.rule, []).append(row)
         for (temperature, top_p), rows in by_rule.items():
             points = np.array([self._rows[row].uniforms[len(self._rows[row].written)] for row in rows])
             rule = Sampling(max_tokens=1, temperature=temperature, top_p=top_p)
-            for row, token in zip(rows, sampling.choose(logits[rows], rule, points), strict=True):
-                _leave(logits[row], token)
+            left |= zip(rows, sampling.choose(logits[rows], rule, points), strict=True)
+        if left:
+            rows_left, tokens = torch.tensor([list(left), list(left.values())], device=logits.device)
+            logits.index_fill_(0, rows_left, -torch.inf)[rows_left, tokens] = 0.0
         return logits
 
 
@@ -69,8 +72,3 @@ def _wanted(params: Any, _prompt: list[int] | None, written: list[int]) -> Wante
         return None
     rule = (extra.get("temperature", 0.0), extra.get("top_p", 1.0))
     return Wanted(extra.get("forced", []), extra.get("uniforms", []), rule, written)
-
-
-def _leave(row: Tensor, token: int) -> None:
-    row.fill_(-torch.inf)
-    row[token] = 0.0

@@ -116,8 +116,8 @@ class WorkerState:
         return self._window(name) if self._on_host else self._upload(self._window(name))
 
     def _upload(self, part: Any) -> Any:
-        """Return a copy of a part on the device."""
-        return as_tensor(np.array(part)).to(self._device)
+        """Return a copy of a part on the device; from where it lies, if that is memory of ours, which is pinned."""
+        return as_tensor(part if part.flags.writeable else np.array(part)).to(self._device)
 
     def _live_part(self, name: str) -> Any:
         """Return the live weights of a piece, (rows, columns), in place."""

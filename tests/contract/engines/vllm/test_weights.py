@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 from unittest.mock import Mock
 
@@ -19,7 +18,6 @@ pytest.importorskip("vllm", reason="needs vLLM", exc_type=ImportError)
 
 from models import answers, job, load_engine, text_prompts
 from seedtune.config.config import Config
-from seedtune.engines.transformers.checkpoint import ModelSource
 from seedtune.engines.transformers.members.weight_format import as_tensor, as_weights
 from seedtune.engines.vllm import compat, engine_args
 from seedtune.engines.vllm.engine import VllmEngine
@@ -281,31 +279,6 @@ def test_weights_that_may_have_moved_on_some_ranks_only_are_of_no_use(folder: An
 
 def test_options_of_ours_are_options_of_vllm() -> None:
     assert set(engine_args.OURS) - {"products"} <= compat.option_names()  # a setting of ours that used to stand there
-
-
-@pytest.mark.parametrize(
-    ("noise", "settings", "share"),
-    [
-        ({}, {}, 0.5),  # 4 of 10 GiB
-        ({"weights_dtype": "model"}, {}, 0.7),
-        ({}, {"tensor_parallel_size": 2}, 0.7),
-        ({}, {"weights_memory": "host"}, 0.9),
-        ({}, {"gpu_memory_utilization": 0.3}, 0.3),
-    ],
-)
-def test_vllm_leaves_the_current_weights_their_share_of_a_gpu(
-    noise: dict[str, Any], settings: dict[str, Any], share: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(compat, "on_cpu", lambda: False)
-    monkeypatch.setattr(compat, "device_memory", lambda: 10 << 30)
-    base_model: Any = SimpleNamespace(size=1 << 30)
-    place = {"source": ModelSource("model", "model"), "dtype": "bfloat16"}
-    found = engine_args.arguments(Config(vllm=settings).vllm, Noise(7, **GAUSSIAN, **noise), base_model, **place)
-    assert (found["gpu_memory_utilization"], "weights_memory" in found) == (pytest.approx(share), False)
-    base_model.size <<= 2
-    if share == 0.5:
-        with pytest.raises(ConfigError, match=r"weights take 16\.0 of a GPU's 10 GiB.*vllm\.weights_memory=host"):
-            engine_args.arguments(Config().vllm, Noise(7, **GAUSSIAN), base_model, **place)
 
 
 def test_a_version_that_was_not_tested_is_refused_and_a_missing_one_explained(folder: Any) -> None:
