@@ -167,7 +167,15 @@ class VllmEngine(Engine):
                     yield [JobSequence(job, sequence) for sequence in mine]
             return
         for _, same in groupby(jobs, lambda job: job.shift):
-            yield [JobSequence(job, sequence) for job in same for sequence in asked(job, self.tokenizer)]
+            wave = [JobSequence(job, sequence) for job in same for sequence in asked(job, self.tokenizer)]
+            self._draw({job.members[sequence.member] for job, sequence in wave})
+            yield wave
+
+    def _draw(self, members: Iterable[Member]) -> None:
+        """Draw the factors of a wave's adapters; the unperturbed model's has those of a pair, times 0."""
+        started = time.perf_counter()
+        self._call("lora.draw", sorted({(member.generation, member.pair) for member in members}))
+        self._times.perturb += time.perf_counter() - started
 
     def _set_live_weights(self, job: Job, sequence: DecodeSequence | ForcedSequence) -> None:
         """Set the live weights to a wave's only member, or to the unperturbed model, to which adapters are added."""

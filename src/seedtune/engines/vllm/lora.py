@@ -6,6 +6,7 @@ while noise is reused; it does not depend on the current weights.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,9 @@ from seedtune.engines.vllm import compat
 from seedtune.numerics.noise import amplitude
 from seedtune.numerics.weights import Weights, factors
 from seedtune.types import Member
+
+Pair = tuple[int, int]
+"""A generation, and which of its pairs."""
 
 
 def name_of(member: Member, sigma: float) -> str:
@@ -34,15 +38,24 @@ class LoraMaker:
 
     def __init__(self, weights: Weights, dtype: torch.dtype) -> None:
         self._weights, self._dtype = weights, dtype
+        self._columns: dict[Pair, int] = {}
+        self._drawn: dict[str, tuple[Any, Any]] = {}
+
+    def draw(self, pairs: Sequence[Pair]) -> None:
+        """Draw the factors of all ``pairs``, tensor by tensor, for the adapters that are asked for next."""
+        self._columns = {pair: column for column, pair in enumerate(pairs)}
+        self._drawn = {tensor: factors(self._weights, tensor, pairs) for tensor in self._weights.tensors}
 
     def make(self, number: int, name: str) -> Any:
         """Return a member's adapter in vLLM's form: x → s·σ·A(Bᵀx)/√r for every weight."""
         member, sigma = parse(name)
         noise = self._weights.noise
         scale = np.float32(member.sign * amplitude(sigma, rank=noise.rank, subspaces=noise.subspaces))
-        pair, made = [(member.generation, member.pair)], {}
-        for tensor in self._weights.tensors:
-            left, right = (as_tensor(factor)[0] for factor in factors(self._weights, tensor, pair))
+        pair, made = (member.generation, member.pair), {}
+        if pair not in self._columns:
+            self.draw([pair])
+        for tensor, drawn in self._drawn.items():
+            left, right = (as_tensor(factor)[self._columns[pair]] for factor in drawn)
             inputs, outputs = right.T.contiguous(), left * float(scale)
             made[tensor.removesuffix(".weight")] = inputs.to(self._dtype), outputs.to(self._dtype)
         return compat.lora_model(number, noise.rank, made)
