@@ -96,7 +96,7 @@ class TransformersSettings(Section):
     """Device and memory of the in-process engine."""
 
     device: str = "auto"
-    """``cpu``, ``cuda``, ``cuda:1``; ``auto`` uses CUDA if available."""
+    """``cpu``, ``cuda``, ``cuda:1``, ``mps``; ``auto`` uses CUDA if available."""
 
     max_rows: int = Field(default=256, ge=1, le=COUNT)
     """Rows (completions) in flight at once; the rest wait for a free slot."""

@@ -13,7 +13,7 @@ import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import IO, Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -74,9 +74,19 @@ def reserve(path: Path, kinds: Kinds) -> dict[str, Stored]:
     head, size = _head(kinds)
     with path.open("wb") as file:
         file.write(head)
-        # Reserve the space now: a mapped page without space later would end the process with SIGBUS.
-        os.posix_fallocate(file.fileno(), 0, len(head) + size)
+        _take_space(file, len(head) + size)
     return contents(path)
+
+
+def _take_space(file: IO[bytes], size: int) -> None:
+    """Reserve the disk space of a file now: a mapped page without space later would end the process with SIGBUS."""
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(file.fileno(), 0, size)
+        return
+    file.seek(0, os.SEEK_END)  # macOS: written zeros take it
+    while (missing := size - file.tell()) > 0:
+        file.write(bytes(min(missing, 1 << 24)))
+    file.flush()
 
 
 def _head(kinds: Kinds) -> tuple[bytes, int]:
@@ -162,8 +172,7 @@ def mapped(folder: Path, shapes: Mapping[str, tuple[int, ...]], dtype: str = "fl
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder) as file:
-            # Reserve the space now: a mapped page without space later would end the process with SIGBUS.
-            os.posix_fallocate(file.fileno(), 0, max(1, total) * kind.itemsize)
+            _take_space(file, max(1, total) * kind.itemsize)
             whole = np.asarray(np.memmap(file, kind, "r+", shape=(max(1, total),)))
     except OSError as error:
         raise StorageError(f"cannot map a file in {folder}: {error}. Choose a folder on a disk with room.") from error

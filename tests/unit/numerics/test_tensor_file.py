@@ -82,6 +82,17 @@ def test_mapped_arrays_are_writable_and_leave_no_file(tmp_path: Path) -> None:
     assert list((tmp_path / "new").iterdir()) == []
 
 
+def test_where_no_call_reserves_space_written_zeros_take_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on macOS; a hole in the file would have no blocks."""
+    monkeypatch.delattr(os, "posix_fallocate")
+    kinds = {"a": tensor_file.Kind("float32", (1000, 1000))}
+    tensor_file.reserve(tmp_path / "file", kinds)
+    found = (tmp_path / "file").stat()
+    assert found.st_size > 4_000_000
+    assert found.st_blocks * 512 >= found.st_size
+    assert not tensor_file.mapped(tmp_path, {"a": (3, 4)})["a"].any()
+
+
 def test_mapped_arrays_share_one_open_file(tmp_path: Path) -> None:
     before = len(os.listdir("/proc/self/fd"))
     arrays = tensor_file.mapped(tmp_path, {f"layer.{number}": (2,) for number in range(50)})

@@ -31,6 +31,11 @@ def uploaded(device: torch.device, *arrays: np.ndarray) -> list[Tensor]:
     return [row.view(torch.float32) if is_float else row for row, is_float in zip(moved, floats, strict=True)]
 
 
+def home_of(device: torch.device) -> torch.device:
+    """Return where the exact weights of a model on ``device`` are, and its noise is drawn: where there are kernels."""
+    return device if device.type in ("cpu", "cuda") else torch.device("cpu")
+
+
 def torch_device(settings: TransformersSettings) -> torch.device:
     """Return the device; ConfigError if it is not available."""
     name = settings.device
@@ -39,9 +44,11 @@ def torch_device(settings: TransformersSettings) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise ConfigError(f"transformers.device={name!r} is not a device. Use cpu, cuda or cuda:N.") from error
+        raise ConfigError(f"transformers.device={name!r} is not a device. Use cpu, cuda, cuda:N or mps.") from error
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ConfigError(f"transformers.device={name!r}, but torch sees no CUDA device. Use device=cpu.")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise ConfigError(f"transformers.device={name!r}, but torch sees no Apple GPU. Use device=cpu.")
     return device
 
 

@@ -35,6 +35,7 @@ from seedtune.engines.transformers.decoding.slot_cache import SlotCache, large_e
 from seedtune.engines.transformers.device import (
     dtype_name,
     dtype_named,
+    home_of,
     memory_limits_named,
     torch_device,
     wait_for,
@@ -80,7 +81,7 @@ class TransformersEngine(LocalEngine):
         self.close()
         model = self.source.load().eval()
         self.eos = self.tokenizer.end_tokens(model)
-        self.anchor = BaseWeights(self.source, model, self.device)
+        self.anchor = BaseWeights(self.source, model, home_of(self.device))
         self.dtype = dtype_named(self.config.dtype, model.dtype, self.device.type)
         self.arithmetic = product_choice.resolve(self.config.products, self.dtype, self.device)
         self._install(model)

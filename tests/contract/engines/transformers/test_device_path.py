@@ -26,7 +26,9 @@ from seedtune.engines.transformers.decoding import slot_attention
 from seedtune.engines.transformers.decoding.decoder import Decoder
 from seedtune.engines.transformers.decoding.slot_attention import SlotAttention
 from seedtune.engines.transformers.members import population_linear
-from seedtune.types import UNPERTURBED, Member
+from seedtune.engines.transformers.members.weight_format import WeightFormat
+from seedtune.errors import ConfigError
+from seedtune.types import UNPERTURBED, Member, Term, Update
 
 MEMBERS = (Member(3, 0, 1), Member(3, 0, -1), UNPERTURBED, Member(3, 5, 1), Member(2, 9, -1))
 PROMPTS = text_prompts("Hello there", "x", "The quick brown fox jumps", "Hello therein")
@@ -55,6 +57,34 @@ def test_batched_members_equal_materialised_models(family: str, mode: str, folde
     assert engine.attention.cache.compiled
     assert_members_are_materialised_models(engine, folders(family), MEMBERS, PROMPTS, sigma=0.05, new=6)
     assert all(layer.arrays is None for layer in engine.attention.cache.layers)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "mixtral"])
+def test_gaussian_members_drawn_at_home_are_materialised_models(
+    family: str, folders: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As for an Apple GPU, which has no kernels for noise: exact weights and noise are the CPU's."""
+    monkeypatch.setattr(WeightFormat, "staged", True)
+    engine = load_engine(folders(family), products="library", **MODES["gaussian"])
+    assert all(isinstance(live, torch.Tensor) for live in engine.perturbation._live.values())
+    assert_members_are_materialised_models(engine, folders(family), MEMBERS, PROMPTS, sigma=0.05, new=6)
+    plain = load_engine(folders(family), products="library", **MODES["gaussian"])
+    update = Update(1, (Term(1, 0, 0.01), Term(0, 3, -0.02)))
+    for each in (engine, plain):
+        each.apply(update)
+    assert engine.fingerprint() == plain.fingerprint()
+    assert answers(engine, job(PROMPTS, members=MEMBERS)) == answers(plain, job(PROMPTS, members=MEMBERS))
+
+
+def test_exact_weights_are_where_there_are_kernels() -> None:
+    homes = {name: device.home_of(torch.device(name)).type for name in ("cpu", "cuda", "mps")}
+    assert homes == {"cpu": "cpu", "cuda": "cuda", "mps": "cpu"}
+
+
+@pytest.mark.skipif(torch.backends.mps.is_available(), reason="there is an Apple GPU")
+def test_a_missing_apple_gpu_is_named(folders: Callable[[str], Path]) -> None:
+    with pytest.raises(ConfigError, match=r"device=.mps., but torch sees no Apple GPU\. Use device=cpu"):
+        load_engine(folders("llama"), device="mps")
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])

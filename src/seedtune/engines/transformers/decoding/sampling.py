@@ -34,6 +34,8 @@ def choose(logits: Tensor, sampling: Sampling, uniforms: np.ndarray | None) -> l
     if sampling.temperature == 0.0:
         return _largest(logits)
     assert uniforms is not None
+    if logits.device.type == "mps":
+        logits = logits.cpu()  # an Apple GPU has no float64; its memory is the CPU's
     points = torch.from_numpy(uniforms).to(logits.device)
     parts = zip(logits.split(_ROWS), points.split(_ROWS), strict=True)
     found = [_sample(rows.double() / sampling.temperature, sampling.top_p, u) for rows, u in parts]

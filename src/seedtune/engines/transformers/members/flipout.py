@@ -117,7 +117,7 @@ class Flipout(LinearMembers):
 
     def _product(self, part: Part, shared: Shared) -> LiveWeight:
         """Return U of a layer as (out, in), in the form of the live weights."""
-        drawn = as_tensor(self.weights.shared(f"{part.name}.weight", *shared)).to(self._place.dtype)
+        drawn = self._there(self.weights.shared(f"{part.name}.weight", *shared))
         product = LiveWeight(self._place.form)
         product.set((drawn.T if part.transposed else drawn).contiguous())
         return product
@@ -125,4 +125,8 @@ class Flipout(LinearMembers):
     def _signs(self, part: Part, pairs: Sequence[tuple[int, int]]) -> PartSigns:
         r, s = signs(self.weights, f"{part.name}.weight", pairs)
         outputs, inputs = (s, r) if part.transposed else (r, s)
-        return PartSigns(as_tensor(outputs).to(self._place.dtype), as_tensor(inputs).to(self._place.dtype))
+        return PartSigns(self._there(outputs), self._there(inputs))
+
+    def _there(self, drawn: Any) -> Tensor:
+        """Return drawn numbers as the model computes with them."""
+        return as_tensor(drawn).to(self._place.device, self._place.dtype)

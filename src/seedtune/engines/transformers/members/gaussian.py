@@ -44,9 +44,9 @@ class Gaussian:
         chosen = set(self.names)
         self.coverage = coverage_of(model, chosen, trainable=chosen, called=())
         tensors = self._copies({name: parameters[name].detach() for name in self.names})
-        self.weights = Weights(tensors, noise, kernels=kernels_for(str(place.device)), anchor=anchor)
+        self.weights = Weights(tensors, noise, kernels=kernels_for(str(place.home)), anchor=anchor)
         self._perturbed_from = self.weights
-        self._live: dict[str, WeightArray] = {}
+        self._live: dict[str, Any] = {}
         self._packed: list[tuple[LinearGroup, Tensor]] = []
         self._now: tuple[Member, float] | None = None
 
@@ -62,7 +62,8 @@ class Gaussian:
         if self._place.form != ProductForm():
             self._packed = pack_layers(model, self._trace, set(self.names), self._place.form)
         parameters = dict(model.named_parameters())
-        self._live = {name: as_weights(parameters[name]).reshape(-1) for name in self.names}
+        live = {name: parameters[name].detach() for name in self.names}
+        self._live = {name: (x if self._place.staged else as_weights(x)).reshape(-1) for name, x in live.items()}
         assert all(parameters[name].is_contiguous() for name in self.names)
         self._write(UNPERTURBED, 0.0)
 
@@ -92,7 +93,10 @@ class Gaussian:
             return
         self._now = None
         for name, live in self._live.items():
-            self._perturbed_from.perturb(name, member, sigma, live)
+            drawn = as_weights(torch.empty_like(live, device=self._place.home)) if self._place.staged else live
+            self._perturbed_from.perturb(name, member, sigma, drawn)
+            if self._place.staged:
+                live.copy_(as_tensor(drawn))
         for group, buffer in self._packed:
             group.set(buffer)
         self._now = (member, sigma)

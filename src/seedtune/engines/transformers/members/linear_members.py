@@ -75,7 +75,7 @@ class LinearMembers(ABC):
             self._take(names, [modules.pop(name) for name in names], state, tensors)
         rest = {*called, *filter(EXPERT.search, modules)}
         self._rest = [name for name, module in modules.items() if name in rest and is_linear(module)]
-        self.weights = Weights(tensors, noise, kernels=kernels_for(str(place.device)), anchor=anchor)
+        self.weights = Weights(tensors, noise, kernels=kernels_for(str(place.home)), anchor=anchor)
 
     def _take(self, names: list[str], layers: list[Any], state: RowState, tensors: dict[str, WeightArray]) -> None:
         """Move the layers' weights into one buffer of the current weights and replace the layers by perturbed ones."""
@@ -94,7 +94,7 @@ class LinearMembers(ABC):
     def _buffer(self, weights: list[Tensor]) -> Tensor:
         """Concatenate the weights by rows in the storage dtype; a single weight that has it is used without a copy."""
         first, place = weights[0], self._place
-        same = first.dtype == place.weights_dtype and first.device == place.device and place.folder is None
+        same = first.dtype == place.weights_dtype and first.device == place.home and place.folder is None
         if len(weights) == 1 and same and first.is_contiguous():
             return first.detach()
         buffer = as_tensor(place.empty({"": (sum(w.shape[0] for w in weights), first.shape[1])})[""])

@@ -24,5 +24,5 @@ class LowRank(LinearMembers):
             a, b = factors(self.weights, f"{part.name}.weight", pairs)
             outputs.append(as_tensor(b if part.transposed else a).transpose(1, 2))
             inputs.append(as_tensor(a if part.transposed else b).transpose(1, 2))
-        a, b = torch.cat(outputs, 2), torch.stack(inputs, 1)
-        return Factors(a.to(self._place.dtype), b.to(self._place.dtype), group.ends)
+        a, b = (x.to(self._place.device, self._place.dtype) for x in (torch.cat(outputs, 2), torch.stack(inputs, 1)))
+        return Factors(a, b, group.ends)

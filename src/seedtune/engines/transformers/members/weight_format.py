@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from seedtune.engines.transformers.device import dtype_name
+from seedtune.engines.transformers.device import dtype_name, home_of
 from seedtune.engines.transformers.members.population_linear import ProductForm, bits
 from seedtune.errors import ModelError
 from seedtune.numerics import tensor_file
@@ -28,11 +28,21 @@ class WeightFormat:
     weights_dtype: torch.dtype
     folder: Path | None = None
 
+    @property
+    def home(self) -> torch.device:
+        """Where the current weights are."""
+        return home_of(self.device)
+
+    @property
+    def staged(self) -> bool:
+        """Whether members are drawn at home and copied to the device."""
+        return self.home != self.device
+
     def empty(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, WeightArray]:
         """Return new arrays for current weights, in memory or in a mapped file."""
         if self.folder is not None:
             return tensor_file.mapped(self.folder, shapes, dtype_name(self.weights_dtype))
-        dtype, device = self.weights_dtype, self.device
+        dtype, device = self.weights_dtype, self.home
         return {name: as_weights(torch.empty(shape, dtype=dtype, device=device)) for name, shape in shapes.items()}
 
 
