@@ -49,7 +49,7 @@ def train(settings: ESConfig, *, resume: bool = False) -> None:
 
 WAYS = {
     "lowrank, float32 model": (torch.float32, {"rank": 2}),
-    "lowrank, bfloat16 model": (torch.bfloat16, {}),
+    "flipout, bfloat16 model": (torch.bfloat16, {"perturbation": "flipout", "shared_noise": 2}),
     "lowrank, weights_dtype=model": (torch.bfloat16, {"weights_dtype": "model"}),
     "gaussian, bfloat16 model": (torch.bfloat16, {"perturbation": "gaussian", "trainable": ["!*norm*"]}),
     "gaussian, weights_dtype=model": (torch.bfloat16, {"perturbation": "gaussian", "weights_dtype": "model"}),
