@@ -18,9 +18,6 @@ from seedtune.numerics.noise import amplitude
 from seedtune.numerics.weights import Weights, factors
 from seedtune.types import Member
 
-Pair = tuple[int, int]
-"""A generation, and which of its pairs."""
-
 
 def name_of(member: Member, sigma: float) -> str:
     """Return a member's name, which encodes everything that its adapter depends on."""
@@ -38,11 +35,11 @@ class LoraMaker:
 
     def __init__(self, weights: Weights, dtype: torch.dtype) -> None:
         self._weights, self._dtype = weights, dtype
-        self._columns: dict[Pair, int] = {}
+        self._columns: dict[tuple[int, int], int] = {}
         self._drawn: dict[str, tuple[Any, Any]] = {}
 
-    def draw(self, pairs: Sequence[Pair]) -> None:
-        """Draw the factors of all ``pairs``, tensor by tensor, for the adapters that are asked for next."""
+    def draw(self, pairs: Sequence[tuple[int, int]]) -> None:
+        """Draw the factors of all ``pairs`` (generation, pair), tensor by tensor, for the adapters that are asked for next."""
         self._columns = {pair: column for column, pair in enumerate(pairs)}
         self._drawn = {tensor: factors(self._weights, tensor, pairs) for tensor in self._weights.tensors}
 
