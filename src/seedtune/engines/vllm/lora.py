@@ -39,7 +39,7 @@ class LoraMaker:
         self._drawn: dict[str, tuple[Any, Any]] = {}
 
     def draw(self, pairs: Sequence[tuple[int, int]]) -> None:
-        """Draw the factors of all ``pairs`` (generation, pair), tensor by tensor, for the adapters that are asked for next."""
+        """Draw the factors of these (generation, pair) at once, for the adapters that are asked for next."""
         self._columns = {pair: column for column, pair in enumerate(pairs)}
         self._drawn = {tensor: factors(self._weights, tensor, pairs) for tensor in self._weights.tensors}
 
