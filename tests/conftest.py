@@ -51,7 +51,7 @@ if importlib.util.find_spec("triton") is not None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Any:
-    with nullcontext() if is_traced(place_of(item)) else untraced():
+    with nullcontext() if place_of(item).startswith(TRACED) else untraced():
         return (yield)
 
 
@@ -59,10 +59,8 @@ def place_of(item: pytest.Item) -> str:
     return item.path.relative_to(Path(__file__).parent).as_posix()
 
 
-def is_traced(place: str) -> bool:
-    """Whether coverage is measured: whole runs are of parts that have tests of their own, but for those of Ray."""
-    return not place.startswith(("invariant/", "integration/")) or place.startswith("integration/engines/ray/")
-
+TRACED = ("unit/", "contract/", "integration/engines/ray/", "integration/planning/", "integration/run/artifacts/")
+"""Tests that coverage is measured in: the others are whole runs of parts that have tests of their own."""
 
 SLOW = (
     "integration/engines/ray/test_engine.py",
