@@ -126,7 +126,7 @@ def test_columns_are_plain_data_that_another_process_gets_whole(task):
 
 
 def test_gold_answers_get_full_marks_empty_ones_none_and_wrong_ones_less(name, task):
-    checks = validate(task, items=400)
+    checks = validate(task, items=200)
     assert [(check.what, check.broken) for check in checks if check.broken] == []
     assert checks[0].what == "gold"
     assert checks[0].full == len(checks[0].values) >= ITEMS.get(name, 200)

@@ -66,13 +66,18 @@ def to_gguf(folder: str | Path, output: str | Path, like: str | Path) -> None:
         raise StorageError(f"cannot write {str(output)!r}: {cause}. {fix}, or choose another folder.") from error
 
 
+def require_gguf() -> None:
+    """Raise MissingExtraError without the packages that read and write GGUF files."""
+    if any(find_spec(package) is None for package in ("gguf", "accelerate")):
+        raise MissingExtraError("a GGUF file", "pip install gguf accelerate")
+
+
 def read_gguf(like: str | Path) -> Any:
     """Open a GGUF file, or that of a built-in name.
 
     Raises ModelError if there is none, MissingExtraError without the package that reads it.
     """
-    if any(find_spec(package) is None for package in ("gguf", "accelerate")):
-        raise MissingExtraError("a GGUF file", "pip install gguf accelerate")
+    require_gguf()
     path = builtin_gguf(str(like)) if like in BUILTIN else Path(like)
     if not path.is_file():
         raise ModelError(f"there is no GGUF file {str(path)!r}. Give one of the base model, in any precision.")

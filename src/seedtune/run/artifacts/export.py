@@ -63,7 +63,8 @@ def export_gguf(run: str | Path, output: Path, like: str | None, export: Callabl
     ``like`` is a GGUF file of the base model, by default that of a built-in model.  Raises ConfigError if there is
     none and RunError if ``output`` exists, before anything is rebuilt, and the errors of `seedtune.to_gguf`.
     """
-    from seedtune.engines.transformers.gguf_file import read_gguf, to_gguf
+    from seedtune.engines.transformers.builtin_models import parsed_once
+    from seedtune.engines.transformers.gguf_file import read_gguf, require_gguf, to_gguf
 
     base = replay.RecordedRun.read(Path(run)).config.model
     if like is None and base not in BUILTIN_MODELS:
@@ -73,12 +74,14 @@ def export_gguf(run: str | Path, output: Path, like: str | None, export: Callabl
         )
     if output.exists():
         raise RunError(f"{str(output)!r} exists already. Choose another --output.")
-    read_gguf(like or base)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".exporting-", dir=output.parent) as scratch:
-        done = export(Path(scratch) / "model")
-        with activities.doing("writing GGUF and reading it back"):
-            to_gguf(Path(scratch) / "model", output, like or base)
+    require_gguf()
+    with parsed_once():
+        read_gguf(like or base)
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".exporting-", dir=output.parent) as scratch:
+            done = export(Path(scratch) / "model")
+            with activities.doing("writing GGUF and reading it back"):
+                to_gguf(Path(scratch) / "model", output, like or base)
     return done
 
 
