@@ -172,9 +172,9 @@ class VllmEngine(Engine):
             yield wave
 
     def _draw(self, members: Iterable[Member]) -> None:
-        """Draw the factors of a wave's adapters; the unperturbed model's has those of a pair, times 0."""
+        """Draw the factors of a wave's adapters."""
         started = time.perf_counter()
-        self._call("lora.draw", sorted({(member.generation, member.pair) for member in members}))
+        self._call("lora.draw", sorted({(member.generation, member.pair) for member in members if member.sign}))
         self._times.perturb += time.perf_counter() - started
 
     def _set_live_weights(self, job: Job, sequence: DecodeSequence | ForcedSequence) -> None:

@@ -39,7 +39,12 @@ class LoraMaker:
         self._drawn: dict[str, tuple[Any, Any]] = {}
 
     def draw(self, pairs: Sequence[tuple[int, int]]) -> None:
-        """Draw the factors of these (generation, pair) at once, for the adapters that are asked for next."""
+        """Draw the factors of these (generation, pair) at once, for the adapters that are asked for next.
+
+        If all of them are there still, as where noise is reused, nothing is drawn.
+        """
+        if self._columns.keys() >= set(pairs):
+            return
         self._columns = {pair: column for column, pair in enumerate(pairs)}
         self._drawn = {tensor: factors(self._weights, tensor, pairs) for tensor in self._weights.tensors}
 
@@ -48,11 +53,19 @@ class LoraMaker:
         member, sigma = parse(name)
         noise = self._weights.noise
         scale = np.float32(member.sign * amplitude(sigma, rank=noise.rank, subspaces=noise.subspaces))
-        pair, made = (member.generation, member.pair), {}
-        if pair not in self._columns:
-            self.draw([pair])
-        for tensor, drawn in self._drawn.items():
-            left, right = (as_tensor(factor)[self._columns[pair]] for factor in drawn)
+        made = {}
+        for tensor in self._weights.tensors:
+            left, right = self._factors(tensor, member)
             inputs, outputs = right.T.contiguous(), left * float(scale)
             made[tensor.removesuffix(".weight")] = inputs.to(self._dtype), outputs.to(self._dtype)
         return compat.lora_model(number, noise.rank, made)
+
+    def _factors(self, tensor: str, member: Member) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return a member's A (outputs, r) and B (inputs, r); zeros for the unperturbed model, which draws nothing."""
+        if not member.sign:
+            own, rank = self._weights.slices[tensor], self._weights.noise.rank
+            return torch.zeros(own.rows.whole, rank), torch.zeros(own.columns.whole, rank)
+        pair = member.generation, member.pair
+        self.draw([pair])
+        left, right = (as_tensor(drawn)[self._columns[pair]] for drawn in self._drawn[tensor])
+        return left, right

@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -96,6 +97,16 @@ def test_more_members_than_further_inputs_gather_their_factors(
     further = answers(engine, work)
     monkeypatch.setattr(population_linear, "FURTHER_INPUTS", 5)  # three pairs of rank two
     assert answers(engine, work) == further
+
+
+def test_large_activations_in_float16_do_not_overflow_before_they_are_scaled() -> None:
+    state = population_linear.RowState()
+    state.set(np.zeros(1, np.int32), np.full(1, 1e-3, np.float32))
+    like = {"dtype": torch.float16}
+    factors = population_linear.Factors(torch.ones(1, 1, 2, **like), torch.ones(1, 1, 1, 100, **like), np.array([2]))
+    y = torch.zeros(1, 2, **like)
+    factors.add(y, torch.full((1, 100), 1000.0, **like), state)  # the dot is 100,000, beyond float16
+    assert y.tolist() == [[100.0, 100.0]]
 
 
 class Launches(TorchDispatchMode):

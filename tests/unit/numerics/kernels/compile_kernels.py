@@ -41,9 +41,8 @@ def cases() -> Iterator[tuple[str, dict[str, str], dict[str, object]]]:
     for kind, pointer in TYPES.items():
         types, constants = {"theta": pointer, "anchor": pointer}, {"KIND": kind, "ANCHOR": kind, "DECAY": True}
         yield "update_gaussian", types, RUN | constants | {"SUBSPACES": 3}
-        if kind != "float32":
-            yield "update_lowrank", types, TILE | constants | {"RANK": 1, "ALIGNED": True}
-            yield "update_flipout", types, TILE | constants | {"ALIGNED": True, "COLS": gpu.FLIPOUT_COLS}
+        yield "update_lowrank", types, TILE | constants | {"RANK": 1, "ALIGNED": True}
+        yield "update_flipout", types, TILE | constants | {"ALIGNED": True, "COLS": gpu.FLIPOUT_COLS}
     unaligned = {"ALIGNED": False, "COLS": gpu.UNALIGNED_COLS}
     yield "update_lowrank", types, TILE | constants | unaligned | {"RANK": 2}
     yield "update_flipout", types, TILE | constants | unaligned

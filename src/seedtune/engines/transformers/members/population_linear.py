@@ -181,7 +181,10 @@ class Factors:
     def __init__(self, a: Tensor, b: Tensor, ends: np.ndarray) -> None:
         self.a, self.b, self.ends = a.contiguous(), b.contiguous(), ends
         self.bits = (bits(self.a), bits(self.b)) if has_kernels(a.device, a.dtype) else None
-        self._further = None if self.bits is not None or a.shape[0] * a.shape[1] > FURTHER_INPUTS else self._columns()
+        many = a.shape[0] * a.shape[1] > FURTHER_INPUTS
+        # a dot of float16 may overflow before it is scaled, so those are gathered, in float32
+        gathered = self.bits is not None or many or a.dtype == torch.float16
+        self._further = None if gathered else self._columns()
 
     def _columns(self) -> tuple[Tensor, Tensor]:
         """Return B (in, parts·P·r), and A (parts·P·r, out) with zeros outside each part's own outputs."""
