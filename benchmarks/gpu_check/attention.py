@@ -9,7 +9,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 import triton
 import triton.language as tl
@@ -56,8 +55,7 @@ def _compare(check: Check, rows: int) -> None:
     layer.lazy_initialization(k[:1].transpose(0, 1)[None], v[:1].transpose(0, 1)[None])
     layer.keys.normal_()
     layer.values.normal_()
-    options, now = AttentionOptions(dim**-0.5, 0, 0.0), Decode(np.full(rows, used - 1, np.int32))
-    now.on_device = torch.full((rows,), used - 1, device=check.device)
+    options, now = AttentionOptions(dim**-0.5, 0, 0.0), Decode(torch.full((rows,), used - 1, device=check.device), used)
 
     def today() -> torch.Tensor:
         return slot_attention._decode(layer, q, k, v, now, options)

@@ -95,15 +95,19 @@ def none_for_auto(value: Any) -> Any:
 class TransformersSettings(Section):
     """Device and memory of the in-process engine."""
 
+    _auto = field_validator("max_rows", "max_batch_tokens", mode="before")(none_for_auto)
+
     device: str = "auto"
     """``cpu``, ``cuda``, ``cuda:1``, ``mps``; ``auto`` uses CUDA if available."""
 
-    max_rows: int = Field(default=256, ge=1, le=COUNT)
-    """Rows (completions) in flight at once; the rest wait for a free slot."""
+    max_rows: int | None = Field(default=None, ge=1, le=COUNT)
+    """Rows (completions) in flight at once; the rest wait for a free slot.  By default (``auto``) 256 on a CPU, on a
+    GPU what its free memory allows, at most 2048; recorded, so that a resumed run has the same."""
 
-    max_batch_tokens: int = Field(default=65536, ge=1, le=2**30)
+    max_batch_tokens: int | None = Field(default=None, ge=1, le=2**30)
     """Positions of the key-value cache over all rows in flight; limits its memory.  A prefill pass reads a 64th of
-    them, at least 1024."""
+    them, at least 1024.  By default (``auto``) 65,536 on a CPU, on a GPU what 70 % of its free memory
+    holds; recorded."""
 
     weights_folder: LocalPath | None = None
     """Keep the current weights in a memory-mapped file in this folder instead of in memory (CPU only)."""

@@ -13,7 +13,7 @@ from pathlib import Path
 from seedtune import activities, engines
 from seedtune.config.config import Config
 from seedtune.engines.base import Engine, EngineTimes
-from seedtune.engines.transformers.decoding.decoder import slots_for
+from seedtune.engines.transformers.decoding.cache_size import size_for
 from seedtune.errors import ConfigError, ModelError, RunError
 from seedtune.rollouts.prompts import prompt_of
 from seedtune.run import directory, recorded_config, replay
@@ -122,8 +122,7 @@ def _slots(config: Config, members: int, prompts: int, *, positions: int) -> int
     """Rows in flight for a batch of ``members`` × ``prompts`` rows with ``positions`` tokens each."""
     if config.engine == "vllm":
         return min(config.vllm.max_num_seqs, min(members, config.vllm.max_loras) * prompts)
-    own = config.transformers
-    return slots_for(members * prompts, positions, max_rows=own.max_rows, max_tokens=own.max_batch_tokens)
+    return size_for(config.transformers).slots(members * prompts, positions)
 
 
 def _lengths(config: Config, examples: Sequence[Example]) -> tuple[list[int], bool]:

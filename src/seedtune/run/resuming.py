@@ -41,8 +41,12 @@ def load(
 
 
 def as_recorded(config: Config, recorded: Entry) -> Config:
-    """Replace ``auto`` by the recorded kind of products."""
-    kind = _kind(config, recorded)
+    """Replace ``auto`` by the recorded kind of products, and by the recorded sizes of a GPU's cache."""
+    kind, own = _kind(config, recorded), config.transformers
+    sizes = recorded_arithmetic.of_engine(recorded, "transformers").get("sizes", {})
+    if sizes and own.max_rows is own.max_batch_tokens is None:
+        found = {"max_rows": sizes["rows"], "max_batch_tokens": sizes["positions"]}
+        config = config.replace(transformers={**own.model_dump(), **found})
     return config.replace(products=kind) if config.products == "auto" and kind else config
 
 

@@ -58,16 +58,24 @@ def wait_for(device: torch.device) -> None:
         torch.accelerator.synchronize(device)
 
 
+def free_memory(device: torch.device) -> int:
+    """Return the bytes that a GPU has free for this process."""
+    if device.type == "mps":
+        return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
+    held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + held
+
+
 @contextmanager
-def memory_limits_named(device: torch.device, settings: TransformersSettings) -> Iterator[None]:
+def memory_limits_named(device: torch.device, *, rows: int, positions: int) -> Iterator[None]:
     """Raise EngineError, which names the settings to lower, where the device runs out of memory."""
     try:
         yield
     except torch.OutOfMemoryError as error:
         raise EngineError(
             f"{device} ran out of memory ({first_line(error)}). Lower transformers.max_batch_tokens="
-            f"{settings.max_batch_tokens} (positions of the key-value cache; a prefill pass reads a 64th of them) or "
-            f"transformers.max_rows={settings.max_rows} (completions in flight)."
+            f"{positions} (positions of the key-value cache; a prefill pass reads a 64th of them) or "
+            f"transformers.max_rows={rows} (completions in flight)."
         ) from error
 
 

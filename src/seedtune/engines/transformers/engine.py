@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import repeat
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 
 from seedtune.config.config import Config
@@ -15,13 +17,13 @@ from seedtune.engines.base import BASE, EngineInfo, LocalEngine
 from seedtune.engines.transformers import product_choice, product_speed, unsupported
 from seedtune.engines.transformers.base_weights import BaseWeights
 from seedtune.engines.transformers.checkpoint import ModelSource, write_model
+from seedtune.engines.transformers.decoding.cache_size import free_on, position_bytes, size_for
 from seedtune.engines.transformers.decoding.decoder import (
     Decoder,
     DecodeSequence,
     Stop,
     rollout_of,
     rows_of,
-    slots_for,
 )
 from seedtune.engines.transformers.decoding.likelihood import (
     ForcedSequence,
@@ -30,7 +32,7 @@ from seedtune.engines.transformers.decoding.likelihood import (
     only_member,
 )
 from seedtune.engines.transformers.decoding.prefix_packing import PrefixPack
-from seedtune.engines.transformers.decoding.slot_attention import Prefill, SlotAttention
+from seedtune.engines.transformers.decoding.slot_attention import SlotAttention
 from seedtune.engines.transformers.decoding.slot_cache import SlotCache, large_enough
 from seedtune.engines.transformers.device import (
     dtype_name,
@@ -48,7 +50,7 @@ from seedtune.engines.transformers.members.lowrank import LowRank
 from seedtune.engines.transformers.members.population_linear import ProductForm
 from seedtune.engines.transformers.members.weight_format import WeightFormat, weights_dtype
 from seedtune.engines.transformers.tokenization import ModelTokenizer
-from seedtune.engines.transformers.tracing import trace
+from seedtune.engines.transformers.tracing import trace, weight_of
 from seedtune.errors import ConfigError, ModelError
 from seedtune.numerics.noise import Noise
 from seedtune.types import UNPERTURBED, Job, Likelihood, Prompt, Rollout, Shift, Update
@@ -73,7 +75,6 @@ class TransformersEngine(LocalEngine):
         self.tokenizer = ModelTokenizer(self.source)
         self.config, self.noise, self.settings = config, noise, config.transformers
         self.device = torch_device(self.settings)
-        self.prefill_tokens = max(1024, self.settings.max_batch_tokens // 64)
         self._stale = self._loaded = False
 
     def load(self, snapshot: Path | None = None) -> EngineInfo:
@@ -85,6 +86,8 @@ class TransformersEngine(LocalEngine):
         self.dtype = dtype_named(self.config.dtype, model.dtype, self.device.type)
         self.arithmetic = product_choice.resolve(self.config.products, self.dtype, self.device)
         self._install(model)
+        if self.device.type != "cpu":
+            self.arithmetic = replace(self.arithmetic, sizes=self.size.to_json())
         if snapshot is not None:
             self.weights.restore(snapshot)
         self.perturbation.install(self.model)
@@ -111,6 +114,8 @@ class TransformersEngine(LocalEngine):
         with unsupported.checked(model, self.attention):
             seen = trace(model, lambda: self._probe(model), tokens=5, heads=2)
         self._shapes = seen.shapes(model)
+        position = position_bytes(self.attention.cache, self.dtype)
+        vocabulary = len(weight_of(model.get_output_embeddings()))
         # The probe's cache is on the CPU, in the checkpoint's precision.
         self.attention.cache = SlotCache(1, 1)
         current = weights_dtype(self.noise, self.dtype)
@@ -119,6 +124,8 @@ class TransformersEngine(LocalEngine):
         self.perturbation = kind(model, seen, noise=self.noise, anchor=self.anchor, place=place)
         self.weights = self.perturbation.weights
         self.model = _cast(model, self.dtype).to(self.device)
+        self.size = size_for(self.settings, free_on(self.device, position=position, vocabulary=vocabulary))
+        self.prefill_tokens = self.size.prefill_tokens
 
     def _weights_folder(self) -> Path | None:
         """Return the folder in which the current weights are memory-mapped, if they are."""
@@ -149,7 +156,7 @@ class TransformersEngine(LocalEngine):
         pack = PrefixPack(0)
         pack.add(0, (0, 1, 2), [])
         pack.add(1, (3, 4), [])
-        self.attention.run(model, pack.ids, pack.positions, Prefill.of(pack, model.device), torch.tensor(pack.last()))
+        self.attention.prefill(model, pack, np.array(pack.last()))
 
     def evaluate(self, jobs: Iterable[Job]) -> Iterator[Rollout]:
         """Yield every job's rollouts as they finish; EngineError if the device's memory is too small."""
@@ -157,7 +164,7 @@ class TransformersEngine(LocalEngine):
             rows, stop = rows_of(job, self.tokenizer), Stop.of(job.sampling, self.eos, self.tokenizer)
             yield from (rollout_of(job, row, stop) for row in rows if row.finish is not None)
             for batch, mine in self._batches(job, [row for row in rows if row.finish is None]):
-                with memory_limits_named(self.device, self.settings):
+                with memory_limits_named(self.device, **self.size.to_json()):
                     self._set_members(job, batch)
                     yield from self._answer(job, mine, stop)
 
@@ -173,7 +180,7 @@ class TransformersEngine(LocalEngine):
         """Yield every job's likelihoods, all members of a batch in the same passes; EngineError as in `evaluate`."""
         for job in jobs:
             for batch, mine in self._batches(job, forced_sequences(job, self.tokenizer)):
-                with memory_limits_named(self.device, self.settings):
+                with memory_limits_named(self.device, **self.size.to_json()):
                     self._set_members(job, batch)
                     found = self._forced(mine)
                 yield from map(likelihood_of, repeat(job), mine, found)
@@ -209,10 +216,9 @@ class TransformersEngine(LocalEngine):
 
     def _decoder(self, rows: int, longest: int) -> Decoder:
         """Return a decoder for that many sequences of up to ``longest`` tokens, with a cache that is large enough."""
-        settings = self.settings
-        slots = slots_for(rows, longest, max_rows=settings.max_rows, max_tokens=settings.max_batch_tokens)
+        slots = self.size.slots(rows, longest)
         self.attention.cache = large_enough(self.attention.cache, slots, longest)
-        return Decoder(self.model, self.attention, self.perturbation, slots, self.prefill_tokens, self._times)
+        return Decoder(self.model, self.attention, self.perturbation, slots, longest, self.prefill_tokens, self._times)
 
     def _now(self) -> float:
         wait_for(self.device)
@@ -228,7 +234,7 @@ class TransformersEngine(LocalEngine):
     ) -> list[list[float]]:
         """See `Engine`; for ``base`` the live weights are θ₀ until the next call.  EngineError as in `evaluate`."""
         sequences = only_member(prompts, completions, self.tokenizer)
-        with memory_limits_named(self.device, self.settings):
+        with memory_limits_named(self.device, **self.size.to_json()):
             self._apply_shift(BASE if base else None)
             self.perturbation.set_members((UNPERTURBED,), [0], sigma=0.0)
             return self._forced(sequences)

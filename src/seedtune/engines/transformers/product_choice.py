@@ -43,11 +43,14 @@ class ForwardArithmetic:
     attention: str
     device: str
     library: Mapping[str, Any] | None = None
+    sizes: Mapping[str, int] | None = None
+    """Rows and positions of a GPU's key-value cache: products of other rows may round otherwise."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the entry for the ledger."""
-        entry = {"products": VERSIONS[self.kind], "attention": self.attention, "device": self.device}
-        return entry if self.library is None else {**entry, "library": dict(self.library)}
+        entry: dict[str, Any] = {"products": VERSIONS[self.kind], "attention": self.attention, "device": self.device}
+        entry |= {} if self.library is None else {"library": dict(self.library)}
+        return entry if self.sizes is None else {**entry, "sizes": dict(self.sizes)}
 
     def line(self) -> str:
         """Return a line for display: the kind with its tile of rows × outputs, and the hardware."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -57,9 +56,10 @@ class TokenProcessor(LogitsProcessor):
             elif len(wanted.written) < len(wanted.uniforms):
                 by_rule.setdefault(wanted.rule, []).append(row)
         for (temperature, top_p), rows in by_rule.items():
-            points = np.array([self._rows[row].uniforms[len(self._rows[row].written)] for row in rows])
+            points = [self._rows[row].uniforms[len(self._rows[row].written)] for row in rows]
             rule = Sampling(max_tokens=1, temperature=temperature, top_p=top_p)
-            left |= zip(rows, sampling.choose(logits[rows], rule, points), strict=True)
+            chosen = sampling.choose(logits[rows], rule, torch.tensor(points, device=logits.device))
+            left |= zip(rows, chosen.tolist(), strict=True)
         if left:
             rows_left, tokens = torch.tensor([list(left), list(left.values())], device=logits.device)
             logits.index_fill_(0, rows_left, -torch.inf)[rows_left, tokens] = 0.0

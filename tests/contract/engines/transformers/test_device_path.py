@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
 
 from models import (
     FAMILIES,
@@ -23,15 +26,19 @@ from models import (
     text_prompts,
 )
 from seedtune.engines.transformers import device
-from seedtune.engines.transformers.decoding import slot_attention
+from seedtune.engines.transformers.decoding import decode_round, decoder, slot_attention
+from seedtune.engines.transformers.decoding.decode_round import DecodeRound
 from seedtune.engines.transformers.decoding.decoder import Decoder
 from seedtune.engines.transformers.decoding.slot_attention import SlotAttention
+from seedtune.engines.transformers.decoding.slot_cache import SlotCache
+from seedtune.engines.transformers.engine import TransformersEngine
 from seedtune.engines.transformers.members import population_linear
 from seedtune.engines.transformers.members.weight_format import WeightFormat
 from seedtune.errors import ConfigError
-from seedtune.types import UNPERTURBED, Member, Term, Update
+from seedtune.types import UNPERTURBED, Job, Member, Term, Update
 
 MEMBERS = (Member(3, 0, 1), Member(3, 0, -1), UNPERTURBED, Member(3, 5, 1), Member(2, 9, -1))
+OTHERS = (Member(4, 1, 1), Member(4, 2, -1), UNPERTURBED, Member(4, 3, 1), Member(4, 4, -1))
 PROMPTS = text_prompts("Hello there", "x", "The quick brown fox jumps", "Hello therein")
 MODES: dict[str, dict[str, Any]] = {
     "lowrank": {"rank": 2},
@@ -154,10 +161,10 @@ def test_a_decode_step_launches_little_and_the_host_reads_nothing(mode: str, tmp
     assert (four.count - two.count) / 2 <= MOST[mode]
 
 
-def test_a_decode_step_copies_twice_to_the_device(
+def test_a_round_of_decode_steps_copies_twice_to_the_device(
     folders: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The tokens with their positions, and every row's member: as many copies as a model has no layers."""
+    """The tokens with their positions and draws, and every row's member: as many copies as a model has no layers."""
     copies: list[int] = []
     original = device.uploaded
 
@@ -165,17 +172,188 @@ def test_a_decode_step_copies_twice_to_the_device(
         copies[-1] += 1
         return original(*arguments)
 
-    for module in (population_linear, slot_attention):
+    for module in (population_linear, slot_attention, decode_round):
         monkeypatch.setattr(module, "uploaded", counted)
-    run = Decoder._step
+    around = Decoder._round
 
-    def stepped(*arguments: Any) -> None:
+    def counting(*arguments: Any) -> None:
         copies.append(0)
-        run(*arguments)
+        around(*arguments)
 
-    monkeypatch.setattr(Decoder, "_step", stepped)
+    monkeypatch.setattr(Decoder, "_round", counting)
     copies.append(0)
     engine = load_engine(folders("llama"), products="library")
-    answers(engine, job(PROMPTS, members=MEMBERS, max_tokens=5, ignore_eos=True))
-    assert len(copies) == 5
-    assert set(copies[1:]) == {2}
+    answers(engine, job(PROMPTS, members=MEMBERS, max_tokens=20, ignore_eos=True))
+    assert copies[1:] == [2, 2, 2]
+
+
+# ------------------------------------------------------------------------- rounds of steps
+
+
+class Moves:
+    """Counts rows that move to another slot."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.count, original = 0, SlotCache.move
+
+        def counted(cache: SlotCache, sources: list[int], *others: Any) -> None:
+            self.count += len(sources)
+            original(cache, sources, *others)
+
+        monkeypatch.setattr(SlotCache, "move", counted)
+
+
+def by_single_steps(engine: TransformersEngine, work: Job) -> Any:
+    """The answers if the host looks at every step, with no more rows than there are."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(decoder, "STEPS", 1)
+        patch.setattr(decoder, "bucket", lambda rows, most: rows)
+        return answers(engine, work)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 3.0])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_rounds_give_the_answers_of_a_look_at_every_step(
+    family: str, temperature: float, folders: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where a stop string begins in one round and ends in the next, and rows move to other slots."""
+    engine = load_engine(folders(family), products="library", max_rows=7, rank=2)
+    options: dict[str, Any] = {"members": MEMBERS, "max_tokens": 21, "temperature": temperature, "ignore_eos": True}
+    free = answers(engine, job(PROMPTS, **options))
+    assert free == by_single_steps(engine, job(PROMPTS, **options))
+    # a prefill gives the first token, a round the next eight
+    ends = {engine.tokenizer.decode(list(rollout.token_ids[8:10])) for rollout in free.values()}
+    stop = tuple(sorted(end for end in ends if len(end) == 2 and end.isprintable())[:6])
+    moves = Moves(monkeypatch)
+    stopped = answers(engine, job(PROMPTS, stop=stop, **options))
+    assert stopped == by_single_steps(engine, job(PROMPTS, stop=stop, **options))
+    if temperature:  # greedy answers of random weights repeat themselves
+        assert any(len(rollout.token_ids) == 10 and rollout.finish == "stop" for rollout in stopped.values())
+        assert moves.count
+
+
+@pytest.mark.parametrize("mode", ["gaussian", "flipout"])
+def test_rounds_of_other_members_and_of_limits_of_their_own(mode: str, folders: Callable[[str], Path]) -> None:
+    engine = load_engine(folders("llama"), products="library", max_rows=3, **MODES[mode])
+    prompts = [replace(prompt, max_tokens=limit) for prompt, limit in zip(PROMPTS, (1, 9, 12, 30), strict=True)]
+    work = job(prompts, members=MEMBERS, max_tokens=40, temperature=0.7, top_p=0.8)
+    assert answers(engine, work) == by_single_steps(engine, work)
+
+
+def test_a_row_that_ends_at_the_models_last_position_goes_no_further(tmp_path: Path) -> None:
+    """Steps after its end would ask a table of positions for one that it does not have."""
+    engine = load_engine(save_family("gpt2", tmp_path), products="library")
+    context = engine.tokenizer.context_length
+    room = [context - len(ids) for ids in engine.tokenizer.encode(PROMPTS)]
+    prompts = [
+        replace(p, max_tokens=most if i % 2 else 3) for i, (p, most) in enumerate(zip(PROMPTS, room, strict=True))
+    ]
+    work = job(prompts, max_tokens=context, ignore_eos=True)
+    found = answers(engine, work)
+    assert max(len(rollout.token_ids) + rollout.prompt_tokens for rollout in found.values()) == context
+    assert found == by_single_steps(engine, work)
+
+
+def test_steps_fill_buckets_of_few_sizes() -> None:
+    assert [decode_round.bucket(rows, 200) for rows in (1, 3, 64, 65, 130, 199)] == [1, 4, 64, 96, 192, 200]
+    assert decode_round.bucket(3000, 4096) == 4096
+    assert [decode_round.read_positions(needed, 600) for needed in (1, 128, 129, 590)] == [128, 128, 256, 600]
+
+
+class FakeGraph:
+    """Stands for a CUDA graph: replays the step that was recorded."""
+
+    def __init__(self) -> None:
+        self.replay: Callable[[], None] = lambda: None
+
+
+def test_steps_are_recorded_when_their_shape_comes_again_and_freed_with_the_weights(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    done, recorded = list[str](), decode_round.RecordedSteps()
+
+    @contextmanager
+    def recording(graph: FakeGraph) -> Iterator[None]:
+        before = len(done)
+        yield
+        name = done[before]
+        del done[before:]  # recording computes nothing
+        graph.replay = lambda: done.append(f"replayed {name}")
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", FakeGraph)
+    monkeypatch.setattr(torch.cuda, "graph", recording)
+    for shape, weights in (("a", 1), ("a", 1), ("b", 1), ("a", 1), ("a", 2), ("a", 2)):
+        recorded.run(lambda shape=shape: done.append(shape), shape=shape, weights=weights)
+    assert done == ["a", "replayed a", "b", "replayed a", "a", "replayed a"]
+
+
+def test_a_step_that_cannot_be_recorded_is_run_and_said_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    done, recorded = list[str](), decode_round.RecordedSteps()
+
+    def refused(graph: FakeGraph) -> Any:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", FakeGraph)
+    monkeypatch.setattr(torch.cuda, "graph", refused)
+    for shape in ("a", "b"):
+        recorded.run(lambda shape=shape: done.append(shape), shape=shape, weights=1)
+    with pytest.warns(UserWarning, match="not recorded as CUDA graphs, which is slower: operation not"):
+        recorded.run(lambda: done.append("a again"), shape="a", weights=1)
+    recorded.run(lambda: done.append("b again"), shape="b", weights=1)  # a warning here would be an error
+    assert done == ["a", "b", "a again", "b again"]
+
+
+class Replayed(TorchDispatchMode):
+    """Records operations with their tensors and repeats them on the same memory, as a CUDA graph does.
+
+    Recording has done the work of the first replay.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls, self.replays = list[tuple[Any, ...]](), 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = function(*args, **(kwargs or {}))
+        self.calls.append((function, args, kwargs or {}, out))
+        return out
+
+    def replay(self) -> None:
+        self.replays += 1
+        made: dict[int, Any] = {}
+
+        def now(x: Any) -> Any:
+            return made.get(id(x), x)
+
+        for function, args, kwargs, before in self.calls if self.replays > 1 else ():
+            after = function(*tree_map(now, args), **tree_map(now, kwargs))
+            made |= {id(old): new for old, new in zip(tree_leaves(before), tree_leaves(after), strict=True)}
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "llama gaussian", "llama gathered"])
+def test_recorded_steps_give_the_answers_of_steps_as_they_are(
+    family: str, folders: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a step needs is in the same memory in every round of its shape; nothing comes from the host meanwhile."""
+    family, _, how = family.partition(" ")
+    if how == "gathered":
+        monkeypatch.setattr(population_linear, "FURTHER_INPUTS", 5)
+    engine = load_engine(
+        folders(family), products="library", max_rows=6, **MODES["gaussian" if how == "gaussian" else "lowrank"]
+    )
+    options: dict[str, Any] = {"max_tokens": 17, "temperature": 1.0, "top_p": 0.9}
+    works = [job(PROMPTS, members=members, **options) for members in (MEMBERS, MEMBERS[::-1], OTHERS)]
+    expected = [answers(engine, work) for work in works]
+    graphs: list[Replayed] = []
+
+    def graph() -> Replayed:
+        graphs.append(Replayed())
+        return graphs[-1]
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", graph)
+    monkeypatch.setattr(torch.cuda, "graph", lambda graph: graph)
+    on = property(lambda state: True, lambda state, value: None)
+    monkeypatch.setattr(DecodeRound, "recordable", on, raising=False)
+    engine.attention.cache = SlotCache(1, 1)
+    assert [answers(engine, work) for work in works] == expected
+    assert max(graph.replays for graph in graphs) > 7

@@ -183,7 +183,7 @@ def test_sampling_follows_the_tempered_and_truncated_distribution(
 def test_choosing_from_bad_logits_gives_a_token_of_the_vocabulary() -> None:
     logits = torch.full((2, 5), torch.nan)
     for temperature in (0.0, 1.0):
-        tokens = sampling.choose(logits, Sampling(1, temperature=temperature), np.array([0.0, 0.9]))
+        tokens = sampling.choose(logits, Sampling(1, temperature=temperature), torch.tensor([0.0, 0.9])).tolist()
         assert all(0 <= token < 5 for token in tokens)
 
 

@@ -7,6 +7,7 @@ Keys are stored transposed (slots, heads, dim, time), so that scores are sums ov
 from __future__ import annotations
 
 import math
+from functools import cache
 from typing import Any, NamedTuple
 
 import numba as nb
@@ -52,8 +53,9 @@ class Prompts(NamedTuple):
     """(prompts,) each prompt's first own position; those before belong to another prompt of the same beginning."""
 
 
+@cache
 def _for_heads(sums: tuple[Any, ...]) -> Any:
-    """Compile the choice among sums for one, two, three and four heads."""
+    """Compile the choice among sums for one, two, three and four heads; once if the wide sums are the narrow ones."""
     one, two, three, four = sums
 
     @inner()

@@ -1,4 +1,4 @@
-"""Sums over a row in a fixed number of lanes, so that every processor gives the same bits, as LLVM vectors.
+"""Sums over a row in a fixed number of lanes, so that every processor gives the same bits; choices by them.
 
 Number i of a row is added to lane i % 32; at the end halves are added onto halves.  A vectoriser that is free to
 reorder a sum takes as many lanes as the processor has.
@@ -16,7 +16,8 @@ from numba.core import cgutils, types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-from seedtune.engines.transformers.cpu_kernels.bfloat16 import load
+from seedtune.engines.transformers.cpu_kernels.bfloat16 import float_of, load
+from seedtune.engines.transformers.cpu_kernels.exponential import exp
 from seedtune.numerics.machine import elements
 from seedtune.numerics.machine.caching import inner, njit
 from seedtune.numerics.machine.vectors import BITS16, WIDTH, fused, load_floats
@@ -162,12 +163,92 @@ def _largest(out: Any, x: Any) -> None:  # pragma: no cover
         out[i] = place
 
 
-def largest(x: Array) -> list[int]:
-    """Return the index of each row's first maximum; NaN is larger than all other numbers, as in ``torch.max``.
+def largest(x: Array) -> Array:
+    """Return the index of each row's first maximum, (rows,); NaN is larger than all other numbers, as in ``torch.max``.
 
     x (rows, n) in float32 or the bits of bfloat16, C contiguous, n ≥ 1.
     """
     out = np.empty(x.shape[0], np.int64)
     _largest(out, x)
-    found: list[int] = out.tolist()
-    return found
+    return out
+
+
+_TINY = np.float32(-87.0)
+"""Where e^x leaves float32's normal numbers; a token below it has no chance."""
+
+_COARSE, _FINE = 0x3F80_0000 >> 15, 1 << 15
+"""Masses of 0 to 1 by the upper bits of their float32, and one such group by the lower bits."""
+
+
+@inner()
+def _block_total(masses: Any, first: Any) -> Any:  # pragma: no cover
+    count = min(_BLOCK, masses.size - first)
+    return np.float64(total_in_lanes(masses, masses[first:].ctypes.data, count))
+
+
+@inner()
+def _cut(masses: Any, top_p: Any) -> Any:  # pragma: no cover
+    """Return the largest mass such that those at least as large sum to ``top_p`` of all; the largest mass is 1."""
+    groups, parts = np.zeros(_COARSE + 1), np.zeros(_FINE)
+    patterns = masses.view(np.int32)
+    for j in range(masses.size):
+        groups[patterns[j] >> 15] += masses[j]
+    above, wanted, group, part = 0.0, top_p * groups.sum(), _COARSE, _FINE - 1
+    while group > 0 and above + groups[group] < wanted:
+        above += groups[group]
+        group -= 1
+    for j in range(masses.size):
+        if patterns[j] >> 15 == group:
+            parts[patterns[j] & (_FINE - 1)] += masses[j]
+    while part > 0 and above + parts[part] < wanted:
+        above += parts[part]
+        part -= 1
+    return float_of(nb.uint32(group * _FINE + part))
+
+
+@inner()
+def _at(masses: Any, point: Any) -> Any:  # pragma: no cover
+    """Return the place that holds the share ``point`` of all mass; 0 if there is none."""
+    total = 0.0
+    for first in range(0, masses.size, _BLOCK):
+        total += _block_total(masses, first)
+    target, before, place = min(point * total, np.nextafter(total, 0.0)), 0.0, 0
+    for first in range(0, masses.size, _BLOCK):
+        after = before + _block_total(masses, first)
+        if after > target:
+            for j in range(first, min(first + _BLOCK, masses.size)):
+                before += masses[j]
+                if masses[j] > 0.0:
+                    place = j
+                    if before > target:
+                        break
+            break
+        before = after
+    return place
+
+
+@njit(parallel=True, cache=True, nogil=True)
+def _drawn(out: Any, x: Any, masses: Any, temperature: Any, top_p: Any, points: Any) -> None:  # pragma: no cover
+    for i in nb.prange(x.shape[0]):
+        row, own = x[i], masses[i]
+        top = top_in_lanes(row, row.ctypes.data, row.size)
+        for j in range(row.size):
+            power = (load(row[j]) - top) / temperature
+            mass = exp(power)
+            own[j] = mass if power > _TINY else np.float32(0.0)
+        if top_p < 1.0:
+            least = _cut(own, top_p)
+            for j in range(row.size):
+                own[j] = own[j] if own[j] >= least else np.float32(0.0)
+        out[i] = _at(own, points[i])
+
+
+def drawn(x: Array, points: Array, *, temperature: float, top_p: float) -> Array:
+    """Return an index a row with chance e^(x/temperature) over the row's sum, (rows,), by inverse CDF at ``points``.
+
+    Only the most likely indices, with together ``top_p`` of the chances, are drawn; NaN has no chance, and a row
+    without any gives 0.  x as in `largest`; ``points`` (rows,) in [0, 1], float32.
+    """
+    out, masses = np.empty(x.shape[0], np.int64), np.empty(x.shape, np.float32)
+    _drawn(out, x, masses, np.float32(max(temperature, 1e-30)), np.float64(top_p), points)
+    return out

@@ -15,9 +15,11 @@ from torch import Tensor
 
 from seedtune.engines.base import EngineTimes
 from seedtune.engines.transformers.decoding import sampling
+from seedtune.engines.transformers.decoding.decode_round import STEPS, bucket, read_positions
 from seedtune.engines.transformers.decoding.likelihood import ForcedSequence
 from seedtune.engines.transformers.decoding.prefix_packing import PrefixPack, packed
-from seedtune.engines.transformers.decoding.slot_attention import Decode, Prefill, SlotAttention
+from seedtune.engines.transformers.decoding.slot_attention import Decode, SlotAttention
+from seedtune.engines.transformers.device import has_kernels
 from seedtune.engines.transformers.members.gaussian import Gaussian
 from seedtune.engines.transformers.members.linear_members import LinearMembers
 from seedtune.engines.transformers.tokenization import ModelTokenizer
@@ -98,14 +100,16 @@ class Stop:
 class Decoder:
     """Runs the sequences of one job through the model; the caller has set the members.
 
-    At most ``slots`` rows are in flight, and ``prefill_tokens`` prompt tokens in one forward pass.  Passes are timed by
-    the clock alone: each ends with its tokens on the host, so the device has done its work by then.
+    At most ``slots`` rows of ``longest`` tokens are in flight, and ``prefill_tokens`` prompt tokens in one forward
+    pass.  With compiled kernels the host looks at every step, else at every round of steps (`decode_round`).  Passes
+    are timed by the clock alone: each ends with its tokens on the host, so the device has done its work by then.
     """
 
     model: Any
     attention: SlotAttention
     perturbation: Gaussian | LinearMembers
     slots: int
+    longest: int
     prefill_tokens: int
     times: EngineTimes
 
@@ -116,57 +120,86 @@ class Decoder:
         while waiting or running:
             free = self.slots - len(running)
             if waiting and (not running or free >= min(len(waiting), max(1, self.slots // _REFILL))):
-                self._admit(waiting, running, params)
+                self._admit(waiting, running, params, stop)
             else:
-                self._step(running, params)
-            yield from self._retire(running, stop)
+                self._round(running, params, stop)
+            yield from self._retire(running)
 
-    def _admit(self, waiting: deque[DecodeSequence], running: list[DecodeSequence], params: Sampling) -> None:
+    def _admit(
+        self, waiting: deque[DecodeSequence], running: list[DecodeSequence], params: Sampling, stop: Stop
+    ) -> None:
         """Prefill as many waiting rows as slots and the pass allow, and choose their first tokens."""
         started = time.perf_counter()
         first, tokens = list(islice(waiting, self.slots - len(running))), self.prefill_tokens
         members, prompts = [row.member for row in first], [row.prompt_ids for row in first]
         pack = packed(len(running), members, prompts, tokens=tokens, padded=_PADDED * tokens)
         batch = [waiting.popleft() for _ in pack.paths]
-        self._choose(batch, self._prefill(pack, np.array(pack.last())), params)
+        logits = self._prefill(pack, np.array(pack.last()))
+        points = None
+        if params.temperature > 0.0:
+            points = torch.tensor([row.draws[0] for row in batch if row.draws is not None], dtype=torch.float32)
+            points = points.to(logits.device)
+        chosen = self._choose(batch, logits, params, points).tolist()
         running += batch
         self.times.prefill += time.perf_counter() - started
         self.times.prompt_tokens += sum(pack.lengths)
-        self.times.generated_tokens += len(batch)
+        self._append(batch, [[token] for token in chosen], stop)
 
     def _prefill(self, pack: PrefixPack, keep: np.ndarray) -> Tensor:
         """Return logits of the tokens ``keep`` of a pack."""
         members = np.array(pack.members)
         self.perturbation.set_rows(members, members[keep])
-        return self.attention.run(
-            self.model, pack.ids, pack.positions, Prefill.of(pack, self.model.device), torch.from_numpy(keep)
-        )
+        return self.attention.prefill(self.model, pack, keep)
 
-    def _step(self, running: list[DecodeSequence], params: Sampling) -> None:
-        """Generate one token for every running row."""
+    def _round(self, running: list[DecodeSequence], params: Sampling, stop: Stop) -> None:
+        """Generate the next tokens of every running row."""
         started = time.perf_counter()
-        lengths = np.array([row.length for row in running], np.int32)
-        self.perturbation.set_rows(np.array([row.member for row in running]))
-        ids = [row.tokens[-1] for row in running]
-        logits = self.attention.run(self.model, ids, lengths.tolist(), Decode(lengths))
-        self._choose(running, logits, params)
+        looks = has_kernels(self.model.device, self.model.dtype)
+        steps = 1 if looks else min(STEPS, max(row.limit - len(row.tokens) for row in running))
+        count = len(running) if looks else bucket(len(running), self.slots)
+        members = np.full(count, running[0].member)
+        members[: len(running)] = [row.member for row in running]
+        self.perturbation.set_rows(members, steady=not looks)
+        cache = self.attention.cache
+        state, places = cache.round(count, self.model.device), [row.length for row in running]
+        draws = [None if row.draws is None else row.draws[len(row.tokens) :] for row in running]
+        state.start([row.tokens[-1] for row in running], places, draws)
+        used, last = read_positions(max(places) + steps, cache.time), self.longest - 1
+
+        def step() -> None:
+            self.perturbation.begin_step()
+            logits = self.attention.run(self.model, state.tokens, state.places, Decode(state.places, used), None)
+            state.append(self._choose(running, logits, params, state.point()), last)
+
+        shape = count, used, last, params.temperature, params.top_p
+        for _ in range(steps):
+            if self.perturbation.recordable and state.recordable:
+                cache.recorded.run(step, shape=shape, weights=self.perturbation.version)
+            else:
+                step()
+        written = state.written[:steps].T.tolist()
         self.times.decode += time.perf_counter() - started
-        self.times.generated_tokens += len(running)
+        self._append(running, written, stop)
 
-    def _choose(self, rows: list[DecodeSequence], logits: Tensor, params: Sampling) -> None:
-        points = None
-        if params.temperature > 0.0:
-            points = np.array([row.draws[len(row.tokens)] for row in rows if row.draws is not None])
-        for row, token in zip(rows, sampling.choose(logits, params, points), strict=True):
-            row.tokens.append(token)
+    def _choose(
+        self, rows: Sequence[DecodeSequence], logits: Tensor, params: Sampling, points: Tensor | None
+    ) -> Tensor:
+        """Return the tokens chosen for ``rows``, and for what fills up their bucket."""
+        return sampling.choose(logits, params, points)
 
-    def _retire(self, running: list[DecodeSequence], stop: Stop) -> Iterator[DecodeSequence]:
+    def _append(self, rows: Sequence[DecodeSequence], written: Sequence[Sequence[int]], stop: Stop) -> None:
+        """Append to every row what it wrote up to its end."""
+        for row, tokens in zip(rows, written, strict=False):
+            for token in tokens:
+                row.tokens.append(token)
+                self.times.generated_tokens += 1
+                row.finish = stop.reached(row)
+                if row.finish is not None:
+                    break
+
+    def _retire(self, running: list[DecodeSequence]) -> Iterator[DecodeSequence]:
         """Yield and remove finished rows; the last rows move into their slots, so that slots stay 0, 1, …"""
-        finished = []
-        for slot, row in enumerate(running):
-            row.finish = stop.reached(row)
-            if row.finish is not None:
-                finished.append(slot)
+        finished = [slot for slot, row in enumerate(running) if row.finish is not None]
         if not finished:
             return
         done = [running[slot] for slot in finished]
@@ -206,11 +239,6 @@ def _chosen(logits: Tensor, rows: np.ndarray, targets: np.ndarray) -> Iterator[f
         row, target = (torch.from_numpy(x[first : first + _ROWS]).to(logits.device) for x in (rows, targets))
         chances = logits[row].float().log_softmax(-1)
         yield from chances.gather(1, target[:, None])[:, 0].tolist()
-
-
-def slots_for(rows: int, positions: int, *, max_rows: int, max_tokens: int) -> int:
-    """Return the rows in flight: at most ``max_rows``, and ``max_tokens`` cached positions at ``positions`` each."""
-    return max(1, min(rows, max_rows, max_tokens // positions))
 
 
 def rows_of(job: Job, tokenizer: ModelTokenizer) -> list[DecodeSequence]:

@@ -15,8 +15,8 @@ from seedtune.engines.transformers.members.population_linear import bits
 from seedtune.numerics import noise
 from seedtune.types import Prompt, Sampling
 
-_ROWS = 16
-"""Rows sampled at once: limits the float64 cumulative sums to 16 vocabularies."""
+_ROWS = 128
+"""Rows sampled at once without compiled kernels: limits the cumulative sums to so many vocabularies."""
 
 
 def draws(sampling: Sampling, prompt: Prompt, sample: int) -> np.ndarray | None:
@@ -29,33 +29,44 @@ def draws(sampling: Sampling, prompt: Prompt, sample: int) -> np.ndarray | None:
     return noise.uniforms(address, 0, sampling.max_tokens)
 
 
-def choose(logits: Tensor, sampling: Sampling, uniforms: np.ndarray | None) -> list[int]:
-    """Choose one token per row of logits (rows, vocabulary); ``uniforms`` (rows,) are used above temperature 0."""
+def choose(logits: Tensor, sampling: Sampling, points: Tensor | None) -> Tensor:
+    """Choose one token per row of logits (rows, vocabulary), (rows,) int64 on their device, without waiting for it.
+
+    ``points`` (rows,) float32 in [0, 1] are used above temperature 0, by inverse CDF over the tokens in order of their
+    ids; equal points choose equal tokens for members whose chances are alike.
+    """
+    compiled = has_kernels(logits.device, logits.dtype)
     if sampling.temperature == 0.0:
-        return _largest(logits)
-    assert uniforms is not None
-    if logits.device.type == "mps":
-        logits = logits.cpu()  # an Apple GPU has no float64; its memory is the CPU's
-    points = torch.from_numpy(uniforms).to(logits.device)
+        return torch.from_numpy(reductions.largest(bits(logits.contiguous()))) if compiled else logits.argmax(-1)
+    assert points is not None
+    options = {"temperature": sampling.temperature, "top_p": sampling.top_p}
+    if compiled:
+        return torch.from_numpy(reductions.drawn(bits(logits.contiguous()), points.numpy(), **options))
     parts = zip(logits.split(_ROWS), points.split(_ROWS), strict=True)
-    found = [_sample(rows.double() / sampling.temperature, sampling.top_p, u) for rows, u in parts]
-    tokens: list[int] = torch.cat(found).tolist()
-    return tokens
+    return torch.cat([_drawn(rows.float(), at, **options) for rows, at in parts])
 
 
-def _largest(logits: Tensor) -> list[int]:
-    if has_kernels(logits.device, logits.dtype):
-        return reductions.largest(bits(logits.contiguous()))
-    found: list[int] = logits.max(-1).indices.tolist()
-    return found
-
-
-def _sample(logits: Tensor, top_p: float, points: Tensor) -> Tensor:
-    """Sample a token a row by the inverse CDF over tokens in order of falling probability, cut after mass ``top_p``."""
-    masses, order = logits.softmax(-1).sort(dim=-1, descending=True, stable=True)
+def _drawn(logits: Tensor, points: Tensor, *, temperature: float, top_p: float) -> Tensor:
+    """As `seedtune.engines.transformers.cpu_kernels.reductions.drawn`, in float32."""
+    logits = logits.nan_to_num(nan=-torch.inf)
+    masses = ((logits - logits.amax(-1, keepdim=True)) / max(temperature, 1e-30)).exp()
+    if top_p < 1.0:
+        masses = torch.where(masses >= _cut(masses, top_p), masses, 0.0)
     cumulative = masses.cumsum(-1)
-    # At least one, even if a broken member's logits are NaN and all comparisons fail.
-    kept = (cumulative - masses < top_p).sum(-1, keepdim=True).clamp(min=1)
-    total = cumulative.gather(-1, kept - 1)
-    places = torch.searchsorted(cumulative, points[:, None] * total, right=True)
-    return order.gather(-1, places.minimum(kept - 1))[:, 0]
+    total = cumulative[:, -1:]
+    target = (points[:, None] * total).minimum(total.nextafter(torch.zeros_like(total)))
+    return (cumulative <= target).sum(-1)
+
+
+def _cut(masses: Tensor, top_p: float) -> Tensor:
+    """Return (rows, 1), the largest mass such that those at least as large sum to ``top_p`` of all.
+
+    Positive floats are ordered as the integers of their bits, so 30 halvings find it; there is no sort.
+    """
+    wanted = masses.sum(-1, keepdim=True) * top_p
+    low = torch.zeros_like(wanted).view(torch.int32)
+    for bit in reversed(range(30)):
+        tried = low + (1 << bit)
+        enough = torch.where(masses >= tried.view(torch.float32), masses, 0.0).sum(-1, keepdim=True) >= wanted
+        low = torch.where(enough, tried, low)
+    return low.view(torch.float32)

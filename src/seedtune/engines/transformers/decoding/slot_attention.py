@@ -79,17 +79,14 @@ class Prefill:
 
 @dataclass
 class Decode:
-    """One token for each of the slots 0, 1, …; ``lengths`` (int32) positions are already filled."""
+    """One token for each of the slots 0, 1, …; ``places`` (rows,) positions are already filled.
 
-    lengths: np.ndarray
-    on_device: Tensor | None = None
-    """The lengths where torch attends; a pass sets them, which copies them with its tokens."""
+    ``used``: at least the positions filled in the longest row after this pass; more of them are read for nothing.
+    """
+
+    places: Tensor
+    used: int
     _hidden: dict[int, Tensor] = field(default_factory=dict)
-
-    @property
-    def used(self) -> int:
-        """Positions filled in the longest row after this pass."""
-        return int(self.lengths.max()) + 1
 
     def hidden(self, window: int) -> Tensor:
         """Return (rows, used), the positions that rows do not attend to; one mask for all layers with this window."""
@@ -100,14 +97,14 @@ class Decode:
         return self._hidden[window]
 
     @cached_property
-    def places(self) -> Tensor:
-        """The position of every row's new token, on the device."""
-        return torch.from_numpy(self.lengths).long() if self.on_device is None else self.on_device
+    def lengths(self) -> np.ndarray:
+        """The places for the compiled kernel, int32."""
+        return self.places.numpy().astype(np.int32)
 
     @cached_property
     def slots(self) -> Tensor:
         """The slot of every row, on the device."""
-        return torch.arange(self.lengths.size, device=self.places.device)
+        return torch.arange(self.places.numel(), device=self.places.device)
 
 
 class SlotAttention:
@@ -115,7 +112,7 @@ class SlotAttention:
 
     def __init__(self, cache: SlotCache) -> None:
         self.cache = cache
-        self.current: Prefill | Decode = Decode(np.zeros(1, np.int32))
+        self.current: Prefill | Decode = Decode(torch.zeros(1, dtype=torch.int64), 1)
         """The content of the forward pass in flight; set before each pass."""
         self.name = f"seedtune-{id(self)}"
         AttentionInterface.register(self.name, self)
@@ -125,23 +122,28 @@ class SlotAttention:
         self.cache.layers.clear()
         AttentionInterface._global_mapping.pop(self.name, None)
 
-    def run(
-        self, model: Any, ids: list[int], positions: list[int], current: Prefill | Decode, keep: Tensor | None = None
-    ) -> Tensor:
-        """Return logits (kept tokens, vocabulary) of one forward pass of packed tokens; without ``keep`` of all."""
-        self.current, device = current, model.device
-        tokens, places = (x.long() for x in uploaded(device, np.array(ids, np.int32), np.array(positions, np.int32)))
-        if isinstance(current, Decode):
-            current.on_device = places
+    def run(self, model: Any, ids: Tensor, places: Tensor, current: Prefill | Decode, keep: Tensor | None) -> Tensor:
+        """Return logits (kept tokens, vocabulary) of one forward pass of packed tokens; without ``keep`` of all.
+
+        ``ids`` and ``places`` (tokens,) int64 are on the model's device.
+        """
+        self.current = current
         output = model(
-            input_ids=tokens[None],
+            input_ids=ids[None],
             position_ids=places[None],
             past_key_values=self.cache,
             use_cache=True,
-            logits_to_keep=0 if keep is None else keep.to(device),
+            logits_to_keep=0 if keep is None else keep,
         )
         logits: Tensor = output.logits[0]
         return logits
+
+    def prefill(self, model: Any, pack: PrefixPack, keep: np.ndarray) -> Tensor:
+        """Return logits of the tokens ``keep`` of a pack, whose keys and values fill its slots."""
+        device = model.device
+        ids, places = uploaded(device, np.array(pack.ids, np.int32), np.array(pack.positions, np.int32))
+        kept = torch.from_numpy(keep).to(device)
+        return self.run(model, ids.long(), places.long(), Prefill.of(pack, device), kept)
 
     def __call__(  # noqa: PLR0913 - the interface is transformers'
         self,

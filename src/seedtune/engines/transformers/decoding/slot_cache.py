@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
+from seedtune.engines.transformers.decoding.decode_round import DecodeRound, RecordedSteps
 from seedtune.engines.transformers.device import has_kernels
 from seedtune.engines.transformers.members.population_linear import bits
 from seedtune.errors import ModelError
@@ -79,6 +80,14 @@ class SlotCache(Cache):
         self.slots, self.compiled = slots, compiled
         self.time = -(-time // TIME_STEP) * TIME_STEP
         self.pending: SlotLayer | None = None
+        self.recorded = RecordedSteps()
+        self._rounds: dict[int, DecodeRound] = {}
+
+    def round(self, rows: int, device: torch.device) -> DecodeRound:
+        """Return the state of rounds of so many rows, always the same memory."""
+        if rows not in self._rounds:
+            self._rounds[rows] = DecodeRound(rows, device)
+        return self._rounds[rows]
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any

@@ -161,7 +161,7 @@ def _passes(layer: Any, attention: SlotAttention, dtype: torch.dtype) -> list[Te
     attention.cache = SlotCache(_ROWS, 2)
     answers: list[Tensor] = []
     try:
-        for now in (Prefill.of(pack, torch.device("cpu")), Decode(np.ones(_ROWS, np.int32))):
+        for now in (Prefill.of(pack, torch.device("cpu")), Decode(torch.ones(_ROWS, dtype=torch.int64), 2)):
             attention.current = now
             x = probe_values((1, _ROWS, width), dtype) * (1 + len(answers))
             answers.append(layer(x, position_embeddings=turn, past_key_values=attention.cache))

@@ -92,6 +92,8 @@ class Flips:
 class Flipout(LinearMembers):
     """Members that share each generation's normals, which are kept as a second copy of the live weights."""
 
+    recordable = False
+
     def __init__(self, model: Any, trace: Trace, *, noise: Noise, anchor: Anchor, place: WeightFormat) -> None:
         super().__init__(model, trace, noise=noise, anchor=anchor, place=place)
         self._held: dict[Shared, list[list[LiveWeight]]] = {}

@@ -36,6 +36,8 @@ class Gaussian:
     """The current weights beside the model, and the member that the model holds now."""
 
     together = False
+    recordable = True
+    version = 0
 
     def __init__(self, model: Any, trace: Trace, *, noise: Noise, anchor: Anchor, place: WeightFormat) -> None:
         self._trace, self._place = trace, place
@@ -101,8 +103,11 @@ class Gaussian:
             group.set(buffer)
         self._now = (member, sigma)
 
-    def set_rows(self, members: np.ndarray, heads: np.ndarray | None = None) -> None:
+    def set_rows(self, members: np.ndarray, heads: np.ndarray | None = None, *, steady: bool = False) -> None:
         """Do nothing: all rows belong to one member."""
+
+    def begin_step(self) -> None:
+        """Do nothing: no row has a perturbation of its own."""
 
 
 def pack_layers(

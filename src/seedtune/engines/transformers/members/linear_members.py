@@ -43,6 +43,8 @@ class LinearMembers(ABC):
     """
 
     together = True
+    recordable = True
+    """Whether a decode step launches the same work whichever members its rows belong to."""
 
     def __init__(self, model: Any, trace: Trace, *, noise: Noise, anchor: Anchor, place: WeightFormat) -> None:
         self.state, self.head_state = RowState(), RowState()
@@ -76,6 +78,8 @@ class LinearMembers(ABC):
         rest = {*called, *filter(EXPERT.search, modules)}
         self._rest = [name for name, module in modules.items() if name in rest and is_linear(module)]
         self.weights = Weights(tensors, noise, kernels=kernels_for(str(place.home)), anchor=anchor)
+        self.version = 0
+        """Numbers the memory of live weights and members, which a call of ``sync`` or ``set_members`` replaces."""
 
     def _take(self, names: list[str], layers: list[Any], state: RowState, tensors: dict[str, WeightArray]) -> None:
         """Move the layers' weights into one buffer of the current weights and replace the layers by perturbed ones."""
@@ -118,6 +122,7 @@ class LinearMembers(ABC):
         A ``step`` is applied to a copy of one group's weights at a time.  Only if live and current weights are shared
         are the copies kept, as live weights, until the next ``sync``.
         """
+        self.version += 1
         for group, weights in zip(self.groups, self._fused, strict=True):
             buffer = weights if step is None else self._stepped(group, weights, step)
             weight = buffer.to(device=self._place.device, dtype=self._place.dtype)
@@ -133,6 +138,7 @@ class LinearMembers(ABC):
 
     def set_members(self, members: Sequence[Member], batch: Sequence[int], *, sigma: float) -> None:
         """Draw the noise of every pair among ``members``, and record each member's pair and scale."""
+        self.version += 1
         pairs = sorted({(m.generation, m.pair) for m in members if m.sign})
         column = {pair: index for index, pair in enumerate(pairs)}
         noise = self.weights.noise
@@ -147,10 +153,20 @@ class LinearMembers(ABC):
     def _draw(self, pairs: Sequence[tuple[int, int]]) -> Sequence[GroupNoise | None]:
         """Return every group's noise of these (generation, pair)."""
 
-    def set_rows(self, members: np.ndarray, heads: np.ndarray | None = None) -> None:
-        """Assign each row of the next passes to a member (index into ``set_members``'s)."""
+    def set_rows(self, members: np.ndarray, heads: np.ndarray | None = None, *, steady: bool = False) -> None:
+        """Assign each row of the next passes to a member (index into ``set_members``'s).
+
+        With ``steady`` these are decode steps of a device, which find the assignment in the same memory every time.
+        """
         for state, rows in ((self.state, members), (self.head_state, members if heads is None else heads)):
             state.set(self._pairs[rows], self._scales[rows])
+            if steady and state.active and any(group.state is state for group in self.groups):
+                state.keep_on(self._place.device)
+
+    def begin_step(self) -> None:
+        """Prepare for a decode step, whose launches may be recorded."""
+        self.state.begin_step()
+        self.head_state.begin_step()
 
 
 def _part(name: str, module: Any, place: WeightFormat) -> Part:

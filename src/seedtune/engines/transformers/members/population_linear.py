@@ -36,11 +36,26 @@ class RowState:
     _sharing_there: list[tuple[Tensor, ...]] | None = None
     _there: tuple[Tensor, Tensor] | None = None
     _owned: dict[tuple[int, int, torch.dtype], Tensor] = field(default_factory=dict)
+    _steady: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     def set(self, pairs: np.ndarray, scales: np.ndarray) -> None:
         """Set the column of each row's pair, and each row's scale; both (rows,)."""
         self.pairs, self.scales, self.active = pairs, scales, bool(scales.any())
         self._sharing = self._sharing_there = self._there = None
+        self._owned.clear()
+
+    def keep_on(self, device: torch.device) -> None:
+        """Copy pairs and scales to a device now, into the same memory for the same number of rows every time."""
+        pairs, scales = uploaded(device, self.pairs, self.scales)
+        count = self.pairs.size
+        if count not in self._steady:
+            self._steady[count] = torch.empty_like(pairs, dtype=torch.int64), torch.empty_like(scales)
+        self._there = self._steady[count]
+        self._there[0].copy_(pairs)
+        self._there[1].copy_(scales)
+
+    def begin_step(self) -> None:
+        """Forget what was computed from pairs and scales in the step before: a recorded step computes it itself."""
         self._owned.clear()
 
     def sharing_on(self, device: torch.device, shared: np.ndarray, count: int) -> list[tuple[Tensor, ...]]:
