@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 
 import numpy as np
 import torch
@@ -19,6 +20,15 @@ KERNELS = True
 def has_kernels(device: torch.device, dtype: torch.dtype) -> bool:
     """Return whether compiled kernels compute on a device and in a type."""
     return KERNELS and device.type == "cpu" and dtype in (torch.float32, torch.bfloat16)
+
+
+INTERPRETED = False
+"""Whether the Triton kernels of GPUs compute on a CPU without compiled kernels, in Triton's interpreter: for tests."""
+
+
+def has_triton(device: torch.device) -> bool:
+    """Return whether Triton kernels compute on a device."""
+    return (device.type == "cuda" and find_spec("triton") is not None) or (INTERPRETED and not KERNELS)
 
 
 def uploaded(device: torch.device, *arrays: np.ndarray) -> list[Tensor]:

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from seedtune.engines.transformers.device import has_triton
 from seedtune.engines.transformers.members.coverage import coverage_of
 from seedtune.engines.transformers.members.population_linear import (
     LinearGroup,
@@ -61,8 +62,9 @@ class Gaussian:
 
     def install(self, model: Any) -> None:
         """Find the live weights, and write the unperturbed member over them."""
-        if self._place.form != ProductForm():
-            self._packed = pack_layers(model, self._trace, set(self.names), self._place.form)
+        if self._place.form != ProductForm() or has_triton(self._place.device):
+            stacked = self._place.form.copied or has_triton(self._place.device)
+            self._packed = pack_layers(model, self._trace, set(self.names), self._place.form, stacked=stacked)
         parameters = dict(model.named_parameters())
         live = {name: parameters[name].detach() for name in self.names}
         self._live = {name: (x if self._place.staged else as_weights(x)).reshape(-1) for name, x in live.items()}
@@ -111,20 +113,19 @@ class Gaussian:
 
 
 def pack_layers(
-    model: Any, trace: Trace, trainable: Collection[str], form: ProductForm
+    model: Any, trace: Trace, trainable: Collection[str], form: ProductForm, *, stacked: bool
 ) -> list[tuple[LinearGroup, Tensor]]:
     """Replace every plain linear layer by layers of that product form.
 
     A member is written into the layers' parameters, and the products read packed copies of them, or the plain layout.
-    Copies are a second live model and pay from a few tokens on; only with them are layers stacked in one buffer, of
-    which their parameters become views.
-    Layers with the same input that the traced pass ran are stacked; routed experts, which it ran or did not run by
-    chance, stay alone.  Returns the stacks that are ever rewritten, with their buffers.
+    Copies are a second live model and pay from a few tokens on.  With ``stacked`` layers with the same input that the
+    traced pass ran lie in one buffer, of which their parameters become views; routed experts, which it ran or did not
+    run by chance, stay alone.  Returns the stacks that are ever rewritten, with their buffers.
     """
     changing = {id(p) for name, p in model.named_parameters() if name in trainable}
     modules = {name: module for name, module in model.named_modules() if is_linear(module)}
     called = [call for call in trace.calls if not EXPERT.search(call.name)]
-    groups = group_calls(called) if form.copied else [[name] for name in dict.fromkeys(call.name for call in called)]
+    groups = group_calls(called) if stacked else [[name] for name in dict.fromkeys(call.name for call in called)]
     found = []
     for names in (*groups, *([name] for name in modules if EXPERT.search(name))):
         layers = [modules[name] for name in names]

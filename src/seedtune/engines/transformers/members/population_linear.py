@@ -127,6 +127,25 @@ class LiveWeight:
         self._outputs = 0
         self._weight: Any = None
         self._bias: Any = None
+        self._wide: Tensor | None = None
+
+    @property
+    def bias(self) -> Any:
+        """The bias as the product reads it; None if there is none."""
+        return self._bias
+
+    def plain(self) -> Tensor:
+        """Return the weight (out, in) that torch multiplies by."""
+        weight: Tensor = self._weight
+        return weight
+
+    def widened(self, further: int) -> Tensor:
+        """Return the weight (out, in) with columns for ``further`` inputs behind it; it lies there from now on."""
+        if self._wide is None or self._wide.shape[1] != self._weight.shape[1] + further:
+            wide = self._weight.new_zeros(self._outputs, self._weight.shape[1] + further)
+            wide[:, : self._weight.shape[1]] = self._weight
+            self._wide, self._weight = wide, wide[:, : self._weight.shape[1]]
+        return self._wide
 
     def set(self, weight: Tensor, bias: Tensor | None = None) -> None:
         """Set ``weight`` (out, in); a copied weight may be overwritten afterwards, a plain one is used in place."""
@@ -135,6 +154,10 @@ class LiveWeight:
         if kind == "library":
             copied = self.form.copied and can_copy(weight.dtype)
             self._bias = bias
+            if self._wide is not None:
+                self._weight = self._wide[:, : weight.shape[1]]
+                self._weight.copy_(weight)
+                return
             self._weight = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), None) if copied else weight
             return
         self._weight = products.pack(bits(weight.contiguous()), kind) if self.form.copied else bits(weight)
@@ -201,6 +224,11 @@ class Factors:
         gathered = self.bits is not None or many or a.dtype == torch.float16
         self._further = None if gathered else self._columns()
 
+    @property
+    def further(self) -> Tensor | None:
+        """The columns (parts·P·r, out) behind the weight; None if factors are not further inputs."""
+        return None if self._further is None else self._further[1]
+
     def _columns(self) -> tuple[Tensor, Tensor]:
         """Return B (in, parts·P·r), and A (parts·P·r, out) with zeros outside each part's own outputs."""
         pairs, parts, rank, inputs = self.b.shape
@@ -246,6 +274,17 @@ class LinearGroup:
         self._input: Tensor | None = None
         self._outputs: tuple[Tensor, ...] = ()
         self._left = 0
+        self._widened_by: GroupNoise | None = None
+
+    def wide(self, further: int) -> Tensor:
+        """Return the weight with the columns of the members of the job in flight, (out, in + further)."""
+        wide = self.weight.widened(further)
+        if self._widened_by is not self.noise:
+            assert isinstance(self.noise, Factors)
+            assert self.noise.further is not None
+            wide[:, self.inputs : self.inputs + len(self.noise.further)] = self.noise.further.T
+            self._widened_by = self.noise
+        return wide
 
     def set(self, weight: Tensor) -> None:
         """Set all layers' weights (out, in), and the current values of their biases."""
