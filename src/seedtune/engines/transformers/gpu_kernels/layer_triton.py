@@ -90,14 +90,14 @@ def _write_further(
     COLUMNS: tl.constexpr,
 ):
     """Write a row's terms in the columns of its pair, and zeros in all others."""
-    j, c, kind = tl.arange(0, TERMS), tl.arange(0, COLUMNS), to.dtype.element_ty
+    j, c = tl.arange(0, TERMS), tl.arange(0, COLUMNS)
     rank = j % RANK
     own = c[None, :] == (pair * RANK + rank)[:, None]
     written = (j[:, None] < PARTS * RANK) & (c[None, :] < columns) & ((c % RANK)[None, :] == rank[:, None])
     place = (j // RANK)[:, None] * columns + c[None, :]
-    tl.store(to + place, tl.where(own, terms[:, None], 0.0).to(kind), mask=written)
+    tl.store(to + place, tl.where(own, terms[:, None], 0.0).to(to.dtype.element_ty), mask=written)
     rest = tl.arange(0, 8)
-    tl.store(to + PARTS * columns + rest, tl.zeros((8,), kind), mask=rest < pad)
+    tl.store(to + PARTS * columns + rest, tl.zeros((8,), to.dtype.element_ty), mask=rest < pad)
 
 
 @triton.jit
