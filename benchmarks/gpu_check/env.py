@@ -27,6 +27,7 @@ def run(check: Check) -> None:
             f"sm_{p.major}{p.minor}, {p.multi_processor_count} SMs, L2 {p.L2_cache_size >> 20} MiB, "
             f"{p.total_memory >> 30} GiB, shared memory of an SM {p.shared_memory_per_multiprocessor >> 10} KiB",
         )
+        check.say("memory GB", p.total_memory / 1e9, "`seedtune plan --devices gpu-check.json` reads it")
     with check.attempt("varlen_attn takes", needed=False):
         from torch.nn.attention.varlen import varlen_attn
 

@@ -69,7 +69,7 @@ def probe(
 def plan(
     config: ConfigFile,
     devices: Annotated[
-        str, typer.Option(metavar="D,D,…", help="cpu (this machine, measured), h100, 8xa100, rtx4090, …")
+        str, typer.Option(metavar="D,D,…", help="cpu (this machine, measured), h100, 8xa100, gpu-check.json, …")
     ] = "cpu",
     measured: Annotated[
         Path | None, typer.Option(metavar="RUN", help="Take this machine's pace from a run instead of measuring.")

@@ -10,13 +10,20 @@ is the launch time: a model in transformers runs layer by layer from Python.
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass
+from pathlib import Path
 
-from seedtune.errors import ConfigError, suggest
+from seedtune.errors import ConfigError, first_line, suggest
 
 EFFICIENCY = 0.5
 """Assumed share of a datasheet's bandwidth and FLOP/s."""
+
+MEASURED_EFFICIENCY = 0.75
+"""Assumed share of a measured copy's bandwidth and of a measured product's FLOP/s."""
+
+_MEASURED = ".json"
 
 LAUNCH = 0.8e-3
 """Assumed minimum seconds per layer if each of its operations is launched from Python."""
@@ -74,16 +81,44 @@ CPU = "cpu"
 """Name of this machine, which is measured."""
 
 
+def machine_of(name: str) -> Machine:
+    """Return a known device, or the one that a file of ``scripts/gpu-check`` measured; ConfigError if broken."""
+    if not name.endswith(_MEASURED):
+        return MACHINES[name]
+    try:
+        steps = json.loads(Path(name).read_text(encoding="utf-8"))["steps"]
+        rates, device = steps["ceilings"]["figures"], steps["env"]["figures"]
+        copy, product = (float(rates[key]["value"]) * 1e12 for key in ("copy TB/s", "bf16 product TFLOP/s"))
+        memory = float(device["memory GB"]["value"]) * 1e9
+        found = f"{device['device']['value']} as measured"
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"--devices: {name!r} is no file of scripts/gpu-check with the steps env and ceilings: {first_line(error)}"
+        ) from error
+    return Machine(found, copy, product, memory, efficiency=MEASURED_EFFICIENCY)
+
+
 def parse_device(text: str) -> tuple[int, str]:
-    """Parse ``8xh100`` as (8, "h100"); ConfigError with the nearest known name."""
+    """Parse ``8xh100`` as (8, "h100"); ConfigError with the nearest known name.
+
+    A name ending in ``.json`` is a file, see `machine_of`.
+    """
+    file = re.fullmatch(r"(?:(\d+)\s*[x×]\s*)?(.+\.json)", text.strip())
+    if file is not None:
+        machine_of(file[2])
+        return _counted(text, int(file[1] or 1)), file[2]
     match = re.fullmatch(r"(?:(\d+)\s*[x×]\s*)?([a-z0-9][a-z0-9\- ]*)", text.strip().lower())
     known = (CPU, *MACHINES)
     name = match[2].replace(" ", "") if match else text.strip().lower()
     if match is None or name not in known:
         raise ConfigError(f"--devices: {text!r} is not a known device.{suggest(name, known)} Known: {', '.join(known)}")
-    count = int(match[1] or 1)
-    if not 1 <= count <= LARGEST:
-        raise ConfigError(f"--devices: {text!r} asks for {count} devices. Give 1 to {LARGEST}.")
+    count = _counted(text, int(match[1] or 1))
     if name == CPU and count > 1:
         raise ConfigError(f"--devices: {text!r} asks for {count} CPUs, but 'cpu' is this machine. Give cpu.")
     return count, name
+
+
+def _counted(text: str, count: int) -> int:
+    if not 1 <= count <= LARGEST:
+        raise ConfigError(f"--devices: {text!r} asks for {count} devices. Give 1 to {LARGEST}.")
+    return count

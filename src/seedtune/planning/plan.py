@@ -13,7 +13,7 @@ from pathlib import Path
 from seedtune.config.config import Config
 from seedtune.engines.model_sizes import Anatomy, anatomy_of
 from seedtune.errors import ConfigError, ModelError
-from seedtune.planning.accelerators import CPU, MACHINES, Machine, parse_device
+from seedtune.planning.accelerators import CPU, Machine, machine_of, parse_device
 from seedtune.planning.cost_model import Pace, Speed, Workload, measure_engine, pace_of, share_of, workload_of
 from seedtune.rollouts.prepare import Prepared, prepare
 from seedtune.strategies import populations
@@ -144,8 +144,9 @@ def plan(run: Prepared, devices: Sequence[str], *, measured: Path | None, share:
     for count, name in asked if pace is None else sorted({*asked, (1, CPU)}, key=lambda device: device[1] != CPU):
         if name != CPU:
             part = share_of(work, config, devices=count)
-            durations.append(on_machine(MACHINES[name], anatomy, part, config, count=count))
-            notes.append(sides(MACHINES[name], anatomy, part, config))
+            machine = machine_of(name)
+            durations.append(on_machine(machine, anatomy, part, config, count=count))
+            notes.append(sides(machine, anatomy, part, config))
         elif pace is not None:
             durations.append(at_pace(pace, work))
         elif config.engine == "vllm":

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from seedtune.errors import ConfigError
-from seedtune.planning.accelerators import MACHINES, Machine, parse_device
+from seedtune.planning.accelerators import MACHINES, Machine, machine_of, parse_device
 
 PLAIN = Machine("plain", bandwidth=100.0, flops=1000.0, efficiency=0.5, launch=0.0)
 
@@ -54,3 +56,29 @@ def test_a_newer_device_is_faster_at_both():
     old, new = MACHINES["a100"], MACHINES["h200"]
     assert new.bandwidth > old.bandwidth
     assert new.flops > old.flops
+
+
+def checked(folder, **changes):
+    """A file of scripts/gpu-check, as it writes them."""
+    env = {"device": {"value": "NVIDIA H200"}, "memory GB": {"value": 150.1}}
+    ceilings = {"copy TB/s": {"value": 4.3, "note": ""}, "bf16 product TFLOP/s": {"value": 780.0}} | changes
+    file = folder / "gpu-check.json"
+    file.write_text(json.dumps({"steps": {"env": {"figures": env}, "ceilings": {"figures": ceilings}}}))
+    return str(file)
+
+
+def test_a_measured_gpu_has_its_own_rates(tmp_path):
+    file = checked(tmp_path)
+    assert parse_device(f"8x{file}") == (8, file)
+    found = machine_of(file)
+    assert (found.name, found.memory) == ("NVIDIA H200 as measured", 150.1e9)
+    assert (found.bandwidth, found.flops) == pytest.approx((4.3e12, 780e12))
+    assert found.efficiency > MACHINES["h200"].efficiency
+
+
+def test_a_file_without_these_figures_is_named(tmp_path):
+    for file in (str(tmp_path / "none.json"), checked(tmp_path, **{"copy TB/s": {"value": "failed"}})):
+        with pytest.raises(ConfigError, match=r"is no file of scripts/gpu-check with the steps env and ceilings"):
+            parse_device(file)
+    with pytest.raises(ConfigError, match="asks for 0 devices"):
+        parse_device(f"0x{checked(tmp_path)}")
