@@ -43,6 +43,7 @@ def evaluate(
     prompt_baseline: Annotated[
         bool, typer.Option("--prompt-baseline", help="Add the base model with its best prompt and with majority votes.")
     ] = False,
+    randopt: Annotated[int, bounded(0, COUNT, help="Add the vote of the best of so many random members.")] = 0,
     seed: Annotated[int, bounded(0, 2**64 - 1, help="Of the samples and the intervals.")] = 0,
     config: Annotated[
         Path | None,
@@ -68,6 +69,7 @@ def evaluate(
         seed=seed,
         baseline=None if baseline is None else 0 if baseline == "base" else _integer("--baseline", baseline),
         prompt_baseline=prompt_baseline,
+        randopt=randopt,
     )
     file = None if to_json in (None, "-") else path(to_json)
     if save and not models.is_run(what):

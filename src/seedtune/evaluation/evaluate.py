@@ -13,6 +13,7 @@ from seedtune.config.data_and_rewards import OWN_TASK
 from seedtune.engines.base import Engine
 from seedtune.errors import ConfigError
 from seedtune.evaluation import held_out, models
+from seedtune.evaluation.best_members import best_members, votes_of
 from seedtune.evaluation.estimators import Estimate, bootstrap
 from seedtune.evaluation.held_out import EvalConfig, Measures
 from seedtune.evaluation.prompt_baseline import CHOSEN_ON, best_prompt, voted
@@ -120,7 +121,7 @@ def evaluate(
     goals = _goals(what, models.ledger_of(what, config), generation, eval_config)
     if not on:
         _check_has_task(what, config)
-    practice = CHOSEN_ON if eval_config.prompt_baseline else 1
+    practice = CHOSEN_ON if eval_config.prompt_baseline or eval_config.randopt else 1
     wanted = [_task(name_or_task, config, practice, eval_config.limit) for name_or_task in on or [config.task]]
     for task in wanted:
         held_out.prompts_of(task, config)
@@ -164,7 +165,7 @@ def _goals(
         if generation is not None:
             raise ConfigError(f"--generation needs a run directory, and {str(what)!r} is not one.")
         return [None]
-    baseline, base = eval_config.baseline, [0] if eval_config.prompt_baseline else []
+    baseline, base = eval_config.baseline, [0] if eval_config.prompt_baseline or eval_config.randopt else []
     asked = [generation, *([] if baseline is None else [baseline]), *base]
     return list(
         dict.fromkeys(replay.goal_of(Path(what), contents.generations, goal, chosen=contents.chosen) for goal in asked)
@@ -199,5 +200,8 @@ def _subjects(
         found[f"{name}, {votes}"] = [voted(result) for result in results]
         found[f"{name}, best prompt"] = best
         found[f"{name}, best prompt, {votes}"] = [voted(result) for result in best]
+    if eval_config.randopt and not generation:
+        heading = f"{name}, vote of {votes_of(eval_config.randopt)} of {eval_config.randopt} random members"
+        found[heading] = [best_members(engine, task, config, eval_config) for task in wanted]
     fingerprint = engine.fingerprint()
     return [Subject(heading, generation, fingerprint, tuple(held)) for heading, held in found.items()]

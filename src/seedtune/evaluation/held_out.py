@@ -37,6 +37,10 @@ PLAIN = "as it is"
 """Name of the wording that leaves prompts unchanged."""
 
 
+FEWEST = 16
+"""Members that `EvalConfig.randopt` needs at least: two of them vote."""
+
+
 @dataclass(frozen=True, slots=True)
 class EvalConfig:
     """Evaluation settings: greedy completions, and ``samples`` sampled completions of every prompt if above 0.
@@ -66,6 +70,9 @@ class EvalConfig:
     prompt_baseline: bool = False
     """Add the base model with the best of several prompts, and with the majority vote of its samples."""
 
+    randopt: int = 0
+    """Add the vote of the best of so many random members of the base model, chosen on training prompts; 0: none."""
+
     def __post_init__(self) -> None:
         if self.samples < 0 or (self.ks and not self.samples):
             raise ConfigError(f"samples={self.samples}: pass@k and maj@k need samples. Give as many as the largest k.")
@@ -75,7 +82,15 @@ class EvalConfig:
             raise ConfigError(f"temperature={self.temperature:g} gives equal samples: use one above 0, such as 0.7.")
         if self.limit is not None and self.limit < 1:
             raise ConfigError(f"limit={self.limit}: evaluate at least one prompt.")
-        for name, high in {"samples": COUNT, "limit": COUNT, "seed": 2**64 - 1, "baseline": STEPS}.items():
+        if 0 < self.randopt < FEWEST:
+            raise ConfigError(f"randopt={self.randopt}: choose the best of at least {FEWEST} members.")
+        for name, high in {
+            "samples": COUNT,
+            "randopt": COUNT,
+            "limit": COUNT,
+            "seed": 2**64 - 1,
+            "baseline": STEPS,
+        }.items():
             if not 0 <= (getattr(self, name) or 0) <= high:
                 raise ConfigError(f"{name}={shown(getattr(self, name))}: give a number from 0 to {high:,}.")
 
@@ -125,7 +140,7 @@ def evaluate(engine: Engine, task: Task, config: Config, eval_config: EvalConfig
         }
         drawn = _answer(engine, task, config.replace(**{**alone, **several}), eval_config)
         columns |= sampled(drawn, task, eval_config.counts)
-    columns |= _by_set(columns, greedy.examples, task)
+    columns |= by_set(columns, greedy.examples, task)
     estimates = estimated(columns, eval_config.seed)
     if eval_config.kl:
         estimates["kl"] = Estimate(divergence(engine, config, greedy))
@@ -135,9 +150,9 @@ def evaluate(engine: Engine, task: Task, config: Config, eval_config: EvalConfig
 
 def check_eval_config(task: Task, eval_config: EvalConfig) -> None:
     """Raise ConfigError if the task does not support a requested measure."""
-    if scores_itself(task) and (eval_config.samples or eval_config.kl):
+    if scores_itself(task) and (eval_config.samples or eval_config.kl or eval_config.randopt):
         raise ConfigError(
-            f"task {task.name!r} generates nothing. Leave out --samples, --k, --kl and --prompt-baseline."
+            f"task {task.name!r} generates nothing. Leave out --samples, --k, --kl, --prompt-baseline and --randopt."
         )
     if task.environment is not None and eval_config.kl:
         raise ConfigError(f"--kl measures single answers, but task {task.name!r} is a conversation. Leave it out.")
@@ -155,7 +170,7 @@ def _answer(engine: Engine, task: Task, config: Config, eval_config: EvalConfig)
         return Evaluator(engine, task, config, scorer).unperturbed(examples, generation=0, tokens=True)
 
 
-def _by_set(columns: Columns, examples: Sequence[Example], task: Task) -> dict[str, Floats]:
+def by_set(columns: Columns, examples: Sequence[Example], task: Task) -> dict[str, Floats]:
     """Return each measure of each named set of the task, NaN for the prompts of other sets."""
     inside = {name: np.array([example.id in ids for example in examples]) for name, ids in task.test_sets.items()}
     return {
@@ -286,7 +301,7 @@ def during_training(
     metrics |= {f"eval_{name}": value for name, value in functions.items()}
     metrics |= {f"eval_{name}": value for name, value in run_metrics.completion_metrics(first.rollouts).items()}
     metrics["eval_completions/empty_ratio"] = float(np.mean([not rollout.text.strip() for rollout in first.rollouts]))
-    of_sets = _by_set(answered(first, own), first.examples, own) if own.test_sets else {}
+    of_sets = by_set(answered(first, own), first.examples, own) if own.test_sets else {}
     metrics |= {f"eval_{name}": run_metrics.mean(column) for name, column in of_sets.items()}
     for task, outcome in zip(watched[1:], outcomes[1:], strict=True):
         found = {name: run_metrics.mean(column) for name, column in answered(outcome, task).items()}

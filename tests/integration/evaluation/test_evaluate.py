@@ -107,6 +107,26 @@ def test_the_baseline_shows_the_base_models_best_prompt_and_votes(command, run):
     assert "majority_reward@2" in measures(found, 0)
 
 
+def test_the_best_random_members_vote(command, run):
+    """On the toy landscape the best of many members are better than its base model, and the same at every call."""
+    code, output, _ = command("eval", run, "--randopt", "64", "--json", "-")
+    assert code == 0
+    found = strict(output)
+    assert [one["name"] for one in found["subjects"]] == [
+        "generation 5", "base model", "base model, vote of 8 of 64 random members",
+    ]  # fmt: skip
+    assert found["subjects"][2]["results"][0]["votes"] == 8
+    assert measures(found, 2)["reward"]["value"] > measures(found, 1)["reward"]["value"]
+    again = strict(command("eval", run, "--randopt", "64", "--json", "-")[1])
+    assert measures(again, 2) == measures(found, 2)
+
+
+def test_too_few_random_members_are_refused(command, run):
+    code, _, errors = command("eval", run, "--randopt", "3")
+    assert code == 1
+    assert "randopt=3: choose the best of at least 16 members" in errors
+
+
 def test_a_file_that_cannot_be_is_named_before_anything_is_evaluated(command, run, monkeypatch):
     monkeypatch.delenv("UNSET", raising=False)
     monkeypatch.setattr("seedtune.evaluate", lambda *_, **__: pytest.fail("evaluated"))
