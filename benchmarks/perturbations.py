@@ -82,13 +82,14 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
-    tokens, repeats = (8, 1) if options.quick else (48, 3)
+    tokens, repeats = (24, 2) if options.quick else (48, 3)
     rows, plain, products = measured(tokens, repeats)
     lines = [
         "# What perturbations cost",
         "",
-        f"`python benchmarks/perturbations.py`, {time.strftime('%Y-%m-%d')}. {MODEL} in bfloat16, 32 members × "
-        f"4 prompts, {tokens} new tokens, median of {repeats}; {torch.get_num_threads()} threads. {versions()}.",
+        f"`python benchmarks/perturbations.py{' --quick' * options.quick}`, {time.strftime('%Y-%m-%d')}. {MODEL} in "
+        f"bfloat16, 32 members × 4 prompts, {tokens} new tokens, median of {repeats}; "
+        f"{torch.get_num_threads()} threads. {versions()}.",
         "",
         f"The same rows unperturbed decode {plain:,.0f} tokens/s, their step's matrix products alone {products:,.0f}.",
         "",

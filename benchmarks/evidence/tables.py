@@ -58,7 +58,7 @@ def shown(values: Sequence[float]) -> str:
 def interval(found: Paired, p: float | None = None) -> str:
     """A difference with its interval, and its corrected p-value."""
     said = f"{found.mean:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
-    return said if p is None else f"{said}, p {p:.3f}"
+    return said if p is None else f"{said}, p < 0.001" if p < 5e-4 else f"{said}, p {p:.3f}"
 
 
 def efficiency(store: Store, task: str, model: str, methods: Sequence[str], reference: str) -> str:
@@ -91,6 +91,11 @@ def efficiency(store: Store, task: str, model: str, methods: Sequence[str], refe
     return table(heads, rows)
 
 
+def _start(runs: Runs) -> str:
+    """The base model's reward, which all seeds share."""
+    return f"{at(next(iter(runs.values())), 0.0):.3f}"
+
+
 def equal_compute(store: Store, tasks: Sequence[tuple[str, str]], ours: str, theirs: str) -> str:
     """Gains at equal rollouts and at equal FLOPs: a rollout of GRPO costs four of ES."""
     found = [
@@ -100,7 +105,7 @@ def equal_compute(store: Store, tasks: Sequence[tuple[str, str]], ours: str, the
     equal = [compare(a, b, gain) for _, _, a, b in found]
     flops = [compare(a, b, gain, lambda row: gain(row, 0.25)) for _, _, a, b in found]
     rows = [
-        [f"{task}, {model}", *(shown([gain(run) for run in runs.values()]) for runs in (a, b)), one, other]
+        [f"{task}, {model}", _start(a), *(shown([gain(run) for run in runs.values()]) for runs in (a, b)), one, other]
         for (task, model, a, b), one, other in zip(
             found,
             [interval(f, p) for f, p in zip(equal, holm([f.p for f in equal]), strict=True)],
@@ -108,7 +113,7 @@ def equal_compute(store: Store, tasks: Sequence[tuple[str, str]], ours: str, the
             strict=True,
         )
     ]
-    return table(["task, model", ours, theirs, "difference at equal rollouts", "at equal FLOPs"], rows)
+    return table(["task, model", "start", ours, theirs, "difference at equal rollouts", "at equal FLOPs"], rows)
 
 
 def variants(store: Store, task: str, model: str) -> str:
