@@ -3,6 +3,7 @@
     products   "fma32/1", "bf16dot/1" or "library": the matrix products, with a version number for our own
     attention  "lanes32/1" or "library"
     device     "cpu", "cuda sm_90"
+    sizes      of a GPU's key-value cache: the most rows in flight, and their positions
     library    if a library takes part: its name, its version, and what decides the order of its sums
 
 With several kinds of engine, Ray workers have one such mapping for each kind, under "workers".  Weights do not depend
@@ -36,6 +37,8 @@ def summary(entry: Entry) -> str:
         return "not recorded"
     library = entry.get("library")
     by = "" if library is None else f", by {_library(library)}"
+    sizes = entry.get("sizes")
+    by += "" if sizes is None else f", {sizes['rows']} rows and {sizes['positions']} positions at most"
     return f"products {entry['products']}, attention {entry['attention']}, {entry['device']}{by}"
 
 

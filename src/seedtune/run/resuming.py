@@ -44,8 +44,10 @@ def as_recorded(config: Config, recorded: Entry) -> Config:
     """Replace ``auto`` by the recorded kind of products, and by the recorded sizes of a GPU's cache."""
     kind, own = _kind(config, recorded), config.transformers
     sizes = recorded_arithmetic.of_engine(recorded, "transformers").get("sizes", {})
-    if sizes and own.max_rows is own.max_batch_tokens is None:
-        found = {"max_rows": sizes["rows"], "max_batch_tokens": sizes["positions"]}
+    if sizes:
+        rows = sizes["rows"] if own.max_rows is None else own.max_rows
+        positions = sizes["positions"] if own.max_batch_tokens is None else own.max_batch_tokens
+        found = {"max_rows": rows, "max_batch_tokens": positions}
         config = config.replace(transformers={**own.model_dump(), **found})
     return config.replace(products=kind) if config.products == "auto" and kind else config
 

@@ -76,11 +76,11 @@ def test_a_resumed_run_has_the_recorded_sizes_unless_settings_name_others() -> N
         "library", "library", "cuda sm_90", {"name": "torch", "version": "2"}, {"rows": 7, "positions": 900}
     ).to_json()
     assert entry["sizes"] == {"rows": 7, "positions": 900}
-    assert "cuda sm_90" in summary(entry)
+    assert summary(entry).endswith("cuda sm_90, by torch 2, 7 rows and 900 positions at most")
     config = Config(transformers={"device": "cuda", "max_rows": "auto"})
     found = resuming.as_recorded(config, entry).transformers
     assert (found.max_rows, found.max_batch_tokens, found.device) == (7, 900, "cuda")
     assert resuming.as_recorded(config, {"workers": {"transformers": entry}}).transformers == found
     own = resuming.as_recorded(Config(transformers={"max_rows": 3}), entry).transformers
-    assert (own.max_rows, own.max_batch_tokens) == (3, None)
+    assert (own.max_rows, own.max_batch_tokens) == (3, 900)
     assert resuming.as_recorded(config, {}).transformers == config.transformers
